@@ -1,0 +1,34 @@
+"""How far hostile documents move a score: a copy of the sample with planted injections is scored beside the clean one.
+
+python -m diversity_jax.audit --config configs/score.py --config.corpus=texts.jsonl.gz --config.agent.groupings=300
+"""
+
+import logging
+from pathlib import Path
+
+from diversity_jax import entry_point
+from diversity_jax.config import ScoreConfig
+from diversity_jax.score import open_corpora
+from diversity_jax.storage import write_json
+
+log = logging.getLogger(__name__)
+
+
+def main(config: ScoreConfig) -> None:
+    """Audits every corpus of the configuration; writes `audit.json`, whose path it prints last."""
+    from diversity_jax.cluster_agent import audit
+    from diversity_jax.scoring import open_judge
+
+    results = {}
+    for name, corpus in open_corpora(config).items():
+        judge = open_judge(config, [corpus], Path(config.output_dir) / "ledger.sqlite")
+        found = audit(corpus, judge, config.agent, share=config.hostile_share)
+        log.info("%s: %s", name, found)
+        results[name] = found.to_json()
+    path = Path(config.output_dir) / "audit.json"
+    write_json(path, results)
+    print(path)
+
+
+if __name__ == "__main__":
+    entry_point.run(main, ScoreConfig, __doc__)

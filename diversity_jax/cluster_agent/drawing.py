@@ -1,0 +1,155 @@
+"""Which documents each grouping shows, in which order and under which ids: a pure function of corpus and seed.
+
+Grouping i is the same whatever N is and in whatever order groupings finish; so a longer run begins with a shorter one's calls,
+and a ledger answers them. Documents are drawn in chunks that grow, so that neither is a whole corpus held nor is it read often.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+import random
+from typing import Any, Protocol
+
+from diversity_jax.cluster_agent.canaries import Canary, plant
+from diversity_jax.cluster_agent.judge import Sample
+from diversity_jax.cluster_agent.texts import child_seed, choose, clean_text, random_ids, random_order
+from diversity_jax.errors import InputError
+
+_CHUNK_GROUPINGS = (200, 400, 800, 1600)  # then 2,000 each
+_LAST_CHUNK_GROUPINGS = 2000
+
+
+class Drawable(Protocol):
+    """What is needed of a corpus."""
+
+    def sample(self, size: int, *, seed: int) -> Sequence[Any]:
+        """`size` documents with `id` and `text`, drawn without replacement; fewer only where there are no more."""
+
+    def fingerprint(self) -> str:
+        """Hash of the content."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Planned:
+    """One grouping before it is judged; `samples` in the order shown, planted ones among them."""
+
+    index: int
+    criteria_set: int
+    samples: tuple[Sample, ...]
+    canary: Canary | None
+
+
+class Drawing:
+    """Deals out groupings in ascending order.
+
+    `sampled` counts the different documents shown so far; `documents` is the size of the corpus once a draw has emptied it.
+    """
+
+    def __init__(
+        self,
+        corpus: Drawable,
+        *,
+        groupings: int,
+        samples_per_grouping: int,
+        sets: int,
+        canary_share: float,
+        most_characters: int,
+        seed: int,
+    ):
+        self._corpus = corpus
+        self._groupings = groupings
+        self._k = samples_per_grouping
+        self._sets = sets
+        self._canary_share = canary_share
+        self._most_characters = most_characters
+        self._seed = seed
+        self._lock = asyncio.Lock()
+        self._ahead: asyncio.Task | None = None
+        self._chunk = -1
+        self._start = self._end = 0
+        self._pool: list[tuple[str, str]] = []
+        self._order: list[int] | None = None
+        self._seen: set[str] = set()
+        self.documents: int | None = None
+
+    @property
+    def sampled(self) -> int:
+        """Different documents shown so far."""
+        return len(self._seen)
+
+    async def plan(self, index: int) -> Planned:
+        """Grouping `index`. The next chunk is drawn while this one is judged, so that judges do not wait for a corpus to be read."""
+        if index >= self._end:
+            async with self._lock:
+                while index >= self._end:
+                    await self._next_chunk()
+        return self._planned(index)
+
+    async def close(self) -> None:
+        """Waits for a draw that nobody needs any more."""
+        if self._ahead is not None:
+            await asyncio.gather(self._ahead, return_exceptions=True)
+
+    async def _next_chunk(self) -> None:
+        chunk = self._chunk + 1
+        size = _chunk_groupings(chunk)
+        wanted = size * self._k
+        if self.documents is None:
+            self._pool, drawn = await (self._ahead or self._draw(chunk))
+            self._ahead = None
+            self.documents = drawn if drawn < wanted else None
+        if len(self._pool) < self._k:
+            raise InputError(
+                f"corpus: has {len(self._pool)} documents with text and a grouping shows {self._k}; "
+                "give a larger corpus or fewer samples_per_grouping"
+            )
+        self._chunk, self._start, self._end = chunk, self._end, self._end + size
+        # A corpus smaller than a chunk is all there: every grouping draws from the whole of it, independently of the others.
+        generator = random.Random(child_seed(self._seed, "order", chunk))
+        self._order = random_order(generator, wanted) if len(self._pool) >= wanted else None
+        if self.documents is None and self._end < self._groupings:
+            self._ahead = asyncio.create_task(self._draw(chunk + 1))
+
+    async def _draw(self, chunk: int) -> tuple[list[tuple[str, str]], int]:
+        seed = child_seed(self._seed, "pool", chunk)
+        return await asyncio.to_thread(draw_texts, self._corpus, _chunk_groupings(chunk) * self._k, seed, self._most_characters)
+
+    def _planned(self, index: int) -> Planned:
+        generator = random.Random(child_seed(self._seed, "grouping", index))
+        if self._order is None:
+            places = choose(generator, self._k, len(self._pool))
+        else:
+            first = (index - self._start) * self._k
+            places = self._order[first : first + self._k]
+        ids = random_ids(generator, self._k + 2)
+        chosen = [self._pool[place] for place in places]
+        self._seen.update(document for document, _ in chosen)
+        samples = tuple(Sample(sample_id=i, text=text, document=document) for i, (document, text) in zip(ids, chosen, strict=False))
+        canary = None
+        if generator.random() < self._canary_share:
+            samples, canary = plant(samples, ids[self._k :], generator)
+        return Planned(index=index, criteria_set=index % self._sets, samples=samples, canary=canary)
+
+
+def _chunk_groupings(chunk: int) -> int:
+    return _CHUNK_GROUPINGS[chunk] if chunk < len(_CHUNK_GROUPINGS) else _LAST_CHUNK_GROUPINGS
+
+
+def draw_texts(corpus: Drawable, count: int, seed: int, most_characters: int) -> tuple[list[tuple[str, str]], int]:
+    """(document id, cleaned text) of `count` documents, those left out that are empty once cleaned; and how many were drawn."""
+    documents = corpus.sample(count, seed=seed)
+    texts = [(document.id, clean_text(document.text, most_characters)) for document in documents]
+    return [(name, text) for name, text in texts if text], len(documents)
+
+
+def draw_proposals(
+    texts: Sequence[tuple[str, str]], *, criteria_set: int, proposals: int, samples: int, seed: int
+) -> list[tuple[Sample, ...]]:
+    """Samples for each of one criteria set's proposals, drawn from `texts`."""
+    found = []
+    for number in range(proposals):
+        generator = random.Random(child_seed(seed, "proposal", criteria_set, number))
+        places = choose(generator, min(samples, len(texts)), len(texts))
+        ids = random_ids(generator, len(places))
+        found.append(tuple(Sample(sample_id=i, text=texts[p][1], document=texts[p][0]) for i, p in zip(ids, places, strict=True)))
+    return found

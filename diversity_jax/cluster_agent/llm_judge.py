@@ -1,0 +1,93 @@
+"""A language model as judge: tasks become requests, and what comes back is parsed."""
+
+from collections.abc import Mapping
+import json
+from typing import Any
+
+from diversity_jax.cluster_agent.judge import Answer, Task
+from diversity_jax.cluster_agent.prompts import PROMPT_VERSION, system_of, user_of
+from diversity_jax.cluster_agent.schemas import schema_of
+from diversity_jax.llm import CallFailed, Engine, Request
+
+_OF_A_SET = ("propose_criteria", "summarize_metadata", "summarize_metrics", "define_criteria")
+_REPLICATES_OF_A_SET = 1_000_000
+
+
+class LlmJudge:
+    """Asks the model behind an engine.
+
+    Args:
+      engine: who calls, retries, remembers and pays. Enter it before asking, or enter the judge, which does it.
+    """
+
+    prompt_version = PROMPT_VERSION
+
+    def __init__(self, engine: Engine):
+        self.engine = engine
+        self.label = engine.name
+
+    async def __aenter__(self) -> "LlmJudge":
+        await self.engine.__aenter__()
+        return self
+
+    async def __aexit__(self, *error: Any) -> None:
+        await self.engine.__aexit__(*error)
+
+    @property
+    def identity(self) -> Mapping[str, Any]:
+        """Model and wording say it all; where the server stands is no part of it."""
+        return {}
+
+    def expect(self, calls: int) -> None:
+        """Tells the engine how many calls are to come, for its forecast of time and price."""
+        self.engine.expect(calls)
+
+    def request(self, task: Task) -> Request:
+        """The request of a task: a pure function of it, so that a replay finds its answer in the ledger."""
+        return Request(
+            stage=task.stage,
+            system=system_of(task),
+            user=user_of(task),
+            schema=schema_of(task),
+            # Two criteria sets may come to the same question; they are to be independent, so it is asked twice.
+            replicate=task.criteria_set * _REPLICATES_OF_A_SET + task.replicate if task.stage in _OF_A_SET else task.replicate,
+            max_output_tokens=task.max_output_tokens,
+            temperature=task.temperature,
+        )
+
+    async def ask(self, task: Task) -> Answer:
+        """Asks and parses; see `Judge.ask`."""
+        try:
+            completion = await self.engine.complete(self.request(task))
+        except CallFailed as error:
+            return Answer(
+                value=None,
+                failure=error.reason,
+                detail=error.detail,
+                prompt_tokens=error.prompt_tokens,
+                completion_tokens=error.completion_tokens,
+                cost_usd=error.cost_usd,
+                ends_run=error.ends_run,
+            )
+        value = parse_json(completion.text)
+        return Answer(
+            value=value,
+            failure=None if value is not None else "garbled",
+            detail="" if value is not None else "not one JSON object",
+            text=completion.text,
+            prompt_tokens=completion.prompt_tokens,
+            completion_tokens=completion.completion_tokens,
+            cost_usd=completion.cost_usd,
+        )
+
+
+def parse_json(text: str) -> Mapping[str, Any] | None:
+    """The JSON object that `text` is, in a fence or not; None where it is anything else."""
+    text = text.strip()
+    if text.startswith("```"):
+        text = text.removesuffix("```").partition("\n")[2].strip()
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, Mapping) else None

@@ -1,0 +1,276 @@
+"""A judge without a language model: plays the six stages by word statistics. A baseline, not a stand-in for the paper's judge.
+
+Texts are weighted words (TF-IDF) in a latent space (truncated SVD), grouped by average linkage under a distance threshold. It
+sees what texts are about as far as their words show it, and nothing of style, quality or reasoning.
+
+Space and threshold are fitted to a seeded sample of the texts at hand, so figures are comparable only within one ruler: fit ONE
+judge on all corpora that are to be compared, and score them all with it.
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+import math
+import re
+from typing import Any
+import zlib
+
+import numpy as np
+
+from diversity_jax.cluster_agent.criteria import CriteriaSet
+from diversity_jax.cluster_agent.drawing import Drawable, draw_texts
+from diversity_jax.cluster_agent.judge import Answer, Cluster, Sample, Task
+from diversity_jax.cluster_agent.texts import child_seed
+from diversity_jax.errors import InputError
+from diversity_jax.storage import content_hash
+
+LABEL = "offline (no LLM)"
+VERSION = "offline-2"
+
+_CHARACTERS = 1500  # of a text that are read: a topic shows early, and reading is most of the time
+_DIMENSIONS = 200
+_TERMS = 20000
+_COMMON_WEIGHT = 0.1  # of a word that stands in every text; more would let function words decide
+_FARTHEST = 1.25  # of the threshold, that two members of a valid cluster may be apart
+_EMPHASIS = 1.2  # of the dimensions that a criteria set names
+_CACHE_TEXTS = 20000
+# Of a text's weight that the space explains at least in ordinary text (measured: 2 % to 30 %). A text of words that the space does not
+# know would otherwise be judged by its few common words, and such texts would all look alike.
+_LEAST_EXPLAINED = 0.02
+_HASHED = 256  # dimensions in which such texts are compared word by word
+_WORD = re.compile(r"\w+")
+_CJK = re.compile("[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]")
+
+_METRICS = (
+    ("Length", "How long the text is", ("a line", "short", "middling", "long", "very long")),
+    ("Vocabulary", "How little the text repeats its words", ("repeats itself", "narrow", "middling", "wide", "hardly repeats a word")),
+    ("Word length", "How long its words are", ("very short", "short", "middling", "long", "very long")),
+)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Read:
+    """A text as read: unit `vector` [dimensions + _HASHED] (zero without a word), its weightiest words, and its three `_METRICS`."""
+
+    vector: np.ndarray
+    words: tuple[str, ...]
+    figures: tuple[float, float, float]
+
+
+def _words(text: str) -> list[str]:
+    text = text[:_CHARACTERS].lower()
+    if _CJK.search(text):
+        text = _CJK.sub(r" \g<0> ", text)
+    return _WORD.findall(text)
+
+
+def _hashed(counts: Mapping[str, int], weights: np.ndarray) -> np.ndarray:
+    """Unit vector [_HASHED] of weighted words, each at a place and with a sign that its letters decide."""
+    vector = np.zeros(_HASHED, np.float32)
+    codes = np.array([zlib.crc32(word.encode()) for word in counts], np.int64)
+    np.add.at(vector, codes % _HASHED, np.where(codes & 0x10000, weights, -weights))
+    return vector / max(float(np.linalg.norm(vector)), 1e-6)
+
+
+class OfflineJudge:
+    """Groups texts by their words; deterministic, free, and the same for every corpus scored with one instance."""
+
+    label = LABEL
+    prompt_version = VERSION
+
+    def __init__(self, texts: Sequence[str], *, seed: int = 0):
+        """Fits space and threshold to `texts`: a sample of ALL the corpora to be compared.
+
+        Raises:
+          InputError: fewer than 4 texts, or no words in them.
+        """
+        if len(texts) < 4:
+            raise InputError(f"offline judge: {len(texts)} texts are too few to fit to; give at least 4")
+        self.seed = seed
+        self._fitted_to = content_hash([VERSION, seed, sorted(content_hash(text) for text in texts)])
+        self._fit(texts)
+        self._cache: dict[str, _Read] = {}
+        self._last: tuple[Any, Any, np.ndarray] | None = None
+        self._quintiles = np.quantile([self._read(text).figures for text in texts], (0.2, 0.4, 0.6, 0.8), axis=0)
+        self.threshold = self._calibrate(texts)
+
+    @classmethod
+    def fit(cls, corpora: Sequence[Drawable], *, seed: int = 0, documents: int = 2000, max_characters: int = 2000) -> "OfflineJudge":
+        """Fits to `documents` texts drawn in equal parts from the corpora."""
+        each = max(4, documents // max(len(corpora), 1))
+        texts: list[str] = []
+        for number, corpus in enumerate(corpora):
+            drawn, _ = draw_texts(corpus, each, child_seed(seed, "ruler", number), max_characters)
+            texts += [text for _, text in drawn]
+        return cls(texts, seed=seed)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What the ruler was fitted to."""
+        return {"fitted_to": self._fitted_to}
+
+    def expect(self, calls: int) -> None:
+        """Nothing to prepare."""
+
+    async def ask(self, task: Task) -> Answer:
+        """Answers any stage at once."""
+        return Answer(value=getattr(self, f"_{task.stage}")(task))
+
+    def cluster(self, task: Task) -> Mapping[str, Any]:
+        """The answer to a clustering task, without waiting for it."""
+        return self._cluster_samples(task)
+
+    def _fit(self, texts: Sequence[str]) -> None:
+        from sklearn.decomposition import TruncatedSVD
+        from sklearn.feature_extraction.text import TfidfVectorizer
+        from threadpoolctl import threadpool_limits
+
+        # Words of one text only are of no use for grouping, unless there are hardly any texts.
+        vectorizer = TfidfVectorizer(
+            analyzer=_words, sublinear_tf=True, min_df=2 if len(texts) > 50 else 1, max_features=_TERMS, dtype=np.float32
+        )
+        try:
+            vectorizer.fit(texts)
+        except ValueError:
+            raise InputError("offline judge: no word occurs in two of the texts; it groups by words and cannot judge these") from None
+        vectorizer.idf_ = vectorizer.idf_ - 1 + _COMMON_WEIGHT
+        weights = vectorizer.transform(texts)
+        self._term_index = {term: int(index) for term, index in vectorizer.vocabulary_.items()}
+        self._terms = vectorizer.get_feature_names_out()
+        # The last entry is the weight of a word that is not known: that of the rarest known one.
+        self._idf = np.append(vectorizer.idf_, vectorizer.idf_.max()).astype(np.float32)
+        dimensions = min(_DIMENSIONS, min(weights.shape) - 1)
+        if dimensions < 1:
+            raise InputError("offline judge: the texts share a single word; it groups by words and cannot judge these")
+        # On one thread: the matrices are small, and threads that wait for each other on a busy machine took ten times as long.
+        with threadpool_limits(1), np.errstate(invalid="ignore"):
+            svd = TruncatedSVD(dimensions, n_iter=2, random_state=self.seed).fit(weights)
+        self._space = np.ascontiguousarray(svd.components_.T.astype(np.float32))
+        tops = np.argsort(-np.abs(svd.components_), axis=1)[:, :3]
+        self._themes = [" ".join(self._terms[index] for index in top) for top in tops]
+        self._theme_index = {name: number for number, name in reversed(list(enumerate(self._themes)))}
+
+    def _read(self, text: str) -> _Read:
+        found = self._cache.get(text)
+        if found is None:
+            while len(self._cache) >= _CACHE_TEXTS:
+                del self._cache[next(iter(self._cache))]
+            found = self._cache[text] = self._read_anew(text)
+        return found
+
+    def _read_anew(self, text: str) -> _Read:
+        words = _words(text)
+        counts = Counter(words)
+        letters = sum(map(len, words))
+        figures = (float(len(text)), len(counts) / max(len(words), 1), letters / max(len(words), 1))
+        index = np.array([self._term_index.get(word, -1) for word in counts], np.int64)
+        weights = (1 + np.log(np.array(list(counts.values()), np.float32))) * self._idf[index]
+        known = index >= 0
+        latent = weights[known] @ self._space[index[known]]
+        vector = np.zeros(len(latent) + _HASHED, np.float32)
+        norm, total = float(np.linalg.norm(latent)), float(np.linalg.norm(weights))
+        explained = min(1.0, (norm / total) ** 2 / _LEAST_EXPLAINED) if total else 0.0
+        if explained > 0:
+            vector[: len(latent)] = math.sqrt(explained) / norm * latent
+        if explained < 1 and total:
+            vector[len(latent) :] = math.sqrt(1 - explained) * _hashed(counts, weights)
+        top = tuple(self._terms[i] for i in index[np.argsort(-weights, kind="stable")[:12]] if i >= 0)[:8]
+        return _Read(vector=vector, words=top, figures=figures)
+
+    def _calibrate(self, texts: Sequence[str]) -> float:
+        """The distance under which texts belong together, from pairs whose relation is known.
+
+        The halves of one text belong together: nearly all of them have to. Most pairs of two texts do not; half their usual
+        distance is the limit, which decides where texts are so short that halves share no word.
+        """
+        chosen = [text for text in texts if len(text) >= 200][:600] or list(texts[:600])
+        halves = [text[:_CHARACTERS].split() for text in chosen]
+        first = np.stack([self._read_anew(" ".join(words[: len(words) // 2])).vector for words in halves])
+        second = np.stack([self._read_anew(" ".join(words[len(words) // 2 :])).vector for words in halves])
+        whole = np.stack([self._read(text).vector for text in texts[:: max(1, len(texts) // 600)]])
+        alike = float(np.quantile(1 - (first * second).sum(1), 0.98))
+        apart = float(np.median(1 - (whole * np.roll(whole, len(whole) // 2, axis=0)).sum(1)))
+        return max(0.05, min(alike, 0.55 * apart))
+
+    def _distances(self, samples: Sequence[Sample], criteria: CriteriaSet | None) -> np.ndarray:
+        """Cosine distances [n, n] in the space where the criteria's own themes weigh more. Texts without a word are alike only
+        where they are equal."""
+        if self._last and self._last[0] is samples and self._last[1] is criteria:
+            return self._last[2]
+        vectors = np.stack([self._read(sample.text).vector for sample in samples])
+        themes = [self._theme_index[m.name] for m in (criteria.metadata if criteria else ()) if m.name in self._theme_index]
+        if themes:
+            vectors = vectors.copy()
+            vectors[:, themes] *= _EMPHASIS
+            vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-6)
+        distances = np.clip(1.0 - vectors @ vectors.T, 0.0, 2.0)
+        for row in np.flatnonzero(~vectors.any(axis=1)):
+            distances[row] = distances[:, row] = [float(sample.text != samples[row].text) for sample in samples]
+        np.fill_diagonal(distances, 0.0)
+        self._last = (samples, criteria, distances)
+        return distances
+
+    def _propose_criteria(self, task: Task) -> Mapping[str, Any]:
+        # What the shown texts differ in, not what they have in common.
+        spread = np.stack([self._read(sample.text).vector for sample in task.samples]).std(axis=0)[: len(self._themes)]
+        themes = [self._themes[number] for number in np.argsort(-spread, kind="stable")[:4]]
+        return {
+            "metadata": [{"name": name, "definition": f"How much a text is about: {name}"} for name in themes],
+            "metrics": [{"name": name, "definition": text, "levels": list(levels)} for name, text, levels in _METRICS],
+        }
+
+    def _summarize_metadata(self, task: Task) -> Mapping[str, Any]:
+        kept = task.proposals[: task.criteria_count]
+        return {"metadata": [{"name": name, "definition": (definitions or ("",))[0]} for name, definitions in kept]}
+
+    def _summarize_metrics(self, task: Task) -> Mapping[str, Any]:
+        known = {name: (text, levels) for name, text, levels in _METRICS}
+        kept = [name for name, _ in task.proposals if name in known][: task.criteria_count]
+        return {"metrics": [{"name": name, "definition": known[name][0], "levels": list(known[name][1])} for name in kept]}
+
+    def _define_criteria(self, task: Task) -> Mapping[str, Any]:
+        return {
+            "metadata": [{"name": m.name, "guidance": f"Texts that differ in {m.name} belong apart."} for m in task.criteria.metadata],
+            "metrics": [{"name": m.name, "guidance": "For description only; it does not decide."} for m in task.criteria.metrics],
+        }
+
+    def _cluster_samples(self, task: Task) -> Mapping[str, Any]:
+        from scipy.cluster.hierarchy import average, fcluster
+
+        distances = self._distances(task.samples, task.criteria)
+        upper = distances[np.triu_indices(len(distances), 1)]
+        labels = fcluster(average(upper), self.threshold, "distance") if len(distances) > 1 else np.ones(1, int)
+        groups: dict[int, list[Sample]] = {}
+        for label, sample in zip(labels, task.samples, strict=True):
+            groups.setdefault(int(label), []).append(sample)
+        return {"clusters": [self._describe(number, members) for number, members in enumerate(groups.values(), start=1)]}
+
+    def _describe(self, number: int, members: Sequence[Sample]) -> dict[str, Any]:
+        reads = [self._read(sample.text) for sample in members]
+        reason = "alone"
+        if len(reads) > 1:
+            shared = [word for word, count in Counter(word for read in reads for word in read.words).most_common(5) if count > 1]
+            reason = f"share the words {', '.join(shared)}" if shared else "near in the space of words"
+        steps = (self._quintiles < np.array(reads[0].figures)).sum(axis=0) + 1
+        return {
+            "cluster": number,
+            "sample_ids": [sample.sample_id for sample in members],
+            "uniqueness_reasoning": reason,
+            "cluster_metadata": [{"name": "words", "value": ", ".join(reads[0].words[:4])}],
+            "cluster_metrics": [{"name": metric[0], "score": int(step)} for metric, step in zip(_METRICS, steps, strict=True)],
+        }
+
+    def _verify_clusters(self, task: Task) -> Mapping[str, Any]:
+        """A second look by another rule: no two members may be far apart, which average linkage lets happen in a chain."""
+        place = {sample.sample_id: number for number, sample in enumerate(task.samples)}
+        distances = self._distances(task.samples, task.criteria)
+
+        def verdict(cluster: Cluster) -> tuple[int, str]:
+            if len(cluster.sample_ids) == 1:
+                return 1, ""
+            rows = [place[sample_id] for sample_id in cluster.sample_ids]
+            far = float(distances[np.ix_(rows, rows)].max())
+            return int(far <= _FARTHEST * self.threshold), f"farthest pair {far:.2f}, limit {_FARTHEST * self.threshold:.2f}"
+
+        verdicts = [verdict(cluster) for cluster in task.clusters]
+        return {"validation": [{"cluster": n, "valid": valid, "reasoning": why} for n, (valid, why) in enumerate(verdicts, start=1)]}

@@ -1,0 +1,233 @@
+"""The score of one corpus as a file: figures with intervals, how they came about, and what a page needs to draw them."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+import functools
+import os
+from typing import Any
+
+import numpy as np
+
+from diversity_jax import storage
+from diversity_jax.cluster_agent.estimators import Estimate, Groupings
+from diversity_jax.cluster_agent.sequential import Comparison, compare_in_looks, drift_of_groupings
+from diversity_jax.errors import InputError
+
+VERSION = 1
+_FIGURES = ("effective_clusters", "cluster_score", "clusters_per_sample", "collision")
+_OPTIONAL_FIGURES = ("effective_clusters_corrected", "effective_clusters_of_corpus")
+_SERIES = ("criteria_set", "clusters", "kept", "pairs")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Scorecard:
+    """Diversity of one corpus under one judge. Written once, never changed; `content_hash` names it.
+
+    Attributes:
+      effective_clusters: 1 / T, THE diversity figure; equal at every K. `high` is None where only a lower bound is known.
+      cluster_score: the paper's mean of C / S; comparable at equal K only.
+      clusters_per_sample, collision: mean of C / K, and T itself.
+      effective_clusters_corrected: with the judge's measured mistakes taken out; None unless asked for.
+      effective_clusters_of_corpus: of exactly these documents (see `estimators.in_a_corpus_of`); None where their number is unknown.
+      groupings: usable groupings, on which all figures rest.
+      dropped_groupings, drops: groupings without a usable answer, and how many for which reason.
+      invalid_clusters: clusters that verification called invalid, in usable groupings.
+      repairs: answers that were asked for a second time because they broke the rules of their stage.
+      criteria, criteria_hash, criteria_origin: by what was grouped; origin is "judge", "file" or "scorecard".
+      canaries: counts, rates and ceiling over planted samples, as `ErrorRates.to_json`.
+      calls, tokens, cost_usd: answers used, also those from a ledger; tokens by "prompt" and "completion".
+      judge, prompt_version, ruler: label, wording, and a hash of all that makes two scores comparable besides criteria.
+      parameters: settings that the score depends on.
+      corpus: name, fingerprint, documents (None where not counted), sampled (different documents shown).
+      seed: of every draw.
+      series: the groupings themselves, for later comparisons.
+      cluster_sizes: how many valid clusters had 1, 2, ... samples; planted samples not counted.
+      convergence: `effective_clusters` after growing counts of groupings.
+      examples: some groupings with texts (cut) and reasons.
+      warnings: what a reader of the figures has to know, one line each.
+    """
+
+    effective_clusters: Estimate
+    cluster_score: Estimate
+    clusters_per_sample: Estimate
+    collision: Estimate
+    groupings: int
+    dropped_groupings: int
+    invalid_clusters: int
+    criteria: Sequence[Mapping[str, Any]]
+    criteria_hash: str
+    criteria_origin: str
+    canaries: Mapping[str, Any]
+    calls: int
+    tokens: Mapping[str, int]
+    cost_usd: float
+    judge: str
+    prompt_version: str
+    ruler: str
+    parameters: Mapping[str, Any]
+    corpus: Mapping[str, Any]
+    seed: int
+    series: Groupings
+    drops: Mapping[str, int] = field(default_factory=dict)
+    repairs: int = 0
+    effective_clusters_corrected: Estimate | None = None
+    effective_clusters_of_corpus: Estimate | None = None
+    cluster_sizes: Mapping[str, int] = field(default_factory=dict)
+    convergence: Mapping[str, Sequence[float | None]] = field(default_factory=dict)
+    examples: Sequence[Mapping[str, Any]] = ()
+    warnings: Sequence[str] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """The JSON value that `save` writes, without its own hash."""
+        value = {name: one for name, one in vars(self).items() if name not in _OPTIONAL_FIGURES + ("series", "content_hash")}
+        value |= {name: getattr(self, name).to_json() for name in _FIGURES}
+        value |= {name: one and one.to_json() for name in _OPTIONAL_FIGURES for one in [getattr(self, name)]}
+        series = {name: getattr(self.series, name).tolist() for name in _SERIES}
+        value["series"] = {"samples_per_grouping": self.series.samples_per_grouping} | series
+        return value | {"version": VERSION, "warnings": list(self.warnings), "examples": list(self.examples)}
+
+    @functools.cached_property
+    def content_hash(self) -> str:
+        """SHA-256 of everything in it: what a gate's decision names."""
+        return storage.content_hash(self.to_json())
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Writes it as JSON, whole or not at all."""
+        storage.write_json(path, self.to_json() | {"content_hash": self.content_hash})
+
+    @classmethod
+    def load(cls, path: str | os.PathLike) -> "Scorecard":
+        """Reads what `save` wrote.
+
+        Raises:
+          InputError: no such file, not JSON, another version, a field missing or of the wrong kind, or changed by hand.
+        """
+        return cls.from_json(storage.read_json(path), where=os.fspath(path))
+
+    @classmethod
+    def from_json(cls, value: Any, *, where: str) -> "Scorecard":
+        """Reads `to_json`'s value; `where` begins every error line."""
+        if not isinstance(value, Mapping) or not all(name in value for name in _FIGURES):
+            raise InputError(f"{where}: is not a scorecard; expected a JSON object with {', '.join(_FIGURES)}")
+        if value.get("version") != VERSION:
+            raise InputError(f"{where}: version is {value.get('version')!r}; this program reads version {VERSION}: score the corpus again")
+        _check(value, where)
+        if "content_hash" in value and value["content_hash"] != storage.content_hash(
+            {k: v for k, v in value.items() if k != "content_hash"}
+        ):
+            raise InputError(f"{where}: content does not fit its content_hash; the file was changed or damaged: score the corpus again")
+        fields = {name: one for name, one in value.items() if name not in ("version", "content_hash")}
+        fields |= {name: _estimate(value[name], f"{where}: {name}") for name in _FIGURES}
+        fields |= {name: value[name] and _estimate(value[name], f"{where}: {name}") for name in _OPTIONAL_FIGURES}
+        try:
+            fields["series"] = Groupings(**value["series"])
+        except (TypeError, ValueError) as error:
+            raise InputError(f"{where}: series: {error}") from None
+        return cls(**fields)
+
+    @property
+    def warning(self) -> str:
+        """All warnings as one line."""
+        return "; ".join(self.warnings)
+
+    def histogram(self, name: str) -> dict[str, list[float]]:
+        """`values` and `counts` of "clusters" (C of a grouping), "samples_per_cluster" (S = n / C) or "cluster_sizes", for a page."""
+        if name == "cluster_sizes":
+            pairs = sorted((int(size), count) for size, count in self.cluster_sizes.items())
+            return {"values": [size for size, _ in pairs], "counts": [count for _, count in pairs]}
+        some = self.series.clusters > 0
+        each = self.series.clusters[some] if name == "clusters" else np.round(self.series.kept[some] / self.series.clusters[some], 3)
+        values, counts = np.unique(each, return_counts=True)
+        return {"values": values.tolist(), "counts": counts.tolist()}
+
+
+def _estimate(value: Any, where: str) -> Estimate:
+    def number(one: Any) -> bool:
+        return isinstance(one, (int, float)) and not isinstance(one, bool)
+
+    if not isinstance(value, Mapping) or not number(value.get("value")) or not number(value.get("low")):
+        raise InputError(f"{where}: expected an object with numbers `value`, `low` and `high` (null for a lower bound only)")
+    if value.get("high") is not None and not number(value["high"]):
+        raise InputError(f"{where}.high: is {value['high']!r}; expected a number or null")
+    return Estimate(value=value["value"], low=value["low"], high=value.get("high"))
+
+
+_KINDS: dict[str, type | tuple[type, ...]] = {
+    "groupings": int,
+    "dropped_groupings": int,
+    "invalid_clusters": int,
+    "repairs": int,
+    "calls": int,
+    "seed": int,
+    "cost_usd": (int, float),
+    "criteria": list,
+    "criteria_hash": str,
+    "criteria_origin": str,
+    "judge": str,
+    "prompt_version": str,
+    "ruler": str,
+    "canaries": Mapping,
+    "tokens": Mapping,
+    "parameters": Mapping,
+    "corpus": Mapping,
+    "series": Mapping,
+    "drops": Mapping,
+    "cluster_sizes": Mapping,
+    "convergence": Mapping,
+    "examples": list,
+    "warnings": list,
+}
+
+
+def _check(value: Mapping[str, Any], where: str) -> None:
+    known = {*_KINDS, *_FIGURES, *_OPTIONAL_FIGURES, "version", "content_hash"}
+    if unknown := sorted(set(value) - known):
+        raise InputError(f"{where}: has a field {unknown[0]!r} that no scorecard has; score the corpus again")
+    for name, kind in _KINDS.items():
+        if not isinstance(value.get(name), kind) or isinstance(value[name], bool):
+            wanted = " or ".join(k.__name__ for k in (kind if isinstance(kind, tuple) else (kind,)))
+            raise InputError(f"{where}: {name} is {type(value.get(name)).__name__}; expected {wanted}: score the corpus again")
+    for name in _OPTIONAL_FIGURES:
+        if name not in value:
+            raise InputError(f"{where}: {name} is missing; expected an estimate or null: score the corpus again")
+
+
+def compare(a: Scorecard, b: Scorecard, *, alpha: float = 0.05, looks: int = 1, any_ruler: bool = False) -> Comparison:
+    """Which corpus is the more diverse, on log effective clusters.
+
+    Args:
+      a, b: scorecards of one judge, wording and ruler.
+      alpha: two-sided error rate of the whole comparison.
+      looks: 1 compares once, all that was scored, which is right where the number of groupings was fixed beforehand. More looks
+        replay growing prefixes with the error spent over them (see `sequential`).
+      any_ruler: compare scores of different judges all the same; the ratio then holds their difference too.
+
+    Raises:
+      InputError: the two were not measured by one ruler.
+    """
+    if not any_ruler:
+        _one_ruler(a, b)
+    return compare_in_looks(a.series, b.series, paired=a.criteria_hash == b.criteria_hash, alpha=alpha, looks=looks)
+
+
+def drift(small: Scorecard, large: Scorecard, *, alpha: float = 0.05) -> Comparison:
+    """Whether a judge reads otherwise when it is shown more samples at once: two scores of ONE corpus at two K.
+
+    1 / T does not depend on K, so a difference is the judge's. `decided` means that it drifts; keep the largest K that does not.
+
+    Raises:
+      InputError: two corpora, two rulers, or one K.
+    """
+    _one_ruler(small, large)
+    if small.corpus["fingerprint"] != large.corpus["fingerprint"]:
+        raise InputError(f"drift: {small.corpus['name']} and {large.corpus['name']} are two corpora; score one of them at two K")
+    return drift_of_groupings(small.series, large.series, paired=small.criteria_hash == large.criteria_hash, alpha=alpha)
+
+
+def _one_ruler(a: Scorecard, b: Scorecard) -> None:
+    if a.ruler != b.ruler:
+        what = "judges" if a.judge != b.judge else "prompt versions" if a.prompt_version != b.prompt_version else "rulers"
+        raise InputError(
+            f"compare: the scorecards come from different {what} ({a.judge} {a.prompt_version}, {b.judge} {b.prompt_version}); "
+            "score both corpora in one run"
+        )

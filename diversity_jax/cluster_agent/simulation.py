@@ -1,0 +1,163 @@
+"""Judges and groupings whose truth is known, to check estimates, tests and defences against. No figure of a corpus comes from here."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+import random
+from typing import Any
+
+import numpy as np
+
+from diversity_jax.cluster_agent.estimators import Groupings
+from diversity_jax.cluster_agent.judge import Answer, Task
+from diversity_jax.cluster_agent.texts import child_seed
+from diversity_jax.storage import content_hash
+
+
+def count_pairs(labels: np.ndarray) -> np.ndarray:
+    """Equal pairs in each row of `labels` [..., K]."""
+    ordered = np.sort(labels, axis=-1)
+    shifts = range(1, labels.shape[-1])
+    return np.sum([(ordered[..., shift:] == ordered[..., :-shift]).sum(axis=-1) for shift in shifts], axis=0)
+
+
+def count_clusters(labels: np.ndarray) -> np.ndarray:
+    """Different values in each row of `labels` [..., K]."""
+    ordered = np.sort(labels, axis=-1)
+    return 1 + (ordered[..., 1:] != ordered[..., :-1]).sum(axis=-1)
+
+
+def simulate_groupings(
+    shares: np.ndarray | list[np.ndarray], *, samples_per_grouping: int, groupings: int, generator: np.random.Generator
+) -> Groupings:
+    """Groupings of a corpus whose clusters have the given shares, by a judge that makes no mistake.
+
+    Args:
+      shares: [C] summing to 1, or one such array for each criteria set, which then alternate.
+      samples_per_grouping: K; groupings: N; generator: of all draws.
+    """
+    sets = shares if isinstance(shares, list) else [shares]
+    which = np.arange(groupings) % len(sets)
+    labels = np.empty((groupings, samples_per_grouping), np.int32)
+    for number, one in enumerate(sets):
+        rows = which == number
+        uniform = generator.random((int(rows.sum()), samples_per_grouping))
+        labels[rows] = np.searchsorted(np.cumsum(one)[:-1], uniform, side="right")
+    clusters = count_clusters(labels)
+    kept = np.full(groupings, samples_per_grouping)
+    return Groupings(samples_per_grouping=samples_per_grouping, criteria_set=which, clusters=clusters, kept=kept, pairs=count_pairs(labels))
+
+
+def even_shares(clusters: int) -> np.ndarray:
+    """[clusters], all alike."""
+    return np.full(clusters, 1.0 / clusters)
+
+
+def zipf_shares(effective: float, exponent: float = 0.75) -> np.ndarray:
+    """Shares proportional to rank ** -exponent, of as many clusters as give `effective` effective ones, nearly."""
+
+    def shares(count: int) -> np.ndarray:
+        weights = np.arange(1, count + 1) ** -exponent
+        return weights / weights.sum()
+
+    low, high = 1, 2
+    while 1 / np.square(shares(high)).sum() < effective:
+        low, high = high, high * 2
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if 1 / np.square(shares(middle)).sum() < effective else (low, middle)
+    return shares(high)
+
+
+class LabelJudge:
+    """A judge that knows every text's label: the oracle that the whole pipeline is checked with.
+
+    Args:
+      label_of: label of a text as the judge is shown it (cleaned and cut), or a mapping from text to label; a text that is not in the
+        mapping is like itself only.
+      obeys: what a text orders: "split", "merge", "invalid" or None.
+      obeyed_share: share of the groupings with an order that follow it; where texts order different things, the first by name.
+      seed: of which groupings follow.
+    """
+
+    label = "labels (oracle)"
+    prompt_version = "labels-1"
+
+    def __init__(
+        self,
+        label_of: Callable[[str], Any] | Mapping[str, Any],
+        *,
+        obeys: Callable[[str], str | None] = lambda text: None,
+        obeyed_share: float = 0.5,
+        seed: int = 0,
+    ):
+        self._label_of = label_of if callable(label_of) else lambda text: label_of.get(text, text)
+        self._obeys = obeys
+        self._obeyed_share = obeyed_share
+        self._seed = seed
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """The labels are the ruler; whoever makes two such judges knows whether they agree."""
+        return {}
+
+    def expect(self, calls: int) -> None:
+        """Nothing to prepare."""
+
+    async def ask(self, task: Task) -> Answer:
+        """Answers any stage."""
+        if task.stage == "cluster_samples":
+            return Answer(value={"clusters": self._clusters(task)})
+        if task.stage == "verify_clusters":
+            valid = int(self._order(task) != "invalid")
+            return Answer(value={"validation": [{"cluster": n, "valid": valid} for n in range(1, len(task.clusters) + 1)]})
+        items = [{"name": "label", "definition": "the known label", "guidance": "equal labels belong together"}]
+        return Answer(value={"metadata": items, "metrics": items})
+
+    def _order(self, task: Task) -> str | None:
+        orders = {order for sample in task.samples if (order := self._obeys(sample.text))}
+        follow = orders and random.Random(child_seed(self._seed, task.replicate)).random() < self._obeyed_share
+        return min(orders) if follow else None
+
+    def _clusters(self, task: Task) -> list[dict[str, Any]]:
+        groups: dict[Any, list[str]] = {}
+        order = self._order(task)
+        for sample in task.samples:
+            label = {"split": sample.sample_id, "merge": 0}.get(order or "") if order in ("split", "merge") else self._label_of(sample.text)
+            groups.setdefault(label, []).append(sample.sample_id)
+        return [{"cluster": number, "sample_ids": ids} for number, ids in enumerate(groups.values(), start=1)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelledDocument:
+    """A document of `LabelledCorpus`."""
+
+    id: str
+    text: str
+
+
+class LabelledCorpus:
+    """`documents` texts "topic C document I ..." whose topics have the given `shares`, drawn anew from `seed`."""
+
+    def __init__(self, shares: np.ndarray, *, documents: int = 100_000, seed: int = 0):
+        self.name = f"{len(shares)} topics"
+        generator = np.random.default_rng(seed)
+        self.topics = np.searchsorted(np.cumsum(shares)[:-1], generator.random(documents), side="right")
+        self._seed = seed
+
+    @staticmethod
+    def label_of(text: str) -> str:
+        """The topic of one of its texts, or the text itself where it is none of them."""
+        words = text.split(" ", 2)
+        return words[1] if words[0] == "topic" and len(words) > 2 else text
+
+    def __len__(self) -> int:
+        return len(self.topics)
+
+    def sample(self, size: int, *, seed: int) -> list[LabelledDocument]:
+        """Without replacement, all where there are no more."""
+        chosen = np.random.default_rng((self._seed, seed)).permutation(len(self))[:size]
+        return [LabelledDocument(id=str(i), text=f"topic {self.topics[i]} document {i} of this corpus") for i in chosen]
+
+    def fingerprint(self) -> str:
+        """Of all topics in order."""
+        return content_hash(self.topics.tolist())

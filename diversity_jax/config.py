@@ -1,0 +1,129 @@
+"""The configurations of the entry points, composed of the rooms' own."""
+
+from dataclasses import dataclass, field
+
+from diversity_jax.cluster_agent import AgentConfig
+from diversity_jax.corpus import CorpusConfig
+from diversity_jax.errors import InputError
+from diversity_jax.llm import BudgetConfig, EngineConfig
+from diversity_jax.mixtures.component import Component, MixtureConfig, token_shares
+from diversity_jax.model import LlamaConfig, MeshConfig
+from diversity_jax.synthesis.grammar import GrammarConfig
+from diversity_jax.training.loop import TrainConfig
+from diversity_jax.training.optimizer import OptimizerConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """A whole run: `python -m diversity_jax.train --config FILE`.
+
+    Attributes:
+      output_dir: everything the run writes; a second run with the same folder goes on where the first stopped.
+      mixture: what is trained on; None where `prepared` is given.
+      prepared: folder of a mixture that is built already: nothing is scored, read or tokenised, and neither TensorFlow nor
+        the corpora are needed.
+      judge: who measures diversity: `offline` (no LLM), `openai:MODEL`, `gemini:MODEL` or `google-genai:MODEL`.
+      judge_base_url: of an OpenAI-compatible server, such as http://127.0.0.1:8000/v1.
+      register: also register the mixture with SeqIO in this process, to see that it is accepted.
+      distributed: this process is one of several; JAX finds the others by itself on TPU slices, Slurm and Open MPI. The first
+        one builds the mixture, so `output_dir` has to be a folder that all of them see.
+    """
+
+    output_dir: str
+    mixture: MixtureConfig | None = None
+    prepared: str | None = None
+    judge: str = "offline"
+    judge_base_url: str | None = None
+    agent: AgentConfig = field(default_factory=AgentConfig)
+    budget: BudgetConfig = field(default_factory=BudgetConfig)
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    model: LlamaConfig
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    mesh: MeshConfig = field(default_factory=MeshConfig)
+    register: bool = False
+    distributed: bool = False
+
+    def __post_init__(self):
+        if self.mixture is None and self.prepared is None:
+            raise InputError("config.mixture and config.prepared are both None; give one: a mixture to build, or the folder of a built one")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizerConfig:
+    """What a tokenizer is trained on, and how large it is.
+
+    Attributes:
+      output: path of the model, ending in `.model`.
+      components: text, in shares as in a mixture.
+      real_to_synthetic: as in a mixture.
+      vocab_size: pieces; model_type: `bpe` or `unigram`.
+      sample_characters: text read at most, over all components.
+    """
+
+    output: str
+    components: tuple[Component, ...]
+    real_to_synthetic: tuple[float, float] | None = None
+    vocab_size: int = 32000
+    model_type: str = "bpe"
+    sample_characters: int = 50_000_000
+    seed: int = 0
+
+    def __post_init__(self):
+        if self.model_type not in ("bpe", "unigram"):
+            raise InputError(f"model_type {self.model_type!r}: choose bpe or unigram")
+        token_shares(self.components, self.real_to_synthetic)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GrammarComponent:
+    """A file of demo text: where it goes, and how much of what the grammar writes."""
+
+    path: str
+    grammar: GrammarConfig = field(default_factory=GrammarConfig)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerateConfig:
+    """What `python -m diversity_jax.generate` writes.
+
+    Attributes:
+      grammar: components of demo text, made by a grammar and not by an LLM.
+    """
+
+    grammar: tuple[GrammarComponent, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class NamedCorpus:
+    """A corpus and the name it is shown under."""
+
+    name: str
+    corpus: CorpusConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreConfig:
+    """What `python -m diversity_jax.score` measures.
+
+    Attributes:
+      output_dir: for scorecard.json, groupings.jsonl, report.html and the ledger of paid answers.
+      corpus: a source, or several joined by commas: see `CorpusConfig.source`.
+      corpora: more, each with a name and settings of its own.
+      text_field: the key that holds the text, for sources named in `corpus`.
+      judge, judge_base_url, agent, engine, budget: as in a training run.
+      dry_run: print the forecast of calls, tokens and dollars, and stop.
+      hostile_share: share of documents that `python -m diversity_jax.audit` makes hostile.
+    """
+
+    output_dir: str = "runs/score"
+    corpus: str | None = None
+    corpora: tuple[NamedCorpus, ...] = ()
+    text_field: str = "text"
+    judge: str = "offline"
+    judge_base_url: str | None = None
+    agent: AgentConfig = field(default_factory=AgentConfig)
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    budget: BudgetConfig = field(default_factory=BudgetConfig)
+    dry_run: bool = False
+    hostile_share: float = 0.01

@@ -1,0 +1,38 @@
+"""What every command does alike: read its configuration, log for people, and say what was wrong in one line."""
+
+from collections.abc import Callable, Sequence
+import logging
+import os
+import sys
+from typing import Any, TypeVar
+
+from diversity_jax.errors import InputError
+
+C = TypeVar("C")
+
+
+def run(command: Callable[[C], Any], config_type: type[C], usage: str | None, argv: Sequence[str] | None = None) -> None:
+    """Runs a command and leaves the process: 0 done, 2 bad input (one line on stderr), 130 interrupted.
+
+    Args:
+      command: takes the configuration.
+      usage: the module's docstring, printed for `--help`.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if not argv or argv[0] in ("-h", "--help"):
+        print((usage or "").strip())
+        sys.exit(0 if argv else 2)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)  # Orbax has put a handler there
+    for noisy in ("jax", "absl", "httpx", "orbax"):
+        logging.getLogger(noisy).setLevel(logging.ERROR)
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    try:
+        from diversity_jax import config_files
+
+        command(config_files.parse(argv, config_type))
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted; run the same command again to go on", file=sys.stderr)
+        sys.exit(130)

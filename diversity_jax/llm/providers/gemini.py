@@ -1,0 +1,197 @@
+"""Gemini through google-generativeai, over REST, one thread a call: its REST transport has no asynchronous side.
+
+The package has reached the end of its life and stays supported here; `google-genai` is its successor.
+"""
+
+import asyncio
+from collections.abc import Callable
+import functools
+import queue
+import threading
+from typing import Any
+import warnings
+
+from diversity_jax.llm.client import Request
+from diversity_jax.llm.providers.base import (
+    Address,
+    Answer,
+    Rejected,
+    Transient,
+    Usage,
+    failure_of,
+    key_from_environment,
+    quieten,
+    retry_after,
+    unusable,
+)
+from diversity_jax.llm.providers.schema import gemini_schema
+
+KEY_VARIABLES = ("GEMINI_API_KEY", "GOOGLE_API_KEY")
+PUBLIC_URL = "https://generativelanguage.googleapis.com"
+_PROMPTS_KEPT = 64
+
+
+class Gemini:
+    """One Gemini model. The key comes from GEMINI_API_KEY or GOOGLE_API_KEY; an address of one's own may need none."""
+
+    def __init__(self, model: str, *, base_url: str | None, threads: int):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # it announces its successor at every import
+            import google.generativeai as sdk
+        from google.api_core import exceptions
+        from google.protobuf.json_format import ParseError
+        import requests
+
+        quieten("urllib3", "google", "google.auth", "google.api_core")
+        self._exceptions, self._parse_error, self._requests, self._sdk = exceptions, ParseError, requests, sdk
+        judge = f"gemini:{model}"
+        key = key_from_environment(judge, KEY_VARIABLES, needed=base_url is None)
+        self._address = Address(judge=judge, url=base_url or PUBLIC_URL, key_variables=KEY_VARIABLES, key=key)
+        self._model = model
+        self._usage = Usage(judge)
+        self._client = self._make_client(base_url, threads)
+        self._prompted = functools.lru_cache(_PROMPTS_KEPT)(self._with_system)
+        self._threads = _Threads(threads)
+
+    def _make_client(self, base_url: str | None, threads: int) -> Any:
+        """A client of this object alone: `configure` is global, so the client is taken before anyone else configures."""
+        from google.generativeai import client
+
+        options = {"api_endpoint": base_url} if base_url else None
+        self._sdk.configure(api_key=self._address.key, transport="rest", client_options=options)
+        made = client.get_default_generative_client()
+        # The session's own pool keeps ten connections and opens a new one for every call beyond.
+        pool = self._requests.adapters.HTTPAdapter(pool_connections=4, pool_maxsize=threads)
+        for scheme in ("http://", "https://"):
+            made.transport._session.mount(scheme, pool)
+        return made
+
+    def _with_system(self, system: str) -> Any:
+        model = self._sdk.GenerativeModel(self._model, system_instruction=system or None)
+        model._client = self._client
+        return model
+
+    async def ask(self, request: Request, deadline_seconds: float) -> Answer:
+        """Makes one attempt; see `Provider.ask`."""
+        # The library's time-out is one of silence, so a server that trickles could hold a call for ever.
+        try:
+            async with asyncio.timeout(deadline_seconds + 1):
+                return await self._threads.run(lambda: self._ask(request, deadline_seconds))
+        except TimeoutError:
+            raise Transient("timeout", f"no answer from {self._address.url} in time") from None
+
+    async def close(self) -> None:
+        """Gives connections back."""
+        self._threads.close()
+        self._client.transport.close()
+
+    def _ask(self, request: Request, deadline_seconds: float) -> Answer:
+        config: dict[str, Any] = {"temperature": request.temperature, "max_output_tokens": request.max_output_tokens}
+        if request.schema is not None:
+            config |= {"response_mime_type": "application/json", "response_schema": gemini_schema(request.schema)}
+        reached, gone = self._requests.exceptions, self._address.url
+        try:
+            # Left to itself the library retries a 503 for long, even past the time-out.
+            reply = self._prompted(request.system).generate_content(
+                request.user, generation_config=config, request_options={"timeout": deadline_seconds, "retry": None}
+            )
+        except self._exceptions.GoogleAPICallError as error:
+            raise self._refused(error) from None
+        except reached.ConnectTimeout:
+            raise Transient("unreachable", f"no connection to {gone} in time") from None
+        except reached.Timeout:
+            raise Transient("timeout", f"no answer from {gone} in time") from None
+        except reached.ConnectionError as error:
+            unreached = "NewConnectionError" in repr(error) or "NameResolutionError" in repr(error)
+            raise Transient(
+                "unreachable" if unreached else "dropped", f"{gone}: the connection was {'refused' if unreached else 'closed'}"
+            ) from None
+        except (ValueError, TypeError, self._parse_error, reached.RequestException):
+            raise Transient("garbled", f"{gone} sent something that is no answer of Gemini") from None
+        return self._read(reply, request)
+
+    def _refused(self, error: Any) -> Exception:
+        if error.code is None:
+            return Rejected(400, f"400 {type(error).__name__}")
+        seconds = retry_after(getattr(error.response, "headers", None) or {})
+        for detail in error.details or ():
+            if seconds is None and hasattr(detail, "retry_delay"):
+                seconds = detail.retry_delay.seconds + detail.retry_delay.nanos / 1e9
+        return failure_of(self._address, int(error.code), str(error.message), retry_after_seconds=seconds)
+
+    def _read(self, reply: Any, request: Request) -> Answer:
+        usage = reply.usage_metadata
+        # The library knows no thinking tokens, but they are in the total and on the bill.
+        completion = max(usage.total_token_count - usage.prompt_token_count, usage.candidates_token_count)
+        counted = (usage.prompt_token_count, completion) if usage.total_token_count else (None, None)
+        candidate = reply.candidates[0] if reply.candidates else None
+        text = "".join(part.text for part in candidate.content.parts) if candidate else ""
+        counts = self._usage.counts(request, text, *counted)
+        blocked = reply.prompt_feedback.block_reason
+        return read_ending(text, blocked.name if blocked else None, candidate and candidate.finish_reason.name, counts, request)
+
+
+def read_ending(text: str, blocked: str | None, finish_reason: str | None, counts: tuple[int, int], request: Request) -> Answer:
+    """The answer, if the model ended it by itself.
+
+    Raises:
+      CallFailed: the prompt was blocked, or the answer is empty, cut or withheld.
+    """
+    if blocked:
+        raise unusable("refused", f"the prompt was blocked ({blocked})", counts)
+    if finish_reason is None:
+        raise unusable("empty", "the answer has no candidates", counts)
+    if finish_reason == "MAX_TOKENS":
+        raise unusable("truncated", f"the answer was cut at {request.max_output_tokens} tokens; raise max_output_tokens", counts)
+    if finish_reason != "STOP":
+        raise unusable("refused", f"the answer was withheld ({finish_reason})", counts)
+    if not text.strip():
+        raise unusable("empty", "the answer is empty", counts)
+    return Answer(text=text, prompt_tokens=counts[0], completion_tokens=counts[1])
+
+
+class _Threads:
+    """A pool of daemon threads: one that hangs in a dead connection does not keep the interpreter from ending."""
+
+    def __init__(self, limit: int):
+        self._limit = limit
+        self._started = 0
+        self._idle = 0
+        self._work: queue.SimpleQueue = queue.SimpleQueue()
+
+    async def run(self, call: Callable[[], Any]) -> Any:
+        """Runs `call` in a thread."""
+        loop = asyncio.get_running_loop()
+        future = loop.create_future()
+        if not self._idle and self._started < self._limit:
+            self._started += 1
+            threading.Thread(target=self._serve, name="gemini", daemon=True).start()
+        else:
+            self._idle -= 1
+        self._work.put((call, loop, future))
+        return await future
+
+    def close(self) -> None:
+        """Lets the threads end."""
+        for _ in range(self._started):
+            self._work.put(None)
+
+    def _serve(self):
+        while (job := self._work.get()) is not None:
+            call, loop, future = job
+            try:
+                outcome = (call(), None)
+            except BaseException as error:
+                outcome = (None, error)
+            if loop.is_closed():
+                return
+            loop.call_soon_threadsafe(self._deliver, future, *outcome)
+
+    def _deliver(self, future: asyncio.Future, result: Any, error: BaseException | None):
+        self._idle += 1
+        if future.done():
+            return
+        if error is None:
+            future.set_result(result)
+        else:
+            future.set_exception(error)

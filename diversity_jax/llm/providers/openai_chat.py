@@ -1,0 +1,138 @@
+"""Chat completions of OpenAI and of every server that speaks its protocol: vLLM, llama.cpp, Ollama, SGLang, ..."""
+
+import json
+import logging
+import os
+from typing import Any
+
+from diversity_jax.errors import InputError
+from diversity_jax.llm.client import Request
+from diversity_jax.llm.providers.base import (
+    Address,
+    Answer,
+    Rejected,
+    Transient,
+    Usage,
+    failure_of,
+    key_from_environment,
+    quieten,
+    retry_after,
+    unusable,
+    with_schema_in_prompt,
+)
+from diversity_jax.llm.providers.transport import client_for
+
+_logger = logging.getLogger(__name__)
+# How servers say that the model stopped by itself.
+_WHOLE = ("stop", "eos_token", "stop_sequence", "end_turn")
+# Words of a refusal that name what the server cannot take; the first that matches is done without from then on.
+_CANNOT = {
+    "response_format": ("response_format", "json_schema", "guided", "grammar", "structured output"),
+    "max_tokens": ("max_completion_tokens", "'max_tokens'"),
+    "temperature": ("temperature",),
+}
+_DONE_WITHOUT = {
+    "response_format": "the schema now stands in the prompt, and is checked here only",
+    "max_tokens": "max_completion_tokens is sent instead",
+    "temperature": "the model's own temperature is used",
+}
+
+
+class OpenAIChat:
+    """One model behind a chat completions address. The key comes from OPENAI_API_KEY; other addresses than OpenAI's may need none."""
+
+    def __init__(self, model: str, *, base_url: str | None):
+        import httpx
+        import openai
+
+        quieten("httpx", "httpcore", "openai")
+        self._openai, self._httpx = openai, httpx
+        judge = f"openai:{model}"
+        key = key_from_environment(judge, ("OPENAI_API_KEY",), needed=base_url is None)
+        try:
+            url = base_url or os.environ.get("OPENAI_BASE_URL") or "https://api.openai.com/v1"
+            self._client = openai.AsyncOpenAI(api_key=key, base_url=url, max_retries=0, http_client=client_for(httpx, url))
+        except (httpx.InvalidURL, ValueError) as error:
+            raise InputError(f"judge_base_url: {base_url!r} is no address ({error}); write one such as http://127.0.0.1:8000/v1") from None
+        self._address = Address(judge=judge, url=url, key_variables=("OPENAI_API_KEY",), key=key)
+        self._model = model
+        self._usage = Usage(judge)
+        self._without: set[str] = set()
+
+    async def ask(self, request: Request, deadline_seconds: float) -> Answer:
+        """Makes one attempt; see `Provider.ask`."""
+        openai, body = self._openai, self._body(request)
+        try:
+            # The step below `chat.completions.create`, which copies and checks body and answer field by field: 1 ms of CPU a call.
+            reply = await self._client.post(
+                "/chat/completions", body=body, cast_to=self._httpx.Response, options={"timeout": deadline_seconds, "max_retries": 0}
+            )
+        except openai.APITimeoutError as error:
+            unreached = isinstance(error.__cause__, self._httpx.ConnectTimeout)
+            raise Transient("unreachable" if unreached else "timeout", f"no answer from {self._address.url} in time") from None
+        except openai.APIConnectionError as error:
+            unreached = isinstance(error.__cause__, self._httpx.ConnectError)
+            raise Transient("unreachable" if unreached else "dropped", f"{self._address.url}: {error.__cause__ or error}") from None
+        except openai.APIStatusError as error:
+            raise self._refused(error, body) from None
+        return self._read(reply.content, request)
+
+    async def close(self) -> None:
+        """Gives connections back."""
+        await self._client.close()
+
+    def _body(self, request: Request) -> dict[str, Any]:
+        if "response_format" in self._without:
+            request = with_schema_in_prompt(request)
+        body: dict[str, Any] = {
+            "model": self._model,
+            "messages": [{"role": "system", "content": request.system}, {"role": "user", "content": request.user}],
+            "max_completion_tokens" if "max_tokens" in self._without else "max_tokens": request.max_output_tokens,
+        }
+        if "temperature" not in self._without:
+            body["temperature"] = request.temperature
+        if request.schema is not None and "response_format" not in self._without:
+            wanted = {"name": request.stage, "strict": True, "schema": request.schema}
+            body["response_format"] = {"type": "json_schema", "json_schema": wanted}
+        return body
+
+    def _refused(self, error: Any, body: dict[str, Any]) -> Exception:
+        content = error.body if isinstance(error.body, dict) else {}
+        message = str(content.get("message") or error.message)
+        code = str(content.get("code") or content.get("type") or "")
+        failure = failure_of(self._address, error.status_code, message, code=code, retry_after_seconds=retry_after(error.response.headers))
+        # Some servers answer 500 or 501 to a format they do not implement, but only the naming of a field says so.
+        if not (isinstance(failure, Rejected) or error.status_code == 501):
+            return failure
+        named = f"{content.get('param') or ''} {message}".lower()
+        for name, words in _CANNOT.items():
+            if name in body and any(word in named for word in words):
+                self._do_without(name, failure.detail)
+                return Transient("adapted", f"{name} is not supported")
+        return failure
+
+    def _do_without(self, name: str, detail: str):
+        if name not in self._without:
+            self._without.add(name)
+            _logger.warning("%s does not take %s (%s); %s", self._address.judge, name, detail, _DONE_WITHOUT[name])
+
+    def _read(self, content: bytes, request: Request) -> Answer:
+        try:
+            reply = json.loads(content)
+            choices = reply["choices"]
+            usage = reply.get("usage") or {}
+            choice = choices[0] if choices else {}
+            message = choice.get("message") or {}
+            reason, text = choice.get("finish_reason"), message.get("content") or ""
+            counts = self._usage.counts(request, text, usage.get("prompt_tokens"), usage.get("completion_tokens"))
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError):
+            raise Transient("garbled", f"{self._address.url} sent something that is no chat completion") from None
+        if not choices:
+            raise unusable("empty", "the answer has no choices", counts)
+        if reason == "length":
+            raise unusable("truncated", f"the answer was cut at {request.max_output_tokens} tokens; raise max_output_tokens", counts)
+        if message.get("refusal") or reason not in _WHOLE:
+            raise unusable("refused", f"the model refused, or ended with {reason}", counts)
+        if not text.strip():
+            raise unusable("empty", "the answer is empty", counts)
+        return Answer(text=text, prompt_tokens=counts[0], completion_tokens=counts[1])

@@ -1,0 +1,71 @@
+"""Batches of a mixture by memory map: row n of step s is a pure function of the mixture, on any host, without state.
+
+Needs numpy alone: no TensorFlow on the training machine.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from diversity_jax.errors import InputError
+from diversity_jax.mixtures.manifest import Manifest
+from diversity_jax.mixtures.rows import RowReader
+from diversity_jax.mixtures.schedule import Schedule
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """Rows for one step.
+
+    Attributes:
+      tokens: int32 [B, L + 1]; the first L are inputs, the last L targets.
+      component: int32 [B], the index of the component each row belongs to.
+    """
+
+    tokens: np.ndarray
+    component: np.ndarray
+
+
+class Loader:
+    """Batches of a mixture.
+
+    Global batch s holds mixture rows s * batch_size to (s + 1) * batch_size - 1; a host reads the part that is its own.
+    Hence resuming at step s needs no state but s, and the data does not depend on how many hosts read it.
+
+    Args:
+      manifests: prepared components, in the order of `shares`.
+      shares: token shares; a component of share zero is never read.
+      batch_size: rows of the global batch.
+      split: `train`, or `validation` to draw from held-out rows.
+    """
+
+    def __init__(self, manifests: Sequence[Manifest], shares: Sequence, *, batch_size: int, split: str = "train"):
+        lengths = {manifest.sequence_length for manifest in manifests}
+        if len(lengths) != 1:
+            raise InputError(f"components were prepared with different sequence lengths {sorted(lengths)}; prepare them with one")
+        if len({manifest.vocabulary.hash for manifest in manifests}) != 1:
+            named = ", ".join(f"{manifest.name} {manifest.vocabulary.hash[:8]}" for manifest in manifests)
+            raise InputError(f"components were prepared with different tokenizers ({named}); prepare them with one")
+        self.schedule, self.batch_size = Schedule(shares), batch_size
+        self.sequence_length = lengths.pop()
+        self._readers = [
+            RowReader(manifest, split) if share else None for manifest, share in zip(manifests, self.schedule.shares, strict=True)
+        ]
+
+    def batch(self, step: int, part: slice = slice(None)) -> Batch:
+        """Batch of a step, or the part of it that `part` selects (this host's rows)."""
+        return self.rows(np.arange(step * self.batch_size, (step + 1) * self.batch_size)[part])
+
+    def rows(self, numbers: np.ndarray) -> Batch:
+        """Mixture rows by number."""
+        component, rank = self.schedule.component(numbers), self.schedule.rank(numbers)
+        tokens = np.empty((len(numbers), self.sequence_length + 1), np.int32)
+        for i in np.unique(component):
+            tokens[component == i] = self._readers[i].read(rank[component == i])
+        return Batch(tokens=tokens, component=component)
+
+    def epochs(self, steps: int) -> list[float]:
+        """How often each component's rows are seen in `steps` steps; 0 for one that is never read."""
+        counts = self.schedule.counts(steps * self.batch_size)
+        return [float(count / reader.rows) if reader else 0.0 for count, reader in zip(counts, self._readers, strict=True)]

@@ -1,0 +1,157 @@
+"""What a prepared component is: rows of tokens in raw shards, and the manifest that says how they came to be."""
+
+from collections.abc import Mapping
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from diversity_jax.errors import InputError
+from diversity_jax.storage import content_hash, read_json, write_json
+
+FORMAT_VERSION = 1
+SPLITS = ("train", "validation")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shard:
+    """One file of rows, and beside it (`.crc32`) one checksum a row.
+
+    Attributes:
+      file: name relative to the manifest's folder.
+      rows: number of rows.
+      sha256: of the file's bytes.
+    """
+
+    file: str
+    rows: int
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Split:
+    """Rows for training, or rows held out.
+
+    Attributes:
+      documents: documents tokenised.
+      tokens: tokens in rows, end-of-text tokens among them.
+      text_bytes: UTF-8 bytes of the documents' text.
+      dropped_tokens: the last tokens, fewer than one row.
+      rows: number of rows; shards: where they are, in order.
+    """
+
+    documents: int
+    tokens: int
+    text_bytes: int
+    dropped_tokens: int
+    rows: int
+    shards: tuple[Shard, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class VocabularyInfo:
+    """The tokenizer's identity: `kind`, number of ids, end-of-text id, hash, and its files relative to the manifest."""
+
+    kind: str
+    size: int
+    end_of_text_id: int
+    hash: str
+    files: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """A prepared component.
+
+    Attributes:
+      name: the component's name; kind: `real` or `synthetic`.
+      sequence_length: a row holds `sequence_length + 1` tokens, so that it predicts `sequence_length`.
+      dtype: `uint16` or `uint32`, little-endian.
+      seed: of the row permutation and of the choice of held-out documents.
+      validation_share: share of documents held out.
+      source: where the text came from; `source["fingerprint"]` identifies its content.
+      rejected: documents or lines left out, by reason.
+      splits: `train` and, where documents are held out, `validation`.
+      folder: where the manifest lies; not part of its content.
+    """
+
+    name: str
+    kind: str
+    sequence_length: int
+    dtype: str
+    seed: int
+    validation_share: float
+    vocabulary: VocabularyInfo
+    source: Mapping[str, Any]
+    rejected: Mapping[str, int]
+    splits: Mapping[str, Split]
+    version: int = FORMAT_VERSION
+    folder: Path = Path()
+
+    @property
+    def row_tokens(self) -> int:
+        """Tokens in a row: `sequence_length + 1`."""
+        return self.sequence_length + 1
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes in a row."""
+        return self.row_tokens * np.dtype(self.dtype).itemsize
+
+    @property
+    def content_hash(self) -> str:
+        """SHA-256 of everything the manifest says, which includes the shards' checksums; not of where it lies."""
+        return content_hash(self._as_json())
+
+    def _as_json(self) -> dict[str, Any]:
+        value = dataclasses.asdict(self)
+        del value["folder"]
+        return value
+
+    def save(self) -> Path:
+        """Writes `manifest.json` into `folder`: the last act of preparation, so that it stands for a whole component."""
+        path = self.folder / "manifest.json"
+        write_json(path, self._as_json())
+        return path
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Manifest":
+        """Reads a manifest.
+
+        Raises:
+          InputError: no such file, a field is missing or unknown, or another format version.
+        """
+        value = read_json(path)
+        try:
+            if value["version"] != FORMAT_VERSION:
+                raise InputError(
+                    f"{path}: format version {value['version']}, this code reads {FORMAT_VERSION}; prepare the component again"
+                )
+            splits = {
+                name: Split(**{**split, "shards": tuple(Shard(**shard) for shard in split["shards"])})
+                for name, split in value.pop("splits").items()
+            }
+            vocabulary = value.pop("vocabulary")
+            vocabulary = VocabularyInfo(**{**vocabulary, "files": tuple(vocabulary["files"])})
+            return cls(**value, splits=splits, vocabulary=vocabulary, folder=Path(path).parent)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise InputError(f"{path}: is not a component manifest ({error}); prepare the component again") from None
+
+    def check_sizes(self) -> None:
+        """Compares shard file sizes with what the manifest says; cheap, reads no rows.
+
+        Raises:
+          InputError: a shard is missing or has another size.
+        """
+        for split in self.splits.values():
+            for shard in split.shards:
+                path = self.folder / shard.file
+                if not path.exists():
+                    raise InputError(f"{path}: the shard is missing; prepare the component {self.name!r} again")
+                if path.stat().st_size != shard.rows * self.row_bytes:
+                    raise InputError(
+                        f"{path}: holds {path.stat().st_size:,} bytes, {shard.rows * self.row_bytes:,} expected; "
+                        f"the shard is damaged: prepare the component {self.name!r} again"
+                    )

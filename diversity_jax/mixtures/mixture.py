@@ -1,0 +1,142 @@
+"""A built mixture: `mixture.json`, which names its prepared components, the shares granted and the decisions behind them."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+from diversity_jax.errors import InputError
+from diversity_jax.mixtures.loader import Loader
+from diversity_jax.mixtures.manifest import Manifest, VocabularyInfo
+from diversity_jax.storage import content_hash, read_json, write_json
+
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class MixtureComponent:
+    """One component as it stands in a built mixture.
+
+    Attributes:
+      name, kind: as asked for.
+      share_asked, share_granted: exact token shares before and after the gate.
+      decision: the gate's decision as JSON: action, reason, policy, figures, scorecard and its hash.
+      manifest: the prepared rows; None for a component that was rejected.
+    """
+
+    name: str
+    kind: str
+    share_asked: Fraction
+    share_granted: Fraction
+    decision: Mapping[str, Any]
+    manifest: Manifest | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mixture:
+    """What training and SeqIO codebases read.
+
+    Attributes:
+      name: of the SeqIO mixture.
+      components: all that were asked for, rejected ones too.
+      sequence_length: tokens a row predicts.
+      seed: of the row permutations.
+      vocabulary: the tokenizer's identity.
+      folder: where `mixture.json` lies.
+    """
+
+    name: str
+    components: tuple[MixtureComponent, ...]
+    sequence_length: int
+    seed: int
+    vocabulary: VocabularyInfo
+    folder: Path
+
+    @property
+    def taken(self) -> tuple[MixtureComponent, ...]:
+        """Components with a share, in order: the ones a loader's `component` index counts."""
+        return tuple(component for component in self.components if component.share_granted)
+
+    @property
+    def content_hash(self) -> str:
+        """SHA-256 of what the rows depend on: shares granted, and every component's manifest."""
+        return content_hash([[part.name, str(part.share_granted), part.manifest.content_hash] for part in self.taken])
+
+    def loader(self, *, batch_size: int, split: str = "train") -> Loader:
+        """Batches of this mixture."""
+        shares = [component.share_granted for component in self.taken]
+        return Loader([component.manifest for component in self.taken], shares, batch_size=batch_size, split=split)
+
+    def save(self) -> Path:
+        """Writes `mixture.json` into `folder`."""
+        path = self.folder / "mixture.json"
+        write_json(
+            path,
+            {
+                "version": FORMAT_VERSION,
+                "name": self.name,
+                "sequence_length": self.sequence_length,
+                "seed": self.seed,
+                "vocabulary": {**vars(self.vocabulary), "files": list(self.vocabulary.files)},
+                "content_hash": self.content_hash,
+                "components": [self._component_json(component) for component in self.components],
+            },
+        )
+        return path
+
+    def _component_json(self, component: MixtureComponent) -> dict[str, Any]:
+        manifest = component.manifest
+        return {
+            "name": component.name,
+            "kind": component.kind,
+            "share_asked": float(component.share_asked),
+            "share_granted": float(component.share_granted),
+            "share_asked_exact": str(component.share_asked),
+            "share_granted_exact": str(component.share_granted),
+            "decision": dict(component.decision),
+            "manifest": str((manifest.folder / "manifest.json").relative_to(self.folder)) if manifest else None,
+        }
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Mixture":
+        """Reads `mixture.json` (or the folder that holds it) and the manifests it names.
+
+        Raises:
+          InputError: no such file, not a mixture, or a manifest changed since the mixture was built.
+        """
+        path = Path(path)
+        path = path / "mixture.json" if path.is_dir() else path
+        value = read_json(path)
+        try:
+            if value["version"] != FORMAT_VERSION:
+                raise InputError(f"{path}: format {value['version']}, this code reads {FORMAT_VERSION}; build the mixture again")
+            components = tuple(_component(path.parent, part) for part in value["components"])
+            vocabulary = VocabularyInfo(**{**value["vocabulary"], "files": tuple(value["vocabulary"]["files"])})
+            mixture = cls(
+                name=value["name"],
+                components=components,
+                sequence_length=value["sequence_length"],
+                seed=value["seed"],
+                vocabulary=vocabulary,
+                folder=path.parent,
+            )
+            recorded = value["content_hash"]
+        except (KeyError, TypeError, ValueError) as error:
+            if isinstance(error, InputError):
+                raise
+            raise InputError(f"{path}: is not a built mixture ({error!r}); build it again") from None
+        if mixture.content_hash != recorded:
+            raise InputError(f"{path}: its shares or manifests were changed after it was built; build the mixture again")
+        return mixture
+
+
+def _component(folder: Path, value: Mapping[str, Any]) -> MixtureComponent:
+    return MixtureComponent(
+        name=value["name"],
+        kind=value["kind"],
+        share_asked=Fraction(value["share_asked_exact"]),
+        share_granted=Fraction(value["share_granted_exact"]),
+        decision=value["decision"],
+        manifest=Manifest.load(folder / value["manifest"]) if value["manifest"] else None,
+    )

@@ -1,0 +1,81 @@
+"""Rows on disk: raw little-endian tokens of fixed width, one CRC-32 a row beside them."""
+
+import hashlib
+from pathlib import Path
+import zlib
+
+import numpy as np
+
+from diversity_jax.errors import InputError
+from diversity_jax.mixtures.manifest import Manifest, Shard
+from diversity_jax.storage import writing
+
+_BLOCK_BYTES = 64 << 20
+
+
+def write_shard(folder: Path, file: str, spooled: np.ndarray, order: np.ndarray) -> Shard:
+    """Writes the rows `spooled[order]` to one file, and one checksum a row beside it; a block of rows is in memory at a time."""
+    digest, checksums = hashlib.sha256(), np.empty(len(order), "<u4")
+    block_rows = max(1, _BLOCK_BYTES // spooled[0].nbytes)
+    with writing(folder / file) as out:
+        for start in range(0, len(order), block_rows):
+            rows = np.ascontiguousarray(spooled[order[start : start + block_rows]])
+            out.write(rows.data)
+            digest.update(rows.data)
+            checksums[start : start + len(rows)] = row_checksums(rows)
+    with writing(folder / f"{file}.crc32") as out:
+        out.write(checksums.data)
+    return Shard(file=file, rows=len(order), sha256=digest.hexdigest())
+
+
+def row_checksums(rows: np.ndarray) -> np.ndarray:
+    """CRC-32 of each row's bytes, uint32 [rows]; `rows` is C-contiguous [rows, tokens]."""
+    data = memoryview(rows).cast("B")
+    width = rows.shape[1] * rows.itemsize
+    return np.fromiter((zlib.crc32(data[i : i + width]) for i in range(0, len(data), width)), np.uint32, len(rows))
+
+
+class RowReader:
+    """Random access to the rows of one split of a prepared component, each verified against its checksum as it is read."""
+
+    def __init__(self, manifest: Manifest, split: str = "train"):
+        if split not in manifest.splits:
+            raise InputError(f"{manifest.folder}: component {manifest.name!r} has no {split!r} rows; prepare it with some held out")
+        manifest.check_sizes()
+        self.manifest, self.rows = manifest, manifest.splits[split].rows
+        self._shards = manifest.splits[split].shards
+        self._starts = np.cumsum([0] + [shard.rows for shard in self._shards])
+        dtype = np.dtype(manifest.dtype).newbyteorder("<")
+        paths = [manifest.folder / shard.file for shard in self._shards]
+        self._tokens = [
+            np.memmap(path, dtype, "r", shape=(shard.rows, manifest.row_tokens)) for path, shard in zip(paths, self._shards, strict=True)
+        ]
+        self._checksums = [
+            _read_checksums(path.with_name(path.name + ".crc32"), shard.rows) for path, shard in zip(paths, self._shards, strict=True)
+        ]
+
+    def read(self, rows: np.ndarray) -> np.ndarray:
+        """Rows by number, int32 [len(rows), L + 1]; numbers past the last row start again at the first (next epoch).
+
+        Raises:
+          InputError: a row's checksum does not agree: the shard was damaged after it was prepared.
+        """
+        rows = np.asarray(rows) % self.rows
+        out = np.empty((len(rows), self.manifest.row_tokens), np.int32)
+        shard_of_row = np.searchsorted(self._starts, rows, side="right") - 1
+        for number in np.unique(shard_of_row):
+            here = np.flatnonzero(shard_of_row == number)
+            inside = rows[here] - self._starts[number]
+            found = self._tokens[number][inside]
+            wrong = np.flatnonzero(row_checksums(found) != self._checksums[number][inside])
+            if len(wrong):
+                path = self.manifest.folder / self._shards[number].file
+                raise InputError(f"{path}: row {inside[wrong[0]]} is damaged (checksum); prepare component {self.manifest.name!r} again")
+            out[here] = found
+        return out
+
+
+def _read_checksums(path: Path, rows: int) -> np.ndarray:
+    if not path.exists() or path.stat().st_size != 4 * rows:
+        raise InputError(f"{path}: the rows' checksums are missing or cut short; prepare the component again")
+    return np.memmap(path, "<u4", "r", shape=(rows,))

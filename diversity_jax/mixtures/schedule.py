@@ -1,0 +1,162 @@
+"""Which component fills which row of the mixture: stratified, so that token shares hold in every stretch of it.
+
+Every row of a prepared component is one full sequence, hence a share of rows IS a share of tokens. Row n of the
+mixture belongs to component `component(n)`; it is that component's row number `rank(n)`. Both are pure functions of n,
+which is what makes the data order independent of hosts, restarts and iterator state.
+"""
+
+from collections.abc import Sequence
+from fractions import Fraction
+import math
+
+import numpy as np
+
+from diversity_jax.errors import InputError
+
+WINDOW = 1000
+"""Rows in which every component's count is within one of its share, wherever the window starts."""
+
+_MAX_EXACT_BLOCKS = 1000
+_GRID = 100 * WINDOW
+
+
+def exact_shares(shares: Sequence[float | int | Fraction]) -> tuple[Fraction, ...]:
+    """Shares as fractions that sum to one.
+
+    They stay exact while `WINDOW` times their common denominator fits the schedule's period; beyond that they are
+    rounded to multiples of 1e-5 by largest remainder.
+
+    Args:
+      shares: one non-negative weight a component; need not be normalised.
+
+    Raises:
+      InputError: a weight is negative or not finite, or all are zero.
+    """
+    weights = []
+    for share in shares:
+        if not math.isfinite(share) or share < 0:
+            raise InputError(f"share {share} is not a weight; give a number of at least 0")
+        weights.append(Fraction(share).limit_denominator(10**9))
+    total = sum(weights)
+    if total == 0:
+        raise InputError("all shares are 0; give at least one component a positive share")
+    weights = [weight / total for weight in weights]
+    if math.lcm(*((WINDOW * weight).denominator for weight in weights)) <= _MAX_EXACT_BLOCKS:
+        return tuple(weights)
+    return tuple(Fraction(count, _GRID) for count in _largest_remainder(weights, _GRID))
+
+
+def _largest_remainder(weights: Sequence[Fraction], total: int) -> list[int]:
+    counts = [math.floor(weight * total) for weight in weights]
+    by_remainder = sorted(range(len(weights)), key=lambda i: (counts[i] - weights[i] * total, i))
+    for i in by_remainder[: total - sum(counts)]:
+        counts[i] += 1
+    return counts
+
+
+class Schedule:
+    """The assignment of mixture rows to components, periodic with `period` rows.
+
+    Rows come in blocks of `WINDOW`. Every block repeats one evenly interleaved pattern in which component i holds
+    floor(WINDOW * share_i) places; the few places left over swing from block to block between the components that are
+    owed a fraction, by a proportionate-fair rule (Baruah et al., 1996), and a component that keeps a swing place
+    keeps its position. So any WINDOW consecutive rows, aligned or not, hold floor or ceil of WINDOW * share_i rows of
+    component i; every prefix of whole blocks is within one row of its share, and any prefix within three. (Within one
+    for all window lengths at once is impossible for most shares of three or more components: Fraenkel's conjecture.)
+
+    Attributes:
+      shares: exact fractions that sum to one.
+      period: rows after which the schedule repeats.
+    """
+
+    def __init__(self, shares: Sequence[float | int | Fraction]):
+        self.shares = exact_shares(shares)
+        fixed = [math.floor(WINDOW * share) for share in self.shares]
+        owed = [WINDOW * share - count for share, count in zip(self.shares, fixed, strict=True)]
+        swing_owners = _swing_owners(owed)
+        pattern = _interleave(fixed + [WINDOW - sum(fixed)])
+        blocks = np.tile(pattern, (len(swing_owners), 1))
+        blocks[:, pattern == len(self.shares)] = swing_owners
+        self._component = blocks.reshape(-1).astype(np.int32)
+        self.period = len(self._component)
+        self._rank = np.empty(self.period, np.int64)
+        self._count = np.zeros(len(self.shares), np.int64)
+        for i in range(len(self.shares)):
+            places = np.flatnonzero(self._component == i)
+            self._rank[places] = np.arange(len(places))
+            self._count[i] = len(places)
+
+    def component(self, rows: np.ndarray) -> np.ndarray:
+        """Component index, int32, of each mixture row number."""
+        return self._component[np.asarray(rows) % self.period]
+
+    def rank(self, rows: np.ndarray) -> np.ndarray:
+        """How many earlier mixture rows belong to the same component, int64, for each mixture row number."""
+        rows = np.asarray(rows)
+        place = rows % self.period
+        return rows // self.period * self._count[self._component[place]] + self._rank[place]
+
+    def counts(self, rows: int) -> np.ndarray:
+        """Rows of each component among the first `rows` rows of the mixture, int64."""
+        whole, rest = divmod(rows, self.period)
+        return whole * self._count + np.bincount(self._component[:rest], minlength=len(self._count))
+
+
+def _interleave(counts: Sequence[int]) -> np.ndarray:
+    """Orders counts[i] copies of each i so that every prefix is within one of proportional (Tijdeman, 1980)."""
+    total, scale = sum(counts), 2 * max(2, sum(count > 0 for count in counts)) - 2
+    taken, order = [0] * len(counts), []
+    for n in range(1, total + 1):
+        due = [i for i, count in enumerate(counts) if taken[i] < count and n * count * scale >= (taken[i] * scale + 1) * total]
+        chosen = min(due, key=lambda i: ((taken[i] * scale + scale - 1) / counts[i], i))
+        taken[chosen] += 1
+        order.append(chosen)
+    return np.array(order, np.int32)
+
+
+def _swing_owners(owed: Sequence[Fraction]) -> np.ndarray:
+    """Owners [blocks, places] of the swing places, block after block, such that the sequence may be repeated.
+
+    A component keeps its place from one block to the next, also from the last block to the first again. Who takes over
+    from whom does not depend on the places, so that going through the memberships once permutes the places, and going
+    through them again and again brings every component back to the place it started from.
+    """
+    memberships = _proportionate_fair(owed)
+    owners, table = memberships[0], []
+    while not table or owners != memberships[0]:
+        for members, successors in zip(memberships, memberships[1:] + memberships[:1], strict=True):
+            table.append(owners)
+            heirs = dict(zip(sorted(set(members) - set(successors)), sorted(set(successors) - set(members)), strict=True))
+            owners = [heirs.get(i, i) for i in owners]
+    return np.array(table, np.int32).reshape(len(table), -1)
+
+
+def _proportionate_fair(owed: Sequence[Fraction]) -> list[list[int]]:
+    """Members of each block: after b blocks component i has been a member floor or ceil of b * owed[i] times.
+
+    `owed` are fractions below one with an integer sum, the number of members of a block. The order of service is PD2
+    (Anderson and Srinivasan, 2001), which meets every deadline at full load.
+    """
+    places, blocks = int(sum(owed)), math.lcm(*(fraction.denominator for fraction in owed))
+    times = [int(fraction * blocks) for fraction in owed]
+    held, memberships = [0] * len(owed), []
+    for block in range(blocks):
+        eligible = [i for i, wanted in enumerate(times) if wanted and held[i] * blocks // wanted <= block]
+        members = sorted(eligible, key=lambda i: (*_urgency(held[i] + 1, times[i], blocks), i))[:places]
+        for i in members:
+            held[i] += 1
+        memberships.append(members)
+    return memberships
+
+
+def _urgency(turn: int, times: int, blocks: int) -> tuple[int, bool, int]:
+    """Order of service of a component's turn-th membership: deadline, whether the next turn is free of it, group deadline."""
+    deadline = _ceil(turn * blocks, times)
+    leaves_next_free = turn * blocks % times == 0
+    spare = blocks - times
+    group_deadline = _ceil(_ceil(deadline * spare, blocks) * blocks, spare) if 2 * times >= blocks else 0
+    return deadline, leaves_next_free, -group_deadline
+
+
+def _ceil(numerator: int, denominator: int) -> int:
+    return -(-numerator // denominator)

@@ -1,0 +1,160 @@
+"""Causal attention by one chooser over several kernels, all equal to the float32 reference up to rounding.
+
+| kernel    | where          | segment ids | dropout | refuses                                                                  |
+|-----------|----------------|-------------|---------|--------------------------------------------------------------------------|
+| chunked   | everywhere     | yes         | no      | (as "xla")                                                               |
+| plain     | everywhere     | yes         | yes     | (as "xla": where dropout or a cut sequence rules the chunked one out)    |
+| reference | everywhere     | yes         | yes     |                                                                          |
+| cudnn     | NVIDIA         | no          | no      | float32, segment ids, odd lengths, heads not a multiple of 8 or over 128 |
+| splash    | TPU            | yes         | no      | lengths that are no multiple of 128                                      |
+
+Shape legend: B batch, L length (queries), S length (keys), H query heads, K key/value heads, G = H / K, Dh head.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from diversity_jax.errors import InputError
+from diversity_jax.model.chunked_attention import MASKED, chunked_attention
+from diversity_jax.model.config import LlamaConfig
+from diversity_jax.model.sharding import constrain, spec
+
+
+def plain_attention(q_BxLxHxDh, k_BxLxKxDh, v_BxLxKxDh, *, segment_ids_BxL=None, dropout=0.0, dropout_key=None) -> jax.Array:
+    """The definition, all scores at once; products in the inputs' type, softmax in float32."""
+    B, L, H, Dh = q_BxLxHxDh.shape
+    K = k_BxLxKxDh.shape[2]
+    q_BxLxKxGxDh = q_BxLxHxDh.reshape(B, L, K, H // K, Dh)
+    allowed = jnp.arange(L)[:, None] >= jnp.arange(L)[None, :]
+    if segment_ids_BxL is not None:
+        allowed = allowed & (segment_ids_BxL[:, None, None, :, None] == segment_ids_BxL[:, None, None, None, :])
+    scores_BxKxGxLxS = jnp.einsum("blkgd,bskd->bkgls", q_BxLxKxGxDh, k_BxLxKxDh, preferred_element_type=jnp.float32)
+    weights = jax.nn.softmax(jnp.where(allowed, scores_BxKxGxLxS * Dh**-0.5, MASKED), axis=-1)
+    if dropout_key is not None:
+        weights = jnp.where(jax.random.bernoulli(dropout_key, 1 - dropout, weights.shape), weights / (1 - dropout), 0)
+    return jnp.einsum("bkgls,bskd->blkgd", weights.astype(v_BxLxKxDh.dtype), v_BxLxKxDh).reshape(B, L, H, Dh)
+
+
+def reference_attention(q_BxLxHxDh, k_BxLxKxDh, v_BxLxKxDh, **arguments) -> jax.Array:
+    """`plain_attention` in float32, at the highest precision the device has; what every kernel is tested against."""
+    with jax.default_matmul_precision("highest"):
+        output = plain_attention(*(x.astype(jnp.float32) for x in (q_BxLxHxDh, k_BxLxKxDh, v_BxLxKxDh)), **arguments)
+    return output.astype(q_BxLxHxDh.dtype)
+
+
+def cudnn_attention(q_BxLxHxDh, k_BxLxKxDh, v_BxLxKxDh) -> jax.Array:
+    """NVIDIA's fused kernel. It knows no segment ids and would ignore them silently, so the chooser never hands it any."""
+    return jax.nn.dot_product_attention(q_BxLxHxDh, k_BxLxKxDh, v_BxLxKxDh, is_causal=True, implementation="cudnn")
+
+
+def splash_attention(q_BxLxHxDh, k_BxLxKxDh, v_BxLxKxDh, *, segment_ids_BxL=None, interpret: bool = False) -> jax.Array:
+    """The TPU's block-sparse Pallas kernel; `interpret` runs it, slowly, on any device."""
+    from jax.experimental.pallas.ops.tpu import splash_attention as splash
+
+    L, H, Dh = q_BxLxHxDh.shape[1:]
+    block = next(size for size in (512, 384, 256, 128) if L % size == 0)
+    blocks = splash.BlockSizes(
+        block_q=block,
+        block_kv=block,
+        block_q_dkv=block,
+        block_kv_dkv=block,
+        block_kv_dkv_compute=block,
+        use_fused_bwd_kernel=True,
+    )
+    mask = splash.MultiHeadMask([splash.CausalMask((L, L))] * H)
+    kernel = splash.make_splash_mha(mask, block_sizes=blocks, head_shards=1, q_seq_shards=1, interpret=interpret)
+    q, k, v = (jnp.swapaxes(x, 1, 2) for x in (q_BxLxHxDh * Dh**-0.5, k_BxLxKxDh, v_BxLxKxDh))
+    if segment_ids_BxL is None:
+        output_BxHxLxDh = jax.vmap(kernel)(q, k, v)
+    else:
+        output_BxHxLxDh = jax.vmap(kernel)(q, k, v, splash.SegmentIds(q=segment_ids_BxL, kv=segment_ids_BxL))
+    return jnp.swapaxes(output_BxHxLxDh, 1, 2)
+
+
+def _obstacle(config: LlamaConfig, name: str, platform: str, length: int, segments: bool, sequence_cuts: int) -> str | None:
+    """Why a fused kernel cannot be used here, or None if it can."""
+    wanted = {"cudnn": ("gpu", "cuda"), "splash": ("tpu",)}[name]
+    if platform not in wanted:
+        return f"it runs on {wanted[0].upper()}s and this is a {platform.upper()}"
+    if config.dropout:
+        return f"it cannot drop attention probabilities (model.dropout={config.dropout})"
+    if sequence_cuts > 1:
+        return f"it needs whole sequences (mesh.sequence={sequence_cuts})"
+    if name == "splash":
+        return f"the sequence of {length} tokens is not a multiple of 128" if length % 128 else None
+    if segments:
+        return "it would ignore segment ids and let packed documents see each other"
+    if config.compute_dtype != "bfloat16":
+        return f"it has no {config.compute_dtype} (model.compute_dtype)"
+    if config.head_size % 8 or config.head_size > 128:
+        return f"heads of size {config.head_size} are not a multiple of 8 up to 128"
+    return f"the sequence of {length} tokens is odd" if length % 2 else None
+
+
+def choose_attention(config: LlamaConfig, platform: str, length: int, *, segments: bool, sequence_cuts: int = 1) -> tuple[str, str]:
+    """The kernel that will run and why: the device's fused one where nothing stands against it, else XLA's.
+
+    Args:
+      config: Its `attention` field names a kernel or "auto".
+      platform: "cpu", "gpu", "cuda" or "tpu".
+      length: Tokens of a sequence.
+      segments: Whether segment ids are given.
+      sequence_cuts: Size of the mesh's sequence axis.
+
+    Raises:
+      InputError: `config.attention` names a kernel that cannot be used here; the message says why.
+    """
+    if config.attention == "reference":
+        return "reference", "asked for"
+    if config.attention in ("cudnn", "splash"):
+        if obstacle := _obstacle(config, config.attention, platform, length, segments, sequence_cuts):
+            raise InputError(f"model.attention={config.attention!r}: {obstacle}; set model.attention='auto'")
+        return config.attention, "asked for"
+    reason = "asked for"
+    if config.attention == "auto":
+        fused = {"tpu": "splash", "gpu": "cudnn", "cuda": "cudnn"}.get(platform)
+        if fused is None:
+            reason = f"no fused kernel for {platform}"
+        elif obstacle := _obstacle(config, fused, platform, length, segments, sequence_cuts):
+            reason = f"not {fused}: {obstacle}"
+        else:
+            return fused, f"the fused kernel for {platform}"
+    return ("plain" if config.dropout or sequence_cuts > 1 else "chunked"), reason
+
+
+def _per_device(kernel, mesh, *arrays) -> jax.Array:
+    """Runs a kernel that the compiler cannot split on each device's own rows and heads."""
+    if mesh.empty or mesh.size == 1:
+        return kernel(*arrays)
+    specs = (spec("batch", None, "heads", None), *[spec("batch", None, "kv_heads", None)] * 2, spec("batch", None))[: len(arrays)]
+    return jax.shard_map(kernel, mesh=mesh, in_specs=specs, out_specs=specs[0], check_vma=False)(*arrays)
+
+
+def attend(config: LlamaConfig, q_BxLxHxDh, k_BxLxKxDh, v_BxLxKxDh, *, segment_ids_BxL=None, dropout_key=None) -> jax.Array:
+    """Causal attention, BxLxHxDh, by the kernel of `choose_attention` for the ambient mesh's devices.
+
+    Raises:
+      InputError: `config.attention` names a kernel that cannot be used here.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    platform = jax.default_backend() if mesh.empty or mesh.abstract_device is None else mesh.abstract_device.platform
+    cuts = 1 if mesh.empty else mesh.shape["sequence"]
+    name, _ = choose_attention(config, platform, q_BxLxHxDh.shape[1], segments=segment_ids_BxL is not None, sequence_cuts=cuts)
+    arrays = (q_BxLxHxDh, k_BxLxKxDh, v_BxLxKxDh)
+    if name == "cudnn":
+        return _per_device(cudnn_attention, mesh, *arrays)
+    if name == "splash":
+        return _per_device(
+            lambda q, k, v, s=None: splash_attention(q, k, v, segment_ids_BxL=s),
+            mesh,
+            *arrays,
+            *([] if segment_ids_BxL is None else [segment_ids_BxL]),
+        )
+    if name == "chunked":
+        return chunked_attention(*arrays, segment_ids_BxL=segment_ids_BxL)
+    if cuts > 1:  # every device keeps its part of the queries and fetches all keys and values
+        arrays = (q_BxLxHxDh, *(constrain(x, "batch", None, "kv_heads", None) for x in arrays[1:]))
+    kernel = functools.partial(plain_attention if name == "plain" else reference_attention, dropout=config.dropout)
+    return kernel(*arrays, segment_ids_BxL=segment_ids_BxL, dropout_key=dropout_key)

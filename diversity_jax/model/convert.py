@@ -1,0 +1,203 @@
+"""Moves weights between training runs and Hugging Face folders, and out to llama.cpp.
+
+    python -m diversity_jax.model.convert export RUN OUTPUT [--step 1000] [--dtype bfloat16] [--tokenizer tokenizer.json]
+    python -m diversity_jax.model.convert gguf RUN OUTPUT.gguf --tokenizer bytes [--step 1000] [--dtype bfloat16]
+    python -m diversity_jax.model.convert import HUGGING_FACE_FOLDER OUTPUT
+    python -m diversity_jax.model.convert check HUGGING_FACE_FOLDER
+
+`export` and `gguf` take a run's output folder, or one that `import` wrote (`gguf` a Hugging Face folder too); `gguf` writes one file for
+llama.cpp, Ollama and LM Studio, with the tokenizer in it. `check` compares the logits with those of transformers, which needs
+transformers and torch.
+"""
+
+import argparse
+import dataclasses
+import os
+from pathlib import Path
+import shutil
+import sys
+from typing import Any
+
+from diversity_jax.errors import InputError
+from diversity_jax.model.config import LlamaConfig
+from diversity_jax.model.gguf import export_gguf
+from diversity_jax.model.hugging_face import export_hugging_face, import_hugging_face
+from diversity_jax.storage import read_json, write_json
+
+_TOLERANCE = 1e-4  # largest difference of float32 logits between two right implementations; seen: up to 5e-5
+
+
+def read_model(folder: str | os.PathLike, *, step: int | None = None, **overrides: Any) -> tuple[LlamaConfig, dict[str, Any]]:
+    """Config and float32 parameters, on the host or its first device, from any folder that holds a model.
+
+    Args:
+      folder: A Hugging Face folder, a training run's output folder, or what `import` wrote.
+      step: Of a run: which checkpoint; None: the latest.
+      **overrides: Fields of `LlamaConfig` that say how the model is run.
+
+    Raises:
+      InputError: no model there, or a damaged or unsuitable one.
+    """
+    folder = Path(folder)
+    if (folder / "config.json").exists():
+        return import_hugging_face(folder, **overrides)
+    if (folder / "model.json").exists():
+        config = _config(folder / "model.json", read_json(folder / "model.json"), overrides)
+        return config, _load(config, folder / "weights")
+    if (folder / "run.json").exists():
+        settings = read_json(folder / "run.json").get("settings", {})
+        config = _config(folder / "run.json", settings.get("model"), overrides)
+        return config, _load(config, _checkpoint(folder / "checkpoints", step))
+    raise InputError(f"{folder}: holds no model; expected config.json (Hugging Face), run.json (a training run) or model.json (imported)")
+
+
+def _config(path: Path, fields: Any, overrides: dict[str, Any]) -> LlamaConfig:
+    known = {field.name for field in dataclasses.fields(LlamaConfig)}
+    if not isinstance(fields, dict) or not set(fields) <= known:
+        raise InputError(f"{path}: does not describe a model of this version (its fields should be {', '.join(sorted(known))})")
+    return LlamaConfig(**(fields | overrides))
+
+
+def _checkpoint(folder: Path, step: int | None) -> Path:
+    steps = sorted(int(entry.name) for entry in folder.glob("*") if entry.name.isdigit())
+    if not steps or (step is not None and step not in steps):
+        found = ", ".join(map(str, steps)) or "none"
+        raise InputError(f"{folder}: has no checkpoint{'' if step is None else f' of step {step}'}; there: {found}")
+    return folder / str(steps[-1] if step is None else step)
+
+
+def _load(config: LlamaConfig, folder: Path) -> dict[str, Any]:
+    """Parameters of an Orbax checkpoint, on the first local device, whatever mesh wrote them."""
+    import jax
+    from orbax.checkpoint import v1 as ocp
+
+    from diversity_jax.model.llama import init_params
+
+    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    shapes = jax.eval_shape(lambda key: init_params(config, key), jax.random.key(0))
+    wanted = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), shapes)
+    try:
+        return ocp.load_checkpointables(folder.absolute(), {"params": wanted})["params"]
+    except (ValueError, KeyError, OSError) as error:
+        raise InputError(f"{folder}: cannot be read as this model's checkpoint ({' '.join(str(error).split())[:200]})") from error
+
+
+def write_imported(config: LlamaConfig, params: dict[str, Any], folder: str | os.PathLike) -> Path:
+    """Writes parameters as a sharded checkpoint, `weights`, and then `model.json`.
+
+    Raises:
+      InputError: the folder holds a model already.
+    """
+    from orbax.checkpoint import v1 as ocp
+
+    folder = Path(folder).absolute()
+    if (folder / "model.json").exists() or (folder / "weights").exists():
+        raise InputError(f"{folder}: holds a model already; choose another folder or remove it")
+    folder.mkdir(parents=True, exist_ok=True)
+    ocp.save_checkpointables(folder / "weights", {"params": params})
+    write_json(folder / "model.json", dataclasses.asdict(config))
+    return folder
+
+
+def _copy_tokenizer(source: Path, folder: Path) -> None:
+    """Puts a tokenizer beside an exported model, under the name by which transformers finds it."""
+    classes = {".json": ("tokenizer.json", "PreTrainedTokenizerFast"), ".model": ("tokenizer.model", "LlamaTokenizer")}
+    if source.suffix not in classes or not source.is_file():
+        raise InputError(f"{source}: give a tokenizer.json or a SentencePiece .model file")
+    name, loader = classes[source.suffix]
+    shutil.copyfile(source, folder / name)
+    write_json(folder / "tokenizer_config.json", {"tokenizer_class": loader, "clean_up_tokenization_spaces": False})
+
+
+def logits_difference(folder: str | os.PathLike, *, tokens: int = 64, seed: int = 0) -> float:
+    """Largest absolute difference between our float32 logits and transformers' for the same random tokens.
+
+    Raises:
+      InputError: transformers or torch is not installed, or the folder holds no readable model.
+    """
+    try:
+        import torch
+        from transformers import LlamaForCausalLM
+    except ImportError as error:
+        raise InputError(f"comparing logits needs transformers and torch ({error}); install diversity_jax[hf]") from None
+    import jax
+    import numpy as np
+
+    from diversity_jax.model.llama import logits
+
+    config, params = import_hugging_face(folder, compute_dtype="float32", scan_layers=True)
+    length = min(tokens, config.max_length)
+    tokens_BxL = np.random.default_rng(seed).integers(0, config.vocab_size, (2, length), dtype=np.int32)
+    with jax.default_matmul_precision("highest"):
+        ours = np.asarray(jax.jit(logits, static_argnums=0)(config, params, tokens_BxL))
+    model = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+    with torch.no_grad():
+        theirs = model(torch.from_numpy(tokens_BxL).long()).logits.float().numpy()
+    return float(np.max(np.abs(ours - theirs)))
+
+
+def main(argv: list[str] | None = None) -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m diversity_jax.model.convert", description=__doc__.split("\n\n")[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    export = commands.add_parser("export", help="a run's weights as a Hugging Face folder")
+    export.add_argument("--max-shard-gigabytes", type=float, default=5.0)
+    export.add_argument("--tokenizer", type=Path, help="tokenizer.json or SentencePiece model to put beside the weights")
+    gguf = commands.add_parser("gguf", help="a run's weights and its tokenizer as one file for llama.cpp")
+    gguf.add_argument("--tokenizer", required=True, help="the run's own: bytes, a SentencePiece model or a tokenizer.json")
+    for command in (export, gguf):
+        command.add_argument("source", type=Path)
+        command.add_argument("output", type=Path)
+        command.add_argument("--step", type=int, help="which checkpoint; default: the latest")
+        command.add_argument("--dtype", default="float32", help="float32, bfloat16 or float16")
+        command.add_argument("--end-of-text-id", type=int, help="written as the model's begin- and end-of-text token")
+    for name, text in (("import", "a Hugging Face folder as a checkpoint of ours"), ("check", "compare logits with transformers")):
+        command = commands.add_parser(name, help=text)
+        command.add_argument("source", type=Path)
+        if name == "import":
+            command.add_argument("output", type=Path)
+    options = parser.parse_args(argv)
+    try:
+        {"export": _export, "gguf": _gguf, "import": _import, "check": _check}[options.command](options)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def _export(options: argparse.Namespace) -> None:
+    config, params = read_model(options.source, step=options.step)
+    export_hugging_face(
+        config,
+        params,
+        options.output,
+        dtype=options.dtype,
+        max_shard_bytes=int(options.max_shard_gigabytes * 1e9),
+        end_of_text_id=options.end_of_text_id,
+    )
+    if options.tokenizer:
+        _copy_tokenizer(options.tokenizer, options.output)
+    print(f"{config.parameter_count:,} parameters, {options.dtype}: {options.output}")
+
+
+def _gguf(options: argparse.Namespace) -> None:
+    config, params = read_model(options.source, step=options.step)
+    end = options.end_of_text_id
+    export_gguf(config, params, options.output, tokenizer=options.tokenizer, dtype=options.dtype, end_of_text_id=end)
+    print(f"{config.parameter_count:,} parameters, {options.dtype}: {options.output}")
+
+
+def _import(options: argparse.Namespace) -> None:
+    config, params = import_hugging_face(options.source)
+    write_imported(config, params, options.output)
+    print(f"{config.parameter_count:,} parameters: {options.output}")
+
+
+def _check(options: argparse.Namespace) -> None:
+    difference = logits_difference(options.source)
+    if not difference <= _TOLERANCE:
+        raise InputError(f"{options.source}: logits differ from transformers' by {difference:.2e}, more than {_TOLERANCE:.0e}")
+    print(f"logits equal transformers' to {difference:.1e}: {options.source}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,152 @@
+"""Where every array lives: one mesh, one table from logical axes to mesh axes, and the parameters' logical axes."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+import math
+from typing import Any
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from diversity_jax.errors import InputError
+
+MESH_AXES = ("data", "fsdp", "tensor", "sequence")
+
+# Logical axis -> mesh axes. Parameters are cut over fsdp along D and over tensor along heads, F and V; activations over data and fsdp
+# along the
+# batch.
+RULES: dict[str, str | tuple[str, ...] | None] = {
+    "batch": ("data", "fsdp"),
+    "length": "sequence",
+    "layers": None,
+    "embed": "fsdp",
+    "heads": "tensor",
+    "kv_heads": "tensor",
+    "head": None,
+    "mlp": "tensor",
+    "vocab": "tensor",
+    "norm": None,
+    "activation_embed": None,
+}
+
+# Logical axes of each parameter, by its path in the tree.
+PARAMETER_AXES: dict[str, tuple[str, ...]] = {
+    "embed": ("vocab", "embed"),  # [V, D]
+    "head": ("embed", "vocab"),  # [D, V]
+    "norm": ("norm",),  # [D]
+    "blocks/attention_norm": ("layers", "norm"),  # [N, D]
+    "blocks/attention/query": ("layers", "embed", "heads", "head"),  # [N, D, H, Dh]
+    "blocks/attention/key": ("layers", "embed", "kv_heads", "head"),  # [N, D, K, Dh]
+    "blocks/attention/value": ("layers", "embed", "kv_heads", "head"),  # [N, D, K, Dh]
+    "blocks/attention/output": ("layers", "heads", "head", "embed"),  # [N, H, Dh, D]
+    "blocks/mlp_norm": ("layers", "norm"),  # [N, D]
+    "blocks/mlp/gate": ("layers", "embed", "mlp"),  # [N, D, F]
+    "blocks/mlp/up": ("layers", "embed", "mlp"),  # [N, D, F]
+    "blocks/mlp/down": ("layers", "mlp", "embed"),  # [N, F, D]
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeshConfig:
+    """How many ways each axis is cut; at most one may be -1: all devices that the others leave."""
+
+    data: int = 1  # copies of the model, each on its own rows
+    fsdp: int = -1  # cuts of the parameters and optimizer state, each on its own rows
+    tensor: int = 1  # cuts of heads, feed-forward and vocabulary
+    sequence: int = 1  # cuts of the sequence length
+
+    def __post_init__(self):
+        sizes = self.sizes
+        for axis, size in sizes.items():
+            if size < 1 and size != -1:
+                raise InputError(f"mesh.{axis}={size}: must be at least 1, or -1 for all devices that are left")
+        if list(sizes.values()).count(-1) > 1:
+            raise InputError(f"mesh={sizes}: only one axis may be -1; give the others a number")
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Axis name -> number of cuts, in mesh order."""
+        return {axis: getattr(self, axis) for axis in MESH_AXES}
+
+
+def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
+    """The mesh `(data, fsdp, tensor, sequence)` over `devices` (default: all of them), neighbours placed by JAX.
+
+    Raises:
+      InputError: the axes do not multiply to the number of devices.
+    """
+    devices = list(jax.devices() if devices is None else devices)
+    sizes = config.sizes
+    fixed = math.prod(size for size in sizes.values() if size != -1)
+    if -1 in sizes.values():
+        if len(devices) % fixed:
+            raise InputError(f"mesh={config.sizes}: {fixed} does not divide the {len(devices)} devices; choose axes that do")
+        sizes = {axis: len(devices) // fixed if size == -1 else size for axis, size in sizes.items()}
+    elif fixed != len(devices):
+        raise InputError(f"mesh={config.sizes}: needs {fixed} devices but there are {len(devices)}; set one axis to -1 to take them all")
+    return jax.make_mesh(tuple(sizes.values()), MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES), devices=devices)
+
+
+def spec(*logical: str | None) -> PartitionSpec:
+    """The partition of an array whose axes have these logical names; None: not cut."""
+    return PartitionSpec(*(RULES[name] if name is not None else None for name in logical))
+
+
+def constrain(x: jax.Array, *logical: str | None) -> jax.Array:
+    """Asks the compiler for this layout of `x` on the ambient mesh (`jax.set_mesh`); without one, or with one device, does nothing."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return x if mesh.empty or mesh.size == 1 else jax.lax.with_sharding_constraint(x, spec(*logical))
+
+
+def path_name(path: tuple[Any, ...]) -> str:
+    """`blocks/mlp/up` from a key path of `jax.tree_util`."""
+    return "/".join(str(getattr(key, "key", getattr(key, "name", key))) for key in path)
+
+
+def _cuts(mesh: Mesh, entry: str | tuple[str, ...] | None) -> int:
+    names = () if entry is None else (entry,) if isinstance(entry, str) else entry
+    return math.prod(mesh.shape[name] for name in names)
+
+
+def param_shardings(mesh: Mesh, params: Any) -> Any:
+    """A `NamedSharding` for every parameter, by `PARAMETER_AXES` and `RULES`.
+
+    Args:
+      mesh: From `make_mesh`.
+      params: The parameter tree, or its shapes (`jax.eval_shape`).
+
+    Raises:
+      InputError: an axis of a parameter cannot be cut evenly; the message names both and the sizes that would do.
+    """
+
+    def place(path, leaf):
+        name = path_name(path)
+        logical = PARAMETER_AXES[name]
+        for axis, size in zip(logical, leaf.shape, strict=True):
+            if size % (cuts := _cuts(mesh, RULES[axis])):
+                raise InputError(
+                    f"mesh.{RULES[axis]}={cuts}: cannot cut axis {axis!r} ({size}) of parameter {name} {leaf.shape} evenly; "
+                    f"choose a divisor of {size}, and use mesh.data for the other devices"
+                )
+        return NamedSharding(mesh, spec(*logical))
+
+    return jax.tree_util.tree_map_with_path(place, params)
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Placement of arrays whose first axis is the batch: rows over data and fsdp, everything else whole."""
+    return NamedSharding(mesh, spec("batch"))
+
+
+def check_batch(mesh: Mesh, rows: int, *, gradient_accumulation: int = 1) -> None:
+    """Refuses a batch that cannot be dealt evenly.
+
+    Raises:
+      InputError: `rows` is no multiple of data x fsdp x gradient accumulation.
+    """
+    cuts = _cuts(mesh, RULES["batch"])
+    if rows % (cuts * gradient_accumulation):
+        raise InputError(
+            f"batch of {rows} rows: must be a multiple of mesh.data * mesh.fsdp * gradient_accumulation = "
+            f"{mesh.shape['data']} * {mesh.shape['fsdp']} * {gradient_accumulation} = {cuts * gradient_accumulation}"
+        )

@@ -1,0 +1,305 @@
+"""The page of a training run: what the gate decided, what was trained on, and how it went; composed from files of the run's folder."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+import os
+from pathlib import Path
+
+import numpy as np
+
+from diversity_jax import run_verdict, score_page, training_log
+from diversity_jax.cluster_agent import Scorecard
+from diversity_jax.errors import InputError
+from diversity_jax.mixtures.mixture import Mixture, MixtureComponent
+from diversity_jax.report import data, diversity_sections, formats, page, training_sections
+from diversity_jax.report.curves import Panel
+from diversity_jax.report.figures import Band
+from diversity_jax.report.page import Page, Section
+from diversity_jax.report.theme import Palette
+from diversity_jax.run_record import RunRecord
+from diversity_jax.training_log import TrainingLog
+
+_REAL = "real text"  # how the real components pooled are shown
+_COMPILING = 3.0  # times the median step: a first log window slower than that holds the compilation
+_FOOTER = "Written by diversity_jax from mixture.json, scorecards and metrics.jsonl."
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """What a run's folder holds; None or empty where it does not.
+
+    Attributes:
+      folder: the run's folder.
+      mixture: what was trained on, with the gate's decisions.
+      scorecards: what the decisions rest on, by component; `real` is the real components pooled.
+      log: the figures training wrote.
+      record: command line, settings and versions.
+    """
+
+    folder: Path
+    mixture: Mixture | None
+    scorecards: Mapping[str, Scorecard]
+    log: TrainingLog | None
+    record: RunRecord | None
+
+    @property
+    def decisions(self) -> list[data.Decision]:
+        """What the gate decided of each component."""
+        return [_decision(component, self.scorecards) for component in self.mixture.components] if self.mixture else []
+
+    @property
+    def shares(self) -> list[data.Share]:
+        """Token shares asked for, granted, and realised so far: rows read, since every row holds as many tokens."""
+        realised = self._rows()
+        total = sum(realised.values())
+        return [
+            data.Share(
+                name=one.name,
+                asked=float(one.share_asked),
+                granted=float(one.share_granted),
+                realised=realised.get(one.name, 0.0) / total if total else None,
+            )
+            for one in (self.mixture.components if self.mixture else ())
+        ]
+
+    @property
+    def tokens(self) -> float:
+        """Tokens trained on so far; 0 before training."""
+        return sum(self._rows().values()) * self.mixture.sequence_length if self.mixture else 0.0
+
+    def prepared(self) -> list[data.Prepared]:
+        """What was prepared of each component that the gate took."""
+        rows, found = self._rows(), []
+        for one in self.mixture.taken if self.mixture else ():
+            train, held_out = one.manifest.splits["train"], one.manifest.splits.get("validation")
+            passes = rows[one.name] / train.rows if one.name in rows and train.rows else None
+            tokens = {"tokens": train.tokens, "held_out_tokens": held_out.tokens if held_out else 0}
+            documents = train.documents + (held_out.documents if held_out else 0)
+            found.append(data.Prepared(name=one.name, documents=documents, passes=passes, **tokens))
+        return found
+
+    def _rows(self) -> dict[str, float]:
+        """Rows read so far by component."""
+        seen = {name: self.log.seen(f"rows/{name}")[1] for name in self.log.components("rows/")} if self.log else {}
+        return {name: float(values[-1]) for name, values in seen.items() if len(values)}
+
+
+def write(run_dir: str | os.PathLike, *, mixture_dir: str | os.PathLike | None = None) -> Path:
+    """Writes the page of a run into its folder: `report.html`, and `figures/*.png`.
+
+    Args:
+      run_dir: folder with `metrics.jsonl` and `run.json`, each where it exists.
+      mixture_dir: folder of `mixture.json` and `scorecards/`; by default `run_dir`, its subfolder `mixture`, or the prepared
+        mixture that `run.json` names.
+
+    Returns:
+      The path of `report.html`.
+
+    Raises:
+      InputError: there is neither a mixture nor a log, or a file is broken; the message names it.
+    """
+    run = read(run_dir, mixture_dir=mixture_dir)
+    return page.write(_compose(run), run.folder)
+
+
+def read(run_dir: str | os.PathLike, *, mixture_dir: str | os.PathLike | None = None) -> Run:
+    """Reads what there is of a run."""
+    folder = Path(run_dir)
+    record = RunRecord.load(folder / "run.json") if (folder / "run.json").exists() else None
+    prepared = record.settings.get("prepared") if record else None
+    candidates = [folder, folder / "mixture", *([Path(prepared)] if isinstance(prepared, str) else [])]
+    candidates = [Path(mixture_dir)] if mixture_dir is not None else candidates
+    found = [candidate for candidate in candidates if (candidate / "mixture.json").exists()]
+    if mixture_dir is not None and not found:
+        raise InputError(f"{mixture_dir}: holds no mixture.json; name the folder of a built mixture")
+    log = folder / "metrics.jsonl"
+    if not found and not log.exists():
+        raise InputError(f"{folder}: holds neither mixture.json nor metrics.jsonl; name the folder of a run")
+    mixture = Mixture.load(found[0]) if found else None
+    return Run(
+        folder=folder,
+        mixture=mixture,
+        scorecards=_scorecards(mixture) if mixture else {},
+        log=training_log.read(log) if log.exists() else None,
+        record=record,
+    )
+
+
+def _scorecards(mixture: Mixture) -> dict[str, Scorecard]:
+    """Scorecards the decisions rest on, in the order of components, and of the pooled real text where it was a reference.
+
+    Raises:
+      InputError: a scorecard is broken, or is not the one that was decided by.
+    """
+    cards = {}
+    for component in mixture.components:
+        wanted = component.decision.get("scorecard")
+        path = mixture.folder / wanted if isinstance(wanted, str) else None
+        if path is None or not path.exists():
+            continue
+        cards[component.name] = Scorecard.load(path)
+        if cards[component.name].content_hash != component.decision.get("scorecard_hash"):
+            raise InputError(f"{path}: is not the scorecard that the decision on {component.name} rests on; build the mixture again")
+    pooled = mixture.folder / "scorecards" / "real.json"
+    if pooled.exists() and any(component.decision.get("reference") == "real" for component in mixture.components):
+        cards["real"] = Scorecard.load(pooled)
+    return cards
+
+
+def _decision(component: MixtureComponent, scorecards: Mapping[str, Scorecard]) -> data.Decision:
+    """A decision as pages take it; what was required of a ratio becomes effective clusters by way of the reference's score."""
+    decision = component.decision
+    try:
+        required = []
+        for finding in decision.get("findings", ()):
+            reference = finding["figure"].partition(":")[2]
+            if not reference:
+                required.append(finding["required"])
+            elif reference in scorecards:
+                required.append(finding["required"] * scorecards[reference].effective_clusters.value)
+        measured, ratio = decision.get("effective_clusters"), decision.get("ratio")
+        return data.Decision(
+            name=component.name,
+            kind=component.kind,
+            action=decision["action"],
+            reason=decision["reason"],
+            effective_clusters=score_page.interval(measured) if measured else None,
+            ratio=score_page.interval(ratio) if ratio else None,
+            reference=decision.get("reference"),
+            required=max(required, default=None),
+        )
+    except (KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"mixture.json: the decision on {component.name} cannot be read ({error!r}); build the mixture again") from None
+
+
+def _compose(run: Run) -> Page:
+    names = [component.name for component in run.mixture.components] if run.mixture else run.log.components("loss/")
+    palette = Palette(names)
+    name = run.mixture.name if run.mixture else run.folder.resolve().name
+    return Page(
+        kind="Training run" if run.log else "Mixture",
+        name=name,
+        verdict=run_verdict.verdict(run.decisions, run.log),
+        lede=run_verdict.lede(run.decisions, run.shares, run.log, run.tokens),
+        key_figures=run_verdict.key_figures(run.decisions, run.log, run.tokens),
+        sections=(*_diversity(run, palette), _shares(run, palette), _loss(run, palette), _speed(run), _facts(run)),
+        footer=_FOOTER,
+    )
+
+
+def _diversity(run: Run, palette: Palette) -> list[Section]:
+    """Decisions, and of the components that were scored their clusters and examples."""
+    if not run.mixture:
+        return [page.absent("gate", "Gate decisions", "There is no mixture.json in the run's folder, so nothing is known of the gate.")]
+    decisions = run.decisions
+    cards = {_REAL if name == "real" else name: card for name, card in run.scorecards.items()}
+    wanted = [_REAL if decision.reference == "real" else decision.reference for decision in decisions if decision.reference]
+    band = next((Band(name=name, interval=score_page.interval(cards[name].effective_clusters)) for name in wanted if name in cards), None)
+    note = score_page.judge_note(run.scorecards.values()) if run.scorecards else ""
+    sections = [diversity_sections.gate(decisions, band, palette, note)]
+    if not cards:
+        why = "No scorecard lies beside the mixture, so the clusters behind the decisions cannot be shown."
+        return [*sections, page.absent("clusters", "Clusters", why)]
+    rejected = [decision.name for decision in decisions if decision.action in ("reject", "downweight") and decision.name in cards]
+    opened = rejected[0] if rejected else None
+    return [*sections, score_page.clusters(cards, palette, with_sizes=False), score_page.examples(cards, palette, most=2, opened=opened)]
+
+
+def _shares(run: Run, palette: Palette) -> Section:
+    if not run.mixture:
+        return page.absent("shares", "Token shares", "There is no mixture.json in the run's folder, so no shares were asked for.")
+    explained = "Shares count tokens, not documents: every row of a batch is full, and rows are dealt by a fixed schedule."
+    return training_sections.shares(run.shares, run.prepared(), palette, explained)
+
+
+def _loss(run: Run, palette: Palette) -> Section:
+    log = run.log
+    if log is None or not len(log.seen("loss")[0]):
+        return page.absent("loss", "Loss", "Nothing has been trained yet: there is no metrics.jsonl with a loss.")
+    total = _curve(log, "All components", "loss", "eval/loss")
+    parts = [_curve(log, name, f"loss/{name}", f"eval/{name}/loss") for name in log.components("loss/")]
+    parts = [curve for curve in parts if len(curve.x)]
+    explained = run_verdict.loss_sentence(log)
+    skipped = int(log.seen("skipped")[1].sum())
+    if skipped:
+        were = "update was" if skipped == 1 else "updates were"
+        explained += f" {formats.count(skipped)} {were} skipped because loss or gradient was not finite."
+    return training_sections.losses(total, parts, palette, explained)
+
+
+def _curve(log: TrainingLog, name: str, trained: str, held_out: str) -> data.Curve:
+    (x, y), (held_out_x, held_out_y) = log.seen(trained), log.seen(held_out)
+    return data.Curve(name=name, x=x, y=y, held_out_x=held_out_x, held_out_y=held_out_y)
+
+
+def _speed(run: Run) -> Section:
+    log = run.log
+    if log is None or not len(log.seen("step_seconds")[0]):
+        return page.absent("speed", "Speed", "Nothing has been timed yet: there is no metrics.jsonl with step times.")
+    steps, seconds = log.seen("step_seconds")
+    caption = "Means over the steps between two log lines. Waiting: the share of a step's time in which the devices have no batch."
+    start = 0.0
+    if len(steps) > 2 and seconds[0] > _COMPILING * np.median(seconds):
+        start = steps[0]
+        caption += f" The first line, {formats.duration(seconds[0])} a step with compilation, is left out."
+    wait = np.divide(log.columns.get("input_wait_seconds", np.nan), log.columns["step_seconds"])
+    derived = TrainingLog(steps=log.steps, columns={**log.columns, "input wait": np.broadcast_to(wait, log.steps.shape)})
+    panels = []
+    for title, column, form in _PANELS:
+        x, y = derived.seen(column)
+        if (x > start).any():
+            panels.append(Panel(title=title, curve=data.Curve(name=title, x=x[x > start], y=y[x > start]), form=form))
+    if "mfu" in log.columns:
+        caption += (
+            " MFU: model FLOPs over the data sheet's peak or, where the device's is unknown, over the speed of large matrix products "
+            "measured here; attention counted over all pairs."
+        )
+    return training_sections.speed(panels, run_verdict.speed_sentence(log, start), caption)
+
+
+def _tokens_per_second(value: float) -> str:
+    return formats.compact(value)
+
+
+_PANELS = (
+    ("Tokens a second", "tokens_per_second", _tokens_per_second),
+    ("Time of a step", "step_seconds", formats.duration),
+    ("Waiting for input", "input wait", formats.percent),
+    ("MFU", "mfu", formats.percent),
+)
+
+
+def _facts(run: Run) -> Section:
+    facts: list[data.Fact] = []
+    if run.record:
+        facts += run.record.facts()
+    if run.mixture:
+        vocabulary = run.mixture.vocabulary
+        facts += [
+            data.Fact(name="Mixture", value=run.mixture.content_hash, code=True),
+            data.Fact(name="Rows", value=f"{formats.count(run.mixture.sequence_length)} tokens to predict, seed {run.mixture.seed}"),
+            data.Fact(name="Vocabulary", value=f"{vocabulary.kind}, {formats.count(vocabulary.size)} ids"),
+            data.Fact(name="Vocabulary hash", value=vocabulary.hash, code=True),
+        ]
+    facts += _judge_facts(run.scorecards)
+    for component in run.mixture.taken if run.mixture else ():
+        facts.append(data.Fact(name=f"Rows of {component.name}", value=component.manifest.content_hash, code=True))
+    for name, card in run.scorecards.items():
+        facts.append(data.Fact(name=f"Scorecard of {name}", value=card.content_hash, code=True))
+    memory = run.log.seen("device_memory_bytes")[1] if run.log else np.zeros(0)
+    if len(memory):
+        facts.insert(2 if run.record else 0, data.Fact(name="Device memory", value=f"{formats.compact(float(memory.max()))}B at most"))
+    return page.facts(
+        facts, intro="" if run.record else "The run's folder holds no run.json, so its command line and versions are not known."
+    )
+
+
+def _judge_facts(cards: Mapping[str, Scorecard]) -> Sequence[data.Fact]:
+    if not cards:
+        return []
+    return [
+        data.Fact(name="Judge", value=formats.listed(sorted({card.judge for card in cards.values()}))),
+        data.Fact(name="Prompt version", value=formats.listed(sorted({card.prompt_version for card in cards.values()})), code=True),
+        data.Fact(name="Criteria", value="\n".join(sorted({card.criteria_hash for card in cards.values()})), code=True),
+        data.Fact(name="Seed of the scores", value=formats.listed(sorted({formats.count(card.seed) for card in cards.values()}))),
+    ]

@@ -1,0 +1,127 @@
+"""Files, local or remote: opening by path or URL, and writing so that a half-written file never looks whole."""
+
+from collections.abc import Iterator
+import contextlib
+import errno
+import glob as local_glob
+import hashlib
+import json
+import os
+from pathlib import Path
+import re
+from typing import IO, Any
+
+from diversity_jax.errors import InputError
+
+_REMOTE = re.compile(r"^[a-zA-Z][a-zA-Z0-9+.-]+://")
+_FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
+
+
+def is_remote(path: str | os.PathLike) -> bool:
+    """Whether `path` is a URL such as `gs://bucket/file`, which fsspec reads, and not a local path."""
+    return bool(_REMOTE.match(os.fspath(path)))
+
+
+def open_file(path: str | os.PathLike, mode: str = "rb") -> IO[Any]:
+    """Opens a local path or any fsspec URL.
+
+    Raises:
+      InputError: there is no such file, it is a folder, or it may not be read.
+    """
+    try:
+        if is_remote(path):
+            import fsspec
+
+            return fsspec.open(os.fspath(path), mode).open()
+        return open(path, mode)
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file; check the path") from None
+    except IsADirectoryError:
+        raise InputError(f"{path}: is a folder; name a file or a pattern such as {path}/*") from None
+    except PermissionError:
+        raise InputError(f"{path}: may not be opened; check its permissions") from None
+    except ImportError as error:
+        raise InputError(f"{path}: {error}") from None
+
+
+def list_files(pattern: str | os.PathLike) -> list[str]:
+    """Files that match a path or glob pattern, local or remote, sorted by name; possibly none."""
+    pattern = os.fspath(pattern)
+    if is_remote(pattern):
+        import fsspec
+
+        filesystem, path = fsspec.core.url_to_fs(pattern)
+        return sorted(filesystem.unstrip_protocol(found) for found in filesystem.glob(path))
+    if os.path.isfile(pattern):
+        return [pattern]
+    return sorted(found for found in local_glob.glob(pattern, recursive=True) if os.path.isfile(found))
+
+
+@contextlib.contextmanager
+def writing(path: str | os.PathLike, mode: str = "wb") -> Iterator[IO[Any]]:
+    """A file that appears at `path` whole or not at all: written beside it, synced to disk, then renamed.
+
+    Remote files are written through fsspec, whose upload becomes visible when it is closed without an error.
+
+    Raises:
+      InputError: the disk is full; the partial file has been removed.
+    """
+    if is_remote(path):
+        import fsspec
+
+        with fsspec.open(os.fspath(path), mode) as file:
+            yield file
+        return
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with open(partial, mode, **({} if "b" in mode else {"encoding": "utf-8"})) as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except OSError as error:
+        if error.errno in _FULL_DISK:
+            raise InputError(f"{path}: the disk is full; free space or choose another folder, then run again") from error
+        raise
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_json(path: str | os.PathLike, value: Any) -> None:
+    """Writes `value` as indented JSON with sorted keys, whole or not at all; NaN and infinity are refused."""
+    text = json.dumps(value, indent=2, sort_keys=True, allow_nan=False, ensure_ascii=False)
+    with writing(path, "w") as file:
+        file.write(text + "\n")
+
+
+def read_json(path: str | os.PathLike) -> Any:
+    """Reads a JSON file.
+
+    Raises:
+      InputError: there is no such file, or it is not JSON; the message names file and line.
+    """
+    with open_file(path) as file:
+        data = file.read()
+    try:
+        return json.loads(data)
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: is not UTF-8 at byte {error.start}; expected JSON") from None
+    except json.JSONDecodeError as error:
+        raise InputError(f"{path}:{error.lineno}: is not valid JSON ({error.msg})") from None
+
+
+def content_hash(value: Any) -> str:
+    """SHA-256, in hexadecimal, of a JSON value in canonical form: equal values have equal hashes everywhere."""
+    canonical = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=True)
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def file_hash(path: str | os.PathLike) -> str:
+    """SHA-256, in hexadecimal, of a file's bytes."""
+    digest = hashlib.sha256()
+    with open_file(path) as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

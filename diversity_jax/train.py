@@ -1,0 +1,87 @@
+"""Train a Llama on a diversity-gated mixture: score, gate, register, prepare, train, evaluate, and write the page.
+
+    python -m diversity_jax.train --config configs/quickstart.py
+    python -m diversity_jax.train --config configs/llama_350m.py --config.train.steps=2 --config.prepared=/data/mixture
+
+Every field of the configuration can be set on the command line; run again with the same output_dir to go on.
+"""
+
+import logging
+from pathlib import Path
+import sys
+
+from diversity_jax import entry_point, run_record
+from diversity_jax.config import Config
+from diversity_jax.mixtures.mixture import Mixture
+from diversity_jax.mixtures.vocabulary import load_tokenizer
+
+log = logging.getLogger(__name__)
+
+
+def main(config: Config) -> None:
+    """The whole run; each stage finds what an earlier sitting finished."""
+    import jax
+    from jax.experimental import multihost_utils
+
+    from diversity_jax.training.loop import train
+    from diversity_jax.training.metrics import console_summary
+
+    if config.distributed:
+        jax.distributed.initialize()
+    first = jax.process_index() == 0
+    output_dir = Path(config.output_dir)
+    check(config)
+    if config.prepared is None and first:
+        build_mixture(config)
+    if config.distributed:
+        multihost_utils.sync_global_devices("mixture built")
+    mixture = Mixture.load(config.prepared or output_dir / "mixture")
+    if first:
+        run_record.describe(sys.argv, config, jax.devices()).save(output_dir)
+    log.info("model: %s parameters; mixture %s: %s", f"{config.model.parameter_count:,}", mixture.name, _composition(mixture))
+    result = train(mixture, config.model, config.optimizer, config.train, config.mesh, output_dir)
+    for line in console_summary(result):
+        log.info(line)
+    if first:
+        write_page(config)
+
+
+def check(config: Config) -> None:
+    """Refuses settings that cannot work together before hours go into scoring and preparation."""
+    from diversity_jax.training.loop import check_fit
+
+    if config.prepared is not None:
+        mixture = Mixture.load(config.prepared)
+        token_ids, sequence_length = mixture.vocabulary.size, mixture.sequence_length
+    else:
+        token_ids = load_tokenizer(config.mixture.vocabulary, end_of_text=config.mixture.end_of_text).size
+        sequence_length = config.mixture.sequence_length
+    check_fit(config.model, config.train, config.mesh, token_ids=token_ids, sequence_length=sequence_length)
+
+
+def build_mixture(config: Config) -> None:
+    """Builds the mixture asked for in `output_dir`/mixture, or finds it built."""
+    from diversity_jax.mixtures.build import build
+    from diversity_jax.scoring import scorer
+
+    folder = Path(config.output_dir) / "mixture"
+    build(config.mixture, folder, scorer(config, folder / "scorecards"))
+    if config.register:
+        from diversity_jax.mixtures.registry import register
+
+        log.info("registered with SeqIO: %s", ", ".join(register(folder)))
+
+
+def _composition(mixture: Mixture) -> str:
+    return ", ".join(f"{part.name} {100 * float(part.share_granted):.1f} %" for part in mixture.taken)
+
+
+def write_page(config: Config) -> None:
+    """Writes the run's page and prints where it lies, last."""
+    from diversity_jax import run_page
+
+    print(run_page.write(config.output_dir, mixture_dir=config.prepared))
+
+
+if __name__ == "__main__":
+    entry_point.run(main, Config, __doc__)

@@ -1,0 +1,1 @@
+"""Training: optimizer, step, loop, checkpoints and what is measured while it runs."""

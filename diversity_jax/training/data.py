@@ -1,0 +1,98 @@
+"""From a mixture's rows to batches on the mesh, read ahead in a thread so that a step never waits for the disk."""
+
+from collections.abc import Callable, Iterator, Mapping
+import queue
+import threading
+import time
+
+import jax
+from jax.sharding import NamedSharding
+import numpy as np
+
+from diversity_jax.mixtures.loader import Batch
+
+Arrays = Mapping[str, np.ndarray]
+
+
+def document_positions(tokens: np.ndarray, end_of_text_id: int) -> tuple[np.ndarray, np.ndarray]:
+    """Segment ids and positions of documents inside rows, both int32 [B, L + 1], for attention that stays inside a document.
+
+    Segments count from 1; an end-of-text token belongs to the document it ends; positions start at 0 in each document.
+    """
+    ends = np.asarray(tokens) == end_of_text_id
+    starts = np.concatenate([np.ones_like(ends[:, :1]), ends[:, :-1]], axis=1)
+    place = np.arange(tokens.shape[1], dtype=np.int32)
+    first = np.maximum.accumulate(np.where(starts, place, 0), axis=1)
+    return starts.cumsum(axis=1, dtype=np.int32), (place - first).astype(np.int32)
+
+
+def as_arrays(batch: Batch, *, separate_at: int | None = None) -> dict[str, np.ndarray]:
+    """The arrays of a batch that a step takes.
+
+    Args:
+      separate_at: end-of-text id at which documents are kept apart; None: attention crosses documents.
+    """
+    arrays = {"tokens": batch.tokens, "component": batch.component}
+    if separate_at is not None:
+        arrays["segment_ids"], arrays["positions"] = document_positions(batch.tokens, separate_at)
+    return arrays
+
+
+def put(batch_size: int, sharding: NamedSharding, read: Callable[[slice], Arrays]) -> dict[str, jax.Array]:
+    """A global batch on the mesh, of which this process reads only the rows that its devices hold.
+
+    Args:
+      batch_size: rows of the global batch.
+      sharding: over the first axis.
+      read: arrays of the rows a slice selects, each row read once however many devices hold it.
+    """
+    index_of_device = sharding.addressable_devices_indices_map((batch_size,))
+    slices = {(index[0].start, index[0].stop): index[0] for index in index_of_device.values()}
+    parts = {key: read(rows) for key, rows in slices.items()}
+    arrays = {}
+    for name, sample in next(iter(parts.values())).items():
+        shape = (batch_size, *sample.shape[1:])
+        arrays[name] = jax.make_array_from_callback(shape, sharding, lambda index, name=name: parts[index[0].start, index[0].stop][name])
+    return arrays
+
+
+class ReadAhead:
+    """Batches in order from `start`, prepared by a thread while the device works on earlier ones.
+
+    Iterating yields (step, batch, seconds waited). A failure while reading is raised where the batch is taken.
+    """
+
+    def __init__(self, prepare: Callable[[int], dict[str, jax.Array]], start: int, stop: int, *, depth: int = 2):
+        self._prepare, self._start, self._stop = prepare, start, stop
+        self._ready: queue.Queue = queue.Queue(maxsize=depth)
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._fill, name="read-ahead", daemon=True)
+        self._thread.start()
+
+    def _fill(self) -> None:
+        for step in range(self._start, self._stop):
+            try:
+                item = self._prepare(step)
+            except Exception as error:  # handed to the consumer, whose failure it is
+                item = error
+            while not self._closed.is_set():
+                try:
+                    self._ready.put(item, timeout=0.1)
+                    break
+                except queue.Full:
+                    continue
+            if self._closed.is_set() or isinstance(item, Exception):
+                return
+
+    def __iter__(self) -> Iterator[tuple[int, dict[str, jax.Array], float]]:
+        for step in range(self._start, self._stop):
+            began = time.perf_counter()
+            item = self._ready.get()
+            if isinstance(item, Exception):
+                raise item
+            yield step, item, time.perf_counter() - began
+
+    def close(self) -> None:
+        """Stops the thread."""
+        self._closed.set()
+        self._thread.join()

@@ -1,0 +1,52 @@
+"""Loss on held-out rows, component by component."""
+
+import jax
+from jax.sharding import Mesh
+import numpy as np
+
+from diversity_jax.mixtures.loader import Batch
+from diversity_jax.mixtures.mixture import Mixture
+from diversity_jax.mixtures.rows import RowReader
+from diversity_jax.model import LlamaConfig, batch_sharding
+from diversity_jax.training.data import as_arrays, put
+from diversity_jax.training.step import make_eval_step
+
+
+class HeldOut:
+    """The first held-out rows of every component that has any; the same rows at every evaluation.
+
+    Args:
+      batches: of each component, at most.
+    """
+
+    def __init__(self, mixture: Mixture, model: LlamaConfig, mesh: Mesh, batch_size: int, batches: int, separate_at: int | None):
+        self._step = make_eval_step(model, mesh, num_components=1)
+        self._sharding, self._batch_size, self._separate_at = batch_sharding(mesh), batch_size, separate_at
+        self._readers = {
+            part.name: RowReader(part.manifest, "validation") for part in mixture.taken if "validation" in part.manifest.splits
+        }
+        self._rows = {name: min(reader.rows, batches * batch_size) for name, reader in self._readers.items()}
+
+    def losses(self, params) -> dict[str, float]:
+        """Nats per token by component, and `all`: their mean weighted by held-out tokens; empty where nothing is held out."""
+        sums = {name: self._sum(params, name) for name, rows in self._rows.items() if rows}
+        losses = {name: loss / tokens for name, (loss, tokens) in sums.items()}
+        if sums:
+            losses["all"] = sum(loss for loss, _ in sums.values()) / sum(tokens for _, tokens in sums.values())
+        return losses
+
+    def _sum(self, params, name: str) -> tuple[float, float]:
+        totals = []
+        for start in range(0, self._rows[name], self._batch_size):
+            batch = put(self._batch_size, self._sharding, lambda rows, start=start: self._read(name, start, rows))
+            totals.append(self._step(params, batch))
+        totals = jax.device_get(totals)
+        return float(sum(t["component_loss_sum"][0] for t in totals)), float(sum(t["component_tokens"][0] for t in totals))
+
+    def _read(self, name: str, start: int, rows: slice) -> dict[str, np.ndarray]:
+        """Rows of a batch; those past the last held-out row are read again but masked out of the loss."""
+        numbers = np.arange(start, start + self._batch_size)[rows]
+        tokens = self._readers[name].read(numbers)
+        arrays = as_arrays(Batch(tokens=tokens, component=np.zeros(len(tokens), np.int32)), separate_at=self._separate_at)
+        arrays["loss_mask"] = np.broadcast_to(numbers[:, None] < self._rows[name], tokens.shape).astype(np.int32)
+        return arrays

@@ -1,0 +1,73 @@
+"""What a training run wrote down about itself: `metrics.jsonl`, read into columns."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+import json
+from pathlib import Path
+
+import numpy as np
+
+from diversity_jax.errors import InputError
+from diversity_jax.storage import open_file
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingLog:
+    """A run's log.
+
+    Attributes:
+      steps: [n] ascending, each once: figures and held-out losses of one step stand together, and what a resumed run wrote again
+        replaces what it had written before.
+      columns: [n] each, by name; NaN where a line did not hold it or held no finite number.
+    """
+
+    steps: np.ndarray
+    columns: Mapping[str, np.ndarray]
+
+    def seen(self, name: str) -> tuple[np.ndarray, np.ndarray]:
+        """Steps and values of the lines that hold a finite `name`; empty where none does."""
+        values = self.columns.get(name, np.full(len(self.steps), np.nan))
+        finite = np.isfinite(values)
+        return self.steps[finite], values[finite]
+
+    def components(self, prefix: str, suffix: str = "") -> list[str]:
+        """Names NAME of the columns `prefix` NAME `suffix`, such as `loss/` NAME, in the order they were first written."""
+        names = [name for name in self.columns if name.startswith(prefix) and name.endswith(suffix)]
+        return [name[len(prefix) : len(name) - len(suffix)] for name in names if len(name) > len(prefix) + len(suffix)]
+
+
+def read(path: str | Path) -> TrainingLog:
+    """Reads `metrics.jsonl`.
+
+    A last line without its line break is left out: the run that was writing it may have been killed, or still be writing.
+
+    Raises:
+      InputError: no such file, or a line that is not an object with a step; the message names file and line.
+    """
+    by_step: dict[int, dict[str, float]] = {}
+    names: dict[str, None] = {}
+    with open_file(path) as file:
+        for number, line in enumerate(file, 1):
+            if not line.endswith(b"\n") or not line.strip():
+                continue
+            record = _record(line, f"{path}:{number}")
+            step = int(record.pop("step"))
+            # A resumed run writes again from its checkpoint on; what it had written beyond that is not part of it.
+            while by_step and next(reversed(by_step)) > step:
+                by_step.popitem()
+            by_step.setdefault(step, {}).update(record)
+            names.update(dict.fromkeys(record))
+    columns = {name: np.array([record.get(name, np.nan) for record in by_step.values()], float) for name in names}
+    return TrainingLog(steps=np.array(list(by_step), float), columns=columns)
+
+
+def _record(line: bytes, where: str) -> dict[str, float]:
+    try:
+        record = json.loads(line)
+    except ValueError:
+        raise InputError(f"{where}: is not valid JSON; remove the line, or train again") from None
+    step = record.get("step") if isinstance(record, dict) else None
+    if not isinstance(step, int) or isinstance(step, bool):
+        raise InputError(f'{where}: expected an object with a whole number "step", as training writes it')
+    # A loss that was not finite is written as null, or as a word by writers that keep to strict JSON.
+    return {name: float(value) for name, value in record.items() if isinstance(value, (int, float)) and not isinstance(value, bool)}

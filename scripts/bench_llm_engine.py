@@ -1,0 +1,118 @@
+#!/usr/bin/env python
+"""How much the engine costs: CPU a call, calls a second, and wall time against the ideal, beside the plain SDK behind a semaphore.
+
+    python scripts/bench_llm_engine.py --latency_seconds=0.5 --in_flight=256 --calls=5120
+    python scripts/bench_llm_engine.py --latency_seconds=0 --in_flight=64 --calls=3000 --judges=openai:m,gemini:m,google-genai:m
+
+The judge is a process of its own on loopback, which answers cluster_samples with ten samples of about 60 words. The ideal wall time is
+calls / in_flight * latency. The plain SDK keeps no ledger, no budget and retries nothing.
+"""
+
+import argparse
+import asyncio
+from collections.abc import Awaitable, Callable
+import json
+import os
+from pathlib import Path
+import platform
+import sys
+import tempfile
+import time
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from diversity_jax.llm import Engine, EngineConfig, Request
+from tests.llm_server import RemoteServer, serve_process
+
+SCHEMA = {
+    "type": "object",
+    "properties": {
+        "clusters": {
+            "type": "array",
+            "items": {
+                "type": "object",
+                "properties": {"cluster": {"type": "integer"}, "sample_ids": {"type": "array", "items": {"type": "string"}}},
+                "required": ["cluster", "sample_ids"],
+                "additionalProperties": False,
+            },
+        }
+    },
+    "required": ["clusters"],
+    "additionalProperties": False,
+}
+SYSTEM = "Group the samples by what they are about. " * 60
+TEXT = "the committee of the small town met again on tuesday to talk about the bridge " * 4
+
+
+def request(number: int) -> Request:
+    """A grouping call like those of the cluster agent: 2,500 characters of instructions and ten samples."""
+    samples = (json.dumps({"sample_id": f"k{number}x{sample}", "text": TEXT}) for sample in range(10))
+    return Request(stage="cluster_samples", system=SYSTEM, user="\n".join(samples), schema=SCHEMA)
+
+
+async def measure(ask: Callable[[Request], Awaitable], calls: int, in_flight: int) -> tuple[float, float]:
+    """Wall seconds and CPU seconds of this process for `calls` calls, after a warm-up that opens the connections."""
+    await asyncio.gather(*(ask(request(-number)) for number in range(1, in_flight + 1)))
+    room = asyncio.Semaphore(2 * in_flight)  # as the agent does: far more groupings than slots need not exist at once
+
+    async def one(number: int):
+        async with room:
+            await ask(request(number))
+
+    wall, cpu = time.perf_counter(), time.process_time()
+    await asyncio.gather(*(one(number) for number in range(calls)))
+    return time.perf_counter() - wall, time.process_time() - cpu
+
+
+async def engine_run(judge: str, server: RemoteServer, calls: int, in_flight: int) -> tuple[float, float]:
+    """Through the engine, with a ledger on disk."""
+    url = server.openai_url if judge.startswith("openai") else server.gemini_url
+    with tempfile.TemporaryDirectory() as folder:
+        config = EngineConfig(max_in_flight=in_flight, ledger=f"{folder}/ledger.sqlite", progress="off")
+        async with Engine(judge, base_url=url, config=config) as engine:
+            return await measure(engine.complete, calls, in_flight)
+
+
+async def plain_run(server: RemoteServer, calls: int, in_flight: int) -> tuple[float, float]:
+    """Through the SDK as its documentation has it, behind a semaphore."""
+    import openai
+
+    slots = asyncio.Semaphore(in_flight)
+    async with openai.AsyncOpenAI(api_key="none", base_url=server.openai_url, max_retries=0) as client:
+
+        async def ask(asked: Request):
+            async with slots:
+                messages = [{"role": "system", "content": asked.system}, {"role": "user", "content": asked.user}]
+                wanted = {"type": "json_schema", "json_schema": {"name": asked.stage, "strict": True, "schema": asked.schema}}
+                await client.chat.completions.create(model="m", messages=messages, max_tokens=4096, temperature=0, response_format=wanted)
+
+        return await measure(ask, calls, in_flight)
+
+
+def report(name: str, wall: float, cpu: float, calls: int, in_flight: int, latency: float):
+    """Prints one line of figures."""
+    share = f"{calls / in_flight * latency / wall:7.1%} of ideal" if latency else ""
+    print(f"{name:28} {calls / wall:8.0f} calls/s {1e3 * cpu / calls:8.2f} ms CPU/call {wall:8.2f} s {share}", flush=True)
+
+
+def main():
+    """Runs the comparison and prints a table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--latency_seconds", type=float, default=0.5)
+    parser.add_argument("--in_flight", type=int, default=256)
+    parser.add_argument("--calls", type=int, default=5120)
+    parser.add_argument("--judges", default="openai:m", help="comma list of provider:model")
+    parser.add_argument("--plain", action=argparse.BooleanOptionalAction, default=True, help="also measure the plain SDK")
+    flags = parser.parse_args()
+    os.environ.setdefault("GEMINI_API_KEY", "none")
+    print(f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, Python {platform.python_version()}")
+    sizes = (flags.calls, flags.in_flight)
+    with serve_process(latency_seconds=flags.latency_seconds) as server:
+        for judge in flags.judges.split(","):
+            report(f"engine, {judge}", *asyncio.run(engine_run(judge, server, *sizes)), *sizes, flags.latency_seconds)
+        if flags.plain:
+            report("plain openai SDK", *asyncio.run(plain_run(server, *sizes)), *sizes, flags.latency_seconds)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,59 @@
+"""Installation. `requirements.lock` holds versions that import together; these are the bounds they were chosen within."""
+
+from pathlib import Path
+import re
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+VERSION = re.search(r'__version__ = "(.+?)"', (HERE / "diversity_jax" / "__init__.py").read_text()).group(1)
+
+setup(
+    name="diversity_jax",
+    version=VERSION,
+    description="Measure the diversity of training data, mix by it, and train Llama models on the mixture in JAX.",
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    python_requires=">=3.11,<3.14",
+    packages=find_packages(include=["diversity_jax", "diversity_jax.*"]),
+    package_data={"diversity_jax.llm": ["prices.json"]},
+    install_requires=[
+        "jax>=0.10.2",
+        "flax>=0.12.8",
+        "optax>=0.2.8",
+        "orbax-checkpoint>=0.12.8",
+        "numpy>=2.1",
+        "seqio>=0.0.20",
+        "tensorflow-datasets>=4.9.10",
+        "google-generativeai>=0.8.6",
+        # google-generativeai holds protobuf below 6; newer releases of these two need 6.
+        "tensorflow-metadata<1.18",
+        "sentencepiece<0.2.2",
+        "absl-py",
+        "clu>=0.0.12",
+        "ml-collections>=1.1.0",
+        "openai>=2.54",
+        "google-genai>=3.4",
+        "httpx>=0.28",
+        "tokenizers>=0.22",
+        "safetensors>=0.6",
+        "scikit-learn>=1.7",
+        "matplotlib>=3.10",
+        "pyarrow",
+        "fsspec",
+        "zstandard>=0.25",
+        "rich>=14",
+    ],
+    extras_require={
+        "cuda": ["jax[cuda12]"],
+        "tpu": ["jax[tpu]"],
+        "eval": ["lm-eval>=0.4.13"],
+        "hf": ["transformers>=5", "torch>=2.9"],
+        "beam": ["apache-beam>=2.77", "google-crc32c"],
+        "report": ["tensorboard>=2.20"],
+        "llamacpp": ["xllamacpp", "gguf"],
+        "dev": ["pytest>=9", "pytest-xdist", "pytest-timeout", "hypothesis", "ruff", "jsonschema", "websockets"],
+    },
+)

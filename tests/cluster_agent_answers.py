@@ -1,0 +1,41 @@
+"""Answers as long as the instructions allow, for forecasts to be measured against."""
+
+import json
+import random
+
+PHRASE = ["passages", "about", "this", "subject", "that", "share", "a", "method", "and", "the", "same", "intended", "readers", "in", "most"]
+
+
+def follows_instructions(oracle, reasoning_words):
+    """An oracle for `tests.llm_server` that groups as another does and writes reasons, values and definitions of usual length."""
+    generator = random.Random(0)
+
+    def words(most):
+        return " ".join(generator.choice(PHRASE) for _ in range(max(1, int(most * generator.uniform(0.6, 1.0)))))
+
+    def criteria():
+        levels = [words(7) for _ in range(5)]
+        metadata = [{"name": f"{words(3)} {n}", "definition": words(25)} for n in range(4)]
+        return metadata, [{**one, "levels": levels} for one in metadata]
+
+    def answer(stage, samples, payload):
+        if stage in ("cluster_samples", "verify_clusters"):
+            value = oracle(stage, samples, payload)
+            for cluster in value.get("clusters", ()):
+                cluster["uniqueness_reasoning"] = words(reasoning_words)
+                cluster["cluster_metadata"] = [{"name": words(3), "value": words(5)} for _ in range(4)]
+                few = reasoning_words // 3
+                cluster["cluster_metrics"] = [{"name": words(3), "reasoning": words(few), "score": 3} for _ in range(4)]
+            for verdict in value.get("validation", ()):
+                verdict["reasoning"] = words(reasoning_words)
+            return value
+        metadata, metrics = criteria()
+        if stage == "define_criteria":
+            asked = [json.loads(line) for line in payload["user"].splitlines()]
+            guided = {kind: [{"name": one[kind], "guidance": words(25)} for one in asked if kind in one] for kind in ("metadata", "metric")}
+            return {"metadata": guided["metadata"], "metrics": guided["metric"]}
+        return {"propose_criteria": {"metadata": metadata, "metrics": metrics}, "summarize_metadata": {"metadata": metadata}}.get(
+            stage, {"metrics": metrics}
+        )
+
+    return answer

@@ -1,0 +1,17 @@
+"""JAX for tests: the CPU, as eight devices, with compiled programs kept between runs."""
+
+import os
+from pathlib import Path
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).resolve().parents[1] / ".pytest_cache" / "jax"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
+
+
+def pytest_configure(config):
+    """Settings of the tests' own process; processes that a test starts have the devices and the compiler that users have."""
+    import jax
+
+    jax.config.update("jax_num_cpu_devices", 8)
+    # Tests run each program once or twice: compiling it well takes longer than running it badly.
+    jax.config.update("jax_disable_most_optimizations", True)

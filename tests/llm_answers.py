@@ -1,0 +1,110 @@
+"""What a played language model answers: functions of the stage, the samples and the payload of a request."""
+
+from collections.abc import Callable, Mapping
+import contextlib
+import json
+import re
+from typing import Any
+
+# stage, samples as [{"sample_id": ..., "text": ...}], payload with `system`, `user`, `schema`, `body`, `model`
+Answer = Callable[[str, list[dict[str, str]], dict[str, Any]], dict[str, Any] | str]
+
+STAGES = {
+    "clusters": "cluster_samples",
+    "validation": "verify_clusters",
+}
+STAGE_NAMES = ("propose_criteria", "summarize_metadata", "summarize_metrics", "define_criteria", "cluster_samples", "verify_clusters")
+
+
+def samples_in(user: str) -> list[dict[str, str]]:
+    """The samples of a user message: its lines that are JSON objects with a `sample_id`."""
+    found = []
+    for line in user.splitlines():
+        if line.startswith("{") and '"sample_id"' in line:
+            with contextlib.suppress(json.JSONDecodeError):
+                found.append(json.loads(line))
+    return found
+
+
+def stage_of(system: str, user: str, schema: Mapping | None, name: str | None) -> str:
+    """Which stage is asked: by the schema's name, by its properties, or by a stage named in the prompt."""
+    if name:
+        return name
+    for property_name in (schema or {}).get("properties", {}):
+        if property_name in STAGES:
+            return STAGES[property_name]
+    named = re.search("|".join(STAGE_NAMES), system + "\n" + user)
+    return named.group() if named else "unknown"
+
+
+# google-generativeai sends the numbers of its enumeration, google-genai the names.
+_GEMINI_TYPES = {1: "string", 2: "number", 3: "integer", 4: "boolean", 5: "array", 6: "object"}
+
+
+def json_schema(gemini: Any) -> Any:
+    """Gemini's form of a schema as JSON schema."""
+    if not isinstance(gemini, dict):
+        return gemini
+    converted = dict(gemini)
+    if "type" in converted:
+        kind = converted["type"]
+        converted["type"] = _GEMINI_TYPES[kind] if isinstance(kind, int) else kind.lower()
+    if "items" in converted:
+        converted["items"] = json_schema(converted["items"])
+    if "properties" in converted:
+        converted["properties"] = {name: json_schema(value) for name, value in converted["properties"].items()}
+    return converted
+
+
+def tokens_of(text: str) -> int:
+    """Tokens as this server counts them: four characters each."""
+    return len(text) // 4 + 1
+
+
+def label_oracle(labels: Mapping[str, Any]) -> Answer:
+    """Answers all six stages; clusters samples by the label of their text, and calls every cluster valid.
+
+    Args:
+      labels: label by sample text. A text that is missing is looked up by its first 200 characters, so that cut samples are found.
+    """
+    short = {text[:200]: label for text, label in labels.items()}
+
+    def answer(stage: str, samples: list[dict[str, str]], payload: dict[str, Any]) -> dict[str, Any] | str:
+        if stage == "cluster_samples":
+            return {"clusters": _clusters(samples, lambda text: labels.get(text, short.get(text[:200], text)))}
+        if stage == "verify_clusters":
+            count = max([int(n) for n in re.findall(r'"cluster": ?(\d+)', payload["user"])], default=0)
+            return {"validation": [{"cluster": n, "valid": 1, "reasoning": "alike"} for n in range(1, count + 1)]}
+        return fill(payload["schema"] or {"type": "object"})
+
+    return answer
+
+
+def _clusters(samples: list[dict[str, str]], label_of: Callable[[str], Any]) -> list[dict[str, Any]]:
+    groups: dict[Any, list[str]] = {}
+    for sample in samples:
+        groups.setdefault(label_of(sample["text"]), []).append(sample["sample_id"])
+    return [
+        {"cluster": n, "sample_ids": ids, "uniqueness_reasoning": "one label", "cluster_metadata": [], "cluster_metrics": []}
+        for n, ids in enumerate(groups.values(), start=1)
+    ]
+
+
+def fill(schema: Mapping[str, Any]) -> Any:
+    """Some value of a JSON schema, as a model without an idea would give."""
+    if "enum" in schema:
+        return schema["enum"][0]
+    kind = schema.get("type", "object")
+    kind = kind[0] if isinstance(kind, list) else kind
+    if kind == "object":
+        return {name: fill(value) for name, value in schema.get("properties", {}).items()}
+    if kind == "array":
+        return [fill(schema.get("items", {"type": "string"})) for _ in range(max(int(schema.get("minItems", 0)), 3))]
+    return {"integer": 1, "number": 1.0, "boolean": True, "null": None}.get(kind, "topic")
+
+
+def by_schema(stage: str, samples: list[dict[str, str]], payload: dict[str, Any]) -> dict[str, Any] | str:
+    """Answers with any value of the schema, and clusters by the sample's first word."""
+    if stage == "cluster_samples":
+        return {"clusters": _clusters(samples, lambda text: text.split(" ", 1)[0])}
+    return fill(payload["schema"]) if payload["schema"] else "plain text"

@@ -1,0 +1,220 @@
+"""Figures against their definitions, against theory, and at their edges."""
+
+import math
+
+from hypothesis import given
+from hypothesis import strategies as st
+import numpy as np
+import pytest
+
+from diversity_jax.cluster_agent import estimators as e
+from diversity_jax.cluster_agent.judge_error import ErrorRates, binomial, corrected
+from diversity_jax.cluster_agent.simulation import count_clusters, count_pairs, even_shares, simulate_groupings, zipf_shares
+from diversity_jax.errors import InputError
+
+
+def groupings_of(partitions, k, valid=None, sets=None):
+    """Groupings of explicit cluster sizes."""
+    counted = [
+        e.count_partition(sizes, good) for sizes, good in zip(partitions, valid or [[True] * len(p) for p in partitions], strict=True)
+    ]
+    clusters, kept, pairs = zip(*counted, strict=True)
+    return e.Groupings(samples_per_grouping=k, criteria_set=sets or [0] * len(partitions), clusters=clusters, kept=kept, pairs=pairs)
+
+
+def test_figures_of_two_groupings_by_hand():
+    found = groupings_of([(3, 1, 1), (2, 2, 1)], 5)
+    assert found.collisions.tolist() == [3 / 10, 2 / 10]
+    assert e.effective_clusters(groupings_of([(3, 1, 1)] * 9 + [(2, 2, 1)] * 9, 5)).value == pytest.approx(1 / 0.25)
+    assert e.cluster_score(found).value == pytest.approx((9 / 5 + 9 / 5) / 2)
+    assert e.clusters_per_sample(found).value == pytest.approx(3 / 5)
+
+
+def test_an_invalid_cluster_is_singletons_for_collision_and_dropped_for_the_paper_score():
+    found = groupings_of([(3, 2)], 5, valid=[[False, True]])
+    assert found.collisions[0] == pytest.approx(1 / 10)
+    assert (found.clusters[0], found.kept[0]) == (1, 2)
+    assert e.cluster_score(found).value == pytest.approx(1 / 2)
+
+
+def test_a_grouping_without_a_valid_cluster_has_no_paper_score_but_counts_for_collision():
+    found = groupings_of([(5,), (1, 1, 1, 1, 1)], 5, valid=[[False], [True] * 5])
+    assert e.cluster_score(found).value == pytest.approx(5.0)
+    assert found.collisions.tolist() == [0, 0]
+
+
+@given(st.lists(st.lists(st.integers(0, 6), min_size=8, max_size=8), min_size=2, max_size=30))
+def test_every_figure_keeps_its_range_and_its_interval_holds_its_value(labels):
+    labels = np.array(labels)
+    found = e.Groupings(
+        samples_per_grouping=8,
+        criteria_set=np.arange(len(labels)) % 3,
+        clusters=count_clusters(labels),
+        kept=np.full(len(labels), 8),
+        pairs=count_pairs(labels),
+    )
+    for estimate, least, most in (
+        (e.cluster_score(found), 1 / 8, 8),
+        (e.clusters_per_sample(found), 0, 1),
+        (e.collision(found), 0, 1),
+        (e.effective_clusters(found), 1, math.inf),
+    ):
+        assert least <= estimate.low <= estimate.value + 1e-12
+        assert estimate.value <= (most if estimate.high is None else estimate.high) + 1e-12
+        assert estimate.high is None or estimate.high <= most + 1e-12
+
+
+@pytest.mark.parametrize("k", [5, 10, 20])
+@pytest.mark.parametrize(
+    ("truth", "score"), [(5, {5: 2.37, 10: 2.03, 20: 1.22}), (50, {5: 4.65, 10: 8.41, 20: 13.9}), (500, {5: 4.96, 10: 9.83, 20: 19.3})]
+)
+def test_the_paper_score_depends_on_k_and_effective_clusters_does_not(k, truth, score):
+    found = simulate_groupings(even_shares(truth), samples_per_grouping=k, groupings=20_000, generator=np.random.default_rng(k))
+    assert e.cluster_score(found).value == pytest.approx(score[k], rel=0.02)
+    assert e.effective_clusters(found).value == pytest.approx(truth, rel=0.1)
+
+
+@pytest.mark.parametrize("shares", [even_shares(5), zipf_shares(50)])
+@pytest.mark.parametrize("k", [5, 20])
+def test_the_variance_of_one_collision_is_as_the_theory_of_u_statistics_says(shares, k):
+    found = simulate_groupings(shares, samples_per_grouping=k, groupings=40_000, generator=np.random.default_rng(1))
+    expected = e.collision_variance(np.square(shares).sum(), (shares**3).sum(), k)
+    assert found.collisions.var() == pytest.approx(expected, rel=0.08)
+
+
+@pytest.mark.parametrize(
+    ("truth", "k", "even", "zipf"),
+    [(5, 10, 137, 288), (5, 20, 33, 109), (50, 10, 1674, 2589), (50, 20, 397, 884), (500, 10, 17040, 20769), (500, 20, 4036, 6023)],
+)
+def test_groupings_needed_for_five_percent(truth, k, even, zipf):
+    for shares, expected in ((even_shares(truth), even), (zipf_shares(truth), zipf)):
+        assert e.groupings_needed(np.square(shares).sum(), (shares**3).sum(), k) == pytest.approx(expected, rel=0.005)
+
+
+@pytest.mark.parametrize("sets", [1, 5])
+def test_intervals_hold_the_truth_as_often_as_they_say(sets):
+    generator, held = np.random.default_rng(3), 0
+    for _ in range(400):
+        found = simulate_groupings([even_shares(50)] * sets, samples_per_grouping=10, groupings=250, generator=generator)
+        one = e.effective_clusters(found)
+        held += one.low <= 50 <= one.high
+    assert 0.92 <= held / 400 <= 0.98
+
+
+def test_criteria_that_differ_need_the_two_level_interval():
+    generator, held = np.random.default_rng(4), np.zeros(2)
+    for _ in range(300):
+        shares = [even_shares(round(50 * math.exp(generator.normal(0, 0.1)))) for _ in range(5)]
+        found = simulate_groupings(shares, samples_per_grouping=10, groupings=2500, generator=generator)
+        flat = e.Groupings(samples_per_grouping=10, criteria_set=[0] * 2500, clusters=found.clusters, kept=found.kept, pairs=found.pairs)
+        for number, one in enumerate((found, flat)):
+            estimate = e.effective_clusters(one)
+            held[number] += estimate.low <= 50 <= estimate.high
+    assert held[0] / 300 > 0.9
+    assert held[1] / 300 < 0.75
+
+
+def test_without_a_pair_only_a_bound_is_given():
+    found = groupings_of([(1,) * 10] * 200, 10)
+    one = e.effective_clusters(found)
+    assert one.high is None
+    assert one.value == one.low == pytest.approx(200 * 10 * 9 / 6, rel=0.002)
+    assert e.collision(found).value == 0
+
+
+def test_under_ten_pairs_only_a_bound_is_given_and_it_holds_the_truth_as_often_as_it_says():
+    generator, held = np.random.default_rng(5), 0
+    for _ in range(400):
+        found = simulate_groupings(even_shares(500), samples_per_grouping=5, groupings=200, generator=generator)
+        one = e.effective_clusters(found)
+        assert (one.high is None) == (found.pairs.sum() < 10)
+        held += one.low <= 500 if one.high is None else one.low <= 500 <= one.high
+    assert held / 400 > 0.92
+
+
+def test_groupings_that_are_all_one_cluster_do_not_claim_certainty():
+    one = e.effective_clusters(groupings_of([(10,)] * 30, 10))
+    assert one.value == 1
+    assert 1 < one.high < 1.05
+
+
+def test_agreement_of_few_groupings_is_no_certainty():
+    one = e.effective_clusters(groupings_of([(5, 5)] * 4, 10))
+    assert one.low < one.value < one.high
+
+
+def test_one_grouping_gives_an_interval_as_wide_as_it_deserves():
+    one = e.effective_clusters(groupings_of([(6, 4)], 10))
+    assert one.high / one.low > 4
+
+
+def test_no_grouping_is_refused():
+    with pytest.raises(InputError, match="no usable grouping"):
+        e.effective_clusters(e.Groupings(samples_per_grouping=5, criteria_set=[], clusters=[], kept=[], pairs=[]))
+
+
+def test_damaged_counts_are_refused():
+    with pytest.raises(InputError, match="damaged"):
+        e.Groupings(samples_per_grouping=5, criteria_set=[0], clusters=[2], kept=[5], pairs=[11])
+    with pytest.raises(InputError, match="at least 2"):
+        e.Groupings(samples_per_grouping=1, criteria_set=[0], clusters=[1], kept=[1], pairs=[0])
+
+
+def test_a_corpus_has_no_more_clusters_than_documents():
+    theta = e.collision(groupings_of([(1,) * 10] * 200, 10))
+    assert e.in_a_corpus_of(1000, theta).value == pytest.approx(1000)
+    labels = np.repeat(np.arange(50), 4)
+    theta_without = (4 * 3 * 50) / (200 * 199)
+    exact = e.in_a_corpus_of(200, e.Estimate(value=theta_without, low=theta_without, high=theta_without))
+    assert exact.value == pytest.approx(1 / np.square(np.bincount(labels) / 200).sum())
+
+
+def test_convergence_ends_at_the_estimate():
+    found = simulate_groupings(even_shares(20), samples_per_grouping=10, groupings=500, generator=np.random.default_rng(0))
+    settled = e.convergence(found)
+    assert settled["groupings"][-1] == 500
+    assert settled["value"][-1] == e.effective_clusters(found).value
+    assert settled["groupings"] == sorted(set(settled["groupings"]))
+
+
+def test_several_draws_of_a_corpus_give_a_mean_and_an_error_bar():
+    one = e.across_draws([4.0, 4.1, 3.9, 4.05, 3.95])
+    assert one.value == pytest.approx(4.0)
+    assert one.low < 3.95 < 4.05 < one.high
+    with pytest.raises(InputError, match="at least 2"):
+        e.across_draws([4.0])
+
+
+@given(st.integers(1, 300), st.data())
+def test_a_rate_lies_in_its_interval(trials, data):
+    events = data.draw(st.integers(0, trials))
+    rate = binomial(events, trials)
+    assert 0 <= rate.low <= rate.value <= rate.high <= 1
+
+
+def test_rates_of_no_canary_are_unknown():
+    assert ErrorRates(shown=0, merged=0, split=0).ceiling is None
+    assert ErrorRates(shown=100, merged=0, split=0).ceiling["value"] is None
+    assert ErrorRates(shown=100, merged=2, split=0).ceiling["value"] == 50
+
+
+def test_the_correction_takes_out_the_errors_of_a_judge():
+    generator, values, held = np.random.default_rng(6), [], 0
+    for _ in range(200):
+        true = simulate_groupings(even_shares(50), samples_per_grouping=10, groupings=800, generator=generator)
+        pairs = generator.binomial(true.pairs, 0.9) + generator.binomial(45 - true.pairs, 0.005)
+        spoilt = e.Groupings(samples_per_grouping=10, criteria_set=true.criteria_set, clusters=true.clusters, kept=true.kept, pairs=pairs)
+        rates = ErrorRates(shown=800, merged=int(generator.binomial(800, 0.005)), split=int(generator.binomial(800, 0.1)))
+        one = corrected(spoilt, rates)
+        values.append(one.value)
+        held += one.low <= 50 and (one.high is None or one.high >= 50)
+    assert np.median(values) == pytest.approx(50, rel=0.06)
+    assert held / 200 > 0.92
+
+
+def test_beyond_the_ceiling_the_correction_gives_a_bound():
+    found = simulate_groupings(even_shares(100), samples_per_grouping=10, groupings=500, generator=np.random.default_rng(0))
+    one = corrected(found, ErrorRates(shown=500, merged=5, split=0))
+    assert one.high is None
+    assert corrected(found, ErrorRates(shown=10, merged=6, split=5)) is None
+    assert corrected(found, ErrorRates(shown=0, merged=0, split=0)) is None

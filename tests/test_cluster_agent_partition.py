@@ -1,0 +1,140 @@
+"""A partition is taken only if every shown sample is in exactly one cluster."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+import pytest
+
+from diversity_jax.cluster_agent.canaries import FOREIGN_TEXTS, judge_canary, plant, with_control, without_planted
+from diversity_jax.cluster_agent.judge import AnswerError, Cluster, Sample
+from diversity_jax.cluster_agent.partition import parse_partition, parse_validation
+
+SAMPLES = tuple(Sample(sample_id=f"k{i}", text=f"text number {i} about weather", document=str(i)) for i in range(6))
+IDS = [sample.sample_id for sample in SAMPLES]
+
+
+def answer(*clusters):
+    """A clustering answer from lists of ids."""
+    return {"clusters": [{"cluster": n, "sample_ids": list(ids), "uniqueness_reasoning": "r"} for n, ids in enumerate(clusters, 1)]}
+
+
+def clusters_of(*groups):
+    """Clusters from lists of ids."""
+    return tuple(Cluster(sample_ids=tuple(ids)) for ids in groups)
+
+
+@given(st.lists(st.integers(0, 3), min_size=6, max_size=6))
+def test_every_partition_is_taken(labels):
+    groups = [[i for i, own in zip(IDS, labels, strict=True) if own == label] for label in sorted(set(labels))]
+    assert [list(c.sample_ids) for c in parse_partition(answer(*groups), SAMPLES)] == groups
+
+
+@given(st.lists(st.lists(st.sampled_from([*IDS, "zz", ""]), max_size=7), max_size=5))
+def test_anything_else_is_refused(groups):
+    flat = [i for group in groups for i in group]
+    if sorted(flat) == sorted(IDS) and all(groups):
+        return
+    with pytest.raises(AnswerError):
+        parse_partition(answer(*groups), SAMPLES)
+
+
+@pytest.mark.parametrize(
+    ("groups", "complaint"),
+    [
+        ((IDS[:5],), "in no cluster: k5"),
+        ((IDS, ["k0"]), "more than one place: k0"),
+        ((IDS, ["k9"]), "unknown sample ids: k9"),
+        ((IDS, []), "no `sample_ids`"),
+    ],
+)
+def test_the_complaint_names_what_is_wrong(groups, complaint):
+    with pytest.raises(AnswerError, match=complaint):
+        parse_partition(answer(*groups), SAMPLES)
+
+
+@pytest.mark.parametrize("value", [None, [], "text", {}, {"clusters": {}}, {"clusters": [1]}, {"clusters": [{"sample_ids": [1, 2]}]}])
+def test_another_shape_is_refused(value):
+    with pytest.raises(AnswerError):
+        parse_partition(value, SAMPLES)
+
+
+def test_metadata_and_metrics_may_be_maps_or_lists_and_are_for_people_only():
+    as_map = {"cluster_metadata": {"topic": "rain"}, "cluster_metrics": {"depth": {"reasoning": "plain", "score": 4}}}
+    as_list = {
+        "cluster_metadata": [{"name": "topic", "value": "rain"}, {"value": "nameless"}],
+        "cluster_metrics": [{"name": "depth", "reasoning": "plain", "score": 4}],
+    }
+    for described in (as_map, as_list):
+        (found,) = parse_partition({"clusters": [{"sample_ids": IDS, **described}]}, SAMPLES)
+        assert found.metadata == (("topic", "rain"),)
+        assert found.metrics == (("depth", 4, "plain"),)
+    (found,) = parse_partition({"clusters": [{"sample_ids": IDS, "cluster_metrics": {"depth": {"score": "high"}}}]}, SAMPLES)
+    assert found.metrics == (("depth", 0, ""),)
+
+
+def test_a_singleton_is_valid_whatever_is_said_of_it():
+    clusters = clusters_of(["k0", "k1"], ["k2"])
+    verdicts = parse_validation({"validation": [{"cluster": 1, "valid": 0, "reasoning": "no"}, {"cluster": 2, "valid": 0}]}, clusters)
+    assert verdicts == ((False, "no"), (True, ""))
+    assert parse_validation({"validation": [{"cluster": 1, "valid": 1}]}, clusters) == ((True, ""), (True, ""))
+
+
+@pytest.mark.parametrize(
+    "entries",
+    [
+        [],
+        [{"cluster": 2, "valid": 1}],
+        [{"cluster": 1, "valid": 2}],
+        [{"cluster": "1", "valid": 1}],
+        [{"cluster": 1, "valid": 1}, {"cluster": 1, "valid": 0}],
+        ["valid"],
+    ],
+)
+def test_a_verdict_that_is_missing_or_double_is_refused(entries):
+    with pytest.raises(AnswerError):
+        parse_validation({"validation": entries}, clusters_of(["k0", "k1"], ["k2"]))
+
+
+@given(st.integers(0, 200))
+def test_planting_adds_a_copy_and_a_foreign_text_and_taking_them_out_restores_the_partition(seed):
+    import random
+
+    shown, canary = plant(SAMPLES, ["c0", "f0"], random.Random(seed))
+    texts = {sample.sample_id: sample.text for sample in shown}
+    assert len(shown) == len(SAMPLES) + 2
+    assert [sample for sample in shown if sample.sample_id in IDS] == list(SAMPLES)
+    assert texts[canary.copy] == texts[canary.original]
+    assert texts[canary.foreign] in FOREIGN_TEXTS
+    right = clusters_of(*[[i, *(["c0"] if i == canary.original else [])] for i in IDS], ["f0"])
+    assert judge_canary(right, canary).passed
+    assert without_planted(right, canary) == clusters_of(*[[i] for i in IDS])
+
+
+def test_a_split_copy_and_a_merged_foreign_text_are_seen():
+    import random
+
+    _, canary = plant(SAMPLES, ["c0", "f0"], random.Random(0))
+    rest = [i for i in IDS if i != canary.original]
+    split = judge_canary(clusters_of([*rest], [canary.original], ["c0"], ["f0"]), canary)
+    assert (split.split, split.merged) == (True, False)
+    merged = judge_canary(clusters_of([*IDS, "c0", "f0"]), canary)
+    assert (merged.split, merged.merged) == (False, True)
+
+
+def test_the_foreign_text_is_foreign_to_the_sample_it_is_compared_with():
+    import random
+
+    bees = tuple(Sample(sample_id=f"b{i}", text=FOREIGN_TEXTS[9], document="b") for i in range(3))
+    for seed in range(30):
+        shown, canary = plant(bees, ["c0", "f0"], random.Random(seed))
+        assert next(s.text for s in shown if s.sample_id == canary.foreign) != FOREIGN_TEXTS[9]
+
+
+def test_verification_sees_one_cluster_that_is_valid_for_certain():
+    import random
+
+    _, canary = plant(SAMPLES, ["c0", "f0"], random.Random(0))
+    clusters = clusters_of(IDS[:3], IDS[3:])
+    shown, place = with_control(clusters, canary)
+    assert shown[place].sample_ids == (canary.original, "c0")
+    assert shown[:place] + shown[place + 1 :] == clusters
+    assert with_control(clusters, None) == (clusters, None)

@@ -1,0 +1,90 @@
+"""A scorecard says the same after a journey through a file, and a damaged one says what is wrong with it."""
+
+import json
+
+import pytest
+
+from diversity_jax.cluster_agent import AgentConfig, Scorecard, compare, score_corpus
+from diversity_jax.cluster_agent.simulation import LabelJudge, LabelledCorpus, even_shares
+from diversity_jax.errors import InputError
+
+
+@pytest.fixture(scope="module")
+def card():
+    """A small scorecard."""
+    corpus = LabelledCorpus(even_shares(20), documents=5000)
+    return score_corpus(corpus, LabelJudge(corpus.label_of), AgentConfig(groupings=100, proposals=2, correct_judge_error=True))
+
+
+def test_a_scorecard_is_the_same_after_saving_and_loading(card, tmp_path):
+    card.save(tmp_path / "scorecard.json")
+    again = Scorecard.load(tmp_path / "scorecard.json")
+    assert again.to_json() == card.to_json()
+    assert again.content_hash == card.content_hash
+    again.save(tmp_path / "again.json")
+    assert (tmp_path / "again.json").read_bytes() == (tmp_path / "scorecard.json").read_bytes()
+
+
+def test_the_file_has_the_fields_that_others_read(card, tmp_path):
+    card.save(tmp_path / "scorecard.json")
+    value = json.loads((tmp_path / "scorecard.json").read_text())
+    for name in ("effective_clusters", "cluster_score", "clusters_per_sample", "collision"):
+        assert set(value[name]) == {"value", "low", "high"}
+    plain = ("groupings", "dropped_groupings", "invalid_clusters", "criteria", "criteria_hash", "canaries", "calls", "cost_usd", "judge")
+    assert not [name for name in (*plain, "prompt_version", "parameters", "seed") if name not in value]
+    assert set(value["tokens"]) == {"prompt", "completion"}
+    assert {"fingerprint", "documents", "sampled"} <= set(value["corpus"])
+    assert value["judge"] == "labels (oracle)"
+
+
+def test_what_a_page_draws_is_there(card):
+    for name in ("clusters", "samples_per_cluster", "cluster_sizes"):
+        found = card.histogram(name)
+        assert len(found["values"]) == len(found["counts"]) > 0
+        assert found["values"] == sorted(found["values"])
+    assert sum(card.histogram("clusters")["counts"]) == card.groupings
+    assert len(card.examples) == 8
+    assert all(cluster["texts"] for example in card.examples for cluster in example["clusters"])
+    assert len(card.convergence["groupings"]) == len(card.convergence["low"])
+
+
+def changed(card, **changes):
+    """The JSON of a scorecard with some fields changed."""
+    return {**card.to_json(), **changes}
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"version": 7}, "version is 7"),
+        ({"calls": "many"}, "calls is str"),
+        ({"effective_clusters": {"value": 1}}, "effective_clusters: expected an object with numbers"),
+        ({"collision": {"value": 1, "low": 0, "high": "x"}}, "collision.high"),
+        ({"surprise": 1}, "'surprise'"),
+        ({"series": {"samples_per_grouping": 10}}, "series"),
+        ({"content_hash": "0"}, "content_hash"),
+    ],
+)
+def test_a_damaged_file_is_one_clear_line(card, changes, complaint, tmp_path):
+    path = tmp_path / "scorecard.json"
+    path.write_text(json.dumps(changed(card, **changes)))
+    with pytest.raises(InputError, match=complaint) as caught:
+        Scorecard.load(path)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["[]", "{}", "not json", '{"loss": 1}'])
+def test_another_file_is_no_scorecard(text, tmp_path):
+    path = tmp_path / "scorecard.json"
+    path.write_text(text)
+    with pytest.raises(InputError, match=r"scorecard\.json"):
+        Scorecard.load(path)
+
+
+def test_scores_of_different_rulers_are_not_compared(card):
+    value = card.to_json()
+    other = Scorecard.from_json({**value, "ruler": "another", "judge": "someone else"}, where="other")
+    with pytest.raises(InputError, match="different judges"):
+        compare(card, other)
+    assert not compare(card, other, any_ruler=True).decided

@@ -1,0 +1,395 @@
+"""The engine against a real server on loopback, through each of the three SDKs."""
+
+import asyncio
+from collections import Counter
+import logging
+import socket
+import sqlite3
+
+import pytest
+
+from diversity_jax.errors import InputError
+from diversity_jax.llm import BudgetConfig, CallFailed, Engine, EngineConfig, Request
+from diversity_jax.llm.providers.base import retry_after
+from tests.llm_server import Faults, serve
+
+PROVIDERS = ("openai", "gemini", "google-genai")
+KEY = "sk-secret-0123456789abcdef"
+SCHEMA = {
+    "type": "object",
+    "properties": {"word": {"type": "string"}, "score": {"type": "integer"}},
+    "required": ["word", "score"],
+    "additionalProperties": False,
+}
+
+
+@pytest.fixture(autouse=True)
+def _keys(monkeypatch):
+    for variable in ("OPENAI_API_KEY", "GEMINI_API_KEY"):
+        monkeypatch.setenv(variable, KEY)
+    for variable in ("OPENAI_BASE_URL", "GOOGLE_API_KEY"):
+        monkeypatch.delenv(variable, raising=False)
+
+
+def request(number: int = 0, **changes) -> Request:
+    fields = {"stage": "propose_criteria", "system": "Say a word.", "user": f"number {number}", "schema": SCHEMA, "max_output_tokens": 200}
+    return Request(**fields | changes)
+
+
+def engine_for(server, provider: str = "openai", *, budget: BudgetConfig = BudgetConfig(), **config) -> Engine:
+    settings = {"backoff_seconds": 0.02, "deadline_seconds": 5.0, "progress": "off"} | config
+    url = server.openai_url if provider == "openai" else server.gemini_url
+    return Engine(f"{provider}:model", base_url=url, config=EngineConfig(**settings), budget=budget)
+
+
+def ask(engine: Engine, requests: list[Request]) -> list:
+    """Completions, or the exceptions in their place."""
+
+    async def run():
+        async with engine:
+            return await asyncio.gather(*(engine.complete(r) for r in requests), return_exceptions=True)
+
+    return asyncio.run(run())
+
+
+@pytest.mark.parametrize("provider", PROVIDERS)
+def test_an_answer_arrives_whole_and_is_paid_once(provider, tmp_path):
+    ledger = str(tmp_path / "ledger.sqlite")
+    with serve() as server:
+        [first] = ask(engine_for(server, provider, ledger=ledger), [request()])
+        [second] = ask(engine_for(server, provider, ledger=ledger), [request()])
+        assert server.attempts == 1
+    assert first.text == second.text == '{"word": "topic", "score": 1}'
+    assert (first.cached, second.cached) == (False, True)
+    assert (first.prompt_tokens, first.completion_tokens) == (server.prompt_tokens, server.completion_tokens)
+    assert (second.prompt_tokens, second.cost_usd) == (first.prompt_tokens, first.cost_usd)
+
+
+@pytest.mark.parametrize("provider", PROVIDERS)
+def test_replay_needs_no_server_and_a_missing_answer_is_named(provider, tmp_path):
+    ledger = str(tmp_path / "ledger.sqlite")
+    requests = [request(number) for number in range(4)]
+    with serve(faults=Faults(refused=0.5, seed=1)) as server:
+        before = ask(engine_for(server, provider, ledger=ledger), requests)
+    after = ask(engine_for(server, provider, ledger=ledger, offline_replay=True), [*requests, request(99)])
+    shown = [getattr(outcome, "text", str(outcome)) for outcome in before]
+    assert shown == [getattr(outcome, "text", str(outcome)) for outcome in after[:-1]]
+    assert any(isinstance(outcome, CallFailed) for outcome in before)
+    assert isinstance(after[-1], InputError)
+    assert "has no answer" in str(after[-1])
+
+
+@pytest.mark.parametrize("provider", PROVIDERS)
+@pytest.mark.parametrize("fault", ["too_many", "error_500", "error_503", "dropped", "hanging", "garbled_http"])
+def test_passing_faults_are_tried_again(provider, fault):
+    with serve(faults=Faults(**{fault: 0.4}, seed=1)) as server:
+        deadline_seconds = 0.5 if fault == "hanging" else 20.0
+        engine = engine_for(server, provider, deadline_seconds=deadline_seconds, max_attempts=12)
+        outcomes = ask(engine, [request(number) for number in range(12)])
+        assert server.statuses[fault] > 0
+        assert fault == "hanging" or max(server.answered.values()) == 1
+    assert all(outcome.text == '{"word": "topic", "score": 1}' for outcome in outcomes)
+
+
+@pytest.mark.parametrize("provider", PROVIDERS)
+@pytest.mark.parametrize(("fault", "reason"), [("truncated", "truncated"), ("refused", "refused"), ("empty", "empty")])
+def test_an_unusable_ending_is_a_failure_with_its_reason_and_never_an_answer(provider, fault, reason, tmp_path):
+    ledger = str(tmp_path / "ledger.sqlite")
+    with serve(faults=Faults(**{fault: 1.0})) as server:
+        [outcome] = ask(engine_for(server, provider, ledger=ledger), [request()])
+        assert isinstance(outcome, CallFailed)
+        assert outcome.reason == reason
+        assert not outcome.ends_run
+        assert server.attempts == 1
+        server.faults = Faults()
+        [outcome] = ask(engine_for(server, provider, ledger=ledger), [request()])
+    assert outcome.text
+    assert not outcome.cached
+
+
+def test_what_a_failed_answer_used_up_is_counted():
+    with serve(faults=Faults(truncated=1.0)) as server:
+        engine = engine_for(server)
+        [outcome] = ask(engine, [request()])
+        assert outcome.prompt_tokens == server.prompt_tokens > 0
+        assert engine.stats.spent.tokens == server.prompt_tokens + server.completion_tokens
+    assert (engine.stats.failed, engine.stats.done) == (1, 0)
+
+
+@pytest.mark.parametrize("provider", PROVIDERS)
+def test_attempts_are_bounded(provider):
+    with serve(faults=Faults(error_500=1.0)) as server:
+        [outcome] = ask(engine_for(server, provider, max_attempts=3), [request()])
+        assert server.attempts == 3
+    assert outcome.reason == "gave_up"
+    assert "500" in outcome.detail
+
+
+@pytest.mark.parametrize("provider", PROVIDERS)
+def test_a_wrong_key_is_one_line_without_the_key_and_is_not_tried_again(provider):
+    with serve(required_key="another") as server:
+        [first, *others] = ask(engine_for(server, provider, max_in_flight=1), [request(number) for number in range(20)])
+        assert server.attempts == 1
+    assert all(isinstance(outcome, InputError) for outcome in [first, *others])
+    assert "API key" in str(first)
+    assert "API_KEY" in str(first)
+    assert KEY not in str(first)
+    assert "\n" not in str(first)
+
+
+@pytest.mark.parametrize("provider", PROVIDERS)
+def test_an_unknown_model_is_one_line_and_is_not_tried_again(provider):
+    with serve(model="another") as server:
+        [outcome] = ask(engine_for(server, provider), [request()])
+        assert server.attempts == 1
+    assert isinstance(outcome, InputError)
+    assert f"{provider}:model" in str(outcome)
+
+
+@pytest.mark.parametrize("provider", PROVIDERS)
+def test_an_unreachable_server_is_one_line(provider):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"http://127.0.0.1:{free.getsockname()[1]}"
+    engine = Engine(f"{provider}:model", base_url=address, config=EngineConfig(backoff_seconds=0.02, progress="off"))
+    [outcome, *_] = ask(engine, [request(number) for number in range(5)])
+    assert isinstance(outcome, InputError)
+    assert "no server answers" in str(outcome)
+    assert address in str(outcome)
+
+
+@pytest.mark.parametrize(
+    ("name", "url", "says"),
+    [
+        ("claude:x", None, "openai:MODEL"),
+        ("openai:", None, "openai:MODEL"),
+        ("openai:gpt-4o", "not an address", "is no address"),
+        ("google-genai:gemini-2.0-flash", "not an address", "is no address"),
+        ("gemini:gemini-2.0-flash", "not an address", "is no address"),
+    ],
+)
+def test_bad_names_and_addresses_are_one_line(name, url, says):
+    with pytest.raises(InputError, match=says):
+        raise ask(Engine(name, base_url=url, config=EngineConfig(progress="off")), [request()])[0]
+
+
+@pytest.mark.parametrize("provider", PROVIDERS)
+def test_a_missing_key_is_one_line_that_names_the_variable(provider, monkeypatch):
+    for variable in ("OPENAI_API_KEY", "GEMINI_API_KEY"):
+        monkeypatch.delenv(variable)
+    model = {"openai": "gpt-4o"}.get(provider, "gemini-2.0-flash")
+    with pytest.raises(InputError, match="API_KEY in the environment"):
+        ask(Engine(f"{provider}:{model}"), [request()])
+
+
+def test_a_server_of_ones_own_needs_no_key(monkeypatch):
+    monkeypatch.delenv("OPENAI_API_KEY")
+    with serve() as server:
+        [outcome] = ask(engine_for(server), [request()])
+    assert outcome.text
+
+
+def test_equal_requests_at_once_share_one_call_and_replicates_do_not():
+    with serve(latency_seconds=0.05) as server:
+        outcomes = ask(engine_for(server), [request(1)] * 5 + [request(1, replicate=number) for number in range(3)])
+        assert server.attempts == 3
+    assert len({outcome.text for outcome in outcomes}) == 1
+
+
+@pytest.mark.parametrize(
+    ("parameter", "instead"),
+    [("response_format", "JSON schema"), ("max_tokens", "max_completion_tokens"), ("temperature", "own temperature")],
+)
+def test_a_parameter_the_server_does_not_take_is_left_away_from_then_on(parameter, instead, caplog):
+    with serve(reject_parameters=(parameter,)) as server:
+        outcomes = ask(engine_for(server, max_in_flight=1), [request(number) for number in range(6)])
+        assert server.statuses == {"400": 1, "200": 6}
+        body = server.bodies[-1][1].decode()
+    assert all(outcome.text for outcome in outcomes)
+    assert sum(instead in record.message or parameter in record.message for record in caplog.records) == 1
+    if parameter == "response_format":
+        assert '"response_format"' not in body
+        assert "JSON schema, named propose_criteria" in body
+
+
+def test_a_single_rejected_call_fails_alone_and_a_wrong_setting_ends_the_run():
+    with serve() as server:
+        engine = engine_for(server, max_in_flight=1)
+
+        async def run():
+            async with engine:
+                good = await engine.complete(request(0))
+                server.reject_parameters = ("model",)
+                bad = await asyncio.gather(*(engine.complete(request(number)) for number in range(1, 9)), return_exceptions=True)
+                server.reject_parameters = ()
+                return good, bad, await engine.complete(request(20))
+
+        good, bad, after = asyncio.run(run())
+        assert good.text
+        assert after.text
+        assert {outcome.reason for outcome in bad} == {"rejected"}
+        server.reject_parameters = ("model",)
+        outcomes = ask(engine_for(server, max_in_flight=1), [request(number) for number in range(30, 60)])
+    assert sum(isinstance(outcome, InputError) for outcome in outcomes) == 28
+    assert "rejects every call" in str(outcomes[-1])
+
+
+def test_retry_after_is_honoured():
+    with serve(faults=Faults(too_many=1.0, retry_after_seconds=0.4)) as server:
+        engine = engine_for(server)
+
+        async def run():
+            async with engine:
+                call = asyncio.create_task(engine.complete(request()))
+                await asyncio.sleep(0.35)
+                early = server.attempts
+                server.faults = Faults()
+                await call
+                return early
+
+        assert asyncio.run(run()) == 1
+        assert server.attempts == 2
+
+
+def test_a_server_that_wants_to_be_left_alone_for_long_ends_the_run_at_once():
+    with serve(faults=Faults(too_many=1.0, retry_after_seconds=86_400)) as server:
+        outcomes = ask(engine_for(server), [request(number) for number in range(3)])
+    assert {outcome.reason for outcome in outcomes} == {"stalled"}
+    assert "86400 s" in str(outcomes[0])
+
+
+@pytest.mark.parametrize(
+    ("headers", "seconds"),
+    [
+        ({"retry-after": "2"}, 2.0),
+        ({"retry-after": "0.5"}, 0.5),
+        ({"retry-after-ms": "1500", "retry-after": "9"}, 1.5),
+        ({"retry-after": "Wed, 21 Oct 2015 07:28:00 GMT"}, 0.0),
+        ({"retry-after": "soon"}, None),
+        ({}, None),
+    ],
+)
+def test_every_form_of_retry_after_is_read(headers, seconds):
+    assert retry_after(headers) == seconds
+
+
+def test_concurrency_adapts_to_the_servers_limit():
+    with serve(latency_seconds=0.02, faults=Faults(max_concurrent=12)) as server:
+        engine = engine_for(server, max_in_flight=200, backoff_seconds=0.01)
+        outcomes = ask(engine, [request(number) for number in range(900)])
+        refused = server.statuses["too_many"]
+    assert all(not isinstance(outcome, Exception) for outcome in outcomes)
+    assert 6 <= engine.limit <= 18
+    # The first burst has to fail; after it few calls are turned away.
+    assert refused < 200 + 0.35 * 900
+
+
+def test_stray_429s_do_not_throttle_a_run():
+    with serve(faults=Faults(too_many=0.04), latency_seconds=0.01) as server:
+        engine = engine_for(server, max_in_flight=64)
+        ask(engine, [request(number) for number in range(600)])
+        assert server.statuses["too_many"] > 10
+    assert engine.limit == 64
+
+
+@pytest.mark.parametrize("faults", [Faults(error_503=1.0), Faults(too_many=1.0), Faults(hanging=1.0)])
+def test_a_stalled_run_stops_with_a_reason(faults):
+    with serve(faults=faults) as server:
+        engine = engine_for(server, stall_seconds=0.6, deadline_seconds=1.0, max_attempts=50)
+        outcomes = ask(engine, [request(number) for number in range(40)])
+    assert {outcome.reason for outcome in outcomes} == {"stalled"}
+    assert outcomes[0].ends_run
+    assert "openai:model" in str(outcomes[0])
+
+
+def test_a_server_that_comes_back_costs_no_call():
+    with serve(faults=Faults(error_503=1.0)) as server:
+        engine = engine_for(server, max_attempts=4, stall_seconds=30)
+
+        async def run():
+            async with engine:
+                calls = asyncio.gather(*(engine.complete(request(number)) for number in range(60)), return_exceptions=True)
+                await asyncio.sleep(1.0)
+                server.faults = Faults()
+                return await calls
+
+        outcomes = asyncio.run(run())
+    assert sum(isinstance(outcome, Exception) for outcome in outcomes) == 0
+
+
+def test_a_run_with_a_third_of_its_calls_failing_ends_with_every_call_accounted_for(tmp_path):
+    each = 0.033
+    names = ("too_many", "error_500", "error_503", "dropped", "hanging", "garbled_http", "truncated", "refused", "empty")
+    with serve(faults=Faults(**dict.fromkeys(names, each), seed=3), latency_seconds=0.01) as server:
+        engine = engine_for(server, deadline_seconds=1.5, max_in_flight=64, ledger=str(tmp_path / "ledger.sqlite"))
+        outcomes = ask(engine, [request(number) for number in range(500)])
+        kinds = Counter(getattr(outcome, "reason", "answered") for outcome in outcomes)
+        assert kinds["answered"] == len(server.answered)
+        for reason in ("truncated", "refused", "empty"):
+            assert kinds[reason] == server.statuses[reason] > 0
+    assert kinds["gave_up"] <= 1
+    assert (engine.stats.done, engine.stats.failed) == (kinds["answered"], 500 - kinds["answered"])
+
+
+@pytest.mark.parametrize("provider", PROVIDERS)
+def test_no_key_and_no_prompt_in_logs_ledger_or_messages(provider, tmp_path, caplog, capfd):
+    secret_text = "the quick brown fox jumps over the lazy dog " * 20
+    ledger = tmp_path / "ledger.sqlite"
+    faults = Faults(error_500=0.2, too_many=0.2, dropped=0.1, garbled_http=0.1, refused=0.1, seed=2)
+    with caplog.at_level(logging.INFO), serve(faults=faults) as server:
+        requests = [request(number, system=secret_text, user=f"{secret_text} {number}") for number in range(30)]
+        outcomes = ask(engine_for(server, provider, ledger=str(ledger), max_attempts=2), requests)
+        header = "authorization" if provider == "openai" else "x-goog-api-key"
+        assert KEY in server.bodies[-1][0][header]
+    assert any(isinstance(outcome, CallFailed) for outcome in outcomes)
+    chained = [error for outcome in outcomes if isinstance(outcome, Exception) for error in (outcome, outcome.__cause__)]
+    captured = capfd.readouterr()
+    written = b"".join(path.read_bytes() for path in tmp_path.iterdir()).decode("latin-1")
+    for place in (caplog.text, captured.out, captured.err, written, *map(str, chained)):
+        assert KEY not in place
+        assert secret_text[:200] not in place
+    assert "HTTP Request" not in caplog.text
+
+
+@pytest.mark.parametrize("cap", [{"max_calls": 70}, {"max_tokens": 3000}, {"max_dollars": 0.003}])
+@pytest.mark.parametrize("faults", [Faults(), Faults(error_500=0.1, dropped=0.1, truncated=0.1, seed=4)])
+def test_the_cap_is_used_up_and_never_passed(cap, faults, tmp_path, caplog):
+    with serve(faults=faults, latency_seconds=0.01) as server:
+        prices = tmp_path / "prices.json"
+        prices.write_text('{"models": {"openai": {"model": {"input": 1.0, "output": 10.0}}}}')
+        budget = BudgetConfig(prices=str(prices), **cap)
+        config = {"max_in_flight": 16, "ledger": str(tmp_path / "ledger.sqlite")}
+        outcomes = ask(engine_for(server, budget=budget, **config), [request(number, max_output_tokens=20) for number in range(300)])
+        again = ask(engine_for(server, budget=budget, **config), [request(number, max_output_tokens=20) for number in range(300)])
+    tokens = server.prompt_tokens + server.completion_tokens
+    dollars = (server.prompt_tokens * 1.0 + server.completion_tokens * 10.0) / 1e6
+    used = {"max_calls": server.attempts, "max_tokens": tokens, "max_dollars": dollars}
+    [(name, limit)] = cap.items()
+    assert (0.8 if faults == Faults() else 0.2) * limit < used[name] <= limit
+    for results in (outcomes, again):
+        kinds = Counter(getattr(outcome, "reason", "answered") for outcome in results)
+        assert kinds["budget"] > 0
+        assert kinds["answered"] > 0
+    # A run that has reached its cap still gets what it has paid for, and asks nothing.
+    assert sum(getattr(outcome, "cached", False) for outcome in again) == sum(hasattr(outcome, "text") for outcome in outcomes)
+    assert f"budget.{name}" in caplog.text
+
+
+def test_cancelling_counts_what_may_have_been_billed_and_leaves_no_claim(tmp_path):
+    ledger = tmp_path / "ledger.sqlite"
+    with serve(latency_seconds=5) as server:
+        engine = engine_for(server, ledger=str(ledger))
+
+        async def run():
+            async with engine:
+                calls = [asyncio.create_task(engine.complete(request(number))) for number in range(3)]
+                while server.attempts < 3:
+                    await asyncio.sleep(0.01)
+                calls[0].cancel()
+                raise RuntimeError("the program ends")
+
+        with pytest.raises(RuntimeError, match="the program ends"):
+            asyncio.run(run())
+    rows = sqlite3.connect(ledger)
+    assert rows.execute("SELECT count(*) FROM claims").fetchone() == (0,)
+    assert rows.execute("SELECT lost, calls FROM spent").fetchall() == [(1, 3)]

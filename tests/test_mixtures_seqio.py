@@ -1,0 +1,81 @@
+"""What SeqIO sees of a mixture is what the training loader reads, row for row."""
+
+from fractions import Fraction
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from diversity_jax.errors import InputError
+from diversity_jax.mixtures.mixture import Mixture
+from tests.mixture_folders import build_mixture
+
+TOKENS_OF = {"few": 40, "many": 400, "code": 7}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    shares = {"few": Fraction(1, 6), "many": Fraction(1, 2), "code": Fraction(1, 3)}
+    return build_mixture(tmp_path_factory.mktemp("mixture"), shares, name="seen_by_seqio", words=TOKENS_OF, sequence_length=31)
+
+
+def test_seqio_view_equals_loader(folder):
+    from diversity_jax.mixtures.registry import register
+    from diversity_jax.mixtures.tensorflow import seqio
+
+    mixture = Mixture.load(folder)
+    names = register(folder)
+    assert register(folder) == names == ["seen_by_seqio", *(f"seen_by_seqio.{name}" for name in TOKENS_OF)]
+    loader = mixture.loader(batch_size=1)
+    rows = 2500
+    for shuffle in (False, True):
+        dataset = seqio.get_mixture_or_task("seen_by_seqio").get_dataset(None, split="train", shuffle=shuffle, num_epochs=None, seed=3)
+        seen = np.stack([example["targets"] for example in dataset.take(rows).as_numpy_iterator()])
+        np.testing.assert_array_equal(seen, loader.rows(np.arange(rows)).tokens)
+
+
+def test_a_task_decodes_to_its_documents(folder):
+    from diversity_jax.mixtures.registry import register
+    from diversity_jax.mixtures.tensorflow import seqio
+
+    register(folder)
+    task = seqio.get_mixture_or_task("seen_by_seqio.code")
+    example = next(task.get_dataset({"targets": 32}, split="validation", shuffle=False).as_numpy_iterator())
+    text = task.output_features["targets"].vocabulary.decode(example["targets"].tolist())
+    assert "code" in text
+
+
+def test_another_mixture_of_the_same_name_is_refused(folder, tmp_path):
+    from diversity_jax.mixtures.registry import register
+
+    register(folder)
+    other = build_mixture(tmp_path, {"few": Fraction(1)}, name="seen_by_seqio", words=TOKENS_OF, sequence_length=31)
+    with pytest.raises(InputError, match="registered already"):
+        register(other)
+
+
+def run_python(code, **environment):
+    return subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, **environment}, check=True
+    ).stdout
+
+
+@pytest.mark.slow
+def test_importing_the_registry_registers_and_leaves_jax_alone(folder):
+    code = (
+        "import jax._src.xla_bridge as bridge, diversity_jax.mixtures.registry, seqio\n"
+        "print(seqio.get_mixture_or_task('seen_by_seqio').name, bridge.backends_are_initialized())"
+    )
+    assert run_python(code, DIVERSITY_JAX_MIXTURES=str(folder)).split() == ["seen_by_seqio", "False"]
+
+
+def test_the_loader_needs_no_tensorflow(folder):
+    code = (
+        "import sys\n"
+        "for name in ('tensorflow', 'seqio', 'jax', 'ml_collections', 'sklearn'): sys.modules[name] = None\n"
+        "from diversity_jax.mixtures.mixture import Mixture\n"
+        f"print(Mixture.load({str(folder)!r}).loader(batch_size=4).batch(7).tokens.sum())"
+    )
+    assert int(run_python(code)) == Mixture.load(folder).loader(batch_size=4).batch(7).tokens.sum()

@@ -1,0 +1,174 @@
+"""Weights go to Hugging Face and come back, and transformers computes the same logits from them."""
+
+import json
+
+import jax
+import ml_dtypes
+import numpy as np
+import pytest
+
+from diversity_jax.errors import InputError
+from diversity_jax.model.convert import logits_difference, main, read_model, write_imported
+from diversity_jax.model.hugging_face import config_to_hugging_face, export_hugging_face, import_hugging_face
+from diversity_jax.model.safetensors_file import Tensor, map_tensors, write_tensors
+from tests.small_llama import random_params, small_config
+
+
+def model(**fields):
+    config = small_config(rope_theta=5000.0, **fields)
+    return config, random_params(config, scale=0.3)
+
+
+def assert_same(left, right):
+    jax.tree.map(np.testing.assert_array_equal, left, right)
+
+
+VARIANTS = [{}, {"tie_embeddings": False}, {"num_kv_heads": 2}, {"num_kv_heads": 1, "tie_embeddings": False, "rms_norm_eps": 1e-4}]
+
+
+@pytest.mark.parametrize("fields", VARIANTS, ids=str)
+def test_transformers_gives_the_same_logits(tmp_path, fields):
+    pytest.importorskip("transformers")
+    config, params = model(**fields)
+    export_hugging_face(config, params, tmp_path / "out")
+    assert logits_difference(tmp_path / "out") < 1e-4
+
+
+@pytest.mark.parametrize("fields", VARIANTS, ids=str)
+def test_there_and_back_is_bit_exact(tmp_path, fields):
+    config, params = model(**fields)
+    export_hugging_face(config, params, tmp_path, max_shard_bytes=30_000)
+    assert len(list(tmp_path.glob("model-*.safetensors"))) > 1
+    back, restored = import_hugging_face(tmp_path, compute_dtype="float32")
+    assert (back.parameter_count, back.rope_theta, back.rms_norm_eps) == (config.parameter_count, config.rope_theta, config.rms_norm_eps)
+    assert_same(params, restored)
+
+
+def test_a_model_that_transformers_saved_is_read(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    config = model(num_kv_heads=2, tie_embeddings=False)[0]
+    theirs = transformers.LlamaConfig(**{k: v for k, v in config_to_hugging_face(config).items() if k not in ("dtype", "torch_dtype")})
+    transformers.LlamaForCausalLM(theirs).save_pretrained(tmp_path, max_shard_size="20KB")
+    assert len(list(tmp_path.glob("*.safetensors"))) > 1
+    assert logits_difference(tmp_path) < 1e-4
+
+
+def test_safetensors_own_library_agrees(tmp_path):
+    safetensors = pytest.importorskip("safetensors.numpy")
+    rng = np.random.default_rng(0)
+    arrays = {"a": rng.normal(size=(3, 5)).astype(np.float32).T, "b": rng.normal(size=(0, 4)).astype(np.float32), "c": np.float32(2.5)}
+    ours, theirs = tmp_path / "ours.safetensors", tmp_path / "theirs.safetensors"
+    write_tensors(ours, [Tensor(name=k, shape=np.shape(v), values=lambda v=v: v) for k, v in arrays.items()], np.dtype(np.float32))
+    safetensors.save_file({name: np.ascontiguousarray(values) for name, values in arrays.items()}, theirs)
+    assert_same(safetensors.load_file(ours), {name: np.asarray(values) for name, values in arrays.items()})
+    assert_same(map_tensors(ours), map_tensors(theirs))
+
+
+def test_bfloat16_files_hold_the_rounded_values(tmp_path):
+    config, params = model()
+    export_hugging_face(config, params, tmp_path, dtype="bfloat16")
+    assert json.loads((tmp_path / "config.json").read_text())["dtype"] == "bfloat16"
+    assert_same(jax.tree.map(lambda x: x.astype(ml_dtypes.bfloat16).astype(np.float32), params), import_hugging_face(tmp_path)[1])
+
+
+def edit_config(folder, **entries):
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | entries))
+
+
+@pytest.mark.parametrize(
+    ("entries", "said"),
+    [
+        ({"num_hidden_layers": 3}, "model.layers.2.input_layernorm.weight"),
+        ({"num_hidden_layers": 1}, "holds model.layers.1.input_layernorm.weight"),
+        ({"intermediate_size": 84}, "mlp.gate_proj.weight is [48, 32]; expected [84, 32]"),
+        ({"tie_word_embeddings": False}, "lacks lm_head.weight"),
+        ({"attention_bias": True}, "attention_bias is True"),
+        ({"model_type": "mistral"}, "model_type is 'mistral'"),
+        ({"rope_parameters": {"rope_type": "llama3", "factor": 8}}, "rope_type is 'llama3'"),
+        ({"head_dim": 16}, "head_dim is 16"),
+        ({"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_what_does_not_fit_is_named(tmp_path, entries, said):
+    export_hugging_face(*model(), tmp_path)
+    edit_config(tmp_path, **entries)
+    with pytest.raises(InputError) as error:
+        import_hugging_face(tmp_path)
+    assert said in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_tied_model_whose_head_differs_is_refused(tmp_path):
+    config, params = model(tie_embeddings=False)
+    export_hugging_face(config, params, tmp_path)
+    edit_config(tmp_path, tie_word_embeddings=True)
+    with pytest.raises(InputError, match="differs from the embedding"):
+        import_hugging_face(tmp_path)
+
+
+@pytest.mark.parametrize("damage", ["cut", "header", "empty", "gone", "integers"])
+def test_damaged_files_are_named(tmp_path, damage):
+    export_hugging_face(*model(), tmp_path)
+    path = tmp_path / "model.safetensors"
+    data = path.read_bytes()
+    if damage == "gone":
+        path.unlink()
+    else:
+        wrong = {"cut": data[:-100], "header": data[:8] + b"x" + data[9:], "empty": b"", "integers": data.replace(b'"F32"', b'"I32"', 1)}
+        path.write_bytes(wrong[damage])
+    with pytest.raises(InputError, match=r"safetensors"):
+        import_hugging_face(tmp_path)
+
+
+def test_an_export_does_not_overwrite_a_model(tmp_path):
+    export_hugging_face(*model(), tmp_path)
+    with pytest.raises(InputError, match="holds a model already"):
+        export_hugging_face(*model(), tmp_path)
+
+
+def test_an_interrupted_export_has_no_config(tmp_path):
+    config, params = model()
+    del params["norm"]
+    with pytest.raises(KeyError):
+        export_hugging_face(config, params, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_imported_weights_are_read_and_exported_again(tmp_path, capsys):
+    config, params = model(num_kv_heads=2)
+    export_hugging_face(config, params, tmp_path / "first")
+    main(["import", str(tmp_path / "first"), str(tmp_path / "ours")])
+    main(["export", str(tmp_path / "ours"), str(tmp_path / "second"), "--end-of-text-id", "0"])
+    assert f"{config.parameter_count:,} parameters" in capsys.readouterr().out
+    assert_same(params, import_hugging_face(tmp_path / "second")[1])
+
+
+def test_a_runs_checkpoint_is_exported(tmp_path, capsys):
+    config, params = model()
+    from orbax.checkpoint import v1 as ocp
+
+    for step, scale in ((3, 1.0), (12, 2.0)):
+        ocp.save_checkpointables(tmp_path / "run/checkpoints" / str(step), {"params": jax.tree.map(lambda x, s=scale: s * x, params)})
+    fields = {name: getattr(config, name) for name in config.__dataclass_fields__}
+    (tmp_path / "run/run.json").write_text(json.dumps({"settings": {"model": fields}}))
+    assert_same(read_model(tmp_path / "run", step=3)[1], params)
+    assert_same(read_model(tmp_path / "run")[1], jax.tree.map(lambda x: 2 * x, params))
+    with pytest.raises(SystemExit):
+        main(["export", str(tmp_path / "run"), str(tmp_path / "out"), "--step", "4"])
+    assert "no checkpoint of step 4; there: 3, 12" in capsys.readouterr().err
+
+
+def test_a_folder_without_a_model_is_one_line(tmp_path, capsys):
+    with pytest.raises(SystemExit) as error:
+        main(["export", str(tmp_path), str(tmp_path / "out")])
+    assert error.value.code == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_imported_weights_are_not_overwritten(tmp_path):
+    config, params = model()
+    write_imported(config, params, tmp_path)
+    with pytest.raises(InputError, match="holds a model already"):
+        write_imported(config, params, tmp_path)

@@ -1,0 +1,283 @@
+"""The pages of runs and scorings: what they say follows from the files, and what is missing or broken is said."""
+
+from html.parser import HTMLParser
+import json
+from pathlib import Path
+import re
+
+import numpy as np
+import pytest
+
+from diversity_jax import run_page, run_record, run_verdict, score_page, training_log
+from diversity_jax.cluster_agent import Scorecard
+from diversity_jax.errors import InputError
+from diversity_jax.report.data import Decision, Estimate
+from tests import example_run
+
+
+class _Outline(HTMLParser):
+    """Tags and attributes of a page, its text, and whether every element was closed in order."""
+
+    def __init__(self, page: str):
+        super().__init__(convert_charrefs=True)
+        self.tags: list[str] = []
+        self.attributes: list[tuple[str, str]] = []
+        self.words: list[str] = []
+        self._open: list[str] = []
+        self.feed(page)
+        self.close()
+        assert not self._open
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += [(name, value or "") for name, value in attrs]
+        if tag not in ("meta", "link", "br"):
+            self._open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self._open.pop() == tag
+
+    def handle_startendtag(self, tag, attrs):
+        raise AssertionError(f"<{tag}/> in HTML")
+
+    def handle_data(self, data):
+        self.words.append(data)
+
+    @property
+    def text(self) -> str:
+        return re.sub(r"\s+", " ", " ".join(self.words))
+
+
+def _read(path: Path) -> _Outline:
+    return _Outline(path.read_text(encoding="utf-8"))
+
+
+def _check_self_contained(outline: _Outline) -> None:
+    assert not set(outline.tags) & {"script", "img", "iframe", "object", "embed", "base", "form"}
+    for name, value in outline.attributes:
+        assert not name.startswith("on")
+        assert name != "src"
+        assert name != "href" or value == "data:,"[: len(value)] or value.startswith("#")
+        assert "url(http" not in value
+
+
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory) -> Path:
+    return example_run.write_run(tmp_path_factory.mktemp("run") / "a run", groupings=400)
+
+
+@pytest.fixture(scope="module")
+def page_path(run_dir) -> Path:
+    return run_page.write(run_dir)
+
+
+def test_run_page_says_the_verdict_and_shows_every_section(run_dir, page_path):
+    outline = _read(page_path)
+    _check_self_contained(outline)
+    card = Scorecard.load(run_dir / "scorecards" / "few_topics.json")
+    assert "3 of 4 components registered; few_topics rejected: 4" in outline.text
+    assert f"{card.effective_clusters.low:.3g}" in outline.text
+    assert "Held-out loss fell from 5.58 to 2.85 nats a token over 300 steps" in outline.text
+    assert "2.46 M tokens were trained on" in outline.text
+    for title in ("Gate decisions", "Clusters", "Example clusters", "Token shares", "Loss", "Speed", "Facts"):
+        assert title in outline.text
+    for fact in ("offline (no LLM)", "offline-1", card.content_hash, "--config.train.steps=300", "jax 0.10.2", "2 cores"):
+        assert fact in outline.text
+    figures = sorted(found.name for found in (run_dir / "figures").iterdir())
+    assert figures == ["clusters.png", "gate.png", "loss.png", "shares.png", "speed.png"]
+    assert outline.tags.count("svg") == 2 * len(figures)
+    assert len([value for name, value in outline.attributes if name == "id"]) == len(
+        {value for name, value in outline.attributes if name == "id"}
+    )
+
+
+def test_a_page_depends_on_its_files_alone(run_dir, page_path):
+    first = page_path.read_bytes()
+    assert run_page.write(run_dir).read_bytes() == first
+
+
+def test_realised_shares_are_those_of_the_rows_read(run_dir):
+    run = run_page.read(run_dir)
+    shares = {share.name: share for share in run.shares}
+    assert shares["web"].granted == pytest.approx(0.5)
+    assert shares["web"].realised == pytest.approx(0.5, abs=1e-4)
+    assert shares["few_topics"].realised == 0
+    assert run.tokens == 300 * example_run.BATCH * example_run.SEQUENCE_LENGTH
+    [required] = {decision.required for decision in run.decisions if decision.required}
+    assert required == pytest.approx(0.5 * run.scorecards["web"].effective_clusters.value)
+
+
+def test_missing_pieces_are_said_and_the_rest_is_shown(tmp_path):
+    mixture = example_run.write_mixture(tmp_path / "mixture", groupings=60, scorecards=False)
+    outline = _read(run_page.write(tmp_path))
+    assert "Nothing has been trained on it yet" in outline.text
+    assert "No scorecard lies beside the mixture" in outline.text
+    assert "nothing has been trained yet" in outline.text
+    assert "no run.json" in outline.text
+
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    example_run.write_log(alone, mixture, steps=20)
+    outline = _read(run_page.write(alone))
+    assert "Held-out loss is" in outline.text or "Held-out loss fell" in outline.text or "Training loss fell" in outline.text
+    assert "There is no mixture.json" in outline.text
+    assert "many_topics" in outline.text
+
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match=r"empty: holds neither mixture\.json nor metrics\.jsonl"):
+        run_page.write(tmp_path / "empty")
+    with pytest.raises(InputError, match=r"empty: holds no mixture\.json"):
+        run_page.write(alone, mixture_dir=tmp_path / "empty")
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "says"),
+    [
+        ("metrics.jsonl", '{"step": 1, "loss": 2}\nnot json\n', r"metrics\.jsonl:2: is not valid JSON"),
+        ("metrics.jsonl", '{"loss": 2}\n', r'metrics\.jsonl:1: expected an object with a whole number "step"'),
+        ("metrics.jsonl", '{"step": NaN}\n', r'metrics\.jsonl:1: expected an object with a whole number "step"'),
+        ("run.json", "{}", r"run\.json: is not a run's record"),
+        ("run.json", '{"command": 1, "settings": {}, "versions": {}, "hardware": ""}', r"run\.json: command is int"),
+        ("mixture.json", "{", r"mixture\.json:1: is not valid JSON"),
+        ("scorecards/web.json", "[]", r"web\.json: is not a scorecard"),
+        ("components/web/manifest.json", "{}", r"manifest\.json: is not a component manifest"),
+    ],
+)
+def test_broken_files_are_named(tmp_path, file, content, says):
+    example_run.write_run(tmp_path, groupings=40)
+    (tmp_path / file).write_text(content)
+    with pytest.raises(InputError, match=says):
+        run_page.write(tmp_path)
+    assert not (tmp_path / "report.html").exists()
+
+
+def test_a_scorecard_that_was_not_decided_by_is_refused(tmp_path):
+    example_run.write_run(tmp_path, groupings=40)
+    example_run.make_scorecard("web", 9, groupings=40).save(tmp_path / "scorecards" / "web.json")
+    with pytest.raises(InputError, match=r"web\.json: is not the scorecard that the decision on web rests on"):
+        run_page.write(tmp_path)
+
+
+def test_a_resumed_log_holds_what_was_written_last(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    lines = [
+        {"step": 10, "loss": 5.0, "rows/a": 10},
+        {"step": 10, "eval/loss": 5.5},
+        {"step": 20, "loss": 4.0, "rows/a": 20},
+        {"step": 30, "loss": 3.0},
+        {"step": 10, "eval/loss": 5.4},
+        {"step": 20, "loss": None},
+    ]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 30, "lo')
+    log = training_log.read(path)
+    np.testing.assert_array_equal(log.steps, [10, 20])
+    np.testing.assert_array_equal(log.seen("loss")[1], [5.0])
+    np.testing.assert_array_equal(log.seen("eval/loss")[1], [5.4])
+    assert log.components("rows/") == ["a"]
+    assert log.components("eval/", "/loss") == []
+    np.testing.assert_array_equal(log.seen("nothing")[0], [])
+
+
+def test_score_page_of_one_corpus(tmp_path):
+    card = example_run.make_scorecard("persona_chat", 500, groupings=300)
+    card.save(tmp_path / "scorecard.json")
+    outline = _read(score_page.write(tmp_path, [tmp_path / "scorecard.json"]))
+    _check_self_contained(outline)
+    assert re.search(r"persona_chat holds \d+ effective clusters \[\d+, [\d,]+\]\.", outline.text)
+    for title in ("Clusters", "Convergence", "Example clusters", "Criteria", "The judge", "Facts"):
+        assert title in outline.text
+    assert "a baseline, not a stand-in" in outline.text
+    assert sorted(found.name for found in (tmp_path / "figures").iterdir()) == ["clusters.png", "convergence.png"]
+
+
+def test_score_page_compares_and_decides(tmp_path):
+    cards = {name: example_run.make_scorecard(name, true, groupings=300) for name, true in (("a", 50), ("b", 5), ("c", 5))}
+    outline = _read(score_page.write(tmp_path, cards))
+    assert "a reads as the most diverse" in outline.text
+    assert "2 of 3 differences are decided" in outline.text
+    assert outline.text.count("a is more diverse") == 2
+    assert "not decided" in outline.text
+    assert "widened for 3 comparisons" in outline.text
+
+
+def test_scores_of_different_rulers_are_not_compared(tmp_path):
+    card = example_run.make_scorecard("b", 5, groupings=50)
+    other = Scorecard(**{name: value for name, value in vars(card).items() if name != "content_hash"} | {"ruler": "another"})
+    outline = _read(score_page.write(tmp_path, {"a": card, "b": other}))
+    assert "cannot be compared" in outline.text
+    assert "not comparable: different rulers" in outline.text
+
+
+def test_hostile_texts_stay_texts(tmp_path):
+    card = example_run.make_hostile_scorecard()
+    outline = _read(score_page.write(tmp_path, {example_run.HOSTILE: card, "b": example_run.make_scorecard("b", 5, groupings=50)}))
+    _check_self_contained(outline)
+    assert outline.tags.count("style") == 1
+    assert outline.text.count("<script>alert(1)</script>") >= 8
+    assert not any(character in outline.text for character in "\u202e\x00")
+
+
+def test_no_scorecard_is_an_error(tmp_path):
+    with pytest.raises(InputError, match="no scorecard to show"):
+        score_page.write(tmp_path, {})
+
+
+def test_scorecards_of_one_name_are_numbered(tmp_path):
+    for place in range(3):
+        example_run.make_scorecard("web", 5 + place, groupings=40).save(tmp_path / f"{place}.json")
+    assert list(score_page.load(sorted(tmp_path.glob("*.json")))) == ["web", "web (2)", "web (3)"]
+
+
+def test_a_bound_alone_is_said_as_such(tmp_path):
+    card = example_run.make_scorecard("a", 100_000, groupings=40, samples=4)
+    assert card.effective_clusters.high is None
+    outline = _read(score_page.write(tmp_path, {"a": card}))
+    assert "a holds at least" in outline.text
+
+
+def test_record_keeps_command_and_versions_and_no_password(tmp_path):
+    argv = ["/x/diversity_jax/train.py", "--config", "a b.py", "--config.judge_base_url=http://me:secret@host:8000/v1"]
+    record = run_record.describe(argv, {"judge_base_url": "http://me:secret@host/v1", "ratio": (4, 1), "nothing": None})
+    record.save(tmp_path)
+    assert run_record.RunRecord.load(tmp_path / "run.json") == record
+    assert record.command == "python -m diversity_jax.train --config 'a b.py' --config.judge_base_url=http://host:8000/v1"
+    assert record.settings == {"judge_base_url": "http://host/v1", "ratio": [4, 1], "nothing": None}
+    assert "numpy" in record.versions
+    assert "secret" not in (tmp_path / "run.json").read_text()
+
+
+def test_the_verdict_names_what_was_not_simply_registered():
+    def decide(name: str, action: str, **more) -> Decision:
+        measured = Estimate(value=4.1, low=3.8, high=4.5)
+        return Decision(name=name, kind="synthetic", action=action, reason="", **({"effective_clusters": measured} | more))
+
+    ratio = Estimate(value=0.05, low=0.04, high=0.06)
+    decisions = [decide("web", "register"), decide("few-topics", "reject", ratio=ratio, reference="real"), decide("code", "ungated")]
+    assert run_verdict.verdict(decisions, None) == (
+        "2 of 3 components registered; few-topics rejected: 4.1 effective clusters [3.8, 4.5], 0.05 of real text."
+    )
+    assert "x rejected: not scored" in run_verdict.verdict([decide("x", "reject", effective_clusters=None)], None)
+    assert "x with a warning: 4.1 effective clusters" in run_verdict.verdict([decide("x", "warn")], None)
+    many = [decide(str(place), "downweight") for place in range(5)]
+    assert run_verdict.verdict(many, None).endswith("; 3 others not taken as they are.")
+    assert run_verdict.verdict([decide("x", "register")], None) == "1 of 1 component registered."
+
+
+def test_a_prepared_mixture_elsewhere_is_found_through_the_record(tmp_path):
+    mixture = example_run.write_mixture(tmp_path / "prepared", groupings=40)
+    run = tmp_path / "run"
+    run.mkdir()
+    example_run.write_log(run, mixture, steps=20)
+    assert run_page.read(run).mixture is None
+    run_record.describe(["train.py"], {"prepared": str(tmp_path / "prepared")}).save(run)
+    assert run_page.read(run).mixture.content_hash == mixture.content_hash
+
+
+def test_the_real_components_pooled_are_shown_as_the_reference(tmp_path):
+    example_run.write_run(tmp_path, groupings=60)
+    path = tmp_path / "mixture.json"
+    path.write_text(path.read_text().replace('"ratio_to:web"', '"ratio_to:real"').replace('"reference": "web"', '"reference": "real"'))
+    example_run.make_scorecard("real", 100, groupings=60).save(tmp_path / "scorecards" / "real.json")
+    outline = _read(run_page.write(tmp_path))
+    assert outline.words.count("real text, the reference") == 2
+    assert "of real text" in outline.text

@@ -1,0 +1,119 @@
+"""Learning-rate schedules and the figures of throughput."""
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+import jax
+import numpy as np
+import pytest
+
+from diversity_jax.errors import InputError
+from diversity_jax.model import LLAMA
+from diversity_jax.training.optimizer import SCHEDULES, OptimizerConfig, decayed, learning_rate
+from diversity_jax.training.throughput import flops_per_token, measured_peak_flops, mfu, peak_flops
+from tests.small_llama import random_params, small_config
+
+
+def rates(**fields):
+    config = OptimizerConfig(**({"learning_rate": 1.0, "warmup_steps": 10, "total_steps": 100} | fields))
+    return np.asarray(jax.vmap(lambda step: learning_rate(config, step))(np.arange(101)))
+
+
+def test_linear_warms_up_and_falls_to_zero():
+    found = rates()
+    np.testing.assert_allclose(found[:10], np.arange(1, 11) / 10, rtol=1e-6)
+    np.testing.assert_allclose(found[10:], np.linspace(1, 0, 91), atol=1e-6)
+
+
+def test_cosine_is_half_way_down_in_the_middle():
+    found = rates(schedule="cosine", final_ratio=0.1)
+    assert found[55] == pytest.approx(0.55)
+    assert found[100] == pytest.approx(0.1)
+
+
+def test_warmup_stable_decay_is_flat_until_its_last_part():
+    found = rates(schedule="warmup_stable_decay", decay_share=0.3)
+    assert np.all(found[9:71] == 1)
+    np.testing.assert_allclose(found[70:], np.linspace(1, 0, 31), atol=1e-6)
+
+
+@settings(deadline=None)
+@given(
+    schedule=st.sampled_from(SCHEDULES),
+    warmup=st.integers(0, 50),
+    total=st.integers(50, 200),
+    final=st.floats(0, 1),
+    share=st.floats(0, 1),
+)
+def test_every_schedule_stays_between_zero_and_its_peak_and_never_rises_after_warmup(schedule, warmup, total, final, share):
+    config = OptimizerConfig(
+        learning_rate=2.0, schedule=schedule, warmup_steps=warmup, total_steps=total, final_ratio=final, decay_share=share
+    )
+    found = np.asarray(learning_rate(config, np.arange(total + 20)))
+    assert found.min() >= 0
+    assert found.max() <= 2.0 + 1e-6
+    assert np.all(np.diff(found[warmup:]) <= 1e-6)
+
+
+def test_norms_are_not_decayed():
+    marks = decayed(random_params(small_config(tie_embeddings=False)))
+    kept = {jax.tree_util.keystr(path) for path, mark in jax.tree_util.tree_leaves_with_path(marks) if not mark}
+    assert kept == {"['norm']", "['blocks']['attention_norm']", "['blocks']['mlp_norm']"}
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"learning_rate": 0.0}, "learning_rate=0.0"),
+        ({"learning_rate": float("nan")}, "learning_rate=nan"),
+        ({"schedule": "step"}, "schedule='step': must be one of linear"),
+        ({"warmup_steps": 11, "total_steps": 10}, "warmup_steps=11: must not be above total_steps=10"),
+        ({"beta2": 1.0}, "beta2=1.0"),
+        ({"clip_norm": -1.0}, "clip_norm=-1.0"),
+        ({"final_ratio": 1.5}, "final_ratio=1.5"),
+    ],
+    ids=str,
+)
+def test_impossible_optimizers_are_refused(fields, said):
+    with pytest.raises(InputError) as error:
+        OptimizerConfig(**fields)
+    assert said in str(error.value)
+
+
+def test_flops_of_the_350m_model_are_those_of_its_formula():
+    config = LLAMA["llama_350m"]()
+    matrices = 28 * (4 * 960 * 960 + 3 * 960 * 2560) + 960 * 50304
+    assert flops_per_token(config, 2048, causal=False) == 6 * matrices + 12 * 28 * 960 * 2048
+    assert flops_per_token(config, 2048, causal=True) == 6 * matrices + 6 * 28 * 960 * 2048
+
+
+def test_flops_do_not_depend_on_tying_but_on_grouping():
+    base = LLAMA["llama_350m"]()
+    assert flops_per_token(base, 64, causal=True) == flops_per_token(LLAMA["llama_350m"](tie_embeddings=False), 64, causal=True)
+    assert flops_per_token(base, 64, causal=True) > flops_per_token(LLAMA["llama_350m"](num_kv_heads=5), 64, causal=True)
+
+
+def test_mfu_is_the_share_of_the_peak():
+    config = small_config()
+    flops = flops_per_token(config, 16, causal=True)
+    assert mfu(config, 16, 1000.0, flops * 4000, causal=True) == pytest.approx(0.25)
+
+
+class Device:
+    """Stands for hardware that this machine does not have."""
+
+    def __init__(self, kind):
+        self.device_kind = kind
+
+
+@pytest.mark.parametrize(
+    ("kind", "tera"),
+    [("TPU v4", 275), ("TPU v5 lite", 197), ("TPU v5p", 459), ("TPU v5", 459), ("TPU v6 lite", 918), ("NVIDIA H100 80GB HBM3", 989)]
+    + [("NVIDIA H100 PCIe", 756), ("NVIDIA H200", 989), ("NVIDIA A100-SXM4-80GB", 312), ("NVIDIA L40S", 362), ("NVIDIA L4", 121)],
+)
+def test_known_devices_have_their_peak(kind, tera):
+    assert peak_flops(Device(kind)) == tera * 1e12
+
+
+def test_an_unknown_device_has_no_peak_but_can_be_measured():
+    assert peak_flops(Device("cpu")) is None
+    assert 1e9 < measured_peak_flops("float32", size=256, seconds=0.05) < 1e14

@@ -1,0 +1,49 @@
+"""One sitting of a small training run in a process of its own, so that tests can kill it.
+
+python -m tests.train_process FOLDER STEPS [PROCESS_ID PROCESSES PORT] ; prints how it ended
+"""
+
+import os
+from pathlib import Path
+import sys
+
+import jax
+
+from diversity_jax.errors import InputError
+
+
+def main(folder: str, steps: str, process_id: str = "0", processes: str = "1", port: str = "") -> None:
+    devices = 2
+    jax.config.update("jax_num_cpu_devices", devices // int(processes))
+    if int(processes) > 1:
+        jax.distributed.initialize(f"localhost:{port}", num_processes=int(processes), process_id=int(process_id))
+    from diversity_jax.mixtures.mixture import Mixture
+    from diversity_jax.model import LLAMA, MeshConfig
+    from diversity_jax.training.checkpoint import Checkpoints
+    from diversity_jax.training.loop import TrainConfig, train
+    from diversity_jax.training.optimizer import OptimizerConfig
+
+    model = LLAMA["llama_tiny"](num_layers=1, hidden_size=32, intermediate_size=64, num_heads=2, dropout=0.1, attention="xla")
+    config = TrainConfig(
+        steps=int(steps),
+        batch_size=4,
+        log_every=1,  # a line a step, so that lines can be compared whatever step a sitting began at
+        eval_batches=1,
+        checkpoint_every=3,
+        tensorboard=False,
+        attend_across_documents=os.environ.get("ACROSS", "1") == "1",
+    )
+    optimizer = OptimizerConfig(total_steps=24, learning_rate=float(os.environ.get("LEARNING_RATE", "1e-2")))
+    output = Path(folder) / "run"
+    try:
+        result = train(Mixture.load(folder), model, optimizer, config, MeshConfig(), output)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    if process_id == "0":
+        checkpoints = Checkpoints(output / "checkpoints") if processes == "1" else None
+        print("finished", result.steps, result.interrupted, checkpoints.info(result.steps)["fingerprint"] if checkpoints else "")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
