@@ -118,6 +118,21 @@ def content_hash(value: Any) -> str:
     return hashlib.sha256(canonical.encode()).hexdigest()
 
 
+def file_bytes(path: str | os.PathLike) -> int:
+    """Size of a file, local or remote."""
+    if is_remote(path):
+        import fsspec
+
+        filesystem, inside = fsspec.core.url_to_fs(os.fspath(path))
+        return filesystem.size(inside)
+    return os.path.getsize(path)
+
+
+def join_path(folder: str | os.PathLike, name: str) -> Path | str:
+    """`folder/name`, where the folder is local or a URL, which a `Path` would spoil."""
+    return f"{os.fspath(folder).rstrip('/')}/{name}" if is_remote(folder) else Path(folder) / name
+
+
 def file_hash(path: str | os.PathLike) -> str:
     """SHA-256, in hexadecimal, of a file's bytes."""
     digest = hashlib.sha256()

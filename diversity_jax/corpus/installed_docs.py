@@ -61,6 +61,9 @@ class _InstalledDocs:
     def fetch(self, positions: np.ndarray) -> Iterator[Any]:
         raise NotImplementedError("documents without a count are streamed")
 
+    def stored_bytes(self) -> None:
+        return None
+
     def content_hash(self) -> None:
         return None
 

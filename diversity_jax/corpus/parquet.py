@@ -9,7 +9,7 @@ import numpy as np
 from diversity_jax.corpus.document import Document
 from diversity_jax.corpus.records import decode_utf8
 from diversity_jax.errors import InputError
-from diversity_jax.storage import file_hash, open_file
+from diversity_jax.storage import file_bytes, file_hash, open_file
 
 _BATCH_ROWS = 1024
 
@@ -53,6 +53,9 @@ class Parquet:
                     start += len(batch)
                     if len(here):
                         yield from self._rows(batch.take(here))
+
+    def stored_bytes(self) -> int:
+        return file_bytes(self._path)
 
     def content_hash(self) -> str:
         return file_hash(self._path)

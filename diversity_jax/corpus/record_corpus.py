@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 import hashlib
 import json
 import os
@@ -19,18 +20,54 @@ from diversity_jax.storage import content_hash
 _READING_VERSION = 1  # raise it when the same bytes and settings begin to give other documents
 
 
-class _Tally:
-    """Broken records among all, over one reading."""
+_UNIT_BYTES = 64 << 20
 
-    def __init__(self) -> None:
-        self.records = 0
-        self.broken = 0
-        self.first_error: Rejected | None = None
+
+@dataclass(kw_only=True)
+class Tally:
+    """What one reading met: records, broken ones among them, and what was left out by reason.
+
+    Attributes:
+      records: records that were not blank; broken: those of them that are no documents.
+      taken: documents handed out.
+      first_error: the message of the first broken record.
+      rejected: records left out, by reason.
+    """
+
+    records: int = 0
+    broken: int = 0
+    taken: int = 0
+    first_error: str | None = None
+    rejected: Counter[str] = field(default_factory=Counter)
 
     def add_broken(self, error: Rejected) -> None:
+        """Counts a record that is broken."""
         self.records += 1
         self.broken += 1
-        self.first_error = self.first_error or error
+        self.rejected[error.reason] += 1
+        self.first_error = self.first_error or str(error)
+
+    def add(self, other: "Tally") -> None:
+        """Counts what a reading of the following records met."""
+        self.records += other.records
+        self.broken += other.broken
+        self.taken += other.taken
+        self.first_error = self.first_error or other.first_error
+        self.rejected += other.rejected
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unit:
+    """Consecutive parts of a corpus that are read by one reader.
+
+    Attributes:
+      first, end: the parts first, ..., end - 1.
+      stored_bytes: their size where they are stored, perhaps compressed; None where that is not known.
+    """
+
+    first: int
+    end: int
+    stored_bytes: int | None
 
 
 class RecordCorpus:
@@ -80,17 +117,64 @@ class RecordCorpus:
             return self._sample_stream(size, seed)
         return self._sample_index(size, seed, np.cumsum([0, *counts]))
 
-    def fingerprint(self) -> str:
+    def fingerprint(self, hashes: Sequence[str] | None = None) -> str:
         """SHA-256 over content, order of the parts and the settings that decide which documents come out.
+
+        `hashes`, of all units in order, spare reading them here: they may have been computed on other machines.
 
         Files are hashed as they lie on disk, so that moving or renaming them changes nothing unless it changes their order.
         Documents are hashed instead where there are no files, and where `max_documents` leaves most of a file unread.
         """
         if self._fingerprint is None:
-            hashes = self._content_hashes()
+            hashes = list(hashes) if hashes is not None else self._content_hashes()
             settings = [self._config.text_field, self._config.min_characters, self._config.max_documents]
             self._fingerprint = content_hash([_READING_VERSION, self._kind, settings, hashes])
         return self._fingerprint
+
+    def units(self) -> list[Unit]:
+        """The corpus in pieces that may be read apart and in parallel; which they are depends on the stored parts alone.
+
+        Large files are units of their own, small ones are read several at a time. Where `max_documents` counts from the first
+        record on, everything is one unit.
+        """
+        sizes = [part.stored_bytes() for part in self._parts]
+        if self._config.max_documents is not None:
+            return [Unit(first=0, end=len(sizes), stored_bytes=None)]
+        if None in sizes:
+            return [Unit(first=part, end=part + 1, stored_bytes=size) for part, size in enumerate(sizes)]
+        units, first, stored_bytes = [], 0, 0
+        for end, size in enumerate(sizes, start=1):
+            stored_bytes += size
+            if stored_bytes >= _UNIT_BYTES or end == len(sizes):
+                units.append(Unit(first=first, end=end, stored_bytes=stored_bytes))
+                first, stored_bytes = end, 0
+        return units
+
+    def read(self, unit: Unit, tally: Tally) -> Iterator[Document]:
+        """Documents of one unit, counted in `tally`; whether too many are broken is for `settle` to say, over all units.
+
+        Raises:
+          InputError: a broken record where none is tolerated.
+        """
+        return (document for _, document in self._read(self._parts[unit.first : unit.end], tally))
+
+    def settle(self, tally: Tally) -> None:
+        """Judges a whole reading: `tally` over all units.
+
+        Raises:
+          InputError: a larger share of records than `max_broken_share` is broken, or there is no document.
+        """
+        self.rejected = tally.rejected
+        self._check_share(tally)
+        if not tally.taken:
+            raise self._empty(tally.rejected)
+
+    def unit_hashes(self, unit: Unit) -> list[str] | None:
+        """Hashes of the stored bytes of a unit's parts, or None where only the documents can be hashed."""
+        if self._config.max_documents is not None:
+            return None
+        hashes = [part.content_hash() for part in self._parts[unit.first : unit.end]]
+        return None if None in hashes else hashes
 
     def _content_hashes(self) -> list[str]:
         if self._config.max_documents is None:
@@ -106,9 +190,15 @@ class RecordCorpus:
 
     def _accepted(self) -> Iterator[tuple[int, Document]]:
         """(position, document) of everything that belongs to the corpus, in order."""
-        self.rejected = rejected = Counter()
-        tally, taken, first_position = _Tally(), 0, 0
-        for part in self._parts:
+        tally = Tally()
+        self.rejected = tally.rejected
+        yield from self._read(self._parts, tally)
+        self.settle(tally)
+
+    def _read(self, parts: Sequence[Records], tally: Tally) -> Iterator[tuple[int, Document]]:
+        """(position, document) of everything accepted in some parts; positions count from the first of them."""
+        first_position = 0
+        for part in parts:
             position = first_position - 1
             for batch in part.batches():
                 for raw in batch:
@@ -116,21 +206,19 @@ class RecordCorpus:
                     try:
                         document = part.decode(raw, position - first_position)
                     except Rejected as error:
-                        self._tolerate(error, rejected)
+                        if self._config.max_broken_share == 0:
+                            raise
                         tally.add_broken(error)
                         continue
                     if document is None:
                         continue
                     tally.records += 1
-                    if self._is_wanted(document, rejected):
-                        taken += 1
+                    if self._is_wanted(document, tally.rejected):
+                        tally.taken += 1
                         yield position, document
-                        if taken == self._config.max_documents:
-                            return self._check_share(tally)
+                        if tally.taken == self._config.max_documents:
+                            return
             first_position = position + 1
-        self._check_share(tally)
-        if not taken:
-            raise self._empty(rejected)
 
     def _is_wanted(self, document: Document, rejected: Counter[str]) -> bool:
         text = document.text
@@ -144,7 +232,7 @@ class RecordCorpus:
             raise error
         rejected[error.reason] += 1
 
-    def _check_share(self, tally: _Tally) -> None:
+    def _check_share(self, tally: Tally) -> None:
         if tally.broken > self._config.max_broken_share * tally.records:
             share = f"{tally.broken} of {tally.records} records are broken, more than max_broken_share={self._config.max_broken_share}"
             raise InputError(f"{self.name}: {share}; the first: {tally.first_error}")

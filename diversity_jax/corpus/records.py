@@ -33,6 +33,10 @@ class Records(Protocol):
         """Raw records at these ascending positions; called only where `count` knows."""
         ...
 
+    def stored_bytes(self) -> int | None:
+        """Size of the file the records come from, or None where there is no such file."""
+        ...
+
     def content_hash(self) -> str | None:
         """Hash of the bytes the records come from, or None where only the documents themselves can be hashed."""
         ...

@@ -7,7 +7,7 @@ import numpy as np
 from diversity_jax.corpus.blocks import read_whole
 from diversity_jax.corpus.document import Document
 from diversity_jax.corpus.records import decode_utf8
-from diversity_jax.storage import file_hash
+from diversity_jax.storage import file_bytes, file_hash
 
 
 class TextFile:
@@ -30,6 +30,9 @@ class TextFile:
     def fetch(self, positions: np.ndarray) -> Iterator[bytes]:
         for _ in positions:
             yield read_whole(self._path)
+
+    def stored_bytes(self) -> int:
+        return file_bytes(self._path)
 
     def content_hash(self) -> str:
         return file_hash(self._path)
