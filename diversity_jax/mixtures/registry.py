@@ -22,7 +22,7 @@ from diversity_jax.mixtures.manifest import Manifest
 from diversity_jax.mixtures.mixture import Mixture
 from diversity_jax.mixtures.schedule import Schedule
 from diversity_jax.mixtures.tensorflow import seqio, tf
-from diversity_jax.mixtures.vocabulary import load_tokenizer, seqio_vocabulary
+from diversity_jax.mixtures.vocabulary import prepared_tokenizer, seqio_vocabulary
 
 ENVIRONMENT_VARIABLE = "DIVERSITY_JAX_MIXTURES"
 
@@ -70,11 +70,8 @@ def _register_task(name: str, manifest: Manifest) -> str:
             raise InputError(f"{manifest.folder}: another task named {name!r} is registered already; rename the component")
         return name
     manifest.check_sizes()
-    files = [str(manifest.folder / file) for file in manifest.vocabulary.files]
-    tokenizer = load_tokenizer(os.path.dirname(files[0]) if len(files) > 1 else files[0] if files else manifest.vocabulary.kind)
-    if tokenizer.hash != manifest.vocabulary.hash:
-        raise InputError(f"{manifest.folder}/tokenizer: was changed after the component was prepared; prepare it again")
-    feature = seqio.Feature(vocabulary=seqio_vocabulary(tokenizer), add_eos=False, required=True, dtype=tf.int32, rank=1)
+    vocabulary = seqio_vocabulary(prepared_tokenizer(manifest))
+    feature = seqio.Feature(vocabulary=vocabulary, add_eos=False, required=True, dtype=tf.int32, rank=1)
     task = PreparedTask(
         name,
         source=seqio.FunctionDataSource(

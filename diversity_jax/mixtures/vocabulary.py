@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from diversity_jax.errors import InputError
+from diversity_jax.mixtures.manifest import Manifest
 from diversity_jax.storage import content_hash, file_hash, list_files, open_file
 
 _END_OF_TEXT_NAMES = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|eot|>", "[EOS]", "<|im_end|>", "[SEP]")
@@ -40,13 +41,13 @@ class Tokenizer(Protocol):
         ...
 
 
-def load_tokenizer(spec: str, *, end_of_text: str | None = None) -> Tokenizer:
+def load_tokenizer(spec: str, *, end_of_text: str | int | None = None) -> Tokenizer:
     """Loads a tokenizer.
 
     Args:
       spec: `bytes`; a SentencePiece model (`.model`); a Hugging Face `tokenizer.json`; or a folder that holds one of
         `tokenizer.json`, `tokenizer.model`, or `vocab.json` with `merges.txt` (byte-level BPE).
-      end_of_text: piece that ends a document, where the tokenizer has no usual one.
+      end_of_text: piece that ends a document, or its id, where the tokenizer has no usual one.
 
     Raises:
       InputError: unknown spec, unreadable file, or no end-of-text piece.
@@ -57,6 +58,20 @@ def load_tokenizer(spec: str, *, end_of_text: str | None = None) -> Tokenizer:
     if files[0].endswith(".model"):
         return SentencePieceTokenizer(files[0], end_of_text)
     return HuggingFaceTokenizer(files, end_of_text)
+
+
+def prepared_tokenizer(manifest: Manifest) -> Tokenizer:
+    """The tokenizer that a component was prepared with, from the files kept beside its rows.
+
+    Raises:
+      InputError: its files are missing, or are not those the component was prepared with.
+    """
+    info, files = manifest.vocabulary, [str(manifest.folder / file) for file in manifest.vocabulary.files]
+    spec = os.path.dirname(files[0]) if len(files) > 1 else files[0] if files else info.kind
+    tokenizer = load_tokenizer(spec, end_of_text=info.end_of_text_id)
+    if tokenizer.hash != info.hash:
+        raise InputError(f"{manifest.folder}: the tokenizer was changed after the component was prepared; prepare it again")
+    return tokenizer
 
 
 def _tokenizer_files(spec: str) -> tuple[str, ...]:
@@ -94,7 +109,7 @@ class SentencePieceTokenizer:
 
     kind = "sentencepiece"
 
-    def __init__(self, path: str, end_of_text: str | None = None):
+    def __init__(self, path: str, end_of_text: str | int | None = None):
         import sentencepiece
 
         with open_file(path) as file:
@@ -104,6 +119,8 @@ class SentencePieceTokenizer:
             self.size = self._model.get_piece_size()
         except RuntimeError:
             raise InputError(f"vocabulary {path}: is not a SentencePiece model") from None
+        if isinstance(end_of_text, int) and 0 <= end_of_text < self.size:
+            end_of_text = self._model.id_to_piece(end_of_text)
         self.end_of_text_id = self._model.eos_id() if end_of_text is None else self._model.piece_to_id(end_of_text)
         if self.end_of_text_id < 0 or (end_of_text and self._model.id_to_piece(self.end_of_text_id) != end_of_text):
             raise InputError(f"vocabulary {path}: has no piece {end_of_text or '</s>'!r} to end a document with; name one as end_of_text")
@@ -122,9 +139,11 @@ class HuggingFaceTokenizer:
 
     kind = "huggingface"
 
-    def __init__(self, files: tuple[str, ...], end_of_text: str | None = None):
+    def __init__(self, files: tuple[str, ...], end_of_text: str | int | None = None):
         self._tokenizer = _read_tokenizer(files)
         self.size = max(self._tokenizer.get_vocab(with_added_tokens=True).values()) + 1
+        if isinstance(end_of_text, int):
+            end_of_text = self._tokenizer.id_to_token(end_of_text)
         names = (end_of_text,) if end_of_text else _END_OF_TEXT_NAMES
         ids = [i for i in map(self._tokenizer.token_to_id, names) if i is not None]
         if not ids:
