@@ -10,10 +10,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 
 from diversity_jax.model.config import LlamaConfig
 from diversity_jax.model.llama import Params, head_weight, hidden_states
-from diversity_jax.model.sharding import constrain
+from diversity_jax.model.sharding import RULES, constrain
 
 
 def chunk_count(config: LlamaConfig, rows: int, length: int) -> int:
@@ -27,7 +28,8 @@ def chunk_count(config: LlamaConfig, rows: int, length: int) -> int:
 
 def _chunk_logits(x_BxLxD, head_DxV):
     logits = jnp.einsum("bld,dv->blv", x_BxLxD, head_DxV, preferred_element_type=jnp.float32)
-    return constrain(logits, "batch", "length", "vocab")
+    # Rows are already this device's own where `_on_own_rows` runs it.
+    return constrain(logits, None if _row_axes() else "batch", "length", "vocab")
 
 
 def _chunk_losses(logits_BxLxV, targets_BxL):
@@ -119,6 +121,32 @@ def _backward(chunks, z_loss, gradients, cotangents):
 weighted_cross_entropy.defvjp(_forward, _backward)
 
 
+def _row_axes() -> tuple[str, ...]:
+    """Axes of the ambient mesh that cut the batch."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return () if mesh.empty else tuple(axis for axis in RULES["batch"] if mesh.shape[axis] > 1)
+
+
+def _on_own_rows(chunks: int, z_loss: float, x_BxLxD, head_DxV, targets_BxL, weights_BxL):
+    """`weighted_cross_entropy` with every device at its own rows and the whole D of its part of the vocabulary.
+
+    Left to the compiler, each chunk would gather the head anew and reduce its gradient over all devices; so both happen once.
+    """
+    axes = _row_axes()
+    if not axes:
+        return weighted_cross_entropy(chunks, z_loss, x_BxLxD, head_DxV, targets_BxL, weights_BxL)
+
+    def own(*arrays):
+        total, losses, normaliser = weighted_cross_entropy(chunks, z_loss, *arrays)
+        return jax.lax.psum(total, axes), losses, normaliser
+
+    rows, whole = PartitionSpec(axes), PartitionSpec()
+    run = jax.shard_map(
+        own, in_specs=(rows, whole, rows, rows), out_specs=(whole, rows, rows), axis_names=frozenset(axes), check_vma=False
+    )
+    return run(x_BxLxD, head_DxV, targets_BxL, weights_BxL)
+
+
 def target_weights(batch: Mapping[str, jax.Array]) -> jax.Array:
     """BxL float32: 1 where a token is a target of the loss, 0 where `loss_mask` (BxL+1, aligned with the tokens) leaves it out."""
     if batch.get("loss_mask") is None:
@@ -154,5 +182,5 @@ def loss(
     weights_BxL = target_weights(batch)
     count = jnp.maximum(jnp.sum(weights_BxL) if token_count is None else token_count, 1)
     chunks = chunk_count(config, *weights_BxL.shape)
-    total, losses_BxL, _ = weighted_cross_entropy(chunks, z_loss, x_BxLxD, head_weight(config, params), tokens[:, 1:], weights_BxL / count)
+    total, losses_BxL, _ = _on_own_rows(chunks, z_loss, x_BxLxD, head_weight(config, params), tokens[:, 1:], weights_BxL / count)
     return total, {"losses": jax.lax.stop_gradient(losses_BxL) * weights_BxL, "weights": weights_BxL}
