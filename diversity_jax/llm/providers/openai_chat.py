@@ -1,5 +1,6 @@
 """Chat completions of OpenAI and of every server that speaks its protocol: vLLM, llama.cpp, Ollama, SGLang, ..."""
 
+from collections.abc import Mapping
 import json
 import logging
 import os
@@ -20,7 +21,7 @@ from diversity_jax.llm.providers.base import (
     unusable,
     with_schema_in_prompt,
 )
-from diversity_jax.llm.providers.transport import client_for
+from diversity_jax.llm.providers.transport import JsonPost, client_for
 
 _logger = logging.getLogger(__name__)
 # How servers say that the model stopped by itself.
@@ -37,6 +38,19 @@ _DONE_WITHOUT = {
     "temperature": "the model's own temperature is used",
 }
 
+_SHOWN_BYTES = 500  # of a refusal that is no JSON
+_encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+
+
+def _error_of(content: bytes) -> Mapping[str, Any]:
+    """The error object of a refusal; empty where it has none."""
+    try:
+        value = json.loads(content)
+    except ValueError:
+        return {}
+    error = value.get("error", value) if isinstance(value, dict) else {}
+    return error if isinstance(error, dict) else {"message": str(error)}
+
 
 class OpenAIChat:
     """One model behind a chat completions address. The key comes from OPENAI_API_KEY; other addresses than OpenAI's may need none."""
@@ -46,14 +60,18 @@ class OpenAIChat:
         import openai
 
         quieten("httpx", "httpcore", "openai")
-        self._openai, self._httpx = openai, httpx
         judge = f"openai:{model}"
         key = key_from_environment(judge, ("OPENAI_API_KEY",), needed=base_url is None)
         try:
             url = base_url or os.environ.get("OPENAI_BASE_URL") or "https://api.openai.com/v1"
-            self._client = openai.AsyncOpenAI(api_key=key, base_url=url, max_retries=0, http_client=client_for(httpx, url))
+            http = client_for(httpx, url)
+            self._client = openai.AsyncOpenAI(api_key=key, base_url=url, max_retries=0, http_client=http)
+            address = self._client.base_url.join("chat/completions")
         except (httpx.InvalidURL, ValueError) as error:
             raise InputError(f"judge_base_url: {base_url!r} is no address ({error}); write one such as http://127.0.0.1:8000/v1") from None
+        headers = {**self._client.default_headers, **self._client.auth_headers}
+        headers = {name: value for name, value in headers.items() if isinstance(value, str)}
+        self._post = JsonPost(httpx, http, address, headers)
         self._address = Address(judge=judge, url=url, key_variables=("OPENAI_API_KEY",), key=key)
         self._model = model
         self._usage = Usage(judge)
@@ -61,21 +79,12 @@ class OpenAIChat:
 
     async def ask(self, request: Request, deadline_seconds: float) -> Answer:
         """Makes one attempt; see `Provider.ask`."""
-        openai, body = self._openai, self._body(request)
-        try:
-            # The step below `chat.completions.create`, which copies and checks body and answer field by field: 1 ms of CPU a call.
-            reply = await self._client.post(
-                "/chat/completions", body=body, cast_to=self._httpx.Response, options={"timeout": deadline_seconds, "max_retries": 0}
-            )
-        except openai.APITimeoutError as error:
-            unreached = isinstance(error.__cause__, self._httpx.ConnectTimeout)
-            raise Transient("unreachable" if unreached else "timeout", f"no answer from {self._address.url} in time") from None
-        except openai.APIConnectionError as error:
-            unreached = isinstance(error.__cause__, self._httpx.ConnectError)
-            raise Transient("unreachable" if unreached else "dropped", f"{self._address.url}: {error.__cause__ or error}") from None
-        except openai.APIStatusError as error:
-            raise self._refused(error, body) from None
-        return self._read(reply.content, request)
+        body = self._body(request)
+        # Not `chat.completions.create`: its copies and checks of body, headers and answer cost more CPU than all the rest of a call.
+        status, headers, content = await self._post(_encode(body).encode(errors="replace"), deadline_seconds)
+        if status != 200:
+            raise self._refused(status, headers, content, body)
+        return self._read(content, request)
 
     async def close(self) -> None:
         """Gives connections back."""
@@ -96,15 +105,15 @@ class OpenAIChat:
             body["response_format"] = {"type": "json_schema", "json_schema": wanted}
         return body
 
-    def _refused(self, error: Any, body: dict[str, Any]) -> Exception:
-        content = error.body if isinstance(error.body, dict) else {}
-        message = str(content.get("message") or error.message)
-        code = str(content.get("code") or content.get("type") or "")
-        failure = failure_of(self._address, error.status_code, message, code=code, retry_after_seconds=retry_after(error.response.headers))
+    def _refused(self, status: int, headers: Mapping[str, str], content: bytes, body: dict[str, Any]) -> Exception:
+        error = _error_of(content)
+        message = str(error.get("message") or content[:_SHOWN_BYTES].decode(errors="replace"))
+        code = str(error.get("code") or error.get("type") or "")
+        failure = failure_of(self._address, status, message, code=code, retry_after_seconds=retry_after(headers))
         # Some servers answer 500 or 501 to a format they do not implement, but only the naming of a field says so.
-        if not (isinstance(failure, Rejected) or error.status_code == 501):
+        if not (isinstance(failure, Rejected) or status == 501):
             return failure
-        named = f"{content.get('param') or ''} {message}".lower()
+        named = f"{error.get('param') or ''} {message}".lower()
         for name, words in _CANNOT.items():
             if name in body and any(word in named for word in words):
                 self._do_without(name, failure.detail)

@@ -7,12 +7,15 @@ time-outs and exceptions it raises.
 
 import asyncio
 from collections import defaultdict
+from collections.abc import Mapping
 import ssl
 import time
 from types import ModuleType
 from typing import Any
 import urllib.parse
 import urllib.request
+
+from diversity_jax.llm.providers.base import Transient
 
 # Servers close idle connections after about five seconds; a request on a closed one would count as dropped.
 _IDLE_SECONDS = 4.0
@@ -45,7 +48,67 @@ def client_for(http: ModuleType, base_url: str) -> Any:
             await response.aread()
             return response
 
-    return DirectClient(transport=transport, trust_env=False)
+    client = DirectClient(transport=transport, trust_env=False)
+    client.direct = transport
+    return client
+
+
+Origin = tuple[str, str, int]  # scheme, host, port
+
+
+def _origin(url: Any) -> Origin:
+    return url.scheme, url.host, url.port or (443 if url.scheme == "https" else 80)
+
+
+class UnreachedError(OSError):
+    """There was no connection, so nothing was sent; `in_vain` where it was waited for as long as one waits."""
+
+    def __init__(self, why: str, *, in_vain: bool):
+        super().__init__(why)
+        self.in_vain = in_vain
+
+
+class JsonPost:
+    """Posts JSON bodies to one address with unchanging headers: nothing but the body is made anew for a call.
+
+    Args:
+      client: an httpx client of `client_for`.
+      url: an httpx URL.
+      headers: what every request carries.
+    """
+
+    def __init__(self, http: ModuleType, client: Any, url: Any, headers: Mapping[str, str]):
+        self._http, self._client, self._url = http, client, url
+        self._direct = getattr(client, "direct", None)
+        self._headers = {"accept": "application/json", **headers, "content-type": "application/json"}
+        lines = [f"{name}: {value}" for name, value in {"host": url.netloc.decode(), **self._headers}.items()]
+        self._head = b"POST %b HTTP/1.1\r\n" % url.raw_path + "\r\n".join(lines).encode() + b"\r\ncontent-length: "
+
+    async def __call__(self, content: bytes, seconds: float) -> tuple[int, Mapping[str, str], bytes]:
+        """Status, headers by their lower-case names, and body of the answer.
+
+        Raises:
+          Transient: no whole answer; its kind says why.
+        """
+        where, http = str(self._url), self._http
+        try:
+            if self._direct is None:
+                reply = await self._client.post(self._url, content=content, headers=self._headers, timeout=seconds)
+                return reply.status_code, reply.headers, reply.content
+            data = b"%b%d\r\n\r\n%b" % (self._head, len(content), content)
+            status, raw, body = await self._direct.exchange(_origin(self._url), data, "POST", seconds)
+        except (UnreachedError, http.ConnectError, http.ConnectTimeout, http.ProxyError) as error:
+            raise Transient("unreachable", f"{where}: {error}") from None
+        except (TimeoutError, http.TimeoutException):
+            raise Transient("timeout", f"no answer from {where} in time") from None
+        except (OSError, http.NetworkError) as error:
+            raise Transient("dropped", f"{where}: {error or 'the connection was closed'}") from None
+        except (ValueError, http.TransportError) as error:
+            raise Transient("dropped", f"{where}: {error}") from None
+        headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in raw}
+        if "content-encoding" in headers:
+            body = http.Response(status, headers=raw, content=body).content
+        return status, headers, body
 
 
 class DirectTransport:
@@ -53,7 +116,7 @@ class DirectTransport:
 
     def __init__(self, http: ModuleType):
         self._http = http
-        self._idle: dict[tuple[str, str, int], list[_Connection]] = defaultdict(list)
+        self._idle: dict[Origin, list[_Connection]] = defaultdict(list)
         self._tls: ssl.SSLContext | None = None
 
     async def __aenter__(self) -> "DirectTransport":
@@ -70,44 +133,64 @@ class DirectTransport:
         self._idle.clear()
 
     async def handle_async_request(self, request: Any) -> Any:
-        """Sends a request and returns its whole answer."""
-        http, seconds = self._http, request.extensions.get("timeout", {})
+        """Sends a request of httpx and returns its whole answer."""
+        http, url = self._http, request.url
         body = b"".join([part async for part in request.stream])
-        lines = [b"%b %b HTTP/1.1" % (request.method.encode(), request.url.raw_path)]
+        lines = [b"%b %b HTTP/1.1" % (request.method.encode(), url.raw_path)]
         lines += [name + b": " + value for name, value in request.headers.raw]
+        data = b"\r\n".join([*lines, b"", body])
+        seconds = request.extensions.get("timeout", {}).get("read")
         try:
-            async with asyncio.timeout(_CONNECT_SECONDS):
-                connection = await self._connection(request.url)
-        except TimeoutError:
-            raise http.ConnectTimeout("no connection in time", request=request) from None
-        except OSError as error:
-            raise http.ConnectError(str(error), request=request) from error
-        try:
-            async with asyncio.timeout(seconds.get("read")):
-                status, headers, content = await connection.exchange(b"\r\n".join([*lines, b"", body]), request.method)
+            status, headers, content = await self.exchange(_origin(url), data, request.method, seconds)
+        except UnreachedError as error:
+            kind = http.ConnectTimeout if error.in_vain else http.ConnectError
+            raise kind(str(error), request=request) from error
         except TimeoutError:
             raise http.ReadTimeout("no answer in time", request=request) from None
         except OSError as error:
             raise http.ReadError(str(error) or "the connection was closed", request=request) from error
         except ValueError as error:
             raise http.RemoteProtocolError(str(error), request=request) from error
-        finally:
-            self._give_back(connection)
         return http.Response(status, headers=headers, stream=http.ByteStream(content), request=request)
 
-    async def _connection(self, url: Any) -> "_Connection":
-        origin = (url.scheme, url.host, url.port or (443 if url.scheme == "https" else 80))
+    async def exchange(
+        self, origin: Origin, data: bytes, method: str, seconds: float | None
+    ) -> tuple[int, list[tuple[bytes, bytes]], bytes]:
+        """Sends the bytes of a request; returns status, headers and body of its answer.
+
+        Raises:
+          UnreachedError: nothing was sent.
+          TimeoutError, OSError, ValueError: no answer in time, the connection was closed, the answer is not HTTP.
+        """
+        connection = self._idle_connection(origin) or await self._connect(origin)
+        try:
+            async with asyncio.timeout(seconds):
+                return await connection.exchange(data, method)
+        finally:
+            self._give_back(connection)
+
+    def _idle_connection(self, origin: Origin) -> "_Connection | None":
         idle = self._idle[origin]
         while idle:
             connection = idle.pop()
             if connection.open and time.monotonic() - connection.idle_since < _IDLE_SECONDS:
                 return connection
             connection.abort()
-        if url.scheme == "https" and self._tls is None:
+        return None
+
+    async def _connect(self, origin: Origin) -> "_Connection":
+        scheme, host, port = origin
+        if scheme == "https" and self._tls is None:
             self._tls = self._http.create_ssl_context()
         loop = asyncio.get_running_loop()
-        tls = self._tls if url.scheme == "https" else None
-        _, connection = await loop.create_connection(lambda: _Connection(loop, origin), origin[1], origin[2], ssl=tls)
+        try:
+            async with asyncio.timeout(_CONNECT_SECONDS):
+                tls = self._tls if scheme == "https" else None
+                _, connection = await loop.create_connection(lambda: _Connection(loop, origin), host, port, ssl=tls)
+        except TimeoutError:
+            raise UnreachedError("no connection in time", in_vain=True) from None
+        except OSError as error:
+            raise UnreachedError(str(error), in_vain=False) from error
         return connection
 
     def _give_back(self, connection: "_Connection"):
@@ -121,7 +204,7 @@ class DirectTransport:
 class _Connection(asyncio.Protocol):
     """One connection: one request at a time."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, origin: tuple[str, str, int]):
+    def __init__(self, loop: asyncio.AbstractEventLoop, origin: Origin):
         self.origin = origin
         self.open = True
         self.reusable = False
