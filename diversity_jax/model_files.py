@@ -1,0 +1,106 @@
+"""Opening a model for use: weights and tokenizer from a training run, an imported checkpoint or a Hugging Face folder."""
+
+from collections.abc import Mapping
+import os
+from pathlib import Path
+from typing import Any
+
+from diversity_jax.errors import InputError
+from diversity_jax.evaluation.language_model import LanguageModel, language_model
+from diversity_jax.evaluation.tokenizer import ModelTokenizer, end_of_text_name, for_folder, for_run
+from diversity_jax.mixtures.vocabulary import load_tokenizer
+from diversity_jax.model import MeshConfig
+from diversity_jax.model.convert import read_model
+from diversity_jax.storage import read_json
+
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
+
+
+def open_model(
+    checkpoint: str | os.PathLike,
+    *,
+    step: int | None = None,
+    tokenizer: str | None = None,
+    compute_dtype: str = "float32",
+    max_length: int | None = None,
+    mesh: MeshConfig | None = None,
+    name: str | None = None,
+) -> LanguageModel:
+    """A model on the mesh with its tokenizer.
+
+    Args:
+      checkpoint: a run's output folder, what `model.convert import` wrote, or a Hugging Face folder.
+      step: of a run: which checkpoint; None: the latest.
+      tokenizer: `bytes`, a file or a folder; None: the run's own, or the one beside the weights.
+      compute_dtype: float32 or bfloat16.
+      max_length: longest context in tokens; None: the model's own.
+      mesh: None: the rows of a batch over all devices.
+
+    Raises:
+      InputError: nothing there, something damaged, or a tokenizer of another vocabulary.
+    """
+    folder = Path(checkpoint)
+    config, params = read_model(folder, step=step, compute_dtype=compute_dtype, attention="auto", dropout=0.0, **_length(max_length))
+    found = _tokenizer(folder, tokenizer)
+    default = folder.resolve().name + (f"@{step}" if step is not None else "")
+    return language_model(name or default, config, params, found, mesh or MeshConfig(data=-1, fsdp=1))
+
+
+def _length(max_length: int | None) -> dict[str, int]:
+    return {} if max_length is None else {"max_length": max_length}
+
+
+def _tokenizer(folder: Path, given: str | None) -> ModelTokenizer:
+    if given is not None:
+        path = Path(given)
+        if path.is_dir() and (path / "tokenizer_config.json").exists():
+            return for_folder(load_tokenizer(given, end_of_text=end_of_text_name(path)), path)
+        return for_run(load_tokenizer(given))
+    if (folder / "run.json").exists():
+        return _of_run(folder)
+    if any((folder / name).exists() for name in _TOKENIZER_FILES):
+        return for_folder(load_tokenizer(str(folder), end_of_text=end_of_text_name(folder)), folder)
+    raise InputError(f"{folder}: holds no tokenizer ({', '.join(_TOKENIZER_FILES)}); put one there, or name one as tokenizer")
+
+
+def _of_run(folder: Path) -> ModelTokenizer:
+    """The tokenizer kept beside a run's rows."""
+    mixture = mixture_folder(folder)
+    recorded = read_json(mixture / "mixture.json")
+    components = [part["manifest"] for part in recorded.get("components", ()) if part.get("manifest")]
+    vocabulary = recorded.get("vocabulary")
+    if not components or not isinstance(vocabulary, Mapping):
+        raise InputError(f"{mixture / 'mixture.json'}: names no prepared component; name the model's tokenizer as tokenizer")
+    files = [str((mixture / components[0]).parent / file) for file in vocabulary["files"]]
+    end = _end_of_text(folder)
+    found = load_tokenizer(_spec(vocabulary["kind"], files), end_of_text=end)
+    if found.hash != vocabulary["hash"]:
+        raise InputError(f"{mixture}: the tokenizer beside the rows is not the one they were made with; name the right one as tokenizer")
+    return for_run(found)
+
+
+def mixture_folder(run: Path) -> Path:
+    """Where the mixture lies that a run was trained on.
+
+    Raises:
+      InputError: neither in the run nor where it was read from.
+    """
+    prepared = _settings(run).get("prepared")
+    folder = Path(prepared) if prepared else run / "mixture"
+    if not (folder / "mixture.json").exists():
+        raise InputError(f"{folder}: the run's mixture is not there, so its tokenizer is not known; name it as tokenizer")
+    return folder
+
+
+def _settings(run: Path) -> Mapping[str, Any]:
+    return read_json(run / "run.json").get("settings") or {}
+
+
+def _end_of_text(run: Path) -> str | None:
+    return (_settings(run).get("mixture") or {}).get("end_of_text")
+
+
+def _spec(kind: str, files: list[str]) -> str:
+    if kind == "bytes":
+        return "bytes"
+    return files[0] if len(files) == 1 else str(Path(files[0]).parent)
