@@ -1,0 +1,215 @@
+"""Which arms of a generation still pay: marginal effective clusters per dollar, a sequential test, and a bandit.
+
+An arm is a way to write (a template, a style, a generator, a number of topics). The collection that stands has N documents, S = sum n_c^2
+over its clusters, and N^2 / S effective clusters (Hill number of order 2, documents paired with themselves too). Adding m documents of
+arm a makes S' = S + 2 m N x + m + m (m - 1) y, where x is the chance that a document of the arm shares the cluster of a random document
+that stands, and y that two of the arm share one. The marginal gain is ((N + m)^2 / S' - N^2 / S) / (m * dollars a document). What is
+random in it is what the arm will write, so x and y are means over the arm's own documents, each left out of what it is compared with, and
+the error of the gain follows by the delta method.
+
+An arm is stopped at the look at which the upper end of its gain, at the level which `sequential.spent_levels` grants that look, lies
+below the setting. The levels of one arm spend alpha / arms, so the chance that ANY arm is stopped wrongly is at most alpha. The next
+round's dollars go to arms by Thompson sampling: as often as each arm's gain, drawn from its estimate, is the highest.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+import math
+
+import numpy as np
+
+from diversity_jax.cluster_agent.estimators import t_quantile
+from diversity_jax.cluster_agent.sequential import spent_levels
+from diversity_jax.synthesis.settings import SteeringConfig
+
+_DRAWS = 400
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Evidence:
+    """What is known of one arm against what stands.
+
+    Attributes:
+      shared: x [n], for each unit (a document, or a grouping of the judge) the share of documents that stand in its cluster.
+      own: y [n], the same among the arm's other documents.
+      standing: share of pairs among what stands that lie in one cluster: [n] where it is estimated with the units, else a number.
+      documents: N, that stand.
+      dollars: a document of the arm costs, with what its failed attempts cost.
+    """
+
+    shared: np.ndarray
+    own: np.ndarray
+    standing: float | np.ndarray
+    documents: int
+    dollars: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gain:
+    """Marginal effective clusters per dollar of one arm: estimate, standard error and its degrees of freedom."""
+
+    value: float
+    error: float
+    freedom: int
+
+    def bound(self, level: float, side: int) -> float:
+        """The upper (side 1) or lower (side -1) end of a two-sided interval at `level`."""
+        return self.value + side * t_quantile(1 - level / 2, self.freedom) * self.error
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """One look at one arm.
+
+    Attributes:
+      arm: its name.
+      look: how many there have been, this one included.
+      gain, low, high: effective clusters per dollar, and the ends at this look's level; None where there is too little to say.
+      stopped: whether it was decided here that the arm no longer pays.
+      reason: in words.
+    """
+
+    arm: str
+    look: int
+    gain: float | None
+    low: float | None
+    high: float | None
+    stopped: bool
+    reason: str
+
+
+def evidence_of_labels(labels: np.ndarray, is_arm: np.ndarray, dollars: float) -> Evidence:
+    """Evidence from a cluster number for every document that stands.
+
+    Args:
+      labels: int [N], clusters of all documents.
+      is_arm: bool [N], which are the arm's.
+      dollars: a document of it costs.
+    """
+    counts = np.bincount(labels)
+    own_labels = labels[is_arm]
+    own_counts = np.bincount(own_labels, minlength=len(counts))
+    total, arm_total = len(labels), len(own_labels)
+    shared = (counts[own_labels] - 1) / max(total - 1, 1)
+    own = (own_counts[own_labels] - 1) / max(arm_total - 1, 1)
+    standing = float((counts * (counts - 1.0)).sum()) / max(total * (total - 1.0), 1.0)
+    return Evidence(shared=shared, own=own, standing=standing, documents=total, dollars=dollars)
+
+
+def effective_clusters(labels: np.ndarray) -> float:
+    """Effective clusters of a collection: N^2 / sum n_c^2."""
+    counts = np.bincount(labels).astype(float)
+    return float(counts.sum() ** 2 / np.square(counts).sum()) if len(labels) else 0.0
+
+
+def marginal_gain(evidence: Evidence, added: int) -> Gain:
+    """Effective clusters per dollar of `added` further documents of an arm.
+
+    One document more is imagined that lies in a cluster of its own, so that an arm which has shown one cluster only is not taken to have
+    no other.
+    """
+    shared, own = np.append(evidence.shared, 0.0), np.append(evidence.own, 0.0)
+    standing = np.append(np.broadcast_to(evidence.standing, len(evidence.shared)), np.mean(evidence.standing))
+    n, m = float(evidence.documents), float(max(1, added))
+    x, y, t = shared.mean(), own.mean(), standing.mean()
+    now = n + n * (n - 1) * t
+    then = now + 2 * m * n * x + m + m * (m - 1) * y
+    gain = (n + m) ** 2 / then - n**2 / now
+    # Derivatives of the gain by x, y and t. A pair of the arm's documents counts for both of them, hence twice the deviation of y.
+    by_x = -((n + m) ** 2) / then**2 * 2 * m * n
+    by_y = -((n + m) ** 2) / then**2 * m * (m - 1)
+    by_t = (-((n + m) ** 2) / then**2 + n**2 / now**2) * n * (n - 1)
+    influence = by_x * (shared - x) + 2 * by_y * (own - y) + by_t * (standing - t)
+    error = float(np.sqrt(np.square(influence).sum() / max(len(influence) - 1, 1) / len(influence)))
+    cost = m * max(evidence.dollars, 1e-12)
+    return Gain(value=float(gain) / cost, error=error / cost, freedom=max(len(influence) - 1, 1))
+
+
+class Steering:
+    """Decides, look by look, which arms go on and what each gets; knows nothing of text.
+
+    Args:
+      arms: their names.
+      config: the settings.
+      seed: of the bandit's draws.
+    """
+
+    def __init__(self, arms: Sequence[str], config: SteeringConfig, *, seed: int = 0):
+        self.arms = tuple(arms)
+        self.stopped: dict[str, str] = {}
+        self._config = config
+        self._seed = seed
+        self._looks: dict[str, int] = dict.fromkeys(arms, 0)
+        self._gains: dict[str, Gain] = {}
+        self._levels = spent_levels(config.alpha / len(self.arms), config.looks)
+
+    @property
+    def live(self) -> list[str]:
+        """Arms that are not stopped."""
+        return [arm for arm in self.arms if arm not in self.stopped]
+
+    def restore(self, verdicts: Sequence[Verdict]) -> None:
+        """Takes up the looks of an earlier process."""
+        for verdict in verdicts:
+            self._looks[verdict.arm] = verdict.look
+            if verdict.stopped:
+                self.stopped[verdict.arm] = verdict.reason
+
+    def stop(self, arm: str, reason: str) -> None:
+        """Stops an arm for a reason that is not its diversity: its generator gives nothing, its grid is done."""
+        self.stopped.setdefault(arm, reason)
+
+    def look(self, evidence: Mapping[str, Evidence], added: int) -> list[Verdict]:
+        """Tests every live arm; `added` is about what a round adds.
+
+        The last planned look is the last that may stop an arm: looking on would spend error that is not there.
+        """
+        return [self._verdict(arm, evidence.get(arm), added) for arm in self.live]
+
+    def _verdict(self, arm: str, evidence: Evidence | None, added: int) -> Verdict:
+        config = self._config
+        if evidence is None or len(evidence.shared) < config.min_documents:
+            return Verdict(arm=arm, look=self._looks[arm], gain=None, low=None, high=None, stopped=False, reason="too little to say")
+        gain = self._gains[arm] = marginal_gain(evidence, added)
+        if self._looks[arm] >= config.looks:
+            low, high = gain.bound(config.alpha, -1), gain.bound(config.alpha, 1)
+            kept = "all planned looks are taken; it goes on"
+            return Verdict(arm=arm, look=self._looks[arm], gain=gain.value, low=low, high=high, stopped=False, reason=kept)
+        self._looks[arm] += 1
+        level = self._levels[self._looks[arm] - 1]
+        low, high = gain.bound(level, -1), gain.bound(level, 1)
+        stopped = high < config.min_gain_per_dollar
+        said = f"{gain.value:.3g} effective clusters a dollar, at most {high:.3g}"
+        reason = f"{said}: below {config.min_gain_per_dollar:g}" if stopped else said
+        if stopped:
+            self.stopped[arm] = reason
+        return Verdict(arm=arm, look=self._looks[arm], gain=gain.value, low=low, high=high, stopped=stopped, reason=reason)
+
+    def shares(self, round_number: int) -> dict[str, float]:
+        """The share of the next round's dollars for every live arm.
+
+        `explore_share` is spent evenly; the rest goes to each arm as often as a gain drawn from its estimate is the highest, among arms
+        that have been looked at. Before that, all get the same.
+        """
+        live = self.live
+        known = [arm for arm in live if arm in self._gains]
+        if not known or len(known) < len(live):
+            return {arm: 1 / len(live) for arm in live}
+        generator = np.random.default_rng([self._seed, round_number])
+        means = np.array([self._gains[arm].value for arm in live])
+        errors = np.array([self._gains[arm].error for arm in live])
+        draws = means + errors * generator.standard_normal((_DRAWS, len(live)))
+        wins = np.bincount(draws.argmax(axis=1), minlength=len(live)) / _DRAWS
+        explore = self._config.explore_share
+        return {arm: explore / len(live) + (1 - explore) * float(win) for arm, win in zip(live, wins, strict=True)}
+
+
+def allot(shares: Mapping[str, float], dollars_each: Mapping[str, float], documents: int) -> dict[str, int]:
+    """Documents for each arm so that their dollars stand in `shares`, `documents` in all; largest remainders get the odd ones."""
+    rates = {arm: share / max(dollars_each[arm], 1e-12) for arm, share in shares.items()}
+    total = math.fsum(rates.values())
+    exact = {arm: documents * rate / total for arm, rate in rates.items()}
+    given = {arm: int(value) for arm, value in exact.items()}
+    for arm in sorted(exact, key=lambda arm: given[arm] - exact[arm])[: documents - sum(given.values())]:
+        given[arm] += 1
+    return given
