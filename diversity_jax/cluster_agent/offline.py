@@ -116,6 +116,11 @@ class OfflineJudge:
         """Answers any stage at once."""
         return Answer(value=getattr(self, f"_{task.stage}")(task))
 
+    def place(self, text: str) -> np.ndarray:
+        """Where a text lies in the judge's space: a unit vector, or zero for a text without a word. Texts within `threshold` in cosine
+        distance count as alike."""
+        return self._read(text).vector
+
     def cluster(self, task: Task) -> Mapping[str, Any]:
         """The answer to a clustering task, without waiting for it."""
         return self._cluster_samples(task)
