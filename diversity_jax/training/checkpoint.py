@@ -37,6 +37,20 @@ def fingerprint(tree: Any) -> jax.Array:
     return total
 
 
+def _preservation(keep: int, every_steps: int, every_minutes: float) -> Any:
+    policies = ocp.training.preservation_policies
+    wanted = [policies.LatestN(keep)]
+    if every_steps:
+        wanted.append(policies.EveryNSteps(every_steps))
+    if every_minutes:
+        wanted.append(policies.EveryNSeconds(every_minutes * 60))
+    return policies.AnyPreservationPolicy(wanted)
+
+
+class CheckpointError(InputError):
+    """A checkpoint could not be written."""
+
+
 class Checkpoints:
     """The checkpoints of one run, in one folder.
 
@@ -46,13 +60,15 @@ class Checkpoints:
     Args:
       folder: local path or `gs://`.
       keep: how many of the latest stay.
+      keep_every_steps: those of its multiples stay for ever; 0: none do.
+      keep_every_minutes: the first stays for ever, and each that is so much later than the last that does; 0: none do.
     """
 
-    def __init__(self, folder: str | Path, *, keep: int = 3):
+    def __init__(self, folder: str | Path, *, keep: int = 3, keep_every_steps: int = 0, keep_every_minutes: float = 0):
         self.folder = str(folder) if is_remote(folder) else os.path.abspath(folder)
         self._checkpointer = ocp.training.Checkpointer(
             self.folder,
-            preservation_policy=ocp.training.preservation_policies.LatestN(keep),
+            preservation_policy=_preservation(keep, keep_every_steps, keep_every_minutes),
             cleanup_tmp_directories=True,
         )
         self._pending = None
@@ -62,11 +78,16 @@ class Checkpoints:
         """Steps with a whole checkpoint, ascending."""
         return [checkpoint.step for checkpoint in self._checkpointer.checkpoints]
 
+    @property
+    def last_whole(self) -> int | None:
+        """The latest step on disk, not counting one under way; None: there is none."""
+        return max(self.steps, default=None)
+
     def save(self, step: int, state: TrainState, info: Mapping[str, Any]) -> None:
         """Starts writing a checkpoint; returns when the state has been copied and may be donated.
 
         Raises:
-          InputError: the one before could not be written.
+          CheckpointError: the one before could not be written.
         """
         self.wait()
         parts = {"params": state.params, "optimizer": state.opt_state, "counters": {"step": state.step, "skipped": state.skipped}}
@@ -83,7 +104,7 @@ class Checkpoints:
         """Waits until the checkpoint under way is on disk.
 
         Raises:
-          InputError: it could not be written.
+          CheckpointError: it could not be written.
         """
         if self._pending:
             (step, response), self._pending = self._pending, None
@@ -173,4 +194,4 @@ class _WriteErrors:
         cause = "the disk is full; free space and run again" if full else said[:300]
         good = [step for step in self._checkpoints.steps if step != self._step]
         last = f"the last good one is step {good[-1]}" if good else "there is no earlier one"
-        raise InputError(f"{self._checkpoints.folder}: checkpoint {self._step} could not be written ({cause}); {last}") from error
+        raise CheckpointError(f"{self._checkpoints.folder}: checkpoint {self._step} could not be written ({cause}); {last}") from error

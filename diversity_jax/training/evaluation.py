@@ -1,5 +1,7 @@
 """Loss on held-out rows, component by component."""
 
+from collections.abc import Callable
+
 import jax
 from jax.sharding import Mesh
 import numpy as np
@@ -27,17 +29,26 @@ class HeldOut:
         }
         self._rows = {name: min(reader.rows, batches * batch_size) for name, reader in self._readers.items()}
 
-    def losses(self, params) -> dict[str, float]:
-        """Nats per token by component, and `all`: their mean weighted by held-out tokens; empty where nothing is held out."""
-        sums = {name: self._sum(params, name) for name, rows in self._rows.items() if rows}
+    def losses(self, params, *, stop: Callable[[], bool] = lambda: False) -> dict[str, float]:
+        """Nats per token by component, and `all`: their mean weighted by held-out tokens; empty where nothing is held out.
+
+        Args:
+          params: the model's.
+          stop: asked before every batch; once it is true, what was found so far is dropped and nothing is returned.
+        """
+        sums = {name: self._sum(params, name, stop) for name, rows in self._rows.items() if rows}
+        if stop():
+            return {}
         losses = {name: loss / tokens for name, (loss, tokens) in sums.items()}
         if sums:
             losses["all"] = sum(loss for loss, _ in sums.values()) / sum(tokens for _, tokens in sums.values())
         return losses
 
-    def _sum(self, params, name: str) -> tuple[float, float]:
+    def _sum(self, params, name: str, stop: Callable[[], bool]) -> tuple[float, float]:
         totals = []
         for start in range(0, self._rows[name], self._batch_size):
+            if stop():
+                break
             batch = put(self._batch_size, self._sharding, lambda rows, start=start: self._read(name, start, rows))
             totals.append(self._step(params, batch))
         totals = jax.device_get(totals)

@@ -1,13 +1,15 @@
 """Where a run's figures go: `metrics.jsonl` always, TensorBoard where asked for, and one aligned line for people."""
 
 from collections.abc import Mapping, Sequence
+import errno
 import json
 import logging
 import math
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from diversity_jax.errors import InputError
+from diversity_jax.training.summary import summary_lines
 
 log = logging.getLogger(__name__)
 
@@ -20,16 +22,13 @@ class MetricWriter:
 
     def __init__(self, folder: Path, *, tensorboard: bool):
         folder.mkdir(parents=True, exist_ok=True)
-        path = folder / "metrics.jsonl"
-        _drop_unfinished_line(path)
-        self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115, closed by close()
+        self._file = open_log(folder / "metrics.jsonl")
         self._tensorboard = _tensorboard(folder / "tensorboard") if tensorboard else None
 
     def write(self, step: int, figures: Mapping[str, float]) -> None:
         """Writes one line; figures that are not finite become null."""
         finite = {name: value if math.isfinite(value) else None for name, value in figures.items()}
-        self._file.write(json.dumps({"step": step, **finite}) + "\n")
-        self._file.flush()
+        append_line(self._file, {"step": step, **finite})
         if self._tensorboard:
             self._tensorboard.write_scalars(step, dict(figures))
 
@@ -40,12 +39,28 @@ class MetricWriter:
             self._tensorboard.close()
 
 
-def _drop_unfinished_line(path: Path) -> None:
-    if not path.exists():
-        return
-    with open(path, "rb+") as file:
-        data = file.read()
-        file.truncate(data.rfind(b"\n") + 1)
+def open_log(path: Path) -> IO[str]:
+    """A JSON Lines file to append to; a last line that a killed run left without its end is removed first."""
+    if path.exists():
+        with open(path, "rb+") as file:
+            data = file.read()
+            file.truncate(data.rfind(b"\n") + 1)
+    return open(path, "a", encoding="utf-8")
+
+
+def append_line(file: IO[str], record: Mapping[str, Any]) -> None:
+    """Appends a line, at once visible to readers.
+
+    Raises:
+      InputError: the disk is full.
+    """
+    try:
+        file.write(json.dumps(record) + "\n")
+        file.flush()
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise InputError(f"{file.name}: the disk is full; free space and run again") from None
 
 
 def _tensorboard(folder: Path) -> Any:
@@ -113,6 +128,8 @@ def console_summary(result: Any) -> list[str]:
         lines.append("a checkpoint of this step is saved; run the same command to go on")
     for name, (first, last) in result.held_out.items():
         lines.append(f"held-out loss {name:<12} {first:.4f} -> {last:.4f} nats per token")
+    if result.summary:
+        lines += summary_lines(result.summary)
     if result.skipped_steps:
         lines.append(f"{result.skipped_steps} updates were skipped: loss or gradient was not finite")
     return lines

@@ -1,0 +1,74 @@
+"""How long and how a run trains, and what it writes while it does."""
+
+from dataclasses import dataclass
+
+from diversity_jax.errors import InputError
+
+_AT_LEAST_ONE = (
+    "steps",
+    "batch_size",
+    "gradient_accumulation",
+    "log_every",
+    "checkpoint_every",
+    "keep_checkpoints",
+    "max_skipped_steps",
+    "sample_tokens",
+)
+_NOT_NEGATIVE = (
+    "eval_every",
+    "eval_batches",
+    "z_loss",
+    "sample_every",
+    "sample_temperature",
+    "keep_every_steps",
+    "keep_every_minutes",
+    "profile_start",
+    "profile_steps",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """How long and how a run trains; the optimizer, model and mesh have their own configs."""
+
+    steps: int = 1000
+    batch_size: int = 8  # rows of the global batch
+    seed: int = 0  # of initial parameters and dropout
+    gradient_accumulation: int = 1  # equal parts a batch is worked through in
+    z_loss: float = 0.0  # weight of log(Z)^2
+    attend_across_documents: bool = True  # False keeps attention and positions inside each document
+    log_every: int = 10  # steps
+    eval_every: int = 0  # steps between held-out losses; 0: only before and after training
+    eval_batches: int = 8  # of each component
+    sample_every: int = 0  # steps between samples of what the model writes; 0: only at the end
+    sample_prompts: tuple[str, ...] = ()  # texts the model goes on from; "" starts a document; none: no samples
+    sample_tokens: int = 64  # written after each prompt
+    sample_temperature: float = 0.0  # 0: always the likeliest token
+    checkpoint_every: int = 1000  # steps; a checkpoint is also written at the end, on SIGTERM and when the run fails
+    keep_checkpoints: int = 3  # the latest so many stay
+    keep_every_steps: int = 0  # checkpoints of its multiples stay for ever; a multiple of checkpoint_every; 0: none
+    keep_every_minutes: float = 0.0  # of those at least so far apart, each stays for ever; 0: none
+    grace_seconds: float = 30.0  # from SIGTERM to the end: what is not saved by then is given up
+    max_skipped_steps: int = 20  # consecutive steps with a non-finite loss or gradient after which training stops
+    profile_start: int = 10  # finished steps after which the profiler's trace begins
+    profile_steps: int = 0  # steps the trace covers; 0: no trace
+    compilation_cache: str | None = "user"  # folder of compiled programs; "user": under ~/.cache; None: compile every time
+    tensorboard: bool = True  # write TensorBoard events beside metrics.jsonl; needs clu and TensorFlow
+
+    def __post_init__(self):
+        for field in _AT_LEAST_ONE:
+            if getattr(self, field) < 1:
+                raise InputError(f"train.{field}={getattr(self, field)}: must be at least 1")
+        for field in _NOT_NEGATIVE:
+            if not getattr(self, field) >= 0:
+                raise InputError(f"train.{field}={getattr(self, field)}: must be at least 0")
+        if not self.grace_seconds > 0:
+            raise InputError(f"train.grace_seconds={self.grace_seconds}: must be above 0")
+        if self.keep_every_steps % self.checkpoint_every:
+            raise InputError(
+                f"train.keep_every_steps={self.keep_every_steps}: must be a multiple of checkpoint_every={self.checkpoint_every}, "
+                "since only steps that are saved can be kept"
+            )
+        if isinstance(self.sample_prompts, str) or not all(isinstance(prompt, str) for prompt in self.sample_prompts):
+            raise InputError(f"train.sample_prompts={self.sample_prompts!r}: must be a tuple of texts")
+        object.__setattr__(self, "sample_prompts", tuple(self.sample_prompts))
