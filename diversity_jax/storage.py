@@ -9,9 +9,15 @@ import json
 import os
 from pathlib import Path
 import re
+import shutil
 from typing import IO, Any
 
 from diversity_jax.errors import InputError
+
+
+class DiskFull(InputError):
+    """A file could not be written whole, because there is no room for it."""
+
 
 _REMOTE = re.compile(r"^[a-zA-Z][a-zA-Z0-9+.-]+://")
 _FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
@@ -64,7 +70,7 @@ def writing(path: str | os.PathLike, mode: str = "wb") -> Iterator[IO[Any]]:
     Remote files are written through fsspec, whose upload becomes visible when it is closed without an error.
 
     Raises:
-      InputError: the disk is full; the partial file has been removed.
+      DiskFull: there is no room for it; the partial file has been removed.
     """
     if is_remote(path):
         import fsspec
@@ -83,7 +89,7 @@ def writing(path: str | os.PathLike, mode: str = "wb") -> Iterator[IO[Any]]:
         os.replace(partial, path)
     except OSError as error:
         if error.errno in _FULL_DISK:
-            raise InputError(f"{path}: the disk is full; free space or choose another folder, then run again") from error
+            raise DiskFull(f"{path}: the disk is full; free space or choose another folder, then run again") from error
         raise
     finally:
         partial.unlink(missing_ok=True)
@@ -131,6 +137,31 @@ def file_bytes(path: str | os.PathLike) -> int:
 def join_path(folder: str | os.PathLike, name: str) -> Path | str:
     """`folder/name`, where the folder is local or a URL, which a `Path` would spoil."""
     return f"{os.fspath(folder).rstrip('/')}/{name}" if is_remote(folder) else Path(folder) / name
+
+
+def exists(path: str | os.PathLike) -> bool:
+    """Whether there is a file or folder, local or remote."""
+    if is_remote(path):
+        import fsspec
+
+        filesystem, inside = fsspec.core.url_to_fs(os.fspath(path))
+        filesystem.invalidate_cache()
+        return filesystem.exists(inside)
+    return os.path.exists(path)
+
+
+def remove_tree(path: str | os.PathLike) -> None:
+    """Removes a file or a folder with all it holds, local or remote; nothing where there is none."""
+    if is_remote(path):
+        import fsspec
+
+        filesystem, inside = fsspec.core.url_to_fs(os.fspath(path))
+        if filesystem.exists(inside):
+            filesystem.rm(inside, recursive=True)
+    elif os.path.isdir(path):
+        shutil.rmtree(path)
+    elif os.path.exists(path):
+        os.remove(path)
 
 
 def file_hash(path: str | os.PathLike) -> str:

@@ -5,11 +5,16 @@ from typing import Any
 import zlib
 
 from diversity_jax.errors import InputError
-from diversity_jax.storage import open_file
+from diversity_jax.storage import file_bytes, open_file
 
 COMPRESSED = (".gz", ".zst")
 _BLOCK_BYTES = 1 << 20
 _COMPRESSED_BLOCK_BYTES = 1 << 17
+
+
+def expected_bytes(path: str) -> int:
+    """About how much a file holds, decompressed, from its size alone: text shrinks to about a third."""
+    return file_bytes(path) * (3 if path.endswith(COMPRESSED) else 1)
 
 
 def read_blocks(path: str) -> Iterator[bytes]:

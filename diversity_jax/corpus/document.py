@@ -31,7 +31,7 @@ class CorpusConfig:
     Attributes:
       source: a path, a glob pattern or a URL that fsspec reads, of `.jsonl` (also `.json` and `.ndjson` with one object a
         line), `.txt` (one document a file) or `.tfrecord`, each also with `.gz` or `.zst`, or `.parquet`; or
-        `seqio:TASK`, `seqio:TASK@MODULE` (MODULE is imported first and registers the task), `tfds:NAME[/CONFIG][:VERSION]`,
+        `seqio:NAME`, `seqio:NAME@MODULE` (a task or mixture; MODULE is imported first and registers it), `tfds:NAME[/CONFIG][:VERSION]`,
         `installed_docs:prose`, `installed_docs:code`.
       text_field: the key, column or feature that holds the text; dots reach into nested records (`message.body`).
       split: which split of a SeqIO task or TFDS builder; files have none.

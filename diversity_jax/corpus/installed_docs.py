@@ -61,7 +61,7 @@ class _InstalledDocs:
     def fetch(self, positions: np.ndarray) -> Iterator[Any]:
         raise NotImplementedError("documents without a count are streamed")
 
-    def stored_bytes(self) -> None:
+    def expected_bytes(self) -> None:
         return None
 
     def content_hash(self) -> None:

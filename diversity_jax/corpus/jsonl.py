@@ -5,10 +5,10 @@ import json
 
 import numpy as np
 
-from diversity_jax.corpus.blocks import COMPRESSED, read_blocks, read_lines
+from diversity_jax.corpus.blocks import COMPRESSED, expected_bytes, read_blocks, read_lines
 from diversity_jax.corpus.document import Document, Rejected
 from diversity_jax.corpus.records import decode_utf8, is_encodable, take_text
-from diversity_jax.storage import file_bytes, file_hash, is_remote, open_file
+from diversity_jax.storage import file_hash, is_remote, open_file
 
 _scan = json.JSONDecoder().raw_decode  # json.loads would search for white space at both ends of every line a second time
 _ORDER_MARK = "\ufeff"
@@ -65,8 +65,8 @@ class JsonLines:
                 file.seek(start)
                 yield file.read(end - start).removesuffix(b"\n")
 
-    def stored_bytes(self) -> int:
-        return file_bytes(self._path)
+    def expected_bytes(self) -> int:
+        return expected_bytes(self._path)
 
     def content_hash(self) -> str:
         return file_hash(self._path)

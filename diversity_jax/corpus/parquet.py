@@ -54,8 +54,8 @@ class Parquet:
                     if len(here):
                         yield from self._rows(batch.take(here))
 
-    def stored_bytes(self) -> int:
-        return file_bytes(self._path)
+    def expected_bytes(self) -> int:
+        return 2 * file_bytes(self._path)
 
     def content_hash(self) -> str:
         return file_hash(self._path)

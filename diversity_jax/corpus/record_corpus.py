@@ -62,12 +62,12 @@ class Unit:
 
     Attributes:
       first, end: the parts first, ..., end - 1.
-      stored_bytes: their size where they are stored, perhaps compressed; None where that is not known.
+      expected_bytes: about how much text that is; None where that is not known.
     """
 
     first: int
     end: int
-    stored_bytes: int | None
+    expected_bytes: int | None
 
 
 class RecordCorpus:
@@ -132,22 +132,22 @@ class RecordCorpus:
         return self._fingerprint
 
     def units(self) -> list[Unit]:
-        """The corpus in pieces that may be read apart and in parallel; which they are depends on the stored parts alone.
+        """The corpus in pieces that may be read apart and in parallel; which they are depends on the files alone.
 
         Large files are units of their own, small ones are read several at a time. Where `max_documents` counts from the first
         record on, everything is one unit.
         """
-        sizes = [part.stored_bytes() for part in self._parts]
+        sizes = [part.expected_bytes() for part in self._parts]
         if self._config.max_documents is not None:
-            return [Unit(first=0, end=len(sizes), stored_bytes=None)]
+            return [Unit(first=0, end=len(sizes), expected_bytes=None)]
         if None in sizes:
-            return [Unit(first=part, end=part + 1, stored_bytes=size) for part, size in enumerate(sizes)]
-        units, first, stored_bytes = [], 0, 0
+            return [Unit(first=part, end=part + 1, expected_bytes=size) for part, size in enumerate(sizes)]
+        units, first, expected = [], 0, 0
         for end, size in enumerate(sizes, start=1):
-            stored_bytes += size
-            if stored_bytes >= _UNIT_BYTES or end == len(sizes):
-                units.append(Unit(first=first, end=end, stored_bytes=stored_bytes))
-                first, stored_bytes = end, 0
+            expected += size
+            if expected >= _UNIT_BYTES or end == len(sizes):
+                units.append(Unit(first=first, end=end, expected_bytes=expected))
+                first, expected = end, 0
         return units
 
     def read(self, unit: Unit, tally: Tally) -> Iterator[Document]:

@@ -33,8 +33,8 @@ class Records(Protocol):
         """Raw records at these ascending positions; called only where `count` knows."""
         ...
 
-    def stored_bytes(self) -> int | None:
-        """Size of the file the records come from, or None where there is no such file."""
+    def expected_bytes(self) -> int | None:
+        """About how much text there is, from the size of the file, or None where there is no such file."""
         ...
 
     def content_hash(self) -> str | None:

@@ -19,7 +19,7 @@ _GAMMA = np.uint64(0x9E3779B97F4A7C15)
 _CHUNK = 1 << 20
 
 
-def priorities(first: int, count: int, seed: int) -> np.ndarray:
+def priorities(first: int, count: int, seed: int | str) -> np.ndarray:
     """Priorities of the records at positions `first` to `first + count - 1`: uint64[count], uniform, a function of (seed, position).
 
     Source: Steele, Lea and Flood, "Fast splittable pseudorandom number generators" (2014), the mixing function with variant 13.

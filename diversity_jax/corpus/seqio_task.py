@@ -1,4 +1,4 @@
-"""The text of a SeqIO task, whether its preprocessors left it a string or made token ids of it."""
+"""The text of a SeqIO task or mixture, whether its preprocessors left it a string or made token ids of it."""
 
 import difflib
 import importlib
@@ -15,11 +15,12 @@ _SEED = 0  # of preprocessors that draw random numbers: the same text in every r
 
 
 def open_seqio_task(config: CorpusConfig, name: str) -> RecordCorpus:
-    """Opens `seqio:TASK` or `seqio:TASK@MODULE`, where importing MODULE registers the task.
+    """Opens `seqio:NAME` or `seqio:NAME@MODULE`, where importing MODULE registers the task or mixture.
 
-    The task is read unshuffled, after its preprocessors, at full length. `text_field` names a feature; the default `text` also
+    A task is read unshuffled, after its preprocessors, at full length. `text_field` names a feature; the default `text` also
     stands for `targets_pretokenized` and then `targets`, in which SeqIO language-modelling tasks keep their text. A feature of
-    token ids is decoded with the task's own vocabulary.
+    token ids is decoded with the task's own vocabulary. A mixture is read as its own trainer would see it: examples drawn at its
+    rates with a fixed seed, until the first of its tasks has been read through.
 
     Raises:
       InputError: no such module, task, split or feature; or its source cannot be read.
@@ -50,11 +51,11 @@ def open_seqio_task(config: CorpusConfig, name: str) -> RecordCorpus:
 
 
 def _find_task(seqio: Any, name: str, source: str) -> Any:
-    tasks = list(seqio.TaskRegistry.names())
+    tasks, mixtures = list(seqio.TaskRegistry.names()), list(seqio.MixtureRegistry.names())
     if name in tasks:
         return seqio.TaskRegistry.get(name)
-    if name in seqio.MixtureRegistry.names():
-        raise InputError(f"{source}: is a mixture, whose shares a corpus would not keep; name one of its tasks")
-    close = difflib.get_close_matches(name, tasks)
+    if name in mixtures:
+        return seqio.MixtureRegistry.get(name)
+    close = difflib.get_close_matches(name, [*tasks, *mixtures])
     known = f"did you mean {' or '.join(close)}?" if close else f"of {len(tasks)} that are, none is called alike;"
     raise InputError(f"{source}: this SeqIO task is not registered; {known} name the module that registers it: seqio:{name}@MODULE")

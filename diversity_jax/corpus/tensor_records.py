@@ -83,7 +83,7 @@ class TensorRecords:
     def fetch(self, positions: np.ndarray) -> Iterator[Any]:
         raise NotImplementedError("records without a count are streamed")
 
-    def stored_bytes(self) -> None:
+    def expected_bytes(self) -> None:
         return None
 
     def content_hash(self) -> None:

@@ -4,10 +4,10 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from diversity_jax.corpus.blocks import read_whole
+from diversity_jax.corpus.blocks import expected_bytes, read_whole
 from diversity_jax.corpus.document import Document
 from diversity_jax.corpus.records import decode_utf8
-from diversity_jax.storage import file_bytes, file_hash
+from diversity_jax.storage import file_hash
 
 
 class TextFile:
@@ -31,8 +31,8 @@ class TextFile:
         for _ in positions:
             yield read_whole(self._path)
 
-    def stored_bytes(self) -> int:
-        return file_bytes(self._path)
+    def expected_bytes(self) -> int:
+        return expected_bytes(self._path)
 
     def content_hash(self) -> str:
         return file_hash(self._path)

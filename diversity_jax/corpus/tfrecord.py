@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from diversity_jax.corpus.blocks import COMPRESSED, read_blocks
+from diversity_jax.corpus.blocks import COMPRESSED, expected_bytes, read_blocks
 from diversity_jax.corpus.document import Document, Rejected
 from diversity_jax.corpus.records import decode_utf8, list_fields
 from diversity_jax.errors import InputError
-from diversity_jax.storage import file_bytes, file_hash, is_remote, open_file
+from diversity_jax.storage import file_hash, is_remote, open_file
 
 _HEADER_BYTES = 12
 _FOOTER_BYTES = 4
@@ -74,8 +74,8 @@ class TFRecord:
                 size = _data_bytes(file.read(_HEADER_BYTES), self._path, offset)
                 yield file.read(size)
 
-    def stored_bytes(self) -> int:
-        return file_bytes(self._path)
+    def expected_bytes(self) -> int:
+        return expected_bytes(self._path)
 
     def content_hash(self) -> str:
         return file_hash(self._path)

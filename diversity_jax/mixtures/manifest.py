@@ -2,16 +2,16 @@
 
 from collections.abc import Mapping
 import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from diversity_jax.errors import InputError
-from diversity_jax.storage import content_hash, read_json, write_json
+from diversity_jax.storage import content_hash, exists, file_bytes, is_remote, join_path, read_json, write_json
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 SPLITS = ("train", "validation")
 
 
@@ -72,9 +72,13 @@ class Manifest:
       seed: of the row permutation and of the choice of held-out documents.
       validation_share: share of documents held out.
       source: where the text came from; `source["fingerprint"]` identifies its content.
-      rejected: documents or lines left out, by reason.
+      rejected: records that became no documents, by reason.
+      hygiene: which documents were to be left out, benchmark files by hash, and which reports lie beside the manifest.
+      statistics: of documents and tokens: `documents` of the corpus and `kept`, those left out by reason, their lengths,
+        `documents_across_rows` (in more than one row), `truncated_documents` (that lost tokens to the last, unfilled row).
+      piece_characters, shard_bytes: the layout asked for, on which the order of the rows depends too.
       splits: `train` and, where documents are held out, `validation`.
-      folder: where the manifest lies; not part of its content.
+      folder: where the manifest lies, a path or URL; not part of its content.
     """
 
     name: str
@@ -87,8 +91,12 @@ class Manifest:
     source: Mapping[str, Any]
     rejected: Mapping[str, int]
     splits: Mapping[str, Split]
+    hygiene: Mapping[str, Any] = field(default_factory=dict)
+    statistics: Mapping[str, Any] = field(default_factory=dict)
+    piece_characters: int = 0
+    shard_bytes: int = 0
     version: int = FORMAT_VERSION
-    folder: Path = Path()
+    folder: Path | str = Path()
 
     @property
     def row_tokens(self) -> int:
@@ -110,9 +118,9 @@ class Manifest:
         del value["folder"]
         return value
 
-    def save(self) -> Path:
+    def save(self) -> Path | str:
         """Writes `manifest.json` into `folder`: the last act of preparation, so that it stands for a whole component."""
-        path = self.folder / "manifest.json"
+        path = join_path(self.folder, "manifest.json")
         write_json(path, self._as_json())
         return path
 
@@ -135,7 +143,7 @@ class Manifest:
             }
             vocabulary = value.pop("vocabulary")
             vocabulary = VocabularyInfo(**{**vocabulary, "files": tuple(vocabulary["files"])})
-            return cls(**value, splits=splits, vocabulary=vocabulary, folder=Path(path).parent)
+            return cls(**value, splits=splits, vocabulary=vocabulary, folder=_folder_of(path))
         except (KeyError, TypeError, AttributeError) as error:
             raise InputError(f"{path}: is not a component manifest ({error}); prepare the component again") from None
 
@@ -147,11 +155,15 @@ class Manifest:
         """
         for split in self.splits.values():
             for shard in split.shards:
-                path = self.folder / shard.file
-                if not path.exists():
+                path = join_path(self.folder, shard.file)
+                if not exists(path):
                     raise InputError(f"{path}: the shard is missing; prepare the component {self.name!r} again")
-                if path.stat().st_size != shard.rows * self.row_bytes:
+                if file_bytes(path) != shard.rows * self.row_bytes:
                     raise InputError(
-                        f"{path}: holds {path.stat().st_size:,} bytes, {shard.rows * self.row_bytes:,} expected; "
+                        f"{path}: holds {file_bytes(path):,} bytes, {shard.rows * self.row_bytes:,} expected; "
                         f"the shard is damaged: prepare the component {self.name!r} again"
                     )
+
+
+def _folder_of(path: str | Path) -> Path | str:
+    return str(path).rpartition("/")[0] if is_remote(path) else Path(path).parent

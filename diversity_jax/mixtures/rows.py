@@ -8,22 +8,22 @@ import numpy as np
 
 from diversity_jax.errors import InputError
 from diversity_jax.mixtures.manifest import Manifest, Shard
-from diversity_jax.storage import writing
+from diversity_jax.storage import is_remote, join_path, writing
 
-_BLOCK_BYTES = 64 << 20
+_BLOCK_BYTES = 8 << 20
 
 
-def write_shard(folder: Path, file: str, spooled: np.ndarray, order: np.ndarray) -> Shard:
-    """Writes the rows `spooled[order]` to one file, and one checksum a row beside it; a block of rows is in memory at a time."""
+def write_shard(folder: str | Path, file: str, rows: np.ndarray, order: np.ndarray) -> Shard:
+    """Writes `rows[order]` to one file, and one checksum a row beside it; beside `rows`, a block of them is in memory at a time."""
     digest, checksums = hashlib.sha256(), np.empty(len(order), "<u4")
-    block_rows = max(1, _BLOCK_BYTES // spooled[0].nbytes)
-    with writing(folder / file) as out:
+    block_rows = max(1, _BLOCK_BYTES // rows[0].nbytes)
+    with writing(join_path(folder, file)) as out:
         for start in range(0, len(order), block_rows):
-            rows = np.ascontiguousarray(spooled[order[start : start + block_rows]])
-            out.write(rows.data)
-            digest.update(rows.data)
-            checksums[start : start + len(rows)] = row_checksums(rows)
-    with writing(folder / f"{file}.crc32") as out:
+            block = np.ascontiguousarray(rows[order[start : start + block_rows]])
+            out.write(block.data)
+            digest.update(block.data)
+            checksums[start : start + len(block)] = row_checksums(block)
+    with writing(join_path(folder, f"{file}.crc32")) as out:
         out.write(checksums.data)
     return Shard(file=file, rows=len(order), sha256=digest.hexdigest())
 
@@ -41,6 +41,8 @@ class RowReader:
     def __init__(self, manifest: Manifest, split: str = "train"):
         if split not in manifest.splits:
             raise InputError(f"{manifest.folder}: component {manifest.name!r} has no {split!r} rows; prepare it with some held out")
+        if is_remote(manifest.folder):
+            raise InputError(f"{manifest.folder}: rows are read by memory map; copy the component to a local disk first")
         manifest.check_sizes()
         self.manifest, self.rows = manifest, manifest.splits[split].rows
         self._shards = manifest.splits[split].shards

@@ -1,0 +1,114 @@
+"""What carries out the passes of a preparation: this machine's processes, or Apache Beam. What they do is the same."""
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from diversity_jax.corpus import Corpus, Document
+from diversity_jax.corpus.record_corpus import Tally
+from diversity_jax.mixtures.deduplication import sign_piece
+from diversity_jax.mixtures.pieces import Job, encode_piece
+from diversity_jax.mixtures.shards import ShardName
+from diversity_jax.mixtures.workplace import Workplace
+from diversity_jax.storage import join_path, read_json, write_json
+
+Fates = Mapping[str, np.ndarray]
+"""What becomes of each document, uint8 [documents] by piece."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pass:
+    """One reading of the corpus: what is done with each piece, and which file that leaves beside its record.
+
+    Attributes:
+      title: shown while it runs; ending: of the file; its record has `.json` more.
+      work: writes both, and returns the piece's documents, characters and tokens.
+    """
+
+    title: str
+    ending: str
+    work: Callable[..., tuple[int, int, int]]
+
+    @property
+    def record(self) -> str:
+        """Ending of the record."""
+        return f"{self.ending}.json"
+
+
+SIGNING = Pass(title="comparing", ending=".signatures", work=sign_piece)
+ENCODING = Pass(title="tokenising", ending=".rows", work=encode_piece)
+
+
+class Runner(Protocol):
+    """Carries out passes; each returns when all of it is on disk."""
+
+    def fingerprint(self, corpus: Corpus) -> str:
+        """The corpus's own fingerprint, wherever its files are hashed."""
+        ...
+
+    def pieces(self, corpus: Corpus, job: Job, place: Workplace, what: Pass, fates: Fates | None) -> None:
+        """Does `what` with every piece that is not finished yet, and leaves a record of every unit that was read."""
+        ...
+
+    def shards(self, job: Job, place: Workplace, plan_hash: str, shards: Sequence[ShardName]) -> None:
+        """Writes the shards that are not finished yet."""
+        ...
+
+
+def units_of(corpus: Corpus) -> Sequence[Any]:
+    """What can be read apart; one unit, None, where a corpus knows of no parts."""
+    return corpus.units() if hasattr(corpus, "units") else [None]
+
+
+def read_unit(corpus: Corpus, unit: Any, tally: Tally) -> Iterator[Document]:
+    """Documents of one unit, counted in `tally`."""
+    if unit is not None:
+        yield from corpus.read(unit, tally)
+        return
+    for document in corpus:
+        tally.records += 1
+        tally.taken += 1
+        yield document
+    tally.rejected.update(getattr(corpus, "rejected", {}))
+
+
+def unit_name(number: int) -> str:
+    """Name of a unit's record, and the beginning of its pieces' names."""
+    return f"{number:06d}"
+
+
+def save_unit(workplace: str, number: int, pieces: int, tally: Tally) -> None:
+    """Leaves the record of a unit that was read to its end."""
+    write_json(join_path(workplace, f"{unit_name(number)}.unit.json"), {"pieces": pieces, "tally": dataclasses.asdict(tally)})
+
+
+def read_units(place: Workplace) -> dict[int, tuple[list[str], Tally]]:
+    """Pieces' names and tally of every unit that was read to its end, in order."""
+    found = {}
+    for name in place.names(".unit.json"):
+        value = read_json(join_path(place.path, f"{name}.unit.json"))
+        value["tally"]["rejected"] = Counter(value["tally"]["rejected"])
+        found[int(name)] = ([f"{name}-{number:06d}" for number in range(value["pieces"])], Tally(**value["tally"]))
+    return found
+
+
+def unfinished_units(place: Workplace, units: Sequence[Any], done: set[str]) -> list[tuple[int, Any]]:
+    """Units with a piece that is not done, or of which that is not known."""
+    read = read_units(place)
+    return [(number, unit) for number, unit in enumerate(units) if number not in read or not done.issuperset(read[number][0])]
+
+
+def finished_pieces(place: Workplace, what: Pass) -> set[str]:
+    """Names of pieces that need not be done again."""
+    return place.verified(place.names(what.record), what.record, {what.ending: "sha256"})
+
+
+def unfinished_shards(job: Job, place: Workplace, shards: Sequence[ShardName]) -> list[ShardName]:
+    """Shards that are not there whole."""
+    checksums = {"": "sha256", ".crc32": "checksums_sha256"}
+    done = place.verified([shard.file for shard in shards], ".json", checksums, job.folder)
+    return [shard for shard in shards if shard.file not in done]
