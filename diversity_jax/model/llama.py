@@ -14,7 +14,7 @@ import numpy as np
 
 from diversity_jax.model.attention import attend
 from diversity_jax.model.config import LlamaConfig
-from diversity_jax.model.sharding import constrain
+from diversity_jax.model.sharding import constrain, gathered
 
 Params = dict[str, Any]
 
@@ -140,10 +140,11 @@ class Llama(nnx.Module):
         config = self.config
         rotary = rotary_table(config, tokens_BxL.shape[1], positions_BxL)
         graphdef, stacked = nnx.split(self.blocks)
-        stacked = jax.tree.map(lambda a: a.astype(config.compute_dtype), stacked)
+        stacked = jax.tree.map(lambda a: a.astype(config.compute_dtype), nnx.to_pure_dict(stacked))
 
         def layer(x_BxLxD, index, weights):
             key = None if dropout_key is None else jax.random.fold_in(dropout_key, index)
+            weights = gathered(weights, "blocks")
             return nnx.merge(graphdef, weights)(x_BxLxD, rotary, segment_ids_BxL=segment_ids_BxL, dropout_key=key)
 
         layer = _remat(config, layer)

@@ -6,7 +6,9 @@ import math
 from typing import Any
 
 import jax
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+import numpy as np
 
 from diversity_jax.errors import InputError
 
@@ -48,12 +50,18 @@ PARAMETER_AXES: dict[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class MeshConfig:
-    """How many ways each axis is cut; at most one may be -1: all devices that the others leave."""
+    """How many ways each axis is cut; at most one may be -1: all devices that the others leave.
+
+    On several slices (TPU) or nodes joined by a slower network, `network_data * network_fsdp` is their number, and only those cuts of
+    data and fsdp cross the network; tensor and sequence never do, since they talk in every layer.
+    """
 
     data: int = 1  # copies of the model, each on its own rows
     fsdp: int = -1  # cuts of the parameters and optimizer state, each on its own rows
     tensor: int = 1  # cuts of heads, feed-forward and vocabulary
     sequence: int = 1  # cuts of the sequence length
+    network_data: int = 1  # how many of the data cuts lie on different slices
+    network_fsdp: int = 1  # how many of the fsdp cuts do
 
     def __post_init__(self):
         sizes = self.sizes
@@ -62,29 +70,66 @@ class MeshConfig:
                 raise InputError(f"mesh.{axis}={size}: must be at least 1, or -1 for all devices that are left")
         if list(sizes.values()).count(-1) > 1:
             raise InputError(f"mesh={sizes}: only one axis may be -1; give the others a number")
+        for axis in ("data", "fsdp"):
+            crossing = getattr(self, f"network_{axis}")
+            if crossing < 1 or (sizes[axis] != -1 and sizes[axis] % crossing):
+                raise InputError(f"mesh.network_{axis}={crossing}: must divide mesh.{axis}={sizes[axis]}, of whose cuts it is a part")
 
     @property
     def sizes(self) -> dict[str, int]:
         """Axis name -> number of cuts, in mesh order."""
         return {axis: getattr(self, axis) for axis in MESH_AXES}
 
+    @property
+    def slices(self) -> int:
+        """Slices or nodes the mesh spans."""
+        return self.network_data * self.network_fsdp
+
+    def resolved(self, devices: int) -> dict[str, int]:
+        """`sizes` with -1 filled in for this many devices.
+
+        Raises:
+          InputError: the axes do not multiply to the number of devices.
+        """
+        sizes = self.sizes
+        fixed = math.prod(size for size in sizes.values() if size != -1)
+        if -1 not in sizes.values():
+            if fixed != devices:
+                raise InputError(f"mesh={sizes}: needs {fixed} devices but there are {devices}; set one axis to -1 to take them all")
+        elif devices % fixed:
+            raise InputError(f"mesh={sizes}: {fixed} does not divide the {devices} devices; choose axes that do")
+        sizes = {axis: devices // fixed if size == -1 else size for axis, size in sizes.items()}
+        for axis in ("data", "fsdp"):
+            if sizes[axis] % (crossing := getattr(self, f"network_{axis}")):
+                raise InputError(f"mesh.network_{axis}={crossing}: must divide mesh.{axis}, which is {sizes[axis]} on {devices} devices")
+        return sizes
+
 
 def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
     """The mesh `(data, fsdp, tensor, sequence)` over `devices` (default: all of them), neighbours placed by JAX.
 
     Raises:
-      InputError: the axes do not multiply to the number of devices.
+      InputError: the axes do not multiply to the number of devices, or do not say which of them cross from slice to slice.
     """
     devices = list(jax.devices() if devices is None else devices)
-    sizes = config.sizes
-    fixed = math.prod(size for size in sizes.values() if size != -1)
-    if -1 in sizes.values():
-        if len(devices) % fixed:
-            raise InputError(f"mesh={config.sizes}: {fixed} does not divide the {len(devices)} devices; choose axes that do")
-        sizes = {axis: len(devices) // fixed if size == -1 else size for axis, size in sizes.items()}
-    elif fixed != len(devices):
-        raise InputError(f"mesh={config.sizes}: needs {fixed} devices but there are {len(devices)}; set one axis to -1 to take them all")
-    return jax.make_mesh(tuple(sizes.values()), MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES), devices=devices)
+    sizes = config.resolved(len(devices))
+    types = (AxisType.Auto,) * len(MESH_AXES)
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    if slices not in (1, config.slices):
+        raise InputError(
+            f"mesh.network_data={config.network_data}, mesh.network_fsdp={config.network_fsdp}: the devices are {slices} slices; "
+            f"set mesh.network_data={slices} and mesh.data to a multiple of it"
+        )
+    if config.slices == 1:
+        return jax.make_mesh(tuple(sizes.values()), MESH_AXES, axis_types=types, devices=devices)
+    crossing = (config.network_data, config.network_fsdp, 1, 1)
+    inside = tuple(size // cuts for size, cuts in zip(sizes.values(), crossing, strict=True))
+    if slices == config.slices:
+        placed = mesh_utils.create_hybrid_device_mesh(inside, crossing, devices)
+    else:  # nodes of GPUs, or one machine that simulates slices: consecutive devices are neighbours
+        whole = np.array(devices, dtype=object).reshape(*crossing, *inside)
+        placed = whole.transpose(0, 4, 1, 5, 2, 6, 3, 7).reshape(tuple(sizes.values()))
+    return Mesh(placed, MESH_AXES, axis_types=types)
 
 
 def spec(*logical: str | None) -> PartitionSpec:
@@ -96,6 +141,20 @@ def constrain(x: jax.Array, *logical: str | None) -> jax.Array:
     """Asks the compiler for this layout of `x` on the ambient mesh (`jax.set_mesh`); without one, or with one device, does nothing."""
     mesh = jax.sharding.get_abstract_mesh()
     return x if mesh.empty or mesh.size == 1 else jax.lax.with_sharding_constraint(x, spec(*logical))
+
+
+def gathered(layer: Any, prefix: str) -> Any:
+    """One layer's parameters with their cuts over fsdp undone; each device then multiplies its own rows by whole matrices.
+
+    Without this the compiler works through a cut matrix part by part and adds each part's product to the output in memory, which on
+    TPUs cost twice the time of the products themselves.
+    """
+
+    def gather(path, leaf):
+        _, *logical = PARAMETER_AXES[f"{prefix}/{path_name(path)}"]
+        return constrain(leaf, *(None if axis == "embed" else axis for axis in logical))
+
+    return jax.tree_util.tree_map_with_path(gather, layer)
 
 
 def path_name(path: tuple[Any, ...]) -> str:
