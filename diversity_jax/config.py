@@ -9,8 +9,10 @@ from diversity_jax.llm import BudgetConfig, EngineConfig
 from diversity_jax.mixtures.component import Component, MixtureConfig, token_shares
 from diversity_jax.model import LlamaConfig, MeshConfig
 from diversity_jax.synthesis.grammar import GrammarConfig
-from diversity_jax.training.loop import TrainConfig
+from diversity_jax.synthesis.settings import SynthesisConfig
+from diversity_jax.training.distributed import DistributedConfig
 from diversity_jax.training.optimizer import OptimizerConfig
+from diversity_jax.training.settings import TrainConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,8 +27,8 @@ class Config:
       judge: who measures diversity: `offline` (no LLM), `openai:MODEL`, `gemini:MODEL` or `google-genai:MODEL`.
       judge_base_url: of an OpenAI-compatible server, such as http://127.0.0.1:8000/v1.
       register: also register the mixture with SeqIO in this process, to see that it is accepted.
-      distributed: this process is one of several; JAX finds the others by itself on TPU slices, Slurm and Open MPI. The first
-        one builds the mixture, so `output_dir` has to be a folder that all of them see.
+      distributed: how this process finds the others, where it is one of several: `distributed.start=auto` on TPU slices, Slurm and
+        Open MPI. The first one builds the mixture, so `output_dir` has to be a folder that all of them see.
     """
 
     output_dir: str
@@ -42,7 +44,7 @@ class Config:
     train: TrainConfig = field(default_factory=TrainConfig)
     mesh: MeshConfig = field(default_factory=MeshConfig)
     register: bool = False
-    distributed: bool = False
+    distributed: DistributedConfig = field(default_factory=DistributedConfig)
 
     def __post_init__(self):
         if self.mixture is None and self.prepared is None:
@@ -84,14 +86,43 @@ class GrammarComponent:
 
 
 @dataclass(frozen=True, kw_only=True)
-class GenerateConfig:
-    """What `python -m diversity_jax.generate` writes.
+class BuildConfig:
+    """What `python -m diversity_jax.mixtures.build` builds.
 
     Attributes:
+      output_dir: folder of the mixture: scorecards, prepared components, `mixture.json`.
+      mixture: what is asked for.
+      judge, judge_base_url, agent, engine, budget: who measures what is not scored yet, as in a training run.
+      grammar: demo text to write first, where it is not there yet.
+      register: also register the mixture with SeqIO in this process, to see that it is accepted; needs TensorFlow.
+    """
+
+    output_dir: str
+    mixture: MixtureConfig
+    judge: str = "offline"
+    judge_base_url: str | None = None
+    agent: AgentConfig = field(default_factory=AgentConfig)
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    budget: BudgetConfig = field(default_factory=BudgetConfig)
+    grammar: tuple[GrammarComponent, ...] = ()
+    register: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerateConfig(SynthesisConfig):
+    """What `python -m diversity_jax.generate` writes: a component made by language models, demo text, or both.
+
+    Attributes:
+      generators: who writes; where there are none, only the grammar does. All other fields are `SynthesisConfig`'s.
       grammar: components of demo text, made by a grammar and not by an LLM.
     """
 
-    grammar: tuple[GrammarComponent, ...]
+    grammar: tuple[GrammarComponent, ...] = ()
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not self.generators and not self.grammar:
+            raise InputError("generators and grammar are both empty; name a generator such as openai:gpt-4o-mini, or demo text to write")
 
 
 @dataclass(frozen=True, kw_only=True)

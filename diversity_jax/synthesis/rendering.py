@@ -5,14 +5,21 @@ import re
 
 from diversity_jax.synthesis.answers import Generation, Question
 
-_HEADINGS = ("Question:", "Q:", "Quiz question:", "Test yourself:", "Check your understanding.", "Exercise.", "Review question:", "**Question**", "")  # fmt: skip
+_HEADINGS = (
+    "Question:", "Q:", "Quiz question:", "Test yourself:", "Check your understanding.", "Exercise.", "Review question:", "**Question**", "",
+)  # fmt: skip
 _OPTION_MARKS = ("A.", "A)", "(A)", "a.", "a)", "(a)", "1.", "1)", "(1)")
 _OPTION_HEADINGS = ("", "", "", "Options:", "Choices:", "Choose one:", "Which of these is right?")
-_ANSWERS = ("Answer: {mark} {text}", "Answer: {text}", "Correct answer: {mark} {text}", "The correct answer is {mark} {text}", "Key: {mark}",
-            "Solution: {text}", "**Answer:** {mark} {text}")  # fmt: skip
+_ANSWERS = (
+    "Answer: {mark} {text}", "Answer: {text}", "Correct answer: {mark} {text}", "The correct answer is {mark} {text}", "Key: {mark}",
+    "Solution: {text}", "**Answer:** {mark} {text}",
+)  # fmt: skip
 _EXPLANATIONS = ("Explanation: ", "Why: ", "Reasoning: ", "Step by step: ", "Explanation:\n", "", "Solution, step by step:\n")
 # An explanation that speaks of options by letter or number would be wrong after they have changed places.
-_NAMES_AN_OPTION = re.compile(r"\b(option|choice|answer)s?\s*\(?([a-d]|[1-4])\b|\((?:[a-d]|[1-4])\)|\b(first|second|third|fourth|last) (option|choice)", re.I)  # fmt: skip
+_NAMES_AN_OPTION = re.compile(
+    r"\b(option|choice|answer)s?\s*\(?([a-d]|[1-4])\b|\((?:[a-d]|[1-4])\)|\b(first|second|third|fourth|last) (option|choice)",
+    re.IGNORECASE,
+)
 _LETTERS = "ABCD"
 
 

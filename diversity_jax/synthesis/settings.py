@@ -227,7 +227,7 @@ class BatchConfig:
 
     def __post_init__(self):
         if not self.poll_seconds > 0 or not 0 <= self.price_share <= 1:
-            raise InputError(f"batch: poll_seconds {self.poll_seconds} and price_share {self.price_share}; give seconds above 0 and a share")
+            raise InputError(f"batch: poll_seconds {self.poll_seconds}, price_share {self.price_share}; give seconds above 0 and a share")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -97,9 +97,7 @@ def simulate(
 
 
 def _look(run: SimulatedRun, steering: Steering, arms: dict[str, SimulatedArm], owners: np.ndarray, added: int) -> None:
-    evidence = {
-        name: evidence_of_labels(run.labels, owners == steering.arms.index(name), arms[name].dollars) for name in steering.live
-    }
+    evidence = {name: evidence_of_labels(run.labels, owners == steering.arms.index(name), arms[name].dollars) for name in steering.live}
     setting = steering._config.min_gain_per_dollar
     for verdict in steering.look(evidence, added):
         run.verdicts.append(verdict)

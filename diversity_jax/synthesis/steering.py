@@ -148,8 +148,14 @@ class Steering:
         """Arms that are not stopped."""
         return [arm for arm in self.arms if arm not in self.stopped]
 
-    def restore(self, verdicts: Sequence[Verdict]) -> None:
-        """Takes up the looks of an earlier process."""
+    @property
+    def gains(self) -> Mapping[str, Gain]:
+        """The latest estimate of every arm that has been looked at."""
+        return self._gains
+
+    def restore(self, verdicts: Sequence[Verdict], gains: Mapping[str, Sequence[float]]) -> None:
+        """Takes up a round of an earlier process: its verdicts, and (value, error, freedom) of every gain."""
+        self._gains |= {arm: Gain(value=value, error=error, freedom=int(freedom)) for arm, (value, error, freedom) in gains.items()}
         for verdict in verdicts:
             self._looks[verdict.arm] = verdict.look
             if verdict.stopped:

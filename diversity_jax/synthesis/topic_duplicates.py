@@ -27,9 +27,14 @@ _CELL_TOPICS = 300  # topics in a cell, about
 _CELL_SAMPLE = 60_000
 _BLOCK = 4096
 _MOST_KEYWORDS = 12
-_FILLERS = frozenset("a an the of and in on for to with by from at as or introduction overview basics fundamentals".split())
-_TURNS = ("in", "im", "un", "non", "anti", "pre", "post", "sub", "super", "hyper", "hypo", "micro", "macro", "inter", "intra", "de", "bio",
-          "multi", "uni", "bi", "tri", "mono", "poly", "ultra", "infra", "meta", "counter", "re", "dis", "a", "an", "neo", "proto", "pseudo")  # fmt: skip
+_FILLERS = frozenset(
+    ("a", "an", "the", "of", "and", "in", "on", "for", "to", "with", "by", "from", "at", "as", "or", "introduction", "overview", "basics",
+     "fundamentals")
+)  # fmt: skip
+_TURNS = (
+    "in", "im", "un", "non", "anti", "pre", "post", "sub", "super", "hyper", "hypo", "micro", "macro", "inter", "intra", "de", "bio",
+    "multi", "uni", "bi", "tri", "mono", "poly", "ultra", "infra", "meta", "counter", "re", "dis", "a", "an", "neo", "proto", "pseudo",
+)  # fmt: skip
 _ROMAN = re.compile(r"^(?=[ivx])(x{0,3})(ix|iv|v?i{0,3})$")
 _WORD = re.compile(r"[^\W_]+")
 

@@ -17,7 +17,9 @@ MOST_LEVELS = 5
 _NAME_CHARACTERS = 120
 _MOST_KEYWORDS = 12
 # "1.1a ", "Chapter 3:", "IV. ": where a heading stands in its book is no part of what it is about.
-_NUMBERING = re.compile(r"^(?:(?:chapter|section|unit|part|lecture|lesson|week|module)\s+\d+\s*[:.)-]?|\d+(?:\.\d+)*[a-z]?[.):]?(?=\s))\s*", re.I)
+_NUMBERING = re.compile(
+    r"^(?:(?:chapter|section|unit|part|lecture|lesson|week|module)\s+\d+\s*[:.)-]?|\d+(?:\.\d+)*[a-z]?[.):]?(?=\s))\s*", re.IGNORECASE
+)
 _INDENTED = re.compile(r"^(\s*)(?:[-*+]\s+)?(.*?)\s*$")
 _ABOVE_AN_OUTLINE = ("field", "subfield", "course")
 

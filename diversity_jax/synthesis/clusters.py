@@ -1,0 +1,149 @@
+"""What has been written so far, in clusters: by words, for free; or by the cluster-agent's judge, in groupings of old and new together.
+
+By words: the offline judge's space and threshold, fitted once to the first documents. A document joins the nearest cluster whose mean
+lies within the threshold, or begins one of its own; so every document has a number, and evidence is exact for what stands. It is a
+baseline that sees what texts are about as far as their words show it.
+"""
+
+import asyncio
+from collections.abc import Sequence
+import random
+
+import numpy as np
+
+from diversity_jax.cluster_agent import AgentConfig, Criteria, Judge, OfflineJudge
+from diversity_jax.cluster_agent.canaries import plant
+from diversity_jax.cluster_agent.drawing import Planned
+from diversity_jax.cluster_agent.grouping import Grouped, judge_grouping
+from diversity_jax.cluster_agent.judge import Sample
+from diversity_jax.cluster_agent.texts import child_seed, clean_text, random_ids
+from diversity_jax.synthesis.steering import Evidence
+
+_FEWEST_TO_FIT = 50
+_FITTED_TO = 2000
+
+
+class WordClusters:
+    """Clusters by words. `labels` is the cluster of every document so far: -1 where it is not known yet."""
+
+    def __init__(self, *, seed: int):
+        self._seed = seed
+        self._judge: OfflineJudge | None = None
+        self._waiting: list[str] = []
+        self._sums = np.zeros((0, 0), np.float32)
+        self._count = 0
+        self.labels: list[int] = []
+
+    def extend(self, texts: Sequence[str]) -> None:
+        """Takes documents in, in order. Equal texts in equal order give equal labels, in however many parts they come, as long as the
+        first parts are equal: the space is fitted to what has come when there is enough."""
+        if self._judge is None:
+            self._waiting += texts
+            if len(self._waiting) < _FEWEST_TO_FIT:
+                self.labels += [-1] * len(texts)
+                return
+            self._judge = OfflineJudge(self._waiting[:_FITTED_TO], seed=self._seed)
+            del self.labels[len(self.labels) - (len(self._waiting) - len(texts)) :]
+            texts, self._waiting = self._waiting, []
+        for text in texts:
+            vector = self._judge.place(text)
+            self.labels.append(self._join(vector))
+
+    def _join(self, vector: np.ndarray) -> int:
+        """The cluster of a unit vector, a new one where none is near; the cluster's sum moves."""
+        if not self._sums.size:
+            self._sums = np.zeros((256, len(vector)), np.float32)
+        if self._count:
+            known = self._sums[: self._count]
+            similar = known @ vector / np.linalg.norm(known, axis=1).clip(1e-6)
+            best = int(similar.argmax())
+            if 1 - similar[best] <= self._judge.threshold:
+                self._sums[best] += vector
+                return best
+        if self._count == len(self._sums):
+            self._sums = np.concatenate([self._sums, np.zeros_like(self._sums)])
+        self._sums[self._count] = vector
+        self._count += 1
+        return self._count - 1
+
+
+class JudgedClusters:
+    """Evidence by a judge: groupings of K samples, half of an arm and half of what stands.
+
+    Args:
+      judge: entered where it needs to be.
+      criteria: one or more sets; groupings take them in turn.
+      config: of the cluster-agent.
+    """
+
+    def __init__(self, judge: Judge, criteria: Criteria, config: AgentConfig):
+        self._judge, self._criteria, self._config = judge, criteria, config
+        self.dollars = 0.0
+        self.dropped = 0
+        self.groupings = 0
+
+    async def evidence(
+        self, arm_texts: Sequence[str], standing_texts: Sequence[str], *, look: str, groupings: int, documents: int, dollars: float
+    ) -> Evidence | None:
+        """Evidence on an arm from new groupings; None where too few are usable.
+
+        Raises:
+          RunEnded: no further call can succeed.
+        """
+        half = self._config.samples_per_grouping // 2
+        if half < 2 or len(arm_texts) < half or len(standing_texts) < half:
+            return None
+        planned = [self._plan(arm_texts, standing_texts, half, look, number) for number in range(groupings)]
+        judged = await asyncio.gather(*(judge_grouping(one, self._judge, self._criteria, self._config) for one in planned))
+        self.groupings += len(judged)
+        self.dropped += sum(one.dropped is not None for one in judged)
+        self.dollars += sum(one.usage.cost_usd for one in judged)
+        rows = np.array([_pair_shares(one, half) for one in judged if one.dropped is None]).reshape(-1, 3)
+        if len(rows) < 4:
+            return None
+        return Evidence(shared=rows[:, 0], own=rows[:, 1], standing=rows[:, 2], documents=documents, dollars=dollars)
+
+    def _plan(self, arm_texts: Sequence[str], standing_texts: Sequence[str], half: int, look: str, number: int) -> Planned:
+        index = child_seed(self._config.seed, look, number)
+        draw = random.Random(index)
+        chosen = [("arm", text) for text in draw.sample(arm_texts, half)] + [
+            ("standing", text) for text in draw.sample(standing_texts, half)
+        ]
+        draw.shuffle(chosen)
+        ids = random_ids(draw, 2 * half + 2)
+        cut = [(side, clean_text(text, self._config.max_characters)) for side, text in chosen]
+        samples = tuple(Sample(sample_id=i, text=text, document=side) for i, (side, text) in zip(ids, cut, strict=False))
+        canary = None
+        if draw.random() < self._config.canary_share:
+            samples, canary = plant(samples, ids[2 * half :], draw)
+        return Planned(index=index, criteria_set=number % len(self._criteria.sets), samples=samples, canary=canary)
+
+
+def _pair_shares(grouped: Grouped, half: int) -> tuple[float, float, float]:
+    """Shares of pairs (arm with standing, arm with arm, standing with standing) that one cluster holds; samples of an invalid one are
+    alone."""
+    side = {sample.sample_id: sample.document for sample in grouped.planned.samples}
+    across = own = standing = 0
+    for cluster, (valid, _) in zip(grouped.clusters, grouped.verdicts, strict=True):
+        if valid:
+            arm = sum(side.get(one) == "arm" for one in cluster.sample_ids)
+            rest = sum(side.get(one) == "standing" for one in cluster.sample_ids)
+            across, own, standing = across + arm * rest, own + arm * (arm - 1) // 2, standing + rest * (rest - 1) // 2
+    pairs = half * (half - 1) / 2
+    return across / half**2, own / pairs, standing / pairs
+
+
+def crowded(labels: np.ndarray, factor: float, fewest: int = 10) -> np.ndarray:
+    """Clusters whose share is more than `factor` times the mean, the largest first: int [clusters]."""
+    counts = np.bincount(labels[labels >= 0]) if (labels >= 0).any() else np.zeros(0, int)
+    present = counts[counts > 0]
+    if not len(present):
+        return np.zeros(0, int)
+    limit = max(factor * present.mean(), fewest)
+    return np.array([cluster for cluster in np.argsort(-counts, kind="stable") if counts[cluster] > limit], int)
+
+
+def thin(labels: np.ndarray) -> np.ndarray:
+    """Clusters of one document, the newest first: int [clusters]."""
+    counts = np.bincount(labels[labels >= 0]) if (labels >= 0).any() else np.zeros(0, int)
+    return np.flatnonzero(counts == 1)[::-1]

@@ -1,0 +1,1 @@
+def write(store, facts): return store.folder/'report.html'
