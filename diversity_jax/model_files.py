@@ -85,19 +85,20 @@ def mixture_folder(run: Path) -> Path:
     Raises:
       InputError: neither in the run nor where it was read from.
     """
-    prepared = _settings(run).get("prepared")
+    prepared = run_settings(run).get("prepared")
     folder = Path(prepared) if prepared else run / "mixture"
     if not (folder / "mixture.json").exists():
         raise InputError(f"{folder}: the run's mixture is not there, so its tokenizer is not known; name it as tokenizer")
     return folder
 
 
-def _settings(run: Path) -> Mapping[str, Any]:
+def run_settings(run: Path) -> Mapping[str, Any]:
+    """The configuration a run was started with."""
     return read_json(run / "run.json").get("settings") or {}
 
 
 def _end_of_text(run: Path) -> str | None:
-    return (_settings(run).get("mixture") or {}).get("end_of_text")
+    return (run_settings(run).get("mixture") or {}).get("end_of_text")
 
 
 def _spec(kind: str, files: list[str]) -> str:
