@@ -1,0 +1,7 @@
+"""The baselines that the cluster-agent is compared with: lexical, embedding and perplexity metrics, exact and fast."""
+
+from diversity_jax.metrics.card import Figure, MetricsCard, difference
+from diversity_jax.metrics.measure import Tools, measure
+from diversity_jax.metrics.settings import METRICS, Metric, MetricsConfig, chosen_metrics
+
+__all__ = ["METRICS", "Figure", "Metric", "MetricsCard", "MetricsConfig", "Tools", "chosen_metrics", "difference", "measure"]

@@ -1,0 +1,157 @@
+"""Metrics of documents as vectors: Vendi score, mean pairwise distance, K-means occupancy.
+
+Vectors are scaled to length 1 first, so that products are cosines; a zero vector (an empty document) stays zero and is like nothing,
+itself included.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from diversity_jax.errors import InputError
+
+_BLOCK = 8192
+
+
+def unit_rows(vectors: np.ndarray) -> np.ndarray:
+    """Rows scaled to length 1: float32 or float64 [documents, D].
+
+    Raises:
+      InputError: not a matrix, or not finite.
+    """
+    vectors = np.asarray(vectors)
+    if vectors.dtype not in (np.float32, np.float64):
+        vectors = vectors.astype(np.float32)
+    if vectors.ndim != 2 or not np.isfinite(vectors).all():
+        raise InputError(
+            f"embeddings: expected finite numbers [documents, dimensions], got shape {list(vectors.shape)}; check the embedder"
+        )
+    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return np.divide(vectors, norms, out=np.zeros_like(vectors), where=norms > 0)
+
+
+def _moment(unit: np.ndarray) -> np.ndarray:
+    """The smaller of X^T X and X X^T, over documents, in float64; both have the same eigenvalues but for zeros."""
+    documents, size = unit.shape
+    if documents <= size:
+        return (unit @ unit.T).astype(np.float64) / documents
+    moment = np.zeros((size, size))
+    for start in range(0, documents, _BLOCK):  # blocks, so that float32 sums stay short
+        block = unit[start : start + _BLOCK]
+        moment += block.T @ block
+    return moment / documents
+
+
+def vendi_score(vectors: np.ndarray, order: float = 1.0) -> float | None:
+    """Effective number of unlike documents: the exponential of the Renyi entropy of the eigenvalues of the cosine matrix over documents.
+
+    Args:
+      vectors: [documents, D], any length; None is returned for none.
+      order: 1 (Shannon), 2, any other above 0, or infinity. The eigenvalues come from the D x D side where that is smaller.
+
+    Source: Friedman and Dieng, "The Vendi Score" (2023); Pasarkar and Dieng, "Cousins of the Vendi Score" (2023). Equal to `vendi-score`'s
+    `score_dual`; its `score_X` gives order 1 whatever order is asked for.
+
+    Raises:
+      InputError: an order that is not above 0, or vectors that are not finite.
+    """
+    if not order > 0:
+        raise InputError(f"vendi score of order {order}: expected a number above 0")
+    if not len(vectors):
+        return None
+    moment = _moment(unit_rows(vectors))
+    if order == 2:
+        return float(1 / max(np.square(moment).sum(), 1e-300))
+    shares = np.linalg.eigvalsh(moment)
+    shares = shares[shares > 1e-12]
+    if not len(shares):
+        return None
+    if order == 1:
+        return float(np.exp(-(shares * np.log(shares)).sum()))
+    if np.isinf(order):
+        return float(1 / shares.max())
+    return float((shares**order).sum() ** (1 / (1 - order)))
+
+
+def mean_pairwise_distance(vectors: np.ndarray) -> float | None:
+    """Mean of 1 - cosine over all pairs of different documents; None with fewer than two.
+
+    Exact from the sum of the vectors, without visiting a pair. Theirs (`diversity.remote_clique`) counts each document with itself too.
+    """
+    documents = len(vectors)
+    if documents < 2:
+        return None
+    unit = unit_rows(vectors)
+    total = unit.sum(0, dtype=np.float64)
+    own = float(np.square(unit, dtype=np.float64).sum())
+    return float(1 - (total @ total - own) / (documents * (documents - 1)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Codebook:
+    """Cluster centres, float32 [clusters, D], of length 1: what the occupancy of corpora is compared by."""
+
+    centres: np.ndarray
+
+    @classmethod
+    def fit(cls, vectors: np.ndarray, clusters: int, *, seed: int = 0, batch: int = 8192, passes: float = 4.0) -> "Codebook":
+        """Mini-batch K-means by cosine, over `passes` times as many vectors as there are.
+
+        Source: Sculley, "Web-scale k-means clustering" (2010): each centre is the running mean of what was assigned to it. Centres begin
+        as different documents; one that nothing was assigned to for a whole pass begins again at a document of the batch.
+
+        Raises:
+          InputError: fewer clusters than 1 or more than there are different vectors to begin with.
+        """
+        unit = unit_rows(vectors).astype(np.float32, copy=False)
+        if not 1 <= clusters <= len(unit):
+            raise InputError(f"clusters={clusters}: expected 1 to the number of documents, {len(unit)}")
+        draw = np.random.default_rng([seed, 0xC1])
+        centres = unit[draw.choice(len(unit), clusters, replace=False)].copy()
+        seen = np.ones(clusters)
+        used = np.zeros(clusters, bool)
+        since = 0
+        for _ in range(max(1, round(passes * len(unit) / batch))):
+            some = unit[draw.integers(len(unit), size=min(batch, len(unit)))] if len(unit) > batch else unit
+            places = assign(some, centres)
+            counts = np.bincount(places, minlength=clusters)
+            order = np.argsort(places, kind="stable")
+            hit = np.flatnonzero(counts)
+            sums = np.add.reduceat(some[order], np.cumsum(counts[hit]) - counts[hit], axis=0)
+            seen[hit] += counts[hit]
+            centres[hit] += (sums - counts[hit, None] * centres[hit]) / seen[hit, None]
+            centres[hit] /= np.maximum(np.linalg.norm(centres[hit], axis=1, keepdims=True), 1e-12)
+            used[hit] = True
+            since += len(some)
+            if since >= len(unit):
+                idle = np.flatnonzero(~used)
+                centres[idle] = some[draw.integers(len(some), size=len(idle))]
+                used[:], since = False, 0
+        return cls(centres=centres)
+
+    def occupancy(self, vectors: np.ndarray) -> np.ndarray:
+        """How many of the documents fall to each centre: int64 [clusters]."""
+        return np.bincount(assign(unit_rows(vectors).astype(np.float32, copy=False), self.centres), minlength=len(self.centres))
+
+
+def assign(unit: np.ndarray, centres: np.ndarray) -> np.ndarray:
+    """The nearest centre, by cosine, of every row: int64 [rows]."""
+    rows = max(64, (1 << 26) // len(centres))  # a quarter of a gigabyte of products at once
+    return np.concatenate([(unit[start : start + rows] @ centres.T).argmax(1) for start in range(0, len(unit), rows)])
+
+
+def effective_occupied(counts: np.ndarray) -> float:
+    """The exponential of the entropy of a corpus's shares of the clusters: 1 where all documents share one, all clusters where spread
+    evenly.
+
+    The paper's "K-means cluster score" names K-means over embeddings with 10,000 clusters and no formula; a count of clusters alone would
+    be the number asked for. So clusters are fitted ONCE, to all corpora of a run together, and a corpus is measured by how evenly it
+    fills them.
+    """
+    shares = counts[counts > 0] / counts.sum()
+    return float(np.exp(-(shares * np.log(shares)).sum()))
+
+
+def default_clusters(documents: int) -> int:
+    """One cluster a hundred documents, at most 10,000: the paper's number at a million, and no less sensible below."""
+    return max(1, min(10_000, documents // 100 or min(documents, 2)))

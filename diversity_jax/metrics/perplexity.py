@@ -1,0 +1,237 @@
+"""How well a language model predicts documents: nats per token, perplexity, bits per byte, and the gap between two models.
+
+Every document stands alone: an end-of-text token, which is what a model saw between documents, and then its tokens, each predicted once. A
+document longer than the context is read by windows that overlap: each window starts a stride after the one before and scores only what
+that one had not, so every token has at least (context - stride) tokens before it, and stride 1 gives each the whole context.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+import math
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from diversity_jax.errors import InputError
+from diversity_jax.storage import read_json
+
+_LN2 = math.log(2)
+_TEXTS = 1024
+
+
+class CausalModel(Protocol):
+    """A model that predicts tokens.
+
+    Attributes:
+      label: names it, for scorecards and pages.
+      context_tokens: the longest input.
+      first_token: stands before every document.
+    """
+
+    label: str
+    context_tokens: int
+    first_token: int
+
+    def encode(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """Ids of all texts end to end [tokens], and how many each text has [texts]."""
+        ...
+
+    def nats(self, inputs_BxL: np.ndarray, targets_BxL: np.ndarray) -> np.ndarray:
+        """-log p(target | inputs up to its place) of every place: float32 [B, L]."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Nats:
+    """What documents cost under a model: `nats`, `tokens` and `utf8_bytes` of each, [documents]."""
+
+    nats: np.ndarray
+    tokens: np.ndarray
+    utf8_bytes: np.ndarray
+
+    def take(self, documents: np.ndarray) -> "Nats":
+        """These documents, by number."""
+        return Nats(nats=self.nats[documents], tokens=self.tokens[documents], utf8_bytes=self.utf8_bytes[documents])
+
+    def perplexity(self) -> float | None:
+        """exp(nats per token), over all tokens of all documents; None without a token."""
+        tokens = self.tokens.sum()
+        return float(np.exp(min(self.nats.sum() / tokens, 700.0))) if tokens else None
+
+    def bits_per_byte(self) -> float | None:
+        """Bits per byte of UTF-8: comparable between models with different tokenizers; None without a byte."""
+        size = self.utf8_bytes.sum()
+        return float(self.nats.sum() / _LN2 / size) if size else None
+
+
+def perplexity_gap(small: Nats, large: Nats) -> float | None:
+    """|perplexity under the smaller model - under the larger|. Paper (arXiv 2410.15226): GPT-2-L and GPT-2-XL."""
+    one, other = small.perplexity(), large.perplexity()
+    return None if one is None or other is None else abs(one - other)
+
+
+def windows(length: int, context: int, stride: int) -> Iterator[tuple[int, int, int]]:
+    """(start, end, first scored) of every window over `length` predictions; each is scored by exactly one window.
+
+    Prediction i reads the inputs from its window's start to i.
+    """
+    start, scored = 0, 0
+    while scored < length:
+        end = min(start + context, length)
+        yield start, end, scored
+        scored = end
+        # A last window that would be short reads as far back as the context allows.
+        start = max(0, min(start + stride, length - context))
+
+
+def document_nats(texts: Sequence[str], model: CausalModel, *, stride: int | None = None, batch_tokens: int = 8192) -> Nats:
+    """Scores every token of every document.
+
+    Args:
+      stride: tokens between windows of a document longer than the context; None for half the context, 1 for the exact figure.
+      batch_tokens: at once on the device; at least one window.
+
+    Raises:
+      InputError: a stride outside 1 to the context.
+    """
+    context = model.context_tokens
+    stride = stride or max(1, context // 2)
+    if not 1 <= stride <= context:
+        raise InputError(f"stride={stride}: expected 1 to the context, {context} tokens")
+    nats, tokens = np.zeros(len(texts)), np.zeros(len(texts), np.int64)
+    for begin in range(0, len(texts), _TEXTS):
+        ids, lengths = model.encode(texts[begin : begin + _TEXTS])
+        tokens[begin : begin + len(lengths)] = lengths
+        rows, owners = [], []
+        for number, row in enumerate(np.split(np.asarray(ids, np.int64), np.cumsum(lengths)[:-1])):
+            whole = np.concatenate([[model.first_token], row])
+            for start, end, first in windows(len(row), context, stride):
+                rows.append(whole[start : end + 1])
+                owners.append((begin + number, first - start))
+        for numbers, tokens_BxL, mask_BxL in batches(rows, batch_tokens, extra=1):
+            scores_BxL = model.nats(tokens_BxL[:, :-1], tokens_BxL[:, 1:])
+            for place, number in enumerate(numbers.tolist()):
+                owner, skip = owners[number]
+                nats[owner] += scores_BxL[place, skip : int(mask_BxL[place].sum()) - 1].sum(dtype=np.float64)
+    sizes = np.array([len(text.encode("utf-8", "surrogatepass")) for text in texts], np.int64)
+    return Nats(nats=nats, tokens=tokens, utf8_bytes=sizes)
+
+
+def batches(rows: Sequence[np.ndarray], batch_tokens: int, *, extra: int = 0) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Rows of like length together, padded on the right: (numbers of the rows, tokens int32 [B, L + extra], mask bool [B, L + extra]).
+
+    L is a power of two or three quarters of one, and B what `batch_tokens` allows at that L, so that few shapes are compiled; a batch that
+    is not full ends with masked rows of zeros. Empty rows are left out.
+    """
+    order = sorted((number for number, row in enumerate(rows) if len(row) > extra), key=lambda number: len(rows[number]))
+    while order:
+        longest = _rounded(len(rows[order[-1]]) - extra)
+        count = max(1, batch_tokens // longest)
+        numbers, order = order[-count:], order[:-count]
+        # The tail of a short list would compile a shape of its own: it is filled up instead.
+        tokens = np.zeros((count if count < 64 else _rounded(len(numbers)), longest + extra), np.int32)
+        mask = np.zeros(tokens.shape, bool)
+        for place, number in enumerate(numbers):
+            tokens[place, : len(rows[number])] = rows[number]
+            mask[place, : len(rows[number])] = True
+        yield np.array(numbers), tokens, mask
+
+
+def _rounded(length: int) -> int:
+    power = max(16, 1 << max(0, length - 1).bit_length())
+    return power * 3 // 4 if length <= power * 3 // 4 else power
+
+
+class JaxLlama:
+    """One of our own checkpoints, or any Llama in a Hugging Face folder, on JAX's default device.
+
+    Args:
+      folder: a training run, what `model.convert import` wrote, or a Hugging Face folder.
+      encode, first_token: a tokenizer's `encode_batch` and its `end_of_text_id`.
+      context_tokens: None for the model's `max_length`.
+    """
+
+    def __init__(self, folder: str, encode: Callable, first_token: int, *, context_tokens: int | None = None):
+        from diversity_jax.model.convert import read_model
+
+        config, self._params = read_model(folder)
+        self.encode, self.first_token = encode, first_token
+        self.context_tokens = min(context_tokens or config.max_length, config.max_length)
+        self._config, self._run = config, _token_nats(config)
+        self.label = str(Path(folder).name)
+
+    def nats(self, inputs_BxL: np.ndarray, targets_BxL: np.ndarray) -> np.ndarray:
+        """float32 [B, L]."""
+        if inputs_BxL.max(initial=0) >= self._config.vocab_size or targets_BxL.max(initial=0) >= self._config.vocab_size:
+            raise InputError(f"{self.label}: the tokenizer has ids that the model's {self._config.vocab_size} do not hold; name its own")
+        return np.asarray(self._run(self._params, inputs_BxL, targets_BxL))
+
+
+def _token_nats(config: Any) -> Callable:
+    import jax
+    import jax.numpy as jnp
+
+    from diversity_jax.model.llama import head_weight, hidden_states
+
+    def one(hidden_LxD, targets_L, head_DxV):
+        logits_LxV = jnp.matmul(hidden_LxD, head_DxV, preferred_element_type=jnp.float32)
+        return jax.nn.logsumexp(logits_LxV, axis=-1) - jnp.take_along_axis(logits_LxV, targets_L[:, None], axis=-1)[:, 0]
+
+    @jax.jit
+    def run(params, inputs_BxL, targets_BxL):
+        hidden_BxLxD = hidden_states(config, params, inputs_BxL)
+        head_DxV = head_weight(config, params).astype(hidden_BxLxD.dtype)
+        # A row at a time: logits of the whole batch need not exist together.
+        return jax.lax.map(lambda row: one(*row, head_DxV), (hidden_BxLxD, targets_BxL))
+
+    return run
+
+
+class TransformersModel:
+    """Any Hugging Face causal model by path or name, through transformers and torch; on a GPU where torch sees one."""
+
+    def __init__(self, name: str, *, context_tokens: int | None = None):
+        try:
+            import torch
+            from transformers import AutoModelForCausalLM, AutoTokenizer
+        except ImportError:
+            raise InputError(f"model {name}: transformers and torch are not installed; pip install 'diversity_jax[hf]'") from None
+        try:
+            self._tokenizer = AutoTokenizer.from_pretrained(name)
+            self._model = AutoModelForCausalLM.from_pretrained(name).eval()
+        except (OSError, ValueError, KeyError) as error:
+            raise InputError(f"model {name}: cannot be loaded ({' '.join(str(error).split())[:200]})") from None
+        self._torch = torch
+        self._device = "cuda" if torch.cuda.is_available() else "cpu"
+        self._model.to(self._device)
+        own = getattr(self._model.config, "max_position_embeddings", None) or getattr(self._model.config, "n_positions", None) or 1024
+        self.context_tokens = min(context_tokens or own, own)
+        ids = (self._tokenizer.bos_token_id, self._tokenizer.eos_token_id, self._model.config.bos_token_id, self._model.config.eos_token_id)
+        found = next((one for one in ids if isinstance(one, int)), None)
+        if found is None:
+            raise InputError(f"model {name}: neither its tokenizer nor its config names a begin- or end-of-text token")
+        self.first_token, self.label = found, str(Path(name).name)
+
+    def encode(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """Ids without any special token, and how many each text has."""
+        clean = [text.encode("utf-8", "replace").decode() for text in texts]
+        rows = self._tokenizer(clean, add_special_tokens=False, verbose=False)["input_ids"]
+        return np.concatenate([np.asarray(row, np.int64) for row in rows]), np.array([len(row) for row in rows], np.int64)
+
+    def nats(self, inputs_BxL: np.ndarray, targets_BxL: np.ndarray) -> np.ndarray:
+        """float32 [B, L]."""
+        torch = self._torch
+        with torch.no_grad():
+            logits_BxLxV = self._model(torch.as_tensor(inputs_BxL, dtype=torch.long, device=self._device)).logits.float()
+            targets_BL = torch.as_tensor(targets_BxL, dtype=torch.long, device=self._device).reshape(-1)
+            flat = torch.nn.functional.cross_entropy(logits_BxLxV.flatten(0, 1), targets_BL, reduction="none")
+        return flat.reshape(targets_BxL.shape).cpu().numpy()
+
+
+def is_own_llama(folder: str) -> bool:
+    """Whether a folder can be read by our own Llama, without torch: a training run, an import, or a Hugging Face folder of a Llama."""
+    path = Path(folder)
+    if (path / "run.json").exists() or (path / "model.json").exists():
+        return True
+    return (path / "config.json").exists() and read_json(path / "config.json").get("model_type") == "llama"
