@@ -1,18 +1,18 @@
 """The page of a training run: what the gate decided, what was trained on, and how it went; composed from files of the run's folder."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from diversity_jax import run_verdict, score_page, training_log
+from diversity_jax import run_speed, run_verdict, score_page, training_log
 from diversity_jax.cluster_agent import Scorecard
 from diversity_jax.errors import InputError
 from diversity_jax.mixtures.mixture import Mixture, MixtureComponent
 from diversity_jax.report import data, diversity_sections, formats, page, training_sections
-from diversity_jax.report.curves import Panel
 from diversity_jax.report.figures import Band
 from diversity_jax.report.page import Page, Section
 from diversity_jax.report.theme import Palette
@@ -20,7 +20,6 @@ from diversity_jax.run_record import RunRecord
 from diversity_jax.training_log import TrainingLog
 
 _REAL = "real text"  # how the real components pooled are shown
-_COMPILING = 3.0  # times the median step: a first log window slower than that holds the compilation
 _FOOTER = "Written by diversity_jax from mixture.json, scorecards and metrics.jsonl."
 
 
@@ -33,6 +32,8 @@ class Run:
       mixture: what was trained on, with the gate's decisions.
       scorecards: what the decisions rest on, by component; `real` is the real components pooled.
       log: the figures training wrote.
+      samples: what the model wrote, by prompt and step.
+      summary: how fast the last sitting was, and what its time went into.
       record: command line, settings and versions.
     """
 
@@ -41,6 +42,8 @@ class Run:
     scorecards: Mapping[str, Scorecard]
     log: TrainingLog | None
     record: RunRecord | None
+    samples: Mapping[str, Mapping[int, str]] = field(default_factory=dict)
+    summary: Mapping[str, Any] | None = None
 
     @property
     def decisions(self) -> list[data.Decision]:
@@ -122,6 +125,8 @@ def read(run_dir: str | os.PathLike, *, mixture_dir: str | os.PathLike | None = 
         scorecards=_scorecards(mixture) if mixture else {},
         log=training_log.read(log) if log.exists() else None,
         record=record,
+        samples=training_log.read_samples(folder / "samples.jsonl"),
+        summary=training_log.read_summary(folder / "summary.json"),
     )
 
 
@@ -182,7 +187,14 @@ def _compose(run: Run) -> Page:
         verdict=run_verdict.verdict(run.decisions, run.log),
         lede=run_verdict.lede(run.decisions, run.shares, run.log, run.tokens),
         key_figures=run_verdict.key_figures(run.decisions, run.log, run.tokens),
-        sections=(*_diversity(run, palette), _shares(run, palette), _loss(run, palette), _speed(run), _facts(run)),
+        sections=(
+            *_diversity(run, palette),
+            _shares(run, palette),
+            _loss(run, palette),
+            *([training_sections.samples(run.samples)] if run.samples else []),
+            run_speed.section(run.log, run.summary),
+            _facts(run),
+        ),
         footer=_FOOTER,
     )
 
@@ -230,43 +242,6 @@ def _loss(run: Run, palette: Palette) -> Section:
 def _curve(log: TrainingLog, name: str, trained: str, held_out: str) -> data.Curve:
     (x, y), (held_out_x, held_out_y) = log.seen(trained), log.seen(held_out)
     return data.Curve(name=name, x=x, y=y, held_out_x=held_out_x, held_out_y=held_out_y)
-
-
-def _speed(run: Run) -> Section:
-    log = run.log
-    if log is None or not len(log.seen("step_seconds")[0]):
-        return page.absent("speed", "Speed", "Nothing has been timed yet: there is no metrics.jsonl with step times.")
-    steps, seconds = log.seen("step_seconds")
-    caption = "Means over the steps between two log lines. Waiting: the share of a step's time in which the devices have no batch."
-    start = 0.0
-    if len(steps) > 2 and seconds[0] > _COMPILING * np.median(seconds):
-        start = steps[0]
-        caption += f" The first line, {formats.duration(seconds[0])} a step with compilation, is left out."
-    wait = np.divide(log.columns.get("input_wait_seconds", np.nan), log.columns["step_seconds"])
-    derived = TrainingLog(steps=log.steps, columns={**log.columns, "input wait": np.broadcast_to(wait, log.steps.shape)})
-    panels = []
-    for title, column, form in _PANELS:
-        x, y = derived.seen(column)
-        if (x > start).any():
-            panels.append(Panel(title=title, curve=data.Curve(name=title, x=x[x > start], y=y[x > start]), form=form))
-    if "mfu" in log.columns:
-        caption += (
-            " MFU: model FLOPs over the data sheet's peak or, where the device's is unknown, over the speed of large matrix products "
-            "measured here; attention counted over all pairs."
-        )
-    return training_sections.speed(panels, run_verdict.speed_sentence(log, start), caption)
-
-
-def _tokens_per_second(value: float) -> str:
-    return formats.compact(value)
-
-
-_PANELS = (
-    ("Tokens a second", "tokens_per_second", _tokens_per_second),
-    ("Time of a step", "step_seconds", formats.duration),
-    ("Waiting for input", "input wait", formats.percent),
-    ("MFU", "mfu", formats.percent),
-)
 
 
 def _facts(run: Run) -> Section:

@@ -1,14 +1,15 @@
-"""What a training run wrote down about itself: `metrics.jsonl`, read into columns."""
+"""What a training run wrote down about itself: `metrics.jsonl`, read into columns, `samples.jsonl` and `summary.json`."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from diversity_jax.errors import InputError
-from diversity_jax.storage import open_file
+from diversity_jax.storage import open_file, read_json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,3 +72,43 @@ def _record(line: bytes, where: str) -> dict[str, float]:
         raise InputError(f'{where}: expected an object with a whole number "step", as training writes it')
     # A loss that was not finite is written as null, or as a word by writers that keep to strict JSON.
     return {name: float(value) for name, value in record.items() if isinstance(value, (int, float)) and not isinstance(value, bool)}
+
+
+def read_samples(path: Path) -> dict[str, dict[int, str]]:
+    """Reads `samples.jsonl`: by prompt and step, what the model wrote; empty where there is no such file.
+
+    A step that was repeated after a kill counts as it was written last; a last line without its line break is left out.
+
+    Raises:
+      InputError: a line is broken; the message names it.
+    """
+    found: dict[str, dict[int, str]] = {}
+    if not path.exists():
+        return found
+    with open_file(path) as file:
+        for number, line in enumerate(file, 1):
+            if not line.endswith(b"\n"):
+                continue
+            try:
+                record = json.loads(line)
+                found.setdefault(str(record["prompt"]), {})[int(record["step"])] = str(record["text"])
+            except (ValueError, KeyError, TypeError):
+                raise InputError(f"{path}:{number}: is not a sample as training writes it; remove the line") from None
+    return {prompt: dict(sorted(texts.items())) for prompt, texts in found.items()}
+
+
+_SUMMARY_KEYS = {"tokens_per_second", "step_seconds", "mfu", "input_wait_share", "goodput", "compile_seconds", "host_memory_bytes"}
+
+
+def read_summary(path: Path) -> dict[str, Any] | None:
+    """Reads `summary.json`; None where there is no such file.
+
+    Raises:
+      InputError: it is not what training writes.
+    """
+    if not path.exists():
+        return None
+    value = read_json(path)
+    if not isinstance(value, dict) or not set(value) >= _SUMMARY_KEYS:
+        raise InputError(f"{path}: is not a summary as training writes it; remove it")
+    return value

@@ -15,13 +15,13 @@ from diversity_jax.errors import InputError
 def main(folder: str, steps: str, process_id: str = "0", processes: str = "1", port: str = "") -> None:
     devices = 2
     jax.config.update("jax_num_cpu_devices", devices // int(processes))
-    if int(processes) > 1:
-        jax.distributed.initialize(f"localhost:{port}", num_processes=int(processes), process_id=int(process_id))
     from diversity_jax.mixtures.mixture import Mixture
     from diversity_jax.model import LLAMA, MeshConfig
     from diversity_jax.training.checkpoint import Checkpoints
-    from diversity_jax.training.loop import TrainConfig, train
+    from diversity_jax.training.distributed import DistributedConfig, start
+    from diversity_jax.training.loop import train
     from diversity_jax.training.optimizer import OptimizerConfig
+    from diversity_jax.training.settings import TrainConfig
 
     model = LLAMA["llama_tiny"](num_layers=1, hidden_size=32, intermediate_size=64, num_heads=2, dropout=0.1, attention="xla")
     config = TrainConfig(
@@ -29,13 +29,15 @@ def main(folder: str, steps: str, process_id: str = "0", processes: str = "1", p
         batch_size=4,
         log_every=1,  # a line a step, so that lines can be compared whatever step a sitting began at
         eval_batches=1,
-        checkpoint_every=3,
+        checkpoint_every=int(os.environ.get("CHECKPOINT_EVERY", "3")),
         tensorboard=False,
         attend_across_documents=os.environ.get("ACROSS", "1") == "1",
     )
-    optimizer = OptimizerConfig(total_steps=24, learning_rate=float(os.environ.get("LEARNING_RATE", "1e-2")))
+    optimizer = OptimizerConfig(total_steps=200, learning_rate=float(os.environ.get("LEARNING_RATE", "1e-2")))
     output = Path(folder) / "run"
     try:
+        if int(processes) > 1:
+            start(DistributedConfig(coordinator=f"localhost:{port}", num_processes=int(processes), process_id=int(process_id)))
         result = train(Mixture.load(folder), model, optimizer, config, MeshConfig(), output)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
