@@ -119,7 +119,14 @@ def test_a_full_disk_leaves_nothing_that_looks_whole(tmp_path):
     try:
         with pytest.raises(InputError, match="disk is full"):
             prepare(MadeCorpus("a", 400), load_tokenizer("bytes"), folder / "part", settings_of(16))
-        assert not list((folder / "part").iterdir())
+        assert [path.name for path in (folder / "part").iterdir()] == [".preparing"]
+        assert not [path for path in (folder / "part").rglob("*") if path.name.endswith(".partial")]
+        subprocess.run(["mount", "-o", "remount,size=8m", folder], check=True)
+        prepared = [
+            prepare(MadeCorpus("a", 400), load_tokenizer("bytes"), place, settings_of(16))
+            for place in (folder / "part", tmp_path / "roomy")
+        ]
+        assert prepared[0].content_hash == prepared[1].content_hash
     finally:
         subprocess.run(["umount", folder], check=True)
 

@@ -34,7 +34,7 @@ class LocalRunner:
         self._processes = processes or usable_cores()
         self._show, self._keep_open = show, [lock] if lock is not None else []
 
-    def fingerprint(self, corpus: Corpus) -> str:
+    def fingerprint(self, corpus: Corpus, folder: str) -> str:
         return corpus.fingerprint()
 
     def pieces(self, corpus: Corpus, job: Job, place: Workplace, what: Pass, fates: Fates | None) -> None:

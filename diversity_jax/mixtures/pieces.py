@@ -257,7 +257,7 @@ def _write_split(
     row_tokens = job.settings.sequence_length + 1
     rows = len(tokens) // row_tokens
     keys = row_keys(job.settings.seed, job.settings.name, split, name, rows)
-    order = np.argsort(keys)
+    order = np.argsort(keys, kind="stable")
     return PieceSplit(
         documents=documents,
         tokens=len(tokens),

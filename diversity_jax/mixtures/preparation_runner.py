@@ -46,8 +46,8 @@ ENCODING = Pass(title="tokenising", ending=".rows", work=encode_piece)
 class Runner(Protocol):
     """Carries out passes; each returns when all of it is on disk."""
 
-    def fingerprint(self, corpus: Corpus) -> str:
-        """The corpus's own fingerprint, wherever its files are hashed."""
+    def fingerprint(self, corpus: Corpus, folder: str) -> str:
+        """The corpus's own fingerprint, wherever its files are hashed; `folder` is where the component goes."""
         ...
 
     def pieces(self, corpus: Corpus, job: Job, place: Workplace, what: Pass, fates: Fates | None) -> None:

@@ -76,7 +76,7 @@ def prepare(
         workplace=place.path,
         dtype="<u2" if tokenizer.size <= 1 << 16 else "<u4",
     )
-    request = _request(job, (runner or LocalRunner()).fingerprint(corpus))
+    request = _request(job, (runner or LocalRunner()).fingerprint(corpus, job.folder))
     if exists(join_path(folder, "manifest.json")):
         return _standing(folder, request)
     with place.locked() as lock:

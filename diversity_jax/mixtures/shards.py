@@ -46,13 +46,14 @@ def write_plan(job: Job, records: Sequence[PieceRecord]) -> tuple[str, list[Shar
 
 
 @functools.lru_cache(maxsize=1)
-def _read_plan(workplace: str, plan_hash: str) -> Any:
+def read_plan(workplace: str, plan_hash: str) -> Any:
+    """The plan, by split; its hash tells it from others that lay there before."""
     return read_json(join_path(workplace, _PLAN))
 
 
 def gather_shard(job: Job, plan_hash: str, shard: ShardName) -> int:
     """Reads a shard's rows out of every piece and writes it; holds one shard in memory. Returns its tokens."""
-    pieces = _read_plan(job.workplace, plan_hash)[shard.split]
+    pieces = read_plan(job.workplace, plan_hash)[shard.split]
     found, taken = [], []
     for piece in pieces:
         keys = _read_keys(job, piece)
@@ -82,7 +83,7 @@ def split_piece(job: Job, shards: Sequence[ShardName], piece: Sequence[Any]) -> 
 
 def save_shard(job: Job, shard: ShardName, keys: np.ndarray, rows: np.ndarray) -> None:
     """Writes a shard in the order of its keys, and then its record."""
-    written = write_shard(job.folder, shard.file, rows, np.argsort(keys))
+    written = write_shard(job.folder, shard.file, rows, np.argsort(keys, kind="stable"))
     checksums = file_hash(join_path(job.folder, f"{shard.file}.crc32"))
     record = {**dataclasses.asdict(written), "checksums_sha256": checksums}
     write_json(join_path(job.workplace, f"{shard.file}.json"), record)

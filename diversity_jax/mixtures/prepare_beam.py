@@ -1,0 +1,161 @@
+"""Passes of a preparation on Apache Beam: DirectRunner, Dataflow, Flink, Spark, or any other of its runners.
+
+The functions are those of the local path, so rows, manifest and checksums are the same. What workers hand to each other lies in the
+component's folder, which all of them must reach (`gs://`, or a shared disk); rows come together by Beam's own shuffle.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+import contextlib
+import functools
+import importlib
+import logging
+import re
+from typing import Any
+import uuid
+
+import numpy as np
+
+from diversity_jax.corpus import Corpus, CorpusConfig, open_corpus
+from diversity_jax.corpus.record_corpus import Tally
+from diversity_jax.errors import InputError
+from diversity_jax.mixtures.pieces import Job, Piece, cut
+from diversity_jax.mixtures.preparation_runner import (
+    Fates,
+    Pass,
+    finished_pieces,
+    read_unit,
+    save_unit,
+    unfinished_shards,
+    unfinished_units,
+    units_of,
+)
+from diversity_jax.mixtures.shards import ShardName, read_plan, save_shard, split_piece
+from diversity_jax.mixtures.workplace import Workplace
+from diversity_jax.storage import join_path, open_file, read_json, remove_tree, write_json, writing
+
+_INPUT_ERROR = re.compile(r"InputError: (.+?)(?: \[while running|$)", re.MULTILINE)
+
+log = logging.getLogger(__name__)
+
+
+class BeamRunner:
+    """Passes as Beam pipelines, one after the other.
+
+    Args:
+      config: of the corpus, which every worker opens for itself; files are read in parallel, one reader for each large file.
+      runner: such as `DataflowRunner`; options: Beam's own, such as `--temp_location=gs://bucket/tmp`.
+
+    Raises:
+      InputError: apache-beam is not installed, or knows no such runner or option.
+    """
+
+    def __init__(self, config: CorpusConfig, runner: str, options: Sequence[str] = ()):
+        try:
+            self._beam = importlib.import_module("apache_beam")
+        except ImportError as error:
+            raise InputError(f"runner {runner}: needs apache-beam ({error}); pip install 'diversity_jax[beam]'") from None
+        from apache_beam.options.pipeline_options import PipelineOptions
+
+        self._config, self._runner = config, runner
+        self._options = PipelineOptions([f"--runner={runner}", *options])
+
+    def fingerprint(self, corpus: Corpus, folder: str) -> str:
+        """The corpus's own fingerprint, its files hashed by the workers, which leave what they found in `folder` for a moment."""
+        units, beam = corpus.units(), self._beam
+        if corpus.unit_hashes(units[0]) is None:
+            return corpus.fingerprint()
+        scratch = str(join_path(folder, f".hashes-{uuid.uuid4().hex}"))
+        try:
+            with self._pipeline() as pipeline:
+                hashing = functools.partial(_hash_unit, self._config, scratch)
+                _ = pipeline | beam.Create(range(len(units))) | beam.Reshuffle() | beam.Map(hashing)
+            found = [read_json(join_path(scratch, f"{number}.json")) for number in range(len(units))]
+        finally:
+            remove_tree(scratch)
+        return corpus.fingerprint([part for unit in found for part in unit])
+
+    def pieces(self, corpus: Corpus, job: Job, place: Workplace, what: Pass, fates: Fates | None) -> None:
+        beam, done = self._beam, finished_pieces(place, what)
+        unfinished = [number for number, _ in unfinished_units(place, units_of(corpus), done)]
+        if not unfinished:
+            return
+        if fates is not None:
+            _write_fates(job, fates)
+        read = functools.partial(_read_pieces, self._config, job, frozenset(done))
+        work = functools.partial(_work, job, what, fates is not None)
+        log.info("%s: %s %d units on %s", job.settings.name, what.title, len(unfinished), self._runner)
+        with self._pipeline() as pipeline:
+            pieces = pipeline | beam.Create(unfinished) | beam.Reshuffle() | "read" >> beam.FlatMap(read)
+            _ = pieces | "spread" >> beam.Reshuffle() | what.title >> beam.Map(work)
+
+    def shards(self, job: Job, place: Workplace, plan_hash: str, shards: Sequence[ShardName]) -> None:
+        beam, wanted = self._beam, unfinished_shards(job, place, shards)
+        if not wanted:
+            return
+        plan = read_plan(job.workplace, plan_hash)
+        placed = [(split, piece) for split, pieces in plan.items() for piece in pieces if piece[1]]
+        log.info("%s: writing %d shards on %s", job.settings.name, len(wanted), self._runner)
+        with self._pipeline() as pipeline:
+            parts = pipeline | beam.Create(placed) | beam.Reshuffle() | beam.FlatMap(functools.partial(_split, job, wanted))
+            _ = parts | beam.GroupByKey() | beam.Map(functools.partial(_save, job))
+
+    @contextlib.contextmanager
+    def _pipeline(self) -> Iterator[Any]:
+        """A pipeline that has run to its end when the block is left; bad input that a worker met is raised here in one line."""
+        try:
+            pipeline = self._beam.Pipeline(options=self._options)
+        except (ValueError, TypeError, AttributeError, ImportError) as error:
+            raise InputError(f"runner {self._runner}: Apache Beam does not take it ({str(error).splitlines()[0]})") from None
+        try:
+            with pipeline:
+                yield pipeline
+        except Exception as error:  # runners wrap what a worker raised in exceptions of their own
+            found = _INPUT_ERROR.search(str(error))
+            if isinstance(error, InputError) or not found:
+                raise
+            raise InputError(found[1].strip().strip("'\"")) from error
+
+
+def _hash_unit(config: CorpusConfig, scratch: str, number: int) -> None:
+    corpus = open_corpus(config)
+    write_json(join_path(scratch, f"{number}.json"), corpus.unit_hashes(corpus.units()[number]))
+
+
+def _read_pieces(config: CorpusConfig, job: Job, done: frozenset[str], number: int) -> Iterator[Piece]:
+    corpus = open_corpus(config)
+    tally, count = Tally(), 0
+    for piece in cut(read_unit(corpus, corpus.units()[number], tally), number, job.settings):
+        count += 1
+        if piece.name not in done:
+            yield piece
+    save_unit(job.workplace, number, count, tally)
+
+
+def _work(job: Job, what: Pass, is_decided: bool, piece: Piece) -> None:
+    what.work(job, piece, *([_read_fates(job, piece.name)] if is_decided else []))
+
+
+def _write_fates(job: Job, fates: Fates) -> None:
+    for name, found in fates.items():
+        with writing(join_path(job.workplace, f"{name}.fates")) as file:
+            file.write(found.tobytes())
+
+
+def _read_fates(job: Job, name: str) -> np.ndarray:
+    with open_file(join_path(job.workplace, f"{name}.fates")) as file:
+        return np.frombuffer(file.read(), np.uint8)
+
+
+def _split(job: Job, wanted: Sequence[ShardName], placed: tuple[str, Sequence[Any]]) -> Iterator[tuple[Any, Any]]:
+    """(shard, (piece, keys, rows)); a shard is named by plain values, which every runner groups alike."""
+    split, piece = placed
+    for shard, part in split_piece(job, [shard for shard in wanted if shard.split == split], piece):
+        yield (shard.split, shard.number, shard.count), (piece[0], *part)
+
+
+def _save(job: Job, gathered: tuple[tuple[str, int, int], Iterable[tuple[str, bytes, bytes]]]) -> None:
+    (split, number, count), parts = gathered
+    _, keys, rows = zip(*sorted(parts), strict=True)
+    found = np.frombuffer(b"".join(keys), "<u8")
+    shard = ShardName(split=split, number=number, count=count)
+    save_shard(job, shard, found, np.frombuffer(b"".join(rows), job.dtype).reshape(len(found), job.settings.sequence_length + 1))
