@@ -56,7 +56,7 @@ class Answer:
 class Request:
     """A prompt on its way through the generator.
 
-    `on_progress` is called by the thread that runs the generator, after new tokens and once more when `answer` is there; set
+    `on_progress` is called by the thread that runs the generator, after new tokens and once more when `answer` is there or it `failed`; set
     `cancelled` to be forgotten.
     """
 
@@ -68,6 +68,7 @@ class Request:
     logprobs: list[TokenLogprob] = field(default_factory=list)
     answer: Answer | None = None
     cancelled: bool = False
+    failed: bool = False
 
 
 class Generator:
@@ -155,6 +156,17 @@ class Generator:
         for slot, request in running:
             self._take_tokens(slot, request, out)
         return True
+
+    def abandon(self) -> None:
+        """After an exception in `step`: gives up every request and the cache, which may be half written."""
+        with self._lock:
+            given_up = [*self._waiting, *(request for request in self._running if request is not None)]
+            self._waiting.clear()
+        self._running = [None] * self.slots
+        self._cache = None
+        for request in given_up:
+            request.failed = True
+            request.on_progress(request)
 
     def _admit(self) -> None:
         if self._cache is None:

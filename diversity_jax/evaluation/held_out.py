@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+import itertools
 import math
 
 import numpy as np
@@ -84,7 +85,7 @@ def _pieces(row: np.ndarray, separate_at: int | None) -> list[np.ndarray]:
     if separate_at is None:
         return [row]
     starts = [0, *(np.flatnonzero(row[:-1] == separate_at) + 1).tolist(), len(row)]
-    pieces = [row[start : stop + 1] for start, stop in zip(starts, starts[1:], strict=False)]
+    pieces = [row[start : stop + 1] for start, stop in itertools.pairwise(starts)]
     return [piece for piece in pieces if len(piece) > 1]
 
 

@@ -50,6 +50,11 @@ class LanguageModel:
             messages, template=tokenizer.chat_template, special=tokenizer.special, add_generation_prompt=add_generation_prompt
         )
 
+    def encode_chat(self, messages: Sequence[Mapping[str, Any]]) -> tuple[str, list[int]]:
+        """A conversation as text and ids. A tokenizer's own template writes special tokens itself, so none are added to it."""
+        text = self.chat(messages)
+        return text, self.tokenizer.encode(text, special=self.tokenizer.chat_template is None)
+
 
 def language_model(name: str, config: LlamaConfig, params: Params, tokenizer: ModelTokenizer, mesh: MeshConfig) -> LanguageModel:
     """Puts a model on the mesh.

@@ -1,4 +1,4 @@
-"""What an evaluation found: accuracies with standard errors and intervals, their average, and every item's outcome for later comparisons."""
+"""What an evaluation found: accuracies with errors and intervals, their average, and every item's outcome for later comparisons."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""A model's tokenizer as evaluation and generation need it: special tokens as the Hugging Face folder asks for them, and a chat template."""
+"""A model's tokenizer as evaluation and generation need it: special tokens as the folder asks for them, and a chat template."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
