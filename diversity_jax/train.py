@@ -61,7 +61,7 @@ def check(config: Config) -> None:
 
 def build_mixture(config: Config) -> None:
     """Builds the mixture asked for in `output_dir`/mixture, or finds it built."""
-    from diversity_jax.mixtures.build import build
+    from diversity_jax.mixtures.builder import build
     from diversity_jax.scoring import scorer
 
     folder = Path(config.output_dir) / "mixture"

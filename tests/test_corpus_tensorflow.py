@@ -41,7 +41,7 @@ def tasks():
         return dataset.map(lambda example: {"targets": example["targets"]})
 
     io.TaskRegistry.add(PREFIX + "ids", source=function_source, preprocessors=[*kept, only_ids], output_features=features)
-    io.MixtureRegistry.add(PREFIX + "mixture", [PREFIX + "both"], default_rate=1.0)
+    io.MixtureRegistry.add(PREFIX + "mixture", [(PREFIX + "both", 2.0), (PREFIX + "ids", 1.0)])
     yield
     for name in ("both", "ids"):
         io.TaskRegistry.remove(PREFIX + name)
@@ -63,6 +63,14 @@ def test_a_task_gives_its_text_also_where_it_is_tokenised(name, field):
 
 
 @pytest.mark.usefixtures("tasks")
+def test_a_mixture_gives_what_its_own_trainer_would_see():
+    drawn = [document.text for document in open_corpus(f"seqio:{PREFIX}mixture")]
+    assert set(drawn) <= set(TEXTS)
+    assert len(drawn) > len([text for text in TEXTS if text])
+    assert drawn == [document.text for document in open_corpus(f"seqio:{PREFIX}mixture")]
+
+
+@pytest.mark.usefixtures("tasks")
 def test_fingerprints_of_tasks_are_of_their_documents():
     both, again = (open_corpus(f"seqio:{PREFIX}both").fingerprint() for _ in range(2))
     limited = open_corpus(CorpusConfig(source=f"seqio:{PREFIX}both", max_documents=1)).fingerprint()
@@ -74,7 +82,6 @@ def test_fingerprints_of_tasks_are_of_their_documents():
     ("settings", "says"),
     [
         ({"source": f"seqio:{PREFIX}botj"}, f"did you mean {PREFIX}both"),
-        ({"source": f"seqio:{PREFIX}mixture"}, "is a mixture"),
         ({"source": f"seqio:{PREFIX}both@no_such_module"}, "cannot import no_such_module"),
         ({"source": f"seqio:{PREFIX}both", "split": "test"}, "has no split 'test'; set split to one of: train"),
         ({"source": f"seqio:{PREFIX}both", "text_field": "inputs"}, "has no feature 'inputs'; set text_field to one of: .*targets"),

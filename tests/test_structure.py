@@ -18,6 +18,8 @@ FLOORS = (
     ("training",),
 )
 ROOF = len(FLOORS)
+ENTRY_POINTS = ("mixtures/build.py", "mixtures/show.py")
+"""Commands that lie in a room but compose what the roof composes; nothing imports them."""
 
 
 def floor_of(module: str) -> int:
@@ -43,10 +45,21 @@ FILES = sorted(path for path in PACKAGE.rglob("*.py"))
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_imports_run_down_the_floors(path):
     room = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
-    floor = floor_of(room)
+    floor = ROOF if str(path.relative_to(PACKAGE)) in ENTRY_POINTS else floor_of(room)
     for other in imported_rooms(path) - {room, "__version__"}:
         if floor < ROOF:
             assert floor_of(other) < floor or (floor_of(other) == floor == 0), f"{room} imports {other}"
+
+
+def test_nothing_imports_an_entry_point():
+    names = tuple("diversity_jax." + path.removesuffix(".py").replace("/", ".") for path in ENTRY_POINTS)
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom):
+                found = [node.module or ""] + [f"{node.module}.{alias.name}" for alias in node.names]
+            else:
+                found = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            assert not set(found) & set(names), path
 
 
 def run_python(code: str, **environment: str) -> str:
@@ -88,7 +101,7 @@ def test_no_room_loads_a_heavy_package_on_import():
     heavy = ("tensorflow", "seqio", "sklearn", "matplotlib", "openai", "google.generativeai", "google.genai", "pyarrow", "sentencepiece")
     code = (
         "import sys, diversity_jax.corpus, diversity_jax.llm, diversity_jax.report.page, diversity_jax.cluster_agent\n"
-        "import diversity_jax.mixtures.build, diversity_jax.config\n"
+        "import diversity_jax.mixtures.builder, diversity_jax.config\n"
         f"print([name for name in {heavy} if name in sys.modules])"
     )
     assert run_python(code, JAX_PLATFORMS="cpu").strip() == "[]"

@@ -3,34 +3,49 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
+import math
 import re
 
 from diversity_jax.corpus import CorpusConfig
 from diversity_jax.errors import InputError
+from diversity_jax.mixtures.preparation import Hygiene
 from diversity_jax.mixtures.schedule import exact_shares
 
 KINDS = ("real", "synthetic")
 ON_FAIL = ("reject", "downweight", "warn")
+FREED_SHARE = ("kind_then_all", "kind", "all", "error")
 
 
 @dataclass(frozen=True, kw_only=True)
 class GatePolicy:
-    """What a component's measured diversity must be before it may enter the mixture.
+    """What a component's measured diversity must be before it may enter the mixture, and what follows from it.
 
     Attributes:
       min_effective_clusters: the interval of effective clusters must lie above this.
       min_ratio_to: for each reference, the least ratio of effective clusters. A reference is another component's name,
         or `real`: all real components pooled in proportion to their shares.
-      on_fail: what happens to a component that is decided to fail: `reject` it; `downweight` its share by
-        low / required, where low is the low end of the failing figure's interval; or `warn` and take it as it is.
-        One whose interval holds the required figure is undecided: it is taken, with a warning.
+      on_fail: what happens to a component that is decided to fail: `reject` it; `downweight` its share, multiplied by
+        (low / required) ** downweight_power, where low is the low end of the failing figure's interval; or `warn` and take it
+        as it is. One whose interval holds the required figure is undecided: it is taken, with a warning.
+      downweight_power: 1 multiplies by low / required itself; more takes away more.
       ungated: take a synthetic component that has not been scored.
+      repeat_limit: epochs of this component's rows that training of `train_tokens` may make at most; what is asked for beyond
+        them is freed. None: no limit.
+      auto: all `auto` components of a kind divide the share asked for by them together in proportion to their effective
+        clusters, each capped at one epoch of its rows, or at `repeat_limit`.
+      freed_share: where a share that the gate or a limit takes away goes, in proportion to shares: `kind`, the components of the
+        same kind that nothing was taken from; `all` such components; `kind_then_all`, to all only where none of the kind is
+        left; names of components joined by commas; or `error`: stop instead.
     """
 
     min_effective_clusters: float | None = None
     min_ratio_to: dict[str, float] = field(default_factory=dict)
     on_fail: str = "reject"
+    downweight_power: float = 1.0
     ungated: bool = False
+    repeat_limit: float | None = None
+    auto: bool = False
+    freed_share: str = "kind_then_all"
 
     def __post_init__(self):
         if self.on_fail not in ON_FAIL:
@@ -40,11 +55,31 @@ class GatePolicy:
         for reference, ratio in self.min_ratio_to.items():
             if not ratio > 0:
                 raise InputError(f"policy.min_ratio_to[{reference!r}] {ratio}: give a ratio above 0")
+        if not 0 < self.downweight_power < math.inf:
+            raise InputError(f"policy.downweight_power {self.downweight_power}: give a number above 0")
+        if self.repeat_limit is not None and not 0 < self.repeat_limit < math.inf:
+            raise InputError(f"policy.repeat_limit {self.repeat_limit}: give a number of epochs above 0, or None for no limit")
+        if self.auto and self.ungated:
+            raise InputError("policy.auto divides by measured clusters, which an ungated component has none of; set one of the two")
+        if isinstance(self.freed_share, list | tuple):
+            object.__setattr__(self, "freed_share", ",".join(self.freed_share))
+        if not isinstance(self.freed_share, str) or not self.freed_share.strip():
+            raise InputError(f"policy.freed_share {self.freed_share!r}: choose one of {', '.join(FREED_SHARE)}, or name components")
 
     @property
     def is_empty(self) -> bool:
-        """Whether nothing is required."""
-        return self.min_effective_clusters is None and not self.min_ratio_to
+        """Whether nothing is required, so that no score is needed."""
+        return self.min_effective_clusters is None and not self.min_ratio_to and not self.auto
+
+    @property
+    def heirs(self) -> tuple[str, ...]:
+        """Names of the components that a freed share goes to; empty where `freed_share` names none."""
+        return () if self.freed_share in FREED_SHARE else tuple(name.strip() for name in self.freed_share.split(","))
+
+    @property
+    def epochs(self) -> float | None:
+        """Epochs of the component's rows that training may make at most; None: no limit."""
+        return 1.0 if self.auto and self.repeat_limit is None else self.repeat_limit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,9 +89,11 @@ class Component:
     Attributes:
       name: letters, digits and underscores; names its SeqIO task.
       kind: `real` or `synthetic`.
-      corpus: where its text comes from; a source string is enough.
+      corpus: where its text comes from; a source string is enough. `mixture:FOLDER` is a mixture that was built before: its rows are
+        taken as they are, in its own shares.
       share: of the mixture's tokens; with `real_to_synthetic`, a weight within its kind.
       policy: the gate's conditions.
+      scorecard: file of a scorecard of this very corpus that was made before; None: scored when the mixture is built.
     """
 
     name: str
@@ -64,12 +101,13 @@ class Component:
     corpus: CorpusConfig
     share: float = 1.0
     policy: GatePolicy = field(default_factory=GatePolicy)
+    scorecard: str | None = None
 
     def __post_init__(self):
         if not re.fullmatch(r"\w+", self.name, re.ASCII):
             raise InputError(f"component name {self.name!r}: use letters, digits and underscores, since it names a SeqIO task")
-        if self.name == "real":
-            raise InputError("component name 'real' means all real text together in a policy; give the component another")
+        if self.name in ("real", *FREED_SHARE):
+            raise InputError(f"component name {self.name!r} has a meaning of its own in policies; give the component another")
         if self.kind not in KINDS:
             raise InputError(f"component {self.name!r}: kind {self.kind!r} is unknown; choose {' or '.join(KINDS)}")
         if not self.share >= 0:
@@ -92,6 +130,10 @@ class MixtureConfig:
       sequence_length: tokens a row predicts.
       validation_share: share of each component's documents held out.
       seed: of row permutations and held-out documents.
+      train_tokens: tokens that training will see; needed where a policy has a `repeat_limit` or is `auto`.
+      hygiene: documents that preparation leaves out, of every component.
+      processes: of preparation on this machine; None: one a core.
+      components_dir: where components are prepared, so that several mixtures can share them; None: in the mixture's own folder.
     """
 
     name: str
@@ -102,6 +144,10 @@ class MixtureConfig:
     sequence_length: int = 2048
     validation_share: float = 0.005
     seed: int = 0
+    train_tokens: int | None = None
+    hygiene: Hygiene = field(default_factory=Hygiene)
+    processes: int | None = None
+    components_dir: str | None = None
 
     def __post_init__(self):
         if not re.fullmatch(r"\w+", self.name, re.ASCII):
@@ -116,6 +162,17 @@ class MixtureConfig:
             for reference in component.policy.min_ratio_to:
                 if reference not in ("real", *names) or reference == component.name:
                     raise InputError(f"component {component.name!r}: min_ratio_to names {reference!r}; name 'real' or another component")
+            for heir in component.policy.heirs:
+                if heir not in names or heir == component.name:
+                    choices = f"{', '.join(FREED_SHARE)}, or other components"
+                    raise InputError(f"component {component.name!r}: freed_share names {heir!r}; choose one of {choices}")
+            if component.policy.epochs is not None and self.train_tokens is None:
+                field_ = "auto" if component.policy.auto else "repeat_limit"
+                raise InputError(
+                    f"component {component.name!r}: policy.{field_} counts epochs; set train_tokens, the tokens training will see"
+                )
+        if self.train_tokens is not None and self.train_tokens < 1:
+            raise InputError(f"train_tokens {self.train_tokens}: give at least 1, or None")
         token_shares(self.components, self.real_to_synthetic)
 
 
@@ -125,7 +182,7 @@ def token_shares(components: Sequence[Component], real_to_synthetic: tuple[float
     Raises:
       InputError: shares do not sum to 1 and no ratio is given, or a kind with a part in the ratio has no component.
     """
-    weights = [_fraction(component.share) for component in components]
+    weights = [decimal_fraction(component.share) for component in components]
     if real_to_synthetic is None:
         if abs(float(sum(weights)) - 1) > 1e-6:
             listed = ", ".join(f"{component.name} {component.share:g}" for component in components)
@@ -140,33 +197,10 @@ def token_shares(components: Sequence[Component], real_to_synthetic: tuple[float
         if part and not total:
             raise InputError(f"real_to_synthetic gives {part:g} parts to {kind} text, but no {kind} component has a share")
         for i in members:
-            shares[i] = _fraction(part) * weights[i] / total if total else Fraction(0)
+            shares[i] = decimal_fraction(part) * weights[i] / total if total else Fraction(0)
     return exact_shares(shares)
 
 
-def _fraction(value: float) -> Fraction:
+def decimal_fraction(value: float) -> Fraction:
     """The decimal number a person wrote: 0.1 is a tenth."""
     return Fraction(str(value))
-
-
-def regrant(components: Sequence[Component], shares: Sequence[Fraction], factors: Sequence[float]) -> tuple[Fraction, ...]:
-    """Shares after the gate: each multiplied by its factor in [0, 1], what is taken away given to others.
-
-    It goes to the components of the same kind that were not touched, in proportion to their shares, so that the ratio of
-    real to synthetic tokens holds; if there is none, to all untouched components.
-
-    Raises:
-      InputError: nothing is left to train on.
-    """
-    kept = [share * _fraction(round(factor, 4)) for share, factor in zip(shares, factors, strict=True)]
-    untouched = [i for i, factor in enumerate(factors) if factor == 1 and shares[i]]
-    granted = list(kept)
-    for kind in KINDS:
-        freed = sum(share - rest for component, share, rest in zip(components, shares, kept, strict=True) if component.kind == kind)
-        heirs = [i for i in untouched if components[i].kind == kind] or untouched
-        total = sum(shares[i] for i in heirs)
-        for i in heirs:
-            granted[i] += freed * shares[i] / total
-    if not any(granted):
-        raise InputError("the gate rejected every component; loosen a policy (on_fail='warn') or add text that passes")
-    return exact_shares(granted)

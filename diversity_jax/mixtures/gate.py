@@ -1,16 +1,45 @@
 """The gate: what a component's measured diversity decides about its place in the mixture.
 
-A decision compares intervals. A component fails only when its whole interval lies below what is required; where the
-interval holds the required figure nothing is decided, and the component is taken with a warning.
+Measuring and deciding are apart: `measure` takes the figures from scorecards, and `decide` is a pure function of a policy and
+those figures, so that a decision can be repeated from the figures that a mixture file records. A decision compares
+intervals. A component fails only when its whole interval lies below what is required; where the interval holds the required
+figure nothing is decided, and the component is taken with a warning.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
 from diversity_jax.cluster_agent import Scorecard, compare
+from diversity_jax.errors import InputError
 from diversity_jax.mixtures.component import Component, GatePolicy
+
+Interval = Mapping[str, float | None]
+"""`{value, low, high}`; `high` is None where only a lower bound is known."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measurement:
+    """The figures of one component that a decision may rest on.
+
+    Attributes:
+      effective_clusters: of its scorecard.
+      ratios: effective clusters over those of each reference that its policy names.
+      scorecard_hash: of its scorecard; reference_hashes: of the references'.
+      corpus_fingerprint: of the text that was scored; judge: who judged.
+    """
+
+    effective_clusters: Interval
+    ratios: Mapping[str, Interval]
+    scorecard_hash: str
+    reference_hashes: Mapping[str, str]
+    corpus_fingerprint: str
+    judge: str
+
+    def to_json(self) -> dict[str, Any]:
+        """All fields, nested."""
+        return dataclasses.asdict(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,27 +87,52 @@ class Decision:
         return dataclasses.asdict(self)
 
 
-def decide(component: Component, scorecards: Mapping[str, Scorecard]) -> Decision:
-    """Decides about one component.
+def measure(component: Component, scorecards: Mapping[str, Scorecard]) -> Measurement | None:
+    """The figures that a component's policy asks for; None where it was not scored.
 
     Args:
       scorecards: by component name, and under `real` the real components pooled; all under the same criteria.
+
+    Raises:
+      InputError: a reference was not scored, or under another ruler.
     """
-    policy, scorecard = component.policy, scorecards.get(component.name)
+    scorecard = scorecards.get(component.name)
     if scorecard is None:
+        return None
+    ratios = {}
+    for reference in component.policy.min_ratio_to:
+        if reference not in scorecards:
+            raise InputError(f"component {component.name!r}: its policy compares it with {reference!r}, which was not scored; score both")
+        ratio = compare(scorecard, scorecards[reference])
+        ratios[reference] = {"value": ratio.ratio, "low": ratio.low or 0.0, "high": ratio.high}
+    return Measurement(
+        effective_clusters=dataclasses.asdict(scorecard.effective_clusters),
+        ratios=ratios,
+        scorecard_hash=scorecard.content_hash,
+        reference_hashes={reference: scorecards[reference].content_hash for reference in ratios},
+        corpus_fingerprint=scorecard.corpus["fingerprint"],
+        judge=scorecard.judge,
+    )
+
+
+def decide(component: Component, measurement: Measurement | None) -> Decision:
+    """Decides about one component from its figures alone."""
+    policy = component.policy
+    if measurement is None:
         return _unscored(component)
-    findings = tuple(_findings(component, scorecard, scorecards))
+    findings = tuple(_findings(policy, measurement))
     measured = {
         "policy": policy,
         "findings": findings,
-        "scorecard_hash": scorecard.content_hash,
-        "effective_clusters": dataclasses.asdict(scorecard.effective_clusters),
+        "scorecard_hash": measurement.scorecard_hash,
+        "effective_clusters": measurement.effective_clusters,
     }
     failed = [finding for finding in findings if finding.verdict == "fails"]
     undecided = [finding for finding in findings if finding.verdict == "undecided"]
     if failed:
         worst = min(failed, key=lambda finding: finding.low / finding.required)
-        factor = {"reject": 0.0, "downweight": worst.low / worst.required, "warn": 1.0}[policy.on_fail]
+        lowered = (worst.low / worst.required) ** policy.downweight_power
+        factor = {"reject": 0.0, "downweight": lowered, "warn": 1.0}[policy.on_fail]
         return Decision(action=policy.on_fail, reason=_say(worst, "below"), factor=factor, **measured)
     if undecided:
         return Decision(action="warn", reason=_say(undecided[0], "not decided against"), factor=1.0, **measured)
@@ -96,17 +150,15 @@ def _unscored(component: Component) -> Decision:
     return Decision(action="reject", reason=reason, factor=0.0, policy=policy)
 
 
-def _findings(component: Component, scorecard: Scorecard, scorecards: Mapping[str, Scorecard]):
-    policy = component.policy
+def _findings(policy: GatePolicy, measurement: Measurement):
     if policy.min_effective_clusters is not None:
-        measured = scorecard.effective_clusters
-        yield _finding("effective_clusters", measured.value, measured.low, measured.high, policy.min_effective_clusters)
+        yield _finding("effective_clusters", measurement.effective_clusters, policy.min_effective_clusters)
     for reference, required in policy.min_ratio_to.items():
-        ratio = compare(scorecard, scorecards[reference])
-        yield _finding(f"ratio_to:{reference}", ratio.ratio, ratio.low or 0.0, ratio.high, required)
+        yield _finding(f"ratio_to:{reference}", measurement.ratios[reference], required)
 
 
-def _finding(figure: str, value: float, low: float, high: float | None, required: float) -> Finding:
+def _finding(figure: str, measured: Interval, required: float) -> Finding:
+    value, low, high = measured["value"], measured["low"], measured["high"]
     verdict = "passes" if low >= required else "fails" if high is not None and high < required else "undecided"
     return Finding(figure=figure, value=value, low=low, high=high, required=required, verdict=verdict)
 
@@ -116,8 +168,3 @@ def _say(finding: Finding, against: str) -> str:
     what = f"of the effective clusters of {reference}" if reference else "effective clusters"
     high = "unbounded" if finding.high is None else f"{finding.high:.3g}"
     return f"{finding.value:.3g} [{finding.low:.3g}, {high}] {what}, {against} the required {finding.required:.3g}"
-
-
-def decide_all(components: Sequence[Component], scorecards: Mapping[str, Scorecard]) -> list[Decision]:
-    """Decisions in the order of components."""
-    return [decide(component, scorecards) for component in components]

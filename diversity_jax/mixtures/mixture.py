@@ -1,8 +1,9 @@
 """A built mixture: `mixture.json`, which names its prepared components, the shares granted and the decisions behind them."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from fractions import Fraction
+import os
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ class MixtureComponent:
       share_asked, share_granted: exact token shares before and after the gate.
       decision: the gate's decision as JSON: action, reason, policy, figures, scorecard and its hash.
       manifest: the prepared rows; None for a component that was rejected.
+      part_of: the component asked for, of which this is a part, where that is a mixture itself.
     """
 
     name: str
@@ -31,6 +33,7 @@ class MixtureComponent:
     share_granted: Fraction
     decision: Mapping[str, Any]
     manifest: Manifest | None
+    part_of: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +47,10 @@ class Mixture:
       seed: of the row permutations.
       vocabulary: the tokenizer's identity.
       folder: where `mixture.json` lies.
+      asked: the mixture file as JSON, and gate: of each component asked for, in order, what its grant rests on. From these two
+        alone `replay` repeats every decision.
+      ingredients: built mixtures that are components of this one: name, folder and content hash of each.
+      code: version of this project and hash of its source.
     """
 
     name: str
@@ -52,6 +59,10 @@ class Mixture:
     seed: int
     vocabulary: VocabularyInfo
     folder: Path
+    asked: Mapping[str, Any] = field(default_factory=dict)
+    gate: Sequence[Mapping[str, Any]] = ()
+    ingredients: Sequence[Mapping[str, str]] = ()
+    code: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def taken(self) -> tuple[MixtureComponent, ...]:
@@ -80,6 +91,10 @@ class Mixture:
                 "seed": self.seed,
                 "vocabulary": {**vars(self.vocabulary), "files": list(self.vocabulary.files)},
                 "content_hash": self.content_hash,
+                "asked": dict(self.asked),
+                "gate": list(self.gate),
+                "ingredients": list(self.ingredients),
+                "code": dict(self.code),
                 "components": [self._component_json(component) for component in self.components],
             },
         )
@@ -95,7 +110,10 @@ class Mixture:
             "share_asked_exact": str(component.share_asked),
             "share_granted_exact": str(component.share_granted),
             "decision": dict(component.decision),
-            "manifest": str((manifest.folder / "manifest.json").relative_to(self.folder)) if manifest else None,
+            "part_of": component.part_of,
+            "manifest": os.path.relpath(manifest.folder / "manifest.json", self.folder) if manifest else None,
+            "manifest_hash": manifest.content_hash if manifest else None,
+            "train_rows": manifest.splits["train"].rows if manifest else 0,
         }
 
     @classmethod
@@ -103,7 +121,8 @@ class Mixture:
         """Reads `mixture.json` (or the folder that holds it) and the manifests it names.
 
         Raises:
-          InputError: no such file, not a mixture, or a manifest changed since the mixture was built.
+          InputError: no such file, not a mixture, its shares or a manifest changed since it was built, or its components were
+            prepared with different tokenizers or sequence lengths.
         """
         path = Path(path)
         path = path / "mixture.json" if path.is_dir() else path
@@ -120,23 +139,54 @@ class Mixture:
                 seed=value["seed"],
                 vocabulary=vocabulary,
                 folder=path.parent,
+                asked=value["asked"],
+                gate=value["gate"],
+                ingredients=value["ingredients"],
+                code=value["code"],
             )
             recorded = value["content_hash"]
-        except (KeyError, TypeError, ValueError) as error:
-            if isinstance(error, InputError):
-                raise
+        except InputError:
+            raise
+        except (KeyError, TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
             raise InputError(f"{path}: is not a built mixture ({error!r}); build it again") from None
         if mixture.content_hash != recorded:
             raise InputError(f"{path}: its shares or manifests were changed after it was built; build the mixture again")
+        mixture.check_alike()
         return mixture
+
+    def check_alike(self) -> None:
+        """Refuses components of different tokenizers or sequence lengths: they cannot fill rows of one mixture."""
+        for component in self.taken:
+            found = component.manifest
+            if found.vocabulary.hash != self.vocabulary.hash:
+                raise InputError(
+                    f"mixture {self.name!r}: component {component.name!r} was prepared with another tokenizer ({_named(found.vocabulary)}) "
+                    f"than the mixture's ({_named(self.vocabulary)}); prepare all components with one"
+                )
+            if found.sequence_length != self.sequence_length:
+                raise InputError(
+                    f"mixture {self.name!r}: component {component.name!r} has rows of {found.sequence_length:,} tokens to predict, the "
+                    f"mixture {self.sequence_length:,}; prepare all components with one sequence_length"
+                )
+
+
+def _named(vocabulary: VocabularyInfo) -> str:
+    return f"{vocabulary.kind}, {vocabulary.size:,} ids, {vocabulary.hash[:8]}"
 
 
 def _component(folder: Path, value: Mapping[str, Any]) -> MixtureComponent:
+    path = Path(os.path.normpath(folder / value["manifest"])) if value["manifest"] else None
+    manifest = Manifest.load(path) if path else None
+    if manifest and manifest.content_hash != value["manifest_hash"]:
+        raise InputError(
+            f"{path}: was changed after the mixture was built; restore it, or prepare the component and build the mixture again"
+        )
     return MixtureComponent(
         name=value["name"],
         kind=value["kind"],
         share_asked=Fraction(value["share_asked_exact"]),
         share_granted=Fraction(value["share_granted_exact"]),
         decision=value["decision"],
-        manifest=Manifest.load(folder / value["manifest"]) if value["manifest"] else None,
+        manifest=manifest,
+        part_of=value["part_of"],
     )

@@ -3,16 +3,17 @@
     DIVERSITY_JAX_MIXTURES=/data/mixtures/a:/data/mixtures/b python -m t5x.train \\
         --gin.MIXTURE_OR_TASK_MODULE="'diversity_jax.mixtures.registry'" ...
 
-Importing this module registers what lies in those folders, from manifests on disk alone: no network and no JAX. A
-component `prose` of the mixture `quickstart` becomes the task `quickstart.prose`; the mixture keeps its name. An example
-is one prepared row: `targets`, int32 [sequence_length + 1]. Rates are token shares, and rows come in the order in which
-the training loader reads them.
+Importing this module registers what lies in those folders (or in folders directly inside them), from manifests on disk alone: no
+network and no JAX. A component `prose` of the mixture `quickstart` becomes the task `quickstart.prose`; the mixture keeps its
+name. An example is one prepared row, `targets`, int32 [sequence_length + 1], and beside it the same row as decoders take it (see
+`decoder_features`). Rates are token shares, and rows come in the order in which the training loader reads them.
 """
 
 from collections.abc import Sequence
 import functools
 import os
 from pathlib import Path
+import re
 from typing import Any
 
 import numpy as np
@@ -32,7 +33,12 @@ class PreparedTask(seqio.Task):
 
     The rows already lie in a seeded permutation, so `shuffle=True`, which trainers pass for the train split, changes
     nothing: a second shuffle would cost a buffer and the order that makes token shares hold in every window.
+
+    Attributes:
+      manifest: of the rows.
     """
+
+    manifest: Manifest
 
     def get_dataset(self, sequence_length=None, split="train", use_cached=False, shuffle=False, **options) -> Any:
         """As `seqio.Task.get_dataset`, in the permuted order that stands on disk."""
@@ -60,8 +66,14 @@ def register(folder: str | Path) -> list[str]:
     else:
         rates = [(task, float(share)) for task, share in zip(tasks, shares, strict=True)]
         sample = functools.partial(_by_schedule, tuple(tasks), tuple(shares))
-        seqio.MixtureRegistry.add(mixture.name, rates, sample_fn=sample).content_hash = mixture.content_hash
+        registered = seqio.MixtureRegistry.add(mixture.name, rates, sample_fn=sample)
+        registered.content_hash, registered.folder = mixture.content_hash, mixture.folder
     return [mixture.name, *tasks]
+
+
+def registered_folder(name: str) -> Path | None:
+    """Where a registered mixture of ours was built; None for mixtures of others."""
+    return getattr(seqio.MixtureRegistry.get(name), "folder", None)
 
 
 def _register_task(name: str, manifest: Manifest) -> str:
@@ -70,8 +82,6 @@ def _register_task(name: str, manifest: Manifest) -> str:
             raise InputError(f"{manifest.folder}: another task named {name!r} is registered already; rename the component")
         return name
     manifest.check_sizes()
-    vocabulary = seqio_vocabulary(prepared_tokenizer(manifest))
-    feature = seqio.Feature(vocabulary=vocabulary, add_eos=False, required=True, dtype=tf.int32, rank=1)
     task = PreparedTask(
         name,
         source=seqio.FunctionDataSource(
@@ -79,12 +89,68 @@ def _register_task(name: str, manifest: Manifest) -> str:
             splits=tuple(manifest.splits),
             num_input_examples={split: found.rows for split, found in manifest.splits.items()},
         ),
-        output_features={"targets": feature},
-        preprocessors=[],
+        output_features=_features(manifest),
+        preprocessors=[
+            seqio.CacheDatasetPlaceholder(),
+            functools.partial(decoder_features, end_of_text_id=manifest.vocabulary.end_of_text_id, row_tokens=manifest.row_tokens),
+        ],
     )
-    task.content_hash = manifest.content_hash
+    task.content_hash, task.manifest = manifest.content_hash, manifest
     seqio.TaskRegistry.add_provider(name, task)
     return name
+
+
+_VOCABULARIES: dict[str, Any] = {}
+"""By hash of the tokenizer: one that several components share is read once."""
+
+
+def _features(manifest: Manifest) -> dict[str, Any]:
+    info = manifest.vocabulary
+    if info.hash not in _VOCABULARIES:
+        _VOCABULARIES[info.hash] = seqio_vocabulary(prepared_tokenizer(manifest))
+    options = {"add_eos": False, "dtype": tf.int32, "rank": 1}
+    tokens = seqio.Feature(vocabulary=_VOCABULARIES[info.hash], required=True, **options)
+    derived_tokens = seqio.Feature(vocabulary=_VOCABULARIES[info.hash], required=False, **options)
+    numbers = seqio.Feature(vocabulary=seqio.PassThroughVocabulary(size=manifest.row_tokens), required=False, **options)
+    return {
+        "targets": tokens,
+        "decoder_input_tokens": derived_tokens,
+        "decoder_target_tokens": derived_tokens,
+        "decoder_loss_weights": numbers,
+        "decoder_positions": numbers,
+        "decoder_segment_ids": numbers,
+    }
+
+
+def decoder_features(dataset: Any, sequence_length: Any = None, *, end_of_text_id: int, row_tokens: int) -> Any:
+    """Adds to each row what `seqio.PrePackedLMFeatureConverter` hands to a decoder; all int32 [sequence_length].
+
+    `decoder_input_tokens` are the row's tokens but the last, `decoder_target_tokens` the one after each: nothing is shifted in, and
+    no token is lost. `decoder_loss_weights` are one on every token (SeqIO's other converters take id 0 for padding),
+    `decoder_segment_ids` count documents from 1, `decoder_positions` start at 0 in each document. Padding, where more tokens are
+    asked for than a row predicts, is zero.
+    """
+    asked = (sequence_length or {}).get("targets")
+    length = row_tokens - 1 if asked is None else asked
+    used = min(length, row_tokens - 1)
+
+    def add(example: dict[str, Any]) -> dict[str, Any]:
+        row = example["targets"]
+        inputs = row[:used]
+        ends = tf.cast(inputs == end_of_text_id, tf.int32)
+        segments = tf.cumsum(ends, exclusive=True)
+        starts = tf.concat([[0], tf.cast(tf.where(ends)[:, 0], tf.int32) + 1], 0)
+        derived = {
+            "decoder_input_tokens": inputs,
+            "decoder_target_tokens": row[1 : used + 1],
+            "decoder_loss_weights": tf.ones_like(inputs),
+            "decoder_positions": tf.range(used) - tf.gather(starts, segments),
+            "decoder_segment_ids": segments + 1,
+        }
+        padded = {name: tf.ensure_shape(tf.pad(values, [[0, length - used]]), [length]) for name, values in derived.items()}
+        return {**example, **padded}
+
+    return dataset.map(add, num_parallel_calls=tf.data.AUTOTUNE)
 
 
 def _rows(manifest: Manifest, split: str, shuffle_files: bool = False, seed: int | None = None) -> "tf.data.Dataset":
@@ -115,8 +181,28 @@ def _by_schedule(tasks: Sequence[str], shares: Sequence, datasets: Sequence[Any]
     return tf.data.Dataset.choose_from_datasets(list(datasets), choice, stop_on_empty_dataset=True)
 
 
+def folders_named(value: str) -> list[Path]:
+    """Folders of mixtures in a list joined by colons; a folder that holds no mixture itself stands for those in it that do.
+
+    Raises:
+      InputError: a folder is missing, remote, or holds no mixture.
+    """
+    found = []
+    for name in filter(None, re.split(rf"{os.pathsep}(?!//)", value)):
+        folder = Path(name)
+        if "://" in name:
+            raise InputError(f"{ENVIRONMENT_VARIABLE}: {name}: rows are read from local or mounted folders; copy the mixture there")
+        if not folder.is_dir():
+            raise InputError(f"{ENVIRONMENT_VARIABLE}: {name}: no such folder; name folders of built mixtures, joined by {os.pathsep!r}")
+        inside = [folder] if (folder / "mixture.json").exists() else sorted(path.parent for path in folder.glob("*/mixture.json"))
+        if not inside:
+            raise InputError(f"{ENVIRONMENT_VARIABLE}: {name}: holds no mixture.json; build one there with diversity_jax.mixtures.build")
+        found += inside
+    return found
+
+
 def _register_from_environment() -> None:
-    for folder in filter(None, os.environ.get(ENVIRONMENT_VARIABLE, "").split(os.pathsep)):
+    for folder in folders_named(os.environ.get(ENVIRONMENT_VARIABLE, "")):
         register(folder)
 
 
