@@ -23,6 +23,7 @@ from diversity_jax.cluster_agent.sequential import spent_levels
 from diversity_jax.synthesis.settings import SteeringConfig
 
 _DRAWS = 400
+_LEAST_LEVEL = 1e-12  # smaller ones, of first looks, have no quantile in floating point
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -54,7 +55,7 @@ class Gain:
 
     def bound(self, level: float, side: int) -> float:
         """The upper (side 1) or lower (side -1) end of a two-sided interval at `level`."""
-        return self.value + side * t_quantile(1 - level / 2, self.freedom) * self.error
+        return self.value + side * t_quantile(1 - max(level, _LEAST_LEVEL) / 2, self.freedom) * self.error
 
 
 @dataclass(frozen=True, kw_only=True)
