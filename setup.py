@@ -49,7 +49,8 @@ setup(
     extras_require={
         "cuda": ["jax[cuda12]"],
         "tpu": ["jax[tpu]"],
-        "eval": ["lm-eval>=0.4.13"],
+        "eval": ["lm-eval>=0.4.13", "jinja2>=3.1"],
+        "serve": ["aiohttp>=3.11", "jinja2>=3.1"],
         "hf": ["transformers>=5", "torch>=2.9"],
         "beam": ["apache-beam>=2.77", "google-crc32c"],
         "report": ["tensorboard>=2.20"],

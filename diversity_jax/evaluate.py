@@ -10,6 +10,7 @@ from collections.abc import Mapping
 import dataclasses
 import importlib.metadata
 import logging
+import os
 from pathlib import Path
 import subprocess
 import sys
@@ -28,6 +29,7 @@ def main(config: EvaluateConfig) -> None:
     from diversity_jax import evaluate_page, run_record
 
     config.model.check_named()
+    os.environ.setdefault("TQDM_MININTERVAL", "10")  # the harness draws bars for everything, also into log files
     tasks, sources = _tasks(config)  # before the model: a bad file should not cost its loading
     other = _other(config)
     model = _open(config)
@@ -60,6 +62,8 @@ def _tasks(config: EvaluateConfig) -> tuple[list[Any], dict[str, Any]]:
     if not config.task_list:
         return [], {}
     _need_harness()
+    for noisy in ("lm_eval", "datasets"):
+        logging.getLogger(noisy).setLevel(logging.ERROR)
     from diversity_jax.evaluation import benchmarks
 
     if config.data_dir is not None and not Path(config.data_dir).is_dir():
@@ -83,7 +87,6 @@ def _benchmarks(config: EvaluateConfig, model: Any, tasks: list[Any], output_dir
     from diversity_jax.evaluation import benchmarks, results
     from diversity_jax.evaluation.harness import HarnessModel
 
-    logging.getLogger("lm_eval").setLevel(logging.ERROR)
     store = output_dir / "requests" / f"{model.weights_hash[:16]}.jsonl"
     harness = HarnessModel(model, batch_size=config.batch_size, store=store, slots=config.slots)
     found = simple_evaluate(

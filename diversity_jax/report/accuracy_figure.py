@@ -1,0 +1,48 @@
+"""Accuracies of tasks as dots with their intervals, beside what guessing would reach."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from diversity_jax.report.canvas import Canvas, label, label_px, x_ticks
+from diversity_jax.report.formats import percent
+from diversity_jax.report.theme import LIGHT
+
+
+@dataclass(frozen=True, kw_only=True)
+class Accuracy:
+    """One row: a task's accuracy from 0 to 1, its interval where it has one, and the accuracy of guessing where that is known."""
+
+    name: str
+    value: float
+    low: float | None = None
+    high: float | None = None
+    guessing: float | None = None
+    note: str = ""
+
+
+def accuracies(rows: Sequence[Accuracy], width: int) -> Canvas:
+    """The figure, laid out for a width in pixels."""
+    narrow = width < 600
+    row, top, bottom = 54 if narrow else 34, 6, 34
+    left = 4 if narrow else label_px([one.name for one in rows])
+    right = 8 if narrow else 230
+    canvas = Canvas(width, top + row * len(rows) + bottom)
+    axes = canvas.axes(left, top, width - left - right, row * len(rows))
+    axes.set_xlim(0, 1)
+    axes.set_ylim(len(rows) - 0.5, -0.5)
+    axes.set_yticks([])
+    x_ticks(axes, (0, 0.25, 0.5, 0.75, 1), lambda tick: percent(tick, 0), ruled=True)
+    for place, one in enumerate(rows):
+        y = place + (0.22 if narrow else 0)
+        if one.guessing is not None:
+            axes.plot([one.guessing] * 2, [y - 0.24, y + 0.24], color=LIGHT["muted"], linewidth=2)
+        if one.low is not None:
+            axes.plot([max(one.low, 0), min(one.high, 1)], [y, y], color=LIGHT["c1"], linewidth=2.6)
+        axes.plot([one.value], [y], "o", color=LIGHT["c1"], markersize=9)
+        line = top + row * (place + 0.5) - (14 if narrow else 0)
+        said = f"{100 * one.value:.1f} %" if one.low is None else f"{100 * one.value:.1f} % \u00b1 {50 * (one.high - one.low):.1f}"
+        canvas.text(0, line, label(one.name), bold=True)
+        canvas.text(width - (0 if narrow else 110), line, said, align="right")
+        if not narrow:
+            canvas.text(width, line, one.note, "muted", align="right", size=12)
+    return canvas
