@@ -1,5 +1,6 @@
 """Weights go to Hugging Face and come back, and transformers computes the same logits from them."""
 
+from fractions import Fraction
 import json
 
 import jax
@@ -8,9 +9,14 @@ import numpy as np
 import pytest
 
 from diversity_jax.errors import InputError
+from diversity_jax.mixtures.vocabulary import load_tokenizer
 from diversity_jax.model.convert import logits_difference, main, read_model, write_imported
 from diversity_jax.model.hugging_face import config_to_hugging_face, export_hugging_face, import_hugging_face
+from diversity_jax.model.llama import logits
 from diversity_jax.model.safetensors_file import Tensor, map_tensors, write_tensors
+from diversity_jax.model.tokenizer_files import TokenizerFiles, write_tokenizer
+from tests import golden_logits
+from tests.mixture_folders import build_mixture
 from tests.small_llama import random_params, small_config
 
 
@@ -32,6 +38,22 @@ def test_transformers_gives_the_same_logits(tmp_path, fields):
     config, params = model(**fields)
     export_hugging_face(config, params, tmp_path / "out")
     assert logits_difference(tmp_path / "out") < 1e-4
+
+
+@pytest.mark.parametrize("name", golden_logits.VARIANTS)
+def test_logits_are_those_that_transformers_gave(name):
+    """Parity where transformers is not installed: against numbers it computed from the same seeded weights."""
+    config, params = golden_logits.golden_model(name)
+    golden = json.loads(golden_logits.PATH.read_text())
+    with jax.default_matmul_precision("highest"):
+        ours = np.asarray(jax.jit(logits, static_argnums=0)(config, params, golden_logits.golden_tokens()))[0]
+    np.testing.assert_allclose(
+        ours[list(golden_logits.SHOWN)],
+        np.array(golden["logits"][name], np.float32),
+        atol=1e-4,
+        err_msg=f"logits differ from those of {golden['made_with']}; if the seeded weights were changed on purpose, renew the numbers "
+        "with: python -m tests.golden_logits",
+    )
 
 
 @pytest.mark.parametrize("fields", VARIANTS, ids=str)
@@ -85,7 +107,14 @@ def edit_config(folder, **entries):
         ({"tie_word_embeddings": False}, "lacks lm_head.weight"),
         ({"attention_bias": True}, "attention_bias is True"),
         ({"model_type": "mistral"}, "model_type is 'mistral'"),
-        ({"rope_parameters": {"rope_type": "llama3", "factor": 8}}, "rope_type is 'llama3'"),
+        ({"rope_parameters": {"rope_type": "llama3", "factor": 8}}, "rope_type is 'llama3'; only 'default' can be read: scaled rotary"),
+        ({"rope_parameters": None, "rope_scaling": {"type": "linear", "factor": 2}}, "rope_type is 'linear'"),
+        ({"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}}, "partial_rotary_factor is 0.5"),
+        ({"architectures": ["MistralForCausalLM"]}, "architectures is ['MistralForCausalLM']; only LlamaForCausalLM"),
+        ({"quantization_config": {"bits": 4}}, "the weights are quantised"),
+        ({"mlp_bias": True}, "this model has no biases"),
+        ({"hidden_size": "32"}, "hidden_size is '32'; expected a whole number"),
+        ({"num_attention_heads": 0}, "num_attention_heads is 0"),
         ({"head_dim": 16}, "head_dim is 16"),
         ({"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
     ],
@@ -105,6 +134,21 @@ def test_a_tied_model_whose_head_differs_is_refused(tmp_path):
     export_hugging_face(config, params, tmp_path)
     edit_config(tmp_path, tie_word_embeddings=True)
     with pytest.raises(InputError, match="differs from the embedding"):
+        import_hugging_face(tmp_path)
+
+
+@pytest.mark.parametrize("index", [{}, [], {"weight_map": {"norm": "../other.safetensors"}}, {"weight_map": 3}], ids=str)
+def test_a_broken_index_is_named(tmp_path, index):
+    export_hugging_face(*model(), tmp_path, max_shard_bytes=30_000)
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(InputError, match="has no weight_map"):
+        import_hugging_face(tmp_path)
+
+
+def test_pickled_weights_are_refused_with_the_way_out(tmp_path):
+    export_hugging_face(*model(), tmp_path)
+    (tmp_path / "model.safetensors").rename(tmp_path / "pytorch_model.bin")
+    with pytest.raises(InputError, match="save the model again with transformers"):
         import_hugging_face(tmp_path)
 
 
@@ -172,3 +216,74 @@ def test_imported_weights_are_not_overwritten(tmp_path):
     write_imported(config, params, tmp_path)
     with pytest.raises(InputError, match="holds a model already"):
         write_imported(config, params, tmp_path)
+
+
+def run_folder(folder, config, params, mixture=None):
+    """A training run's folder as far as an export reads it."""
+    from orbax.checkpoint import v1 as ocp
+
+    ocp.save_checkpointables(folder / "checkpoints" / "3", {"params": params})
+    fields = {name: getattr(config, name) for name in config.__dataclass_fields__}
+    prepared = str(mixture) if mixture else None
+    (folder / "run.json").write_text(json.dumps({"settings": {"model": fields, "prepared": prepared}}))
+    return folder
+
+
+def test_a_run_takes_its_tokenizer_along(tmp_path, capsys):
+    tokenizers = pytest.importorskip("tokenizers")
+    config = small_config(vocab_size=384)
+    built = build_mixture(tmp_path / "mixture", {"a": Fraction(1)}, documents=60)
+    run = run_folder(tmp_path / "run", config, random_params(config), built)
+    main(["export", str(run), str(tmp_path / "out")])
+    assert "with its tokenizer" in capsys.readouterr().out
+    written = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert (written["eos_token_id"], written["bos_token_id"]) == (1, 1)
+    theirs = tokenizers.Tokenizer.from_file(str(tmp_path / "out" / "tokenizer.json"))
+    text = "caf\u00e9 \u4f60\u597d\n\t 1  2 \U0001f600"
+    ours = load_tokenizer("bytes").encode_batch([text])[0].tolist()
+    assert theirs.encode(text, add_special_tokens=False).ids == ours
+    assert theirs.decode(ours) == text
+    assert json.loads((tmp_path / "out" / "tokenizer_config.json").read_text())["eos_token"] == theirs.id_to_token(1)
+
+
+def test_transformers_reads_the_tokenizer(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    config = small_config(vocab_size=384)
+    write_tokenizer(TokenizerFiles(end_of_text_id=1), tmp_path, vocab_size=config.vocab_size)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    assert (
+        tokenizer("A b\u00e9.", add_special_tokens=False)["input_ids"] == load_tokenizer("bytes").encode_batch(["A b\u00e9."])[0].tolist()
+    )
+    assert tokenizer.eos_token_id == 1
+
+
+def test_an_imported_models_tokenizer_comes_along_and_leaves_again(tmp_path):
+    config, params = model()
+    export_hugging_face(config, params, tmp_path / "theirs")
+    content = json.dumps({"model": {"type": "BPE", "vocab": {"a": 0, "b": 1}, "merges": []}, "added_tokens": []})
+    (tmp_path / "theirs" / "tokenizer.json").write_text(content)
+    (tmp_path / "theirs" / "tokenizer_config.json").write_text('{"tokenizer_class": "LlamaTokenizerFast"}')
+    main(["import", str(tmp_path / "theirs"), str(tmp_path / "ours")])
+    main(["export", str(tmp_path / "ours"), str(tmp_path / "again"), "--dtype", "bfloat16"])
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "theirs" / name).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--tokenizer", "nowhere.json"], "tokenizer nowhere.json: give bytes"),
+        (["--tokenizer", "bytes"], "the tokenizer has 259 ids, more than the model's 64"),
+        (["--max-shard-gigabytes", "0"], "--max-shard-gigabytes 0: must be above 0"),
+        (["--dtype", "int8"], "dtype='int8'"),
+    ],
+    ids=lambda value: value[1] if isinstance(value, list) else "",
+)
+def test_what_an_export_cannot_do_is_one_line(tmp_path, capsys, arguments, said):
+    run = run_folder(tmp_path / "run", *model())
+    with pytest.raises(SystemExit):
+        main(["export", str(run), str(tmp_path / "out"), *arguments])
+    shown = capsys.readouterr().err
+    assert said in shown
+    assert shown.count("\n") == 1
+    assert not (tmp_path / "out" / "config.json").exists()

@@ -1,12 +1,13 @@
 """Moves weights between training runs and Hugging Face folders, and out to llama.cpp.
 
-    python -m diversity_jax.model.convert export RUN OUTPUT [--step 1000] [--dtype bfloat16] [--tokenizer tokenizer.json]
+    python -m diversity_jax.model.convert export RUN OUTPUT [--step 1000] [--dtype bfloat16] [--max-shard-gigabytes 5]
     python -m diversity_jax.model.convert gguf RUN OUTPUT.gguf --tokenizer bytes [--step 1000] [--dtype bfloat16]
     python -m diversity_jax.model.convert import HUGGING_FACE_FOLDER OUTPUT
     python -m diversity_jax.model.convert check HUGGING_FACE_FOLDER
 
-`export` and `gguf` take a run's output folder, or one that `import` wrote (`gguf` a Hugging Face folder too); `gguf` writes one file for
-llama.cpp, Ollama and LM Studio, with the tokenizer in it. `check` compares the logits with those of transformers, which needs
+`export` and `gguf` take a run's output folder, or one that `import` wrote (`gguf` a Hugging Face folder too). `export` puts the
+run's tokenizer beside the weights, as AutoTokenizer finds it; `import` keeps the folder's. `gguf` writes one file for llama.cpp, Ollama
+and LM Studio, with the tokenizer in it. `check` compares the logits with those of transformers, which needs
 transformers and torch.
 """
 
@@ -14,14 +15,14 @@ import argparse
 import dataclasses
 import os
 from pathlib import Path
-import shutil
 import sys
 from typing import Any
 
 from diversity_jax.errors import InputError
 from diversity_jax.model.config import LlamaConfig
 from diversity_jax.model.gguf import export_gguf
-from diversity_jax.model.hugging_face import export_hugging_face, import_hugging_face
+from diversity_jax.model.hugging_face import export_hugging_face, import_hugging_face, refuse_model_folder
+from diversity_jax.model.tokenizer_files import TokenizerFiles, copy_tokenizer, model_tokenizer, named_tokenizer, write_tokenizer
 from diversity_jax.storage import read_json, write_json
 
 _TOLERANCE = 1e-4  # largest difference of float32 logits between two right implementations; seen: up to 5e-5
@@ -99,16 +100,6 @@ def write_imported(config: LlamaConfig, params: dict[str, Any], folder: str | os
     return folder
 
 
-def _copy_tokenizer(source: Path, folder: Path) -> None:
-    """Puts a tokenizer beside an exported model, under the name by which transformers finds it."""
-    classes = {".json": ("tokenizer.json", "PreTrainedTokenizerFast"), ".model": ("tokenizer.model", "LlamaTokenizer")}
-    if source.suffix not in classes or not source.is_file():
-        raise InputError(f"{source}: give a tokenizer.json or a SentencePiece .model file")
-    name, loader = classes[source.suffix]
-    shutil.copyfile(source, folder / name)
-    write_json(folder / "tokenizer_config.json", {"tokenizer_class": loader, "clean_up_tokenization_spaces": False})
-
-
 def logits_difference(folder: str | os.PathLike, *, tokens: int = 64, seed: int = 0) -> float:
     """Largest absolute difference between our float32 logits and transformers' for the same random tokens.
 
@@ -142,7 +133,7 @@ def main(argv: list[str] | None = None) -> None:
     commands = parser.add_subparsers(dest="command", required=True)
     export = commands.add_parser("export", help="a run's weights as a Hugging Face folder")
     export.add_argument("--max-shard-gigabytes", type=float, default=5.0)
-    export.add_argument("--tokenizer", type=Path, help="tokenizer.json or SentencePiece model to put beside the weights")
+    export.add_argument("--tokenizer", help="another than the run's own: bytes, a tokenizer.json, a SentencePiece model, or none")
     gguf = commands.add_parser("gguf", help="a run's weights and its tokenizer as one file for llama.cpp")
     gguf.add_argument("--tokenizer", required=True, help="the run's own: bytes, a SentencePiece model or a tokenizer.json")
     for command in (export, gguf):
@@ -158,6 +149,8 @@ def main(argv: list[str] | None = None) -> None:
             command.add_argument("output", type=Path)
     options = parser.parse_args(argv)
     try:
+        if getattr(options, "max_shard_gigabytes", 1.0) <= 0:
+            raise InputError(f"--max-shard-gigabytes {options.max_shard_gigabytes:g}: must be above 0")
         {"export": _export, "gguf": _gguf, "import": _import, "check": _check}[options.command](options)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -165,18 +158,32 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def _export(options: argparse.Namespace) -> None:
+    tokenizer = _tokenizer(options)
     config, params = read_model(options.source, step=options.step)
+    end_of_text_id = options.end_of_text_id
+    if tokenizer:  # first, since config.json marks a whole export
+        refuse_model_folder(options.output)
+        write_tokenizer(tokenizer, options.output, vocab_size=config.vocab_size)
     export_hugging_face(
         config,
         params,
         options.output,
         dtype=options.dtype,
         max_shard_bytes=int(options.max_shard_gigabytes * 1e9),
-        end_of_text_id=options.end_of_text_id,
+        end_of_text_id=tokenizer.end_of_text_id if tokenizer and end_of_text_id is None else end_of_text_id,
     )
-    if options.tokenizer:
-        _copy_tokenizer(options.tokenizer, options.output)
-    print(f"{config.parameter_count:,} parameters, {options.dtype}: {options.output}")
+    beside = "with its tokenizer" if tokenizer else "without a tokenizer"
+    print(f"{config.parameter_count:,} parameters, {options.dtype}, {beside}: {options.output}")
+
+
+def _tokenizer(options: argparse.Namespace) -> TokenizerFiles | None:
+    """The tokenizer asked for, or else the model's own."""
+    if options.tokenizer == "none":
+        return None
+    found = model_tokenizer(options.source) if options.tokenizer is None else named_tokenizer(options.tokenizer)
+    if found and options.end_of_text_id is not None:
+        found = dataclasses.replace(found, end_of_text_id=options.end_of_text_id)
+    return found
 
 
 def _gguf(options: argparse.Namespace) -> None:
@@ -188,8 +195,9 @@ def _gguf(options: argparse.Namespace) -> None:
 
 def _import(options: argparse.Namespace) -> None:
     config, params = import_hugging_face(options.source)
-    write_imported(config, params, options.output)
-    print(f"{config.parameter_count:,} parameters: {options.output}")
+    folder = write_imported(config, params, options.output)
+    beside = "with its tokenizer" if copy_tokenizer(options.source, folder / "tokenizer") else "without a tokenizer"
+    print(f"{config.parameter_count:,} parameters, {beside}: {options.output}")
 
 
 def _check(options: argparse.Namespace) -> None:

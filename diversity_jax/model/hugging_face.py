@@ -132,39 +132,62 @@ def config_from_hugging_face(folder: str | os.PathLike, **overrides: Any) -> Lla
     """
     path = Path(folder) / "config.json"
     theirs = read_json(path)
-    refused = {
-        "model_type": (theirs.get("model_type"), "llama"),
-        "hidden_act": (theirs.get("hidden_act", "silu"), "silu"),
-        "attention_bias": (bool(theirs.get("attention_bias")), False),
-        "mlp_bias": (bool(theirs.get("mlp_bias")), False),
+    if not isinstance(theirs, dict):
+        raise InputError(f"{path}: is not an object; expected the configuration of a LlamaForCausalLM")
+    rope = _refuse_other_models(path, theirs)
+    required = {
+        "vocab_size": "vocab_size",
+        "hidden_size": "hidden_size",
+        "intermediate_size": "intermediate_size",
+        "num_layers": "num_hidden_layers",
+        "num_heads": "num_attention_heads",
     }
-    rope = theirs.get("rope_parameters") or theirs.get("rope_scaling") or {}
-    refused["rope_type"] = (rope.get("rope_type", rope.get("type", "default")), "default")
-    for name, (found, wanted) in refused.items():
-        if found != wanted:
-            raise InputError(f"{path}: {name} is {found!r}; only {wanted!r} can be read")
-    try:
-        size = theirs["hidden_size"] // theirs["num_attention_heads"]
-        if theirs.get("head_dim") not in (None, size):
-            raise InputError(f"{path}: head_dim is {theirs['head_dim']}; only hidden_size / num_attention_heads = {size} can be read")
-        fields = {
-            "vocab_size": theirs["vocab_size"],
-            "hidden_size": theirs["hidden_size"],
-            "intermediate_size": theirs["intermediate_size"],
-            "num_layers": theirs["num_hidden_layers"],
-            "num_heads": theirs["num_attention_heads"],
-        }
-    except KeyError as error:
-        raise InputError(f"{path}: has no {error.args[0]}; expected the configuration of a LlamaForCausalLM") from None
+    optional = {"num_kv_heads": ("num_key_value_heads", None), "max_length": ("max_position_embeddings", 2048)}
+    if lost := [name for name in required.values() if name not in theirs]:
+        raise InputError(f"{path}: has no {lost[0]}; expected the configuration of a LlamaForCausalLM")
+    fields = {ours: theirs[name] for ours, name in required.items()}
+    fields |= {ours: theirs.get(name, default) for ours, (name, default) in optional.items()}
+    names = required | {ours: name for ours, (name, _) in optional.items()}
+    for ours, value in fields.items():
+        whole = isinstance(value, int) and not isinstance(value, bool) and value > 0
+        if not whole and (ours, value) != ("num_kv_heads", None):
+            raise InputError(f"{path}: {names[ours]} is {value!r}; expected a whole number above 0")
+    size = fields["hidden_size"] // fields["num_heads"]
+    if theirs.get("head_dim") not in (None, size):
+        raise InputError(f"{path}: head_dim is {theirs['head_dim']}; only hidden_size / num_attention_heads = {size} can be read")
     fields |= {
-        "num_kv_heads": theirs.get("num_key_value_heads"),
-        "max_length": theirs.get("max_position_embeddings", 2048),
         "rope_theta": float(rope.get("rope_theta") or theirs.get("rope_theta") or 10000.0),
         "rms_norm_eps": theirs.get("rms_norm_eps", 1e-6),
         "tie_embeddings": bool(theirs.get("tie_word_embeddings", False)),
         "initializer_range": theirs.get("initializer_range", 0.02),
     }
     return LlamaConfig(**(fields | overrides))
+
+
+def _refuse_other_models(path: Path, theirs: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Refuses what this Llama does not have, with the reason; returns the rotary settings."""
+    architectures = theirs.get("architectures") or ["LlamaForCausalLM"]
+    if "LlamaForCausalLM" not in architectures:
+        raise InputError(f"{path}: architectures is {architectures!r}; only LlamaForCausalLM can be read")
+    wanted = {"model_type": "llama", "hidden_act": "silu", "attention_bias": False, "mlp_bias": False}
+    why = {"attention_bias": ": this model has no biases", "mlp_bias": ": this model has no biases", "hidden_act": ": the gate is SwiGLU"}
+    for name, value in wanted.items():
+        found = theirs.get(name, None if name == "model_type" else value)
+        found = bool(found) if value is False else found
+        if found != value:
+            raise InputError(f"{path}: {name} is {found!r}; only {value!r} can be read{why.get(name, '')}")
+    if theirs.get("quantization_config"):
+        raise InputError(f"{path}: the weights are quantised (quantization_config); dequantise them with transformers and save them again")
+    rope = theirs.get("rope_parameters") or theirs.get("rope_scaling") or {}
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    if kind != "default":
+        raise InputError(
+            f"{path}: rope_type is {kind!r}; only 'default' can be read: scaled rotary positions would be computed unscaled here, and "
+            "every token after the first would be off"
+        )
+    if (share := rope.get("partial_rotary_factor", theirs.get("partial_rotary_factor", 1.0))) != 1.0:
+        raise InputError(f"{path}: partial_rotary_factor is {share}; only 1.0 can be read: here the whole head turns")
+    return rope
 
 
 def hugging_face_tensors(config: LlamaConfig, params: Mapping[str, Any]) -> list[Tensor]:
@@ -202,8 +225,7 @@ def export_hugging_face(
       InputError: the folder holds a model, the disk is full, or the dtype is unknown.
     """
     folder, numpy_dtype = Path(folder), dtype_named(dtype)
-    if (folder / "config.json").exists() or list(folder.glob("*.safetensors*")):
-        raise InputError(f"{folder}: holds a model already; choose another folder or remove it")
+    refuse_model_folder(folder)
     tensors = hugging_face_tensors(config, params)
     shards = _deal(tensors, max_shard_bytes, numpy_dtype)
     if len(shards) == 1:
@@ -217,6 +239,12 @@ def export_hugging_face(
         write_json(folder / _INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
     write_json(folder / "config.json", config_to_hugging_face(config, dtype, end_of_text_id))
     return folder
+
+
+def refuse_model_folder(folder: Path) -> None:
+    """Raises `InputError` where a folder holds a model, or part of one."""
+    if (folder / "config.json").exists() or list(folder.glob("*.safetensors*")):
+        raise InputError(f"{folder}: holds a model already; choose another folder or remove it")
 
 
 def _fetch(params: Mapping[str, Any], name: str, layer: int | None) -> Callable[[], np.ndarray]:
@@ -279,7 +307,10 @@ def import_hugging_face(folder: str | os.PathLike, **overrides: Any) -> tuple[Ll
 
 def _map_folder(folder: Path) -> dict[str, np.ndarray]:
     if (folder / _INDEX).exists():
-        weight_map = read_json(folder / _INDEX)["weight_map"]
+        index = read_json(folder / _INDEX)
+        weight_map = index.get("weight_map") if isinstance(index, dict) else None
+        if not isinstance(weight_map, dict) or not all(isinstance(file, str) and Path(file).name == file for file in weight_map.values()):
+            raise InputError(f"{folder / _INDEX}: has no weight_map of tensors to files beside it; fetch the model again")
         files = {file: map_tensors(folder / file) for file in sorted(set(weight_map.values()))}
         lost = sorted(name for name, file in weight_map.items() if name not in files[file])
         if lost:
@@ -288,7 +319,8 @@ def _map_folder(folder: Path) -> dict[str, np.ndarray]:
     elif (folder / _SINGLE).exists():
         found = map_tensors(folder / _SINGLE)
     else:
-        raise InputError(f"{folder}: holds neither {_SINGLE} nor {_INDEX}; give the folder of a model in safetensors form")
+        pickled = " (pytorch_model.bin is not read: save the model again with transformers)" if list(folder.glob("pytorch_model*")) else ""
+        raise InputError(f"{folder}: holds neither {_SINGLE} nor {_INDEX}; give the folder of a model in safetensors form{pickled}")
     return {name: values for name, values in found.items() if not name.endswith(_IGNORED)}
 
 
