@@ -18,7 +18,7 @@ FLOORS = (
     ("training",),
 )
 ROOF = len(FLOORS)
-ENTRY_POINTS = ("mixtures/build.py", "mixtures/show.py")
+ENTRY_POINTS = ("mixtures/build.py", "mixtures/prepare.py", "mixtures/show.py")
 """Commands that lie in a room but compose what the roof composes; nothing imports them."""
 
 
@@ -28,8 +28,10 @@ def floor_of(module: str) -> int:
 
 def imported_rooms(path: Path) -> set[str]:
     """Rooms of this package that a file imports, wherever in the file."""
-    rooms = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    rooms, tree = set(), ast.parse(path.read_text())
+    # A room's own command reaches up for its command line; importing the room does not run that.
+    tree.body = [node for node in tree.body if not (isinstance(node, ast.If) and "__main__" in ast.unparse(node.test))]
+    for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and node.module == "diversity_jax":
             rooms |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("diversity_jax."):

@@ -136,13 +136,16 @@ def _on_own_rows(chunks: int, z_loss: float, x_BxLxD, head_DxV, targets_BxL, wei
     if not axes:
         return weighted_cross_entropy(chunks, z_loss, x_BxLxD, head_DxV, targets_BxL, weights_BxL)
 
-    def own(*arrays):
-        total, losses, normaliser = weighted_cross_entropy(chunks, z_loss, *arrays)
+    cut = RULES["embed"] if RULES["embed"] in axes else None
+
+    def own(x, head, *arrays):
+        head_DxV = jax.lax.all_gather(head, cut, axis=0, tiled=True) if cut else head
+        total, losses, normaliser = weighted_cross_entropy(chunks, z_loss, x, head_DxV, *arrays)
         return jax.lax.psum(total, axes), losses, normaliser
 
     rows, whole = PartitionSpec(axes), PartitionSpec()
     run = jax.shard_map(
-        own, in_specs=(rows, whole, rows, rows), out_specs=(whole, rows, rows), axis_names=frozenset(axes), check_vma=False
+        own, in_specs=(rows, PartitionSpec(cut), rows, rows), out_specs=(whole, rows, rows), axis_names=frozenset(axes), check_vma=False
     )
     return run(x_BxLxD, head_DxV, targets_BxL, weights_BxL)
 

@@ -1,0 +1,120 @@
+"""What a compiled step says, for people."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from diversity_jax.training.compile_roofline import ASSUMPTIONS, USABLE_GPU_SHARE
+from diversity_jax.training.compile_search import Compiled
+from diversity_jax.training.compile_targets import SOURCES_READ_ON
+from diversity_jax.training.compile_worker import CompileRequest
+
+_BINDS = {
+    "compute": "compute: the matrix products",
+    "memory": "HBM: reading and writing device memory",
+    "interconnect": "ICI/NVLink: collectives inside a slice or node",
+    "network": "DCN: collectives between slices or nodes",
+    "capacity": "capacity: it does not fit into device memory",
+}
+
+
+def gib(count: float) -> str:
+    """`12.3 GiB`."""
+    return f"{count / 2**30:.2f} GiB"
+
+
+def quantity(count: float, unit: str) -> str:
+    """`1.23 TFLOP` and the like."""
+    for prefix, size in (("P", 1e15), ("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if count >= size:
+            return f"{count / size:.3g} {prefix}{unit}"
+    return f"{count:.3g} {unit}"
+
+
+def _span(values: Sequence[float], form: str) -> str:
+    return f"{form.format(values[0])} to {form.format(values[1])}"
+
+
+def setting(request: CompileRequest) -> str:
+    """Batch, remat and mesh in one line."""
+    mesh = ", ".join(f"{axis} {size}" for axis, size in request.mesh.resolved(request.target.devices).items() if size > 1) or "one device"
+    parts = f" in {request.gradient_accumulation} parts" if request.gradient_accumulation > 1 else ""
+    return f"batch {request.batch_size} x {request.sequence_length}{parts}, remat {request.model.remat}, mesh {mesh}"
+
+
+def lines(compiled: Compiled) -> list[str]:
+    """The whole report; without an estimate, of a step that did not fit."""
+    request, report, estimate = compiled.request, compiled.report, compiled.estimate
+    target, model = request.target, request.model
+    found = [
+        f"{target.name}: {target.devices} devices; {model.parameter_count:,} parameters; {setting(request)}",
+        f"attention        {report['attention']} ({report['attention_reason']})",
+    ]
+    if estimate is None:
+        needed = f"needs {gib(report['needed_bytes'])}, " if report["needed_bytes"] else ""
+        return [*found, f"memory           does not fit: {needed}a device has {gib(target.chip.hbm_bytes)}; binds: capacity"]
+    return [*found, *_memory(request, report, estimate), *_work(report, estimate), *_time(estimate, target)]
+
+
+def _memory(request: CompileRequest, report: Mapping[str, Any], estimate: Mapping[str, Any]) -> list[str]:
+    memory = report["memory_bytes"]
+    share = estimate["memory_total_bytes"] / estimate["memory_capacity_bytes"]
+    parts = ", ".join(f"{kind} {gib(memory[kind])}" for kind in ("arguments", "outputs", "temporaries", "code"))
+    host = f"; host memory {gib(memory['host'])}" if memory["host"] else ""
+    gpu = f" (with XLA_PYTHON_CLIENT_MEM_FRACTION={USABLE_GPU_SHARE})" if request.target.chip.platform == "cuda" else ""
+    fits = "fits" if estimate["fits"] else "DOES NOT FIT"
+    return [
+        f"memory a device  {parts}{host}",
+        f"                 {gib(estimate['memory_total_bytes'])} of {gib(estimate['memory_capacity_bytes'])}, {share:.0%}{gpu}: {fits}",
+    ]
+
+
+def _work(report: Mapping[str, Any], estimate: Mapping[str, Any]) -> list[str]:
+    flops = estimate["flops"]
+    found = [
+        f"FLOPs a step     {quantity(flops['model'], 'FLOP')} of the model, {quantity(flops['model_causal'], 'FLOP')} counting causal "
+        f"pairs only; executed with recomputation {quantity(flops['executed'], 'FLOP')}",
+        f"HBM traffic      {quantity(report['hbm_traffic_bytes'], 'B')} a device and step",
+        "collectives      a device and step, loops counted by their rounds" + ("" if report["collectives"] else ": none"),
+    ]
+    for one in report["collectives"]:
+        where = "across slices" if one["crosses_slices"] else "inside a slice"
+        found.append(
+            f"  {one['kind']:<19}{one['count']:>6} x of {one['devices']:>3} devices {where}: {quantity(one['payload_bytes'], 'B'):>8}, "
+            f"sent {quantity(one['sent_bytes'], 'B')}"
+        )
+    kernels = ", ".join(f"{name} x {count}" for name, count in sorted(report["kernels"].items()))
+    found += [f"kernels          {kernels}"] if kernels else []
+    if report["unknown_loops"]:
+        found.append(f"note             {report['unknown_loops']} loops of unknown length count as one round")
+    return found
+
+
+def _time(estimate: Mapping[str, Any], target: Any) -> list[str]:
+    seconds = ", ".join(f"{name} {1000 * value:,.0f} ms" for name, value in estimate["seconds"].items() if value)
+    chip = target.chip
+    return [
+        f"roofline         {seconds}",
+        f"step time        {_span([1000 * value for value in estimate['step_seconds']], '{:,.0f}')} ms, "
+        f"{_span(estimate['tokens_per_second'], '{:,.0f}')} tokens/s",
+        f"MFU              {_span([100 * value for value in estimate['mfu']], '{:.1f}')} %; causal pairs only "
+        f"{_span([100 * value for value in estimate['mfu_causal']], '{:.1f}')} %",
+        f"binds            {_BINDS[estimate['binds']]}",
+        f"assumed          {chip.peak_flops / 1e12:,.0f} TFLOP/s, {chip.hbm_bytes_per_second / 1e9:,.0f} GB/s of HBM, "
+        f"{chip.link_bytes_per_second / 1e9:,.0f} GB/s in a ring, {chip.network_bytes_per_second / 1e9:,.4g} GB/s of network "
+        f"({chip.source}; read {SOURCES_READ_ON})",
+        *[f"                 {assumption}" for assumption in ASSUMPTIONS],
+    ]
+
+
+def ranking(rows: Sequence[Compiled]) -> list[str]:
+    """A table of settings that fit, best first: by the slowest step time a token, which no overlap is assumed for."""
+    head = f"{'':>3} {'ms a step':>15} {'tokens/s':>19} {'MFU %':>11} {'memory':>10}  {'binds':<12} setting"
+    table = [head]
+    for number, row in enumerate(rows, 1):
+        request, estimate = row.request, row.estimate
+        times = _span([1000 * value for value in estimate["step_seconds"]], "{:,.0f}")
+        speed = _span([value / 1000 for value in estimate["tokens_per_second"]], "{:,.0f}") + " k"
+        mfu = _span([100 * value for value in estimate["mfu"]], "{:.0f}")
+        memory = f"{estimate['memory_total_bytes'] / 2**30:.1f} GiB"
+        table.append(f"{number:>3} {times:>15} {speed:>19} {mfu:>11} {memory:>10}  {estimate['binds']:<12} {setting(request)}")
+    return table
