@@ -20,7 +20,7 @@ import numpy as np
 
 from diversity_jax.corpus import CorpusConfig, open_corpus
 from diversity_jax.mixtures.component import Component
-from diversity_jax.mixtures.prepare import Preparation, prepare
+from diversity_jax.mixtures.preparer import Preparation, prepare
 from diversity_jax.mixtures.tokenizer_training import train_tokenizer
 from diversity_jax.mixtures.vocabulary import Tokenizer, load_tokenizer, seqio_vocabulary
 

@@ -8,7 +8,7 @@ import random
 
 from diversity_jax.corpus import Document
 from diversity_jax.mixtures.mixture import Mixture, MixtureComponent
-from diversity_jax.mixtures.prepare import Preparation, prepare
+from diversity_jax.mixtures.preparer import Preparation, prepare
 from diversity_jax.mixtures.vocabulary import load_tokenizer
 
 

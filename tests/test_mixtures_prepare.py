@@ -14,7 +14,7 @@ from diversity_jax.errors import InputError
 from diversity_jax.mixtures.loader import Loader
 from diversity_jax.mixtures.manifest import Manifest
 from diversity_jax.mixtures.mixture import Mixture
-from diversity_jax.mixtures.prepare import Preparation, prepare
+from diversity_jax.mixtures.preparer import Preparation, prepare
 from diversity_jax.mixtures.rows import RowReader
 from diversity_jax.mixtures.vocabulary import load_tokenizer
 from tests.mixture_folders import MadeCorpus, build_mixture
@@ -122,10 +122,8 @@ def test_a_full_disk_leaves_nothing_that_looks_whole(tmp_path):
         assert [path.name for path in (folder / "part").iterdir()] == [".preparing"]
         assert not [path for path in (folder / "part").rglob("*") if path.name.endswith(".partial")]
         subprocess.run(["mount", "-o", "remount,size=8m", folder], check=True)
-        prepared = [
-            prepare(MadeCorpus("a", 400), load_tokenizer("bytes"), place, settings_of(16))
-            for place in (folder / "part", tmp_path / "roomy")
-        ]
+        places = (folder / "part", tmp_path / "roomy")
+        prepared = [prepare(MadeCorpus("a", 400), load_tokenizer("bytes"), place, settings_of(16)) for place in places]
         assert prepared[0].content_hash == prepared[1].content_hash
     finally:
         subprocess.run(["umount", folder], check=True)

@@ -17,7 +17,7 @@ from diversity_jax.mixtures.grants import grant, part_shares, train_rows
 from diversity_jax.mixtures.ingredients import Ingredient, open_ingredient
 from diversity_jax.mixtures.manifest import Manifest
 from diversity_jax.mixtures.mixture import Mixture, MixtureComponent
-from diversity_jax.mixtures.prepare import Preparation, prepare
+from diversity_jax.mixtures.preparer import Preparation, prepare
 from diversity_jax.mixtures.replay import config_to_json, replay, standing
 from diversity_jax.mixtures.vocabulary import Tokenizer, load_tokenizer
 from diversity_jax.storage import content_hash, file_hash
