@@ -3,6 +3,7 @@
     python -m diversity_jax.score --config configs/score.py --config.corpus=texts.jsonl.gz
     python -m diversity_jax.score --config configs/score.py --config.corpus=a.jsonl,b.jsonl \\
         --config.judge=gemini:gemini-2.5-flash --config.budget.max_dollars=5 --config.dry_run=True
+    python -m diversity_jax.score --config configs/metrics.py --config.corpus=a.jsonl,b.jsonl      # baseline metrics, no judge
 
 Writes scorecard.json, groupings.jsonl and report.html to output_dir; with several corpora, the first two in a folder each.
 """
@@ -22,18 +23,24 @@ log = logging.getLogger(__name__)
 
 def main(config: ScoreConfig) -> None:
     """Forecasts, scores, and writes the page; prints its path last."""
-    from diversity_jax import score_page
+    from diversity_jax import baseline, score_page
     from diversity_jax.cluster_agent import compare
     from diversity_jax.scoring import describe_price, score_named
 
     corpora = open_corpora(config)
-    log.info(describe_price(config, list(corpora.values())))
+    if config.judge != "none":
+        log.info(describe_price(config, list(corpora.values())))
     if config.dry_run:
         return
     output_dir = Path(config.output_dir)
     folders = {name: output_dir / name if len(corpora) > 1 else output_dir for name in corpora}
+    measured = baseline.measure_corpora(config, corpora, folders)
+    if config.judge == "none":
+        run_record.describe(sys.argv, config).save(output_dir)
+        return print(baseline.write_page(output_dir, measured))
     groupings = {name: folder / "groupings.jsonl" for name, folder in folders.items()}
     cards = score_named(config, corpora, output_dir / "ledger.sqlite", groupings)
+    cards = baseline.attach(cards, measured)
     for name, card in cards.items():
         card.save(folders[name] / "scorecard.json")
         log.info("%s: %s", name, _line(card))
@@ -44,7 +51,7 @@ def main(config: ScoreConfig) -> None:
         for second in names[i + 1 :]:
             log.info("%s against %s: %s", first, second, compare(cards[first], cards[second]))
     run_record.describe(sys.argv, config).save(output_dir)
-    print(score_page.write(output_dir, cards))
+    print(score_page.write(output_dir, cards, measured))
 
 
 def _line(card) -> str:

@@ -8,8 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from diversity_jax import metrics_sections
 from diversity_jax.cluster_agent import Estimate, Scorecard, compare
 from diversity_jax.errors import InputError
+from diversity_jax.metrics import MetricsCard
 from diversity_jax.report import data, diversity_sections, formats, page
 from diversity_jax.report.figures import Ridge, Whisker
 from diversity_jax.report.html import Html, columns, element, joined, table
@@ -23,12 +25,17 @@ _ALPHA = 0.05
 _ORIGINS = {"judge": "proposed by the judge from samples", "file": "written by hand", "scorecard": "taken from another scorecard"}
 
 
-def write(output_dir: str | os.PathLike, scorecards: Mapping[str, Scorecard] | Sequence[str | os.PathLike]) -> Path:
+def write(
+    output_dir: str | os.PathLike,
+    scorecards: Mapping[str, Scorecard] | Sequence[str | os.PathLike],
+    measured: Mapping[str, MetricsCard] | None = None,
+) -> Path:
     """Writes the page of one or several scorecards.
 
     Args:
       output_dir: folder of `report.html` and `figures/`; a `run.json` there adds the command line and versions.
       scorecards: by the name they are to be shown under, or paths of scorecard files, which carry their corpus's name.
+      measured: baseline metrics of the same corpora, shown in sections of their own.
 
     Returns:
       The path of `report.html`.
@@ -40,7 +47,7 @@ def write(output_dir: str | os.PathLike, scorecards: Mapping[str, Scorecard] | S
     if not cards:
         raise InputError(f"{output_dir}: no scorecard to show; give at least one")
     record = Path(output_dir) / "run.json"
-    return page.write(_compose(cards, RunRecord.load(record) if record.exists() else None), output_dir)
+    return page.write(_compose(cards, RunRecord.load(record) if record.exists() else None, measured or {}), output_dir)
 
 
 def load(paths: Sequence[str | os.PathLike]) -> dict[str, Scorecard]:
@@ -54,7 +61,7 @@ def load(paths: Sequence[str | os.PathLike]) -> dict[str, Scorecard]:
     return cards
 
 
-def _compose(cards: Mapping[str, Scorecard], record: RunRecord | None) -> Page:
+def _compose(cards: Mapping[str, Scorecard], record: RunRecord | None, measured: Mapping[str, MetricsCard]) -> Page:
     palette = Palette(list(cards))
     several = len(cards) > 1
     differences = _differences(cards)
@@ -75,6 +82,7 @@ def _compose(cards: Mapping[str, Scorecard], record: RunRecord | None) -> Page:
                 examples(cards, palette, most=4),
                 _criteria(cards),
                 _judge(cards, palette),
+                *metrics_sections.all_sections(measured, palette, {name: card.effective_clusters.value for name, card in cards.items()}),
                 _facts(cards, record),
             )
             if section is not None

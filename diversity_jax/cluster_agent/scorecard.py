@@ -45,6 +45,7 @@ class Scorecard:
       convergence: `effective_clusters` after growing counts of groupings.
       examples: some groupings with texts (cut) and reasons.
       warnings: what a reader of the figures has to know, one line each.
+      baseline: the corpus's baseline metrics as JSON, where they were measured in the same run; None leaves the field out of the file.
     """
 
     effective_clusters: Estimate
@@ -76,10 +77,12 @@ class Scorecard:
     convergence: Mapping[str, Sequence[float | None]] = field(default_factory=dict)
     examples: Sequence[Mapping[str, Any]] = ()
     warnings: Sequence[str] = ()
+    baseline: Mapping[str, Any] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The JSON value that `save` writes, without its own hash."""
-        value = {name: one for name, one in vars(self).items() if name not in _OPTIONAL_FIGURES + ("series", "content_hash")}
+        apart = (*_OPTIONAL_FIGURES, "series", "content_hash", *(("baseline",) if self.baseline is None else ()))
+        value = {name: one for name, one in vars(self).items() if name not in apart}
         value |= {name: getattr(self, name).to_json() for name in _FIGURES}
         value |= {name: one and one.to_json() for name in _OPTIONAL_FIGURES for one in [getattr(self, name)]}
         series = {name: getattr(self.series, name).tolist() for name in _SERIES}
@@ -180,7 +183,7 @@ _KINDS: dict[str, type | tuple[type, ...]] = {
 
 
 def _check(value: Mapping[str, Any], where: str) -> None:
-    known = {*_KINDS, *_FIGURES, *_OPTIONAL_FIGURES, "version", "content_hash"}
+    known = {*_KINDS, *_FIGURES, *_OPTIONAL_FIGURES, "version", "content_hash", "baseline"}
     if unknown := sorted(set(value) - known):
         raise InputError(f"{where}: has a field {unknown[0]!r} that no scorecard has; score the corpus again")
     for name, kind in _KINDS.items():

@@ -94,7 +94,8 @@ class MetricsCard:
       controlled: the same with equal length: see `parameters`' control_words and control_documents; empty where it was not possible.
       compatible: figures of the `diversity` package on the first draw, by that package's names; empty unless asked for.
       dependence: of each metric, by `documents` and by `words`: sizes, values, and the slope of log value over log size.
-      cost: one entry a stage and size: stage, documents, seconds, cpu_seconds, memory_bytes, dollars.
+      cost: one entry a stage and size: stage, documents, seconds, cpu_seconds, memory_bytes, dollars. It is never twice the same, so it is
+        no part of the file and its hash; `save_cost` puts it beside.
       corpus: name, fingerprint, documents (None where only sampled), words_per_document.
       parameters: settings that the figures depend on, those derived from all corpora of the run too.
       seed: of every draw.
@@ -113,19 +114,23 @@ class MetricsCard:
 
     def to_json(self) -> dict[str, Any]:
         """The JSON value that `save` writes, without its own hash."""
-        value = {name: one for name, one in vars(self).items() if name != "content_hash"}
+        value = {name: one for name, one in vars(self).items() if name not in ("content_hash", "cost")}
         for name in ("metrics", "controlled"):
             value[name] = {metric: dict(vars(figure)) for metric, figure in value[name].items()}
-        return value | {"version": VERSION, "kind": KIND, "cost": list(self.cost), "warnings": list(self.warnings)}
+        return value | {"version": VERSION, "kind": KIND, "warnings": list(self.warnings)}
 
     @functools.cached_property
     def content_hash(self) -> str:
-        """SHA-256 of everything in it but what it cost, which is never twice the same."""
-        return storage.content_hash({name: one for name, one in self.to_json().items() if name != "cost"})
+        """SHA-256 of everything in the file."""
+        return storage.content_hash(self.to_json())
 
     def save(self, path: str | os.PathLike) -> None:
         """Writes it as JSON, whole or not at all."""
         storage.write_json(path, self.to_json() | {"content_hash": self.content_hash})
+
+    def save_cost(self, path: str | os.PathLike) -> None:
+        """Writes what it took as JSON."""
+        storage.write_json(path, list(self.cost))
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> "MetricsCard":
