@@ -1,12 +1,10 @@
 """Measures how diverse a corpus is by letting a judge group small random samples of it, with intervals that hold."""
 
 from diversity_jax.cluster_agent.agent import (
-    Progress,
     score_corpora,
     score_corpora_async,
     score_corpus,
     score_corpus_async,
-    score_key,
     score_until_decided,
     score_until_decided_async,
 )
@@ -20,6 +18,7 @@ from diversity_jax.cluster_agent.llm_judge import LlmJudge
 from diversity_jax.cluster_agent.offline import OfflineJudge
 from diversity_jax.cluster_agent.proposing import propose_criteria
 from diversity_jax.cluster_agent.scorecard import Scorecard, compare, drift
+from diversity_jax.cluster_agent.scoring_run import Progress, score_key
 from diversity_jax.cluster_agent.sequential import Comparison
 from diversity_jax.cluster_agent.settings import AgentConfig
 

@@ -9,13 +9,14 @@ from dataclasses import dataclass
 import random
 from typing import Any
 
-from diversity_jax.cluster_agent.agent import Scoring, propose_or_explain, run
+from diversity_jax.cluster_agent.agent import propose_or_explain, run
 from diversity_jax.cluster_agent.asking import Usage
 from diversity_jax.cluster_agent.drawing import Drawable
 from diversity_jax.cluster_agent.estimators import Estimate, Groupings, effective_clusters
 from diversity_jax.cluster_agent.grouping import Grouped
 from diversity_jax.cluster_agent.judge import Judge
 from diversity_jax.cluster_agent.proposing import Proposed
+from diversity_jax.cluster_agent.scoring_run import Scoring
 from diversity_jax.cluster_agent.settings import AgentConfig
 from diversity_jax.cluster_agent.texts import child_seed
 from diversity_jax.errors import InputError

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 from diversity_jax.cluster_agent.canaries import Canary, plant
 from diversity_jax.cluster_agent.judge import Sample
+from diversity_jax.cluster_agent.settings import AgentConfig
 from diversity_jax.cluster_agent.texts import child_seed, choose, clean_text, random_ids, random_order
 from diversity_jax.errors import InputError
 
@@ -51,7 +52,6 @@ class Drawing:
         *,
         groupings: int,
         samples_per_grouping: int,
-        sets: int,
         canary_share: float,
         most_characters: int,
         seed: int,
@@ -59,7 +59,6 @@ class Drawing:
         self._corpus = corpus
         self._groupings = groupings
         self._k = samples_per_grouping
-        self._sets = sets
         self._canary_share = canary_share
         self._most_characters = most_characters
         self._seed = seed
@@ -77,13 +76,33 @@ class Drawing:
         """Different documents shown so far."""
         return len(self._seen)
 
-    async def plan(self, index: int) -> Planned:
-        """Grouping `index`. The next chunk is drawn while this one is judged, so that judges do not wait for a corpus to be read."""
+    @classmethod
+    def of(cls, corpus: Drawable, config: AgentConfig) -> "Drawing":
+        """As a configuration has it."""
+        return cls(
+            corpus,
+            groupings=config.groupings,
+            samples_per_grouping=config.samples_per_grouping,
+            canary_share=config.canary_share,
+            most_characters=config.max_characters,
+            seed=config.seed,
+        )
+
+    def start(self) -> "Drawing":
+        """Begins to read the corpus, so that the first groupings need not wait for it. Needs a running event loop."""
+        if self._chunk < 0 and self._ahead is None:
+            self._ahead = asyncio.create_task(self._draw(0))
+        return self
+
+    async def plan(self, index: int, sets: int) -> Planned:
+        """Grouping `index` of a run with so many criteria `sets`. The next chunk is drawn while this one is judged, so that judges do
+        not wait for a corpus to be read.
+        """
         if index >= self._end:
             async with self._lock:
                 while index >= self._end:
                     await self._next_chunk()
-        return self._planned(index)
+        return self._planned(index, sets)
 
     async def close(self) -> None:
         """Waits for a draw that nobody needs any more."""
@@ -114,7 +133,7 @@ class Drawing:
         seed = child_seed(self._seed, "pool", chunk)
         return await asyncio.to_thread(draw_texts, self._corpus, _chunk_groupings(chunk) * self._k, seed, self._most_characters)
 
-    def _planned(self, index: int) -> Planned:
+    def _planned(self, index: int, sets: int) -> Planned:
         generator = random.Random(child_seed(self._seed, "grouping", index))
         if self._order is None:
             places = choose(generator, self._k, len(self._pool))
@@ -128,7 +147,7 @@ class Drawing:
         canary = None
         if generator.random() < self._canary_share:
             samples, canary = plant(samples, ids[self._k :], generator)
-        return Planned(index=index, criteria_set=index % self._sets, samples=samples, canary=canary)
+        return Planned(index=index, criteria_set=index % sets, samples=samples, canary=canary)
 
 
 def _chunk_groupings(chunk: int) -> int:

@@ -1,11 +1,13 @@
 """What a scoring will cost, from the very samples that it will show, before the first call.
 
-Prompts are rendered as they will be sent and counted; answers are written as a model that keeps to the instructions would, with as
-many clusters as word statistics find in the same groupings.
+Prompts are rendered as they will be sent and counted. How long the answers will be nobody knows before a judge has answered: the forecast
+is for a model that uses most of the words it is allowed, with bounds for the tersest and the wordiest. A pilot takes the guess out of it:
+some groupings are judged, at their price, and what they used stands for the rest.
 """
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import replace
 import json
 from typing import Any
 
@@ -13,12 +15,9 @@ from diversity_jax.cluster_agent.canaries import with_control, without_planted
 from diversity_jax.cluster_agent.criteria import Criteria, CriteriaSet, Metadata, Metric, load_criteria
 from diversity_jax.cluster_agent.drawing import Drawable, Drawing, Planned, draw_proposals
 from diversity_jax.cluster_agent.judge import Cluster, Task
-from diversity_jax.cluster_agent.offline import OfflineJudge
-from diversity_jax.cluster_agent.partition import parse_partition
 from diversity_jax.cluster_agent.prompts import system_of, user_of
 from diversity_jax.cluster_agent.proposing import new_task, proposal_texts
 from diversity_jax.cluster_agent.settings import AgentConfig
-from diversity_jax.errors import InputError
 from diversity_jax.llm import PlannedCalls, estimate_tokens
 
 _GROUPINGS = 40  # looked at for the mean
@@ -26,6 +25,7 @@ _PROPOSALS = 10
 _PHRASE = "the texts describe how a particular method or event is presented to readers with some background and examples of use"
 _NAMES = 4  # metadata, and as many metrics, that a proposal usually has
 _SHARE_OF_WORDS = 0.8  # of the words allowed that models use
+_SHARE_OF_CLUSTERS = 0.8  # of the samples shown: what some 15 to 20 effective clusters give at K = 10
 
 
 async def plan_calls_async(corpora: Sequence[Drawable], config: AgentConfig) -> list[PlannedCalls]:
@@ -80,48 +80,59 @@ def _plan_proposing(corpora: Sequence[Drawable], config: AgentConfig) -> list[Pl
 
 
 async def _plan_grouping(corpus: Drawable, criteria: Criteria, config: AgentConfig) -> list[PlannedCalls]:
-    groupings = await _draw(corpus, len(criteria.sets), config)
-    partitions = _likely_partitions(groupings)
-    clustering, verifying = [], []
-    for planned, clusters in zip(groupings, partitions, strict=True):
-        content = {"samples": planned.samples, "criteria": criteria.sets[planned.criteria_set]}
-        where = {"criteria_set": planned.criteria_set, "replicate": planned.index}
-        answer = {"clusters": [_answered(number, cluster, config) for number, cluster in enumerate(clusters, start=1)]}
-        clustering.append((new_task("cluster_samples", config, **where, **content), answer))
-        left = without_planted(clusters, planned.canary)
-        shown = with_control([_reasoned(cluster, config) for cluster in left], planned.canary)[0]
-        reason = {"reasoning": _words(config.reasoning_words)} if config.reasoning_words else {}
-        verdicts = [{"cluster": number, "valid": 1, **reason} for number in range(1, len(shown) + 1)]
-        verifying.append((new_task("verify_clusters", config, **where, **content, clusters=shown), {"validation": verdicts}))
-    planned = [_planned("cluster_samples", config.groupings, clustering)]
-    return planned + ([_planned("verify_clusters", config.groupings, verifying)] if config.verify else [])
+    drawing = Drawing.of(corpus, replace(config, groupings=min(_GROUPINGS, config.groupings)))
+    groupings = [await drawing.plan(index, len(criteria.sets)) for index in range(min(_GROUPINGS, config.groupings))]
+    await drawing.close()
+    return [
+        _plan_of_stage(stage, groupings, criteria, config)
+        for stage in ("cluster_samples", "verify_clusters")
+        if config.verify or stage == "cluster_samples"
+    ]
 
 
-async def _draw(corpus: Drawable, sets: int, config: AgentConfig) -> list[Planned]:
-    count = min(_GROUPINGS, config.groupings)
-    drawing = Drawing(
-        corpus,
-        groupings=count,
-        samples_per_grouping=config.samples_per_grouping,
-        sets=sets,
-        canary_share=config.canary_share,
-        most_characters=config.max_characters,
-        seed=config.seed,
-    )
-    return [await drawing.plan(index) for index in range(count)]
-
-
-def _likely_partitions(groupings: Sequence[Planned]) -> list[tuple[Cluster, ...]]:
-    """What word statistics make of the groupings; all apart where the texts have no words in common."""
-    try:
-        judge = OfflineJudge([sample.text for planned in groupings for sample in planned.samples])
-    except InputError:
-        return [tuple(Cluster(sample_ids=(sample.sample_id,)) for sample in planned.samples) for planned in groupings]
-    found = []
+def _plan_of_stage(stage: str, groupings: Sequence[Planned], criteria: Criteria, config: AgentConfig) -> PlannedCalls:
+    """The usual answers, and those of the tersest and of the wordiest judge that keeps to the rules."""
+    answers: dict[float, list[int]] = {share: [] for share in (_SHARE_OF_CLUSTERS, 0.0, 1.0)}
+    prompts = []
     for planned in groupings:
-        task = Task(stage="cluster_samples", replicate=0, criteria_set=0, criteria_count=1, reasoning_words=1, samples=planned.samples)
-        found.append(parse_partition(judge.cluster(task), planned.samples))
-    return found
+        content = {"samples": planned.samples, "criteria": criteria.sets[planned.criteria_set]}
+        for share, sizes in answers.items():
+            clusters = _partition(planned, share)
+            shown = with_control([_reasoned(one, config) for one in without_planted(clusters, planned.canary)], planned.canary)[0]
+            words = {0.0: 0.0, 1.0: 1.0}.get(share, _SHARE_OF_WORDS)
+            if stage == "cluster_samples":
+                extra = {}
+                answer = {"clusters": [_answered(number, one, config, words) for number, one in enumerate(clusters, start=1)]}
+            else:
+                extra = {"clusters": shown}
+                reason = {"reasoning": _words(config.reasoning_words, words)} if config.reasoning_words else {}
+                answer = {"validation": [{"cluster": number, "valid": 1, **reason} for number in range(1, len(shown) + 1)]}
+            sizes.append(estimate_tokens(json.dumps(answer)))
+            if share == _SHARE_OF_CLUSTERS:
+                task = new_task(stage, config, criteria_set=planned.criteria_set, replicate=planned.index, **content, **extra)
+                prompts.append(estimate_tokens(system_of(task)) + estimate_tokens(user_of(task)))
+    usual, least, most = (sum(sizes) / len(sizes) for sizes in answers.values())
+    return PlannedCalls(
+        stage=stage,
+        calls=config.groupings,
+        prompt_tokens=sum(prompts) / len(prompts),
+        completion_tokens=usual,
+        least_completion_tokens=least,
+        most_completion_tokens=most,
+    )
+
+
+def _partition(planned: Planned, share: float) -> tuple[Cluster, ...]:
+    """The samples in `share` times as many clusters as there are samples, at least one; canaries where they belong."""
+    canary = planned.canary
+    planted = (canary.copy, canary.foreign) if canary else ()
+    drawn = [sample.sample_id for sample in planned.samples if sample.sample_id not in planted]
+    count = max(1, round(share * len(drawn)))
+    places = [drawn[number::count] for number in range(count)]
+    if canary:
+        next(place for place in places if canary.original in place).append(canary.copy)
+        places.append([canary.foreign])
+    return tuple(Cluster(sample_ids=tuple(place)) for place in places)
 
 
 def _planned(stage: str, calls: int, pairs: Sequence[tuple[Task, Any]]) -> PlannedCalls:
@@ -130,9 +141,9 @@ def _planned(stage: str, calls: int, pairs: Sequence[tuple[Task, Any]]) -> Plann
     return PlannedCalls(stage=stage, calls=calls, prompt_tokens=sum(prompts) / len(prompts), completion_tokens=sum(answers) / len(answers))
 
 
-def _words(count: float) -> str:
+def _words(count: float, share: float = _SHARE_OF_WORDS) -> str:
     words = _PHRASE.split()
-    return " ".join(words[i % len(words)] for i in range(max(1, round(count * _SHARE_OF_WORDS))))
+    return " ".join(words[i % len(words)] for i in range(max(1, round(count * share))))
 
 
 def _typical_set(config: AgentConfig, count: int | None = None) -> CriteriaSet:
@@ -148,13 +159,15 @@ def _reasoned(cluster: Cluster, config: AgentConfig) -> Cluster:
     return Cluster(sample_ids=cluster.sample_ids, reasoning=_words(config.reasoning_words) if config.reasoning_words else "")
 
 
-def _answered(number: int, cluster: Cluster, config: AgentConfig) -> dict[str, Any]:
+def _answered(number: int, cluster: Cluster, config: AgentConfig, words: float) -> dict[str, Any]:
     placed = {"cluster": number, "sample_ids": list(cluster.sample_ids)}
     if not config.reasoning_words:
         return placed
-    reason = _words(max(1, config.reasoning_words // 3))
+    # The tersest leave the lists empty, which the schema cannot forbid everywhere.
+    count = config.criteria_count if words else 0
+    reason = _words(max(1, config.reasoning_words // 3), words)
     return placed | {
-        "uniqueness_reasoning": _words(config.reasoning_words),
-        "cluster_metadata": [{"name": _words(2), "value": _words(4)}] * config.criteria_count,
-        "cluster_metrics": [{"name": _words(2), "reasoning": reason, "score": 3}] * config.criteria_count,
+        "uniqueness_reasoning": _words(config.reasoning_words, words),
+        "cluster_metadata": [{"name": _words(2), "value": _words(4, words)}] * count,
+        "cluster_metrics": [{"name": _words(2), "reasoning": reason, "score": 3}] * count,
     }

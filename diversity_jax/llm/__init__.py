@@ -1,8 +1,9 @@
 """One door to language models: providers, one asynchronous engine, a ledger of paid answers, a hard budget."""
 
-from diversity_jax.llm.budget import BudgetConfig, Forecast, PlannedCalls, Price, estimate_tokens, forecast, price_of
+from diversity_jax.llm.budget import BudgetConfig, Price, estimate_tokens, price_of
 from diversity_jax.llm.client import CallFailed, Completion, Request
 from diversity_jax.llm.engine import Engine
+from diversity_jax.llm.forecasting import Forecast, PlannedCalls, forecast
 from diversity_jax.llm.providers import parse_model
 from diversity_jax.llm.settings import EngineConfig, Stats
 

@@ -1,6 +1,5 @@
 """Money: what a call costs, what a run will cost, and the cap it may not pass."""
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 import functools
 import ipaddress
@@ -180,39 +179,3 @@ def estimate_tokens(text: str) -> int:
         else:
             total += math.ceil(len(piece) / 2)
     return math.ceil(total)
-
-
-@dataclass(frozen=True, kw_only=True)
-class PlannedCalls:
-    """Calls of one kind that a run will make: means over those calls, in tokens."""
-
-    stage: str
-    calls: int
-    prompt_tokens: float
-    completion_tokens: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class Forecast:
-    """What a run will use up, before its first call."""
-
-    calls: int
-    prompt_tokens: int
-    completion_tokens: int
-    dollars: float
-    passes: str | None  # the cap it would pass
-
-    def __str__(self) -> str:
-        line = f"{self.calls:,} calls, {self.prompt_tokens:,} prompt + {self.completion_tokens:,} completion tokens, ${self.dollars:,.2f}"
-        return line if self.passes is None else f"{line}; more than budget.{self.passes} allows"
-
-
-def forecast(planned: Iterable[PlannedCalls], price: Price, config: BudgetConfig) -> Forecast:
-    """Adds up planned calls and prices them."""
-    planned = list(planned)
-    calls = sum(plan.calls for plan in planned)
-    prompt_tokens = round(sum(plan.calls * plan.prompt_tokens for plan in planned))
-    completion_tokens = round(sum(plan.calls * plan.completion_tokens for plan in planned))
-    dollars = price.cost(prompt_tokens, completion_tokens)
-    passes = Amount(dollars, prompt_tokens + completion_tokens, calls).passes(config)
-    return Forecast(calls=calls, prompt_tokens=prompt_tokens, completion_tokens=completion_tokens, dollars=dollars, passes=passes)

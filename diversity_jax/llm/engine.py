@@ -1,7 +1,7 @@
 """The engine: hundreds of calls in flight, none paid twice, none beyond the cap."""
 
 import asyncio
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Sequence
 import contextlib
 from dataclasses import dataclass
 import logging
@@ -11,6 +11,7 @@ from typing import Any
 from diversity_jax.errors import InputError
 from diversity_jax.llm.budget import NOTHING, Amount, BudgetConfig, most_it_can_use, price_of
 from diversity_jax.llm.client import CallFailed, Completion, Request
+from diversity_jax.llm.forecasting import Forecast, PlannedCalls, Seen, reforecast
 from diversity_jax.llm.ledger import Ledger
 from diversity_jax.llm.ledger_file import Claim, Entry, Failure
 from diversity_jax.llm.progress import Progress
@@ -20,9 +21,9 @@ from diversity_jax.llm.settings import EngineConfig, Stats
 from diversity_jax.llm.throttle import Gate, Pass, Throttle
 
 _logger = logging.getLogger(__name__)
-# Calls beyond those in flight that may be on their way through the ledger, so that no slot waits for the disk. They and those in flight are
-# what a killed run may have to ask again, and what it counts as used up, so they are few.
-_AHEAD_FEWEST, _AHEAD_SHARE = 8, 1 / 4
+# Calls beyond those in flight that may be on their way through the ledger, so that no slot waits for the disk even when all answers come
+# at once. A killed run counts them as used up like those in flight; under a cap, where that matters, they are few.
+_AHEAD_FEWEST, _AHEAD_SHARE, _AHEAD_SHARE_CAPPED = 8, 1, 1 / 4
 # Requests looked at at once, in slots: hashing thousands first would keep the first ones from going out.
 _AT_THE_DOOR = 4
 _LONGEST_BACKOFF_SECONDS = 30.0
@@ -74,7 +75,8 @@ class Engine:
         self._ledger = Ledger(config.ledger, run=config.run, caps=self.budget, replay=config.offline_replay)
         self._throttle = Throttle(config.max_in_flight, stall_seconds=config.stall_seconds, stalled=self._stalled)
         self._door = Gate(config.max_in_flight * _AT_THE_DOOR)
-        self._ahead = Gate(config.max_in_flight + _AHEAD_FEWEST + int(config.max_in_flight * _AHEAD_SHARE))
+        share = _AHEAD_SHARE_CAPPED if self.budget.capped else _AHEAD_SHARE
+        self._ahead = Gate(config.max_in_flight + _AHEAD_FEWEST + int(config.max_in_flight * share))
         self._narrow = asyncio.Lock()
         self._settled = asyncio.Event()
         self._stopping = asyncio.Event()
@@ -113,6 +115,15 @@ class Engine:
     def expect(self, calls: int) -> None:
         """Says how many calls the run will make, for the time left and the total price."""
         self.stats.expected = calls
+
+    def plan(self, planned: Sequence[PlannedCalls]) -> None:
+        """Says what they will be, for a projection that is right from the start."""
+        self.stats.planned = tuple(planned)
+
+    @property
+    def projected(self) -> Forecast | None:
+        """What the run will use up in all, from what its calls have used so far; None without a plan."""
+        return reforecast(self.stats.planned, self.stats.seen, self.price, self.budget) if self.stats.planned else None
 
     async def complete(self, request: Request) -> Completion:
         """The answer to `request`, from the ledger or from the server. Equal requests at once share one call.
@@ -289,6 +300,10 @@ class Engine:
         stats.prompt_tokens += entry.prompt_tokens
         stats.completion_tokens += entry.completion_tokens
         stats.cost_usd += entry.dollars
+        seen = stats.seen.setdefault(entry.stage, Seen())
+        seen.calls += 1
+        seen.prompt_tokens += entry.prompt_tokens
+        seen.completion_tokens += entry.completion_tokens
         return Completion(
             text=entry.text,
             finish_reason="stop",

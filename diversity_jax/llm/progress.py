@@ -72,11 +72,16 @@ class Progress:
         }
         if stats.expected:
             remaining = max(stats.expected - finished, 0)
-            fresh = stats.done - stats.cached
-            each = stats.spent.dollars / fresh if fresh else 0.0
-            shown["in all"] = f"${dollars + remaining * each:,.4f}"
+            shown["in all"] = self._in_all(dollars, remaining)
             shown["left"] = _clock(remaining / rate) if rate > 0 else "unknown"
         return shown
+
+    def _in_all(self, dollars: float, remaining: int) -> str:
+        stats, projected = self._engine.stats, self._engine.projected
+        if projected is not None:
+            return f"${projected.dollars:,.4f} for {projected.prompt_tokens + projected.completion_tokens:,} tokens"
+        fresh = stats.done - stats.cached
+        return f"${dollars + remaining * (stats.spent.dollars / fresh if fresh else 0.0):,.4f}"
 
     def line(self) -> str:
         """The figures in one line."""

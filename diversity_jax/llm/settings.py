@@ -1,9 +1,11 @@
 """How the engine is set, and what it counts."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 from diversity_jax.errors import InputError
 from diversity_jax.llm.budget import NOTHING, Amount
+from diversity_jax.llm.forecasting import PlannedCalls, Seen
 from diversity_jax.llm.progress import MODES
 
 
@@ -58,3 +60,5 @@ class Stats:
     cost_usd: float = 0.0  # of all answers, cached ones included
     spent: Amount = NOTHING
     expected: int | None = None
+    planned: Sequence[PlannedCalls] = ()
+    seen: dict[str, Seen] = field(default_factory=dict)  # answers by stage, cached ones included
