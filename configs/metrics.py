@@ -9,7 +9,7 @@ corpora the page says which metrics tell them apart; with five or more, how far 
 --config.metrics=all measures the same beside the judge.
 """
 
-from diversity_jax.config import ScoreConfig
+from diversity_jax.score_config import ScoreConfig
 
 
 def get_config() -> ScoreConfig:

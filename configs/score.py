@@ -9,7 +9,7 @@ The interval holds +-5 % up to about 30 effective clusters at this size; more gr
 """
 
 from diversity_jax.cluster_agent import AgentConfig
-from diversity_jax.config import ScoreConfig
+from diversity_jax.score_config import ScoreConfig
 
 
 def get_config() -> ScoreConfig:

@@ -7,8 +7,8 @@ import logging
 from pathlib import Path
 
 from diversity_jax import entry_point
-from diversity_jax.config import ScoreConfig
 from diversity_jax.score import open_corpora
+from diversity_jax.score_config import ScoreConfig
 from diversity_jax.storage import write_json
 
 log = logging.getLogger(__name__)

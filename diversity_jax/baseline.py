@@ -9,7 +9,6 @@ import numpy as np
 
 from diversity_jax import metrics_sections
 from diversity_jax.cluster_agent import Scorecard
-from diversity_jax.config import ScoreConfig
 from diversity_jax.corpus import Corpus
 from diversity_jax.errors import InputError
 from diversity_jax.metrics import METRICS, MetricsCard, MetricsConfig, Tools, chosen_metrics, measure
@@ -18,6 +17,7 @@ from diversity_jax.metrics.perplexity import CausalModel, JaxLlama, Transformers
 from diversity_jax.mixtures.vocabulary import Tokenizer, load_tokenizer
 from diversity_jax.report import page
 from diversity_jax.run_record import RunRecord
+from diversity_jax.score_config import ScoreConfig
 from diversity_jax.storage import read_json
 
 log = logging.getLogger(__name__)

@@ -14,9 +14,9 @@ import re
 import sys
 
 from diversity_jax import entry_point, run_record
-from diversity_jax.config import ScoreConfig
 from diversity_jax.corpus import Corpus, CorpusConfig, open_corpus
 from diversity_jax.errors import InputError
+from diversity_jax.score_config import ScoreConfig
 
 log = logging.getLogger(__name__)
 
