@@ -17,8 +17,8 @@ from diversity_jax.config import Config
 from diversity_jax.corpus import CorpusConfig
 from diversity_jax.mixtures.component import Component, GatePolicy, MixtureConfig
 from diversity_jax.model import LLAMA, MeshConfig
-from diversity_jax.training.loop import TrainConfig
 from diversity_jax.training.optimizer import OptimizerConfig
+from diversity_jax.training.settings import TrainConfig
 
 SEQUENCE_LENGTH = 2048
 BATCH_SIZE = 256
@@ -52,7 +52,16 @@ def get_config() -> Config:
         model=LLAMA["llama_350m"](remat="save_matmuls"),
         optimizer=OptimizerConfig(learning_rate=3e-4, warmup_steps=2000, total_steps=STEPS),
         train=TrainConfig(
-            steps=STEPS, batch_size=BATCH_SIZE, log_every=50, eval_every=5000, checkpoint_every=1000, keep_checkpoints=3, tensorboard=True
+            steps=STEPS,
+            batch_size=BATCH_SIZE,
+            log_every=50,
+            eval_every=5000,
+            sample_every=5000,
+            sample_prompts=("The ", "def ", "Question: What is 12 times 7?\nAnswer:", ""),
+            checkpoint_every=1000,
+            keep_checkpoints=3,
+            keep_every_steps=10_000,
+            tensorboard=True,
         ),
         mesh=MeshConfig(fsdp=-1),
     )

@@ -10,8 +10,8 @@ from diversity_jax.config import Config
 from diversity_jax.corpus import CorpusConfig
 from diversity_jax.mixtures.component import Component, GatePolicy, MixtureConfig
 from diversity_jax.model import LLAMA
-from diversity_jax.training.loop import TrainConfig
 from diversity_jax.training.optimizer import OptimizerConfig
+from diversity_jax.training.settings import TrainConfig
 
 OUTPUT = "runs/quickstart"
 GATE = GatePolicy(min_ratio_to={"real": 0.25}, on_fail="reject")
@@ -36,6 +36,15 @@ def get_config() -> Config:
         agent=AgentConfig(groupings=2000, samples_per_grouping=10),
         model=LLAMA["llama_tiny"](vocab_size=384, max_length=256),
         optimizer=OptimizerConfig(learning_rate=2e-3, warmup_steps=30),
-        train=TrainConfig(steps=300, batch_size=16, log_every=10, eval_every=100, eval_batches=4, checkpoint_every=100),
+        train=TrainConfig(
+            steps=300,
+            batch_size=16,
+            log_every=10,
+            eval_every=100,
+            eval_batches=4,
+            sample_every=100,
+            sample_prompts=("Return the ", "def ", ""),
+            checkpoint_every=100,
+        ),
         register=True,
     )

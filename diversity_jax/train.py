@@ -20,20 +20,22 @@ log = logging.getLogger(__name__)
 
 def main(config: Config) -> None:
     """The whole run; each stage finds what an earlier sitting finished."""
+    from diversity_jax.training import distributed, host_memory
+
+    host_memory.keep_freed_memory()
+    several = distributed.start(config.distributed)
     import jax
     from jax.experimental import multihost_utils
 
     from diversity_jax.training.loop import train
     from diversity_jax.training.metrics import console_summary
 
-    if config.distributed:
-        jax.distributed.initialize()
     first = jax.process_index() == 0
     output_dir = Path(config.output_dir)
     check(config)
     if config.prepared is None and first:
         build_mixture(config)
-    if config.distributed:
+    if several:
         multihost_utils.sync_global_devices("mixture built")
     mixture = Mixture.load(config.prepared or output_dir / "mixture")
     if first:

@@ -20,8 +20,8 @@ from diversity_jax.config import Config
 from diversity_jax.corpus import CorpusConfig
 from diversity_jax.mixtures.component import Component, GatePolicy, MixtureConfig
 from diversity_jax.model import LLAMA
-from diversity_jax.training.loop import TrainConfig
 from diversity_jax.training.optimizer import OptimizerConfig
+from diversity_jax.training.settings import TrainConfig
 
 def get_config():
     policy = GatePolicy(min_ratio_to={{"real": 0.3}}, on_fail="reject")

@@ -91,11 +91,12 @@ def start(config: DistributedConfig) -> bool:
     place = find_place(config, os.environ)
     if place is None and config.start == "off":
         return False
+    if place is not None:
+        greet(place, config.timeout_seconds)
     try:
         if place is None:
             jax.distributed.initialize(initialization_timeout=int(config.timeout_seconds))
         else:
-            greet(place, config.timeout_seconds)
             jax.distributed.initialize(
                 place.coordinator,
                 place.num_processes,
