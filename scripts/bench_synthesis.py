@@ -85,9 +85,15 @@ def bench_topics(count: int) -> None:
     taken = time.perf_counter() - began
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
     print(f"{merged}\n{taken:.0f} s of 900 ({taken / 900:.2f}), {memory:.2f} GB of 6 ({memory / 6:.2f}), load {os.getloadavg()[0]:.1f}")
-    true_topics = len({number for number, _ in truth})
-    planted = len(topics) - true_topics
-    print(f"{true_topics:,} different topics and {planted:,} planted again; {len(topics) - len(merged.topics):,} merged")
+    kept = {topic.path for topic in merged.topics}
+    spellings: dict[int, list[tuple[str, bool]]] = {}
+    for topic, (number, kind) in zip(topics, truth, strict=True):
+        spellings.setdefault(number, []).append((kind, topic.path in kept))
+    print(f"{len(spellings):,} different topics, {sum(not any(found for _, found in one) for one in spellings.values()):,} merged wrongly")
+    for kind in _SPELLINGS:
+        planted = [one for one in spellings.values() if any(spelling == kind for spelling, _ in one)]
+        found = sum(sum(stands for _, stands in one) <= 1 or kind == "exact" for one in planted)
+        print(f"planted again, {kind:13} {len(planted):7,}, found {found / max(len(planted), 1):.1%}")
 
 
 def _material(config: SynthesisConfig) -> Material:

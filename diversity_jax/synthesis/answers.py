@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+import functools
 import json
 import re
 from typing import Any
@@ -125,8 +126,11 @@ def _items(value: Any, name: str, least: int, most: int) -> list[Any]:
 def _line(value: Any, name: str) -> str:
     if not isinstance(value, str) or not (value := value.strip()):
         raise Flaw("schema", f"{name} holds no text")
-    if "\ud800" <= max(value) <= "\udfff" or any("\ud800" <= letter <= "\udfff" for letter in value):
-        raise Flaw("schema", f"{name} holds a lone surrogate")
+    if not value.isascii():
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            raise Flaw("schema", f"{name} holds a lone surrogate, which no file can") from None
     return value
 
 
@@ -144,16 +148,21 @@ def _check_passages(made: Generation, request: Request, quality: QualityConfig) 
         if not quality.min_passage_words <= words <= quality.max_passage_words:
             bounds = f"{quality.min_passage_words} to {quality.max_passage_words} are allowed"
             raise Flaw("short" if words < quality.min_passage_words else "long", f"passage {number} has {words} words, {bounds}")
-    copied = copied_share("\n".join(made.passages), f"{request.system}\n{request.user}")
+    copied = copied_share("\n".join(made.passages), request.system, request.user)
     if copied > quality.max_copied_share:
         raise Flaw("copied_from_prompt", f"{copied:.0%} of the passages' word sequences stand in the prompt")
 
 
-def copied_share(text: str, source: str) -> float:
-    """Share of a text's sequences of eight words that stand in another one."""
-    known = _shingles(source)
+def copied_share(text: str, *sources: str) -> float:
+    """Share of a text's sequences of eight words that stand in one of the sources."""
     words = _shingles(text)
-    return sum(one in known for one in words) / len(words) if words else 0.0
+    copied = set().union(*(words & _shingles_kept(source) for source in sources))
+    return len(copied) / len(words) if words else 0.0
+
+
+@functools.lru_cache(32)  # instructions are the same again and again
+def _shingles_kept(text: str) -> set[tuple[str, ...]]:
+    return _shingles(text)
 
 
 def _shingles(text: str) -> set[tuple[str, ...]]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from diversity_jax.report.canvas import Canvas, label, label_px, x_ticks, y_ticks
+from diversity_jax.report.canvas import Canvas, label, x_ticks, y_ticks
 from diversity_jax.report.formats import compact, count, money, percent, significant
 from diversity_jax.report.scales import dodged, tick_values
 from diversity_jax.report.theme import LIGHT, Palette
@@ -17,6 +17,7 @@ from diversity_jax.synthesis.topics import MOST_LEVELS, Topic
 _MAPPED = 1500
 _NAMED_ON_MAP = 6
 _NAME_CHARACTERS = 30
+_ARM_CHARACTERS = 36
 
 
 def top_by_level(topics: Sequence[Topic], most: int = 8) -> list[list[tuple[str, int]]]:
@@ -122,7 +123,7 @@ def diversity_curve(rounds: Sequence[Mapping[str, Any]], width: int) -> Canvas:
 
 def arm_shares(rounds: Sequence[Mapping[str, Any]], arms: Sequence[str], palette: Palette, width: int) -> Canvas:
     """Each arm's share of every round's documents, stacked, with names at the right end."""
-    right = label_px([label(arm, 28) for arm in arms]) if width >= 600 else 0
+    right = 24 + round(8.2 * max(len(label(arm, _ARM_CHARACTERS)) for arm in arms)) if width >= 600 else 0
     head, height, foot = 10, 230, 46 if width >= 600 else 46 + 20 * len(arms)
     left = 46
     canvas = Canvas(width, head + height + foot)
@@ -145,7 +146,7 @@ def arm_shares(rounds: Sequence[Mapping[str, Any]], arms: Sequence[str], palette
         base = top
     if width >= 600:
         for arm, y in zip(arms, dodged(ends, 17, head, head + height - 8), strict=True):
-            canvas.text(width - right + 8, y, label(arm, 28), palette.slot(arm), bold=True)
+            canvas.text(width - right + 8, y, label(arm, _ARM_CHARACTERS), palette.slot(arm), bold=True)
     else:
         for place, arm in enumerate(arms):
             canvas.text(0, head + height + 46 + 20 * place, label(arm, 44), palette.slot(arm), bold=True, size=12)

@@ -216,7 +216,8 @@ class Loop:
         self.avoid, self._covered = [], set()
         if factor is None or not self._steered or not len(labels):
             return
-        topics = np.array(self._topics)
+        going_on = np.isin(self._owners, [place for place, arm in enumerate(self._arms) if arm not in self._steering.stopped])
+        labels, topics = labels[going_on], np.array(self._topics)[going_on]  # what a stopped arm wrote is no fault of its topics
         found = crowded(labels, factor)
         if not len(found):
             return

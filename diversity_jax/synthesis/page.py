@@ -163,8 +163,8 @@ def _sown(rounds: Sequence[Mapping[str, Any]]) -> Html | None:
 def _all_decisions(rounds: Sequence[Mapping[str, Any]], palette: Palette) -> Html:
     rows = [
         (
-            formats.count(one["round"]),
             named(verdict["arm"], palette),
+            formats.count(one["round"]),
             formats.count(verdict["look"]),
             "\u2013" if verdict["gain"] is None else _interval(verdict),
             formats.percent(one["shares"].get(verdict["arm"], 0.0)),
@@ -174,7 +174,7 @@ def _all_decisions(rounds: Sequence[Mapping[str, Any]], palette: Palette) -> Htm
         for one in rounds
         for verdict in one["verdicts"]
     ]
-    titles = columns("Round", "Arm", "#Look", "#Gain a dollar", "#Next share", "Decision", "~Reason")
+    titles = columns("Arm", "#Round", "#Look", "#Gain a dollar", "#Next share", "Decision", "~Reason")
     shown = table(titles, rows[-_DECISIONS_SHOWN:])
     left_out = len(rows) - _DECISIONS_SHOWN
     note = element("p", f"The first {formats.count(left_out)} are in rounds/*.json.", class_="muted") if left_out > 0 else None
