@@ -21,7 +21,8 @@ ALGORITHMS = ("gzip", "xz", "zstd")
 _GZIP_BLOCK_BYTES = 1 << 20
 _GZIP_WINDOW_BYTES = 1 << 15
 _GZIP_FRAME_BYTES = 18  # header and trailer of one member without a name
-_XZ_BLOCK_BYTES = 24 << 20  # three dictionaries of preset 6, as `xz --threads` cuts
+_XZ_DICTIONARY_BYTES = 8 << 20
+_XZ_BLOCK_BYTES = 3 * _XZ_DICTIONARY_BYTES
 _ZSTD_WINDOW_LOG = 27
 _ZSTD_LEVEL = 3
 
@@ -31,8 +32,9 @@ def compression_ratio(texts: Sequence[str], algorithm: str = "gzip", *, threads:
 
     Args:
       texts: documents, in the order in which they are to be compressed.
-      algorithm: `gzip` (level 6; blocks of 1 MiB that know the 32 KiB before them, as pigz makes), `xz` (preset 6, blocks of 24 MiB, as
-        `xz --threads`), or `zstd` (level 3 with long-distance matching over 128 MiB).
+      algorithm: `gzip` (level 6; blocks of 1 MiB that know the 32 KiB before them, as pigz makes), `xz` (preset 1 with the 8 MiB
+        dictionary of preset 6: five times as fast, a tenth larger; blocks of 24 MiB, as `xz --threads`), or `zstd` (level 3 with
+        long-distance matching over 128 MiB).
       threads: compress at once; None for as many as there are cores.
 
     Source: "compression ratio" of Shaib et al., "Standardizing the measurement of text diversity" (2024).
@@ -103,7 +105,8 @@ def _gzip_bytes(blocks: Iterator[bytes], threads: int) -> int:
 
 def _xz_bytes(blocks: Iterator[bytes], threads: int) -> int:
     """Blocks as streams of their own: 32 bytes each more than blocks of one stream."""
-    return _in_order(lambda block: len(lzma.compress(block, preset=6)), blocks, threads)
+    filters = [{"id": lzma.FILTER_LZMA2, "preset": 1, "dict_size": _XZ_DICTIONARY_BYTES}]
+    return _in_order(lambda block: len(lzma.compress(block, filters=filters)), blocks, threads)
 
 
 def _zstd_bytes(blocks: Iterator[bytes], threads: int) -> int:

@@ -6,13 +6,13 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from diversity_jax.metrics.sample import Sample
+from diversity_jax.metrics.sample import READS, STAGES, Ruler, Sample
 from diversity_jax.metrics.settings import METRICS
 from diversity_jax.metrics.words import Words
 
 _STEPS = 4  # sizes, each twice the one before
 _MOST_DOCUMENTS = 20_000
-_REPEATS = 2
+_PAIRS = 1000
 
 
 class Measurer(Protocol):
@@ -37,7 +37,8 @@ def dependence(pool: Sample, run: Measurer, *, seed: int) -> tuple[dict[str, dic
     costs: list[dict[str, Any]] = []
     most = min(run.documents, _MOST_DOCUMENTS, len(pool.texts))
     sizes = [most >> step for step in reversed(range(_STEPS)) if most >> step >= 4]
-    by_size = [_mean(pool, run, [size] * _REPEATS, seed, costs) for size in sizes]
+    order = np.random.default_rng([seed, 0xDE9]).permutation(len(pool.texts))
+    by_size = [run.values(pool.take(order[:size]), costs, seed) for size in sizes]
     lexical = [name for name in run.metrics if METRICS[name].group == "lexical" and not name.startswith(("context", "compression"))]
     lengths, by_length = _lengths(pool, run, lexical, most, seed)
     result = {}
@@ -47,14 +48,6 @@ def dependence(pool: Sample, run: Measurer, *, seed: int) -> tuple[dict[str, dic
             entry["words"] = _entry(lengths, [values[name] for values in by_length])
         result[name] = entry
     return result, costs
-
-
-def _mean(pool: Sample, run: Measurer, sizes: Sequence[int], seed: int, costs: list[dict[str, Any]]) -> dict[str, float | None]:
-    found = []
-    for number, size in enumerate(sizes):
-        order = np.random.default_rng([seed, 0xDE9, number]).permutation(len(pool.texts))[:size]
-        found.append(run.values(pool.take(order), costs if number == 0 else [], seed + number))
-    return {name: _average([one[name] for one in found]) for name in run.metrics}
 
 
 def _lengths(pool: Sample, run: Measurer, lexical: Sequence[str], most: int, seed: int) -> tuple[list[int], list[dict[str, float | None]]]:
@@ -71,11 +64,9 @@ def _lengths(pool: Sample, run: Measurer, lexical: Sequence[str], most: int, see
     chosen = np.flatnonzero(long_enough)[:most]
     if len(chosen) < 4:
         return [], []
-    from diversity_jax.metrics.sample import READS, STAGES, Ruler
-
     kept = pool.take(chosen)
     stages = {METRICS[name].stage for name in lexical} & {*READS["words"], *READS["folded"]}
-    ruler = Ruler(pairs=2000, seed=seed)
+    ruler = Ruler(pairs=_PAIRS, seed=seed)
     found = []
     for length in lengths:
         cut = Sample(
@@ -93,10 +84,6 @@ def cut_words(words: Words, length: int) -> Words:
     kept = np.minimum(words.lengths, length)
     inside = np.arange(len(words.ids)) - np.repeat(words.offsets[:-1], words.lengths)
     return Words(ids=words.ids[inside < length], offsets=np.concatenate([[0], np.cumsum(kept)]), types=words.types)
-
-
-def _average(values: Sequence[float | None]) -> float | None:
-    return None if None in values else float(np.mean(values))
 
 
 def _entry(sizes: Sequence[int], values: Sequence[float | None]) -> Mapping[str, Any]:

@@ -54,7 +54,7 @@ class TfidfSvd:
     cost_usd = 0.0
 
     def __init__(self, texts: Sequence[str], *, dimensions: int = 256, seed: int = 0):
-        from scipy.sparse.linalg import svds
+        from sklearn.utils.extmath import randomized_svd
 
         draw = np.random.default_rng([seed, 0x7F])
         chosen = texts if len(texts) <= _ROWS else [texts[i] for i in np.sort(draw.choice(len(texts), _ROWS, replace=False))]
@@ -69,8 +69,8 @@ class TfidfSvd:
         if rank < 1:
             self._directions = np.eye(matrix.shape[1], 1, dtype=np.float32)
         else:
-            _, _, directions = svds(matrix, k=rank, random_state=np.random.default_rng([seed, 0x5D]))
-            self._directions = np.ascontiguousarray(directions[::-1].T, np.float32)
+            _, _, directions = randomized_svd(matrix, rank, n_iter=3, random_state=seed)
+            self._directions = np.ascontiguousarray(directions.T, np.float32)
         self.label = f"tfidf ({self._directions.shape[1]} dimensions, fitted here)"
 
     def embed(self, texts: Sequence[str]) -> np.ndarray:

@@ -12,10 +12,11 @@ import math
 import numpy as np
 
 from diversity_jax.errors import InputError
+from diversity_jax.metrics.ngrams import Ngrams, rank
 from diversity_jax.metrics.words import Words, split_words
 
 _EPSILON = 0.1
-_PART_WORDS = 1 << 22
+_PART_WORDS = 1 << 20
 _Z95 = 1.959964
 
 
@@ -122,23 +123,24 @@ def _strings(words: Words) -> Sequence[object]:
 
 def bleu(words: Words, left: np.ndarray, right: np.ndarray) -> np.ndarray:
     """Smoothed sentence BLEU-4 of documents `left` against the references `right`: float64 [pairs]; 0 where either is empty."""
-    size = np.maximum(words.lengths[left] + words.lengths[right], 1)
-    parts = np.cumsum(size) // _PART_WORDS
-    cuts = np.flatnonzero(np.diff(parts)) + 1
-    return np.concatenate([_bleu(words, a, b) for a, b in zip(np.split(left, cuts), np.split(right, cuts), strict=True)])
+    size = words.lengths[left] + words.lengths[right]
+    order = np.argsort(size, kind="stable")  # pairs of like size together, so that rows of a matrix waste little
+    cuts = np.flatnonzero(np.diff(np.cumsum(size[order]) // _PART_WORDS)) + 1
+    scores = np.empty(len(left))
+    for part in np.split(order, cuts):
+        scores[part] = _bleu(words, left[part], right[part])
+    return scores
 
 
 def _bleu(words: Words, left: np.ndarray, right: np.ndarray) -> np.ndarray:
-    from diversity_jax.metrics.ngrams import Ngrams
-
-    pairs = len(left)
-    # Both sides of all pairs as one run of documents, so that equal n-grams get equal keys.
-    both = words.take(np.concatenate([left, right]))
-    ngrams, lengths = Ngrams(both, threads=1), both.lengths
-    hypothesis, reference = lengths[:pairs], lengths[pairs:]
-    logs, orders = np.zeros(pairs), np.minimum(hypothesis, 4)
+    # The two sides of a pair stand next to each other, so that equal n-grams get equal keys and a pair is a run of them.
+    both = words.take(np.stack([left, right], axis=1).ravel())
+    _, ids = np.unique(both.ids, return_inverse=True)
+    ngrams = Ngrams(Words(ids=ids.astype(np.int32), offsets=both.offsets, types=int(ids.max(initial=0)) + 1), threads=1)
+    hypothesis, reference = both.lengths[0::2], both.lengths[1::2]
+    logs, orders = np.zeros(len(left)), np.minimum(hypothesis, 4)
     for n in range(1, 5):
-        matches = _clipped_matches(ngrams, n, pairs)
+        matches = _clipped_matches(ngrams, n)
         total = np.maximum(hypothesis - n + 1, 1)
         logs += np.where(n <= orders, np.log(np.maximum(matches, _EPSILON) / total), 0.0)
     penalty = np.minimum(0.0, 1 - reference / np.maximum(hypothesis, 1))
@@ -146,20 +148,24 @@ def _bleu(words: Words, left: np.ndarray, right: np.ndarray) -> np.ndarray:
     return np.where((hypothesis > 0) & (reference > 0), scores, 0.0)
 
 
-def _clipped_matches(ngrams, n: int, pairs: int) -> np.ndarray:
-    """For every pair: over n-grams of its first document, the smaller of the two counts, added up."""
-    from diversity_jax.metrics.ngrams import rank
-
-    keys, documents = ngrams.keys(n), ngrams.documents(n).astype(np.int64)
+def _clipped_matches(ngrams: Ngrams, n: int) -> np.ndarray:
+    """For every two neighbouring documents: over n-grams of the first, the smaller of the two counts, added up: float64 [documents / 2]."""
+    counts = np.maximum(ngrams.words.lengths - n + 1, 0)
+    of_pair = counts[0::2] + counts[1::2]
+    keys = ngrams.keys(n)
+    if int(keys.max(initial=0)) >= 1 << 62:
+        keys = rank(keys, 1).astype(np.uint64)
+    keys = keys << np.uint64(1) | (ngrams.documents(n) & 1).astype(np.uint64)
+    rows = np.full((len(of_pair), int(of_pair.max(initial=0))), np.iinfo(np.uint64).max)
+    filled = np.arange(rows.shape[1]) < of_pair[:, None]
+    rows[filled] = keys
+    rows.sort(axis=1)
+    # Now equal n-grams of a pair are neighbours, those of its first document first.
+    keys, pair = rows[filled], np.repeat(np.arange(len(of_pair)), of_pair)
     if not len(keys):
-        return np.zeros(pairs)
-    # Sorted by (pair, n-gram, side): runs of one n-gram in one pair, first document first.
-    ranks = rank(keys, 1).astype(np.uint64)
-    pair, side = documents % pairs, documents // pairs
-    bits = np.uint64(max(1, int(ranks.max()).bit_length()))
-    composite = np.sort((((pair.astype(np.uint64) << bits) | ranks) << np.uint64(1)) | side.astype(np.uint64))
-    starts = np.flatnonzero(np.concatenate([[True], composite[1:] >> np.uint64(1) != composite[:-1] >> np.uint64(1)]))
-    seconds = np.add.reduceat((composite & np.uint64(1)).astype(np.int64), starts)
-    firsts = np.diff(np.append(starts, len(composite))) - seconds
-    owner = (composite[starts] >> np.uint64(1) >> bits).astype(np.int64)
-    return np.bincount(owner, np.minimum(firsts, seconds), pairs)
+        return np.zeros(len(of_pair))
+    side, keys = (keys & np.uint64(1)).astype(np.int64), keys >> np.uint64(1)
+    starts = np.flatnonzero(np.concatenate([[True], (keys[1:] != keys[:-1]) | (pair[1:] != pair[:-1])]))
+    seconds = np.add.reduceat(side, starts)
+    firsts = np.diff(np.append(starts, len(keys))) - seconds
+    return np.bincount(pair[starts], np.minimum(firsts, seconds), len(of_pair))

@@ -97,7 +97,7 @@ class MetricsConfig:
     control_words: int | None = None
     dependence: bool = True
     words: str = "written"
-    pairs: int = 4000
+    pairs: int = 2000
     embedder: str = "tfidf"
     embedder_base_url: str | None = None
     embedder_dollars_per_million_tokens: float = 0.0
