@@ -18,6 +18,13 @@ def run(command: Callable[[C], Any], config_type: type[C], usage: str | None, ar
       command: takes the configuration.
       usage: the module's docstring, printed for `--help`.
     """
+    from diversity_jax import config_files
+
+    run_plain(lambda words: command(config_files.parse(words, config_type)), usage, argv)
+
+
+def run_plain(command: Callable[[list[str]], Any], usage: str | None, argv: Sequence[str] | None = None) -> None:
+    """As `run`, for a command that takes its words as they are."""
     argv = list(sys.argv[1:] if argv is None else argv)
     if not argv or argv[0] in ("-h", "--help"):
         print((usage or "").strip())
@@ -27,9 +34,7 @@ def run(command: Callable[[C], Any], config_type: type[C], usage: str | None, ar
         logging.getLogger(noisy).setLevel(logging.ERROR)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     try:
-        from diversity_jax import config_files
-
-        command(config_files.parse(argv, config_type))
+        command(argv)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

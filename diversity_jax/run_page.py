@@ -188,7 +188,7 @@ def _compose(run: Run) -> Page:
         lede=run_verdict.lede(run.decisions, run.shares, run.log, run.tokens),
         key_figures=run_verdict.key_figures(run.decisions, run.log, run.tokens),
         sections=(
-            *_diversity(run, palette),
+            *diversity(run, palette),
             _shares(run, palette),
             _loss(run, palette),
             *([training_sections.samples(run.samples)] if run.samples else []),
@@ -199,7 +199,7 @@ def _compose(run: Run) -> Page:
     )
 
 
-def _diversity(run: Run, palette: Palette) -> list[Section]:
+def diversity(run: Run, palette: Palette) -> list[Section]:
     """Decisions, and of the components that were scored their clusters and examples."""
     if not run.mixture:
         return [page.absent("gate", "Gate decisions", "There is no mixture.json in the run's folder, so nothing is known of the gate.")]
@@ -263,7 +263,7 @@ def _facts(run: Run) -> Section:
         facts.append(data.Fact(name=f"Scorecard of {name}", value=card.content_hash, code=True))
     memory = run.log.seen("device_memory_bytes")[1] if run.log else np.zeros(0)
     if len(memory):
-        facts.insert(2 if run.record else 0, data.Fact(name="Device memory", value=f"{formats.compact(float(memory.max()))}B at most"))
+        facts.insert(2 if run.record else 0, data.Fact(name="Device memory", value=f"{run_speed.gibibytes(float(memory.max()))} at most"))
     return page.facts(
         facts, intro="" if run.record else "The run's folder holds no run.json, so its command line and versions are not known."
     )

@@ -11,7 +11,7 @@ import logging
 from pathlib import Path
 
 from diversity_jax import entry_point, generate
-from diversity_jax.config import BuildConfig
+from diversity_jax.config import BuildConfig, GenerateConfig
 
 log = logging.getLogger(__name__)
 
@@ -22,7 +22,8 @@ def main(config: BuildConfig) -> None:
     from diversity_jax.scoring import scorer
 
     folder = Path(config.output_dir)
-    generate.main(config)
+    if config.grammar:
+        generate.main(GenerateConfig(grammar=config.grammar))
     mixture = build(config.mixture, folder, scorer(config, folder / "scorecards"))
     for component in mixture.components:
         asked, granted = float(component.share_asked), float(component.share_granted)

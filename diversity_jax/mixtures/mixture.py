@@ -149,9 +149,9 @@ class Mixture:
             raise
         except (KeyError, TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
             raise InputError(f"{path}: is not a built mixture ({error!r}); build it again") from None
+        mixture.check_alike()
         if mixture.content_hash != recorded:
             raise InputError(f"{path}: its shares or manifests were changed after it was built; build the mixture again")
-        mixture.check_alike()
         return mixture
 
     def check_alike(self) -> None:

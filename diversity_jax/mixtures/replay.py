@@ -1,8 +1,6 @@
 """Repeats the decisions of a built mixture: from its file alone, and from its scorecards where they lie beside it.
 
-    python -m diversity_jax.mixtures.replay runs/quickstart/mixture
-
-Needs no corpus, no judge, no network and no prepared rows.
+Needs no corpus, no judge, no network and no prepared rows; `python -m diversity_jax.mixtures.show` does it, too.
 """
 
 from collections.abc import Mapping
@@ -99,7 +97,7 @@ def config_from_json(value: Mapping[str, Any]) -> MixtureConfig:
         Component(**{**one, "corpus": CorpusConfig(**one["corpus"]), "policy": GatePolicy(**one["policy"])}) for one in value["components"]
     )
     ratio = value["real_to_synthetic"]
-    hygiene = Hygiene(**{**value["hygiene"], "decontaminate": tuple(value["hygiene"]["decontaminate"])})
+    hygiene = Hygiene(**{name: tuple(one) if isinstance(one, list) else one for name, one in value.get("hygiene", {}).items()})
     return MixtureConfig(**{**value, "components": components, "real_to_synthetic": tuple(ratio) if ratio else None, "hygiene": hygiene})
 
 

@@ -85,6 +85,10 @@ summary .aside{flex:0 0 auto;max-width:55%;margin-left:auto;color:var(--muted);f
 .cluster li{margin:.4rem 0;font-size:.8125rem;line-height:1.5}
 .cluster li .reason{display:block;margin:0;font-size:.8125rem}
 .sample{display:block;color:var(--muted);white-space:pre-line;unicode-bidi:isolate}
+.piece{margin:0;padding:.55rem 0 .55rem 1rem;border-left:2px solid var(--component,var(--rule));font-size:.875rem;line-height:1.55}
+.piece .sample{color:inherit;white-space:pre-wrap}
+.piece.ends{position:relative;border-bottom:1px dashed var(--muted);padding-bottom:1.5rem}
+.piece.ends::after{content:"end of document";position:absolute;right:0;bottom:.15rem;color:var(--muted);font-size:.75rem}
 .alone{break-inside:auto;border-left-color:var(--rule)}
 .alone li{break-inside:avoid}
 .warnings{max-width:42rem;margin:.6rem 0 0;padding:0 0 0 .9rem;border-left:2px solid var(--ink);list-style:none}
