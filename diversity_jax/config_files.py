@@ -5,7 +5,7 @@ are applied to a mutable twin of the same fields and types, from which the froze
 on the command line is checked exactly as one in the file, and with all others in place.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 import dataclasses
 import difflib
 import importlib.util
@@ -34,6 +34,21 @@ def parse(argv: Sequence[str], expected: type) -> Any:
     if not overrides:
         return config
     return _freeze(_apply(_thaw(config), overrides))
+
+
+def with_values(config: Any, values: Mapping[str, Any]) -> Any:
+    """The configuration with fields set to values, by dotted names as on the command line.
+
+    Raises:
+      InputError: an unknown field, named with the nearest known one, or a value that the configuration refuses.
+    """
+    from ml_collections.config_flags import config_path
+
+    twin = _thaw(config)
+    for field, value in values.items():
+        _check_known(twin, field)
+        config_path.set_value(field, twin, _thaw(value))
+    return _freeze(twin)
 
 
 def load_file(path: str, expected: type) -> Any:

@@ -1,0 +1,84 @@
+"""The whole chain, small: does the diversity of synthetic text predict what a tiny model learns? 12 recipes x 2 seeds.
+
+    python -m diversity_jax.study --config configs/studies/tiny.py
+
+Topics (4, 40, 400) x documents written over them (500, 4000) x real:synthetic ratio in tokens (4:1, 1:1). A seeded grammar writes
+the synthetic text; the real text is prose found in the installed packages. Outcomes: choosing the right continuation among four in
+prose that no model saw, and the loss on held-out prose and on Python code.
+
+Hardware: 2 cores, 6 GB of memory; no accelerator, no network, no LLM.
+"""
+
+from diversity_jax.cluster_agent import AgentConfig
+from diversity_jax.config import BuildConfig, Config, GenerateConfig, GrammarComponent
+from diversity_jax.corpus import CorpusConfig
+from diversity_jax.evaluation.continuations import ContinuationsConfig
+from diversity_jax.evaluation.settings import EvaluateConfig, HeldOutCorpus, ModelSource
+from diversity_jax.mixtures.component import Component, GatePolicy, MixtureConfig
+from diversity_jax.model import LLAMA
+from diversity_jax.score_config import ScoreConfig
+from diversity_jax.study.recipe import Factor, Level, Recipe, StudyConfig
+from diversity_jax.synthesis.grammar import GrammarConfig
+from diversity_jax.training.optimizer import OptimizerConfig
+from diversity_jax.training.settings import TrainConfig
+
+OUTPUT = "runs/studies/tiny"
+TRAINED = 3000  # documents of real prose the models see; the questions are made of later ones
+PROSE = "installed_docs:prose"
+
+
+def get_config() -> StudyConfig:
+    return StudyConfig(
+        name="tiny",
+        output_dir=OUTPUT,
+        factors=(
+            Factor(name="topics", levels=tuple(Level(name=n, set={"generate.grammar[0].grammar.topics": n}) for n in (4, 40, 400))),
+            Factor(name="documents", levels=tuple(Level(name=n, set={"generate.grammar[0].grammar.documents": n}) for n in (500, 4000))),
+            Factor(
+                name="real:synthetic",
+                levels=(
+                    Level(name="4:1", set={"build.mixture.real_to_synthetic": (4, 1)}),
+                    Level(name="1:1", set={"build.mixture.real_to_synthetic": (1, 1)}),
+                ),
+            ),
+        ),
+        seeds=(0, 1),
+        processes=2,
+        controls=("length",),
+        recipe=Recipe(
+            benchmark=ContinuationsConfig(output_dir="", corpus=CorpusConfig(source=PROSE), skip_documents=TRAINED, items=300),
+            generate=GenerateConfig(grammar=(GrammarComponent(path="{output}/text.jsonl.gz", grammar=GrammarConfig()),)),
+            score=ScoreConfig(corpus="{generate}/text.jsonl.gz", agent=AgentConfig(groupings=500, samples_per_grouping=10)),
+            build=BuildConfig(
+                output_dir="",
+                mixture=MixtureConfig(
+                    name="tiny_study",
+                    components=(
+                        Component(name="prose", kind="real", corpus=CorpusConfig(source=PROSE, max_documents=TRAINED)),
+                        Component(name="made", kind="synthetic", corpus="{generate}/text.jsonl.gz", policy=GatePolicy(ungated=True)),
+                    ),
+                    real_to_synthetic=(4, 1),
+                    vocabulary="bytes",
+                    sequence_length=128,
+                    validation_share=0.05,
+                    processes=1,
+                ),
+                register=False,
+            ),
+            train=Config(
+                output_dir="",
+                prepared="{build}",
+                model=LLAMA["llama_tiny"](vocab_size=384, max_length=128),
+                optimizer=OptimizerConfig(learning_rate=3e-3, warmup_steps=20),
+                train=TrainConfig(steps=150, batch_size=32, log_every=25, checkpoint_every=150, eval_batches=4, tensorboard=False),
+            ),
+            evaluate=EvaluateConfig(
+                model=ModelSource(checkpoint="{train}"),
+                tasks="hellaswag",
+                data_dir="{benchmark}",
+                batch_size=32,
+                held_out=True,
+                out_of_distribution=(HeldOutCorpus(name="code", corpus=CorpusConfig(source="installed_docs:code", max_documents=40)),),
+            ),
+        ),
+    )

@@ -1,0 +1,104 @@
+"""What the table of runs says: every relation with its n and interval, as JSON from which the page is drawn."""
+
+from collections.abc import Callable, Sequence
+import dataclasses
+import math
+from typing import Any
+
+import numpy as np
+
+from diversity_jax.errors import InputError
+from diversity_jax.study import effects, regression, results
+from diversity_jax.study.recipe import StudyConfig
+from diversity_jax.study.results import STAGES, Row
+
+FORMAT_VERSION = 1
+_ANTICIPATED = (0.3, 0.5, 0.7)
+
+
+def analyse(study: StudyConfig, rows: Sequence[Row]) -> dict[str, Any]:
+    """The whole analysis; parts that the runs cannot carry hold the reason instead, under `reason`."""
+    found: dict[str, Any] = {"format_version": FORMAT_VERSION, "study": study.name, "runs": list(rows), "relations": [], "effects": []}
+    for stage in STAGES.values():
+        names = list(dict.fromkeys(name for row in rows if row["stage"] == stage for name in row["outcomes"]))
+        for outcome in names:
+            found["relations"] += [_relation(study, rows, stage, outcome, predictor) for predictor in study.predictors]
+            found["effects"].append(_effects(study, rows, stage, outcome))
+    recipes = len({row["recipe"] for row in rows})
+    found["power"] = {
+        "recipes": recipes,
+        "chance": {str(r): effects.power(r, recipes) for r in _ANTICIPATED} if recipes >= 3 else {},
+        "needed": {str(r): effects.recipes_needed(r) for r in _ANTICIPATED},
+    }
+    return _plain(found)
+
+
+def _attempt(compute: Callable[[], Any]) -> Any:
+    try:
+        return compute()
+    except InputError as error:
+        return {"reason": str(error)}
+
+
+def _relation(study: StudyConfig, rows: Sequence[Row], stage: str, outcome: str, predictor: str) -> dict[str, Any]:
+    """How one outcome goes with one diversity figure over recipes."""
+    head = {"stage": stage, "outcome": outcome, "predictor": predictor}
+    recipes, columns = results.by_recipe(rows, stage, outcome, (predictor, *study.controls))
+    if predictor not in columns:
+        return head | {"reason": f"not every run has {predictor}"}
+    x, y = columns[predictor], columns[outcome]
+    logged = np.log(x) if min(x) > 0 else np.asarray(x)
+    controls = {name: columns[name] for name in study.controls if name in columns and np.ptp(columns[name]) > 0}
+    return head | {
+        "recipes": recipes,
+        "x": x,
+        "y": y,
+        "line": _attempt(lambda: _line(y, x)),
+        "log_line": _attempt(lambda: _line(y, logged)),
+        "spearman": _attempt(lambda: regression.rank_correlation(x, y)),
+        "kendall": _attempt(lambda: regression.rank_correlation(x, y, kind="kendall")),
+        "pearson_of_log": _attempt(lambda: regression.partial_correlation(logged, y)),
+        "partial": _attempt(lambda: regression.partial_correlation(logged, y, controls)) if controls else {"reason": "no control varies"},
+        "controls": list(controls),
+    }
+
+
+def _line(y: Sequence[float], x: Sequence[float]) -> dict[str, Any]:
+    fit = regression.least_squares(y, {"slope": x})
+    return {**fit.coefficients, "r_squared": fit.r_squared}
+
+
+def _effects(study: StudyConfig, rows: Sequence[Row], stage: str, outcome: str) -> dict[str, Any]:
+    """What each factor does to one outcome, with the seed as a block."""
+    runs = [
+        {**row["levels"], "seed": row["seed"], "outcome": row["outcomes"][outcome]}
+        for row in rows
+        if row["stage"] == stage and outcome in row["outcomes"]
+    ]
+    factors = [factor.name for factor in study.factors]
+    head = {"stage": stage, "outcome": outcome}
+    try:
+        whole = effects.factor_effects(runs, "outcome", factors, block="seed")
+    except InputError as error:
+        return head | {"reason": str(error)}
+    bends = {}
+    for factor in study.factors:
+        amounts = [run[factor.name] for run in runs]
+        if all(isinstance(amount, int | float) for amount in amounts):
+            bends[factor.name] = _attempt(lambda amounts=amounts: effects.saturation(amounts, [run["outcome"] for run in runs]))
+    levels = {name: [{"level": level, **vars(mean)} for level, mean in means.items()] for name, means in whole.levels.items()}
+    rest = {"residual_degrees": whole.residual_degrees, "residual_variance": whole.residual_variance}
+    return head | {"terms": whole.terms, "levels": levels, "saturation": bends, **rest}
+
+
+def _plain(value: Any) -> Any:
+    """JSON values; what is not finite becomes None."""
+    if dataclasses.is_dataclass(value):
+        return {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, dict):
+        return {str(name): _plain(item) for name, item in value.items()}
+    if isinstance(value, list | tuple | np.ndarray):
+        return [_plain(item) for item in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,89 @@
+"""Figures of a study: outcomes against diversity with the line that fits them, and what each factor does."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from diversity_jax.report.canvas import Canvas, label, x_ticks, y_ticks
+from diversity_jax.report.formats import significant
+from diversity_jax.report.scales import log_ticks, tick_values
+from diversity_jax.report.theme import LIGHT, Palette
+
+_HEIGHT = 300
+_GAP = 64
+
+
+def _room(values: np.ndarray, share: float = 0.08) -> tuple[float, float]:
+    """Limits with room around the values."""
+    low, high = float(values.min()), float(values.max())
+    margin = share * (high - low) or share * abs(high) or 1.0
+    return low - margin, high + margin
+
+
+def against_diversity(relation: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], palette: Palette, factor: str, width: int) -> Canvas:
+    """One outcome over one diversity figure (log axis): every run a pale dot, every recipe a dot, the fitted line through them.
+
+    Args:
+      relation: of the analysis.
+      rows: runs of its stage.
+      palette, factor: recipes are coloured by their level of this factor.
+    """
+    left, foot = 64, 64
+    names = list(dict.fromkeys(str(row["levels"].get(factor, "")) for row in rows))
+    legend = 26 if len(names) > 1 else 0
+    canvas = Canvas(width, _HEIGHT + foot + legend)
+    axes = canvas.axes(left, legend + 6, width - left - 8, _HEIGHT)
+    x, y = np.array(relation["x"]), np.array(relation["y"])
+    predictor, outcome = relation["predictor"], relation["outcome"]
+    points = [(row["diversity"][predictor], row["outcomes"][outcome]) for row in rows if predictor in row["diversity"]]
+    low, high = x.min() / 1.15, x.max() * 1.15
+    axes.set_xscale("log")
+    axes.set_xlim(low, high)
+    axes.set_ylim(*_room(np.array([value for _, value in points] + y.tolist())))
+    x_ticks(axes, log_ticks(low, high, 4 if canvas.narrow else 7), significant)
+    y_ticks(axes, tick_values(*axes.get_ylim(), 6), significant)
+    axes.scatter(*np.array(points).T, s=14, color=LIGHT["muted"], alpha=0.35, linewidths=0)
+    level_of = {row["recipe"]: str(row["levels"].get(factor, "")) for row in rows}
+    for recipe, one_x, one_y in zip(relation["recipes"], x, y, strict=True):
+        colour = LIGHT[palette.slot(level_of[recipe])] if len(names) > 1 else LIGHT["c1"]
+        axes.scatter([one_x], [one_y], s=52, color=colour, linewidths=0, zorder=3)
+    line = relation["log_line"]
+    if "slope" in line:
+        ends = np.array([x.min(), x.max()])
+        axes.plot(ends, line["intercept"]["value"] + line["slope"]["value"] * np.log(ends), color=LIGHT["ink"], linewidth=1.5)
+    canvas.text(left, _HEIGHT + legend + 46, f"{predictor} (log scale)", "muted", size=12)
+    place = left
+    for name in names if legend else ():
+        canvas.text(place, 8, f"● {label(name, 18)}", palette.slot(name), size=12, bold=True)
+        place += 30 + 8 * len(label(name, 18))
+    return canvas
+
+
+def factor_levels(effects: Mapping[str, Any], width: int) -> Canvas:
+    """The outcome's mean at every level of every factor, with its interval: a panel a factor on one common axis."""
+    factors = effects["levels"]
+    narrow = width < 600
+    across = 1 if narrow else min(len(factors), 3)
+    left, head, foot = 60, 30, 40
+    panel = (width - left - (across - 1) * _GAP / 2) / across
+    block = head + 200 + foot
+    canvas = Canvas(width, block * -(-len(factors) // across))
+    ends = [mean[end] for means in factors.values() for mean in means for end in ("low", "high", "value") if mean[end] is not None]
+    limits = _room(np.array(ends))
+    for place, (factor, means) in enumerate(factors.items()):
+        x, y = left + (place % across) * (panel + _GAP / 2), (place // across) * block
+        canvas.text(x, y + 10, label(factor, 30), bold=True)
+        axes = canvas.axes(x, y + head, panel, 200)
+        axes.set_xlim(-0.6, len(means) - 0.4)
+        axes.set_ylim(*limits)
+        ticks = tick_values(*limits, 5)
+        y_ticks(axes, ticks, significant if place % across == 0 else lambda tick: "")
+        x_ticks(axes, range(len(means)), lambda tick, means=means: label(str(means[int(tick)]["level"]), 12))
+        values = [mean["value"] for mean in means]
+        axes.plot(range(len(means)), values, color=LIGHT["muted"], linewidth=1)
+        for spot, mean in enumerate(means):
+            if mean["low"] is not None:
+                axes.plot([spot, spot], [mean["low"], mean["high"]], color=LIGHT["c1"], linewidth=2.5)
+            axes.scatter([spot], [mean["value"]], s=52, color=LIGHT["c1"], linewidths=0, zorder=3)
+    return canvas

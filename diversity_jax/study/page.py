@@ -1,0 +1,219 @@
+"""The page of a study, drawn from its analysis alone, so that it can be drawn again without computing anything."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+import re
+from typing import Any
+
+from diversity_jax.evaluation.results import PAPER_AVERAGES, PAPER_MODELS
+from diversity_jax.report import page
+from diversity_jax.report.canvas import render
+from diversity_jax.report.data import Fact
+from diversity_jax.report.formats import counted, significant
+from diversity_jax.report.html import Html, columns, element, joined, table
+from diversity_jax.report.page import KeyFigure, Page, Section
+from diversity_jax.report.theme import Palette
+from diversity_jax.study import figures
+
+_NONE = "\u2013"
+_SLOPE_NOTE = (
+    "Slopes are of the outcome over the natural logarithm of the figure, one point a recipe, seeds averaged. Intervals hold 95 % (HC3, t). "
+    "A correlation over few recipes is weak evidence whatever its size; the power table says how weak."
+)
+
+
+def write(folder: Path, analysis: Mapping[str, Any], facts: Sequence[Fact]) -> Path:
+    """Writes `report.html` and `figures/*.png`."""
+    return page.write(_page(analysis, facts), folder)
+
+
+def _page(analysis: Mapping[str, Any], facts: Sequence[Fact]) -> Page:
+    headline = _headline(analysis["relations"])
+    runs = analysis["runs"]
+    sections = [*_relations(analysis), *_effects(analysis), _runs(runs), _power(analysis["power"]), _paper(), page.facts(facts)]
+    return Page(
+        kind="Study",
+        name=analysis["study"],
+        verdict=_verdict(headline),
+        lede=f"{counted(analysis['power']['recipes'], 'recipe')}, {counted(len(runs), 'judged model')}.",
+        key_figures=_key_figures(headline),
+        sections=tuple(section for section in sections if section is not None),
+        footer="Written by diversity_jax from analysis.json.",
+    )
+
+
+def _headline(relations: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
+    """The first relation that could be fitted: the first outcome of the first stage over the first predictor."""
+    return next((one for one in relations if "slope" in one.get("log_line", {})), None)
+
+
+def _verdict(one: Mapping[str, Any] | None) -> str:
+    if one is None:
+        return "Too few runs are finished to say whether diversity paid"
+    slope = one["log_line"]["slope"]
+    better = (slope["value"] > 0) == _more_is_better(one["outcome"])
+    if slope["low"] <= 0 <= slope["high"]:
+        return f"These runs do not decide whether more diverse data changes {one['outcome']}"
+    return f"More diverse data went with {'better' if better else 'worse'} {one['outcome']}"
+
+
+def _more_is_better(outcome: str) -> bool:
+    return outcome.startswith("accuracy")
+
+
+def _key_figures(one: Mapping[str, Any] | None) -> tuple[KeyFigure, ...]:
+    if one is None:
+        return ()
+    slope = one["log_line"]["slope"]
+    return (
+        KeyFigure(label="slope", value=significant(slope["value"]), note=f"95 %: {_range(slope)}"),
+        KeyFigure(label="Spearman", value=_value(one["spearman"]), note=_note(one["spearman"])),
+        KeyFigure(label="share explained", value=significant(one["log_line"]["r_squared"], 2), note=f"n = {slope['n']} recipes"),
+    )
+
+
+def _range(one: Mapping[str, Any]) -> str:
+    if one.get("low") is None or one.get("high") is None:
+        return "no interval"
+    return f"{significant(one['low'])} to {significant(one['high'])}"
+
+
+def _number(value: float | None, digits: int = 3) -> str:
+    return _NONE if value is None else significant(value, digits)
+
+
+def _value(one: Mapping[str, Any]) -> str:
+    return significant(one["value"], 2) if one.get("value") is not None else _NONE
+
+
+def _note(one: Mapping[str, Any]) -> str:
+    return f"95 %: {_range(one)}" if "reason" not in one else one["reason"]
+
+
+def _cell(one: Mapping[str, Any]) -> str:
+    return f"{_value(one)} ({_range(one)})" if "reason" not in one else _NONE
+
+
+def _anchor(*words: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", " ".join(words).lower()).strip("-")
+
+
+def _relations(analysis: Mapping[str, Any]) -> list[Section]:
+    """A section for each stage: a table of all relations, and a figure of those of the first predictor."""
+    found = []
+    for stage in dict.fromkeys(one["stage"] for one in analysis["relations"]):
+        mine = [one for one in analysis["relations"] if one["stage"] == stage]
+        rows = [row for row in analysis["runs"] if row["stage"] == stage]
+        factor = next(iter(rows[0]["levels"]), "")
+        palette = Palette(list(dict.fromkeys(str(row["levels"].get(factor, "")) for row in rows)))
+        first = mine[0]["predictor"]
+        drawings, body = [], []
+        for one in [one for one in mine if one["predictor"] == first and "x" in one][:6]:
+            drawing = render(
+                _anchor("against", stage, one["outcome"]),
+                f"{one['outcome']} of {stage} models over {first}",
+                lambda width, one=one, rows=rows, palette=palette, factor=factor: figures.against_diversity(
+                    one, rows, palette, factor, width
+                ),
+            )
+            drawings.append(drawing)
+            body.append(page.figure(drawing, f"{one['outcome']}, {stage}: recipes coloured by {factor}, pale dots are single runs."))
+        listed = table(
+            columns("outcome", "figure", "#slope", "#Spearman", "#Kendall", "#partial", "#n"),
+            [
+                [one["outcome"], one["predictor"], _cell(one["log_line"].get("slope", one["log_line"])), _cell(one["spearman"]),
+                 _cell(one["kendall"]), _cell(one["partial"]), len(one["recipes"])]
+                for one in mine if "x" in one
+            ],
+        )  # fmt: skip
+        controls = sorted({name for one in mine for name in one.get("controls", ())})
+        note = f" Partial: Pearson's, controlling for {', '.join(controls)}." if controls else ""
+        whole = joined(*body, element("p", _SLOPE_NOTE + note), listed, _reasons(mine))
+        found.append(
+            Section(anchor=_anchor(stage), title=f"Does diversity predict it? {stage.capitalize()}", body=whole, drawings=tuple(drawings))
+        )
+    return found
+
+
+def _reasons(parts: Sequence[Mapping[str, Any]]) -> Html | None:
+    """What could not be computed, and why."""
+    reasons = dict.fromkeys(
+        part[key]["reason"] if key else part["reason"]
+        for part in parts
+        for key in ("", "log_line", "spearman")
+        if "reason" in (part.get(key, {}) if key else part)
+    )
+    return element("p", "Left out: " + "; ".join(reasons) + ".", class_="absent") if reasons else None
+
+
+def _effects(analysis: Mapping[str, Any]) -> list[Section]:
+    drawings, body = [], []
+    for one in [one for one in analysis["effects"] if "terms" in one][:4]:
+        drawing = render(
+            _anchor("factors", one["stage"], one["outcome"]),
+            f"Mean {one['outcome']} at each level of each factor, {one['stage']}",
+            lambda width, one=one: figures.factor_levels(one, width),
+        )
+        drawings.append(drawing)
+        rows = [
+            [term["name"].replace(":", " \u00d7 "), term["degrees"], _number(term["share"], 2), _number(term["f"]), _number(term["p"], 2)]
+            for term in one["terms"]
+        ]
+        bends = [_bend(name, bend) for name, bend in one["saturation"].items()]
+        body += [
+            page.figure(drawing, f"{one['outcome']}, {one['stage']}: mean at each level, other factors averaged; bars hold 95 %."),
+            table(columns("term", "#degrees", "#share of variance", "#F", "#p"), rows),
+            element("p", " ".join(bends)) if bends else None,
+        ]
+    if not drawings:
+        reason = next((one["reason"] for one in analysis["effects"] if "reason" in one), "no run is finished")
+        return [page.absent("factors", "What each factor does", f"Not computed: {reason}.")]
+    return [Section(anchor="factors", title="What each factor does", body=joined(*body), drawings=tuple(drawings))]
+
+
+def _bend(name: str, bend: Mapping[str, Any]) -> str:
+    if "reason" in bend:
+        return f"{name}: {bend['reason']}."
+    if not bend["better_than_a_line"]:
+        return f"{name}: a bend explains the runs no better than a straight line."
+    return f"{name}: levels off at {significant(bend['top']['value'])} (95 %: {_range(bend['top'])})."
+
+
+def _runs(rows: Sequence[Mapping[str, Any]]) -> Section:
+    if not rows:
+        return page.absent("runs", "Runs", "No run is finished.")
+    factors = list(rows[0]["levels"])
+    measured = list(dict.fromkeys(name for row in rows for name in row["diversity"]))[:3]
+    outcomes = list(dict.fromkeys(name for row in rows for name in row["outcomes"]))[:5]
+    listed = table(
+        columns("recipe", "seed", "stage", *(f"#{name}" for name in (*measured, *outcomes))),
+        [
+            [", ".join(f"{factor} {row['levels'][factor]}" for factor in factors) or "base", row["seed"], row["stage"],
+             *(significant(row["diversity"][name]) if name in row["diversity"] else _NONE for name in measured),
+             *(significant(row["outcomes"][name], 4) if name in row["outcomes"] else _NONE for name in outcomes)]
+            for row in rows
+        ],
+    )  # fmt: skip
+    return Section(anchor="runs", title="Runs", body=listed)
+
+
+def _power(power: Mapping[str, Any]) -> Section:
+    rows = [
+        [f"{float(true):g}", f"{100 * power['chance'][true]:.0f} %" if true in power["chance"] else _NONE, needed]
+        for true, needed in power["needed"].items()
+    ]
+    intro = element(
+        "p", f"Chance that {power['recipes']} recipes tell a true correlation from zero, and how many do so in 80 % of studies."
+    )
+    return Section(
+        anchor="power",
+        title="How much these runs can see",
+        body=joined(intro, table(columns("true correlation", f"#chance with {power['recipes']}", "#recipes for 80 %"), rows)),
+    )
+
+
+def _paper() -> Section:
+    rows = [[name, *(f"{value:.2f}" for value in values)] for name, values in PAPER_AVERAGES.items()]
+    note = "Average accuracy in percent over eight benchmarks (Chen et al., arXiv 2410.15226), for comparison with full-size studies only."
+    body = joined(element("p", note), table(columns("training data", *(f"#{model}" for model in PAPER_MODELS)), rows))
+    return Section(anchor="paper", title="The paper's figures", body=body)

@@ -1,0 +1,238 @@
+"""A study as it is asked for, and the steps it comes to: factors x levels x seeds over one base recipe."""
+
+from collections.abc import Mapping, Sequence
+import dataclasses
+from dataclasses import dataclass
+import itertools
+import re
+from typing import Any
+
+from diversity_jax import config_files
+from diversity_jax.config import BuildConfig, Config, GenerateConfig
+from diversity_jax.errors import InputError
+from diversity_jax.evaluation.continuations import ContinuationsConfig
+from diversity_jax.evaluation.settings import EvaluateConfig
+from diversity_jax.score_config import ScoreConfig
+from diversity_jax.study.graph import Step, Store
+
+_FOLDER = re.compile(r"\{(\w+)\}")
+STALE = ("keep", "again")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """What one run of a study does, in this order; None leaves a step out.
+
+    Each is the configuration of the command of its name. In any text in it, `{output}` is the folder the step writes to, and
+    `{benchmark}`, `{generate}`, `{score}`, `{build}`, `{train}`, `{sft}` those of earlier steps; `output_dir` fields are set by the
+    study. `sft` is a second training, and `evaluate_sft` judges what came of it.
+    """
+
+    benchmark: ContinuationsConfig | None = None
+    generate: GenerateConfig | None = None
+    score: ScoreConfig | None = None
+    build: BuildConfig | None = None
+    train: Config | None = None
+    sft: Config | None = None
+    evaluate: EvaluateConfig | None = None
+    evaluate_sft: EvaluateConfig | None = None
+
+    def parts(self) -> dict[str, Any]:
+        """The configurations that are there, by kind, in order."""
+        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if getattr(self, f.name) is not None}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Level:
+    """One setting of a factor: fields of the recipe by dotted name, such as `{"train.train.steps": 100}`, and their values."""
+
+    name: str | float
+    set: Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Factor:
+    """What is varied. With names that are numbers, the study also fits how outcomes level off."""
+
+    name: str
+    levels: tuple[Level, ...]
+
+    def __post_init__(self):
+        names = [level.name for level in self.levels]
+        if not names:
+            raise InputError(f"factor {self.name!r} has no levels; give at least one")
+        if len(set(names)) < len(names):
+            raise InputError(f"factor {self.name!r} has two levels of one name ({', '.join(map(str, names))}); give each its own")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyConfig:
+    """What `python -m diversity_jax.study` runs.
+
+    Attributes:
+      name: heads the page.
+      output_dir: shared by all processes that work on the study.
+      factors: the grid is their product.
+      seeds: repeats of every recipe; seed_fields: fields of the recipe that take the seed.
+      recipe: what is varied.
+      predictors: diversity figures to regress outcomes on: fields of the scorecard, or `metrics.NAME`.
+      controls: what partial correlations control for: `tokens`, `length`, or a figure as in `predictors`.
+      processes: that run steps on this machine; other machines join by the same command.
+      stale: what becomes of steps made by code that has changed since: `keep` them and say so, or run them `again`.
+      dry_run: print the graph and what it will take, and stop.
+      peak_flops, utilisation: of the accelerator the dry run counts hours for, and the share of it that training reaches.
+    """
+
+    name: str
+    output_dir: str
+    factors: tuple[Factor, ...]
+    seeds: tuple[int, ...] = (0,)
+    seed_fields: tuple[str, ...] = ("train.train.seed",)
+    recipe: Recipe
+    predictors: tuple[str, ...] = ("effective_clusters", "cluster_score")
+    controls: tuple[str, ...] = ()
+    processes: int = 1
+    stale: str = "keep"
+    dry_run: bool = False
+    peak_flops: float = 989e12
+    utilisation: float = 0.4
+
+    def __post_init__(self):
+        names = [factor.name for factor in self.factors]
+        if len(set(names)) < len(names):
+            raise InputError(f"study {self.name!r}: two factors of one name ({', '.join(names)}); give each its own")
+        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
+            raise InputError(f"study {self.name!r}: seeds {list(self.seeds)}; give different seeds, at least one")
+        if self.stale not in STALE:
+            raise InputError(f"stale={self.stale!r}: choose {' or '.join(STALE)}")
+        if self.processes < 1:
+            raise InputError(f"processes={self.processes}: give at least 1")
+        if not self.recipe.parts():
+            raise InputError(f"study {self.name!r}: the recipe has no step; give at least one")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One recipe with one seed: its levels by factor, and its steps' keys by kind."""
+
+    levels: Mapping[str, str | float]
+    seed: int
+    keys: Mapping[str, str]
+
+    @property
+    def recipe(self) -> str:
+        """Its levels in words."""
+        return ", ".join(f"{name} {level}" for name, level in self.levels.items()) or "base"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """All runs, and all their steps by key, in an order in which needs come first."""
+
+    runs: tuple[Run, ...]
+    steps: Mapping[str, Step]
+
+
+def plan(study: StudyConfig, store: Store) -> Plan:
+    """Works a study out.
+
+    Raises:
+      InputError: a field that the recipe does not have, a step that names a later or missing one, or two recipes that come to the same.
+    """
+    steps: dict[str, Step] = {}
+    runs = []
+    for levels in itertools.product(*(factor.levels for factor in study.factors)):
+        chosen = {factor.name: level.name for factor, level in zip(study.factors, levels, strict=True)}
+        recipe = _with_levels(study, levels)
+        for seed in study.seeds:
+            keys: dict[str, str] = {}
+            for kind, config in _seeded(study, recipe, seed).parts().items():
+                step = _step(kind, config, keys, store)
+                steps.setdefault(step.key, step)
+                keys[kind] = step.key
+            runs.append(Run(levels=chosen, seed=seed, keys=keys))
+    _check_different(study, runs)
+    order = list(Recipe.__dataclass_fields__)
+    return Plan(runs=tuple(runs), steps=dict(sorted(steps.items(), key=lambda item: order.index(item[1].kind))))
+
+
+def _with_levels(study: StudyConfig, levels: Sequence[Level]) -> Recipe:
+    recipe = study.recipe
+    for factor, level in zip(study.factors, levels, strict=True):
+        try:
+            recipe = config_files.with_values(recipe, level.set)
+        except InputError as error:
+            message = str(error).removeprefix("--config.")
+            raise InputError(f"study {study.name!r}: factor {factor.name!r}, level {level.name!r}: {message}") from None
+    return recipe
+
+
+def _seeded(study: StudyConfig, recipe: Recipe, seed: int) -> Recipe:
+    try:
+        return config_files.with_values(recipe, dict.fromkeys(study.seed_fields, seed))
+    except InputError as error:
+        raise InputError(f"study {study.name!r}: seed_fields: {str(error).removeprefix('--config.')}") from None
+
+
+def _step(kind: str, config: Any, earlier: Mapping[str, str], store: Store) -> Step:
+    """A step of a recipe: once with folders named by key, for its own key, and once with the folders themselves."""
+    needs: list[str] = []
+
+    def by_key(name: str) -> str:
+        if name == "output":
+            return "{output}"
+        if name not in earlier:
+            raise InputError(f"the recipe's {kind} names {{{name}}}; steps before it are {', '.join(earlier) or 'none'}")
+        if earlier[name] not in needs:
+            needs.append(earlier[name])
+        return f"{{{earlier[name]}}}"
+
+    if any(f.name == "output_dir" for f in dataclasses.fields(config)):
+        config = dataclasses.replace(config, output_dir="{output}")
+    settings = _as_json(_in_texts(config, by_key))
+    key = Step(kind=kind, config=None, settings=settings).key
+    folders = {name: str(store.output(earlier_key)) for name, earlier_key in earlier.items()} | {"output": str(store.output(key))}
+    return Step(kind=kind, config=_in_texts(config, folders.__getitem__), settings=settings, needs=tuple(needs))
+
+
+def _in_texts(value: Any, replace: Any) -> Any:
+    """The value with `{name}` replaced in all texts inside."""
+    if isinstance(value, str):
+        return _FOLDER.sub(lambda match: replace(match[1]), value)
+    if dataclasses.is_dataclass(value):
+        changed = {f.name: _in_texts(getattr(value, f.name), replace) for f in dataclasses.fields(value) if f.init}
+        return dataclasses.replace(value, **changed)
+    if isinstance(value, tuple | list):
+        return type(value)(_in_texts(item, replace) for item in value)
+    if isinstance(value, Mapping):
+        return {name: _in_texts(item, replace) for name, item in value.items()}
+    return value
+
+
+def _as_json(value: Any) -> Any:
+    """A configuration as JSON values, each dataclass with its type's name."""
+    if dataclasses.is_dataclass(value):
+        return {"type": type(value).__name__} | {f.name: _as_json(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(name): _as_json(item) for name, item in value.items()}
+    if isinstance(value, tuple | list):
+        return [_as_json(item) for item in value]
+    return value if isinstance(value, bool | int | float | str) or value is None else str(value)
+
+
+def _check_different(study: StudyConfig, runs: Sequence[Run]) -> None:
+    """Refuses levels and seeds that change nothing which the last step reads."""
+    last = list(study.recipe.parts())[-1]
+    seen: dict[str, Run] = {}
+    for run in runs:
+        other = seen.setdefault(run.keys[last], run)
+        if other is run:
+            continue
+        if other.levels == run.levels:
+            fields = ", ".join(study.seed_fields)
+            raise InputError(f"study {study.name!r}: seeds {other.seed} and {run.seed} come to the same {last}; it does not read {fields}")
+        names = [name for name in run.levels if run.levels[name] != other.levels[name]]
+        pairs = ", ".join(f"{name} {other.levels[name]} and {run.levels[name]}" for name in names)
+        raise InputError(
+            f"study {study.name!r}: {pairs} come to the same {last}, so no step it needs reads what they set; vary another field"
+        )

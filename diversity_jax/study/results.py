@@ -1,0 +1,114 @@
+"""What a study found, as one table of runs: levels, diversity figures, what might confound them, and outcomes."""
+
+from collections.abc import Mapping, Sequence
+import math
+from pathlib import Path
+from typing import Any
+
+from diversity_jax.errors import InputError
+from diversity_jax.mixtures.mixture import Mixture
+from diversity_jax.storage import read_json
+from diversity_jax.study.graph import Store
+from diversity_jax.study.recipe import Run, StudyConfig
+
+Row = dict[str, Any]
+STAGES = {"evaluate": "pre-trained", "evaluate_sft": "fine-tuned"}
+_TRAINED = {"evaluate": "train", "evaluate_sft": "sft"}
+
+
+def table(study: StudyConfig, runs: Sequence[Run], store: Store) -> list[Row]:
+    """One row for each run and stage whose evaluation is done: `levels`, `seed`, `stage`, `diversity`, `controls`, `outcomes`."""
+    rows = []
+    for run in runs:
+        for kind, stage in STAGES.items():
+            if kind in run.keys and store.done(run.keys[kind]) is not None:
+                rows.append(
+                    {
+                        "levels": dict(run.levels),
+                        "recipe": run.recipe,
+                        "seed": run.seed,
+                        "stage": stage,
+                        "diversity": _diversity(study, run, store),
+                        "controls": _controls(study, run, store, _TRAINED[kind]),
+                        "outcomes": outcomes(read_json(store.output(run.keys[kind]) / "results.json")),
+                    }
+                )
+    return rows
+
+
+def outcomes(results: Mapping[str, Any]) -> dict[str, float]:
+    """Figures of one evaluation: `accuracy` over tasks and of each, `loss on NAME` (nats a token) and `bits on NAME` (a byte)."""
+    found = {f"accuracy of {task['title']}": task["metrics"][task["metric"]]["value"] for task in results["tasks"].values()}
+    if found:
+        found = {"accuracy": sum(found.values()) / len(found)} | found
+    for name, loss in results.get("held_out", {}).items():
+        found |= {f"loss on {name}": loss["nats_per_token"], f"bits on {name}": loss["bits_per_byte"]}
+    return {name: value for name, value in found.items() if value is not None and math.isfinite(value)}
+
+
+def _diversity(study: StudyConfig, run: Run, store: Store) -> dict[str, float]:
+    """The predictors, and those controls that are figures too; ones that a score does not hold are left out."""
+    if "score" not in run.keys or store.done(run.keys["score"]) is None:
+        return {}
+    folder = store.output(run.keys["score"])
+    found = {}
+    for name in (*study.predictors, *study.controls):
+        value = _figure(folder, name)
+        if value is not None:
+            found[name] = value
+    return found
+
+
+def _figure(folder: Path, name: str) -> float | None:
+    """`effective_clusters`, or `metrics.NAME`, of the scorecard in a score's folder."""
+    one: Any = read_json(folder / "scorecard.json")
+    for part in name.split(".", 1):
+        one = one.get(part) if isinstance(one, Mapping) else None
+    value = one.get("value") if isinstance(one, Mapping) else None
+    return float(value) if value is not None else None
+
+
+def _controls(study: StudyConfig, run: Run, store: Store, trained: str) -> dict[str, float]:
+    """`tokens` the model was trained on, and mean `length` in tokens of the synthetic documents."""
+    found: dict[str, float] = {}
+    settings = store.done(run.keys[trained]) if trained in run.keys else None
+    if settings is not None:
+        train = settings["settings"]["train"]
+        mixture = _mixture(run, store, trained)
+        if mixture is not None:
+            found["tokens"] = float(train["steps"] * train["batch_size"] * mixture.sequence_length)
+            made = [part.manifest for part in mixture.taken if part.kind == "synthetic"]
+            documents = sum(manifest.splits["train"].documents for manifest in made)
+            if documents:
+                found["length"] = sum(manifest.splits["train"].tokens for manifest in made) / documents
+    return found
+
+
+def _mixture(run: Run, store: Store, trained: str) -> Mixture | None:
+    places = [store.output(run.keys[kind]) / tail for kind in (trained, "build") if kind in run.keys for tail in ("mixture", ".")]
+    return next((Mixture.load(place) for place in places if (place / "mixture.json").exists()), None)
+
+
+def by_recipe(rows: Sequence[Row], stage: str, outcome: str, predictors: Sequence[str]) -> tuple[list[str], dict[str, list[float]]]:
+    """Recipes of a stage with an outcome, and their columns averaged over seeds: the outcome, predictors and controls that all have.
+
+    Raises:
+      InputError: no run of the stage has the outcome.
+    """
+    chosen = [row for row in rows if row["stage"] == stage and outcome in row["outcomes"]]
+    if not chosen:
+        known = sorted({name for row in rows for name in row["outcomes"]})
+        raise InputError(f"no finished {stage} run has {outcome!r}; outcomes are {', '.join(known)}")
+    recipes = list(dict.fromkeys(row["recipe"] for row in chosen))
+    columns: dict[str, list[float]] = {outcome: []}
+    values = [{outcome: row["outcomes"][outcome]} | {k: v for k, v in {**row["controls"], **row["diversity"]}.items()} for row in chosen]
+    for name in (outcome, *predictors):
+        if all(name in value for value in values):
+            columns[name] = [
+                _mean([v[name] for row, v in zip(chosen, values, strict=True) if row["recipe"] == recipe]) for recipe in recipes
+            ]
+    return recipes, columns
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)

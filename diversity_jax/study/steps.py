@@ -1,0 +1,57 @@
+"""What runs each kind of step, and which code that is."""
+
+from collections.abc import Callable, Mapping
+import functools
+import hashlib
+import importlib
+from pathlib import Path
+from typing import Any
+
+from diversity_jax.study.recipe import Recipe
+
+_PACKAGE = Path(__file__).resolve().parents[1]
+_COMMANDS = {
+    "benchmark": ("diversity_jax.evaluation.continuations", "write"),
+    "generate": ("diversity_jax.generate", "main"),
+    "score": ("diversity_jax.score", "main"),
+    "build": ("diversity_jax.mixtures.build", "main"),
+    "train": ("diversity_jax.train", "main"),
+    "sft": ("diversity_jax.train", "main"),
+    "evaluate": ("diversity_jax.evaluate", "main"),
+    "evaluate_sft": ("diversity_jax.evaluate", "main"),
+}
+_ROOMS = {
+    "benchmark": ("evaluation/continuations.py", "corpus"),
+    "generate": ("synthesis", "llm", "corpus"),
+    "score": ("cluster_agent", "metrics", "llm", "corpus"),
+    "build": ("mixtures", "cluster_agent", "corpus"),
+    "train": ("training", "model", "mixtures"),
+    "sft": ("training", "model", "mixtures"),
+    "evaluate": ("evaluation", "model"),
+    "evaluate_sft": ("evaluation", "model"),
+}
+assert set(_COMMANDS) == set(_ROOMS) == set(Recipe.__dataclass_fields__)
+
+
+def commands() -> Mapping[str, Callable[[Any], None]]:
+    """What runs a step of each kind, given its configuration; modules load when they are first needed."""
+    return {kind: functools.partial(_run, module, name) for kind, (module, name) in _COMMANDS.items()}
+
+
+def _run(module: str, name: str, config: Any) -> None:
+    getattr(importlib.import_module(module), name)(config)
+
+
+@functools.cache
+def codes() -> Mapping[str, Mapping[str, str]]:
+    """For each kind, a hash of the source of every room that its command runs."""
+    return {kind: {room: _source_hash(room) for room in rooms} for kind, rooms in _ROOMS.items()}
+
+
+@functools.cache
+def _source_hash(room: str) -> str:
+    path = _PACKAGE / room
+    digest = hashlib.sha256()
+    for file in [path] if path.is_file() else sorted(path.rglob("*.py")):
+        digest.update(str(file.relative_to(_PACKAGE)).encode() + b"\0" + file.read_bytes() + b"\0")
+    return digest.hexdigest()

@@ -1,0 +1,145 @@
+"""Steps are keyed by all they depend on, run once by any number of processes, and go on after a kill."""
+
+from collections import Counter
+import dataclasses
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from diversity_jax.config import BuildConfig, Config, GenerateConfig, GrammarComponent
+from diversity_jax.errors import InputError
+from diversity_jax.evaluation.settings import EvaluateConfig, ModelSource
+from diversity_jax.mixtures.component import Component, MixtureConfig
+from diversity_jax.model import LLAMA
+from diversity_jax.study.graph import Store, run_steps, stale
+from diversity_jax.study.recipe import Factor, Level, Recipe, StudyConfig, plan
+from diversity_jax.synthesis.grammar import GrammarConfig
+from tests import study_worker
+
+
+def worker(folder, seconds):
+    settings = json.dumps({"folder": str(folder), "seconds": seconds})
+    return subprocess.Popen([sys.executable, "-m", "tests.study_worker", settings])
+
+
+def notes(folder):
+    return Counter((folder / "notes.txt").read_text().splitlines())
+
+
+def test_two_processes_do_no_step_twice(tmp_path):
+    workers = [worker(tmp_path, 0.05), worker(tmp_path, 0.05)]
+    assert [process.wait(60) for process in workers] == [0, 0]
+    assert set(notes(tmp_path).values()) == {1}
+    assert len(notes(tmp_path)) == 24
+
+
+def test_killed_at_random_moments_it_goes_on_and_finished_steps_are_not_repeated(tmp_path):
+    generator = random.Random(0)
+    store, steps = Store(tmp_path / "steps"), study_worker.steps(0.05)
+    for _ in range(4):
+        process = worker(tmp_path, 0.05)
+        deadline = time.monotonic() + 20
+        while not (tmp_path / "notes.txt").exists() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        time.sleep(generator.uniform(0.0, 0.3))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        finished = set(store.progress(steps).done)
+        ends = {line for line in notes(tmp_path) if line.startswith("end")}
+        assert len(ends) - len(finished) in (0, 1)  # between the end of a step and its record
+    assert not store.progress(steps).failed
+    progress = run_steps(steps, store, study_worker.commands(tmp_path), study_worker.CODES)
+    assert len(progress.done) == 12
+    seen = notes(tmp_path)
+    assert sum(seen[line] for line in seen if line.startswith("end")) <= 12 + 4
+    assert all(seen[f"end {kind} {number}"] >= 1 for kind in study_worker.CODES for number in range(6))
+
+
+def test_a_failed_step_stops_only_what_needs_it_and_is_tried_again_when_forgiven(tmp_path):
+    store, steps = Store(tmp_path / "steps"), study_worker.steps(0.0, fail="first 2")
+    progress = run_steps(steps, store, study_worker.commands(tmp_path), study_worker.CODES)
+    assert (len(progress.done), len(progress.failed), len(progress.blocked)) == (10, 1, 1)
+    key = progress.failed[0]
+    assert store.failure(key) == "this one cannot be done; it was asked to fail"
+    assert "InputError" in store.log_file(key).read_text()
+    store.forgive(list(steps))
+    assert key in store.progress(steps).waiting
+
+
+def test_results_of_changed_code_are_named_with_the_room(tmp_path):
+    store, steps = Store(tmp_path / "steps"), study_worker.steps(0.0)
+    run_steps(steps, store, study_worker.commands(tmp_path), study_worker.CODES)
+    assert stale(steps, store, study_worker.CODES) == {}
+    changed = stale(steps, store, study_worker.CODES | {"second": {"room": "2"}})
+    assert all(rooms == ["room"] for rooms in changed.values())
+    assert all(key.startswith("second") for key in changed)
+
+
+def study(**changes):
+    recipe = Recipe(
+        generate=GenerateConfig(grammar=(GrammarComponent(path="{output}/a.jsonl", grammar=GrammarConfig(topics=4, documents=10)),)),
+        build=BuildConfig(
+            output_dir="", mixture=MixtureConfig(name="m", components=(Component(name="a", kind="real", corpus="{generate}/a.jsonl"),))
+        ),
+        train=Config(output_dir="", prepared="{build}", model=LLAMA["llama_tiny"](vocab_size=384)),
+        evaluate=EvaluateConfig(model=ModelSource(checkpoint="{train}")),
+    )
+    topics = Factor(name="topics", levels=tuple(Level(name=n, set={"generate.grammar[0].grammar.topics": n}) for n in (1, 2, 3)))
+    return StudyConfig(**{"name": "s", "output_dir": "out", "factors": (topics,), "seeds": (0, 1), "recipe": recipe} | changes)
+
+
+def test_recipes_share_the_steps_that_they_have_in_common(tmp_path):
+    found = plan(study(), Store(tmp_path))
+    assert Counter(step.kind for step in found.steps.values()) == {"generate": 3, "build": 3, "train": 6, "evaluate": 6}
+    one = found.steps[found.runs[0].keys["build"]]
+    assert one.needs == (found.runs[0].keys["generate"],)
+    assert one.config.mixture.components[0].corpus.source == str(tmp_path / one.needs[0] / "output" / "a.jsonl")
+    assert str(tmp_path) not in json.dumps(one.settings)
+
+
+def test_keys_do_not_depend_on_the_folder_but_on_everything_upstream(tmp_path):
+    here, there = plan(study(), Store(tmp_path)), plan(study(), Store(tmp_path / "elsewhere"))
+    assert list(here.steps) == list(there.steps)
+    longer = dataclasses.replace(study().recipe.generate.grammar[0].grammar, documents=11)
+    component = dataclasses.replace(study().recipe.generate.grammar[0], grammar=longer)
+    other = plan(study(recipe=dataclasses.replace(study().recipe, generate=GenerateConfig(grammar=(component,)))), Store(tmp_path))
+    assert not set(here.steps) & set(other.steps)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"factors": (Factor(name="f", levels=(Level(name="a", set={"train.train.stepps": 3}),)),)},
+            "factor 'f', level 'a': train.train.stepps: train.train has no field 'stepps'; did you mean 'steps'?",
+        ),
+        (
+            {"factors": (Factor(name="f", levels=(Level(name="a", set={}), Level(name="b", set={}))),)},
+            "f a and b come to the same evaluate",
+        ),
+        ({"seed_fields": ("train.sead",)}, "seed_fields: train.sead: train has no field 'sead'"),
+        ({"seed_fields": ()}, "seeds 0 and 1 come to the same evaluate; it does not read"),
+        ({"seeds": ()}, "give different seeds, at least one"),
+    ],
+)
+def test_a_study_that_makes_no_sense_is_refused_before_anything_runs(changes, message, tmp_path):
+    with pytest.raises(InputError) as error:
+        plan(study(**changes), Store(tmp_path / "none"))
+    assert message in str(error.value)
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_step_may_only_read_what_comes_before_it(tmp_path):
+    recipe = dataclasses.replace(study().recipe, train=dataclasses.replace(study().recipe.train, prepared="{score}"))
+    with pytest.raises(InputError, match=r"the recipe's train names \{score\}; steps before it are generate, build"):
+        plan(study(recipe=recipe), Store(tmp_path))
+
+
+def test_a_factor_names_its_levels_differently():
+    with pytest.raises(InputError, match="two levels of one name"):
+        Factor(name="f", levels=(Level(name=5, set={}), Level(name=5.0, set={})))
