@@ -45,6 +45,7 @@ setup(
         "fsspec",
         "zstandard>=0.25",
         "rich>=14",
+        "datasketch>=2.0",
     ],
     extras_require={
         "cuda": ["jax[cuda12]"],
