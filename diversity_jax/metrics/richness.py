@@ -5,7 +5,6 @@ import itertools
 
 import numpy as np
 
-from diversity_jax.errors import InputError
 from diversity_jax.metrics.ngrams import Ngrams
 from diversity_jax.metrics.words import Words
 
@@ -146,15 +145,3 @@ def _previous(words: Words) -> np.ndarray:
     before = np.full(len(keys), -1, np.int64)
     before[order[1:][same]] = inside[order[:-1][same]]
     return before
-
-
-def summed(values: list[float | None], what: str) -> float:
-    """The sum over n = 1, 2, ... that one figure reports.
-
-    Raises:
-      InputError: one is missing, because no document has so many words.
-    """
-    for n, value in zip(itertools.count(1), values, strict=False):
-        if value is None:
-            raise InputError(f"{what}: no document has {n} words, so there are no {n}-grams; measure longer documents or smaller n")
-    return float(sum(values))
