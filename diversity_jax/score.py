@@ -5,53 +5,102 @@
         --config.judge=gemini:gemini-2.5-flash --config.budget.max_dollars=5 --config.dry_run=True
     python -m diversity_jax.score --config configs/metrics.py --config.corpus=a.jsonl,b.jsonl      # baseline metrics, no judge
 
-Writes scorecard.json, groupings.jsonl and report.html to output_dir; with several corpora, the first two in a folder each.
+Writes scorecard.json, groupings.jsonl, forecast.json and report.html to output_dir; with several corpora, the first two in a folder each,
+and comparison.json. More can be asked: `--config.pilot_groupings=30` (a forecast by what this judge uses), `--config.until_decided=True`
+(of two corpora, stop when it is decided which is more diverse), `--config.draws=10` (independent draws), and
+`--config.drift_samples_per_grouping=20` (does the judge read otherwise at that K); see `ScoreConfig`.
 """
 
+from collections.abc import Mapping
 import logging
 from pathlib import Path
 import re
 import sys
+from typing import TYPE_CHECKING
 
 from diversity_jax import entry_point, run_record
 from diversity_jax.corpus import Corpus, CorpusConfig, open_corpus
 from diversity_jax.errors import InputError
 from diversity_jax.score_config import ScoreConfig
+from diversity_jax.storage import write_json
+
+if TYPE_CHECKING:
+    from diversity_jax.cluster_agent import Scorecard
+    from diversity_jax.metrics import MetricsCard
+    from diversity_jax.scoring import Outlook
 
 log = logging.getLogger(__name__)
 
 
 def main(config: ScoreConfig) -> None:
     """Forecasts, scores, and writes the page; prints its path last."""
-    from diversity_jax import baseline, score_page
-    from diversity_jax.cluster_agent import compare
-    from diversity_jax.scoring import describe_price, score_named
-
     corpora = open_corpora(config)
-    if config.judge != "none":
-        log.info(describe_price(config, list(corpora.values())))
-    if config.dry_run:
-        return
     output_dir = Path(config.output_dir)
     folders = {name: output_dir / name if len(corpora) > 1 else output_dir for name in corpora}
-    measured = baseline.measure_corpora(config, corpora, folders)
     if config.judge == "none":
-        run_record.describe(sys.argv, config).save(output_dir)
-        return print(baseline.write_page(output_dir, measured))
+        return None if config.dry_run else _measure_alone(config, corpora, folders)
+    from diversity_jax.scoring import Outlook
+
+    outlook = Outlook(config, list(corpora.values()))
+    log.info("%s", outlook)
+    if config.pilot_groupings and outlook.planned:
+        outlook.fly_pilot(config.pilot_groupings, output_dir / "ledger.sqlite")
+        log.info("%s", outlook)
+    if config.dry_run:
+        return print(outlook)
+    return _score(config, corpora, folders, outlook)
+
+
+def _score(config: ScoreConfig, corpora: Mapping[str, Corpus], folders: Mapping[str, Path], outlook: "Outlook") -> None:
+    from diversity_jax import score_checks, score_page
+    from diversity_jax.score_differences import Difference, find_differences
+    from diversity_jax.scoring import score_named
+
+    output_dir = Path(config.output_dir)
+    ledger = output_dir / "ledger.sqlite"
     groupings = {name: folder / "groupings.jsonl" for name, folder in folders.items()}
-    cards = score_named(config, corpora, output_dir / "ledger.sqlite", groupings)
-    cards = baseline.attach(cards, measured)
+    if config.until_decided:
+        cards, found = score_checks.score_to_decision(config, corpora, ledger, groupings)
+        first, second = cards
+        differences = [Difference(first=first, second=second, found=found)]
+    else:
+        cards = score_named(config, corpora, ledger, groupings, outlook)
+        differences = find_differences(cards, config.alpha)
+    outlook.save(output_dir / "forecast.json", cards.values())
+    cards, measured = _measured(config, corpora, folders, cards)
     for name, card in cards.items():
         card.save(folders[name] / "scorecard.json")
         log.info("%s: %s", name, _line(card))
         for warning in card.warnings:
             log.warning("%s: %s", name, warning)
-    names = list(cards)
-    for i, first in enumerate(names):
-        for second in names[i + 1 :]:
-            log.info("%s against %s: %s", first, second, compare(cards[first], cards[second]))
+    for difference in differences:
+        log.info("%s", difference)
+    if differences:
+        write_json(output_dir / "comparison.json", [difference.to_json() for difference in differences])
+    checks = score_checks.run_checks(config, corpora, cards, ledger)
+    checks.save(folders)
     run_record.describe(sys.argv, config).save(output_dir)
-    print(score_page.write(output_dir, cards, measured))
+    print(score_page.write(output_dir, cards, measured, checks, differences))
+
+
+def _measured(
+    config: ScoreConfig, corpora: Mapping[str, Corpus], folders: Mapping[str, Path], cards: Mapping[str, "Scorecard"]
+) -> tuple[Mapping[str, "Scorecard"], Mapping[str, "MetricsCard"]]:
+    """The scorecards with the baseline metrics that were asked for in them, and those metrics."""
+    if not config.metrics:
+        return cards, {}
+    from diversity_jax import baseline
+
+    measured = baseline.measure_corpora(config, corpora, folders)
+    return baseline.attach(cards, measured), measured
+
+
+def _measure_alone(config: ScoreConfig, corpora: Mapping[str, Corpus], folders: Mapping[str, Path]) -> None:
+    from diversity_jax import baseline
+
+    measured = baseline.measure_corpora(config, corpora, folders)
+    run_record.describe(sys.argv, config).save(config.output_dir)
+    print(baseline.write_page(config.output_dir, measured))
 
 
 def _line(card) -> str:

@@ -30,6 +30,14 @@ class ScoreConfig:
       metrics: baseline metrics to measure beside: `all`, `lexical`, `embedding`, `perplexity`, or names joined by commas; none by default.
       baseline: how they are measured.
       dry_run: print the forecast of calls, tokens and dollars, and stop.
+      pilot_groupings: groupings of each corpus that are judged first, so that the forecast rests on what this judge uses; they are
+        paid for once, the run takes them from the ledger. With `dry_run` it stops after them. 30 serve most judges.
+      draws: score so many independent draws of each corpus besides (the paper has 10) and report their spread; 0 is none.
+      draw_size: documents of a draw; the paper has a million.
+      drift_samples_per_grouping: score each corpus at this K too, and test whether the judge reads it otherwise; 0 is no test.
+      until_decided: of two corpora, stop at the first of `looks` planned looks that decides which is the more diverse. `agent.groupings`
+        is then the most. The error `alpha` holds over all looks together.
+      looks, alpha: of that test; alpha also of the test of drift.
       hostile_share: share of documents that `python -m diversity_jax.audit` makes hostile.
     """
 
@@ -46,8 +54,27 @@ class ScoreConfig:
     baseline: MetricsConfig = field(default_factory=MetricsConfig)
     dry_run: bool = False
     hostile_share: float = 0.01
+    pilot_groupings: int = 0
+    draws: int = 0
+    draw_size: int = 1_000_000
+    drift_samples_per_grouping: int = 0
+    until_decided: bool = False
+    looks: int = 8
+    alpha: float = 0.05
 
     def __post_init__(self):
+        if self.draws < 0 or self.draws == 1 or self.draw_size < 1 or self.pilot_groupings < 0:
+            raise InputError(
+                f"config.draws={self.draws}, draw_size={self.draw_size}, pilot_groupings={self.pilot_groupings}: "
+                "give 2 draws or more of at least one document, or 0 for none"
+            )
+        if self.drift_samples_per_grouping and not (2 <= self.drift_samples_per_grouping != self.agent.samples_per_grouping):
+            raise InputError(
+                f"config.drift_samples_per_grouping: {self.drift_samples_per_grouping} is not another K of 2 or more than "
+                f"agent.samples_per_grouping={self.agent.samples_per_grouping}"
+            )
+        if self.looks < 1 or not 0 < self.alpha < 1:
+            raise InputError(f"config.looks={self.looks}, alpha={self.alpha}: give at least one look, and an error rate such as 0.05")
         chosen_metrics(self.metrics, self.baseline)
         if self.judge == "none" and not self.metrics:
             raise InputError("config.judge=none and no config.metrics: nothing to do; add --config.metrics=all, or name a judge")

@@ -9,19 +9,22 @@ from typing import Any
 import numpy as np
 
 from diversity_jax import metrics_sections
-from diversity_jax.cluster_agent import Estimate, Scorecard, compare
+from diversity_jax.cluster_agent import Estimate, Scorecard
 from diversity_jax.errors import InputError
 from diversity_jax.metrics import MetricsCard
 from diversity_jax.report import data, diversity_sections, formats, page
 from diversity_jax.report.figures import Ridge, Whisker
-from diversity_jax.report.html import Html, columns, element, joined, table
+from diversity_jax.report.html import columns, element, joined, table
 from diversity_jax.report.page import KeyFigure, Page, Section, named
 from diversity_jax.report.theme import Palette
 from diversity_jax.run_record import RunRecord
+from diversity_jax.score_checks import Checks
+from diversity_jax.score_checks import sections as check_sections
+from diversity_jax.score_differences import Difference, find_differences
+from diversity_jax.score_differences import section as differences_section
 
 _BINS = 20
 _EXAMPLE_CHARACTERS = 320
-_ALPHA = 0.05
 _ORIGINS = {"judge": "proposed by the judge from samples", "file": "written by hand", "scorecard": "taken from another scorecard"}
 
 
@@ -29,6 +32,8 @@ def write(
     output_dir: str | os.PathLike,
     scorecards: Mapping[str, Scorecard] | Sequence[str | os.PathLike],
     measured: Mapping[str, MetricsCard] | None = None,
+    checks: Checks = Checks(),
+    differences: Sequence[Difference] | None = None,
 ) -> Path:
     """Writes the page of one or several scorecards.
 
@@ -36,6 +41,8 @@ def write(
       output_dir: folder of `report.html` and `figures/`; a `run.json` there adds the command line and versions.
       scorecards: by the name they are to be shown under, or paths of scorecard files, which carry their corpus's name.
       measured: baseline metrics of the same corpora, shown in sections of their own.
+      checks: draws and drift, likewise.
+      differences: of every pair; None compares them as scored at a size fixed beforehand.
 
     Returns:
       The path of `report.html`.
@@ -47,7 +54,9 @@ def write(
     if not cards:
         raise InputError(f"{output_dir}: no scorecard to show; give at least one")
     record = Path(output_dir) / "run.json"
-    return page.write(_compose(cards, RunRecord.load(record) if record.exists() else None, measured or {}), output_dir)
+    differences = find_differences(cards) if differences is None else differences
+    composed = _compose(cards, RunRecord.load(record) if record.exists() else None, measured or {}, checks, differences)
+    return page.write(composed, output_dir)
 
 
 def load(paths: Sequence[str | os.PathLike]) -> dict[str, Scorecard]:
@@ -61,10 +70,15 @@ def load(paths: Sequence[str | os.PathLike]) -> dict[str, Scorecard]:
     return cards
 
 
-def _compose(cards: Mapping[str, Scorecard], record: RunRecord | None, measured: Mapping[str, MetricsCard]) -> Page:
+def _compose(
+    cards: Mapping[str, Scorecard],
+    record: RunRecord | None,
+    measured: Mapping[str, MetricsCard],
+    checks: Checks,
+    differences: Sequence[Difference],
+) -> Page:
     palette = Palette(list(cards))
     several = len(cards) > 1
-    differences = _differences(cards)
     return Page(
         kind="Diversity of",
         name=formats.listed(list(cards)) if len(cards) <= 3 else formats.counted(len(cards), "corpus", "corpora"),
@@ -76,7 +90,8 @@ def _compose(cards: Mapping[str, Scorecard], record: RunRecord | None, measured:
             for section in (
                 _warnings(cards, palette),
                 _scores(cards, palette) if several else None,
-                _comparison(differences, palette) if several else None,
+                differences_section(differences, palette) if several else None,
+                *check_sections(checks, palette),
                 clusters(cards, palette, with_sizes=True),
                 _convergence(cards, palette),
                 examples(cards, palette, most=4),
@@ -114,7 +129,7 @@ def interval(estimate: Estimate | Mapping[str, Any]) -> data.Estimate:
     return data.Estimate(value=value["value"], low=value["low"], high=value["high"])
 
 
-def _verdict(cards: Mapping[str, Scorecard], differences: Sequence["_Difference"]) -> str:
+def _verdict(cards: Mapping[str, Scorecard], differences: Sequence[Difference]) -> str:
     if len(cards) == 1:
         [(name, card)] = cards.items()
         return f"{formats.shortened(name, 60)} holds {_held(card)}."
@@ -193,46 +208,6 @@ def _scores(cards: Mapping[str, Scorecard], palette: Palette) -> Section:
         rows.append((Whisker(name=name, interval=interval(card.effective_clusters)), cells))
     note = "The paper's C / S depends on K, the samples in a grouping: compare it at equal K only. Effective clusters do not."
     return diversity_sections.scores(rows, titles, palette, note)
-
-
-class _Difference:
-    """Two corpora and what their comparison says; `ratio` is None where they were not measured by one ruler."""
-
-    def __init__(self, first: str, second: str, cards: Mapping[str, Scorecard], alpha: float):
-        self.first, self.second = first, second
-        self.ratio, self.higher, self.text = None, None, "\u2013"
-        if cards[first].ruler == cards[second].ruler:
-            found = compare(cards[first], cards[second], alpha=alpha)
-            self.ratio = found.ratio
-            self.higher = {"a": first, "b": second, None: None}[found.higher]
-            low = "0" if found.low is None else formats.significant(found.low)
-            high = "no upper bound" if found.high is None else formats.significant(found.high)
-            self.text = f"{formats.significant(found.ratio)} [{low}, {high}]"
-
-
-def _differences(cards: Mapping[str, Scorecard]) -> list[_Difference]:
-    """Every pair, at a level that makes all of them together err at most one time in twenty (Bonferroni)."""
-    pairs = list(itertools.combinations(cards, 2))
-    return [_Difference(first, second, cards, _ALPHA / len(pairs)) for first, second in pairs]
-
-
-def _comparison(differences: Sequence[_Difference], palette: Palette) -> Section:
-    rows = []
-    for one in differences:
-        if one.ratio is None:
-            decision: Html | str = "not comparable: different rulers"
-        elif one.higher is None:
-            decision = "not decided"
-        else:
-            decision = joined(named(one.higher, palette), " is more diverse")
-        rows.append((named(one.first, palette), named(one.second, palette), one.text, decision))
-    titles = columns("First", "Second", "#Ratio of effective clusters", "Decision")
-    intro = "A difference is decided where the interval of the ratio leaves out 1. " + (
-        f"The intervals are widened for {formats.counted(len(differences), 'comparison')}, so that all together err at most 5 times in 100."
-        if len(differences) > 1
-        else "The comparison errs at most 5 times in 100."
-    )
-    return Section(anchor="comparison", title="Which differences are decided", body=joined(element("p", intro), table(titles, rows)))
 
 
 def clusters(cards: Mapping[str, Scorecard], palette: Palette, *, with_sizes: bool) -> Section:

@@ -12,7 +12,7 @@ from diversity_jax.cluster_agent.audit import Audit, audit, audit_async
 from diversity_jax.cluster_agent.criteria import Criteria, load_criteria
 from diversity_jax.cluster_agent.draws import Draws, score_draws, score_draws_async
 from diversity_jax.cluster_agent.estimators import Estimate
-from diversity_jax.cluster_agent.forecast import plan_calls, plan_calls_async
+from diversity_jax.cluster_agent.forecast import pilot_calls, pilot_calls_async, plan_calls, plan_calls_async
 from diversity_jax.cluster_agent.judge import Answer, Judge, Task
 from diversity_jax.cluster_agent.llm_judge import LlmJudge
 from diversity_jax.cluster_agent.offline import OfflineJudge
@@ -41,6 +41,8 @@ __all__ = [
     "compare",
     "drift",
     "load_criteria",
+    "pilot_calls",
+    "pilot_calls_async",
     "plan_calls",
     "plan_calls_async",
     "propose_criteria",

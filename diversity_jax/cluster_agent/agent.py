@@ -96,24 +96,34 @@ async def score_corpora_async(
 
 
 async def score_until_decided_async(
-    a: Drawable, b: Drawable, judge: Judge, config: AgentConfig, *, alpha: float = 0.05, looks: int = LOOKS
+    a: Drawable,
+    b: Drawable,
+    judge: Judge,
+    config: AgentConfig,
+    *,
+    alpha: float = 0.05,
+    looks: int = LOOKS,
+    groupings_paths: Sequence[str | os.PathLike] | None = None,
 ) -> tuple[Comparison, Scorecard, Scorecard]:
     """Scores two corpora side by side and stops at the first of `looks` planned looks that decides which is the more diverse.
 
-    At most `config.groupings` groupings each. The error rate `alpha` holds over all looks together.
+    At most `config.groupings` groupings each. The error rate `alpha` holds over all looks together. `groupings_paths` are where the
+    partitions of a and of b are written.
     """
     judge.expect(config.forecast_calls() + config.forecast_calls(with_criteria=True))
     proposed = await propose_or_explain([a, b], judge, config)
-    first = Scoring(a, judge, config, proposed)
-    second = Scoring(b, judge, config, Proposed(proposed.criteria, Usage(), proposed.warnings))
-    for look in range(1, looks + 1):
-        until = max(1, config.groupings * look // looks)
-        await asyncio.gather(first.extend(until), second.extend(until))
-        card_a, card_b = await first.scorecard(), await second.scorecard()
-        found = compare_groupings(card_a.series, card_b.series, paired=True, alpha=alpha, look=look, looks=looks)
-        if found.decided or first.ended or second.ended:
-            break
-    return found, card_a, card_b
+    with contextlib.ExitStack() as stack:
+        lines = [stack.enter_context(storage.writing(path, "w")) for path in groupings_paths or ()] or [None, None]
+        first = Scoring(a, judge, config, proposed, lines=lines[0])
+        second = Scoring(b, judge, config, Proposed(proposed.criteria, Usage(), proposed.warnings), lines=lines[1])
+        for look in range(1, looks + 1):
+            until = max(1, config.groupings * look // looks)
+            await asyncio.gather(first.extend(until), second.extend(until))
+            card_a, card_b = await first.scorecard(), await second.scorecard()
+            found = compare_groupings(card_a.series, card_b.series, paired=True, alpha=alpha, look=look, looks=looks)
+            if found.decided or first.ended or second.ended:
+                break
+        return found, card_a, card_b
 
 
 def run(coroutine: Coroutine[Any, Any, _T], judge: Judge) -> _T:
@@ -163,7 +173,14 @@ def score_corpora(
 
 
 def score_until_decided(
-    a: Drawable, b: Drawable, judge: Judge, config: AgentConfig, *, alpha: float = 0.05, looks: int = LOOKS
+    a: Drawable,
+    b: Drawable,
+    judge: Judge,
+    config: AgentConfig,
+    *,
+    alpha: float = 0.05,
+    looks: int = LOOKS,
+    groupings_paths: Sequence[str | os.PathLike] | None = None,
 ) -> tuple[Comparison, Scorecard, Scorecard]:
     """`score_until_decided_async` for ordinary code."""
-    return run(score_until_decided_async(a, b, judge, config, alpha=alpha, looks=looks), judge)
+    return run(score_until_decided_async(a, b, judge, config, alpha=alpha, looks=looks, groupings_paths=groupings_paths), judge)

@@ -11,13 +11,17 @@ from dataclasses import replace
 import json
 from typing import Any
 
+from diversity_jax.cluster_agent.agent import propose_or_explain, run
+from diversity_jax.cluster_agent.asking import Usage
 from diversity_jax.cluster_agent.canaries import with_control, without_planted
 from diversity_jax.cluster_agent.criteria import Criteria, CriteriaSet, Metadata, Metric, load_criteria
 from diversity_jax.cluster_agent.drawing import Drawable, Drawing, Planned, draw_proposals
-from diversity_jax.cluster_agent.judge import Cluster, Task
+from diversity_jax.cluster_agent.judge import Cluster, Judge, Task
 from diversity_jax.cluster_agent.prompts import system_of, user_of
-from diversity_jax.cluster_agent.proposing import new_task, proposal_texts
+from diversity_jax.cluster_agent.proposing import Proposed, new_task, proposal_texts
+from diversity_jax.cluster_agent.scoring_run import Scoring
 from diversity_jax.cluster_agent.settings import AgentConfig
+from diversity_jax.errors import InputError
 from diversity_jax.llm import PlannedCalls, estimate_tokens
 
 _GROUPINGS = 40  # looked at for the mean
@@ -44,6 +48,36 @@ async def plan_calls_async(corpora: Sequence[Drawable], config: AgentConfig) -> 
 def plan_calls(corpora: Sequence[Drawable], config: AgentConfig) -> list[PlannedCalls]:
     """`plan_calls_async` for ordinary code."""
     return asyncio.run(plan_calls_async(corpora, config))
+
+
+async def pilot_calls_async(corpora: Sequence[Drawable], judge: Judge, config: AgentConfig, groupings: int) -> list[PlannedCalls]:
+    """The calls of a run by what they use with this judge: proposes the criteria, judges the run's own first groupings of each corpus, and
+    takes their means for all. What is asked here is paid for, and answered from the ledger when the run asks it again.
+
+    Raises:
+      InputError: as `score_corpus`; or the budget ended within the pilot.
+    """
+    judge.expect(config.forecast_calls() + (len(corpora) - 1) * config.forecast_calls(with_criteria=True))
+    proposed = await propose_or_explain(corpora, judge, config)
+    planned = [_as_used("criteria", proposed.usage, 1)] if proposed.usage.calls else []
+    for corpus in corpora:
+        scoring = Scoring(corpus, judge, config, Proposed(proposed.criteria, Usage(), ()))
+        await scoring.extend(min(groupings, config.groupings))
+        if scoring.ended:
+            raise InputError(f"judge {judge.label}: the pilot came to no end: {scoring.ended}")
+        planned.append(_as_used("groupings", scoring.collector.usage, config.groupings / scoring.collector.entered))
+    return planned
+
+
+def pilot_calls(corpora: Sequence[Drawable], judge: Judge, config: AgentConfig, groupings: int) -> list[PlannedCalls]:
+    """`pilot_calls_async` for ordinary code."""
+    return run(pilot_calls_async(corpora, judge, config, groupings), judge)
+
+
+def _as_used(stage: str, usage: Usage, times: float) -> PlannedCalls:
+    """Calls like those of `usage`, so many times as many."""
+    means = {name: getattr(usage, name) / usage.calls for name in ("prompt_tokens", "completion_tokens")}
+    return PlannedCalls(stage=stage, calls=round(usage.calls * times), **means)
 
 
 def _plan_proposing(corpora: Sequence[Drawable], config: AgentConfig) -> list[PlannedCalls]:
