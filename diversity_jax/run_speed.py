@@ -48,6 +48,11 @@ _PANELS = (
 )
 
 
+def gibibytes(size_bytes: float) -> str:
+    """A size of memory."""
+    return f"{size_bytes / (1 << 30):.2f} GiB"
+
+
 def _figures(summary: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     """Figure, value and meaning, of everything the last sitting measured."""
     rows = []
@@ -58,7 +63,7 @@ def _figures(summary: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     elif summary["tokens_per_second"] is not None:
         why = f"no data sheet gives a peak for {summary['device_kind']!r}; the model work done stands below"
         rows.append(("MFU", "unknown", why))
-        work = f"{formats.compact(summary['model_flops_per_second'])}FLOP/s"
+        work = f"{summary['model_flops_per_second'] / 1e9:,.1f} GFLOP/s"
         rows.append(("Model work", work, "6 FLOPs a weight and token, attention over all pairs"))
     if summary["input_wait_share"] is not None:
         rows.append(("Input wait", formats.percent(summary["input_wait_share"], 2), "of the steps' time: training stood still for a batch"))
@@ -71,6 +76,6 @@ def _figures(summary: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     rows.append(("Evaluating", formats.duration(summary["evaluation_seconds"]), "held-out losses and samples"))
     rows.append(("Saving", formats.duration(summary["save_seconds"]), "training stood still while a checkpoint was copied"))
     if summary["device_memory_bytes"] is not None:
-        rows.append(("Device memory", f"{formats.compact(summary['device_memory_bytes'])}B", "at most, of the first device"))
-    rows.append(("Host memory", f"{formats.compact(summary['host_memory_bytes'])}B", "at most, of the first process"))
+        rows.append(("Device memory", gibibytes(summary["device_memory_bytes"]), "at most, of the first device"))
+    rows.append(("Host memory", gibibytes(summary["host_memory_bytes"]), "at most, of the first process"))
     return rows

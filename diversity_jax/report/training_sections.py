@@ -72,7 +72,13 @@ def samples(texts_of_prompt: Mapping[str, Mapping[int, str]]) -> Section:
     blocks = []
     for place, (prompt, texts) in enumerate(texts_of_prompt.items()):
         steps = _spread(list(texts), _STEPS_SHOWN)
-        rows = [(f"step {count(step)}", element("span", texts[step] or "(nothing)", class_="sample", dir="auto")) for step in steps]
+        rows = [
+            (
+                f"step {count(step)}",
+                element("span", texts[step] if texts[step].strip() else "(nothing but white space)", class_="sample", dir="auto"),
+            )
+            for step in steps
+        ]
         title = element("span", prompt, dir="auto") if prompt else "The start of a document"
         aside = element("span", counted(len(texts), "sample"), class_="aside")
         inside = element("div", table(columns("Step", "~Text"), rows), class_="inside")

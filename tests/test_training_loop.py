@@ -1,0 +1,214 @@
+"""What a sitting does beside its steps: samples, goodput, kept programs, traces, rescue; and what it never does: copy, wait, lose."""
+
+from fractions import Fraction
+import json
+import logging
+import threading
+
+import jax
+import numpy as np
+import pytest
+
+from diversity_jax.errors import InputError
+from diversity_jax.mixtures.mixture import Mixture
+from diversity_jax.model import LLAMA, MeshConfig
+from diversity_jax.training import loop, stopping, window
+from diversity_jax.training.checkpoint import Checkpoints
+from diversity_jax.training.goodput import GoodputLog, Sitting, goodput, read_sittings
+from diversity_jax.training.loop import train
+from diversity_jax.training.optimizer import OptimizerConfig
+from diversity_jax.training.program_cache import keep_programs
+from diversity_jax.training.settings import TrainConfig
+from tests.mixture_folders import build_mixture
+
+MODEL = LLAMA["llama_tiny"](vocab_size=384, num_layers=1, hidden_size=32, intermediate_size=64, num_heads=2)
+
+
+@pytest.fixture(scope="module")
+def mixture(tmp_path_factory):
+    folder = build_mixture(tmp_path_factory.mktemp("loop"), {"a": Fraction(1, 3), "b": Fraction(2, 3)}, sequence_length=16, documents=60)
+    return Mixture.load(folder)
+
+
+def run(mixture, output, **fields):
+    defaults = {"steps": 6, "batch_size": 8, "log_every": 2, "eval_batches": 1, "checkpoint_every": 2, "tensorboard": False}
+    config = TrainConfig(**(defaults | {"compilation_cache": None} | fields))
+    return train(mixture, MODEL, OptimizerConfig(learning_rate=1e-2, total_steps=100), config, MeshConfig(fsdp=4, tensor=2), output)
+
+
+def records(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def finished(mixture, tmp_path_factory):
+    """A run with everything on, on a mesh of eight devices."""
+    output = tmp_path_factory.mktemp("finished")
+    prompts = ("a1", "", "b")
+    options = {"sample_every": 2, "sample_prompts": prompts, "sample_tokens": 8, "eval_every": 3, "profile_start": 2, "profile_steps": 1}
+    return output, run(mixture, output, **options)
+
+
+def test_samples_are_decoded_text_at_their_own_cadence(finished):
+    output, _ = finished
+    found = records(output / "samples.jsonl")
+    assert [(line["step"], line["prompt"]) for line in found] == [(step, prompt) for step in (2, 4, 6) for prompt in ("a1", "", "b")]
+    assert all(isinstance(line["text"], str) and len(line["text"]) <= 8 for line in found)
+
+
+def test_held_out_losses_come_for_each_component_at_their_own_cadence(finished):
+    output, result = finished
+    found = [line for line in records(output / "metrics.jsonl") if "eval/loss" in line]
+    assert [line["step"] for line in found] == [0, 3, 6]
+    assert all({"eval/a/loss", "eval/b/loss"} <= set(line) for line in found)
+    assert result.held_out["all"] == (found[0]["eval/loss"], found[-1]["eval/loss"])
+
+
+def test_the_summary_says_what_is_not_known(finished):
+    output, result = finished
+    summary = json.loads((output / "summary.json").read_text())
+    assert summary == result.summary
+    assert (summary["mfu"], summary["mfu_causal"], summary["steps"], summary["device_memory_bytes"]) == (None, None, 6, None)
+    assert summary["tokens"] == 6 * 8 * 16
+    assert 0 <= summary["input_wait_share"] <= 1
+    assert 0 < summary["goodput"]["share"] < 1
+    assert summary["compile_seconds"] > 0
+    assert summary["model_flops_per_second_causal"] < summary["model_flops_per_second"]
+
+
+def test_chosen_steps_are_traced(finished):
+    output, _ = finished
+    assert len(list((output / "profile").rglob("*.xplane.pb"))) == 1
+    assert len(list((output / "profile").rglob("perfetto_trace.json.gz"))) == 1
+
+
+def test_a_step_is_dispatched_before_the_metrics_of_the_one_before_are_read(mixture, tmp_path, monkeypatch):
+    events = []
+    make, flush = loop.make_train_step, window.Window.flush
+
+    def recording(*arguments, **named):
+        init, step = make(*arguments, **named)
+        return init, lambda state, batch: events.append("dispatch") or step(state, batch)
+
+    def reading(self):
+        events.extend(["read"] * bool(self.pending))
+        flush(self)
+
+    monkeypatch.setattr(loop, "make_train_step", recording)
+    monkeypatch.setattr(window.Window, "flush", reading)
+    run(mixture, tmp_path, steps=4, log_every=1, checkpoint_every=100)
+    assert events == ["dispatch", "dispatch", "read", "dispatch", "read", "dispatch", "read", "read"]
+
+
+def test_a_hidden_copy_in_the_loop_is_an_error(mixture, tmp_path, monkeypatch):
+    monkeypatch.setattr(loop._Preparation, "__call__", lambda self, step: {name: np.asarray(x) for name, x in real(self, step).items()})
+    with pytest.raises(Exception, match=r"[Dd]isallowed host-to-device transfer"):
+        run(mixture, tmp_path)
+
+
+real = loop._Preparation.__call__
+
+
+def test_a_failing_run_saves_what_it_reached(mixture, tmp_path, monkeypatch, caplog):
+    def failing(self, step):
+        if step == 5:
+            raise InputError("row 7 is damaged")
+        return real(self, step)
+
+    monkeypatch.setattr(loop._Preparation, "__call__", failing)
+    with caplog.at_level(logging.ERROR), pytest.raises(InputError, match="row 7 is damaged"):
+        run(mixture, tmp_path, checkpoint_every=100)
+    assert "InputError after step 5: emergency checkpoint of step 5 saved" in caplog.text
+    monkeypatch.undo()
+    resumed = run(mixture, tmp_path, checkpoint_every=100)
+    assert resumed.summary["goodput"]["sittings"] == 2
+    whole = run(mixture, tmp_path / "whole", checkpoint_every=100)
+    assert resumed.held_out["all"][1] == whole.held_out["all"][1]
+
+
+def test_retention_by_number_and_for_ever(mixture, tmp_path):
+    run(mixture, tmp_path, steps=11, checkpoint_every=1, keep_checkpoints=2, keep_every_steps=4, log_every=50)
+    checkpoints = Checkpoints(tmp_path / "checkpoints", keep=2, keep_every_steps=4)
+    assert checkpoints.steps == [4, 8, 10, 11]
+    checkpoints.close()
+
+
+def test_retention_by_time(mixture, tmp_path):
+    run(mixture, tmp_path, steps=5, checkpoint_every=1, keep_checkpoints=1, keep_every_minutes=60, log_every=50)
+    checkpoints = Checkpoints(tmp_path / "checkpoints", keep=1, keep_every_minutes=60)
+    assert checkpoints.steps == [1, 5]
+    checkpoints.close()
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"keep_every_steps": 3, "checkpoint_every": 2}, "keep_every_steps=3: must be a multiple of checkpoint_every=2"),
+        ({"grace_seconds": 0}, "grace_seconds=0: must be above 0"),
+        ({"sample_prompts": "abc"}, "sample_prompts='abc': must be a tuple"),
+        ({"sample_temperature": -1.0}, "sample_temperature=-1.0"),
+        ({"profile_steps": -1}, "profile_steps=-1"),
+    ],
+    ids=str,
+)
+def test_impossible_settings_are_refused(fields, said):
+    with pytest.raises(InputError) as error:
+        TrainConfig(**fields)
+    assert said in str(error.value)
+
+
+def test_a_prompt_that_leaves_no_room_is_refused(mixture, tmp_path):
+    with pytest.raises(InputError, match=r"more than model.max_length=256"):
+        run(mixture, tmp_path, sample_prompts=("x" * 250,))
+
+
+def sitting(first, last, seconds, began, ended):
+    return Sitting(began=began, last=ended, first_step=first, last_step=last, step_seconds=seconds)
+
+
+def test_goodput_counts_only_steps_that_were_not_done_again():
+    killed = sitting(0, 100, 50.0, 0.0, 100.0)
+    resumed = sitting(80, 200, 60.0, 200.0, 300.0)
+    found = goodput([killed, resumed])
+    assert found.share == pytest.approx((50 * 0.8 + 60) / 200)
+    assert found.share_with_pauses == pytest.approx((50 * 0.8 + 60) / 300)
+    assert (found.sittings, found.steps_done_again) == (2, 20)
+    twice = goodput([killed, sitting(80, 90, 5.0, 100.0, 110.0), sitting(50, 200, 75.0, 110.0, 200.0)])
+    assert twice.share == pytest.approx((50 * 0.5 + 75) / 200)
+    assert twice.steps_done_again == 60
+    assert goodput([]).share == 0
+
+
+def test_the_record_of_sittings_outlives_a_process(tmp_path):
+    first = GoodputLog(tmp_path, began=10.0)
+    first.sitting.last_step = 7
+    first.save()
+    second = GoodputLog(tmp_path, began=20.0)
+    assert [one.last_step for one in second.sittings] == [7, 0]
+    (tmp_path / "goodput.json").write_text("{}")
+    with pytest.raises(InputError, match=r"goodput.json: does not tell"):
+        read_sittings(tmp_path / "goodput.json")
+
+
+def test_when_the_grace_period_is_over_the_process_leaves(monkeypatch, caplog):
+    left = threading.Event()
+    monkeypatch.setattr(stopping.os, "_exit", lambda status: left.set())
+    monkeypatch.setattr(stopping.logging, "shutdown", lambda: None)
+    with caplog.at_level(logging.ERROR), stopping.StopRequest(0.05, lambda: 40) as stop:
+        stop._ask()
+        assert left.wait(5)
+    assert "train.grace_seconds=0.05 and is given up; the last whole checkpoint is step 40" in caplog.text
+
+
+def test_programs_are_kept_where_asked_and_a_given_folder_is_left_alone(tmp_path, monkeypatch):
+    before = jax.config.jax_compilation_cache_dir
+    assert keep_programs(str(tmp_path)) == before
+    try:
+        jax.config.update("jax_compilation_cache_dir", None)
+        assert keep_programs(None) is None
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+        folder = keep_programs("user")
+        assert folder.startswith(str(tmp_path / "diversity_jax" / "programs" / "cpu-"))
+        assert jax.config.jax_compilation_cache_dir == folder
+    finally:
+        jax.config.update("jax_compilation_cache_dir", before)
