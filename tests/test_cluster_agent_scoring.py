@@ -177,7 +177,7 @@ def test_a_repair_says_what_was_wrong_and_is_asked_once_only():
     judge = Wrapped(
         corpus.label_of, lambda task, answer: Answer(value={"clusters": []}, text="EMPTY") if task.stage == "cluster_samples" else answer
     )
-    with pytest.raises(InputError, match=r"none of 20 groupings was usable \(malformed 20\)"):
+    with pytest.raises(InputError, match=r"none of 20 groupings was usable \(malformed 20: sample ids in no cluster"):
         score_corpus(corpus, judge, AgentConfig(groupings=20, proposals=2))
     asked = [task for task in judge.tasks if task.stage == "cluster_samples"]
     assert len(asked) == 40

@@ -1,11 +1,13 @@
 """One question to a judge with its one repair round, and the account of what it used."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from diversity_jax.cluster_agent.judge import Answer, AnswerError, Judge, Task
+
+_SHOWN_CHARACTERS = 200
 
 
 class RunEnded(Exception):
@@ -37,13 +39,14 @@ class Asker:
 
     Attributes:
       usage: of all its calls.
-      failures: reasons for which tasks came to nothing.
+      failures: reasons for which tasks came to nothing; details: what the server or the check said of each.
     """
 
     def __init__(self, judge: Judge):
         self.judge = judge
         self.usage = Usage()
         self.failures: list[str] = []
+        self.details: list[str] = []
 
     async def ask(self, task: Task, check: Callable[[Any], Any]) -> Any:
         """What `check` makes of the answer; None where two answers in a row break its rules, or the call fails.
@@ -72,10 +75,27 @@ class Asker:
                 self.usage.repairs += 1
                 task = replace(task, problem=problem, previous=answer.text)
         self.failures.append(reason or "failed")
+        self.details.append(problem or "")
         return None
 
 
 def reasons(askers: Iterable[Asker]) -> str:
-    """All failures by reason, as text."""
-    counts = Counter(reason for asker in askers for reason in asker.failures)
-    return ", ".join(f"{reason} {count}" for reason, count in sorted(counts.items()))
+    """All failures by reason, as text, with the words of the first of each."""
+    counts: Counter[str] = Counter()
+    words: dict[str, str] = {}
+    for asker in askers:
+        for reason, detail in zip(asker.failures, asker.details, strict=True):
+            counts[reason] += 1
+            words.setdefault(reason, detail)
+    return explain(counts, words)
+
+
+def explain(counts: Mapping[str, int], words: Mapping[str, str]) -> str:
+    """Failures by reason with what was said of the first of each, and what to do where that is known."""
+    said = []
+    for reason, count in sorted(counts.items()):
+        detail = " ".join(words.get(reason, "").split())
+        shown = detail if len(detail) <= _SHOWN_CHARACTERS else detail[: _SHOWN_CHARACTERS - 1] + "\u2026"
+        said.append(f"{reason} {count}" + (f": {shown}" if shown else ""))
+    hint = "; an answer without end is kept short by agent.schema_limits=True on servers that enforce it" if "truncated" in counts else ""
+    return "; ".join(said) + hint

@@ -31,7 +31,7 @@ class Grouped:
       clusters: the partition of the drawn samples, planted ones taken out; empty where there was no usable answer.
       verdicts: valid or not, and why, for each cluster.
       canary: how the planted samples fared; None where none were planted or no partition came.
-      dropped: why it does not count; None where it does.
+      dropped: why it does not count; None where it does. detail: what the server or the check said of that.
     """
 
     planned: Planned
@@ -40,6 +40,7 @@ class Grouped:
     verdicts: tuple[tuple[bool, str], ...] = ()
     canary: Verdict | None = None
     dropped: str | None = None
+    detail: str = ""
 
     @property
     def counts(self) -> tuple[int, int, int]:
@@ -59,7 +60,7 @@ async def judge_grouping(planned: Planned, judge: Judge, criteria: Criteria, con
     task = new_task("cluster_samples", config, **where, **content)
     answered = await asker.ask(task, lambda value: parse_partition(value, planned.samples))
     if answered is None:
-        return Grouped(planned=planned, usage=asker.usage, dropped=asker.failures[-1])
+        return Grouped(planned=planned, usage=asker.usage, dropped=asker.failures[-1], detail=asker.details[-1])
     canary = judge_canary(answered, planned.canary) if planned.canary else None
     clusters = without_planted(answered, planned.canary)
     verdicts = tuple((True, "") for _ in clusters)
@@ -68,7 +69,7 @@ async def judge_grouping(planned: Planned, judge: Judge, criteria: Criteria, con
         task = new_task("verify_clusters", config, **where, **content, clusters=shown)
         given = await asker.ask(task, lambda value: parse_validation(value, shown))
         if given is None:
-            return Grouped(planned=planned, usage=asker.usage, canary=canary, dropped=asker.failures[-1])
+            return Grouped(planned=planned, usage=asker.usage, canary=canary, dropped=asker.failures[-1], detail=asker.details[-1])
         verdicts = tuple(verdict for place, verdict in enumerate(given) if place != control)
         if control is not None and not given[control][0]:
             canary = Verdict(merged=False, split=True)
@@ -92,6 +93,7 @@ class Collector:
         self.entered = 0
         self.usage = Usage()
         self.drops: Counter[str] = Counter()
+        self.first_details: dict[str, str] = {}  # of the drops, by reason
         self.cluster_sizes: Counter[int] = Counter()
         self.invalid_clusters = 0
         self.examples: list[dict[str, Any]] = []
@@ -126,6 +128,7 @@ class Collector:
             self._split += grouped.canary.split
         if grouped.dropped:
             self.drops[grouped.dropped] += 1
+            self.first_details.setdefault(grouped.dropped, grouped.detail)
         else:
             self._count(grouped)
         if self._lines is not None:

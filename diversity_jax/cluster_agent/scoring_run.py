@@ -7,7 +7,7 @@ from typing import IO, Any
 
 from diversity_jax import storage
 from diversity_jax.cluster_agent import estimators
-from diversity_jax.cluster_agent.asking import RunEnded, Usage
+from diversity_jax.cluster_agent.asking import RunEnded, Usage, explain
 from diversity_jax.cluster_agent.criteria import Criteria
 from diversity_jax.cluster_agent.drawing import Drawable, Drawing
 from diversity_jax.cluster_agent.grouping import Collector, Grouped, judge_grouping
@@ -94,7 +94,7 @@ class Scoring:
         await self._drawing.close()
         groupings, config, collector = self.collector.groupings, self._config, self.collector
         if not len(groupings):
-            why = self.ended or ", ".join(f"{reason} {count}" for reason, count in sorted(collector.drops.items()))
+            why = self.ended or explain(collector.drops, collector.first_details)
             raise InputError(f"judge {self._judge.label}: none of {collector.entered} groupings was usable ({why}); try another judge")
         collision = estimators.collision(groupings)
         documents = _count_documents(self._corpus, self._drawing.documents)
@@ -144,7 +144,8 @@ class Scoring:
             found.append(f"stopped after {entered} of {self._config.groupings} groupings: {self.ended}")
         dropped = sum(self.collector.drops.values())
         if dropped > 0.1 * entered:
-            found.append(f"{dropped} of {entered} groupings were dropped; what remains may not be like what is missing")
+            why = explain(self.collector.drops, {})  # not in the server's words, which differ from run to run
+            found.append(f"{dropped} of {entered} groupings were dropped ({why}); what remains may not be like what is missing")
         if groupings.pairs.sum() < estimators.FEWEST_PAIRS:
             found.append(f"only {int(groupings.pairs.sum())} pairs of samples were grouped together: a lower bound, not an estimate")
         if not rates.shown:
