@@ -1,0 +1,64 @@
+"""The figures of the `diversity` and `vendi-score` packages, kept in a file so that neither has to be installed.
+
+`tests/renew_metrics_golden.py` says how to renew the file, and needs both.
+"""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from diversity_jax.errors import InputError
+from diversity_jax.metrics import compatible
+from diversity_jax.metrics.embedding import mean_pairwise_distance, vendi_score
+from tests.renew_metrics_golden import corpora, golden, vectors
+
+GOLDEN = json.loads((Path(__file__).parent / "metrics_golden.json").read_text())
+RENEW = "tests/renew_metrics_golden.py renews the file; renew it only when the packages themselves changed"
+
+
+@pytest.mark.parametrize("name", corpora())
+def test_the_diversity_packages_figures_to_the_digits_it_prints(name):
+    texts, wanted = corpora()[name], GOLDEN[name]
+    found = {
+        "ngram_diversity_score": compatible.ngram_diversity_score(texts),
+        "self_repetition_score": pytest.approx(compatible.self_repetition_score(texts), abs=1e-12),
+        "compression_ratio_gzip": compatible.compression_ratio(texts, "gzip"),
+        "compression_ratio_xz": compatible.compression_ratio(texts, "xz"),
+        "homogenization_score_rougel": compatible.homogenization_score(texts),
+    }
+    assert found == wanted, RENEW
+
+
+def test_vendi_scores_and_distances_of_vectors():
+    wanted, points = GOLDEN["vectors"], vectors()
+    assert vendi_score(points) == pytest.approx(wanted["vendi_score_X"], rel=1e-9), RENEW
+    assert vendi_score(points) == pytest.approx(wanted["vendi_score_dual_1"], rel=1e-9)
+    assert vendi_score(points, 2) == pytest.approx(wanted["vendi_score_dual_2"], rel=1e-9)
+    assert vendi_score(points, np.inf) == pytest.approx(wanted["vendi_score_dual_inf"], rel=1e-9)
+    assert vendi_score(points, 0.5) == pytest.approx(wanted["vendi_score_K_half"], rel=1e-5)
+    assert compatible.remote_clique(points) == wanted["remote_clique"]
+    assert compatible.chamfer_distance(points) == wanted["chamfer_dist"]
+    assert mean_pairwise_distance(points) == pytest.approx(wanted["remote_clique"] * 40 / 39, abs=2e-3)
+
+
+def test_with_the_packages_installed_the_file_is_still_what_they_give():
+    pytest.importorskip("vendi_score", reason="vendi-score is not installed; the file was made with it")
+    pytest.importorskip("rouge_score", reason="rouge-score is not installed; the file was made with it")
+    try:
+        found = golden()
+    except ImportError as error:
+        pytest.skip(str(error))
+    assert found == GOLDEN
+
+
+def test_what_the_package_cannot_give_is_one_line():
+    with pytest.raises(InputError, match="2 words hold no 4-gram"):
+        compatible.ngram_diversity_score(["two words"])
+    with pytest.raises(InputError, match="make no pair"):
+        compatible.homogenization_score(["alone"])
+    with pytest.raises(InputError, match="sample pairs"):
+        compatible.homogenization_score(["many"] * 6000)
+    with pytest.raises(InputError, match="gzip and xz"):
+        compatible.compression_ratio(["text"], "zstd")
