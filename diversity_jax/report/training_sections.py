@@ -6,7 +6,7 @@ from diversity_jax.report import curves, figures
 from diversity_jax.report.canvas import render
 from diversity_jax.report.data import Curve, Prepared, Share
 from diversity_jax.report.formats import compact, count, counted, percent, significant
-from diversity_jax.report.html import columns, element, joined, table
+from diversity_jax.report.html import Html, columns, element, joined, table
 from diversity_jax.report.page import Section, figure, named
 from diversity_jax.report.theme import Palette
 
@@ -72,19 +72,17 @@ def samples(texts_of_prompt: Mapping[str, Mapping[int, str]]) -> Section:
     blocks = []
     for place, (prompt, texts) in enumerate(texts_of_prompt.items()):
         steps = _spread(list(texts), _STEPS_SHOWN)
-        rows = [
-            (
-                f"step {count(step)}",
-                element("span", texts[step] if texts[step].strip() else "(nothing but white space)", class_="sample", dir="auto"),
-            )
-            for step in steps
-        ]
+        rows = [(f"step {count(step)}", _written(texts[step])) for step in steps]
         title = element("span", prompt, dir="auto") if prompt else "The start of a document"
         aside = element("span", counted(len(texts), "sample"), class_="aside")
         inside = element("div", table(columns("Step", "~Text"), rows), class_="inside")
         blocks.append(element("details", element("summary", title, aside), inside, open="" if place == 0 else None))
     intro = "The model was given the start of a text now and then, always the same, and went on from there."
     return Section(anchor="samples", title="What the model writes", body=joined(element("p", intro), blocks))
+
+
+def _written(sample: str) -> Html:
+    return element("span", sample if sample.strip() else "(nothing but white space)", class_="sample", dir="auto")
 
 
 def _spread(steps: list[int], most: int) -> list[int]:
