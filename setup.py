@@ -45,6 +45,10 @@ setup(
         "fsspec",
         "zstandard>=0.25",
         "rich>=14",
+        "rapidfuzz>=3.14",
+        "regex",
+        "psutil",
+        "scipy",
         "datasketch>=2.0",
     ],
     extras_require={

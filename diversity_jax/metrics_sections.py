@@ -75,11 +75,20 @@ def _verdict(measured: Mapping[str, MetricsCard], pairs: Sequence[tuple[str, str
     says = [_decided(measured[first].metrics, measured[second].metrics, name) for name in METRICS]
     for_first, for_second = says.count(True), says.count(False)
     undecided = sum(bool(METRICS[name].sign) for name in measured[first].metrics) - for_first - for_second
-    return f"{for_first} metrics call {first} more diverse, {for_second} call {second}; {undecided} do not decide."
+    undecided_says = f"{undecided} {'does' if undecided == 1 else 'do'} not decide"
+    if for_first and for_second:
+        return f"{for_first} metrics call {first} more diverse, {for_second} call {second}; {undecided_says}."
+    winner, loser, votes = (first, second, for_first) if for_first else (second, first, for_second)
+    if not votes:
+        return f"No metric tells {first} from {second}."
+    return f"{votes} metrics call {winner} more diverse than {loser}, none the other way; {undecided_says}."
 
 
 def _drawn(measured: Mapping[str, MetricsCard]) -> str:
     used = next(iter(measured.values())).parameters
+    sizes = ("draws", "draw_documents", "control_words", "control_documents")
+    if any(card.parameters[name] != used[name] for card in measured.values() for name in sizes):
+        return "Each figure is a mean over draws of equal size; the size is given with each comparison."
     said = f"Each figure is the mean of {formats.counted(used['draws'], 'draw')} of {formats.counted(used['draw_documents'], 'document')}"
     if used["control_words"]:
         said += (
@@ -89,7 +98,7 @@ def _drawn(measured: Mapping[str, MetricsCard]) -> str:
 
 
 def _key_figures(card: MetricsCard) -> tuple[KeyFigure, ...]:
-    names = [name for name in ("ngram_diversity", "self_repetition", "compression_ratio_gzip", "mtld", "vendi_1", "perplexity")]
+    names = ("ngram_diversity", "self_repetition", "compression_ratio_gzip", "mtld", "vendi_1", "perplexity")
     return tuple(
         KeyFigure(label=METRICS[name].title, value=formats.significant(card.metrics[name].value), note=_interval(card.metrics[name]))
         for name in names
@@ -179,38 +188,35 @@ def verdict(first: Mapping[str, Figure], second: Mapping[str, Figure], name: str
 def _apart(measured: Mapping[str, MetricsCard], pair: tuple[str, str], number: int) -> Section:
     """Which metrics tell two corpora apart."""
     first, second = (measured[name] for name in pair)
-    rows = []
-    for name, about in METRICS.items():
-        if about.sign and (name in first.metrics or name in first.controlled):
-            whole = (said(first.metrics.get(name)), said(second.metrics.get(name)), verdict(first.metrics, second.metrics, name, pair))
-            equal = (
-                said(first.controlled.get(name)),
-                said(second.controlled.get(name)),
-                verdict(first.controlled, second.controlled, name, pair),
-            )
-            rows.append((about.title, *whole, *equal))
+    rows = [
+        (
+            about.title,
+            _ratio(first.metrics, second.metrics, name),
+            verdict(first.metrics, second.metrics, name, pair),
+            _ratio(first.controlled, second.controlled, name),
+            verdict(first.controlled, second.controlled, name, pair),
+        )
+        for name, about in METRICS.items()
+        if about.sign and (name in first.metrics or name in first.controlled)
+    ]
     marks = [one for one in separations(first, second) if one.whole is not None or one.controlled is not None]
     drawing: Drawing | None = None
     if marks:
         alt = "; ".join(f"{one.title}: {formats.significant(one.whole)}" for one in marks if one.whole is not None)
         drawing = render(f"apart-{number}", alt, lambda width: metric_figures.separations(marks, *pair, width))
     short = [formats.shortened(name, 18) for name in pair]
-    titles = columns(
-        "Metric",
-        f"#{short[0]}",
-        f"#{short[1]}",
-        "More diverse",
-        f"#{short[0]}, equal length",
-        f"#{short[1]}, equal length",
-        "More diverse, equal length",
-    )
-    caption = (
-        "Filled: whole documents. Hollow: documents cut to equal length. Inside the grey band the 95 % interval of the difference holds 0."
-    )
-    body = joined(figure(drawing, caption) if drawing else None, table(titles, rows))
-    return Section(
-        anchor=f"apart-{number}", title=f"{short[0]} against {short[1]}", body=body, drawings=(drawing,) if drawing else ()
-    )  # fmt: skip
+    titles = columns("Metric", "#Ratio", "More diverse", "#Ratio, equal length", "More diverse, equal length")
+    caption = "Filled: whole documents. Hollow: cut to equal length. Inside the grey band the 95 % interval of the difference holds 0."
+    intro = element("p", _drawn({name: measured[name] for name in pair}))
+    body = joined(intro, figure(drawing, caption) if drawing else None, table(titles, rows))
+    drawings = (drawing,) if drawing else ()
+    return Section(anchor=f"apart-{number}", title=f"{short[0]} against {short[1]}", body=body, drawings=drawings)
+
+
+def _ratio(first: Mapping[str, Figure], second: Mapping[str, Figure], name: str) -> str:
+    if name not in first or name not in second or not second[name].value:
+        return _DASH
+    return formats.significant(first[name].value / second[name].value)
 
 
 def _dependence(measured: Mapping[str, MetricsCard]) -> Section | None:
@@ -236,7 +242,7 @@ def _range(slopes: Sequence[float | None]) -> str:
     known = [slope for slope in slopes if slope is not None]
     if not known:
         return _DASH
-    low, high = (f"{value:+.2f}".replace("-", "\u2212") for value in (min(known), max(known)))
+    low, high = (f"{round(value, 2) + 0.0:+.2f}".replace("-", "\u2212") for value in (min(known), max(known)))
     return low if low == high else f"{low} to {high}"
 
 

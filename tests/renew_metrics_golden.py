@@ -1,6 +1,7 @@
 """The figures of the `diversity` and `vendi-score` packages that tests/test_metrics_compatible.py holds ours against.
 
-    python -m venv /tmp/peers && /tmp/peers/bin/pip install diversity==0.3.1 vendi-score==0.0.3 numpy scipy scikit-learn nltk rouge-score evaluate
+    python -m venv /tmp/peers
+    /tmp/peers/bin/pip install diversity==0.3.1 vendi-score==0.0.3 numpy scipy scikit-learn nltk rouge-score evaluate
     /tmp/peers/bin/python -m tests.renew_metrics_golden > tests/metrics_golden.json
 
 Their modules are loaded one by one: the package's own `__init__` wants spacy, sentence-transformers and a download.
