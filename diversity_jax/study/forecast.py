@@ -17,7 +17,6 @@ class Need:
     tokens: float = 0.0
     flops: float = 0.0
     calls: float = 0.0
-    documents: float = 0.0
 
     def hours(self, study: StudyConfig) -> float:
         """On the accelerator that the study names, at the utilisation it assumes."""
@@ -31,7 +30,7 @@ def forecast(steps: Mapping[str, Step], store: Store) -> dict[str, Need]:
         old = found.get(step.kind, Need(steps=0, done=0))
         done = store.done(key) is not None
         cost = {} if done else _cost(step)
-        sums = {name: getattr(old, name) + cost.get(name, 0.0) for name in ("tokens", "flops", "calls", "documents")}
+        sums = {name: getattr(old, name) + cost.get(name, 0.0) for name in ("tokens", "flops", "calls")}
         found[step.kind] = Need(steps=old.steps + 1, done=old.done + done, **sums)
     return found
 
@@ -42,8 +41,9 @@ def _cost(step: Step) -> dict[str, float]:
         tokens = config.train.steps * config.train.batch_size * config.model.max_length
         return {"tokens": tokens, "flops": tokens * flops_per_token(config.model, config.model.max_length, causal=False)}
     if step.kind == "generate":
-        demo = sum(component.grammar.documents for component in config.grammar)
-        return {"documents": demo, "calls": float(config.grid.documents or 0) if config.generators else 0.0}
+        grid, topics = config.grid, config.topics.limit or 0
+        whole = topics * grid.generations_per_topic * len(grid.templates) * (1 if grid.mixed else len(config.generators))
+        return {"calls": float(grid.documents or whole)} if config.generators else {}
     if step.kind in ("score", "build") and config.judge not in ("offline", "none"):
         corpora = 1 if step.kind == "score" else len(config.mixture.components)
         return {"calls": float(corpora * config.agent.forecast_calls())}

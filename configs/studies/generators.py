@@ -1,0 +1,26 @@
+"""The paper's models experiment: who writes, four models and all of them mixed, weighted to 5 B synthetic tokens beside 34 B real.
+
+    python -m diversity_jax.study --config configs/studies/generators.py --config.dry_run=True
+
+Data, keys and hardware: as configs/studies/topics_by_generations.py; the two open models are asked at an OpenAI-compatible server on
+127.0.0.1:8000 (vLLM).
+Expected: the paper finds stronger generators and the mix more diverse, and better. Not run here at this size.
+"""
+
+from configs.studies.topics_by_generations import recipe, study
+from diversity_jax.study.recipe import Factor, Level, StudyConfig
+from diversity_jax.synthesis.settings import GeneratorConfig
+
+SERVER = "http://127.0.0.1:8000/v1"
+GENERATORS = {
+    "GPT-4o": (GeneratorConfig(model="openai:gpt-4o"),),
+    "GPT-3.5": (GeneratorConfig(model="openai:gpt-3.5-turbo"),),
+    "Llama-3.1-8B": (GeneratorConfig(model="openai:meta-llama/Llama-3.1-8B-Instruct", base_url=SERVER),),
+    "Mistral-7B": (GeneratorConfig(model="openai:mistralai/Mistral-7B-Instruct-v0.3", base_url=SERVER),),
+}
+
+
+def get_config() -> StudyConfig:
+    everyone = {**GENERATORS, "mixed": tuple(one for group in GENERATORS.values() for one in group)}
+    levels = tuple(Level(name=name, set={"generate.generators": group}) for name, group in everyone.items())
+    return study("generators", (Factor(name="generator", levels=levels),), recipe(synthetic_tokens_b=5, templates=("topic_styles",)))
