@@ -79,15 +79,15 @@ class Asker:
         return None
 
 
-def reasons(askers: Iterable[Asker]) -> str:
-    """All failures by reason, as text, with the words of the first of each."""
+def reasons(askers: Iterable[Asker], *, said: bool = True) -> str:
+    """All failures by reason, as text; with what was `said` of the first of each."""
     counts: Counter[str] = Counter()
     words: dict[str, str] = {}
     for asker in askers:
         for reason, detail in zip(asker.failures, asker.details, strict=True):
             counts[reason] += 1
             words.setdefault(reason, detail)
-    return explain(counts, words)
+    return explain(counts, words if said else {})
 
 
 def explain(counts: Mapping[str, int], words: Mapping[str, str]) -> str:
@@ -97,5 +97,5 @@ def explain(counts: Mapping[str, int], words: Mapping[str, str]) -> str:
         detail = " ".join(words.get(reason, "").split())
         shown = detail if len(detail) <= _SHOWN_CHARACTERS else detail[: _SHOWN_CHARACTERS - 1] + "\u2026"
         said.append(f"{reason} {count}" + (f": {shown}" if shown else ""))
-    hint = "; an answer without end is kept short by agent.schema_limits=True on servers that enforce it" if "truncated" in counts else ""
+    hint = "; agent.schema_limits=True keeps answers short on servers that enforce it" if "truncated" in counts and words else ""
     return "; ".join(said) + hint

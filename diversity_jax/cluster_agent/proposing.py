@@ -85,7 +85,7 @@ async def _one_set(number: int, texts: Sequence, judge: Judge, config: AgentConf
     proposals = [proposal for proposal in await asyncio.gather(*jobs) if proposal]
     remarks: list[str] = []
     if len(proposals) < len(drawn):
-        remarks.append(f"{len(drawn) - len(proposals)} of {len(drawn)} proposals were not usable ({reasons(askers)})")
+        remarks.append(f"{len(drawn) - len(proposals)} of {len(drawn)} proposals were not usable ({reasons(askers, said=not proposals)})")
     found = await _summarise(number, proposals, askers[len(drawn) :], config, remarks) if proposals else None
     usage = Usage()
     for asker in askers:

@@ -174,7 +174,7 @@ def _count_documents(corpus: Any, drawn: int | None) -> int | None:
     try:
         return len(corpus)
     except TypeError:
-        return drawn
+        return getattr(corpus, "records", None) if drawn is None else drawn
 
 
 async def _all_or_none(workers: Sequence[Coroutine]) -> None:

@@ -76,11 +76,13 @@ class RecordCorpus:
     Attributes:
       name: the source as it was asked for.
       rejected: how many records the latest reading or sampling left out, by reason.
+      records: how many there are, documents or not; None before a sampling has counted them.
     """
 
     def __init__(self, config: CorpusConfig, parts: Sequence[Records], kind: str):
         self.name = config.source
         self.rejected: Counter[str] = Counter()
+        self.records: int | None = None
         self._config = config
         self._parts = parts
         self._kind = kind
@@ -279,6 +281,7 @@ class RecordCorpus:
                         kept.keep(priority, first_position + position + offset, document)
                 position += len(batch)
             first_position += position
+        self.records = first_position
         return self._unless_empty(kept.values())
 
     def _sample_index(self, size: int, seed: int, bounds: np.ndarray) -> list[Document]:
@@ -290,6 +293,7 @@ class RecordCorpus:
           bounds: position of the first record of every part, and the number of records: int[parts + 1].
         """
         total, wanted, looked_at = int(bounds[-1]), size, 0
+        self.records = total
         documents: list[Document] = []
         while len(documents) < size and looked_at < total:
             positions = lowest(total, wanted, seed)[looked_at:]
