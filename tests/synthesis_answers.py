@@ -43,7 +43,7 @@ def generation(stage: str, samples: list[dict[str, str]], payload: dict[str, Any
         return {"topics": [{"path": ["Knowledge", word], "keywords": ["one", "two", "three"]}]}
     if stage == "expand_topic":
         last = re.findall(r'"([^"]+)"', user.split("already_there")[0])[-1]
-        return {"subtopics": [{"name": f"{last} part {n}", "keywords": ["a", "b", "c"]} for n in "abcd"]}
+        return {"subtopics": [{"name": word, "keywords": ["a", "b", "c"]} for word in words_for(last)[:4]]}
     if stage == "write_personas":
         return {"personas": [f"A reader of {user.split(chr(34))[3][:30]}", "A gardener who likes machines"]}
     properties = payload["schema"]["properties"]

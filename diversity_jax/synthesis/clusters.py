@@ -1,6 +1,6 @@
 """What has been written so far, in clusters: by words, for free; or by the cluster-agent's judge, in groupings of old and new together.
 
-By words: the offline judge's space and threshold, fitted once to the first documents. A document joins the nearest cluster whose mean
+By words: the offline judge's space and threshold, fitted to the first documents. A document joins the nearest cluster whose mean
 lies within the threshold, or begins one of its own; so every document has a number, and evidence is exact for what stands. It is a
 baseline that sees what texts are about as far as their words show it.
 """
@@ -24,30 +24,41 @@ _FITTED_TO = 2000
 
 
 class WordClusters:
-    """Clusters by words. `labels` is the cluster of every document so far: -1 where it is not known yet."""
+    """Clusters by words. `labels` is the cluster of every document so far: -1 where there are too few documents to tell.
+
+    The space is fitted again whenever there are twice as many documents, up to 2,000, and all are placed anew: a space fitted to the
+    first hundred alone keeps apart what later ones show to belong together.
+    """
 
     def __init__(self, *, seed: int):
         self._seed = seed
         self._judge: OfflineJudge | None = None
-        self._waiting: list[str] = []
+        self._kept: list[str] = []
+        self._fitted_to = 0
+        self._start()
+
+    def _start(self) -> None:
         self._sums = np.zeros((0, 0), np.float32)
         self._count = 0
         self.labels: list[int] = []
 
     def extend(self, texts: Sequence[str]) -> None:
-        """Takes documents in, in order. Equal texts in equal order give equal labels, in however many parts they come, as long as the
-        first parts are equal: the space is fitted to what has come when there is enough."""
-        if self._judge is None:
-            self._waiting += texts
-            if len(self._waiting) < _FEWEST_TO_FIT:
-                self.labels += [-1] * len(texts)
-                return
-            self._judge = OfflineJudge(self._waiting[:_FITTED_TO], seed=self._seed)
-            del self.labels[len(self.labels) - (len(self._waiting) - len(texts)) :]
-            texts, self._waiting = self._waiting, []
-        for text in texts:
-            vector = self._judge.place(text)
-            self.labels.append(self._join(vector))
+        """Takes documents in, in order. Equal texts that come in equal parts get equal labels."""
+        if self._fitted_to >= _FITTED_TO:
+            self.labels += [self._join(self._judge.place(text)) for text in texts]
+            return
+        self._kept += texts
+        if len(self._kept) < _FEWEST_TO_FIT:
+            self.labels += [-1] * len(texts)
+            return
+        if len(self._kept) >= 2 * self._fitted_to:
+            self._judge = OfflineJudge(self._kept[:_FITTED_TO], seed=self._seed)
+            self._fitted_to = len(self._kept)
+            self._start()
+            texts = self._kept
+        self.labels += [self._join(self._judge.place(text)) for text in texts]
+        if self._fitted_to >= _FITTED_TO:
+            self._kept = []
 
     def _join(self, vector: np.ndarray) -> int:
         """The cluster of a unit vector, a new one where none is near; the cluster's sum moves."""
@@ -101,7 +112,14 @@ class JudgedClusters:
         rows = np.array([_pair_shares(one, half) for one in judged if one.dropped is None]).reshape(-1, 3)
         if len(rows) < 4:
             return None
-        return Evidence(shared=rows[:, 0], own=rows[:, 1], standing=rows[:, 2], documents=documents, dollars=dollars)
+        return Evidence(
+            shared=rows[:, 0],
+            own=rows[:, 1],
+            standing=rows[:, 2],
+            documents=documents,
+            arm_documents=len(arm_texts),
+            dollars=dollars,
+        )
 
     def _plan(self, arm_texts: Sequence[str], standing_texts: Sequence[str], half: int, look: str, number: int) -> Planned:
         index = child_seed(self._config.seed, look, number)

@@ -25,7 +25,7 @@ def top_by_level(topics: Sequence[Topic], most: int = 8) -> list[list[tuple[str,
     found = []
     for level in range(MOST_LEVELS):
         counts = Counter(topic.path[level] for topic in topics if len(topic.path) > level)
-        if counts:
+        if counts and (level == 0 or max(counts.values()) > 1):  # where every name is there once, bars say nothing
             found.append(sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))[:most])
     return found
 
@@ -67,7 +67,7 @@ def topic_map(topics: Sequence[Topic], *, seed: int = 0) -> tuple[np.ndarray, li
     chosen = np.sort(np.random.default_rng(seed).permutation(len(topics))[:_MAPPED])
     shown = [topics[place] for place in chosen.tolist()]
     vectors = embed(shown)
-    with threadpool_limits(2):
+    with threadpool_limits(1):  # threads that wait for each other on a busy machine take many times as long
         if vectors.shape[1] > 40 and len(shown) > 40:
             vectors = TruncatedSVD(40, random_state=seed).fit_transform(vectors)
         nearby = min(30.0, max(2.0, (len(shown) - 1) / 4))

@@ -121,6 +121,7 @@ class Loop:
             if verdict.stopped:
                 _logger.info("arm %s is stopped: %s", verdict.arm, verdict.reason)
         self._decide_avoided()
+        sown_before = self._grower.account.dollars
         cells, topics = await self._sow(number) if self._steered and done.ended is None else ([], [])
         labels = self._labels
         summary = {
@@ -134,6 +135,7 @@ class Loop:
             "avoid": self.avoid,
             "topics_covered": len(self._covered),
             "new_topics": [{"path": list(topic.path), "keywords": list(topic.keywords)} for topic in topics],
+            "sown_dollars": self._grower.account.dollars - sown_before,
             "judge_dollars": self._judged.dollars if self._judged else 0.0,
         }
         return Said(new_cells=cells, summary=summary)

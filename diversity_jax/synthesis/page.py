@@ -237,6 +237,7 @@ def _cost(store: Store) -> Section:
     rows = [
         ("Documents and what was not used", formats.counted(_totals(rounds, "attempts").total(), "answer"), formats.money(paid)),
         ("Topics and personas", formats.counted(growing["calls"], "call"), formats.money(growing["dollars"])),
+        ("New seeds", "", formats.money(sum(one["sown_dollars"] for one in rounds))),
         ("The steering's judge", "in the latest process", formats.money(judged)),
     ]
     tokens = ", ".join(f"{label} {formats.compact(number)}" for label, number in _totals(rounds, "tokens").items())

@@ -39,7 +39,7 @@ class TopicsConfig:
     limit: int | None = None
     levels: int = 5
     branching: int = 8
-    near_duplicate: float | None = 0.9
+    near_duplicate: float | None = 0.85
     leaves_only: bool = True
 
     def __post_init__(self):

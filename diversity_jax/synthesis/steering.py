@@ -35,6 +35,7 @@ class Evidence:
       own: y [n], the same among the arm's other documents.
       standing: share of pairs among what stands that lie in one cluster: [n] where it is estimated with the units, else a number.
       documents: N, that stand.
+      arm_documents: how many of them are the arm's.
       dollars: a document of the arm costs, with what its failed attempts cost.
     """
 
@@ -42,6 +43,7 @@ class Evidence:
     own: np.ndarray
     standing: float | np.ndarray
     documents: int
+    arm_documents: int
     dollars: float
 
 
@@ -94,7 +96,7 @@ def evidence_of_labels(labels: np.ndarray, is_arm: np.ndarray, dollars: float) -
     shared = (counts[own_labels] - 1) / max(total - 1, 1)
     own = (own_counts[own_labels] - 1) / max(arm_total - 1, 1)
     standing = float((counts * (counts - 1.0)).sum()) / max(total * (total - 1.0), 1.0)
-    return Evidence(shared=shared, own=own, standing=standing, documents=total, dollars=dollars)
+    return Evidence(shared=shared, own=own, standing=standing, documents=total, arm_documents=arm_total, dollars=dollars)
 
 
 def effective_clusters(labels: np.ndarray) -> float:
@@ -175,7 +177,7 @@ class Steering:
 
     def _verdict(self, arm: str, evidence: Evidence | None, added: int) -> Verdict:
         config = self._config
-        if evidence is None or len(evidence.shared) < config.min_documents:
+        if evidence is None or evidence.arm_documents < config.min_documents:
             return Verdict(arm=arm, look=self._looks[arm], gain=None, low=None, high=None, stopped=False, reason="too little to say")
         gain = self._gains[arm] = marginal_gain(evidence, added)
         if self._looks[arm] >= config.looks:

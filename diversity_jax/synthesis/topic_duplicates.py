@@ -23,6 +23,7 @@ from diversity_jax.synthesis.topics import Topic
 _logger = logging.getLogger(__name__)
 _DIMENSIONS = 128
 _ABOVE_WEIGHT = 0.7  # of the names above: an equal name elsewhere in the tree then lies at 0.67
+_WHOLE_WORD_WEIGHT = 0.3  # beside the sum of its trigrams: more would keep spellings of one word apart
 _CELL_TOPICS = 300  # topics in a cell, about
 _CELL_SAMPLE = 60_000
 _BLOCK = 4096
@@ -60,7 +61,7 @@ class Merged:
         return f"{len(self.topics):,} topics of {self.read:,} ({found})"
 
 
-def merge_topics(topics: Sequence[Topic], *, near: float | None = 0.9) -> Merged:
+def merge_topics(topics: Sequence[Topic], *, near: float | None = 0.85) -> Merged:
     """Merges duplicates.
 
     Args:
@@ -106,7 +107,9 @@ def words_of(name: str) -> tuple[str, ...]:
     plain = unicodedata.normalize("NFKD", name).casefold()
     plain = "".join(letter for letter in plain if not unicodedata.combining(letter))
     words = [_singular(word) for word in _WORD.findall(plain)]
-    return tuple(word for word in words if word not in _FILLERS) or tuple(words) or (name,)
+    # "Vitamin A" ends in a name, not in an article.
+    told = [word for place, word in enumerate(words) if word not in _FILLERS or (len(word) == 1 and place and place == len(words) - 1)]
+    return tuple(told or words) or (name,)
 
 
 def _singular(word: str) -> str:
@@ -145,7 +148,7 @@ def _word_vector(word: str) -> np.ndarray:
     """Unit vector of a word: itself and its trigrams, each at hashed places with hashed signs."""
     framed = f"<{word}>"
     parts = [word, *(framed[start : start + 3] for start in range(len(framed) - 2))]
-    weights = [1.0] + [1.0 / max(1, len(parts) - 1)] * (len(parts) - 1)
+    weights = [_WHOLE_WORD_WEIGHT] + [1.0 / max(1, len(parts) - 1)] * (len(parts) - 1)
     vector = np.zeros(_DIMENSIONS, np.float32)
     for part, weight in zip(parts, weights, strict=True):
         code = zlib.crc32(part.encode())
@@ -213,7 +216,11 @@ def _nearest(vectors: np.ndarray, centres: np.ndarray, count: int) -> np.ndarray
 
 
 def same_topic(a: Topic, b: Topic) -> bool:
-    """Whether two near topics are one: every word of the narrowest names has a counterpart that differs in spelling only."""
+    """Whether two near topics are one: every word of the narrowest names has a counterpart that differs in spelling only, and the names
+    above, where both have some, share a word."""
+    above_a, above_b = ({word for name in topic.path[:-1] for word in words_of(name)} for topic in (a, b))
+    if above_a and above_b and not above_a & above_b:
+        return False
     first, second = set(words_of(a.path[-1])), set(words_of(b.path[-1]))
     return _same_words(tuple(sorted(first - second)), tuple(sorted(second - first)))
 

@@ -1,0 +1,168 @@
+"""From template to request, from answer to text: what is asked, what is refused, and what comes out."""
+
+import copy
+import json
+import random
+
+import jsonschema
+import pytest
+
+from diversity_jax.errors import InputError
+from diversity_jax.synthesis.answers import Flaw, read_answer
+from diversity_jax.synthesis.near_duplicates import NearDuplicates, signature
+from diversity_jax.synthesis.rendering import render
+from diversity_jax.synthesis.settings import QualityConfig
+from diversity_jax.synthesis.templates import TEMPLATES, Seeds, load_template
+from diversity_jax.synthesis.topics import Topic
+from tests.synthesis_answers import words_for, write
+
+SEEDS = Seeds(
+    topics=(Topic(("Physics", "Optics"), ("lens",)), Topic(("Bread",))), style="wikihow", personas=("A baker", "A diver"), avoid=("Prisms",)
+)
+
+
+def request_of(template, seeds=SEEDS):
+    return template.request(seeds, replicate=0, max_output_tokens=100, temperature=1.0, limits=False)
+
+
+def answer_to(template, seed=0):
+    return write("optics", random.Random(seed), persona="personas" in template.used, topics="topics" in template.used)
+
+
+def check(value, template=TEMPLATES["topic"], **quality):
+    text = value if isinstance(value, str) else json.dumps(value)
+    return read_answer(text, template, SEEDS, request_of(template), QualityConfig(**quality))
+
+
+@pytest.mark.parametrize("name", list(TEMPLATES))
+def test_every_template_asks_for_what_it_varies_and_reads_its_answer(name):
+    template = TEMPLATES[name]
+    request = request_of(template)
+    asked = request.system + request.user
+    assert request.stage == f"generate_{name}"
+    assert ("numbered steps" in asked) == ("styles" in name)
+    assert ("A diver" in asked) == ("persona" in name)
+    assert ("Bread" in asked) == name.startswith("multi")
+    assert "Prisms" in asked
+    assert "{" not in asked
+    made = check(answer_to(template), template)
+    jsonschema.validate(answer_to(template), request.schema)
+    assert made.persona == ("A baker" if "persona" in name else None)
+    assert len(made.passages) == 3
+    assert made.question.answer in made.question.options
+
+
+def test_topics_without_keywords_can_be_asked():
+    assert "choose fitting ones" in request_of(TEMPLATES["topic"], Seeds(topics=(Topic(("Physics",)),))).user
+
+
+def broken(**changes):
+    value = answer_to(TEMPLATES["topic"])
+    question = value["question"] | changes.pop("question", {})
+    return value | {"question": question} | changes
+
+
+FIRST = copy.deepcopy(answer_to(TEMPLATES["topic"]))["passages"]
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        ("{", "not_json"),
+        ("I'm sorry, but I can't help with that.", "refused"),
+        (broken(passages=[{"concepts": ["x"], "text": "As an AI language model I cannot. " + FIRST[0]["text"]}, *FIRST[1:]]), "refused"),
+        ([], "schema"),
+        (broken(passages=FIRST[:2]), "schema"),
+        (broken(extra=1), "schema"),
+        (broken(passages=[{"text": FIRST[0]["text"]}, *FIRST[1:]]), "schema"),
+        (broken(passages=[{"concepts": ["x"], "text": "too short"}, *FIRST[1:]]), "short"),
+        (broken(question={"answer": "something else"}), "answer_not_an_option"),
+        (broken(question={"options": ["one", "One", "two", "three"], "answer": "two"}), "options"),
+        (broken(question={"options": ["one", "two"], "answer": "two"}), "schema"),
+        (broken(question={"explanation": "\ud800 lone"}), "schema"),
+    ],
+)
+def test_the_quality_floor_names_the_flaw(value, reason):
+    with pytest.raises(Flaw) as found:
+        check(value)
+    assert found.value.reason == reason
+
+
+def test_passages_copied_from_the_prompt_are_refused():
+    copied = request_of(TEMPLATES["topic"]).system[:700]
+    with pytest.raises(Flaw) as found:
+        check(broken(passages=[{"concepts": ["x"], "text": copied}] * 3), max_passage_words=900)
+    assert found.value.reason == "copied_from_prompt"
+
+
+def test_json_in_a_fence_is_read():
+    assert check(f"```json\n{json.dumps(answer_to(TEMPLATES['topic']))}\n```").question is not None
+
+
+def test_rendering_is_seeded_varied_and_keeps_the_answer():
+    made = check(answer_to(TEMPLATES["topic"]))
+    texts = {render(made, seed=str(number)) for number in range(60)}
+    assert len(texts) > 50
+    assert render(made, seed="7") == render(made, seed="7")
+    for text in texts:
+        assert text.startswith("\n\n".join(made.passages))
+        assert all(option in text for option in made.question.options)
+        assert made.question.explanation in text
+
+
+def test_options_keep_their_places_where_the_explanation_names_them():
+    value = broken(question={"explanation": "Option (B) fails because of heat, so the answer is C."})
+    options = value["question"]["options"]
+    for number in range(20):
+        text = render(check(value), seed=str(number)).split(value["question"]["question"])[1]
+        places = [text.index(option) for option in options]
+        assert places == sorted(places)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"user": None}, "has no field 'user'"),
+        ({"extra": 1}, "field 'extra' is unknown"),
+        ({"name": 3}, "field 'name' is int"),
+        ({"user": "about {thing}"}, "placeholder {thing} is unknown"),
+        ({"user": "about nothing"}, "names no topic"),
+        ({"user": "about {topic"}, "write a brace"),
+        ({"passages": [5, 3]}, "the fewest and the most"),
+    ],
+)
+def test_a_template_file_with_a_fault_is_named(tmp_path, changes, words):
+    value = {"name": "mine", "system": "Write.", "user": "About {topic} for {personas}."} | changes
+    path = tmp_path / "mine.json"
+    path.write_text(json.dumps({name: one for name, one in value.items() if one is not None}))
+    with pytest.raises(InputError) as found:
+        load_template(str(path))
+    assert words in str(found.value)
+    assert "mine" in str(found.value)
+
+
+def test_a_template_file_without_a_question(tmp_path):
+    path = tmp_path / "mine.json"
+    path.write_text(json.dumps({"name": "mine", "system": "Write.", "user": "{topic}", "passages": [1, 2], "question": False}))
+    template = load_template(str(path))
+    made = check({"passages": [{"concepts": ["x"], "text": FIRST[0]["text"]}]}, template)
+    assert render(made, seed="0") == FIRST[0]["text"]
+
+
+def test_near_duplicates_are_found_across_rounds_and_others_are_not():
+    draw = random.Random(0)
+    texts = [" ".join(draw.choices(words_for("w", 400), k=200)) for _ in range(300)]
+    known = NearDuplicates(0.6)
+    for number, text in enumerate(texts):
+        known.add(signature(text))
+        if number == 150:
+            known.settle()
+    again = NearDuplicates(0.6)
+    again.extend(known.signatures)
+    for store in (known, again):
+        for number in range(0, 300, 10):
+            words = texts[number].split()
+            words[100] = "changed"
+            assert store.find(signature(" ".join(words)))[0] == number
+        assert store.find(signature(" ".join(draw.choices(words_for("other", 400), k=200)))) is None
+    assert signature("") is not None

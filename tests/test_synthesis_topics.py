@@ -1,0 +1,96 @@
+"""Topics out of files in every form, and one topic for one subject."""
+
+import json
+
+import pytest
+
+from diversity_jax.errors import InputError
+from diversity_jax.synthesis.topic_duplicates import merge_topics, normalised, same_topic
+from diversity_jax.synthesis.topics import Topic, make_topic, read_topics, write_topics
+from tests.shared_data import shared_file
+
+
+def read(tmp_path, name, content, **settings):
+    (tmp_path / name).write_text(content)
+    return list(read_topics(str(tmp_path / name), **settings))
+
+
+def test_slash_paths_with_and_without_keywords(tmp_path):
+    found = read(tmp_path, "t.txt", "A/B/C\tone, two\nA / B\n\nTCP\\/IP/Ports\n/\n")
+    assert found == [Topic(("A", "B", "C"), ("one", "two")), Topic(("A", "B")), Topic(("TCP/IP", "Ports"))]
+    assert found[2].slash_path == "TCP\\/IP/Ports"
+
+
+def test_outlines_by_indentation_and_nested(tmp_path):
+    text = "Physics\n  - Optics\n    - Lenses\tglass\n    - Mirrors\n  - Heat\n"
+    leaves = [("Physics", "Optics", "Lenses"), ("Physics", "Optics", "Mirrors"), ("Physics", "Heat")]
+    assert [topic.path for topic in read(tmp_path, "t.txt", text)] == leaves
+    assert len(read(tmp_path, "t.txt", text, leaves_only=False)) == 5
+    nested = {"name": "1. Optics", "children": [{"name": "1.1a Lenses", "children": []}, {"name": "Mirrors"}]}
+    record = {"field": "Physics", "outline": [nested, {"name": "Heat", "children": []}]}
+    assert [topic.path for topic in read(tmp_path, "t.jsonl", json.dumps(record))] == leaves
+
+
+def test_at_most_five_levels_without_repeats_and_numbers():
+    assert make_topic(["a", "A", "Chapter 2: b", "c", "d", "e", "f"]).path == ("a", "b", "d", "e", "f")
+    assert make_topic(["3-manifolds"]).path == ("3-manifolds",)
+    assert make_topic([" ", "\u200b"]) is None
+
+
+def test_written_topics_read_back(tmp_path):
+    topics = [Topic(("TCP/IP", "Ports"), ("one",)), Topic(("\u00e9t\u00e9",))]
+    write_topics(tmp_path / "t.jsonl.zst", topics)
+    assert list(read_topics(str(tmp_path / "t.jsonl.zst"))) == topics
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("t.jsonl", '{"path": ["a"]}\n{"nothing": 1}\n', "t.jsonl:2: has neither"),
+        ("t.jsonl", "{", "t.jsonl:1: is not valid JSON"),
+        ("t.jsonl", '{"outline": [{"children": []}]}', "has no `name`"),
+        ("t.csv", "a,b", "of no kind that holds topics"),
+    ],
+)
+def test_broken_files_are_named(tmp_path, name, content, words):
+    with pytest.raises(InputError, match=words):
+        read(tmp_path, name, content)
+
+
+def test_duplicates_merge_and_keep_keywords():
+    topics = [Topic(("Physics", "Optics", "Concave mirrors"), ("a",)), Topic(("Physics", "Optics", "Concave mirrors"), ("b",))]
+    topics += [Topic(("physics", "Optics", "An Introduction to Concave Mirror"), ("c",)), Topic(("Physics", "Optics", "Concave mirrrors"))]
+    merged = merge_topics(topics)
+    assert merged.topics == [Topic(("Physics", "Optics", "Concave mirrors"), ("a", "b", "c"))]
+    assert (merged.exact, merged.normalised, merged.near) == (1, 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("a", "b"),
+    [
+        ("World War I", "World War II"),
+        ("Organic chemistry", "Inorganic chemistry"),
+        ("Vitamin A", "Vitamin B"),
+        ("Battle of 1812", "Battle of 1813"),
+        ("Supply", "Supply and demand"),
+        ("Renal anatomy", "Renal physiology"),
+    ],
+)
+def test_what_only_looks_alike_stays_apart(a, b):
+    first, second = Topic(("Field", a)), Topic(("Field", b))
+    assert not same_topic(first, second)
+    assert len(merge_topics([first, second], near=0.5).topics) == 2
+
+
+def test_equal_names_elsewhere_in_the_tree_stay_apart():
+    places = [Topic((field, "History")) for field in ("Chess", "Bread", "Railways")]
+    assert merge_topics(places).topics == places
+    assert normalised(("Caf\u00e9s", "The Art of Roasting")) == normalised(("cafe", "roasting art"))
+
+
+def test_real_outlines_lose_little_and_nothing_twice():
+    topics = [topic for topic, _ in zip(read_topics(str(shared_file("topics/course_outlines.jsonl.gz"))), range(4000), strict=False)]
+    merged = merge_topics(topics)
+    assert merged.read == len(merged.topics) + merged.exact + merged.normalised + merged.near
+    assert 0.75 < len(merged.topics) / len({topic.path for topic in topics}) < 1
+    assert merge_topics(merged.topics).exact == merge_topics(merged.topics).normalised == 0
