@@ -101,12 +101,12 @@ def test_a_step_is_dispatched_before_the_metrics_of_the_one_before_are_read(mixt
 
 
 def test_a_hidden_copy_in_the_loop_is_an_error(mixture, tmp_path, monkeypatch):
-    monkeypatch.setattr(loop._Preparation, "__call__", lambda self, step: {name: np.asarray(x) for name, x in real(self, step).items()})
+    monkeypatch.setattr(loop.Preparation, "__call__", lambda self, step: {name: np.asarray(x) for name, x in real(self, step).items()})
     with pytest.raises(Exception, match=r"[Dd]isallowed host-to-device transfer"):
         run(mixture, tmp_path)
 
 
-real = loop._Preparation.__call__
+real = loop.Preparation.__call__
 
 
 def test_a_failing_run_saves_what_it_reached(mixture, tmp_path, monkeypatch, caplog):
@@ -115,7 +115,7 @@ def test_a_failing_run_saves_what_it_reached(mixture, tmp_path, monkeypatch, cap
             raise InputError("row 7 is damaged")
         return real(self, step)
 
-    monkeypatch.setattr(loop._Preparation, "__call__", failing)
+    monkeypatch.setattr(loop.Preparation, "__call__", failing)
     with caplog.at_level(logging.ERROR), pytest.raises(InputError, match="row 7 is damaged"):
         run(mixture, tmp_path, checkpoint_every=100)
     assert "InputError after step 5: emergency checkpoint of step 5 saved" in caplog.text

@@ -9,7 +9,7 @@ import jax
 from jax.sharding import NamedSharding
 import numpy as np
 
-from diversity_jax.mixtures.loader import Batch
+from diversity_jax.mixtures.loader import Batch, Loader
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -54,6 +54,27 @@ def put(batch_size: int, sharding: NamedSharding, read: Callable[[slice], Arrays
         shape = (batch_size, *sample.shape[1:])
         arrays[name] = jax.make_array_from_callback(shape, sharding, lambda index, name=name: parts[index[0].start, index[0].stop][name])
     return arrays
+
+
+class Preparation:
+    """Makes the batch of a step on the mesh.
+
+    Args:
+      loader: of the mixture.
+      sharding: of the batch.
+      separate_at: as in `as_arrays`.
+    """
+
+    def __init__(self, loader: Loader, sharding: NamedSharding, separate_at: int | None):
+        self._loader, self._sharding, self._separate_at = loader, sharding, separate_at
+
+    def __call__(self, step: int) -> dict[str, jax.Array]:
+        """The arrays that a train step takes; this process reads the rows that its own devices hold."""
+
+        def read(rows: slice) -> Arrays:
+            return as_arrays(self._loader.batch(step, rows), separate_at=self._separate_at)
+
+        return put(self._loader.batch_size, self._sharding, read)
 
 
 class ReadAhead:

@@ -8,14 +8,13 @@ import time
 from typing import Any
 
 import jax
-import numpy as np
 
 from diversity_jax.errors import InputError
 from diversity_jax.mixtures.mixture import Mixture
 from diversity_jax.model import LlamaConfig, MeshConfig, batch_sharding, check_batch, make_mesh
 from diversity_jax.storage import content_hash
 from diversity_jax.training.checkpoint import CheckpointError, Checkpoints
-from diversity_jax.training.data import ReadAhead, as_arrays, put
+from diversity_jax.training.data import Preparation, ReadAhead
 from diversity_jax.training.evaluation import HeldOut
 from diversity_jax.training.goodput import GoodputLog, goodput
 from diversity_jax.training.metrics import MetricWriter, console_line, evaluation_line, window_figures
@@ -201,7 +200,7 @@ class _Run:
     def _steps(self, start: int) -> None:
         """Runs steps until the end or a stop request; metrics of a step are read after the next one is under way."""
         config = self.config
-        prepare = _Preparation(self.loader, batch_sharding(self.mesh), self.separate_at)
+        prepare = Preparation(self.loader, batch_sharding(self.mesh), self.separate_at)
         ahead = ReadAhead(prepare, start, config.steps)
         window = self.window = Window(self, start)
         trace = StepTrace(self.output_dir / "profile", start=config.profile_start, count=config.profile_steps)
@@ -328,19 +327,6 @@ class _Run:
             sittings=self.goodput.sittings,
             clock=self.clock,
         )
-
-
-class _Preparation:
-    """Batch of a step on the mesh."""
-
-    def __init__(self, loader, sharding, separate_at):
-        self.loader, self.sharding, self.separate_at = loader, sharding, separate_at
-
-    def __call__(self, step: int) -> dict[str, jax.Array]:
-        def read(rows: slice) -> Mapping[str, np.ndarray]:
-            return as_arrays(self.loader.batch(step, rows), separate_at=self.separate_at)
-
-        return put(self.loader.batch_size, self.sharding, read)
 
 
 def _identity(mixture: Mixture, model: LlamaConfig, optimizer: OptimizerConfig, config: TrainConfig) -> dict[str, str]:
