@@ -1,11 +1,13 @@
 #!/usr/bin/env python
 """How much the engine costs: CPU a call, calls a second, and wall time against the ideal, beside the plain SDK behind a semaphore.
 
-    python scripts/bench_llm_engine.py --latency_seconds=0.5 --in_flight=256 --calls=5120
+    python scripts/bench_llm_engine.py --latency_seconds=0.5 --in_flight=256 --calls=10240
     python scripts/bench_llm_engine.py --latency_seconds=0 --in_flight=64 --calls=3000 --judges=openai:m,gemini:m,google-genai:m
 
-The judge is a process of its own on loopback, which answers cluster_samples with ten samples of about 60 words. The ideal wall time is
-calls / in_flight * latency. The plain SDK keeps no ledger, no budget and retries nothing.
+The judge is a process of its own on loopback, which is shown ten samples of about 60 words a call. The plain SDK keeps no ledger, no
+budget and retries nothing. The ideal wall time of the engine is calls / in_flight * latency. That of the whole agent (from its first
+request for criteria to its scorecard, groupings.jsonl and ledger on disk) is (3 + 2 * groupings / in_flight) * latency: proposals,
+summaries and guidance each wait for the ones before, however many may be in flight, and then come two calls a grouping.
 """
 
 import argparse
@@ -15,12 +17,15 @@ import json
 import os
 from pathlib import Path
 import platform
+import random
 import sys
 import tempfile
 import time
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from diversity_jax.cluster_agent import AgentConfig, LlmJudge, score_corpus
+from diversity_jax.cluster_agent.simulation import LabelledDocument
 from diversity_jax.llm import Engine, EngineConfig, Request
 from tests.llm_server import RemoteServer, serve_process
 
@@ -89,10 +94,43 @@ async def plain_run(server: RemoteServer, calls: int, in_flight: int) -> tuple[f
         return await measure(ask, calls, in_flight)
 
 
-def report(name: str, wall: float, cpu: float, calls: int, in_flight: int, latency: float):
-    """Prints one line of figures."""
-    share = f"{calls / in_flight * latency / wall:7.1%} of ideal" if latency else ""
+class Texts:
+    """20,000 texts of about 60 words, of 50 topics."""
+
+    name = "texts"
+
+    def sample(self, size: int, *, seed: int) -> list[LabelledDocument]:
+        """Documents of random topics."""
+        draw = random.Random(seed)
+        numbers = draw.sample(range(20_000), min(size, 20_000))
+        return [LabelledDocument(id=str(number), text=f"topic{number % 50} {number} {TEXT}") for number in numbers]
+
+    def fingerprint(self) -> str:
+        """Never changes."""
+        return "texts"
+
+
+def agent_run(judge: str, server: RemoteServer, calls: int, in_flight: int) -> tuple[float, float, int]:
+    """The whole agent: wall seconds, CPU seconds and calls."""
+    url = server.openai_url if judge.startswith("openai") else server.gemini_url
+    agent = AgentConfig(groupings=calls // 2, criteria_sets=5, in_flight=2 * in_flight)
+    with tempfile.TemporaryDirectory() as folder:
+        engine = Engine(judge, base_url=url, config=EngineConfig(max_in_flight=in_flight, ledger=f"{folder}/ledger.sqlite", progress="off"))
+        asked, wall, cpu = LlmJudge(engine), time.perf_counter(), time.process_time()
+        card = score_corpus(Texts(), asked, agent, groupings_path=f"{folder}/groupings.jsonl")
+        return time.perf_counter() - wall, time.process_time() - cpu, card.calls
+
+
+def report(name: str, wall: float, cpu: float, calls: int, waves: float, latency: float):
+    """Prints one line of figures; `waves` is how many latencies the calls take at best."""
+    share = f"{waves * latency / wall:7.1%} of ideal" if latency else ""
     print(f"{name:28} {calls / wall:8.0f} calls/s {1e3 * cpu / calls:8.2f} ms CPU/call {wall:8.2f} s {share}", flush=True)
+
+
+def cpu_seconds(process: int) -> float:
+    """CPU that another process has used."""
+    user, system = Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()[11:13]
+    return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
 
 
 def main():
@@ -100,18 +138,22 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--latency_seconds", type=float, default=0.5)
     parser.add_argument("--in_flight", type=int, default=256)
-    parser.add_argument("--calls", type=int, default=5120)
+    parser.add_argument("--calls", type=int, default=10240)
     parser.add_argument("--judges", default="openai:m", help="comma list of provider:model")
     parser.add_argument("--plain", action=argparse.BooleanOptionalAction, default=True, help="also measure the plain SDK")
     flags = parser.parse_args()
     os.environ.setdefault("GEMINI_API_KEY", "none")
     print(f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, Python {platform.python_version()}")
     sizes = (flags.calls, flags.in_flight)
-    with serve_process(latency_seconds=flags.latency_seconds) as server:
+    waves = flags.calls / flags.in_flight
+    with serve_process("tests.cluster_agent_answers:by_first_word", latency_seconds=flags.latency_seconds) as server:
         for judge in flags.judges.split(","):
-            report(f"engine, {judge}", *asyncio.run(engine_run(judge, server, *sizes)), *sizes, flags.latency_seconds)
+            report(f"engine, {judge}", *asyncio.run(engine_run(judge, server, *sizes)), flags.calls, waves, flags.latency_seconds)
+            *times, calls = agent_run(judge, server, *sizes)
+            report(f"whole agent, {judge}", *times, calls, 3 + waves, flags.latency_seconds)
+        print(f"{'the judge itself':28} {1e3 * cpu_seconds(server.process.pid) / server.stats()['attempts']:27.2f} ms CPU/call")
         if flags.plain:
-            report("plain openai SDK", *asyncio.run(plain_run(server, *sizes)), *sizes, flags.latency_seconds)
+            report("plain openai SDK", *asyncio.run(plain_run(server, *sizes)), flags.calls, waves, flags.latency_seconds)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,14 @@
 import json
 import random
 
+from tests.llm_answers import label_oracle
+
 PHRASE = ["passages", "about", "this", "subject", "that", "share", "a", "method", "and", "the", "same", "intended", "readers", "in", "most"]
+
+
+def by_first_word(stage, samples, payload):
+    """Answers all six stages in a few words; clusters by the first word of a text."""
+    return label_oracle({sample["text"]: sample["text"].split(" ", 1)[0] for sample in samples})(stage, samples, payload)
 
 
 def follows_instructions(oracle, reasoning_words):
