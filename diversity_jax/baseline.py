@@ -1,4 +1,4 @@
-"""The baseline metrics of a scoring run: opens what they need, measures, and puts the figures beside the judge's or on a page of their own."""
+"""The baseline metrics of a scoring run: opens what they need, measures, and puts figures beside the judge's or on their own page."""
 
 from collections.abc import Callable, Mapping
 import dataclasses

@@ -42,7 +42,7 @@ def compose(measured: Mapping[str, MetricsCard], record: RunRecord | None, pairs
             *all_sections(measured, palette, {}, pairs),
             page.facts(facts, intro="What one needs to measure again and get the same."),
         ),
-        footer="Written by diversity_jax. Intervals are 95 %, over draws without replacement, widened by what the corpus is itself a sample of.",
+        footer="Written by diversity_jax. Intervals are 95 %, over draws without replacement, widened as the corpus is itself a sample.",
     )
 
 
@@ -231,7 +231,7 @@ def _dependence(measured: Mapping[str, MetricsCard]) -> Section | None:
             rows.append((about.title, *cells))
     intro = (
         "How much a figure moves when a corpus holds more documents, or longer ones: the slope of its logarithm over the logarithm of the "
-        "size, lowest to highest over the corpora. 0 does not depend; 1 grows in proportion; \u22120.3 loses 19 % with every doubling. What "
+        "size, lowest to highest over corpora. 0 does not depend; 1 grows in proportion; \u22120.3 loses 19 % with every doubling. What "
         "moves must be compared at equal size and equal length."
     )
     body = joined(element("p", intro), table(columns("Metric", "#Slope over documents", "#Slope over words of a document"), rows))
@@ -260,7 +260,7 @@ def _agreement(measured: Mapping[str, MetricsCard], judged: Mapping[str, float])
     drawing = render("agreement", alt, lambda width: metric_figures.correlations(list(titled.values()), taus, width))
     rows = [(f"{titled[one.first]} and {titled[one.second]}", _correlation(one.kendall), _correlation(one.spearman)) for one in found]
     intro = (
-        f"How far metrics put {len(measured)} corpora into the same order; each is signed so that more means more diverse. With few corpora "
+        f"How far metrics put {len(measured)} corpora into the same order; each is signed so that more is more diverse. With few corpora "
         "intervals are wide: one that holds 0 shows no agreement."
     )
     pairs_table = table(columns("Metrics", "#Kendall's tau", "#Spearman's rho"), rows)

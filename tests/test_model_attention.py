@@ -80,16 +80,61 @@ def test_bfloat16_is_as_near_as_its_bits_allow(packed):
         assert error < 2**-7
 
 
+def windowed(kernel, window, **more):
+    return lambda *arrays, **arguments: kernel(*arrays, window=window, **more, **arguments)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("window", [1, 70, 10**6])
+def test_a_sliding_window_equals_the_reference(window, packed):
+    arrays, ids = inputs(200, 4, 2, size=16), segments(200) if packed else None
+    found = compiled(windowed(chunked_attention, window), ids)(*arrays)
+    wanted = compiled(windowed(reference_attention, window), ids)(*arrays)
+    for left, right in zip(found, wanted, strict=True):
+        np.testing.assert_allclose(left, right, atol=2e-5)
+    if window >= 200:
+        np.testing.assert_array_equal(found[0], compiled(chunked_attention, ids)(*arrays)[0])
+
+
+def test_splash_has_the_same_window():
+    arrays, ids = inputs(256, 4, 2, batch=1), segments(256, batch=1)
+    found = compiled(windowed(splash_attention, 100, interpret=True), ids)(*arrays)
+    wanted = compiled(windowed(reference_attention, 100), ids)(*arrays)
+    for left, right in zip(found, wanted, strict=True):
+        np.testing.assert_allclose(left, right, atol=1e-4)
+
+
+def test_no_gradient_reaches_a_key_outside_the_window():
+    q, k, v, _ = inputs(96, 2, 2, size=16)
+    gradient = jax.grad(lambda k: chunked_attention(q, k, v, window=10)[:, 50].sum())(k)
+    reached = np.flatnonzero(np.abs(gradient).sum(axis=(0, 2, 3)))
+    assert (reached.min(), reached.max()) == (41, 50)
+
+
+@pytest.mark.parametrize("kernel", [chunked_attention, plain_attention])
+def test_dropouts_gradient_is_that_of_its_own_forward(kernel):
+    q, k, v, slope = inputs(70, 4, 2, size=8, batch=1)
+
+    def value(q, k, v):
+        return jnp.sum(slope * kernel(q, k, v, dropout=0.3, dropout_key=jax.random.key(3)))
+
+    arrays, directions = (q, k, v), [jax.random.normal(jax.random.key(7 + n), x.shape) for n, x in enumerate((q, k, v))]
+    predicted = sum(jnp.vdot(g, d) for g, d in zip(jax.grad(value, (0, 1, 2))(*arrays), directions, strict=True))
+    moved = [value(*(x + step * d for x, d in zip(arrays, directions, strict=True))) for step in (1e-2, -1e-2)]
+    np.testing.assert_allclose((moved[0] - moved[1]) / 2e-2, predicted, rtol=2e-2)
+
+
 def test_scores_far_apart_do_not_overflow():
     q, k, v, slope = inputs(80, 2, 2, size=16)
     found = compiled(chunked_attention)(300 * q, 300 * k, v, slope)
     assert all(bool(jnp.isfinite(x).all()) for x in found)
 
 
-def test_dropout_keeps_the_mean_and_drops_its_share():
+@pytest.mark.parametrize("kernel", [chunked_attention, plain_attention])
+def test_dropout_keeps_the_mean_and_drops_its_share(kernel):
     # With all scores zero and values one, an output is the share of kept weights, scaled up again.
     zeros, ones = jnp.zeros((64, 32, 2, 8)), jnp.ones((64, 32, 2, 8))
-    outputs = jax.jit(lambda key: plain_attention(zeros, zeros, ones, dropout=0.25, dropout_key=key))(jax.random.key(0))
+    outputs = jax.jit(lambda key: kernel(zeros, zeros, ones, dropout=0.25, dropout_key=key))(jax.random.key(0))
     last = outputs[:, -1, :, 0]
     assert abs(float(last.mean()) - 1) < 0.02
     assert 0.03 < float(last.std()) < 0.2
@@ -113,7 +158,10 @@ def config(**fields):
         ({}, "tpu", 256, True, 1, "splash"),
         ({}, "tpu", 200, False, 1, "chunked"),
         ({}, "tpu", 256, False, 2, "plain"),
-        ({"dropout": 0.1}, "tpu", 256, False, 1, "plain"),
+        ({"dropout": 0.1}, "tpu", 256, False, 1, "chunked"),
+        ({"dropout": 0.1}, "cpu", 256, False, 2, "plain"),
+        ({"sliding_window": 64}, "gpu", 256, False, 1, "cudnn"),
+        ({"sliding_window": 64}, "tpu", 256, True, 1, "splash"),
         ({"attention": "xla"}, "tpu", 256, False, 1, "chunked"),
         ({"attention": "reference"}, "gpu", 256, False, 1, "reference"),
     ],

@@ -14,6 +14,7 @@ import time
 
 import pytest
 
+from scripts.kill_training import kill_at_random, truncate_latest
 from tests.mixture_folders import build_mixture
 
 STEPS = 12
@@ -57,19 +58,17 @@ def folder(mixture, tmp_path):
 
 
 @pytest.mark.slow
-def test_killed_at_random_moments_it_ends_with_the_same_bits(folder, uninterrupted):
-    draw = random.Random(7)
-    kills = 0
-    while kills < 3:
+@pytest.mark.parametrize("truncate", [False, True], ids=["killed", "killed and a checkpoint file truncated"])
+def test_killed_at_random_moments_it_ends_with_the_same_bits(folder, uninterrupted, truncate):
+    """Three kills; `scripts/kill_training.py --kills 20` does the same for longer."""
+    draw = random.Random(7 + truncate)
+    for _ in range(3):
         process = start(folder)
-        deadline = time.monotonic() + draw.uniform(2.5, 6.0)
-        while process.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.01)
-        if process.poll() is not None:
+        kill_at_random(process, folder, draw)
+        if process.returncode != -signal.SIGKILL:
             break
-        process.kill()
-        process.communicate()
-        kills += 1
+        if truncate:
+            truncate_latest(folder, draw)
     assert finish(start(folder))[-1] == uninterrupted[1]
     assert logged_losses(folder) == logged_losses(uninterrupted[0])
 

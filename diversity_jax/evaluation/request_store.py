@@ -31,7 +31,7 @@ class RequestStore:
 
     def _open(self) -> None:
         whole = 0
-        if self._path.exists():
+        if self._path.is_file():
             with open(self._path, "rb") as file:
                 for line in file:
                     try:
@@ -46,7 +46,8 @@ class RequestStore:
         self._path.parent.mkdir(parents=True, exist_ok=True)
         with self._disk():
             self._file = open(self._path, "ab")  # noqa: SIM115 - kept open for appending
-            self._file.truncate(whole)
+            if self._path.is_file():
+                self._file.truncate(whole)
             if not whole:
                 self._file.write(json.dumps(["identity", self._identity]).encode() + b"\n")
                 self._file.flush()

@@ -1,6 +1,7 @@
 """Passes of a preparation on this machine: this process reads, worker processes do the rest."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 from diversity_jax.corpus import Corpus
 from diversity_jax.corpus.record_corpus import Tally
@@ -22,7 +23,7 @@ from diversity_jax.mixtures.workplace import Workplace
 
 
 class LocalRunner:
-    """Passes over up to `processes` processes, which end before a pass returns.
+    """Passes over up to `processes` processes, for one job.
 
     Args:
       processes: None for one a core.
@@ -33,6 +34,16 @@ class LocalRunner:
     def __init__(self, *, processes: int | None = None, show: bool = True, lock: int | None = None):
         self._processes = processes or usable_cores()
         self._show, self._keep_open = show, [lock] if lock is not None else []
+        self._workers: Workers | None = None
+
+    def close(self) -> None:
+        """Ends the worker processes, whatever they are at."""
+        if self._workers is not None:
+            self._workers.stop()
+
+    def _run(self, job: Job, tasks: Iterable[Task]) -> Iterator[Any]:
+        self._workers = self._workers or Workers(job, self._processes, self._keep_open)
+        return self._workers.run(tasks)
 
     def fingerprint(self, corpus: Corpus, folder: str) -> str:
         return corpus.fingerprint()
@@ -54,8 +65,8 @@ class LocalRunner:
         progress = PreparationProgress(job.settings.name, show=self._show)
         progress.begin(what.title, None if None in expected else sum(expected))
         documents = characters = tokens = 0
-        with progress, Workers(job, self._processes, self._keep_open) as workers:
-            for piece_documents, piece_characters, piece_tokens in workers.run(tasks()):
+        with progress:
+            for piece_documents, piece_characters, piece_tokens in self._run(job, tasks()):
                 documents, characters, tokens = documents + piece_documents, characters + piece_characters, tokens + piece_tokens
                 progress.update(characters, tokens, documents)
 
@@ -64,7 +75,7 @@ class LocalRunner:
         progress = PreparationProgress(job.settings.name, show=self._show)
         progress.begin("permuting", len(tasks))
         tokens = 0
-        with progress, Workers(job, self._processes, self._keep_open) as workers:
-            for done, shard_tokens in enumerate(workers.run(tasks), start=1):
+        with progress:
+            for done, shard_tokens in enumerate(self._run(job, tasks), start=1):
                 tokens += shard_tokens
                 progress.update(done, tokens, 0)

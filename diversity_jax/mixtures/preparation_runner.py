@@ -58,6 +58,10 @@ class Runner(Protocol):
         """Writes the shards that are not finished yet."""
         ...
 
+    def close(self) -> None:
+        """Gives back what is held between passes."""
+        ...
+
 
 def units_of(corpus: Corpus) -> Sequence[Any]:
     """What can be read apart; one unit, None, where a corpus knows of no parts."""

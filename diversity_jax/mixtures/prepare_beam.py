@@ -33,7 +33,7 @@ from diversity_jax.mixtures.shards import ShardName, read_plan, save_shard, spli
 from diversity_jax.mixtures.workplace import Workplace
 from diversity_jax.storage import join_path, open_file, read_json, remove_tree, write_json, writing
 
-_INPUT_ERROR = re.compile(r"InputError: (.+?)(?: \[while running|$)", re.MULTILINE)
+_INPUT_ERROR = re.compile(r"(?:InputError|Rejected|DiskFull): (.+?)(?: \[while running|$)", re.MULTILINE)
 
 log = logging.getLogger(__name__)
 
@@ -98,6 +98,9 @@ class BeamRunner:
         with self._pipeline() as pipeline:
             parts = pipeline | beam.Create(placed) | beam.Reshuffle() | beam.FlatMap(functools.partial(_split, job, wanted))
             _ = parts | beam.GroupByKey() | beam.Map(functools.partial(_save, job))
+
+    def close(self) -> None:
+        """Nothing is held between passes."""
 
     @contextlib.contextmanager
     def _pipeline(self) -> Iterator[Any]:

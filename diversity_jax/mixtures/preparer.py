@@ -80,14 +80,18 @@ def prepare(
             manifest = _standing(folder, request)
         else:
             place.open(request)
+            runner = runner or LocalRunner(processes=processes, show=show, lock=lock)
             try:
-                manifest = _prepare(corpus, job, place, runner or LocalRunner(processes=processes, show=show, lock=lock), request)
+                manifest = _prepare(corpus, job, place, runner, request)
             except DiskFull:
                 raise  # what is finished stays, to go on from
             except InputError:
+                runner.close()
                 place.discard()
                 place.close()
                 raise
+            finally:
+                runner.close()
         place.close()
     return manifest
 

@@ -32,7 +32,8 @@ class PreparedTask(seqio.Task):
     """A task over prepared rows.
 
     The rows already lie in a seeded permutation, so `shuffle=True`, which trainers pass for the train split, changes
-    nothing: a second shuffle would cost a buffer and the order that makes token shares hold in every window.
+    nothing: a second shuffle would cost a buffer and the order that makes token shares hold in every window. Nor are small
+    components kept in memory by SeqIO, which the page cache does already.
 
     Attributes:
       manifest: of the rows.
@@ -42,7 +43,7 @@ class PreparedTask(seqio.Task):
 
     def get_dataset(self, sequence_length=None, split="train", use_cached=False, shuffle=False, **options) -> Any:
         """As `seqio.Task.get_dataset`, in the permuted order that stands on disk."""
-        return super().get_dataset(sequence_length, split, use_cached, shuffle=False, **options)
+        return super().get_dataset(sequence_length, split, use_cached, shuffle=False, **{**options, "try_in_mem_cache": False})
 
 
 def register(folder: str | Path) -> list[str]:

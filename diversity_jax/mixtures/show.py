@@ -8,6 +8,7 @@ Reads mixture.json, manifests, scorecards and a few rows: no TensorFlow, no judg
 
 import argparse
 from collections.abc import Sequence
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,7 +28,7 @@ from diversity_jax.report.mixture_sections import SampleRow, Stock, composition,
 from diversity_jax.report.page import KeyFigure, Page
 from diversity_jax.report.theme import Palette
 
-_MOST_CHARACTERS = 700  # of a piece, on the page; on the console a third of them
+_PAGE_CHARACTERS, _CONSOLE_CHARACTERS = 900, 300  # of a piece
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,14 +107,15 @@ def look(folder: str | Path, *, rows: int = 1000, samples: int = 2) -> View:
 
 def _sample(number: int, component: str, row: np.ndarray, tokenizer: Tokenizer) -> SampleRow:
     pieces = documents_in(row, tokenizer.end_of_text_id)
-    texts = tuple(_shortened(tokenizer.decode(piece.tolist()), _MOST_CHARACTERS) for piece in pieces)
+    texts = tuple(tokenizer.decode(piece.tolist()) for piece in pieces)
     return SampleRow(number=number, component=component, pieces=texts, ends_document=bool(row[-1] == tokenizer.end_of_text_id))
 
 
 def _shortened(text: str, most: int) -> str:
-    if len(text) <= most:
+    """Text without its middle, where that saves a line at least."""
+    if len(text) <= most + 80:
         return text
-    return f"{text[: most // 2].rstrip()} [\u2026 {len(text) - most:,} characters \u2026] {text[-(most - most // 2) :].lstrip()}"
+    return f"{text[: most // 2]}\n[\u2026 {len(text) - most:,} characters \u2026]\n{text[len(text) - most // 2 :]}"
 
 
 def describe(view: View) -> str:
@@ -138,7 +140,7 @@ def describe(view: View) -> str:
     for row in view.samples:
         lines += ["", f"row {row.number:,} ({row.component})"]
         for place, text in enumerate(row.pieces):
-            lines += [f"  | {line}" for line in _shortened(text, _MOST_CHARACTERS // 3).split("\n")]
+            lines += [f"  | {line}" for line in _shortened(text, _CONSOLE_CHARACTERS).split("\n")]
             if place < len(row.pieces) - 1 or row.ends_document:
                 lines.append("  +---- end of document " + "-" * 40)
     return "\n".join(lines)
@@ -159,7 +161,7 @@ def write_page(view: View, folder: Path) -> Path:
     palette = Palette([component.name for component in mixture.components])
     sections = (
         composition(view.shares(), view.stocks(), palette, view.rows, view.deviation),
-        sample_rows(view.samples, palette, view.end_of_text),
+        sample_rows(_for_page(view.samples), palette, view.end_of_text),
         *run_page.diversity(run, palette),
         page.facts(_facts(view)),
     )
@@ -173,6 +175,10 @@ def write_page(view: View, folder: Path) -> Path:
         footer="Written by diversity_jax from mixture.json, manifests, scorecards and rows.",
     )
     return page.write(whole, folder)
+
+
+def _for_page(rows: Sequence[SampleRow]) -> list[SampleRow]:
+    return [dataclasses.replace(row, pieces=tuple(_shortened(text, _PAGE_CHARACTERS) for text in row.pieces)) for row in rows]
 
 
 def _key_figures(view: View) -> tuple[KeyFigure, ...]:

@@ -38,10 +38,8 @@ class Workers:
         self._job, self._processes, self._keep_open = job, processes, keep_open
         self._workers: list[_Worker] = []
 
-    def __enter__(self) -> "Workers":
-        return self
-
-    def __exit__(self, *error: Any) -> None:
+    def stop(self) -> None:
+        """Ends the processes, whatever they are at."""
         for worker in self._workers:
             worker.stop()
 

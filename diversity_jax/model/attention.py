@@ -1,12 +1,15 @@
 """Causal attention by one chooser over several kernels, all equal to the float32 reference up to rounding.
 
-| kernel    | where          | segment ids | dropout | refuses                                                                  |
-|-----------|----------------|-------------|---------|--------------------------------------------------------------------------|
-| chunked   | everywhere     | yes         | no      | (as "xla")                                                               |
-| plain     | everywhere     | yes         | yes     | (as "xla": where dropout or a cut sequence rules the chunked one out)    |
-| reference | everywhere     | yes         | yes     |                                                                          |
-| cudnn     | NVIDIA         | no          | no      | float32, segment ids, odd lengths, heads not a multiple of 8 or over 128 |
-| splash    | TPU            | yes         | no      | lengths that are no multiple of 128                                      |
+| kernel    | where          | segment ids | window | dropout | refuses                                                                  |
+|-----------|----------------|-------------|--------|---------|--------------------------------------------------------------------------|
+| chunked   | everywhere     | yes         | yes    | yes     | (as "xla")                                                               |
+| plain     | everywhere     | yes         | yes    | yes     | (as "xla": where a cut sequence rules the chunked one out)               |
+| reference | everywhere     | yes         | yes    | yes     |                                                                          |
+| cudnn     | NVIDIA         | no          | yes    | no      | float32, segment ids, odd lengths, heads not a multiple of 8 or over 128 |
+| splash    | TPU            | yes         | yes    | no      | lengths that are no multiple of 128                                      |
+
+cuDNN itself can take packed rows as lists of offsets, but `jax.nn.dot_product_attention` has no such argument; packed rows on NVIDIA run
+the chunked kernel.
 
 Shape legend: B batch, L length (queries), S length (keys), H query heads, K key/value heads, G = H / K, Dh head.
 """
@@ -22,17 +25,18 @@ from diversity_jax.model.config import LlamaConfig
 from diversity_jax.model.sharding import constrain, spec
 
 
-def plain_attention(q_BxLxHxDh, k_BxLxKxDh, v_BxLxKxDh, *, segment_ids_BxL=None, dropout=0.0, dropout_key=None) -> jax.Array:
+def plain_attention(q_BxLxHxDh, k_BxLxKxDh, v_BxLxKxDh, *, segment_ids_BxL=None, window=None, dropout=0.0, dropout_key=None) -> jax.Array:
     """The definition, all scores at once; products in the inputs' type, softmax in float32."""
     B, L, H, Dh = q_BxLxHxDh.shape
     K = k_BxLxKxDh.shape[2]
     q_BxLxKxGxDh = q_BxLxHxDh.reshape(B, L, K, H // K, Dh)
-    allowed = jnp.arange(L)[:, None] >= jnp.arange(L)[None, :]
+    ahead_LxS = jnp.arange(L)[:, None] - jnp.arange(L)[None, :]
+    allowed = ahead_LxS >= 0 if window is None else (ahead_LxS >= 0) & (ahead_LxS < window)
     if segment_ids_BxL is not None:
         allowed = allowed & (segment_ids_BxL[:, None, None, :, None] == segment_ids_BxL[:, None, None, None, :])
     scores_BxKxGxLxS = jnp.einsum("blkgd,bskd->bkgls", q_BxLxKxGxDh, k_BxLxKxDh, preferred_element_type=jnp.float32)
     weights = jax.nn.softmax(jnp.where(allowed, scores_BxKxGxLxS * Dh**-0.5, MASKED), axis=-1)
-    if dropout_key is not None:
+    if dropout_key is not None and dropout:
         weights = jnp.where(jax.random.bernoulli(dropout_key, 1 - dropout, weights.shape), weights / (1 - dropout), 0)
     return jnp.einsum("bkgls,bskd->blkgd", weights.astype(v_BxLxKxDh.dtype), v_BxLxKxDh).reshape(B, L, H, Dh)
 
@@ -44,12 +48,13 @@ def reference_attention(q_BxLxHxDh, k_BxLxKxDh, v_BxLxKxDh, **arguments) -> jax.
     return output.astype(q_BxLxHxDh.dtype)
 
 
-def cudnn_attention(q_BxLxHxDh, k_BxLxKxDh, v_BxLxKxDh) -> jax.Array:
+def cudnn_attention(q_BxLxHxDh, k_BxLxKxDh, v_BxLxKxDh, *, window=None) -> jax.Array:
     """NVIDIA's fused kernel. It knows no segment ids and would ignore them silently, so the chooser never hands it any."""
-    return jax.nn.dot_product_attention(q_BxLxHxDh, k_BxLxKxDh, v_BxLxKxDh, is_causal=True, implementation="cudnn")
+    sizes = None if window is None else (window - 1, 0)
+    return jax.nn.dot_product_attention(q_BxLxHxDh, k_BxLxKxDh, v_BxLxKxDh, is_causal=True, local_window_size=sizes, implementation="cudnn")
 
 
-def splash_attention(q_BxLxHxDh, k_BxLxKxDh, v_BxLxKxDh, *, segment_ids_BxL=None, interpret: bool = False) -> jax.Array:
+def splash_attention(q_BxLxHxDh, k_BxLxKxDh, v_BxLxKxDh, *, segment_ids_BxL=None, window=None, interpret: bool = False) -> jax.Array:
     """The TPU's block-sparse Pallas kernel; `interpret` runs it, slowly, on any device."""
     from jax.experimental.pallas.ops.tpu import splash_attention as splash
 
@@ -63,7 +68,8 @@ def splash_attention(q_BxLxHxDh, k_BxLxKxDh, v_BxLxKxDh, *, segment_ids_BxL=None
         block_kv_dkv_compute=block,
         use_fused_bwd_kernel=True,
     )
-    mask = splash.MultiHeadMask([splash.CausalMask((L, L))] * H)
+    seen = splash.CausalMask((L, L)) if window is None else splash.LocalMask((L, L), (window - 1, 0), 0)
+    mask = splash.MultiHeadMask([seen] * H)
     kernel = splash.make_splash_mha(mask, block_sizes=blocks, head_shards=1, q_seq_shards=1, interpret=interpret)
     q, k, v = (jnp.swapaxes(x, 1, 2) for x in (q_BxLxHxDh * Dh**-0.5, k_BxLxKxDh, v_BxLxKxDh))
     if segment_ids_BxL is None:
@@ -121,7 +127,7 @@ def choose_attention(config: LlamaConfig, platform: str, length: int, *, segment
             reason = f"not {fused}: {obstacle}"
         else:
             return fused, f"the fused kernel for {platform}"
-    return ("plain" if config.dropout or sequence_cuts > 1 else "chunked"), reason
+    return ("plain" if sequence_cuts > 1 else "chunked"), reason
 
 
 def _per_device(kernel, mesh, *arrays) -> jax.Array:
@@ -142,19 +148,13 @@ def attend(config: LlamaConfig, q_BxLxHxDh, k_BxLxKxDh, v_BxLxKxDh, *, segment_i
     platform = jax.default_backend() if mesh.empty or mesh.abstract_device is None else mesh.abstract_device.platform
     cuts = 1 if mesh.empty else mesh.shape["sequence"]
     name, _ = choose_attention(config, platform, q_BxLxHxDh.shape[1], segments=segment_ids_BxL is not None, sequence_cuts=cuts)
-    arrays = (q_BxLxHxDh, k_BxLxKxDh, v_BxLxKxDh)
+    arrays, window = (q_BxLxHxDh, k_BxLxKxDh, v_BxLxKxDh), config.sliding_window
     if name == "cudnn":
-        return _per_device(cudnn_attention, mesh, *arrays)
+        return _per_device(functools.partial(cudnn_attention, window=window), mesh, *arrays)
     if name == "splash":
-        return _per_device(
-            lambda q, k, v, s=None: splash_attention(q, k, v, segment_ids_BxL=s),
-            mesh,
-            *arrays,
-            *([] if segment_ids_BxL is None else [segment_ids_BxL]),
-        )
-    if name == "chunked":
-        return chunked_attention(*arrays, segment_ids_BxL=segment_ids_BxL)
+        packed = [] if segment_ids_BxL is None else [segment_ids_BxL]
+        return _per_device(lambda q, k, v, s=None: splash_attention(q, k, v, segment_ids_BxL=s, window=window), mesh, *arrays, *packed)
     if cuts > 1:  # every device keeps its part of the queries and fetches all keys and values
         arrays = (q_BxLxHxDh, *(constrain(x, "batch", None, "kv_heads", None) for x in arrays[1:]))
-    kernel = functools.partial(plain_attention if name == "plain" else reference_attention, dropout=config.dropout)
-    return kernel(*arrays, segment_ids_BxL=segment_ids_BxL, dropout_key=dropout_key)
+    kernel = {"chunked": chunked_attention, "plain": plain_attention, "reference": reference_attention}[name]
+    return kernel(*arrays, segment_ids_BxL=segment_ids_BxL, window=window, dropout=config.dropout, dropout_key=dropout_key)

@@ -6,7 +6,7 @@ import functools
 from diversity_jax.errors import InputError
 
 ATTENTION = ("auto", "xla", "cudnn", "splash", "reference")
-REMAT = ("none", "full", "save_matmuls")
+REMAT = ("none", "full", "save_matmuls", "offload")
 COMPUTE_DTYPES = ("bfloat16", "float32")
 
 
@@ -28,12 +28,13 @@ class LlamaConfig:
     rope_theta: float = 10000.0  # base of the rotary wavelengths
     rms_norm_eps: float = 1e-5
     tie_embeddings: bool = True  # the output projection is the embedding, transposed
+    sliding_window: int | None = None  # tokens that attention looks back on, the token itself among them; None: all
     dropout: float = 0.0  # share of attention probabilities dropped in training (the paper: 0.1); needs attention "xla" or "reference"
     initializer_range: float = 0.02  # standard deviation of every initial matrix
     scan_layers: bool = True  # one compiled layer run in a loop; False compiles each layer by itself: slower to compile, faster on CPU
-    remat: str = (
-        "none"  # what the backward pass recomputes: "none", "full" (all but layer inputs), "save_matmuls" (all but matrix products)
-    )
+    # What the backward pass recomputes: "none", "full" (all but layer inputs), "save_matmuls" (all but matrix products), "offload" (as
+    # "full", with the layer inputs waiting in the host's memory).
+    remat: str = "none"
     attention: str = "auto"  # kernel: "auto" chooses by device; "xla", "cudnn", "splash", "reference"
     compute_dtype: str = "bfloat16"  # "bfloat16" or "float32"
     loss_chunk_bytes: int = (
@@ -51,6 +52,8 @@ class LlamaConfig:
             )
         if self.num_kv_heads is not None and (self.num_kv_heads < 1 or self.num_heads % self.num_kv_heads):
             raise InputError(f"model.num_kv_heads={self.num_kv_heads}: must divide num_heads={self.num_heads}")
+        if self.sliding_window is not None and self.sliding_window < 1:
+            raise InputError(f"model.sliding_window={self.sliding_window}: must be at least 1, or None for all tokens before")
         if not 0 <= self.dropout < 1:
             raise InputError(f"model.dropout={self.dropout}: must be at least 0 and below 1")
         for field in ("rope_theta", "rms_norm_eps", "initializer_range"):

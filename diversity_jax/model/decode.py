@@ -73,6 +73,8 @@ def forest_hidden_states(config: LlamaConfig, params: Params, tokens_BxL, positi
         for start, stop in pieces:
             i, j = jnp.arange(start, stop)[:, None], jnp.arange(stop)[None, :]
             allowed = (j <= i) & (i < ends_BxL[:, None, :stop])
+            if config.sliding_window is not None:
+                allowed &= positions_BxL[:, start:stop, None] - positions_BxL[:, None, :stop] < config.sliding_window
             outputs.append(_attention(q_BxLxHxDh[:, start:stop], k_BxLxKxDh[:, :stop], v_BxLxKxDh[:, :stop], allowed))
         return jnp.concatenate(outputs, axis=1), None
 
@@ -99,7 +101,10 @@ def _cached(config: LlamaConfig, params: Params, tokens_BxL, positions_BxL, cach
         def attend(q, k, v, keys=keys, values=values):
             keys, values = write(keys, k), write(values, v)
             k_BxSxKxDh, v_BxSxKxDh = read(keys), read(values)
-            allowed_BxLxS = jnp.arange(k_BxSxKxDh.shape[1]) <= positions_BxL[:, :, None]
+            ahead_BxLxS = positions_BxL[:, :, None] - jnp.arange(k_BxSxKxDh.shape[1])
+            allowed_BxLxS = ahead_BxLxS >= 0
+            if config.sliding_window is not None:
+                allowed_BxLxS &= ahead_BxLxS < config.sliding_window
             return _attention(q, k_BxSxKxDh, v_BxSxKxDh, allowed_BxLxS), (keys, values)
 
         x_BxLxD, pair = _layer(config, weights, x_BxLxD, rotary, attend)

@@ -9,14 +9,16 @@ from typing import Any
 
 from flax import nnx
 import jax
+from jax.ad_checkpoint import checkpoint_name
 import jax.numpy as jnp
 import numpy as np
 
 from diversity_jax.model.attention import attend
 from diversity_jax.model.config import LlamaConfig
-from diversity_jax.model.sharding import constrain, gathered
+from diversity_jax.model.sharding import GATHERED, constrain, gathered
 
 Params = dict[str, Any]
+_LAYER_INPUT = "layer_input"  # name of what the remat policy "offload" keeps on the host
 
 
 def rms_norm(x_BxLxD: jax.Array, weight_D: jax.Array, epsilon: float) -> jax.Array:
@@ -145,6 +147,8 @@ class Llama(nnx.Module):
         def layer(x_BxLxD, index, weights):
             key = None if dropout_key is None else jax.random.fold_in(dropout_key, index)
             weights = gathered(weights, "blocks")
+            if config.remat == "offload":
+                x_BxLxD = checkpoint_name(x_BxLxD, _LAYER_INPUT)
             return nnx.merge(graphdef, weights)(x_BxLxD, rotary, segment_ids_BxL=segment_ids_BxL, dropout_key=key)
 
         layer = _remat(config, layer)
@@ -167,11 +171,21 @@ def _unstacked(stacked: Any, count: int) -> list[Any]:
 
 
 def _remat(config: LlamaConfig, layer):
+    policies = jax.checkpoint_policies
+    mesh = jax.sharding.get_abstract_mesh()
     if config.remat == "none":
-        return layer
-    policies = {"full": None, "save_matmuls": jax.checkpoint_policies.dots_with_no_batch_dims_saveable}
+        if mesh.empty or mesh.shape["fsdp"] == 1:
+            return layer
+        # What fsdp gathers is gathered again: kept, it would be the whole model on every device.
+        policy = policies.save_anything_except_these_names(GATHERED)
+    elif config.remat == "offload":
+        policy = policies.save_and_offload_only_these_names(
+            names_which_can_be_saved=[], names_which_can_be_offloaded=[_LAYER_INPUT], offload_src="device", offload_dst="pinned_host"
+        )
+    else:
+        policy = {"full": None, "save_matmuls": policies.dots_with_no_batch_dims_saveable}[config.remat]
     # Inside a scan the loop itself keeps the compiler from merging the recomputation with the forward pass.
-    return jax.checkpoint(layer, policy=policies[config.remat], prevent_cse=not config.scan_layers)
+    return jax.checkpoint(layer, policy=policy, prevent_cse=not config.scan_layers)
 
 
 @functools.lru_cache(maxsize=64)

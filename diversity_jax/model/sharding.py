@@ -7,12 +7,14 @@ import math
 from typing import Any
 
 import jax
+from jax.ad_checkpoint import checkpoint_name
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 import numpy as np
 
 from diversity_jax.errors import InputError
 
+GATHERED = "gathered"  # name of parameters whose cuts over fsdp are undone, for remat policies
 MESH_AXES = ("data", "fsdp", "tensor", "sequence")
 
 # Logical axis -> mesh axes. Parameters are cut over fsdp along D and over tensor along heads, F and V; activations over data and fsdp
@@ -153,7 +155,7 @@ def gathered(layer: Any, prefix: str) -> Any:
 
     def gather(path, leaf):
         _, *logical = PARAMETER_AXES[f"{prefix}/{path_name(path)}"]
-        return _gather(tuple(logical), leaf) if "embed" in logical else leaf
+        return checkpoint_name(_gather(tuple(logical), leaf), GATHERED) if "embed" in logical else leaf
 
     return jax.tree_util.tree_map_with_path(gather, layer)
 

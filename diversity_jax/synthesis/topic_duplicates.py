@@ -148,7 +148,7 @@ def _word_vector(word: str) -> np.ndarray:
     """Unit vector of a word: itself and its trigrams, each at hashed places with hashed signs."""
     framed = f"<{word}>"
     parts = [word, *(framed[start : start + 3] for start in range(len(framed) - 2))]
-    weights = [_WHOLE_WORD_WEIGHT] + [1.0 / max(1, len(parts) - 1)] * (len(parts) - 1)
+    weights = [_WHOLE_WORD_WEIGHT] + [(len(parts) - 1) ** -0.5] * (len(parts) - 1)
     vector = np.zeros(_DIMENSIONS, np.float32)
     for part, weight in zip(parts, weights, strict=True):
         code = zlib.crc32(part.encode())

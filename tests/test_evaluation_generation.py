@@ -1,0 +1,189 @@
+"""Generation: the cache gives what recomputing gives, each answer is its own, and text ends where it should."""
+
+import functools
+import json
+
+from hypothesis import given
+from hypothesis import strategies as st
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from diversity_jax.errors import InputError
+from diversity_jax.evaluation.chat import OWN_TEMPLATE, render_chat
+from diversity_jax.evaluation.generator import Generator
+from diversity_jax.evaluation.sampling import Sampling, choose
+from diversity_jax.evaluation.settings import GenerateTextConfig
+from diversity_jax.evaluation.text_stream import TextStream
+from diversity_jax.generate_text import _read, generate_text
+from diversity_jax.model import MeshConfig, logits
+from tests.evaluation_items import byte_model
+from tests.small_llama import random_params
+
+PROMPTS = [np.random.default_rng(n).integers(3, 259, n).tolist() for n in (1, 2, 31, 34, 130, 200)]
+
+
+@functools.lru_cache(maxsize=1)
+def _generator():
+    return Generator(byte_model(), slots=8, steps=4)
+
+
+@functools.lru_cache(maxsize=1)
+def _recompute():
+    """Log-probabilities after the first n tokens of a row, without any cache."""
+    model = byte_model()
+    params = jax.tree.map(jnp.asarray, random_params(model.config))
+    compiled = jax.jit(lambda row, n: jax.nn.log_softmax(logits(model.config, params, row)[0, n - 1, :259]))
+
+    def after(ids):
+        row = np.zeros((1, model.config.max_length), np.int32)
+        row[0, : len(ids)] = ids
+        return np.asarray(compiled(row, len(ids)))
+
+    return after
+
+
+def test_greedy_answers_equal_recomputing_token_by_token():
+    answers = _generator().generate(PROMPTS, Sampling(max_tokens=10, ignore_end=True, top_logprobs=3))
+    for prompt, answer in zip(PROMPTS, answers, strict=True):
+        ids = list(prompt)
+        for token, found in zip(answer.tokens, answer.logprobs, strict=True):
+            expected = _recompute()(ids)
+            assert token == expected.argmax()
+            assert found.logprob == pytest.approx(expected[token], abs=1e-4)
+            assert [one for one, _ in found.top] == np.argsort(-expected, kind="stable")[:3].tolist()
+            ids.append(token)
+        assert answer.finish_reason == "length"
+
+
+def test_a_mesh_that_cuts_weights_and_rows_gives_the_same_tokens():
+    sampling = Sampling(max_tokens=8, ignore_end=True)
+    cut = Generator(byte_model(MeshConfig(data=2, fsdp=2, tensor=2)), slots=8, steps=4).generate(PROMPTS, sampling)
+    assert [one.tokens for one in cut] == [one.tokens for one in _generator().generate(PROMPTS, sampling)]
+
+
+def test_sampled_answers_depend_on_their_seed_and_on_nobody_else():
+    sampling = [Sampling(max_tokens=8, temperature=1.0, top_k=50, top_p=0.9, seed=n, ignore_end=True) for n in range(len(PROMPTS))]
+    together = _generator().generate(PROMPTS, sampling)
+    alone = [_generator().generate([prompt], one)[0] for prompt, one in reversed(list(zip(PROMPTS, sampling, strict=True)))]
+    assert [one.tokens for one in together] == [one.tokens for one in alone[::-1]]
+    same = _generator().generate([PROMPTS[3]] * 2, sampling[:2])
+    assert same[0].tokens != same[1].tokens
+
+
+@functools.lru_cache(maxsize=1)
+def _draw():
+    return jax.jit(choose)
+
+
+def test_filters_keep_what_they_say_and_temperature_has_its_distribution():
+    shares = np.array([0.5, 0.25, 0.15, 0.1])
+    rows = 4000
+    scores = np.tile(np.log(shares), (rows, 1)).astype(np.float32)
+
+    def counts(temperature, top_k, top_p):
+        settings = {
+            "temperature": np.full(rows, temperature, np.float32),
+            "top_k": np.full(rows, top_k, np.int32),
+            "top_p": np.full(rows, top_p, np.float32),
+            "seed": np.arange(rows, dtype=np.uint32),
+        }
+        drawn = np.asarray(_draw()(scores, np.zeros(rows, np.int32), settings))
+        return np.bincount(drawn, minlength=4) / rows
+
+    assert counts(0, 0, 1).tolist() == [1, 0, 0, 0]
+    assert counts(1, 0, 1) == pytest.approx(shares, abs=0.04)
+    assert counts(0.5, 0, 1) == pytest.approx(shares**2 / (shares**2).sum(), abs=0.04)
+    assert counts(1, 2, 1) == pytest.approx([2 / 3, 1 / 3, 0, 0], abs=0.04)
+    assert counts(1, 0, 0.8) == pytest.approx(np.array([0.5, 0.25, 0.15, 0]) / 0.9, abs=0.04)
+    assert counts(1, 0, 0.01).tolist() == [1, 0, 0, 0]
+
+
+BYTES = st.text(st.sampled_from("abé€😀 \n"), max_size=12)
+
+
+@given(BYTES, st.lists(BYTES.filter(bool), max_size=3))
+def test_a_stream_shows_whole_characters_and_ends_before_the_first_stop_text(text, stop):
+    stream = TextStream(lambda ids: bytes(ids).decode(errors="replace"), stop)
+    shown = ""
+    for byte in text.encode():
+        stream.add(byte)
+        new = stream.take()
+        shown += new
+        assert "\ufffd" not in new
+        if stream.stopped:
+            break
+    stream.finish()
+    shown += stream.take(last=True)
+    found = [(text.find(one) + len(one), text.find(one)) for one in stop if one in text]
+    ends = min(found, default=(0, len(text)))[0]  # the stop text that is complete first
+    expected = text if not found else text[: min(place for end, place in found if end == ends)]
+    assert shown == stream.text == expected
+
+
+def test_stop_texts_and_lengths_end_answers():
+    free = _generator().generate([PROMPTS[2]], Sampling(max_tokens=30, ignore_end=True))[0]
+    stop = free.text[5:7]
+    cut = _generator().generate([PROMPTS[2]], Sampling(max_tokens=30, ignore_end=True, stop=(stop,)))[0]
+    assert cut.text == free.text[: free.text.find(stop)]
+    assert cut.finish_reason == "stop"
+
+
+def test_what_does_not_fit_is_refused_before_anything_runs():
+    generator = _generator()
+    for prompt, tokens, said in (([], 4, "empty"), ([5] * 250, 10, "context holds 256"), ([260], 1, "outside the model's vocabulary")):
+        with pytest.raises(InputError, match=said):
+            generator.generate([prompt], Sampling(max_tokens=tokens))
+    for settings in ({"max_tokens": 0}, {"temperature": -1}, {"top_p": 0}, {"top_k": -1}, {"stop": ("",)}, {"top_logprobs": 99}):
+        with pytest.raises(InputError):
+            Sampling(**settings)
+    assert generator.load == 0
+
+
+def test_prompts_from_a_file(tmp_path):
+    path = tmp_path / "prompts.jsonl"
+    path.write_text(json.dumps({"prompt": "ab"}) + "\n" + json.dumps({"messages": [{"role": "user", "content": "hi"}]}) + "\n")
+    config = GenerateTextConfig(max_tokens=4, samples=2, temperature=1.0)
+    answers = generate_text(byte_model(), _read(str(path)), config)
+    assert [one.get("prompt") for one in answers] == ["ab", "ab", None, None]
+    assert all(one["tokens"] <= 4 for one in answers)
+    path.write_text('{"prompt": 3}\n')
+    with pytest.raises(InputError, match=r"prompts.jsonl:1: expected an object"):
+        _read(str(path))
+
+
+CONVERSATION = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi\n"}, {"role": "assistant", "content": "Hello."}]
+
+
+def test_the_own_template_can_be_read_back():
+    text = render_chat(CONVERSATION, special={"eos_token": "<e>"}, add_generation_prompt=False)
+    assert text == "Be brief.\n\n### Instruction:\nHi\n\n### Response:\nHello."
+    asked = render_chat([*CONVERSATION, {"role": "user", "content": "Bye"}], special={"eos_token": "<e>"})
+    assert asked == "Be brief.\n\n### Instruction:\nHi\n\n### Response:\nHello.<e>\n\n### Instruction:\nBye\n\n### Response:\n"
+    assert "{{" in OWN_TEMPLATE
+
+
+def test_a_tokenizers_template_runs_in_a_sandbox_and_its_failure_is_one_line():
+    turns = "{% for m in messages %}<{{ m['role'] }}>\n{{ m['content'] }}{% endfor %}"
+    loops = "{{ bos_token }}" + turns + "{% if add_generation_prompt %}<assistant>{% endif %}"
+    assert render_chat(CONVERSATION[1:2], template=loops, special={"bos_token": "^"}) == "^<user>\nHi\n<assistant>"
+    broken = {
+        "{{ raise_exception('no system role') }}": "no system role",
+        "{% for %}": "line 1",
+        "{{ messages[9].content.x }}": "fails on these messages",
+        "{{ ''.__class__.__mro__ }}": "unsafe",
+        "{# nothing #}": "renders these messages to nothing",
+        "{{ 1 / 0 }}": "division",
+    }
+    for template, said in broken.items():
+        with pytest.raises(InputError, match=said) as caught:
+            render_chat(CONVERSATION, template=template)
+        assert "\n" not in str(caught.value)
+    for messages, said in (
+        ([], "at least one"),
+        ([{"role": "king", "content": ""}], r"\[0\].role"),
+        ([{"role": "user"}], r"\[0\].content"),
+    ):
+        with pytest.raises(InputError, match=said):
+            render_chat(messages)
