@@ -188,42 +188,40 @@ def test_killed_at_random_moments_it_goes_on_where_it_was(tmp_path):
     assert 0 <= repeated <= kills * (16 + 1)
 
 
-def test_the_forecast_is_near_what_an_instructed_model_uses():
+PROSE = "the river carries water from the hills to the lake, and a field of barley on either side of it is green in the summer."
+
+
+def longer_texts(words_each):
     generator = random.Random(0)
-    words = [
-        "the",
-        "river",
-        "runs",
-        "down",
-        "to",
-        "a",
-        "small",
-        "lake",
-        "and",
-        "its",
-        "water",
-        "keeps",
-        "many",
-        "fields",
-        "of",
-        "barley",
-        "green",
-    ]
+    words = PROSE.rstrip(".").split()
     corpus = LabelledCorpus(even_shares(30), documents=5000)
     plain = corpus.sample
 
     def longer(size, *, seed):
         documents = plain(size, seed=seed)
-        return [type(d)(id=d.id, text=d.text + " " + " ".join(generator.choices(words, k=120)) + ".") for d in documents]
+        return [type(d)(id=d.id, text=d.text + " " + " ".join(generator.choices(words, k=words_each)) + ".") for d in documents]
 
     corpus.sample = longer
-    config = AgentConfig(groupings=100, proposals=4)
+    return corpus
+
+
+@pytest.mark.parametrize("wordy", [True, False])
+def test_the_forecast_is_near_what_a_model_uses_be_it_wordy_or_terse(wordy):
+    corpus, config = longer_texts(320), AgentConfig(groupings=100, proposals=4)
     planned = plan_calls([corpus], config)
-    with serve(follows_instructions(oracle, config.reasoning_words)) as server:
+    with serve(follows_instructions(oracle, config.reasoning_words) if wordy else oracle) as server:
         card = score_corpus(corpus, LlmJudge(engine_for(server)), config)
     assert sum(plan.calls for plan in planned) == card.calls
     forecast = sum(plan.calls * (plan.prompt_tokens + plan.completion_tokens) for plan in planned)
     assert forecast == pytest.approx(sum(card.tokens.values()), rel=0.15)
+
+
+def test_the_forecast_errs_as_much_against_the_tersest_judge_as_against_the_wordiest():
+    for plan in plan_calls([longer_texts(40)], AgentConfig(groupings=50, proposals=4))[-2:]:
+        total = plan.prompt_tokens + plan.completion_tokens
+        assert plan.least_completion_tokens < plan.completion_tokens < plan.most_completion_tokens
+        bounds = [plan.prompt_tokens + getattr(plan, f"{which}_completion_tokens") for which in ("least", "most")]
+        assert total / bounds[0] == pytest.approx(bounds[1] / total, rel=0.1)
 
 
 def test_asking_for_less_costs_less():

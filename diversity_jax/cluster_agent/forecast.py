@@ -1,14 +1,15 @@
 """What a scoring will cost, from the very samples that it will show, before the first call.
 
-Prompts are rendered as they will be sent and counted. How long the answers will be nobody knows before a judge has answered: the forecast
-is for a model that uses most of the words it is allowed, with bounds for the tersest and the wordiest. A pilot takes the guess out of it:
-some groupings are judged, at their price, and what they used stands for the rest.
+Prompts are rendered as they will be sent and counted. How long the answers will be nobody knows before a judge has answered: the tersest
+and the wordiest that keep to the rules are bounds, and between them stands the total that errs by the same factor against either. A
+pilot takes the guess out of it: some groupings are judged, at their price, and what they used stands for the rest.
 """
 
 import asyncio
 from collections.abc import Sequence
 from dataclasses import replace
 import json
+import math
 from typing import Any
 
 from diversity_jax.cluster_agent.agent import propose_or_explain, run
@@ -28,8 +29,7 @@ _GROUPINGS = 40  # looked at for the mean
 _PROPOSALS = 10
 _PHRASE = "the texts describe how a particular method or event is presented to readers with some background and examples of use"
 _NAMES = 4  # metadata, and as many metrics, that a proposal usually has
-_SHARE_OF_WORDS = 0.8  # of the words allowed that models use
-_SHARE_OF_CLUSTERS = 0.8  # of the samples shown: what some 15 to 20 effective clusters give at K = 10
+_SHARE_OF_WORDS = 0.8  # of the words allowed in criteria that models use
 
 
 async def plan_calls_async(corpora: Sequence[Drawable], config: AgentConfig) -> list[PlannedCalls]:
@@ -125,35 +125,36 @@ async def _plan_grouping(corpus: Drawable, criteria: Criteria, config: AgentConf
 
 
 def _plan_of_stage(stage: str, groupings: Sequence[Planned], criteria: Criteria, config: AgentConfig) -> PlannedCalls:
-    """The usual answers, and those of the tersest and of the wordiest judge that keeps to the rules."""
-    answers: dict[float, list[int]] = {share: [] for share in (_SHARE_OF_CLUSTERS, 0.0, 1.0)}
-    prompts = []
-    for planned in groupings:
-        content = {"samples": planned.samples, "criteria": criteria.sets[planned.criteria_set]}
-        for share, sizes in answers.items():
-            clusters = _partition(planned, share)
-            shown = with_control([_reasoned(one, config) for one in without_planted(clusters, planned.canary)], planned.canary)[0]
-            words = {0.0: 0.0, 1.0: 1.0}.get(share, _SHARE_OF_WORDS)
-            if stage == "cluster_samples":
-                extra = {}
-                answer = {"clusters": [_answered(number, one, config, words) for number, one in enumerate(clusters, start=1)]}
-            else:
-                extra = {"clusters": shown}
-                reason = {"reasoning": _words(config.reasoning_words, words)} if config.reasoning_words else {}
-                answer = {"validation": [{"cluster": number, "valid": 1, **reason} for number in range(1, len(shown) + 1)]}
-            sizes.append(estimate_tokens(json.dumps(answer)))
-            if share == _SHARE_OF_CLUSTERS:
-                task = new_task(stage, config, criteria_set=planned.criteria_set, replicate=planned.index, **content, **extra)
-                prompts.append(estimate_tokens(system_of(task)) + estimate_tokens(user_of(task)))
-    usual, least, most = (sum(sizes) / len(sizes) for sizes in answers.values())
+    """Prompts and answers with the tersest and with the wordiest judge that keeps to the rules, and what lies between."""
+    (tersest, least), (wordiest, most) = (_sizes(stage, groupings, criteria, config, words) for words in (0.0, 1.0))
+    prompt_tokens = math.sqrt(tersest * wordiest)
     return PlannedCalls(
         stage=stage,
         calls=config.groupings,
-        prompt_tokens=sum(prompts) / len(prompts),
-        completion_tokens=usual,
+        prompt_tokens=prompt_tokens,
+        completion_tokens=math.sqrt((tersest + least) * (wordiest + most)) - prompt_tokens,
         least_completion_tokens=least,
         most_completion_tokens=most,
     )
+
+
+def _sizes(stage: str, groupings: Sequence[Planned], criteria: Criteria, config: AgentConfig, words: float) -> tuple[float, float]:
+    """Mean tokens of prompt and answer with a judge that uses this share of the words and of the clusters it might."""
+    prompts, answers = [], []
+    for planned in groupings:
+        content = {"samples": planned.samples, "criteria": criteria.sets[planned.criteria_set]}
+        clusters = _partition(planned, words)
+        if stage == "cluster_samples":
+            answer = {"clusters": [_answered(number, one, config, words) for number, one in enumerate(clusters, start=1)]}
+        else:
+            reasoned = [_reasoned(one, config, words) for one in without_planted(clusters, planned.canary)]
+            content["clusters"] = shown = with_control(reasoned, planned.canary)[0]
+            reason = {"reasoning": _words(config.reasoning_words, words)} if config.reasoning_words else {}
+            answer = {"validation": [{"cluster": number, "valid": 1, **reason} for number in range(1, len(shown) + 1)]}
+        task = new_task(stage, config, criteria_set=planned.criteria_set, replicate=planned.index, **content)
+        prompts.append(estimate_tokens(system_of(task)) + estimate_tokens(user_of(task)))
+        answers.append(estimate_tokens(json.dumps(answer)))
+    return sum(prompts) / len(prompts), sum(answers) / len(answers)
 
 
 def _partition(planned: Planned, share: float) -> tuple[Cluster, ...]:
@@ -189,8 +190,8 @@ def _typical_set(config: AgentConfig, count: int | None = None) -> CriteriaSet:
     return CriteriaSet(metadata=metadata, metrics=metrics)
 
 
-def _reasoned(cluster: Cluster, config: AgentConfig) -> Cluster:
-    return Cluster(sample_ids=cluster.sample_ids, reasoning=_words(config.reasoning_words) if config.reasoning_words else "")
+def _reasoned(cluster: Cluster, config: AgentConfig, words: float) -> Cluster:
+    return Cluster(sample_ids=cluster.sample_ids, reasoning=_words(config.reasoning_words, words) if config.reasoning_words else "")
 
 
 def _answered(number: int, cluster: Cluster, config: AgentConfig, words: float) -> dict[str, Any]:
