@@ -104,7 +104,7 @@ def _apply(twin: Any, overrides: Sequence[tuple[str, str]]) -> Any:
         if value.lower() == "none" and config_path.is_optional(field, twin):
             config_path.set_value(field, twin, None)
             continue
-        values, argv = flags.FlagValues(), ["command", f"--config.{field}={value}"]
+        values, argv = flags.FlagValues(), ["command", f"--config.{field}={_as_literal(value, config_path.get_type(field, twin))}"]
         try:
             config_flags.DEFINE_config_dataclass("config", twin, flag_values=values, sys_argv=argv)
             values(argv)
@@ -113,6 +113,13 @@ def _apply(twin: Any, overrides: Sequence[tuple[str, str]]) -> Any:
             raise InputError(f"--config.{field}={value}: is not a value of type {getattr(wanted, '__name__', wanted)}") from None
         twin = values["config"].value
     return twin
+
+
+def _as_literal(value: str, wanted: Any) -> str:
+    """Words joined by commas as the tuple that they stand for: `--config.grid.templates=topic,topic_styles`."""
+    if wanted != tuple[str, ...] or "," not in value or value.lstrip()[:1] in ("(", "[", "'", '"'):
+        return value
+    return repr(tuple(filter(None, map(str.strip, value.split(",")))))
 
 
 def _check_known(twin: Any, field: str) -> None:

@@ -10,9 +10,11 @@ The same command writes the demo text of `configs/quickstart_text.py`, which nee
 import logging
 from pathlib import Path
 import sys
+from typing import Any
 
 from diversity_jax import entry_point
 from diversity_jax.config import GenerateConfig
+from diversity_jax.errors import InputError
 
 log = logging.getLogger(__name__)
 
@@ -38,16 +40,27 @@ def _write_grammar(config: GenerateConfig) -> None:
 
 
 def _generate(config: GenerateConfig) -> None:
+    from diversity_jax.synthesis.run import run
+    from diversity_jax.synthesis.store import Store
+
+    try:
+        store = run(config)
+    except InputError:
+        stands = Store(config.output_dir)
+        if stands.rounds and not config.dry_run:  # what was asked and refused is worth a look, above all then
+            _write_page(config, stands)
+        raise
+    if store is not None:
+        log.info("documents: %s", store.documents_pattern)
+        _write_page(config, store)
+
+
+def _write_page(config: GenerateConfig, store: Any) -> None:
     from diversity_jax import run_record
     from diversity_jax.synthesis import page
-    from diversity_jax.synthesis.run import run
 
-    store = run(config)
-    if store is None:
-        return
     record = run_record.describe(sys.argv, config)
     record.save(config.output_dir)
-    log.info("documents: %s", store.documents_pattern)
     print(page.write(store, record.facts()))
 
 

@@ -148,3 +148,13 @@ def test_help_says_how_to_call(tmp_path):
     done = run("train", "--help")
     assert done.returncode == 0
     assert "--config configs/quickstart.py" in done.stdout
+
+
+def test_names_joined_by_commas_are_a_tuple():
+    from diversity_jax.config import GenerateConfig
+    from diversity_jax.config_files import parse
+
+    given = ["--config", str(ROOT / "configs" / "generate.py"), "--config.grid.topic_counts=100,300"]
+    for written in ("topic,topic_styles", "('topic', 'topic_styles')"):
+        grid = parse([*given, f"--config.grid.templates={written}"], GenerateConfig).grid
+        assert (grid.templates, grid.topic_counts) == (("topic", "topic_styles"), (100, 300))

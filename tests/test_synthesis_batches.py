@@ -99,12 +99,12 @@ class _Handler(BaseHTTPRequestHandler):
             self.reply(provider.openai_file(path.split("/")[3].removeprefix("out-")))
         elif path == "/v1/batches":
             self.reply({"object": "list", "data": [self.openai_batch(name) for name in provider.batches], "has_more": False})
-        elif path == "/v1beta/batches":
+        elif re.fullmatch(r"/gemini/v\w+/batches", path):
             self.reply({"operations": [self.gemini_batch(name) for name in provider.batches]})
         else:
             provider.polls += 1
-            name = path.removeprefix("/v1/batches/").removeprefix("/v1beta/")
-            self.reply(self.openai_batch(name) if "/v1/" in path else self.gemini_batch(name))
+            name = re.sub(r"^/gemini/v\w+/|^/v1/batches/", "", path)
+            self.reply(self.gemini_batch(name) if path.startswith("/gemini/") else self.openai_batch(name))
 
     def do_POST(self):
         provider = self.provider
@@ -150,7 +150,7 @@ def provider(monkeypatch):
 
 def settings(tmp_path, provider, model, **batch):
     (tmp_path / "topics.txt").write_text("\n".join(f"field/subject {n}" for n in range(12)))
-    base = f"{provider.url}/v1" if model.startswith("openai") else provider.url
+    base = f"{provider.url}/v1" if model.startswith("openai") else f"{provider.url}/gemini"
     return SynthesisConfig(
         output_dir=str(tmp_path / "out"),
         topics=TopicsConfig(source=str(tmp_path / "topics.txt")),

@@ -100,9 +100,11 @@ def test_flaws_are_counted_drawn_again_and_kept(folder):
     assert max(one["attempt"] for one in rejects) <= 2
 
 
-def test_a_generator_that_always_refuses_stops_before_the_budget_is_gone(folder):
+@pytest.mark.parametrize("documents_per_round", [3, 16])
+def test_a_generator_that_always_refuses_stops_before_the_budget_is_gone(folder, documents_per_round):
     with serve(refusing) as server:
-        config = settings(folder, server.openai_url, budget=BudgetConfig(max_calls=10_000))
+        grid = GridConfig(generations_per_topic=2, documents_per_round=documents_per_round)
+        config = settings(folder, server.openai_url, grid=grid, budget=BudgetConfig(max_calls=10_000))
         with pytest.raises(InputError, match=r"none of its last 30 answers was usable \(refused 30\)"):
             run(config)
         assert server.attempts < 60

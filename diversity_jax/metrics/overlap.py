@@ -18,6 +18,7 @@ from diversity_jax.metrics.words import Words, split_words
 _EPSILON = 0.1
 _PART_WORDS = 1 << 20
 _Z95 = 1.959964
+_FIRST_LOOK_PAIRS = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +74,7 @@ def _pair_mean(words: Words, score: Callable, pairs: int | None, half_width: flo
     if pairs is not None and pairs < 1:
         raise InputError(f"pairs={pairs}: expected at least 1, or None for all")
     everything = documents * (documents - 1)
-    if pairs is None or pairs >= everything // 2:
+    if pairs is None or everything // 2 <= (_FIRST_LOOK_PAIRS if half_width else pairs):
         left, right = np.nonzero(~np.eye(documents, dtype=bool)) if score is bleu else np.triu_indices(documents, 1)
         mean = float(score(words, left, right).mean())
         return PairMean(value=mean, low=mean, high=mean, pairs=len(left), exact=True)
@@ -91,8 +92,8 @@ def _pair_mean(words: Words, score: Callable, pairs: int | None, half_width: flo
 
 
 def _looks(pairs: int) -> list[int]:
-    """After how many pairs to look whether they are enough; not before 1,000, where the spread is hardly known."""
-    looks = [1000 * 2**step for step in range(40)]
+    """After how many pairs to look whether they are enough; not before a thousand, where the spread is hardly known."""
+    looks = [_FIRST_LOOK_PAIRS * 2**step for step in range(40)]
     return [look for look in looks if look < pairs] + [pairs]
 
 

@@ -68,7 +68,7 @@ def read_answer(text: str, template: Template, seeds: Seeds, request: Request, q
         value = json.loads(_without_fence(text))
     except (ValueError, RecursionError):
         raise Flaw("refused" if _REFUSAL.search(text[:_REFUSAL_CHARACTERS]) else "not_json", "the answer is not JSON") from None
-    made = _in_schema(value, template, seeds)
+    made = _in_schema(value, template, seeds, numbered=_is_numbered(request.schema))
     _check_passages(made, request, quality)
     if made.question is not None:
         _check_question(made.question)
@@ -83,7 +83,13 @@ def _without_fence(text: str) -> str:
     return text
 
 
-def _in_schema(value: Any, template: Template, seeds: Seeds) -> Generation:
+def _is_numbered(schema: Mapping[str, Any] | None) -> bool:
+    """Whether the answer to the question was asked for as an option's number."""
+    asked = (schema or {}).get("properties", {}).get("question", {}).get("properties", {})
+    return asked.get("answer", {}).get("type") == "integer"
+
+
+def _in_schema(value: Any, template: Template, seeds: Seeds, *, numbered: bool) -> Generation:
     schema = template.schema(seeds, False)
     _exactly(value, schema["properties"], "the answer")
     least, most = template.passages
@@ -96,6 +102,8 @@ def _in_schema(value: Any, template: Template, seeds: Seeds) -> Generation:
     if "question" in value:
         asked = _exactly(value["question"], ("question", "options", "answer", "explanation"), "question")
         options = tuple(_line(option, "options") for option in _items(asked["options"], "options", 4, 4))
+        if numbered:
+            asked = {**asked, "answer": options[_number(asked["answer"], "answer", len(options))]}
         lines = {name: _line(asked[name], name) for name in ("question", "answer", "explanation")}
         question = Question(options=options, **lines)
     if "persona" in value:

@@ -24,7 +24,8 @@ _FITTED_TO = 2000
 
 
 class WordClusters:
-    """Clusters by words. `labels` is the cluster of every document so far: -1 where there are too few documents to tell.
+    """Clusters by words. `labels` is the cluster of every document so far: -1 where there are too few documents to tell; `fitted_to` is how
+    many documents their space was fitted to.
 
     The space is fitted again whenever there are twice as many documents, up to 2,000, and all are placed anew: a space fitted to the
     first hundred alone keeps apart what later ones show to belong together.
@@ -34,7 +35,7 @@ class WordClusters:
         self._seed = seed
         self._judge: OfflineJudge | None = None
         self._kept: list[str] = []
-        self._fitted_to = 0
+        self.fitted_to = 0
         self._start()
 
     def _start(self) -> None:
@@ -44,20 +45,20 @@ class WordClusters:
 
     def extend(self, texts: Sequence[str]) -> None:
         """Takes documents in, in order. Equal texts that come in equal parts get equal labels."""
-        if self._fitted_to >= _FITTED_TO:
+        if self.fitted_to >= _FITTED_TO:
             self.labels += [self._join(self._judge.place(text)) for text in texts]
             return
         self._kept += texts
         if len(self._kept) < _FEWEST_TO_FIT:
             self.labels += [-1] * len(texts)
             return
-        if len(self._kept) >= 2 * self._fitted_to:
+        if len(self._kept) >= 2 * self.fitted_to:
             self._judge = OfflineJudge(self._kept[:_FITTED_TO], seed=self._seed)
-            self._fitted_to = len(self._kept)
+            self.fitted_to = len(self._kept)
             self._start()
             texts = self._kept
         self.labels += [self._join(self._judge.place(text)) for text in texts]
-        if self._fitted_to >= _FITTED_TO:
+        if self.fitted_to >= _FITTED_TO:
             self._kept = []
 
     def _join(self, vector: np.ndarray) -> int:

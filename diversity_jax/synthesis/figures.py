@@ -96,12 +96,21 @@ def map_figure(places: np.ndarray, names: Sequence[str], palette: Palette, width
     return canvas
 
 
+def clusters_by_round(rounds: Sequence[Mapping[str, Any]]) -> list[float]:
+    """Effective clusters after every round, as far back as can be by the latest clusters."""
+    clusters = [one["effective_clusters"] for one in rounds]
+    for one in reversed(rounds):
+        if one.get("curve"):
+            return one["curve"] + clusters[len(one["curve"]) :]
+    return clusters
+
+
 def diversity_curve(rounds: Sequence[Mapping[str, Any]], width: int) -> Canvas:
     """Effective clusters by words over documents and over dollars, a panel each."""
     narrow = width < 600
     made = np.cumsum([one["documents"] for one in rounds])
     dollars = np.cumsum([one["paid_dollars"] for one in rounds])
-    clusters = np.array([one["effective_clusters"] for one in rounds], float)
+    clusters = np.array(clusters_by_round(rounds), float)
     panels = [("over documents", made, count)] + ([("over dollars", dollars, money)] if dollars[-1] > 0 else [])
     left, head, height, foot, gap = 46, 30, 210 if narrow else 260, 46, 70
     block = head + height + foot

@@ -18,6 +18,7 @@ from diversity_jax.synthesis.arms import Arm, Cell, Material
 from diversity_jax.synthesis.clusters import WordClusters, crowded, thin
 from diversity_jax.synthesis.growing import Grower
 from diversity_jax.synthesis.judging import open_clusters
+from diversity_jax.synthesis.near_duplicates import PLACES
 from diversity_jax.synthesis.producing import Produced
 from diversity_jax.synthesis.settings import SynthesisConfig
 from diversity_jax.synthesis.steering import Evidence, Steering, Verdict, effective_clusters, evidence_of_labels
@@ -58,6 +59,7 @@ class Loop:
         self._done: dict[str, str] = {}
         self._owners: list[int] = []  # arm of every document measured
         self._topics: list[int] = []  # topic of every document measured
+        self._ends: list[int] = []  # how many were measured after each round
         self._number = {topic.slash_path: place for place, topic in enumerate(material.topics)}
         self._covered: set[int] = set()
         self.avoid: list[str] = []
@@ -71,9 +73,10 @@ class Loop:
             self._count(summary["arm_documents"], summary["dollars_by_arm"])
             self._steering.restore([Verdict(**verdict) for verdict in summary["verdicts"]], summary["gains"])
         rounds = itertools.groupby(zip(store.documents(), owners.tolist(), strict=True), key=lambda pair: pair[0]["round"])
-        for _, pairs in rounds:
+        for number, pairs in rounds:
             documents, arms = zip(*pairs, strict=True)
-            await self._take(documents, arms)
+            await self._take(documents, arms, number)
+        self._close_rounds(len(store.rounds))
         self._decide_avoided()
 
     def shares(self, round_number: int) -> dict[str, float]:
@@ -115,7 +118,8 @@ class Loop:
         """Measures a round that is about to be committed, and decides."""
         counts = Counter(document["arm"] for document in done.documents)
         self._count(counts, done.dollars)
-        await self._take(done.documents, done.arms)
+        fitted_before = self._clusters.fitted_to
+        await self._take(done.documents, done.arms, number)
         verdicts = await self._look(number) if self._steered else []
         for verdict in verdicts:
             if verdict.stopped:
@@ -132,6 +136,8 @@ class Loop:
             "shares": self.shares(number + 1) if self._steering.live else {},
             "effective_clusters": effective_clusters(labels[labels >= 0]),
             "measured": int((labels >= 0).sum()),
+            # Clusters of another space: earlier rounds are measured again by the same ruler.
+            "curve": self._curve() if self._clusters.fitted_to != fitted_before else None,
             "avoid": self.avoid,
             "topics_covered": len(self._covered),
             "new_topics": [{"path": list(topic.path), "keywords": list(topic.keywords)} for topic in topics],
@@ -142,8 +148,7 @@ class Loop:
 
     def arrays(self, done: Produced) -> dict[str, np.ndarray]:
         """What is kept of a round beside its records."""
-        signatures = np.array(done.signatures, np.uint32).reshape(len(done.signatures), -1)
-        return {"signatures": signatures if len(signatures) else np.zeros((0, 32), np.uint32), "arms": np.array(done.arms, np.int32)}
+        return {"signatures": np.array(done.signatures, np.uint32).reshape(-1, PLACES), "arms": np.array(done.arms, np.int32)}
 
     def line(self, done: Produced, made: int) -> str:
         """A round in a line."""
@@ -166,8 +171,18 @@ class Loop:
         for arm, spent in dollars.items():
             self._dollars[arm] += spent
 
-    async def _take(self, documents: Sequence[Mapping[str, Any]], arms: Sequence[int]) -> None:
+    def _curve(self) -> list[float]:
+        """Effective clusters after every round so far, all by the present clusters."""
+        labels = self._labels
+        return [effective_clusters(labels[:end][labels[:end] >= 0]) for end in self._ends]
+
+    def _close_rounds(self, number: int) -> None:
+        """Notes that rounds before `number` are measured."""
+        self._ends += [len(self._owners)] * (number - len(self._ends))
+
+    async def _take(self, documents: Sequence[Mapping[str, Any]], arms: Sequence[int], number: int) -> None:
         """Puts a round's documents into clusters."""
+        self._close_rounds(number)
         step = 1 if self._steered else max(1, len(documents) // _MEASURED_UNSTEERED)
         chosen = range(0, len(documents), step)
         texts = ["\n".join(passage["text"] for passage in documents[place]["passages"]) for place in chosen]
@@ -177,6 +192,7 @@ class Loop:
             self._texts += [text[: self._config.agent.max_characters] for text in texts]
             self._first_texts = self._first_texts or len(self._texts)
         await asyncio.to_thread(self._clusters.extend, texts)
+        self._close_rounds(number + 1)
 
     async def _look(self, number: int) -> list[Verdict]:
         labels, owners = self._labels, np.array(self._owners)

@@ -98,7 +98,7 @@ class NearDuplicates:
 
 def _keys(signatures: np.ndarray) -> np.ndarray:
     """One number for each band: uint64 [documents, bands]."""
-    banded = signatures.reshape(len(signatures), _BANDS, -1).astype(np.uint64)
+    banded = signatures.reshape(len(signatures), _BANDS, PLACES // _BANDS).astype(np.uint64)
     keys = np.zeros(banded.shape[:2], np.uint64)
     for place in range(banded.shape[2]):
         keys = (keys ^ banded[:, :, place]) * _MIX

@@ -1,7 +1,7 @@
 """The page of a synthesis: what was written, how diverse it became, what it cost, what was refused, and everything the loop decided."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 import itertools
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from diversity_jax.synthesis.topics import read_topics
 
 _EXAMPLES, _REJECTED_EXAMPLES = 6, 8
 _EXAMPLE_CHARACTERS = 1600
+_LOOKED_AT = 1000
 _DECISIONS_SHOWN = 400
 _FOOTER = "Written by diversity_jax. Effective clusters are Hill numbers of order 2 of all documents, in clusters by the words they share."
 _NO_MODEL = (
@@ -95,10 +96,13 @@ def _key_figures(rounds: Sequence[Mapping[str, Any]], made: int) -> tuple[KeyFig
 
 def _diversity(store: Store) -> Section:
     rounds = store.rounds
-    first, last = rounds[0]["effective_clusters"], rounds[-1]["effective_clusters"]
-    alt = f"Effective clusters after each of {len(rounds)} rounds, from {first:.3g} to {last:.3g}"
+    curve = figures.clusters_by_round(rounds)
+    alt = f"Effective clusters after each of {len(rounds)} rounds, from {curve[0]:.3g} to {curve[-1]:.3g}"
     drawing = render("diversity", alt, lambda width: figures.diversity_curve(rounds, width))
-    caption = "After every round, of all documents so far. Where the curve is flat, further documents say what others said before."
+    caption = (
+        "After every round, of all documents so far, by one set of clusters. Where the curve is flat, further documents say what others "
+        "said before; where it falls, they crowd what is crowded."
+    )
     return Section(anchor="diversity", title="Diversity while it was written", body=page.figure(drawing, caption), drawings=(drawing,))
 
 
@@ -126,7 +130,7 @@ def _arms_table(rounds: Sequence[Mapping[str, Any]], arms: Sequence[str], palett
     for arm in arms:
         number, verdict = verdicts.get(arm, (None, None))
         gain = "\u2013" if verdict is None else _interval(verdict)
-        state = "goes on"
+        state = "not stopped"
         if verdict is not None and verdict["stopped"]:
             state = f"stopped in round {number}"
         elif arm in rounds[-1]["arms_stopped"]:
@@ -275,9 +279,28 @@ def _topics(store: Store) -> Section:
     return Section(anchor="topics", title="Topics", body=joined(*body), drawings=tuple(drawings))
 
 
+def _various(documents: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Some of the documents, as unlike each other in how they were made as can be."""
+    found: dict[tuple, list[Mapping[str, Any]]] = {}
+    for one in documents:
+        found.setdefault((one["template"], one["style"], one["generator"]), []).append(one)
+    in_turn = itertools.chain.from_iterable(itertools.zip_longest(*_templates_in_turn(found)))
+    return [one for one in in_turn if one is not None][:_EXAMPLES]
+
+
+def _templates_in_turn(found: Mapping[tuple, list[Mapping[str, Any]]]) -> list[list[Mapping[str, Any]]]:
+    """The groups, one of every template first."""
+    rank: Counter = Counter()
+    places = {}
+    for key in found:
+        places[key] = rank[key[0]]
+        rank[key[0]] += 1
+    return [found[key] for key in sorted(found, key=places.__getitem__)]
+
+
 def _examples(store: Store) -> Section:
     entries = []
-    for one in itertools.islice(store.documents(), _EXAMPLES):
+    for one in _various(itertools.islice(store.documents(), _LOOKED_AT)):
         aside = " \u00b7 ".join(filter(None, (one["template"], one["style"], one["generator"])))
         reader = element("p", f"For: {one['persona']}", class_="muted") if one["persona"] else None
         text = formats.clean(one["text"])

@@ -90,7 +90,7 @@ class _Candidate:
 
 
 class Producer:
-    """Makes documents of cells.
+    """Makes documents of cells, round after round: it remembers over rounds for how long a generator gave nothing usable.
 
     Args:
       material: what cells are filled with.
@@ -98,7 +98,6 @@ class Producer:
       askers: a way to each generator, by label.
       config: quality floor, decoding.
       duplicates: documents that stand; accepted ones are added.
-      failures: on record, where this round was begun by an earlier process: what is known to fail is not paid for again.
     """
 
     def __init__(
@@ -108,16 +107,26 @@ class Producer:
         askers: Mapping[str, Asker],
         config: SynthesisConfig,
         duplicates: NearDuplicates | None,
-        failures: Failures | None = None,
     ):
         self._material, self._askers, self._config = material, askers, config
         self._arms = {arm.name: arm for arm in arms}
         self._place = {arm.name: number for number, arm in enumerate(arms)}
-        self._duplicates, self._failures = duplicates, failures
+        self._duplicates = duplicates
+        self._failures: Failures | None = None
         self._stopped: dict[str, str] = {}
-        self._bad: defaultdict[str, Counter[str]] = defaultdict(Counter)  # since the last usable answer, by generator
+        # By generator: what was not usable since the last answer that passed by itself, and repeats since the last document taken.
+        self._bad: defaultdict[str, Counter[str]] = defaultdict(Counter)
+        self._repeats: defaultdict[str, Counter[str]] = defaultdict(Counter)
 
-    async def produce(self, cells: Sequence[Cell], *, avoid: Sequence[str], stopped: Mapping[str, str], round_number: int) -> Produced:
+    async def produce(
+        self,
+        cells: Sequence[Cell],
+        *,
+        avoid: Sequence[str],
+        stopped: Mapping[str, str],
+        round_number: int,
+        failures: Failures | None = None,
+    ) -> Produced:
         """Settles cells as far as that is possible.
 
         Args:
@@ -125,7 +134,9 @@ class Producer:
           avoid: subjects named in prompts.
           stopped: generators that are not asked any more.
           round_number: for provenance.
+          failures: on record, where this round was begun by an earlier process: what is known to fail is not paid for again.
         """
+        self._failures = failures
         done, wave = Produced(), list(cells)
         self._stopped, self._rejects = dict(stopped), []
         order = {cell.key: place for place, cell in enumerate(cells)}
@@ -208,7 +219,7 @@ class Producer:
                 flaw, text = Flaw(error.reason, error.detail), ""
             except Flaw as error:
                 flaw, text = error, completion.text
-            self._note_bad(label, flaw)
+            self._note_bad(self._bad, label, flaw)
             following = self._reject(cell, label, flaw, text, done)
             if following is None:
                 return None
@@ -231,9 +242,9 @@ class Producer:
         done.paid += used.cost_usd
         done.tokens[label] += tokens
 
-    def _note_bad(self, label: str, flaw: Flaw) -> None:
+    def _note_bad(self, counts: Mapping[str, Counter[str]], label: str, flaw: Flaw) -> None:
         """Stops a generator of whom nothing was usable for long."""
-        bad, limit = self._bad[label], self._config.quality.give_up_after
+        bad, limit = counts[label], self._config.quality.give_up_after
         bad[flaw.reason] += 1
         if bad.total() >= limit and label not in self._stopped:
             why = ", ".join(f"{reason} {count}" for reason, count in bad.most_common())
@@ -256,11 +267,11 @@ class Producer:
             near = self._duplicates.find(one.signature)
             if near is not None:
                 flaw = Flaw("near_duplicate", f"like document {near[0] + 1} by {near[1]:.0%}")
-                self._note_bad(one.label, flaw)
+                self._note_bad(self._repeats, one.label, flaw)
                 return self._reject(one.cell, one.label, flaw, one.completion.text, done)
             self._duplicates.add(one.signature)
             done.signatures.append(one.signature)
-        self._bad.pop(one.label, None)
+        self._repeats.pop(one.label, None)
         done.outcomes[one.label]["accepted"] += 1
         done.arms.append(self._place[one.cell.arm])
         done.documents.append(self._record(one, round_number))

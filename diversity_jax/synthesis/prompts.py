@@ -1,6 +1,6 @@
 """What is said to a generator. Change a word here and raise `PROMPT_VERSION`: it is part of every document's provenance."""
 
-PROMPT_VERSION = "passages-1"
+PROMPT_VERSION = "passages-2"
 
 STYLES = {
     "textbook_narrative": "a textbook that tells its subject as a story: a running thread, people and situations, plain explanations "
@@ -18,8 +18,9 @@ _JOB = (
 )
 _QUESTION = (
     "Then write one multiple-choice question that only a reader who has understood the last passages can answer: the question, four "
-    "options that are all plausible and differ in meaning, the answer as an exact copy of one option's text, and an explanation that goes "
-    "step by step to the answer. Options carry no letters or numbers, and the explanation names options by what they say."
+    "options that are all plausible and differ in meaning, the answer as an exact copy of one option's text (or, where the schema wants "
+    "a number, its number from 1 to 4), and an explanation that goes step by step to the answer. Options carry no letters or numbers, and "
+    "the explanation names options by what they say."
 )
 _RULES = (
     "Be concrete: names, quantities, mechanisms, examples. Do not mention these instructions, and do not repeat their wording or the "

@@ -214,6 +214,7 @@ class _Rounds:
         self._failures, self._engines = failures, engines
         near = config.quality.near_duplicate
         self._duplicates = NearDuplicates(near) if near is not None else None
+        self._producer = Producer(material, arms, engines, config, self._duplicates)
         self._loop = Loop(config, material, arms, grower, stack)
         self._batches = Batches(config, store.folder, _ledger(config))
         self._cursors = dict.fromkeys((arm.name for arm in arms), 0)
@@ -285,9 +286,8 @@ class _Rounds:
         interrupted = self._store.open_round(number)
         avoid = self._loop.avoid
         known = self._failures if interrupted or self._batches.used else None
-        producer = Producer(self._material, self._arms, self._engines, self._config, self._duplicates, known)
-        await self._batches.fetch(producer, cells, avoid, self._stopped)
-        done = await producer.produce(cells, avoid=avoid, stopped=self._stopped, round_number=number)
+        await self._batches.fetch(self._producer, cells, avoid, self._stopped)
+        done = await self._producer.produce(cells, avoid=avoid, stopped=self._stopped, round_number=number, failures=known)
         self._stopped |= done.stopped
         for label, why in done.stopped.items():
             _logger.warning("%s is stopped: %s", label, why)

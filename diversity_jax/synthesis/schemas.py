@@ -33,7 +33,9 @@ def passages_schema(*, passages: tuple[int, int], question: bool, personas: int,
         properties["persona"] = {"type": "integer", "enum": list(range(1, personas + 1))}
     properties["passages"] = _list(limits, _object(concepts=_list(limits, line, 1, 8), text=text), *passages)
     if question:
-        properties["question"] = _object(question=line, options=_list(limits, line, 4, 4), answer=line, explanation=text)
+        # No schema can say "one of the options above", so where limits are enforced the answer is an option's number.
+        answer = {"type": "integer", "enum": [1, 2, 3, 4]} if limits else line
+        properties["question"] = _object(question=line, options=_list(limits, line, 4, 4), answer=answer, explanation=text)
     return _object(**properties)
 
 

@@ -164,7 +164,7 @@ def _near_leaders(topics: Sequence[Topic], near: float) -> np.ndarray:
     leaders = np.arange(len(topics))
     pairs = np.concatenate([np.zeros((0, 2), np.int64), *_near_pairs(vectors, near)])
     pairs = np.unique(pairs, axis=0)  # by the second, then the first: a leader is settled before those that may follow it
-    _logger.info("topics: %s near pairs to look at", f"{len(pairs):,}")
+    _logger.debug("%s near pairs to look at", f"{len(pairs):,}")
     for later, earlier in pairs.tolist():
         if leaders[later] == later and leaders[earlier] == earlier and same_topic(topics[earlier], topics[later]):
             leaders[later] = earlier

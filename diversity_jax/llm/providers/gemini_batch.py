@@ -9,8 +9,10 @@ from diversity_jax.llm.providers.base import Address, Answer, Rejected, Transien
 from diversity_jax.llm.providers.batch import BatchState
 from diversity_jax.llm.providers.gemini import KEY_VARIABLES, PUBLIC_URL, read_ending
 from diversity_jax.llm.providers.schema import gemini_schema
+from diversity_jax.llm.providers.transport import client_for
 
 _LISTED = 1000
+_TIMEOUT_MILLISECONDS = 300_000  # a batch goes out and comes back in one piece
 _T = TypeVar("_T")
 
 
@@ -21,12 +23,21 @@ class GeminiBatches:
         from google import genai
         from google.genai import errors, types
 
+        try:
+            import httpx2 as http
+        except ImportError:
+            import httpx as http
+
         quieten("httpx", "httpx2", "httpcore", "google_genai")
         self._errors, self._types = errors, types
         judge = f"gemini:{model}"
         key = key_from_environment(judge, KEY_VARIABLES, needed=base_url is None)
         self._address = Address(judge=judge, url=base_url or PUBLIC_URL, key_variables=KEY_VARIABLES, key=key)
-        self._client = genai.Client(api_key=key, vertexai=False, http_options=types.HttpOptions(base_url=base_url))
+        # A client of ours: left to itself the library takes aiohttp where that is installed, whose failures are others.
+        options = types.HttpOptions(
+            base_url=base_url, httpx_async_client=client_for(http, self._address.url), timeout=_TIMEOUT_MILLISECONDS
+        )
+        self._client = genai.Client(api_key=key, vertexai=False, http_options=options)
         self._model, self._usage = model, Usage(judge)
 
     async def submit(self, tag: str, requests: Sequence[tuple[str, Request]]) -> str:
