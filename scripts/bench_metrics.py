@@ -136,9 +136,7 @@ def bench_rouge(texts: list[str], theirs: dict) -> None:
     whole = Timed(seconds=some.seconds * more, cpu_seconds=some.cpu_seconds * more, value=some.value)
     row("ROUGE-L homogenisation", ours, whole, 1, "about ")
     reach = (means[0].high - means[0].low) / 2
-    print(
-        f"{'':34} +-{reach:.4f} from {means[0].pairs:,} pairs in {ours.seconds:.2f} s of 60; theirs is the mean of {len(few)} documents only"
-    )
+    print(f"{'':34} +-{reach:.4f} from {means[0].pairs:,} pairs in {ours.seconds:.2f} s of 60; theirs is of {len(few)} documents only")
 
 
 def bench_vendi(repeats: int, documents: int = 10_000, size: int = 384) -> None:
