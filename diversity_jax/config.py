@@ -28,6 +28,7 @@ class Config:
       judge: who measures diversity: `offline` (no LLM), `openai:MODEL`, `gemini:MODEL` or `google-genai:MODEL`.
       judge_base_url: of an OpenAI-compatible server, such as http://127.0.0.1:8000/v1.
       register: also register the mixture with SeqIO in this process, to see that it is accepted.
+      model: what is trained; None: the model of `train.init_from`.
       distributed: how this process finds the others, where it is one of several: `distributed.start=auto` on TPU slices, Slurm and
         Open MPI. The first one builds the mixture, so `output_dir` has to be a folder that all of them see.
     """
@@ -40,7 +41,7 @@ class Config:
     agent: AgentConfig = field(default_factory=AgentConfig)
     budget: BudgetConfig = field(default_factory=BudgetConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
-    model: LlamaConfig
+    model: LlamaConfig | None = None
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     mesh: MeshConfig = field(default_factory=MeshConfig)
@@ -50,6 +51,8 @@ class Config:
     def __post_init__(self):
         if self.mixture is None and self.prepared is None:
             raise InputError("config.mixture and config.prepared are both None; give one: a mixture to build, or the folder of a built one")
+        if self.model is None and self.train.init_from is None:
+            raise InputError("config.model and config.train.init_from are both None; describe the model, or name one to begin with")
 
 
 @dataclass(frozen=True, kw_only=True)

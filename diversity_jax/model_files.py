@@ -55,7 +55,7 @@ def _tokenizer(folder: Path, given: str | None) -> ModelTokenizer:
         path = Path(given)
         if path.is_dir() and (path / "tokenizer_config.json").exists():
             return for_folder(load_tokenizer(given, end_of_text=end_of_text_name(path)), path)
-        return for_run(load_tokenizer(given))
+        return for_run(load_tokenizer(given), _chat(folder))
     if (folder / "run.json").exists():
         return _of_run(folder)
     if any((folder / name).exists() for name in _TOKENIZER_FILES):
@@ -76,7 +76,16 @@ def _of_run(folder: Path) -> ModelTokenizer:
     found = load_tokenizer(_spec(vocabulary["kind"], files), end_of_text=end)
     if found.hash != vocabulary["hash"]:
         raise InputError(f"{mixture}: the tokenizer beside the rows is not the one they were made with; name the right one as tokenizer")
-    return for_run(found)
+    return for_run(found, _chat(folder))
+
+
+def _chat(folder: Path) -> Mapping[str, Any] | None:
+    """What a run was fine-tuned with: chat template and special tokens; None for one of plain text, and for what is no run."""
+    if not (folder / "run.json").exists():
+        return None
+    mixture = mixture_folder(folder)
+    manifests = [part["manifest"] for part in read_json(mixture / "mixture.json").get("components", ()) if part.get("manifest")]
+    return next((found for path in manifests if (found := read_json(mixture / path).get("chat"))), None)
 
 
 def mixture_folder(run: Path) -> Path:

@@ -6,12 +6,14 @@
 Every field of the configuration can be set on the command line; run again with the same output_dir to go on.
 """
 
+import dataclasses
 import logging
 from pathlib import Path
 import sys
 
 from diversity_jax import entry_point, run_record
 from diversity_jax.config import Config
+from diversity_jax.errors import InputError
 from diversity_jax.mixtures.mixture import Mixture
 from diversity_jax.mixtures.vocabulary import load_tokenizer
 
@@ -32,12 +34,14 @@ def main(config: Config) -> None:
 
     first = jax.process_index() == 0
     output_dir = Path(config.output_dir)
+    config = with_model(config)
     check(config)
     if config.prepared is None and first:
         build_mixture(config)
     if several:
         multihost_utils.sync_global_devices("mixture built")
     mixture = Mixture.load(config.prepared or output_dir / "mixture")
+    config = dataclasses.replace(config, train=config.train.for_rows(mixture.train_rows))
     if first:
         run_record.describe(sys.argv, config, jax.devices()).save(output_dir)
     log.info("model: %s parameters; mixture %s: %s", f"{config.model.parameter_count:,}", mixture.name, _composition(mixture))
@@ -48,17 +52,41 @@ def main(config: Config) -> None:
         write_page(config)
 
 
+def with_model(config: Config) -> Config:
+    """The configuration with the model of `train.init_from` filled in where it names none of its own."""
+    if config.model is not None:
+        return config
+    from diversity_jax.model.convert import read_config
+
+    return dataclasses.replace(config, model=read_config(config.train.init_from))
+
+
 def check(config: Config) -> None:
     """Refuses settings that cannot work together before hours go into scoring and preparation."""
     from diversity_jax.training.loop import check_fit
 
     if config.prepared is not None:
         mixture = Mixture.load(config.prepared)
-        token_ids, sequence_length = mixture.vocabulary.size, mixture.sequence_length
+        token_ids, sequence_length, known_as = mixture.vocabulary.size, mixture.sequence_length, mixture.vocabulary.hash
     else:
-        token_ids = load_tokenizer(config.mixture.vocabulary, end_of_text=config.mixture.end_of_text).size
-        sequence_length = config.mixture.sequence_length
+        tokenizer = load_tokenizer(config.mixture.vocabulary, end_of_text=config.mixture.end_of_text)
+        token_ids, sequence_length, known_as = tokenizer.size, config.mixture.sequence_length, tokenizer.hash
+    if config.train.init_from is not None:
+        check_begun_with(config.train.init_from, known_as)
     check_fit(config.model, config.train, config.mesh, token_ids=token_ids, sequence_length=sequence_length)
+
+
+def check_begun_with(folder: str, vocabulary: str) -> None:
+    """Refuses to go on from a run whose token ids mean other text than the mixture's; what an imported model knows is not recorded."""
+    from diversity_jax.model_files import mixture_folder
+
+    if (Path(folder) / "run.json").exists():
+        theirs = Mixture.load(mixture_folder(Path(folder))).vocabulary
+        if theirs.hash != vocabulary:
+            raise InputError(
+                f"train.init_from={folder}: was trained with another tokenizer ({theirs.kind}, {theirs.size:,} ids) than the mixture's; "
+                "set mixture.vocabulary to the run's own"
+            )
 
 
 def build_mixture(config: Config) -> None:

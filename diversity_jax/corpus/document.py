@@ -7,6 +7,8 @@ from typing import Any, Protocol, runtime_checkable
 
 from diversity_jax.errors import InputError
 
+CONVERSATION_FORMS = ("auto", "messages", "alpaca", "pairs")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Document:
@@ -34,6 +36,8 @@ class CorpusConfig:
         `seqio:NAME`, `seqio:NAME@MODULE` (a task or mixture; MODULE is imported first and registers it), `tfds:NAME[/CONFIG][:VERSION]`,
         `installed_docs:prose`, `installed_docs:code`.
       text_field: the key, column or feature that holds the text; dots reach into nested records (`message.body`).
+      conversations: read each record as instruction data and not as one text: `messages`, `alpaca`, `pairs` or `auto` (see
+        `conversations.read_messages`); `text_field` then means nothing.
       split: which split of a SeqIO task or TFDS builder; files have none.
       max_documents: take only the first so many documents, in the corpus's own order; None takes all.
       max_broken_share: share of records, from 0 up to but not 1, that may be broken (not JSON, not UTF-8, without the text
@@ -43,6 +47,7 @@ class CorpusConfig:
 
     source: str
     text_field: str = "text"
+    conversations: str | None = None
     split: str = "train"
     max_documents: int | None = None
     max_broken_share: float = 0.0
@@ -53,12 +58,19 @@ class CorpusConfig:
             value = getattr(self, name)
             if not isinstance(value, str) or not value.strip():
                 raise InputError(f"corpus.{name}={value!r}: expected a text that is not empty")
+        if self.conversations is not None and self.conversations not in CONVERSATION_FORMS:
+            raise InputError(f"corpus.conversations={self.conversations!r}: choose one of {', '.join(CONVERSATION_FORMS)}, or None")
         if self.max_documents is not None and self.max_documents < 1:
             raise InputError(f"corpus.max_documents={self.max_documents}: expected at least 1, or None for all documents")
         if not 0 <= self.max_broken_share < 1:
             raise InputError(f"corpus.max_broken_share={self.max_broken_share}: expected a share from 0 up to, not including, 1")
         if self.min_characters < 1:
             raise InputError(f"corpus.min_characters={self.min_characters}: expected at least 1")
+
+    @property
+    def record_field(self) -> str:
+        """The field that readers take out of a record as its text; empty: none, the record stays whole."""
+        return "" if self.conversations else self.text_field
 
 
 @runtime_checkable

@@ -37,7 +37,9 @@ def open_files(config: CorpusConfig) -> RecordCorpus:
         raise InputError(f"{config.source}: matches files of several kinds, {found}; name one kind")
     kind = next(iter(kinds))
     labels = _labels(paths)
-    return RecordCorpus(config, [_open_one(kind, path, label, config.text_field) for path, label in zip(paths, labels, strict=True)], kind)
+    return RecordCorpus(
+        config, [_open_one(kind, path, label, config.record_field) for path, label in zip(paths, labels, strict=True)], kind
+    )
 
 
 def _find(source: str) -> list[str]:

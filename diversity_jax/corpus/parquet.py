@@ -24,11 +24,12 @@ class Parquet:
         self._field = text_field
         with self._opened() as file:
             self._columns = _meta_columns(file.schema_arrow, text_field, path)
+            self._read = [text_field, *self._columns] if text_field else self._columns
             self._group_rows = [file.metadata.row_group(group).num_rows for group in range(file.metadata.num_row_groups)]
 
     def batches(self) -> Iterator[list[tuple[bytes | None, dict[str, Any]]]]:
         with self._opened() as file:
-            for batch in file.iter_batches(batch_size=_BATCH_ROWS, columns=[self._field, *self._columns]):
+            for batch in file.iter_batches(batch_size=_BATCH_ROWS, columns=self._read):
                 yield self._rows(batch)
 
     def decode(self, raw: tuple[bytes | None, dict[str, Any]], position: int) -> Document:
@@ -48,7 +49,7 @@ class Parquet:
                 if not len(chosen):
                     continue
                 start = 0
-                for batch in file.iter_batches(batch_size=_BATCH_ROWS, row_groups=[group], columns=[self._field, *self._columns]):
+                for batch in file.iter_batches(batch_size=_BATCH_ROWS, row_groups=[group], columns=self._read):
                     here = chosen[(chosen >= start) & (chosen < start + len(batch))] - start
                     start += len(batch)
                     if len(here):
@@ -61,7 +62,7 @@ class Parquet:
         return file_hash(self._path)
 
     def _rows(self, batch: Any) -> list[tuple[bytes | None, dict[str, Any]]]:
-        texts = _text_column(batch, self._field).to_pylist()
+        texts = _text_column(batch, self._field).to_pylist() if self._field else [None] * len(batch)
         metas = batch.select(self._columns).to_pylist() if self._columns else [{} for _ in texts]
         return list(zip(texts, metas, strict=True))
 
@@ -88,6 +89,9 @@ def _meta_columns(schema: Any, text_field: str, path: str) -> list[str]:
     """
     import pyarrow.types as types
 
+    binary = (types.is_binary, types.is_large_binary, types.is_fixed_size_binary)
+    if not text_field:  # the whole record, lists of messages too
+        return [field.name for field in schema if not any(kind(field.type) for kind in binary)]
     nested = "." in text_field and text_field not in schema.names
     first, *rest = text_field.split(".") if nested else [text_field]
     column = schema.field(first).type if first in schema.names else None
@@ -98,7 +102,7 @@ def _meta_columns(schema: Any, text_field: str, path: str) -> list[str]:
     value = column.value_type if types.is_dictionary(column) else column
     if not (types.is_string(value) or types.is_large_string(value) or types.is_binary(value) or types.is_large_binary(value)):
         raise InputError(f"{path}: column {text_field!r} holds {column}, not text; set text_field to one that does")
-    unread = (types.is_nested, types.is_binary, types.is_large_binary, types.is_fixed_size_binary)
+    unread = (types.is_nested, *binary)
     return [field.name for field in schema if field.name != first and not any(kind(field.type) for kind in unread)]
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from diversity_jax.corpus.conversations import ConversationRecords
 from diversity_jax.corpus.document import CorpusConfig, Document, Rejected
 from diversity_jax.corpus.records import Records
 from diversity_jax.corpus.sampling import Lowest, lowest
@@ -84,7 +85,8 @@ class RecordCorpus:
         self.rejected: Counter[str] = Counter()
         self.records: int | None = None
         self._config = config
-        self._parts = parts
+        form = config.conversations
+        self._parts = [ConversationRecords(part, form) for part in parts] if form else parts
         self._kind = kind
         self._fingerprint: str | None = None
         self._is_share_checked = False
@@ -129,7 +131,8 @@ class RecordCorpus:
         """
         if self._fingerprint is None:
             hashes = list(hashes) if hashes is not None else self._content_hashes()
-            settings = [self._config.text_field, self._config.min_characters, self._config.max_documents]
+            settings = [self._config.record_field, self._config.min_characters, self._config.max_documents]
+            settings += [self._config.conversations] if self._config.conversations else []
             self._fingerprint = content_hash([_READING_VERSION, self._kind, settings, hashes])
         return self._fingerprint
 

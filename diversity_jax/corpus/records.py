@@ -47,12 +47,14 @@ def take_text(record: dict[str, Any], field: str, where: str) -> str:
 
     Args:
       record: fields by name; changed.
-      field: a key, or a path of keys with dots between them.
+      field: a key, or a path of keys with dots between them; empty: nothing is taken.
       where: names the record in an error, such as `file.jsonl:17`.
 
     Raises:
       Rejected: there is no such field, or it holds no text; null counts as an empty text.
     """
+    if not field:
+        return ""
     value = record.pop(field, record)
     if value is record:
         value = _take_nested(record, field, where)

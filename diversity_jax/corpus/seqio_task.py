@@ -45,7 +45,7 @@ def open_seqio_task(config: CorpusConfig, name: str) -> RecordCorpus:
     def decode(field: str, ids: list[int]) -> str:
         return task.output_features[field].vocabulary.decode(ids)
 
-    fields = _USUAL_FIELDS if config.text_field == _USUAL_FIELDS[0] else (config.text_field,)
+    fields = _USUAL_FIELDS if config.record_field == _USUAL_FIELDS[0] else (config.record_field,)
     records = TensorRecords(name, dataset, fields, decode)
     return RecordCorpus(config, [records], f"seqio:{name}:{config.split}")
 

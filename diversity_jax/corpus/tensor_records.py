@@ -21,7 +21,8 @@ class TensorRecords:
         Args:
           label: names the records, `label:1` and so on.
           dataset: makes the dataset anew, always in the same order.
-          fields: acceptable text features, the first that exists is taken; dots reach into nested ones.
+          fields: acceptable text features, the first that exists is taken; dots reach into nested ones. `("",)`: none is, and examples
+            stay whole, their ids decoded and their lists kept.
           decode_ids: text of token ids of a field, or None where a feature of numbers cannot be text.
 
         Raises:
@@ -30,6 +31,9 @@ class TensorRecords:
         self._label = label
         self._dataset = dataset
         self._decode_ids = decode_ids
+        self._is_whole, self._field = fields == ("",), ""
+        if self._is_whole:
+            return
         specs = _flat(dataset().element_spec)
         self._field = next((field for field in fields if field in specs), "")
         if not self._field:
@@ -66,16 +70,26 @@ class TensorRecords:
     def decode(self, raw: dict[str, Any], position: int) -> Document:
         where = f"{self._label}:{position + 1}"
         features = _flat(raw)
-        value = features.pop(self._field)
-        if isinstance(value, bytes):
-            text = decode_utf8(value, where)
-        else:
-            try:
-                text = self._decode_ids(self._field, value.tolist())
-            except Exception as error:  # a vocabulary may fail on foreign ids with whatever its library raises
-                reason = str(error).partition("\n")[0]
-                raise Rejected("not decodable", f"{where}: the vocabulary of {self._field!r} cannot decode it ({reason})") from None
+        if self._is_whole:
+            return Document(id=where, text="", meta={name: self._whole(name, value, where) for name, value in features.items()})
+        text = self._text(self._field, features.pop(self._field), where)
         return Document(id=where, text=text, meta={name: _plain(value) for name, value in features.items() if np.ndim(value) == 0})
+
+    def _text(self, field: str, value: Any, where: str) -> str:
+        if isinstance(value, bytes):
+            return decode_utf8(value, where)
+        try:
+            return self._decode_ids(field, value.tolist())
+        except Exception as error:  # a vocabulary may fail on foreign ids with whatever its library raises
+            reason = str(error).partition("\n")[0]
+            raise Rejected("not decodable", f"{where}: the vocabulary of {field!r} cannot decode it ({reason})") from None
+
+    def _whole(self, name: str, value: Any, where: str) -> Any:
+        """A feature as a record of another format would hold it."""
+        is_ids = self._decode_ids is not None and name in ("inputs", "targets") and np.ndim(value) == 1
+        if isinstance(value, bytes) or is_ids:
+            return self._text(name, value, where)
+        return [_plain(item) for item in value] if np.ndim(value) == 1 else _plain(value)
 
     def count(self) -> None:
         return None

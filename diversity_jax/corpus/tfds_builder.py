@@ -36,7 +36,7 @@ def open_tfds_builder(config: CorpusConfig, name: str) -> RecordCorpus:
         return builder.as_dataset(split=config.split, shuffle_files=False, read_config=read_config)
 
     label = f"{builder.info.full_name}:{config.split}"
-    records = TensorRecords(label, dataset, (config.text_field,), None)
+    records = TensorRecords(label, dataset, (config.record_field,), None)
     return RecordCorpus(config, [records], f"tfds:{label}")
 
 

@@ -47,6 +47,11 @@ class TFRecord:
             features = parse_example(raw)
         except (ValueError, IndexError, TypeError, AttributeError, struct.error):
             raise Rejected("not an Example", f"{where}: is not a tf.train.Example; expected one in every record") from None
+        if not self._field:
+            whole = {
+                name: _readable(found[0]) if len(found) == 1 else [_readable(one) for one in found] for name, found in features.items()
+            }
+            return Document(id=f"{self._label}:{position + 1}", text="", meta=whole)
         if self._field not in features:
             message = f"{where}: has no feature {self._field!r}; set text_field to one of: {list_fields(features)}"
             raise Rejected("no text field", message)

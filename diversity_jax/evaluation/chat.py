@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 import datetime
+import functools
 import json
 from typing import Any
 
@@ -10,20 +11,17 @@ from diversity_jax.errors import InputError
 # One instruction and its answer under plain headings, readable to a model that never saw a special token.
 OWN_TEMPLATE = """\
 {%- for message in messages %}
+{%- if not loop.first %}{{ "\\n\\n" }}{% endif %}
 {%- if message.role == "system" %}{{ message.content | trim }}
-
-{% elif message.role == "user" %}### Instruction:
-{{ message.content | trim }}
-
-{% elif message.role == "assistant" %}### Response:
-{{ message.content | trim }}{{ eos_token }}
-
-{% else %}{{ raise_exception("roles are system, user and assistant, not " ~ message.role) }}
+{%- elif message.role == "user" %}{{ "### Instruction:\\n" ~ message.content | trim }}
+{%- elif message.role == "assistant" %}{{ "### Response:\\n" ~ message.content | trim ~ eos_token }}
+{%- else %}{{ raise_exception("roles are system, user and assistant, not " ~ message.role) }}
 {%- endif %}
 {%- endfor %}
-{%- if add_generation_prompt %}### Response:
-{% endif %}"""
+{%- if add_generation_prompt %}{{ ("\\n\\n" if messages else "") ~ "### Response:\\n" }}{% endif %}
+"""
 _ROLES = ("system", "developer", "user", "assistant", "tool")
+SPECIAL_TOKENS = ("bos_token", "eos_token", "pad_token", "unk_token")
 
 
 def check_messages(messages: Any) -> None:
@@ -59,24 +57,65 @@ def render_chat(
     Raises:
       InputError: bad messages, or a template that cannot be read, refuses them or fails; the message carries its reason.
     """
-    import jinja2
-    from jinja2.ext import loopcontrols
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
-
     check_messages(messages)
+    text = _render(messages, template, special, add_generation_prompt)
+    if not text.strip():
+        raise InputError("chat template: renders these messages to nothing; fix the template")
+    if not add_generation_prompt and messages[-1]["role"] == "assistant":
+        return _left_open(text, messages[-1]["content"].strip())
+    return text
 
-    def raise_exception(said: str):
-        raise jinja2.TemplateError(said)
 
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=template is not None, lstrip_blocks=template is not None, extensions=[loopcontrols]
-    )
-    environment.filters["tojson"] = lambda value, indent=None: json.dumps(value, ensure_ascii=False, indent=indent)
-    environment.globals["raise_exception"] = raise_exception
-    environment.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)
-    values = {"bos_token": "", "eos_token": "", "pad_token": "", "unk_token": ""} | dict(special or {})
+def answer_parts(
+    messages: Sequence[Mapping[str, Any]], *, template: str | None = None, special: Mapping[str, str] | None = None
+) -> list[tuple[str, bool]]:
+    """The conversation in parts that join to its text: what is asked, and what the assistant answers with the mark that ends it.
+
+    Every part that is asked ends exactly where `render_chat` would let the model begin to speak, so that training and use agree.
+
+    Args:
+      messages: the last is the assistant's.
+
+    Returns:
+      Text, and whether it is an answer, in turn.
+
+    Raises:
+      InputError: as `render_chat`; or the template writes a turn otherwise when more turns follow, so that answers cannot be told apart.
+    """
+    check_messages(messages)
+    whole, parts, at = _render(messages, template, special, False), [], 0
+    for number, message in enumerate(messages):
+        if message["role"] != "assistant":
+            continue
+        asked = _render(messages[:number], template, special, True)
+        answered = _render(messages[: number + 1], template, special, False) if number + 1 < len(messages) else whole
+        if not answered.startswith(asked) or not whole.startswith(answered) or len(asked) < at:
+            raise InputError(
+                f"chat template: writes messages[{number}] otherwise when it is asked for or followed, so that answers cannot be told "
+                "from prompts; fix the template, or train on single turns"
+            )
+        if message["content"].strip() not in answered[len(asked) :]:
+            raise InputError(f"chat template: leaves out the answer in messages[{number}]; fix the template")
+        parts += [(whole[at : len(asked)], False), (whole[len(asked) : len(answered)], True)]
+        at = len(answered)
+    return parts
+
+
+def with_system_prompt(template: str, prompt: str) -> str:
+    """A template that begins with a system message of its own where the conversation brings none."""
+    said = json.dumps(prompt, ensure_ascii=False)
+    condition = "not messages or messages[0]['role'] != 'system'"
+    return f"{{% if {condition} %}}{{% set messages = [{{'role': 'system', 'content': {said}}}] + messages %}}{{% endif %}}{template}"
+
+
+def _render(
+    messages: Sequence[Mapping[str, Any]], template: str | None, special: Mapping[str, str] | None, add_generation_prompt: bool
+) -> str:
+    import jinja2
+
+    values = dict.fromkeys(SPECIAL_TOKENS, "") | dict(special or {})
     try:
-        text = environment.from_string(OWN_TEMPLATE if template is None else template).render(
+        return _compiled(OWN_TEMPLATE if template is None else template).render(
             messages=[dict(message) for message in messages],
             add_generation_prompt=add_generation_prompt,
             tools=None,
@@ -87,11 +126,33 @@ def render_chat(
         line = f", line {error.lineno}" if isinstance(error, jinja2.TemplateSyntaxError) else ""
         said = " ".join(str(error).split())[:300] or type(error).__name__
         raise InputError(f"chat template{line}: fails on these messages ({said}); fix the template or the messages") from error
-    if not text.strip():
-        raise InputError("chat template: renders these messages to nothing; fix the template")
-    if not add_generation_prompt and messages[-1]["role"] == "assistant":
-        return _left_open(text, messages[-1]["content"].strip())
-    return text
+
+
+@functools.lru_cache(maxsize=16)
+def _compiled(source: str) -> Any:
+    """The template in a sandbox, with what transformers gives templates."""
+    import jinja2
+    from jinja2.ext import Extension, loopcontrols
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    class Generation(Extension):
+        """`{% generation %}`, with which some templates mark answers; found here by rendering, so it only has to be let through."""
+
+        tags = {"generation"}  # noqa: RUF012 - as jinja2 declares it
+
+        def parse(self, parser: Any) -> Any:
+            """The body alone."""
+            next(parser.stream)
+            return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+    def raise_exception(said: str):
+        raise jinja2.TemplateError(said)
+
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, Generation])
+    environment.filters["tojson"] = lambda value, indent=None: json.dumps(value, ensure_ascii=False, indent=indent)
+    environment.globals["raise_exception"] = raise_exception
+    environment.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)
+    return environment.from_string(source)
 
 
 def _left_open(text: str, last: str) -> str:

@@ -2,12 +2,15 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+import itertools
 from pathlib import Path
+import re
 from typing import Any, Protocol
 
 import numpy as np
 
 from diversity_jax.errors import InputError
+from diversity_jax.evaluation.chat import SPECIAL_TOKENS, answer_parts
 from diversity_jax.storage import open_file, read_json
 
 
@@ -18,6 +21,8 @@ class Vocabulary(Protocol):
     size: int
     end_of_text_id: int
     hash: str
+    special: Mapping[str, str]
+    marks: Mapping[str, int]
 
     def encode_batch(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """Ids of all texts end to end, and how many each text has."""
@@ -39,6 +44,7 @@ class ModelTokenizer:
       before, after: ids that the tokenizer's own template puts around every text.
       special: names such as `bos_token` and their text, for chat templates.
       chat_template: Jinja source; None: the project's own.
+      marks: texts that stand for ids although the vocabulary would spell them out, as chat templates write them.
     """
 
     vocabulary: Vocabulary
@@ -48,6 +54,7 @@ class ModelTokenizer:
     after: tuple[int, ...] = ()
     special: Mapping[str, str] = field(default_factory=dict)
     chat_template: str | None = None
+    marks: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def end_of_text_id(self) -> int:
@@ -56,8 +63,7 @@ class ModelTokenizer:
 
     def encode_batch(self, texts: Sequence[str], *, special: bool = True) -> list[list[int]]:
         """Ids of each text; `special`: with what the tokenizer's template puts around it, unless the text brings it already."""
-        ids, lengths = self.vocabulary.encode_batch(texts)
-        pieces = [piece.tolist() for piece in np.split(ids, np.cumsum(lengths)[:-1])] if len(texts) else []
+        pieces = encode_marked(self.vocabulary, texts, self.marks)
         if not special or not (self.before or self.after):
             return pieces
         begin = self.special.get("bos_token")
@@ -75,10 +81,47 @@ class ModelTokenizer:
         return self.vocabulary.decode(ids)
 
 
-def for_run(vocabulary: Vocabulary) -> ModelTokenizer:
-    """The tokenizer of a model trained here: documents stood between end-of-text tokens, and nothing else was added."""
+def encode_marked(vocabulary: Vocabulary, texts: Sequence[str], marks: Mapping[str, int]) -> list[list[int]]:
+    """Ids of each text, where `marks` stand for their ids and what lies between them is encoded by itself."""
+    if not marks:
+        return _encoded(vocabulary, texts)
+    split = re.compile("(" + "|".join(map(re.escape, sorted(marks, key=len, reverse=True))) + ")")
+    parts = [split.split(text) for text in texts]
+    ids = iter(_encoded(vocabulary, [part for one in parts for part in one if part and part not in marks]))
+    return [list(itertools.chain.from_iterable([marks[part]] if part in marks else next(ids) for part in one if part)) for one in parts]
+
+
+def _encoded(vocabulary: Vocabulary, texts: Sequence[str]) -> list[list[int]]:
+    if not len(texts):
+        return []
+    ids, lengths = vocabulary.encode_batch(texts)
+    return [piece.tolist() for piece in np.split(ids, np.cumsum(lengths)[:-1])]
+
+
+def for_run(vocabulary: Vocabulary, chat: Mapping[str, Any] | None = None) -> ModelTokenizer:
+    """The tokenizer of a model trained here: documents stood between end-of-text tokens, and nothing else was added.
+
+    Args:
+      chat: of a fine-tuned model, what it was tuned with: the `template` and the `special` texts it names.
+    """
     end = vocabulary.end_of_text_id
-    return ModelTokenizer(vocabulary=vocabulary, prefix_id=end, stop_ids=frozenset([end]))
+    if not chat:
+        return ModelTokenizer(vocabulary=vocabulary, prefix_id=end, stop_ids=frozenset([end]))
+    template, special = chat["template"], chat["special"]
+    ends = frozenset([end, *turn_ends(vocabulary, template, special)])
+    return ModelTokenizer(
+        vocabulary=vocabulary, prefix_id=end, stop_ids=ends, special=special, chat_template=template, marks=vocabulary.marks
+    )
+
+
+def turn_ends(vocabulary: Vocabulary, template: str, special: Mapping[str, str]) -> list[int]:
+    """The id with which a template ends an answer; none where it writes no single token there."""
+    word = "Answer"
+    turns = [{"role": "user", "content": "Question"}, {"role": "assistant", "content": word}]
+    answer, _ = answer_parts(turns, template=template, special=special)[-1]
+    after = answer.rpartition(word)[2].strip()
+    ids = encode_marked(vocabulary, [after], vocabulary.marks)[0] if after else []
+    return ids if len(ids) == 1 and len(after) > 1 else []  # one sign alone would be ordinary text
 
 
 def for_folder(vocabulary: Vocabulary, folder: Path) -> ModelTokenizer:
@@ -88,8 +131,7 @@ def for_folder(vocabulary: Vocabulary, folder: Path) -> ModelTokenizer:
     Raises:
       InputError: one of the files is damaged, or the chat template is not text.
     """
-    settings = read_json(folder / "tokenizer_config.json") if (folder / "tokenizer_config.json").exists() else {}
-    special = {name: text for name in ("bos_token", "eos_token", "pad_token", "unk_token") if (text := _content(settings.get(name)))}
+    special = special_tokens(folder)
     before, after, begin = (), (), None
     if (folder / "tokenizer.json").exists():
         before, after, known = _template_of(folder / "tokenizer.json", special)
@@ -108,14 +150,20 @@ def for_folder(vocabulary: Vocabulary, folder: Path) -> ModelTokenizer:
         before=before,
         after=after,
         special=special,
-        chat_template=_chat_template(folder, settings),
+        chat_template=folder_template(folder),
     )
+
+
+def special_tokens(folder: Path) -> dict[str, str]:
+    """Special tokens' texts by name, as `tokenizer_config.json` has them; none where there is no such file."""
+    path = folder / "tokenizer_config.json"
+    settings = read_json(path) if path.exists() else {}
+    return {name: text for name in SPECIAL_TOKENS if (text := _content(settings.get(name)))}
 
 
 def end_of_text_name(folder: Path) -> str | None:
     """The piece that `tokenizer_config.json` names as end of text, if it names one."""
-    path = folder / "tokenizer_config.json"
-    return _content(read_json(path).get("eos_token")) if path.exists() else None
+    return special_tokens(folder).get("eos_token")
 
 
 def _content(token: Any) -> str | None:
@@ -147,15 +195,19 @@ def _sentencepiece_begin(path: Path, special: dict[str, str]) -> int | None:
     return model.bos_id() if model.bos_id() >= 0 else None
 
 
-def _chat_template(folder: Path, settings: Mapping[str, Any]) -> str | None:
-    """The template's source: its own file, or an entry of the settings (several by name: the one named default)."""
-    path = folder / "chat_template.jinja"
+def folder_template(folder: Path) -> str | None:
+    """The chat template in a tokenizer's folder: a file of its own, or an entry of the settings (several by name: the one named default).
+
+    Raises:
+      InputError: the settings are damaged, or the template is not text.
+    """
+    path, settings = folder / "chat_template.jinja", folder / "tokenizer_config.json"
     if path.exists():
         with open_file(path, "r") as file:
             return file.read()
-    found = settings.get("chat_template")
+    found = read_json(settings).get("chat_template") if settings.exists() else None
     if isinstance(found, list):
         found = {entry.get("name"): entry.get("template") for entry in found}.get("default")
     if found is not None and not isinstance(found, str):
-        raise InputError(f"{folder / 'tokenizer_config.json'}: chat_template is {type(found).__name__}; expected the template's text")
+        raise InputError(f"{settings}: chat_template is {type(found).__name__}; expected the template's text")
     return found

@@ -11,9 +11,9 @@ import diversity_jax
 from diversity_jax.cluster_agent import Scorecard
 from diversity_jax.corpus import Corpus, Document
 from diversity_jax.errors import InputError
-from diversity_jax.mixtures.component import KINDS, Component, MixtureConfig, token_shares
+from diversity_jax.mixtures.component import KINDS, Component, MixtureConfig
 from diversity_jax.mixtures.gate import Decision, Measurement, decide, measure
-from diversity_jax.mixtures.grants import grant, part_shares, train_rows
+from diversity_jax.mixtures.grants import Stock, grant, part_shares, row_shares, train_rows
 from diversity_jax.mixtures.ingredients import Ingredient, open_ingredient
 from diversity_jax.mixtures.manifest import Manifest
 from diversity_jax.mixtures.mixture import Mixture, MixtureComponent
@@ -70,7 +70,7 @@ def build(config: MixtureConfig, folder: str | Path, score: Scorer) -> Mixture:
     for component in config.components:
         _check_parts(component, opened[component.name], tokenizer, config)
     corpora = {name: ingredient.corpus for name, ingredient in opened.items()}
-    shares = token_shares(config.components, config.real_to_synthetic)
+    shares = config.shares_asked()
     scorecards = _score(config.components, shares, corpora, score)
     for name, scorecard in scorecards.items():
         scorecard.save(folder / "scorecards" / f"{name}.json")
@@ -104,10 +104,12 @@ def _compose(
     """Grants shares and puts the mixture together with all that they rest on."""
     rows = [tuple((part, manifest.splits["train"].rows) for part, manifest in one.values()) for one in parts]
     standings = [standing(*one) for one in zip(decisions, measured, rows, strict=True)]
+    stock = [[Stock.of(part, manifest) for part, manifest in one.values()] for one in parts]
+    shares = row_shares(config.shares_of, shares, stock)
     granted = grant(config.components, shares, standings, train_rows(config.train_tokens, config.sequence_length))
     components, gate = [], []
-    found = zip(config.components, shares, measured, decisions, parts, part_shares(granted, standings), strict=True)
-    for component, asked, measurement, decision, inside, divided in found:
+    found = zip(config.components, shares, measured, decisions, parts, part_shares(granted, standings), stock, strict=True)
+    for component, asked, measurement, decision, inside, divided, stocked in found:
         names = list(inside) or [component.name]
         for name, share in zip(names, divided, strict=True):
             part, manifest = inside.get(name, (Fraction(1), None))
@@ -127,7 +129,8 @@ def _compose(
                 "name": component.name,
                 "measured": measurement and measurement.to_json(),
                 "decision": {"action": decision.action, "factor": decision.factor, "reason": decision.reason},
-                "rows": [[str(part), manifest.splits["train"].rows] for part, manifest in inside.values()],
+                "rows": [[str(one.share), one.rows] for one in stocked],
+                "contents": [[one.tokens, one.documents] for one in stocked],
                 "parts": names,
             }
         )
@@ -236,6 +239,7 @@ def _prepare(component: Component, corpus: Corpus, tokenizer, config: MixtureCon
         seed=config.seed,
         validation_share=config.validation_share,
         hygiene=config.hygiene,
+        chat=config.chat if component.corpus.conversations else None,
     )
     into = Path(config.components_dir) if config.components_dir else folder / "components"
     manifest = prepare(corpus, tokenizer, into / component.name, settings, processes=config.processes)
@@ -243,6 +247,16 @@ def _prepare(component: Component, corpus: Corpus, tokenizer, config: MixtureCon
     log.info(
         "prepared: %-10s %11s tokens in %s rows of %s", component.name, f"{found.tokens:,}", f"{found.rows:,}", f"{manifest.row_tokens:,}"
     )
+    if manifest.chat:
+        said = manifest.statistics
+        fill, targets = 100 * said["fill"], 100 * said["target_tokens"] / found.tokens
+        log.info(
+            "conversations: %-10s %11s, rows filled to %.1f %%, %.1f %% of tokens are answers",
+            component.name,
+            f"{found.documents:,}",
+            fill,
+            targets,
+        )
     return manifest
 
 

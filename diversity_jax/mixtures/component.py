@@ -8,11 +8,12 @@ import re
 
 from diversity_jax.corpus import CorpusConfig
 from diversity_jax.errors import InputError
-from diversity_jax.mixtures.preparation import Hygiene
+from diversity_jax.mixtures.preparation import Chat, Hygiene
 from diversity_jax.mixtures.schedule import exact_shares
 
 KINDS = ("real", "synthetic")
 ON_FAIL = ("reject", "downweight", "warn")
+SHARES_OF = ("tokens", "examples", "epochs")
 FREED_SHARE = ("kind_then_all", "kind", "all", "error")
 
 
@@ -131,7 +132,10 @@ class MixtureConfig:
       validation_share: share of each component's documents held out.
       seed: of row permutations and held-out documents.
       train_tokens: tokens that training will see; needed where a policy has a `repeat_limit` or is `auto`.
+      shares_of: what shares count: `tokens`; `examples`, documents or conversations, however long they are; or `epochs`, weights that
+        need not sum to 1: a component of weight 2 is read twice while one of weight 1 is read once.
       hygiene: documents that preparation leaves out, of every component.
+      chat: how components of instruction data, those whose `corpus.conversations` is set, are written.
       processes: of preparation on this machine; None: one a core.
       components_dir: where components are prepared, so that several mixtures can share them; None: in the mixture's own folder.
     """
@@ -145,7 +149,9 @@ class MixtureConfig:
     validation_share: float = 0.005
     seed: int = 0
     train_tokens: int | None = None
+    shares_of: str = "tokens"
     hygiene: Hygiene = field(default_factory=Hygiene)
+    chat: Chat = field(default_factory=Chat)
     processes: int | None = None
     components_dir: str | None = None
 
@@ -173,18 +179,26 @@ class MixtureConfig:
                 )
         if self.train_tokens is not None and self.train_tokens < 1:
             raise InputError(f"train_tokens {self.train_tokens}: give at least 1, or None")
-        token_shares(self.components, self.real_to_synthetic)
+        if self.shares_of not in SHARES_OF:
+            raise InputError(f"shares_of {self.shares_of!r} is unknown; choose one of {', '.join(SHARES_OF)}")
+        self.shares_asked()
+
+    def shares_asked(self) -> tuple[Fraction, ...]:
+        """Each component's share of what `shares_of` counts, exact, summing to one."""
+        return token_shares(self.components, self.real_to_synthetic, is_weight=self.shares_of == "epochs")
 
 
-def token_shares(components: Sequence[Component], real_to_synthetic: tuple[float, float] | None = None) -> tuple[Fraction, ...]:
-    """Each component's share of the mixture's tokens, exact, summing to one.
+def token_shares(
+    components: Sequence[Component], real_to_synthetic: tuple[float, float] | None = None, *, is_weight: bool = False
+) -> tuple[Fraction, ...]:
+    """Each component's share of the mixture's tokens, exact, summing to one; as weights, shares may sum to anything.
 
     Raises:
       InputError: shares do not sum to 1 and no ratio is given, or a kind with a part in the ratio has no component.
     """
     weights = [decimal_fraction(component.share) for component in components]
     if real_to_synthetic is None:
-        if abs(float(sum(weights)) - 1) > 1e-6:
+        if not is_weight and abs(float(sum(weights)) - 1) > 1e-6:
             listed = ", ".join(f"{component.name} {component.share:g}" for component in components)
             raise InputError(f"shares sum to {float(sum(weights)):g} ({listed}); make them sum to 1, or set real_to_synthetic")
         return exact_shares(weights)

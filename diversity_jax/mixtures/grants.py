@@ -10,6 +10,7 @@ import math
 
 from diversity_jax.errors import InputError
 from diversity_jax.mixtures.component import Component, decimal_fraction
+from diversity_jax.mixtures.manifest import Manifest
 from diversity_jax.mixtures.schedule import exact_shares
 
 _GRID = 100_000
@@ -30,6 +31,26 @@ class Standing:
     factor: float = 1.0
     effective_clusters: float | None = None
     rows: tuple[tuple[Fraction, int], ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stock:
+    """Training rows of one part of a component, and what is in them.
+
+    Attributes:
+      share: of the component; 1 unless that is a mixture itself.
+    """
+
+    share: Fraction
+    rows: int
+    tokens: int
+    documents: int
+
+    @classmethod
+    def of(cls, share: Fraction, manifest: Manifest) -> "Stock":
+        """As a manifest says."""
+        train = manifest.splits["train"]
+        return cls(share=share, rows=train.rows, tokens=train.tokens, documents=train.documents)
 
 
 def grant(
@@ -71,6 +92,31 @@ def grant(
         untouched -= set(above)
         why = "its limit of epochs takes away"
     return exact_shares(granted)
+
+
+def row_shares(shares_of: str, shares: Sequence[Fraction], stock: Sequence[Sequence[Stock]]) -> tuple[Fraction, ...]:
+    """Shares of rows that give the shares asked for of what `shares_of` counts.
+
+    Rows of text all hold as many tokens, so that a share of rows is one of tokens; rows of conversations nearly so.
+
+    Args:
+      shares: asked for, summing to one.
+      stock: of each component its parts' stocks; empty for one that is not prepared because nothing of it is taken: it counts as the
+        mean of the others do.
+    """
+    per_row = [_units_per_row(shares_of, parts) if parts else None for parts in stock]
+    known = [one for one in per_row if one is not None]
+    if not known or len(set(known)) == 1:
+        return tuple(shares)
+    mean = sum(known) / len(known)
+    return exact_shares([share / (mean if one is None else one) for share, one in zip(shares, per_row, strict=True)])
+
+
+def _units_per_row(shares_of: str, parts: Sequence[Stock]) -> Fraction:
+    """What shares count, in a row of a component; its parts are mixed in their own shares of its rows."""
+    if shares_of == "epochs":
+        return Fraction(1, sum(part.rows for part in parts))
+    return sum(part.share * Fraction(part.tokens if shares_of == "tokens" else part.documents, part.rows) for part in parts)
 
 
 def train_rows(train_tokens: int | None, sequence_length: int) -> int | None:

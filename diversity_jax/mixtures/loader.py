@@ -21,10 +21,14 @@ class Batch:
     Attributes:
       tokens: int32 [B, L + 1]; the first L are inputs, the last L targets.
       component: int32 [B], the index of the component each row belongs to.
+      targets: bool [B, L + 1], tokens that the loss counts; None: all of them.
+      starts: bool [B, L + 1], first tokens of packed examples, none in rows of text; None: all rows are text.
     """
 
     tokens: np.ndarray
     component: np.ndarray
+    targets: np.ndarray | None = None
+    starts: np.ndarray | None = None
 
 
 class Loader:
@@ -49,6 +53,7 @@ class Loader:
             raise InputError(f"components were prepared with different tokenizers ({named}); prepare them with one")
         self.schedule, self.batch_size = Schedule(shares), batch_size
         self.sequence_length = lengths.pop()
+        self._is_marked = any(manifest.chat for manifest, share in zip(manifests, self.schedule.shares, strict=True) if share)
         self._readers = [
             RowReader(manifest, split) if share else None for manifest, share in zip(manifests, self.schedule.shares, strict=True)
         ]
@@ -60,10 +65,17 @@ class Loader:
     def rows(self, numbers: np.ndarray) -> Batch:
         """Mixture rows by number."""
         component, rank = self.schedule.component(numbers), self.schedule.rank(numbers)
-        tokens = np.empty((len(numbers), self.sequence_length + 1), np.int32)
+        shape = (len(numbers), self.sequence_length + 1)
+        tokens, targets, starts = np.empty(shape, np.int32), None, None
+        if self._is_marked:
+            targets, starts = np.ones(shape, bool), np.zeros(shape, bool)
         for i in np.unique(component):
-            tokens[component == i] = self._readers[i].read(rank[component == i])
-        return Batch(tokens=tokens, component=component)
+            mine = component == i
+            found = self._readers[i].read_marked(rank[mine])
+            tokens[mine] = found.tokens
+            if found.targets is not None:
+                targets[mine], starts[mine] = found.targets, found.starts
+        return Batch(tokens=tokens, component=component, targets=targets, starts=starts)
 
     def epochs(self, steps: int) -> list[float]:
         """How often each component's rows are seen in `steps` steps; 0 for one that is never read."""

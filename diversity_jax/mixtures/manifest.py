@@ -36,9 +36,9 @@ class Split:
 
     Attributes:
       documents: documents tokenised.
-      tokens: tokens in rows, end-of-text tokens among them.
-      text_bytes: UTF-8 bytes of the documents' text.
-      dropped_tokens: the last tokens, fewer than one row.
+      tokens: tokens in rows, end-of-text tokens among them; of conversations, without what rows are filled up with.
+      text_bytes: UTF-8 bytes of the documents' text; of conversations, of their answers.
+      dropped_tokens: the last tokens, fewer than one row; none of conversations.
       rows: number of rows; shards: where they are, in order.
     """
 
@@ -78,6 +78,8 @@ class Manifest:
         `documents_across_rows` (in more than one row), `truncated_documents` (that lost tokens to the last, unfilled row).
       piece_characters, shard_bytes: the layout asked for, on which the order of the rows depends too.
       splits: `train` and, where documents are held out, `validation`.
+      chat: how conversations were written, `template` and `special`; empty where documents are text. Rows of conversations are
+        packed as `examples` says and marked as `marks` does.
       folder: where the manifest lies, a path or URL; not part of its content.
     """
 
@@ -95,6 +97,7 @@ class Manifest:
     statistics: Mapping[str, Any] = field(default_factory=dict)
     piece_characters: int = 0
     shard_bytes: int = 0
+    chat: Mapping[str, Any] = field(default_factory=dict)
     version: int = FORMAT_VERSION
     folder: Path | str = Path()
 
@@ -116,6 +119,8 @@ class Manifest:
     def _as_json(self) -> dict[str, Any]:
         value = dataclasses.asdict(self)
         del value["folder"]
+        if not value["chat"]:  # says nothing, and so leaves the hash of text as it was before there was such a field
+            del value["chat"]
         return value
 
     def save(self) -> Path | str:

@@ -70,6 +70,11 @@ class Mixture:
         return tuple(component for component in self.components if component.share_granted)
 
     @property
+    def train_rows(self) -> int:
+        """Rows of all components with a share, each once."""
+        return sum(part.manifest.splits["train"].rows for part in self.taken)
+
+    @property
     def content_hash(self) -> str:
         """SHA-256 of what the rows depend on: shares granted, and every component's manifest."""
         return content_hash([[part.name, str(part.share_granted), part.manifest.content_hash] for part in self.taken])

@@ -1,7 +1,8 @@
 """Pieces of a corpus: cut from it in order, each turned into rows by itself, whichever process or machine does it.
 
 A piece's full rows are put in the order of their permutation keys. Its last tokens, fewer than a row, are its tail; tails are
-joined in the order of the pieces and cut into rows at the end, so that no token is lost at a piece's border.
+joined in the order of the pieces and cut into rows at the end, so that no token is lost at a piece's border. Of conversations the tail
+is the examples of the piece's emptiest rows, which are packed anew with those of all other pieces.
 """
 
 from collections import Counter
@@ -10,12 +11,14 @@ import dataclasses
 from dataclasses import dataclass, field
 import hashlib
 import itertools
+import json
 from typing import Any
 
 import numpy as np
 
 from diversity_jax.corpus import Document
 from diversity_jax.mixtures.decontamination import Benchmarks, Overlap
+from diversity_jax.mixtures.examples import ChatFormat, ExampleEncoder, fill_rows, pack, split_examples
 from diversity_jax.mixtures.manifest import SPLITS
 from diversity_jax.mixtures.permutation import row_keys
 from diversity_jax.mixtures.preparation import Preparation
@@ -25,6 +28,8 @@ from diversity_jax.storage import join_path, open_file, read_json, write_json, w
 _PIECE_DOCUMENTS = 1 << 16
 _BATCH_DOCUMENTS = 1024
 _BATCH_CHARACTERS = 1 << 20
+_FULL_ENOUGH = 0.98  # of a row: emptier ones are packed anew, of each piece
+_LOOSE_ROWS = 16  # at most
 
 KEPT, EXACT_DUPLICATE, NEAR_DUPLICATE, CONTAMINATED = range(4)
 """What becomes of a document, uint8."""
@@ -47,6 +52,7 @@ class Job:
       tokenizer, settings: what is asked; benchmarks: to screen documents with, or None.
       folder: where the component goes; workplace: where pieces wait until then. Paths or URLs.
       dtype: of a token, `<u2` or `<u4`.
+      chat: how conversations are written; None: documents are text.
     """
 
     tokenizer: Tokenizer
@@ -55,6 +61,7 @@ class Job:
     folder: str
     workplace: str
     dtype: str
+    chat: ChatFormat | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +72,7 @@ class PieceSplit:
       documents, tokens, text_bytes: tokens count end-of-text and the tail.
       rows: full rows; tail_tokens: left over; row_offset, key_offset, tail_offset: in the file, in bytes.
       documents_across_rows: documents that lie in more than one row.
+      too_long: conversations left out because they do not fit into a row; targets: tokens of answers.
     """
 
     documents: int
@@ -76,6 +84,8 @@ class PieceSplit:
     key_offset: int
     tail_offset: int
     documents_across_rows: int
+    too_long: int = 0
+    targets: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,8 +125,8 @@ def cut(documents: Iterable[Document], unit: int, settings: Preparation) -> Iter
         ids, texts, characters = [], [], 0
         for document in stream:
             ids.append(document.id)
-            texts.append(document.text)
-            characters += len(document.text)
+            texts.append(document.text if settings.chat is None else json.dumps(document.meta["messages"], ensure_ascii=False))
+            characters += len(texts[-1])
             if characters >= settings.piece_characters or len(texts) == _PIECE_DOCUMENTS:
                 break
         if not texts:
@@ -153,7 +163,8 @@ def encode_piece(job: Job, piece: Piece, fates: np.ndarray | None = None) -> tup
     with _HashedFile(join_path(job.workplace, f"{piece.name}.rows")) as file:
         for split, wanted in zip(SPLITS, (False, True), strict=True):
             texts = [text for text, held in zip(kept, held_out, strict=True) if held is wanted]
-            splits[split] = _encode_split(job, piece.name, split, texts, lengths, file)
+            encode = _encode_split if job.chat is None else _encode_conversations
+            splits[split] = encode(job, piece.name, split, texts, lengths, file)
     reasons = ("exact_duplicates", "near_duplicates", "contaminated")
     record = PieceRecord(
         name=piece.name,
@@ -173,9 +184,10 @@ def encode_piece(job: Job, piece: Piece, fates: np.ndarray | None = None) -> tup
 def write_tails(job: Job, name: str, tails: dict[str, np.ndarray]) -> PieceRecord:
     """Rows cut from all tails, as one more piece; what is left over of it is dropped from the component."""
     with _HashedFile(join_path(job.workplace, f"{name}.rows")) as file:
-        splits = {
-            split: _write_split(job, name, split, tokens, file, documents=0, text_bytes=0, across=0) for split, tokens in tails.items()
-        }
+        splits = {}
+        for split, tokens in tails.items():
+            rows, rest = _cut_rows(job, tokens) if job.chat is None else (_packed_rows(job, split_examples(tokens)), tokens[:0])
+            splits[split] = _write_split(job, name, split, rows, rest, file, documents=0, tokens=len(tokens), text_bytes=0, across=0)
     nothing = {"documents": 0, "left_out": {}, "shortest": 0, "longest": 0, "lengths": {}, "overlaps": ()}
     return PieceRecord(name=name, splits=splits, sha256=file.sha256, **nothing)
 
@@ -248,26 +260,57 @@ def _encode_split(job: Job, name: str, split: str, texts: Sequence[str], lengths
         text_bytes += sum(map(_utf8_bytes, batch))
         lengths.add(each)
     tokens = np.concatenate(joined)
-    return _write_split(job, name, split, tokens, file, documents=len(texts), text_bytes=text_bytes, across=across)
+    counts = {"documents": len(texts), "tokens": len(tokens), "text_bytes": text_bytes, "across": across}
+    return _write_split(job, name, split, *_cut_rows(job, tokens), file, **counts)
+
+
+def _cut_rows(job: Job, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Full rows, [rows, row_tokens], and what is left."""
+    row_tokens = job.settings.sequence_length + 1
+    end = len(tokens) // row_tokens * row_tokens
+    return tokens[:end].reshape(-1, row_tokens), tokens[end:]
+
+
+def _encode_conversations(job: Job, name: str, split: str, texts: Sequence[str], lengths: _Lengths, file: _HashedFile) -> PieceSplit:
+    encoder, examples, text_bytes, too_long = ExampleEncoder(job.tokenizer, job.chat), [], 0, 0
+    row_tokens = job.settings.sequence_length + 1
+    for batch in _batches(texts):
+        encoded = list(zip(*encoder.encode(batch), strict=True))
+        fitting = [(example, answered) for example, answered in encoded if len(example) <= row_tokens]
+        too_long += len(encoded) - len(fitting)
+        examples += [example for example, _ in fitting]
+        text_bytes += sum(answered for _, answered in fitting)
+    each = np.array([len(example) for example in examples], np.int64)
+    if len(each):
+        lengths.add(each)
+    packed = pack(each.tolist(), row_tokens)
+    used = [int(each[numbers].sum()) for numbers in packed]
+    emptiest = [row for row in sorted(range(len(packed)), key=used.__getitem__)[:_LOOSE_ROWS] if used[row] < _FULL_ENOUGH * row_tokens]
+    loose = [examples[number] for row in sorted(emptiest) for number in packed[row]]
+    rows = fill_rows(examples, [one for row, one in enumerate(packed) if row not in emptiest], row_tokens, job.tokenizer.end_of_text_id)
+    counts = {"documents": len(examples), "tokens": int(each.sum()), "text_bytes": text_bytes, "across": 0}
+    counts |= {"too_long": too_long, "targets": sum(int((example >> 31).sum()) for example in examples)}
+    return _write_split(job, name, split, rows, np.concatenate([np.empty(0, job.dtype), *loose]), file, **counts)
+
+
+def _packed_rows(job: Job, examples: Sequence[np.ndarray]) -> np.ndarray:
+    row_tokens = job.settings.sequence_length + 1
+    return fill_rows(examples, pack([len(example) for example in examples], row_tokens), row_tokens, job.tokenizer.end_of_text_id)
 
 
 def _write_split(
-    job: Job, name: str, split: str, tokens: np.ndarray, file: _HashedFile, *, documents: int, text_bytes: int, across: int
+    job: Job, name: str, split: str, rows: np.ndarray, tail: np.ndarray, file: _HashedFile, *, across: int, **counts: int
 ) -> PieceSplit:
-    row_tokens = job.settings.sequence_length + 1
-    rows = len(tokens) // row_tokens
-    keys = row_keys(job.settings.seed, job.settings.name, split, name, rows)
+    keys = row_keys(job.settings.seed, job.settings.name, split, name, len(rows))
     order = np.argsort(keys, kind="stable")
     return PieceSplit(
-        documents=documents,
-        tokens=len(tokens),
-        text_bytes=text_bytes,
-        rows=rows,
-        tail_tokens=len(tokens) - rows * row_tokens,
-        row_offset=file.write(tokens[: rows * row_tokens].reshape(rows, row_tokens)[order]),
+        rows=len(rows),
+        tail_tokens=len(tail),
+        row_offset=file.write(rows[order]),
         key_offset=file.write(keys[order].astype("<u8")),
-        tail_offset=file.write(tokens[rows * row_tokens :]),
+        tail_offset=file.write(tail),
         documents_across_rows=across,
+        **counts,
     )
 
 

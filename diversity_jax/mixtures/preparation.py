@@ -46,6 +46,26 @@ class Hygiene:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Chat:
+    """How conversations become text; every component of instruction data in a mixture is written the same way.
+
+    Attributes:
+      template: a Jinja chat template: a `.jinja` file, a `tokenizer_config.json`, a folder with either, or `tokenizer` for the one
+        beside the vocabulary; None: the project's own (`evaluation.chat.OWN_TEMPLATE`).
+      system_prompt: stands first in every conversation that brings no system message, in training and afterwards.
+    """
+
+    template: str | None = None
+    system_prompt: str | None = None
+
+    def __post_init__(self):
+        for name in ("template", "system_prompt"):
+            value = getattr(self, name)
+            if value is not None and not (isinstance(value, str) and value.strip()):
+                raise InputError(f"chat.{name} {value!r}: give a text that is not empty, or None")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Preparation:
     """What is asked of a preparation besides text and tokenizer; rows are a function of these and nothing else.
 
@@ -55,6 +75,8 @@ class Preparation:
       seed: of the row permutation and of the choice of held-out documents.
       validation_share: share of documents held out, in [0, 1), chosen by a hash of their text: copies stay together.
       hygiene: documents to leave out.
+      chat: documents are conversations, made of records by `corpus.conversations`: whole ones are packed into rows, and only answers
+        are targets of the loss. None: text.
       piece_characters: text is tokenised in pieces of about so many characters, each by one process.
       shard_bytes: size of a shard of rows, about; what one process holds while rows are permuted.
     """
@@ -65,6 +87,7 @@ class Preparation:
     seed: int = 0
     validation_share: float = 0.0
     hygiene: Hygiene = field(default_factory=Hygiene)
+    chat: Chat | None = None
     piece_characters: int = 8_000_000
     shard_bytes: int = 64 << 20
 
@@ -104,5 +127,9 @@ class PrepareConfig:
     def __post_init__(self):
         if isinstance(self.corpus, str):
             object.__setattr__(self, "corpus", CorpusConfig(source=self.corpus))
+        if (self.corpus.conversations is None) != (self.preparation.chat is None):
+            raise InputError(
+                "corpus.conversations and preparation.chat belong together: for instruction data set both, such as 'auto' and Chat()"
+            )
         if self.processes is not None and self.processes < 1:
             raise InputError(f"processes {self.processes}: give at least 1, or None for one a core")

@@ -16,8 +16,14 @@ from diversity_jax.storage import content_hash
 _BLOCK_ROWS = 256
 
 
-def documents_in(row: np.ndarray, end_of_text_id: int) -> list[np.ndarray]:
-    """The pieces of a row, each with the end-of-text id that ends it; the first and last may be parts of documents."""
+def documents_in(row: np.ndarray, end_of_text_id: int, starts: np.ndarray | None = None) -> list[np.ndarray]:
+    """The pieces of a row, each with the end-of-text id that ends it; the first and last may be parts of documents.
+
+    Args:
+      starts: bool, where the examples of a row of conversations begin; what the row is filled up with is left out.
+    """
+    if starts is not None and starts[0]:
+        return [piece for piece in np.split(row, np.flatnonzero(starts)[1:]) if not (piece == end_of_text_id).all()]
     ends = np.flatnonzero(row == end_of_text_id) + 1
     return [piece for piece in np.split(row, ends) if len(piece)]
 
@@ -38,11 +44,17 @@ class PreparedCorpus:
         for part, reader in enumerate(self._readers):
             for start in range(0, reader.rows, _BLOCK_ROWS):
                 numbers = np.arange(start, min(start + _BLOCK_ROWS, reader.rows))
-                for number, row in zip(numbers, reader.read(numbers), strict=True):
-                    yield from self._documents(part, int(number), row)
+                for number, pieces in zip(numbers, self._pieces(reader, numbers), strict=True):
+                    yield from self._documents(part, int(number), pieces)
 
-    def _documents(self, part: int, number: int, row: np.ndarray) -> Iterator[Document]:
-        for place, piece in enumerate(documents_in(row, self._tokenizer.end_of_text_id)):
+    def _pieces(self, reader: RowReader, numbers: np.ndarray) -> Iterator[list[np.ndarray]]:
+        found = reader.read_marked(numbers)
+        starts = [None] * len(numbers) if found.starts is None else found.starts
+        for row, begins in zip(found.tokens, starts, strict=True):
+            yield documents_in(row, self._tokenizer.end_of_text_id, begins)
+
+    def _documents(self, part: int, number: int, pieces: Sequence[np.ndarray]) -> Iterator[Document]:
+        for place, piece in enumerate(pieces):
             text = self._tokenizer.decode(piece.tolist())
             if text.strip():
                 yield Document(id=f"{self._manifests[part].name}:{number}:{place}", text=text)
@@ -55,8 +67,8 @@ class PreparedCorpus:
         for part, reader in enumerate(self._readers):
             wanted = min(int((parts == part).sum()), reader.rows)
             numbers = generator.permutation(reader.rows)[:wanted]
-            for number, row in zip(numbers, reader.read(numbers), strict=True):
-                found = list(self._documents(part, int(number), row))
+            for number, pieces in zip(numbers, self._pieces(reader, numbers), strict=True):
+                found = list(self._documents(part, int(number), pieces))
                 drawn += [found[generator.integers(len(found))]] if found else []
         return [drawn[i] for i in generator.permutation(len(drawn))]
 

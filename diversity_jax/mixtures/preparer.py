@@ -9,6 +9,7 @@ longest document. Disk: twice the tokens while it runs. docs/preparation.md has 
 
 from collections.abc import Mapping, Sequence
 import dataclasses
+import logging
 import os
 from pathlib import Path
 import shutil
@@ -21,8 +22,10 @@ from diversity_jax.corpus.record_corpus import Tally
 from diversity_jax.errors import InputError
 from diversity_jax.mixtures.decontamination import Benchmarks
 from diversity_jax.mixtures.deduplication import Copy, find_copies, read_overlaps, report_lines
+from diversity_jax.mixtures.examples import open_format
 from diversity_jax.mixtures.local_runner import LocalRunner
 from diversity_jax.mixtures.manifest import SPLITS, Manifest, Split, VocabularyInfo
+from diversity_jax.mixtures.marks import DTYPE
 from diversity_jax.mixtures.pieces import Job, PieceRecord, read_tail, write_tails
 from diversity_jax.mixtures.preparation import Hygiene, Preparation
 from diversity_jax.mixtures.preparation_runner import ENCODING, SIGNING, Runner, read_units
@@ -31,6 +34,8 @@ from diversity_jax.mixtures.shards import ShardName, read_shard_record, write_pl
 from diversity_jax.mixtures.vocabulary import Tokenizer
 from diversity_jax.mixtures.workplace import Workplace
 from diversity_jax.storage import DiskFull, exists, is_remote, join_path, open_file, writing
+
+log = logging.getLogger(__name__)
 
 __all__ = ["Hygiene", "Preparation", "prepare"]
 
@@ -70,7 +75,8 @@ def prepare(
         benchmarks=Benchmarks(hygiene.decontaminate, hygiene.ngram_words) if hygiene.decontaminate else None,
         folder=str(folder),
         workplace=place.path,
-        dtype="<u2" if tokenizer.size <= 1 << 16 else "<u4",
+        dtype=DTYPE if settings.chat else "<u2" if tokenizer.size <= 1 << 16 else "<u4",
+        chat=open_format(settings.chat, tokenizer) if settings.chat else None,
     )
     request = _request(job, (runner or LocalRunner()).fingerprint(corpus, job.folder))
     if exists(join_path(folder, "manifest.json")):
@@ -109,6 +115,11 @@ def _prepare(corpus: Corpus, job: Job, place: Workplace, runner: Runner, request
     records.append(write_tails(job, "tails", tails))
     if not sum(record.splits["train"].rows for record in records):
         tokens = sum(record.splits["train"].tokens for record in records[:-1])
+        if job.chat:
+            raise InputError(
+                f"component {job.settings.name!r}: no conversation fits into a row of {job.settings.sequence_length + 1:,} tokens; "
+                "raise sequence_length"
+            )
         raise InputError(
             f"component {job.settings.name!r}: {tokens:,} tokens of training text do not fill one row of "
             f"{job.settings.sequence_length + 1:,}; give it more text or a smaller sequence_length"
@@ -124,7 +135,7 @@ def _prepare(corpus: Corpus, job: Job, place: Workplace, runner: Runner, request
         source={"corpus": corpus.name, "fingerprint": request["source"]},
         rejected=dict(sorted(tally.rejected.items())),
         hygiene={**request["hygiene"], **reports},
-        statistics=statistics(records[:-1], truncated),
+        statistics=statistics(records[:-1], truncated) | (_of_conversations(job, records) if job.chat else {}),
         splits={split: found for split in SPLITS if (found := _split(job, records, shards, split)).rows},
         folder=job.folder if is_remote(job.folder) else Path(job.folder),
     )
@@ -132,7 +143,7 @@ def _prepare(corpus: Corpus, job: Job, place: Workplace, runner: Runner, request
     return manifest
 
 
-_OWN_FIELDS = ("name", "kind", "sequence_length", "seed", "validation_share", "piece_characters", "shard_bytes")
+_OWN_FIELDS = ("name", "kind", "sequence_length", "seed", "validation_share", "piece_characters", "shard_bytes", "chat")
 
 
 def _settled(corpus: Corpus, place: Workplace) -> tuple[list[str], Tally]:
@@ -164,12 +175,28 @@ def _split(job: Job, records: Sequence[PieceRecord], shards: Sequence[ShardName]
     rows = sum(part.rows for part in found)
     return Split(
         documents=sum(part.documents for part in found),
-        tokens=rows * (job.settings.sequence_length + 1),
+        tokens=sum(part.tokens for part in found[:-1]) if job.chat else rows * (job.settings.sequence_length + 1),
         text_bytes=sum(part.text_bytes for part in found),
         dropped_tokens=found[-1].tail_tokens,
         rows=rows,
         shards=tuple(read_shard_record(job, shard) for shard in shards if shard.split == split),
     )
+
+
+def _of_conversations(job: Job, records: Sequence[PieceRecord]) -> dict[str, Any]:
+    """How well rows of conversations are filled, and with what."""
+    train = [record.splits["train"] for record in records]
+    tokens = sum(part.tokens for part in train[:-1])
+    whole = sum(part.rows for part in train) * (job.settings.sequence_length + 1)
+    too_long = sum(split.too_long for record in records for split in record.splits.values())
+    if too_long:
+        log.warning(
+            "%s: %d conversations are longer than a row of %d tokens and left out",
+            job.settings.name,
+            too_long,
+            job.settings.sequence_length + 1,
+        )
+    return {"too_long": too_long, "target_tokens": sum(part.targets for part in train), "fill": round(tokens / whole, 6)}
 
 
 def _write_reports(job: Job, names: Sequence[str], records: Sequence[PieceRecord], copies: Sequence[Copy]) -> dict[str, Any]:
@@ -217,6 +244,7 @@ def _request(job: Job, fingerprint: str) -> dict[str, Any]:
     return {
         **dataclasses.asdict(job.settings),
         "hygiene": {**dataclasses.asdict(job.settings.hygiene), "decontaminate": benchmarks},
+        "chat": job.chat.to_json() if job.chat else {},
         "tokenizer": job.tokenizer.hash,
         "source": fingerprint,
     }

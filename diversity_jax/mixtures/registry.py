@@ -6,7 +6,8 @@
 Importing this module registers what lies in those folders (or in folders directly inside them), from manifests on disk alone: no
 network and no JAX. A component `prose` of the mixture `quickstart` becomes the task `quickstart.prose`; the mixture keeps its
 name. An example is one prepared row, `targets`, int32 [sequence_length + 1], and beside it the same row as decoders take it (see
-`decoder_features`). Rates are token shares, and rows come in the order in which the training loader reads them.
+`decoder_features`). Rates are token shares, and rows come in the order in which the training loader reads them. In rows of
+conversations the loss weights are those of the training loader, too: one on answers alone.
 """
 
 from collections.abc import Sequence
@@ -20,6 +21,7 @@ import numpy as np
 
 from diversity_jax.errors import InputError
 from diversity_jax.mixtures.manifest import Manifest
+from diversity_jax.mixtures.marks import ID_BITS, START
 from diversity_jax.mixtures.mixture import Mixture
 from diversity_jax.mixtures.schedule import Schedule
 from diversity_jax.mixtures.tensorflow import seqio, tf
@@ -127,9 +129,9 @@ def decoder_features(dataset: Any, sequence_length: Any = None, *, end_of_text_i
     """Adds to each row what `seqio.PrePackedLMFeatureConverter` hands to a decoder; all int32 [sequence_length].
 
     `decoder_input_tokens` are the row's tokens but the last, `decoder_target_tokens` the one after each: nothing is shifted in, and
-    no token is lost. `decoder_loss_weights` are one on every token (SeqIO's other converters take id 0 for padding),
-    `decoder_segment_ids` count documents from 1, `decoder_positions` start at 0 in each document. Padding, where more tokens are
-    asked for than a row predicts, is zero.
+    no token is lost. `decoder_loss_weights` are one on every token (SeqIO's other converters take id 0 for padding), of conversations on
+    every token of an answer; `decoder_segment_ids` count documents or conversations from 1, `decoder_positions` start at 0 in each.
+    Padding, where more tokens are asked for than a row predicts, is zero.
     """
     asked = (sequence_length or {}).get("targets")
     length = row_tokens - 1 if asked is None else asked
@@ -138,15 +140,18 @@ def decoder_features(dataset: Any, sequence_length: Any = None, *, end_of_text_i
     def add(example: dict[str, Any]) -> dict[str, Any]:
         row = example["targets"]
         inputs = row[:used]
-        ends = tf.cast(inputs == end_of_text_id, tf.int32)
-        segments = tf.cumsum(ends, exclusive=True)
-        starts = tf.concat([[0], tf.cast(tf.where(ends)[:, 0], tf.int32) + 1], 0)
+        if "starts" in example:
+            begins, weights = example.pop("starts")[:used], example.pop("weights")[1 : used + 1]
+        else:
+            begins = tf.concat([[1], tf.cast(inputs[:-1] == end_of_text_id, tf.int32)], 0)
+            weights = tf.ones_like(inputs)
+        segments = tf.cumsum(begins)
         derived = {
             "decoder_input_tokens": inputs,
             "decoder_target_tokens": row[1 : used + 1],
-            "decoder_loss_weights": tf.ones_like(inputs),
-            "decoder_positions": tf.range(used) - tf.gather(starts, segments),
-            "decoder_segment_ids": segments + 1,
+            "decoder_loss_weights": weights,
+            "decoder_positions": tf.range(used) - tf.gather(tf.cast(tf.where(begins)[:, 0], tf.int32), segments - 1),
+            "decoder_segment_ids": segments,
         }
         padded = {name: tf.ensure_shape(tf.pad(values, [[0, length - used]]), [length]) for name, values in derived.items()}
         return {**example, **padded}
@@ -160,11 +165,17 @@ def _rows(manifest: Manifest, split: str, shuffle_files: bool = False, seed: int
     records = tf.data.FixedLengthRecordDataset(files, manifest.row_bytes)
     dtype = tf.as_dtype(manifest.dtype)
 
+    def parse_marked(record: Any) -> dict[str, Any]:
+        row = tf.ensure_shape(tf.io.decode_raw(record, tf.int32), [manifest.row_tokens])
+        starts = tf.cast(tf.bitwise.bitwise_and(row, int(START)) != 0, tf.int32)
+        ids = tf.bitwise.bitwise_and(row, int(ID_BITS))
+        return {"targets": ids, "starts": starts, "weights": tf.cast(row < 0, tf.int32)}  # the highest bit is TARGET
+
     def parse(record: Any) -> dict[str, Any]:
         row = tf.cast(tf.io.decode_raw(record, dtype), tf.int32)
         return {"targets": tf.ensure_shape(row, [manifest.row_tokens])}
 
-    return records.map(parse, num_parallel_calls=tf.data.AUTOTUNE)
+    return records.map(parse_marked if manifest.chat else parse, num_parallel_calls=tf.data.AUTOTUNE)
 
 
 def _by_schedule(tasks: Sequence[str], shares: Sequence, datasets: Sequence[Any], rates: Sequence[float], seed: int | None) -> Any:

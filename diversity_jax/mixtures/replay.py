@@ -14,10 +14,10 @@ from typing import Any
 from diversity_jax.cluster_agent import Scorecard
 from diversity_jax.corpus import CorpusConfig
 from diversity_jax.errors import InputError
-from diversity_jax.mixtures.component import Component, GatePolicy, MixtureConfig, token_shares
+from diversity_jax.mixtures.component import Component, GatePolicy, MixtureConfig
 from diversity_jax.mixtures.gate import Decision, Measurement, decide, measure
-from diversity_jax.mixtures.grants import Standing, grant, part_shares, train_rows
-from diversity_jax.mixtures.preparation import Hygiene
+from diversity_jax.mixtures.grants import Standing, Stock, grant, part_shares, row_shares, train_rows
+from diversity_jax.mixtures.preparation import Chat, Hygiene
 from diversity_jax.storage import read_json
 
 _CLOSE = 1e-9
@@ -56,6 +56,7 @@ def replay(path: str | Path, *, scorecards: bool = True) -> list[Replayed]:
         asked, gate = config_from_json(value["asked"]), value["gate"]
         measured = [Measurement(**one["measured"]) if one["measured"] else None for one in gate]
         rows = [tuple((Fraction(part), count) for part, count in one["rows"]) for one in gate]
+        stock = [_stock(one) for one in gate]
         recorded = [one["decision"] for one in gate]
         granted_before = {part["name"]: Fraction(part["share_granted_exact"]) for part in value["components"]}
         parts = [[(name, granted_before[name]) for name in one["parts"]] for one in gate]
@@ -70,7 +71,7 @@ def replay(path: str | Path, *, scorecards: bool = True) -> list[Replayed]:
     decisions = [decide(component, one) for component, one in zip(asked.components, measured, strict=True)]
     for component, decision, before in zip(asked.components, decisions, recorded, strict=True):
         _check_decision(path, component.name, decision, before)
-    shares = token_shares(asked.components, asked.real_to_synthetic)
+    shares = row_shares(asked.shares_of, asked.shares_asked(), stock)
     standings = [standing(*one) for one in zip(decisions, measured, rows, strict=True)]
     granted = grant(asked.components, shares, standings, train_rows(asked.train_tokens, asked.sequence_length))
     again = part_shares(granted, standings)
@@ -83,6 +84,14 @@ def replay(path: str | Path, *, scorecards: bool = True) -> list[Replayed]:
         Replayed(name=one.name, share_asked=share, share_granted=sum(got), decision=decision, from_scorecards=one.name in cards)
         for one, share, got, decision in found
     ]
+
+
+def _stock(value: Mapping[str, Any]) -> list[Stock]:
+    contents = value.get("contents")  # files of text alone may be older than this record, which changes nothing for them
+    if contents is None:
+        return []
+    found = zip(value["rows"], contents, strict=True)
+    return [Stock(share=Fraction(part), rows=rows, tokens=tokens, documents=documents) for (part, rows), (tokens, documents) in found]
 
 
 def standing(decision: Decision, measurement: Measurement | None, rows: tuple[tuple[Fraction, int], ...]) -> Standing:
@@ -98,7 +107,8 @@ def config_from_json(value: Mapping[str, Any]) -> MixtureConfig:
     )
     ratio = value["real_to_synthetic"]
     hygiene = Hygiene(**{name: tuple(one) if isinstance(one, list) else one for name, one in value.get("hygiene", {}).items()})
-    return MixtureConfig(**{**value, "components": components, "real_to_synthetic": tuple(ratio) if ratio else None, "hygiene": hygiene})
+    ratio, chat = tuple(ratio) if ratio else None, Chat(**value.get("chat", {}))
+    return MixtureConfig(**{**value, "components": components, "real_to_synthetic": ratio, "hygiene": hygiene, "chat": chat})
 
 
 def config_to_json(config: MixtureConfig) -> dict[str, Any]:

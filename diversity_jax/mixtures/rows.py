@@ -1,5 +1,6 @@
 """Rows on disk: raw little-endian tokens of fixed width, one CRC-32 a row beside them."""
 
+from dataclasses import dataclass
 import hashlib
 from pathlib import Path
 import zlib
@@ -8,6 +9,7 @@ import numpy as np
 
 from diversity_jax.errors import InputError
 from diversity_jax.mixtures.manifest import Manifest, Shard
+from diversity_jax.mixtures.marks import ID_BITS, START, TARGET
 from diversity_jax.storage import is_remote, join_path, writing
 
 _BLOCK_BYTES = 8 << 20
@@ -33,6 +35,21 @@ def row_checksums(rows: np.ndarray) -> np.ndarray:
     data = memoryview(rows).cast("B")
     width = rows.shape[1] * rows.itemsize
     return np.fromiter((zlib.crc32(data[i : i + width]) for i in range(0, len(data), width)), np.uint32, len(rows))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rows:
+    """Rows that were read.
+
+    Attributes:
+      tokens: int32 [rows, L + 1].
+      targets: of conversations, bool [rows, L + 1]: tokens that the loss counts; None: all of them.
+      starts: of conversations, bool [rows, L + 1]: first tokens of examples; None: documents end at end-of-text.
+    """
+
+    tokens: np.ndarray
+    targets: np.ndarray | None = None
+    starts: np.ndarray | None = None
 
 
 class RowReader:
@@ -62,8 +79,21 @@ class RowReader:
         Raises:
           InputError: a row's checksum does not agree: the shard was damaged after it was prepared.
         """
-        rows = np.asarray(rows) % self.rows
-        out = np.empty((len(rows), self.manifest.row_tokens), np.int32)
+        return self.read_marked(rows).tokens
+
+    def read_marked(self, rows: np.ndarray) -> "Rows":
+        """Rows by number as `read` gives them, and which of their tokens are targets and which begin an example.
+
+        Raises:
+          InputError: as `read`.
+        """
+        found = self._read(np.asarray(rows) % self.rows)
+        if not self.manifest.chat:
+            return Rows(tokens=found.astype(np.int32))
+        return Rows(tokens=(found & ID_BITS).astype(np.int32), targets=(found & TARGET) != 0, starts=(found & START) != 0)
+
+    def _read(self, rows: np.ndarray) -> np.ndarray:
+        out = np.empty((len(rows), self.manifest.row_tokens), self.manifest.dtype)
         shard_of_row = np.searchsorted(self._starts, rows, side="right") - 1
         for number in np.unique(shard_of_row):
             here = np.flatnonzero(shard_of_row == number)

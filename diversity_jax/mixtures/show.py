@@ -98,15 +98,21 @@ def look(folder: str | Path, *, rows: int = 1000, samples: int = 2) -> View:
         counts=np.bincount(owner, minlength=len(mixture.taken)),
         replayed=replay(mixture.folder) if mixture.asked else (),
         samples=[
-            _sample(int(number), mixture.taken[int(owner[number])].name, tokens, tokenizer)
-            for number, tokens in zip(numbers, found.tokens if found else (), strict=True)
+            _sample(
+                int(number),
+                mixture.taken[int(owner[number])].name,
+                found.tokens[i],
+                tokenizer,
+                None if found.starts is None else found.starts[i],
+            )
+            for i, number in enumerate(numbers)
         ],
         end_of_text=f"id {tokenizer.end_of_text_id:,}",
     )
 
 
-def _sample(number: int, component: str, row: np.ndarray, tokenizer: Tokenizer) -> SampleRow:
-    pieces = documents_in(row, tokenizer.end_of_text_id)
+def _sample(number: int, component: str, row: np.ndarray, tokenizer: Tokenizer, starts: np.ndarray | None) -> SampleRow:
+    pieces = documents_in(row, tokenizer.end_of_text_id, starts)
     texts = tuple(tokenizer.decode(piece.tolist()) for piece in pieces)
     return SampleRow(number=number, component=component, pieces=texts, ends_document=bool(row[-1] == tokenizer.end_of_text_id))
 

@@ -1,9 +1,10 @@
 """Tokenizers: bytes, SentencePiece and Hugging Face, one interface, usable without TensorFlow and as `seqio.Vocabulary`."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 import itertools
 import os
 from pathlib import Path
+import types
 from typing import Any, Protocol
 
 import numpy as np
@@ -24,6 +25,8 @@ class Tokenizer(Protocol):
       end_of_text_id: the id that is written after every document.
       hash: identifies the mapping from text to ids; prepared data of another hash is refused.
       files: the files that define it, to be kept beside prepared data; empty for bytes.
+      special: names that chat templates use (`eos_token`, perhaps `bos_token`), and the texts that stand for them.
+      marks: of these texts, those that `encode_batch` would spell out, and the ids that they stand for.
     """
 
     kind: str
@@ -31,6 +34,8 @@ class Tokenizer(Protocol):
     end_of_text_id: int
     hash: str
     files: tuple[str, ...]
+    special: Mapping[str, str]
+    marks: Mapping[str, int]
 
     def encode_batch(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """Ids of all texts end to end, uint32 [total], and how many ids each text has, int64 [len(texts)]."""
@@ -93,6 +98,8 @@ class ByteTokenizer:
 
     kind, size, end_of_text_id, files = "bytes", 259, 1, ()
     hash = content_hash(["bytes", 259])
+    special = types.MappingProxyType({"eos_token": "<|endoftext|>"})  # as the exported tokenizer.json calls it
+    marks = types.MappingProxyType({"<|endoftext|>": 1})
 
     def encode_batch(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         encoded = [text.encode() for text in texts]
@@ -124,6 +131,9 @@ class SentencePieceTokenizer:
         self.end_of_text_id = self._model.eos_id() if end_of_text is None else self._model.piece_to_id(end_of_text)
         if self.end_of_text_id < 0 or (end_of_text and self._model.id_to_piece(self.end_of_text_id) != end_of_text):
             raise InputError(f"vocabulary {path}: has no piece {end_of_text or '</s>'!r} to end a document with; name one as end_of_text")
+        ids = {"eos_token": self.end_of_text_id, "bos_token": self._model.bos_id()}
+        self.special = {name: self._model.id_to_piece(one) for name, one in ids.items() if one >= 0}
+        self.marks = {text: ids[name] for name, text in self.special.items()}
         self.files = (path,)
         self.hash = content_hash([self.kind, file_hash(path), self.end_of_text_id])
 
@@ -149,6 +159,7 @@ class HuggingFaceTokenizer:
         if not ids:
             raise InputError(f"vocabulary {files[0]}: has none of {', '.join(names)} to end a document with; name a token as end_of_text")
         self.end_of_text_id = ids[0]
+        self.special, self.marks = {"eos_token": self._tokenizer.id_to_token(ids[0])}, {}
         self.files = files
         self.hash = content_hash([self.kind, *map(file_hash, files), self.end_of_text_id])
 

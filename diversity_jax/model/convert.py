@@ -21,7 +21,7 @@ from typing import Any
 from diversity_jax.errors import InputError
 from diversity_jax.model.config import LlamaConfig
 from diversity_jax.model.gguf import export_gguf
-from diversity_jax.model.hugging_face import export_hugging_face, import_hugging_face, refuse_model_folder
+from diversity_jax.model.hugging_face import config_from_hugging_face, export_hugging_face, import_hugging_face, refuse_model_folder
 from diversity_jax.model.tokenizer_files import TokenizerFiles, copy_tokenizer, model_tokenizer, named_tokenizer, write_tokenizer
 from diversity_jax.storage import read_json, write_json
 
@@ -42,21 +42,33 @@ def read_model(folder: str | os.PathLike, *, step: int | None = None, **override
     folder = Path(folder)
     if (folder / "config.json").exists():
         return import_hugging_face(folder, **overrides)
+    config = dataclasses.replace(read_config(folder), **overrides)
     if (folder / "model.json").exists():
-        config = _config(folder / "model.json", read_json(folder / "model.json"), overrides)
         return config, _load(config, folder / "weights")
+    return config, _load(config, _checkpoint(folder / "checkpoints", step))
+
+
+def read_config(folder: str | os.PathLike) -> LlamaConfig:
+    """The model in a folder, without its weights; folders as `read_model`.
+
+    Raises:
+      InputError: no model there, or one that is not described as this version does.
+    """
+    folder = Path(folder)
+    if (folder / "config.json").exists():
+        return config_from_hugging_face(folder)
+    if (folder / "model.json").exists():
+        return _config(folder / "model.json", read_json(folder / "model.json"))
     if (folder / "run.json").exists():
-        settings = read_json(folder / "run.json").get("settings", {})
-        config = _config(folder / "run.json", settings.get("model"), overrides)
-        return config, _load(config, _checkpoint(folder / "checkpoints", step))
+        return _config(folder / "run.json", read_json(folder / "run.json").get("settings", {}).get("model"))
     raise InputError(f"{folder}: holds no model; expected config.json (Hugging Face), run.json (a training run) or model.json (imported)")
 
 
-def _config(path: Path, fields: Any, overrides: dict[str, Any]) -> LlamaConfig:
+def _config(path: Path, fields: Any) -> LlamaConfig:
     known = {field.name for field in dataclasses.fields(LlamaConfig)}
     if not isinstance(fields, dict) or not set(fields) <= known:
         raise InputError(f"{path}: does not describe a model of this version (its fields should be {', '.join(sorted(known))})")
-    return LlamaConfig(**(fields | overrides))
+    return LlamaConfig(**fields)
 
 
 def _checkpoint(folder: Path, step: int | None) -> Path:

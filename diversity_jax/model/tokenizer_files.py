@@ -8,7 +8,7 @@ import shutil
 from typing import Any
 
 from diversity_jax.errors import InputError
-from diversity_jax.storage import read_json, write_json
+from diversity_jax.storage import read_json, write_json, writing
 
 # What `save_pretrained` of a tokenizer may write; of a Hugging Face folder these are copied.
 _KNOWN = (
@@ -26,10 +26,17 @@ _CLASSES = {"tokenizer.json": "PreTrainedTokenizerFast", "tokenizer.model": "Lla
 
 @dataclass(frozen=True, kw_only=True)
 class TokenizerFiles:
-    """A tokenizer: its files, or none for `bytes` (byte b is id b + 3, 1 ends a document); and its end-of-text id, where known."""
+    """A tokenizer.
+
+    Attributes:
+      files: none for `bytes` (byte b is id b + 3, 1 ends a document).
+      end_of_text_id: where known.
+      chat_template: Jinja source that the model was fine-tuned with; None: whatever is among the files.
+    """
 
     files: tuple[Path, ...] = ()
     end_of_text_id: int | None = None
+    chat_template: str | None = None
 
 
 def named_tokenizer(name: str | os.PathLike) -> TokenizerFiles:
@@ -67,11 +74,13 @@ def model_tokenizer(folder: Path) -> TokenizerFiles | None:
         return None
     mixture = read_json(path)
     try:
-        manifest = next(path.parent / part["manifest"] for part in mixture["components"] if part["manifest"])
+        manifests = [path.parent / part["manifest"] for part in mixture["components"] if part["manifest"]]
         vocabulary = mixture["vocabulary"]
-        files = tuple(manifest.parent / file for file in vocabulary["files"])
-        return TokenizerFiles(files=files, end_of_text_id=vocabulary["end_of_text_id"])
-    except (KeyError, TypeError, StopIteration) as error:
+        files = tuple(manifests[0].parent / file for file in vocabulary["files"])
+        chats = [chat for one in manifests if one.exists() and (chat := read_json(one).get("chat"))]
+        template = chats[0]["template"] if chats else None
+        return TokenizerFiles(files=files, end_of_text_id=vocabulary["end_of_text_id"], chat_template=template)
+    except (KeyError, TypeError, IndexError) as error:
         raise InputError(f"{path}: does not say which tokenizer it was built with ({error!r}); give --tokenizer") from None
 
 
@@ -107,6 +116,9 @@ def write_tokenizer(tokenizer: TokenizerFiles, folder: Path, *, vocab_size: int)
         end = tokens.get(tokenizer.end_of_text_id)
         ends = {"eos_token": end, "bos_token": end} if end is not None else {}
         write_json(folder / "tokenizer_config.json", {"tokenizer_class": _CLASSES[name], "clean_up_tokenization_spaces": False, **ends})
+    if tokenizer.chat_template is not None:
+        with writing(folder / "chat_template.jinja") as file:
+            file.write(tokenizer.chat_template.encode())
 
 
 def _tokens(path: Path, content: Any) -> dict[int, str]:

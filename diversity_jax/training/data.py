@@ -19,9 +19,17 @@ def document_positions(tokens: np.ndarray, end_of_text_id: int) -> tuple[np.ndar
 
     Segments count from 1; an end-of-text token belongs to the document it ends; positions start at 0 in each document.
     """
+    return segments(_document_starts(tokens, end_of_text_id))
+
+
+def _document_starts(tokens: np.ndarray, end_of_text_id: int) -> np.ndarray:
     ends = np.asarray(tokens) == end_of_text_id
-    starts = np.concatenate([np.ones_like(ends[:, :1]), ends[:, :-1]], axis=1)
-    place = np.arange(tokens.shape[1], dtype=np.int32)
+    return np.concatenate([np.ones_like(ends[:, :1]), ends[:, :-1]], axis=1)
+
+
+def segments(starts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Segment ids from 1 and positions from 0, both int32 [B, L + 1], of stretches that begin where `starts` is set, as in column 0."""
+    place = np.arange(starts.shape[1], dtype=np.int32)
     first = np.maximum.accumulate(np.where(starts, place, 0), axis=1)
     return starts.cumsum(axis=1, dtype=np.int32), (place - first).astype(np.int32)
 
@@ -30,11 +38,18 @@ def as_arrays(batch: Batch, *, separate_at: int | None = None) -> dict[str, np.n
     """The arrays of a batch that a step takes.
 
     Args:
-      separate_at: end-of-text id at which documents are kept apart; None: attention crosses documents.
+      separate_at: end-of-text id at which documents are kept apart; None: attention crosses documents. Packed examples are always apart.
     """
     arrays = {"tokens": batch.tokens, "component": batch.component}
-    if separate_at is not None:
-        arrays["segment_ids"], arrays["positions"] = document_positions(batch.tokens, separate_at)
+    if batch.targets is not None:
+        arrays["loss_mask"] = batch.targets.astype(np.int32)
+    starts = None if separate_at is None else _document_starts(batch.tokens, separate_at)
+    if batch.starts is not None:
+        is_packed = batch.starts[:, :1]
+        whole = np.arange(batch.tokens.shape[1])[None] == 0
+        starts = np.where(is_packed, batch.starts, whole if starts is None else starts)
+    if starts is not None:
+        arrays["segment_ids"], arrays["positions"] = segments(starts)
     return arrays
 
 

@@ -57,7 +57,9 @@ class HeldOut:
     def _read(self, name: str, start: int, rows: slice) -> dict[str, np.ndarray]:
         """Rows of a batch; those past the last held-out row are read again but masked out of the loss."""
         numbers = np.arange(start, start + self._batch_size)[rows]
-        tokens = self._readers[name].read(numbers)
-        arrays = as_arrays(Batch(tokens=tokens, component=np.zeros(len(tokens), np.int32)), separate_at=self._separate_at)
-        arrays["loss_mask"] = np.broadcast_to(numbers[:, None] < self._rows[name], tokens.shape).astype(np.int32)
+        found = self._readers[name].read_marked(numbers)
+        batch = Batch(tokens=found.tokens, component=np.zeros(len(numbers), np.int32), targets=found.targets, starts=found.starts)
+        arrays = as_arrays(batch, separate_at=self._separate_at)
+        is_mine = np.broadcast_to(numbers[:, None] < self._rows[name], found.tokens.shape)
+        arrays["loss_mask"] = (arrays.get("loss_mask", 1) * is_mine).astype(np.int32)
         return arrays

@@ -1,6 +1,7 @@
 """The training loop: batches in, checkpoints and figures out, exact to resume."""
 
 from collections.abc import Mapping
+import dataclasses
 from dataclasses import dataclass
 import logging
 from pathlib import Path
@@ -17,12 +18,13 @@ from diversity_jax.training.checkpoint import CheckpointError, Checkpoints
 from diversity_jax.training.data import Preparation, ReadAhead
 from diversity_jax.training.evaluation import HeldOut
 from diversity_jax.training.goodput import GoodputLog, goodput
+from diversity_jax.training.initial import initial_params
 from diversity_jax.training.metrics import MetricWriter, console_line, evaluation_line, window_figures
 from diversity_jax.training.optimizer import OptimizerConfig
 from diversity_jax.training.program_cache import CompileClock, keep_programs
 from diversity_jax.training.samples import SampleLog, Samples, sample_lines
 from diversity_jax.training.settings import TrainConfig
-from diversity_jax.training.step import make_train_step, state_shardings
+from diversity_jax.training.step import TrainState, make_train_step, state_shardings
 from diversity_jax.training.stopping import StopRequest
 from diversity_jax.training.summary import memory_figures, summarise, utilisation
 from diversity_jax.training.trace import StepTrace
@@ -182,7 +184,7 @@ class _Run:
         """Finds the state to go on from."""
         restored = self.checkpoints.restore(self.shapes, self.shardings)
         if restored is None:
-            self.state = self.init_state(jax.random.key(self.config.seed))
+            self.state = self._initial()
         else:
             self.state, info = restored
             for what, now in self.identity.items():
@@ -196,6 +198,14 @@ class _Run:
         sitting = self.goodput.sitting
         sitting.first_step = sitting.last_step = self.done
         self.goodput.save(now=True)
+
+    def _initial(self) -> TrainState:
+        state = self.init_state(jax.random.key(self.config.seed))
+        if self.config.init_from is None:
+            return state
+        params = initial_params(self.config.init_from, self.config.init_step, self.model, self.shardings.params)
+        log.info("beginning with the parameters of %s", self.config.init_from)
+        return dataclasses.replace(state, params=params)
 
     def _steps(self, start: int) -> None:
         """Runs steps until the end or a stop request; metrics of a step are read after the next one is under way."""
@@ -333,7 +343,8 @@ def _identity(mixture: Mixture, model: LlamaConfig, optimizer: OptimizerConfig, 
     """What a checkpoint may only be resumed with; how the model is run (kernels, remat, scan, mesh, hosts) may change."""
     shape = {name: value for name, value in vars(model).items() if name not in _RUN_ONLY}
     data = {"batch_size": config.batch_size, "seed": config.seed, "z_loss": config.z_loss, "across": config.attend_across_documents}
-    return {
+    begun = {} if config.init_from is None else {"init_from": content_hash([config.init_from, config.init_step])}
+    return begun | {
         "mixture": mixture.content_hash,
         "model": content_hash(shape),
         "optimizer": content_hash(vars(optimizer)),

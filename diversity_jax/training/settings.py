@@ -1,6 +1,8 @@
 """How long and how a run trains, and what it writes while it does."""
 
+import dataclasses
 from dataclasses import dataclass
+import math
 
 from diversity_jax.errors import InputError
 
@@ -32,6 +34,9 @@ class TrainConfig:
     """How long and how a run trains; the optimizer, model and mesh have their own configs."""
 
     steps: int = 1000
+    epochs: float | None = None  # in place of `steps`: passes over as many rows as the mixture's components have together
+    init_from: str | None = None  # folder of a run, of an imported model or of a Hugging Face Llama to begin with; None: random
+    init_step: int | None = None  # of such a run: which checkpoint; None: the latest
     batch_size: int = 8  # rows of the global batch
     seed: int = 0  # of initial parameters and dropout
     gradient_accumulation: int = 1  # equal parts a batch is worked through in
@@ -62,6 +67,10 @@ class TrainConfig:
         for field in _NOT_NEGATIVE:
             if not getattr(self, field) >= 0:
                 raise InputError(f"train.{field}={getattr(self, field)}: must be at least 0")
+        if self.epochs is not None and not 0 < self.epochs < math.inf:
+            raise InputError(f"train.epochs={self.epochs}: must be above 0, or None to count steps")
+        if self.init_step is not None and self.init_from is None:
+            raise InputError(f"train.init_step={self.init_step}: says which checkpoint of init_from, which is None; give both")
         if not self.grace_seconds > 0:
             raise InputError(f"train.grace_seconds={self.grace_seconds}: must be above 0")
         if self.keep_every_steps % self.checkpoint_every:
@@ -72,3 +81,7 @@ class TrainConfig:
         if isinstance(self.sample_prompts, str) or not all(isinstance(prompt, str) for prompt in self.sample_prompts):
             raise InputError(f"train.sample_prompts={self.sample_prompts!r}: must be a tuple of texts")
         object.__setattr__(self, "sample_prompts", tuple(self.sample_prompts))
+
+    def for_rows(self, rows: int) -> "TrainConfig":
+        """With `steps` filled in where `epochs` are asked for, of so many rows."""
+        return self if self.epochs is None else dataclasses.replace(self, steps=max(1, round(self.epochs * rows / self.batch_size)))
