@@ -26,11 +26,12 @@ def get_config() -> Config:
         mixture=mixture(),
         judge="gemini:gemini-2.5-flash",
         agent=AgentConfig(groupings=5000, samples_per_grouping=10),
-        model=LLAMA["llama_1p4b"](remat="full"),
+        model=LLAMA["llama_1p4b"](remat="save_matmuls"),
         optimizer=OptimizerConfig(learning_rate=3e-4, warmup_steps=2000, total_steps=STEPS),
         train=TrainConfig(
             steps=STEPS,
             batch_size=BATCH_SIZE,
+            gradient_accumulation=2,
             log_every=50,
             eval_every=5000,
             sample_every=5000,

@@ -54,6 +54,7 @@ def get_config() -> Config:
         train=TrainConfig(
             steps=STEPS,
             batch_size=BATCH_SIZE,
+            gradient_accumulation=2,
             log_every=50,
             eval_every=5000,
             sample_every=5000,

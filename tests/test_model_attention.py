@@ -133,8 +133,9 @@ def test_scores_far_apart_do_not_overflow():
 @pytest.mark.parametrize("kernel", [chunked_attention, plain_attention])
 def test_dropout_keeps_the_mean_and_drops_its_share(kernel):
     # With all scores zero and values one, an output is the share of kept weights, scaled up again.
+    # Arguments, not constants: jaxlib 0.10.2's CPU fusions (ynn) give garbage for exp(scores) @ ones / total with ones built in.
     zeros, ones = jnp.zeros((64, 32, 2, 8)), jnp.ones((64, 32, 2, 8))
-    outputs = jax.jit(lambda key: kernel(zeros, zeros, ones, dropout=0.25, dropout_key=key))(jax.random.key(0))
+    outputs = jax.jit(lambda q, v, key: kernel(q, q, v, dropout=0.25, dropout_key=key))(zeros, ones, jax.random.key(0))
     last = outputs[:, -1, :, 0]
     assert abs(float(last.mean()) - 1) < 0.02
     assert 0.03 < float(last.std()) < 0.2

@@ -101,6 +101,14 @@ def test_every_way_to_run_it_gives_the_same_gradient(tokens, fields):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), gradient, other_gradient)
 
 
+@pytest.mark.parametrize(("remat", "times"), [("none", 1), ("save_matmuls", 1), ("full", 2)])
+def test_attention_runs_again_in_the_backward_pass_only_where_everything_does(tokens, remat, times):
+    config = small_config(remat=remat, scan_layers=True)
+    params = random_params(config)
+    program = str(jax.make_jaxpr(jax.grad(lambda params: hidden_states(config, params, tokens).sum()))(params))
+    assert program.count("reduce_max") == times * len(range(0, tokens.shape[1], 64))  # one a piece of a forward pass
+
+
 def test_bfloat16_stays_near_float32(tokens):
     params = random_params(small_config(), scale=0.05)
     exact, rounded = (logits(small_config(compute_dtype=dtype), params, tokens) for dtype in ("float32", "bfloat16"))

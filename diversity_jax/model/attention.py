@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 
 from diversity_jax.errors import InputError
-from diversity_jax.model.chunked_attention import MASKED, chunked_attention
+from diversity_jax.model.chunked_attention import KERNEL_OUTPUT, MASKED, chunked_attention
 from diversity_jax.model.config import LlamaConfig
 from diversity_jax.model.sharding import constrain, spec
 
@@ -70,7 +70,9 @@ def splash_attention(q_BxLxHxDh, k_BxLxKxDh, v_BxLxKxDh, *, segment_ids_BxL=None
     )
     seen = splash.CausalMask((L, L)) if window is None else splash.LocalMask((L, L), (window - 1, 0), 0)
     mask = splash.MultiHeadMask([seen] * H)
-    kernel = splash.make_splash_mha(mask, block_sizes=blocks, head_shards=1, q_seq_shards=1, interpret=interpret)
+    kernel = splash.make_splash_mha(
+        mask, block_sizes=blocks, head_shards=1, q_seq_shards=1, residual_checkpoint_name=KERNEL_OUTPUT, interpret=interpret
+    )
     q, k, v = (jnp.swapaxes(x, 1, 2) for x in (q_BxLxHxDh * Dh**-0.5, k_BxLxKxDh, v_BxLxKxDh))
     if segment_ids_BxL is None:
         output_BxHxLxDh = jax.vmap(kernel)(q, k, v)

@@ -11,8 +11,10 @@ import functools
 import itertools
 
 import jax
+from jax.ad_checkpoint import checkpoint_name
 import jax.numpy as jnp
 
+KERNEL_OUTPUT = "attention_kernel_output"  # name of what a kernel's backward pass needs of its forward pass, for remat policies
 MASKED = -1e30  # finite, so that a fully masked tile cannot make NaN
 _PIECES = 8
 _SMALLEST_PIECE = 64  # tokens; the scores of one piece then stay in a CPU's cache
@@ -101,7 +103,7 @@ def _attention(settings: _Settings, q_BxKxGxLxDh, k_BxKxLxDh, v_BxKxLxDh, segmen
 
 
 def _attention_forward(settings, q, k, v, segment_ids, dropout_key):
-    output, normalisers = _forward(settings, q, k, v, segment_ids, dropout_key)
+    output, normalisers = checkpoint_name(_forward(settings, q, k, v, segment_ids, dropout_key), KERNEL_OUTPUT)
     return output, (q, k, v, segment_ids, dropout_key, output, normalisers)
 
 

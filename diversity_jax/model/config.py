@@ -32,7 +32,8 @@ class LlamaConfig:
     dropout: float = 0.0  # share of attention probabilities dropped in training (the paper: 0.1); needs attention "xla" or "reference"
     initializer_range: float = 0.02  # standard deviation of every initial matrix
     scan_layers: bool = True  # one compiled layer run in a loop; False compiles each layer by itself: slower to compile, faster on CPU
-    # What the backward pass recomputes: "none", "full" (all but layer inputs), "save_matmuls" (all but matrix products), "offload" (as
+    # What the backward pass recomputes: "none", "full" (all but layer inputs), "save_matmuls" (all but products with weights and
+    # the attention kernel), "offload" (as
     # "full", with the layer inputs waiting in the host's memory).
     remat: str = "none"
     attention: str = "auto"  # kernel: "auto" chooses by device; "xla", "cudnn", "splash", "reference"

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from diversity_jax.model.attention import attend
+from diversity_jax.model.chunked_attention import KERNEL_OUTPUT
 from diversity_jax.model.config import LlamaConfig
 from diversity_jax.model.sharding import GATHERED, constrain, gathered
 
@@ -170,6 +171,15 @@ def _unstacked(stacked: Any, count: int) -> list[Any]:
     return [jax.tree.unflatten(tree, layer) for layer in zip(*split, strict=True)]
 
 
+def _is_product_or_attention(primitive, *shapes, **parameters) -> bool:
+    """What "save_matmuls" keeps: products with weights, and the attention kernel's output and row sums, without which it runs again."""
+    if primitive.name == "name":
+        return parameters["name"] == KERNEL_OUTPUT
+    if primitive.name.startswith("dot_product_attention_fwd"):  # cuDNN's, which cannot be given a name
+        return True
+    return jax.checkpoint_policies.dots_with_no_batch_dims_saveable(primitive, *shapes, **parameters)
+
+
 def _remat(config: LlamaConfig, layer):
     policies = jax.checkpoint_policies
     mesh = jax.sharding.get_abstract_mesh()
@@ -183,7 +193,7 @@ def _remat(config: LlamaConfig, layer):
             names_which_can_be_saved=[], names_which_can_be_offloaded=[_LAYER_INPUT], offload_src="device", offload_dst="pinned_host"
         )
     else:
-        policy = {"full": None, "save_matmuls": policies.dots_with_no_batch_dims_saveable}[config.remat]
+        policy = {"full": None, "save_matmuls": _is_product_or_attention}[config.remat]
     # Inside a scan the loop itself keeps the compiler from merging the recomputation with the forward pass.
     return jax.checkpoint(layer, policy=policy, prevent_cse=not config.scan_layers)
 

@@ -25,7 +25,7 @@ def executed_flops_per_token(config: LlamaConfig, length: int, attention: str) -
     scores = 4 * config.num_layers * config.hidden_size * pairs * share
     layers = 2 * config.num_layers * config.layer_matrix_parameters
     head = 2 * config.vocab_size * config.hidden_size
-    again = {"none": 0, "save_matmuls": scores, "full": layers + scores, "offload": layers + scores}[config.remat]
+    again = {"none": 0, "save_matmuls": 0, "full": layers + scores, "offload": layers + scores}[config.remat]
     return 3 * (layers + head) + (1 + backward) * scores + again
 
 

@@ -78,6 +78,9 @@ def search(request: CompileRequest, compile_step: Compile, *, limit: int, say: C
             tried += 1
             try:
                 found = compile_step(candidate)
+                if not found.fits and (parted := in_parts(found)) and tried < limit:
+                    tried += 1
+                    found = compile_step(parted)
             except InputError as error:
                 say(str(error))
                 break
@@ -87,6 +90,26 @@ def search(request: CompileRequest, compile_step: Compile, *, limit: int, say: C
     return _ranked(fitting)
 
 
+def in_parts(unfit: Compiled) -> CompileRequest | None:
+    """The same step with its batch in the fewest parts that should fit, by what the compiler said it needs; None: no number would do.
+
+    Parts cost a gathering of the parameters each, which is often less than recomputing layers costs.
+    """
+    request, capacity = unfit.request, unfit.request.target.chip.hbm_bytes
+    needed = unfit.report.get("needed_bytes") or (unfit.estimate and unfit.estimate["memory_total_bytes"])
+    sizes = request.mesh.resolved(request.target.devices)
+    # Parameters, moments and one gradient stay whatever the number of parts.
+    fixed = state_bytes(request, sizes["fsdp"] * sizes["tensor"]) * 4 / 3
+    if not needed or fixed >= 0.9 * capacity:
+        return None
+    fewest = (needed - fixed) / (0.9 * capacity - fixed)
+    for parts in (2, 4, 8):
+        rows = sizes["data"] * sizes["fsdp"] * request.gradient_accumulation * parts
+        if parts >= fewest and request.batch_size % rows == 0:
+            return dataclasses.replace(request, gradient_accumulation=request.gradient_accumulation * parts)
+    return None
+
+
 def _ranked(fitting: list[Compiled]) -> list[Compiled]:
     return sorted(fitting, key=lambda one: -one.estimate["tokens_per_second"][0])
 
@@ -94,14 +117,16 @@ def _ranked(fitting: list[Compiled]) -> list[Compiled]:
 def smaller(request: CompileRequest) -> Iterator[CompileRequest]:
     """Changes that need less memory and leave the trained model as it is where they can, least costly first.
 
-    More remat, then the batch in parts, then all cuts over fsdp, and only then a smaller batch.
+    The batch in two parts, then more remat, then more parts, then all cuts over fsdp, and only then a smaller batch.
     """
     stronger = REMAT_BY_MEMORY[REMAT_BY_MEMORY.index(request.model.remat) + 1 : 3]
     model = dataclasses.replace(request.model, remat="full" if stronger else request.model.remat)
-    for remat in stronger:
-        yield dataclasses.replace(request, model=dataclasses.replace(request.model, remat=remat))
     sizes = request.mesh.resolved(request.target.devices)
     rows = sizes["data"] * sizes["fsdp"]
+    if stronger and request.batch_size % (2 * rows * request.gradient_accumulation) == 0:
+        yield dataclasses.replace(request, gradient_accumulation=2 * request.gradient_accumulation)
+    for remat in stronger:
+        yield dataclasses.replace(request, model=dataclasses.replace(request.model, remat=remat))
     for parts in (2, 4, 8, 16):
         if request.batch_size % (rows * request.gradient_accumulation * parts) == 0:
             yield dataclasses.replace(request, model=model, gradient_accumulation=request.gradient_accumulation * parts)
