@@ -21,7 +21,7 @@ from diversity_jax.cluster_agent.prompts import system_of, user_of
 from diversity_jax.cluster_agent.schemas import schema_of
 from diversity_jax.cluster_agent.simulation import LabelledCorpus, even_shares
 from diversity_jax.errors import InputError
-from diversity_jax.llm import Engine, EngineConfig
+from diversity_jax.llm import BudgetConfig, Engine, EngineConfig
 from tests.cluster_agent_answers import follows_instructions
 from tests.llm_answers import fill, label_oracle, samples_in
 from tests.llm_server import Faults, serve, serve_process
@@ -52,9 +52,9 @@ def oracle(stage, samples, payload):
     return label_oracle({sample["text"]: LabelledCorpus.label_of(sample["text"]) for sample in samples})(stage, samples, payload)
 
 
-def engine_for(server, **settings):
+def engine_for(server, budget=BudgetConfig(), **settings):
     """An engine that asks a test server."""
-    return Engine("openai:oracle", base_url=server.openai_url, config=EngineConfig(progress="off", **settings))
+    return Engine("openai:oracle", base_url=server.openai_url, config=EngineConfig(progress="off", **settings), budget=budget)
 
 
 @pytest.mark.parametrize("limits", [False, True])
@@ -150,7 +150,7 @@ WORKER = """
 import sys
 from diversity_jax.cluster_agent import AgentConfig, LlmJudge, score_corpus
 from diversity_jax.cluster_agent.simulation import LabelledCorpus, even_shares
-from diversity_jax.llm import Engine, EngineConfig
+from diversity_jax.llm import BudgetConfig, Engine, EngineConfig
 port, folder = sys.argv[1:]
 config = EngineConfig(progress="off", ledger=f"{folder}/ledger.sqlite", max_in_flight=16)
 engine = Engine("openai:oracle", base_url=f"http://127.0.0.1:{port}/v1", config=config)
@@ -222,6 +222,16 @@ def test_the_forecast_errs_as_much_against_the_tersest_judge_as_against_the_word
         assert plan.least_completion_tokens < plan.completion_tokens < plan.most_completion_tokens
         bounds = [plan.prompt_tokens + getattr(plan, f"{which}_completion_tokens") for which in ("least", "most")]
         assert total / bounds[0] == pytest.approx(bounds[1] / total, rel=0.1)
+
+
+def test_what_a_cap_allows_goes_into_whole_groupings():
+    config = AgentConfig(groupings=300, proposals=2, criteria_sets=2)
+    proposing, cap = config.forecast_calls() - 600, 130
+    with serve(oracle) as server:
+        judge = LlmJudge(engine_for(server, BudgetConfig(max_calls=cap), max_in_flight=16))
+        card = score_corpus(LabelledCorpus(even_shares(10), documents=3000), judge, config)
+        assert server.attempts <= cap
+    assert 0.75 * (cap - proposing) / 2 <= card.groupings <= (cap - proposing) / 2
 
 
 def test_asking_for_less_costs_less():

@@ -53,6 +53,8 @@ class LlmJudge:
             replicate=task.criteria_set * _REPLICATES_OF_A_SET + task.replicate if task.stage in _OF_A_SET else task.replicate,
             max_output_tokens=task.max_output_tokens,
             temperature=task.temperature,
+            # Where a cap ends the run, only whole groupings are worth what they cost.
+            urgent=task.stage == "verify_clusters",
         )
 
     async def ask(self, task: Task) -> Answer:

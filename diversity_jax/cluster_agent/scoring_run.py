@@ -95,7 +95,10 @@ class Scoring:
         groupings, config, collector = self.collector.groupings, self._config, self.collector
         if not len(groupings):
             why = self.ended or explain(collector.drops, collector.first_details)
-            raise InputError(f"judge {self._judge.label}: none of {collector.entered} groupings was usable ({why}); try another judge")
+            raise InputError(
+                f"judge {self._judge.label}: none of {collector.entered} groupings was usable ({why})"
+                + "; try another judge" * (not self.ended)
+            )
         collision = estimators.collision(groupings)
         documents = _count_documents(self._corpus, self._drawing.documents)
         usage = Usage()

@@ -25,6 +25,7 @@ class Request:
         it, asking the same thing ten times would be answered ten times from the ledger's first answer.
       max_output_tokens: longest answer, in tokens; a longer one fails as `truncated`.
       temperature: sampling temperature, 0 or more.
+      urgent: whether it goes before others that wait, because it ends what was begun; no part of what is asked.
     """
 
     stage: str
@@ -34,6 +35,7 @@ class Request:
     replicate: int = 0
     max_output_tokens: int = 4096
     temperature: float = 0.0
+    urgent: bool = False
 
     def __post_init__(self):
         if not self.stage.replace("_", "a").isalnum() or not self.stage.isascii():

@@ -133,7 +133,7 @@ class Engine:
           InputError: no call can succeed: a wrong key, an unknown model, an unreachable server, an unusable ledger, in replay
             an answer that is missing.
         """
-        await self._door.enter()
+        await self._door.enter(first=request.urgent)
         try:
             key = request.key(self._provider_name, self._model)
             task = self._calls.get(key)
@@ -167,7 +167,7 @@ class Engine:
         attempts, limits = self.config.max_attempts, self.config.max_attempts * _RATE_LIMITED_FACTOR
         again = False
         while True:
-            await self._ahead.enter(first=again)
+            await self._ahead.enter(first=again or call.request.urgent)
             try:
                 return await self._attempt(call)
             except Transient as error:
