@@ -130,7 +130,7 @@ def _held_out(config: EvaluateConfig, model: Any) -> dict[str, Any]:
 def _component_losses(config: EvaluateConfig, model: Any, scorer: Any) -> dict[str, Any]:
     import numpy as np
 
-    from diversity_jax.evaluation.held_out import rows_loss
+    from diversity_jax.evaluation.held_out import conversations_loss, rows_loss
     from diversity_jax.mixtures.mixture import Mixture
     from diversity_jax.mixtures.rows import RowReader
     from diversity_jax.model_files import mixture_folder, run_settings
@@ -146,14 +146,18 @@ def _component_losses(config: EvaluateConfig, model: Any, scorer: Any) -> dict[s
         if split is None or not split.rows:
             log.warning("%s: holds out no rows, so its loss is not measured", part.name)
             continue
-        rows = RowReader(part.manifest, "validation").read(np.arange(split.rows))
-        loss = rows_loss(
-            scorer,
-            rows[:, -(model.config.max_length + 1) :],
-            bytes_per_token=split.text_bytes / (split.tokens + split.dropped_tokens),
-            separate_at=mixture.vocabulary.end_of_text_id if apart else None,
-            name=part.name,
-        )
+        rows = RowReader(part.manifest, "validation").read_marked(np.arange(split.rows))
+        if rows.targets is not None:
+            size = {"answer_bytes": split.text_bytes, "max_length": model.config.max_length}
+            loss = conversations_loss(scorer, rows.tokens, rows.targets, rows.starts, name=part.name, **size)
+        else:
+            loss = rows_loss(
+                scorer,
+                rows.tokens[:, -(model.config.max_length + 1) :],
+                bytes_per_token=split.text_bytes / (split.tokens + split.dropped_tokens),
+                separate_at=mixture.vocabulary.end_of_text_id if apart else None,
+                name=part.name,
+            )
         found[part.name] = {"kind": part.kind, **dataclasses.asdict(loss)}
     return found
 

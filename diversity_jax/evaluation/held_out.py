@@ -72,7 +72,35 @@ def rows_loss(
         for piece in _pieces(row, separate_at):
             pieces.append(Scored(tokens=tuple(piece.tolist()), scored=len(piece) - 1))
             owners.append(number)
-    nats, tokens = np.zeros(len(rows)), np.zeros(len(rows), np.int64)
+    return _units_loss(scorer, pieces, owners, len(rows), bytes_per_token, name)
+
+
+def conversations_loss(
+    scorer: Scorer, rows: np.ndarray, targets: np.ndarray, starts: np.ndarray, *, answer_bytes: float, max_length: int, name: str
+) -> TextLoss:
+    """Loss on the answers of packed conversations, each after what was said before it and apart from its neighbours.
+
+    Args:
+      rows: int [rows, L + 1]; targets, starts: bool, the tokens of answers and the first tokens of examples.
+      answer_bytes: UTF-8 bytes of all answers.
+      max_length: tokens the model reads at most; what stands before is left out.
+    """
+    pieces, owners = [], []
+    for number, (row, is_target, begins) in enumerate(zip(rows, targets, starts, strict=True)):
+        places = np.flatnonzero(begins)[1:]
+        for example, mask in zip(np.split(row, places), np.split(is_target, places), strict=True):
+            ends = np.flatnonzero(np.diff(mask.astype(np.int8), append=0) == -1) + 1
+            firsts = np.flatnonzero(np.diff(mask.astype(np.int8), prepend=0) == 1)
+            for first, end in zip(firsts.tolist(), ends.tolist(), strict=True):
+                tokens = tuple(example[max(0, end - max_length - 1) : end].tolist())
+                pieces.append(Scored(tokens=tokens, scored=min(end - first, len(tokens) - 1)))
+                owners.append(number)
+    return _units_loss(scorer, pieces, owners, len(rows), answer_bytes / max(1, int(targets.sum())), name)
+
+
+def _units_loss(scorer: Scorer, pieces: Sequence[Scored], owners: Sequence[int], units: int, bytes_per_token: float, name: str) -> TextLoss:
+    """The loss on pieces, summed over the units that own them."""
+    nats, tokens = np.zeros(units), np.zeros(units, np.int64)
     progress = Progress(name, len(pieces))
     for owner, piece, found in zip(owners, pieces, scorer.score(pieces, progress.add), strict=True):
         nats[owner] -= found.nats

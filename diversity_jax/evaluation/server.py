@@ -122,6 +122,9 @@ class Service:
     async def _answer(self, request: web.Request, *, chat: bool) -> web.StreamResponse:
         try:
             body = json.loads(await request.read())
+            json.dumps(body, ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            raise Refused(400, "the body holds a lone surrogate (\\ud800 to \\udfff), which is no text") from None
         except (ValueError, RecursionError) as error:
             raise Refused(400, f"the body is not JSON ({error})") from None
         # Templates and tokenizers of long prompts take a while; other clients are served meanwhile.

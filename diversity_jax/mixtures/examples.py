@@ -98,13 +98,14 @@ class ExampleEncoder:
         Raises:
           InputError: the template fails on one; the line begins with what is asked in it.
         """
-        parts = [self._parts(json.loads(one)) for one in conversations]
+        messages = [json.loads(one) for one in conversations]
+        parts = [self._parts(one) for one in messages]
         ids = iter(encode_marked(self._tokenizer, [text for one in parts for text, _ in one], self._tokenizer.marks))
         examples, answer_bytes = [], []
-        for one in parts:
+        for said, one in zip(messages, parts, strict=True):
             examples.append(np.concatenate([self._marked(next(ids), is_answer, first) for first, (_, is_answer) in enumerate(one)]))
             examples[-1][0] |= START
-            answer_bytes.append(sum(len(text.encode()) for text, is_answer in one if is_answer))
+            answer_bytes.append(sum(len(turn["content"].strip().encode()) for turn in said if turn["role"] == "assistant"))
         return examples, answer_bytes
 
     def _parts(self, messages: Sequence[Mapping[str, str]]) -> list[tuple[str, bool]]:
