@@ -60,7 +60,7 @@ def get_config() -> StudyConfig:
                     real_to_synthetic=(4, 1),
                     vocabulary="bytes",
                     sequence_length=128,
-                    validation_share=0.05,
+                    validation_share=0.02,
                     processes=1,
                 ),
                 register=False,

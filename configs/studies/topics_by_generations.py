@@ -2,32 +2,49 @@
 
     python -m diversity_jax.study --config configs/studies/topics_by_generations.py --config.dry_run=True     (what it would take)
     python -m diversity_jax.study --config configs/studies/topics_by_generations.py --config.output_dir=/nfs/topics_by_generations
+    python -m diversity_jax.study --config configs/studies/topics_by_generations.py --config.only="model=350M"
 
-Data: as configs/mixtures/paper_4_to_1.py, and data/topics.txt (slash paths) for the topics. Generator and judge: OPENAI_API_KEY and
-GEMINI_API_KEY. Hardware: 16 TPU v5e or 8 H100 for the 350M model; any number of machines may run the same command on one shared folder.
-For the 1.4B model: --config.recipe.train from configs/llama_1p4b.py.
+Every recipe is pre-trained, judged, fine-tuned and judged again, at 350M and 1.4B; --config.only="model=7B" goes beyond the paper.
+Data: as configs/mixtures/paper_4_to_1.py and configs/sft_350m.py, and data/topics.txt (slash paths) for the topics. Generator and judge:
+OPENAI_API_KEY and GEMINI_API_KEY. Hardware: 8 H100 or H200 or a TPU slice a worker; any number of workers may run the same command on one
+shared folder (scripts/launch). What it takes: docs/study.md.
 Expected: the paper finds more topics more diverse and better, and 20 generations better than 30. Not run here at this size.
 """
 
+from dataclasses import replace
+
+from configs import llama_1p4b, llama_7b, llama_350m, sft_1p4b, sft_350m
 from configs.mixtures.paper_4_to_1 import REAL
 from diversity_jax.cluster_agent import AgentConfig
 from diversity_jax.config import BuildConfig, Config, GenerateConfig
 from diversity_jax.evaluation.settings import EvaluateConfig, ModelSource
 from diversity_jax.mixtures.component import Component, GatePolicy, MixtureConfig
-from diversity_jax.model import LLAMA, MeshConfig
 from diversity_jax.score_config import ScoreConfig
 from diversity_jax.study.recipe import Factor, Level, Recipe, StudyConfig
 from diversity_jax.synthesis.settings import GeneratorConfig, GridConfig, PersonasConfig, TopicsConfig
-from diversity_jax.training.optimizer import OptimizerConfig
-from diversity_jax.training.settings import TrainConfig
 
 JUDGE = "gemini:gemini-2.5-flash"
-SEQUENCE_LENGTH, BATCH_SIZE = 2048, 256
-STEPS = 50_000_000_000 // (SEQUENCE_LENGTH * BATCH_SIZE)
+MADE = "{generate}/documents/*.jsonl.zst"
+
+
+_SIZES = {"350M": (llama_350m, sft_350m), "1.4B": (llama_1p4b, sft_1p4b), "7B": (llama_7b, sft_1p4b)}
+
+
+def _size(trained: Config, tuned: Config) -> dict:
+    """What a model's size sets: the pre-training as in its own configuration, and its fine-tuning."""
+    named = {f"train.{field}": getattr(trained, field) for field in ("model", "optimizer", "train", "mesh")}
+    return named | {"sft.model": trained.model, "sft.mesh": tuned.mesh, "sft.train.batch_size": tuned.train.batch_size}
+
+
+MODEL = Factor(
+    name="model",
+    levels=tuple(Level(name=name, set=_size(*(one.get_config() for one in pair))) for name, pair in _SIZES.items()),
+)
 
 
 def recipe(synthetic_tokens_b: float = 4.5, templates: tuple[str, ...] = ("topic",), topics: int = 620_000) -> Recipe:
-    """Generate, score, mix with 34 B real tokens, train the 350M model on 50 B, and judge it on the paper's eight benchmarks."""
+    """Generate, score, mix with 34 B real tokens, pre-train, judge on the paper's eight benchmarks, fine-tune and judge again."""
+    tuning = sft_350m.get_config()
     return Recipe(
         generate=GenerateConfig(
             topics=TopicsConfig(source="data/topics.txt", limit=topics),
@@ -35,44 +52,33 @@ def recipe(synthetic_tokens_b: float = 4.5, templates: tuple[str, ...] = ("topic
             grid=GridConfig(templates=templates, generations_per_topic=10),
             generators=(GeneratorConfig(model="openai:gpt-4o"),),
         ),
-        score=ScoreConfig(
-            corpus="{generate}/documents/*.jsonl.zst",
-            judge=JUDGE,
-            agent=AgentConfig(groupings=5000, samples_per_grouping=10),
-            metrics="lexical",
-        ),
+        score=ScoreConfig(corpus=MADE, judge=JUDGE, agent=AgentConfig(groupings=5000, samples_per_grouping=10), metrics="lexical"),
         build=BuildConfig(
             output_dir="",
             mixture=MixtureConfig(
                 name="paper_study",
-                components=(
-                    *REAL,
-                    Component(name="made", kind="synthetic", corpus="{generate}/documents/*.jsonl.zst", policy=GatePolicy(ungated=True)),
-                ),
+                components=(*REAL, Component(name="made", kind="synthetic", corpus=MADE, policy=GatePolicy(ungated=True))),
                 real_to_synthetic=(34, synthetic_tokens_b),
                 vocabulary="tokenizers/codegen",
-                sequence_length=SEQUENCE_LENGTH,
+                sequence_length=llama_350m.SEQUENCE_LENGTH,
             ),
             register=False,
         ),
-        train=Config(
-            output_dir="",
-            prepared="{build}",
-            model=LLAMA["llama_350m"](remat="save_matmuls"),
-            optimizer=OptimizerConfig(learning_rate=3e-4, warmup_steps=2000, total_steps=STEPS),
-            train=TrainConfig(steps=STEPS, batch_size=BATCH_SIZE, log_every=50, checkpoint_every=1000),
-            mesh=MeshConfig(fsdp=-1),
-        ),
+        train=replace(llama_350m.get_config(), output_dir="", mixture=None, prepared="{build}"),
         evaluate=EvaluateConfig(model=ModelSource(checkpoint="{train}"), tasks="paper", batch_size=64),
+        sft=replace(tuning, output_dir="", train=replace(tuning.train, init_from="{train}")),
+        evaluate_sft=EvaluateConfig(model=ModelSource(checkpoint="{sft}"), tasks="paper", batch_size=64),
     )
 
 
 def study(name: str, factors: tuple[Factor, ...], base: Recipe) -> StudyConfig:
-    """One of the paper's experiments."""
+    """One of the paper's experiments, at the paper's two sizes."""
     return StudyConfig(
         name=name,
         output_dir=f"runs/studies/{name}",
-        factors=factors,
+        factors=(*factors, MODEL),
+        only="model=350M|1.4B",
+        apart=("model",),
         recipe=base,
         predictors=("effective_clusters", "cluster_score", "metrics.context_length_tokens"),
         controls=("length",),

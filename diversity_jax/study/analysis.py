@@ -10,7 +10,7 @@ import numpy as np
 from diversity_jax.errors import InputError
 from diversity_jax.study import effects, regression, results
 from diversity_jax.study.recipe import StudyConfig
-from diversity_jax.study.results import STAGES, Row
+from diversity_jax.study.results import Row
 
 FORMAT_VERSION = 1
 _ANTICIPATED = (0.3, 0.5, 0.7)
@@ -19,11 +19,13 @@ _ANTICIPATED = (0.3, 0.5, 0.7)
 def analyse(study: StudyConfig, rows: Sequence[Row]) -> dict[str, Any]:
     """The whole analysis; parts that the runs cannot carry hold the reason instead, under `reason`."""
     found: dict[str, Any] = {"format_version": FORMAT_VERSION, "study": study.name, "runs": list(rows), "relations": [], "effects": []}
-    for stage in STAGES.values():
-        names = list(dict.fromkeys(name for row in rows if row["stage"] == stage for name in row["outcomes"]))
+    for stage in dict.fromkeys(row["stage"] for row in rows):
+        names = [name for name in _names(rows, stage) if not name.startswith("loss on ")]  # of one vocabulary, bits say the same
         for outcome in names:
-            found["relations"] += [_relation(study, rows, stage, outcome, predictor) for predictor in study.predictors]
+            others = [predictor for predictor in study.predictors if predictor not in names]
+            found["relations"] += [_relation(study, rows, stage, outcome, predictor) for predictor in others]
             found["effects"].append(_effects(study, rows, stage, outcome))
+    found["published"] = _published(study, rows)
     recipes = len({row["recipe"] for row in rows})
     found["power"] = {
         "recipes": recipes,
@@ -31,6 +33,10 @@ def analyse(study: StudyConfig, rows: Sequence[Row]) -> dict[str, Any]:
         "needed": {str(r): effects.recipes_needed(r) for r in _ANTICIPATED},
     }
     return _plain(found)
+
+
+def _names(rows: Sequence[Row], stage: str) -> list[str]:
+    return list(dict.fromkeys(name for row in rows if row["stage"] == stage for name in row["outcomes"]))
 
 
 def _attempt(compute: Callable[[], Any]) -> Any:
@@ -44,8 +50,8 @@ def _relation(study: StudyConfig, rows: Sequence[Row], stage: str, outcome: str,
     """How one outcome goes with one diversity figure over recipes."""
     head = {"stage": stage, "outcome": outcome, "predictor": predictor}
     recipes, columns = results.by_recipe(rows, stage, outcome, (predictor, *study.controls))
-    if predictor not in columns:
-        return head | {"reason": f"not every run has {predictor}"}
+    if not columns.get(predictor):
+        return head | {"reason": f"no run has {predictor}"}
     x, y = columns[predictor], columns[outcome]
     logged = np.log(x) if min(x) > 0 else np.asarray(x)
     controls = {name: columns[name] for name in study.controls if name in columns and np.ptp(columns[name]) > 0}
@@ -75,20 +81,39 @@ def _effects(study: StudyConfig, rows: Sequence[Row], stage: str, outcome: str) 
         for row in rows
         if row["stage"] == stage and outcome in row["outcomes"]
     ]
-    factors = [factor.name for factor in study.factors]
+    factors = [factor for factor in study.factors if factor.name not in study.apart]
     head = {"stage": stage, "outcome": outcome}
     try:
-        whole = effects.factor_effects(runs, "outcome", factors, block="seed")
+        whole = effects.factor_effects(runs, "outcome", [factor.name for factor in factors], block="seed")
     except InputError as error:
         return head | {"reason": str(error)}
     bends = {}
-    for factor in study.factors:
+    for factor in factors:
         amounts = [run[factor.name] for run in runs]
         if all(isinstance(amount, int | float) for amount in amounts):
             bends[factor.name] = _attempt(lambda amounts=amounts: effects.saturation(amounts, [run["outcome"] for run in runs]))
-    levels = {name: [{"level": level, **vars(mean)} for level, mean in means.items()] for name, means in whole.levels.items()}
+    levels = {name: [{"name": level, **vars(mean)} for level, mean in means.items()] for name, means in whole.levels.items()}
     rest = {"residual_degrees": whole.residual_degrees, "residual_variance": whole.residual_variance}
     return head | {"terms": whole.terms, "levels": levels, "saturation": bends, **rest}
+
+
+def _published(study: StudyConfig, rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """What others reported for single levels, each beside the mean of our runs at that level."""
+    found = []
+    for factor in study.factors:
+        for level in factor.levels:
+            for figure, value in level.published.items():
+                ours = [
+                    row["outcomes"][outcome]
+                    for row in rows
+                    for outcome in row["outcomes"]
+                    if row["levels"].get(factor.name) == level.name and figure == f"{row['stage']} {outcome}"
+                ]
+                mean = sum(ours) / len(ours) if ours else None
+                found.append(
+                    {"factor": factor.name, "level": level.name, "figure": figure, "published": value, "ours": mean, "runs": len(ours)}
+                )
+    return found
 
 
 def _plain(value: Any) -> Any:

@@ -10,7 +10,7 @@ from diversity_jax.report.formats import significant
 from diversity_jax.report.scales import log_ticks, tick_values
 from diversity_jax.report.theme import LIGHT, Palette
 
-_HEIGHT = 300
+_HEIGHT = 210
 _GAP = 64
 
 
@@ -21,43 +21,55 @@ def _room(values: np.ndarray, share: float = 0.08) -> tuple[float, float]:
     return low - margin, high + margin
 
 
-def against_diversity(relation: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], palette: Palette, factor: str, width: int) -> Canvas:
-    """One outcome over one diversity figure (log axis): every run a pale dot, every recipe a dot, the fitted line through them.
+def against_diversity(
+    relations: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Any]], palette: Palette, factor: str, width: int
+) -> Canvas:
+    """Outcomes over one diversity figure (log axis), a panel each: every run a pale dot, every recipe a dot, the fitted line through them.
 
     Args:
-      relation: of the analysis.
-      rows: runs of its stage.
+      relations: of the analysis, all of one predictor.
+      rows: runs of their stage.
       palette, factor: recipes are coloured by their level of this factor.
     """
-    left, foot = 64, 64
     names = list(dict.fromkeys(str(row["levels"].get(factor, "")) for row in rows))
-    legend = 26 if len(names) > 1 else 0
-    canvas = Canvas(width, _HEIGHT + foot + legend)
-    axes = canvas.axes(left, legend + 6, width - left - 8, _HEIGHT)
+    legend = 30 if len(names) > 1 else 0
+    across = 1 if width < 600 else min(2, len(relations))
+    left, head, foot, gap = 56, 26, 40, 28
+    panel = (width - across * left - (across - 1) * gap) / across
+    block = head + _HEIGHT + foot
+    canvas = Canvas(width, legend + block * -(-len(relations) // across) + 20)
+    place = 0
+    for name in names if legend else ():
+        canvas.text(place, 10, f"\u25cf {factor} {label(name, 18)}", palette.slot(name), size=12, bold=True)
+        place += 40 + 8 * len(f"{factor} {label(name, 18)}")
+    level_of = {row["recipe"]: str(row["levels"].get(factor, "")) for row in rows}
+    slots = {recipe: palette.slot(level) if legend else "c1" for recipe, level in level_of.items()}
+    for number, relation in enumerate(relations):
+        x = left + (number % across) * (panel + gap + left)
+        y = legend + (number // across) * block
+        canvas.text(x - left, y + 10, relation["outcome"], bold=True)
+        _against(canvas.axes(x, y + head, panel, _HEIGHT), relation, rows, slots)
+    canvas.text(left, canvas.height - 8, f"{relations[0]['predictor']} (log scale)", "muted", size=12)
+    return canvas
+
+
+def _against(axes: Any, relation: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], slots: Mapping[str, str]) -> None:
     x, y = np.array(relation["x"]), np.array(relation["y"])
     predictor, outcome = relation["predictor"], relation["outcome"]
-    points = [(row["diversity"][predictor], row["outcomes"][outcome]) for row in rows if predictor in row["diversity"]]
+    runs = [row for row in rows if predictor in row["diversity"] and outcome in row["outcomes"]]
+    points = np.array([(row["diversity"][predictor], row["outcomes"][outcome]) for row in runs])
     low, high = x.min() / 1.15, x.max() * 1.15
     axes.set_xscale("log")
     axes.set_xlim(low, high)
-    axes.set_ylim(*_room(np.array([value for _, value in points] + y.tolist())))
-    x_ticks(axes, log_ticks(low, high, 4 if canvas.narrow else 7), significant)
-    y_ticks(axes, tick_values(*axes.get_ylim(), 6), significant)
-    axes.scatter(*np.array(points).T, s=14, color=LIGHT["muted"], alpha=0.35, linewidths=0)
-    level_of = {row["recipe"]: str(row["levels"].get(factor, "")) for row in rows}
-    for recipe, one_x, one_y in zip(relation["recipes"], x, y, strict=True):
-        colour = LIGHT[palette.slot(level_of[recipe])] if len(names) > 1 else LIGHT["c1"]
-        axes.scatter([one_x], [one_y], s=52, color=colour, linewidths=0, zorder=3)
+    axes.set_ylim(*_room(np.concatenate([points[:, 1], y])))
+    x_ticks(axes, log_ticks(low, high, 5), significant)
+    y_ticks(axes, tick_values(*axes.get_ylim(), 5), significant)
+    axes.scatter(*points.T, s=18, color=[LIGHT[slots[row["recipe"]]] for row in runs], alpha=0.3, linewidths=0)
     line = relation["log_line"]
     if "slope" in line:
         ends = np.array([x.min(), x.max()])
-        axes.plot(ends, line["intercept"]["value"] + line["slope"]["value"] * np.log(ends), color=LIGHT["ink"], linewidth=1.5)
-    canvas.text(left, _HEIGHT + legend + 46, f"{predictor} (log scale)", "muted", size=12)
-    place = left
-    for name in names if legend else ():
-        canvas.text(place, 8, f"● {label(name, 18)}", palette.slot(name), size=12, bold=True)
-        place += 30 + 8 * len(label(name, 18))
-    return canvas
+        axes.plot(ends, line["intercept"]["value"] + line["slope"]["value"] * np.log(ends), color=LIGHT["ink"], linewidth=1.2)
+    axes.scatter(x, y, s=48, color=[LIGHT[slots[recipe]] for recipe in relation["recipes"]], linewidths=0, zorder=3)
 
 
 def factor_levels(effects: Mapping[str, Any], width: int) -> Canvas:
@@ -79,7 +91,7 @@ def factor_levels(effects: Mapping[str, Any], width: int) -> Canvas:
         axes.set_ylim(*limits)
         ticks = tick_values(*limits, 5)
         y_ticks(axes, ticks, significant if place % across == 0 else lambda tick: "")
-        x_ticks(axes, range(len(means)), lambda tick, means=means: label(str(means[int(tick)]["level"]), 12))
+        x_ticks(axes, range(len(means)), lambda tick, means=means: label(str(means[int(tick)]["name"]), 12))
         values = [mean["value"] for mean in means]
         axes.plot(range(len(means)), values, color=LIGHT["muted"], linewidth=1)
         for spot, mean in enumerate(means):

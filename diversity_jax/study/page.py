@@ -5,16 +5,18 @@ from pathlib import Path
 import re
 from typing import Any
 
-from diversity_jax.evaluation.results import PAPER_AVERAGES, PAPER_MODELS
-from diversity_jax.report import page
+from diversity_jax.report import diversity_sections, page
 from diversity_jax.report.canvas import render
-from diversity_jax.report.data import Fact
+from diversity_jax.report.data import Distribution, Fact
+from diversity_jax.report.figures import Ridge
 from diversity_jax.report.formats import counted, significant
 from diversity_jax.report.html import Html, columns, element, joined, table
 from diversity_jax.report.page import KeyFigure, Page, Section
 from diversity_jax.report.theme import Palette
 from diversity_jax.study import figures
 
+_MOST_DENSITIES = 8
+_MOST_PANELS = 6
 _NONE = "\u2013"
 _SLOPE_NOTE = (
     "Slopes are of the outcome over the natural logarithm of the figure, one point a recipe, seeds averaged. Intervals hold 95 % (HC3, t). "
@@ -30,7 +32,16 @@ def write(folder: Path, analysis: Mapping[str, Any], facts: Sequence[Fact]) -> P
 def _page(analysis: Mapping[str, Any], facts: Sequence[Fact]) -> Page:
     headline = _headline(analysis["relations"])
     runs = analysis["runs"]
-    sections = [*_relations(analysis), *_effects(analysis), _runs(runs), _power(analysis["power"]), _paper(), page.facts(facts)]
+    sections = [
+        *_relations(analysis),
+        *_effects(analysis),
+        _densities(analysis["densities"]),
+        _failures(analysis["failures"]),
+        _runs(runs),
+        _power(analysis["power"]) if analysis["relations"] else None,
+        _published(analysis["published"]),
+        page.facts(facts),
+    ]
     return Page(
         kind="Study",
         name=analysis["study"],
@@ -107,22 +118,26 @@ def _relations(analysis: Mapping[str, Any]) -> list[Section]:
         factor = next(iter(rows[0]["levels"]), "")
         palette = Palette(list(dict.fromkeys(str(row["levels"].get(factor, "")) for row in rows)))
         first = mine[0]["predictor"]
+        shown = [one for one in mine if one["predictor"] == first and "x" in one][:_MOST_PANELS]
         drawings, body = [], []
-        for one in [one for one in mine if one["predictor"] == first and "x" in one][:6]:
-            drawing = render(
-                _anchor("against", stage, one["outcome"]),
-                f"{one['outcome']} of {stage} models over {first}",
-                lambda width, one=one, rows=rows, palette=palette, factor=factor: figures.against_diversity(
-                    one, rows, palette, factor, width
-                ),
+        if shown:
+            drawings.append(
+                render(
+                    _anchor("against", stage),
+                    f"{', '.join(one['outcome'] for one in shown)} of {stage} models over {first}",
+                    lambda width, shown=shown, rows=rows, palette=palette, factor=factor: figures.against_diversity(
+                        shown, rows, palette, factor, width
+                    ),
+                )
             )
-            drawings.append(drawing)
-            body.append(page.figure(drawing, f"{one['outcome']}, {stage}: recipes coloured by {factor}, pale dots are single runs."))
+            body.append(
+                page.figure(drawings[0], "Large dots are recipes, their seeds averaged; pale ones single runs; the line is fitted.")
+            )
         listed = table(
-            columns("outcome", "figure", "#slope", "#Spearman", "#Kendall", "#partial", "#n"),
+            columns("outcome", "figure", "#slope", "#Spearman", "#partial", "#n"),
             [
                 [one["outcome"], one["predictor"], _cell(one["log_line"].get("slope", one["log_line"])), _cell(one["spearman"]),
-                 _cell(one["kendall"]), _cell(one["partial"]), len(one["recipes"])]
+                 _cell(one["partial"]), len(one["recipes"])]
                 for one in mine if "x" in one
             ],
         )  # fmt: skip
@@ -171,6 +186,44 @@ def _effects(analysis: Mapping[str, Any]) -> list[Section]:
     return [Section(anchor="factors", title="What each factor does", body=joined(*body), drawings=tuple(drawings))]
 
 
+def _densities(found: Mapping[str, Any]) -> Section | None:
+    """Densities of C and of S = n / C over groupings, a row a corpus, as in the paper's Fig. 10."""
+    if not found:
+        return None
+    shown = dict(list(found.items())[:_MOST_DENSITIES])
+    most = max(one["samples_per_grouping"] for one in shown.values())
+
+    def column(kind: str, title: str, axis: str, bins: int) -> Ridge:
+        return Ridge(
+            title=title,
+            axis=axis,
+            distributions=[
+                Distribution.binned(name, one[kind]["values"], one[kind]["counts"], low=1, high=most, most=bins)
+                for name, one in shown.items()
+            ],
+        )
+
+    columns_ = [
+        column("clusters", "Clusters in a grouping, C", "number of clusters", 50),
+        column("samples_per_cluster", "Their mean size, S = n / C", "samples", 24),
+    ]
+    explained = "How finely the judge told each corpus's samples apart: the more diverse, the more clusters and the fewer samples in each."
+    if len(shown) < len(found):
+        explained += f" The first {len(shown)} of {len(found)} corpora."
+    return diversity_sections.clusters(columns_, Palette(list(shown)), explained)
+
+
+def _failures(failures: Sequence[Mapping[str, Any]]) -> Section | None:
+    if not failures:
+        return None
+    body = table(
+        columns("step", "reason", "log"),
+        [[element("code", one["step"]), one["reason"], element("code", one["log"])] for one in failures],
+    )
+    intro = element("p", "What needs them was not run. The same command tries them again.")
+    return Section(anchor="failures", title="Steps that failed", body=joined(intro, body))
+
+
 def _bend(name: str, bend: Mapping[str, Any]) -> str:
     if "reason" in bend:
         return f"{name}: {bend['reason']}."
@@ -212,8 +265,13 @@ def _power(power: Mapping[str, Any]) -> Section:
     )
 
 
-def _paper() -> Section:
-    rows = [[name, *(f"{value:.2f}" for value in values)] for name, values in PAPER_AVERAGES.items()]
-    note = "Average accuracy in percent over eight benchmarks (Chen et al., arXiv 2410.15226), for comparison with full-size studies only."
-    body = joined(element("p", note), table(columns("training data", *(f"#{model}" for model in PAPER_MODELS)), rows))
-    return Section(anchor="paper", title="The paper's figures", body=body)
+def _published(found: Sequence[Mapping[str, Any]]) -> Section | None:
+    if not found:
+        return None
+    rows = [
+        [f"{one['factor']} {one['level']}", one["figure"], significant(one["published"], 4), _number(one["ours"], 4), one["runs"]]
+        for one in found
+    ]
+    body = table(columns("level", "figure", "#published", "#here", "#runs"), rows)
+    note = element("p", "Published: as reported in arXiv 2410.15226, with its data, models and judge.")
+    return Section(anchor="published", title="Beside the paper's figures", body=joined(note, body))

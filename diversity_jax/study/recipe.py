@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 import itertools
 import re
 from typing import Any
@@ -44,10 +44,17 @@ class Recipe:
 
 @dataclass(frozen=True, kw_only=True)
 class Level:
-    """One setting of a factor: fields of the recipe by dotted name, such as `{"train.train.steps": 100}`, and their values."""
+    """One setting of a factor.
+
+    Attributes:
+      name: shown; a number where it is an amount.
+      set: fields of the recipe by dotted name, such as `{"train.train.steps": 100}`, and their values.
+      published: what others reported for this level, by stage and outcome (`350M pre-trained accuracy`), to be shown beside.
+    """
 
     name: str | float
     set: Mapping[str, Any]
+    published: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +73,40 @@ class Factor:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Machine:
+    """An accelerator for which hours are forecast: its devices, each one's peak FLOP/s, and the share of it that training reaches."""
+
+    name: str
+    devices: int
+    peak_flops: float
+    utilisation: float = 0.45
+
+    def hours(self, flops: float) -> float:
+        """Wall hours that so many operations take on all its devices."""
+        return flops / (self.devices * self.peak_flops * self.utilisation) / 3600
+
+
+@dataclass(frozen=True, kw_only=True)
+class Assumed:
+    """What a forecast has to assume before anything is made.
+
+    Attributes:
+      document_tokens: of a synthetic document, as a judge is shown it.
+      generation_prompt_tokens: of the prompt for one.
+      epoch_tokens: of one pass over the data, where a training is asked for in epochs.
+      machines: to count hours for.
+    """
+
+    document_tokens: int = 1000
+    generation_prompt_tokens: int = 800
+    epoch_tokens: float = 1e8
+    machines: tuple[Machine, ...] = (
+        Machine(name="v5e-256", devices=256, peak_flops=197e12),
+        Machine(name="8 x H200", devices=8, peak_flops=989e12),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class StudyConfig:
     """What `python -m diversity_jax.study` runs.
 
@@ -73,6 +114,8 @@ class StudyConfig:
       name: heads the page.
       output_dir: shared by all processes that work on the study.
       factors: the grid is their product.
+      only: levels to keep, as `factor=level, factor=level|level`; empty for the whole grid.
+      apart: factors whose levels are analysed each by itself, such as the size of the model.
       seeds: repeats of every recipe; seed_fields: fields of the recipe that take the seed.
       recipe: what is varied.
       predictors: diversity figures to regress outcomes on: fields of the scorecard, or `metrics.NAME`.
@@ -80,12 +123,15 @@ class StudyConfig:
       processes: that run steps on this machine; other machines join by the same command.
       stale: what becomes of steps made by code that has changed since: `keep` them and say so, or run them `again`.
       dry_run: print the graph and what it will take, and stop.
-      peak_flops, utilisation: of the accelerator the dry run counts hours for, and the share of it that training reaches.
+      step: run this one step (a key, as the dry run lists them) and stop; every process of a multi-host job gives the same.
+      assumed: what the forecast is made from.
     """
 
     name: str
     output_dir: str
     factors: tuple[Factor, ...]
+    only: str = ""
+    apart: tuple[str, ...] = ()
     seeds: tuple[int, ...] = (0,)
     seed_fields: tuple[str, ...] = ("train.train.seed",)
     recipe: Recipe
@@ -94,13 +140,16 @@ class StudyConfig:
     processes: int = 1
     stale: str = "keep"
     dry_run: bool = False
-    peak_flops: float = 989e12
-    utilisation: float = 0.4
+    step: str = ""
+    assumed: Assumed = field(default_factory=Assumed)
 
     def __post_init__(self):
         names = [factor.name for factor in self.factors]
         if len(set(names)) < len(names):
             raise InputError(f"study {self.name!r}: two factors of one name ({', '.join(names)}); give each its own")
+        unknown = [name for name in self.apart if name not in names]
+        if unknown:
+            raise InputError(f"study {self.name!r}: apart names {', '.join(unknown)}; its factors are {', '.join(names) or 'none'}")
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise InputError(f"study {self.name!r}: seeds {list(self.seeds)}; give different seeds, at least one")
         if self.stale not in STALE:
@@ -122,7 +171,12 @@ class Run:
     @property
     def recipe(self) -> str:
         """Its levels in words."""
-        return ", ".join(f"{name} {level}" for name, level in self.levels.items()) or "base"
+        return in_words(self.levels)
+
+
+def in_words(levels: Mapping[str, str | float]) -> str:
+    """Such as `topics 40, ratio 4:1`."""
+    return ", ".join(f"{name} {level}" for name, level in levels.items()) or "base"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,7 +195,7 @@ def plan(study: StudyConfig, store: Store) -> Plan:
     """
     steps: dict[str, Step] = {}
     runs = []
-    for levels in itertools.product(*(factor.levels for factor in study.factors)):
+    for levels in itertools.product(*_kept(study)):
         chosen = {factor.name: level.name for factor, level in zip(study.factors, levels, strict=True)}
         recipe = _with_levels(study, levels)
         for seed in study.seeds:
@@ -154,6 +208,27 @@ def plan(study: StudyConfig, store: Store) -> Plan:
     _check_different(study, runs)
     order = list(Recipe.__dataclass_fields__)
     return Plan(runs=tuple(runs), steps=dict(sorted(steps.items(), key=lambda item: order.index(item[1].kind))))
+
+
+def _kept(study: StudyConfig) -> list[tuple[Level, ...]]:
+    """The levels of every factor that `only` leaves."""
+    wanted: dict[str, list[str]] = {}
+    for part in filter(None, (part.strip() for part in study.only.split(","))):
+        name, equals, levels = part.partition("=")
+        if not equals:
+            raise InputError(f"only={study.only!r}: {part!r} is not of the form factor=level")
+        wanted[name.strip()] = [level.strip() for level in levels.split("|")]
+    known = {factor.name: [str(level.name) for level in factor.levels] for factor in study.factors}
+    for name, levels in wanted.items():
+        if name not in known:
+            raise InputError(f"only={study.only!r}: study {study.name!r} has no factor {name!r}; it has {', '.join(known)}")
+        unknown = [level for level in levels if level not in known[name]]
+        if unknown:
+            raise InputError(f"only={study.only!r}: factor {name!r} has no level {unknown[0]!r}; it has {', '.join(known[name])}")
+    return [
+        tuple(level for level in factor.levels if str(level.name) in wanted.get(factor.name, known[factor.name]))
+        for factor in study.factors
+    ]
 
 
 def _with_levels(study: StudyConfig, levels: Sequence[Level]) -> Recipe:

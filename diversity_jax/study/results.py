@@ -5,41 +5,46 @@ import math
 from pathlib import Path
 from typing import Any
 
+from diversity_jax.cluster_agent import Scorecard
 from diversity_jax.errors import InputError
 from diversity_jax.mixtures.mixture import Mixture
 from diversity_jax.storage import read_json
 from diversity_jax.study.graph import Store
-from diversity_jax.study.recipe import Run, StudyConfig
+from diversity_jax.study.recipe import Run, StudyConfig, in_words
 
 Row = dict[str, Any]
 STAGES = {"evaluate": "pre-trained", "evaluate_sft": "fine-tuned"}
+SCORED = "scored"  # the stage of studies that only score: their outcomes are the diversity figures themselves
 _TRAINED = {"evaluate": "train", "evaluate_sft": "sft"}
 
 
 def table(study: StudyConfig, runs: Sequence[Run], store: Store) -> list[Row]:
-    """One row for each run and stage whose evaluation is done: `levels`, `seed`, `stage`, `diversity`, `controls`, `outcomes`."""
+    """One row for each run and stage whose evaluation is done: `levels`, `seed`, `stage`, `diversity`, `controls`, `outcomes`.
+
+    Levels of factors that are analysed apart stand in the name of the stage.
+    """
     rows = []
     for run in runs:
+        apart = [str(run.levels[name]) for name in study.apart]
+        levels = {name: level for name, level in run.levels.items() if name not in study.apart}
+        head = {"levels": levels, "recipe": in_words(levels), "seed": run.seed, "diversity": _diversity(study, run, store)}
         for kind, stage in STAGES.items():
             if kind in run.keys and store.done(run.keys[kind]) is not None:
-                rows.append(
-                    {
-                        "levels": dict(run.levels),
-                        "recipe": run.recipe,
-                        "seed": run.seed,
-                        "stage": stage,
-                        "diversity": _diversity(study, run, store),
-                        "controls": _controls(study, run, store, _TRAINED[kind]),
-                        "outcomes": outcomes(read_json(store.output(run.keys[kind]) / "results.json")),
-                    }
-                )
+                found = outcomes(read_json(store.output(run.keys[kind]) / "results.json"))
+                controls = _controls(study, run, store, _TRAINED[kind])
+                rows.append(head | {"stage": " ".join([*apart, stage]), "controls": controls, "outcomes": found})
+        if not STAGES.keys() & run.keys.keys() and head["diversity"]:
+            found = {name: head["diversity"][name] for name in study.predictors if name in head["diversity"]}
+            rows.append(head | {"stage": " ".join([*apart, SCORED]), "controls": {}, "outcomes": found})
     return rows
 
 
 def outcomes(results: Mapping[str, Any]) -> dict[str, float]:
     """Figures of one evaluation: `accuracy` over tasks and of each, `loss on NAME` (nats a token) and `bits on NAME` (a byte)."""
     found = {f"accuracy of {task['title']}": task["metrics"][task["metric"]]["value"] for task in results["tasks"].values()}
-    if found:
+    if len(found) == 1:
+        found = {"accuracy": next(iter(found.values()))}
+    elif found:
         found = {"accuracy": sum(found.values()) / len(found)} | found
     for name, loss in results.get("held_out", {}).items():
         found |= {f"loss on {name}": loss["nats_per_token"], f"bits on {name}": loss["bits_per_byte"]}
@@ -68,6 +73,29 @@ def _figure(folder: Path, name: str) -> float | None:
     return float(value) if value is not None else None
 
 
+def densities(study: StudyConfig, runs: Sequence[Run], store: Store) -> dict[str, Any]:
+    """For each corpus that was scored, by the levels that tell it from others: how often a grouping had C clusters, and of which size."""
+    scored = [run for run in runs if "score" in run.keys and store.done(run.keys["score"]) is not None]
+    telling = [factor.name for factor in study.factors if _tells_scores_apart(factor.name, scored)]
+    found: dict[str, Any] = {}
+    for run in scored:
+        path = store.output(run.keys["score"]) / "scorecard.json"
+        name = in_words({name: run.levels[name] for name in telling})
+        if name not in found and path.exists():
+            card = Scorecard.load(path)
+            kinds = {kind: card.histogram(kind) for kind in ("clusters", "samples_per_cluster")}
+            found[name] = {**kinds, "samples_per_grouping": card.series.samples_per_grouping}
+    return found
+
+
+def _tells_scores_apart(factor: str, runs: Sequence[Run]) -> bool:
+    seen: dict[tuple, set[str]] = {}
+    for run in runs:
+        others = (run.seed, *(level for name, level in run.levels.items() if name != factor))
+        seen.setdefault(others, set()).add(run.keys["score"])
+    return any(len(keys) > 1 for keys in seen.values())
+
+
 def _controls(study: StudyConfig, run: Run, store: Store, trained: str) -> dict[str, float]:
     """`tokens` the model was trained on, and mean `length` in tokens of the synthetic documents."""
     found: dict[str, float] = {}
@@ -90,13 +118,14 @@ def _mixture(run: Run, store: Store, trained: str) -> Mixture | None:
 
 
 def by_recipe(rows: Sequence[Row], stage: str, outcome: str, predictors: Sequence[str]) -> tuple[list[str], dict[str, list[float]]]:
-    """Recipes of a stage with an outcome, and their columns averaged over seeds: the outcome, predictors and controls that all have.
+    """Recipes of a stage with an outcome and the first predictor, and their columns averaged over seeds, as far as all have them.
 
     Raises:
       InputError: no run of the stage has the outcome.
     """
-    chosen = [row for row in rows if row["stage"] == stage and outcome in row["outcomes"]]
-    if not chosen:
+    judged = [row for row in rows if row["stage"] == stage and outcome in row["outcomes"]]
+    chosen = [row for row in judged if predictors[0] in row["diversity"]] if predictors else judged
+    if not judged:
         known = sorted({name for row in rows for name in row["outcomes"]})
         raise InputError(f"no finished {stage} run has {outcome!r}; outcomes are {', '.join(known)}")
     recipes = list(dict.fromkeys(row["recipe"] for row in chosen))
