@@ -115,6 +115,12 @@ def start(config: DistributedConfig) -> bool:
     return True
 
 
+def launched_number(environment: Mapping[str, str]) -> int:
+    """This process's number in its job, as its launcher says, before JAX knows; 0 where no launcher says anything."""
+    names = [names[1] for names in _LAUNCHERS] + ["TPU_WORKER_ID"]
+    return next((_number(environment, name, "process_id") for name in names if name in environment), 0)
+
+
 def find_place(config: DistributedConfig, environment: Mapping[str, str]) -> Place | None:
     """Who this process is by configuration and environment; None where no coordinator is given.
 
