@@ -188,8 +188,8 @@ def bench_million(documents: int, words: int, clusters: int, dimensions: int, pa
         with metered(costs, "splitting into words (two forms)", documents):
             sample = Sample(
                 texts=texts,
-                words=split_words(texts, processes=os.cpu_count() or 1),
-                folded=split_words(texts, "folded", processes=os.cpu_count() or 1),
+                words=split_words(texts),
+                folded=split_words(texts, "folded"),
             )
         show(costs[-1])
         measured(sample, _LEXICAL, Ruler(pairs=pairs, seed=0), costs)

@@ -296,16 +296,25 @@ def slow_mtld(texts):
     return sum(map(len, documents)) / factors
 
 
-def test_several_processes_find_the_same_words(monkeypatch):
+def test_threads_and_chunks_change_nothing(monkeypatch):
     import diversity_jax.metrics.words as module
 
     draw = np.random.default_rng(5)
     texts = [" ".join(f"w{i}" for i in draw.integers(50, size=9)) for _ in range(40)]
-    monkeypatch.setattr(module, "_WORTH_PROCESSES", 10)
-    one, two = split_words(texts), split_words(texts, processes=2)
-    assert (one.lengths == two.lengths).all()
-    assert Ngrams(one).distinct(2) == Ngrams(two).distinct(2)
-    assert len(set(zip(one.ids.tolist(), two.ids.tolist(), strict=True))) == one.types == two.types
+    texts[17] += " \ud800 x"  # a lone surrogate takes another way
+    one = split_words(texts, threads=1)
+    monkeypatch.setattr(module, "_CHUNK_DOCUMENTS", 7)
+    monkeypatch.setattr(module, "_CHUNK_CHARACTERS", 90)
+    two = split_words(texts, threads=3)
+    assert (one.ids == two.ids).all()
+    assert (one.offsets == two.offsets).all()
+
+
+def test_white_space_is_what_python_takes_for_it():
+    some = {*range(0, 0x3100), *range(0x3100, 0x110000, 101)} - {*range(0xD800, 0xE000)}
+    letters = [chr(code) for code in some] + [letter for letter in map(chr, range(0x110000)) if letter.isspace()]
+    words = Vocabulary("pieces").encode([f" a{letter}b\t" for letter in letters])
+    assert words.lengths.tolist() == [1 + letter.isspace() for letter in letters]
 
 
 @given(st.lists(_WORD, max_size=9), st.integers(1, 9))

@@ -4,7 +4,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 import functools
 import logging
-import os
 from typing import Any
 
 import numpy as np
@@ -129,25 +128,25 @@ class _Run:
         return (words, min(documents, self.config.draw_documents or documents)) if documents >= 1 else (0, 0)
 
     def _fit_clusters(self, sources: Mapping[str, _Source]) -> None:
-        self.ruler = Ruler(pairs=self.config.pairs, seed=self.config.seed, threads=self.config.processes)
+        self.ruler = Ruler(pairs=self.config.pairs, seed=self.config.seed, threads=self.config.threads)
         if "kmeans" not in self.stages:
             return
         each = min(_FIT_DOCUMENTS * 5, *(len(source.texts) for source in sources.values()))
         vectors = np.concatenate([self.embedder.embed(source.texts[:each]) for source in sources.values()])
         clusters = min(self.config.clusters or default_clusters(max(self.documents, len(vectors))), len(vectors))
         codebook = Codebook.fit(vectors, clusters, seed=self.config.seed)
-        self.ruler = Ruler(pairs=self.config.pairs, seed=self.config.seed, codebook=codebook, threads=self.config.processes)
+        self.ruler = Ruler(pairs=self.config.pairs, seed=self.config.seed, codebook=codebook, threads=self.config.threads)
 
     def prepare(self, texts: Sequence[str], costs: list[dict[str, Any]]) -> Sample:
         """A sample with everything that the chosen metrics read."""
         parts: dict[str, Any] = {"texts": texts}
-        count, processes = len(texts), self.config.processes or os.cpu_count() or 1
+        count, threads = len(texts), self.config.threads
         if {"words", "folded"} & self.reads:
             with metered(costs, "splitting into words", count):
                 if "words" in self.reads:
-                    parts["words"] = split_words(texts, self.config.words, processes=processes)
+                    parts["words"] = split_words(texts, self.config.words, threads=threads)
                 if "folded" in self.reads:
-                    parts["folded"] = split_words(texts, "folded", processes=processes)
+                    parts["folded"] = split_words(texts, "folded", threads=threads)
         if self.tools.count_tokens is not None and "context_length_tokens" in self.metrics:
             with metered(costs, "counting tokens", count):
                 parts["tokens"] = self.tools.count_tokens(texts)
@@ -204,7 +203,7 @@ class _Run:
     def parameters(self) -> dict[str, Any]:
         """Settings and what was derived from all corpora."""
         clusters = 0 if self.ruler.codebook is None else len(self.ruler.codebook.centres)
-        kept = {name: value for name, value in asdict(self.config).items() if name not in ("processes", "embedder_base_url", "seed")}
+        kept = {name: value for name, value in asdict(self.config).items() if name not in ("threads", "embedder_base_url", "seed")}
         derived = {
             "draws": self.draws,
             "draw_documents": self.documents,

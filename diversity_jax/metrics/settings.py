@@ -86,7 +86,7 @@ class MetricsConfig:
       vocabulary: tokenizer of `model`s and `llama:` embedders that are our own (default: what their folder names), and of the token count.
       context_tokens, stride_tokens: window of perplexity over long documents, and its step; None for the model's own and half of it.
       compatible: also the figures of the `diversity` package, to the digits it prints.
-      processes: that split text into words, on large corpora; None for as many as there are cores.
+      threads: that split, sort and compress at once; None for as many as there are cores.
       seed: of every draw.
     """
 
@@ -110,14 +110,14 @@ class MetricsConfig:
     context_tokens: int | None = None
     stride_tokens: int | None = None
     compatible: bool = False
-    processes: int | None = None
+    threads: int | None = None
     seed: int = 0
 
     def __post_init__(self):
         for name in ("draws", "pool_documents", "pairs", "dimensions"):
             if getattr(self, name) < 1:
                 raise InputError(f"baseline.{name}={getattr(self, name)}: expected at least 1")
-        for name in ("draw_documents", "control_words", "clusters", "context_tokens", "stride_tokens", "processes"):
+        for name in ("draw_documents", "control_words", "clusters", "context_tokens", "stride_tokens", "threads"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InputError(f"baseline.{name}={value}: expected at least 1, or None")
