@@ -100,11 +100,13 @@ def write_tokenizer(tokenizer: TokenizerFiles, folder: Path, *, vocab_size: int)
     Raises:
       InputError: a file is missing, or the tokenizer has more ids than the model.
     """
-    if not tokenizer.files:
-        write_json(folder / "tokenizer.json", _bytes_as_json())
     for path in tokenizer.files:
         if not path.is_file():
             raise InputError(f"{path}: the tokenizer's file is missing; give --tokenizer")
+    folder.mkdir(parents=True, exist_ok=True)
+    if not tokenizer.files:
+        write_json(folder / "tokenizer.json", _bytes_as_json())
+    for path in tokenizer.files:
         name = path.name if path.name in _KNOWN else f"tokenizer{path.suffix}"
         shutil.copyfile(path, folder / name)
     content = read_json(folder / "tokenizer.json") if (folder / "tokenizer.json").exists() else None
