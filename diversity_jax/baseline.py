@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 import dataclasses
+import functools
 import logging
 from pathlib import Path
 
@@ -9,15 +10,16 @@ import numpy as np
 
 from diversity_jax import metrics_sections
 from diversity_jax.cluster_agent import Scorecard
-from diversity_jax.corpus import Corpus
+from diversity_jax.corpus import Corpus, open_corpus
 from diversity_jax.errors import InputError
 from diversity_jax.metrics import METRICS, MetricsCard, MetricsConfig, Tools, chosen_metrics, measure
 from diversity_jax.metrics.embedders import Embedder, LlamaEmbedder, OpenAIEmbedder, SentenceTransformer
 from diversity_jax.metrics.perplexity import CausalModel, JaxLlama, TransformersModel, is_own_llama
+from diversity_jax.metrics.whole import measure_whole
 from diversity_jax.mixtures.vocabulary import Tokenizer, load_tokenizer
 from diversity_jax.report import page
 from diversity_jax.run_record import RunRecord
-from diversity_jax.score_config import ScoreConfig
+from diversity_jax.score_config import ScoreConfig, named_corpora
 from diversity_jax.storage import read_json
 
 log = logging.getLogger(__name__)
@@ -31,7 +33,11 @@ def measure_corpora(config: ScoreConfig, corpora: Mapping[str, Corpus], folders:
     names = chosen_metrics(config.metrics, config.baseline)
     if not names:
         return {}
-    cards = measure(corpora, names, config.baseline, open_tools(names, config.baseline, Path(config.output_dir)))
+    if config.baseline.runner is None:
+        cards = measure(corpora, names, config.baseline, open_tools(names, config.baseline, Path(config.output_dir)))
+    else:
+        opening = {name: functools.partial(open_corpus, one) for name, one in named_corpora(config).items()}
+        cards = {name: measure_whole(one, name, names, config.baseline, config.output_dir) for name, one in opening.items()}
     for name, card in cards.items():
         if config.judge == "none":
             card.save(folders[name] / "scorecard.json")

@@ -14,14 +14,12 @@ and comparison.json. More can be asked: `--config.pilot_groupings=30` (a forecas
 from collections.abc import Mapping
 import logging
 from pathlib import Path
-import re
 import sys
 from typing import TYPE_CHECKING
 
 from diversity_jax import entry_point, run_record
-from diversity_jax.corpus import Corpus, CorpusConfig, open_corpus
-from diversity_jax.errors import InputError
-from diversity_jax.score_config import ScoreConfig
+from diversity_jax.corpus import Corpus, open_corpus
+from diversity_jax.score_config import ScoreConfig, named_corpora
 from diversity_jax.storage import write_json
 
 if TYPE_CHECKING:
@@ -117,22 +115,7 @@ def open_corpora(config: ScoreConfig) -> dict[str, Corpus]:
     Raises:
       InputError: none is named, or one cannot be read.
     """
-    named = {corpus.name: corpus.corpus for corpus in config.corpora}
-    for source in filter(None, (config.corpus or "").split(",")):
-        name = _name(source)
-        number = 2
-        while name in named:
-            name, number = f"{_name(source)}_{number}", number + 1
-        named[name] = CorpusConfig(source=source.strip(), text_field=config.text_field)
-    if not named:
-        raise InputError("config.corpus is not set; name a file, such as --config.corpus=texts.jsonl.gz, or several with commas")
-    return {name: open_corpus(corpus) for name, corpus in named.items()}
-
-
-def _name(source: str) -> str:
-    """A short name for a source: its file's, without folders and endings."""
-    stem = re.split(r"[/\\]", source.strip().rstrip("/"))[-1].split(".")[0]
-    return re.sub(r"\W+", "_", stem).strip("_") or "corpus"
+    return {name: open_corpus(corpus) for name, corpus in named_corpora(config).items()}
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """The configuration of a scoring run. Apart from the others, because it needs neither JAX nor a model and a scoring starts at once."""
 
 from dataclasses import dataclass, field
+import re
 
 from diversity_jax.cluster_agent import AgentConfig
 from diversity_jax.corpus import CorpusConfig
@@ -78,3 +79,27 @@ class ScoreConfig:
         chosen_metrics(self.metrics, self.baseline)
         if self.judge == "none" and not self.metrics:
             raise InputError("config.judge=none and no config.metrics: nothing to do; add --config.metrics=all, or name a judge")
+
+
+def named_corpora(config: ScoreConfig) -> dict[str, CorpusConfig]:
+    """The corpora of a configuration by name, unopened.
+
+    Raises:
+      InputError: none is named.
+    """
+    named = {corpus.name: corpus.corpus for corpus in config.corpora}
+    for source in filter(None, (config.corpus or "").split(",")):
+        name = _name(source)
+        number = 2
+        while name in named:
+            name, number = f"{_name(source)}_{number}", number + 1
+        named[name] = CorpusConfig(source=source.strip(), text_field=config.text_field)
+    if not named:
+        raise InputError("config.corpus is not set; name a file, such as --config.corpus=texts.jsonl.gz, or several with commas")
+    return named
+
+
+def _name(source: str) -> str:
+    """A short name for a source: its file's, without folders and endings."""
+    stem = re.split(r"[/\\]", source.strip().rstrip("/"))[-1].split(".")[0]
+    return re.sub(r"\W+", "_", stem).strip("_") or "corpus"

@@ -86,6 +86,9 @@ class MetricsConfig:
       vocabulary: tokenizer of `model`s and `llama:` embedders that are our own (default: what their folder names), and of the token count.
       context_tokens, stride_tokens: window of perplexity over long documents, and its step; None for the model's own and half of it.
       compatible: also the figures of the `diversity` package, to the digits it prints.
+      runner: of Apache Beam (DirectRunner, DataflowRunner, FlinkRunner, SparkRunner, ...): measure the lexical metrics that merge over
+        workers on the WHOLE corpus instead of on draws; see `metrics.whole`.
+      runner_options: for Beam, such as ("--project=P", "--region=R", "--temp_location=gs://B/tmp").
       threads: that split, sort and compress at once; None for as many as there are cores.
       seed: of every draw.
     """
@@ -110,6 +113,8 @@ class MetricsConfig:
     context_tokens: int | None = None
     stride_tokens: int | None = None
     compatible: bool = False
+    runner: str | None = None
+    runner_options: tuple[str, ...] = ()
     threads: int | None = None
     seed: int = 0
 
