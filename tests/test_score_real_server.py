@@ -150,7 +150,7 @@ def test_nonsense_is_dropped_counted_and_said(whole):
     ("settings", "said"),
     [
         ({"agent.samples_per_grouping": 6, "agent.canary_share": 1, "agent.groupings": 3}, "none of 3 groupings was usable"),
-        ({"agent.max_output_tokens": 16, "agent.groupings": 3}, "none of 3 groupings was usable (truncated 3)"),
+        ({"agent.max_output_tokens": 16, "agent.groupings": 3}, "none of 3 groupings was usable (truncated 3: "),
     ],
     ids=["larger groupings with canaries", "answers cut short"],
 )

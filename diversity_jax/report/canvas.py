@@ -37,13 +37,14 @@ _DECIMALS = re.compile(r"-?\d+\.\d+")
 
 @dataclass(frozen=True, kw_only=True)
 class Drawing:
-    """A finished figure: inline SVG for wide and narrow screens, a PNG of the wide one, and what it shows in words."""
+    """A finished figure: inline SVG for wide and narrow screens, the wide one as files of its own, and what it shows in words."""
 
     name: str
     alt: str
     wide: Html
     narrow: Html
     png: bytes
+    svg: bytes
 
 
 class Canvas:
@@ -116,6 +117,8 @@ def render(name: str, alt: str, draw: Callable[[int], Canvas]) -> Drawing:
       alt: what the figure shows, for readers who cannot see it.
       draw: makes the canvas for a width in pixels.
     """
+    import matplotlib
+
     with _quiet_matplotlib():
         wide = draw(WIDE_PX)
         narrow = draw(NARROW_PX)
@@ -123,8 +126,13 @@ def render(name: str, alt: str, draw: Callable[[int], Canvas]) -> Drawing:
         wide.figure.savefig(
             png, format="png", dpi=144, bbox_inches="tight", pad_inches=1 / 3, facecolor=LIGHT["paper"], metadata={"Software": None}
         )
+        svg = io.BytesIO()
+        with matplotlib.rc_context({"svg.hashsalt": name}):
+            wide.figure.savefig(
+                svg, format="svg", bbox_inches="tight", pad_inches=1 / 3, facecolor=LIGHT["paper"], metadata={"Date": None, "Creator": None}
+            )
         return Drawing(
-            name=name, alt=clean(alt), png=png.getvalue(),
+            name=name, alt=clean(alt), png=png.getvalue(), svg=svg.getvalue(),
             wide=_inline_svg(wide, "wide", f"{name}-w", alt), narrow=_inline_svg(narrow, "narrow", f"{name}-n", alt),
         )  # fmt: skip
 

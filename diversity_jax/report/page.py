@@ -119,7 +119,7 @@ def _key_figures(key_figures: Sequence[KeyFigure]) -> Html:
 
 
 def write(page: Page, folder: str | Path) -> Path:
-    """Writes `report.html` and `figures/NAME.png` into `folder`, each whole or not at all.
+    """Writes `report.html`, `figures/NAME.png` and `figures/NAME.svg` into `folder`, each whole or not at all.
 
     Returns:
       The path of the page.
@@ -129,8 +129,9 @@ def write(page: Page, folder: str | Path) -> Path:
     """
     folder = Path(folder)
     for drawing in (drawing for section in page.sections for drawing in section.drawings):
-        with writing(folder / "figures" / f"{drawing.name}.png") as file:
-            file.write(drawing.png)
+        for ending, content in (("png", drawing.png), ("svg", drawing.svg)):
+            with writing(folder / "figures" / f"{drawing.name}.{ending}") as file:
+                file.write(content)
     path = folder / "report.html"
     with writing(path, "w") as file:
         file.write(document(page))

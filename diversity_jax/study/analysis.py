@@ -13,6 +13,7 @@ from diversity_jax.study.recipe import StudyConfig
 from diversity_jax.study.results import Row
 
 FORMAT_VERSION = 1
+_AMOUNTS_TO_BEND = 4
 _ANTICIPATED = (0.3, 0.5, 0.7)
 
 
@@ -90,7 +91,7 @@ def _effects(study: StudyConfig, rows: Sequence[Row], stage: str, outcome: str) 
     bends = {}
     for factor in factors:
         amounts = [run[factor.name] for run in runs]
-        if all(isinstance(amount, int | float) for amount in amounts):
+        if all(isinstance(amount, int | float) for amount in amounts) and len(set(amounts)) >= _AMOUNTS_TO_BEND:
             bends[factor.name] = _attempt(lambda amounts=amounts: effects.saturation(amounts, [run["outcome"] for run in runs]))
     levels = {name: [{"name": level, **vars(mean)} for level, mean in means.items()] for name, means in whole.levels.items()}
     rest = {"residual_degrees": whole.residual_degrees, "residual_variance": whole.residual_variance}

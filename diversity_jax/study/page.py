@@ -1,10 +1,14 @@
-"""The page of a study, drawn from its analysis alone, so that it can be drawn again without computing anything."""
+"""The page of a study, drawn from its analysis alone, so that it can be drawn again without computing anything.
+
+python -m diversity_jax.study.page FOLDER        draws FOLDER/report.html and FOLDER/figures anew from analysis.json and run.json
+"""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 import re
 from typing import Any
 
+from diversity_jax import entry_point
 from diversity_jax.report import diversity_sections, page
 from diversity_jax.report.canvas import render
 from diversity_jax.report.data import Distribution, Fact
@@ -13,6 +17,8 @@ from diversity_jax.report.formats import counted, significant
 from diversity_jax.report.html import Html, columns, element, joined, table
 from diversity_jax.report.page import KeyFigure, Page, Section
 from diversity_jax.report.theme import Palette
+from diversity_jax.run_record import RunRecord
+from diversity_jax.storage import read_json
 from diversity_jax.study import figures
 
 _MOST_DENSITIES = 8
@@ -30,7 +36,7 @@ def write(folder: Path, analysis: Mapping[str, Any], facts: Sequence[Fact]) -> P
 
 
 def _page(analysis: Mapping[str, Any], facts: Sequence[Fact]) -> Page:
-    headline = _headline(analysis["relations"])
+    headline, trained = _headline(analysis["relations"]), bool(analysis["relations"])
     runs = analysis["runs"]
     sections = [
         *_relations(analysis),
@@ -45,8 +51,8 @@ def _page(analysis: Mapping[str, Any], facts: Sequence[Fact]) -> Page:
     return Page(
         kind="Study",
         name=analysis["study"],
-        verdict=_verdict(headline),
-        lede=f"{counted(analysis['power']['recipes'], 'recipe')}, {counted(len(runs), 'judged model')}.",
+        verdict=_verdict(headline, trained),
+        lede=f"{counted(analysis['power']['recipes'], 'recipe')}, {counted(len(runs), 'judged model' if trained else 'scoring')}.",
         key_figures=_key_figures(headline),
         sections=tuple(section for section in sections if section is not None),
         footer="Written by diversity_jax from analysis.json.",
@@ -58,7 +64,9 @@ def _headline(relations: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | Non
     return next((one for one in relations if "slope" in one.get("log_line", {})), None)
 
 
-def _verdict(one: Mapping[str, Any] | None) -> str:
+def _verdict(one: Mapping[str, Any] | None, trained: bool) -> str:
+    if not trained:
+        return "What moves the score"
     if one is None:
         return "Too few runs are finished to say whether diversity paid"
     slope = one["log_line"]["slope"]
@@ -186,20 +194,19 @@ def _effects(analysis: Mapping[str, Any]) -> list[Section]:
     return [Section(anchor="factors", title="What each factor does", body=joined(*body), drawings=tuple(drawings))]
 
 
-def _densities(found: Mapping[str, Any]) -> Section | None:
+def _densities(found: Sequence[Mapping[str, Any]]) -> Section | None:
     """Densities of C and of S = n / C over groupings, a row a corpus, as in the paper's Fig. 10."""
     if not found:
         return None
-    shown = dict(list(found.items())[:_MOST_DENSITIES])
-    most = max(one["samples_per_grouping"] for one in shown.values())
+    shown = found[:_MOST_DENSITIES]
+    most = max(one["samples_per_grouping"] for one in shown)
 
     def column(kind: str, title: str, axis: str, bins: int) -> Ridge:
         return Ridge(
             title=title,
             axis=axis,
             distributions=[
-                Distribution.binned(name, one[kind]["values"], one[kind]["counts"], low=1, high=most, most=bins)
-                for name, one in shown.items()
+                Distribution.binned(one["name"], one[kind]["values"], one[kind]["counts"], low=1, high=most, most=bins) for one in shown
             ],
         )
 
@@ -210,7 +217,7 @@ def _densities(found: Mapping[str, Any]) -> Section | None:
     explained = "How finely the judge told each corpus's samples apart: the more diverse, the more clusters and the fewer samples in each."
     if len(shown) < len(found):
         explained += f" The first {len(shown)} of {len(found)} corpora."
-    return diversity_sections.clusters(columns_, Palette(list(shown)), explained)
+    return diversity_sections.clusters(columns_, Palette([one["name"] for one in shown]), explained)
 
 
 def _failures(failures: Sequence[Mapping[str, Any]]) -> Section | None:
@@ -237,7 +244,7 @@ def _runs(rows: Sequence[Mapping[str, Any]]) -> Section:
         return page.absent("runs", "Runs", "No run is finished.")
     factors = list(rows[0]["levels"])
     measured = list(dict.fromkeys(name for row in rows for name in row["diversity"]))[:3]
-    outcomes = list(dict.fromkeys(name for row in rows for name in row["outcomes"]))[:5]
+    outcomes = [name for name in dict.fromkeys(name for row in rows for name in row["outcomes"]) if name not in measured][:5]
     listed = table(
         columns("recipe", "seed", "stage", *(f"#{name}" for name in (*measured, *outcomes))),
         [
@@ -275,3 +282,14 @@ def _published(found: Sequence[Mapping[str, Any]]) -> Section | None:
     body = table(columns("level", "figure", "#published", "#here", "#runs"), rows)
     note = element("p", "Published: as reported in arXiv 2410.15226, with its data, models and judge.")
     return Section(anchor="published", title="Beside the paper's figures", body=joined(note, body))
+
+
+def draw_again(words: Sequence[str]) -> None:
+    """The page of each folder named, from what stands there; prints its path."""
+    for folder in map(Path, words):
+        facts = RunRecord.load(folder / "run.json").facts()
+        print(write(folder, read_json(folder / "analysis.json"), facts))
+
+
+if __name__ == "__main__":
+    entry_point.run_plain(draw_again, __doc__)

@@ -18,6 +18,10 @@ def run(study: StudyConfig) -> None:
     from diversity_jax.storage import write_json
     from diversity_jax.study import analysis, forecast, graph, page, recipe, results, steps
 
+    if "://" in study.output_dir:
+        raise InputError(
+            f"output_dir={study.output_dir}: a study needs a folder with file locks; mount one, such as NFS, and name its path"
+        )
     folder = Path(study.output_dir)
     store = graph.Store(folder / "steps")
     plan = recipe.plan(study, store)

@@ -1,0 +1,160 @@
+"""The study command itself: real scorings in a small grid, by one process and by two, killed and gone on with, and by single steps."""
+
+import json
+import os
+from pathlib import Path
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+CONFIG = """
+from diversity_jax.cluster_agent import AgentConfig
+from diversity_jax.config import GenerateConfig, GrammarComponent
+from diversity_jax.score_config import ScoreConfig
+from diversity_jax.study.recipe import Factor, Level, Recipe, StudyConfig
+from diversity_jax.synthesis.grammar import GrammarConfig
+
+
+def get_config():
+    made = GrammarComponent(path="{output}/text.jsonl", grammar=GrammarConfig(documents=300, topics=3))
+    return StudyConfig(
+        name="small",
+        output_dir="",
+        factors=(
+            Factor(name="topics", levels=tuple(Level(name=n, set={"generate.grammar[0].grammar.topics": n}) for n in (3, 60))),
+            Factor(name="K", levels=tuple(Level(name=k, set={"score.agent.samples_per_grouping": k}) for k in (5, 10))),
+        ),
+        apart=("K",),
+        seeds=(0, 1),
+        seed_fields=("score.agent.seed",),
+        recipe=Recipe(
+            generate=GenerateConfig(grammar=(made,)),
+            score=ScoreConfig(corpus="{generate}/text.jsonl", agent=AgentConfig(groupings=60)),
+        ),
+    )
+"""
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("study") / "small.py"
+    path.write_text(CONFIG)
+    return path
+
+
+def start(config: Path, folder: Path, *more: str, **environment: str) -> subprocess.Popen:
+    words = [sys.executable, "-m", "diversity_jax.study", "--config", str(config), f"--config.output_dir={folder}", *more]
+    return subprocess.Popen(
+        words,
+        cwd=ROOT,
+        env={**os.environ, **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def finish(process: subprocess.Popen) -> tuple[int, str, str]:
+    out, err = process.communicate(timeout=200)
+    return process.returncode, out, err
+
+
+@pytest.fixture(scope="module")
+def whole(config, tmp_path_factory) -> Path:
+    """The study of one process that nothing disturbed."""
+    folder = tmp_path_factory.mktemp("whole")
+    code, out, err = finish(start(config, folder))
+    assert code == 0, err
+    assert out.splitlines()[-1] == str(folder / "report.html")
+    return folder
+
+
+def analysis(folder: Path) -> str:
+    return (folder / "analysis.json").read_text()
+
+
+def page(folder: Path) -> str:
+    """The page without its last section, which holds the command line."""
+    return (folder / "report.html").read_text().split('id="facts"')[0]
+
+
+def test_a_study_that_only_scores_says_what_its_factors_do_to_the_score(whole):
+    found = json.loads(analysis(whole))
+    assert {run["stage"] for run in found["runs"]} == {"5 scored", "10 scored"}
+    assert {tuple(run["levels"]) for run in found["runs"]} == {("topics",)}
+    effect = next(one for one in found["effects"] if (one["stage"], one["outcome"]) == ("10 scored", "effective_clusters"))
+    few, many = (level["value"] for level in effect["levels"]["topics"])
+    assert few < many
+    assert [one["name"] for one in found["densities"]] == [f"topics {t}, K {k}" for t in (3, 60) for k in (5, 10)]
+    assert sum(found["densities"][0]["clusters"]["counts"]) == 60
+
+
+def test_two_processes_find_the_same_and_share_the_steps(config, whole, tmp_path):
+    code, _, err = finish(start(config, tmp_path, "--config.processes=2"))
+    assert code == 0, err
+    assert (analysis(tmp_path), page(tmp_path)) == (analysis(whole), page(whole))
+    lines = re.findall(r"^(\w+-\w{16})  step", err, re.MULTILINE)
+    assert sorted(lines) == sorted(folder.name for folder in (tmp_path / "steps").iterdir())
+
+
+@pytest.mark.slow
+def test_killed_at_random_moments_it_ends_with_the_same_page(config, whole, tmp_path):
+    draw = random.Random(3)
+    for _ in range(4):
+        process = start(config, tmp_path, "--config.processes=2")
+        standing = len(list(tmp_path.glob("steps/*/done.json")))
+        deadline = time.monotonic() + 60
+        while len(list(tmp_path.glob("steps/*/done.json"))) <= standing and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.02)
+        time.sleep(draw.uniform(0, 1.5))
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+    code, _, err = finish(start(config, tmp_path))
+    assert code == 0, err
+    assert (analysis(tmp_path), page(tmp_path)) == (analysis(whole), page(whole))
+
+
+def test_again_it_runs_no_step_and_draws_the_same_page(config, whole):
+    before = page(whole)
+    code, _, err = finish(start(config, whole))
+    assert code == 0
+    assert not re.search(r"  step \d", err)
+    assert page(whole) == before
+
+
+def test_single_steps_for_a_scheduler(config, tmp_path):
+    code, out, _ = finish(start(config, tmp_path, "--config.dry_run=True", "--config.only=topics=3, K=5"))
+    assert code == 0
+    generate, *scores = re.findall(r"^to do\s+(\S+)", out, re.MULTILINE)
+    assert len(scores) == 2
+    refused = finish(start(config, tmp_path, f"--config.step={scores[0]}"))
+    assert refused[0] == 2
+    assert refused[2].strip().splitlines()[-1] == f"error: step={scores[0]!r}: needs {generate}, which is not done; run it first"
+    assert finish(start(config, tmp_path, f"--config.step={generate}"))[0] == 0
+    assert [folder.name for folder in (tmp_path / "steps").iterdir() if (folder / "done.json").exists()] == [generate]
+
+
+@pytest.mark.parametrize(
+    ("only", "said"),
+    [
+        ("colour=red", "study 'small' has no factor 'colour'; it has topics, K"),
+        ("K=7", "factor 'K' has no level '7'; it has 5, 10"),
+        ("K", "'K' is not of the form factor=level"),
+    ],
+)
+def test_what_is_not_in_the_study_cannot_be_kept(config, tmp_path, only, said):
+    from diversity_jax import config_files
+    from diversity_jax.errors import InputError
+    from diversity_jax.study.graph import Store
+    from diversity_jax.study.recipe import StudyConfig, plan
+
+    study = config_files.parse(["--config", str(config), f"--config.only={only}"], StudyConfig)
+    with pytest.raises(InputError, match=re.escape(said)):
+        plan(study, Store(tmp_path))
