@@ -289,7 +289,7 @@ def test_stray_429s_do_not_throttle_a_run():
         engine = engine_for(server, max_in_flight=64)
         ask(engine, [request(number) for number in range(600)])
         assert server.statuses["too_many"] > 10
-    assert engine.limit == 64
+    assert engine.limit >= 32  # one halving at most; halved at each, it would end below 5
 
 
 @pytest.mark.parametrize("faults", [Faults(error_503=1.0), Faults(too_many=1.0), Faults(hanging=1.0)])

@@ -87,7 +87,9 @@ def test_ours_and_transformers_agree(folder, model, tmp_path):
     assert theirs.context_tokens == 32
     ids = np.random.default_rng(0).integers(264, size=(3, 33)).astype(np.int32)
     with torch.no_grad():
-        assert theirs.nats(ids[:, :-1], ids[:, 1:]) == pytest.approx(model.nats(ids[:, :-1], ids[:, 1:]), abs=0.05)
+        difference = np.abs(theirs.nats(ids[:, :-1], ids[:, 1:]) - model.nats(ids[:, :-1], ids[:, 1:]))
+    assert difference.mean() < 0.03  # ours computes in bfloat16
+    assert difference.max() < 0.15
     texts = ["The kiln climbs.", "def f(x): return x " * 9]
     small = [text for text in texts]
     scored = document_nats(small, theirs)
