@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from diversity_jax.errors import InputError
+from diversity_jax.metrics import MetricsConfig, chosen_metrics, measure
 from diversity_jax.metrics.embedders import LlamaEmbedder, OpenAIEmbedder, SentenceTransformer, TfidfSvd
 from diversity_jax.metrics.embedding import Codebook, default_clusters, effective_occupied, mean_pairwise_distance, vendi_score
 
@@ -33,11 +34,26 @@ def test_vendi_counts_unlike_documents():
     assert vendi_score(np.eye(7)[np.arange(70) % 7]) == pytest.approx(7)
     assert vendi_score(np.ones((9, 3)), 2) == pytest.approx(1)
     assert vendi_score(np.zeros((0, 3))) is None
-    assert vendi_score(np.zeros((2, 3))) is None
+    assert vendi_score(np.zeros((2, 3)), 2) is None
+    some = np.random.default_rng(1).normal(size=(9, 4))
+    assert vendi_score(np.concatenate([some, np.zeros((30, 4))]), 2) == pytest.approx(vendi_score(some, 2))
     with pytest.raises(InputError, match="above 0"):
         vendi_score(np.eye(2), 0)
     with pytest.raises(InputError, match="finite"):
         vendi_score(np.array([[np.nan, 1.0]]))
+
+
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+@pytest.mark.parametrize(
+    "texts", [["one document of some words"], [""] * 24, ["a b", "c"] * 12, ["the same again"] * 24, ["\ud800 x"] * 20]
+)
+def test_odd_corpora_are_measured_or_left_out(texts):
+    config = MetricsConfig(draws=2, pairs=20, dependence=False)
+    figures = measure({"odd": texts}, chosen_metrics("all", config), config)["odd"].metrics
+    assert all(np.isfinite(figure.value) and abs(figure.value) < 1000 for figure in figures.values())
+    alike = {"vendi_1", "vendi_2", "kmeans_effective_clusters"} & set(figures)
+    assert bool(alike) == any(texts)
+    assert all(figures[name].value <= len(set(texts)) + 1e-6 for name in alike)
 
 
 def test_mean_pairwise_distance_visits_no_pair_and_equals_all():

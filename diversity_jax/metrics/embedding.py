@@ -1,7 +1,7 @@
 """Metrics of documents as vectors: Vendi score, mean pairwise distance, K-means occupancy.
 
-Vectors are scaled to length 1 first, so that products are cosines; a zero vector (an empty document) stays zero and is like nothing,
-itself included.
+Vectors are scaled to length 1 first, so that products are cosines. A zero vector, of a document without content, has no direction: such
+documents are left out, or a thousand empty ones would pass for a thousand unlike ones.
 """
 
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ _BLOCK = 8192
 
 
 def unit_rows(vectors: np.ndarray) -> np.ndarray:
-    """Rows scaled to length 1: float32 or float64 [documents, D].
+    """Rows that are not zero, scaled to length 1: float32 or float64 [documents with content, D].
 
     Raises:
       InputError: not a matrix, or not finite.
@@ -27,7 +27,8 @@ def unit_rows(vectors: np.ndarray) -> np.ndarray:
             f"embeddings: expected finite numbers [documents, dimensions], got shape {list(vectors.shape)}; check the embedder"
         )
     norms = np.linalg.norm(vectors, axis=1, keepdims=True)
-    return np.divide(vectors, norms, out=np.zeros_like(vectors), where=norms > 0)
+    some = norms[:, 0] > 0
+    return vectors / norms if some.all() else vectors[some] / norms[some]
 
 
 def _moment(unit: np.ndarray) -> np.ndarray:
@@ -46,7 +47,7 @@ def vendi_score(vectors: np.ndarray, order: float = 1.0) -> float | None:
     """Effective number of unlike documents: the exponential of the Renyi entropy of the eigenvalues of the cosine matrix over documents.
 
     Args:
-      vectors: [documents, D], any length; None is returned for none.
+      vectors: [documents, D], any length; None is returned where none has content.
       order: 1 (Shannon), 2, any other above 0, or infinity. The eigenvalues come from the D x D side where that is smaller.
 
     Source: Friedman and Dieng, "The Vendi Score" (2023); Pasarkar and Dieng, "Cousins of the Vendi Score" (2023). Equal to `vendi-score`'s
@@ -57,15 +58,14 @@ def vendi_score(vectors: np.ndarray, order: float = 1.0) -> float | None:
     """
     if not order > 0:
         raise InputError(f"vendi score of order {order}: expected a number above 0")
-    if not len(vectors):
+    unit = unit_rows(vectors)
+    if not len(unit):
         return None
-    moment = _moment(unit_rows(vectors))
+    moment = _moment(unit)
     if order == 2:
-        return float(1 / max(np.square(moment).sum(), 1e-300))
+        return float(1 / np.square(moment).sum())
     shares = np.linalg.eigvalsh(moment)
     shares = shares[shares > 1e-12]
-    if not len(shares):
-        return None
     if order == 1:
         return float(np.exp(-(shares * np.log(shares)).sum()))
     if np.isinf(order):
@@ -74,17 +74,17 @@ def vendi_score(vectors: np.ndarray, order: float = 1.0) -> float | None:
 
 
 def mean_pairwise_distance(vectors: np.ndarray) -> float | None:
-    """Mean of 1 - cosine over all pairs of different documents; None with fewer than two.
+    """Mean of 1 - cosine over all pairs of different documents; None with fewer than two that have content.
 
     Exact from the sum of the vectors, without visiting a pair. Theirs (`diversity.remote_clique`) counts each document with itself too.
     """
-    documents = len(vectors)
+    unit = unit_rows(vectors)
+    documents = len(unit)
     if documents < 2:
         return None
-    unit = unit_rows(vectors)
     total = unit.sum(0, dtype=np.float64)
     own = float(np.square(unit, dtype=np.float64).sum())
-    return float(1 - (total @ total - own) / (documents * (documents - 1)))
+    return max(0.0, float(1 - (total @ total - own) / (documents * (documents - 1))))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,7 +105,7 @@ class Codebook:
         """
         unit = unit_rows(vectors).astype(np.float32, copy=False)
         if not 1 <= clusters <= len(unit):
-            raise InputError(f"clusters={clusters}: expected 1 to the number of documents, {len(unit)}")
+            raise InputError(f"clusters={clusters}: expected 1 to the number of documents with content, {len(unit)}")
         draw = np.random.default_rng([seed, 0xC1])
         centres = unit[draw.choice(len(unit), clusters, replace=False)].copy()
         seen = np.ones(clusters)
@@ -130,24 +130,27 @@ class Codebook:
         return cls(centres=centres)
 
     def occupancy(self, vectors: np.ndarray) -> np.ndarray:
-        """How many of the documents fall to each centre: int64 [clusters]."""
+        """How many of the documents with content fall to each centre: int64 [clusters]."""
         return np.bincount(assign(unit_rows(vectors).astype(np.float32, copy=False), self.centres), minlength=len(self.centres))
 
 
 def assign(unit: np.ndarray, centres: np.ndarray) -> np.ndarray:
     """The nearest centre, by cosine, of every row: int64 [rows]."""
     rows = max(64, (1 << 26) // len(centres))  # a quarter of a gigabyte of products at once
-    return np.concatenate([(unit[start : start + rows] @ centres.T).argmax(1) for start in range(0, len(unit), rows)])
+    parts = [(unit[start : start + rows] @ centres.T).argmax(1) for start in range(0, len(unit), rows)]
+    return np.concatenate([np.empty(0, np.int64), *parts])
 
 
-def effective_occupied(counts: np.ndarray) -> float:
+def effective_occupied(counts: np.ndarray) -> float | None:
     """The exponential of the entropy of a corpus's shares of the clusters: 1 where all documents share one, all clusters where spread
-    evenly.
+    evenly; None where no document has content.
 
     The paper's "K-means cluster score" names K-means over embeddings with 10,000 clusters and no formula; a count of clusters alone would
     be the number asked for. So clusters are fitted ONCE, to all corpora of a run together, and a corpus is measured by how evenly it
     fills them.
     """
+    if not counts.any():
+        return None
     shares = counts[counts > 0] / counts.sum()
     return float(np.exp(-(shares * np.log(shares)).sum()))
 

@@ -14,7 +14,7 @@ from diversity_jax.metrics import compatible
 from diversity_jax.metrics.card import Figure, MetricsCard
 from diversity_jax.metrics.dependence import dependence
 from diversity_jax.metrics.embedders import Embedder, TfidfSvd
-from diversity_jax.metrics.embedding import Codebook, default_clusters
+from diversity_jax.metrics.embedding import Codebook, default_clusters, unit_rows
 from diversity_jax.metrics.perplexity import CausalModel, document_nats
 from diversity_jax.metrics.sample import READS, STAGES, Ruler, Sample, metered
 from diversity_jax.metrics.settings import METRICS, MetricsConfig
@@ -133,6 +133,10 @@ class _Run:
             return
         each = min(_FIT_DOCUMENTS * 5, *(len(source.texts) for source in sources.values()))
         vectors = np.concatenate([self.embedder.embed(source.texts[:each]) for source in sources.values()])
+        vectors = unit_rows(vectors)
+        if not len(vectors):
+            self.stages = tuple(stage for stage in self.stages if stage != "kmeans")
+            return
         clusters = min(self.config.clusters or default_clusters(max(self.documents, len(vectors))), len(vectors))
         codebook = Codebook.fit(vectors, clusters, seed=self.config.seed)
         self.ruler = Ruler(pairs=self.config.pairs, seed=self.config.seed, codebook=codebook, threads=self.config.threads)
