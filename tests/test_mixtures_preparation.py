@@ -287,3 +287,14 @@ def test_the_command_prints_statistics_and_refuses_unknown_flags(tmp_path):
     wrong = subprocess.run(command(source, tmp_path / "part", "--project=p"), cwd=ROOT, capture_output=True, text=True, check=False)
     assert (wrong.returncode, len(wrong.stderr.splitlines())) == (2, 1)
     assert os.fspath("--project=p") in wrong.stderr
+
+
+def test_what_a_kill_left_after_the_manifest_is_tidied_up(tmp_path):
+    source = write_text(tmp_path / "text", documents=60)
+    corpus, folder = open_corpus(CorpusConfig(source=source)), tmp_path / "part"
+    manifest = prepare(corpus, ByteTokenizer(), folder, asked())
+    whole = contents(folder)
+    (folder / ".preparing").mkdir()
+    (folder / ".preparing" / "000000-000000.rows").write_bytes(b"left behind")
+    assert prepare(corpus, ByteTokenizer(), folder, asked()) == manifest
+    assert contents(folder) == whole

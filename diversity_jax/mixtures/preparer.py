@@ -79,10 +79,10 @@ def prepare(
         chat=open_format(settings.chat, tokenizer) if settings.chat else None,
     )
     request = _request(job, (runner or LocalRunner()).fingerprint(corpus, job.folder))
-    if exists(join_path(folder, "manifest.json")):
+    if exists(join_path(folder, "manifest.json")) and not exists(place.path):
         return _standing(folder, request)
     with place.locked() as lock:
-        if exists(join_path(folder, "manifest.json")):  # another process finished it meanwhile
+        if exists(join_path(folder, "manifest.json")):  # another process finished it meanwhile, or was killed while it tidied up
             manifest = _standing(folder, request)
         else:
             place.open(request)
