@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from diversity_jax.errors import InputError
-from diversity_jax.model import LlamaConfig
-from diversity_jax.model.attention import attend, choose_attention, plain_attention, reference_attention, splash_attention
+from diversity_jax.model import LlamaConfig, MeshConfig, make_mesh
+from diversity_jax.model.attention import _per_device, attend, choose_attention, plain_attention, reference_attention, splash_attention
 from diversity_jax.model.chunked_attention import chunked_attention
 
 HEADS = [(4, 4), (4, 2), (6, 1)]
@@ -102,6 +102,18 @@ def test_splash_has_the_same_window():
     wanted = compiled(windowed(reference_attention, 100), ids)(*arrays)
     for left, right in zip(found, wanted, strict=True):
         np.testing.assert_allclose(left, right, atol=1e-4)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_splash_on_every_devices_own_rows_and_heads(packed):
+    mesh = make_mesh(MeshConfig(fsdp=2, tensor=2), jax.devices()[:4])
+    arrays, ids = inputs(128, 4, 2, batch=2), segments(128) if packed else None
+
+    def kernel(*arrays, segment_ids_BxL):
+        more = [] if segment_ids_BxL is None else [segment_ids_BxL]
+        return _per_device(lambda q, k, v, s=None: splash_attention(q, k, v, segment_ids_BxL=s, interpret=True), mesh, *arrays, *more)
+
+    assert_equal_to_reference(kernel, arrays, ids, 1e-4)
 
 
 def test_no_gradient_reaches_a_key_outside_the_window():

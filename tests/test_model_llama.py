@@ -89,6 +89,7 @@ def loss_and_gradient(config, params, tokens):
         {"remat": "full"},
         {"remat": "save_matmuls"},
         {"scan_layers": True, "remat": "full"},
+        {"scan_layers": True, "remat": "offload"},
         {"attention": "reference"},
     ],
     ids=str,
