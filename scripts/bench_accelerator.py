@@ -11,9 +11,11 @@ contestants do not fit into the device's memory together is tried once more with
 """
 
 import argparse
+import contextlib
 import json
 import os
 from pathlib import Path
+import signal
 import subprocess
 import sys
 import tempfile
@@ -88,24 +90,19 @@ def contest(shape: dict, options: argparse.Namespace, seconds: float) -> dict | 
             command += ["--model", f"{name}={json.dumps(value)}"]
         print(" ".join(command[1:]), flush=True)
         started = time.monotonic()
+        # A session of its own: whatever ends this script, the contestants go with it and leave the device.
         with subprocess.Popen(command, cwd=ROOT, start_new_session=True) as process:
             try:
                 process.wait(timeout=seconds)
             except subprocess.TimeoutExpired:
                 print(f"stopped after {seconds:.0f} s", file=sys.stderr)
-                _end(process)
                 return None
+            finally:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
         if process.returncode or not figures.exists():
             return None
         return {"seconds": round(time.monotonic() - started, 1), "shape": shape, "contestants": json.loads(figures.read_text())}
-
-
-def _end(process: subprocess.Popen) -> None:
-    """Ends a contest and the contestants it started, which are one process group of their own."""
-    import signal
-
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
 
 
 def rows(name: str, result: dict, limits: dict) -> list[dict]:
@@ -234,6 +231,7 @@ def main() -> None:
     if options.ceiling:
         ceiling()
         return
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     end = time.monotonic() + options.time_limit
     limits = run_json([sys.executable, __file__, "--ceiling"], options.time_limit / 4)
     if limits is None:
