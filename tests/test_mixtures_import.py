@@ -200,7 +200,7 @@ def _corpus(mixture, name):
 
 
 def test_a_registered_mixture_of_ours_is_taken_row_for_row(seqio, folder, tmp_path):
-    parts = (component("all", "seqio:imported", share=1.0),)
+    parts = (component("whole", "seqio:imported", share=1.0),)
     fields = {"sequence_length": LENGTH, "processes": 1}
     mixture = build(MixtureConfig(name="outer", components=parts, **fields), tmp_path, lambda _: {})
     assert {part.name: part.share_granted for part in mixture.taken} == {f"all_{name}": share for name, share in SHARES.items()}

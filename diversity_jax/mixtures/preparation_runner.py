@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-import dataclasses
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -87,7 +86,7 @@ def unit_name(number: int) -> str:
 
 def save_unit(workplace: str, number: int, pieces: int, tally: Tally) -> None:
     """Leaves the record of a unit that was read to its end."""
-    write_json(join_path(workplace, f"{unit_name(number)}.unit.json"), {"pieces": pieces, "tally": dataclasses.asdict(tally)})
+    write_json(join_path(workplace, f"{unit_name(number)}.unit.json"), {"pieces": pieces, "tally": vars(tally)})
 
 
 def read_units(place: Workplace) -> dict[int, tuple[list[str], Tally]]:
