@@ -1,0 +1,111 @@
+"""lm-evaluation-harness gives our models the scores that it gives their exported weights through its own backend."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from diversity_jax import evaluate
+from diversity_jax.corpus import CorpusConfig
+from diversity_jax.errors import InputError
+from diversity_jax.evaluation.harness import HarnessModel
+from diversity_jax.evaluation.settings import EvaluateConfig, HeldOutCorpus, ModelSource
+from diversity_jax.model import convert
+from diversity_jax.model.convert import write_imported
+from diversity_jax.model_files import open_model
+from scripts.verify_evaluate import compare, table
+from tests.evaluation_items import FILES, PIQA, write_items
+from tests.small_llama import random_params, small_config
+
+pytest.importorskip("torch")
+pytest.importorskip("lm_eval")
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """(model of ours, its export, benchmark files)."""
+    folder = tmp_path_factory.mktemp("harness")
+    config = small_config(vocab_size=260, num_kv_heads=2, max_length=1024)
+    write_imported(config, jax.tree.map(np.asarray, random_params(config)), folder / "ours")
+    convert.main(["export", str(folder / "ours"), str(folder / "theirs"), "--tokenizer=bytes"])
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (folder / "ours" / name).write_bytes((folder / "theirs" / name).read_bytes())
+    return folder / "ours", folder / "theirs", write_items(folder / "data")
+
+
+@pytest.mark.slow
+def test_every_likelihood_and_accuracy_equals_the_harness_own_backend(folders):
+    """With a window that some contexts fit into and others do not; `scripts/verify_evaluate.py` does it for whole files."""
+    found = compare(*folders, items=None, max_length=96)
+    assert len(found) == 8
+    for task, one in found.items():
+        assert one["largest"] < 1e-3, task
+        assert one["equal"], task
+        assert one["same at every batch size"], task
+    assert 5 < sum(one["cut"] for one in found.values()) < sum(one["requests"] for one in found.values()) - 5
+    assert all("identical" in line for line in table(found)[1:])
+
+
+@pytest.mark.slow
+def test_rolling_and_generated_answers_equal_the_harness_own_backend(folders):
+    from lm_eval.api.instance import Instance
+    from lm_eval.models.huggingface import HFLM
+
+    theirs = HFLM(pretrained=str(folders[1]), device="cpu", dtype="float32", batch_size=2, max_length=64)
+    ours = HarnessModel(open_model(folders[0], max_length=64), batch_size=4)
+    texts = [("é" * 90,), ("short",), ("A longer text about nothing. " * 9,)]
+    rolling = [Instance("loglikelihood_rolling", {}, text, number) for number, text in enumerate(texts)]
+    for a, b in zip(ours.loglikelihood_rolling(rolling), theirs.loglikelihood_rolling(rolling), strict=True):
+        assert a == pytest.approx(b, abs=1e-3)
+    settings = {"until": ["\n", "e"], "max_gen_toks": 12, "do_sample": False}
+    prompts = ["Question: why?\nAnswer:", "x", "The window is shorter than this prompt, which therefore loses its beginning. " * 2]
+    asked = [Instance("generate_until", {}, (prompt, settings), number) for number, prompt in enumerate(prompts)]
+    assert ours.generate_until(asked) == theirs.generate_until(asked)
+
+
+def run(folders, output, **fields):
+    config = EvaluateConfig(
+        output_dir=str(output),
+        model=ModelSource(checkpoint=str(folders[0])),
+        data_dir=str(folders[2]),
+        **({"bootstrap_samples": 100} | fields),
+    )
+    evaluate.main(config)
+    return json.loads((output / "results.json").read_text())
+
+
+def test_the_command_writes_results_a_page_and_goes_on_from_finished_requests(folders, tmp_path, capsys):
+    corpus = tmp_path / "far.jsonl"
+    corpus.write_text(json.dumps({"text": "Far from everything."}) + "\n")
+    far = HeldOutCorpus(name="far", corpus=CorpusConfig(source=str(corpus)))
+    first = run(folders, tmp_path / "a", out_of_distribution=(far,))
+    assert set(first["tasks"]) == {"arc_challenge", "arc_easy", "boolq", "social_iqa", "winogrande", "piqa", "copa", "hellaswag"}
+    assert first["average"]["value"] == pytest.approx(np.mean([one["metrics"][one["metric"]]["value"] for one in first["tasks"].values()]))
+    assert first["data"]["piqa"]["files"]["validation"]["items"] == len(PIQA)
+    assert first["held_out"]["far"]["bits_per_byte"] > 0
+    assert capsys.readouterr().out.strip().endswith("report.html")
+    requests = next((tmp_path / "a" / "requests").glob("*.jsonl"))
+    lines = requests.read_text().splitlines()
+    requests.write_text("\n".join(lines[: len(lines) // 2]) + "\n")
+    assert run(folders, tmp_path / "a")["tasks"] == first["tasks"]
+    assert set(requests.read_text().splitlines()) == set(lines)  # to the last bit, whatever was found already
+    second = run(folders, tmp_path / "b", compare_with=str(tmp_path / "a"), apply_chat_template=True, system_prompt="Answer.")
+    assert second["comparison"]["average"]["p_value"] <= 1
+    assert (tmp_path / "b" / "report.html").stat().st_size > 10_000
+
+
+def test_bad_benchmark_files_and_models_are_named_before_anything_is_scored(folders, tmp_path):
+    bad = write_items(tmp_path / "bad", FILES | {"piqa_validation": [PIQA[0], PIQA[1] | {"label": 4}]})
+    with pytest.raises(InputError, match=r"piqa_validation.jsonl.gz:2: label=4 is not among its choices \(0, 1\); mend the line"):
+        run((folders[0], None, bad), tmp_path / "out")
+    bad = write_items(tmp_path / "bad", FILES | {"piqa_validation": [{"goal": "x"}]})
+    with pytest.raises(InputError, match=r"gz:1: lacks the field 'sol1'"):
+        run((folders[0], None, bad), tmp_path / "out")
+    with pytest.raises(InputError, match="no such folder"):
+        run((folders[0], None, tmp_path / "nowhere"), tmp_path / "out")
+    small = small_config(vocab_size=64)
+    write_imported(small, jax.tree.map(np.asarray, random_params(small)), tmp_path / "small")
+    with pytest.raises(InputError, match="its vocabulary has 64 ids, the tokenizer 259"):
+        open_model(tmp_path / "small", tokenizer="bytes")
+    assert not (tmp_path / "out" / "results.json").exists()
