@@ -44,13 +44,17 @@ def make_request(config: Any, target: Target, *, effort: str = "default") -> Com
     Raises:
       InputError: mesh, batch and target do not go together, or the rows are longer than the model is meant for.
     """
+    if config.model is None:
+        raise InputError("config.model is None: an ahead-of-time compile does not open train.init_from; describe the model")
     if config.prepared is not None:
         from diversity_jax.mixtures.mixture import Mixture
 
         mixture = Mixture.load(config.prepared)
         length, components = mixture.sequence_length, len(mixture.taken)
+        packed = any(part.manifest.chat for part in mixture.taken)
     else:
         length, components = config.mixture.sequence_length, len(config.mixture.components)
+        packed = any(part.corpus.conversations for part in config.mixture.components)
     if length > config.model.max_length:
         raise InputError(f"model.max_length={config.model.max_length}: the mixture's rows predict {length} tokens; raise it")
     config.mesh.resolved(target.devices)
@@ -64,7 +68,7 @@ def make_request(config: Any, target: Target, *, effort: str = "default") -> Com
         gradient_accumulation=config.train.gradient_accumulation,
         z_loss=config.train.z_loss,
         num_components=components,
-        packed=not config.train.attend_across_documents,
+        packed=packed or not config.train.attend_across_documents,
         effort=effort,
     )
 
