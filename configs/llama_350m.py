@@ -6,7 +6,8 @@
 Data: TFDS `wikipedia` and `c4` under TFDS_DATA_DIR; code, mathematics and synthetic text as JSONL under data/; the tokenizer's
 folder under tokenizers/codegen. The gate asks an LLM judge (GEMINI_API_KEY); --config.judge=offline does without.
 Hardware: as it is on 16 TPU v5e, 16 v4, 8 v5p or 16 v6e; on 8 H100 with --config.model.scan_layers=False, on one H200 with
---config.model.remat=none and --config.train.gradient_accumulation=8 too. Compiled ahead of time for each (docs/benchmarks/compile), not run there.
+--config.model.remat=none and --config.train.gradient_accumulation=8 too. Compiled ahead of time for each (docs/benchmarks/compile), not
+run there.
 Arithmetic, not a measurement: 1.4e20 model FLOPs, which at half of the peak take 25 h on v5e-16 and 10 h on 8 x H100.
 Expected: the paper reports an average accuracy of 51.9 % over its eight benchmarks (48.9 % on real text only). Not yet repeated here.
 On a CPU it starts too: --config.train.steps=2 --config.train.batch_size=1 --config.train.gradient_accumulation=1
