@@ -141,6 +141,8 @@ DRAWN = {
 def test_figures_are_self_contained_and_take_their_colours_from_the_page(name):
     drawing = render(name, "a <figure>", DRAWN[name])
     assert drawing.png.startswith(b"\x89PNG")
+    assert ElementTree.fromstring(drawing.svg).tag.endswith("svg")
+    assert drawing.svg == render(name, "a <figure>", DRAWN[name]).svg
     for svg in (drawing.wide, drawing.narrow):
         root = ElementTree.fromstring(svg)
         nodes = list(root.iter())

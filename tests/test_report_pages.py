@@ -84,8 +84,8 @@ def test_run_page_says_the_verdict_and_shows_every_section(run_dir, page_path):
     for fact in ("offline (no LLM)", "offline-1", card.content_hash, "--config.train.steps=300", "jax 0.10.2", "2 cores"):
         assert fact in outline.text
     figures = sorted(found.name for found in (run_dir / "figures").iterdir())
-    assert figures == ["clusters.png", "gate.png", "loss.png", "shares.png", "speed.png"]
-    assert outline.tags.count("svg") == 2 * len(figures)
+    assert figures == [f"{name}.{ending}" for name in ("clusters", "gate", "loss", "shares", "speed") for ending in ("png", "svg")]
+    assert outline.tags.count("svg") == len(figures)  # each once for wide and once for narrow screens
     assert len([value for name, value in outline.attributes if name == "id"]) == len(
         {value for name, value in outline.attributes if name == "id"}
     )
@@ -187,7 +187,8 @@ def test_score_page_of_one_corpus(tmp_path):
     for title in ("Clusters", "Convergence", "Example clusters", "Criteria", "The judge", "Facts"):
         assert title in outline.text
     assert "a baseline, not a stand-in" in outline.text
-    assert sorted(found.name for found in (tmp_path / "figures").iterdir()) == ["clusters.png", "convergence.png"]
+    drawn = [f"{name}.{ending}" for name in ("clusters", "convergence") for ending in ("png", "svg")]
+    assert sorted(found.name for found in (tmp_path / "figures").iterdir()) == drawn
 
 
 def test_score_page_compares_and_decides(tmp_path):
