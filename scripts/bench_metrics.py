@@ -153,20 +153,15 @@ def bench_vendi(repeats: int, documents: int = 10_000, size: int = 384) -> None:
 
 
 @contextlib.contextmanager
-def memory_of_all() -> Iterator[dict[str, float]]:
-    """The most that this process and what it started have held at once, in bytes, pages they share divided among them."""
+def memory_held() -> Iterator[dict[str, float]]:
+    """The most that this process has held at once, in bytes."""
     import psutil
 
     peak, done = {"bytes": 0.0}, threading.Event()
 
     def watch() -> None:
-        me = psutil.Process()
         while not done.wait(0.1):
-            total = 0
-            for one in (me, *me.children(recursive=True)):
-                with contextlib.suppress(psutil.Error):
-                    total += one.memory_full_info().pss
-            peak["bytes"] = max(peak["bytes"], total)
+            peak["bytes"] = max(peak["bytes"], psutil.Process().memory_info().rss)
 
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
@@ -179,7 +174,7 @@ def memory_of_all() -> Iterator[dict[str, float]]:
 
 def bench_million(documents: int, words: int, clusters: int, dimensions: int, pairs: int) -> None:
     """Prints each stage's seconds and memory on one draw of all documents."""
-    with memory_of_all() as peak:
+    with memory_held() as peak:
         costs: list[dict] = []
         texts = made_texts(documents, words)
         size = sum(map(len, texts)) / 1e9

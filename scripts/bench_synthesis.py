@@ -59,13 +59,16 @@ def make_topics(count: int, seed: int = 0) -> tuple[list[Topic], list[tuple[int,
         (field, place) for field in FIELDS for place in itertools.product(field.things, field.parts, field.processes, field.quantities)
     ]
     people = [(field.name, person) for field in FIELDS for person in field.people]
-    different: dict[tuple[str, ...], None] = {}
+    words = unlike_words(600)
+    different: dict[str, tuple[str, ...]] = {}  # no two have the same last name
     while len(different) < count * 10 // 11:
         field, (thing, part, process, quantity) = draw.choice(places)
         _, person = draw.choice(people)
         middle = draw.choice((f"{thing} and {person}", f"{thing} in {draw.choice(field.places)}", thing))
-        different[(field.name, middle, f"{quantity} of the {part}", f"{process} by the {person}", f"{draw.choice(words)} {process}")] = None
-    names = list(different)
+        first, second = sorted(draw.sample(words, 2))
+        above = (field.name, middle, f"{quantity} of the {part}", f"{process} by the {person}")
+        different.setdefault(f"{first} {second} {process}", above)
+    names = [(*above, last) for last, above in different.items()]
     entries = [(number, "", one) for number, one in enumerate(names)]
     for number in draw.sample(range(len(names)), count - len(names)):
         kind = draw.choice(list(_SPELLINGS))
@@ -74,7 +77,15 @@ def make_topics(count: int, seed: int = 0) -> tuple[list[Topic], list[tuple[int,
     return [Topic(one) for _, _, one in entries], [(number, kind) for number, kind, _ in entries]
 
 
-words = words_for("bench", 4000)
+def unlike_words(count: int) -> list[str]:
+    """Made words of which no two could be taken for spellings of one."""
+    from rapidfuzz import fuzz, process
+
+    found: list[str] = []
+    for word in words_for("bench", 20 * count):
+        if len(found) < count and not process.extractOne(word, found, scorer=fuzz.ratio, score_cutoff=70):
+            found.append(word)
+    return found
 
 
 def bench_topics(count: int) -> None:

@@ -74,6 +74,10 @@ def test_duplicates_merge_and_keep_keywords():
         ("Battle of 1812", "Battle of 1813"),
         ("Supply", "Supply and demand"),
         ("Renal anatomy", "Renal physiology"),
+        ("Macroeconomics", "Microeconomics"),
+        ("Endothermic reactions", "Exothermic reactions"),
+        ("Eastern lowland gorilla", "Western lowland gorilla"),
+        ("Organic chemistry", "Organic geochemistry"),
     ],
 )
 def test_what_only_looks_alike_stays_apart(a, b):

@@ -33,8 +33,9 @@ _FILLERS = frozenset(
      "fundamentals")
 )  # fmt: skip
 _TURNS = (
-    "in", "im", "un", "non", "anti", "pre", "post", "sub", "super", "hyper", "hypo", "micro", "macro", "inter", "intra", "de", "bio",
-    "multi", "uni", "bi", "tri", "mono", "poly", "ultra", "infra", "meta", "counter", "re", "dis", "a", "an", "neo", "proto", "pseudo",
+    "", "in", "im", "un", "non", "anti", "pre", "post", "pro", "sub", "super", "hyper", "hypo", "micro", "macro", "meso", "inter", "intra",
+    "extra", "endo", "exo", "de", "bio", "geo", "multi", "uni", "bi", "di", "tri", "mono", "poly", "homo", "hetero", "iso", "ortho", "para",
+    "ultra", "infra", "meta", "counter", "re", "dis", "a", "an", "neo", "proto", "pseudo", "over", "under", "east", "west",
 )  # fmt: skip
 _ROMAN = re.compile(r"^(?=[ivx])(x{0,3})(ix|iv|v?i{0,3})$")
 _WORD = re.compile(r"[^\W_]+")
@@ -238,11 +239,16 @@ def _same_words(first: tuple[str, ...], second: tuple[str, ...]) -> bool:
     return True
 
 
+def _roots(word: str) -> set[str]:
+    """What is left of a word behind each beginning that turns its meaning: `micro` and `macro`, `in` and none."""
+    return {word[len(turn) :] for turn in _TURNS if word.startswith(turn) and len(word) >= len(turn) + 3}
+
+
 def _same_word(a: str, b: str) -> bool:
     if any(letter.isdigit() for letter in a + b) or _ROMAN.match(a) or _ROMAN.match(b):
         return False  # they are not equal, and numbers that differ name other things
     short, long = sorted((a, b), key=len)
-    if len(short) < 4 or any(long == turn + short for turn in _TURNS):
+    if len(short) < 4 or not _roots(a).isdisjoint(_roots(b)):
         return False
     if long.startswith(short) and len(long) - len(short) <= 2:
         return True
