@@ -37,7 +37,8 @@ def measure_corpora(config: ScoreConfig, corpora: Mapping[str, Corpus], folders:
         cards = measure(corpora, names, config.baseline, open_tools(names, config.baseline, Path(config.output_dir)))
     else:
         opening = {name: functools.partial(open_corpus, one) for name, one in named_corpora(config).items()}
-        cards = {name: measure_whole(one, name, names, config.baseline, config.output_dir) for name, one in opening.items()}
+        scratch = _shared_folder(config)
+        cards = {name: measure_whole(one, name, names, config.baseline, scratch) for name, one in opening.items()}
     for name, card in cards.items():
         if config.judge == "none":
             card.save(folders[name] / "scorecard.json")
@@ -48,6 +49,12 @@ def measure_corpora(config: ScoreConfig, corpora: Mapping[str, Corpus], folders:
         for warning in card.warnings:
             log.warning("%s: %s", name, warning)
     return cards
+
+
+def _shared_folder(config: ScoreConfig) -> str:
+    """Where workers of a Beam runner may leave something: its own `--temp_location`, or on one machine the run's folder."""
+    named = (option.partition("=") for option in config.baseline.runner_options)
+    return next((value for name, _, value in named if name == "--temp_location"), config.output_dir)
 
 
 def attach(cards: Mapping[str, Scorecard], measured: Mapping[str, MetricsCard]) -> dict[str, Scorecard]:
