@@ -199,6 +199,7 @@ def _model_facts(model: Any) -> dict[str, Any]:
         "weights_sha256": model.weights_hash,
         "tokenizer_hash": tokenizer.vocabulary.hash,
         "max_length": model.config.max_length,
+        "fine_tuned": tokenizer.chat_template is not None,
         "compute_dtype": model.config.compute_dtype,
         "mesh": dict(model.mesh.shape),
     }

@@ -128,6 +128,7 @@ def _other_metric(task: Mapping[str, Any]) -> str:
     return points(task["metrics"][other]) if other in task["metrics"] else "\u2013"
 
 
+_BETWEEN_THE_PAPERS_SIZES = 700_000_000  # parameters: the geometric mean of 350M and 1.4B
 _GUESSING = {
     "arc_challenge": 0.25,
     "arc_easy": 0.25,
@@ -154,14 +155,14 @@ def _alt(drawn: Sequence[Accuracy]) -> str:
 def _paper(results: Mapping[str, Any]) -> Section | None:
     if not results["average"]:
         return None
-    own: list[Any] = [
-        element("b", f"this model ({formats.compact(results['model']['parameters'])})"),
-        element("b", points(results["average"])),
-    ]
-    rows = [(*own, "", "", "")] + [(name, *(f"{one:.2f}" for one in figures)) for name, figures in PAPER_AVERAGES.items()]
+    model = results["model"]
+    nearest = 2 * (model["parameters"] > _BETWEEN_THE_PAPERS_SIZES) + bool(model.get("fine_tuned"))
+    own = ["" if place != nearest else element("b", points(results["average"])) for place in range(len(PAPER_MODELS))]
+    rows: list[Any] = [(element("b", f"this model ({formats.compact(model['parameters'])})"), *own)]
+    rows += [(name, *(f"{one:.2f}" for one in figures)) for name, figures in PAPER_AVERAGES.items()]
     intro = (
         "Average accuracy in per cent over the same eight tasks, with the same metrics. The paper's rows are named by what was trained on "
-        "beside real text; it gives no intervals. This model's figure stands in the first column whatever its size."
+        "beside real text; it gives no intervals. This model stands in the column of the paper's model that is nearest in size."
     )
     titles = columns("Training data", *(f"#{name}" for name in PAPER_MODELS))
     return Section(anchor="paper", title="Beside the paper's figures", body=joined(element("p", intro), table(titles, rows)))

@@ -1,5 +1,6 @@
 """What is asked of a preparation besides text and tokenizer."""
 
+import dataclasses
 from dataclasses import dataclass, field
 
 from diversity_jax.corpus import CorpusConfig
@@ -127,9 +128,9 @@ class PrepareConfig:
     def __post_init__(self):
         if isinstance(self.corpus, str):
             object.__setattr__(self, "corpus", CorpusConfig(source=self.corpus))
-        if (self.corpus.conversations is None) != (self.preparation.chat is None):
-            raise InputError(
-                "corpus.conversations and preparation.chat belong together: for instruction data set both, such as 'auto' and Chat()"
-            )
+        if self.corpus.conversations is not None and self.preparation.chat is None:
+            object.__setattr__(self, "preparation", dataclasses.replace(self.preparation, chat=Chat()))
+        if self.corpus.conversations is None and self.preparation.chat is not None:
+            raise InputError("preparation.chat says how conversations are written, but corpus.conversations is None; set it")
         if self.processes is not None and self.processes < 1:
             raise InputError(f"processes {self.processes}: give at least 1, or None for one a core")
