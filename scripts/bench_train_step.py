@@ -65,6 +65,9 @@ def run_peer(pipe, command: list[str], warmup: int):
 
 def run_ours(pipe, shape: dict, fields: dict, steps: int, warmup: int, tied: bool):
     """Runs our train step, everything a training run has in it: clipping, the guard against non-finite updates, metrics."""
+    from diversity_jax.training import host_memory
+
+    host_memory.keep_freed_memory()  # as the train command does
     import jax
     import jax.numpy as jnp
 

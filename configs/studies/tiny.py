@@ -46,7 +46,7 @@ def get_config() -> StudyConfig:
         processes=2,
         controls=("length",),
         recipe=Recipe(
-            benchmark=ContinuationsConfig(output_dir="", corpus=CorpusConfig(source=PROSE), skip_documents=TRAINED, items=300),
+            benchmark=ContinuationsConfig(output_dir="", corpus=CorpusConfig(source=PROSE), skip_documents=TRAINED, items=200),
             generate=GenerateConfig(grammar=(GrammarComponent(path="{output}/text.jsonl.gz", grammar=GrammarConfig()),)),
             score=ScoreConfig(corpus="{generate}/text.jsonl.gz", agent=AgentConfig(groupings=500, samples_per_grouping=10)),
             build=BuildConfig(
@@ -70,7 +70,7 @@ def get_config() -> StudyConfig:
                 prepared="{build}",
                 model=LLAMA["llama_tiny"](vocab_size=384, max_length=128),
                 optimizer=OptimizerConfig(learning_rate=3e-3, warmup_steps=20),
-                train=TrainConfig(steps=150, batch_size=32, log_every=25, checkpoint_every=150, eval_batches=4, tensorboard=False),
+                train=TrainConfig(steps=120, batch_size=16, log_every=30, checkpoint_every=120, eval_batches=4, tensorboard=False),
             ),
             evaluate=EvaluateConfig(
                 model=ModelSource(checkpoint="{train}"),
@@ -78,7 +78,7 @@ def get_config() -> StudyConfig:
                 data_dir="{benchmark}",
                 batch_size=32,
                 held_out=True,
-                out_of_distribution=(HeldOutCorpus(name="code", corpus=CorpusConfig(source="installed_docs:code", max_documents=40)),),
+                out_of_distribution=(HeldOutCorpus(name="code", corpus=CorpusConfig(source="installed_docs:code", max_documents=20)),),
             ),
         ),
     )
