@@ -3,7 +3,8 @@
     python -m diversity_jax.train --config configs/llama_7b.py --config.output_dir=gs://BUCKET/llama_7b
 
 Data and judge: as for the 350M model, with a tokenizer of at most 32,000 ids under tokenizers/llama.
-Hardware: compiled ahead of time for 64 TPU v4, 64 v5e, 32 v5p, 64 v6e and 8 H100 (docs/compile.md says what fits). Arithmetic, not a
+Hardware: as it is on 64 TPU v4 or 64 v5e, with --config.model.remat=save_matmuls on 32 v5p or 64 v6e; on 8 H100 with
+--config.train.gradient_accumulation=2. Compiled ahead of time for each (docs/benchmarks/compile), not run there. Arithmetic, not a
 measurement: 6.8e21 model FLOPs, which at half of the peak take 300 h on v5e-64 and 64 h on v6e-64.
 Expected: unknown; the paper trains 350M and 1.4B and asks whether diversity pays at larger sizes. Not yet run.
 """

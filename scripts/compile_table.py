@@ -30,7 +30,7 @@ ROWS = (
     ("llama_7b", "v5e:8x8", []),
     ("llama_350m", "v4:2x2x4", []),
     ("llama_1p4b", "v4:2x2x4", []),
-    ("llama_7b", "v4:4x4x4", _KEPT),
+    ("llama_7b", "v4:4x4x4", []),
     ("llama_350m", "v5p:2x2x2", []),
     ("llama_1p4b", "v5p:2x2x2", []),
     ("llama_7b", "v5p:2x4x4", _KEPT),
