@@ -15,13 +15,19 @@ import sys
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from diversity_jax import metrics_sections
-from diversity_jax.corpus import open_corpus
+from diversity_jax.corpus import Corpus, open_corpus
 from diversity_jax.metrics import MetricsCard, MetricsConfig, chosen_metrics, measure
 from diversity_jax.report import page
 
 
 def named(path: str) -> str:
     return Path(path).name.split(".")[0]
+
+
+def texts_of(path: str, documents: int | None) -> Corpus | list[str]:
+    """The corpus, or the texts of a seeded sample of it."""
+    corpus = open_corpus(path)
+    return corpus if documents is None else [document.text for document in corpus.sample(documents, seed=0)]
 
 
 def word(reach: float | None) -> str:
@@ -49,16 +55,18 @@ def main() -> None:
     parser.add_argument("--draws", type=int, default=10)
     parser.add_argument("--metrics", default="all")
     parser.add_argument("--embedder", default="tfidf")
+    parser.add_argument("--documents", type=int, help="measure a random sample of so many documents of each; all by default")
+    parser.add_argument("--dependence", action="store_true", help="print too how each figure moves with size and length")
     parser.add_argument("--output", default="runs/twins")
     flags = parser.parse_args()
     if len(flags.corpora) % 2:
         parser.error("give an even number of corpora: LOW and DIVERSE in turn")
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    config = MetricsConfig(draws=flags.draws, embedder=flags.embedder)
+    config = MetricsConfig(draws=flags.draws, embedder=flags.embedder, dependence=flags.dependence)
     measured: dict[str, MetricsCard] = {}
     pairs = list(zip(flags.corpora[0::2], flags.corpora[1::2], strict=True))
     for pair in pairs:
-        measured |= measure({named(path): open_corpus(path) for path in pair}, chosen_metrics(flags.metrics, config), config)
+        measured |= measure({named(path): texts_of(path, flags.documents) for path in pair}, chosen_metrics(flags.metrics, config), config)
     names = [(named(low), named(diverse)) for low, diverse in pairs]
     for name, card in measured.items():
         card.save(Path(flags.output) / name / "scorecard.json")
