@@ -12,7 +12,7 @@ from diversity_jax.corpus import CorpusConfig
 from diversity_jax.errors import InputError
 from diversity_jax.mixtures.manifest import Manifest
 from diversity_jax.mixtures.mixture import Mixture
-from diversity_jax.mixtures.preparation import Chat
+from diversity_jax.mixtures.preparation import Chat, Preparation, PrepareConfig
 from diversity_jax.mixtures.replay import replay
 from diversity_jax.mixtures.rows import RowReader
 from diversity_jax.mixtures.show import look
@@ -193,3 +193,26 @@ def test_too_long_conversations_are_left_out_and_counted(sources, tmp_path, capl
 def test_what_shares_count_is_checked(sources):
     with pytest.raises(InputError, match="shares_of 'rows' is unknown"):
         build_components("unused", {"text": sources["text"]}, {"text": 1}, shares_of="rows")
+
+
+def test_seqio_sees_the_same_rows_with_the_same_targets_and_segments(mixture):
+    from diversity_jax.mixtures import registry
+    from diversity_jax.mixtures.tensorflow import seqio
+
+    registry.register(mixture.folder)
+    dataset = seqio.get_mixture_or_task("tuning").get_dataset(sequence_length=None, split="train", shuffle=False)
+    examples = list(dataset.take(20).as_numpy_iterator())
+    arrays = as_arrays(mixture.loader(batch_size=20).batch(0), separate_at=TOKENIZER.end_of_text_id)
+    for number, example in enumerate(examples):
+        np.testing.assert_array_equal(example["targets"], arrays["tokens"][number])
+        np.testing.assert_array_equal(example["decoder_loss_weights"], arrays["loss_mask"][number, 1:])
+        np.testing.assert_array_equal(example["decoder_segment_ids"], arrays["segment_ids"][number, :-1])
+        np.testing.assert_array_equal(example["decoder_positions"], arrays["positions"][number, :-1])
+
+
+def test_a_preparation_of_conversations_needs_no_more_than_their_form():
+    settings = Preparation(name="a", kind="real", sequence_length=8)
+    found = PrepareConfig(output_dir="x", corpus=CorpusConfig(source="a.jsonl", conversations="auto"), preparation=settings)
+    assert found.preparation.chat == Chat()
+    with pytest.raises(InputError, match=r"corpus\.conversations is None"):
+        PrepareConfig(output_dir="x", corpus="a.jsonl", preparation=found.preparation)
