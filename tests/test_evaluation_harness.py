@@ -43,7 +43,7 @@ def test_every_likelihood_and_accuracy_equals_the_harness_own_backend(folders):
         assert one["largest"] < 1e-3, task
         assert one["equal"], task
         assert one["same at every batch size"], task
-    assert 5 < sum(one["cut"] for one in found.values()) < sum(one["requests"] for one in found.values()) - 5
+    assert 0 < sum(one["cut"] for one in found.values()) < sum(one["requests"] for one in found.values()) - 5
     assert all("identical" in line for line in table(found)[1:])
 
 
