@@ -92,8 +92,9 @@ def test_a_study_that_only_scores_says_what_its_factors_do_to_the_score(whole):
     effect = next(one for one in found["effects"] if (one["stage"], one["outcome"]) == ("10 scored", "effective_clusters"))
     few, many = (level["value"] for level in effect["levels"]["topics"])
     assert few < many
-    assert [one["name"] for one in found["densities"]] == [f"topics {t}, K {k}" for t in (3, 60) for k in (5, 10)]
-    assert sum(found["densities"][0]["clusters"]["counts"]) == 60
+    assert found["densities"]["factors"] == ["topics", "K"]
+    assert [one["name"] for one in found["densities"]["corpora"]] == ["3 \u00b7 5", "3 \u00b7 10", "60 \u00b7 5", "60 \u00b7 10"]
+    assert sum(found["densities"]["corpora"][0]["clusters"]["counts"]) == 60
 
 
 def test_two_processes_find_the_same_and_share_the_steps(config, whole, tmp_path):

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 import dataclasses
+import itertools
 import math
 from typing import Any
 
@@ -94,8 +95,10 @@ def _effects(study: StudyConfig, rows: Sequence[Row], stage: str, outcome: str) 
         if all(isinstance(amount, int | float) for amount in amounts) and len(set(amounts)) >= _AMOUNTS_TO_BEND:
             bends[factor.name] = _attempt(lambda amounts=amounts: effects.saturation(amounts, [run["outcome"] for run in runs]))
     levels = {name: [{"name": level, **vars(mean)} for level, mean in means.items()] for name, means in whole.levels.items()}
+    pairs = {f"{a.name}:{b.name}": f"{a.name} \u00d7 {b.name}" for a, b in itertools.combinations(factors, 2)}
+    terms = [{**vars(term), "name": pairs.get(term.name, term.name)} for term in whole.terms]
     rest = {"residual_degrees": whole.residual_degrees, "residual_variance": whole.residual_variance}
-    return head | {"terms": whole.terms, "levels": levels, "saturation": bends, **rest}
+    return head | {"terms": terms, "levels": levels, "saturation": bends, **rest}
 
 
 def _published(study: StudyConfig, rows: Sequence[Row]) -> list[dict[str, Any]]:

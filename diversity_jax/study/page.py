@@ -94,7 +94,7 @@ def _key_figures(one: Mapping[str, Any] | None) -> tuple[KeyFigure, ...]:
 def _range(one: Mapping[str, Any]) -> str:
     if one.get("low") is None or one.get("high") is None:
         return "no interval"
-    return f"{significant(one['low'])} to {significant(one['high'])}"
+    return f"{significant(one['low'], 2)} to {significant(one['high'], 2)}"
 
 
 def _number(value: float | None, digits: int = 3) -> str:
@@ -142,10 +142,10 @@ def _relations(analysis: Mapping[str, Any]) -> list[Section]:
                 page.figure(drawings[0], "Large dots are recipes, their seeds averaged; pale ones single runs; the line is fitted.")
             )
         listed = table(
-            columns("outcome", "figure", "#slope", "#Spearman", "#partial", "#n"),
+            columns("outcome", "figure", "#n", "#slope", "#Spearman", "#partial"),
             [
-                [one["outcome"], one["predictor"], _cell(one["log_line"].get("slope", one["log_line"])), _cell(one["spearman"]),
-                 _cell(one["partial"]), len(one["recipes"])]
+                [one["outcome"], one["predictor"], len(one["recipes"]), _cell(one["log_line"].get("slope", one["log_line"])),
+                 _cell(one["spearman"]), _cell(one["partial"])]
                 for one in mine if "x" in one
             ],
         )  # fmt: skip
@@ -179,8 +179,7 @@ def _effects(analysis: Mapping[str, Any]) -> list[Section]:
         )
         drawings.append(drawing)
         rows = [
-            [term["name"].replace(":", " \u00d7 "), term["degrees"], _number(term["share"], 2), _number(term["f"]), _number(term["p"], 2)]
-            for term in one["terms"]
+            [term["name"], term["degrees"], _number(term["share"], 2), _number(term["f"]), _number(term["p"], 2)] for term in one["terms"]
         ]
         bends = [_bend(name, bend) for name, bend in one["saturation"].items()]
         body += [
@@ -194,8 +193,9 @@ def _effects(analysis: Mapping[str, Any]) -> list[Section]:
     return [Section(anchor="factors", title="What each factor does", body=joined(*body), drawings=tuple(drawings))]
 
 
-def _densities(found: Sequence[Mapping[str, Any]]) -> Section | None:
+def _densities(densities: Mapping[str, Any]) -> Section | None:
     """Densities of C and of S = n / C over groupings, a row a corpus, as in the paper's Fig. 10."""
+    found = densities["corpora"]
     if not found:
         return None
     shown = found[:_MOST_DENSITIES]
@@ -215,6 +215,8 @@ def _densities(found: Sequence[Mapping[str, Any]]) -> Section | None:
         column("samples_per_cluster", "Their mean size, S = n / C", "samples", 24),
     ]
     explained = "How finely the judge told each corpus's samples apart: the more diverse, the more clusters and the fewer samples in each."
+    if densities["factors"]:
+        explained += f" Each row: {', '.join(densities['factors'])}."
     if len(shown) < len(found):
         explained += f" The first {len(shown)} of {len(found)} corpora."
     return diversity_sections.clusters(columns_, Palette([one["name"] for one in shown]), explained)
@@ -244,11 +246,13 @@ def _runs(rows: Sequence[Mapping[str, Any]]) -> Section:
         return page.absent("runs", "Runs", "No run is finished.")
     factors = list(rows[0]["levels"])
     measured = list(dict.fromkeys(name for row in rows for name in row["diversity"]))[:3]
-    outcomes = [name for name in dict.fromkeys(name for row in rows for name in row["outcomes"]) if name not in measured][:5]
+    told = dict.fromkeys(name for row in rows for name in row["outcomes"])
+    outcomes = [name for name in told if name not in measured and not name.startswith("loss on ")][:5]
+    stages = len({row["stage"] for row in rows}) > 1
     listed = table(
-        columns("recipe", "seed", "stage", *(f"#{name}" for name in (*measured, *outcomes))),
+        columns(*factors, "#seed", *["stage"] * stages, *(f"#{name}" for name in (*measured, *outcomes))),
         [
-            [", ".join(f"{factor} {row['levels'][factor]}" for factor in factors) or "base", row["seed"], row["stage"],
+            [*(row["levels"][factor] for factor in factors), row["seed"], *[row["stage"]] * stages,
              *(significant(row["diversity"][name]) if name in row["diversity"] else _NONE for name in measured),
              *(significant(row["outcomes"][name], 4) if name in row["outcomes"] else _NONE for name in outcomes)]
             for row in rows

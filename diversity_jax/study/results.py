@@ -73,19 +73,19 @@ def _figure(folder: Path, name: str) -> float | None:
     return float(value) if value is not None else None
 
 
-def densities(study: StudyConfig, runs: Sequence[Run], store: Store) -> list[dict[str, Any]]:
-    """For each corpus that was scored, by the levels that tell it from others: how often a grouping had C clusters, and of which size."""
+def densities(study: StudyConfig, runs: Sequence[Run], store: Store) -> dict[str, Any]:
+    """How often a grouping had C clusters, and of which mean size: of each corpus that was scored, named by its levels of `factors`."""
     scored = [run for run in runs if "score" in run.keys and store.done(run.keys["score"]) is not None]
     telling = [factor.name for factor in study.factors if _tells_scores_apart(factor.name, scored)]
     found: dict[str, Any] = {}
     for run in scored:
         path = store.output(run.keys["score"]) / "scorecard.json"
-        name = in_words({name: run.levels[name] for name in telling})
+        name = " \u00b7 ".join(str(run.levels[name]) for name in telling) or "base"
         if name not in found and path.exists():
             card = Scorecard.load(path)
             kinds = {kind: card.histogram(kind) for kind in ("clusters", "samples_per_cluster")}
             found[name] = {"name": name, **kinds, "samples_per_grouping": card.series.samples_per_grouping}
-    return list(found.values())
+    return {"factors": telling, "corpora": list(found.values())}
 
 
 def _tells_scores_apart(factor: str, runs: Sequence[Run]) -> bool:
