@@ -26,7 +26,7 @@ SHARES = {"few": Fraction(1, 6), "many": Fraction(1, 2), "code": Fraction(1, 3)}
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     words = {"few": 40, "many": 400, "code": 7}
-    return build_mixture(tmp_path_factory.mktemp("mixture"), SHARES, name="imported", words=words, sequence_length=LENGTH)
+    return build_mixture(tmp_path_factory.mktemp("mixtures") / "imported", SHARES, name="imported", words=words, sequence_length=LENGTH)
 
 
 @pytest.fixture(scope="module")
@@ -203,7 +203,7 @@ def test_a_registered_mixture_of_ours_is_taken_row_for_row(seqio, folder, tmp_pa
     parts = (component("whole", "seqio:imported", share=1.0),)
     fields = {"sequence_length": LENGTH, "processes": 1}
     mixture = build(MixtureConfig(name="outer", components=parts, **fields), tmp_path, lambda _: {})
-    assert {part.name: part.share_granted for part in mixture.taken} == {f"all_{name}": share for name, share in SHARES.items()}
+    assert {part.name: part.share_granted for part in mixture.taken} == {f"whole_{name}": share for name, share in SHARES.items()}
     one = build(MixtureConfig(name="single", components=(component("x", "seqio:imported.few"),), **fields), tmp_path / "s", lambda _: {})
     assert [part.name for part in one.taken] == ["x_few"]
     with pytest.raises(InputError, match=r"component 'x': a cycle of mixtures: imported -> imported"):
