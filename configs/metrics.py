@@ -4,7 +4,7 @@
     python -m diversity_jax.score --config configs/metrics.py --config.corpus=a.jsonl.gz --config.metrics=self_repetition,mtld,vendi
     python -m diversity_jax.score --config configs/metrics.py --config.corpus=a.jsonl.gz --config.baseline.model=runs/quickstart
 
-Nothing is downloaded and nothing paid. Two corpora of some thousand documents of 250 words take about half a minute on 2 cores. With two
+Nothing is downloaded and nothing paid. Two corpora of 400 documents of 280 words take 25 seconds on 2 cores. With two
 corpora the page says which metrics tell them apart; with five or more, how far metrics agree. `configs/score.py` with
 --config.metrics=all measures the same beside the judge.
 """
