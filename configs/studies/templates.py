@@ -12,25 +12,24 @@ from dataclasses import replace
 
 from configs.mixtures.paper_4_to_1 import REAL
 from configs.studies.topics_by_generations import recipe, study
+from diversity_jax.evaluation.results import PAPER_AVERAGES
 from diversity_jax.study.recipe import Factor, Level, StudyConfig
 
-_STAGES = ("350M pre-trained", "350M fine-tuned", "1.4B pre-trained", "1.4B fine-tuned")
-_PERCENT = {
-    "real only": (48.94, 50.00, 54.76, 57.16),
-    "Cosmopedia v0.1": (51.61, 52.64, 56.25, 59.46),
-    "topic": (51.40, 53.03, 56.15, 59.88),
-    "topic_styles": (51.81, 53.37, 56.74, 60.97),
-    "topic_styles_persona": (51.92, 54.29, 57.82, 61.32),
-    "multi_topic_styles_persona": (51.74, 54.06, 56.99, 60.59),
+_STAGES = ("350M pre-trained", "350M fine-tuned", "1.4B pre-trained", "1.4B fine-tuned")  # as PAPER_AVERAGES orders them
+_TEMPLATES = {
+    "topic": "Topic",
+    "topic_styles": "Topic Styles",
+    "topic_styles_persona": "Topic Styles Persona",
+    "multi_topic_styles_persona": "Multi-Topic Styles Persona",
 }
 
 
 def _published(name: str) -> dict[str, float]:
-    return {f"{stage} accuracy": percent / 100 for stage, percent in zip(_STAGES, _PERCENT.get(name, ()), strict=False)}
+    return {f"{stage} accuracy": percent / 100 for stage, percent in zip(_STAGES, PAPER_AVERAGES.get(name, ()), strict=False)}
 
 
 def _template(name: str) -> Level:
-    return Level(name=name, set={"generate.grid.templates": (name,)}, published=_published(name))
+    return Level(name=name, set={"generate.grid.templates": (name,)}, published=_published(_TEMPLATES[name]))
 
 
 def _cosmopedia(version: str) -> Level:
@@ -52,6 +51,6 @@ def get_config() -> StudyConfig:
         REAL_ONLY,
         _cosmopedia("v0.1"),
         _cosmopedia("v0.2"),
-        *(_template(name) for name in ("topic", "topic_styles", "topic_styles_persona", "multi_topic_styles_persona")),
+        *map(_template, _TEMPLATES),
     )
     return study("templates", (Factor(name="data", levels=levels),), recipe(synthetic_tokens_b=20))

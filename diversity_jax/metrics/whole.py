@@ -15,19 +15,17 @@ n-grams m^2 / 2^65 fall together by chance: none in a thousand million, three in
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-import contextlib
 from dataclasses import asdict
 import hashlib
-import importlib
 import itertools
 import math
-import re
 from typing import Any
 import uuid
 
 import numpy as np
 
 from diversity_jax.corpus import Corpus
+from diversity_jax.corpus.beam_pipeline import open_pipeline, pipeline_options
 from diversity_jax.errors import InputError
 from diversity_jax.metrics import richness
 from diversity_jax.metrics.card import Figure, MetricsCard
@@ -43,7 +41,6 @@ MERGEABLE = (
 _ORDERS, _REPEATED_ORDER = (1, 2, 3, 4), 4
 _BLOCK_DOCUMENTS, _BLOCK_CHARACTERS = 8192, 1 << 24
 _BUCKET_BITS = 8
-_INPUT_ERROR = re.compile(r"(?:InputError|Rejected): (.+?)(?: \[while running|$)", re.MULTILINE)
 _FIRST, _SECOND = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xD6E8FEB86659FD93)
 
 Block = tuple[str, list[str]]
@@ -68,7 +65,7 @@ def measure_whole(open_corpus: Callable[[], Corpus], name: str, metrics: Sequenc
         raise InputError(f"baseline.runner: none of {', '.join(metrics)} merges over workers; choose some of {', '.join(MERGEABLE)}")
     place = str(join_path(scratch, f".whole-{uuid.uuid4().hex}"))
     try:
-        with _pipeline(config) as pipeline:
+        with open_pipeline(config.runner, pipeline_options(config.runner, config.runner_options)) as pipeline:
             _build(pipeline, open_corpus, len(units_of(open_corpus())), config.words, place)
         found = {part: read_json(join_path(place, f"{part}.json")) for part in ("sums", "distinct", "repeats")}
     finally:
@@ -89,28 +86,6 @@ def measure_whole(open_corpus: Callable[[], Corpus], name: str, metrics: Sequenc
         seed=config.seed,
         warnings=warnings,
     )
-
-
-@contextlib.contextmanager
-def _pipeline(config: MetricsConfig) -> Iterator[Any]:
-    """A pipeline that has run to its end when the block is left; bad input that a worker met is raised here in one line."""
-    try:
-        beam = importlib.import_module("apache_beam")
-        from apache_beam.options.pipeline_options import PipelineOptions
-
-        pipeline = beam.Pipeline(options=PipelineOptions([f"--runner={config.runner}", *config.runner_options]))
-    except ImportError as error:
-        raise InputError(f"runner {config.runner}: needs apache-beam ({error}); pip install 'diversity_jax[beam]'") from None
-    except (ValueError, TypeError, AttributeError) as error:
-        raise InputError(f"runner {config.runner}: Apache Beam does not take it ({str(error).splitlines()[0]})") from None
-    try:
-        with pipeline:
-            yield pipeline
-    except Exception as error:  # runners wrap what a worker raised in exceptions of their own
-        found = _INPUT_ERROR.search(str(error))
-        if isinstance(error, InputError) or not found:
-            raise
-        raise InputError(found[1].strip().strip("'\"")) from error
 
 
 def _build(pipeline: Any, open_corpus: Callable[[], Corpus], units: int, form: str, place: str) -> None:

@@ -5,19 +5,16 @@ component's folder, which all of them must reach (`gs://`, or a shared disk); ro
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-import contextlib
 import functools
-import importlib
 import logging
-import re
 from typing import Any
 import uuid
 
 import numpy as np
 
 from diversity_jax.corpus import Corpus, CorpusConfig, open_corpus
+from diversity_jax.corpus.beam_pipeline import open_pipeline, pipeline_options
 from diversity_jax.corpus.record_corpus import Tally
-from diversity_jax.errors import InputError
 from diversity_jax.mixtures.pieces import Job, Piece, cut
 from diversity_jax.mixtures.preparation_runner import (
     Fates,
@@ -32,8 +29,6 @@ from diversity_jax.mixtures.preparation_runner import (
 from diversity_jax.mixtures.shards import ShardName, read_plan, save_shard, split_piece
 from diversity_jax.mixtures.workplace import Workplace
 from diversity_jax.storage import join_path, open_file, read_json, remove_tree, write_json, writing
-
-_INPUT_ERROR = re.compile(r"(?:InputError|Rejected|DiskFull): (.+?)(?: \[while running|$)", re.MULTILINE)
 
 log = logging.getLogger(__name__)
 
@@ -50,23 +45,19 @@ class BeamRunner:
     """
 
     def __init__(self, config: CorpusConfig, runner: str, options: Sequence[str] = ()):
-        try:
-            self._beam = importlib.import_module("apache_beam")
-        except ImportError as error:
-            raise InputError(f"runner {runner}: needs apache-beam ({error}); pip install 'diversity_jax[beam]'") from None
-        from apache_beam.options.pipeline_options import PipelineOptions
-
         self._config, self._runner = config, runner
-        self._options = PipelineOptions([f"--runner={runner}", *options])
+        self._open = functools.partial(open_pipeline, runner, pipeline_options(runner, options))
 
     def fingerprint(self, corpus: Corpus, folder: str) -> str:
         """The corpus's own fingerprint, its files hashed by the workers, which leave what they found in `folder` for a moment."""
-        units, beam = corpus.units(), self._beam
+        import apache_beam as beam
+
+        units = corpus.units()
         if corpus.unit_hashes(units[0]) is None:
             return corpus.fingerprint()
         scratch = str(join_path(folder, f".hashes-{uuid.uuid4().hex}"))
         try:
-            with self._pipeline() as pipeline:
+            with self._open() as pipeline:
                 hashing = functools.partial(_hash_unit, self._config, scratch)
                 _ = pipeline | beam.Create(range(len(units))) | beam.Reshuffle() | beam.Map(hashing)
             found = [read_json(join_path(scratch, f"{number}.json")) for number in range(len(units))]
@@ -75,7 +66,9 @@ class BeamRunner:
         return corpus.fingerprint([part for unit in found for part in unit])
 
     def pieces(self, corpus: Corpus, job: Job, place: Workplace, what: Pass, fates: Fates | None) -> None:
-        beam, done = self._beam, finished_pieces(place, what)
+        import apache_beam as beam
+
+        done = finished_pieces(place, what)
         unfinished = [number for number, _ in unfinished_units(place, units_of(corpus), done)]
         if not unfinished:
             return
@@ -84,39 +77,25 @@ class BeamRunner:
         read = functools.partial(_read_pieces, self._config, job, frozenset(done))
         work = functools.partial(_work, job, what, fates is not None)
         log.info("%s: %s %d units on %s", job.settings.name, what.title, len(unfinished), self._runner)
-        with self._pipeline() as pipeline:
+        with self._open() as pipeline:
             pieces = pipeline | beam.Create(unfinished) | beam.Reshuffle() | "read" >> beam.FlatMap(read)
             _ = pieces | "spread" >> beam.Reshuffle() | what.title >> beam.Map(work)
 
     def shards(self, job: Job, place: Workplace, plan_hash: str, shards: Sequence[ShardName]) -> None:
-        beam, wanted = self._beam, unfinished_shards(job, place, shards)
+        import apache_beam as beam
+
+        wanted = unfinished_shards(job, place, shards)
         if not wanted:
             return
         plan = read_plan(job.workplace, plan_hash)
         placed = [(split, piece) for split, pieces in plan.items() for piece in pieces if piece[1]]
         log.info("%s: writing %d shards on %s", job.settings.name, len(wanted), self._runner)
-        with self._pipeline() as pipeline:
+        with self._open() as pipeline:
             parts = pipeline | beam.Create(placed) | beam.Reshuffle() | beam.FlatMap(functools.partial(_split, job, wanted))
             _ = parts | beam.GroupByKey() | beam.Map(functools.partial(_save, job))
 
     def close(self) -> None:
         """Nothing is held between passes."""
-
-    @contextlib.contextmanager
-    def _pipeline(self) -> Iterator[Any]:
-        """A pipeline that has run to its end when the block is left; bad input that a worker met is raised here in one line."""
-        try:
-            pipeline = self._beam.Pipeline(options=self._options)
-        except (ValueError, TypeError, AttributeError, ImportError) as error:
-            raise InputError(f"runner {self._runner}: Apache Beam does not take it ({str(error).splitlines()[0]})") from None
-        try:
-            with pipeline:
-                yield pipeline
-        except Exception as error:  # runners wrap what a worker raised in exceptions of their own
-            found = _INPUT_ERROR.search(str(error))
-            if isinstance(error, InputError) or not found:
-                raise
-            raise InputError(found[1].strip().strip("'\"")) from error
 
 
 def _hash_unit(config: CorpusConfig, scratch: str, number: int) -> None:

@@ -100,12 +100,12 @@ def _judging(agent: AgentConfig, corpora: int, document_tokens: int) -> tuple[Pl
 
 def _llm(planned: Sequence[PlannedCalls], model: str, base_url: str | None, budget: Any) -> Need:
     try:
-        price, unpriced = price_of(*parse_model(model), base_url, budget), ()
+        price = price_of(*parse_model(model), base_url, budget)
     except InputError:
         return Need(calls=sum(plan.calls for plan in planned), unpriced=(model,))
     whole = forecast(planned, price, budget)
     tokens = whole.prompt_tokens + whole.completion_tokens
-    return Need(calls=whole.calls, llm_tokens=tokens, dollars=whole.dollars, unpriced=unpriced)
+    return Need(calls=whole.calls, llm_tokens=tokens, dollars=whole.dollars)
 
 
 def describe(study: StudyConfig, found: Mapping[str, Need]) -> list[str]:
