@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "diversity_jax"
 FLOORS = (
-    ("errors", "storage"),
+    ("errors", "storage", "progress"),
     ("corpus", "llm", "model", "report"),
     ("cluster_agent", "metrics", "evaluation"),
     ("mixtures", "synthesis"),

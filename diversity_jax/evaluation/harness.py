@@ -12,9 +12,9 @@ from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs
 from diversity_jax.errors import InputError
 from diversity_jax.evaluation.forest import Scored
 from diversity_jax.evaluation.language_model import LanguageModel
-from diversity_jax.evaluation.progress import Progress
 from diversity_jax.evaluation.request_store import RequestStore
 from diversity_jax.evaluation.sampling import Sampling
+from diversity_jax.progress import Progress
 
 log = logging.getLogger(__name__)
 _ENCODED_AT_ONCE = 4096

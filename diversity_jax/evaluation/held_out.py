@@ -10,8 +10,8 @@ import numpy as np
 from diversity_jax.errors import InputError
 from diversity_jax.evaluation.forest import Scored
 from diversity_jax.evaluation.language_model import LanguageModel
-from diversity_jax.evaluation.progress import Progress
 from diversity_jax.evaluation.scorer import Scorer
+from diversity_jax.progress import Progress
 
 _DOCUMENTS_AT_ONCE = 1024
 

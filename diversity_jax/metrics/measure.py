@@ -19,6 +19,7 @@ from diversity_jax.metrics.perplexity import CausalModel, document_nats
 from diversity_jax.metrics.sample import READS, STAGES, Ruler, Sample, metered
 from diversity_jax.metrics.settings import METRICS, MetricsConfig
 from diversity_jax.metrics.words import first_words, split_words
+from diversity_jax.progress import Progress
 
 log = logging.getLogger(__name__)
 
@@ -113,6 +114,7 @@ class _Run:
             self.embedder = TfidfSvd(fit, dimensions=config.dimensions, seed=config.seed)
         self.control_words, self.control_documents = self._control(sources) if config.control else (0, 0)
         self._fit_clusters(sources)
+        self._progress: Progress | None = None
 
     def _control(self, sources: Mapping[str, _Source]) -> tuple[int, int]:
         """Words to cut at, and documents of a draw; zeros where no length leaves enough documents."""
@@ -171,6 +173,8 @@ class _Run:
         for stage in self.stages:
             with metered(costs, stage, len(sample.texts)):
                 found |= STAGES[stage](sample, ruler)
+            if self._progress:
+                self._progress.add(1)
         return {name: found.get(name) for name in self.metrics}
 
     def card(self, source: _Source) -> MetricsCard:
@@ -178,6 +182,8 @@ class _Run:
         log.info("measuring %s: %d draws of %s documents", source.name, self.draws, f"{self.documents:,}")
         costs: list[dict[str, Any]] = []
         warnings: list[str] = []
+        rounds = self.draws * (2 if self.control_documents else 1)
+        self._progress = Progress(f"{source.name}: stages measured", total=rounds * len(self.stages))
         if self.draws < self.config.draws:
             warnings.append(f"a corpus of fewer than {_FEWEST} documents: figures of all documents, without intervals")
         pool = self.prepare(source.texts, costs) if source.is_whole else None
@@ -189,6 +195,7 @@ class _Run:
             controlled = self._figures(source, prepared, self.control_documents, [], self.control_words)
         elif self.config.control:
             warnings.append("no length that enough documents of every corpus have: nothing was measured at equal length")
+        self._progress = None  # how many stages the next takes is known only there
         first = source.texts[: self.documents]
         # Figures under models and paid embeddings are followed over sizes only, since shorter texts would have to be paid again.
         moves, grown = dependence(pool or self.prepare(first, []), self, seed=self.config.seed) if self.config.dependence else ({}, [])
