@@ -74,7 +74,7 @@ def test_clusters_find_groups_and_occupancy_counts_them():
     assert effective_occupied(book.occupancy(vectors[of < 3])) < effective_occupied(book.occupancy(vectors)) / 2
     assert (Codebook.fit(vectors, 40, seed=0, batch=512).centres == book.centres).all()
     assert effective_occupied(np.array([5, 5, 0, 5])) == pytest.approx(3)
-    assert (default_clusters(1_000_000), default_clusters(50), default_clusters(1)) == (10_000, 2, 1)
+    assert [default_clusters(count) for count in (1_000_000, 3000, 50, 9, 1)] == [10_000, 300, 5, 2, 1]
     with pytest.raises(InputError, match="clusters=9"):
         Codebook.fit(np.eye(4), 9)
 

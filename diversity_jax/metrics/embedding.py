@@ -156,5 +156,8 @@ def effective_occupied(counts: np.ndarray) -> float | None:
 
 
 def default_clusters(documents: int) -> int:
-    """One cluster a hundred documents, at most 10,000: the paper's number at a million, and no less sensible below."""
-    return max(1, min(10_000, documents // 100 or min(documents, 2)))
+    """One cluster per ten documents, at most 10,000: the paper's number at a million.
+
+    Fewer than the subjects of the most diverse corpus cannot tell it from one of few subjects; docs/metrics.md shows where the figure turns.
+    """
+    return max(1, min(10_000, documents // 10 or min(documents, 2)))

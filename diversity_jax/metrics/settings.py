@@ -81,7 +81,7 @@ class MetricsConfig:
       embedder_base_url: of an OpenAI-compatible server, such as http://127.0.0.1:8000/v1.
       embedder_dollars_per_million_tokens, max_dollars: price of the embeddings endpoint, and what may be spent on it.
       dimensions: of the TF-IDF space.
-      clusters: of K-means; None for one a hundred documents, at most 10,000.
+      clusters: of K-means; None for one per ten documents, at most 10,000.
       model, larger_model: causal models for perplexity and, with both, its gap: a training run, an import, a Hugging Face folder or name.
       vocabulary: tokenizer of `model`s and `llama:` embedders that are our own (default: what their folder names), and of the token count.
       context_tokens, stride_tokens: window of perplexity over long documents, and its step; None for the model's own and half of it.
