@@ -7,7 +7,7 @@ from typing import Any
 
 from diversity_jax.report.formats import clean
 
-_EMPTY = ("meta", "link", "br")
+_EMPTY = ("meta", "link", "br", "wbr")
 
 
 class Html(str):

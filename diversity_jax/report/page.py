@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+import re
 
 from diversity_jax.report.canvas import Drawing
 from diversity_jax.report.data import Fact
@@ -58,9 +59,11 @@ class Page:
 
 
 def named(name: str, palette: Palette) -> Html:
-    """A component's name behind a dot of its colour."""
+    """A component's name behind a dot of its colour; a long one breaks where its words end."""
     dot = element("span", class_=f"swatch {palette.slot(name)}", aria_hidden="true")
-    return element("span", dot, name, class_="name")
+    words = re.split(r"(?<=[_/.-])(?=.)", name)
+    label = element("span", words[0], [[element("wbr"), word] for word in words[1:]])
+    return element("span", dot, label, class_="name")
 
 
 def figure(drawing: Drawing, caption: object) -> Html:
