@@ -158,6 +158,6 @@ def effective_occupied(counts: np.ndarray) -> float | None:
 def default_clusters(documents: int) -> int:
     """One cluster per ten documents, at most 10,000: the paper's number at a million.
 
-    Fewer than the subjects of the most diverse corpus cannot tell it from one of few subjects; docs/metrics.md shows where the figure turns.
+    Fewer than a diverse corpus has subjects cannot tell it from one of few subjects; docs/metrics.md shows where the figure turns.
     """
     return max(1, min(10_000, documents // 10 or min(documents, 2)))
