@@ -12,6 +12,7 @@ transformers and torch.
 """
 
 import argparse
+from collections.abc import Mapping
 import dataclasses
 import os
 from pathlib import Path
@@ -44,8 +45,31 @@ def read_model(folder: str | os.PathLike, *, step: int | None = None, **override
         return import_hugging_face(folder, **overrides)
     config = dataclasses.replace(read_config(folder), **overrides)
     if (folder / "model.json").exists():
-        return config, _load(config, folder / "weights")
-    return config, _load(config, _checkpoint(folder / "checkpoints", step))
+        return config, _load(folder / "weights", _init_shapes(config))
+    checkpoint = _checkpoint(folder / "checkpoints", step)
+    tuned = read_json(folder / "run.json")["settings"].get("train") or {}
+    if (tuned.get("lora") or {}).get("rank"):
+        return config, _merged(config, checkpoint, tuned)
+    return config, _load(checkpoint, _init_shapes(config))
+
+
+def _merged(config: LlamaConfig, checkpoint: Path, tuned: Mapping[str, Any]) -> dict[str, Any]:
+    """The model that a run started from, its adapters' products added; refused where that model is no longer the same."""
+    import jax
+    from orbax.checkpoint import v1 as ocp
+
+    from diversity_jax.model.fingerprint import fingerprint
+    from diversity_jax.model.lora import LoraConfig, init_adapters, merged
+
+    lora = LoraConfig(**tuned["lora"])
+    adapters = _load(checkpoint, jax.eval_shape(lambda key: init_adapters(config, lora, key), jax.random.key(0)))
+    _, base = read_model(tuned["init_from"], step=tuned.get("init_step"))
+    known = ocp.checkpointables_metadata(checkpoint.absolute()).custom_metadata["identity"]["model in init_from"]
+    if str(int(fingerprint(base))) != known:
+        raise InputError(
+            f"{checkpoint}: holds adapters to another model than {tuned['init_from']} holds now; put that back, or set train.init_step"
+        )
+    return jax.jit(merged, static_argnums=2)(base, adapters, lora)
 
 
 def read_config(folder: str | os.PathLike) -> LlamaConfig:
@@ -79,15 +103,20 @@ def _checkpoint(folder: Path, step: int | None) -> Path:
     return folder / str(steps[-1] if step is None else step)
 
 
-def _load(config: LlamaConfig, folder: Path) -> dict[str, Any]:
-    """Parameters of an Orbax checkpoint, on the first local device, whatever mesh wrote them."""
+def _init_shapes(config: LlamaConfig) -> dict[str, Any]:
     import jax
-    from orbax.checkpoint import v1 as ocp
 
     from diversity_jax.model.llama import init_params
 
+    return jax.eval_shape(lambda key: init_params(config, key), jax.random.key(0))
+
+
+def _load(folder: Path, shapes: dict[str, Any]) -> dict[str, Any]:
+    """Parameters of these shapes in an Orbax checkpoint, on the first local device, whatever mesh wrote them."""
+    import jax
+    from orbax.checkpoint import v1 as ocp
+
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    shapes = jax.eval_shape(lambda key: init_params(config, key), jax.random.key(0))
     wanted = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), shapes)
     try:
         return ocp.load_checkpointables(folder.absolute(), {"params": wanted})["params"]

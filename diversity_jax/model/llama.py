@@ -138,15 +138,21 @@ class Llama(nnx.Module):
         if not config.tie_embeddings:
             self.head = _matrix(config, head_key, (config.hidden_size, config.vocab_size))
 
-    def hidden(self, tokens_BxL: jax.Array, *, segment_ids_BxL, positions_BxL, dropout_key) -> jax.Array:
+    def hidden(self, tokens_BxL: jax.Array, *, adapters: Params, segment_ids_BxL, positions_BxL, dropout_key) -> jax.Array:
         """What the output projection reads, BxLxD in the compute type."""
         config = self.config
         rotary = rotary_table(config, tokens_BxL.shape[1], positions_BxL)
         graphdef, stacked = nnx.split(self.blocks)
-        stacked = jax.tree.map(lambda a: a.astype(config.compute_dtype), nnx.to_pure_dict(stacked))
+        stacked = nnx.to_pure_dict(stacked)
+        cast = functools.partial(jax.tree.map, lambda a: a.astype(config.compute_dtype))
+        if not adapters:
+            stacked = cast(stacked)
 
         def layer(x_BxLxD, index, weights):
+            weights, added = weights
             key = None if dropout_key is None else jax.random.fold_in(dropout_key, index)
+            if added:  # in float32, and where both are cut alike: nothing but the sum is rounded, and nothing but it is gathered
+                weights = cast(add_adapters(weights, added))
             weights = gathered(weights, "blocks")
             if config.remat == "offload":
                 x_BxLxD = checkpoint_name(x_BxLxD, _LAYER_INPUT)
@@ -157,11 +163,18 @@ class Llama(nnx.Module):
         x_BxLxD = constrain(x_BxLxD, "batch", "length", "activation_embed")
         if config.scan_layers:
             indices = jnp.arange(config.num_layers)
-            x_BxLxD, _ = jax.lax.scan(lambda x, item: (layer(x, *item), None), x_BxLxD, (indices, stacked))
+            x_BxLxD, _ = jax.lax.scan(lambda x, item: (layer(x, *item), None), x_BxLxD, (indices, (stacked, adapters)))
         else:
-            for index, weights in enumerate(_unstacked(stacked, config.num_layers)):
+            for index, weights in enumerate(_unstacked((stacked, adapters), config.num_layers)):
                 x_BxLxD = layer(x_BxLxD, index, weights)
         return rms_norm(x_BxLxD, self.norm[...].astype(config.compute_dtype), config.rms_norm_eps)
+
+
+def add_adapters(weights: Params, adapters: Params) -> Params:
+    """One layer's parameters, to whose matrices the products of their low-rank adapters `a` and `b` are added; see `model.lora`."""
+    if "a" in adapters:
+        return weights + jnp.tensordot(adapters["a"], adapters["b"], axes=1, precision="highest")
+    return {name: add_adapters(weight, adapters[name]) if name in adapters else weight for name, weight in weights.items()}
 
 
 def _unstacked(stacked: Any, count: int) -> list[Any]:
@@ -221,7 +234,7 @@ def hidden_states(
 
     Args:
       config: Sizes and numerics.
-      params: From `init_params` or `model.convert`.
+      params: From `init_params` or `model.convert`; with an entry `adapters`, from `model.lora.with_adapters`.
       tokens_BxL: Token ids.
       segment_ids_BxL: Document of each token; a token attends only within its own. None: the row is one document.
       positions_BxL: Position of each token; None: its column. Rotary attention sees only differences, so documents packed
@@ -229,8 +242,10 @@ def hidden_states(
       dropout_key: Randomness for dropout; None: no dropout, as in evaluation.
     """
     dropout_key = dropout_key if config.dropout else None
-    return nnx.merge(_graphdef(config), params).hidden(
-        tokens_BxL, segment_ids_BxL=segment_ids_BxL, positions_BxL=positions_BxL, dropout_key=dropout_key
+    base = {name: leaf for name, leaf in params.items() if name != "adapters"}
+    adapters = params.get("adapters", {"blocks": {}})["blocks"]
+    return nnx.merge(_graphdef(config), base).hidden(
+        tokens_BxL, adapters=adapters, segment_ids_BxL=segment_ids_BxL, positions_BxL=positions_BxL, dropout_key=dropout_key
     )
 
 

@@ -31,6 +31,7 @@ RULES: dict[str, str | tuple[str, ...] | None] = {
     "mlp": "tensor",
     "vocab": "tensor",
     "norm": None,
+    "rank": None,
     "activation_embed": None,
 }
 
@@ -49,6 +50,24 @@ PARAMETER_AXES: dict[str, tuple[str, ...]] = {
     "blocks/mlp/up": ("layers", "embed", "mlp"),  # [N, D, F]
     "blocks/mlp/down": ("layers", "mlp", "embed"),  # [N, F, D]
 }
+
+
+def input_axes(matrix: str) -> int:
+    """How many axes a layer's matrix is multiplied over, after the axis of layers."""
+    return 2 if matrix == "output" else 1
+
+
+def _adapter_axes() -> dict[str, tuple[str, ...]]:
+    """Logical axes of low-rank adapters: cut as their matrix is, so that their product is too."""
+    found = {}
+    for path, axes in PARAMETER_AXES.items():
+        if path.startswith("blocks/") and not path.endswith("norm"):
+            split = 1 + input_axes(path.rpartition("/")[2])
+            found |= {f"{path}/a": (*axes[:split], "rank"), f"{path}/b": ("layers", "rank", *axes[split:])}
+    return found
+
+
+PARAMETER_AXES |= _adapter_axes()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -69,6 +69,7 @@ def make_request(config: Any, target: Target, *, effort: str = "default") -> Com
         z_loss=config.train.z_loss,
         num_components=components,
         packed=packed or not config.train.attend_across_documents,
+        lora=config.train.lora,
         effort=effort,
     )
 

@@ -4,7 +4,8 @@ Reads a pickled `CompileRequest` from standard input and writes one line of JSON
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+import functools
 import json
 import os
 import pickle
@@ -15,6 +16,7 @@ from typing import Any
 
 from diversity_jax.errors import InputError
 from diversity_jax.model import LlamaConfig, MeshConfig
+from diversity_jax.model.lora import LoraConfig
 from diversity_jax.training.compile_targets import Target
 from diversity_jax.training.optimizer import OptimizerConfig
 
@@ -40,6 +42,7 @@ class CompileRequest:
     z_loss: float = 0.0
     num_components: int = 1
     packed: bool = False
+    lora: LoraConfig = field(default_factory=LoraConfig)
     effort: str = "default"
 
 
@@ -146,8 +149,8 @@ def _lower(request: CompileRequest, mesh: Any) -> Any:
     import jax
     import jax.numpy as jnp
 
-    from diversity_jax.model import batch_sharding
-    from diversity_jax.training.step import make_train_step, state_shardings
+    from diversity_jax.model import batch_sharding, init_params
+    from diversity_jax.training.step import base_shardings, make_train_step, state_shardings
 
     _, step = make_train_step(
         request.model,
@@ -156,13 +159,18 @@ def _lower(request: CompileRequest, mesh: Any) -> Any:
         num_components=request.num_components,
         z_loss=request.z_loss,
         gradient_accumulation=request.gradient_accumulation,
+        lora=request.lora,
     )
-    shapes, places = state_shardings(request.model, request.optimizer, mesh)
-    state = jax.tree.map(lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), shapes, places)
+    placed = functools.partial(jax.tree.map, lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place))
+    state = placed(*state_shardings(request.model, request.optimizer, mesh, request.lora))
+    base = ()
+    if request.lora.rank:
+        whole = jax.eval_shape(functools.partial(init_params, request.model), jax.random.key(0))
+        base = (placed(whole, base_shardings(request.model, mesh)),)
     place, rows = batch_sharding(mesh), request.batch_size
     token_arrays = ("tokens", "segment_ids", "positions") if request.packed else ("tokens",)
     batch = {name: jax.ShapeDtypeStruct((rows, request.sequence_length + 1), jnp.int32, sharding=place) for name in token_arrays}
-    return step.lower(state, batch | {"component": jax.ShapeDtypeStruct((rows,), jnp.int32, sharding=place)})
+    return step.lower(state, batch | {"component": jax.ShapeDtypeStruct((rows,), jnp.int32, sharding=place)}, *base)
 
 
 def _needed_bytes(message: str) -> float | None:

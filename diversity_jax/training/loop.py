@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 import dataclasses
 from dataclasses import dataclass
+import functools
 import logging
 from pathlib import Path
 import time
@@ -13,6 +14,8 @@ import jax
 from diversity_jax.errors import InputError
 from diversity_jax.mixtures.mixture import Mixture
 from diversity_jax.model import LlamaConfig, MeshConfig, batch_sharding, check_batch, make_mesh
+from diversity_jax.model.fingerprint import fingerprint
+from diversity_jax.model.lora import merged
 from diversity_jax.storage import content_hash
 from diversity_jax.training.checkpoint import CheckpointError, Checkpoints
 from diversity_jax.training.data import Preparation, ReadAhead
@@ -24,7 +27,7 @@ from diversity_jax.training.optimizer import OptimizerConfig
 from diversity_jax.training.program_cache import CompileClock, keep_programs
 from diversity_jax.training.samples import SampleLog, Samples, sample_lines
 from diversity_jax.training.settings import TrainConfig
-from diversity_jax.training.step import TrainState, make_train_step, state_shardings
+from diversity_jax.training.step import OnMesh, TrainState, base_shardings, make_train_step, state_shardings
 from diversity_jax.training.stopping import StopRequest
 from diversity_jax.training.summary import memory_figures, summarise, utilisation
 from diversity_jax.training.trace import StepTrace
@@ -117,7 +120,7 @@ class _Run:
         self.loader = mixture.loader(batch_size=config.batch_size)
         self.tokens_per_step = config.batch_size * self.loader.sequence_length
         self.separate_at = None if config.attend_across_documents else mixture.vocabulary.end_of_text_id
-        self.shapes, self.shardings = state_shardings(model, optimizer, mesh)
+        self.shapes, self.shardings = state_shardings(model, optimizer, mesh, config.lora)
         self.init_state, self.step = make_train_step(
             model,
             optimizer,
@@ -126,6 +129,7 @@ class _Run:
             z_loss=config.z_loss,
             gradient_accumulation=config.gradient_accumulation,
             seed=config.seed,
+            lora=config.lora,
         )
         self.held_out = HeldOut(mixture, model, mesh, config.batch_size, config.eval_batches, self.separate_at)
         self.samples = Samples(mixture, model, mesh, config)
@@ -141,6 +145,7 @@ class _Run:
         self.sample_log = SampleLog(output_dir) if first and config.sample_prompts else None
         self.goodput = GoodputLog(output_dir, began=began, write=first)
         self.state, self.done, self.saved, self.window = None, 0, None, None
+        self.base: tuple[Any, ...] = ()
         self.timed_steps, self.skipped_in_a_row = 0, 0
 
     def close(self) -> None:
@@ -182,6 +187,7 @@ class _Run:
 
     def _start(self) -> None:
         """Finds the state to go on from."""
+        self._read_base()
         restored = self.checkpoints.restore(self.shapes, self.shardings)
         if restored is None:
             self.state = self._initial()
@@ -201,11 +207,27 @@ class _Run:
 
     def _initial(self) -> TrainState:
         state = self.init_state(jax.random.key(self.config.seed))
-        if self.config.init_from is None:
+        if self.config.init_from is None or self.base:
             return state
         params = initial_params(self.config.init_from, self.config.init_step, self.model, self.shardings.params)
         log.info("beginning with the parameters of %s", self.config.init_from)
         return dataclasses.replace(state, params=params)
+
+    def _read_base(self) -> None:
+        """The frozen parameters that adapters are trained beside; every sitting reads them again, and they must be the same."""
+        lora = self.config.lora
+        if not lora.rank:
+            return
+        whole = base_shardings(self.model, self.mesh)
+        self.base = (initial_params(self.config.init_from, self.config.init_step, self.model, whole),)
+        self.identity["model in init_from"] = str(int(fingerprint(self.base[0])))
+        self.merge = OnMesh(self.mesh, jax.jit(functools.partial(merged, lora=lora), out_shardings=whole))
+        count = sum(leaf.size for leaf in jax.tree.leaves(self.shapes.params))
+        log.info("training adapters of rank %d, %s parameters, beside those of %s", lora.rank, f"{count:,}", self.config.init_from)
+
+    def _weights(self) -> Any:
+        """All parameters of the model as it stands."""
+        return self.merge(self.base[0], self.state.params) if self.base else self.state.params
 
     def _steps(self, start: int) -> None:
         """Runs steps until the end or a stop request; metrics of a step are read after the next one is under way."""
@@ -218,7 +240,7 @@ class _Run:
             for number, batch, waited in ahead:
                 trace.before(number)
                 with jax.transfer_guard("disallow"):  # a hidden copy between host and device is an error, not a slow step
-                    self.state, metrics = self.step(self.state, batch)
+                    self.state, metrics = self.step(self.state, batch, *self.base)
                 self.done = number + 1
                 trace.after(metrics)
                 window.add(self.done, metrics, waited)
@@ -270,7 +292,7 @@ class _Run:
 
     def _evaluate(self) -> dict[str, float]:
         began = time.perf_counter()
-        losses = self.held_out.losses(self.state.params, stop=lambda: self.stop.asked)
+        losses = self.held_out.losses(self._weights(), stop=lambda: self.stop.asked)
         if losses and self.writer:
             self.writer.write(self.done, {"eval/loss" if name == "all" else f"eval/{name}/loss": value for name, value in losses.items()})
             log.info(evaluation_line(self.done, losses))
@@ -279,7 +301,7 @@ class _Run:
 
     def _write_samples(self) -> None:
         began = time.perf_counter()
-        texts = self.samples.texts(self.done, self.state.params)
+        texts = self.samples.texts(self.done, self._weights())
         if self.sample_log:
             self.sample_log.write(self.done, self.samples.prompts, texts)
             for line in sample_lines(self.done, self.samples.prompts, texts):
@@ -344,6 +366,8 @@ def _identity(mixture: Mixture, model: LlamaConfig, optimizer: OptimizerConfig, 
     shape = {name: value for name, value in vars(model).items() if name not in _RUN_ONLY}
     data = {"batch_size": config.batch_size, "seed": config.seed, "z_loss": config.z_loss, "across": config.attend_across_documents}
     begun = {} if config.init_from is None else {"init_from": content_hash([config.init_from, config.init_step])}
+    if config.lora.rank:
+        begun["lora"] = content_hash(dataclasses.asdict(config.lora))
     return begun | {
         "mixture": mixture.content_hash,
         "model": content_hash(shape),

@@ -1,10 +1,11 @@
 """How long and how a run trains, and what it writes while it does."""
 
 import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 import math
 
 from diversity_jax.errors import InputError
+from diversity_jax.model.lora import LoraConfig
 
 _AT_LEAST_ONE = (
     "steps",
@@ -37,6 +38,7 @@ class TrainConfig:
     epochs: float | None = None  # in place of `steps`: passes over as many rows as the mixture's components have together
     init_from: str | None = None  # folder of a run, of an imported model or of a Hugging Face Llama to begin with; None: random
     init_step: int | None = None  # of such a run: which checkpoint; None: the latest
+    lora: LoraConfig = field(default_factory=LoraConfig)  # rank above 0: adapters are trained, the parameters of init_from stay as they are
     batch_size: int = 8  # rows of the global batch
     seed: int = 0  # of initial parameters and dropout
     gradient_accumulation: int = 1  # equal parts a batch is worked through in
@@ -61,16 +63,18 @@ class TrainConfig:
     tensorboard: bool = True  # write TensorBoard events beside metrics.jsonl; needs clu and TensorFlow
 
     def __post_init__(self):
-        for field in _AT_LEAST_ONE:
-            if getattr(self, field) < 1:
-                raise InputError(f"train.{field}={getattr(self, field)}: must be at least 1")
-        for field in _NOT_NEGATIVE:
-            if not getattr(self, field) >= 0:
-                raise InputError(f"train.{field}={getattr(self, field)}: must be at least 0")
+        for name in _AT_LEAST_ONE:
+            if getattr(self, name) < 1:
+                raise InputError(f"train.{name}={getattr(self, name)}: must be at least 1")
+        for name in _NOT_NEGATIVE:
+            if not getattr(self, name) >= 0:
+                raise InputError(f"train.{name}={getattr(self, name)}: must be at least 0")
         if self.epochs is not None and not 0 < self.epochs < math.inf:
             raise InputError(f"train.epochs={self.epochs}: must be above 0, or None to count steps")
         if self.init_step is not None and self.init_from is None:
             raise InputError(f"train.init_step={self.init_step}: says which checkpoint of init_from, which is None; give both")
+        if self.lora.rank and self.init_from is None:
+            raise InputError(f"train.lora.rank={self.lora.rank}: adapters are added to a trained model; name it as train.init_from")
         if not self.grace_seconds > 0:
             raise InputError(f"train.grace_seconds={self.grace_seconds}: must be above 0")
         if self.keep_every_steps % self.checkpoint_every:

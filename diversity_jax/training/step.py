@@ -13,10 +13,12 @@ import optax
 from diversity_jax.model.config import LlamaConfig
 from diversity_jax.model.cross_entropy import loss, target_weights
 from diversity_jax.model.llama import init_params
+from diversity_jax.model.lora import LoraConfig, init_adapters, with_adapters
 from diversity_jax.model.sharding import batch_sharding, check_batch, param_shardings
 from diversity_jax.training.optimizer import OptimizerConfig, learning_rate, make_optimizer
 
 Batch = Mapping[str, jax.Array]
+_ALL_PARAMETERS = LoraConfig()
 Metrics = dict[str, jax.Array]
 
 
@@ -26,7 +28,7 @@ class TrainState:
     """Everything a step changes; with the batches, all that a run's continuation depends on."""
 
     step: jax.Array  # int32 scalar, finished steps, skipped ones too
-    params: Any  # float32
+    params: Any  # float32; what is trained: all parameters, or low-rank adapters alone
     opt_state: Any  # optax state; moments are float32 and placed like their parameters
     skipped: jax.Array  # int32 scalar, steps whose update was left out because loss or gradient was not finite
 
@@ -68,14 +70,26 @@ def _micro_batches(batch: Batch, count: int) -> dict[str, jax.Array]:
 
 
 def loss_and_gradient(
-    model: LlamaConfig, params: Any, batch: Batch, *, z_loss: float, num_components: int, accumulation: int, dropout_key: jax.Array
+    model: LlamaConfig,
+    params: Any,
+    batch: Batch,
+    *,
+    z_loss: float,
+    num_components: int,
+    accumulation: int,
+    dropout_key: jax.Array,
+    whole: Callable[[Any], Any] = lambda params: params,
 ) -> tuple[jax.Array, Metrics, Any]:
-    """Objective, component sums and float32 gradient of a batch, worked through in `accumulation` equal parts."""
+    """Objective, component sums and float32 gradient of a batch, worked through in `accumulation` equal parts.
+
+    Args:
+      params: what is trained; `whole` makes the model's parameters of it.
+    """
     token_count = jnp.sum(target_weights(batch))
 
     @functools.partial(jax.value_and_grad, has_aux=True)
     def objective(params, part, key):
-        value, parts = loss(model, params, part, z_loss=z_loss, token_count=token_count, dropout_key=key)
+        value, parts = loss(model, whole(params), part, z_loss=z_loss, token_count=token_count, dropout_key=key)
         return value, component_sums(parts, part["component"], num_components)
 
     if accumulation == 1:
@@ -93,13 +107,15 @@ def loss_and_gradient(
     return jax.lax.scan(body, start, (jnp.arange(accumulation), _micro_batches(batch, accumulation)))[0]
 
 
-def state_shardings(model: LlamaConfig, optimizer: OptimizerConfig, mesh: Mesh) -> tuple[TrainState, TrainState]:
+def state_shardings(
+    model: LlamaConfig, optimizer: OptimizerConfig, mesh: Mesh, lora: LoraConfig = _ALL_PARAMETERS
+) -> tuple[TrainState, TrainState]:
     """Shapes and placements of a whole `TrainState`; moments live where their parameters do.
 
     Raises:
       InputError: a parameter cannot be cut evenly over the mesh.
     """
-    shapes = jax.eval_shape(functools.partial(_init, model, optimizer), jax.random.key(0))
+    shapes = jax.eval_shape(functools.partial(_init, model, optimizer, lora), jax.random.key(0))
     whole = NamedSharding(mesh, PartitionSpec())
     placed = param_shardings(mesh, shapes.params)
     opt_state = optax.tree_utils.tree_map_params(
@@ -108,12 +124,18 @@ def state_shardings(model: LlamaConfig, optimizer: OptimizerConfig, mesh: Mesh) 
     return shapes, TrainState(step=whole, params=placed, opt_state=opt_state, skipped=whole)
 
 
-def _init(model: LlamaConfig, optimizer: OptimizerConfig, key: jax.Array) -> TrainState:
-    params = init_params(model, key)
+def base_shardings(model: LlamaConfig, mesh: Mesh) -> Any:
+    """Placements of all of a model's parameters, trained or not."""
+    return param_shardings(mesh, jax.eval_shape(functools.partial(init_params, model), jax.random.key(0)))
+
+
+def _init(model: LlamaConfig, optimizer: OptimizerConfig, lora: LoraConfig, key: jax.Array) -> TrainState:
+    params = init_adapters(model, lora, key) if lora.rank else init_params(model, key)
     zero = jnp.zeros((), jnp.int32)
     return TrainState(step=zero, params=params, opt_state=make_optimizer(optimizer).init(params), skipped=zero)
 
 
+@functools.lru_cache(maxsize=4)  # runs of one process, such as a study's, trace and load a program once
 def make_train_step(
     model: LlamaConfig,
     optimizer: OptimizerConfig,
@@ -123,6 +145,7 @@ def make_train_step(
     z_loss: float = 0.0,
     gradient_accumulation: int = 1,
     seed: int = 0,
+    lora: LoraConfig = _ALL_PARAMETERS,
 ) -> tuple[OnMesh, OnMesh]:
     """Compiles initialisation and step for a mesh.
 
@@ -134,6 +157,7 @@ def make_train_step(
       z_loss: Weight of log(Z)^2 in the objective.
       gradient_accumulation: Equal parts a batch is worked through in, to save memory; the result is the same up to rounding.
       seed: Of dropout; each step's randomness depends on it and the step alone, so that a resumed run repeats it.
+      lora: With a rank above 0, adapters are trained and the model's own parameters are a third argument of the step, read only.
 
     Returns:
       `init_state(key) -> TrainState`, born sharded, and `train_step(state, batch) -> (state, metrics)`. The given state is donated: use
@@ -147,10 +171,10 @@ def make_train_step(
       InputError: model and mesh do not fit; on a call, a batch that cannot be dealt evenly.
     """
     transformation = make_optimizer(optimizer)
-    _, placed = state_shardings(model, optimizer, mesh)
+    _, placed = state_shardings(model, optimizer, mesh, lora)
     whole = NamedSharding(mesh, PartitionSpec())
 
-    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+    def train_step(state: TrainState, batch: Batch, *base: Any) -> tuple[TrainState, Metrics]:
         value, sums, gradient = loss_and_gradient(
             model,
             state.params,
@@ -159,6 +183,7 @@ def make_train_step(
             num_components=num_components,
             accumulation=gradient_accumulation,
             dropout_key=jax.random.fold_in(jax.random.key(seed), state.step),
+            **({"whole": lambda adapters: with_adapters(base[0], adapters, lora)} if lora.rank else {}),
         )
         norm = optax.global_norm(gradient)
         rate = learning_rate(optimizer, state.step)
@@ -178,16 +203,18 @@ def make_train_step(
         skipped = state.skipped + jnp.where(applied, 0, 1)
         return TrainState(step=state.step + 1, params=params, opt_state=opt_state, skipped=skipped), metrics
 
-    init_state = jax.jit(functools.partial(_init, model, optimizer), out_shardings=placed)
-    jitted = jax.jit(train_step, donate_argnums=0, in_shardings=(placed, batch_sharding(mesh)), out_shardings=(placed, whole))
+    init_state = jax.jit(functools.partial(_init, model, optimizer, lora), out_shardings=placed)
+    read = (placed, batch_sharding(mesh), *([base_shardings(model, mesh)] if lora.rank else []))
+    jitted = jax.jit(train_step, donate_argnums=0, in_shardings=read, out_shardings=(placed, whole))
     check = functools.partial(_check_rows, mesh, gradient_accumulation)
     return OnMesh(mesh, init_state), OnMesh(mesh, jitted, check=check)
 
 
-def _check_rows(mesh: Mesh, accumulation: int, _: Any, batch: Batch) -> None:
+def _check_rows(mesh: Mesh, accumulation: int, _: Any, batch: Batch, *base: Any) -> None:
     check_batch(mesh, batch["tokens"].shape[0], gradient_accumulation=accumulation)
 
 
+@functools.lru_cache(maxsize=4)
 def make_eval_step(model: LlamaConfig, mesh: Mesh, *, num_components: int = 1) -> OnMesh:
     """Compiles `eval_step(params, batch) -> metrics` for a mesh: no dropout, no gradient, nothing donated.
 
@@ -195,8 +222,7 @@ def make_eval_step(model: LlamaConfig, mesh: Mesh, *, num_components: int = 1) -
     mean
     `loss`.
     """
-    whole = NamedSharding(mesh, PartitionSpec())
-    placed = param_shardings(mesh, jax.eval_shape(functools.partial(init_params, model), jax.random.key(0)))
+    whole, placed = NamedSharding(mesh, PartitionSpec()), base_shardings(model, mesh)
 
     def eval_step(params: Any, batch: Batch) -> Metrics:
         value, parts = loss(model, params, batch)
