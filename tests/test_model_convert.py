@@ -1,5 +1,6 @@
 """Weights go to Hugging Face and come back, and transformers computes the same logits from them."""
 
+import dataclasses
 from fractions import Fraction
 import json
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 
 from diversity_jax.errors import InputError
+from diversity_jax.evaluation.tokenizer import for_folder, for_run
 from diversity_jax.mixtures.vocabulary import load_tokenizer
 from diversity_jax.model.convert import logits_difference, main, read_model, write_imported
 from diversity_jax.model.hugging_face import config_to_hugging_face, export_hugging_face, import_hugging_face
@@ -18,6 +20,7 @@ from diversity_jax.model.tokenizer_files import TokenizerFiles, write_tokenizer
 from tests import golden_logits
 from tests.mixture_folders import build_mixture
 from tests.small_llama import random_params, small_config
+from tests.test_model_gguf import train_sentencepiece
 
 
 def model(**fields):
@@ -255,6 +258,27 @@ def test_transformers_reads_the_tokenizer(tmp_path):
         tokenizer("A b\u00e9.", add_special_tokens=False)["input_ids"] == load_tokenizer("bytes").encode_batch(["A b\u00e9."])[0].tolist()
     )
     assert tokenizer.eos_token_id == 1
+
+
+def test_an_exported_sentencepiece_run_names_the_token_that_its_texts_began_with(tmp_path):
+    """Its own begin of text was never seen in training, where an end of text stood before every document."""
+    transformers = pytest.importorskip("transformers")
+    pieces = train_sentencepiece(tmp_path / "pieces.model")
+    end = load_tokenizer(str(pieces)).end_of_text_id
+    own = TokenizerFiles(files=(pieces,), end_of_text_id=end)
+    write_tokenizer(own, tmp_path / "plain", vocab_size=400)
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "plain")
+    ours = for_folder(load_tokenizer(str(tmp_path / "plain")), tmp_path / "plain")
+    assert theirs.bos_token_id == theirs.eos_token_id == end == ours.prefix_id == for_run(load_tokenizer(str(pieces))).prefix_id
+    with pytest.raises(InputError, match="more than the model's 100"):
+        write_tokenizer(own, tmp_path / "small", vocab_size=100)
+    template = "{{ bos_token }}{% for m in messages %}{{ m.content }}{% endfor %}"
+    chat = {"template": template, "special": {"bos_token": "<s>", "eos_token": "</s>"}}
+    tuned = dataclasses.replace(own, chat_template=chat["template"], special=chat["special"])
+    write_tokenizer(tuned, tmp_path / "tuned", vocab_size=400)
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "tuned")
+    assert theirs.bos_token_id == for_run(load_tokenizer(str(pieces)), chat).prefix_id != end
+    assert theirs.apply_chat_template([{"role": "user", "content": "ba"}], tokenize=False) == "<s>ba"
 
 
 def test_an_imported_models_tokenizer_comes_along_and_leaves_again(tmp_path):

@@ -109,8 +109,10 @@ def for_run(vocabulary: Vocabulary, chat: Mapping[str, Any] | None = None) -> Mo
         return ModelTokenizer(vocabulary=vocabulary, prefix_id=end, stop_ids=frozenset([end]))
     template, special = chat["template"], chat["special"]
     ends = frozenset([end, *turn_ends(vocabulary, template, special)])
+    begin = encode_marked(vocabulary, [special["bos_token"]], vocabulary.marks)[0] if special.get("bos_token") else []
+    prefix = begin[0] if len(begin) == 1 and "bos_token" in template else end  # what its texts began with
     return ModelTokenizer(
-        vocabulary=vocabulary, prefix_id=end, stop_ids=ends, special=special, chat_template=template, marks=vocabulary.marks
+        vocabulary=vocabulary, prefix_id=prefix, stop_ids=ends, special=special, chat_template=template, marks=vocabulary.marks
     )
 
 
@@ -185,14 +187,14 @@ def _template_of(path: Path, special: Mapping[str, str]) -> tuple[tuple[int, ...
 
 
 def _sentencepiece_begin(path: Path, special: dict[str, str]) -> int | None:
-    """Id of `<s>`; its text and that of `</s>` are added to `special`."""
+    """Id of what `special` names as begin of text, or of `<s>`, which is added to `special` as `</s>` is."""
     import sentencepiece
 
     model = sentencepiece.SentencePieceProcessor(model_file=str(path))
     for name, one in (("bos_token", model.bos_id()), ("eos_token", model.eos_id())):
         if one >= 0:
             special.setdefault(name, model.id_to_piece(one))
-    return model.bos_id() if model.bos_id() >= 0 else None
+    return model.piece_to_id(special["bos_token"]) if "bos_token" in special else None
 
 
 def folder_template(folder: Path) -> str | None:

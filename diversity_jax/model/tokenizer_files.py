@@ -1,7 +1,7 @@
 """The tokenizer's files beside a model: found in a run's folder, written where transformers looks for them, copied on import."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 import os
 from pathlib import Path
 import shutil
@@ -32,11 +32,13 @@ class TokenizerFiles:
       files: none for `bytes` (byte b is id b + 3, 1 ends a document).
       end_of_text_id: where known.
       chat_template: Jinja source that the model was fine-tuned with; None: whatever is among the files.
+      special: texts of the special tokens that the template may name.
     """
 
     files: tuple[Path, ...] = ()
     end_of_text_id: int | None = None
     chat_template: str | None = None
+    special: Mapping[str, str] = field(default_factory=dict)
 
 
 def named_tokenizer(name: str | os.PathLike) -> TokenizerFiles:
@@ -78,8 +80,8 @@ def model_tokenizer(folder: Path) -> TokenizerFiles | None:
         vocabulary = mixture["vocabulary"]
         files = tuple(manifests[0].parent / file for file in vocabulary["files"])
         chats = [chat for one in manifests if one.exists() and (chat := read_json(one).get("chat"))]
-        template = chats[0]["template"] if chats else None
-        return TokenizerFiles(files=files, end_of_text_id=vocabulary["end_of_text_id"], chat_template=template)
+        chat = {"chat_template": chats[0]["template"], "special": chats[0]["special"]} if chats else {}
+        return TokenizerFiles(files=files, end_of_text_id=vocabulary["end_of_text_id"], **chat)
     except (KeyError, TypeError, IndexError) as error:
         raise InputError(f"{path}: does not say which tokenizer it was built with ({error!r}); give --tokenizer") from None
 
@@ -109,21 +111,43 @@ def write_tokenizer(tokenizer: TokenizerFiles, folder: Path, *, vocab_size: int)
     for path in tokenizer.files:
         name = path.name if path.name in _KNOWN else f"tokenizer{path.suffix}"
         shutil.copyfile(path, folder / name)
-    content = read_json(folder / "tokenizer.json") if (folder / "tokenizer.json").exists() else None
-    tokens = _tokens(folder / "tokenizer.json", content) if content is not None else {}
+    tokens = _tokens(folder)
     if tokens and max(tokens) >= vocab_size:
         raise InputError(f"{folder}: the tokenizer has {max(tokens) + 1} ids, more than the model's {vocab_size}; give the run's own")
     if not (folder / "tokenizer_config.json").exists():
         name = next(name for name in _CLASSES if (folder / name).exists())
-        end = tokens.get(tokenizer.end_of_text_id)
-        ends = {"eos_token": end, "bos_token": end} if end is not None else {}
-        write_json(folder / "tokenizer_config.json", {"tokenizer_class": _CLASSES[name], "clean_up_tokenization_spaces": False, **ends})
+        named = _named_tokens(tokenizer, tokens.get(tokenizer.end_of_text_id))
+        write_json(folder / "tokenizer_config.json", {"tokenizer_class": _CLASSES[name], "clean_up_tokenization_spaces": False, **named})
     if tokenizer.chat_template is not None:
         with writing(folder / "chat_template.jinja") as file:
             file.write(tokenizer.chat_template.encode())
 
 
-def _tokens(path: Path, content: Any) -> dict[int, str]:
+def _named_tokens(tokenizer: TokenizerFiles, end: str | None) -> dict[str, str]:
+    """What ends a text and what stands before one: in training an end of text did, whatever the tokenizer may call begin of text.
+
+    A chat template that names a token means the one it was fine-tuned with.
+    """
+    ends = {} if end is None else {"eos_token": end, "bos_token": end}
+    return ends | {name: text for name, text in tokenizer.special.items() if name in (tokenizer.chat_template or "")}
+
+
+def _tokens(folder: Path) -> dict[int, str]:
+    """Text of each id; empty for a vocab.json, whose class knows its own end of text."""
+    if (folder / "tokenizer.json").exists():
+        return _json_tokens(folder / "tokenizer.json", read_json(folder / "tokenizer.json"))
+    if not (folder / "tokenizer.model").exists():
+        return {}
+    import sentencepiece
+
+    try:
+        model = sentencepiece.SentencePieceProcessor(model_proto=(folder / "tokenizer.model").read_bytes())
+        return {i: model.id_to_piece(i) for i in range(model.get_piece_size())}
+    except RuntimeError:
+        raise InputError(f"{folder / 'tokenizer.model'}: is not a SentencePiece model; give --tokenizer") from None
+
+
+def _json_tokens(path: Path, content: Any) -> dict[int, str]:
     """Text of each id in a tokenizer.json."""
     try:
         vocabulary = content["model"]["vocab"]
