@@ -18,12 +18,16 @@ import openai
 import pytest
 
 from diversity_jax.evaluation.chat import render_chat
-from diversity_jax.evaluation.generator import Generator
+from diversity_jax.evaluation.generator import Generator, TokenLogprob
+from diversity_jax.evaluation.openai_answers import _word
 from diversity_jax.evaluation.sampling import Sampling
 from diversity_jax.evaluation.server import Service, serve
+from diversity_jax.evaluation.tokenizer import for_run
+from diversity_jax.mixtures.vocabulary import load_tokenizer
 from diversity_jax.model.convert import write_imported
 from tests.evaluation_items import byte_model
 from tests.small_llama import random_params
+from tests.test_model_gguf import train_sentencepiece
 
 MESSAGES = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}]
 ROOT = Path(__file__).resolve().parents[1]
@@ -159,6 +163,8 @@ NONSENSE = [
     ("/v1/chat/completions", {"model": "tiny", "messages": [{"role": "tool", "content": "x"}]}, 400, "chat template"),
     ("/v1/chat/completions", {"model": "tiny", "messages": [{"role": "user", "content": "x" * 300}]}, 400, "context holds 256"),
     ("/v1/chat/completions", {"model": "tiny", "messages": MESSAGES, "response_format": {"type": "json_schema"}}, 400, "not supported"),
+    ("/v1/chat/completions", {"model": "tiny", "messages": MESSAGES, "top_logprobs": 2}, 400, "needs logprobs"),
+    ("/v1/completions", {**ASK, "logprobs": 99}, 400, "logprobs=99"),
     ("/v1/embeddings", ASK, 404, "no such path"),
 ]
 
@@ -170,6 +176,26 @@ def test_nonsense_gets_its_code_and_one_line(served, path, body, status, said):
     assert said in error["message"]
     assert "\n" not in error["message"]
     assert error["type"] == "invalid_request_error"
+
+
+def test_a_body_that_is_not_compressed_as_it_says_is_refused(served):
+    found, error = post(served[0], "/v1/completions", ASK, headers={"Content-Encoding": "gzip"})
+    assert found == 400
+    assert "cannot be read" in error["message"]
+
+
+def test_words_beside_log_probabilities_join_to_the_text(client, tmp_path):
+    found = client.completions.create(model="tiny", prompt="ab", max_tokens=6, logprobs=2, temperature=0, extra_body={"ignore_eos": True})
+    given = found.choices[0].logprobs
+    assert given.text_offset == [len("".join(given.tokens[:number])) for number in range(6)]
+    assert all(1 <= len(top) <= 2 for top in given.top_logprobs)  # broken characters read alike
+    assert given.token_logprobs == [pytest.approx(max(top.values())) for top in given.top_logprobs]
+    tokenizer = for_run(load_tokenizer(str(train_sentencepiece(tmp_path / "pieces.model"))))
+    prompt, text = "bake noke", " treitan sulr bamita"
+    before = tokenizer.encode(prompt)
+    ids = tokenizer.encode(prompt + text)
+    logprobs = [TokenLogprob(token=token, before=ids[place - 1], logprob=-1.0) for place, token in enumerate(ids) if place >= len(before)]
+    assert "".join(_word(tokenizer, one.before, one.token) for one in logprobs) == text
 
 
 def test_another_method_and_the_health_of_a_server_that_met_all_that(served):

@@ -28,9 +28,13 @@ _SMALLEST_SPAN = 128
 
 @dataclass(frozen=True, kw_only=True)
 class TokenLogprob:
-    """A chosen token's log-probability in nats (of the model, before temperature and filters), and the likeliest tokens' at its place."""
+    """A chosen token's log-probability in nats (of the model, before temperature and filters), and the likeliest tokens' at its place.
+
+    `before` is the token that it follows, on which its spelling may depend.
+    """
 
     token: int
+    before: int
     logprob: float
     top: tuple[tuple[int, float], ...] = ()
 
@@ -216,9 +220,10 @@ class Generator:
         sampling = request.sampling
         for step in range(self._steps):
             token = int(out["tokens"][step, slot])
+            before = (request.tokens or request.prompt)[-1]
             request.tokens.append(token)
             if sampling.top_logprobs is not None:
-                request.logprobs.append(_logprob(out, step, slot, sampling.top_logprobs))
+                request.logprobs.append(_logprob(out, step, slot, sampling.top_logprobs, before))
             ended = token in self.model.tokenizer.stop_ids and not sampling.ignore_end
             if not ended:
                 request.stream.add(token)
@@ -235,11 +240,11 @@ class Generator:
         request.on_progress(request)
 
 
-def _logprob(out: dict[str, np.ndarray], step: int, slot: int, top: int) -> TokenLogprob:
+def _logprob(out: dict[str, np.ndarray], step: int, slot: int, top: int, before: int) -> TokenLogprob:
     pairs = ()
     if top:
         pairs = tuple(zip(out["top_tokens"][step, slot, :top].tolist(), out["top_logprobs"][step, slot, :top].tolist(), strict=True))
-    return TokenLogprob(token=int(out["tokens"][step, slot]), logprob=float(out["logprobs"][step, slot]), top=pairs)
+    return TokenLogprob(token=int(out["tokens"][step, slot]), before=before, logprob=float(out["logprobs"][step, slot]), top=pairs)
 
 
 def _decode(

@@ -66,21 +66,31 @@ def _logprobs(tokenizer: ModelTokenizer, ask: Ask, found: Sequence[TokenLogprob]
     if ask.sampling[0].top_logprobs is None:
         return None
     if ask.chat:
-        return {"content": [_entry(tokenizer, one.token, one.logprob) | {"top_logprobs": _top(tokenizer, one)} for one in found]}
-    words = [tokenizer.decode([one.token]) for one in found]
-    likeliest = [{tokenizer.decode([token]): nats for token, nats in one.top} for one in found]
+        entries = [{"token": word, "logprob": one.logprob, "bytes": _bytes(word)} for word, one in _words(tokenizer, found)]
+        tops = [[{"token": word, "logprob": nats, "bytes": _bytes(word)} for word, nats in _top(tokenizer, one)] for one in found]
+        return {"content": [{**entry, "top_logprobs": top} for entry, top in zip(entries, tops, strict=True)]}
+    words = [word for word, _ in _words(tokenizer, found)]
     return {
         "tokens": words,
         "token_logprobs": [one.logprob for one in found],
-        "top_logprobs": likeliest if ask.sampling[0].top_logprobs else None,
+        "top_logprobs": [dict(_top(tokenizer, one)) for one in found] if ask.sampling[0].top_logprobs else None,
         "text_offset": list(itertools.accumulate(map(len, words[:-1]), initial=0))[: len(words)],
     }
 
 
-def _top(tokenizer: ModelTokenizer, one: TokenLogprob) -> list[dict[str, Any]]:
-    return [_entry(tokenizer, *pair) for pair in one.top]
+def _words(tokenizer: ModelTokenizer, found: Sequence[TokenLogprob]) -> list[tuple[str, TokenLogprob]]:
+    return [(_word(tokenizer, one.before, one.token), one) for one in found]
 
 
-def _entry(tokenizer: ModelTokenizer, token: int, logprob: float) -> dict[str, Any]:
-    word = tokenizer.decode([token])
-    return {"token": word, "logprob": logprob, "bytes": list(word.encode(errors="replace"))}
+def _top(tokenizer: ModelTokenizer, one: TokenLogprob) -> list[tuple[str, float]]:
+    return [(_word(tokenizer, one.before, token), nats) for token, nats in one.top]
+
+
+def _word(tokenizer: ModelTokenizer, before: int, token: int) -> str:
+    """What a token adds to the text: alone, some tokenizers would leave out the space that it begins with."""
+    known, both = tokenizer.decode([before]), tokenizer.decode([before, token])
+    return both[len(known) :] if both.startswith(known) else tokenizer.decode([token])
+
+
+def _bytes(word: str) -> list[int]:
+    return list(word.encode(errors="replace"))

@@ -7,7 +7,7 @@ from typing import Any
 
 from diversity_jax.errors import InputError
 from diversity_jax.evaluation.language_model import LanguageModel
-from diversity_jax.evaluation.sampling import Sampling
+from diversity_jax.evaluation.sampling import MAX_TOP_LOGPROBS, Sampling
 
 MAX_CHOICES = 128
 MAX_STOPS = 16
@@ -195,9 +195,16 @@ def _sampling(body: Mapping[str, Any], model: LanguageModel, longest: int, choic
 
 
 def _top_logprobs(body: Mapping[str, Any], *, chat: bool) -> int | None:
+    name = "top_logprobs" if chat else "logprobs"
+    count = _value(body, name, int)
+    if count is not None and not 0 <= count <= MAX_TOP_LOGPROBS:
+        raise Refused(400, f"{name}={count}: must be from 0 to {MAX_TOP_LOGPROBS}", param=name)
     if not chat:
-        return _value(body, "logprobs", int)
-    return _value(body, "top_logprobs", int, 0) if _value(body, "logprobs", bool, False) else None
+        return count
+    wanted = _value(body, "logprobs", bool, False)
+    if count is not None and not wanted:
+        raise Refused(400, f"top_logprobs={count}: needs logprobs to be true", param="top_logprobs")
+    return count or 0 if wanted else None
 
 
 def _checked(make: Callable[[], Any]) -> Any:

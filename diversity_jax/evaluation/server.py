@@ -10,6 +10,7 @@ import time
 from typing import Any
 
 from aiohttp import web
+from aiohttp.web_protocol import RequestPayloadError
 
 from diversity_jax.errors import InputError
 from diversity_jax.evaluation.generator import Generator, Request
@@ -123,6 +124,8 @@ class Service:
         try:
             body = json.loads(await request.read())
             json.dumps(body, ensure_ascii=False).encode()
+        except RequestPayloadError as error:
+            raise Refused(400, f"the body cannot be read ({' '.join(str(error).split())})") from None
         except UnicodeEncodeError:
             raise Refused(400, "the body holds a lone surrogate (\\ud800 to \\udfff), which is no text") from None
         except (ValueError, RecursionError) as error:
