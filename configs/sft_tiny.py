@@ -1,12 +1,13 @@
-"""The quickstart's model, fine-tuned on instructions in the Alpaca form: the main job's last step, small.
+"""A tiny model, fine-tuned on instructions in the Alpaca form: the paper's last step, small enough for two cores.
 
     python -m diversity_jax.train --config configs/sft_tiny.py --config.mixture.components[0].corpus.source=alpaca.jsonl
     python -m diversity_jax.generate_text --config configs/generate_text.py --config.model.checkpoint=runs/sft_tiny \\
         --config.chat=True --config.prompt="Name three colours."
 
-Needs runs/quickstart (scripts/quickstart) or any model as train.init_from, and a JSON-lines file of instruction data: Alpaca fields,
-messages, or inputs and targets, told apart by themselves.
-Hardware: any machine with 2 cores. Result: docs/evaluation.md has the figures of a shorter run.
+Needs runs/llama_tiny (two commands in configs/llama_tiny.py), and a JSON-lines file of instruction data: Alpaca fields, messages, or inputs
+and targets, told apart by themselves. From the quickstart's model over bytes instead: --config.train.init_from=runs/quickstart
+--config.mixture.vocabulary=bytes --config.model=none --config.mixture.sequence_length=2048.
+Hardware: any machine with 2 cores.
 """
 
 from diversity_jax.config import Config
@@ -31,21 +32,21 @@ def get_config() -> Config:
                     policy=GatePolicy(ungated=True),
                 ),
             ),
-            vocabulary="bytes",
-            sequence_length=2048,
+            vocabulary="runs/tokenizer/tiny.model",
+            sequence_length=1024,
             validation_share=0.05,
             chat=Chat(),
         ),
-        model=LLAMA["llama_tiny"](vocab_size=384, max_length=2048),
-        optimizer=OptimizerConfig(learning_rate=1e-3, weight_decay=0.0, warmup_steps=10),
+        model=LLAMA["llama_tiny"](vocab_size=2048, max_length=1024),
+        optimizer=OptimizerConfig(learning_rate=1e-3, weight_decay=0.0, warmup_steps=20),
         train=TrainConfig(
-            epochs=1,
+            epochs=3,
             batch_size=4,
-            init_from="runs/quickstart",
-            log_every=10,
-            eval_every=50,
-            eval_batches=2,
+            init_from="runs/llama_tiny",
+            log_every=20,
+            eval_every=200,
+            eval_batches=10,
             sample_prompts=("### Instruction:\nName three colours.\n\n### Response:\n",),
-            checkpoint_every=100,
+            checkpoint_every=200,
         ),
     )
