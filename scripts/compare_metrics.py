@@ -55,6 +55,7 @@ def main() -> None:
     parser.add_argument("--draws", type=int, default=10)
     parser.add_argument("--metrics", default="all")
     parser.add_argument("--embedder", default="tfidf")
+    parser.add_argument("--clusters", type=int, help="of K-means; one per ten documents by default")
     parser.add_argument("--documents", type=int, help="measure a random sample of so many documents of each; all by default")
     parser.add_argument("--dependence", action="store_true", help="print too how each figure moves with size and length")
     parser.add_argument("--output", default="runs/twins")
@@ -62,7 +63,7 @@ def main() -> None:
     if len(flags.corpora) % 2:
         parser.error("give an even number of corpora: LOW and DIVERSE in turn")
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    config = MetricsConfig(draws=flags.draws, embedder=flags.embedder, dependence=flags.dependence)
+    config = MetricsConfig(draws=flags.draws, embedder=flags.embedder, dependence=flags.dependence, clusters=flags.clusters)
     measured: dict[str, MetricsCard] = {}
     pairs = list(zip(flags.corpora[0::2], flags.corpora[1::2], strict=True))
     for pair in pairs:
