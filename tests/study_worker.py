@@ -1,37 +1,53 @@
-"""A process that works on a small graph of steps; its commands write down each start and end."""
+"""A process that works on a small graph of steps; its commands write down each start and end, and go on from what they find."""
 
+import dataclasses
 import json
 from pathlib import Path
 import sys
 import time
 
 from diversity_jax.errors import InputError
-from diversity_jax.study.graph import Step, Store, run_steps
+from diversity_jax.study.graph import Step, run_steps
+from diversity_jax.study.store import Store
 
 CODES = {"first": {"room": "1"}, "second": {"room": "1"}}
 
 
-def steps(seconds: float, *, fail: str | None = None) -> dict[str, Step]:
-    """Six first steps, and six second ones that each need one of them."""
+def steps(seconds: float, *, fail: str | None = None, pairs: int = 6) -> dict[str, Step]:
+    """As many first steps, and as many second ones that each need one of them."""
     found = {}
-    for number in range(6):
+    for number in range(pairs):
         settings = {"number": number, "seconds": seconds, "fail": fail}
-        first = Step(kind="first", config=settings, settings=settings)
-        second = Step(kind="second", config=settings, settings=settings | {"reads": f"{{{first.key}}}"}, needs=(first.key,))
+        first = _step("first", settings)
+        second = _step("second", settings | {"reads": f"{{{first.key}}}"}, first.key)
         found |= {first.key: first, second.key: second}
     return dict(sorted(found.items(), key=lambda item: item[1].kind))
 
 
-def commands(folder: Path):
-    """Each notes when it starts and ends; the sleep between is where a kill hits."""
+def _step(kind, settings, *needs):
+    step = Step(kind=kind, config=None, settings=settings, needs=needs)
+    return dataclasses.replace(step, config={**settings, "key": step.key, "needs": needs})
+
+
+def commands(folder: Path, store: Store):
+    """Each notes when it starts, ends, and from how many lines it goes on; the sleep between is where a kill hits."""
 
     def command(kind):
-        def run(settings):
-            _note(folder, f"start {kind} {settings['number']}")
-            time.sleep(settings["seconds"])
-            if settings["fail"] == f"{kind} {settings['number']}":
+        def run(config):
+            _note(folder, f"start {kind} {config['number']}")
+            assert all((store.output(need) / "lines.txt").read_text().endswith("end\n") for need in config["needs"])
+            lines = store.output(config["key"]) / "lines.txt"
+            lines.parent.mkdir(parents=True, exist_ok=True)
+            if lines.exists():
+                _note(folder, f"going on with {kind} {config['number']} after {len(lines.read_text().splitlines())}")
+            with open(lines, "a") as file:
+                print(f"begun by {folder.name}", file=file)
+            time.sleep(config["seconds"])
+            if config["fail"] == f"{kind} {config['number']}":
                 raise InputError("this one cannot be done; it was asked to fail")
-            _note(folder, f"end {kind} {settings['number']}")
+            with open(lines, "a") as file:
+                print("end", file=file)
+            _note(folder, f"end {kind} {config['number']}")
 
         return run
 
@@ -39,11 +55,24 @@ def commands(folder: Path):
 
 
 def _note(folder: Path, line: str) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
     with open(folder / "notes.txt", "a") as file:
         file.write(line + "\n")
 
 
+def _store(folder: Path, url: str | None, lease_seconds: float) -> Store:
+    if url is None:
+        return Store(folder / "steps")
+    from diversity_jax.study.object_store import ObjectStore
+
+    return ObjectStore(url, folder / "steps", lease_seconds=lease_seconds, save_seconds=0.1)
+
+
+def work(folder: str, seconds: float, url: str | None = None, lease_seconds: float = 60.0, pairs: int = 6) -> None:
+    """Runs all steps that can be."""
+    store = _store(Path(folder), url, lease_seconds)
+    run_steps(steps(seconds, pairs=pairs), store, commands(Path(folder), store), CODES)
+
+
 if __name__ == "__main__":
-    settings = json.loads(sys.argv[1])
-    folder = Path(settings["folder"])
-    run_steps(steps(settings["seconds"]), Store(folder / "steps"), commands(folder), CODES)
+    work(**json.loads(sys.argv[1]))

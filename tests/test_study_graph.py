@@ -16,8 +16,10 @@ from diversity_jax.errors import InputError
 from diversity_jax.evaluation.settings import EvaluateConfig, ModelSource
 from diversity_jax.mixtures.component import Component, MixtureConfig
 from diversity_jax.model import LLAMA
-from diversity_jax.study.graph import Store, run_steps, stale
+from diversity_jax.study.graph import progress as progress_of
+from diversity_jax.study.graph import run_steps, stale
 from diversity_jax.study.recipe import Factor, Level, Recipe, StudyConfig, plan
+from diversity_jax.study.store import Store
 from diversity_jax.synthesis.grammar import GrammarConfig
 from tests import study_worker
 
@@ -49,11 +51,11 @@ def test_killed_at_random_moments_it_goes_on_and_finished_steps_are_not_repeated
         time.sleep(generator.uniform(0.0, 0.3))
         process.send_signal(signal.SIGKILL)
         process.wait()
-        finished = set(store.progress(steps).done)
+        finished = set(progress_of(steps, store).done)
         ends = {line for line in notes(tmp_path) if line.startswith("end")}
         assert len(ends) - len(finished) in (0, 1)  # between the end of a step and its record
-    assert not store.progress(steps).failed
-    progress = run_steps(steps, store, study_worker.commands(tmp_path), study_worker.CODES)
+    assert not progress_of(steps, store).failed
+    progress = run_steps(steps, store, study_worker.commands(tmp_path, store), study_worker.CODES)
     assert len(progress.done) == 12
     seen = notes(tmp_path)
     assert sum(seen[line] for line in seen if line.startswith("end")) <= 12 + 4
@@ -62,18 +64,18 @@ def test_killed_at_random_moments_it_goes_on_and_finished_steps_are_not_repeated
 
 def test_a_failed_step_stops_only_what_needs_it_and_is_tried_again_when_forgiven(tmp_path):
     store, steps = Store(tmp_path / "steps"), study_worker.steps(0.0, fail="first 2")
-    progress = run_steps(steps, store, study_worker.commands(tmp_path), study_worker.CODES)
+    progress = run_steps(steps, store, study_worker.commands(tmp_path, store), study_worker.CODES)
     assert (len(progress.done), len(progress.failed), len(progress.blocked)) == (10, 1, 1)
     key = progress.failed[0]
-    assert store.failure(key) == "this one cannot be done; it was asked to fail"
+    assert store.failure(key)["reason"] == "this one cannot be done; it was asked to fail"
     assert "InputError" in store.log_file(key).read_text()
     store.forgive(list(steps))
-    assert key in store.progress(steps).waiting
+    assert key in progress_of(steps, store).waiting
 
 
 def test_results_of_changed_code_are_named_with_the_room(tmp_path):
     store, steps = Store(tmp_path / "steps"), study_worker.steps(0.0)
-    run_steps(steps, store, study_worker.commands(tmp_path), study_worker.CODES)
+    run_steps(steps, store, study_worker.commands(tmp_path, store), study_worker.CODES)
     assert stale(steps, store, study_worker.CODES) == {}
     changed = stale(steps, store, study_worker.CODES | {"second": {"room": "2"}})
     assert all(rooms == ["room"] for rooms in changed.values())

@@ -153,8 +153,8 @@ def test_single_steps_for_a_scheduler(config, tmp_path):
 def test_what_is_not_in_the_study_cannot_be_kept(config, tmp_path, only, said):
     from diversity_jax import config_files
     from diversity_jax.errors import InputError
-    from diversity_jax.study.graph import Store
     from diversity_jax.study.recipe import StudyConfig, plan
+    from diversity_jax.study.store import Store
 
     study = config_files.parse(["--config", str(config), f"--config.only={only}"], StudyConfig)
     with pytest.raises(InputError, match=re.escape(said)):

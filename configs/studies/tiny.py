@@ -70,7 +70,7 @@ def get_config() -> StudyConfig:
                 prepared="{build}",
                 model=LLAMA["llama_tiny"](vocab_size=384, max_length=128),
                 optimizer=OptimizerConfig(learning_rate=3e-3, warmup_steps=20),
-                train=TrainConfig(steps=120, batch_size=16, log_every=30, checkpoint_every=120, eval_batches=4, tensorboard=False),
+                train=TrainConfig(steps=160, batch_size=8, log_every=40, checkpoint_every=160, eval_batches=8, tensorboard=False),
             ),
             evaluate=EvaluateConfig(
                 model=ModelSource(checkpoint="{train}"),

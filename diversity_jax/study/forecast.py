@@ -11,8 +11,9 @@ from diversity_jax.cluster_agent.forecast import plan_calls
 from diversity_jax.corpus import Document
 from diversity_jax.errors import InputError
 from diversity_jax.llm import PlannedCalls, forecast, parse_model, price_of
-from diversity_jax.study.graph import Step, Store
+from diversity_jax.study.graph import Step
 from diversity_jax.study.recipe import Assumed, StudyConfig
+from diversity_jax.study.store import Store
 from diversity_jax.training.throughput import flops_per_token
 
 

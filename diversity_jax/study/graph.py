@@ -3,15 +3,13 @@
 A step is a command of this package with a whole configuration. Its key is the hash of that configuration, in which results of other
 steps stand as their own keys; so what two recipes share is one step, and a changed setting is another. A step that stands is never
 run again. Processes on one or several machines work on the same study by running the same command: each takes the next step that
-is ready under a lock of the file system, which a dead holder gives back.
+is ready under a lock that a dead holder gives back (`store` for folders, `object_store` for buckets).
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 import contextlib
 from dataclasses import dataclass
-import fcntl
 import logging
-import os
 from pathlib import Path
 import socket
 import time
@@ -19,11 +17,10 @@ import traceback
 from typing import Any
 
 from diversity_jax.errors import InputError
-from diversity_jax.storage import content_hash, read_json, write_json
+from diversity_jax.storage import content_hash
+from diversity_jax.study.store import Store
 
 log = logging.getLogger(__name__)
-
-_POLL_SECONDS = 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,70 +55,14 @@ class Progress:
     waiting: tuple[str, ...]
 
 
-class Store:
-    """A study's folder `steps/`: for each key its folder `output`, `log.txt`, and `done.json` or `failed.json`."""
-
-    def __init__(self, folder: str | Path):
-        self.folder = Path(folder)
-
-    def path(self, key: str) -> Path:
-        return self.folder / key
-
-    def output(self, key: str) -> Path:
-        """Where the step writes."""
-        return self.path(key) / "output"
-
-    def log_file(self, key: str) -> Path:
-        return self.path(key) / "log.txt"
-
-    def done(self, key: str) -> dict[str, Any] | None:
-        """When, where and by what code a step was finished; None where it is not."""
-        path = self.path(key) / "done.json"
-        return read_json(path) if path.exists() else None
-
-    def failure(self, key: str) -> str | None:
-        """Why a step failed, one line; None where it has not."""
-        path = self.path(key) / "failed.json"
-        return read_json(path)["reason"] if path.exists() else None
-
-    def forgive(self, keys: Sequence[str]) -> None:
-        """Lets failed steps be tried again."""
-        for key in keys:
-            (self.path(key) / "failed.json").unlink(missing_ok=True)
-
-    def forget(self, keys: Sequence[str]) -> None:
-        """Lets finished steps be run again; what they wrote stays until they write anew."""
-        for key in keys:
-            (self.path(key) / "done.json").unlink(missing_ok=True)
-
-    @contextlib.contextmanager
-    def claim(self, key: str) -> Iterator[bool]:
-        """Holds the step's lock if no other process does; the kernel gives it back when the holder ends, however it ends."""
-        self.path(key).mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(self.path(key) / "lock", os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                yield False
-                return
-            yield True
-        finally:
-            os.close(descriptor)
-
-    def progress(self, steps: Mapping[str, Step]) -> Progress:
-        """How every step stands; `steps` in an order in which needs come first."""
-        state: dict[str, str] = {}
-        for key, step in steps.items():
-            if (self.path(key) / "done.json").exists():
-                state[key] = "done"
-            elif (self.path(key) / "failed.json").exists():
-                state[key] = "failed"
-            elif any(state[need] in ("failed", "blocked") for need in step.needs):
-                state[key] = "blocked"
-            else:
-                state[key] = "waiting"
-        return Progress(**{name: tuple(k for k, s in state.items() if s == name) for name in ("done", "failed", "blocked", "waiting")})
+def progress(steps: Mapping[str, Step], store: Store) -> Progress:
+    """How every step stands; `steps` in an order in which needs come first."""
+    state: dict[str, str] = {}
+    known = store.states(list(steps))
+    for key, step in steps.items():
+        stuck = any(state[need] in ("failed", "blocked") for need in step.needs)
+        state[key] = known.get(key) or ("blocked" if stuck else "waiting")
+    return Progress(**{name: tuple(k for k, s in state.items() if s == name) for name in ("done", "failed", "blocked", "waiting")})
 
 
 @contextlib.contextmanager
@@ -143,8 +84,9 @@ def _reason(error: BaseException) -> str:
 
 def run_step(step: Step, store: Store, command: Callable[[Any], None], code: Mapping[str, str]) -> bool:
     """Runs one claimed step; True if it is done. A failure is written beside it, and its log kept."""
-    key, began = step.key, time.time()
+    key, began, worked = step.key, time.time(), time.process_time()
     try:
+        store.bring(step.needs)
         with _logged(store.log_file(key)):
             try:
                 command(step.config)
@@ -152,11 +94,13 @@ def run_step(step: Step, store: Store, command: Callable[[Any], None], code: Map
                 traceback.print_exc()
                 raise
     except Exception as error:
-        write_json(store.path(key) / "failed.json", {"reason": _reason(error), "log": str(store.log_file(key))})
+        store.fail(key, _reason(error))
         log.warning("%s failed: %s (log: %s)", key, _reason(error), store.log_file(key))
         return False
-    facts = {"seconds": time.time() - began, "finished": time.time(), "host": socket.gethostname(), "code": code}
-    write_json(store.path(key) / "done.json", {"kind": step.kind, "settings": step.settings, **facts})
+    facts = {"finished": time.time(), "seconds": time.time() - began, "cpu_seconds": time.process_time() - worked}
+    record = {"kind": step.kind, "settings": step.settings, "needs": list(step.needs), **facts, "host": socket.gethostname(), "code": code}
+    if not store.finish(key, record):
+        log.warning("%s: another process took it over while this one did not answer; its result is the one that stands", key)
     return True
 
 
@@ -175,22 +119,22 @@ def run_steps(
       How every step stands once nothing is left that this or another living process could run.
     """
     while True:
-        progress = store.progress(steps)
-        done, ran = set(progress.done), False
-        ready = [key for key in progress.waiting if done.issuperset(steps[key].needs)]
+        found = progress(steps, store)
+        done, ran = set(found.done), False
+        ready = [key for key in found.waiting if done.issuperset(steps[key].needs)]
         for key in ready:
             with store.claim(key) as mine:
                 if mine and store.done(key) is None and store.failure(key) is None:
-                    place = f"{len(store.progress(steps).done) + 1} of {len(steps)}"
+                    place = f"{len(progress(steps, store).done) + 1} of {len(steps)}"
                     log.info("%s  step %s", key, place)
                     run_step(steps[key], store, commands[steps[key].kind], codes[steps[key].kind])
                     ran = True
             if ran:
                 break
-        if not progress.waiting:
-            return progress
+        if not found.waiting:
+            return found
         if not ran:
-            time.sleep(_POLL_SECONDS)
+            time.sleep(store.poll_seconds)
 
 
 def stale(steps: Mapping[str, Step], store: Store, codes: Mapping[str, Mapping[str, str]]) -> dict[str, list[str]]:

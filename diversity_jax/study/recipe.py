@@ -13,7 +13,8 @@ from diversity_jax.errors import InputError
 from diversity_jax.evaluation.continuations import ContinuationsConfig
 from diversity_jax.evaluation.settings import EvaluateConfig
 from diversity_jax.score_config import ScoreConfig
-from diversity_jax.study.graph import Step, Store
+from diversity_jax.study.graph import Step
+from diversity_jax.study.store import Store
 
 _FOLDER = re.compile(r"\{(\w+)\}")
 STALE = ("keep", "again")
@@ -112,7 +113,7 @@ class StudyConfig:
 
     Attributes:
       name: heads the page.
-      output_dir: shared by all processes that work on the study.
+      output_dir: shared by all processes that work on the study: a folder with file locks, or one in a bucket (`gs://`, `s3://`).
       factors: the grid is their product.
       only: levels to keep, as `factor=level, factor=level|level`; empty for the whole grid.
       apart: factors whose levels are analysed each by itself, such as the size of the model.
@@ -124,6 +125,9 @@ class StudyConfig:
       stale: what becomes of steps made by code that has changed since: `keep` them and say so, or run them `again`.
       dry_run: print the graph and what it will take, and stop.
       step: run this one step (a key, as the dry run lists them) and stop; every process of a multi-host job gives the same.
+      work_dir: for an output_dir in a bucket: where this machine keeps steps at work and results it fetched; None: in ~/.cache.
+      lease_seconds: for a bucket: a process that has given no sign of life for so long is taken for dead, and its step taken over.
+      save_minutes: for a bucket: how often the files of a step at work go up, for whoever takes it over.
       assumed: what the forecast is made from.
     """
 
@@ -141,6 +145,9 @@ class StudyConfig:
     stale: str = "keep"
     dry_run: bool = False
     step: str = ""
+    work_dir: str | None = None
+    lease_seconds: float = 60.0
+    save_minutes: float = 10.0
     assumed: Assumed = field(default_factory=Assumed)
 
     def __post_init__(self):
@@ -156,6 +163,9 @@ class StudyConfig:
             raise InputError(f"stale={self.stale!r}: choose {' or '.join(STALE)}")
         if self.processes < 1:
             raise InputError(f"processes={self.processes}: give at least 1")
+        for name in ("lease_seconds", "save_minutes"):
+            if not getattr(self, name) > 0:
+                raise InputError(f"{name}={getattr(self, name)}: must be above 0")
         if not self.recipe.parts():
             raise InputError(f"study {self.name!r}: the recipe has no step; give at least one")
 

@@ -9,8 +9,8 @@ from diversity_jax.cluster_agent import Scorecard
 from diversity_jax.errors import InputError
 from diversity_jax.mixtures.mixture import Mixture
 from diversity_jax.storage import read_json
-from diversity_jax.study.graph import Store
 from diversity_jax.study.recipe import Run, StudyConfig, in_words
+from diversity_jax.study.store import Store
 
 Row = dict[str, Any]
 STAGES = {"evaluate": "pre-trained", "evaluate_sft": "fine-tuned"}

@@ -1,5 +1,7 @@
 """A whole study: plan, run or join it, analyse, draw. What the command `python -m diversity_jax.study` calls."""
 
+from collections.abc import Iterator
+import contextlib
 import logging
 import multiprocessing
 import os
@@ -7,6 +9,7 @@ from pathlib import Path
 import sys
 
 from diversity_jax.errors import InputError
+from diversity_jax.storage import content_hash, is_remote, write_json
 from diversity_jax.study.recipe import StudyConfig
 
 log = logging.getLogger(__name__)
@@ -15,15 +18,9 @@ log = logging.getLogger(__name__)
 def run(study: StudyConfig) -> None:
     """The whole study; prints the page's path last."""
     from diversity_jax import run_record
-    from diversity_jax.storage import write_json
     from diversity_jax.study import analysis, forecast, graph, page, recipe, results, steps
 
-    if "://" in study.output_dir:
-        raise InputError(
-            f"output_dir={study.output_dir}: a study needs a folder with file locks; mount one, such as NFS, and name its path"
-        )
-    folder = Path(study.output_dir)
-    store = graph.Store(folder / "steps")
+    store = open_store(study)
     plan = recipe.plan(study, store)
     if study.step:
         return _one_step(study.step, plan.steps, store)
@@ -35,24 +32,61 @@ def run(study: StudyConfig) -> None:
     _tell_stale(study, graph.stale(plan.steps, store, steps.codes()), store)
     store.forgive(list(plan.steps))
     progress = _run(study, plan.steps, store)
+    store.bring(progress.done, ".json")
     rows = results.table(study, plan.runs, store)
     if not rows:
-        raise InputError(f"{folder}: no recipe was judged; {_failures(progress, store)}")
-    failures = [{"step": key, "reason": store.failure(key), "log": str(store.log_file(key))} for key in progress.failed]
+        raise InputError(f"{study.output_dir}: no recipe was judged; {_failures(progress, store)}")
+    failures = [{"step": key, **store.failure(key)} for key in progress.failed]
     found = analysis.analyse(study, rows) | {"densities": results.densities(study, plan.runs, store), "failures": failures}
+    folder = local_folder(study)
     write_json(folder / "analysis.json", found)
     record = run_record.describe(sys.argv, study)
     record.save(folder)
     if progress.failed:
         log.warning("%s", _failures(progress, store))
-    print(page.write(folder, found, record.facts()))
+    print(_published(study, page.write(folder, found, record.facts())))
+
+
+def local_folder(study: StudyConfig) -> Path:
+    """Where this machine keeps the study: its output folder, or what stands in for one in a bucket."""
+    if not is_remote(study.output_dir):
+        return Path(study.output_dir)
+    if study.work_dir:
+        return Path(study.work_dir)
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return cache / "diversity_jax" / "studies" / f"{study.name}-{content_hash(study.output_dir)[:12]}"
+
+
+def open_store(study: StudyConfig):
+    """The study's steps, in a folder or in a bucket."""
+    from diversity_jax.study.object_store import ObjectStore
+    from diversity_jax.study.store import Store
+
+    work = local_folder(study) / "steps"
+    if not is_remote(study.output_dir):
+        return Store(work)
+    store = ObjectStore(study.output_dir, work, lease_seconds=study.lease_seconds, save_seconds=60 * study.save_minutes)
+    store.bucket.check()
+    return store
+
+
+def _published(study: StudyConfig, written: Path) -> str:
+    """Puts what was found beside the steps, where those are in a bucket; where the page is."""
+    if not is_remote(study.output_dir):
+        return str(written)
+    from diversity_jax.study.bucket import Bucket
+
+    bucket, folder = Bucket(study.output_dir), written.parent
+    for path in [folder / "analysis.json", folder / "run.json", written, *sorted((folder / "figures").glob("*"))]:
+        bucket.put(path, path.relative_to(folder).as_posix())
+    return bucket.url(written.name)
 
 
 def describe_graph(plan, store) -> str:
     """A line for each step: whether it stands, its key and the steps it needs."""
-    lines = []
+    lines, known = [], store.states(list(plan.steps))
     for key, step in plan.steps.items():
-        state = "stands" if store.done(key) else "failed" if store.failure(key) else "to do"
+        state = {"done": "stands", "failed": "failed"}.get(known.get(key), "to do")
         lines.append(f"{state:8}{key}{' <- ' if step.needs else ''}{' '.join(step.needs)}")
     return "\n".join(lines)
 
@@ -79,7 +113,7 @@ def _one_step(key: str, steps, store) -> None:
         if not mine:
             raise InputError(f"step={key!r}: another process is at it")
         if not graph.run_step(step, store, commands()[step.kind], codes()[step.kind]):
-            raise InputError(f"step={key!r}: {store.failure(key)} (log: {store.log_file(key)})")
+            raise InputError(f"step={key!r}: {_why(key, store)}")
 
 
 def _run(study: StudyConfig, todo, store):
@@ -87,25 +121,43 @@ def _run(study: StudyConfig, todo, store):
     from diversity_jax.study import graph, steps
 
     context = multiprocessing.get_context("spawn")
-    others = [context.Process(target=_help, args=(study, store.folder)) for _ in range(study.processes - 1)]
+    others = [context.Process(target=_help, args=(study, number)) for number in range(1, study.processes)]
     for process in others:
         process.start()
-    try:
-        progress = graph.run_steps(todo, store, steps.commands(), steps.codes())
-    finally:
-        for process in others:
-            process.join() if sys.exc_info()[0] is None else process.terminate()
+    with _own_cores(0, study.processes):
+        try:
+            progress = graph.run_steps(todo, store, steps.commands(), steps.codes())
+        finally:
+            for process in others:
+                process.join() if sys.exc_info()[0] is None else process.terminate()
     return progress
 
 
-def _help(study: StudyConfig, folder: Path) -> None:
+def _help(study: StudyConfig, number: int) -> None:
     """Another process of this machine: the same plan, the same folder. It ends when its parent does."""
     from diversity_jax.study import graph, recipe, steps
 
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)
     _end_with_parent(os.getppid())
-    store = graph.Store(folder)
-    graph.run_steps(recipe.plan(study, store).steps, store, steps.commands(), steps.codes())
+    store = open_store(study)
+    with _own_cores(number, study.processes):
+        graph.run_steps(recipe.plan(study, store).steps, store, steps.commands(), steps.codes())
+
+
+@contextlib.contextmanager
+def _own_cores(number: int, processes: int) -> Iterator[None]:
+    """Cores of its own for each process that computes on the CPU: threads of two that share all cores wait for each other."""
+    from diversity_jax.training.host_memory import cpu_only
+
+    if not hasattr(os, "sched_setaffinity") or not cpu_only():
+        yield
+        return
+    every = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, sorted(every)[number % len(every) :: processes])
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, every)
 
 
 def _end_with_parent(parent: int) -> None:
@@ -134,6 +186,11 @@ def _tell_stale(study: StudyConfig, stale, store) -> None:
 
 
 def _failures(progress, store) -> str:
-    told = "; ".join(f"{key}: {store.failure(key)} (log: {store.log_file(key)})" for key in progress.failed[:3])
+    told = "; ".join(f"{key}: {_why(key, store)}" for key in progress.failed[:3])
     more = f" and {len(progress.failed) - 3} more" if len(progress.failed) > 3 else ""
     return f"{len(progress.failed)} steps failed{more} and {len(progress.blocked)} need them: {told}"
+
+
+def _why(key: str, store) -> str:
+    failure = store.failure(key)
+    return f"{failure['reason']} (log: {failure['log']})"

@@ -39,6 +39,10 @@ def commands() -> Mapping[str, Callable[[Any], None]]:
 
 
 def _run(module: str, name: str, config: Any) -> None:
+    if module == "diversity_jax.evaluate":  # trainings keep theirs themselves, once they have found the other hosts
+        from diversity_jax.training.program_cache import keep_programs
+
+        keep_programs("user")
     getattr(importlib.import_module(module), name)(config)
 
 

