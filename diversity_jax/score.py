@@ -12,9 +12,12 @@ and comparison.json. More can be asked: `--config.pilot_groupings=30` (a forecas
 """
 
 from collections.abc import Mapping
+import contextlib
+import importlib
 import logging
 from pathlib import Path
 import sys
+import threading
 from typing import TYPE_CHECKING
 
 from diversity_jax import entry_point, run_record
@@ -23,11 +26,12 @@ from diversity_jax.score_config import ScoreConfig, named_corpora
 from diversity_jax.storage import write_json
 
 if TYPE_CHECKING:
-    from diversity_jax.cluster_agent import Scorecard
+    from diversity_jax.cluster_agent import Comparison, Scorecard
     from diversity_jax.metrics import MetricsCard
     from diversity_jax.scoring import Outlook
 
 log = logging.getLogger(__name__)
+_FIRST_REQUESTS_SECONDS = 0.3  # until they are on their way
 
 
 def main(config: ScoreConfig) -> None:
@@ -50,20 +54,19 @@ def main(config: ScoreConfig) -> None:
 
 
 def _score(config: ScoreConfig, corpora: Mapping[str, Corpus], folders: Mapping[str, Path], outlook: "Outlook") -> None:
-    from diversity_jax import score_checks, score_page
-    from diversity_jax.score_differences import Difference, find_differences
-    from diversity_jax.scoring import score_named
-
     output_dir = Path(config.output_dir)
     ledger = output_dir / "ledger.sqlite"
     groupings = {name: folder / "groupings.jsonl" for name, folder in folders.items()}
-    if config.until_decided:
-        cards, found = score_checks.score_to_decision(config, corpora, ledger, groupings)
+    with _loading_what_comes_last(config):
+        cards, found = _cards(config, corpora, ledger, groupings, outlook)
+    from diversity_jax import score_checks, score_page
+    from diversity_jax.score_differences import Difference, find_differences
+
+    if found is None:
+        differences = find_differences(cards, config.alpha)
+    else:
         first, second = cards
         differences = [Difference(first=first, second=second, found=found)]
-    else:
-        cards = score_named(config, corpora, ledger, groupings, outlook)
-        differences = find_differences(cards, config.alpha)
     outlook.save(output_dir / "forecast.json", cards.values())
     cards, measured = _measured(config, corpora, folders, cards)
     for name, card in cards.items():
@@ -79,6 +82,37 @@ def _score(config: ScoreConfig, corpora: Mapping[str, Corpus], folders: Mapping[
     checks.save(folders)
     run_record.describe(sys.argv, config).save(output_dir)
     print(score_page.write(output_dir, cards, measured, checks, differences))
+
+
+def _cards(
+    config: ScoreConfig, corpora: Mapping[str, Corpus], ledger: Path, groupings: Mapping[str, Path], outlook: "Outlook"
+) -> tuple[Mapping[str, "Scorecard"], "Comparison | None"]:
+    """The scorecards, and the comparison that ended the scoring where one was to end it."""
+    if config.until_decided:
+        from diversity_jax import score_checks
+
+        return score_checks.score_to_decision(config, corpora, ledger, groupings)
+    from diversity_jax.scoring import score_named
+
+    return score_named(config, corpora, ledger, groupings, outlook), None
+
+
+@contextlib.contextmanager
+def _loading_what_comes_last(config: ScoreConfig):
+    """Imports what statistics and page need while the judge is asked for criteria and this process only waits."""
+
+    def load():
+        for name in ("scipy.special", "matplotlib.figure", "matplotlib.backends.backend_agg", "matplotlib.backends.backend_svg"):
+            importlib.import_module(name)
+        importlib.import_module("diversity_jax.score_page")
+
+    timer = threading.Timer(_FIRST_REQUESTS_SECONDS, load)
+    if config.judge != "offline":  # which waits for nobody
+        timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def _measured(

@@ -13,12 +13,17 @@ def by_first_word(stage, samples, payload):
     return label_oracle({sample["text"]: sample["text"].split(" ", 1)[0] for sample in samples})(stage, samples, payload)
 
 
-def follows_instructions(oracle, reasoning_words):
+def follows_instructions(oracle, reasoning_words, criteria_count=4):
     """An oracle for `tests.llm_server` that groups as another does and writes reasons, values and definitions of usual length."""
     generator = random.Random(0)
 
     def words(most):
         return " ".join(generator.choice(PHRASE) for _ in range(max(1, int(most * generator.uniform(0.6, 1.0)))))
+
+    def shortest(value):
+        return {
+            what: [{name: one[name] for name in one if name in ("cluster", "sample_ids", "valid")} for one in value[what]] for what in value
+        }
 
     def criteria():
         levels = [words(7) for _ in range(5)]
@@ -28,19 +33,26 @@ def follows_instructions(oracle, reasoning_words):
     def answer(stage, samples, payload):
         if stage in ("cluster_samples", "verify_clusters"):
             value = oracle(stage, samples, payload)
+            if not reasoning_words:
+                return shortest(value)
+            few = max(1, reasoning_words // 3)
             for cluster in value.get("clusters", ()):
-                cluster["uniqueness_reasoning"] = words(reasoning_words)
-                cluster["cluster_metadata"] = [{"name": words(3), "value": words(5)} for _ in range(4)]
-                few = reasoning_words // 3
-                cluster["cluster_metrics"] = [{"name": words(3), "reasoning": words(few), "score": 3} for _ in range(4)]
-            for verdict in value.get("validation", ()):
-                verdict["reasoning"] = words(reasoning_words)
+                alone = len(cluster["sample_ids"]) == 1
+                described = range(0 if alone else criteria_count)
+                cluster["uniqueness_reasoning"] = words(few if alone else reasoning_words)
+                cluster["cluster_metadata"] = [{"name": words(3), "value": words(4)} for _ in described]
+                cluster["cluster_metrics"] = [{"name": words(3), "reasoning": words(few), "score": 3} for _ in described]
+            shown = [json.loads(line) for line in payload["user"].splitlines() if line.startswith('{"cluster"')]
+            for verdict, cluster in zip(value.get("validation", ()), shown, strict=False):
+                verdict["reasoning"] = words(reasoning_words) if len(cluster["sample_ids"]) > 1 else ""
             return value
         metadata, metrics = criteria()
         if stage == "define_criteria":
             asked = [json.loads(line) for line in payload["user"].splitlines()]
-            guided = {kind: [{"name": one[kind], "guidance": words(25)} for one in asked if kind in one] for kind in ("metadata", "metric")}
+            guided = {kind: [{"name": one[kind], "guidance": words(18)} for one in asked if kind in one] for kind in ("metadata", "metric")}
             return {"metadata": guided["metadata"], "metrics": guided["metric"]}
+        if stage.startswith("summarize"):
+            metadata, metrics = metadata[:criteria_count], metrics[:criteria_count]
         return {"propose_criteria": {"metadata": metadata, "metrics": metrics}, "summarize_metadata": {"metadata": metadata}}.get(
             stage, {"metrics": metrics}
         )

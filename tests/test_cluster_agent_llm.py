@@ -13,7 +13,7 @@ import time
 import jsonschema
 import pytest
 
-from diversity_jax.cluster_agent import AgentConfig, LlmJudge, Scorecard, plan_calls, score_corpus
+from diversity_jax.cluster_agent import AgentConfig, LlmJudge, Scorecard, score_corpus
 from diversity_jax.cluster_agent.criteria import CriteriaSet, Metadata, Metric
 from diversity_jax.cluster_agent.judge import STAGES, Cluster, Sample, Task
 from diversity_jax.cluster_agent.llm_judge import parse_json
@@ -22,7 +22,6 @@ from diversity_jax.cluster_agent.schemas import schema_of
 from diversity_jax.cluster_agent.simulation import LabelledCorpus, even_shares
 from diversity_jax.errors import InputError
 from diversity_jax.llm import BudgetConfig, Engine, EngineConfig
-from tests.cluster_agent_answers import follows_instructions
 from tests.llm_answers import fill, label_oracle, samples_in
 from tests.llm_server import Faults, serve, serve_process
 
@@ -188,42 +187,6 @@ def test_killed_at_random_moments_it_goes_on_where_it_was(tmp_path):
     assert 0 <= repeated <= kills * (16 + 1)
 
 
-PROSE = "the river carries water from the hills to the lake, and a field of barley on either side of it is green in the summer."
-
-
-def longer_texts(words_each):
-    generator = random.Random(0)
-    words = PROSE.rstrip(".").split()
-    corpus = LabelledCorpus(even_shares(30), documents=5000)
-    plain = corpus.sample
-
-    def longer(size, *, seed):
-        documents = plain(size, seed=seed)
-        return [type(d)(id=d.id, text=d.text + " " + " ".join(generator.choices(words, k=words_each)) + ".") for d in documents]
-
-    corpus.sample = longer
-    return corpus
-
-
-@pytest.mark.parametrize("wordy", [True, False])
-def test_the_forecast_is_near_what_a_model_uses_be_it_wordy_or_terse(wordy):
-    corpus, config = longer_texts(320), AgentConfig(groupings=100, proposals=4)
-    planned = plan_calls([corpus], config)
-    with serve(follows_instructions(oracle, config.reasoning_words) if wordy else oracle) as server:
-        card = score_corpus(corpus, LlmJudge(engine_for(server)), config)
-    assert sum(plan.calls for plan in planned) == card.calls
-    forecast = sum(plan.calls * (plan.prompt_tokens + plan.completion_tokens) for plan in planned)
-    assert forecast == pytest.approx(sum(card.tokens.values()), rel=0.15)
-
-
-def test_the_forecast_errs_as_much_against_the_tersest_judge_as_against_the_wordiest():
-    for plan in plan_calls([longer_texts(40)], AgentConfig(groupings=50, proposals=4))[-2:]:
-        total = plan.prompt_tokens + plan.completion_tokens
-        assert plan.least_completion_tokens < plan.completion_tokens < plan.most_completion_tokens
-        bounds = [plan.prompt_tokens + getattr(plan, f"{which}_completion_tokens") for which in ("least", "most")]
-        assert total / bounds[0] == pytest.approx(bounds[1] / total, rel=0.1)
-
-
 def test_what_a_cap_allows_goes_into_whole_groupings():
     config = AgentConfig(groupings=300, proposals=2, criteria_sets=2)
     proposing, cap = config.forecast_calls() - 600, 130
@@ -232,16 +195,6 @@ def test_what_a_cap_allows_goes_into_whole_groupings():
         card = score_corpus(LabelledCorpus(even_shares(10), documents=3000), judge, config)
         assert server.attempts <= cap
     assert 0.75 * (cap - proposing) / 2 <= card.groupings <= (cap - proposing) / 2
-
-
-def test_asking_for_less_costs_less():
-    corpus = LabelledCorpus(even_shares(30), documents=5000)
-
-    def completion_tokens(words):
-        planned = plan_calls([corpus], AgentConfig(groupings=100, reasoning_words=words))
-        return sum(plan.calls * plan.completion_tokens for plan in planned)
-
-    assert completion_tokens(0) < completion_tokens(5) / 2 < completion_tokens(30) / 2
 
 
 def test_judges_that_need_entering_may_be_entered_by_the_caller():

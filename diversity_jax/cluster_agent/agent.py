@@ -28,6 +28,7 @@ async def score_corpus_async(
     progress: Callable[[Progress], None] | None = None,
     groupings_path: str | os.PathLike | None = None,
     proposed: Proposed | None = None,
+    drawing: Drawing | None = None,
 ) -> Scorecard:
     """Scores one corpus. A judge that needs to be entered has to be.
 
@@ -38,14 +39,14 @@ async def score_corpus_async(
       progress: called after every grouping, in the order of drawing.
       groupings_path: where every partition is written, one JSON object a line; whole or not at all.
       proposed: criteria already at hand (of several corpora under one ruler); None proposes them from this corpus.
+      drawing: what deals out the groupings, where it has been started before.
 
     Raises:
       InputError: the corpus is too small, or the judge gave nothing usable.
     """
-    drawing = Drawing.of(corpus, config)
+    drawing = drawing or started(corpus, config)
     if proposed is None:
         judge.expect(config.forecast_calls())
-        drawing.start()
         proposed = await propose_or_explain([corpus], judge, config)
     with contextlib.ExitStack() as stack:
         lines = stack.enter_context(storage.writing(groupings_path, "w")) if groupings_path is not None else None
@@ -55,6 +56,11 @@ async def score_corpus_async(
         else:
             await _until_precise(scoring, config)
         return await scoring.scorecard()
+
+
+def started(corpus: Drawable, config: AgentConfig) -> Drawing:
+    """Groupings of a corpus that are laid out while other calls are in flight."""
+    return Drawing.of(corpus, config).start(config.in_flight, config.criteria_sets)
 
 
 async def propose_or_explain(corpora: Sequence[Drawable], judge: Judge, config: AgentConfig) -> Proposed:
@@ -86,11 +92,14 @@ async def score_corpora_async(
     """
     first, further = config.forecast_calls(), config.forecast_calls(with_criteria=True)
     judge.expect(first + further * (len(corpora) - 1))
+    upcoming = [*corpora.values()][1:]
+    drawing = started(next(iter(corpora.values())), config)
     proposed = await propose_or_explain(list(corpora.values()), judge, config)
     cards = {}
     for name, corpus in corpora.items():
-        path = (groupings_paths or {}).get(name)
-        cards[name] = await score_corpus_async(corpus, judge, config, progress=progress, groupings_path=path, proposed=proposed)
+        given = {"proposed": proposed, "drawing": drawing, "groupings_path": (groupings_paths or {}).get(name)}
+        drawing = started(upcoming.pop(0), config) if upcoming else None
+        cards[name] = await score_corpus_async(corpus, judge, config, progress=progress, **given)
         proposed = Proposed(proposed.criteria, Usage(), proposed.warnings)
     return cards
 

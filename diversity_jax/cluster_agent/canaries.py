@@ -16,6 +16,7 @@ from diversity_jax.cluster_agent.texts import child_seed
 _WORD = re.compile(r"[^\W\d_]{4,}")
 _LOOKED_AT_CHARACTERS = 600  # of a text, to choose what is foreign to it
 
+FOREIGN = "canary"  # the document that planted foreign texts are said to be from
 # Subjects far apart, so that whatever a corpus is about at least one of them is foreign to it.
 FOREIGN_TEXTS = (
     "The bellows of the old accordion had cracked along two folds, and the leather gaskets under the treble pallets leaked air. She "
@@ -82,7 +83,7 @@ def plant(samples: Sequence[Sample], ids: Sequence[str], generator: random.Rando
     shown = list(samples)
     for planted in (
         Sample(sample_id=canary.copy, text=original.text, document=original.document),
-        Sample(sample_id=canary.foreign, text=foreign, document="canary"),
+        Sample(sample_id=canary.foreign, text=foreign, document=FOREIGN),
     ):
         shown.insert(int(generator.random() * (len(shown) + 1)), planted)
     return tuple(shown), canary

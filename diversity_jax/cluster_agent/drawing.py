@@ -6,11 +6,12 @@ and a ledger answers them. Documents are drawn in chunks that grow, so that neit
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass
+import contextlib
+from dataclasses import dataclass, replace
 import random
 from typing import Any, Protocol
 
-from diversity_jax.cluster_agent.canaries import Canary, plant
+from diversity_jax.cluster_agent.canaries import FOREIGN, Canary, plant
 from diversity_jax.cluster_agent.judge import Sample
 from diversity_jax.cluster_agent.settings import AgentConfig
 from diversity_jax.cluster_agent.texts import child_seed, choose, clean_text, random_ids, random_order
@@ -64,6 +65,9 @@ class Drawing:
         self._seed = seed
         self._lock = asyncio.Lock()
         self._ahead: asyncio.Task | None = None
+        self._preparing: asyncio.Task | None = None
+        self._prepared: dict[int, Planned] = {}
+        self._overtaken = False
         self._chunk = -1
         self._start = self._end = 0
         self._pool: list[tuple[str, str]] = []
@@ -88,16 +92,39 @@ class Drawing:
             seed=config.seed,
         )
 
-    def start(self) -> "Drawing":
-        """Begins to read the corpus, so that the first groupings need not wait for it. Needs a running event loop."""
-        if self._chunk < 0 and self._ahead is None:
-            self._ahead = asyncio.create_task(self._draw(0))
+    def start(self, groupings: int, sets: int) -> "Drawing":
+        """Begins to read the corpus and to lay out the first `groupings` for so many criteria `sets`, so that they can all go out at
+        once when the criteria are there. Needs a running event loop.
+        """
+        if self._chunk < 0 and self._preparing is None:
+            self._preparing = asyncio.create_task(self._prepare(min(groupings, self._groupings), sets))
         return self
+
+    async def _prepare(self, groupings: int, sets: int) -> None:
+        with contextlib.suppress(InputError):  # whoever asks for the grouping meets it again
+            for index in range(groupings):
+                planned = await self._laid_out(index, sets)
+                if self._overtaken:
+                    return
+                for sample in planned.samples:
+                    sample.line  # noqa: B018  the sample keeps it
+                self._prepared[index] = planned
+                await asyncio.sleep(0)  # answers of the calls that propose criteria go first
 
     async def plan(self, index: int, sets: int) -> Planned:
         """Grouping `index` of a run with so many criteria `sets`. The next chunk is drawn while this one is judged, so that judges do
         not wait for a corpus to be read.
         """
+        planned = self._prepared.pop(index, None)
+        if planned is None:
+            self._overtaken = True
+            planned = await self._laid_out(index, sets)
+        elif planned.criteria_set != index % sets:  # fewer came about than were asked for
+            planned = replace(planned, criteria_set=index % sets)
+        self._seen.update(sample.document for sample in planned.samples if sample.document != FOREIGN)
+        return planned
+
+    async def _laid_out(self, index: int, sets: int) -> Planned:
         if index >= self._end:
             async with self._lock:
                 while index >= self._end:
@@ -106,8 +133,8 @@ class Drawing:
 
     async def close(self) -> None:
         """Waits for a draw that nobody needs any more."""
-        if self._ahead is not None:
-            await asyncio.gather(self._ahead, return_exceptions=True)
+        self._overtaken = True
+        await asyncio.gather(*filter(None, (self._ahead, self._preparing)), return_exceptions=True)
 
     async def _next_chunk(self) -> None:
         chunk = self._chunk + 1
@@ -142,7 +169,6 @@ class Drawing:
             places = self._order[first : first + self._k]
         ids = random_ids(generator, self._k + 2)
         chosen = [self._pool[place] for place in places]
-        self._seen.update(document for document, _ in chosen)
         samples = tuple(Sample(sample_id=i, text=text, document=document) for i, (document, text) in zip(ids, chosen, strict=False))
         canary = None
         if generator.random() < self._canary_share:

@@ -1,15 +1,17 @@
 """What a scoring will cost, from the very samples that it will show, before the first call.
 
-Prompts are rendered as they will be sent and counted. How long the answers will be nobody knows before a judge has answered: the tersest
-and the wordiest that keep to the rules are bounds, and between them stands the total that errs by the same factor against either. A
-pilot takes the guess out of it: some groupings are judged, at their price, and what they used stands for the rest.
+Prompts are rendered as they will be sent and counted. How a judge will write and how many clusters it will see nobody knows before it
+has answered. So two judges are imagined over a corpus of middling diversity, a terse one and one that uses the words it is given, and the
+forecast is the total that errs by the same factor against either. A pilot takes the guess out of it: some groupings are judged, at their
+price, and what they used stands for the rest.
 """
 
 import asyncio
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 import json
 import math
+import random
 from typing import Any
 
 from diversity_jax.cluster_agent.agent import propose_or_explain, run
@@ -23,13 +25,39 @@ from diversity_jax.cluster_agent.proposing import Proposed, new_task, proposal_t
 from diversity_jax.cluster_agent.scoring_run import Scoring
 from diversity_jax.cluster_agent.settings import AgentConfig
 from diversity_jax.errors import InputError
-from diversity_jax.llm import PlannedCalls, estimate_tokens
+from diversity_jax.llm import PlannedCalls, Tokens, estimate_tokens
 
 _GROUPINGS = 40  # looked at for the mean
 _PROPOSALS = 10
 _PHRASE = "the texts describe how a particular method or event is presented to readers with some background and examples of use"
-_NAMES = 4  # metadata, and as many metrics, that a proposal usually has
-_SHARE_OF_WORDS = 0.8  # of the words allowed in criteria that models use
+_PROPOSED = 4  # metadata, and as many metrics, that a proposal usually has
+_TOKENIZERS = 1.2  # how far one cuts longer or shorter than another
+_MIDDLING = 25  # effective clusters of a corpus of which nothing is known
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Manner:
+    """How a judge answers: which share of the words allowed it uses, whether it names all the criteria it might, and how many effective
+    clusters it sees.
+    """
+
+    words: float
+    thorough: bool
+    clusters: float = _MIDDLING
+
+    def phrase(self, allowed: float) -> str:
+        """So many words as it writes where so many are allowed."""
+        words = _PHRASE.split()
+        return " ".join(words[i % len(words)] for i in range(max(1, round(allowed * self.words))))
+
+    def count(self, most: int) -> int:
+        """How many criteria it gives where `most` are asked for."""
+        return most if self.thorough else max(1, most // 2)
+
+
+_TERSE, _WORDY = _Manner(words=0.2, thorough=False), _Manner(words=0.8, thorough=True)
+# Nobody who keeps to the rules writes less or more: one cluster of everything, and pairs with all that may be said of them.
+_LEAST, _MOST = _Manner(words=0.0, thorough=False, clusters=1), _Manner(words=1.0, thorough=True, clusters=math.inf)
 
 
 async def plan_calls_async(corpora: Sequence[Drawable], config: AgentConfig) -> list[PlannedCalls]:
@@ -41,7 +69,7 @@ async def plan_calls_async(corpora: Sequence[Drawable], config: AgentConfig) -> 
     criteria = load_criteria(config.criteria) if config.criteria else None
     planned = [] if criteria else _plan_proposing(corpora, config)
     for corpus in corpora:
-        planned += await _plan_grouping(corpus, criteria or Criteria(sets=(_typical_set(config),), origin="judge"), config)
+        planned += await _plan_groupings(corpus, criteria, config)
     return planned
 
 
@@ -82,127 +110,139 @@ def _as_used(stage: str, usage: Usage, times: float) -> PlannedCalls:
 
 def _plan_proposing(corpora: Sequence[Drawable], config: AgentConfig) -> list[PlannedCalls]:
     texts = proposal_texts(corpora, config)
-    drawn = draw_proposals(
-        texts, criteria_set=0, proposals=min(_PROPOSALS, config.proposals), samples=config.samples_per_proposal, seed=config.seed
-    )
-    typical = _typical_set(config, _NAMES).to_json()
-    for kind in ("metadata", "metrics"):
-        for item in typical[kind]:
-            del item["guidance"]
-    kept = _typical_set(config)
-    answer = {"metadata": typical["metadata"], "metrics": typical["metrics"]}
-    proposals = tuple((f"{_words(2)} {i}", (_words(18), _words(18))) for i in range(config.proposals * _NAMES // 2))
-
-    def plan(stage: str, calls: int, answer: Any, tasks: Sequence[Task]) -> PlannedCalls:
-        return _planned(stage, calls, [(task, answer) for task in tasks])
-
-    sets, count = config.criteria_sets, config.criteria_count
-    tasks = [new_task("propose_criteria", config, criteria_set=0, replicate=0, samples=samples) for samples in drawn]
-    few = {"metadata": answer["metadata"] * count, "metrics": answer["metrics"] * count}
-    few = {kind: items[:count] for kind, items in few.items()}
-    guided = {kind: [{"name": _words(2), "guidance": _words(22)}] * count for kind in ("metadata", "metrics")}
-    summarize = [
-        new_task(stage, config, criteria_set=0, replicate=0, proposals=proposals) for stage in ("summarize_metadata", "summarize_metrics")
-    ]
-    define = new_task("define_criteria", config, criteria_set=0, replicate=0, criteria=kept)
+    number = min(_PROPOSALS, config.proposals)
+    drawn = draw_proposals(texts, criteria_set=0, proposals=number, samples=config.samples_per_proposal, seed=config.seed)
+    shown = sum(estimate_tokens("\n".join(sample.line for sample in samples)) for samples in drawn) / len(drawn)
+    stages = {"propose_criteria": config.proposals, "summarize_metadata": 1, "summarize_metrics": 1, "define_criteria": 1}
     return [
-        plan("propose_criteria", sets * config.proposals, answer, tasks),
-        plan("summarize_metadata", sets, {"metadata": few["metadata"]}, summarize[:1]),
-        plan("summarize_metrics", sets, {"metrics": few["metrics"]}, summarize[1:]),
-        plan("define_criteria", sets, guided, [define]),
+        _between(stage, config.criteria_sets * calls, lambda manner, stage=stage: _proposing_sizes(stage, shown, config, manner))
+        for stage, calls in stages.items()
     ]
 
 
-async def _plan_grouping(corpus: Drawable, criteria: Criteria, config: AgentConfig) -> list[PlannedCalls]:
-    drawing = Drawing.of(corpus, replace(config, groupings=min(_GROUPINGS, config.groupings)))
-    groupings = [await drawing.plan(index, len(criteria.sets)) for index in range(min(_GROUPINGS, config.groupings))]
+def _proposing_sizes(stage: str, shown: float, config: AgentConfig, manner: _Manner) -> tuple[float, float]:
+    """Tokens of prompt and answer of a call of stages 1 to 4; `shown` are those of the samples."""
+    kept, proposed = _set_of(config.criteria_count, manner), _set_of(_PROPOSED, manner)
+    guided = {"metadata": [_guided(one) for one in kept.metadata], "metrics": [_guided(one) for one in kept.metrics]}
+    answers = {
+        "propose_criteria": _unguided(proposed),
+        "summarize_metadata": {"metadata": _unguided(kept)["metadata"]},
+        "summarize_metrics": {"metrics": _unguided(kept)["metrics"]},
+        "define_criteria": guided,
+    }
+    # Half of the names that come up come up again.
+    names = config.proposals * manner.count(_PROPOSED) // 2 or 1
+    proposals = tuple((f"{manner.phrase(2)} {i}", (manner.phrase(18), manner.phrase(18))) for i in range(names))
+    content = {"define_criteria": {"criteria": kept}, "propose_criteria": {}}.get(stage, {"proposals": proposals})
+    prompt = _prompt_tokens(new_task(stage, config, criteria_set=0, replicate=0, **content))
+    return prompt + shown * (stage == "propose_criteria"), estimate_tokens(json.dumps(answers[stage]))
+
+
+async def _plan_groupings(corpus: Drawable, criteria: Criteria | None, config: AgentConfig) -> list[PlannedCalls]:
+    number = min(_GROUPINGS, config.groupings)
+    drawing = Drawing.of(corpus, replace(config, groupings=number))
+    groupings = [await drawing.plan(index, len(criteria.sets) if criteria else 1) for index in range(number)]
     await drawing.close()
+    shown = sum(estimate_tokens("\n".join(sample.line for sample in planned.samples)) for planned in groupings) / number
+
+    def sizes(stage: str, manner: _Manner) -> tuple[float, float]:
+        return _grouping_sizes(stage, groupings, shown, criteria, config, manner)
+
     return [
-        _plan_of_stage(stage, groupings, criteria, config)
+        _between(stage, config.groupings, lambda manner, stage=stage: sizes(stage, manner))
         for stage in ("cluster_samples", "verify_clusters")
         if config.verify or stage == "cluster_samples"
     ]
 
 
-def _plan_of_stage(stage: str, groupings: Sequence[Planned], criteria: Criteria, config: AgentConfig) -> PlannedCalls:
-    """Prompts and answers with the tersest and with the wordiest judge that keeps to the rules, and what lies between."""
-    (tersest, least), (wordiest, most) = (_sizes(stage, groupings, criteria, config, words) for words in (0.0, 1.0))
-    prompt_tokens = math.sqrt(tersest * wordiest)
+def _between(stage: str, calls: int, sizes: Callable[[_Manner], tuple[float, float]]) -> PlannedCalls:
+    """What lies between the terse and the wordy judge, and the least and the most that there can be."""
+    terse, wordy, least, most = (Tokens(*sizes(manner)) for manner in (_TERSE, _WORDY, _LEAST, _MOST))
+    prompt_tokens = math.sqrt(terse.prompt * wordy.prompt)
     return PlannedCalls(
         stage=stage,
-        calls=config.groupings,
+        calls=calls,
         prompt_tokens=prompt_tokens,
-        completion_tokens=math.sqrt((tersest + least) * (wordiest + most)) - prompt_tokens,
-        least_completion_tokens=least,
-        most_completion_tokens=most,
+        completion_tokens=math.sqrt(sum(terse) * sum(wordy)) - prompt_tokens,
+        least=Tokens(*(part / _TOKENIZERS for part in least)),
+        most=Tokens(*(part * _TOKENIZERS for part in most)),
     )
 
 
-def _sizes(stage: str, groupings: Sequence[Planned], criteria: Criteria, config: AgentConfig, words: float) -> tuple[float, float]:
-    """Mean tokens of prompt and answer with a judge that uses this share of the words and of the clusters it might."""
-    prompts, answers = [], []
+def _grouping_sizes(
+    stage: str, groupings: Sequence[Planned], shown: float, criteria: Criteria | None, config: AgentConfig, manner: _Manner
+) -> tuple[float, float]:
+    """Mean tokens of prompt and answer of stage 5 or 6; `shown` are those of the samples."""
+    sets = criteria.sets if criteria else (_set_of(config.criteria_count, manner),)
+    prompts = answers = 0
     for planned in groupings:
-        content = {"samples": planned.samples, "criteria": criteria.sets[planned.criteria_set]}
-        clusters = _partition(planned, words)
+        content: dict[str, Any] = {"criteria": sets[planned.criteria_set % len(sets)]}
+        clusters = _partition(planned, manner.clusters)
         if stage == "cluster_samples":
-            answer = {"clusters": [_answered(number, one, config, words) for number, one in enumerate(clusters, start=1)]}
+            answer = {"clusters": [_answered(number, one, config, manner) for number, one in enumerate(clusters, start=1)]}
         else:
-            reasoned = [_reasoned(one, config, words) for one in without_planted(clusters, planned.canary)]
-            content["clusters"] = shown = with_control(reasoned, planned.canary)[0]
-            reason = {"reasoning": _words(config.reasoning_words, words)} if config.reasoning_words else {}
-            answer = {"validation": [{"cluster": number, "valid": 1, **reason} for number in range(1, len(shown) + 1)]}
-        task = new_task(stage, config, criteria_set=planned.criteria_set, replicate=planned.index, **content)
-        prompts.append(estimate_tokens(system_of(task)) + estimate_tokens(user_of(task)))
-        answers.append(estimate_tokens(json.dumps(answer)))
-    return sum(prompts) / len(prompts), sum(answers) / len(answers)
+            reasoned = [_reasoned(one, config, manner) for one in without_planted(clusters, planned.canary)]
+            content["clusters"] = with_control(reasoned, planned.canary)[0]
+            answer = {"validation": [_verdict(number, one, config, manner) for number, one in enumerate(content["clusters"], start=1)]}
+        prompts += _prompt_tokens(new_task(stage, config, criteria_set=planned.criteria_set, replicate=planned.index, **content))
+        answers += estimate_tokens(json.dumps(answer))
+    return shown + prompts / len(groupings), answers / len(groupings)
 
 
-def _partition(planned: Planned, share: float) -> tuple[Cluster, ...]:
-    """The samples in `share` times as many clusters as there are samples, at least one; canaries where they belong."""
-    canary = planned.canary
+def _prompt_tokens(task: Task) -> int:
+    return estimate_tokens(system_of(task)) + estimate_tokens(user_of(task))
+
+
+def _partition(planned: Planned, clusters: float) -> tuple[Cluster, ...]:
+    """The samples as a corpus of so many equal clusters would have them, in pairs where that is without end; canaries where they belong."""
+    canary, generator = planned.canary, random.Random(planned.index)
     planted = (canary.copy, canary.foreign) if canary else ()
-    drawn = [sample.sample_id for sample in planned.samples if sample.sample_id not in planted]
-    count = max(1, round(share * len(drawn)))
-    places = [drawn[number::count] for number in range(count)]
+    places: dict[int, list[str]] = {}
+    for number, sample in enumerate(one for one in planned.samples if one.sample_id not in planted):
+        places.setdefault(number // 2 if math.isinf(clusters) else int(generator.random() * clusters), []).append(sample.sample_id)
     if canary:
-        next(place for place in places if canary.original in place).append(canary.copy)
-        places.append([canary.foreign])
-    return tuple(Cluster(sample_ids=tuple(place)) for place in places)
+        next(place for place in places.values() if canary.original in place).append(canary.copy)
+        places[-1] = [canary.foreign]
+    return tuple(Cluster(sample_ids=tuple(place)) for place in places.values())
 
 
-def _planned(stage: str, calls: int, pairs: Sequence[tuple[Task, Any]]) -> PlannedCalls:
-    prompts = [estimate_tokens(system_of(task)) + estimate_tokens(user_of(task)) for task, _ in pairs]
-    answers = [estimate_tokens(json.dumps(answer)) for _, answer in pairs]
-    return PlannedCalls(stage=stage, calls=calls, prompt_tokens=sum(prompts) / len(prompts), completion_tokens=sum(answers) / len(answers))
+def _set_of(count: int, manner: _Manner) -> CriteriaSet:
+    text, guidance, levels = manner.phrase(20), manner.phrase(18), (manner.phrase(6),) * 5
+    names = [f"{manner.phrase(3)} {number}" for number in range(manner.count(count))]
+    return CriteriaSet(
+        metadata=tuple(Metadata(name=name, definition=text, guidance=guidance) for name in names),
+        metrics=tuple(Metric(name=name, definition=text, levels=levels, guidance=guidance) for name in names),
+    )
 
 
-def _words(count: float, share: float = _SHARE_OF_WORDS) -> str:
-    words = _PHRASE.split()
-    return " ".join(words[i % len(words)] for i in range(max(1, round(count * share))))
+def _unguided(criteria: CriteriaSet) -> dict[str, Any]:
+    value = criteria.to_json()
+    return {kind: [{name: part for name, part in one.items() if name != "guidance"} for one in value[kind]] for kind in value}
 
 
-def _typical_set(config: AgentConfig, count: int | None = None) -> CriteriaSet:
-    count = config.criteria_count if count is None else count
-    text, guidance = _words(18), _words(22)
-    metadata = tuple(Metadata(name=f"{_words(2)} {i}", definition=text, guidance=guidance) for i in range(count))
-    levels = tuple(_words(6) for _ in range(5))
-    metrics = tuple(Metric(name=f"{_words(2)} {i}", definition=text, levels=levels, guidance=guidance) for i in range(count))
-    return CriteriaSet(metadata=metadata, metrics=metrics)
+def _guided(one: Metadata | Metric) -> dict[str, str]:
+    return {"name": one.name, "guidance": one.guidance}
 
 
-def _reasoned(cluster: Cluster, config: AgentConfig, words: float) -> Cluster:
-    return Cluster(sample_ids=cluster.sample_ids, reasoning=_words(config.reasoning_words, words) if config.reasoning_words else "")
+def _reasoned(cluster: Cluster, config: AgentConfig, manner: _Manner) -> Cluster:
+    words = config.reasoning_words if len(cluster.sample_ids) > 1 else max(1, config.reasoning_words // 3)
+    return Cluster(sample_ids=cluster.sample_ids, reasoning=manner.phrase(words) if config.reasoning_words else "")
 
 
-def _answered(number: int, cluster: Cluster, config: AgentConfig, words: float) -> dict[str, Any]:
+def _verdict(number: int, cluster: Cluster, config: AgentConfig, manner: _Manner) -> dict[str, Any]:
+    verdict = {"cluster": number, "valid": 1}
+    reason = manner.phrase(config.reasoning_words) if len(cluster.sample_ids) > 1 else ""
+    return verdict | {"reasoning": reason} if config.reasoning_words else verdict
+
+
+def _answered(number: int, cluster: Cluster, config: AgentConfig, manner: _Manner) -> dict[str, Any]:
     placed = {"cluster": number, "sample_ids": list(cluster.sample_ids)}
     if not config.reasoning_words:
         return placed
-    # The tersest leave the lists empty, which the schema cannot forbid everywhere.
-    count = config.criteria_count if words else 0
-    reason = _words(max(1, config.reasoning_words // 3), words)
+    count = config.criteria_count if manner.thorough and len(cluster.sample_ids) > 1 else 0
+    name, reason = manner.phrase(3), manner.phrase(max(1, config.reasoning_words // 3))
     return placed | {
-        "uniqueness_reasoning": _words(config.reasoning_words, words),
-        "cluster_metadata": [{"name": _words(2), "value": _words(4, words)}] * count,
-        "cluster_metrics": [{"name": _words(2), "reasoning": reason, "score": 3}] * count,
+        "uniqueness_reasoning": _reasoned(cluster, config, manner).reasoning,
+        "cluster_metadata": [{"name": name, "value": manner.phrase(4)}] * count,
+        "cluster_metrics": [{"name": name, "reasoning": reason, "score": 3}] * count,
     }

@@ -53,8 +53,9 @@ class LlmJudge:
             replicate=task.criteria_set * _REPLICATES_OF_A_SET + task.replicate if task.stage in _OF_A_SET else task.replicate,
             max_output_tokens=task.max_output_tokens,
             temperature=task.temperature,
-            # Where a cap ends the run, only whole groupings are worth what they cost.
-            urgent=task.stage == "verify_clusters",
+            # Where a cap may end the run, only whole groupings are worth what they cost. Otherwise first come, first served: if
+            # verification went first, the last groupings' clusters would be left to the end, and slots empty behind them.
+            urgent=task.stage == "verify_clusters" and self.engine.budget.capped,
         )
 
     async def ask(self, task: Task) -> Answer:

@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 import functools
 import ipaddress
-import math
 from pathlib import Path
 import re
 from typing import NamedTuple
@@ -153,29 +152,3 @@ def most_it_can_use(request: Request, price: Price) -> Amount:
     characters = request.system + request.user + ("" if request.schema is None else str(request.schema))
     prompt_tokens = len(characters.encode(errors="replace")) + _OVERHEAD_TOKENS
     return Amount(price.cost(prompt_tokens, request.max_output_tokens), prompt_tokens + request.max_output_tokens, 1)
-
-
-_PIECES = re.compile(r"[A-Za-z]+|\d+|[^\W\d_]+|[^\w\s]+|_+|\n+")
-
-
-def estimate_tokens(text: str) -> int:
-    """About how many tokens a text has, without a tokenizer.
-
-    Words cost one token and one more per few letters beyond the usual, digits one per three, punctuation one per run of two,
-    other scripts by their letters. On English prose, JSON lines, code and LaTeX it is within a tenth of GPT-NeoX's tokenizer, and up to
-    a fifth under Llama 2's, whose vocabulary is smaller.
-    """
-    total = 0.0
-    for piece in _PIECES.findall(text):
-        first = piece[0]
-        if first == "\n":
-            total += 1
-        elif first.isdigit():
-            total += math.ceil(len(piece) / 3)
-        elif first.isascii() and first.isalpha():
-            total += 1 if len(piece) <= 6 else 1 + (len(piece) - 6) * 0.18
-        elif first.isalpha():
-            total += len(piece) * 0.6
-        else:
-            total += math.ceil(len(piece) / 2)
-    return math.ceil(total)

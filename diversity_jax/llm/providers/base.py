@@ -12,8 +12,8 @@ import time
 from typing import Protocol
 
 from diversity_jax.errors import InputError
-from diversity_jax.llm.budget import estimate_tokens
 from diversity_jax.llm.client import CallFailed, Request
+from diversity_jax.llm.tokens import estimate_tokens
 
 _logger = logging.getLogger(__name__)
 _KEY_LIKE = re.compile(r"(sk-|AIza|Bearer )[\w*.-]{6,}")

@@ -1,4 +1,8 @@
-"""Chat completions of OpenAI and of every server that speaks its protocol: vLLM, llama.cpp, Ollama, SGLang, ..."""
+"""Chat completions of OpenAI and of every server that speaks its protocol: vLLM, llama.cpp, Ollama, SGLang, ...
+
+Without the `openai` package: what it adds to one POST costs a second of imports at the start of every run, and more CPU for its copies
+and checks of body, headers and answer than all the rest of a call.
+"""
 
 from collections.abc import Mapping
 import json
@@ -24,6 +28,8 @@ from diversity_jax.llm.providers.base import (
 from diversity_jax.llm.providers.transport import JsonPost, client_for
 
 _logger = logging.getLogger(__name__)
+# As the `openai` package reads them.
+_ACCOUNT_HEADERS = {"openai-organization": "OPENAI_ORG_ID", "openai-project": "OPENAI_PROJECT_ID"}
 # How servers say that the model stopped by itself.
 _WHOLE = ("stop", "eos_token", "stop_sequence", "end_turn")
 # Words of a refusal that name what the server cannot take; the first that matches is done without from then on.
@@ -57,21 +63,19 @@ class OpenAIChat:
 
     def __init__(self, model: str, *, base_url: str | None):
         import httpx
-        import openai
 
-        quieten("httpx", "httpcore", "openai")
+        quieten("httpx", "httpcore")
         judge = f"openai:{model}"
         key = key_from_environment(judge, ("OPENAI_API_KEY",), needed=base_url is None)
+        url = base_url or os.environ.get("OPENAI_BASE_URL") or "https://api.openai.com/v1"
         try:
-            url = base_url or os.environ.get("OPENAI_BASE_URL") or "https://api.openai.com/v1"
-            http = client_for(httpx, url)
-            self._client = openai.AsyncOpenAI(api_key=key, base_url=url, max_retries=0, http_client=http)
-            address = self._client.base_url.join("chat/completions")
+            address = httpx.URL(f"{url.rstrip('/')}/chat/completions")
         except (httpx.InvalidURL, ValueError) as error:
             raise InputError(f"judge_base_url: {base_url!r} is no address ({error}); write one such as http://127.0.0.1:8000/v1") from None
-        headers = {**self._client.default_headers, **self._client.auth_headers}
-        headers = {name: value for name, value in headers.items() if isinstance(value, str)}
-        self._post = JsonPost(httpx, http, address, headers)
+        headers = {"authorization": f"Bearer {key}", "user-agent": "diversity_jax"}
+        headers |= {header: os.environ[variable] for header, variable in _ACCOUNT_HEADERS.items() if os.environ.get(variable)}
+        self._client = client_for(httpx, url)
+        self._post = JsonPost(httpx, self._client, address, headers)
         self._address = Address(judge=judge, url=url, key_variables=("OPENAI_API_KEY",), key=key)
         self._model = model
         self._usage = Usage(judge)
@@ -80,7 +84,6 @@ class OpenAIChat:
     async def ask(self, request: Request, deadline_seconds: float) -> Answer:
         """Makes one attempt; see `Provider.ask`."""
         body = self._body(request)
-        # Not `chat.completions.create`: its copies and checks of body, headers and answer cost more CPU than all the rest of a call.
         status, headers, content = await self._post(_encode(body).encode(errors="replace"), deadline_seconds)
         if status != 200:
             raise self._refused(status, headers, content, body)
@@ -88,7 +91,7 @@ class OpenAIChat:
 
     async def close(self) -> None:
         """Gives connections back."""
-        await self._client.close()
+        await self._client.aclose()
 
     def _body(self, request: Request) -> dict[str, Any]:
         if "response_format" in self._without:
