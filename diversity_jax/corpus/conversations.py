@@ -94,9 +94,10 @@ def _messages(record: Mapping[str, Any], where: str) -> list[Message] | None:
 def _columns(record: Mapping[str, Any]) -> list[Message] | None:
     """A list of messages as TensorFlow Datasets hands it over: one list of roles, one of contents."""
     for name in _LISTS:
-        roles, contents = record.get(f"{name}.role"), record.get(f"{name}.content")
-        if isinstance(roles, list) and isinstance(contents, list) and len(roles) == len(contents):
-            return [{"role": role, "content": content} for role, content in zip(roles, contents, strict=True)]
+        for speaker, said in (("role", "content"), ("from", "value")):
+            roles, contents = record.get(f"{name}.{speaker}"), record.get(f"{name}.{said}")
+            if isinstance(roles, list) and isinstance(contents, list) and len(roles) == len(contents):
+                return [{"role": _SPEAKERS.get(role, role), "content": content} for role, content in zip(roles, contents, strict=True)]
     return None
 
 
