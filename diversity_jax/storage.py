@@ -5,6 +5,7 @@ import contextlib
 import errno
 import glob as local_glob
 import hashlib
+import io
 import json
 import os
 from pathlib import Path
@@ -67,16 +68,20 @@ def list_files(pattern: str | os.PathLike) -> list[str]:
 def writing(path: str | os.PathLike, mode: str = "wb") -> Iterator[IO[Any]]:
     """A file that appears at `path` whole or not at all: written beside it, synced to disk, then renamed.
 
-    Remote files are written through fsspec, whose upload becomes visible when it is closed without an error.
+    Remote files are uploaded by fsspec, and appear when the upload is committed, after all is written.
 
     Raises:
       DiskFull: there is no room for it; the partial file has been removed.
     """
     if is_remote(path):
-        import fsspec
-
-        with fsspec.open(os.fspath(path), mode) as file:
-            yield file
+        with _uploading(os.fspath(path)) as file:
+            if "b" in mode:
+                yield file
+            else:
+                text = io.TextIOWrapper(file, encoding="utf-8")
+                yield text
+                text.flush()
+                text.detach()
         return
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -93,6 +98,22 @@ def writing(path: str | os.PathLike, mode: str = "wb") -> Iterator[IO[Any]]:
         raise
     finally:
         partial.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _uploading(url: str) -> Iterator[IO[bytes]]:
+    import fsspec
+
+    filesystem, inside = fsspec.core.url_to_fs(url)
+    file = filesystem.open(inside, "wb", autocommit=False)  # closing it, as `with` does after an error too, would show what is there
+    filesystem.transaction.files.remove(file)  # where fsspec keeps it for a commit of several files at once
+    try:
+        yield file
+        file.close()
+        file.commit()
+    except BaseException:
+        file.discard()
+        raise
 
 
 def write_json(path: str | os.PathLike, value: Any) -> None:

@@ -1,12 +1,15 @@
 """Passes of a preparation on Apache Beam: DirectRunner, Dataflow, Flink, Spark, or any other of its runners.
 
 The functions are those of the local path, so rows, manifest and checksums are the same. What workers hand to each other lies in the
-component's folder, which all of them must reach (`gs://`, or a shared disk); rows come together by Beam's own shuffle.
+component's folder, which all of them must reach (`gs://`, or a shared disk); rows come together by Beam's own shuffle. The job lies
+there too: with its tokenizer and benchmarks it is larger than what runners take inside a pipeline (Dataflow: 10 MB).
 """
 
 from collections.abc import Iterable, Iterator, Sequence
 import functools
+import hashlib
 import logging
+import pickle
 from typing import Any
 import uuid
 
@@ -74,8 +77,9 @@ class BeamRunner:
             return
         if fates is not None:
             _write_fates(job, fates)
-        read = functools.partial(_read_pieces, self._config, job, frozenset(done))
-        work = functools.partial(_work, job, what, fates is not None)
+        place_of_job = _publish(job)
+        read = functools.partial(_read_pieces, self._config, place_of_job, frozenset(done))
+        work = functools.partial(_work, place_of_job, what, fates is not None)
         log.info("%s: %s %d units on %s", job.settings.name, what.title, len(unfinished), self._runner)
         with self._open() as pipeline:
             pieces = pipeline | beam.Create(unfinished) | beam.Reshuffle() | "read" >> beam.FlatMap(read)
@@ -87,12 +91,12 @@ class BeamRunner:
         wanted = unfinished_shards(job, place, shards)
         if not wanted:
             return
-        plan = read_plan(job.workplace, plan_hash)
+        place_of_job, plan = _publish(job), read_plan(job.workplace, plan_hash)
         placed = [(split, piece) for split, pieces in plan.items() for piece in pieces if piece[1]]
         log.info("%s: writing %d shards on %s", job.settings.name, len(wanted), self._runner)
         with self._open() as pipeline:
-            parts = pipeline | beam.Create(placed) | beam.Reshuffle() | beam.FlatMap(functools.partial(_split, job, wanted))
-            _ = parts | beam.GroupByKey() | beam.Map(functools.partial(_save, job))
+            parts = pipeline | beam.Create(placed) | beam.Reshuffle() | beam.FlatMap(functools.partial(_split, place_of_job, wanted))
+            _ = parts | beam.GroupByKey() | beam.Map(functools.partial(_save, place_of_job))
 
     def close(self) -> None:
         """Nothing is held between passes."""
@@ -103,8 +107,24 @@ def _hash_unit(config: CorpusConfig, scratch: str, number: int) -> None:
     write_json(join_path(scratch, f"{number}.json"), corpus.unit_hashes(corpus.units()[number]))
 
 
-def _read_pieces(config: CorpusConfig, job: Job, done: frozenset[str], number: int) -> Iterator[Piece]:
-    corpus = open_corpus(config)
+def _publish(job: Job) -> str:
+    """Writes the job to its workplace; returns where."""
+    data = pickle.dumps(job, protocol=5)
+    path = str(join_path(job.workplace, f"{hashlib.sha256(data).hexdigest()}.job"))
+    with writing(path) as file:
+        file.write(data)
+    return path
+
+
+@functools.lru_cache(maxsize=1)
+def _job(path: str) -> Job:
+    """The job, read once by each process and shared by its threads."""
+    with open_file(path) as file:
+        return pickle.loads(file.read())
+
+
+def _read_pieces(config: CorpusConfig, place_of_job: str, done: frozenset[str], number: int) -> Iterator[Piece]:
+    corpus, job = open_corpus(config), _job(place_of_job)
     tally, count = Tally(), 0
     for piece in cut(read_unit(corpus, corpus.units()[number], tally), number, job.settings):
         count += 1
@@ -113,7 +133,8 @@ def _read_pieces(config: CorpusConfig, job: Job, done: frozenset[str], number: i
     save_unit(job.workplace, number, count, tally)
 
 
-def _work(job: Job, what: Pass, is_decided: bool, piece: Piece) -> None:
+def _work(place_of_job: str, what: Pass, is_decided: bool, piece: Piece) -> None:
+    job = _job(place_of_job)
     what.work(job, piece, *([_read_fates(job, piece.name)] if is_decided else []))
 
 
@@ -128,15 +149,15 @@ def _read_fates(job: Job, name: str) -> np.ndarray:
         return np.frombuffer(file.read(), np.uint8)
 
 
-def _split(job: Job, wanted: Sequence[ShardName], placed: tuple[str, Sequence[Any]]) -> Iterator[tuple[Any, Any]]:
+def _split(place_of_job: str, wanted: Sequence[ShardName], placed: tuple[str, Sequence[Any]]) -> Iterator[tuple[Any, Any]]:
     """(shard, (piece, keys, rows)); a shard is named by plain values, which every runner groups alike."""
-    split, piece = placed
+    job, (split, piece) = _job(place_of_job), placed
     for shard, part in split_piece(job, [shard for shard in wanted if shard.split == split], piece):
         yield (shard.split, shard.number, shard.count), (piece[0], *part)
 
 
-def _save(job: Job, gathered: tuple[tuple[str, int, int], Iterable[tuple[str, bytes, bytes]]]) -> None:
-    (split, number, count), parts = gathered
+def _save(place_of_job: str, gathered: tuple[tuple[str, int, int], Iterable[tuple[str, bytes, bytes]]]) -> None:
+    job, ((split, number, count), parts) = _job(place_of_job), gathered
     _, keys, rows = zip(*sorted(parts), strict=True)
     found = np.frombuffer(b"".join(keys), "<u8")
     shard = ShardName(split=split, number=number, count=count)

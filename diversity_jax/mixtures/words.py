@@ -46,9 +46,9 @@ class WordHashes:
         self._known: dict[str, int] = {}
 
     def __call__(self, found: Sequence[str]) -> np.ndarray:
+        if len(self._known) > _CACHED_WORDS:
+            self._known = {}  # not cleared: another thread of a Beam worker may be reading it
         known = self._known
-        if len(known) > _CACHED_WORDS:
-            known.clear()
         for word in found:
             if word not in known:
                 known[word] = int.from_bytes(hashlib.blake2b(word.encode(), digest_size=8).digest(), "little")
