@@ -51,6 +51,8 @@ setup(
         "scipy",
         "datasketch>=2.0",
     ],
+    # The harness has no plug-ins: its command, with our models known to it.
+    entry_points={"console_scripts": [f"{name} = diversity_jax.lm_eval:main" for name in ("lm_eval", "lm-eval")]},
     extras_require={
         "cuda": ["jax[cuda12]"],
         "tpu": ["jax[tpu]"],

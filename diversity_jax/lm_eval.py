@@ -1,21 +1,28 @@
-"""lm-evaluation-harness's own command with our models known to it as `diversity_jax`.
+"""lm-evaluation-harness's own command with our models known to it as `diversity_jax`; installing this package puts it in the other's place.
 
-    python -m diversity_jax.lm_eval run --model diversity_jax --model_args checkpoint=runs/quickstart --tasks arc_easy,hellaswag
+    lm_eval --model diversity_jax --model_args checkpoint=runs/quickstart --tasks arc_easy,hellaswag
 
-Everything after `python -m diversity_jax.lm_eval` is what `lm_eval` takes. In a program of your own, `import diversity_jax.lm_eval` is
-enough: `lm_eval.simple_evaluate(model="diversity_jax", model_args={"checkpoint": ...}, ...)` then works.
+`python -m diversity_jax.lm_eval` is the same where the package is not installed; what follows it is what `lm_eval` takes. In a program of
+your own `import diversity_jax.lm_eval` is enough: `lm_eval.simple_evaluate(model="diversity_jax", model_args={"checkpoint": ...}, ...)`
+then works.
 """
 
+import importlib.util
 import sys
 
-from diversity_jax import harness_model  # noqa: F401 - registers the model
 from diversity_jax.errors import InputError
+
+if importlib.util.find_spec("lm_eval"):
+    from diversity_jax import harness_model  # noqa: F401 - registers the model
 
 
 def main() -> None:
     """The harness's command line; bad input is one line and status 2."""
-    from lm_eval.__main__ import cli_evaluate
-
+    try:
+        from lm_eval.__main__ import cli_evaluate
+    except ImportError as error:
+        print(f"error: lm-evaluation-harness is not installed ({error}); pip install 'diversity_jax[eval]'", file=sys.stderr)
+        sys.exit(2)
     try:
         cli_evaluate()
     except InputError as error:
