@@ -10,6 +10,7 @@ import contextlib
 from dataclasses import dataclass, replace
 import random
 from typing import Any, Protocol
+import weakref
 
 from diversity_jax.cluster_agent.canaries import FOREIGN, Canary, plant
 from diversity_jax.cluster_agent.judge import Sample
@@ -56,8 +57,10 @@ class Drawing:
         canary_share: float,
         most_characters: int,
         seed: int,
+        keep: bool = False,
     ):
         self._corpus = corpus
+        self._keep = keep
         self._groupings = groupings
         self._k = samples_per_grouping
         self._canary_share = canary_share
@@ -81,8 +84,8 @@ class Drawing:
         return len(self._seen)
 
     @classmethod
-    def of(cls, corpus: Drawable, config: AgentConfig) -> "Drawing":
-        """As a configuration has it."""
+    def of(cls, corpus: Drawable, config: AgentConfig, *, keep: bool = False) -> "Drawing":
+        """As a configuration has it. With `keep` the texts stay for the next that draws them; see `draw_texts`."""
         return cls(
             corpus,
             groupings=config.groupings,
@@ -90,6 +93,7 @@ class Drawing:
             canary_share=config.canary_share,
             most_characters=config.max_characters,
             seed=config.seed,
+            keep=keep,
         )
 
     def start(self, groupings: int, sets: int) -> "Drawing":
@@ -158,7 +162,8 @@ class Drawing:
 
     async def _draw(self, chunk: int) -> tuple[list[tuple[str, str]], int]:
         seed = child_seed(self._seed, "pool", chunk)
-        return await asyncio.to_thread(draw_texts, self._corpus, _chunk_groupings(chunk) * self._k, seed, self._most_characters)
+        count = _chunk_groupings(chunk) * self._k
+        return await asyncio.to_thread(draw_texts, self._corpus, count, seed, self._most_characters, keep=self._keep)
 
     def _planned(self, index: int, sets: int) -> Planned:
         generator = random.Random(child_seed(self._seed, "grouping", index))
@@ -180,11 +185,25 @@ def _chunk_groupings(chunk: int) -> int:
     return _CHUNK_GROUPINGS[chunk] if chunk < len(_CHUNK_GROUPINGS) else _LAST_CHUNK_GROUPINGS
 
 
-def draw_texts(corpus: Drawable, count: int, seed: int, most_characters: int) -> tuple[list[tuple[str, str]], int]:
-    """(document id, cleaned text) of `count` documents, those left out that are empty once cleaned; and how many were drawn."""
+_kept: weakref.WeakKeyDictionary[Drawable, dict[tuple[int, int, int], tuple[list[tuple[str, str]], int]]] = weakref.WeakKeyDictionary()
+
+
+def draw_texts(corpus: Drawable, count: int, seed: int, most_characters: int, *, keep: bool = False) -> tuple[list[tuple[str, str]], int]:
+    """(document id, cleaned text) of `count` documents, those left out that are empty once cleaned; and how many were drawn.
+
+    With `keep` it stays for the next who asks the same of this corpus: a forecast looks at what the run then shows, and reading may
+    take long.
+    """
+    asked = (count, seed, most_characters)
+    with contextlib.suppress(TypeError, KeyError):  # a corpus that cannot be a key, or was not asked before
+        return _kept[corpus].pop(asked)
     documents = corpus.sample(count, seed=seed)
     texts = [(document.id, clean_text(document.text, most_characters)) for document in documents]
-    return [(name, text) for name, text in texts if text], len(documents)
+    found = [(name, text) for name, text in texts if text], len(documents)
+    if keep:
+        with contextlib.suppress(TypeError):
+            _kept.setdefault(corpus, {})[asked] = found
+    return found
 
 
 def draw_proposals(

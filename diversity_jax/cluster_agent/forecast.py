@@ -109,7 +109,7 @@ def _as_used(stage: str, usage: Usage, times: float) -> PlannedCalls:
 
 
 def _plan_proposing(corpora: Sequence[Drawable], config: AgentConfig) -> list[PlannedCalls]:
-    texts = proposal_texts(corpora, config)
+    texts = proposal_texts(corpora, config, keep=True)
     number = min(_PROPOSALS, config.proposals)
     drawn = draw_proposals(texts, criteria_set=0, proposals=number, samples=config.samples_per_proposal, seed=config.seed)
     shown = sum(estimate_tokens("\n".join(sample.line for sample in samples)) for samples in drawn) / len(drawn)
@@ -140,7 +140,7 @@ def _proposing_sizes(stage: str, shown: float, config: AgentConfig, manner: _Man
 
 async def _plan_groupings(corpus: Drawable, criteria: Criteria | None, config: AgentConfig) -> list[PlannedCalls]:
     number = min(_GROUPINGS, config.groupings)
-    drawing = Drawing.of(corpus, replace(config, groupings=number))
+    drawing = Drawing.of(corpus, replace(config, groupings=number), keep=True)
     groupings = [await drawing.plan(index, len(criteria.sets) if criteria else 1) for index in range(number)]
     await drawing.close()
     shown = sum(estimate_tokens("\n".join(sample.line for sample in planned.samples)) for planned in groupings) / number

@@ -46,13 +46,15 @@ async def propose_criteria(corpora: Sequence[Drawable], judge: Judge, config: Ag
     return Proposed(Criteria(sets=tuple(sets), origin="judge"), usage, warnings)
 
 
-def proposal_texts(corpora: Sequence[Drawable], config: AgentConfig) -> list[tuple[str, str]]:
-    """(document id, text) of what proposals are drawn from: as many texts as they show in all, in equal parts of the corpora."""
+def proposal_texts(corpora: Sequence[Drawable], config: AgentConfig, *, keep: bool = False) -> list[tuple[str, str]]:
+    """(document id, text) of what proposals are drawn from: as many texts as they show in all, in equal parts of the corpora. `keep` as in
+    `draw_texts`.
+    """
     wanted = config.criteria_sets * config.proposals * config.samples_per_proposal
     texts: list[tuple[str, str]] = []
     for number, corpus in enumerate(corpora):
         seed = child_seed(config.seed, "proposals", number)
-        drawn, _ = draw_texts(corpus, max(1, wanted // len(corpora)), seed, config.max_characters)
+        drawn, _ = draw_texts(corpus, max(1, wanted // len(corpora)), seed, config.max_characters, keep=keep)
         if not drawn:
             raise InputError("corpus: holds no document with text; check its path and text field")
         texts += drawn
