@@ -8,8 +8,8 @@ theirs reads one sequence at a time without padding at 1, and pads at 8 and 64. 
 window long where there are such) and greedy answers (`--answers`), ours and theirs at batch sizes 1 and 8. Prints a table and ends with
 status 1 where a log-likelihood differs by 1e-3 or more, or an accuracy at all. Needs torch and transformers.
 
-A window that some answer does not fit into: the harness's backend stops with an assertion and ours with a line that names the answer, since
-no truncation of the context makes room. Here such items are left out for both, and counted.
+A window that some answer alone does not fit into: the harness's backend stops with an assertion, since no truncation of the context makes
+room, and ours scores such an answer in parts. There is nothing to compare, so such items are left out for both here, and counted.
 """
 
 import argparse
@@ -136,12 +136,14 @@ def compare_texts(
 
     from diversity_jax.evaluation import benchmarks
 
+    if not texts and not answers:
+        return dict.fromkeys(("texts", "tokens", "cut", "largest", "answers", "same"), 0)
     (task,), _ = benchmarks.build(["boolq"], data_dir)
     passages = list(dict.fromkeys(task.dataset[task.config.validation_split]["passage"]))[:items]
     wholes = [" ".join(passages[i : i + 1 + i % 4]) for i in range(min(texts, len(passages)))]
     settings = {"until": ["\n", "."], "max_gen_toks": ANSWER_TOKENS, "do_sample": False}
     rolling = [Instance("loglikelihood_rolling", {}, (text,), number) for number, text in enumerate(wholes)]
-    asked = [Instance("generate_until", {}, (text, settings), number) for number, text in enumerate(passages[-answers:])]
+    asked = [Instance("generate_until", {}, (text, settings), number) for number, text in enumerate(passages[len(passages) - answers :])]
     backends = _backends(checkpoint, exported, max_length, TEXT_BATCH_SIZES)
     likelihoods = {name: one.loglikelihood_rolling(rolling, disable_tqdm=True) for name, one in backends.items()}
     written = {name: one.generate_until(asked, disable_tqdm=True) for name, one in backends.items()}

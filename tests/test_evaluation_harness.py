@@ -3,6 +3,7 @@
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -11,15 +12,15 @@ from diversity_jax.corpus import CorpusConfig
 from diversity_jax.errors import InputError
 from diversity_jax.evaluation.harness import HarnessModel
 from diversity_jax.evaluation.settings import EvaluateConfig, HeldOutCorpus, ModelSource
-from diversity_jax.model import convert
+from diversity_jax.model import convert, logits
 from diversity_jax.model.convert import write_imported
 from diversity_jax.model_files import open_model
 from scripts.verify_evaluate import compare, table
-from tests.evaluation_items import FILES, PIQA, write_items
+from tests.evaluation_items import FILES, PIQA, byte_model, write_items
 from tests.small_llama import random_params, small_config
 
 pytest.importorskip("torch")
-pytest.importorskip("lm_eval")
+Instance = pytest.importorskip("lm_eval.api.instance").Instance
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +50,6 @@ def test_every_likelihood_and_accuracy_equals_the_harness_own_backend(folders):
 
 @pytest.mark.slow
 def test_rolling_and_generated_answers_equal_the_harness_own_backend(folders):
-    from lm_eval.api.instance import Instance
     from lm_eval.models.huggingface import HFLM
 
     theirs = HFLM(pretrained=str(folders[1]), device="cpu", dtype="float32", batch_size=2, max_length=64)
@@ -62,6 +62,24 @@ def test_rolling_and_generated_answers_equal_the_harness_own_backend(folders):
     prompts = ["Question: why?\nAnswer:", "x", "The window is shorter than this prompt, which therefore loses its beginning. " * 2]
     asked = [Instance("generate_until", {}, (prompt, settings), number) for number, prompt in enumerate(prompts)]
     assert ours.generate_until(asked) == theirs.generate_until(asked)
+
+
+def test_an_answer_longer_than_the_window_is_scored_in_parts(caplog):
+    model = byte_model(max_length=12)
+    config, params = model.config, jax.tree.map(jnp.asarray, random_params(model.config))
+    score = jax.jit(lambda ids: jax.nn.log_softmax(logits(config, params, ids)[0]))
+    context, answer = "a question ", "an answer of many words"
+    ids = model.tokenizer.encode(context.rstrip() + " " + answer)
+    begin = len(context.rstrip())
+    expected = 0.0
+    for start in range(begin, len(ids), 6):
+        end = min(start + 6, len(ids))
+        first = max(end - 13, 0)
+        scores = np.asarray(score(jnp.array([ids[first : end - 1]])))
+        expected += sum(scores[place - first - 1, ids[place]] for place in range(start, end))
+    found = HarnessModel(model).loglikelihood([Instance("loglikelihood", {}, (context, answer), 0)])
+    assert found[0][0] == pytest.approx(expected, abs=1e-3)
+    assert "1 answers are longer than the model's context of 12 tokens" in caplog.text
 
 
 def run(folders, output, **fields):

@@ -129,24 +129,36 @@ class HarnessModel(TemplateLM):
         return out
 
     def _loglikelihood_tokens(self, requests: Sequence[tuple[Any, list[int], list[int]]], **kwargs: Any) -> list[tuple[float, bool]]:
-        likelihoods = self._score([self._scored(*request) for request in requests])
-        for (pair, _, _), answer in zip(requests, likelihoods, strict=True):
+        pieces = [self._pieces(*request) for request in requests]
+        if cut := sum(len(parts) > 1 for parts in pieces):
+            log.warning("%d answers are longer than the model's context of %s tokens and are scored in parts", cut, f"{self.max_length:,}")
+        found = iter(self._score([part for parts in pieces for part in parts]))
+        likelihoods = []
+        for (pair, _, _), parts in zip(requests, pieces, strict=True):
+            nats, greedy = zip(*(next(found) for _ in parts), strict=True)
+            likelihoods.append((sum(nats), all(greedy)))
             if pair is not None:
-                self.cache_hook.add_partial("loglikelihood", pair, answer)
+                self.cache_hook.add_partial("loglikelihood", pair, likelihoods[-1])
         return likelihoods
 
-    def _scored(self, pair: tuple[str, str] | None, before: Sequence[int], after: Sequence[int]) -> Scored:
-        """The last `max_length + 1` tokens, of which the model reads all but the last."""
+    def _pieces(self, pair: tuple[str, str] | None, before: Sequence[int], after: Sequence[int]) -> list[Scored]:
+        """The last `max_length + 1` tokens, of which the model reads all but the last.
+
+        An answer that is longer than that by itself, at which the harness's own backends stop, goes in parts of half a context, each after
+        what fits before it.
+        """
         if not after:
             raise InputError(f"an empty answer cannot be scored (its context ends in {_tail(pair)}); remove the item or mend its answers")
         if not before:
             raise InputError(f"the answer {_tail(pair)} has no context, not even a token that begins a text")
-        if len(after) > self.max_length:
-            raise InputError(
-                f"an answer of {len(after):,} tokens ({_tail(pair)}) is longer than the model's context of {self.max_length:,}; "
-                "leave the item out, or set max_length higher"
-            )
-        return Scored(tokens=tuple([*before, *after][-(self.max_length + 1) :]), scored=len(after))
+        whole, room = [*before, *after], self.max_length
+        if len(after) <= room:
+            return [Scored(tokens=tuple(whole[-(room + 1) :]), scored=len(after))]
+        starts = range(len(before), len(whole), max(room // 2, 1))
+        ends = [*starts[1:], len(whole)]
+        return [
+            Scored(tokens=tuple(whole[max(end - room - 1, 0) : end]), scored=end - start) for start, end in zip(starts, ends, strict=True)
+        ]
 
     def _score(self, sequences: Sequence[Scored]) -> list[tuple[float, bool]]:
         """Scores what the store does not know yet. Rows are planned over all sequences, so resuming computes the same rows again."""
@@ -166,7 +178,7 @@ class HarnessModel(TemplateLM):
         for number, (text,) in enumerate(request.args for request in requests):
             parts = utils.get_rolling_token_windows(self.tok_encode(text), self.prefix_token_id, self.max_length, context_len=1)
             for before, after in map(utils.make_disjoint_window, parts):
-                windows.append(self._scored(None, before, after))
+                windows += self._pieces(None, before, after)
                 owners.append(number)
         totals = [0.0] * len(requests)
         for owner, (nats, _) in zip(owners, self._score(windows), strict=True):
