@@ -144,7 +144,8 @@ def _check_known(twin: Any, field: str) -> None:
         elif isinstance(holder, dict):
             holder = holder.setdefault(step, 0.0)
         else:
-            raise InputError(f"--config.{field}: {passed} is a {type(holder).__name__}, it has no field {step!r}")
+            what = "not set (None)" if holder is None else f"a {type(holder).__name__}"
+            raise InputError(f"--config.{field}: {passed} is {what}, it has no field {step!r}")
         passed += f"[{step!r}]" if isinstance(holder, dict) or isinstance(step, int) else f".{step}" if passed else step
 
 

@@ -4,6 +4,7 @@ from collections import Counter
 import dataclasses
 import json
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from diversity_jax.evaluation.settings import EvaluateConfig, ModelSource
 from diversity_jax.mixtures.component import Component, MixtureConfig
 from diversity_jax.model import LLAMA
 from diversity_jax.study.graph import progress as progress_of
-from diversity_jax.study.graph import run_steps, stale
+from diversity_jax.study.graph import readers, run_steps, stale
 from diversity_jax.study.recipe import Factor, Level, Recipe, StudyConfig, plan
 from diversity_jax.study.store import Store
 from diversity_jax.synthesis.grammar import GrammarConfig
@@ -82,6 +83,29 @@ def test_results_of_changed_code_are_named_with_the_room(tmp_path):
     assert all(key.startswith("second") for key in changed)
 
 
+def test_steps_made_again_take_with_them_what_was_made_from_them(tmp_path):
+    store, steps = Store(tmp_path / "steps"), study_worker.steps(0.0, pairs=2)
+    run_steps(steps, store, study_worker.commands(tmp_path, store), study_worker.CODES)
+    first = next(iter(steps))
+    later = readers(steps, [first])
+    assert [steps[key].needs for key in later] == [(first,)]
+    store.forget([first, *later])
+    run_steps(steps, store, study_worker.commands(tmp_path, store), study_worker.CODES)
+    seen = notes(tmp_path)
+    assert (seen["end first 0"], seen["end second 0"], seen["end first 1"], seen["end second 1"]) == (2, 2, 1, 1)
+    assert not [line for line in seen if line.startswith("going on")]  # not from its own finished work
+
+
+def test_a_result_that_is_recorded_but_gone_is_named_by_what_would_read_it(tmp_path):
+    store, steps = Store(tmp_path / "steps"), study_worker.steps(0.0, pairs=1)
+    first, second = steps
+    run_steps(steps, store, study_worker.commands(tmp_path, store), study_worker.CODES)
+    store.forget([second])
+    shutil.rmtree(store.output(first))
+    run_steps(steps, store, study_worker.commands(tmp_path, store), study_worker.CODES)
+    assert f"the result of {first} is recorded but gone; remove " in store.failure(second)["reason"]
+
+
 def study(**changes):
     recipe = Recipe(
         generate=GenerateConfig(grammar=(GrammarComponent(path="{output}/a.jsonl", grammar=GrammarConfig(topics=4, documents=10)),)),
@@ -122,10 +146,10 @@ def test_keys_do_not_depend_on_the_folder_but_on_everything_upstream(tmp_path):
         ),
         (
             {"factors": (Factor(name="f", levels=(Level(name="a", set={}), Level(name="b", set={}))),)},
-            "f a and b come to the same evaluate",
+            "f a and f b make the same recipe: these levels set the same; leave one out",
         ),
         ({"seed_fields": ("train.sead",)}, "seed_fields: train.sead: train has no field 'sead'"),
-        ({"seed_fields": ()}, "seeds 0 and 1 come to the same evaluate; it does not read"),
+        ({"seed_fields": ()}, "seeds 0 and 1 come to the same evaluate: seed_fields names no field for them"),
         ({"seeds": ()}, "give different seeds, at least one"),
     ],
 )

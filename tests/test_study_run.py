@@ -12,6 +12,8 @@ import time
 
 import pytest
 
+from tests import gcs_server
+
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = """
 from diversity_jax.cluster_agent import AgentConfig
@@ -120,6 +122,29 @@ def test_killed_at_random_moments_it_ends_with_the_same_page(config, whole, tmp_
     code, _, err = finish(start(config, tmp_path))
     assert code == 0, err
     assert (analysis(tmp_path), page(tmp_path)) == (analysis(whole), page(whole))
+
+
+@pytest.mark.slow
+def test_the_whole_chain_killed_ends_with_the_same_page():
+    words = [sys.executable, "scripts/kill_study.py", "--kills", "2", "--only", "topics=3", "--seed", "1"]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False, timeout=500)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.splitlines()[-1] == "after 2 kills: analysis.json the same, page the same"
+
+
+@pytest.mark.slow
+def test_two_machines_share_a_study_in_a_bucket_and_find_the_same(config, whole, tmp_path):
+    with gcs_server.serving() as environment:
+        url = f"gs://{gcs_server.BUCKET}/small"
+        machines = [
+            start(config, url, f"--config.work_dir={tmp_path / name}", "--config.lease_seconds=3", **environment) for name in ("a", "b")
+        ]
+        ended = [finish(machine) for machine in machines]
+        assert [code for code, _, _ in ended] == [0, 0], ended
+        assert {out.splitlines()[-1] for _, out, _ in ended} == {f"{url}/report.html"}
+        assert analysis(tmp_path / "a") == analysis(tmp_path / "b") == analysis(whole)
+        ran = [line for _, _, err in ended for line in re.findall(r"^(\w+-\w{16})  step", err, re.MULTILINE)]
+        assert sorted(ran) == sorted(folder.name for folder in (whole / "steps").iterdir())
 
 
 def test_again_it_runs_no_step_and_draws_the_same_page(config, whole):

@@ -6,7 +6,7 @@ run again. Processes on one or several machines work on the same study by runnin
 is ready under a lock that a dead holder gives back (`store` for folders, `object_store` for buckets).
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 import contextlib
 from dataclasses import dataclass
 import logging
@@ -82,11 +82,20 @@ def _reason(error: BaseException) -> str:
     return str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
 
 
+def _check_inputs(step: Step, store: Store) -> None:
+    """Has what the step reads on this machine."""
+    store.bring(step.needs)
+    for key in step.needs:
+        if not store.output(key).exists():
+            record = store.path(key) / "done.json"
+            raise InputError(f"{store.output(key)}: the result of {key} is recorded but gone; remove {record} to have it made again")
+
+
 def run_step(step: Step, store: Store, command: Callable[[Any], None], code: Mapping[str, str]) -> bool:
     """Runs one claimed step; True if it is done. A failure is written beside it, and its log kept."""
     key, began, worked = step.key, time.time(), time.process_time()
     try:
-        store.bring(step.needs)
+        _check_inputs(step, store)
         with _logged(store.log_file(key)):
             try:
                 command(step.config)
@@ -146,3 +155,14 @@ def stale(steps: Mapping[str, Step], store: Store, codes: Mapping[str, Mapping[s
         if changed:
             found[key] = changed
     return found
+
+
+def readers(steps: Mapping[str, Step], keys: Iterable[str]) -> list[str]:
+    """Steps that read, directly or through others, what the named ones write; `steps` in an order in which needs come first."""
+    found = set(keys)
+    later = []
+    for key, step in steps.items():
+        if key not in found and not found.isdisjoint(step.needs):
+            found.add(key)
+            later.append(key)
+    return later

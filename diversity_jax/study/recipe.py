@@ -249,6 +249,9 @@ def _with_levels(study: StudyConfig, levels: Sequence[Level]) -> Recipe:
         except InputError as error:
             message = str(error).removeprefix("--config.")
             raise InputError(f"study {study.name!r}: factor {factor.name!r}, level {level.name!r}: {message}") from None
+        except TypeError as error:
+            what = f"{dict(level.set)}: a value of the wrong type ({error})"
+            raise InputError(f"study {study.name!r}: factor {factor.name!r}, level {level.name!r}: {what}") from None
     return recipe
 
 
@@ -314,10 +317,20 @@ def _check_different(study: StudyConfig, runs: Sequence[Run]) -> None:
         if other is run:
             continue
         if other.levels == run.levels:
-            fields = ", ".join(study.seed_fields)
-            raise InputError(f"study {study.name!r}: seeds {other.seed} and {run.seed} come to the same {last}; it does not read {fields}")
+            fields = f"it reads none of {', '.join(study.seed_fields)}" if study.seed_fields else "seed_fields names no field for them"
+            raise InputError(f"study {study.name!r}: seeds {other.seed} and {run.seed} come to the same {last}: {fields}")
         names = [name for name in run.levels if run.levels[name] != other.levels[name]]
-        pairs = ", ".join(f"{name} {other.levels[name]} and {run.levels[name]}" for name in names)
-        raise InputError(
-            f"study {study.name!r}: {pairs} come to the same {last}, so no step it needs reads what they set; vary another field"
-        )
+        here, there = (in_words({name: one.levels[name] for name in names}) for one in (run, other))
+        raise InputError(f"study {study.name!r}: {there} and {here} make the same recipe: {_why_equal(study, names, other, run, last)}")
+
+
+def _why_equal(study: StudyConfig, names: Sequence[str], one: Run, other: Run, last: str) -> str:
+    """Why levels of the named factors come to the same last step."""
+    factors = [factor for factor in study.factors if factor.name in names]
+    pairs = [
+        [level.set for level in factor.levels if level.name in (run.levels[factor.name] for run in (one, other))] for factor in factors
+    ]
+    if all(first == second for first, second in pairs):
+        return "these levels set the same; leave one out"
+    fields = dict.fromkeys(field for pair in pairs for fields in pair for field in fields)
+    return f"{last} and the steps it needs read none of {', '.join(fields)}; vary a field that they read"

@@ -146,6 +146,8 @@ def rank_correlation(x: Values, y: Values, *, kind: str = "spearman", level: flo
     """
     y_values, columns = _columns(y, {"x": x})
     n = len(y_values)
+    if np.ptp(y_values) == 0:
+        raise InputError(f"outcome: the same in all {n} recipes, so nothing can go with it")
     if kind == "spearman":
         correlation = float(stats.spearmanr(columns["x"], y_values).statistic)
         return _fisher(correlation, math.sqrt(1 + correlation**2 / 2) * _inverse_root(n - 3), n, level)

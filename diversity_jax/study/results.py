@@ -15,6 +15,7 @@ from diversity_jax.study.store import Store
 Row = dict[str, Any]
 STAGES = {"evaluate": "pre-trained", "evaluate_sft": "fine-tuned"}
 SCORED = "scored"  # the stage of studies that only score: their outcomes are the diversity figures themselves
+READ = ("score", "build", "train", "evaluate", "sft", "evaluate_sft")  # kinds of steps that the table is made from
 _TRAINED = {"evaluate": "train", "evaluate_sft": "sft"}
 
 

@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 def run(study: StudyConfig) -> None:
     """The whole study; prints the page's path last."""
     from diversity_jax import run_record
-    from diversity_jax.study import analysis, forecast, graph, page, recipe, results, steps
+    from diversity_jax.study import analysis, forecast, page, recipe, results
 
     store = open_store(study)
     plan = recipe.plan(study, store)
@@ -29,10 +29,10 @@ def run(study: StudyConfig) -> None:
     if study.dry_run:
         print(describe_graph(plan, store))
         return
-    _tell_stale(study, graph.stale(plan.steps, store, steps.codes()), store)
+    _tell_stale(study, plan.steps, store)
     store.forgive(list(plan.steps))
     progress = _run(study, plan.steps, store)
-    store.bring(progress.done, ".json")
+    store.bring([key for key in progress.done if plan.steps[key].kind in results.READ], ".json")
     rows = results.table(study, plan.runs, store)
     if not rows:
         raise InputError(f"{study.output_dir}: no recipe was judged; {_failures(progress, store)}")
@@ -83,10 +83,13 @@ def _published(study: StudyConfig, written: Path) -> str:
 
 
 def describe_graph(plan, store) -> str:
-    """A line for each step: whether it stands, its key and the steps it needs."""
-    lines, known = [], store.states(list(plan.steps))
+    """A line for each step: whether it stands, failed, or was made by code that has changed since; its key, and the steps it needs."""
+    from diversity_jax.study import graph, steps
+
+    known = store.states(list(plan.steps)) | dict.fromkeys(graph.stale(plan.steps, store, steps.codes()), "stale")
+    lines = []
     for key, step in plan.steps.items():
-        state = {"done": "stands", "failed": "failed"}.get(known.get(key), "to do")
+        state = "stands" if known.get(key) == "done" else known.get(key, "to do")
         lines.append(f"{state:8}{key}{' <- ' if step.needs else ''}{' '.join(step.needs)}")
     return "\n".join(lines)
 
@@ -173,22 +176,44 @@ def _end_with_parent(parent: int) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _tell_stale(study: StudyConfig, stale, store) -> None:
-    """Says which results were made by other code, and has them made again if that is wanted."""
-    if not stale:
+def _tell_stale(study: StudyConfig, steps, store) -> None:
+    """Says which results were made by other code, and has them made again, with all that was made from them, if that is wanted."""
+    from diversity_jax.study import graph
+    from diversity_jax.study.steps import codes
+
+    found = graph.stale(steps, store, codes())
+    if not found:
         return
-    rooms = ", ".join(sorted({room for changed in stale.values() for room in changed}))
+    later = [key for key, state in store.states(graph.readers(steps, found)).items() if state == "done"]
+    for line in stale_lines(steps, found):
+        log.warning("%s", line)
+    made = f", and {len(later)} made from them, " if later else " "
     if study.stale == "again":
-        store.forget(list(stale))
-        log.info("%d finished steps were made before %s changed; running them again", len(stale), rooms)
+        store.forget([*found, *later])
+        log.warning("they%sare made again", made)
     else:
-        log.warning("%d finished steps were made before %s changed and are kept; --config.stale=again runs them again", len(stale), rooms)
+        log.warning("they%sare kept as they are; --config.stale=again makes them again", made)
+
+
+def stale_lines(steps, found) -> list[str]:
+    """A line for each kind of step and cause: which results are stale, and why."""
+    groups: dict[tuple[str, tuple[str, ...]], list[str]] = {}
+    for key, rooms in found.items():
+        groups.setdefault((steps[key].kind, tuple(rooms)), []).append(key)
+    lines = []
+    for (kind, rooms), keys in groups.items():
+        named = ", ".join(keys[:3]) + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")
+        lines.append(f"stale: {len(keys)} {kind} made before diversity_jax/{', diversity_jax/'.join(rooms)} changed ({named})")
+    return lines
 
 
 def _failures(progress, store) -> str:
-    told = "; ".join(f"{key}: {_why(key, store)}" for key in progress.failed[:3])
-    more = f" and {len(progress.failed) - 3} more" if len(progress.failed) > 3 else ""
-    return f"{len(progress.failed)} steps failed{more} and {len(progress.blocked)} need them: {told}"
+    from diversity_jax.report.formats import counted
+
+    shown = progress.failed[:3]
+    told = "; ".join(f"{key}: {_why(key, store)}" for key in shown)
+    more = f"; and {len(progress.failed) - len(shown)} more" if len(progress.failed) > len(shown) else ""
+    return f"{counted(len(progress.failed), 'step')} failed, {len(progress.blocked)} more cannot run without: {told}{more}"
 
 
 def _why(key: str, store) -> str:

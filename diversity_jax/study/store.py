@@ -77,7 +77,7 @@ class Store:
                     clear(self.output(key))
 
     def bring(self, keys: Sequence[str], suffix: str = "") -> None:
-        """Has what finished steps wrote on this machine, or at least the files with a suffix; here it always is."""
+        """Has what finished steps wrote on this machine, or at least the files with a suffix; in a folder it always is."""
 
     @contextlib.contextmanager
     def claim(self, key: str) -> Iterator[bool]:
