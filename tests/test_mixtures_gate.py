@@ -161,6 +161,7 @@ def test_parts_of_a_mixture_inside_a_mixture_sum_to_its_grant():
     ("options", "words"),
     [
         ({"components": ()}, "has no components"),
+        ({"components": REAL[0]}, "put a comma after it"),
         ({"components": (REAL[0], REAL[0])}, "2 components named 'web'"),
         ({"components": REAL, "name": "a b"}, "letters, digits and underscores"),
         ({"components": (component("a", "real", min_ratio_to={"b": 0.5}),)}, "names 'b'"),

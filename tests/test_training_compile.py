@@ -4,6 +4,7 @@ import dataclasses
 import importlib.util
 import os
 from pathlib import Path
+import re
 
 import jax
 import jax.numpy as jnp
@@ -78,6 +79,47 @@ def test_a_loops_collectives_count_once_a_round(program):
 
 def test_a_group_over_two_slices_crosses_the_network(program):
     assert list(compile_hlo.measure(program, [0] * 4 + [1] * 4).collectives) == [("all-reduce", 8, True)]
+
+
+def slice_program(kind: str, target: str, sent: str, received: str) -> str:
+    """The form in which the compiler for TPUs hands an exchange between slices to the host, three times, beside a sum inside the slice."""
+    marks = f'_xla_host_transfer_handler_name="xla_megascale_runtime",_xla_host_transfer_rendezvous="x_0",_xla_megascale_target={target}'
+    marks += f',_xla_megascale_transfer_type="{kind}"'
+    transfer = f"is_host_transfer=true, frontend_attributes={{{marks}}}"
+    return f"""HloModule jit_step, is_scheduled=true, num_partitions=4
+
+%body (p: (s32[])) -> (s32[]) {{
+  %p = (s32[]) parameter(0)
+  %after-all = token[] after-all()
+  %x = {sent} constant(0)
+  %sum = f32[256]{{0}} all-reduce(%x), channel_id=7, replica_groups={{{{0,1,2,3}}}}, to_apply=%add
+  %send = ({sent}, u32[], token[]) send(%x, %after-all), channel_id=2, {transfer}
+  %recv = ({received}, u32[], token[]) recv(%after-all), channel_id=1, {transfer}
+  %send-done = token[] send-done(%send), channel_id=2, is_host_transfer=true
+  ROOT %recv-done = ({received}, token[]) recv-done(%recv), channel_id=1, is_host_transfer=true
+}}
+
+ENTRY %main (p: (s32[])) -> (s32[]) {{
+  %p = (s32[]) parameter(0)
+  ROOT %while = (s32[]) while(%p), condition=%c, body=%body, backend_config={{"known_trip_count":{{"n":"3"}}}}
+}}
+"""
+
+
+@pytest.mark.parametrize(
+    ("kind", "target", "sent", "received", "wanted"),
+    [
+        ("ALL_REDUCE", '"{1,2}x{0:3}"', "bf16[64,8]{1,0}", "bf16[64,8]{1,0}", ("all-reduce", 2, 1024, 1024)),
+        ("ALL_GATHER", '"{1,2,3,4}x{0:3}"', "f32[64]{0}", "f32[256]{0}", ("all-gather", 4, 1024, 768)),
+        ("REDUCE_SCATTER", '"{1:4}x{0:3}"', "f32[256]{0}", "f32[64]{0}", ("reduce-scatter", 4, 1024, 768)),
+        ("ALL_TO_ALL", "{{100000,200000},{100001,200001}}", "f32[256]{0}", "f32[256]{0}", ("all-to-all", 2, 1024, 512)),
+        ("ONE_TO_ONE", "{{100000->200000},{200000->100000}}", "f32[256]{0}", "f32[256]{0}", ("collective-permute", 2, 1024, 1024)),
+    ],
+)
+def test_what_tpu_slices_exchange_is_read_from_the_hosts_transfers(kind, target, sent, received, wanted):
+    name, size, payload, ring = wanted
+    found = compile_hlo.measure(slice_program(kind, target, sent, received), [0, 1] * 4).collectives
+    assert found == {(name, size, True): [3, 3 * payload, 3 * ring], ("all-reduce", 4, False): [3, 3 * 1024, 3 * 1536]}
 
 
 @pytest.mark.parametrize(
@@ -183,22 +225,31 @@ def compilers(monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("compilers")
-@pytest.mark.parametrize(("topology", "package"), [("v5e:2x2", "libtpu"), ("h100:1", "jax_cuda12_plugin")])
+@pytest.mark.parametrize(("topology", "package"), [("v5e:2x2", "libtpu"), ("v5e:2x2*2", "libtpu"), ("h100:1", "jax_cuda12_plugin")])
 def test_a_small_model_compiles_for(topology, package):
     """The whole way, in the compiler's own process; where the compiler is missing, the line that says so."""
-    asked = request(topology)
+    slices = parse_target(topology).slices
+    asked = request(topology, mesh=MeshConfig(data=slices, network_data=slices))
     if importlib.util.find_spec(package) is None:
-        with pytest.raises(InputError, match=rf"--topology {topology}: its compiler is not installed; pip install .* brings {package}"):
+        with pytest.raises(
+            InputError, match=rf"--topology {re.escape(topology)}: its compiler is not installed; pip install .* brings {package}"
+        ):
             compile_cache.compile_step(asked, folder=None)
         pytest.skip(f"{package} is not installed: nothing compiled for {topology}")
     found = compile_cache.compile_step(asked, folder=None)
     figures = estimate(SMALL, asked.target, found, batch_size=8, length=256)
     assert found["fits"]
     assert figures["fits"]
-    # Parameters and Adam's moments are float32 and cut over all devices; the batch is small beside them.
-    state = 12 * SMALL.parameter_count / asked.target.devices
+    # Parameters and Adam's moments are float32 and cut over the devices of a slice; the batch is small beside them.
+    in_slice = asked.target.devices // slices
+    state = 12 * SMALL.parameter_count / in_slice
     assert state <= found["memory_bytes"]["arguments"] < 1.5 * state  # TPUs pad heads of 64 to 128
     assert found["unknown_loops"] == 0
+    if slices > 1:  # gradients, in two or four bytes, of which each device of a slice holds a part
+        between = [one for one in found["collectives"] if one["crosses_slices"]]
+        assert {one["kind"] for one in between} == {"all-reduce"}
+        assert 2 <= sum(one["payload_bytes"] for one in between) * in_slice / SMALL.parameter_count <= 4
+        assert figures["seconds"]["network"] > 0
     kernels = " ".join(found["kernels"])
     if package == "libtpu":
         assert {"all-gather"} <= {one["kind"] for one in found["collectives"]}

@@ -158,6 +158,8 @@ class MixtureConfig:
     def __post_init__(self):
         if not re.fullmatch(r"\w+", self.name, re.ASCII):
             raise InputError(f"mixture name {self.name!r}: use letters, digits and underscores, since it names a SeqIO mixture")
+        if isinstance(self.components, Component):
+            raise InputError(f"mixture {self.name!r}: components is one component; give a tuple: put a comma after it")
         if not self.components:
             raise InputError(f"mixture {self.name!r} has no components; give at least one")
         names = [component.name for component in self.components]

@@ -1,6 +1,9 @@
 """Reading a compiled program's text (HLO): what its devices send each other, what they read and write, which kernels they call.
 
 A loop's body counts as often as the loop runs it, which XLA's own cost analysis does not do: a scanned model would count as one layer.
+
+For several TPU slices the compiler makes the program of one of them. Its collectives join partitions of that slice alone; what crosses
+slices is a `send` and a `recv` that hand arrays to the host's Megascale runtime, with the collective as their attributes.
 """
 
 from collections import Counter
@@ -18,6 +21,13 @@ _CALLED = re.compile(r"(?:calls|to_apply|body|true_computation|false_computation
 # Operations that move nothing, or whose halves (start, done) are counted once.
 _FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call", "after-all", "partition-id"}
 _FREE |= {"opt-barrier", "add-dependency", "domain", "replica-id", "async-start", "async-update", "async-done", "iota"}
+_BETWEEN_SLICES = {
+    "ALL_REDUCE": "all-reduce",
+    "ALL_GATHER": "all-gather",
+    "REDUCE_SCATTER": "reduce-scatter",
+    "ALL_TO_ALL": "all-to-all",
+    "ONE_TO_ONE": "collective-permute",
+}
 _FREE_CALLS = {"AllocateBuffer", "ConcatBitcast", "AssumeGatherIndicesInBound", "Sharding"}
 
 
@@ -157,11 +167,30 @@ def _payload(kind: str, operation: Operation, size: int) -> tuple[float, float]:
     if operation.opcode.endswith("-start") and kind != "all-reduce":
         arrays = arrays[1:2] if kind == "collective-permute" else arrays[len(arrays) // 2 :]  # (inputs, outputs), then control words
     found = sum(array.bytes for array in arrays)
-    if kind == "collective-permute":
-        return found, found
     if kind == "reduce-scatter":
         found *= size
-    return found, found * (size - 1) / size * (2 if kind == "all-reduce" else 1)
+    return found, _ring(kind, found, size)
+
+
+def _ring(kind: str, payload: float, size: int) -> float:
+    """Bytes that a device sends for a collective about `payload` bytes."""
+    return payload if kind == "collective-permute" else payload * (size - 1) / size * (2 if kind == "all-reduce" else 1)
+
+
+def _between_slices(operation: Operation, by_name: dict[str, Operation]) -> tuple[str, int, float] | None:
+    """Kind, slices that exchange, and payload, where an operation hands an array to the Megascale runtime; None for all others."""
+    found = re.search(r'_xla_megascale_transfer_type="(\w+)"', operation.rest)
+    if operation.opcode != "send" or found is None:
+        return None
+    kind = _BETWEEN_SLICES[found[1]]
+    rendezvous = re.search(r'_xla_host_transfer_rendezvous="([^"]+)"', operation.rest)[0]
+    halves = [one.arrays[0].bytes for one in by_name.values() if one.opcode in ("send", "recv") and rendezvous in one.rest]
+    target = re.search(r"_xla_megascale_target=(.*?),_xla_megascale_transfer_type", operation.rest)[1]
+    if slices := re.match(r'"\{([\d,:]+)\}x', target):  # "{1,2}x{0:3}": slices 1 and 2, partitions 0 to 3 of each
+        ends = [list(map(int, part.split(":"))) for part in slices[1].split(",")]
+        return kind, sum(end[-1] - end[0] + 1 for end in ends), max(halves)
+    members = re.findall(r"\{([\d,]+|\d+->\d+)\}", target)
+    return kind, len(members) if kind == "collective-permute" else len(members[0].split(",")), max(halves)
 
 
 def measure(text: str, slice_of_partition: Sequence[int]) -> Traffic:
@@ -169,11 +198,19 @@ def measure(text: str, slice_of_partition: Sequence[int]) -> Traffic:
 
     Args:
       text: `compiled.as_text()`.
-      slice_of_partition: slice of each partition, in the order of the mesh's devices.
+      slice_of_partition: slice of each device, in the order of the mesh.
     """
     computations, entry = parse(text)
     traffic, seen_in_fusions = Traffic(), set()
+    partitions = re.search(r"num_partitions=(\d+)", text.partition("\n")[0])
     slices = list(slice_of_partition)
+    if partitions and int(partitions[1]) < len(slices):  # the program of one slice
+        slices = [0] * int(partitions[1])
+
+    def count(key: tuple[str, int, bool], payload: float, sent: float, times: int) -> None:
+        entry = traffic.collectives.setdefault(key, [0, 0.0, 0.0])
+        for place, value in enumerate((1, payload, sent)):
+            entry[place] += times * value
 
     def collective(operation: Operation, kind: str, times: int) -> None:
         members = groups(operation.rest, len(slices))
@@ -181,10 +218,7 @@ def measure(text: str, slice_of_partition: Sequence[int]) -> Traffic:
         if size <= 1:
             return
         crosses = any(len({slices[number] for number in group}) > 1 for group in members)
-        payload, sent = _payload(kind, operation, size)
-        entry = traffic.collectives.setdefault((kind, size, crosses), [0, 0.0, 0.0])
-        for place, value in enumerate((1, payload, sent)):
-            entry[place] += times * value
+        count((kind, size, crosses), *_payload(kind, operation, size), times)
 
     def visit(name: str, times: int, fused: bool) -> None:
         operations = computations.get(name, [])
@@ -198,6 +232,9 @@ def measure(text: str, slice_of_partition: Sequence[int]) -> Traffic:
                     collective(operation, kind, times)
                 if fused and channel:
                     seen_in_fusions.add(channel[1])
+            if between := _between_slices(operation, by_name):
+                kind, size, payload = between
+                count((kind, size, True), payload, _ring(kind, payload, size), times)
             if operation.opcode == "custom-call" and (called := _kernel(operation)):
                 traffic.kernels[called] += times
             if not fused:
@@ -238,8 +275,10 @@ def moved_bytes(operation: Operation, by_name: dict[str, Operation], computation
     if opcode in _FREE or opcode.endswith("-done") or any(call in operation.rest for call in _FREE_CALLS):
         return 0.0
     written = sum(array.bytes for array in operation.arrays if array.in_hbm)
-    if opcode in ("dynamic-slice", "slice", "gather", "copy-start"):
-        return written if opcode == "copy-start" else 2 * written
+    if opcode in ("copy-start", "send", "recv"):
+        return written
+    if opcode in ("dynamic-slice", "slice", "gather"):
+        return 2 * written
     operands = [by_name.get(name) for name in operation.operands]
     if opcode in ("dynamic-update-slice", "scatter"):
         return 2 * operands[1 if opcode == "dynamic-update-slice" else -1].bytes
