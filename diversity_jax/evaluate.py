@@ -37,7 +37,8 @@ def main(config: EvaluateConfig) -> None:
 
     output_dir = Path(config.output_dir)
     log.info("model: %s, %s parameters", model.name, f"{model.config.parameter_count:,}")
-    results = {"format_version": 1, "model": _model_facts(model), "code": _code_facts(), "tasks": {}, "average": None, "data": sources}
+    results = {"format_version": 1, "model": _model_facts(model), "code": _code_facts(), "limit": config.limit, "data": sources}
+    results |= {"tasks": {}, "average": None}
     if tasks:
         results |= _benchmarks(config, model, tasks, output_dir, sources)
     results["held_out"] = _held_out(config, model)

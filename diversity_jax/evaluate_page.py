@@ -1,13 +1,14 @@
 """The page of an evaluation: accuracies with intervals, the paper's beside them, held-out loss, a comparison."""
 
 from collections.abc import Mapping, Sequence
+import dataclasses
 import os
 from pathlib import Path
 from typing import Any
 
 from diversity_jax.evaluation.results import PAPER_AVERAGES, PAPER_MODELS
 from diversity_jax.report import formats, page
-from diversity_jax.report.accuracy_figure import Accuracy, accuracies
+from diversity_jax.report.accuracy_figure import Accuracy, Difference, accuracies, differences
 from diversity_jax.report.canvas import render
 from diversity_jax.report.data import Fact
 from diversity_jax.report.html import Html, columns, element, joined, table
@@ -73,13 +74,22 @@ def _verdict(results: Mapping[str, Any]) -> str:
 
 
 def _lede(results: Mapping[str, Any]) -> str:
+    limit = results.get("limit")
+    part = f"A trial: only the first {formats.counted(limit, 'item')} of each task. " if limit and results["tasks"] else ""
     if not (comparison := results.get("comparison")):
-        return ""
+        return part
     one, other = comparison["average"], comparison["model"]["name"]
-    said = f"{100 * one['difference']:+.2f} points [{100 * one['low']:+.2f}, {100 * one['high']:+.2f}]"
+    difference, interval = _difference(one)
+    said = f"{difference} points {interval}"
     if one["low"] > 0 or one["high"] < 0:
-        return f"That is {'better' if one['difference'] > 0 else 'worse'} than {other} on the same items: {said}."
-    return f"Against {other} on the same items nothing is decided: {said}."
+        return f"{part}That is {'better' if one['difference'] > 0 else 'worse'} than {other} on the same items: {said}."
+    return f"{part}Against {other} on the same items nothing is decided: {said}."
+
+
+def _difference(one: Mapping[str, Any]) -> tuple[str, str]:
+    """Points with their sign, and their interval."""
+    value, low, high = (formats.signed(100 * one[name], 2) for name in ("difference", "low", "high"))
+    return value, f"[{low}, {high}]"
 
 
 def _key_figures(results: Mapping[str, Any]) -> tuple[KeyFigure, ...]:
@@ -173,8 +183,7 @@ def _comparison(results: Mapping[str, Any]) -> Section | None:
         return None
 
     def cells(one: Mapping[str, Any]) -> list[Html | str]:
-        difference = f"{100 * one['difference']:+.2f} [{100 * one['low']:+.2f}, {100 * one['high']:+.2f}]"
-        return [difference, formats.significant(one["p_value"])]
+        return [" ".join(_difference(one)), formats.significant(one["p_value"])]
 
     rows = [
         (
@@ -187,14 +196,26 @@ def _comparison(results: Mapping[str, Any]) -> Section | None:
         for name, one in comparison["tasks"].items()
     ]
     rows.append((element("b", "Average"), "", "", *cells(comparison["average"]), ""))
+    drawn = [_row(results["tasks"][name]["title"], one) for name, one in comparison["tasks"].items()]
+    drawn.append(dataclasses.replace(_row("Average", comparison["average"]), total=True))
+    alt = "Difference with 95 % interval: " + "; ".join(f"{one.name} {formats.signed(one.points)} points" for one in drawn)
+    drawing = render("comparison", alt, lambda width: differences(drawn, width))
+    caption = (
+        f"Points by which this model is ahead of {comparison['model']['name']}, with 95 % intervals; grey where the interval holds zero. "
+        "The diamond is the average."
+    )
     intro = (
         f"Item by item against {comparison['model']['name']}. For each task p is McNemar's exact test on the items that only one "
         "of the two gets right; intervals, and p of the average, are a paired bootstrap's over items. Eight tests at 5 % find something "
-        "by chance one "
-        "time in three: decide by the average."
+        "by chance one time in three: decide by the average."
     )
     titles = columns("Task", "#Only this right", "#Only the other right", "#Difference in points", "#p", "#Items")
-    return Section(anchor="comparison", title="Against another checkpoint", body=joined(element("p", intro), table(titles, rows)))
+    body = joined(element("p", intro), figure(drawing, caption), table(titles, rows))
+    return Section(anchor="comparison", title="Against another checkpoint", body=body, drawings=(drawing,))
+
+
+def _row(title: str, one: Mapping[str, Any]) -> Difference:
+    return Difference(name=title, points=100 * one["difference"], low=100 * one["low"], high=100 * one["high"])
 
 
 def _held_out(results: Mapping[str, Any]) -> Section | None:

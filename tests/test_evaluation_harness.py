@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diversity_jax import evaluate
+from diversity_jax import evaluate, evaluate_page
 from diversity_jax.corpus import CorpusConfig
 from diversity_jax.errors import InputError
 from diversity_jax.evaluation.harness import HarnessModel
@@ -110,7 +110,11 @@ def test_the_command_writes_results_a_page_and_goes_on_from_finished_requests(fo
     assert set(requests.read_text().splitlines()) == set(lines)  # to the last bit, whatever was found already
     second = run(folders, tmp_path / "b", compare_with=str(tmp_path / "a"), apply_chat_template=True, system_prompt="Answer.")
     assert second["comparison"]["average"]["p_value"] <= 1
-    assert (tmp_path / "b" / "report.html").stat().st_size > 10_000
+    page = (tmp_path / "b" / "report.html").read_text()
+    assert "Difference with 95 % interval: " in page
+    assert "A trial" not in page
+    evaluate_page.write(tmp_path / "b", second | {"limit": 2})
+    assert "A trial: only the first 2 items of each task." in (tmp_path / "b" / "report.html").read_text()
 
 
 def test_bad_benchmark_files_and_models_are_named_before_anything_is_scored(folders, tmp_path):

@@ -6,7 +6,7 @@ import pytest
 
 from diversity_jax.errors import InputError
 from diversity_jax.report.data import Decision, Distribution, Estimate
-from diversity_jax.report.formats import clean, compact, count, duration, estimate, listed, money, percent, shortened, significant
+from diversity_jax.report.formats import clean, compact, count, duration, estimate, listed, money, percent, shortened, signed, significant
 from diversity_jax.report.html import Column, Html, element, table, text
 
 
@@ -25,6 +25,9 @@ def test_significant_digits_keep_the_value(value, digits):
         (significant(0.0512), "0.0512"),
         (significant(-3.5), "\u22123.5"),
         (significant(float("nan")), "not finite"),
+        (signed(-4.168, 2), "\u22124.17"),
+        (signed(4.168), "+4.2"),
+        (signed(-0.04), "0.0"),
         (count(1234567), "1,234,567"),
         (compact(12_345_678, "tokens"), "12.3\u202fM\u00a0tokens"),
         (compact(999_600), "1\u202fM"),

@@ -1,10 +1,10 @@
-"""Accuracies of tasks as dots with their intervals, beside what guessing would reach."""
+"""Accuracies of tasks as dots with their intervals beside what guessing would reach, and differences of two models around zero."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from diversity_jax.report.canvas import Canvas, label, label_px, x_ticks
-from diversity_jax.report.formats import percent
+from diversity_jax.report.formats import percent, signed
 from diversity_jax.report.theme import LIGHT
 
 
@@ -45,4 +45,43 @@ def accuracies(rows: Sequence[Accuracy], width: int) -> Canvas:
         canvas.text(width - (0 if narrow else 110), line, said, align="right")
         if not narrow:
             canvas.text(width, line, one.note, "muted", align="right", size=12)
+    return canvas
+
+
+@dataclass(frozen=True, kw_only=True)
+class Difference:
+    """One row: how many points more of 100 items one model has right than another, and its interval; `total` rows stand apart."""
+
+    name: str
+    points: float
+    low: float
+    high: float
+    total: bool = False
+
+
+def differences(rows: Sequence[Difference], width: int) -> Canvas:
+    """The figure, laid out for a width in pixels; an interval that holds zero is drawn pale."""
+    narrow = width < 600
+    row, top, bottom = 54 if narrow else 34, 6, 34
+    left = 4 if narrow else label_px([one.name for one in rows])
+    right = 8 if narrow else 200
+    canvas = Canvas(width, top + row * len(rows) + bottom)
+    axes = canvas.axes(left, top, width - left - right, row * len(rows))
+    reach = next(
+        (step for step in (1, 2, 5, 10, 20, 50) if step >= max(max(abs(one.low), abs(one.high)) for one in rows)),
+        100,
+    )
+    axes.set_xlim(-reach, reach)
+    axes.set_ylim(len(rows) - 0.5, -0.5)
+    axes.set_yticks([])
+    x_ticks(axes, (-reach, -reach / 2, 0, reach / 2, reach), lambda tick: signed(tick, 0 if reach > 1 else 1), ruled=True)
+    axes.plot([0, 0], [-0.5, len(rows) - 0.5], color=LIGHT["muted"], linewidth=1.4)
+    for place, one in enumerate(rows):
+        y = place + (0.22 if narrow else 0)
+        color = LIGHT["c1"] if one.low > 0 or one.high < 0 else LIGHT["muted"]
+        axes.plot([one.low, one.high], [y, y], color=color, linewidth=4 if one.total else 2.6)
+        axes.plot([one.points], [y], "D" if one.total else "o", color=color, markersize=9)
+        line = top + row * (place + 0.5) - (14 if narrow else 0)
+        canvas.text(0, line, label(one.name), bold=True)
+        canvas.text(width, line, f"{signed(one.points)} [{signed(one.low)}, {signed(one.high)}]", align="right")
     return canvas

@@ -64,6 +64,12 @@ def percent(share: float, decimals: int = 1) -> str:
     return f"{100 * share:.{decimals}f}".replace("-", "\u2212") + f"{THIN}%"
 
 
+def signed(value: float, decimals: int = 1) -> str:
+    """A difference with its sign, a true minus, and none at zero."""
+    text = f"{value:+.{decimals}f}"
+    return text[1:] if float(text) == 0 else text.replace("-", "\u2212")
+
+
 def duration(seconds: float) -> str:
     """A time in the unit that suits it: 850 \u00b5s, 12.3 ms, 4.2 s, 12 min 5 s, 3 h 4 min."""
     if not math.isfinite(seconds):
