@@ -53,6 +53,7 @@ def _length(max_length: int | None) -> dict[str, int]:
 def _tokenizer(folder: Path, given: str | None) -> ModelTokenizer:
     if given is not None:
         path = Path(given)
+        _check_run_tokenizer(folder, given)
         if path.is_dir() and (path / "tokenizer_config.json").exists():
             return for_folder(load_tokenizer(given, end_of_text=end_of_text_name(path)), path)
         return for_run(load_tokenizer(given), _chat(folder))
@@ -61,6 +62,20 @@ def _tokenizer(folder: Path, given: str | None) -> ModelTokenizer:
     if any((folder / name).exists() for name in _TOKENIZER_FILES):
         return for_folder(load_tokenizer(str(folder), end_of_text=end_of_text_name(folder)), folder)
     raise InputError(f"{folder}: holds no tokenizer ({', '.join(_TOKENIZER_FILES)}); put one there, or name one as tokenizer")
+
+
+def _check_run_tokenizer(folder: Path, given: str) -> None:
+    """Refuses a tokenizer that is not the one that a run's mixture, where it is still there, was made with: its ids mean other text."""
+    recorded = folder / "mixture" / "mixture.json"
+    known = read_json(recorded).get("vocabulary") if (folder / "run.json").exists() and recorded.exists() else None
+    if not known:
+        return
+    found = load_tokenizer(given, end_of_text=known["end_of_text_id"] if known["kind"] != "bytes" else None)
+    if found.hash != known["hash"]:
+        raise InputError(
+            f"{folder}: was trained with another tokenizer ({known['kind']}, {known['size']:,} ids) than {given} "
+            f"({found.kind}, {found.size:,} ids); leave tokenizer out to take the run's own"
+        )
 
 
 def _of_run(folder: Path) -> ModelTokenizer:

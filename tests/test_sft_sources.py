@@ -11,6 +11,7 @@ import pytest
 from diversity_jax import train
 from diversity_jax.config import Config
 from diversity_jax.corpus import CorpusConfig, open_corpus
+from diversity_jax.errors import InputError
 from diversity_jax.mixtures.component import Component, GatePolicy, MixtureConfig
 from diversity_jax.mixtures.mixture import Mixture
 from diversity_jax.mixtures.preparation import Chat
@@ -197,6 +198,12 @@ def test_an_imported_llama_is_tuned_in_its_own_template_and_asked_in_it_afterwar
     assert text == tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
     assert ids == tokenizer(text, add_special_tokens=False)["input_ids"]
     assert model.tokenizer.stop_ids == {tokenizer.convert_tokens_to_ids(name) for name in ("<|endoftext|>", "<|im_end|>")}
+
+
+def test_a_tokenizer_that_a_run_was_not_trained_with_is_refused(theirs, tuned):
+    assert open_model(tuned, tokenizer=str(theirs)).tokenizer.vocabulary.size == 279
+    with pytest.raises(InputError, match=r"was trained with another tokenizer \(huggingface, 279 ids\) than bytes \(bytes, 259 ids\)"):
+        open_model(tuned, tokenizer="bytes")
 
 
 def test_in_a_foreign_template_too_only_answers_count_and_neighbours_change_nothing(tuned):
