@@ -20,6 +20,7 @@ from diversity_jax.study.recipe import Factor, Level, StudyConfig
 from diversity_jax.synthesis.grammar import GrammarConfig
 
 DOCUMENTS = 200
+PREDICTORS = ("effective_clusters", "metrics.ngram_diversity")
 
 
 def get_config() -> StudyConfig:
@@ -35,7 +36,7 @@ def get_config() -> StudyConfig:
         base,
         benchmark=replace(base.benchmark, skip_documents=DOCUMENTS, items=20),
         generate=replace(base.generate, grammar=(made,)),
-        score=replace(base.score, agent=AgentConfig(groupings=60, samples_per_grouping=10)),
+        score=replace(base.score, agent=AgentConfig(groupings=60, samples_per_grouping=10), metrics="ngram_diversity"),
         build=replace(base.build, mixture=mixture),
         train=train,
         evaluate=evaluate,
@@ -43,4 +44,13 @@ def get_config() -> StudyConfig:
         evaluate_sft=replace(evaluate, model=ModelSource(checkpoint="{sft}")),
     )
     topics = Factor(name="topics", levels=tuple(Level(name=n, set={"generate.grammar[0].grammar.topics": n}) for n in (3, 20, 60)))
-    return replace(study, name="smoke", output_dir="runs/studies/smoke", factors=(topics,), seeds=(0,), processes=1, recipe=recipe)
+    return replace(
+        study,
+        name="smoke",
+        output_dir="runs/studies/smoke",
+        factors=(topics,),
+        seeds=(0,),
+        processes=1,
+        recipe=recipe,
+        predictors=PREDICTORS,
+    )

@@ -44,11 +44,16 @@ def get_config() -> StudyConfig:
         ),
         seeds=(0, 1),
         processes=2,
+        predictors=("effective_clusters", "metrics.self_repetition", "metrics.ngram_diversity", "metrics.compression_ratio_gzip"),
         controls=("length",),
         recipe=Recipe(
             benchmark=ContinuationsConfig(output_dir="", corpus=CorpusConfig(source=PROSE), skip_documents=TRAINED, items=200),
             generate=GenerateConfig(grammar=(GrammarComponent(path="{output}/text.jsonl.gz", grammar=GrammarConfig()),)),
-            score=ScoreConfig(corpus="{generate}/text.jsonl.gz", agent=AgentConfig(groupings=500, samples_per_grouping=10)),
+            score=ScoreConfig(
+                corpus="{generate}/text.jsonl.gz",
+                agent=AgentConfig(groupings=500, samples_per_grouping=10),
+                metrics="self_repetition,ngram_diversity,compression_ratio_gzip",
+            ),
             build=BuildConfig(
                 output_dir="",
                 mixture=MixtureConfig(

@@ -24,6 +24,8 @@ from diversity_jax.study.recipe import Factor, Level, Recipe, StudyConfig
 from diversity_jax.synthesis.settings import GeneratorConfig, GridConfig, PersonasConfig, TopicsConfig
 
 JUDGE = "gemini:gemini-2.5-flash"
+BASELINES = ("context_length_words", "self_repetition", "ngram_diversity", "compression_ratio_gzip")
+AGENT = AgentConfig(groupings=5000, samples_per_grouping=10)
 MADE = "{generate}/documents/*.jsonl.zst"
 
 
@@ -52,7 +54,9 @@ def recipe(synthetic_tokens_b: float = 4.5, templates: tuple[str, ...] = ("topic
             grid=GridConfig(templates=templates, generations_per_topic=10),
             generators=(GeneratorConfig(model="openai:gpt-4o"),),
         ),
-        score=ScoreConfig(corpus=MADE, judge=JUDGE, agent=AgentConfig(groupings=5000, samples_per_grouping=10), metrics="lexical"),
+        score=ScoreConfig(
+            corpus=MADE, judge=JUDGE, agent=AgentConfig(groupings=5000, samples_per_grouping=10), metrics=",".join(BASELINES)
+        ),
         build=BuildConfig(
             output_dir="",
             mixture=MixtureConfig(
@@ -80,7 +84,7 @@ def study(name: str, factors: tuple[Factor, ...], base: Recipe) -> StudyConfig:
         only="model=350M|1.4B",
         apart=("model",),
         recipe=base,
-        predictors=("effective_clusters", "cluster_score", "metrics.context_length_tokens"),
+        predictors=("effective_clusters", "cluster_score", *(f"metrics.{name}" for name in BASELINES)),
         controls=("length",),
     )
 

@@ -13,14 +13,16 @@ from diversity_jax.study import effects, regression, results
 from diversity_jax.study.recipe import StudyConfig
 from diversity_jax.study.results import Row
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 _AMOUNTS_TO_BEND = 4
 _ANTICIPATED = (0.3, 0.5, 0.7)
 
 
 def analyse(study: StudyConfig, rows: Sequence[Row]) -> dict[str, Any]:
     """The whole analysis; parts that the runs cannot carry hold the reason instead, under `reason`."""
-    found: dict[str, Any] = {"format_version": FORMAT_VERSION, "study": study.name, "runs": list(rows), "relations": [], "effects": []}
+    factors = [factor.name for factor in study.factors if factor.name not in study.apart]
+    found: dict[str, Any] = {"format_version": FORMAT_VERSION, "study": study.name, "factors": factors, "runs": list(rows)}
+    found |= {"relations": [], "effects": [], "figures": _figures(study, rows, factors)}
     for stage in dict.fromkeys(row["stage"] for row in rows):
         names = [name for name in _names(rows, stage) if not name.startswith("loss on ")]  # of one vocabulary, bits say the same
         for outcome in names:
@@ -35,6 +37,24 @@ def analyse(study: StudyConfig, rows: Sequence[Row]) -> dict[str, Any]:
         "needed": {str(r): effects.recipes_needed(r) for r in _ANTICIPATED},
     }
     return _plain(found)
+
+
+def _figures(study: StudyConfig, rows: Sequence[Row], factors: Sequence[str]) -> list[dict[str, Any]]:
+    """Each diversity figure at the levels of the factors that move any: the means over scored corpora, and their values."""
+    corpora = {tuple(sorted(row["diversity"].items())): row for row in rows if row["diversity"]}  # runs share their corpora
+    names = [name for name in dict.fromkeys((*study.predictors, *study.controls)) if any(name in row["diversity"] for row in rows)]
+    found = []
+    for name in names:
+        levels: dict[str, list[dict[str, Any]]] = {}
+        for factor in factors:
+            values: dict[Any, list[float]] = {}
+            for row in corpora.values():
+                values.setdefault(row["levels"][factor], []).append(row["diversity"][name])
+            if len(values) > 1:
+                levels[factor] = [{"name": level, "value": sum(one) / len(one), "values": one} for level, one in values.items()]
+        if levels and len(corpora) > 1:
+            found.append({"figure": name, "levels": levels})
+    return found
 
 
 def _names(rows: Sequence[Row], stage: str) -> list[str]:

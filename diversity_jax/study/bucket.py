@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 import json
+import logging
 from pathlib import Path
 import re
 from typing import Any
@@ -29,6 +30,7 @@ class Bucket:
         import fsspec
 
         self._url = url.rstrip("/")
+        logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # it logs the traceback of what it raises
         try:
             self.files, root = fsspec.core.url_to_fs(self._url)
         except (ImportError, ValueError) as error:

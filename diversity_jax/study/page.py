@@ -9,6 +9,8 @@ import re
 from typing import Any
 
 from diversity_jax import entry_point
+from diversity_jax.errors import InputError
+from diversity_jax.metrics.settings import METRICS
 from diversity_jax.report import diversity_sections, page
 from diversity_jax.report.canvas import render
 from diversity_jax.report.data import Distribution, Fact
@@ -18,8 +20,9 @@ from diversity_jax.report.html import Html, columns, element, joined, table
 from diversity_jax.report.page import KeyFigure, Page, Section
 from diversity_jax.report.theme import Palette
 from diversity_jax.run_record import RunRecord
-from diversity_jax.storage import read_json
+from diversity_jax.storage import is_remote, read_json
 from diversity_jax.study import figures
+from diversity_jax.study.analysis import FORMAT_VERSION
 
 _MOST_DENSITIES = 8
 _MOST_PANELS = 6
@@ -30,20 +33,29 @@ _SLOPE_NOTE = (
 )
 
 
-def write(folder: Path, analysis: Mapping[str, Any], facts: Sequence[Fact]) -> Path:
-    """Writes `report.html` and `figures/*.png`."""
-    return page.write(_page(analysis, facts), folder)
+def draw(folder: Path) -> Path:
+    """Draws `report.html` and `figures/` from `analysis.json` and `run.json`.
+
+    Raises:
+      InputError: one of the two is not there, or another version of this package wrote it.
+    """
+    path = folder / "analysis.json"
+    analysis = read_json(path)
+    if analysis.get("format_version") != FORMAT_VERSION:
+        raise InputError(f"{path}: another version of this package wrote it; run the study again, steps that stand are not repeated")
+    return page.write(_page(analysis, RunRecord.load(folder / "run.json").facts()), folder)
 
 
 def _page(analysis: Mapping[str, Any], facts: Sequence[Fact]) -> Page:
     headline, trained = _headline(analysis["relations"]), bool(analysis["relations"])
-    runs = analysis["runs"]
     sections = [
         *_relations(analysis),
         *_effects(analysis),
+        *(_amounts(analysis, factor) for factor in analysis["factors"]),
+        _figures(analysis) if trained else None,
         _densities(analysis["densities"]),
         _failures(analysis["failures"]),
-        _runs(runs),
+        _runs(analysis),
         _power(analysis["power"]) if analysis["relations"] else None,
         _published(analysis["published"]),
         page.facts(facts),
@@ -52,7 +64,7 @@ def _page(analysis: Mapping[str, Any], facts: Sequence[Fact]) -> Page:
         kind="Study",
         name=analysis["study"],
         verdict=_verdict(headline, trained),
-        lede=f"{counted(analysis['power']['recipes'], 'recipe')}, {counted(len(runs), 'judged model' if trained else 'scoring')}.",
+        lede=_lede(analysis, headline),
         key_figures=_key_figures(headline),
         sections=tuple(section for section in sections if section is not None),
         footer="Written by diversity_jax from analysis.json.",
@@ -62,6 +74,22 @@ def _page(analysis: Mapping[str, Any], facts: Sequence[Fact]) -> Page:
 def _headline(relations: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
     """The first relation that could be fitted: the first outcome of the first stage over the first predictor."""
     return next((one for one in relations if "slope" in one.get("log_line", {})), None)
+
+
+def _lede(analysis: Mapping[str, Any], one: Mapping[str, Any] | None) -> str:
+    what = "judged model" if analysis["relations"] else "scoring"
+    lede = f"{counted(analysis['power']['recipes'], 'recipe')}, {counted(len(analysis['runs']), what)}."
+    return (
+        lede
+        if one is None
+        else f"{lede} Below: {one['outcome']} of {one['stage']} models over the logarithm of {_title(one['predictor'])}."
+    )
+
+
+def _title(figure: str) -> str:
+    """A diversity figure as people write it: of the baseline metrics its title, of the scorecard its words."""
+    name = figure.removeprefix("metrics.")
+    return METRICS[name].title if name in METRICS else name.replace("_", " ")
 
 
 def _verdict(one: Mapping[str, Any] | None, trained: bool) -> str:
@@ -101,6 +129,14 @@ def _number(value: float | None, digits: int = 3) -> str:
     return _NONE if value is None else significant(value, digits)
 
 
+def _percent(share: float | None) -> str:
+    return _NONE if share is None else f"{100 * share:.1f} %"
+
+
+def _chance(p: float | None) -> str:
+    return _NONE if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
 def _value(one: Mapping[str, Any]) -> str:
     return significant(one["value"], 2) if one.get("value") is not None else _NONE
 
@@ -123,7 +159,7 @@ def _relations(analysis: Mapping[str, Any]) -> list[Section]:
     for stage in dict.fromkeys(one["stage"] for one in analysis["relations"]):
         mine = [one for one in analysis["relations"] if one["stage"] == stage]
         rows = [row for row in analysis["runs"] if row["stage"] == stage]
-        factor = next(iter(rows[0]["levels"]), "")
+        factor = next(iter(analysis["factors"]), "")
         palette = Palette(list(dict.fromkeys(str(row["levels"].get(factor, "")) for row in rows)))
         first = mine[0]["predictor"]
         shown = [one for one in mine if one["predictor"] == first and "x" in one][:_MOST_PANELS]
@@ -132,9 +168,9 @@ def _relations(analysis: Mapping[str, Any]) -> list[Section]:
             drawings.append(
                 render(
                     _anchor("against", stage),
-                    f"{', '.join(one['outcome'] for one in shown)} of {stage} models over {first}",
-                    lambda width, shown=shown, rows=rows, palette=palette, factor=factor: figures.against_diversity(
-                        shown, rows, palette, factor, width
+                    f"{', '.join(one['outcome'] for one in shown)} of {stage} models over {_title(first)}",
+                    lambda width, shown=shown, rows=rows, palette=palette, factor=factor, first=first: figures.against_diversity(
+                        shown, rows, palette, factor, f"{_title(first)} (log scale)", width
                     ),
                 )
             )
@@ -144,13 +180,16 @@ def _relations(analysis: Mapping[str, Any]) -> list[Section]:
         listed = table(
             columns("outcome", "figure", "#n", "#slope", "#Spearman", "#partial"),
             [
-                [one["outcome"], one["predictor"], len(one["recipes"]), _cell(one["log_line"].get("slope", one["log_line"])),
+                [one["outcome"], _title(one["predictor"]), len(one["recipes"]), _cell(one["log_line"].get("slope", one["log_line"])),
                  _cell(one["spearman"]), _cell(one["partial"])]
                 for one in mine if "x" in one
             ],
         )  # fmt: skip
         controls = sorted({name for one in mine for name in one.get("controls", ())})
         note = f" Partial: Pearson's, controlling for {', '.join(controls)}." if controls else ""
+        fitted = sum("slope" in one.get("log_line", {}) for one in mine)
+        if fitted >= 10:
+            note += f" Of {fitted} intervals at 95 %, {fitted / 20:.0f} or so leave zero out by chance alone."
         whole = joined(*body, element("p", _SLOPE_NOTE + note), listed, _reasons(mine))
         found.append(
             Section(anchor=_anchor(stage), title=f"Does diversity predict it? {stage.capitalize()}", body=whole, drawings=tuple(drawings))
@@ -175,22 +214,57 @@ def _effects(analysis: Mapping[str, Any]) -> list[Section]:
         drawing = render(
             _anchor("factors", one["stage"], one["outcome"]),
             f"Mean {one['outcome']} at each level of each factor, {one['stage']}",
-            lambda width, one=one: figures.factor_levels(one, width),
+            lambda width, one=one: figures.factor_levels(_ordered(one["levels"], analysis), width),
         )
         drawings.append(drawing)
-        rows = [
-            [term["name"], term["degrees"], _number(term["share"], 2), _number(term["f"]), _number(term["p"], 2)] for term in one["terms"]
-        ]
-        bends = [_bend(name, bend) for name, bend in one["saturation"].items()]
+        rows = [[term["name"], term["degrees"], _percent(term["share"]), _number(term["f"]), _chance(term["p"])] for term in one["terms"]]
         body += [
-            page.figure(drawing, f"{one['outcome']}, {one['stage']}: mean at each level, other factors averaged; bars hold 95 %."),
+            element("h3", f"{one['outcome'].capitalize()}, {one['stage']}"),
+            page.figure(drawing, "Mean at each level, other factors averaged; bars hold 95 %."),
             table(columns("term", "#degrees", "#share of variance", "#F", "#p"), rows),
-            element("p", " ".join(bends)) if bends else None,
         ]
     if not drawings:
         reason = next((one["reason"] for one in analysis["effects"] if "reason" in one), "no run is finished")
         return [page.absent("factors", "What each factor does", f"Not computed: {reason}.")]
     return [Section(anchor="factors", title="What each factor does", body=joined(*body), drawings=tuple(drawings))]
+
+
+def _ordered(levels: Mapping[str, Any], analysis: Mapping[str, Any]) -> dict[str, Any]:
+    """By factor, in the order in which the study names them."""
+    return {factor: levels[factor] for factor in analysis["factors"] if factor in levels}
+
+
+def _amounts(analysis: Mapping[str, Any], factor: str) -> Section | None:
+    """The curve of each outcome over a factor that is an amount, such as the paper's ratio."""
+    shown = [one for one in analysis["effects"] if factor in one.get("saturation", {})][:_MOST_PANELS]
+    if not shown:
+        return None
+    drawing = render(
+        _anchor("over", factor),
+        f"{', '.join(one['outcome'] for one in shown)} over {factor}",
+        lambda width: figures.over_amounts(shown, factor, width),
+    )
+    told = [element("p", f"{one['outcome'].capitalize()}, {one['stage']}: {_bend(one, factor)}") for one in shown]
+    caption = "Means at each amount, other factors averaged; bars hold 95 %. The curve is the one that levels off and fits best."
+    body = joined(page.figure(drawing, caption), *told)
+    return Section(anchor=_anchor("over", factor), title=f"Over {factor}", body=body, drawings=(drawing,))
+
+
+def _figures(analysis: Mapping[str, Any]) -> Section | None:
+    """Each diversity figure at the levels of the factors that the corpora differ by."""
+    drawings, body = [], []
+    for one in analysis["figures"][:_MOST_PANELS]:
+        drawing = render(
+            _anchor("figure", one["figure"]),
+            f"{_title(one['figure'])} of the corpora at each level of each factor",
+            lambda width, one=one: figures.factor_levels(_ordered(one["levels"], analysis), width),
+        )
+        drawings.append(drawing)
+        body += [element("h3", _title(one["figure"]).capitalize()), page.figure(drawing, "")]
+    if not drawings:
+        return None
+    intro = element("p", "Large dots are means over the corpora at a level, pale ones corpora.")
+    return Section(anchor="figures", title="What the factors do to diversity", body=joined(intro, *body), drawings=tuple(drawings))
 
 
 def _densities(densities: Mapping[str, Any]) -> Section | None:
@@ -233,24 +307,28 @@ def _failures(failures: Sequence[Mapping[str, Any]]) -> Section | None:
     return Section(anchor="failures", title="Steps that failed", body=joined(intro, body))
 
 
-def _bend(name: str, bend: Mapping[str, Any]) -> str:
+def _bend(effects: Mapping[str, Any], factor: str) -> str:
+    bend, means = effects["saturation"][factor], effects["levels"][factor]
     if "reason" in bend:
-        return f"{name}: {bend['reason']}."
+        return f"{bend['reason']}."
+    lowest, highest = (pick(means, key=lambda mean: mean["value"])["name"] for pick in (min, max))
+    ends = f"Lowest at {lowest}, highest at {highest}; "
     if not bend["better_than_a_line"]:
-        return f"{name}: a bend explains the runs no better than a straight line."
-    return f"{name}: levels off at {significant(bend['top']['value'])} (95 %: {_range(bend['top'])})."
+        return f"{ends}a curve that levels off explains the runs no better than a straight line."
+    return f"{ends}levels off at {significant(bend['top']['value'])} (95 %: {_range(bend['top'])})."
 
 
-def _runs(rows: Sequence[Mapping[str, Any]]) -> Section:
+def _runs(analysis: Mapping[str, Any]) -> Section:
+    rows, factors = analysis["runs"], analysis["factors"]
     if not rows:
         return page.absent("runs", "Runs", "No run is finished.")
-    factors = list(rows[0]["levels"])
-    measured = list(dict.fromkeys(name for row in rows for name in row["diversity"]))[:3]
+    measured = list(dict.fromkeys(one["predictor"] for one in analysis["relations"]))
+    measured = (measured or list(dict.fromkeys(name for row in rows for name in row["diversity"])))[: max(1, 4 - len(factors))]
     told = dict.fromkeys(name for row in rows for name in row["outcomes"])
-    outcomes = [name for name in told if name not in measured and not name.startswith("loss on ")][:5]
+    outcomes = [name for name in told if name not in measured and not name.startswith("loss on ")][: max(1, 7 - len(factors))]
     stages = len({row["stage"] for row in rows}) > 1
     listed = table(
-        columns(*factors, "#seed", *["stage"] * stages, *(f"#{name}" for name in (*measured, *outcomes))),
+        columns(*factors, "#seed", *["stage"] * stages, *(f"#{_title(name)}" for name in (*measured, *outcomes))),
         [
             [*(row["levels"][factor] for factor in factors), row["seed"], *[row["stage"]] * stages,
              *(significant(row["diversity"][name]) if name in row["diversity"] else _NONE for name in measured),
@@ -290,9 +368,10 @@ def _published(found: Sequence[Mapping[str, Any]]) -> Section | None:
 
 def draw_again(words: Sequence[str]) -> None:
     """The page of each folder named, from what stands there; prints its path."""
-    for folder in map(Path, words):
-        facts = RunRecord.load(folder / "run.json").facts()
-        print(write(folder, read_json(folder / "analysis.json"), facts))
+    for folder in words:
+        if is_remote(folder):
+            raise InputError(f"{folder}: is in a bucket; copy analysis.json and run.json to a folder, and name that")
+        print(draw(Path(folder)))
 
 
 if __name__ == "__main__":

@@ -66,10 +66,10 @@ def _diversity(study: StudyConfig, run: Run, store: Store) -> dict[str, float]:
 
 
 def _figure(folder: Path, name: str) -> float | None:
-    """`effective_clusters`, or `metrics.NAME`, of the scorecard in a score's folder."""
-    one: Any = read_json(folder / "scorecard.json")
-    for part in name.split(".", 1):
-        one = one.get(part) if isinstance(one, Mapping) else None
+    """`effective_clusters`, or `metrics.NAME`, of the scorecard in a score's folder; baseline metrics stand in a judge's apart."""
+    card = read_json(folder / "scorecard.json")
+    metric = name.removeprefix("metrics.")
+    one: Any = card.get(name) if metric == name else (card.get("baseline") or card).get("metrics", {}).get(metric)
     value = one.get("value") if isinstance(one, Mapping) else None
     return float(value) if value is not None else None
 

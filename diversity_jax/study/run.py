@@ -44,7 +44,7 @@ def run(study: StudyConfig) -> None:
     record.save(folder)
     if progress.failed:
         log.warning("%s", _failures(progress, store))
-    print(_published(study, page.write(folder, found, record.facts())))
+    print(_published(study, page.draw(folder)))
 
 
 def local_folder(study: StudyConfig) -> Path:
