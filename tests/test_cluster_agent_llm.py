@@ -94,7 +94,17 @@ def test_a_repair_shows_the_earlier_answer_as_one_line_of_data():
 
 @pytest.mark.parametrize(
     ("text", "value"),
-    [('{"a": 1}', {"a": 1}), ('```json\n{"a": 1}\n```', {"a": 1}), ("[1]", None), ("Sure! {", None), ("", None), ("[" * 100_000, None)],
+    [
+        ('{"a": 1}', {"a": 1}),
+        ('```json\n{"a": 1}\n```', {"a": 1}),
+        ('Here you are {as wished}:\n```\n{"a": {"b": 1}}\n```\nDo ask {} again.', {"a": {"b": 1}}),
+        ('<think>{"a": [1, 2, 3, 4, 5, 6]} or not</think>\n{"a": 1}', {"a": 1}),
+        ("[1]", None),
+        ("Sure! {", None),
+        ("", None),
+        ("[" * 100_000, None),
+        ("{" * 100_000, None),
+    ],
 )
 def test_an_answer_is_one_json_object_or_nothing(text, value):
     assert parse_json(text) == value

@@ -78,13 +78,20 @@ def test_a_singleton_is_valid_whatever_is_said_of_it():
     assert parse_validation({"validation": [{"cluster": 1, "valid": 1}]}, clusters) == ((True, ""), (True, ""))
 
 
+@pytest.mark.parametrize(("number", "valid", "found"), [("1", "1", True), (1, True, True), (1.0, "false", False), (" 1", "No", False)])
+def test_numbers_may_come_as_text_or_truth_values(number, valid, found):
+    assert parse_validation({"validation": [{"cluster": number, "valid": valid}]}, clusters_of(["k0", "k1"], ["k2"]))[0] == (found, "")
+
+
 @pytest.mark.parametrize(
     "entries",
     [
         [],
         [{"cluster": 2, "valid": 1}],
         [{"cluster": 1, "valid": 2}],
-        [{"cluster": "1", "valid": 1}],
+        [{"cluster": "first", "valid": 1}],
+        [{"cluster": 1, "valid": None}],
+        [{"cluster": 1, "valid": float("nan")}],
         [{"cluster": 1, "valid": 1}, {"cluster": 1, "valid": 0}],
         ["valid"],
     ],

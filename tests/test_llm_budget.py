@@ -45,13 +45,25 @@ def test_the_users_prices_win_over_the_shipped_ones(tmp_path):
 def test_an_unknown_model_asks_for_a_price_unless_told_otherwise_or_on_this_machine():
     with pytest.raises(InputError, match=r"budget\.prices.*unpriced=True"):
         price_of("openai", "mystery", None, BudgetConfig())
-    with pytest.raises(InputError, match="cannot be capped"):
-        price_of("openai", "mystery", None, BudgetConfig(unpriced=True, max_dollars=1.0))
+    for url in (None, "http://127.0.0.1:1/v1"):
+        with pytest.raises(InputError, match="cannot be capped.*input_price"):
+            price_of("openai", "mystery", url, BudgetConfig(unpriced=True, max_dollars=1.0))
+    with pytest.raises(InputError, match="cannot be capped.*input_price"):
+        price_of("openai", "mystery", "http://127.0.0.1:1/v1", BudgetConfig(max_dollars=1.0))
     for free in (
         price_of("openai", "mystery", None, BudgetConfig(unpriced=True)),
         price_of("openai", "m", "http://127.0.0.1:1/v1", BudgetConfig()),
     ):
         assert free.cost(10**9, 10**9) == 0
+
+
+def test_a_price_given_wins_over_every_table_and_is_whole():
+    config = BudgetConfig(input_price=2.0, output_price=8.0, max_dollars=1.0)
+    for url in (None, "http://127.0.0.1:1/v1"):
+        assert price_of("openai", "gpt-4o", url, config) == Price(input=2.0, output=8.0)
+    for half in ({"input_price": 1.0}, {"output_price": 1.0}, {"input_price": -1.0, "output_price": 1.0}):
+        with pytest.raises(InputError, match="give both"):
+            BudgetConfig(**half)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,9 @@ import pytest
 
 from diversity_jax.errors import InputError
 from diversity_jax.llm import BudgetConfig, CallFailed, Engine, EngineConfig, Request
+from diversity_jax.llm.patience import Patience
 from diversity_jax.llm.providers.base import retry_after
+from tests.llm_answers import tokens_of
 from tests.llm_server import Faults, serve
 
 PROVIDERS = ("openai", "gemini", "google-genai")
@@ -373,6 +375,41 @@ def test_the_cap_is_used_up_and_never_passed(cap, faults, tmp_path, caplog):
     # A run that has reached its cap still gets what it has paid for, and asks nothing.
     assert sum(getattr(outcome, "cached", False) for outcome in again) == sum(hasattr(outcome, "text") for outcome in outcomes)
     assert f"budget.{name}" in caplog.text
+
+
+def test_lost_calls_that_are_answered_later_do_not_end_a_run_far_below_its_cap(tmp_path):
+    cap, length = 40_000, 400
+    with serve(lambda *_: "word " * 100, faults=Faults(hanging=0.3, seed=2), latency_seconds=0.01) as server:
+        budget = BudgetConfig(max_tokens=cap)
+        engine = engine_for(server, budget=budget, ledger=str(tmp_path / "l.sqlite"), max_in_flight=8, deadline_seconds=0.15)
+        requests = [request(number, schema=None, user="some words " * 40 + str(number), max_output_tokens=length) for number in range(500)]
+        outcomes = ask(engine, requests)
+    answered = sum(hasattr(outcome, "text") for outcome in outcomes)
+    hung, used = server.statuses["hanging"], server.prompt_tokens + server.completion_tokens
+    assert hung > 0.2 * answered
+    # What hung counts as an answer of twice its length at most. Set aside at the most it can use, four times as much, it would end the run
+    # at half of this.
+    assert 0.85 * cap < used + hung * (used / answered + tokens_of("word " * 100)) <= 1.05 * cap
+    assert engine.stats.spent.tokens <= cap
+    assert {getattr(outcome, "reason", "answered") for outcome in outcomes} == {"answered", "budget"}
+
+
+def test_patience_grows_short_with_a_quick_server_and_long_again_when_calls_hang():
+    patience = Patience(120.0)
+    assert patience.seconds == 120.0
+    for _ in range(49):
+        patience.answered(0.5)
+    assert patience.seconds == 120.0
+    patience.answered(3.0)
+    assert patience.seconds == pytest.approx(10.0)
+    patience.hung()
+    assert patience.seconds == pytest.approx(15.0)
+    for _ in range(100):
+        patience.answered(20.0)
+    assert patience.seconds == 120.0
+    for _ in range(10):
+        patience.hung()
+    assert patience.seconds == 120.0
 
 
 def test_cancelling_counts_what_may_have_been_billed_and_leaves_no_claim(tmp_path):

@@ -11,6 +11,8 @@ from diversity_jax.llm import CallFailed, Engine, Request
 
 _OF_A_SET = ("propose_criteria", "summarize_metadata", "summarize_metrics", "define_criteria")
 _REPLICATES_OF_A_SET = 1_000_000
+_PLACES_LOOKED_AT = 20  # in an answer that is not JSON alone
+_decoder = json.JSONDecoder()
 
 
 class LlmJudge:
@@ -85,12 +87,28 @@ class LlmJudge:
 
 
 def parse_json(text: str) -> Mapping[str, Any] | None:
-    """The JSON object that `text` is, in a fence or not; None where it is anything else."""
-    text = text.strip()
-    if text.startswith("```"):
-        text = text.removesuffix("```").partition("\n")[2].strip()
+    """The JSON object that `text` is, or else the longest that stands in it: in a fence, behind thoughts, between pleasantries. None where
+    there is none.
+    """
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):
-        return None
+        value = _longest_object(text.rpartition("</think>")[2])
     return value if isinstance(value, Mapping) else None
+
+
+def _longest_object(text: str) -> Any:
+    found, length, start, tries = None, 0, text.find("{"), 0
+    while start >= 0 and tries < _PLACES_LOOKED_AT:
+        try:
+            value, end = _decoder.raw_decode(text, start)
+        except json.JSONDecodeError as error:
+            if error.pos - start > 2:  # not a brace in prose but an object that breaks off: no part of it is the answer
+                return None
+            end = start + 1
+        except RecursionError:
+            return None
+        if end - start > max(length, 1):
+            found, length = value, end - start
+        start, tries = text.find("{", end), tries + 1
+    return found

@@ -9,6 +9,7 @@ from diversity_jax.cluster_agent.texts import clean_text
 
 _REASON_CHARACTERS = 600
 _NAMED = 6  # ids named in a complaint
+_WORDS = {"true": 1, "yes": 1, "valid": 1, "false": 0, "no": 0, "invalid": 0}
 
 
 def parse_partition(value: Any, samples: Sequence[Sample]) -> tuple[Cluster, ...]:
@@ -64,9 +65,16 @@ def _pairs(value: Any, field: str | None) -> list[tuple[str, Any]]:
 
 def _metric(name: str, value: Any) -> tuple[str, int, str]:
     value = value if isinstance(value, Mapping) else {"score": value}
-    score = value.get("score")
-    sane = isinstance(score, (int, float)) and not isinstance(score, bool) and 1 <= score <= 5
-    return name, int(score) if sane else 0, _text(value.get("reasoning"))
+    score = _number(value.get("score"))
+    return name, score if score is not None and 1 <= score <= 5 else 0, _text(value.get("reasoning"))
+
+
+def _number(value: Any) -> int | None:
+    """A whole number, also where a model wrote it as text or as true or false."""
+    if isinstance(value, str):
+        value = _WORDS.get(value.strip().lower(), value.strip())
+        return int(value) if str(value).isdecimal() else None
+    return int(value) if isinstance(value, (int, float)) and value == value and abs(value) < 1e9 else None
 
 
 def _text(value: Any) -> str:
@@ -88,8 +96,8 @@ def parse_validation(value: Any, clusters: Sequence[Cluster]) -> tuple[tuple[boo
         raise AnswerError("expected an object with a list `validation`")
     verdicts: dict[int, tuple[bool, str]] = {}
     for entry in entries:
-        number, valid = (entry.get("cluster"), entry.get("valid")) if isinstance(entry, Mapping) else (None, None)
-        if not isinstance(number, int) or valid not in (0, 1):
+        number, valid = (_number(entry.get("cluster")), _number(entry.get("valid"))) if isinstance(entry, Mapping) else (None, None)
+        if number is None or valid not in (0, 1):
             raise AnswerError("every entry of `validation` needs `cluster`, a number, and `valid`, 0 or 1")
         if number in verdicts and verdicts[number][0] != bool(valid):
             raise AnswerError(f"cluster {number} is called both valid and invalid; give one verdict")

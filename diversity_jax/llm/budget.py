@@ -29,6 +29,7 @@ class BudgetConfig:
       max_calls: requests sent, the failed ones too.
       unpriced: go on with a model whose price is not known; its dollars count as zero.
       prices: path of a price table like the shipped `prices.json`; its entries win over the shipped ones.
+      input_price, output_price: dollars per million prompt and completion tokens of the model asked, before every table.
     """
 
     max_dollars: float | None = None
@@ -36,12 +37,17 @@ class BudgetConfig:
     max_calls: int | None = None
     unpriced: bool = False
     prices: str | None = None
+    input_price: float | None = None
+    output_price: float | None = None
 
     def __post_init__(self):
         for name in ("max_dollars", "max_tokens", "max_calls"):
             value = getattr(self, name)
             if value is not None and not value >= 0:
                 raise InputError(f"budget.{name}: {value} is no cap; give a number of 0 or more, or None for no cap")
+        given = (self.input_price, self.output_price)
+        if given != (None, None) and not all(price is not None and price >= 0 for price in given):
+            raise InputError(f"budget.input_price, output_price: are {given}; give both, in dollars per million tokens")
 
     @property
     def capped(self) -> bool:
@@ -59,6 +65,14 @@ class Amount(NamedTuple):
     def plus(self, other: "Amount") -> "Amount":
         """The sum of both."""
         return Amount(self.dollars + other.dollars, self.tokens + other.tokens, self.calls + other.calls)
+
+    def minus(self, other: "Amount") -> "Amount":
+        """What is left without `other`."""
+        return Amount(self.dollars - other.dollars, self.tokens - other.tokens, self.calls - other.calls)
+
+    def times(self, number: int) -> "Amount":
+        """So many of it."""
+        return Amount(self.dollars * number, self.tokens * number, self.calls * number)
 
     def passes(self, config: BudgetConfig) -> str | None:
         """Name of the first cap of `config` that this amount is above, or None."""
@@ -105,8 +119,10 @@ def price_of(provider: str, model: str, base_url: str | None, config: BudgetConf
     A model on this machine that no table knows is free.
 
     Raises:
-      InputError: no table has the model, and the budget does not say that this is fine.
+      InputError: no table has the model, and the budget does not say that this is fine, or caps dollars.
     """
+    if config.input_price is not None:
+        return Price(input=config.input_price, output=config.output_price)
     tables = [_table(config.prices)] if config.prices else []
     family = "gemini" if provider == "google-genai" else provider
     name = model.removeprefix("models/")
@@ -115,16 +131,17 @@ def price_of(provider: str, model: str, base_url: str | None, config: BudgetConf
         found = prices.get(name) or prices.get(_PINNED.sub("", name))
         if found:
             return found
-    if is_loopback(base_url):
-        return FREE
-    if config.unpriced and config.max_dollars is None:
+    here = "give budget.input_price and budget.output_price in dollars per million tokens"
+    if config.max_dollars is not None and (config.unpriced or is_loopback(base_url)):
+        raise InputError(
+            f"budget.max_dollars: {provider}:{model} has no price, so dollars cannot be capped; {here}, or cap budget.max_tokens instead"
+        )
+    if config.unpriced or is_loopback(base_url):
         return FREE
     where = config.prices or f"a copy of {SHIPPED_PRICES}"
-    if config.unpriced:
-        raise InputError(f"budget.max_dollars: {provider}:{model} has no price, so dollars cannot be capped; add its price to {where}")
     raise InputError(
-        f"budget: no price known for {provider}:{model}; add it under models.{family} in {where} and name that file in budget.prices, "
-        "or set budget.unpriced=True to go on without"
+        f"budget: no price known for {provider}:{model}; {here}, or add it under models.{family} in {where} and name that file in "
+        "budget.prices, or set budget.unpriced=True to go on without"
     )
 
 

@@ -1,19 +1,21 @@
 """The engine: hundreds of calls in flight, none paid twice, none beyond the cap."""
 
 import asyncio
+from collections import defaultdict
 from collections.abc import Awaitable, Sequence
 import contextlib
-from dataclasses import dataclass
 import logging
 import random
 from typing import Any
 
 from diversity_jax.errors import InputError
-from diversity_jax.llm.budget import NOTHING, Amount, BudgetConfig, most_it_can_use, price_of
+from diversity_jax.llm.budget import Amount, BudgetConfig, most_it_can_use, price_of
+from diversity_jax.llm.call import Call, Costs
 from diversity_jax.llm.client import CallFailed, Completion, Request
 from diversity_jax.llm.forecasting import Forecast, PlannedCalls, Seen, reforecast
 from diversity_jax.llm.ledger import Ledger
 from diversity_jax.llm.ledger_file import Claim, Entry, Failure
+from diversity_jax.llm.patience import Patience
 from diversity_jax.llm.progress import Progress
 from diversity_jax.llm.providers import open_provider, parse_model
 from diversity_jax.llm.providers.base import Answer, Provider, Rejected, Transient
@@ -77,7 +79,9 @@ class Engine:
         self._door = Gate(config.max_in_flight * _AT_THE_DOOR)
         share = _AHEAD_SHARE_CAPPED if self.budget.capped else _AHEAD_SHARE
         self._ahead = Gate(config.max_in_flight + _AHEAD_FEWEST + int(config.max_in_flight * share))
+        self._loop, self._patience = asyncio.get_running_loop(), Patience(config.deadline_seconds)
         self._narrow = asyncio.Lock()
+        self._costs: defaultdict[str, Costs] = defaultdict(Costs)  # by stage
         self._settled = asyncio.Event()
         self._stopping = asyncio.Event()
         self._progress = Progress(self, mode=config.progress)
@@ -160,9 +164,9 @@ class Engine:
                 f"{self._ledger.path}: has no answer of {self.name} to this {request.stage} call ({key[:12]}); "
                 "replay needs the same corpus, settings and seed, or run without engine.offline_replay"
             )
-        return await self._ask(_Call(key=key, request=request, reserve=most_it_can_use(request, self.price)))
+        return await self._ask(Call(key=key, request=request, reserve=most_it_can_use(request, self.price)))
 
-    async def _ask(self, call: "_Call") -> Completion:
+    async def _ask(self, call: Call) -> Completion:
         """Attempts a call until it ends."""
         attempts, limits = self.config.max_attempts, self.config.max_attempts * _RATE_LIMITED_FACTOR
         again = False
@@ -183,7 +187,7 @@ class Engine:
             await self._pause(call, failure)
             again = True
 
-    async def _attempt(self, call: "_Call") -> Completion:
+    async def _attempt(self, call: Call) -> Completion:
         """Sends a call once, and writes down how it ended before anyone sees it."""
         entry = await self._claim(call)
         if entry is not None:
@@ -212,8 +216,9 @@ class Engine:
     async def _send(self, held: Pass, request: Request) -> Answer:
         """Sends one attempt, and tells the throttle how it went."""
         throttle = self._throttle
+        sent = self._loop.time()
         try:
-            answer = await self._provider.ask(request, self.config.deadline_seconds)
+            answer = await self._provider.ask(request, self._patience.seconds)
         except Transient as error:
             self._reached = self._reached or error.kind != "unreachable"
             if error.kind == "rate_limited":
@@ -222,6 +227,8 @@ class Engine:
                 throttle.abandoned(held)
             else:
                 throttle.failed(held, str(error), unreachable=error.kind == "unreachable")
+            if error.kind == "timeout":
+                self._patience.hung()
             raise
         except (Rejected, CallFailed):
             self._reached = True
@@ -235,10 +242,11 @@ class Engine:
             throttle.abandoned(held)
             raise
         self._reached = True
+        self._patience.answered(self._loop.time() - sent)
         throttle.answered(held)
         return answer
 
-    async def _claim(self, call: "_Call") -> Entry | None:
+    async def _claim(self, call: Call) -> Entry | None:
         """Takes a place under the cap; returns the answer instead if another process has it by now."""
         claim = await self._claim_once(call)
         if claim.state == "over":
@@ -251,7 +259,7 @@ class Engine:
                     await _wait(self._settled, _POLL_SECONDS)  # other processes' calls are looked for now and then
         return claim.entry
 
-    async def _claim_once(self, call: "_Call") -> Claim:
+    async def _claim_once(self, call: Call) -> Claim:
         while True:
             self._raise_if_ended()
             self._settled.clear()
@@ -261,7 +269,7 @@ class Engine:
                 return claim
             await asyncio.sleep(_POLL_SECONDS)
 
-    async def _finish(self, call: "_Call", answer: Answer) -> Completion:
+    async def _finish(self, call: Call, answer: Answer) -> Completion:
         entry = Entry(
             stage=call.request.stage,
             text=answer.text,
@@ -274,15 +282,15 @@ class Engine:
         await self._settle(call, entry)
         return self._completion(entry, cached=False)
 
-    async def _failed(self, call: "_Call", error: CallFailed) -> CallFailed:
+    async def _failed(self, call: Call, error: CallFailed) -> CallFailed:
         counts = {"prompt_tokens": error.prompt_tokens, "completion_tokens": error.completion_tokens, "dollars": error.cost_usd}
         await self._settle(call, Failure(stage=call.request.stage, reason=error.reason, detail=error.detail, **counts))
         return error
 
-    async def _settle(self, call: "_Call", outcome: Entry | Failure | None):
-        spent, call.unrecorded, call.claimed = call.unrecorded, NOTHING, False
-        self.stats.spent = self.stats.spent.plus(spent)
-        await self._kept(self._ledger.settle(call.key, spent, outcome, lost=spent is call.reserve))
+    async def _settle(self, call: Call, outcome: Entry | Failure | None):
+        spent, lost, regained = call.account(outcome, self.price, self._costs[call.request.stage])
+        self.stats.spent = self.stats.spent.plus(spent).minus(regained)
+        await self._kept(self._ledger.settle(call.key, spent, outcome, lost=lost, regained=regained))
         self._settled.set()
 
     async def _kept(self, work: Awaitable) -> Any:
@@ -314,14 +322,14 @@ class Engine:
             model=entry.model,
         )
 
-    async def _pause(self, call: "_Call", error: Transient):
+    async def _pause(self, call: Call, error: Transient):
         """Full jitter: any time up to a bound that doubles, so that calls that failed together do not return together."""
         if error.kind == "adapted":
             return
         bound = min(self.config.backoff_seconds * 2 ** max(call.failures + call.limits - 1, 0), _LONGEST_BACKOFF_SECONDS)
         await _wait(self._stopping, (error.retry_after_seconds or 0.0) + random.uniform(0, bound))
 
-    def _raise_if_never_reached(self, call: "_Call", error: Transient):
+    def _raise_if_never_reached(self, call: Call, error: Transient):
         tried = call.failures >= _ATTEMPTS_TO_REACH_A_SERVER or self._throttle.opened
         if error.kind == "unreachable" and not self._reached and tried:
             self._stop(InputError(f"judge: no server answers ({error.detail}); start it, or correct the base URL or the network"))
@@ -365,26 +373,6 @@ class Engine:
     def _raise_if_ended(self):
         if self._ending is not None:
             raise self._the_end()
-
-
-@dataclass(kw_only=True)
-class _Call:
-    """A call on its way."""
-
-    key: str
-    request: Request
-    reserve: Amount  # the most an attempt can use up
-    claimed: bool = False
-    unrecorded: Amount = NOTHING  # used up, but not yet in the ledger
-    failures: int = 0
-    limits: int = 0
-
-    def note(self, error: Transient, *, counts: bool):
-        """Takes down a failed attempt; it counts against the call unless nobody gets an answer."""
-        # Nothing was sent, or nothing was answered, or, to be safe, all was used up that could be.
-        self.unrecorded = self.reserve if error.billed else Amount(calls=int(error.kind != "unreachable"))
-        self.limits += error.kind == "rate_limited"
-        self.failures += counts and error.kind not in ("rate_limited", "adapted")
 
 
 async def _wait(event: asyncio.Event, seconds: float):

@@ -9,7 +9,7 @@ import contextlib
 import queue
 import threading
 
-from diversity_jax.llm.budget import Amount, BudgetConfig
+from diversity_jax.llm.budget import NOTHING, Amount, BudgetConfig
 from diversity_jax.llm.ledger_file import Claim, ClaimJob, Entry, Failure, LedgerFile, SettleJob
 
 _HEARTBEAT_SECONDS = 10.0
@@ -54,9 +54,13 @@ class Ledger:
         """Asks to send the call under `key`, which can use up `reserve`."""
         return await self._submit(ClaimJob(key, reserve))
 
-    async def settle(self, key: str, spent: Amount, outcome: Entry | Failure | None, *, lost: bool = False) -> None:
-        """Ends a claim, which used up `spent`, or at most that if it was lost on the way. Returns when the outcome is on disk."""
-        await self._submit(SettleJob(key, spent, lost, outcome))
+    async def settle(
+        self, key: str, spent: Amount, outcome: Entry | Failure | None, *, lost: bool = False, regained: Amount = NOTHING
+    ) -> None:
+        """Ends a claim, which used up `spent`, or at most that if it was lost on the way; `regained` is what was counted as lost before and
+        is in `spent` now. Returns when the outcome is on disk.
+        """
+        await self._submit(SettleJob(key, spent, lost, outcome, regained))
 
     async def close(self) -> None:
         """Writes what is waiting and closes the file."""

@@ -95,12 +95,15 @@ class ClaimJob(NamedTuple):
 
 
 class SettleJob(NamedTuple):
-    """A call that has ended: what it used up, whether that is only the most it can be, and its outcome where there is one to keep."""
+    """A call that has ended: what it used up, whether that is only the most it can be, its outcome where there is one to keep, and what
+    had been counted as lost and no longer is.
+    """
 
     key: str
     spent: Amount
     lost: bool
     outcome: Entry | Failure | None
+    regained: Amount = NOTHING
 
 
 class LedgerFile:
@@ -220,7 +223,7 @@ class LedgerFile:
     def _settle(self, jobs: Sequence[SettleJob]):
         now = int(time.time())
         answers, failures = [], []
-        for key, _, _, outcome in jobs:
+        for key, _, _, outcome, _ in jobs:
             if isinstance(outcome, Entry):
                 # As JSON in ASCII, because SQLite's text ends at a NUL and has no lone surrogates.
                 answer = json.dumps(outcome.text)
@@ -235,6 +238,7 @@ class LedgerFile:
         self._connection.execute(f"DELETE FROM claims WHERE owner = ? AND key IN {_EACH}", (self._owner, keys))
         for lost in (False, True):
             spent = [job.spent for job in jobs if job.lost == lost]
+            spent += [NOTHING.minus(job.regained) for job in jobs if lost and job.regained != NOTHING]
             _spend(self._connection, self._run, lost, [sum(part) for part in zip(*spent, strict=True)])
 
     def _insert(self, where: str, columns: Sequence[str], rows: list[list]):

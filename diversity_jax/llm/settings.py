@@ -15,7 +15,8 @@ class EngineConfig:
 
     Attributes:
       max_in_flight: requests at once, at most; the server's 429s may lower it.
-      deadline_seconds: after so long without an answer an attempt is given up.
+      deadline_seconds: after so long without an answer an attempt is given up; sooner where the server has shown to be far quicker, but
+        never before 10 s and twenty times what its slow answers take.
       max_attempts: attempts a call, over failures of the server or the network.
       backoff_seconds: the first pause between attempts is at most this, every next one at most twice the one before.
       stall_seconds: a run whose calls have failed for so long without one answer is stopped.

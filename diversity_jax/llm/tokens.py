@@ -36,9 +36,10 @@ def estimate_tokens(text: str) -> int:
     """About how many tokens a text has.
 
     Words cost one token and one more per few letters beyond the usual, digits one per three, punctuation one per run of two, lines one,
-    other scripts by their letters. Text that comes out at fewer than one in four characters is of long words: tokenizers that know them
-    give that, others one in four or more, so the geometric mean is taken. On English prose, JSON lines, code and LaTeX it is within a tenth of GPT-NeoX's tokenizer, and up to
-    a fifth under Llama 2's, whose vocabulary is smaller. In other scripts tokenizers differ twofold among themselves.
+    other scripts by their letters. A text that comes out at fewer than one in four characters is of long words: tokenizers that know them
+    give that, others one in four or more, so the geometric mean is taken. On English prose, JSON lines, code and LaTeX it is within a
+    tenth of GPT-NeoX's tokenizer, and up to a fifth under Llama 2's, whose vocabulary is smaller. In other scripts tokenizers differ
+    twofold among themselves.
     """
     if not text:
         return 0
