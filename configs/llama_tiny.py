@@ -28,12 +28,12 @@ def get_config() -> Config:
         model=LLAMA["llama_tiny"](vocab_size=2048, max_length=1024),
         optimizer=OptimizerConfig(learning_rate=3e-3, warmup_steps=50),
         train=TrainConfig(
-            steps=800,
+            steps=500,
             batch_size=16,
             log_every=20,
-            eval_every=200,
+            eval_every=250,
             eval_batches=4,
             sample_prompts=("Return the ", "The "),
-            checkpoint_every=200,
+            checkpoint_every=250,
         ),
     )

@@ -40,11 +40,11 @@ def get_config() -> Config:
         model=LLAMA["llama_tiny"](vocab_size=2048, max_length=1024),
         optimizer=OptimizerConfig(learning_rate=1e-3, weight_decay=0.0, warmup_steps=20),
         train=TrainConfig(
-            epochs=3,
+            epochs=1,
             batch_size=4,
             init_from="runs/llama_tiny",
             log_every=20,
-            eval_every=200,
+            eval_every=60,
             eval_batches=10,
             sample_prompts=("### Instruction:\nName three colours.\n\n### Response:\n",),
             checkpoint_every=200,
