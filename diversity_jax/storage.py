@@ -29,6 +29,15 @@ def is_remote(path: str | os.PathLike) -> bool:
     return bool(_REMOTE.match(os.fspath(path)))
 
 
+def _remote(url: str | os.PathLike) -> tuple[Any, str]:
+    """The file system of a URL, and the path in it. What was listed before is forgotten: other processes and machines write there too."""
+    import fsspec
+
+    filesystem, inside = fsspec.core.url_to_fs(os.fspath(url))
+    filesystem.invalidate_cache()
+    return filesystem, inside
+
+
 def open_file(path: str | os.PathLike, mode: str = "rb") -> IO[Any]:
     """Opens a local path or any fsspec URL.
 
@@ -37,9 +46,8 @@ def open_file(path: str | os.PathLike, mode: str = "rb") -> IO[Any]:
     """
     try:
         if is_remote(path):
-            import fsspec
-
-            return fsspec.open(os.fspath(path), mode).open()
+            filesystem, inside = _remote(path)
+            return filesystem.open(inside, mode)
         return open(path, mode)
     except FileNotFoundError:
         raise InputError(f"{path}: no such file; check the path") from None
@@ -55,10 +63,11 @@ def list_files(pattern: str | os.PathLike) -> list[str]:
     """Files that match a path or glob pattern, local or remote, sorted by name; possibly none."""
     pattern = os.fspath(pattern)
     if is_remote(pattern):
-        import fsspec
-
-        filesystem, path = fsspec.core.url_to_fs(pattern)
-        return sorted(filesystem.unstrip_protocol(found) for found in filesystem.glob(path))
+        filesystem, path = _remote(pattern)
+        try:
+            return sorted(filesystem.unstrip_protocol(found) for found in filesystem.glob(path))
+        except FileNotFoundError:  # no such bucket
+            return []
     if os.path.isfile(pattern):
         return [pattern]
     return sorted(found for found in local_glob.glob(pattern, recursive=True) if os.path.isfile(found))
@@ -72,6 +81,7 @@ def writing(path: str | os.PathLike, mode: str = "wb") -> Iterator[IO[Any]]:
 
     Raises:
       DiskFull: there is no room for it; the partial file has been removed.
+      InputError: a remote folder or bucket is not there, or may not be written to.
     """
     if is_remote(path):
         with _uploading(os.fspath(path)) as file:
@@ -102,17 +112,19 @@ def writing(path: str | os.PathLike, mode: str = "wb") -> Iterator[IO[Any]]:
 
 @contextlib.contextmanager
 def _uploading(url: str) -> Iterator[IO[bytes]]:
-    import fsspec
-
-    filesystem, inside = fsspec.core.url_to_fs(url)
-    file = filesystem.open(inside, "wb", autocommit=False)  # closing it, as `with` does after an error too, would show what is there
-    filesystem.transaction.files.remove(file)  # where fsspec keeps it for a commit of several files at once
+    filesystem, inside = _remote(url)
+    file = None
     try:
+        file = filesystem.open(inside, "wb", autocommit=False)  # closing it, as `with` does after an error too, would show what is there
+        filesystem.transaction.files.remove(file)  # where fsspec keeps it for a commit of several files at once
         yield file
         file.close()
         file.commit()
-    except BaseException:
-        file.discard()
+    except BaseException as error:
+        if file is not None:
+            file.discard()
+        if isinstance(error, FileNotFoundError | PermissionError):
+            raise InputError(f"{url}: cannot be written ({error}); check that the bucket is there and your access to it") from None
         raise
 
 
@@ -148,9 +160,7 @@ def content_hash(value: Any) -> str:
 def file_bytes(path: str | os.PathLike) -> int:
     """Size of a file, local or remote."""
     if is_remote(path):
-        import fsspec
-
-        filesystem, inside = fsspec.core.url_to_fs(os.fspath(path))
+        filesystem, inside = _remote(path)
         return filesystem.size(inside)
     return os.path.getsize(path)
 
@@ -163,10 +173,7 @@ def join_path(folder: str | os.PathLike, name: str) -> Path | str:
 def exists(path: str | os.PathLike) -> bool:
     """Whether there is a file or folder, local or remote."""
     if is_remote(path):
-        import fsspec
-
-        filesystem, inside = fsspec.core.url_to_fs(os.fspath(path))
-        filesystem.invalidate_cache()
+        filesystem, inside = _remote(path)
         return filesystem.exists(inside)
     return os.path.exists(path)
 
@@ -174,9 +181,7 @@ def exists(path: str | os.PathLike) -> bool:
 def remove_tree(path: str | os.PathLike) -> None:
     """Removes a file or a folder with all it holds, local or remote; nothing where there is none."""
     if is_remote(path):
-        import fsspec
-
-        filesystem, inside = fsspec.core.url_to_fs(os.fspath(path))
+        filesystem, inside = _remote(path)
         if filesystem.exists(inside):
             filesystem.rm(inside, recursive=True)
     elif os.path.isdir(path):

@@ -88,7 +88,7 @@ _HEAD = """# Training steps compiled for chips that are not here
 
 Written by `scripts/compile_table.py`; figures of each row, and more, in the JSON file of its name. Nothing here was run: memory is the
 compiler's own count, traffic and collectives are read from the compiled program, times are a roofline over them
-([compile.md](../../compile.md) says what that assumes, and that traffic between TPU slices is not seen).
+([compile.md](../../compile.md) says what that assumes).
 Sequences of 2,048 tokens, bfloat16 with float32 master weights."""
 
 

@@ -3,21 +3,30 @@
 
 python scripts/measure_hygiene.py --pairs=1000
 python scripts/measure_hygiene.py --corpus=paragraphs.jsonl.gz --benchmark=boolq_validation.jsonl.gz
+python scripts/measure_hygiene.py --corpus=novels.jsonl.gz --benchmark='benchmarks/*.jsonl.gz' --plants=1500
+
+The last one writes runs of words of benchmark items, in another case and with other punctuation, into documents of the corpus that share
+nothing with the benchmarks, and counts what is found: all runs of 13 words must be, none of 12.
 """
 
 import argparse
 import itertools
 import json
 from pathlib import Path
+import random
 import sys
 import tempfile
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from diversity_jax.corpus import open_corpus
+from diversity_jax.corpus.blocks import read_lines
+from diversity_jax.mixtures.decontamination import Benchmarks
 from diversity_jax.mixtures.preparation import Hygiene, Preparation
 from diversity_jax.mixtures.preparer import prepare
 from diversity_jax.mixtures.vocabulary import load_tokenizer
+from diversity_jax.mixtures.words import words
+from diversity_jax.storage import list_files
 from tests.planted_texts import planted_copies
 
 _BINS = (0.0, 0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95, 1.01)
@@ -45,6 +54,41 @@ def copies(folder: Path, pairs: int, threshold: float) -> None:
             print(f"  similarity {low:.2f} to {min(high, 1):.2f}: {len(here & gone):5,} of {len(here):5,} left out")
 
 
+def strings(value) -> list[str]:
+    """All strings of a JSON value."""
+    if isinstance(value, str):
+        return [value]
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return [text for one in inner for text in strings(one)]
+
+
+def planted(corpus: str, benchmark: str, plants: int) -> None:
+    """Prints how many planted runs of 13 and of 12 words are found, and whether the item is named that they were taken from."""
+    draw, benchmarks = random.Random(0), Benchmarks((benchmark,))
+    sources = [
+        (line, words(text))
+        for path in list_files(benchmark)
+        for line, raw in enumerate((raw for block in read_lines(path) for raw in block), 1)
+        for text in strings(json.loads(raw))
+    ]
+    sources = [(line, taken) for line, taken in sources if len(taken) >= 13]
+    hosts = [document.text.split() for document in open_corpus(corpus) if not benchmarks.overlaps(document.id, document.text)]
+    found = {13: 0, 12: 0}
+    named = 0
+    for _ in range(plants):
+        line, taken = draw.choice(sources)
+        start, host = draw.randrange(len(taken) - 12), draw.choice(hosts)
+        place = draw.randrange(len(host) + 1)
+        for length in found:
+            run = [draw.choice((word, word.upper(), word.capitalize())) + draw.choice(("", "", ",", ".", ";", " -", "!")) for word in taken]
+            text = " ".join([*host[:place], "planted", *run[start : start + length], "here", *host[place:]])
+            overlaps = benchmarks.overlaps("host", text)
+            found[length] += bool(overlaps)
+            named += length == 13 and any(overlap.item == line for overlap in overlaps)
+    print(f"{plants:,} runs of 13 words planted in {len(hosts):,} documents: {found[13]:,} found, {named:,} with their item's line named")
+    print(f"{plants:,} runs of 12 words: {found[12]:,} found")
+
+
 def main() -> None:
     """Prints one table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -52,7 +96,10 @@ def main() -> None:
     parser.add_argument("--threshold", type=float, default=0.8)
     parser.add_argument("--corpus", help="look for benchmark items in this corpus instead")
     parser.add_argument("--benchmark")
+    parser.add_argument("--plants", type=int, default=0)
     flags = parser.parse_args()
+    if flags.plants:
+        return planted(flags.corpus, flags.benchmark, flags.plants)
     with tempfile.TemporaryDirectory() as scratch:
         if not flags.corpus:
             return copies(Path(scratch), flags.pairs, flags.threshold)

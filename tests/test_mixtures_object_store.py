@@ -10,6 +10,7 @@ import fsspec
 import pytest
 
 from diversity_jax.corpus import CorpusConfig, open_corpus
+from diversity_jax.errors import InputError
 from diversity_jax.mixtures import shards
 from diversity_jax.mixtures.preparation import Hygiene, Preparation
 from diversity_jax.mixtures.preparer import prepare
@@ -70,6 +71,13 @@ def on_disk(source, tmp_path_factory) -> Path:
     return folder
 
 
+def test_a_bucket_that_is_not_there_is_one_line(store, source):
+    with pytest.raises(InputError, match=r"^gs://nowhere/part/.*: cannot be written \(.*\); check that the bucket is there"):
+        prepare(open_corpus(source), load_tokenizer("bytes"), "gs://nowhere/part", asked(), processes=1)
+    with pytest.raises(InputError, match="no file matches this pattern"):
+        open_corpus("gs://nowhere/text/*.jsonl")
+
+
 def objects(store, folder: str) -> dict[str, str]:
     """Hash of every object below a folder, by its name."""
     store.invalidate_cache()
@@ -83,7 +91,7 @@ def files(folder: Path) -> dict[str, str]:
 
 def test_a_component_in_a_bucket_is_the_one_on_disk(store, source, on_disk):
     folder = f"gs://{BUCKET}/by_processes"
-    prepare(open_corpus(source), load_tokenizer("bytes"), folder, asked(), processes=1)
+    prepare(open_corpus(source), load_tokenizer("bytes"), folder, asked(), processes=2)
     assert objects(store, folder) == files(on_disk)
     pytest.importorskip("apache_beam", reason="needs apache-beam: pip install 'diversity_jax[beam]'")
     from diversity_jax.mixtures.prepare_beam import BeamRunner

@@ -194,6 +194,12 @@ def test_search_ranks_what_fits_and_puts_in_parts_what_does_not():
     assert len(ranking(found)) == len(found) + 1
 
 
+def test_the_flags_of_several_slices_say_what_crosses_them():
+    asked = request("v5e:2x2*2")
+    best = dataclasses.replace(asked, mesh=MeshConfig(data=2, fsdp=4, network_data=2))
+    assert flags(asked, best) == "--config.mesh.data=2 --config.mesh.fsdp=4 --config.mesh.network_data=2"
+
+
 def test_search_stops_at_its_limit():
     said = []
     found = search(request(), lambda candidate: described(candidate, 1), limit=3, say=said.append)

@@ -10,6 +10,7 @@ from diversity_jax.errors import InputError
 from diversity_jax.model import MeshConfig
 from diversity_jax.training.compile_worker import CompileRequest
 
+_MESH_FIELDS = tuple(field.name for field in dataclasses.fields(MeshConfig))
 REMAT_BY_MEMORY = ("none", "save_matmuls", "full", "offload")  # the most memory first
 
 
@@ -160,6 +161,6 @@ def flags(request: CompileRequest, changed: CompileRequest) -> str:
         "model.remat": (request.model.remat, changed.model.remat),
         "train.batch_size": (request.batch_size, changed.batch_size),
         "train.gradient_accumulation": (request.gradient_accumulation, changed.gradient_accumulation),
-        **{f"mesh.{axis}": (getattr(request.mesh, axis), size) for axis, size in changed.mesh.sizes.items()},
+        **{f"mesh.{axis}": (getattr(request.mesh, axis), getattr(changed.mesh, axis)) for axis in _MESH_FIELDS},
     }
     return " ".join(f"--config.{name}={new}" for name, (old, new) in pairs.items() if old != new)
