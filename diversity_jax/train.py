@@ -10,6 +10,7 @@ import dataclasses
 import logging
 from pathlib import Path
 import sys
+from typing import TYPE_CHECKING
 
 from diversity_jax import entry_point, run_record
 from diversity_jax.config import Config
@@ -17,11 +18,14 @@ from diversity_jax.errors import InputError
 from diversity_jax.mixtures.mixture import Mixture
 from diversity_jax.mixtures.vocabulary import load_tokenizer
 
+if TYPE_CHECKING:
+    from diversity_jax.training.loop import TrainingResult
+
 log = logging.getLogger(__name__)
 
 
-def main(config: Config) -> None:
-    """The whole run; each stage finds what an earlier sitting finished."""
+def main(config: Config) -> "TrainingResult":
+    """The whole run; each stage finds what an earlier sitting finished. Where SIGTERM stopped it, the result says `interrupted`."""
     from diversity_jax.training import distributed, host_memory
 
     host_memory.keep_freed_memory()
@@ -50,6 +54,7 @@ def main(config: Config) -> None:
         log.info(line)
     if first:
         write_page(config)
+    return result
 
 
 def with_model(config: Config) -> Config:

@@ -74,6 +74,18 @@ def test_a_failed_step_stops_only_what_needs_it_and_is_tried_again_when_forgiven
     assert key in progress_of(steps, store).waiting
 
 
+def test_a_step_that_is_told_to_stop_is_neither_done_nor_failed(tmp_path):
+    store, steps = Store(tmp_path / "steps"), study_worker.steps(0.0, pairs=1)
+
+    def stopped(config):
+        raise SystemExit(143)
+
+    with pytest.raises(SystemExit):
+        run_steps(steps, store, {"first": stopped}, study_worker.CODES)
+    found = progress_of(steps, store)
+    assert (len(found.waiting), found.failed) == (2, ())
+
+
 def test_results_of_changed_code_are_named_with_the_room(tmp_path):
     store, steps = Store(tmp_path / "steps"), study_worker.steps(0.0)
     run_steps(steps, store, study_worker.commands(tmp_path, store), study_worker.CODES)

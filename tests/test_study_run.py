@@ -133,6 +133,25 @@ def test_the_whole_chain_killed_ends_with_the_same_page():
 
 
 @pytest.mark.slow
+def test_a_training_stopped_by_sigterm_is_saved_and_not_taken_for_done(tmp_path):
+    smoke = ROOT / "configs" / "studies" / "smoke.py"
+    process = start(smoke, tmp_path, "--config.only=topics=3", "--config.recipe.train.train.steps=100000", "--config.processes=2")
+    deadline = time.monotonic() + 200
+    while (
+        not any(re.search(r"step +\d+/", path.read_text()) for path in tmp_path.glob("steps/train-*/log.txt"))
+        and time.monotonic() < deadline
+    ):
+        time.sleep(0.1)
+    process.terminate()
+    code, _, err = finish(process)
+    assert code == 143, err
+    (train,) = tmp_path.glob("steps/train-*")
+    assert not (train / "done.json").exists()
+    assert not (train / "failed.json").exists()
+    assert any((train / "output" / "checkpoints").iterdir())
+
+
+@pytest.mark.slow
 def test_two_machines_share_a_study_in_a_bucket_and_find_the_same(config, whole, tmp_path):
     with gcs_server.serving() as environment:
         url = f"gs://{gcs_server.BUCKET}/small"

@@ -106,6 +106,9 @@ def run_step(step: Step, store: Store, command: Callable[[Any], None], code: Map
         store.fail(key, _reason(error))
         log.warning("%s failed: %s (log: %s)", key, _reason(error), store.log_file(key))
         return False
+    except BaseException:  # SIGTERM or Ctrl-C: neither done nor failed
+        store.pause(key)
+        raise
     facts = {"finished": time.time(), "seconds": time.time() - began, "cpu_seconds": time.process_time() - worked}
     record = {"kind": step.kind, "settings": step.settings, "needs": list(step.needs), **facts, "host": socket.gethostname(), "code": code}
     if not store.finish(key, record):

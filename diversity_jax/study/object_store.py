@@ -106,6 +106,12 @@ class ObjectStore(Store):
         log_name = self.bucket.url(f"steps/{key}/{lease.number:05d}/log.txt")
         self.bucket.write(_record(key, "failed.json"), {"reason": reason, "log": log_name})
 
+    def pause(self, key: str) -> None:
+        """Puts up what the claimed step has written, for whoever takes it up."""
+        lease = self._held[key]
+        lease.stop()
+        self._save(key, lease)
+
     def forgive(self, keys: Sequence[str]) -> None:
         """Lets failed steps be tried again."""
         for key, state in self.states(keys).items():

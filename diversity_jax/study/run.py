@@ -6,6 +6,7 @@ import logging
 import multiprocessing
 import os
 from pathlib import Path
+import signal
 import sys
 
 from diversity_jax.errors import InputError
@@ -13,6 +14,8 @@ from diversity_jax.storage import content_hash, is_remote, write_json
 from diversity_jax.study.recipe import StudyConfig
 
 log = logging.getLogger(__name__)
+
+_LEAVE_SECONDS = 60.0
 
 
 def run(study: StudyConfig) -> None:
@@ -23,7 +26,8 @@ def run(study: StudyConfig) -> None:
     store = open_store(study)
     plan = recipe.plan(study, store)
     if study.step:
-        return _one_step(study.step, plan.steps, store)
+        with _stoppable():
+            return _one_step(study, plan.steps, store)
     for line in forecast.describe(study, forecast.needs(study, plan.steps, store)):
         log.info(line)
     if study.dry_run:
@@ -94,12 +98,13 @@ def describe_graph(plan, store) -> str:
     return "\n".join(lines)
 
 
-def _one_step(key: str, steps, store) -> None:
+def _one_step(study: StudyConfig, steps, store) -> None:
     """One step by its key, for schedulers that start every step themselves; all processes of a multi-host job call this."""
     from diversity_jax.study import graph
     from diversity_jax.study.steps import codes, commands
     from diversity_jax.training.distributed import launched_number
 
+    key = study.step
     if key not in steps:
         raise InputError(f"step={key!r}: this study has no such step; --config.dry_run=True lists them")
     step = steps[key]
@@ -110,6 +115,8 @@ def _one_step(key: str, steps, store) -> None:
         log.info("%s stands", key)
         return
     if launched_number(os.environ) != 0:
+        if is_remote(study.output_dir):
+            raise InputError(f"step={key!r}: several hosts at one step need a folder that all of them mount, not {study.output_dir}")
         commands()[step.kind](step.config)
         return
     with store.claim(key) as mine:
@@ -127,12 +134,17 @@ def _run(study: StudyConfig, todo, store):
     others = [context.Process(target=_help, args=(study, number)) for number in range(1, study.processes)]
     for process in others:
         process.start()
-    with _own_cores(0, study.processes):
+    with _own_cores(0, study.processes), _stoppable():
         try:
             progress = graph.run_steps(todo, store, steps.commands(), steps.codes())
-        finally:
+        except BaseException:
             for process in others:
-                process.join() if sys.exc_info()[0] is None else process.terminate()
+                process.terminate()
+            for process in others:
+                process.join(_LEAVE_SECONDS)  # they save what they are at
+            raise
+        for process in others:
+            process.join()
     return progress
 
 
@@ -143,8 +155,24 @@ def _help(study: StudyConfig, number: int) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)
     _end_with_parent(os.getppid())
     store = open_store(study)
-    with _own_cores(number, study.processes):
+    with _own_cores(number, study.processes), _stoppable():
         graph.run_steps(recipe.plan(study, store).steps, store, steps.commands(), steps.codes())
+
+
+@contextlib.contextmanager
+def _stoppable() -> Iterator[None]:
+    """SIGTERM ends the process by an exception, so that it gives its step back; a training saves itself first."""
+    from diversity_jax.study.steps import STOPPED
+
+    def stop(*_):
+        log.warning("SIGTERM: stopping; the same command goes on")
+        raise SystemExit(STOPPED)
+
+    previous = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
 
 
 @contextlib.contextmanager

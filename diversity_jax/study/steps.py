@@ -9,6 +9,7 @@ from typing import Any
 
 from diversity_jax.study.recipe import Recipe
 
+STOPPED = 143  # as a shell reports a process that SIGTERM ended: Slurm and Kubernetes start it again
 _PACKAGE = Path(__file__).resolve().parents[1]
 _COMMANDS = {
     "benchmark": ("diversity_jax.evaluation.continuations", "write"),
@@ -43,7 +44,9 @@ def _run(module: str, name: str, config: Any) -> None:
         from diversity_jax.training.program_cache import keep_programs
 
         keep_programs("user")
-    getattr(importlib.import_module(module), name)(config)
+    result = getattr(importlib.import_module(module), name)(config)
+    if getattr(result, "interrupted", False):  # a training that SIGTERM stopped has saved itself, and is not done
+        raise SystemExit(STOPPED)
 
 
 @functools.cache

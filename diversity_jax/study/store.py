@@ -60,6 +60,9 @@ class Store:
         """Notes why the claimed step failed."""
         write_json(self.path(key) / "failed.json", {"reason": reason, "log": str(self.log_file(key))})
 
+    def pause(self, key: str) -> None:
+        """Leaves the claimed step unfinished, for whoever takes it up; in a folder all is there already."""
+
     def forgive(self, keys: Sequence[str]) -> None:
         """Lets failed steps be tried again; what they have written so far is gone on with."""
         for key in keys:
