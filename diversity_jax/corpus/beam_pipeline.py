@@ -8,6 +8,7 @@ from typing import Any
 from diversity_jax.errors import InputError
 
 _INPUT_ERROR = re.compile(r"(?:InputError|Rejected|DiskFull): (.+?)(?: \[while running|$)", re.MULTILINE)
+_NOT_FETCHED = re.compile(r"Unable to fetch remote [^:]+:[^:\s]+")  # what Flink, Spark and Prism need beside Beam
 
 
 def pipeline_options(runner: str, options: Sequence[str]) -> Any:
@@ -44,10 +45,12 @@ def open_pipeline(runner: str, options: Any) -> Iterator[Any]:
             yield pipeline
     except Exception as error:  # runners wrap what a worker raised in exceptions of their own
         found = _INPUT_ERROR.search(str(error))
-        if isinstance(error, InputError) or not found:
-            raise
-        raise InputError(found[1].strip().strip("'\"")) from error
+        if found and not isinstance(error, InputError):
+            raise InputError(found[1].strip().strip("'\"")) from error
+        if missing := _NOT_FETCHED.search(str(error)):
+            raise InputError(f"runner {runner}: {missing[0]}; fetch it yourself and name it with Beam's own flags") from None
+        raise
 
 
 def _not_taken(runner: str, error: Exception) -> InputError:
-    return InputError(f"runner {runner}: Apache Beam does not take it ({str(error).splitlines()[0]})")
+    return InputError(f"runner {runner}: Apache Beam does not take it ({' '.join(str(error).split())})")
