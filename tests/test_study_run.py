@@ -3,9 +3,7 @@
 import json
 import os
 from pathlib import Path
-import random
 import re
-import signal
 import subprocess
 import sys
 import time
@@ -105,23 +103,6 @@ def test_two_processes_find_the_same_and_share_the_steps(config, whole, tmp_path
     assert (analysis(tmp_path), page(tmp_path)) == (analysis(whole), page(whole))
     lines = re.findall(r"^(\w+-\w{16})  step", err, re.MULTILINE)
     assert sorted(lines) == sorted(folder.name for folder in (tmp_path / "steps").iterdir())
-
-
-@pytest.mark.slow
-def test_killed_at_random_moments_it_ends_with_the_same_page(config, whole, tmp_path):
-    draw = random.Random(3)
-    for _ in range(4):
-        process = start(config, tmp_path, "--config.processes=2")
-        standing = len(list(tmp_path.glob("steps/*/done.json")))
-        deadline = time.monotonic() + 60
-        while len(list(tmp_path.glob("steps/*/done.json"))) <= standing and process.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.02)
-        time.sleep(draw.uniform(0, 1.5))
-        os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
-    code, _, err = finish(start(config, tmp_path))
-    assert code == 0, err
-    assert (analysis(tmp_path), page(tmp_path)) == (analysis(whole), page(whole))
 
 
 @pytest.mark.slow

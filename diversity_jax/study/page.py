@@ -27,6 +27,7 @@ from diversity_jax.study.analysis import FORMAT_VERSION
 _MOST_DENSITIES = 8
 _MOST_PANELS = 6
 _NONE = "\u2013"
+_JOINT = " \u00b7 "
 _SLOPE_NOTE = (
     "Slopes are of the outcome over the natural logarithm of the figure, one point a recipe, seeds averaged. Intervals hold 95 % (HC3, t). "
     "A correlation over few recipes is weak evidence whatever its size; the power table says how weak."
@@ -119,10 +120,10 @@ def _key_figures(one: Mapping[str, Any] | None) -> tuple[KeyFigure, ...]:
     )
 
 
-def _range(one: Mapping[str, Any]) -> str:
+def _range(one: Mapping[str, Any], digits: int = 2) -> str:
     if one.get("low") is None or one.get("high") is None:
         return "no interval"
-    return f"{significant(one['low'], 2)} to {significant(one['high'], 2)}"
+    return f"{significant(one['low'], digits)} to {significant(one['high'], digits)}"
 
 
 def _number(value: float | None, digits: int = 3) -> str:
@@ -315,7 +316,7 @@ def _bend(effects: Mapping[str, Any], factor: str) -> str:
     ends = f"Lowest at {lowest}, highest at {highest}; "
     if not bend["better_than_a_line"]:
         return f"{ends}a curve that levels off explains the runs no better than a straight line."
-    return f"{ends}levels off at {significant(bend['top']['value'])} (95 %: {_range(bend['top'])})."
+    return f"{ends}levels off at {significant(bend['top']['value'])} (95 %: {_range(bend['top'], 3)})."
 
 
 def _runs(analysis: Mapping[str, Any]) -> Section:
@@ -323,14 +324,14 @@ def _runs(analysis: Mapping[str, Any]) -> Section:
     if not rows:
         return page.absent("runs", "Runs", "No run is finished.")
     measured = list(dict.fromkeys(one["predictor"] for one in analysis["relations"]))
-    measured = (measured or list(dict.fromkeys(name for row in rows for name in row["diversity"])))[: max(1, 4 - len(factors))]
+    measured = (measured or list(dict.fromkeys(name for row in rows for name in row["diversity"])))[:1]
     told = dict.fromkeys(name for row in rows for name in row["outcomes"])
-    outcomes = [name for name in told if name not in measured and not name.startswith("loss on ")][: max(1, 7 - len(factors))]
+    outcomes = [name for name in told if name not in measured and not name.startswith("loss on ")][:4]
     stages = len({row["stage"] for row in rows}) > 1
     listed = table(
-        columns(*factors, "#seed", *["stage"] * stages, *(f"#{_title(name)}" for name in (*measured, *outcomes))),
+        columns(_JOINT.join(factors) or "recipe", "#seed", *["stage"] * stages, *(f"#{_title(name)}" for name in (*measured, *outcomes))),
         [
-            [*(row["levels"][factor] for factor in factors), row["seed"], *[row["stage"]] * stages,
+            [_JOINT.join(str(row["levels"][factor]) for factor in factors) or "base", row["seed"], *[row["stage"]] * stages,
              *(significant(row["diversity"][name]) if name in row["diversity"] else _NONE for name in measured),
              *(significant(row["outcomes"][name], 4) if name in row["outcomes"] else _NONE for name in outcomes)]
             for row in rows
