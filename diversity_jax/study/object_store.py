@@ -60,11 +60,13 @@ class ObjectStore(Store):
         self.poll_seconds = lease_seconds / _POLLS_A_LEASE
         self._records: dict[str, dict[str, Any]] = {}  # of finished steps; they do not change
         self._seen: dict[str, tuple[str, float]] = {}  # a holder's last sign of life, and when this process first saw it
+        self._elsewhere: dict[str, int] = {}  # the last lease of another machine
+        self._listed: dict[str, dict[str, str]] = {}  # objects by step, at the last look
         self._held: dict[str, _Lease] = {}
 
     def states(self, keys: Sequence[str]) -> dict[str, str]:
         """`done` or `failed` for each key that is."""
-        names = self.bucket.names("records")
+        names = self._listed = self.bucket.names("records")
         for key, objects in names.items():
             self._watch(key, objects)
         found = {key: "failed" for key in keys if "failed.json" in names.get(key, {})}
@@ -143,6 +145,9 @@ class ObjectStore(Store):
     @contextlib.contextmanager
     def claim(self, key: str) -> Iterator[bool]:
         """Holds the step by a lease, if no living process does."""
+        if self._is_known_held(key):
+            yield False
+            return
         with self._locked(key) as alone:  # other processes of this machine, which share its folder
             lease = self._take(key) if alone else None
             if lease is None:
@@ -168,12 +173,20 @@ class ObjectStore(Store):
         lease = _Lease(self.bucket, key, last + 1, self.lease_seconds, self.save_seconds)
         return lease if lease.take(_place(self.path(key) / "lock")) else None
 
+    def _is_known_held(self, key: str) -> bool:
+        """Whether the last look at the bucket was enough to tell that another machine is at the step: saves asking for each step."""
+        objects = self._listed.get(key, {})
+        last = _last(objects, "lease")
+        live = last and last == self._elsewhere.get(key) and f"end-{last:05d}.json" not in objects
+        return bool(live) and time.monotonic() - self._seen[key][1] <= self.lease_seconds
+
     def _is_free(self, key: str, number: int, objects: Mapping[str, str]) -> bool:
         if f"end-{number:05d}.json" in objects:
             return True
         holder = self.bucket.read(_record(key, f"lease-{number:05d}.json"))
         if holder is not None and holder["place"] == _place(self.path(key) / "lock"):
             return True  # it would hold this file's lock, which is ours
+        self._elsewhere[key] = number
         self._watch(key, objects)
         return time.monotonic() - self._seen[key][1] > self.lease_seconds
 
