@@ -7,11 +7,9 @@ import json
 import os
 from pathlib import Path
 import random
-import shutil
 import signal
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
@@ -109,26 +107,16 @@ def command(source: str, folder: Path, *more: str) -> list[str]:
 
 
 @pytest.mark.slow
-def test_killed_at_random_moments_and_restarted_it_ends_with_the_same_files(tmp_path):
-    source = write_text(tmp_path / "text", documents=1500)
-    began = time.monotonic()
-    subprocess.run(command(source, tmp_path / "whole"), cwd=ROOT, check=True, capture_output=True)
-    seconds, kills = time.monotonic() - began, 0
-    moments = random.Random(1)
-    while kills < 10:
-        process = subprocess.Popen(command(source, tmp_path / "killed"), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        try:
-            process.wait(moments.uniform(0.3, 1.0) * seconds)
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGKILL)
-            process.wait()
-            kills += 1
-        else:
-            assert process.returncode == 0
-            assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
-            shutil.rmtree(tmp_path / "killed")  # finished before its moment came
-    subprocess.run(command(source, tmp_path / "killed"), cwd=ROOT, check=True, capture_output=True)
-    assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
+@pytest.mark.parametrize(("runner", "kills"), [(None, 10), ("DirectRunner", 3)])  # Beam takes seconds to start
+def test_killed_at_random_moments_and_restarted_it_ends_with_the_same_files(runner, kills):
+    if runner:
+        pytest.importorskip("apache_beam", reason="needs apache-beam: pip install 'diversity_jax[beam]'")
+    words = [f"--kills={kills}", "--documents=600", *([f"--runner={runner}"] if runner else [])]
+    done = subprocess.run(
+        [sys.executable, "scripts/kill_preparation.py", *words], cwd=ROOT, capture_output=True, text=True, timeout=500, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(f"{kills} kills (")
 
 
 class Stopped(Exception):
