@@ -5,8 +5,9 @@
         --config.chat=True --config.prompt="Name three colours."
 
 Needs runs/llama_tiny (two commands in configs/llama_tiny.py), and a JSON-lines file of instruction data: Alpaca fields, messages, or inputs
-and targets, told apart by themselves. From the quickstart's model over bytes instead: --config.train.init_from=runs/quickstart
---config.mixture.vocabulary=bytes --config.model=none --config.mixture.sequence_length=2048.
+and targets, told apart by themselves. From the quickstart's model over bytes: --config.train.init_from=runs/quickstart
+--config.mixture.vocabulary=bytes --config.mixture.sequence_length=2048 --config.model.max_length=2048 --config.model.vocab_size=384.
+Low-rank adapters alone: --config.train.lora.rank=8 --config.optimizer.learning_rate=3e-3.
 Hardware: any machine with 2 cores.
 """
 
