@@ -31,7 +31,7 @@ def run_plain(command: Callable[[list[str]], Any], usage: str | None, argv: Sequ
         print((usage or "").strip())
         sys.exit(0 if argv else 2)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)  # Orbax has put a handler there
-    for noisy in ("jax", "absl", "httpx", "orbax", "gcsfs"):
+    for noisy in ("jax", "absl", "httpx", "orbax", "gcsfs", "fsspec"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"google\.")  # about the end of Python versions
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
