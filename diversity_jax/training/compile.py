@@ -26,7 +26,7 @@ from typing import Any
 from diversity_jax.errors import InputError
 from diversity_jax.storage import write_json
 from diversity_jax.training import compile_cache
-from diversity_jax.training.compile_report import gib, lines, ranking, setting
+from diversity_jax.training.compile_report import gib, lines, milliseconds, ranking, setting
 from diversity_jax.training.compile_roofline import estimate
 from diversity_jax.training.compile_search import Compiled, flags, search, suggestion
 from diversity_jax.training.compile_targets import Target, parse_target
@@ -108,7 +108,7 @@ def _said(request: CompileRequest, folder: Path | None) -> Compiled:
     outcome = "does not fit"
     if found.estimate is not None:
         figures = found.estimate
-        outcome = f"{gib(figures['memory_total_bytes'])}, {1000 * figures['step_seconds'][1]:,.0f} ms at most"
+        outcome = f"{gib(figures['memory_total_bytes'])}, {milliseconds(figures['step_seconds'][1])} ms at most"
     log.info("%s: %s", setting(request), outcome)
     return found
 

@@ -1,6 +1,6 @@
 """What a compiled step says, for people."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from diversity_jax.training.compile_roofline import ASSUMPTIONS, USABLE_GPU_SHARE
@@ -30,8 +30,13 @@ def quantity(count: float, unit: str) -> str:
     return f"{count:.3g} {unit}"
 
 
-def _span(values: Sequence[float], form: str) -> str:
-    return f"{form.format(values[0])} to {form.format(values[1])}"
+def milliseconds(seconds: float) -> str:
+    """Whole ones from 100 on, three digits below."""
+    return f"{1000 * seconds:,.0f}" if seconds >= 0.1 else f"{1000 * seconds:.3g}"
+
+
+def _span(values: Sequence[float], form: Callable[[float], str]) -> str:
+    return " to ".join(map(form, values))
 
 
 def setting(request: CompileRequest) -> str:
@@ -90,14 +95,14 @@ def _work(report: Mapping[str, Any], estimate: Mapping[str, Any]) -> list[str]:
 
 
 def _time(estimate: Mapping[str, Any], target: Any) -> list[str]:
-    seconds = ", ".join(f"{name} {1000 * value:,.0f} ms" for name, value in estimate["seconds"].items() if value)
+    seconds = ", ".join(f"{name} {milliseconds(value)} ms" for name, value in estimate["seconds"].items() if value)
     chip = target.chip
     return [
         f"roofline         {seconds}",
-        f"step time        {_span([1000 * value for value in estimate['step_seconds']], '{:,.0f}')} ms, "
-        f"{_span(estimate['tokens_per_second'], '{:,.0f}')} tokens/s",
-        f"MFU              {_span([100 * value for value in estimate['mfu']], '{:.1f}')} %; causal pairs only "
-        f"{_span([100 * value for value in estimate['mfu_causal']], '{:.1f}')} %",
+        f"step time        {_span(estimate['step_seconds'], milliseconds)} ms, "
+        f"{_span(estimate['tokens_per_second'], '{:,.0f}'.format)} tokens/s",
+        f"MFU              {_span([100 * value for value in estimate['mfu']], '{:.1f}'.format)} %; causal pairs only "
+        f"{_span([100 * value for value in estimate['mfu_causal']], '{:.1f}'.format)} %",
         f"binds            {_BINDS[estimate['binds']]}",
         f"assumed          {chip.peak_flops / 1e12:,.0f} TFLOP/s, {chip.hbm_bytes_per_second / 1e9:,.0f} GB/s of HBM, "
         f"{chip.link_bytes_per_second / 1e9:,.0f} GB/s in a ring, {chip.network_bytes_per_second / 1e9:,.4g} GB/s of network "
@@ -112,9 +117,9 @@ def ranking(rows: Sequence[Compiled]) -> list[str]:
     table = [head]
     for number, row in enumerate(rows, 1):
         request, estimate = row.request, row.estimate
-        times = _span([1000 * value for value in estimate["step_seconds"]], "{:,.0f}")
-        speed = _span([value / 1000 for value in estimate["tokens_per_second"]], "{:,.0f}") + " k"
-        mfu = _span([100 * value for value in estimate["mfu"]], "{:.0f}")
+        times = _span(estimate["step_seconds"], milliseconds)
+        speed = _span([value / 1000 for value in estimate["tokens_per_second"]], "{:,.0f}".format) + " k"
+        mfu = _span([100 * value for value in estimate["mfu"]], "{:.0f}".format)
         memory = f"{estimate['memory_total_bytes'] / 2**30:.1f} GiB"
         table.append(f"{number:>3} {times:>15} {speed:>19} {mfu:>11} {memory:>10}  {estimate['binds']:<12} {setting(request)}")
     return table
