@@ -5,8 +5,9 @@
 
 Exports the weights with their tokenizer and asks both backends every request of the paper's eight tasks, each at batch sizes 1, 8 and 64:
 theirs reads one sequence at a time without padding at 1, and pads at 8 and 64. Then the likelihood of whole texts (`--texts`, more than a
-window long where there are such) and greedy answers (`--answers`), ours and theirs at batch sizes 1 and 8. Prints a table and ends with
-status 1 where a log-likelihood differs by 1e-3 or more, or an accuracy at all. Needs torch and transformers.
+window long where there are such) and greedy answers (`--answers`), ours and theirs at batch sizes 1 and 8. Of whole texts ours are held
+against theirs at 1: where windows of several lengths share a batch, the harness's backend (0.4.13) does not always agree with itself.
+Prints a table and ends with status 1 where a log-likelihood differs by 1e-3 or more, or an accuracy at all. Needs torch and transformers.
 
 A window that some answer alone does not fit into: the harness's backend stops with an assertion, since no truncation of the context makes
 room, and ours scores such an answer in parts. There is nothing to compare, so such items are left out for both here, and counted.
@@ -35,12 +36,12 @@ def main() -> None:
         exported = Path(folder) / "exported"
         command = [sys.executable, "-m", "diversity_jax.model.convert", "export", str(options.checkpoint), str(exported)]
         subprocess.run(command, check=True)
-        shared = {"items": options.items, "max_length": options.max_length}
-        found = compare(options.checkpoint, exported, options.data_dir, **shared, tasks=options.tasks)
+        places = (options.checkpoint, exported, options.data_dir)
+        found = compare(*places, items=options.items, max_length=options.max_length, tasks=options.tasks)
         print("\n".join(table(found)))
         same = all(one["largest"] < TOLERANCE and one["equal"] for one in found.values())
         if options.texts:
-            texts = compare_texts(options.checkpoint, exported, options.data_dir, **shared, texts=options.texts, answers=options.answers)
+            texts = compare_texts(*places, max_length=options.max_length, texts=options.texts, answers=options.answers)
             print("\n".join(text_lines(texts)))
             same &= texts["largest"] < TOLERANCE
     sys.exit(0 if same else 1)
@@ -130,16 +131,14 @@ def evaluate(backend: Any, tasks: list[Any], items: int | None) -> dict[str, Any
     )
 
 
-def compare_texts(
-    checkpoint: Path, exported: Path, data_dir: Path, *, items: int | None, max_length: int | None, texts: int, answers: int
-) -> dict[str, Any]:
+def compare_texts(checkpoint: Path, exported: Path, data_dir: Path, *, max_length: int | None, texts: int, answers: int) -> dict[str, Any]:
     """Rolling likelihoods of whole texts, and greedy answers: the largest difference, and how many answers are the same."""
     from lm_eval.api.instance import Instance
 
     from diversity_jax.evaluation import benchmarks
 
     (task,), _ = benchmarks.build(["boolq"], data_dir)
-    passages = list(dict.fromkeys(task.dataset[task.config.validation_split]["passage"]))[:items]
+    passages = list(dict.fromkeys(task.dataset[task.config.validation_split]["passage"]))
     wholes = [" ".join(passages[i : i + 1 + i % 4]) for i in range(min(texts, len(passages)))]
     settings = {"until": ["\n", "."], "max_gen_toks": ANSWER_TOKENS, "do_sample": False}
     rolling = [Instance("loglikelihood_rolling", {}, (text,), number) for number, text in enumerate(wholes)]
@@ -152,7 +151,8 @@ def compare_texts(
         "texts": len(wholes),
         "tokens": sum(len(one.tok_encode(text)) for text in wholes),
         "cut": sum(len(one.tok_encode(text)) > one.max_length for text in wholes),
-        "largest": _spread(list(likelihoods.values())),
+        "largest": _spread([found for name, found in likelihoods.items() if name != "hf 8"]),
+        "theirs among themselves": sum(abs(a - b) >= TOLERANCE for a, b in zip(likelihoods["hf 1"], likelihoods["hf 8"], strict=True)),
         "answers": len(asked),
         "same": sum(len(set(row)) == 1 for row in zip(*written.values(), strict=True)),
     }
@@ -194,7 +194,8 @@ def text_lines(found: dict[str, Any]) -> list[str]:
     """What `compare_texts` found."""
     return [
         f"whole texts: {found['texts']:,} of {found['tokens']:,} tokens, {found['cut']:,} longer than the window; "
-        f"largest difference {found['largest']:.1e} nats",
+        f"largest difference {found['largest']:.1e} nats from the harness's backend at batch size 1; "
+        f"its own at 1 and 8 differ in {found['theirs among themselves']:,}",
         f"greedy answers of {ANSWER_TOKENS} tokens at most: {found['same']:,} of {found['answers']:,} the same in all backends",
     ]
 
