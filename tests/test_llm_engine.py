@@ -5,13 +5,13 @@ from collections import Counter
 import logging
 import socket
 import sqlite3
+import time
 
 import pytest
 
 from diversity_jax.errors import InputError
-from diversity_jax.llm import BudgetConfig, CallFailed, Engine, EngineConfig, Request
-from diversity_jax.llm.patience import Patience
-from diversity_jax.llm.providers.base import retry_after
+from diversity_jax.llm import BudgetConfig, CallFailed, Engine, EngineConfig, Request, patience
+from diversity_jax.llm.providers.base import Transient, retry_after
 from tests.llm_answers import tokens_of
 from tests.llm_server import Faults, serve
 
@@ -23,6 +23,11 @@ SCHEMA = {
     "required": ["word", "score"],
     "additionalProperties": False,
 }
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    monkeypatch.setattr(patience, "_LEAST_SECONDS", 1.0)
 
 
 @pytest.fixture(autouse=True)
@@ -382,7 +387,8 @@ def test_lost_calls_that_are_answered_later_do_not_end_a_run_far_below_its_cap(t
     with serve(lambda *_: "word " * 100, faults=Faults(hanging=0.3, seed=2), latency_seconds=0.01) as server:
         budget = BudgetConfig(max_tokens=cap)
         engine = engine_for(server, budget=budget, ledger=str(tmp_path / "l.sqlite"), max_in_flight=8, deadline_seconds=0.15)
-        requests = [request(number, schema=None, user="some words " * 40 + str(number), max_output_tokens=length) for number in range(500)]
+        asked = {"schema": None, "max_output_tokens": length}
+        requests = [request(n, user="some words " * 40 + str(n), urgent=n % 3 == 0, **asked) for n in range(500)]
         outcomes = ask(engine, requests)
     answered = sum(hasattr(outcome, "text") for outcome in outcomes)
     hung, used = server.statuses["hanging"], server.prompt_tokens + server.completion_tokens
@@ -394,22 +400,33 @@ def test_lost_calls_that_are_answered_later_do_not_end_a_run_far_below_its_cap(t
     assert {getattr(outcome, "reason", "answered") for outcome in outcomes} == {"answered", "budget"}
 
 
-def test_patience_grows_short_with_a_quick_server_and_long_again_when_calls_hang():
-    patience = Patience(120.0)
-    assert patience.seconds == 120.0
-    for _ in range(49):
-        patience.answered(0.5)
-    assert patience.seconds == 120.0
-    patience.answered(3.0)
-    assert patience.seconds == pytest.approx(10.0)
-    patience.hung()
-    assert patience.seconds == pytest.approx(15.0)
-    for _ in range(100):
-        patience.answered(20.0)
-    assert patience.seconds == 120.0
-    for _ in range(10):
-        patience.hung()
-    assert patience.seconds == 120.0
+@pytest.mark.usefixtures("quick")
+def test_a_call_that_hangs_is_given_up_once_the_server_has_shown_to_be_quick():
+    with serve(faults=Faults(hanging=0.1, seed=3), latency_seconds=0.01) as server:
+        engine = engine_for(server, deadline_seconds=60.0)
+        started = time.monotonic()
+        outcomes = ask(engine, [request(number) for number in range(150)])
+        assert server.statuses["hanging"] > 5
+    assert all(outcome.text for outcome in outcomes)
+    assert time.monotonic() - started < 20
+
+
+def test_patience_grows_long_again_with_a_server_that_answers_nothing():
+    waited = patience.Patience(120.0)
+
+    async def run():
+        for _ in range(patience._ENOUGH_SEEN):
+            async with waited.wait():
+                pass
+        assert waited.seconds == patience._LEAST_SECONDS
+        waited.seconds = 0.001
+        for _ in range(patience._HUNG_IN_A_ROW):
+            with pytest.raises(Transient, match="no answer"):
+                async with waited.wait():
+                    await asyncio.sleep(1)
+        assert waited.seconds == 0.002
+
+    asyncio.run(run())
 
 
 def test_cancelling_counts_what_may_have_been_billed_and_leaves_no_claim(tmp_path):

@@ -9,7 +9,7 @@ from diversity_jax.llm.client import Request
 from diversity_jax.llm.ledger_file import Entry, Failure
 from diversity_jax.llm.providers.base import Transient
 
-_ANSWERS_THAT_SHOW = 20
+_ANSWERS_THAT_SHOW = 5
 
 
 @dataclass(kw_only=True)
@@ -57,6 +57,12 @@ class Call:
         again = self.amount(outcome.prompt_tokens, 2 * outcome.completion_tokens, price).times(len(self.lost))
         self.lost.clear()
         return spent.plus(again), False, regained
+
+    def recount(self, costs: "Costs", price: Price) -> Amount:
+        """Counts its lost attempts by what is known now; returns by how much less that is."""
+        before, most = self.lost, costs.most(self, price)
+        self.lost = [min(one, most) for one in before]
+        return functools.reduce(Amount.plus, before, NOTHING).minus(functools.reduce(Amount.plus, self.lost, NOTHING))
 
     def amount(self, prompt_tokens: int, completion_tokens: int, price: Price) -> Amount:
         """So many tokens, the answer's at most as many as it may have."""

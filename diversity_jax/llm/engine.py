@@ -9,7 +9,7 @@ import random
 from typing import Any
 
 from diversity_jax.errors import InputError
-from diversity_jax.llm.budget import Amount, BudgetConfig, most_it_can_use, price_of
+from diversity_jax.llm.budget import NOTHING, Amount, BudgetConfig, most_it_can_use, price_of
 from diversity_jax.llm.call import Call, Costs
 from diversity_jax.llm.client import CallFailed, Completion, Request
 from diversity_jax.llm.forecasting import Forecast, PlannedCalls, Seen, reforecast
@@ -65,6 +65,7 @@ class Engine:
         self._provider_name, self._model = parse_model(model)
         self.price = price_of(self._provider_name, self._model, base_url, budget)
         self._calls: dict[str, asyncio.Task] = {}
+        self._again: dict[str, Call] = {}  # those that have failed and are asked again
         self._ending: Exception | None = None
         self._reached = False
         self._rejections = 0
@@ -79,8 +80,8 @@ class Engine:
         self._door = Gate(config.max_in_flight * _AT_THE_DOOR)
         share = _AHEAD_SHARE_CAPPED if self.budget.capped else _AHEAD_SHARE
         self._ahead = Gate(config.max_in_flight + _AHEAD_FEWEST + int(config.max_in_flight * share))
-        self._loop, self._patience = asyncio.get_running_loop(), Patience(config.deadline_seconds)
-        self._narrow = asyncio.Lock()
+        self._patience = Patience(config.deadline_seconds)
+        self._narrow, self._hurried = (Gate(1), Gate(1)), 0
         self._costs: defaultdict[str, Costs] = defaultdict(Costs)  # by stage
         self._settled = asyncio.Event()
         self._stopping = asyncio.Event()
@@ -150,6 +151,7 @@ class Engine:
 
     def _forget(self, key: str, task: asyncio.Task):
         del self._calls[key]
+        self._again.pop(key, None)
         self.stats.failed += not task.cancelled() and task.exception() is not None
 
     async def _answer(self, key: str, request: Request) -> Completion:
@@ -169,23 +171,27 @@ class Engine:
     async def _ask(self, call: Call) -> Completion:
         """Attempts a call until it ends."""
         attempts, limits = self.config.max_attempts, self.config.max_attempts * _RATE_LIMITED_FACTOR
-        again = False
         while True:
-            await self._ahead.enter(first=again or call.request.urgent)
+            # Who waits for room under the cap may fill this gate; what ends begun work, and so makes room, goes past them.
+            gate = contextlib.nullcontext() if self._goes_first(call) else self._ahead.turn()
             try:
-                return await self._attempt(call)
+                async with gate:
+                    try:
+                        return await self._attempt(call)
+                    finally:
+                        if call.claimed:  # the attempt failed, the run ended, or this task was cancelled
+                            with contextlib.suppress(InputError):
+                                await self._settle(call, None)
             except Transient as error:
                 failure = error
-            finally:
-                if call.claimed:  # the attempt failed, the run ended, or this task was cancelled
-                    with contextlib.suppress(InputError):
-                        await self._settle(call, None)
-                self._ahead.leave()
             self._raise_if_never_reached(call, failure)
             if call.failures >= attempts or call.limits >= limits:
                 raise await self._failed(call, CallFailed("gave_up", f"every attempt failed; the last: {failure}"))
+            self._again[call.key] = call
             await self._pause(call, failure)
-            again = True
+
+    def _goes_first(self, call: Call) -> bool:
+        return call.request.urgent or call.key in self._again
 
     async def _attempt(self, call: Call) -> Completion:
         """Sends a call once, and writes down how it ended before anyone sees it."""
@@ -216,9 +222,9 @@ class Engine:
     async def _send(self, held: Pass, request: Request) -> Answer:
         """Sends one attempt, and tells the throttle how it went."""
         throttle = self._throttle
-        sent = self._loop.time()
         try:
-            answer = await self._provider.ask(request, self._patience.seconds)
+            async with self._patience.wait():
+                answer = await self._provider.ask(request, self.config.deadline_seconds)
         except Transient as error:
             self._reached = self._reached or error.kind != "unreachable"
             if error.kind == "rate_limited":
@@ -227,8 +233,6 @@ class Engine:
                 throttle.abandoned(held)
             else:
                 throttle.failed(held, str(error), unreachable=error.kind == "unreachable")
-            if error.kind == "timeout":
-                self._patience.hung()
             raise
         except (Rejected, CallFailed):
             self._reached = True
@@ -242,22 +246,43 @@ class Engine:
             throttle.abandoned(held)
             raise
         self._reached = True
-        self._patience.answered(self._loop.time() - sent)
         throttle.answered(held)
         return answer
 
     async def _claim(self, call: Call) -> Entry | None:
         """Takes a place under the cap; returns the answer instead if another process has it by now."""
         claim = await self._claim_once(call)
-        if claim.state == "over":
-            # One at a time, or hundreds would ask anew at every call that ends.
-            async with self._narrow:
-                while (claim := await self._claim_once(call)).state == "over":
-                    if not claim.in_flight:
-                        self._stop_at_the_cap(claim)
+        if claim.state != "over":
+            return claim.entry
+        # One at a time, or hundreds would ask anew at every call that ends. What ends begun work has the room that comes free.
+        first = self._goes_first(call)
+        self._hurried += first
+        try:
+            async with self._narrow[first].turn():
+                while True:
+                    if not first and self._hurried:
+                        await _wait(self._stopping, _POLL_SECONDS)
+                        self._raise_if_ended()
                         continue
-                    await _wait(self._settled, _POLL_SECONDS)  # other processes' calls are looked for now and then
-        return claim.entry
+                    if (claim := await self._claim_once(call)).state != "over":
+                        return claim.entry
+                    if claim.in_flight:
+                        await _wait(self._settled, _POLL_SECONDS)  # other processes' calls are looked for now and then
+                    elif not await self._recount():
+                        self._stop(CallFailed("budget", claim.why(self.budget)))
+        finally:
+            self._hurried -= first
+
+    async def _recount(self) -> bool:
+        """Counts lost calls that are still to be asked again by what is known now of their stage; whether that makes room."""
+        regained = NOTHING
+        for call in self._again.values():
+            regained = regained.plus(call.recount(self._costs[call.request.stage], self.price))
+        if regained == NOTHING:
+            return False
+        self.stats.spent = self.stats.spent.minus(regained)
+        await self._kept(self._ledger.settle("", NOTHING, None, regained=regained))
+        return True
 
     async def _claim_once(self, call: Call) -> Claim:
         while True:
@@ -345,14 +370,6 @@ class Engine:
     def _stalled(self, why: str):
         seconds = f"{self.config.stall_seconds:g} s"
         self._stop(CallFailed("stalled", f"no answer from {self.name} for {seconds}; the last failure: {why}; run again to go on"))
-
-    def _stop_at_the_cap(self, claim: Claim):
-        lost, cap = claim.lost, f"budget.{claim.cap} = {getattr(self.budget, claim.cap):,}"
-        most = {"max_dollars": f"${lost.dollars:,.4f}", "max_tokens": f"{lost.tokens:,} tokens", "max_calls": f"{lost.calls:,} calls"}[
-            claim.cap
-        ]
-        counted = f" ({most} of it set aside for {lost.calls:,} calls that were lost on the way)" if lost.calls else ""
-        self._stop(CallFailed("budget", f"the next call could pass {cap}{counted}; raise it and run again to go on"))
 
     def _stop(self, ending: Exception):
         """Lets no new call go out; those in flight end by themselves and are written down."""

@@ -86,6 +86,16 @@ class Claim:
     in_flight: bool = False
     lost: Amount = NOTHING
 
+    def why(self, caps: BudgetConfig) -> str:
+        """Which cap holds the call back, and how much of that is set aside for calls that were lost."""
+        most = {
+            "max_dollars": f"${self.lost.dollars:,.4f}",
+            "max_tokens": f"{self.lost.tokens:,} tokens",
+            "max_calls": f"{self.lost.calls:,} calls",
+        }
+        counted = f" ({most[self.cap]} of it set aside for {self.lost.calls:,} calls that were lost on the way)" if self.lost.calls else ""
+        return f"the next call could pass budget.{self.cap} = {getattr(caps, self.cap):,}{counted}; raise it and run again to go on"
+
 
 class ClaimJob(NamedTuple):
     """A call that asks to be sent, and the most it can use up."""

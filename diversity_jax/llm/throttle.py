@@ -6,7 +6,8 @@ a server may send some at random, and a limit that fell at each of them would en
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+import contextlib
 from typing import NamedTuple
 
 _TOLERATED_SHARE = 0.1
@@ -46,6 +47,15 @@ class Gate:
             if future.done() and not future.cancelled() and future.exception() is None:
                 self.leave()
             raise
+
+    @contextlib.asynccontextmanager
+    async def turn(self) -> AsyncIterator[None]:
+        """Enters, and leaves in any case."""
+        await self.enter()
+        try:
+            yield
+        finally:
+            self.leave()
 
     def leave(self) -> None:
         """Makes room."""
