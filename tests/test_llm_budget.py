@@ -46,9 +46,9 @@ def test_an_unknown_model_asks_for_a_price_unless_told_otherwise_or_on_this_mach
     with pytest.raises(InputError, match=r"budget\.prices.*unpriced=True"):
         price_of("openai", "mystery", None, BudgetConfig())
     for url in (None, "http://127.0.0.1:1/v1"):
-        with pytest.raises(InputError, match="cannot be capped.*input_price"):
+        with pytest.raises(InputError, match=r"cannot be capped.*input_price"):
             price_of("openai", "mystery", url, BudgetConfig(unpriced=True, max_dollars=1.0))
-    with pytest.raises(InputError, match="cannot be capped.*input_price"):
+    with pytest.raises(InputError, match=r"cannot be capped.*input_price"):
         price_of("openai", "mystery", "http://127.0.0.1:1/v1", BudgetConfig(max_dollars=1.0))
     for free in (
         price_of("openai", "mystery", None, BudgetConfig(unpriced=True)),
