@@ -85,6 +85,8 @@ class Ngrams:
         Most n-grams of natural text occur once. So those that do not are found first, by a sort without places; and only windows
         that hit a table of them are looked up and sorted together with their documents.
         """
+        if self.words.documents < 2:
+            return np.zeros(self.words.documents, np.int64)
         repeated, keys = self.repeated(n), self.keys(n)
         if not len(repeated):
             return np.zeros(self.words.documents, np.int64)
