@@ -20,6 +20,7 @@ from diversity_jax.model import LLAMA
 from diversity_jax.study.graph import progress as progress_of
 from diversity_jax.study.graph import readers, run_steps, stale
 from diversity_jax.study.recipe import Factor, Level, Recipe, StudyConfig, plan
+from diversity_jax.study.run import stale_lines
 from diversity_jax.study.store import Store
 from diversity_jax.synthesis.grammar import GrammarConfig
 from tests import study_worker
@@ -93,6 +94,9 @@ def test_results_of_changed_code_are_named_with_the_room(tmp_path):
     changed = stale(steps, store, study_worker.CODES | {"second": {"room": "2"}})
     assert all(rooms == ["room"] for rooms in changed.values())
     assert all(key.startswith("second") for key in changed)
+    (line,) = stale_lines(steps, changed)
+    assert line.startswith("stale: 6 second made before diversity_jax/room changed (second-")
+    assert line.endswith(" and 3 more)")
 
 
 def test_steps_made_again_take_with_them_what_was_made_from_them(tmp_path):
