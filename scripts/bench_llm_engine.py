@@ -7,7 +7,8 @@
 The judge is a process of its own on loopback, which is shown ten samples of about 60 words a call. The plain SDK keeps no ledger, no
 budget and retries nothing. The ideal wall time of the engine is calls / in_flight * latency. That of the whole agent (from its first
 request for criteria to its scorecard, groupings.jsonl and ledger on disk) is (3 + 2 * groupings / in_flight) * latency: proposals,
-summaries and guidance each wait for the ones before, however many may be in flight, and then come two calls a grouping.
+summaries and guidance each wait for the ones before, however many may be in flight, and then come two calls a grouping. That of the whole
+command is the same, while its time also holds the start of Python, all imports, the forecast, statistics and the page.
 """
 
 import argparse
@@ -18,6 +19,8 @@ import os
 from pathlib import Path
 import platform
 import random
+import resource
+import subprocess
 import sys
 import tempfile
 import time
@@ -29,6 +32,7 @@ from diversity_jax.cluster_agent.simulation import LabelledDocument
 from diversity_jax.llm import Engine, EngineConfig, Request
 from tests.llm_server import RemoteServer, serve_process
 
+ROOT = Path(__file__).resolve().parent.parent
 SCHEMA = {
     "type": "object",
     "properties": {
@@ -121,6 +125,22 @@ def agent_run(judge: str, server: RemoteServer, calls: int, in_flight: int) -> t
         return time.perf_counter() - wall, time.process_time() - cpu, card.calls
 
 
+def command_run(server: RemoteServer, calls: int, in_flight: int) -> tuple[float, float, int, int]:
+    """`python -m diversity_jax.score` from its start to its end: wall seconds, CPU seconds, calls, and peak bytes of memory."""
+    with tempfile.TemporaryDirectory() as folder:
+        corpus = Path(folder, "texts.jsonl")
+        corpus.write_text("".join(json.dumps({"text": f"topic{number % 50} {number} {TEXT}"}) + "\n" for number in range(20_000)))
+        settings = {"corpus": corpus, "judge": "openai:m", "judge_base_url": server.openai_url, "agent.groupings": calls // 2}
+        settings |= {"agent.in_flight": 2 * in_flight, "engine.max_in_flight": in_flight, "output_dir": f"{folder}/run"}
+        words = [f"--config.{name}={value}" for name, value in settings.items()]
+        before, wall = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+        command = [sys.executable, "-m", "diversity_jax.score", "--config", str(ROOT / "configs" / "score.py"), *words]
+        subprocess.run(command, check=True, capture_output=True, cwd=ROOT)
+        wall, after = time.perf_counter() - wall, resource.getrusage(resource.RUSAGE_CHILDREN)
+        cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+        return wall, cpu, json.loads(Path(folder, "run", "scorecard.json").read_text())["calls"], 1024 * after.ru_maxrss
+
+
 def report(name: str, wall: float, cpu: float, calls: int, waves: float, latency: float):
     """Prints one line of figures; `waves` is how many latencies the calls take at best."""
     share = f"{waves * latency / wall:7.1%} of ideal" if latency else ""
@@ -151,6 +171,9 @@ def main():
             report(f"engine, {judge}", *asyncio.run(engine_run(judge, server, *sizes)), flags.calls, waves, flags.latency_seconds)
             *times, calls = agent_run(judge, server, *sizes)
             report(f"whole agent, {judge}", *times, calls, 3 + waves, flags.latency_seconds)
+        *times, calls, peak_bytes = command_run(server, *sizes)
+        report("whole command, openai:m", *times, calls, 3 + waves, flags.latency_seconds)
+        print(f"{'':28} {peak_bytes / 2**20:8.0f} MiB at most")
         print(f"{'the judge itself':28} {1e3 * cpu_seconds(server.process.pid) / server.stats()['attempts']:27.2f} ms CPU/call")
         if flags.plain:
             report("plain openai SDK", *asyncio.run(plain_run(server, *sizes)), flags.calls, waves, flags.latency_seconds)
