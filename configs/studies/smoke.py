@@ -6,7 +6,7 @@
 Models of 20,000 parameters see 10,000 tokens, and are trained a second time as if fine-tuned: nothing can be learnt from the outcome.
 scripts/kill_study.py kills it at random moments and compares pages.
 
-Hardware: one core, 2 GB of memory; no accelerator, no network, no LLM. Takes: docs/study.md.
+Hardware: one core, 2 GB of memory; no accelerator, no network, no LLM. Takes 35 processor seconds.
 """
 
 from dataclasses import replace
