@@ -11,6 +11,7 @@ from diversity_jax.llm import CallFailed, Engine, Request
 
 _OF_A_SET = ("propose_criteria", "summarize_metadata", "summarize_metrics", "define_criteria")
 _REPLICATES_OF_A_SET = 1_000_000
+_SHARE_OF_CALLS_LEFT = 8
 _PLACES_LOOKED_AT = 20  # in an answer that is not JSON alone
 _decoder = json.JSONDecoder()
 
@@ -43,6 +44,12 @@ class LlmJudge:
     def expect(self, calls: int) -> None:
         """Tells the engine how many calls are to come, for its forecast of time and price."""
         self.engine.expect(calls)
+
+    @property
+    def groupings_at_once(self) -> int | None:
+        """How many groupings to begin at once so that a cap on calls ends few of them half-way; None where there is no need."""
+        left = self.engine.calls_left
+        return None if left is None else max(left // _SHARE_OF_CALLS_LEFT, 1)
 
     def request(self, task: Task) -> Request:
         """The request of a task: a pure function of it, so that a replay finds its answer in the ledger."""

@@ -63,7 +63,8 @@ class Scoring:
 
     async def extend(self, until: int) -> None:
         """Judges groupings up to number `until`. Where no further call can succeed it stops, and `ended` says why."""
-        await _all_or_none([self._work(until) for _ in range(min(self._config.in_flight, until - self._handed_out))])
+        at_once = getattr(self._judge, "groupings_at_once", None) or self._config.in_flight
+        await _all_or_none([self._work(until) for _ in range(min(at_once, self._config.in_flight, until - self._handed_out))])
         if self.ended:
             self.collector.flush()
 

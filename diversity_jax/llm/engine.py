@@ -20,7 +20,7 @@ from diversity_jax.llm.progress import Progress
 from diversity_jax.llm.providers import open_provider, parse_model
 from diversity_jax.llm.providers.base import Answer, Provider, Rejected, Transient
 from diversity_jax.llm.settings import EngineConfig, Stats
-from diversity_jax.llm.throttle import Gate, Pass, Throttle
+from diversity_jax.llm.throttle import Gate, Pass, Throttle, wait
 
 _logger = logging.getLogger(__name__)
 # Calls beyond those in flight that may be on their way through the ledger, so that no slot waits for the disk even when all answers come
@@ -116,6 +116,12 @@ class Engine:
     def spent_before(self) -> Amount:
         """What this run had used up in earlier processes."""
         return self._ledger.spent_before
+
+    @property
+    def calls_left(self) -> int | None:
+        """Calls that the cap on them still allows; None without one."""
+        most = self.budget.max_calls
+        return None if most is None else max(most - self.spent_before.calls - self.stats.spent.calls, 0)
 
     def expect(self, calls: int) -> None:
         """Says how many calls the run will make, for the time left and the total price."""
@@ -261,13 +267,13 @@ class Engine:
             async with self._narrow[first].turn():
                 while True:
                     if not first and self._hurried:
-                        await _wait(self._stopping, _POLL_SECONDS)
+                        await wait(self._stopping, _POLL_SECONDS)
                         self._raise_if_ended()
                         continue
                     if (claim := await self._claim_once(call)).state != "over":
                         return claim.entry
                     if claim.in_flight:
-                        await _wait(self._settled, _POLL_SECONDS)  # other processes' calls are looked for now and then
+                        await wait(self._settled, _POLL_SECONDS)  # other processes' calls are looked for now and then
                     elif not await self._recount():
                         self._stop(CallFailed("budget", claim.why(self.budget)))
         finally:
@@ -352,7 +358,7 @@ class Engine:
         if error.kind == "adapted":
             return
         bound = min(self.config.backoff_seconds * 2 ** max(call.failures + call.limits - 1, 0), _LONGEST_BACKOFF_SECONDS)
-        await _wait(self._stopping, (error.retry_after_seconds or 0.0) + random.uniform(0, bound))
+        await wait(self._stopping, (error.retry_after_seconds or 0.0) + random.uniform(0, bound))
 
     def _raise_if_never_reached(self, call: Call, error: Transient):
         tried = call.failures >= _ATTEMPTS_TO_REACH_A_SERVER or self._throttle.opened
@@ -390,10 +396,3 @@ class Engine:
     def _raise_if_ended(self):
         if self._ending is not None:
             raise self._the_end()
-
-
-async def _wait(event: asyncio.Event, seconds: float):
-    """Waits for an event, but not for longer than `seconds`."""
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(seconds):
-            await event.wait()

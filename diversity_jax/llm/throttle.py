@@ -215,3 +215,10 @@ class Throttle(Gate):
                 self._alarm = self._loop.call_later(pause, self._wake)
             return False
         return not self._probing if self.opened else self.inside < self.limit
+
+
+async def wait(event: asyncio.Event, seconds: float) -> None:
+    """Waits for an event, but not for longer than `seconds`."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            await event.wait()
