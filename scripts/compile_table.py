@@ -24,6 +24,7 @@ FOLDER = ROOT / "docs" / "benchmarks" / "compile"
 _GPU = ["--config.model.scan_layers=False"]
 _KEPT = ["--config.model.remat=save_matmuls"]
 _NONE = [*_GPU, "--config.model.remat=none"]
+_TWO_SLICES = ["--config.mesh.data=2", "--config.mesh.network_data=2", "--config.train.gradient_accumulation=1"]  # parts cross one by one
 ROWS = (
     ("llama_350m", "v5e:4x4", []),
     ("llama_1p4b", "v5e:4x4", []),
@@ -37,7 +38,7 @@ ROWS = (
     ("llama_350m", "v6e:4x4", []),
     ("llama_1p4b", "v6e:4x4", []),
     ("llama_7b", "v6e:8x8", _KEPT),
-    ("llama_1p4b", "v5e:4x4*2", ["--config.mesh.data=2", "--config.mesh.network_data=2"]),
+    ("llama_1p4b", "v5e:4x4*2", _TWO_SLICES),
     ("llama_350m", "h100:8", _GPU),
     ("llama_1p4b", "h100:8", _GPU),
     ("llama_7b", "h100:8", ["--config.train.gradient_accumulation=2"]),
