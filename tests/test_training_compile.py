@@ -174,7 +174,7 @@ def test_what_binds_takes_longest_and_the_span_is_from_all_at_once_to_one_after_
 
 
 def test_search_ranks_what_fits_and_puts_in_parts_what_does_not():
-    asked, tried = request(), []
+    asked, tried = request(gradient_accumulation=4), []
 
     def compile_step(candidate):
         tried.append(candidate)
@@ -182,6 +182,7 @@ def test_search_ranks_what_fits_and_puts_in_parts_what_does_not():
         return described(candidate, size * candidate.batch_size / 8 / candidate.gradient_accumulation)
 
     found = search(asked, compile_step, limit=40, say=print)
+    assert tried[0].gradient_accumulation == 1  # whole at first, whatever the configuration says
     assert all(one.fits for one in found)
     assert [one.estimate["tokens_per_second"][0] for one in found] == sorted(
         (one.estimate["tokens_per_second"][0] for one in found), reverse=True

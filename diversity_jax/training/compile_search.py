@@ -52,14 +52,14 @@ def meshes(request: CompileRequest) -> Iterator[MeshConfig]:
 def candidates(request: CompileRequest) -> Iterator[list[CompileRequest]]:
     """Settings in families of growing memory: once one of a family does not fit, those after it will not either.
 
-    A family has one mesh and batch; its members save ever more for the backward pass.
+    A family has one mesh and batch, whole at first; its members save ever more for the backward pass.
     """
     for mesh in meshes(request):
         for rows in sorted({request.batch_size, 2 * request.batch_size, max(request.batch_size // 2, 1)}):
             family = []
             for remat in reversed(REMAT_BY_MEMORY[:3]):
                 model = dataclasses.replace(request.model, remat=remat)
-                family.append(dataclasses.replace(request, model=model, mesh=mesh, batch_size=rows))
+                family.append(dataclasses.replace(request, model=model, mesh=mesh, batch_size=rows, gradient_accumulation=1))
             yield family
 
 
