@@ -58,3 +58,32 @@ def follows_instructions(oracle, reasoning_words, criteria_count=4):
         )
 
     return answer
+
+
+def answers_briefly(oracle):
+    """An oracle that writes short criteria, and one entry in every list of every cluster, whatever it is told."""
+    generator = random.Random(0)
+
+    def words(count):
+        return " ".join(generator.choice(PHRASE) for _ in range(count))
+
+    def answer(stage, samples, payload):
+        if stage in ("cluster_samples", "verify_clusters"):
+            value = oracle(stage, samples, payload)
+            for cluster in value.get("clusters", ()):
+                cluster["uniqueness_reasoning"] = words(5)
+                cluster["cluster_metadata"] = [{"name": "topic", "value": words(1)}]
+                cluster["cluster_metrics"] = [{"name": "clarity", "reasoning": words(2), "score": 3}]
+            for verdict in value.get("validation", ()):
+                verdict["reasoning"] = words(3)
+            return value
+        if stage == "define_criteria":
+            guided = [{"name": f"topic {n}", "guidance": words(8)} for n in range(3)]
+            return {"metadata": guided, "metrics": guided}
+        metadata = [{"name": f"topic {n}", "definition": words(6)} for n in range(3)]
+        metrics = [{**one, "levels": [words(2) for _ in range(5)]} for one in metadata]
+        return {"summarize_metadata": {"metadata": metadata}, "summarize_metrics": {"metrics": metrics}}.get(
+            stage, {"metadata": metadata, "metrics": metrics}
+        )
+
+    return answer
