@@ -45,7 +45,7 @@ def test_every_likelihood_and_accuracy_equals_the_harness_own_backend(folders):
         assert one["equal"], task
         assert one["same at every batch size"], task
     assert 0 < sum(one["cut"] for one in found.values()) < sum(one["requests"] for one in found.values()) - 5
-    assert all("identical" in line for line in table(found)[1:])
+    assert all("identical" in line for line in table(found)[1:-1])
 
 
 @pytest.mark.slow
