@@ -99,10 +99,11 @@ def _apply(twin: Any, overrides: Sequence[tuple[str, str]]) -> Any:
     from ml_collections import config_flags
     from ml_collections.config_flags import config_path
 
+    emptied = []
     for field, value in overrides:
         _check_known(twin, field)
-        if value.lower() == "none" and config_path.is_optional(field, twin):
-            config_path.set_value(field, twin, None)
+        if value.lower() == "none" and _may_be_none(twin, field):
+            emptied.append(field)
             continue
         values, argv = flags.FlagValues(), ["command", f"--config.{field}={_as_literal(value, config_path.get_type(field, twin))}"]
         try:
@@ -112,7 +113,17 @@ def _apply(twin: Any, overrides: Sequence[tuple[str, str]]) -> Any:
             wanted = config_path.get_type(field, twin, normalize=False)
             raise InputError(f"--config.{field}={value}: is not a value of type {getattr(wanted, '__name__', wanted)}") from None
         twin = values["config"].value
+    for field in emptied:  # last, since ml_collections looks for the fields of what is a configuration of its own
+        config_path.set_value(field, twin, None)
     return twin
+
+
+def _may_be_none(twin: Any, field: str) -> bool:
+    from ml_collections.config_flags import config_path
+
+    holder, _, name = field.rpartition(".")
+    owner = config_path.get_value(holder, twin) if holder else twin
+    return config_path.is_optional(field, twin) or name in getattr(owner, _OPTIONAL, ())
 
 
 def _as_literal(value: str, wanted: Any) -> str:
@@ -154,7 +165,7 @@ def _nearest(name: str, known: Sequence[str]) -> str:
     return f"; did you mean {close[0]!r}?" if close else f"; its fields are {', '.join(known)}"
 
 
-_ORIGINAL = "_frozen_original"
+_ORIGINAL, _OPTIONAL = "_frozen_original", "_fields_that_may_be_none"
 
 
 def _thaw(value: Any) -> Any:
@@ -167,7 +178,8 @@ def _thaw(value: Any) -> Any:
             inside = values[field.name]
             hint = hints[field.name]
             fields.append((field.name, type(inside) if dataclasses.is_dataclass(inside) or isinstance(inside, list) else hint))
-        twin = dataclasses.make_dataclass(type(value).__name__, fields, namespace={_ORIGINAL: type(value)})
+        optional = frozenset(name for name, hint in hints.items() if type(None) in typing.get_args(hint))
+        twin = dataclasses.make_dataclass(type(value).__name__, fields, namespace={_ORIGINAL: type(value), _OPTIONAL: optional})
         return twin(**values)
     if isinstance(value, tuple) and any(dataclasses.is_dataclass(item) for item in value):
         return [_thaw(item) for item in value]

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diversity_jax import train
+from diversity_jax import config_files, train
 from diversity_jax.config import Config
 from diversity_jax.corpus import CorpusConfig, open_corpus
 from diversity_jax.errors import InputError
@@ -225,3 +225,12 @@ def test_in_a_foreign_template_too_only_answers_count_and_neighbours_change_noth
         elsewhere = np.ones(len(mask) - 1, bool)
         elsewhere[max(begin - 1, 0) : end - 1] = False
         np.testing.assert_array_equal(before[elsewhere], losses(changed)[0][elsewhere])
+
+
+def test_the_documented_command_takes_the_model_of_another_folder():
+    given = ["--config", "configs/sft_350m.py", "--config.model=none", "--config.mixture.vocabulary=bytes", "--config.train.lora.rank=4"]
+    config = config_files.parse(given, Config)
+    assert config.model is None
+    assert (config.mixture.vocabulary, config.train.lora.rank) == ("bytes", 4)
+    with pytest.raises(InputError, match=r"--config\.optimizer=none: is not a value of type"):
+        config_files.parse([*given, "--config.optimizer=none"], Config)
