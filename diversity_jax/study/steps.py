@@ -23,13 +23,13 @@ _COMMANDS = {
 }
 _ROOMS = {
     "benchmark": ("evaluation/continuations.py", "corpus"),
-    "generate": ("synthesis", "llm", "corpus"),
-    "score": ("cluster_agent", "metrics", "llm", "corpus"),
-    "build": ("mixtures", "cluster_agent", "corpus"),
-    "train": ("training", "model", "mixtures"),
-    "sft": ("training", "model", "mixtures"),
-    "evaluate": ("evaluation", "model"),
-    "evaluate_sft": ("evaluation", "model"),
+    "generate": ("generate.py", "synthesis", "llm", "corpus"),
+    "score": ("score.py", "scoring.py", "baseline.py", "cluster_agent", "metrics", "llm", "corpus"),
+    "build": ("scoring.py", "mixtures", "cluster_agent", "corpus"),
+    "train": ("train.py", "training", "model", "mixtures"),
+    "sft": ("train.py", "training", "model", "mixtures"),
+    "evaluate": ("evaluate.py", "model_files.py", "evaluation", "model"),
+    "evaluate_sft": ("evaluate.py", "model_files.py", "evaluation", "model"),
 }
 assert set(_COMMANDS) == set(_ROOMS) == set(Recipe.__dataclass_fields__)
 
@@ -51,7 +51,7 @@ def _run(module: str, name: str, config: Any) -> None:
 
 @functools.cache
 def codes() -> Mapping[str, Mapping[str, str]]:
-    """For each kind, a hash of the source of every room that its command runs."""
+    """For each kind, a hash of the source of every room, and file outside of one, that its command runs and its result depends on."""
     return {kind: {room: _source_hash(room) for room in rooms} for kind, rooms in _ROOMS.items()}
 
 
