@@ -70,10 +70,11 @@ def _logprobs(tokenizer: ModelTokenizer, ask: Ask, found: Sequence[TokenLogprob]
         tops = [[{"token": word, "logprob": nats, "bytes": _bytes(word)} for word, nats in _top(tokenizer, one)] for one in found]
         return {"content": [{**entry, "top_logprobs": top} for entry, top in zip(entries, tops, strict=True)]}
     words = [word for word, _ in _words(tokenizer, found)]
+    likeliest = [dict(reversed(_top(tokenizer, one))) for one in found]  # of tokens that read alike, the likeliest
     return {
         "tokens": words,
         "token_logprobs": [one.logprob for one in found],
-        "top_logprobs": [dict(_top(tokenizer, one)) for one in found] if ask.sampling[0].top_logprobs else None,
+        "top_logprobs": likeliest if ask.sampling[0].top_logprobs else None,
         "text_offset": list(itertools.accumulate(map(len, words[:-1]), initial=0))[: len(words)],
     }
 
