@@ -279,6 +279,10 @@ def test_an_exported_sentencepiece_run_names_the_token_that_its_texts_began_with
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "tuned")
     assert theirs.bos_token_id == for_run(load_tokenizer(str(pieces)), chat).prefix_id != end
     assert theirs.apply_chat_template([{"role": "user", "content": "ba"}], tokenize=False) == "<s>ba"
+    turns = dataclasses.replace(tuned, special={"eos_token": "<s>"})
+    write_tokenizer(turns, tmp_path / "turns", vocab_size=400)
+    stops = transformers.GenerationConfig.from_pretrained(tmp_path / "turns").eos_token_id
+    assert set(stops) == {end, theirs.bos_token_id} == for_folder(load_tokenizer(str(pieces)), tmp_path / "turns").stop_ids
 
 
 def test_an_imported_models_tokenizer_comes_along_and_leaves_again(tmp_path):

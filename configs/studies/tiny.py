@@ -6,8 +6,9 @@ Topics (4, 40, 400) x documents written over them (500, 4000) x real:synthetic r
 the synthetic text; the real text is prose found in the installed packages. Outcomes: choosing the right continuation among four in
 prose that no model saw, and the loss on held-out prose and on Python code.
 
-Hardware: 2 cores, 6 GB of memory; no accelerator, no network, no LLM. Takes 9 min 43 s on 2 quiet cores (19 processor minutes), and 17 seconds
-again. Result: more synthetic text costs bits on code; whether diversity changes accuracy is not decided at this size. docs/study.md has the figures.
+Hardware: 2 cores, 6 GB of memory; no accelerator, no network, no LLM. Takes 9 min 43 s on 2 quiet cores (19 processor minutes),
+and 17 seconds again. Result: more synthetic text costs bits on code; whether diversity changes accuracy is not decided at this
+size. docs/study.md has the figures.
 """
 
 from diversity_jax.cluster_agent import AgentConfig

@@ -121,6 +121,10 @@ def write_tokenizer(tokenizer: TokenizerFiles, folder: Path, *, vocab_size: int)
     if tokenizer.chat_template is not None:
         with writing(folder / "chat_template.jinja") as file:
             file.write(tokenizer.chat_template.encode())
+    turn_ends = [number for number, text in tokens.items() if text == tokenizer.special.get("eos_token")]
+    ends = sorted({*turn_ends, tokenizer.end_of_text_id} - {None})
+    if ends:  # servers stop where an answer ends, not only where a text does
+        write_json(folder / "generation_config.json", {"eos_token_id": ends})
 
 
 def _named_tokens(tokenizer: TokenizerFiles, end: str | None) -> dict[str, str]:
