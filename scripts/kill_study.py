@@ -5,8 +5,8 @@
 
 The study is configs/studies/smoke.py: generate, score, build, train, evaluate, train again and evaluate again, 22 steps. All its
 processes get SIGKILL at once. Moments are drawn from the time that the undisturbed study took, so that they fall into all kinds of steps.
-Prints a line for each kill, and last whether analysis.json and the page are the same, byte for byte; the page's last section, with the
-command line, is left out.
+A study that ends before its kill is compared, and the kills go on with a new one. Prints a line for each kill, and for each study whether
+analysis.json and the page are the same, byte for byte; the page's last section, with the command line, is left out.
 """
 
 import argparse
@@ -49,11 +49,12 @@ def found(folder: Path) -> tuple[bytes, str]:
     return (folder / "analysis.json").read_bytes(), (folder / "report.html").read_text().split('id="facts"')[0]
 
 
-def kill(process: subprocess.Popen, folder: Path, seconds: float) -> str:
-    """Kills the study after so many seconds; says where that was."""
+def kill(process: subprocess.Popen, folder: Path, seconds: float) -> str | None:
+    """Kills the study after so many seconds; says where that was, or None where it had ended."""
     try:
         process.wait(seconds)
-        return "it had ended"
+        finish(process)
+        return None
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
@@ -61,6 +62,14 @@ def kill(process: subprocess.Popen, folder: Path, seconds: float) -> str:
     at_work = [path.name.split("-")[0] for path in steps if not (path / "done.json").exists() and (path / "log.txt").exists()]
     done = sum((path / "done.json").exists() for path in steps)
     return f"{done:2} steps done, at work: {', '.join(sorted(set(at_work))) or 'between steps'}"
+
+
+def same(whole: Path, killed: Path, kills: int) -> bool:
+    """Prints and returns whether a killed study ended as the one left alone."""
+    results = [one == other for one, other in zip(found(whole), found(killed), strict=True)]
+    analysis, page = ("the same" if result else "DIFFERS" for result in results)
+    print(f"{kills} kills: analysis.json {analysis}, page {page}", flush=True)
+    return all(results)
 
 
 def main() -> None:
@@ -78,14 +87,20 @@ def main() -> None:
         finish(start(whole, words))
         took = time.monotonic() - began
         print(f"left alone: {took:.0f} s", flush=True)
-        for number in range(words.kills):
+        kills, before, right = 0, 0, True
+        while kills < words.kills:
             # Of each sitting the start-up is lost; what is left of the time is shared out among the kills.
             seconds = draw.uniform(0.1 * took, 0.45 * took)
-            print(f"kill {number + 1:2} after {seconds:5.1f} s: {kill(start(killed, words), killed, seconds)}", flush=True)
+            where = kill(start(killed, words), killed, seconds)
+            if where is None:
+                right &= same(whole, killed, kills - before)
+                before, killed = kills, Path(scratch, f"killed after {kills}")
+                continue
+            kills += 1
+            print(f"kill {kills:2} after {seconds:5.1f} s: {where}", flush=True)
         finish(start(killed, words))
-        same = [one == other for one, other in zip(found(whole), found(killed), strict=True)]
-    print(f"after {words.kills} kills: analysis.json {'the same' if same[0] else 'DIFFERS'}, page {'the same' if same[1] else 'DIFFERS'}")
-    sys.exit(0 if all(same) else 1)
+        right &= same(whole, killed, kills - before)
+    sys.exit(0 if right else 1)
 
 
 if __name__ == "__main__":
