@@ -43,14 +43,16 @@ def read_model(folder: str | os.PathLike, *, step: int | None = None, **override
     folder = Path(folder)
     if (folder / "config.json").exists():
         return import_hugging_face(folder, **overrides)
+    from diversity_jax.model.llama import param_shapes
+
     config = dataclasses.replace(read_config(folder), **overrides)
     if (folder / "model.json").exists():
-        return config, _load(folder / "weights", _init_shapes(config))
+        return config, _load(folder / "weights", param_shapes(config))
     checkpoint = _checkpoint(folder / "checkpoints", step)
     tuned = read_json(folder / "run.json")["settings"].get("train") or {}
     if (tuned.get("lora") or {}).get("rank"):
         return config, _merged(config, checkpoint, tuned)
-    return config, _load(checkpoint, _init_shapes(config))
+    return config, _load(checkpoint, param_shapes(config))
 
 
 def _merged(config: LlamaConfig, checkpoint: Path, tuned: Mapping[str, Any]) -> dict[str, Any]:
@@ -101,14 +103,6 @@ def _checkpoint(folder: Path, step: int | None) -> Path:
         found = ", ".join(map(str, steps)) or "none"
         raise InputError(f"{folder}: has no checkpoint{'' if step is None else f' of step {step}'}; there: {found}")
     return folder / str(steps[-1] if step is None else step)
-
-
-def _init_shapes(config: LlamaConfig) -> dict[str, Any]:
-    import jax
-
-    from diversity_jax.model.llama import init_params
-
-    return jax.eval_shape(lambda key: init_params(config, key), jax.random.key(0))
 
 
 def _load(folder: Path, shapes: dict[str, Any]) -> dict[str, Any]:

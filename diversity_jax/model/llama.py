@@ -221,6 +221,11 @@ def init_params(config: LlamaConfig, key: jax.Array) -> Params:
     return nnx.to_pure_dict(nnx.state(Llama(config, key)))
 
 
+def param_shapes(config: LlamaConfig) -> Params:
+    """Shapes and types of the parameters, without making any."""
+    return jax.eval_shape(functools.partial(init_params, config), jax.random.key(0))
+
+
 def hidden_states(
     config: LlamaConfig,
     params: Params,

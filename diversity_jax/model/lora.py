@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from diversity_jax.errors import InputError
 from diversity_jax.model.config import LlamaConfig
-from diversity_jax.model.llama import Params, add_adapters, init_params
+from diversity_jax.model.llama import Params, add_adapters, param_shapes
 from diversity_jax.model.sharding import input_axes
 
 _MATRICES = {
@@ -53,7 +53,7 @@ class LoraConfig:
 
 def init_adapters(config: LlamaConfig, lora: LoraConfig, key: jax.Array) -> Params:
     """Float32 adapters that change nothing yet: A is normal with variance 1/inputs, B is zero."""
-    blocks = jax.eval_shape(lambda: init_params(config, key))["blocks"]
+    blocks = param_shapes(config)["blocks"]
     adapters: Params = {"attention": {}, "mlp": {}}
     for number, name in enumerate(lora.matrices):
         shape, split = blocks[_MATRICES[name]][name].shape, 1 + input_axes(name)

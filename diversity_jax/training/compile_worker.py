@@ -149,7 +149,8 @@ def _lower(request: CompileRequest, mesh: Any) -> Any:
     import jax
     import jax.numpy as jnp
 
-    from diversity_jax.model import batch_sharding, init_params
+    from diversity_jax.model import batch_sharding
+    from diversity_jax.model.llama import param_shapes
     from diversity_jax.training.step import base_shardings, make_train_step, state_shardings
 
     _, step = make_train_step(
@@ -165,8 +166,7 @@ def _lower(request: CompileRequest, mesh: Any) -> Any:
     state = placed(*state_shardings(request.model, request.optimizer, mesh, request.lora))
     base = ()
     if request.lora.rank:
-        whole = jax.eval_shape(functools.partial(init_params, request.model), jax.random.key(0))
-        base = (placed(whole, base_shardings(request.model, mesh)),)
+        base = (placed(param_shapes(request.model), base_shardings(request.model, mesh)),)
     place, rows = batch_sharding(mesh), request.batch_size
     token_arrays = ("tokens", "segment_ids", "positions") if request.packed else ("tokens",)
     batch = {name: jax.ShapeDtypeStruct((rows, request.sequence_length + 1), jnp.int32, sharding=place) for name in token_arrays}

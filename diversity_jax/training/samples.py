@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 import dataclasses
-import functools
 import json
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,6 @@ from diversity_jax.mixtures.mixture import Mixture
 from diversity_jax.mixtures.vocabulary import prepared_tokenizer
 from diversity_jax.model.config import LlamaConfig
 from diversity_jax.model.llama import head_weight, hidden_states
-from diversity_jax.model.sharding import param_shardings
 from diversity_jax.training.metrics import append_line, open_log
 from diversity_jax.training.settings import TrainConfig
 
@@ -69,10 +67,10 @@ class Samples:
 
 
 def _compiled(model: LlamaConfig, mesh: Mesh, new_tokens: int, temperature: float, seed: int) -> Any:
-    from diversity_jax.model.llama import init_params
+    from diversity_jax.training.step import base_shardings
 
     model = dataclasses.replace(model, dropout=0.0)
-    placed = param_shardings(mesh, jax.eval_shape(functools.partial(init_params, model), jax.random.key(0)))
+    placed = base_shardings(model, mesh)
     whole = NamedSharding(mesh, PartitionSpec())
 
     def write(params: Any, tokens_BxL: jax.Array, lengths_B: jax.Array, step: jax.Array) -> jax.Array:

@@ -12,7 +12,7 @@ import optax
 
 from diversity_jax.model.config import LlamaConfig
 from diversity_jax.model.cross_entropy import loss, target_weights
-from diversity_jax.model.llama import init_params
+from diversity_jax.model.llama import init_params, param_shapes
 from diversity_jax.model.lora import LoraConfig, init_adapters, with_adapters
 from diversity_jax.model.sharding import batch_sharding, check_batch, param_shardings
 from diversity_jax.training.optimizer import OptimizerConfig, learning_rate, make_optimizer
@@ -126,7 +126,7 @@ def state_shardings(
 
 def base_shardings(model: LlamaConfig, mesh: Mesh) -> Any:
     """Placements of all of a model's parameters, trained or not."""
-    return param_shardings(mesh, jax.eval_shape(functools.partial(init_params, model), jax.random.key(0)))
+    return param_shardings(mesh, param_shapes(model))
 
 
 def _init(model: LlamaConfig, optimizer: OptimizerConfig, lora: LoraConfig, key: jax.Array) -> TrainState:
