@@ -99,10 +99,10 @@ def _cards(
 
 @contextlib.contextmanager
 def _loading_what_comes_last(config: ScoreConfig):
-    """Imports what statistics and page need while the judge is asked for criteria and this process only waits."""
+    """Imports what the page needs while the judge is asked for criteria and this process only waits."""
 
     def load():
-        for name in ("scipy.special", "matplotlib.figure", "matplotlib.backends.backend_agg", "matplotlib.backends.backend_svg"):
+        for name in ("matplotlib.figure", "matplotlib.backends.backend_agg", "matplotlib.backends.backend_svg"):
             importlib.import_module(name)
         importlib.import_module("diversity_jax.score_page")
 

@@ -7,6 +7,7 @@ import os
 from typing import Any, TypeVar
 
 from diversity_jax import storage
+from diversity_jax.cluster_agent import estimators
 from diversity_jax.cluster_agent.asking import RunEnded, Usage
 from diversity_jax.cluster_agent.drawing import Drawable, Drawing
 from diversity_jax.cluster_agent.judge import Judge
@@ -18,6 +19,7 @@ from diversity_jax.cluster_agent.settings import AgentConfig
 from diversity_jax.errors import InputError
 
 _T = TypeVar("_T")
+_FIRST_REQUESTS_SECONDS = 0.2  # until they are on their way
 
 
 async def score_corpus_async(
@@ -64,11 +66,15 @@ def started(corpus: Drawable, config: AgentConfig) -> Drawing:
 
 
 async def propose_or_explain(corpora: Sequence[Drawable], judge: Judge, config: AgentConfig) -> Proposed:
-    """`propose_criteria`, with the end of a run as an error of one line."""
+    """`propose_criteria`, with the end of a run as an error of one line. What intervals need is loaded while the judge thinks."""
+    loop = asyncio.get_running_loop()
+    loading = loop.call_later(_FIRST_REQUESTS_SECONDS, loop.run_in_executor, None, estimators.load)
     try:
         return await propose_criteria(corpora, judge, config)
     except RunEnded as ended:
         raise InputError(f"judge {judge.label}: no criteria came about: {ended}") from None
+    finally:
+        loading.cancel()
 
 
 async def _until_precise(scoring: Scoring, config: AgentConfig) -> None:

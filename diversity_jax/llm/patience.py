@@ -13,6 +13,7 @@ _SLOW_SHARE = 0.95
 _TIMES = 20
 _LEAST_SECONDS = 10.0
 _HUNG_IN_A_ROW = 10
+_SAME = 0.1  # a deadline that moves by less than this share stays: with hundreds waiting each move takes time
 
 
 class Patience:
@@ -60,7 +61,10 @@ class Patience:
             self._set(max(_TIMES * slow, _LEAST_SECONDS))
 
     def _set(self, seconds: float):
-        self.seconds = min(self._most, seconds)
+        seconds = min(self._most, seconds)
+        if abs(seconds - self.seconds) < _SAME * self.seconds:
+            return
+        self.seconds = seconds
         for limit, sent in self._waiting.items():
             if not limit.expired():
                 limit.reschedule(sent + self.seconds)
