@@ -5,7 +5,7 @@ made by reading (a judge out of its depth, or a document that told it to split o
 groupings the two rates measure the judge. Planted samples never enter a figure: the partition is counted without them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 import random
 import re
@@ -100,9 +100,13 @@ def without_planted(clusters: Sequence[Cluster], canary: Canary | None) -> tuple
     """The partition of the drawn samples alone."""
     if canary is None:
         return tuple(clusters)
-    planted = (canary.copy, canary.foreign)
-    left = (replace(cluster, sample_ids=tuple(i for i in cluster.sample_ids if i not in planted)) for cluster in clusters)
+    planted = {canary.copy, canary.foreign}
+    left = (_without(cluster, planted) if planted.intersection(cluster.sample_ids) else cluster for cluster in clusters)
     return tuple(cluster for cluster in left if cluster.sample_ids)
+
+
+def _without(cluster: Cluster, planted: Collection[str]) -> Cluster:
+    return replace(cluster, sample_ids=tuple(i for i in cluster.sample_ids if i not in planted))
 
 
 def with_control(clusters: Sequence[Cluster], canary: Canary | None) -> tuple[tuple[Cluster, ...], int | None]:

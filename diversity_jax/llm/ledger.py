@@ -14,6 +14,7 @@ from diversity_jax.llm.ledger_file import Claim, ClaimJob, Entry, Failure, Ledge
 
 _HEARTBEAT_SECONDS = 10.0
 _BATCH = 512
+_DELIVERED_AT_ONCE = 8
 
 
 class Ledger:
@@ -84,7 +85,19 @@ class Ledger:
             except BaseException as error:
                 results = [error] * len(batch)
             if not self._loop.is_closed():
-                self._loop.call_soon_threadsafe(_deliver, [future for _, future in batch], results)
+                self._loop.call_soon_threadsafe(self._deliver, [future for _, future in batch], results)
+
+    def _deliver(self, futures: Sequence[asyncio.Future], results: Sequence):
+        """Hands out results a few at a time: whoever gets one has much to do, and between them answers come in and slots are filled."""
+        for future, result in zip(futures[:_DELIVERED_AT_ONCE], results, strict=False):
+            if future.done():
+                continue
+            if isinstance(result, BaseException):
+                future.set_exception(result)
+            else:
+                future.set_result(result)
+        if len(futures) > _DELIVERED_AT_ONCE:
+            self._loop.call_soon(self._deliver, futures[_DELIVERED_AT_ONCE:], results[_DELIVERED_AT_ONCE:])
 
     def _next_batch(self) -> list[tuple[str | ClaimJob | SettleJob | None, asyncio.Future]]:
         batch = []
@@ -101,13 +114,3 @@ class Ledger:
         found = self._file.find(looks) if looks else {}
         granted = iter(self._file.apply(claims, settles) if claims or settles or not jobs else ())
         return [found.get(job) if isinstance(job, str) else next(granted) if isinstance(job, ClaimJob) else None for job in jobs]
-
-
-def _deliver(futures: Sequence[asyncio.Future], results: Sequence):
-    for future, result in zip(futures, results, strict=True):
-        if future.done():
-            continue
-        if isinstance(result, BaseException):
-            future.set_exception(result)
-        else:
-            future.set_result(result)

@@ -25,7 +25,7 @@ from diversity_jax.llm.providers.base import (
     unusable,
     with_schema_in_prompt,
 )
-from diversity_jax.llm.providers.transport import JsonPost, client_for
+from diversity_jax.llm.providers.transport import JsonPost
 
 _logger = logging.getLogger(__name__)
 # As the `openai` package reads them.
@@ -62,20 +62,16 @@ class OpenAIChat:
     """One model behind a chat completions address. The key comes from OPENAI_API_KEY; other addresses than OpenAI's may need none."""
 
     def __init__(self, model: str, *, base_url: str | None):
-        import httpx
-
         quieten("httpx", "httpcore")
         judge = f"openai:{model}"
         key = key_from_environment(judge, ("OPENAI_API_KEY",), needed=base_url is None)
         url = base_url or os.environ.get("OPENAI_BASE_URL") or "https://api.openai.com/v1"
-        try:
-            address = httpx.URL(f"{url.rstrip('/')}/chat/completions")
-        except (httpx.InvalidURL, ValueError) as error:
-            raise InputError(f"judge_base_url: {base_url!r} is no address ({error}); write one such as http://127.0.0.1:8000/v1") from None
         headers = {"authorization": f"Bearer {key}", "user-agent": "diversity_jax"}
         headers |= {header: os.environ[variable] for header, variable in _ACCOUNT_HEADERS.items() if os.environ.get(variable)}
-        self._client = client_for(httpx, url)
-        self._post = JsonPost(httpx, self._client, address, headers)
+        try:
+            self._post = JsonPost(f"{url.rstrip('/')}/chat/completions", headers)
+        except ValueError as error:
+            raise InputError(f"judge_base_url: {url!r} is no address ({error}); write one such as http://127.0.0.1:8000/v1") from None
         self._address = Address(judge=judge, url=url, key_variables=("OPENAI_API_KEY",), key=key)
         self._model = model
         self._usage = Usage(judge)
@@ -91,7 +87,7 @@ class OpenAIChat:
 
     async def close(self) -> None:
         """Gives connections back."""
-        await self._client.aclose()
+        await self._post.aclose()
 
     def _body(self, request: Request) -> dict[str, Any]:
         if "response_format" in self._without:

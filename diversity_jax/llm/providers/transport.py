@@ -1,13 +1,13 @@
 """HTTP/1.1 connections for hundreds of requests at once.
 
 The SDKs bring a connection pool that looks through all its connections at every request and every answer: with 256 in flight that cost 8 ms
-of CPU a call, ten times everything else. This one keeps free connections on a stack. It plugs into the SDK's own `httpx` client, whose
-time-outs and exceptions it raises.
+of CPU a call, ten times everything else. This one keeps free connections on a stack. It stands alone, or plugs into an SDK's own `httpx`
+client, whose time-outs and exceptions it then raises.
 """
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 import ssl
 import time
 from types import ModuleType
@@ -22,13 +22,12 @@ _IDLE_SECONDS = 4.0
 # Apart from the time for an answer: hundreds of connections at once take a while to open, and say nothing about the server.
 _CONNECT_SECONDS = 20.0
 _LONGEST_ANSWER_BYTES = 64 << 20
+_OF_A_PATH = "/%:@!$&'()*+,;=~"  # what stands in one as it is, beside letters, digits and -._
 
 
 def client_for(http: ModuleType, base_url: str) -> Any:
     """An asynchronous client of `http` (httpx or its successor) for `base_url`: direct, or through the proxy of the environment."""
-    host = urllib.parse.urlsplit(base_url).hostname or ""
-    proxies = urllib.request.getproxies()
-    if any(name in proxies for name in ("http", "https", "all")) and not urllib.request.proxy_bypass(host):
+    if _goes_through_a_proxy(base_url):
         return http.AsyncClient(limits=http.Limits(max_connections=1024, max_keepalive_connections=1024), follow_redirects=True)
     transport = DirectTransport(http)
 
@@ -48,16 +47,21 @@ def client_for(http: ModuleType, base_url: str) -> Any:
             await response.aread()
             return response
 
-    client = DirectClient(transport=transport, trust_env=False)
-    client.direct = transport
-    return client
+    return DirectClient(transport=transport, trust_env=False)
+
+
+def _goes_through_a_proxy(base_url: str) -> bool:
+    """Whether the environment names a proxy for an address."""
+    proxies = urllib.request.getproxies()
+    host = urllib.parse.urlsplit(base_url).hostname or ""
+    return any(name in proxies for name in ("http", "https", "all")) and not urllib.request.proxy_bypass(host)
 
 
 Origin = tuple[str, str, int]  # scheme, host, port
 
 
-def _origin(url: Any) -> Origin:
-    return url.scheme, url.host, url.port or (443 if url.scheme == "https" else 80)
+def _origin(scheme: str, host: str, port: int | None) -> Origin:
+    return scheme, host, port or (443 if scheme == "https" else 80)
 
 
 class UnreachedError(OSError):
@@ -69,20 +73,30 @@ class UnreachedError(OSError):
 
 
 class JsonPost:
-    """Posts JSON bodies to one address with unchanging headers: nothing but the body is made anew for a call.
+    """Posts JSON bodies to one address with unchanging headers: nothing but the body is made anew for a call. Directly, where it can do
+    without `httpx` and the time that its import takes, or through the proxy of the environment.
 
     Args:
-      client: an httpx client of `client_for`.
-      url: an httpx URL.
+      url: where to.
       headers: what every request carries.
+
+    Raises:
+      ValueError: the address is none.
     """
 
-    def __init__(self, http: ModuleType, client: Any, url: Any, headers: Mapping[str, str]):
-        self._http, self._client, self._url = http, client, url
-        self._direct = getattr(client, "direct", None)
+    def __init__(self, url: str, headers: Mapping[str, str]):
+        parts = urllib.parse.urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError("it does not begin with http:// or https:// and a host")
+        host = parts.netloc.rpartition("@")[2]
+        self._url = urllib.parse.urlunsplit(parts._replace(netloc=host))  # without a password
+        self._origin = _origin(parts.scheme, parts.hostname, parts.port)
         self._headers = {"accept": "application/json", **headers, "content-type": "application/json"}
-        lines = [f"{name}: {value}" for name, value in {"host": url.netloc.decode(), **self._headers}.items()]
-        self._head = b"POST %b HTTP/1.1\r\n" % url.raw_path + "\r\n".join(lines).encode() + b"\r\ncontent-length: "
+        path = urllib.parse.quote(parts.path or "/", safe=_OF_A_PATH) + f"?{parts.query}" * bool(parts.query)
+        lines = [f"POST {path} HTTP/1.1", *(f"{name}: {value}" for name, value in {"host": host, **self._headers}.items())]
+        self._head = "\r\n".join(lines).encode() + b"\r\ncontent-length: "
+        self._connections = Connections(_trusted)
+        self._client = _client_of_a_proxy(url)
 
     async def __call__(self, content: bytes, seconds: float) -> tuple[int, Mapping[str, str], bytes]:
         """Status, headers by their lower-case names, and body of the answer.
@@ -90,25 +104,61 @@ class JsonPost:
         Raises:
           Transient: no whole answer; its kind says why.
         """
-        where, http = str(self._url), self._http
+        if self._client is not None:
+            return await self._through_the_proxy(content, seconds)
         try:
-            if self._direct is None:
-                reply = await self._client.post(self._url, content=content, headers=self._headers, timeout=seconds)
-                return reply.status_code, reply.headers, reply.content
             data = b"%b%d\r\n\r\n%b" % (self._head, len(content), content)
-            status, raw, body = await self._direct.exchange(_origin(self._url), data, "POST", seconds)
-        except (UnreachedError, http.ConnectError, http.ConnectTimeout, http.ProxyError) as error:
-            raise Transient("unreachable", f"{where}: {error}") from None
-        except (TimeoutError, http.TimeoutException):
-            raise Transient("timeout", f"no answer from {where} in time") from None
-        except (OSError, http.NetworkError) as error:
-            raise Transient("dropped", f"{where}: {error or 'the connection was closed'}") from None
-        except (ValueError, http.TransportError) as error:
-            raise Transient("dropped", f"{where}: {error}") from None
+            status, raw, body = await self._connections.exchange(self._origin, data, "POST", seconds)
+        except UnreachedError as error:
+            raise Transient("unreachable", f"{self._url}: {error}") from None
+        except TimeoutError:
+            raise Transient("timeout", f"no answer from {self._url} in time") from None
+        except (OSError, ValueError) as error:
+            raise Transient("dropped", f"{self._url}: {error or 'the connection was closed'}") from None
         headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in raw}
-        if "content-encoding" in headers:
-            body = http.Response(status, headers=raw, content=body).content
-        return status, headers, body
+        return status, headers, self._unpacked(status, raw, body) if "content-encoding" in headers else body
+
+    def _unpacked(self, status: int, headers: list[tuple[bytes, bytes]], body: bytes) -> bytes:
+        import httpx
+
+        try:
+            return httpx.Response(status, headers=headers, content=body).content
+        except httpx.DecodingError as error:
+            raise Transient("dropped", f"{self._url}: {error}") from None
+
+    async def _through_the_proxy(self, content: bytes, seconds: float) -> tuple[int, Mapping[str, str], bytes]:
+        import httpx
+
+        try:
+            reply = await self._client.post(self._url, content=content, headers=self._headers, timeout=seconds)
+        except (httpx.ConnectError, httpx.ConnectTimeout, httpx.ProxyError) as error:
+            raise Transient("unreachable", f"{self._url}: {error}") from None
+        except httpx.TimeoutException:
+            raise Transient("timeout", f"no answer from {self._url} in time") from None
+        except httpx.TransportError as error:
+            raise Transient("dropped", f"{self._url}: {error or 'the connection was closed'}") from None
+        return reply.status_code, reply.headers, reply.content
+
+    async def aclose(self) -> None:
+        """Closes the idle connections."""
+        self._connections.close()
+        if self._client is not None:
+            await self._client.aclose()
+
+
+def _trusted() -> ssl.SSLContext:
+    import httpx
+
+    return httpx.create_ssl_context()
+
+
+def _client_of_a_proxy(url: str) -> Any:
+    """An httpx client, where the environment names a proxy for this address."""
+    if not _goes_through_a_proxy(url):
+        return None
+    import httpx
+
+    return client_for(httpx, url)
 
 
 class DirectTransport:
@@ -116,8 +166,7 @@ class DirectTransport:
 
     def __init__(self, http: ModuleType):
         self._http = http
-        self._idle: dict[Origin, list[_Connection]] = defaultdict(list)
-        self._tls: ssl.SSLContext | None = None
+        self._connections = Connections(http.create_ssl_context)
 
     async def __aenter__(self) -> "DirectTransport":
         return self
@@ -127,10 +176,7 @@ class DirectTransport:
 
     async def aclose(self) -> None:
         """Closes the idle connections."""
-        for connections in self._idle.values():
-            for connection in connections:
-                connection.abort()
-        self._idle.clear()
+        self._connections.close()
 
     async def handle_async_request(self, request: Any) -> Any:
         """Sends a request of httpx and returns its whole answer."""
@@ -141,7 +187,8 @@ class DirectTransport:
         data = b"\r\n".join([*lines, b"", body])
         seconds = request.extensions.get("timeout", {}).get("read")
         try:
-            status, headers, content = await self.exchange(_origin(url), data, request.method, seconds)
+            origin = _origin(url.scheme, url.host, url.port)
+            status, headers, content = await self._connections.exchange(origin, data, request.method, seconds)
         except UnreachedError as error:
             kind = http.ConnectTimeout if error.in_vain else http.ConnectError
             raise kind(str(error), request=request) from error
@@ -152,6 +199,22 @@ class DirectTransport:
         except ValueError as error:
             raise http.RemoteProtocolError(str(error), request=request) from error
         return http.Response(status, headers=headers, stream=http.ByteStream(content), request=request)
+
+
+class Connections:
+    """Connections to servers by their origin; free ones are used again, the last first. `trusted` says what servers are believed."""
+
+    def __init__(self, trusted: Callable[[], ssl.SSLContext]):
+        self._trusted = trusted
+        self._idle: dict[Origin, list[_Connection]] = defaultdict(list)
+        self._tls: ssl.SSLContext | None = None
+
+    def close(self) -> None:
+        """Closes those that are idle."""
+        for connections in self._idle.values():
+            for connection in connections:
+                connection.abort()
+        self._idle.clear()
 
     async def exchange(
         self, origin: Origin, data: bytes, method: str, seconds: float | None
@@ -181,7 +244,7 @@ class DirectTransport:
     async def _connect(self, origin: Origin) -> "_Connection":
         scheme, host, port = origin
         if scheme == "https" and self._tls is None:
-            self._tls = self._http.create_ssl_context()
+            self._tls = self._trusted()
         loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(_CONNECT_SECONDS):
