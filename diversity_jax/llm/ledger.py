@@ -43,6 +43,11 @@ class Ledger:
         return self._file.path
 
     @property
+    def began_empty(self) -> bool:
+        """Whether it held no answer when it was opened for writing."""
+        return self._file.began_empty
+
+    @property
     def spent_before(self) -> Amount:
         """What the run had used up when the ledger was opened."""
         return self._file.spent_before

@@ -28,6 +28,7 @@ from diversity_jax.llm.budget import NOTHING, Amount, BudgetConfig
 _APPLICATION_ID = 0x64697631  # "div1", so that a stranger's database is not taken for a ledger
 _VERSION = 1
 _DEAD_AFTER_SECONDS = 60.0
+_BEAT_SECONDS = 1.0
 
 _TABLES = """
 CREATE TABLE IF NOT EXISTS answers (key TEXT PRIMARY KEY, answer TEXT, checksum TEXT, stage TEXT, model TEXT, prompt_tokens INTEGER,
@@ -126,6 +127,8 @@ class LedgerFile:
     def __init__(self, path: str | None, *, run: str, caps: BudgetConfig, replay: bool):
         self.path = ":memory:" if path is None else os.fspath(path)
         self.spent_before = NOTHING
+        self.began_empty = False
+        self._beat = 0.0
         self._run = run
         self._caps = caps
         self._replay = replay
@@ -145,7 +148,9 @@ class LedgerFile:
             return []
         # A lost claim is found again by its dead owner; a lost answer would be paid twice. So only answers wait for the disk.
         with self._explaining(), self._transaction("FULL" if settles else "NORMAL"):
-            self._connection.execute("UPDATE owners SET beat = ? WHERE owner = ?", (time.time(), self._owner))
+            if time.time() - self._beat > _BEAT_SECONDS:
+                self._beat = time.time()
+                self._connection.execute("UPDATE owners SET beat = ? WHERE owner = ?", (self._beat, self._owner))
             if settles:
                 self._settle(settles)
             return self._claim(claims) if claims else []
@@ -205,6 +210,7 @@ class LedgerFile:
             self._connection.execute("INSERT INTO owners VALUES (?, ?)", (self._owner, time.time()))
             _bury_the_dead(self._connection)
             self.spent_before = self._sum("spent WHERE run = ?")[0]
+            self.began_empty = self._one("SELECT 1 FROM answers LIMIT 1") is None
         return self._connection
 
     def _check_identity(self, connection: sqlite3.Connection):
