@@ -2,6 +2,7 @@
 
 import asyncio
 from collections import Counter
+import gc
 import logging
 import socket
 import sqlite3
@@ -447,3 +448,19 @@ def test_cancelling_counts_what_may_have_been_billed_and_leaves_no_claim(tmp_pat
     rows = sqlite3.connect(ledger)
     assert rows.execute("SELECT count(*) FROM claims").fetchone() == (0,)
     assert rows.execute("SELECT lost, calls FROM spent").fetchall() == [(1, 3)]
+
+
+def test_garbage_is_searched_rarely_while_any_engine_is_open_and_as_before_afterwards():
+    usual = gc.get_threshold()
+
+    async def go(server):
+        async with engine_for(server):
+            async with engine_for(server):
+                pass
+            assert gc.get_threshold()[0] > usual[0]
+            assert gc.get_freeze_count()
+        assert gc.get_threshold() == usual
+        assert not gc.get_freeze_count()
+
+    with serve() as server:
+        asyncio.run(go(server))

@@ -5,7 +5,8 @@ import asyncio
 import httpx
 import pytest
 
-from diversity_jax.llm.providers.transport import DirectTransport, client_for
+from diversity_jax.llm.providers.base import Transient
+from diversity_jax.llm.providers.transport import DirectTransport, JsonPost, client_for
 
 BODY = b'{"a": 1}'
 HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n"
@@ -134,3 +135,54 @@ def test_a_proxy_of_the_environment_is_used(monkeypatch):
     assert type(client_for(httpx, "https://api.openai.com/v1")) is httpx.AsyncClient
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     assert type(client_for(httpx, "http://127.0.0.1:1/v1")) is not httpx.AsyncClient
+
+
+async def _post(answer, url, prepare=lambda port: None):
+    """What `JsonPost` makes of one answer, and the bytes of its request."""
+    asked = []
+
+    async def serve(reader, writer):
+        asked.append(await reader.readuntil(b"\r\n\r\n") + await reader.readexactly(4))
+        writer.write(answer)
+        await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    prepare(port)
+    async with server:
+        post = JsonPost(url.format(port=port), {"authorization": "Bearer k"})
+        try:
+            return await post(b"ping", 5.0), asked[0]
+        finally:
+            await post.aclose()
+
+
+def test_a_post_carries_its_headers_a_clean_path_and_no_password():
+    (status, headers, body), asked = asyncio.run(_post(WHOLE, "http://me:secret@127.0.0.1:{port}/a b/\u00fc?x=1"))
+    assert (status, headers["content-type"], body) == (200, "application/json", BODY)
+    assert asked.startswith(b"POST /a%20b/%C3%BC?x=1 HTTP/1.1\r\nhost: 127.0.0.1:")
+    assert asked.endswith(b"content-length: 4\r\n\r\nping")
+    assert b"authorization: Bearer k\r\n" in asked
+    assert b"secret" not in asked
+
+
+def test_a_post_goes_through_the_proxy_of_the_environment(monkeypatch):
+    def name_the_proxy(port):
+        monkeypatch.setenv("HTTP_PROXY", f"http://127.0.0.1:{port}")
+
+    (_, _, body), asked = asyncio.run(_post(WHOLE, "http://nowhere.invalid/v1", name_the_proxy))
+    assert body == BODY
+    assert asked.startswith(b"POST http://nowhere.invalid/v1 HTTP/1.1")
+
+
+def test_an_answer_that_is_not_packed_as_it_says_counts_as_dropped():
+    broken = HEAD + b"content-encoding: gzip\r\ncontent-length: 8\r\n\r\n" + BODY
+    with pytest.raises(Transient, match="decompress"):
+        asyncio.run(_post(broken, "http://127.0.0.1:{port}/v1"))
+
+
+@pytest.mark.parametrize("url", ["nowhere", "http://", "ftp://host/v1", "http://host:99999999/v1", "http://[::1/v1"])
+def test_what_is_no_address_is_none(url):
+    with pytest.raises(ValueError, match=r"http|ort|IPv6"):
+        JsonPost(url, {})

@@ -7,7 +7,7 @@ nothing for it to find: what they use goes as soon as nobody holds it.
 import gc
 import threading
 
-_RARELY = (200_000, 20, 50)  # how many more objects there have to be before the youngest are searched, and how often the older ones are
+_RARELY = (500_000, 20, 50)  # how many more objects there have to be before the youngest are searched, and how often the older ones are
 _lock = threading.Lock()
 _asked = 0
 _usual = gc.get_threshold()
