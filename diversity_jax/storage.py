@@ -151,10 +151,13 @@ def read_json(path: str | os.PathLike) -> Any:
         raise InputError(f"{path}:{error.lineno}: is not valid JSON ({error.msg})") from None
 
 
+# A JSON value as text in ASCII, the same for equal values.
+canonical_json = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=True).encode
+
+
 def content_hash(value: Any) -> str:
     """SHA-256, in hexadecimal, of a JSON value in canonical form: equal values have equal hashes everywhere."""
-    canonical = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=True)
-    return hashlib.sha256(canonical.encode()).hexdigest()
+    return hashlib.sha256(canonical_json(value).encode()).hexdigest()
 
 
 def file_bytes(path: str | os.PathLike) -> int:

@@ -7,6 +7,7 @@ import pytest
 
 from diversity_jax.errors import InputError
 from diversity_jax.llm import CallFailed, EngineConfig, Request
+from diversity_jax.storage import content_hash
 
 
 @pytest.mark.parametrize(
@@ -32,6 +33,23 @@ def test_a_bad_request_names_field_and_value(field, value):
 def test_a_bad_setting_names_field_and_value(field, value):
     with pytest.raises(InputError, match=rf"engine\.{field}: .*{value}"):
         EngineConfig(**{field: value})
+
+
+@pytest.mark.parametrize("schema", [None, {}, {"type": "object", "properties": {"b": {"enum": ["\u00fc", 1.5, True]}, "a": {}}}])
+def test_the_key_is_the_hash_of_all_that_is_asked(schema):
+    request = Request(
+        stage="s_1", system='say "\u00fc"\n', user="\u2028\ud800", schema=schema, replicate=3, temperature=1, max_output_tokens=9
+    )
+    asked = {
+        "provider": "openai",
+        "model": 'a"\u00e4',
+        "decoding": {"temperature": 1.0, "max_output_tokens": 9},
+        "schema": schema if schema is None else {"name": "s_1", "schema": schema},
+        "system": request.system,
+        "messages": [{"role": "user", "content": request.user}],
+        "replicate": 3,
+    }
+    assert request.key("openai", 'a"\u00e4') == content_hash(asked)
 
 
 def test_only_budget_and_stall_end_a_run():

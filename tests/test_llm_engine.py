@@ -417,14 +417,12 @@ def test_patience_grows_long_again_with_a_server_that_answers_nothing():
 
     async def run():
         for _ in range(patience._ENOUGH_SEEN):
-            async with waited.wait():
-                pass
+            await waited.wait(asyncio.sleep(0))
         assert waited.seconds == patience._LEAST_SECONDS
         waited.seconds = 0.001
         for _ in range(patience._HUNG_IN_A_ROW):
             with pytest.raises(Transient, match="no answer"):
-                async with waited.wait():
-                    await asyncio.sleep(1)
+                await waited.wait(asyncio.sleep(1))
         assert waited.seconds == 0.002
 
     asyncio.run(run())

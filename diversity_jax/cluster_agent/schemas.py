@@ -9,6 +9,7 @@ import functools
 from typing import Any
 
 from diversity_jax.cluster_agent.judge import Task
+from diversity_jax.llm import Schema
 
 _NAME_CHARACTERS = 60
 _CHARACTERS_OF_A_WORD = 8
@@ -27,22 +28,22 @@ def _list(limits: bool, items: Mapping[str, Any], most: int, least: int = 1) -> 
     return {"type": "array", "items": items, **bounds}
 
 
-def schema_of(task: Task) -> dict[str, Any]:
+def schema_of(task: Task) -> Schema:
     """The schema of a task's answer.
 
     With the task's `schema_limits` it has limits of lengths, and this call's sample ids as the only ones possible. It then differs
     from call to call, which servers that prepare a schema for long do not like; ids are checked here in any case.
     """
     if task.schema_limits:
-        return _schema(task)
+        return Schema(_schema(task))
     return _fixed_schema(task.stage, task.criteria_count, bool(task.reasoning_words))
 
 
 @functools.cache
-def _fixed_schema(stage: str, criteria_count: int, reasoning: bool) -> dict[str, Any]:
-    """Without limits a schema depends on nothing else; callers do not change it."""
+def _fixed_schema(stage: str, criteria_count: int, reasoning: bool) -> Schema:
+    """Without limits a schema depends on nothing else."""
     task = Task(stage=stage, replicate=0, criteria_set=0, criteria_count=criteria_count, reasoning_words=int(reasoning))
-    return _schema(task)
+    return Schema(_schema(task))
 
 
 def _schema(task: Task) -> dict[str, Any]:

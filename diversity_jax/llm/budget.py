@@ -166,6 +166,6 @@ def most_it_can_use(request: Request, price: Price) -> Amount:
     No tokenizer of the field makes more tokens than a text has bytes, and an answer is cut at its allowed length. The bound is loose,
     about four times for English, but only holds for as long as the call is in flight.
     """
-    characters = request.system + request.user + ("" if request.schema is None else str(request.schema))
-    prompt_tokens = len(characters.encode(errors="replace")) + _OVERHEAD_TOKENS
+    schema_bytes = 0 if request.schema is None else request.schema.most_bytes
+    prompt_tokens = len((request.system + request.user).encode(errors="replace")) + schema_bytes + _OVERHEAD_TOKENS
     return Amount(price.cost(prompt_tokens, request.max_output_tokens), prompt_tokens + request.max_output_tokens, 1)

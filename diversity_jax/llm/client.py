@@ -2,13 +2,32 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+import functools
+import hashlib
 from typing import Any
 
 from diversity_jax.errors import InputError
-from diversity_jax.storage import content_hash
+from diversity_jax.storage import canonical_json
 
 # After these a run cannot go on: every later call would fail for the same reason.
 RUN_ENDING_REASONS = ("budget", "stalled")
+
+
+class Schema(dict):
+    """A JSON schema that nobody changes, so that what is made of it is made once for all the calls that carry it."""
+
+    @functools.cached_property
+    def canonical(self) -> str:
+        """As it enters a key."""
+        return canonical_json(self)
+
+    @functools.cached_property
+    def most_bytes(self) -> int:
+        """Upper bound of its length as servers write it down for a model."""
+        return len(str(self).encode(errors="replace"))
+
+    def __hash__(self) -> int:
+        return hash(self.canonical)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,7 +39,7 @@ class Request:
       system: the instructions; kept apart from `user` because servers cache equal beginnings.
       user: the material, usually with samples, one JSON object a line.
       schema: JSON schema of the answer, or None for free text. Servers that enforce schemas want closed objects
-        (`additionalProperties: false`, every property required).
+        (`additionalProperties: false`, every property required). A `Schema` is written out once for all requests that carry it.
       replicate: which of several equal questions this is. Two requests that differ only here are two calls; without
         it, asking the same thing ten times would be answered ten times from the ledger's first answer.
       max_output_tokens: longest answer, in tokens; a longer one fails as `truncated`.
@@ -46,20 +65,29 @@ class Request:
             raise InputError(f"Request.temperature: {self.temperature} is outside 0 to 2; 0 repeats itself most")
         if self.replicate < 0:
             raise InputError(f"Request.replicate: {self.replicate} is negative; count from 0")
+        if self.schema is not None and not isinstance(self.schema, Schema):
+            object.__setattr__(self, "schema", Schema(self.schema))
 
     def key(self, provider: str, model: str) -> str:
         """SHA-256 under which the answer is kept: equal exactly when the same model is asked the same thing."""
-        return content_hash(
-            {
-                "provider": provider,
-                "model": model,
-                "decoding": {"temperature": float(self.temperature), "max_output_tokens": self.max_output_tokens},
-                "schema": None if self.schema is None else {"name": self.stage, "schema": self.schema},
-                "system": self.system,
-                "messages": [{"role": "user", "content": self.user}],
-                "replicate": self.replicate,
-            }
+        decoding = {"temperature": float(self.temperature), "max_output_tokens": self.max_output_tokens}
+        schema = "null" if self.schema is None else f'{{"name":"{self.stage}","schema":{self.schema.canonical}}}'
+        # `content_hash` of these fields, with what calls have in common written out once.
+        fields = (
+            f'"decoding":{canonical_json(decoding)}',
+            f'"messages":[{{"content":{canonical_json(self.user)},"role":"user"}}]',
+            f'"model":{canonical_json(model)}',
+            f'"provider":{canonical_json(provider)}',
+            f'"replicate":{self.replicate}',
+            f'"schema":{schema}',
+            f'"system":{_quoted(self.system)}',
         )
+        return hashlib.sha256(f"{{{','.join(fields)}}}".encode()).hexdigest()
+
+
+@functools.lru_cache(maxsize=64)
+def _quoted(text: str) -> str:
+    return canonical_json(text)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -183,7 +183,7 @@ class Engine:
         attempts, limits = self.config.max_attempts, self.config.max_attempts * _RATE_LIMITED_FACTOR
         while True:
             # Who waits for room under the cap may fill this gate; what ends begun work, and so makes room, goes past them.
-            gate = contextlib.nullcontext() if self._goes_first(call) else self._ahead.turn()
+            gate = contextlib.nullcontext() if self._goes_first(call) else self._ahead
             try:
                 async with gate:
                     try:
@@ -233,8 +233,7 @@ class Engine:
         """Sends one attempt, and tells the throttle how it went."""
         throttle = self._throttle
         try:
-            async with self._patience.wait():
-                answer = await self._provider.ask(request, self.config.deadline_seconds)
+            answer = await self._patience.wait(self._provider.ask(request, self.config.deadline_seconds))
         except Transient as error:
             self._reached = self._reached or error.kind != "unreachable"
             if error.kind == "rate_limited":
@@ -268,7 +267,7 @@ class Engine:
         first = self._goes_first(call)
         self._hurried += first
         try:
-            async with self._narrow[first].turn():
+            async with self._narrow[first]:
                 while True:
                     if not first and self._hurried:
                         await wait(self._stopping, _POLL_SECONDS)

@@ -2,10 +2,12 @@
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator
-import contextlib
+from collections.abc import Awaitable
+from typing import TypeVar
 
 from diversity_jax.llm.providers.base import Transient
+
+T = TypeVar("T")
 
 _SEEN = 200
 _ENOUGH_SEEN = 50
@@ -30,9 +32,8 @@ class Patience:
         self._answers = self._hung = 0
         self._waiting: dict[asyncio.Timeout, float] = {}
 
-    @contextlib.asynccontextmanager
-    async def wait(self) -> AsyncIterator[None]:
-        """Waits for one answer.
+    async def wait(self, answer: Awaitable[T]) -> T:
+        """One answer.
 
         Raises:
           Transient: it did not come in time.
@@ -42,7 +43,7 @@ class Patience:
             async with asyncio.timeout(self.seconds) as limit:
                 self._waiting[limit] = sent
                 try:
-                    yield
+                    found = await answer
                 finally:
                     del self._waiting[limit]
         except TimeoutError:
@@ -51,6 +52,7 @@ class Patience:
                 self._set(2 * self.seconds)
             raise Transient("timeout", f"no answer for {self.seconds:.0f} s") from None
         self._answered(asyncio.get_running_loop().time() - sent)
+        return found
 
     def _answered(self, seconds: float):
         self._taken.append(seconds)

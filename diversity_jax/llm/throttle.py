@@ -6,7 +6,7 @@ a server may send some at random, and a limit that fell at each of them would en
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 import contextlib
 from typing import NamedTuple
 
@@ -19,7 +19,7 @@ _PROBE_SECONDS = (0.5, 1.0, 2.0, 4.0, 8.0, 15.0)
 
 
 class Gate:
-    """Lets a limited number through at once, first come first served."""
+    """Lets a limited number through at once, first come first served. `async with` it enters, and leaves in any case."""
 
     def __init__(self, limit: int):
         self.limit = limit
@@ -48,14 +48,11 @@ class Gate:
                 self.leave()
             raise
 
-    @contextlib.asynccontextmanager
-    async def turn(self) -> AsyncIterator[None]:
-        """Enters, and leaves in any case."""
+    async def __aenter__(self) -> None:
         await self.enter()
-        try:
-            yield
-        finally:
-            self.leave()
+
+    async def __aexit__(self, *_: object) -> None:
+        self.leave()
 
     def leave(self) -> None:
         """Makes room."""

@@ -4,14 +4,15 @@ Without the `openai` package: what it adds to one POST costs a second of imports
 and checks of body, headers and answer than all the rest of a call.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+import functools
 import json
 import logging
 import os
 from typing import Any
 
 from diversity_jax.errors import InputError
-from diversity_jax.llm.client import Request
+from diversity_jax.llm.client import Request, Schema
 from diversity_jax.llm.providers.base import (
     Address,
     Answer,
@@ -46,6 +47,23 @@ _DONE_WITHOUT = {
 
 _SHOWN_BYTES = 500  # of a refusal that is no JSON
 _encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+_AFTER_USER = "}]}"
+
+
+@functools.lru_cache(maxsize=64)
+def _before_user(
+    model: str, without: frozenset[str], system: str, schema: Schema | None, stage: str, temperature: float, max_output_tokens: int
+) -> str:
+    """A body as far as the user's message, in which alone the calls of a stage differ."""
+    if "response_format" in without:
+        system = with_schema_in_prompt(Request(stage=stage, system=system, user="", schema=schema)).system
+    body: dict[str, Any] = {"model": model, "max_completion_tokens" if "max_tokens" in without else "max_tokens": max_output_tokens}
+    if "temperature" not in without:
+        body["temperature"] = temperature
+    if schema is not None and "response_format" not in without:
+        body["response_format"] = {"type": "json_schema", "json_schema": {"name": stage, "strict": True, "schema": schema}}
+    body["messages"] = [{"role": "system", "content": system}, {"role": "user", "content": ""}]
+    return _encode(body).removesuffix(f'""{_AFTER_USER}')
 
 
 def _error_of(content: bytes) -> Mapping[str, Any]:
@@ -75,36 +93,27 @@ class OpenAIChat:
         self._address = Address(judge=judge, url=url, key_variables=("OPENAI_API_KEY",), key=key)
         self._model = model
         self._usage = Usage(judge)
-        self._without: set[str] = set()
+        self._without: frozenset[str] = frozenset()
 
     async def ask(self, request: Request, deadline_seconds: float) -> Answer:
         """Makes one attempt; see `Provider.ask`."""
-        body = self._body(request)
-        status, headers, content = await self._post(_encode(body).encode(errors="replace"), deadline_seconds)
+        without = self._without
+        before = _before_user(
+            self._model, without, request.system, request.schema, request.stage, request.temperature, request.max_output_tokens
+        )
+        body = f"{before}{_encode(request.user)}{_AFTER_USER}".encode(errors="replace")
+        status, headers, content = await self._post(body, deadline_seconds)
         if status != 200:
-            raise self._refused(status, headers, content, body)
+            sent = [name for name in _CANNOT if name not in without and not (name == "response_format" and request.schema is None)]
+            raise self._refused(status, headers, content, sent)
         return self._read(content, request)
 
     async def close(self) -> None:
         """Gives connections back."""
         await self._post.aclose()
 
-    def _body(self, request: Request) -> dict[str, Any]:
-        if "response_format" in self._without:
-            request = with_schema_in_prompt(request)
-        body: dict[str, Any] = {
-            "model": self._model,
-            "messages": [{"role": "system", "content": request.system}, {"role": "user", "content": request.user}],
-            "max_completion_tokens" if "max_tokens" in self._without else "max_tokens": request.max_output_tokens,
-        }
-        if "temperature" not in self._without:
-            body["temperature"] = request.temperature
-        if request.schema is not None and "response_format" not in self._without:
-            wanted = {"name": request.stage, "strict": True, "schema": request.schema}
-            body["response_format"] = {"type": "json_schema", "json_schema": wanted}
-        return body
-
-    def _refused(self, status: int, headers: Mapping[str, str], content: bytes, body: dict[str, Any]) -> Exception:
+    def _refused(self, status: int, headers: Mapping[str, str], content: bytes, sent: Sequence[str]) -> Exception:
+        """What a refusal means; `sent` are the fields of `_CANNOT` that the request had."""
         error = _error_of(content)
         message = str(error.get("message") or content[:_SHOWN_BYTES].decode(errors="replace"))
         code = str(error.get("code") or error.get("type") or "")
@@ -113,15 +122,15 @@ class OpenAIChat:
         if not (isinstance(failure, Rejected) or status == 501):
             return failure
         named = f"{error.get('param') or ''} {message}".lower()
-        for name, words in _CANNOT.items():
-            if name in body and any(word in named for word in words):
+        for name in sent:
+            if any(word in named for word in _CANNOT[name]):
                 self._do_without(name, failure.detail)
                 return Transient("adapted", f"{name} is not supported")
         return failure
 
     def _do_without(self, name: str, detail: str):
         if name not in self._without:
-            self._without.add(name)
+            self._without |= {name}
             _logger.warning("%s does not take %s (%s); %s", self._address.judge, name, detail, _DONE_WITHOUT[name])
 
     def _read(self, content: bytes, request: Request) -> Answer:
