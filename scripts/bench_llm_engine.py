@@ -141,10 +141,30 @@ def command_run(server: RemoteServer, calls: int, in_flight: int) -> tuple[float
         return wall, cpu, json.loads(Path(folder, "run", "scorecard.json").read_text())["calls"], 1024 * after.ru_maxrss
 
 
-def report(name: str, wall: float, cpu: float, calls: int, waves: float, latency: float):
-    """Prints one line of figures; `waves` is how many latencies the calls take at best."""
-    share = f"{waves * latency / wall:7.1%} of ideal" if latency else ""
-    print(f"{name:28} {calls / wall:8.0f} calls/s {1e3 * cpu / calls:8.2f} ms CPU/call {wall:8.2f} s {share}", flush=True)
+class Report:
+    """Prints lines of figures, and on each how much of the time since the last one others had the processors."""
+
+    def __init__(self, latency: float):
+        self._latency = latency
+        self._ticks = processor_ticks()
+
+    def line(self, name: str, wall: float, cpu: float, calls: int, waves: float) -> None:
+        """One line; `waves` is how many latencies the calls take at best."""
+        before, self._ticks = self._ticks, processor_ticks()
+        share = f"{waves * self._latency / wall:7.1%} of ideal" if self._latency else ""
+        if self._ticks is not None:
+            others, all_ = (now - then for now, then in zip(self._ticks, before, strict=True))
+            share += f" {others / all_:7.1%} stolen"
+        print(f"{name:28} {calls / wall:8.0f} calls/s {1e3 * cpu / calls:8.2f} ms CPU/call {wall:8.2f} s {share}", flush=True)
+
+
+def processor_ticks() -> tuple[int, int] | None:
+    """Ticks that a virtual machine wanted and others had, and all ticks; None where the system does not say."""
+    stat = Path("/proc/stat")
+    if not stat.exists():
+        return None
+    ticks = [int(word) for word in stat.read_text().splitlines()[0].split()[1:9]]
+    return ticks[7], sum(ticks)
 
 
 def cpu_seconds(process: int) -> float:
@@ -166,17 +186,18 @@ def main():
     print(f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, Python {platform.python_version()}")
     sizes = (flags.calls, flags.in_flight)
     waves = flags.calls / flags.in_flight
+    report = Report(flags.latency_seconds)
     with serve_process("tests.cluster_agent_answers:by_first_word", latency_seconds=flags.latency_seconds) as server:
         for judge in flags.judges.split(","):
-            report(f"engine, {judge}", *asyncio.run(engine_run(judge, server, *sizes)), flags.calls, waves, flags.latency_seconds)
+            report.line(f"engine, {judge}", *asyncio.run(engine_run(judge, server, *sizes)), flags.calls, waves)
             *times, calls = agent_run(judge, server, *sizes)
-            report(f"whole agent, {judge}", *times, calls, 3 + waves, flags.latency_seconds)
+            report.line(f"whole agent, {judge}", *times, calls, 3 + waves)
         *times, calls, peak_bytes = command_run(server, *sizes)
-        report("whole command, openai:m", *times, calls, 3 + waves, flags.latency_seconds)
+        report.line("whole command, openai:m", *times, calls, 3 + waves)
         print(f"{'':28} {peak_bytes / 2**20:8.0f} MiB at most")
         print(f"{'the judge itself':28} {1e3 * cpu_seconds(server.process.pid) / server.stats()['attempts']:27.2f} ms CPU/call")
         if flags.plain:
-            report("plain openai SDK", *asyncio.run(plain_run(server, *sizes)), flags.calls, waves, flags.latency_seconds)
+            report.line("plain openai SDK", *asyncio.run(plain_run(server, *sizes)), flags.calls, waves)
 
 
 if __name__ == "__main__":
