@@ -6,6 +6,7 @@ import gc
 import logging
 import socket
 import sqlite3
+import sys
 import time
 
 import pytest
@@ -448,8 +449,8 @@ def test_cancelling_counts_what_may_have_been_billed_and_leaves_no_claim(tmp_pat
     assert rows.execute("SELECT lost, calls FROM spent").fetchall() == [(1, 3)]
 
 
-def test_garbage_is_searched_rarely_while_any_engine_is_open_and_as_before_afterwards():
-    usual = gc.get_threshold()
+def test_garbage_is_searched_rarely_and_threads_switch_quickly_while_any_engine_is_open():
+    usual, seconds = gc.get_threshold(), sys.getswitchinterval()
 
     async def go(server):
         async with engine_for(server):
@@ -457,8 +458,10 @@ def test_garbage_is_searched_rarely_while_any_engine_is_open_and_as_before_after
                 pass
             assert gc.get_threshold()[0] > usual[0]
             assert gc.get_freeze_count()
+            assert sys.getswitchinterval() < seconds
         assert gc.get_threshold() == usual
         assert not gc.get_freeze_count()
+        assert sys.getswitchinterval() == pytest.approx(seconds)
 
     with serve() as server:
         asyncio.run(go(server))

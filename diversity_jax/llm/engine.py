@@ -9,7 +9,7 @@ import random
 from typing import Any
 
 from diversity_jax.errors import InputError
-from diversity_jax.llm import garbage
+from diversity_jax.llm import undisturbed
 from diversity_jax.llm.budget import NOTHING, Amount, BudgetConfig, most_it_can_use, price_of
 from diversity_jax.llm.call import Call, Costs
 from diversity_jax.llm.client import CallFailed, Completion, Request
@@ -87,11 +87,11 @@ class Engine:
         self._settled = asyncio.Event()
         self._stopping = asyncio.Event()
         self._progress = Progress(self, mode=config.progress)
-        garbage.search_rarely()
+        undisturbed.begin()
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, *_: Any) -> None:
-        garbage.search_as_usual()
+        undisturbed.end()
         for task in self._calls.values():
             task.cancel()
         await asyncio.gather(*self._calls.values(), return_exceptions=True)
