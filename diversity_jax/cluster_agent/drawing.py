@@ -17,6 +17,7 @@ from diversity_jax.cluster_agent.judge import Sample
 from diversity_jax.cluster_agent.settings import AgentConfig
 from diversity_jax.cluster_agent.texts import child_seed, choose, clean_text, random_ids, random_order
 from diversity_jax.errors import InputError
+from diversity_jax.llm.undisturbed import quick_turns
 
 _CHUNK_GROUPINGS = (200, 400, 800, 1600)  # then 2,000 each
 _LAST_CHUNK_GROUPINGS = 2000
@@ -163,7 +164,8 @@ class Drawing:
     async def _draw(self, chunk: int) -> tuple[list[tuple[str, str]], int]:
         seed = child_seed(self._seed, "pool", chunk)
         count = _chunk_groupings(chunk) * self._k
-        return await asyncio.to_thread(draw_texts, self._corpus, count, seed, self._most_characters, keep=self._keep)
+        with quick_turns:
+            return await asyncio.to_thread(draw_texts, self._corpus, count, seed, self._most_characters, keep=self._keep)
 
     def _planned(self, index: int, sets: int) -> Planned:
         generator = random.Random(child_seed(self._seed, "grouping", index))

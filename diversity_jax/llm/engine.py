@@ -9,7 +9,6 @@ import random
 from typing import Any
 
 from diversity_jax.errors import InputError
-from diversity_jax.llm import undisturbed
 from diversity_jax.llm.budget import NOTHING, Amount, BudgetConfig, most_it_can_use, price_of
 from diversity_jax.llm.call import Call, Costs
 from diversity_jax.llm.client import CallFailed, Completion, Request
@@ -22,6 +21,7 @@ from diversity_jax.llm.providers import open_provider, parse_model
 from diversity_jax.llm.providers.base import Answer, Provider, Rejected, Transient
 from diversity_jax.llm.settings import EngineConfig, Stats
 from diversity_jax.llm.throttle import Gate, Pass, Throttle, wait
+from diversity_jax.llm.undisturbed import rare_search
 
 _logger = logging.getLogger(__name__)
 # Calls beyond those in flight that may be on their way through the ledger, so that no slot waits for the disk even when all answers come
@@ -87,11 +87,11 @@ class Engine:
         self._settled = asyncio.Event()
         self._stopping = asyncio.Event()
         self._progress = Progress(self, mode=config.progress)
-        undisturbed.begin()
+        rare_search.__enter__()
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, *_: Any) -> None:
-        undisturbed.end()
+        rare_search.__exit__()
         for task in self._calls.values():
             task.cancel()
         await asyncio.gather(*self._calls.values(), return_exceptions=True)
