@@ -4,11 +4,14 @@ The package has reached the end of its life and stays supported here; `google-ge
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 import functools
+import os
 import queue
 import threading
+from types import ModuleType
 from typing import Any
+import urllib.parse
 import warnings
 
 from diversity_jax.llm.client import Request
@@ -25,6 +28,7 @@ from diversity_jax.llm.providers.base import (
     unusable,
 )
 from diversity_jax.llm.providers.schema import gemini_schema
+from diversity_jax.llm.providers.transport import goes_through_a_proxy
 
 KEY_VARIABLES = ("GEMINI_API_KEY", "GOOGLE_API_KEY")
 PUBLIC_URL = "https://generativelanguage.googleapis.com"
@@ -62,8 +66,11 @@ class Gemini:
         made = client.get_default_generative_client()
         # The session's own pool keeps ten connections and opens a new one for every call beyond.
         pool = self._requests.adapters.HTTPAdapter(pool_connections=4, pool_maxsize=threads)
+        session = made.transport._session
         for scheme in ("http://", "https://"):
-            made.transport._session.mount(scheme, pool)
+            session.mount(scheme, pool)
+        if not goes_through_a_proxy(self._address.url):
+            session.post = DirectPost(self._requests, session.credentials, threads)
         return made
 
     def _with_system(self, system: str) -> Any:
@@ -148,6 +155,44 @@ def read_ending(text: str, blocked: str | None, finish_reason: str | None, count
     if not text.strip():
         raise unusable("empty", "the answer is empty", counts)
     return Answer(text=text, prompt_tokens=counts[0], completion_tokens=counts[1])
+
+
+class DirectPost:
+    """A session's `post` by urllib3 alone, on which `requests` stands: what that adds to each call (cookies, redirects, netrc, looking for
+    proxies) takes more CPU than everything else.
+
+    Args:
+      credentials: of the session; they put the key in.
+      threads: connections kept at most.
+    """
+
+    def __init__(self, requests: ModuleType, credentials: Any, threads: int):
+        import urllib3
+
+        trusted = os.environ.get("REQUESTS_CA_BUNDLE") or os.environ.get("CURL_CA_BUNDLE") or requests.certs.where()
+        self._requests, self._urllib3, self._credentials = requests, urllib3, credentials
+        self._pools = urllib3.PoolManager(num_pools=4, maxsize=threads, retries=False, ca_certs=trusted)
+
+    def __call__(self, url: str, *, timeout: float, headers: dict[str, str], params: Sequence[tuple[str, Any]], data: str) -> Any:
+        """The response, as `requests.Session.post` returns it, or its exceptions."""
+        errors, low = self._requests.exceptions, self._urllib3.exceptions
+        self._credentials.apply(headers)
+        whole = f"{url}?{urllib.parse.urlencode(params)}" if params else url
+        try:
+            got = self._pools.request("POST", whole, body=data.encode(), headers=headers, timeout=timeout, redirect=False)
+        except low.ConnectTimeoutError as error:  # a refused connection is one too
+            raise (errors.ConnectionError if isinstance(error, low.NewConnectionError) else errors.ConnectTimeout)(error) from None
+        except low.ReadTimeoutError as error:
+            raise errors.ReadTimeout(error) from None
+        except (low.DecodeError, low.LocationValueError, low.LocationParseError) as error:
+            raise errors.RequestException(error) from None
+        except low.HTTPError as error:
+            raise errors.ConnectionError(error) from None
+        response = self._requests.Response()
+        response.status_code, response.reason, response._content = got.status, got.reason, got.data
+        response.headers.update(got.headers)
+        response.request = self._requests.Request("POST", whole)  # the library's errors name it
+        return response
 
 
 class _Threads:

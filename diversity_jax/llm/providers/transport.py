@@ -27,7 +27,7 @@ _OF_A_PATH = "/%:@!$&'()*+,;=~"  # what stands in one as it is, beside letters, 
 
 def client_for(http: ModuleType, base_url: str) -> Any:
     """An asynchronous client of `http` (httpx or its successor) for `base_url`: direct, or through the proxy of the environment."""
-    if _goes_through_a_proxy(base_url):
+    if goes_through_a_proxy(base_url):
         return http.AsyncClient(limits=http.Limits(max_connections=1024, max_keepalive_connections=1024), follow_redirects=True)
     transport = DirectTransport(http)
 
@@ -50,7 +50,7 @@ def client_for(http: ModuleType, base_url: str) -> Any:
     return DirectClient(transport=transport, trust_env=False)
 
 
-def _goes_through_a_proxy(base_url: str) -> bool:
+def goes_through_a_proxy(base_url: str) -> bool:
     """Whether the environment names a proxy for an address."""
     proxies = urllib.request.getproxies()
     host = urllib.parse.urlsplit(base_url).hostname or ""
@@ -154,7 +154,7 @@ def _trusted() -> ssl.SSLContext:
 
 def _client_of_a_proxy(url: str) -> Any:
     """An httpx client, where the environment names a proxy for this address."""
-    if not _goes_through_a_proxy(url):
+    if not goes_through_a_proxy(url):
         return None
     import httpx
 
