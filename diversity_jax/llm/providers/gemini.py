@@ -14,7 +14,7 @@ from typing import Any
 import urllib.parse
 import warnings
 
-from diversity_jax.llm.client import Request
+from diversity_jax.llm.client import Request, Schema
 from diversity_jax.llm.providers.base import (
     Address,
     Answer,
@@ -55,6 +55,7 @@ class Gemini:
         self._usage = Usage(judge)
         self._client = self._make_client(base_url, threads)
         self._prompted = functools.lru_cache(_PROMPTS_KEPT)(self._with_system)
+        self._enforced = functools.lru_cache(_PROMPTS_KEPT)(self._as_the_library_has_it)
         self._threads = _Threads(threads)
 
     def _make_client(self, base_url: str | None, threads: int) -> Any:
@@ -78,6 +79,12 @@ class Gemini:
         model._client = self._client
         return model
 
+    def _as_the_library_has_it(self, schema: Schema) -> Any:
+        """A schema as the library's own object, into which it would turn it anew for every call."""
+        from google.generativeai.types import generation_types
+
+        return generation_types.to_generation_config_dict({"response_schema": gemini_schema(schema)})["response_schema"]
+
     async def ask(self, request: Request, deadline_seconds: float) -> Answer:
         """Makes one attempt; see `Provider.ask`."""
         # The library's time-out is one of silence, so a server that trickles could hold a call for ever.
@@ -95,7 +102,7 @@ class Gemini:
     def _ask(self, request: Request, deadline_seconds: float) -> Answer:
         config: dict[str, Any] = {"temperature": request.temperature, "max_output_tokens": request.max_output_tokens}
         if request.schema is not None:
-            config |= {"response_mime_type": "application/json", "response_schema": gemini_schema(request.schema)}
+            config |= {"response_mime_type": "application/json", "response_schema": self._enforced(request.schema)}
         reached, gone = self._requests.exceptions, self._address.url
         try:
             # Left to itself the library retries a 503 for long, even past the time-out.
