@@ -14,6 +14,7 @@ import pytest
 from diversity_jax.errors import InputError
 from diversity_jax.llm import BudgetConfig, CallFailed, Engine, EngineConfig, Request, patience
 from diversity_jax.llm.providers.base import Transient, retry_after
+from diversity_jax.llm.providers.gemini import DirectPost, Gemini
 from diversity_jax.llm.undisturbed import quick_turns
 from tests.llm_answers import tokens_of
 from tests.llm_server import Faults, serve
@@ -474,3 +475,13 @@ def test_threads_take_quick_turns_until_the_last_that_asked_leaves():
     with pytest.raises(KeyError), quick_turns:
         raise KeyError
     assert sys.getswitchinterval() == usual
+
+
+def test_gemini_s_own_session_is_left_alone_where_the_environment_names_a_proxy(monkeypatch):
+    def posts():
+        return Gemini("model", base_url="http://127.0.0.1:9", threads=1)._client.transport._session.post
+
+    assert isinstance(posts(), DirectPost)
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
+    monkeypatch.setenv("NO_PROXY", "elsewhere.invalid")
+    assert not isinstance(posts(), DirectPost)
