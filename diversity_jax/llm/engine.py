@@ -164,7 +164,6 @@ class Engine:
         self.stats.failed += not task.cancelled() and task.exception() is not None
 
     async def _answer(self, key: str, request: Request) -> Completion:
-        # What an empty ledger has come to hold since then the claim finds.
         found = None if self._ledger.began_empty else await self._kept(self._ledger.look(key))
         if isinstance(found, Entry):
             return self._completion(found, cached=True)

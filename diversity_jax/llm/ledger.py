@@ -44,7 +44,7 @@ class Ledger:
 
     @property
     def began_empty(self) -> bool:
-        """Whether it held no answer when it was opened for writing."""
+        """Whether it held no answer when it was opened for writing: what has come since, a claim finds without a look before."""
         return self._file.began_empty
 
     @property

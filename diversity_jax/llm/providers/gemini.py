@@ -53,6 +53,7 @@ class Gemini:
         self._address = Address(judge=judge, url=base_url or PUBLIC_URL, key_variables=KEY_VARIABLES, key=key)
         self._model = model
         self._usage = Usage(judge)
+        self._direct: DirectPost | None = None
         self._client = self._make_client(base_url, threads)
         self._prompted = functools.lru_cache(_PROMPTS_KEPT)(self._with_system)
         self._enforced = functools.lru_cache(_PROMPTS_KEPT)(self._as_the_library_has_it)
@@ -65,13 +66,14 @@ class Gemini:
         options = {"api_endpoint": base_url} if base_url else None
         self._sdk.configure(api_key=self._address.key, transport="rest", client_options=options)
         made = client.get_default_generative_client()
-        # The session's own pool keeps ten connections and opens a new one for every call beyond.
-        pool = self._requests.adapters.HTTPAdapter(pool_connections=4, pool_maxsize=threads)
         session = made.transport._session
-        for scheme in ("http://", "https://"):
-            session.mount(scheme, pool)
-        if not goes_through_a_proxy(self._address.url):
-            session.post = DirectPost(self._requests, session.credentials, threads)
+        if goes_through_a_proxy(self._address.url):
+            # The session's own pool keeps ten connections and opens a new one for every call beyond.
+            pool = self._requests.adapters.HTTPAdapter(pool_connections=4, pool_maxsize=threads)
+            for scheme in ("http://", "https://"):
+                session.mount(scheme, pool)
+        else:
+            self._direct = session.post = DirectPost(self._requests, session.credentials, threads)
         return made
 
     def _with_system(self, system: str) -> Any:
@@ -98,6 +100,8 @@ class Gemini:
         """Gives connections back."""
         self._threads.close()
         self._client.transport.close()
+        if self._direct is not None:
+            self._direct.close()
 
     def _ask(self, request: Request, deadline_seconds: float) -> Answer:
         config: dict[str, Any] = {"temperature": request.temperature, "max_output_tokens": request.max_output_tokens}
@@ -200,6 +204,10 @@ class DirectPost:
         response.headers.update(got.headers)
         response.request = self._requests.Request("POST", whole)  # the library's errors name it
         return response
+
+    def close(self) -> None:
+        """Closes the idle connections."""
+        self._pools.clear()
 
 
 class _Threads:

@@ -104,9 +104,9 @@ class JsonPost:
         Raises:
           Transient: no whole answer; its kind says why.
         """
-        if self._client is not None:
-            return await self._through_the_proxy(content, seconds)
         try:
+            if self._client is not None:
+                return await self._through_the_proxy(content, seconds)
             data = b"%b%d\r\n\r\n%b" % (self._head, len(content), content)
             status, raw, body = await self._connections.exchange(self._origin, data, "POST", seconds)
         except UnreachedError as error:
@@ -114,7 +114,7 @@ class JsonPost:
         except TimeoutError:
             raise Transient("timeout", f"no answer from {self._url} in time") from None
         except (OSError, ValueError) as error:
-            raise Transient("dropped", f"{self._url}: {error or 'the connection was closed'}") from None
+            raise Transient("dropped", f"{self._url}: {str(error) or 'the connection was closed'}") from None
         headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in raw}
         return status, headers, self._unpacked(status, raw, body) if "content-encoding" in headers else body
 
@@ -127,16 +127,17 @@ class JsonPost:
             raise Transient("dropped", f"{self._url}: {error}") from None
 
     async def _through_the_proxy(self, content: bytes, seconds: float) -> tuple[int, Mapping[str, str], bytes]:
+        """As directly, with the errors of `Connections.exchange`."""
         import httpx
 
         try:
             reply = await self._client.post(self._url, content=content, headers=self._headers, timeout=seconds)
         except (httpx.ConnectError, httpx.ConnectTimeout, httpx.ProxyError) as error:
-            raise Transient("unreachable", f"{self._url}: {error}") from None
+            raise UnreachedError(str(error), in_vain=False) from None
         except httpx.TimeoutException:
-            raise Transient("timeout", f"no answer from {self._url} in time") from None
+            raise TimeoutError from None
         except httpx.TransportError as error:
-            raise Transient("dropped", f"{self._url}: {error or 'the connection was closed'}") from None
+            raise ValueError(str(error)) from None
         return reply.status_code, reply.headers, reply.content
 
     async def aclose(self) -> None:
