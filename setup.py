@@ -1,4 +1,6 @@
-"""Installation. `requirements.lock` holds versions that import together; these are the bounds they were chosen within."""
+"""Installation. `requirements.lock` holds versions that import together; these are the bounds they were chosen
+within.
+"""
 
 from pathlib import Path
 import re

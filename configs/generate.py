@@ -5,12 +5,12 @@
     python -m diversity_jax.generate --config configs/generate.py --config.topics.source=topics.txt \
         --config.generators[0].model=openai:tiny --config.generators[0].base_url=http://127.0.0.1:8080/v1 --config.schema_limits=True
 
-Hardware: any; time and price are the model's, and `--config.dry_run=True` says them first. Result: runs/generate/documents/*.jsonl.zst
+Hardware: any; time and price are the model's, and `--config.dry_run=True` says them first. Result:
+  runs/generate/documents/*.jsonl.zst
 and runs/generate/report.html. With --config.personas.source=FILE other templates can be chosen in `grid.templates`.
 """
 
-from diversity_jax.config import GenerateConfig
-from diversity_jax.synthesis.settings import GeneratorConfig, GridConfig, TopicsConfig
+from diversity_jax.synthesis.config import GenerateConfig, GeneratorConfig, GridConfig, TopicsConfig
 
 
 def get_config() -> GenerateConfig:

@@ -5,7 +5,7 @@
 Hardware: any. A file of prompts: `--config.prompts_file=prompts.jsonl --config.output=answers.jsonl`.
 """
 
-from diversity_jax.evaluation.settings import GenerateTextConfig
+from diversity_jax.evaluation.config import GenerateTextConfig
 
 
 def get_config() -> GenerateTextConfig:

@@ -3,19 +3,21 @@
     python -m diversity_jax.train --config configs/llama_1p4b.py --config.output_dir=gs://BUCKET/llama_1p4b
 
 Data and judge: as for the 350M model.
-Hardware: as it is on 16 TPU v5e (two slices with --config.mesh.data=2 --config.mesh.network_data=2), 16 v4, 8 v5p or 16 v6e; on 8 H100
-with --config.model.scan_layers=False, on one H200 with --config.model.remat=none and --config.train.gradient_accumulation=8 too. Compiled
-ahead of time for each (docs/benchmarks/compile), not run there. Arithmetic, not a measurement: 1.2e21 model FLOPs, which at half of the
+Hardware: as it is on 16 TPU v5e (two slices with --config.mesh.data=2 --config.mesh.network_data=2), 16 v4, 8 v5p or 16
+  v6e; on 8 H100
+with --config.model.scan_layers=False, on one H200 with --config.model.remat=none and
+--config.train.gradient_accumulation=8 too. Compiled ahead of time for each (docs/benchmarks/compile), not run there. Arithmetic, not a measurement: 1.2e21 model FLOPs, which at half of the
 peak take 208 h on v5e-16, 52 h on v5e-64 and 83 h on 8 x H100.
-Expected: the paper reports an average accuracy of 57.8 % over its eight benchmarks (54.8 % on real text only). Not yet repeated here.
+Expected: the paper reports an average accuracy of 57.8 % over its eight benchmarks (54.8 % on real text only). Not yet
+  repeated here.
 """
 
 from configs.llama_350m import mixture
 from diversity_jax.cluster_agent import AgentConfig
-from diversity_jax.config import Config
 from diversity_jax.model import LLAMA, MeshConfig
+from diversity_jax.training.config import TrainConfig
 from diversity_jax.training.optimizer import OptimizerConfig
-from diversity_jax.training.settings import TrainConfig
+from diversity_jax.training.run_config import Config
 
 SEQUENCE_LENGTH = 2048
 BATCH_SIZE = 128

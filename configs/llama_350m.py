@@ -3,24 +3,27 @@
     python -m diversity_jax.train --config configs/llama_350m.py --config.output_dir=gs://BUCKET/llama_350m
     python -m diversity_jax.train --config configs/llama_350m.py --config.prepared=/data/mixture      (rows prepared before)
 
-Data: TFDS `wikipedia` and `c4` under TFDS_DATA_DIR; code, mathematics and synthetic text as JSONL under data/; the tokenizer's
+Data: TFDS `wikipedia` and `c4` under TFDS_DATA_DIR; code, mathematics and synthetic text as JSONL under data/; the
+  tokenizer's
 folder under tokenizers/codegen. The gate asks an LLM judge (GEMINI_API_KEY); --config.judge=offline does without.
-Hardware: as it is on 16 TPU v5e, 16 v4, 8 v5p or 16 v6e; on 8 H100 with --config.model.scan_layers=False, on one H200 with
+Hardware: as it is on 16 TPU v5e, 16 v4, 8 v5p or 16 v6e; on 8 H100 with --config.model.scan_layers=False, on one H200
+  with
 --config.model.remat=none and --config.train.gradient_accumulation=8 too. Compiled ahead of time for each (docs/benchmarks/compile), not
 run there.
 Arithmetic, not a measurement: 1.4e20 model FLOPs, which at half of the peak take 25 h on v5e-16 and 10 h on 8 x H100.
-Expected: the paper reports an average accuracy of 51.9 % over its eight benchmarks (48.9 % on real text only). Not yet repeated here.
+Expected: the paper reports an average accuracy of 51.9 % over its eight benchmarks (48.9 % on real text only). Not yet
+  repeated here.
 On a CPU it starts too: --config.train.steps=2 --config.train.batch_size=1 --config.train.gradient_accumulation=1
 --config.train.eval_batches=1 on prepared rows took 6 CPU minutes on 2 cores and 11.0 GB at its peak, checkpoint written.
 """
 
 from diversity_jax.cluster_agent import AgentConfig
-from diversity_jax.config import Config
 from diversity_jax.corpus import CorpusConfig
-from diversity_jax.mixtures.component import Component, GatePolicy, MixtureConfig
+from diversity_jax.mixtures.config import Component, GatePolicy, MixtureConfig
 from diversity_jax.model import LLAMA, MeshConfig
+from diversity_jax.training.config import TrainConfig
 from diversity_jax.training.optimizer import OptimizerConfig
-from diversity_jax.training.settings import TrainConfig
+from diversity_jax.training.run_config import Config
 
 SEQUENCE_LENGTH = 2048
 BATCH_SIZE = 256
@@ -37,7 +40,12 @@ def mixture() -> MixtureConfig:
             Component(name="c4", kind="real", corpus=CorpusConfig(source="tfds:c4/en"), share=2),
             Component(name="code", kind="real", corpus="data/code/*.jsonl.zst", share=1),
             Component(name="math", kind="real", corpus="data/math/*.jsonl.zst", share=1),
-            Component(name="topic_styles_persona", kind="synthetic", corpus="data/topic_styles_persona/*.jsonl.zst", policy=policy),
+            Component(
+                name="topic_styles_persona",
+                kind="synthetic",
+                corpus="data/topic_styles_persona/*.jsonl.zst",
+                policy=policy,
+            ),
         ),
         real_to_synthetic=(4, 1),
         vocabulary="tokenizers/codegen",

@@ -8,12 +8,12 @@ Hardware: any machine with 2 cores and 3 GB of memory; no accelerator, no networ
 Result: held-out loss 7.65 to 4.59 nats a token in 250 steps, 7 minutes on two busy cores.
 """
 
-from diversity_jax.config import Config
 from diversity_jax.corpus import CorpusConfig
-from diversity_jax.mixtures.component import Component, MixtureConfig
+from diversity_jax.mixtures.config import Component, MixtureConfig
 from diversity_jax.model import LLAMA
+from diversity_jax.training.config import TrainConfig
 from diversity_jax.training.optimizer import OptimizerConfig
-from diversity_jax.training.settings import TrainConfig
+from diversity_jax.training.run_config import Config
 
 
 def get_config() -> Config:
@@ -21,7 +21,9 @@ def get_config() -> Config:
         output_dir="runs/llama_tiny",
         mixture=MixtureConfig(
             name="llama_tiny",
-            components=(Component(name="prose", kind="real", corpus=CorpusConfig(source="installed_docs:prose"), share=1),),
+            components=(
+                Component(name="prose", kind="real", corpus=CorpusConfig(source="installed_docs:prose"), share=1),
+            ),
             vocabulary="runs/tokenizer/tiny.model",
             sequence_length=256,
             validation_share=0.02,

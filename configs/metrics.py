@@ -1,4 +1,5 @@
-"""The baseline metrics of corpora, without a judge: lexical and embedding metrics with intervals, at whole and at equal length.
+"""The baseline metrics of corpora, without a judge: lexical and embedding metrics with intervals, at whole and at equal
+length.
 
     python -m diversity_jax.score --config configs/metrics.py --config.corpus=a.jsonl.gz,b.jsonl.gz
     python -m diversity_jax.score --config configs/metrics.py --config.corpus=a.jsonl.gz --config.metrics=self_repetition,mtld,vendi
@@ -9,7 +10,7 @@ corpora the page says which metrics tell them apart; with five or more, how far 
 --config.metrics=all measures the same beside the judge.
 """
 
-from diversity_jax.score_config import ScoreConfig
+from diversity_jax.scoring.config import ScoreConfig
 
 
 def get_config() -> ScoreConfig:

@@ -3,13 +3,14 @@
     python -m diversity_jax.mixtures.prepare --config configs/prepare.py --config.corpus.source='texts/*.jsonl.zst' \\
         --config.vocabulary=tokenizer.json --config.output_dir=components/web
 
-As it stands: English prose of the installed packages, as bytes, near copies left out. Two cores, no accelerator: 24 MB of text
+As it stands: English prose of the installed packages, as bytes, near copies left out. Two cores, no accelerator: 24 MB
+  of text
 become 12,000 rows of 2,049 tokens in about two minutes, most of it extracting and comparing the docstrings.
 Set `hygiene.decontaminate` to evaluation files, such as ("benchmarks/*.jsonl",), to leave out what overlaps with them.
 """
 
 from diversity_jax.corpus import CorpusConfig
-from diversity_jax.mixtures.preparation import Hygiene, Preparation, PrepareConfig
+from diversity_jax.prepare.config import Hygiene, Preparation, PrepareConfig
 
 
 def get_config() -> PrepareConfig:

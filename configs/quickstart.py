@@ -6,12 +6,12 @@ Hardware: any machine with 2 cores and 3 GB of memory; no accelerator, no networ
 """
 
 from diversity_jax.cluster_agent import AgentConfig
-from diversity_jax.config import Config
 from diversity_jax.corpus import CorpusConfig
-from diversity_jax.mixtures.component import Component, GatePolicy, MixtureConfig
+from diversity_jax.mixtures.config import Component, GatePolicy, MixtureConfig
 from diversity_jax.model import LLAMA
+from diversity_jax.training.config import TrainConfig
 from diversity_jax.training.optimizer import OptimizerConfig
-from diversity_jax.training.settings import TrainConfig
+from diversity_jax.training.run_config import Config
 
 OUTPUT = "runs/quickstart"
 GATE = GatePolicy(min_ratio_to={"real": 0.25}, on_fail="reject")
@@ -23,10 +23,24 @@ def get_config() -> Config:
         mixture=MixtureConfig(
             name="quickstart",
             components=(
-                Component(name="prose", kind="real", corpus=CorpusConfig(source="installed_docs:prose", max_documents=4000), share=3),
-                Component(name="code", kind="real", corpus=CorpusConfig(source="installed_docs:code", max_documents=2000), share=1),
-                Component(name="many_topics", kind="synthetic", corpus=f"{OUTPUT}/text/many_topics.jsonl.gz", policy=GATE),
-                Component(name="few_topics", kind="synthetic", corpus=f"{OUTPUT}/text/few_topics.jsonl.gz", policy=GATE),
+                Component(
+                    name="prose",
+                    kind="real",
+                    corpus=CorpusConfig(source="installed_docs:prose", max_documents=4000),
+                    share=3,
+                ),
+                Component(
+                    name="code",
+                    kind="real",
+                    corpus=CorpusConfig(source="installed_docs:code", max_documents=2000),
+                    share=1,
+                ),
+                Component(
+                    name="many_topics", kind="synthetic", corpus=f"{OUTPUT}/text/many_topics.jsonl.gz", policy=GATE
+                ),
+                Component(
+                    name="few_topics", kind="synthetic", corpus=f"{OUTPUT}/text/few_topics.jsonl.gz", policy=GATE
+                ),
             ),
             real_to_synthetic=(1, 1),
             vocabulary="bytes",

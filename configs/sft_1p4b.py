@@ -5,16 +5,17 @@
         --config.mixture.vocabulary=HUGGING_FACE_LLAMA --config.mixture.chat.template=tokenizer
 
 Data and settings: as for the 350M model, configs/sft_350m.py.
-Hardware: one NVIDIA GPU of 80 GB or a slice of 8 TPU v5e. Arithmetic, not a measurement: about 8e9 FLOPs a token, so that three epochs
+Hardware: one NVIDIA GPU of 80 GB or a slice of 8 TPU v5e. Arithmetic, not a measurement: about 8e9 FLOPs a token, so
+  that three epochs
 of 100 M tokens of rows take an hour and three quarters on one H100 at 0.4 of its peak.
 Expected: the paper reports 61.3 % on average over its eight benchmarks (57.8 % before). Not yet repeated here.
 """
 
 from configs.sft_350m import EPOCHS, mixture
-from diversity_jax.config import Config
 from diversity_jax.model import LLAMA, MeshConfig
+from diversity_jax.training.config import TrainConfig
 from diversity_jax.training.optimizer import OptimizerConfig
-from diversity_jax.training.settings import TrainConfig
+from diversity_jax.training.run_config import Config
 
 
 def get_config() -> Config:

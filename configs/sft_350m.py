@@ -4,21 +4,24 @@
     python -m diversity_jax.train --config configs/sft_350m.py --config.train.init_from=HUGGING_FACE_LLAMA --config.model=none \\
         --config.mixture.vocabulary=HUGGING_FACE_LLAMA --config.mixture.chat.template=tokenizer
 
-Data: data/alpaca_gpt4.jsonl (instruction, input, output) and data/flan_v2/*.jsonl.zst (inputs, targets; a SeqIO mixture does as well:
-source seqio:NAME@MODULE), the tokenizer's folder under tokenizers/codegen. Every component is read as often as the others: its share
-counts epochs. AdamW at 2e-5 without weight decay is the paper's; batch size and warm-up are not in it.
-Hardware: one NVIDIA GPU of 40 GB or a slice of 4 TPU v5e. Arithmetic, not a measurement: about 2.5e9 FLOPs a token, so that three
+Data: data/alpaca_gpt4.jsonl (instruction, input, output) and data/flan_v2/*.jsonl.zst (inputs, targets; a SeqIO mixture
+  does as well:
+source seqio:NAME@MODULE), the tokenizer's folder under tokenizers/codegen. Every component is read as often as the
+others: its share counts epochs. AdamW at 2e-5 without weight decay is the paper's; batch size and warm-up are not in
+  it.
+Hardware: one NVIDIA GPU of 40 GB or a slice of 4 TPU v5e. Arithmetic, not a measurement: about 2.5e9 FLOPs a token, so
+  that three
 epochs of 100 M tokens of rows take half an hour on one H100 at 0.4 of its peak.
 Expected: the paper reports 54.3 % on average over its eight benchmarks (51.9 % before). Not yet repeated here.
 """
 
-from diversity_jax.config import Config
 from diversity_jax.corpus import CorpusConfig
-from diversity_jax.mixtures.component import Component, GatePolicy, MixtureConfig
-from diversity_jax.mixtures.preparation import Chat
+from diversity_jax.mixtures.config import Component, GatePolicy, MixtureConfig
 from diversity_jax.model import LLAMA, MeshConfig
+from diversity_jax.prepare.config import Chat
+from diversity_jax.training.config import TrainConfig
 from diversity_jax.training.optimizer import OptimizerConfig
-from diversity_jax.training.settings import TrainConfig
+from diversity_jax.training.run_config import Config
 
 SEQUENCE_LENGTH = 2048
 EPOCHS = 3
@@ -33,7 +36,8 @@ def mixture() -> MixtureConfig:
     return MixtureConfig(
         name="paper_sft",
         components=tuple(
-            Component(name=name, kind="synthetic", corpus=corpus, share=1, policy=GatePolicy(ungated=True)) for name, corpus in data.items()
+            Component(name=name, kind="synthetic", corpus=corpus, share=1, policy=GatePolicy(ungated=True))
+            for name, corpus in data.items()
         ),
         shares_of="epochs",
         vocabulary="tokenizers/codegen",

@@ -4,22 +4,23 @@
     python -m diversity_jax.generate_text --config configs/generate_text.py --config.model.checkpoint=runs/sft_tiny \\
         --config.chat=True --config.prompt="Name three colours."
 
-Needs runs/llama_tiny (two commands in configs/llama_tiny.py), and a JSON-lines file of instruction data: Alpaca fields, messages, or inputs
-and targets, told apart by themselves. From the quickstart's model over bytes: --config.train.init_from=runs/quickstart
---config.mixture.vocabulary=bytes --config.mixture.sequence_length=2048 --config.model.max_length=2048 --config.model.vocab_size=384.
+Needs runs/llama_tiny (two commands in configs/llama_tiny.py), and a JSON-lines file of instruction data: Alpaca fields,
+messages, or inputs and targets, told apart by themselves. From the quickstart's model over bytes:
+--config.train.init_from=runs/quickstart --config.mixture.vocabulary=bytes --config.mixture.sequence_length=2048 --config.model.max_length=2048 --config.model.vocab_size=384.
 Low-rank adapters alone: --config.train.lora.rank=8 --config.optimizer.learning_rate=3e-3.
-Hardware: any machine with 2 cores; 18 minutes where other programs shared them. Result: after an epoch of 3,500 examples the loss on
-held-out answers is 3.67 nats a token (5.24 before), and sampled answers end by themselves as often as the data's; two of three greedy
-ones loop. docs/evaluation.md has the table.
+Hardware: any machine with 2 cores; 18 minutes where other programs shared them. Result: after an epoch of 3,500
+  examples the loss on
+held-out answers is 3.67 nats a token (5.24 before), and sampled answers end by themselves as often as the data's; two
+of three greedy ones loop. docs/evaluation.md has the table.
 """
 
-from diversity_jax.config import Config
 from diversity_jax.corpus import CorpusConfig
-from diversity_jax.mixtures.component import Component, GatePolicy, MixtureConfig
-from diversity_jax.mixtures.preparation import Chat
+from diversity_jax.mixtures.config import Component, GatePolicy, MixtureConfig
 from diversity_jax.model import LLAMA
+from diversity_jax.prepare.config import Chat
+from diversity_jax.training.config import TrainConfig
 from diversity_jax.training.optimizer import OptimizerConfig
-from diversity_jax.training.settings import TrainConfig
+from diversity_jax.training.run_config import Config
 
 
 def get_config() -> Config:

@@ -5,17 +5,27 @@
 Hardware: any; under a minute on one core. Result: about 4 bytes of prose a token.
 """
 
-from diversity_jax.config import TokenizerConfig
 from diversity_jax.corpus import CorpusConfig
-from diversity_jax.mixtures.component import Component
+from diversity_jax.mixtures.build_config import TokenizerConfig
+from diversity_jax.mixtures.config import Component
 
 
 def get_config() -> TokenizerConfig:
     return TokenizerConfig(
         output="runs/tokenizer/installed_docs.model",
         components=(
-            Component(name="prose", kind="real", corpus=CorpusConfig(source="installed_docs:prose", max_documents=20000), share=0.75),
-            Component(name="code", kind="real", corpus=CorpusConfig(source="installed_docs:code", max_documents=5000), share=0.25),
+            Component(
+                name="prose",
+                kind="real",
+                corpus=CorpusConfig(source="installed_docs:prose", max_documents=20000),
+                share=0.75,
+            ),
+            Component(
+                name="code",
+                kind="real",
+                corpus=CorpusConfig(source="installed_docs:code", max_documents=5000),
+                share=0.25,
+            ),
         ),
         vocab_size=8192,
         sample_characters=8_000_000,

@@ -6,10 +6,10 @@ python -m diversity_jax.audit --config configs/score.py --config.corpus=texts.js
 import logging
 from pathlib import Path
 
-from diversity_jax import entry_point
+from diversity_jax.core import cli
+from diversity_jax.core.files import write_json
 from diversity_jax.score import open_corpora
-from diversity_jax.score_config import ScoreConfig
-from diversity_jax.storage import write_json
+from diversity_jax.scoring.config import ScoreConfig
 
 log = logging.getLogger(__name__)
 
@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 def main(config: ScoreConfig) -> None:
     """Audits every corpus of the configuration; writes `audit.json`, whose path it prints last."""
     from diversity_jax.cluster_agent import audit
-    from diversity_jax.scoring import open_judge
+    from diversity_jax.scoring.run import open_judge
 
     results = {}
     for name, corpus in open_corpora(config).items():
@@ -31,4 +31,4 @@ def main(config: ScoreConfig) -> None:
 
 
 if __name__ == "__main__":
-    entry_point.run(main, ScoreConfig, __doc__)
+    cli.run(main, ScoreConfig, __doc__)

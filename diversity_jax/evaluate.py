@@ -1,4 +1,5 @@
-"""Judge a checkpoint: the paper's eight benchmarks or any task of lm-evaluation-harness, held-out text, and another checkpoint beside it.
+"""Judge a checkpoint: the paper's eight benchmarks or any task of lm-evaluation-harness, held-out text, and another
+checkpoint beside it.
 
     python -m diversity_jax.evaluate --config configs/evaluate_paper.py --config.model.checkpoint=runs/quickstart
     python -m diversity_jax.evaluate --config configs/evaluate_paper.py --config.model.checkpoint=DIR --config.data_dir=FILES
@@ -16,17 +17,18 @@ import subprocess
 import sys
 from typing import Any
 
-from diversity_jax import entry_point
-from diversity_jax.errors import InputError
-from diversity_jax.evaluation.settings import EvaluateConfig
-from diversity_jax.storage import write_json
+from diversity_jax.core import cli
+from diversity_jax.core.errors import InputError
+from diversity_jax.core.files import write_json
+from diversity_jax.evaluation.config import EvaluateConfig
 
 log = logging.getLogger(__name__)
 
 
 def main(config: EvaluateConfig) -> None:
     """The whole evaluation."""
-    from diversity_jax import evaluate_page, run_record
+    from diversity_jax.core import run_info
+    from diversity_jax.report.pages import evaluation
 
     config.model.check_named()
     os.environ.setdefault("TQDM_MININTERVAL", "10")  # the harness draws bars for everything, also into log files
@@ -37,22 +39,28 @@ def main(config: EvaluateConfig) -> None:
 
     output_dir = Path(config.output_dir)
     log.info("model: %s, %s parameters", model.name, f"{model.config.parameter_count:,}")
-    results = {"format_version": 1, "model": _model_facts(model), "code": _code_facts(), "limit": config.limit, "data": sources}
+    results = {
+        "format_version": 1,
+        "model": _model_facts(model),
+        "code": _code_facts(),
+        "limit": config.limit,
+        "data": sources,
+    }
     results |= {"tasks": {}, "average": None}
     if tasks:
         results |= _benchmarks(config, model, tasks, output_dir, sources)
     results["held_out"] = _held_out(config, model)
     if other is not None:
         results["comparison"] = _compare(config, output_dir, results, other)
-    run_record.describe(sys.argv, config, jax.devices()).save(output_dir)
+    run_info.describe(sys.argv, config, jax.devices()).save(output_dir)
     write_json(output_dir / "results.json", results)
     for line in summary(results):
         log.info(line)
-    print(evaluate_page.write(output_dir, results))
+    print(evaluation.write(output_dir, results))
 
 
 def _open(config: EvaluateConfig) -> Any:
-    from diversity_jax.model_files import open_model
+    from diversity_jax.evaluation.load_model import open_model
 
     source = {field.name: getattr(config.model, field.name) for field in dataclasses.fields(config.model)}
     return open_model(source.pop("checkpoint"), **source)
@@ -65,12 +73,16 @@ def _tasks(config: EvaluateConfig) -> tuple[list[Any], dict[str, Any]]:
     _need_harness()
     for noisy in ("lm_eval", "datasets"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
-    from diversity_jax.evaluation import benchmarks
+    from diversity_jax.evaluation import tasks as benchmarks
 
     if config.data_dir is not None and not Path(config.data_dir).is_dir():
-        raise InputError(f"data_dir={config.data_dir}: no such folder; give one with benchmark files, or leave it out to use the hub")
+        raise InputError(
+            f"data_dir={config.data_dir}: no such folder; give one with benchmark files, or leave it out to use the hub"
+        )
     return benchmarks.build(
-        benchmarks.task_names(config.task_list), None if config.data_dir is None else Path(config.data_dir), num_fewshot=config.num_fewshot
+        benchmarks.task_names(config.task_list),
+        None if config.data_dir is None else Path(config.data_dir),
+        num_fewshot=config.num_fewshot,
     )
 
 
@@ -78,15 +90,20 @@ def _need_harness() -> None:
     try:
         import lm_eval  # noqa: F401
     except ImportError as error:
-        raise InputError(f"benchmarks need lm-evaluation-harness ({error}); pip install 'diversity_jax[eval]'") from None
+        raise InputError(
+            f"benchmarks need lm-evaluation-harness ({error}); pip install 'diversity_jax[eval]'"
+        ) from None
 
 
-def _benchmarks(config: EvaluateConfig, model: Any, tasks: list[Any], output_dir: Path, sources: dict[str, Any]) -> dict[str, Any]:
+def _benchmarks(
+    config: EvaluateConfig, model: Any, tasks: list[Any], output_dir: Path, sources: dict[str, Any]
+) -> dict[str, Any]:
     from lm_eval import simple_evaluate
     from lm_eval.tasks import TaskManager
 
-    from diversity_jax.evaluation import benchmarks, results
-    from diversity_jax.evaluation.harness import HarnessModel
+    from diversity_jax.evaluation import results
+    from diversity_jax.evaluation import tasks as benchmarks
+    from diversity_jax.evaluation.lm_eval_model import HarnessModel
 
     store = output_dir / "requests" / f"{model.weights_hash[:16]}.jsonl"
     harness = HarnessModel(model, batch_size=config.batch_size, store=store, slots=config.slots)
@@ -132,13 +149,16 @@ def _component_losses(config: EvaluateConfig, model: Any, scorer: Any) -> dict[s
     import numpy as np
 
     from diversity_jax.evaluation.held_out import conversations_loss, rows_loss
+    from diversity_jax.evaluation.load_model import mixture_folder, run_settings
     from diversity_jax.mixtures.mixture import Mixture
-    from diversity_jax.mixtures.rows import RowReader
-    from diversity_jax.model_files import mixture_folder, run_settings
+    from diversity_jax.prepare.rows import RowReader
 
     run = Path(config.model.checkpoint)
     if not (run / "run.json").exists():
-        raise InputError(f"held_out needs a run's output folder; {run} is none: leave held_out off, or name texts in out_of_distribution")
+        raise InputError(
+            f"held_out needs a run's output folder; {run} is none: leave held_out off, or name texts in "
+            "out_of_distribution"
+        )
     mixture = Mixture.load(mixture_folder(run))
     apart = not (run_settings(run).get("train") or {}).get("attend_across_documents", True)
     found = {}
@@ -174,14 +194,16 @@ def _other(config: EvaluateConfig) -> tuple[Path, dict[str, Any]] | None:
     return folder, load_results(folder)
 
 
-def _compare(config: EvaluateConfig, output_dir: Path, found: Mapping[str, Any], other: tuple[Path, dict[str, Any]]) -> dict[str, Any]:
-    from diversity_jax.evaluation.compare import compare
-    from diversity_jax.evaluation.results import outcomes, read_samples
+def _compare(
+    config: EvaluateConfig, output_dir: Path, found: Mapping[str, Any], other: tuple[Path, dict[str, Any]]
+) -> dict[str, Any]:
+    from diversity_jax.evaluation.results import compare, outcomes, read_samples
 
     folder, theirs = other
     shared = [name for name in found["tasks"] if name in theirs["tasks"]]
     ours, others = (
-        {name: outcomes(read_samples(place, name), found["tasks"][name]["metric"]) for name in shared} for place in (output_dir, folder)
+        {name: outcomes(read_samples(place, name), found["tasks"][name]["metric"]) for name in shared}
+        for place in (output_dir, folder)
     )
     tasks, average = compare(ours, others, draws=config.bootstrap_samples, seed=config.seed)
     return {
@@ -218,7 +240,9 @@ def _code_facts() -> dict[str, Any]:
     asked = [["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no"]]
     try:
         commit, changed = (
-            subprocess.run(["git", "-C", str(here), *one], capture_output=True, text=True, check=True, timeout=20).stdout.strip()
+            subprocess.run(
+                ["git", "-C", str(here), *one], capture_output=True, text=True, check=True, timeout=20
+            ).stdout.strip()
             for one in asked
         )
     except (OSError, subprocess.SubprocessError):
@@ -232,21 +256,27 @@ def summary(results: Mapping[str, Any]) -> list[str]:
     for task in results["tasks"].values():
         one = task["metrics"][task["metric"]]
         error = "" if one["stderr"] is None else f" ± {100 * one['stderr']:.2f}"
-        lines.append(f"{task['title']:<16} {task['metric']:<9} {100 * one['value']:6.2f}{error}  ({task['items']:,} items)")
+        lines.append(
+            f"{task['title']:<16} {task['metric']:<9} {100 * one['value']:6.2f}{error}  ({task['items']:,} items)"
+        )
     if results["average"]:
         one = results["average"]
         error = "" if one["stderr"] is None else f" ± {100 * one['stderr']:.2f}"
         lines.append(f"{'average':<16} {'':<9} {100 * one['value']:6.2f}{error}")
     for name, loss in results["held_out"].items():
         lines.append(
-            f"{name:<16} {loss['nats_per_token']:.4f} nats/token, {loss['bits_per_byte']:.4f} bits/byte  ({loss['tokens']:,} tokens)"
+            f"{name:<16} {loss['nats_per_token']:.4f} nats/token, {loss['bits_per_byte']:.4f} bits/byte  "
+            f"({loss['tokens']:,} tokens)"
         )
     if comparison := results.get("comparison"):
         one = comparison["average"]
-        said = f"{100 * one['difference']:+.2f} points [{100 * one['low']:+.2f}, {100 * one['high']:+.2f}], p = {one['p_value']:.3g}"
+        said = (
+            f"{100 * one['difference']:+.2f} points [{100 * one['low']:+.2f}, {100 * one['high']:+.2f}], p = "
+            f"{one['p_value']:.3g}"
+        )
         lines.append(f"against {comparison['model']['name']}: {said}")
     return lines
 
 
 if __name__ == "__main__":
-    entry_point.run(main, EvaluateConfig, __doc__)
+    cli.run(main, EvaluateConfig, __doc__)

@@ -1,10 +1,12 @@
-"""Make a synthetic component with language models: topics, personas and styles in, checked documents out, steered by their diversity.
+"""Make a synthetic component with language models: topics, personas and styles in, checked documents out, steered by
+their diversity.
 
     python -m diversity_jax.generate --config configs/generate.py --config.topics.source=topics.txt \\
         --config.generators[0].model=openai:gpt-4o-mini --config.budget.max_dollars=5 --config.dry_run=True
 
-Writes documents/*.jsonl.zst, which is a component for a mixture, rejects/, rounds/ and report.html to output_dir; run again it goes on.
-The same command writes the demo text of `configs/quickstart_text.py`, which needs no model; what stands already is left alone.
+Writes documents/*.jsonl.zst, which is a component for a mixture, rejects/, rounds/ and report.html to output_dir; run
+again it goes on. The same command writes the demo text of `configs/quickstart_text.py`, which needs no model; what
+stands already is left alone.
 """
 
 import logging
@@ -12,9 +14,9 @@ from pathlib import Path
 import sys
 from typing import Any
 
-from diversity_jax import entry_point
-from diversity_jax.config import GenerateConfig
-from diversity_jax.errors import InputError
+from diversity_jax.core import cli
+from diversity_jax.core.errors import InputError
+from diversity_jax.synthesis.config import GenerateConfig
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +30,7 @@ def main(config: GenerateConfig) -> None:
 
 def _write_grammar(config: GenerateConfig) -> None:
     """Equal settings give equal bytes."""
-    from diversity_jax.synthesis.grammar import GENERATOR, write_component
+    from diversity_jax.synthesis.demo_grammar import GENERATOR, write_component
 
     for component in config.grammar:
         if Path(component.path).exists():
@@ -56,13 +58,13 @@ def _generate(config: GenerateConfig) -> None:
 
 
 def _write_page(config: GenerateConfig, store: Any) -> None:
-    from diversity_jax import run_record
-    from diversity_jax.synthesis import page
+    from diversity_jax.core import run_info
+    from diversity_jax.report.pages import synthesis
 
-    record = run_record.describe(sys.argv, config)
+    record = run_info.describe(sys.argv, config)
     record.save(config.output_dir)
-    print(page.write(store, record.facts()))
+    print(synthesis.write(store, record.facts()))
 
 
 if __name__ == "__main__":
-    entry_point.run(main, GenerateConfig, __doc__)
+    cli.run(main, GenerateConfig, __doc__)

@@ -12,17 +12,17 @@ import dataclasses
 import json
 from typing import Any
 
-from diversity_jax import entry_point
-from diversity_jax.errors import InputError
-from diversity_jax.evaluation.settings import GenerateTextConfig
-from diversity_jax.storage import open_file, writing
+from diversity_jax.core import cli
+from diversity_jax.core.errors import InputError
+from diversity_jax.core.files import open_file, writing
+from diversity_jax.evaluation.config import GenerateTextConfig
 
 
 def main(config: GenerateTextConfig) -> None:
     """Answers every prompt; to a file in one piece, or to the terminal."""
     config.model.check_named()
     asked = _read(config.prompts_file) if config.prompts_file else [{"prompt": config.prompt}]
-    from diversity_jax.model_files import open_model
+    from diversity_jax.evaluation.load_model import open_model
 
     source = {field.name: getattr(config.model, field.name) for field in dataclasses.fields(config.model)}
     model = open_model(source.pop("checkpoint"), **source)
@@ -41,13 +41,13 @@ def generate_text(model: Any, asked: Sequence[Mapping[str, Any]], config: Genera
     """Answers to prompts, `samples` each, in order: what was asked, and text, finish_reason and tokens of the answer.
 
     Args:
-      model: from `diversity_jax.model_files.open_model`.
+      model: from `diversity_jax.evaluation.load_model.open_model`.
       asked: each with `prompt` (text) or `messages` (a conversation).
 
     Raises:
       InputError: a prompt that does not fit, or a chat template that fails.
     """
-    from diversity_jax.evaluation.generator import Generator
+    from diversity_jax.evaluation.generate import Generator
     from diversity_jax.evaluation.sampling import Sampling
 
     prompts, settings = [], []
@@ -103,4 +103,4 @@ def _entry(path: str, number: int, line: str) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    entry_point.run(main, GenerateTextConfig, __doc__)
+    cli.run(main, GenerateTextConfig, __doc__)

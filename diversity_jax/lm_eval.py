@@ -1,19 +1,22 @@
-"""lm-evaluation-harness's own command with our models known to it as `diversity_jax`; installing this package puts it in the other's place.
+"""lm-evaluation-harness's own command with our models known to it as `diversity_jax`; installing this package puts it
+in the other's place.
 
     lm_eval --model diversity_jax --model_args checkpoint=runs/quickstart --tasks arc_easy,hellaswag
 
-`python -m diversity_jax.lm_eval` is the same where the package is not installed; what follows it is what `lm_eval` takes. In a program of
-your own `import diversity_jax.lm_eval` is enough: `lm_eval.simple_evaluate(model="diversity_jax", model_args={"checkpoint": ...}, ...)`
+`python -m diversity_jax.lm_eval` is the same where the package is not installed; what follows it is what `lm_eval`
+takes. In a program of
+your own `import diversity_jax.lm_eval` is enough: `lm_eval.simple_evaluate(model="diversity_jax",
+  model_args={"checkpoint": ...}, ...)`
 then works.
 """
 
 import importlib.util
 import sys
 
-from diversity_jax.errors import InputError
+from diversity_jax.core.errors import InputError
 
 if importlib.util.find_spec("lm_eval"):
-    from diversity_jax import harness_model  # noqa: F401 - registers the model
+    from diversity_jax.evaluation import lm_eval_model  # noqa: F401 - registers the model
 
 
 def main() -> None:
@@ -21,7 +24,10 @@ def main() -> None:
     try:
         from lm_eval.__main__ import cli_evaluate
     except ImportError as error:
-        print(f"error: lm-evaluation-harness is not installed ({error}); pip install 'diversity_jax[eval]'", file=sys.stderr)
+        print(
+            f"error: lm-evaluation-harness is not installed ({error}); pip install 'diversity_jax[eval]'",
+            file=sys.stderr,
+        )
         sys.exit(2)
     try:
         cli_evaluate()

@@ -5,8 +5,10 @@
         --config.judge=gemini:gemini-2.5-flash --config.budget.max_dollars=5 --config.dry_run=True
     python -m diversity_jax.score --config configs/metrics.py --config.corpus=a.jsonl,b.jsonl      # baseline metrics, no judge
 
-Writes scorecard.json, groupings.jsonl, forecast.json and report.html to output_dir; with several corpora, the first two in a folder each,
-and comparison.json. More can be asked: `--config.pilot_groupings=30` (a forecast by what this judge uses), `--config.until_decided=True`
+Writes scorecard.json, groupings.jsonl, forecast.json and report.html to output_dir; with several corpora, the first two
+in a folder each,
+and comparison.json. More can be asked: `--config.pilot_groupings=30` (a forecast by what this judge uses),
+  `--config.until_decided=True`
 (of two corpora, stop when it is decided which is more diverse), `--config.draws=10` (independent draws), and
 `--config.drift_samples_per_grouping=20` (does the judge read otherwise at that K); see `ScoreConfig`.
 """
@@ -20,15 +22,15 @@ import sys
 import threading
 from typing import TYPE_CHECKING
 
-from diversity_jax import entry_point, run_record
+from diversity_jax.core import cli, run_info
+from diversity_jax.core.files import write_json
 from diversity_jax.corpus import Corpus, open_corpus
-from diversity_jax.score_config import ScoreConfig, named_corpora
-from diversity_jax.storage import write_json
+from diversity_jax.scoring.config import ScoreConfig, named_corpora
 
 if TYPE_CHECKING:
     from diversity_jax.cluster_agent import Comparison, Scorecard
     from diversity_jax.metrics import MetricsCard
-    from diversity_jax.scoring import Outlook
+    from diversity_jax.scoring.run import Outlook
 
 log = logging.getLogger(__name__)
 _FIRST_REQUESTS_SECONDS = 0.3  # until they are on their way
@@ -41,7 +43,7 @@ def main(config: ScoreConfig) -> None:
     folders = {name: output_dir / name if len(corpora) > 1 else output_dir for name in corpora}
     if config.judge == "none":
         return None if config.dry_run else _measure_alone(config, corpora, folders)
-    from diversity_jax.scoring import Outlook
+    from diversity_jax.scoring.run import Outlook
 
     outlook = Outlook(config, list(corpora.values()))
     log.info("%s", outlook)
@@ -59,8 +61,9 @@ def _score(config: ScoreConfig, corpora: Mapping[str, Corpus], folders: Mapping[
     groupings = {name: folder / "groupings.jsonl" for name, folder in folders.items()}
     with _loading_what_comes_last(config):
         cards, found = _cards(config, corpora, ledger, groupings, outlook)
-    from diversity_jax import score_checks, score_page
-    from diversity_jax.score_differences import Difference, find_differences
+    from diversity_jax.report.pages import score as score_page
+    from diversity_jax.scoring import checks as score_checks
+    from diversity_jax.scoring.differences import Difference, find_differences
 
     if found is None:
         differences = find_differences(cards, config.alpha)
@@ -80,7 +83,7 @@ def _score(config: ScoreConfig, corpora: Mapping[str, Corpus], folders: Mapping[
         write_json(output_dir / "comparison.json", [difference.to_json() for difference in differences])
     checks = score_checks.run_checks(config, corpora, cards, ledger)
     checks.save(folders)
-    run_record.describe(sys.argv, config).save(output_dir)
+    run_info.describe(sys.argv, config).save(output_dir)
     print(score_page.write(output_dir, cards, measured, checks, differences))
 
 
@@ -89,10 +92,10 @@ def _cards(
 ) -> tuple[Mapping[str, "Scorecard"], "Comparison | None"]:
     """The scorecards, and the comparison that ended the scoring where one was to end it."""
     if config.until_decided:
-        from diversity_jax import score_checks
+        from diversity_jax.scoring import checks as score_checks
 
         return score_checks.score_to_decision(config, corpora, ledger, groupings)
-    from diversity_jax.scoring import score_named
+    from diversity_jax.scoring.run import score_named
 
     return score_named(config, corpora, ledger, groupings, outlook), None
 
@@ -104,7 +107,7 @@ def _loading_what_comes_last(config: ScoreConfig):
     def load():
         for name in ("matplotlib.figure", "matplotlib.backends.backend_agg", "matplotlib.backends.backend_svg"):
             importlib.import_module(name)
-        importlib.import_module("diversity_jax.score_page")
+        importlib.import_module("diversity_jax.report.pages.score")
 
     timer = threading.Timer(_FIRST_REQUESTS_SECONDS, load)
     if config.judge != "offline":  # which waits for nobody
@@ -121,18 +124,18 @@ def _measured(
     """The scorecards with the baseline metrics that were asked for in them, and those metrics."""
     if not config.metrics:
         return cards, {}
-    from diversity_jax import baseline
+    from diversity_jax.scoring import baseline_metrics
 
-    measured = baseline.measure_corpora(config, corpora, folders)
-    return baseline.attach(cards, measured), measured
+    measured = baseline_metrics.measure_corpora(config, corpora, folders)
+    return baseline_metrics.attach(cards, measured), measured
 
 
 def _measure_alone(config: ScoreConfig, corpora: Mapping[str, Corpus], folders: Mapping[str, Path]) -> None:
-    from diversity_jax import baseline
+    from diversity_jax.scoring import baseline_metrics
 
-    measured = baseline.measure_corpora(config, corpora, folders)
-    run_record.describe(sys.argv, config).save(config.output_dir)
-    print(baseline.write_page(config.output_dir, measured))
+    measured = baseline_metrics.measure_corpora(config, corpora, folders)
+    run_info.describe(sys.argv, config).save(config.output_dir)
+    print(baseline_metrics.write_page(config.output_dir, measured))
 
 
 def _line(card) -> str:
@@ -153,4 +156,4 @@ def open_corpora(config: ScoreConfig) -> dict[str, Corpus]:
 
 
 if __name__ == "__main__":
-    entry_point.run(main, ScoreConfig, __doc__)
+    cli.run(main, ScoreConfig, __doc__)

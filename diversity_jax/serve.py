@@ -1,4 +1,5 @@
-"""Serve a model in OpenAI's form: /v1/completions, /v1/chat/completions (both also as streams) and /v1/models, on this machine only.
+"""Serve a model in OpenAI's form: /v1/completions, /v1/chat/completions (both also as streams) and /v1/models, on this
+machine only.
 
     python -m diversity_jax.serve --config configs/serve.py --config.model.checkpoint=runs/quickstart
     curl http://127.0.0.1:8000/v1/completions -H 'Content-Type: application/json' \\
@@ -12,9 +13,9 @@ import dataclasses
 import logging
 import signal
 
-from diversity_jax import entry_point
-from diversity_jax.errors import InputError
-from diversity_jax.evaluation.settings import ServeConfig
+from diversity_jax.core import cli
+from diversity_jax.core.errors import InputError
+from diversity_jax.evaluation.config import ServeConfig
 
 log = logging.getLogger(__name__)
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
@@ -27,22 +28,26 @@ def main(config: ServeConfig) -> None:
         import aiohttp  # noqa: F401
     except ImportError as error:
         raise InputError(f"the server needs aiohttp ({error}); pip install 'diversity_jax[serve]'") from None
-    from diversity_jax.evaluation.generator import Generator
+    from diversity_jax.evaluation.generate import Generator
+    from diversity_jax.evaluation.load_model import open_model
     from diversity_jax.evaluation.sampling import Sampling
-    from diversity_jax.evaluation.server import Service
-    from diversity_jax.model_files import open_model
+    from diversity_jax.serving.server import Service
 
     source = {field.name: getattr(config.model, field.name) for field in dataclasses.fields(config.model)}
     model = open_model(source.pop("checkpoint"), **source, name=config.name)
     generator = Generator(model, slots=config.slots, steps=config.steps)
-    generator.generate([[model.tokenizer.prefix_id] * 2], Sampling(max_tokens=1))  # compiles before the first client waits for it
+    generator.generate(
+        [[model.tokenizer.prefix_id] * 2], Sampling(max_tokens=1)
+    )  # compiles before the first client waits for it
     if config.host not in _LOOPBACK:
-        log.warning("listening on %s: whoever can reach this machine can use the model; there is no password", config.host)
+        log.warning(
+            "listening on %s: whoever can reach this machine can use the model; there is no password", config.host
+        )
     asyncio.run(_serve(config, Service(model, generator, model.name, max_waiting=config.max_waiting)))
 
 
 async def _serve(config: ServeConfig, service) -> None:
-    from diversity_jax.evaluation.server import serve
+    from diversity_jax.serving.server import serve
 
     loop, task = asyncio.get_running_loop(), asyncio.current_task()
     for one in (signal.SIGINT, signal.SIGTERM):
@@ -59,4 +64,4 @@ async def _serve(config: ServeConfig, service) -> None:
 
 
 if __name__ == "__main__":
-    entry_point.run(main, ServeConfig, __doc__)
+    cli.run(main, ServeConfig, __doc__)

@@ -12,11 +12,11 @@ from pathlib import Path
 import sys
 from typing import TYPE_CHECKING
 
-from diversity_jax import entry_point, run_record
-from diversity_jax.config import Config
-from diversity_jax.errors import InputError
+from diversity_jax.core import cli, run_info
+from diversity_jax.core.errors import InputError
 from diversity_jax.mixtures.mixture import Mixture
-from diversity_jax.mixtures.vocabulary import load_tokenizer
+from diversity_jax.tokenizers.tokenizer import load_tokenizer
+from diversity_jax.training.run_config import Config
 
 if TYPE_CHECKING:
     from diversity_jax.training.loop import TrainingResult
@@ -25,10 +25,12 @@ log = logging.getLogger(__name__)
 
 
 def main(config: Config) -> "TrainingResult":
-    """The whole run; each stage finds what an earlier sitting finished. Where SIGTERM stopped it, the result says `interrupted`."""
-    from diversity_jax.training import distributed, host_memory
+    """The whole run; each stage finds what an earlier sitting finished. Where SIGTERM stopped it, the result says
+    `interrupted`.
+    """
+    from diversity_jax.training import distributed, runtime
 
-    host_memory.keep_freed_memory()
+    runtime.keep_freed_memory()
     several = distributed.start(config.distributed)
     import jax
     from jax.experimental import multihost_utils
@@ -47,8 +49,10 @@ def main(config: Config) -> "TrainingResult":
     mixture = Mixture.load(config.prepared or output_dir / "mixture")
     config = dataclasses.replace(config, train=config.train.for_rows(mixture.train_rows))
     if first:
-        run_record.describe(sys.argv, config, jax.devices()).save(output_dir)
-    log.info("model: %s parameters; mixture %s: %s", f"{config.model.parameter_count:,}", mixture.name, _composition(mixture))
+        run_info.describe(sys.argv, config, jax.devices()).save(output_dir)
+    log.info(
+        "model: %s parameters; mixture %s: %s", f"{config.model.parameter_count:,}", mixture.name, _composition(mixture)
+    )
     result = train(mixture, config.model, config.optimizer, config.train, config.mesh, output_dir)
     for line in console_summary(result):
         log.info(line)
@@ -82,14 +86,17 @@ def check(config: Config) -> None:
 
 
 def check_begun_with(folder: str, vocabulary: str) -> None:
-    """Refuses to go on from a run whose token ids mean other text than the mixture's; what an imported model knows is not recorded."""
-    from diversity_jax.model_files import mixture_folder
+    """Refuses to go on from a run whose token ids mean other text than the mixture's; what an imported model knows is
+    not recorded.
+    """
+    from diversity_jax.evaluation.load_model import mixture_folder
 
     if (Path(folder) / "run.json").exists():
         theirs = Mixture.load(mixture_folder(Path(folder))).vocabulary
         if theirs.hash != vocabulary:
             raise InputError(
-                f"train.init_from={folder}: was trained with another tokenizer ({theirs.kind}, {theirs.size:,} ids) than the mixture's; "
+                f"train.init_from={folder}: was trained with another tokenizer ({theirs.kind}, {theirs.size:,} ids) "
+                "than the mixture's; "
                 "set mixture.vocabulary to the run's own"
             )
 
@@ -97,7 +104,7 @@ def check_begun_with(folder: str, vocabulary: str) -> None:
 def build_mixture(config: Config) -> None:
     """Builds the mixture asked for in `output_dir`/mixture, or finds it built."""
     from diversity_jax.mixtures.builder import build
-    from diversity_jax.scoring import scorer
+    from diversity_jax.scoring.run import scorer
 
     folder = Path(config.output_dir) / "mixture"
     build(config.mixture, folder, scorer(config, folder / "scorecards"))
@@ -113,10 +120,10 @@ def _composition(mixture: Mixture) -> str:
 
 def write_page(config: Config) -> None:
     """Writes the run's page and prints where it lies, last."""
-    from diversity_jax import run_page
+    from diversity_jax.report.pages import training_run
 
-    print(run_page.write(config.output_dir, mixture_dir=config.prepared))
+    print(training_run.write(config.output_dir, mixture_dir=config.prepared))
 
 
 if __name__ == "__main__":
-    entry_point.run(main, Config, __doc__)
+    cli.run(main, Config, __doc__)

@@ -32,7 +32,9 @@ def executable() -> str:
 
 @dataclass
 class Browser:
-    """One tab. `complaints` holds every console message, log entry and exception, `requests` every URL asked for since `open`."""
+    """One tab. `complaints` holds every console message, log entry and exception, `requests` every URL asked for since
+    `open`.
+    """
 
     socket: Any
     session: str = ""
@@ -44,7 +46,9 @@ class Browser:
     def ask(self, method: str, **params: Any) -> dict:
         """Sends one protocol command and waits for its answer, noting events on the way."""
         number = next(self._ids)
-        message = {"id": number, "method": method, "params": params} | ({"sessionId": self.session} if self.session else {})
+        message = {"id": number, "method": method, "params": params} | (
+            {"sessionId": self.session} if self.session else {}
+        )
         self.socket.send(json.dumps(message))
         while True:
             answer = self._receive(30)
@@ -65,13 +69,28 @@ class Browser:
         return message
 
     def open(
-        self, path: Path, *, width: int = 1280, height: int = 900, dark: bool = False, media: str = "screen", scale: float = 1
+        self,
+        path: Path,
+        *,
+        width: int = 1280,
+        height: int = 900,
+        dark: bool = False,
+        media: str = "screen",
+        scale: float = 1,
     ) -> None:
-        """Shows a local file at a width in CSS pixels, in light or dark, on screen or as printed, and waits until it has settled."""
+        """Shows a local file at a width in CSS pixels, in light or dark, on screen or as printed, and waits until it
+        has settled.
+        """
         self.complaints.clear()
         self.requests.clear()
         self._loaded = False
-        self.ask("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=scale, mobile=width < 600)
+        self.ask(
+            "Emulation.setDeviceMetricsOverride",
+            width=width,
+            height=height,
+            deviceScaleFactor=scale,
+            mobile=width < 600,
+        )
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.ask("Emulation.setEmulatedMedia", media=media, features=[scheme])
         self.ask("Page.navigate", url=path.resolve().as_uri())
@@ -104,10 +123,14 @@ class Browser:
 def browser() -> Iterator[Browser]:
     """Starts a browser with a fresh profile and ends it with its profile."""
     path = executable()
-    connect = pytest.importorskip("websockets.sync.client", reason="the DevTools protocol needs pip install websockets").connect
+    connect = pytest.importorskip(
+        "websockets.sync.client", reason="the DevTools protocol needs pip install websockets"
+    ).connect
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
         process = subprocess.Popen(
-            [path, *_FLAGS, f"--user-data-dir={profile}", "about:blank"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            [path, *_FLAGS, f"--user-data-dir={profile}", "about:blank"],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
         )
         try:
             port, address = _port(Path(profile) / "DevToolsActivePort", process)

@@ -5,16 +5,36 @@ import random
 
 from tests.llm_answers import label_oracle
 
-PHRASE = ["passages", "about", "this", "subject", "that", "share", "a", "method", "and", "the", "same", "intended", "readers", "in", "most"]
+PHRASE = [
+    "passages",
+    "about",
+    "this",
+    "subject",
+    "that",
+    "share",
+    "a",
+    "method",
+    "and",
+    "the",
+    "same",
+    "intended",
+    "readers",
+    "in",
+    "most",
+]
 
 
 def by_first_word(stage, samples, payload):
     """Answers all six stages in a few words; clusters by the first word of a text."""
-    return label_oracle({sample["text"]: sample["text"].split(" ", 1)[0] for sample in samples})(stage, samples, payload)
+    return label_oracle({sample["text"]: sample["text"].split(" ", 1)[0] for sample in samples})(
+        stage, samples, payload
+    )
 
 
 def follows_instructions(oracle, reasoning_words, criteria_count=4):
-    """An oracle for `tests.llm_server` that groups as another does and writes reasons, values and definitions of usual length."""
+    """An oracle for `tests.llm_server` that groups as another does and writes reasons, values and definitions of usual
+    length.
+    """
     generator = random.Random(0)
 
     def words(most):
@@ -22,7 +42,10 @@ def follows_instructions(oracle, reasoning_words, criteria_count=4):
 
     def shortest(value):
         return {
-            what: [{name: one[name] for name in one if name in ("cluster", "sample_ids", "valid")} for one in value[what]] for what in value
+            what: [
+                {name: one[name] for name in one if name in ("cluster", "sample_ids", "valid")} for one in value[what]
+            ]
+            for what in value
         }
 
     def criteria():
@@ -41,7 +64,9 @@ def follows_instructions(oracle, reasoning_words, criteria_count=4):
                 described = range(0 if alone else criteria_count)
                 cluster["uniqueness_reasoning"] = words(few if alone else reasoning_words)
                 cluster["cluster_metadata"] = [{"name": words(3), "value": words(4)} for _ in described]
-                cluster["cluster_metrics"] = [{"name": words(3), "reasoning": words(few), "score": 3} for _ in described]
+                cluster["cluster_metrics"] = [
+                    {"name": words(3), "reasoning": words(few), "score": 3} for _ in described
+                ]
             shown = [json.loads(line) for line in payload["user"].splitlines() if line.startswith('{"cluster"')]
             for verdict, cluster in zip(value.get("validation", ()), shown, strict=False):
                 verdict["reasoning"] = words(reasoning_words) if len(cluster["sample_ids"]) > 1 else ""
@@ -49,13 +74,17 @@ def follows_instructions(oracle, reasoning_words, criteria_count=4):
         metadata, metrics = criteria()
         if stage == "define_criteria":
             asked = [json.loads(line) for line in payload["user"].splitlines()]
-            guided = {kind: [{"name": one[kind], "guidance": words(18)} for one in asked if kind in one] for kind in ("metadata", "metric")}
+            guided = {
+                kind: [{"name": one[kind], "guidance": words(18)} for one in asked if kind in one]
+                for kind in ("metadata", "metric")
+            }
             return {"metadata": guided["metadata"], "metrics": guided["metric"]}
         if stage.startswith("summarize"):
             metadata, metrics = metadata[:criteria_count], metrics[:criteria_count]
-        return {"propose_criteria": {"metadata": metadata, "metrics": metrics}, "summarize_metadata": {"metadata": metadata}}.get(
-            stage, {"metrics": metrics}
-        )
+        return {
+            "propose_criteria": {"metadata": metadata, "metrics": metrics},
+            "summarize_metadata": {"metadata": metadata},
+        }.get(stage, {"metrics": metrics})
 
     return answer
 

@@ -9,7 +9,9 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 
 
 def pytest_configure(config):
-    """Settings of the tests' own process; processes that a test starts have the devices and the compiler that users have."""
+    """Settings of the tests' own process; processes that a test starts have the devices and the compiler that users
+    have.
+    """
     import jax
 
     jax.config.update("jax_num_cpu_devices", 8)

@@ -7,10 +7,10 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from diversity_jax.evaluation.language_model import LanguageModel, language_model
-from diversity_jax.evaluation.tokenizer import for_run
-from diversity_jax.mixtures.vocabulary import ByteTokenizer
+from diversity_jax.evaluation.load_model import LanguageModel, language_model
 from diversity_jax.model import MeshConfig
+from diversity_jax.tokenizers.model_tokenizer import for_run
+from diversity_jax.tokenizers.tokenizer import ByteTokenizer
 from tests.small_llama import random_params, small_config
 
 ARC = [
@@ -29,7 +29,11 @@ ARC = [
     )
 ]
 BOOLQ = [
-    {"passage": "The harbour of Tilmouth freezes in most winters. Ships wait outside.", "question": "does tilmouth freeze", "label": 1},
+    {
+        "passage": "The harbour of Tilmouth freezes in most winters. Ships wait outside.",
+        "question": "does tilmouth freeze",
+        "label": 1,
+    },
     {"passage": "Sorrel is a herb. " * 12, "question": "is sorrel a metal", "label": 0},
 ]
 SIQA = [
@@ -51,7 +55,12 @@ SIQA = [
     },
 ]
 WINOGRANDE = [
-    {"sentence": "The vase did not fit in the box because the _ was too wide.", "option1": "vase", "option2": "box", "answer": "1"},
+    {
+        "sentence": "The vase did not fit in the box because the _ was too wide.",
+        "option1": "vase",
+        "option2": "box",
+        "answer": "1",
+    },
     {"sentence": "Lena thanked Maud because _ had helped her.", "option1": "Lena", "option2": "Maud", "answer": "2"},
 ]
 PIQA = [
@@ -66,7 +75,13 @@ COPA = [
         "question": "cause",
         "label": 0,
     },
-    {"premise": "He spilt the milk.", "choice1": "The sun rose.", "choice2": "The floor got wet.", "question": "effect", "label": 1},
+    {
+        "premise": "He spilt the milk.",
+        "choice1": "The sun rose.",
+        "choice2": "The floor got wet.",
+        "question": "effect",
+        "label": 1,
+    },
 ]
 HELLASWAG = [
     {
@@ -102,4 +117,6 @@ def byte_model(mesh: MeshConfig | None = None, **fields) -> LanguageModel:
     """A small float32 model over bytes, on one device unless a mesh is given."""
     config = small_config(**({"vocab_size": 260, "num_kv_heads": 2, "max_length": 256} | fields))
     mesh = mesh or MeshConfig(data=-1, fsdp=1)
-    return language_model("tiny", config, jax.tree.map(np.asarray, random_params(config)), for_run(ByteTokenizer()), mesh)
+    return language_model(
+        "tiny", config, jax.tree.map(np.asarray, random_params(config)), for_run(ByteTokenizer()), mesh
+    )

@@ -1,4 +1,6 @@
-"""A training run's folder as the program writes it, made in well under a second: simulated judgements, real files and formats."""
+"""A training run's folder as the program writes it, made in well under a second: simulated judgements, real files and
+formats.
+"""
 
 from collections import Counter
 from fractions import Fraction
@@ -9,12 +11,12 @@ from typing import Any
 import numpy as np
 
 from diversity_jax.cluster_agent import Scorecard, compare, estimators
-from diversity_jax.cluster_agent.judge_error import ErrorRates
-from diversity_jax.mixtures.component import GatePolicy
+from diversity_jax.cluster_agent.canaries import ErrorRates
+from diversity_jax.core.run_info import RunRecord
+from diversity_jax.mixtures.config import GatePolicy
 from diversity_jax.mixtures.gate import Decision, Finding
-from diversity_jax.mixtures.manifest import Manifest, Split, VocabularyInfo
 from diversity_jax.mixtures.mixture import Mixture, MixtureComponent
-from diversity_jax.run_record import RunRecord
+from diversity_jax.prepare.manifest import Manifest, Split, VocabularyInfo
 
 SAMPLES = 10
 SEQUENCE_LENGTH = 128
@@ -37,8 +39,16 @@ HOSTILE = (
 _CRITERIA = [
     {
         "metadata": [
-            {"name": "Subject", "definition": "What the text is about", "guidance": "Put texts on one subject together."},
-            {"name": "Purpose", "definition": "What the text is for", "guidance": "Keep instruction apart from narrative."},
+            {
+                "name": "Subject",
+                "definition": "What the text is about",
+                "guidance": "Put texts on one subject together.",
+            },
+            {
+                "name": "Purpose",
+                "definition": "What the text is for",
+                "guidance": "Keep instruction apart from narrative.",
+            },
         ],
         "metrics": [
             {
@@ -53,9 +63,17 @@ _CRITERIA = [
 
 
 def make_scorecard(
-    name: str, true_clusters: float, *, groupings: int = 2000, samples: int = SAMPLES, seed: int = 0, judge: str = "offline (no LLM)"
+    name: str,
+    true_clusters: float,
+    *,
+    groupings: int = 2000,
+    samples: int = SAMPLES,
+    seed: int = 0,
+    judge: str = "offline (no LLM)",
 ) -> Scorecard:
-    """A scorecard of simulated groupings over equally common clusters, with every derived field by the estimators themselves."""
+    """A scorecard of simulated groupings over equally common clusters, with every derived field by the estimators
+    themselves.
+    """
     generator = np.random.default_rng([seed, len(name), *name.encode()])
     labels = generator.integers(0, max(1, round(true_clusters)), (groupings, samples))
     sizes = [np.unique(row, return_counts=True)[1] for row in labels]
@@ -104,11 +122,14 @@ def _example(row: np.ndarray, number: int) -> dict[str, Any]:
     for label in np.unique(row):
         subject = _SUBJECTS[int(label) % len(_SUBJECTS)]
         texts = [
-            f"A text on {subject}, the {place + 1}. of its kind: it begins plainly, gives two examples, and ends with a question that "
+            f"A text on {subject}, the {place + 1}. of its kind: it begins plainly, gives two examples, and ends with "
+            "a question that "
             "the reader is left to answer."
             for place in range(int((row == label).sum()))
         ]
-        clusters.append({"texts": texts, "reasoning": f"All of it is about {subject}.", "valid": True, "validation": "one subject"})
+        clusters.append(
+            {"texts": texts, "reasoning": f"All of it is about {subject}.", "valid": True, "validation": "one subject"}
+        )
     return {"grouping": number, "criteria_set": number % 5, "clusters": clusters}
 
 
@@ -118,7 +139,12 @@ def make_hostile_scorecard() -> Scorecard:
     cluster = {"texts": [HOSTILE, HOSTILE], "reasoning": HOSTILE, "valid": False, "validation": HOSTILE}
     example = {"grouping": 0, "clusters": [cluster, {**cluster, "texts": [HOSTILE]}]}
     metric = {"name": HOSTILE, "definition": HOSTILE, "guidance": HOSTILE, "levels": [HOSTILE] * 5}
-    changed = {"examples": [example], "criteria": [{"metadata": [], "metrics": [metric]}], "warnings": [HOSTILE], "drops": {HOSTILE: 1}}
+    changed = {
+        "examples": [example],
+        "criteria": [{"metadata": [], "metrics": [metric]}],
+        "warnings": [HOSTILE],
+        "drops": {HOSTILE: 1},
+    }
     changed |= {
         "judge": HOSTILE,
         "prompt_version": HOSTILE,
@@ -147,17 +173,29 @@ def _manifest(folder: Path, name: str, vocabulary: VocabularyInfo) -> Manifest:
 
 
 def _decide(name: str, cards: dict[str, Scorecard]) -> Decision:
-    measured = {"scorecard_hash": cards[name].content_hash, "effective_clusters": cards[name].effective_clusters.to_json()}
+    measured = {
+        "scorecard_hash": cards[name].content_hash,
+        "effective_clusters": cards[name].effective_clusters.to_json(),
+    }
     if "topics" not in name:
-        return Decision(action="register", reason="no condition; scored for reference", factor=1.0, policy=GatePolicy(), **measured)
+        return Decision(
+            action="register", reason="no condition; scored for reference", factor=1.0, policy=GatePolicy(), **measured
+        )
     ratio = compare(cards[name], cards["web"])
     verdict = "passes" if ratio.low >= 0.5 else "fails" if ratio.high < 0.5 else "undecided"
-    finding = Finding(figure="ratio_to:web", value=ratio.ratio, low=ratio.low, high=ratio.high, required=0.5, verdict=verdict)
+    finding = Finding(
+        figure="ratio_to:web", value=ratio.ratio, low=ratio.low, high=ratio.high, required=0.5, verdict=verdict
+    )
     action = {"passes": "register", "fails": "reject", "undecided": "warn"}[verdict]
     side = {"passes": "above", "fails": "below", "undecided": "not decided against"}[verdict]
-    reason = f"{ratio.ratio:.3g} [{ratio.low:.3g}, {ratio.high:.3g}] of the effective clusters of web, {side} the required 0.5"
+    reason = (
+        f"{ratio.ratio:.3g} [{ratio.low:.3g}, {ratio.high:.3g}] of the effective clusters of web, {side} the "
+        "required 0.5"
+    )
     policy = GatePolicy(min_ratio_to={"web": 0.5})
-    return Decision(action=action, reason=reason, factor=float(action != "reject"), policy=policy, findings=(finding,), **measured)
+    return Decision(
+        action=action, reason=reason, factor=float(action != "reject"), policy=policy, findings=(finding,), **measured
+    )
 
 
 def write_mixture(folder: Path, *, groupings: int = 2000, scorecards: bool = True) -> Mixture:
@@ -193,7 +231,12 @@ def write_mixture(folder: Path, *, groupings: int = 2000, scorecards: bool = Tru
         if scorecards:
             cards[name].save(folder / "scorecards" / f"{name}.json")
     mixture = Mixture(
-        name="quickstart", components=tuple(components), sequence_length=SEQUENCE_LENGTH, seed=0, vocabulary=vocabulary, folder=folder
+        name="quickstart",
+        components=tuple(components),
+        sequence_length=SEQUENCE_LENGTH,
+        seed=0,
+        vocabulary=vocabulary,
+        folder=folder,
     )
     mixture.save()
     return mixture
@@ -220,11 +263,29 @@ def write_log(folder: Path, mixture: Mixture, *, steps: int = 300, log_every: in
         seconds = 9.0 if step == log_every else float(generator.normal(0.18, 0.008))
         speed = BATCH * SEQUENCE_LENGTH / seconds
         lines.append(
-            {"step": step, "loss": float(shares @ list(losses.values())), "gradient_norm": 1.1, "learning_rate": 3e-4, "skipped": 0.0}
+            {
+                "step": step,
+                "loss": float(shares @ list(losses.values())),
+                "gradient_norm": 1.1,
+                "learning_rate": 3e-4,
+                "skipped": 0.0,
+            }
             | {f"loss/{name}": value for name, value in losses.items()}
-            | {f"tokens/{name}": float(share * BATCH * SEQUENCE_LENGTH * log_every) for name, share in zip(names, shares, strict=True)}
-            | {"tokens_per_second": speed, "step_seconds": seconds, "input_wait_seconds": abs(float(generator.normal(0, 4e-4)))}
-            | {"mfu": speed / 1.2e5, "mfu_causal": speed / 1.3e5, "device_memory_bytes": 2.5e8, "rows": float(BATCH * step)}
+            | {
+                f"tokens/{name}": float(share * BATCH * SEQUENCE_LENGTH * log_every)
+                for name, share in zip(names, shares, strict=True)
+            }
+            | {
+                "tokens_per_second": speed,
+                "step_seconds": seconds,
+                "input_wait_seconds": abs(float(generator.normal(0, 4e-4))),
+            }
+            | {
+                "mfu": speed / 1.2e5,
+                "mfu_causal": speed / 1.3e5,
+                "device_memory_bytes": 2.5e8,
+                "rows": float(BATCH * step),
+            }
             | {f"rows/{name}": float(round(BATCH * step * share)) for name, share in zip(names, shares, strict=True)}
         )
         if step % eval_every == 0:
@@ -240,7 +301,10 @@ def write_run(folder: Path, *, groupings: int = 2000, scorecards: bool = True) -
     write_log(folder, write_mixture(folder, groupings=groupings, scorecards=scorecards))
     command = "python -m diversity_jax.train --config configs/quickstart.py --config.train.steps=300"
     versions = {"python": "3.11.9", "jax": "0.10.2", "flax": "0.12.8", "numpy": "2.4.6"}
-    RunRecord(command=command, settings={"train": {"steps": 300}}, versions=versions, hardware="1 x cpu; x86_64, 2 cores, Linux").save(
-        folder
-    )
+    RunRecord(
+        command=command,
+        settings={"train": {"steps": 300}},
+        versions=versions,
+        hardware="1 x cpu; x86_64, 2 cores, Linux",
+    ).save(folder)
     return folder

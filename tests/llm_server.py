@@ -7,8 +7,8 @@ What it answers is computed by a function; how it misbehaves is a set of rates. 
     with serve(label_oracle({"some text": "its label"}), faults=Faults(too_many=0.1), latency_seconds=0.05) as server:
         ...  # server.openai_url, server.gemini_url, server.attempts, server.answered, server.peak_in_flight
 
-`serve` runs it in a thread. `serve_process` runs it in a process of its own, so that a measured client has a core to itself and
-can be killed without it; `python -m tests.llm_server` does the same by hand and prints the address.
+`serve` runs it in a thread. `serve_process` runs it in a process of its own, so that a measured client has a core to
+itself and can be killed without it; `python -m tests.llm_server` does the same by hand and prints the address.
 """
 
 import argparse
@@ -36,7 +36,9 @@ __all__ = ["Answer", "Faults", "RemoteServer", "Server", "by_schema", "label_ora
 
 @dataclass(frozen=True, kw_only=True)
 class Faults:
-    """How often an attempt goes wrong: shares of 0 to 1 that add up to at most 1, drawn with `seed` for every attempt."""
+    """How often an attempt goes wrong: shares of 0 to 1 that add up to at most 1, drawn with `seed` for every
+    attempt.
+    """
 
     too_many: float = 0.0  # 429, with `retry_after_seconds` in its header
     error_500: float = 0.0
@@ -212,7 +214,9 @@ def _count(server: Server, prompt: str, text: str) -> tuple[int, int]:
     return counts
 
 
-def _openai(server: Server, path: str, headers: dict[str, str], body: dict[str, Any], fault: str | None) -> tuple[int, dict]:
+def _openai(
+    server: Server, path: str, headers: dict[str, str], body: dict[str, Any], fault: str | None
+) -> tuple[int, dict]:
     def error(status: int, message: str, code: str | None = None, param: str | None = None):
         return status, {"error": {"message": message, "type": "test", "code": code, "param": param}}
 
@@ -222,7 +226,9 @@ def _openai(server: Server, path: str, headers: dict[str, str], body: dict[str, 
         return error(404, f"The model `{body['model']}` does not exist", "model_not_found")
     for name in server.reject_parameters:
         if name in body:
-            return error(400, f"Unsupported parameter: '{name}' is not supported with this model.", "unsupported_parameter", name)
+            return error(
+                400, f"Unsupported parameter: '{name}' is not supported with this model.", "unsupported_parameter", name
+            )
     if (status := _status_of(fault)) != 200:
         return error(status, f"made to fail: {fault}")
     system = "\n".join(m["content"] for m in body["messages"] if m["role"] == "system")
@@ -244,7 +250,9 @@ def _openai(server: Server, path: str, headers: dict[str, str], body: dict[str, 
     }
 
 
-def _gemini(server: Server, path: str, headers: dict[str, str], body: dict[str, Any], fault: str | None) -> tuple[int, dict]:
+def _gemini(
+    server: Server, path: str, headers: dict[str, str], body: dict[str, Any], fault: str | None
+) -> tuple[int, dict]:
     def error(status: int, message: str, name: str):
         return status, {"error": {"code": status, "message": message, "status": name}}
 
@@ -255,7 +263,9 @@ def _gemini(server: Server, path: str, headers: dict[str, str], body: dict[str, 
     if server.model and model != server.model:
         return error(404, f"models/{model} is not found for API version v1beta", "NOT_FOUND")
     if (status := _status_of(fault)) != 200:
-        return error(status, f"made to fail: {fault}", {429: "RESOURCE_EXHAUSTED", 503: "UNAVAILABLE"}.get(status, "INTERNAL"))
+        return error(
+            status, f"made to fail: {fault}", {429: "RESOURCE_EXHAUSTED", 503: "UNAVAILABLE"}.get(status, "INTERNAL")
+        )
     system = "".join(part["text"] for part in body.get("systemInstruction", {}).get("parts", []))
     user = "".join(part["text"] for content in body["contents"] for part in content["parts"])
     schema = json_schema(body.get("generationConfig", {}).get("responseSchema"))
@@ -281,7 +291,9 @@ async def _run(server: Server, ready: Callable[[], None], stop: asyncio.Event):
 
 @contextlib.contextmanager
 def serve(answer: Answer = by_schema, **settings: Any) -> Iterator[Server]:
-    """Runs a server in a thread of this process; settings are `Server`'s (faults, latency_seconds, required_key, ...)."""
+    """Runs a server in a thread of this process; settings are `Server`'s (faults, latency_seconds, required_key,
+    ...).
+    """
     server = Server(answer=answer, **settings)
     loop, ready, stop = asyncio.new_event_loop(), threading.Event(), asyncio.Event()
     thread = threading.Thread(target=loop.run_until_complete, args=(_run(server, ready.set, stop),), daemon=True)
@@ -340,7 +352,9 @@ def main():
     flags = parser.parse_args()
     module, function = flags.answer.split(":")
     answer = getattr(importlib.import_module(module), function)
-    server = Server(answer=answer, faults=Faults(**json.loads(flags.faults)), latency_seconds=flags.latency_seconds, port=flags.port)
+    server = Server(
+        answer=answer, faults=Faults(**json.loads(flags.faults)), latency_seconds=flags.latency_seconds, port=flags.port
+    )
     asyncio.run(_run(server, lambda: print(f"serving at http://127.0.0.1:{server.port}", flush=True), asyncio.Event()))
 
 

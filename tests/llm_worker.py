@@ -1,6 +1,8 @@
-"""A process that asks numbered questions, to be run beside another one or killed: `python -m tests.llm_worker SETTINGS_JSON`.
+"""A process that asks numbered questions, to be run beside another one or killed: `python -m tests.llm_worker
+SETTINGS_JSON`.
 
-Settings: `url`, `first`, `last`, `config` (of EngineConfig), `budget` (of BudgetConfig), `model`. Prints `ready` when it starts to ask,
+Settings: `url`, `first`, `last`, `config` (of EngineConfig), `budget` (of BudgetConfig), `model`. Prints `ready` when
+  it starts to ask,
 and at the end one JSON line: outcomes by kind, a hash of all answers, attempts.
 """
 
@@ -11,15 +13,21 @@ import subprocess
 import sys
 from typing import Any
 
+from diversity_jax.core.files import content_hash
 from diversity_jax.llm import BudgetConfig, CallFailed, Engine, EngineConfig, Request
-from diversity_jax.storage import content_hash
 
 MODEL = "openai:gpt-4o-mini"
 
 
 def question(number: int) -> Request:
     """The question with this number."""
-    return Request(stage="propose_criteria", system="Repeat the number.", user=f"number {number}", schema=None, max_output_tokens=50)
+    return Request(
+        stage="propose_criteria",
+        system="Repeat the number.",
+        user=f"number {number}",
+        schema=None,
+        max_output_tokens=50,
+    )
 
 
 def number_of(user: str) -> int:
@@ -35,22 +43,35 @@ def key_of(number: int) -> str:
 async def _ask(settings: dict[str, Any]) -> dict[str, Any]:
     config = EngineConfig(progress="off", backoff_seconds=0.02, **settings["config"])
     engine = Engine(
-        settings.get("model", MODEL), base_url=settings["url"], config=config, budget=BudgetConfig(**settings.get("budget", {}))
+        settings.get("model", MODEL),
+        base_url=settings["url"],
+        config=config,
+        budget=BudgetConfig(**settings.get("budget", {})),
     )
     async with engine:
         print("ready", flush=True)
         calls = [engine.complete(question(number)) for number in range(settings["first"], settings["last"])]
         outcomes = await asyncio.gather(*calls, return_exceptions=True)
     kinds = Counter(
-        o.reason if isinstance(o, CallFailed) else type(o).__name__ if isinstance(o, Exception) else "answered" for o in outcomes
+        o.reason if isinstance(o, CallFailed) else type(o).__name__ if isinstance(o, Exception) else "answered"
+        for o in outcomes
     )
-    answers = [[o.text, o.prompt_tokens, o.completion_tokens, o.cost_usd] for o in outcomes if not isinstance(o, Exception)]
-    return {"kinds": kinds, "answers": content_hash(answers), "attempts": engine.stats.attempts, "cached": engine.stats.cached}
+    answers = [
+        [o.text, o.prompt_tokens, o.completion_tokens, o.cost_usd] for o in outcomes if not isinstance(o, Exception)
+    ]
+    return {
+        "kinds": kinds,
+        "answers": content_hash(answers),
+        "attempts": engine.stats.attempts,
+        "cached": engine.stats.cached,
+    }
 
 
 def start(**settings: Any) -> subprocess.Popen:
     """Starts a worker and waits until it asks."""
-    process = subprocess.Popen([sys.executable, "-m", "tests.llm_worker", json.dumps(settings)], stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tests.llm_worker", json.dumps(settings)], stdout=subprocess.PIPE, text=True
+    )
     if process.stdout.readline() != "ready\n":
         raise RuntimeError("the worker did not start")
     return process

@@ -8,8 +8,8 @@ import random
 
 from diversity_jax.corpus import Document
 from diversity_jax.mixtures.mixture import Mixture, MixtureComponent
-from diversity_jax.mixtures.preparer import Preparation, prepare
-from diversity_jax.mixtures.vocabulary import load_tokenizer
+from diversity_jax.prepare.pipeline import Preparation, prepare
+from diversity_jax.tokenizers.tokenizer import load_tokenizer
 
 
 class MadeCorpus:
@@ -47,10 +47,17 @@ def build_mixture(
         manifest = prepare(corpus, tokenizer, folder / "components" / part, settings)
         decision = {"action": "ungated", "reason": "made for a test"}
         components.append(
-            MixtureComponent(name=part, kind="real", share_asked=share, share_granted=share, decision=decision, manifest=manifest)
+            MixtureComponent(
+                name=part, kind="real", share_asked=share, share_granted=share, decision=decision, manifest=manifest
+            )
         )
     mixture = Mixture(
-        name=name, components=tuple(components), sequence_length=sequence_length, seed=0, vocabulary=manifest.vocabulary, folder=folder
+        name=name,
+        components=tuple(components),
+        sequence_length=sequence_length,
+        seed=0,
+        vocabulary=manifest.vocabulary,
+        folder=folder,
     )
     mixture.save()
     return folder

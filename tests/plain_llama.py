@@ -1,4 +1,5 @@
-"""A Llama, its loss and AdamW written from their definitions alone, to compare training curves with. Nothing of ours is used.
+"""A Llama, its loss and AdamW written from their definitions alone, to compare training curves with. Nothing of ours is
+used.
 
 Weights are kept as Hugging Face names and orients them (out x in), so that not even the layout is shared.
 """
@@ -30,7 +31,8 @@ def scores(shape, weights, tokens):
     for layer in weights["layers"]:
         h = norm(x, layer["input_norm"], shape["epsilon"])
         q, k, v = (
-            (h @ layer[name].T).reshape(batch, length, -1, shape["head"]).transpose(0, 2, 1, 3) for name in ("q_proj", "k_proj", "v_proj")
+            (h @ layer[name].T).reshape(batch, length, -1, shape["head"]).transpose(0, 2, 1, 3)
+            for name in ("q_proj", "k_proj", "v_proj")
         )
         q, k = turn(q, shape["theta"]), turn(k, shape["theta"])
         k, v = (jnp.repeat(one, q.shape[1] // one.shape[1], axis=1) for one in (k, v))
@@ -51,7 +53,9 @@ def loss(shape, weights, tokens):
 
 
 def train(shape, weights, batches, *, rate, warmup, beta1=0.9, beta2=0.95, epsilon=1e-8, decay=0.1, clip=1.0):
-    """The loss of every step: linear warm-up to `rate`, linear decay to zero at the last batch, AdamW, clipped gradients."""
+    """The loss of every step: linear warm-up to `rate`, linear decay to zero at the last batch, AdamW, clipped
+    gradients.
+    """
 
     @jax.jit
     def step(weights, first, second, count, learning, tokens):
@@ -71,6 +75,8 @@ def train(shape, weights, batches, *, rate, warmup, beta1=0.9, beta2=0.95, epsil
     first, second, losses = zeros, zeros, []
     for number, tokens in enumerate(batches):
         learning = rate * min((number + 1) / warmup, 1) * (1 - max(number - warmup, 0) / (len(batches) - warmup))
-        weights, first, second, value = step(weights, first, second, jnp.float32(number + 1), jnp.float32(learning), tokens)
+        weights, first, second, value = step(
+            weights, first, second, jnp.float32(number + 1), jnp.float32(learning), tokens
+        )
         losses.append(value)
     return np.array(losses)

@@ -1,4 +1,6 @@
-"""Texts with known overlaps: runs of benchmark items hidden in documents, and copies of documents with some words changed."""
+"""Texts with known overlaps: runs of benchmark items hidden in documents, and copies of documents with some words
+changed.
+"""
 
 from collections.abc import Sequence
 import json
@@ -7,7 +9,12 @@ import random
 import re
 
 SHINGLE_WORDS = 5
-_WORDS = [f"{start}{middle}{end}" for start in "bdgklmnprst" for middle in ("a", "e", "io", "ou") for end in ("", "n", "rd", "lt", "mosk")]
+_WORDS = [
+    f"{start}{middle}{end}"
+    for start in "bdgklmnprst"
+    for middle in ("a", "e", "io", "ou")
+    for end in ("", "n", "rd", "lt", "mosk")
+]
 
 
 def prose(source: random.Random, words: int) -> list[str]:
@@ -23,17 +30,26 @@ def write_jsonl(path: Path, records: Sequence[dict]) -> str:
 
 def disguised(source: random.Random, words: Sequence[str]) -> str:
     """The same words in another case, with other punctuation and spaces."""
-    return "".join(source.choice((word, word.upper(), word.capitalize())) + source.choice((" ", ", ", "\n", " - ", "; ")) for word in words)
+    return "".join(
+        source.choice((word, word.upper(), word.capitalize())) + source.choice((" ", ", ", "\n", " - ", "; "))
+        for word in words
+    )
 
 
-def planted_overlaps(folder: Path, *, items: int, run_words: int, seed: int = 0) -> tuple[str, str, set[tuple[str, int]]]:
-    """A corpus whose first document in three hides `run_words` words of an item, or of an item's question and answer in a row.
+def planted_overlaps(
+    folder: Path, *, items: int, run_words: int, seed: int = 0
+) -> tuple[str, str, set[tuple[str, int]]]:
+    """A corpus whose first document in three hides `run_words` words of an item, or of an item's question and answer in
+    a row.
 
     Returns:
       Path of the corpus, path of the benchmark, and (document number, item) of all that was hidden.
     """
     source = random.Random(seed)
-    benchmark = [{"question": " ".join(prose(source, 30)) + "?", "answers": {"text": [" ".join(prose(source, 9))]}} for _ in range(items)]
+    benchmark = [
+        {"question": " ".join(prose(source, 30)) + "?", "answers": {"text": [" ".join(prose(source, 9))]}}
+        for _ in range(items)
+    ]
     documents, hidden = [], set()
     for number in range(3 * items):
         words = " ".join(prose(source, source.randint(40, 200)))

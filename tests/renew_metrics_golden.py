@@ -32,7 +32,9 @@ _ODD = (
 
 
 def corpora() -> dict[str, list[str]]:
-    """Small seeded corpora: plain words, odd words with double spaces and other scripts, repeats, and one without any overlap."""
+    """Small seeded corpora: plain words, odd words with double spaces and other scripts, repeats, and one without any
+    overlap.
+    """
     draw = random.Random(20240523)
     plain = [" ".join(f"w{int(draw.paretovariate(0.7)) % 90}" for _ in range(draw.randrange(5, 60))) for _ in range(60)]
     odd = [" ".join(draw.choice((*_ODD, "the", "a", "of")) for _ in range(draw.randrange(0, 40))) for _ in range(40)]
@@ -64,7 +66,10 @@ def peer_modules() -> dict:
         "compression": "compression_ratio",
         "homogenization": "homogenization_score",
     }
-    return {function: getattr(importlib.import_module(f"diversity.{module}"), function) for module, function in names.items()}
+    return {
+        function: getattr(importlib.import_module(f"diversity.{module}"), function)
+        for module, function in names.items()
+    }
 
 
 def golden() -> dict:
@@ -83,7 +88,9 @@ def golden() -> dict:
             "homogenization_score_rougel": theirs["homogenization_score"](texts, verbose=False),
         }
     points = vectors()
-    distances = cosine_distances(points)  # the two lines after the embedding in diversity/embedding.py, whose import wants a download
+    distances = cosine_distances(
+        points
+    )  # the two lines after the embedding in diversity/embedding.py, whose import wants a download
     result["vectors"] = {
         "vendi_score_X": float(vendi.score_X(points)),
         "vendi_score_dual_1": float(vendi.score_dual(points, q=1)),

@@ -8,7 +8,7 @@ from typing import Any
 
 from diversity_jax.corpus import CorpusConfig
 from diversity_jax.mixtures.builder import build
-from diversity_jax.mixtures.component import Component, GatePolicy, MixtureConfig
+from diversity_jax.mixtures.config import Component, GatePolicy, MixtureConfig
 from diversity_jax.mixtures.mixture import Mixture
 
 WORDS = ("oak", "elm", "ash", "fir", "yew", "bay", "fig", "box")
@@ -34,7 +34,9 @@ def write_text(path: Path, count: int, *, seed: int = 0) -> Path:
     return path
 
 
-def build_components(folder: Path, sources: Mapping[str, CorpusConfig], shares: Mapping[str, float], **fields: Any) -> Mixture:
+def build_components(
+    folder: Path, sources: Mapping[str, CorpusConfig], shares: Mapping[str, float], **fields: Any
+) -> Mixture:
     """A mixture of ungated components, its rows of 256 tokens unless told otherwise."""
     components = tuple(
         Component(name=name, kind="real", corpus=corpus, share=shares[name], policy=GatePolicy(ungated=True))

@@ -1,11 +1,20 @@
-"""Small models for tests. Parameters are drawn by numpy: compiling JAX's random generator would take longer than the tests."""
+"""Small models for tests. Parameters are drawn by numpy: compiling JAX's random generator would take longer than the
+tests.
+"""
 
 import jax
 import numpy as np
 
 from diversity_jax.model import LlamaConfig, init_params
 
-SHAPE = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_layers": 2, "num_heads": 4, "max_length": 64}
+SHAPE = {
+    "vocab_size": 64,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_layers": 2,
+    "num_heads": 4,
+    "max_length": 64,
+}
 
 
 def small_config(**fields) -> LlamaConfig:

@@ -1,4 +1,6 @@
-"""A process that works on a small graph of steps; its commands write down each start and end, and go on from what they find."""
+"""A process that works on a small graph of steps; its commands write down each start and end, and go on from what they
+find.
+"""
 
 import dataclasses
 import json
@@ -6,9 +8,8 @@ from pathlib import Path
 import sys
 import time
 
-from diversity_jax.errors import InputError
-from diversity_jax.study.graph import Step, run_steps
-from diversity_jax.study.store import Store
+from diversity_jax.core.errors import InputError
+from diversity_jax.study.graph import Step, Store, run_steps
 
 CODES = {"first": {"room": "1"}, "second": {"room": "1"}}
 

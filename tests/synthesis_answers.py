@@ -1,6 +1,8 @@
-"""What a played language model writes: passages whose subject is decided by the request, so that the diversity of a run is known.
+"""What a played language model writes: passages whose subject is decided by the request, so that the diversity of a run
+is known.
 
-Topics named `narrow...` get one of two texts' vocabularies, all others words of their own. Served by `tests.llm_server`.
+Topics named `narrow...` get one of two texts' vocabularies, all others words of their own. Served by
+`tests.llm_server`.
 """
 
 import hashlib
@@ -23,8 +25,16 @@ def write(subject: str, variety: random.Random, *, persona: bool, topics: bool, 
     text = lambda: " ".join(variety.choice(words) for _ in range(40)).capitalize() + "."  # noqa: E731
     options = variety.sample(words, 4) if len(set(words)) > 4 else ["one", "two", "three", "four"]
     options = list(dict.fromkeys(options)) + [f"none of {n}" for n in range(4)]
-    question = {"question": f"What is {words[0]}?", "options": options[:4], "answer": options[variety.randrange(4)], "explanation": text()}
-    answer = {"passages": [{"concepts": [words[n], words[n + 1]], "text": text()} for n in range(passages)], "question": question}
+    question = {
+        "question": f"What is {words[0]}?",
+        "options": options[:4],
+        "answer": options[variety.randrange(4)],
+        "explanation": text(),
+    }
+    answer = {
+        "passages": [{"concepts": [words[n], words[n + 1]], "text": text()} for n in range(passages)],
+        "question": question,
+    }
     return answer | ({"persona": 1} if persona else {}) | ({"topics_used": [1]} if topics else {})
 
 

@@ -3,10 +3,10 @@
 import pytest
 
 from diversity_jax.cluster_agent import AgentConfig, audit
-from diversity_jax.cluster_agent.audit import INJECTIONS, HostileCorpus
+from diversity_jax.cluster_agent.injection_audit import INJECTIONS, HostileCorpus
 from diversity_jax.cluster_agent.simulation import LabelJudge, LabelledCorpus, even_shares
-from diversity_jax.cluster_agent.texts import clean_text
-from diversity_jax.errors import InputError
+from diversity_jax.cluster_agent.text_cleaning import clean_text
+from diversity_jax.core.errors import InputError
 
 SPLIT = {"split": INJECTIONS["split"]}
 

@@ -8,18 +8,27 @@ import numpy as np
 import pytest
 
 from diversity_jax.cluster_agent import estimators as e
-from diversity_jax.cluster_agent.judge_error import ErrorRates, binomial, corrected
-from diversity_jax.cluster_agent.simulation import count_clusters, count_pairs, even_shares, simulate_groupings, zipf_shares
-from diversity_jax.errors import InputError
+from diversity_jax.cluster_agent.canaries import ErrorRates, binomial, corrected
+from diversity_jax.cluster_agent.simulation import (
+    count_clusters,
+    count_pairs,
+    even_shares,
+    simulate_groupings,
+    zipf_shares,
+)
+from diversity_jax.core.errors import InputError
 
 
 def groupings_of(partitions, k, valid=None, sets=None):
     """Groupings of explicit cluster sizes."""
     counted = [
-        e.count_partition(sizes, good) for sizes, good in zip(partitions, valid or [[True] * len(p) for p in partitions], strict=True)
+        e.count_partition(sizes, good)
+        for sizes, good in zip(partitions, valid or [[True] * len(p) for p in partitions], strict=True)
     ]
     clusters, kept, pairs = zip(*counted, strict=True)
-    return e.Groupings(samples_per_grouping=k, criteria_set=sets or [0] * len(partitions), clusters=clusters, kept=kept, pairs=pairs)
+    return e.Groupings(
+        samples_per_grouping=k, criteria_set=sets or [0] * len(partitions), clusters=clusters, kept=kept, pairs=pairs
+    )
 
 
 def test_figures_of_two_groupings_by_hand():
@@ -66,10 +75,13 @@ def test_every_figure_keeps_its_range_and_its_interval_holds_its_value(labels):
 
 @pytest.mark.parametrize("k", [5, 10, 20])
 @pytest.mark.parametrize(
-    ("truth", "score"), [(5, {5: 2.37, 10: 2.03, 20: 1.22}), (50, {5: 4.65, 10: 8.41, 20: 13.9}), (500, {5: 4.96, 10: 9.83, 20: 19.3})]
+    ("truth", "score"),
+    [(5, {5: 2.37, 10: 2.03, 20: 1.22}), (50, {5: 4.65, 10: 8.41, 20: 13.9}), (500, {5: 4.96, 10: 9.83, 20: 19.3})],
 )
 def test_the_paper_score_depends_on_k_and_effective_clusters_does_not(k, truth, score):
-    found = simulate_groupings(even_shares(truth), samples_per_grouping=k, groupings=20_000, generator=np.random.default_rng(k))
+    found = simulate_groupings(
+        even_shares(truth), samples_per_grouping=k, groupings=20_000, generator=np.random.default_rng(k)
+    )
     assert e.cluster_score(found).value == pytest.approx(score[k], rel=0.02)
     assert e.effective_clusters(found).value == pytest.approx(truth, rel=0.1)
 
@@ -84,7 +96,14 @@ def test_the_variance_of_one_collision_is_as_the_theory_of_u_statistics_says(sha
 
 @pytest.mark.parametrize(
     ("truth", "k", "even", "zipf"),
-    [(5, 10, 137, 288), (5, 20, 33, 109), (50, 10, 1674, 2589), (50, 20, 397, 884), (500, 10, 17040, 20769), (500, 20, 4036, 6023)],
+    [
+        (5, 10, 137, 288),
+        (5, 20, 33, 109),
+        (50, 10, 1674, 2589),
+        (50, 20, 397, 884),
+        (500, 10, 17040, 20769),
+        (500, 20, 4036, 6023),
+    ],
 )
 def test_groupings_needed_for_five_percent(truth, k, even, zipf):
     for shares, expected in ((even_shares(truth), even), (zipf_shares(truth), zipf)):
@@ -95,7 +114,9 @@ def test_groupings_needed_for_five_percent(truth, k, even, zipf):
 def test_intervals_hold_the_truth_as_often_as_they_say(sets):
     generator, held = np.random.default_rng(3), 0
     for _ in range(400):
-        found = simulate_groupings([even_shares(50)] * sets, samples_per_grouping=10, groupings=250, generator=generator)
+        found = simulate_groupings(
+            [even_shares(50)] * sets, samples_per_grouping=10, groupings=250, generator=generator
+        )
         one = e.effective_clusters(found)
         held += one.low <= 50 <= one.high
     assert 0.92 <= held / 400 <= 0.98
@@ -106,7 +127,13 @@ def test_criteria_that_differ_need_the_two_level_interval():
     for _ in range(300):
         shares = [even_shares(round(50 * math.exp(generator.normal(0, 0.1)))) for _ in range(5)]
         found = simulate_groupings(shares, samples_per_grouping=10, groupings=2500, generator=generator)
-        flat = e.Groupings(samples_per_grouping=10, criteria_set=[0] * 2500, clusters=found.clusters, kept=found.kept, pairs=found.pairs)
+        flat = e.Groupings(
+            samples_per_grouping=10,
+            criteria_set=[0] * 2500,
+            clusters=found.clusters,
+            kept=found.kept,
+            pairs=found.pairs,
+        )
         for number, one in enumerate((found, flat)):
             estimate = e.effective_clusters(one)
             held[number] += estimate.low <= 50 <= estimate.high
@@ -170,7 +197,9 @@ def test_a_corpus_has_no_more_clusters_than_documents():
 
 
 def test_convergence_ends_at_the_estimate():
-    found = simulate_groupings(even_shares(20), samples_per_grouping=10, groupings=500, generator=np.random.default_rng(0))
+    found = simulate_groupings(
+        even_shares(20), samples_per_grouping=10, groupings=500, generator=np.random.default_rng(0)
+    )
     settled = e.convergence(found)
     assert settled["groupings"][-1] == 500
     assert settled["value"][-1] == e.effective_clusters(found).value
@@ -203,8 +232,12 @@ def test_the_correction_takes_out_the_errors_of_a_judge():
     for _ in range(200):
         true = simulate_groupings(even_shares(50), samples_per_grouping=10, groupings=800, generator=generator)
         pairs = generator.binomial(true.pairs, 0.9) + generator.binomial(45 - true.pairs, 0.005)
-        spoilt = e.Groupings(samples_per_grouping=10, criteria_set=true.criteria_set, clusters=true.clusters, kept=true.kept, pairs=pairs)
-        rates = ErrorRates(shown=800, merged=int(generator.binomial(800, 0.005)), split=int(generator.binomial(800, 0.1)))
+        spoilt = e.Groupings(
+            samples_per_grouping=10, criteria_set=true.criteria_set, clusters=true.clusters, kept=true.kept, pairs=pairs
+        )
+        rates = ErrorRates(
+            shown=800, merged=int(generator.binomial(800, 0.005)), split=int(generator.binomial(800, 0.1))
+        )
         one = corrected(spoilt, rates)
         values.append(one.value)
         held += one.low <= 50 and (one.high is None or one.high >= 50)
@@ -213,7 +246,9 @@ def test_the_correction_takes_out_the_errors_of_a_judge():
 
 
 def test_beyond_the_ceiling_the_correction_gives_a_bound():
-    found = simulate_groupings(even_shares(100), samples_per_grouping=10, groupings=500, generator=np.random.default_rng(0))
+    found = simulate_groupings(
+        even_shares(100), samples_per_grouping=10, groupings=500, generator=np.random.default_rng(0)
+    )
     one = corrected(found, ErrorRates(shown=500, merged=5, split=0))
     assert one.high is None
     assert corrected(found, ErrorRates(shown=10, merged=6, split=5)) is None

@@ -9,10 +9,10 @@ from types import SimpleNamespace
 import pytest
 
 from diversity_jax.cluster_agent import AgentConfig, LlmJudge, plan_calls, score_corpus
-from diversity_jax.cluster_agent.judge import Answer
-from diversity_jax.cluster_agent.texts import clean_text
+from diversity_jax.cluster_agent.text_cleaning import clean_text
+from diversity_jax.cluster_agent.types import Answer
 from diversity_jax.llm import BudgetConfig, Price, forecast
-from diversity_jax.llm.forecasting import Seen, reforecast
+from diversity_jax.llm.cost_forecast import Seen, reforecast
 from tests.cluster_agent_answers import follows_instructions
 from tests.llm_answers import label_oracle, samples_in, tokens_of
 from tests.shared_data import shared_file
@@ -66,9 +66,10 @@ def corpus(kind):
     if kind in ("forty words", "Greek"):
         words, length = (WORDS.split(), 40) if kind == "forty words" else (GREEK.split(), 30)
         return Texts([(f"topic{n % 20} " + " ".join(generator.choices(words, k=length)), n % 20) for n in range(2000)])
-    file, label = {"queries": ("corpora_real/clinc150_train", "label"), "answers": ("corpora_synthetic/llm_answers_600_prompts", "prompt")}[
-        kind
-    ]
+    file, label = {
+        "queries": ("corpora_real/clinc150_train", "label"),
+        "answers": ("corpora_synthetic/llm_answers_600_prompts", "prompt"),
+    }[kind]
     with gzip.open(shared_file(f"{file}.jsonl.gz"), "rt") as lines:
         rows = [json.loads(line) for line in lines]
     return Texts([(row["text"], row[label]) for row in generator.sample(rows, 2000)])
@@ -91,7 +92,11 @@ def run(texts, config, judge):
     used, seen = sum(card.tokens.values()), {}
     for stage, prompt, completion in judge.used[: card.calls // 2]:
         one = seen.setdefault(stage, Seen())
-        one.calls, one.prompt_tokens, one.completion_tokens = one.calls + 1, one.prompt_tokens + prompt, one.completion_tokens + completion
+        one.calls, one.prompt_tokens, one.completion_tokens = (
+            one.calls + 1,
+            one.prompt_tokens + prompt,
+            one.completion_tokens + completion,
+        )
     middle = reforecast(planned, seen, FREE, UNCAPPED)
     ratios = [(one.prompt_tokens + one.completion_tokens) / used for one in (before, middle)]
     return *ratios, before.least_tokens <= used <= before.most_tokens
@@ -132,7 +137,9 @@ def test_a_judge_that_keeps_to_the_instructions_uses_what_was_forecast(kind, tok
 
 
 @pytest.mark.parametrize(
-    ("tokenizer", "settings"), [("neox", SMALL), ("letters", PLAIN), ("letters", LARGE), ("letters", UNVERIFIED)], ids=str
+    ("tokenizer", "settings"),
+    [("neox", SMALL), ("letters", PLAIN), ("letters", LARGE), ("letters", UNVERIFIED)],
+    ids=str,
 )
 def test_so_does_a_judge_of_few_words(tokenizer, settings):
     texts, config = corpus("answers"), AgentConfig(**{"groupings": 50, "proposals": 3} | settings)

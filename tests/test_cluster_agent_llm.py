@@ -15,19 +15,22 @@ import pytest
 
 from diversity_jax.cluster_agent import AgentConfig, LlmJudge, Scorecard, score_corpus
 from diversity_jax.cluster_agent.criteria import CriteriaSet, Metadata, Metric
-from diversity_jax.cluster_agent.judge import STAGES, Cluster, Sample, Task
-from diversity_jax.cluster_agent.llm_judge import parse_json
+from diversity_jax.cluster_agent.llm import parse_json
 from diversity_jax.cluster_agent.prompts import system_of, user_of
 from diversity_jax.cluster_agent.schemas import schema_of
 from diversity_jax.cluster_agent.simulation import LabelledCorpus, even_shares
-from diversity_jax.errors import InputError
+from diversity_jax.cluster_agent.types import STAGES, Cluster, Sample, Task
+from diversity_jax.core.errors import InputError
 from diversity_jax.llm import BudgetConfig, Engine, EngineConfig
 from tests.llm_answers import fill, label_oracle, samples_in
 from tests.llm_server import Faults, serve, serve_process
 
-SAMPLES = tuple(Sample(sample_id=f"k{i}a", text=f'text {i}\nwith a line and a "quote"', document=str(i)) for i in range(4))
+SAMPLES = tuple(
+    Sample(sample_id=f"k{i}a", text=f'text {i}\nwith a line and a "quote"', document=str(i)) for i in range(4)
+)
 CRITERIA = CriteriaSet(
-    metadata=(Metadata(name="subject", definition="d", guidance="g"),), metrics=(Metric(name="depth", levels=("a",) * 5),)
+    metadata=(Metadata(name="subject", definition="d", guidance="g"),),
+    metrics=(Metric(name="depth", levels=("a",) * 5),),
 )
 PROPOSALS = (("subject", ("what it is about", "its field")), ("form", ("prose or code",)))
 
@@ -40,7 +43,11 @@ def task_of(stage, **changes):
         "summarize_metrics": {"proposals": PROPOSALS},
         "define_criteria": {"criteria": CRITERIA},
         "cluster_samples": {"samples": SAMPLES, "criteria": CRITERIA},
-        "verify_clusters": {"samples": SAMPLES, "criteria": CRITERIA, "clusters": (Cluster(sample_ids=("k0a", "k1a"), reasoning="both"),)},
+        "verify_clusters": {
+            "samples": SAMPLES,
+            "criteria": CRITERIA,
+            "clusters": (Cluster(sample_ids=("k0a", "k1a"), reasoning="both"),),
+        },
     }[stage]
     settings = {"replicate": 0, "criteria_set": 0, "criteria_count": 3, "reasoning_words": 10}
     return Task(stage=stage, **{**settings, **content, **changes})
@@ -48,12 +55,16 @@ def task_of(stage, **changes):
 
 def oracle(stage, samples, payload):
     """Knows the topic of every text of a `LabelledCorpus`; for servers in a process of their own."""
-    return label_oracle({sample["text"]: LabelledCorpus.label_of(sample["text"]) for sample in samples})(stage, samples, payload)
+    return label_oracle({sample["text"]: LabelledCorpus.label_of(sample["text"]) for sample in samples})(
+        stage, samples, payload
+    )
 
 
 def engine_for(server, budget=BudgetConfig(), **settings):
     """An engine that asks a test server."""
-    return Engine("openai:oracle", base_url=server.openai_url, config=EngineConfig(progress="off", **settings), budget=budget)
+    return Engine(
+        "openai:oracle", base_url=server.openai_url, config=EngineConfig(progress="off", **settings), budget=budget
+    )
 
 
 @pytest.mark.parametrize("limits", [False, True])
@@ -123,7 +134,15 @@ def test_over_http_the_score_holds_the_truth(truth):
 
 def test_with_three_calls_in_ten_failing_the_run_ends_and_counts():
     corpus = LabelledCorpus(even_shares(20), documents=20_000)
-    rates = {"too_many": 0.05, "error_500": 0.04, "error_503": 0.04, "dropped": 0.04, "garbled": 0.05, "truncated": 0.04, "refused": 0.04}
+    rates = {
+        "too_many": 0.05,
+        "error_500": 0.04,
+        "error_503": 0.04,
+        "dropped": 0.04,
+        "garbled": 0.05,
+        "truncated": 0.04,
+        "refused": 0.04,
+    }
     with serve(oracle, faults=Faults(**rates, seed=3)) as server:
         engine = engine_for(server, backoff_seconds=0.01, deadline_seconds=5.0)
         card = score_corpus(corpus, LlmJudge(engine), AgentConfig(groupings=250, proposals=4))
@@ -148,8 +167,14 @@ def test_a_replay_needs_no_server_and_gives_the_same_bytes(tmp_path):
     ledger = str(tmp_path / "ledger.sqlite")
     config = AgentConfig(groupings=120, proposals=2)
     with serve(oracle, faults=Faults(refused=0.05, garbled=0.05)) as server:
-        first = score_corpus(corpus, LlmJudge(engine_for(server, ledger=ledger)), config, groupings_path=tmp_path / "a.jsonl")
-    engine = Engine("openai:oracle", base_url=server.openai_url, config=EngineConfig(progress="off", ledger=ledger, offline_replay=True))
+        first = score_corpus(
+            corpus, LlmJudge(engine_for(server, ledger=ledger)), config, groupings_path=tmp_path / "a.jsonl"
+        )
+    engine = Engine(
+        "openai:oracle",
+        base_url=server.openai_url,
+        config=EngineConfig(progress="off", ledger=ledger, offline_replay=True),
+    )
     again = score_corpus(corpus, LlmJudge(engine), config, groupings_path=tmp_path / "b.jsonl")
     assert again.to_json() == first.to_json()
     assert (tmp_path / "a.jsonl").read_bytes() == (tmp_path / "b.jsonl").read_bytes()

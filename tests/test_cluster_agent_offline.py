@@ -5,7 +5,7 @@ import pytest
 
 from diversity_jax.cluster_agent import AgentConfig, OfflineJudge, compare, score_corpus
 from diversity_jax.cluster_agent.simulation import LabelledDocument
-from diversity_jax.errors import InputError
+from diversity_jax.core.errors import InputError
 from tests.shared_data import shared_file
 
 COMMON = [
@@ -85,7 +85,10 @@ def test_few_topics_score_far_below_many_and_near_their_number(corpora, judge, k
 
 
 def test_two_judges_fitted_to_the_same_texts_agree_in_every_answer(corpora):
-    hashes = {score_corpus(corpora[0], OfflineJudge.fit(corpora, documents=200), AgentConfig(groupings=30)).content_hash for _ in range(2)}
+    hashes = {
+        score_corpus(corpora[0], OfflineJudge.fit(corpora, documents=200), AgentConfig(groupings=30)).content_hash
+        for _ in range(2)
+    }
     assert len(hashes) == 1
     other = OfflineJudge.fit(corpora, documents=200, seed=1)
     assert other.identity != OfflineJudge.fit(corpora, documents=200).identity
@@ -120,7 +123,9 @@ def test_texts_without_letters_are_alike_only_where_they_are_equal():
 
 def test_scripts_without_spaces_are_read_by_their_characters():
     first, second = "河流和湖泊的水很清澈", "股票市场今天下跌了很多"
-    assert score_texts([first[i % 3 :] for i in range(60)] + [second[i % 3 :] for i in range(60)]).value == pytest.approx(2.0, rel=0.35)
+    assert score_texts(
+        [first[i % 3 :] for i in range(60)] + [second[i % 3 :] for i in range(60)]
+    ).value == pytest.approx(2.0, rel=0.35)
 
 
 def test_too_few_texts_are_refused():

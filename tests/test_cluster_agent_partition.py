@@ -5,8 +5,8 @@ from hypothesis import strategies as st
 import pytest
 
 from diversity_jax.cluster_agent.canaries import FOREIGN_TEXTS, judge_canary, plant, with_control, without_planted
-from diversity_jax.cluster_agent.judge import AnswerError, Cluster, Sample
 from diversity_jax.cluster_agent.partition import parse_partition, parse_validation
+from diversity_jax.cluster_agent.types import AnswerError, Cluster, Sample
 
 SAMPLES = tuple(Sample(sample_id=f"k{i}", text=f"text number {i} about weather", document=str(i)) for i in range(6))
 IDS = [sample.sample_id for sample in SAMPLES]
@@ -14,7 +14,11 @@ IDS = [sample.sample_id for sample in SAMPLES]
 
 def answer(*clusters):
     """A clustering answer from lists of ids."""
-    return {"clusters": [{"cluster": n, "sample_ids": list(ids), "uniqueness_reasoning": "r"} for n, ids in enumerate(clusters, 1)]}
+    return {
+        "clusters": [
+            {"cluster": n, "sample_ids": list(ids), "uniqueness_reasoning": "r"} for n, ids in enumerate(clusters, 1)
+        ]
+    }
 
 
 def clusters_of(*groups):
@@ -51,7 +55,9 @@ def test_the_complaint_names_what_is_wrong(groups, complaint):
         parse_partition(answer(*groups), SAMPLES)
 
 
-@pytest.mark.parametrize("value", [None, [], "text", {}, {"clusters": {}}, {"clusters": [1]}, {"clusters": [{"sample_ids": [1, 2]}]}])
+@pytest.mark.parametrize(
+    "value", [None, [], "text", {}, {"clusters": {}}, {"clusters": [1]}, {"clusters": [{"sample_ids": [1, 2]}]}]
+)
 def test_another_shape_is_refused(value):
     with pytest.raises(AnswerError):
         parse_partition(value, SAMPLES)
@@ -67,20 +73,28 @@ def test_metadata_and_metrics_may_be_maps_or_lists_and_are_for_people_only():
         (found,) = parse_partition({"clusters": [{"sample_ids": IDS, **described}]}, SAMPLES)
         assert found.metadata == (("topic", "rain"),)
         assert found.metrics == (("depth", 4, "plain"),)
-    (found,) = parse_partition({"clusters": [{"sample_ids": IDS, "cluster_metrics": {"depth": {"score": "high"}}}]}, SAMPLES)
+    (found,) = parse_partition(
+        {"clusters": [{"sample_ids": IDS, "cluster_metrics": {"depth": {"score": "high"}}}]}, SAMPLES
+    )
     assert found.metrics == (("depth", 0, ""),)
 
 
 def test_a_singleton_is_valid_whatever_is_said_of_it():
     clusters = clusters_of(["k0", "k1"], ["k2"])
-    verdicts = parse_validation({"validation": [{"cluster": 1, "valid": 0, "reasoning": "no"}, {"cluster": 2, "valid": 0}]}, clusters)
+    verdicts = parse_validation(
+        {"validation": [{"cluster": 1, "valid": 0, "reasoning": "no"}, {"cluster": 2, "valid": 0}]}, clusters
+    )
     assert verdicts == ((False, "no"), (True, ""))
     assert parse_validation({"validation": [{"cluster": 1, "valid": 1}]}, clusters) == ((True, ""), (True, ""))
 
 
-@pytest.mark.parametrize(("number", "valid", "found"), [("1", "1", True), (1, True, True), (1.0, "false", False), (" 1", "No", False)])
+@pytest.mark.parametrize(
+    ("number", "valid", "found"), [("1", "1", True), (1, True, True), (1.0, "false", False), (" 1", "No", False)]
+)
 def test_numbers_may_come_as_text_or_truth_values(number, valid, found):
-    assert parse_validation({"validation": [{"cluster": number, "valid": valid}]}, clusters_of(["k0", "k1"], ["k2"]))[0] == (found, "")
+    assert parse_validation({"validation": [{"cluster": number, "valid": valid}]}, clusters_of(["k0", "k1"], ["k2"]))[
+        0
+    ] == (found, "")
 
 
 @pytest.mark.parametrize(

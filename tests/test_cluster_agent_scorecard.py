@@ -6,14 +6,16 @@ import pytest
 
 from diversity_jax.cluster_agent import AgentConfig, Scorecard, compare, score_corpus
 from diversity_jax.cluster_agent.simulation import LabelJudge, LabelledCorpus, even_shares
-from diversity_jax.errors import InputError
+from diversity_jax.core.errors import InputError
 
 
 @pytest.fixture(scope="module")
 def card():
     """A small scorecard."""
     corpus = LabelledCorpus(even_shares(20), documents=5000)
-    return score_corpus(corpus, LabelJudge(corpus.label_of), AgentConfig(groupings=100, proposals=2, correct_judge_error=True))
+    return score_corpus(
+        corpus, LabelJudge(corpus.label_of), AgentConfig(groupings=100, proposals=2, correct_judge_error=True)
+    )
 
 
 def test_a_scorecard_is_the_same_after_saving_and_loading(card, tmp_path):
@@ -30,7 +32,17 @@ def test_the_file_has_the_fields_that_others_read(card, tmp_path):
     value = json.loads((tmp_path / "scorecard.json").read_text())
     for name in ("effective_clusters", "cluster_score", "clusters_per_sample", "collision"):
         assert set(value[name]) == {"value", "low", "high"}
-    plain = ("groupings", "dropped_groupings", "invalid_clusters", "criteria", "criteria_hash", "canaries", "calls", "cost_usd", "judge")
+    plain = (
+        "groupings",
+        "dropped_groupings",
+        "invalid_clusters",
+        "criteria",
+        "criteria_hash",
+        "canaries",
+        "calls",
+        "cost_usd",
+        "judge",
+    )
     assert not [name for name in (*plain, "prompt_version", "parameters", "seed") if name not in value]
     assert set(value["tokens"]) == {"prompt", "completion"}
     assert {"fingerprint", "documents", "sampled"} <= set(value["corpus"])

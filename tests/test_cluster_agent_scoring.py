@@ -1,4 +1,6 @@
-"""The whole scoring against judges whose truth is known: right, the same in any order of answers, and honest about what failed."""
+"""The whole scoring against judges whose truth is known: right, the same in any order of answers, and honest about what
+failed.
+"""
 
 import asyncio
 from collections import Counter
@@ -23,7 +25,7 @@ from diversity_jax.cluster_agent import (
     score_until_decided,
 )
 from diversity_jax.cluster_agent.simulation import LabelJudge, LabelledCorpus, even_shares
-from diversity_jax.errors import InputError
+from diversity_jax.core.errors import InputError
 
 CONFIG = AgentConfig(groupings=300, proposals=3)
 
@@ -72,7 +74,8 @@ def test_the_score_holds_the_truth_and_every_count_adds_up(k, tmp_path):
 def test_canaries_change_the_prompt_and_not_the_figures():
     corpus = corpus_of(20)
     cards = [
-        score_corpus(corpus, LabelJudge(corpus.label_of), AgentConfig(groupings=200, proposals=2, canary_share=s)) for s in (0.0, 0.3, 1.0)
+        score_corpus(corpus, LabelJudge(corpus.label_of), AgentConfig(groupings=200, proposals=2, canary_share=s))
+        for s in (0.0, 0.3, 1.0)
     ]
     assert len({card.series.pairs.tobytes() for card in cards}) == 1
     assert [card.canaries["shown"] > 0 for card in cards] == [False, True, True]
@@ -82,13 +85,17 @@ def test_the_scorecard_does_not_depend_on_the_order_in_which_answers_come(tmp_pa
     corpus = corpus_of(20)
 
     def priced(task, answer):
-        return Answer(value=answer.value, prompt_tokens=task.replicate, completion_tokens=3, cost_usd=0.1 + task.replicate / 7)
+        return Answer(
+            value=answer.value, prompt_tokens=task.replicate, completion_tokens=3, cost_usd=0.1 + task.replicate / 7
+        )
 
     hashes, texts = set(), set()
     for number, (delay, in_flight) in enumerate([(None, 512), (random.Random(1), 64), (random.Random(2), 7)]):
         config = AgentConfig(groupings=250, proposals=3, in_flight=in_flight)
         path = tmp_path / f"{number}.jsonl"
-        hashes.add(score_corpus(corpus, Wrapped(corpus.label_of, priced, delay), config, groupings_path=path).content_hash)
+        hashes.add(
+            score_corpus(corpus, Wrapped(corpus.label_of, priced, delay), config, groupings_path=path).content_hash
+        )
         texts.add(path.read_bytes())
     assert len(hashes) == len(texts) == 1
 
@@ -113,7 +120,9 @@ def test_every_call_has_ids_of_its_own_and_another_seed_shows_other_texts():
         shown.append([task.samples for task in judge.tasks if task.stage == "cluster_samples"])
     id_sets = Counter(frozenset(sample.sample_id for sample in samples) for samples in shown[0])
     assert max(id_sets.values()) == 1
-    assert {s.document for samples in shown[0] for s in samples} != {s.document for samples in shown[1] for s in samples}
+    assert {s.document for samples in shown[0] for s in samples} != {
+        s.document for samples in shown[1] for s in samples
+    }
 
 
 def test_no_sample_is_shown_twice_in_one_grouping_and_a_small_corpus_is_reused_between_them():
@@ -175,7 +184,10 @@ def test_with_three_answers_in_ten_bad_the_run_ends_with_the_same_estimate_and_c
 def test_a_repair_says_what_was_wrong_and_is_asked_once_only():
     corpus = corpus_of(20)
     judge = Wrapped(
-        corpus.label_of, lambda task, answer: Answer(value={"clusters": []}, text="EMPTY") if task.stage == "cluster_samples" else answer
+        corpus.label_of,
+        lambda task, answer: (
+            Answer(value={"clusters": []}, text="EMPTY") if task.stage == "cluster_samples" else answer
+        ),
     )
     with pytest.raises(InputError, match=r"none of 20 groupings was usable \(malformed 20: sample ids in no cluster"):
         score_corpus(corpus, judge, AgentConfig(groupings=20, proposals=2))
@@ -192,7 +204,9 @@ def test_when_no_further_call_can_succeed_what_is_done_is_scored_and_said():
 
     def ends(task, answer):
         late = task.stage == "verify_clusters" and task.replicate >= 100
-        return Answer(value=None, failure="budget", detail="the cap of $1 is reached", ends_run=True) if late else answer
+        return (
+            Answer(value=None, failure="budget", detail="the cap of $1 is reached", ends_run=True) if late else answer
+        )
 
     card = score_corpus(corpus, Wrapped(corpus.label_of, ends), AgentConfig(groupings=300, proposals=2))
     assert card.groupings == 100
@@ -259,7 +273,10 @@ def test_criteria_written_by_hand_are_one_set(tmp_path):
     path = tmp_path / "criteria.json"
     path.write_text(
         json.dumps(
-            {"metadata": [{"name": "topic", "definition": "d", "guidance": "g"}], "metrics": [{"name": "depth", "levels": ["a"] * 5}]}
+            {
+                "metadata": [{"name": "topic", "definition": "d", "guidance": "g"}],
+                "metrics": [{"name": "depth", "levels": ["a"] * 5}],
+            }
         )
     )
     corpus = corpus_of(5)
@@ -348,10 +365,14 @@ def test_a_judge_that_coarsens_with_more_samples_is_seen_to_drift():
         for sample in task.samples:
             label = LabelledCorpus.label_of(sample.text)
             groups.setdefault(int(label) // 2 if label.isdigit() else label, []).append(sample.sample_id)
-        return Answer(value={"clusters": [{"cluster": n, "sample_ids": ids} for n, ids in enumerate(groups.values(), 1)]})
+        return Answer(
+            value={"clusters": [{"cluster": n, "sample_ids": ids} for n, ids in enumerate(groups.values(), 1)]}
+        )
 
     def at(k, change=lambda task, answer: answer):
-        return score_corpus(corpus, Wrapped(corpus.label_of, change), AgentConfig(groupings=300, proposals=2, samples_per_grouping=k))
+        return score_corpus(
+            corpus, Wrapped(corpus.label_of, change), AgentConfig(groupings=300, proposals=2, samples_per_grouping=k)
+        )
 
     assert not drift(at(10), at(20)).decided
     found = drift(at(10), at(20, coarse_above_fifteen))

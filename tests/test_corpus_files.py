@@ -10,9 +10,9 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 
+from diversity_jax.core.errors import InputError
 from diversity_jax.corpus import CorpusConfig, Document, open_corpus
-from diversity_jax.corpus.tfrecord import _masked_crc32c
-from diversity_jax.errors import InputError
+from diversity_jax.corpus.readers.tfrecord import _masked_crc32c
 from tests.shared_data import shared_file
 
 TEXTS = ["one plain line", "two\nlines", 'quoted "text" and \\ slash', "ünïcödé, 漢字, 😀", "x" * 3_000_000, "the last"]
@@ -36,7 +36,9 @@ def example_bytes(features):
 
     entries = b""
     for name, value in features.items():
-        values = field(1, field(1, value)) if isinstance(value, bytes) else field(3, field(1, varint(value % (1 << 64))))
+        values = (
+            field(1, field(1, value)) if isinstance(value, bytes) else field(3, field(1, varint(value % (1 << 64))))
+        )
         entries += field(1, field(1, name.encode()) + field(2, values))
     return field(1, entries)
 
@@ -54,7 +56,9 @@ def write_as(ending, folder, texts):
     if ending.startswith(".jsonl"):
         data = jsonl_bytes(texts)
     elif ending == ".parquet":
-        pq.write_table(pa.table({"text": texts, "n": range(len(texts)), "vector": [[1.0]] * len(texts)}), path, row_group_size=2)
+        pq.write_table(
+            pa.table({"text": texts, "n": range(len(texts)), "vector": [[1.0]] * len(texts)}), path, row_group_size=2
+        )
         return path
     else:
         data = tfrecord_bytes([example_bytes({"text": text.encode(), "n": n}) for n, text in enumerate(texts)])
@@ -86,7 +90,9 @@ def test_samples_do_not_depend_on_the_format(tmp_path, ending):
     texts = [f"text {n}" for n in range(300)]
     drawn = open_corpus(str(write_as(ending, tmp_path, texts))).sample(40, seed=5)
     (tmp_path / "other").mkdir()
-    assert [d.text for d in drawn] == [d.text for d in open_corpus(str(write_as(".jsonl", tmp_path / "other", texts))).sample(40, seed=5)]
+    assert [d.text for d in drawn] == [
+        d.text for d in open_corpus(str(write_as(".jsonl", tmp_path / "other", texts))).sample(40, seed=5)
+    ]
 
 
 def test_text_files_are_one_document_each_and_keep_their_order(tmp_path):
@@ -130,7 +136,9 @@ def test_wrong_urls_are_one_clear_line(url, says):
 
 
 def test_an_unknown_kind_of_source_says_which_are_known():
-    with pytest.raises(InputError, match=r"seqo:task: neither a file nor a known kind of source; expected .*seqio:TASK"):
+    with pytest.raises(
+        InputError, match=r"seqo:task: neither a file nor a known kind of source; expected .*seqio:TASK"
+    ):
         open_corpus("seqo:task")
 
 
@@ -217,7 +225,8 @@ def test_a_tolerated_share_of_broken_lines_is_left_out_and_counted(tmp_path, end
     strict = CorpusConfig(source=str(path), max_broken_share=0.19)
     for read in (list, lambda corpus: corpus.sample(20, seed=0)):
         with pytest.raises(
-            InputError, match=r"4 of 20 records are broken, more than max_broken_share=0\.19; the first: .*:1: is not valid"
+            InputError,
+            match=r"4 of 20 records are broken, more than max_broken_share=0\.19; the first: .*:1: is not valid",
         ):
             read(open_corpus(strict))
 

@@ -1,4 +1,6 @@
-"""The documentation of installed packages as a corpus: clean, distinct, the same in every process, without this project."""
+"""The documentation of installed packages as a corpus: clean, distinct, the same in every process, without this
+project.
+"""
 
 import ast
 import os
@@ -9,11 +11,9 @@ import time
 
 import pytest
 
+from diversity_jax.core.errors import InputError
 from diversity_jax.corpus import CorpusConfig, open_corpus
-from diversity_jax.corpus.installed_files import installed_files
-from diversity_jax.corpus.prose import docstrings, pieces, prose
-from diversity_jax.corpus.python_code import functions
-from diversity_jax.errors import InputError
+from diversity_jax.corpus.readers.installed_packages import docstrings, functions, installed_files, pieces, prose
 
 KINDS = ["prose", "code"]
 
@@ -31,7 +31,10 @@ def test_documents_are_distinct_spread_over_packages_and_not_our_own(kind):
     packages = [document.meta["package"] for document in documents]
     assert len(set(packages)) >= 20
     assert max(packages.count(package) for package in set(packages)) <= 100
-    assert not any("diversity_jax" in document.meta["file"] or "diversity-jax" in document.meta["package"] for document in documents)
+    assert not any(
+        "diversity_jax" in document.meta["file"] or "diversity-jax" in document.meta["package"]
+        for document in documents
+    )
 
 
 def test_prose_reads_as_english_sentences():
@@ -115,7 +118,10 @@ SOURCE = textwrap.dedent('''
 def test_docstrings_are_those_that_parsing_finds():
     found = list(docstrings(SOURCE))
     tree = ast.parse(SOURCE)
-    owners = [tree, *(node for node in ast.walk(tree) if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef))]
+    owners = [
+        tree,
+        *(node for node in ast.walk(tree) if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)),
+    ]
     parsed = [(node.body[0].lineno, ast.get_docstring(node, clean=False)) for node in owners if ast.get_docstring(node)]
     assert found == parsed
     assert len(found) == 3
@@ -127,7 +133,14 @@ def test_docstrings_of_real_modules_agree_with_parsing():
         with open(module.__file__, encoding="utf-8") as file:
             source = file.read()
         tree = ast.parse(source)
-        owners = [tree, *(node for node in ast.walk(tree) if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef))]
+        owners = [
+            tree,
+            *(
+                node
+                for node in ast.walk(tree)
+                if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
+            ),
+        ]
         lines = source.splitlines()
         parsed = {node.body[0].lineno for node in owners if ast.get_docstring(node)}
         parsed = {line for line in parsed if '"""' in lines[line - 1]}
@@ -169,7 +182,11 @@ def test_only_prose_is_kept_of_a_docstring():
     """
     assert prose(text) == [
         "Computes the mean of the values along one axis of the array.",
-        "The result has one dimension less than values, unless a.b.keep says otherwise; see the guide for what that means.",
+        (
+            "The result has one dimension less than values, unless a.b.keep says otherwise; see the guide for what "
+            "that "
+            "means."
+        ),
         "Values that are missing count as zero, which is not what most people expect.",
     ]
 
@@ -185,7 +202,11 @@ def test_pieces_are_bounded_and_lose_no_long_paragraph():
 def test_functions_are_dedented_and_of_reasonable_size():
     body = "\n".join(f"        total = total + self.values[{n}]  # one more" for n in range(8))
     small = f"    @property\n    def total(self):\n{body}\n        return total\n"
-    source = "class Large:\n" + "".join(small.replace("total(self)", f"total_{n}(self)") for n in range(12)) + "\ndef tiny(): pass\n"
+    source = (
+        "class Large:\n"
+        + "".join(small.replace("total(self)", f"total_{n}(self)") for n in range(12))
+        + "\ndef tiny(): pass\n"
+    )
     found = list(functions(source))
     assert len(found) == 12
     assert found[0][0] == 2

@@ -1,4 +1,6 @@
-"""Sampling is uniform, seeded, independent of lengths and of how records are reached; fingerprints follow the content."""
+"""Sampling is uniform, seeded, independent of lengths and of how records are reached; fingerprints follow the
+content.
+"""
 
 from collections import Counter
 import gzip
@@ -8,9 +10,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from diversity_jax.core.errors import InputError
 from diversity_jax.corpus import CorpusConfig, open_corpus
 from diversity_jax.corpus.sampling import Lowest, lowest, priorities
-from diversity_jax.errors import InputError
 
 
 def write(path, texts):
@@ -94,8 +96,8 @@ def test_sampling_an_indexed_file_reads_little_of_it(tmp_path, monkeypatch):
     def no_more_passes(_):
         raise AssertionError("read the whole file again")
 
-    monkeypatch.setattr("diversity_jax.corpus.jsonl.read_lines", no_more_passes)
-    monkeypatch.setattr("diversity_jax.corpus.jsonl.read_blocks", no_more_passes)
+    monkeypatch.setattr("diversity_jax.corpus.readers.jsonl.read_lines", no_more_passes)
+    monkeypatch.setattr("diversity_jax.corpus.readers.jsonl.read_blocks", no_more_passes)
     assert len(corpus.sample(100, seed=1)) == 100
 
 

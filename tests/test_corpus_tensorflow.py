@@ -7,9 +7,9 @@ import sys
 
 import pytest
 
+from diversity_jax.core.errors import InputError
 from diversity_jax.corpus import CorpusConfig, open_corpus
-from diversity_jax.corpus.tfrecord import parse_example
-from diversity_jax.errors import InputError
+from diversity_jax.corpus.readers.tfrecord import parse_example
 
 TEXTS = ["the first text", "ünï 漢字 😀", "", "the fourth text, a little longer"]
 PREFIX = "test_corpus_"
@@ -17,7 +17,7 @@ PREFIX = "test_corpus_"
 
 @functools.cache
 def seqio():
-    from diversity_jax.corpus.tensorflow_quietly import import_quietly
+    from diversity_jax.core.tensorflow import import_quietly
 
     return import_quietly("seqio")
 
@@ -40,7 +40,9 @@ def tasks():
     def only_ids(dataset):
         return dataset.map(lambda example: {"targets": example["targets"]})
 
-    io.TaskRegistry.add(PREFIX + "ids", source=function_source, preprocessors=[*kept, only_ids], output_features=features)
+    io.TaskRegistry.add(
+        PREFIX + "ids", source=function_source, preprocessors=[*kept, only_ids], output_features=features
+    )
     io.MixtureRegistry.add(PREFIX + "mixture", [(PREFIX + "both", 2.0), (PREFIX + "ids", 1.0)])
     yield
     for name in ("both", "ids"):
@@ -84,7 +86,10 @@ def test_fingerprints_of_tasks_are_of_their_documents():
         ({"source": f"seqio:{PREFIX}botj"}, f"did you mean {PREFIX}both"),
         ({"source": f"seqio:{PREFIX}both@no_such_module"}, "cannot import no_such_module"),
         ({"source": f"seqio:{PREFIX}both", "split": "test"}, "has no split 'test'; set split to one of: train"),
-        ({"source": f"seqio:{PREFIX}both", "text_field": "inputs"}, "has no feature 'inputs'; set text_field to one of: .*targets"),
+        (
+            {"source": f"seqio:{PREFIX}both", "text_field": "inputs"},
+            "has no feature 'inputs'; set text_field to one of: .*targets",
+        ),
         ({"source": f"seqio:{PREFIX}both", "text_field": "n"}, "feature 'n' holds int32"),
     ],
 )
@@ -99,7 +104,8 @@ def test_a_module_that_registers_the_task_is_imported(tmp_path, monkeypatch):
     (tmp_path / "registers_a_task.py").write_text(
         f"import seqio, tensorflow as tf\n"
         f"seqio.TaskRegistry.add({name!r}, preprocessors=[], output_features={{}}, source=seqio.FunctionDataSource(\n"
-        f"    lambda split, shuffle_files, seed=None: tf.data.Dataset.from_tensor_slices({{'text': ['hello there']}}), splits=['train']))\n"
+        f"    lambda split, shuffle_files, seed=None: tf.data.Dataset.from_tensor_slices({{'text': ['hello "
+        "there']}}), splits=['train']))\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
     assert [document.text for document in open_corpus(f"seqio:{name}@registers_a_task")] == ["hello there"]
@@ -109,23 +115,30 @@ def test_a_module_that_registers_the_task_is_imported(tmp_path, monkeypatch):
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory):
     """A data folder with one prepared builder of two versions."""
-    from diversity_jax.corpus.tensorflow_quietly import import_quietly
+    from diversity_jax.core.tensorflow import import_quietly
 
     tfds = import_quietly("tensorflow_datasets")
     root = tmp_path_factory.mktemp("tfds")
-    features = tfds.features.FeaturesDict({"text": tfds.features.Text(), "label": tfds.features.ClassLabel(num_classes=3)})
+    features = tfds.features.FeaturesDict(
+        {"text": tfds.features.Text(), "label": tfds.features.ClassLabel(num_classes=3)}
+    )
     import tensorflow as tf
 
     for version, texts in (("1.0.0", ["old"]), ("1.10.0", [f"text {n}" for n in range(30)])):
         folder = root / "stored" / version
         folder.mkdir(parents=True)
-        records = [features.serialize_example(features.encode_example({"text": text, "label": n % 3})) for n, text in enumerate(texts)]
+        records = [
+            features.serialize_example(features.encode_example({"text": text, "label": n % 3}))
+            for n, text in enumerate(texts)
+        ]
         with tf.io.TFRecordWriter(str(folder / "stored-train.tfrecord-00000-of-00001")) as writer:
             for record in records:
                 writer.write(record)
         split = tfds.core.SplitInfo(name="train", shard_lengths=[len(texts)], num_bytes=sum(map(len, records)))
         template = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
-        tfds.folder_dataset.write_metadata(data_dir=folder, features=features, split_infos=[split], filename_template=template)
+        tfds.folder_dataset.write_metadata(
+            data_dir=folder, features=features, split_infos=[split], filename_template=template
+        )
     return root
 
 
@@ -173,7 +186,7 @@ def test_wrong_builders_are_one_clear_line(prepared, monkeypatch, settings, says
 
 
 def test_examples_are_parsed_as_tensorflow_writes_them(tmp_path):
-    from diversity_jax.corpus.tensorflow_quietly import import_quietly
+    from diversity_jax.core.tensorflow import import_quietly
 
     tf = import_quietly("tensorflow")
     feature = tf.train.Feature
@@ -199,6 +212,8 @@ def test_examples_are_parsed_as_tensorflow_writes_them(tmp_path):
 
 def test_reading_files_imports_no_tensorflow(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"text": "a"}\n')
-    script = f"import sys; from diversity_jax.corpus import open_corpus; list(open_corpus({str(tmp_path / 'a.jsonl')!r})); "
+    script = (
+        f"import sys; from diversity_jax.corpus import open_corpus; list(open_corpus({str(tmp_path / 'a.jsonl')!r})); "
+    )
     script += "assert not {'tensorflow', 'seqio', 'jax', 'pyarrow', 'fsspec'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", script], check=True)

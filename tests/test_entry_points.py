@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 CONFIG = """
 from diversity_jax.cluster_agent import AgentConfig
-from diversity_jax.config import Config
+from diversity_jax.training.run_config import Config
 from diversity_jax.corpus import CorpusConfig
 from diversity_jax.mixtures.component import Component, GatePolicy, MixtureConfig
 from diversity_jax.model import LLAMA
@@ -47,7 +47,12 @@ def get_config():
 
 
 def run(module, *arguments, cwd=ROOT):
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "", "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".jax_cache")}
+    environment = {
+        **os.environ,
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": "",
+        "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".jax_cache"),
+    }
     environment["PYTHONPATH"] = str(ROOT)
     command = [sys.executable, "-m", f"diversity_jax.{module}", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment, timeout=300, check=False)
@@ -63,7 +68,7 @@ def error_of(done):
 
 def write_text(folder):
     """Real text over 60 subjects, synthetic text over 60, and synthetic text over 2."""
-    from diversity_jax.synthesis.grammar import GrammarConfig, write_component
+    from diversity_jax.synthesis.demo_grammar import GrammarConfig, write_component
 
     write_component(GrammarConfig(topics=60, documents=300, seed=1), folder / "web.jsonl")
     write_component(GrammarConfig(topics=60, documents=300, seed=2), folder / "varied.jsonl")
@@ -124,7 +129,9 @@ def test_bad_settings_are_one_clear_line(workplace, arguments, words, tmp_path):
 
 def test_prepared_rows_of_another_length_are_refused(workplace, tmp_path):
     built = build_mixture(tmp_path, {"web": Fraction(1)}, sequence_length=300)
-    done = run("train", "--config", workplace[1], f"--config.prepared={built}", f"--config.output_dir={tmp_path / 'out'}")
+    done = run(
+        "train", "--config", workplace[1], f"--config.prepared={built}", f"--config.output_dir={tmp_path / 'out'}"
+    )
     assert "rows predict 300 tokens" in error_of(done)
 
 
@@ -139,7 +146,13 @@ def test_prepared_rows_of_another_length_are_refused(workplace, tmp_path):
 )
 def test_bad_text_is_named_by_file_and_line(tmp_path, name, content, words):
     (tmp_path / name).write_bytes(content)
-    done = run("score", "--config", "configs/score.py", f"--config.corpus={tmp_path / name}", f"--config.output_dir={tmp_path / 'out'}")
+    done = run(
+        "score",
+        "--config",
+        "configs/score.py",
+        f"--config.corpus={tmp_path / name}",
+        f"--config.output_dir={tmp_path / 'out'}",
+    )
     assert words in error_of(done)
     assert not (tmp_path / "out" / "scorecard.json").exists()
 
@@ -151,8 +164,8 @@ def test_help_says_how_to_call(tmp_path):
 
 
 def test_names_joined_by_commas_are_a_tuple():
-    from diversity_jax.config import GenerateConfig
-    from diversity_jax.config_files import parse
+    from diversity_jax.core.config import parse
+    from diversity_jax.synthesis.config import GenerateConfig
 
     given = ["--config", str(ROOT / "configs" / "generate.py"), "--config.grid.topic_counts=100,300"]
     for written in ("topic,topic_styles", "('topic', 'topic_styles')"):

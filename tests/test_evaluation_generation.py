@@ -10,14 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diversity_jax.errors import InputError
-from diversity_jax.evaluation.chat import OWN_TEMPLATE, render_chat
-from diversity_jax.evaluation.generator import Generator
+from diversity_jax.core.errors import InputError
+from diversity_jax.evaluation.config import GenerateTextConfig
+from diversity_jax.evaluation.generate import Generator, TextStream
 from diversity_jax.evaluation.sampling import Sampling, choose
-from diversity_jax.evaluation.settings import GenerateTextConfig
-from diversity_jax.evaluation.text_stream import TextStream
 from diversity_jax.generate_text import _read, generate_text
 from diversity_jax.model import MeshConfig, logits
+from diversity_jax.tokenizers.chat_template import OWN_TEMPLATE, render_chat
 from tests.evaluation_items import byte_model
 from tests.small_llama import random_params
 
@@ -64,9 +63,14 @@ def test_a_mesh_that_cuts_weights_and_rows_gives_the_same_tokens():
 
 
 def test_sampled_answers_depend_on_their_seed_and_on_nobody_else():
-    sampling = [Sampling(max_tokens=8, temperature=1.0, top_k=50, top_p=0.9, seed=n, ignore_end=True) for n in range(len(PROMPTS))]
+    sampling = [
+        Sampling(max_tokens=8, temperature=1.0, top_k=50, top_p=0.9, seed=n, ignore_end=True)
+        for n in range(len(PROMPTS))
+    ]
     together = _generator().generate(PROMPTS, sampling)
-    alone = [_generator().generate([prompt], one)[0] for prompt, one in reversed(list(zip(PROMPTS, sampling, strict=True)))]
+    alone = [
+        _generator().generate([prompt], one)[0] for prompt, one in reversed(list(zip(PROMPTS, sampling, strict=True)))
+    ]
     assert [one.tokens for one in together] == [one.tokens for one in alone[::-1]]
     same = _generator().generate([PROMPTS[3]] * 2, sampling[:2])
     assert same[0].tokens != same[1].tokens
@@ -132,10 +136,21 @@ def test_stop_texts_and_lengths_end_answers():
 
 def test_what_does_not_fit_is_refused_before_anything_runs():
     generator = _generator()
-    for prompt, tokens, said in (([], 4, "empty"), ([5] * 250, 10, "context holds 256"), ([260], 1, "outside the model's vocabulary")):
+    for prompt, tokens, said in (
+        ([], 4, "empty"),
+        ([5] * 250, 10, "context holds 256"),
+        ([260], 1, "outside the model's vocabulary"),
+    ):
         with pytest.raises(InputError, match=said):
             generator.generate([prompt], Sampling(max_tokens=tokens))
-    for settings in ({"max_tokens": 0}, {"temperature": -1}, {"top_p": 0}, {"top_k": -1}, {"stop": ("",)}, {"top_logprobs": 99}):
+    for settings in (
+        {"max_tokens": 0},
+        {"temperature": -1},
+        {"top_p": 0},
+        {"top_k": -1},
+        {"stop": ("",)},
+        {"top_logprobs": 99},
+    ):
         with pytest.raises(InputError):
             Sampling(**settings)
     assert generator.load == 0
@@ -143,7 +158,9 @@ def test_what_does_not_fit_is_refused_before_anything_runs():
 
 def test_prompts_from_a_file(tmp_path):
     path = tmp_path / "prompts.jsonl"
-    path.write_text(json.dumps({"prompt": "ab"}) + "\n" + json.dumps({"messages": [{"role": "user", "content": "hi"}]}) + "\n")
+    path.write_text(
+        json.dumps({"prompt": "ab"}) + "\n" + json.dumps({"messages": [{"role": "user", "content": "hi"}]}) + "\n"
+    )
     config = GenerateTextConfig(max_tokens=4, samples=2, temperature=1.0)
     answers = generate_text(byte_model(), _read(str(path)), config)
     assert [one.get("prompt") for one in answers] == ["ab", "ab", None, None]
@@ -153,14 +170,21 @@ def test_prompts_from_a_file(tmp_path):
         _read(str(path))
 
 
-CONVERSATION = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi\n"}, {"role": "assistant", "content": "Hello."}]
+CONVERSATION = [
+    {"role": "system", "content": "Be brief."},
+    {"role": "user", "content": "Hi\n"},
+    {"role": "assistant", "content": "Hello."},
+]
 
 
 def test_the_own_template_can_be_read_back():
     text = render_chat(CONVERSATION, special={"eos_token": "<e>"}, add_generation_prompt=False)
     assert text == "Be brief.\n\n### Instruction:\nHi\n\n### Response:\nHello."
     asked = render_chat([*CONVERSATION, {"role": "user", "content": "Bye"}], special={"eos_token": "<e>"})
-    assert asked == "Be brief.\n\n### Instruction:\nHi\n\n### Response:\nHello.<e>\n\n### Instruction:\nBye\n\n### Response:\n"
+    assert (
+        asked
+        == "Be brief.\n\n### Instruction:\nHi\n\n### Response:\nHello.<e>\n\n### Instruction:\nBye\n\n### Response:\n"
+    )
     assert "{{" in OWN_TEMPLATE
 
 

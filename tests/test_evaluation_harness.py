@@ -7,15 +7,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diversity_jax import evaluate, evaluate_page
+from diversity_jax import evaluate
+from diversity_jax.core.errors import InputError
 from diversity_jax.corpus import CorpusConfig
-from diversity_jax.errors import InputError
-from diversity_jax.evaluation.harness import HarnessModel
-from diversity_jax.evaluation.settings import EvaluateConfig, HeldOutCorpus, ModelSource
+from diversity_jax.evaluation.config import EvaluateConfig, HeldOutCorpus, ModelSource
+from diversity_jax.evaluation.lm_eval_model import HarnessModel
+from diversity_jax.evaluation.load_model import open_model
 from diversity_jax.model import convert, logits
 from diversity_jax.model.convert import write_imported
-from diversity_jax.model_files import open_model
-from scripts.verify_evaluate import compare, table
+from diversity_jax.report.pages import evaluation
+from scripts.checks.verify_evaluate import compare, table
 from tests.evaluation_items import FILES, PIQA, byte_model, write_items
 from tests.small_llama import random_params, small_config
 
@@ -37,7 +38,9 @@ def folders(tmp_path_factory):
 
 @pytest.mark.slow
 def test_every_likelihood_and_accuracy_equals_the_harness_own_backend(folders):
-    """With a window that some contexts fit into and others do not; `scripts/verify_evaluate.py` does it for whole files."""
+    """With a window that some contexts fit into and others do not; `scripts/checks/verify_evaluate.py` does it for whole
+    files.
+    """
     found = compare(*folders, items=None, max_length=96)
     assert len(found) == 8
     for task, one in found.items():
@@ -59,7 +62,11 @@ def test_rolling_and_generated_answers_equal_the_harness_own_backend(folders):
     for a, b in zip(ours.loglikelihood_rolling(rolling), theirs.loglikelihood_rolling(rolling), strict=True):
         assert a == pytest.approx(b, abs=1e-3)
     settings = {"until": ["\n", "e"], "max_gen_toks": 12, "do_sample": False}
-    prompts = ["Question: why?\nAnswer:", "x", "The window is shorter than this prompt, which therefore loses its beginning. " * 2]
+    prompts = [
+        "Question: why?\nAnswer:",
+        "x",
+        "The window is shorter than this prompt, which therefore loses its beginning. " * 2,
+    ]
     asked = [Instance("generate_until", {}, (prompt, settings), number) for number, prompt in enumerate(prompts)]
     assert ours.generate_until(asked) == theirs.generate_until(asked)
 
@@ -98,8 +105,19 @@ def test_the_command_writes_results_a_page_and_goes_on_from_finished_requests(fo
     corpus.write_text(json.dumps({"text": "Far from everything."}) + "\n")
     far = HeldOutCorpus(name="far", corpus=CorpusConfig(source=str(corpus)))
     first = run(folders, tmp_path / "a", out_of_distribution=(far,))
-    assert set(first["tasks"]) == {"arc_challenge", "arc_easy", "boolq", "social_iqa", "winogrande", "piqa", "copa", "hellaswag"}
-    assert first["average"]["value"] == pytest.approx(np.mean([one["metrics"][one["metric"]]["value"] for one in first["tasks"].values()]))
+    assert set(first["tasks"]) == {
+        "arc_challenge",
+        "arc_easy",
+        "boolq",
+        "social_iqa",
+        "winogrande",
+        "piqa",
+        "copa",
+        "hellaswag",
+    }
+    assert first["average"]["value"] == pytest.approx(
+        np.mean([one["metrics"][one["metric"]]["value"] for one in first["tasks"].values()])
+    )
     assert first["data"]["piqa"]["files"]["validation"]["items"] == len(PIQA)
     assert first["held_out"]["far"]["bits_per_byte"] > 0
     assert capsys.readouterr().out.strip().endswith("report.html")
@@ -108,18 +126,22 @@ def test_the_command_writes_results_a_page_and_goes_on_from_finished_requests(fo
     requests.write_text("\n".join(lines[: len(lines) // 2]) + "\n")
     assert run(folders, tmp_path / "a")["tasks"] == first["tasks"]
     assert set(requests.read_text().splitlines()) == set(lines)  # to the last bit, whatever was found already
-    second = run(folders, tmp_path / "b", compare_with=str(tmp_path / "a"), apply_chat_template=True, system_prompt="Answer.")
+    second = run(
+        folders, tmp_path / "b", compare_with=str(tmp_path / "a"), apply_chat_template=True, system_prompt="Answer."
+    )
     assert second["comparison"]["average"]["p_value"] <= 1
     page = (tmp_path / "b" / "report.html").read_text()
     assert "Difference with 95 % interval: " in page
     assert "A trial" not in page
-    evaluate_page.write(tmp_path / "b", second | {"limit": 2})
+    evaluation.write(tmp_path / "b", second | {"limit": 2})
     assert "A trial: only the first 2 items of each task." in (tmp_path / "b" / "report.html").read_text()
 
 
 def test_bad_benchmark_files_and_models_are_named_before_anything_is_scored(folders, tmp_path):
     bad = write_items(tmp_path / "bad", FILES | {"piqa_validation": [PIQA[0], PIQA[1] | {"label": 4}]})
-    with pytest.raises(InputError, match=r"piqa_validation.jsonl.gz:2: label=4 is not among its choices \(0, 1\); mend the line"):
+    with pytest.raises(
+        InputError, match=r"piqa_validation.jsonl.gz:2: label=4 is not among its choices \(0, 1\); mend the line"
+    ):
         run((folders[0], None, bad), tmp_path / "out")
     bad = write_items(tmp_path / "bad", FILES | {"piqa_validation": [{"goal": "x"}]})
     with pytest.raises(InputError, match=r"gz:1: lacks the field 'sol1'"):

@@ -1,4 +1,6 @@
-"""Benchmarks, results and comparisons: files are checked line by line, finished work is kept, and statistics are right."""
+"""Benchmarks, results and comparisons: files are checked line by line, finished work is kept, and statistics are
+right.
+"""
 
 import json
 
@@ -6,11 +8,10 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from diversity_jax.errors import InputError
-from diversity_jax.evaluation.benchmarks import BY_TASK, PAPER, local_file, read_items, task_names
-from diversity_jax.evaluation.compare import compare, mcnemar
+from diversity_jax.core.errors import InputError
 from diversity_jax.evaluation.request_store import RequestStore
-from diversity_jax.evaluation.results import Outcome, figure, paper_average
+from diversity_jax.evaluation.results import Outcome, compare, figure, mcnemar, paper_average
+from diversity_jax.evaluation.tasks import BY_TASK, PAPER, local_file, read_items, task_names
 from tests.evaluation_items import ARC, FILES, HELLASWAG, PIQA, WINOGRANDE, write_items
 from tests.shared_data import shared_file
 

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from diversity_jax.errors import InputError
+from diversity_jax.core.errors import InputError
 from diversity_jax.llm import BudgetConfig, PlannedCalls, Price, Request, estimate_tokens, forecast, price_of
 from diversity_jax.llm.budget import SHIPPED_PRICES, Amount, is_loopback, most_it_can_use
 from tests.shared_data import shared_file
@@ -82,7 +82,8 @@ def test_only_this_machine_sends_no_bill(url, own):
 
 
 @pytest.mark.parametrize(
-    "content", ["[]", '{"models": {"openai": {"m": 3}}}', '{"models": {"openai": {"m": {"input": "x", "output": 1}}}}', "{"]
+    "content",
+    ["[]", '{"models": {"openai": {"m": 3}}}', '{"models": {"openai": {"m": {"input": "x", "output": 1}}}}', "{"],
 )
 def test_a_broken_price_table_is_one_line_that_names_it(content, tmp_path):
     (tmp_path / "p.json").write_text(content)
@@ -104,7 +105,13 @@ def test_caps_are_checked_and_compared(name):
 
 
 @pytest.mark.parametrize(
-    "file", ["corpora_real/web_text", "corpora_real/code_java", "corpora_real/math_competition", "corpora_synthetic/textbooks_gpt35"]
+    "file",
+    [
+        "corpora_real/web_text",
+        "corpora_real/code_java",
+        "corpora_real/math_competition",
+        "corpora_synthetic/textbooks_gpt35",
+    ],
 )
 def test_estimated_tokens_are_near_a_public_tokenizer_and_the_bound_is_above_it(file):
     import gzip
@@ -113,10 +120,14 @@ def test_estimated_tokens_are_near_a_public_tokenizer_and_the_bound_is_above_it(
     tokenizer = tokenizers.Tokenizer.from_file(str(shared_file("tokenizers/gpt_neox_tokenizer.json")))
     with gzip.open(shared_file(f"{file}.jsonl.gz"), "rt") as lines:
         texts = [json.loads(line)["text"][:1500] for line in itertools.islice(lines, 60)]
-    samples = "\n".join(json.dumps({"sample_id": f"k{n:03x}", "text": text}, ensure_ascii=False) for n, text in enumerate(texts))
+    samples = "\n".join(
+        json.dumps({"sample_id": f"k{n:03x}", "text": text}, ensure_ascii=False) for n, text in enumerate(texts)
+    )
     actual = len(tokenizer.encode(samples, add_special_tokens=False).ids)
     assert estimate_tokens(samples) == pytest.approx(actual, rel=0.12)
-    bound = most_it_can_use(Request(stage="s", system="", user=samples, schema=None, max_output_tokens=7), Price(input=1.0, output=2.0))
+    bound = most_it_can_use(
+        Request(stage="s", system="", user=samples, schema=None, max_output_tokens=7), Price(input=1.0, output=2.0)
+    )
     assert actual + 7 < bound.tokens
     assert bound.dollars >= (actual * 1.0 + 7 * 2.0) / 1e6
     assert bound.calls == 1

@@ -5,14 +5,21 @@ import sys
 
 import pytest
 
-from diversity_jax.errors import InputError
+from diversity_jax.core.errors import InputError
+from diversity_jax.core.files import content_hash
 from diversity_jax.llm import CallFailed, EngineConfig, Request
-from diversity_jax.storage import content_hash
 
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("stage", "two words"), ("stage", ""), ("max_output_tokens", 0), ("temperature", -0.1), ("temperature", 2.5), ("replicate", -1)],
+    [
+        ("stage", "two words"),
+        ("stage", ""),
+        ("max_output_tokens", 0),
+        ("temperature", -0.1),
+        ("temperature", 2.5),
+        ("replicate", -1),
+    ],
 )
 def test_a_bad_request_names_field_and_value(field, value):
     with pytest.raises(InputError, match=rf"Request\.{field}: .*{value}"):
@@ -35,10 +42,18 @@ def test_a_bad_setting_names_field_and_value(field, value):
         EngineConfig(**{field: value})
 
 
-@pytest.mark.parametrize("schema", [None, {}, {"type": "object", "properties": {"b": {"enum": ["\u00fc", 1.5, True]}, "a": {}}}])
+@pytest.mark.parametrize(
+    "schema", [None, {}, {"type": "object", "properties": {"b": {"enum": ["\u00fc", 1.5, True]}, "a": {}}}]
+)
 def test_the_key_is_the_hash_of_all_that_is_asked(schema):
     request = Request(
-        stage="s_1", system='say "\u00fc"\n', user="\u2028\ud800", schema=schema, replicate=3, temperature=1, max_output_tokens=9
+        stage="s_1",
+        system='say "\u00fc"\n',
+        user="\u2028\ud800",
+        schema=schema,
+        replicate=3,
+        temperature=1,
+        max_output_tokens=9,
     )
     asked = {
         "provider": "openai",
@@ -58,6 +73,17 @@ def test_only_budget_and_stall_end_a_run():
 
 
 def test_importing_the_room_imports_no_sdk_and_opens_nothing():
-    heavy = ("openai", "google.generativeai", "google.genai", "httpx", "httpx2", "requests", "rich", "tensorflow", "jax", "numpy")
+    heavy = (
+        "openai",
+        "google.generativeai",
+        "google.genai",
+        "httpx",
+        "httpx2",
+        "requests",
+        "rich",
+        "tensorflow",
+        "jax",
+        "numpy",
+    )
     script = f"import sys, diversity_jax.llm; print([name for name in {heavy} if name in sys.modules])"
     assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout == "[]\n"

@@ -11,10 +11,10 @@ import time
 
 import pytest
 
-from diversity_jax.errors import InputError
+from diversity_jax.core.errors import InputError
 from diversity_jax.llm import BudgetConfig, CallFailed, Engine, EngineConfig, Request, patience
 from diversity_jax.llm.providers.base import Transient, retry_after
-from diversity_jax.llm.providers.gemini import DirectPost, Gemini
+from diversity_jax.llm.providers.google_generativeai import DirectPost, Gemini
 from diversity_jax.llm.undisturbed import quick_turns
 from tests.llm_answers import tokens_of
 from tests.llm_server import Faults, serve
@@ -43,7 +43,13 @@ def _keys(monkeypatch):
 
 
 def request(number: int = 0, **changes) -> Request:
-    fields = {"stage": "propose_criteria", "system": "Say a word.", "user": f"number {number}", "schema": SCHEMA, "max_output_tokens": 200}
+    fields = {
+        "stage": "propose_criteria",
+        "system": "Say a word.",
+        "user": f"number {number}",
+        "schema": SCHEMA,
+        "max_output_tokens": 200,
+    }
     return Request(**fields | changes)
 
 
@@ -231,7 +237,9 @@ def test_a_single_rejected_call_fails_alone_and_a_wrong_setting_ends_the_run():
             async with engine:
                 good = await engine.complete(request(0))
                 server.reject_parameters = ("model",)
-                bad = await asyncio.gather(*(engine.complete(request(number)) for number in range(1, 9)), return_exceptions=True)
+                bad = await asyncio.gather(
+                    *(engine.complete(request(number)) for number in range(1, 9)), return_exceptions=True
+                )
                 server.reject_parameters = ()
                 return good, bad, await engine.complete(request(20))
 
@@ -319,7 +327,9 @@ def test_a_server_that_comes_back_costs_no_call():
 
         async def run():
             async with engine:
-                calls = asyncio.gather(*(engine.complete(request(number)) for number in range(60)), return_exceptions=True)
+                calls = asyncio.gather(
+                    *(engine.complete(request(number)) for number in range(60)), return_exceptions=True
+                )
                 await asyncio.sleep(1.0)
                 server.faults = Faults()
                 return await calls
@@ -330,7 +340,17 @@ def test_a_server_that_comes_back_costs_no_call():
 
 def test_a_run_with_a_third_of_its_calls_failing_ends_with_every_call_accounted_for(tmp_path):
     each = 0.033
-    names = ("too_many", "error_500", "error_503", "dropped", "hanging", "garbled_http", "truncated", "refused", "empty")
+    names = (
+        "too_many",
+        "error_500",
+        "error_503",
+        "dropped",
+        "hanging",
+        "garbled_http",
+        "truncated",
+        "refused",
+        "empty",
+    )
     with serve(faults=Faults(**dict.fromkeys(names, each), seed=3), latency_seconds=0.01) as server:
         engine = engine_for(server, deadline_seconds=1.5, max_in_flight=64, ledger=str(tmp_path / "ledger.sqlite"))
         outcomes = ask(engine, [request(number) for number in range(500)])
@@ -353,7 +373,9 @@ def test_no_key_and_no_prompt_in_logs_ledger_or_messages(provider, tmp_path, cap
         header = "authorization" if provider == "openai" else "x-goog-api-key"
         assert KEY in server.bodies[-1][0][header]
     assert any(isinstance(outcome, CallFailed) for outcome in outcomes)
-    chained = [error for outcome in outcomes if isinstance(outcome, Exception) for error in (outcome, outcome.__cause__)]
+    chained = [
+        error for outcome in outcomes if isinstance(outcome, Exception) for error in (outcome, outcome.__cause__)
+    ]
     captured = capfd.readouterr()
     written = b"".join(path.read_bytes() for path in tmp_path.iterdir()).decode("latin-1")
     for place in (caplog.text, captured.out, captured.err, written, *map(str, chained)):
@@ -370,8 +392,14 @@ def test_the_cap_is_used_up_and_never_passed(cap, faults, tmp_path, caplog):
         prices.write_text('{"models": {"openai": {"model": {"input": 1.0, "output": 10.0}}}}')
         budget = BudgetConfig(prices=str(prices), **cap)
         config = {"max_in_flight": 16, "ledger": str(tmp_path / "ledger.sqlite")}
-        outcomes = ask(engine_for(server, budget=budget, **config), [request(number, max_output_tokens=20) for number in range(300)])
-        again = ask(engine_for(server, budget=budget, **config), [request(number, max_output_tokens=20) for number in range(300)])
+        outcomes = ask(
+            engine_for(server, budget=budget, **config),
+            [request(number, max_output_tokens=20) for number in range(300)],
+        )
+        again = ask(
+            engine_for(server, budget=budget, **config),
+            [request(number, max_output_tokens=20) for number in range(300)],
+        )
     tokens = server.prompt_tokens + server.completion_tokens
     dollars = (server.prompt_tokens * 1.0 + server.completion_tokens * 10.0) / 1e6
     used = {"max_calls": server.attempts, "max_tokens": tokens, "max_dollars": dollars}
@@ -382,7 +410,9 @@ def test_the_cap_is_used_up_and_never_passed(cap, faults, tmp_path, caplog):
         assert kinds["budget"] > 0
         assert kinds["answered"] > 0
     # A run that has reached its cap still gets what it has paid for, and asks nothing.
-    assert sum(getattr(outcome, "cached", False) for outcome in again) == sum(hasattr(outcome, "text") for outcome in outcomes)
+    assert sum(getattr(outcome, "cached", False) for outcome in again) == sum(
+        hasattr(outcome, "text") for outcome in outcomes
+    )
     assert f"budget.{name}" in caplog.text
 
 
@@ -390,15 +420,17 @@ def test_lost_calls_that_are_answered_later_do_not_end_a_run_far_below_its_cap(t
     cap, length = 40_000, 400
     with serve(lambda *_: "word " * 100, faults=Faults(hanging=0.3, seed=2), latency_seconds=0.01) as server:
         budget = BudgetConfig(max_tokens=cap)
-        engine = engine_for(server, budget=budget, ledger=str(tmp_path / "l.sqlite"), max_in_flight=8, deadline_seconds=0.15)
+        engine = engine_for(
+            server, budget=budget, ledger=str(tmp_path / "l.sqlite"), max_in_flight=8, deadline_seconds=0.15
+        )
         asked = {"schema": None, "max_output_tokens": length}
         requests = [request(n, user="some words " * 40 + str(n), urgent=n % 3 == 0, **asked) for n in range(500)]
         outcomes = ask(engine, requests)
     answered = sum(hasattr(outcome, "text") for outcome in outcomes)
     hung, used = server.statuses["hanging"], server.prompt_tokens + server.completion_tokens
     assert hung > 0.2 * answered
-    # What hung counts as an answer of twice its length at most. Set aside at the most it can use, four times as much, it would end the run
-    # at half of this.
+    # What hung counts as an answer of twice its length at most. Set aside at the most it can use, four times as much,
+    # it would end the run at half of this.
     assert 0.85 * cap < used + hung * (used / answered + tokens_of("word " * 100)) <= 1.05 * cap
     assert engine.stats.spent.tokens <= cap
     assert {getattr(outcome, "reason", "answered") for outcome in outcomes} == {"answered", "budget"}

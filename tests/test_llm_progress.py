@@ -11,10 +11,14 @@ from tests.llm_server import serve
 
 def ask(mode: str, count: int = 12, expected: int | None = 24) -> dict[str, str]:
     async def run(server):
-        async with Engine("openai:gpt-4o-mini", base_url=server.openai_url, config=EngineConfig(progress=mode, max_in_flight=4)) as engine:
+        async with Engine(
+            "openai:gpt-4o-mini", base_url=server.openai_url, config=EngineConfig(progress=mode, max_in_flight=4)
+        ) as engine:
             if expected:
                 engine.expect(expected)
-            await asyncio.gather(*(engine.complete(Request(stage="s", system="", user=str(n), schema=None)) for n in range(count)))
+            await asyncio.gather(
+                *(engine.complete(Request(stage="s", system="", user=str(n), schema=None)) for n in range(count))
+            )
             await asyncio.sleep(0.05)
             return engine._progress.figures()
 

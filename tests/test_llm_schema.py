@@ -2,8 +2,8 @@
 
 import pytest
 
-from diversity_jax.errors import InputError
-from diversity_jax.llm.providers.schema import gemini_schema
+from diversity_jax.core.errors import InputError
+from diversity_jax.llm.providers.google_schema import gemini_schema
 from tests.llm_answers import json_schema
 
 
@@ -43,7 +43,9 @@ def test_what_gemini_knows_is_kept_and_the_rest_left_away():
     assert gemini_schema(schema) == {
         "type": "OBJECT",
         "required": ["clusters"],
-        "properties": {"clusters": {"type": "ARRAY", "minItems": 1, "items": {"type": "OBJECT", "properties": cluster}}},
+        "properties": {
+            "clusters": {"type": "ARRAY", "minItems": 1, "items": {"type": "OBJECT", "properties": cluster}}
+        },
     }
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from diversity_jax.errors import InputError
+from diversity_jax.core.errors import InputError
 from diversity_jax.metrics import compatible
 from diversity_jax.metrics.embedding import mean_pairwise_distance, vendi_score
 from tests.renew_metrics_golden import corpora, golden, vectors

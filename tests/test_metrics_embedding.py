@@ -7,12 +7,20 @@ import threading
 import numpy as np
 import pytest
 
-from diversity_jax.errors import InputError
+from diversity_jax.core.errors import InputError
 from diversity_jax.metrics import MetricsConfig, chosen_metrics, measure
 from diversity_jax.metrics.embedders import LlamaEmbedder, OpenAIEmbedder, SentenceTransformer, TfidfSvd
-from diversity_jax.metrics.embedding import Codebook, default_clusters, effective_occupied, mean_pairwise_distance, vendi_score
+from diversity_jax.metrics.embedding import (
+    Codebook,
+    default_clusters,
+    effective_occupied,
+    mean_pairwise_distance,
+    vendi_score,
+)
 
-TEXTS = [f"the cat number {n % 3} sat on mat {n % 5}" for n in range(30)] + [f"quarterly profit rose by {n} per cent" for n in range(30)]
+TEXTS = [f"the cat number {n % 3} sat on mat {n % 5}" for n in range(30)] + [
+    f"quarterly profit rose by {n} per cent" for n in range(30)
+]
 
 
 def slow_vendi(vectors, order):
@@ -109,7 +117,13 @@ class _Embeddings(http.server.BaseHTTPRequestHandler):
         data = [{"object": "embedding", "index": i, "embedding": one} for i, one in enumerate(vectors)]
         data = data[:-1] if server.short else data[::-1]
         return self._answer(
-            200, {"object": "list", "data": data, "model": body["model"], "usage": {"prompt_tokens": 10, "total_tokens": 10}}
+            200,
+            {
+                "object": "list",
+                "data": data,
+                "model": body["model"],
+                "usage": {"prompt_tokens": 10, "total_tokens": 10},
+            },
         )
 
     def _answer(self, status, value):
@@ -175,9 +189,9 @@ def test_what_an_embeddings_endpoint_does_wrong_is_one_line(server, monkeypatch)
 def test_hidden_states_of_our_own_llama_are_means_over_its_tokens(tmp_path):
     import jax.numpy as jnp
 
-    from diversity_jax.mixtures.vocabulary import ByteTokenizer
     from diversity_jax.model import hidden_states
-    from diversity_jax.model.hugging_face import export_hugging_face
+    from diversity_jax.model.checkpoint_io.hugging_face import export_hugging_face
+    from diversity_jax.tokenizers.tokenizer import ByteTokenizer
     from tests.small_llama import random_params, small_config
 
     config = small_config(vocab_size=264)
@@ -202,7 +216,13 @@ def test_sentence_transformers_by_the_path_of_a_model(tmp_path):
     (tmp_path / "bert").mkdir()
     (tmp_path / "bert" / "vocab.txt").write_text("\n".join(words))
     transformers.BertTokenizer(str(tmp_path / "bert" / "vocab.txt")).save_pretrained(tmp_path / "bert")
-    shape = {"vocab_size": 8, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    shape = {
+        "vocab_size": 8,
+        "hidden_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 16,
+    }
     transformers.BertModel(transformers.BertConfig(**shape)).save_pretrained(tmp_path / "bert")
     try:
         from sentence_transformers import models

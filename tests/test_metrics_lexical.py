@@ -1,4 +1,6 @@
-"""Lexical metrics equal their definitions, written out slowly here, for any documents: all scripts, empty ones, repeats."""
+"""Lexical metrics equal their definitions, written out slowly here, for any documents: all scripts, empty ones,
+repeats.
+"""
 
 from collections import Counter
 import itertools
@@ -11,12 +13,12 @@ from hypothesis import strategies as st
 import numpy as np
 import pytest
 
-from diversity_jax.errors import InputError
-from diversity_jax.metrics import richness
-from diversity_jax.metrics.compression import ALGORITHMS, compression_ratio
+from diversity_jax.core.errors import InputError
+from diversity_jax.metrics import lexical
+from diversity_jax.metrics.lexical import ALGORITHMS, compression_ratio
 from diversity_jax.metrics.ngrams import Ngrams, in_parts, rank
-from diversity_jax.metrics.overlap import bleu, rouge_l, rouge_l_homogenization, self_bleu
-from diversity_jax.metrics.words import Vocabulary, Words, first_words, split_words
+from diversity_jax.metrics.pairwise import bleu, rouge_l, rouge_l_homogenization, self_bleu
+from diversity_jax.metrics.text import Vocabulary, Words, first_words, split_words
 
 _WORD = st.sampled_from(
     [
@@ -65,7 +67,9 @@ def grams(words, n):
 
 
 NARROW = st.lists(
-    st.lists(st.sampled_from(["a", "b", "\u00e9", "\u6570\u636e", "\u0e01\u0e34"]), max_size=14).map(" ".join), min_size=1, max_size=8
+    st.lists(st.sampled_from(["a", "b", "\u00e9", "\u6570\u636e", "\u0e01\u0e34"]), max_size=14).map(" ".join),
+    min_size=1,
+    max_size=8,
 )
 
 
@@ -105,7 +109,7 @@ def test_ngram_diversity_counts_windows_inside_documents(texts, n):
     words = split_words(texts)
     found = [gram for text in texts for gram in grams(slowly_written(text), n)]
     wanted = len(set(found)) / len(found) if found else None
-    assert richness.ngram_diversity(Ngrams(words), n) == wanted
+    assert lexical.ngram_diversity(Ngrams(words), n) == wanted
 
 
 @quickly
@@ -114,7 +118,7 @@ def test_self_repetition_is_its_definition(texts, n):
     sets = [set(grams(slowly_written(text), n)) for text in texts]
     holding = Counter(gram for one in sets for gram in one)
     wanted = sum(math.log(1 + sum(holding[gram] - 1 for gram in one)) for one in sets) / len(texts)
-    assert richness.self_repetition(Ngrams(split_words(texts)), n) == pytest.approx(wanted, abs=1e-12)
+    assert lexical.self_repetition(Ngrams(split_words(texts)), n) == pytest.approx(wanted, abs=1e-12)
 
 
 @pytest.mark.parametrize("types", [3, 40, 2**20, 2**31 - 1])
@@ -137,7 +141,11 @@ def test_sorting_in_parts_changes_nothing(monkeypatch):
 
     draw = np.random.default_rng(0)
     keys = (draw.integers(1 << 16, size=50_000) ** 2).astype(np.uint64)
-    words = Words(ids=draw.integers(300_000, size=60_000).astype(np.int32) // 100 * 100, offsets=np.arange(0, 60_001, 60), types=300_000)
+    words = Words(
+        ids=draw.integers(300_000, size=60_000).astype(np.int32) // 100 * 100,
+        offsets=np.arange(0, 60_001, 60),
+        types=300_000,
+    )
     whole = rank(keys, 2), Ngrams(words).distinct(4), Ngrams(words).repeats_by_document(3)
     monkeypatch.setattr(module, "_PART", 4096)
     assert (rank(keys, 2) == whole[0]).all()
@@ -161,12 +169,12 @@ def slow_factors(words):
 def test_mtld_and_type_token_ratio_are_their_definitions(documents):
     texts = [" ".join(f"w{i}" for i in one) for one in documents]
     words = split_words(texts, "folded")
-    assert richness.factor_counts(words) == pytest.approx([slow_factors(one) for one in documents])
+    assert lexical.factor_counts(words) == pytest.approx([slow_factors(one) for one in documents])
     factors = sum(slow_factors(one) + slow_factors(one[::-1]) for one in documents) / 2
     total = sum(map(len, documents))
-    assert richness.mtld(words) == (pytest.approx(total / factors) if factors else None)
+    assert lexical.mtld(words) == (pytest.approx(total / factors) if factors else None)
     some = [len(set(one)) / len(one) for one in documents if one]
-    assert richness.type_token_ratio(words) == (pytest.approx(sum(some) / len(some)) if some else None)
+    assert lexical.type_token_ratio(words) == (pytest.approx(sum(some) / len(some)) if some else None)
 
 
 def slow_lcs(a, b):
@@ -207,7 +215,7 @@ def test_rouge_l_and_bleu_of_all_pairs_are_their_definitions(documents):
 
 
 def test_bleu_in_parts_and_with_a_large_vocabulary_is_the_same(monkeypatch):
-    import diversity_jax.metrics.overlap as module
+    import diversity_jax.metrics.pairwise as module
 
     draw = np.random.default_rng(1)
     documents = [draw.integers(70_000 if k % 2 else 9, size=k * 30) for k in range(1, 30)]
@@ -215,7 +223,9 @@ def test_bleu_in_parts_and_with_a_large_vocabulary_is_the_same(monkeypatch):
     words = Words(ids=np.concatenate(documents).astype(np.int32), offsets=offsets, types=70_000)
     left, right = draw.integers(29, size=60), draw.integers(29, size=60)
     whole = bleu(words, left, right)
-    assert whole == pytest.approx([slow_bleu(documents[i].tolist(), documents[j].tolist()) for i, j in zip(left, right, strict=True)])
+    assert whole == pytest.approx(
+        [slow_bleu(documents[i].tolist(), documents[j].tolist()) for i, j in zip(left, right, strict=True)]
+    )
     monkeypatch.setattr(module, "_PART_WORDS", 1000)
     assert bleu(words, left, right) == pytest.approx(whole)
 
@@ -254,14 +264,28 @@ def test_compression_is_deterministic_over_threads_and_close_to_the_plain_format
 
 
 @pytest.mark.parametrize(
-    "texts", [[""], ["one"], ["", ""], ["same words here now"] * 3, ["\u6570\u636e"], ["lone \ud800 surrogate"], ["a b", "", " \n\t "]]
+    "texts",
+    [
+        [""],
+        ["one"],
+        ["", ""],
+        ["same words here now"] * 3,
+        ["\u6570\u636e"],
+        ["lone \ud800 surrogate"],
+        ["a b", "", " \n\t "],
+    ],
 )
 def test_odd_corpora_get_a_figure_or_none_and_never_a_fault(texts):
     for form in ("written", "folded", "pieces", "rouge"):
         words = split_words(texts, form)
         ngrams = Ngrams(words)
-        values = [richness.context_length(words), richness.self_repetition(ngrams), richness.type_token_ratio(words), richness.mtld(words)]
-        values += [richness.ngram_diversity(ngrams, n) for n in range(1, 5)]
+        values = [
+            lexical.context_length(words),
+            lexical.self_repetition(ngrams),
+            lexical.type_token_ratio(words),
+            lexical.mtld(words),
+        ]
+        values += [lexical.ngram_diversity(ngrams, n) for n in range(1, 5)]
         assert all(value is None or math.isfinite(value) for value in values)
         for pair_mean in (rouge_l_homogenization(words), self_bleu(words)):
             assert pair_mean is None or 0 <= pair_mean.value <= 1
@@ -273,11 +297,11 @@ def test_odd_corpora_get_a_figure_or_none_and_never_a_fault(texts):
 def test_identical_documents_are_as_alike_as_can_be():
     words = split_words(["the same four words", "the same four words"], "folded")
     assert rouge_l_homogenization(words).value == self_bleu(words).value == 1.0
-    assert richness.ngram_diversity(Ngrams(words), 4) == 0.5
+    assert lexical.ngram_diversity(Ngrams(words), 4) == 0.5
 
 
 def test_a_very_long_document_is_split_in_pieces_without_cutting_a_word(monkeypatch):
-    import diversity_jax.metrics.words as module
+    import diversity_jax.metrics.text as module
 
     texts = ["alpha beta  gamma\ndelta " * 50, "short", "x" * 300, "tail words " * 9]
     whole = split_words(texts)
@@ -286,8 +310,8 @@ def test_a_very_long_document_is_split_in_pieces_without_cutting_a_word(monkeypa
     parts = split_words(texts)
     assert parts.lengths.tolist() == whole.lengths.tolist()
     assert (parts.ids == whole.ids).all()
-    monkeypatch.setattr(richness, "_PART_WORDS", 40)
-    assert richness.mtld(parts) == pytest.approx(slow_mtld(texts))
+    monkeypatch.setattr(lexical, "_PART_WORDS", 40)
+    assert lexical.mtld(parts) == pytest.approx(slow_mtld(texts))
 
 
 def slow_mtld(texts):
@@ -297,7 +321,7 @@ def slow_mtld(texts):
 
 
 def test_threads_and_chunks_change_nothing(monkeypatch):
-    import diversity_jax.metrics.words as module
+    import diversity_jax.metrics.text as module
 
     draw = np.random.default_rng(5)
     texts = [" ".join(f"w{i}" for i in draw.integers(50, size=9)) for _ in range(40)]
@@ -342,4 +366,4 @@ def test_unknown_settings_are_named():
         compression_ratio(["a"], "zip")
     with pytest.raises(InputError, match="pairs=0"):
         rouge_l_homogenization(["a", "b", "c"], pairs=0)
-    assert list(itertools.islice(richness.document_parts(split_words([])), 2)) == []
+    assert list(itertools.islice(lexical.document_parts(split_words([])), 2)) == []

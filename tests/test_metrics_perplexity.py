@@ -1,24 +1,41 @@
-"""Perplexity: each token scored once, equal to transformers' own logits, also over documents longer than the context."""
+"""Perplexity: each token scored once, equal to transformers' own logits, also over documents longer than the
+context.
+"""
 
 import math
 
 import numpy as np
 import pytest
 
-from diversity_jax.errors import InputError
-from diversity_jax.metrics.perplexity import JaxLlama, TransformersModel, batches, document_nats, is_own_llama, perplexity_gap, windows
-from diversity_jax.mixtures.vocabulary import ByteTokenizer
-from diversity_jax.model.hugging_face import export_hugging_face
+from diversity_jax.core.errors import InputError
+from diversity_jax.metrics.perplexity import (
+    JaxLlama,
+    TransformersModel,
+    batches,
+    document_nats,
+    is_own_llama,
+    perplexity_gap,
+    windows,
+)
+from diversity_jax.model.checkpoint_io.hugging_face import export_hugging_face
+from diversity_jax.tokenizers.tokenizer import ByteTokenizer
 from tests.small_llama import random_params, small_config
 
-TEXTS = ["a short text", "", "x", "a text that is longer than the context of thirty-two tokens, and than twice that as well, \u00e9\u00e8"]
+TEXTS = [
+    "a short text",
+    "",
+    "x",
+    "a text that is longer than the context of thirty-two tokens, and than twice that as well, \u00e9\u00e8",
+]
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """A small Llama over bytes in Hugging Face's form."""
     config = small_config(vocab_size=264, max_length=32)
-    return export_hugging_face(config, random_params(config), tmp_path_factory.mktemp("model") / "small", end_of_text_id=1)
+    return export_hugging_face(
+        config, random_params(config), tmp_path_factory.mktemp("model") / "small", end_of_text_id=1
+    )
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +45,8 @@ def model(folder):
 
 
 @pytest.mark.parametrize(
-    ("length", "context", "stride"), [(1, 4, 2), (4, 4, 2), (5, 4, 2), (17, 4, 1), (17, 4, 4), (17, 4, 3), (100, 32, 16)]
+    ("length", "context", "stride"),
+    [(1, 4, 2), (4, 4, 2), (5, 4, 2), (17, 4, 1), (17, 4, 4), (17, 4, 3), (100, 32, 16)],
 )
 def test_windows_score_every_prediction_once_with_enough_before_it(length, context, stride):
     seen = []
@@ -67,7 +85,9 @@ def test_documents_longer_than_the_context_are_scored_token_by_token(model, stri
     assert found.nats[3] == pytest.approx(_Slow(model).nats(last, stride or 16), rel=2e-3)
     assert found.nats[1] == 0
     assert found.perplexity() == pytest.approx(math.exp(found.nats.sum() / lengths.sum()))
-    assert found.bits_per_byte() == pytest.approx(found.nats.sum() / math.log(2) / sum(len(text.encode()) for text in TEXTS))
+    assert found.bits_per_byte() == pytest.approx(
+        found.nats.sum() / math.log(2) / sum(len(text.encode()) for text in TEXTS)
+    )
 
 
 def test_batch_size_changes_nothing(model):
@@ -82,7 +102,9 @@ def test_ours_and_transformers_agree(folder, model, tmp_path):
     from tests.test_model_gguf import train_byte_level
 
     tokenizer = train_byte_level(folder / "tokenizer.json")
-    (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|endoftext|>"}')
+    (folder / "tokenizer_config.json").write_text(
+        '{"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|endoftext|>"}'
+    )
     theirs = TransformersModel(str(folder))
     assert theirs.context_tokens == 32
     ids = np.random.default_rng(0).integers(264, size=(3, 33)).astype(np.int32)

@@ -1,4 +1,6 @@
-"""Building mixtures: shares in tokens whatever the documents' lengths, decisions that can be repeated, and bad input."""
+"""Building mixtures: shares in tokens whatever the documents' lengths, decisions that can be repeated, and bad
+input.
+"""
 
 import dataclasses
 from fractions import Fraction
@@ -11,10 +13,10 @@ from hypothesis import strategies as st
 import numpy as np
 import pytest
 
+from diversity_jax.core.errors import InputError
 from diversity_jax.corpus import CorpusConfig, open_corpus
-from diversity_jax.errors import InputError
 from diversity_jax.mixtures.builder import build
-from diversity_jax.mixtures.component import Component, GatePolicy, MixtureConfig
+from diversity_jax.mixtures.config import Component, GatePolicy, MixtureConfig
 from diversity_jax.mixtures.mixture import Mixture
 from diversity_jax.mixtures.replay import replay
 from tests.example_run import make_scorecard
@@ -36,17 +38,28 @@ def texts(tmp_path_factory):
     """Files of very different document lengths, and a folder in which they are prepared once for all tests."""
     folder = tmp_path_factory.mktemp("texts")
     for name, words in {**WORDS_OF, "more": 25}.items():
-        lines = [json.dumps({"text": " ".join(f"{name}{(i * 7 + j * j) % 97}" for j in range(words))}) for i in range(6000 // words + 5)]
+        lines = [
+            json.dumps({"text": " ".join(f"{name}{(i * 7 + j * j) % 97}" for j in range(words))})
+            for i in range(6000 // words + 5)
+        ]
         (folder / f"{name}.jsonl").write_text("\n".join(lines) + "\n")
     return folder
 
 
 def component(texts, name, share=1.0, policy=UNGATED, **options):
-    return Component(name=name, kind=KIND_OF[name], corpus=str(texts / f"{name}.jsonl"), share=share, policy=policy, **options)
+    return Component(
+        name=name, kind=KIND_OF[name], corpus=str(texts / f"{name}.jsonl"), share=share, policy=policy, **options
+    )
 
 
 def config(texts, components, **options):
-    fields = {"name": "mix", "sequence_length": 32, "components_dir": str(texts / "prepared"), "processes": 1, "validation_share": 0.05}
+    fields = {
+        "name": "mix",
+        "sequence_length": 32,
+        "components_dir": str(texts / "prepared"),
+        "processes": 1,
+        "validation_share": 0.05,
+    }
     return MixtureConfig(components=tuple(components), **{**fields, **options})
 
 
@@ -112,7 +125,12 @@ def test_a_vocabulary_over_65535_is_stored_in_four_bytes(texts, tmp_path):
     (tmp_path / "text.jsonl").write_text(json.dumps({"text": " ".join(wanted)}) + "\n")
     parts = (Component(name="a", kind="real", corpus=str(tmp_path / "text.jsonl")),)
     asked = MixtureConfig(
-        name="wide", components=parts, sequence_length=99, vocabulary=str(tmp_path / "tokenizer.json"), validation_share=0.0, processes=1
+        name="wide",
+        components=parts,
+        sequence_length=99,
+        vocabulary=str(tmp_path / "tokenizer.json"),
+        validation_share=0.0,
+        processes=1,
     )
     mixture = build(asked, tmp_path / "out", unscored)
     assert mixture.taken[0].manifest.dtype == "uint32"
@@ -150,7 +168,9 @@ policies = st.builds(
     st.sampled_from(RATIOS),
     st.integers(0, 3),
 )
-def test_every_decision_recomputed_from_its_scorecards_gives_the_same_rates(texts, tmp_path, chosen, clusters, ratio, seed):
+def test_every_decision_recomputed_from_its_scorecards_gives_the_same_rates(
+    texts, tmp_path, chosen, clusters, ratio, seed
+):
     shutil.rmtree(tmp_path)
     parts = [component(texts, "web", 2, GatePolicy()), component(texts, "code", 1, GatePolicy())]
     parts += [component(texts, name, 1, policy) for name, policy in zip(("made", "more"), chosen, strict=True)]
@@ -183,9 +203,17 @@ def test_every_decision_recomputed_from_its_scorecards_gives_the_same_rates(text
 def built(texts, tmp_path):
     """A mixture of three with one down-weighted, and its scorecards."""
     policy = GatePolicy(min_ratio_to={"real": 0.5}, on_fail="downweight", freed_share="all")
-    parts = [component(texts, "web", 1, GatePolicy()), component(texts, "made", 1, policy), component(texts, "more", 1, policy)]
+    parts = [
+        component(texts, "web", 1, GatePolicy()),
+        component(texts, "made", 1, policy),
+        component(texts, "more", 1, policy),
+    ]
     cards = cards_for({"made": 5, "more": 60, "real": 40}, texts)
-    build(config(texts, parts, real_to_synthetic=(1, 1)), tmp_path / "built", lambda wanted: {name: cards[name] for name in wanted})
+    build(
+        config(texts, parts, real_to_synthetic=(1, 1)),
+        tmp_path / "built",
+        lambda wanted: {name: cards[name] for name in wanted},
+    )
     return tmp_path / "built"
 
 
@@ -211,12 +239,18 @@ def test_a_mixture_file_says_what_its_shares_rest_on(built):
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (lambda value: value["gate"][1]["decision"].update(action="register", factor=1.0), "'made' was decided as register"),
+        (
+            lambda value: value["gate"][1]["decision"].update(action="register", factor=1.0),
+            "'made' was decided as register",
+        ),
         (
             lambda value: value["gate"][1]["measured"]["ratios"]["real"].update(low=0.9, value=1.0, high=1.1),
             "figures of 'made' are not those",
         ),
-        (lambda value: value["asked"]["components"][1]["policy"].update(downweight_power=3.0), "'made' was decided as downweight"),
+        (
+            lambda value: value["asked"]["components"][1]["policy"].update(downweight_power=3.0),
+            "'made' was decided as downweight",
+        ),
         (lambda value: value["components"][0].update(share_granted_exact="1/7"), "grants 'web' 0.142857"),
         (lambda value: value.pop("gate"), "records no decisions"),
         (lambda value: value["gate"].reverse(), "not of the components that were asked for"),
@@ -252,7 +286,10 @@ def test_a_given_scorecard_is_used_and_one_of_other_data_refused(texts, tmp_path
     cards = cards_for({"made": 40, "more": 40}, texts)
     for name, card in cards.items():
         card.save(tmp_path / f"{name}.json")
-    parts = [component(texts, "web", 1, GatePolicy()), component(texts, "made", 1, policy, scorecard=str(tmp_path / "made.json"))]
+    parts = [
+        component(texts, "web", 1, GatePolicy()),
+        component(texts, "made", 1, policy, scorecard=str(tmp_path / "made.json")),
+    ]
     mixture = build(config(texts, parts, real_to_synthetic=(1, 1)), tmp_path / "out", unscored)
     assert mixture.components[1].decision["scorecard_hash"] == cards["made"].content_hash
     parts[1] = component(texts, "made", 1, policy, scorecard=str(tmp_path / "more.json"))
@@ -269,7 +306,9 @@ def test_an_empty_component_is_named(texts, tmp_path):
 
 
 def test_a_mixture_is_a_component_in_its_own_shares(texts, tmp_path):
-    inner = config(texts, [component(texts, "web", 2), component(texts, "code", 1)], real_to_synthetic=(1, 0), name="inner")
+    inner = config(
+        texts, [component(texts, "web", 2), component(texts, "code", 1)], real_to_synthetic=(1, 0), name="inner"
+    )
     build(inner, tmp_path / "inner", unscored)
     parts = [Component(name="real_text", kind="real", corpus=f"mixture:{tmp_path / 'inner'}"), component(texts, "made")]
     mixture = build(config(texts, parts, real_to_synthetic=(4, 1), name="outer"), tmp_path / "outer", unscored)
@@ -281,12 +320,24 @@ def test_a_mixture_is_a_component_in_its_own_shares(texts, tmp_path):
 
 def test_a_cycle_of_mixtures_is_refused(texts, tmp_path):
     build(config(texts, [component(texts, "web")], name="a"), tmp_path / "a", unscored)
-    build(config(texts, [Component(name="x", kind="real", corpus=f"mixture:{tmp_path / 'a'}")], name="b"), tmp_path / "b", unscored)
+    build(
+        config(texts, [Component(name="x", kind="real", corpus=f"mixture:{tmp_path / 'a'}")], name="b"),
+        tmp_path / "b",
+        unscored,
+    )
     with pytest.raises(InputError, match=r"component 'y': a cycle of mixtures: a -> b -> a") as caught:
-        build(config(texts, [Component(name="y", kind="real", corpus=f"mixture:{tmp_path / 'b'}")], name="a"), tmp_path / "a", unscored)
+        build(
+            config(texts, [Component(name="y", kind="real", corpus=f"mixture:{tmp_path / 'b'}")], name="a"),
+            tmp_path / "a",
+            unscored,
+        )
     assert "\n" not in str(caught.value)
     with pytest.raises(InputError, match=r"a cycle of mixtures: a -> a"):
-        build(config(texts, [Component(name="z", kind="real", corpus=f"mixture:{tmp_path / 'a'}")], name="a"), tmp_path / "a", unscored)
+        build(
+            config(texts, [Component(name="z", kind="real", corpus=f"mixture:{tmp_path / 'a'}")], name="a"),
+            tmp_path / "a",
+            unscored,
+        )
 
 
 def test_a_mixture_of_two_tokenizers_or_lengths_is_refused(texts, tmp_path):
@@ -294,9 +345,13 @@ def test_a_mixture_of_two_tokenizers_or_lengths_is_refused(texts, tmp_path):
     parts = [Component(name="x", kind="real", corpus=f"mixture:{tmp_path / 'inner'}")]
     with pytest.raises(InputError, match=r"component 'x': its rows \(web\) predict 32 tokens, this mixture's 16"):
         build(config(texts, parts, sequence_length=16), tmp_path / "out", unscored)
-    other = build_mixture(tmp_path / "other", {"a": Fraction(1)}, sequence_length=32, vocabulary=str(_word_tokenizer(tmp_path)))
+    other = build_mixture(
+        tmp_path / "other", {"a": Fraction(1)}, sequence_length=32, vocabulary=str(_word_tokenizer(tmp_path))
+    )
     parts = [component(texts, "web"), Component(name="x", kind="real", corpus=f"mixture:{other}")]
-    with pytest.raises(InputError, match=r"component 'x': its rows \(a\) were prepared with another tokenizer \(huggingface"):
+    with pytest.raises(
+        InputError, match=r"component 'x': its rows \(a\) were prepared with another tokenizer \(huggingface"
+    ):
         build(config(texts, parts, real_to_synthetic=(1, 0)), tmp_path / "out", unscored)
     inner = Mixture.load(tmp_path / "inner")
     shutil.copytree(Mixture.load(other).taken[0].manifest.folder, tmp_path / "inner" / "foreign")
@@ -305,7 +360,9 @@ def test_a_mixture_of_two_tokenizers_or_lengths_is_refused(texts, tmp_path):
         inner.folder / "mixture.json",
         lambda value: value["components"][0].update(manifest="foreign/manifest.json", manifest_hash=foreign),
     )
-    with pytest.raises(InputError, match=r"component 'web' was prepared with another tokenizer \(huggingface, 1,002 ids"):
+    with pytest.raises(
+        InputError, match=r"component 'web' was prepared with another tokenizer \(huggingface, 1,002 ids"
+    ):
         Mixture.load(inner.folder)
 
 

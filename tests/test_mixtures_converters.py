@@ -1,4 +1,6 @@
-"""A mixture of ours through SeqIO's converters for decoders: any shard, from its cache or not, and after a checkpoint."""
+"""A mixture of ours through SeqIO's converters for decoders: any shard, from its cache or not, and after a
+checkpoint.
+"""
 
 from fractions import Fraction
 import os
@@ -10,7 +12,7 @@ import numpy as np
 import pytest
 
 from diversity_jax.mixtures.mixture import Mixture
-from diversity_jax.mixtures.rows import RowReader
+from diversity_jax.prepare.rows import RowReader
 from tests.mixture_folders import build_mixture
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -37,8 +39,8 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def seqio(folder):
     """seqio, with the mixture registered."""
+    from diversity_jax.core.tensorflow_eager import seqio
     from diversity_jax.mixtures.registry import register
-    from diversity_jax.mixtures.tensorflow import seqio
 
     register(folder)
     return seqio
@@ -49,8 +51,19 @@ def cached(seqio, folder, tmp_path_factory):
     """The mixture's tasks in SeqIO's cache, in four files each, written by SeqIO's own command."""
     pytest.importorskip("apache_beam", reason="seqio_cache_tasks needs apache-beam")
     where = tmp_path_factory.mktemp("cache")
-    words = [f"--tasks={','.join(f'fed.{name}' for name in SHARES)}", f"--output_cache_dir={where}", "--min_shards=4", "--max_shards=4"]
-    command = [sys.executable, "-m", "seqio.scripts.cache_tasks_main", *words, "--module_import=diversity_jax.mixtures.registry"]
+    words = [
+        f"--tasks={','.join(f'fed.{name}' for name in SHARES)}",
+        f"--output_cache_dir={where}",
+        "--min_shards=4",
+        "--max_shards=4",
+    ]
+    command = [
+        sys.executable,
+        "-m",
+        "seqio.scripts.cache_tasks_main",
+        *words,
+        "--module_import=diversity_jax.mixtures.registry",
+    ]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "DIVERSITY_JAX_MIXTURES": str(folder)}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -86,24 +99,37 @@ def rows_by_component(folder):
     return {part.name: RowReader(part).read(np.arange(part.splits["train"].rows)) for part in parts}
 
 
-BOTH_WAYS = [(name, False) for name in CONVERTERS] + [(name, True) for name in ("PassThrough", "LM, packing", "PrePackedLM")]
+BOTH_WAYS = [(name, False) for name in CONVERTERS] + [
+    (name, True) for name in ("PassThrough", "LM, packing", "PrePackedLM")
+]
 
 
 @pytest.mark.parametrize(("converter", "use_cached"), BOTH_WAYS, indirect=["use_cached"])
 def test_shards_are_disjoint_and_together_complete(seqio, folder, converter, use_cached):
     rows = rows_by_component(folder)["code"]
     options = {"shuffle": False, "num_epochs": 1, "use_cached": use_cached}
-    found = [[row.tobytes() for row in fed(seqio, "fed.code", converter, (i, 3), **options).as_numpy_iterator()] for i in range(3)]
-    assert sorted(row for shard in found for row in shard) == sorted(row[CONVERTERS[converter][-1]].tobytes() for row in rows)
+    found = [
+        [row.tobytes() for row in fed(seqio, "fed.code", converter, (i, 3), **options).as_numpy_iterator()]
+        for i in range(3)
+    ]
+    assert sorted(row for shard in found for row in shard) == sorted(
+        row[CONVERTERS[converter][-1]].tobytes() for row in rows
+    )
     assert min(map(len, found)) > 0.7 * len(rows) / 3
 
 
-SAVED = [("PassThrough", False), ("Decoder, packing", False), ("LM", False), ("PrePackedLM", False), ("PrePackedLM", True)]
+SAVED = [
+    ("PassThrough", False),
+    ("Decoder, packing", False),
+    ("LM", False),
+    ("PrePackedLM", False),
+    ("PrePackedLM", True),
+]
 
 
 @pytest.mark.parametrize(("converter", "use_cached"), SAVED, indirect=["use_cached"])
 def test_an_iterator_that_was_saved_goes_on_where_it_was(seqio, converter, use_cached, tmp_path):
-    from diversity_jax.mixtures.tensorflow import tf
+    from diversity_jax.core.tensorflow_eager import tf
 
     def batches():
         options = {"shuffle": True, "num_epochs": None, "use_cached": use_cached}

@@ -1,4 +1,6 @@
-"""Shares before and after the gate: what is taken away goes where the policy says, and every decision can be repeated."""
+"""Shares before and after the gate: what is taken away goes where the policy says, and every decision can be
+repeated.
+"""
 
 from fractions import Fraction
 
@@ -6,10 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 import pytest
 
-from diversity_jax.errors import InputError
-from diversity_jax.mixtures.component import Component, GatePolicy, MixtureConfig, token_shares
+from diversity_jax.core.errors import InputError
+from diversity_jax.mixtures.config import Component, GatePolicy, MixtureConfig, token_shares
 from diversity_jax.mixtures.gate import decide, measure
-from diversity_jax.mixtures.grants import Standing, grant, part_shares, train_rows
+from diversity_jax.mixtures.shares import Standing, grant, part_shares, train_rows
 from tests.example_run import make_scorecard
 
 
@@ -67,7 +69,8 @@ def test_grants_lose_nothing_keep_limits_and_say_where_they_cannot(parts):
     total = sum(share for _, share, *_ in parts)
     shares = [Fraction(share, total) for _, share, *_ in parts]
     standings = [
-        Standing(factor=factor, effective_clusters=clusters, rows=((Fraction(1), rows),)) for _, _, factor, _, _, _, clusters, rows in parts
+        Standing(factor=factor, effective_clusters=clusters, rows=((Fraction(1), rows),))
+        for _, _, factor, _, _, _, clusters, rows in parts
     ]
     try:
         granted = grant(components, shares, standings, 4000)
@@ -116,7 +119,11 @@ def test_a_freed_share_goes_where_the_policy_says(freed_share, expected):
 
 @pytest.mark.parametrize("freed_share", ["kind", "error", "spare"])
 def test_a_share_with_nowhere_to_go_is_one_clear_line(freed_share):
-    components = [component("web", "real"), component("poor", "synthetic", freed_share=freed_share), component("spare", "real", 0)]
+    components = [
+        component("web", "real"),
+        component("poor", "synthetic", freed_share=freed_share),
+        component("spare", "real", 0),
+    ]
     with pytest.raises(
         InputError, match=r"'poor': the gate takes away 0.5 .* nowhere to go \(freed_share=.*could take them: web\)"
     ) as caught:
@@ -135,9 +142,16 @@ def test_a_repeat_limit_caps_what_an_upweighted_component_may_be_asked_for():
 
 
 def test_auto_divides_by_effective_clusters_and_stops_at_what_there_is():
-    components = [component("web", "real"), component("a", "synthetic", auto=True), component("b", "synthetic", auto=True)]
+    components = [
+        component("web", "real"),
+        component("a", "synthetic", auto=True),
+        component("b", "synthetic", auto=True),
+    ]
     shares = token_shares(components, (1, 1))
-    plenty = [taken(), *(Standing(effective_clusters=clusters, rows=((Fraction(1), 10**6),)) for clusters in (30.0, 10.0))]
+    plenty = [
+        taken(),
+        *(Standing(effective_clusters=clusters, rows=((Fraction(1), 10**6),)) for clusters in (30.0, 10.0)),
+    ]
     assert grant(components, shares, plenty, 1000) == (Fraction(1, 2), Fraction(3, 8), Fraction(1, 8))
     scarce = [taken(), Standing(effective_clusters=30.0, rows=((Fraction(1), 203),)), plenty[2]]
     assert grant(components, shares, scarce, 1000) == (Fraction(1, 2), Fraction(1, 5), Fraction(3, 10))
@@ -154,7 +168,10 @@ def test_downweighting_is_the_stated_function_of_the_low_end():
 
 def test_parts_of_a_mixture_inside_a_mixture_sum_to_its_grant():
     standings = [taken(), Standing(rows=((Fraction(1, 3), 5), (Fraction(2, 3), 7)))]
-    assert part_shares([Fraction(1, 4), Fraction(3, 4)], standings) == [(Fraction(1, 4),), (Fraction(1, 4), Fraction(1, 2))]
+    assert part_shares([Fraction(1, 4), Fraction(3, 4)], standings) == [
+        (Fraction(1, 4),),
+        (Fraction(1, 4), Fraction(1, 2)),
+    ]
 
 
 @pytest.mark.parametrize(

@@ -10,11 +10,11 @@ import sys
 import numpy as np
 import pytest
 
-from diversity_jax.errors import InputError
+from diversity_jax.core.errors import InputError
 from diversity_jax.mixtures.builder import build
-from diversity_jax.mixtures.component import Component, GatePolicy, MixtureConfig
+from diversity_jax.mixtures.config import Component, GatePolicy, MixtureConfig
 from diversity_jax.mixtures.mixture import Mixture
-from diversity_jax.mixtures.rows import RowReader
+from diversity_jax.prepare.rows import RowReader
 from tests.mixture_folders import build_mixture
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -26,14 +26,16 @@ SHARES = {"few": Fraction(1, 6), "many": Fraction(1, 2), "code": Fraction(1, 3)}
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     words = {"few": 40, "many": 400, "code": 7}
-    return build_mixture(tmp_path_factory.mktemp("mixtures") / "imported", SHARES, name="imported", words=words, sequence_length=LENGTH)
+    return build_mixture(
+        tmp_path_factory.mktemp("mixtures") / "imported", SHARES, name="imported", words=words, sequence_length=LENGTH
+    )
 
 
 @pytest.fixture(scope="module")
 def seqio(folder):
     """seqio, with the mixture registered."""
+    from diversity_jax.core.tensorflow_eager import seqio
     from diversity_jax.mixtures.registry import register
-    from diversity_jax.mixtures.tensorflow import seqio
 
     register(folder)
     return seqio
@@ -67,7 +69,9 @@ def test_the_prepacked_converter_gives_every_token_and_every_boundary(seqio, fol
     np.testing.assert_array_equal(np.stack([one["decoder_positions"] for one in found]), positions[:, :-1])
 
 
-@pytest.mark.parametrize(("name", "pack", "length"), [("LMFeatureConverter", True, LENGTH), ("DecoderFeatureConverter", False, LENGTH + 1)])
+@pytest.mark.parametrize(
+    ("name", "pack", "length"), [("LMFeatureConverter", True, LENGTH), ("DecoderFeatureConverter", False, LENGTH + 1)]
+)
 def test_converters_for_decoders_keep_rows_and_order(seqio, folder, name, pack, length):
     tokens = Mixture.load(folder).loader(batch_size=1).rows(np.arange(60)).tokens
     dataset = converted(seqio, getattr(seqio, name)(pack=pack), length)
@@ -88,7 +92,9 @@ def test_shards_hold_the_shares_each_and_no_row_twice(seqio, folder):
     seen = []
     for index in range(shards):
         info = seqio.ShardInfo(index=index, num_shards=shards)
-        part = rows_of(seqio.get_mixture_or_task("imported").get_dataset(None, shard_info=info, num_epochs=None), 200, "targets")
+        part = rows_of(
+            seqio.get_mixture_or_task("imported").get_dataset(None, shard_info=info, num_epochs=None), 200, "targets"
+        )
         counts = np.bincount([owner[row.tobytes()] for row in part], minlength=len(mixture.taken))
         assert np.abs(counts - [200 * float(one.share_granted) for one in mixture.taken]).max() < 3
         seen += [row.tobytes() for row in part]
@@ -99,7 +105,9 @@ def test_seqio_repeats_epochs_as_the_loader_does(seqio, folder):
     mixture = Mixture.load(folder)
     rows = mixture.taken[0].manifest.splits["train"].rows * 6 + 50
     dataset = seqio.get_mixture_or_task("imported").get_dataset(None, num_epochs=None)
-    np.testing.assert_array_equal(rows_of(dataset, rows, "targets"), mixture.loader(batch_size=1).rows(np.arange(rows)).tokens)
+    np.testing.assert_array_equal(
+        rows_of(dataset, rows, "targets"), mixture.loader(batch_size=1).rows(np.arange(rows)).tokens
+    )
 
 
 def run(code_or_module, *words, **environment):
@@ -118,19 +126,24 @@ def run(code_or_module, *words, **environment):
 
 
 def test_another_codebase_imports_the_mixture_and_trains_on_it(folder, tmp_path):
-    output = run("wordhouse.train", "diversity_jax.mixtures.registry", "imported", LENGTH, 40, DIVERSITY_JAX_MIXTURES=str(folder))
+    output = run(
+        "wordhouse.train", "diversity_jax.mixtures.registry", "imported", LENGTH, 40, DIVERSITY_JAX_MIXTURES=str(folder)
+    )
     result = json.loads(output.splitlines()[-1])
     assert result["losses"][-1] < 0.6 * result["losses"][0]
     assert result["full"]
-    assert not [name for name in result["modules"] if name.startswith(("diversity_jax.training", "diversity_jax.model"))]
+    assert not [
+        name for name in result["modules"] if name.startswith(("diversity_jax.training", "diversity_jax.model"))
+    ]
 
 
 def test_importing_costs_little_registers_once_and_leaves_jax_alone(folder, tmp_path):
     (tmp_path / "run.gin").write_text("import diversity_jax.mixtures.registry\n")
     code = (
         "import time, importlib, seqio, gin, jax._src.xla_bridge as bridge\n"
-        "from diversity_jax.mixtures.tensorflow import tf\n"
-        "began = time.process_time(); import diversity_jax.mixtures.registry as registry; taken = time.process_time() - began\n"
+        "from diversity_jax.core.tensorflow_eager import tf\n"
+        "began = time.process_time(); import diversity_jax.mixtures.registry as registry; taken = time.process_time() "
+        "- began\n"
         "importlib.reload(registry)\n"
         f"gin.parse_config_file({str(tmp_path / 'run.gin')!r})\n"
         "print(taken, seqio.get_mixture_or_task('imported').name, bridge.backends_are_initialized())"
@@ -141,7 +154,12 @@ def test_importing_costs_little_registers_once_and_leaves_jax_alone(folder, tmp_
 
 
 def test_the_inspection_tool_reads_the_mixture(folder):
-    options = ("--noinspect_task_examples", "--print_length_statistics", '--sequence_length={"targets": 16}', "--length_example_count=5")
+    options = (
+        "--noinspect_task_examples",
+        "--print_length_statistics",
+        '--sequence_length={"targets": 16}',
+        "--length_example_count=5",
+    )
     words = ("--tasks=imported.*", "--module_import=diversity_jax.mixtures.registry", *options)
     output = run("seqio.scripts.inspect_tasks_main", *words, DIVERSITY_JAX_MIXTURES=str(folder))
     assert "train, targets, 16.0" in output
@@ -162,7 +180,9 @@ def test_tasks_and_mixtures_of_another_codebase_are_components(wordhouse, tmp_pa
         component("both", "seqio:wordhouse_mix@wordhouse.tasks", "synthetic", share=0.5),
     )
     mixture = build(
-        MixtureConfig(name="guests", components=parts, sequence_length=32, validation_share=0.0, processes=1), tmp_path, lambda _: {}
+        MixtureConfig(name="guests", components=parts, sequence_length=32, validation_share=0.0, processes=1),
+        tmp_path,
+        lambda _: {},
     )
     text = " ".join(str(document.text) for document in _corpus(mixture, "both"))
     assert "miller" in text
@@ -184,17 +204,32 @@ def test_a_registered_mixture_of_ours_is_taken_row_for_row(seqio, folder, tmp_pa
     parts = (component("whole", "seqio:imported", share=1.0),)
     fields = {"sequence_length": LENGTH, "processes": 1}
     mixture = build(MixtureConfig(name="outer", components=parts, **fields), tmp_path, lambda _: {})
-    assert {part.name: part.share_granted for part in mixture.taken} == {f"whole_{name}": share for name, share in SHARES.items()}
-    one = build(MixtureConfig(name="single", components=(component("x", "seqio:imported.few"),), **fields), tmp_path / "s", lambda _: {})
+    assert {part.name: part.share_granted for part in mixture.taken} == {
+        f"whole_{name}": share for name, share in SHARES.items()
+    }
+    one = build(
+        MixtureConfig(name="single", components=(component("x", "seqio:imported.few"),), **fields),
+        tmp_path / "s",
+        lambda _: {},
+    )
     assert [part.name for part in one.taken] == ["x_few"]
     with pytest.raises(InputError, match=r"component 'x': a cycle of mixtures: imported -> imported"):
-        build(MixtureConfig(name="imported", components=(component("x", "seqio:imported"),), **fields), tmp_path / "c", lambda _: {})
+        build(
+            MixtureConfig(name="imported", components=(component("x", "seqio:imported"),), **fields),
+            tmp_path / "c",
+            lambda _: {},
+        )
     with pytest.raises(InputError, match=r"component 'x': a cycle of mixtures: imported -> imported.few -> imported"):
-        build(MixtureConfig(name="imported", components=(component("x", "seqio:imported.few"),), **fields), tmp_path / "c", lambda _: {})
+        build(
+            MixtureConfig(name="imported", components=(component("x", "seqio:imported.few"),), **fields),
+            tmp_path / "c",
+            lambda _: {},
+        )
 
 
 @pytest.mark.parametrize(
-    ("value", "says"), [("/no/such", "no such folder"), ("gs://bucket/mix", "copy the mixture there"), ("{empty}", "holds no")]
+    ("value", "says"),
+    [("/no/such", "no such folder"), ("gs://bucket/mix", "copy the mixture there"), ("{empty}", "holds no")],
 )
 def test_wrong_folders_in_the_environment_are_one_line(seqio, tmp_path, value, says):
     from diversity_jax.mixtures.registry import folders_named
@@ -204,4 +239,9 @@ def test_wrong_folders_in_the_environment_are_one_line(seqio, tmp_path, value, s
 
 
 def test_a_tokenizer_that_components_share_is_read_once(seqio):
-    assert len({id(seqio.get_mixture_or_task(f"imported.{name}").output_features["targets"].vocabulary) for name in SHARES}) == 1
+    assert (
+        len(
+            {id(seqio.get_mixture_or_task(f"imported.{name}").output_features["targets"].vocabulary) for name in SHARES}
+        )
+        == 1
+    )

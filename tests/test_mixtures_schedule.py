@@ -8,11 +8,13 @@ from hypothesis import strategies as st
 import numpy as np
 import pytest
 
-from diversity_jax.errors import InputError
+from diversity_jax.core.errors import InputError
 from diversity_jax.mixtures.schedule import WINDOW, Schedule, exact_shares
 
 weights = st.lists(st.integers(0, 60), min_size=1, max_size=8).filter(any)
-floats = st.lists(st.floats(0, 1, allow_subnormal=False), min_size=1, max_size=7).filter(lambda shares: sum(shares) > 1e-3)
+floats = st.lists(st.floats(0, 1, allow_subnormal=False), min_size=1, max_size=7).filter(
+    lambda shares: sum(shares) > 1e-3
+)
 
 
 def window_counts(schedule, rows):
@@ -60,7 +62,10 @@ def test_shares_that_no_period_holds_are_rounded_to_a_grid():
     shares = exact_shares([math.pi, math.e, 1])
     assert sum(shares) == 1
     total = math.pi + math.e + 1
-    assert max(abs(float(share) - weight / total) for share, weight in zip(shares, (math.pi, math.e, 1), strict=True)) < 1e-5
+    assert (
+        max(abs(float(share) - weight / total) for share, weight in zip(shares, (math.pi, math.e, 1), strict=True))
+        < 1e-5
+    )
 
 
 @pytest.mark.parametrize("shares", [[0, 0], [1, -1], [float("nan")], [float("inf"), 1]])

@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 
-from diversity_jax.errors import InputError
+from diversity_jax.core.errors import InputError
 from diversity_jax.mixtures.mixture import Mixture
 from tests.mixture_folders import build_mixture
 
@@ -18,12 +18,14 @@ TOKENS_OF = {"few": 40, "many": 400, "code": 7}
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     shares = {"few": Fraction(1, 6), "many": Fraction(1, 2), "code": Fraction(1, 3)}
-    return build_mixture(tmp_path_factory.mktemp("mixture"), shares, name="seen_by_seqio", words=TOKENS_OF, sequence_length=31)
+    return build_mixture(
+        tmp_path_factory.mktemp("mixture"), shares, name="seen_by_seqio", words=TOKENS_OF, sequence_length=31
+    )
 
 
 def test_seqio_view_equals_loader(folder):
+    from diversity_jax.core.tensorflow_eager import seqio
     from diversity_jax.mixtures.registry import register
-    from diversity_jax.mixtures.tensorflow import seqio
 
     mixture = Mixture.load(folder)
     names = register(folder)
@@ -31,14 +33,16 @@ def test_seqio_view_equals_loader(folder):
     loader = mixture.loader(batch_size=1)
     rows = 2500
     for shuffle in (False, True):
-        dataset = seqio.get_mixture_or_task("seen_by_seqio").get_dataset(None, split="train", shuffle=shuffle, num_epochs=None, seed=3)
+        dataset = seqio.get_mixture_or_task("seen_by_seqio").get_dataset(
+            None, split="train", shuffle=shuffle, num_epochs=None, seed=3
+        )
         seen = np.stack([example["targets"] for example in dataset.take(rows).as_numpy_iterator()])
         np.testing.assert_array_equal(seen, loader.rows(np.arange(rows)).tokens)
 
 
 def test_a_task_decodes_to_its_documents(folder):
+    from diversity_jax.core.tensorflow_eager import seqio
     from diversity_jax.mixtures.registry import register
-    from diversity_jax.mixtures.tensorflow import seqio
 
     register(folder)
     task = seqio.get_mixture_or_task("seen_by_seqio.code")

@@ -5,9 +5,9 @@ import random
 
 import pytest
 
-from diversity_jax.errors import InputError
+from diversity_jax.core.errors import InputError
 from diversity_jax.mixtures.builder import build
-from diversity_jax.mixtures.component import Component, GatePolicy, MixtureConfig
+from diversity_jax.mixtures.config import Component, GatePolicy, MixtureConfig
 from diversity_jax.mixtures.show import describe, look, main
 from tests.planted_texts import prose, write_jsonl
 
@@ -18,9 +18,13 @@ def folder(tmp_path_factory) -> Path:
     source, texts = random.Random(0), tmp_path_factory.mktemp("texts")
     parts = []
     for name, kind, words in (("long", "real", 400), ("short", "synthetic", 9)):
-        path = write_jsonl(texts / f"{name}.jsonl", [{"text": f"{name} {i} " + " ".join(prose(source, words))} for i in range(300)])
+        path = write_jsonl(
+            texts / f"{name}.jsonl", [{"text": f"{name} {i} " + " ".join(prose(source, words))} for i in range(300)]
+        )
         parts.append(Component(name=name, kind=kind, corpus=path, policy=GatePolicy(ungated=True)))
-    config = MixtureConfig(name="seen", components=tuple(parts), real_to_synthetic=(4, 1), sequence_length=64, processes=1)
+    config = MixtureConfig(
+        name="seen", components=tuple(parts), real_to_synthetic=(4, 1), sequence_length=64, processes=1
+    )
     return build(config, tmp_path_factory.mktemp("mixture"), lambda _: {}).folder
 
 

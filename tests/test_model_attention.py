@@ -5,10 +5,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diversity_jax.errors import InputError
+from diversity_jax.core.errors import InputError
 from diversity_jax.model import LlamaConfig, MeshConfig, make_mesh
-from diversity_jax.model.attention import _per_device, attend, choose_attention, plain_attention, reference_attention, splash_attention
-from diversity_jax.model.chunked_attention import chunked_attention
+from diversity_jax.model.attention import (
+    _per_device,
+    attend,
+    choose_attention,
+    chunked_attention,
+    plain_attention,
+    reference_attention,
+    splash_attention,
+)
 
 HEADS = [(4, 4), (4, 2), (6, 1)]
 
@@ -45,7 +52,9 @@ def assert_equal_to_reference(kernel, arrays, segment_ids, atol):
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("length", [1, 64, 130, 530])
 def test_chunked_equals_reference(length, packed):
-    assert_equal_to_reference(chunked_attention, inputs(length, 4, 2, size=16), segments(length) if packed else None, 2e-5)
+    assert_equal_to_reference(
+        chunked_attention, inputs(length, 4, 2, size=16), segments(length) if packed else None, 2e-5
+    )
 
 
 @pytest.mark.parametrize("heads", HEADS)
@@ -111,7 +120,9 @@ def test_splash_on_every_devices_own_rows_and_heads(packed):
 
     def kernel(*arrays, segment_ids_BxL):
         more = [] if segment_ids_BxL is None else [segment_ids_BxL]
-        return _per_device(lambda q, k, v, s=None: splash_attention(q, k, v, segment_ids_BxL=s, interpret=True), mesh, *arrays, *more)
+        return _per_device(
+            lambda q, k, v, s=None: splash_attention(q, k, v, segment_ids_BxL=s, interpret=True), mesh, *arrays, *more
+        )
 
     assert_equal_to_reference(kernel, arrays, ids, 1e-4)
 
@@ -145,7 +156,8 @@ def test_scores_far_apart_do_not_overflow():
 @pytest.mark.parametrize("kernel", [chunked_attention, plain_attention])
 def test_dropout_keeps_the_mean_and_drops_its_share(kernel):
     # With all scores zero and values one, an output is the share of kept weights, scaled up again.
-    # Arguments, not constants: jaxlib 0.10.2's CPU fusions (ynn) give garbage for exp(scores) @ ones / total with ones built in.
+    # Arguments, not constants: jaxlib 0.10.2's CPU fusions (ynn) give garbage for exp(scores) @ ones / total with ones
+    # built in.
     zeros, ones = jnp.zeros((64, 32, 2, 8)), jnp.ones((64, 32, 2, 8))
     outputs = jax.jit(lambda q, v, key: kernel(q, q, v, dropout=0.25, dropout_key=key))(zeros, ones, jax.random.key(0))
     last = outputs[:, -1, :, 0]

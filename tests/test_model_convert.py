@@ -9,14 +9,18 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from diversity_jax.errors import InputError
-from diversity_jax.evaluation.tokenizer import for_folder, for_run
-from diversity_jax.mixtures.vocabulary import load_tokenizer
+from diversity_jax.core.errors import InputError
+from diversity_jax.model.checkpoint_io.hugging_face import (
+    config_to_hugging_face,
+    export_hugging_face,
+    import_hugging_face,
+)
+from diversity_jax.model.checkpoint_io.safetensors import Tensor, map_tensors, write_tensors
 from diversity_jax.model.convert import logits_difference, main, read_model, write_imported
-from diversity_jax.model.hugging_face import config_to_hugging_face, export_hugging_face, import_hugging_face
 from diversity_jax.model.llama import logits
-from diversity_jax.model.safetensors_file import Tensor, map_tensors, write_tensors
-from diversity_jax.model.tokenizer_files import TokenizerFiles, write_tokenizer
+from diversity_jax.tokenizers.files import TokenizerFiles, write_tokenizer
+from diversity_jax.tokenizers.model_tokenizer import for_folder, for_run
+from diversity_jax.tokenizers.tokenizer import load_tokenizer
 from tests import golden_logits
 from tests.mixture_folders import build_mixture
 from tests.small_llama import random_params, small_config
@@ -32,7 +36,12 @@ def assert_same(left, right):
     jax.tree.map(np.testing.assert_array_equal, left, right)
 
 
-VARIANTS = [{}, {"tie_embeddings": False}, {"num_kv_heads": 2}, {"num_kv_heads": 1, "tie_embeddings": False, "rms_norm_eps": 1e-4}]
+VARIANTS = [
+    {},
+    {"tie_embeddings": False},
+    {"num_kv_heads": 2},
+    {"num_kv_heads": 1, "tie_embeddings": False, "rms_norm_eps": 1e-4},
+]
 
 
 @pytest.mark.parametrize("fields", VARIANTS, ids=str)
@@ -54,7 +63,8 @@ def test_logits_are_those_that_transformers_gave(name):
         ours[list(golden_logits.SHOWN)],
         np.array(golden["logits"][name], np.float32),
         atol=1e-4,
-        err_msg=f"logits differ from those of {golden['made_with']}; if the seeded weights were changed on purpose, renew the numbers "
+        err_msg=f"logits differ from those of {golden['made_with']}; if the seeded weights were changed on purpose, "
+        "renew the numbers "
         "with: python -m tests.golden_logits",
     )
 
@@ -65,14 +75,20 @@ def test_there_and_back_is_bit_exact(tmp_path, fields):
     export_hugging_face(config, params, tmp_path, max_shard_bytes=30_000)
     assert len(list(tmp_path.glob("model-*.safetensors"))) > 1
     back, restored = import_hugging_face(tmp_path, compute_dtype="float32")
-    assert (back.parameter_count, back.rope_theta, back.rms_norm_eps) == (config.parameter_count, config.rope_theta, config.rms_norm_eps)
+    assert (back.parameter_count, back.rope_theta, back.rms_norm_eps) == (
+        config.parameter_count,
+        config.rope_theta,
+        config.rms_norm_eps,
+    )
     assert_same(params, restored)
 
 
 def test_a_model_that_transformers_saved_is_read(tmp_path):
     transformers = pytest.importorskip("transformers")
     config = model(num_kv_heads=2, tie_embeddings=False)[0]
-    theirs = transformers.LlamaConfig(**{k: v for k, v in config_to_hugging_face(config).items() if k not in ("dtype", "torch_dtype")})
+    theirs = transformers.LlamaConfig(
+        **{k: v for k, v in config_to_hugging_face(config).items() if k not in ("dtype", "torch_dtype")}
+    )
     transformers.LlamaForCausalLM(theirs).save_pretrained(tmp_path, max_shard_size="20KB")
     assert len(list(tmp_path.glob("*.safetensors"))) > 1
     assert logits_difference(tmp_path) < 1e-4
@@ -81,9 +97,15 @@ def test_a_model_that_transformers_saved_is_read(tmp_path):
 def test_safetensors_own_library_agrees(tmp_path):
     safetensors = pytest.importorskip("safetensors.numpy")
     rng = np.random.default_rng(0)
-    arrays = {"a": rng.normal(size=(3, 5)).astype(np.float32).T, "b": rng.normal(size=(0, 4)).astype(np.float32), "c": np.float32(2.5)}
+    arrays = {
+        "a": rng.normal(size=(3, 5)).astype(np.float32).T,
+        "b": rng.normal(size=(0, 4)).astype(np.float32),
+        "c": np.float32(2.5),
+    }
     ours, theirs = tmp_path / "ours.safetensors", tmp_path / "theirs.safetensors"
-    write_tensors(ours, [Tensor(name=k, shape=np.shape(v), values=lambda v=v: v) for k, v in arrays.items()], np.dtype(np.float32))
+    write_tensors(
+        ours, [Tensor(name=k, shape=np.shape(v), values=lambda v=v: v) for k, v in arrays.items()], np.dtype(np.float32)
+    )
     safetensors.save_file({name: np.ascontiguousarray(values) for name, values in arrays.items()}, theirs)
     assert_same(safetensors.load_file(ours), {name: np.asarray(values) for name, values in arrays.items()})
     assert_same(map_tensors(ours), map_tensors(theirs))
@@ -93,7 +115,10 @@ def test_bfloat16_files_hold_the_rounded_values(tmp_path):
     config, params = model()
     export_hugging_face(config, params, tmp_path, dtype="bfloat16")
     assert json.loads((tmp_path / "config.json").read_text())["dtype"] == "bfloat16"
-    assert_same(jax.tree.map(lambda x: x.astype(ml_dtypes.bfloat16).astype(np.float32), params), import_hugging_face(tmp_path)[1])
+    assert_same(
+        jax.tree.map(lambda x: x.astype(ml_dtypes.bfloat16).astype(np.float32), params),
+        import_hugging_face(tmp_path)[1],
+    )
 
 
 def edit_config(folder, **entries):
@@ -110,7 +135,10 @@ def edit_config(folder, **entries):
         ({"tie_word_embeddings": False}, "lacks lm_head.weight"),
         ({"attention_bias": True}, "attention_bias is True"),
         ({"model_type": "mistral"}, "model_type is 'mistral'"),
-        ({"rope_parameters": {"rope_type": "llama3", "factor": 8}}, "rope_type is 'llama3'; only 'default' can be read: scaled rotary"),
+        (
+            {"rope_parameters": {"rope_type": "llama3", "factor": 8}},
+            "rope_type is 'llama3'; only 'default' can be read: scaled rotary",
+        ),
         ({"rope_parameters": None, "rope_scaling": {"type": "linear", "factor": 2}}, "rope_type is 'linear'"),
         ({"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}}, "partial_rotary_factor is 0.5"),
         ({"architectures": ["MistralForCausalLM"]}, "architectures is ['MistralForCausalLM']; only LlamaForCausalLM"),
@@ -140,7 +168,9 @@ def test_a_tied_model_whose_head_differs_is_refused(tmp_path):
         import_hugging_face(tmp_path)
 
 
-@pytest.mark.parametrize("index", [{}, [], {"weight_map": {"norm": "../other.safetensors"}}, {"weight_map": 3}], ids=str)
+@pytest.mark.parametrize(
+    "index", [{}, [], {"weight_map": {"norm": "../other.safetensors"}}, {"weight_map": 3}], ids=str
+)
 def test_a_broken_index_is_named(tmp_path, index):
     export_hugging_face(*model(), tmp_path, max_shard_bytes=30_000)
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
@@ -163,7 +193,12 @@ def test_damaged_files_are_named(tmp_path, damage):
     if damage == "gone":
         path.unlink()
     else:
-        wrong = {"cut": data[:-100], "header": data[:8] + b"x" + data[9:], "empty": b"", "integers": data.replace(b'"F32"', b'"I32"', 1)}
+        wrong = {
+            "cut": data[:-100],
+            "header": data[:8] + b"x" + data[9:],
+            "empty": b"",
+            "integers": data.replace(b'"F32"', b'"I32"', 1),
+        }
         path.write_bytes(wrong[damage])
     with pytest.raises(InputError, match=r"safetensors"):
         import_hugging_face(tmp_path)
@@ -197,7 +232,9 @@ def test_a_runs_checkpoint_is_exported(tmp_path, capsys):
     from orbax.checkpoint import v1 as ocp
 
     for step, scale in ((3, 1.0), (12, 2.0)):
-        ocp.save_checkpointables(tmp_path / "run/checkpoints" / str(step), {"params": jax.tree.map(lambda x, s=scale: s * x, params)})
+        ocp.save_checkpointables(
+            tmp_path / "run/checkpoints" / str(step), {"params": jax.tree.map(lambda x, s=scale: s * x, params)}
+        )
     fields = {name: getattr(config, name) for name in config.__dataclass_fields__}
     (tmp_path / "run/run.json").write_text(json.dumps({"settings": {"model": fields}}))
     assert_same(read_model(tmp_path / "run", step=3)[1], params)
@@ -255,7 +292,8 @@ def test_transformers_reads_the_tokenizer(tmp_path):
     write_tokenizer(TokenizerFiles(end_of_text_id=1), tmp_path, vocab_size=config.vocab_size)
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path)
     assert (
-        tokenizer("A b\u00e9.", add_special_tokens=False)["input_ids"] == load_tokenizer("bytes").encode_batch(["A b\u00e9."])[0].tolist()
+        tokenizer("A b\u00e9.", add_special_tokens=False)["input_ids"]
+        == load_tokenizer("bytes").encode_batch(["A b\u00e9."])[0].tolist()
     )
     assert tokenizer.eos_token_id == 1
 
@@ -269,7 +307,13 @@ def test_an_exported_sentencepiece_run_names_the_token_that_its_texts_began_with
     write_tokenizer(own, tmp_path / "plain", vocab_size=400)
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "plain")
     ours = for_folder(load_tokenizer(str(tmp_path / "plain")), tmp_path / "plain")
-    assert theirs.bos_token_id == theirs.eos_token_id == end == ours.prefix_id == for_run(load_tokenizer(str(pieces))).prefix_id
+    assert (
+        theirs.bos_token_id
+        == theirs.eos_token_id
+        == end
+        == ours.prefix_id
+        == for_run(load_tokenizer(str(pieces))).prefix_id
+    )
     with pytest.raises(InputError, match="more than the model's 100"):
         write_tokenizer(own, tmp_path / "small", vocab_size=100)
     template = "{{ bos_token }}{% for m in messages %}{{ m.content }}{% endfor %}"
@@ -282,7 +326,9 @@ def test_an_exported_sentencepiece_run_names_the_token_that_its_texts_began_with
     turns = dataclasses.replace(tuned, special={"eos_token": "<s>"})
     write_tokenizer(turns, tmp_path / "turns", vocab_size=400)
     stops = transformers.GenerationConfig.from_pretrained(tmp_path / "turns").eos_token_id
-    assert set(stops) == {end, theirs.bos_token_id} == for_folder(load_tokenizer(str(pieces)), tmp_path / "turns").stop_ids
+    assert (
+        set(stops) == {end, theirs.bos_token_id} == for_folder(load_tokenizer(str(pieces)), tmp_path / "turns").stop_ids
+    )
 
 
 def test_an_imported_models_tokenizer_comes_along_and_leaves_again(tmp_path):

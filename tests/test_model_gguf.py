@@ -7,28 +7,44 @@ import jax
 import numpy as np
 import pytest
 
+from diversity_jax.core.errors import InputError
 from diversity_jax.corpus import open_corpus
-from diversity_jax.errors import InputError
-from diversity_jax.mixtures.vocabulary import load_tokenizer
 from diversity_jax.model import LlamaConfig, init_params, logits
+from diversity_jax.model.checkpoint_io.gguf import export_gguf
 from diversity_jax.model.convert import main, write_imported
-from diversity_jax.model.gguf import export_gguf
+from diversity_jax.tokenizers.tokenizer import load_tokenizer
 from tests.llama_cpp_server import post, serve_gguf
 from tests.shared_data import shared_file
 
-TEXTS = ("The kiln climbs a hundred degrees an hour.", "def f(x):\n    return  x + 41", "na\u00efve \u00e9t\u00e9 \u6f22\u5b57 \U0001f642")
+TEXTS = (
+    "The kiln climbs a hundred degrees an hour.",
+    "def f(x):\n    return  x + 41",
+    "na\u00efve \u00e9t\u00e9 \u6f22\u5b57 \U0001f642",
+)
 
 
 def model(**fields):
-    shape = {"vocab_size": 264, "hidden_size": 64, "intermediate_size": 96, "num_layers": 2, "num_heads": 4, "max_length": 256}
-    config = LlamaConfig(**({"compute_dtype": "float32", "initializer_range": 0.2, "rope_theta": 5000.0} | shape | fields))
+    shape = {
+        "vocab_size": 264,
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_layers": 2,
+        "num_heads": 4,
+        "max_length": 256,
+    }
+    config = LlamaConfig(
+        **({"compute_dtype": "float32", "initializer_range": 0.2, "rope_theta": 5000.0} | shape | fields)
+    )
     return config, jax.device_get(init_params(config, jax.random.key(3)))
 
 
 def train_sentencepiece(path, **settings):
     import sentencepiece
 
-    lines = [" ".join(f"{a}{b}" for a in ("ba", "no", "trei", "sul") for b in ("ke", "mi", "r", "tan")[i % 4 :]) for i in range(40)]
+    lines = [
+        " ".join(f"{a}{b}" for a in ("ba", "no", "trei", "sul") for b in ("ke", "mi", "r", "tan")[i % 4 :])
+        for i in range(40)
+    ]
     plain = {"normalization_rule_name": "identity", "remove_extra_whitespaces": False, "model_type": "bpe"}
     with path.open("wb") as out:
         sentencepiece.SentencePieceTrainer.train(
@@ -49,7 +65,9 @@ def train_byte_level(path):
     tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     trainer = tokenizers.trainers.BpeTrainer(
-        vocab_size=300, special_tokens=["<|endoftext|>"], initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet()
+        vocab_size=300,
+        special_tokens=["<|endoftext|>"],
+        initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
     )
     tokenizer.train_from_iterator(TEXTS * 3, trainer)
     tokenizer.save(str(path))
@@ -84,12 +102,17 @@ def test_llama_cpp_reads_the_same_tokens_and_gives_the_same_logits(tmp_path, kin
     with serve_gguf(path, context_tokens=256, in_parallel=1) as address:
         for text, tokens, scores_LxV in zip(TEXTS, rows, scores_BxLxV, strict=True):
             assert post(address, "/tokenize", {"content": text})["tokens"] == tokens.tolist()
-            compared = sum(compare_next_token(address, tokens[:length], scores_LxV[length - 1]) for length in range(1, len(tokens) + 1))
+            compared = sum(
+                compare_next_token(address, tokens[:length], scores_LxV[length - 1])
+                for length in range(1, len(tokens) + 1)
+            )
             assert compared > 10
 
 
 def compare_next_token(address, tokens, scores_V):
-    """llama.cpp's greedy next token is ours, and the likeliest ones have our log probabilities; returns how many were compared."""
+    """llama.cpp's greedy next token is ours, and the likeliest ones have our log probabilities; returns how many were
+    compared.
+    """
     wanted = {"prompt": tokens.tolist(), "n_predict": 1, "temperature": 0, "n_probs": 10, "return_tokens": True}
     answer = post(address, "/completion", wanted)
     assert math.isclose(scores_V[answer["tokens"][0]], scores_V.max(), abs_tol=1e-4)
@@ -152,7 +175,10 @@ def test_real_tokenizers_cut_real_text_alike(tmp_path, name, end):
     pytest.importorskip("xllamacpp", reason="llama.cpp is not installed (extra llamacpp)")
     tokenizer = shared_file(f"tokenizers/{name}")
     ours = load_tokenizer(str(tokenizer))
-    texts = [document.text for document in open_corpus(str(shared_file("corpora_real/web_c4_200_full_pages.jsonl.gz"))).sample(40, seed=0)]
+    texts = [
+        document.text
+        for document in open_corpus(str(shared_file("corpora_real/web_c4_200_full_pages.jsonl.gz"))).sample(40, seed=0)
+    ]
     config, params = model(vocab_size=ours.size, hidden_size=16, num_layers=1)
     path = export_gguf(config, params, tmp_path / "tiny.gguf", tokenizer=tokenizer, end_of_text_id=end)
     with serve_gguf(path, context_tokens=256, in_parallel=1) as address:

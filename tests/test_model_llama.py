@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diversity_jax.errors import InputError
+from diversity_jax.core.errors import InputError
 from diversity_jax.model import LLAMA, hidden_states, init_params
 from diversity_jax.model import logits as eager_logits
 from diversity_jax.model.llama import rotary_table, rotate
@@ -63,9 +63,13 @@ def test_positions_count_only_by_their_differences(tokens):
     config = small_config()
     params = random_params(config)
     shifted = jnp.broadcast_to(jnp.arange(24) + 100, tokens.shape)
-    np.testing.assert_allclose(logits(config, params, tokens, positions_BxL=shifted), logits(config, params, tokens), atol=1e-4)
+    np.testing.assert_allclose(
+        logits(config, params, tokens, positions_BxL=shifted), logits(config, params, tokens), atol=1e-4
+    )
     stretched = 3 * jnp.broadcast_to(jnp.arange(24), tokens.shape)
-    assert jnp.abs(logits(config, params, tokens, positions_BxL=stretched) - logits(config, params, tokens)).max() > 1e-2
+    assert (
+        jnp.abs(logits(config, params, tokens, positions_BxL=stretched) - logits(config, params, tokens)).max() > 1e-2
+    )
 
 
 def test_rotation_keeps_lengths():
@@ -128,7 +132,9 @@ def test_initial_parameters_have_the_asked_spread_and_differ_by_layer():
 
 
 @pytest.mark.parametrize(
-    "fields", [{}, {"tie_embeddings": False}, {"num_kv_heads": 2}, {"num_kv_heads": 1, "tie_embeddings": False}], ids=str
+    "fields",
+    [{}, {"tie_embeddings": False}, {"num_kv_heads": 2}, {"num_kv_heads": 1, "tie_embeddings": False}],
+    ids=str,
 )
 def test_parameter_count_is_what_there_is(fields):
     shapes = jax.eval_shape(lambda: init_params(small_config(**fields), jax.random.key(0)))

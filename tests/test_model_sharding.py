@@ -1,14 +1,30 @@
-"""One rule table places everything; what cannot be placed is refused with the reason, and the loss does not depend on the mesh."""
+"""One rule table places everything; what cannot be placed is refused with the reason, and the loss does not depend on
+the mesh.
+"""
 
 import jax
 import numpy as np
 import pytest
 
-from diversity_jax.errors import InputError
-from diversity_jax.model import LLAMA, MeshConfig, batch_sharding, check_batch, init_params, loss, make_mesh, param_shardings
+from diversity_jax.core.errors import InputError
+from diversity_jax.model import (
+    LLAMA,
+    MeshConfig,
+    batch_sharding,
+    check_batch,
+    init_params,
+    loss,
+    make_mesh,
+    param_shardings,
+)
 from tests.small_llama import random_params, small_config
 
-EIGHT = [MeshConfig(fsdp=4, tensor=2), MeshConfig(data=8, fsdp=1), MeshConfig(data=2, fsdp=2, tensor=2), MeshConfig(fsdp=2, sequence=4)]
+EIGHT = [
+    MeshConfig(fsdp=4, tensor=2),
+    MeshConfig(data=8, fsdp=1),
+    MeshConfig(data=2, fsdp=2, tensor=2),
+    MeshConfig(fsdp=2, sequence=4),
+]
 EIGHT += [MeshConfig(data=2, fsdp=2, tensor=2, network_data=2)]
 
 
@@ -35,18 +51,27 @@ def test_the_loss_is_that_of_one_device(mesh, packed):
 
 @pytest.mark.parametrize(
     ("fields", "crossing"),
-    [({"data": 2, "network_data": 2}, "data"), ({"network_fsdp": 2}, "fsdp"), ({"data": 4, "tensor": 2, "network_data": 2}, "data")],
+    [
+        ({"data": 2, "network_data": 2}, "data"),
+        ({"network_fsdp": 2}, "fsdp"),
+        ({"data": 4, "tensor": 2, "network_data": 2}, "data"),
+    ],
     ids=str,
 )
 def test_only_the_named_axis_crosses_from_slice_to_slice(fields, crossing):
-    slice_of = {device: place // 4 for place, device in enumerate(jax.devices()[:8])}  # two slices of four neighbours each
+    slice_of = {
+        device: place // 4 for place, device in enumerate(jax.devices()[:8])
+    }  # two slices of four neighbours each
     mesh = make_mesh(MeshConfig(**fields), jax.devices()[:8])
     slices = np.vectorize(slice_of.get)(mesh.devices)
     for number, axis in enumerate(mesh.axis_names):
         crosses = bool((np.diff(slices, axis=number) != 0).any())
         assert crosses == (axis == crossing), axis
     # Along the crossing axis, first all cuts of one slice, then all of the other: one boundary.
-    assert (np.count_nonzero(np.diff(slices, axis=mesh.axis_names.index(crossing)), axis=mesh.axis_names.index(crossing)) == 1).all()
+    assert (
+        np.count_nonzero(np.diff(slices, axis=mesh.axis_names.index(crossing)), axis=mesh.axis_names.index(crossing))
+        == 1
+    ).all()
 
 
 def test_every_parameter_has_a_place_and_the_large_ones_are_cut():

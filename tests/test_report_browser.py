@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from diversity_jax import run_page, score_page
+from diversity_jax.report.pages import score, training_run
 from tests import example_run
 from tests.chromium import browser
 
@@ -37,12 +37,14 @@ _COLOURS = """
 def pages(tmp_path_factory) -> dict[str, tuple[Path, int]]:
     """A page of each sort with the number of its figures."""
     folder = tmp_path_factory.mktemp("pages")
-    cards = {name: example_run.make_scorecard(name, true, groupings=300) for name, true in example_run.TRUE_CLUSTERS.items()}
+    cards = {
+        name: example_run.make_scorecard(name, true, groupings=300) for name, true in example_run.TRUE_CLUSTERS.items()
+    }
     return {
-        "run": (run_page.write(example_run.write_run(folder / "run", groupings=300)), 5),
-        "scores": (score_page.write(folder / "scores", cards), 3),
-        "hostile": (score_page.write(folder / "hostile", {example_run.HOSTILE: example_run.make_hostile_scorecard()}), 2),
-        "one": (score_page.write(folder / "one", {"a": cards["web"]}), 2),
+        "run": (training_run.write(example_run.write_run(folder / "run", groupings=300)), 5),
+        "scores": (score.write(folder / "scores", cards), 3),
+        "hostile": (score.write(folder / "hostile", {example_run.HOSTILE: example_run.make_hostile_scorecard()}), 2),
+        "one": (score.write(folder / "one", {"a": cards["web"]}), 2),
     }
 
 

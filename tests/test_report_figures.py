@@ -1,4 +1,6 @@
-"""Colours that stay apart, labels that do not touch, curves that keep their means, and SVG that can stand in a page beside others."""
+"""Colours that stay apart, labels that do not touch, curves that keep their means, and SVG that can stand in a page
+beside others.
+"""
 
 import itertools
 import re
@@ -9,11 +11,10 @@ from hypothesis import strategies as st
 import numpy as np
 import pytest
 
-from diversity_jax.report import curves, figures
-from diversity_jax.report.canvas import render
 from diversity_jax.report.data import Convergence, Curve, Distribution, Estimate, Share
-from diversity_jax.report.scales import dodged, log_ticks, resampled, smoothed, tick_values
-from diversity_jax.report.theme import DARK, LIGHT, SLOTS, Palette
+from diversity_jax.report.figures import components, curves
+from diversity_jax.report.plotting import dodged, log_ticks, render, resampled, smoothed, tick_values
+from diversity_jax.report.style import DARK, LIGHT, SLOTS, Palette
 
 # Linear RGB as seen with full colour-blindness of each kind (Machado, Oliveira and Fernandes 2009, severity 1).
 _SIGHT = {
@@ -35,7 +36,9 @@ def _contrast(first: str, second: str) -> float:
 
 
 def _lab(linear: np.ndarray) -> np.ndarray:
-    xyz = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]]) @ np.clip(linear, 0, 1)
+    xyz = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]]) @ np.clip(
+        linear, 0, 1
+    )
     x, y, z = np.cbrt(np.maximum(xyz / [0.9505, 1, 1.089], 0.008856))
     return np.array([116 * y - 16, 500 * (x - y), 200 * (y - z)])
 
@@ -111,25 +114,29 @@ NAMES = ("web", "few $\\frac topics</text><script>", "um\u202elaut \u4e2d\u6587"
 _STEPS = np.arange(1.0, 51.0)
 _FALLING = [Curve(name=name, x=_STEPS, y=3 + 1 / _STEPS, held_out_x=[25, 50], held_out_y=[3.1, 3.0]) for name in NAMES]
 _WHISKERS = [
-    figures.Whisker(name=NAMES[0], interval=_estimate(50, 40, 60), note="registered"),
-    figures.Whisker(name=NAMES[1], interval=_estimate(4, 3, 5), note="rejected", mark="hollow", required=25.0),
-    figures.Whisker(name=NAMES[2], interval=_estimate(1, 1, 1), note="down-weighted", mark="half", required=10.0),
-    figures.Whisker(name=NAMES[3], interval=_estimate(500, 300, None)),
+    components.Whisker(name=NAMES[0], interval=_estimate(50, 40, 60), note="registered"),
+    components.Whisker(name=NAMES[1], interval=_estimate(4, 3, 5), note="rejected", mark="hollow", required=25.0),
+    components.Whisker(name=NAMES[2], interval=_estimate(1, 1, 1), note="down-weighted", mark="half", required=10.0),
+    components.Whisker(name=NAMES[3], interval=_estimate(500, 300, None)),
 ]
-_BAND = figures.Band(name=NAMES[0], interval=_estimate(50, 40, 60))
+_BAND = components.Band(name=NAMES[0], interval=_estimate(50, 40, 60))
 _COUNTS = [Distribution(name=name, values=np.arange(1, 11), counts=np.arange(10)) for name in NAMES[:3]]
 _NOTHING = Distribution(name=NAMES[3], values=np.arange(1, 11), counts=np.zeros(10))
-_COLUMNS = [figures.Ridge(title=title, axis="number", distributions=[*_COUNTS, _NOTHING]) for title in ("C", "S")]
+_COLUMNS = [components.Ridge(title=title, axis="number", distributions=[*_COUNTS, _NOTHING]) for title in ("C", "S")]
 _UNBOUNDED = Convergence(name=NAMES[1], groupings=[5], value=[3], low=[2], high=[np.nan])
 _RUN = Convergence(name=NAMES[0], groupings=[5, 10, 20], value=[4, 5, 5], low=[2, 4, 4.5], high=[np.nan, 8, 6])
 PALETTE = Palette(NAMES)
 DRAWN = {
-    "gate": lambda width: figures.whiskers(_WHISKERS, _BAND, PALETTE, width),
-    "gate-one-requirement": lambda width: figures.whiskers(_WHISKERS[:2], _BAND, PALETTE, width),
-    "scores": lambda width: figures.whiskers(_WHISKERS[:1], None, PALETTE, width),
-    "clusters": lambda width: figures.ridges(_COLUMNS, PALETTE, width),
-    "shares": lambda width: figures.shares([Share(name=name, asked=0.25, granted=0.3, realised=0.3) for name in NAMES], PALETTE, width),
-    "shares-before": lambda width: figures.shares([Share(name=name, asked=0.25, granted=0.3) for name in NAMES], PALETTE, width),
+    "gate": lambda width: components.whiskers(_WHISKERS, _BAND, PALETTE, width),
+    "gate-one-requirement": lambda width: components.whiskers(_WHISKERS[:2], _BAND, PALETTE, width),
+    "scores": lambda width: components.whiskers(_WHISKERS[:1], None, PALETTE, width),
+    "clusters": lambda width: components.ridges(_COLUMNS, PALETTE, width),
+    "shares": lambda width: components.shares(
+        [Share(name=name, asked=0.25, granted=0.3, realised=0.3) for name in NAMES], PALETTE, width
+    ),
+    "shares-before": lambda width: components.shares(
+        [Share(name=name, asked=0.25, granted=0.3) for name in NAMES], PALETTE, width
+    ),
     "loss": lambda width: curves.losses(_FALLING[0], _FALLING, PALETTE, width),
     "loss-total-only": lambda width: curves.losses(_FALLING[0], [], PALETTE, width),
     "convergence": lambda width: curves.convergence([_RUN, _UNBOUNDED], PALETTE, width),
@@ -185,5 +192,7 @@ def test_a_reader_s_own_matplotlib_settings_do_not_reach_the_figures():
     import matplotlib
 
     plain = render("loss", "x", DRAWN["loss"])
-    with matplotlib.rc_context({"lines.linewidth": 9, "axes.facecolor": "red", "svg.fonttype": "path", "text.parse_math": True}):
+    with matplotlib.rc_context(
+        {"lines.linewidth": 9, "axes.facecolor": "red", "svg.fonttype": "path", "text.parse_math": True}
+    ):
         assert render("loss", "x", DRAWN["loss"]) == plain

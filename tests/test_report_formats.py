@@ -4,9 +4,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 import pytest
 
-from diversity_jax.errors import InputError
+from diversity_jax.core.errors import InputError
+from diversity_jax.core.formats import (
+    clean,
+    compact,
+    count,
+    duration,
+    estimate,
+    listed,
+    money,
+    percent,
+    shortened,
+    signed,
+    significant,
+)
 from diversity_jax.report.data import Decision, Distribution, Estimate
-from diversity_jax.report.formats import clean, compact, count, duration, estimate, listed, money, percent, shortened, signed, significant
 from diversity_jax.report.html import Column, Html, element, table, text
 
 

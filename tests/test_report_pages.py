@@ -8,10 +8,12 @@ import re
 import numpy as np
 import pytest
 
-from diversity_jax import run_page, run_record, run_verdict, score_page, training_log
 from diversity_jax.cluster_agent import Scorecard
-from diversity_jax.errors import InputError
+from diversity_jax.core import run_info
+from diversity_jax.core.errors import InputError
 from diversity_jax.report.data import Decision, Estimate
+from diversity_jax.report.pages import score, training_run, training_run_verdict
+from diversity_jax.training import log as training_log
 from tests import example_run
 
 
@@ -68,7 +70,7 @@ def run_dir(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def page_path(run_dir) -> Path:
-    return run_page.write(run_dir)
+    return training_run.write(run_dir)
 
 
 def test_run_page_says_the_verdict_and_shows_every_section(run_dir, page_path):
@@ -81,10 +83,19 @@ def test_run_page_says_the_verdict_and_shows_every_section(run_dir, page_path):
     assert "2.46 M tokens were trained on" in outline.text
     for title in ("Gate decisions", "Clusters", "Example clusters", "Token shares", "Loss", "Speed", "Facts"):
         assert title in outline.text
-    for fact in ("offline (no LLM)", "offline-1", card.content_hash, "--config.train.steps=300", "jax 0.10.2", "2 cores"):
+    for fact in (
+        "offline (no LLM)",
+        "offline-1",
+        card.content_hash,
+        "--config.train.steps=300",
+        "jax 0.10.2",
+        "2 cores",
+    ):
         assert fact in outline.text
     figures = sorted(found.name for found in (run_dir / "figures").iterdir())
-    assert figures == [f"{name}.{ending}" for name in ("clusters", "gate", "loss", "shares", "speed") for ending in ("png", "svg")]
+    assert figures == [
+        f"{name}.{ending}" for name in ("clusters", "gate", "loss", "shares", "speed") for ending in ("png", "svg")
+    ]
     assert outline.tags.count("svg") == len(figures)  # each once for wide and once for narrow screens
     assert len([value for name, value in outline.attributes if name == "id"]) == len(
         {value for name, value in outline.attributes if name == "id"}
@@ -93,11 +104,11 @@ def test_run_page_says_the_verdict_and_shows_every_section(run_dir, page_path):
 
 def test_a_page_depends_on_its_files_alone(run_dir, page_path):
     first = page_path.read_bytes()
-    assert run_page.write(run_dir).read_bytes() == first
+    assert training_run.write(run_dir).read_bytes() == first
 
 
 def test_realised_shares_are_those_of_the_rows_read(run_dir):
-    run = run_page.read(run_dir)
+    run = training_run.read(run_dir)
     shares = {share.name: share for share in run.shares}
     assert shares["web"].granted == pytest.approx(0.5)
     assert shares["web"].realised == pytest.approx(0.5, abs=1e-4)
@@ -109,7 +120,7 @@ def test_realised_shares_are_those_of_the_rows_read(run_dir):
 
 def test_missing_pieces_are_said_and_the_rest_is_shown(tmp_path):
     mixture = example_run.write_mixture(tmp_path / "mixture", groupings=60, scorecards=False)
-    outline = _read(run_page.write(tmp_path))
+    outline = _read(training_run.write(tmp_path))
     assert "Nothing has been trained on it yet" in outline.text
     assert "No scorecard lies beside the mixture" in outline.text
     assert "nothing has been trained yet" in outline.text
@@ -118,16 +129,20 @@ def test_missing_pieces_are_said_and_the_rest_is_shown(tmp_path):
     alone = tmp_path / "alone"
     alone.mkdir()
     example_run.write_log(alone, mixture, steps=20)
-    outline = _read(run_page.write(alone))
-    assert "Held-out loss is" in outline.text or "Held-out loss fell" in outline.text or "Training loss fell" in outline.text
+    outline = _read(training_run.write(alone))
+    assert (
+        "Held-out loss is" in outline.text
+        or "Held-out loss fell" in outline.text
+        or "Training loss fell" in outline.text
+    )
     assert "There is no mixture.json" in outline.text
     assert "many_topics" in outline.text
 
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match=r"empty: holds neither mixture\.json nor metrics\.jsonl"):
-        run_page.write(tmp_path / "empty")
+        training_run.write(tmp_path / "empty")
     with pytest.raises(InputError, match=r"empty: holds no mixture\.json"):
-        run_page.write(alone, mixture_dir=tmp_path / "empty")
+        training_run.write(alone, mixture_dir=tmp_path / "empty")
 
 
 @pytest.mark.parametrize(
@@ -147,7 +162,7 @@ def test_broken_files_are_named(tmp_path, file, content, says):
     example_run.write_run(tmp_path, groupings=40)
     (tmp_path / file).write_text(content)
     with pytest.raises(InputError, match=says):
-        run_page.write(tmp_path)
+        training_run.write(tmp_path)
     assert not (tmp_path / "report.html").exists()
 
 
@@ -155,7 +170,7 @@ def test_a_scorecard_that_was_not_decided_by_is_refused(tmp_path):
     example_run.write_run(tmp_path, groupings=40)
     example_run.make_scorecard("web", 9, groupings=40).save(tmp_path / "scorecards" / "web.json")
     with pytest.raises(InputError, match=r"web\.json: is not the scorecard that the decision on web rests on"):
-        run_page.write(tmp_path)
+        training_run.write(tmp_path)
 
 
 def test_a_resumed_log_holds_what_was_written_last(tmp_path):
@@ -181,7 +196,7 @@ def test_a_resumed_log_holds_what_was_written_last(tmp_path):
 def test_score_page_of_one_corpus(tmp_path):
     card = example_run.make_scorecard("persona_chat", 500, groupings=300)
     card.save(tmp_path / "scorecard.json")
-    outline = _read(score_page.write(tmp_path, [tmp_path / "scorecard.json"]))
+    outline = _read(score.write(tmp_path, [tmp_path / "scorecard.json"]))
     _check_self_contained(outline)
     assert re.search(r"persona_chat holds \d+ effective clusters \[\d+, [\d,]+\]\.", outline.text)
     for title in ("Clusters", "Convergence", "Example clusters", "Criteria", "The judge", "Facts"):
@@ -192,8 +207,10 @@ def test_score_page_of_one_corpus(tmp_path):
 
 
 def test_score_page_compares_and_decides(tmp_path):
-    cards = {name: example_run.make_scorecard(name, true, groupings=300) for name, true in (("a", 50), ("b", 5), ("c", 5))}
-    outline = _read(score_page.write(tmp_path, cards))
+    cards = {
+        name: example_run.make_scorecard(name, true, groupings=300) for name, true in (("a", 50), ("b", 5), ("c", 5))
+    }
+    outline = _read(score.write(tmp_path, cards))
     assert "a reads as the most diverse" in outline.text
     assert "2 of 3 differences are decided" in outline.text
     assert outline.text.count("a is more diverse") == 2
@@ -203,15 +220,19 @@ def test_score_page_compares_and_decides(tmp_path):
 
 def test_scores_of_different_rulers_are_not_compared(tmp_path):
     card = example_run.make_scorecard("b", 5, groupings=50)
-    other = Scorecard(**{name: value for name, value in vars(card).items() if name != "content_hash"} | {"ruler": "another"})
-    outline = _read(score_page.write(tmp_path, {"a": card, "b": other}))
+    other = Scorecard(
+        **{name: value for name, value in vars(card).items() if name != "content_hash"} | {"ruler": "another"}
+    )
+    outline = _read(score.write(tmp_path, {"a": card, "b": other}))
     assert "cannot be compared" in outline.text
     assert "not comparable: different rulers" in outline.text
 
 
 def test_hostile_texts_stay_texts(tmp_path):
     card = example_run.make_hostile_scorecard()
-    outline = _read(score_page.write(tmp_path, {example_run.HOSTILE: card, "b": example_run.make_scorecard("b", 5, groupings=50)}))
+    outline = _read(
+        score.write(tmp_path, {example_run.HOSTILE: card, "b": example_run.make_scorecard("b", 5, groupings=50)})
+    )
     _check_self_contained(outline)
     assert outline.tags.count("style") == 1
     assert outline.text.count("<script>alert(1)</script>") >= 8
@@ -220,28 +241,30 @@ def test_hostile_texts_stay_texts(tmp_path):
 
 def test_no_scorecard_is_an_error(tmp_path):
     with pytest.raises(InputError, match="no scorecard to show"):
-        score_page.write(tmp_path, {})
+        score.write(tmp_path, {})
 
 
 def test_scorecards_of_one_name_are_numbered(tmp_path):
     for place in range(3):
         example_run.make_scorecard("web", 5 + place, groupings=40).save(tmp_path / f"{place}.json")
-    assert list(score_page.load(sorted(tmp_path.glob("*.json")))) == ["web", "web (2)", "web (3)"]
+    assert list(score.load(sorted(tmp_path.glob("*.json")))) == ["web", "web (2)", "web (3)"]
 
 
 def test_a_bound_alone_is_said_as_such(tmp_path):
     card = example_run.make_scorecard("a", 100_000, groupings=40, samples=4)
     assert card.effective_clusters.high is None
-    outline = _read(score_page.write(tmp_path, {"a": card}))
+    outline = _read(score.write(tmp_path, {"a": card}))
     assert "a holds at least" in outline.text
 
 
 def test_record_keeps_command_and_versions_and_no_password(tmp_path):
     argv = ["/x/diversity_jax/train.py", "--config", "a b.py", "--config.judge_base_url=http://me:secret@host:8000/v1"]
-    record = run_record.describe(argv, {"judge_base_url": "http://me:secret@host/v1", "ratio": (4, 1), "nothing": None})
+    record = run_info.describe(argv, {"judge_base_url": "http://me:secret@host/v1", "ratio": (4, 1), "nothing": None})
     record.save(tmp_path)
-    assert run_record.RunRecord.load(tmp_path / "run.json") == record
-    assert record.command == "python -m diversity_jax.train --config 'a b.py' --config.judge_base_url=http://host:8000/v1"
+    assert run_info.RunRecord.load(tmp_path / "run.json") == record
+    assert (
+        record.command == "python -m diversity_jax.train --config 'a b.py' --config.judge_base_url=http://host:8000/v1"
+    )
     assert record.settings == {"judge_base_url": "http://host/v1", "ratio": [4, 1], "nothing": None}
     assert "numpy" in record.versions
     assert "secret" not in (tmp_path / "run.json").read_text()
@@ -250,18 +273,26 @@ def test_record_keeps_command_and_versions_and_no_password(tmp_path):
 def test_the_verdict_names_what_was_not_simply_registered():
     def decide(name: str, action: str, **more) -> Decision:
         measured = Estimate(value=4.1, low=3.8, high=4.5)
-        return Decision(name=name, kind="synthetic", action=action, reason="", **({"effective_clusters": measured} | more))
+        return Decision(
+            name=name, kind="synthetic", action=action, reason="", **({"effective_clusters": measured} | more)
+        )
 
     ratio = Estimate(value=0.05, low=0.04, high=0.06)
-    decisions = [decide("web", "register"), decide("few-topics", "reject", ratio=ratio, reference="real"), decide("code", "ungated")]
-    assert run_verdict.verdict(decisions, None) == (
+    decisions = [
+        decide("web", "register"),
+        decide("few-topics", "reject", ratio=ratio, reference="real"),
+        decide("code", "ungated"),
+    ]
+    assert training_run_verdict.verdict(decisions, None) == (
         "2 of 3 components registered; few-topics rejected: 4.1 effective clusters [3.8, 4.5], 0.05 of real text."
     )
-    assert "x rejected: not scored" in run_verdict.verdict([decide("x", "reject", effective_clusters=None)], None)
-    assert "x with a warning: 4.1 effective clusters" in run_verdict.verdict([decide("x", "warn")], None)
+    assert "x rejected: not scored" in training_run_verdict.verdict(
+        [decide("x", "reject", effective_clusters=None)], None
+    )
+    assert "x with a warning: 4.1 effective clusters" in training_run_verdict.verdict([decide("x", "warn")], None)
     many = [decide(str(place), "downweight") for place in range(5)]
-    assert run_verdict.verdict(many, None).endswith("; 3 others not taken as they are.")
-    assert run_verdict.verdict([decide("x", "register")], None) == "1 of 1 component registered."
+    assert training_run_verdict.verdict(many, None).endswith("; 3 others not taken as they are.")
+    assert training_run_verdict.verdict([decide("x", "register")], None) == "1 of 1 component registered."
 
 
 def test_a_prepared_mixture_elsewhere_is_found_through_the_record(tmp_path):
@@ -269,16 +300,20 @@ def test_a_prepared_mixture_elsewhere_is_found_through_the_record(tmp_path):
     run = tmp_path / "run"
     run.mkdir()
     example_run.write_log(run, mixture, steps=20)
-    assert run_page.read(run).mixture is None
-    run_record.describe(["train.py"], {"prepared": str(tmp_path / "prepared")}).save(run)
-    assert run_page.read(run).mixture.content_hash == mixture.content_hash
+    assert training_run.read(run).mixture is None
+    run_info.describe(["train.py"], {"prepared": str(tmp_path / "prepared")}).save(run)
+    assert training_run.read(run).mixture.content_hash == mixture.content_hash
 
 
 def test_the_real_components_pooled_are_shown_as_the_reference(tmp_path):
     example_run.write_run(tmp_path, groupings=60)
     path = tmp_path / "mixture.json"
-    path.write_text(path.read_text().replace('"ratio_to:web"', '"ratio_to:real"').replace('"reference": "web"', '"reference": "real"'))
+    path.write_text(
+        path.read_text()
+        .replace('"ratio_to:web"', '"ratio_to:real"')
+        .replace('"reference": "web"', '"reference": "real"')
+    )
     example_run.make_scorecard("real", 100, groupings=60).save(tmp_path / "scorecards" / "real.json")
-    outline = _read(run_page.write(tmp_path))
+    outline = _read(training_run.write(tmp_path))
     assert outline.words.count("real text, the reference") == 2
     assert "of real text" in outline.text

@@ -1,4 +1,6 @@
-"""Low-rank adapters: nothing changes until they are trained, nothing but them changes then, and merged they are an ordinary model."""
+"""Low-rank adapters: nothing changes until they are trained, nothing but them changes then, and merged they are an
+ordinary model.
+"""
 
 import dataclasses
 import json
@@ -9,14 +11,14 @@ import numpy as np
 import pytest
 
 from diversity_jax import train
-from diversity_jax.errors import InputError
+from diversity_jax.core.errors import InputError
 from diversity_jax.model import MeshConfig, batch_sharding, logits, make_mesh, param_shardings
 from diversity_jax.model.convert import main as convert
 from diversity_jax.model.convert import read_model, write_imported
 from diversity_jax.model.lora import LoraConfig, init_adapters, merged, with_adapters
 from diversity_jax.training.checkpoint import Checkpoints
+from diversity_jax.training.config import TrainConfig
 from diversity_jax.training.optimizer import OptimizerConfig
-from diversity_jax.training.settings import TrainConfig
 from diversity_jax.training.step import make_train_step, state_shardings
 from tests.sft_folders import write_examples
 from tests.small_llama import random_params, small_config
@@ -48,14 +50,19 @@ def test_untrained_adapters_change_no_bit_and_merged_ones_give_the_same_logits(s
     np.testing.assert_allclose(apart, together, atol=2e-5)
     query, adapter = base["blocks"]["attention"]["query"], tuned["blocks"]["attention"]["query"]
     expected = query[1] + 4 * np.einsum("dr,rhe->dhe", adapter["a"][1], adapter["b"][1])
-    np.testing.assert_allclose(merged(base, tuned, LORA)["blocks"]["attention"]["query"][1], expected, rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(
+        merged(base, tuned, LORA)["blocks"]["attention"]["query"][1], expected, rtol=1e-6, atol=1e-6
+    )
 
 
 def test_only_what_is_named_gets_adapters():
     config = small_config()
     lora = LoraConfig(rank=2, matrices=("query", "down"))
     adapters = init_adapters(config, lora, jax.random.key(0))
-    assert {path[1].key + "/" + path[2].key for path, _ in jax.tree_util.tree_leaves_with_path(adapters)} == {"attention/query", "mlp/down"}
+    assert {path[1].key + "/" + path[2].key for path, _ in jax.tree_util.tree_leaves_with_path(adapters)} == {
+        "attention/query",
+        "mlp/down",
+    }
     changed = merged(random_params(config), drawn(config, lora), lora)["blocks"]
     base = random_params(config)["blocks"]
     same = jax.tree.map(lambda a, b: bool((a == b).all()), changed, base)
@@ -121,7 +128,9 @@ def test_training_changes_adapters_alone_and_the_merged_model_is_what_was_measur
     from diversity_jax.mixtures.mixture import Mixture
     from diversity_jax.training.evaluation import HeldOut
 
-    held_out = HeldOut(Mixture.load(tuned / "mixture"), config, make_mesh(MeshConfig(fsdp=1), jax.devices()[:1]), 16, 1, None)
+    held_out = HeldOut(
+        Mixture.load(tuned / "mixture"), config, make_mesh(MeshConfig(fsdp=1), jax.devices()[:1]), 16, 1, None
+    )
     assert held_out.losses(after)["all"] == pytest.approx(losses[-1], abs=1e-4)
 
 

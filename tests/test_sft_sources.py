@@ -1,4 +1,6 @@
-"""Instruction data from every source gives the same rows bit for bit; what is proven of one holds for all; foreign templates too."""
+"""Instruction data from every source gives the same rows bit for bit; what is proven of one holds for all; foreign
+templates too.
+"""
 
 import itertools
 import json
@@ -8,19 +10,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diversity_jax import config_files, train
-from diversity_jax.config import Config
+from diversity_jax import train
+from diversity_jax.core import config as config_files
+from diversity_jax.core.errors import InputError
 from diversity_jax.corpus import CorpusConfig, open_corpus
-from diversity_jax.errors import InputError
-from diversity_jax.mixtures.component import Component, GatePolicy, MixtureConfig
+from diversity_jax.evaluation.load_model import open_model
+from diversity_jax.mixtures.config import Component, GatePolicy, MixtureConfig
 from diversity_jax.mixtures.mixture import Mixture
-from diversity_jax.mixtures.preparation import Chat
+from diversity_jax.model.checkpoint_io.hugging_face import export_hugging_face
 from diversity_jax.model.cross_entropy import loss
-from diversity_jax.model.hugging_face import export_hugging_face
-from diversity_jax.model_files import open_model
+from diversity_jax.prepare.config import Chat
+from diversity_jax.training.config import TrainConfig
 from diversity_jax.training.data import as_arrays
 from diversity_jax.training.optimizer import OptimizerConfig
-from diversity_jax.training.settings import TrainConfig
+from diversity_jax.training.run_config import Config
 from tests.sft_folders import WORDS, build_components, write_examples
 from tests.small_llama import random_params, small_config
 from tests.test_sft_conversations import CHATML
@@ -68,7 +71,7 @@ def corpora(records, tmp_path_factory):
             "seqio mixture": (f"seqio:{TASK}mixture", "auto"),
         }
         yield {name: CorpusConfig(source=source, conversations=form) for name, (source, form) in sources.items()}
-    from diversity_jax.mixtures.tensorflow import seqio
+    from diversity_jax.core.tensorflow_eager import seqio
 
     seqio.MixtureRegistry.remove(TASK + "mixture")
     for name in ("text", "ids"):
@@ -77,7 +80,7 @@ def corpora(records, tmp_path_factory):
 
 def _write_tfds(root, turns, alpaca):
     """Three prepared builders: turns of role and content, of from and value, and Alpaca's columns."""
-    from diversity_jax.corpus.tensorflow_quietly import import_quietly
+    from diversity_jax.core.tensorflow import import_quietly
 
     tfds = import_quietly("tensorflow_datasets")
     import tensorflow as tf
@@ -104,22 +107,30 @@ def _write_tfds(root, turns, alpaca):
                 writer.write(one)
         split = tfds.core.SplitInfo(name="train", shard_lengths=[len(written)], num_bytes=sum(map(len, written)))
         template = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
-        tfds.folder_dataset.write_metadata(data_dir=folder, features=known, split_infos=[split], filename_template=template)
+        tfds.folder_dataset.write_metadata(
+            data_dir=folder, features=known, split_infos=[split], filename_template=template
+        )
 
 
 def _register_tasks(found):
-    """FLAN's inputs and targets: a task that keeps the text beside its ids, one that has ids alone, and a mixture of one of them."""
+    """FLAN's inputs and targets: a task that keeps the text beside its ids, one that has ids alone, and a mixture of
+    one of them.
+    """
     import tensorflow as tf
 
-    from diversity_jax.mixtures.tensorflow import seqio
+    from diversity_jax.core.tensorflow_eager import seqio
 
     def source(split, shuffle_files, seed=None):
-        return tf.data.Dataset.from_tensor_slices({"inputs": [asked(one) for one in found], "targets": [one["output"] for one in found]})
+        return tf.data.Dataset.from_tensor_slices(
+            {"inputs": [asked(one) for one in found], "targets": [one["output"] for one in found]}
+        )
 
     def only_ids(dataset):
         return dataset.map(lambda example: {"inputs": example["inputs"], "targets": example["targets"]})
 
-    features = {name: seqio.Feature(seqio.ByteVocabulary(), add_eos=name == "targets") for name in ("inputs", "targets")}
+    features = {
+        name: seqio.Feature(seqio.ByteVocabulary(), add_eos=name == "targets") for name in ("inputs", "targets")
+    }
     kept = [seqio.preprocessors.tokenize, seqio.preprocessors.append_eos]
     for name, preprocessors in (("text", kept), ("ids", [*kept, only_ids])):
         seqio.TaskRegistry.add(
@@ -137,7 +148,10 @@ def rows_of(mixture):
 
 
 def test_every_source_gives_the_same_rows_masks_and_boundaries(corpora, tmp_path):
-    found = {name: rows_of(build_components(tmp_path / name.replace(" ", "_"), {"x": one}, {"x": 1})) for name, one in corpora.items()}
+    found = {
+        name: rows_of(build_components(tmp_path / name.replace(" ", "_"), {"x": one}, {"x": 1}))
+        for name, one in corpora.items()
+    }
     first = found.pop("alpaca fields")
     assert first[1].any()
     for name, rows in found.items():
@@ -161,7 +175,9 @@ def theirs(tmp_path_factory):
     tokenizer.decoder = tokenizers.decoders.ByteLevel()
     special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
     alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
-    trainer = tokenizers.trainers.BpeTrainer(vocab_size=300, special_tokens=special, initial_alphabet=alphabet, show_progress=False)
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=300, special_tokens=special, initial_alphabet=alphabet, show_progress=False
+    )
     tokenizer.train_from_iterator([" ".join(WORDS)] * 3, trainer)
     export_hugging_face(MODEL, jax.tree.map(np.asarray, random_params(MODEL, scale=0.1)), folder, end_of_text_id=0)
     tokenizer.save(str(folder / "tokenizer.json"))
@@ -183,7 +199,9 @@ def tuned(records, theirs, tmp_path_factory):
         mixture=MixtureConfig(name="theirs", components=(component,), vocabulary=str(theirs), chat=chat, **fields),
         model=MODEL,
         optimizer=OptimizerConfig(learning_rate=1e-3, weight_decay=0.0),
-        train=TrainConfig(steps=2, batch_size=8, eval_batches=1, init_from=str(theirs), tensorboard=False, compilation_cache=None),
+        train=TrainConfig(
+            steps=2, batch_size=8, eval_batches=1, init_from=str(theirs), tensorboard=False, compilation_cache=None
+        ),
     )
     train.main(config)
     return output
@@ -197,12 +215,16 @@ def test_an_imported_llama_is_tuned_in_its_own_template_and_asked_in_it_afterwar
     tokenizer = transformers.AutoTokenizer.from_pretrained(theirs)
     assert text == tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
     assert ids == tokenizer(text, add_special_tokens=False)["input_ids"]
-    assert model.tokenizer.stop_ids == {tokenizer.convert_tokens_to_ids(name) for name in ("<|endoftext|>", "<|im_end|>")}
+    assert model.tokenizer.stop_ids == {
+        tokenizer.convert_tokens_to_ids(name) for name in ("<|endoftext|>", "<|im_end|>")
+    }
 
 
 def test_a_tokenizer_that_a_run_was_not_trained_with_is_refused(theirs, tuned):
     assert open_model(tuned, tokenizer=str(theirs)).tokenizer.vocabulary.size == 279
-    with pytest.raises(InputError, match=r"was trained with another tokenizer \(huggingface, 279 ids\) than bytes \(bytes, 259 ids\)"):
+    with pytest.raises(
+        InputError, match=r"was trained with another tokenizer \(huggingface, 279 ids\) than bytes \(bytes, 259 ids\)"
+    ):
         open_model(tuned, tokenizer="bytes")
 
 
@@ -214,9 +236,13 @@ def test_in_a_foreign_template_too_only_answers_count_and_neighbours_change_noth
     arrays = {name: value[:1] for name, value in as_arrays(rows).items()}
     before, mask = losses(arrays)[0], arrays["loss_mask"][0]
     tokenizer = open_model(tuned).tokenizer
-    answers = [tokenizer.decode(part) for part in np.split(arrays["tokens"][0], np.flatnonzero(np.diff(mask)) + 1)[1::2]]
+    answers = [
+        tokenizer.decode(part) for part in np.split(arrays["tokens"][0], np.flatnonzero(np.diff(mask)) + 1)[1::2]
+    ]
     assert answers
-    assert all(set(answer.removesuffix("<|im_end|>\n").removesuffix("<|im_end|>").split()) <= set(WORDS) for answer in answers)
+    assert all(
+        set(answer.removesuffix("<|im_end|>\n").removesuffix("<|im_end|>").split()) <= set(WORDS) for answer in answers
+    )
     assert not before[mask[1:] == 0].any()
     begins = [*np.flatnonzero(rows.starts[0]), len(mask)]
     for begin, end in itertools.pairwise(begins):
@@ -228,7 +254,13 @@ def test_in_a_foreign_template_too_only_answers_count_and_neighbours_change_noth
 
 
 def test_the_documented_command_takes_the_model_of_another_folder():
-    given = ["--config", "configs/sft_350m.py", "--config.model=none", "--config.mixture.vocabulary=bytes", "--config.train.lora.rank=4"]
+    given = [
+        "--config",
+        "configs/sft_350m.py",
+        "--config.model=none",
+        "--config.mixture.vocabulary=bytes",
+        "--config.train.lora.rank=4",
+    ]
     config = config_files.parse(given, Config)
     assert config.model is None
     assert (config.mixture.vocabulary, config.train.lora.rank) == ("bytes", 4)

@@ -1,4 +1,6 @@
-"""Fine-tuning through the training command: it begins with a model, learns to answer, and resumes with the same bits."""
+"""Fine-tuning through the training command: it begins with a model, learns to answer, and resumes with the same
+bits.
+"""
 
 import dataclasses
 import json
@@ -8,22 +10,23 @@ import jax
 import numpy as np
 import pytest
 
-from diversity_jax import run_record, train
-from diversity_jax.config import Config
+from diversity_jax import train
+from diversity_jax.core import run_info
+from diversity_jax.core.errors import InputError
 from diversity_jax.corpus import CorpusConfig
-from diversity_jax.errors import InputError
-from diversity_jax.evaluation.generator import Generator
+from diversity_jax.evaluation.generate import Generator
+from diversity_jax.evaluation.load_model import open_model
 from diversity_jax.evaluation.sampling import Sampling
-from diversity_jax.mixtures.component import Component, GatePolicy, MixtureConfig
-from diversity_jax.mixtures.preparation import Chat
+from diversity_jax.mixtures.config import Component, GatePolicy, MixtureConfig
 from diversity_jax.model import LlamaConfig, MeshConfig
+from diversity_jax.model.checkpoint_io.hugging_face import export_hugging_face
 from diversity_jax.model.convert import read_config, read_model, write_imported
-from diversity_jax.model.hugging_face import export_hugging_face
-from diversity_jax.model_files import open_model
+from diversity_jax.prepare.config import Chat
 from diversity_jax.training import loop
 from diversity_jax.training.checkpoint import Checkpoints
+from diversity_jax.training.config import TrainConfig
 from diversity_jax.training.optimizer import OptimizerConfig
-from diversity_jax.training.settings import TrainConfig
+from diversity_jax.training.run_config import Config
 from tests.sft_folders import build_components, write_examples, write_text
 from tests.small_llama import random_params
 
@@ -37,7 +40,15 @@ MODEL = LlamaConfig(
     compute_dtype="float32",
     scan_layers=False,
 )
-TRAIN = TrainConfig(steps=30, batch_size=16, log_every=20, eval_batches=1, checkpoint_every=30, tensorboard=False, compilation_cache=None)
+TRAIN = TrainConfig(
+    steps=30,
+    batch_size=16,
+    log_every=20,
+    eval_batches=1,
+    checkpoint_every=30,
+    tensorboard=False,
+    compilation_cache=None,
+)
 OPTIMIZER = OptimizerConfig(learning_rate=3e-3, warmup_steps=5, weight_decay=0.0, total_steps=200)
 
 
@@ -48,7 +59,7 @@ def pretrained(tmp_path_factory):
     source = CorpusConfig(source=str(write_text(folder / "text.jsonl", 400)))
     mixture = build_components(folder / "mixture", {"text": source}, {"text": 1}, sequence_length=128)
     config = Config(output_dir=str(folder), prepared=str(mixture.folder), model=MODEL, train=TRAIN)
-    run_record.describe(["test"], config, jax.devices()).save(folder)
+    run_info.describe(["test"], config, jax.devices()).save(folder)
     loop.train(mixture, MODEL, OPTIMIZER, TRAIN, MeshConfig(), folder)
     return folder
 
@@ -58,7 +69,13 @@ def tuning(folder, output, **fields) -> Config:
     corpus = CorpusConfig(source=str(folder / "examples.jsonl"), conversations="alpaca")
     component = Component(name="alpaca", kind="synthetic", corpus=corpus, share=1, policy=GatePolicy(ungated=True))
     mixture = MixtureConfig(
-        name="tuning", components=(component,), shares_of="epochs", sequence_length=256, validation_share=0.1, processes=1, chat=Chat()
+        name="tuning",
+        components=(component,),
+        shares_of="epochs",
+        sequence_length=256,
+        validation_share=0.1,
+        processes=1,
+        chat=Chat(),
     )
     config = Config(
         output_dir=str(output),
@@ -123,7 +140,9 @@ def test_it_begins_with_exactly_the_parameters_of_a_checkpoint_or_a_hugging_face
     config = Config(output_dir="x", prepared="y", train=TrainConfig(init_from=str(tmp_path / "theirs")))
     assert train.with_model(config).model.num_layers == 2
     other = dataclasses.replace(MODEL, num_layers=3, rope_theta=500.0)
-    with pytest.raises(InputError, match=r"is another model \(num_layers 2 there, 3 here, rope_theta 10000.0 there, 500.0 here\)"):
+    with pytest.raises(
+        InputError, match=r"is another model \(num_layers 2 there, 3 here, rope_theta 10000.0 there, 500.0 here\)"
+    ):
         loop.initial_params(tmp_path / "ours", None, other, placed.params)
     with pytest.raises(InputError, match="both None"):
         Config(output_dir="x", prepared="y")

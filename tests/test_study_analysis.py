@@ -8,9 +8,16 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from diversity_jax.errors import InputError
-from diversity_jax.study.effects import factor_effects, power, recipes_needed, saturation
-from diversity_jax.study.regression import least_squares, partial_correlation, rank_correlation
+from diversity_jax.core.errors import InputError
+from diversity_jax.study.statistics import (
+    factor_effects,
+    least_squares,
+    partial_correlation,
+    power,
+    rank_correlation,
+    recipes_needed,
+    saturation,
+)
 
 
 def sample(n=24):
@@ -45,8 +52,22 @@ def test_least_squares_equals_statsmodels_with_hc3_errors():
 @pytest.mark.parametrize(
     ("runs", "golden"),
     [
-        (24, {"a": (0.049232, 1, 0.151573, 0.701870), "b": (3.077977, 2, 4.738159, 0.023149), "a:b": (0.997752, 2, 1.535913, 0.243684)}),
-        (19, {"a": (0.033145, 1, 0.097482, 0.760231), "b": (1.003899, 2, 1.476267, 0.267177), "a:b": (0.394460, 2, 0.580067, 0.574812)}),
+        (
+            24,
+            {
+                "a": (0.049232, 1, 0.151573, 0.701870),
+                "b": (3.077977, 2, 4.738159, 0.023149),
+                "a:b": (0.997752, 2, 1.535913, 0.243684),
+            },
+        ),
+        (
+            19,
+            {
+                "a": (0.033145, 1, 0.097482, 0.760231),
+                "b": (1.003899, 2, 1.476267, 0.267177),
+                "a:b": (0.394460, 2, 0.580067, 0.574812),
+            },
+        ),
     ],
 )
 def test_effects_equal_statsmodels_with_runs_missing_too(runs, golden):
@@ -123,7 +144,10 @@ def test_recipes_needed_is_the_least_that_suffices(correlation, wanted):
     ("call", "message"),
     [
         (lambda: least_squares([1, 2, 3], {"x": [1, 1, 1]}), "x: the same in all 3 recipes"),
-        (lambda: least_squares([1, 2, 4, 3], {"x": [1, 2, 3, 4], "z": [2, 4, 6, 8]}), "one of them follows from the others"),
+        (
+            lambda: least_squares([1, 2, 4, 3], {"x": [1, 2, 3, 4], "z": [2, 4, 6, 8]}),
+            "one of them follows from the others",
+        ),
         (lambda: least_squares([1, 2], {"x": [1, 2]}), "needs at least 3 recipes"),
         (lambda: least_squares([1, 2, math.nan], {"x": [1, 2, 3]}), "outcome: not finite in recipe 2"),
         (lambda: least_squares([1, 2], {"x": [1, 2, 3]}), "x: (3,) values for (2,) outcomes"),

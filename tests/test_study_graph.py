@@ -12,17 +12,18 @@ import time
 
 import pytest
 
-from diversity_jax.config import BuildConfig, Config, GenerateConfig, GrammarComponent
-from diversity_jax.errors import InputError
-from diversity_jax.evaluation.settings import EvaluateConfig, ModelSource
-from diversity_jax.mixtures.component import Component, MixtureConfig
+from diversity_jax.core.errors import InputError
+from diversity_jax.evaluation.config import EvaluateConfig, ModelSource
+from diversity_jax.mixtures.build_config import BuildConfig
+from diversity_jax.mixtures.config import Component, MixtureConfig
 from diversity_jax.model import LLAMA
+from diversity_jax.study.config import Factor, Level, Recipe, StudyConfig, plan
+from diversity_jax.study.graph import Store, readers, run_steps, stale
 from diversity_jax.study.graph import progress as progress_of
-from diversity_jax.study.graph import readers, run_steps, stale
-from diversity_jax.study.recipe import Factor, Level, Recipe, StudyConfig, plan
 from diversity_jax.study.run import stale_lines
-from diversity_jax.study.store import Store
-from diversity_jax.synthesis.grammar import GrammarConfig
+from diversity_jax.synthesis.config import GenerateConfig, GrammarComponent
+from diversity_jax.synthesis.demo_grammar import GrammarConfig
+from diversity_jax.training.run_config import Config
 from tests import study_worker
 
 
@@ -124,15 +125,24 @@ def test_a_result_that_is_recorded_but_gone_is_named_by_what_would_read_it(tmp_p
 
 def study(**changes):
     recipe = Recipe(
-        generate=GenerateConfig(grammar=(GrammarComponent(path="{output}/a.jsonl", grammar=GrammarConfig(topics=4, documents=10)),)),
+        generate=GenerateConfig(
+            grammar=(GrammarComponent(path="{output}/a.jsonl", grammar=GrammarConfig(topics=4, documents=10)),)
+        ),
         build=BuildConfig(
-            output_dir="", mixture=MixtureConfig(name="m", components=(Component(name="a", kind="real", corpus="{generate}/a.jsonl"),))
+            output_dir="",
+            mixture=MixtureConfig(
+                name="m", components=(Component(name="a", kind="real", corpus="{generate}/a.jsonl"),)
+            ),
         ),
         train=Config(output_dir="", prepared="{build}", model=LLAMA["llama_tiny"](vocab_size=384)),
         evaluate=EvaluateConfig(model=ModelSource(checkpoint="{train}")),
     )
-    topics = Factor(name="topics", levels=tuple(Level(name=n, set={"generate.grammar[0].grammar.topics": n}) for n in (1, 2, 3)))
-    return StudyConfig(**{"name": "s", "output_dir": "out", "factors": (topics,), "seeds": (0, 1), "recipe": recipe} | changes)
+    topics = Factor(
+        name="topics", levels=tuple(Level(name=n, set={"generate.grammar[0].grammar.topics": n}) for n in (1, 2, 3))
+    )
+    return StudyConfig(
+        **{"name": "s", "output_dir": "out", "factors": (topics,), "seeds": (0, 1), "recipe": recipe} | changes
+    )
 
 
 def test_recipes_share_the_steps_that_they_have_in_common(tmp_path):
@@ -149,7 +159,10 @@ def test_keys_do_not_depend_on_the_folder_but_on_everything_upstream(tmp_path):
     assert list(here.steps) == list(there.steps)
     longer = dataclasses.replace(study().recipe.generate.grammar[0].grammar, documents=11)
     component = dataclasses.replace(study().recipe.generate.grammar[0], grammar=longer)
-    other = plan(study(recipe=dataclasses.replace(study().recipe, generate=GenerateConfig(grammar=(component,)))), Store(tmp_path))
+    other = plan(
+        study(recipe=dataclasses.replace(study().recipe, generate=GenerateConfig(grammar=(component,)))),
+        Store(tmp_path),
+    )
     assert not set(here.steps) & set(other.steps)
 
 

@@ -10,13 +10,23 @@ import pytest
 import yaml
 
 LAUNCH = Path(__file__).resolve().parents[1] / "scripts" / "launch"
-STUDY = ("study", "--config", "configs/studies/ratio.py", "--config.only=model=350M|1.4B", "--config.output_dir=/mnt/a b")
+STUDY = (
+    "study",
+    "--config",
+    "configs/studies/ratio.py",
+    "--config.only=model=350M|1.4B",
+    "--config.output_dir=/mnt/a b",
+)
 
 
 def printed(*words: str, **environment: str) -> list[list[str]]:
     """The commands that `tpu` would run, as words."""
     done = subprocess.run(
-        [LAUNCH / "tpu", *words], env={**os.environ, "PRINT": "1", **environment}, capture_output=True, text=True, check=True
+        [LAUNCH / "tpu", *words],
+        env={**os.environ, "PRINT": "1", **environment},
+        capture_output=True,
+        text=True,
+        check=True,
     )
     return [shlex.split(line, comments=True) for line in done.stdout.splitlines() if not line.startswith("#")]
 
@@ -36,7 +46,13 @@ def test_tpu_vms_are_made_set_up_and_started_with_the_very_arguments():
 
 def test_xpk_gets_the_workload_and_its_command():
     (create,) = printed("xpk", "w1", "v5litepod-256", "cluster", *STUDY, IMAGE="image:1", SLICES="2")
-    assert {"--workload=w1", "--cluster=cluster", "--tpu-type=v5litepod-256", "--num-slices=2", "--docker-image=image:1"} <= set(create)
+    assert {
+        "--workload=w1",
+        "--cluster=cluster",
+        "--tpu-type=v5litepod-256",
+        "--num-slices=2",
+        "--docker-image=image:1",
+    } <= set(create)
     assert tuple(shlex.split(create[-1].removeprefix("--command="))[-len(STUDY) + 1 :]) == STUDY[1:]
 
 
@@ -54,7 +70,9 @@ def test_the_kubernetes_job_mounts_the_folder_it_writes_to():
     mounted = {mount["mountPath"]: mount["name"] for mount in worker["volumeMounts"]}
     assert set(mounted.values()) == {volume["name"] for volume in pod["volumes"]}
     assert next(word for word in worker["command"] if word.startswith("--config.output_dir=")).split("=")[1] in mounted
-    assert (LAUNCH.parents[1] / next(word for word in worker["command"] if word.startswith("--config=")).split("=")[1]).exists()
+    assert (
+        LAUNCH.parents[1] / next(word for word in worker["command"] if word.startswith("--config=")).split("=")[1]
+    ).exists()
 
 
 @pytest.mark.parametrize("name", ["slurm.sbatch", "tpu"])
@@ -70,5 +88,7 @@ def test_slurm_starts_the_command_it_was_given(tmp_path):
         (tmp_path / name).chmod(0o755)
     shutil.copy(LAUNCH / "slurm.sbatch", tmp_path / "script")
     environment = {**os.environ, "SLURM_SUBMIT_DIR": str(tmp_path), "PATH": f"{tmp_path}:{os.environ['PATH']}"}
-    done = subprocess.run(["bash", tmp_path / "script", *STUDY], env=environment, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        ["bash", tmp_path / "script", *STUDY], env=environment, capture_output=True, text=True, check=True
+    )
     assert done.stdout.splitlines() == ["-m", "diversity_jax.study", *STUDY[1:]]

@@ -1,4 +1,6 @@
-"""Studies in a bucket, against a server that speaks Google Cloud Storage's own protocol: leases, take-over, and results that stand."""
+"""Studies in a bucket, against a server that speaks Google Cloud Storage's own protocol: leases, take-over, and results
+that stand.
+"""
 
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +16,7 @@ import fsspec
 from fsspec.implementations.memory import MemoryFileSystem
 import pytest
 
-from diversity_jax.errors import InputError
+from diversity_jax.core.errors import InputError
 from diversity_jax.study.bucket import Bucket
 from diversity_jax.study.graph import progress, run_steps
 from diversity_jax.study.object_store import ObjectStore
@@ -46,7 +48,9 @@ def url(environment):
 def machine(folder, url, *, seconds=0.05, pairs=3):
     """A worker with a disk of its own, as another machine has."""
     settings = {"folder": str(folder), "seconds": seconds, "url": url, "lease_seconds": LEASE, "pairs": pairs}
-    return subprocess.Popen([sys.executable, "-W", "ignore", "-m", "tests.study_worker", json.dumps(settings)], env=dict(os.environ))
+    return subprocess.Popen(
+        [sys.executable, "-W", "ignore", "-m", "tests.study_worker", json.dumps(settings)], env=dict(os.environ)
+    )
 
 
 def store_of(folder, url):
@@ -96,7 +100,9 @@ def test_a_killed_machines_step_is_taken_over_and_gone_on_with(url, tmp_path):
     dead.kill()
     dead.wait()
     killed = time.monotonic()
-    quick = {key: step.__class__(**{**vars(step), "config": {**step.config, "seconds": 0.0}}) for key, step in steps.items()}
+    quick = {
+        key: step.__class__(**{**vars(step), "config": {**step.config, "seconds": 0.0}}) for key, step in steps.items()
+    }
     found = run_steps(quick, store, study_worker.commands(tmp_path / "b", store), study_worker.CODES)
     assert len(found.done) == 2
     assert LEASE * 0.7 < time.monotonic() - killed < LEASE * 10
@@ -122,7 +128,9 @@ def test_a_stalled_holder_that_wakes_up_changes_nothing(url, tmp_path):
     try:
         wait_for(lambda: (tmp_path / "a" / "notes.txt").exists())
         stalled.send_signal(signal.SIGSTOP)
-        run_steps(study_worker.steps(1.0, pairs=1), store, study_worker.commands(tmp_path / "b", store), study_worker.CODES)
+        run_steps(
+            study_worker.steps(1.0, pairs=1), store, study_worker.commands(tmp_path / "b", store), study_worker.CODES
+        )
         stands = store.done(first)
     finally:
         stalled.send_signal(signal.SIGCONT)

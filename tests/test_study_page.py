@@ -4,11 +4,12 @@ import math
 
 import pytest
 
-from diversity_jax import config_files, run_record
-from diversity_jax.errors import InputError
-from diversity_jax.storage import read_json, write_json
-from diversity_jax.study import analysis, page
-from diversity_jax.study.recipe import StudyConfig
+from diversity_jax.core import config, run_info
+from diversity_jax.core.errors import InputError
+from diversity_jax.core.files import read_json, write_json
+from diversity_jax.report.pages import study as page
+from diversity_jax.study import analysis
+from diversity_jax.study.config import StudyConfig
 
 CORPORA = ((1, 40.0), (5, 90.0), (10, 100.0), (20, 140.0), (34, 160.0), (50, 155.0))
 
@@ -33,25 +34,34 @@ def runs():
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("page")
-    study = config_files.parse(["--config", "configs/studies/ratio.py"], StudyConfig)
+    study = config.parse(["--config", "configs/studies/ratio.py"], StudyConfig)
     found = analysis.analyse(study, list(runs())) | {"densities": {"factors": [], "corpora": []}, "failures": []}
     write_json(folder / "analysis.json", found)
-    run_record.describe(["python"], {}).save(folder)
+    run_info.describe(["python"], {}).save(folder)
     page.draw(folder)
     return folder
 
 
 def test_it_is_drawn_from_its_json_alone_and_the_same_each_time(folder):
-    before = {path.name: path.read_bytes() for path in (folder / "figures").iterdir()} | {"page": (folder / "report.html").read_bytes()}
+    before = {path.name: path.read_bytes() for path in (folder / "figures").iterdir()} | {
+        "page": (folder / "report.html").read_bytes()
+    }
     (folder / "report.html").unlink()
     page.draw_again([str(folder)])
-    after = {path.name: path.read_bytes() for path in (folder / "figures").iterdir()} | {"page": (folder / "report.html").read_bytes()}
+    after = {path.name: path.read_bytes() for path in (folder / "figures").iterdir()} | {
+        "page": (folder / "report.html").read_bytes()
+    }
     assert before == after
 
 
 def test_it_shows_every_stage_the_curve_over_amounts_and_the_metrics_by_factor(folder):
     names = {path.stem for path in (folder / "figures").iterdir()}
-    assert {"against-350m-pre-trained", "against-350m-fine-tuned", "over-synthetic-tokens-b", "figure-metrics-self-repetition"} <= names
+    assert {
+        "against-350m-pre-trained",
+        "against-350m-fine-tuned",
+        "over-synthetic-tokens-b",
+        "figure-metrics-self-repetition",
+    } <= names
     assert {path.suffix for path in (folder / "figures").iterdir()} == {".png", ".svg"}
     text = (folder / "report.html").read_text()
     assert "levels off at" in text

@@ -1,4 +1,6 @@
-"""The study command itself: real scorings in a small grid, by one process and by two, killed and gone on with, and by single steps."""
+"""The study command itself: real scorings in a small grid, by one process and by two, killed and gone on with, and by
+single steps.
+"""
 
 import json
 import os
@@ -15,7 +17,7 @@ from tests import gcs_server
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = """
 from diversity_jax.cluster_agent import AgentConfig
-from diversity_jax.config import GenerateConfig, GrammarComponent
+from diversity_jax.synthesis.config import GenerateConfig, GrammarComponent
 from diversity_jax.score_config import ScoreConfig
 from diversity_jax.study.recipe import Factor, Level, Recipe, StudyConfig
 from diversity_jax.synthesis.grammar import GrammarConfig
@@ -49,7 +51,15 @@ def config(tmp_path_factory) -> Path:
 
 
 def start(config: Path, folder: Path, *more: str, **environment: str) -> subprocess.Popen:
-    words = [sys.executable, "-m", "diversity_jax.study", "--config", str(config), f"--config.output_dir={folder}", *more]
+    words = [
+        sys.executable,
+        "-m",
+        "diversity_jax.study",
+        "--config",
+        str(config),
+        f"--config.output_dir={folder}",
+        *more,
+    ]
     return subprocess.Popen(
         words,
         cwd=ROOT,
@@ -89,11 +99,18 @@ def test_a_study_that_only_scores_says_what_its_factors_do_to_the_score(whole):
     found = json.loads(analysis(whole))
     assert {run["stage"] for run in found["runs"]} == {"5 scored", "10 scored"}
     assert {tuple(run["levels"]) for run in found["runs"]} == {("topics",)}
-    effect = next(one for one in found["effects"] if (one["stage"], one["outcome"]) == ("10 scored", "effective_clusters"))
+    effect = next(
+        one for one in found["effects"] if (one["stage"], one["outcome"]) == ("10 scored", "effective_clusters")
+    )
     few, many = (level["value"] for level in effect["levels"]["topics"])
     assert few < many
     assert found["densities"]["factors"] == ["topics", "K"]
-    assert [one["name"] for one in found["densities"]["corpora"]] == ["3 \u00b7 5", "3 \u00b7 10", "60 \u00b7 5", "60 \u00b7 10"]
+    assert [one["name"] for one in found["densities"]["corpora"]] == [
+        "3 \u00b7 5",
+        "3 \u00b7 10",
+        "60 \u00b7 5",
+        "60 \u00b7 10",
+    ]
     assert sum(found["densities"]["corpora"][0]["clusters"]["counts"]) == 60
 
 
@@ -107,7 +124,7 @@ def test_two_processes_find_the_same_and_share_the_steps(config, whole, tmp_path
 
 @pytest.mark.slow
 def test_the_whole_chain_killed_ends_with_the_same_page():
-    words = [sys.executable, "scripts/kill_study.py", "--kills", "2", "--only", "topics=3", "--seed", "1"]
+    words = [sys.executable, "scripts/checks/kill_study.py", "--kills", "2", "--only", "topics=3", "--seed", "1"]
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False, timeout=500)
     assert done.returncode == 0, done.stdout + done.stderr
     lines = done.stdout.splitlines()
@@ -118,7 +135,9 @@ def test_the_whole_chain_killed_ends_with_the_same_page():
 @pytest.mark.slow
 def test_a_training_stopped_by_sigterm_is_saved_and_not_taken_for_done(tmp_path):
     smoke = ROOT / "configs" / "studies" / "smoke.py"
-    process = start(smoke, tmp_path, "--config.only=topics=3", "--config.recipe.train.train.steps=100000", "--config.processes=2")
+    process = start(
+        smoke, tmp_path, "--config.only=topics=3", "--config.recipe.train.train.steps=100000", "--config.processes=2"
+    )
     deadline = time.monotonic() + 200
     while (
         not any(re.search(r"step +\d+/", path.read_text()) for path in tmp_path.glob("steps/train-*/log.txt"))
@@ -139,7 +158,8 @@ def test_two_machines_share_a_study_in_a_bucket_and_find_the_same(config, whole,
     with gcs_server.serving() as environment:
         url = f"gs://{gcs_server.BUCKET}/small"
         machines = [
-            start(config, url, f"--config.work_dir={tmp_path / name}", "--config.lease_seconds=3", **environment) for name in ("a", "b")
+            start(config, url, f"--config.work_dir={tmp_path / name}", "--config.lease_seconds=3", **environment)
+            for name in ("a", "b")
         ]
         ended = [finish(machine) for machine in machines]
         assert [code for code, _, _ in ended] == [0, 0], ended
@@ -164,7 +184,10 @@ def test_single_steps_for_a_scheduler(config, tmp_path):
     assert len(scores) == 2
     refused = finish(start(config, tmp_path, f"--config.step={scores[0]}"))
     assert refused[0] == 2
-    assert refused[2].strip().splitlines()[-1] == f"error: step={scores[0]!r}: needs {generate}, which is not done; run it first"
+    assert (
+        refused[2].strip().splitlines()[-1]
+        == f"error: step={scores[0]!r}: needs {generate}, which is not done; run it first"
+    )
     assert finish(start(config, tmp_path, f"--config.step={generate}"))[0] == 0
     assert [folder.name for folder in (tmp_path / "steps").iterdir() if (folder / "done.json").exists()] == [generate]
 
@@ -178,10 +201,10 @@ def test_single_steps_for_a_scheduler(config, tmp_path):
     ],
 )
 def test_what_is_not_in_the_study_cannot_be_kept(config, tmp_path, only, said):
-    from diversity_jax import config_files
-    from diversity_jax.errors import InputError
-    from diversity_jax.study.recipe import StudyConfig, plan
-    from diversity_jax.study.store import Store
+    from diversity_jax.core import config as config_files
+    from diversity_jax.core.errors import InputError
+    from diversity_jax.study.config import StudyConfig, plan
+    from diversity_jax.study.graph import Store
 
     study = config_files.parse(["--config", str(config), f"--config.only={only}"], StudyConfig)
     with pytest.raises(InputError, match=re.escape(said)):

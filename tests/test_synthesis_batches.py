@@ -1,4 +1,6 @@
-"""Batch APIs on loopback: handed in once, found again after a kill, collected into the ledger, paid at the batch's price."""
+"""Batch APIs on loopback: handed in once, found again after a kill, collected into the ledger, paid at the batch's
+price.
+"""
 
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import json
@@ -11,8 +13,8 @@ import time
 import pytest
 
 from diversity_jax.llm import EngineConfig
+from diversity_jax.synthesis.config import BatchConfig, GeneratorConfig, GridConfig, SynthesisConfig, TopicsConfig
 from diversity_jax.synthesis.run import run
-from diversity_jax.synthesis.settings import BatchConfig, GeneratorConfig, GridConfig, SynthesisConfig, TopicsConfig
 from diversity_jax.synthesis.store import Store
 from tests.llm_answers import json_schema
 from tests.synthesis_answers import generation
@@ -42,7 +44,10 @@ class Provider:
             asked = json.loads(line)
             system, user = (message["content"] for message in asked["body"]["messages"])
             wanted = asked["body"]["response_format"]["json_schema"]
-            choice = {"message": {"content": self.answer(system, user, wanted["schema"], wanted["name"])}, "finish_reason": "stop"}
+            choice = {
+                "message": {"content": self.answer(system, user, wanted["schema"], wanted["name"])},
+                "finish_reason": "stop",
+            }
             body = {"choices": [choice], "usage": {"prompt_tokens": 100, "completion_tokens": 200}}
             lines.append(json.dumps({"custom_id": asked["custom_id"], "response": {"status_code": 200, "body": body}}))
         return "\n".join(lines[self.leave_out :])
@@ -78,17 +83,29 @@ class _Handler(BaseHTTPRequestHandler):
     def openai_batch(self, name):
         batch = self.provider.batches[name]
         done = (
-            {"status": "completed", "output_file_id": f"out-{batch['input_file_id']}"} if self.provider.ready else {"status": "in_progress"}
+            {"status": "completed", "output_file_id": f"out-{batch['input_file_id']}"}
+            if self.provider.ready
+            else {"status": "in_progress"}
         )
         return (
-            {"id": name, "object": "batch", "endpoint": "/v1/chat/completions", "completion_window": "24h", "created_at": 1} | batch | done
+            {
+                "id": name,
+                "object": "batch",
+                "endpoint": "/v1/chat/completions",
+                "completion_window": "24h",
+                "created_at": 1,
+            }
+            | batch
+            | done
         )
 
     def gemini_batch(self, name):
         batch = self.provider.batches[name]
         state = "BATCH_STATE_SUCCEEDED" if self.provider.ready else "BATCH_STATE_RUNNING"
         answers = (
-            {"inlinedResponses": {"inlinedResponses": self.provider.gemini_responses(batch["requests"])}} if self.provider.ready else {}
+            {"inlinedResponses": {"inlinedResponses": self.provider.gemini_responses(batch["requests"])}}
+            if self.provider.ready
+            else {}
         )
         metadata = {"state": state, "displayName": batch["displayName"], "name": name, "output": answers}
         return {"name": name, "done": self.provider.ready, "metadata": metadata, "response": answers}
@@ -98,7 +115,9 @@ class _Handler(BaseHTTPRequestHandler):
         if path.startswith("/v1/files/"):
             self.reply(provider.openai_file(path.split("/")[3].removeprefix("out-")))
         elif path == "/v1/batches":
-            self.reply({"object": "list", "data": [self.openai_batch(name) for name in provider.batches], "has_more": False})
+            self.reply(
+                {"object": "list", "data": [self.openai_batch(name) for name in provider.batches], "has_more": False}
+            )
         elif re.fullmatch(r"/gemini/v\w+/batches", path):
             self.reply({"operations": [self.gemini_batch(name) for name in provider.batches]})
         else:
@@ -114,7 +133,15 @@ class _Handler(BaseHTTPRequestHandler):
             content = re.search(rb'filename="[^"]+".*?\r\n\r\n(.*?)\r\n--', body, re.DOTALL).group(1)
             provider.files[name] = content.decode()
             self.reply(
-                {"id": name, "object": "file", "bytes": 1, "created_at": 1, "filename": "f", "purpose": "batch", "status": "processed"}
+                {
+                    "id": name,
+                    "object": "file",
+                    "bytes": 1,
+                    "created_at": 1,
+                    "filename": "f",
+                    "purpose": "batch",
+                    "status": "processed",
+                }
             )
         elif self.path == "/v1/batches":
             provider.submitted += 1
@@ -126,15 +153,22 @@ class _Handler(BaseHTTPRequestHandler):
             provider.submitted += 1
             asked = json.loads(body)["batch"]
             name = f"batches/b{provider.submitted}"
-            provider.batches[name] = {"displayName": asked["displayName"], "requests": asked["inputConfig"]["requests"]["requests"]}
+            provider.batches[name] = {
+                "displayName": asked["displayName"],
+                "requests": asked["inputConfig"]["requests"]["requests"],
+            }
             self.reply(self.gemini_batch(name))
         else:
             provider.live += 1
             if "chat/completions" not in self.path:
-                return self.reply({"error": {"code": 400, "message": "no live calls here", "status": "INVALID_ARGUMENT"}}, 400)
+                return self.reply(
+                    {"error": {"code": 400, "message": "no live calls here", "status": "INVALID_ARGUMENT"}}, 400
+                )
             asked = json.loads(body)
             wanted = asked["response_format"]["json_schema"]
-            text = provider.answer(*(message["content"] for message in asked["messages"]), wanted["schema"], wanted["name"])
+            text = provider.answer(
+                *(message["content"] for message in asked["messages"]), wanted["schema"], wanted["name"]
+            )
             usage = {"prompt_tokens": 100, "completion_tokens": 200}
             self.reply({"choices": [{"message": {"content": text}, "finish_reason": "stop"}], "usage": usage})
 

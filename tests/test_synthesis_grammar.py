@@ -8,10 +8,10 @@ import re
 import numpy as np
 import pytest
 
+from diversity_jax.core.errors import InputError
 from diversity_jax.corpus import open_corpus
-from diversity_jax.errors import InputError
-from diversity_jax.synthesis.grammar import GENERATOR, MOST_TOPICS, GrammarConfig, generate, write_component
-from diversity_jax.synthesis.grammar_words import FIELDS
+from diversity_jax.synthesis.demo_grammar import GENERATOR, MOST_TOPICS, GrammarConfig, generate, write_component
+from diversity_jax.synthesis.demo_grammar_words import FIELDS
 
 
 def texts(**settings):

@@ -1,5 +1,5 @@
-"""The whole way from a generator that is none of ours to a trained step: llama.cpp with a tiny Llama that has learnt nothing enforces the
-schemas, every template's answers pass, and what they render to is prepared and trained on."""
+"""The whole way from a generator that is none of ours to a trained step: llama.cpp with a tiny Llama that has learnt
+nothing enforces the schemas, every template's answers pass, and what they render to is prepared and trained on."""
 
 import json
 import os
@@ -12,10 +12,17 @@ import pytest
 
 from diversity_jax.llm import EngineConfig
 from diversity_jax.model import LlamaConfig, init_params
-from diversity_jax.model.gguf import export_gguf
-from diversity_jax.synthesis import page
+from diversity_jax.model.checkpoint_io.gguf import export_gguf
+from diversity_jax.report.pages import synthesis
+from diversity_jax.synthesis.config import (
+    GeneratorConfig,
+    GridConfig,
+    PersonasConfig,
+    QualityConfig,
+    SynthesisConfig,
+    TopicsConfig,
+)
 from diversity_jax.synthesis.run import run
-from diversity_jax.synthesis.settings import GeneratorConfig, GridConfig, PersonasConfig, QualityConfig, SynthesisConfig, TopicsConfig
 from diversity_jax.synthesis.templates import TEMPLATES
 from tests.llama_cpp_server import serve_gguf
 from tests.test_score_real_server import VOCABULARY, train_tokenizer
@@ -23,7 +30,7 @@ from tests.test_score_real_server import VOCABULARY, train_tokenizer
 ROOT = Path(__file__).resolve().parents[1]
 
 CONFIG = """
-from diversity_jax.config import Config
+from diversity_jax.training.run_config import Config
 from diversity_jax.mixtures.component import Component, GatePolicy, MixtureConfig
 from diversity_jax.model import LLAMA
 from diversity_jax.training.settings import TrainConfig
@@ -49,17 +56,27 @@ def server(tmp_path_factory):
     pytest.importorskip("xllamacpp", reason="llama.cpp is not installed (extra llamacpp)")
     folder = tmp_path_factory.mktemp("model")
     config = LlamaConfig(
-        vocab_size=VOCABULARY, hidden_size=32, intermediate_size=64, num_layers=1, num_heads=2, max_length=8192, initializer_range=0.1
+        vocab_size=VOCABULARY,
+        hidden_size=32,
+        intermediate_size=64,
+        num_layers=1,
+        num_heads=2,
+        max_length=8192,
+        initializer_range=0.1,
     )
     params = jax.device_get(init_params(config, jax.random.key(0)))
     tokenizer = train_tokenizer(folder / "tokenizer.json")
-    with serve_gguf(export_gguf(config, params, folder / "tiny.gguf", tokenizer=tokenizer, end_of_text_id=0)) as address:
+    with serve_gguf(
+        export_gguf(config, params, folder / "tiny.gguf", tokenizer=tokenizer, end_of_text_id=0)
+    ) as address:
         yield address
 
 
 @pytest.mark.slow
 def test_every_template_goes_from_a_real_server_to_a_trained_step(server, tmp_path):
-    (tmp_path / "topics.txt").write_text("Crafts/Pottery/Kilns\tclay, heat\nCrafts/Weaving/Looms\nCrafts/Baking/Ovens\n")
+    (tmp_path / "topics.txt").write_text(
+        "Crafts/Pottery/Kilns\tclay, heat\nCrafts/Weaving/Looms\nCrafts/Baking/Ovens\n"
+    )
     (tmp_path / "personas.txt").write_text("A baker of bread\nA student of law\nA diver in cold seas\n")
     for name in TEMPLATES:
         config = SynthesisConfig(
@@ -80,9 +97,14 @@ def test_every_template_goes_from_a_real_server_to_a_trained_step(server, tmp_pa
             assert document["question"]["answer"] in document["question"]["options"]
             assert (document["persona"] is not None) == ("persona" in name)
             assert all(passage["text"] in document["text"] for passage in document["passages"])
-        assert page.write(store, []).exists()
+        assert synthesis.write(store, []).exists()
     (tmp_path / "config.py").write_text(CONFIG.format(folder=tmp_path, names=tuple(TEMPLATES)))
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "", "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".jax_cache")}
+    environment = {
+        **os.environ,
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": "",
+        "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".jax_cache"),
+    }
     command = [sys.executable, "-m", "diversity_jax.train", "--config", str(tmp_path / "config.py")]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=300, check=False)
     assert done.returncode == 0, done.stderr

@@ -11,12 +11,11 @@ import time
 import pytest
 
 from diversity_jax.cluster_agent import AgentConfig
+from diversity_jax.core.errors import InputError
 from diversity_jax.corpus import CorpusConfig, open_corpus
-from diversity_jax.errors import InputError
 from diversity_jax.llm import BudgetConfig, EngineConfig
-from diversity_jax.synthesis import page
-from diversity_jax.synthesis.run import run
-from diversity_jax.synthesis.settings import (
+from diversity_jax.report.pages import synthesis
+from diversity_jax.synthesis.config import (
     GeneratorConfig,
     GridConfig,
     PersonasConfig,
@@ -25,12 +24,20 @@ from diversity_jax.synthesis.settings import (
     SynthesisConfig,
     TopicsConfig,
 )
+from diversity_jax.synthesis.run import run
 from diversity_jax.synthesis.store import Store
 from diversity_jax.synthesis.templates import TEMPLATES
 from tests.llm_server import Faults, serve, serve_process
 from tests.synthesis_answers import generation, refusing, write
 
-PERSONAS = ("A baker of bread", "A diver in cold seas", "A judge of horses", "A student of law", "A maker of glass", "A driver of trains")
+PERSONAS = (
+    "A baker of bread",
+    "A diver in cold seas",
+    "A judge of horses",
+    "A student of law",
+    "A maker of glass",
+    "A driver of trains",
+)
 
 
 @pytest.fixture
@@ -76,7 +83,7 @@ def test_every_template_gives_a_component(folder):
     corpus = list(open_corpus(CorpusConfig(source=store.documents_pattern)))
     assert [document.text for document in corpus] == [one["text"] for one in found]
     assert all(one["prompt_hash"] and one["model"] == "openai:gpt-4o-mini" and one["seed"] == 0 for one in found)
-    assert (page.write(store, [])).read_text().count("<section") >= 5
+    assert (synthesis.write(store, [])).read_text().count("<section") >= 5
 
 
 def test_flaws_are_counted_drawn_again_and_kept(folder):
@@ -117,7 +124,9 @@ def test_one_bad_generator_of_two_leaves_its_cells_to_the_other(folder):
 
     with serve(by_model) as server:
         two = tuple(GeneratorConfig(model=f"openai:{name}", base_url=server.openai_url) for name in ("bad", "good"))
-        store = run(settings(folder, server.openai_url, generators=two, quality=QualityConfig(give_up_after=8, attempts=9)))
+        store = run(
+            settings(folder, server.openai_url, generators=two, quality=QualityConfig(give_up_after=8, attempts=9))
+        )
     found = documents(store)
     assert len({one["id"] for one in found}) == len(found) == 48
     assert {one["generator"] for one in found} == {"openai:good"}
@@ -138,7 +147,7 @@ def test_the_budget_ends_a_run_that_goes_on_later(folder):
         store = run(settings(folder, server.openai_url))
         assert server.attempts == 48
     assert len({one["id"] for one in documents(store)}) == 48
-    assert page.write(store, []).exists()
+    assert synthesis.write(store, []).exists()
 
 
 def test_other_settings_in_the_same_folder_are_refused(folder):
@@ -180,7 +189,13 @@ def test_the_loop_moves_to_the_arm_that_pays_and_says_so(folder):
     (folder / "topics.txt").write_text("\n".join(f"field/area {n % 9}/wide subject {n}" for n in range(150)))
     with serve(by_model) as server:
         two = tuple(GeneratorConfig(model=f"openai:{name}", base_url=server.openai_url) for name in ("rich", "dull"))
-        grid = GridConfig(templates=("topic_styles_persona",), generations_per_topic=4, documents_per_round=100, mixed=False, documents=500)
+        grid = GridConfig(
+            templates=("topic_styles_persona",),
+            generations_per_topic=4,
+            documents_per_round=100,
+            mixed=False,
+            documents=500,
+        )
         steering = SteeringConfig(arms=("generator",), min_gain_per_dollar=0.5, new_seeds=4)
         store = run(settings(folder, server.openai_url, generators=two, grid=grid, steering=steering))
     made = Counter(one["generator"] for one in documents(store))
@@ -188,7 +203,7 @@ def test_the_loop_moves_to_the_arm_that_pays_and_says_so(folder):
     assert "topic_styles_persona x openai:dull" in store.rounds[-1]["arms_stopped"]
     assert store.rounds[-1]["effective_clusters"] > 2 * store.rounds[1]["effective_clusters"]
     assert any(one["new_topics"] for one in store.rounds)
-    text = page.write(store, []).read_text()
+    text = synthesis.write(store, []).read_text()
     assert "What the loop decided" in text
     assert "stopped in round" in text
 
@@ -196,7 +211,9 @@ def test_the_loop_moves_to_the_arm_that_pays_and_says_so(folder):
 def test_the_judge_can_be_the_measure(folder):
     (folder / "topics.txt").write_text("\n".join(f"field/area {n % 9}/wide subject {n}" for n in range(60)))
     with serve(generation) as server:
-        grid = GridConfig(templates=("topic", "topic_styles"), generations_per_topic=2, documents_per_round=80, documents=160)
+        grid = GridConfig(
+            templates=("topic", "topic_styles"), generations_per_topic=2, documents_per_round=80, documents=160
+        )
         agent = AgentConfig(samples_per_grouping=10, criteria_sets=1, proposals=3)
         steering = SteeringConfig(arms=("template",), metric="judge", groupings_per_look=12)
         store = run(settings(folder, server.openai_url, grid=grid, steering=steering, agent=agent))
@@ -208,11 +225,17 @@ def test_topics_and_personas_can_come_from_the_model(folder):
     (folder / "documents.txt").write_text("Kilns climb a hundred degrees an hour.")
     documents_ = CorpusConfig(source=str(folder / "documents.txt"))
     with serve(generation) as server:
-        config = settings(folder, server.openai_url, topics=TopicsConfig(root="Pottery", levels=3, branching=4, limit=12))
-        config = settings(folder, server.openai_url, topics=config.topics, personas=PersonasConfig(documents=documents_, shown=2))
+        config = settings(
+            folder, server.openai_url, topics=TopicsConfig(root="Pottery", levels=3, branching=4, limit=12)
+        )
+        config = settings(
+            folder, server.openai_url, topics=config.topics, personas=PersonasConfig(documents=documents_, shown=2)
+        )
         store = run(config)
         assert len({one["topic"] for one in documents(store)}) == 12
-        other = settings(folder, server.openai_url, output_dir=str(folder / "other"), topics=TopicsConfig(documents=documents_))
+        other = settings(
+            folder, server.openai_url, output_dir=str(folder / "other"), topics=TopicsConfig(documents=documents_)
+        )
         assert {one["topic"] for one in documents(run(other))} == {"Knowledge/Kilns"}
 
 
@@ -223,14 +246,19 @@ def _child(config):
 
 def _paid(path):
     with sqlite3.connect(path) as ledger:
-        return ledger.execute("SELECT count(*) FROM answers").fetchone()[0] + ledger.execute("SELECT count(*) FROM failures").fetchone()[0]
+        return (
+            ledger.execute("SELECT count(*) FROM answers").fetchone()[0]
+            + ledger.execute("SELECT count(*) FROM failures").fetchone()[0]
+        )
 
 
 @pytest.mark.slow
 def test_killed_at_twenty_moments_nothing_is_paid_twice_written_twice_or_lost(folder):
     fork, draw = multiprocessing.get_context("fork"), random.Random(3)
     in_flight, lost, kills = 4, 0, 0
-    with serve_process("tests.synthesis_answers:generation", latency_seconds=0.02, faults=Faults(refused=0.1)) as server:
+    with serve_process(
+        "tests.synthesis_answers:generation", latency_seconds=0.02, faults=Faults(refused=0.1)
+    ) as server:
         config = settings(
             folder,
             server.openai_url,
@@ -261,4 +289,6 @@ def test_killed_at_twenty_moments_nothing_is_paid_twice_written_twice_or_lost(fo
     ids = [one["id"] for one in store.documents()]
     assert len(ids) == len(set(ids)) == 24 * 12 - sum(one["given_up"] for one in store.rounds)
     accepted_and_refused = len(ids) + sum(1 for _ in store.rejects())
-    assert accepted_and_refused == _paid(folder / "out" / "ledger.sqlite")  # every paid answer is a document or on record
+    assert accepted_and_refused == _paid(
+        folder / "out" / "ledger.sqlite"
+    )  # every paid answer is a document or on record

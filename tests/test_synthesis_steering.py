@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from diversity_jax.synthesis.clusters import WordClusters, crowded, thin
-from diversity_jax.synthesis.settings import SteeringConfig
+from diversity_jax.synthesis.config import SteeringConfig
+from diversity_jax.synthesis.diversity import WordClusters, crowded, thin
 from diversity_jax.synthesis.simulation import SimulatedWriter, arm_over, simulate, true_gain
 from diversity_jax.synthesis.steering import Steering, allot, effective_clusters, evidence_of_labels, marginal_gain
 from tests.synthesis_answers import words_for
@@ -39,7 +39,9 @@ def test_a_cheaper_arm_wins_where_it_pays_better():
 
 def test_arms_that_pay_are_stopped_no_more_often_than_stated():
     same = [arm_over(f"arm {n}", np.arange(60), exponent=0.3) for n in range(4)]
-    probe = simulate(same, SteeringConfig(arms=("style",), min_gain_per_dollar=-1e9), dollars=5, round_dollars=1, seed=99)
+    probe = simulate(
+        same, SteeringConfig(arms=("style",), min_gain_per_dollar=-1e9), dollars=5, round_dollars=1, seed=99
+    )
     setting = true_gain(same[0], probe.labels, 25) / 1.02
     config = SteeringConfig(arms=("style",), min_gain_per_dollar=setting, alpha=0.05)
     runs = [simulate(same, config, dollars=9, round_dollars=1, seed=seed) for seed in range(60)]
@@ -63,10 +65,15 @@ def test_the_papers_shape():
     writer = SimulatedWriter()
 
     def clusters(template, topics, generations):
-        return np.mean([effective_clusters(writer.write(template, topics, generations, seed=seed)) for seed in range(3)])
+        return np.mean(
+            [effective_clusters(writer.write(template, topics, generations, seed=seed)) for seed in range(3)]
+        )
 
     assert clusters("topic", 300, 10) > 2 * clusters("topic", 100, 10)
-    rises = [clusters("topic", 100, after) / clusters("topic", 100, before) for before, after in ((3, 10), (10, 20), (20, 30))]
+    rises = [
+        clusters("topic", 100, after) / clusters("topic", 100, before)
+        for before, after in ((3, 10), (10, 20), (20, 30))
+    ]
     assert rises[0] > rises[1] > rises[2] < 1.1
     by_template = [clusters(name, 100, 10) for name in ("topic", "topic_styles", "topic_styles_persona")]
     assert by_template[0] < by_template[1] < by_template[2]
@@ -75,7 +82,10 @@ def test_the_papers_shape():
 
 def test_a_stopped_arm_gets_nothing_and_looks_are_taken_up_again():
     labels = np.append(np.zeros(200, int), np.arange(1, 201))
-    evidence = {"a": evidence_of_labels(labels, np.arange(400) < 200, 0.01), "b": evidence_of_labels(labels, np.arange(400) >= 200, 0.01)}
+    evidence = {
+        "a": evidence_of_labels(labels, np.arange(400) < 200, 0.01),
+        "b": evidence_of_labels(labels, np.arange(400) >= 200, 0.01),
+    }
     first = Steering(["a", "b"], SteeringConfig(arms=("style",)), seed=1)
     verdicts = []
     for _ in range(8):

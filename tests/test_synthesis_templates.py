@@ -7,17 +7,19 @@ import random
 import jsonschema
 import pytest
 
-from diversity_jax.errors import InputError
-from diversity_jax.synthesis.answers import Flaw, read_answer
+from diversity_jax.core.errors import InputError
+from diversity_jax.synthesis.config import QualityConfig
 from diversity_jax.synthesis.near_duplicates import NearDuplicates, signature
-from diversity_jax.synthesis.rendering import render
-from diversity_jax.synthesis.settings import QualityConfig
+from diversity_jax.synthesis.quality import Flaw, read_answer, render
 from diversity_jax.synthesis.templates import TEMPLATES, Seeds, load_template
 from diversity_jax.synthesis.topics import Topic
 from tests.synthesis_answers import words_for, write
 
 SEEDS = Seeds(
-    topics=(Topic(("Physics", "Optics"), ("lens",)), Topic(("Bread",))), style="wikihow", personas=("A baker", "A diver"), avoid=("Prisms",)
+    topics=(Topic(("Physics", "Optics"), ("lens",)), Topic(("Bread",))),
+    style="wikihow",
+    personas=("A baker", "A diver"),
+    avoid=("Prisms",),
 )
 
 
@@ -70,7 +72,15 @@ FIRST = copy.deepcopy(answer_to(TEMPLATES["topic"]))["passages"]
     [
         ("{", "not_json"),
         ("I'm sorry, but I can't help with that.", "refused"),
-        (broken(passages=[{"concepts": ["x"], "text": "As an AI language model I cannot. " + FIRST[0]["text"]}, *FIRST[1:]]), "refused"),
+        (
+            broken(
+                passages=[
+                    {"concepts": ["x"], "text": "As an AI language model I cannot. " + FIRST[0]["text"]},
+                    *FIRST[1:],
+                ]
+            ),
+            "refused",
+        ),
         ([], "schema"),
         (broken(passages=FIRST[:2]), "schema"),
         (broken(extra=1), "schema"),
@@ -143,7 +153,9 @@ def test_a_template_file_with_a_fault_is_named(tmp_path, changes, words):
 
 def test_a_template_file_without_a_question(tmp_path):
     path = tmp_path / "mine.json"
-    path.write_text(json.dumps({"name": "mine", "system": "Write.", "user": "{topic}", "passages": [1, 2], "question": False}))
+    path.write_text(
+        json.dumps({"name": "mine", "system": "Write.", "user": "{topic}", "passages": [1, 2], "question": False})
+    )
     template = load_template(str(path))
     made = check({"passages": [{"concepts": ["x"], "text": FIRST[0]["text"]}]}, template)
     assert render(made, seed="0") == FIRST[0]["text"]

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from diversity_jax.errors import InputError
-from diversity_jax.synthesis.topic_duplicates import merge_topics, normalised, same_topic
+from diversity_jax.core.errors import InputError
+from diversity_jax.synthesis.topic_deduplication import merge_topics, normalised, same_topic
 from diversity_jax.synthesis.topics import Topic, make_topic, read_topics, write_topics
 from tests.shared_data import shared_file
 
@@ -58,8 +58,14 @@ def test_broken_files_are_named(tmp_path, name, content, words):
 
 
 def test_duplicates_merge_and_keep_keywords():
-    topics = [Topic(("Physics", "Optics", "Concave mirrors"), ("a",)), Topic(("Physics", "Optics", "Concave mirrors"), ("b",))]
-    topics += [Topic(("physics", "Optics", "An Introduction to Concave Mirror"), ("c",)), Topic(("Physics", "Optics", "Concave mirrrors"))]
+    topics = [
+        Topic(("Physics", "Optics", "Concave mirrors"), ("a",)),
+        Topic(("Physics", "Optics", "Concave mirrors"), ("b",)),
+    ]
+    topics += [
+        Topic(("physics", "Optics", "An Introduction to Concave Mirror"), ("c",)),
+        Topic(("Physics", "Optics", "Concave mirrrors")),
+    ]
     merged = merge_topics(topics)
     assert merged.topics == [Topic(("Physics", "Optics", "Concave mirrors"), ("a", "b", "c"))]
     assert (merged.exact, merged.normalised, merged.near) == (1, 1, 1)
@@ -93,7 +99,10 @@ def test_equal_names_elsewhere_in_the_tree_stay_apart():
 
 
 def test_real_outlines_lose_little_and_nothing_twice():
-    topics = [topic for topic, _ in zip(read_topics(str(shared_file("topics/course_outlines.jsonl.gz"))), range(4000), strict=False)]
+    topics = [
+        topic
+        for topic, _ in zip(read_topics(str(shared_file("topics/course_outlines.jsonl.gz"))), range(4000), strict=False)
+    ]
     merged = merge_topics(topics)
     assert merged.read == len(merged.topics) + merged.exact + merged.normalised + merged.near
     assert 0.75 < len(merged.topics) / len({topic.path for topic in topics}) < 1

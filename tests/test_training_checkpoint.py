@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diversity_jax.errors import InputError
+from diversity_jax.core.errors import InputError
 from diversity_jax.model import LLAMA, MeshConfig, make_mesh
 from diversity_jax.training.checkpoint import Checkpoints, fingerprint
 from diversity_jax.training.optimizer import OptimizerConfig
@@ -69,7 +69,9 @@ def save_until_it_fails(checkpoints, state):
 def test_a_full_disk_is_one_line_that_names_the_last_good_checkpoint(tmp_path):
     folder = tmp_path / "small"
     folder.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", folder], capture_output=True, check=False).returncode:
+    if subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", folder], capture_output=True, check=False
+    ).returncode:
         pytest.skip("needs leave to mount a small file system, which this user has not")
     try:
         checkpoints = Checkpoints(folder / "checkpoints", keep=40)

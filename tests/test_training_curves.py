@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from diversity_jax.model import MeshConfig, make_mesh
-from diversity_jax.model.hugging_face import hugging_face_tensors
+from diversity_jax.model.checkpoint_io.hugging_face import hugging_face_tensors
 from diversity_jax.training.optimizer import OptimizerConfig
 from diversity_jax.training.step import make_train_step, state_shardings
 from tests import plain_llama
@@ -20,7 +20,9 @@ CONFIG = {"num_kv_heads": 2}
 
 @pytest.fixture(scope="module")
 def batches():
-    """Text of a Markov chain with few successors a token, so that there is something to learn; a new batch every step."""
+    """Text of a Markov chain with few successors a token, so that there is something to learn; a new batch every
+    step.
+    """
     rng = np.random.default_rng(0)
     successors = rng.integers(0, 64, (64, 4))
     tokens = np.empty((STEPS * ROWS, LENGTH + 1), np.int32)
@@ -51,7 +53,9 @@ def ours(batches):
 
 def test_the_curve_is_that_of_a_plain_implementation(batches, ours):
     config = small_config(**CONFIG)
-    tensors = {tensor.name: tensor.values() for tensor in hugging_face_tensors(config, random_params(config, scale=0.1))}
+    tensors = {
+        tensor.name: tensor.values() for tensor in hugging_face_tensors(config, random_params(config, scale=0.1))
+    }
     names = {"input_norm": "input_layernorm", "post_norm": "post_attention_layernorm"}
     names |= {name: f"self_attn.{name}" for name in ("q_proj", "k_proj", "v_proj", "o_proj")}
     names |= {name: f"mlp.{name}" for name in ("gate_proj", "up_proj", "down_proj")}
@@ -68,7 +72,9 @@ def test_the_curve_is_that_of_a_plain_implementation(batches, ours):
 
 
 def test_bfloat16_stays_within_its_band(batches, ours):
-    """Band: the loss of each step within 3 % of that in float32, the mean of the last fifty within 0.5 %; seen: 1.2 % and 0.1 %."""
+    """Band: the loss of each step within 3 % of that in float32, the mean of the last fifty within 0.5 %; seen: 1.2 %
+    and 0.1 %.
+    """
     rounded = our_losses(batches, "bfloat16")
     np.testing.assert_allclose(rounded, ours, rtol=0.03)
     assert rounded[-50:].mean() == pytest.approx(ours[-50:].mean(), rel=0.005)

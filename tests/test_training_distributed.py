@@ -1,11 +1,13 @@
-"""Processes find each other or say, in one line, why not. The greeting is tried with threads; JAX's own start in test_training_resume."""
+"""Processes find each other or say, in one line, why not. The greeting is tried with threads; JAX's own start in
+test_training_resume.
+"""
 
 import socket
 import threading
 
 import pytest
 
-from diversity_jax.errors import InputError
+from diversity_jax.core.errors import InputError
 from diversity_jax.training.distributed import DistributedConfig, Place, find_place, greet
 
 
@@ -98,7 +100,11 @@ PLACE = Place(coordinator="10.0.0.1:1234", num_processes=4, process_id=2)
         ({}, {"JAX_COORDINATOR_ADDRESS": "10.0.0.1:1234", "JAX_NUM_PROCESSES": "4", "JAX_PROCESS_ID": "2"}, PLACE),
         ({"coordinator": "10.0.0.1:1234"}, {"PMI_SIZE": "4", "PMI_RANK": "2"}, PLACE),
         ({"coordinator": "10.0.0.1:1234"}, {"OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_RANK": "2"}, PLACE),
-        ({"coordinator": "10.0.0.1:1234", "process_id": 2}, {"SLURM_NTASKS": "4", "SLURM_PROCID": "1", "SLURM_LOCALID": "1"}, PLACE),
+        (
+            {"coordinator": "10.0.0.1:1234", "process_id": 2},
+            {"SLURM_NTASKS": "4", "SLURM_PROCID": "1", "SLURM_LOCALID": "1"},
+            PLACE,
+        ),
     ],
     ids=str,
 )
@@ -119,7 +125,11 @@ def test_a_launchers_local_number_picks_the_device():
         ({"coordinator": "node1:99999"}, {}, "must be HOST:PORT"),
         ({"num_processes": 2}, {}, "give distributed.coordinator"),
         ({"coordinator": "node1:12"}, {}, "distributed.num_processes=None"),
-        ({"coordinator": "node1:12", "num_processes": 2, "process_id": 2}, {}, "process_id=2: must be below num_processes=2"),
+        (
+            {"coordinator": "node1:12", "num_processes": 2, "process_id": 2},
+            {},
+            "process_id=2: must be below num_processes=2",
+        ),
         ({"coordinator": "node1:12"}, {"PMI_SIZE": "two", "PMI_RANK": "0"}, "PMI_SIZE='two': is not a whole number"),
         ({"timeout_seconds": 0.0}, {}, "timeout_seconds=0.0: must be above 0"),
     ],

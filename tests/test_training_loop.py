@@ -1,4 +1,6 @@
-"""What a sitting does beside its steps: samples, goodput, kept programs, traces, rescue; and what it never does: copy, wait, lose."""
+"""What a sitting does beside its steps: samples, goodput, kept programs, traces, rescue; and what it never does: copy,
+wait, lose.
+"""
 
 from fractions import Fraction
 import json
@@ -9,16 +11,16 @@ import jax
 import numpy as np
 import pytest
 
-from diversity_jax.errors import InputError
+from diversity_jax.core.errors import InputError
 from diversity_jax.mixtures.mixture import Mixture
 from diversity_jax.model import LLAMA, MeshConfig
-from diversity_jax.training import loop, stopping, window
+from diversity_jax.training import loop, runtime, window
 from diversity_jax.training.checkpoint import Checkpoints
+from diversity_jax.training.config import TrainConfig
 from diversity_jax.training.goodput import GoodputLog, Sitting, goodput, read_sittings
 from diversity_jax.training.loop import train
 from diversity_jax.training.optimizer import OptimizerConfig
-from diversity_jax.training.program_cache import keep_programs
-from diversity_jax.training.settings import TrainConfig
+from diversity_jax.training.runtime import keep_programs
 from tests.mixture_folders import build_mixture
 
 MODEL = LLAMA["llama_tiny"](vocab_size=384, num_layers=1, hidden_size=32, intermediate_size=64, num_heads=2)
@@ -26,14 +28,30 @@ MODEL = LLAMA["llama_tiny"](vocab_size=384, num_layers=1, hidden_size=32, interm
 
 @pytest.fixture(scope="module")
 def mixture(tmp_path_factory):
-    folder = build_mixture(tmp_path_factory.mktemp("loop"), {"a": Fraction(1, 3), "b": Fraction(2, 3)}, sequence_length=16, documents=60)
+    folder = build_mixture(
+        tmp_path_factory.mktemp("loop"), {"a": Fraction(1, 3), "b": Fraction(2, 3)}, sequence_length=16, documents=60
+    )
     return Mixture.load(folder)
 
 
 def run(mixture, output, **fields):
-    defaults = {"steps": 6, "batch_size": 8, "log_every": 2, "eval_batches": 1, "checkpoint_every": 2, "tensorboard": False}
+    defaults = {
+        "steps": 6,
+        "batch_size": 8,
+        "log_every": 2,
+        "eval_batches": 1,
+        "checkpoint_every": 2,
+        "tensorboard": False,
+    }
     config = TrainConfig(**(defaults | {"compilation_cache": None} | fields))
-    return train(mixture, MODEL, OptimizerConfig(learning_rate=1e-2, total_steps=100), config, MeshConfig(fsdp=4, tensor=2), output)
+    return train(
+        mixture,
+        MODEL,
+        OptimizerConfig(learning_rate=1e-2, total_steps=100),
+        config,
+        MeshConfig(fsdp=4, tensor=2),
+        output,
+    )
 
 
 def records(path):
@@ -45,14 +63,23 @@ def finished(mixture, tmp_path_factory):
     """A run with everything on, on a mesh of eight devices."""
     output = tmp_path_factory.mktemp("finished")
     prompts = ("a1", "", "b")
-    options = {"sample_every": 2, "sample_prompts": prompts, "sample_tokens": 8, "eval_every": 3, "profile_start": 2, "profile_steps": 1}
+    options = {
+        "sample_every": 2,
+        "sample_prompts": prompts,
+        "sample_tokens": 8,
+        "eval_every": 3,
+        "profile_start": 2,
+        "profile_steps": 1,
+    }
     return output, run(mixture, output, **options)
 
 
 def test_samples_are_decoded_text_at_their_own_cadence(finished):
     output, _ = finished
     found = records(output / "samples.jsonl")
-    assert [(line["step"], line["prompt"]) for line in found] == [(step, prompt) for step in (2, 4, 6) for prompt in ("a1", "", "b")]
+    assert [(line["step"], line["prompt"]) for line in found] == [
+        (step, prompt) for step in (2, 4, 6) for prompt in ("a1", "", "b")
+    ]
     assert all(isinstance(line["text"], str) and len(line["text"]) <= 8 for line in found)
 
 
@@ -68,7 +95,12 @@ def test_the_summary_says_what_is_not_known(finished):
     output, result = finished
     summary = json.loads((output / "summary.json").read_text())
     assert summary == result.summary
-    assert (summary["mfu"], summary["mfu_causal"], summary["steps"], summary["device_memory_bytes"]) == (None, None, 6, None)
+    assert (summary["mfu"], summary["mfu_causal"], summary["steps"], summary["device_memory_bytes"]) == (
+        None,
+        None,
+        6,
+        None,
+    )
     assert summary["tokens"] == 6 * 8 * 16
     assert 0 <= summary["input_wait_share"] <= 1
     assert 0 < summary["goodput"]["share"] < 1
@@ -101,7 +133,9 @@ def test_a_step_is_dispatched_before_the_metrics_of_the_one_before_are_read(mixt
 
 
 def test_a_hidden_copy_in_the_loop_is_an_error(mixture, tmp_path, monkeypatch):
-    monkeypatch.setattr(loop.Preparation, "__call__", lambda self, step: {name: np.asarray(x) for name, x in real(self, step).items()})
+    monkeypatch.setattr(
+        loop.Preparation, "__call__", lambda self, step: {name: np.asarray(x) for name, x in real(self, step).items()}
+    )
     with pytest.raises(Exception, match=r"[Dd]isallowed host-to-device transfer"):
         run(mixture, tmp_path)
 
@@ -143,7 +177,10 @@ def test_retention_by_time(mixture, tmp_path):
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
-        ({"keep_every_steps": 3, "checkpoint_every": 2}, "keep_every_steps=3: must be a multiple of checkpoint_every=2"),
+        (
+            {"keep_every_steps": 3, "checkpoint_every": 2},
+            "keep_every_steps=3: must be a multiple of checkpoint_every=2",
+        ),
         ({"grace_seconds": 0}, "grace_seconds=0: must be above 0"),
         ({"sample_prompts": "abc"}, "sample_prompts='abc': must be a tuple"),
         ({"sample_temperature": -1.0}, "sample_temperature=-1.0"),
@@ -192,9 +229,9 @@ def test_the_record_of_sittings_outlives_a_process(tmp_path):
 
 def test_when_the_grace_period_is_over_the_process_leaves(monkeypatch, caplog):
     left = threading.Event()
-    monkeypatch.setattr(stopping.os, "_exit", lambda status: left.set())
-    monkeypatch.setattr(stopping.logging, "shutdown", lambda: None)
-    with caplog.at_level(logging.ERROR), stopping.StopRequest(0.05, lambda: 40) as stop:
+    monkeypatch.setattr(runtime.os, "_exit", lambda status: left.set())
+    monkeypatch.setattr(runtime.logging, "shutdown", lambda: None)
+    with caplog.at_level(logging.ERROR), runtime.StopRequest(0.05, lambda: 40) as stop:
         stop._ask()
         assert left.wait(5)
     assert "train.grace_seconds=0.05 and is given up; the last whole checkpoint is step 40" in caplog.text

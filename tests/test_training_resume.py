@@ -14,7 +14,7 @@ import time
 
 import pytest
 
-from scripts.kill_training import kill_at_random, truncate_latest
+from scripts.checks.kill_training import kill_at_random, truncate_latest
 from tests.mixture_folders import build_mixture
 
 STEPS = 12
@@ -60,7 +60,7 @@ def folder(mixture, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("truncate", [False, True], ids=["killed", "killed and a checkpoint file truncated"])
 def test_killed_at_random_moments_it_ends_with_the_same_bits(folder, uninterrupted, truncate):
-    """Three kills; `scripts/kill_training.py --kills 20` does the same for longer."""
+    """Three kills; `scripts/checks/kill_training.py --kills 20` does the same for longer."""
     draw = random.Random(7 + truncate)
     for _ in range(3):
         process = start(folder)
@@ -109,7 +109,9 @@ def test_the_number_of_hosts_may_change(folder, uninterrupted, hosts):
 @pytest.mark.slow
 def test_a_damaged_checkpoint_falls_back_to_the_one_before(folder, uninterrupted):
     finish(start(folder, 9))
-    largest = max((folder / "run" / "checkpoints" / "9").rglob("*"), key=lambda path: path.stat().st_size if path.is_file() else 0)
+    largest = max(
+        (folder / "run" / "checkpoints" / "9").rglob("*"), key=lambda path: path.stat().st_size if path.is_file() else 0
+    )
     data = bytearray(largest.read_bytes())
     data[len(data) // 2] ^= 0xFF
     largest.write_bytes(data)

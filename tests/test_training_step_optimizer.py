@@ -6,10 +6,10 @@ import jax
 import numpy as np
 import pytest
 
-from diversity_jax.errors import InputError
+from diversity_jax.core.errors import InputError
 from diversity_jax.model import LLAMA
+from diversity_jax.training.flops import flops_per_token, measured_peak_flops, mfu, peak_flops
 from diversity_jax.training.optimizer import SCHEDULES, OptimizerConfig, decayed, learning_rate
-from diversity_jax.training.throughput import flops_per_token, measured_peak_flops, mfu, peak_flops
 from tests.small_llama import random_params, small_config
 
 
@@ -44,9 +44,16 @@ def test_warmup_stable_decay_is_flat_until_its_last_part():
     final=st.floats(0, 1),
     share=st.floats(0, 1),
 )
-def test_every_schedule_stays_between_zero_and_its_peak_and_never_rises_after_warmup(schedule, warmup, total, final, share):
+def test_every_schedule_stays_between_zero_and_its_peak_and_never_rises_after_warmup(
+    schedule, warmup, total, final, share
+):
     config = OptimizerConfig(
-        learning_rate=2.0, schedule=schedule, warmup_steps=warmup, total_steps=total, final_ratio=final, decay_share=share
+        learning_rate=2.0,
+        schedule=schedule,
+        warmup_steps=warmup,
+        total_steps=total,
+        final_ratio=final,
+        decay_share=share,
     )
     found = np.asarray(learning_rate(config, np.arange(total + 20)))
     assert found.min() >= 0
@@ -88,8 +95,12 @@ def test_flops_of_the_350m_model_are_those_of_its_formula():
 
 def test_flops_do_not_depend_on_tying_but_on_grouping():
     base = LLAMA["llama_350m"]()
-    assert flops_per_token(base, 64, causal=True) == flops_per_token(LLAMA["llama_350m"](tie_embeddings=False), 64, causal=True)
-    assert flops_per_token(base, 64, causal=True) > flops_per_token(LLAMA["llama_350m"](num_kv_heads=5), 64, causal=True)
+    assert flops_per_token(base, 64, causal=True) == flops_per_token(
+        LLAMA["llama_350m"](tie_embeddings=False), 64, causal=True
+    )
+    assert flops_per_token(base, 64, causal=True) > flops_per_token(
+        LLAMA["llama_350m"](num_kv_heads=5), 64, causal=True
+    )
 
 
 def test_mfu_is_the_share_of_the_peak():
@@ -107,8 +118,21 @@ class Device:
 
 @pytest.mark.parametrize(
     ("kind", "tera"),
-    [("TPU v4", 275), ("TPU v5 lite", 197), ("TPU v5p", 459), ("TPU v5", 459), ("TPU v6 lite", 918), ("NVIDIA H100 80GB HBM3", 989)]
-    + [("NVIDIA H100 PCIe", 756), ("NVIDIA H200", 989), ("NVIDIA A100-SXM4-80GB", 312), ("NVIDIA L40S", 362), ("NVIDIA L4", 121)],
+    [
+        ("TPU v4", 275),
+        ("TPU v5 lite", 197),
+        ("TPU v5p", 459),
+        ("TPU v5", 459),
+        ("TPU v6 lite", 918),
+        ("NVIDIA H100 80GB HBM3", 989),
+    ]
+    + [
+        ("NVIDIA H100 PCIe", 756),
+        ("NVIDIA H200", 989),
+        ("NVIDIA A100-SXM4-80GB", 312),
+        ("NVIDIA L40S", 362),
+        ("NVIDIA L4", 121),
+    ],
 )
 def test_known_devices_have_their_peak(kind, tera):
     assert peak_flops(Device(kind)) == tera * 1e12

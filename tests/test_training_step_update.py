@@ -1,4 +1,6 @@
-"""The train step: the same on every mesh and however the batch is cut, safe against non-finite values, and no slower for it."""
+"""The train step: the same on every mesh and however the batch is cut, safe against non-finite values, and no slower
+for it.
+"""
 
 import dataclasses
 import functools
@@ -9,7 +11,7 @@ import numpy as np
 import optax
 import pytest
 
-from diversity_jax.errors import InputError
+from diversity_jax.core.errors import InputError
 from diversity_jax.model import MeshConfig, logits, make_mesh
 from diversity_jax.training.optimizer import OptimizerConfig
 from diversity_jax.training.step import TrainState, make_eval_step, make_train_step, state_shardings
@@ -65,7 +67,9 @@ def plain_steps(steps, batch, clip=1.0):
 
     def objective(params):
         scores = logits(small_config(attention="reference"), params, batch["tokens"][:, :-1])
-        return (optax.softmax_cross_entropy_with_integer_labels(scores, batch["tokens"][:, 1:]) * mask).sum() / mask.sum()
+        return (
+            optax.softmax_cross_entropy_with_integer_labels(scores, batch["tokens"][:, 1:]) * mask
+        ).sum() / mask.sum()
 
     gradient = jax.jit(jax.value_and_grad(objective))
     optimizer = optax.inject_hyperparams(optax.adamw)(1.0, 0.9, 0.95, weight_decay=0.1, mask=decay)
@@ -84,7 +88,9 @@ def test_it_equals_training_written_from_scratch(batch):
     state, metrics = run(4, batch)
     params, loss, norm, rate = plain_steps(4, batch)
     assert_close(state.params, params, 2e-5)
-    assert [metrics[name] for name in ("loss", "gradient_norm", "learning_rate")] == pytest.approx([loss, norm, rate], rel=1e-4)
+    assert [metrics[name] for name in ("loss", "gradient_norm", "learning_rate")] == pytest.approx(
+        [loss, norm, rate], rel=1e-4
+    )
     assert (int(state.step), int(state.skipped), metrics["applied"]) == (4, 0, 1)
 
 
@@ -105,7 +111,11 @@ def test_state_is_born_where_it_belongs():
     init, step = make_train_step(small_config(), OPTIMIZER, mesh)
     state = init(jax.random.key(0))
     _, places = state_shardings(small_config(), OPTIMIZER, mesh)
-    jax.tree.map(lambda leaf, place: leaf.sharding.is_equivalent_to(place, leaf.ndim) or pytest.fail(str(leaf.sharding)), state, places)
+    jax.tree.map(
+        lambda leaf, place: leaf.sharding.is_equivalent_to(place, leaf.ndim) or pytest.fail(str(leaf.sharding)),
+        state,
+        places,
+    )
     moment = state.opt_state[1].mu["blocks"]["mlp"]["gate"]
     assert moment.sharding.shard_shape(moment.shape) == (2, 8, 24)
     assert step.mesh is mesh
@@ -151,10 +161,14 @@ def test_after_a_skipped_step_training_goes_on_as_if_it_had_not_been(batch):
     poisoned, _ = step(poisoned, batch)
     good = jax.device_get(poisoned.params)
     broken = jax.tree.map(lambda x: x * np.float32(np.nan), good)
-    poisoned = dataclasses.replace(poisoned, params=jax.device_put(broken, jax.tree.map(lambda x: x.sharding, poisoned.params)))
+    poisoned = dataclasses.replace(
+        poisoned, params=jax.device_put(broken, jax.tree.map(lambda x: x.sharding, poisoned.params))
+    )
     poisoned, metrics = step(poisoned, batch)
     assert metrics["applied"] == 0
-    poisoned = dataclasses.replace(poisoned, params=jax.device_put(good, jax.tree.map(lambda x: x.sharding, poisoned.params)))
+    poisoned = dataclasses.replace(
+        poisoned, params=jax.device_put(good, jax.tree.map(lambda x: x.sharding, poisoned.params))
+    )
     state, _ = step(state, batch)
     poisoned, _ = step(poisoned, batch)
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(state.params), jax.device_get(poisoned.params))
@@ -193,7 +207,9 @@ def test_dropout_repeats_by_step_and_seed(batch):
 def test_lowering_needs_shapes_only(batch):
     mesh, step = step_of(MeshConfig(fsdp=4, tensor=2))
     shapes, places = state_shardings(small_config(), OPTIMIZER, mesh)
-    shapes = jax.tree.map(lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), shapes, places)
+    shapes = jax.tree.map(
+        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), shapes, places
+    )
     text = step.lower(shapes, {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in batch.items()}).as_text()
     assert "sdy.mesh" in text or "sharding" in text
     assert isinstance(shapes, TrainState)

@@ -9,7 +9,7 @@ import sys
 
 import jax
 
-from diversity_jax.errors import InputError
+from diversity_jax.core.errors import InputError
 
 
 def main(folder: str, steps: str, process_id: str = "0", processes: str = "1", port: str = "") -> None:
@@ -18,12 +18,14 @@ def main(folder: str, steps: str, process_id: str = "0", processes: str = "1", p
     from diversity_jax.mixtures.mixture import Mixture
     from diversity_jax.model import LLAMA, MeshConfig
     from diversity_jax.training.checkpoint import Checkpoints
+    from diversity_jax.training.config import TrainConfig
     from diversity_jax.training.distributed import DistributedConfig, start
     from diversity_jax.training.loop import train
     from diversity_jax.training.optimizer import OptimizerConfig
-    from diversity_jax.training.settings import TrainConfig
 
-    model = LLAMA["llama_tiny"](num_layers=1, hidden_size=32, intermediate_size=64, num_heads=2, dropout=0.1, attention="xla")
+    model = LLAMA["llama_tiny"](
+        num_layers=1, hidden_size=32, intermediate_size=64, num_heads=2, dropout=0.1, attention="xla"
+    )
     config = TrainConfig(
         steps=int(steps),
         batch_size=4,
@@ -37,14 +39,23 @@ def main(folder: str, steps: str, process_id: str = "0", processes: str = "1", p
     output = Path(folder) / "run"
     try:
         if int(processes) > 1:
-            start(DistributedConfig(coordinator=f"localhost:{port}", num_processes=int(processes), process_id=int(process_id)))
+            start(
+                DistributedConfig(
+                    coordinator=f"localhost:{port}", num_processes=int(processes), process_id=int(process_id)
+                )
+            )
         result = train(Mixture.load(folder), model, optimizer, config, MeshConfig(), output)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     if process_id == "0":
         checkpoints = Checkpoints(output / "checkpoints") if processes == "1" else None
-        print("finished", result.steps, result.interrupted, checkpoints.info(result.steps)["fingerprint"] if checkpoints else "")
+        print(
+            "finished",
+            result.steps,
+            result.interrupted,
+            checkpoints.info(result.steps)["fingerprint"] if checkpoints else "",
+        )
 
 
 if __name__ == "__main__":

@@ -3,16 +3,19 @@
     python -m diversity_jax.mixtures.build --config configs/mixtures/small.py
     python -m diversity_jax.mixtures.show runs/mixtures/small
 
-Hardware: any machine with 2 cores and 3 GB of memory; no accelerator, no network, no LLM. About a minute, once the installed
+Hardware: any machine with 2 cores and 3 GB of memory; no accelerator, no network, no LLM. About a minute, once the
+  installed
 packages have been read.
-Expected: `few_topics` is rejected (far below a quarter of the real text's effective clusters), and `many_topics` gets its share.
+Expected: `few_topics` is rejected (far below a quarter of the real text's effective clusters), and `many_topics` gets
+  its share.
 """
 
 from diversity_jax.cluster_agent import AgentConfig
-from diversity_jax.config import BuildConfig, GrammarComponent
 from diversity_jax.corpus import CorpusConfig
-from diversity_jax.mixtures.component import Component, GatePolicy, MixtureConfig
-from diversity_jax.synthesis.grammar import GrammarConfig
+from diversity_jax.mixtures.build_config import BuildConfig
+from diversity_jax.mixtures.config import Component, GatePolicy, MixtureConfig
+from diversity_jax.synthesis.config import GrammarComponent
+from diversity_jax.synthesis.demo_grammar import GrammarConfig
 
 OUTPUT = "runs/mixtures/small"
 TEXT = "runs/mixtures/text"
@@ -25,8 +28,18 @@ def get_config() -> BuildConfig:
         mixture=MixtureConfig(
             name="small",
             components=(
-                Component(name="prose", kind="real", corpus=CorpusConfig(source="installed_docs:prose", max_documents=2000), share=3),
-                Component(name="code", kind="real", corpus=CorpusConfig(source="installed_docs:code", max_documents=500), share=1),
+                Component(
+                    name="prose",
+                    kind="real",
+                    corpus=CorpusConfig(source="installed_docs:prose", max_documents=2000),
+                    share=3,
+                ),
+                Component(
+                    name="code",
+                    kind="real",
+                    corpus=CorpusConfig(source="installed_docs:code", max_documents=500),
+                    share=1,
+                ),
                 Component(name="many_topics", kind="synthetic", corpus=f"{TEXT}/many_topics.jsonl.gz", policy=GATE),
                 Component(name="few_topics", kind="synthetic", corpus=f"{TEXT}/few_topics.jsonl.gz", policy=GATE),
             ),

@@ -5,13 +5,15 @@
         --config.recipe.score.judge=offline --config.only="setting=base|K 5|K 15|K 20|N 100|N 1000"        (no LLM: minutes on any CPU)
 
 Nothing is trained. Data: documents of the Topic template over 300,000 topics (data/topic), and hand-written criteria
-(data/criteria.json). Judges: OPENAI_API_KEY, and for Llama an OpenAI-compatible server on 127.0.0.1:8000. Hardware: any CPU.
-Expected: the paper's cluster scores stand beside ours on the page; effective clusters should not move with K, N, J and M.
+(data/criteria.json). Judges: OPENAI_API_KEY, and for Llama an OpenAI-compatible server on 127.0.0.1:8000. Hardware: any
+  CPU.
+Expected: the paper's cluster scores stand beside ours on the page; effective clusters should not move with K, N, J and
+  M.
 """
 
 from diversity_jax.cluster_agent import AgentConfig
-from diversity_jax.score_config import ScoreConfig
-from diversity_jax.study.recipe import Factor, Level, Recipe, StudyConfig
+from diversity_jax.scoring.config import ScoreConfig
+from diversity_jax.study.config import Factor, Level, Recipe, StudyConfig
 
 
 def _level(name: str, published: float | None, **fields: object) -> Level:
@@ -21,17 +23,30 @@ def _level(name: str, published: float | None, **fields: object) -> Level:
 
 LEVELS = (
     _level("base", 3.99),
-    *(_level(f"K {k}", score, score__agent__samples_per_grouping=k) for k, score in ((5, 5.12), (15, 3.48), (20, 3.13))),
+    *(
+        _level(f"K {k}", score, score__agent__samples_per_grouping=k)
+        for k, score in ((5, 5.12), (15, 3.48), (20, 3.13))
+    ),
     *(_level(f"N {n}", score, score__agent__groupings=n) for n, score in ((100, 4.15), (1000, 3.71), (10_000, 4.02))),
     _level("J 3", None, score__agent__samples_per_proposal=3),
     _level("J 10", None, score__agent__samples_per_proposal=10),
     _level("M 5 x 10", None, score__agent__proposals=10),
     _level("M 5 x 40", None, score__agent__proposals=40),
-    _level("hand-written criteria, no second look", 2.67, score__agent__criteria="data/criteria.json", score__agent__verify=False),
+    _level(
+        "hand-written criteria, no second look",
+        2.67,
+        score__agent__criteria="data/criteria.json",
+        score__agent__verify=False,
+    ),
     _level("no second look", 3.74, score__agent__verify=False),
     _level("GPT-3.5", 3.83, score__judge="openai:gpt-3.5-turbo"),
     _level("GPT-4o", 3.92, score__judge="openai:gpt-4o"),
-    _level("Llama-3.1", 3.76, score__judge="openai:meta-llama/Llama-3.1-8B-Instruct", score__judge_base_url="http://127.0.0.1:8000/v1"),
+    _level(
+        "Llama-3.1",
+        3.76,
+        score__judge="openai:meta-llama/Llama-3.1-8B-Instruct",
+        score__judge_base_url="http://127.0.0.1:8000/v1",
+    ),
 )
 
 

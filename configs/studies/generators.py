@@ -1,15 +1,17 @@
-"""The paper's models experiment: who writes, four models and all of them mixed, weighted to 5 B synthetic tokens beside 34 B real.
+"""The paper's models experiment: who writes, four models and all of them mixed, weighted to 5 B synthetic tokens beside
+34 B real.
 
     python -m diversity_jax.study --config configs/studies/generators.py --config.dry_run=True
 
-Data, keys and hardware: as configs/studies/topics_by_generations.py; the two open models are asked at an OpenAI-compatible server on
+Data, keys and hardware: as configs/studies/topics_by_generations.py; the two open models are asked at an
+  OpenAI-compatible server on
 127.0.0.1:8000 (vLLM).
 Expected: the paper finds stronger generators and the mix more diverse, and better. Not run here at this size.
 """
 
 from configs.studies.topics_by_generations import recipe, study
-from diversity_jax.study.recipe import Factor, Level, StudyConfig
-from diversity_jax.synthesis.settings import GeneratorConfig
+from diversity_jax.study.config import Factor, Level, StudyConfig
+from diversity_jax.synthesis.config import GeneratorConfig
 
 SERVER = "http://127.0.0.1:8000/v1"
 GENERATORS = {
@@ -23,4 +25,8 @@ GENERATORS = {
 def get_config() -> StudyConfig:
     everyone = {**GENERATORS, "mixed": tuple(one for group in GENERATORS.values() for one in group)}
     levels = tuple(Level(name=name, set={"generate.generators": group}) for name, group in everyone.items())
-    return study("generators", (Factor(name="generator", levels=levels),), recipe(synthetic_tokens_b=5, templates=("topic_styles",)))
+    return study(
+        "generators",
+        (Factor(name="generator", levels=levels),),
+        recipe(synthetic_tokens_b=5, templates=("topic_styles",)),
+    )

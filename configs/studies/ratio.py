@@ -1,15 +1,19 @@
-"""The paper's ratio experiment: one set of Topic Styles Persona text as effectively 1, 5, 10, 20, 34 or 50 B tokens beside 34 B real.
+"""The paper's ratio experiment: one set of Topic Styles Persona text as effectively 1, 5, 10, 20, 34 or 50 B tokens
+beside 34 B real.
 
     python -m diversity_jax.study --config configs/studies/ratio.py --config.dry_run=True
 
 Data, keys and hardware: as configs/studies/topics_by_generations.py. The synthetic text is generated and scored once.
-Expected: the paper's accuracy rises up to about 20 B and falls past 34 B; the page fits where it levels off. Not run here at this size.
+Expected: the paper's accuracy rises up to about 20 B and falls past 34 B; the page fits where it levels off. Not run
+  here at this size.
 """
 
 from configs.studies.topics_by_generations import recipe, study
-from diversity_jax.study.recipe import Factor, Level, StudyConfig
+from diversity_jax.study.config import Factor, Level, StudyConfig
 
 
 def get_config() -> StudyConfig:
     levels = tuple(Level(name=b, set={"build.mixture.real_to_synthetic": (34, b)}) for b in (1, 5, 10, 20, 34, 50))
-    return study("ratio", (Factor(name="synthetic tokens (B)", levels=levels),), recipe(templates=("topic_styles_persona",)))
+    return study(
+        "ratio", (Factor(name="synthetic tokens (B)", levels=levels),), recipe(templates=("topic_styles_persona",))
+    )

@@ -3,8 +3,8 @@
     python -m diversity_jax.study --config configs/studies/smoke.py
     python -m diversity_jax.study --config configs/studies/smoke.py --config.output_dir=gs://BUCKET/smoke        (tries a bucket)
 
-Models of 20,000 parameters see 10,000 tokens, and are trained a second time as if fine-tuned: nothing can be learnt from the outcome.
-scripts/kill_study.py kills it at random moments and compares pages.
+Models of 20,000 parameters see 10,000 tokens, and are trained a second time as if fine-tuned: nothing can be learnt
+from the outcome. scripts/checks/kill_study.py kills it at random moments and compares pages.
 
 Hardware: one core, 2 GB of memory; no accelerator, no network, no LLM. Takes 35 processor seconds.
 """
@@ -14,10 +14,10 @@ from dataclasses import replace
 from configs.studies import tiny
 from diversity_jax.cluster_agent import AgentConfig
 from diversity_jax.corpus import CorpusConfig
-from diversity_jax.evaluation.settings import ModelSource
+from diversity_jax.evaluation.config import ModelSource
 from diversity_jax.model import LLAMA
-from diversity_jax.study.recipe import Factor, Level, StudyConfig
-from diversity_jax.synthesis.grammar import GrammarConfig
+from diversity_jax.study.config import Factor, Level, StudyConfig
+from diversity_jax.synthesis.demo_grammar import GrammarConfig
 
 DOCUMENTS = 200
 PREDICTORS = ("effective_clusters", "metrics.ngram_diversity")
@@ -29,8 +29,14 @@ def get_config() -> StudyConfig:
     made = replace(base.generate.grammar[0], grammar=GrammarConfig(topics=20, documents=DOCUMENTS))
     prose = replace(base.build.mixture.components[0], corpus=CorpusConfig(source=tiny.PROSE, max_documents=DOCUMENTS))
     mixture = replace(base.build.mixture, components=(prose, base.build.mixture.components[1]))
-    model = LLAMA["llama_tiny"](vocab_size=384, hidden_size=32, intermediate_size=64, num_layers=1, num_heads=2, max_length=128)
-    train = replace(base.train, model=model, train=replace(base.train.train, steps=10, log_every=5, checkpoint_every=5, eval_batches=1))
+    model = LLAMA["llama_tiny"](
+        vocab_size=384, hidden_size=32, intermediate_size=64, num_layers=1, num_heads=2, max_length=128
+    )
+    train = replace(
+        base.train,
+        model=model,
+        train=replace(base.train.train, steps=10, log_every=5, checkpoint_every=5, eval_batches=1),
+    )
     evaluate = replace(base.evaluate, out_of_distribution=())
     recipe = replace(
         base,
@@ -43,7 +49,9 @@ def get_config() -> StudyConfig:
         sft=replace(train, train=replace(train.train, init_from="{train}", steps=5)),
         evaluate_sft=replace(evaluate, model=ModelSource(checkpoint="{sft}")),
     )
-    topics = Factor(name="topics", levels=tuple(Level(name=n, set={"generate.grammar[0].grammar.topics": n}) for n in (3, 20, 60)))
+    topics = Factor(
+        name="topics", levels=tuple(Level(name=n, set={"generate.grammar[0].grammar.topics": n}) for n in (3, 20, 60))
+    )
     return replace(
         study,
         name="smoke",

@@ -1,10 +1,13 @@
-"""The paper's prompts experiment: four templates over 620,000 topics, two Cosmopedias and no synthetic text at all, beside 34 B real.
+"""The paper's prompts experiment: four templates over 620,000 topics, two Cosmopedias and no synthetic text at all,
+beside 34 B real.
 
     python -m diversity_jax.study --config configs/studies/templates.py --config.dry_run=True
 
-Synthetic tokens count as 20 B. Data, keys and hardware: as configs/studies/topics_by_generations.py, and data/cosmopedia_v0.1 and
+Synthetic tokens count as 20 B. Data, keys and hardware: as configs/studies/topics_by_generations.py, and
+  data/cosmopedia_v0.1 and
 data/cosmopedia_v0.2 as JSONL; the levels that write nothing need no generator.
-Expected: the paper ranks Topic < Topic Styles < Multi-Topic Styles Persona < Topic Styles Persona in diversity and, fine-tuned, in
+Expected: the paper ranks Topic < Topic Styles < Multi-Topic Styles Persona < Topic Styles Persona in diversity and,
+  fine-tuned, in
 accuracy; its figures stand beside ours on the page. Not run here at this size.
 """
 
@@ -13,9 +16,14 @@ from dataclasses import replace
 from configs.mixtures.paper_4_to_1 import REAL
 from configs.studies.topics_by_generations import recipe, study
 from diversity_jax.evaluation.results import PAPER_AVERAGES
-from diversity_jax.study.recipe import Factor, Level, StudyConfig
+from diversity_jax.study.config import Factor, Level, StudyConfig
 
-_STAGES = ("350M pre-trained", "350M fine-tuned", "1.4B pre-trained", "1.4B fine-tuned")  # as PAPER_AVERAGES orders them
+_STAGES = (
+    "350M pre-trained",
+    "350M fine-tuned",
+    "1.4B pre-trained",
+    "1.4B fine-tuned",
+)  # as PAPER_AVERAGES orders them
 _TEMPLATES = {
     "topic": "Topic",
     "topic_styles": "Topic Styles",
@@ -25,7 +33,10 @@ _TEMPLATES = {
 
 
 def _published(name: str) -> dict[str, float]:
-    return {f"{stage} accuracy": percent / 100 for stage, percent in zip(_STAGES, PAPER_AVERAGES.get(name, ()), strict=False)}
+    return {
+        f"{stage} accuracy": percent / 100
+        for stage, percent in zip(_STAGES, PAPER_AVERAGES.get(name, ()), strict=False)
+    }
 
 
 def _template(name: str) -> Level:

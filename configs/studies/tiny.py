@@ -2,27 +2,31 @@
 
     python -m diversity_jax.study --config configs/studies/tiny.py
 
-Topics (4, 40, 400) x documents written over them (500, 4000) x real:synthetic ratio in tokens (4:1, 1:1). A seeded grammar writes
-the synthetic text; the real text is prose found in the installed packages. Outcomes: choosing the right continuation among four in
-prose that no model saw, and the loss on held-out prose and on Python code.
+Topics (4, 40, 400) x documents written over them (500, 4000) x real:synthetic ratio in tokens (4:1, 1:1). A seeded
+grammar writes the synthetic text; the real text is prose found in the installed packages. Outcomes: choosing the right
+continuation among four in prose that no model saw, and the loss on held-out prose and on Python code.
 
-Hardware: 2 cores, 6 GB of memory; no accelerator, no network, no LLM. Takes 9 min 43 s on 2 quiet cores (19 processor minutes),
-and 17 seconds again. Result: more synthetic text costs bits on code; whether diversity changes accuracy is not decided at this
+Hardware: 2 cores, 6 GB of memory; no accelerator, no network, no LLM. Takes 9 min 43 s on 2 quiet cores (19 processor
+  minutes),
+and 17 seconds again. Result: more synthetic text costs bits on code; whether diversity changes accuracy is not decided
+  at this
 size. docs/study.md has the figures.
 """
 
 from diversity_jax.cluster_agent import AgentConfig
-from diversity_jax.config import BuildConfig, Config, GenerateConfig, GrammarComponent
 from diversity_jax.corpus import CorpusConfig
+from diversity_jax.evaluation.config import EvaluateConfig, HeldOutCorpus, ModelSource
 from diversity_jax.evaluation.continuations import ContinuationsConfig
-from diversity_jax.evaluation.settings import EvaluateConfig, HeldOutCorpus, ModelSource
-from diversity_jax.mixtures.component import Component, GatePolicy, MixtureConfig
+from diversity_jax.mixtures.build_config import BuildConfig
+from diversity_jax.mixtures.config import Component, GatePolicy, MixtureConfig
 from diversity_jax.model import LLAMA
-from diversity_jax.score_config import ScoreConfig
-from diversity_jax.study.recipe import Factor, Level, Recipe, StudyConfig
-from diversity_jax.synthesis.grammar import GrammarConfig
+from diversity_jax.scoring.config import ScoreConfig
+from diversity_jax.study.config import Factor, Level, Recipe, StudyConfig
+from diversity_jax.synthesis.config import GenerateConfig, GrammarComponent
+from diversity_jax.synthesis.demo_grammar import GrammarConfig
+from diversity_jax.training.config import TrainConfig
 from diversity_jax.training.optimizer import OptimizerConfig
-from diversity_jax.training.settings import TrainConfig
+from diversity_jax.training.run_config import Config
 
 OUTPUT = "runs/studies/tiny"
 TRAINED = 3000  # documents of real prose the models see; the questions are made of later ones
@@ -34,8 +38,14 @@ def get_config() -> StudyConfig:
         name="tiny",
         output_dir=OUTPUT,
         factors=(
-            Factor(name="topics", levels=tuple(Level(name=n, set={"generate.grammar[0].grammar.topics": n}) for n in (4, 40, 400))),
-            Factor(name="documents", levels=tuple(Level(name=n, set={"generate.grammar[0].grammar.documents": n}) for n in (500, 4000))),
+            Factor(
+                name="topics",
+                levels=tuple(Level(name=n, set={"generate.grammar[0].grammar.topics": n}) for n in (4, 40, 400)),
+            ),
+            Factor(
+                name="documents",
+                levels=tuple(Level(name=n, set={"generate.grammar[0].grammar.documents": n}) for n in (500, 4000)),
+            ),
             Factor(
                 name="real:synthetic",
                 levels=(
@@ -46,11 +56,20 @@ def get_config() -> StudyConfig:
         ),
         seeds=(0, 1),
         processes=2,
-        predictors=("effective_clusters", "metrics.self_repetition", "metrics.ngram_diversity", "metrics.compression_ratio_gzip"),
+        predictors=(
+            "effective_clusters",
+            "metrics.self_repetition",
+            "metrics.ngram_diversity",
+            "metrics.compression_ratio_gzip",
+        ),
         controls=("length",),
         recipe=Recipe(
-            benchmark=ContinuationsConfig(output_dir="", corpus=CorpusConfig(source=PROSE), skip_documents=TRAINED, items=200),
-            generate=GenerateConfig(grammar=(GrammarComponent(path="{output}/text.jsonl.gz", grammar=GrammarConfig()),)),
+            benchmark=ContinuationsConfig(
+                output_dir="", corpus=CorpusConfig(source=PROSE), skip_documents=TRAINED, items=200
+            ),
+            generate=GenerateConfig(
+                grammar=(GrammarComponent(path="{output}/text.jsonl.gz", grammar=GrammarConfig()),)
+            ),
             score=ScoreConfig(
                 corpus="{generate}/text.jsonl.gz",
                 agent=AgentConfig(groupings=500, samples_per_grouping=10),
@@ -62,7 +81,12 @@ def get_config() -> StudyConfig:
                     name="tiny_study",
                     components=(
                         Component(name="prose", kind="real", corpus=CorpusConfig(source=PROSE, max_documents=TRAINED)),
-                        Component(name="made", kind="synthetic", corpus="{generate}/text.jsonl.gz", policy=GatePolicy(ungated=True)),
+                        Component(
+                            name="made",
+                            kind="synthetic",
+                            corpus="{generate}/text.jsonl.gz",
+                            policy=GatePolicy(ungated=True),
+                        ),
                     ),
                     real_to_synthetic=(4, 1),
                     vocabulary="bytes",
@@ -77,7 +101,9 @@ def get_config() -> StudyConfig:
                 prepared="{build}",
                 model=LLAMA["llama_tiny"](vocab_size=384, max_length=128),
                 optimizer=OptimizerConfig(learning_rate=3e-3, warmup_steps=20),
-                train=TrainConfig(steps=160, batch_size=8, log_every=40, checkpoint_every=160, eval_batches=8, tensorboard=False),
+                train=TrainConfig(
+                    steps=160, batch_size=8, log_every=40, checkpoint_every=160, eval_batches=8, tensorboard=False
+                ),
             ),
             evaluate=EvaluateConfig(
                 model=ModelSource(checkpoint="{train}"),
@@ -85,7 +111,9 @@ def get_config() -> StudyConfig:
                 data_dir="{benchmark}",
                 batch_size=32,
                 held_out=True,
-                out_of_distribution=(HeldOutCorpus(name="code", corpus=CorpusConfig(source="installed_docs:code", max_documents=20)),),
+                out_of_distribution=(
+                    HeldOutCorpus(name="code", corpus=CorpusConfig(source="installed_docs:code", max_documents=20)),
+                ),
             ),
         ),
     )

@@ -1,14 +1,19 @@
-"""The paper's distribution experiment: 100,000 and 300,000 topics x 10, 20 and 30 generations each, as 4.5 B tokens beside 34 B real.
+"""The paper's distribution experiment: 100,000 and 300,000 topics x 10, 20 and 30 generations each, as 4.5 B tokens
+beside 34 B real.
 
     python -m diversity_jax.study --config configs/studies/topics_by_generations.py --config.dry_run=True     (what it would take)
     python -m diversity_jax.study --config configs/studies/topics_by_generations.py --config.output_dir=/nfs/topics_by_generations
     python -m diversity_jax.study --config configs/studies/topics_by_generations.py --config.only="model=350M"
 
-Every recipe is pre-trained, judged, fine-tuned and judged again, at 350M and 1.4B; --config.only="model=7B" goes beyond the paper.
-Data: as configs/mixtures/paper_4_to_1.py and configs/sft_350m.py, and data/topics.txt (slash paths) for the topics. Generator and judge:
-OPENAI_API_KEY and GEMINI_API_KEY. Hardware: 8 H100 or H200 or a TPU slice a worker; any number of workers may run the same command on one
+Every recipe is pre-trained, judged, fine-tuned and judged again, at 350M and 1.4B; --config.only="model=7B" goes beyond
+the paper.
+Data: as configs/mixtures/paper_4_to_1.py and configs/sft_350m.py, and data/topics.txt (slash paths) for the topics.
+  Generator and judge:
+OPENAI_API_KEY and GEMINI_API_KEY. Hardware: 8 H100 or H200 or a TPU slice a worker; any number of workers may run the
+  same command on one
 shared folder (scripts/launch). What it takes: docs/study.md.
-Expected: the paper finds more topics more diverse and better, and 20 generations better than 30. Not run here at this size.
+Expected: the paper finds more topics more diverse and better, and 20 generations better than 30. Not run here at this
+  size.
 """
 
 from dataclasses import replace
@@ -16,12 +21,13 @@ from dataclasses import replace
 from configs import llama_1p4b, llama_7b, llama_350m, sft_1p4b, sft_350m
 from configs.mixtures.paper_4_to_1 import REAL
 from diversity_jax.cluster_agent import AgentConfig
-from diversity_jax.config import BuildConfig, Config, GenerateConfig
-from diversity_jax.evaluation.settings import EvaluateConfig, ModelSource
-from diversity_jax.mixtures.component import Component, GatePolicy, MixtureConfig
-from diversity_jax.score_config import ScoreConfig
-from diversity_jax.study.recipe import Factor, Level, Recipe, StudyConfig
-from diversity_jax.synthesis.settings import GeneratorConfig, GridConfig, PersonasConfig, TopicsConfig
+from diversity_jax.evaluation.config import EvaluateConfig, ModelSource
+from diversity_jax.mixtures.build_config import BuildConfig
+from diversity_jax.mixtures.config import Component, GatePolicy, MixtureConfig
+from diversity_jax.scoring.config import ScoreConfig
+from diversity_jax.study.config import Factor, Level, Recipe, StudyConfig
+from diversity_jax.synthesis.config import GenerateConfig, GeneratorConfig, GridConfig, PersonasConfig, TopicsConfig
+from diversity_jax.training.run_config import Config
 
 JUDGE = "gemini:gemini-2.5-flash"
 BASELINES = ("context_length_words", "self_repetition", "ngram_diversity", "compression_ratio_gzip")
@@ -45,7 +51,9 @@ MODEL = Factor(
 
 
 def recipe(synthetic_tokens_b: float = 4.5, templates: tuple[str, ...] = ("topic",), topics: int = 620_000) -> Recipe:
-    """Generate, score, mix with 34 B real tokens, pre-train, judge on the paper's eight benchmarks, fine-tune and judge again."""
+    """Generate, score, mix with 34 B real tokens, pre-train, judge on the paper's eight benchmarks, fine-tune and judge
+    again.
+    """
     tuning = sft_350m.get_config()
     return Recipe(
         generate=GenerateConfig(
@@ -55,13 +63,19 @@ def recipe(synthetic_tokens_b: float = 4.5, templates: tuple[str, ...] = ("topic
             generators=(GeneratorConfig(model="openai:gpt-4o"),),
         ),
         score=ScoreConfig(
-            corpus=MADE, judge=JUDGE, agent=AgentConfig(groupings=5000, samples_per_grouping=10), metrics=",".join(BASELINES)
+            corpus=MADE,
+            judge=JUDGE,
+            agent=AgentConfig(groupings=5000, samples_per_grouping=10),
+            metrics=",".join(BASELINES),
         ),
         build=BuildConfig(
             output_dir="",
             mixture=MixtureConfig(
                 name="paper_study",
-                components=(*REAL, Component(name="made", kind="synthetic", corpus=MADE, policy=GatePolicy(ungated=True))),
+                components=(
+                    *REAL,
+                    Component(name="made", kind="synthetic", corpus=MADE, policy=GatePolicy(ungated=True)),
+                ),
                 real_to_synthetic=(34, synthetic_tokens_b),
                 vocabulary="tokenizers/codegen",
                 sequence_length=llama_350m.SEQUENCE_LENGTH,
@@ -90,8 +104,11 @@ def study(name: str, factors: tuple[Factor, ...], base: Recipe) -> StudyConfig:
 
 
 def get_config() -> StudyConfig:
-    topics = Factor(name="topics", levels=tuple(Level(name=n, set={"generate.topics.limit": n}) for n in (100_000, 300_000)))
+    topics = Factor(
+        name="topics", levels=tuple(Level(name=n, set={"generate.topics.limit": n}) for n in (100_000, 300_000))
+    )
     generations = Factor(
-        name="generations per topic", levels=tuple(Level(name=n, set={"generate.grid.generations_per_topic": n}) for n in (10, 20, 30))
+        name="generations per topic",
+        levels=tuple(Level(name=n, set={"generate.grid.generations_per_topic": n}) for n in (10, 20, 30)),
     )
     return study("topics_by_generations", (topics, generations), recipe())

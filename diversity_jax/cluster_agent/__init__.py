@@ -1,26 +1,27 @@
 """Measures how diverse a corpus is by letting a judge group small random samples of it, with intervals that hold."""
 
-from diversity_jax.cluster_agent.agent import (
+from diversity_jax.cluster_agent.config import AgentConfig
+from diversity_jax.cluster_agent.cost_forecast import pilot_calls, pilot_calls_async, plan_calls, plan_calls_async
+from diversity_jax.cluster_agent.criteria import Criteria, load_criteria
+from diversity_jax.cluster_agent.draws import Draws, score_draws, score_draws_async
+from diversity_jax.cluster_agent.estimators import Estimate
+from diversity_jax.cluster_agent.injection_audit import Audit, audit, audit_async
+from diversity_jax.cluster_agent.llm import LlmJudge
+from diversity_jax.cluster_agent.offline import OfflineJudge
+from diversity_jax.cluster_agent.propose import propose_criteria
+from diversity_jax.cluster_agent.score import (
+    Progress,
     score_corpora,
     score_corpora_async,
     score_corpus,
     score_corpus_async,
+    score_key,
     score_until_decided,
     score_until_decided_async,
 )
-from diversity_jax.cluster_agent.audit import Audit, audit, audit_async
-from diversity_jax.cluster_agent.criteria import Criteria, load_criteria
-from diversity_jax.cluster_agent.draws import Draws, score_draws, score_draws_async
-from diversity_jax.cluster_agent.estimators import Estimate
-from diversity_jax.cluster_agent.forecast import pilot_calls, pilot_calls_async, plan_calls, plan_calls_async
-from diversity_jax.cluster_agent.judge import Answer, Judge, Task
-from diversity_jax.cluster_agent.llm_judge import LlmJudge
-from diversity_jax.cluster_agent.offline import OfflineJudge
-from diversity_jax.cluster_agent.proposing import propose_criteria
 from diversity_jax.cluster_agent.scorecard import Scorecard, compare, drift
-from diversity_jax.cluster_agent.scoring_run import Progress, score_key
-from diversity_jax.cluster_agent.sequential import Comparison
-from diversity_jax.cluster_agent.settings import AgentConfig
+from diversity_jax.cluster_agent.sequential_test import Comparison
+from diversity_jax.cluster_agent.types import Answer, Judge, Task
 
 __all__ = [
     "AgentConfig",

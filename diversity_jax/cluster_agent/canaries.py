@@ -1,17 +1,27 @@
 """Planted samples whose right grouping is known: a copy of a shown sample, and a text that is foreign to it.
 
-The copy belongs with its original and the foreign text does not, whatever the criteria. A grouping that gets either wrong was not
-made by reading (a judge out of its depth, or a document that told it to split or to merge everything) and is discarded. Over all
-groupings the two rates measure the judge. Planted samples never enter a figure: the partition is counted without them.
+The copy belongs with its original and the foreign text does not, whatever the criteria. A grouping that gets either
+wrong was not made by reading (a judge out of its depth, or a document that told it to split or to merge everything) and
+is discarded. Over all groupings the two rates measure the judge. Planted samples never enter a figure: the partition is
+counted without them.
+
+What a judge's own mistakes do to the score: false merges set a ceiling, and both kinds can be corrected for.
+
+A judge that merges two unrelated samples with probability a and splits two alike ones with probability b gives
+E[T] = theta (1 - b) + (1 - theta) a. However diverse the corpus, T stays above a: nothing above 1 / a can be told
+apart.
 """
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
+import math
 import random
 import re
+from typing import Any
 
-from diversity_jax.cluster_agent.judge import Cluster, Sample
-from diversity_jax.cluster_agent.texts import child_seed
+from diversity_jax.cluster_agent.estimators import Estimate, Groupings, collision
+from diversity_jax.cluster_agent.text_cleaning import child_seed
+from diversity_jax.cluster_agent.types import Cluster, Sample
 
 _WORD = re.compile(r"[^\W\d_]{4,}")
 _LOOKED_AT_CHARACTERS = 600  # of a text, to choose what is foreign to it
@@ -19,29 +29,43 @@ _LOOKED_AT_CHARACTERS = 600  # of a text, to choose what is foreign to it
 FOREIGN = "canary"  # the document that planted foreign texts are said to be from
 # Subjects far apart, so that whatever a corpus is about at least one of them is foreign to it.
 FOREIGN_TEXTS = (
-    "The bellows of the old accordion had cracked along two folds, and the leather gaskets under the treble pallets leaked air. She "
-    "warmed the reed wax over a spirit lamp, lifted out the plates one by one, and filed the tongues until the chord rang true again.",
-    "Low tide uncovers the mussel beds for about three hours. Limpets seal themselves to the granite, beadlet anemones fold into red "
+    "The bellows of the old accordion had cracked along two folds, and the leather gaskets under the treble pallets "
+    "leaked air. She "
+    "warmed the reed wax over a spirit lamp, lifted out the plates one by one, and filed the tongues until the chord "
+    "rang true again.",
+    "Low tide uncovers the mussel beds for about three hours. Limpets seal themselves to the granite, beadlet "
+    "anemones fold into red "
     "buttons, and in the deepest pool a blenny waits beneath bladder wrack for the water to come back.",
-    "Warp threads are wound onto the back beam under even tension, then threaded through the heddles from the centre outwards. For a "
+    "Warp threads are wound onto the back beam under even tension, then threaded through the heddles from the centre "
+    "outwards. For a "
     "herringbone, lift the shafts one, two, three, four and turn; beat the weft lightly or the wool will felt.",
-    "The goalkeeper punched the corner clear, the winger carried it forty metres down the touchline, and the late substitute headed "
-    "in at the near post. Two minutes of stoppage time later the cup was theirs, on away supporters' loudest night in years.",
-    "Soak the chickpeas overnight. Fry cumin seeds in oil until they crackle, add sliced onion and a pinch of turmeric, then tomatoes "
+    "The goalkeeper punched the corner clear, the winger carried it forty metres down the touchline, and the late "
+    "substitute headed "
+    "in at the near post. Two minutes of stoppage time later the cup was theirs, on away supporters' loudest night in "
+    "years.",
+    "Soak the chickpeas overnight. Fry cumin seeds in oil until they crackle, add sliced onion and a pinch of "
+    "turmeric, then tomatoes "
     "and ginger. Simmer with the drained chickpeas for an hour and finish with lemon juice and torn coriander.",
-    "The glacier's snout retreated by eleven metres this year. Stakes drilled into the ablation zone showed a mass loss of nearly two "
+    "The glacier's snout retreated by eleven metres this year. Stakes drilled into the ablation zone showed a mass "
+    "loss of nearly two "
     "metres of water equivalent, and a new meltwater lake has formed behind the terminal moraine.",
-    "Tenancy shall continue from month to month unless either party gives written notice of thirty days. The deposit is refundable "
+    "Tenancy shall continue from month to month unless either party gives written notice of thirty days. The deposit "
+    "is refundable "
     "less the cost of damage beyond fair wear, and subletting without the landlord's consent ends this agreement.",
-    "Check the forged pitons before the traverse: the limestone flakes under load. Above the second belay an overhang forces you "
+    "Check the forged pitons before the traverse: the limestone flakes under load. Above the second belay an overhang "
+    "forces you "
     "left onto slabs, where friction climbing in dry weather is easy and in rain is not advisable.",
-    "In the third act the soprano sings alone beneath the painted balcony while muted violas shadow her line. The producer moved the "
+    "In the third act the soprano sings alone beneath the painted balcony while muted violas shadow her line. The "
+    "producer moved the "
     "duet to a railway platform, which suits the libretto's farewell better than the palace ever did.",
-    "Queen cells hang like peanuts from the bottom bars of the frame. Split the hive before the swarm leaves: move five frames of "
+    "Queen cells hang like peanuts from the bottom bars of the frame. Split the hive before the swarm leaves: move "
+    "five frames of "
     "brood and nurse bees to a new box, shake in extra workers, and leave the old queen behind.",
-    "The kiln climbs a hundred degrees an hour to quartz inversion, then faster to cone ten. Celadon glazes want reduction: close the "
+    "The kiln climbs a hundred degrees an hour to quartz inversion, then faster to cone ten. Celadon glazes want "
+    "reduction: close the "
     "damper until a soft flame licks from the spy hole, and the iron turns from amber to jade.",
-    "Passengers for the night ferry board through gate four. Cabins on deck seven have a washbasin; bicycles are lashed in the bow "
+    "Passengers for the night ferry board through gate four. Cabins on deck seven have a washbasin; bicycles are "
+    "lashed in the bow "
     "beside the lorries, and the galley serves herring and black coffee until the pilot leaves us.",
 )
 _FOREIGN_WORDS = tuple(frozenset(_WORD.findall(text.casefold())) for text in FOREIGN_TEXTS)
@@ -72,7 +96,8 @@ class Verdict:
 def plant(samples: Sequence[Sample], ids: Sequence[str], generator: random.Random) -> tuple[tuple[Sample, ...], Canary]:
     """`samples` with a copy of one of them and a foreign text put in at random places, under the two new `ids`.
 
-    The foreign text is the one that shares the fewest longer words with the copied sample, first such after a random start.
+    The foreign text is the one that shares the fewest longer words with the copied sample, first such after a random
+    start.
     """
     original = samples[int(generator.random() * len(samples))]
     start = int(generator.random() * len(FOREIGN_TEXTS))
@@ -110,7 +135,8 @@ def _without(cluster: Cluster, planted: Collection[str]) -> Cluster:
 
 
 def with_control(clusters: Sequence[Cluster], canary: Canary | None) -> tuple[tuple[Cluster, ...], int | None]:
-    """Clusters for verification, with one among them that is valid for certain: a text and its copy. And where it stands.
+    """Clusters for verification, with one among them that is valid for certain: a text and its copy. And where it
+    stands.
 
     A document that has every cluster called invalid is caught by it, which the partition alone would not show.
     """
@@ -119,3 +145,81 @@ def with_control(clusters: Sequence[Cluster], canary: Canary | None) -> tuple[tu
     place = child_seed(canary.copy, canary.foreign) % (len(clusters) + 1)
     control = Cluster(sample_ids=(canary.original, canary.copy), reasoning="these two say the same")
     return (*clusters[:place], control, *clusters[place:]), place
+
+
+@dataclass(frozen=True, kw_only=True)
+class ErrorRates:
+    """Counts over canaries: how often a judge merged an unrelated pair and split a duplicate pair, of how many
+    shown.
+    """
+
+    shown: int
+    merged: int
+    split: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Counts, rates with exact 95 % intervals, and the ceiling of the score; `false_merge` is None where nothing
+        was shown.
+        """
+        merge, split = self.false_merge, self.false_split
+        return {
+            "shown": self.shown,
+            "merged": self.merged,
+            "split": self.split,
+            "false_merge": merge and merge.to_json(),
+            "false_split": split and split.to_json(),
+            "ceiling": self.ceiling,
+        }
+
+    @property
+    def false_merge(self) -> Estimate | None:
+        """a, with its interval."""
+        return binomial(self.merged, self.shown)
+
+    @property
+    def false_split(self) -> Estimate | None:
+        """b, with its interval."""
+        return binomial(self.split, self.shown)
+
+    @property
+    def ceiling(self) -> dict[str, float | None] | None:
+        """The most effective clusters this judge can tell apart: `value` 1 / a (None: no merge seen), `low` at the
+        upper end of a.
+        """
+        if self.false_merge is None:
+            return None
+        return {"value": self.shown / self.merged if self.merged else None, "low": 1.0 / self.false_merge.high}
+
+
+def binomial(events: int, trials: int, confidence: float = 0.95) -> Estimate | None:
+    """A rate with its exact (Clopper-Pearson) interval; None without trials."""
+    if not trials:
+        return None
+    from scipy.special import betaincinv
+
+    tail = (1 - confidence) / 2
+    low = float(betaincinv(events, trials - events + 1, tail)) if events else 0.0
+    high = float(betaincinv(events + 1, trials - events, 1 - tail)) if events < trials else 1.0
+    return Estimate(value=events / trials, low=low, high=high)
+
+
+def corrected(groupings: Groupings, rates: ErrorRates, confidence: float = 0.95) -> Estimate | None:
+    """Effective clusters with the judge's errors taken out: theta = (T - a) / (1 - a - b).
+
+    The three intervals are joined by their distances to each side (the method of variance estimates recovery), since
+    that of a rate seen a few times is far from symmetric. `high` is None where T cannot be told from a. None where
+    there is nothing to
+    correct by: no canary shown, or a judge that errs so often (a + b >= 1) that its partitions say nothing.
+    """
+    merge, split = rates.false_merge, rates.false_split
+    if merge is None or merge.value + split.value >= 1:
+        return None
+    measured = collision(groupings, confidence)
+    gain = 1 - merge.value - split.value
+    theta = (measured.value - merge.value) / gain
+    below = measured.value - measured.low, (1 - theta) * (merge.high - merge.value), theta * (split.value - split.low)
+    above = measured.high - measured.value, (1 - theta) * (merge.value - merge.low), theta * (split.high - split.value)
+    low, high = theta - math.hypot(*below) / gain, theta + math.hypot(*above) / gain
+    least = 1.0 / min(1.0, max(high, 1e-12))
+    value = max(1.0, 1.0 / theta) if theta > 0 else least
+    return Estimate(value=value, low=least, high=max(1.0, 1.0 / low) if low > 0 else None)

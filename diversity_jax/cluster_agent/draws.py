@@ -1,24 +1,28 @@
-"""Corpus-level figures from several independent draws of a corpus: the paper's 10 draws of 1,000,000 texts, sizes settable."""
+"""Corpus-level figures from several independent draws of a corpus: the paper's 10 draws of 1,000,000 texts, sizes
+settable.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 import random
 from typing import Any
 
-from diversity_jax.cluster_agent.agent import run, score_corpus_async
-from diversity_jax.cluster_agent.drawing import Drawable
+from diversity_jax.cluster_agent.config import AgentConfig
 from diversity_jax.cluster_agent.estimators import Estimate, across_draws
-from diversity_jax.cluster_agent.judge import Judge
+from diversity_jax.cluster_agent.sampling import Drawable
+from diversity_jax.cluster_agent.score import run, score_corpus_async
 from diversity_jax.cluster_agent.scorecard import Scorecard
-from diversity_jax.cluster_agent.settings import AgentConfig
-from diversity_jax.cluster_agent.texts import child_seed, choose
-from diversity_jax.errors import InputError
-from diversity_jax.storage import content_hash
+from diversity_jax.cluster_agent.text_cleaning import child_seed, choose
+from diversity_jax.cluster_agent.types import Judge
+from diversity_jax.core.errors import InputError
+from diversity_jax.core.files import content_hash
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Draws:
-    """Scores of several draws: each figure's mean over draws with the t interval of that mean, and the scorecards themselves."""
+    """Scores of several draws: each figure's mean over draws with the t interval of that mean, and the scorecards
+    themselves.
+    """
 
     effective_clusters: Estimate
     cluster_score: Estimate
@@ -31,7 +35,9 @@ class Draws:
 
 
 class DrawnCorpus:
-    """`size` documents of a corpus, drawn once. Held whole, so keep it for draws that are no larger than what is shown of them."""
+    """`size` documents of a corpus, drawn once. Held whole, so keep it for draws that are no larger than what is shown
+    of them.
+    """
 
     def __init__(self, corpus: Drawable, *, size: int, seed: int):
         self.name = f"{getattr(corpus, 'name', 'corpus')} (a draw of {size:,})"
@@ -51,11 +57,13 @@ class DrawnCorpus:
         return self._fingerprint
 
 
-async def score_draws_async(corpus: Drawable, judge: Judge, config: AgentConfig, *, draws: int = 10, draw_size: int = 1_000_000) -> Draws:
+async def score_draws_async(
+    corpus: Drawable, judge: Judge, config: AgentConfig, *, draws: int = 10, draw_size: int = 1_000_000
+) -> Draws:
     """Draws `draw_size` documents, proposes criteria and scores, `draws` times with seeds of their own.
 
-    A random sample of a random draw is a random sample of the corpus. So a draw is held only where it is smaller than what a
-    scoring shows of it; a larger one would change nothing but memory.
+    A random sample of a random draw is a random sample of the corpus. So a draw is held only where it is smaller than
+    what a scoring shows of it; a larger one would change nothing but memory.
 
     Raises:
       InputError: fewer than 2 draws, a draw too small for a grouping, or as `score_corpus`.
@@ -75,6 +83,8 @@ async def score_draws_async(corpus: Drawable, judge: Judge, config: AgentConfig,
     )
 
 
-def score_draws(corpus: Drawable, judge: Judge, config: AgentConfig, *, draws: int = 10, draw_size: int = 1_000_000) -> Draws:
+def score_draws(
+    corpus: Drawable, judge: Judge, config: AgentConfig, *, draws: int = 10, draw_size: int = 1_000_000
+) -> Draws:
     """`score_draws_async` for ordinary code."""
     return run(score_draws_async(corpus, judge, config, draws=draws, draw_size=draw_size), judge)

@@ -1,10 +1,11 @@
-"""A judge without a language model: plays the six stages by word statistics. A baseline, not a stand-in for the paper's judge.
+"""A judge without a language model: plays the six stages by word statistics. A baseline, not a stand-in for the paper's
+judge.
 
-Texts are weighted words (TF-IDF) in a latent space (truncated SVD), grouped by average linkage under a distance threshold. It
-sees what texts are about as far as their words show it, and nothing of style, quality or reasoning.
+Texts are weighted words (TF-IDF) in a latent space (truncated SVD), grouped by average linkage under a distance
+threshold. It sees what texts are about as far as their words show it, and nothing of style, quality or reasoning.
 
-Space and threshold are fitted to a seeded sample of the texts at hand, so figures are comparable only within one ruler: fit ONE
-judge on all corpora that are to be compared, and score them all with it.
+Space and threshold are fitted to a seeded sample of the texts at hand, so figures are comparable only within one ruler:
+fit ONE judge on all corpora that are to be compared, and score them all with it.
 """
 
 from collections import Counter
@@ -18,11 +19,11 @@ import zlib
 import numpy as np
 
 from diversity_jax.cluster_agent.criteria import CriteriaSet
-from diversity_jax.cluster_agent.drawing import Drawable, draw_texts
-from diversity_jax.cluster_agent.judge import Answer, Cluster, Sample, Task
-from diversity_jax.cluster_agent.texts import child_seed
-from diversity_jax.errors import InputError
-from diversity_jax.storage import content_hash
+from diversity_jax.cluster_agent.sampling import Drawable, draw_texts
+from diversity_jax.cluster_agent.text_cleaning import child_seed
+from diversity_jax.cluster_agent.types import Answer, Cluster, Sample, Task
+from diversity_jax.core.errors import InputError
+from diversity_jax.core.files import content_hash
 
 LABEL = "offline (no LLM)"
 VERSION = "offline-2"
@@ -34,8 +35,8 @@ _COMMON_WEIGHT = 0.1  # of a word that stands in every text; more would let func
 _FARTHEST = 1.25  # of the threshold, that two members of a valid cluster may be apart
 _EMPHASIS = 1.2  # of the dimensions that a criteria set names
 _CACHE_TEXTS = 20000
-# Of a text's weight that the space explains at least in ordinary text (measured: 2 % to 30 %). A text of words that the space does not
-# know would otherwise be judged by its few common words, and such texts would all look alike.
+# Of a text's weight that the space explains at least in ordinary text (measured: 2 % to 30 %). A text of words that the
+# space does not know would otherwise be judged by its few common words, and such texts would all look alike.
 _LEAST_EXPLAINED = 0.02
 _HASHED = 256  # dimensions in which such texts are compared word by word
 _WORD = re.compile(r"\w+")
@@ -43,14 +44,20 @@ _CJK = re.compile("[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]")
 
 _METRICS = (
     ("Length", "How long the text is", ("a line", "short", "middling", "long", "very long")),
-    ("Vocabulary", "How little the text repeats its words", ("repeats itself", "narrow", "middling", "wide", "hardly repeats a word")),
+    (
+        "Vocabulary",
+        "How little the text repeats its words",
+        ("repeats itself", "narrow", "middling", "wide", "hardly repeats a word"),
+    ),
     ("Word length", "How long its words are", ("very short", "short", "middling", "long", "very long")),
 )
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Read:
-    """A text as read: unit `vector` [dimensions + _HASHED] (zero without a word), its weightiest words, and its three `_METRICS`."""
+    """A text as read: unit `vector` [dimensions + _HASHED] (zero without a word), its weightiest words, and its three
+    `_METRICS`.
+    """
 
     vector: np.ndarray
     words: tuple[str, ...]
@@ -95,7 +102,9 @@ class OfflineJudge:
         self.threshold = self._calibrate(texts)
 
     @classmethod
-    def fit(cls, corpora: Sequence[Drawable], *, seed: int = 0, documents: int = 2000, max_characters: int = 2000) -> "OfflineJudge":
+    def fit(
+        cls, corpora: Sequence[Drawable], *, seed: int = 0, documents: int = 2000, max_characters: int = 2000
+    ) -> "OfflineJudge":
         """Fits to `documents` texts drawn in equal parts from the corpora."""
         each = max(4, documents // max(len(corpora), 1))
         texts: list[str] = []
@@ -117,8 +126,8 @@ class OfflineJudge:
         return Answer(value=getattr(self, f"_{task.stage}")(task))
 
     def place(self, text: str) -> np.ndarray:
-        """Where a text lies in the judge's space: a unit vector, or zero for a text without a word. Texts within `threshold` in cosine
-        distance count as alike."""
+        """Where a text lies in the judge's space: a unit vector, or zero for a text without a word. Texts within
+        `threshold` in cosine distance count as alike."""
         return self._read(text).vector
 
     def cluster(self, task: Task) -> Mapping[str, Any]:
@@ -132,12 +141,18 @@ class OfflineJudge:
 
         # Words of one text only are of no use for grouping, unless there are hardly any texts.
         vectorizer = TfidfVectorizer(
-            analyzer=_words, sublinear_tf=True, min_df=2 if len(texts) > 50 else 1, max_features=_TERMS, dtype=np.float32
+            analyzer=_words,
+            sublinear_tf=True,
+            min_df=2 if len(texts) > 50 else 1,
+            max_features=_TERMS,
+            dtype=np.float32,
         )
         try:
             vectorizer.fit(texts)
         except ValueError:
-            raise InputError("offline judge: no word occurs in two of the texts; it groups by words and cannot judge these") from None
+            raise InputError(
+                "offline judge: no word occurs in two of the texts; it groups by words and cannot judge these"
+            ) from None
         vectorizer.idf_ = vectorizer.idf_ - 1 + _COMMON_WEIGHT
         weights = vectorizer.transform(texts)
         self._term_index = {term: int(index) for term, index in vectorizer.vocabulary_.items()}
@@ -147,7 +162,8 @@ class OfflineJudge:
         dimensions = min(_DIMENSIONS, min(weights.shape) - 1)
         if dimensions < 1:
             raise InputError("offline judge: the texts share a single word; it groups by words and cannot judge these")
-        # On one thread: the matrices are small, and threads that wait for each other on a busy machine took ten times as long.
+        # On one thread: the matrices are small, and threads that wait for each other on a busy machine took ten times
+        # as long.
         with threadpool_limits(1), np.errstate(invalid="ignore"):
             svd = TruncatedSVD(dimensions, n_iter=2, random_state=self.seed).fit(weights)
         self._space = np.ascontiguousarray(svd.components_.T.astype(np.float32))
@@ -185,7 +201,8 @@ class OfflineJudge:
     def _calibrate(self, texts: Sequence[str]) -> float:
         """The distance under which texts belong together, from pairs whose relation is known.
 
-        The halves of one text belong together: nearly all of them have to. Most pairs of two texts do not; half their usual
+        The halves of one text belong together: nearly all of them have to. Most pairs of two texts do not; half their
+          usual
         distance is the limit, which decides where texts are so short that halves share no word.
         """
         chosen = [text for text in texts if len(text) >= 200][:600] or list(texts[:600])
@@ -198,12 +215,14 @@ class OfflineJudge:
         return max(0.05, min(alike, 0.55 * apart))
 
     def _distances(self, samples: Sequence[Sample], criteria: CriteriaSet | None) -> np.ndarray:
-        """Cosine distances [n, n] in the space where the criteria's own themes weigh more. Texts without a word are alike only
-        where they are equal."""
+        """Cosine distances [n, n] in the space where the criteria's own themes weigh more. Texts without a word are
+        alike only where they are equal."""
         if self._last and self._last[0] is samples and self._last[1] is criteria:
             return self._last[2]
         vectors = np.stack([self._read(sample.text).vector for sample in samples])
-        themes = [self._theme_index[m.name] for m in (criteria.metadata if criteria else ()) if m.name in self._theme_index]
+        themes = [
+            self._theme_index[m.name] for m in (criteria.metadata if criteria else ()) if m.name in self._theme_index
+        ]
         if themes:
             vectors = vectors.copy()
             vectors[:, themes] *= _EMPHASIS
@@ -231,12 +250,19 @@ class OfflineJudge:
     def _summarize_metrics(self, task: Task) -> Mapping[str, Any]:
         known = {name: (text, levels) for name, text, levels in _METRICS}
         kept = [name for name, _ in task.proposals if name in known][: task.criteria_count]
-        return {"metrics": [{"name": name, "definition": known[name][0], "levels": list(known[name][1])} for name in kept]}
+        return {
+            "metrics": [{"name": name, "definition": known[name][0], "levels": list(known[name][1])} for name in kept]
+        }
 
     def _define_criteria(self, task: Task) -> Mapping[str, Any]:
         return {
-            "metadata": [{"name": m.name, "guidance": f"Texts that differ in {m.name} belong apart."} for m in task.criteria.metadata],
-            "metrics": [{"name": m.name, "guidance": "For description only; it does not decide."} for m in task.criteria.metrics],
+            "metadata": [
+                {"name": m.name, "guidance": f"Texts that differ in {m.name} belong apart."}
+                for m in task.criteria.metadata
+            ],
+            "metrics": [
+                {"name": m.name, "guidance": "For description only; it does not decide."} for m in task.criteria.metrics
+            ],
         }
 
     def _cluster_samples(self, task: Task) -> Mapping[str, Any]:
@@ -248,13 +274,19 @@ class OfflineJudge:
         groups: dict[int, list[Sample]] = {}
         for label, sample in zip(labels, task.samples, strict=True):
             groups.setdefault(int(label), []).append(sample)
-        return {"clusters": [self._describe(number, members) for number, members in enumerate(groups.values(), start=1)]}
+        return {
+            "clusters": [self._describe(number, members) for number, members in enumerate(groups.values(), start=1)]
+        }
 
     def _describe(self, number: int, members: Sequence[Sample]) -> dict[str, Any]:
         reads = [self._read(sample.text) for sample in members]
         reason = "alone"
         if len(reads) > 1:
-            shared = [word for word, count in Counter(word for read in reads for word in read.words).most_common(5) if count > 1]
+            shared = [
+                word
+                for word, count in Counter(word for read in reads for word in read.words).most_common(5)
+                if count > 1
+            ]
             reason = f"share the words {', '.join(shared)}" if shared else "near in the space of words"
         steps = (self._quintiles < np.array(reads[0].figures)).sum(axis=0) + 1
         return {
@@ -262,11 +294,15 @@ class OfflineJudge:
             "sample_ids": [sample.sample_id for sample in members],
             "uniqueness_reasoning": reason,
             "cluster_metadata": [{"name": "words", "value": ", ".join(reads[0].words[:4])}],
-            "cluster_metrics": [{"name": metric[0], "score": int(step)} for metric, step in zip(_METRICS, steps, strict=True)],
+            "cluster_metrics": [
+                {"name": metric[0], "score": int(step)} for metric, step in zip(_METRICS, steps, strict=True)
+            ],
         }
 
     def _verify_clusters(self, task: Task) -> Mapping[str, Any]:
-        """A second look by another rule: no two members may be far apart, which average linkage lets happen in a chain."""
+        """A second look by another rule: no two members may be far apart, which average linkage lets happen in a
+        chain.
+        """
         place = {sample.sample_id: number for number, sample in enumerate(task.samples)}
         distances = self._distances(task.samples, task.criteria)
 
@@ -275,7 +311,13 @@ class OfflineJudge:
                 return 1, ""
             rows = [place[sample_id] for sample_id in cluster.sample_ids]
             far = float(distances[np.ix_(rows, rows)].max())
-            return int(far <= _FARTHEST * self.threshold), f"farthest pair {far:.2f}, limit {_FARTHEST * self.threshold:.2f}"
+            return int(
+                far <= _FARTHEST * self.threshold
+            ), f"farthest pair {far:.2f}, limit {_FARTHEST * self.threshold:.2f}"
 
         verdicts = [verdict(cluster) for cluster in task.clusters]
-        return {"validation": [{"cluster": n, "valid": valid, "reasoning": why} for n, (valid, why) in enumerate(verdicts, start=1)]}
+        return {
+            "validation": [
+                {"cluster": n, "valid": valid, "reasoning": why} for n, (valid, why) in enumerate(verdicts, start=1)
+            ]
+        }

@@ -1,11 +1,13 @@
-"""Whether an answer is a partition: every shown sample in exactly one cluster. Anything else is asked again, then dropped."""
+"""Whether an answer is a partition: every shown sample in exactly one cluster. Anything else is asked again, then
+dropped.
+"""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from diversity_jax.cluster_agent.judge import AnswerError, Cluster, Sample
-from diversity_jax.cluster_agent.texts import clean_text
+from diversity_jax.cluster_agent.text_cleaning import clean_text
+from diversity_jax.cluster_agent.types import AnswerError, Cluster, Sample
 
 _REASON_CHARACTERS = 600
 _NAMED = 6  # ids named in a complaint
@@ -15,8 +17,8 @@ _WORDS = {"true": 1, "yes": 1, "valid": 1, "false": 0, "no": 0, "invalid": 0}
 def parse_partition(value: Any, samples: Sequence[Sample]) -> tuple[Cluster, ...]:
     """Clusters of a `cluster_samples` answer.
 
-    Only the ids decide; reasoning, metadata and scores are for people and may be missing. Metadata and metrics may come as
-    objects or as lists of name and value.
+    Only the ids decide; reasoning, metadata and scores are for people and may be missing. Metadata and metrics may come
+    as objects or as lists of name and value.
 
     Raises:
       AnswerError: an id is missing, repeated or unknown, a cluster is empty, or the shape is another.
@@ -34,7 +36,8 @@ def parse_partition(value: Any, samples: Sequence[Sample]) -> tuple[Cluster, ...
     ):
         if wrong:
             raise AnswerError(
-                f"{what}: {', '.join(wrong[:_NAMED])}{' and more' * (len(wrong) > _NAMED)}; each shown id belongs in exactly one cluster"
+                f"{what}: {', '.join(wrong[:_NAMED])}{' and more' * (len(wrong) > _NAMED)}; each shown id belongs in "
+                "exactly one cluster"
             )
     return clusters
 
@@ -54,7 +57,9 @@ def _cluster(entry: Any) -> Cluster:
 
 
 def _pairs(value: Any, field: str | None) -> list[tuple[str, Any]]:
-    """(name, value) of an object, or of a list of objects that have a `name`; `field` None takes the whole object as value."""
+    """(name, value) of an object, or of a list of objects that have a `name`; `field` None takes the whole object as
+    value.
+    """
     if isinstance(value, Mapping):
         return [(_text(name), one) for name, one in value.items()]
     if isinstance(value, list):
@@ -96,7 +101,9 @@ def parse_validation(value: Any, clusters: Sequence[Cluster]) -> tuple[tuple[boo
         raise AnswerError("expected an object with a list `validation`")
     verdicts: dict[int, tuple[bool, str]] = {}
     for entry in entries:
-        number, valid = (_number(entry.get("cluster")), _number(entry.get("valid"))) if isinstance(entry, Mapping) else (None, None)
+        number, valid = (
+            (_number(entry.get("cluster")), _number(entry.get("valid"))) if isinstance(entry, Mapping) else (None, None)
+        )
         if number is None or valid not in (0, 1):
             raise AnswerError("every entry of `validation` needs `cluster`, a number, and `valid`, 0 or 1")
         if number in verdicts and verdicts[number][0] != bool(valid):

@@ -1,14 +1,15 @@
-"""JSON schemas of the six stages, in the subset that every server enforcing schemas takes: closed objects, every property required.
+"""JSON schemas of the six stages, in the subset that every server enforcing schemas takes: closed objects, every
+property required.
 
-Open maps become lists of entries with a name. Limits of length are left out unless asked for: OpenAI refuses them, while
-llama.cpp and vLLM enforce them, which keeps a weak model from writing without end.
+Open maps become lists of entries with a name. Limits of length are left out unless asked for: OpenAI refuses them,
+while llama.cpp and vLLM enforce them, which keeps a weak model from writing without end.
 """
 
 from collections.abc import Mapping, Sequence
 import functools
 from typing import Any
 
-from diversity_jax.cluster_agent.judge import Task
+from diversity_jax.cluster_agent.types import Task
 from diversity_jax.llm import Schema
 
 _NAME_CHARACTERS = 60
@@ -31,8 +32,9 @@ def _list(limits: bool, items: Mapping[str, Any], most: int, least: int = 1) -> 
 def schema_of(task: Task) -> Schema:
     """The schema of a task's answer.
 
-    With the task's `schema_limits` it has limits of lengths, and this call's sample ids as the only ones possible. It then differs
-    from call to call, which servers that prepare a schema for long do not like; ids are checked here in any case.
+    With the task's `schema_limits` it has limits of lengths, and this call's sample ids as the only ones possible. It
+    then differs from call to call, which servers that prepare a schema for long do not like; ids are checked here in
+    any case.
     """
     if task.schema_limits:
         return Schema(_schema(task))
@@ -48,7 +50,10 @@ def _fixed_schema(stage: str, criteria_count: int, reasoning: bool) -> Schema:
 
 def _schema(task: Task) -> dict[str, Any]:
     limits = task.schema_limits
-    name, line = _text(limits, _NAME_CHARACTERS), _text(limits, max(1, task.reasoning_words) * _CHARACTERS_OF_A_WORD + 40)
+    name, line = (
+        _text(limits, _NAME_CHARACTERS),
+        _text(limits, max(1, task.reasoning_words) * _CHARACTERS_OF_A_WORD + 40),
+    )
     metadata = _object(name=name, definition=line)
     metric = _object(name=name, definition=line, levels=_list(limits, line, 5, 5))
     count = task.criteria_count
@@ -80,6 +85,8 @@ def _cluster(task: Task, name: Mapping[str, Any], line: Mapping[str, Any]) -> di
     return _object(
         **placed,
         uniqueness_reasoning=line,
-        cluster_metadata=_list(limits, _object(name=name, value=_text(limits, _NAME_CHARACTERS)), task.criteria_count, 0),
+        cluster_metadata=_list(
+            limits, _object(name=name, value=_text(limits, _NAME_CHARACTERS)), task.criteria_count, 0
+        ),
         cluster_metrics=_list(limits, _object(name=name, reasoning=line, score=score), task.criteria_count, 0),
     )

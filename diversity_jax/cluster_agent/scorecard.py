@@ -1,4 +1,6 @@
-"""The score of one corpus as a file: figures with intervals, how they came about, and what a page needs to draw them."""
+"""The score of one corpus as a file: figures with intervals, how they came about, and what a page needs to draw
+them.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -8,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from diversity_jax import storage
 from diversity_jax.cluster_agent.estimators import Estimate, Groupings
-from diversity_jax.cluster_agent.sequential import Comparison, compare_in_looks, drift_of_groupings
-from diversity_jax.errors import InputError
+from diversity_jax.cluster_agent.sequential_test import Comparison, compare_in_looks, drift_of_groupings
+from diversity_jax.core import files
+from diversity_jax.core.errors import InputError
 
 VERSION = 1
 _FIGURES = ("effective_clusters", "cluster_score", "clusters_per_sample", "collision")
@@ -24,11 +26,13 @@ class Scorecard:
     """Diversity of one corpus under one judge. Written once, never changed; `content_hash` names it.
 
     Attributes:
-      effective_clusters: 1 / T, THE diversity figure; equal at every K. `high` is None where only a lower bound is known.
+      effective_clusters: 1 / T, THE diversity figure; equal at every K. `high` is None where only a lower bound is
+        known.
       cluster_score: the paper's mean of C / S; comparable at equal K only.
       clusters_per_sample, collision: mean of C / K, and T itself.
       effective_clusters_corrected: with the judge's measured mistakes taken out; None unless asked for.
-      effective_clusters_of_corpus: of exactly these documents (see `estimators.in_a_corpus_of`); None where their number is unknown.
+      effective_clusters_of_corpus: of exactly these documents (see `estimators.in_a_corpus_of`); None where their
+        number is unknown.
       groupings: usable groupings, on which all figures rest.
       dropped_groupings, drops: groupings without a usable answer, and how many for which reason.
       invalid_clusters: clusters that verification called invalid, in usable groupings.
@@ -45,7 +49,8 @@ class Scorecard:
       convergence: `effective_clusters` after growing counts of groupings.
       examples: some groupings with texts (cut) and reasons.
       warnings: what a reader of the figures has to know, one line each.
-      baseline: the corpus's baseline metrics as JSON, where they were measured in the same run; None leaves the field out of the file.
+      baseline: the corpus's baseline metrics as JSON, where they were measured in the same run; None leaves the field
+        out of the file.
     """
 
     effective_clusters: Estimate
@@ -92,11 +97,11 @@ class Scorecard:
     @functools.cached_property
     def content_hash(self) -> str:
         """SHA-256 of everything in it: what a gate's decision names."""
-        return storage.content_hash(self.to_json())
+        return files.content_hash(self.to_json())
 
     def save(self, path: str | os.PathLike) -> None:
         """Writes it as JSON, whole or not at all."""
-        storage.write_json(path, self.to_json() | {"content_hash": self.content_hash})
+        files.write_json(path, self.to_json() | {"content_hash": self.content_hash})
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> "Scorecard":
@@ -105,7 +110,7 @@ class Scorecard:
         Raises:
           InputError: no such file, not JSON, another version, a field missing or of the wrong kind, or changed by hand.
         """
-        return cls.from_json(storage.read_json(path), where=os.fspath(path))
+        return cls.from_json(files.read_json(path), where=os.fspath(path))
 
     @classmethod
     def from_json(cls, value: Any, *, where: str) -> "Scorecard":
@@ -113,12 +118,18 @@ class Scorecard:
         if not isinstance(value, Mapping) or not all(name in value for name in _FIGURES):
             raise InputError(f"{where}: is not a scorecard; expected a JSON object with {', '.join(_FIGURES)}")
         if value.get("version") != VERSION:
-            raise InputError(f"{where}: version is {value.get('version')!r}; this program reads version {VERSION}: score the corpus again")
+            raise InputError(
+                f"{where}: version is {value.get('version')!r}; this program reads version {VERSION}: score the "
+                "corpus again"
+            )
         _check(value, where)
-        if "content_hash" in value and value["content_hash"] != storage.content_hash(
+        if "content_hash" in value and value["content_hash"] != files.content_hash(
             {k: v for k, v in value.items() if k != "content_hash"}
         ):
-            raise InputError(f"{where}: content does not fit its content_hash; the file was changed or damaged: score the corpus again")
+            raise InputError(
+                f"{where}: content does not fit its content_hash; the file was changed or damaged: score the corpus "
+                "again"
+            )
         fields = {name: one for name, one in value.items() if name not in ("version", "content_hash")}
         fields |= {name: _estimate(value[name], f"{where}: {name}") for name in _FIGURES}
         fields |= {name: value[name] and _estimate(value[name], f"{where}: {name}") for name in _OPTIONAL_FIGURES}
@@ -134,12 +145,18 @@ class Scorecard:
         return "; ".join(self.warnings)
 
     def histogram(self, name: str) -> dict[str, list[float]]:
-        """`values` and `counts` of "clusters" (C of a grouping), "samples_per_cluster" (S = n / C) or "cluster_sizes", for a page."""
+        """`values` and `counts` of "clusters" (C of a grouping), "samples_per_cluster" (S = n / C) or "cluster_sizes",
+        for a page.
+        """
         if name == "cluster_sizes":
             pairs = sorted((int(size), count) for size, count in self.cluster_sizes.items())
             return {"values": [size for size, _ in pairs], "counts": [count for _, count in pairs]}
         some = self.series.clusters > 0
-        each = self.series.clusters[some] if name == "clusters" else np.round(self.series.kept[some] / self.series.clusters[some], 3)
+        each = (
+            self.series.clusters[some]
+            if name == "clusters"
+            else np.round(self.series.kept[some] / self.series.clusters[some], 3)
+        )
         values, counts = np.unique(each, return_counts=True)
         return {"values": values.tolist(), "counts": counts.tolist()}
 
@@ -149,7 +166,9 @@ def _estimate(value: Any, where: str) -> Estimate:
         return isinstance(one, (int, float)) and not isinstance(one, bool)
 
     if not isinstance(value, Mapping) or not number(value.get("value")) or not number(value.get("low")):
-        raise InputError(f"{where}: expected an object with numbers `value`, `low` and `high` (null for a lower bound only)")
+        raise InputError(
+            f"{where}: expected an object with numbers `value`, `low` and `high` (null for a lower bound only)"
+        )
     if value.get("high") is not None and not number(value["high"]):
         raise InputError(f"{where}.high: is {value['high']!r}; expected a number or null")
     return Estimate(value=value["value"], low=value["low"], high=value.get("high"))
@@ -189,7 +208,9 @@ def _check(value: Mapping[str, Any], where: str) -> None:
     for name, kind in _KINDS.items():
         if not isinstance(value.get(name), kind) or isinstance(value[name], bool):
             wanted = " or ".join(k.__name__ for k in (kind if isinstance(kind, tuple) else (kind,)))
-            raise InputError(f"{where}: {name} is {type(value.get(name)).__name__}; expected {wanted}: score the corpus again")
+            raise InputError(
+                f"{where}: {name} is {type(value.get(name)).__name__}; expected {wanted}: score the corpus again"
+            )
     for name in _OPTIONAL_FIGURES:
         if name not in value:
             raise InputError(f"{where}: {name} is missing; expected an estimate or null: score the corpus again")
@@ -201,8 +222,8 @@ def compare(a: Scorecard, b: Scorecard, *, alpha: float = 0.05, looks: int = 1, 
     Args:
       a, b: scorecards of one judge, wording and ruler.
       alpha: two-sided error rate of the whole comparison.
-      looks: 1 compares once, all that was scored, which is right where the number of groupings was fixed beforehand. More looks
-        replay growing prefixes with the error spent over them (see `sequential`).
+      looks: 1 compares once, all that was scored, which is right where the number of groupings was fixed beforehand.
+        More looks replay growing prefixes with the error spent over them (see `sequential`).
       any_ruler: compare scores of different judges all the same; the ratio then holds their difference too.
 
     Raises:
@@ -216,21 +237,29 @@ def compare(a: Scorecard, b: Scorecard, *, alpha: float = 0.05, looks: int = 1, 
 def drift(small: Scorecard, large: Scorecard, *, alpha: float = 0.05) -> Comparison:
     """Whether a judge reads otherwise when it is shown more samples at once: two scores of ONE corpus at two K.
 
-    1 / T does not depend on K, so a difference is the judge's. `decided` means that it drifts; keep the largest K that does not.
+    1 / T does not depend on K, so a difference is the judge's. `decided` means that it drifts; keep the largest K that
+    does not.
 
     Raises:
       InputError: two corpora, two rulers, or one K.
     """
     _one_ruler(small, large)
     if small.corpus["fingerprint"] != large.corpus["fingerprint"]:
-        raise InputError(f"drift: {small.corpus['name']} and {large.corpus['name']} are two corpora; score one of them at two K")
-    return drift_of_groupings(small.series, large.series, paired=small.criteria_hash == large.criteria_hash, alpha=alpha)
+        raise InputError(
+            f"drift: {small.corpus['name']} and {large.corpus['name']} are two corpora; score one of them at two K"
+        )
+    return drift_of_groupings(
+        small.series, large.series, paired=small.criteria_hash == large.criteria_hash, alpha=alpha
+    )
 
 
 def _one_ruler(a: Scorecard, b: Scorecard) -> None:
     if a.ruler != b.ruler:
-        what = "judges" if a.judge != b.judge else "prompt versions" if a.prompt_version != b.prompt_version else "rulers"
+        what = (
+            "judges" if a.judge != b.judge else "prompt versions" if a.prompt_version != b.prompt_version else "rulers"
+        )
         raise InputError(
-            f"compare: the scorecards come from different {what} ({a.judge} {a.prompt_version}, {b.judge} {b.prompt_version}); "
+            f"compare: the scorecards come from different {what} ({a.judge} {a.prompt_version}, {b.judge} "
+            f"{b.prompt_version}); "
             "score both corpora in one run"
         )

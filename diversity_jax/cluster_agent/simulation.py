@@ -1,4 +1,6 @@
-"""Judges and groupings whose truth is known, to check estimates, tests and defences against. No figure of a corpus comes from here."""
+"""Judges and groupings whose truth is known, to check estimates, tests and defences against. No figure of a corpus
+comes from here.
+"""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -8,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from diversity_jax.cluster_agent.estimators import Groupings
-from diversity_jax.cluster_agent.judge import Answer, Task
-from diversity_jax.cluster_agent.texts import child_seed
-from diversity_jax.storage import content_hash
+from diversity_jax.cluster_agent.text_cleaning import child_seed
+from diversity_jax.cluster_agent.types import Answer, Task
+from diversity_jax.core.files import content_hash
 
 
 def count_pairs(labels: np.ndarray) -> np.ndarray:
@@ -44,7 +46,13 @@ def simulate_groupings(
         labels[rows] = np.searchsorted(np.cumsum(one)[:-1], uniform, side="right")
     clusters = count_clusters(labels)
     kept = np.full(groupings, samples_per_grouping)
-    return Groupings(samples_per_grouping=samples_per_grouping, criteria_set=which, clusters=clusters, kept=kept, pairs=count_pairs(labels))
+    return Groupings(
+        samples_per_grouping=samples_per_grouping,
+        criteria_set=which,
+        clusters=clusters,
+        kept=kept,
+        pairs=count_pairs(labels),
+    )
 
 
 def even_shares(clusters: int) -> np.ndarray:
@@ -72,10 +80,11 @@ class LabelJudge:
     """A judge that knows every text's label: the oracle that the whole pipeline is checked with.
 
     Args:
-      label_of: label of a text as the judge is shown it (cleaned and cut), or a mapping from text to label; a text that is not in the
-        mapping is like itself only.
+      label_of: label of a text as the judge is shown it (cleaned and cut), or a mapping from text to label; a text that
+        is not in the mapping is like itself only.
       obeys: what a text orders: "split", "merge", "invalid" or None.
-      obeyed_share: share of the groupings with an order that follow it; where texts order different things, the first by name.
+      obeyed_share: share of the groupings with an order that follow it; where texts order different things, the first
+        by name.
       seed: of which groupings follow.
     """
 
@@ -109,7 +118,9 @@ class LabelJudge:
             return Answer(value={"clusters": self._clusters(task)})
         if task.stage == "verify_clusters":
             valid = int(self._order(task) != "invalid")
-            return Answer(value={"validation": [{"cluster": n, "valid": valid} for n in range(1, len(task.clusters) + 1)]})
+            return Answer(
+                value={"validation": [{"cluster": n, "valid": valid} for n in range(1, len(task.clusters) + 1)]}
+            )
         items = [{"name": "label", "definition": "the known label", "guidance": "equal labels belong together"}]
         return Answer(value={"metadata": items, "metrics": items})
 
@@ -122,7 +133,11 @@ class LabelJudge:
         groups: dict[Any, list[str]] = {}
         order = self._order(task)
         for sample in task.samples:
-            label = {"split": sample.sample_id, "merge": 0}.get(order or "") if order in ("split", "merge") else self._label_of(sample.text)
+            label = (
+                {"split": sample.sample_id, "merge": 0}.get(order or "")
+                if order in ("split", "merge")
+                else self._label_of(sample.text)
+            )
             groups.setdefault(label, []).append(sample.sample_id)
         return [{"cluster": number, "sample_ids": ids} for number, ids in enumerate(groups.values(), start=1)]
 

@@ -1,4 +1,6 @@
-"""Where text comes from: files, SeqIO tasks, TFDS builders and the documentation of installed packages, all as documents."""
+"""Where text comes from: files, SeqIO tasks, TFDS builders and the documentation of installed packages, all as
+documents.
+"""
 
 from diversity_jax.corpus.document import Corpus, CorpusConfig, Document
 from diversity_jax.corpus.sources import open_corpus

@@ -5,8 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from diversity_jax.corpus.document import CONVERSATION_FORMS, Document, Rejected
-from diversity_jax.corpus.records import Records, is_encodable, list_fields
+from diversity_jax.corpus.document import CONVERSATION_FORMS, Document, Records, Rejected, is_encodable, list_fields
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 _LISTS = ("messages", "conversations")
@@ -61,12 +60,14 @@ def read_messages(record: Mapping[str, Any], form: str, where: str) -> list[Mess
     """A record's turns up to the assistant's last one, each `{"role": ..., "content": ...}`.
 
     Args:
-      form: `messages` (a list of role and content, or of ShareGPT's from and value), `alpaca` (instruction, perhaps input, output), `pairs`
-        (inputs and targets, prompt and completion or response, question and answer), or `auto`: the first of these that the record has.
+      form: `messages` (a list of role and content, or of ShareGPT's from and value), `alpaca` (instruction, perhaps
+        input, output), `pairs` (inputs and targets, prompt and completion or response, question and answer), or `auto`:
+        the first of these that the record has.
       where: names the record in an error.
 
     Raises:
-      Rejected: a field is missing or is not text, a role is unknown, nothing is answered, or an answer or a question is empty.
+      Rejected: a field is missing or is not text, a role is unknown, nothing is answered, or an answer or a question is
+        empty.
     """
     wanted = CONVERSATION_FORMS[1:] if form == "auto" else (form,)
     found = next((turns for one in wanted if (turns := _READERS[one](record, where)) is not None), None)
@@ -78,13 +79,18 @@ def read_messages(record: Mapping[str, Any], form: str, where: str) -> list[Mess
 
 
 def _messages(record: Mapping[str, Any], where: str) -> list[Message] | None:
-    name = next((name for name in _LISTS if isinstance(record.get(name), Sequence) and not isinstance(record[name], str)), None)
+    name = next(
+        (name for name in _LISTS if isinstance(record.get(name), Sequence) and not isinstance(record[name], str)), None
+    )
     if name is None:
         return _columns(record)
     turns = []
     for number, turn in enumerate(record[name]):
         if not isinstance(turn, Mapping):
-            raise Rejected("broken message", f'{where}: {name}[{number}] is not an object; expected {{"role": ..., "content": ...}}')
+            raise Rejected(
+                "broken message",
+                f'{where}: {name}[{number}] is not an object; expected {{"role": ..., "content": ...}}',
+            )
         role = turn.get("role", turn.get("from"))
         content = turn.get("content", turn.get("value"))
         turns.append({"role": _SPEAKERS.get(role, role), "content": _text(content, f"{name}[{number}].content", where)})
@@ -97,7 +103,10 @@ def _columns(record: Mapping[str, Any]) -> list[Message] | None:
         for speaker, said in (("role", "content"), ("from", "value")):
             roles, contents = record.get(f"{name}.{speaker}"), record.get(f"{name}.{said}")
             if isinstance(roles, list) and isinstance(contents, list) and len(roles) == len(contents):
-                return [{"role": _SPEAKERS.get(role, role), "content": content} for role, content in zip(roles, contents, strict=True)]
+                return [
+                    {"role": _SPEAKERS.get(role, role), "content": content}
+                    for role, content in zip(roles, contents, strict=True)
+                ]
     return None
 
 
@@ -107,7 +116,10 @@ def _alpaca(record: Mapping[str, Any], where: str) -> list[Message] | None:
     asked = _text(record["instruction"], "instruction", where)
     given = _text(record.get("input") or "", "input", where)
     question = f"{asked}\n\n{given}" if given.strip() else asked
-    return [{"role": "user", "content": question}, {"role": "assistant", "content": _text(record["output"], "output", where)}]
+    return [
+        {"role": "user", "content": question},
+        {"role": "assistant", "content": _text(record["output"], "output", where)},
+    ]
 
 
 def _pairs(record: Mapping[str, Any], where: str) -> list[Message] | None:
@@ -124,16 +136,24 @@ _READERS = {"messages": _messages, "alpaca": _alpaca, "pairs": _pairs}
 def _text(value: Any, field: str, where: str) -> str:
     if isinstance(value, str):
         return value
-    raise Rejected("not text", f"{where}: field {field!r} holds {'nothing' if value is None else type(value).__name__}, not text")
+    raise Rejected(
+        "not text", f"{where}: field {field!r} holds {'nothing' if value is None else type(value).__name__}, not text"
+    )
 
 
 def _checked(messages: list[Message], where: str) -> list[Message]:
     """The turns up to the last answer."""
     for number, message in enumerate(messages):
         if message["role"] not in ROLES:
-            raise Rejected("unknown role", f"{where}: messages[{number}].role is {message['role']!r}; expected one of {', '.join(ROLES)}")
+            raise Rejected(
+                "unknown role",
+                f"{where}: messages[{number}].role is {message['role']!r}; expected one of {', '.join(ROLES)}",
+            )
         if not is_encodable(message["content"]):
-            raise Rejected("lone surrogate", f"{where}: messages[{number}] holds a lone surrogate, which UTF-8 cannot; write it again")
+            raise Rejected(
+                "lone surrogate",
+                f"{where}: messages[{number}] holds a lone surrogate, which UTF-8 cannot; write it again",
+            )
         if not message["content"].strip() and message["role"] in ("user", "assistant"):
             what = "answer" if message["role"] == "assistant" else "question"
             remedy = "remove the record, or leave such ones out with max_broken_share"

@@ -1,9 +1,11 @@
 """Uniform sampling without replacement, the same sample whether records can be looked up or must be streamed.
 
-Every record has a priority: the output of a counter-based generator (SplitMix64) for its position in the corpus under the seed.
-The sample is the records of lowest priority. Priorities are independent of content and length, so that long documents are drawn
-no more often than short ones; they need no knowledge of how many records there are, so that a compressed stream and an indexed
-file give the same sample; and a smaller sample is the beginning of a larger one with the same seed.
+Every record has a priority: the output of a counter-based generator (SplitMix64) for its position in the corpus under
+  the seed.
+The sample is the records of lowest priority. Priorities are independent of content and length, so that long documents
+are drawn no more often than short ones; they need no knowledge of how many records there are, so that a compressed
+stream and an indexed file give the same sample; and a smaller sample is the beginning of a larger one with the same
+seed.
 """
 
 from collections.abc import Iterator
@@ -20,9 +22,11 @@ _CHUNK = 1 << 20
 
 
 def priorities(first: int, count: int, seed: int | str) -> np.ndarray:
-    """Priorities of the records at positions `first` to `first + count - 1`: uint64[count], uniform, a function of (seed, position).
+    """Priorities of the records at positions `first` to `first + count - 1`: uint64[count], uniform, a function of
+    (seed, position).
 
-    Source: Steele, Lea and Flood, "Fast splittable pseudorandom number generators" (2014), the mixing function with variant 13.
+    Source: Steele, Lea and Flood, "Fast splittable pseudorandom number generators" (2014), the mixing function with
+      variant 13.
     """
     key = np.uint64(int.from_bytes(hashlib.sha256(str(seed).encode()).digest()[:8], "little"))
     x = np.arange(first, first + count, dtype=np.uint64)

@@ -1,8 +1,8 @@
 """A benchmark made of any corpus: which of several passages goes on from a document's beginning.
 
 For machines without benchmark files, and for domains that have none. Items have HellaSwag's form, so that
-`evaluate --config.tasks=hellaswag --config.data_dir=FOLDER` runs them; the wrong passages are taken from other documents of the same
-corpus at the same place, so that neither length nor style gives the answer away.
+`evaluate --config.tasks=hellaswag --config.data_dir=FOLDER` runs them; the wrong passages are taken from other
+documents of the same corpus at the same place, so that neither length nor style gives the answer away.
 """
 
 from dataclasses import dataclass
@@ -11,9 +11,9 @@ import json
 from pathlib import Path
 import random
 
+from diversity_jax.core.errors import InputError
+from diversity_jax.core.files import writing
 from diversity_jax.corpus import CorpusConfig, open_corpus
-from diversity_jax.errors import InputError
-from diversity_jax.storage import writing
 
 FILE = "hellaswag_validation.jsonl"
 
@@ -64,13 +64,16 @@ def write(config: ContinuationsConfig) -> None:
     endings = sorted(set(pieces.values()))
     if len(endings) < config.choices:
         raise InputError(
-            f"{config.corpus.source}: {len(endings)} documents of at least {least} words differ, {config.choices} choices need as many; "
+            f"{config.corpus.source}: {len(endings)} documents of at least {least} words differ, {config.choices} "
+            "choices need as many; "
             "take a larger corpus or fewer words"
         )
     generator = random.Random(config.seed)
     with writing(Path(config.output_dir) / FILE, "w") as file:
         for beginning, following in pieces.items():
-            others = [ending for ending in generator.sample(endings, config.choices) if ending != following][: config.choices - 1]
+            others = [ending for ending in generator.sample(endings, config.choices) if ending != following][
+                : config.choices - 1
+            ]
             label = generator.randrange(config.choices)
             offered = [*others[:label], following, *others[label:]]
             item = {"activity_label": "Text", "ctx_a": beginning, "ctx_b": "", "endings": offered, "label": label}

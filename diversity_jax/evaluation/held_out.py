@@ -7,11 +7,11 @@ import math
 
 import numpy as np
 
-from diversity_jax.errors import InputError
-from diversity_jax.evaluation.forest import Scored
-from diversity_jax.evaluation.language_model import LanguageModel
-from diversity_jax.evaluation.scorer import Scorer
-from diversity_jax.progress import Progress
+from diversity_jax.core.errors import InputError
+from diversity_jax.core.progress import Progress
+from diversity_jax.evaluation.load_model import LanguageModel
+from diversity_jax.evaluation.loglikelihood import Scorer
+from diversity_jax.evaluation.prefix_packing import Scored
 
 _DOCUMENTS_AT_ONCE = 1024
 
@@ -65,7 +65,8 @@ def rows_loss(
     Args:
       rows: int [rows, L + 1]; the last L tokens of each are predicted.
       bytes_per_token: of the held-out text.
-      separate_at: end-of-text id at which documents are kept apart; None: attention crosses documents, as in training without separation.
+      separate_at: end-of-text id at which documents are kept apart; None: attention crosses documents, as in training
+        without separation.
     """
     pieces, owners = [], []
     for number, row in enumerate(rows):
@@ -76,7 +77,14 @@ def rows_loss(
 
 
 def conversations_loss(
-    scorer: Scorer, rows: np.ndarray, targets: np.ndarray, starts: np.ndarray, *, answer_bytes: float, max_length: int, name: str
+    scorer: Scorer,
+    rows: np.ndarray,
+    targets: np.ndarray,
+    starts: np.ndarray,
+    *,
+    answer_bytes: float,
+    max_length: int,
+    name: str,
 ) -> TextLoss:
     """Loss on the answers of packed conversations, each after what was said before it and apart from its neighbours.
 
@@ -98,7 +106,9 @@ def conversations_loss(
     return _units_loss(scorer, pieces, owners, len(rows), answer_bytes / max(1, int(targets.sum())), name)
 
 
-def _units_loss(scorer: Scorer, pieces: Sequence[Scored], owners: Sequence[int], units: int, bytes_per_token: float, name: str) -> TextLoss:
+def _units_loss(
+    scorer: Scorer, pieces: Sequence[Scored], owners: Sequence[int], units: int, bytes_per_token: float, name: str
+) -> TextLoss:
     """The loss on pieces, summed over the units that own them."""
     nats, tokens = np.zeros(units), np.zeros(units, np.int64)
     progress = Progress(name, len(pieces))

@@ -6,15 +6,15 @@ import json
 from pathlib import Path
 from typing import Any
 
-from diversity_jax.errors import InputError
-from diversity_jax.storage import content_hash
+from diversity_jax.core.errors import InputError
+from diversity_jax.core.files import content_hash
 
 
 class RequestStore:
     """Answers by the hash of what was asked.
 
-    A store belongs to one model under one set of settings, its `identity`; answers of another are never used. A line cut off by a
-    killed process is dropped.
+    A store belongs to one model under one set of settings, its `identity`; answers of another are never used. A line
+    cut off by a killed process is dropped.
 
     Args:
       path: the file; None keeps answers in memory only.

@@ -1,11 +1,13 @@
-"""How the next token is chosen: greedy, temperature, top-k, top-p; each sequence by its own settings and its own randomness."""
+"""How the next token is chosen: greedy, temperature, top-k, top-p; each sequence by its own settings and its own
+randomness.
+"""
 
 from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
 
-from diversity_jax.errors import InputError
+from diversity_jax.core.errors import InputError
 
 MAX_TOP_LOGPROBS = 20
 
@@ -65,16 +67,24 @@ def choose(logits_BxV: jax.Array, positions_B: jax.Array, settings: dict[str, ja
         temperature_Bx1 = jnp.maximum(settings["temperature"], 1e-6)[:, None]
         scaled_BxV = logits_BxV / temperature_Bx1
         filtered = (settings["top_k"] > 0) | (settings["top_p"] < 1)
-        kept_BxV = jax.lax.cond(jnp.any(filtered), lambda x: _filter(x, settings["top_k"], settings["top_p"]), lambda x: x, scaled_BxV)
-        keys_B = jax.vmap(lambda seed, position: jax.random.fold_in(jax.random.key(seed), position))(settings["seed"], positions_B)
+        kept_BxV = jax.lax.cond(
+            jnp.any(filtered), lambda x: _filter(x, settings["top_k"], settings["top_p"]), lambda x: x, scaled_BxV
+        )
+        keys_B = jax.vmap(lambda seed, position: jax.random.fold_in(jax.random.key(seed), position))(
+            settings["seed"], positions_B
+        )
         noise_BxV = jax.vmap(lambda key: jax.random.gumbel(key, logits_BxV.shape[1:]))(keys_B)
-        return jnp.where(settings["temperature"] > 0, jnp.argmax(kept_BxV + noise_BxV, axis=-1).astype(jnp.int32), greedy_B)
+        return jnp.where(
+            settings["temperature"] > 0, jnp.argmax(kept_BxV + noise_BxV, axis=-1).astype(jnp.int32), greedy_B
+        )
 
     return jax.lax.cond(jnp.any(settings["temperature"] > 0), sampled, lambda: greedy_B)
 
 
 def _filter(scaled_BxV: jax.Array, top_k_B: jax.Array, top_p_B: jax.Array) -> jax.Array:
-    """-inf for tokens outside the top k, or outside the smallest likeliest set that holds top-p; the likeliest always stays."""
+    """-inf for tokens outside the top k, or outside the smallest likeliest set that holds top-p; the likeliest always
+    stays.
+    """
     V = scaled_BxV.shape[-1]
     order_BxV = jnp.argsort(-scaled_BxV, axis=-1)
     sorted_BxV = jnp.take_along_axis(scaled_BxV, order_BxV, axis=-1)

@@ -8,9 +8,9 @@ import re
 from typing import NamedTuple
 import urllib.parse
 
-from diversity_jax.errors import InputError
-from diversity_jax.llm.client import Request
-from diversity_jax.storage import read_json
+from diversity_jax.core.errors import InputError
+from diversity_jax.core.files import read_json
+from diversity_jax.llm.types import Request
 
 SHIPPED_PRICES = Path(__file__).with_name("prices.json")
 # Chat templates and the wrapping of a schema add tokens that no text shows.
@@ -29,7 +29,8 @@ class BudgetConfig:
       max_calls: requests sent, the failed ones too.
       unpriced: go on with a model whose price is not known; its dollars count as zero.
       prices: path of a price table like the shipped `prices.json`; its entries win over the shipped ones.
-      input_price, output_price: dollars per million prompt and completion tokens of the model asked, before every table.
+      input_price, output_price: dollars per million prompt and completion tokens of the model asked, before every
+        table.
     """
 
     max_dollars: float | None = None
@@ -134,13 +135,15 @@ def price_of(provider: str, model: str, base_url: str | None, config: BudgetConf
     here = "give budget.input_price and budget.output_price in dollars per million tokens"
     if config.max_dollars is not None and (config.unpriced or is_loopback(base_url)):
         raise InputError(
-            f"budget.max_dollars: {provider}:{model} has no price, so dollars cannot be capped; {here}, or cap budget.max_tokens instead"
+            f"budget.max_dollars: {provider}:{model} has no price, so dollars cannot be capped; {here}, or cap "
+            "budget.max_tokens instead"
         )
     if config.unpriced or is_loopback(base_url):
         return FREE
     where = config.prices or f"a copy of {SHIPPED_PRICES}"
     raise InputError(
-        f"budget: no price known for {provider}:{model}; {here}, or add it under models.{family} in {where} and name that file in "
+        f"budget: no price known for {provider}:{model}; {here}, or add it under models.{family} in {where} and name "
+        "that file in "
         "budget.prices, or set budget.unpriced=True to go on without"
     )
 
@@ -150,21 +153,25 @@ def _table(path: str) -> dict[str, dict[str, Price]]:
     content = read_json(path)
     try:
         return {
-            family: {name: Price(input=float(entry["input"]), output=float(entry["output"])) for name, entry in models.items()}
+            family: {
+                name: Price(input=float(entry["input"]), output=float(entry["output"]))
+                for name, entry in models.items()
+            }
             for family, models in content["models"].items()
         }
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InputError(
             f"{path}: is not a price table ({type(error).__name__}: {error}); "
-            f'expected {{"models": {{"openai": {{"NAME": {{"input": 1.0, "output": 2.0}}}}}}}} in dollars per million tokens'
+            f'expected {{"models": {{"openai": {{"NAME": {{"input": 1.0, "output": 2.0}}}}}}}} in dollars per million '
+            "tokens"
         ) from None
 
 
 def most_it_can_use(request: Request, price: Price) -> Amount:
     """Upper bound of what one attempt can use up.
 
-    No tokenizer of the field makes more tokens than a text has bytes, and an answer is cut at its allowed length. The bound is loose,
-    about four times for English, but only holds for as long as the call is in flight.
+    No tokenizer of the field makes more tokens than a text has bytes, and an answer is cut at its allowed length. The
+    bound is loose, about four times for English, but only holds for as long as the call is in flight.
     """
     schema_bytes = 0 if request.schema is None else request.schema.most_bytes
     prompt_tokens = len((request.system + request.user).encode(errors="replace")) + schema_bytes + _OVERHEAD_TOKENS

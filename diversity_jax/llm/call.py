@@ -5,9 +5,9 @@ import functools
 import math
 
 from diversity_jax.llm.budget import NOTHING, Amount, Price
-from diversity_jax.llm.client import Request
-from diversity_jax.llm.ledger_file import Entry, Failure
 from diversity_jax.llm.providers.base import Transient
+from diversity_jax.llm.response_cache_file import Entry, Failure
+from diversity_jax.llm.types import Request
 
 _ANSWERS_THAT_SHOW = 5
 
@@ -41,10 +41,11 @@ class Call:
         self.failures += counts and error.kind not in ("rate_limited", "adapted")
 
     def account(self, outcome: Entry | Failure | None, price: Price, costs: "Costs") -> tuple[Amount, bool, Amount]:
-        """Ends an attempt: what it used up, whether that is only the most it can be, and what is no longer counted as lost.
+        """Ends an attempt: what it used up, whether that is only the most it can be, and what is no longer counted as
+        lost.
 
-        A lost attempt counts with the most that its stage's answers let expect. Once the call is answered the attempts lost before count
-        with its prompt, which they share, and twice its answer, to be safe.
+        A lost attempt counts with the most that its stage's answers let expect. Once the call is answered the attempts
+        lost before count with its prompt, which they share, and twice its answer, to be safe.
         """
         spent, self.unrecorded, self.claimed = self.unrecorded, NOTHING, False
         if spent is self.reserve:
@@ -77,8 +78,8 @@ class Call:
 
 @dataclass(kw_only=True)
 class Costs:
-    """What the answers of one stage have shown: how many there were, the largest share that a prompt had of its upper bound, and the
-    longest answer in tokens.
+    """What the answers of one stage have shown: how many there were, the largest share that a prompt had of its upper
+    bound, and the longest answer in tokens.
     """
 
     answers: int = 0
@@ -92,7 +93,11 @@ class Costs:
         self.longest = max(self.longest, entry.completion_tokens)
 
     def most(self, call: Call, price: Price) -> Amount:
-        """The most that a lost attempt is taken to have used up: twice the longest answer seen; before a few were, all that it can be."""
+        """The most that a lost attempt is taken to have used up: twice the longest answer seen; before a few were, all
+        that it can be.
+        """
         if self.answers < _ANSWERS_THAT_SHOW:
             return call.reserve
-        return call.amount(min(call.most_prompt_tokens, math.ceil(self.share * call.most_prompt_tokens)), 2 * self.longest, price)
+        return call.amount(
+            min(call.most_prompt_tokens, math.ceil(self.share * call.most_prompt_tokens)), 2 * self.longest, price
+        )

@@ -8,24 +8,25 @@ import logging
 import random
 from typing import Any
 
-from diversity_jax.errors import InputError
+from diversity_jax.core.errors import InputError
 from diversity_jax.llm.budget import NOTHING, Amount, BudgetConfig, most_it_can_use, price_of
 from diversity_jax.llm.call import Call, Costs
-from diversity_jax.llm.client import CallFailed, Completion, Request
-from diversity_jax.llm.forecasting import Forecast, PlannedCalls, Seen, reforecast
-from diversity_jax.llm.ledger import Ledger
-from diversity_jax.llm.ledger_file import Claim, Entry, Failure
+from diversity_jax.llm.config import EngineConfig, Stats
+from diversity_jax.llm.cost_forecast import Forecast, PlannedCalls, Seen, reforecast
 from diversity_jax.llm.patience import Patience
 from diversity_jax.llm.progress import Progress
 from diversity_jax.llm.providers import open_provider, parse_model
 from diversity_jax.llm.providers.base import Answer, Provider, Rejected, Transient
-from diversity_jax.llm.settings import EngineConfig, Stats
-from diversity_jax.llm.throttle import Gate, Pass, Throttle, wait
+from diversity_jax.llm.rate_limit import Gate, Pass, Throttle, wait
+from diversity_jax.llm.response_cache import Ledger
+from diversity_jax.llm.response_cache_file import Claim, Entry, Failure
+from diversity_jax.llm.types import CallFailed, Completion, Request
 from diversity_jax.llm.undisturbed import rare_search
 
 _logger = logging.getLogger(__name__)
-# Calls beyond those in flight that may be on their way through the ledger, so that no slot waits for the disk even when all answers come
-# at once. A killed run counts them as used up like those in flight; under a cap, where that matters, they are few.
+# Calls beyond those in flight that may be on their way through the ledger, so that no slot waits for the disk even when
+# all answers come at once. A killed run counts them as used up like those in flight; under a cap, where that matters,
+# they are few.
 _AHEAD_FEWEST, _AHEAD_SHARE, _AHEAD_SHARE_CAPPED = 8, 1, 1 / 4
 # Requests looked at at once, in slots: hashing thousands first would keep the first ones from going out.
 _AT_THE_DOOR = 4
@@ -56,7 +57,12 @@ class Engine:
     """
 
     def __init__(
-        self, model: str, *, base_url: str | None = None, config: EngineConfig = EngineConfig(), budget: BudgetConfig = BudgetConfig()
+        self,
+        model: str,
+        *,
+        base_url: str | None = None,
+        config: EngineConfig = EngineConfig(),
+        budget: BudgetConfig = BudgetConfig(),
     ):
         self.name = model
         self.config = config
@@ -144,8 +150,8 @@ class Engine:
 
         Raises:
           CallFailed: this call has no usable answer; see its `reason` and `ends_run`.
-          InputError: no call can succeed: a wrong key, an unknown model, an unreachable server, an unusable ledger, in replay
-            an answer that is missing.
+          InputError: no call can succeed: a wrong key, an unknown model, an unreachable server, an unusable ledger, in
+            replay an answer that is missing.
         """
         await self._door.enter(first=request.urgent)
         try:
@@ -168,7 +174,11 @@ class Engine:
         if isinstance(found, Entry):
             return self._completion(found, cached=True)
         if isinstance(found, Failure):
-            counts = {"prompt_tokens": found.prompt_tokens, "completion_tokens": found.completion_tokens, "cost_usd": found.dollars}
+            counts = {
+                "prompt_tokens": found.prompt_tokens,
+                "completion_tokens": found.completion_tokens,
+                "cost_usd": found.dollars,
+            }
             raise CallFailed(found.reason, found.detail, **counts)
         if self.config.offline_replay:
             raise InputError(
@@ -181,7 +191,8 @@ class Engine:
         """Attempts a call until it ends."""
         attempts, limits = self.config.max_attempts, self.config.max_attempts * _RATE_LIMITED_FACTOR
         while True:
-            # Who waits for room under the cap may fill this gate; what ends begun work, and so makes room, goes past them.
+            # Who waits for room under the cap may fill this gate; what ends begun work, and so makes room, goes past
+            # them.
             gate = contextlib.nullcontext() if self._goes_first(call) else self._ahead
             try:
                 async with gate:
@@ -262,7 +273,8 @@ class Engine:
         claim = await self._claim_once(call)
         if claim.state != "over":
             return claim.entry
-        # One at a time, or hundreds would ask anew at every call that ends. What ends begun work has the room that comes free.
+        # One at a time, or hundreds would ask anew at every call that ends. What ends begun work has the room that
+        # comes free.
         first = self._goes_first(call)
         self._hurried += first
         try:
@@ -282,7 +294,9 @@ class Engine:
             self._hurried -= first
 
     async def _recount(self) -> bool:
-        """Counts lost calls that are still to be asked again by what is known now of their stage; whether that makes room."""
+        """Counts lost calls that are still to be asked again by what is known now of their stage; whether that makes
+        room.
+        """
         regained = NOTHING
         for call in self._again.values():
             regained = regained.plus(call.recount(self._costs[call.request.stage], self.price))
@@ -316,7 +330,11 @@ class Engine:
         return self._completion(entry, cached=False)
 
     async def _failed(self, call: Call, error: CallFailed) -> CallFailed:
-        counts = {"prompt_tokens": error.prompt_tokens, "completion_tokens": error.completion_tokens, "dollars": error.cost_usd}
+        counts = {
+            "prompt_tokens": error.prompt_tokens,
+            "completion_tokens": error.completion_tokens,
+            "dollars": error.cost_usd,
+        }
         await self._settle(call, Failure(stage=call.request.stage, reason=error.reason, detail=error.detail, **counts))
         return error
 
@@ -356,28 +374,42 @@ class Engine:
         )
 
     async def _pause(self, call: Call, error: Transient):
-        """Full jitter: any time up to a bound that doubles, so that calls that failed together do not return together."""
+        """Full jitter: any time up to a bound that doubles, so that calls that failed together do not return
+        together.
+        """
         if error.kind == "adapted":
             return
-        bound = min(self.config.backoff_seconds * 2 ** max(call.failures + call.limits - 1, 0), _LONGEST_BACKOFF_SECONDS)
+        bound = min(
+            self.config.backoff_seconds * 2 ** max(call.failures + call.limits - 1, 0), _LONGEST_BACKOFF_SECONDS
+        )
         await wait(self._stopping, (error.retry_after_seconds or 0.0) + random.uniform(0, bound))
 
     def _raise_if_never_reached(self, call: Call, error: Transient):
         tried = call.failures >= _ATTEMPTS_TO_REACH_A_SERVER or self._throttle.opened
         if error.kind == "unreachable" and not self._reached and tried:
-            self._stop(InputError(f"judge: no server answers ({error.detail}); start it, or correct the base URL or the network"))
+            self._stop(
+                InputError(
+                    f"judge: no server answers ({error.detail}); start it, or correct the base URL or the network"
+                )
+            )
         self._raise_if_ended()
 
     def _raise_if_always_rejected(self, error: Rejected):
         """One call may be wrong by itself, too long for instance; when the first ones all are, the settings are."""
         self._rejections += 1
         if not self.stats.done and self._rejections >= _REJECTIONS_BEFORE_GIVING_UP:
-            self._stop(InputError(f"judge: {self.name} rejects every call ({error.detail}); correct the model's settings"))
+            self._stop(
+                InputError(f"judge: {self.name} rejects every call ({error.detail}); correct the model's settings")
+            )
             self._raise_if_ended()
 
     def _stalled(self, why: str):
         seconds = f"{self.config.stall_seconds:g} s"
-        self._stop(CallFailed("stalled", f"no answer from {self.name} for {seconds}; the last failure: {why}; run again to go on"))
+        self._stop(
+            CallFailed(
+                "stalled", f"no answer from {self.name} for {seconds}; the last failure: {why}; run again to go on"
+            )
+        )
 
     def _stop(self, ending: Exception):
         """Lets no new call go out; those in flight end by themselves and are written down."""

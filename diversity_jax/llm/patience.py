@@ -19,8 +19,8 @@ _SAME = 0.1  # a deadline that moves by less than this share stays: with hundred
 
 
 class Patience:
-    """Shortens deadlines once it is known how long answers take, those of calls on their way too: a call that hangs holds up all that
-    depends on it.
+    """Shortens deadlines once it is known how long answers take, those of calls on their way too: a call that hangs
+    holds up all that depends on it.
 
     Args:
       deadline_seconds: the longest to wait; also what is waited until 50 answers have come.

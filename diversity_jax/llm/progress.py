@@ -103,7 +103,9 @@ class Progress:
         grid = Table.grid(expand=True)
         grid.add_row(bar)
         grid.add_row(Columns(shown, padding=(0, 3)))
-        return Panel(grid, title=f"asking {self._engine.name}", subtitle=elapsed, title_align="left", subtitle_align="right")
+        return Panel(
+            grid, title=f"asking {self._engine.name}", subtitle=elapsed, title_align="left", subtitle_align="right"
+        )
 
 
 def _clock(seconds: float) -> str:

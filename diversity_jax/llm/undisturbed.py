@@ -1,9 +1,11 @@
 """Two habits of Python that hold up hundreds of calls in flight, changed for as long as somebody asks for it.
 
-`rare_search`: the search for garbage stops everything, again and again, for up to a tenth of a second where a program is large; calls
-leave next to nothing for it to find, because what they use goes as soon as nobody holds it. `quick_turns`: a thread that computes keeps
-the interpreter for 5 ms whenever the event loop lets go of it, as at every request that it sends. Quick turns cost threads that only wait
-for their server more than they give, so they are for the time of a computation only.
+`rare_search`: the search for garbage stops everything, again and again, for up to a tenth of a second where a program
+  is large; calls
+leave next to nothing for it to find, because what they use goes as soon as nobody holds it. `quick_turns`: a thread
+that computes keeps the interpreter for 5 ms whenever the event loop lets go of it, as at every request that it sends.
+Quick turns cost threads that only wait for their server more than they give, so they are for the time of a computation
+only.
 """
 
 from collections.abc import Callable
@@ -11,7 +13,11 @@ import gc
 import sys
 import threading
 
-_SEARCH = (500_000, 20, 50)  # how many more objects there have to be before the youngest are searched, and how often the older ones are
+_SEARCH = (
+    500_000,
+    20,
+    50,
+)  # how many more objects there have to be before the youngest are searched, and how often the older ones are
 _SWITCH_SECONDS = 0.0005
 
 

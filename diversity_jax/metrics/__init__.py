@@ -2,6 +2,16 @@
 
 from diversity_jax.metrics.card import Figure, MetricsCard, difference
 from diversity_jax.metrics.measure import Tools, measure
-from diversity_jax.metrics.settings import METRICS, Metric, MetricsConfig, chosen_metrics
+from diversity_jax.metrics.registry import METRICS, Metric, MetricsConfig, chosen_metrics
 
-__all__ = ["METRICS", "Figure", "Metric", "MetricsCard", "MetricsConfig", "Tools", "chosen_metrics", "difference", "measure"]
+__all__ = [
+    "METRICS",
+    "Figure",
+    "Metric",
+    "MetricsCard",
+    "MetricsConfig",
+    "Tools",
+    "chosen_metrics",
+    "difference",
+    "measure",
+]

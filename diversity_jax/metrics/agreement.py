@@ -7,9 +7,9 @@ import math
 
 import numpy as np
 
-from diversity_jax.errors import InputError
+from diversity_jax.core.errors import InputError
 from diversity_jax.metrics.card import MetricsCard
-from diversity_jax.metrics.settings import METRICS
+from diversity_jax.metrics.registry import METRICS
 
 FEWEST_CORPORA = 5
 _Z95 = 1.959964
@@ -26,7 +26,9 @@ class RankCorrelation:
 
 @dataclass(frozen=True, kw_only=True)
 class Agreement:
-    """Two metrics over the same corpora; both signed so that more means more diverse. None where one of them is constant."""
+    """Two metrics over the same corpora; both signed so that more means more diverse. None where one of them is
+    constant.
+    """
 
     first: str
     second: str
@@ -41,7 +43,8 @@ def agreements(columns: Mapping[str, Sequence[float | None]]) -> list[Agreement]
     Args:
       columns: by metric, one value a corpus, signed so that more means more diverse; None where a corpus has none.
 
-    Intervals are those of Fieller, Hartley and Pearson (1957): on the scale of the inverse hyperbolic tangent, variance 0.437 / (n - 4) for
+    Intervals are those of Fieller, Hartley and Pearson (1957): on the scale of the inverse hyperbolic tangent, variance
+      0.437 / (n - 4) for
     Kendall's tau and 1.06 / (n - 3) for Spearman's rho. A value of +-1 is treated as half a step from it.
 
     Raises:
@@ -49,7 +52,10 @@ def agreements(columns: Mapping[str, Sequence[float | None]]) -> list[Agreement]
     """
     lengths = {len(column) for column in columns.values()}
     if len(lengths) > 1 or not columns or max(lengths) < FEWEST_CORPORA:
-        raise InputError(f"agreement: {max(lengths, default=0)} corpora are too few; rank correlations need at least {FEWEST_CORPORA}")
+        raise InputError(
+            f"agreement: {max(lengths, default=0)} corpora are too few; rank correlations need at least "
+            f"{FEWEST_CORPORA}"
+        )
     found = []
     for first, second in itertools.combinations(columns, 2):
         both = [(x, y) for x, y in zip(columns[first], columns[second], strict=True) if x is not None and y is not None]
@@ -93,7 +99,9 @@ def _interval(value: float, variance: float, corpora: int) -> RankCorrelation:
     return RankCorrelation(value=value, low=min(low, value), high=max(high, value))
 
 
-def columns_of(cards: Mapping[str, MetricsCard], judged: Mapping[str, float] | None = None) -> dict[str, list[float | None]]:
+def columns_of(
+    cards: Mapping[str, MetricsCard], judged: Mapping[str, float] | None = None
+) -> dict[str, list[float | None]]:
     """Signed values of every metric that says something of diversity, over the cards in their order.
 
     Args:

@@ -1,4 +1,6 @@
-"""The baseline metrics of one corpus as a file: figures with intervals, how they move with size and length, and what they cost."""
+"""The baseline metrics of one corpus as a file: figures with intervals, how they move with size and length, and what
+they cost.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -9,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from diversity_jax import storage
-from diversity_jax.errors import InputError
+from diversity_jax.core import files
+from diversity_jax.core.errors import InputError
 
 VERSION = 1
 KIND = "baseline_metrics"
@@ -22,7 +24,8 @@ class Figure:
 
     Attributes:
       value: mean over draws.
-      low, high: 95 % interval for what more text of the same source would give at this draw size; None with a single draw.
+      low, high: 95 % interval for what more text of the same source would give at this draw size; None with a single
+        draw.
       spread: standard deviation over draws, the paper's error bar; None with a single draw.
       standard_error: of `value`, what intervals and comparisons are made of; None with a single draw.
       draws: on how many the metric was defined.
@@ -39,9 +42,10 @@ class Figure:
     def of_draws(cls, values: Sequence[float], share: float) -> "Figure":
         """From the values of draws without replacement that each hold `share` of the corpus.
 
-        Draws of one corpus overlap, so their spread s is less than that of independent ones: for a mean-like statistic s^2 = v (1/m -
-        1/N) with m documents of N. The mean over R draws then has variance v/N + s^2/R = s^2 (share / (1 - share) + 1/R): what the corpus
-        is itself a sample of, and what the draws add. At half of a corpus this is the delete-half jackknife (Shao and Wu 1989).
+        Draws of one corpus overlap, so their spread s is less than that of independent ones: for a mean-like statistic
+        s^2 = v (1/m - 1/N) with m documents of N. The mean over R draws then has variance v/N + s^2/R = s^2 (share / (1
+        - share) + 1/R): what the corpus is itself a sample of, and what the draws add. At half of a corpus this is the
+          delete-half jackknife (Shao and Wu 1989).
         """
         seen = np.asarray(values, np.float64)
         value = float(seen.mean())
@@ -52,12 +56,16 @@ class Figure:
         spread = float(seen.std(ddof=1))
         error = spread * math.sqrt(share / (1 - share) + 1 / len(seen))
         reach = float(t.ppf(0.975, len(seen) - 1)) * error
-        return cls(value=value, low=value - reach, high=value + reach, spread=spread, standard_error=error, draws=len(seen))
+        return cls(
+            value=value, low=value - reach, high=value + reach, spread=spread, standard_error=error, draws=len(seen)
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Difference:
-    """Two corpora on one metric: the difference of the values, its 95 % interval, and which one is more diverse (None: not decided)."""
+    """Two corpora on one metric: the difference of the values, its 95 % interval, and which one is more diverse (None:
+    not decided).
+    """
 
     difference: float
     low: float
@@ -82,7 +90,9 @@ def difference(first: Figure, second: Figure, sign: int) -> Difference | None:
     gap = first.value - second.value
     reach = float(t.ppf(0.975, freedom)) * error
     decided = sign != 0 and abs(gap) > reach
-    return Difference(difference=gap, low=gap - reach, high=gap + reach, first_is_more_diverse=(sign * gap > 0) if decided else None)
+    return Difference(
+        difference=gap, low=gap - reach, high=gap + reach, first_is_more_diverse=(sign * gap > 0) if decided else None
+    )
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -91,11 +101,13 @@ class MetricsCard:
 
     Attributes:
       metrics: figures by name, on draws of whole documents.
-      controlled: the same with equal length: see `parameters`' control_words and control_documents; empty where it was not possible.
+      controlled: the same with equal length: see `parameters`' control_words and control_documents; empty where it was
+        not possible.
       compatible: figures of the `diversity` package on the first draw, by that package's names; empty unless asked for.
-      dependence: of each metric, by `documents` and by `words`: sizes, values, and the slope of log value over log size.
-      cost: one entry a stage and size: stage, documents, seconds, cpu_seconds, memory_bytes, dollars. It is never twice the same, so it is
-        no part of the file and its hash; `save_cost` puts it beside.
+      dependence: of each metric, by `documents` and by `words`: sizes, values, and the slope of log value over log
+        size.
+      cost: one entry a stage and size: stage, documents, seconds, cpu_seconds, memory_bytes, dollars. It is never twice
+        the same, so it is no part of the file and its hash; `save_cost` puts it beside.
       corpus: name, fingerprint, documents (None where only sampled), words_per_document.
       parameters: settings that the figures depend on, those derived from all corpora of the run too.
       seed: of every draw.
@@ -122,15 +134,15 @@ class MetricsCard:
     @functools.cached_property
     def content_hash(self) -> str:
         """SHA-256 of everything in the file."""
-        return storage.content_hash(self.to_json())
+        return files.content_hash(self.to_json())
 
     def save(self, path: str | os.PathLike) -> None:
         """Writes it as JSON, whole or not at all."""
-        storage.write_json(path, self.to_json() | {"content_hash": self.content_hash})
+        files.write_json(path, self.to_json() | {"content_hash": self.content_hash})
 
     def save_cost(self, path: str | os.PathLike) -> None:
         """Writes what it took as JSON."""
-        storage.write_json(path, list(self.cost))
+        files.write_json(path, list(self.cost))
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> "MetricsCard":
@@ -139,7 +151,7 @@ class MetricsCard:
         Raises:
           InputError: no such file, not JSON, not such a card, another version, or changed by hand.
         """
-        value = storage.read_json(path)
+        value = files.read_json(path)
         if isinstance(value, Mapping) and value.get("kind") != KIND and isinstance(value.get("baseline"), Mapping):
             value = value["baseline"]
         return cls.from_json(value, where=os.fspath(path))
@@ -151,7 +163,8 @@ class MetricsCard:
             raise InputError(f"{where}: holds no baseline metrics; score the corpus with --config.metrics=all")
         if value.get("version") != VERSION:
             raise InputError(
-                f"{where}: version is {value.get('version')!r}; this program reads version {VERSION}: measure the corpus again"
+                f"{where}: version is {value.get('version')!r}; this program reads version {VERSION}: measure the "
+                "corpus again"
             )
         fields = {name: one for name, one in value.items() if name not in ("version", "kind", "content_hash")}
         try:
@@ -161,5 +174,8 @@ class MetricsCard:
         except (TypeError, AttributeError, KeyError) as error:
             raise InputError(f"{where}: is damaged ({error}); measure the corpus again") from None
         if "content_hash" in value and value["content_hash"] != card.content_hash:
-            raise InputError(f"{where}: content does not fit its content_hash; the file was changed or damaged: measure the corpus again")
+            raise InputError(
+                f"{where}: content does not fit its content_hash; the file was changed or damaged: measure the corpus "
+                "again"
+            )
         return card

@@ -1,9 +1,11 @@
 """The figures of the `diversity` package (0.3.1), to the digits it prints, computed our way.
 
-For comparison with what others have published; the definitions of `richness`, `compression` and `overlap` are the better ones. What
-differs, and is reproduced here on purpose: words are cut at single spaces for n-gram diversity, so that double spaces make empty words
-and line feeds make none; n-grams span documents; gzip is applied twice and its file's name counted; ROUGE words are a-z and 0-9;
-documents that share nothing at all have homogenization 1; distances of documents to themselves count.
+For comparison with what others have published; the definitions of `richness`, `compression` and `overlap` are the
+better ones. What
+differs, and is reproduced here on purpose: words are cut at single spaces for n-gram diversity, so that double spaces
+  make empty words
+and line feeds make none; n-grams span documents; gzip is applied twice and its file's name counted; ROUGE words are a-z
+and 0-9; documents that share nothing at all have homogenization 1; distances of documents to themselves count.
 """
 
 from collections.abc import Sequence
@@ -13,10 +15,10 @@ import lzma
 
 import numpy as np
 
-from diversity_jax.errors import InputError
+from diversity_jax.core.errors import InputError
 from diversity_jax.metrics.ngrams import Ngrams
-from diversity_jax.metrics.overlap import rouge_l
-from diversity_jax.metrics.words import Vocabulary, Words
+from diversity_jax.metrics.pairwise import rouge_l
+from diversity_jax.metrics.text import Vocabulary, Words
 
 _MOST_DOCUMENTS_OF_ALL_PAIRS = 5000
 
@@ -30,7 +32,9 @@ def ngram_diversity_score(texts: Sequence[str], num_n: int = 4) -> float:
     ids: dict[str, int] = {}
     pieces = " ".join(texts).split(" ")
     if len(pieces) < num_n:
-        raise InputError(f"n-gram diversity: {len(pieces)} words hold no {num_n}-gram; give more text or a smaller num_n")
+        raise InputError(
+            f"n-gram diversity: {len(pieces)} words hold no {num_n}-gram; give more text or a smaller num_n"
+        )
     places = np.fromiter((ids.setdefault(piece, len(ids)) for piece in pieces), np.int32, len(pieces))
     ngrams = Ngrams(Words(ids=places, offsets=np.array([0, len(places)]), types=len(ids)))
     return round(sum(distinct / total for distinct, total in (ngrams.distinct(n) for n in range(1, num_n + 1))), 3)
@@ -61,14 +65,16 @@ def homogenization_score(texts: Sequence[str]) -> float:
     """`diversity.homogenization_score(measure="rougel")`: the mean over all ordered pairs.
 
     Raises:
-      InputError: fewer than two documents, or so many that all pairs are out of reach; `overlap.rouge_l_homogenization` samples them.
+      InputError: fewer than two documents, or so many that all pairs are out of reach; `overlap.rouge_l_homogenization`
+        samples them.
     """
     count = len(texts)
     if count < 2:
         raise InputError(f"homogenization: {count} documents make no pair; give at least 2")
     if count > _MOST_DOCUMENTS_OF_ALL_PAIRS:
         raise InputError(f"homogenization: {count} documents are {count * (count - 1) // 2:,} pairs; take at most "
-                         f"{_MOST_DOCUMENTS_OF_ALL_PAIRS} documents, or sample pairs with overlap.rouge_l_homogenization")  # fmt: skip
+                         f"{_MOST_DOCUMENTS_OF_ALL_PAIRS} documents, or sample pairs with "
+                         "overlap.rouge_l_homogenization")  # fmt: skip
     words = Vocabulary("rouge").encode(texts)
     total = 0.0
     for document in range(count - 1):
@@ -78,13 +84,17 @@ def homogenization_score(texts: Sequence[str]) -> float:
 
 
 def remote_clique(vectors: np.ndarray) -> float:
-    """`diversity.remote_clique` of given embeddings [documents, D]: mean cosine distance, each document's to itself included."""
+    """`diversity.remote_clique` of given embeddings [documents, D]: mean cosine distance, each document's to itself
+    included.
+    """
     unit = _unit(vectors)
     return round(float(1 - np.square(unit.sum(0)).sum() / len(unit) ** 2), 3)
 
 
 def chamfer_distance(vectors: np.ndarray) -> float:
-    """`diversity.chamfer_dist` of given embeddings [documents, D]: mean cosine distance to the nearest other document."""
+    """`diversity.chamfer_dist` of given embeddings [documents, D]: mean cosine distance to the nearest other
+    document.
+    """
     unit = _unit(vectors)
     nearest = []
     for start in range(0, len(unit), 1024):

@@ -1,9 +1,11 @@
-"""Documents as vectors: built in without a download, by sentence-transformers, by an embeddings server, or by our own Llama.
+"""Documents as vectors: built in without a download, by sentence-transformers, by an embeddings server, or by our own
+Llama.
 
-tfidf                          TF-IDF and truncated SVD, fitted to the corpora of a run together (latent semantic analysis)
-st:NAME_OR_PATH                a sentence-transformers model (pip install sentence-transformers)
-openai:MODEL                   an OpenAI-compatible `/v1/embeddings` endpoint; keys come from OPENAI_API_KEY and nowhere else
-llama:FOLDER                   mean of the last hidden states of a Llama: a training run, an import, or a Hugging Face folder
+tfidf                          TF-IDF and truncated SVD, fitted to the corpora of a run together (latent semantic
+analysis) st:NAME_OR_PATH                a sentence-transformers model (pip install sentence-transformers)
+openai:MODEL                   an OpenAI-compatible `/v1/embeddings` endpoint; keys come from OPENAI_API_KEY and nowhere
+else llama:FOLDER                   mean of the last hidden states of a Llama: a training run, an import, or a Hugging
+Face folder
 """
 
 from collections.abc import Callable, Sequence
@@ -16,9 +18,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from diversity_jax.errors import InputError
-from diversity_jax.metrics.words import Vocabulary, Words
-from diversity_jax.storage import writing
+from diversity_jax.core.errors import InputError
+from diversity_jax.core.files import writing
+from diversity_jax.metrics.text import Vocabulary, Words
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +49,8 @@ class Embedder(Protocol):
 class TfidfSvd:
     """TF-IDF of folded words, then truncated SVD.
 
-    Term weights are (1 + log count) * log((1 + documents) / (1 + documents with the term)) + 1, rows of length 1; the 50,000 terms in most
+    Term weights are (1 + log count) * log((1 + documents) / (1 + documents with the term)) + 1, rows of length 1; the
+    50,000 terms in most
     documents are kept. A ruler of its own: two corpora can only be compared in a space fitted to both.
     """
 
@@ -57,7 +60,9 @@ class TfidfSvd:
         from sklearn.utils.extmath import randomized_svd
 
         draw = np.random.default_rng([seed, 0x7F])
-        chosen = texts if len(texts) <= _ROWS else [texts[i] for i in np.sort(draw.choice(len(texts), _ROWS, replace=False))]
+        chosen = (
+            texts if len(texts) <= _ROWS else [texts[i] for i in np.sort(draw.choice(len(texts), _ROWS, replace=False))]
+        )
         self._vocabulary = Vocabulary("folded")
         counts = self._counts(self._vocabulary.encode(chosen), len(self._vocabulary))
         holding = np.bincount(counts.indices, minlength=counts.shape[1])
@@ -108,7 +113,9 @@ class SentenceTransformer:
         try:
             from sentence_transformers import SentenceTransformer as Model
         except ImportError:
-            raise InputError(f"embedder st:{name}: sentence-transformers is not installed; pip install sentence-transformers") from None
+            raise InputError(
+                f"embedder st:{name}: sentence-transformers is not installed; pip install sentence-transformers"
+            ) from None
         try:
             self._model = Model(name)
         except (OSError, ValueError) as error:
@@ -124,8 +131,8 @@ class SentenceTransformer:
 class OpenAIEmbedder:
     """An OpenAI-compatible embeddings endpoint.
 
-    Answers are kept in `cache`, some thousand documents a file, so that nothing is paid twice. Spending is counted from the usage the
-    server reports; before a request that could pass `max_dollars` it stops.
+    Answers are kept in `cache`, some thousand documents a file, so that nothing is paid twice. Spending is counted from
+    the usage the server reports; before a request that could pass `max_dollars` it stops.
     """
 
     def __init__(
@@ -143,7 +150,9 @@ class OpenAIEmbedder:
         import openai
 
         if base_url is None and not os.environ.get("OPENAI_API_KEY"):
-            raise InputError(f"embedder openai:{model}: OPENAI_API_KEY is not set, and no base_url names a server of your own")
+            raise InputError(
+                f"embedder openai:{model}: OPENAI_API_KEY is not set, and no base_url names a server of your own"
+            )
         key = os.environ.get("OPENAI_API_KEY") or "none"
         self._client = openai.OpenAI(base_url=base_url, api_key=key, max_retries=5, timeout=timeout_seconds)
         self._model, self._cache, self._batch, self._in_flight = model, cache, batch, in_flight
@@ -151,7 +160,8 @@ class OpenAIEmbedder:
         self.label, self.cost_usd = f"openai:{model}", 0.0
 
     def embed(self, texts: Sequence[str]) -> np.ndarray:
-        """float32 [documents, D]. Documents without a character that is not white space are not sent; they become zeros.
+        """float32 [documents, D]. Documents without a character that is not white space are not sent; they become
+        zeros.
 
         Raises:
           InputError: the server refused, answered nonsense, or the money is used up.
@@ -160,7 +170,8 @@ class OpenAIEmbedder:
         sizes = {part.shape[1] for part in parts if part.shape[1]}
         if len(sizes) > 1:
             raise InputError(
-                f"embedder {self.label}: vectors of {sorted(sizes)} dimensions; empty the cache, another model answered before"
+                f"embedder {self.label}: vectors of {sorted(sizes)} dimensions; empty the cache, another model "
+                "answered before"
             )
         size = sizes.pop() if sizes else 0
         return np.concatenate([part if part.shape[1] else np.zeros((len(part), size), np.float32) for part in parts])
@@ -187,7 +198,9 @@ class OpenAIEmbedder:
         vectors = np.zeros((len(texts), answers[0].shape[1] if answers else 0), np.float32)
         for batch, answer in zip(batches, answers, strict=True):
             if answer.shape[1] != vectors.shape[1]:
-                raise InputError(f"embedder {self.label}: answered vectors of {vectors.shape[1]} and of {answer.shape[1]} dimensions")
+                raise InputError(
+                    f"embedder {self.label}: answered vectors of {vectors.shape[1]} and of {answer.shape[1]} dimensions"
+                )
             vectors[batch] = answer
         return vectors
 
@@ -198,25 +211,33 @@ class OpenAIEmbedder:
         bound = sum(len(text.encode("utf-8", "replace")) for text in texts) * self._price / 1e6
         if self._most is not None and self.cost_usd + bound > self._most:
             raise InputError(
-                f"embedder {self.label}: ${self.cost_usd:.4f} spent, and the next request could pass max_dollars={self._most:g}"
+                f"embedder {self.label}: ${self.cost_usd:.4f} spent, and the next request could pass "
+                f"max_dollars={self._most:g}"
             )
         texts = [text.encode("utf-8", "replace").decode() for text in texts]
         try:
             answer = self._client.embeddings.create(model=self._model, input=texts, encoding_format="float")
         except openai.APIStatusError as error:
             said = " ".join(str(error.message).split())[:200]
-            raise InputError(f"embedder {self.label}: the server refused with status {error.status_code} ({said})") from None
+            raise InputError(
+                f"embedder {self.label}: the server refused with status {error.status_code} ({said})"
+            ) from None
         except openai.APIConnectionError:
             raise InputError(
                 f"embedder {self.label}: no server answers at {self._client.base_url}; start it, or check the address"
             ) from None
         except ValueError as error:
-            raise InputError(f"embedder {self.label}: answered something that is no JSON ({str(error)[:100]})") from None
+            raise InputError(
+                f"embedder {self.label}: answered something that is no JSON ({str(error)[:100]})"
+            ) from None
         usage = getattr(answer, "usage", None)
         self.cost_usd += (getattr(usage, "total_tokens", 0) or 0) * self._price / 1e6
         entries = sorted(getattr(answer, "data", None) or [], key=lambda entry: entry.index)
         if [entry.index for entry in entries] != list(range(len(texts))):
-            raise InputError(f"embedder {self.label}: asked for {len(texts)} vectors, {len(entries)} came; is it an embeddings model?")
+            raise InputError(
+                f"embedder {self.label}: asked for {len(texts)} vectors, {len(entries)} came; is it an embeddings "
+                "model?"
+            )
         lengths = {len(entry.embedding) for entry in entries}
         if len(lengths) != 1:
             raise InputError(f"embedder {self.label}: answered vectors of different lengths {sorted(lengths)}")

@@ -1,14 +1,14 @@
 """Metrics of documents as vectors: Vendi score, mean pairwise distance, K-means occupancy.
 
-Vectors are scaled to length 1 first, so that products are cosines. A zero vector, of a document without content, has no direction: such
-documents are left out, or a thousand empty ones would pass for a thousand unlike ones.
+Vectors are scaled to length 1 first, so that products are cosines. A zero vector, of a document without content, has no
+direction: such documents are left out, or a thousand empty ones would pass for a thousand unlike ones.
 """
 
 from dataclasses import dataclass
 
 import numpy as np
 
-from diversity_jax.errors import InputError
+from diversity_jax.core.errors import InputError
 
 _BLOCK = 8192
 
@@ -24,7 +24,8 @@ def unit_rows(vectors: np.ndarray) -> np.ndarray:
         vectors = vectors.astype(np.float32)
     if vectors.ndim != 2 or not np.isfinite(vectors).all():
         raise InputError(
-            f"embeddings: expected finite numbers [documents, dimensions], got shape {list(vectors.shape)}; check the embedder"
+            f"embeddings: expected finite numbers [documents, dimensions], got shape {list(vectors.shape)}; check the "
+            "embedder"
         )
     norms = np.linalg.norm(vectors, axis=1, keepdims=True)
     some = norms[:, 0] > 0
@@ -44,13 +45,16 @@ def _moment(unit: np.ndarray) -> np.ndarray:
 
 
 def vendi_score(vectors: np.ndarray, order: float = 1.0) -> float | None:
-    """Effective number of unlike documents: the exponential of the Renyi entropy of the eigenvalues of the cosine matrix over documents.
+    """Effective number of unlike documents: the exponential of the Renyi entropy of the eigenvalues of the cosine
+    matrix over documents.
 
     Args:
       vectors: [documents, D], any length; None is returned where none has content.
-      order: 1 (Shannon), 2, any other above 0, or infinity. The eigenvalues come from the D x D side where that is smaller.
+      order: 1 (Shannon), 2, any other above 0, or infinity. The eigenvalues come from the D x D side where that is
+        smaller.
 
-    Source: Friedman and Dieng, "The Vendi Score" (2023); Pasarkar and Dieng, "Cousins of the Vendi Score" (2023). Equal to `vendi-score`'s
+    Source: Friedman and Dieng, "The Vendi Score" (2023); Pasarkar and Dieng, "Cousins of the Vendi Score" (2023). Equal
+      to `vendi-score`'s
     `score_dual`; its `score_X` gives order 1 whatever order is asked for.
 
     Raises:
@@ -76,7 +80,8 @@ def vendi_score(vectors: np.ndarray, order: float = 1.0) -> float | None:
 def mean_pairwise_distance(vectors: np.ndarray) -> float | None:
     """Mean of 1 - cosine over all pairs of different documents; None with fewer than two that have content.
 
-    Exact from the sum of the vectors, without visiting a pair. Theirs (`diversity.remote_clique`) counts each document with itself too.
+    Exact from the sum of the vectors, without visiting a pair. Theirs (`diversity.remote_clique`) counts each document
+    with itself too.
     """
     unit = unit_rows(vectors)
     documents = len(unit)
@@ -94,11 +99,15 @@ class Codebook:
     centres: np.ndarray
 
     @classmethod
-    def fit(cls, vectors: np.ndarray, clusters: int, *, seed: int = 0, batch: int = 8192, passes: float = 4.0) -> "Codebook":
+    def fit(
+        cls, vectors: np.ndarray, clusters: int, *, seed: int = 0, batch: int = 8192, passes: float = 4.0
+    ) -> "Codebook":
         """Mini-batch K-means by cosine, over `passes` times as many vectors as there are.
 
-        Source: Sculley, "Web-scale k-means clustering" (2010): each centre is the running mean of what was assigned to it. Centres begin
-        as different documents; one that nothing was assigned to for a whole pass begins again at a document of the batch.
+        Source: Sculley, "Web-scale k-means clustering" (2010): each centre is the running mean of what was assigned to
+          it. Centres begin
+        as different documents; one that nothing was assigned to for a whole pass begins again at a document of the
+        batch.
 
         Raises:
           InputError: fewer clusters than 1 or more than there are different vectors to begin with.
@@ -131,7 +140,9 @@ class Codebook:
 
     def occupancy(self, vectors: np.ndarray) -> np.ndarray:
         """How many of the documents with content fall to each centre: int64 [clusters]."""
-        return np.bincount(assign(unit_rows(vectors).astype(np.float32, copy=False), self.centres), minlength=len(self.centres))
+        return np.bincount(
+            assign(unit_rows(vectors).astype(np.float32, copy=False), self.centres), minlength=len(self.centres)
+        )
 
 
 def assign(unit: np.ndarray, centres: np.ndarray) -> np.ndarray:
@@ -142,12 +153,12 @@ def assign(unit: np.ndarray, centres: np.ndarray) -> np.ndarray:
 
 
 def effective_occupied(counts: np.ndarray) -> float | None:
-    """The exponential of the entropy of a corpus's shares of the clusters: 1 where all documents share one, all clusters where spread
-    evenly; None where no document has content.
+    """The exponential of the entropy of a corpus's shares of the clusters: 1 where all documents share one, all
+    clusters where spread evenly; None where no document has content.
 
-    The paper's "K-means cluster score" names K-means over embeddings with 10,000 clusters and no formula; a count of clusters alone would
-    be the number asked for. So clusters are fitted ONCE, to all corpora of a run together, and a corpus is measured by how evenly it
-    fills them.
+    The paper's "K-means cluster score" names K-means over embeddings with 10,000 clusters and no formula; a count of
+    clusters alone would be the number asked for. So clusters are fitted ONCE, to all corpora of a run together, and a
+    corpus is measured by how evenly it fills them.
     """
     if not counts.any():
         return None
@@ -158,6 +169,7 @@ def effective_occupied(counts: np.ndarray) -> float | None:
 def default_clusters(documents: int) -> int:
     """One cluster per ten documents, at most 10,000: the paper's number at a million.
 
-    Fewer than a diverse corpus has subjects cannot tell it from one of few subjects; docs/metrics.md shows where the figure turns.
+    Fewer than a diverse corpus has subjects cannot tell it from one of few subjects; docs/metrics.md shows where the
+    figure turns.
     """
     return max(1, min(10_000, documents // 10 or min(documents, 2)))

@@ -1,4 +1,6 @@
-"""Measures corpora by the baseline metrics: the same draws, cuts and rulers for all, so that their figures can be compared."""
+"""Measures corpora by the baseline metrics: the same draws, cuts and rulers for all, so that their figures can be
+compared.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -8,18 +10,18 @@ from typing import Any
 
 import numpy as np
 
+from diversity_jax.core.errors import InputError
+from diversity_jax.core.progress import Progress
 from diversity_jax.corpus import Corpus
-from diversity_jax.errors import InputError
 from diversity_jax.metrics import compatible
 from diversity_jax.metrics.card import Figure, MetricsCard
-from diversity_jax.metrics.dependence import dependence
 from diversity_jax.metrics.embedders import Embedder, TfidfSvd
 from diversity_jax.metrics.embedding import Codebook, default_clusters, unit_rows
 from diversity_jax.metrics.perplexity import CausalModel, document_nats
+from diversity_jax.metrics.registry import METRICS, MetricsConfig
 from diversity_jax.metrics.sample import READS, STAGES, Ruler, Sample, metered
-from diversity_jax.metrics.settings import METRICS, MetricsConfig
-from diversity_jax.metrics.words import first_words, split_words
-from diversity_jax.progress import Progress
+from diversity_jax.metrics.sensitivity import dependence
+from diversity_jax.metrics.text import first_words, split_words
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +32,8 @@ _FIT_DOCUMENTS = 20_000  # of each corpus, for the TF-IDF space and the clusters
 
 @dataclass(frozen=True, kw_only=True)
 class Tools:
-    """What the roof has to open, because it is paid, heavy or lives on another floor; None where no chosen metric needs it.
+    """What the roof has to open, because it is paid, heavy or lives on another floor; None where no chosen metric needs
+    it.
 
     Attributes:
       embedder: None for TF-IDF fitted to the corpora.
@@ -74,10 +77,12 @@ class _Source:
             self.texts = [document.text for document in corpus.sample(config.pool_documents + 1, seed=config.seed)]
             self.fingerprint = corpus.fingerprint()
         else:
-            from diversity_jax.storage import content_hash
+            from diversity_jax.core.files import content_hash
 
             self.texts = list(corpus)
-            self.fingerprint = content_hash([text.encode("utf-8", "surrogatepass").hex() for text in self.texts[:1000]] + [len(self.texts)])
+            self.fingerprint = content_hash(
+                [text.encode("utf-8", "surrogatepass").hex() for text in self.texts[:1000]] + [len(self.texts)]
+            )
         self.is_whole = len(self.texts) <= config.pool_documents or not hasattr(corpus, "sample")
         if not self.texts:
             raise InputError(f"{name}: holds no document; check the source and its settings")
@@ -102,12 +107,16 @@ class _Run:
             if stage in self.stages and tool is None:
                 raise InputError(f"metrics: {stage} needs a model; give one in tools")
         self.reads = {part for part, stages in READS.items() if set(stages) & set(self.stages)}
-        smallest = min(len(source.texts) if source.is_whole else config.pool_documents * 2 for source in sources.values())
+        smallest = min(
+            len(source.texts) if source.is_whole else config.pool_documents * 2 for source in sources.values()
+        )
         self.draws = config.draws if smallest >= _FEWEST else 1
         half = max(1, smallest // 2) if self.draws > 1 else smallest
         self.documents = min(half, config.draw_documents or half)
         if any(not source.is_whole for source in sources.values()) and config.draw_documents:
-            self.documents = min(config.draw_documents, half) if smallest < config.pool_documents * 2 else config.draw_documents
+            self.documents = (
+                min(config.draw_documents, half) if smallest < config.pool_documents * 2 else config.draw_documents
+            )
         self.embedder = tools.embedder
         if "vectors" in self.reads and self.embedder is None:
             fit = [text for source in sources.values() for text in source.texts[:_FIT_DOCUMENTS]]
@@ -118,7 +127,10 @@ class _Run:
 
     def _control(self, sources: Mapping[str, _Source]) -> tuple[int, int]:
         """Words to cut at, and documents of a draw; zeros where no length leaves enough documents."""
-        lengths = {name: split_words(source.texts[:_FIT_DOCUMENTS], "written").lengths / 1.0 for name, source in sources.items()}
+        lengths = {
+            name: split_words(source.texts[:_FIT_DOCUMENTS], "written").lengths / 1.0
+            for name, source in sources.items()
+        }
         words = self.config.control_words
         if words is None:
             words = min(_MOST_CONTROL_WORDS, *(int(np.median(one)) for one in lengths.values()))
@@ -141,7 +153,9 @@ class _Run:
             return
         clusters = min(self.config.clusters or default_clusters(max(self.documents, len(vectors))), len(vectors))
         codebook = Codebook.fit(vectors, clusters, seed=self.config.seed)
-        self.ruler = Ruler(pairs=self.config.pairs, seed=self.config.seed, codebook=codebook, threads=self.config.threads)
+        self.ruler = Ruler(
+            pairs=self.config.pairs, seed=self.config.seed, codebook=codebook, threads=self.config.threads
+        )
 
     def prepare(self, texts: Sequence[str], costs: list[dict[str, Any]]) -> Sample:
         """A sample with everything that the chosen metrics read."""
@@ -194,11 +208,18 @@ class _Run:
             prepared = self.prepare(cut, []) if source.is_whole else None
             controlled = self._figures(source, prepared, self.control_documents, [], self.control_words)
         elif self.config.control:
-            warnings.append("no length that enough documents of every corpus have: nothing was measured at equal length")
+            warnings.append(
+                "no length that enough documents of every corpus have: nothing was measured at equal length"
+            )
         self._progress = None  # how many stages the next takes is known only there
         first = source.texts[: self.documents]
-        # Figures under models and paid embeddings are followed over sizes only, since shorter texts would have to be paid again.
-        moves, grown = dependence(pool or self.prepare(first, []), self, seed=self.config.seed) if self.config.dependence else ({}, [])
+        # Figures under models and paid embeddings are followed over sizes only, since shorter texts would have to be
+        # paid again.
+        moves, grown = (
+            dependence(pool or self.prepare(first, []), self, seed=self.config.seed)
+            if self.config.dependence
+            else ({}, [])
+        )
         return MetricsCard(
             metrics=metrics,
             controlled=controlled,
@@ -214,7 +235,11 @@ class _Run:
     def parameters(self) -> dict[str, Any]:
         """Settings and what was derived from all corpora."""
         clusters = 0 if self.ruler.codebook is None else len(self.ruler.codebook.centres)
-        kept = {name: value for name, value in asdict(self.config).items() if name not in ("threads", "embedder_base_url", "seed")}
+        kept = {
+            name: value
+            for name, value in asdict(self.config).items()
+            if name not in ("threads", "embedder_base_url", "seed")
+        }
         derived = {
             "draws": self.draws,
             "draw_documents": self.documents,
@@ -228,7 +253,9 @@ class _Run:
     def _figures(
         self, source: _Source, pool: Sample | None, documents: int, costs: list[dict[str, Any]], cut_words: int | None
     ) -> dict[str, Figure]:
-        """Every metric over the draws: from a prepared pool, or from fresh samples of a corpus that is too large for one."""
+        """Every metric over the draws: from a prepared pool, or from fresh samples of a corpus that is too large for
+        one.
+        """
         values = []
         for number in range(self.draws):
             seed = self.config.seed * 1_000_003 + number
@@ -239,7 +266,9 @@ class _Run:
             else:
                 texts = source.fresh(documents if cut_words is None else 3 * documents, seed=seed + 1)
                 if cut_words is not None:
-                    texts = [text for text in (first_words(one, cut_words) for one in texts) if text is not None][:documents]
+                    texts = [text for text in (first_words(one, cut_words) for one in texts) if text is not None][
+                        :documents
+                    ]
                 sample = self.prepare(texts, own)
             values.append(self.values(sample, own, seed))
         total = len(pool.texts) if pool is not None else source.documents

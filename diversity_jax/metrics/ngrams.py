@@ -1,8 +1,8 @@
 """Counting n-grams by sorting integers: exact, without a dictionary of tuples, and never across two documents.
 
-A window of n words becomes one 64-bit key. Where the words' ids are short enough they stand in it side by side; where not, the key is
-made of the ranks of its two halves, each below 2^32. Equal keys are equal n-grams in both cases: nothing is hashed, so nothing can
-collide.
+A window of n words becomes one 64-bit key. Where the words' ids are short enough they stand in it side by side; where
+not, the key is made of the ranks of its two halves, each below 2^32. Equal keys are equal n-grams in both cases:
+nothing is hashed, so nothing can collide.
 """
 
 from concurrent.futures import ThreadPoolExecutor
@@ -11,7 +11,7 @@ import os
 
 import numpy as np
 
-from diversity_jax.metrics.words import Words
+from diversity_jax.metrics.text import Words
 
 _PART = 1 << 24  # keys that are sorted at once, by each thread
 _HASH = np.uint64(0x9E3779B97F4A7C15)
@@ -26,12 +26,16 @@ class Ngrams:
 
     @functools.lru_cache(maxsize=1)  # noqa: B019 - it is one table of gigabytes, and lives as long as its owner
     def _pair_ranks(self) -> np.ndarray:
-        """For every two neighbouring words, across documents too, which of all different pairs it is: uint32 [words - 1]."""
+        """For every two neighbouring words, across documents too, which of all different pairs it is: uint32 [words -
+        1].
+        """
         ids = self.words.ids
         return rank(_packed(ids[:-1], ids[1:], _bits(self.words.types)), self.threads)
 
     def windows(self, n: int) -> np.ndarray:
-        """Whether the window of n words that starts at each word lies inside its document: bool [max(words - n + 1, 0)]."""
+        """Whether the window of n words that starts at each word lies inside its document: bool [max(words - n + 1,
+        0)].
+        """
         inside = np.ones(max(len(self.words.ids) - n + 1, 0), bool)
         ends = self.words.offsets[1:-1]
         for back in range(1, n):
@@ -40,7 +44,9 @@ class Ngrams:
         return inside
 
     def all_keys(self, n: int) -> np.ndarray:
-        """One key for every window, across documents too: uint64 [max(words - n + 1, 0)]; equal exactly where the n words are."""
+        """One key for every window, across documents too: uint64 [max(words - n + 1, 0)]; equal exactly where the n
+        words are.
+        """
         ids, bits = self.words.ids, _bits(self.words.types)
         if len(ids) < n:
             return np.empty(0, np.uint64)
@@ -80,10 +86,11 @@ class Ngrams:
         return np.concatenate(found) if found else np.empty(0, np.uint64)
 
     def repeats_by_document(self, n: int) -> np.ndarray:
-        """For every document: over its different n-grams, in how many OTHER documents each occurs, added up: int64 [documents].
+        """For every document: over its different n-grams, in how many OTHER documents each occurs, added up: int64
+        [documents].
 
-        Most n-grams of natural text occur once. So those that do not are found first, by a sort without places; and only windows
-        that hit a table of them are looked up and sorted together with their documents.
+        Most n-grams of natural text occur once. So those that do not are found first, by a sort without places; and
+        only windows that hit a table of them are looked up and sorted together with their documents.
         """
         if self.words.documents < 2:
             return np.zeros(self.words.documents, np.int64)
@@ -96,7 +103,10 @@ class Ngrams:
         bits = _bits(self.words.documents)
         pairs = np.sort(_packed(ranks, documents, bits))
         pairs = pairs[_is_new(pairs)]
-        ranks, documents = (pairs >> np.uint64(bits)).astype(np.int64), (pairs & np.uint64((1 << bits) - 1)).astype(np.int64)
+        ranks, documents = (
+            (pairs >> np.uint64(bits)).astype(np.int64),
+            (pairs & np.uint64((1 << bits) - 1)).astype(np.int64),
+        )
         others = np.bincount(ranks, minlength=len(repeated)) - 1
         return np.bincount(documents, others[ranks], self.words.documents).astype(np.int64)
 
@@ -131,7 +141,9 @@ def _repeated(part: np.ndarray) -> np.ndarray:
 
 
 def _members(keys: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """Places of the keys that are among `wanted` (ascending): a table of bits keeps most others out, the rest is compared exactly."""
+    """Places of the keys that are among `wanted` (ascending): a table of bits keeps most others out, the rest is
+    compared exactly.
+    """
     bits = min(30, max(10, _bits(len(wanted)) + 3))
     shift = np.uint64(64 - bits)
     table = np.zeros(1 << bits, bool)
@@ -152,7 +164,9 @@ def _edges(keys: np.ndarray, parts: int) -> np.ndarray:
 
 
 def in_parts(keys: np.ndarray, work, threads: int) -> list:
-    """`work` on disjoint ranges of key values in ascending order, several at once; numpy lets threads sort in parallel."""
+    """`work` on disjoint ranges of key values in ascending order, several at once; numpy lets threads sort in
+    parallel.
+    """
     parts = -(-len(keys) // _PART)
     if parts <= 1 and (threads == 1 or len(keys) < 1 << 20):
         return [work(keys)]

@@ -1,8 +1,11 @@
-"""How well a language model predicts documents: nats per token, perplexity, bits per byte, and the gap between two models.
+"""How well a language model predicts documents: nats per token, perplexity, bits per byte, and the gap between two
+models.
 
-Every document stands alone: an end-of-text token, which is what a model saw between documents, and then its tokens, each predicted once. A
-document longer than the context is read by windows that overlap: each window starts a stride after the one before and scores only what
-that one had not, so every token has at least (context - stride) tokens before it, and stride 1 gives each the whole context.
+Every document stands alone: an end-of-text token, which is what a model saw between documents, and then its tokens,
+  each predicted once. A
+document longer than the context is read by windows that overlap: each window starts a stride after the one before and
+scores only what that one had not, so every token has at least (context - stride) tokens before it, and stride 1 gives
+each the whole context.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -13,8 +16,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from diversity_jax.errors import InputError
-from diversity_jax.storage import read_json
+from diversity_jax.core.errors import InputError
+from diversity_jax.core.files import read_json
 
 _LN2 = math.log(2)
 _TEXTS = 1024
@@ -85,11 +88,14 @@ def windows(length: int, context: int, stride: int) -> Iterator[tuple[int, int, 
         start = max(0, min(start + stride, length - context))
 
 
-def document_nats(texts: Sequence[str], model: CausalModel, *, stride: int | None = None, batch_tokens: int = 8192) -> Nats:
+def document_nats(
+    texts: Sequence[str], model: CausalModel, *, stride: int | None = None, batch_tokens: int = 8192
+) -> Nats:
     """Scores every token of every document.
 
     Args:
-      stride: tokens between windows of a document longer than the context; None for half the context, 1 for the exact figure.
+      stride: tokens between windows of a document longer than the context; None for half the context, 1 for the exact
+        figure.
       batch_tokens: at once on the device; at least one window.
 
     Raises:
@@ -118,13 +124,18 @@ def document_nats(texts: Sequence[str], model: CausalModel, *, stride: int | Non
     return Nats(nats=nats, tokens=tokens, utf8_bytes=sizes)
 
 
-def batches(rows: Sequence[np.ndarray], batch_tokens: int, *, extra: int = 0) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Rows of like length together, padded on the right: (numbers of the rows, tokens int32 [B, L + extra], mask bool [B, L + extra]).
+def batches(
+    rows: Sequence[np.ndarray], batch_tokens: int, *, extra: int = 0
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Rows of like length together, padded on the right: (numbers of the rows, tokens int32 [B, L + extra], mask bool
+    [B, L + extra]).
 
-    L is a power of two or three quarters of one, and B what `batch_tokens` allows at that L, so that few shapes are compiled; a batch that
-    is not full ends with masked rows of zeros. Empty rows are left out.
+    L is a power of two or three quarters of one, and B what `batch_tokens` allows at that L, so that few shapes are
+    compiled; a batch that is not full ends with masked rows of zeros. Empty rows are left out.
     """
-    order = sorted((number for number, row in enumerate(rows) if len(row) > extra), key=lambda number: len(rows[number]))
+    order = sorted(
+        (number for number, row in enumerate(rows) if len(row) > extra), key=lambda number: len(rows[number])
+    )
     while order:
         longest = _rounded(len(rows[order[-1]]) - extra)
         count = max(1, batch_tokens // longest)
@@ -163,8 +174,14 @@ class JaxLlama:
 
     def nats(self, inputs_BxL: np.ndarray, targets_BxL: np.ndarray) -> np.ndarray:
         """float32 [B, L]."""
-        if inputs_BxL.max(initial=0) >= self._config.vocab_size or targets_BxL.max(initial=0) >= self._config.vocab_size:
-            raise InputError(f"{self.label}: the tokenizer has ids that the model's {self._config.vocab_size} do not hold; name its own")
+        if (
+            inputs_BxL.max(initial=0) >= self._config.vocab_size
+            or targets_BxL.max(initial=0) >= self._config.vocab_size
+        ):
+            raise InputError(
+                f"{self.label}: the tokenizer has ids that the model's {self._config.vocab_size} do not hold; name "
+                "its own"
+            )
         return np.asarray(self._run(self._params, inputs_BxL, targets_BxL))
 
 
@@ -176,7 +193,9 @@ def _token_nats(config: Any) -> Callable:
 
     def one(hidden_LxD, targets_L, head_DxV):
         logits_LxV = jnp.matmul(hidden_LxD, head_DxV, preferred_element_type=jnp.float32)
-        return jax.nn.logsumexp(logits_LxV, axis=-1) - jnp.take_along_axis(logits_LxV, targets_L[:, None], axis=-1)[:, 0]
+        return (
+            jax.nn.logsumexp(logits_LxV, axis=-1) - jnp.take_along_axis(logits_LxV, targets_L[:, None], axis=-1)[:, 0]
+        )
 
     @jax.jit
     def run(params, inputs_BxL, targets_BxL):
@@ -196,7 +215,9 @@ class TransformersModel:
             import torch
             from transformers import AutoModelForCausalLM, AutoTokenizer
         except ImportError:
-            raise InputError(f"model {name}: transformers and torch are not installed; pip install 'diversity_jax[hf]'") from None
+            raise InputError(
+                f"model {name}: transformers and torch are not installed; pip install 'diversity_jax[hf]'"
+            ) from None
         try:
             self._tokenizer = AutoTokenizer.from_pretrained(name)
             self._model = AutoModelForCausalLM.from_pretrained(name).eval()
@@ -205,9 +226,18 @@ class TransformersModel:
         self._torch = torch
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
         self._model.to(self._device)
-        own = getattr(self._model.config, "max_position_embeddings", None) or getattr(self._model.config, "n_positions", None) or 1024
+        own = (
+            getattr(self._model.config, "max_position_embeddings", None)
+            or getattr(self._model.config, "n_positions", None)
+            or 1024
+        )
         self.context_tokens = min(context_tokens or own, own)
-        ids = (self._tokenizer.bos_token_id, self._tokenizer.eos_token_id, self._model.config.bos_token_id, self._model.config.eos_token_id)
+        ids = (
+            self._tokenizer.bos_token_id,
+            self._tokenizer.eos_token_id,
+            self._model.config.bos_token_id,
+            self._model.config.eos_token_id,
+        )
         found = next((one for one in ids if isinstance(one, int)), None)
         if found is None:
             raise InputError(f"model {name}: neither its tokenizer nor its config names a begin- or end-of-text token")
@@ -217,20 +247,26 @@ class TransformersModel:
         """Ids without any special token, and how many each text has."""
         clean = [text.encode("utf-8", "replace").decode() for text in texts]
         rows = self._tokenizer(clean, add_special_tokens=False, verbose=False)["input_ids"]
-        return np.concatenate([np.asarray(row, np.int64) for row in rows]), np.array([len(row) for row in rows], np.int64)
+        return np.concatenate([np.asarray(row, np.int64) for row in rows]), np.array(
+            [len(row) for row in rows], np.int64
+        )
 
     def nats(self, inputs_BxL: np.ndarray, targets_BxL: np.ndarray) -> np.ndarray:
         """float32 [B, L]."""
         torch = self._torch
         with torch.no_grad():
-            logits_BxLxV = self._model(torch.as_tensor(inputs_BxL, dtype=torch.long, device=self._device)).logits.float()
+            logits_BxLxV = self._model(
+                torch.as_tensor(inputs_BxL, dtype=torch.long, device=self._device)
+            ).logits.float()
             targets_BL = torch.as_tensor(targets_BxL, dtype=torch.long, device=self._device).reshape(-1)
             flat = torch.nn.functional.cross_entropy(logits_BxLxV.flatten(0, 1), targets_BL, reduction="none")
         return flat.reshape(targets_BxL.shape).cpu().numpy()
 
 
 def is_own_llama(folder: str) -> bool:
-    """Whether a folder can be read by our own Llama, without torch: a training run, an import, or a Hugging Face folder of a Llama."""
+    """Whether a folder can be read by our own Llama, without torch: a training run, an import, or a Hugging Face folder
+    of a Llama.
+    """
     path = Path(folder)
     if (path / "run.json").exists() or (path / "model.json").exists():
         return True

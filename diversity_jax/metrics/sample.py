@@ -10,10 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from diversity_jax.metrics import compression, embedding, overlap, richness
+from diversity_jax.metrics import embedding, lexical, pairwise
+from diversity_jax.metrics import lexical as richness
 from diversity_jax.metrics.ngrams import Ngrams
 from diversity_jax.metrics.perplexity import Nats, perplexity_gap
-from diversity_jax.metrics.words import Words
+from diversity_jax.metrics.text import Words
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -80,7 +81,7 @@ def _pairs(score: Callable, name: str) -> Callable[[Sample, Ruler], dict[str, fl
 
 def _compression(algorithm: str) -> Callable[[Sample, Ruler], dict[str, float | None]]:
     return lambda sample, ruler: {
-        f"compression_ratio_{algorithm}": compression.compression_ratio(sample.texts, algorithm, threads=ruler.threads)
+        f"compression_ratio_{algorithm}": lexical.compression_ratio(sample.texts, algorithm, threads=ruler.threads)
     }
 
 
@@ -96,13 +97,15 @@ def _kmeans(sample: Sample, ruler: Ruler) -> dict[str, float | None]:
 # Each stage reads what `READS` says; a figure that a draw does not define is None.
 STAGES: dict[str, Callable[[Sample, Ruler], dict[str, float | None]]] = {
     "context_length": _context_length,
-    "self_repetition": lambda sample, ruler: {"self_repetition": richness.self_repetition(Ngrams(sample.words, threads=ruler.threads))},
+    "self_repetition": lambda sample, ruler: {
+        "self_repetition": richness.self_repetition(Ngrams(sample.words, threads=ruler.threads))
+    },
     "ngram_diversity": _ngram_diversity,
-    **{algorithm: _compression(algorithm) for algorithm in compression.ALGORITHMS},
+    **{algorithm: _compression(algorithm) for algorithm in lexical.ALGORITHMS},
     "type_token_ratio": lambda sample, ruler: {"type_token_ratio": richness.type_token_ratio(sample.folded)},
     "mtld": lambda sample, ruler: {"mtld": richness.mtld(sample.folded)},
-    "self_bleu": _pairs(overlap.self_bleu, "self_bleu"),
-    "rouge_l": _pairs(overlap.rouge_l_homogenization, "rouge_l"),
+    "self_bleu": _pairs(pairwise.self_bleu, "self_bleu"),
+    "rouge_l": _pairs(pairwise.rouge_l_homogenization, "rouge_l"),
     "vendi": lambda sample, ruler: {f"vendi_{order}": embedding.vendi_score(sample.vectors, order) for order in (1, 2)},
     "distance": lambda sample, ruler: {"mean_pairwise_distance": embedding.mean_pairwise_distance(sample.vectors)},
     "kmeans": _kmeans,
@@ -117,7 +120,9 @@ READS = {
 
 
 @contextlib.contextmanager
-def metered(costs: list[dict[str, Any]], stage: str, documents: int, dollars: Callable[[], float] = lambda: 0.0) -> Iterator[None]:
+def metered(
+    costs: list[dict[str, Any]], stage: str, documents: int, dollars: Callable[[], float] = lambda: 0.0
+) -> Iterator[None]:
     """Appends what the block took: seconds, CPU seconds of all threads, and how far memory rose above where it was.
 
     Memory is what the system counts as resident, looked at fifty times a second: a rise shorter than that is missed.

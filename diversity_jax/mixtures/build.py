@@ -1,4 +1,5 @@
-"""Build a mixture that any SeqIO codebase can import: score what is not scored, gate, prepare, write mixture.json, register.
+"""Build a mixture that any SeqIO codebase can import: score what is not scored, gate, prepare, write mixture.json,
+register.
 
     python -m diversity_jax.mixtures.build --config configs/mixtures/small.py
     python -m diversity_jax.mixtures.build --config configs/mixtures/paper_4_to_1.py --config.output_dir=/data/paper_4_to_1
@@ -10,8 +11,10 @@ DIVERSITY_JAX_MIXTURES by whoever trains on it.
 import logging
 from pathlib import Path
 
-from diversity_jax import entry_point, generate
-from diversity_jax.config import BuildConfig, GenerateConfig
+from diversity_jax import generate
+from diversity_jax.core import cli
+from diversity_jax.mixtures.build_config import BuildConfig
+from diversity_jax.synthesis.config import GenerateConfig
 
 log = logging.getLogger(__name__)
 
@@ -19,7 +22,7 @@ log = logging.getLogger(__name__)
 def main(config: BuildConfig) -> None:
     """Builds the mixture, registers it in this process to see that SeqIO accepts it, and prints its folder, last."""
     from diversity_jax.mixtures.builder import build
-    from diversity_jax.scoring import scorer
+    from diversity_jax.scoring.run import scorer
 
     folder = Path(config.output_dir)
     if config.grammar:
@@ -36,4 +39,4 @@ def main(config: BuildConfig) -> None:
 
 
 if __name__ == "__main__":
-    entry_point.run(main, BuildConfig, __doc__)
+    cli.run(main, BuildConfig, __doc__)

@@ -9,18 +9,18 @@ from typing import Any
 
 import diversity_jax
 from diversity_jax.cluster_agent import Scorecard
+from diversity_jax.core.errors import InputError
+from diversity_jax.core.files import content_hash, file_hash
 from diversity_jax.corpus import Corpus, Document
-from diversity_jax.errors import InputError
-from diversity_jax.mixtures.component import KINDS, Component, MixtureConfig
+from diversity_jax.mixtures.config import KINDS, Component, MixtureConfig
 from diversity_jax.mixtures.gate import Decision, Measurement, decide, measure
-from diversity_jax.mixtures.grants import Stock, grant, part_shares, row_shares, train_rows
-from diversity_jax.mixtures.ingredients import Ingredient, open_ingredient
-from diversity_jax.mixtures.manifest import Manifest
 from diversity_jax.mixtures.mixture import Mixture, MixtureComponent
-from diversity_jax.mixtures.preparer import Preparation, prepare
 from diversity_jax.mixtures.replay import config_to_json, replay, standing
-from diversity_jax.mixtures.vocabulary import Tokenizer, load_tokenizer
-from diversity_jax.storage import content_hash, file_hash
+from diversity_jax.mixtures.shares import Stock, grant, part_shares, row_shares, train_rows
+from diversity_jax.mixtures.sources import Ingredient, open_ingredient
+from diversity_jax.prepare.manifest import Manifest
+from diversity_jax.prepare.pipeline import Preparation, prepare
+from diversity_jax.tokenizers.tokenizer import Tokenizer, load_tokenizer
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +43,10 @@ class PooledCorpus:
         """About size * share documents of each corpus, uniformly within it, in random order."""
         generator = random.Random(seed)
         wanted = generator.choices(range(len(self._corpora)), [float(share) for share in self._shares], k=size)
-        drawn = [corpus.sample(wanted.count(i), seed=seed + i) if i in wanted else [] for i, corpus in enumerate(self._corpora)]
+        drawn = [
+            corpus.sample(wanted.count(i), seed=seed + i) if i in wanted else []
+            for i, corpus in enumerate(self._corpora)
+        ]
         documents = [document for part in drawn for document in part]
         generator.shuffle(documents)
         return documents
@@ -57,12 +60,12 @@ class PooledCorpus:
 def build(config: MixtureConfig, folder: str | Path, score: Scorer) -> Mixture:
     """Builds a mixture in `folder`; what stands there already and was made from the same things is used again.
 
-    Writes `scorecards/NAME.json` for every component scored, `components/NAME/` with the prepared rows of every one that
-    the gate takes, and last `mixture.json`.
+    Writes `scorecards/NAME.json` for every component scored, `components/NAME/` with the prepared rows of every one
+    that the gate takes, and last `mixture.json`.
 
     Raises:
-      InputError: a corpus cannot be read, a scorecard is of other data, a policy names a reference that is not there, the mixture
-        would hold itself, or a share has nowhere to go.
+      InputError: a corpus cannot be read, a scorecard is of other data, a policy names a reference that is not there,
+        the mixture would hold itself, or a share has nowhere to go.
     """
     folder = Path(folder)
     tokenizer = load_tokenizer(config.vocabulary, end_of_text=config.end_of_text)
@@ -108,7 +111,9 @@ def _compose(
     shares = row_shares(config.shares_of, shares, stock)
     granted = grant(config.components, shares, standings, train_rows(config.train_tokens, config.sequence_length))
     components, gate = [], []
-    found = zip(config.components, shares, measured, decisions, parts, part_shares(granted, standings), stock, strict=True)
+    found = zip(
+        config.components, shares, measured, decisions, parts, part_shares(granted, standings), stock, strict=True
+    )
     for component, asked, measurement, decision, inside, divided, stocked in found:
         names = list(inside) or [component.name]
         for name, share in zip(names, divided, strict=True):
@@ -154,7 +159,8 @@ def _refuse_one_name_twice(config: MixtureConfig, components: Sequence[MixtureCo
     for name in names:
         if names.count(name) > 1:
             raise InputError(
-                f"mixture {config.name!r}: a part of a mixture inside it and another component are both named {name!r}; rename one"
+                f"mixture {config.name!r}: a part of a mixture inside it and another component are both named "
+                f"{name!r}; rename one"
             )
 
 
@@ -176,7 +182,9 @@ def _score(
     components: Sequence[Component], shares: Sequence[Fraction], corpora: Mapping[str, Corpus], score: Scorer
 ) -> dict[str, Scorecard]:
     """Scorecards of all that a policy needs a figure of: those that were given, and the rest scored under one ruler."""
-    given = {component.name: _given(component, corpora[component.name]) for component in components if component.scorecard}
+    given = {
+        component.name: _given(component, corpora[component.name]) for component in components if component.scorecard
+    }
     wanted = {name: corpus for name, corpus in _to_score(components, shares, corpora).items() if name not in given}
     return {**given, **score(wanted)}
 
@@ -185,20 +193,29 @@ def _given(component: Component, corpus: Corpus) -> Scorecard:
     scorecard = Scorecard.load(component.scorecard)
     if scorecard.corpus["fingerprint"] != corpus.fingerprint():
         raise InputError(
-            f"component {component.name!r}: {component.scorecard} is a scorecard of other data ({scorecard.corpus['name']}) than "
+            f"component {component.name!r}: {component.scorecard} is a scorecard of other data "
+            f"({scorecard.corpus['name']}) than "
             f"{component.corpus.source}; score this corpus, or leave scorecard out"
         )
     return scorecard
 
 
-def _to_score(components: Sequence[Component], shares: Sequence[Fraction], corpora: Mapping[str, Corpus]) -> dict[str, Corpus]:
+def _to_score(
+    components: Sequence[Component], shares: Sequence[Fraction], corpora: Mapping[str, Corpus]
+) -> dict[str, Corpus]:
     """Components that a policy needs a figure of, and the pooled real text where it is a reference."""
     references = {reference for component in components for reference in component.policy.min_ratio_to}
     needed = {component.name: corpora[component.name] for component in components if _is_scored(component, references)}
     if "real" in references:
-        real = [(component, share) for component, share in zip(components, shares, strict=True) if component.kind == "real" and share]
+        real = [
+            (component, share)
+            for component, share in zip(components, shares, strict=True)
+            if component.kind == "real" and share
+        ]
         if not real:
-            raise InputError("a policy asks for a ratio to 'real', but no real component has a share; name another component")
+            raise InputError(
+                "a policy asks for a ratio to 'real', but no real component has a share; name another component"
+            )
         needed["real"] = PooledCorpus([corpora[component.name] for component, _ in real], [share for _, share in real])
     return needed
 
@@ -214,17 +231,22 @@ def _check_parts(component: Component, ingredient: Ingredient, tokenizer: Tokeni
     for name, (_, manifest) in ingredient.parts.items():
         if manifest.vocabulary.hash != tokenizer.hash:
             raise InputError(
-                f"component {component.name!r}: its rows ({name}) were prepared with another tokenizer ({manifest.vocabulary.kind}, "
-                f"{manifest.vocabulary.size:,} ids) than this mixture's ({tokenizer.kind}, {tokenizer.size:,} ids); prepare all with one"
+                f"component {component.name!r}: its rows ({name}) were prepared with another tokenizer "
+                f"({manifest.vocabulary.kind}, "
+                f"{manifest.vocabulary.size:,} ids) than this mixture's ({tokenizer.kind}, {tokenizer.size:,} ids); "
+                "prepare all with one"
             )
         if manifest.sequence_length != config.sequence_length:
             raise InputError(
-                f"component {component.name!r}: its rows ({name}) predict {manifest.sequence_length:,} tokens, this mixture's "
+                f"component {component.name!r}: its rows ({name}) predict {manifest.sequence_length:,} tokens, this "
+                "mixture's "
                 f"{config.sequence_length:,}; give all mixtures one sequence_length"
             )
 
 
-def _parts(component: Component, ingredient: Ingredient, tokenizer: Tokenizer, config: MixtureConfig, folder: Path) -> Parts:
+def _parts(
+    component: Component, ingredient: Ingredient, tokenizer: Tokenizer, config: MixtureConfig, folder: Path
+) -> Parts:
     """The prepared rows of a component: those of the mixture that it is, or prepared now."""
     if ingredient.parts:
         return {f"{component.name}_{name}": part for name, part in ingredient.parts.items()}
@@ -245,7 +267,11 @@ def _prepare(component: Component, corpus: Corpus, tokenizer, config: MixtureCon
     manifest = prepare(corpus, tokenizer, into / component.name, settings, processes=config.processes)
     found = manifest.splits["train"]
     log.info(
-        "prepared: %-10s %11s tokens in %s rows of %s", component.name, f"{found.tokens:,}", f"{found.rows:,}", f"{manifest.row_tokens:,}"
+        "prepared: %-10s %11s tokens in %s rows of %s",
+        component.name,
+        f"{found.tokens:,}",
+        f"{found.rows:,}",
+        f"{manifest.row_tokens:,}",
     )
     if manifest.chat:
         said = manifest.statistics

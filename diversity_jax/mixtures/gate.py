@@ -1,9 +1,10 @@
 """The gate: what a component's measured diversity decides about its place in the mixture.
 
-Measuring and deciding are apart: `measure` takes the figures from scorecards, and `decide` is a pure function of a policy and
+Measuring and deciding are apart: `measure` takes the figures from scorecards, and `decide` is a pure function of a
+  policy and
 those figures, so that a decision can be repeated from the figures that a mixture file records. A decision compares
-intervals. A component fails only when its whole interval lies below what is required; where the interval holds the required
-figure nothing is decided, and the component is taken with a warning.
+intervals. A component fails only when its whole interval lies below what is required; where the interval holds the
+required figure nothing is decided, and the component is taken with a warning.
 """
 
 from collections.abc import Mapping
@@ -12,8 +13,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from diversity_jax.cluster_agent import Scorecard, compare
-from diversity_jax.errors import InputError
-from diversity_jax.mixtures.component import Component, GatePolicy
+from diversity_jax.core.errors import InputError
+from diversity_jax.mixtures.config import Component, GatePolicy
 
 Interval = Mapping[str, float | None]
 """`{value, low, high}`; `high` is None where only a lower bound is known."""
@@ -102,7 +103,10 @@ def measure(component: Component, scorecards: Mapping[str, Scorecard]) -> Measur
     ratios = {}
     for reference in component.policy.min_ratio_to:
         if reference not in scorecards:
-            raise InputError(f"component {component.name!r}: its policy compares it with {reference!r}, which was not scored; score both")
+            raise InputError(
+                f"component {component.name!r}: its policy compares it with {reference!r}, which was not scored; "
+                "score both"
+            )
         ratio = compare(scorecard, scorecards[reference])
         ratios[reference] = {"value": ratio.ratio, "low": ratio.low or 0.0, "high": ratio.high}
     return Measurement(

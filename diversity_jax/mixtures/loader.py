@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from diversity_jax.errors import InputError
-from diversity_jax.mixtures.manifest import Manifest
-from diversity_jax.mixtures.rows import RowReader
+from diversity_jax.core.errors import InputError
 from diversity_jax.mixtures.schedule import Schedule
+from diversity_jax.prepare.manifest import Manifest
+from diversity_jax.prepare.rows import RowReader
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,15 +47,20 @@ class Loader:
     def __init__(self, manifests: Sequence[Manifest], shares: Sequence, *, batch_size: int, split: str = "train"):
         lengths = {manifest.sequence_length for manifest in manifests}
         if len(lengths) != 1:
-            raise InputError(f"components were prepared with different sequence lengths {sorted(lengths)}; prepare them with one")
+            raise InputError(
+                f"components were prepared with different sequence lengths {sorted(lengths)}; prepare them with one"
+            )
         if len({manifest.vocabulary.hash for manifest in manifests}) != 1:
             named = ", ".join(f"{manifest.name} {manifest.vocabulary.hash[:8]}" for manifest in manifests)
             raise InputError(f"components were prepared with different tokenizers ({named}); prepare them with one")
         self.schedule, self.batch_size = Schedule(shares), batch_size
         self.sequence_length = lengths.pop()
-        self._is_marked = any(manifest.chat for manifest, share in zip(manifests, self.schedule.shares, strict=True) if share)
+        self._is_marked = any(
+            manifest.chat for manifest, share in zip(manifests, self.schedule.shares, strict=True) if share
+        )
         self._readers = [
-            RowReader(manifest, split) if share else None for manifest, share in zip(manifests, self.schedule.shares, strict=True)
+            RowReader(manifest, split) if share else None
+            for manifest, share in zip(manifests, self.schedule.shares, strict=True)
         ]
 
     def batch(self, step: int, part: slice = slice(None)) -> Batch:
@@ -80,4 +85,6 @@ class Loader:
     def epochs(self, steps: int) -> list[float]:
         """How often each component's rows are seen in `steps` steps; 0 for one that is never read."""
         counts = self.schedule.counts(steps * self.batch_size)
-        return [float(count / reader.rows) if reader else 0.0 for count, reader in zip(counts, self._readers, strict=True)]
+        return [
+            float(count / reader.rows) if reader else 0.0 for count, reader in zip(counts, self._readers, strict=True)
+        ]

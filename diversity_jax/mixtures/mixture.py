@@ -1,4 +1,6 @@
-"""A built mixture: `mixture.json`, which names its prepared components, the shares granted and the decisions behind them."""
+"""A built mixture: `mixture.json`, which names its prepared components, the shares granted and the decisions behind
+them.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -7,10 +9,10 @@ import os
 from pathlib import Path
 from typing import Any
 
-from diversity_jax.errors import InputError
+from diversity_jax.core.errors import InputError
+from diversity_jax.core.files import content_hash, read_json, write_json
 from diversity_jax.mixtures.loader import Loader
-from diversity_jax.mixtures.manifest import Manifest, VocabularyInfo
-from diversity_jax.storage import content_hash, read_json, write_json
+from diversity_jax.prepare.manifest import Manifest, VocabularyInfo
 
 FORMAT_VERSION = 1
 
@@ -47,8 +49,8 @@ class Mixture:
       seed: of the row permutations.
       vocabulary: the tokenizer's identity.
       folder: where `mixture.json` lies.
-      asked: the mixture file as JSON, and gate: of each component asked for, in order, what its grant rests on. From these two
-        alone `replay` repeats every decision.
+      asked: the mixture file as JSON, and gate: of each component asked for, in order, what its grant rests on. From
+        these two alone `replay` repeats every decision.
       ingredients: built mixtures that are components of this one: name, folder and content hash of each.
       code: version of this project and hash of its source.
     """
@@ -126,15 +128,17 @@ class Mixture:
         """Reads `mixture.json` (or the folder that holds it) and the manifests it names.
 
         Raises:
-          InputError: no such file, not a mixture, its shares or a manifest changed since it was built, or its components were
-            prepared with different tokenizers or sequence lengths.
+          InputError: no such file, not a mixture, its shares or a manifest changed since it was built, or its
+            components were prepared with different tokenizers or sequence lengths.
         """
         path = Path(path)
         path = path / "mixture.json" if path.is_dir() else path
         value = read_json(path)
         try:
             if value["version"] != FORMAT_VERSION:
-                raise InputError(f"{path}: format {value['version']}, this code reads {FORMAT_VERSION}; build the mixture again")
+                raise InputError(
+                    f"{path}: format {value['version']}, this code reads {FORMAT_VERSION}; build the mixture again"
+                )
             components = tuple(_component(path.parent, part) for part in value["components"])
             vocabulary = VocabularyInfo(**{**value["vocabulary"], "files": tuple(value["vocabulary"]["files"])})
             mixture = cls(
@@ -156,7 +160,9 @@ class Mixture:
             raise InputError(f"{path}: is not a built mixture ({error!r}); build it again") from None
         mixture.check_alike()
         if mixture.content_hash != recorded:
-            raise InputError(f"{path}: its shares or manifests were changed after it was built; build the mixture again")
+            raise InputError(
+                f"{path}: its shares or manifests were changed after it was built; build the mixture again"
+            )
         return mixture
 
     def check_alike(self) -> None:
@@ -165,12 +171,14 @@ class Mixture:
             found = component.manifest
             if found.vocabulary.hash != self.vocabulary.hash:
                 raise InputError(
-                    f"mixture {self.name!r}: component {component.name!r} was prepared with another tokenizer ({_named(found.vocabulary)}) "
+                    f"mixture {self.name!r}: component {component.name!r} was prepared with another tokenizer "
+                    f"({_named(found.vocabulary)}) "
                     f"than the mixture's ({_named(self.vocabulary)}); prepare all components with one"
                 )
             if found.sequence_length != self.sequence_length:
                 raise InputError(
-                    f"mixture {self.name!r}: component {component.name!r} has rows of {found.sequence_length:,} tokens to predict, the "
+                    f"mixture {self.name!r}: component {component.name!r} has rows of {found.sequence_length:,} "
+                    "tokens to predict, the "
                     f"mixture {self.sequence_length:,}; prepare all components with one sequence_length"
                 )
 
@@ -184,7 +192,8 @@ def _component(folder: Path, value: Mapping[str, Any]) -> MixtureComponent:
     manifest = Manifest.load(path) if path else None
     if manifest and manifest.content_hash != value["manifest_hash"]:
         raise InputError(
-            f"{path}: was changed after the mixture was built; restore it, or prepare the component and build the mixture again"
+            f"{path}: was changed after the mixture was built; restore it, or prepare the component and build the "
+            "mixture again"
         )
     return MixtureComponent(
         name=value["name"],

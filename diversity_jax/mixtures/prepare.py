@@ -4,21 +4,22 @@
     python -m diversity_jax.mixtures.prepare --config configs/prepare.py --runner=DataflowRunner --project=P --region=R \\
         --temp_location=gs://B/tmp --config.output_dir=gs://B/web --config.corpus.source='gs://B/web/*.jsonl'
 
-Without `--runner` it runs in this machine's processes. With it (DirectRunner, DataflowRunner, FlinkRunner, SparkRunner, ...) it runs on
-Apache Beam, and all flags but `--config...` are Beam's. Run the same command again to go on after a stop.
+Without `--runner` it runs in this machine's processes. With it (DirectRunner, DataflowRunner, FlinkRunner, SparkRunner,
+...) it runs on Apache Beam, and all flags but `--config...` are Beam's. Run the same command again to go on after a
+stop.
 """
 
 from collections.abc import Sequence
 import functools
 import sys
 
-from diversity_jax import entry_point
+from diversity_jax.core import cli
+from diversity_jax.core.files import join_path
 from diversity_jax.corpus import open_corpus
-from diversity_jax.mixtures.preparation import PrepareConfig
-from diversity_jax.mixtures.preparation_statistics import describe
-from diversity_jax.mixtures.preparer import prepare
-from diversity_jax.mixtures.vocabulary import load_tokenizer
-from diversity_jax.storage import join_path
+from diversity_jax.prepare.config import PrepareConfig
+from diversity_jax.prepare.pipeline import prepare
+from diversity_jax.prepare.statistics import describe
+from diversity_jax.tokenizers.tokenizer import load_tokenizer
 
 
 def main(beam_flags: Sequence[str], config: PrepareConfig) -> None:
@@ -26,10 +27,12 @@ def main(beam_flags: Sequence[str], config: PrepareConfig) -> None:
     corpus, tokenizer = open_corpus(config.corpus), load_tokenizer(config.vocabulary, end_of_text=config.end_of_text)
     runner = None
     if config.runner:
-        from diversity_jax.mixtures.prepare_beam import BeamRunner
+        from diversity_jax.prepare.beam import BeamRunner
 
         runner = BeamRunner(config.corpus, config.runner, (*config.runner_options, *beam_flags))
-    manifest = prepare(corpus, tokenizer, config.output_dir, config.preparation, processes=config.processes, runner=runner)
+    manifest = prepare(
+        corpus, tokenizer, config.output_dir, config.preparation, processes=config.processes, runner=runner
+    )
     print(describe(manifest))
     print(join_path(config.output_dir, "manifest.json"))
 
@@ -53,4 +56,4 @@ def split_flags(argv: Sequence[str]) -> tuple[list[str], list[str]]:
 
 if __name__ == "__main__":
     ours, beams = split_flags(sys.argv[1:])
-    entry_point.run(functools.partial(main, beams), PrepareConfig, __doc__, ours)
+    cli.run(functools.partial(main, beams), PrepareConfig, __doc__, ours)

@@ -6,12 +6,12 @@ from fractions import Fraction
 
 import numpy as np
 
+from diversity_jax.core.files import content_hash
 from diversity_jax.corpus import Document
-from diversity_jax.mixtures.manifest import Manifest
-from diversity_jax.mixtures.rows import RowReader
 from diversity_jax.mixtures.schedule import exact_shares
-from diversity_jax.mixtures.vocabulary import prepared_tokenizer
-from diversity_jax.storage import content_hash
+from diversity_jax.prepare.manifest import Manifest
+from diversity_jax.prepare.rows import RowReader
+from diversity_jax.tokenizers.tokenizer import prepared_tokenizer
 
 _BLOCK_ROWS = 256
 
@@ -60,7 +60,9 @@ class PreparedCorpus:
                 yield Document(id=f"{self._manifests[part].name}:{number}:{place}", text=text)
 
     def sample(self, size: int, *, seed: int) -> list[Document]:
-        """One document each of `size` random rows, or of all where there are fewer; parts in proportion to their shares."""
+        """One document each of `size` random rows, or of all where there are fewer; parts in proportion to their
+        shares.
+        """
         generator = np.random.default_rng(seed)
         parts = generator.choice(len(self._readers), size, p=[float(share) for share in self._shares])
         drawn = []
@@ -74,4 +76,6 @@ class PreparedCorpus:
 
     def fingerprint(self) -> str:
         """Of the manifests and their shares."""
-        return content_hash([[manifest.content_hash, str(share)] for manifest, share in zip(self._manifests, self._shares, strict=True)])
+        return content_hash(
+            [[manifest.content_hash, str(share)] for manifest, share in zip(self._manifests, self._shares, strict=True)]
+        )

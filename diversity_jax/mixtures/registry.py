@@ -3,11 +3,12 @@
     DIVERSITY_JAX_MIXTURES=/data/mixtures/a:/data/mixtures/b python -m t5x.train \\
         --gin.MIXTURE_OR_TASK_MODULE="'diversity_jax.mixtures.registry'" ...
 
-Importing this module registers what lies in those folders (or in folders directly inside them), from manifests on disk alone: no
-network and no JAX. A component `prose` of the mixture `quickstart` becomes the task `quickstart.prose`; the mixture keeps its
-name. An example is one prepared row, `targets`, int32 [sequence_length + 1], and beside it the same row as decoders take it (see
-`decoder_features`). Rates are token shares, and rows come in the order in which the training loader reads them. In rows of
-conversations the loss weights are those of the training loader, too: one on answers alone.
+Importing this module registers what lies in those folders (or in folders directly inside them), from manifests on disk
+alone: no network and no JAX. A component `prose` of the mixture `quickstart` becomes the task `quickstart.prose`; the
+  mixture keeps its
+name. An example is one prepared row, `targets`, int32 [sequence_length + 1], and beside it the same row as decoders
+take it (see `decoder_features`). Rates are token shares, and rows come in the order in which the training loader reads
+them. In rows of conversations the loss weights are those of the training loader, too: one on answers alone.
 """
 
 from collections.abc import Sequence
@@ -19,13 +20,13 @@ from typing import Any
 
 import numpy as np
 
-from diversity_jax.errors import InputError
-from diversity_jax.mixtures.manifest import Manifest
-from diversity_jax.mixtures.marks import ID_BITS, START
+from diversity_jax.core.errors import InputError
+from diversity_jax.core.tensorflow_eager import seqio, tf
 from diversity_jax.mixtures.mixture import Mixture
 from diversity_jax.mixtures.schedule import Schedule
-from diversity_jax.mixtures.tensorflow import seqio, tf
-from diversity_jax.mixtures.vocabulary import prepared_tokenizer, seqio_vocabulary
+from diversity_jax.prepare.manifest import Manifest
+from diversity_jax.prepare.rows import ID_BITS, START
+from diversity_jax.tokenizers.tokenizer import prepared_tokenizer, seqio_vocabulary
 
 ENVIRONMENT_VARIABLE = "DIVERSITY_JAX_MIXTURES"
 
@@ -34,7 +35,8 @@ class PreparedTask(seqio.Task):
     """A task over prepared rows.
 
     The rows already lie in a seeded permutation, so `shuffle=True`, which trainers pass for the train split, changes
-    nothing: a second shuffle would cost a buffer and the order that makes token shares hold in every window. Nor are small
+    nothing: a second shuffle would cost a buffer and the order that makes token shares hold in every window. Nor are
+      small
     components kept in memory by SeqIO, which the page cache does already.
 
     Attributes:
@@ -45,7 +47,9 @@ class PreparedTask(seqio.Task):
 
     def get_dataset(self, sequence_length=None, split="train", use_cached=False, shuffle=False, **options) -> Any:
         """As `seqio.Task.get_dataset`, in the permuted order that stands on disk."""
-        return super().get_dataset(sequence_length, split, use_cached, shuffle=False, **{**options, "try_in_mem_cache": False})
+        return super().get_dataset(
+            sequence_length, split, use_cached, shuffle=False, **{**options, "try_in_mem_cache": False}
+        )
 
 
 def register(folder: str | Path) -> list[str]:
@@ -65,7 +69,9 @@ def register(folder: str | Path) -> list[str]:
     shares = [component.share_granted for component in mixture.taken]
     if mixture.name in seqio.MixtureRegistry.names():
         if getattr(seqio.MixtureRegistry.get(mixture.name), "content_hash", None) != mixture.content_hash:
-            raise InputError(f"{folder}: another mixture named {mixture.name!r} is registered already; give this one another name")
+            raise InputError(
+                f"{folder}: another mixture named {mixture.name!r} is registered already; give this one another name"
+            )
     else:
         rates = [(task, float(share)) for task, share in zip(tasks, shares, strict=True)]
         sample = functools.partial(_by_schedule, tuple(tasks), tuple(shares))
@@ -82,7 +88,9 @@ def registered_folder(name: str) -> Path | None:
 def _register_task(name: str, manifest: Manifest) -> str:
     if name in seqio.TaskRegistry.names():
         if getattr(seqio.TaskRegistry.get(name), "content_hash", None) != manifest.content_hash:
-            raise InputError(f"{manifest.folder}: another task named {name!r} is registered already; rename the component")
+            raise InputError(
+                f"{manifest.folder}: another task named {name!r} is registered already; rename the component"
+            )
         return name
     manifest.check_sizes()
     task = PreparedTask(
@@ -95,7 +103,9 @@ def _register_task(name: str, manifest: Manifest) -> str:
         output_features=_features(manifest),
         preprocessors=[
             seqio.CacheDatasetPlaceholder(),
-            functools.partial(decoder_features, end_of_text_id=manifest.vocabulary.end_of_text_id, row_tokens=manifest.row_tokens),
+            functools.partial(
+                decoder_features, end_of_text_id=manifest.vocabulary.end_of_text_id, row_tokens=manifest.row_tokens
+            ),
         ],
     )
     task.content_hash, task.manifest = manifest.content_hash, manifest
@@ -128,10 +138,11 @@ def _features(manifest: Manifest) -> dict[str, Any]:
 def decoder_features(dataset: Any, sequence_length: Any = None, *, end_of_text_id: int, row_tokens: int) -> Any:
     """Adds to each row what `seqio.PrePackedLMFeatureConverter` hands to a decoder; all int32 [sequence_length].
 
-    `decoder_input_tokens` are the row's tokens but the last, `decoder_target_tokens` the one after each: nothing is shifted in, and
-    no token is lost. `decoder_loss_weights` are one on every token (SeqIO's other converters take id 0 for padding), of conversations on
-    every token of an answer; `decoder_segment_ids` count documents or conversations from 1, `decoder_positions` start at 0 in each.
-    Padding, where more tokens are asked for than a row predicts, is zero.
+    `decoder_input_tokens` are the row's tokens but the last, `decoder_target_tokens` the one after each: nothing is
+    shifted in, and no token is lost. `decoder_loss_weights` are one on every token (SeqIO's other converters take id 0
+    for padding), of conversations on every token of an answer; `decoder_segment_ids` count documents or conversations
+    from 1, `decoder_positions` start at 0 in each. Padding, where more tokens are asked for than a row predicts, is
+    zero.
     """
     asked = (sequence_length or {}).get("targets")
     length = row_tokens - 1 if asked is None else asked
@@ -153,7 +164,9 @@ def decoder_features(dataset: Any, sequence_length: Any = None, *, end_of_text_i
             "decoder_positions": tf.range(used) - tf.gather(tf.cast(tf.where(begins)[:, 0], tf.int32), segments - 1),
             "decoder_segment_ids": segments,
         }
-        padded = {name: tf.ensure_shape(tf.pad(values, [[0, length - used]]), [length]) for name, values in derived.items()}
+        padded = {
+            name: tf.ensure_shape(tf.pad(values, [[0, length - used]]), [length]) for name, values in derived.items()
+        }
         return {**example, **padded}
 
     return dataset.map(add, num_parallel_calls=tf.data.AUTOTUNE)
@@ -178,14 +191,20 @@ def _rows(manifest: Manifest, split: str, shuffle_files: bool = False, seed: int
     return records.map(parse_marked if manifest.chat else parse, num_parallel_calls=tf.data.AUTOTUNE)
 
 
-def _by_schedule(tasks: Sequence[str], shares: Sequence, datasets: Sequence[Any], rates: Sequence[float], seed: int | None) -> Any:
-    """SeqIO's `sample_fn`: the mixture's schedule instead of random draws; `rates` and `seed` say nothing it does not know.
+def _by_schedule(
+    tasks: Sequence[str], shares: Sequence, datasets: Sequence[Any], rates: Sequence[float], seed: int | None
+) -> Any:
+    """SeqIO's `sample_fn`: the mixture's schedule instead of random draws; `rates` and `seed` say nothing it does not
+    know.
 
     SeqIO hands datasets over in the order of task names, and leaves out tasks without the split.
     """
     positions = sorted(range(len(tasks)), key=lambda i: tasks[i])
     if len(datasets) != len(tasks):
-        raise InputError(f"{len(tasks) - len(datasets)} of the tasks {', '.join(tasks)} have no such split; hold out documents in each")
+        raise InputError(
+            f"{len(tasks) - len(datasets)} of the tasks {', '.join(tasks)} have no such split; hold out documents in "
+            "each"
+        )
     schedule = Schedule(shares)
     dataset_of_component = np.argsort(positions)
     choices = dataset_of_component[schedule.component(np.arange(schedule.period))].astype(np.int16)
@@ -194,7 +213,8 @@ def _by_schedule(tasks: Sequence[str], shares: Sequence, datasets: Sequence[Any]
 
 
 def folders_named(value: str) -> list[Path]:
-    """Folders of mixtures in a list joined by colons; a folder that holds no mixture itself stands for those in it that do.
+    """Folders of mixtures in a list joined by colons; a folder that holds no mixture itself stands for those in it that
+    do.
 
     Raises:
       InputError: a folder is missing, remote, or holds no mixture.
@@ -203,12 +223,24 @@ def folders_named(value: str) -> list[Path]:
     for name in filter(None, re.split(rf"{os.pathsep}(?!//)", value)):
         folder = Path(name)
         if "://" in name:
-            raise InputError(f"{ENVIRONMENT_VARIABLE}: {name}: rows are read from local or mounted folders; copy the mixture there")
+            raise InputError(
+                f"{ENVIRONMENT_VARIABLE}: {name}: rows are read from local or mounted folders; copy the mixture there"
+            )
         if not folder.is_dir():
-            raise InputError(f"{ENVIRONMENT_VARIABLE}: {name}: no such folder; name folders of built mixtures, joined by {os.pathsep!r}")
-        inside = [folder] if (folder / "mixture.json").exists() else sorted(path.parent for path in folder.glob("*/mixture.json"))
+            raise InputError(
+                f"{ENVIRONMENT_VARIABLE}: {name}: no such folder; name folders of built mixtures, joined by "
+                f"{os.pathsep!r}"
+            )
+        inside = (
+            [folder]
+            if (folder / "mixture.json").exists()
+            else sorted(path.parent for path in folder.glob("*/mixture.json"))
+        )
         if not inside:
-            raise InputError(f"{ENVIRONMENT_VARIABLE}: {name}: holds no mixture.json; build one there with diversity_jax.mixtures.build")
+            raise InputError(
+                f"{ENVIRONMENT_VARIABLE}: {name}: holds no mixture.json; build one there with "
+                "diversity_jax.mixtures.build"
+            )
         found += inside
     return found
 

@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from diversity_jax.cluster_agent import Scorecard
+from diversity_jax.core.errors import InputError
+from diversity_jax.core.files import read_json
 from diversity_jax.corpus import CorpusConfig
-from diversity_jax.errors import InputError
-from diversity_jax.mixtures.component import Component, GatePolicy, MixtureConfig
+from diversity_jax.mixtures.config import Component, GatePolicy, MixtureConfig
 from diversity_jax.mixtures.gate import Decision, Measurement, decide, measure
-from diversity_jax.mixtures.grants import Standing, Stock, grant, part_shares, row_shares, train_rows
-from diversity_jax.mixtures.preparation import Chat, Hygiene
-from diversity_jax.storage import read_json
+from diversity_jax.mixtures.shares import Standing, Stock, grant, part_shares, row_shares, train_rows
+from diversity_jax.prepare.config import Chat, Hygiene
 
 _CLOSE = 1e-9
 
@@ -47,7 +47,8 @@ def replay(path: str | Path, *, scorecards: bool = True) -> list[Replayed]:
       scorecards: also take the figures anew from the scorecards beside it, where they are.
 
     Raises:
-      InputError: a decision or a share came out otherwise, or a scorecard is not the one it rests on; the line names it.
+      InputError: a decision or a share came out otherwise, or a scorecard is not the one it rests on; the line names
+        it.
     """
     path = Path(path)
     path = path / "mixture.json" if path.is_dir() else path
@@ -63,9 +64,13 @@ def replay(path: str | Path, *, scorecards: bool = True) -> list[Replayed]:
     except (KeyError, TypeError, ValueError) as error:
         if isinstance(error, InputError):
             raise
-        raise InputError(f"{path}: records no decisions that can be replayed ({error!r}); build the mixture again") from None
+        raise InputError(
+            f"{path}: records no decisions that can be replayed ({error!r}); build the mixture again"
+        ) from None
     if [component.name for component in asked.components] != [one["name"] for one in gate]:
-        raise InputError(f"{path}: its decisions are not of the components that were asked for; build the mixture again")
+        raise InputError(
+            f"{path}: its decisions are not of the components that were asked for; build the mixture again"
+        )
     cards = _scorecards(path.parent, asked, measured) if scorecards else {}
     _check_measured(path, asked, measured, cards)
     decisions = [decide(component, one) for component, one in zip(asked.components, measured, strict=True)]
@@ -78,20 +83,33 @@ def replay(path: str | Path, *, scorecards: bool = True) -> list[Replayed]:
     for component, before, now in zip(asked.components, parts, again, strict=True):
         if [share for _, share in before] != list(now):
             was, gives = (float(sum(found)) for found in ([share for _, share in before], now))
-            raise InputError(f"{path}: grants {component.name!r} {was:.6g}, its decisions give {gives:.6g}; build the mixture again")
+            raise InputError(
+                f"{path}: grants {component.name!r} {was:.6g}, its decisions give {gives:.6g}; build the mixture again"
+            )
     found = zip(asked.components, shares, again, decisions, strict=True)
     return [
-        Replayed(name=one.name, share_asked=share, share_granted=sum(got), decision=decision, from_scorecards=one.name in cards)
+        Replayed(
+            name=one.name,
+            share_asked=share,
+            share_granted=sum(got),
+            decision=decision,
+            from_scorecards=one.name in cards,
+        )
         for one, share, got, decision in found
     ]
 
 
 def _stock(value: Mapping[str, Any]) -> list[Stock]:
-    contents = value.get("contents")  # files of text alone may be older than this record, which changes nothing for them
+    contents = value.get(
+        "contents"
+    )  # files of text alone may be older than this record, which changes nothing for them
     if contents is None:
         return []
     found = zip(value["rows"], contents, strict=True)
-    return [Stock(share=Fraction(part), rows=rows, tokens=tokens, documents=documents) for (part, rows), (tokens, documents) in found]
+    return [
+        Stock(share=Fraction(part), rows=rows, tokens=tokens, documents=documents)
+        for (part, rows), (tokens, documents) in found
+    ]
 
 
 def standing(decision: Decision, measurement: Measurement | None, rows: tuple[tuple[Fraction, int], ...]) -> Standing:
@@ -103,12 +121,17 @@ def standing(decision: Decision, measurement: Measurement | None, rows: tuple[tu
 def config_from_json(value: Mapping[str, Any]) -> MixtureConfig:
     """The mixture file that `config_to_json` wrote down."""
     components = tuple(
-        Component(**{**one, "corpus": CorpusConfig(**one["corpus"]), "policy": GatePolicy(**one["policy"])}) for one in value["components"]
+        Component(**{**one, "corpus": CorpusConfig(**one["corpus"]), "policy": GatePolicy(**one["policy"])})
+        for one in value["components"]
     )
     ratio = value["real_to_synthetic"]
-    hygiene = Hygiene(**{name: tuple(one) if isinstance(one, list) else one for name, one in value.get("hygiene", {}).items()})
+    hygiene = Hygiene(
+        **{name: tuple(one) if isinstance(one, list) else one for name, one in value.get("hygiene", {}).items()}
+    )
     ratio, chat = tuple(ratio) if ratio else None, Chat(**value.get("chat", {}))
-    return MixtureConfig(**{**value, "components": components, "real_to_synthetic": ratio, "hygiene": hygiene, "chat": chat})
+    return MixtureConfig(
+        **{**value, "components": components, "real_to_synthetic": ratio, "hygiene": hygiene, "chat": chat}
+    )
 
 
 def config_to_json(config: MixtureConfig) -> dict[str, Any]:
@@ -132,20 +155,29 @@ def _check_measured(path: Path, asked: MixtureConfig, measured, cards: Mapping[s
         of_card = path.parent / "scorecards" / f"{component.name}.json"
         if again.corpus_fingerprint != recorded.corpus_fingerprint:
             raise InputError(
-                f"{of_card}: is a scorecard of other data than component {component.name!r}; score it, then build the mixture again"
+                f"{of_card}: is a scorecard of other data than component {component.name!r}; score it, then build the "
+                "mixture again"
             )
         if again.scorecard_hash != recorded.scorecard_hash or again.reference_hashes != dict(recorded.reference_hashes):
-            raise InputError(f"{of_card}: is not the scorecard that the decision on {component.name!r} rests on; build the mixture again")
+            raise InputError(
+                f"{of_card}: is not the scorecard that the decision on {component.name!r} rests on; build the mixture "
+                "again"
+            )
         if not _same(again.to_json(), recorded.to_json()):
-            raise InputError(f"{path}: the figures of {component.name!r} are not those of its scorecard; build the mixture again")
+            raise InputError(
+                f"{path}: the figures of {component.name!r} are not those of its scorecard; build the mixture again"
+            )
 
 
 def _check_decision(path: Path, name: str, decision: Decision, recorded: Mapping[str, Any]) -> None:
     if decision.action != recorded["action"] or not _same(decision.factor, recorded["factor"]):
         before, now = (
-            f"{one} x {factor:.6g}" for one, factor in ((recorded["action"], recorded["factor"]), (decision.action, decision.factor))
+            f"{one} x {factor:.6g}"
+            for one, factor in ((recorded["action"], recorded["factor"]), (decision.action, decision.factor))
         )
-        raise InputError(f"{path}: says {name!r} was decided as {before}, its figures give {now}; build the mixture again")
+        raise InputError(
+            f"{path}: says {name!r} was decided as {before}, its figures give {now}; build the mixture again"
+        )
 
 
 def _same(a: Any, b: Any) -> bool:

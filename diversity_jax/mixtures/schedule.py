@@ -11,7 +11,7 @@ import math
 
 import numpy as np
 
-from diversity_jax.errors import InputError
+from diversity_jax.core.errors import InputError
 
 WINDOW = 1000
 """Rows in which every component's count is within one of its share, wherever the window starts."""
@@ -107,7 +107,11 @@ def _interleave(counts: Sequence[int]) -> np.ndarray:
     total, scale = sum(counts), 2 * max(2, sum(count > 0 for count in counts)) - 2
     taken, order = [0] * len(counts), []
     for n in range(1, total + 1):
-        due = [i for i, count in enumerate(counts) if taken[i] < count and n * count * scale >= (taken[i] * scale + 1) * total]
+        due = [
+            i
+            for i, count in enumerate(counts)
+            if taken[i] < count and n * count * scale >= (taken[i] * scale + 1) * total
+        ]
         chosen = min(due, key=lambda i: ((taken[i] * scale + scale - 1) / counts[i], i))
         taken[chosen] += 1
         order.append(chosen)
@@ -126,7 +130,9 @@ def _swing_owners(owed: Sequence[Fraction]) -> np.ndarray:
     while not table or owners != memberships[0]:
         for members, successors in zip(memberships, memberships[1:] + memberships[:1], strict=True):
             table.append(owners)
-            heirs = dict(zip(sorted(set(members) - set(successors)), sorted(set(successors) - set(members)), strict=True))
+            heirs = dict(
+                zip(sorted(set(members) - set(successors)), sorted(set(successors) - set(members)), strict=True)
+            )
             owners = [heirs.get(i, i) for i in owners]
     return np.array(table, np.int32).reshape(len(table), -1)
 
@@ -150,7 +156,9 @@ def _proportionate_fair(owed: Sequence[Fraction]) -> list[list[int]]:
 
 
 def _urgency(turn: int, times: int, blocks: int) -> tuple[int, bool, int]:
-    """Order of service of a component's turn-th membership: deadline, whether the next turn is free of it, group deadline."""
+    """Order of service of a component's turn-th membership: deadline, whether the next turn is free of it, group
+    deadline.
+    """
     deadline = _ceil(turn * blocks, times)
     leaves_next_free = turn * blocks % times == 0
     spare = blocks - times

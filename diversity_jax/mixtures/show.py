@@ -1,4 +1,5 @@
-"""Look at a built mixture: composition, shares as they are dealt, its decisions repeated, rows with their document boundaries; and a page.
+"""Look at a built mixture: composition, shares as they are dealt, its decisions repeated, rows with their document
+boundaries; and a page.
 
     python -m diversity_jax.mixtures.show runs/mixtures/small
     python -m diversity_jax.mixtures.show runs/mixtures/small --rows 100000 --samples 3 --output /tmp/page
@@ -14,19 +15,20 @@ from pathlib import Path
 
 import numpy as np
 
-from diversity_jax import entry_point, run_page, run_verdict
-from diversity_jax.errors import InputError
-from diversity_jax.mixtures.grants import train_rows
+from diversity_jax.core import cli, formats
+from diversity_jax.core.errors import InputError
 from diversity_jax.mixtures.mixture import Mixture
 from diversity_jax.mixtures.prepared_corpus import documents_in
 from diversity_jax.mixtures.replay import Replayed, replay
 from diversity_jax.mixtures.schedule import Schedule
-from diversity_jax.mixtures.vocabulary import Tokenizer, prepared_tokenizer
-from diversity_jax.report import formats, page
+from diversity_jax.mixtures.shares import train_rows
+from diversity_jax.report import page
 from diversity_jax.report.data import Fact, Share
-from diversity_jax.report.mixture_sections import SampleRow, Stock, composition, sample_rows
 from diversity_jax.report.page import KeyFigure, Page
-from diversity_jax.report.theme import Palette
+from diversity_jax.report.pages import training_run, training_run_verdict
+from diversity_jax.report.pages.mixture import SampleRow, Stock, composition, sample_rows
+from diversity_jax.report.style import Palette
+from diversity_jax.tokenizers.tokenizer import Tokenizer, prepared_tokenizer
 
 _PAGE_CHARACTERS, _CONSOLE_CHARACTERS = 900, 300  # of a piece
 
@@ -58,9 +60,16 @@ class View:
 
     def shares(self) -> list[Share]:
         """Asked, granted and dealt, of every component asked for."""
-        dealt = {component.name: count / self.rows for component, count in zip(self.mixture.taken, self.counts, strict=True)}
+        dealt = {
+            component.name: count / self.rows for component, count in zip(self.mixture.taken, self.counts, strict=True)
+        }
         return [
-            Share(name=one.name, asked=float(one.share_asked), granted=float(one.share_granted), realised=float(dealt.get(one.name, 0.0)))
+            Share(
+                name=one.name,
+                asked=float(one.share_asked),
+                granted=float(one.share_granted),
+                realised=float(dealt.get(one.name, 0.0)),
+            )
             for one in self.mixture.components
         ]
 
@@ -71,7 +80,11 @@ class View:
         for component in self.mixture.taken:
             train = component.manifest.splits["train"]
             epochs = None if total is None else float(component.share_granted) * total / train.rows
-            found.append(Stock(name=component.name, documents=train.documents, rows=train.rows, tokens=train.tokens, epochs=epochs))
+            found.append(
+                Stock(
+                    name=component.name, documents=train.documents, rows=train.rows, tokens=train.tokens, epochs=epochs
+                )
+            )
         return found
 
 
@@ -114,7 +127,9 @@ def look(folder: str | Path, *, rows: int = 1000, samples: int = 2) -> View:
 def _sample(number: int, component: str, row: np.ndarray, tokenizer: Tokenizer, starts: np.ndarray | None) -> SampleRow:
     pieces = documents_in(row, tokenizer.end_of_text_id, starts)
     texts = tuple(tokenizer.decode(piece.tolist()) for piece in pieces)
-    return SampleRow(number=number, component=component, pieces=texts, ends_document=bool(row[-1] == tokenizer.end_of_text_id))
+    return SampleRow(
+        number=number, component=component, pieces=texts, ends_document=bool(row[-1] == tokenizer.end_of_text_id)
+    )
 
 
 def _shortened(text: str, most: int) -> str:
@@ -130,19 +145,37 @@ def describe(view: View) -> str:
     info = mixture.vocabulary
     taken = f"{len(mixture.taken)} of {len(mixture.components)} components taken"
     lines = [
-        f"mixture {mixture.name}: {taken}; rows of {mixture.sequence_length:,} + 1 tokens; {info.kind}, {info.size:,} ids",
+        (
+            f"mixture {mixture.name}: {taken}; rows of {mixture.sequence_length:,} + 1 tokens; {info.kind}, {info.size:,} "
+            "ids"
+        ),
         "",
-        f"{'component':<24} {'kind':<10} {'asked':>9} {'granted':>9} {'dealt':>9} {'rows':>11} {'tokens':>14} {'documents':>11}  decision",
+        (
+            f"{'component':<24} {'kind':<10} {'asked':>9} {'granted':>9} {'dealt':>9} {'rows':>11} {'tokens':>14} "
+            f"{'documents':>11}  decision"
+        ),
     ]
     stocks = {stock.name: stock for stock in view.stocks()}
     for component, share in zip(mixture.components, view.shares(), strict=True):
         stock = stocks.get(component.name)
-        amounts = f"{stock.rows:>11,} {stock.tokens:>14,} {stock.documents:>11,}" if stock else f"{'-':>11} {'-':>14} {'-':>11}"
+        amounts = (
+            f"{stock.rows:>11,} {stock.tokens:>14,} {stock.documents:>11,}"
+            if stock
+            else f"{'-':>11} {'-':>14} {'-':>11}"
+        )
         shares = " ".join(f"{100 * value:>7.3f} %" for value in (share.asked, share.granted, share.realised))
-        lines.append(f"{component.name:<24} {component.kind:<10} {shares} {amounts}  {component.decision.get('action', '-')}")
-    lines += ["", f"first {view.rows:,} rows: no component is further than {view.deviation:.2f} rows from its share", _replay_line(view)]
+        lines.append(
+            f"{component.name:<24} {component.kind:<10} {shares} {amounts}  {component.decision.get('action', '-')}"
+        )
+    lines += [
+        "",
+        f"first {view.rows:,} rows: no component is further than {view.deviation:.2f} rows from its share",
+        _replay_line(view),
+    ]
     for component in mixture.components:
-        lines.append(f"  {component.decision.get('action', '-'):<11} {component.name}: {component.decision.get('reason', '')}")
+        lines.append(
+            f"  {component.decision.get('action', '-'):<11} {component.name}: {component.decision.get('reason', '')}"
+        )
     for row in view.samples:
         lines += ["", f"row {row.number:,} ({row.component})"]
         for place, text in enumerate(row.pieces):
@@ -163,18 +196,18 @@ def _replay_line(view: View) -> str:
 def write_page(view: View, folder: Path) -> Path:
     """Writes `report.html` and `figures/*.png`; returns the page's path."""
     mixture = view.mixture
-    run = run_page.read(mixture.folder, mixture_dir=mixture.folder)
+    run = training_run.read(mixture.folder, mixture_dir=mixture.folder)
     palette = Palette([component.name for component in mixture.components])
     sections = (
         composition(view.shares(), view.stocks(), palette, view.rows, view.deviation),
         sample_rows(_for_page(view.samples), palette, view.end_of_text),
-        *run_page.diversity(run, palette),
+        *training_run.diversity(run, palette),
         page.facts(_facts(view)),
     )
     whole = Page(
         kind="Mixture",
         name=mixture.name,
-        verdict=run_verdict.verdict(run.decisions, None),
+        verdict=training_run_verdict.verdict(run.decisions, None),
         lede=_replay_line(view).capitalize() + ".",
         key_figures=_key_figures(view),
         sections=sections,
@@ -184,7 +217,10 @@ def write_page(view: View, folder: Path) -> Path:
 
 
 def _for_page(rows: Sequence[SampleRow]) -> list[SampleRow]:
-    return [dataclasses.replace(row, pieces=tuple(_shortened(text, _PAGE_CHARACTERS) for text in row.pieces)) for row in rows]
+    return [
+        dataclasses.replace(row, pieces=tuple(_shortened(text, _PAGE_CHARACTERS) for text in row.pieces))
+        for row in rows
+    ]
 
 
 def _key_figures(view: View) -> tuple[KeyFigure, ...]:
@@ -193,13 +229,25 @@ def _key_figures(view: View) -> tuple[KeyFigure, ...]:
     asked = float(sum(component.share_asked for component in view.mixture.components if component.kind == "synthetic"))
     info = view.mixture.vocabulary
     return (
-        KeyFigure(label="Prepared", value=formats.compact(sum(stock.tokens for stock in stocks)), note="training tokens"),
-        KeyFigure(label="Synthetic", value=formats.percent(synthetic), note=f"of the tokens; {formats.percent(asked)} asked for"),
         KeyFigure(
-            label="Rows", value=formats.compact(sum(stock.rows for stock in stocks)), note=f"{view.mixture.sequence_length:,} to predict"
+            label="Prepared", value=formats.compact(sum(stock.tokens for stock in stocks)), note="training tokens"
+        ),
+        KeyFigure(
+            label="Synthetic",
+            value=formats.percent(synthetic),
+            note=f"of the tokens; {formats.percent(asked)} asked for",
+        ),
+        KeyFigure(
+            label="Rows",
+            value=formats.compact(sum(stock.rows for stock in stocks)),
+            note=f"{view.mixture.sequence_length:,} to predict",
         ),
         KeyFigure(label="Vocabulary", value=formats.count(info.size), note=f"{info.kind} ids"),
-        KeyFigure(label="Off its share", value=f"{view.deviation:.2f}", note=f"rows at most, in the first {formats.count(view.rows)}"),
+        KeyFigure(
+            label="Off its share",
+            value=f"{view.deviation:.2f}",
+            note=f"rows at most, in the first {formats.count(view.rows)}",
+        ),
     )
 
 
@@ -213,9 +261,13 @@ def _facts(view: View) -> list[Fact]:
         Fact(name="Vocabulary", value=mixture.vocabulary.hash, code=True),
         Fact(name="Seed", value=str(mixture.seed)),
     ]
-    facts += [Fact(name=f"Manifest of {part.name}", value=part.manifest.content_hash, code=True) for part in mixture.taken]
+    facts += [
+        Fact(name=f"Manifest of {part.name}", value=part.manifest.content_hash, code=True) for part in mixture.taken
+    ]
     hashes = {part.part_of or part.name: part.decision.get("scorecard_hash") for part in mixture.components}
-    return facts + [Fact(name=f"Scorecard of {name}", value=value, code=True) for name, value in hashes.items() if value]
+    return facts + [
+        Fact(name=f"Scorecard of {name}", value=value, code=True) for name, value in hashes.items() if value
+    ]
 
 
 def main(argv: Sequence[str]) -> None:
@@ -231,7 +283,9 @@ def main(argv: Sequence[str]) -> None:
         raise InputError(f"{error}; usage: show MIXTURE_FOLDER [--rows N] [--samples N] [--output FOLDER]") from None
     if unknown or arguments.rows < 1 or arguments.samples < 0:
         wrong = " ".join(unknown) or f"--rows {arguments.rows} --samples {arguments.samples}"
-        raise InputError(f"{wrong}: is not understood; usage: show MIXTURE_FOLDER [--rows N] [--samples N] [--output FOLDER]")
+        raise InputError(
+            f"{wrong}: is not understood; usage: show MIXTURE_FOLDER [--rows N] [--samples N] [--output FOLDER]"
+        )
     view = look(arguments.mixture, rows=arguments.rows, samples=arguments.samples)
     print(describe(view))
     print()
@@ -239,4 +293,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    entry_point.run_plain(main, __doc__)
+    cli.run_plain(main, __doc__)

@@ -1,4 +1,6 @@
-"""Llama in JAX: configs, parameters, logits and loss as pure functions, sharding rules, Hugging Face import and export."""
+"""Llama in JAX: configs, parameters, logits and loss as pure functions, sharding rules, Hugging Face import and
+export.
+"""
 
 from diversity_jax.model.config import LLAMA, LlamaConfig
 from diversity_jax.model.cross_entropy import loss

@@ -1,9 +1,11 @@
-"""What a Llama is made of: sizes, numerics and how its layers are run. No JAX here, so that reading a config costs nothing."""
+"""What a Llama is made of: sizes, numerics and how its layers are run. No JAX here, so that reading a config costs
+nothing.
+"""
 
 from dataclasses import dataclass
 import functools
 
-from diversity_jax.errors import InputError
+from diversity_jax.core.errors import InputError
 
 ATTENTION = ("auto", "xla", "cudnn", "splash", "reference")
 REMAT = ("none", "full", "save_matmuls", "offload")
@@ -14,8 +16,8 @@ COMPUTE_DTYPES = ("bfloat16", "float32")
 class LlamaConfig:
     """A decoder-only transformer: RMSNorm, SwiGLU, rotary positions (half-split), grouped-query attention, no biases.
 
-    Parameters are float32; `compute_dtype` is what the matrix products run in. Attention's softmax, the norms' statistics and the loss
-    are float32 always.
+    Parameters are float32; `compute_dtype` is what the matrix products run in. Attention's softmax, the norms'
+    statistics and the loss are float32 always.
     """
 
     vocab_size: int  # token ids, 0 <= id < vocab_size
@@ -31,9 +33,11 @@ class LlamaConfig:
     sliding_window: int | None = None  # tokens that attention looks back on, the token itself among them; None: all
     dropout: float = 0.0  # share of attention probabilities dropped in training (the paper: 0.1); needs attention "xla" or "reference"
     initializer_range: float = 0.02  # standard deviation of every initial matrix
-    scan_layers: bool = True  # one compiled layer run in a loop; False compiles each layer by itself: slower to compile, faster on CPU
-    # What the backward pass recomputes: "none", "full" (all but layer inputs), "save_matmuls" (all but products with weights and
-    # the attention kernel), "offload" (as
+    scan_layers: bool = (
+        True  # one compiled layer run in a loop; False compiles each layer by itself: slower to compile, faster on CPU
+    )
+    # What the backward pass recomputes: "none", "full" (all but layer inputs), "save_matmuls" (all but products with
+    # weights and the attention kernel), "offload" (as
     # "full", with the layer inputs waiting in the host's memory).
     remat: str = "none"
     attention: str = "auto"  # kernel: "auto" chooses by device; "xla", "cudnn", "splash", "reference"
@@ -43,7 +47,15 @@ class LlamaConfig:
     )  # float32 logits that may exist at once on a device; the loss works through the sequence in such pieces
 
     def __post_init__(self):
-        for field in ("vocab_size", "hidden_size", "intermediate_size", "num_layers", "num_heads", "max_length", "loss_chunk_bytes"):
+        for field in (
+            "vocab_size",
+            "hidden_size",
+            "intermediate_size",
+            "num_layers",
+            "num_heads",
+            "max_length",
+            "loss_chunk_bytes",
+        ):
             if getattr(self, field) < 1:
                 raise InputError(f"model.{field}={getattr(self, field)}: must be at least 1")
         if self.hidden_size % (2 * self.num_heads):
@@ -54,7 +66,9 @@ class LlamaConfig:
         if self.num_kv_heads is not None and (self.num_kv_heads < 1 or self.num_heads % self.num_kv_heads):
             raise InputError(f"model.num_kv_heads={self.num_kv_heads}: must divide num_heads={self.num_heads}")
         if self.sliding_window is not None and self.sliding_window < 1:
-            raise InputError(f"model.sliding_window={self.sliding_window}: must be at least 1, or None for all tokens before")
+            raise InputError(
+                f"model.sliding_window={self.sliding_window}: must be at least 1, or None for all tokens before"
+            )
         if not 0 <= self.dropout < 1:
             raise InputError(f"model.dropout={self.dropout}: must be at least 0 and below 1")
         for field in ("rope_theta", "rms_norm_eps", "initializer_range"):
@@ -92,7 +106,8 @@ class LlamaConfig:
         return embeddings + self.num_layers * (self.layer_matrix_parameters + 2 * self.hidden_size) + self.hidden_size
 
 
-# The paper's table of model sizes, under CodeGen's vocabulary; each entry takes any field of LlamaConfig as an override.
+# The paper's table of model sizes, under CodeGen's vocabulary; each entry takes any field of LlamaConfig as an
+# override.
 LLAMA = {
     "llama_tiny": functools.partial(
         LlamaConfig,
@@ -105,8 +120,12 @@ LLAMA = {
         scan_layers=False,
         compute_dtype="float32",
     ),
-    "llama_350m": functools.partial(LlamaConfig, vocab_size=50304, hidden_size=960, intermediate_size=2560, num_layers=28, num_heads=15),
-    "llama_1p4b": functools.partial(LlamaConfig, vocab_size=50304, hidden_size=2048, intermediate_size=8192, num_layers=16, num_heads=32),
+    "llama_350m": functools.partial(
+        LlamaConfig, vocab_size=50304, hidden_size=960, intermediate_size=2560, num_layers=28, num_heads=15
+    ),
+    "llama_1p4b": functools.partial(
+        LlamaConfig, vocab_size=50304, hidden_size=2048, intermediate_size=8192, num_layers=16, num_heads=32
+    ),
     "llama_7b": functools.partial(
         LlamaConfig,
         vocab_size=32000,

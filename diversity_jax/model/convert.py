@@ -5,10 +5,10 @@
     python -m diversity_jax.model.convert import HUGGING_FACE_FOLDER OUTPUT
     python -m diversity_jax.model.convert check HUGGING_FACE_FOLDER
 
-`export` and `gguf` take a run's output folder, or one that `import` wrote (`gguf` a Hugging Face folder too). `export` puts the
-run's tokenizer beside the weights, as AutoTokenizer finds it; `import` keeps the folder's. `gguf` writes one file for llama.cpp, Ollama
-and LM Studio, with the tokenizer in it. `check` compares the logits with those of transformers, which needs
-transformers and torch.
+`export` and `gguf` take a run's output folder, or one that `import` wrote (`gguf` a Hugging Face folder too). `export`
+puts the run's tokenizer beside the weights, as AutoTokenizer finds it; `import` keeps the folder's. `gguf` writes one
+file for llama.cpp, Ollama and LM Studio, with the tokenizer in it. `check` compares the logits with those of
+transformers, which needs transformers and torch.
 """
 
 import argparse
@@ -19,17 +19,30 @@ from pathlib import Path
 import sys
 from typing import Any
 
-from diversity_jax.errors import InputError
+from diversity_jax.core.errors import InputError
+from diversity_jax.core.files import read_json, write_json
+from diversity_jax.model.checkpoint_io.gguf import export_gguf
+from diversity_jax.model.checkpoint_io.hugging_face import (
+    config_from_hugging_face,
+    export_hugging_face,
+    import_hugging_face,
+    refuse_model_folder,
+)
 from diversity_jax.model.config import LlamaConfig
-from diversity_jax.model.gguf import export_gguf
-from diversity_jax.model.hugging_face import config_from_hugging_face, export_hugging_face, import_hugging_face, refuse_model_folder
-from diversity_jax.model.tokenizer_files import TokenizerFiles, copy_tokenizer, model_tokenizer, named_tokenizer, write_tokenizer
-from diversity_jax.storage import read_json, write_json
+from diversity_jax.tokenizers.files import (
+    TokenizerFiles,
+    copy_tokenizer,
+    model_tokenizer,
+    named_tokenizer,
+    write_tokenizer,
+)
 
 _TOLERANCE = 1e-4  # largest difference of float32 logits between two right implementations; seen: up to 5e-5
 
 
-def read_model(folder: str | os.PathLike, *, step: int | None = None, **overrides: Any) -> tuple[LlamaConfig, dict[str, Any]]:
+def read_model(
+    folder: str | os.PathLike, *, step: int | None = None, **overrides: Any
+) -> tuple[LlamaConfig, dict[str, Any]]:
     """Config and float32 parameters, on the host or its first device, from any folder that holds a model.
 
     Args:
@@ -56,7 +69,9 @@ def read_model(folder: str | os.PathLike, *, step: int | None = None, **override
 
 
 def _merged(config: LlamaConfig, checkpoint: Path, tuned: Mapping[str, Any]) -> dict[str, Any]:
-    """The model that a run started from, its adapters' products added; refused where that model is no longer the same."""
+    """The model that a run started from, its adapters' products added; refused where that model is no longer the
+    same.
+    """
     import jax
     from orbax.checkpoint import v1 as ocp
 
@@ -69,7 +84,8 @@ def _merged(config: LlamaConfig, checkpoint: Path, tuned: Mapping[str, Any]) -> 
     known = ocp.checkpointables_metadata(checkpoint.absolute()).custom_metadata["identity"]["model in init_from"]
     if str(int(fingerprint(base))) != known:
         raise InputError(
-            f"{checkpoint}: holds adapters to another model than {tuned['init_from']} holds now; put that back, or set train.init_step"
+            f"{checkpoint}: holds adapters to another model than {tuned['init_from']} holds now; put that back, or "
+            "set train.init_step"
         )
     return jax.jit(merged, static_argnums=2)(base, adapters, lora)
 
@@ -87,13 +103,18 @@ def read_config(folder: str | os.PathLike) -> LlamaConfig:
         return _config(folder / "model.json", read_json(folder / "model.json"))
     if (folder / "run.json").exists():
         return _config(folder / "run.json", read_json(folder / "run.json").get("settings", {}).get("model"))
-    raise InputError(f"{folder}: holds no model; expected config.json (Hugging Face), run.json (a training run) or model.json (imported)")
+    raise InputError(
+        f"{folder}: holds no model; expected config.json (Hugging Face), run.json (a training run) or model.json "
+        "(imported)"
+    )
 
 
 def _config(path: Path, fields: Any) -> LlamaConfig:
     known = {field.name for field in dataclasses.fields(LlamaConfig)}
     if not isinstance(fields, dict) or not set(fields) <= known:
-        raise InputError(f"{path}: does not describe a model of this version (its fields should be {', '.join(sorted(known))})")
+        raise InputError(
+            f"{path}: does not describe a model of this version (its fields should be {', '.join(sorted(known))})"
+        )
     return LlamaConfig(**fields)
 
 
@@ -115,7 +136,9 @@ def _load(folder: Path, shapes: dict[str, Any]) -> dict[str, Any]:
     try:
         return ocp.load_checkpointables(folder.absolute(), {"params": wanted})["params"]
     except (ValueError, KeyError, OSError) as error:
-        raise InputError(f"{folder}: cannot be read as this model's checkpoint ({' '.join(str(error).split())[:200]})") from error
+        raise InputError(
+            f"{folder}: cannot be read as this model's checkpoint ({' '.join(str(error).split())[:200]})"
+        ) from error
 
 
 def write_imported(config: LlamaConfig, params: dict[str, Any], folder: str | os.PathLike) -> Path:
@@ -145,7 +168,9 @@ def logits_difference(folder: str | os.PathLike, *, tokens: int = 64, seed: int 
         import torch
         from transformers import LlamaForCausalLM
     except ImportError as error:
-        raise InputError(f"comparing logits needs transformers and torch ({error}); install diversity_jax[hf]") from None
+        raise InputError(
+            f"comparing logits needs transformers and torch ({error}); install diversity_jax[hf]"
+        ) from None
     import jax
     import numpy as np
 
@@ -168,16 +193,23 @@ def main(argv: list[str] | None = None) -> None:
     commands = parser.add_subparsers(dest="command", required=True)
     export = commands.add_parser("export", help="a run's weights as a Hugging Face folder")
     export.add_argument("--max-shard-gigabytes", type=float, default=5.0)
-    export.add_argument("--tokenizer", help="another than the run's own: bytes, a tokenizer.json, a SentencePiece model, or none")
+    export.add_argument(
+        "--tokenizer", help="another than the run's own: bytes, a tokenizer.json, a SentencePiece model, or none"
+    )
     gguf = commands.add_parser("gguf", help="a run's weights and its tokenizer as one file for llama.cpp")
-    gguf.add_argument("--tokenizer", required=True, help="the run's own: bytes, a SentencePiece model or a tokenizer.json")
+    gguf.add_argument(
+        "--tokenizer", required=True, help="the run's own: bytes, a SentencePiece model or a tokenizer.json"
+    )
     for command in (export, gguf):
         command.add_argument("source", type=Path)
         command.add_argument("output", type=Path)
         command.add_argument("--step", type=int, help="which checkpoint; default: the latest")
         command.add_argument("--dtype", default="float32", help="float32, bfloat16 or float16")
         command.add_argument("--end-of-text-id", type=int, help="written as the model's begin- and end-of-text token")
-    for name, text in (("import", "a Hugging Face folder as a checkpoint of ours"), ("check", "compare logits with transformers")):
+    for name, text in (
+        ("import", "a Hugging Face folder as a checkpoint of ours"),
+        ("check", "compare logits with transformers"),
+    ):
         command = commands.add_parser(name, help=text)
         command.add_argument("source", type=Path)
         if name == "import":
@@ -238,7 +270,9 @@ def _import(options: argparse.Namespace) -> None:
 def _check(options: argparse.Namespace) -> None:
     difference = logits_difference(options.source)
     if not difference <= _TOLERANCE:
-        raise InputError(f"{options.source}: logits differ from transformers' by {difference:.2e}, more than {_TOLERANCE:.0e}")
+        raise InputError(
+            f"{options.source}: logits differ from transformers' by {difference:.2e}, more than {_TOLERANCE:.0e}"
+        )
     print(f"logits equal transformers' to {difference:.1e}: {options.source}")
 
 

@@ -1,4 +1,5 @@
-"""Next-token cross-entropy with the output projection inside, so that BxLxV logits never exist whole where they would be large.
+"""Next-token cross-entropy with the output projection inside, so that BxLxV logits never exist whole where they would
+be large.
 
 Shape legend: B batch, L length, D hidden, V vocabulary.
 """
@@ -18,7 +19,9 @@ from diversity_jax.model.sharding import RULES, constrain
 
 
 def chunk_count(config: LlamaConfig, rows: int, length: int) -> int:
-    """Pieces of the sequence the loss works through: the fewest, dividing `length`, whose logits fit `loss_chunk_bytes` on a device."""
+    """Pieces of the sequence the loss works through: the fewest, dividing `length`, whose logits fit `loss_chunk_bytes`
+    on a device.
+    """
     mesh = jax.sharding.get_abstract_mesh()
     devices = 1 if mesh.empty else mesh.size
     logits_bytes = 4 * rows * length * config.vocab_size / devices
@@ -72,7 +75,8 @@ def _join(x):
 def weighted_cross_entropy(chunks: int, z_loss: float, x_BxLxD, head_DxV, targets_BxL, weights_BxL):
     """Sum over tokens of weight * (cross-entropy + z_loss * log(Z)^2), where Z is the softmax's normaliser.
 
-    The gradient with respect to `x` and `head` is made in the forward pass, piece by piece: no logits are kept and none are computed twice.
+    The gradient with respect to `x` and `head` is made in the forward pass, piece by piece: no logits are kept and none
+    are computed twice.
 
     Returns:
       The scalar sum, then cross-entropy and log(Z) of each token (BxL, float32). Only the sum has a gradient.
@@ -92,7 +96,9 @@ def weighted_cross_entropy(chunks: int, z_loss: float, x_BxLxD, head_DxV, target
 
 def _forward(chunks, z_loss, x_BxLxD, head_DxV, targets_BxL, weights_BxL):
     if chunks == 1:
-        total, losses, normaliser, x_gradient, head_gradient = _gradient_chunk(z_loss, x_BxLxD, head_DxV, targets_BxL, weights_BxL)
+        total, losses, normaliser, x_gradient, head_gradient = _gradient_chunk(
+            z_loss, x_BxLxD, head_DxV, targets_BxL, weights_BxL
+        )
         return (total, losses, normaliser), (x_gradient, head_gradient.astype(head_DxV.dtype))
 
     def body(carry, piece):
@@ -130,7 +136,8 @@ def _row_axes() -> tuple[str, ...]:
 def _on_own_rows(chunks: int, z_loss: float, x_BxLxD, head_DxV, targets_BxL, weights_BxL):
     """`weighted_cross_entropy` with every device at its own rows and the whole D of its part of the vocabulary.
 
-    Left to the compiler, each chunk would gather the head anew and reduce its gradient over all devices; so both happen once.
+    Left to the compiler, each chunk would gather the head anew and reduce its gradient over all devices; so both happen
+    once.
     """
     axes = _row_axes()
     if not axes:
@@ -145,13 +152,19 @@ def _on_own_rows(chunks: int, z_loss: float, x_BxLxD, head_DxV, targets_BxL, wei
 
     rows, whole = PartitionSpec(axes), PartitionSpec()
     run = jax.shard_map(
-        own, in_specs=(rows, PartitionSpec(cut), rows, rows), out_specs=(whole, rows, rows), axis_names=frozenset(axes), check_vma=False
+        own,
+        in_specs=(rows, PartitionSpec(cut), rows, rows),
+        out_specs=(whole, rows, rows),
+        axis_names=frozenset(axes),
+        check_vma=False,
     )
     return run(x_BxLxD, head_DxV, targets_BxL, weights_BxL)
 
 
 def target_weights(batch: Mapping[str, jax.Array]) -> jax.Array:
-    """BxL float32: 1 where a token is a target of the loss, 0 where `loss_mask` (BxL+1, aligned with the tokens) leaves it out."""
+    """BxL float32: 1 where a token is a target of the loss, 0 where `loss_mask` (BxL+1, aligned with the tokens) leaves
+    it out.
+    """
     if batch.get("loss_mask") is None:
         return jnp.ones(batch["tokens"][:, 1:].shape, jnp.float32)
     return batch["loss_mask"][:, 1:].astype(jnp.float32)
@@ -173,17 +186,23 @@ def loss(
       params: Its parameters.
       batch: `tokens` int BxL+1; optional `segment_ids`, `positions` and `loss_mask`, BxL+1, aligned with the tokens.
       z_loss: Weight of log(Z)^2, which keeps logits from drifting; 0: off.
-      token_count: What to divide by; None: the number of targets in this batch. Gradient accumulation passes the whole batch's.
+      token_count: What to divide by; None: the number of targets in this batch. Gradient accumulation passes the whole
+        batch's.
       dropout_key: Randomness; None: no dropout.
 
     Returns:
-      The scalar to minimise, float32, and its parts: `losses` BxL (cross-entropy of each target in nats, 0 where masked) and `weights` BxL.
+      The scalar to minimise, float32, and its parts: `losses` BxL (cross-entropy of each target in nats, 0 where
+        masked) and `weights` BxL.
     """
     tokens = batch["tokens"]
-    inputs = {f"{name}_BxL": batch[name][:, :-1] for name in ("segment_ids", "positions") if batch.get(name) is not None}
+    inputs = {
+        f"{name}_BxL": batch[name][:, :-1] for name in ("segment_ids", "positions") if batch.get(name) is not None
+    }
     x_BxLxD = hidden_states(config, params, tokens[:, :-1], dropout_key=dropout_key, **inputs)
     weights_BxL = target_weights(batch)
     count = jnp.maximum(jnp.sum(weights_BxL) if token_count is None else token_count, 1)
     chunks = chunk_count(config, *weights_BxL.shape)
-    total, losses_BxL, _ = _on_own_rows(chunks, z_loss, x_BxLxD, head_weight(config, params), tokens[:, 1:], weights_BxL / count)
+    total, losses_BxL, _ = _on_own_rows(
+        chunks, z_loss, x_BxLxD, head_weight(config, params), tokens[:, 1:], weights_BxL / count
+    )
     return total, {"losses": jax.lax.stop_gradient(losses_BxL) * weights_BxL, "weights": weights_BxL}

@@ -1,4 +1,5 @@
-"""The Llama for inference: forests of token sequences scored at once, and generation with a cache. Pure functions over a run's parameters.
+"""The Llama for inference: forests of token sequences scored at once, and generation with a cache. Pure functions over
+a run's parameters.
 
 Both take parameters as `for_inference` lays them out: one tree a layer, in the compute type.
 
@@ -11,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from diversity_jax.model.chunked_attention import MASKED
+from diversity_jax.model.attention import MASKED
 from diversity_jax.model.config import LlamaConfig
 from diversity_jax.model.llama import Params, head_weight, project, rms_norm, rotary_table, rotate
 from diversity_jax.model.sharding import constrain
@@ -55,7 +56,8 @@ def _layer(config: LlamaConfig, weights: Params, x_BxLxD, rotary, attend: Callab
 
 
 def forest_hidden_states(config: LlamaConfig, params: Params, tokens_BxL, positions_BxL, ends_BxL) -> jax.Array:
-    """Last hidden states, BxLxD, of rows that hold trees of tokens in preorder; every token sees its ancestors and itself.
+    """Last hidden states, BxLxD, of rows that hold trees of tokens in preorder; every token sees its ancestors and
+    itself.
 
     Sequences that share a beginning share its tokens, so a prompt with many continuations is computed once.
 
@@ -91,7 +93,9 @@ def empty_cache(config: LlamaConfig, batch: int, length_tokens: int) -> Cache:
     return tuple((zeros(), zeros()) for _ in range(config.num_layers))
 
 
-def _cached(config: LlamaConfig, params: Params, tokens_BxL, positions_BxL, cache: Cache, write: Callable, read: Callable):
+def _cached(
+    config: LlamaConfig, params: Params, tokens_BxL, positions_BxL, cache: Cache, write: Callable, read: Callable
+):
     """Hidden states of new tokens that also see the cache, and the cache with them in it."""
     rotary = rotary_table(config, tokens_BxL.shape[1], positions_BxL)
     x_BxLxD = params["embed"][tokens_BxL].astype(config.compute_dtype)
@@ -115,7 +119,8 @@ def _cached(config: LlamaConfig, params: Params, tokens_BxL, positions_BxL, cach
 def prefill(config: LlamaConfig, params: Params, cache: Cache, tokens_L, slot, start, *, span_tokens: int) -> Cache:
     """Writes a piece of one sequence into row `slot` of the cache, at positions `start` and on.
 
-    What lies past the sequence's end in a padded piece is written too; decoding overwrites it before anything can see it.
+    What lies past the sequence's end in a padded piece is written too; decoding overwrites it before anything can see
+    it.
 
     Args:
       tokens_L: the piece; `start + L` must not exceed the cache.
@@ -134,7 +139,9 @@ def prefill(config: LlamaConfig, params: Params, cache: Cache, tokens_L, slot, s
     return _cached(config, params, tokens_L[None], positions_BxL, cache, write, read)[1]
 
 
-def decode_step(config: LlamaConfig, params: Params, cache: Cache, tokens_B, positions_B, *, span_tokens: int) -> tuple[jax.Array, Cache]:
+def decode_step(
+    config: LlamaConfig, params: Params, cache: Cache, tokens_B, positions_B, *, span_tokens: int
+) -> tuple[jax.Array, Cache]:
     """One token of every sequence: float32 logits BxV of the tokens that follow, and the cache with these tokens in it.
 
     Args:
@@ -147,6 +154,8 @@ def decode_step(config: LlamaConfig, params: Params, cache: Cache, tokens_B, pos
     def write(stored, new):
         return stored.at[rows, positions_B].set(new[:, 0].astype(stored.dtype))
 
-    hidden, cache = _cached(config, params, tokens_B[:, None], positions_B[:, None], cache, write, lambda stored: stored[:, :span_tokens])
+    hidden, cache = _cached(
+        config, params, tokens_B[:, None], positions_B[:, None], cache, write, lambda stored: stored[:, :span_tokens]
+    )
     logits_BxV = jnp.einsum("bd,dv->bv", hidden[:, 0], head_weight(config, params), preferred_element_type=jnp.float32)
     return logits_BxV, cache

@@ -1,6 +1,7 @@
 """The Llama: modules in Flax NNX, and pure functions over nested dicts of parameters. No other file knows NNX.
 
-Shape legend: B batch, L length, D hidden, H query heads, K key/value heads, Dh head, F feed-forward, V vocabulary, N layers.
+Shape legend: B batch, L length, D hidden, H query heads, K key/value heads, Dh head, F feed-forward, V vocabulary, N
+  layers.
 """
 
 import functools
@@ -13,8 +14,7 @@ from jax.ad_checkpoint import checkpoint_name
 import jax.numpy as jnp
 import numpy as np
 
-from diversity_jax.model.attention import attend
-from diversity_jax.model.chunked_attention import KERNEL_OUTPUT
+from diversity_jax.model.attention import KERNEL_OUTPUT, attend
 from diversity_jax.model.config import LlamaConfig
 from diversity_jax.model.sharding import GATHERED, constrain, gathered
 
@@ -33,7 +33,8 @@ def rotary_table(config: LlamaConfig, length: int, positions_BxL: jax.Array | No
     """Cosines and sines, each BxLx1xDh/2 (B is 1 without positions), of the rotary angles in the compute type."""
     half = config.head_size // 2
     frequency = np.float32(config.rope_theta) ** (-np.arange(half, dtype=np.float32) / half)
-    # Without positions numpy makes the table: a compiler that made it would work it out again in every use, for every row, head and layer.
+    # Without positions numpy makes the table: a compiler that made it would work it out again in every use, for every
+    # row, head and layer.
     module, positions = (np, np.arange(length)[None]) if positions_BxL is None else (jnp, positions_BxL)
     angle = positions.astype(np.float32)[..., None, None] * frequency
     return tuple(jnp.asarray(function(angle), config.compute_dtype) for function in (module.cos, module.sin))
@@ -49,7 +50,8 @@ def rotate(x_BxLxHxDh: jax.Array, rotary: tuple[jax.Array, jax.Array]) -> jax.Ar
 def project(x_BxLxD: jax.Array, weight: jax.Array, axes: int = 1) -> jax.Array:
     """The product over x's last `axes` axes and the weight's first: BxLxD and DxHxDh make BxLxHxDh.
 
-    Done on matrices with all tokens as rows: with two axes of rows, XLA's CPU backend copies operands, a third of the step's time. A cut
+    Done on matrices with all tokens as rows: with two axes of rows, XLA's CPU backend copies operands, a third of the
+      step's time. A cut
     sequence keeps them apart, since rows that are cut both ways cannot be merged in place.
     """
     mesh = jax.sharding.get_abstract_mesh()
@@ -138,7 +140,9 @@ class Llama(nnx.Module):
         if not config.tie_embeddings:
             self.head = _matrix(config, head_key, (config.hidden_size, config.vocab_size))
 
-    def hidden(self, tokens_BxL: jax.Array, *, adapters: Params, segment_ids_BxL, positions_BxL, dropout_key) -> jax.Array:
+    def hidden(
+        self, tokens_BxL: jax.Array, *, adapters: Params, segment_ids_BxL, positions_BxL, dropout_key
+    ) -> jax.Array:
         """What the output projection reads, BxLxD in the compute type."""
         config = self.config
         rotary = rotary_table(config, tokens_BxL.shape[1], positions_BxL)
@@ -171,21 +175,29 @@ class Llama(nnx.Module):
 
 
 def add_adapters(weights: Params, adapters: Params) -> Params:
-    """One layer's parameters, to whose matrices the products of their low-rank adapters `a` and `b` are added; see `model.lora`."""
+    """One layer's parameters, to whose matrices the products of their low-rank adapters `a` and `b` are added; see
+    `model.lora`.
+    """
     if "a" in adapters:
         return weights + jnp.tensordot(adapters["a"], adapters["b"], axes=1, precision="highest")
-    return {name: add_adapters(weight, adapters[name]) if name in adapters else weight for name, weight in weights.items()}
+    return {
+        name: add_adapters(weight, adapters[name]) if name in adapters else weight for name, weight in weights.items()
+    }
 
 
 def _unstacked(stacked: Any, count: int) -> list[Any]:
-    """One tree per layer. Split, not indexed: the gradient of indexings is as many whole stacks added up, that of a split one stack."""
+    """One tree per layer. Split, not indexed: the gradient of indexings is as many whole stacks added up, that of a
+    split one stack.
+    """
     leaves, tree = jax.tree.flatten(stacked)
     split = [[part[0] for part in jax.lax.split(leaf, [1] * count)] for leaf in leaves]
     return [jax.tree.unflatten(tree, layer) for layer in zip(*split, strict=True)]
 
 
 def _is_product_or_attention(primitive, *shapes, **parameters) -> bool:
-    """What "save_matmuls" keeps: products with weights, and the attention kernel's output and row sums, without which it runs again."""
+    """What "save_matmuls" keeps: products with weights, and the attention kernel's output and row sums, without which
+    it runs again.
+    """
     if primitive.name == "name":
         return parameters["name"] == KERNEL_OUTPUT
     if primitive.name.startswith("dot_product_attention_fwd"):  # cuDNN's, which cannot be given a name
@@ -203,7 +215,10 @@ def _remat(config: LlamaConfig, layer):
         policy = policies.save_anything_except_these_names(GATHERED)
     elif config.remat == "offload":
         policy = policies.save_and_offload_only_these_names(
-            names_which_can_be_saved=[], names_which_can_be_offloaded=[_LAYER_INPUT], offload_src="device", offload_dst="pinned_host"
+            names_which_can_be_saved=[],
+            names_which_can_be_offloaded=[_LAYER_INPUT],
+            offload_src="device",
+            offload_dst="pinned_host",
         )
     else:
         policy = {"full": None, "save_matmuls": _is_product_or_attention}[config.remat]
@@ -217,7 +232,9 @@ def _graphdef(config: LlamaConfig) -> Any:
 
 
 def init_params(config: LlamaConfig, key: jax.Array) -> Params:
-    """Random float32 parameters: normal matrices of `initializer_range`, norms of one; a layer's arrays stacked on axis 0."""
+    """Random float32 parameters: normal matrices of `initializer_range`, norms of one; a layer's arrays stacked on axis
+    0.
+    """
     return nnx.to_pure_dict(nnx.state(Llama(config, key)))
 
 
@@ -242,15 +259,19 @@ def hidden_states(
       params: From `init_params` or `model.convert`; with an entry `adapters`, from `model.lora.with_adapters`.
       tokens_BxL: Token ids.
       segment_ids_BxL: Document of each token; a token attends only within its own. None: the row is one document.
-      positions_BxL: Position of each token; None: its column. Rotary attention sees only differences, so documents packed
-        in one row need none.
+      positions_BxL: Position of each token; None: its column. Rotary attention sees only differences, so documents
+        packed in one row need none.
       dropout_key: Randomness for dropout; None: no dropout, as in evaluation.
     """
     dropout_key = dropout_key if config.dropout else None
     base = {name: leaf for name, leaf in params.items() if name != "adapters"}
     adapters = params.get("adapters", {"blocks": {}})["blocks"]
     return nnx.merge(_graphdef(config), base).hidden(
-        tokens_BxL, adapters=adapters, segment_ids_BxL=segment_ids_BxL, positions_BxL=positions_BxL, dropout_key=dropout_key
+        tokens_BxL,
+        adapters=adapters,
+        segment_ids_BxL=segment_ids_BxL,
+        positions_BxL=positions_BxL,
+        dropout_key=dropout_key,
     )
 
 
@@ -260,6 +281,8 @@ def head_weight(config: LlamaConfig, params: Params) -> jax.Array:
 
 
 def logits(config: LlamaConfig, params: Params, tokens_BxL: jax.Array, **arguments: Any) -> jax.Array:
-    """Float32 scores of every next token, BxLxV; arguments as `hidden_states`. Training uses `loss`, which never holds them whole."""
+    """Float32 scores of every next token, BxLxV; arguments as `hidden_states`. Training uses `loss`, which never holds
+    them whole.
+    """
     x_BxLxD = hidden_states(config, params, tokens_BxL, **arguments)
     return jnp.einsum("bld,dv->blv", x_BxLxD, head_weight(config, params), preferred_element_type=jnp.float32)

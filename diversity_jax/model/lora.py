@@ -1,7 +1,8 @@
-"""Low-rank adapters: beside a matrix W stands a product A B of small rank, and training changes A and B alone (Hu et al. 2021, LoRA).
+"""Low-rank adapters: beside a matrix W stands a product A B of small rank, and training changes A and B alone (Hu et
+al. 2021, LoRA).
 
-Adapters are a tree of their own, `blocks/attention/query/a` and so on, stacked over layers as the matrices are. A model with them is the
-base's tree with one more entry, `adapters`; `merged` makes an ordinary model of the two.
+Adapters are a tree of their own, `blocks/attention/query/a` and so on, stacked over layers as the matrices are. A model
+with them is the base's tree with one more entry, `adapters`; `merged` makes an ordinary model of the two.
 
 Shape legend: D hidden, R rank, N layers.
 """
@@ -12,7 +13,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-from diversity_jax.errors import InputError
+from diversity_jax.core.errors import InputError
 from diversity_jax.model.config import LlamaConfig
 from diversity_jax.model.llama import Params, add_adapters, param_shapes
 from diversity_jax.model.sharding import input_axes
@@ -44,7 +45,9 @@ class LoraConfig:
 
     def __post_init__(self):
         if self.rank < 0 or not self.alpha > 0:
-            raise InputError(f"lora.rank={self.rank}, lora.alpha={self.alpha}: give a rank of at least 0 and an alpha above 0")
+            raise InputError(
+                f"lora.rank={self.rank}, lora.alpha={self.alpha}: give a rank of at least 0 and an alpha above 0"
+            )
         object.__setattr__(self, "matrices", tuple(self.matrices))
         unknown = [name for name in self.matrices if name not in _MATRICES]
         if unknown or not self.matrices:
@@ -59,14 +62,19 @@ def init_adapters(config: LlamaConfig, lora: LoraConfig, key: jax.Array) -> Para
         shape, split = blocks[_MATRICES[name]][name].shape, 1 + input_axes(name)
         a_shape, b_shape = (*shape[:split], lora.rank), (shape[0], lora.rank, *shape[split:])
         noise = jax.random.normal(jax.random.fold_in(key, number), a_shape, jnp.float32)
-        adapters[_MATRICES[name]][name] = {"a": noise / math.sqrt(math.prod(shape[1:split])), "b": jnp.zeros(b_shape, jnp.float32)}
+        adapters[_MATRICES[name]][name] = {
+            "a": noise / math.sqrt(math.prod(shape[1:split])),
+            "b": jnp.zeros(b_shape, jnp.float32),
+        }
     return {"blocks": adapters}
 
 
 def with_adapters(base: Params, adapters: Params, lora: LoraConfig) -> Params:
     """The base's tree with adapters in it, as `hidden_states` reads it; gradients reach adapters through it."""
     scale = lora.alpha / lora.rank
-    scaled = jax.tree_util.tree_map_with_path(lambda path, leaf: scale * leaf if path[-1].key == "b" else leaf, adapters)
+    scaled = jax.tree_util.tree_map_with_path(
+        lambda path, leaf: scale * leaf if path[-1].key == "b" else leaf, adapters
+    )
     return {**base, "adapters": scaled}
 
 

@@ -12,13 +12,13 @@ from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 import numpy as np
 
-from diversity_jax.errors import InputError
+from diversity_jax.core.errors import InputError
 
 GATHERED = "gathered"  # name of parameters whose cuts over fsdp are undone, for remat policies
 MESH_AXES = ("data", "fsdp", "tensor", "sequence")
 
-# Logical axis -> mesh axes. Parameters are cut over fsdp along D and over tensor along heads, F and V; activations over data and fsdp
-# along the
+# Logical axis -> mesh axes. Parameters are cut over fsdp along D and over tensor along heads, F and V; activations over
+# data and fsdp along the
 # batch.
 RULES: dict[str, str | tuple[str, ...] | None] = {
     "batch": ("data", "fsdp"),
@@ -74,8 +74,8 @@ PARAMETER_AXES |= _adapter_axes()
 class MeshConfig:
     """How many ways each axis is cut; at most one may be -1: all devices that the others leave.
 
-    On several slices (TPU) or nodes joined by a slower network, `network_data * network_fsdp` is their number, and only those cuts of
-    data and fsdp cross the network; tensor and sequence never do, since they talk in every layer.
+    On several slices (TPU) or nodes joined by a slower network, `network_data * network_fsdp` is their number, and only
+    those cuts of data and fsdp cross the network; tensor and sequence never do, since they talk in every layer.
     """
 
     data: int = 1  # copies of the model, each on its own rows
@@ -95,7 +95,9 @@ class MeshConfig:
         for axis in ("data", "fsdp"):
             crossing = getattr(self, f"network_{axis}")
             if crossing < 1 or (sizes[axis] != -1 and sizes[axis] % crossing):
-                raise InputError(f"mesh.network_{axis}={crossing}: must divide mesh.{axis}={sizes[axis]}, of whose cuts it is a part")
+                raise InputError(
+                    f"mesh.network_{axis}={crossing}: must divide mesh.{axis}={sizes[axis]}, of whose cuts it is a part"
+                )
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -117,13 +119,18 @@ class MeshConfig:
         fixed = math.prod(size for size in sizes.values() if size != -1)
         if -1 not in sizes.values():
             if fixed != devices:
-                raise InputError(f"mesh={sizes}: needs {fixed} devices but there are {devices}; set one axis to -1 to take them all")
+                raise InputError(
+                    f"mesh={sizes}: needs {fixed} devices but there are {devices}; set one axis to -1 to take them all"
+                )
         elif devices % fixed:
             raise InputError(f"mesh={sizes}: {fixed} does not divide the {devices} devices; choose axes that do")
         sizes = {axis: devices // fixed if size == -1 else size for axis, size in sizes.items()}
         for axis in ("data", "fsdp"):
             if sizes[axis] % (crossing := getattr(self, f"network_{axis}")):
-                raise InputError(f"mesh.network_{axis}={crossing}: must divide mesh.{axis}, which is {sizes[axis]} on {devices} devices")
+                raise InputError(
+                    f"mesh.network_{axis}={crossing}: must divide mesh.{axis}, which is {sizes[axis]} on {devices} "
+                    "devices"
+                )
         return sizes
 
 
@@ -131,7 +138,8 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
     """The mesh `(data, fsdp, tensor, sequence)` over `devices` (default: all of them), neighbours placed by JAX.
 
     Raises:
-      InputError: the axes do not multiply to the number of devices, or do not say which of them cross from slice to slice.
+      InputError: the axes do not multiply to the number of devices, or do not say which of them cross from slice to
+        slice.
     """
     devices = list(jax.devices() if devices is None else devices)
     sizes = config.resolved(len(devices))
@@ -139,7 +147,8 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
     slices = len({getattr(device, "slice_index", 0) for device in devices})
     if slices not in (1, config.slices):
         raise InputError(
-            f"mesh.network_data={config.network_data}, mesh.network_fsdp={config.network_fsdp}: the devices are {slices} slices; "
+            f"mesh.network_data={config.network_data}, mesh.network_fsdp={config.network_fsdp}: the devices are "
+            f"{slices} slices; "
             f"set mesh.network_data={slices} and mesh.data to a multiple of it"
         )
     if config.slices == 1:
@@ -160,16 +169,20 @@ def spec(*logical: str | None) -> PartitionSpec:
 
 
 def constrain(x: jax.Array, *logical: str | None) -> jax.Array:
-    """Asks the compiler for this layout of `x` on the ambient mesh (`jax.set_mesh`); without one, or with one device, does nothing."""
+    """Asks the compiler for this layout of `x` on the ambient mesh (`jax.set_mesh`); without one, or with one device,
+    does nothing.
+    """
     mesh = jax.sharding.get_abstract_mesh()
     return x if mesh.empty or mesh.size == 1 else jax.lax.with_sharding_constraint(x, spec(*logical))
 
 
 def gathered(layer: Any, prefix: str) -> Any:
-    """One layer's parameters with their cuts over fsdp undone; each device then multiplies its own rows by whole matrices.
+    """One layer's parameters with their cuts over fsdp undone; each device then multiplies its own rows by whole
+    matrices.
 
-    Without this the compiler works through a cut matrix part by part and adds each part's product to the output in memory, which on
-    TPUs cost twice the time of the products themselves. Gradients go back to their cuts as they are summed.
+    Without this the compiler works through a cut matrix part by part and adds each part's product to the output in
+    memory, which on TPUs cost twice the time of the products themselves. Gradients go back to their cuts as they are
+    summed.
     """
 
     def gather(path, leaf):
@@ -185,8 +198,9 @@ def _gather(logical: tuple[str, ...], leaf: jax.Array) -> jax.Array:
 
 
 def _scatter(logical: tuple[str, ...], _: None, slope: jax.Array) -> tuple[jax.Array]:
-    """Whole first, then cut: one reduce-scatter after the product. A plain constraint's gradient would stop at whole, which every device
-    would hold and be sent; straight to the cut, the compiler would make the product part by part again."""
+    """Whole first, then cut: one reduce-scatter after the product. A plain constraint's gradient would stop at whole,
+    which every device would hold and be sent; straight to the cut, the compiler would make the product part by part
+    again."""
     return (constrain(_gather(logical, slope), *logical),)
 
 
@@ -220,7 +234,8 @@ def param_shardings(mesh: Mesh, params: Any) -> Any:
         for axis, size in zip(logical, leaf.shape, strict=True):
             if size % (cuts := _cuts(mesh, RULES[axis])):
                 raise InputError(
-                    f"mesh.{RULES[axis]}={cuts}: cannot cut axis {axis!r} ({size}) of parameter {name} {leaf.shape} evenly; "
+                    f"mesh.{RULES[axis]}={cuts}: cannot cut axis {axis!r} ({size}) of parameter {name} {leaf.shape} "
+                    "evenly; "
                     f"choose a divisor of {size}, and use mesh.data for the other devices"
                 )
         return NamedSharding(mesh, spec(*logical))

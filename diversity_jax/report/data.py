@@ -6,9 +6,15 @@ import math
 import numpy as np
 from numpy.typing import ArrayLike
 
-from diversity_jax.errors import InputError
+from diversity_jax.core.errors import InputError
 
-ACTIONS = {"register": "registered", "downweight": "down-weighted", "reject": "rejected", "warn": "warned", "ungated": "ungated"}
+ACTIONS = {
+    "register": "registered",
+    "downweight": "down-weighted",
+    "reject": "rejected",
+    "warn": "warned",
+    "ungated": "ungated",
+}
 
 
 def _finite(owner: str, name: str, value: float, low: float = -math.inf) -> None:
@@ -29,7 +35,9 @@ class Estimate:
         for name in ("value", "low") if self.high is None else ("value", "low", "high"):
             _finite("estimate", name, getattr(self, name))
         if self.high is not None and not self.low <= self.high:
-            raise InputError(f"estimate: the interval [{self.low:g}, {self.high:g}] is upside down; expected low <= high")
+            raise InputError(
+                f"estimate: the interval [{self.low:g}, {self.high:g}] is upside down; expected low <= high"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,12 +68,17 @@ class Decision:
         if self.action not in ACTIONS:
             raise InputError(f"component {self.name}: action is {self.action!r}; expected one of {', '.join(ACTIONS)}")
         if self.effective_clusters is not None and self.effective_clusters.low <= 0:
-            raise InputError(f"component {self.name}: effective_clusters.low is {self.effective_clusters.low!r}; expected more than 0")
+            raise InputError(
+                f"component {self.name}: effective_clusters.low is {self.effective_clusters.low!r}; expected more "
+                "than 0"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Share:
-    """A component's part of the tokens, in [0, 1]: as asked for, as the gate granted it, as training realised it (None before)."""
+    """A component's part of the tokens, in [0, 1]: as asked for, as the gate granted it, as training realised it (None
+    before).
+    """
 
     name: str
     asked: float
@@ -79,7 +92,9 @@ class Share:
 
 @dataclass(frozen=True, kw_only=True)
 class Prepared:
-    """What was prepared of a component: documents, training tokens, held-out tokens, and passes made over the training rows."""
+    """What was prepared of a component: documents, training tokens, held-out tokens, and passes made over the training
+    rows.
+    """
 
     name: str
     documents: int
@@ -90,7 +105,9 @@ class Prepared:
 
 @dataclass(frozen=True, kw_only=True)
 class Distribution:
-    """How often each value was seen: `values` [n] ascending, `counts` [n] not negative; `exact_mean` where the values are bins."""
+    """How often each value was seen: `values` [n] ascending, `counts` [n] not negative; `exact_mean` where the values
+    are bins.
+    """
 
     name: str
     values: np.ndarray
@@ -102,7 +119,8 @@ class Distribution:
             object.__setattr__(self, axis, np.asarray(getattr(self, axis), float))
         if self.values.ndim != 1 or self.values.shape != self.counts.shape:
             raise InputError(
-                f"distribution of {self.name}: {self.values.shape} values and {self.counts.shape} counts; expected equal lengths"
+                f"distribution of {self.name}: {self.values.shape} values and {self.counts.shape} counts; expected "
+                "equal lengths"
             )
         if not (np.isfinite(self.values).all() and np.isfinite(self.counts).all() and (self.counts >= 0).all()):
             raise InputError(f"distribution of {self.name}: values must be finite and counts not negative")
@@ -110,11 +128,19 @@ class Distribution:
             raise InputError(f"distribution of {self.name}: values must ascend, each once")
 
     @classmethod
-    def binned(cls, name: str, values: ArrayLike, counts: ArrayLike, *, low: float, high: float, most: int = 40) -> "Distribution":
-        """Counts of values in [low, high] in at most `most` bins of one width; whole numbers get a bin each where that suffices."""
+    def binned(
+        cls, name: str, values: ArrayLike, counts: ArrayLike, *, low: float, high: float, most: int = 40
+    ) -> "Distribution":
+        """Counts of values in [low, high] in at most `most` bins of one width; whole numbers get a bin each where that
+        suffices.
+        """
         values, counts = np.asarray(values, float), np.asarray(counts, float)
-        if not (np.isfinite(values).all() and values.shape == counts.shape and ((values >= low) & (values <= high)).all()):
-            raise InputError(f"distribution of {name}: expected as many counts as values, and values from {low:g} to {high:g}")
+        if not (
+            np.isfinite(values).all() and values.shape == counts.shape and ((values >= low) & (values <= high)).all()
+        ):
+            raise InputError(
+                f"distribution of {name}: expected as many counts as values, and values from {low:g} to {high:g}"
+            )
         whole = bool((values == np.round(values)).all())
         width = math.ceil((high - low + 1) / most) if whole else (high - low) / most
         bins = math.ceil((high - low + 1) / width) if whole else most
@@ -138,7 +164,9 @@ class Distribution:
 
 @dataclass(frozen=True, kw_only=True)
 class Curve:
-    """A quantity over training steps or groupings: `x`, `y` [n], and points measured apart, `held_out_x`, `held_out_y` [m]."""
+    """A quantity over training steps or groupings: `x`, `y` [n], and points measured apart, `held_out_x`, `held_out_y`
+    [m].
+    """
 
     name: str
     x: np.ndarray
@@ -155,7 +183,9 @@ class Curve:
 
 @dataclass(frozen=True, kw_only=True)
 class Convergence:
-    """An estimate as groupings come in: `groupings`, `value`, `low`, `high` [n > 0]; NaN in `high` where `low` is a bound."""
+    """An estimate as groupings come in: `groupings`, `value`, `low`, `high` [n > 0]; NaN in `high` where `low` is a
+    bound.
+    """
 
     name: str
     groupings: np.ndarray
@@ -168,14 +198,18 @@ class Convergence:
             object.__setattr__(self, axis, np.array(getattr(self, axis), float))
         shapes = {getattr(self, axis).shape for axis in ("groupings", "value", "low", "high")}
         if len(shapes) != 1 or self.groupings.ndim != 1 or not len(self.groupings):
-            raise InputError(f"convergence of {self.name}: groupings, value, low and high must be of one length, at least 1")
+            raise InputError(
+                f"convergence of {self.name}: groupings, value, low and high must be of one length, at least 1"
+            )
         if not ((self.groupings > 0).all() and (self.low > 0).all() and np.isfinite(self.value).all()):
             raise InputError(f"convergence of {self.name}: groupings and low must be above 0, and value finite")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cluster:
-    """One cluster as the judge made it: its texts, its reason, and whether the judge's second look agreed (None: not asked)."""
+    """One cluster as the judge made it: its texts, its reason, and whether the judge's second look agreed (None: not
+    asked).
+    """
 
     texts: tuple[str, ...]
     reason: str = ""

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import html as escaping
 from typing import Any
 
-from diversity_jax.report.formats import clean
+from diversity_jax.core.formats import clean
 
 _EMPTY = ("meta", "link", "br", "wbr")
 
@@ -37,14 +37,22 @@ def _flat(parts: Iterable[Any]) -> Iterable[str]:
 
 
 def element(tag: str, *children: Any, **attributes: Any) -> Html:
-    """An element; `class_` and `data_label` stand for `class` and `data-label`, an attribute that is None is left out."""
-    written = "".join(f' {key.rstrip("_").replace("_", "-")}="{text(value)}"' for key, value in attributes.items() if value is not None)
+    """An element; `class_` and `data_label` stand for `class` and `data-label`, an attribute that is None is left
+    out.
+    """
+    written = "".join(
+        f' {key.rstrip("_").replace("_", "-")}="{text(value)}"'
+        for key, value in attributes.items()
+        if value is not None
+    )
     return Html(f"<{tag}{written}>") if tag in _EMPTY else Html(f"<{tag}{written}>{joined(*children)}</{tag}>")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Column:
-    """A table's column: its heading and whether it holds numbers (set right) or sentences (kept wide enough to read)."""
+    """A table's column: its heading and whether it holds numbers (set right) or sentences (kept wide enough to
+    read).
+    """
 
     title: str
     kind: str = "word"
@@ -62,7 +70,9 @@ def columns(*titles: str) -> tuple[Column, ...]:
 
 
 def table(columns: Sequence[Column], rows: Iterable[Sequence[Any]]) -> Html:
-    """A table whose first cell heads its row; on a narrow screen each row becomes a small list with the headings beside the values."""
+    """A table whose first cell heads its row; on a narrow screen each row becomes a small list with the headings beside
+    the values.
+    """
     head = element("tr", [element("th", column.title, scope="col", class_=column.css_class) for column in columns])
     body = [
         element(

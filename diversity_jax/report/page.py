@@ -5,12 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 import re
 
-from diversity_jax.report.canvas import Drawing
+from diversity_jax.core.files import writing
 from diversity_jax.report.data import Fact
 from diversity_jax.report.html import Html, element, joined, text
-from diversity_jax.report.style import style_sheet
-from diversity_jax.report.theme import Palette
-from diversity_jax.storage import writing
+from diversity_jax.report.plotting import Drawing
+from diversity_jax.report.style import Palette, style_sheet
 
 # Even if some text escaped its escaping, the browser would neither run it nor fetch anything for it.
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
@@ -78,7 +77,10 @@ def absent(anchor: str, title: str, why: str) -> Section:
 
 def facts(entries: Sequence[Fact], title: str = "Facts", intro: str = "") -> Section:
     """What one needs to repeat the run; `intro` stands above it."""
-    rows = [[element("dt", fact.name), element("dd", element("code", fact.value) if fact.code else fact.value)] for fact in entries]
+    rows = [
+        [element("dt", fact.name), element("dd", element("code", fact.value) if fact.code else fact.value)]
+        for fact in entries
+    ]
     body = joined(element("p", intro) if intro else None, element("dl", rows, class_="facts"))
     return Section(anchor="facts", title=title, body=body)
 
@@ -115,7 +117,11 @@ def _section(section: Section) -> Html:
 
 def _key_figures(key_figures: Sequence[KeyFigure]) -> Html:
     entries = [
-        element("div", element("dt", key.label), element("dd", key.value, element("span", key.note, class_="note") if key.note else None))
+        element(
+            "div",
+            element("dt", key.label),
+            element("dd", key.value, element("span", key.note, class_="note") if key.note else None),
+        )
         for key in key_figures
     ]
     return element("dl", entries, class_="key")

@@ -1,14 +1,16 @@
-"""Run a study: a grid of data recipes through generate, score, mix, train, fine-tune and evaluate, and what their outcomes say.
+"""Run a study: a grid of data recipes through generate, score, mix, train, fine-tune and evaluate, and what their
+outcomes say.
 
     python -m diversity_jax.study --config configs/studies/tiny.py
     python -m diversity_jax.study --config configs/studies/tiny.py --config.dry_run=True
 
-Run it again to go on; run it on several machines or in several terminals at once to share the work. Steps that stand are not run again.
-Writes analysis.json, report.html and figures/ to output_dir, and every step with its log to output_dir/steps.
+Run it again to go on; run it on several machines or in several terminals at once to share the work. Steps that stand
+are not run again. Writes analysis.json, report.html and figures/ to output_dir, and every step with its log to
+output_dir/steps.
 """
 
-from diversity_jax import entry_point
-from diversity_jax.study.recipe import StudyConfig
+from diversity_jax.core import cli
+from diversity_jax.study.config import StudyConfig
 
 
 def main(study: StudyConfig) -> None:
@@ -19,4 +21,4 @@ def main(study: StudyConfig) -> None:
 
 
 if __name__ == "__main__":
-    entry_point.run(main, StudyConfig, __doc__)
+    cli.run(main, StudyConfig, __doc__)

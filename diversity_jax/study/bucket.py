@@ -8,7 +8,7 @@ import re
 from typing import Any
 import uuid
 
-from diversity_jax.errors import InputError
+from diversity_jax.core.errors import InputError
 
 _WHOLE_BYTES = 32 << 20  # files up to this size are read before they go up, so that one still growing goes up as it was
 _UNFINISHED = re.compile(r"(^|/)\.|orbax-checkpoint-tmp|\.tmp($|/)")
@@ -45,9 +45,14 @@ class Bucket:
             self.remove(name)
         except Exception as error:
             reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-            raise InputError(f"output_dir={self._url}: cannot be written to ({reason}); check bucket and keys") from None
+            raise InputError(
+                f"output_dir={self._url}: cannot be written to ({reason}); check bucket and keys"
+            ) from None
         if not refused:
-            raise InputError(f"output_dir={self._url}: this store cannot create a file only where there is none; use gs:// or a folder")
+            raise InputError(
+                f"output_dir={self._url}: this store cannot create a file only where there is none; use gs:// or a "
+                "folder"
+            )
 
     def url(self, name: str) -> str:
         """The full name of an object."""
@@ -77,7 +82,9 @@ class Bucket:
             return None
 
     def names(self, folder: str, *, within: bool = True) -> dict[str, Any]:
-        """Objects in a folder, each with a mark that changes when it is written again; `within`: by the folders in it."""
+        """Objects in a folder, each with a mark that changes when it is written again; `within`: by the folders in
+        it.
+        """
         self.files.invalidate_cache()
         prefix = self._path(folder)
         try:
@@ -94,7 +101,9 @@ class Bucket:
         return found
 
     def put(self, path: Path, name: str) -> int:
-        """Puts a file up; its size. One that grows meanwhile goes up as far as it was, or, if large, not: then FileNotFoundError."""
+        """Puts a file up; its size. One that grows meanwhile goes up as far as it was, or, if large, not: then
+        FileNotFoundError.
+        """
         size = path.stat().st_size
         if size <= _WHOLE_BYTES:
             data = path.read_bytes()

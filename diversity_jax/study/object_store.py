@@ -1,6 +1,8 @@
-"""Where a study's steps stand when its folder is in a bucket (`gs://`, `s3://`): no locks, but objects that only one process can create.
+"""Where a study's steps stand when its folder is in a bucket (`gs://`, `s3://`): no locks, but objects that only one
+process can create.
 
-Every step is worked on in a folder of the machine, which goes up when it is finished, and now and then before. In the bucket:
+Every step is worked on in a folder of the machine, which goes up when it is finished, and now and then before. In the
+bucket:
 
     records/KEY/lease-00002.json     the second holder's claim; made only if absent, so one process gets the number
     records/KEY/beat-00002.json      written again and again while that holder lives
@@ -10,9 +12,9 @@ Every step is worked on in a folder of the machine, which goes up when it is fin
     records/KEY/failed.json
     steps/KEY/00002/...              what the second holder wrote
 
-A holder is taken for dead once its beat has not changed for `lease_seconds` of the onlooker's own clock: machines' clocks are never
-compared. One that was only stalled can do no harm when it goes on: it writes under its own number, and its result is not taken if another
-stands.
+A holder is taken for dead once its beat has not changed for `lease_seconds` of the onlooker's own clock: machines'
+clocks are never compared. One that was only stalled can do no harm when it goes on: it writes under its own number, and
+its result is not taken if another stands.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,10 +30,10 @@ import time
 from typing import Any
 import uuid
 
-from diversity_jax.errors import InputError
-from diversity_jax.storage import read_json, write_json
+from diversity_jax.core.errors import InputError
+from diversity_jax.core.files import read_json, write_json
 from diversity_jax.study.bucket import Bucket, is_finished_file
-from diversity_jax.study.store import Store
+from diversity_jax.study.graph import Store
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +47,8 @@ class ObjectStore(Store):
 
     Args:
       url: the study's folder in the bucket.
-      work: a folder of this machine for steps at work and results that were fetched; processes of one machine may share it.
+      work: a folder of this machine for steps at work and results that were fetched; processes of one machine may share
+        it.
       lease_seconds: after so long without a sign of life a holder is taken for dead.
       save_seconds: how often the files of a step at work go up.
 
@@ -59,7 +62,9 @@ class ObjectStore(Store):
         self.lease_seconds, self.save_seconds = lease_seconds, save_seconds
         self.poll_seconds = lease_seconds / _POLLS_A_LEASE
         self._records: dict[str, dict[str, Any]] = {}  # of finished steps; they do not change
-        self._seen: dict[str, tuple[str, float]] = {}  # a holder's last sign of life, and when this process first saw it
+        self._seen: dict[
+            str, tuple[str, float]
+        ] = {}  # a holder's last sign of life, and when this process first saw it
         self._elsewhere: dict[str, int] = {}  # the last lease of another machine
         self._listed: dict[str, dict[str, str]] = {}  # objects by step, at the last look
         self._held: dict[str, _Lease] = {}
@@ -100,10 +105,14 @@ class ObjectStore(Store):
         return won
 
     def fail(self, key: str, reason: str) -> None:
-        """Notes why the claimed step failed, and puts up what it has written: whoever tries again goes on from there."""
+        """Notes why the claimed step failed, and puts up what it has written: whoever tries again goes on from
+        there.
+        """
         lease = self._held[key]
         lease.stop()
-        with contextlib.suppress(OSError):  # a file that cannot be read, or no network: the reason is worth more than the files
+        with contextlib.suppress(
+            OSError
+        ):  # a file that cannot be read, or no network: the reason is worth more than the files
             self._save(key, lease)
         log_name = self.bucket.url(f"steps/{key}/{lease.number:05d}/log.txt")
         self.bucket.write(_record(key, "failed.json"), {"reason": reason, "log": log_name})
@@ -138,7 +147,11 @@ class ObjectStore(Store):
                 self.bring(record["needs"])
             with self._mirror(key):
                 if not _is(_here(self.path(key)), record["attempt"]):
-                    self._fetch(key, record["attempt"], {name: size for name, size in record["files"].items() if name.endswith(suffix)})
+                    self._fetch(
+                        key,
+                        record["attempt"],
+                        {name: size for name, size in record["files"].items() if name.endswith(suffix)},
+                    )
                     if not suffix:
                         write_json(_here(self.path(key)), {"attempt": record["attempt"]})
 
@@ -174,7 +187,9 @@ class ObjectStore(Store):
         return lease if lease.take(_place(self.path(key) / "lock")) else None
 
     def _is_known_held(self, key: str) -> bool:
-        """Whether the last look at the bucket was enough to tell that another machine is at the step: saves asking for each step."""
+        """Whether the last look at the bucket was enough to tell that another machine is at the step: saves asking for
+        each step.
+        """
         objects = self._listed.get(key, {})
         last = _last(objects, "lease")
         live = last and last == self._elsewhere.get(key) and f"end-{last:05d}.json" not in objects
@@ -191,7 +206,9 @@ class ObjectStore(Store):
         return time.monotonic() - self._seen[key][1] > self.lease_seconds
 
     def _watch(self, key: str, objects: Mapping[str, str]) -> None:
-        sign = json.dumps([(name, mark) for name, mark in sorted(objects.items()) if name.startswith(("lease-", "beat-"))])
+        sign = json.dumps(
+            [(name, mark) for name, mark in sorted(objects.items()) if name.startswith(("lease-", "beat-"))]
+        )
         if self._seen.get(key, ("", 0.0))[0] != sign:
             self._seen[key] = (sign, time.monotonic())
 
@@ -217,12 +234,17 @@ class ObjectStore(Store):
             place = f"steps/{key}/{number:05d}/{name}"
             self.bucket.get(place, coming / name)
             if (coming / name).stat().st_size != size:
-                raise InputError(f"{self.bucket.url(place)}: is not the {size:,} bytes that were put there; run with --config.stale=again")
+                raise InputError(
+                    f"{self.bucket.url(place)}: is not the {size:,} bytes that were put there; run with "
+                    "--config.stale=again"
+                )
         shutil.rmtree(self.output(key), ignore_errors=True)
         os.replace(coming / "output", self.output(key))
 
     def _save(self, key: str, lease: "_Lease") -> None:
-        """Puts up an unfinished step's files. Where one vanishes meanwhile, the files named before stay the ones to go on from."""
+        """Puts up an unfinished step's files. Where one vanishes meanwhile, the files named before stay the ones to go
+        on from.
+        """
         with contextlib.suppress(FileNotFoundError):
             files = self._put_up(key, lease, finished=False)
             self.bucket.write(_record(key, f"saved-{lease.number:05d}.json"), {"files": files})
@@ -315,7 +337,9 @@ class _Lease:
             self._try(save)
 
     def _try(self, act) -> None:
-        """A network that is away for a while must not end the step: its result is refused later if another took it over."""
+        """A network that is away for a while must not end the step: its result is refused later if another took it
+        over.
+        """
         try:
             act()
         except Exception as error:

@@ -9,9 +9,9 @@ from pathlib import Path
 import signal
 import sys
 
-from diversity_jax.errors import InputError
-from diversity_jax.storage import content_hash, is_remote, write_json
-from diversity_jax.study.recipe import StudyConfig
+from diversity_jax.core.errors import InputError
+from diversity_jax.core.files import content_hash, is_remote, write_json
+from diversity_jax.study.config import StudyConfig
 
 log = logging.getLogger(__name__)
 
@@ -20,15 +20,17 @@ _LEAVE_SECONDS = 60.0
 
 def run(study: StudyConfig) -> None:
     """The whole study; prints the page's path last."""
-    from diversity_jax import run_record
-    from diversity_jax.study import analysis, forecast, page, recipe, results
+    from diversity_jax.core import run_info
+    from diversity_jax.report.pages import study as page
+    from diversity_jax.study import analysis, cost_forecast
+    from diversity_jax.study import config as recipe
 
     store = open_store(study)
     plan = recipe.plan(study, store)
     if study.step:
         with _stoppable():
             return _one_step(study, plan.steps, store)
-    for line in forecast.describe(study, forecast.needs(study, plan.steps, store)):
+    for line in cost_forecast.describe(study, cost_forecast.needs(study, plan.steps, store)):
         log.info(line)
     if study.dry_run:
         print(describe_graph(plan, store))
@@ -36,15 +38,18 @@ def run(study: StudyConfig) -> None:
     _tell_stale(study, plan.steps, store)
     store.forgive(list(plan.steps))
     progress = _run(study, plan.steps, store)
-    store.bring([key for key in progress.done if plan.steps[key].kind in results.READ], ".json")
-    rows = results.table(study, plan.runs, store)
+    store.bring([key for key in progress.done if plan.steps[key].kind in analysis.READ], ".json")
+    rows = analysis.table(study, plan.runs, store)
     if not rows:
         raise InputError(f"{study.output_dir}: no recipe was judged; {_failures(progress, store)}")
     failures = [{"step": key, **store.failure(key)} for key in progress.failed]
-    found = analysis.analyse(study, rows) | {"densities": results.densities(study, plan.runs, store), "failures": failures}
+    found = analysis.analyse(study, rows) | {
+        "densities": analysis.densities(study, plan.runs, store),
+        "failures": failures,
+    }
     folder = local_folder(study)
     write_json(folder / "analysis.json", found)
-    record = run_record.describe(sys.argv, study)
+    record = run_info.describe(sys.argv, study)
     record.save(folder)
     if progress.failed:
         log.warning("%s", _failures(progress, store))
@@ -63,8 +68,8 @@ def local_folder(study: StudyConfig) -> Path:
 
 def open_store(study: StudyConfig):
     """The study's steps, in a folder or in a bucket."""
+    from diversity_jax.study.graph import Store
     from diversity_jax.study.object_store import ObjectStore
-    from diversity_jax.study.store import Store
 
     work = local_folder(study) / "steps"
     if not is_remote(study.output_dir):
@@ -87,7 +92,9 @@ def _published(study: StudyConfig, written: Path) -> str:
 
 
 def describe_graph(plan, store) -> str:
-    """A line for each step: whether it stands, failed, or was made by code that has changed since; its key, and the steps it needs."""
+    """A line for each step: whether it stands, failed, or was made by code that has changed since; its key, and the
+    steps it needs.
+    """
     from diversity_jax.study import graph, steps
 
     known = store.states(list(plan.steps)) | dict.fromkeys(graph.stale(plan.steps, store, steps.codes()), "stale")
@@ -99,7 +106,9 @@ def describe_graph(plan, store) -> str:
 
 
 def _one_step(study: StudyConfig, steps, store) -> None:
-    """One step by its key, for schedulers that start every step themselves; all processes of a multi-host job call this."""
+    """One step by its key, for schedulers that start every step themselves; all processes of a multi-host job call
+    this.
+    """
     from diversity_jax.study import graph
     from diversity_jax.study.steps import codes, commands
     from diversity_jax.training.distributed import launched_number
@@ -116,7 +125,9 @@ def _one_step(study: StudyConfig, steps, store) -> None:
         return
     if launched_number(os.environ) != 0:
         if is_remote(study.output_dir):
-            raise InputError(f"step={key!r}: several hosts at one step need a folder that all of them mount, not {study.output_dir}")
+            raise InputError(
+                f"step={key!r}: several hosts at one step need a folder that all of them mount, not {study.output_dir}"
+            )
         commands()[step.kind](step.config)
         return
     with store.claim(key) as mine:
@@ -150,7 +161,8 @@ def _run(study: StudyConfig, todo, store):
 
 def _help(study: StudyConfig, number: int) -> None:
     """Another process of this machine: the same plan, the same folder. It ends when its parent does."""
-    from diversity_jax.study import graph, recipe, steps
+    from diversity_jax.study import config as recipe
+    from diversity_jax.study import graph, steps
 
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)
     _end_with_parent(os.getppid())
@@ -177,8 +189,10 @@ def _stoppable() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _own_cores(number: int, processes: int) -> Iterator[None]:
-    """Cores of its own for each process that computes on the CPU: threads of two that share all cores wait for each other."""
-    from diversity_jax.training.host_memory import cpu_only
+    """Cores of its own for each process that computes on the CPU: threads of two that share all cores wait for each
+    other.
+    """
+    from diversity_jax.training.runtime import cpu_only
 
     if not hasattr(os, "sched_setaffinity") or not cpu_only():
         yield
@@ -205,7 +219,9 @@ def _end_with_parent(parent: int) -> None:
 
 
 def _tell_stale(study: StudyConfig, steps, store) -> None:
-    """Says which results were made by other code, and has them made again, with all that was made from them, if that is wanted."""
+    """Says which results were made by other code, and has them made again, with all that was made from them, if that is
+    wanted.
+    """
     from diversity_jax.study import graph
     from diversity_jax.study.steps import codes
 
@@ -231,17 +247,21 @@ def stale_lines(steps, found) -> list[str]:
     lines = []
     for (kind, rooms), keys in groups.items():
         named = ", ".join(keys[:3]) + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")
-        lines.append(f"stale: {len(keys)} {kind} made before diversity_jax/{', diversity_jax/'.join(rooms)} changed ({named})")
+        lines.append(
+            f"stale: {len(keys)} {kind} made before diversity_jax/{', diversity_jax/'.join(rooms)} changed ({named})"
+        )
     return lines
 
 
 def _failures(progress, store) -> str:
-    from diversity_jax.report.formats import counted
+    from diversity_jax.core.formats import counted
 
     shown = progress.failed[:3]
     told = "; ".join(f"{key}: {_why(key, store)}" for key in shown)
     more = f"; and {len(progress.failed) - len(shown)} more" if len(progress.failed) > len(shown) else ""
-    return f"{counted(len(progress.failed), 'step')} failed, {len(progress.blocked)} more cannot run without: {told}{more}"
+    return (
+        f"{counted(len(progress.failed), 'step')} failed, {len(progress.blocked)} more cannot run without: {told}{more}"
+    )
 
 
 def _why(key: str, store) -> str:

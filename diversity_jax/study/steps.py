@@ -7,7 +7,7 @@ import importlib
 from pathlib import Path
 from typing import Any
 
-from diversity_jax.study.recipe import Recipe
+from diversity_jax.study.config import Recipe
 
 STOPPED = 143  # as a shell reports a process that SIGTERM ended: Slurm and Kubernetes start it again
 _PACKAGE = Path(__file__).resolve().parents[1]
@@ -24,12 +24,12 @@ _COMMANDS = {
 _ROOMS = {
     "benchmark": ("evaluation/continuations.py", "corpus"),
     "generate": ("generate.py", "synthesis", "llm", "corpus"),
-    "score": ("score.py", "scoring.py", "baseline.py", "cluster_agent", "metrics", "llm", "corpus"),
-    "build": ("scoring.py", "mixtures", "cluster_agent", "corpus"),
+    "score": ("score.py", "scoring", "cluster_agent", "metrics", "llm", "corpus"),
+    "build": ("scoring", "mixtures", "prepare", "tokenizers", "cluster_agent", "corpus"),
     "train": ("train.py", "training", "model", "mixtures"),
     "sft": ("train.py", "training", "model", "mixtures"),
-    "evaluate": ("evaluate.py", "model_files.py", "evaluation", "model"),
-    "evaluate_sft": ("evaluate.py", "model_files.py", "evaluation", "model"),
+    "evaluate": ("evaluate.py", "evaluation", "tokenizers", "model"),
+    "evaluate_sft": ("evaluate.py", "evaluation", "tokenizers", "model"),
 }
 assert set(_COMMANDS) == set(_ROOMS) == set(Recipe.__dataclass_fields__)
 
@@ -41,7 +41,7 @@ def commands() -> Mapping[str, Callable[[Any], None]]:
 
 def _run(module: str, name: str, config: Any) -> None:
     if module == "diversity_jax.evaluate":  # trainings keep theirs themselves, once they have found the other hosts
-        from diversity_jax.training.program_cache import keep_programs
+        from diversity_jax.training.runtime import keep_programs
 
         keep_programs("user")
     result = getattr(importlib.import_module(module), name)(config)
@@ -51,7 +51,9 @@ def _run(module: str, name: str, config: Any) -> None:
 
 @functools.cache
 def codes() -> Mapping[str, Mapping[str, str]]:
-    """For each kind, a hash of the source of every room, and file outside of one, that its command runs and its result depends on."""
+    """For each kind, a hash of the source of every room, and file outside of one, that its command runs and its result
+    depends on.
+    """
     return {kind: {room: _source_hash(room) for room in rooms} for kind, rooms in _ROOMS.items()}
 
 

@@ -6,8 +6,8 @@ import hashlib
 import itertools
 import random
 
-from diversity_jax.errors import InputError
-from diversity_jax.synthesis.settings import GeneratorConfig, GridConfig
+from diversity_jax.core.errors import InputError
+from diversity_jax.synthesis.config import GeneratorConfig, GridConfig
 from diversity_jax.synthesis.templates import Seeds, Template
 from diversity_jax.synthesis.topics import Topic
 
@@ -31,11 +31,14 @@ class Arm:
     topics: int | None
 
 
-def make_arms(grid: GridConfig, templates: Mapping[str, Template], generators: Sequence[GeneratorConfig], by: Sequence[str]) -> list[Arm]:
+def make_arms(
+    grid: GridConfig, templates: Mapping[str, Template], generators: Sequence[GeneratorConfig], by: Sequence[str]
+) -> list[Arm]:
     """All arms of a grid.
 
     Args:
-      by: dimensions that tell arms apart beyond templates, generators (unless they share the grid) and topic counts, which always do.
+      by: dimensions that tell arms apart beyond templates, generators (unless they share the grid) and topic counts,
+        which always do.
     """
     labels: Sequence[str | None] = [None] if grid.mixed else [generator.label for generator in generators]
     counts: Sequence[int | None] = grid.topic_counts or [None]
@@ -43,7 +46,12 @@ def make_arms(grid: GridConfig, templates: Mapping[str, Template], generators: S
     for template, label, count in itertools.product(templates.values(), labels, counts):
         styles = grid.styles if "style" in by and "style" in template.used else [None]
         for style in styles:
-            parts = [template.name, label if len(labels) > 1 else None, style, f"{count} topics" if len(counts) > 1 else None]
+            parts = [
+                template.name,
+                label if len(labels) > 1 else None,
+                style,
+                f"{count} topics" if len(counts) > 1 else None,
+            ]
             name = " x ".join(part for part in parts if part)
             arms.append(Arm(name=name, template=template.name, generator=label, style=style, topics=count))
     return arms
@@ -65,7 +73,9 @@ class Cell:
 
 
 def cells_of(arm: Arm, topics: int, generations: int, seed: int, start: int = 0) -> Iterator[Cell]:
-    """The arm's cells from number `start` on: every (topic, generation) once, in an order that its name and the seed decide."""
+    """The arm's cells from number `start` on: every (topic, generation) once, in an order that its name and the seed
+    decide.
+    """
     topics = min(topics, arm.topics or topics)
     total = topics * generations
     order = Shuffled(total, f"{seed} {arm.name}")
@@ -139,10 +149,14 @@ class Material:
         return Seeds(topics=(topic, *others), style=style, personas=personas, avoid=shunned)
 
     def _others(self, topic: int, draw: random.Random) -> list[Topic]:
-        """Other topics that may be combined with one: neighbours in the file, which lie in one subtree, and one from anywhere."""
+        """Other topics that may be combined with one: neighbours in the file, which lie in one subtree, and one from
+        anywhere.
+        """
         wanted = min(self.grid.topics_shown, len(self.topics)) - 1
         reach = 4 * self.grid.topics_shown
-        near = [place for place in range(max(0, topic - reach), min(len(self.topics), topic + reach + 1)) if place != topic]
+        near = [
+            place for place in range(max(0, topic - reach), min(len(self.topics), topic + reach + 1)) if place != topic
+        ]
         places = dict.fromkeys(draw.sample(near, min(max(wanted - 1, 0), len(near))))
         while len(places) < wanted:
             place = draw.randrange(len(self.topics))
@@ -151,7 +165,9 @@ class Material:
         return [self.topics[place] for place in places]
 
     def generator_for(self, cell: Cell, arm: Arm, stopped: Mapping[str, str]) -> str | None:
-        """Label of the generator that fills a cell: the arm's, or one drawn by weight among those that are not stopped; None if none is."""
+        """Label of the generator that fills a cell: the arm's, or one drawn by weight among those that are not stopped;
+        None if none is.
+        """
         labels = [label for label in ([arm.generator] if arm.generator else self.generators) if label not in stopped]
         if not labels:
             return None

@@ -1,8 +1,8 @@
 """Documents that stand already in other words or nearly: MinHash over sequences of five words, looked up in bands.
 
-A signature is 32 minima; two signatures agree at a place with the probability that two documents share a sequence (their Jaccard
-similarity). Eight bands of four places find pairs at 0.6 with 67 %, at 0.8 with 98 % and at 0.9 with 99.97 %; what they find is
-checked by the share of equal places. 192 bytes a document in memory.
+A signature is 32 minima; two signatures agree at a place with the probability that two documents share a sequence
+(their Jaccard similarity). Eight bands of four places find pairs at 0.6 with 67 %, at 0.8 with 98 % and at 0.9 with
+99.97 %; what they find is checked by the share of equal places. 192 bytes a document in memory.
 """
 
 from collections.abc import Sequence

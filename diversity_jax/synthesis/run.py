@@ -10,21 +10,21 @@ from pathlib import Path
 import random
 from typing import Any
 
-from diversity_jax.errors import InputError
+from diversity_jax.core.errors import InputError
+from diversity_jax.core.files import read_json, write_json
 from diversity_jax.llm import BudgetConfig, Engine, PlannedCalls, estimate_tokens, forecast, parse_model, price_of
-from diversity_jax.llm.ledger_file import LedgerFile
-from diversity_jax.storage import read_json, write_json
+from diversity_jax.llm.response_cache_file import LedgerFile
 from diversity_jax.synthesis.arms import Arm, Cell, Material, cells_of, make_arms
-from diversity_jax.synthesis.batches import Batches, StillRunning
-from diversity_jax.synthesis.growing import Grower, merge_personas, read_personas
-from diversity_jax.synthesis.loop import Loop
+from diversity_jax.synthesis.batch_rounds import Batches, StillRunning
+from diversity_jax.synthesis.config import SynthesisConfig
+from diversity_jax.synthesis.feedback import Loop
+from diversity_jax.synthesis.generate_round import Producer, all_stopped
 from diversity_jax.synthesis.near_duplicates import NearDuplicates
-from diversity_jax.synthesis.producing import Producer, all_stopped
-from diversity_jax.synthesis.settings import SynthesisConfig
 from diversity_jax.synthesis.steering import allot
 from diversity_jax.synthesis.store import Store
 from diversity_jax.synthesis.templates import load_template
-from diversity_jax.synthesis.topic_duplicates import merge_topics
+from diversity_jax.synthesis.topic_deduplication import merge_topics
+from diversity_jax.synthesis.topic_expansion import Grower, merge_personas, read_personas
 from diversity_jax.synthesis.topics import Topic, read_topics, write_topics
 
 _logger = logging.getLogger(__name__)
@@ -53,7 +53,12 @@ async def run_async(config: SynthesisConfig) -> Store | None:
     async with contextlib.AsyncExitStack() as stack:
         engines = await _engines(config, stack)
         first = next(iter(engines.values()))
-        grower = Grower(first, limits=config.schema_limits, temperature=min(config.temperature, 0.7), in_flight=config.engine.max_in_flight)
+        grower = Grower(
+            first,
+            limits=config.schema_limits,
+            temperature=min(config.temperature, 0.7),
+            in_flight=config.engine.max_in_flight,
+        )
         if not config.dry_run:
             store.settle_settings(_deciding(config, templates))
         topics = await _topics(config, grower, store)
@@ -85,7 +90,9 @@ async def _engines(config: SynthesisConfig, stack: contextlib.AsyncExitStack) ->
     """An engine for every generator; one ledger and one cap for all."""
     Path(_ledger(config)).parent.mkdir(parents=True, exist_ok=True)
     several = len(config.generators) > 1 and config.engine.progress == "auto"
-    engine = dataclasses.replace(config.engine, ledger=_ledger(config), progress="lines" if several else config.engine.progress)
+    engine = dataclasses.replace(
+        config.engine, ledger=_ledger(config), progress="lines" if several else config.engine.progress
+    )
     opened = {}
     for one in config.generators:
         made = Engine(one.model, base_url=one.base_url, config=engine, budget=config.budget)
@@ -144,21 +151,31 @@ async def _topics(config: SynthesisConfig, grower: Grower, store: Store) -> list
     elif asked.root is not None:
         found = await grower.grow(asked)
     else:
-        raise InputError("topics: none of source, documents and root is set; give one, such as --config.topics.source=topics.txt")
+        raise InputError(
+            "topics: none of source, documents and root is set; give one, such as --config.topics.source=topics.txt"
+        )
     merged = await asyncio.to_thread(merge_topics, found, near=asked.near_duplicate)
     if not merged.topics:
         failed = ", ".join(f"{reason} {count}" for reason, count in grower.account.failures.items())
-        raise InputError(f"topics: there are none{f' ({failed})' if failed else ''}; check the source, or try another generator")
+        raise InputError(
+            f"topics: there are none{f' ({failed})' if failed else ''}; check the source, or try another generator"
+        )
     _logger.info("%s", merged)
     topics = merged.topics
     if asked.limit is not None and len(topics) > asked.limit:
         chosen = sorted(random.Random(f"topics {config.seed}").sample(range(len(topics)), asked.limit))
         topics = [topics[place] for place in chosen]
     if not config.dry_run:
-        account = {"calls": grower.account.calls, "dollars": grower.account.dollars, "failures": dict(grower.account.failures)}
+        account = {
+            "calls": grower.account.calls,
+            "dollars": grower.account.dollars,
+            "failures": dict(grower.account.failures),
+        }
         counts = {name: getattr(merged, name) for name in ("read", "exact", "normalised", "near")}
         bare = sum(not topic.keywords for topic in topics)
-        write_json(store.folder / "topics.json", {"kept": len(topics), "without_keywords": bare, **counts, "growing": account})
+        write_json(
+            store.folder / "topics.json", {"kept": len(topics), "without_keywords": bare, **counts, "growing": account}
+        )
         write_topics(path, topics)
     return topics
 
@@ -185,7 +202,11 @@ def _forecast(config: SynthesisConfig, material: Material, arms: Sequence[Arm]) 
     total = sum(per_arm.values()) * config.grid.generations_per_topic
     calls = min(total, config.grid.documents or total)
     producer = Producer(material, arms, {}, config, None)
-    cells = [cell for arm in arms for cell in itertools.islice(_cells(material, arm, config), -(-_FORECAST_PROMPTS // len(arms)))]
+    cells = [
+        cell
+        for arm in arms
+        for cell in itertools.islice(_cells(material, arm, config), -(-_FORECAST_PROMPTS // len(arms)))
+    ]
     made = [producer.request(cell, ())[0] for cell in cells]
     prompt_tokens = sum(estimate_tokens(one.system) + estimate_tokens(one.user) for one in made) / len(made)
     weights = {one.label: one.weight for one in config.generators}
@@ -193,11 +214,16 @@ def _forecast(config: SynthesisConfig, material: Material, arms: Sequence[Arm]) 
     for one in config.generators:
         share = weights[one.label] / sum(weights.values()) if config.grid.mixed else 1 / len(weights)
         plan = PlannedCalls(
-            stage="generate", calls=round(calls * share), prompt_tokens=prompt_tokens, completion_tokens=config.completion_tokens_expected
+            stage="generate",
+            calls=round(calls * share),
+            prompt_tokens=prompt_tokens,
+            completion_tokens=config.completion_tokens_expected,
         )
         price = price_of(*parse_model(one.model), one.base_url, config.budget)
         if one.batch:
-            price = dataclasses.replace(price, input=price.input * config.batch.price_share, output=price.output * config.batch.price_share)
+            price = dataclasses.replace(
+                price, input=price.input * config.batch.price_share, output=price.output * config.batch.price_share
+            )
         lines.append(f"{one.label}: {forecast([plan], price, config.budget)}")
     return f"{calls:,} documents without redraws; " + "; ".join(lines)
 
@@ -223,7 +249,9 @@ class _Rounds:
         self._made = 0
 
     async def go(self) -> None:
-        """Works until the documents asked for are there, the grid is done, every arm is stopped, or the budget is spent."""
+        """Works until the documents asked for are there, the grid is done, every arm is stopped, or the budget is
+        spent.
+        """
         await self._restore()
         wanted = self._config.grid.documents
         while wanted is None or self._made < wanted:
@@ -287,7 +315,9 @@ class _Rounds:
         avoid = self._loop.avoid
         known = self._failures if interrupted or self._batches.used else None
         await self._batches.fetch(self._producer, cells, avoid, self._stopped)
-        done = await self._producer.produce(cells, avoid=avoid, stopped=self._stopped, round_number=number, failures=known)
+        done = await self._producer.produce(
+            cells, avoid=avoid, stopped=self._stopped, round_number=number, failures=known
+        )
         self._stopped |= done.stopped
         for label, why in done.stopped.items():
             _logger.warning("%s is stopped: %s", label, why)

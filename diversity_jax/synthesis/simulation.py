@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from diversity_jax.synthesis.settings import SteeringConfig
+from diversity_jax.synthesis.config import SteeringConfig
 from diversity_jax.synthesis.steering import Steering, Verdict, allot, effective_clusters, evidence_of_labels
 
 
@@ -30,7 +30,9 @@ def arm_over(name: str, clusters: np.ndarray, *, exponent: float = 0.0, dollars:
 
 
 def true_gain(arm: SimulatedArm, labels: np.ndarray, added: int) -> float:
-    """The expected marginal effective clusters per dollar of an arm, from what it really writes: what the test is about."""
+    """The expected marginal effective clusters per dollar of an arm, from what it really writes: what the test is
+    about.
+    """
     counts = np.bincount(labels, minlength=int(arm.clusters.max()) + 1).astype(float)
     truth = np.zeros(len(counts))
     np.add.at(truth, arm.clusters, arm.shares)
@@ -67,7 +69,13 @@ class SimulatedRun:
 
 
 def simulate(
-    arms: Sequence[SimulatedArm], config: SteeringConfig, *, dollars: float, round_dollars: float, seed: int, steered: bool = True
+    arms: Sequence[SimulatedArm],
+    config: SteeringConfig,
+    *,
+    dollars: float,
+    round_dollars: float,
+    seed: int,
+    steered: bool = True,
 ) -> SimulatedRun:
     """Spends `dollars` in rounds, by the steering or evenly over all arms.
 
@@ -97,7 +105,10 @@ def simulate(
 
 
 def _look(run: SimulatedRun, steering: Steering, arms: dict[str, SimulatedArm], owners: np.ndarray, added: int) -> None:
-    evidence = {name: evidence_of_labels(run.labels, owners == steering.arms.index(name), arms[name].dollars) for name in steering.live}
+    evidence = {
+        name: evidence_of_labels(run.labels, owners == steering.arms.index(name), arms[name].dollars)
+        for name in steering.live
+    }
     setting = steering._config.min_gain_per_dollar
     for verdict in steering.look(evidence, added):
         run.verdicts.append(verdict)
@@ -107,7 +118,8 @@ def _look(run: SimulatedRun, steering: Steering, arms: dict[str, SimulatedArm], 
 
 @dataclass(frozen=True, kw_only=True)
 class SimulatedWriter:
-    """A generator in the shape of the paper's: what it writes on a topic has few facets, and styles and readers open more.
+    """A generator in the shape of the paper's: what it writes on a topic has few facets, and styles and readers open
+    more.
 
     Attributes:
       facets: of a topic, the later ones rarer (rank ** -exponent).

@@ -1,15 +1,17 @@
 """Which arms of a generation still pay: marginal effective clusters per dollar, a sequential test, and a bandit.
 
-An arm is a way to write (a template, a style, a generator, a number of topics). The collection that stands has N documents, S = sum n_c^2
-over its clusters, and N^2 / S effective clusters (Hill number of order 2, documents paired with themselves too). Adding m documents of
-arm a makes S' = S + 2 m N x + m + m (m - 1) y, where x is the chance that a document of the arm shares the cluster of a random document
-that stands, and y that two of the arm share one. The marginal gain is ((N + m)^2 / S' - N^2 / S) / (m * dollars a document). What is
-random in it is what the arm will write, so x and y are means over the arm's own documents, each left out of what it is compared with, and
-the error of the gain follows by the delta method.
+An arm is a way to write (a template, a style, a generator, a number of topics). The collection that stands has N
+documents, S = sum n_c^2 over its clusters, and N^2 / S effective clusters (Hill number of order 2, documents paired
+with themselves too). Adding m documents of arm a makes S' = S + 2 m N x + m + m (m - 1) y, where x is the chance that a
+document of the arm shares the cluster of a random document that stands, and y that two of the arm share one. The
+marginal gain is ((N + m)^2 / S' - N^2 / S) / (m * dollars a document). What is random in it is what the arm will write,
+so x and y are means over the arm's own documents, each left out of what it is compared with, and the error of the gain
+follows by the delta method.
 
-An arm is stopped at the look at which the upper end of its gain, at the level which `sequential.spent_levels` grants that look, lies
-below the setting. The levels of one arm spend alpha / arms, so the chance that ANY arm is stopped wrongly is at most alpha. The next
-round's dollars go to arms by Thompson sampling: as often as each arm's gain, drawn from its estimate, is the highest.
+An arm is stopped at the look at which the upper end of its gain, at the level which `sequential.spent_levels` grants
+that look, lies below the setting. The levels of one arm spend alpha / arms, so the chance that ANY arm is stopped
+wrongly is at most alpha. The next round's dollars go to arms by Thompson sampling: as often as each arm's gain, drawn
+from its estimate, is the highest.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,8 +21,8 @@ import math
 import numpy as np
 
 from diversity_jax.cluster_agent.estimators import t_quantile
-from diversity_jax.cluster_agent.sequential import spent_levels
-from diversity_jax.synthesis.settings import SteeringConfig
+from diversity_jax.cluster_agent.sequential_test import spent_levels
+from diversity_jax.synthesis.config import SteeringConfig
 
 _DRAWS = 400
 _LEAST_LEVEL = 1e-12  # smaller ones, of first looks, have no quantile in floating point
@@ -31,9 +33,11 @@ class Evidence:
     """What is known of one arm against what stands.
 
     Attributes:
-      shared: x [n], for each unit (a document, or a grouping of the judge) the share of documents that stand in its cluster.
+      shared: x [n], for each unit (a document, or a grouping of the judge) the share of documents that stand in its
+        cluster.
       own: y [n], the same among the arm's other documents.
-      standing: share of pairs among what stands that lie in one cluster: [n] where it is estimated with the units, else a number.
+      standing: share of pairs among what stands that lie in one cluster: [n] where it is estimated with the units, else
+        a number.
       documents: N, that stand.
       arm_documents: how many of them are the arm's.
       dollars: a document of the arm costs, with what its failed attempts cost.
@@ -67,7 +71,8 @@ class Verdict:
     Attributes:
       arm: its name.
       look: how many there have been, this one included.
-      gain, low, high: effective clusters per dollar, and the ends at this look's level; None where there is too little to say.
+      gain, low, high: effective clusters per dollar, and the ends at this look's level; None where there is too little
+        to say.
       stopped: whether it was decided here that the arm no longer pays.
       reason: in words.
     """
@@ -96,7 +101,9 @@ def evidence_of_labels(labels: np.ndarray, is_arm: np.ndarray, dollars: float) -
     shared = (counts[own_labels] - 1) / max(total - 1, 1)
     own = (own_counts[own_labels] - 1) / max(arm_total - 1, 1)
     standing = float((counts * (counts - 1.0)).sum()) / max(total * (total - 1.0), 1.0)
-    return Evidence(shared=shared, own=own, standing=standing, documents=total, arm_documents=arm_total, dollars=dollars)
+    return Evidence(
+        shared=shared, own=own, standing=standing, documents=total, arm_documents=arm_total, dollars=dollars
+    )
 
 
 def effective_clusters(labels: np.ndarray) -> float:
@@ -108,8 +115,8 @@ def effective_clusters(labels: np.ndarray) -> float:
 def marginal_gain(evidence: Evidence, added: int) -> Gain:
     """Effective clusters per dollar of `added` further documents of an arm.
 
-    One document more is imagined that lies in a cluster of its own, so that an arm which has shown one cluster only is not taken to have
-    no other.
+    One document more is imagined that lies in a cluster of its own, so that an arm which has shown one cluster only is
+    not taken to have no other.
     """
     shared, own = np.append(evidence.shared, 0.0), np.append(evidence.own, 0.0)
     standing = np.append(np.broadcast_to(evidence.standing, len(evidence.shared)), np.mean(evidence.standing))
@@ -118,7 +125,8 @@ def marginal_gain(evidence: Evidence, added: int) -> Gain:
     now = n + n * (n - 1) * t
     then = now + 2 * m * n * x + m + m * (m - 1) * y
     gain = (n + m) ** 2 / then - n**2 / now
-    # Derivatives of the gain by x, y and t. A pair of the arm's documents counts for both of them, hence twice the deviation of y.
+    # Derivatives of the gain by x, y and t. A pair of the arm's documents counts for both of them, hence twice the
+    # deviation of y.
     by_x = -((n + m) ** 2) / then**2 * 2 * m * n
     by_y = -((n + m) ** 2) / then**2 * m * (m - 1)
     by_t = (-((n + m) ** 2) / then**2 + n**2 / now**2) * n * (n - 1)
@@ -158,7 +166,9 @@ class Steering:
 
     def restore(self, verdicts: Sequence[Verdict], gains: Mapping[str, Sequence[float]]) -> None:
         """Takes up a round of an earlier process: its verdicts, and (value, error, freedom) of every gain."""
-        self._gains |= {arm: Gain(value=value, error=error, freedom=int(freedom)) for arm, (value, error, freedom) in gains.items()}
+        self._gains |= {
+            arm: Gain(value=value, error=error, freedom=int(freedom)) for arm, (value, error, freedom) in gains.items()
+        }
         for verdict in verdicts:
             self._looks[verdict.arm] = verdict.look
             if verdict.stopped:
@@ -178,12 +188,22 @@ class Steering:
     def _verdict(self, arm: str, evidence: Evidence | None, added: int) -> Verdict:
         config = self._config
         if evidence is None or evidence.arm_documents < config.min_documents:
-            return Verdict(arm=arm, look=self._looks[arm], gain=None, low=None, high=None, stopped=False, reason="too little to say")
+            return Verdict(
+                arm=arm,
+                look=self._looks[arm],
+                gain=None,
+                low=None,
+                high=None,
+                stopped=False,
+                reason="too little to say",
+            )
         gain = self._gains[arm] = marginal_gain(evidence, added)
         if self._looks[arm] >= config.looks:
             low, high = gain.bound(config.alpha, -1), gain.bound(config.alpha, 1)
             kept = "all planned looks are taken; it goes on"
-            return Verdict(arm=arm, look=self._looks[arm], gain=gain.value, low=low, high=high, stopped=False, reason=kept)
+            return Verdict(
+                arm=arm, look=self._looks[arm], gain=gain.value, low=low, high=high, stopped=False, reason=kept
+            )
         self._looks[arm] += 1
         level = self._levels[self._looks[arm] - 1]
         low, high = gain.bound(level, -1), gain.bound(level, 1)
@@ -192,13 +212,15 @@ class Steering:
         reason = f"{said}: below {config.min_gain_per_dollar:g}" if stopped else said
         if stopped:
             self.stopped[arm] = reason
-        return Verdict(arm=arm, look=self._looks[arm], gain=gain.value, low=low, high=high, stopped=stopped, reason=reason)
+        return Verdict(
+            arm=arm, look=self._looks[arm], gain=gain.value, low=low, high=high, stopped=stopped, reason=reason
+        )
 
     def shares(self, round_number: int) -> dict[str, float]:
         """The share of the next round's dollars for every live arm.
 
-        `explore_share` is spent evenly; the rest goes to each arm as often as a gain drawn from its estimate is the highest, among arms
-        that have been looked at. Before that, all get the same.
+        `explore_share` is spent evenly; the rest goes to each arm as often as a gain drawn from its estimate is the
+        highest, among arms that have been looked at. Before that, all get the same.
         """
         live = self.live
         known = [arm for arm in live if arm in self._gains]
@@ -214,7 +236,9 @@ class Steering:
 
 
 def allot(shares: Mapping[str, float], dollars_each: Mapping[str, float], documents: int) -> dict[str, int]:
-    """Documents for each arm so that their dollars stand in `shares`, `documents` in all; largest remainders get the odd ones."""
+    """Documents for each arm so that their dollars stand in `shares`, `documents` in all; largest remainders get the
+    odd ones.
+    """
     rates = {arm: share / max(dollars_each[arm], 1e-12) for arm, share in shares.items()}
     total = math.fsum(rates.values())
     exact = {arm: documents * rate / total for arm, rate in rates.items()}

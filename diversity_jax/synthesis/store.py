@@ -1,7 +1,8 @@
 """A component on disk: rounds of documents, each written whole and then committed by one small file.
 
-`documents/00007.jsonl.zst` and `rejects/00007.jsonl.zst` are written first, `rounds/00007.npz` next, `rounds/00007.json` last: a round
-without its JSON file never happened, and what it left is written over by the same round done again. `rounds/open.json` names the
+`documents/00007.jsonl.zst` and `rejects/00007.jsonl.zst` are written first, `rounds/00007.npz` next,
+`rounds/00007.json` last: a round without its JSON file never happened, and what it left is written over by the same
+  round done again. `rounds/open.json` names the
 round that is being worked on.
 """
 
@@ -13,9 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from diversity_jax.corpus.blocks import read_lines
-from diversity_jax.errors import InputError
-from diversity_jax.storage import content_hash, read_json, write_json, writing
+from diversity_jax.core.errors import InputError
+from diversity_jax.core.files import content_hash, read_json, read_lines, write_json, writing
 
 
 class Store:
@@ -46,7 +46,9 @@ class Store:
         changed = [name for name in settings if content_hash(before.get(name)) != content_hash(settings[name])]
         if changed:
             names = ", ".join(changed)
-            raise InputError(f"{self.folder}: was begun with other settings ({names}); choose another output_dir, or set them back")
+            raise InputError(
+                f"{self.folder}: was begun with other settings ({names}); choose another output_dir, or set them back"
+            )
 
     def open_round(self, number: int) -> bool:
         """Marks a round as begun; whether an earlier process had begun it and did not commit it."""

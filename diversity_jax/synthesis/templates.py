@@ -7,11 +7,11 @@ import re
 import string
 from typing import Any
 
-from diversity_jax.errors import InputError
+from diversity_jax.core.errors import InputError
+from diversity_jax.core.files import content_hash, read_json
 from diversity_jax.llm import Request
-from diversity_jax.storage import content_hash, read_json
 from diversity_jax.synthesis import prompts
-from diversity_jax.synthesis.schemas import passages_schema
+from diversity_jax.synthesis.prompts import passages_schema
 from diversity_jax.synthesis.topics import Topic
 
 PLACEHOLDERS = ("topic", "subtopic", "keywords", "topics", "style", "personas")
@@ -57,12 +57,19 @@ class Template:
         if not re.fullmatch(r"\w{1,48}", self.name, re.ASCII):
             raise InputError(f"template {self.name!r}: use up to 48 letters, digits and underscores for its name")
         if not 1 <= self.passages[0] <= self.passages[1]:
-            raise InputError(f"template {self.name}: passages {list(self.passages)}; give the fewest and the most, such as [3, 5]")
+            raise InputError(
+                f"template {self.name}: passages {list(self.passages)}; give the fewest and the most, such as [3, 5]"
+            )
         for field in self.used:
             if field not in PLACEHOLDERS:
-                raise InputError(f"template {self.name}: placeholder {{{field}}} is unknown; choose among {', '.join(PLACEHOLDERS)}")
+                raise InputError(
+                    f"template {self.name}: placeholder {{{field}}} is unknown; choose among {', '.join(PLACEHOLDERS)}"
+                )
         if not self.used & {"topic", "subtopic", "topics"}:
-            raise InputError(f"template {self.name}: names no topic, so every generation would ask the same; put {{topic}} into `user`")
+            raise InputError(
+                f"template {self.name}: names no topic, so every generation would ask the same; put {{topic}} into "
+                "`user`"
+            )
 
     @functools.cached_property
     def used(self) -> frozenset[str]:
@@ -80,14 +87,18 @@ class Template:
     @functools.cached_property
     def hash(self) -> str:
         """Of everything that decides what is asked."""
-        return content_hash([prompts.PROMPT_VERSION, self.name, self.system, self.user, list(self.passages), self.question])
+        return content_hash(
+            [prompts.PROMPT_VERSION, self.name, self.system, self.user, list(self.passages), self.question]
+        )
 
     @property
     def stage(self) -> str:
         """Name of the request's stage and schema."""
         return f"generate_{self.name}"
 
-    def request(self, seeds: Seeds, *, replicate: int, max_output_tokens: int, temperature: float, limits: bool) -> Request:
+    def request(
+        self, seeds: Seeds, *, replicate: int, max_output_tokens: int, temperature: float, limits: bool
+    ) -> Request:
         """The request that asks for one document."""
         first = seeds.topics[0]
         values = {
@@ -148,14 +159,17 @@ TEMPLATES = {
 def load_template(name: str) -> Template:
     """A built-in template by name, or the one in a `.json` file.
 
-    A file holds `name`, `system` and `user`, and may hold `passages` (fewest and most) and `question` (whether one follows).
+    A file holds `name`, `system` and `user`, and may hold `passages` (fewest and most) and `question` (whether one
+    follows).
 
     Raises:
       InputError: no such template, or a file with a field missing, unknown or of the wrong type; the message names it.
     """
     if not name.endswith(".json"):
         if name not in TEMPLATES:
-            raise InputError(f"templates: {name!r} is unknown; choose {', '.join(TEMPLATES)}, or name a .json file of your own")
+            raise InputError(
+                f"templates: {name!r} is unknown; choose {', '.join(TEMPLATES)}, or name a .json file of your own"
+            )
         return TEMPLATES[name]
     value = read_json(name)
     if not isinstance(value, dict):

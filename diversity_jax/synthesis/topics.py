@@ -8,17 +8,17 @@ from pathlib import Path
 import re
 from typing import Any
 
-from diversity_jax.cluster_agent.texts import clean_text
-from diversity_jax.corpus.blocks import read_lines
-from diversity_jax.errors import InputError
-from diversity_jax.storage import list_files, writing
+from diversity_jax.cluster_agent.text_cleaning import clean_text
+from diversity_jax.core.errors import InputError
+from diversity_jax.core.files import list_files, read_lines, writing
 
 MOST_LEVELS = 5
 _NAME_CHARACTERS = 120
 _MOST_KEYWORDS = 12
 # "1.1a ", "Chapter 3:", "IV. ": where a heading stands in its book is no part of what it is about.
 _NUMBERING = re.compile(
-    r"^(?:(?:chapter|section|unit|part|lecture|lesson|week|module)\s+\d+\s*[:.)-]?|\d+(?:\.\d+)*[a-z]?[.):]?(?=\s))\s*", re.IGNORECASE
+    r"^(?:(?:chapter|section|unit|part|lecture|lesson|week|module)\s+\d+\s*[:.)-]?|\d+(?:\.\d+)*[a-z]?[.):]?(?=\s))\s*",
+    re.IGNORECASE,
 )
 _INDENTED = re.compile(r"^(\s*)(?:[-*+]\s+)?(.*?)\s*$")
 _ABOVE_AN_OUTLINE = ("field", "subfield", "course")
@@ -40,7 +40,8 @@ class Topic:
 def make_topic(names: Sequence[str], keywords: Sequence[str] = ()) -> Topic | None:
     """A topic of cleaned names and keywords; None where no name is left.
 
-    Numbering goes, names that repeat the one above go, and of more than five levels the two broadest and the three narrowest stay.
+    Numbering goes, names that repeat the one above go, and of more than five levels the two broadest and the three
+    narrowest stay.
     """
     path: list[str] = []
     for name in names:
@@ -60,9 +61,10 @@ def _clean(text: str) -> str:
 def read_topics(source: str, *, leaves_only: bool = True) -> Iterator[Topic]:
     """Topics of a file or pattern, in file order, duplicates included.
 
-    `.txt`: one slash path a line, keywords behind a tab; or an outline by indentation. `.jsonl`: objects with `path` or `topic` (slash
-    path or list) and `keywords`, or with an `outline` of nested `{"name", "children"}` below `field`, `subfield` and `course`. Each
-    also `.gz` or `.zst`.
+    `.txt`: one slash path a line, keywords behind a tab; or an outline by indentation. `.jsonl`: objects with `path` or
+      `topic` (slash
+    path or list) and `keywords`, or with an `outline` of nested `{"name", "children"}` below `field`, `subfield` and
+    `course`. Each also `.gz` or `.zst`.
 
     Args:
       leaves_only: of an outline, only what has nothing below it.
@@ -80,7 +82,9 @@ def read_topics(source: str, *, leaves_only: bool = True) -> Iterator[Topic]:
         elif plain.endswith((".jsonl", ".ndjson", ".json")):
             yield from _from_json(path, leaves_only)
         else:
-            raise InputError(f"{path}: is of no kind that holds topics; expected .txt or .jsonl (each also .gz or .zst)")
+            raise InputError(
+                f"{path}: is of no kind that holds topics; expected .txt or .jsonl (each also .gz or .zst)"
+            )
 
 
 def _lines(path: str) -> Iterator[tuple[int, str]]:
@@ -155,7 +159,9 @@ def _from_record(record: Mapping[str, Any], where: str, leaves_only: bool) -> It
     if isinstance(named, str):
         named = split_path(named)
     if not isinstance(named, list) or not all(isinstance(name, str) for name in named):
-        raise InputError(f"{where}: has neither `path`, `topic` nor `outline`; give a slash path, a list of names or nested objects")
+        raise InputError(
+            f"{where}: has neither `path`, `topic` nor `outline`; give a slash path, a list of names or nested objects"
+        )
     keywords = record.get("keywords") or ()
     topic = make_topic(named, _split(keywords) if isinstance(keywords, str) else [str(word) for word in keywords])
     if topic:
@@ -181,6 +187,8 @@ def write_topics(path: str | Path, topics: Sequence[Topic]) -> None:
     with writing(path) as file, zstandard.ZstdCompressor(level=6).stream_writer(file, closefd=False) as packed:
         lines = io.TextIOWrapper(packed, encoding="utf-8", write_through=False)
         for topic in topics:
-            lines.write(json.dumps({"path": list(topic.path), "keywords": list(topic.keywords)}, ensure_ascii=False) + "\n")
+            lines.write(
+                json.dumps({"path": list(topic.path), "keywords": list(topic.keywords)}, ensure_ascii=False) + "\n"
+            )
         lines.flush()
         lines.detach()

@@ -9,9 +9,9 @@ from typing import Any
 import jax
 from orbax.checkpoint import v1 as ocp
 
-from diversity_jax.errors import InputError
+from diversity_jax.core.errors import InputError
+from diversity_jax.core.files import is_remote
 from diversity_jax.model.fingerprint import fingerprint
-from diversity_jax.storage import is_remote
 from diversity_jax.training.step import TrainState
 
 log = logging.getLogger(__name__)
@@ -35,8 +35,8 @@ class CheckpointError(InputError):
 class Checkpoints:
     """The checkpoints of one run, in one folder.
 
-    A checkpoint holds `params`, `optimizer` and `counters`, each loadable alone, and a JSON record (`info`) beside them.
-    It appears whole or not at all; its fingerprint is verified when it is restored.
+    A checkpoint holds `params`, `optimizer` and `counters`, each loadable alone, and a JSON record (`info`) beside
+    them. It appears whole or not at all; its fingerprint is verified when it is restored.
 
     Args:
       folder: local path or `gs://`.
@@ -71,7 +71,11 @@ class Checkpoints:
           CheckpointError: the one before could not be written.
         """
         self.wait()
-        parts = {"params": state.params, "optimizer": state.opt_state, "counters": {"step": state.step, "skipped": state.skipped}}
+        parts = {
+            "params": state.params,
+            "optimizer": state.opt_state,
+            "counters": {"step": state.step, "skipped": state.skipped},
+        }
         record = {**info, "step": step, "fingerprint": int(fingerprint(parts))}
         with self._write_errors(step):
             self._pending = (
@@ -96,7 +100,9 @@ class Checkpoints:
     def _write_errors(self, step: int) -> "_WriteErrors":
         return _WriteErrors(self, step)
 
-    def restore(self, shapes: TrainState, shardings: TrainState, step: int | None = None) -> tuple[TrainState, Mapping[str, Any]] | None:
+    def restore(
+        self, shapes: TrainState, shardings: TrainState, step: int | None = None
+    ) -> tuple[TrainState, Mapping[str, Any]] | None:
         """The latest checkpoint that is whole, placed as asked; None where there is none.
 
         A damaged one is reported, moved aside (`damaged-STEP`), and the one before is taken.
@@ -112,16 +118,22 @@ class Checkpoints:
         for found in reversed(candidates):
             try:
                 return self._load(found, shapes, shardings)
-            except Exception as error:  # whatever Orbax and TensorStore raise for damage: any of it means "not this one"
+            except (
+                Exception
+            ) as error:  # whatever Orbax and TensorStore raise for damage: any of it means "not this one"
                 said = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
                 log.error("checkpoint %s/%d is damaged (%s); falling back to the one before", self.folder, found, said)
                 self._set_aside(found)
         if candidates:
-            raise InputError(f"{self.folder}: all {len(candidates)} checkpoints are damaged; start again in another output_dir")
+            raise InputError(
+                f"{self.folder}: all {len(candidates)} checkpoints are damaged; start again in another output_dir"
+            )
         return None
 
     def _load(self, step: int, shapes: TrainState, shardings: TrainState) -> tuple[TrainState, Mapping[str, Any]]:
-        wanted = jax.tree.map(lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes, shardings)
+        wanted = jax.tree.map(
+            lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes, shardings
+        )
         counters = {"step": wanted.step, "skipped": wanted.skipped}
         parts = {"params": wanted.params, "optimizer": wanted.opt_state, "counters": counters}
         loaded = self._checkpointer.load_checkpointables(step, parts)
@@ -175,4 +187,6 @@ class _WriteErrors:
         cause = "the disk is full; free space and run again" if full else said[:300]
         good = [step for step in self._checkpoints.steps if step != self._step]
         last = f"the last good one is step {good[-1]}" if good else "there is no earlier one"
-        raise CheckpointError(f"{self._checkpoints.folder}: checkpoint {self._step} could not be written ({cause}); {last}") from error
+        raise CheckpointError(
+            f"{self._checkpoints.folder}: checkpoint {self._step} could not be written ({cause}); {last}"
+        ) from error

@@ -15,7 +15,8 @@ Arrays = Mapping[str, np.ndarray]
 
 
 def document_positions(tokens: np.ndarray, end_of_text_id: int) -> tuple[np.ndarray, np.ndarray]:
-    """Segment ids and positions of documents inside rows, both int32 [B, L + 1], for attention that stays inside a document.
+    """Segment ids and positions of documents inside rows, both int32 [B, L + 1], for attention that stays inside a
+    document.
 
     Segments count from 1; an end-of-text token belongs to the document it ends; positions start at 0 in each document.
     """
@@ -28,7 +29,9 @@ def _document_starts(tokens: np.ndarray, end_of_text_id: int) -> np.ndarray:
 
 
 def segments(starts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Segment ids from 1 and positions from 0, both int32 [B, L + 1], of stretches that begin where `starts` is set, as in column 0."""
+    """Segment ids from 1 and positions from 0, both int32 [B, L + 1], of stretches that begin where `starts` is set, as
+    in column 0.
+    """
     place = np.arange(starts.shape[1], dtype=np.int32)
     first = np.maximum.accumulate(np.where(starts, place, 0), axis=1)
     return starts.cumsum(axis=1, dtype=np.int32), (place - first).astype(np.int32)
@@ -38,7 +41,8 @@ def as_arrays(batch: Batch, *, separate_at: int | None = None) -> dict[str, np.n
     """The arrays of a batch that a step takes.
 
     Args:
-      separate_at: end-of-text id at which documents are kept apart; None: attention crosses documents. Packed examples are always apart.
+      separate_at: end-of-text id at which documents are kept apart; None: attention crosses documents. Packed examples
+        are always apart.
     """
     arrays = {"tokens": batch.tokens, "component": batch.component}
     if batch.targets is not None:
@@ -67,7 +71,9 @@ def put(batch_size: int, sharding: NamedSharding, read: Callable[[slice], Arrays
     arrays = {}
     for name, sample in next(iter(parts.values())).items():
         shape = (batch_size, *sample.shape[1:])
-        arrays[name] = jax.make_array_from_callback(shape, sharding, lambda index, name=name: parts[index[0].start, index[0].stop][name])
+        arrays[name] = jax.make_array_from_callback(
+            shape, sharding, lambda index, name=name: parts[index[0].start, index[0].stop][name]
+        )
     return arrays
 
 

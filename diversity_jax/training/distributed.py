@@ -8,8 +8,8 @@
 | by hand           | `distributed.coordinator`, `.num_processes` and `.process_id`, or the variables              |
 |                   | JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID                                |
 
-With a coordinator given, the processes first greet each other on its port: a wrong address, count or number is then one line within
-`timeout_seconds`, where JAX itself would wait in silence or abort.
+With a coordinator given, the processes first greet each other on its port: a wrong address, count or number is then one
+line within `timeout_seconds`, where JAX itself would wait in silence or abort.
 """
 
 from collections.abc import Mapping
@@ -21,7 +21,7 @@ import socket
 import time
 from typing import Any
 
-from diversity_jax.errors import InputError
+from diversity_jax.core.errors import InputError
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +42,8 @@ class DistributedConfig:
     """How this process finds the others of a run.
 
     Attributes:
-      start: "off": it is the only one, unless a coordinator is given; "auto": JAX finds the others (TPU slice, Slurm, Open MPI).
+      start: "off": it is the only one, unless a coordinator is given; "auto": JAX finds the others (TPU slice, Slurm,
+        Open MPI).
       coordinator: HOST:PORT at which process 0 listens, reachable from all.
       num_processes, process_id: how many there are, and which this is, from 0; None: from the launcher's variables.
       timeout_seconds: how long processes wait for each other at the start.
@@ -108,10 +109,17 @@ def start(config: DistributedConfig) -> bool:
     except (ValueError, RuntimeError, KeyError) as error:
         said = " ".join(str(error).split())[:200]
         raise InputError(
-            f"distributed: JAX could not join the processes ({said}); on a TPU slice, Slurm or Open MPI use start=auto, elsewhere give "
+            f"distributed: JAX could not join the processes ({said}); on a TPU slice, Slurm or Open MPI use "
+            "start=auto, elsewhere give "
             "coordinator, num_processes and process_id"
         ) from error
-    log.info("process %d of %d, %d of %d devices", jax.process_index(), jax.process_count(), jax.local_device_count(), jax.device_count())
+    log.info(
+        "process %d of %d, %d of %d devices",
+        jax.process_index(),
+        jax.process_count(),
+        jax.local_device_count(),
+        jax.device_count(),
+    )
     return True
 
 
@@ -130,10 +138,15 @@ def find_place(config: DistributedConfig, environment: Mapping[str, str]) -> Pla
     coordinator = config.coordinator or environment.get("JAX_COORDINATOR_ADDRESS")
     if coordinator is None:
         if config.num_processes is not None or config.process_id is not None:
-            raise InputError("distributed.num_processes and process_id are of no use alone; give distributed.coordinator=HOST:PORT too")
+            raise InputError(
+                "distributed.num_processes and process_id are of no use alone; give distributed.coordinator=HOST:PORT "
+                "too"
+            )
         return None
     _address(coordinator)
-    launched = next((names for names in _LAUNCHERS if names[0] in environment and names[1] in environment), (None, None, None))
+    launched = next(
+        (names for names in _LAUNCHERS if names[0] in environment and names[1] in environment), (None, None, None)
+    )
     given = (config.num_processes, config.process_id)
     count, number = (
         own if own is not None else _number(environment, name, field)
@@ -154,7 +167,9 @@ def _number(environment: Mapping[str, str], name: str | None, field: str) -> int
     try:
         return int(environment[name])
     except ValueError:
-        raise InputError(f"{name}={environment[name]!r}: is not a whole number; set it right, or give distributed.{field}") from None
+        raise InputError(
+            f"{name}={environment[name]!r}: is not a whole number; set it right, or give distributed.{field}"
+        ) from None
 
 
 def _address(coordinator: str) -> tuple[str, int]:
@@ -179,7 +194,9 @@ def _host(place: Place, deadline: float, timeout_seconds: float) -> None:
     try:
         listener = socket.create_server(("", _address(place.coordinator)[1]), backlog=place.num_processes)
     except OSError as error:
-        raise InputError(f"distributed.coordinator={place.coordinator}: process 0 cannot listen there ({error.strerror})") from None
+        raise InputError(
+            f"distributed.coordinator={place.coordinator}: process 0 cannot listen there ({error.strerror})"
+        ) from None
     guests: dict[int, socket.socket] = {}
     trouble = None
     with listener:
@@ -190,8 +207,10 @@ def _host(place: Place, deadline: float, timeout_seconds: float) -> None:
                 connection, address = listener.accept()
             except TimeoutError:
                 trouble = (
-                    f"{len(missing)} of {place.num_processes} processes did not come to {place.coordinator} within {timeout_seconds:g} s: "
-                    f"number {', '.join(map(str, missing[:8]))}; see why they did not start, or whether they were given this address"
+                    f"{len(missing)} of {place.num_processes} processes did not come to {place.coordinator} within "
+                    f"{timeout_seconds:g} s: "
+                    f"number {', '.join(map(str, missing[:8]))}; see why they did not start, or whether they were "
+                    "given this address"
                 )
                 break
             hello = _receive(connection)
@@ -211,7 +230,8 @@ def _disagreement(place: Place, hello: Mapping[str, Any], address: str, guests: 
     number, count = hello["process_id"], hello["num_processes"]
     if count != place.num_processes:
         return (
-            f"process {number} at {address} was started with num_processes={count}, process 0 with {place.num_processes}; "
+            f"process {number} at {address} was started with num_processes={count}, process 0 with "
+            f"{place.num_processes}; "
             "start all with the same number"
         )
     if number in guests or number == 0:
@@ -237,7 +257,8 @@ def _guest(place: Place, deadline: float, timeout_seconds: float) -> None:
             return
         time.sleep(min(0.2, max(0.0, deadline - time.monotonic())))
     raise InputError(
-        f"distributed.coordinator={place.coordinator}: process {place.process_id} could not reach process 0 there within "
+        f"distributed.coordinator={place.coordinator}: process {place.process_id} could not reach process 0 there "
+        "within "
         f"{timeout_seconds:g} s ({why}); see that it runs, that the address is its own, and that the port is open"
     )
 
@@ -256,7 +277,9 @@ def _receive(connection: socket.socket) -> Mapping[str, Any] | None:
         hello = _receive_line(connection)
     except OSError:
         return None
-    known = isinstance(hello, dict) and all(isinstance(hello.get(name), int) for name in ("process_id", "num_processes"))
+    known = isinstance(hello, dict) and all(
+        isinstance(hello.get(name), int) for name in ("process_id", "num_processes")
+    )
     return hello if known else None
 
 

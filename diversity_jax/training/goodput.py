@@ -1,13 +1,16 @@
-"""Goodput: which share of a run's wall time went into steps that its present state rests on, over all sittings of the run.
+"""Goodput: which share of a run's wall time went into steps that its present state rests on, over all sittings of the
+run.
 
-A sitting is one process from its start to its end. Its time goes into start-up, compilation, evaluation, checkpoints, waiting, and
-steps; steps that a later sitting had to do again, because the process was killed after its last checkpoint, were for nothing:
+A sitting is one process from its start to its end. Its time goes into start-up, compilation, evaluation, checkpoints,
+waiting, and steps; steps that a later sitting had to do again, because the process was killed after its last
+checkpoint, were for nothing:
 
     useful seconds = sum over sittings of step seconds * (steps not done again) / (steps done)
     goodput        = useful seconds / (seconds of all sittings)
 
-Where the time between sittings counts too, as it does to whoever has reserved the machine, the divisor is the time since the first
-sitting began. The record, `goodput.json`, is written every few seconds, so a killed sitting's last seconds are missing from both.
+Where the time between sittings counts too, as it does to whoever has reserved the machine, the divisor is the time
+since the first sitting began. The record, `goodput.json`, is written every few seconds, so a killed sitting's last
+seconds are missing from both.
 """
 
 from collections.abc import Sequence
@@ -16,8 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 import time
 
-from diversity_jax.errors import InputError
-from diversity_jax.storage import read_json, write_json
+from diversity_jax.core.errors import InputError
+from diversity_jax.core.files import read_json, write_json
 
 _WRITE_EVERY_SECONDS = 5.0
 
@@ -49,7 +52,9 @@ class Sitting:
 
 @dataclass(frozen=True, kw_only=True)
 class Goodput:
-    """Shares of wall time in useful steps: of the sittings' own, and of all since the first one began; steps done twice."""
+    """Shares of wall time in useful steps: of the sittings' own, and of all since the first one began; steps done
+    twice.
+    """
 
     share: float
     share_with_pauses: float
@@ -109,4 +114,6 @@ def read_sittings(path: Path) -> list[Sitting]:
     try:
         return [Sitting(**sitting) for sitting in read_json(path)["sittings"]]
     except (TypeError, KeyError):
-        raise InputError(f"{path}: does not tell of sittings as training writes them; remove it, and goodput counts from now") from None
+        raise InputError(
+            f"{path}: does not tell of sittings as training writes them; remove it, and goodput counts from now"
+        ) from None

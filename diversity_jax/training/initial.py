@@ -1,4 +1,6 @@
-"""Starting from a model that was trained before instead of random parameters: fine-tuning, or going on with other data."""
+"""Starting from a model that was trained before instead of random parameters: fine-tuning, or going on with other
+data.
+"""
 
 import dataclasses
 from pathlib import Path
@@ -7,11 +9,20 @@ from typing import Any
 import jax
 import numpy as np
 
-from diversity_jax.errors import InputError
+from diversity_jax.core.errors import InputError
 from diversity_jax.model import LlamaConfig
 from diversity_jax.model.convert import read_model
 
-_MAY_DIFFER = ("max_length", "dropout", "initializer_range", "scan_layers", "remat", "attention", "compute_dtype", "loss_chunk_bytes")
+_MAY_DIFFER = (
+    "max_length",
+    "dropout",
+    "initializer_range",
+    "scan_layers",
+    "remat",
+    "attention",
+    "compute_dtype",
+    "loss_chunk_bytes",
+)
 """What does not change which function the parameters compute."""
 
 
@@ -33,7 +44,9 @@ def initial_params(folder: str | Path, step: int | None, model: LlamaConfig, pla
     differing = [name for name in differing if _value(found, name) != _value(model, name)]
     if differing:
         listed = ", ".join(f"{name} {_value(found, name)} there, {_value(model, name)} here" for name in differing)
-        raise InputError(f"train.init_from={folder}: is another model ({listed}); set config.model to it, or leave config.model out")
+        raise InputError(
+            f"train.init_from={folder}: is another model ({listed}); set config.model to it, or leave config.model out"
+        )
 
     def place(leaf: Any, sharding: Any) -> jax.Array:
         whole = np.asarray(leaf, np.float32)

@@ -11,24 +11,23 @@ from typing import Any
 
 import jax
 
-from diversity_jax.errors import InputError
+from diversity_jax.core.errors import InputError
+from diversity_jax.core.files import content_hash
 from diversity_jax.mixtures.mixture import Mixture
 from diversity_jax.model import LlamaConfig, MeshConfig, batch_sharding, check_batch, make_mesh
 from diversity_jax.model.fingerprint import fingerprint
 from diversity_jax.model.lora import merged
-from diversity_jax.storage import content_hash
 from diversity_jax.training.checkpoint import CheckpointError, Checkpoints
+from diversity_jax.training.config import TrainConfig
 from diversity_jax.training.data import Preparation, ReadAhead
 from diversity_jax.training.evaluation import HeldOut
 from diversity_jax.training.goodput import GoodputLog, goodput
 from diversity_jax.training.initial import initial_params
 from diversity_jax.training.metrics import MetricWriter, console_line, evaluation_line, window_figures
 from diversity_jax.training.optimizer import OptimizerConfig
-from diversity_jax.training.program_cache import CompileClock, keep_programs
+from diversity_jax.training.runtime import CompileClock, StopRequest, keep_programs
 from diversity_jax.training.samples import SampleLog, Samples, sample_lines
-from diversity_jax.training.settings import TrainConfig
 from diversity_jax.training.step import OnMesh, TrainState, base_shardings, make_train_step, state_shardings
-from diversity_jax.training.stopping import StopRequest
 from diversity_jax.training.summary import memory_figures, summarise, utilisation
 from diversity_jax.training.trace import StepTrace
 from diversity_jax.training.window import Window
@@ -43,8 +42,8 @@ class TrainingResult:
     Attributes:
       steps: finished, those of earlier sittings too.
       interrupted: stopped by SIGTERM, with a checkpoint of its last step.
-      held_out: loss in nats per token by component, and `all`, before the first step of this sitting and at the end; empty where
-        it was interrupted.
+      held_out: loss in nats per token by component, and `all`, before the first step of this sitting and at the end;
+        empty where it was interrupted.
       skipped_steps: updates left out for a non-finite loss or gradient.
       summary: what `summary.json` says of speed, memory and goodput; None where this sitting had no step to do.
     """
@@ -56,7 +55,9 @@ class TrainingResult:
     summary: Mapping[str, Any] | None = None
 
 
-def check_fit(model: LlamaConfig, config: TrainConfig, mesh: MeshConfig, *, token_ids: int, sequence_length: int) -> None:
+def check_fit(
+    model: LlamaConfig, config: TrainConfig, mesh: MeshConfig, *, token_ids: int, sequence_length: int
+) -> None:
     """Refuses settings that cannot work together, before anything is scored, prepared or compiled.
 
     Args:
@@ -64,8 +65,8 @@ def check_fit(model: LlamaConfig, config: TrainConfig, mesh: MeshConfig, *, toke
       sequence_length: tokens a row predicts.
 
     Raises:
-      InputError: more token ids than the model's vocabulary, rows longer than the model is meant for, a mesh that does not
-        fit the devices, or a batch that cannot be dealt evenly over them.
+      InputError: more token ids than the model's vocabulary, rows longer than the model is meant for, a mesh that does
+        not fit the devices, or a batch that cannot be dealt evenly over them.
     """
     if token_ids > model.vocab_size:
         raise InputError(
@@ -74,7 +75,8 @@ def check_fit(model: LlamaConfig, config: TrainConfig, mesh: MeshConfig, *, toke
         )
     if sequence_length > model.max_length:
         raise InputError(
-            f"model.max_length={model.max_length}: the mixture's rows predict {sequence_length} tokens; raise it, or prepare shorter rows"
+            f"model.max_length={model.max_length}: the mixture's rows predict {sequence_length} tokens; raise it, or "
+            "prepare shorter rows"
         )
     check_batch(make_mesh(mesh), config.batch_size, gradient_accumulation=config.gradient_accumulation)
 
@@ -214,7 +216,9 @@ class _Run:
         return dataclasses.replace(state, params=params)
 
     def _read_base(self) -> None:
-        """The frozen parameters that adapters are trained beside; every sitting reads them again, and they must be the same."""
+        """The frozen parameters that adapters are trained beside; every sitting reads them again, and they must be the
+        same.
+        """
         lora = self.config.lora
         if not lora.rank:
             return
@@ -223,7 +227,12 @@ class _Run:
         self.identity["model in init_from"] = str(int(fingerprint(self.base[0])))
         self.merge = OnMesh(self.mesh, jax.jit(functools.partial(merged, lora=lora), out_shardings=whole))
         count = sum(leaf.size for leaf in jax.tree.leaves(self.shapes.params))
-        log.info("training adapters of rank %d, %s parameters, beside those of %s", lora.rank, f"{count:,}", self.config.init_from)
+        log.info(
+            "training adapters of rank %d, %s parameters, beside those of %s",
+            lora.rank,
+            f"{count:,}",
+            self.config.init_from,
+        )
 
     def _weights(self) -> Any:
         """All parameters of the model as it stands."""
@@ -239,7 +248,9 @@ class _Run:
         try:
             for number, batch, waited in ahead:
                 trace.before(number)
-                with jax.transfer_guard("disallow"):  # a hidden copy between host and device is an error, not a slow step
+                with jax.transfer_guard(
+                    "disallow"
+                ):  # a hidden copy between host and device is an error, not a slow step
                     self.state, metrics = self.step(self.state, batch, *self.base)
                 self.done = number + 1
                 trace.after(metrics)
@@ -276,8 +287,12 @@ class _Run:
         self.window.leave_out(seconds)
 
     def _rescue(self, error: BaseException) -> None:
-        """Saves what a failing run has reached, where that can help: the failure is raised whether or not it succeeds."""
-        if self.done in (self.saved, self.goodput.sitting.first_step) or isinstance(error, (CheckpointError, _LossStaysNonFinite)):
+        """Saves what a failing run has reached, where that can help: the failure is raised whether or not it
+        succeeds.
+        """
+        if self.done in (self.saved, self.goodput.sitting.first_step) or isinstance(
+            error, (CheckpointError, _LossStaysNonFinite)
+        ):
             return
         what = f"{type(error).__name__} after step {self.done}"
         if jax.process_count() > 1:
@@ -294,7 +309,10 @@ class _Run:
         began = time.perf_counter()
         losses = self.held_out.losses(self._weights(), stop=lambda: self.stop.asked)
         if losses and self.writer:
-            self.writer.write(self.done, {"eval/loss" if name == "all" else f"eval/{name}/loss": value for name, value in losses.items()})
+            self.writer.write(
+                self.done,
+                {"eval/loss" if name == "all" else f"eval/{name}/loss": value for name, value in losses.items()},
+            )
             log.info(evaluation_line(self.done, losses))
         self.goodput.sitting.evaluation_seconds += time.perf_counter() - began
         return losses
@@ -309,7 +327,9 @@ class _Run:
         self.goodput.sitting.evaluation_seconds += time.perf_counter() - began
 
     def report(self, step: int, records: list[Mapping[str, Any]], seconds: float, waited: float, timed: int) -> None:
-        """Logs a window of steps, of which the last `timed` took `seconds`; stops a run whose losses stay non-finite."""
+        """Logs a window of steps, of which the last `timed` took `seconds`; stops a run whose losses stay
+        non-finite.
+        """
         figures = window_figures(records, self.components)
         per_step = seconds / timed
         speed = self.tokens_per_step / per_step
@@ -340,7 +360,8 @@ class _Run:
                 saved = self.checkpoints.last_whole
                 last = f"the last checkpoint is step {saved}" if saved is not None else "there is no checkpoint yet"
                 raise _LossStaysNonFinite(
-                    f"loss or gradient was not finite for {self.skipped_in_a_row} steps in a row, up to step {step}; {last}: "
+                    f"loss or gradient was not finite for {self.skipped_in_a_row} steps in a row, up to step {step}; "
+                    f"{last}: "
                     "lower optimizer.learning_rate or optimizer.clip_norm and train again"
                 )
         bad = sum(not record["applied"] for record in records)
@@ -362,9 +383,16 @@ class _Run:
 
 
 def _identity(mixture: Mixture, model: LlamaConfig, optimizer: OptimizerConfig, config: TrainConfig) -> dict[str, str]:
-    """What a checkpoint may only be resumed with; how the model is run (kernels, remat, scan, mesh, hosts) may change."""
+    """What a checkpoint may only be resumed with; how the model is run (kernels, remat, scan, mesh, hosts) may
+    change.
+    """
     shape = {name: value for name, value in vars(model).items() if name not in _RUN_ONLY}
-    data = {"batch_size": config.batch_size, "seed": config.seed, "z_loss": config.z_loss, "across": config.attend_across_documents}
+    data = {
+        "batch_size": config.batch_size,
+        "seed": config.seed,
+        "z_loss": config.z_loss,
+        "across": config.attend_across_documents,
+    }
     begun = {} if config.init_from is None else {"init_from": content_hash([config.init_from, config.init_step])}
     if config.lora.rank:
         begun["lora"] = content_hash(dataclasses.asdict(config.lora))

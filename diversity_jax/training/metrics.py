@@ -8,7 +8,7 @@ import math
 from pathlib import Path
 from typing import IO, Any
 
-from diversity_jax.errors import InputError
+from diversity_jax.core.errors import InputError
 from diversity_jax.training.summary import summary_lines
 
 log = logging.getLogger(__name__)
@@ -67,7 +67,9 @@ def _tensorboard(folder: Path) -> Any:
     try:
         import clu.metric_writers
     except ImportError as error:
-        raise InputError(f"train.tensorboard=True needs clu and TensorFlow ({error}); install them or set it to False") from None
+        raise InputError(
+            f"train.tensorboard=True needs clu and TensorFlow ({error}); install them or set it to False"
+        ) from None
     return clu.metric_writers.SummaryWriter(str(folder))
 
 
@@ -77,7 +79,8 @@ def console_line(step: int, steps: int, figures: Mapping[str, float], seconds_le
     return (
         f"step {step:>{width}}/{steps}  loss {figures['loss']:7.4f}  lr {figures['learning_rate']:.2e}  "
         f"|g| {figures['gradient_norm']:6.3f}  {figures['tokens_per_second']:>11,.0f} tokens/s  "
-        f"input wait {100 * figures['input_wait_seconds'] / figures['step_seconds']:4.1f} %  {format_seconds(seconds_left)} left"
+        f"input wait {100 * figures['input_wait_seconds'] / figures['step_seconds']:4.1f} %  "
+        f"{format_seconds(seconds_left)} left"
     )
 
 
@@ -103,7 +106,8 @@ def window_figures(records: Sequence[Mapping[str, Any]], components: Sequence[st
     """Figures of a logging window from the steps' own: token-weighted losses, means, and tokens of each component.
 
     Args:
-      records: one a step, on the host: `component_loss_sum` and `component_tokens` [C], `gradient_norm`, `learning_rate`.
+      records: one a step, on the host: `component_loss_sum` and `component_tokens` [C], `gradient_norm`,
+        `learning_rate`.
       components: names, in the order of the arrays.
     """
     losses = sum(record["component_loss_sum"] for record in records)

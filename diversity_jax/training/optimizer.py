@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from diversity_jax.errors import InputError
+from diversity_jax.core.errors import InputError
 from diversity_jax.model.sharding import path_name
 
 SCHEDULES = ("linear", "cosine", "warmup_stable_decay", "constant")
@@ -22,7 +22,9 @@ class OptimizerConfig:
     learning_rate: float = 3e-4  # peak
     warmup_steps: int = 0  # steps of linear growth from zero; the first step already moves
     total_steps: int | None = None  # step at which the decay ends; None: the last step of the run
-    schedule: str = "linear"  # after warm-up: "linear", "cosine", "warmup_stable_decay" (constant, then linear), "constant"
+    schedule: str = (
+        "linear"  # after warm-up: "linear", "cosine", "warmup_stable_decay" (constant, then linear), "constant"
+    )
     decay_share: float = 0.2  # share of total_steps that the decay of "warmup_stable_decay" takes
     final_ratio: float = 0.0  # learning rate at the end, as a share of the peak
     beta1: float = 0.9
@@ -51,11 +53,19 @@ class OptimizerConfig:
         if self.total_steps < 1:
             raise InputError(f"optimizer.total_steps={self.total_steps}: must be at least 1")
         if self.warmup_steps > self.total_steps:
-            raise InputError(f"optimizer.warmup_steps={self.warmup_steps}: must not be above total_steps={self.total_steps}")
+            raise InputError(
+                f"optimizer.warmup_steps={self.warmup_steps}: must not be above total_steps={self.total_steps}"
+            )
 
     def for_run(self, steps: int) -> "OptimizerConfig":
-        """With `total_steps` filled in for a run of `steps` steps; one shorter than its warm-up is warm-up throughout."""
-        return self if self.total_steps is not None else dataclasses.replace(self, total_steps=max(steps, self.warmup_steps))
+        """With `total_steps` filled in for a run of `steps` steps; one shorter than its warm-up is warm-up
+        throughout.
+        """
+        return (
+            self
+            if self.total_steps is not None
+            else dataclasses.replace(self, total_steps=max(steps, self.warmup_steps))
+        )
 
 
 def learning_rate(config: OptimizerConfig, step: jax.Array | int) -> jax.Array:
@@ -69,7 +79,9 @@ def learning_rate(config: OptimizerConfig, step: jax.Array | int) -> jax.Array:
     if config.schedule == "constant":
         return peak
     if config.total_steps is None:
-        raise InputError(f"optimizer.total_steps=None: schedule {config.schedule!r} needs to know its last step; give it")
+        raise InputError(
+            f"optimizer.total_steps=None: schedule {config.schedule!r} needs to know its last step; give it"
+        )
     decay_start = config.warmup_steps
     if config.schedule == "warmup_stable_decay":
         decay_start = max(decay_start, config.total_steps - round(config.decay_share * config.total_steps))
@@ -84,7 +96,8 @@ def decayed(params: Any) -> Any:
 
 
 def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
-    """Clipping, Adam and decoupled weight decay, up to the learning rate, which the train step multiplies in by its own step count.
+    """Clipping, Adam and decoupled weight decay, up to the learning rate, which the train step multiplies in by its own
+    step count.
 
     So a skipped update leaves Adam's state as it was while the schedule goes on.
     """

@@ -1,4 +1,6 @@
-"""What the model writes while it is trained: fixed prompts, continued, so that a run's text can be read as its loss can."""
+"""What the model writes while it is trained: fixed prompts, continued, so that a run's text can be read as its loss
+can.
+"""
 
 from collections.abc import Sequence
 import dataclasses
@@ -11,22 +13,23 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import numpy as np
 
-from diversity_jax.errors import InputError
+from diversity_jax.core.errors import InputError
 from diversity_jax.mixtures.mixture import Mixture
-from diversity_jax.mixtures.vocabulary import prepared_tokenizer
 from diversity_jax.model.config import LlamaConfig
 from diversity_jax.model.llama import head_weight, hidden_states
+from diversity_jax.tokenizers.tokenizer import prepared_tokenizer
+from diversity_jax.training.config import TrainConfig
 from diversity_jax.training.metrics import append_line, open_log
-from diversity_jax.training.settings import TrainConfig
 
 _SHOWN_CHARACTERS = 160  # of a sample in the console's log
 
 
 class Samples:
-    """Continues `train.sample_prompts` on the training mesh, without a cache: a few short texts now and then do not pay for one.
+    """Continues `train.sample_prompts` on the training mesh, without a cache: a few short texts now and then do not pay
+    for one.
 
-    Each prompt follows an end-of-text token, as every document but the first of a row does in training. The same step gives the
-    same text, also at a temperature.
+    Each prompt follows an end-of-text token, as every document but the first of a row does in training. The same step
+    gives the same text, also at a temperature.
 
     Raises:
       InputError: a prompt leaves no room for `sample_tokens` within `model.max_length`.
@@ -43,7 +46,8 @@ class Samples:
         longest = max(map(len, starts)) + self._new
         if longest > model.max_length:
             raise InputError(
-                f"train.sample_tokens={self._new}: with the longest of train.sample_prompts ({longest - self._new} tokens) that is more "
+                f"train.sample_tokens={self._new}: with the longest of train.sample_prompts ({longest - self._new} "
+                "tokens) that is more "
                 f"than model.max_length={model.max_length}; ask for fewer"
             )
         length = -(-longest // 128) * 128  # what every attention kernel takes, and any cut of the sequence
@@ -59,11 +63,16 @@ class Samples:
             return []
         with jax.set_mesh(self._mesh):
             tokens = np.asarray(self._write(params, self._tokens, self._lengths, np.int32(step)))
-        return [self._text(tokens[row, length : length + self._new]) for row, length in enumerate(self._lengths[: len(self.prompts)])]
+        return [
+            self._text(tokens[row, length : length + self._new])
+            for row, length in enumerate(self._lengths[: len(self.prompts)])
+        ]
 
     def _text(self, ids: np.ndarray) -> str:
         ends = np.flatnonzero(ids == self._end)
-        return self._tokenizer.decode([int(i) for i in (ids[: ends[0]] if len(ends) else ids) if i < self._tokenizer.size])
+        return self._tokenizer.decode(
+            [int(i) for i in (ids[: ends[0]] if len(ends) else ids) if i < self._tokenizer.size]
+        )
 
 
 def _compiled(model: LlamaConfig, mesh: Mesh, new_tokens: int, temperature: float, seed: int) -> Any:
@@ -112,5 +121,8 @@ def sample_lines(step: int, prompts: Sequence[str], texts: Sequence[str]) -> lis
     lines = []
     for prompt, text in zip(prompts, texts, strict=True):
         shown = json.dumps(text, ensure_ascii=False)[1:-1]
-        lines.append(f"sample at step {step}: [{prompt}] {shown[:_SHOWN_CHARACTERS]}{'...' if len(shown) > _SHOWN_CHARACTERS else ''}")
+        lines.append(
+            f"sample at step {step}: [{prompt}] "
+            f"{shown[:_SHOWN_CHARACTERS]}{'...' if len(shown) > _SHOWN_CHARACTERS else ''}"
+        )
     return lines

@@ -119,7 +119,11 @@ def state_shardings(
     whole = NamedSharding(mesh, PartitionSpec())
     placed = param_shardings(mesh, shapes.params)
     opt_state = optax.tree_utils.tree_map_params(
-        make_optimizer(optimizer), lambda _, place: place, shapes.opt_state, placed, transform_non_params=lambda _: whole
+        make_optimizer(optimizer),
+        lambda _, place: place,
+        shapes.opt_state,
+        placed,
+        transform_non_params=lambda _: whole,
     )
     return shapes, TrainState(step=whole, params=placed, opt_state=opt_state, skipped=whole)
 
@@ -155,16 +159,21 @@ def make_train_step(
       mesh: From `make_mesh`.
       num_components: Length of the per-component metrics.
       z_loss: Weight of log(Z)^2 in the objective.
-      gradient_accumulation: Equal parts a batch is worked through in, to save memory; the result is the same up to rounding.
+      gradient_accumulation: Equal parts a batch is worked through in, to save memory; the result is the same up to
+        rounding.
       seed: Of dropout; each step's randomness depends on it and the step alone, so that a resumed run repeats it.
-      lora: With a rank above 0, adapters are trained and the model's own parameters are a third argument of the step, read only.
+      lora: With a rank above 0, adapters are trained and the model's own parameters are a third argument of the step,
+        read only.
 
     Returns:
-      `init_state(key) -> TrainState`, born sharded, and `train_step(state, batch) -> (state, metrics)`. The given state is donated: use
-      it no more. The batch holds `tokens` int32 BxL+1 and `component` int32 B, and optionally `segment_ids`, `positions`, `loss_mask`,
+      `init_state(key) -> TrainState`, born sharded, and `train_step(state, batch) -> (state, metrics)`. The given state
+      is donated: use it no more. The batch holds `tokens` int32 BxL+1 and `component` int32 B, and optionally
+        `segment_ids`, `positions`, `loss_mask`,
       BxL+1.
-      Metrics, float32 scalars on the device: `loss` (mean cross-entropy in nats), `gradient_norm` (before clipping), `learning_rate`,
-      `applied` (1, or 0 where a non-finite loss or gradient made the step leave parameters and moments as they were), and the arrays of
+      Metrics, float32 scalars on the device: `loss` (mean cross-entropy in nats), `gradient_norm` (before clipping),
+        `learning_rate`,
+      `applied` (1, or 0 where a non-finite loss or gradient made the step leave parameters and moments as they were),
+      and the arrays of
       `num_components`: `component_loss_sum`, `component_tokens`.
 
     Raises:
@@ -218,7 +227,8 @@ def _check_rows(mesh: Mesh, accumulation: int, _: Any, batch: Batch, *base: Any)
 def make_eval_step(model: LlamaConfig, mesh: Mesh, *, num_components: int = 1) -> OnMesh:
     """Compiles `eval_step(params, batch) -> metrics` for a mesh: no dropout, no gradient, nothing donated.
 
-    Metrics: `component_loss_sum` and `component_tokens`, float32 arrays of `num_components`, to be added up over batches, and the batch's
+    Metrics: `component_loss_sum` and `component_tokens`, float32 arrays of `num_components`, to be added up over
+      batches, and the batch's
     mean
     `loss`.
     """

@@ -1,4 +1,6 @@
-"""What a sitting of a run came to: speed, utilisation, waiting, goodput, compilation and memory, kept in `summary.json`."""
+"""What a sitting of a run came to: speed, utilisation, waiting, goodput, compilation and memory, kept in
+`summary.json`.
+"""
 
 from collections.abc import Mapping, Sequence
 import dataclasses
@@ -7,27 +9,34 @@ import resource
 import sys
 from typing import Any
 
-from diversity_jax.storage import write_json
+from diversity_jax.core.files import write_json
 from diversity_jax.training.goodput import Sitting, goodput
 
 _GIB = 1 << 30
 
 
 def utilisation(model: Any, length: int, tokens_per_second: float) -> dict[str, float]:
-    """`mfu` and `mfu_causal` of all devices together, by `throughput`'s formulas; empty where the devices' peak is not known."""
+    """`mfu` and `mfu_causal` of all devices together, by `throughput`'s formulas; empty where the devices' peak is not
+    known.
+    """
     import jax
 
-    from diversity_jax.training.throughput import mfu, peak_flops
+    from diversity_jax.training.flops import mfu, peak_flops
 
     peak = peak_flops()
     if peak is None:
         return {}
     total = peak * jax.device_count()
-    return {name: mfu(model, length, tokens_per_second, total, causal=causal) for name, causal in (("mfu", False), ("mfu_causal", True))}
+    return {
+        name: mfu(model, length, tokens_per_second, total, causal=causal)
+        for name, causal in (("mfu", False), ("mfu_causal", True))
+    }
 
 
 def memory_figures() -> dict[str, float]:
-    """Peaks so far: `device_memory_bytes` of the first local device, where it counts them, and this process's `host_memory_bytes`."""
+    """Peaks so far: `device_memory_bytes` of the first local device, where it counts them, and this process's
+    `host_memory_bytes`.
+    """
     import jax
 
     kilobyte = 1 if sys.platform == "darwin" else 1024
@@ -62,11 +71,13 @@ def summarise(
     """
     import jax
 
-    from diversity_jax.training.throughput import flops_per_token, peak_flops
+    from diversity_jax.training.flops import flops_per_token, peak_flops
 
     sitting = sittings[-1]
     speed = timed_steps * tokens_per_step / sitting.step_seconds if timed_steps else None
-    flops = {name: flops_per_token(model, length, causal=causal) for name, causal in (("full", False), ("causal", True))}
+    flops = {
+        name: flops_per_token(model, length, causal=causal) for name, causal in (("full", False), ("causal", True))
+    }
     found = {
         "steps": steps,
         "tokens": steps * tokens_per_step,
@@ -102,7 +113,11 @@ def utilisation_sentence(summary: Mapping[str, Any]) -> str:
         )
     rates = [summary["model_flops_per_second"], summary["model_flops_per_second_causal"]]
     said = f"MFU unknown: no data sheet's peak is known for {summary['device_kind']!r}"
-    return said if None in rates else f"{said}; {rates[0] / 1e9:.1f} GFLOP/s of model work, {rates[1] / 1e9:.1f} by causal pairs"
+    return (
+        said
+        if None in rates
+        else f"{said}; {rates[0] / 1e9:.1f} GFLOP/s of model work, {rates[1] / 1e9:.1f} by causal pairs"
+    )
 
 
 def summary_lines(summary: Mapping[str, Any]) -> list[str]:
@@ -110,14 +125,19 @@ def summary_lines(summary: Mapping[str, Any]) -> list[str]:
     lines = []
     if summary["tokens_per_second"] is not None:
         wait = 100 * summary["input_wait_share"]
-        speed = f"{summary['tokens_per_second']:,.0f} tokens/s, {1000 * summary['step_seconds']:.1f} ms a step, input wait {wait:.2f} %"
+        speed = (
+            f"{summary['tokens_per_second']:,.0f} tokens/s, {1000 * summary['step_seconds']:.1f} ms a step, input "
+            f"wait {wait:.2f} %"
+        )
         lines += [speed, utilisation_sentence(summary)]
     reached = summary["goodput"]
     again = f", {reached['steps_done_again']} steps done again" if reached["steps_done_again"] else ""
     sittings = f"{reached['sittings']} sitting{'s' if reached['sittings'] > 1 else ''}"
     lines.append(f"goodput {100 * reached['share']:.1f} % of the time of {sittings}{again}")
     kept = f"{summary['programs_from_cache']} of {summary['programs']} programs kept from before"
-    lines.append(f"compiling {summary['compile_seconds']:.1f} s, {kept}; evaluating {summary['evaluation_seconds']:.1f} s")
+    lines.append(
+        f"compiling {summary['compile_seconds']:.1f} s, {kept}; evaluating {summary['evaluation_seconds']:.1f} s"
+    )
     device = summary["device_memory_bytes"]
     of_device = f"{device / _GIB:.2f} GiB a device, " if device is not None else ""
     lines.append(f"memory at most: {of_device}{summary['host_memory_bytes'] / _GIB:.2f} GiB on the host")

@@ -12,7 +12,8 @@ log = logging.getLogger(__name__)
 class StepTrace:
     """Traces `count` steps once `start` steps are finished, or from the first step of a sitting that begins later.
 
-    The trace lies under `folder`/plugins/profile/DATE: for TensorBoard's profile plugin (`tensorboard --logdir FOLDER`), and as
+    The trace lies under `folder`/plugins/profile/DATE: for TensorBoard's profile plugin (`tensorboard --logdir
+      FOLDER`), and as
     `perfetto_trace.json.gz` for ui.perfetto.dev.
     """
 

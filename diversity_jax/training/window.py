@@ -1,4 +1,6 @@
-"""The steps between two log lines: their metrics stay on the device and their time is taken without stopping the devices."""
+"""The steps between two log lines: their metrics stay on the device and their time is taken without stopping the
+devices.
+"""
 
 from collections.abc import Mapping
 import logging
@@ -36,7 +38,9 @@ class Window:
         jax.block_until_ready(self.pending)
         self.first_seconds, clock = time.perf_counter() - self.began, self.run.clock
         said = "first step, with compilation: %s (so far %s in the compiler, %d of %d programs kept from before)"
-        log.info(said, format_seconds(self.first_seconds), format_seconds(clock.seconds), clock.from_cache, clock.programs)
+        log.info(
+            said, format_seconds(self.first_seconds), format_seconds(clock.seconds), clock.from_cache, clock.programs
+        )
         self.restart()
         self.untimed = 1
 

@@ -2,7 +2,7 @@
 
 import urllib.parse
 
-from diversity_jax.errors import InputError
+from diversity_jax.core.errors import InputError
 from diversity_jax.llm.providers.base import Provider
 
 PROVIDERS = ("openai", "gemini", "google-genai")
@@ -21,7 +21,8 @@ def parse_model(name: str) -> tuple[str, str]:
 
 
 def open_provider(name: str, *, base_url: str | None, threads: int) -> Provider:
-    """Opens the way to `provider:model`, at `base_url` where it is given; `threads` bounds providers that need a thread a call.
+    """Opens the way to `provider:model`, at `base_url` where it is given; `threads` bounds providers that need a thread
+    a call.
 
     Raises:
       InputError: unknown provider, bad address, missing SDK or API key.
@@ -32,15 +33,17 @@ def open_provider(name: str, *, base_url: str | None, threads: int) -> Provider:
         raise InputError(f"judge_base_url: {base_url!r} is no address; write one such as http://127.0.0.1:8000/v1")
     try:
         if provider == "openai":
-            from diversity_jax.llm.providers.openai_chat import OpenAIChat
+            from diversity_jax.llm.providers.openai import OpenAIChat
 
             return OpenAIChat(model, base_url=base_url)
         if provider == "gemini":
-            from diversity_jax.llm.providers.gemini import Gemini
+            from diversity_jax.llm.providers.google_generativeai import Gemini
 
             return Gemini(model, base_url=base_url, threads=threads)
         from diversity_jax.llm.providers.google_genai import GoogleGenai
 
         return GoogleGenai(model, base_url=base_url)
     except ImportError as error:
-        raise InputError(f"judge: {name} needs a package that is missing here ({error}); install it, or choose another judge") from None
+        raise InputError(
+            f"judge: {name} needs a package that is missing here ({error}); install it, or choose another judge"
+        ) from None

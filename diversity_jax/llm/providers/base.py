@@ -11,9 +11,9 @@ import re
 import time
 from typing import Protocol
 
-from diversity_jax.errors import InputError
-from diversity_jax.llm.client import CallFailed, Request
-from diversity_jax.llm.tokens import estimate_tokens
+from diversity_jax.core.errors import InputError
+from diversity_jax.llm.token_estimate import estimate_tokens
+from diversity_jax.llm.types import CallFailed, Request
 
 _logger = logging.getLogger(__name__)
 _KEY_LIKE = re.compile(r"(sk-|AIza|Bearer )[\w*.-]{6,}")
@@ -36,8 +36,8 @@ class Transient(Exception):
     """An attempt failed in a way that another may not.
 
     Attributes:
-      kind: `rate_limited`, `server`, `timeout`, `dropped`, `garbled`, `unreachable` (not even sent), or `adapted` (the provider has learnt
-        what the server does not take, and asks otherwise from now on: ask again at once).
+      kind: `rate_limited`, `server`, `timeout`, `dropped`, `garbled`, `unreachable` (not even sent), or `adapted` (the
+        provider has learnt what the server does not take, and asks otherwise from now on: ask again at once).
       retry_after_seconds: how long the server asks to be left alone, if it says so.
       billed: whether the attempt may have been paid for; a server that dropped a connection may have answered.
     """
@@ -111,13 +111,17 @@ def failure_of(
     variables = " or ".join(address.key_variables)
     if status in (401, 403) or (status == 400 and "api key not valid" in message.lower()):
         return InputError(
-            f"judge: {address.url} does not accept the API key for {address.judge} ({status}); set {variables} to a valid one"
+            f"judge: {address.url} does not accept the API key for {address.judge} ({status}); set {variables} to a "
+            "valid one"
         )
     if status == 404:
-        return InputError(f"judge: {address.url} knows no {address.judge} (404: {shown}); correct the model's name or the base URL")
+        return InputError(
+            f"judge: {address.url} knows no {address.judge} (404: {shown}); correct the model's name or the base URL"
+        )
     if status == 402 or (status == 429 and code in _OUT_OF_CREDIT):
         return InputError(
-            f"judge: {address.url} says the account is out of credit ({shown}); add credit, then run again to go on from the ledger"
+            f"judge: {address.url} says the account is out of credit ({shown}); add credit, then run again to go on "
+            "from the ledger"
         )
     if status == 429:
         return Transient("rate_limited", shown, retry_after_seconds=retry_after_seconds)
@@ -162,7 +166,9 @@ class Usage:
         self._judge = judge
         self._told = False
 
-    def counts(self, request: Request, text: str, prompt_tokens: int | None, completion_tokens: int | None) -> tuple[int, int]:
+    def counts(
+        self, request: Request, text: str, prompt_tokens: int | None, completion_tokens: int | None
+    ) -> tuple[int, int]:
         """Prompt and completion tokens of one call."""
         if prompt_tokens is not None and completion_tokens is not None:
             return prompt_tokens, completion_tokens

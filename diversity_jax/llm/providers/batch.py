@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from diversity_jax.errors import InputError
-from diversity_jax.llm.client import CallFailed, Request
+from diversity_jax.core.errors import InputError
 from diversity_jax.llm.providers import parse_model
 from diversity_jax.llm.providers.base import Answer
+from diversity_jax.llm.types import CallFailed, Request
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,14 +21,17 @@ class BatchState:
 class BatchProvider(Protocol):
     """A way to one model's batches.
 
-    Every method raises InputError where the provider refuses for good, and `Transient` where another attempt may succeed.
+    Every method raises InputError where the provider refuses for good, and `Transient` where another attempt may
+    succeed.
     """
 
     async def submit(self, tag: str, requests: Sequence[tuple[str, Request]]) -> str:
         """Hands in (id, request) pairs under a tag of one's own; the provider's name of the batch."""
 
     async def find(self, tag: str) -> str | None:
-        """Name of the batch that was handed in under a tag, or None: so that a process killed before it wrote the name down pays once."""
+        """Name of the batch that was handed in under a tag, or None: so that a process killed before it wrote the name
+        down pays once.
+        """
 
     async def poll(self, name: str) -> BatchState:
         """How a batch stands."""
@@ -56,4 +59,6 @@ def open_batches(name: str, *, base_url: str | None) -> BatchProvider:
 
         return GeminiBatches(model, base_url=base_url)
     except ImportError as error:
-        raise InputError(f"{name}: batches need a package that is missing here ({error}); install it, or set batch=False") from None
+        raise InputError(
+            f"{name}: batches need a package that is missing here ({error}); install it, or set batch=False"
+        ) from None

@@ -3,13 +3,22 @@
 from collections.abc import Awaitable, Sequence
 from typing import Any, TypeVar
 
-from diversity_jax.errors import InputError
-from diversity_jax.llm.client import CallFailed, Request
-from diversity_jax.llm.providers.base import Address, Answer, Rejected, Transient, Usage, failure_of, key_from_environment, quieten
+from diversity_jax.core.errors import InputError
+from diversity_jax.llm.providers.base import (
+    Address,
+    Answer,
+    Rejected,
+    Transient,
+    Usage,
+    failure_of,
+    key_from_environment,
+    quieten,
+)
 from diversity_jax.llm.providers.batch import BatchState
-from diversity_jax.llm.providers.gemini import KEY_VARIABLES, PUBLIC_URL, read_ending
-from diversity_jax.llm.providers.schema import gemini_schema
-from diversity_jax.llm.providers.transport import client_for
+from diversity_jax.llm.providers.google_generativeai import KEY_VARIABLES, PUBLIC_URL, read_ending
+from diversity_jax.llm.providers.google_schema import gemini_schema
+from diversity_jax.llm.providers.http import client_for
+from diversity_jax.llm.types import CallFailed, Request
 
 _LISTED = 1000
 _TIMEOUT_MILLISECONDS = 300_000  # a batch goes out and comes back in one piece
@@ -51,7 +60,9 @@ class GeminiBatches:
             )
             for name, request in requests
         ]
-        made = self._client.aio.batches.create(model=self._model, src=inlined, config=types.CreateBatchJobConfig(display_name=tag))
+        made = self._client.aio.batches.create(
+            model=self._model, src=inlined, config=types.CreateBatchJobConfig(display_name=tag)
+        )
         return (await self._asked(made)).name
 
     async def find(self, tag: str) -> str | None:
@@ -112,7 +123,9 @@ class GeminiBatches:
         blocked = reply.prompt_feedback.block_reason if reply.prompt_feedback else None
         reason = candidate.finish_reason if candidate else None
         request = Request(stage="batch", system="", user="", schema=None)
-        return read_ending(text, blocked.name if blocked else None, reason.name if reason else None, (prompt, answered), request)
+        return read_ending(
+            text, blocked.name if blocked else None, reason.name if reason else None, (prompt, answered), request
+        )
 
     async def _asked(self, call: Awaitable[_T]) -> _T:
         try:
@@ -120,7 +133,10 @@ class GeminiBatches:
         except self._errors.APIError as error:
             failure = failure_of(self._address, int(error.code), str(error.message))
             if isinstance(failure, Rejected):
-                failure = InputError(f"batch: {self._address.url} refuses it ({failure.detail}); correct the settings, or set batch=False")
+                failure = InputError(
+                    f"batch: {self._address.url} refuses it ({failure.detail}); correct the settings, or set "
+                    "batch=False"
+                )
             raise failure from None
         except (OSError, ValueError) as error:
             raise Transient("unreachable", f"{self._address.url}: {error}") from None

@@ -2,8 +2,7 @@
 
 from typing import Any
 
-from diversity_jax.errors import InputError
-from diversity_jax.llm.client import Request
+from diversity_jax.core.errors import InputError
 from diversity_jax.llm.providers.base import (
     Address,
     Answer,
@@ -14,9 +13,10 @@ from diversity_jax.llm.providers.base import (
     quieten,
     retry_after,
 )
-from diversity_jax.llm.providers.gemini import KEY_VARIABLES, PUBLIC_URL, read_ending
-from diversity_jax.llm.providers.schema import gemini_schema
-from diversity_jax.llm.providers.transport import client_for
+from diversity_jax.llm.providers.google_generativeai import KEY_VARIABLES, PUBLIC_URL, read_ending
+from diversity_jax.llm.providers.google_schema import gemini_schema
+from diversity_jax.llm.providers.http import client_for
+from diversity_jax.llm.types import Request
 
 
 class GoogleGenai:
@@ -43,7 +43,9 @@ class GoogleGenai:
             options = types.HttpOptions(base_url=base_url, httpx_async_client=client_for(http, self._address.url))
             self._client = genai.Client(api_key=key, vertexai=False, http_options=options)
         except (http.InvalidURL, ValueError) as error:
-            raise InputError(f"judge_base_url: {base_url!r} is no address ({error}); write one such as http://127.0.0.1:8000") from None
+            raise InputError(
+                f"judge_base_url: {base_url!r} is no address ({error}); write one such as http://127.0.0.1:8000"
+            ) from None
 
     async def ask(self, request: Request, deadline_seconds: float) -> Answer:
         """Makes one attempt; see `Provider.ask`."""

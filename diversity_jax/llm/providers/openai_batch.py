@@ -4,8 +4,7 @@ from collections.abc import Awaitable, Sequence
 import json
 from typing import Any, TypeVar
 
-from diversity_jax.errors import InputError
-from diversity_jax.llm.client import CallFailed, Request
+from diversity_jax.core.errors import InputError
 from diversity_jax.llm.providers.base import (
     Address,
     Answer,
@@ -19,6 +18,7 @@ from diversity_jax.llm.providers.base import (
     unusable,
 )
 from diversity_jax.llm.providers.batch import BatchState
+from diversity_jax.llm.types import CallFailed, Request
 
 _PAGES = 10
 _T = TypeVar("_T")
@@ -35,13 +35,16 @@ class OpenAIBatches:
         judge = f"openai:{model}"
         key = key_from_environment(judge, ("OPENAI_API_KEY",), needed=base_url is None)
         self._client = openai.AsyncOpenAI(api_key=key, base_url=base_url, max_retries=2)
-        self._address = Address(judge=judge, url=base_url or "https://api.openai.com/v1", key_variables=("OPENAI_API_KEY",), key=key)
+        self._address = Address(
+            judge=judge, url=base_url or "https://api.openai.com/v1", key_variables=("OPENAI_API_KEY",), key=key
+        )
         self._model, self._usage = model, Usage(judge)
 
     async def submit(self, tag: str, requests: Sequence[tuple[str, Request]]) -> str:
         """Uploads the requests and starts the batch, with the tag in its metadata."""
         lines = (
-            {"custom_id": name, "method": "POST", "url": "/v1/chat/completions", "body": self._body(request)} for name, request in requests
+            {"custom_id": name, "method": "POST", "url": "/v1/chat/completions", "body": self._body(request)}
+            for name, request in requests
         )
         content = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode()
         file = await self._asked(self._client.files.create(file=(f"{tag}.jsonl", content), purpose="batch"))
@@ -69,7 +72,9 @@ class OpenAIBatches:
             return BatchState(state="done")
         if batch.status in ("failed", "cancelled", "cancelling"):
             errors = batch.errors.data if batch.errors and batch.errors.data else []
-            return BatchState(state="failed", detail=f"{batch.status}: {errors[0].message if errors else 'no reason given'}")
+            return BatchState(
+                state="failed", detail=f"{batch.status}: {errors[0].message if errors else 'no reason given'}"
+            )
         return BatchState(state="running", detail=batch.status)
 
     async def collect(self, name: str) -> dict[str, Answer | CallFailed]:
@@ -129,10 +134,16 @@ class OpenAIBatches:
             return await call
         except openai.APIStatusError as error:
             failure = failure_of(
-                self._address, error.status_code, str(error.message), retry_after_seconds=retry_after(error.response.headers)
+                self._address,
+                error.status_code,
+                str(error.message),
+                retry_after_seconds=retry_after(error.response.headers),
             )
             if isinstance(failure, Rejected):
-                failure = InputError(f"batch: {self._address.url} refuses it ({failure.detail}); correct the settings, or set batch=False")
+                failure = InputError(
+                    f"batch: {self._address.url} refuses it ({failure.detail}); correct the settings, or set "
+                    "batch=False"
+                )
             raise failure from None
         except openai.APIConnectionError as error:
             raise Transient("unreachable", f"{self._address.url}: {error.__cause__ or error}") from None

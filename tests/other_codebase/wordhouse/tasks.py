@@ -8,7 +8,10 @@ import tensorflow as tf
 
 VOCABULARY = seqio.ByteVocabulary()
 FEATURES = {"targets": seqio.Feature(VOCABULARY, add_eos=True)}
-WORDS = {"tales": ["once", "there", "was", "a", "miller", "who", "had", "three", "sons"], "lists": ["milk", "bread", "salt", "soap"]}
+WORDS = {
+    "tales": ["once", "there", "was", "a", "miller", "who", "had", "three", "sons"],
+    "lists": ["milk", "bread", "salt", "soap"],
+}
 
 
 def _texts(kind, split, shuffle_files, seed=None):

@@ -44,7 +44,9 @@ def main(module, mixture, length, steps):
     size = seqio.get_mixture_or_task(mixture).output_features["targets"].vocabulary.vocab_size
     logits, losses = np.zeros((size, size)), []
     for batch in dataset.take(steps).as_numpy_iterator():
-        inputs, targets, weights = (batch[f"decoder_{name}"] for name in ("input_tokens", "target_tokens", "loss_weights"))
+        inputs, targets, weights = (
+            batch[f"decoder_{name}"] for name in ("input_tokens", "target_tokens", "loss_weights")
+        )
         loss, table = gradient(logits, inputs, targets, weights.astype(float))
         logits -= LEARNING_RATE * table
         losses.append(float(loss))

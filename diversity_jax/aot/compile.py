@@ -1,0 +1,283 @@
+"""Runs the compiler in a process of its own and remembers its answers on disk, by everything they depend on.
+
+Compiles a configuration's real training step for chips that are not here, and says whether it fits and how fast it can
+be.
+
+    python -m diversity_jax.training.compile --config configs/llama_1p4b.py --topology v5e:4x4
+    python -m diversity_jax.training.compile --config configs/llama_7b.py --topology v5p:2x2x4 --search
+    python -m diversity_jax.training.compile --config configs/llama_350m.py --topology h200:1 --config.model.remat=none
+
+Topologies: v4, v5p:AxBxC; v5e, v6e:AxB; h100, h200:N; `*2` behind for two slices or nodes. Needs `pip install
+  diversity_jax[tpu]`
+or `[cuda]`, no TPU and no GPU. Options:
+  --search        tries meshes, batches and remat policies, and ranks those that fit
+  --limit N       compilations a search may make (default 12)
+  --fast          less effort of the compiler: half the time, memory may come out a little higher
+  --json FILE     also writes the figures
+  --cache DIR     where answers are kept (default ~/.cache/diversity_jax/compile); --cache= for none
+  --no-suggestion where it does not fit, says only so
+"""
+
+import argparse
+from collections.abc import Sequence
+import contextlib
+import dataclasses
+import functools
+import importlib.metadata
+import json
+import logging
+import os
+from pathlib import Path
+import pickle
+import subprocess
+import sys
+import time
+from typing import Any
+
+from diversity_jax.aot import worker
+from diversity_jax.aot.chips import Target, parse_target
+from diversity_jax.aot.report import estimate, gib, lines, milliseconds, ranking, setting
+from diversity_jax.aot.search import Compiled, flags, search, suggestion
+from diversity_jax.aot.worker import CompileRequest
+from diversity_jax.core.errors import InputError
+from diversity_jax.core.files import content_hash, read_json, write_json
+
+_COMPILERS = {"tpu": "libtpu", "cuda": "jax-cuda12-pjrt"}
+_TIME_LIMIT_SECONDS = 3600
+
+
+def default_folder() -> Path:
+    """Where answers are kept unless told otherwise."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "diversity_jax" / "compile"
+
+
+@functools.cache
+def _source_hash() -> str:
+    """Of all code a compiled step is made of."""
+    package = Path(__file__).resolve().parents[1]
+    files = sorted([*package.glob("model/*.py"), *package.glob("aot/*.py")])
+    files += [package / "training" / "step.py", package / "training" / "optimizer.py"]
+    return content_hash({str(path.relative_to(package)): path.read_text() for path in files})
+
+
+def key(request: CompileRequest) -> str:
+    """Of a request under this code and these compilers."""
+    compiler = _COMPILERS[request.target.chip.platform]
+    versions = {}
+    for package in ("jax", "jaxlib", compiler):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[package] = importlib.metadata.version(package)
+    return content_hash({"request": dataclasses.asdict(request), "versions": versions, "source": _source_hash()})
+
+
+def compile_step(request: CompileRequest, *, folder: Path | None) -> dict[str, Any]:
+    """The worker's report on a request, from `folder` if it was compiled before (None: always anew).
+
+    Raises:
+      InputError: the step cannot be compiled: no compiler, no such slice or mesh, or the compiler failed.
+    """
+    path = folder / f"{key(request)}.json" if folder else None
+    if path and path.exists():
+        return read_json(path)
+    answer = _ask(request)
+    if "input_error" in answer:
+        raise InputError(answer["input_error"])
+    if path:
+        write_json(path, answer)
+    return answer
+
+
+def _ask(request: CompileRequest) -> dict[str, Any]:
+    command = [sys.executable, "-m", worker.__name__]
+    root = str(Path(__file__).resolve().parents[2])
+    changed = worker.environment(request.target.chip.platform, os.environ)
+    changed["PYTHONPATH"] = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
+    process = subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=changed
+    )
+    try:
+        answer, log = _wait(process, pickle.dumps(request), request)
+    finally:
+        process.kill()
+        process.wait()
+    lines = answer.decode().splitlines()
+    if process.returncode or not lines:
+        said = [line for line in log.decode(errors="replace").splitlines() if line.strip()]
+        raise InputError(
+            f"--topology {request.target.name}: the compiler ended with status {process.returncode}: "
+            f"{(said or ['no message'])[-1][:300]}"
+        )
+    return json.loads(lines[-1])
+
+
+def _wait(process: subprocess.Popen, request_bytes: bytes, request: CompileRequest) -> tuple[bytes, bytes]:
+    """Output and log; says every so often, on a terminal, that the compiler is still at work."""
+    started, pending = time.monotonic(), request_bytes
+    while True:
+        try:
+            answer = process.communicate(pending, timeout=1)
+            break
+        except subprocess.TimeoutExpired:
+            pending = None
+            if time.monotonic() - started > _TIME_LIMIT_SECONDS:
+                raise InputError(
+                    f"--topology {request.target.name}: not compiled within {_TIME_LIMIT_SECONDS} s"
+                ) from None
+            if sys.stderr.isatty():
+                print(
+                    f"\rcompiling for {request.target.name}: {time.monotonic() - started:.0f} s",
+                    end="",
+                    file=sys.stderr,
+                )
+    if sys.stderr.isatty():
+        print("\r\033[K", end="", file=sys.stderr)
+    return answer
+
+
+log = logging.getLogger(__name__)
+
+
+def make_request(config: Any, target: Target, *, effort: str = "default") -> CompileRequest:
+    """The step that `diversity_jax.train` would run with this configuration.
+
+    Args:
+      config: a run's: `model`, `optimizer`, `train`, `mesh`, and `mixture` or `prepared`.
+
+    Raises:
+      InputError: mesh, batch and target do not go together, or the rows are longer than the model is meant for.
+    """
+    if config.model is None:
+        raise InputError(
+            "config.model is None: an ahead-of-time compile does not open train.init_from; describe the model"
+        )
+    if config.prepared is not None:
+        from diversity_jax.mixtures.mixture import Mixture
+
+        mixture = Mixture.load(config.prepared)
+        length, components = mixture.sequence_length, len(mixture.taken)
+        packed = any(part.manifest.chat for part in mixture.taken)
+    else:
+        length, components = config.mixture.sequence_length, len(config.mixture.components)
+        packed = any(part.corpus.conversations for part in config.mixture.components)
+    if length > config.model.max_length:
+        raise InputError(
+            f"model.max_length={config.model.max_length}: the mixture's rows predict {length} tokens; raise it"
+        )
+    config.mesh.resolved(target.devices)
+    return CompileRequest(
+        model=config.model,
+        optimizer=config.optimizer.for_run(config.train.steps),
+        mesh=config.mesh,
+        target=target,
+        batch_size=config.train.batch_size,
+        sequence_length=length,
+        gradient_accumulation=config.train.gradient_accumulation,
+        z_loss=config.train.z_loss,
+        num_components=components,
+        packed=packed or not config.train.attend_across_documents,
+        lora=config.train.lora,
+        effort=effort,
+    )
+
+
+def compiled(request: CompileRequest, folder: Path | None) -> Compiled:
+    """Compiles a request, or finds in `folder` what came of it before."""
+    report = compile_step(request, folder=folder)
+    figures = None
+    if report["fits"]:
+        figures = estimate(
+            request.model, request.target, report, batch_size=request.batch_size, length=request.sequence_length
+        )
+    return Compiled(request=request, report=report, estimate=figures)
+
+
+def main(options: argparse.Namespace, config: Any) -> None:
+    """The command."""
+    request = make_request(config, options.target, effort="O1" if options.fast else "default")
+    compile_step = functools.partial(_said, folder=options.cache)
+    if options.search:
+        results = search(request, compile_step, limit=options.limit, say=log.info)
+        if not results:
+            raise InputError(
+                f"--topology {request.target.name}: nothing that was tried fits; take a larger slice or a smaller batch"
+            )
+        print("\n".join(ranking(results)))
+        print(f"best: {flags(request, results[0].request) or 'the configuration as it is'}")
+    else:
+        results = [compiled(request, options.cache)]
+        print("\n".join(lines(results[0])))
+        if options.suggestion and not results[0].fits:
+            _suggest(request, compile_step)
+    if options.json:
+        write_json(options.json, [record(one) for one in results])
+
+
+def _said(request: CompileRequest, folder: Path | None) -> Compiled:
+    """`compiled`, with a line of log."""
+    found = compiled(request, folder)
+    outcome = "does not fit"
+    if found.estimate is not None:
+        figures = found.estimate
+        outcome = f"{gib(figures['memory_total_bytes'])}, {milliseconds(figures['step_seconds'][1])} ms at most"
+    log.info("%s: %s", setting(request), outcome)
+    return found
+
+
+def _suggest(request: CompileRequest, compile_step: Any) -> None:
+    found = suggestion(request, compile_step)
+    if found is None:
+        print("suggestion       none of the smaller settings tried fits; take a larger slice, or try --search")
+    else:
+        print(
+            f"suggestion       {flags(request, found.request)} fits: {gib(found.estimate['memory_total_bytes'])} "
+            "(compiled)"
+        )
+
+
+def record(result: Compiled) -> dict[str, Any]:
+    """One result as JSON."""
+    asked = dataclasses.asdict(result.request)
+    target = asked.pop("target")
+    return {
+        "topology": result.request.target.name,
+        "chip": target["chip"],
+        "request": asked,
+        "report": result.report,
+        "estimate": result.estimate,
+    }
+
+
+def arguments(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    """This command's own options, and what is left for the configuration.
+
+    Raises:
+      InputError: an unknown topology.
+    """
+    parser = argparse.ArgumentParser(
+        prog="python -m diversity_jax.training.compile", add_help=False, allow_abbrev=False
+    )
+    parser.add_argument("--topology")
+    parser.add_argument("--search", action="store_true")
+    parser.add_argument("--limit", type=int, default=12)
+    parser.add_argument("--fast", action="store_true")
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--cache", type=lambda text: Path(text) if text else None, default=default_folder())
+    parser.add_argument("--no-suggestion", dest="suggestion", action="store_false")
+    options, rest = parser.parse_known_args(argv)
+    if options.topology is None and not {"-h", "--help"} & set(rest) and argv:
+        raise InputError("--topology is missing; give one, such as --topology v5e:4x4")
+    options.target = parse_target(options.topology) if options.topology else None
+    return options, rest
+
+
+def command(usage: str) -> None:
+    """The command line `python -m diversity_jax.training.compile`."""
+    from diversity_jax.core import cli
+    from diversity_jax.training.run_config import Config
+
+    try:
+        own, remaining = arguments(sys.argv[1:])
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    cli.run(functools.partial(main, own), Config, usage, remaining)

@@ -1,0 +1,353 @@
+"""Reading a compiled program's text (HLO): what its devices send each other, what they read and write, which kernels
+they call.
+
+A loop's body counts as often as the loop runs it, which XLA's own cost analysis does not do: a scanned model would
+count as one layer.
+
+For several TPU slices the compiler makes the program of one of them. Its collectives join partitions of that slice
+alone; what crosses slices is a `send` and a `recv` that hand arrays to the host's Megascale runtime, with the
+collective as their attributes.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+import itertools
+import math
+import re
+
+COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
+_BITS = {"pred": 8, "s4": 4, "u4": 4, "bf16": 16, "token": 0, "opaque": 0}
+_ARRAY = re.compile(r"([a-z]\w*)\[([\d,]*)\](?:\{([^}]*)\})?")
+_NAME = re.compile(r"%([\w.\-]+)")
+_CALLED = re.compile(
+    r"(?:calls|to_apply|body|true_computation|false_computation)=%([\w.\-]+)|branch_computations=\{([^}]*)\}"
+)
+# Operations that move nothing, or whose halves (start, done) are counted once.
+_FREE = {
+    "parameter",
+    "constant",
+    "tuple",
+    "get-tuple-element",
+    "bitcast",
+    "while",
+    "conditional",
+    "call",
+    "after-all",
+    "partition-id",
+}
+_FREE |= {"opt-barrier", "add-dependency", "domain", "replica-id", "async-start", "async-update", "async-done", "iota"}
+_BETWEEN_SLICES = {
+    "ALL_REDUCE": "all-reduce",
+    "ALL_GATHER": "all-gather",
+    "REDUCE_SCATTER": "reduce-scatter",
+    "ALL_TO_ALL": "all-to-all",
+    "ONE_TO_ONE": "collective-permute",
+}
+_FREE_CALLS = {"AllocateBuffer", "ConcatBitcast", "AssumeGatherIndicesInBound", "Sharding"}
+
+
+@dataclass(frozen=True)
+class Array:
+    """One array of a shape."""
+
+    bytes: int
+    in_hbm: bool
+
+
+@dataclass(frozen=True)
+class Operation:
+    """One line of the program."""
+
+    name: str
+    arrays: tuple[Array, ...]  # the result's
+    opcode: str
+    operands: tuple[str, ...]
+    rest: str  # from the operands on
+    is_root: bool
+
+    @property
+    def bytes(self) -> int:
+        """Of the result."""
+        return sum(array.bytes for array in self.arrays)
+
+
+@dataclass(kw_only=True)
+class Traffic:
+    """What one device does in one run of the program.
+
+    Attributes:
+      collectives: (kind, devices of a group, whether it crosses slices) -> [count, payload bytes, bytes sent in a
+        ring].
+      hbm_bytes: read from and written to the device's memory.
+      kernels: custom call -> count.
+      unknown_loops: loops whose number of rounds could not be read; each counts once.
+    """
+
+    collectives: dict[tuple[str, int, bool], list[float]] = field(default_factory=dict)
+    hbm_bytes: float = 0.0
+    kernels: Counter = field(default_factory=Counter)
+    unknown_loops: int = 0
+
+
+def _arrays(shape: str) -> tuple[Array, ...]:
+    found = []
+    for kind, sizes, layout in _ARRAY.findall(shape):
+        digits = re.search(r"\d+", kind)
+        bits = _BITS.get(kind, int(digits[0]) if digits else 0)
+        count = math.prod(int(size) for size in sizes.split(",")) if sizes else 1
+        space = re.search(r"S\((\d+)\)", layout)
+        found.append(Array(-(-count * bits // 8), space is None or space[1] == "0"))
+    return tuple(found)
+
+
+def _closing(text: str, start: int) -> int:
+    """Place after the bracket that closes the one at `start`."""
+    depth = 0
+    for place in range(start, len(text)):
+        depth += (text[place] in "([{") - (text[place] in ")]}")
+        if depth == 0:
+            return place + 1
+    return len(text)
+
+
+def parse(text: str) -> tuple[dict[str, list[Operation]], str]:
+    """Computations by name, and the name of the entry."""
+    computations, entry, current = {}, "", []
+    for line in text.splitlines():
+        if line.endswith("{") and not line.startswith(" ") and "->" in line:
+            name = re.match(r"(?:ENTRY )?%?([\w.\-]+)", line)[1]
+            current = computations.setdefault(name, [])
+            entry = name if line.startswith("ENTRY") else entry
+        elif match := re.match(r"\s+(ROOT )?%([\w.\-]+) = ", line):
+            shape_end = _closing(line, match.end()) if line[match.end()] == "(" else line.index(" ", match.end())
+            opening = line.index("(", shape_end)
+            closing = _closing(line, opening)
+            current.append(
+                Operation(
+                    match[2],
+                    _arrays(line[match.end() : shape_end]),
+                    line[shape_end:opening].strip(),
+                    tuple(_NAME.findall(line[opening:closing])),
+                    line[opening:],
+                    bool(match[1]),
+                )
+            )
+    return computations, entry
+
+
+def rounds(operation: Operation, computations: dict[str, list[Operation]]) -> int | None:
+    """How often a loop runs: as XLA says, or up to the constant its condition compares a counter from zero with; None:
+    unknown.
+    """
+    if known := re.search(r'known_trip_count"?:\{"n":"(\d+)"', operation.rest):
+        return int(known[1])
+    condition = computations[re.search(r"condition=%([\w.\-]+)", operation.rest)[1]]
+    constants = {one.name: int(one.rest[1:].split(")")[0]) for one in condition if re.match(r"\(-?\d+\)", one.rest)}
+    for one in condition:
+        if one.opcode == "compare" and "direction=LT" in one.rest and one.operands[-1] in constants:
+            return constants[one.operands[-1]]
+    return None
+
+
+def groups(rest: str, devices: int) -> list[list[int]]:
+    """Groups of partitions that a collective joins, in any of HLO's three notations; all partitions where none is
+    given.
+    """
+    if pairs := re.search(r"source_target_pairs=\{(.*?)\}\}", rest):
+        return [[int(number) for number in pair.split(",")] for pair in re.findall(r"\{([\d,]+)", pairs[1] + "}")]
+    if listed := re.search(r"replica_groups=\{(\{[\d,{} ]*\})\}", rest):
+        return [[int(number) for number in group.split(",")] for group in re.findall(r"\{([\d,]+)\}", listed[1])]
+    if tiled := re.search(r"replica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", rest):
+        sizes = [int(size) for size in tiled[3].split(",")]
+        order = [int(axis) for axis in tiled[4].split(",")] if tiled[4] else list(range(len(sizes)))
+        return _regroup(sizes, order, int(tiled[2]))
+    if named := re.search(r"replica_groups=mesh\[([^\]]*)\]\s*\{([^}]*)\}", rest):
+        axes = {name: int(size) for name, size in re.findall(r"'(\w+)'=(\d+)", named[1])}
+        joined = re.findall(r"'(\w+)'", named[2])
+        if ":" not in named[2] and math.prod(axes.values()) == devices:
+            names = list(axes)
+            order = [names.index(name) for name in names if name not in joined] + [names.index(name) for name in joined]
+            return _regroup(list(axes.values()), order, math.prod(axes[name] for name in joined))
+    return [list(range(devices))]
+
+
+def _regroup(sizes: list[int], order: list[int], group_size: int) -> list[list[int]]:
+    """Row-major numbers of an array of `sizes`, transposed by `order`, in pieces of `group_size`."""
+    strides = [math.prod(sizes[axis + 1 :]) for axis in range(len(sizes))]
+    numbers = [
+        sum(place * strides[axis] for place, axis in zip(index, order, strict=True))
+        for index in itertools.product(*(range(sizes[axis]) for axis in order))
+    ]
+    return [numbers[start : start + group_size] for start in range(0, len(numbers), group_size)]
+
+
+def _payload(kind: str, operation: Operation, size: int) -> tuple[float, float]:
+    """Bytes a collective is about (the larger of what goes in and comes out), and bytes a device sends for it in a
+    ring.
+    """
+    arrays = operation.arrays
+    if operation.opcode.endswith("-start") and kind != "all-reduce":
+        arrays = (
+            arrays[1:2] if kind == "collective-permute" else arrays[len(arrays) // 2 :]
+        )  # (inputs, outputs), then control words
+    found = sum(array.bytes for array in arrays)
+    if kind == "reduce-scatter":
+        found *= size
+    return found, _ring(kind, found, size)
+
+
+def _ring(kind: str, payload: float, size: int) -> float:
+    """Bytes that a device sends for a collective about `payload` bytes."""
+    return payload if kind == "collective-permute" else payload * (size - 1) / size * (2 if kind == "all-reduce" else 1)
+
+
+def _between_slices(operation: Operation, by_name: dict[str, Operation]) -> tuple[str, int, float] | None:
+    """Kind, slices that exchange, and payload, where an operation hands an array to the Megascale runtime; None for all
+    others.
+    """
+    found = re.search(r'_xla_megascale_transfer_type="(\w+)"', operation.rest)
+    if operation.opcode != "send" or found is None:
+        return None
+    kind = _BETWEEN_SLICES[found[1]]
+    rendezvous = re.search(r'_xla_host_transfer_rendezvous="([^"]+)"', operation.rest)[0]
+    halves = [
+        one.arrays[0].bytes for one in by_name.values() if one.opcode in ("send", "recv") and rendezvous in one.rest
+    ]
+    target = re.search(r"_xla_megascale_target=(.*?),_xla_megascale_transfer_type", operation.rest)[1]
+    if slices := re.match(r'"\{([\d,:]+)\}x', target):  # "{1,2}x{0:3}": slices 1 and 2, partitions 0 to 3 of each
+        ends = [list(map(int, part.split(":"))) for part in slices[1].split(",")]
+        return kind, sum(end[-1] - end[0] + 1 for end in ends), max(halves)
+    members = re.findall(r"\{([\d,]+|\d+->\d+)\}", target)
+    return kind, len(members) if kind == "collective-permute" else len(members[0].split(",")), max(halves)
+
+
+def measure(text: str, slice_of_partition: Sequence[int]) -> Traffic:
+    """Reads a compiled program's text.
+
+    Args:
+      text: `compiled.as_text()`.
+      slice_of_partition: slice of each device, in the order of the mesh.
+    """
+    computations, entry = parse(text)
+    traffic, seen_in_fusions = Traffic(), set()
+    partitions = re.search(r"num_partitions=(\d+)", text.partition("\n")[0])
+    slices = list(slice_of_partition)
+    if partitions and int(partitions[1]) < len(slices):  # the program of one slice
+        slices = [0] * int(partitions[1])
+
+    def count(key: tuple[str, int, bool], payload: float, sent: float, times: int) -> None:
+        entry = traffic.collectives.setdefault(key, [0, 0.0, 0.0])
+        for place, value in enumerate((1, payload, sent)):
+            entry[place] += times * value
+
+    def collective(operation: Operation, kind: str, times: int) -> None:
+        members = groups(operation.rest, len(slices))
+        size = max(map(len, members)) if kind != "collective-permute" else len(members)
+        if size <= 1:
+            return
+        crosses = any(len({slices[number] for number in group}) > 1 for group in members)
+        count((kind, size, crosses), *_payload(kind, operation, size), times)
+
+    def visit(name: str, times: int, fused: bool) -> None:
+        operations = computations.get(name, [])
+        by_name = {operation.name: operation for operation in operations}
+        for operation in operations:
+            kind = operation.opcode.removesuffix("-start")
+            if kind in COLLECTIVES:
+                channel = re.search(r"channel_id=(\d+)", operation.rest)
+                # A collective fused with computation stands in the fusion that starts it and again in those that go on
+                # with it.
+                if not (fused and channel and channel[1] in seen_in_fusions):
+                    collective(operation, kind, times)
+                if fused and channel:
+                    seen_in_fusions.add(channel[1])
+            if between := _between_slices(operation, by_name):
+                kind, size, payload = between
+                count((kind, size, True), payload, _ring(kind, payload, size), times)
+            if operation.opcode == "custom-call" and (called := _kernel(operation)):
+                traffic.kernels[called] += times
+            if not fused:
+                traffic.hbm_bytes += times * moved_bytes(operation, by_name, computations)
+            for inner, repeats, inside in _inner(operation, computations, traffic):
+                visit(inner, times * repeats, fused or inside)
+
+    visit(entry, 1, False)
+    return traffic
+
+
+def _inner(operation: Operation, computations, traffic: Traffic) -> Iterator[tuple[str, int, bool]]:
+    """Computations that an operation runs, how often, and whether as part of one fused kernel."""
+    if operation.opcode in (*COLLECTIVES, "reduce", "scatter", "sort", "reduce-window", "select-and-scatter", "map"):
+        return
+    repeats = 1
+    if operation.opcode == "while":
+        found = rounds(operation, computations)
+        traffic.unknown_loops += found is None
+        repeats = 1 if found is None else found
+    for one, several in _CALLED.findall(operation.rest):
+        for name in [one] if one else _NAME.findall(several):
+            if not re.fullmatch(r"all-reduce.*|reduce-scatter.*", operation.opcode):
+                yield name, repeats, operation.opcode == "fusion"
+
+
+def _kernel(operation: Operation) -> str | None:
+    """A hand-written kernel's or library's name; None for the compiler's own marks."""
+    target = re.search(r'custom_call_target="([^"]+)"', operation.rest)[1]
+    if target == "tpu_custom_call":
+        return re.sub(r"[.\d]+$", "", operation.name)
+    return target if target.startswith("__") else None
+
+
+def moved_bytes(operation: Operation, by_name: dict[str, Operation], computations) -> float:
+    """Bytes that an operation reads from and writes to the device's memory; a slice or an update in place moves its own
+    size only.
+    """
+    opcode = operation.opcode
+    if opcode in _FREE or opcode.endswith("-done") or any(call in operation.rest for call in _FREE_CALLS):
+        return 0.0
+    written = sum(array.bytes for array in operation.arrays if array.in_hbm)
+    if opcode in ("copy-start", "send", "recv"):
+        return written
+    if opcode in ("dynamic-slice", "slice", "gather"):
+        return 2 * written
+    operands = [by_name.get(name) for name in operation.operands]
+    if opcode in ("dynamic-update-slice", "scatter"):
+        return 2 * operands[1 if opcode == "dynamic-update-slice" else -1].bytes
+    reads = {
+        place: sum(array.bytes for array in one.arrays if array.in_hbm) for place, one in enumerate(operands) if one
+    }
+    if opcode == "fusion":
+        body = computations.get(re.search(r"calls=%([\w.\-]+)", operation.rest)[1], [])
+        sliced, updated = _partial_reads(body)
+        reads = {place: min(size, sliced.get(place, size)) for place, size in reads.items()}
+        written = min(written, updated) if updated else written
+    return written + sum(reads.values())
+
+
+def _partial_reads(body: list[Operation]) -> tuple[dict[int, int], int]:
+    """Of a fusion: bytes read of each operand that is only sliced or updated in place, and bytes written where it is an
+    update in place.
+    """
+    places = {one.name: int(one.rest[1:].split(")")[0]) for one in body if one.opcode == "parameter"}
+    by_name = {one.name: one for one in body}
+    origin = dict.fromkeys(places)  # bitcasts of an operand stand for it
+    for one in body:
+        if one.opcode == "bitcast" and one.operands and one.operands[0] in origin:
+            origin[one.name] = origin[one.operands[0]] or one.operands[0]
+    sliced: dict[int, int] = {}
+    whole, updated = set(), 0
+    for one in body:
+        if one.opcode in ("parameter", "bitcast"):
+            continue
+        in_place = one.opcode == "dynamic-update-slice"
+        updated += 2 * by_name[one.operands[1]].bytes if in_place else 0
+        for number, name in enumerate(one.operands):
+            if name not in origin:
+                continue
+            place = places[origin[name] or name]
+            if number == 0 and (in_place or one.opcode in ("dynamic-slice", "slice", "gather")):
+                sliced[place] = sliced.get(place, 0) + (0 if in_place else one.bytes)
+            else:
+                whole.add(place)
+    return {place: size for place, size in sliced.items() if place not in whole}, updated

@@ -1,0 +1,231 @@
+"""From a compiled step's figures to a range of step times, and the limit that binds.
+
+What a compiled step says, for people.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from diversity_jax.aot.chips import SOURCES_READ_ON, Target
+from diversity_jax.aot.search import Compiled
+from diversity_jax.aot.worker import CompileRequest
+from diversity_jax.model import LlamaConfig
+from diversity_jax.training.flops import flops_per_token
+
+ASSUMPTIONS = (
+    (
+        "products at the data sheet's bfloat16 peak; no kernel is that fast, so measured MFU will be lower than the "
+        "range's upper end"
+    ),
+    (
+        "memory traffic from the program's own reads and writes at the data sheet's bandwidth; kernels' inner traffic is "
+        "not seen"
+    ),
+    (
+        "collectives as rings: one torus axis, both directions (TPU), or NVLink; groups that cross slices at the "
+        "network's speed"
+    ),
+    "fastest: all four overlap perfectly (the largest alone); slowest: none do (their sum)",
+)
+# Share of all pairs of tokens that a kernel works on, and products in its backward pass as a multiple of the forward's.
+_ATTENTION_WORK = {
+    "splash": (0.5, 2.5),
+    "cudnn": (0.5, 2.5),
+    "chunked": (0.5625, 2.5),
+    "plain": (1.0, 2.0),
+    "reference": (1.0, 2.0),
+}
+USABLE_GPU_SHARE = 0.92  # of a GPU's memory, with XLA_PYTHON_CLIENT_MEM_FRACTION=0.92; JAX's default takes 0.75
+
+
+def executed_flops_per_token(config: LlamaConfig, length: int, attention: str) -> float:
+    """Products a trained token really costs, recomputation by remat and the kernel's causal saving included."""
+    share, backward = _ATTENTION_WORK[attention]
+    pairs = min(config.sliding_window or length, length) if attention in ("splash", "cudnn") else length
+    scores = 4 * config.num_layers * config.hidden_size * pairs * share
+    layers = 2 * config.num_layers * config.layer_matrix_parameters
+    head = 2 * config.vocab_size * config.hidden_size
+    again = {"none": 0, "save_matmuls": 0, "full": layers + scores, "offload": layers + scores}[config.remat]
+    return 3 * (layers + head) + (1 + backward) * scores + again
+
+
+def total_bytes(memory: Mapping[str, float]) -> float:
+    """Device memory of one step; the state is donated, so outputs count only where they are new."""
+    return sum(memory[kind] for kind in ("arguments", "outputs", "temporaries", "code"))
+
+
+def capacity_bytes(target: Target) -> float:
+    """Memory of one device that a program can have."""
+    return target.chip.hbm_bytes * (USABLE_GPU_SHARE if target.chip.platform == "cuda" else 1)
+
+
+def estimate(
+    config: LlamaConfig, target: Target, report: Mapping[str, Any], *, batch_size: int, length: int
+) -> dict[str, Any]:
+    """Seconds by resource, step time and MFU as a range, and what binds.
+
+    Args:
+      report: from `compile_worker.report`, of a step that compiled.
+    """
+    chip, tokens = target.chip, batch_size * length
+    sent = {
+        crosses: sum(one["sent_bytes"] for one in report["collectives"] if one["crosses_slices"] is crosses)
+        for crosses in (False, True)
+    }
+    executed = executed_flops_per_token(config, length, report["attention"]) * tokens
+    seconds = {
+        "compute": executed / target.devices / chip.peak_flops,
+        "memory": report["hbm_traffic_bytes"] / chip.hbm_bytes_per_second,
+        "interconnect": sent[False] / chip.link_bytes_per_second,
+        "network": sent[True] / chip.network_bytes_per_second,
+    }
+    fastest, slowest = max(seconds.values()), sum(seconds.values())
+    memory, capacity = total_bytes(report["memory_bytes"]), capacity_bytes(target)
+    peak = target.devices * chip.peak_flops
+    useful = {
+        name: flops_per_token(config, length, causal=causal) * tokens
+        for name, causal in (("mfu", False), ("mfu_causal", True))
+    }
+    return {
+        "flops": {"executed": executed, "model": useful["mfu"], "model_causal": useful["mfu_causal"]},
+        "seconds": seconds,
+        "step_seconds": [fastest, slowest],
+        "tokens_per_second": [tokens / slowest, tokens / fastest],
+        **{name: [flops / peak / slowest, flops / peak / fastest] for name, flops in useful.items()},
+        "memory_total_bytes": memory,
+        "memory_capacity_bytes": capacity,
+        "fits": memory <= capacity,
+        "binds": max(seconds, key=seconds.get) if memory <= capacity else "capacity",
+    }
+
+
+_BINDS = {
+    "compute": "compute: the matrix products",
+    "memory": "HBM: reading and writing device memory",
+    "interconnect": "ICI/NVLink: collectives inside a slice or node",
+    "network": "DCN: collectives between slices or nodes",
+    "capacity": "capacity: it does not fit into device memory",
+}
+
+
+def gib(count: float) -> str:
+    """`12.3 GiB`."""
+    return f"{count / 2**30:.2f} GiB"
+
+
+def quantity(count: float, unit: str) -> str:
+    """`1.23 TFLOP` and the like."""
+    for prefix, size in (("P", 1e15), ("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if count >= size:
+            return f"{count / size:.3g} {prefix}{unit}"
+    return f"{count:.3g} {unit}"
+
+
+def milliseconds(seconds: float) -> str:
+    """Whole ones from 100 on, three digits below."""
+    return f"{1000 * seconds:,.0f}" if seconds >= 0.1 else f"{1000 * seconds:.3g}"
+
+
+def _span(values: Sequence[float], form: Callable[[float], str]) -> str:
+    return " to ".join(map(form, values))
+
+
+def setting(request: CompileRequest) -> str:
+    """Batch, remat and mesh in one line."""
+    mesh = (
+        ", ".join(f"{axis} {size}" for axis, size in request.mesh.resolved(request.target.devices).items() if size > 1)
+        or "one device"
+    )
+    parts = f" in {request.gradient_accumulation} parts" if request.gradient_accumulation > 1 else ""
+    return f"batch {request.batch_size} x {request.sequence_length}{parts}, remat {request.model.remat}, mesh {mesh}"
+
+
+def lines(compiled: Compiled) -> list[str]:
+    """The whole report; without an estimate, of a step that did not fit."""
+    request, report, estimate = compiled.request, compiled.report, compiled.estimate
+    target, model = request.target, request.model
+    found = [
+        f"{target.name}: {target.devices} devices; {model.parameter_count:,} parameters; {setting(request)}",
+        f"attention        {report['attention']} ({report['attention_reason']})",
+    ]
+    if estimate is None:
+        needed = f"needs {gib(report['needed_bytes'])}, " if report["needed_bytes"] else ""
+        return [
+            *found,
+            f"memory           does not fit: {needed}a device has {gib(target.chip.hbm_bytes)}; binds: capacity",
+        ]
+    return [*found, *_memory(request, report, estimate), *_work(report, estimate), *_time(estimate, target)]
+
+
+def _memory(request: CompileRequest, report: Mapping[str, Any], estimate: Mapping[str, Any]) -> list[str]:
+    memory = report["memory_bytes"]
+    share = estimate["memory_total_bytes"] / estimate["memory_capacity_bytes"]
+    parts = ", ".join(f"{kind} {gib(memory[kind])}" for kind in ("arguments", "outputs", "temporaries", "code"))
+    host = f"; host memory {gib(memory['host'])}" if memory["host"] else ""
+    gpu = f" (with XLA_PYTHON_CLIENT_MEM_FRACTION={USABLE_GPU_SHARE})" if request.target.chip.platform == "cuda" else ""
+    fits = "fits" if estimate["fits"] else "DOES NOT FIT"
+    return [
+        f"memory a device  {parts}{host}",
+        (
+            f"                 {gib(estimate['memory_total_bytes'])} of {gib(estimate['memory_capacity_bytes'])}, "
+            f"{share:.0%}{gpu}: {fits}"
+        ),
+    ]
+
+
+def _work(report: Mapping[str, Any], estimate: Mapping[str, Any]) -> list[str]:
+    flops = estimate["flops"]
+    found = [
+        f"FLOPs a step     {quantity(flops['model'], 'FLOP')} of the model, {quantity(flops['model_causal'], 'FLOP')} "
+        "counting causal "
+        f"pairs only; executed with recomputation {quantity(flops['executed'], 'FLOP')}",
+        f"HBM traffic      {quantity(report['hbm_traffic_bytes'], 'B')} a device and step",
+        "collectives      a device and step, loops counted by their rounds"
+        + ("" if report["collectives"] else ": none"),
+    ]
+    for one in report["collectives"]:
+        where = "across slices" if one["crosses_slices"] else "inside a slice"
+        found.append(
+            f"  {one['kind']:<19}{one['count']:>6} x of {one['devices']:>3} devices {where}: "
+            f"{quantity(one['payload_bytes'], 'B'):>8}, "
+            f"sent {quantity(one['sent_bytes'], 'B')}"
+        )
+    kernels = ", ".join(f"{name} x {count}" for name, count in sorted(report["kernels"].items()))
+    found += [f"kernels          {kernels}"] if kernels else []
+    if report["unknown_loops"]:
+        found.append(f"note             {report['unknown_loops']} loops of unknown length count as one round")
+    return found
+
+
+def _time(estimate: Mapping[str, Any], target: Any) -> list[str]:
+    seconds = ", ".join(f"{name} {milliseconds(value)} ms" for name, value in estimate["seconds"].items() if value)
+    chip = target.chip
+    return [
+        f"roofline         {seconds}",
+        f"step time        {_span(estimate['step_seconds'], milliseconds)} ms, "
+        f"{_span(estimate['tokens_per_second'], '{:,.0f}'.format)} tokens/s",
+        f"MFU              {_span([100 * value for value in estimate['mfu']], '{:.1f}'.format)} %; causal pairs only "
+        f"{_span([100 * value for value in estimate['mfu_causal']], '{:.1f}'.format)} %",
+        f"binds            {_BINDS[estimate['binds']]}",
+        f"assumed          {chip.peak_flops / 1e12:,.0f} TFLOP/s, {chip.hbm_bytes_per_second / 1e9:,.0f} GB/s of HBM, "
+        f"{chip.link_bytes_per_second / 1e9:,.0f} GB/s in a ring, {chip.network_bytes_per_second / 1e9:,.4g} GB/s of "
+        "network "
+        f"({chip.source}; read {SOURCES_READ_ON})",
+        *[f"                 {assumption}" for assumption in ASSUMPTIONS],
+    ]
+
+
+def ranking(rows: Sequence[Compiled]) -> list[str]:
+    """A table of settings that fit, best first: by the slowest step time a token, which no overlap is assumed for."""
+    head = f"{'':>3} {'ms a step':>15} {'tokens/s':>19} {'MFU %':>11} {'memory':>10}  {'binds':<12} setting"
+    table = [head]
+    for number, row in enumerate(rows, 1):
+        request, estimate = row.request, row.estimate
+        times = _span(estimate["step_seconds"], milliseconds)
+        speed = _span([value / 1000 for value in estimate["tokens_per_second"]], "{:,.0f}".format) + " k"
+        mfu = _span([100 * value for value in estimate["mfu"]], "{:.0f}".format)
+        memory = f"{estimate['memory_total_bytes'] / 2**30:.1f} GiB"
+        table.append(
+            f"{number:>3} {times:>15} {speed:>19} {mfu:>11} {memory:>10}  {estimate['binds']:<12} {setting(request)}"
+        )
+    return table

@@ -1,0 +1,252 @@
+"""Compiles one training step for chips that are not there, in a process of its own: a compiler that dies takes only
+itself along.
+
+Reads a pickled `CompileRequest` from standard input and writes one line of JSON, its report, to standard output.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+import functools
+import json
+import os
+import pickle
+import re
+import sys
+import time
+from typing import Any
+
+from diversity_jax.aot.chips import Target
+from diversity_jax.core.errors import InputError
+from diversity_jax.model import LlamaConfig, MeshConfig
+from diversity_jax.model.lora import LoraConfig
+from diversity_jax.training.optimizer import OptimizerConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompileRequest:
+    """A training step and where it is to run.
+
+    Attributes:
+      batch_size: rows of the global batch.
+      sequence_length: tokens a row predicts.
+      packed: whether the batch holds segment ids and positions, for attention that stays inside documents.
+      effort: of the compiler: "default", or "O1", which takes half the time and may use a little more memory.
+    """
+
+    model: LlamaConfig
+    optimizer: OptimizerConfig
+    mesh: MeshConfig
+    target: Target
+    batch_size: int
+    sequence_length: int
+    gradient_accumulation: int = 1
+    z_loss: float = 0.0
+    num_components: int = 1
+    packed: bool = False
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    effort: str = "default"
+
+
+# Values only libtpu's own start-up looks at: any TPU machine has them, a machine without a TPU has to be told.
+_TPU_ENVIRONMENT = {
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_ACCELERATOR_TYPE": "v5e-16",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_WORKER_ID": "0",
+}
+
+
+def environment(platform: str, base: Mapping[str, str]) -> dict[str, str]:
+    """The worker's environment: this machine's, as one CPU, with what compiling for `platform` ("tpu" or "cuda")
+    needs.
+    """
+    changed = {**base, "JAX_PLATFORMS": "cpu"}
+    changed.pop("JAX_COMPILATION_CACHE_DIR", None)  # holds programs for devices that are there
+    if platform == "tpu":
+        return changed | _TPU_ENVIRONMENT | {"ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
+    # Without a GPU nothing can be timed, so the compiler must not try kernels out.
+    return changed | {"XLA_FLAGS": f"{base.get('XLA_FLAGS', '')} --xla_gpu_autotune_level=0".strip()}
+
+
+def gpu_description(target: Target) -> str:
+    """An H100 or H200 in the form (a text protocol buffer) that XLA takes in place of a device: its limits, sizes and
+    speeds.
+    """
+    chip = target.chip
+    return f"""
+gpu_device_info {{
+  threads_per_block_limit: 1024 threads_per_warp: 32 threads_per_core_limit: 2048 core_count: 132 fpus_per_core: 128
+  shared_memory_per_block: 49152 shared_memory_per_block_optin: 232448 shared_memory_per_core: 233472
+  block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535
+  thread_dim_limit_x: 1024 thread_dim_limit_y: 1024 thread_dim_limit_z: 64
+  registers_per_core_limit: 65536 registers_per_block_limit: 65536 l2_cache_size: 52428800 clock_rate_ghz: 1.98
+  memory_bandwidth: {int(chip.hbm_bytes_per_second)} device_memory_size: {chip.hbm_bytes}
+  cuda_compute_capability {{ major: 9 }} device_vendor: "NVIDIA Corporation"
+}}
+platform_name: "CUDA" dnn_version_info {{ major: 9 minor: 10 }} device_description_str: "NVIDIA {chip.name.upper()} (described)"
+"""
+
+
+def describe_topology(target: Target) -> list[Any]:
+    """Devices of a target that is not there, to make a mesh of.
+
+    Raises:
+      InputError: the compiler for it is not installed, or knows no such slice.
+    """
+    from jax.experimental import topologies
+
+    try:
+        if target.chip.platform == "cuda":
+            shape = f"1x{target.slices}x{target.shape[0]}"
+            described = gpu_description(target)
+            return topologies.get_topology_desc(
+                platform="cuda", topology_name="", target_config=described, topology=shape
+            ).devices
+        settings: dict[str, Any] = {"chip_config_name": "megacore"} if target.chip.name == "v4" else {}
+        if target.slices > 1:
+            settings["num_slices"] = target.slices
+        if set(target.shape) == {1}:
+            settings["chips_per_host_bounds"] = [1, 1, 1]
+        name = f"{target.chip.name}:{target.shape_name}"
+        return topologies.get_topology_desc(platform="tpu", topology_name=name, **settings).devices
+    except Exception as error:  # libtpu and XLA have no error types of their own
+        said = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+        raise InputError(f"--topology {target.name}: {_remedy(target, said)}") from None
+
+
+def _remedy(target: Target, said: str) -> str:
+    import importlib.util
+
+    package, extra = ("libtpu", "tpu") if target.chip.platform == "tpu" else ("jax_cuda12_plugin", "cuda")
+    if importlib.util.find_spec(package) is None:
+        return f"its compiler is not installed; pip install 'diversity_jax[{extra}]' brings {package}"
+    return f"the compiler refuses it ({said}); choose a slice that exists"
+
+
+def report(request: CompileRequest) -> dict[str, Any]:
+    """Compiles the request and measures the program.
+
+    Raises:
+      InputError: no such compiler, slice, mesh, batch or cut.
+    """
+    import jax
+
+    from diversity_jax.model import check_batch, make_mesh
+    from diversity_jax.model.attention import choose_attention
+
+    devices = describe_topology(request.target)
+    if request.effort != "default":
+        jax.config.update("jax_optimization_level", request.effort)
+    mesh = make_mesh(request.mesh, devices)
+    check_batch(mesh, request.batch_size, gradient_accumulation=request.gradient_accumulation)
+    kernel, why = choose_attention(
+        request.model,
+        devices[0].platform,
+        request.sequence_length,
+        segments=request.packed,
+        sequence_cuts=mesh.shape["sequence"],
+    )
+    made = {"mesh": dict(mesh.shape), "attention": kernel, "attention_reason": why, "jax": jax.__version__}
+    started = time.perf_counter()
+    lowered = _lower(request, mesh)
+    made["lowering_seconds"] = round(time.perf_counter() - started, 1)
+    started = time.perf_counter()
+    try:
+        compiled = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        return made | {
+            "fits": False,
+            "compiler_said": str(error).splitlines()[0],
+            "needed_bytes": _needed_bytes(str(error)),
+        }
+    made["compile_seconds"] = round(time.perf_counter() - started, 1)
+    return made | {"fits": True} | _measure(compiled, mesh, request.target)
+
+
+def _lower(request: CompileRequest, mesh: Any) -> Any:
+    import jax
+    import jax.numpy as jnp
+
+    from diversity_jax.model import batch_sharding
+    from diversity_jax.model.llama import param_shapes
+    from diversity_jax.training.step import base_shardings, make_train_step, state_shardings
+
+    _, step = make_train_step(
+        request.model,
+        request.optimizer,
+        mesh,
+        num_components=request.num_components,
+        z_loss=request.z_loss,
+        gradient_accumulation=request.gradient_accumulation,
+        lora=request.lora,
+    )
+    placed = functools.partial(
+        jax.tree.map, lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)
+    )
+    state = placed(*state_shardings(request.model, request.optimizer, mesh, request.lora))
+    base = ()
+    if request.lora.rank:
+        base = (placed(param_shapes(request.model), base_shardings(request.model, mesh)),)
+    place, rows = batch_sharding(mesh), request.batch_size
+    token_arrays = ("tokens", "segment_ids", "positions") if request.packed else ("tokens",)
+    batch = {
+        name: jax.ShapeDtypeStruct((rows, request.sequence_length + 1), jnp.int32, sharding=place)
+        for name in token_arrays
+    }
+    return step.lower(state, batch | {"component": jax.ShapeDtypeStruct((rows,), jnp.int32, sharding=place)}, *base)
+
+
+def _needed_bytes(message: str) -> float | None:
+    """What the compiler says the program would need."""
+    found = re.search(r"(?:temporaries \(|[Uu]sed )([\d.]+)([KMGT])", message)
+    return float(found[1]) * 1024 ** (" KMGT".index(found[2])) if found else None
+
+
+def _measure(compiled: Any, mesh: Any, target: Target) -> dict[str, Any]:
+    from diversity_jax.aot.hlo import measure
+
+    memory = compiled.memory_analysis()
+    per_slice = target.devices // target.slices
+    number = {device: place for place, device in enumerate(sorted(mesh.devices.flat, key=lambda device: device.id))}
+    slices = [getattr(device, "slice_index", number[device] // per_slice) for device in mesh.devices.flat]
+    traffic = measure(compiled.as_text(), slices)
+    return {
+        "memory_bytes": {
+            "arguments": memory.argument_size_in_bytes,
+            "outputs": memory.output_size_in_bytes - memory.alias_size_in_bytes,
+            "temporaries": memory.temp_size_in_bytes,
+            "code": memory.generated_code_size_in_bytes,
+            "host": memory.host_temp_size_in_bytes + memory.host_argument_size_in_bytes,
+        },
+        "collectives": [
+            {
+                "kind": kind,
+                "devices": size,
+                "crosses_slices": crosses,
+                "count": int(count),
+                "payload_bytes": payload,
+                "sent_bytes": sent,
+            }
+            for (kind, size, crosses), (count, payload, sent) in sorted(traffic.collectives.items())
+        ],
+        "hbm_traffic_bytes": traffic.hbm_bytes,
+        "kernels": dict(traffic.kernels),
+        "unknown_loops": traffic.unknown_loops,
+    }
+
+
+def main() -> None:
+    """Answers one request."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what libraries print goes with their logs
+    try:
+        answer = report(pickle.load(sys.stdin.buffer))
+    except InputError as error:
+        answer = {"input_error": str(error)}
+    print(json.dumps(answer), file=answers, flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,93 @@
+"""Settings of the cluster agent."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from diversity_jax.core.errors import InputError
+
+# Settings that change how a score is computed but not what it is.
+_NOT_PARAMETERS = ("seed", "in_flight", "examples", "criteria")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AgentConfig:
+    """How a corpus is scored. The paper's letters in brackets."""
+
+    # Samples shown in one grouping [K]. Larger is cheaper for the same precision, until the judge coarsens (see
+    # `drift`).
+    samples_per_grouping: int = 10
+    # Groupings, two calls each [N]. The paper's 5,000 hold +-5 % up to about 150 effective clusters.
+    groupings: int = 1000
+    # Samples shown for one proposal of criteria [J].
+    samples_per_proposal: int = 5
+    # Proposals for EACH criteria set [M]; the paper's 100 are 5 sets of 20.
+    proposals: int = 20
+    # Metadata kept, and as many metrics [k].
+    criteria_count: int = 4
+    # Independent criteria sets [B]. With one, the interval does not hold the chance of which criteria were found.
+    criteria_sets: int = 5
+    # Whether every partition is checked by a second call; without it no cluster is invalid.
+    verify: bool = True
+    # Share of the groupings in which a duplicate and a foreign text are planted. Less than 1 is cheaper by two samples
+    # a grouping and lets that much of what hostile documents do pass.
+    canary_share: float = 1.0
+    # Whether to report effective clusters corrected for the judge's mistakes on canaries too.
+    correct_judge_error: bool = False
+    # Seed of every draw: documents, order, sample ids, canaries.
+    seed: int = 0
+    # File of criteria written by hand, or a scorecard.json whose criteria are taken over; None lets the judge propose.
+    criteria: str | None = None
+    # Longest reasoning asked for in one place, in words: most of what a judge is paid for. With 0 it says only which
+    # belong together.
+    reasoning_words: int = 15
+    # Characters of a document that are shown, after cleaning.
+    max_characters: int = 2000
+    # Decoding of judges that decode.
+    temperature: float = 0.0
+    max_output_tokens: int = 4096
+    # Send limits of lengths and the call's own sample ids with the schema. llama.cpp and vLLM enforce them, which keeps
+    # weak models from writing without end; OpenAI refuses such schemas.
+    schema_limits: bool = False
+    # Stop before `groupings` once the half-width of the 95 % interval is at most this share of the score; None: never.
+    stop_at_relative_half_width: float | None = None
+    # Groupings between two looks at that half-width.
+    look_every: int = 100
+    # Groupings that are worked on at once; the engine behind a judge limits calls by itself.
+    in_flight: int = 512
+    # Groupings kept in the scorecard with texts and reasons.
+    examples: int = 8
+
+    def __post_init__(self):
+        least = {
+            "samples_per_grouping": 2,
+            "groupings": 1,
+            "samples_per_proposal": 1,
+            "proposals": 1,
+            "criteria_count": 1,
+        }
+        least |= {"criteria_sets": 1, "seed": 0, "reasoning_words": 0, "max_characters": 20, "max_output_tokens": 16}
+        least |= {"look_every": 1, "in_flight": 1, "examples": 0}
+        for name, bound in least.items():
+            if getattr(self, name) < bound:
+                raise InputError(f"agent.{name}: is {getattr(self, name)}; give at least {bound}")
+        if not 0 <= self.canary_share <= 1:
+            raise InputError(f"agent.canary_share: is {self.canary_share}; expected a share, 0 to 1")
+        if self.stop_at_relative_half_width is not None and not 0 < self.stop_at_relative_half_width < 1:
+            raise InputError(
+                f"agent.stop_at_relative_half_width: is {self.stop_at_relative_half_width}; expected a share such as "
+                "0.05"
+            )
+        if self.samples_per_grouping > 500:
+            raise InputError(
+                f"agent.samples_per_grouping: is {self.samples_per_grouping}; no judge reads so many at once, give at "
+                "most 500"
+            )
+
+    def parameters(self) -> dict[str, Any]:
+        """What a score depends on besides corpus, judge, criteria and seed."""
+        return {name: value for name, value in vars(self).items() if name not in _NOT_PARAMETERS}
+
+    def forecast_calls(self, *, with_criteria: bool = False) -> int:
+        """Calls of a whole run without repairs: B (M + 3) + 2 N, or 2 N where the criteria are given."""
+        proposing = 0 if with_criteria or self.criteria else self.criteria_sets * (self.proposals + 3)
+        return proposing + self.groupings * (2 if self.verify else 1)

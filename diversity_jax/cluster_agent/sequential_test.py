@@ -1,0 +1,243 @@
+"""Which of two corpora is more diverse, decided with controlled error, and when enough groupings have been seen.
+
+Looking at an interval again and again until it excludes "equal" decides wrongly in a third of equal pairs. Whoever
+stops at a decision therefore spends the error over a planned number of looks (`spent_levels`): O'Brien and Fleming's
+way, hardly anything early and nearly all at the end.
+"""
+
+from dataclasses import dataclass
+import functools
+import math
+from typing import Any
+
+import numpy as np
+
+from diversity_jax.cluster_agent.estimators import (
+    FEWEST_PAIRS,
+    Groupings,
+    collision_bound,
+    collision_mean,
+    relative_half_width,
+    t_quantile,
+)
+from diversity_jax.core.errors import InputError
+
+LOOKS = 8
+_USED_OF_ALPHA = 0.9
+# Degrees of freedom for which levels are worked out; others take those of the next lower one. Above the last the normal
+# levels serve.
+_FREEDOMS = (1, 2, 3, 4, 5, 6, 8, 10, 14, 20, 30)
+PAIRS_TO_STOP = 50  # co-clustered pairs before a precision may be believed; stopping on fewer picks the lucky runs
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """The diversity of corpus a over that of corpus b.
+
+    Attributes:
+      decided: whether the interval leaves out 1, at the error rate asked for over all looks.
+      ratio: effective clusters of a / of b; where one side has too few pairs for a point, a ratio of bounds.
+      low, high: interval of the ratio at this look's level; an end is None where only the other is known.
+      higher: "a" or "b" where decided, else None.
+      alpha: two-sided error rate over all looks together.
+      looks: looks planned; 1 is a comparison at a size fixed beforehand.
+      look: the look at which it was decided, or the last one taken, from 1.
+      groupings: groupings of a and of b that were used.
+      paired: whether both were judged by the same criteria sets, whose own effect then cancels.
+    """
+
+    decided: bool
+    ratio: float
+    low: float | None
+    high: float | None
+    higher: str | None
+    alpha: float
+    looks: int
+    look: int
+    groupings: tuple[int, int]
+    paired: bool
+
+    def to_json(self) -> dict[str, Any]:
+        """All fields by name."""
+        return {**vars(self), "groupings": list(self.groupings)}
+
+    def __str__(self) -> str:
+        ends = (
+            f"{'0' if self.low is None else format(self.low, '.3g')} to "
+            f"{'any' if self.high is None else format(self.high, '.3g')}"
+        )
+        what = {"a": "more diverse", "b": "less diverse", None: "not decided"}[self.higher]
+        return f"{what}: ratio {self.ratio:.3g} ({ends}) after look {self.look} of {self.looks}"
+
+
+@functools.cache
+def spent_levels(alpha: float = 0.05, looks: int = LOOKS, freedom: int | None = None) -> tuple[float, ...]:
+    """Two-sided nominal level of each of `looks` equally spaced looks, so that all of them together err at `alpha` at
+    most.
+
+    Lan and DeMets' spending function of O'Brien-Fleming type, alpha(t) = 2 - 2 Phi(z / sqrt(t)); boundaries by
+    integrating the density of the running sum over the region where no earlier look has stopped (Armitage, McPherson
+    and Rowe). A tenth of the error is kept back, because counts of pairs are skewed where they are few.
+
+    Args:
+      alpha: error rate over all looks.
+      looks: how many.
+      freedom: degrees of freedom of the errors, None for many. With few of them the error is estimated anew at every
+        look, which gives chance more openings; the levels are scaled down by as much as a simulation of that process
+        asks for.
+    """
+    if not 0 < alpha < 1 or looks < 1:
+        raise InputError(f"compare: alpha {alpha} and looks {looks}; expected 0 < alpha < 1 and at least one look")
+    if looks == 1:
+        return (alpha,)
+    levels = _gaussian_levels(_USED_OF_ALPHA * alpha, looks)
+    if freedom is None:
+        return levels
+    scale = _small_sample_scale(levels, _USED_OF_ALPHA * alpha, freedom)
+    return tuple(min(1.0, scale) * level for level in levels)
+
+
+def _worked_out(freedom: int) -> int | None:
+    return None if freedom > _FREEDOMS[-1] else max(one for one in _FREEDOMS if one <= freedom)
+
+
+def _gaussian_levels(alpha: float, looks: int) -> tuple[float, ...]:
+    from scipy.special import ndtr, ndtri
+
+    cumulative = [2.0 * ndtr(ndtri(alpha / 2) / math.sqrt(k / looks)) for k in range(1, looks + 1)]
+    # The running sum has unit variance a look; after k looks Z = sum / sqrt(k).
+    bound = -ndtri(cumulative[0] / 2)
+    levels = [float(cumulative[0])]
+    grid = np.linspace(-bound, bound, 1201)
+    density = np.exp(-(grid**2) / 2) / math.sqrt(2 * math.pi)
+    for k in range(2, looks + 1):
+        spend = cumulative[k - 1] - cumulative[k - 2]
+        weight = density * (grid[1] - grid[0])
+        weight[[0, -1]] /= 2
+        low, high = 0.0, 10.0 * math.sqrt(k)
+        for _ in range(60):
+            middle = (low + high) / 2
+            outside = float(weight @ (ndtr(grid - middle) + ndtr(-middle - grid)))
+            low, high = (middle, high) if outside > spend else (low, middle)
+        levels.append(float(2 * ndtr(-high / math.sqrt(k))))
+        new = np.linspace(-high, high, 1201)
+        density = np.exp(-((new[:, None] - grid[None, :]) ** 2) / 2) @ weight / math.sqrt(2 * math.pi)
+        grid = new
+    return tuple(levels)
+
+
+def _small_sample_scale(levels: tuple[float, ...], alpha: float, freedom: int) -> float:
+    """Factor of `levels` at which `freedom` + 1 independent running sums, judged by their t at every look, err at
+    `alpha`.
+    """
+    from scipy.special import stdtr
+
+    generator = np.random.default_rng(freedom)
+    sums = np.zeros((50_000, freedom + 1))
+    worst = np.full(len(sums), np.inf)
+    for level in levels:
+        sums += generator.standard_normal(sums.shape)
+        t = np.abs(sums.mean(axis=1)) / (sums.std(axis=1, ddof=1) / math.sqrt(freedom + 1))
+        worst = np.minimum(worst, 2 * stdtr(freedom, -t) / level)
+    return float(np.quantile(worst, alpha))
+
+
+def compare_groupings(
+    a: Groupings, b: Groupings, *, paired: bool, alpha: float = 0.05, look: int = 1, looks: int = 1
+) -> Comparison:
+    """One look at the difference of two corpora on log effective clusters.
+
+    Args:
+      a, b: groupings of the two corpora seen so far.
+      paired: whether criteria set i of a IS criteria set i of b.
+      alpha: two-sided error rate of all planned looks together.
+      look, looks: which of how many equally spaced ones this is; 1 of 1 is a comparison at a size fixed beforehand.
+    """
+    paired = paired and len(np.union1d(a.criteria_set, b.criteria_set)) > 1
+    common = {"alpha": alpha, "looks": looks, "look": look, "groupings": (len(a), len(b)), "paired": paired}
+    if min(a.pairs.sum(), b.pairs.sum()) < FEWEST_PAIRS:
+        return _by_bounds(a, b, spent_levels(alpha, looks)[look - 1], common)
+    mean_a, mean_b = collision_mean(a), collision_mean(b)
+    error, freedom = _paired_error(a, b) if paired else _unpaired_error(mean_a, mean_b)
+    level = spent_levels(alpha, looks, _worked_out(freedom))[look - 1]
+    # Equal corpora judged identically differ by nothing at all, and nothing is then decided.
+    factor = math.exp(min(t_quantile(1 - level / 2, freedom) * error, 700.0))
+    ratio = mean_b.value / mean_a.value
+    low, high = ratio / factor, ratio * factor
+    higher = "a" if low > 1 else "b" if high < 1 else None
+    return Comparison(decided=higher is not None, ratio=ratio, low=low, high=high, higher=higher, **common)
+
+
+def _paired_error(a: Groupings, b: Groupings) -> tuple[float, int]:
+    """Error of the log ratio over criteria sets shared by both: a set that is coarse for both cancels."""
+    count = int(max(a.criteria_set.max(), b.criteria_set.max())) + 1
+
+    def influence(groupings: Groupings) -> np.ndarray:
+        mean = groupings.collisions.mean()
+        return np.bincount(groupings.criteria_set, groupings.collisions / mean - 1, minlength=count) / len(groupings)
+
+    sets = len(np.union1d(a.criteria_set, b.criteria_set))
+    difference = influence(a) - influence(b)
+    return math.sqrt(sets / (sets - 1) * float(difference @ difference)), sets - 1
+
+
+def _unpaired_error(mean_a, mean_b) -> tuple[float, int]:
+    """Error of the log ratio of two independent means, degrees of freedom by Welch and Satterthwaite."""
+    parts = [((mean.error / mean.value) ** 2, mean.freedom) for mean in (mean_a, mean_b)]
+    total = sum(part for part, _ in parts)
+    if total == 0:
+        return 0.0, 1
+    return math.sqrt(total), max(1, int(total**2 / sum(part**2 / freedom for part, freedom in parts)))
+
+
+def _by_bounds(a: Groupings, b: Groupings, level: float, common: dict[str, Any]) -> Comparison:
+    """Where a side has too few pairs for a log interval: each end from two one-sided bounds that share the error."""
+
+    def theta_range(groupings: Groupings) -> tuple[float, float]:
+        if groupings.pairs.sum() < FEWEST_PAIRS:
+            return 0.0, collision_bound(groupings, 1 - level / 4)
+        mean = collision_mean(groupings)
+        factor = math.exp(min(mean.half_width(1 - level / 2) / mean.value, 700.0))
+        return mean.value / factor, min(1.0, mean.value * factor)
+
+    (least_a, most_a), (least_b, most_b) = theta_range(a), theta_range(b)
+    low = least_b / most_a if least_b else None
+    high = most_b / least_a if least_a else None
+    higher = "a" if low is not None and low > 1 else "b" if high is not None and high < 1 else None
+    theta_a, theta_b = (float(g.collisions.mean()) or most for g, most in ((a, most_a), (b, most_b)))
+    return Comparison(decided=higher is not None, ratio=theta_b / theta_a, low=low, high=high, higher=higher, **common)
+
+
+def compare_in_looks(
+    a: Groupings, b: Groupings, *, paired: bool, alpha: float = 0.05, looks: int = LOOKS
+) -> Comparison:
+    """Compares growing prefixes of both, at most `looks` times, and stops at the first that decides.
+
+    The prefixes are k / looks of the groupings given, so these have to be all that were planned. With `looks=1` this is
+    the comparison at a fixed size.
+    """
+    for look in range(1, looks + 1):
+        part_a, part_b = (g.first(max(1, len(g) * look // looks)) for g in (a, b))
+        found = compare_groupings(part_a, part_b, paired=paired, alpha=alpha, look=look, looks=looks)
+        if found.decided:
+            break
+    return found
+
+
+def precise_enough(groupings: Groupings, relative: float, confidence: float = 0.95) -> bool:
+    """Whether a score may stop here: a half-width of at most `relative`, believed only after `PAIRS_TO_STOP` pairs.
+
+    Never for comparing two corpora: see the module's docstring.
+    """
+    return int(groupings.pairs.sum()) >= PAIRS_TO_STOP and relative_half_width(groupings, confidence) <= relative
+
+
+def drift_of_groupings(a: Groupings, b: Groupings, *, paired: bool, alpha: float = 0.05) -> Comparison:
+    """Whether a judge coarsens with K: two scores of ONE corpus at two K (b's the larger). `decided` means that it
+    drifts.
+
+    1 / T does not depend on K, so a difference is the judge's. Keep the largest K that does not drift.
+    """
+    if a.samples_per_grouping == b.samples_per_grouping:
+        raise InputError(f"drift: both scores have K = {a.samples_per_grouping}; score the corpus at two different K")
+    return compare_groupings(a, b, paired=paired, alpha=alpha)

@@ -1,0 +1,67 @@
+"""Text on its way into a prompt: stripped of what could speak to the model instead of being read by it, and cut."""
+
+import hashlib
+import random
+import re
+
+# Characters that are not seen but are read: zero-width marks, direction overrides and isolates, the tag block (which
+# can spell out whole sentences invisibly), variation selectors, soft hyphens, and control characters other than tab and
+# newline.
+_INVISIBLE = re.compile(
+    "[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e"
+    "\u2060-\u206f\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff9-\ufffb\U000e0000-\U000e0fff\ud800-\udfff]"
+)
+# Marks by which chat templates separate turns: <|im_start|>, <|eot_id|>, [INST], <<SYS>>, <start_of_turn>, <s>, and
+# their like.
+_TEMPLATE = re.compile(
+    r"<\|[^<>|\n]{0,60}\|>|<\uff5c[^<>\n]{0,60}\uff5c>|\[/?(?:INST|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_CALLS|TOOL_RESULTS)\]|<</?SYS>>"
+    r"|</?(?:start_of_turn|end_of_turn|bos|eos|pad|unk|s|sys|system|assistant|user|human)>",
+    re.IGNORECASE,
+)
+_SUSPICIOUS = re.compile(r"[^\n\t -;=?-Z\\-~]")  # anything but printable ASCII without "<" and "["
+_LINE_ENDS = re.compile("\r\n?|[\u2028\u2029\u0085]")
+
+
+def clean_text(text: str, most_characters: int) -> str:
+    """`text` without invisible characters and chat-template marks, cut to `most_characters`.
+
+    Repeated until nothing more is found, since taking one mark out can put another together. A far longer text is cut
+    before it is searched; the margin keeps what a moderate number of marks takes away.
+    """
+    if _SUSPICIOUS.search(text) is None:
+        return text[:most_characters].strip()
+    text = _INVISIBLE.sub("", _LINE_ENDS.sub("\n", text[: 2 * most_characters + 1000]))
+    while (less := _TEMPLATE.sub("", text)) != text:
+        text = less
+    return text[:most_characters].strip()
+
+
+def child_seed(*parts: object) -> int:
+    """A seed of 31 bits that depends on all parts and on nothing else, equal on every machine."""
+    digest = hashlib.sha256("\x1f".join(map(str, parts)).encode()).digest()
+    return int.from_bytes(digest[:4], "big") >> 1
+
+
+def random_order(generator: random.Random, count: int) -> list[int]:
+    """A random permutation of range(count) that needs only `random()`, the one method promised to stay as it is."""
+    keys = [generator.random() for _ in range(count)]
+    return sorted(range(count), key=keys.__getitem__)
+
+
+def random_ids(generator: random.Random, count: int) -> list[str]:
+    """Different sample ids such as `k7f`, drawn anew for every call so that no text can name its own or another's."""
+    letters, both = "abcdefghjkmnpqrstuvwxyz", "abcdefghjkmnpqrstuvwxyz23456789"
+    ids: dict[str, None] = {}
+    while len(ids) < count:
+        ids[letters[int(generator.random() * 23)] + "".join(both[int(generator.random() * 31)] for _ in range(2))] = (
+            None
+        )
+    return list(ids)
+
+
+def choose(generator: random.Random, count: int, of: int) -> list[int]:
+    """`count` different numbers of range(of), in random order."""
+    chosen: dict[int, None] = {}
+    while len(chosen) < count:
+        chosen[int(generator.random() * of)] = None
+    return list(chosen)

@@ -1,0 +1,49 @@
+"""What every command does alike: read its configuration, log for people, and say what was wrong in one line."""
+
+from collections.abc import Callable, Sequence
+import logging
+import os
+import sys
+from typing import Any, TypeVar
+import warnings
+
+from diversity_jax.core.errors import InputError
+
+C = TypeVar("C")
+
+
+def run(
+    command: Callable[[C], Any], config_type: type[C], usage: str | None, argv: Sequence[str] | None = None
+) -> None:
+    """Runs a command and leaves the process: 0 done, 2 bad input (one line on stderr), 130 interrupted.
+
+    Args:
+      command: takes the configuration.
+      usage: the module's docstring, printed for `--help`.
+    """
+    from diversity_jax.core import config
+
+    run_plain(lambda words: command(config.parse(words, config_type)), usage, argv)
+
+
+def run_plain(command: Callable[[list[str]], Any], usage: str | None, argv: Sequence[str] | None = None) -> None:
+    """As `run`, for a command that takes its words as they are."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if not argv or argv[0] in ("-h", "--help"):
+        print((usage or "").strip())
+        sys.exit(0 if argv else 2)
+    logging.basicConfig(
+        level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True
+    )  # Orbax has put a handler there
+    for noisy in ("jax", "absl", "httpx", "orbax", "gcsfs", "fsspec"):
+        logging.getLogger(noisy).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"google\.")  # about the end of Python versions
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    try:
+        command(argv)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted; run the same command again to go on", file=sys.stderr)
+        sys.exit(130)

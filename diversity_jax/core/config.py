@@ -1,0 +1,215 @@
+"""Reading a typed configuration: `--config FILE.py` and `--config.field=value` for every field, by ml_collections.
+
+`get_config()` of a configuration file returns frozen dataclasses, which check themselves when they are made. Overrides
+are applied to a mutable twin of the same fields and types, from which the frozen ones are made again: so a value given
+on the command line is checked exactly as one in the file, and with all others in place.
+"""
+
+from collections.abc import Mapping, Sequence
+import dataclasses
+import difflib
+import importlib.util
+from pathlib import Path
+import sys
+import types
+import typing
+from typing import Any
+
+from diversity_jax.core import moved_modules
+from diversity_jax.core.errors import InputError
+
+
+def parse(argv: Sequence[str], expected: type) -> Any:
+    """The configuration that a command line asks for.
+
+    Args:
+      argv: without the program's name: `--config FILE` or `--config=FILE`, and overrides `--config.a.b=value`. Items of
+        tuples go by number, of mappings by key: `--config.mixture.components[0].share=2`.
+      expected: the dataclass that `get_config()` must return.
+
+    Raises:
+      InputError: no such file, an unknown field (the nearest known one is suggested), or a value of the wrong type.
+    """
+    path, overrides = _split(list(argv))
+    config = load_file(path, expected)
+    if not overrides:
+        return config
+    return _freeze(_apply(_thaw(config), overrides))
+
+
+def with_values(config: Any, values: Mapping[str, Any]) -> Any:
+    """The configuration with fields set to values, by dotted names as on the command line.
+
+    Raises:
+      InputError: an unknown field, named with the nearest known one, or a value that the configuration refuses.
+    """
+    from ml_collections.config_flags import config_path
+
+    twin = _thaw(config)
+    for field, value in values.items():
+        _check_known(twin, field)
+        config_path.set_value(field, twin, _thaw(value))
+    return _freeze(twin)
+
+
+def load_file(path: str, expected: type) -> Any:
+    """What `get_config()` of a configuration file returns."""
+    if not Path(path).is_file():
+        raise InputError(
+            f"--config {path}: no such file; give a Python file with get_config(), such as configs/quickstart.py"
+        )
+    specification = importlib.util.spec_from_file_location(f"config_{Path(path).stem}", path)
+    if specification is None:
+        raise InputError(
+            f"--config {path}: is not a Python file; give one with get_config(), such as configs/quickstart.py"
+        )
+    module = importlib.util.module_from_spec(specification)
+    sys.modules[specification.name] = module
+    moved_modules.install()
+    try:
+        specification.loader.exec_module(module)
+    except (SyntaxError, ImportError, NameError, AttributeError, TypeError) as error:
+        raise InputError(f"--config {path}: cannot be read ({type(error).__name__}: {error})") from error
+    if not hasattr(module, "get_config"):
+        raise InputError(f"--config {path}: has no get_config(); see configs/quickstart.py for the form")
+    config = module.get_config()
+    if not isinstance(config, expected):
+        raise InputError(
+            f"--config {path}: get_config() returns a {type(config).__name__}, this command needs a {expected.__name__}"
+        )
+    return config
+
+
+def _split(argv: list[str]) -> tuple[str, list[tuple[str, str]]]:
+    """The file, and (field, value) of each override."""
+    path, overrides = None, []
+    while argv:
+        argument = argv.pop(0)
+        name, equals, value = argument.partition("=")
+        if not name.startswith("--config") or name[8:9] not in ("", "."):
+            raise InputError(f"{argument}: is not understood; expected --config FILE or --config.FIELD=VALUE")
+        if not equals:
+            if not argv:
+                raise InputError(f"{argument}: a value is missing; write {argument}=VALUE")
+            value = argv.pop(0)
+        if name == "--config":
+            path = value
+        else:
+            overrides.append((name[9:], value))
+    if path is None:
+        raise InputError("--config is missing; give a configuration file, such as --config configs/quickstart.py")
+    return path, overrides
+
+
+def _apply(twin: Any, overrides: Sequence[tuple[str, str]]) -> Any:
+    """The twin with values set; ml_collections parses each by its field's type."""
+    from absl import flags
+    from ml_collections import config_flags
+    from ml_collections.config_flags import config_path
+
+    emptied = []
+    for field, value in overrides:
+        _check_known(twin, field)
+        if value.lower() == "none" and _may_be_none(twin, field):
+            emptied.append(field)
+            continue
+        values, argv = (
+            flags.FlagValues(),
+            ["command", f"--config.{field}={_as_literal(value, config_path.get_type(field, twin))}"],
+        )
+        try:
+            config_flags.DEFINE_config_dataclass("config", twin, flag_values=values, sys_argv=argv)
+            values(argv)
+        except (flags.Error, ValueError, TypeError, KeyError, IndexError):
+            wanted = config_path.get_type(field, twin, normalize=False)
+            raise InputError(
+                f"--config.{field}={value}: is not a value of type {getattr(wanted, '__name__', wanted)}"
+            ) from None
+        twin = values["config"].value
+    for field in emptied:  # last, since ml_collections looks for the fields of what is a configuration of its own
+        config_path.set_value(field, twin, None)
+    return twin
+
+
+def _may_be_none(twin: Any, field: str) -> bool:
+    from ml_collections.config_flags import config_path
+
+    holder, _, name = field.rpartition(".")
+    owner = config_path.get_value(holder, twin) if holder else twin
+    return config_path.is_optional(field, twin) or name in getattr(owner, _OPTIONAL, ())
+
+
+def _as_literal(value: str, wanted: Any) -> str:
+    """Words joined by commas as the tuple that they stand for: `--config.grid.templates=topic,topic_styles`."""
+    if wanted != tuple[str, ...] or "," not in value or value.lstrip()[:1] in ("(", "[", "'", '"'):
+        return value
+    return repr(tuple(filter(None, map(str.strip, value.split(",")))))
+
+
+def _check_known(twin: Any, field: str) -> None:
+    """Follows a dotted field, and names the nearest known field where it leaves the configuration."""
+    from ml_collections.config_flags import config_path
+
+    holder, passed = twin, ""
+    try:
+        steps = config_path.split(field)
+    except ValueError:
+        raise InputError(
+            f"--config.{field}: is not a field name; write names joined by dots, such as --config.train.steps=100"
+        ) from None
+    for step in steps:
+        if dataclasses.is_dataclass(holder):
+            known = [f.name for f in dataclasses.fields(holder)]
+            if step not in known:
+                raise InputError(
+                    f"--config.{field}: {passed or 'the configuration'} has no field {step!r}{_nearest(step, known)}"
+                )
+            holder = getattr(holder, step)
+        elif isinstance(holder, list):
+            if not isinstance(step, int) or not -len(holder) <= step < len(holder):
+                raise InputError(f"--config.{field}: {passed} has items 0 to {len(holder) - 1}, not {step!r}")
+            holder = holder[step]
+        elif isinstance(holder, dict):
+            holder = holder.setdefault(step, 0.0)
+        else:
+            what = "not set (None)" if holder is None else f"a {type(holder).__name__}"
+            raise InputError(f"--config.{field}: {passed} is {what}, it has no field {step!r}")
+        passed += f"[{step!r}]" if isinstance(holder, dict) or isinstance(step, int) else f".{step}" if passed else step
+
+
+def _nearest(name: str, known: Sequence[str]) -> str:
+    close = difflib.get_close_matches(name, known, 1, 0.5)
+    return f"; did you mean {close[0]!r}?" if close else f"; its fields are {', '.join(known)}"
+
+
+_ORIGINAL, _OPTIONAL = "_frozen_original", "_fields_that_may_be_none"
+
+
+def _thaw(value: Any) -> Any:
+    """A mutable twin: dataclasses with the same fields and types, lists for tuples of dataclasses."""
+    if dataclasses.is_dataclass(value):
+        fields = []
+        hints = typing.get_type_hints(type(value))
+        values = {field.name: _thaw(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        for field in dataclasses.fields(value):
+            inside = values[field.name]
+            hint = hints[field.name]
+            fields.append(
+                (field.name, type(inside) if dataclasses.is_dataclass(inside) or isinstance(inside, list) else hint)
+            )
+        optional = frozenset(name for name, hint in hints.items() if type(None) in typing.get_args(hint))
+        twin = dataclasses.make_dataclass(
+            type(value).__name__, fields, namespace={_ORIGINAL: type(value), _OPTIONAL: optional}
+        )
+        return twin(**values)
+    if isinstance(value, tuple) and any(dataclasses.is_dataclass(item) for item in value):
+        return [_thaw(item) for item in value]
+    return dict(value) if isinstance(value, dict | types.MappingProxyType) else value
+
+
+def _freeze(twin: Any) -> Any:
+    if dataclasses.is_dataclass(twin):
+        return getattr(twin, _ORIGINAL)(
+            **{field.name: _freeze(getattr(twin, field.name)) for field in dataclasses.fields(twin)}
+        )
+    return tuple(map(_freeze, twin)) if isinstance(twin, list) else twin

@@ -1,0 +1,293 @@
+"""Files, local or remote: opening by path or URL, and writing so that a half-written file never looks whole.
+
+Bytes of a file in blocks, decompressed on the way; lines out of blocks.
+"""
+
+from collections.abc import Iterator
+import contextlib
+import errno
+import glob as local_glob
+import hashlib
+import io
+import json
+import os
+from pathlib import Path
+import re
+import shutil
+from typing import IO, Any
+import zlib
+
+from diversity_jax.core.errors import InputError
+
+
+class DiskFull(InputError):
+    """A file could not be written whole, because there is no room for it."""
+
+
+_REMOTE = re.compile(r"^[a-zA-Z][a-zA-Z0-9+.-]+://")
+_FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
+
+
+def is_remote(path: str | os.PathLike) -> bool:
+    """Whether `path` is a URL such as `gs://bucket/file`, which fsspec reads, and not a local path."""
+    return bool(_REMOTE.match(os.fspath(path)))
+
+
+def _remote(url: str | os.PathLike) -> tuple[Any, str]:
+    """The file system of a URL, and the path in it. What was listed before is forgotten: other processes and machines
+    write there too.
+    """
+    import fsspec
+
+    filesystem, inside = fsspec.core.url_to_fs(os.fspath(url))
+    filesystem.invalidate_cache()
+    return filesystem, inside
+
+
+def open_file(path: str | os.PathLike, mode: str = "rb") -> IO[Any]:
+    """Opens a local path or any fsspec URL.
+
+    Raises:
+      InputError: there is no such file, it is a folder, or it may not be read.
+    """
+    try:
+        if is_remote(path):
+            filesystem, inside = _remote(path)
+            return filesystem.open(inside, mode)
+        return open(path, mode)
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file; check the path") from None
+    except IsADirectoryError:
+        raise InputError(f"{path}: is a folder; name a file or a pattern such as {path}/*") from None
+    except PermissionError:
+        raise InputError(f"{path}: may not be opened; check its permissions") from None
+    except ImportError as error:
+        raise InputError(f"{path}: {error}") from None
+
+
+def list_files(pattern: str | os.PathLike) -> list[str]:
+    """Files that match a path or glob pattern, local or remote, sorted by name; possibly none."""
+    pattern = os.fspath(pattern)
+    if is_remote(pattern):
+        filesystem, path = _remote(pattern)
+        try:
+            return sorted(filesystem.unstrip_protocol(found) for found in filesystem.glob(path))
+        except FileNotFoundError:  # no such bucket
+            return []
+    if os.path.isfile(pattern):
+        return [pattern]
+    return sorted(found for found in local_glob.glob(pattern, recursive=True) if os.path.isfile(found))
+
+
+@contextlib.contextmanager
+def writing(path: str | os.PathLike, mode: str = "wb") -> Iterator[IO[Any]]:
+    """A file that appears at `path` whole or not at all: written beside it, synced to disk, then renamed.
+
+    Remote files are uploaded by fsspec, and appear when the upload is committed, after all is written.
+
+    Raises:
+      DiskFull: there is no room for it; the partial file has been removed.
+      InputError: a remote folder or bucket is not there, or may not be written to.
+    """
+    if is_remote(path):
+        with _uploading(os.fspath(path)) as file:
+            if "b" in mode:
+                yield file
+            else:
+                text = io.TextIOWrapper(file, encoding="utf-8")
+                yield text
+                text.flush()
+                text.detach()
+        return
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with open(partial, mode, **({} if "b" in mode else {"encoding": "utf-8"})) as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except OSError as error:
+        if error.errno in _FULL_DISK:
+            raise DiskFull(f"{path}: the disk is full; free space or choose another folder, then run again") from error
+        raise
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _uploading(url: str) -> Iterator[IO[bytes]]:
+    filesystem, inside = _remote(url)
+    file = None
+    try:
+        file = filesystem.open(
+            inside, "wb", autocommit=False
+        )  # closing it, as `with` does after an error too, would show what is there
+        filesystem.transaction.files.remove(file)  # where fsspec keeps it for a commit of several files at once
+        yield file
+        file.close()
+        file.commit()
+    except BaseException as error:
+        if file is not None:
+            file.discard()
+        if isinstance(error, FileNotFoundError | PermissionError):
+            raise InputError(
+                f"{url}: cannot be written ({error}); check that the bucket is there and your access to it"
+            ) from None
+        raise
+
+
+def write_json(path: str | os.PathLike, value: Any) -> None:
+    """Writes `value` as indented JSON with sorted keys, whole or not at all; NaN and infinity are refused."""
+    text = json.dumps(value, indent=2, sort_keys=True, allow_nan=False, ensure_ascii=False)
+    with writing(path, "w") as file:
+        file.write(text + "\n")
+
+
+def read_json(path: str | os.PathLike) -> Any:
+    """Reads a JSON file.
+
+    Raises:
+      InputError: there is no such file, or it is not JSON; the message names file and line.
+    """
+    with open_file(path) as file:
+        data = file.read()
+    try:
+        return json.loads(data)
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: is not UTF-8 at byte {error.start}; expected JSON") from None
+    except json.JSONDecodeError as error:
+        raise InputError(f"{path}:{error.lineno}: is not valid JSON ({error.msg})") from None
+
+
+# A JSON value as text in ASCII, the same for equal values.
+canonical_json = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=True).encode
+
+
+def content_hash(value: Any) -> str:
+    """SHA-256, in hexadecimal, of a JSON value in canonical form: equal values have equal hashes everywhere."""
+    return hashlib.sha256(canonical_json(value).encode()).hexdigest()
+
+
+def file_bytes(path: str | os.PathLike) -> int:
+    """Size of a file, local or remote."""
+    if is_remote(path):
+        filesystem, inside = _remote(path)
+        return filesystem.size(inside)
+    return os.path.getsize(path)
+
+
+def join_path(folder: str | os.PathLike, name: str) -> Path | str:
+    """`folder/name`, where the folder is local or a URL, which a `Path` would spoil."""
+    return f"{os.fspath(folder).rstrip('/')}/{name}" if is_remote(folder) else Path(folder) / name
+
+
+def exists(path: str | os.PathLike) -> bool:
+    """Whether there is a file or folder, local or remote."""
+    if is_remote(path):
+        filesystem, inside = _remote(path)
+        return filesystem.exists(inside)
+    return os.path.exists(path)
+
+
+def remove_tree(path: str | os.PathLike) -> None:
+    """Removes a file or a folder with all it holds, local or remote; nothing where there is none."""
+    if is_remote(path):
+        filesystem, inside = _remote(path)
+        if filesystem.exists(inside):
+            filesystem.rm(inside, recursive=True)
+    elif os.path.isdir(path):
+        shutil.rmtree(path)
+    elif os.path.exists(path):
+        os.remove(path)
+
+
+def file_hash(path: str | os.PathLike) -> str:
+    """SHA-256, in hexadecimal, of a file's bytes."""
+    digest = hashlib.sha256()
+    with open_file(path) as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+COMPRESSED = (".gz", ".zst")
+_BLOCK_BYTES = 1 << 20
+_COMPRESSED_BLOCK_BYTES = 1 << 17
+
+
+def expected_bytes(path: str) -> int:
+    """About how much a file holds, decompressed, from its size alone: text shrinks to about a third."""
+    return file_bytes(path) * (3 if path.endswith(COMPRESSED) else 1)
+
+
+def read_blocks(path: str) -> Iterator[bytes]:
+    """Content of a file in blocks of about 1 MiB, decompressed when its name ends in `.gz` or `.zst`.
+
+    Raises:
+      InputError: no such file; a compressed file is damaged, ends early or is not what its name says.
+    """
+    with open_file(path) as file:
+        if path.endswith(COMPRESSED):
+            yield from _decompressed(path, file)
+        else:
+            while block := file.read(_BLOCK_BYTES):
+                yield block
+
+
+def _new_decompressor(path: str) -> Any:
+    if path.endswith(".gz"):
+        return zlib.decompressobj(wbits=31)
+    try:
+        import zstandard
+    except ImportError:
+        raise InputError(
+            f"{path}: reading .zst needs the package zstandard; install it or decompress the file"
+        ) from None
+    return zstandard.ZstdDecompressor().decompressobj()
+
+
+def _decompressed(path: str, file: Any) -> Iterator[bytes]:
+    """A stream may hold several members one after the other, as `cat a.gz b.gz` makes them."""
+    decompressor, begun, read_bytes = _new_decompressor(path), False, 0
+    while data := file.read(_COMPRESSED_BLOCK_BYTES):
+        read_bytes += len(data)
+        while data:
+            try:
+                block = decompressor.decompress(data)
+            except Exception as error:  # zlib.error and zstandard.ZstdError share no parent below Exception
+                kind = "gzip" if path.endswith(".gz") else "Zstandard"
+                where = f"damaged near byte {read_bytes}" if begun else f"not a {kind} file in spite of its name"
+                raise InputError(f"{path}: is {where} ({error}); fetch or write it again") from None
+            begun = True
+            if block:
+                yield block
+            if not decompressor.eof:
+                break
+            data = decompressor.unused_data.lstrip(b"\0")  # tape-style zero padding may stand between and after members
+            decompressor = _new_decompressor(path)
+            begun = bool(data)
+    if begun:
+        raise InputError(
+            f"{path}: ends early at byte {read_bytes}: the compressed stream is cut off; fetch or write it again"
+        )
+
+
+def read_whole(path: str) -> bytes:
+    """The whole, decompressed content of a file."""
+    return b"".join(read_blocks(path))
+
+
+def read_lines(path: str) -> Iterator[list[bytes]]:
+    """Lines of a file without their newline, a list for every block; a line may be longer than any block."""
+    pieces: list[bytes] = []
+    for block in read_blocks(path):
+        lines = block.split(b"\n")
+        pieces.append(lines[0])
+        if len(lines) > 1:
+            lines[0] = b"".join(pieces)
+            pieces = [lines.pop()]
+            yield lines
+    if last := b"".join(pieces):
+        yield [last]

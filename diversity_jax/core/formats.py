@@ -1,0 +1,114 @@
+"""Numbers and foreign text as a reader should see them: units, thousands separators, and nothing invisible."""
+
+import math
+import re
+from typing import Any
+
+from diversity_jax.report.data import Estimate
+
+THIN = "\u202f"
+NO_BREAK = "\u00a0"
+_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
+_DIRECTION = re.compile(r"[\u202a-\u202e\u2066-\u2069]")
+_SCALES = ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k"))
+
+
+def clean(value: Any) -> str:
+    """Foreign text made harmless to show: control characters and broken surrogates become U+FFFD.
+
+    Marks that reverse the direction of the text after them are spelt out, because a reader should see that they are
+    there.
+    """
+    text = _CONTROLS.sub("\ufffd", str(value).replace("\r\n", "\n").replace("\r", "\n"))
+    return _DIRECTION.sub(lambda mark: f"[U+{ord(mark.group()):04X}]", text)
+
+
+def shortened(value: Any, most: int) -> str:
+    """One line of at most `most` characters, cut with an ellipsis."""
+    line = " ".join(clean(value).split())
+    return line if len(line) <= most else line[: most - 1].rstrip() + "\u2026"
+
+
+def count(value: float) -> str:
+    """A whole number with thousands separators: 12,345."""
+    return f"{round(value):,}".replace("-", "\u2212") if math.isfinite(value) else "not finite"
+
+
+def significant(value: float, digits: int = 3) -> str:
+    """A number at `digits` significant digits, without trailing noise: 0.0512, 4.1, 52.3, 1,230."""
+    if not math.isfinite(value):
+        return "not finite"
+    if value == 0:
+        return "0"
+    size = math.floor(math.log10(abs(value)))
+    if size < -4:
+        return f"{value:.{digits - 1}e}".replace("-", "\u2212")
+    decimals = digits - 1 - size
+    rounded = round(value, decimals)
+    text = f"{rounded:,.{max(0, decimals)}f}"
+    if "." in text:
+        text = text.rstrip("0").rstrip(".")
+    return text.replace("-", "\u2212")
+
+
+def compact(value: float, unit: str = "") -> str:
+    """A large number at three digits with its scale: 12.3 M."""
+    scale, letter = next(((scale, letter) for scale, letter in _SCALES if abs(value) >= 0.9995 * scale), (1.0, ""))
+    number = THIN.join(part for part in (significant(value / scale), letter) if part)
+    return NO_BREAK.join(part for part in (number, unit) if part)
+
+
+def percent(share: float, decimals: int = 1) -> str:
+    """A share of one as a percentage: 0.25 is 25 %."""
+    if not math.isfinite(share):
+        return "not finite"
+    return f"{100 * share:.{decimals}f}".replace("-", "\u2212") + f"{THIN}%"
+
+
+def signed(value: float, decimals: int = 1) -> str:
+    """A difference with its sign, a true minus, and none at zero."""
+    text = f"{value:+.{decimals}f}"
+    return text[1:] if float(text) == 0 else text.replace("-", "\u2212")
+
+
+def duration(seconds: float) -> str:
+    """A time in the unit that suits it: 850 \u00b5s, 12.3 ms, 4.2 s, 12 min 5 s, 3 h 4 min."""
+    if not math.isfinite(seconds):
+        return "not finite"
+    if seconds == 0:
+        return "0"
+    if seconds < 1e-3:
+        return f"{significant(seconds * 1e6)}{THIN}\u00b5s"
+    if seconds < 1:
+        return f"{significant(seconds * 1e3)}{THIN}ms"
+    if seconds < 60:
+        return f"{significant(seconds)}{THIN}s"
+    whole = round(seconds)
+    if whole < 3600:
+        return f"{whole // 60}{THIN}min {whole % 60}{THIN}s"
+    return f"{whole // 3600:,}{THIN}h {whole % 3600 // 60}{THIN}min"
+
+
+def money(dollars: float) -> str:
+    """US dollars: cents from one dollar on, three significant digits below."""
+    if dollars == 0 or dollars >= 1:
+        return f"${dollars:,.2f}"
+    return f"${significant(dollars)}"
+
+
+def estimate(interval: Estimate, unit: str = "") -> str:
+    """An estimate with its interval, "4.1 clusters [3.8, 4.5]", or its lower bound alone, "at least 120 clusters"."""
+    unit = f" {unit}" if unit else ""
+    if interval.high is None:
+        return f"at least {significant(interval.low)}{unit}"
+    return f"{significant(interval.value)}{unit} [{significant(interval.low)}, {significant(interval.high)}]"
+
+
+def listed(words: list[str]) -> str:
+    """Words as a sentence lists them: \"a\", \"a and b\", \"a, b and c\"."""
+    return words[0] if len(words) == 1 else ", ".join(words[:-1]) + " and " + words[-1] if words else ""
+
+
+def counted(number: int, singular: str, plural: str | None = None) -> str:
+    """A number with its noun in the right form: \"1 component\", \"3 components\"."""
+    return f"{count(number)} {singular if number == 1 else plural or singular + 's'}"

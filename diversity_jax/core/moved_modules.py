@@ -1,0 +1,56 @@
+"""Module paths of releases before 0.2 that configuration files import: they go on working, with a DeprecationWarning.
+
+`install` puts a finder at the end of `sys.meta_path`, so a path is looked up here only when nothing of that name exists.
+"""
+
+from collections.abc import Sequence
+import importlib
+import importlib.abc
+import importlib.machinery
+import sys
+from types import ModuleType
+import warnings
+
+MOVED: dict[str, tuple[str, ...]] = {
+    "config": ("training.run_config", "mixtures.build_config", "synthesis.config", "scoring.config"),
+    "score_config": ("scoring.config",),
+    "mixtures.component": ("mixtures.config",),
+    "mixtures.preparation": ("prepare.config",),
+    "training.settings": ("training.config",),
+    "synthesis.grammar": ("synthesis.demo_grammar",),
+    "synthesis.settings": ("synthesis.config",),
+    "study.recipe": ("study.config",),
+    "evaluation.settings": ("evaluation.config",),
+}
+"""Old path below `diversity_jax` -> the modules that hold its public names now."""
+
+
+class _MovedLoader(importlib.abc.Loader):
+    def __init__(self, homes: Sequence[str]):
+        self._homes = homes
+
+    def exec_module(self, module: ModuleType) -> None:
+        homes = ", ".join(f"diversity_jax.{home}" for home in self._homes)
+        warnings.warn(f"{module.__name__} has moved; import from {homes}", DeprecationWarning, stacklevel=2)
+        for home in self._homes:
+            found = importlib.import_module(f"diversity_jax.{home}")
+            for name in vars(found):
+                if not name.startswith("_"):
+                    vars(module).setdefault(name, getattr(found, name))
+
+
+class _MovedFinder(importlib.abc.MetaPathFinder):
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        """The old path as a module of its own, or None for every other name."""
+        package, _, name = fullname.partition(".")
+        if package != "diversity_jax" or name not in MOVED:
+            return None
+        return importlib.machinery.ModuleSpec(fullname, _MovedLoader(MOVED[name]))
+
+
+def install() -> None:
+    """Makes the old paths importable in this process; a second call changes nothing."""
+    if not any(isinstance(finder, _MovedFinder) for finder in sys.meta_path):
+        sys.meta_path.append(_MovedFinder())

@@ -1,0 +1,131 @@
+"""What one needs to know to repeat a run, kept beside it in `run.json`: command line, settings, versions and
+hardware.
+"""
+
+from collections.abc import Mapping, Sequence
+import dataclasses
+import importlib.metadata
+import os
+from pathlib import Path
+import platform
+import re
+import shlex
+import sys
+from typing import Any
+
+from diversity_jax.core.errors import InputError
+from diversity_jax.core.files import read_json, write_json
+from diversity_jax.report.data import Fact
+
+_PACKAGES = (
+    "diversity_jax",
+    "jax",
+    "jaxlib",
+    "flax",
+    "optax",
+    "orbax-checkpoint",
+    "numpy",
+    "seqio",
+    "tensorflow",
+    "tensorflow-cpu",
+)
+_USER_IN_URL = re.compile(r"(?<=://)[^/\s@]+@")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunRecord:
+    """A run's `run.json`.
+
+    Attributes:
+      command: the command line, quoted for a shell; user names and passwords in URLs are left out.
+      settings: the configuration, nested.
+      versions: of Python and of the packages a run depends on, by name; packages that are not installed are left out.
+      hardware: the devices computed on, and the machine.
+    """
+
+    command: str
+    settings: Mapping[str, Any]
+    versions: Mapping[str, str]
+    hardware: str
+
+    def save(self, run_dir: str | os.PathLike) -> Path:
+        """Writes `run.json` into the run's folder."""
+        path = Path(run_dir) / "run.json"
+        write_json(path, dataclasses.asdict(self))
+        return path
+
+    def facts(self) -> list[Fact]:
+        """What a page's last section says of it."""
+        versions = ", ".join(f"{name} {version}" for name, version in self.versions.items())
+        return [
+            Fact(name="Command", value=self.command, code=True),
+            Fact(name="Hardware", value=self.hardware),
+            Fact(name="Versions", value=versions),
+        ]
+
+    @classmethod
+    def load(cls, path: str | os.PathLike) -> "RunRecord":
+        """Reads `run.json`.
+
+        Raises:
+          InputError: no such file, not JSON, or not what `save` writes.
+        """
+        value = read_json(path)
+        kinds = {"command": str, "settings": dict, "versions": dict, "hardware": str}
+        if not isinstance(value, dict) or set(value) != set(kinds):
+            raise InputError(
+                f"{path}: is not a run's record; expected an object with {', '.join(kinds)}: remove it, or train again"
+            )
+        for name, kind in kinds.items():
+            if not isinstance(value[name], kind):
+                raise InputError(
+                    f"{path}: {name} is {type(value[name]).__name__}; expected {kind.__name__}: remove the file, or "
+                    "train again"
+                )
+        return cls(**value)
+
+
+def describe(command: Sequence[str], settings: Any, devices: Sequence[Any] = ()) -> RunRecord:
+    """Describes the run that is starting.
+
+    Args:
+      command: `sys.argv`; a module's path as its first word is written as `python -m MODULE`.
+      settings: a configuration dataclass, or a mapping of JSON values.
+      devices: `jax.devices()`, where the run computes on any.
+    """
+    kinds = sorted({str(device.device_kind) for device in devices})
+    machine = f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()}"
+    found = f"{len(devices)} x {', '.join(kinds)}; " if devices else ""
+    value = dataclasses.asdict(settings) if dataclasses.is_dataclass(settings) else settings
+    return RunRecord(command=_command(command), settings=_plain(value), versions=_versions(), hardware=found + machine)
+
+
+def _command(words: Sequence[str]) -> str:
+    first, *others = words
+    path = Path(first)
+    if path.suffix == ".py" and path.parent.name == "diversity_jax":
+        start = ["python", "-m", f"diversity_jax.{path.stem}"]
+    else:
+        start = ["python", first] if path.suffix == ".py" else [first]
+    return _USER_IN_URL.sub("", shlex.join(start + others))
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": sys.version.split()[0]}
+    for package in _PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _plain(value: Any) -> Any:
+    """JSON values of a configuration: tuples become lists, anything unusual its text, URLs lose user and password."""
+    if isinstance(value, Mapping):
+        return {str(name): _plain(one) for name, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(one) for one in value]
+    if isinstance(value, str):
+        return _USER_IN_URL.sub("", value)
+    return value if value is None or isinstance(value, (bool, int, float)) else str(value)

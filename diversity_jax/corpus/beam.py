@@ -1,0 +1,61 @@
+"""Pipelines of Apache Beam over corpora: what Beam cannot do, and bad input that a worker meets, is one line here."""
+
+from collections.abc import Iterator, Sequence
+import contextlib
+import re
+from typing import Any
+
+from diversity_jax.core.errors import InputError
+
+_INPUT_ERROR = re.compile(r"(?:InputError|Rejected|DiskFull): (.+?)(?: \[while running|$)", re.MULTILINE)
+_NOT_FETCHED = re.compile(r"Unable to fetch remote [^:]+:[^:\s]+")  # what Flink, Spark and Prism need beside Beam
+
+
+def pipeline_options(runner: str, options: Sequence[str]) -> Any:
+    """Beam's options for a runner, such as `DataflowRunner`, and options of its own, such as
+    `--temp_location=gs://bucket/tmp`.
+
+    Raises:
+      InputError: apache-beam is not installed, or does not take the options.
+    """
+    try:
+        from apache_beam.options.pipeline_options import PipelineOptions, TypeOptions
+    except ImportError as error:
+        raise InputError(f"runner {runner}: needs apache-beam ({error}); pip install 'diversity_jax[beam]'") from None
+    try:
+        found = PipelineOptions([f"--runner={runner}", *options])
+    except (ValueError, TypeError, AttributeError) as error:
+        raise _not_taken(runner, error) from None
+    if runner == "DirectRunner":
+        # Otherwise it downloads the Prism runner and tries that first. No pipeline here has triggers.
+        found.view_as(TypeOptions).allow_unsafe_triggers = True
+    return found
+
+
+@contextlib.contextmanager
+def open_pipeline(runner: str, options: Any) -> Iterator[Any]:
+    """A pipeline that has run to its end when the block is left; bad input that a worker met is raised here in one
+    line.
+    """
+    import apache_beam as beam
+
+    try:
+        pipeline = beam.Pipeline(options=options)
+    except (ValueError, TypeError, AttributeError, ImportError) as error:
+        raise _not_taken(runner, error) from None
+    try:
+        with pipeline:
+            yield pipeline
+    except Exception as error:  # runners wrap what a worker raised in exceptions of their own
+        found = _INPUT_ERROR.search(str(error))
+        if found and not isinstance(error, InputError):
+            raise InputError(found[1].strip().strip("'\"")) from error
+        if missing := _NOT_FETCHED.search(str(error)):
+            raise InputError(
+                f"runner {runner}: {missing[0]}; fetch it yourself and name it with Beam's own flags"
+            ) from None
+        raise
+
+
+def _not_taken(runner: str, error: Exception) -> InputError:
+    return InputError(f"runner {runner}: Apache Beam does not take it ({' '.join(str(error).split())})")

@@ -1,0 +1,332 @@
+"""The one corpus behind every source: records in parts, decoded, checked, limited, sampled and fingerprinted."""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+import hashlib
+import json
+import os
+from typing import Any
+
+import numpy as np
+
+from diversity_jax.core.errors import InputError
+from diversity_jax.core.files import content_hash
+from diversity_jax.corpus.conversations import ConversationRecords
+from diversity_jax.corpus.document import CorpusConfig, Document, Records, Rejected
+from diversity_jax.corpus.sampling import Lowest, lowest
+
+_READING_VERSION = 1  # raise it when the same bytes and settings begin to give other documents
+
+
+_UNIT_BYTES = 64 << 20
+
+
+@dataclass(kw_only=True)
+class Tally:
+    """What one reading met: records, broken ones among them, and what was left out by reason.
+
+    Attributes:
+      records: records that were not blank; broken: those of them that are no documents.
+      taken: documents handed out.
+      first_error: the message of the first broken record.
+      rejected: records left out, by reason.
+    """
+
+    records: int = 0
+    broken: int = 0
+    taken: int = 0
+    first_error: str | None = None
+    rejected: Counter[str] = field(default_factory=Counter)
+
+    def add_broken(self, error: Rejected) -> None:
+        """Counts a record that is broken."""
+        self.records += 1
+        self.broken += 1
+        self.rejected[error.reason] += 1
+        self.first_error = self.first_error or str(error)
+
+    def add(self, other: "Tally") -> None:
+        """Counts what a reading of the following records met."""
+        self.records += other.records
+        self.broken += other.broken
+        self.taken += other.taken
+        self.first_error = self.first_error or other.first_error
+        self.rejected += other.rejected
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unit:
+    """Consecutive parts of a corpus that are read by one reader.
+
+    Attributes:
+      first, end: the parts first, ..., end - 1.
+      expected_bytes: about how much text that is; None where that is not known.
+    """
+
+    first: int
+    end: int
+    expected_bytes: int | None
+
+
+class RecordCorpus:
+    """Documents out of records, in the order of the parts. Files must not change while it is open.
+
+    Attributes:
+      name: the source as it was asked for.
+      rejected: how many records the latest reading or sampling left out, by reason.
+      records: how many there are, documents or not; None before a sampling has counted them.
+    """
+
+    def __init__(self, config: CorpusConfig, parts: Sequence[Records], kind: str):
+        self.name = config.source
+        self.rejected: Counter[str] = Counter()
+        self.records: int | None = None
+        self._config = config
+        form = config.conversations
+        self._parts = [ConversationRecords(part, form) for part in parts] if form else parts
+        self._kind = kind
+        self._fingerprint: str | None = None
+        self._is_share_checked = False
+
+    def __iter__(self) -> Iterator[Document]:
+        """All documents, streamed.
+
+        Raises:
+          InputError: a broken record, or at the end a larger share of them than `max_broken_share`; nothing was left
+            over.
+        """
+        return (document for _, document in self._accepted())
+
+    def sample(self, size: int, *, seed: int) -> list[Document]:
+        """Uniform sample without replacement, in random order: its beginning is the smaller sample of the same seed.
+
+        Records are looked up where the source has an index (plain local JSON Lines and TFRecord, Parquet, text files);
+        elsewhere all records are streamed, and only those that could be drawn are decoded.
+
+        Returns:
+          `size` documents, or all of them when the corpus is smaller.
+
+        Raises:
+          InputError: `size` is under 1; a drawn record is broken and `max_broken_share` is 0; or the corpus holds more
+            than that share.
+        """
+        if size < 1:
+            raise InputError(f"sample size {size}: expected at least 1")
+        self.rejected = Counter()
+        if self._config.max_documents is not None:
+            return self._sample_accepted(size, seed)
+        counts = [part.count() for part in self._parts]
+        if None in counts:
+            return self._sample_stream(size, seed)
+        return self._sample_index(size, seed, np.cumsum([0, *counts]))
+
+    def fingerprint(self, hashes: Sequence[str] | None = None) -> str:
+        """SHA-256 over content, order of the parts and the settings that decide which documents come out.
+
+        `hashes`, of all units in order, spare reading them here: they may have been computed on other machines.
+
+        Files are hashed as they lie on disk, so that moving or renaming them changes nothing unless it changes their
+        order. Documents are hashed instead where there are no files, and where `max_documents` leaves most of a file
+        unread.
+        """
+        if self._fingerprint is None:
+            hashes = list(hashes) if hashes is not None else self._content_hashes()
+            settings = [self._config.record_field, self._config.min_characters, self._config.max_documents]
+            settings += [self._config.conversations] if self._config.conversations else []
+            self._fingerprint = content_hash([_READING_VERSION, self._kind, settings, hashes])
+        return self._fingerprint
+
+    def units(self) -> list[Unit]:
+        """The corpus in pieces that may be read apart and in parallel; which they are depends on the files alone.
+
+        Large files are units of their own, small ones are read several at a time. Where `max_documents` counts from the
+        first record on, everything is one unit.
+        """
+        sizes = [part.expected_bytes() for part in self._parts]
+        if self._config.max_documents is not None:
+            return [Unit(first=0, end=len(sizes), expected_bytes=None)]
+        if None in sizes:
+            return [Unit(first=part, end=part + 1, expected_bytes=size) for part, size in enumerate(sizes)]
+        units, first, expected = [], 0, 0
+        for end, size in enumerate(sizes, start=1):
+            expected += size
+            if expected >= _UNIT_BYTES or end == len(sizes):
+                units.append(Unit(first=first, end=end, expected_bytes=expected))
+                first, expected = end, 0
+        return units
+
+    def read(self, unit: Unit, tally: Tally) -> Iterator[Document]:
+        """Documents of one unit, counted in `tally`; whether too many are broken is for `settle` to say, over all
+        units.
+
+        Raises:
+          InputError: a broken record where none is tolerated.
+        """
+        return (document for _, document in self._read(self._parts[unit.first : unit.end], tally))
+
+    def settle(self, tally: Tally) -> None:
+        """Judges a whole reading: `tally` over all units.
+
+        Raises:
+          InputError: a larger share of records than `max_broken_share` is broken, or there is no document.
+        """
+        self.rejected = tally.rejected
+        self._check_share(tally)
+        if not tally.taken:
+            raise self._empty(tally.rejected)
+
+    def unit_hashes(self, unit: Unit) -> list[str] | None:
+        """Hashes of the stored bytes of a unit's parts, or None where only the documents can be hashed."""
+        if self._config.max_documents is not None:
+            return None
+        hashes = [part.content_hash() for part in self._parts[unit.first : unit.end]]
+        return None if None in hashes else hashes
+
+    def _content_hashes(self) -> list[str]:
+        if self._config.max_documents is None:
+            with ThreadPoolExecutor(
+                min(8, os.cpu_count() or 1)
+            ) as threads:  # hashlib and file reads release the interpreter lock
+                hashes = list(threads.map(lambda part: part.content_hash(), self._parts))
+            if None not in hashes:
+                return hashes
+        digest = hashlib.sha256()
+        for document in self:
+            meta = json.dumps(document.meta, sort_keys=True, default=str)
+            digest.update(json.dumps([document.text, meta]).encode())
+        return [digest.hexdigest()]
+
+    def _accepted(self) -> Iterator[tuple[int, Document]]:
+        """(position, document) of everything that belongs to the corpus, in order."""
+        tally = Tally()
+        self.rejected = tally.rejected
+        yield from self._read(self._parts, tally)
+        self.settle(tally)
+
+    def _read(self, parts: Sequence[Records], tally: Tally) -> Iterator[tuple[int, Document]]:
+        """(position, document) of everything accepted in some parts; positions count from the first of them."""
+        first_position = 0
+        for part in parts:
+            position = first_position - 1
+            for batch in part.batches():
+                for raw in batch:
+                    position += 1
+                    try:
+                        document = part.decode(raw, position - first_position)
+                    except Rejected as error:
+                        if self._config.max_broken_share == 0:
+                            raise
+                        tally.add_broken(error)
+                        continue
+                    if document is None:
+                        continue
+                    tally.records += 1
+                    if self._is_wanted(document, tally.rejected):
+                        tally.taken += 1
+                        yield position, document
+                        if tally.taken == self._config.max_documents:
+                            return
+            first_position = position + 1
+
+    def _is_wanted(self, document: Document, rejected: Counter[str]) -> bool:
+        text = document.text
+        if len(text) < self._config.min_characters or len(text.strip()) < self._config.min_characters:
+            rejected["too short" if text and not text.isspace() else "empty"] += 1
+            return False
+        return True
+
+    def _tolerate(self, error: Rejected, rejected: Counter[str]) -> None:
+        if self._config.max_broken_share == 0:
+            raise error
+        rejected[error.reason] += 1
+
+    def _check_share(self, tally: Tally) -> None:
+        if tally.broken > self._config.max_broken_share * tally.records:
+            share = (
+                f"{tally.broken} of {tally.records} records are broken, more than "
+                f"max_broken_share={self._config.max_broken_share}"
+            )
+            raise InputError(f"{self.name}: {share}; the first: {tally.first_error}")
+        self._is_share_checked = True
+
+    def _empty(self, rejected: Counter[str]) -> InputError:
+        reasons = ", ".join(f"{count} {reason}" for reason, count in rejected.most_common())
+        left_out = f" (left out: {reasons})" if reasons else ""
+        return InputError(f"{self.name}: holds no document{left_out}; check the source and its settings")
+
+    def _draw(self, part: Records, raw: Any, position: int, rejected: Counter[str]) -> Document | None:
+        """One record of a sample, or None if it is no document.
+
+        One pass over the whole corpus settles, when the first broken record is met, whether their share is tolerable:
+        the share among the few drawn would say so only roughly.
+        """
+        try:
+            document = part.decode(raw, position)
+        except Rejected as error:
+            self._tolerate(error, rejected)
+            if not self._is_share_checked:
+                for _ in self._accepted():
+                    pass
+                self.rejected = rejected
+            return None
+        return document if document is not None and self._is_wanted(document, rejected) else None
+
+    def _sample_accepted(self, size: int, seed: int) -> list[Document]:
+        kept: Lowest[Document] = Lowest(size, seed)
+        for position, document in self._accepted():
+            for _, priority in kept.wanted(position, 1):
+                kept.keep(priority, position, document)
+        return kept.values()
+
+    def _sample_stream(self, size: int, seed: int) -> list[Document]:
+        kept: Lowest[Document] = Lowest(size, seed)
+        rejected, first_position = self.rejected, 0
+        for part in self._parts:
+            position = 0
+            for batch in part.batches():
+                for offset, priority in kept.wanted(first_position + position, len(batch)):
+                    document = self._draw(part, batch[offset], position + offset, rejected)
+                    if document is not None:
+                        kept.keep(priority, first_position + position + offset, document)
+                position += len(batch)
+            first_position += position
+        self.records = first_position
+        return self._unless_empty(kept.values())
+
+    def _sample_index(self, size: int, seed: int, bounds: np.ndarray) -> list[Document]:
+        """Fetches the records of lowest priority, and further ones in place of those that are no documents.
+
+        Args:
+          size: number of documents.
+          seed: of the draw.
+          bounds: position of the first record of every part, and the number of records: int[parts + 1].
+        """
+        total, wanted, looked_at = int(bounds[-1]), size, 0
+        self.records = total
+        documents: list[Document] = []
+        while len(documents) < size and looked_at < total:
+            positions = lowest(total, wanted, seed)[looked_at:]
+            looked_at += len(positions)
+            documents += self._fetch(positions, bounds)
+            wanted = looked_at + 2 * (size - len(documents)) + 16
+        return self._unless_empty(documents[:size])
+
+    def _fetch(self, positions: np.ndarray, bounds: np.ndarray) -> list[Document]:
+        """Documents at these positions in the order asked, without those that are none."""
+        rejected, found = self.rejected, {}
+        ascending = np.sort(positions)
+        edges = np.searchsorted(ascending, bounds)
+        for index in np.flatnonzero(np.diff(edges)).tolist():
+            part, inside = self._parts[index], ascending[edges[index] : edges[index + 1]]
+            for position, raw in zip(inside.tolist(), part.fetch(inside - bounds[index]), strict=True):
+                document = self._draw(part, raw, position - int(bounds[index]), rejected)
+                if document is not None:
+                    found[position] = document
+        return [found[position] for position in positions.tolist() if position in found]
+
+    def _unless_empty(self, documents: list[Document]) -> list[Document]:
+        if not documents:
+            raise self._empty(self.rejected)
+        return documents

@@ -1,0 +1,132 @@
+"""Parquet: the text column and the plain columns beside it, by row groups."""
+
+from collections.abc import Iterator
+import contextlib
+from typing import Any
+
+import numpy as np
+
+from diversity_jax.core.errors import InputError
+from diversity_jax.core.files import file_bytes, file_hash, open_file
+from diversity_jax.corpus.document import Document, decode_utf8
+
+_BATCH_ROWS = 1024
+
+
+class Parquet:
+    """Rows of one file. Metadata holds the top-level columns of text, numbers, truth values and dates; nested and
+    binary ones (embeddings, images) are never read. Sampling reads only the row groups that hold a drawn row."""
+
+    def __init__(self, path: str, label: str, text_field: str):
+        self._path = path
+        self._label = label
+        self._field = text_field
+        with self._opened() as file:
+            self._columns = _meta_columns(file.schema_arrow, text_field, path)
+            self._read = [text_field, *self._columns] if text_field else self._columns
+            self._group_rows = [
+                file.metadata.row_group(group).num_rows for group in range(file.metadata.num_row_groups)
+            ]
+
+    def batches(self) -> Iterator[list[tuple[bytes | None, dict[str, Any]]]]:
+        with self._opened() as file:
+            for batch in file.iter_batches(batch_size=_BATCH_ROWS, columns=self._read):
+                yield self._rows(batch)
+
+    def decode(self, raw: tuple[bytes | None, dict[str, Any]], position: int) -> Document:
+        data, meta = raw
+        text = decode_utf8(data, f"{self._path}:{position + 1}") if data is not None else ""
+        return Document(id=f"{self._label}:{position + 1}", text=text, meta=meta)
+
+    def count(self) -> int:
+        return sum(self._group_rows)
+
+    def fetch(self, positions: np.ndarray) -> Iterator[tuple[bytes | None, dict[str, Any]]]:
+        with self._opened() as file:
+            first = 0
+            for group, rows in enumerate(self._group_rows):
+                chosen = positions[(positions >= first) & (positions < first + rows)] - first
+                first += rows
+                if not len(chosen):
+                    continue
+                start = 0
+                for batch in file.iter_batches(batch_size=_BATCH_ROWS, row_groups=[group], columns=self._read):
+                    here = chosen[(chosen >= start) & (chosen < start + len(batch))] - start
+                    start += len(batch)
+                    if len(here):
+                        yield from self._rows(batch.take(here))
+
+    def expected_bytes(self) -> int:
+        return 2 * file_bytes(self._path)
+
+    def content_hash(self) -> str:
+        return file_hash(self._path)
+
+    def _rows(self, batch: Any) -> list[tuple[bytes | None, dict[str, Any]]]:
+        texts = _text_column(batch, self._field).to_pylist() if self._field else [None] * len(batch)
+        metas = batch.select(self._columns).to_pylist() if self._columns else [{} for _ in texts]
+        return list(zip(texts, metas, strict=True))
+
+    @contextlib.contextmanager
+    def _opened(self) -> Iterator[Any]:
+        """The open Parquet file; what pyarrow objects to becomes one line about this file."""
+        import pyarrow
+        import pyarrow.parquet
+
+        with open_file(self._path) as source:
+            try:
+                with pyarrow.parquet.ParquetFile(source) as file:
+                    yield file
+            except (pyarrow.ArrowException, OSError) as error:
+                reason = str(error).splitlines()[0]
+                raise InputError(
+                    f"{self._path}: is not a whole Parquet file ({reason}); fetch or write it again"
+                ) from None
+
+
+def _meta_columns(schema: Any, text_field: str, path: str) -> list[str]:
+    """Names of the plain columns beside the text.
+
+    Raises:
+      InputError: there is no text column, or it does not hold text.
+    """
+    import pyarrow.types as types
+
+    binary = (types.is_binary, types.is_large_binary, types.is_fixed_size_binary)
+    if not text_field:  # the whole record, lists of messages too
+        return [field.name for field in schema if not any(kind(field.type) for kind in binary)]
+    nested = "." in text_field and text_field not in schema.names
+    first, *rest = text_field.split(".") if nested else [text_field]
+    column = schema.field(first).type if first in schema.names else None
+    for name in rest:
+        column = (
+            column.field(name).type
+            if column is not None and types.is_struct(column) and column.get_field_index(name) >= 0
+            else None
+        )
+    if column is None:
+        raise InputError(f"{path}: has no column {text_field!r}; set text_field to one of: {', '.join(schema.names)}")
+    value = column.value_type if types.is_dictionary(column) else column
+    if not (
+        types.is_string(value) or types.is_large_string(value) or types.is_binary(value) or types.is_large_binary(value)
+    ):
+        raise InputError(f"{path}: column {text_field!r} holds {column}, not text; set text_field to one that does")
+    unread = (types.is_nested, *binary)
+    return [field.name for field in schema if field.name != first and not any(kind(field.type) for kind in unread)]
+
+
+def _text_column(batch: Any, text_field: str) -> Any:
+    """The text as bytes: pyarrow does not check that strings in a file are UTF-8, and a bad one would fail its whole
+    batch.
+    """
+    import pyarrow
+    import pyarrow.compute
+
+    if text_field in batch.schema.names:
+        column = batch.column(text_field)
+    else:
+        first, *rest = text_field.split(".")
+        column = pyarrow.compute.struct_field(batch.column(first), rest)
+    if pyarrow.types.is_dictionary(column.type):
+        column = column.dictionary_decode()
+    return column.cast(pyarrow.large_binary() if pyarrow.types.is_large_string(column.type) else pyarrow.binary())

@@ -1,0 +1,181 @@
+"""What evaluation, generation and the server can be told."""
+
+from dataclasses import dataclass, field
+
+from diversity_jax.core.errors import InputError
+from diversity_jax.corpus import CorpusConfig
+from diversity_jax.model import MeshConfig
+
+COMPUTE_DTYPES = ("float32", "bfloat16")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSource:
+    """Which model, and how it is run.
+
+    Attributes:
+      checkpoint: a run's output folder, what `model.convert import` wrote, or a Hugging Face folder.
+      step: of a run: which checkpoint; None: the latest.
+      tokenizer: `bytes`, a file or a folder; None: the run's own, or the one beside the weights.
+      compute_dtype: float32 (figures equal everywhere) or bfloat16 (faster on accelerators).
+      max_length: longest context in tokens; None: the model's own.
+      mesh: how rows and weights lie on the devices; by default rows over all of them.
+    """
+
+    checkpoint: str = ""
+    step: int | None = None
+    tokenizer: str | None = None
+    compute_dtype: str = "float32"
+    max_length: int | None = None
+    mesh: MeshConfig = field(default_factory=lambda: MeshConfig(data=-1, fsdp=1))
+
+    def __post_init__(self):
+        if self.compute_dtype not in COMPUTE_DTYPES:
+            raise InputError(f"model.compute_dtype={self.compute_dtype!r}: choose {' or '.join(COMPUTE_DTYPES)}")
+        if self.max_length is not None and self.max_length < 2:
+            raise InputError(f"model.max_length={self.max_length}: must be at least 2")
+
+    def check_named(self) -> None:
+        """Refuses an empty checkpoint, which a configuration file may leave to the command line."""
+        if not self.checkpoint:
+            raise InputError(
+                "model.checkpoint is empty; give a run's output folder or a Hugging Face folder: "
+                "--config.model.checkpoint=DIR"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeldOutCorpus:
+    """Text the model was not trained on, and the name its loss is shown under."""
+
+    name: str
+    corpus: CorpusConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    """What `python -m diversity_jax.evaluate` measures.
+
+    Attributes:
+      output_dir: for results.json, samples/, requests/ (finished requests, for going on after an interruption) and
+        report.html.
+      model: which, and how it is run.
+      tasks: names of lm-evaluation-harness joined by commas; `paper` stands for the paper's eight; empty: none.
+      data_dir: folder of local benchmark files; None: the hub.
+      num_fewshot: examples shown before each question, from the train split; the paper shows none.
+      limit: items of each task at most; None: all.
+      batch_size: rows computed at once; results do not depend on it.
+      slots: answers generated at once, for tasks that generate.
+      system_prompt: stands first in every prompt; for fine-tuned models the one they were tuned with.
+      apply_chat_template: ask in the form of a conversation, by the tokenizer's template or the project's own.
+      held_out: also measure the loss on the run's held-out rows, component by component.
+      out_of_distribution: texts whose loss is measured document by document.
+      compare_with: another evaluation's output folder; the two are compared item by item.
+      bootstrap_samples: draws of the paired bootstrap.
+    """
+
+    output_dir: str = "runs/evaluation"
+    model: ModelSource = field(default_factory=ModelSource)
+    tasks: str = "paper"
+    data_dir: str | None = None
+    num_fewshot: int = 0
+    limit: int | None = None
+    batch_size: int = 8
+    slots: int = 16
+    system_prompt: str | None = None
+    apply_chat_template: bool = False
+    held_out: bool = False
+    out_of_distribution: tuple[HeldOutCorpus, ...] = ()
+    compare_with: str | None = None
+    bootstrap_samples: int = 2000
+    seed: int = 0
+
+    def __post_init__(self):
+        for name, least in (("num_fewshot", 0), ("batch_size", 1), ("slots", 1), ("bootstrap_samples", 100)):
+            if getattr(self, name) < least:
+                raise InputError(f"{name}={getattr(self, name)}: must be at least {least}")
+        if self.limit is not None and self.limit < 1:
+            raise InputError(f"limit={self.limit}: must be at least 1, or None for all items")
+        if not self.task_list and not self.held_out and not self.out_of_distribution:
+            raise InputError(
+                "tasks is empty, held_out is off and out_of_distribution names nothing: there is nothing to measure"
+            )
+        names = [one.name for one in self.out_of_distribution]
+        if len(set(names)) < len(names):
+            raise InputError("out_of_distribution: two corpora share a name; give each its own")
+
+    @property
+    def task_list(self) -> list[str]:
+        """The names in `tasks`."""
+        return [name.strip() for name in self.tasks.split(",") if name.strip()]
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerateTextConfig:
+    """What `python -m diversity_jax.generate_text` writes.
+
+    Attributes:
+      model: which, and how it is run.
+      prompt: one prompt; with `prompts_file` it is not used.
+      prompts_file: a file of prompts: JSON lines with `prompt` (text) or `messages` (a conversation), else one prompt a
+        line.
+      output: a JSON-lines file of answers; None: the answers are printed.
+      chat: the prompt is what a user says, put into the chat template.
+      system_prompt: for chat.
+      max_tokens, temperature, top_k, top_p, seed: as `Sampling`; answer n of a prompt uses seed + n.
+      stop: texts at which an answer ends.
+      samples: answers a prompt.
+      slots: answers that grow together.
+    """
+
+    model: ModelSource = field(default_factory=ModelSource)
+    prompt: str = ""
+    prompts_file: str | None = None
+    output: str | None = None
+    chat: bool = False
+    system_prompt: str | None = None
+    max_tokens: int = 64
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    seed: int = 0
+    stop: tuple[str, ...] = ()
+    samples: int = 1
+    slots: int = 16
+
+    def __post_init__(self):
+        for name in ("samples", "slots", "max_tokens"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name}={getattr(self, name)}: must be at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServeConfig:
+    """What `python -m diversity_jax.serve` offers.
+
+    Attributes:
+      model: which, and how it is run.
+      name: what clients call the model; None: the checkpoint folder's name.
+      host: address to listen on; only this machine can reach 127.0.0.1.
+      port: 0 takes a free one and prints it.
+      slots: answers that grow together.
+      steps: tokens decoded before waiting requests are looked at again.
+      max_waiting: requests in line at most; beyond, clients are told to come back (429).
+      max_body_bytes: longest request body.
+    """
+
+    model: ModelSource = field(default_factory=ModelSource)
+    name: str | None = None
+    host: str = "127.0.0.1"
+    port: int = 8000
+    slots: int = 16
+    steps: int = 8
+    max_waiting: int = 1024
+    max_body_bytes: int = 8 << 20
+
+    def __post_init__(self):
+        for name in ("slots", "steps", "max_waiting", "max_body_bytes"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name}={getattr(self, name)}: must be at least 1")
+        if not 0 <= self.port < 65536:
+            raise InputError(f"port={self.port}: must be from 0 (any free one) to 65535")

@@ -1,0 +1,274 @@
+"""Lexical metrics of a whole corpus on Apache Beam, for corpora that no machine holds.
+
+Which metrics merge, and how:
+
+  context length, type-token ratio, MTLD    sums over documents
+  n-gram diversity                          different n-grams of each range of keys, added up over ranges
+  self-repetition                           documents that hold each 4-gram, sent back to the documents, then a mean
+
+Compression looks at text in its order, ROUGE-L and BLEU at pairs, and perplexity needs a model on every worker: those
+are measured on
+draws. So are embedding metrics: mean distance, Vendi score and the filling of given clusters are sums too, but they
+  need one embedder.
+
+An n-gram is known by 64 bits here, made from a hash of each word, so that workers agree without a common vocabulary.
+Among m different n-grams m^2 / 2^65 fall together by chance: none in a thousand million, three in ten thousand million.
+Otherwise figures are those of `richness`, on the same words.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict
+import hashlib
+import itertools
+import math
+from typing import Any
+import uuid
+
+import numpy as np
+
+from diversity_jax.core.errors import InputError
+from diversity_jax.core.files import join_path, read_json, remove_tree, write_json
+from diversity_jax.corpus import Corpus
+from diversity_jax.corpus.beam import open_pipeline, pipeline_options
+from diversity_jax.metrics import lexical
+from diversity_jax.metrics.card import Figure, MetricsCard
+from diversity_jax.metrics.ngrams import Ngrams
+from diversity_jax.metrics.registry import MetricsConfig
+from diversity_jax.metrics.text import Vocabulary, Words
+
+MERGEABLE = (
+    "context_length_words", "self_repetition", "ngram_diversity_1", "ngram_diversity_2", "ngram_diversity_3", "ngram_diversity_4",
+    "ngram_diversity", "type_token_ratio", "mtld",
+)  # fmt: skip
+_ORDERS, _REPEATED_ORDER = (1, 2, 3, 4), 4
+_BLOCK_DOCUMENTS, _BLOCK_CHARACTERS = 8192, 1 << 24
+_BUCKET_BITS = 8
+_FIRST, _SECOND = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xD6E8FEB86659FD93)
+
+Block = tuple[str, list[str]]
+"""Some documents of one unit, with a name of their own."""
+
+
+def measure_whole(
+    open_corpus: Callable[[], Corpus], name: str, metrics: Sequence[str], config: MetricsConfig, scratch: str
+) -> MetricsCard:
+    """The metrics of every document, without draws, so without intervals.
+
+    Args:
+      open_corpus: opens the corpus, here and on every worker.
+      name: of the corpus.
+      metrics: those of them that merge are measured; a warning on the card names the others.
+      config: `runner`, `runner_options` and `words` count.
+      scratch: a folder that all workers reach (`gs://` with Dataflow); what is written there goes again.
+
+    Raises:
+      InputError: no metric merges, Beam is not installed or does not take the settings, or the corpus is empty or
+        broken.
+    """
+    chosen = [one for one in metrics if one in MERGEABLE]
+    if not chosen:
+        raise InputError(
+            f"baseline.runner: none of {', '.join(metrics)} merges over workers; choose some of {', '.join(MERGEABLE)}"
+        )
+    place = str(join_path(scratch, f".whole-{uuid.uuid4().hex}"))
+    try:
+        with open_pipeline(config.runner, pipeline_options(config.runner, config.runner_options)) as pipeline:
+            _build(pipeline, open_corpus, len(units_of(open_corpus())), config.words, place)
+        found = {part: read_json(join_path(place, f"{part}.json")) for part in ("sums", "distinct", "repeats")}
+    finally:
+        remove_tree(place)
+    if not found["sums"]:
+        raise InputError(f"{name}: holds no document; check the source and its settings")
+    values = _values(found)
+    warnings = ["measured on the whole corpus, in one piece: figures without intervals"]
+    if left := [one for one in metrics if one not in MERGEABLE]:
+        warnings.append(f"not measured, because they do not merge over workers: {', '.join(left)}")
+    documents = int(found["sums"]["documents"])
+    kept = {
+        key: value
+        for key, value in asdict(config).items()
+        if key not in ("threads", "embedder_base_url", "seed", "runner_options")
+    }
+    derived = {
+        "draws": 1,
+        "draw_documents": documents,
+        "control_words": 0,
+        "control_documents": 0,
+        "clusters": 0,
+        "embedder": None,
+    }
+    return MetricsCard(
+        metrics={one: Figure(value=values[one]) for one in chosen if values[one] is not None},
+        corpus={"name": name, "fingerprint": open_corpus().fingerprint(), "documents": documents},
+        parameters=kept | derived,
+        seed=config.seed,
+        warnings=warnings,
+    )
+
+
+def _build(pipeline: Any, open_corpus: Callable[[], Corpus], units: int, form: str, place: str) -> None:
+    import apache_beam as beam
+
+    blocks = (
+        pipeline
+        | beam.Create(range(units))
+        | "spread units" >> beam.Reshuffle()
+        | "read" >> beam.FlatMap(read_blocks, open_corpus)
+    )
+    found = (
+        blocks
+        | "spread blocks" >> beam.Reshuffle()
+        | "count" >> beam.FlatMap(_tagged, form).with_outputs("sums", "distinct", "repeats")
+    )
+    parts = {
+        "sums": found.sums | "add sums" >> beam.CombineGlobally(_added),
+        "distinct": found.distinct
+        | beam.GroupByKey()
+        | beam.MapTuple(count_distinct)
+        | "add orders" >> beam.CombineGlobally(_added),
+        "repeats": found.repeats
+        | "by keys" >> beam.GroupByKey()
+        | beam.FlatMap(lambda pair: count_others(pair[1]))
+        | "by documents" >> beam.GroupByKey()
+        | beam.MapTuple(lambda _, counts: {"log": float(np.log1p(sum(counts)).sum())})
+        | "add logs" >> beam.CombineGlobally(_added),
+    }
+    for name, value in parts.items():
+        _ = value | f"write {name}" >> beam.Map(
+            lambda sums, name=name: write_json(join_path(place, f"{name}.json"), sums)
+        )
+
+
+def _added(sums: Iterable[dict[str, float]]) -> dict[str, float]:
+    total: dict[str, float] = {}
+    for one in sums:
+        for name, value in one.items():
+            total[name] = total.get(name, 0) + value
+    return total
+
+
+def units_of(corpus: Corpus) -> Sequence[Any]:
+    """What can be read apart; one unit, None, where a corpus knows of no parts."""
+    return corpus.units() if hasattr(corpus, "units") else [None]
+
+
+def read_blocks(number: int, open_corpus: Callable[[], Corpus]) -> Iterator[Block]:
+    """A unit's documents, some thousand at a time."""
+    from diversity_jax.corpus.corpus import Tally
+
+    corpus = open_corpus()
+    unit = units_of(corpus)[number]
+    texts: list[str] = []
+    room, block = _BLOCK_CHARACTERS, 0
+    for document in corpus if unit is None else corpus.read(unit, Tally()):
+        texts.append(document.text)
+        room -= len(document.text)
+        if room <= 0 or len(texts) == _BLOCK_DOCUMENTS:
+            yield f"{number}-{block}", texts
+            texts, room, block = [], _BLOCK_CHARACTERS, block + 1
+    if texts:
+        yield f"{number}-{block}", texts
+
+
+def _tagged(block: Block, form: str) -> Iterator[Any]:
+    from apache_beam.pvalue import TaggedOutput
+
+    for tag, value in count_block(block, form):
+        yield TaggedOutput(tag, value)
+
+
+def count_block(block: Block, form: str) -> Iterator[tuple[str, Any]]:
+    """What one block adds: `sums`; `distinct`, ((order, range), keys); `repeats`, (range, (block, documents, keys,
+    places)).
+    """
+    name, texts = block
+    vocabulary, folded = Vocabulary(form), Vocabulary("folded").encode(texts, threads=1)
+    words = vocabulary.encode(texts, threads=1)
+    ngrams = Ngrams(words, threads=1)
+    keys = {n: _global_keys(ngrams, vocabulary, n) for n in _ORDERS}
+    ratio = lexical.type_token_ratio(folded)
+    some = int(np.count_nonzero(folded.lengths))
+    factors = (
+        float(lexical.factor_counts(folded).sum() + lexical.factor_counts(lexical.reversed_words(folded)).sum()) / 2
+    )
+    sums = {"documents": len(texts), "words": len(words.ids), "folded": len(folded.ids), "factors": factors}
+    yield (
+        "sums",
+        sums | {"ratios": (ratio or 0.0) * some, "some": some, **{f"total_{n}": len(keys[n]) for n in _ORDERS}},
+    )
+    for n in _ORDERS:
+        ascending = np.sort(keys[n])
+        different = ascending[_is_new(ascending)]
+        for bucket, part in enumerate(_ranges(different)):
+            if part.stop > part.start:
+                yield "distinct", ((n, bucket), different[part])
+    documents = ngrams.documents(_REPEATED_ORDER)
+    order = np.lexsort((documents, keys[_REPEATED_ORDER]))
+    ascending, places = keys[_REPEATED_ORDER][order], documents[order]
+    once = _is_new(ascending) | _is_new(places)
+    ascending, places = ascending[once], places[once]
+    for bucket, part in enumerate(
+        _ranges(ascending)
+    ):  # empty ones too: a block must come back even where nothing of it repeats
+        yield "repeats", (bucket, (name, len(texts), ascending[part], places[part]))
+
+
+def _global_keys(ngrams: Ngrams, vocabulary: Vocabulary, n: int) -> np.ndarray:
+    """64 bits for every window inside a document, the same on every worker: uint64."""
+    words: Words = ngrams.words
+    hashes = [
+        hashlib.blake2b(word.encode("utf-8", "surrogatepass"), digest_size=8).digest() for word in vocabulary.words
+    ]
+    by_word = np.frombuffer(b"".join(hashes), "<u8")[words.ids] if hashes else np.empty(0, np.uint64)
+    count = max(len(by_word) - n + 1, 0)
+    keys = np.full(count, n, np.uint64)
+    for step in range(n):
+        keys = (keys ^ by_word[step : step + count]) * _FIRST
+        keys ^= keys >> np.uint64(29)
+        keys *= _SECOND
+    return keys[ngrams.windows(n)]
+
+
+def _ranges(ascending: np.ndarray) -> list[slice]:
+    """Where each range of keys lies; a range is that of the highest bits."""
+    highest = ascending >> np.uint64(64 - _BUCKET_BITS)
+    edges = np.searchsorted(highest, np.arange((1 << _BUCKET_BITS) + 1, dtype=np.uint64)).tolist()
+    return [slice(start, end) for start, end in itertools.pairwise(edges)]
+
+
+def _is_new(values: np.ndarray) -> np.ndarray:
+    """Where an array differs from the element before."""
+    new = np.ones(len(values), bool)
+    np.not_equal(values[1:], values[:-1], out=new[1:])
+    return new
+
+
+def count_distinct(key: tuple[int, int], parts: Iterable[np.ndarray]) -> dict[str, int]:
+    """How many different keys one range of one order holds."""
+    return {f"distinct_{key[0]}": int(np.count_nonzero(_is_new(np.sort(np.concatenate(list(parts))))))}
+
+
+def count_others(parts: Iterable[tuple[str, int, np.ndarray, np.ndarray]]) -> Iterator[tuple[str, np.ndarray]]:
+    """For each block, over its documents: how often the keys of one range stand in other documents, added up: int64
+    [documents].
+    """
+    held = list(parts)
+    keys = np.concatenate([part[2] for part in held])
+    _, inverse, counts = np.unique(keys, return_inverse=True, return_counts=True)
+    others, start = counts[inverse] - 1, 0
+    for name, documents, mine, places in held:
+        yield name, np.bincount(places, others[start : start + len(mine)], documents).astype(np.int64)
+        start += len(mine)
+
+
+def _values(found: dict[str, dict[str, float]]) -> dict[str, float | None]:
+    sums, distinct = found["sums"], found["distinct"]
+    shares = [distinct.get(f"distinct_{n}", 0) / sums[f"total_{n}"] if sums[f"total_{n}"] else None for n in _ORDERS]
+    return {
+        "context_length_words": sums["words"] / sums["documents"],
+        "self_repetition": found["repeats"]["log"] / sums["documents"],
+        **{f"ngram_diversity_{n}": share for n, share in zip(_ORDERS, shares, strict=True)},
+        "ngram_diversity": None if None in shares else math.fsum(shares),
+        "type_token_ratio": sums["ratios"] / sums["some"] if sums["some"] else None,
+        "mtld": sums["folded"] / sums["factors"] if sums["factors"] > 0 else None,
+    }

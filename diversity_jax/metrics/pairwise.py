@@ -1,0 +1,195 @@
+"""How alike two documents of a corpus are, over seeded random pairs: ROUGE-L and BLEU, each with an interval.
+
+Of n documents there are n (n - 1) / 2 pairs: 50 million for 10,000. Drawing pairs at random gives the mean over all of
+them with a known error; where there are no more pairs than asked for, all are taken and the figure is exact.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+import itertools
+import math
+
+import numpy as np
+
+from diversity_jax.core.errors import InputError
+from diversity_jax.metrics.ngrams import Ngrams, rank
+from diversity_jax.metrics.text import Words, split_words
+
+_EPSILON = 0.1
+_PART_WORDS = 1 << 20
+_Z95 = 1.959964
+_FIRST_LOOK_PAIRS = 1000
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairMean:
+    """A mean over pairs of documents: its 95 % interval, how many pairs were drawn, and whether those were all there
+    are.
+    """
+
+    value: float
+    low: float
+    high: float
+    pairs: int
+    exact: bool
+
+
+def rouge_l_homogenization(
+    texts: Sequence[str] | Words,
+    *,
+    pairs: int | None = 20_000,
+    half_width: float | None = None,
+    seed: int = 0,
+    threads: int | None = None,
+) -> PairMean | None:
+    """Mean ROUGE-L F1 over pairs of documents; None with fewer than two documents.
+
+    F1 = 2 LCS / (words of one + words of the other), on folded words (see `words`); 0 where either has none. 1 means
+    that all documents are the same. Theirs (`diversity`) keeps a-z and 0-9 only, so that other scripts score 0 or 1 by
+    accident, and takes all pairs.
+
+    Args:
+      texts: documents, or their words.
+      pairs: drawn at random with this seed; None for all.
+      half_width: stop as soon as the interval reaches this far to either side, or `pairs` are used up.
+
+    Source: Lin, "ROUGE" (2004); Padmakumar and He, "Does writing with language models reduce content diversity?"
+      (2024).
+    """
+    return _pair_mean(
+        _words(texts), lambda words, left, right: rouge_l(words, left, right, threads), pairs, half_width, seed
+    )
+
+
+def self_bleu(
+    texts: Sequence[str] | Words, *, pairs: int | None = 20_000, half_width: float | None = None, seed: int = 0
+) -> PairMean | None:
+    """Mean BLEU-4 of one document with another as its only reference, over random ordered pairs; None with fewer than
+    two documents.
+
+    Zhu et al., "Texygen" (2018), take ALL other documents as references, which grows with the corpus and is never
+    affordable; pairs do not depend on its size. Sentence BLEU with orders 1 to 4 weighted equally and a brevity
+    penalty; an order without a match counts 0.1 matches (Chen and Cherry 2014, method 1); documents of fewer than 4
+    words have as many orders as words. On folded words.
+    """
+    return _pair_mean(_words(texts), bleu, pairs, half_width, seed)
+
+
+def _words(texts: Sequence[str] | Words) -> Words:
+    return texts if isinstance(texts, Words) else split_words(texts, "folded")
+
+
+def _pair_mean(
+    words: Words, score: Callable, pairs: int | None, half_width: float | None, seed: int
+) -> PairMean | None:
+    documents = words.documents
+    if documents < 2:
+        return None
+    if pairs is not None and pairs < 1:
+        raise InputError(f"pairs={pairs}: expected at least 1, or None for all")
+    everything = documents * (documents - 1)
+    if pairs is None or everything // 2 <= (_FIRST_LOOK_PAIRS if half_width else pairs):
+        left, right = np.nonzero(~np.eye(documents, dtype=bool)) if score is bleu else np.triu_indices(documents, 1)
+        mean = float(score(words, left, right).mean())
+        return PairMean(value=mean, low=mean, high=mean, pairs=len(left), exact=True)
+    draw = np.random.default_rng([seed, 0x9A125])
+    scores = np.empty(0)
+    for count in _looks(pairs) if half_width else (pairs,):
+        left = draw.integers(documents, size=count - len(scores))
+        right = (left + draw.integers(1, documents, size=len(left))) % documents
+        scores = np.concatenate([scores, score(words, left, right)])
+        reach = _Z95 * float(scores.std(ddof=1)) / math.sqrt(len(scores)) if len(scores) > 1 else math.inf
+        if half_width and reach <= half_width:
+            break
+    mean = float(scores.mean())
+    return PairMean(value=mean, low=max(0.0, mean - reach), high=min(1.0, mean + reach), pairs=len(scores), exact=False)
+
+
+def _looks(pairs: int) -> list[int]:
+    """After how many pairs to look whether they are enough; not before a thousand, where the spread is hardly known."""
+    looks = [_FIRST_LOOK_PAIRS * 2**step for step in range(40)]
+    return [look for look in looks if look < pairs] + [pairs]
+
+
+def rouge_l(words: Words, left: np.ndarray, right: np.ndarray, threads: int | None = None) -> np.ndarray:
+    """F1 of the longest common subsequence of each pair of documents: float64 [pairs]."""
+    from rapidfuzz import process
+    from rapidfuzz.distance import LCSseq
+
+    needed, places = np.unique(np.concatenate([left, right]), return_inverse=True)
+    sequences = _strings(words.take(needed))
+    of_left, of_right = places[: len(left)].tolist(), places[len(left) :].tolist()
+    common = process.cpdist(
+        [sequences[i] for i in of_left],
+        [sequences[i] for i in of_right],
+        scorer=LCSseq.similarity,
+        dtype=np.int64,
+        workers=threads or -1,
+    )
+    both = words.lengths[left] + words.lengths[right]
+    return 2 * common / np.maximum(both, 1)
+
+
+def _strings(words: Words) -> Sequence[object]:
+    """Each document as a string of one character a word, or where there are more words than characters as a list."""
+    different, ids = np.unique(words.ids, return_inverse=True)
+    edges = words.offsets.tolist()
+    if len(different) >= 0x10FFFF - 0xE000:
+        return [ids[start:end].tolist() for start, end in itertools.pairwise(edges)]
+    text = (ids + 0xE000).astype("<u4").tobytes().decode("utf-32-le")
+    return [text[start:end] for start, end in itertools.pairwise(edges)]
+
+
+def bleu(words: Words, left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """Smoothed sentence BLEU-4 of documents `left` against the references `right`: float64 [pairs]; 0 where either is
+    empty.
+    """
+    size = words.lengths[left] + words.lengths[right]
+    order = np.argsort(size, kind="stable")  # pairs of like size together, so that rows of a matrix waste little
+    cuts = np.flatnonzero(np.diff(np.cumsum(size[order]) // _PART_WORDS)) + 1
+    scores = np.empty(len(left))
+    for part in np.split(order, cuts):
+        scores[part] = _bleu(words, left[part], right[part])
+    return scores
+
+
+def _bleu(words: Words, left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    # The two sides of a pair stand next to each other, so that equal n-grams get equal keys and a pair is a run of
+    # them.
+    both = words.take(np.stack([left, right], axis=1).ravel())
+    _, ids = np.unique(both.ids, return_inverse=True)
+    ngrams = Ngrams(Words(ids=ids.astype(np.int32), offsets=both.offsets, types=int(ids.max(initial=0)) + 1), threads=1)
+    hypothesis, reference = both.lengths[0::2], both.lengths[1::2]
+    logs, orders = np.zeros(len(left)), np.minimum(hypothesis, 4)
+    for n in range(1, 5):
+        matches = _clipped_matches(ngrams, n)
+        total = np.maximum(hypothesis - n + 1, 1)
+        logs += np.where(n <= orders, np.log(np.maximum(matches, _EPSILON) / total), 0.0)
+    penalty = np.minimum(0.0, 1 - reference / np.maximum(hypothesis, 1))
+    scores = np.exp(penalty + logs / np.maximum(orders, 1))
+    return np.where((hypothesis > 0) & (reference > 0), scores, 0.0)
+
+
+def _clipped_matches(ngrams: Ngrams, n: int) -> np.ndarray:
+    """For every two neighbouring documents: over n-grams of the first, the smaller of the two counts, added up: float64
+    [documents / 2].
+    """
+    counts = np.maximum(ngrams.words.lengths - n + 1, 0)
+    of_pair = counts[0::2] + counts[1::2]
+    keys = ngrams.keys(n)
+    if int(keys.max(initial=0)) >= 1 << 62:
+        keys = rank(keys, 1).astype(np.uint64)
+    keys = keys << np.uint64(1) | (ngrams.documents(n) & 1).astype(np.uint64)
+    rows = np.full((len(of_pair), int(of_pair.max(initial=0))), np.iinfo(np.uint64).max)
+    filled = np.arange(rows.shape[1]) < of_pair[:, None]
+    rows[filled] = keys
+    rows.sort(axis=1)
+    # Now equal n-grams of a pair are neighbours, those of its first document first.
+    keys, pair = rows[filled], np.repeat(np.arange(len(of_pair)), of_pair)
+    if not len(keys):
+        return np.zeros(len(of_pair))
+    side, keys = (keys & np.uint64(1)).astype(np.int64), keys >> np.uint64(1)
+    starts = np.flatnonzero(np.concatenate([[True], (keys[1:] != keys[:-1]) | (pair[1:] != pair[:-1])]))
+    seconds = np.add.reduceat(side, starts)
+    firsts = np.diff(np.append(starts, len(keys))) - seconds
+    return np.bincount(pair[starts], np.minimum(firsts, seconds), len(of_pair))

@@ -1,0 +1,251 @@
+"""What a mixture is made of: components, their kinds, and the token shares asked for."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from fractions import Fraction
+import math
+import re
+
+from diversity_jax.core.errors import InputError
+from diversity_jax.corpus import CorpusConfig
+from diversity_jax.mixtures.schedule import exact_shares
+from diversity_jax.prepare.config import Chat, Hygiene
+
+KINDS = ("real", "synthetic")
+ON_FAIL = ("reject", "downweight", "warn")
+SHARES_OF = ("tokens", "examples", "epochs")
+FREED_SHARE = ("kind_then_all", "kind", "all", "error")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GatePolicy:
+    """What a component's measured diversity must be before it may enter the mixture, and what follows from it.
+
+    Attributes:
+      min_effective_clusters: the interval of effective clusters must lie above this.
+      min_ratio_to: for each reference, the least ratio of effective clusters. A reference is another component's name,
+        or `real`: all real components pooled in proportion to their shares.
+      on_fail: what happens to a component that is decided to fail: `reject` it; `downweight` its share, multiplied by
+        (low / required) ** downweight_power, where low is the low end of the failing figure's interval; or `warn` and
+        take it as it is. One whose interval holds the required figure is undecided: it is taken, with a warning.
+      downweight_power: 1 multiplies by low / required itself; more takes away more.
+      ungated: take a synthetic component that has not been scored.
+      repeat_limit: epochs of this component's rows that training of `train_tokens` may make at most; what is asked for
+        beyond
+        them is freed. None: no limit.
+      auto: all `auto` components of a kind divide the share asked for by them together in proportion to their effective
+        clusters, each capped at one epoch of its rows, or at `repeat_limit`.
+      freed_share: where a share that the gate or a limit takes away goes, in proportion to shares: `kind`, the
+        components of the same kind that nothing was taken from; `all` such components; `kind_then_all`, to all only
+        where none of the kind is left; names of components joined by commas; or `error`: stop instead.
+    """
+
+    min_effective_clusters: float | None = None
+    min_ratio_to: dict[str, float] = field(default_factory=dict)
+    on_fail: str = "reject"
+    downweight_power: float = 1.0
+    ungated: bool = False
+    repeat_limit: float | None = None
+    auto: bool = False
+    freed_share: str = "kind_then_all"
+
+    def __post_init__(self):
+        if self.on_fail not in ON_FAIL:
+            raise InputError(f"policy.on_fail {self.on_fail!r} is unknown; choose one of {', '.join(ON_FAIL)}")
+        if self.min_effective_clusters is not None and self.min_effective_clusters < 1:
+            raise InputError(
+                f"policy.min_effective_clusters {self.min_effective_clusters}: every corpus has at least 1; give more"
+            )
+        for reference, ratio in self.min_ratio_to.items():
+            if not ratio > 0:
+                raise InputError(f"policy.min_ratio_to[{reference!r}] {ratio}: give a ratio above 0")
+        if not 0 < self.downweight_power < math.inf:
+            raise InputError(f"policy.downweight_power {self.downweight_power}: give a number above 0")
+        if self.repeat_limit is not None and not 0 < self.repeat_limit < math.inf:
+            raise InputError(
+                f"policy.repeat_limit {self.repeat_limit}: give a number of epochs above 0, or None for no limit"
+            )
+        if self.auto and self.ungated:
+            raise InputError(
+                "policy.auto divides by measured clusters, which an ungated component has none of; set one of the two"
+            )
+        if isinstance(self.freed_share, list | tuple):
+            object.__setattr__(self, "freed_share", ",".join(self.freed_share))
+        if not isinstance(self.freed_share, str) or not self.freed_share.strip():
+            raise InputError(
+                f"policy.freed_share {self.freed_share!r}: choose one of {', '.join(FREED_SHARE)}, or name components"
+            )
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing is required, so that no score is needed."""
+        return self.min_effective_clusters is None and not self.min_ratio_to and not self.auto
+
+    @property
+    def heirs(self) -> tuple[str, ...]:
+        """Names of the components that a freed share goes to; empty where `freed_share` names none."""
+        return () if self.freed_share in FREED_SHARE else tuple(name.strip() for name in self.freed_share.split(","))
+
+    @property
+    def epochs(self) -> float | None:
+        """Epochs of the component's rows that training may make at most; None: no limit."""
+        return 1.0 if self.auto and self.repeat_limit is None else self.repeat_limit
+
+
+@dataclass(frozen=True, kw_only=True)
+class Component:
+    """One part of a mixture.
+
+    Attributes:
+      name: letters, digits and underscores; names its SeqIO task.
+      kind: `real` or `synthetic`.
+      corpus: where its text comes from; a source string is enough. `mixture:FOLDER` is a mixture that was built before:
+        its rows are taken as they are, in its own shares.
+      share: of the mixture's tokens; with `real_to_synthetic`, a weight within its kind.
+      policy: the gate's conditions.
+      scorecard: file of a scorecard of this very corpus that was made before; None: scored when the mixture is built.
+    """
+
+    name: str
+    kind: str
+    corpus: CorpusConfig
+    share: float = 1.0
+    policy: GatePolicy = field(default_factory=GatePolicy)
+    scorecard: str | None = None
+
+    def __post_init__(self):
+        if not re.fullmatch(r"\w+", self.name, re.ASCII):
+            raise InputError(
+                f"component name {self.name!r}: use letters, digits and underscores, since it names a SeqIO task"
+            )
+        if self.name in ("real", *FREED_SHARE):
+            raise InputError(
+                f"component name {self.name!r} has a meaning of its own in policies; give the component another"
+            )
+        if self.kind not in KINDS:
+            raise InputError(f"component {self.name!r}: kind {self.kind!r} is unknown; choose {' or '.join(KINDS)}")
+        if not self.share >= 0:
+            raise InputError(f"component {self.name!r}: share {self.share}; give a number of at least 0")
+        if isinstance(self.corpus, str):
+            object.__setattr__(self, "corpus", CorpusConfig(source=self.corpus))
+
+
+@dataclass(frozen=True, kw_only=True)
+class MixtureConfig:
+    """A mixture as it is asked for.
+
+    Attributes:
+      name: of the SeqIO mixture; letters, digits and underscores.
+      components: its parts.
+      real_to_synthetic: ratio of real to synthetic TOKENS, such as (4, 1); shares then are weights within each kind.
+        Without it, shares are of the whole and must sum to 1.
+      vocabulary: `bytes`, a SentencePiece `.model`, a `tokenizer.json`, or a folder with one.
+      end_of_text: piece that ends a document, where the tokenizer has no usual one.
+      sequence_length: tokens a row predicts.
+      validation_share: share of each component's documents held out.
+      seed: of row permutations and held-out documents.
+      train_tokens: tokens that training will see; needed where a policy has a `repeat_limit` or is `auto`.
+      shares_of: what shares count: `tokens`; `examples`, documents or conversations, however long they are; or
+        `epochs`, weights that
+        need not sum to 1: a component of weight 2 is read twice while one of weight 1 is read once.
+      hygiene: documents that preparation leaves out, of every component.
+      chat: how components of instruction data, those whose `corpus.conversations` is set, are written.
+      processes: of preparation on this machine; None: one a core.
+      components_dir: where components are prepared, so that several mixtures can share them; None: in the mixture's own
+        folder.
+    """
+
+    name: str
+    components: tuple[Component, ...]
+    real_to_synthetic: tuple[float, float] | None = None
+    vocabulary: str = "bytes"
+    end_of_text: str | None = None
+    sequence_length: int = 2048
+    validation_share: float = 0.005
+    seed: int = 0
+    train_tokens: int | None = None
+    shares_of: str = "tokens"
+    hygiene: Hygiene = field(default_factory=Hygiene)
+    chat: Chat = field(default_factory=Chat)
+    processes: int | None = None
+    components_dir: str | None = None
+
+    def __post_init__(self):
+        if not re.fullmatch(r"\w+", self.name, re.ASCII):
+            raise InputError(
+                f"mixture name {self.name!r}: use letters, digits and underscores, since it names a SeqIO mixture"
+            )
+        if isinstance(self.components, Component):
+            raise InputError(f"mixture {self.name!r}: components is one component; give a tuple: put a comma after it")
+        if not self.components:
+            raise InputError(f"mixture {self.name!r} has no components; give at least one")
+        names = [component.name for component in self.components]
+        for name in names:
+            if names.count(name) > 1:
+                raise InputError(
+                    f"mixture {self.name!r} has {names.count(name)} components named {name!r}; give each its own name"
+                )
+        for component in self.components:
+            for reference in component.policy.min_ratio_to:
+                if reference not in ("real", *names) or reference == component.name:
+                    raise InputError(
+                        f"component {component.name!r}: min_ratio_to names {reference!r}; name 'real' or another "
+                        "component"
+                    )
+            for heir in component.policy.heirs:
+                if heir not in names or heir == component.name:
+                    choices = f"{', '.join(FREED_SHARE)}, or other components"
+                    raise InputError(
+                        f"component {component.name!r}: freed_share names {heir!r}; choose one of {choices}"
+                    )
+            if component.policy.epochs is not None and self.train_tokens is None:
+                field_ = "auto" if component.policy.auto else "repeat_limit"
+                raise InputError(
+                    f"component {component.name!r}: policy.{field_} counts epochs; set train_tokens, the tokens "
+                    "training will see"
+                )
+        if self.train_tokens is not None and self.train_tokens < 1:
+            raise InputError(f"train_tokens {self.train_tokens}: give at least 1, or None")
+        if self.shares_of not in SHARES_OF:
+            raise InputError(f"shares_of {self.shares_of!r} is unknown; choose one of {', '.join(SHARES_OF)}")
+        self.shares_asked()
+
+    def shares_asked(self) -> tuple[Fraction, ...]:
+        """Each component's share of what `shares_of` counts, exact, summing to one."""
+        return token_shares(self.components, self.real_to_synthetic, is_weight=self.shares_of == "epochs")
+
+
+def token_shares(
+    components: Sequence[Component], real_to_synthetic: tuple[float, float] | None = None, *, is_weight: bool = False
+) -> tuple[Fraction, ...]:
+    """Each component's share of the mixture's tokens, exact, summing to one; as weights, shares may sum to anything.
+
+    Raises:
+      InputError: shares do not sum to 1 and no ratio is given, or a kind with a part in the ratio has no component.
+    """
+    weights = [decimal_fraction(component.share) for component in components]
+    if real_to_synthetic is None:
+        if not is_weight and abs(float(sum(weights)) - 1) > 1e-6:
+            listed = ", ".join(f"{component.name} {component.share:g}" for component in components)
+            raise InputError(
+                f"shares sum to {float(sum(weights)):g} ({listed}); make them sum to 1, or set real_to_synthetic"
+            )
+        return exact_shares(weights)
+    if len(real_to_synthetic) != 2 or min(real_to_synthetic) < 0 or sum(real_to_synthetic) == 0:
+        raise InputError(f"real_to_synthetic {real_to_synthetic}: give two parts, such as (4, 1)")
+    shares = [Fraction(0)] * len(components)
+    for kind, part in zip(KINDS, real_to_synthetic, strict=True):
+        members = [i for i, component in enumerate(components) if component.kind == kind]
+        total = sum(weights[i] for i in members)
+        if part and not total:
+            raise InputError(
+                f"real_to_synthetic gives {part:g} parts to {kind} text, but no {kind} component has a share"
+            )
+        for i in members:
+            shares[i] = decimal_fraction(part) * weights[i] / total if total else Fraction(0)
+    return exact_shares(shares)
+
+
+def decimal_fraction(value: float) -> Fraction:
+    """The decimal number a person wrote: 0.1 is a tenth."""
+    return Fraction(str(value))

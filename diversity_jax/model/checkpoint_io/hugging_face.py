@@ -1,0 +1,363 @@
+"""Weights in Hugging Face's form: a folder with `config.json` and safetensors files, as `LlamaForCausalLM` reads and
+writes it.
+
+Rotary positions are half-split on both sides, so no rows are permuted; a linear layer's weight is stored transposed
+there.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from diversity_jax.core.errors import InputError
+from diversity_jax.core.files import read_json, write_json
+from diversity_jax.model.checkpoint_io.safetensors import Tensor, dtype_named, map_tensors, write_tensors
+from diversity_jax.model.config import LlamaConfig
+
+_INDEX = "model.safetensors.index.json"
+_SINGLE = "model.safetensors"
+
+# Our parameter -> name there, and the two conversions; D, H, K, Dh from the config. Layers' names carry their number.
+_TOP = {"embed": "model.embed_tokens.weight", "norm": "model.norm.weight", "head": "lm_head.weight"}
+_LAYER = {
+    "blocks/attention_norm": "input_layernorm.weight",
+    "blocks/attention/query": "self_attn.q_proj.weight",
+    "blocks/attention/key": "self_attn.k_proj.weight",
+    "blocks/attention/value": "self_attn.v_proj.weight",
+    "blocks/attention/output": "self_attn.o_proj.weight",
+    "blocks/mlp_norm": "post_attention_layernorm.weight",
+    "blocks/mlp/gate": "mlp.gate_proj.weight",
+    "blocks/mlp/up": "mlp.up_proj.weight",
+    "blocks/mlp/down": "mlp.down_proj.weight",
+}
+_IGNORED = "rotary_emb.inv_freq"  # older files hold this table, which follows from the config
+
+
+def _shapes(config: LlamaConfig) -> dict[str, tuple[int, ...]]:
+    """Our shape of every parameter; of one layer, where stacked."""
+    D, H, K, Dh, F = config.hidden_size, config.num_heads, config.kv_heads, config.head_size, config.intermediate_size
+    shapes = {
+        "embed": (config.vocab_size, D),
+        "norm": (D,),
+        "head": (D, config.vocab_size),
+        "blocks/attention_norm": (D,),
+        "blocks/attention/query": (D, H, Dh),
+        "blocks/attention/key": (D, K, Dh),
+        "blocks/attention/value": (D, K, Dh),
+        "blocks/attention/output": (H, Dh, D),
+        "blocks/mlp_norm": (D,),
+        "blocks/mlp/gate": (D, F),
+        "blocks/mlp/up": (D, F),
+        "blocks/mlp/down": (F, D),
+    }
+    if config.tie_embeddings:
+        del shapes["head"]
+    return shapes
+
+
+def _inputs(name: str, shape: tuple[int, ...]) -> int:
+    """Size of the axes that the matrix is multiplied over."""
+    return shape[0] * shape[1] if name == "blocks/attention/output" else shape[0]
+
+
+def _to_theirs(name: str, values: np.ndarray) -> np.ndarray:
+    if values.ndim == 1 or name == "embed":
+        return values
+    return values.reshape(_inputs(name, values.shape), -1).T
+
+
+def _to_ours(name: str, values: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    return values if len(shape) == 1 or name == "embed" else values.T.reshape(shape)
+
+
+def _their_shape(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    if len(shape) == 1 or name == "embed":
+        return shape
+    inputs = _inputs(name, shape)
+    return (int(np.prod(shape)) // inputs, inputs)
+
+
+def _names(config: LlamaConfig) -> Iterator[tuple[str, int | None, str]]:
+    """Every tensor as (our parameter, layer, their name), in the order of the computation."""
+    yield "embed", None, _TOP["embed"]
+    for layer in range(config.num_layers):
+        for name, theirs in _LAYER.items():
+            yield name, layer, f"model.layers.{layer}.{theirs}"
+    yield "norm", None, _TOP["norm"]
+    if not config.tie_embeddings:
+        yield "head", None, _TOP["head"]
+
+
+def _find(params: Mapping[str, Any], name: str) -> Any:
+    for part in name.split("/"):
+        params = params[part]
+    return params
+
+
+def config_to_hugging_face(
+    config: LlamaConfig, dtype: str = "float32", end_of_text_id: int | None = None
+) -> dict[str, Any]:
+    """The content of `config.json` for transformers 4 and 5."""
+    return {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.hidden_size,
+        "intermediate_size": config.intermediate_size,
+        "num_hidden_layers": config.num_layers,
+        "num_attention_heads": config.num_heads,
+        "num_key_value_heads": config.kv_heads,
+        "head_dim": config.head_size,
+        "hidden_act": "silu",
+        "max_position_embeddings": config.max_length,
+        "initializer_range": config.initializer_range,
+        "rms_norm_eps": config.rms_norm_eps,
+        "rope_theta": config.rope_theta,
+        "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta},
+        "attention_bias": False,
+        "attention_dropout": config.dropout,
+        "mlp_bias": False,
+        "tie_word_embeddings": config.tie_embeddings,
+        "bos_token_id": end_of_text_id,
+        "eos_token_id": end_of_text_id,
+        "dtype": dtype,
+        "torch_dtype": dtype,
+    }
+
+
+def config_from_hugging_face(folder: str | os.PathLike, **overrides: Any) -> LlamaConfig:
+    """The model that a folder's `config.json` describes; keyword arguments replace fields of ours.
+
+    Raises:
+      InputError: it is no Llama, or one with a part that this model does not have; the message names the entry.
+    """
+    path = Path(folder) / "config.json"
+    theirs = read_json(path)
+    if not isinstance(theirs, dict):
+        raise InputError(f"{path}: is not an object; expected the configuration of a LlamaForCausalLM")
+    rope = _refuse_other_models(path, theirs)
+    required = {
+        "vocab_size": "vocab_size",
+        "hidden_size": "hidden_size",
+        "intermediate_size": "intermediate_size",
+        "num_layers": "num_hidden_layers",
+        "num_heads": "num_attention_heads",
+    }
+    optional = {"num_kv_heads": ("num_key_value_heads", None), "max_length": ("max_position_embeddings", 2048)}
+    if lost := [name for name in required.values() if name not in theirs]:
+        raise InputError(f"{path}: has no {lost[0]}; expected the configuration of a LlamaForCausalLM")
+    fields = {ours: theirs[name] for ours, name in required.items()}
+    fields |= {ours: theirs.get(name, default) for ours, (name, default) in optional.items()}
+    names = required | {ours: name for ours, (name, _) in optional.items()}
+    for ours, value in fields.items():
+        whole = isinstance(value, int) and not isinstance(value, bool) and value > 0
+        if not whole and (ours, value) != ("num_kv_heads", None):
+            raise InputError(f"{path}: {names[ours]} is {value!r}; expected a whole number above 0")
+    size = fields["hidden_size"] // fields["num_heads"]
+    if theirs.get("head_dim") not in (None, size):
+        raise InputError(
+            f"{path}: head_dim is {theirs['head_dim']}; only hidden_size / num_attention_heads = {size} can be read"
+        )
+    fields |= {
+        "rope_theta": float(rope.get("rope_theta") or theirs.get("rope_theta") or 10000.0),
+        "rms_norm_eps": theirs.get("rms_norm_eps", 1e-6),
+        "tie_embeddings": bool(theirs.get("tie_word_embeddings", False)),
+        "initializer_range": theirs.get("initializer_range", 0.02),
+    }
+    return LlamaConfig(**(fields | overrides))
+
+
+def _refuse_other_models(path: Path, theirs: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Refuses what this Llama does not have, with the reason; returns the rotary settings."""
+    architectures = theirs.get("architectures") or ["LlamaForCausalLM"]
+    if "LlamaForCausalLM" not in architectures:
+        raise InputError(f"{path}: architectures is {architectures!r}; only LlamaForCausalLM can be read")
+    wanted = {"model_type": "llama", "hidden_act": "silu", "attention_bias": False, "mlp_bias": False}
+    why = {
+        "attention_bias": ": this model has no biases",
+        "mlp_bias": ": this model has no biases",
+        "hidden_act": ": the gate is SwiGLU",
+    }
+    for name, value in wanted.items():
+        found = theirs.get(name, None if name == "model_type" else value)
+        found = bool(found) if value is False else found
+        if found != value:
+            raise InputError(f"{path}: {name} is {found!r}; only {value!r} can be read{why.get(name, '')}")
+    if theirs.get("quantization_config"):
+        raise InputError(
+            f"{path}: the weights are quantised (quantization_config); dequantise them with transformers and save "
+            "them again"
+        )
+    rope = theirs.get("rope_parameters") or theirs.get("rope_scaling") or {}
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    if kind != "default":
+        raise InputError(
+            f"{path}: rope_type is {kind!r}; only 'default' can be read: scaled rotary positions would be computed "
+            "unscaled here, and "
+            "every token after the first would be off"
+        )
+    if (share := rope.get("partial_rotary_factor", theirs.get("partial_rotary_factor", 1.0))) != 1.0:
+        raise InputError(f"{path}: partial_rotary_factor is {share}; only 1.0 can be read: here the whole head turns")
+    return rope
+
+
+def hugging_face_tensors(config: LlamaConfig, params: Mapping[str, Any]) -> list[Tensor]:
+    """Every tensor under its name there and in its form there, fetched when its values are asked for."""
+    shapes = _shapes(config)
+    return [
+        Tensor(name=theirs, shape=_their_shape(name, shapes[name]), values=_fetch(params, name, layer))
+        for name, layer, theirs in _names(config)
+    ]
+
+
+def export_hugging_face(
+    config: LlamaConfig,
+    params: Mapping[str, Any],
+    folder: str | os.PathLike,
+    *,
+    dtype: str = "float32",
+    max_shard_bytes: int = 5_000_000_000,
+    end_of_text_id: int | None = None,
+) -> Path:
+    """Writes a model so that `AutoModelForCausalLM.from_pretrained(folder)` gives the same logits.
+
+    Args:
+      config: The model.
+      params: Its parameters, on any mesh or on the host; fetched one layer's array at a time.
+      folder: Made if missing; must hold no model yet.
+      dtype: Of the file: "float32", "bfloat16" or "float16".
+      max_shard_bytes: A larger model is cut into several files with an index.
+      end_of_text_id: Written as the model's begin- and end-of-text token.
+
+    Returns:
+      The folder. `config.json` is written last: without it, an export did not finish.
+
+    Raises:
+      InputError: the folder holds a model, the disk is full, or the dtype is unknown.
+    """
+    folder, numpy_dtype = Path(folder), dtype_named(dtype)
+    refuse_model_folder(folder)
+    tensors = hugging_face_tensors(config, params)
+    shards = _deal(tensors, max_shard_bytes, numpy_dtype)
+    if len(shards) == 1:
+        write_tensors(folder / _SINGLE, shards[0], numpy_dtype)
+    else:
+        files = [f"model-{number:05d}-of-{len(shards):05d}.safetensors" for number in range(1, len(shards) + 1)]
+        for file, shard in zip(files, shards, strict=True):
+            write_tensors(folder / file, shard, numpy_dtype)
+        total = sum(tensor.size_bytes(numpy_dtype) for tensor in tensors)
+        weight_map = {tensor.name: file for file, shard in zip(files, shards, strict=True) for tensor in shard}
+        write_json(folder / _INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
+    write_json(folder / "config.json", config_to_hugging_face(config, dtype, end_of_text_id))
+    return folder
+
+
+def refuse_model_folder(folder: Path) -> None:
+    """Raises `InputError` where a folder holds a model, or part of one."""
+    if (folder / "config.json").exists() or list(folder.glob("*.safetensors*")):
+        raise InputError(f"{folder}: holds a model already; choose another folder or remove it")
+
+
+def _fetch(params: Mapping[str, Any], name: str, layer: int | None) -> Callable[[], np.ndarray]:
+    def values() -> np.ndarray:
+        array = _find(params, name)
+        return _to_theirs(name, np.asarray(array if layer is None else array[layer]))
+
+    return values
+
+
+def _deal(tensors: list[Tensor], limit: int, dtype: np.dtype) -> list[list[Tensor]]:
+    shards, room = [], 0
+    for tensor in tensors:
+        size = tensor.size_bytes(dtype)
+        if not shards or size > room:
+            shards.append([])
+            room = limit
+        shards[-1].append(tensor)
+        room -= size
+    return shards
+
+
+def import_hugging_face(folder: str | os.PathLike, **overrides: Any) -> tuple[LlamaConfig, dict[str, Any]]:
+    """Reads a folder that `save_pretrained` of a `LlamaForCausalLM`, or `export_hugging_face`, wrote.
+
+    Args:
+      folder: Local.
+      **overrides: Fields of `LlamaConfig` that the folder does not decide, such as `scan_layers` or `compute_dtype`.
+
+    Returns:
+      The config, and float32 numpy parameters in our layout.
+
+    Raises:
+      InputError: something is missing, of another shape, damaged or not part of this model; the message names it.
+    """
+    folder = Path(folder)
+    config = config_from_hugging_face(folder, **overrides)
+    found = _map_folder(folder)
+    shapes = _shapes(config)
+    if config.tie_embeddings and (extra := found.pop(_TOP["head"], None)) is not None:
+        embed = found.get(_TOP["embed"])
+        if embed is None or not np.array_equal(extra, embed):
+            raise InputError(
+                f"{folder}: lm_head.weight differs from the embedding although config.json says they are tied"
+            )
+    wanted = {theirs: _their_shape(name, shapes[name]) for name, _, theirs in _names(config)}
+    _check(folder, found, wanted)
+    params: dict[str, Any] = {}
+    for name, shape in shapes.items():
+        *parents, leaf = name.split("/")
+        place = params
+        for parent in parents:
+            place = place.setdefault(parent, {})
+        if name in _LAYER:
+            place[leaf] = np.empty((config.num_layers, *shape), np.float32)
+            for layer in range(config.num_layers):
+                place[leaf][layer] = _to_ours(name, found[f"model.layers.{layer}.{_LAYER[name]}"], shape)
+        else:
+            place[leaf] = np.ascontiguousarray(_to_ours(name, found[_TOP[name]], shape), np.float32)
+    return config, params
+
+
+def _map_folder(folder: Path) -> dict[str, np.ndarray]:
+    if (folder / _INDEX).exists():
+        index = read_json(folder / _INDEX)
+        weight_map = index.get("weight_map") if isinstance(index, dict) else None
+        if not isinstance(weight_map, dict) or not all(
+            isinstance(file, str) and Path(file).name == file for file in weight_map.values()
+        ):
+            raise InputError(
+                f"{folder / _INDEX}: has no weight_map of tensors to files beside it; fetch the model again"
+            )
+        files = {file: map_tensors(folder / file) for file in sorted(set(weight_map.values()))}
+        lost = sorted(name for name, file in weight_map.items() if name not in files[file])
+        if lost:
+            raise InputError(f"{folder / weight_map[lost[0]]}: has no tensor {lost[0]}, which {_INDEX} places there")
+        found = {name: files[file][name] for name, file in weight_map.items()}
+    elif (folder / _SINGLE).exists():
+        found = map_tensors(folder / _SINGLE)
+    else:
+        pickled = (
+            " (pytorch_model.bin is not read: save the model again with transformers)"
+            if list(folder.glob("pytorch_model*"))
+            else ""
+        )
+        raise InputError(
+            f"{folder}: holds neither {_SINGLE} nor {_INDEX}; give the folder of a model in safetensors form{pickled}"
+        )
+    return {name: values for name, values in found.items() if not name.endswith(_IGNORED)}
+
+
+def _check(folder: Path, found: Mapping[str, np.ndarray], wanted: Mapping[str, tuple[int, ...]]) -> None:
+    def some(names: list[str]) -> str:
+        return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+    if missing := [name for name in wanted if name not in found]:
+        raise InputError(f"{folder}: lacks {some(missing)}; expected {len(wanted)} tensors by its config.json")
+    if odd := [name for name in found if name not in wanted]:
+        raise InputError(f"{folder}: holds {some(odd)}, which a Llama by its config.json does not have")
+    for name, shape in wanted.items():
+        if found[name].shape != shape:
+            raise InputError(f"{folder}: {name} is {list(found[name].shape)}; expected {list(shape)} by config.json")

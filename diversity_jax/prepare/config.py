@@ -1,0 +1,144 @@
+"""What is asked of a preparation besides text and tokenizer."""
+
+import dataclasses
+from dataclasses import dataclass, field
+
+from diversity_jax.core.errors import InputError
+from diversity_jax.corpus import CorpusConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hygiene:
+    """Documents to leave out. Everything is off by default; language and length filters are left to other tools.
+
+    Contaminated documents are left out first, then copies of those that remain.
+
+    Attributes:
+      exact_duplicates: leave out a document whose text is, character for character, that of an earlier one.
+      near_duplicates: leave out a document whose estimated Jaccard similarity with an earlier one that is kept is at
+        least this, such as 0.8; None for none. Exact copies are then left out too.
+      shingle_words: similarity is that of the sets of so many words in a row, without case and punctuation.
+      permutations: of the MinHash; the standard error of a similarity s is sqrt(s * (1 - s) / permutations).
+      decontaminate: evaluation files (JSONL, also .gz, .zst) or patterns of such; a document that shares `ngram_words`
+        words in a row with one of their items is left out.
+      ngram_words: length of such a run.
+    """
+
+    exact_duplicates: bool = False
+    near_duplicates: float | None = None
+    shingle_words: int = 5
+    permutations: int = 128
+    decontaminate: tuple[str, ...] = ()
+    ngram_words: int = 13
+
+    def __post_init__(self):
+        if self.near_duplicates is not None and not 0.1 <= self.near_duplicates <= 1:
+            raise InputError(
+                f"hygiene.near_duplicates {self.near_duplicates}: give a similarity from 0.1 to 1, such as 0.8, or None"
+            )
+        for name, least in (("shingle_words", 1), ("permutations", 16), ("ngram_words", 2)):
+            if getattr(self, name) < least:
+                raise InputError(f"hygiene.{name} {getattr(self, name)}: give at least {least}")
+        if isinstance(self.decontaminate, str):
+            raise InputError(
+                f"hygiene.decontaminate {self.decontaminate!r}: give a tuple of files, such as ('benchmarks/*.jsonl',)"
+            )
+
+    @property
+    def removes_copies(self) -> bool:
+        """Whether documents have to be compared with each other, which takes a second reading."""
+        return self.exact_duplicates or self.near_duplicates is not None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chat:
+    """How conversations become text; every component of instruction data in a mixture is written the same way.
+
+    Attributes:
+      template: a Jinja chat template: a `.jinja` file, a `tokenizer_config.json`, a folder with either, or `tokenizer`
+        for the one beside the vocabulary; None: the project's own (`evaluation.chat.OWN_TEMPLATE`).
+      system_prompt: stands first in every conversation that brings no system message, in training and afterwards.
+    """
+
+    template: str | None = None
+    system_prompt: str | None = None
+
+    def __post_init__(self):
+        for name in ("template", "system_prompt"):
+            value = getattr(self, name)
+            if value is not None and not (isinstance(value, str) and value.strip()):
+                raise InputError(f"chat.{name} {value!r}: give a text that is not empty, or None")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preparation:
+    """What is asked of a preparation besides text and tokenizer; rows are a function of these and nothing else.
+
+    Attributes:
+      name: the component's name; kind: `real` or `synthetic`.
+      sequence_length: tokens a row predicts; a row holds one more.
+      seed: of the row permutation and of the choice of held-out documents.
+      validation_share: share of documents held out, in [0, 1), chosen by a hash of their text: copies stay together.
+      hygiene: documents to leave out.
+      chat: documents are conversations, made of records by `corpus.conversations`: whole ones are packed into rows, and
+        only answers
+        are targets of the loss. None: text.
+      piece_characters: text is tokenised in pieces of about so many characters, each by one process.
+      shard_bytes: size of a shard of rows, about; what one process holds while rows are permuted.
+    """
+
+    name: str
+    kind: str
+    sequence_length: int
+    seed: int = 0
+    validation_share: float = 0.0
+    hygiene: Hygiene = field(default_factory=Hygiene)
+    chat: Chat | None = None
+    piece_characters: int = 8_000_000
+    shard_bytes: int = 64 << 20
+
+    def __post_init__(self):
+        if self.sequence_length < 1:
+            raise InputError(f"sequence_length {self.sequence_length}: give at least 1 token")
+        if not 0 <= self.validation_share < 1:
+            raise InputError(f"validation_share {self.validation_share}: give a share of at least 0 and below 1")
+        for name in ("piece_characters", "shard_bytes"):
+            if getattr(self, name) < 1000:
+                raise InputError(f"{name} {getattr(self, name)}: give at least 1000")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrepareConfig:
+    """What `python -m diversity_jax.mixtures.prepare` does.
+
+    Attributes:
+      output_dir: where the component goes; `gs://` and other fsspec URLs with a runner.
+      corpus: where the text comes from; preparation: how rows are made of it.
+      vocabulary: `bytes`, a SentencePiece `.model`, a `tokenizer.json`, or a folder with one.
+      end_of_text: piece that ends a document, where the tokenizer has no usual one.
+      processes: on this machine; None for one a core.
+      runner: of Apache Beam (DirectRunner, DataflowRunner, FlinkRunner, SparkRunner, ...); None for this machine's
+        processes.
+      runner_options: for Beam, such as ("--project=P", "--region=R", "--temp_location=gs://B/tmp").
+    """
+
+    output_dir: str
+    corpus: CorpusConfig
+    preparation: Preparation
+    vocabulary: str = "bytes"
+    end_of_text: str | None = None
+    processes: int | None = None
+    runner: str | None = None
+    runner_options: tuple[str, ...] = ()
+
+    def __post_init__(self):
+        if isinstance(self.corpus, str):
+            object.__setattr__(self, "corpus", CorpusConfig(source=self.corpus))
+        if self.corpus.conversations is not None and self.preparation.chat is None:
+            object.__setattr__(self, "preparation", dataclasses.replace(self.preparation, chat=Chat()))
+        if self.corpus.conversations is None and self.preparation.chat is not None:
+            raise InputError(
+                "preparation.chat says how conversations are written, but corpus.conversations is None; set it"
+            )
+        if self.processes is not None and self.processes < 1:
+            raise InputError(f"processes {self.processes}: give at least 1, or None for one a core")

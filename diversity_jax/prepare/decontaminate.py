@@ -1,0 +1,186 @@
+"""Documents that share a run of words with a benchmark item, found so that they can be left out of training text.
+
+The usual test (Brown et al. 2020, appendix C): a document is contaminated when it has 13 words in a row in common with
+  an
+evaluation item. Words are compared without case and punctuation. Matches are verified word by word: a hash alone never
+removes a document.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+import itertools
+import json
+from typing import Any
+
+import numpy as np
+
+from diversity_jax.core.errors import InputError
+from diversity_jax.core.files import file_hash, list_files, read_lines
+from diversity_jax.prepare.ngram_hashes import hash_runs, numbered, windows, words
+
+_SHORT_FIELD_WORDS = 8
+_BLANK = "_"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Overlap:
+    """What a document has in common with one benchmark item.
+
+    Attributes:
+      document: the document's id; file: of the benchmark; item: its line, counted from 1.
+      ngram: the first words in common; ngrams: how many runs of that many words the document shares with the item.
+    """
+
+    document: str
+    file: str
+    item: int
+    ngram: str
+    ngrams: int
+
+
+class Benchmarks:
+    """Every run of `ngram_words` words of the text fields of evaluation files.
+
+    All strings of an item are its text, those in nested lists and records too. Each is searched for by itself, and so
+    is what arises where two of them stand one after the other (a question and its answer) or where one fills a blank
+    `_` of another. An item without so many words in a row cannot be found; `short_items` counts these by file.
+
+    Args:
+      patterns: JSONL files (also .gz, .zst), or patterns of such.
+
+    Raises:
+      InputError: a pattern matches nothing, a file cannot be read or decompressed, a line is no JSON object, or a file
+        holds no run of so many words at all.
+    """
+
+    def __init__(self, patterns: Sequence[str], ngram_words: int = 13):
+        self.ngram_words = ngram_words
+        self.files: list[str] = []
+        self.hashes: dict[str, str] = {}
+        self.items: Counter[str] = Counter()
+        self.short_items: Counter[str] = Counter()
+        self._vocabulary: dict[str, int] = {}
+        paths = sorted({path for pattern in patterns for path in _listed(pattern)})
+        names = _shortest_names(paths)
+        runs, owners = [np.empty((0, ngram_words), np.uint32)], [np.empty((0, 2), np.int32)]
+        for number, (path, name) in enumerate(zip(paths, names, strict=True)):
+            self.files.append(name)
+            self.hashes[name] = file_hash(path)
+            for line, texts in _items(path):
+                found = self._runs(texts)
+                self.items[name] += 1
+                self.short_items[name] += not len(found)
+                runs.append(found)
+                owners.append(np.tile(np.int32([number, line]), (len(found), 1)))
+            if self.items[name] == self.short_items[name]:
+                raise InputError(
+                    f"{path}: no item has {ngram_words} words in a row to look for; check the file, or lower "
+                    "ngram_words"
+                )
+        self._index(np.concatenate(runs), np.concatenate(owners))
+
+    def _runs(self, texts: Sequence[str]) -> np.ndarray:
+        """Word numbers of every run of an item, uint32 [runs, ngram_words]; a run may stand there twice."""
+        variants = (ids for ids in _variants(texts, self._number, self.ngram_words) if len(ids) >= self.ngram_words)
+        runs = [np.lib.stride_tricks.sliding_window_view(ids, self.ngram_words) for ids in variants]
+        return np.concatenate([np.empty((0, self.ngram_words), np.uint32), *runs])
+
+    def _number(self, text: str) -> np.ndarray:
+        """Numbers of a text's words, new ones for new words."""
+        return np.array(
+            [self._vocabulary.setdefault(word, len(self._vocabulary) + 1) for word in words(text)], np.uint32
+        )
+
+    def _index(self, runs: np.ndarray, owners: np.ndarray) -> None:
+        hashes = hash_runs(runs)
+        order = np.lexsort((owners[:, 1], owners[:, 0], hashes))
+        hashes, owners = hashes[order], owners[order]
+        new = np.append(True, (hashes[1:] != hashes[:-1]) | (owners[1:] != owners[:-1]).any(1))
+        self._hashes, self._owners, self._words = hashes[new], owners[new], runs[order[new]]
+
+    def overlaps(self, document: str, text: str) -> list[Overlap]:
+        """Benchmark items that a text shares a run of words with, in the order of files and items."""
+        found = words(text)
+        ids = numbered(found, self._vocabulary)
+        hashes = windows(ids, self.ngram_words)
+        first = np.searchsorted(self._hashes, hashes)
+        hits = np.flatnonzero(self._hashes[np.minimum(first, len(self._hashes) - 1)] == hashes)
+        shared: dict[tuple[int, int], list[int]] = {}
+        for position in hits.tolist():
+            run = ids[position : position + self.ngram_words]
+            for entry in range(
+                int(first[position]), int(np.searchsorted(self._hashes, hashes[position], side="right"))
+            ):
+                if np.array_equal(self._words[entry], run):
+                    shared.setdefault(tuple(self._owners[entry].tolist()), []).append(position)
+        return [
+            Overlap(
+                document=document,
+                file=self.files[file],
+                item=item,
+                ngram=" ".join(found[positions[0] : positions[0] + self.ngram_words]),
+                ngrams=len(positions),
+            )
+            for (file, item), positions in sorted(shared.items())
+        ]
+
+
+def _listed(pattern: str) -> list[str]:
+    paths = list_files(pattern)
+    if not paths:
+        raise InputError(
+            f"hygiene.decontaminate {pattern}: no such file; name evaluation files as JSONL, or a pattern of such"
+        )
+    return paths
+
+
+def _shortest_names(paths: Sequence[str]) -> list[str]:
+    """File names, with as much of their folders as tells them apart."""
+    parts = [path.split("/") for path in paths]
+    for depth in range(1, 1 + max(map(len, parts), default=0)):
+        names = ["/".join(part[-depth:]) for part in parts]
+        if len(set(names)) == len(names):
+            return names
+    return list(paths)
+
+
+def _items(path: str) -> Iterator[tuple[int, list[str]]]:
+    """(line, texts) of every item of a file."""
+    line = 0
+    for block in read_lines(path):
+        for raw in block:
+            line += 1
+            if not raw.strip():
+                continue
+            try:
+                record = json.loads(raw)
+            except (ValueError, RecursionError):
+                raise InputError(f"{path}:{line}: is not JSON; evaluation files hold one JSON object a line") from None
+            if not isinstance(record, dict):
+                raise InputError(f"{path}:{line}: is JSON but not an object with text fields; write one object a line")
+            yield line, list(_strings(record))
+    if not line:
+        raise InputError(f"{path}: is empty; name a file with evaluation items")
+
+
+def _strings(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for inner in value.values() if isinstance(value, dict) else value:
+            yield from _strings(inner)
+
+
+def _variants(texts: Sequence[str], number: Callable[[str], np.ndarray], length: int) -> Iterator[np.ndarray]:
+    """Word numbers in which an item may stand in a text: each field, fields one after the other, blanks filled."""
+    fields = [number(text) for text in texts]
+    yield from fields
+    for before, after in itertools.permutations([field for field in fields if len(field)], 2):
+        yield np.concatenate([before[1 - length :], after[: length - 1]])
+    for text in texts:
+        if text.count(_BLANK) == 1:
+            start, end = map(number, text.split(_BLANK))
+            for filling in fields:
+                if 0 < len(filling) <= _SHORT_FIELD_WORDS:
+                    yield np.concatenate([start, filling, end])

@@ -1,0 +1,178 @@
+"""What a prepared component is: rows of tokens in raw shards, and the manifest that says how they came to be."""
+
+from collections.abc import Mapping
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from diversity_jax.core.errors import InputError
+from diversity_jax.core.files import content_hash, exists, file_bytes, is_remote, join_path, read_json, write_json
+
+FORMAT_VERSION = 2
+SPLITS = ("train", "validation")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shard:
+    """One file of rows, and beside it (`.crc32`) one checksum a row.
+
+    Attributes:
+      file: name relative to the manifest's folder.
+      rows: number of rows.
+      sha256: of the file's bytes.
+    """
+
+    file: str
+    rows: int
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Split:
+    """Rows for training, or rows held out.
+
+    Attributes:
+      documents: documents tokenised.
+      tokens: tokens in rows, end-of-text tokens among them; of conversations, without what rows are filled up with.
+      text_bytes: UTF-8 bytes of the documents' text; of conversations, of their answers.
+      dropped_tokens: the last tokens, fewer than one row; none of conversations.
+      rows: number of rows; shards: where they are, in order.
+    """
+
+    documents: int
+    tokens: int
+    text_bytes: int
+    dropped_tokens: int
+    rows: int
+    shards: tuple[Shard, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class VocabularyInfo:
+    """The tokenizer's identity: `kind`, number of ids, end-of-text id, hash, and its files relative to the manifest."""
+
+    kind: str
+    size: int
+    end_of_text_id: int
+    hash: str
+    files: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """A prepared component.
+
+    Attributes:
+      name: the component's name; kind: `real` or `synthetic`.
+      sequence_length: a row holds `sequence_length + 1` tokens, so that it predicts `sequence_length`.
+      dtype: `uint16` or `uint32`, little-endian.
+      seed: of the row permutation and of the choice of held-out documents.
+      validation_share: share of documents held out.
+      source: where the text came from; `source["fingerprint"]` identifies its content.
+      rejected: records that became no documents, by reason.
+      hygiene: which documents were to be left out, benchmark files by hash, and which reports lie beside the manifest.
+      statistics: of documents and tokens: `documents` of the corpus and `kept`, those left out by reason, their
+        lengths, `documents_across_rows` (in more than one row), `truncated_documents` (that lost tokens to the last,
+        unfilled row).
+      piece_characters, shard_bytes: the layout asked for, on which the order of the rows depends too.
+      splits: `train` and, where documents are held out, `validation`.
+      chat: how conversations were written, `template` and `special`; empty where documents are text. Rows of
+        conversations are packed as `examples` says and marked as `marks` does.
+      folder: where the manifest lies, a path or URL; not part of its content.
+    """
+
+    name: str
+    kind: str
+    sequence_length: int
+    dtype: str
+    seed: int
+    validation_share: float
+    vocabulary: VocabularyInfo
+    source: Mapping[str, Any]
+    rejected: Mapping[str, int]
+    splits: Mapping[str, Split]
+    hygiene: Mapping[str, Any] = field(default_factory=dict)
+    statistics: Mapping[str, Any] = field(default_factory=dict)
+    piece_characters: int = 0
+    shard_bytes: int = 0
+    chat: Mapping[str, Any] = field(default_factory=dict)
+    version: int = FORMAT_VERSION
+    folder: Path | str = Path()
+
+    @property
+    def row_tokens(self) -> int:
+        """Tokens in a row: `sequence_length + 1`."""
+        return self.sequence_length + 1
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes in a row."""
+        return self.row_tokens * np.dtype(self.dtype).itemsize
+
+    @property
+    def content_hash(self) -> str:
+        """SHA-256 of everything the manifest says, which includes the shards' checksums; not of where it lies."""
+        return content_hash(self._as_json())
+
+    def _as_json(self) -> dict[str, Any]:
+        value = dataclasses.asdict(self)
+        del value["folder"]
+        if not value["chat"]:  # says nothing, and so leaves the hash of text as it was before there was such a field
+            del value["chat"]
+        return value
+
+    def save(self) -> Path | str:
+        """Writes `manifest.json` into `folder`: the last act of preparation, so that it stands for a whole
+        component.
+        """
+        path = join_path(self.folder, "manifest.json")
+        write_json(path, self._as_json())
+        return path
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Manifest":
+        """Reads a manifest.
+
+        Raises:
+          InputError: no such file, a field is missing or unknown, or another format version.
+        """
+        value = read_json(path)
+        try:
+            if value["version"] != FORMAT_VERSION:
+                raise InputError(
+                    f"{path}: format version {value['version']}, this code reads {FORMAT_VERSION}; prepare the "
+                    "component again"
+                )
+            splits = {
+                name: Split(**{**split, "shards": tuple(Shard(**shard) for shard in split["shards"])})
+                for name, split in value.pop("splits").items()
+            }
+            vocabulary = value.pop("vocabulary")
+            vocabulary = VocabularyInfo(**{**vocabulary, "files": tuple(vocabulary["files"])})
+            return cls(**value, splits=splits, vocabulary=vocabulary, folder=_folder_of(path))
+        except (KeyError, TypeError, AttributeError) as error:
+            raise InputError(f"{path}: is not a component manifest ({error}); prepare the component again") from None
+
+    def check_sizes(self) -> None:
+        """Compares shard file sizes with what the manifest says; cheap, reads no rows.
+
+        Raises:
+          InputError: a shard is missing or has another size.
+        """
+        for split in self.splits.values():
+            for shard in split.shards:
+                path = join_path(self.folder, shard.file)
+                if not exists(path):
+                    raise InputError(f"{path}: the shard is missing; prepare the component {self.name!r} again")
+                if file_bytes(path) != shard.rows * self.row_bytes:
+                    raise InputError(
+                        f"{path}: holds {file_bytes(path):,} bytes, {shard.rows * self.row_bytes:,} expected; "
+                        f"the shard is damaged: prepare the component {self.name!r} again"
+                    )
+
+
+def _folder_of(path: str | Path) -> Path | str:
+    return str(path).rpartition("/")[0] if is_remote(path) else Path(path).parent

@@ -1,0 +1,157 @@
+"""Worker processes of this machine: each holds the job, takes one task at a time, and ends with the process that
+started it.
+
+They are started as programs of their own and not by `multiprocessing`: forking a process that runs JAX or TensorFlow
+can lock it up, and spawning imports the user's script a second time.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+import itertools
+from multiprocessing.connection import Connection, wait
+import os
+from pathlib import Path
+import pickle
+import signal
+import subprocess
+import sys
+import threading
+import time
+from typing import Any
+
+from diversity_jax.core.errors import InputError
+
+_PACKAGE = Path(__file__).resolve().parents[2]
+_LOOK_SECONDS = 0.1
+
+Task = tuple[Callable[..., Any], tuple[Any, ...]]
+"""A module's function, called with the job and these arguments."""
+
+
+def usable_cores() -> int:
+    """Cores that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class Workers:
+    """Runs tasks on up to `processes` processes. A single task, and every task where `processes` is 1, runs in this
+    one.
+    """
+
+    def __init__(self, job: Any, processes: int, keep_open: Sequence[int] = ()):
+        self._job, self._processes, self._keep_open = job, processes, keep_open
+        self._workers: list[_Worker] = []
+
+    def stop(self) -> None:
+        """Ends the processes, whatever they are at."""
+        for worker in self._workers:
+            worker.stop()
+
+    def run(self, tasks: Iterable[Task]) -> Iterator[Any]:
+        """Results in the order in which they are finished; tasks are taken as processes become free.
+
+        Raises:
+          InputError: what a task raised, or a process was killed.
+        """
+        tasks = iter(tasks)
+        first = list(itertools.islice(tasks, 2)) if self._processes > 1 else []
+        if len(first) < 2:
+            for function, arguments in itertools.chain(first, tasks):
+                yield function(self._job, *arguments)
+            return
+        if not self._workers:
+            self._workers = [_Worker(self._job, self._keep_open) for _ in range(self._processes)]
+        idle = list(self._workers)
+        for task in itertools.chain(first, tasks):
+            if not idle:
+                yield from self._finished(idle)
+            idle.pop().begin(task)
+        while len(idle) < len(self._workers):
+            yield from self._finished(idle)
+
+    def _finished(self, idle: list["_Worker"]) -> Iterator[Any]:
+        busy = {worker.connection: worker for worker in self._workers if worker not in idle}
+        for connection in wait(list(busy)):
+            idle.append(busy[connection])
+            yield busy[connection].result()
+
+
+class _Worker:
+    def __init__(self, job: Any, keep_open: Sequence[int]):
+        import socket
+
+        ours, theirs = socket.socketpair()
+        environment = {
+            **os.environ,
+            "TOKENIZERS_PARALLELISM": "false",
+            "RAYON_NUM_THREADS": "1",
+            "OPENBLAS_NUM_THREADS": "1",
+        }
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(_PACKAGE), *sys.path]))
+        with theirs:
+            command = [
+                sys.executable,
+                "-m",
+                "diversity_jax.prepare.prepare_worker",
+                str(theirs.fileno()),
+                str(os.getpid()),
+            ]
+            descriptors = (theirs.fileno(), *keep_open)
+            self._process = subprocess.Popen(command, pass_fds=descriptors, env=environment, stdin=subprocess.DEVNULL)
+        self.connection = Connection(ours.detach())
+        self.connection.send_bytes(pickle.dumps(job, protocol=5))
+
+    def begin(self, task: Task) -> None:
+        try:
+            self.connection.send_bytes(pickle.dumps(task, protocol=5))
+        except OSError:
+            raise self._ended() from None
+
+    def result(self) -> Any:
+        try:
+            outcome, value = pickle.loads(self.connection.recv_bytes())
+        except (EOFError, OSError):
+            raise self._ended() from None
+        if outcome == "raised":
+            raise value
+        return value
+
+    def _ended(self) -> InputError:
+        code = self._process.wait()
+        reason = f"was killed by signal {-code}" if code < 0 else f"ended with status {code}"
+        return InputError(
+            f"a worker process {reason}, perhaps for want of memory; run again to go on, with fewer processes if it "
+            "recurs"
+        )
+
+    def stop(self) -> None:
+        self.connection.close()
+        self._process.kill()
+        self._process.wait()
+
+
+def serve(descriptor: int, parent: int) -> None:
+    """The life of a worker: takes the job, then tasks, until the other end is closed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    connection = Connection(descriptor)
+    try:
+        job = pickle.loads(connection.recv_bytes())
+        while True:
+            function, arguments = pickle.loads(connection.recv_bytes())
+            try:
+                answer = ("returned", function(job, *arguments))
+            except Exception as error:  # handed to the process that asked, which raises it
+                if not isinstance(error, InputError):
+                    error.add_note("(in a worker process)")
+                answer = ("raised", error)
+            del arguments
+            connection.send_bytes(pickle.dumps(answer))
+    except (EOFError, OSError):
+        return
+
+
+def _end_with(parent: int) -> None:
+    """Ends this process soon after the one that started it, so that it neither writes nor holds the lock any longer."""
+    while os.getppid() == parent:
+        time.sleep(_LOOK_SECONDS)
+    os._exit(1)

@@ -1,0 +1,154 @@
+"""The baseline metrics of a scoring run: opens what they need, measures, and puts figures beside the judge's or on
+their own page.
+"""
+
+from collections.abc import Callable, Mapping
+import dataclasses
+import functools
+import logging
+from pathlib import Path
+
+import numpy as np
+
+from diversity_jax.cluster_agent import Scorecard
+from diversity_jax.core.errors import InputError
+from diversity_jax.core.files import read_json
+from diversity_jax.core.run_info import RunRecord
+from diversity_jax.corpus import Corpus, open_corpus
+from diversity_jax.metrics import METRICS, MetricsCard, MetricsConfig, Tools, chosen_metrics, measure
+from diversity_jax.metrics.beam import measure_whole
+from diversity_jax.metrics.embedders import Embedder, LlamaEmbedder, OpenAIEmbedder, SentenceTransformer
+from diversity_jax.metrics.perplexity import CausalModel, JaxLlama, TransformersModel, is_own_llama
+from diversity_jax.report import page
+from diversity_jax.report.pages import metrics as metrics_sections
+from diversity_jax.scoring.config import ScoreConfig, named_corpora
+from diversity_jax.tokenizers.tokenizer import Tokenizer, load_tokenizer
+
+log = logging.getLogger(__name__)
+
+
+def measure_corpora(
+    config: ScoreConfig, corpora: Mapping[str, Corpus], folders: Mapping[str, Path]
+) -> dict[str, MetricsCard]:
+    """Measures what `config.metrics` asks for; nothing where it asks for none.
+
+    With the judge `none` each corpus's figures are its `scorecard.json`; what they cost lies in `metrics_cost.json`
+    beside.
+    """
+    names = chosen_metrics(config.metrics, config.baseline)
+    if not names:
+        return {}
+    if config.baseline.runner is None:
+        cards = measure(corpora, names, config.baseline, open_tools(names, config.baseline, Path(config.output_dir)))
+    else:
+        opening = {name: functools.partial(open_corpus, one) for name, one in named_corpora(config).items()}
+        scratch = _shared_folder(config)
+        cards = {name: measure_whole(one, name, names, config.baseline, scratch) for name, one in opening.items()}
+    for name, card in cards.items():
+        if config.judge == "none":
+            card.save(folders[name] / "scorecard.json")
+        card.save_cost(folders[name] / "metrics_cost.json")
+        for metric, figure in card.metrics.items():
+            ends = "" if figure.low is None else f" [{figure.low:.4g}, {figure.high:.4g}]"
+            log.info("%s: %-26s %.4g%s", name, metric, figure.value, ends)
+        for warning in card.warnings:
+            log.warning("%s: %s", name, warning)
+    return cards
+
+
+def _shared_folder(config: ScoreConfig) -> str:
+    """Where workers of a Beam runner may leave something: its own `--temp_location`, or on one machine the run's
+    folder.
+    """
+    named = (option.partition("=") for option in config.baseline.runner_options)
+    return next((value for name, _, value in named if name == "--temp_location"), config.output_dir)
+
+
+def attach(cards: Mapping[str, Scorecard], measured: Mapping[str, MetricsCard]) -> dict[str, Scorecard]:
+    """The judge's scorecards with the baseline metrics of the same corpora in them."""
+    return {
+        name: dataclasses.replace(card, baseline=measured[name].to_json()) if name in measured else card
+        for name, card in cards.items()
+    }
+
+
+def write_page(output_dir: str | Path, measured: Mapping[str, MetricsCard]) -> Path:
+    """The page of a run without a judge; returns the path of `report.html`."""
+    record = Path(output_dir) / "run.json"
+    return page.write(
+        metrics_sections.compose(measured, RunRecord.load(record) if record.exists() else None), output_dir
+    )
+
+
+def open_tools(names: tuple[str, ...], config: MetricsConfig, output_dir: Path) -> Tools:
+    """Models, tokenizers and servers that the chosen metrics need.
+
+    Raises:
+      InputError: one cannot be opened.
+    """
+    groups = {METRICS[name].group for name in names}
+    embedder = model = larger = count = None
+    if "embedding" in groups:
+        embedder = open_embedder(config, output_dir / "embeddings")
+    if "perplexity" in groups:
+        model = open_model(config.model, config)
+        larger = open_model(config.larger_model, config) if "perplexity_gap" in names else None
+    if "context_length_tokens" in names:
+        tokenizer = load_tokenizer(config.vocabulary)
+        count = _counter(tokenizer)
+    return Tools(embedder=embedder, model=model, larger_model=larger, count_tokens=count)
+
+
+def _counter(tokenizer: Tokenizer) -> Callable:
+    def count(texts) -> np.ndarray:
+        parts = [tokenizer.encode_batch(texts[start : start + 1024])[1] for start in range(0, len(texts), 1024)]
+        return np.concatenate(parts)
+
+    return count
+
+
+def open_embedder(config: MetricsConfig, cache: Path) -> Embedder | None:
+    """The embedder that a configuration names; None for TF-IDF, which is fitted to the corpora later."""
+    kind, _, name = config.embedder.partition(":")
+    if kind == "st":
+        return SentenceTransformer(name)
+    if kind == "openai":
+        return OpenAIEmbedder(
+            name,
+            base_url=config.embedder_base_url,
+            cache=cache,
+            dollars_per_million_tokens=config.embedder_dollars_per_million_tokens,
+            max_dollars=config.max_dollars,
+        )
+    if kind == "llama":
+        tokenizer = load_tokenizer(vocabulary_of(name, config.vocabulary))
+        return LlamaEmbedder(name, tokenizer.encode_batch, context_tokens=config.context_tokens)
+    return None
+
+
+def open_model(name: str, config: MetricsConfig) -> CausalModel:
+    """A causal model: ours for our own checkpoints and any Llama in Hugging Face's form, transformers for the rest."""
+    if is_own_llama(name):
+        tokenizer = load_tokenizer(vocabulary_of(name, config.vocabulary))
+        return JaxLlama(name, tokenizer.encode_batch, tokenizer.end_of_text_id, context_tokens=config.context_tokens)
+    return TransformersModel(name, context_tokens=config.context_tokens)
+
+
+def vocabulary_of(folder: str, asked: str | None) -> str:
+    """The tokenizer of a model's folder: as asked, as its run was configured, or what lies in the folder.
+
+    Raises:
+      InputError: none of the three.
+    """
+    if asked:
+        return asked
+    run = Path(folder) / "run.json"
+    if run.exists():
+        mixture = read_json(run).get("settings", {}).get("mixture") or {}
+        if mixture.get("vocabulary"):
+            return str(mixture["vocabulary"])
+    if any((Path(folder) / name).exists() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
+        return folder
+    raise InputError(
+        f"{folder}: names no tokenizer; set baseline.vocabulary to the one that the model was trained with"
+    )

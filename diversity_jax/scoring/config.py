@@ -1,0 +1,121 @@
+"""The configuration of a scoring run. Apart from the others, because it needs neither JAX nor a model and a scoring
+starts at once.
+"""
+
+from dataclasses import dataclass, field
+import re
+
+from diversity_jax.cluster_agent import AgentConfig
+from diversity_jax.core.errors import InputError
+from diversity_jax.corpus import CorpusConfig
+from diversity_jax.llm import BudgetConfig, EngineConfig
+from diversity_jax.metrics import MetricsConfig, chosen_metrics
+
+
+@dataclass(frozen=True, kw_only=True)
+class NamedCorpus:
+    """A corpus and the name it is shown under."""
+
+    name: str
+    corpus: CorpusConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreConfig:
+    """What `python -m diversity_jax.score` measures.
+
+    Attributes:
+      output_dir: for scorecard.json, groupings.jsonl, report.html and the ledger of paid answers.
+      corpus: a source, or several joined by commas: see `CorpusConfig.source`.
+      corpora: more, each with a name and settings of its own.
+      text_field: the key that holds the text, for sources named in `corpus`.
+      judge, judge_base_url, agent, engine, budget: as in a training run; judge `none` asks nobody, for the baseline
+        metrics alone.
+      metrics: baseline metrics to measure beside: `all`, `lexical`, `embedding`, `perplexity`, or names joined by
+        commas; none by default.
+      baseline: how they are measured.
+      dry_run: print the forecast of calls, tokens and dollars, and stop.
+      pilot_groupings: groupings of each corpus that are judged first, so that the forecast rests on what this judge
+        uses; they are paid for once, the run takes them from the ledger. With `dry_run` it stops after them. 30 serve
+        most judges.
+      draws: score so many independent draws of each corpus besides (the paper has 10) and report their spread; 0 is
+        none.
+      draw_size: documents of a draw; the paper has a million.
+      drift_samples_per_grouping: score each corpus at this K too, and test whether the judge reads it otherwise; 0 is
+        no test.
+      until_decided: of two corpora, stop at the first of `looks` planned looks that decides which is the more diverse.
+        `agent.groupings` is then the most. The error `alpha` holds over all looks together.
+      looks, alpha: of that test; alpha also of the test of drift.
+      hostile_share: share of documents that `python -m diversity_jax.audit` makes hostile.
+    """
+
+    output_dir: str = "runs/score"
+    corpus: str | None = None
+    corpora: tuple[NamedCorpus, ...] = ()
+    text_field: str = "text"
+    judge: str = "offline"
+    judge_base_url: str | None = None
+    agent: AgentConfig = field(default_factory=AgentConfig)
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    budget: BudgetConfig = field(default_factory=BudgetConfig)
+    metrics: str = ""
+    baseline: MetricsConfig = field(default_factory=MetricsConfig)
+    dry_run: bool = False
+    hostile_share: float = 0.01
+    pilot_groupings: int = 0
+    draws: int = 0
+    draw_size: int = 1_000_000
+    drift_samples_per_grouping: int = 0
+    until_decided: bool = False
+    looks: int = 8
+    alpha: float = 0.05
+
+    def __post_init__(self):
+        if self.draws < 0 or self.draws == 1 or self.draw_size < 1 or self.pilot_groupings < 0:
+            raise InputError(
+                f"config.draws={self.draws}, draw_size={self.draw_size}, pilot_groupings={self.pilot_groupings}: "
+                "give 2 draws or more of at least one document, or 0 for none"
+            )
+        if self.drift_samples_per_grouping and not (
+            2 <= self.drift_samples_per_grouping != self.agent.samples_per_grouping
+        ):
+            raise InputError(
+                f"config.drift_samples_per_grouping: {self.drift_samples_per_grouping} is not another K of 2 or more "
+                "than "
+                f"agent.samples_per_grouping={self.agent.samples_per_grouping}"
+            )
+        if self.looks < 1 or not 0 < self.alpha < 1:
+            raise InputError(
+                f"config.looks={self.looks}, alpha={self.alpha}: give at least one look, and an error rate such as 0.05"
+            )
+        chosen_metrics(self.metrics, self.baseline)
+        if self.judge == "none" and not self.metrics:
+            raise InputError(
+                "config.judge=none and no config.metrics: nothing to do; add --config.metrics=all, or name a judge"
+            )
+
+
+def named_corpora(config: ScoreConfig) -> dict[str, CorpusConfig]:
+    """The corpora of a configuration by name, unopened.
+
+    Raises:
+      InputError: none is named.
+    """
+    named = {corpus.name: corpus.corpus for corpus in config.corpora}
+    for source in filter(None, (config.corpus or "").split(",")):
+        name = _name(source)
+        number = 2
+        while name in named:
+            name, number = f"{_name(source)}_{number}", number + 1
+        named[name] = CorpusConfig(source=source.strip(), text_field=config.text_field)
+    if not named:
+        raise InputError(
+            "config.corpus is not set; name a file, such as --config.corpus=texts.jsonl.gz, or several with commas"
+        )
+    return named
+
+
+def _name(source: str) -> str:
+    """A short name for a source: its file's, without folders and endings."""
+    stem = re.split(r"[/\\]", source.strip().rstrip("/"))[-1].split(".")[0]
+    return re.sub(r"\W+", "_", stem).strip("_") or "corpus"

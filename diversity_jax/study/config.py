@@ -1,0 +1,369 @@
+"""A study as it is asked for, and the steps it comes to: factors x levels x seeds over one base recipe."""
+
+from collections.abc import Mapping, Sequence
+import dataclasses
+from dataclasses import dataclass, field
+import itertools
+import re
+from typing import Any
+
+from diversity_jax.core import config as config_files
+from diversity_jax.core.errors import InputError
+from diversity_jax.evaluation.config import EvaluateConfig
+from diversity_jax.evaluation.continuations import ContinuationsConfig
+from diversity_jax.mixtures.build_config import BuildConfig
+from diversity_jax.scoring.config import ScoreConfig
+from diversity_jax.study.graph import Step, Store
+from diversity_jax.synthesis.config import GenerateConfig
+from diversity_jax.training.run_config import Config
+
+_FOLDER = re.compile(r"\{(\w+)\}")
+STALE = ("keep", "again")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """What one run of a study does, in this order; None leaves a step out.
+
+    Each is the configuration of the command of its name. In any text in it, `{output}` is the folder the step writes
+    to, and `{benchmark}`, `{generate}`, `{score}`, `{build}`, `{train}`, `{sft}` those of earlier steps; `output_dir`
+    fields are set by the study. `sft` is a second training, and `evaluate_sft` judges what came of it.
+    """
+
+    benchmark: ContinuationsConfig | None = None
+    generate: GenerateConfig | None = None
+    score: ScoreConfig | None = None
+    build: BuildConfig | None = None
+    train: Config | None = None
+    sft: Config | None = None
+    evaluate: EvaluateConfig | None = None
+    evaluate_sft: EvaluateConfig | None = None
+
+    def parts(self) -> dict[str, Any]:
+        """The configurations that are there, by kind, in order."""
+        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if getattr(self, f.name) is not None}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Level:
+    """One setting of a factor.
+
+    Attributes:
+      name: shown; a number where it is an amount.
+      set: fields of the recipe by dotted name, such as `{"train.train.steps": 100}`, and their values.
+      published: what others reported for this level, by stage and outcome (`350M pre-trained accuracy`), to be shown
+        beside.
+    """
+
+    name: str | float
+    set: Mapping[str, Any]
+    published: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Factor:
+    """What is varied. With names that are numbers, the study also fits how outcomes level off."""
+
+    name: str
+    levels: tuple[Level, ...]
+
+    def __post_init__(self):
+        names = [level.name for level in self.levels]
+        if not names:
+            raise InputError(f"factor {self.name!r} has no levels; give at least one")
+        if len(set(names)) < len(names):
+            raise InputError(
+                f"factor {self.name!r} has two levels of one name ({', '.join(map(str, names))}); give each its own"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machine:
+    """An accelerator for which hours are forecast: its devices, each one's peak FLOP/s, and the share of it that
+    training reaches.
+    """
+
+    name: str
+    devices: int
+    peak_flops: float
+    utilisation: float = 0.45
+
+    def hours(self, flops: float) -> float:
+        """Wall hours that so many operations take on all its devices."""
+        return flops / (self.devices * self.peak_flops * self.utilisation) / 3600
+
+
+@dataclass(frozen=True, kw_only=True)
+class Assumed:
+    """What a forecast has to assume before anything is made.
+
+    Attributes:
+      document_tokens: of a synthetic document, as a judge is shown it.
+      generation_prompt_tokens: of the prompt for one.
+      epoch_tokens: of one pass over the data, where a training is asked for in epochs.
+      machines: to count hours for.
+    """
+
+    document_tokens: int = 1000
+    generation_prompt_tokens: int = 800
+    epoch_tokens: float = 1e8
+    machines: tuple[Machine, ...] = (
+        Machine(name="v5e-256", devices=256, peak_flops=197e12),
+        Machine(name="8 x H200", devices=8, peak_flops=989e12),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyConfig:
+    """What `python -m diversity_jax.study` runs.
+
+    Attributes:
+      name: heads the page.
+      output_dir: shared by all processes that work on the study: a folder with file locks, or one in a bucket (`gs://`,
+        `s3://`).
+      factors: the grid is their product.
+      only: levels to keep, as `factor=level, factor=level|level`; empty for the whole grid.
+      apart: factors whose levels are analysed each by itself, such as the size of the model.
+      seeds: repeats of every recipe; seed_fields: fields of the recipe that take the seed.
+      recipe: what is varied.
+      predictors: diversity figures to regress outcomes on: fields of the scorecard, or `metrics.NAME`.
+      controls: what partial correlations control for: `tokens`, `length`, or a figure as in `predictors`.
+      processes: that run steps on this machine; other machines join by the same command.
+      stale: what becomes of steps made by code that has changed since: `keep` them and say so, or run them `again`.
+      dry_run: print the graph and what it will take, and stop.
+      step: run this one step (a key, as the dry run lists them) and stop; every process of a multi-host job gives the
+        same.
+      work_dir: for an output_dir in a bucket: where this machine keeps steps at work and results it fetched; None: in
+        ~/.cache.
+      lease_seconds: for a bucket: a process that has given no sign of life for so long is taken for dead, and its step
+        taken over.
+      save_minutes: for a bucket: how often the files of a step at work go up, for whoever takes it over.
+      assumed: what the forecast is made from.
+    """
+
+    name: str
+    output_dir: str
+    factors: tuple[Factor, ...]
+    only: str = ""
+    apart: tuple[str, ...] = ()
+    seeds: tuple[int, ...] = (0,)
+    seed_fields: tuple[str, ...] = ("train.train.seed",)
+    recipe: Recipe
+    predictors: tuple[str, ...] = ("effective_clusters", "cluster_score")
+    controls: tuple[str, ...] = ()
+    processes: int = 1
+    stale: str = "keep"
+    dry_run: bool = False
+    step: str = ""
+    work_dir: str | None = None
+    lease_seconds: float = 60.0
+    save_minutes: float = 10.0
+    assumed: Assumed = field(default_factory=Assumed)
+
+    def __post_init__(self):
+        names = [factor.name for factor in self.factors]
+        if len(set(names)) < len(names):
+            raise InputError(f"study {self.name!r}: two factors of one name ({', '.join(names)}); give each its own")
+        unknown = [name for name in self.apart if name not in names]
+        if unknown:
+            raise InputError(
+                f"study {self.name!r}: apart names {', '.join(unknown)}; its factors are {', '.join(names) or 'none'}"
+            )
+        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
+            raise InputError(f"study {self.name!r}: seeds {list(self.seeds)}; give different seeds, at least one")
+        if self.stale not in STALE:
+            raise InputError(f"stale={self.stale!r}: choose {' or '.join(STALE)}")
+        if self.processes < 1:
+            raise InputError(f"processes={self.processes}: give at least 1")
+        for name in ("lease_seconds", "save_minutes"):
+            if not getattr(self, name) > 0:
+                raise InputError(f"{name}={getattr(self, name)}: must be above 0")
+        if not self.recipe.parts():
+            raise InputError(f"study {self.name!r}: the recipe has no step; give at least one")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One recipe with one seed: its levels by factor, and its steps' keys by kind."""
+
+    levels: Mapping[str, str | float]
+    seed: int
+    keys: Mapping[str, str]
+
+    @property
+    def recipe(self) -> str:
+        """Its levels in words."""
+        return in_words(self.levels)
+
+
+def in_words(levels: Mapping[str, str | float]) -> str:
+    """Such as `topics 40, ratio 4:1`."""
+    return ", ".join(f"{name} {level}" for name, level in levels.items()) or "base"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """All runs, and all their steps by key, in an order in which needs come first."""
+
+    runs: tuple[Run, ...]
+    steps: Mapping[str, Step]
+
+
+def plan(study: StudyConfig, store: Store) -> Plan:
+    """Works a study out.
+
+    Raises:
+      InputError: a field that the recipe does not have, a step that names a later or missing one, or two recipes that
+        come to the same.
+    """
+    steps: dict[str, Step] = {}
+    runs = []
+    for levels in itertools.product(*_kept(study)):
+        chosen = {factor.name: level.name for factor, level in zip(study.factors, levels, strict=True)}
+        recipe = _with_levels(study, levels)
+        for seed in study.seeds:
+            keys: dict[str, str] = {}
+            for kind, config in _seeded(study, recipe, seed).parts().items():
+                step = _step(kind, config, keys, store)
+                steps.setdefault(step.key, step)
+                keys[kind] = step.key
+            runs.append(Run(levels=chosen, seed=seed, keys=keys))
+    _check_different(study, runs)
+    order = list(Recipe.__dataclass_fields__)
+    return Plan(runs=tuple(runs), steps=dict(sorted(steps.items(), key=lambda item: order.index(item[1].kind))))
+
+
+def _kept(study: StudyConfig) -> list[tuple[Level, ...]]:
+    """The levels of every factor that `only` leaves."""
+    wanted: dict[str, list[str]] = {}
+    for part in filter(None, (part.strip() for part in study.only.split(","))):
+        name, equals, levels = part.partition("=")
+        if not equals:
+            raise InputError(f"only={study.only!r}: {part!r} is not of the form factor=level")
+        wanted[name.strip()] = [level.strip() for level in levels.split("|")]
+    known = {factor.name: [str(level.name) for level in factor.levels] for factor in study.factors}
+    for name, levels in wanted.items():
+        if name not in known:
+            raise InputError(
+                f"only={study.only!r}: study {study.name!r} has no factor {name!r}; it has {', '.join(known)}"
+            )
+        unknown = [level for level in levels if level not in known[name]]
+        if unknown:
+            raise InputError(
+                f"only={study.only!r}: factor {name!r} has no level {unknown[0]!r}; it has {', '.join(known[name])}"
+            )
+    return [
+        tuple(level for level in factor.levels if str(level.name) in wanted.get(factor.name, known[factor.name]))
+        for factor in study.factors
+    ]
+
+
+def _with_levels(study: StudyConfig, levels: Sequence[Level]) -> Recipe:
+    recipe = study.recipe
+    for factor, level in zip(study.factors, levels, strict=True):
+        try:
+            recipe = config_files.with_values(recipe, level.set)
+        except InputError as error:
+            message = str(error).removeprefix("--config.")
+            raise InputError(f"study {study.name!r}: factor {factor.name!r}, level {level.name!r}: {message}") from None
+        except TypeError as error:
+            what = f"{dict(level.set)}: a value of the wrong type ({error})"
+            raise InputError(f"study {study.name!r}: factor {factor.name!r}, level {level.name!r}: {what}") from None
+    return recipe
+
+
+def _seeded(study: StudyConfig, recipe: Recipe, seed: int) -> Recipe:
+    try:
+        return config_files.with_values(recipe, dict.fromkeys(study.seed_fields, seed))
+    except InputError as error:
+        raise InputError(f"study {study.name!r}: seed_fields: {str(error).removeprefix('--config.')}") from None
+
+
+def _step(kind: str, config: Any, earlier: Mapping[str, str], store: Store) -> Step:
+    """A step of a recipe: once with folders named by key, for its own key, and once with the folders themselves."""
+    needs: list[str] = []
+
+    def by_key(name: str) -> str:
+        if name == "output":
+            return "{output}"
+        if name not in earlier:
+            raise InputError(
+                f"the recipe's {kind} names {{{name}}}; steps before it are {', '.join(earlier) or 'none'}"
+            )
+        if earlier[name] not in needs:
+            needs.append(earlier[name])
+        return f"{{{earlier[name]}}}"
+
+    if any(f.name == "output_dir" for f in dataclasses.fields(config)):
+        config = dataclasses.replace(config, output_dir="{output}")
+    settings = _as_json(_in_texts(config, by_key))
+    key = Step(kind=kind, config=None, settings=settings).key
+    folders = {name: str(store.output(earlier_key)) for name, earlier_key in earlier.items()} | {
+        "output": str(store.output(key))
+    }
+    return Step(kind=kind, config=_in_texts(config, folders.__getitem__), settings=settings, needs=tuple(needs))
+
+
+def _in_texts(value: Any, replace: Any) -> Any:
+    """The value with `{name}` replaced in all texts inside."""
+    if isinstance(value, str):
+        return _FOLDER.sub(lambda match: replace(match[1]), value)
+    if dataclasses.is_dataclass(value):
+        changed = {f.name: _in_texts(getattr(value, f.name), replace) for f in dataclasses.fields(value) if f.init}
+        return dataclasses.replace(value, **changed)
+    if isinstance(value, tuple | list):
+        return type(value)(_in_texts(item, replace) for item in value)
+    if isinstance(value, Mapping):
+        return {name: _in_texts(item, replace) for name, item in value.items()}
+    return value
+
+
+def _as_json(value: Any) -> Any:
+    """A configuration as JSON values, each dataclass with its type's name."""
+    if dataclasses.is_dataclass(value):
+        return {"type": type(value).__name__} | {
+            f.name: _as_json(getattr(value, f.name)) for f in dataclasses.fields(value)
+        }
+    if isinstance(value, Mapping):
+        return {str(name): _as_json(item) for name, item in value.items()}
+    if isinstance(value, tuple | list):
+        return [_as_json(item) for item in value]
+    return value if isinstance(value, bool | int | float | str) or value is None else str(value)
+
+
+def _check_different(study: StudyConfig, runs: Sequence[Run]) -> None:
+    """Refuses levels and seeds that change nothing which the last step reads."""
+    last = list(study.recipe.parts())[-1]
+    seen: dict[str, Run] = {}
+    for run in runs:
+        other = seen.setdefault(run.keys[last], run)
+        if other is run:
+            continue
+        if other.levels == run.levels:
+            fields = (
+                f"it reads none of {', '.join(study.seed_fields)}"
+                if study.seed_fields
+                else "seed_fields names no field for them"
+            )
+            raise InputError(
+                f"study {study.name!r}: seeds {other.seed} and {run.seed} come to the same {last}: {fields}"
+            )
+        names = [name for name in run.levels if run.levels[name] != other.levels[name]]
+        here, there = (in_words({name: one.levels[name] for name in names}) for one in (run, other))
+        raise InputError(
+            f"study {study.name!r}: {there} and {here} make the same recipe: "
+            f"{_why_equal(study, names, other, run, last)}"
+        )
+
+
+def _why_equal(study: StudyConfig, names: Sequence[str], one: Run, other: Run, last: str) -> str:
+    """Why levels of the named factors come to the same last step."""
+    factors = [factor for factor in study.factors if factor.name in names]
+    pairs = [
+        [level.set for level in factor.levels if level.name in (run.levels[factor.name] for run in (one, other))]
+        for factor in factors
+    ]
+    if all(first == second for first, second in pairs):
+        return "these levels set the same; leave one out"
+    fields = dict.fromkeys(field for pair in pairs for fields in pair for field in fields)
+    return f"{last} and the steps it needs read none of {', '.join(fields)}; vary a field that they read"

@@ -1,0 +1,325 @@
+"""How a synthetic component is asked for."""
+
+from dataclasses import dataclass, field
+
+from diversity_jax.cluster_agent import AgentConfig
+from diversity_jax.core.errors import InputError
+from diversity_jax.corpus import CorpusConfig
+from diversity_jax.llm import BudgetConfig, EngineConfig, parse_model
+from diversity_jax.synthesis.demo_grammar import GrammarConfig
+from diversity_jax.synthesis.prompts import STYLES
+
+ARM_DIMENSIONS = ("template", "generator", "style", "topics")
+
+
+def _least(owner: object, name: str, **bounds: float) -> None:
+    for field_name, bound in bounds.items():
+        value = getattr(owner, field_name)
+        if value is not None and not value >= bound:
+            raise InputError(f"{name}.{field_name}: is {value}; give at least {bound:g}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TopicsConfig:
+    """Where topics come from: exactly one of `source`, `documents` and `root`.
+
+    Attributes:
+      source: file or pattern of slash paths or outlines; see `topics.read_topics`.
+      documents: a corpus from which the first generator extracts paths and keywords; `max_documents` says how many are
+        read.
+      root: a subject (or slash path) that the first generator expands breadth-first, until `limit` or `levels` is
+        reached.
+      limit: topics kept at most, in seeded random order where there are more; None keeps all.
+      levels: names in a path, at most five.
+      branching: topics asked for below each one (`root`), or at most from each document (`documents`).
+      near_duplicate: cosine from which two names may be one topic; None merges only what is equal once normalised.
+      leaves_only: of an outline, only what has nothing below it.
+    """
+
+    source: str | None = None
+    documents: CorpusConfig | None = None
+    root: str | None = None
+    limit: int | None = None
+    levels: int = 5
+    branching: int = 8
+    near_duplicate: float | None = 0.85
+    leaves_only: bool = True
+
+    def __post_init__(self):
+        _least(self, "topics", limit=1, levels=1, branching=1, near_duplicate=0.5)
+        if self.levels > 5:
+            raise InputError(f"topics.levels: is {self.levels}; a path has at most 5 names")
+        if sum(one is not None for one in (self.source, self.documents, self.root)) > 1:
+            raise InputError("topics: more than one of source, documents and root is set; give one")
+        if self.root is not None and self.limit is None and self.branching**self.levels > 1_000_000:
+            raise InputError(
+                "topics.limit: is None while a root is expanded to more than a million topics; give a limit"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PersonasConfig:
+    """Who may be written for.
+
+    Attributes:
+      source: `.txt` with one a line, or `.jsonl` with `field`; None where they come from documents.
+      field: key that holds the persona.
+      documents: a corpus from which the first generator derives `per_document` personas each.
+      per_document: personas a document.
+      shown: offered in one generation; the generator picks one.
+    """
+
+    source: str | None = None
+    field: str = "persona"
+    documents: CorpusConfig | None = None
+    per_document: int = 2
+    shown: int = 5
+
+    def __post_init__(self):
+        _least(self, "personas", per_document=1, shown=1)
+        if self.source is not None and self.documents is not None:
+            raise InputError("personas: both source and documents are set; give one")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GeneratorConfig:
+    """One model that writes.
+
+    Attributes:
+      model: `provider:model`, of the providers `openai`, `gemini`, `google-genai`.
+      base_url: address of a server of one's own, such as http://127.0.0.1:8000/v1.
+      weight: its part of the documents where several generators share the grid (`grid.mixed`).
+      name: under which it is shown and recorded; None takes the model's.
+      batch: ask through the provider's batch API: cheaper, answered within a day.
+    """
+
+    model: str
+    base_url: str | None = None
+    weight: float = 1.0
+    name: str | None = None
+    batch: bool = False
+
+    def __post_init__(self):
+        parse_model(self.model)
+        if not self.weight > 0:
+            raise InputError(f"generators.weight: is {self.weight} for {self.model}; give a number above 0")
+
+    @property
+    def label(self) -> str:
+        """Its name on pages and in records."""
+        return self.name or self.model
+
+
+@dataclass(frozen=True, kw_only=True)
+class GridConfig:
+    """What is written: topics x generations per topic x templates x generators.
+
+    Attributes:
+      templates: built-in names or `.json` files.
+      styles: drawn for each generation of a template that has a style.
+      generations_per_topic: documents a topic, for each template and generator.
+      topic_counts: arms of so many topics each (nested: the smaller is part of the larger); empty is one arm of all
+        topics.
+      mixed: share each cell of the grid out to one generator by weight; without it every generator writes the whole
+        grid.
+      topics_shown: topics offered to a multi-topic template.
+      documents: stop after so many accepted documents; None goes through the grid.
+      documents_per_round: documents between two commits to disk, and between two looks of the steering.
+    """
+
+    templates: tuple[str, ...] = ("topic_styles_persona",)
+    styles: tuple[str, ...] = tuple(STYLES)
+    generations_per_topic: int = 10
+    topic_counts: tuple[int, ...] = ()
+    mixed: bool = True
+    topics_shown: int = 4
+    documents: int | None = None
+    documents_per_round: int = 1000
+
+    def __post_init__(self):
+        _least(self, "grid", generations_per_topic=1, topics_shown=1, documents=1, documents_per_round=1)
+        if not self.templates:
+            raise InputError("grid.templates: is empty; name at least one template")
+        if not self.styles:
+            raise InputError(f"grid.styles: is empty; name at least one, such as {next(iter(STYLES))}")
+        if any(count < 1 for count in self.topic_counts):
+            raise InputError(f"grid.topic_counts: {list(self.topic_counts)}; every arm needs at least 1 topic")
+
+
+@dataclass(frozen=True, kw_only=True)
+class QualityConfig:
+    """The floor under which a document is not taken.
+
+    Attributes:
+      min_passage_words, max_passage_words: of every passage.
+      max_copied_share: share of the passages' eight-word sequences that may stand in the prompt.
+      near_duplicate: estimated share of five-word sequences in common with a document that stands, from which a new one
+        is refused; None compares nothing.
+      attempts: draws for one document, the first included, before its place in the grid is given up.
+      give_up_after: usable answers missing in so many calls of one generator in a row stop that generator, with the
+        reason.
+    """
+
+    min_passage_words: int = 25
+    max_passage_words: int = 800
+    max_copied_share: float = 0.15
+    near_duplicate: float | None = 0.6
+    attempts: int = 3
+    give_up_after: int = 30
+
+    def __post_init__(self):
+        _least(
+            self, "quality", min_passage_words=1, max_passage_words=self.min_passage_words, attempts=1, give_up_after=1
+        )
+        for name in ("max_copied_share", "near_duplicate"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value <= 1:
+                raise InputError(f"quality.{name}: is {value}; give a share above 0 and up to 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SteeringConfig:
+    """The loop that acts on diversity while it is made; see `steering`.
+
+    Attributes:
+      arms: what tells arms apart: of `template`, `generator`, `style`, `topics`; empty turns the loop off.
+      metric: `words` (free: documents grouped by their words) or `judge` (the cluster-agent, with the judge of
+        `judge`).
+      min_gain_per_dollar: effective clusters a dollar below which an arm is stopped, once that is decided.
+      alpha: chance, over all arms and looks together, that any arm is stopped although its gain is not below.
+      looks: looks planned at each arm; the error is spent over them.
+      explore_share: of a round's dollars, spent evenly over all arms that are not stopped.
+      min_documents: of an arm, before it may be stopped.
+      groupings_per_look: of each arm, where the metric is `judge`.
+      over_represented: a cluster with more than this multiple of the mean share becomes a subject to avoid; None avoids
+        nothing.
+      avoided: subjects named in a prompt, at most.
+      new_seeds: topics asked for in every round below the topics of thin clusters; 0 asks for none.
+      dollars_per_million_free_tokens: what a token of a model without a price is counted at, so that arms can be
+        compared.
+    """
+
+    arms: tuple[str, ...] = ()
+    metric: str = "words"
+    min_gain_per_dollar: float = 0.0
+    alpha: float = 0.05
+    looks: int = 20
+    explore_share: float = 0.1
+    min_documents: int = 30
+    groupings_per_look: int = 60
+    over_represented: float | None = 8.0
+    avoided: int = 8
+    new_seeds: int = 0
+    dollars_per_million_free_tokens: float = 0.1
+
+    def __post_init__(self):
+        for name in self.arms:
+            if name not in ARM_DIMENSIONS:
+                raise InputError(f"steering.arms: {name!r} is unknown; choose among {', '.join(ARM_DIMENSIONS)}")
+        if self.metric not in ("words", "judge"):
+            raise InputError(f"steering.metric: {self.metric!r} is unknown; choose words or judge")
+        _least(
+            self, "steering", looks=1, min_documents=3, groupings_per_look=4, avoided=0, new_seeds=0, over_represented=1
+        )
+        _least(self, "steering", dollars_per_million_free_tokens=1e-6)
+        if not 0 < self.alpha < 1 or not 0 <= self.explore_share <= 1:
+            raise InputError(f"steering: alpha {self.alpha} and explore_share {self.explore_share}; give shares of 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchConfig:
+    """Batch APIs of OpenAI and Gemini, for generators with `batch=True`.
+
+    Attributes:
+      poll_seconds: between two looks at a batch.
+      wait_seconds: after so long the command ends; run again it goes on waiting and collects. None waits on.
+      price_share: of the ordinary price that a batch costs.
+    """
+
+    poll_seconds: float = 60.0
+    wait_seconds: float | None = None
+    price_share: float = 0.5
+
+    def __post_init__(self):
+        if not self.poll_seconds > 0 or not 0 <= self.price_share <= 1:
+            raise InputError(
+                f"batch: poll_seconds {self.poll_seconds}, price_share {self.price_share}; give seconds above 0 and a "
+                "share"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SynthesisConfig:
+    """A synthetic component: what is written, by whom, how well, for how much.
+
+    Attributes:
+      output_dir: for `documents/*.jsonl.zst`, `rejects/`, `rounds/`, `report.html` and the ledger; run again to go on.
+      topics, personas, grid, generators, quality, steering, batch: see there.
+      judge, judge_base_url, agent: the cluster-agent, where `steering.metric` is `judge`; see `score`.
+      temperature, max_output_tokens: decoding of generations.
+      schema_limits: send limits of length with the schema: for llama.cpp and vLLM, not for OpenAI.
+      completion_tokens_expected: tokens of an answer, for the forecast.
+      seed: of every draw.
+      dry_run: print the forecast of calls, tokens and dollars, and stop.
+      engine, budget: as everywhere; the cap holds for all generators together.
+    """
+
+    output_dir: str = "runs/generate"
+    topics: TopicsConfig = field(default_factory=TopicsConfig)
+    personas: PersonasConfig = field(default_factory=PersonasConfig)
+    grid: GridConfig = field(default_factory=GridConfig)
+    generators: tuple[GeneratorConfig, ...] = ()
+    quality: QualityConfig = field(default_factory=QualityConfig)
+    steering: SteeringConfig = field(default_factory=SteeringConfig)
+    batch: BatchConfig = field(default_factory=BatchConfig)
+    judge: str = "offline"
+    judge_base_url: str | None = None
+    agent: AgentConfig = field(
+        default_factory=lambda: AgentConfig(samples_per_grouping=10, criteria_sets=1, proposals=10)
+    )
+    temperature: float = 1.0
+    max_output_tokens: int = 4096
+    schema_limits: bool = False
+    completion_tokens_expected: int = 1300
+    seed: int = 0
+    dry_run: bool = False
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    budget: BudgetConfig = field(default_factory=BudgetConfig)
+
+    def __post_init__(self):
+        labels = [generator.label for generator in self.generators]
+        for label in labels:
+            if labels.count(label) > 1:
+                raise InputError(f"generators: {label!r} is there twice; give each a name of its own")
+        if "generator" in self.steering.arms and self.grid.mixed and len(labels) > 1:
+            raise InputError(
+                "steering.arms: names generator while grid.mixed shares cells out by weight; set grid.mixed=False"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class GrammarComponent:
+    """A file of demo text: where it goes, and how much of what the grammar writes."""
+
+    path: str
+    grammar: GrammarConfig = field(default_factory=GrammarConfig)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerateConfig(SynthesisConfig):
+    """What `python -m diversity_jax.generate` writes: a component made by language models, demo text, or both.
+
+    Attributes:
+      generators: who writes; where there are none, only the grammar does. All other fields are `SynthesisConfig`'s.
+      grammar: components of demo text, made by a grammar and not by an LLM.
+    """
+
+    grammar: tuple[GrammarComponent, ...] = ()
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not self.generators and not self.grammar:
+            raise InputError(
+                "generators and grammar are both empty; name a generator such as openai:gpt-4o-mini, or demo text to "
+                "write"
+            )

@@ -1,0 +1,274 @@
+"""One topic under several names: merged when equal, equal once normalised, or nearly equal by embedding.
+
+The embedding is built here and needs no model: a word is the sum of hashed letter trigrams and of itself, a name the
+  sum of its words
+weighted by rarity, a topic its narrowest name and, with less weight, those above it. Near pairs are looked for inside
+cells of the space, and every topic lies in its two nearest cells, so that few pairs across a border are missed and none
+are compared needlessly.
+A near pair is merged only if its names differ in spelling: other numbers, a prefix that turns the meaning (`inorganic`)
+  or a word
+that has no counterpart make another topic.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+import difflib
+import functools
+import logging
+import re
+import unicodedata
+import zlib
+
+import numpy as np
+
+from diversity_jax.synthesis.topics import Topic
+
+_logger = logging.getLogger(__name__)
+_DIMENSIONS = 128
+_ABOVE_WEIGHT = 0.7  # of the names above: an equal name elsewhere in the tree then lies at 0.67
+_WHOLE_WORD_WEIGHT = 0.3  # beside the sum of its trigrams: more would keep spellings of one word apart
+_CELL_TOPICS = 300  # topics in a cell, about
+_CELL_SAMPLE = 60_000
+_BLOCK = 4096
+_MOST_KEYWORDS = 12
+_FILLERS = frozenset(
+    ("a", "an", "the", "of", "and", "in", "on", "for", "to", "with", "by", "from", "at", "as", "or", "introduction", "overview", "basics",
+     "fundamentals")
+)  # fmt: skip
+_TURNS = (
+    "", "in", "im", "un", "non", "anti", "pre", "post", "pro", "sub", "super", "hyper", "hypo", "micro", "macro", "meso", "inter", "intra",
+    "extra", "endo", "exo", "de", "bio", "geo", "multi", "uni", "bi", "di", "tri", "mono", "poly", "homo", "hetero", "iso", "ortho", "para",
+    "ultra", "infra", "meta", "counter", "re", "dis", "a", "an", "neo", "proto", "pseudo", "over", "under", "east", "west",
+)  # fmt: skip
+_ROMAN = re.compile(r"^(?=[ivx])(x{0,3})(ix|iv|v?i{0,3})$")
+_WORD = re.compile(r"[^\W_]+")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Merged:
+    """Topics without duplicates, in the order of their first appearance.
+
+    Attributes:
+      topics: keywords of merged ones are joined.
+      read: how many there were.
+      exact, normalised, near: how many were merged on each ground.
+    """
+
+    topics: list[Topic]
+    read: int
+    exact: int
+    normalised: int
+    near: int
+
+    def __str__(self) -> str:
+        found = f"{self.exact:,} exact, {self.normalised:,} normalised, {self.near:,} near duplicates merged"
+        return f"{len(self.topics):,} topics of {self.read:,} ({found})"
+
+
+def merge_topics(topics: Sequence[Topic], *, near: float | None = 0.85) -> Merged:
+    """Merges duplicates.
+
+    Args:
+      topics: in order; the first of equals gives the name.
+      near: cosine from which two topics may be one; None merges only what is equal once normalised.
+    """
+    by_path: dict[tuple[str, ...], list[Topic]] = {}
+    for topic in topics:
+        by_path.setdefault(topic.path, []).append(topic)
+    by_key: dict[str, list[list[Topic]]] = {}
+    for equals in by_path.values():
+        by_key.setdefault(normalised(equals[0].path), []).append(equals)
+    groups = [[topic for equals in group for topic in equals] for group in by_key.values()]
+    exact, same = len(topics) - len(by_path), len(by_path) - len(groups)
+    leaders = (
+        _near_leaders([group[0] for group in groups], near)
+        if near is not None and len(groups) > 1
+        else range(len(groups))
+    )
+    merged: dict[int, list[Topic]] = {}
+    for group, leader in zip(groups, leaders, strict=True):
+        merged.setdefault(int(leader), []).extend(group)
+    result = [_join(group) for group in merged.values()]
+    return Merged(topics=result, read=len(topics), exact=exact, normalised=same, near=len(groups) - len(result))
+
+
+def _join(group: Sequence[Topic]) -> Topic:
+    if len(group) == 1:
+        return group[0]
+    keywords = dict.fromkeys(word for topic in group for word in topic.keywords)
+    return Topic(group[0].path, tuple(keywords)[:_MOST_KEYWORDS])
+
+
+def normalised(path: Sequence[str]) -> str:
+    """A path's key: equal for names that differ in case, accents, punctuation, plurals, fillers or the order of
+    words.
+    """
+    return "/".join(filter(None, (_normalised_name(name) for name in path)))
+
+
+@functools.lru_cache(200_000)
+def _normalised_name(name: str) -> str:
+    return " ".join(sorted(words_of(name)))
+
+
+@functools.lru_cache(200_000)
+def words_of(name: str) -> tuple[str, ...]:
+    """Words of a name without fillers, each in the singular; all words where nothing else is left."""
+    plain = unicodedata.normalize("NFKD", name).casefold()
+    plain = "".join(letter for letter in plain if not unicodedata.combining(letter))
+    words = [_singular(word) for word in _WORD.findall(plain)]
+    # "Vitamin A" ends in a name, not in an article.
+    told = [
+        word
+        for place, word in enumerate(words)
+        if word not in _FILLERS or (len(word) == 1 and place and place == len(words) - 1)
+    ]
+    return tuple(told or words) or (name,)
+
+
+def _singular(word: str) -> str:
+    if len(word) > 4 and word.endswith("ies"):
+        return word[:-3] + "y"
+    return word[:-1] if len(word) > 3 and word.endswith("s") and not word.endswith(("ss", "us", "is")) else word
+
+
+def embed(topics: Sequence[Topic]) -> np.ndarray:
+    """Unit vectors [topics, dimensions], float32."""
+    from scipy.sparse import csr_matrix
+
+    place: dict[str, int] = {}
+    lasts = [[place.setdefault(word, len(place)) for word in words_of(topic.path[-1])] for topic in topics]
+    aboves = [
+        [place.setdefault(word, len(place)) for name in topic.path[:-1] for word in words_of(name)] for topic in topics
+    ]
+    seen = np.bincount(np.concatenate([np.asarray(row, np.int64) for row in (*lasts, *aboves)]), minlength=len(place))
+    rarity = np.log1p(len(topics) / seen).astype(np.float32)
+    words = np.stack([_word_vector(word) for word in place]) * rarity[:, None]
+
+    def sums(rows: Sequence[Sequence[int]]) -> np.ndarray:
+        ends = np.cumsum([0, *map(len, rows)])
+        columns = np.fromiter((column for row in rows for column in row), np.int64, ends[-1])
+        return _unit(
+            csr_matrix((np.ones(len(columns), np.float32), columns, ends), shape=(len(rows), len(place))) @ words
+        )
+
+    vectors = sums(lasts)
+    vectors += _ABOVE_WEIGHT * sums(aboves)
+    return _unit(vectors)
+
+
+def _unit(vectors: np.ndarray) -> np.ndarray:
+    vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-6)
+    return vectors
+
+
+def _word_vector(word: str) -> np.ndarray:
+    """Unit vector of a word: itself and its trigrams, each at hashed places with hashed signs."""
+    framed = f"<{word}>"
+    parts = [word, *(framed[start : start + 3] for start in range(len(framed) - 2))]
+    weights = [_WHOLE_WORD_WEIGHT] + [(len(parts) - 1) ** -0.5] * (len(parts) - 1)
+    vector = np.zeros(_DIMENSIONS, np.float32)
+    for part, weight in zip(parts, weights, strict=True):
+        code = zlib.crc32(part.encode())
+        for shift in (0, 8, 16, 24):  # four places a part keep two parts from falling together
+            bits = (code >> shift | code << (32 - shift)) * 2654435761 & 0xFFFFFFFF
+            vector[bits >> 8 & 127] += weight if bits & 128 else -weight
+    return vector / max(float(np.linalg.norm(vector)), 1e-6)
+
+
+def _near_leaders(topics: Sequence[Topic], near: float) -> np.ndarray:
+    """For each topic the first one it is the same as, itself where there is none: int64 [topics]."""
+    vectors = embed(topics)
+    leaders = np.arange(len(topics))
+    pairs = np.concatenate([np.zeros((0, 2), np.int64), *_near_pairs(vectors, near)])
+    pairs = np.unique(
+        pairs, axis=0
+    )  # by the second, then the first: a leader is settled before those that may follow it
+    _logger.debug("%s near pairs to look at", f"{len(pairs):,}")
+    for later, earlier in pairs.tolist():
+        if leaders[later] == later and leaders[earlier] == earlier and same_topic(topics[earlier], topics[later]):
+            leaders[later] = earlier
+    return leaders
+
+
+def _near_pairs(vectors: np.ndarray, near: float) -> Iterator[np.ndarray]:
+    """Pairs (later, earlier) at a cosine of at least `near`, cell by cell; a pair may come twice."""
+    for members in _cells(vectors):
+        inside = vectors[members]
+        for start in range(0, len(members), _BLOCK):
+            close = inside[start : start + _BLOCK] @ inside.T >= near
+            rows, columns = np.nonzero(close)
+            rows += start
+            kept = columns < rows
+            if kept.any():
+                yield np.stack([members[rows[kept]], members[columns[kept]]], axis=1)
+
+
+def _cells(vectors: np.ndarray) -> list[np.ndarray]:
+    """Ascending row numbers of every cell; each row lies in its two nearest ones."""
+    count = len(vectors) // _CELL_TOPICS
+    if count < 4:
+        return [np.arange(len(vectors))]
+    generator = np.random.default_rng(0)
+    sample = vectors[generator.permutation(len(vectors))[:_CELL_SAMPLE]]
+    centres = sample[:count].copy() if len(sample) >= count else sample.copy()
+    for _ in range(3):
+        nearest = _nearest(sample, centres, 1)[:, 0]
+        order = np.argsort(nearest, kind="stable")
+        present, starts = np.unique(nearest[order], return_index=True)
+        centres[present] = _unit(np.add.reduceat(sample[order], starts, axis=0))
+    owners = _nearest(vectors, centres, 2)
+    rows, cells = np.repeat(np.arange(len(vectors)), 2), owners.ravel()
+    order = np.argsort(cells, kind="stable")
+    return [part for part in np.split(rows[order], np.flatnonzero(np.diff(cells[order])) + 1) if len(part) > 1]
+
+
+def _nearest(vectors: np.ndarray, centres: np.ndarray, count: int) -> np.ndarray:
+    """Numbers of the `count` nearest centres of each vector: int32 [vectors, count]."""
+    found = np.empty((len(vectors), count), np.int32)
+    for start in range(0, len(vectors), _BLOCK):
+        similar = vectors[start : start + _BLOCK] @ centres.T
+        for place in range(count):
+            best = similar.argmax(axis=1)
+            found[start : start + _BLOCK, place] = best
+            similar[np.arange(len(best)), best] = -2
+    return found
+
+
+def same_topic(a: Topic, b: Topic) -> bool:
+    """Whether two near topics are one: every word of the narrowest names has a counterpart that differs in spelling
+    only, and the names above, where both have some, share a word."""
+    above_a, above_b = ({word for name in topic.path[:-1] for word in words_of(name)} for topic in (a, b))
+    if above_a and above_b and not above_a & above_b:
+        return False
+    first, second = set(words_of(a.path[-1])), set(words_of(b.path[-1]))
+    return _same_words(tuple(sorted(first - second)), tuple(sorted(second - first)))
+
+
+@functools.lru_cache(100_000)
+def _same_words(first: tuple[str, ...], second: tuple[str, ...]) -> bool:
+    if len(first) != len(second):
+        return False
+    others = list(second)
+    for word in first:
+        match = next((other for other in others if _same_word(word, other)), None)
+        if match is None:
+            return False
+        others.remove(match)
+    return True
+
+
+def _roots(word: str) -> set[str]:
+    """What is left of a word behind each beginning that turns its meaning: `micro` and `macro`, `in` and none."""
+    return {word[len(turn) :] for turn in _TURNS if word.startswith(turn) and len(word) >= len(turn) + 3}
+
+
+def _same_word(a: str, b: str) -> bool:
+    if any(letter.isdigit() for letter in a + b) or _ROMAN.match(a) or _ROMAN.match(b):
+        return False  # they are not equal, and numbers that differ name other things
+    short, long = sorted((a, b), key=len)
+    if len(short) < 4 or not _roots(a).isdisjoint(_roots(b)):
+        return False
+    if long.startswith(short) and len(long) - len(short) <= 2:
+        return True
+    return difflib.SequenceMatcher(None, short, long, autojunk=False).ratio() >= 0.85

@@ -1,0 +1,108 @@
+"""How long and how a run trains, and what it writes while it does."""
+
+import dataclasses
+from dataclasses import dataclass, field
+import math
+
+from diversity_jax.core.errors import InputError
+from diversity_jax.model.lora import LoraConfig
+
+_AT_LEAST_ONE = (
+    "steps",
+    "batch_size",
+    "gradient_accumulation",
+    "log_every",
+    "checkpoint_every",
+    "keep_checkpoints",
+    "max_skipped_steps",
+    "sample_tokens",
+)
+_NOT_NEGATIVE = (
+    "eval_every",
+    "eval_batches",
+    "z_loss",
+    "sample_every",
+    "sample_temperature",
+    "keep_every_steps",
+    "keep_every_minutes",
+    "profile_start",
+    "profile_steps",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """How long and how a run trains; the optimizer, model and mesh have their own configs."""
+
+    steps: int = 1000
+    epochs: float | None = (
+        None  # in place of `steps`: passes over as many rows as the mixture's components have together
+    )
+    init_from: str | None = (
+        None  # folder of a run, of an imported model or of a Hugging Face Llama to begin with; None: random
+    )
+    init_step: int | None = None  # of such a run: which checkpoint; None: the latest
+    lora: LoraConfig = field(
+        default_factory=LoraConfig
+    )  # rank above 0: adapters are trained, the parameters of init_from stay as they are
+    batch_size: int = 8  # rows of the global batch
+    seed: int = 0  # of initial parameters and dropout
+    gradient_accumulation: int = 1  # equal parts a batch is worked through in
+    z_loss: float = 0.0  # weight of log(Z)^2
+    attend_across_documents: bool = True  # False keeps attention and positions inside each document
+    log_every: int = 10  # steps
+    eval_every: int = 0  # steps between held-out losses; 0: only before and after training
+    eval_batches: int = 8  # of each component
+    sample_every: int = 0  # steps between samples of what the model writes; 0: only at the end
+    sample_prompts: tuple[str, ...] = ()  # texts the model goes on from; "" starts a document; none: no samples
+    sample_tokens: int = 64  # written after each prompt
+    sample_temperature: float = 0.0  # 0: always the likeliest token
+    checkpoint_every: int = 1000  # steps; a checkpoint is also written at the end, on SIGTERM and when the run fails
+    keep_checkpoints: int = 3  # the latest so many stay
+    keep_every_steps: int = 0  # checkpoints of its multiples stay for ever; a multiple of checkpoint_every; 0: none
+    keep_every_minutes: float = 0.0  # of those at least so far apart, each stays for ever; 0: none
+    grace_seconds: float = 30.0  # from SIGTERM to the end: what is not saved by then is given up
+    max_skipped_steps: int = 20  # consecutive steps with a non-finite loss or gradient after which training stops
+    profile_start: int = 10  # finished steps after which the profiler's trace begins
+    profile_steps: int = 0  # steps the trace covers; 0: no trace
+    compilation_cache: str | None = (
+        "user"  # folder of compiled programs; "user": under ~/.cache; None: compile every time
+    )
+    tensorboard: bool = True  # write TensorBoard events beside metrics.jsonl; needs clu and TensorFlow
+
+    def __post_init__(self):
+        for name in _AT_LEAST_ONE:
+            if getattr(self, name) < 1:
+                raise InputError(f"train.{name}={getattr(self, name)}: must be at least 1")
+        for name in _NOT_NEGATIVE:
+            if not getattr(self, name) >= 0:
+                raise InputError(f"train.{name}={getattr(self, name)}: must be at least 0")
+        if self.epochs is not None and not 0 < self.epochs < math.inf:
+            raise InputError(f"train.epochs={self.epochs}: must be above 0, or None to count steps")
+        if self.init_step is not None and self.init_from is None:
+            raise InputError(
+                f"train.init_step={self.init_step}: says which checkpoint of init_from, which is None; give both"
+            )
+        if self.lora.rank and self.init_from is None:
+            raise InputError(
+                f"train.lora.rank={self.lora.rank}: adapters are added to a trained model; name it as train.init_from"
+            )
+        if not self.grace_seconds > 0:
+            raise InputError(f"train.grace_seconds={self.grace_seconds}: must be above 0")
+        if self.keep_every_steps % self.checkpoint_every:
+            raise InputError(
+                f"train.keep_every_steps={self.keep_every_steps}: must be a multiple of "
+                f"checkpoint_every={self.checkpoint_every}, "
+                "since only steps that are saved can be kept"
+            )
+        if isinstance(self.sample_prompts, str) or not all(isinstance(prompt, str) for prompt in self.sample_prompts):
+            raise InputError(f"train.sample_prompts={self.sample_prompts!r}: must be a tuple of texts")
+        object.__setattr__(self, "sample_prompts", tuple(self.sample_prompts))
+
+    def for_rows(self, rows: int) -> "TrainConfig":
+        """With `steps` filled in where `epochs` are asked for, of so many rows."""
+        return (
+            self
+            if self.epochs is None
+            else dataclasses.replace(self, steps=max(1, round(self.epochs * rows / self.batch_size)))
+        )

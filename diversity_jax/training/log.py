@@ -1,0 +1,131 @@
+"""What a training run wrote down about itself: `metrics.jsonl`, read into columns, `samples.jsonl` and
+`summary.json`.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from diversity_jax.core.errors import InputError
+from diversity_jax.core.files import open_file, read_json
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingLog:
+    """A run's log.
+
+    Attributes:
+      steps: [n] ascending, each once: figures and held-out losses of one step stand together, and what a resumed run
+        wrote again replaces what it had written before.
+      columns: [n] each, by name; NaN where a line did not hold it or held no finite number.
+    """
+
+    steps: np.ndarray
+    columns: Mapping[str, np.ndarray]
+
+    def seen(self, name: str) -> tuple[np.ndarray, np.ndarray]:
+        """Steps and values of the lines that hold a finite `name`; empty where none does."""
+        values = self.columns.get(name, np.full(len(self.steps), np.nan))
+        finite = np.isfinite(values)
+        return self.steps[finite], values[finite]
+
+    def components(self, prefix: str, suffix: str = "") -> list[str]:
+        """Names NAME of the columns `prefix` NAME `suffix`, such as `loss/` NAME, in the order they were first
+        written.
+        """
+        names = [name for name in self.columns if name.startswith(prefix) and name.endswith(suffix)]
+        return [name[len(prefix) : len(name) - len(suffix)] for name in names if len(name) > len(prefix) + len(suffix)]
+
+
+def read(path: str | Path) -> TrainingLog:
+    """Reads `metrics.jsonl`.
+
+    A last line without its line break is left out: the run that was writing it may have been killed, or still be
+      writing.
+
+    Raises:
+      InputError: no such file, or a line that is not an object with a step; the message names file and line.
+    """
+    by_step: dict[int, dict[str, float]] = {}
+    names: dict[str, None] = {}
+    with open_file(path) as file:
+        for number, line in enumerate(file, 1):
+            if not line.endswith(b"\n") or not line.strip():
+                continue
+            record = _record(line, f"{path}:{number}")
+            step = int(record.pop("step"))
+            # A resumed run writes again from its checkpoint on; what it had written beyond that is not part of it.
+            while by_step and next(reversed(by_step)) > step:
+                by_step.popitem()
+            by_step.setdefault(step, {}).update(record)
+            names.update(dict.fromkeys(record))
+    columns = {name: np.array([record.get(name, np.nan) for record in by_step.values()], float) for name in names}
+    return TrainingLog(steps=np.array(list(by_step), float), columns=columns)
+
+
+def _record(line: bytes, where: str) -> dict[str, float]:
+    try:
+        record = json.loads(line)
+    except ValueError:
+        raise InputError(f"{where}: is not valid JSON; remove the line, or train again") from None
+    step = record.get("step") if isinstance(record, dict) else None
+    if not isinstance(step, int) or isinstance(step, bool):
+        raise InputError(f'{where}: expected an object with a whole number "step", as training writes it')
+    # A loss that was not finite is written as null, or as a word by writers that keep to strict JSON.
+    return {
+        name: float(value)
+        for name, value in record.items()
+        if isinstance(value, (int, float)) and not isinstance(value, bool)
+    }
+
+
+def read_samples(path: Path) -> dict[str, dict[int, str]]:
+    """Reads `samples.jsonl`: by prompt and step, what the model wrote; empty where there is no such file.
+
+    A step that was repeated after a kill counts as it was written last; a last line without its line break is left out.
+
+    Raises:
+      InputError: a line is broken; the message names it.
+    """
+    found: dict[str, dict[int, str]] = {}
+    if not path.exists():
+        return found
+    with open_file(path) as file:
+        for number, line in enumerate(file, 1):
+            if not line.endswith(b"\n"):
+                continue
+            try:
+                record = json.loads(line)
+                found.setdefault(str(record["prompt"]), {})[int(record["step"])] = str(record["text"])
+            except (ValueError, KeyError, TypeError):
+                raise InputError(f"{path}:{number}: is not a sample as training writes it; remove the line") from None
+    return {prompt: dict(sorted(texts.items())) for prompt, texts in found.items()}
+
+
+_SUMMARY_KEYS = {
+    "tokens_per_second",
+    "step_seconds",
+    "mfu",
+    "input_wait_share",
+    "goodput",
+    "compile_seconds",
+    "host_memory_bytes",
+}
+
+
+def read_summary(path: Path) -> dict[str, Any] | None:
+    """Reads `summary.json`; None where there is no such file.
+
+    Raises:
+      InputError: it is not what training writes.
+    """
+    if not path.exists():
+        return None
+    value = read_json(path)
+    if not isinstance(value, dict) or not set(value) >= _SUMMARY_KEYS:
+        raise InputError(f"{path}: is not a summary as training writes it; remove it")
+    return value

@@ -1,0 +1,234 @@
+"""Tokens per CPU second from text on: our preparation against SeqIO, with the same documents and vocabulary in one run.
+
+    python scripts/benchmarks/bench_prepare.py                                  # a SentencePiece model trained on the spot
+    python scripts/benchmarks/bench_prepare.py --vocabulary tokenizer.json      # or any other
+
+Two peers. SeqIO's cache job (`seqio.scripts.cache_tasks_main` on Beam's DirectRunner; with `--processes` also with one
+process a core, which is slower) reads one document a line from one file a core, tokenises, shuffles and writes
+TFRecords that are still to be packed. SeqIO's pipeline tokenises and packs with DecoderFeatureConverter(pack=True) and
+writes nothing. Ours reads JSONL, cuts full rows, permutes them, writes them with checksums and syncs them to disk.
+
+Jobs are commands, as users start them, and CPU seconds are user and system time of all their processes: what a core
+that does nothing else gets done in a second. They are counted as they are, and past start-up: less what the same
+command takes for 64 documents, so that imports are on neither side. Best of the repeats.
+"""
+
+import argparse
+from dataclasses import dataclass
+import json
+import os
+from pathlib import Path
+import re
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+
+import numpy as np
+
+from diversity_jax.corpus import CorpusConfig, open_corpus
+from diversity_jax.mixtures.config import Component
+from diversity_jax.prepare.manifest import Manifest
+from diversity_jax.prepare.workers import usable_cores
+from diversity_jax.tokenizers.tokenizer import Tokenizer, load_tokenizer, seqio_vocabulary
+from diversity_jax.tokenizers.train import train_tokenizer
+
+ROOT = Path(__file__).resolve().parents[2]
+_FEW = 64
+_PREPARE_CONFIG = """
+from diversity_jax.corpus import CorpusConfig
+from diversity_jax.mixtures.preparation import Preparation, PrepareConfig
+
+
+def get_config():
+    preparation = Preparation(name="bench", kind="real", sequence_length={length!r})
+    return PrepareConfig(output_dir={output!r}, corpus=CorpusConfig(source={source!r}), vocabulary={vocabulary!r}, preparation=preparation)
+"""
+_SEQIO_TASK = """
+from diversity_jax.mixtures.tensorflow import seqio, tf
+from diversity_jax.mixtures.vocabulary import load_tokenizer, seqio_vocabulary
+
+seqio.TaskRegistry.add(
+    "bench",
+    source=seqio.TextLineDataSource({{"train": {source!r}}}),
+    preprocessors=[
+        lambda dataset: dataset.map(lambda text: {{"targets": text}}),
+        seqio.preprocessors.tokenize,
+        seqio.CacheDatasetPlaceholder(),
+        seqio.preprocessors.append_eos,
+    ],
+    output_features={{"targets": seqio.Feature(seqio_vocabulary(load_tokenizer({vocabulary!r})), add_eos=True, dtype=tf.int32)}},
+)
+"""
+
+
+@dataclass(frozen=True)
+class Text:
+    """The same documents as both sides read them: one a line, and as JSON Lines; in one file a core."""
+
+    lines: str
+    jsonl: str
+
+
+def documents(kind: str, count: int) -> list[str]:
+    """Prose of this machine's packages, as whole documents or as single sentences."""
+    found = open_corpus(CorpusConfig(source="installed_docs:prose", max_documents=count))
+    texts = [" ".join(document.text.split()) for document in found]
+    if kind == "short":
+        texts = [sentence for text in texts for sentence in re.split(r"(?<=\.) ", text)]
+    return [text for text in texts if text]
+
+
+def write_text(folder: Path, name: str, texts: list[str]) -> Text:
+    files = usable_cores()
+    for number in range(files):
+        part = texts[number::files]
+        (folder / f"{name}-{number}.txt").write_text("\n".join(part))
+        (folder / f"{name}-{number}.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in part))
+    return Text(lines=str(folder / f"{name}-*.txt"), jsonl=str(folder / f"{name}-*.jsonl"))
+
+
+def command_seconds(command: list[str], **environment: str) -> np.ndarray:
+    """CPU and wall-clock seconds that a command and all that it starts take."""
+    before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
+    done = subprocess.run(
+        command, cwd=ROOT, env={**os.environ, **environment}, capture_output=True, text=True, check=False
+    )
+    wall, after = time.monotonic() - began, resource.getrusage(resource.RUSAGE_CHILDREN)
+    if done.returncode:
+        sys.exit(f"{' '.join(command)}\n{done.stderr[-2000:]}")
+    return np.array([after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, wall])
+
+
+def our_job(text: Text, vocabulary: str, length: int, folder: Path) -> tuple[int, np.ndarray]:
+    """Tokens prepared, and seconds."""
+    folder.mkdir()
+    config = folder / "prepare_config.py"
+    config.write_text(
+        _PREPARE_CONFIG.format(length=length, output=str(folder / "rows"), source=text.jsonl, vocabulary=vocabulary)
+    )
+    seconds = command_seconds([sys.executable, "-m", "diversity_jax.mixtures.prepare", "--config", str(config)])
+    split = Manifest.load(folder / "rows" / "manifest.json").splits["train"]
+    return split.tokens + split.dropped_tokens, seconds
+
+
+def cache_job(text: Text, vocabulary: str, options: str, folder: Path) -> tuple[int, np.ndarray]:
+    """Tokens that SeqIO's job wrote (it leaves out end-of-text, which is appended when its cache is read), and
+    seconds.
+    """
+    folder.mkdir()
+    (folder / "bench_prepare_task.py").write_text(_SEQIO_TASK.format(source=text.lines, vocabulary=vocabulary))
+    words = [
+        "--tasks=bench",
+        f"--output_cache_dir={folder / 'cache'}",
+        "--module_import=bench_prepare_task",
+        f"--pipeline_options={options}",
+    ]
+    shards = f"{usable_cores()}"
+    command = [
+        sys.executable,
+        "-m",
+        "seqio.scripts.cache_tasks_main",
+        *words,
+        f"--min_shards={shards}",
+        f"--max_shards={shards}",
+    ]
+    paths = os.pathsep.join([str(folder), str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    seconds = command_seconds(command, PYTHONPATH=paths)
+    found = json.loads((folder / "cache" / "bench" / "stats.train.json").read_text())
+    return found["targets_tokens"] + found["examples"], seconds
+
+
+def pipeline(text: Text, tokenizer: Tokenizer, length: int, name: str) -> tuple[int, float]:
+    """Tokens that SeqIO's pipeline packed, and CPU seconds of this process."""
+    from diversity_jax.core.tensorflow_eager import seqio, tf
+
+    feature = seqio.Feature(seqio_vocabulary(tokenizer), add_eos=True, dtype=tf.int32)
+    steps = [
+        lambda ds: ds.map(lambda line: {"targets": line}),
+        seqio.preprocessors.tokenize,
+        seqio.preprocessors.append_eos,
+    ]
+    source = seqio.TextLineDataSource({"train": text.lines})
+    task = seqio.Task(name, source=source, preprocessors=steps, output_features={"targets": feature})
+    began = time.process_time()
+    dataset = task.get_dataset({"targets": length}, "train", shuffle=False)
+    rows = seqio.DecoderFeatureConverter(pack=True)(dataset, {"targets": length})
+    tokens = sum(int((row["decoder_segment_ids"] > 0).sum()) for row in rows.as_numpy_iterator())
+    return tokens, time.process_time() - began
+
+
+def best_rates(jobs: dict, text: Text, few: Text, folder: Path, repeats: int) -> dict[str, np.ndarray]:
+    """For each job, tokens a CPU second past its start-up, and with it."""
+    best = {name: np.zeros(2) for name in jobs}
+    for repeat in range(repeats):
+        for number, (name, job) in enumerate(jobs.items()):
+            few_tokens, start_up = job(few, folder / f"few-{number}-{repeat}")
+            tokens, seconds = job(text, folder / f"{number}-{repeat}")
+            spent, start_up_spent = seconds[0], start_up[0]
+            rates = np.array([(tokens - few_tokens) / max(spent - start_up_spent, 0.01), tokens / spent])
+            best[name] = np.maximum(best[name], rates)
+            print(
+                (
+                    f"  {name}: {tokens:,} tokens, {spent:.1f} CPU s ({start_up_spent:.1f} of start-up), "
+                    f"{seconds[1]:.1f} "
+                    "s"
+                ),
+                flush=True,
+            )
+    return best
+
+
+def report(kind: str, texts: list[str], vocabulary: str, args: argparse.Namespace, folder: Path) -> None:
+    tokenizer = load_tokenizer(vocabulary)
+    text, few = write_text(folder, kind, texts), write_text(folder, f"{kind}-few", texts[:_FEW])
+    workers = f"--runner=DirectRunner,--direct_running_mode=multi_processing,--direct_num_workers={usable_cores()}"
+    jobs = {
+        "ours": lambda text, place: our_job(text, vocabulary, args.length, place),
+        "SeqIO's cache job": lambda text, place: cache_job(text, vocabulary, "--runner=DirectRunner", place),
+    }
+    if args.processes:
+        jobs["the same, one process a core"] = lambda text, place: cache_job(text, vocabulary, workers, place)
+    place = folder / f"{kind}-jobs"
+    place.mkdir()
+    mean = np.mean(tokenizer.encode_batch(texts[:2000])[1])
+    print(f"{len(texts):,} {kind} documents of {mean:.0f} tokens", flush=True)
+    rates = best_rates(jobs, text, few, place, args.repeats)
+    pipeline(few, tokenizer, args.length, f"{kind}_warm")
+    packed = [pipeline(text, tokenizer, args.length, f"{kind}_{repeat}") for repeat in range(args.repeats)]
+    rates["SeqIO's pipeline, not written"] = np.array([max(tokens / seconds for tokens, seconds in packed)])
+    print(f"{'tokens a CPU second':<32}{'past start-up':>14}{'ours is':>10}{'with it':>14}{'ours is':>10}")
+    for name, rate in rates.items():
+        columns = (f"{value:>14,.0f}{ours / value:>9.2f}x" for value, ours in zip(rate, rates["ours"], strict=False))
+        print(f"{name:<32}{''.join(columns)}", flush=True)
+
+
+def main() -> None:
+    flags = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    flags.add_argument("--vocabulary")
+    flags.add_argument("--documents", type=int, default=8000)
+    flags.add_argument("--length", type=int, default=512)
+    flags.add_argument("--repeats", type=int, default=2)
+    flags.add_argument("--processes", action="store_true")
+    flags.add_argument("--kinds", nargs="+", choices=("short", "long"), default=("short", "long"))
+    args = flags.parse_args()
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        vocabulary = args.vocabulary
+        if vocabulary is None:
+            prose = Component(
+                name="prose", kind="real", corpus=CorpusConfig(source="installed_docs:prose", max_documents=4000)
+            )
+            vocabulary = str(
+                train_tokenizer([prose], folder / "bench.model", vocab_size=8192, sample_characters=2_000_000)
+            )
+        vocabulary = str(Path(vocabulary).resolve())
+        for kind in args.kinds:
+            report(kind, documents(kind, args.documents), vocabulary, args, folder)
+
+
+if __name__ == "__main__":
+    started = time.time()
+    main()
+    print(f"done in {time.time() - started:.0f} s")

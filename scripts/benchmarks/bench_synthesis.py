@@ -1,0 +1,192 @@
+#!/usr/bin/env python
+"""What synthesis costs: merging many topics, and generations a second against a server that answers at once.
+
+    python scripts/benchmarks/bench_synthesis.py topics --topics=620000
+    python scripts/benchmarks/bench_synthesis.py generations --calls=6000 --in_flight=64
+
+`topics` makes paths out of the demo grammar's words, a tenth of them again under another spelling, and says how many of
+those were found and how many different topics were merged wrongly; limits are 15 minutes and 6 GB. `generations` asks
+for documents of
+topic_styles_persona from a server in a process of its own: through the engine alone (ledger on disk), and through the
+  whole round with
+its checks; the limit is 1,000 a second through the engine.
+"""
+
+import argparse
+import asyncio
+import dataclasses
+import itertools
+import os
+from pathlib import Path
+import random
+import resource
+import sys
+import tempfile
+import time
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from diversity_jax.llm import Engine, EngineConfig
+from diversity_jax.synthesis.arms import Cell, Material, make_arms
+from diversity_jax.synthesis.config import GeneratorConfig, GridConfig, SynthesisConfig
+from diversity_jax.synthesis.demo_grammar_words import FIELDS
+from diversity_jax.synthesis.generate_round import Producer
+from diversity_jax.synthesis.near_duplicates import NearDuplicates
+from diversity_jax.synthesis.templates import TEMPLATES
+from diversity_jax.synthesis.topic_deduplication import merge_topics
+from diversity_jax.synthesis.topics import Topic
+from tests.llm_server import serve_process
+from tests.synthesis_answers import words_for
+
+_SPELLINGS = {
+    "exact": lambda names, draw: names,
+    "upper case": lambda names, draw: (*names[:-1], names[-1].upper()),
+    "filler": lambda names, draw: (*names[:-1], f"Introduction to the {names[-1]}"),
+    "plural": lambda names, draw: (*names[:-1], names[-1] + "s"),
+    "typing error": lambda names, draw: (*names[:-1], _mistyped(names[-1], draw)),
+}
+
+
+def _mistyped(name: str, draw: random.Random) -> str:
+    """Two letters of the longest word change places."""
+    word = max(name.split(), key=len)
+    place = draw.randrange(1, len(word) - 2)
+    return name.replace(word, word[:place] + word[place + 1] + word[place] + word[place + 2 :])
+
+
+def make_topics(count: int, seed: int = 0) -> tuple[list[Topic], list[tuple[int, str]]]:
+    """Different topics and, mixed among them, a tenth again; for each its topic's number and how it was spelt ("" for
+    the first).
+    """
+    draw = random.Random(seed)
+    places = [
+        (field, place)
+        for field in FIELDS
+        for place in itertools.product(field.things, field.parts, field.processes, field.quantities)
+    ]
+    people = [(field.name, person) for field in FIELDS for person in field.people]
+    words = unlike_words(600)
+    different: dict[str, tuple[str, ...]] = {}  # no two have the same last name
+    while len(different) < count * 10 // 11:
+        field, (thing, part, process, quantity) = draw.choice(places)
+        _, person = draw.choice(people)
+        middle = draw.choice((f"{thing} and {person}", f"{thing} in {draw.choice(field.places)}", thing))
+        first, second = sorted(draw.sample(words, 2))
+        above = (field.name, middle, f"{quantity} of the {part}", f"{process} by the {person}")
+        different.setdefault(f"{first} {second} {process}", above)
+    names = [(*above, last) for last, above in different.items()]
+    entries = [(number, "", one) for number, one in enumerate(names)]
+    for number in draw.sample(range(len(names)), count - len(names)):
+        kind = draw.choice(list(_SPELLINGS))
+        entries.append((number, kind, _SPELLINGS[kind](names[number], draw)))
+    draw.shuffle(entries)
+    return [Topic(one) for _, _, one in entries], [(number, kind) for number, kind, _ in entries]
+
+
+def unlike_words(count: int) -> list[str]:
+    """Made words of which no two could be taken for spellings of one."""
+    from rapidfuzz import fuzz, process
+
+    found: list[str] = []
+    for word in words_for("bench", 20 * count):
+        if len(found) < count and not process.extractOne(word, found, scorer=fuzz.ratio, score_cutoff=70):
+            found.append(word)
+    return found
+
+
+def bench_topics(count: int) -> None:
+    """Prints time, memory, and what was found."""
+    topics, truth = make_topics(count)
+    began = time.perf_counter()
+    merged = merge_topics(topics)
+    taken = time.perf_counter() - began
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+    print(
+        f"{merged}\n{taken:.0f} s of 900 ({taken / 900:.2f}), {memory:.2f} GB of 6 ({memory / 6:.2f}), load "
+        f"{os.getloadavg()[0]:.1f}"
+    )
+    kept = {topic.path for topic in merged.topics}
+    spellings: dict[int, list[tuple[str, bool]]] = {}
+    for topic, (number, kind) in zip(topics, truth, strict=True):
+        spellings.setdefault(number, []).append((kind, topic.path in kept))
+    print(
+        f"{len(spellings):,} different topics, "
+        f"{sum(not any(found for _, found in one) for one in spellings.values()):,} merged wrongly"
+    )
+    for kind in _SPELLINGS:
+        planted = [one for one in spellings.values() if any(spelling == kind for spelling, _ in one)]
+        found = sum(sum(stands for _, stands in one) <= 1 or kind == "exact" for one in planted)
+        print(f"planted again, {kind:13} {len(planted):7,}, found {found / max(len(planted), 1):.1%}")
+
+
+def _material(config: SynthesisConfig) -> Material:
+    topics = [Topic(("Field", f"area {number % 50}", f"subject {number}"), ("one", "two")) for number in range(2000)]
+    personas = [f"A reader of kind {number} who likes the subject and knows little of it" for number in range(200)]
+    templates = {"topic_styles_persona": TEMPLATES["topic_styles_persona"]}
+    generators = {one.label: one for one in config.generators}
+    return Material(
+        topics=topics, grid_topics=len(topics), personas=personas, templates=templates, generators=generators, grid=config.grid,
+        personas_shown=5, seed=0,
+    )  # fmt: skip
+
+
+async def bench_generations(calls: int, in_flight: int) -> None:
+    """Prints calls a second and CPU a call, of the engine alone and of whole rounds."""
+    with serve_process("scripts.benchmarks.bench_synthesis:instant") as server, tempfile.TemporaryDirectory() as folder:
+        generator = GeneratorConfig(model="openai:m", base_url=server.openai_url)
+        config = SynthesisConfig(
+            generators=(generator,), grid=GridConfig(), engine=EngineConfig(max_in_flight=in_flight, progress="off")
+        )
+        material = _material(config)
+        arms = make_arms(config.grid, material.templates, config.generators, ())
+        cells = [Cell(arm=arms[0].name, topic=number % 2000, generation=number // 2000) for number in range(calls)]
+        for name in ("engine", "whole round"):
+            engine = dataclasses.replace(config.engine, ledger=f"{folder}/{name}.sqlite")
+            async with Engine(generator.model, base_url=generator.base_url, config=engine) as asker:
+                producer = Producer(material, arms, {generator.label: asker}, config, NearDuplicates(0.99))
+                requests = [producer.request(cell, ())[0] for cell in cells]
+                wall, cpu = time.perf_counter(), time.process_time()
+                if name == "engine":
+                    await asyncio.gather(*map(asker.complete, requests))
+                else:
+                    await producer.produce(cells, avoid=(), stopped={}, round_number=0)
+                wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+            print(
+                (
+                    f"{name:12} {calls / wall:7.0f} generations/s, {1e3 * cpu / calls:.2f} ms CPU each, load "
+                    f"{os.getloadavg()[0]:.1f}"
+                ),
+                flush=True,
+            )
+
+
+_cached: dict = {}
+
+
+def instant(stage: str, samples: list, payload: dict) -> str:
+    """One answer, made once: the server costs next to nothing."""
+    if not _cached:
+        import json
+
+        from tests.synthesis_answers import write
+
+        _cached["answer"] = json.dumps(write("bench", random.Random(0), persona=True, topics=False, passages=4))
+    return _cached["answer"]
+
+
+def main():
+    """Runs what is asked for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("topics", "generations"))
+    parser.add_argument("--topics", type=int, default=620_000)
+    parser.add_argument("--calls", type=int, default=6000)
+    parser.add_argument("--in_flight", type=int, default=64)
+    flags = parser.parse_args()
+    if flags.what == "topics":
+        bench_topics(flags.topics)
+    else:
+        asyncio.run(bench_generations(flags.calls, flags.in_flight))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,53 @@
+#!/usr/bin/env python3
+"""Which of two corpora is the more diverse, decided by the sequential test: by the offline judge, and by known labels
+where there are any.
+
+    python scripts/checks/compare_corpora.py A.jsonl.gz B.jsonl.gz [--labels prompt prompt] [--groupings 2000]
+
+`--labels` names the label field of each file (one field for both where they share texts); the judge that knows them
+shows what a perfect one would find.
+"""
+
+import argparse
+from pathlib import Path
+import sys
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from diversity_jax.cluster_agent import AgentConfig, OfflineJudge, score_corpora, score_until_decided
+from diversity_jax.cluster_agent.simulation import LabelJudge
+from diversity_jax.cluster_agent.text_cleaning import clean_text
+from diversity_jax.corpus import open_corpus
+
+
+def main() -> None:
+    """Prints scores at K = 10 and 20, and the decision, for each judge."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("corpora", nargs=2)
+    parser.add_argument("--labels", nargs=2)
+    parser.add_argument("--groupings", type=int, default=2000)
+    parser.add_argument("--seed", type=int, default=0)
+    flags = parser.parse_args()
+    corpora = [open_corpus(path) for path in flags.corpora]
+    judges = [OfflineJudge.fit(corpora, seed=flags.seed)]
+    if flags.labels:
+        shown = AgentConfig().max_characters
+        labels = {}
+        for corpus, field in zip(corpora, flags.labels, strict=True):
+            labels |= {clean_text(document.text, shown): f"{field}: {document.meta[field]}" for document in corpus}
+        judges.append(LabelJudge(labels))
+    for judge in judges:
+        print(judge.label)
+        for k in (10, 20):
+            config = AgentConfig(samples_per_grouping=k, groupings=flags.groupings, seed=flags.seed)
+            for card in score_corpora(dict(zip(flags.corpora, corpora, strict=True)), judge, config).values():
+                one, score = card.effective_clusters, card.cluster_score
+                high = "any" if one.high is None else f"{one.high:.1f}"
+                name = Path(card.corpus["name"]).name
+                print(f"  K={k:2} {name:50} effective {one.value:8.1f} [{one.low:.1f}, {high}]  C/S {score.value:6.3f}")
+        config = AgentConfig(groupings=flags.groupings, seed=flags.seed)
+        print(f"  first against second: {score_until_decided(*corpora, judge, config)[0]}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,118 @@
+"""Kills a whole study at random moments, runs it again each time, and compares its last page with that of a study left
+alone.
+
+    python scripts/checks/kill_study.py --kills 10
+    python scripts/checks/kill_study.py --kills 10 --processes 2
+
+The study is configs/studies/smoke.py: generate, score, build, train, evaluate, train again and evaluate again, 22
+  steps. All its
+processes get SIGKILL at once. Moments are drawn from the time that the undisturbed study took, so that they fall into
+all kinds of steps. A study that ends before its kill is compared, and the kills go on with a new one. Prints a line for
+each kill, and for each study whether analysis.json and the page are the same, byte for byte; the page's last section,
+with the command line, is left out.
+"""
+
+import argparse
+import os
+from pathlib import Path
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+
+ROOT = Path(__file__).resolve().parents[2]
+STUDY = "configs/studies/smoke.py"
+
+
+def start(folder: Path, asked: argparse.Namespace) -> subprocess.Popen:
+    """The study, in a group of processes of its own."""
+    words = [
+        "--config",
+        STUDY,
+        f"--config.output_dir={folder}",
+        f"--config.processes={asked.processes}",
+        f"--config.only={asked.only}",
+    ]
+    return subprocess.Popen(
+        [sys.executable, "-m", "diversity_jax.study", *words],
+        cwd=ROOT,
+        env={**os.environ, "JAX_PLATFORMS": "cpu"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def finish(process: subprocess.Popen) -> None:
+    """Waits for a study that must end well."""
+    _, errors = process.communicate()
+    if process.returncode:
+        sys.exit(f"the study ended with {process.returncode}:\n{errors}")
+
+
+def found(folder: Path) -> tuple[bytes, str]:
+    """What the study found, and its page without the section that holds the command line."""
+    return (folder / "analysis.json").read_bytes(), (folder / "report.html").read_text().split('id="facts"')[0]
+
+
+def kill(process: subprocess.Popen, folder: Path, seconds: float) -> str | None:
+    """Kills the study after so many seconds; says where that was, or None where it had ended."""
+    try:
+        process.wait(seconds)
+        finish(process)
+        return None
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+    steps = sorted(path for path in (folder / "steps").glob("*") if path.is_dir())
+    at_work = [
+        path.name.split("-")[0] for path in steps if not (path / "done.json").exists() and (path / "log.txt").exists()
+    ]
+    done = sum((path / "done.json").exists() for path in steps)
+    return f"{done:2} steps done, at work: {', '.join(sorted(set(at_work))) or 'between steps'}"
+
+
+def same(whole: Path, killed: Path, kills: int) -> bool:
+    """Prints and returns whether a killed study ended as the one left alone."""
+    results = [one == other for one, other in zip(found(whole), found(killed), strict=True)]
+    analysis, page = ("the same" if result else "DIFFERS" for result in results)
+    print(f"{kills} kills: analysis.json {analysis}, page {page}", flush=True)
+    return all(results)
+
+
+def main() -> None:
+    """The campaign; ends with 1 where anything differs."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--kills", type=int, default=10)
+    parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument("--only", default="", help="levels to keep, as in the study's configuration")
+    parser.add_argument("--seed", type=int, default=0)
+    words = parser.parse_args()
+    draw = random.Random(words.seed)
+    with tempfile.TemporaryDirectory() as scratch:
+        whole, killed = Path(scratch, "whole"), Path(scratch, "killed")
+        began = time.monotonic()
+        finish(start(whole, words))
+        took = time.monotonic() - began
+        print(f"left alone: {took:.0f} s", flush=True)
+        kills, before, right = 0, 0, True
+        while kills < words.kills:
+            # Of each sitting the start-up is lost; what is left of the time is shared out among the kills.
+            seconds = draw.uniform(0.1 * took, 0.45 * took)
+            where = kill(start(killed, words), killed, seconds)
+            if where is None:
+                right &= same(whole, killed, kills - before)
+                before, killed = kills, Path(scratch, f"killed after {kills}")
+                continue
+            kills += 1
+            print(f"kill {kills:2} after {seconds:5.1f} s: {where}", flush=True)
+        finish(start(killed, words))
+        right &= same(whole, killed, kills - before)
+    sys.exit(0 if right else 1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,124 @@
+"""Kills a small training run at random moments, resumes it each time, and compares its last parameters with those of a
+run left alone.
+
+    python scripts/checks/kill_training.py --kills 20
+    python scripts/checks/kill_training.py --kills 20 --truncate        also cuts a random file of the latest checkpoint short after each kill
+
+SIGKILL, in a process of its own each time. A kill comes after a random number of new steps and a random part of a
+second, or, one time in five, at a random moment of the start-up. Prints a line for each kill and, last, whether every
+bit is the same.
+"""
+
+import argparse
+from fractions import Fraction
+import os
+from pathlib import Path
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+
+def start(folder: Path, steps: int) -> subprocess.Popen:
+    """One sitting of the run in `folder`."""
+    cache = {"JAX_COMPILATION_CACHE_DIR": str(ROOT / ".jax_cache"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    return subprocess.Popen(
+        [sys.executable, "-m", "tests.train_process", str(folder), str(steps)],
+        cwd=ROOT,
+        env={**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "", **cache},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def lines(folder: Path) -> int:
+    """Lines of the run's log."""
+    path = folder / "run" / "metrics.jsonl"
+    return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+def kill_at_random(process: subprocess.Popen, folder: Path, draw: random.Random) -> str:
+    """Kills the process at a random moment; returns which."""
+    if draw.random() < 0.2:
+        seconds = draw.uniform(0.5, 6.0)
+        moment = f"after {seconds:.1f} s"
+        deadline = time.monotonic() + seconds
+        while process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.01)
+    else:
+        wanted = lines(folder) + draw.randint(1, 7)
+        moment = f"after {wanted - lines(folder)} new lines of its log"
+        while process.poll() is None and lines(folder) < wanted:
+            time.sleep(0.005)
+        time.sleep(draw.uniform(0.0, 0.2))
+    process.kill()
+    process.communicate()
+    return moment
+
+
+def truncate_latest(folder: Path, draw: random.Random) -> str:
+    """Cuts a random file of the latest checkpoint short, where an earlier one is there to fall back to; returns
+    which.
+    """
+    found = sorted((int(path.name), path) for path in (folder / "run" / "checkpoints").glob("*") if path.name.isdigit())
+    if len(found) < 2:
+        return "no earlier checkpoint: nothing truncated"
+    files = sorted(path for path in found[-1][1].rglob("*") if path.is_file() and path.stat().st_size)
+    chosen = draw.choice(files)
+    length = draw.randrange(chosen.stat().st_size)
+    os.truncate(chosen, length)
+    return f"truncated {chosen.relative_to(folder / 'run')} to {length} bytes"
+
+
+def finish(process: subprocess.Popen) -> tuple[str, str]:
+    """The fingerprint that a sitting ends with, and what it said."""
+    out, err = process.communicate(timeout=600)
+    if process.returncode:
+        raise SystemExit(f"the run failed:\n{err}")
+    return out.split()[-1], err
+
+
+def main() -> None:
+    flags = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    flags.add_argument("--kills", type=int, default=20)
+    flags.add_argument("--steps", type=int, default=120)
+    flags.add_argument("--seed", type=int, default=0)
+    flags.add_argument("--truncate", action="store_true")
+    options = flags.parse_args()
+    from tests.mixture_folders import build_mixture
+
+    draw = random.Random(options.seed)
+    with tempfile.TemporaryDirectory() as scratch:
+        whole = build_mixture(Path(scratch) / "whole", {"a": Fraction(1, 3), "b": Fraction(2, 3)}, sequence_length=16)
+        folder = shutil.copytree(whole, Path(scratch) / "killed")
+        wanted, _ = finish(start(whole, options.steps))
+        killed = 0
+        while killed < options.kills:
+            process = start(folder, options.steps)
+            moment = kill_at_random(process, folder, draw)
+            if process.returncode != -9:
+                raise SystemExit(
+                    f"the run ended before {options.kills} kills (status {process.returncode}); give more --steps"
+                )
+            killed += 1
+            damage = truncate_latest(folder, draw) if options.truncate else ""
+            print(f"kill {killed:2d} {moment}; {damage}", flush=True)
+        found, said = finish(start(folder, options.steps))
+        print(said.strip())
+        same = found == wanted
+        print(
+            f"{killed} kills, {options.steps} steps: parameters and moments "
+            f"{'bit-identical' if same else 'DIFFER'} "
+            f"({found}, {wanted})"
+        )
+        sys.exit(not same)
+
+
+if __name__ == "__main__":
+    main()

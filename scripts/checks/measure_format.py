@@ -1,0 +1,126 @@
+"""Whether a fine-tuned model answers in the form it was taught, beside the model it began with: held-out questions,
+answers that end.
+
+    python scripts/checks/measure_format.py runs/sft_tiny --before runs/llama_tiny
+
+Questions are the run's own held-out ones, token for token as in training. `loss` is that of their answers, in nats a
+token. `P(end)` is the mean probability of the mark that ends an answer, where the data's answer is over and a quarter,
+half and three quarters through it: a model that knows the form tells the two apart. An answer it writes is in form
+  where it ends it by itself within `--max-tokens`, it holds text, and
+it does not go on to write the template's next question: greedy, and sampled at temperature 1, where answers spread as
+the model has them.
+"""
+
+import argparse
+import math
+from pathlib import Path
+import statistics
+from typing import Any
+
+TEMPERATURES = (0.0, 1.0)
+Example = tuple[list[int], list[int]]  # token ids of what is asked, and of its answer with the mark that ends it
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("run", type=Path, help="a fine-tuned run's output folder")
+    parser.add_argument("--before", type=Path, help="the model that it began with")
+    parser.add_argument("--answers", type=int, default=100)
+    parser.add_argument("--max-tokens", type=int, default=400)
+    options = parser.parse_args()
+    from diversity_jax.evaluation.load_model import open_model
+
+    tuned = open_model(options.run)
+    examples = held_out(options.run, options.answers, tuned.config.max_length - options.max_tokens)
+    lengths = [len(answer) for _, answer in examples]
+    own = 100 * sum(length <= options.max_tokens for length in lengths) / len(lengths)
+    print(
+        f"{len(examples)} held-out questions; {own:.0f} % of the data's answers have at most {options.max_tokens} "
+        "tokens"
+    )
+    print(f"their median: {statistics.median(lengths):.0f} tokens")
+    models = {"before": open_model(options.before, max_length=tuned.config.max_length)} if options.before else {}
+    for name, model in (models | {"after": tuned}).items():
+        loss, over, inside = likelihoods(model, examples)
+        print(
+            (
+                f"{name}: loss {loss:.3f}; P(end) {100 * over:.2f} % where the answer is over, {100 * inside:.2f} % "
+                "inside it"
+            ),
+            flush=True,
+        )
+        for temperature in TEMPERATURES:
+            print(_line(temperature, written(model, examples, options.max_tokens, temperature), tuned), flush=True)
+
+
+def held_out(run: Path, count: int, longest: int) -> list[Example]:
+    """Held-out conversations up to the end of their first answer, those whose question has at most `longest` tokens."""
+    import numpy as np
+
+    from diversity_jax.evaluation.load_model import mixture_folder
+    from diversity_jax.mixtures.mixture import Mixture
+    from diversity_jax.prepare.rows import RowReader
+
+    found = []
+    for part in Mixture.load(mixture_folder(run)).taken:
+        rows = RowReader(part.manifest, "validation")
+        marked = rows.read_marked(np.arange(rows.rows))
+        for tokens, targets, starts in zip(marked.tokens, marked.targets, marked.starts, strict=True):
+            for piece, is_target in zip(
+                *(np.split(values, np.flatnonzero(starts)[1:]) for values in (tokens, targets)), strict=True
+            ):
+                first = int(is_target.argmax())
+                if is_target.any() and first <= longest:
+                    end = first + int(
+                        (~is_target[first:]).argmax() if not is_target[first:].all() else len(is_target) - first
+                    )
+                    found.append((piece[:first].tolist(), piece[first:end].tolist()))
+    return found[:count]
+
+
+def likelihoods(model: Any, examples: list[Example]) -> tuple[float, float, float]:
+    """Mean nats of an answer's token, and mean probabilities of the ending mark at the end and inside."""
+    from diversity_jax.evaluation.prefix_packing import Scored
+
+    whole, ends = [], {"over": [], "inside": []}
+    for asked, answer in examples:
+        whole.append(Scored(tokens=(*asked, *answer), scored=len(answer)))
+        places = {"over": [len(answer) - 1], "inside": [len(answer) * part // 4 for part in (1, 2, 3)]}
+        for kind, found in places.items():
+            ends[kind] += [Scored(tokens=(*asked, *answer[:place], answer[-1]), scored=1) for place in found]
+    scorer = model.scorer()
+    nats = -sum(one.nats for one in scorer.score(whole)) / sum(one.scored for one in whole)
+    over, inside = (
+        statistics.mean(math.exp(one.nats) for one in scorer.score(ends[kind])) for kind in ("over", "inside")
+    )
+    return nats, over, inside
+
+
+def written(model: Any, examples: list[Example], max_tokens: int, temperature: float) -> list[Any]:
+    """An answer to each question, each with its own seed."""
+    from diversity_jax.evaluation.generate import Generator
+    from diversity_jax.evaluation.sampling import Sampling
+
+    settings = [
+        Sampling(max_tokens=max_tokens, temperature=temperature, seed=number) for number in range(len(examples))
+    ]
+    return Generator(model, slots=32).generate([asked for asked, _ in examples], settings)
+
+
+def _line(temperature: float, answers: list[Any], tuned: Any) -> str:
+    heading = tuned.chat([{"role": "user", "content": "?"}], add_generation_prompt=False).partition("?")[0].strip()
+    ended = [one for one in answers if one.finish_reason == "stop"]
+    in_form = [one for one in ended if one.text.strip() and not (heading and heading in one.text)]
+    median = statistics.median(len(one.tokens) for one in answers)
+    shares = (
+        f"{100 * len(ended) / len(answers):3.0f} % end by themselves, {100 * len(in_form) / len(answers):3.0f} % "
+        "in form"
+    )
+    return (
+        f"  temperature {temperature:g}: {shares}, median {median:.0f} tokens; the first: "
+        f"{' '.join(answers[0].text.split())[:80]!r}"
+    )
+
+
+if __name__ == "__main__":
+    main()

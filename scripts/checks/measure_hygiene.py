@@ -1,0 +1,132 @@
+#!/usr/bin/env python
+"""Precision and recall of near-duplicate removal on planted copies, by exact similarity; and what a benchmark file
+finds in a corpus.
+
+python scripts/checks/measure_hygiene.py --pairs=1000
+python scripts/checks/measure_hygiene.py --corpus=paragraphs.jsonl.gz --benchmark=boolq_validation.jsonl.gz
+python scripts/checks/measure_hygiene.py --corpus=novels.jsonl.gz --benchmark='benchmarks/*.jsonl.gz' --plants=1500
+
+The last one writes runs of words of benchmark items, in another case and with other punctuation, into documents of the
+corpus that share
+nothing with the benchmarks, and counts what is found: all runs of 13 words must be, none of 12.
+"""
+
+import argparse
+import itertools
+import json
+from pathlib import Path
+import random
+import sys
+import tempfile
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from diversity_jax.core.files import list_files, read_lines
+from diversity_jax.corpus import open_corpus
+from diversity_jax.prepare.config import Hygiene, Preparation
+from diversity_jax.prepare.decontaminate import Benchmarks
+from diversity_jax.prepare.ngram_hashes import words
+from diversity_jax.prepare.pipeline import prepare
+from diversity_jax.tokenizers.tokenizer import load_tokenizer
+from tests.planted_texts import planted_copies
+
+_BINS = (0.0, 0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95, 1.01)
+
+
+def left_out(source: str, folder: Path, report: str, hygiene: Hygiene) -> tuple[int, list[dict]]:
+    """Documents read, and the lines of a report of what was left out."""
+    settings = Preparation(name="part", kind="real", sequence_length=256, hygiene=hygiene)
+    manifest = prepare(open_corpus(source), load_tokenizer("bytes"), folder, settings)
+    return manifest.statistics["documents"], [json.loads(line) for line in (folder / report).read_text().splitlines()]
+
+
+def copies(folder: Path, pairs: int, threshold: float) -> None:
+    """Prints how many planted copies of each similarity were left out."""
+    corpus, similar = planted_copies(folder, pairs=pairs)
+    _, found = left_out(corpus, folder / "part", "duplicates.jsonl", Hygiene(near_duplicates=threshold))
+    gone = {int(copy["document"].rsplit(":", 1)[1]) - 1 for copy in found}
+    alike = {number for number, value in similar.items() if value >= threshold}
+    right = len(gone & alike)
+    print(f"{pairs:,} pairs, {len(alike):,} of them at least {threshold} similar; {len(gone):,} left out")
+    print(
+        f"precision {right / len(gone):.3f}, recall {right / len(alike):.3f}; originals left out: "
+        f"{len(gone - set(similar))}"
+    )
+    for low, high in itertools.pairwise(_BINS):
+        here = {number for number, value in similar.items() if low <= value < high}
+        if here:
+            print(f"  similarity {low:.2f} to {min(high, 1):.2f}: {len(here & gone):5,} of {len(here):5,} left out")
+
+
+def strings(value) -> list[str]:
+    """All strings of a JSON value."""
+    if isinstance(value, str):
+        return [value]
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return [text for one in inner for text in strings(one)]
+
+
+def planted(corpus: str, benchmark: str, plants: int) -> None:
+    """Prints how many planted runs of 13 and of 12 words are found, and whether the item is named that they were taken
+    from.
+    """
+    draw, benchmarks = random.Random(0), Benchmarks((benchmark,))
+    sources = [
+        (line, words(text))
+        for path in list_files(benchmark)
+        for line, raw in enumerate((raw for block in read_lines(path) for raw in block), 1)
+        for text in strings(json.loads(raw))
+    ]
+    sources = [(line, taken) for line, taken in sources if len(taken) >= 13]
+    hosts = [
+        document.text.split() for document in open_corpus(corpus) if not benchmarks.overlaps(document.id, document.text)
+    ]
+    found = {13: 0, 12: 0}
+    named = 0
+    for _ in range(plants):
+        line, taken = draw.choice(sources)
+        start, host = draw.randrange(len(taken) - 12), draw.choice(hosts)
+        place = draw.randrange(len(host) + 1)
+        for length in found:
+            run = [
+                draw.choice((word, word.upper(), word.capitalize())) + draw.choice(("", "", ",", ".", ";", " -", "!"))
+                for word in taken
+            ]
+            text = " ".join([*host[:place], "planted", *run[start : start + length], "here", *host[place:]])
+            overlaps = benchmarks.overlaps("host", text)
+            found[length] += bool(overlaps)
+            named += length == 13 and any(overlap.item == line for overlap in overlaps)
+    print(
+        f"{plants:,} runs of 13 words planted in {len(hosts):,} documents: {found[13]:,} found, {named:,} with "
+        "their "
+        "item's line named"
+    )
+    print(f"{plants:,} runs of 12 words: {found[12]:,} found")
+
+
+def main() -> None:
+    """Prints one table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pairs", type=int, default=1000)
+    parser.add_argument("--threshold", type=float, default=0.8)
+    parser.add_argument("--corpus", help="look for benchmark items in this corpus instead")
+    parser.add_argument("--benchmark")
+    parser.add_argument("--plants", type=int, default=0)
+    flags = parser.parse_args()
+    if flags.plants:
+        return planted(flags.corpus, flags.benchmark, flags.plants)
+    with tempfile.TemporaryDirectory() as scratch:
+        if not flags.corpus:
+            return copies(Path(scratch), flags.pairs, flags.threshold)
+        documents, found = left_out(
+            flags.corpus, Path(scratch), "decontamination.jsonl", Hygiene(decontaminate=(flags.benchmark,))
+        )
+        items = {overlap["item"] for overlap in found}
+        print(
+            f"{len({one['document'] for one in found}):,} of {documents:,} documents share 13 words in a row with "
+            f"{len(items):,} items"
+        )
+
+
+if __name__ == "__main__":
+    main()

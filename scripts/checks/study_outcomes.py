@@ -1,0 +1,75 @@
+"""A finished study's outcomes as the tables of docs/study.md: slopes and rank correlations, factors, and what its steps
+took.
+
+python scripts/checks/study_outcomes.py runs/studies/tiny
+"""
+
+from collections import defaultdict
+from pathlib import Path
+import sys
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+from diversity_jax.core.files import read_json  # noqa: E402
+
+
+def interval(one: dict, digits: int) -> str:
+    """A value with its 95 % interval."""
+    if one.get("low") is None or one.get("high") is None:
+        return "not computed"
+    value, low, high = (f"{one[name]:.{digits}f}".replace("-", "\u2212") for name in ("value", "low", "high"))
+    return f"{value} ({low} to {high})"
+
+
+def relations(found: dict) -> None:
+    """Each outcome over each diversity figure."""
+    print(
+        "| stage | outcome | figure | slope over its logarithm (95 %) | Spearman (95 %) | n "
+        "|\n|---|---|---|---:|---:|---:|"
+    )
+    for one in found["relations"]:
+        if "x" in one:
+            slope = interval(one["log_line"].get("slope", {}), 4)
+            low, high = min(one["y"]), max(one["y"])
+            name = f"{one['outcome']} ({low:.3g} to {high:.3g})"
+            print(
+                f"| {one['stage']} | {name} | {one['predictor']} | {slope} | {interval(one['spearman'], 2)} | "
+                f"{len(one['recipes'])} |"
+            )
+
+
+def factors(found: dict) -> None:
+    """Terms with p below 0.05, and the means at their levels."""
+    for one in found["effects"]:
+        for term in one.get("terms", ()):
+            if term["p"] is not None and term["p"] < 0.05:
+                means = ", ".join(
+                    f"{level['name']} {level['value']:.4g}" for level in one["levels"].get(term["name"], ())
+                )
+                print(
+                    f"{one['stage']} {one['outcome']}: {term['name']} p = {term['p']:.2g}, "
+                    f"{100 * term['share']:.0f} "
+                    f"% of variance; {means}"
+                )
+
+
+def took(folder: Path) -> None:
+    """Time of the steps by kind, from their records."""
+    seconds: dict[str, list[tuple[float, float]]] = defaultdict(list)
+    for path in folder.glob("steps/*/done.json"):
+        record = read_json(path)
+        seconds[record["kind"]].append((record["seconds"], record["cpu_seconds"]))
+    print("\n| step | number | seconds, added up | CPU seconds |\n|---|---:|---:|---:|")
+    for kind, one in seconds.items():
+        print(f"| {kind} | {len(one)} | {sum(wall for wall, _ in one):.0f} | {sum(cpu for _, cpu in one):.0f} |")
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 2 or not (Path(sys.argv[1]) / "analysis.json").exists():
+        sys.exit(__doc__)
+    study = read_json(Path(sys.argv[1]) / "analysis.json")
+    relations(study)
+    print()
+    factors(study)
+    took(Path(sys.argv[1]))

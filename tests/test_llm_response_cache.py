@@ -1,0 +1,340 @@
+"""Paid answers stay paid: across kills, processes, damage and full disks."""
+
+import asyncio
+import os
+from pathlib import Path
+import random
+import resource
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+
+import pytest
+
+from diversity_jax.core.errors import InputError
+from diversity_jax.llm import BudgetConfig
+from diversity_jax.llm.budget import Amount
+from diversity_jax.llm.response_cache import Ledger
+from diversity_jax.llm.response_cache_file import Entry, Failure
+from tests.llm_server import serve
+from tests.llm_worker import key_of, number_of, question, result, start
+
+NOTHING = Amount()
+
+
+@pytest.fixture(autouse=True)
+def _key(monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-test-0123456789")
+
+
+def entry(text: str = "an answer", **changes) -> Entry:
+    return Entry(
+        **{"stage": "s", "text": text, "prompt_tokens": 3, "completion_tokens": 4, "dollars": 0.5, "model": "m"}
+        | changes
+    )
+
+
+def with_ledger(path, work, *, run: str = "default", caps: BudgetConfig = BudgetConfig(), replay: bool = False):
+    """Runs the coroutine function `work` on an open ledger."""
+
+    async def go():
+        ledger = Ledger(None if path is None else str(path), run=run, caps=caps, replay=replay)
+        try:
+            return await work(ledger)
+        finally:
+            await ledger.close()
+
+    return asyncio.run(go())
+
+
+class Recorder:
+    """An answer function that keeps the numbers it answered, in order."""
+
+    def __init__(self):
+        self.answered: list[int] = []
+
+    def __call__(self, stage, samples, payload):
+        self.answered.append(number_of(payload["user"]))
+        return f"answer to {self.answered[-1]}"
+
+
+def keys_in(ledger: Path) -> set[str]:
+    try:
+        with sqlite3.connect(f"file:{ledger}?mode=ro", uri=True) as connection:
+            return {key for (key,) in connection.execute("SELECT key FROM answers")}
+    except sqlite3.OperationalError:
+        return set()
+
+
+@pytest.mark.parametrize(
+    "text", ["plain", "nul \x00 inside", "lone \ud800 surrogate", "quote \" ' \\ \n\u2028", "x" * 100_000, "\U0001f600"]
+)
+def test_any_text_comes_back_as_it_was(text, tmp_path):
+    async def write(ledger):
+        await ledger.claim("k", NOTHING)
+        await ledger.settle("k", NOTHING, entry(text))
+
+    with_ledger(tmp_path / "l", write)
+    assert with_ledger(tmp_path / "l", lambda ledger: ledger.look("k")).text == text
+
+
+def test_a_failure_is_never_an_answer_but_replays(tmp_path):
+    failure = Failure(stage="s", reason="refused", detail="no", prompt_tokens=1, completion_tokens=0, dollars=0.1)
+
+    async def write(ledger):
+        assert (await ledger.claim("k", NOTHING)).state == "granted"
+        await ledger.settle("k", Amount(0.1, 1, 1), failure)
+        return await ledger.look("k"), (await ledger.claim("k", NOTHING)).state
+
+    assert with_ledger(tmp_path / "l", write) == (None, "granted")
+    assert with_ledger(tmp_path / "l", lambda ledger: ledger.look("k"), replay=True) == failure
+
+
+def test_the_first_answer_stays(tmp_path):
+    async def write(ledger):
+        await ledger.settle("k", NOTHING, entry("first"))
+        await ledger.settle("k", NOTHING, entry("second"))
+        return await ledger.look("k")
+
+    assert with_ledger(tmp_path / "l", write).text == "first"
+
+
+def test_spending_is_added_up_by_run_and_over_restarts(tmp_path):
+    async def spend(ledger):
+        await ledger.claim("k", Amount(9.0, 9, 1))
+        await ledger.settle("k", Amount(0.25, 10, 1), None)  # the first attempt failed
+        await ledger.claim("k", Amount(9.0, 9, 1))
+        await ledger.settle("k", Amount(0.5, 20, 1), None)
+        return ledger.spent_before
+
+    assert with_ledger(tmp_path / "l", spend, run="a") == NOTHING
+    assert with_ledger(tmp_path / "l", spend, run="b") == NOTHING
+    assert with_ledger(tmp_path / "l", spend, run="a") == Amount(0.75, 30, 2)
+
+
+@pytest.mark.parametrize("cap", [{"max_dollars": 1.0}, {"max_tokens": 100}, {"max_calls": 2}])
+def test_a_claim_that_could_pass_the_cap_is_held_back(cap, tmp_path):
+    async def claim(ledger):
+        first = await ledger.claim("a", Amount(0.9, 90, 2))
+        over = await ledger.claim("b", Amount(0.2, 20, 1))
+        await ledger.settle("a", Amount(0.1, 10, 1), None)
+        fits = await ledger.claim("b", Amount(0.2, 20, 1))
+        await ledger.settle("b", Amount(0.9, 90, 1), None)
+        last = await ledger.claim("c", Amount(0.2, 20, 1))
+        return first, over, fits, last
+
+    first, over, fits, last = with_ledger(tmp_path / "l", claim, caps=BudgetConfig(**cap))
+    assert (first.state, over.state, fits.state, last.state) == ("granted", "over", "granted", "over")
+    assert (over.in_flight, last.in_flight) == (True, False)
+    assert over.cap == next(iter(cap))
+
+
+def test_what_another_living_process_asks_is_held_and_what_a_dead_one_asked_is_counted_as_used(tmp_path):
+    script = (
+        "import asyncio, sys, time\n"
+        "from diversity_jax.llm import BudgetConfig\n"
+        "from diversity_jax.llm.budget import Amount\n"
+        "from diversity_jax.llm.response_cache import Ledger\n"
+        "async def go():\n"
+        "    ledger = Ledger(sys.argv[1], run='default', caps=BudgetConfig())\n"
+        "    await ledger.claim('k', Amount(2.0, 200, 1))\n"
+        "    print('claimed', flush=True)\n"
+        "    time.sleep(60)\n"
+        "asyncio.run(go())\n"
+    )
+    other = subprocess.Popen([sys.executable, "-c", script, str(tmp_path / "l")], stdout=subprocess.PIPE, text=True)
+    try:
+        assert other.stdout.readline() == "claimed\n"
+
+        async def claim(ledger):
+            before = await ledger.claim("k", Amount(1.0, 1, 1))
+            other.kill()
+            other.wait()
+            return before.state, (await ledger.claim("k", Amount(1.0, 1, 1))).state
+
+        assert with_ledger(tmp_path / "l", claim) == ("held", "granted")
+    finally:
+        other.kill()
+        other.wait()
+    rows = sqlite3.connect(tmp_path / "l").execute("SELECT lost, dollars, tokens, calls FROM spent").fetchall()
+    assert rows == [(1, 3.0, 201, 2)]  # the dead process's claim, and ours, which was left open
+
+
+def _break_an_answer(path: Path):
+    with sqlite3.connect(path) as connection:
+        connection.execute("UPDATE answers SET answer = '\"another\"'")
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (
+            lambda path: path.write_bytes(b"not a database at all, but long enough to look at" * 50),
+            "is not a readable ledger",
+        ),
+        (lambda path: path.write_bytes(path.read_bytes()[:-6000] + os.urandom(6000)), "l"),
+        (_break_an_answer, "is damaged"),
+        (lambda path: (path.unlink(), sqlite3.connect(path).execute("CREATE TABLE mine (x)")), "something else"),
+        (lambda path: (path.unlink(), path.mkdir()), "l"),
+    ],
+)
+def test_a_damaged_or_foreign_ledger_is_one_line_that_names_it(damage, says, tmp_path):
+    path = tmp_path / "l"
+
+    async def write(ledger):
+        for number in range(200):
+            await ledger.settle(f"k{number}", NOTHING, entry("x" * 200))
+
+    with_ledger(path, write)
+    damage(path)
+
+    async def read(ledger):
+        for number in range(200):
+            await ledger.look(f"k{number}")
+            await ledger.claim(f"new{number}", NOTHING)
+
+    with pytest.raises(InputError, match=says) as caught:
+        with_ledger(path, read)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_read_only_ledger_is_one_line(tmp_path):
+    with_ledger(tmp_path / "l", lambda ledger: ledger.look("k"))
+    (tmp_path / "l").chmod(0o400)
+    with pytest.raises(InputError, match="may not be written"):
+        with_ledger(tmp_path / "l", lambda ledger: ledger.look("k"))
+
+
+def test_replay_reads_a_ledger_in_a_folder_that_may_not_be_written(tmp_path):
+    with_ledger(tmp_path / "l", lambda ledger: ledger.settle("k", NOTHING, entry()))
+    tmp_path.chmod(0o500)
+    try:
+        assert with_ledger(tmp_path / "l", lambda ledger: ledger.look("k"), replay=True) == entry()
+        assert [path.name for path in tmp_path.iterdir()] == ["l"]
+    finally:
+        tmp_path.chmod(0o700)
+
+
+def test_replay_without_a_ledger_is_one_line(tmp_path):
+    with pytest.raises(InputError, match="no such ledger to replay"):
+        with_ledger(tmp_path / "absent", lambda ledger: ledger.look("k"), replay=True)
+    with pytest.raises(InputError, match="needs a ledger"):
+        with_ledger(None, lambda ledger: ledger.look("k"), replay=True)
+
+
+def test_a_full_disk_is_one_line_and_what_was_written_before_stays(tmp_path):
+    script = (
+        "import asyncio, resource, sys\n"
+        "from diversity_jax.core.errors import InputError\n"
+        "from tests.test_llm_ledger import NOTHING, entry, with_ledger\n"
+        "import signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "async def fill(ledger):\n"
+        "    for number in range(10_000):\n"
+        "        await ledger.settle(f'k{number}', NOTHING, entry('x' * 20_000))\n"
+        "        print(number, flush=True)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (2_000_000, 2_000_000))\n"
+        "try:\n"
+        "    with_ledger(sys.argv[1], fill)\n"
+        "except InputError as error:\n"
+        "    print('ERROR', error)\n"
+    )
+    assert resource.RLIMIT_FSIZE is not None
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path / "l")], capture_output=True, text=True, timeout=60
+    )
+    *written, error = done.stdout.splitlines()
+    assert error.startswith("ERROR")
+    assert "full" in error
+    assert done.stderr == ""
+    last = int(written[-1])
+    assert last > 20
+    assert with_ledger(tmp_path / "l", lambda ledger: ledger.look(f"k{last}")).text == "x" * 20_000
+
+
+@pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.slow)])
+def test_killed_at_random_moments_no_finished_call_is_repeated(kills, tmp_path):
+    ledger, recorder, generator = tmp_path / "ledger.sqlite", Recorder(), random.Random(kills)
+    count = 60 * kills
+    with serve(recorder, latency_seconds=0.02) as server:
+        settings = {
+            "url": server.openai_url,
+            "first": 0,
+            "last": count,
+            "config": {"ledger": str(ledger), "max_in_flight": 8},
+        }
+        moments = []  # at each kill: how many questions had been answered, and what the ledger held
+        for _ in range(kills):
+            process = start(**settings)
+            time.sleep(generator.uniform(0.0, 0.25))
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            moments.append((len(recorder.answered), keys_in(ledger)))
+        last = result(start(**settings))
+        whole = result(start(**settings | {"config": {"ledger": str(tmp_path / "another.sqlite")}}))
+    for answered, finished in moments:
+        later = {key_of(number) for number in recorder.answered[answered:-count]}
+        assert not later & finished
+    assert last["kinds"] == {"answered": count}
+    assert last["answers"] == whole["answers"]
+    assert server.attempts - 2 * count <= kills * 16  # what was in flight or on its way to the disk
+
+
+def test_two_processes_ask_nothing_twice(tmp_path):
+    recorder = Recorder()
+    with serve(recorder, latency_seconds=0.03) as server:
+        settings = {
+            "url": server.openai_url,
+            "first": 0,
+            "last": 150,
+            "config": {"ledger": str(tmp_path / "l"), "max_in_flight": 8},
+        }
+        workers = [start(**settings), start(**settings)]
+        results = [result(worker) for worker in workers]
+    assert sorted(recorder.answered) == list(range(150))
+    assert results[0]["answers"] == results[1]["answers"]
+    assert results[0]["attempts"] + results[1]["attempts"] == 150
+
+
+def test_two_processes_and_a_kill_never_pass_the_cap_together(tmp_path):
+    with serve(Recorder(), latency_seconds=0.03) as server:
+        common = {
+            "url": server.openai_url,
+            "budget": {"max_calls": 70},
+            "config": {"ledger": str(tmp_path / "l"), "max_in_flight": 8},
+        }
+        killed = start(**common, first=0, last=200)
+        time.sleep(0.06)
+        killed.kill()
+        killed.wait()
+        workers = [start(**common, first=200, last=400), start(**common, first=400, last=600)]
+        results = [result(worker) for worker in workers]
+    assert 70 - 3 * 8 <= server.attempts <= 70  # what was in flight when a process ended stays set aside
+    assert {kind for outcome in results for kind in outcome["kinds"]} <= {"answered", "budget"}
+    assert results[-1]["kinds"]["budget"] > 0
+
+
+def test_keys_tell_replicates_models_and_settings_apart():
+    base = question(1)
+    keys = {base.key("openai", "a"), base.key("openai", "b"), base.key("gemini", "a")}
+    for name, value in {
+        "replicate": 1,
+        "system": "x",
+        "user": "x",
+        "temperature": 1.0,
+        "max_output_tokens": 9,
+        "stage": "x",
+        "schema": {},
+    }.items():
+        keys.add(
+            type(base)(**{field: getattr(base, field) for field in base.__dataclass_fields__} | {name: value}).key(
+                "openai", "a"
+            )
+        )
+    assert len(keys) == 9  # without a schema the stage is not sent
+    ordered = type(base)(stage="s", system="", user="", schema={"a": 1, "b": {"c": 2, "d": 3}})
+    turned = type(base)(stage="s", system="", user="", schema={"b": {"d": 3, "c": 2}, "a": 1})
+    assert ordered.key("openai", "a") == turned.key("openai", "a")

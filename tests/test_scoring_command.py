@@ -1,0 +1,174 @@
+"""`python -m diversity_jax.score` against a judge on loopback that knows the labels: right, exact to resume, within its
+cap.
+"""
+
+import gzip
+import json
+import os
+from pathlib import Path
+import random
+import subprocess
+import sys
+import time
+
+import pytest
+
+from tests.llm_server import Faults, serve
+
+ROOT = Path(__file__).resolve().parents[1]
+TRUE_CLUSTERS = 20
+
+
+def by_topic(stage, samples, payload):
+    """An oracle: one cluster a topic, which is the text's first word; a sample planted by the agent is known by its
+    words alone.
+    """
+    from tests.llm_answers import label_oracle
+
+    return label_oracle({sample["text"]: sample["text"].split()[0] for sample in samples})(stage, samples, payload)
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    """2,000 texts spread evenly over 20 topics."""
+    path = tmp_path_factory.mktemp("corpus") / "topics.jsonl.gz"
+    draw = random.Random(0)
+    with gzip.open(path, "wt") as file:
+        for number in range(2000):
+            words = " ".join(f"word{draw.randrange(5000)}" for _ in range(30))
+            file.write(json.dumps({"text": f"topic{number % TRUE_CLUSTERS} {words}"}) + "\n")
+    return path
+
+
+def start(corpus, url, output, **settings):
+    values = {
+        "corpus": corpus,
+        "judge": "openai:oracle",
+        "judge_base_url": url,
+        "agent.samples_per_grouping": 10,
+        "agent.groupings": 150,
+        "agent.criteria_sets": 3,
+        "agent.proposals": 2,
+        "output_dir": output,
+        **settings,
+    }
+    arguments = [f"--config.{name}={value}" for name, value in values.items()]
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "JAX_PLATFORMS": "cpu",
+        "OPENAI_API_KEY": "sk-secret-of-the-test",
+    }
+    command = [sys.executable, "-m", "diversity_jax.score", "--config", "configs/score.py", *arguments]
+    return subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def finish(process, code=0):
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == code, err
+    assert "sk-secret-of-the-test" not in out + err
+    return out, err
+
+
+def scorecard(output):
+    return json.loads((output / "scorecard.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def whole(corpus, tmp_path_factory):
+    """The folder of an uninterrupted run."""
+    output = tmp_path_factory.mktemp("whole")
+    with serve(by_topic) as server:
+        finish(start(corpus, server.openai_url, output))
+    return output
+
+
+def test_the_interval_holds_the_truth_and_the_files_are_there(whole):
+    output = whole
+    card = scorecard(output)
+    assert card["effective_clusters"]["low"] < TRUE_CLUSTERS < card["effective_clusters"]["high"]
+    for name in ("effective_clusters", "cluster_score", "clusters_per_sample", "collision"):
+        assert set(card[name]) == {"value", "low", "high"}
+    for name in (
+        "groupings",
+        "dropped_groupings",
+        "invalid_clusters",
+        "criteria",
+        "criteria_hash",
+        "canaries",
+        "calls",
+        "cost_usd",
+    ):
+        assert name in card
+    assert set(card["tokens"]) == {"prompt", "completion"}
+    assert {"fingerprint", "documents", "sampled"} <= set(card["corpus"])
+    assert (card["judge"], card["groupings"], card["seed"]) == ("openai:oracle", 150, 0)
+    groupings = (output / "groupings.jsonl").read_text().splitlines()
+    assert len(groupings) == 150
+    assert (output / "report.html").stat().st_size > 10_000
+    assert b"sk-secret-of-the-test" not in b"".join(path.read_bytes() for path in output.rglob("*") if path.is_file())
+
+
+@pytest.mark.slow
+def test_killed_at_random_moments_nothing_is_paid_twice_and_the_scorecard_is_the_same(corpus, whole, tmp_path):
+    draw = random.Random(3)
+    with serve(by_topic, latency_seconds=0.05) as server:
+        for _ in range(4):
+            process = start(corpus, server.openai_url, tmp_path, **{"engine.max_in_flight": 8})
+            time.sleep(draw.uniform(2.0, 4.5))
+            process.kill()
+            process.communicate()
+        finish(start(corpus, server.openai_url, tmp_path, **{"engine.max_in_flight": 64}))
+        answered = server.stats()["answered"].values()
+    # What the server had sent to a process that was killed before it could write is asked again: at most what was in
+    # flight.
+    assert sum(answered) - len(answered) <= 4 * 8
+    assert (tmp_path / "scorecard.json").read_bytes() == (whole / "scorecard.json").read_bytes()
+    (tmp_path / "scorecard.json").unlink()
+    finish(start(corpus, "http://127.0.0.1:9/v1", tmp_path, **{"engine.offline_replay": True}))
+    assert (tmp_path / "scorecard.json").read_bytes() == (whole / "scorecard.json").read_bytes()
+
+
+@pytest.mark.slow
+def test_with_three_calls_in_ten_failing_the_estimate_stands_and_drops_are_counted(corpus, tmp_path):
+    faults = Faults(
+        too_many=0.05,
+        error_500=0.04,
+        error_503=0.04,
+        dropped=0.05,
+        hanging=0.02,
+        garbled=0.05,
+        truncated=0.03,
+        refused=0.02,
+    )
+    with serve(by_topic, faults=faults) as server:
+        finish(
+            start(corpus, server.openai_url, tmp_path, **{"engine.deadline_seconds": 2, "engine.backoff_seconds": 0.05})
+        )
+    card = scorecard(tmp_path)
+    assert card["effective_clusters"]["low"] < TRUE_CLUSTERS < card["effective_clusters"]["high"]
+    assert card["groupings"] + card["dropped_groupings"] == 150
+    assert card["dropped_groupings"] > 0
+
+
+@pytest.mark.slow
+def test_spending_stops_before_the_cap(corpus, tmp_path):
+    with serve(by_topic) as server:
+        process = start(corpus, server.openai_url, tmp_path, **{"budget.max_calls": 60})
+        _, err = process.communicate(timeout=300)
+        assert 0 < server.stats()["attempts"] <= 60
+    assert "budget" in err
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(("required_key", "words"), [("another-key", "key")])
+def test_a_wrong_key_is_one_clear_line(corpus, tmp_path, required_key, words):
+    with serve(by_topic, required_key=required_key) as server:
+        _, err = finish(start(corpus, server.openai_url, tmp_path), code=2)
+    lines = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1
+    assert words in lines[0]
+    assert "Traceback" not in err
+    assert "RuntimeWarning" not in err

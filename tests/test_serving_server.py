@@ -1,0 +1,293 @@
+"""The server answers the openai client, streams, stops, and survives crowds, hang-ups and nonsense."""
+
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
+import contextlib
+import http.client
+import json
+import os
+from pathlib import Path
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+
+import openai
+import pytest
+
+from diversity_jax.evaluation.generate import Generator, TokenLogprob
+from diversity_jax.evaluation.sampling import Sampling
+from diversity_jax.model.convert import write_imported
+from diversity_jax.serving.openai_api import _word
+from diversity_jax.serving.server import Service, serve
+from diversity_jax.tokenizers.chat_template import render_chat
+from diversity_jax.tokenizers.model_tokenizer import for_run
+from diversity_jax.tokenizers.tokenizer import load_tokenizer
+from tests.evaluation_items import byte_model
+from tests.small_llama import random_params
+from tests.test_model_gguf import train_sentencepiece
+
+MESSAGES = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}]
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="module")
+def served():
+    """(port, service) of a server in a thread."""
+    model = byte_model()
+    service = Service(model, Generator(model, slots=8, steps=4), "tiny", max_waiting=300)
+    ready, loop, started = threading.Event(), asyncio.new_event_loop(), {}
+
+    def tell(port):
+        started["port"] = port
+        ready.set()
+
+    async def run():
+        started["task"] = asyncio.current_task()
+        with contextlib.suppress(asyncio.CancelledError):
+            await serve(service, host="127.0.0.1", port=0, max_body_bytes=1 << 16, ready=tell)
+
+    thread = threading.Thread(target=loop.run_until_complete, args=(run(),), daemon=True)
+    thread.start()
+    assert ready.wait(60)
+    yield started["port"], service
+    loop.call_soon_threadsafe(started["task"].cancel)
+    thread.join(60)
+    assert not thread.is_alive()
+
+
+@pytest.fixture
+def client(served):
+    return openai.OpenAI(base_url=f"http://127.0.0.1:{served[0]}/v1", api_key="none", max_retries=0, timeout=120)
+
+
+def expected(prompt: str, **settings) -> str:
+    model = byte_model()
+    return Generator(model, slots=8, steps=4).generate([model.tokenizer.encode(prompt)], Sampling(**settings))[0].text
+
+
+def test_completions_and_chats_are_what_the_generator_gives_whole_and_streamed(client, served):
+    model = served[1].model
+    asked = {"model": "tiny", "max_tokens": 12, "temperature": 0, "extra_body": {"ignore_eos": True}}
+    whole = client.completions.create(prompt="abc", **asked)
+    assert whole.choices[0].text == expected("abc", max_tokens=12, ignore_end=True)
+    assert (whole.usage.prompt_tokens, whole.usage.completion_tokens, whole.choices[0].finish_reason) == (
+        3,
+        12,
+        "length",
+    )
+    streamed = list(client.completions.create(prompt="abc", stream=True, **asked))
+    assert "".join(chunk.choices[0].text for chunk in streamed) == whole.choices[0].text
+    chat = client.chat.completions.create(messages=MESSAGES, **asked)
+    prompt = render_chat(MESSAGES)
+    assert chat.choices[0].message.content == expected(prompt, max_tokens=12, ignore_end=True)
+    assert chat.usage.prompt_tokens == len(model.tokenizer.encode(prompt))
+    chunks = list(
+        client.chat.completions.create(messages=MESSAGES, stream=True, stream_options={"include_usage": True}, **asked)
+    )
+    assert (
+        "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
+        == chat.choices[0].message.content
+    )
+    assert chunks[-1].usage.completion_tokens == 12
+    assert [model.id for model in client.models.list()] == ["tiny"]
+
+
+def test_answers_end_before_stop_strings(client):
+    asked = {"model": "tiny", "max_tokens": 30, "temperature": 0, "extra_body": {"ignore_eos": True}}
+    free = client.completions.create(prompt="abc", **asked).choices[0].text
+    stop = free[6:8]
+    for stream in (False, True):
+        found = client.completions.create(prompt="abc", stop=[stop], stream=stream, **asked)
+        parts = list(found) if stream else [found]
+        assert "".join(part.choices[0].text for part in parts) == free[: free.find(stop)]
+        assert parts[-1].choices[0].finish_reason == "stop"
+
+
+def test_choices_have_their_own_seeds_and_repeat(client):
+    asked = {"model": "tiny", "prompt": ["ab", "cd"], "n": 2, "seed": 5, "max_tokens": 8, "temperature": 1.0}
+    first, again = client.completions.create(**asked), client.completions.create(**asked)
+    texts = [choice.text for choice in first.choices]
+    assert texts == [choice.text for choice in again.choices]
+    assert len(set(texts)) == 4
+
+
+def test_sixty_four_clients_at_once_each_get_their_own_answer(client):
+    prompts = [f"{number} is a number" for number in range(64)]
+
+    def ask(prompt):
+        return client.completions.create(
+            model="tiny", prompt=prompt, max_tokens=5, temperature=0, extra_body={"ignore_eos": True}
+        )
+
+    with ThreadPoolExecutor(64) as pool:
+        answers = [found.choices[0].text for found in pool.map(ask, prompts)]
+    model = byte_model()
+    alone = Generator(model, slots=8, steps=4).generate(
+        [model.tokenizer.encode(prompt) for prompt in prompts], Sampling(max_tokens=5, ignore_end=True)
+    )
+    assert answers == [answer.text for answer in alone]
+
+
+def post(port, path, body, *, headers=None):
+    """(status, error or body) of a raw request."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+    data = body if isinstance(body, bytes) else json.dumps(body).encode()
+    connection.request("POST", path, data, {"Content-Type": "application/json", **(headers or {})})
+    answer = connection.getresponse()
+    found = json.loads(answer.read())
+    connection.close()
+    return answer.status, found.get("error", found)
+
+
+ASK = {"model": "tiny", "prompt": "ab", "max_tokens": 2}
+NONSENSE = [
+    ("/v1/completions", b"{", 400, "not JSON"),
+    ("/v1/completions", b"\xff\xfe", 400, "not JSON"),
+    ("/v1/completions", b"[" * 60000, 400, "not JSON"),
+    ("/v1/completions", b"[]", 400, "expected a JSON object"),
+    ("/v1/completions", {**ASK, "model": "other"}, 404, "does not exist"),
+    ("/v1/completions", {"prompt": "ab"}, 400, "model is missing"),
+    ("/v1/completions", {"model": "tiny"}, 400, "prompt is missing"),
+    ("/v1/completions", {**ASK, "prompt": 7}, 400, "expected str or list"),
+    ("/v1/completions", {**ASK, "prompt": []}, 400, "prompt is empty"),
+    ("/v1/completions", {**ASK, "prompt": [[5], "a", None]}, 400, "prompt: expected"),
+    ("/v1/completions", {**ASK, "prompt": [5, 999]}, 400, "ids must be from 0"),
+    ("/v1/completions", {**ASK, "prompt": "\ud800"}, 400, "surrogate"),
+    ("/v1/completions", {**ASK, "prompt": "x" * 400}, 400, "context holds 256"),
+    ("/v1/completions", {**ASK, "max_tokens": 0}, 400, "max_tokens=0"),
+    ("/v1/completions", {**ASK, "max_tokens": "many"}, 400, "max_tokens is str"),
+    ("/v1/completions", {**ASK, "temperature": -1}, 400, "temperature"),
+    ("/v1/completions", b'{"model": "tiny", "prompt": "ab", "temperature": NaN}', 400, "temperature"),
+    ("/v1/completions", {**ASK, "top_p": 2}, 400, "top_p"),
+    ("/v1/completions", {**ASK, "n": 0}, 400, "n=0"),
+    ("/v1/completions", {**ASK, "n": 10_000}, 400, "n=10000"),
+    ("/v1/completions", {**ASK, "stop": [1]}, 400, "stop: expected"),
+    ("/v1/completions", {**ASK, "logit_bias": {"5": 1}}, 400, "not supported"),
+    ("/v1/completions", {**ASK, "prompt": "y" * 70_000}, 413, "too large"),
+    ("/v1/chat/completions", {"model": "tiny", "messages": []}, 400, "at least one"),
+    ("/v1/chat/completions", {"model": "tiny", "messages": "hi"}, 400, "messages is str"),
+    ("/v1/chat/completions", {"model": "tiny", "messages": [{"role": "king", "content": "x"}]}, 400, "role"),
+    (
+        "/v1/chat/completions",
+        {"model": "tiny", "messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
+        400,
+        "only text",
+    ),
+    ("/v1/chat/completions", {"model": "tiny", "messages": [{"role": "tool", "content": "x"}]}, 400, "chat template"),
+    (
+        "/v1/chat/completions",
+        {"model": "tiny", "messages": [{"role": "user", "content": "x" * 300}]},
+        400,
+        "context holds 256",
+    ),
+    (
+        "/v1/chat/completions",
+        {"model": "tiny", "messages": MESSAGES, "response_format": {"type": "json_schema"}},
+        400,
+        "not supported",
+    ),
+    ("/v1/chat/completions", {"model": "tiny", "messages": MESSAGES, "top_logprobs": 2}, 400, "needs logprobs"),
+    ("/v1/completions", {**ASK, "logprobs": 99}, 400, "logprobs=99"),
+    ("/v1/embeddings", ASK, 404, "no such path"),
+]
+
+
+@pytest.mark.parametrize(("path", "body", "status", "said"), NONSENSE)
+def test_nonsense_gets_its_code_and_one_line(served, path, body, status, said):
+    found, error = post(served[0], path, body)
+    assert found == status
+    assert said in error["message"]
+    assert "\n" not in error["message"]
+    assert error["type"] == "invalid_request_error"
+
+
+def test_a_body_that_is_not_compressed_as_it_says_is_refused(served):
+    found, error = post(served[0], "/v1/completions", ASK, headers={"Content-Encoding": "gzip"})
+    assert found == 400
+    assert "cannot be read" in error["message"]
+
+
+def test_words_beside_log_probabilities_join_to_the_text(client, tmp_path):
+    found = client.completions.create(
+        model="tiny", prompt="ab", max_tokens=6, logprobs=2, temperature=0, extra_body={"ignore_eos": True}
+    )
+    given = found.choices[0].logprobs
+    assert given.text_offset == [len("".join(given.tokens[:number])) for number in range(6)]
+    assert all(1 <= len(top) <= 2 for top in given.top_logprobs)  # broken characters read alike
+    assert given.token_logprobs == [pytest.approx(max(top.values())) for top in given.top_logprobs]
+    tokenizer = for_run(load_tokenizer(str(train_sentencepiece(tmp_path / "pieces.model"))))
+    prompt, text = "bake noke", " treitan sulr bamita"
+    before = tokenizer.encode(prompt)
+    ids = tokenizer.encode(prompt + text)
+    logprobs = [
+        TokenLogprob(token=token, before=ids[place - 1], logprob=-1.0)
+        for place, token in enumerate(ids)
+        if place >= len(before)
+    ]
+    assert "".join(_word(tokenizer, one.before, one.token) for one in logprobs) == text
+
+
+def test_another_method_and_the_health_of_a_server_that_met_all_that(served):
+    connection = http.client.HTTPConnection("127.0.0.1", served[0], timeout=60)
+    connection.request("GET", "/v1/completions")
+    answer = connection.getresponse()
+    assert (answer.status, answer.getheader("Allow")) == (405, "POST")
+    answer.read()
+    connection.request("GET", "/health")
+    assert json.loads(connection.getresponse().read())["status"] == "ok"
+    assert post(served[0], "/v1/completions", ASK)[0] == 200
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_client_that_hangs_up_frees_its_slot(served, stream):
+    body = json.dumps({**ASK, "max_tokens": 250, "n": 64, "stream": stream, "ignore_eos": True}).encode()
+    head = (
+        "POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: "
+        f"{len(body)}\r\n\r\n"
+    )
+    with socket.create_connection(("127.0.0.1", served[0])) as connection:
+        connection.sendall(head.encode() + body)
+        deadline = time.monotonic() + 60
+        while served[1].worker.generator.load < 8 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert served[1].worker.generator.load >= 8
+    while served[1].worker.generator.load and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert served[1].worker.generator.load == 0
+    assert post(served[0], "/v1/completions", ASK)[0] == 200
+
+
+def test_more_than_may_wait_are_told_to_come_back(served):
+    found, error = post(served[0], "/v1/completions", {**ASK, "prompt": ["a"] * 128, "n": 3})
+    assert (found, error["type"]) == (429, "rate_limit_error")
+
+
+@pytest.mark.slow
+def test_the_command_listens_on_loopback_and_ends_with_status_0_on_sigterm(tmp_path):
+    model = byte_model()
+    write_imported(model.config, random_params(model.config), tmp_path / "model")
+    process = subprocess.Popen(
+        [
+            sys.executable,
+            "-m",
+            "diversity_jax.serve",
+            "--config",
+            "configs/serve.py",
+            f"--config.model.checkpoint={tmp_path / 'model'}",
+        ]
+        + ["--config.model.tokenizer=bytes", "--config.port=0", "--config.slots=2"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""},
+    )
+    line = process.stdout.readline()
+    assert line.startswith("serving model on http://127.0.0.1:"), process.stderr.read()
+    port = int(line.rsplit(":", 1)[1].partition("/")[0])
+    assert post(port, "/v1/completions", {**ASK, "model": "model"})[0] == 200
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 0
