@@ -230,7 +230,7 @@ def test_a_full_disk_is_one_line_and_what_was_written_before_stays(tmp_path):
     script = (
         "import asyncio, resource, sys\n"
         "from diversity_jax.core.errors import InputError\n"
-        "from tests.test_llm_ledger import NOTHING, entry, with_ledger\n"
+        "from tests.test_llm_response_cache import NOTHING, entry, with_ledger\n"
         "import signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "async def fill(ledger):\n"
         "    for number in range(10_000):\n"

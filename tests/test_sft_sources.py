@@ -26,7 +26,7 @@ from diversity_jax.training.optimizer import OptimizerConfig
 from diversity_jax.training.run_config import Config
 from tests.sft_folders import WORDS, build_components, write_examples
 from tests.small_llama import random_params, small_config
-from tests.test_sft_conversations import CHATML
+from tests.test_corpus_conversations import CHATML
 
 TASK = "test_sft_sources_"
 MODEL = small_config(vocab_size=304, max_length=256, num_kv_heads=2, loss_chunk_bytes=1 << 30)

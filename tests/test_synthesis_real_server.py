@@ -25,7 +25,7 @@ from diversity_jax.synthesis.config import (
 from diversity_jax.synthesis.run import run
 from diversity_jax.synthesis.templates import TEMPLATES
 from tests.llama_cpp_server import serve_gguf
-from tests.test_score_real_server import VOCABULARY, train_tokenizer
+from tests.test_scoring_real_server import VOCABULARY, train_tokenizer
 
 ROOT = Path(__file__).resolve().parents[1]
 
