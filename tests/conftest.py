@@ -1,4 +1,4 @@
-"""JAX for tests: the CPU, as eight devices, with compiled programs kept between runs."""
+"""JAX for tests: the CPU, as eight devices, with compiled programs kept between runs; and the fast tier."""
 
 import os
 from pathlib import Path
@@ -7,13 +7,27 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).resolve().parents[1] / ".pytest_cache" / "jax"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 
+SLOW_TESTS = Path(__file__).with_name("slow_tests.txt")
+
+
+def pytest_addoption(parser):
+    parser.addoption("--fast", action="store_true", help="leave out the tests that tests/slow_tests.txt lists")
+
 
 def pytest_configure(config):
-    """Settings of the tests' own process; processes that a test starts have the devices and the compiler that users
-    have.
-    """
+    """Settings of the tests' own process; processes that a test starts have the devices and the compiler that users have."""
     import jax
 
     jax.config.update("jax_num_cpu_devices", 8)
     # Tests run each program once or twice: compiling it well takes longer than running it badly.
     jax.config.update("jax_disable_most_optimizations", True)
+
+
+def pytest_collection_modifyitems(config, items):
+    """Deselects listed tests, whatever their parameters, when asked for the fast tier."""
+    if not config.getoption("--fast"):
+        return
+    slow = set(SLOW_TESTS.read_text().split())
+    listed = [item for item in items if item.nodeid.split("[")[0] in slow]
+    config.hook.pytest_deselected(items=listed)
+    items[:] = [item for item in items if item.nodeid.split("[")[0] not in slow]
