@@ -61,15 +61,15 @@ def _score(config: ScoreConfig, corpora: Mapping[str, Corpus], folders: Mapping[
     groupings = {name: folder / "groupings.jsonl" for name, folder in folders.items()}
     with _loading_what_comes_last(config):
         cards, found = _cards(config, corpora, ledger, groupings, outlook)
+    from diversity_jax.cluster_agent import PairComparison, compare_pairs
     from diversity_jax.report.pages import score as score_page
     from diversity_jax.scoring import checks as score_checks
-    from diversity_jax.scoring.differences import Difference, find_differences
 
     if found is None:
-        differences = find_differences(cards, config.alpha)
+        differences = compare_pairs(cards, config.alpha)
     else:
         first, second = cards
-        differences = [Difference(first=first, second=second, found=found)]
+        differences = [PairComparison(first=first, second=second, comparison=found)]
     outlook.save(output_dir / "forecast.json", cards.values())
     cards, measured = _measured(config, corpora, folders, cards)
     for name, card in cards.items():
@@ -131,11 +131,12 @@ def _measured(
 
 
 def _measure_alone(config: ScoreConfig, corpora: Mapping[str, Corpus], folders: Mapping[str, Path]) -> None:
+    from diversity_jax.report.pages import metrics as metrics_page
     from diversity_jax.scoring import baseline_metrics
 
     measured = baseline_metrics.measure_corpora(config, corpora, folders)
     run_info.describe(sys.argv, config).save(config.output_dir)
-    print(baseline_metrics.write_page(config.output_dir, measured))
+    print(metrics_page.write(config.output_dir, measured))
 
 
 def _line(card) -> str:

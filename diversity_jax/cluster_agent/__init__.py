@@ -1,9 +1,17 @@
 """Measures how diverse a corpus is by letting a judge group small random samples of it, with intervals that hold."""
 
+from diversity_jax.cluster_agent.compare import (
+    Draws,
+    PairComparison,
+    compare,
+    compare_pairs,
+    drift,
+    score_draws,
+    score_draws_async,
+)
 from diversity_jax.cluster_agent.config import AgentConfig
 from diversity_jax.cluster_agent.cost_forecast import pilot_calls, pilot_calls_async, plan_calls, plan_calls_async
 from diversity_jax.cluster_agent.criteria import Criteria, load_criteria
-from diversity_jax.cluster_agent.draws import Draws, score_draws, score_draws_async
 from diversity_jax.cluster_agent.estimators import Estimate
 from diversity_jax.cluster_agent.injection_audit import Audit, audit, audit_async
 from diversity_jax.cluster_agent.llm import LlmJudge
@@ -19,7 +27,7 @@ from diversity_jax.cluster_agent.score import (
     score_until_decided,
     score_until_decided_async,
 )
-from diversity_jax.cluster_agent.scorecard import Scorecard, compare, drift
+from diversity_jax.cluster_agent.scorecard import Scorecard
 from diversity_jax.cluster_agent.sequential_test import Comparison
 from diversity_jax.cluster_agent.types import Answer, Judge, Task
 
@@ -34,12 +42,14 @@ __all__ = [
     "Judge",
     "LlmJudge",
     "OfflineJudge",
+    "PairComparison",
     "Progress",
     "Scorecard",
     "Task",
     "audit",
     "audit_async",
     "compare",
+    "compare_pairs",
     "drift",
     "load_criteria",
     "pilot_calls",

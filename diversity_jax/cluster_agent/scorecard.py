@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 
 from diversity_jax.cluster_agent.estimators import Estimate, Groupings
-from diversity_jax.cluster_agent.sequential_test import Comparison, compare_in_looks, drift_of_groupings
 from diversity_jax.core import files
 from diversity_jax.core.errors import InputError
 
@@ -214,52 +213,3 @@ def _check(value: Mapping[str, Any], where: str) -> None:
     for name in _OPTIONAL_FIGURES:
         if name not in value:
             raise InputError(f"{where}: {name} is missing; expected an estimate or null: score the corpus again")
-
-
-def compare(a: Scorecard, b: Scorecard, *, alpha: float = 0.05, looks: int = 1, any_ruler: bool = False) -> Comparison:
-    """Which corpus is the more diverse, on log effective clusters.
-
-    Args:
-      a, b: scorecards of one judge, wording and ruler.
-      alpha: two-sided error rate of the whole comparison.
-      looks: 1 compares once, all that was scored, which is right where the number of groupings was fixed beforehand.
-        More looks replay growing prefixes with the error spent over them (see `sequential`).
-      any_ruler: compare scores of different judges all the same; the ratio then holds their difference too.
-
-    Raises:
-      InputError: the two were not measured by one ruler.
-    """
-    if not any_ruler:
-        _one_ruler(a, b)
-    return compare_in_looks(a.series, b.series, paired=a.criteria_hash == b.criteria_hash, alpha=alpha, looks=looks)
-
-
-def drift(small: Scorecard, large: Scorecard, *, alpha: float = 0.05) -> Comparison:
-    """Whether a judge reads otherwise when it is shown more samples at once: two scores of ONE corpus at two K.
-
-    1 / T does not depend on K, so a difference is the judge's. `decided` means that it drifts; keep the largest K that
-    does not.
-
-    Raises:
-      InputError: two corpora, two rulers, or one K.
-    """
-    _one_ruler(small, large)
-    if small.corpus["fingerprint"] != large.corpus["fingerprint"]:
-        raise InputError(
-            f"drift: {small.corpus['name']} and {large.corpus['name']} are two corpora; score one of them at two K"
-        )
-    return drift_of_groupings(
-        small.series, large.series, paired=small.criteria_hash == large.criteria_hash, alpha=alpha
-    )
-
-
-def _one_ruler(a: Scorecard, b: Scorecard) -> None:
-    if a.ruler != b.ruler:
-        what = (
-            "judges" if a.judge != b.judge else "prompt versions" if a.prompt_version != b.prompt_version else "rulers"
-        )
-        raise InputError(
-            f"compare: the scorecards come from different {what} ({a.judge} {a.prompt_version}, {b.judge} "
-            f"{b.prompt_version}); "
-            "score both corpora in one run"
-        )

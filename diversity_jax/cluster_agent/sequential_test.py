@@ -20,6 +20,7 @@ from diversity_jax.cluster_agent.estimators import (
     relative_half_width,
     t_quantile,
 )
+from diversity_jax.core import formats
 from diversity_jax.core.errors import InputError
 
 LOOKS = 8
@@ -56,6 +57,13 @@ class Comparison:
     look: int
     groupings: tuple[int, int]
     paired: bool
+
+    @property
+    def ratio_text(self) -> str:
+        """The ratio with its interval, for people."""
+        low = "0" if self.low is None else formats.significant(self.low)
+        high = "no upper bound" if self.high is None else formats.significant(self.high)
+        return f"{formats.significant(self.ratio)} [{low}, {high}]"
 
     def to_json(self) -> dict[str, Any]:
         """All fields by name."""

@@ -13,14 +13,11 @@ import numpy as np
 from diversity_jax.cluster_agent import Scorecard
 from diversity_jax.core.errors import InputError
 from diversity_jax.core.files import read_json
-from diversity_jax.core.run_info import RunRecord
 from diversity_jax.corpus import Corpus, open_corpus
 from diversity_jax.metrics import METRICS, MetricsCard, MetricsConfig, Tools, chosen_metrics, measure
 from diversity_jax.metrics.beam import measure_whole
 from diversity_jax.metrics.embedders import Embedder, LlamaEmbedder, OpenAIEmbedder, SentenceTransformer
 from diversity_jax.metrics.perplexity import CausalModel, JaxLlama, TransformersModel, is_own_llama
-from diversity_jax.report import page
-from diversity_jax.report.pages import metrics as metrics_sections
 from diversity_jax.scoring.config import ScoreConfig, named_corpora
 from diversity_jax.tokenizers.tokenizer import Tokenizer, load_tokenizer
 
@@ -70,14 +67,6 @@ def attach(cards: Mapping[str, Scorecard], measured: Mapping[str, MetricsCard]) 
         name: dataclasses.replace(card, baseline=measured[name].to_json()) if name in measured else card
         for name, card in cards.items()
     }
-
-
-def write_page(output_dir: str | Path, measured: Mapping[str, MetricsCard]) -> Path:
-    """The page of a run without a judge; returns the path of `report.html`."""
-    record = Path(output_dir) / "run.json"
-    return page.write(
-        metrics_sections.compose(measured, RunRecord.load(record) if record.exists() else None), output_dir
-    )
 
 
 def open_tools(names: tuple[str, ...], config: MetricsConfig, output_dir: Path) -> Tools:

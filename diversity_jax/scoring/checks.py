@@ -19,13 +19,9 @@ from diversity_jax.cluster_agent import (
     score_draws,
     score_until_decided,
 )
-from diversity_jax.core import formats
 from diversity_jax.core.errors import InputError
 from diversity_jax.core.files import write_json
 from diversity_jax.corpus import Corpus
-from diversity_jax.report.html import Html, columns, element, joined, table
-from diversity_jax.report.page import Section, named
-from diversity_jax.report.style import Palette
 from diversity_jax.scoring.config import ScoreConfig
 from diversity_jax.scoring.run import open_judge
 
@@ -33,19 +29,19 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Drift:
+class DriftCheck:
     """One corpus at two K: the scorecard at the other K, and the comparison, smaller K first."""
 
     card: Scorecard
-    found: Comparison
+    comparison: Comparison
     sizes: tuple[int, int]
 
     def to_json(self) -> dict[str, Any]:
         """Both K, whether the judge drifts, and the comparison."""
         return {
             "samples_per_grouping": list(self.sizes),
-            "drifts": self.found.decided,
-            "comparison": self.found.to_json(),
+            "drifts": self.comparison.decided,
+            "comparison": self.comparison.to_json(),
         }
 
 
@@ -54,7 +50,7 @@ class Checks:
     """What was asked for, by the name of the corpus."""
 
     draws: Mapping[str, Draws] = field(default_factory=dict)
-    drift: Mapping[str, Drift] = field(default_factory=dict)
+    drift: Mapping[str, DriftCheck] = field(default_factory=dict)
 
     def save(self, folders: Mapping[str, Path]) -> None:
         """Writes draws.json, drift.json and the scorecard at the other K to each corpus's folder."""
@@ -104,7 +100,7 @@ def run_checks(
 
 def _drifts(
     config: ScoreConfig, corpora: Mapping[str, Corpus], cards: Mapping[str, Scorecard], ledger: Path
-) -> dict[str, Drift]:
+) -> dict[str, DriftCheck]:
     judge: Judge = open_judge(config, list(corpora.values()), ledger)
     other = config.drift_samples_per_grouping
     log.info("scoring %s at K = %d", ", ".join(corpora), other)
@@ -113,7 +109,7 @@ def _drifts(
     for name, card in score_corpora(corpora, judge, settings).items():
         small, large = sorted((cards[name], card), key=lambda one: one.series.samples_per_grouping)
         sizes = (small.series.samples_per_grouping, large.series.samples_per_grouping)
-        found[name] = Drift(card=card, found=drift(small, large, alpha=config.alpha), sizes=sizes)
+        found[name] = DriftCheck(card=card, comparison=drift(small, large, alpha=config.alpha), sizes=sizes)
     return found
 
 
@@ -128,60 +124,6 @@ def lines(checks: Checks) -> list[str]:
         )
     for name, one in checks.drift.items():
         small, large = one.sizes
-        verdict = f"reads otherwise: keep K = {small}" if one.found.decided else "no drift seen"
-        said.append(f"{name}: K = {small} against K = {large}: ratio {_ratio(one.found)}, {verdict}")
+        verdict = f"reads otherwise: keep K = {small}" if one.comparison.decided else "no drift seen"
+        said.append(f"{name}: K = {small} against K = {large}: ratio {one.comparison.ratio_text}, {verdict}")
     return said
-
-
-def _ratio(found: Comparison) -> str:
-    low = "0" if found.low is None else formats.significant(found.low)
-    high = "no upper bound" if found.high is None else formats.significant(found.high)
-    return f"{formats.significant(found.ratio)} [{low}, {high}]"
-
-
-def sections(checks: Checks, palette: Palette) -> list[Section]:
-    """The checks as sections of a page; none for what was not asked."""
-    return [
-        *([_draws_section(checks.draws, palette)] if checks.draws else []),
-        *([_drift_section(checks, palette)] if checks.drift else []),
-    ]
-
-
-def _draws_section(draws: Mapping[str, Draws], palette: Palette) -> Section:
-    rows: list[tuple[Html | str, ...]] = []
-    for name, one in draws.items():
-        values = ", ".join(formats.significant(card.effective_clusters.value) for card in one.scorecards)
-        figures = (_interval(one.effective_clusters), _interval(one.cluster_score))
-        rows.append((named(name, palette), formats.count(len(one.scorecards)), *figures, values))
-    titles = columns("Corpus", "#Draws", "#Effective clusters", "#Paper's C / S", "~Effective clusters of each draw")
-    intro = (
-        "Each draw has documents, criteria and groupings of its own. The interval is that of the mean over draws, "
-        "by their spread alone."
-    )
-    return Section(
-        anchor="draws", title="Over independent draws", body=joined(element("p", intro), table(titles, rows))
-    )
-
-
-def _interval(estimate: Any) -> str:
-    return (
-        f"{formats.significant(estimate.value)} [{formats.significant(estimate.low)}, "
-        f"{formats.significant(estimate.high)}]"
-    )
-
-
-def _drift_section(checks: Checks, palette: Palette) -> Section:
-    rows = []
-    for name, one in checks.drift.items():
-        small, large = one.sizes
-        verdict = f"drifts: keep K = {small}" if one.found.decided else "no drift seen"
-        rows.append((named(name, palette), formats.count(small), formats.count(large), _ratio(one.found), verdict))
-    titles = columns("Corpus", "#Smaller K", "#Larger K", "#Ratio of effective clusters", "Verdict")
-    intro = (
-        "Effective clusters do not depend on K, the samples in a grouping. A judge that reads the same corpus "
-        "otherwise when it is shown "
-        "more at once has begun to lump or to split; the largest K without drift is the cheapest one to trust."
-    )
-    return Section(
-        anchor="drift", title="Does the judge drift with K", body=joined(element("p", intro), table(titles, rows))
-    )

@@ -4,6 +4,7 @@ what they cost.
 
 from collections.abc import Mapping, Sequence
 import itertools
+from pathlib import Path
 
 from diversity_jax.core import formats
 from diversity_jax.core.run_info import RunRecord
@@ -19,6 +20,12 @@ from diversity_jax.report.style import Palette
 _MOST_COMPARED = 6  # pairs of corpora with a table of their own
 _DASH = "\u2013"
 _JUDGED = "Effective clusters (judge)"
+
+
+def write(output_dir: str | Path, measured: Mapping[str, MetricsCard]) -> Path:
+    """Writes the page of a run without a judge; returns the path of `report.html`."""
+    record = Path(output_dir) / "run.json"
+    return page.write(compose(measured, RunRecord.load(record) if record.exists() else None), output_dir)
 
 
 def compose(

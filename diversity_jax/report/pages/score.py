@@ -10,23 +10,21 @@ from typing import Any
 
 import numpy as np
 
-from diversity_jax.cluster_agent import Estimate, Scorecard
+from diversity_jax.cluster_agent import Draws, Estimate, PairComparison, Scorecard, compare_pairs
 from diversity_jax.core import formats
 from diversity_jax.core.errors import InputError
 from diversity_jax.core.run_info import RunRecord
 from diversity_jax.metrics import MetricsCard
 from diversity_jax.report import data, page
 from diversity_jax.report.figures.components import Ridge, Whisker
-from diversity_jax.report.html import columns, element, joined, table
+from diversity_jax.report.html import Html, columns, element, joined, table
 from diversity_jax.report.page import KeyFigure, Page, Section, named
 from diversity_jax.report.pages import diversity, metrics
 from diversity_jax.report.style import Palette
 from diversity_jax.scoring.checks import Checks
-from diversity_jax.scoring.checks import sections as check_sections
-from diversity_jax.scoring.differences import Difference, find_differences
-from diversity_jax.scoring.differences import section as differences_section
 
 _BINS = 20
+_ALPHA = 0.05
 _EXAMPLE_CHARACTERS = 320
 _ORIGINS = {
     "judge": "proposed by the judge from samples",
@@ -40,7 +38,7 @@ def write(
     scorecards: Mapping[str, Scorecard] | Sequence[str | os.PathLike],
     measured: Mapping[str, MetricsCard] | None = None,
     checks: Checks = Checks(),
-    differences: Sequence[Difference] | None = None,
+    differences: Sequence[PairComparison] | None = None,
 ) -> Path:
     """Writes the page of one or several scorecards.
 
@@ -61,7 +59,7 @@ def write(
     if not cards:
         raise InputError(f"{output_dir}: no scorecard to show; give at least one")
     record = Path(output_dir) / "run.json"
-    differences = find_differences(cards) if differences is None else differences
+    differences = compare_pairs(cards) if differences is None else differences
     composed = _compose(cards, RunRecord.load(record) if record.exists() else None, measured or {}, checks, differences)
     return page.write(composed, output_dir)
 
@@ -82,7 +80,7 @@ def _compose(
     record: RunRecord | None,
     measured: Mapping[str, MetricsCard],
     checks: Checks,
-    differences: Sequence[Difference],
+    differences: Sequence[PairComparison],
 ) -> Page:
     palette = Palette(list(cards))
     several = len(cards) > 1
@@ -97,8 +95,8 @@ def _compose(
             for section in (
                 _warnings(cards, palette),
                 _scores(cards, palette) if several else None,
-                differences_section(differences, palette) if several else None,
-                *check_sections(checks, palette),
+                _differences_section(differences, palette) if several else None,
+                *_check_sections(checks, palette),
                 clusters(cards, palette, with_sizes=True),
                 _convergence(cards, palette),
                 examples(cards, palette, most=4),
@@ -145,7 +143,7 @@ def interval(estimate: Estimate | Mapping[str, Any]) -> data.Estimate:
     return data.Estimate(value=value["value"], low=value["low"], high=value["high"])
 
 
-def _verdict(cards: Mapping[str, Scorecard], differences: Sequence[Difference]) -> str:
+def _verdict(cards: Mapping[str, Scorecard], differences: Sequence[PairComparison]) -> str:
     if len(cards) == 1:
         [(name, card)] = cards.items()
         return f"{formats.shortened(name, 60)} holds {_held(card)}."
@@ -418,3 +416,88 @@ def _facts(cards: Mapping[str, Scorecard], record: RunRecord | None) -> Section:
         )
         facts.append(data.Fact(name=f"Scorecard {formats.shortened(name, 40)}", value=card.content_hash, code=True))
     return page.facts(facts, intro="What one needs to score again and get the same.")
+
+
+def _differences_section(differences: Sequence[PairComparison], palette: Palette) -> Section:
+    """The table of which differences are decided."""
+    rows = []
+    for one in differences:
+        if one.comparison is None:
+            decision: Html | str = "not comparable: different rulers"
+        elif one.higher is None:
+            decision = "not decided"
+        else:
+            decision = joined(named(one.higher, palette), " is more diverse")
+        rows.append((named(one.first, palette), named(one.second, palette), one.text, decision))
+    titles = columns("First", "Second", "#Ratio of effective clusters", "Decision")
+    intro = f"A difference is decided where the interval of the ratio leaves out 1. {_error_note(differences)}"
+    return Section(
+        anchor="comparison",
+        title="Which differences are decided",
+        body=joined(element("p", intro), table(titles, rows)),
+    )
+
+
+def _error_note(differences: Sequence[PairComparison]) -> str:
+    found = [one.comparison for one in differences if one.comparison]
+    if len(found) == 1 and found[0].looks > 1:
+        [one] = found
+        return (
+            f"The run was to stop at the first of {one.looks} looks that decides, and took {one.look}; the interval "
+            "is that look's own, "
+            f"and all looks together err at most {formats.percent(one.alpha, 0)} of the time."
+        )
+    if len(differences) > 1:
+        number = formats.counted(len(differences), "comparison")
+        return f"The intervals are widened for {number}, so that all together err at most 5 times in 100."
+    return f"The comparison errs at most {formats.percent(found[0].alpha if found else _ALPHA, 0)} of the time."
+
+
+def _check_sections(checks: Checks, palette: Palette) -> list[Section]:
+    """The checks as sections of a page; none for what was not asked."""
+    return [
+        *([_draws_section(checks.draws, palette)] if checks.draws else []),
+        *([_drift_section(checks, palette)] if checks.drift else []),
+    ]
+
+
+def _draws_section(draws: Mapping[str, Draws], palette: Palette) -> Section:
+    rows: list[tuple[Html | str, ...]] = []
+    for name, one in draws.items():
+        values = ", ".join(formats.significant(card.effective_clusters.value) for card in one.scorecards)
+        figures = (_draws_interval(one.effective_clusters), _draws_interval(one.cluster_score))
+        rows.append((named(name, palette), formats.count(len(one.scorecards)), *figures, values))
+    titles = columns("Corpus", "#Draws", "#Effective clusters", "#Paper's C / S", "~Effective clusters of each draw")
+    intro = (
+        "Each draw has documents, criteria and groupings of its own. The interval is that of the mean over draws, "
+        "by their spread alone."
+    )
+    return Section(
+        anchor="draws", title="Over independent draws", body=joined(element("p", intro), table(titles, rows))
+    )
+
+
+def _draws_interval(estimate: Any) -> str:
+    return (
+        f"{formats.significant(estimate.value)} [{formats.significant(estimate.low)}, "
+        f"{formats.significant(estimate.high)}]"
+    )
+
+
+def _drift_section(checks: Checks, palette: Palette) -> Section:
+    rows = []
+    for name, one in checks.drift.items():
+        small, large = one.sizes
+        verdict = f"drifts: keep K = {small}" if one.comparison.decided else "no drift seen"
+        rows.append(
+            (named(name, palette), formats.count(small), formats.count(large), one.comparison.ratio_text, verdict)
+        )
+    titles = columns("Corpus", "#Smaller K", "#Larger K", "#Ratio of effective clusters", "Verdict")
+    intro = (
+        "Effective clusters do not depend on K, the samples in a grouping. A judge that reads the same corpus "
+        "otherwise when it is shown "
+        "more at once has begun to lump or to split; the largest K without drift is the cheapest one to trust."
+    )
+    return Section(
+        anchor="drift", title="Does the judge drift with K", body=joined(element("p", intro), table(titles, rows))
+    )

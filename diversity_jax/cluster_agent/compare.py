@@ -1,0 +1,190 @@
+"""Comparisons of scorecards: two corpora, all pairs of several, one corpus at two K, and independent draws of one."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+import itertools
+import random
+from typing import Any
+
+from diversity_jax.cluster_agent.config import AgentConfig
+from diversity_jax.cluster_agent.estimators import Estimate, across_draws
+from diversity_jax.cluster_agent.sampling import Drawable
+from diversity_jax.cluster_agent.score import run, score_corpus_async
+from diversity_jax.cluster_agent.scorecard import Scorecard
+from diversity_jax.cluster_agent.sequential_test import Comparison, compare_in_looks, drift_of_groupings
+from diversity_jax.cluster_agent.text_cleaning import child_seed, choose
+from diversity_jax.cluster_agent.types import Judge
+from diversity_jax.core.errors import InputError
+from diversity_jax.core.files import content_hash
+
+
+def compare(a: Scorecard, b: Scorecard, *, alpha: float = 0.05, looks: int = 1, any_ruler: bool = False) -> Comparison:
+    """Which corpus is the more diverse, on log effective clusters.
+
+    Args:
+      a, b: scorecards of one judge, wording and ruler.
+      alpha: two-sided error rate of the whole comparison.
+      looks: 1 compares once, all that was scored, which is right where the number of groupings was fixed beforehand.
+        More looks replay growing prefixes with the error spent over them (see `sequential`).
+      any_ruler: compare scores of different judges all the same; the ratio then holds their difference too.
+
+    Raises:
+      InputError: the two were not measured by one ruler.
+    """
+    if not any_ruler:
+        _one_ruler(a, b)
+    return compare_in_looks(a.series, b.series, paired=a.criteria_hash == b.criteria_hash, alpha=alpha, looks=looks)
+
+
+def drift(small: Scorecard, large: Scorecard, *, alpha: float = 0.05) -> Comparison:
+    """Whether a judge reads otherwise when it is shown more samples at once: two scores of ONE corpus at two K.
+
+    1 / T does not depend on K, so a difference is the judge's. `decided` means that it drifts; keep the largest K that
+    does not.
+
+    Raises:
+      InputError: two corpora, two rulers, or one K.
+    """
+    _one_ruler(small, large)
+    if small.corpus["fingerprint"] != large.corpus["fingerprint"]:
+        raise InputError(
+            f"drift: {small.corpus['name']} and {large.corpus['name']} are two corpora; score one of them at two K"
+        )
+    return drift_of_groupings(
+        small.series, large.series, paired=small.criteria_hash == large.criteria_hash, alpha=alpha
+    )
+
+
+def _one_ruler(a: Scorecard, b: Scorecard) -> None:
+    if a.ruler != b.ruler:
+        what = (
+            "judges" if a.judge != b.judge else "prompt versions" if a.prompt_version != b.prompt_version else "rulers"
+        )
+        raise InputError(
+            f"compare: the scorecards come from different {what} ({a.judge} {a.prompt_version}, {b.judge} "
+            f"{b.prompt_version}); "
+            "score both corpora in one run"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairComparison:
+    """Two corpora by name and their comparison; None where the two were judged by different settings."""
+
+    first: str
+    second: str
+    comparison: Comparison | None
+
+    @property
+    def ratio(self) -> float | None:
+        """Effective clusters of the first over those of the second."""
+        return self.comparison and self.comparison.ratio
+
+    @property
+    def higher(self) -> str | None:
+        """Name of the more diverse corpus, where that is decided."""
+        names = {"a": self.first, "b": self.second}
+        return names.get(self.comparison.higher or "") if self.comparison else None
+
+    @property
+    def text(self) -> str:
+        """The ratio with its interval."""
+        return self.comparison.ratio_text if self.comparison else "\u2013"
+
+    def to_json(self) -> dict[str, Any]:
+        """The pair, the more diverse corpus where decided, and the comparison."""
+        return {
+            "first": self.first,
+            "second": self.second,
+            "more_diverse": self.higher,
+            "comparison": self.comparison and self.comparison.to_json(),
+        }
+
+    def __str__(self) -> str:
+        return f"{self.first} against {self.second}: {self.comparison or 'not comparable, different rulers'}"
+
+
+def compare_pairs(cards: Mapping[str, Scorecard], alpha: float = 0.05) -> list[PairComparison]:
+    """Compares every pair at a level that makes all comparisons together err at most at `alpha` (Bonferroni).
+
+    For runs whose size was fixed beforehand; a run that stopped at a decision has its own comparison.
+    """
+    pairs = list(itertools.combinations(cards, 2))
+    compared = []
+    for first, second in pairs:
+        same_ruler = cards[first].ruler == cards[second].ruler
+        comparison = compare(cards[first], cards[second], alpha=alpha / len(pairs)) if same_ruler else None
+        compared.append(PairComparison(first=first, second=second, comparison=comparison))
+    return compared
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Draws:
+    """Scores of several draws: each figure's mean over draws with the t interval of that mean, and the scorecards
+    themselves.
+    """
+
+    effective_clusters: Estimate
+    cluster_score: Estimate
+    scorecards: tuple[Scorecard, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """The two figures, and the hashes of the scorecards in order."""
+        figures = {name: getattr(self, name).to_json() for name in ("effective_clusters", "cluster_score")}
+        return figures | {"scorecards": [card.content_hash for card in self.scorecards]}
+
+
+class DrawnCorpus:
+    """`size` documents of a corpus, drawn once. Held whole, so keep it for draws that are no larger than what is shown
+    of them.
+    """
+
+    def __init__(self, corpus: Drawable, *, size: int, seed: int):
+        self.name = f"{getattr(corpus, 'name', 'corpus')} (a draw of {size:,})"
+        self._documents = list(corpus.sample(size, seed=seed))
+        self._fingerprint = content_hash([corpus.fingerprint(), size, seed])
+
+    def __len__(self) -> int:
+        return len(self._documents)
+
+    def sample(self, size: int, *, seed: int) -> Sequence[Any]:
+        """Without replacement, from the draw."""
+        chosen = choose(random.Random(seed), min(size, len(self)), len(self))
+        return [self._documents[place] for place in chosen]
+
+    def fingerprint(self) -> str:
+        """Of the corpus, the size and the seed."""
+        return self._fingerprint
+
+
+async def score_draws_async(
+    corpus: Drawable, judge: Judge, config: AgentConfig, *, draws: int = 10, draw_size: int = 1_000_000
+) -> Draws:
+    """Draws `draw_size` documents, proposes criteria and scores, `draws` times with seeds of their own.
+
+    A random sample of a random draw is a random sample of the corpus. So a draw is held only where it is smaller than
+    what a scoring shows of it; a larger one would change nothing but memory.
+
+    Raises:
+      InputError: fewer than 2 draws, a draw too small for a grouping, or as `score_corpus`.
+    """
+    if draws < 2:
+        raise InputError(f"draws: {draws} has no spread; give at least 2")
+    cards = []
+    for number in range(draws):
+        seed = child_seed(config.seed, "draw", number)
+        shown = config.groupings * config.samples_per_grouping
+        drawn = DrawnCorpus(corpus, size=draw_size, seed=seed) if draw_size < shown else corpus
+        cards.append(await score_corpus_async(drawn, judge, replace(config, seed=seed)))
+    return Draws(
+        effective_clusters=across_draws([card.effective_clusters.value for card in cards]),
+        cluster_score=across_draws([card.cluster_score.value for card in cards]),
+        scorecards=tuple(cards),
+    )
+
+
+def score_draws(
+    corpus: Drawable, judge: Judge, config: AgentConfig, *, draws: int = 10, draw_size: int = 1_000_000
+) -> Draws:
+    """`score_draws_async` for ordinary code."""
+    return run(score_draws_async(corpus, judge, config, draws=draws, draw_size=draw_size), judge)
