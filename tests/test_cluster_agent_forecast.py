@@ -12,7 +12,7 @@ from diversity_jax.cluster_agent import AgentConfig, LlmJudge, plan_calls, score
 from diversity_jax.cluster_agent.text_cleaning import clean_text
 from diversity_jax.cluster_agent.types import Answer
 from diversity_jax.llm import BudgetConfig, Price, forecast
-from diversity_jax.llm.cost_forecast import Seen, reforecast
+from diversity_jax.llm.cost_forecast import StageUsage, reforecast
 from tests.cluster_agent_answers import follows_instructions
 from tests.llm_answers import label_oracle, samples_in, tokens_of
 from tests.shared_data import shared_file
@@ -91,7 +91,7 @@ def run(texts, config, judge):
     assert before.calls == card.calls
     used, seen = sum(card.tokens.values()), {}
     for stage, prompt, completion in judge.used[: card.calls // 2]:
-        one = seen.setdefault(stage, Seen())
+        one = seen.setdefault(stage, StageUsage())
         one.calls, one.prompt_tokens, one.completion_tokens = (
             one.calls + 1,
             one.prompt_tokens + prompt,

@@ -2,19 +2,18 @@
 
 from diversity_jax.llm.budget import BudgetConfig, Price, price_of
 from diversity_jax.llm.config import EngineConfig, Stats
-from diversity_jax.llm.cost_forecast import Forecast, PlannedCalls, Tokens, forecast
+from diversity_jax.llm.cost_forecast import CostForecast, PlannedCalls, Tokens, estimate_tokens, forecast
 from diversity_jax.llm.engine import Engine
 from diversity_jax.llm.providers import parse_model
-from diversity_jax.llm.token_estimate import estimate_tokens
 from diversity_jax.llm.types import CallFailed, Completion, Request, Schema
 
 __all__ = [
     "BudgetConfig",
     "CallFailed",
     "Completion",
+    "CostForecast",
     "Engine",
     "EngineConfig",
-    "Forecast",
     "PlannedCalls",
     "Price",
     "Request",

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from diversity_jax.core.errors import InputError
 from diversity_jax.llm.budget import NOTHING, Amount
-from diversity_jax.llm.cost_forecast import PlannedCalls, Seen
+from diversity_jax.llm.cost_forecast import PlannedCalls, StageUsage
 from diversity_jax.llm.progress import MODES
 
 
@@ -65,4 +65,4 @@ class Stats:
     spent: Amount = NOTHING
     expected: int | None = None
     planned: Sequence[PlannedCalls] = ()
-    seen: dict[str, Seen] = field(default_factory=dict)  # answers by stage, cached ones included
+    seen: dict[str, StageUsage] = field(default_factory=dict)  # answers by stage, cached ones included

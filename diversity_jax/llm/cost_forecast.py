@@ -1,14 +1,15 @@
-"""What a run will use up: before its first call from a guess, and later from what its calls have used so far."""
+"""Forecasts of calls, tokens and dollars: from a plan before the first call, and from plan and usage during a run."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+import functools
 import math
 from typing import Any, NamedTuple
 
 from diversity_jax.llm.budget import Amount, BudgetConfig, Price
 
-# A guess counts for as much as so many calls that were seen.
-_GUESS_WEIGHT = 4
+# The planned mean of a stage weighs as much as this many observed calls.
+_PLAN_WEIGHT = 4
 
 
 class Tokens(NamedTuple):
@@ -20,9 +21,13 @@ class Tokens(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class PlannedCalls:
-    """Calls of one kind that a run will make: mean tokens over those calls.
+    """Calls of one kind that a run will make.
 
-    `least` and `most` are what they use with the tersest and the wordiest model; None where nothing is a guess.
+    Attributes:
+      stage: the `Request.stage` of these calls.
+      calls: their number.
+      prompt_tokens, completion_tokens: means over the calls.
+      least, most: means with the tersest and the wordiest model; None where they equal the expected means.
     """
 
     stage: str
@@ -34,13 +39,13 @@ class PlannedCalls:
 
     @property
     def tokens(self) -> Tokens:
-        """The means."""
+        """The expected means."""
         return Tokens(self.prompt_tokens, self.completion_tokens)
 
 
 @dataclass(kw_only=True)
-class Seen:
-    """What the calls of one stage have used so far."""
+class StageUsage:
+    """What the answered calls of one stage have used so far."""
 
     calls: int = 0
     prompt_tokens: int = 0
@@ -48,18 +53,35 @@ class Seen:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Forecast:
-    """What a run will use up in all; tokens and dollars also with the tersest and the wordiest model."""
+class CostForecast:
+    """What calls are expected to use, in total.
 
-    calls: int
-    prompt_tokens: int
-    completion_tokens: int
-    least_tokens: int
-    most_tokens: int
-    dollars: float
-    least_dollars: float
-    most_dollars: float
-    passes: str | None  # the cap it would pass
+    Attributes:
+      calls: number of calls.
+      prompt_tokens, completion_tokens, dollars: the expected totals.
+      least_tokens, most_tokens, least_dollars, most_dollars: totals (prompt and completion tokens together) with the
+        tersest and the wordiest model.
+      passes: name of the cap in `BudgetConfig` that the expected totals exceed, or None.
+    """
+
+    calls: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    least_tokens: int = 0
+    most_tokens: int = 0
+    dollars: float = 0.0
+    least_dollars: float = 0.0
+    most_dollars: float = 0.0
+    passes: str | None = None
+
+    @property
+    def tokens(self) -> int:
+        """Expected prompt and completion tokens together."""
+        return self.prompt_tokens + self.completion_tokens
+
+    def __add__(self, other: "CostForecast") -> "CostForecast":
+        sums = {name: value + getattr(other, name) for name, value in vars(self).items() if name != "passes"}
+        return CostForecast(**sums, passes=self.passes or other.passes)
 
     def to_json(self) -> dict[str, Any]:
         """All fields by name."""
@@ -71,86 +93,159 @@ class Forecast:
             f"${self.dollars:,.2f}"
         )
         if self.least_tokens < self.most_tokens:
-            line += f" (between {self.least_tokens:,} and {self.most_tokens:,} tokens"
+            dollars = f", ${self.least_dollars:,.2f} and ${self.most_dollars:,.2f}" if self.dollars > 0 else ""
             line += (
-                f", ${self.least_dollars:,.2f} and ${self.most_dollars:,.2f}" * (self.dollars > 0)
-                + ", by how much the model writes)"
+                f" (between {self.least_tokens:,} and {self.most_tokens:,} tokens{dollars}, by how much the model "
+                "writes)"
             )
         return line if self.passes is None else f"{line}; more than budget.{self.passes} allows"
 
 
-def forecast(planned: Iterable[PlannedCalls], price: Price, config: BudgetConfig) -> Forecast:
+def forecast(planned: Iterable[PlannedCalls], price: Price, config: BudgetConfig) -> CostForecast:
     """Adds up planned calls and prices them."""
     planned = list(planned)
 
+    def total(means: Iterable[Tokens]) -> tuple[int, int]:
+        pairs = [(plan.calls, mean) for plan, mean in zip(planned, means, strict=True)]
+        return round(sum(n * mean.prompt for n, mean in pairs)), round(sum(n * mean.completion for n, mean in pairs))
+
     calls = sum(plan.calls for plan in planned)
-    prompt_tokens, completion_tokens = _total(planned, [plan.tokens for plan in planned])
-    least, most = (
-        _total(planned, [getattr(plan, end) or plan.tokens for plan in planned]) for end in ("least", "most")
-    )
-    dollars = price.cost(prompt_tokens, completion_tokens)
-    return Forecast(
+    expected = total(plan.tokens for plan in planned)
+    least = total(plan.least or plan.tokens for plan in planned)
+    most = total(plan.most or plan.tokens for plan in planned)
+    dollars = price.cost(*expected)
+    return CostForecast(
         calls=calls,
-        prompt_tokens=prompt_tokens,
-        completion_tokens=completion_tokens,
+        prompt_tokens=expected[0],
+        completion_tokens=expected[1],
         least_tokens=sum(least),
         most_tokens=sum(most),
         dollars=dollars,
         least_dollars=price.cost(*least),
         most_dollars=price.cost(*most),
-        passes=Amount(dollars, prompt_tokens + completion_tokens, calls).passes(config),
-    )
-
-
-def _total(planned: Sequence[PlannedCalls], means: Sequence[Tokens]) -> tuple[int, int]:
-    pairs = list(zip(planned, means, strict=True))
-    return round(sum(plan.calls * mean.prompt for plan, mean in pairs)), round(
-        sum(plan.calls * mean.completion for plan, mean in pairs)
+        passes=Amount(dollars, sum(expected), calls).passes(config),
     )
 
 
 def reforecast(
-    planned: Iterable[PlannedCalls], seen: Mapping[str, Seen], price: Price, config: BudgetConfig
-) -> Forecast:
-    """The same in the middle of a run: calls done count as what they used, those to come as the mean of their stage so
-    far.
+    planned: Iterable[PlannedCalls], used: Mapping[str, StageUsage], price: Price, config: BudgetConfig
+) -> CostForecast:
+    """The forecast during a run: answered calls count as what they used, calls to come as the mean of their stage.
 
-    Where a stage has few calls yet its plan still has a say. Where it has none it is the plan's alone, corrected by how
-    far the plans of the stages seen were off, since a tokenizer that cuts shorter does so everywhere.
+    While a stage has few answers its planned mean still weighs in. Planned means are first corrected by how far the
+    plans of all answered stages were off, since a tokenizer that cuts shorter does so in every stage.
     """
-    merged: dict[str, list[PlannedCalls]] = {}
+    stages: dict[str, list[PlannedCalls]] = {}
     for plan in planned:
-        merged.setdefault(plan.stage, []).append(plan)
-    guesses = {stage: _mean(plans) for stage, plans in merged.items()}
-    off = _off(guesses, seen)
+        stages.setdefault(plan.stage, []).append(plan)
+    planned_means = {stage: _mean(plans) for stage, plans in stages.items()}
+    corrections = _corrections(planned_means, used)
     revised = []
-    for stage, plans in merged.items():
-        calls, done = sum(plan.calls for plan in plans), seen.get(stage, Seen())
+    for stage, plans in stages.items():
+        calls, done = sum(plan.calls for plan in plans), used.get(stage, StageUsage())
         left, number = max(calls - done.calls, 0), max(calls, done.calls, 1)
-        means = [
-            (used + left * (_GUESS_WEIGHT * guess * factor + used) / (_GUESS_WEIGHT + done.calls)) / number
-            for used, guess, factor in zip(
-                (done.prompt_tokens, done.completion_tokens), guesses[stage], off, strict=True
+        prompt, completion = (
+            (total + left * (_PLAN_WEIGHT * mean * correction + total) / (_PLAN_WEIGHT + done.calls)) / number
+            for total, mean, correction in zip(
+                (done.prompt_tokens, done.completion_tokens), planned_means[stage], corrections, strict=True
             )
-        ]
-        revised.append(PlannedCalls(stage=stage, calls=number, prompt_tokens=means[0], completion_tokens=means[1]))
+        )
+        revised.append(PlannedCalls(stage=stage, calls=number, prompt_tokens=prompt, completion_tokens=completion))
     return forecast(revised, price, config)
 
 
-def _mean(plans: Sequence[PlannedCalls]) -> Tokens:
+def _mean(plans: Iterable[PlannedCalls]) -> Tokens:
+    plans = list(plans)
     calls = max(sum(plan.calls for plan in plans), 1)
     return Tokens(*(sum(plan.calls * plan.tokens[part] for plan in plans) / calls for part in range(2)))
 
 
-def _off(guesses: Mapping[str, Tokens], seen: Mapping[str, Seen]) -> Tokens:
-    """What the calls seen used, over what was planned for them; damped while they are few. Of answers its root: who
-    writes twice as much as planned in one stage does not do so in all.
+def _corrections(planned_means: Mapping[str, Tokens], used: Mapping[str, StageUsage]) -> Tokens:
+    """Tokens used over tokens planned, for prompts and completions, damped while few calls are answered.
+
+    Of the completion factor the square root is taken: a model that writes twice as much as planned in one stage does
+    not do so in every stage.
     """
-    done = [(guesses[stage], one) for stage, one in seen.items() if stage in guesses]
-    calls = sum(one.calls for _, one in done)
-    factors = []
-    for part, name in enumerate(("prompt_tokens", "completion_tokens")):
-        planned = sum(one.calls * guess[part] for guess, one in done)
-        idle = _GUESS_WEIGHT * planned / max(calls, 1)
-        factors.append((sum(getattr(one, name) for _, one in done) + idle) / (planned + idle) if planned else 1.0)
-    return Tokens(factors[0], math.sqrt(factors[1]))
+    known = [(planned_means[stage], usage) for stage, usage in used.items() if stage in planned_means]
+    calls = max(sum(usage.calls for _, usage in known), 1)
+
+    def factor(name: str, part: int) -> float:
+        planned = sum(usage.calls * means[part] for means, usage in known)
+        damping = _PLAN_WEIGHT * planned / calls
+        total = sum(getattr(usage, name) for _, usage in known)
+        return (total + damping) / (planned + damping) if planned else 1.0
+
+    return Tokens(factor("prompt_tokens", 0), math.sqrt(factor("completion_tokens", 1)))
+
+
+# Kinds of characters: runs of one kind are counted together.
+_SPACE, _WORD, _DIGIT, _MARK, _LINE_END, _OTHER = range(6)
+# First code point of each script, and tokens of one of its characters, between the counts of small and large
+# vocabularies. Latin letters with marks cost this beside their share of the word.
+_SCRIPTS = (
+    (0x0, 0.0),  # ASCII, counted by kind
+    (0x80, 1.0),  # signs: quotes, degrees, currencies
+    (0xC0, 0.5),  # Latin letters with marks
+    (0x250, 0.6),
+    (0x370, 0.45),  # Greek, Cyrillic
+    (0x530, 0.7),  # Armenian, Hebrew
+    (0x600, 0.5),  # Arabic
+    (0x700, 0.7),  # the scripts of India and South-East Asia
+    (0x1100, 0.8),  # and the rest
+    (0x2000, 1.0),  # signs
+    (0x2E80, 0.85),  # Chinese, Japanese
+    (0xAC00, 0.9),  # Korean
+    (0xD7B0, 1.5),  # pictures
+)
+_LATIN, _LATIN_END = 0xC0, 0x250
+_SHORT_WORD = 6  # letters of a word that is one token
+_TOKENS_PER_FURTHER_LETTER = 0.18
+_CHARACTERS_PER_TOKEN = 4  # of English in a byte-pair encoding
+
+
+def estimate_tokens(text: str) -> int:
+    """Estimates the number of tokens of a text without a tokenizer.
+
+    A word costs one token plus `_TOKENS_PER_FURTHER_LETTER` for letters beyond the sixth, digits one per three,
+    punctuation one per two in a row, a line end one, other scripts by character. Where this is less than one token in
+    four characters (text of long words) the geometric mean of both is taken. Within 10 % of GPT-NeoX's tokenizer on
+    English prose, JSON lines, code and LaTeX, up to 20 % below Llama 2's smaller vocabulary; for other scripts
+    tokenizers differ among themselves by a factor of two.
+    """
+    if not text:
+        return 0
+    import numpy as np
+
+    codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
+    kinds, starts, costs = _character_tables()
+    ascii_only = text.isascii()
+    kind = kinds[codes if ascii_only else np.minimum(codes, len(kinds) - 1)]
+    turns = np.flatnonzero(kind[1:] != kind[:-1]) + 1
+    runs = kind[np.concatenate(([0], turns))]
+    lengths = np.diff(np.concatenate(([0], turns, [len(codes)])))
+    words = lengths[runs == _WORD]
+    total = (
+        len(words)
+        + _TOKENS_PER_FURTHER_LETTER * np.maximum(words - _SHORT_WORD, 0).sum()
+        + np.ceil(lengths[runs == _DIGIT] / 3).sum()
+        + np.ceil(lengths[runs == _MARK] / 2).sum()
+        + np.count_nonzero(runs == _LINE_END)
+    )
+    if not ascii_only:
+        total += costs[np.searchsorted(starts, codes[codes >= 0x80], side="right") - 1].sum()
+    return math.ceil(max(total, math.sqrt(total * len(text) / _CHARACTERS_PER_TOKEN)))
+
+
+@functools.cache
+def _character_tables() -> tuple[Any, Any, Any]:
+    """Kind by code point, the last one for all beyond; first code point by script; tokens per character by script."""
+    import numpy as np
+
+    kinds = np.full(_LATIN_END + 1, _OTHER, np.uint8)
+    for code in range(128):
+        char = chr(code)
+        kinds[code] = _WORD if char.isalpha() else _DIGIT if char.isdigit() else _SPACE if char in " \t\r" else _MARK
+    kinds[ord("\n")] = _LINE_END
+    kinds[_LATIN:_LATIN_END] = _WORD
+    starts, costs = zip(*_SCRIPTS, strict=True)
+    return kinds, np.array(starts, np.uint32), np.array(costs)

@@ -12,7 +12,7 @@ from diversity_jax.core.errors import InputError
 from diversity_jax.llm.budget import NOTHING, Amount, BudgetConfig, most_it_can_use, price_of
 from diversity_jax.llm.call import Call, Costs
 from diversity_jax.llm.config import EngineConfig, Stats
-from diversity_jax.llm.cost_forecast import Forecast, PlannedCalls, Seen, reforecast
+from diversity_jax.llm.cost_forecast import CostForecast, PlannedCalls, StageUsage, reforecast
 from diversity_jax.llm.patience import Patience
 from diversity_jax.llm.progress import Progress
 from diversity_jax.llm.providers import open_provider, parse_model
@@ -141,7 +141,7 @@ class Engine:
         self.stats.planned = tuple(planned)
 
     @property
-    def projected(self) -> Forecast | None:
+    def projected(self) -> CostForecast | None:
         """What the run will use up in all, from what its calls have used so far; None without a plan."""
         return reforecast(self.stats.planned, self.stats.seen, self.price, self.budget) if self.stats.planned else None
 
@@ -359,7 +359,7 @@ class Engine:
         stats.prompt_tokens += entry.prompt_tokens
         stats.completion_tokens += entry.completion_tokens
         stats.cost_usd += entry.dollars
-        seen = stats.seen.setdefault(entry.stage, Seen())
+        seen = stats.seen.setdefault(entry.stage, StageUsage())
         seen.calls += 1
         seen.prompt_tokens += entry.prompt_tokens
         seen.completion_tokens += entry.completion_tokens

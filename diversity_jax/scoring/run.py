@@ -20,7 +20,7 @@ from diversity_jax.cluster_agent import (
 )
 from diversity_jax.core.files import content_hash, read_json, write_json
 from diversity_jax.corpus import Corpus
-from diversity_jax.llm import BudgetConfig, Engine, EngineConfig, Forecast, PlannedCalls, forecast, price_of
+from diversity_jax.llm import BudgetConfig, CostForecast, Engine, EngineConfig, PlannedCalls, forecast, price_of
 from diversity_jax.llm.providers import parse_model
 
 log = logging.getLogger(__name__)
@@ -57,7 +57,7 @@ def open_judge(settings: JudgeSettings, corpora: Sequence[Corpus], ledger: Path)
     return judge
 
 
-def priced(settings: JudgeSettings, planned: Sequence[PlannedCalls]) -> Forecast:
+def priced(settings: JudgeSettings, planned: Sequence[PlannedCalls]) -> CostForecast:
     """Planned calls at the price of the judge."""
     return forecast(
         planned, price_of(*parse_model(settings.judge), settings.judge_base_url, settings.budget), settings.budget
@@ -84,7 +84,7 @@ class Outlook:
         self._settings = settings
         self._corpora = corpora
         self.planned = [] if settings.judge == "offline" else plan_calls(corpora, settings.agent)
-        self.found: dict[str, Forecast] = {"before": priced(settings, self.planned)} if self.planned else {}
+        self.found: dict[str, CostForecast] = {"before": priced(settings, self.planned)} if self.planned else {}
 
     def __str__(self) -> str:
         if not self.found:

@@ -12,7 +12,7 @@ import time
 from typing import Protocol
 
 from diversity_jax.core.errors import InputError
-from diversity_jax.llm.token_estimate import estimate_tokens
+from diversity_jax.llm.cost_forecast import estimate_tokens
 from diversity_jax.llm.types import CallFailed, Request
 
 _logger = logging.getLogger(__name__)
