@@ -12,7 +12,7 @@ import numpy as np
 
 from diversity_jax.cluster_agent import Scorecard, compare, estimators
 from diversity_jax.cluster_agent.canaries import ErrorRates
-from diversity_jax.core.run_info import RunRecord
+from diversity_jax.core.run_info import RunInfo
 from diversity_jax.mixtures.config import GatePolicy
 from diversity_jax.mixtures.gate import Decision, Finding
 from diversity_jax.mixtures.mixture import Mixture, MixtureComponent
@@ -301,7 +301,7 @@ def write_run(folder: Path, *, groupings: int = 2000, scorecards: bool = True) -
     write_log(folder, write_mixture(folder, groupings=groupings, scorecards=scorecards))
     command = "python -m diversity_jax.train --config configs/quickstart.py --config.train.steps=300"
     versions = {"python": "3.11.9", "jax": "0.10.2", "flax": "0.12.8", "numpy": "2.4.6"}
-    RunRecord(
+    RunInfo(
         command=command,
         settings={"train": {"steps": 300}},
         versions=versions,

@@ -104,8 +104,8 @@ def test_a_module_that_registers_the_task_is_imported(tmp_path, monkeypatch):
     (tmp_path / "registers_a_task.py").write_text(
         f"import seqio, tensorflow as tf\n"
         f"seqio.TaskRegistry.add({name!r}, preprocessors=[], output_features={{}}, source=seqio.FunctionDataSource(\n"
-        f"    lambda split, shuffle_files, seed=None: tf.data.Dataset.from_tensor_slices({{'text': ['hello "
-        "there']}}), splits=['train']))\n"
+        "    lambda split, shuffle_files, seed=None: tf.data.Dataset.from_tensor_slices({'text': ['hello there']}),\n"
+        "    splits=['train']))\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
     assert [document.text for document in open_corpus(f"seqio:{name}@registers_a_task")] == ["hello there"]

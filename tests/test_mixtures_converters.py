@@ -39,7 +39,7 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def seqio(folder):
     """seqio, with the mixture registered."""
-    from diversity_jax.core.tensorflow_eager import seqio
+    from diversity_jax.core.tensorflow import seqio
     from diversity_jax.mixtures.registry import register
 
     register(folder)
@@ -129,7 +129,7 @@ SAVED = [
 
 @pytest.mark.parametrize(("converter", "use_cached"), SAVED, indirect=["use_cached"])
 def test_an_iterator_that_was_saved_goes_on_where_it_was(seqio, converter, use_cached, tmp_path):
-    from diversity_jax.core.tensorflow_eager import tf
+    from diversity_jax.core.tensorflow import tf
 
     def batches():
         options = {"shuffle": True, "num_epochs": None, "use_cached": use_cached}

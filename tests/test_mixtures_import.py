@@ -34,7 +34,7 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def seqio(folder):
     """seqio, with the mixture registered."""
-    from diversity_jax.core.tensorflow_eager import seqio
+    from diversity_jax.core.tensorflow import seqio
     from diversity_jax.mixtures.registry import register
 
     register(folder)
@@ -141,7 +141,7 @@ def test_importing_costs_little_registers_once_and_leaves_jax_alone(folder, tmp_
     (tmp_path / "run.gin").write_text("import diversity_jax.mixtures.registry\n")
     code = (
         "import time, importlib, seqio, gin, jax._src.xla_bridge as bridge\n"
-        "from diversity_jax.core.tensorflow_eager import tf\n"
+        "from diversity_jax.core.tensorflow import tf\n"
         "began = time.process_time(); import diversity_jax.mixtures.registry as registry; taken = time.process_time() "
         "- began\n"
         "importlib.reload(registry)\n"

@@ -24,7 +24,7 @@ def folder(tmp_path_factory):
 
 
 def test_seqio_view_equals_loader(folder):
-    from diversity_jax.core.tensorflow_eager import seqio
+    from diversity_jax.core.tensorflow import seqio
     from diversity_jax.mixtures.registry import register
 
     mixture = Mixture.load(folder)
@@ -41,7 +41,7 @@ def test_seqio_view_equals_loader(folder):
 
 
 def test_a_task_decodes_to_its_documents(folder):
-    from diversity_jax.core.tensorflow_eager import seqio
+    from diversity_jax.core.tensorflow import seqio
     from diversity_jax.mixtures.registry import register
 
     register(folder)

@@ -207,7 +207,7 @@ def test_what_shares_count_is_checked(sources):
 
 
 def test_seqio_sees_the_same_rows_with_the_same_targets_and_segments(mixture):
-    from diversity_jax.core.tensorflow_eager import seqio
+    from diversity_jax.core.tensorflow import seqio
     from diversity_jax.mixtures import registry
 
     registry.register(mixture.folder)

@@ -261,7 +261,7 @@ def test_record_keeps_command_and_versions_and_no_password(tmp_path):
     argv = ["/x/diversity_jax/train.py", "--config", "a b.py", "--config.judge_base_url=http://me:secret@host:8000/v1"]
     record = run_info.describe(argv, {"judge_base_url": "http://me:secret@host/v1", "ratio": (4, 1), "nothing": None})
     record.save(tmp_path)
-    assert run_info.RunRecord.load(tmp_path / "run.json") == record
+    assert run_info.RunInfo.load(tmp_path / "run.json") == record
     assert (
         record.command == "python -m diversity_jax.train --config 'a b.py' --config.judge_base_url=http://host:8000/v1"
     )

@@ -71,7 +71,7 @@ def corpora(records, tmp_path_factory):
             "seqio mixture": (f"seqio:{TASK}mixture", "auto"),
         }
         yield {name: CorpusConfig(source=source, conversations=form) for name, (source, form) in sources.items()}
-    from diversity_jax.core.tensorflow_eager import seqio
+    from diversity_jax.core.tensorflow import seqio
 
     seqio.MixtureRegistry.remove(TASK + "mixture")
     for name in ("text", "ids"):
@@ -118,7 +118,7 @@ def _register_tasks(found):
     """
     import tensorflow as tf
 
-    from diversity_jax.core.tensorflow_eager import seqio
+    from diversity_jax.core.tensorflow import seqio
 
     def source(split, shuffle_files, seed=None):
         return tf.data.Dataset.from_tensor_slices(

@@ -12,7 +12,6 @@ from diversity_jax.cluster_agent.compare import (
 from diversity_jax.cluster_agent.config import AgentConfig
 from diversity_jax.cluster_agent.cost_forecast import pilot_calls, pilot_calls_async, plan_calls, plan_calls_async
 from diversity_jax.cluster_agent.criteria import Criteria, load_criteria
-from diversity_jax.cluster_agent.estimators import Estimate
 from diversity_jax.cluster_agent.injection_audit import Audit, audit, audit_async
 from diversity_jax.cluster_agent.llm import LlmJudge
 from diversity_jax.cluster_agent.offline import OfflineJudge
@@ -30,6 +29,7 @@ from diversity_jax.cluster_agent.score import (
 from diversity_jax.cluster_agent.scorecard import Scorecard
 from diversity_jax.cluster_agent.sequential_test import Comparison
 from diversity_jax.cluster_agent.types import Answer, Judge, Task
+from diversity_jax.core.intervals import Estimate
 
 __all__ = [
     "AgentConfig",

@@ -14,21 +14,9 @@ import math
 import numpy as np
 
 from diversity_jax.core.errors import InputError
+from diversity_jax.core.intervals import Estimate
 
 FEWEST_PAIRS = 10  # under so many co-clustered pairs the log interval does not hold and only a lower bound is given
-
-
-@dataclass(frozen=True, kw_only=True)
-class Estimate:
-    """A figure and its interval; `high` is None where only a lower bound is known (then `low` is a one-sided bound)."""
-
-    value: float
-    low: float
-    high: float | None
-
-    def to_json(self) -> dict[str, float | None]:
-        """The three numbers by name."""
-        return {"value": self.value, "low": self.low, "high": self.high}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

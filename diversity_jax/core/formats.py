@@ -4,7 +4,7 @@ import math
 import re
 from typing import Any
 
-from diversity_jax.report.data import Estimate
+from diversity_jax.core.intervals import Estimate
 
 THIN = "\u202f"
 NO_BREAK = "\u00a0"
@@ -97,11 +97,15 @@ def money(dollars: float) -> str:
 
 
 def estimate(interval: Estimate, unit: str = "") -> str:
-    """An estimate with its interval, "4.1 clusters [3.8, 4.5]", or its lower bound alone, "at least 120 clusters"."""
+    """An estimate with its interval, "4.1 clusters [3.8, 4.5]", or its one bound alone, "at least 120 clusters"."""
     unit = f" {unit}" if unit else ""
-    if interval.high is None:
+    if interval.low is not None and interval.high is not None:
+        return f"{significant(interval.value)}{unit} [{significant(interval.low)}, {significant(interval.high)}]"
+    if interval.low is not None:
         return f"at least {significant(interval.low)}{unit}"
-    return f"{significant(interval.value)}{unit} [{significant(interval.low)}, {significant(interval.high)}]"
+    if interval.high is not None:
+        return f"at most {significant(interval.high)}{unit}"
+    return f"{significant(interval.value)}{unit}"
 
 
 def listed(words: list[str]) -> str:

@@ -1,6 +1,4 @@
-"""What one needs to know to repeat a run, kept beside it in `run.json`: command line, settings, versions and
-hardware.
-"""
+"""What is needed to repeat a run, written beside it as `run.json`: command line, settings, versions, hardware."""
 
 from collections.abc import Mapping, Sequence
 import dataclasses
@@ -15,7 +13,6 @@ from typing import Any
 
 from diversity_jax.core.errors import InputError
 from diversity_jax.core.files import read_json, write_json
-from diversity_jax.report.data import Fact
 
 _PACKAGES = (
     "diversity_jax",
@@ -33,7 +30,16 @@ _USER_IN_URL = re.compile(r"(?<=://)[^/\s@]+@")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class RunRecord:
+class Fact:
+    """A named fact about a run, as pages and commands list it; `code` for hashes and command lines."""
+
+    name: str
+    value: str
+    code: bool = False
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunInfo:
     """A run's `run.json`.
 
     Attributes:
@@ -55,7 +61,7 @@ class RunRecord:
         return path
 
     def facts(self) -> list[Fact]:
-        """What a page's last section says of it."""
+        """Command, hardware and versions."""
         versions = ", ".join(f"{name} {version}" for name, version in self.versions.items())
         return [
             Fact(name="Command", value=self.command, code=True),
@@ -64,7 +70,7 @@ class RunRecord:
         ]
 
     @classmethod
-    def load(cls, path: str | os.PathLike) -> "RunRecord":
+    def load(cls, path: str | os.PathLike) -> "RunInfo":
         """Reads `run.json`.
 
         Raises:
@@ -85,7 +91,7 @@ class RunRecord:
         return cls(**value)
 
 
-def describe(command: Sequence[str], settings: Any, devices: Sequence[Any] = ()) -> RunRecord:
+def describe(command: Sequence[str], settings: Any, devices: Sequence[Any] = ()) -> RunInfo:
     """Describes the run that is starting.
 
     Args:
@@ -97,7 +103,7 @@ def describe(command: Sequence[str], settings: Any, devices: Sequence[Any] = ())
     machine = f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()}"
     found = f"{len(devices)} x {', '.join(kinds)}; " if devices else ""
     value = dataclasses.asdict(settings) if dataclasses.is_dataclass(settings) else settings
-    return RunRecord(command=_command(command), settings=_plain(value), versions=_versions(), hardware=found + machine)
+    return RunInfo(command=_command(command), settings=_plain(value), versions=_versions(), hardware=found + machine)
 
 
 def _command(words: Sequence[str]) -> str:

@@ -1,31 +1,44 @@
-"""Importing TensorFlow, SeqIO and TFDS without their start-up noise and without taking the accelerator from JAX."""
+"""Importing TensorFlow, SeqIO and TFDS without their start-up noise and without taking the accelerator from JAX.
+
+This module loads at once; `from diversity_jax.core.tensorflow import tf, seqio` imports what it names, which takes
+seconds, so only modules that always need it do so at their top.
+"""
 
 import importlib
 import logging
 import os
 import sys
 from types import ModuleType
+from typing import Any
 import warnings
 
 from diversity_jax.core.errors import InputError
+
+_PACKAGES = {"tf": "tensorflow", "seqio": "seqio"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PACKAGES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return import_quietly(_PACKAGES[name])
 
 
 def import_quietly(name: str) -> ModuleType:
     """Imports `tensorflow`, or a package that imports it (`seqio`, `tensorflow_datasets`).
 
-    TensorFlow only reads data here; its view of GPUs is emptied, or it would reserve the memory that JAX needs. Where
-    it was imported before, its importer has made these choices, and they stay.
+    TensorFlow only reads data here, so it gets no GPU: it would reserve the memory that JAX needs. Where another module
+    imported it before, that one's settings stay.
 
     Raises:
       InputError: the package is not installed.
     """
-    is_ours = "tensorflow" not in sys.modules
+    is_first_import = "tensorflow" not in sys.modules
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             tensorflow = importlib.import_module("tensorflow")
-            if is_ours:
+            if is_first_import:
                 tensorflow.config.set_visible_devices([], "GPU")
                 tensorflow.get_logger().setLevel(logging.ERROR)
             return importlib.import_module(name)

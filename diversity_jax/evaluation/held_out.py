@@ -8,7 +8,7 @@ import math
 import numpy as np
 
 from diversity_jax.core.errors import InputError
-from diversity_jax.core.progress import Progress
+from diversity_jax.core.progress import ProgressDisplay
 from diversity_jax.evaluation.load_model import LanguageModel
 from diversity_jax.evaluation.loglikelihood import Scorer
 from diversity_jax.evaluation.prefix_packing import Scored
@@ -111,10 +111,10 @@ def _units_loss(
 ) -> TextLoss:
     """The loss on pieces, summed over the units that own them."""
     nats, tokens = np.zeros(units), np.zeros(units, np.int64)
-    progress = Progress(name, len(pieces))
-    for owner, piece, found in zip(owners, pieces, scorer.score(pieces, progress.add), strict=True):
-        nats[owner] -= found.nats
-        tokens[owner] += piece.scored
+    with ProgressDisplay(name, len(pieces)) as progress:
+        for owner, piece, found in zip(owners, pieces, scorer.score(pieces, progress.advance), strict=True):
+            nats[owner] -= found.nats
+            tokens[owner] += piece.scored
     return text_loss(nats, tokens, tokens * bytes_per_token)
 
 
@@ -137,20 +137,20 @@ def documents_loss(model: LanguageModel, scorer: Scorer, texts: Sequence[str], *
     if not texts:
         raise InputError(f"{name}: holds no text to measure the loss on")
     nats, tokens = [], []
-    progress = Progress(name, len(texts))
-    for start in range(0, len(texts), _DOCUMENTS_AT_ONCE):
-        windows, owners = [], []
-        encoded = model.tokenizer.encode_batch(texts[start : start + _DOCUMENTS_AT_ONCE], special=False)
-        for number, ids in enumerate(encoded):
-            whole = [model.tokenizer.prefix_id, *ids]
-            for first in range(0, len(ids), model.config.max_length):
-                window = whole[first : first + model.config.max_length + 1]
-                windows.append(Scored(tokens=tuple(window), scored=len(window) - 1))
-                owners.append(number)
-        sums = np.zeros(len(encoded))
-        for owner, found in zip(owners, scorer.score(windows), strict=True):
-            sums[owner] -= found.nats
-        nats += sums.tolist()
-        tokens += [len(ids) for ids in encoded]
-        progress.add(len(encoded))
+    with ProgressDisplay(name, len(texts)) as progress:
+        for start in range(0, len(texts), _DOCUMENTS_AT_ONCE):
+            windows, owners = [], []
+            encoded = model.tokenizer.encode_batch(texts[start : start + _DOCUMENTS_AT_ONCE], special=False)
+            for number, ids in enumerate(encoded):
+                whole = [model.tokenizer.prefix_id, *ids]
+                for first in range(0, len(ids), model.config.max_length):
+                    window = whole[first : first + model.config.max_length + 1]
+                    windows.append(Scored(tokens=tuple(window), scored=len(window) - 1))
+                    owners.append(number)
+            sums = np.zeros(len(encoded))
+            for owner, found in zip(owners, scorer.score(windows), strict=True):
+                sums[owner] -= found.nats
+            nats += sums.tolist()
+            tokens += [len(ids) for ids in encoded]
+            progress.advance(len(encoded))
     return text_loss(nats, tokens, [len(text.encode(errors="surrogatepass")) for text in texts])

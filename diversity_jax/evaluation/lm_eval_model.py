@@ -14,7 +14,7 @@ from lm_eval.api.registry import register_model
 from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs
 
 from diversity_jax.core.errors import InputError
-from diversity_jax.core.progress import Progress
+from diversity_jax.core.progress import ProgressDisplay
 from diversity_jax.evaluation.load_model import LanguageModel, open_model
 from diversity_jax.evaluation.prefix_packing import Scored
 from diversity_jax.evaluation.request_store import RequestStore
@@ -189,10 +189,10 @@ class HarnessModel(TemplateLM):
         rows = self._scorer.plan(sequences)
         left = [row for row in rows if any(self.store.get(keys[number]) is None for number, _ in row.members)]
         waiting = sum(len(row.members) for row in left)
-        progress = Progress("log-likelihoods", len(sequences), before=len(sequences) - waiting)
-        for found in self._scorer.run(left):
-            self.store.add([(keys[number], [one.nats, one.greedy]) for number, one in found.items()])
-            progress.add(len(found))
+        with ProgressDisplay("log-likelihoods", len(sequences), completed=len(sequences) - waiting) as progress:
+            for found in self._scorer.run(left):
+                self.store.add([(keys[number], [one.nats, one.greedy]) for number, one in found.items()])
+                progress.advance(len(found))
         return [(float(nats), bool(greedy)) for nats, greedy in (self.store.get(key) for key in keys)]
 
     def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
@@ -219,18 +219,18 @@ class HarnessModel(TemplateLM):
         wanted = [self._generation(*request.args) for request in requests]
         keys = [self.store.key("generate_until", prompt, vars(sampling)) for prompt, sampling in wanted]
         left = [number for number, key in enumerate(keys) if self.store.get(key) is None]
-        progress = Progress("answers", len(requests), before=len(requests) - len(left))
         if left and self._generator is None:
             from diversity_jax.evaluation.generate import Generator
 
             self._generator = Generator(self.model, slots=self._slots)
-        for start in range(0, len(left), 4 * self._slots):
-            part = left[start : start + 4 * self._slots]
-            answers = self._generator.generate(
-                [wanted[number][0] for number in part], [wanted[number][1] for number in part]
-            )
-            self.store.add([(keys[number], answer.text) for number, answer in zip(part, answers, strict=True)])
-            progress.add(len(part))
+        with ProgressDisplay("answers", len(requests), completed=len(requests) - len(left)) as progress:
+            for start in range(0, len(left), 4 * self._slots):
+                part = left[start : start + 4 * self._slots]
+                answers = self._generator.generate(
+                    [wanted[number][0] for number in part], [wanted[number][1] for number in part]
+                )
+                self.store.add([(keys[number], answer.text) for number, answer in zip(part, answers, strict=True)])
+                progress.advance(len(part))
         texts = [self.store.get(key) for key in keys]
         for request, text in zip(requests, texts, strict=True):
             self.cache_hook.add_partial("generate_until", request.args, text)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from diversity_jax.core.errors import InputError
-from diversity_jax.core.progress import Progress
+from diversity_jax.core.progress import ProgressDisplay
 from diversity_jax.corpus import Corpus
 from diversity_jax.metrics import compatible
 from diversity_jax.metrics.card import Figure, MetricsCard
@@ -123,7 +123,7 @@ class _Run:
             self.embedder = TfidfSvd(fit, dimensions=config.dimensions, seed=config.seed)
         self.control_words, self.control_documents = self._control(sources) if config.control else (0, 0)
         self._fit_clusters(sources)
-        self._progress: Progress | None = None
+        self._progress: ProgressDisplay | None = None
 
     def _control(self, sources: Mapping[str, _Source]) -> tuple[int, int]:
         """Words to cut at, and documents of a draw; zeros where no length leaves enough documents."""
@@ -188,7 +188,7 @@ class _Run:
             with metered(costs, stage, len(sample.texts)):
                 found |= STAGES[stage](sample, ruler)
             if self._progress:
-                self._progress.add(1)
+                self._progress.advance()
         return {name: found.get(name) for name in self.metrics}
 
     def card(self, source: _Source) -> MetricsCard:
@@ -197,7 +197,7 @@ class _Run:
         costs: list[dict[str, Any]] = []
         warnings: list[str] = []
         rounds = self.draws * (2 if self.control_documents else 1)
-        self._progress = Progress(f"{source.name}: stages measured", total=rounds * len(self.stages))
+        self._progress = ProgressDisplay(f"{source.name}: stages measured", rounds * len(self.stages))
         if self.draws < self.config.draws:
             warnings.append(f"a corpus of fewer than {_FEWEST} documents: figures of all documents, without intervals")
         pool = self.prepare(source.texts, costs) if source.is_whole else None
@@ -211,6 +211,7 @@ class _Run:
             warnings.append(
                 "no length that enough documents of every corpus have: nothing was measured at equal length"
             )
+        self._progress.close()
         self._progress = None  # how many stages the next takes is known only there
         first = source.texts[: self.documents]
         # Figures under models and paid embeddings are followed over sizes only, since shorter texts would have to be

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from diversity_jax.core.errors import InputError
-from diversity_jax.core.tensorflow_eager import seqio, tf
+from diversity_jax.core.tensorflow import seqio, tf
 from diversity_jax.mixtures.mixture import Mixture
 from diversity_jax.mixtures.schedule import Schedule
 from diversity_jax.prepare.manifest import Manifest

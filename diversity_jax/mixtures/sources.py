@@ -86,7 +86,7 @@ def _prepared_by_us(source: str, name: str, folder: Path) -> Ingredient | None:
             importlib.import_module(module)
         except ModuleNotFoundError as error:
             raise InputError(f"{source}: cannot import {module} ({error}); check the name and PYTHONPATH") from None
-    from diversity_jax.core.tensorflow_eager import seqio
+    from diversity_jax.core.tensorflow import seqio
     from diversity_jax.mixtures.registry import PreparedTask, registered_folder
 
     if wanted in seqio.MixtureRegistry.names() and registered_folder(wanted) is not None:

@@ -7,6 +7,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from diversity_jax.core.errors import InputError
+from diversity_jax.core.intervals import Estimate
+from diversity_jax.core.run_info import Fact as Fact
 
 ACTIONS = {
     "register": "registered",
@@ -21,23 +23,6 @@ def _finite(owner: str, name: str, value: float, low: float = -math.inf) -> None
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or value < low:
         bound = "" if low == -math.inf else f" of at least {low:g}"
         raise InputError(f"{owner}: {name} is {value!r}; expected a finite number{bound}")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Estimate:
-    """A figure and its 95 % interval; `high` is None where only a lower bound is known."""
-
-    value: float
-    low: float
-    high: float | None
-
-    def __post_init__(self):
-        for name in ("value", "low") if self.high is None else ("value", "low", "high"):
-            _finite("estimate", name, getattr(self, name))
-        if self.high is not None and not self.low <= self.high:
-            raise InputError(
-                f"estimate: the interval [{self.low:g}, {self.high:g}] is upside down; expected low <= high"
-            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +52,7 @@ class Decision:
     def __post_init__(self):
         if self.action not in ACTIONS:
             raise InputError(f"component {self.name}: action is {self.action!r}; expected one of {', '.join(ACTIONS)}")
-        if self.effective_clusters is not None and self.effective_clusters.low <= 0:
+        if self.effective_clusters is not None and self.effective_clusters.bounds[0] <= 0:
             raise InputError(
                 f"component {self.name}: effective_clusters.low is {self.effective_clusters.low!r}; expected more "
                 "than 0"
@@ -246,12 +231,3 @@ class CriteriaSet:
     def names(self) -> list[str]:
         """The criteria's names."""
         return [entry.name for entry in self.entries]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Fact:
-    """A line of the facts at a page's end; `code` for hashes and command lines."""
-
-    name: str
-    value: str
-    code: bool = False

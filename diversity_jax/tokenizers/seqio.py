@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from diversity_jax.core.tensorflow_eager import seqio, tf
+from diversity_jax.core.tensorflow import seqio, tf
 from diversity_jax.tokenizers.tokenizer import Tokenizer
 
 

@@ -226,7 +226,7 @@ def seqio_vocabulary(tokenizer: Tokenizer) -> Any:
     Ids are the tokenizer's own: nothing is shifted or reserved, so that id 0 survives. SeqIO's converters weigh the
     loss by `targets > 0`; a codebase whose tokenizer uses id 0 for text has to weigh by position instead.
     """
-    from diversity_jax.core.tensorflow_eager import seqio
+    from diversity_jax.core.tensorflow import seqio
 
     if tokenizer.kind == "bytes":
         return seqio.ByteVocabulary()

@@ -142,7 +142,7 @@ def cache_job(text: Text, vocabulary: str, options: str, folder: Path) -> tuple[
 
 def pipeline(text: Text, tokenizer: Tokenizer, length: int, name: str) -> tuple[int, float]:
     """Tokens that SeqIO's pipeline packed, and CPU seconds of this process."""
-    from diversity_jax.core.tensorflow_eager import seqio, tf
+    from diversity_jax.core.tensorflow import seqio, tf
 
     feature = seqio.Feature(seqio_vocabulary(tokenizer), add_eos=True, dtype=tf.int32)
     steps = [

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from diversity_jax.core import formats
-from diversity_jax.core.run_info import RunRecord
+from diversity_jax.core.run_info import RunInfo
 from diversity_jax.evaluation.results import PAPER_AVERAGES, PAPER_MODELS
 from diversity_jax.report import page
 from diversity_jax.report.data import Fact
@@ -26,7 +26,7 @@ def write(output_dir: str | os.PathLike, results: Mapping[str, Any]) -> Path:
       The path of the page.
     """
     record = Path(output_dir) / "run.json"
-    facts = RunRecord.load(record).facts() if record.exists() else []
+    facts = RunInfo.load(record).facts() if record.exists() else []
     sections = [
         _benchmarks(results),
         _paper(results),

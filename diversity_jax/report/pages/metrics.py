@@ -7,7 +7,7 @@ import itertools
 from pathlib import Path
 
 from diversity_jax.core import formats
-from diversity_jax.core.run_info import RunRecord
+from diversity_jax.core.run_info import RunInfo
 from diversity_jax.metrics import METRICS, Figure, MetricsCard, difference
 from diversity_jax.metrics.agreement import FEWEST_CORPORA, RankCorrelation, agreements, columns_of
 from diversity_jax.report import data, page
@@ -25,11 +25,11 @@ _JUDGED = "Effective clusters (judge)"
 def write(output_dir: str | Path, measured: Mapping[str, MetricsCard]) -> Path:
     """Writes the page of a run without a judge; returns the path of `report.html`."""
     record = Path(output_dir) / "run.json"
-    return page.write(compose(measured, RunRecord.load(record) if record.exists() else None), output_dir)
+    return page.write(compose(measured, RunInfo.load(record) if record.exists() else None), output_dir)
 
 
 def compose(
-    measured: Mapping[str, MetricsCard], record: RunRecord | None, pairs: Sequence[tuple[str, str]] | None = None
+    measured: Mapping[str, MetricsCard], record: RunInfo | None, pairs: Sequence[tuple[str, str]] | None = None
 ) -> Page:
     """The page of a run without a judge.
 

@@ -13,7 +13,7 @@ import numpy as np
 from diversity_jax.cluster_agent import Draws, Estimate, PairComparison, Scorecard, compare_pairs
 from diversity_jax.core import formats
 from diversity_jax.core.errors import InputError
-from diversity_jax.core.run_info import RunRecord
+from diversity_jax.core.run_info import RunInfo
 from diversity_jax.metrics import MetricsCard
 from diversity_jax.report import data, page
 from diversity_jax.report.figures.components import Ridge, Whisker
@@ -60,7 +60,7 @@ def write(
         raise InputError(f"{output_dir}: no scorecard to show; give at least one")
     record = Path(output_dir) / "run.json"
     differences = compare_pairs(cards) if differences is None else differences
-    composed = _compose(cards, RunRecord.load(record) if record.exists() else None, measured or {}, checks, differences)
+    composed = _compose(cards, RunInfo.load(record) if record.exists() else None, measured or {}, checks, differences)
     return page.write(composed, output_dir)
 
 
@@ -77,7 +77,7 @@ def load(paths: Sequence[str | os.PathLike]) -> dict[str, Scorecard]:
 
 def _compose(
     cards: Mapping[str, Scorecard],
-    record: RunRecord | None,
+    record: RunInfo | None,
     measured: Mapping[str, MetricsCard],
     checks: Checks,
     differences: Sequence[PairComparison],
@@ -392,7 +392,7 @@ def _share(rate: Mapping[str, float]) -> str:
     return f"{formats.percent(rate['value'])} [{formats.percent(rate['low'])}, {formats.percent(rate['high'])}]"
 
 
-def _facts(cards: Mapping[str, Scorecard], record: RunRecord | None) -> Section:
+def _facts(cards: Mapping[str, Scorecard], record: RunInfo | None) -> Section:
     first = next(iter(cards.values()))
     facts = record.facts() if record else []
     facts += [

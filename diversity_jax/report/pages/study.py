@@ -12,7 +12,7 @@ from diversity_jax.core import cli
 from diversity_jax.core.errors import InputError
 from diversity_jax.core.files import is_remote, read_json
 from diversity_jax.core.formats import counted, significant
-from diversity_jax.core.run_info import RunRecord
+from diversity_jax.core.run_info import RunInfo
 from diversity_jax.metrics.registry import METRICS
 from diversity_jax.report import page
 from diversity_jax.report.data import Distribution, Fact
@@ -48,7 +48,7 @@ def draw(folder: Path) -> Path:
         raise InputError(
             f"{path}: another version of this package wrote it; run the study again, steps that stand are not repeated"
         )
-    return page.write(_page(analysis, RunRecord.load(folder / "run.json").facts()), folder)
+    return page.write(_page(analysis, RunInfo.load(folder / "run.json").facts()), folder)
 
 
 def _page(analysis: Mapping[str, Any], facts: Sequence[Fact]) -> Page:

@@ -16,7 +16,7 @@ from diversity_jax.cluster_agent import Scorecard
 from diversity_jax.core import formats
 from diversity_jax.core.errors import InputError
 from diversity_jax.core.formats import compact, count, counted, percent, significant
-from diversity_jax.core.run_info import RunRecord
+from diversity_jax.core.run_info import RunInfo
 from diversity_jax.mixtures.mixture import Mixture, MixtureComponent
 from diversity_jax.report import data, page
 from diversity_jax.report.data import Curve, Prepared, Share
@@ -147,7 +147,7 @@ class Run:
     mixture: Mixture | None
     scorecards: Mapping[str, Scorecard]
     log: TrainingLog | None
-    record: RunRecord | None
+    record: RunInfo | None
     samples: Mapping[str, Mapping[int, str]] = field(default_factory=dict)
     summary: Mapping[str, Any] | None = None
 
@@ -214,7 +214,7 @@ def write(run_dir: str | os.PathLike, *, mixture_dir: str | os.PathLike | None =
 def read(run_dir: str | os.PathLike, *, mixture_dir: str | os.PathLike | None = None) -> Run:
     """Reads what there is of a run."""
     folder = Path(run_dir)
-    record = RunRecord.load(folder / "run.json") if (folder / "run.json").exists() else None
+    record = RunInfo.load(folder / "run.json") if (folder / "run.json").exists() else None
     prepared = record.settings.get("prepared") if record else None
     candidates = [folder, folder / "mixture", *([Path(prepared)] if isinstance(prepared, str) else [])]
     candidates = [Path(mixture_dir)] if mixture_dir is not None else candidates

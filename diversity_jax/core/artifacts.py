@@ -1,0 +1,166 @@
+"""The folder store of resumable work: an exclusive lock, files written whole, commit records, checks on a restart."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+import contextlib
+import fcntl
+import logging
+import os
+from pathlib import Path
+import socket
+import time
+from typing import Any
+
+from diversity_jax.core.errors import InputError
+from diversity_jax.core.files import (
+    content_hash,
+    exists,
+    file_hash,
+    is_remote,
+    join_path,
+    list_files,
+    read_json,
+    remove_tree,
+    write_json,
+)
+
+_THREADS = 8  # hashing and remote reads release the interpreter lock
+
+log = logging.getLogger(__name__)
+
+
+class FolderLocked(InputError):
+    """Another process holds the lock of a folder."""
+
+
+@contextlib.contextmanager
+def exclusive_lock(path: str | os.PathLike, message: str, *, wait_seconds: float = 0.0) -> Iterator[int]:
+    """Keeps other processes out while the block runs; yields the lock's file descriptor, for worker processes.
+
+    The kernel releases the lock when the last process that holds the descriptor has ended, however it ended.
+
+    Args:
+      path: a local file, made where it is not there.
+      message: of the error; `{holder}` stands for the process that holds the lock.
+      wait_seconds: how long to try: workers of a process that was killed take a moment to notice.
+
+    Raises:
+      FolderLocked: another process holds the lock.
+    """
+    path, deadline = Path(path), time.monotonic() + wait_seconds
+    while (descriptor := _try_lock(path)) is None:
+        if time.monotonic() >= deadline:
+            with contextlib.suppress(FileNotFoundError):
+                holder = path.read_text(errors="replace") or "another process"
+                raise FolderLocked(message.replace("{holder}", holder))
+        time.sleep(0.1)
+    try:
+        os.truncate(descriptor, 0)
+        os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _try_lock(path: Path) -> int | None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    with contextlib.suppress(BlockingIOError, FileNotFoundError):
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.fstat(descriptor).st_ino == path.stat().st_ino:  # otherwise its former holder has removed the file
+            return descriptor
+    os.close(descriptor)
+    return None
+
+
+class ArtifactStore:
+    """A folder, local or remote, of files that count once a JSON record, written after them, is there.
+
+    The caller chooses the names and what a record holds.
+
+    Attributes:
+      folder: its path or URL.
+    """
+
+    def __init__(self, folder: str | os.PathLike):
+        self.folder = os.fspath(folder)
+
+    def path(self, name: str) -> Path | str:
+        """Path or URL of a file in the folder."""
+        return join_path(self.folder, name)
+
+    def names(self, ending: str) -> list[str]:
+        """Names of the files that end so, without the ending, in order."""
+        return [path.rsplit("/", 1)[-1].removesuffix(ending) for path in list_files(self.path(f"*{ending}"))]
+
+    def record(self, name: str) -> Any:
+        """A record, or None where nothing was committed under this name."""
+        path = self.path(name)
+        return read_json(path) if exists(path) else None
+
+    def commit(self, name: str, record: Any) -> None:
+        """Writes a record, which makes the files it is about count."""
+        write_json(self.path(name), record)
+
+    def is_complete(self, name: str) -> bool:
+        """Whether a record was committed under this name."""
+        return exists(self.path(name))
+
+    def withdraw(self, name: str) -> None:
+        """Removes a record, so that its files no longer count; nothing where there is none."""
+        remove_tree(self.path(name))
+
+    def changed_settings(self, name: str, settings: Mapping[str, Any]) -> dict[str, Any] | None:
+        """Settings that differ from those the work was begun with, with their former values.
+
+        Returns:
+          None where no settings were committed under this name; nothing is written.
+        """
+        before = self.record(name)
+        if before is None:
+            return None
+        return {
+            key: before.get(key)
+            for key, value in settings.items()
+            if content_hash(before.get(key)) != content_hash(value)
+        }
+
+    def verified(
+        self, names: Sequence[str], record_ending: str, checksums: Mapping[str, str], folder: str | Path | None = None
+    ) -> set[str]:
+        """Those of `names` that are complete and whose files have the checksums in their record.
+
+        Files that were damaged since are logged, and have to be made again.
+
+        Args:
+          record_ending: a record's name is the artifact's with this ending.
+          checksums: the record's field with the SHA-256 of a file, by the ending of the file's name.
+          folder: where the files lie, if not beside their record.
+        """
+
+        def is_intact(name: str) -> bool:
+            record = self.record(f"{name}{record_ending}")
+            for ending, field in checksums.items():
+                path = join_path(folder or self.folder, f"{name}{ending}")
+                if not exists(path) or file_hash(path) != record[field]:
+                    log.warning("%s: finished before, but damaged since (checksum); making it again", path)
+                    return False
+            return True
+
+        recorded = set(self.names(record_ending))
+        complete = [name for name in names if name in recorded]
+        with ThreadPoolExecutor(_THREADS) as threads:
+            return {name for name, intact in zip(complete, threads.map(is_intact, complete), strict=True) if intact}
+
+    def remove_partial(self) -> None:
+        """Removes files that a process was writing when it was killed; a remote upload that broke off leaves none."""
+        if not is_remote(self.folder):
+            for path in Path(self.folder).glob(".*.partial"):
+                path.unlink(missing_ok=True)
+
+    def clear(self, *, keep: Sequence[str] = ("lock",)) -> None:
+        """Removes all files directly in the folder but those with these names."""
+        self.remove_partial()
+        for path in list_files(self.path("*")):
+            if path.rsplit("/", 1)[-1] not in keep:
+                remove_tree(path)
