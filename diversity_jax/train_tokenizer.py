@@ -13,16 +13,15 @@ log = logging.getLogger(__name__)
 
 def main(config: TokenizerConfig) -> None:
     """Trains and prints the path."""
+    from diversity_jax.mixtures.config import token_shares
+    from diversity_jax.mixtures.sources import sampled_texts
     from diversity_jax.tokenizers.tokenizer import load_tokenizer
     from diversity_jax.tokenizers.train import train_tokenizer
 
-    options = {
-        name: getattr(config, name)
-        for name in ("vocab_size", "real_to_synthetic", "model_type", "sample_characters", "seed")
-    }
-    path = train_tokenizer(config.components, config.output, **options)
-    tokenizer = load_tokenizer(str(path))
-    log.info("%s pieces; use it as vocabulary=%r", f"{tokenizer.size:,}", str(path))
+    shares = token_shares(config.components, config.real_to_synthetic)
+    texts = sampled_texts(config.components, shares, characters=config.sample_characters, seed=config.seed)
+    path = train_tokenizer(texts, config.output, vocab_size=config.vocab_size, model_type=config.model_type)
+    log.info("%s pieces; use it as vocabulary=%r", f"{load_tokenizer(str(path)).size:,}", str(path))
     print(path)
 
 

@@ -9,8 +9,7 @@ import numpy as np
 
 from diversity_jax.evaluation.load_model import LanguageModel, language_model
 from diversity_jax.model import MeshConfig
-from diversity_jax.tokenizers.model_tokenizer import for_run
-from diversity_jax.tokenizers.tokenizer import ByteTokenizer
+from diversity_jax.tokenizers.tokenizer import ByteTokenizer, for_run
 from tests.small_llama import random_params, small_config
 
 ARC = [

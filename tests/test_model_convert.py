@@ -19,8 +19,7 @@ from diversity_jax.model.checkpoint_io.safetensors import Tensor, map_tensors, w
 from diversity_jax.model.convert import logits_difference, main, read_model, write_imported
 from diversity_jax.model.llama import logits
 from diversity_jax.tokenizers.files import TokenizerFiles, write_tokenizer
-from diversity_jax.tokenizers.model_tokenizer import for_folder, for_run
-from diversity_jax.tokenizers.tokenizer import load_tokenizer
+from diversity_jax.tokenizers.tokenizer import for_folder, for_run, load_tokenizer
 from tests import golden_logits
 from tests.mixture_folders import build_mixture
 from tests.small_llama import random_params, small_config

@@ -23,8 +23,7 @@ from diversity_jax.model.convert import write_imported
 from diversity_jax.serving.openai_api import _word
 from diversity_jax.serving.server import Service, serve
 from diversity_jax.tokenizers.chat_template import render_chat
-from diversity_jax.tokenizers.model_tokenizer import for_run
-from diversity_jax.tokenizers.tokenizer import load_tokenizer
+from diversity_jax.tokenizers.tokenizer import for_run, load_tokenizer
 from tests.evaluation_items import byte_model
 from tests.small_llama import random_params
 from tests.test_model_gguf import train_sentencepiece

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from diversity_jax.core.errors import InputError
-from diversity_jax.tokenizers.tokenizer import load_tokenizer, seqio_vocabulary
+from diversity_jax.tokenizers.seqio import seqio_vocabulary
+from diversity_jax.tokenizers.tokenizer import load_tokenizer
 from tests.shared_data import shared_file
 
 TEXTS = ["Plain words, then 42!", "", "naïve café — 日本語 \U0001f600", "  spaces\tand\nlines  "]

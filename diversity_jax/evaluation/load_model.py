@@ -24,8 +24,8 @@ from diversity_jax.model.decode import for_inference
 from diversity_jax.model.llama import Params
 from diversity_jax.model.sharding import MeshConfig, make_mesh, param_shardings, path_name
 from diversity_jax.tokenizers.chat_template import render_chat
-from diversity_jax.tokenizers.model_tokenizer import ModelTokenizer, end_of_text_name, for_folder, for_run
-from diversity_jax.tokenizers.tokenizer import load_tokenizer
+from diversity_jax.tokenizers.files import special_tokens
+from diversity_jax.tokenizers.tokenizer import ModelTokenizer, for_folder, for_run, load_tokenizer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,12 +155,12 @@ def _tokenizer(folder: Path, given: str | None) -> ModelTokenizer:
         path = Path(given)
         _check_run_tokenizer(folder, given)
         if path.is_dir() and (path / "tokenizer_config.json").exists():
-            return for_folder(load_tokenizer(given, end_of_text=end_of_text_name(path)), path)
+            return for_folder(load_tokenizer(given, end_of_text=special_tokens(path).get("eos_token")), path)
         return for_run(load_tokenizer(given), _chat(folder))
     if (folder / "run.json").exists():
         return _of_run(folder)
     if any((folder / name).exists() for name in _TOKENIZER_FILES):
-        return for_folder(load_tokenizer(str(folder), end_of_text=end_of_text_name(folder)), folder)
+        return for_folder(load_tokenizer(str(folder), end_of_text=special_tokens(folder).get("eos_token")), folder)
     raise InputError(
         f"{folder}: holds no tokenizer ({', '.join(_TOKENIZER_FILES)}); put one there, or name one as tokenizer"
     )

@@ -9,9 +9,8 @@ import numpy as np
 from diversity_jax.core.files import content_hash
 from diversity_jax.corpus import Document
 from diversity_jax.mixtures.schedule import exact_shares
-from diversity_jax.prepare.manifest import Manifest
+from diversity_jax.prepare.manifest import Manifest, prepared_tokenizer
 from diversity_jax.prepare.rows import RowReader
-from diversity_jax.tokenizers.tokenizer import prepared_tokenizer
 
 _BLOCK_ROWS = 256
 

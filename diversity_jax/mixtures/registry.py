@@ -24,9 +24,9 @@ from diversity_jax.core.errors import InputError
 from diversity_jax.core.tensorflow import seqio, tf
 from diversity_jax.mixtures.mixture import Mixture
 from diversity_jax.mixtures.schedule import Schedule
-from diversity_jax.prepare.manifest import Manifest
+from diversity_jax.prepare.manifest import Manifest, prepared_tokenizer
 from diversity_jax.prepare.rows import ID_BITS, START
-from diversity_jax.tokenizers.tokenizer import prepared_tokenizer, seqio_vocabulary
+from diversity_jax.tokenizers.seqio import seqio_vocabulary
 
 ENVIRONMENT_VARIABLE = "DIVERSITY_JAX_MIXTURES"
 

@@ -22,13 +22,14 @@ from diversity_jax.mixtures.prepared_corpus import documents_in
 from diversity_jax.mixtures.replay import Replayed, replay
 from diversity_jax.mixtures.schedule import Schedule
 from diversity_jax.mixtures.shares import train_rows
+from diversity_jax.prepare.manifest import prepared_tokenizer
 from diversity_jax.report import page
 from diversity_jax.report.data import Fact, Share
 from diversity_jax.report.page import KeyFigure, Page
 from diversity_jax.report.pages import training_run, training_run_verdict
 from diversity_jax.report.pages.mixture import SampleRow, Stock, composition, sample_rows
 from diversity_jax.report.style import Palette
-from diversity_jax.tokenizers.tokenizer import Tokenizer, prepared_tokenizer
+from diversity_jax.tokenizers.tokenizer import Tokenizer
 
 _PAGE_CHARACTERS, _CONSOLE_CHARACTERS = 900, 300  # of a piece
 

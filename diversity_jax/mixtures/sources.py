@@ -1,6 +1,6 @@
 """What a component is made from: text to be prepared, or a mixture that was built before and is taken as it is."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 import importlib
@@ -112,3 +112,19 @@ def _prepared_by_us(source: str, name: str, folder: Path) -> Ingredient | None:
     return Ingredient(
         corpus=PreparedCorpus(wanted, [manifest], [Fraction(1)]), parts={manifest.name: (Fraction(1), manifest)}
     )
+
+
+def sampled_texts(
+    components: Sequence[Component], shares: Sequence[Fraction], *, characters: int, seed: int
+) -> Iterator[str]:
+    """Random documents' texts, from each component its share of `characters`, or all it has."""
+    for component, share in zip(components, shares, strict=True):
+        budget = float(share) * characters
+        if budget < 1:
+            continue
+        for document in open_corpus(component.corpus).sample(max(1, int(budget // 200)), seed=seed):
+            if budget <= 0:
+                break
+            text = document.text[: int(budget) + 1]
+            budget -= len(text)
+            yield text

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 import dataclasses
 from dataclasses import dataclass, field
+import os
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 
 from diversity_jax.core.errors import InputError
 from diversity_jax.core.files import content_hash, exists, file_bytes, is_remote, join_path, read_json, write_json
+from diversity_jax.tokenizers.tokenizer import Tokenizer, load_tokenizer
 
 FORMAT_VERSION = 2
 SPLITS = ("train", "validation")
@@ -176,3 +178,19 @@ class Manifest:
 
 def _folder_of(path: str | Path) -> Path | str:
     return str(path).rpartition("/")[0] if is_remote(path) else Path(path).parent
+
+
+def prepared_tokenizer(manifest: Manifest) -> Tokenizer:
+    """The tokenizer that a component was prepared with, from the files kept beside its rows.
+
+    Raises:
+      InputError: its files are missing, or are not those the component was prepared with.
+    """
+    info, files = manifest.vocabulary, [str(manifest.folder / file) for file in manifest.vocabulary.files]
+    spec = os.path.dirname(files[0]) if len(files) > 1 else files[0] if files else info.kind
+    tokenizer = load_tokenizer(spec, end_of_text=info.end_of_text_id)
+    if tokenizer.hash != info.hash:
+        raise InputError(
+            f"{manifest.folder}: the tokenizer was changed after the component was prepared; prepare it again"
+        )
+    return tokenizer

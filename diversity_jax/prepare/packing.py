@@ -19,8 +19,8 @@ from diversity_jax.core.files import open_file
 from diversity_jax.prepare.config import Chat
 from diversity_jax.prepare.rows import START, TARGET
 from diversity_jax.tokenizers.chat_template import OWN_TEMPLATE, answer_parts, with_system_prompt
-from diversity_jax.tokenizers.model_tokenizer import encode_marked, folder_template, special_tokens, turn_ends
-from diversity_jax.tokenizers.tokenizer import Tokenizer
+from diversity_jax.tokenizers.files import folder_template, special_tokens
+from diversity_jax.tokenizers.tokenizer import Tokenizer, encode_with_special, turn_ends
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,7 +110,11 @@ class ExampleEncoder:
         """
         messages = [json.loads(one) for one in conversations]
         parts = [self._parts(one) for one in messages]
-        ids = iter(encode_marked(self._tokenizer, [text for one in parts for text, _ in one], self._tokenizer.marks))
+        ids = iter(
+            encode_with_special(
+                self._tokenizer, [text for one in parts for text, _ in one], self._tokenizer.special_ids
+            )
+        )
         examples, answer_bytes = [], []
         for said, one in zip(messages, parts, strict=True):
             examples.append(

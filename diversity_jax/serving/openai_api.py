@@ -13,7 +13,7 @@ from diversity_jax.core.errors import InputError
 from diversity_jax.evaluation.generate import Answer, TokenLogprob
 from diversity_jax.evaluation.load_model import LanguageModel
 from diversity_jax.evaluation.sampling import MAX_TOP_LOGPROBS, Sampling
-from diversity_jax.tokenizers.model_tokenizer import ModelTokenizer
+from diversity_jax.tokenizers.tokenizer import ModelTokenizer
 
 MAX_CHOICES = 128
 MAX_STOPS = 16

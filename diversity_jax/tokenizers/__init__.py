@@ -1,0 +1,1 @@
+"""Tokenizers: text to ids and back, chat templates, and the tokenizer files beside a model."""

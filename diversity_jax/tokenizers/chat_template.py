@@ -1,4 +1,4 @@
-"""Conversations as text: the project's own chat template, and any Jinja template that a tokenizer brings."""
+"""Conversations as text, by the project's own chat template or any Jinja template that a tokenizer brings."""
 
 from collections.abc import Mapping, Sequence
 import datetime
@@ -21,6 +21,8 @@ OWN_TEMPLATE = """\
 {%- if add_generation_prompt %}{{ ("\\n\\n" if messages else "") ~ "### Response:\\n" }}{% endif %}
 """
 _ROLES = ("system", "developer", "user", "assistant", "tool")
+_TEMPLATE_FAULTS = (TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RecursionError)
+"""What expressions in a template may raise."""
 SPECIAL_TOKENS = ("bos_token", "eos_token", "pad_token", "unk_token")
 
 
@@ -71,50 +73,45 @@ def render_chat(
 def answer_parts(
     messages: Sequence[Mapping[str, Any]], *, template: str | None = None, special: Mapping[str, str] | None = None
 ) -> list[tuple[str, bool]]:
-    """The conversation in parts that join to its text: what is asked, and what the assistant answers with the mark that
-    ends it.
+    """The conversation in parts that join to its text: prompts, and the assistant's answers with their end token.
 
-    Every part that is asked ends exactly where `render_chat` would let the model begin to speak, so that training and
-    use agree.
+    Every prompt ends exactly where `render_chat` lets the model begin, so that training and use agree.
 
     Args:
       messages: the last is the assistant's.
 
     Returns:
-      Text, and whether it is an answer, in turn.
+      (text, whether it is an answer) of each part, in order.
 
     Raises:
-      InputError: as `render_chat`; or the template writes a turn otherwise when more turns follow, so that answers
-        cannot be told apart.
+      InputError: as `render_chat`; or the template writes a turn differently when more turns follow.
     """
     check_messages(messages)
-    whole, parts, at = _render(messages, template, special, False), [], 0
+    text = _render(messages, template, special, False)
+    parts: list[tuple[str, bool]] = []
+    at = 0
     for number, message in enumerate(messages):
         if message["role"] != "assistant":
             continue
-        asked = _render(messages[:number], template, special, True)
-        answered = _render(messages[: number + 1], template, special, False) if number + 1 < len(messages) else whole
-        if not answered.startswith(asked) or not whole.startswith(answered) or len(asked) < at:
+        prompt = _render(messages[:number], template, special, True)
+        answered = _render(messages[: number + 1], template, special, False) if number + 1 < len(messages) else text
+        if not answered.startswith(prompt) or not text.startswith(answered) or len(prompt) < at:
             raise InputError(
                 f"chat template: writes messages[{number}] otherwise when it is asked for or followed, so that "
-                "answers cannot be told "
-                "from prompts; fix the template, or train on single turns"
+                "answers cannot be told from prompts; fix the template, or train on single turns"
             )
-        if message["content"].strip() not in answered[len(asked) :]:
+        if message["content"].strip() not in answered[len(prompt) :]:
             raise InputError(f"chat template: leaves out the answer in messages[{number}]; fix the template")
-        parts += [(whole[at : len(asked)], False), (whole[len(asked) : len(answered)], True)]
+        parts += [(text[at : len(prompt)], False), (text[len(prompt) : len(answered)], True)]
         at = len(answered)
     return parts
 
 
 def with_system_prompt(template: str, prompt: str) -> str:
-    """A template that begins with a system message of its own where the conversation brings none."""
-    said = json.dumps(prompt, ensure_ascii=False)
+    """The template with a system message put first in conversations that have none."""
+    message = f"{{'role': 'system', 'content': {json.dumps(prompt, ensure_ascii=False)}}}"
     condition = "not messages or messages[0]['role'] != 'system'"
-    return (
-        f"{{% if {condition} %}}{{% set messages = [{{'role': 'system', 'content': {said}}}] + messages %}}{{% "
-        f"endif %}}{template}"
-    )
+    return f"{{% if {condition} %}}{{% set messages = [{message}] + messages %}}{{% endif %}}{template}"
 
 
 def _render(
@@ -134,19 +131,11 @@ def _render(
             documents=None,
             **values,
         )
-    except (
-        jinja2.TemplateError,
-        TypeError,
-        ValueError,
-        ArithmeticError,
-        LookupError,
-        AttributeError,
-        RecursionError,
-    ) as error:
+    except (jinja2.TemplateError, *_TEMPLATE_FAULTS) as error:
         line = f", line {error.lineno}" if isinstance(error, jinja2.TemplateSyntaxError) else ""
-        said = " ".join(str(error).split())[:300] or type(error).__name__
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise InputError(
-            f"chat template{line}: fails on these messages ({said}); fix the template or the messages"
+            f"chat template{line}: fails on these messages ({reason}); fix the template or the messages"
         ) from error
 
 
@@ -158,19 +147,16 @@ def _compiled(source: str) -> Any:
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     class Generation(Extension):
-        """`{% generation %}`, with which some templates mark answers; found here by rendering, so it only has to be let
-        through.
-        """
+        """Lets `{% generation %}` through, with which some templates enclose answers; `answer_parts` does without."""
 
         tags = {"generation"}  # noqa: RUF012 - as jinja2 declares it
 
         def parse(self, parser: Any) -> Any:
-            """The body alone."""
             next(parser.stream)
             return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
-    def raise_exception(said: str):
-        raise jinja2.TemplateError(said)
+    def raise_exception(message: str) -> None:
+        raise jinja2.TemplateError(message)
 
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, Generation]
@@ -183,10 +169,10 @@ def _compiled(source: str) -> Any:
 
 def _left_open(text: str, last: str) -> str:
     """The text up to the end of the last turn's content, so that a model goes on there."""
-    place = text.rfind(last)
-    if place < 0:
+    start = text.rfind(last)
+    if start < 0:
         raise InputError(
             "chat template: changes the last turn's content, so that it cannot be continued; end with a turn of the "
             "user"
         )
-    return text[: place + len(last)]
+    return text[: start + len(last)]

@@ -1,6 +1,4 @@
-"""The tokenizer's files beside a model: found in a run's folder, written where transformers looks for them, copied on
-import.
-"""
+"""The tokenizer files beside a model: found in a run's or model's folder, copied on import, written on export."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -10,29 +8,29 @@ import shutil
 from typing import Any
 
 from diversity_jax.core.errors import InputError
-from diversity_jax.core.files import read_json, write_json, writing
+from diversity_jax.core.files import open_file, read_json, write_json, writing
+from diversity_jax.tokenizers.chat_template import SPECIAL_TOKENS
 
-# What `save_pretrained` of a tokenizer may write; of a Hugging Face folder these are copied.
-_KNOWN = (
-    "tokenizer.json",
-    "tokenizer.model",
-    "vocab.json",
+_CLASSES = {
+    "tokenizer.json": "PreTrainedTokenizerFast",
+    "tokenizer.model": "LlamaTokenizer",
+    "vocab.json": "GPT2Tokenizer",
+}
+"""Files that define a tokenizer, and the class of transformers that reads each."""
+_COPIED = (
+    *_CLASSES,
     "merges.txt",
     "tokenizer_config.json",
     "special_tokens_map.json",
     "added_tokens.json",
     "chat_template.jinja",
 )
-_CLASSES = {
-    "tokenizer.json": "PreTrainedTokenizerFast",
-    "tokenizer.model": "LlamaTokenizer",
-    "vocab.json": "GPT2Tokenizer",
-}
+"""What a tokenizer's `save_pretrained` may write."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TokenizerFiles:
-    """A tokenizer.
+    """A tokenizer by its files.
 
     Attributes:
       files: none for `bytes` (byte b is id b + 3, 1 ends a document).
@@ -47,6 +45,34 @@ class TokenizerFiles:
     special: Mapping[str, str] = field(default_factory=dict)
 
 
+def special_tokens(folder: Path) -> dict[str, str]:
+    """Special tokens' texts by name, as `tokenizer_config.json` has them; none where there is no such file."""
+    path = folder / "tokenizer_config.json"
+    settings = read_json(path) if path.exists() else {}
+    tokens = {name: settings.get(name) for name in SPECIAL_TOKENS}
+    texts = {name: token.get("content") if isinstance(token, dict) else token for name, token in tokens.items()}
+    return {name: text for name, text in texts.items() if text}
+
+
+def folder_template(folder: Path) -> str | None:
+    """The chat template in a tokenizer's folder: a file of its own, or an entry of the settings (several by name: the
+    one named default).
+
+    Raises:
+      InputError: the settings are damaged, or the template is not text.
+    """
+    path, settings = folder / "chat_template.jinja", folder / "tokenizer_config.json"
+    if path.exists():
+        with open_file(path, "r") as file:
+            return file.read()
+    template = read_json(settings).get("chat_template") if settings.exists() else None
+    if isinstance(template, list):
+        template = {entry.get("name"): entry.get("template") for entry in template}.get("default")
+    if template is not None and not isinstance(template, str):
+        raise InputError(f"{settings}: chat_template is {type(template).__name__}; expected the template's text")
+    return template
+
+
 def named_tokenizer(name: str | os.PathLike) -> TokenizerFiles:
     """The tokenizer that somebody asked for: `bytes`, a tokenizer.json, a SentencePiece .model, or a folder with one.
 
@@ -57,8 +83,8 @@ def named_tokenizer(name: str | os.PathLike) -> TokenizerFiles:
     if str(name) == "bytes":
         return TokenizerFiles(end_of_text_id=1)
     if path.is_dir():
-        if found := folder_tokenizer(path):
-            return found
+        if files := folder_tokenizer(path):
+            return files
     elif path.suffix in (".json", ".model") and path.is_file():
         return TokenizerFiles(files=(path,))
     raise InputError(
@@ -67,22 +93,19 @@ def named_tokenizer(name: str | os.PathLike) -> TokenizerFiles:
 
 
 def folder_tokenizer(folder: Path) -> TokenizerFiles | None:
-    """The tokenizer in a folder, with whatever lies beside it; None where there is none."""
-    files = tuple(folder / name for name in _KNOWN if (folder / name).is_file())
-    usable = {path.name for path in files} & {"tokenizer.json", "tokenizer.model", "vocab.json"}
-    return TokenizerFiles(files=files) if usable else None
+    """The tokenizer in a folder, with its settings; None where there is none."""
+    files = tuple(folder / name for name in _COPIED if (folder / name).is_file())
+    return TokenizerFiles(files=files) if any(path.name in _CLASSES for path in files) else None
 
 
 def model_tokenizer(folder: Path) -> TokenizerFiles | None:
-    """The tokenizer of a model's folder: beside an imported model, or the one a run's rows were prepared with; None:
-    not to be found.
+    """The tokenizer of a model's folder: beside an imported model, or the one a run's rows were prepared with; None
+    where there is neither.
     """
     if (folder / "tokenizer").is_dir():
         return folder_tokenizer(folder / "tokenizer")
-    prepared = (
-        read_json(folder / "run.json").get("settings", {}).get("prepared") if (folder / "run.json").exists() else None
-    )
-    path = Path(prepared or folder / "mixture")
+    run = read_json(folder / "run.json") if (folder / "run.json").exists() else {}
+    path = Path(run.get("settings", {}).get("prepared") or folder / "mixture")
     path = path / "mixture.json" if path.is_dir() else path
     if not path.exists():
         return None
@@ -90,10 +113,13 @@ def model_tokenizer(folder: Path) -> TokenizerFiles | None:
     try:
         manifests = [path.parent / part["manifest"] for part in mixture["components"] if part["manifest"]]
         vocabulary = mixture["vocabulary"]
-        files = tuple(manifests[0].parent / file for file in vocabulary["files"])
-        chats = [chat for one in manifests if one.exists() and (chat := read_json(one).get("chat"))]
-        chat = {"chat_template": chats[0]["template"], "special": chats[0]["special"]} if chats else {}
-        return TokenizerFiles(files=files, end_of_text_id=vocabulary["end_of_text_id"], **chat)
+        chats = [chat for manifest in manifests if manifest.exists() and (chat := read_json(manifest).get("chat"))]
+        return TokenizerFiles(
+            files=tuple(manifests[0].parent / file for file in vocabulary["files"]),
+            end_of_text_id=vocabulary["end_of_text_id"],
+            chat_template=chats[0]["template"] if chats else None,
+            special=chats[0]["special"] if chats else {},
+        )
     except (KeyError, TypeError, IndexError) as error:
         raise InputError(
             f"{path}: does not say which tokenizer it was built with ({error!r}); give --tokenizer"
@@ -101,13 +127,13 @@ def model_tokenizer(folder: Path) -> TokenizerFiles | None:
 
 
 def copy_tokenizer(source: Path, folder: Path) -> bool:
-    """Copies a Hugging Face folder's tokenizer into a folder of its own; returns whether there was one."""
-    found = folder_tokenizer(source)
-    if found:
+    """Copies a Hugging Face folder's tokenizer into `folder`; returns whether there was one."""
+    tokenizer = folder_tokenizer(source)
+    if tokenizer:
         folder.mkdir(parents=True, exist_ok=True)
-        for path in found.files:
+        for path in tokenizer.files:
             shutil.copyfile(path, folder / path.name)
-    return found is not None
+    return tokenizer is not None
 
 
 def write_tokenizer(tokenizer: TokenizerFiles, folder: Path, *, vocab_size: int) -> None:
@@ -123,7 +149,7 @@ def write_tokenizer(tokenizer: TokenizerFiles, folder: Path, *, vocab_size: int)
     if not tokenizer.files:
         write_json(folder / "tokenizer.json", _bytes_as_json())
     for path in tokenizer.files:
-        name = path.name if path.name in _KNOWN else f"tokenizer{path.suffix}"
+        name = path.name if path.name in _COPIED else f"tokenizer{path.suffix}"
         shutil.copyfile(path, folder / name)
     tokens = _tokens(folder)
     if tokens and max(tokens) >= vocab_size:
@@ -131,35 +157,28 @@ def write_tokenizer(tokenizer: TokenizerFiles, folder: Path, *, vocab_size: int)
             f"{folder}: the tokenizer has {max(tokens) + 1} ids, more than the model's {vocab_size}; give the run's own"
         )
     if not (folder / "tokenizer_config.json").exists():
-        name = next(name for name in _CLASSES if (folder / name).exists())
-        named = _named_tokens(tokenizer, tokens.get(tokenizer.end_of_text_id))
-        write_json(
-            folder / "tokenizer_config.json",
-            {"tokenizer_class": _CLASSES[name], "clean_up_tokenization_spaces": False, **named},
-        )
+        class_name = next(_CLASSES[name] for name in _CLASSES if (folder / name).exists())
+        end = tokens.get(tokenizer.end_of_text_id) if tokenizer.end_of_text_id is not None else None
+        # In training an end of text stood before each text, whatever the tokenizer calls begin of text; a chat
+        # template that names a token means the one it was fine-tuned with.
+        named = {} if end is None else {"eos_token": end, "bos_token": end}
+        named |= {name: text for name, text in tokenizer.special.items() if name in (tokenizer.chat_template or "")}
+        settings = {"tokenizer_class": class_name, "clean_up_tokenization_spaces": False, **named}
+        write_json(folder / "tokenizer_config.json", settings)
     if tokenizer.chat_template is not None:
         with writing(folder / "chat_template.jinja") as file:
             file.write(tokenizer.chat_template.encode())
-    turn_ends = [number for number, text in tokens.items() if text == tokenizer.special.get("eos_token")]
-    ends = sorted({*turn_ends, tokenizer.end_of_text_id} - {None})
+    ends = {number for number, text in tokens.items() if text == tokenizer.special.get("eos_token")}
+    if tokenizer.end_of_text_id is not None:
+        ends.add(tokenizer.end_of_text_id)
     if ends:  # servers stop where an answer ends, not only where a text does
-        write_json(folder / "generation_config.json", {"eos_token_id": ends})
-
-
-def _named_tokens(tokenizer: TokenizerFiles, end: str | None) -> dict[str, str]:
-    """What ends a text and what stands before one: in training an end of text did, whatever the tokenizer may call
-    begin of text.
-
-    A chat template that names a token means the one it was fine-tuned with.
-    """
-    ends = {} if end is None else {"eos_token": end, "bos_token": end}
-    return ends | {name: text for name, text in tokenizer.special.items() if name in (tokenizer.chat_template or "")}
+        write_json(folder / "generation_config.json", {"eos_token_id": sorted(ends)})
 
 
 def _tokens(folder: Path) -> dict[int, str]:
     """Text of each id; empty for a vocab.json, whose class knows its own end of text."""
     if (folder / "tokenizer.json").exists():
-        return _json_tokens(folder / "tokenizer.json", read_json(folder / "tokenizer.json"))
+        return _json_tokens(folder / "tokenizer.json")
     if not (folder / "tokenizer.model").exists():
         return {}
     import sentencepiece
@@ -171,29 +190,28 @@ def _tokens(folder: Path) -> dict[int, str]:
         raise InputError(f"{folder / 'tokenizer.model'}: is not a SentencePiece model; give --tokenizer") from None
 
 
-def _json_tokens(path: Path, content: Any) -> dict[int, str]:
+def _json_tokens(path: Path) -> dict[int, str]:
     """Text of each id in a tokenizer.json."""
+    content = read_json(path)
     try:
         vocabulary = content["model"]["vocab"]
-        pairs = (
-            vocabulary.items()
-            if isinstance(vocabulary, Mapping)
-            else ((entry[0], i) for i, entry in enumerate(vocabulary))
-        )
-        found = {int(i): text for text, i in pairs}
-        return found | {token["id"]: token["content"] for token in content.get("added_tokens") or ()}
+        texts = vocabulary if isinstance(vocabulary, Mapping) else {entry[0]: i for i, entry in enumerate(vocabulary)}
+        added = {token["id"]: token["content"] for token in content.get("added_tokens") or ()}
+        return {int(i): text for text, i in texts.items()} | added
     except (KeyError, TypeError, ValueError, AttributeError):
         raise InputError(f"{path}: is not a tokenizer.json of the tokenizers library; give --tokenizer") from None
 
 
 def _bytes_as_json() -> dict[str, Any]:
-    """The bytes of UTF-8 as a byte-level BPE without merges, after the three ids that SeqIO's ByteVocabulary keeps for
-    itself.
+    """`bytes` as a tokenizer.json: byte-level BPE without merges after the three ids that SeqIO's ByteVocabulary
+    reserves.
     """
     special = ["<|pad|>", "<|endoftext|>", "<|unk|>"]
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
-    characters = _byte_characters()
-    vocabulary = {text: i for i, text in enumerate(special)} | {characters[byte]: byte + 3 for byte in range(256)}
+    # The printable character that byte-level BPE writes for each byte: its own where it has one, else one from 256 on.
+    own, others = {*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)}, iter(range(256, 512))
+    characters = [chr(byte if byte in own else next(others)) for byte in range(256)]
+    vocabulary = {text: i for i, text in enumerate([*special, *characters])}
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False}
     return {
         "version": "1.0",
@@ -217,12 +235,3 @@ def _bytes_as_json() -> dict[str, Any]:
             "merges": [],
         },
     }
-
-
-def _byte_characters() -> list[str]:
-    """The printable character that byte-level BPE writes for each byte: its own where it has one, else one from 256
-    on.
-    """
-    own = {*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
-    others = iter(range(256, 512))
-    return [chr(byte if byte in own else next(others)) for byte in range(256)]

@@ -5,27 +5,35 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from diversity_jax.core.tensorflow import seqio, tf
-from diversity_jax.tokenizers.tokenizer import Tokenizer
+from diversity_jax.tokenizers.tokenizer import ByteTokenizer, SentencePieceTokenizer, Tokenizer
+
+
+def seqio_vocabulary(tokenizer: Tokenizer) -> seqio.Vocabulary:
+    """The tokenizer as SeqIO's own vocabulary class where there is one, else as a `TokenizerVocabulary`.
+
+    Ids are the tokenizer's own: nothing is shifted or reserved, so that id 0 survives. SeqIO's converters weigh the
+    loss by `targets > 0`; a codebase whose tokenizer uses id 0 for text has to weigh by position instead.
+    """
+    if isinstance(tokenizer, ByteTokenizer):
+        return seqio.ByteVocabulary()
+    if isinstance(tokenizer, SentencePieceTokenizer) and tokenizer.ends_with_eos:
+        return seqio.SentencePieceVocabulary(tokenizer.files[0])
+    return TokenizerVocabulary(tokenizer)
 
 
 class TokenizerVocabulary(seqio.Vocabulary):
     """A tokenizer seen by SeqIO: the same ids in and out, also in a tf.data graph."""
+
+    bos_id: int | None = None
+    unk_id: int | None = None
 
     def __init__(self, tokenizer: Tokenizer):
         super().__init__(extra_ids=0)
         self.tokenizer = tokenizer
 
     @property
-    def bos_id(self) -> int | None:
-        return None
-
-    @property
     def eos_id(self) -> int:
         return self.tokenizer.end_of_text_id
-
-    @property
-    def unk_id(self) -> int | None:
-        return None
 
     @property
     def _base_vocab_size(self) -> int:

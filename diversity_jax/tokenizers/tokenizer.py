@@ -1,43 +1,61 @@
-"""Tokenizers: bytes, SentencePiece and Hugging Face, one interface, usable without TensorFlow and as
-`seqio.Vocabulary`.
-"""
+"""Text to ids and back: bytes, SentencePiece and Hugging Face tokenizers behind one interface, without TensorFlow."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 import itertools
 import os
 from pathlib import Path
+import re
 import types
 from typing import Any, Protocol
 
 import numpy as np
 
 from diversity_jax.core.errors import InputError
-from diversity_jax.core.files import content_hash, file_hash, list_files, open_file
-from diversity_jax.prepare.manifest import Manifest
+from diversity_jax.core.files import content_hash, file_hash, list_files, open_file, read_json
+from diversity_jax.tokenizers.chat_template import answer_parts
+from diversity_jax.tokenizers.files import folder_template, special_tokens
 
 _END_OF_TEXT_NAMES = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|eot|>", "[EOS]", "<|im_end|>", "[SEP]")
 
 
 class Tokenizer(Protocol):
-    """What preparation needs of a tokenizer.
+    """A mapping between text and ids."""
 
-    Attributes:
-      kind: `bytes`, `sentencepiece` or `huggingface`.
-      size: number of ids; a model's vocabulary must be at least as large.
-      end_of_text_id: the id that is written after every document.
-      hash: identifies the mapping from text to ids; prepared data of another hash is refused.
-      files: the files that define it, to be kept beside prepared data; empty for bytes.
-      special: names that chat templates use (`eos_token`, perhaps `bos_token`), and the texts that stand for them.
-      marks: of these texts, those that `encode_batch` would spell out, and the ids that they stand for.
-    """
+    @property
+    def kind(self) -> str:
+        """`bytes`, `sentencepiece` or `huggingface`."""
+        ...
 
-    kind: str
-    size: int
-    end_of_text_id: int
-    hash: str
-    files: tuple[str, ...]
-    special: Mapping[str, str]
-    marks: Mapping[str, int]
+    @property
+    def size(self) -> int:
+        """Number of ids; a model's vocabulary must be at least as large."""
+        ...
+
+    @property
+    def end_of_text_id(self) -> int:
+        """The id that is written after every document."""
+        ...
+
+    @property
+    def hash(self) -> str:
+        """Identifies the mapping from text to ids; prepared data of another hash is refused."""
+        ...
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """The files that define it, to be kept beside prepared data; empty for bytes."""
+        ...
+
+    @property
+    def special(self) -> Mapping[str, str]:
+        """Text of each special token by the name chat templates use: `eos_token`, perhaps `bos_token`."""
+        ...
+
+    @property
+    def special_ids(self) -> Mapping[str, int]:
+        """Special tokens' texts that `encode_batch` would spell out, and the ids they stand for."""
+        ...
 
     def encode_batch(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """Ids of all texts end to end, uint32 [total], and how many ids each text has, int64 [len(texts)]."""
@@ -54,10 +72,10 @@ def load_tokenizer(spec: str, *, end_of_text: str | int | None = None) -> Tokeni
     Args:
       spec: `bytes`; a SentencePiece model (`.model`); a Hugging Face `tokenizer.json`; or a folder that holds one of
         `tokenizer.json`, `tokenizer.model`, or `vocab.json` with `merges.txt` (byte-level BPE).
-      end_of_text: piece that ends a document, or its id, where the tokenizer has no usual one.
+      end_of_text: token that ends a document, or its id, where the tokenizer has no usual one.
 
     Raises:
-      InputError: unknown spec, unreadable file, or no end-of-text piece.
+      InputError: unknown spec, unreadable file, or no end-of-text token.
     """
     if spec == "bytes":
         return ByteTokenizer()
@@ -65,22 +83,6 @@ def load_tokenizer(spec: str, *, end_of_text: str | int | None = None) -> Tokeni
     if files[0].endswith(".model"):
         return SentencePieceTokenizer(files[0], end_of_text)
     return HuggingFaceTokenizer(files, end_of_text)
-
-
-def prepared_tokenizer(manifest: Manifest) -> Tokenizer:
-    """The tokenizer that a component was prepared with, from the files kept beside its rows.
-
-    Raises:
-      InputError: its files are missing, or are not those the component was prepared with.
-    """
-    info, files = manifest.vocabulary, [str(manifest.folder / file) for file in manifest.vocabulary.files]
-    spec = os.path.dirname(files[0]) if len(files) > 1 else files[0] if files else info.kind
-    tokenizer = load_tokenizer(spec, end_of_text=info.end_of_text_id)
-    if tokenizer.hash != info.hash:
-        raise InputError(
-            f"{manifest.folder}: the tokenizer was changed after the component was prepared; prepare it again"
-        )
-    return tokenizer
 
 
 def _tokenizer_files(spec: str) -> tuple[str, ...]:
@@ -105,10 +107,11 @@ def _tokenizer_files(spec: str) -> tuple[str, ...]:
 class ByteTokenizer:
     """UTF-8 bytes, with the ids of `seqio.ByteVocabulary`: 0 padding, 1 end of text, 2 unknown, byte b is b + 3."""
 
-    kind, size, end_of_text_id, files = "bytes", 259, 1, ()
+    kind, size, end_of_text_id = "bytes", 259, 1
+    files: tuple[str, ...] = ()
     hash = content_hash(["bytes", 259])
     special = types.MappingProxyType({"eos_token": "<|endoftext|>"})  # as the exported tokenizer.json calls it
-    marks = types.MappingProxyType({"<|endoftext|>": 1})
+    special_ids = types.MappingProxyType({"<|endoftext|>": 1})
 
     def encode_batch(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         encoded = [text.encode() for text in texts]
@@ -116,8 +119,8 @@ class ByteTokenizer:
         return np.frombuffer(b"".join(encoded), np.uint8).astype(np.uint32) + 3, lengths
 
     def decode(self, ids: Sequence[int]) -> str:
-        ids = np.asarray(ids)
-        return (ids[ids >= 3] - 3).astype(np.uint8).tobytes().decode(errors="replace")
+        array = np.asarray(ids)
+        return (array[array >= 3] - 3).astype(np.uint8).tobytes().decode(errors="replace")
 
 
 class SentencePieceTokenizer:
@@ -132,20 +135,22 @@ class SentencePieceTokenizer:
             model = file.read()
         try:
             self._model = sentencepiece.SentencePieceProcessor(model_proto=model)
-            self.size = self._model.get_piece_size()
+            self.size: int = self._model.get_piece_size()
         except RuntimeError:
             raise InputError(f"vocabulary {path}: is not a SentencePiece model") from None
         if isinstance(end_of_text, int) and 0 <= end_of_text < self.size:
             end_of_text = self._model.id_to_piece(end_of_text)
-        self.end_of_text_id = self._model.eos_id() if end_of_text is None else self._model.piece_to_id(end_of_text)
+        eos_id: int = self._model.eos_id()
+        self.end_of_text_id = eos_id if end_of_text is None else self._model.piece_to_id(end_of_text)
         if self.end_of_text_id < 0 or (end_of_text and self._model.id_to_piece(self.end_of_text_id) != end_of_text):
             raise InputError(
                 f"vocabulary {path}: has no piece {end_of_text or '</s>'!r} to end a document with; name one as "
                 "end_of_text"
             )
+        self.ends_with_eos = self.end_of_text_id == eos_id
         ids = {"eos_token": self.end_of_text_id, "bos_token": self._model.bos_id()}
-        self.special = {name: self._model.id_to_piece(one) for name, one in ids.items() if one >= 0}
-        self.marks = {text: ids[name] for name, text in self.special.items()}
+        self.special = {name: self._model.id_to_piece(i) for name, i in ids.items() if i >= 0}
+        self.special_ids = {text: ids[name] for name, text in self.special.items()}
         self.files = (path,)
         self.hash = content_hash([self.kind, file_hash(path), self.end_of_text_id])
 
@@ -155,11 +160,16 @@ class SentencePieceTokenizer:
     def decode(self, ids: Sequence[int]) -> str:
         return self._model.decode([int(i) for i in ids if i != self.end_of_text_id])
 
+    def token_id(self, token: str) -> int | None:
+        """The id of a piece; the unknown piece's for one that is not in the model."""
+        return self._model.piece_to_id(token)
+
 
 class HuggingFaceTokenizer:
     """A tokenizer of the `tokenizers` library; nothing is added to a text but the end-of-text id."""
 
     kind = "huggingface"
+    special_ids: Mapping[str, int] = types.MappingProxyType({})  # the library recognises special tokens in a text
 
     def __init__(self, files: tuple[str, ...], end_of_text: str | int | None = None):
         self._tokenizer = _read_tokenizer(files)
@@ -173,8 +183,8 @@ class HuggingFaceTokenizer:
                 f"vocabulary {files[0]}: has none of {', '.join(names)} to end a document with; name a token as "
                 "end_of_text"
             )
-        self.end_of_text_id = ids[0]
-        self.special, self.marks = {"eos_token": self._tokenizer.id_to_token(ids[0])}, {}
+        self.end_of_text_id: int = ids[0]
+        self.special = {"eos_token": self._tokenizer.id_to_token(ids[0])}
         self.files = files
         self.hash = content_hash([self.kind, *map(file_hash, files), self.end_of_text_id])
 
@@ -185,15 +195,28 @@ class HuggingFaceTokenizer:
     def decode(self, ids: Sequence[int]) -> str:
         return self._tokenizer.decode([int(i) for i in ids if i != self.end_of_text_id], skip_special_tokens=False)
 
+    def token_id(self, token: str) -> int | None:
+        """The id of a token; None for one that is not in the vocabulary."""
+        return self._tokenizer.token_to_id(token)
+
+    def surrounding_ids(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """The ids that the file's own post-processor puts before and after every text."""
+        plain, extended = (self._tokenizer.encode("a", add_special_tokens=added).ids for added in (False, True))
+        start = next((i for i in range(len(extended)) if extended[i : i + len(plain)] == plain), 0)
+        return tuple(extended[:start]), tuple(extended[start + len(plain) :])
+
 
 def _read_tokenizer(files: tuple[str, ...]) -> Any:
     import tokenizers
 
     try:
-        if len(files) == 2:
-            return _byte_level_bpe(*files)
-        with open_file(files[0]) as file:
-            tokenizer = tokenizers.Tokenizer.from_buffer(file.read())
+        if len(files) == 2:  # GPT-2's vocab.json and merges.txt
+            tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE.from_file(*files))
+            tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+            tokenizer.decoder = tokenizers.decoders.ByteLevel()
+        else:
+            with open_file(files[0]) as file:
+                tokenizer = tokenizers.Tokenizer.from_buffer(file.read())
     except InputError:
         raise
     except Exception as error:  # the library raises bare Exception for every fault of a file
@@ -205,33 +228,142 @@ def _read_tokenizer(files: tuple[str, ...]) -> Any:
     return tokenizer
 
 
-def _byte_level_bpe(vocabulary: str, merges: str) -> Any:
-    """The tokenizer that GPT-2's pair of files means."""
-    import tokenizers
-
-    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE.from_file(vocabulary, merges))
-    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = tokenizers.decoders.ByteLevel()
-    return tokenizer
+def _concatenate(encoded: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
+    lengths = np.fromiter(map(len, encoded), np.int64, len(encoded))
+    return np.fromiter(itertools.chain.from_iterable(encoded), np.uint32, int(lengths.sum())), lengths
 
 
-def _concatenate(pieces: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
-    lengths = np.fromiter(map(len, pieces), np.int64, len(pieces))
-    return np.fromiter(itertools.chain.from_iterable(pieces), np.uint32, int(lengths.sum())), lengths
+def encode_with_special(tokenizer: Tokenizer, texts: Sequence[str], special_ids: Mapping[str, int]) -> list[list[int]]:
+    """Ids of each text, in which the texts of `special_ids` become their ids and what lies between is encoded apart."""
+    if not special_ids:
+        return _encoded(tokenizer, texts)
+    split = re.compile("(" + "|".join(map(re.escape, sorted(special_ids, key=len, reverse=True))) + ")")
+    parts = [[part for part in split.split(text) if part] for text in texts]
+    ids = iter(_encoded(tokenizer, [part for text_parts in parts for part in text_parts if part not in special_ids]))
+    return [
+        [i for part in text_parts for i in ([special_ids[part]] if part in special_ids else next(ids))]
+        for text_parts in parts
+    ]
 
 
-def seqio_vocabulary(tokenizer: Tokenizer) -> Any:
-    """The same vocabulary as a `seqio.Vocabulary`; imports seqio and TensorFlow.
+def _encoded(tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
+    if not len(texts):
+        return []
+    ids, lengths = tokenizer.encode_batch(texts)
+    return [part.tolist() for part in np.split(ids, np.cumsum(lengths)[:-1])]
 
-    Ids are the tokenizer's own: nothing is shifted or reserved, so that id 0 survives. SeqIO's converters weigh the
-    loss by `targets > 0`; a codebase whose tokenizer uses id 0 for text has to weigh by position instead.
+
+@dataclass(frozen=True, kw_only=True)
+class ModelTokenizer:
+    """A tokenizer and how one model uses it.
+
+    Attributes:
+      vocabulary: text to ids and back.
+      prefix_id: what an empty context is replaced by: begin-of-text where the folder names one, else end-of-text.
+      stop_ids: ids that end an answer.
+      before, after: ids that the tokenizer's own template puts around every text.
+      special: names such as `bos_token` and their text, for chat templates.
+      chat_template: Jinja source; None: the project's own.
+      special_ids: texts that stand for ids although the vocabulary would spell them out, as chat templates write them.
     """
-    from diversity_jax.core.tensorflow import seqio
 
-    if tokenizer.kind == "bytes":
-        return seqio.ByteVocabulary()
-    if tokenizer.kind == "sentencepiece" and tokenizer._model.eos_id() == tokenizer.end_of_text_id:
-        return seqio.SentencePieceVocabulary(tokenizer.files[0])
-    from diversity_jax.tokenizers.seqio import TokenizerVocabulary
+    vocabulary: Tokenizer
+    prefix_id: int
+    stop_ids: frozenset[int]
+    before: tuple[int, ...] = ()
+    after: tuple[int, ...] = ()
+    special: Mapping[str, str] = field(default_factory=dict)
+    chat_template: str | None = None
+    special_ids: Mapping[str, int] = field(default_factory=dict)
 
-    return TokenizerVocabulary(tokenizer)
+    @property
+    def end_of_text_id(self) -> int:
+        """Id that ends a document."""
+        return self.vocabulary.end_of_text_id
+
+    def encode_batch(self, texts: Sequence[str], *, special: bool = True) -> list[list[int]]:
+        """Ids of each text; with `special`, `before` and `after` are added unless the text begins with `bos_token`."""
+        encoded = encode_with_special(self.vocabulary, texts, self.special_ids)
+        if not special or not (self.before or self.after):
+            return encoded
+        begin = self.special.get("bos_token")
+        return [
+            ids if begin and text.startswith(begin) else [*self.before, *ids, *self.after]
+            for text, ids in zip(texts, encoded, strict=True)
+        ]
+
+    def encode(self, text: str, *, special: bool = True) -> list[int]:
+        """Ids of one text."""
+        return self.encode_batch([text], special=special)[0]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of ids; end-of-text ids are left out."""
+        return self.vocabulary.decode(ids)
+
+
+def for_run(vocabulary: Tokenizer, chat: Mapping[str, Any] | None = None) -> ModelTokenizer:
+    """The tokenizer of a model trained here: in training, only end-of-text tokens stood between documents.
+
+    Args:
+      chat: of a fine-tuned model, what it was tuned with: the `template` and the `special` texts it names.
+    """
+    end = vocabulary.end_of_text_id
+    if not chat:
+        return ModelTokenizer(vocabulary=vocabulary, prefix_id=end, stop_ids=frozenset([end]))
+    template, special = chat["template"], chat["special"]
+    known = vocabulary.special_ids
+    begin = encode_with_special(vocabulary, [special["bos_token"]], known)[0] if special.get("bos_token") else []
+    return ModelTokenizer(
+        vocabulary=vocabulary,
+        prefix_id=begin[0] if len(begin) == 1 and "bos_token" in template else end,  # what its texts began with
+        stop_ids=frozenset([end, *turn_ends(vocabulary, template, special)]),
+        special=special,
+        chat_template=template,
+        special_ids=known,
+    )
+
+
+def turn_ends(tokenizer: Tokenizer, template: str, special: Mapping[str, str]) -> list[int]:
+    """The id with which a template ends an answer; empty where it writes no single token there."""
+    word = "Answer"
+    turns = [{"role": "user", "content": "Question"}, {"role": "assistant", "content": word}]
+    answer, _ = answer_parts(turns, template=template, special=special)[-1]
+    after = answer.rpartition(word)[2].strip()
+    ids = encode_with_special(tokenizer, [after], tokenizer.special_ids)[0] if after else []
+    return ids if len(ids) == 1 and len(after) > 1 else []  # a single character would be ordinary text
+
+
+def for_folder(vocabulary: Tokenizer, folder: Path) -> ModelTokenizer:
+    """The tokenizer of a Hugging Face folder, used as transformers 5 uses it: `tokenizer.json`'s own post-processor,
+    special tokens from `tokenizer_config.json`, end-of-text ids of `config.json` beside the tokenizer's.
+
+    Args:
+      vocabulary: loaded from this folder.
+
+    Raises:
+      InputError: one of the files is damaged, or the chat template is not text.
+    """
+    special = special_tokens(folder)
+    before: tuple[int, ...] = ()
+    after: tuple[int, ...] = ()
+    begin = None
+    if isinstance(vocabulary, HuggingFaceTokenizer) and (folder / "tokenizer.json").exists():
+        before, after = vocabulary.surrounding_ids()
+        begin = vocabulary.token_id(special["bos_token"]) if "bos_token" in special else None
+    elif isinstance(vocabulary, SentencePieceTokenizer):
+        special = {**vocabulary.special, **special}
+        begin = vocabulary.token_id(special["bos_token"]) if "bos_token" in special else None
+    ends = {vocabulary.end_of_text_id}
+    for name in ("config.json", "generation_config.json"):
+        if (folder / name).exists():
+            eos = read_json(folder / name).get("eos_token_id")
+            ends |= set(eos if isinstance(eos, list) else [] if eos is None else [eos])
+    return ModelTokenizer(
+        vocabulary=vocabulary,
+        prefix_id=vocabulary.end_of_text_id if begin is None else begin,
+        stop_ids=frozenset(ends),
+        before=before,
+        after=after,
+        special=special,
+        chat_template=folder_template(folder),
+    )

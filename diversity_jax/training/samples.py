@@ -17,7 +17,7 @@ from diversity_jax.core.errors import InputError
 from diversity_jax.mixtures.mixture import Mixture
 from diversity_jax.model.config import LlamaConfig
 from diversity_jax.model.llama import head_weight, hidden_states
-from diversity_jax.tokenizers.tokenizer import prepared_tokenizer
+from diversity_jax.prepare.manifest import prepared_tokenizer
 from diversity_jax.training.config import TrainConfig
 from diversity_jax.training.metrics import append_line, open_log
 

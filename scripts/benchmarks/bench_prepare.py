@@ -15,6 +15,7 @@ command takes for 64 documents, so that imports are on neither side. Best of the
 
 import argparse
 from dataclasses import dataclass
+from fractions import Fraction
 import json
 import os
 from pathlib import Path
@@ -29,16 +30,17 @@ import numpy as np
 
 from diversity_jax.corpus import CorpusConfig, open_corpus
 from diversity_jax.mixtures.config import Component
+from diversity_jax.mixtures.sources import sampled_texts
 from diversity_jax.prepare.manifest import Manifest
 from diversity_jax.prepare.workers import usable_cores
-from diversity_jax.tokenizers.tokenizer import Tokenizer, load_tokenizer, seqio_vocabulary
+from diversity_jax.tokenizers.tokenizer import Tokenizer, load_tokenizer
 from diversity_jax.tokenizers.train import train_tokenizer
 
 ROOT = Path(__file__).resolve().parents[2]
 _FEW = 64
 _PREPARE_CONFIG = """
 from diversity_jax.corpus import CorpusConfig
-from diversity_jax.mixtures.preparation import Preparation, PrepareConfig
+from diversity_jax.prepare.config import Preparation, PrepareConfig
 
 
 def get_config():
@@ -46,8 +48,9 @@ def get_config():
     return PrepareConfig(output_dir={output!r}, corpus=CorpusConfig(source={source!r}), vocabulary={vocabulary!r}, preparation=preparation)
 """
 _SEQIO_TASK = """
-from diversity_jax.mixtures.tensorflow import seqio, tf
-from diversity_jax.mixtures.vocabulary import load_tokenizer, seqio_vocabulary
+from diversity_jax.core.tensorflow import seqio, tf
+from diversity_jax.tokenizers.seqio import seqio_vocabulary
+from diversity_jax.tokenizers.tokenizer import load_tokenizer
 
 seqio.TaskRegistry.add(
     "bench",
@@ -143,6 +146,7 @@ def cache_job(text: Text, vocabulary: str, options: str, folder: Path) -> tuple[
 def pipeline(text: Text, tokenizer: Tokenizer, length: int, name: str) -> tuple[int, float]:
     """Tokens that SeqIO's pipeline packed, and CPU seconds of this process."""
     from diversity_jax.core.tensorflow import seqio, tf
+    from diversity_jax.tokenizers.seqio import seqio_vocabulary
 
     feature = seqio.Feature(seqio_vocabulary(tokenizer), add_eos=True, dtype=tf.int32)
     steps = [
@@ -220,9 +224,8 @@ def main() -> None:
             prose = Component(
                 name="prose", kind="real", corpus=CorpusConfig(source="installed_docs:prose", max_documents=4000)
             )
-            vocabulary = str(
-                train_tokenizer([prose], folder / "bench.model", vocab_size=8192, sample_characters=2_000_000)
-            )
+            texts = sampled_texts([prose], [Fraction(1)], characters=2_000_000, seed=0)
+            vocabulary = str(train_tokenizer(texts, folder / "bench.model", vocab_size=8192))
         vocabulary = str(Path(vocabulary).resolve())
         for kind in args.kinds:
             report(kind, documents(kind, args.documents), vocabulary, args, folder)

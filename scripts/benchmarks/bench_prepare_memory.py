@@ -10,6 +10,7 @@ GB.
 """
 
 import argparse
+from fractions import Fraction
 import json
 from pathlib import Path
 import random
@@ -23,12 +24,13 @@ import psutil
 
 from diversity_jax.corpus import CorpusConfig
 from diversity_jax.mixtures.config import Component
+from diversity_jax.mixtures.sources import sampled_texts
 from diversity_jax.tokenizers.train import train_tokenizer
 
 _LOOK_SECONDS = 0.05
 _CONFIG = """
 from diversity_jax.corpus import CorpusConfig
-from diversity_jax.mixtures.preparation import Hygiene, Preparation, PrepareConfig
+from diversity_jax.prepare.config import Hygiene, Preparation, PrepareConfig
 
 
 def get_config():
@@ -102,9 +104,8 @@ def main() -> None:
         vocabulary = args.vocabulary
         if vocabulary is None:
             sample = Component(name="sample", kind="real", corpus=CorpusConfig(source=str(text), max_documents=3000))
-            vocabulary = str(
-                train_tokenizer([sample], folder / "bench.model", vocab_size=8192, sample_characters=2_000_000)
-            )
+            texts = sampled_texts([sample], [Fraction(1)], characters=2_000_000, seed=0)
+            vocabulary = str(train_tokenizer(texts, folder / "bench.model", vocab_size=8192))
         config = folder / "prepare_config.py"
         near = args.near_duplicates
         config.write_text(

@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parents[2]
 _LOOK_SECONDS = 0.005
 _CONFIG = """
 from diversity_jax.corpus import CorpusConfig
-from diversity_jax.mixtures.preparation import Hygiene, Preparation, PrepareConfig
+from diversity_jax.prepare.config import Hygiene, Preparation, PrepareConfig
 
 
 def get_config():
