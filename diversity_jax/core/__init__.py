@@ -1,0 +1,1 @@
+"""What all layers share: errors, files, configurations, commands, progress, stored artifacts, intervals, formats."""

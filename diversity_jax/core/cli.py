@@ -1,4 +1,4 @@
-"""What every command does alike: read its configuration, log for people, and say what was wrong in one line."""
+"""The frame of every command: its configuration, logging, and bad input as one line with exit status 2."""
 
 from collections.abc import Callable, Sequence
 import logging
@@ -23,18 +23,17 @@ def run(
     """
     from diversity_jax.core import config
 
-    run_plain(lambda words: command(config.parse(words, config_type)), usage, argv)
+    run_plain(lambda arguments: command(config.parse(arguments, config_type)), usage, argv)
 
 
 def run_plain(command: Callable[[list[str]], Any], usage: str | None, argv: Sequence[str] | None = None) -> None:
-    """As `run`, for a command that takes its words as they are."""
+    """As `run`, for a command that parses its arguments itself."""
     argv = list(sys.argv[1:] if argv is None else argv)
     if not argv or argv[0] in ("-h", "--help"):
         print((usage or "").strip())
         sys.exit(0 if argv else 2)
-    logging.basicConfig(
-        level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True
-    )  # Orbax has put a handler there
+    # force: Orbax has installed a handler of its own
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)
     for noisy in ("jax", "absl", "httpx", "orbax", "gcsfs", "fsspec"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"google\.")  # about the end of Python versions

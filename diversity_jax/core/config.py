@@ -1,8 +1,7 @@
-"""Reading a typed configuration: `--config FILE.py` and `--config.field=value` for every field, by ml_collections.
+"""Typed configurations: `--config FILE.py` and overrides `--config.field=value` for every field, by ml_collections.
 
-`get_config()` of a configuration file returns frozen dataclasses, which check themselves when they are made. Overrides
-are applied to a mutable twin of the same fields and types, from which the frozen ones are made again: so a value given
-on the command line is checked exactly as one in the file, and with all others in place.
+Configurations are frozen dataclasses that check themselves when they are made. Overrides are applied to a mutable twin
+of the same fields and types, from which the frozen ones are made again, so that the checks see all values in place.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,7 +19,7 @@ from diversity_jax.core.errors import InputError
 
 
 def parse(argv: Sequence[str], expected: type) -> Any:
-    """The configuration that a command line asks for.
+    """The configuration of a command line.
 
     Args:
       argv: without the program's name: `--config FILE` or `--config=FILE`, and overrides `--config.a.b=value`. Items of
@@ -38,7 +37,7 @@ def parse(argv: Sequence[str], expected: type) -> Any:
 
 
 def with_values(config: Any, values: Mapping[str, Any]) -> Any:
-    """The configuration with fields set to values, by dotted names as on the command line.
+    """The configuration with fields, named with dots as on the command line, set to values.
 
     Raises:
       InputError: an unknown field, named with the nearest known one, or a value that the configuration refuses.
@@ -59,7 +58,7 @@ def load_file(path: str, expected: type) -> Any:
             f"--config {path}: no such file; give a Python file with get_config(), such as configs/quickstart.py"
         )
     specification = importlib.util.spec_from_file_location(f"config_{Path(path).stem}", path)
-    if specification is None:
+    if specification is None or specification.loader is None:
         raise InputError(
             f"--config {path}: is not a Python file; give one with get_config(), such as configs/quickstart.py"
         )
@@ -113,10 +112,8 @@ def _apply(twin: Any, overrides: Sequence[tuple[str, str]]) -> Any:
         if value.lower() == "none" and _may_be_none(twin, field):
             emptied.append(field)
             continue
-        values, argv = (
-            flags.FlagValues(),
-            ["command", f"--config.{field}={_as_literal(value, config_path.get_type(field, twin))}"],
-        )
+        values = flags.FlagValues()
+        argv = ["command", f"--config.{field}={_as_literal(value, config_path.get_type(field, twin))}"]
         try:
             config_flags.DEFINE_config_dataclass("config", twin, flag_values=values, sys_argv=argv)
             values(argv)
@@ -126,7 +123,7 @@ def _apply(twin: Any, overrides: Sequence[tuple[str, str]]) -> Any:
                 f"--config.{field}={value}: is not a value of type {getattr(wanted, '__name__', wanted)}"
             ) from None
         twin = values["config"].value
-    for field in emptied:  # last, since ml_collections looks for the fields of what is a configuration of its own
+    for field in emptied:  # last, since ml_collections defines a flag for every field of a nested configuration
         config_path.set_value(field, twin, None)
     return twin
 
@@ -140,14 +137,14 @@ def _may_be_none(twin: Any, field: str) -> bool:
 
 
 def _as_literal(value: str, wanted: Any) -> str:
-    """Words joined by commas as the tuple that they stand for: `--config.grid.templates=topic,topic_styles`."""
+    """Words joined by commas as a tuple of strings: `--config.grid.templates=topic,topic_styles`."""
     if wanted != tuple[str, ...] or "," not in value or value.lstrip()[:1] in ("(", "[", "'", '"'):
         return value
     return repr(tuple(filter(None, map(str.strip, value.split(",")))))
 
 
 def _check_known(twin: Any, field: str) -> None:
-    """Follows a dotted field, and names the nearest known field where it leaves the configuration."""
+    """Refuses a dotted field that the configuration does not have; the error suggests the nearest known one."""
     from ml_collections.config_flags import config_path
 
     holder, passed = twin, ""
@@ -188,20 +185,15 @@ _ORIGINAL, _OPTIONAL = "_frozen_original", "_fields_that_may_be_none"
 def _thaw(value: Any) -> Any:
     """A mutable twin: dataclasses with the same fields and types, lists for tuples of dataclasses."""
     if dataclasses.is_dataclass(value):
-        fields = []
         hints = typing.get_type_hints(type(value))
         values = {field.name: _thaw(getattr(value, field.name)) for field in dataclasses.fields(value)}
-        for field in dataclasses.fields(value):
-            inside = values[field.name]
-            hint = hints[field.name]
-            fields.append(
-                (field.name, type(inside) if dataclasses.is_dataclass(inside) or isinstance(inside, list) else hint)
-            )
+        fields = [
+            (name, type(inner) if dataclasses.is_dataclass(inner) or isinstance(inner, list) else hints[name])
+            for name, inner in values.items()
+        ]
         optional = frozenset(name for name, hint in hints.items() if type(None) in typing.get_args(hint))
-        twin = dataclasses.make_dataclass(
-            type(value).__name__, fields, namespace={_ORIGINAL: type(value), _OPTIONAL: optional}
-        )
-        return twin(**values)
+        namespace = {_ORIGINAL: type(value), _OPTIONAL: optional}
+        return dataclasses.make_dataclass(type(value).__name__, fields, namespace=namespace)(**values)
     if isinstance(value, tuple) and any(dataclasses.is_dataclass(item) for item in value):
         return [_thaw(item) for item in value]
     return dict(value) if isinstance(value, dict | types.MappingProxyType) else value
@@ -209,7 +201,6 @@ def _thaw(value: Any) -> Any:
 
 def _freeze(twin: Any) -> Any:
     if dataclasses.is_dataclass(twin):
-        return getattr(twin, _ORIGINAL)(
-            **{field.name: _freeze(getattr(twin, field.name)) for field in dataclasses.fields(twin)}
-        )
+        values = {field.name: _freeze(getattr(twin, field.name)) for field in dataclasses.fields(twin)}
+        return getattr(twin, _ORIGINAL)(**values)
     return tuple(map(_freeze, twin)) if isinstance(twin, list) else twin

@@ -1,12 +1,9 @@
-"""Files, local or remote: opening by path or URL, and writing so that a half-written file never looks whole.
-
-Bytes of a file in blocks, decompressed on the way; lines out of blocks.
-"""
+"""Files, local or remote: opening, listing, removing, writing whole or not at all, decompressing, hashing, JSON."""
 
 from collections.abc import Iterator
 import contextlib
 import errno
-import glob as local_glob
+import glob
 import hashlib
 import io
 import json
@@ -21,11 +18,10 @@ from diversity_jax.core.errors import InputError
 
 
 class DiskFull(InputError):
-    """A file could not be written whole, because there is no room for it."""
+    """A file could not be written because there is no space left for it."""
 
 
 _REMOTE = re.compile(r"^[a-zA-Z][a-zA-Z0-9+.-]+://")
-_FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 
 
 def is_remote(path: str | os.PathLike) -> bool:
@@ -34,9 +30,7 @@ def is_remote(path: str | os.PathLike) -> bool:
 
 
 def _remote(url: str | os.PathLike) -> tuple[Any, str]:
-    """The file system of a URL, and the path in it. What was listed before is forgotten: other processes and machines
-    write there too.
-    """
+    """The file system of a URL, and the path in it. Cached listings are dropped: other processes write there too."""
     import fsspec
 
     filesystem, inside = fsspec.core.url_to_fs(os.fspath(url))
@@ -71,47 +65,60 @@ def list_files(pattern: str | os.PathLike) -> list[str]:
     if is_remote(pattern):
         filesystem, path = _remote(pattern)
         try:
-            return sorted(filesystem.unstrip_protocol(found) for found in filesystem.glob(path))
+            return sorted(map(filesystem.unstrip_protocol, filesystem.glob(path)))
         except FileNotFoundError:  # no such bucket
             return []
     if os.path.isfile(pattern):
         return [pattern]
-    return sorted(found for found in local_glob.glob(pattern, recursive=True) if os.path.isfile(found))
+    return sorted(filter(os.path.isfile, glob.glob(pattern, recursive=True)))
+
+
+@contextlib.contextmanager
+def full_disk_named(path: str | os.PathLike) -> Iterator[None]:
+    """Turns the error of a full disk into one line about the file that was being written.
+
+    Raises:
+      DiskFull: the block ran out of disk space.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise DiskFull(f"{path}: the disk is full; free space or choose another folder, then run again") from error
 
 
 @contextlib.contextmanager
 def writing(path: str | os.PathLike, mode: str = "wb") -> Iterator[IO[Any]]:
-    """A file that appears at `path` whole or not at all: written beside it, synced to disk, then renamed.
+    """Opens a file that appears at `path` whole or not at all.
 
-    Remote files are uploaded by fsspec, and appear when the upload is committed, after all is written.
+    A local one is written beside it, synced to disk and renamed; a remote one appears when its upload is committed.
 
     Raises:
-      DiskFull: there is no room for it; the partial file has been removed.
+      DiskFull: there is no space for it; the partial file has been removed.
       InputError: a remote folder or bucket is not there, or may not be written to.
     """
-    if is_remote(path):
-        with _uploading(os.fspath(path)) as file:
-            if "b" in mode:
-                yield file
-            else:
-                text = io.TextIOWrapper(file, encoding="utf-8")
-                yield text
-                text.flush()
-                text.detach()
-        return
-    path = Path(path)
+    with _uploading(os.fspath(path)) if is_remote(path) else _replacing(Path(path)) as file:
+        if "b" in mode:
+            yield file
+        else:
+            text = io.TextIOWrapper(file, encoding="utf-8")
+            yield text
+            text.flush()
+            text.detach()
+
+
+@contextlib.contextmanager
+def _replacing(path: Path) -> Iterator[IO[bytes]]:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        with open(partial, mode, **({} if "b" in mode else {"encoding": "utf-8"})) as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    except OSError as error:
-        if error.errno in _FULL_DISK:
-            raise DiskFull(f"{path}: the disk is full; free space or choose another folder, then run again") from error
-        raise
+        with full_disk_named(path):
+            with open(partial, "wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
 
@@ -121,10 +128,9 @@ def _uploading(url: str) -> Iterator[IO[bytes]]:
     filesystem, inside = _remote(url)
     file = None
     try:
-        file = filesystem.open(
-            inside, "wb", autocommit=False
-        )  # closing it, as `with` does after an error too, would show what is there
-        filesystem.transaction.files.remove(file)  # where fsspec keeps it for a commit of several files at once
+        # With autocommit, closing the file, as `with` does after an error too, would publish what was written so far.
+        file = filesystem.open(inside, "wb", autocommit=False)
+        filesystem.transaction.files.remove(file)  # fsspec would commit it with others at the end of a transaction
         yield file
         file.close()
         file.commit()
@@ -139,7 +145,7 @@ def _uploading(url: str) -> Iterator[IO[bytes]]:
 
 
 def write_json(path: str | os.PathLike, value: Any) -> None:
-    """Writes `value` as indented JSON with sorted keys, whole or not at all; NaN and infinity are refused."""
+    """Writes `value` as indented JSON with sorted keys; NaN and infinity are refused."""
     text = json.dumps(value, indent=2, sort_keys=True, allow_nan=False, ensure_ascii=False)
     with writing(path, "w") as file:
         file.write(text + "\n")
@@ -205,11 +211,8 @@ def remove_tree(path: str | os.PathLike) -> None:
 
 def file_hash(path: str | os.PathLike) -> str:
     """SHA-256, in hexadecimal, of a file's bytes."""
-    digest = hashlib.sha256()
     with open_file(path) as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 COMPRESSED = (".gz", ".zst")
@@ -218,7 +221,7 @@ _COMPRESSED_BLOCK_BYTES = 1 << 17
 
 
 def expected_bytes(path: str) -> int:
-    """About how much a file holds, decompressed, from its size alone: text shrinks to about a third."""
+    """Decompressed size of a file, estimated from its size: text compresses to about a third."""
     return file_bytes(path) * (3 if path.endswith(COMPRESSED) else 1)
 
 
@@ -249,7 +252,7 @@ def _new_decompressor(path: str) -> Any:
 
 
 def _decompressed(path: str, file: Any) -> Iterator[bytes]:
-    """A stream may hold several members one after the other, as `cat a.gz b.gz` makes them."""
+    """Blocks of a compressed stream of one or several members, as `cat a.gz b.gz` makes them."""
     decompressor, begun, read_bytes = _new_decompressor(path), False, 0
     while data := file.read(_COMPRESSED_BLOCK_BYTES):
         read_bytes += len(data)
@@ -274,20 +277,15 @@ def _decompressed(path: str, file: Any) -> Iterator[bytes]:
         )
 
 
-def read_whole(path: str) -> bytes:
-    """The whole, decompressed content of a file."""
-    return b"".join(read_blocks(path))
-
-
 def read_lines(path: str) -> Iterator[list[bytes]]:
     """Lines of a file without their newline, a list for every block; a line may be longer than any block."""
-    pieces: list[bytes] = []
+    line_parts: list[bytes] = []
     for block in read_blocks(path):
         lines = block.split(b"\n")
-        pieces.append(lines[0])
+        line_parts.append(lines[0])
         if len(lines) > 1:
-            lines[0] = b"".join(pieces)
-            pieces = [lines.pop()]
+            lines[0] = b"".join(line_parts)
+            line_parts = [lines.pop()]
             yield lines
-    if last := b"".join(pieces):
+    if last := b"".join(line_parts):
         yield [last]

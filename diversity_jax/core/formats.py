@@ -1,4 +1,4 @@
-"""Numbers and foreign text as a reader should see them: units, thousands separators, and nothing invisible."""
+"""Numbers with units and separators, and foreign text without control characters, for pages and messages."""
 
 import math
 import re
@@ -14,10 +14,9 @@ _SCALES = ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k"))
 
 
 def clean(value: Any) -> str:
-    """Foreign text made harmless to show: control characters and broken surrogates become U+FFFD.
+    """Text that is safe to show: control characters and lone surrogates become U+FFFD.
 
-    Marks that reverse the direction of the text after them are spelt out, because a reader should see that they are
-    there.
+    Marks that reverse the direction of the text after them are written out, so that a reader sees them.
     """
     text = _CONTROLS.sub("\ufffd", str(value).replace("\r\n", "\n").replace("\r", "\n"))
     return _DIRECTION.sub(lambda mark: f"[U+{ord(mark.group()):04X}]", text)
@@ -83,10 +82,10 @@ def duration(seconds: float) -> str:
         return f"{significant(seconds * 1e3)}{THIN}ms"
     if seconds < 60:
         return f"{significant(seconds)}{THIN}s"
-    whole = round(seconds)
-    if whole < 3600:
-        return f"{whole // 60}{THIN}min {whole % 60}{THIN}s"
-    return f"{whole // 3600:,}{THIN}h {whole % 3600 // 60}{THIN}min"
+    rounded = round(seconds)
+    if rounded < 3600:
+        return f"{rounded // 60}{THIN}min {rounded % 60}{THIN}s"
+    return f"{rounded // 3600:,}{THIN}h {rounded % 3600 // 60}{THIN}min"
 
 
 def money(dollars: float) -> str:

@@ -1,7 +1,4 @@
-"""Module paths of releases before 0.2 that configuration files import: they go on working, with a DeprecationWarning.
-
-`install` puts a finder at the end of `sys.meta_path`, so a path is looked up here only when nothing of that name exists.
-"""
+"""Module paths of releases before 0.2 that configuration files import: they still work, with a DeprecationWarning."""
 
 from collections.abc import Sequence
 import importlib
@@ -33,10 +30,9 @@ class _MovedLoader(importlib.abc.Loader):
         homes = ", ".join(f"diversity_jax.{home}" for home in self._homes)
         warnings.warn(f"{module.__name__} has moved; import from {homes}", DeprecationWarning, stacklevel=2)
         for home in self._homes:
-            found = importlib.import_module(f"diversity_jax.{home}")
-            for name in vars(found):
+            for name, value in vars(importlib.import_module(f"diversity_jax.{home}")).items():
                 if not name.startswith("_"):
-                    vars(module).setdefault(name, getattr(found, name))
+                    vars(module).setdefault(name, value)
 
 
 class _MovedFinder(importlib.abc.MetaPathFinder):
@@ -51,6 +47,9 @@ class _MovedFinder(importlib.abc.MetaPathFinder):
 
 
 def install() -> None:
-    """Makes the old paths importable in this process; a second call changes nothing."""
+    """Makes the old paths importable in this process; a second call changes nothing.
+
+    The finder comes last in `sys.meta_path`, so it is asked only for modules that do not exist.
+    """
     if not any(isinstance(finder, _MovedFinder) for finder in sys.meta_path):
         sys.meta_path.append(_MovedFinder())

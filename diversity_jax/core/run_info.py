@@ -1,6 +1,7 @@
 """What is needed to repeat a run, written beside it as `run.json`: command line, settings, versions, hardware."""
 
 from collections.abc import Mapping, Sequence
+import contextlib
 import dataclasses
 import importlib.metadata
 import os
@@ -8,7 +9,6 @@ from pathlib import Path
 import platform
 import re
 import shlex
-import sys
 from typing import Any
 
 from diversity_jax.core.errors import InputError
@@ -99,11 +99,13 @@ def describe(command: Sequence[str], settings: Any, devices: Sequence[Any] = ())
       settings: a configuration dataclass, or a mapping of JSON values.
       devices: `jax.devices()`, where the run computes on any.
     """
-    kinds = sorted({str(device.device_kind) for device in devices})
-    machine = f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()}"
-    found = f"{len(devices)} x {', '.join(kinds)}; " if devices else ""
-    value = dataclasses.asdict(settings) if dataclasses.is_dataclass(settings) else settings
-    return RunInfo(command=_command(command), settings=_plain(value), versions=_versions(), hardware=found + machine)
+    hardware = f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()}"
+    if devices:
+        kinds = sorted({str(device.device_kind) for device in devices})
+        hardware = f"{len(devices)} x {', '.join(kinds)}; {hardware}"
+    if dataclasses.is_dataclass(settings) and not isinstance(settings, type):
+        settings = dataclasses.asdict(settings)
+    return RunInfo(command=_command(command), settings=_plain(settings), versions=_versions(), hardware=hardware)
 
 
 def _command(words: Sequence[str]) -> str:
@@ -117,21 +119,19 @@ def _command(words: Sequence[str]) -> str:
 
 
 def _versions() -> dict[str, str]:
-    found = {"python": sys.version.split()[0]}
+    versions = {"python": platform.python_version()}
     for package in _PACKAGES:
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[package] = importlib.metadata.version(package)
+    return versions
 
 
 def _plain(value: Any) -> Any:
     """JSON values of a configuration: tuples become lists, anything unusual its text, URLs lose user and password."""
     if isinstance(value, Mapping):
-        return {str(name): _plain(one) for name, one in value.items()}
+        return {str(name): _plain(item) for name, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(one) for one in value]
+        return [_plain(item) for item in value]
     if isinstance(value, str):
         return _USER_IN_URL.sub("", value)
     return value if value is None or isinstance(value, (bool, int, float)) else str(value)

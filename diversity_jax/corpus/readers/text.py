@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from diversity_jax.core.files import expected_bytes, file_hash, read_whole
+from diversity_jax.core.files import expected_bytes, file_hash, read_blocks
 from diversity_jax.corpus.document import Document, decode_utf8
 
 
@@ -16,7 +16,7 @@ class TextFile:
         self._label = label
 
     def batches(self) -> Iterator[list[bytes]]:
-        yield [read_whole(self._path)]
+        yield [b"".join(read_blocks(self._path))]
 
     def decode(self, raw: bytes, position: int) -> Document:
         text = decode_utf8(raw, self._path).removeprefix("\ufeff")
@@ -27,7 +27,7 @@ class TextFile:
 
     def fetch(self, positions: np.ndarray) -> Iterator[bytes]:
         for _ in positions:
-            yield read_whole(self._path)
+            yield b"".join(read_blocks(self._path))
 
     def expected_bytes(self) -> int:
         return expected_bytes(self._path)
