@@ -61,18 +61,10 @@ def _note(folder: Path, line: str) -> None:
         file.write(line + "\n")
 
 
-def _store(folder: Path, url: str | None, lease_seconds: float) -> Store:
-    if url is None:
-        return Store(folder / "steps")
-    from diversity_jax.study.object_store import ObjectStore
-
-    return ObjectStore(url, folder / "steps", lease_seconds=lease_seconds, save_seconds=0.1)
-
-
-def work(folder: str, seconds: float, url: str | None = None, lease_seconds: float = 60.0, pairs: int = 6) -> None:
+def work(folder: str, seconds: float) -> None:
     """Runs all steps that can be."""
-    store = _store(Path(folder), url, lease_seconds)
-    run_steps(steps(seconds, pairs=pairs), store, commands(Path(folder), store), CODES)
+    store = Store(Path(folder) / "steps")
+    run_steps(steps(seconds), store, commands(Path(folder), store), CODES)
 
 
 if __name__ == "__main__":

@@ -18,8 +18,7 @@ from diversity_jax.mixtures.build_config import BuildConfig
 from diversity_jax.mixtures.config import Component, MixtureConfig
 from diversity_jax.model import LLAMA
 from diversity_jax.study.config import Factor, Level, Recipe, StudyConfig, plan
-from diversity_jax.study.graph import Store, readers, run_steps, stale
-from diversity_jax.study.graph import progress as progress_of
+from diversity_jax.study.graph import Store, dependents, run_steps, stale, step_states
 from diversity_jax.study.run import stale_lines
 from diversity_jax.synthesis.config import GenerateConfig, GrammarComponent
 from diversity_jax.synthesis.demo_grammar import GrammarConfig
@@ -54,10 +53,10 @@ def test_killed_at_random_moments_it_goes_on_and_finished_steps_are_not_repeated
         time.sleep(generator.uniform(0.0, 0.3))
         process.send_signal(signal.SIGKILL)
         process.wait()
-        finished = set(progress_of(steps, store).done)
+        finished = set(step_states(steps, store).done)
         ends = {line for line in notes(tmp_path) if line.startswith("end")}
         assert len(ends) - len(finished) in (0, 1)  # between the end of a step and its record
-    assert not progress_of(steps, store).failed
+    assert not step_states(steps, store).failed
     progress = run_steps(steps, store, study_worker.commands(tmp_path, store), study_worker.CODES)
     assert len(progress.done) == 12
     seen = notes(tmp_path)
@@ -72,8 +71,8 @@ def test_a_failed_step_stops_only_what_needs_it_and_is_tried_again_when_forgiven
     key = progress.failed[0]
     assert store.failure(key)["reason"] == "this one cannot be done; it was asked to fail"
     assert "InputError" in store.log_file(key).read_text()
-    store.forgive(list(steps))
-    assert key in progress_of(steps, store).waiting
+    store.clear_failures(list(steps))
+    assert key in step_states(steps, store).waiting
 
 
 def test_a_step_that_is_told_to_stop_is_neither_done_nor_failed(tmp_path):
@@ -84,7 +83,7 @@ def test_a_step_that_is_told_to_stop_is_neither_done_nor_failed(tmp_path):
 
     with pytest.raises(SystemExit):
         run_steps(steps, store, {"first": stopped}, study_worker.CODES)
-    found = progress_of(steps, store)
+    found = step_states(steps, store)
     assert (len(found.waiting), found.failed) == (2, ())
 
 
@@ -104,9 +103,9 @@ def test_steps_made_again_take_with_them_what_was_made_from_them(tmp_path):
     store, steps = Store(tmp_path / "steps"), study_worker.steps(0.0, pairs=2)
     run_steps(steps, store, study_worker.commands(tmp_path, store), study_worker.CODES)
     first = next(iter(steps))
-    later = readers(steps, [first])
+    later = dependents(steps, [first])
     assert [steps[key].needs for key in later] == [(first,)]
-    store.forget([first, *later])
+    store.invalidate([first, *later])
     run_steps(steps, store, study_worker.commands(tmp_path, store), study_worker.CODES)
     seen = notes(tmp_path)
     assert (seen["end first 0"], seen["end second 0"], seen["end first 1"], seen["end second 1"]) == (2, 2, 1, 1)
@@ -117,7 +116,7 @@ def test_a_result_that_is_recorded_but_gone_is_named_by_what_would_read_it(tmp_p
     store, steps = Store(tmp_path / "steps"), study_worker.steps(0.0, pairs=1)
     first, second = steps
     run_steps(steps, store, study_worker.commands(tmp_path, store), study_worker.CODES)
-    store.forget([second])
+    store.invalidate([second])
     shutil.rmtree(store.output(first))
     run_steps(steps, store, study_worker.commands(tmp_path, store), study_worker.CODES)
     assert f"the result of {first} is recorded but gone; remove " in store.failure(second)["reason"]

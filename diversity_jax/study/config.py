@@ -1,6 +1,6 @@
-"""A study as it is asked for, and the steps it comes to: factors x levels x seeds over one base recipe."""
+"""The configuration of a study, and its plan: the runs (factors x levels x seeds of one recipe) and their steps."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 from dataclasses import dataclass, field
 import itertools
@@ -9,6 +9,7 @@ from typing import Any
 
 from diversity_jax.core import config as config_files
 from diversity_jax.core.errors import InputError
+from diversity_jax.core.files import is_remote
 from diversity_jax.evaluation.config import EvaluateConfig
 from diversity_jax.evaluation.continuations import ContinuationsConfig
 from diversity_jax.mixtures.build_config import BuildConfig
@@ -27,7 +28,7 @@ class Recipe:
 
     Each is the configuration of the command of its name. In any text in it, `{output}` is the folder the step writes
     to, and `{benchmark}`, `{generate}`, `{score}`, `{build}`, `{train}`, `{sft}` those of earlier steps; `output_dir`
-    fields are set by the study. `sft` is a second training, and `evaluate_sft` judges what came of it.
+    fields are set by the study. `sft` is a second training, and `evaluate_sft` judges the model it made.
     """
 
     benchmark: ContinuationsConfig | None = None
@@ -40,7 +41,7 @@ class Recipe:
     evaluate_sft: EvaluateConfig | None = None
 
     def parts(self) -> dict[str, Any]:
-        """The configurations that are there, by kind, in order."""
+        """The configurations that are not None, by kind, in order."""
         return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if getattr(self, f.name) is not None}
 
 
@@ -51,8 +52,7 @@ class Level:
     Attributes:
       name: shown; a number where it is an amount.
       set: fields of the recipe by dotted name, such as `{"train.train.steps": 100}`, and their values.
-      published: what others reported for this level, by stage and outcome (`350M pre-trained accuracy`), to be shown
-        beside.
+      published: figures that others reported for this level, by stage and outcome (`350M pre-trained accuracy`).
     """
 
     name: str | float
@@ -62,7 +62,7 @@ class Level:
 
 @dataclass(frozen=True, kw_only=True)
 class Factor:
-    """What is varied. With names that are numbers, the study also fits how outcomes level off."""
+    """A factor of the grid. Where its levels are numbers, the study also fits how outcomes level off with them."""
 
     name: str
     levels: tuple[Level, ...]
@@ -79,9 +79,7 @@ class Factor:
 
 @dataclass(frozen=True, kw_only=True)
 class Machine:
-    """An accelerator for which hours are forecast: its devices, each one's peak FLOP/s, and the share of it that
-    training reaches.
-    """
+    """Accelerators that hours are forecast for: their number, the peak FLOP/s of each, the share training reaches."""
 
     name: str
     devices: int
@@ -89,19 +87,19 @@ class Machine:
     utilisation: float = 0.45
 
     def hours(self, flops: float) -> float:
-        """Wall hours that so many operations take on all its devices."""
+        """Wall hours that so many operations take on all devices."""
         return flops / (self.devices * self.peak_flops * self.utilisation) / 3600
 
 
 @dataclass(frozen=True, kw_only=True)
 class Assumed:
-    """What a forecast has to assume before anything is made.
+    """Assumptions of a forecast made before any text is.
 
     Attributes:
-      document_tokens: of a synthetic document, as a judge is shown it.
-      generation_prompt_tokens: of the prompt for one.
-      epoch_tokens: of one pass over the data, where a training is asked for in epochs.
-      machines: to count hours for.
+      document_tokens: length of a synthetic document as a judge is shown it.
+      generation_prompt_tokens: length of the prompt for one.
+      epoch_tokens: one pass over the data, where the length of a training is set in epochs.
+      machines: the accelerators to count hours for.
     """
 
     document_tokens: int = 1000
@@ -119,26 +117,20 @@ class StudyConfig:
 
     Attributes:
       name: heads the page.
-      output_dir: shared by all processes that work on the study: a folder with file locks, or one in a bucket (`gs://`,
-        `s3://`).
+      output_dir: a local or mounted folder with file locks, shared by all processes that work on the study.
       factors: the grid is their product.
       only: levels to keep, as `factor=level, factor=level|level`; empty for the whole grid.
       apart: factors whose levels are analysed each by itself, such as the size of the model.
       seeds: repeats of every recipe; seed_fields: fields of the recipe that take the seed.
-      recipe: what is varied.
+      recipe: the base that levels change.
       predictors: diversity figures to regress outcomes on: fields of the scorecard, or `metrics.NAME`.
       controls: what partial correlations control for: `tokens`, `length`, or a figure as in `predictors`.
       processes: that run steps on this machine; other machines join by the same command.
-      stale: what becomes of steps made by code that has changed since: `keep` them and say so, or run them `again`.
-      dry_run: print the graph and what it will take, and stop.
+      stale: whether to `keep` steps made by code that has changed since, with a warning, or to run them `again`.
+      dry_run: print the graph and the forecast, and stop.
       step: run this one step (a key, as the dry run lists them) and stop; every process of a multi-host job gives the
         same.
-      work_dir: for an output_dir in a bucket: where this machine keeps steps at work and results it fetched; None: in
-        ~/.cache.
-      lease_seconds: for a bucket: a process that has given no sign of life for so long is taken for dead, and its step
-        taken over.
-      save_minutes: for a bucket: how often the files of a step at work go up, for whoever takes it over.
-      assumed: what the forecast is made from.
+      assumed: assumptions of the forecast.
     """
 
     name: str
@@ -155,9 +147,6 @@ class StudyConfig:
     stale: str = "keep"
     dry_run: bool = False
     step: str = ""
-    work_dir: str | None = None
-    lease_seconds: float = 60.0
-    save_minutes: float = 10.0
     assumed: Assumed = field(default_factory=Assumed)
 
     def __post_init__(self):
@@ -175,9 +164,11 @@ class StudyConfig:
             raise InputError(f"stale={self.stale!r}: choose {' or '.join(STALE)}")
         if self.processes < 1:
             raise InputError(f"processes={self.processes}: give at least 1")
-        for name in ("lease_seconds", "save_minutes"):
-            if not getattr(self, name) > 0:
-                raise InputError(f"{name}={getattr(self, name)}: must be above 0")
+        if is_remote(self.output_dir):
+            raise InputError(
+                f"output_dir={self.output_dir}: a study needs a folder with file locks; mount the bucket and name the "
+                "mounted folder, or share a folder between the workers of a Slurm or XPK array as scripts/launch shows"
+            )
         if not self.recipe.parts():
             raise InputError(f"study {self.name!r}: the recipe has no step; give at least one")
 
@@ -192,12 +183,12 @@ class Run:
 
     @property
     def recipe(self) -> str:
-        """Its levels in words."""
-        return in_words(self.levels)
+        """The recipe's name, from its levels."""
+        return recipe_name(self.levels)
 
 
-def in_words(levels: Mapping[str, str | float]) -> str:
-    """Such as `topics 40, ratio 4:1`."""
+def recipe_name(levels: Mapping[str, str | float]) -> str:
+    """Levels in words, such as `topics 40, ratio 4:1`."""
     return ", ".join(f"{name} {level}" for name, level in levels.items()) or "base"
 
 
@@ -210,7 +201,7 @@ class Plan:
 
 
 def plan(study: StudyConfig, store: Store) -> Plan:
-    """Works a study out.
+    """Works out the runs and steps of a study.
 
     Raises:
       InputError: a field that the recipe does not have, a step that names a later or missing one, or two recipes that
@@ -218,12 +209,16 @@ def plan(study: StudyConfig, store: Store) -> Plan:
     """
     steps: dict[str, Step] = {}
     runs = []
-    for levels in itertools.product(*_kept(study)):
+    for levels in itertools.product(*_selected_levels(study)):
         chosen = {factor.name: level.name for factor, level in zip(study.factors, levels, strict=True)}
-        recipe = _with_levels(study, levels)
+        recipe = study.recipe
+        for factor, level in zip(study.factors, levels, strict=True):
+            where = f"study {study.name!r}: factor {factor.name!r}, level {level.name!r}"
+            recipe = _with_values(recipe, level.set, where)
         for seed in study.seeds:
+            seeded = _with_values(recipe, dict.fromkeys(study.seed_fields, seed), f"study {study.name!r}: seed_fields")
             keys: dict[str, str] = {}
-            for kind, config in _seeded(study, recipe, seed).parts().items():
+            for kind, config in seeded.parts().items():
                 step = _step(kind, config, keys, store)
                 steps.setdefault(step.key, step)
                 keys[kind] = step.key
@@ -233,8 +228,8 @@ def plan(study: StudyConfig, store: Store) -> Plan:
     return Plan(runs=tuple(runs), steps=dict(sorted(steps.items(), key=lambda item: order.index(item[1].kind))))
 
 
-def _kept(study: StudyConfig) -> list[tuple[Level, ...]]:
-    """The levels of every factor that `only` leaves."""
+def _selected_levels(study: StudyConfig) -> list[tuple[Level, ...]]:
+    """The levels of every factor that `only` selects."""
     wanted: dict[str, list[str]] = {}
     for part in filter(None, (part.strip() for part in study.only.split(","))):
         name, equals, levels = part.partition("=")
@@ -258,29 +253,17 @@ def _kept(study: StudyConfig) -> list[tuple[Level, ...]]:
     ]
 
 
-def _with_levels(study: StudyConfig, levels: Sequence[Level]) -> Recipe:
-    recipe = study.recipe
-    for factor, level in zip(study.factors, levels, strict=True):
-        try:
-            recipe = config_files.with_values(recipe, level.set)
-        except InputError as error:
-            message = str(error).removeprefix("--config.")
-            raise InputError(f"study {study.name!r}: factor {factor.name!r}, level {level.name!r}: {message}") from None
-        except TypeError as error:
-            what = f"{dict(level.set)}: a value of the wrong type ({error})"
-            raise InputError(f"study {study.name!r}: factor {factor.name!r}, level {level.name!r}: {what}") from None
-    return recipe
-
-
-def _seeded(study: StudyConfig, recipe: Recipe, seed: int) -> Recipe:
+def _with_values(recipe: Recipe, values: Mapping[str, Any], where: str) -> Recipe:
     try:
-        return config_files.with_values(recipe, dict.fromkeys(study.seed_fields, seed))
+        return config_files.with_values(recipe, values)
     except InputError as error:
-        raise InputError(f"study {study.name!r}: seed_fields: {str(error).removeprefix('--config.')}") from None
+        raise InputError(f"{where}: {str(error).removeprefix('--config.')}") from None
+    except TypeError as error:
+        raise InputError(f"{where}: {dict(values)}: a value of the wrong type ({error})") from None
 
 
 def _step(kind: str, config: Any, earlier: Mapping[str, str], store: Store) -> Step:
-    """A step of a recipe: once with folders named by key, for its own key, and once with the folders themselves."""
+    """A step of a recipe: its key is made from texts that name folders by key, its configuration names the folders."""
     needs: list[str] = []
 
     def by_key(name: str) -> str:
@@ -298,17 +281,15 @@ def _step(kind: str, config: Any, earlier: Mapping[str, str], store: Store) -> S
         config = dataclasses.replace(config, output_dir="{output}")
     settings = _as_json(_in_texts(config, by_key))
     key = Step(kind=kind, config=None, settings=settings).key
-    folders = {name: str(store.output(earlier_key)) for name, earlier_key in earlier.items()} | {
-        "output": str(store.output(key))
-    }
+    folders = {name: str(store.output(earlier_key)) for name, earlier_key in (*earlier.items(), ("output", key))}
     return Step(kind=kind, config=_in_texts(config, folders.__getitem__), settings=settings, needs=tuple(needs))
 
 
-def _in_texts(value: Any, replace: Any) -> Any:
+def _in_texts(value: Any, replace: Callable[[str], str]) -> Any:
     """The value with `{name}` replaced in all texts inside."""
     if isinstance(value, str):
         return _FOLDER.sub(lambda match: replace(match[1]), value)
-    if dataclasses.is_dataclass(value):
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
         changed = {f.name: _in_texts(getattr(value, f.name), replace) for f in dataclasses.fields(value) if f.init}
         return dataclasses.replace(value, **changed)
     if isinstance(value, tuple | list):
@@ -321,9 +302,8 @@ def _in_texts(value: Any, replace: Any) -> Any:
 def _as_json(value: Any) -> Any:
     """A configuration as JSON values, each dataclass with its type's name."""
     if dataclasses.is_dataclass(value):
-        return {"type": type(value).__name__} | {
-            f.name: _as_json(getattr(value, f.name)) for f in dataclasses.fields(value)
-        }
+        fields = {f.name: _as_json(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        return {"type": type(value).__name__} | fields
     if isinstance(value, Mapping):
         return {str(name): _as_json(item) for name, item in value.items()}
     if isinstance(value, tuple | list):
@@ -340,30 +320,27 @@ def _check_different(study: StudyConfig, runs: Sequence[Run]) -> None:
         if other is run:
             continue
         if other.levels == run.levels:
-            fields = (
-                f"it reads none of {', '.join(study.seed_fields)}"
-                if study.seed_fields
-                else "seed_fields names no field for them"
-            )
+            fields = ", ".join(study.seed_fields)
+            reason = f"it reads none of {fields}" if fields else "seed_fields names no field for them"
             raise InputError(
-                f"study {study.name!r}: seeds {other.seed} and {run.seed} come to the same {last}: {fields}"
+                f"study {study.name!r}: seeds {other.seed} and {run.seed} come to the same {last}: {reason}"
             )
-        names = [name for name in run.levels if run.levels[name] != other.levels[name]]
-        here, there = (in_words({name: one.levels[name] for name in names}) for one in (run, other))
+        differing = [name for name in run.levels if run.levels[name] != other.levels[name]]
+        new, old = (recipe_name({name: each.levels[name] for name in differing}) for each in (run, other))
         raise InputError(
-            f"study {study.name!r}: {there} and {here} make the same recipe: "
-            f"{_why_equal(study, names, other, run, last)}"
+            f"study {study.name!r}: {old} and {new} make the same recipe: "
+            f"{_why_equal(study, differing, (run, other), last)}"
         )
 
 
-def _why_equal(study: StudyConfig, names: Sequence[str], one: Run, other: Run, last: str) -> str:
-    """Why levels of the named factors come to the same last step."""
-    factors = [factor for factor in study.factors if factor.name in names]
+def _why_equal(study: StudyConfig, names: Sequence[str], runs: Sequence[Run], last: str) -> str:
+    """Why two runs that differ in the levels of the named factors come to the same last step."""
     pairs = [
-        [level.set for level in factor.levels if level.name in (run.levels[factor.name] for run in (one, other))]
-        for factor in factors
+        [level.set for level in factor.levels if level.name in (run.levels[factor.name] for run in runs)]
+        for factor in study.factors
+        if factor.name in names
     ]
     if all(first == second for first, second in pairs):
         return "these levels set the same; leave one out"
-    fields = dict.fromkeys(field for pair in pairs for fields in pair for field in fields)
+    fields = dict.fromkeys(field for pair in pairs for values in pair for field in values)
     return f"{last} and the steps it needs read none of {', '.join(fields)}; vary a field that they read"

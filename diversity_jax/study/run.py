@@ -1,119 +1,144 @@
-"""A whole study: plan, run or join it, analyse, draw. What the command `python -m diversity_jax.study` calls."""
+"""A complete study: plan, run or join it, analyse, draw the page."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 import contextlib
+from dataclasses import dataclass
+import functools
+import hashlib
+import importlib
 import logging
 import multiprocessing
 import os
 from pathlib import Path
 import signal
 import sys
+import threading
+import time
+from typing import Any
 
 from diversity_jax.core.errors import InputError
-from diversity_jax.core.files import content_hash, is_remote, write_json
-from diversity_jax.study.config import StudyConfig
+from diversity_jax.core.files import write_json
+from diversity_jax.core.formats import counted
+from diversity_jax.study import config as study_config
+from diversity_jax.study import graph
+from diversity_jax.study.config import Plan, Recipe, StudyConfig
+from diversity_jax.study.graph import Command, Step, StepStates, Store
 
 log = logging.getLogger(__name__)
 
-_LEAVE_SECONDS = 60.0
+STOPPED = 143  # as a shell reports a process that SIGTERM ended: Slurm and Kubernetes start it again
+_TERMINATE_SECONDS = 60.0  # for other processes to save what they are working on
+_PACKAGE = Path(__file__).resolve().parents[1]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _StepKind:
+    """What runs a step: a function of a module, and the sources (packages or files) that its result depends on."""
+
+    module: str
+    sources: tuple[str, ...]
+    function: str = "main"
+
+
+_TRAINING = _StepKind(module="train", sources=("train.py", "training", "model", "mixtures"))
+_EVALUATION = _StepKind(module="evaluate", sources=("evaluate.py", "evaluation", "tokenizers", "model"))
+_KINDS = {
+    "benchmark": _StepKind(
+        module="evaluation.continuations", function="write", sources=("evaluation/continuations.py", "corpus")
+    ),
+    "generate": _StepKind(module="generate", sources=("generate.py", "synthesis", "llm", "corpus")),
+    "score": _StepKind(module="score", sources=("score.py", "scoring", "cluster_agent", "metrics", "llm", "corpus")),
+    "build": _StepKind(
+        module="mixtures.build", sources=("scoring", "mixtures", "prepare", "tokenizers", "cluster_agent", "corpus")
+    ),
+    "train": _TRAINING,
+    "sft": _TRAINING,
+    "evaluate": _EVALUATION,
+    "evaluate_sft": _EVALUATION,
+}
+assert set(_KINDS) == set(Recipe.__dataclass_fields__)
+
+
+def commands() -> dict[str, Command]:
+    """What runs a step of each kind; modules load when they are first needed."""
+    return {kind: functools.partial(_run_command, step_kind) for kind, step_kind in _KINDS.items()}
+
+
+def _run_command(kind: _StepKind, config: Any) -> None:
+    if kind is _EVALUATION:  # trainings keep their compiled programs themselves, once they have found the other hosts
+        from diversity_jax.training.runtime import keep_programs
+
+        keep_programs("user")
+    result = getattr(importlib.import_module(f"diversity_jax.{kind.module}"), kind.function)(config)
+    if getattr(result, "interrupted", False):  # a training that SIGTERM stopped has saved itself, and is not done
+        raise SystemExit(STOPPED)
+
+
+@functools.cache
+def codes() -> dict[str, dict[str, str]]:
+    """For each kind of step, a hash of each of its sources."""
+    return {kind: {source: _source_hash(source) for source in spec.sources} for kind, spec in _KINDS.items()}
+
+
+@functools.cache
+def _source_hash(source: str) -> str:
+    path = _PACKAGE / source
+    digest = hashlib.sha256()
+    for file in [path] if path.is_file() else sorted(path.rglob("*.py")):
+        digest.update(str(file.relative_to(_PACKAGE)).encode() + b"\0" + file.read_bytes() + b"\0")
+    return digest.hexdigest()
 
 
 def run(study: StudyConfig) -> None:
-    """The whole study; prints the page's path last."""
+    """The complete study, one step of it, or its dry run; prints the page's path last."""
     from diversity_jax.core import run_info
     from diversity_jax.report.pages import study as page
     from diversity_jax.study import analysis, cost_forecast
-    from diversity_jax.study import config as recipe
 
-    store = open_store(study)
-    plan = recipe.plan(study, store)
+    folder = Path(study.output_dir)
+    store = Store(folder / "steps")
+    plan = study_config.plan(study, store)
     if study.step:
         with _stoppable():
-            return _one_step(study, plan.steps, store)
+            return _run_one_step(study.step, plan.steps, store)
     for line in cost_forecast.describe(study, cost_forecast.needs(study, plan.steps, store)):
         log.info(line)
     if study.dry_run:
         print(describe_graph(plan, store))
         return
-    _tell_stale(study, plan.steps, store)
-    store.forgive(list(plan.steps))
-    progress = _run(study, plan.steps, store)
-    store.bring([key for key in progress.done if plan.steps[key].kind in analysis.READ], ".json")
+    _handle_stale(study, plan.steps, store)
+    store.clear_failures(plan.steps)
+    states = _run_steps(study, plan.steps, store)
     rows = analysis.table(study, plan.runs, store)
     if not rows:
-        raise InputError(f"{study.output_dir}: no recipe was judged; {_failures(progress, store)}")
-    failures = [{"step": key, **store.failure(key)} for key in progress.failed]
-    found = analysis.analyse(study, rows) | {
-        "densities": analysis.densities(study, plan.runs, store),
-        "failures": failures,
-    }
-    folder = local_folder(study)
-    write_json(folder / "analysis.json", found)
-    record = run_info.describe(sys.argv, study)
-    record.save(folder)
-    if progress.failed:
-        log.warning("%s", _failures(progress, store))
-    print(_published(study, page.draw(folder)))
+        raise InputError(f"{study.output_dir}: no recipe was judged; {_failures(states, store)}")
+    densities = analysis.densities(study, plan.runs, store)
+    failures = [{"step": key, **(store.failure(key) or {})} for key in states.failed]
+    results = analysis.analyse(study, rows) | {"densities": densities, "failures": failures}
+    write_json(folder / "analysis.json", results)
+    run_info.describe(sys.argv, study).save(folder)
+    if states.failed:
+        log.warning("%s", _failures(states, store))
+    print(page.draw(folder))
 
 
-def local_folder(study: StudyConfig) -> Path:
-    """Where this machine keeps the study: its output folder, or what stands in for one in a bucket."""
-    if not is_remote(study.output_dir):
-        return Path(study.output_dir)
-    if study.work_dir:
-        return Path(study.work_dir)
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return cache / "diversity_jax" / "studies" / f"{study.name}-{content_hash(study.output_dir)[:12]}"
+def describe_graph(plan: Plan, store: Store) -> str:
+    """A line for each step: done, failed or made by code that has changed since; its key, and the steps it needs."""
+    states = graph.step_states(plan.steps, store)
+    shown = dict.fromkeys(states.done, "stands") | dict.fromkeys(states.failed, "failed")
+    shown |= dict.fromkeys(graph.stale(plan.steps, store, codes()), "stale")
+    return "\n".join(
+        f"{shown.get(key, 'to do'):8}{key}{' <- ' if step.needs else ''}{' '.join(step.needs)}"
+        for key, step in plan.steps.items()
+    )
 
 
-def open_store(study: StudyConfig):
-    """The study's steps, in a folder or in a bucket."""
-    from diversity_jax.study.graph import Store
-    from diversity_jax.study.object_store import ObjectStore
-
-    work = local_folder(study) / "steps"
-    if not is_remote(study.output_dir):
-        return Store(work)
-    store = ObjectStore(study.output_dir, work, lease_seconds=study.lease_seconds, save_seconds=60 * study.save_minutes)
-    store.bucket.check()
-    return store
-
-
-def _published(study: StudyConfig, written: Path) -> str:
-    """Puts what was found beside the steps, where those are in a bucket; where the page is."""
-    if not is_remote(study.output_dir):
-        return str(written)
-    from diversity_jax.study.bucket import Bucket
-
-    bucket, folder = Bucket(study.output_dir), written.parent
-    for path in [folder / "analysis.json", folder / "run.json", written, *sorted((folder / "figures").glob("*"))]:
-        bucket.put(path, path.relative_to(folder).as_posix())
-    return bucket.url(written.name)
-
-
-def describe_graph(plan, store) -> str:
-    """A line for each step: whether it stands, failed, or was made by code that has changed since; its key, and the
-    steps it needs.
-    """
-    from diversity_jax.study import graph, steps
-
-    known = store.states(list(plan.steps)) | dict.fromkeys(graph.stale(plan.steps, store, steps.codes()), "stale")
-    lines = []
-    for key, step in plan.steps.items():
-        state = "stands" if known.get(key) == "done" else known.get(key, "to do")
-        lines.append(f"{state:8}{key}{' <- ' if step.needs else ''}{' '.join(step.needs)}")
-    return "\n".join(lines)
-
-
-def _one_step(study: StudyConfig, steps, store) -> None:
+def _run_one_step(key: str, steps: Mapping[str, Step], store: Store) -> None:
     """One step by its key, for schedulers that start every step themselves; all processes of a multi-host job call
-    this.
+    this, and the first of them records the result.
     """
-    from diversity_jax.study import graph
-    from diversity_jax.study.steps import codes, commands
     from diversity_jax.training.distributed import launched_number
 
-    key = study.step
     if key not in steps:
         raise InputError(f"step={key!r}: this study has no such step; --config.dry_run=True lists them")
     step = steps[key]
@@ -123,60 +148,52 @@ def _one_step(study: StudyConfig, steps, store) -> None:
     if store.done(key) is not None:
         log.info("%s stands", key)
         return
+    command = commands()[step.kind]
     if launched_number(os.environ) != 0:
-        if is_remote(study.output_dir):
-            raise InputError(
-                f"step={key!r}: several hosts at one step need a folder that all of them mount, not {study.output_dir}"
-            )
-        commands()[step.kind](step.config)
-        return
-    with store.claim(key) as mine:
+        return command(step.config)
+    with store.lock(key) as mine:
         if not mine:
             raise InputError(f"step={key!r}: another process is at it")
-        if not graph.run_step(step, store, commands()[step.kind], codes()[step.kind]):
-            raise InputError(f"step={key!r}: {_why(key, store)}")
+        if not graph.run_step(step, store, command, codes()[step.kind]):
+            raise InputError(f"step={key!r}: {_failure(key, store)}")
 
 
-def _run(study: StudyConfig, todo, store):
-    """Works in this process and in as many others as asked for."""
-    from diversity_jax.study import graph, steps
-
+def _run_steps(study: StudyConfig, steps: Mapping[str, Step], store: Store) -> StepStates:
+    """Works in this process and in `study.processes - 1` others."""
     context = multiprocessing.get_context("spawn")
-    others = [context.Process(target=_help, args=(study, number)) for number in range(1, study.processes)]
+    others = [context.Process(target=_work, args=(study, number)) for number in range(1, study.processes)]
     for process in others:
         process.start()
     with _own_cores(0, study.processes), _stoppable():
         try:
-            progress = graph.run_steps(todo, store, steps.commands(), steps.codes())
+            states = graph.run_steps(steps, store, commands(), codes())
         except BaseException:
             for process in others:
                 process.terminate()
             for process in others:
-                process.join(_LEAVE_SECONDS)  # they save what they are at
+                process.join(_TERMINATE_SECONDS)
             raise
         for process in others:
             process.join()
-    return progress
+    return states
 
 
-def _help(study: StudyConfig, number: int) -> None:
+def _work(study: StudyConfig, number: int) -> None:
     """Another process of this machine: the same plan, the same folder. It ends when its parent does."""
-    from diversity_jax.study import config as recipe
-    from diversity_jax.study import graph, steps
-
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)
     _end_with_parent(os.getppid())
-    store = open_store(study)
+    store = Store(Path(study.output_dir) / "steps")
     with _own_cores(number, study.processes), _stoppable():
-        graph.run_steps(recipe.plan(study, store).steps, store, steps.commands(), steps.codes())
+        graph.run_steps(study_config.plan(study, store).steps, store, commands(), codes())
 
 
 @contextlib.contextmanager
 def _stoppable() -> Iterator[None]:
-    """SIGTERM ends the process by an exception, so that it gives its step back; a training saves itself first."""
-    from diversity_jax.study.steps import STOPPED
+    """SIGTERM ends the process by an exception, so that its step is neither done nor failed; a training saves itself
+    first.
+    """
 
-    def stop(*_):
+    def stop(*_: Any) -> None:
         log.warning("SIGTERM: stopping; the same command goes on")
         raise SystemExit(STOPPED)
 
@@ -189,7 +206,7 @@ def _stoppable() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _own_cores(number: int, processes: int) -> Iterator[None]:
-    """Cores of its own for each process that computes on the CPU: threads of two that share all cores wait for each
+    """Pins each process that computes on the CPU to cores of its own; threads of two that share cores wait for each
     other.
     """
     from diversity_jax.training.runtime import cpu_only
@@ -197,20 +214,18 @@ def _own_cores(number: int, processes: int) -> Iterator[None]:
     if not hasattr(os, "sched_setaffinity") or not cpu_only():
         yield
         return
-    every = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, sorted(every)[number % len(every) :: processes])
+    cores = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, sorted(cores)[number % len(cores) :: processes])
     try:
         yield
     finally:
-        os.sched_setaffinity(0, every)
+        os.sched_setaffinity(0, cores)
 
 
 def _end_with_parent(parent: int) -> None:
     """A killed study leaves no worker behind that would hold its locks."""
-    import threading
-    import time
 
-    def watch():
+    def watch() -> None:
         while os.getppid() == parent:
             time.sleep(1)
         os._exit(1)
@@ -218,52 +233,43 @@ def _end_with_parent(parent: int) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _tell_stale(study: StudyConfig, steps, store) -> None:
-    """Says which results were made by other code, and has them made again, with all that was made from them, if that is
-    wanted.
-    """
-    from diversity_jax.study import graph
-    from diversity_jax.study.steps import codes
-
-    found = graph.stale(steps, store, codes())
-    if not found:
+def _handle_stale(study: StudyConfig, steps: Mapping[str, Step], store: Store) -> None:
+    """Warns of results that were made by other code; with `stale=again` invalidates them and their dependents."""
+    stale = graph.stale(steps, store, codes())
+    if not stale:
         return
-    later = [key for key, state in store.states(graph.readers(steps, found)).items() if state == "done"]
-    for line in stale_lines(steps, found):
+    for line in stale_lines(steps, stale):
         log.warning("%s", line)
-    made = f", and {len(later)} made from them, " if later else " "
+    dependents = [key for key in graph.dependents(steps, list(stale)) if store.record_file(key).exists()]
+    also = f", and {len(dependents)} made from them, " if dependents else " "
     if study.stale == "again":
-        store.forget([*found, *later])
-        log.warning("they%sare made again", made)
+        store.invalidate([*stale, *dependents])
+        log.warning("they%sare made again", also)
     else:
-        log.warning("they%sare kept as they are; --config.stale=again makes them again", made)
+        log.warning("they%sare kept as they are; --config.stale=again makes them again", also)
 
 
-def stale_lines(steps, found) -> list[str]:
+def stale_lines(steps: Mapping[str, Step], stale: Mapping[str, list[str]]) -> list[str]:
     """A line for each kind of step and cause: which results are stale, and why."""
     groups: dict[tuple[str, tuple[str, ...]], list[str]] = {}
-    for key, rooms in found.items():
-        groups.setdefault((steps[key].kind, tuple(rooms)), []).append(key)
+    for key, sources in stale.items():
+        groups.setdefault((steps[key].kind, tuple(sources)), []).append(key)
     lines = []
-    for (kind, rooms), keys in groups.items():
+    for (kind, sources), keys in groups.items():
         named = ", ".join(keys[:3]) + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")
-        lines.append(
-            f"stale: {len(keys)} {kind} made before diversity_jax/{', diversity_jax/'.join(rooms)} changed ({named})"
-        )
+        changed = ", ".join(f"diversity_jax/{source}" for source in sources)
+        lines.append(f"stale: {len(keys)} {kind} made before {changed} changed ({named})")
     return lines
 
 
-def _failures(progress, store) -> str:
-    from diversity_jax.core.formats import counted
-
-    shown = progress.failed[:3]
-    told = "; ".join(f"{key}: {_why(key, store)}" for key in shown)
-    more = f"; and {len(progress.failed) - len(shown)} more" if len(progress.failed) > len(shown) else ""
+def _failures(states: StepStates, store: Store) -> str:
+    reasons = "; ".join(f"{key}: {_failure(key, store)}" for key in states.failed[:3])
+    more = f"; and {len(states.failed) - 3} more" if len(states.failed) > 3 else ""
     return (
-        f"{counted(len(progress.failed), 'step')} failed, {len(progress.blocked)} more cannot run without: {told}{more}"
+        f"{counted(len(states.failed), 'step')} failed, {len(states.blocked)} more cannot run without: {reasons}{more}"
     )
 
 
-def _why(key: str, store) -> str:
+def _failure(key: str, store: Store) -> str:
     failure = store.failure(key)
-    return f"{failure['reason']} (log: {failure['log']})"
+    return f"{failure['reason']} (log: {failure['log']})" if failure else "its failure was cleared by another process"

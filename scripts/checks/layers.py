@@ -27,7 +27,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("study",),
     ("commands",),
 )
-COMMANDS = ("mixtures.build", "mixtures.prepare", "mixtures.show", "training.compile", "study.__main__")
+COMMANDS = ("mixtures.build", "mixtures.prepare", "mixtures.show", "training.compile", "study.__main__", "study.page")
 """Commands at public paths inside a package: on top, like the modules directly under `diversity_jax`."""
 
 

@@ -1,14 +1,10 @@
-"""The page of a study, drawn from its analysis alone, so that it can be drawn again without computing anything.
-
-python -m diversity_jax.report.pages.study FOLDER        draws FOLDER/report.html and FOLDER/figures anew from analysis.json and run.json
-"""
+"""The page of a study, drawn from analysis.json alone, so that it can be drawn again without computing anything."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 import re
 from typing import Any
 
-from diversity_jax.core import cli
 from diversity_jax.core.errors import InputError
 from diversity_jax.core.files import is_remote, read_json
 from diversity_jax.core.formats import counted, significant
@@ -23,8 +19,8 @@ from diversity_jax.report.page import KeyFigure, Page, Section
 from diversity_jax.report.pages import diversity
 from diversity_jax.report.plotting import render
 from diversity_jax.report.style import Palette
-from diversity_jax.study.analysis import FORMAT_VERSION
 
+FORMAT_VERSION = 2  # of analysis.json
 _MOST_DENSITIES = 8
 _MOST_PANELS = 6
 _NONE = "\u2013"
@@ -415,7 +411,3 @@ def draw_again(words: Sequence[str]) -> None:
         if is_remote(folder):
             raise InputError(f"{folder}: is in a bucket; copy analysis.json and run.json to a folder, and name that")
         print(draw(Path(folder)))
-
-
-if __name__ == "__main__":
-    cli.run_plain(draw_again, __doc__)
