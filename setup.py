@@ -57,8 +57,8 @@ setup(
         "jinja2>=3.1",
         "gguf>=0.19",
     ],
-    # The harness has no plug-ins: its command, with our models known to it.
-    entry_points={"console_scripts": [f"{name} = diversity_jax.lm_eval:main" for name in ("lm_eval", "lm-eval")]},
+    # lm-evaluation-harness has no plug-ins: its command with our models registered, under a name of our own.
+    entry_points={"console_scripts": ["diversity-jax-lm-eval = diversity_jax.lm_eval:main"]},
     extras_require={
         "cuda": ["jax[cuda12]"],
         "tpu": ["jax[tpu]"],

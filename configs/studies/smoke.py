@@ -1,7 +1,6 @@
 """The whole chain in the least time: does a study run here? 3 recipes through all eight kinds of steps, 22 steps.
 
     python -m diversity_jax.study --config configs/studies/smoke.py
-    python -m diversity_jax.study --config configs/studies/smoke.py --config.output_dir=gs://BUCKET/smoke        (tries a bucket)
 
 Models of 20,000 parameters see 10,000 tokens, and are trained a second time as if fine-tuned: nothing can be learnt
 from the outcome. scripts/checks/kill_study.py kills it at random moments and compares pages.
