@@ -33,7 +33,7 @@ def row(name: str, only: str, title: str) -> tuple[str, list[str]]:
     flops = parts["train"].flops + parts["sft"].flops
     hours = [_hours(machine.hours(flops)) if flops else "" for machine in study.assumed.machines]
     tokens = (parts["train"].tokens + parts["sft"].tokens) / 1e9
-    dollars = sum(need.dollars for need in found.values())
+    dollars = sum(need.llm.dollars for need in found.values())
     unpriced = "".join(f" + {model.split(':')[1]}" for need in found.values() for model in need.unpriced)
     cells = [
         title,
@@ -42,8 +42,8 @@ def row(name: str, only: str, title: str) -> tuple[str, list[str]]:
         f"{tokens:,.0f} B" if tokens else "",
         f"{flops:.2g}" if flops else "",
         *hours,
-        f"{parts['generate'].calls:,.0f}" if parts["generate"].calls else "",
-        f"{parts['score'].calls:,.0f}",
+        f"{parts['generate'].llm.calls:,.0f}" if parts["generate"].calls else "",
+        f"{parts['score'].llm.calls:,.0f}",
         f"{dollars:,.0f}{unpriced}",
     ]
     return f"| {' | '.join(cells)} |", [machine.name for machine in study.assumed.machines]
