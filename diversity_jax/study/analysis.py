@@ -119,7 +119,8 @@ def _controls(run: Run, store: Store, training: str) -> dict[str, float]:
         return {}
     train = record["settings"]["train"]
     controls = {"tokens": float(train["steps"] * train["batch_size"] * mixture.sequence_length)}
-    synthetic = [part.manifest.splits["train"] for part in mixture.taken if part.kind == "synthetic"]
+    manifests = [part.manifest for part in mixture.taken if part.kind == "synthetic"]
+    synthetic = [manifest.splits["train"] for manifest in manifests if manifest is not None]
     if documents := sum(split.documents for split in synthetic):
         controls["length"] = sum(split.tokens for split in synthetic) / documents
     return controls
@@ -282,8 +283,8 @@ def _published(study: StudyConfig, rows: Sequence[Row]) -> list[dict[str, Any]]:
                     for name in row["outcomes"]
                     if figure == f"{row['stage']} {name}"
                 ]
-                head = {"factor": factor.name, "level": level.name, "figure": figure, "published": value}
-                compared.append(head | {"ours": _mean(ours) if ours else None, "runs": len(ours)})
+                row = {"factor": factor.name, "level": level.name, "figure": figure, "published": value}
+                compared.append({**row, "ours": _mean(ours) if ours else None, "runs": len(ours)})
     return compared
 
 

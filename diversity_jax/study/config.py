@@ -232,10 +232,10 @@ def _selected_levels(study: StudyConfig) -> list[tuple[Level, ...]]:
     """The levels of every factor that `only` selects."""
     wanted: dict[str, list[str]] = {}
     for part in filter(None, (part.strip() for part in study.only.split(","))):
-        name, equals, levels = part.partition("=")
+        name, equals, names = part.partition("=")
         if not equals:
             raise InputError(f"only={study.only!r}: {part!r} is not of the form factor=level")
-        wanted[name.strip()] = [level.strip() for level in levels.split("|")]
+        wanted[name.strip()] = [level.strip() for level in names.split("|")]
     known = {factor.name: [str(level.name) for level in factor.levels] for factor in study.factors}
     for name, levels in wanted.items():
         if name not in known:

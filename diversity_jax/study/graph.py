@@ -9,20 +9,20 @@ command: each takes the next step that is ready under a file lock, which the ker
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 import contextlib
 from dataclasses import dataclass
-import fcntl
 import logging
-import os
 from pathlib import Path
 import socket
 import time
 import traceback
 from typing import Any
 
+from diversity_jax.core.artifacts import ArtifactStore, FolderLocked, exclusive_lock
 from diversity_jax.core.errors import InputError
-from diversity_jax.core.files import content_hash, read_json, write_json
+from diversity_jax.core.files import content_hash
 
 log = logging.getLogger(__name__)
 _POLL_SECONDS = 0.5  # between two looks for a step to run while other processes work
+_DONE, _FAILED = "done.json", "failed.json"
 _PAID_ANSWERS = "ledger.sqlite"  # and files that SQLite keeps beside it
 
 Command = Callable[[Any], None]
@@ -51,66 +51,50 @@ class Step:
         return f"{self.kind}-{content_hash([self.kind, self.settings])[:16]}"
 
 
-class Store:
+class Store(ArtifactStore):
     """A folder of steps, local or mounted: for each key its `output`, `log.txt`, and `done.json` or `failed.json`."""
-
-    def __init__(self, folder: str | Path):
-        self.folder = Path(folder)
 
     def output(self, key: str) -> Path:
         """The folder that the step writes to."""
-        return self.folder / key / "output"
+        return Path(self.folder, key, "output")
 
     def log_file(self, key: str) -> Path:
         """The file that holds what the step logs and prints."""
-        return self.folder / key / "log.txt"
-
-    def record_file(self, key: str) -> Path:
-        """The file whose existence says that the step is done."""
-        return self.folder / key / "done.json"
-
-    def failure_file(self, key: str) -> Path:
-        """The file whose existence says that the step has failed."""
-        return self.folder / key / "failed.json"
+        return Path(self.folder, key, "log.txt")
 
     def done(self, key: str) -> dict[str, Any] | None:
         """When, where and by what code a step was finished; None where it is not."""
-        path = self.record_file(key)
-        return read_json(path) if path.exists() else None
+        return self.record(f"{key}/{_DONE}")
 
     def failure(self, key: str) -> dict[str, str] | None:
         """`reason`, one line, and `log`, a file, of a step that failed; None where it has not."""
-        path = self.failure_file(key)
-        return read_json(path) if path.exists() else None
+        return self.record(f"{key}/{_FAILED}")
+
+    def state(self, key: str) -> str | None:
+        """`done`, `failed`, or None."""
+        names = {"done": _DONE, "failed": _FAILED}
+        return next((state for state, name in names.items() if self.is_complete(f"{key}/{name}")), None)
 
     def clear_failures(self, keys: Iterable[str]) -> None:
         """Lets failed steps be tried again; they resume from what they have written so far."""
         for key in keys:
-            self.failure_file(key).unlink(missing_ok=True)
+            with contextlib.suppress(FileNotFoundError):  # another worker of the study clears them too
+                self.withdraw(f"{key}/{_FAILED}")
 
     def invalidate(self, keys: Iterable[str]) -> None:
         """Lets finished steps be run again from nothing: their output is removed, but for the answers they paid for."""
         for key in keys:
-            with self.lock(key) as mine:
-                if mine:
-                    self.record_file(key).unlink(missing_ok=True)
-                    _clear(self.output(key))
+            with contextlib.suppress(FolderLocked), self.lock(key):
+                self.withdraw(f"{key}/{_DONE}")
+                _clear(self.output(key))
 
-    @contextlib.contextmanager
-    def lock(self, key: str) -> Iterator[bool]:
-        """Holds the step's lock; False where another process does."""
-        path = self.folder / key / "lock"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                yield False
-                return
-            yield True
-        finally:
-            os.close(descriptor)
+    def lock(self, key: str) -> contextlib.AbstractContextManager[int]:
+        """Holds the step's lock.
+
+        Raises:
+          FolderLocked: another process does.
+        """
+        return exclusive_lock(Path(self.folder, key, "lock"), f"step={key!r}: another process is at it")
 
 
 def _clear(output: Path) -> None:
@@ -136,13 +120,8 @@ def step_states(steps: Mapping[str, Step], store: Store) -> StepStates:
     """The state of every step; `steps` in an order in which needs come first."""
     states: dict[str, str] = {}
     for key, step in steps.items():
-        if store.record_file(key).exists():
-            states[key] = "done"
-        elif store.failure_file(key).exists():
-            states[key] = "failed"
-        else:
-            stuck = any(states[need] in ("failed", "blocked") for need in step.needs)
-            states[key] = "blocked" if stuck else "waiting"
+        stuck = any(states[need] in ("failed", "blocked") for need in step.needs)
+        states[key] = store.state(key) or ("blocked" if stuck else "waiting")
     by_state = {state: tuple(key for key in states if states[key] == state) for state in StepStates.__annotations__}
     return StepStates(**by_state)
 
@@ -171,16 +150,16 @@ def run_step(step: Step, store: Store, command: Command, code: Mapping[str, str]
     key, began, cpu_began = step.key, time.time(), time.process_time()
     try:
         for need in step.needs:
-            output, record_file = store.output(need), store.record_file(need)
-            if not output.exists():
+            if not store.output(need).exists():
+                output, done_file = store.output(need), store.path(f"{need}/{_DONE}")
                 raise InputError(
-                    f"{output}: the result of {need} is recorded but gone; remove {record_file} to have it made again"
+                    f"{output}: the result of {need} is recorded but gone; remove {done_file} to have it made again"
                 )
         with _logged(store.log_file(key)):
             command(step.config)
     except Exception as error:
         reason = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
-        write_json(store.failure_file(key), {"reason": reason, "log": str(store.log_file(key))})
+        store.commit(f"{key}/{_FAILED}", {"reason": reason, "log": str(store.log_file(key))})
         log.warning("%s failed: %s (log: %s)", key, reason, store.log_file(key))
         return False
     record = {
@@ -193,7 +172,7 @@ def run_step(step: Step, store: Store, command: Command, code: Mapping[str, str]
         "host": socket.gethostname(),
         "code": code,
     }
-    write_json(store.record_file(key), record)
+    store.commit(f"{key}/{_DONE}", record)
     return True
 
 
@@ -232,12 +211,13 @@ def _run_if_free(
 ) -> bool:
     """Runs a step unless another process does or did; whether it was run."""
     step = steps[key]
-    with store.lock(key) as mine:
-        if not mine or store.record_file(key).exists() or store.failure_file(key).exists():
+    with contextlib.suppress(FolderLocked), store.lock(key):
+        if store.state(key) is not None:
             return False
         log.info("%s  step %d of %d", key, len(step_states(steps, store).done) + 1, len(steps))
         run_step(step, store, commands[step.kind], codes[step.kind])
         return True
+    return False
 
 
 def stale(steps: Mapping[str, Step], store: Store, codes: Mapping[str, Mapping[str, str]]) -> dict[str, list[str]]:

@@ -151,9 +151,7 @@ def _run_one_step(key: str, steps: Mapping[str, Step], store: Store) -> None:
     command = commands()[step.kind]
     if launched_number(os.environ) != 0:
         return command(step.config)
-    with store.lock(key) as mine:
-        if not mine:
-            raise InputError(f"step={key!r}: another process is at it")
+    with store.lock(key):
         if not graph.run_step(step, store, command, codes()[step.kind]):
             raise InputError(f"step={key!r}: {_failure(key, store)}")
 
@@ -240,7 +238,7 @@ def _handle_stale(study: StudyConfig, steps: Mapping[str, Step], store: Store) -
         return
     for line in stale_lines(steps, stale):
         log.warning("%s", line)
-    dependents = [key for key in graph.dependents(steps, list(stale)) if store.record_file(key).exists()]
+    dependents = [key for key in graph.dependents(steps, list(stale)) if store.state(key) == "done"]
     also = f", and {len(dependents)} made from them, " if dependents else " "
     if study.stale == "again":
         store.invalidate([*stale, *dependents])
@@ -255,9 +253,9 @@ def stale_lines(steps: Mapping[str, Step], stale: Mapping[str, list[str]]) -> li
     for key, sources in stale.items():
         groups.setdefault((steps[key].kind, tuple(sources)), []).append(key)
     lines = []
-    for (kind, sources), keys in groups.items():
+    for (kind, paths), keys in groups.items():
         named = ", ".join(keys[:3]) + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")
-        changed = ", ".join(f"diversity_jax/{source}" for source in sources)
+        changed = ", ".join(f"diversity_jax/{path}" for path in paths)
         lines.append(f"stale: {len(keys)} {kind} made before {changed} changed ({named})")
     return lines
 
