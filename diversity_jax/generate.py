@@ -10,7 +10,6 @@ stands already is left alone.
 """
 
 import logging
-from pathlib import Path
 import sys
 from typing import Any
 
@@ -23,22 +22,11 @@ log = logging.getLogger(__name__)
 
 def main(config: GenerateConfig) -> None:
     """Writes demo text that is not there yet, then generates; prints the page's path last."""
-    _write_grammar(config)
+    from diversity_jax.synthesis.demo_grammar import write_demo_text
+
+    write_demo_text(config.grammar)
     if config.generators:
         _generate(config)
-
-
-def _write_grammar(config: GenerateConfig) -> None:
-    """Equal settings give equal bytes."""
-    from diversity_jax.synthesis.demo_grammar import GENERATOR, write_component
-
-    for component in config.grammar:
-        if Path(component.path).exists():
-            log.info("%s stands already", component.path)
-            continue
-        write_component(component.grammar, component.path)
-        made = f"{component.grammar.documents:,} documents over {component.grammar.topics:,} topics"
-        log.info("%s: %s (%s)", component.path, made, GENERATOR)
 
 
 def _generate(config: GenerateConfig) -> None:

@@ -8,7 +8,8 @@ import pytest
 from diversity_jax.core.errors import InputError
 from diversity_jax.mixtures.builder import build
 from diversity_jax.mixtures.config import Component, GatePolicy, MixtureConfig
-from diversity_jax.mixtures.show import describe, look, main
+from diversity_jax.mixtures.inspect import describe, inspect_mixture
+from diversity_jax.mixtures.show import main
 from tests.planted_texts import prose, write_jsonl
 
 
@@ -29,9 +30,9 @@ def folder(tmp_path_factory) -> Path:
 
 
 def test_shares_are_counted_and_decisions_repeated(folder):
-    view = look(folder, rows=5000, samples=2)
+    view = inspect_mixture(folder, rows=5000, samples=2)
     assert view.deviation < 1
-    assert {one.name: round(one.realised, 3) for one in view.shares()} == {"long": 0.8, "short": 0.2}
+    assert {name: round(share, 3) for name, share in view.realised.items()} == {"long": 0.8, "short": 0.2}
     assert len(view.replayed) == 2
     said = describe(view)
     assert "80.000 %" in said
@@ -39,11 +40,11 @@ def test_shares_are_counted_and_decisions_repeated(folder):
 
 
 def test_rows_are_decoded_with_their_documents_apart(folder):
-    samples = look(folder, samples=3).samples
+    samples = inspect_mixture(folder, samples=3).samples
     short = [row for row in samples if row.component == "short"]
     assert len(samples) == 6
-    assert all("short ".startswith(piece[:6]) for row in short for piece in row.pieces[1:])
-    assert sum(len(piece.encode()) + 1 for piece in short[0].pieces) - (not short[0].ends_document) == 65
+    assert all("short ".startswith(piece[:6]) for row in short for piece in row.texts[1:])
+    assert sum(len(piece.encode()) + 1 for piece in short[0].texts) - (not short[0].ends_document) == 65
 
 
 def test_the_page_needs_nothing_else(folder, tmp_path, capsys):
@@ -55,4 +56,4 @@ def test_the_page_needs_nothing_else(folder, tmp_path, capsys):
 
 def test_no_mixture_is_one_line(tmp_path):
     with pytest.raises(InputError, match=r"mixture\.json"):
-        look(tmp_path)
+        inspect_mixture(tmp_path)

@@ -12,9 +12,9 @@ import pytest
 
 from diversity_jax.core.errors import InputError
 from diversity_jax.corpus import CorpusConfig
+from diversity_jax.mixtures.inspect import inspect_mixture
 from diversity_jax.mixtures.mixture import Mixture
 from diversity_jax.mixtures.replay import replay
-from diversity_jax.mixtures.show import look
 from diversity_jax.model import logits
 from diversity_jax.model.cross_entropy import loss
 from diversity_jax.prepare.config import Chat, Preparation, PrepareConfig
@@ -185,8 +185,8 @@ def test_the_same_rows_are_found_again_and_other_templates_are_refused(mixture, 
 
 
 def test_looking_at_a_mixture_shows_examples(mixture):
-    view = look(mixture.folder, rows=100, samples=1)
-    pieces = {row.component: row.pieces for row in view.samples}
+    view = inspect_mixture(mixture.folder, rows=100, samples=1)
+    pieces = {row.component: row.texts for row in view.samples}
     assert all(piece.startswith("### Instruction:") for piece in pieces["short"])
     assert all(piece.strip() for piece in pieces["long"])
 

@@ -11,10 +11,8 @@ DIVERSITY_JAX_MIXTURES by whoever trains on it.
 import logging
 from pathlib import Path
 
-from diversity_jax import generate
 from diversity_jax.core import cli
 from diversity_jax.mixtures.build_config import BuildConfig
-from diversity_jax.synthesis.config import GenerateConfig
 
 log = logging.getLogger(__name__)
 
@@ -23,10 +21,10 @@ def main(config: BuildConfig) -> None:
     """Builds the mixture, registers it in this process to see that SeqIO accepts it, and prints its folder, last."""
     from diversity_jax.mixtures.builder import build
     from diversity_jax.scoring.run import scorer
+    from diversity_jax.synthesis.demo_grammar import write_demo_text
 
     folder = Path(config.output_dir)
-    if config.grammar:
-        generate.main(GenerateConfig(grammar=config.grammar))
+    write_demo_text(config.grammar)
     mixture = build(config.mixture, folder, scorer(config, folder / "scorecards"))
     for component in mixture.components:
         asked, granted = float(component.share_asked), float(component.share_granted)

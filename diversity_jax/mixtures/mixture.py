@@ -37,6 +37,13 @@ class MixtureComponent:
     manifest: Manifest | None
     part_of: str | None = None
 
+    @property
+    def prepared(self) -> Manifest:
+        """The manifest of a component that was taken."""
+        if self.manifest is None:
+            raise ValueError(f"component {self.name!r} was rejected, so none of its rows were prepared")
+        return self.manifest
+
 
 @dataclass(frozen=True, kw_only=True)
 class Mixture:

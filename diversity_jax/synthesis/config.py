@@ -6,7 +6,8 @@ from diversity_jax.cluster_agent import AgentConfig
 from diversity_jax.core.errors import InputError
 from diversity_jax.corpus import CorpusConfig
 from diversity_jax.llm import BudgetConfig, EngineConfig, parse_model
-from diversity_jax.synthesis.demo_grammar import GrammarConfig
+from diversity_jax.synthesis.demo_grammar import GrammarComponent as GrammarComponent
+from diversity_jax.synthesis.demo_grammar import GrammarConfig as GrammarConfig
 from diversity_jax.synthesis.prompts import STYLES
 
 ARM_DIMENSIONS = ("template", "generator", "style", "topics")
@@ -295,14 +296,6 @@ class SynthesisConfig:
             raise InputError(
                 "steering.arms: names generator while grid.mixed shares cells out by weight; set grid.mixed=False"
             )
-
-
-@dataclass(frozen=True, kw_only=True)
-class GrammarComponent:
-    """A file of demo text: where it goes, and how much of what the grammar writes."""
-
-    path: str
-    grammar: GrammarConfig = field(default_factory=GrammarConfig)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,11 +11,12 @@ words and its own choice of sentence patterns. Few topics make a redundant compo
 length. It stands in for real synthetic data in demonstrations and tests only, and every record says what made it.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 import gzip
 import itertools
 import json
+import logging
 from pathlib import Path
 import random
 from typing import Any
@@ -23,6 +24,8 @@ from typing import Any
 from diversity_jax.core.errors import InputError
 from diversity_jax.core.files import writing
 from diversity_jax.synthesis.demo_grammar_words import FIELDS, Field
+
+log = logging.getLogger(__name__)
 
 OPENINGS = """
 In {field}, few subjects repay study as well as the {thing}.
@@ -266,6 +269,25 @@ def generate(config: GrammarConfig) -> Iterator[dict[str, Any]]:
         text = _passage(topic, random.Random(f"passage {config.seed} {config.topics} {number}"), config)
         provenance = {"generator": GENERATOR, "generator_version": VERSION}
         yield {"text": text, "topic": topic.path, "seed": config.seed, "document": number, **provenance}
+
+
+@dataclass(frozen=True, kw_only=True)
+class GrammarComponent:
+    """A file of demo text: where it goes, and how much of what the grammar writes."""
+
+    path: str
+    grammar: GrammarConfig = field(default_factory=GrammarConfig)
+
+
+def write_demo_text(components: Iterable[GrammarComponent]) -> None:
+    """Writes the files of demo text that are not there yet; equal settings give equal bytes."""
+    for component in components:
+        if Path(component.path).exists():
+            log.info("%s stands already", component.path)
+            continue
+        write_component(component.grammar, component.path)
+        made = f"{component.grammar.documents:,} documents over {component.grammar.topics:,} topics"
+        log.info("%s: %s (%s)", component.path, made, GENERATOR)
 
 
 def write_component(config: GrammarConfig, path: str | Path) -> Path:

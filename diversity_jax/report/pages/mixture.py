@@ -1,52 +1,100 @@
-"""Sections about a built mixture: its composition as asked, granted and dealt, and rows as they are trained on."""
+"""The page of a built mixture: its composition as asked, granted and realised, and rows as they are trained on."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from pathlib import Path
 
+from diversity_jax.core import formats
 from diversity_jax.core.formats import compact, count, percent, significant
+from diversity_jax.core.run_info import Fact
+from diversity_jax.mixtures.inspect import MixtureView, SampleRow, without_middle
+from diversity_jax.mixtures.mixture import Mixture
+from diversity_jax.mixtures.shares import train_rows
+from diversity_jax.report import page
 from diversity_jax.report.data import Share
 from diversity_jax.report.figures import components
 from diversity_jax.report.html import Html, columns, element, joined, table
-from diversity_jax.report.page import Section, figure, named
+from diversity_jax.report.page import KeyFigure, Page, Section, figure, named
+from diversity_jax.report.pages import training_run, training_run_verdict
 from diversity_jax.report.plotting import render
 from diversity_jax.report.style import Palette
 
-
-@dataclass(frozen=True, kw_only=True)
-class Stock:
-    """What there is of a component: documents, training rows and tokens, epochs of them in the whole training (None:
-    length unknown).
-    """
-
-    name: str
-    documents: int
-    rows: int
-    tokens: int
-    epochs: float | None = None
+_SHOWN_CHARACTERS = 900  # of a document's part in a row
 
 
-@dataclass(frozen=True, kw_only=True)
-class SampleRow:
-    """One row of the mixture: its number, its component, and the texts of its pieces; all but the last piece end a
-    document here.
+def write(view: MixtureView, folder: Path) -> Path:
+    """Writes `report.html` and `figures/*.png`; returns the page's path."""
+    mixture = view.mixture
+    run = training_run.read(mixture.folder, mixture_dir=mixture.folder)
+    palette = Palette([component.name for component in mixture.components])
+    sections = (
+        composition(view, palette),
+        sample_rows(view.samples, palette, view.end_of_text),
+        *training_run.diversity(run, palette),
+        page.facts(_facts(mixture)),
+    )
+    document = Page(
+        kind="Mixture",
+        name=mixture.name,
+        verdict=training_run_verdict.verdict(run.decisions, None),
+        lede=view.replay_summary.capitalize() + ".",
+        key_figures=_key_figures(view),
+        sections=sections,
+        footer="Written by diversity_jax from mixture.json, manifests, scorecards and rows.",
+    )
+    return page.write(document, folder)
 
-    `ends_document` says whether the last piece does, too.
-    """
 
-    number: int
-    component: str
-    pieces: tuple[str, ...]
-    ends_document: bool
+def _key_figures(view: MixtureView) -> tuple[KeyFigure, ...]:
+    mixture, vocabulary = view.mixture, view.mixture.vocabulary
+    trains = [component.prepared.splits["train"] for component in mixture.taken]
+    synthetic = [component for component in mixture.components if component.kind == "synthetic"]
+    granted, asked = (
+        float(sum(getattr(part, name) for part in synthetic)) for name in ("share_granted", "share_asked")
+    )
+    rows = formats.compact(sum(train.rows for train in trains))
+    off = f"rows at most, in the first {count(view.rows)}"
+    return (
+        KeyFigure(
+            label="Prepared", value=formats.compact(sum(train.tokens for train in trains)), note="training tokens"
+        ),
+        KeyFigure(label="Synthetic", value=percent(granted), note=f"of the tokens; {percent(asked)} asked for"),
+        KeyFigure(label="Rows", value=rows, note=f"{mixture.sequence_length:,} to predict"),
+        KeyFigure(label="Vocabulary", value=count(vocabulary.size), note=f"{vocabulary.kind} ids"),
+        KeyFigure(label="Off its share", value=f"{view.deviation:.2f}", note=off),
+    )
 
 
-def composition(
-    shares: Sequence[Share], stocks: Sequence[Stock], palette: Palette, rows: int, deviation: float
-) -> Section:
-    """Shares asked for, granted and dealt out over the first `rows` rows, and the stock they are dealt from.
+def _facts(mixture: Mixture) -> list[Fact]:
+    code = mixture.code.get("version", "unknown")
+    facts = [
+        Fact(name="Folder", value=str(mixture.folder.resolve()), code=True),
+        Fact(name="Mixture", value=mixture.content_hash, code=True),
+        Fact(name="Code version", value=f"{code} {mixture.code.get('source_sha256', '')}".strip(), code=True),
+        Fact(name="Vocabulary", value=mixture.vocabulary.hash, code=True),
+        Fact(name="Seed", value=str(mixture.seed)),
+    ]
+    facts += [
+        Fact(name=f"Manifest of {part.name}", value=part.prepared.content_hash, code=True) for part in mixture.taken
+    ]
+    hashes = {part.part_of or part.name: part.decision.get("scorecard_hash") for part in mixture.components}
+    return facts + [
+        Fact(name=f"Scorecard of {name}", value=value, code=True) for name, value in hashes.items() if value
+    ]
 
-    Args:
-      deviation: the largest difference, in rows, between what a component was dealt and its granted share of `rows`.
-    """
+
+def composition(view: MixtureView, palette: Palette) -> Section:
+    """Shares asked for, granted and realised over the first rows, and what was prepared of each component."""
+    mixture, rows, deviation = view.mixture, view.rows, view.deviation
+    shares = [
+        Share(
+            name=component.name,
+            asked=float(component.share_asked),
+            granted=float(component.share_granted),
+            realised=view.realised.get(component.name, 0.0),
+        )
+        for component in mixture.components
+    ]
+    total = train_rows(mixture.asked.get("train_tokens"), mixture.sequence_length)
     alt = "; ".join(
         f"{one.name}: asked {percent(one.asked)}, granted {percent(one.granted)}, dealt {percent(one.realised, 2)}"
         for one in shares
@@ -58,16 +106,12 @@ def composition(
         f"no component is further than {significant(deviation, 2)} rows from its share."
     )
     titles = columns("Component", "#Documents", "#Rows", "#Training tokens", "#Epochs")
-    cells = [
-        (
-            named(one.name, palette),
-            count(one.documents),
-            count(one.rows),
-            compact(one.tokens),
-            "\u2013" if one.epochs is None else significant(one.epochs),
-        )
-        for one in stocks
-    ]
+    cells = []
+    for component in mixture.taken:
+        train = component.prepared.splits["train"]
+        epochs = "\u2013" if total is None else significant(float(component.share_granted) * total / train.rows)
+        amounts = count(train.documents), count(train.rows), compact(train.tokens), epochs
+        cells.append((named(component.name, palette), *amounts))
     body = joined(
         element("p", explained),
         figure(
@@ -92,14 +136,14 @@ def sample_rows(rows: Sequence[SampleRow], palette: Palette, end_of_text: str) -
 
 
 def _row(row: SampleRow, palette: Palette, *, opened: bool) -> Html:
-    last = len(row.pieces) - 1
+    last = len(row.texts) - 1
     pieces = [
         element(
             "div",
-            element("span", text, class_="sample", dir="auto"),
+            element("span", without_middle(text, _SHOWN_CHARACTERS), class_="sample", dir="auto"),
             class_="piece ends" if place < last or row.ends_document else "piece",
         )
-        for place, text in enumerate(row.pieces)
+        for place, text in enumerate(row.texts)
     ]
     pieces_said = f"{len(pieces)} piece{'s' if len(pieces) > 1 else ''}"
     head = element(
