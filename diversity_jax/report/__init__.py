@@ -1,1 +1,1 @@
-"""Pages for people: one self-contained HTML file a run, its figures inside and as PNG beside it."""
+"""Reports: one self-contained HTML page a run, with its figures as PNG and SVG files beside it."""

@@ -1,88 +1,79 @@
-"""HTML that escapes by construction: a plain string becomes text, and only what these functions made is markup."""
+"""Parts of a page as markup: jinja2 templates that clean and escape every value which is not markup already."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-import html as escaping
-from typing import Any
+import functools
+import re
+from typing import TYPE_CHECKING, Any
+
+from markupsafe import Markup
 
 from diversity_jax.core.formats import clean
+from diversity_jax.report.style import DARK, LIGHT, SLOTS, WIDE_PX, Palette
 
-_EMPTY = ("meta", "link", "br", "wbr")
+if TYPE_CHECKING:
+    import jinja2
 
-
-class Html(str):
-    """Markup made here, safe to put into a page as it is."""
-
-    __slots__ = ()
-
-
-def text(value: Any) -> Html:
-    """Foreign text, cleaned and escaped, safe inside elements and attributes alike."""
-    return value if isinstance(value, Html) else Html(escaping.escape(clean(value), quote=True))
+Html = Markup
+"""Text that is markup already: what templates and `html` made."""
+_COLUMN_KINDS = {"#": "number", "~": "wordy"}
 
 
-def joined(*parts: Any) -> Html:
-    """Parts one after the other; nested lists are opened, None is left out, anything that is not `Html` is escaped."""
-    return Html("".join(_flat(parts)))
+def _cleaned(value: Any) -> Any:
+    """Markup as it is, anything else as harmless text; the escaping itself follows."""
+    return value if hasattr(value, "__html__") else "" if value is None else clean(value)
 
 
-def _flat(parts: Iterable[Any]) -> Iterable[str]:
-    for part in parts:
-        if part is None:
-            continue
-        if isinstance(part, (list, tuple)):
-            yield from _flat(part)
-        else:
-            yield text(part)
+def html(pattern: str, *values: Any) -> Html:
+    """Markup from a pattern with `{}` for values, which are cleaned and escaped."""
+    return Markup(pattern).format(*map(_cleaned, values))
 
 
-def element(tag: str, *children: Any, **attributes: Any) -> Html:
-    """An element; `class_` and `data_label` stand for `class` and `data-label`, an attribute that is None is left
-    out.
-    """
-    written = "".join(
-        f' {key.rstrip("_").replace("_", "-")}="{text(value)}"'
-        for key, value in attributes.items()
-        if value is not None
+@functools.cache
+def environment() -> "jinja2.Environment":
+    """The templates of this package; an undefined name in one is an error."""
+    import jinja2
+
+    made = jinja2.Environment(
+        loader=jinja2.PackageLoader("diversity_jax.report"),
+        autoescape=True,
+        finalize=_cleaned,
+        undefined=jinja2.StrictUndefined,
     )
-    return Html(f"<{tag}{written}>") if tag in _EMPTY else Html(f"<{tag}{written}>{joined(*children)}</{tag}>")
+    made.globals |= {"light": LIGHT, "dark": DARK, "slots": SLOTS, "wide_px": WIDE_PX}
+    return made
 
 
-@dataclass(frozen=True, kw_only=True)
-class Column:
-    """A table's column: its heading and whether it holds numbers (set right) or sentences (kept wide enough to
-    read).
-    """
-
-    title: str
-    kind: str = "word"
-
-    @property
-    def css_class(self) -> str | None:
-        """The class of its cells."""
-        return {"number": "number", "wordy": "wordy"}.get(self.kind)
+@functools.cache
+def _macros() -> Any:
+    return environment().get_template("macros.html.j2").module
 
 
-def columns(*titles: str) -> tuple[Column, ...]:
-    """Columns by title: `#` before a title means numbers, `~` sentences."""
-    kinds = {"#": "number", "~": "wordy"}
-    return tuple(Column(title=title.lstrip("#~"), kind=kinds.get(title[0], "word")) for title in titles)
+def macro(name: str, *arguments: Any) -> Html:
+    """What a macro of `macros.html.j2` writes."""
+    return getattr(_macros(), name)(*arguments)
 
 
-def table(columns: Sequence[Column], rows: Iterable[Sequence[Any]]) -> Html:
-    """A table whose first cell heads its row; on a narrow screen each row becomes a small list with the headings beside
-    the values.
-    """
-    head = element("tr", [element("th", column.title, scope="col", class_=column.css_class) for column in columns])
-    body = [
-        element(
-            "tr",
-            element("th", row[0], scope="row"),
-            [
-                element("td", element("span", cell), class_=column.css_class, data_label=column.title)
-                for column, cell in zip(columns[1:], row[1:], strict=True)
-            ],
-        )
-        for row in rows
-    ]
-    return element("div", element("table", element("thead", head), element("tbody", body)), class_="scroll stack")
+def table(titles: Iterable[str], rows: Iterable[Sequence[Any]]) -> Html:
+    """A table. `#` before a title means a column of numbers (set right), `~` one of sentences (wide enough to read)."""
+    columns = [(title[1:], _COLUMN_KINDS[title[0]]) if title[:1] in _COLUMN_KINDS else (title, "") for title in titles]
+    return macro("table", columns, rows)
+
+
+def named(name: str, palette: Palette) -> Html:
+    """A component's name behind a dot of its colour; a long one breaks where its words end."""
+    return macro("name", re.split(r"(?<=[_/.-])(?=.)", clean(name)), palette.slot(name))
+
+
+def details(summary: Any, aside: str, *body: Any, slot: str = "", opened: bool = False) -> Html:
+    """Something folded behind its summary; `aside` stands at the right of the summary's line."""
+    return macro("details", summary, aside, body, slot, opened)
+
+
+def heading(title: str) -> Html:
+    """A heading inside a section."""
+    return html("<h3>{}</h3>", title)
+
+
+def muted(note: str) -> Html | None:
+    """A paragraph of less weight; None where there is nothing to say."""
+    return html('<p class="muted">{}</p>', note) if note else None

@@ -1,0 +1,1 @@
+"""Pages of the commands: each module writes one kind of page from the domain types it shows."""

@@ -1,56 +1,355 @@
-"""The page of a built mixture: its composition as asked, granted and realised, and rows as they are trained on."""
+"""The page of a built mixture, and the sections on its gate and token shares that the page of a training run has too."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
+from diversity_jax.cluster_agent import Scorecard
 from diversity_jax.core import formats
-from diversity_jax.core.formats import compact, count, percent, significant
+from diversity_jax.core.errors import InputError
+from diversity_jax.core.formats import count, percent, significant
+from diversity_jax.core.intervals import Estimate
 from diversity_jax.core.run_info import Fact
-from diversity_jax.mixtures.inspect import MixtureView, SampleRow, without_middle
-from diversity_jax.mixtures.mixture import Mixture
+from diversity_jax.mixtures.mixture import Mixture, MixtureComponent
 from diversity_jax.mixtures.shares import train_rows
 from diversity_jax.report import page
-from diversity_jax.report.data import Share
-from diversity_jax.report.figures import components
-from diversity_jax.report.html import Html, columns, element, joined, table
-from diversity_jax.report.page import KeyFigure, Page, Section, figure, named
-from diversity_jax.report.pages import training_run, training_run_verdict
+from diversity_jax.report.figures import diversity, outcomes
+from diversity_jax.report.html import details, heading, html, macro, muted, named, table
+from diversity_jax.report.page import KeyFigure, Page, Section
+from diversity_jax.report.pages import score
 from diversity_jax.report.plotting import render
 from diversity_jax.report.style import Palette
 
+ACTIONS = {
+    "register": "registered",
+    "downweight": "down-weighted",
+    "reject": "rejected",
+    "warn": "warned",
+    "ungated": "ungated",
+}
+_FILL = {"reject": "none", "downweight": "left"}
+_REAL = "real text"  # how the real components pooled are shown
+_NAMED_IN_VERDICT = 2  # components not simply registered that the headline names
 _SHOWN_CHARACTERS = 900  # of a document's part in a row
+_DASH = "\u2013"
+
+
+@dataclass(frozen=True, kw_only=True)
+class GateFigures:
+    """The figures of a gate's decision: a component's effective clusters, their ratio to the reference's, and how many
+    its policy required; None where there is none.
+    """
+
+    effective_clusters: Estimate | None
+    ratio: Estimate | None
+    required: float | None
+
+
+def gate_figures(component: MixtureComponent, scorecards: Mapping[str, Scorecard]) -> GateFigures:
+    """Reads a decision; what was required of a ratio becomes effective clusters by way of the reference's score.
+
+    Raises:
+      InputError: the decision lacks something, or its figures are no estimates.
+    """
+    decision = component.decision
+    try:
+        if decision["action"] not in ACTIONS or not isinstance(decision["reason"], str):
+            raise InputError(f"action is {decision['action']!r}; expected one of {', '.join(ACTIONS)}")
+        required = []
+        for finding in decision.get("findings", ()):
+            reference = finding["figure"].partition(":")[2]
+            if not reference:
+                required.append(finding["required"])
+            elif reference in scorecards:
+                required.append(finding["required"] * scorecards[reference].effective_clusters.value)
+        clusters, ratio = (
+            Estimate.from_json(decision[name], where=name) if decision.get(name) else None
+            for name in ("effective_clusters", "ratio")
+        )
+        if clusters is not None and clusters.bounds[0] <= 0:
+            raise InputError(f"effective_clusters.low is {clusters.low!r}; expected more than 0")
+        return GateFigures(effective_clusters=clusters, ratio=ratio, required=max(required, default=None))
+    except (InputError, KeyError, TypeError, AttributeError) as error:
+        why = str(error) if isinstance(error, InputError) else repr(error)
+        raise InputError(
+            f"mixture.json: the decision on {component.name} cannot be read ({why}); build the mixture again"
+        ) from None
+
+
+def load_scorecards(mixture: Mixture) -> dict[str, Scorecard]:
+    """Scorecards the decisions rest on, in the order of components, and under `real` that of the pooled real text where
+    it was a reference.
+
+    Raises:
+      InputError: a scorecard is broken, or is not the one that was decided by.
+    """
+    scorecards = {}
+    for component in mixture.components:
+        file = component.decision.get("scorecard")
+        path = mixture.folder / file if isinstance(file, str) else None
+        if path is None or not path.exists():
+            continue
+        scorecards[component.name] = Scorecard.load(path)
+        if scorecards[component.name].content_hash != component.decision.get("scorecard_hash"):
+            raise InputError(
+                f"{path}: is not the scorecard that the decision on {component.name} rests on; build the mixture again"
+            )
+    pooled = mixture.folder / "scorecards" / "real.json"
+    if pooled.exists() and any(component.decision.get("reference") == "real" for component in mixture.components):
+        scorecards["real"] = Scorecard.load(pooled)
+    return scorecards
+
+
+def verdict(components: Sequence[MixtureComponent]) -> str:
+    """One sentence: how many components entered the mixture, and which did not as they are, and why."""
+    taken = sum(component.decision["action"] != "reject" for component in components)
+    clauses = [
+        _clause(component, words)
+        for action, words in (("reject", "rejected"), ("downweight", "down-weighted"), ("warn", "with a warning"))
+        for component in components
+        if component.decision["action"] == action
+    ]
+    if (others := len(clauses) - _NAMED_IN_VERDICT) > 0:
+        clauses = [*clauses[:_NAMED_IN_VERDICT], f"{formats.counted(others, 'other')} not taken as they are"]
+    return "; ".join([f"{taken} of {formats.counted(len(components), 'component')} registered", *clauses]) + "."
+
+
+def _clause(component: MixtureComponent, words: str) -> str:
+    name, figures = formats.shortened(component.name, 40), gate_figures(component, {})
+    if figures.effective_clusters is None:
+        return f"{name} {words}: not scored"
+    clause = f"{name} {words}: {formats.estimate(figures.effective_clusters, 'effective clusters')}"
+    if figures.ratio is None:
+        return clause
+    reference = component.decision.get("reference") or "the reference"
+    reference = _REAL if reference == "real" else formats.shortened(reference, 40)
+    return f"{clause}, {significant(figures.ratio.value, 2)} of {reference}"
+
+
+def gate_sections(mixture: Mixture, scorecards: Mapping[str, Scorecard], palette: Palette) -> list[Section]:
+    """Decisions, and of the components that were scored their clusters and examples."""
+    shown = {_REAL if name == "real" else name: scorecard for name, scorecard in scorecards.items()}
+    references = [component.decision.get("reference") for component in mixture.components]
+    references = [_REAL if name == "real" else name for name in references]
+    reference = next((name for name in references if name in shown), None)
+    band = diversity.Whisker(name=reference, interval=shown[reference].effective_clusters) if reference else None
+    sections = [_gate(mixture.components, scorecards, band, palette)]
+    if not shown:
+        why = "No scorecard lies beside the mixture, so the clusters behind the decisions cannot be shown."
+        return [*sections, page.absent("clusters", "Clusters", why)]
+    not_as_they_are = [
+        component.name for component in mixture.components if component.decision["action"] in ("reject", "downweight")
+    ]
+    opened = next((name for name in not_as_they_are if name in shown), None)
+    return [
+        *sections,
+        score.clusters(shown, palette, with_sizes=False),
+        score.examples(shown, palette, most=2, opened=opened),
+    ]
+
+
+def _gate(
+    components: Sequence[MixtureComponent],
+    scorecards: Mapping[str, Scorecard],
+    band: diversity.Whisker | None,
+    palette: Palette,
+) -> Section:
+    """What the gate decided of each component, and from what; `band` is the reference."""
+    whiskers, rows = [], []
+    for component in components:
+        figures, action = gate_figures(component, scorecards), component.decision["action"]
+        clusters = figures.effective_clusters
+        if clusters is not None:
+            whiskers.append(
+                diversity.Whisker(
+                    name=component.name,
+                    interval=clusters,
+                    note=ACTIONS[action],
+                    fill=_FILL.get(action, "full"),
+                    required=figures.required,
+                )
+            )
+        rows.append(
+            (
+                named(component.name, palette),
+                component.kind,
+                formats.estimate(clusters) if clusters else "not scored",
+                formats.estimate(figures.ratio) if figures.ratio else _DASH,
+                html('<span class="verdict verdict-{}">{}</span>', action, ACTIONS[action]),
+                component.decision["reason"],
+            )
+        )
+    caption = f"{score.MEASURE} A hollow dot is a rejected component, a half-filled one a down-weighted one."
+    if band is not None:
+        caption += f" The grey band is the interval of {band.name}."
+    if any(whisker.required for whisker in whiskers):
+        caption += " The dashed line is where the policy asks the interval to lie above."
+    intro = (
+        "The gate compares intervals, never bare points. A component passes when all of its interval lies above what "
+        "its policy asks for and fails when all of it lies below; in between nothing is decided, and it is taken with "
+        "a warning."
+    )
+    drawing = score.whiskers_drawing("gate", whiskers, band, palette, caption) if whiskers else None
+    titles = ("Component", "Kind", "#Effective clusters", "#Ratio to reference", "Decision", "~Reason")
+    note = score.judge_note(scorecards.values()) if scorecards else ""
+    body = [intro, muted(note), drawing, table(titles, rows)]
+    return Section(anchor="gate", title="Gate decisions", body=body)
+
+
+def shares_section(
+    components: Sequence[MixtureComponent],
+    realised: Mapping[str, float] | None,
+    palette: Palette,
+    intro: str,
+    caption: str,
+    prepared: str | None,
+    *,
+    verb: str = "realised",
+) -> Section:
+    """Token shares as asked for, granted and realised.
+
+    Args:
+      realised: by component; None before training.
+      prepared: table of what was prepared, as markup.
+      verb: what the realised share is called in words.
+    """
+    parts = []
+    for component in components:
+        part = f"{component.name}: asked {percent(float(component.share_asked))}, "
+        part += f"granted {percent(float(component.share_granted))}"
+        if realised is not None:
+            part += f", {verb} {percent(realised.get(component.name, 0.0), 2)}"
+        parts.append(part)
+    caption += " Upright mark: the share asked for before the gate."
+    drawing = render(
+        "shares", "; ".join(parts), lambda width: outcomes.shares(components, realised, palette, width), caption
+    )
+    body = [intro, drawing, *([heading("What was prepared"), prepared] if prepared else [])]
+    return Section(anchor="shares", title="Token shares", body=body)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleRow:
+    """One row of a mixture, decoded.
+
+    Attributes:
+      number: in the mixture.
+      component: which the row belongs to.
+      texts: of its documents or parts of documents, in order; all but the last end a document here.
+      ends_document: whether the last one does, too.
+    """
+
+    number: int
+    component: str
+    texts: tuple[str, ...]
+    ends_document: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class MixtureView:
+    """What there is to see of a built mixture.
+
+    Attributes:
+      mixture: as built.
+      rows: how many rows realised shares are counted over.
+      counts: rows among them of each component taken, [components].
+      replayed: how the decisions come out when they are repeated, in a line.
+      samples: the first rows of each component.
+      end_of_text: the token that ends a document, for people.
+    """
+
+    mixture: Mixture
+    rows: int
+    counts: np.ndarray
+    replayed: str
+    samples: Sequence[SampleRow]
+    end_of_text: str
+
+    @property
+    def deviation(self) -> float:
+        """Rows by which the component furthest from its granted share is off."""
+        granted = np.array([float(component.share_granted) for component in self.mixture.taken]) * self.rows
+        return float(np.abs(self.counts - granted).max())
+
+    @property
+    def realised(self) -> dict[str, float]:
+        """Shares of the first `rows` rows, of each component taken."""
+        pairs = zip(self.mixture.taken, self.counts, strict=True)
+        return {component.name: float(count / self.rows) for component, count in pairs}
 
 
 def write(view: MixtureView, folder: Path) -> Path:
-    """Writes `report.html` and `figures/*.png`; returns the page's path."""
+    """Writes `report.html` and `figures/` into `folder`; returns the page's path."""
     mixture = view.mixture
-    run = training_run.read(mixture.folder, mixture_dir=mixture.folder)
     palette = Palette([component.name for component in mixture.components])
-    sections = (
-        composition(view, palette),
-        sample_rows(view.samples, palette, view.end_of_text),
-        *training_run.diversity(run, palette),
-        page.facts(_facts(mixture)),
+    intro = (
+        "Shares count tokens, not documents: every row is full, and rows are dealt by a fixed schedule. Over the first "
+        f"{count(view.rows)} rows no component is further than {significant(view.deviation, 2)} rows from its share."
     )
-    document = Page(
-        kind="Mixture",
-        name=mixture.name,
-        verdict=training_run_verdict.verdict(run.decisions, None),
-        lede=view.replay_summary.capitalize() + ".",
-        key_figures=_key_figures(view),
-        sections=sections,
-        footer="Written by diversity_jax from mixture.json, manifests, scorecards and rows.",
+    caption = f"Bars: rows dealt among the first {count(view.rows)}."
+    prepared = _prepared(mixture, palette)
+    return page.write(
+        Page(
+            kind="Mixture",
+            name=mixture.name,
+            verdict=verdict(mixture.components),
+            lede=view.replayed.capitalize() + ".",
+            key_figures=_key_figures(view),
+            sections=(
+                shares_section(
+                    mixture.components, view.realised, palette, intro, caption, prepared, verb="dealt"
+                ),
+                _sample_rows(view, palette),
+                *gate_sections(mixture, load_scorecards(mixture), palette),
+                page.facts(_facts(mixture)),
+            ),
+            footer="Written by diversity_jax from mixture.json, manifests, scorecards and rows.",
+        ),
+        folder,
     )
-    return page.write(document, folder)
+
+
+def _prepared(mixture: Mixture, palette: Palette) -> str:
+    total = train_rows(mixture.asked.get("train_tokens"), mixture.sequence_length)
+    rows = []
+    for component in mixture.taken:
+        train = component.manifest.splits["train"]
+        epochs = _DASH if total is None else significant(float(component.share_granted) * total / train.rows)
+        amounts = count(train.documents), count(train.rows), formats.compact(train.tokens), epochs
+        rows.append((named(component.name, palette), *amounts))
+    return table(("Component", "#Documents", "#Rows", "#Training tokens", "#Epochs"), rows)
+
+
+def _sample_rows(view: MixtureView, palette: Palette) -> Section:
+    """Rows as a model sees them, each document boundary marked."""
+    intro = (
+        f"The first rows of each component, decoded. A line marks the end of a document ({view.end_of_text}); a row "
+        "begins and ends where it was cut, often inside a document. Long pieces are shortened in the middle."
+    )
+    blocks = []
+    for row in view.samples:
+        texts = [without_middle(text, _SHOWN_CHARACTERS) for text in row.texts]
+        aside = f"row {count(row.number)}, {formats.counted(len(texts), 'piece')}"
+        slot = f"row {palette.slot(row.component)}"
+        shown = macro("documents", texts, row.ends_document)
+        blocks.append(details(named(row.component, palette), aside, shown, slot=slot, opened=not blocks))
+    return Section(anchor="rows", title="Sample rows", body=[intro, *blocks])
+
+
+def without_middle(text: str, most: int) -> str:
+    """Text without its middle, where that saves a line at least."""
+    if len(text) <= most + 80:
+        return text
+    return f"{text[: most // 2]}\n[\u2026 {len(text) - most:,} characters \u2026]\n{text[len(text) - most // 2 :]}"
 
 
 def _key_figures(view: MixtureView) -> tuple[KeyFigure, ...]:
     mixture, vocabulary = view.mixture, view.mixture.vocabulary
-    trains = [component.prepared.splits["train"] for component in mixture.taken]
+    trains = [component.manifest.splits["train"] for component in mixture.taken]
     synthetic = [component for component in mixture.components if component.kind == "synthetic"]
-    granted, asked = (
-        float(sum(getattr(part, name) for part in synthetic)) for name in ("share_granted", "share_asked")
-    )
+    granted, asked = (float(sum(getattr(part, name) for part in synthetic)) for name in ("share_granted", "share_asked"))
     rows = formats.compact(sum(train.rows for train in trains))
     off = f"rows at most, in the first {count(view.rows)}"
     return (
@@ -74,82 +373,9 @@ def _facts(mixture: Mixture) -> list[Fact]:
         Fact(name="Seed", value=str(mixture.seed)),
     ]
     facts += [
-        Fact(name=f"Manifest of {part.name}", value=part.prepared.content_hash, code=True) for part in mixture.taken
+        Fact(name=f"Manifest of {part.name}", value=part.manifest.content_hash, code=True) for part in mixture.taken
     ]
     hashes = {part.part_of or part.name: part.decision.get("scorecard_hash") for part in mixture.components}
     return facts + [
         Fact(name=f"Scorecard of {name}", value=value, code=True) for name, value in hashes.items() if value
     ]
-
-
-def composition(view: MixtureView, palette: Palette) -> Section:
-    """Shares asked for, granted and realised over the first rows, and what was prepared of each component."""
-    mixture, rows, deviation = view.mixture, view.rows, view.deviation
-    shares = [
-        Share(
-            name=component.name,
-            asked=float(component.share_asked),
-            granted=float(component.share_granted),
-            realised=view.realised.get(component.name, 0.0),
-        )
-        for component in mixture.components
-    ]
-    total = train_rows(mixture.asked.get("train_tokens"), mixture.sequence_length)
-    alt = "; ".join(
-        f"{one.name}: asked {percent(one.asked)}, granted {percent(one.granted)}, dealt {percent(one.realised, 2)}"
-        for one in shares
-    )
-    drawing = render("shares", alt, lambda width: components.shares(shares, palette, width))
-    explained = (
-        "Shares count tokens, not documents: every row is full, and rows are dealt by a fixed schedule. Over the "
-        f"first {count(rows)} rows "
-        f"no component is further than {significant(deviation, 2)} rows from its share."
-    )
-    titles = columns("Component", "#Documents", "#Rows", "#Training tokens", "#Epochs")
-    cells = []
-    for component in mixture.taken:
-        train = component.prepared.splits["train"]
-        epochs = "\u2013" if total is None else significant(float(component.share_granted) * total / train.rows)
-        amounts = count(train.documents), count(train.rows), compact(train.tokens), epochs
-        cells.append((named(component.name, palette), *amounts))
-    body = joined(
-        element("p", explained),
-        figure(
-            drawing,
-            f"Bars: rows dealt among the first {count(rows)}. Upright mark: the share asked for before the gate.",
-        ),
-        element("h3", "What was prepared"),
-        table(titles, cells),
-    )
-    return Section(anchor="shares", title="Token shares", body=body, drawings=(drawing,))
-
-
-def sample_rows(rows: Sequence[SampleRow], palette: Palette, end_of_text: str) -> Section:
-    """Rows as a model sees them, each document boundary marked."""
-    intro = (
-        f"The first rows of each component, decoded. A line marks the end of a document ({end_of_text}); a row begins "
-        "and ends where it "
-        "was cut, often inside a document. Long pieces are shortened in the middle."
-    )
-    body = joined(element("p", intro), [_row(one, palette, opened=place == 0) for place, one in enumerate(rows)])
-    return Section(anchor="rows", title="Sample rows", body=body)
-
-
-def _row(row: SampleRow, palette: Palette, *, opened: bool) -> Html:
-    last = len(row.texts) - 1
-    pieces = [
-        element(
-            "div",
-            element("span", without_middle(text, _SHOWN_CHARACTERS), class_="sample", dir="auto"),
-            class_="piece ends" if place < last or row.ends_document else "piece",
-        )
-        for place, text in enumerate(row.texts)
-    ]
-    pieces_said = f"{len(pieces)} piece{'s' if len(pieces) > 1 else ''}"
-    head = element(
-        "summary",
-        named(row.component, palette),
-        element("span", f"row {count(row.number)}, {pieces_said}", class_="aside"),
-    )
-    inside = element("div", pieces, class_=f"inside row {palette.slot(row.component)}")
-    return element("details", head, inside, open="" if opened else None)

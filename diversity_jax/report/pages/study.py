@@ -1,63 +1,56 @@
-"""The page of a study, drawn from analysis.json alone, so that it can be drawn again without computing anything."""
+"""The page of a study, drawn from `analysis.json` and `run.json` alone, so that it can be drawn again at any time."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 import re
 from typing import Any
 
-from diversity_jax.core.errors import InputError
-from diversity_jax.core.files import is_remote, read_json
+from diversity_jax.core.files import read_json
 from diversity_jax.core.formats import counted, significant
-from diversity_jax.core.run_info import RunInfo
+from diversity_jax.core.run_info import Fact, RunInfo
 from diversity_jax.metrics.registry import METRICS
 from diversity_jax.report import page
-from diversity_jax.report.data import Distribution, Fact
-from diversity_jax.report.figures import study
-from diversity_jax.report.figures.components import Ridge
-from diversity_jax.report.html import Html, columns, element, joined, table
+from diversity_jax.report.figures import outcomes
+from diversity_jax.report.figures.diversity import Distribution, Ridge
+from diversity_jax.report.html import Html, heading, html, table
 from diversity_jax.report.page import KeyFigure, Page, Section
-from diversity_jax.report.pages import diversity
-from diversity_jax.report.plotting import render
+from diversity_jax.report.pages import score
+from diversity_jax.report.plotting import Drawing, render
 from diversity_jax.report.style import Palette
 
-FORMAT_VERSION = 2  # of analysis.json
 _MOST_DENSITIES = 8
 _MOST_PANELS = 6
-_NONE = "\u2013"
+_MOST_EFFECTS = 4
+_DASH = "\u2013"
 _JOINT = " \u00b7 "
 _SLOPE_NOTE = (
     "Slopes are of the outcome over the natural logarithm of the figure, one point a recipe, seeds averaged. "
-    "Intervals hold 95 % (HC3, t). "
-    "A correlation over few recipes is weak evidence whatever its size; the power table says how weak."
+    "Intervals hold 95 % (HC3, t). A correlation over few recipes is weak evidence whatever its size; the power table "
+    "says how weak."
 )
+Json = Mapping[str, Any]
 
 
-def draw(folder: Path) -> Path:
-    """Draws `report.html` and `figures/` from `analysis.json` and `run.json`.
+def write(folder: Path, analysis: Json) -> Path:
+    """Writes `report.html` and `figures/` from an analysis and the folder's `run.json`.
 
-    Raises:
-      InputError: one of the two is not there, or another version of this package wrote it.
+    Returns:
+      The page's path.
     """
-    path = folder / "analysis.json"
-    analysis = read_json(path)
-    if analysis.get("format_version") != FORMAT_VERSION:
-        raise InputError(
-            f"{path}: another version of this package wrote it; run the study again, steps that stand are not repeated"
-        )
-    return page.write(_page(analysis, RunInfo.load(folder / "run.json").facts()), folder)
+    return page.write(_compose(analysis, RunInfo.load(folder / "run.json").facts()), folder)
 
 
-def _page(analysis: Mapping[str, Any], facts: Sequence[Fact]) -> Page:
+def _compose(analysis: Json, facts: Sequence[Fact]) -> Page:
     headline, trained = _headline(analysis["relations"]), bool(analysis["relations"])
     sections = [
         *_relations(analysis),
-        *_effects(analysis),
+        _effects(analysis),
         *(_amounts(analysis, factor) for factor in analysis["factors"]),
         _figures(analysis) if trained else None,
         _densities(analysis["densities"]),
         _failures(analysis["failures"]),
         _runs(analysis),
-        _power(analysis["power"]) if analysis["relations"] else None,
+        _power(analysis["power"]) if trained else None,
         _published(analysis["published"]),
         page.facts(facts),
     ]
@@ -72,21 +65,18 @@ def _page(analysis: Mapping[str, Any], facts: Sequence[Fact]) -> Page:
     )
 
 
-def _headline(relations: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
+def _headline(relations: Sequence[Json]) -> Json | None:
     """The first relation that could be fitted: the first outcome of the first stage over the first predictor."""
-    return next((one for one in relations if "slope" in one.get("log_line", {})), None)
+    return next((relation for relation in relations if "slope" in relation.get("log_line", {})), None)
 
 
-def _lede(analysis: Mapping[str, Any], one: Mapping[str, Any] | None) -> str:
-    what = "judged model" if analysis["relations"] else "scoring"
-    lede = f"{counted(analysis['power']['recipes'], 'recipe')}, {counted(len(analysis['runs']), what)}."
-    return (
-        lede
-        if one is None
-        else (
-            f"{lede} Below: {one['outcome']} of {one['stage']} models over the logarithm of {_title(one['predictor'])}."
-        )
-    )
+def _lede(analysis: Json, headline: Json | None) -> str:
+    judged = counted(len(analysis["runs"]), "judged model" if analysis["relations"] else "scoring")
+    lede = f"{counted(analysis['power']['recipes'], 'recipe')}, {judged}."
+    if headline is None:
+        return lede
+    predictor = _title(headline["predictor"])
+    return f"{lede} Below: {headline['outcome']} of {headline['stage']} models over the logarithm of {predictor}."
 
 
 def _title(figure: str) -> str:
@@ -95,319 +85,283 @@ def _title(figure: str) -> str:
     return METRICS[name].title if name in METRICS else name.replace("_", " ")
 
 
-def _verdict(one: Mapping[str, Any] | None, trained: bool) -> str:
+def _verdict(headline: Json | None, trained: bool) -> str:
     if not trained:
         return "What moves the score"
-    if one is None:
+    if headline is None:
         return "Too few runs are finished to say whether diversity paid"
-    slope = one["log_line"]["slope"]
-    better = (slope["value"] > 0) == _more_is_better(one["outcome"])
+    slope, outcome = headline["log_line"]["slope"], headline["outcome"]
     if slope["low"] <= 0 <= slope["high"]:
-        return f"These runs do not decide whether more diverse data changes {one['outcome']}"
-    return f"More diverse data went with {'better' if better else 'worse'} {one['outcome']}"
+        return f"These runs do not decide whether more diverse data changes {outcome}"
+    better = (slope["value"] > 0) == outcome.startswith("accuracy")
+    return f"More diverse data went with {'better' if better else 'worse'} {outcome}"
 
 
-def _more_is_better(outcome: str) -> bool:
-    return outcome.startswith("accuracy")
-
-
-def _key_figures(one: Mapping[str, Any] | None) -> tuple[KeyFigure, ...]:
-    if one is None:
+def _key_figures(headline: Json | None) -> tuple[KeyFigure, ...]:
+    if headline is None:
         return ()
-    slope = one["log_line"]["slope"]
+    line, spearman = headline["log_line"], headline["spearman"]
+    slope = line["slope"]
+    explained = significant(line["r_squared"], 2)
+    note = spearman.get("reason", f"95 %: {_range(spearman)}")
     return (
         KeyFigure(label="slope", value=significant(slope["value"]), note=f"95 %: {_range(slope)}"),
-        KeyFigure(label="Spearman", value=_value(one["spearman"]), note=_note(one["spearman"])),
-        KeyFigure(
-            label="share explained",
-            value=significant(one["log_line"]["r_squared"], 2),
-            note=f"n = {slope['n']} recipes",
-        ),
+        KeyFigure(label="Spearman", value=_number(spearman.get("value"), 2), note=note),
+        KeyFigure(label="share explained", value=explained, note=f"n = {slope['n']} recipes"),
     )
 
 
-def _range(one: Mapping[str, Any], digits: int = 2) -> str:
-    if one.get("low") is None or one.get("high") is None:
+def _range(figure: Json, digits: int = 2) -> str:
+    if figure.get("low") is None or figure.get("high") is None:
         return "no interval"
-    return f"{significant(one['low'], digits)} to {significant(one['high'], digits)}"
+    return f"{significant(figure['low'], digits)} to {significant(figure['high'], digits)}"
 
 
 def _number(value: float | None, digits: int = 3) -> str:
-    return _NONE if value is None else significant(value, digits)
+    return _DASH if value is None else significant(value, digits)
 
 
-def _percent(share: float | None) -> str:
-    return _NONE if share is None else f"{100 * share:.1f} %"
-
-
-def _chance(p: float | None) -> str:
-    return _NONE if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}"
-
-
-def _value(one: Mapping[str, Any]) -> str:
-    return significant(one["value"], 2) if one.get("value") is not None else _NONE
-
-
-def _note(one: Mapping[str, Any]) -> str:
-    return f"95 %: {_range(one)}" if "reason" not in one else one["reason"]
-
-
-def _cell(one: Mapping[str, Any]) -> str:
-    return f"{_value(one)} ({_range(one)})" if "reason" not in one else _NONE
+def _cell(figure: Json) -> str:
+    return _DASH if "reason" in figure else f"{_number(figure.get('value'), 2)} ({_range(figure)})"
 
 
 def _anchor(*words: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", " ".join(words).lower()).strip("-")
 
 
-def _relations(analysis: Mapping[str, Any]) -> list[Section]:
+def _relations(analysis: Json) -> list[Section]:
     """A section for each stage: a table of all relations, and a figure of those of the first predictor."""
-    found = []
-    for stage in dict.fromkeys(one["stage"] for one in analysis["relations"]):
-        mine = [one for one in analysis["relations"] if one["stage"] == stage]
-        rows = [row for row in analysis["runs"] if row["stage"] == stage]
-        factor = next(iter(analysis["factors"]), "")
-        palette = Palette(list(dict.fromkeys(str(row["levels"].get(factor, "")) for row in rows)))
-        first = mine[0]["predictor"]
-        shown = [one for one in mine if one["predictor"] == first and "x" in one][:_MOST_PANELS]
-        drawings, body = [], []
-        if shown:
-            drawings.append(
-                render(
-                    _anchor("against", stage),
-                    f"{', '.join(one['outcome'] for one in shown)} of {stage} models over {_title(first)}",
-                    lambda width, shown=shown, rows=rows, palette=palette, factor=factor, first=first: (
-                        study.against_diversity(shown, rows, palette, factor, f"{_title(first)} (log scale)", width)
-                    ),
-                )
-            )
-            body.append(
-                page.figure(
-                    drawings[0],
-                    "Large dots are recipes, their seeds averaged; pale ones single runs; the line is fitted.",
-                )
-            )
-        listed = table(
-            columns("outcome", "figure", "#n", "#slope", "#Spearman", "#partial"),
-            [
-                [one["outcome"], _title(one["predictor"]), len(one["recipes"]), _cell(one["log_line"].get("slope", one["log_line"])),
-                 _cell(one["spearman"]), _cell(one["partial"])]
-                for one in mine if "x" in one
-            ],
-        )  # fmt: skip
-        controls = sorted({name for one in mine for name in one.get("controls", ())})
-        note = f" Partial: Pearson's, controlling for {', '.join(controls)}." if controls else ""
-        fitted = sum("slope" in one.get("log_line", {}) for one in mine)
-        if fitted >= 10:
-            note += f" Of {fitted} intervals at 95 %, {fitted / 20:.0f} or so leave zero out by chance alone."
-        whole = joined(*body, element("p", _SLOPE_NOTE + note), listed, _reasons(mine))
-        found.append(
-            Section(
-                anchor=_anchor(stage),
-                title=f"Does diversity predict it? {stage.capitalize()}",
-                body=whole,
-                drawings=tuple(drawings),
-            )
-        )
-    return found
+    stages = dict.fromkeys(relation["stage"] for relation in analysis["relations"])
+    return [_relations_of_stage(analysis, stage) for stage in stages]
 
 
-def _reasons(parts: Sequence[Mapping[str, Any]]) -> Html | None:
-    """What could not be computed, and why."""
-    reasons = dict.fromkeys(
-        part[key]["reason"] if key else part["reason"]
-        for part in parts
-        for key in ("", "log_line", "spearman")
-        if "reason" in (part.get(key, {}) if key else part)
-    )
-    return element("p", "Left out: " + "; ".join(reasons) + ".", class_="absent") if reasons else None
-
-
-def _effects(analysis: Mapping[str, Any]) -> list[Section]:
-    drawings, body = [], []
-    for one in [one for one in analysis["effects"] if "terms" in one][:4]:
-        drawing = render(
-            _anchor("factors", one["stage"], one["outcome"]),
-            f"Mean {one['outcome']} at each level of each factor, {one['stage']}",
-            lambda width, one=one: study.factor_levels(_ordered(one["levels"], analysis), width),
-        )
-        drawings.append(drawing)
-        rows = [
-            [term["name"], term["degrees"], _percent(term["share"]), _number(term["f"]), _chance(term["p"])]
-            for term in one["terms"]
+def _relations_of_stage(analysis: Json, stage: str) -> Section:
+    relations = [relation for relation in analysis["relations"] if relation["stage"] == stage]
+    fitted = [relation for relation in relations if "x" in relation]
+    rows = [
+        [
+            relation["outcome"],
+            _title(relation["predictor"]),
+            len(relation["recipes"]),
+            _cell(relation["log_line"].get("slope", relation["log_line"])),
+            _cell(relation["spearman"]),
+            _cell(relation["partial"]),
         ]
-        body += [
-            element("h3", f"{one['outcome'].capitalize()}, {one['stage']}"),
-            page.figure(drawing, "Mean at each level, other factors averaged; bars hold 95 %."),
-            table(columns("term", "#degrees", "#share of variance", "#F", "#p"), rows),
-        ]
-    if not drawings:
-        reason = next((one["reason"] for one in analysis["effects"] if "reason" in one), "no run is finished")
-        return [page.absent("factors", "What each factor does", f"Not computed: {reason}.")]
-    return [Section(anchor="factors", title="What each factor does", body=joined(*body), drawings=tuple(drawings))]
+        for relation in fitted
+    ]
+    controls = sorted({name for relation in relations for name in relation.get("controls", ())})
+    note = f" Partial: Pearson's, controlling for {', '.join(controls)}." if controls else ""
+    slopes = sum("slope" in relation.get("log_line", {}) for relation in relations)
+    if slopes >= 10:
+        note += f" Of {slopes} intervals at 95 %, {slopes / 20:.0f} or so leave zero out by chance alone."
+    body = [
+        _relations_drawing(analysis, stage, relations[0]["predictor"], fitted),
+        _SLOPE_NOTE + note,
+        table(("outcome", "figure", "#n", "#slope", "#Spearman", "#partial"), rows),
+        _reasons(relations),
+    ]
+    return Section(anchor=_anchor(stage), title=f"Does diversity predict it? {stage.capitalize()}", body=body)
 
 
-def _ordered(levels: Mapping[str, Any], analysis: Mapping[str, Any]) -> dict[str, Any]:
-    """By factor, in the order in which the study names them."""
-    return {factor: levels[factor] for factor in analysis["factors"] if factor in levels}
-
-
-def _amounts(analysis: Mapping[str, Any], factor: str) -> Section | None:
-    """The curve of each outcome over a factor that is an amount, such as the paper's ratio."""
-    shown = [one for one in analysis["effects"] if factor in one.get("saturation", {})][:_MOST_PANELS]
+def _relations_drawing(analysis: Json, stage: str, predictor: str, fitted: Sequence[Json]) -> Drawing | None:
+    """The relations of one predictor over its figure."""
+    shown = [relation for relation in fitted if relation["predictor"] == predictor][:_MOST_PANELS]
     if not shown:
+        return None
+    rows = [row for row in analysis["runs"] if row["stage"] == stage]
+    factor, title = next(iter(analysis["factors"]), ""), _title(predictor)
+    palette = Palette([str(row["levels"].get(factor, "")) for row in rows])
+    return render(
+        _anchor("against", stage),
+        f"{', '.join(relation['outcome'] for relation in shown)} of {stage} models over {title}",
+        lambda width: outcomes.against_diversity(shown, rows, palette, factor, f"{title} (log scale)", width),
+        "Large dots are recipes, their seeds averaged; pale ones single runs; the line is fitted.",
+    )
+
+
+def _reasons(relations: Sequence[Json]) -> Html | None:
+    """What could not be computed, and why."""
+    parts = [part for relation in relations for part in (relation, *(relation.get(key, {}) for key in _FITS))]
+    reasons = dict.fromkeys(part["reason"] for part in parts if "reason" in part)
+    return html('<p class="absent">{}</p>', f"Left out: {'; '.join(reasons)}.") if reasons else None
+
+
+_FITS = ("log_line", "spearman")
+
+
+def _effects(analysis: Json) -> Section:
+    body: list[Html | Drawing] = []
+    for effect in [effect for effect in analysis["effects"] if "terms" in effect][:_MOST_EFFECTS]:
+        outcome, stage = effect["outcome"], effect["stage"]
+        rows = [
+            [
+                term["name"],
+                term["degrees"],
+                _DASH if term["share"] is None else f"{100 * term['share']:.1f} %",
+                _number(term["f"]),
+                _DASH if term["p"] is None else "< 0.001" if term["p"] < 0.001 else f"{term['p']:.3f}",
+            ]
+            for term in effect["terms"]
+        ]
+        drawing = _levels_drawing(
+            _anchor("factors", stage, outcome),
+            f"Mean {outcome} at each level of each factor, {stage}",
+            effect["levels"],
+            analysis,
+            "Mean at each level, other factors averaged; bars hold 95 %.",
+        )
+        title = heading(f"{outcome.capitalize()}, {stage}")
+        body += [title, drawing, table(("term", "#degrees", "#share of variance", "#F", "#p"), rows)]
+    if not body:
+        reason = next((part["reason"] for part in analysis["effects"] if "reason" in part), "no run is finished")
+        return page.absent("factors", "What each factor does", f"Not computed: {reason}.")
+    return Section(anchor="factors", title="What each factor does", body=body)
+
+
+def _levels_drawing(name: str, alt: str, levels: Json, analysis: Json, caption: str = "") -> Drawing:
+    """A figure's mean at each level of each factor, in the order in which the study names the factors."""
+    ordered = {factor: levels[factor] for factor in analysis["factors"] if factor in levels}
+    return render(name, alt, lambda width: outcomes.factor_levels(ordered, width), caption)
+
+
+def _amounts(analysis: Json, factor: str) -> Section | None:
+    """The curve of each outcome over a factor that is an amount, such as the paper's ratio."""
+    effects = [effect for effect in analysis["effects"] if factor in effect.get("saturation", {})][:_MOST_PANELS]
+    if not effects:
         return None
     drawing = render(
         _anchor("over", factor),
-        f"{', '.join(one['outcome'] for one in shown)} over {factor}",
-        lambda width: study.over_amounts(shown, factor, width),
+        f"{', '.join(effect['outcome'] for effect in effects)} over {factor}",
+        lambda width: outcomes.over_amounts(effects, factor, width),
+        "Means at each amount, other factors averaged; bars hold 95 %. The curve is the one that levels off and fits "
+        "best.",
     )
-    told = [element("p", f"{one['outcome'].capitalize()}, {one['stage']}: {_bend(one, factor)}") for one in shown]
-    caption = (
-        "Means at each amount, other factors averaged; bars hold 95 %. The curve is the one that levels off and "
-        "fits best."
-    )
-    body = joined(page.figure(drawing, caption), *told)
-    return Section(anchor=_anchor("over", factor), title=f"Over {factor}", body=body, drawings=(drawing,))
-
-
-def _figures(analysis: Mapping[str, Any]) -> Section | None:
-    """Each diversity figure at the levels of the factors that the corpora differ by."""
-    drawings, body = [], []
-    for one in analysis["figures"][:_MOST_PANELS]:
-        drawing = render(
-            _anchor("figure", one["figure"]),
-            f"{_title(one['figure'])} of the corpora at each level of each factor",
-            lambda width, one=one: study.factor_levels(_ordered(one["levels"], analysis), width),
-        )
-        drawings.append(drawing)
-        body += [element("h3", _title(one["figure"]).capitalize()), page.figure(drawing, "")]
-    if not drawings:
-        return None
-    intro = element("p", "Large dots are means over the corpora at a level, pale ones corpora.")
-    return Section(
-        anchor="figures", title="What the factors do to diversity", body=joined(intro, *body), drawings=tuple(drawings)
-    )
-
-
-def _densities(densities: Mapping[str, Any]) -> Section | None:
-    """Densities of C and of S = n / C over groupings, a row a corpus, as in the paper's Fig. 10."""
-    found = densities["corpora"]
-    if not found:
-        return None
-    shown = found[:_MOST_DENSITIES]
-    most = max(one["samples_per_grouping"] for one in shown)
-
-    def column(kind: str, title: str, axis: str, bins: int) -> Ridge:
-        return Ridge(
-            title=title,
-            axis=axis,
-            distributions=[
-                Distribution.binned(one["name"], one[kind]["values"], one[kind]["counts"], low=1, high=most, most=bins)
-                for one in shown
-            ],
-        )
-
-    columns_ = [
-        column("clusters", "Clusters in a grouping, C", "number of clusters", 50),
-        column("samples_per_cluster", "Their mean size, S = n / C", "samples", 24),
+    sentences = [
+        f"{effect['outcome'].capitalize()}, {effect['stage']}: {_saturation(effect, factor)}" for effect in effects
     ]
-    explained = (
-        "How finely the judge told each corpus's samples apart: the more diverse, the more clusters and the "
-        "fewer samples in each."
-    )
-    if densities["factors"]:
-        explained += f" Each row: {', '.join(densities['factors'])}."
-    if len(shown) < len(found):
-        explained += f" The first {len(shown)} of {len(found)} corpora."
-    return diversity.clusters(columns_, Palette([one["name"] for one in shown]), explained)
+    return Section(anchor=_anchor("over", factor), title=f"Over {factor}", body=[drawing, *sentences])
 
 
-def _failures(failures: Sequence[Mapping[str, Any]]) -> Section | None:
-    if not failures:
-        return None
-    body = table(
-        columns("step", "reason", "log"),
-        [[element("code", one["step"]), one["reason"], element("code", one["log"])] for one in failures],
-    )
-    intro = element("p", "What needs them was not run. The same command tries them again.")
-    return Section(anchor="failures", title="Steps that failed", body=joined(intro, body))
-
-
-def _bend(effects: Mapping[str, Any], factor: str) -> str:
-    bend, means = effects["saturation"][factor], effects["levels"][factor]
-    if "reason" in bend:
-        return f"{bend['reason']}."
+def _saturation(effect: Json, factor: str) -> str:
+    saturation, means = effect["saturation"][factor], effect["levels"][factor]
+    if "reason" in saturation:
+        return f"{saturation['reason']}."
     lowest, highest = (pick(means, key=lambda mean: mean["value"])["name"] for pick in (min, max))
     ends = f"Lowest at {lowest}, highest at {highest}; "
-    if not bend["better_than_a_line"]:
+    if not saturation["better_than_a_line"]:
         return f"{ends}a curve that levels off explains the runs no better than a straight line."
-    return f"{ends}levels off at {significant(bend['top']['value'])} (95 %: {_range(bend['top'], 3)})."
+    top = saturation["top"]
+    return f"{ends}levels off at {significant(top['value'])} (95 %: {_range(top, 3)})."
 
 
-def _runs(analysis: Mapping[str, Any]) -> Section:
+def _figures(analysis: Json) -> Section | None:
+    """Each diversity figure at the levels of the factors that the corpora differ by."""
+    body: list[str | Drawing] = ["Large dots are means over the corpora at a level, pale ones corpora."]
+    for figure in analysis["figures"][:_MOST_PANELS]:
+        title = _title(figure["figure"])
+        alt = f"{title} of the corpora at each level of each factor"
+        drawing = _levels_drawing(_anchor("figure", figure["figure"]), alt, figure["levels"], analysis)
+        body += [heading(title.capitalize()), drawing]
+    if len(body) == 1:
+        return None
+    return Section(anchor="figures", title="What the factors do to diversity", body=body)
+
+
+def _densities(densities: Json) -> Section | None:
+    """Densities of C and of S = n / C over groupings, a row a corpus, as in Fig. 10 of arXiv 2410.15226."""
+    corpora = densities["corpora"]
+    if not corpora:
+        return None
+    shown = corpora[:_MOST_DENSITIES]
+    largest = max(corpus["samples_per_grouping"] for corpus in shown)
+
+    def ridge(kind: str, title: str, axis: str, bins: int) -> Ridge:
+        histograms = {corpus["name"]: corpus[kind] for corpus in shown}
+        distributions = [
+            Distribution.binned(name, part["values"], part["counts"], low=1, high=largest, most=bins)
+            for name, part in histograms.items()
+        ]
+        return Ridge(title=title, axis=axis, distributions=distributions)
+
+    columns = [
+        ridge("clusters", "Clusters in a grouping, C", "number of clusters", 50),
+        ridge("samples_per_cluster", "Their mean size, S = n / C", "samples", 24),
+    ]
+    intro = (
+        "How finely the judge told each corpus's samples apart: the more diverse, the more clusters and the fewer "
+        "samples in each."
+    )
+    if densities["factors"]:
+        intro += f" Each row: {', '.join(densities['factors'])}."
+    if len(shown) < len(corpora):
+        intro += f" The first {len(shown)} of {len(corpora)} corpora."
+    return score.clusters_section(columns, Palette([corpus["name"] for corpus in shown]), intro)
+
+
+def _failures(failures: Sequence[Json]) -> Section | None:
+    if not failures:
+        return None
+    rows = [
+        [html("<code>{}</code>", step["step"]), step["reason"], html("<code>{}</code>", step["log"])]
+        for step in failures
+    ]
+    intro = "What needs them was not run. The same command tries them again."
+    body = [intro, table(("step", "reason", "log"), rows)]
+    return Section(anchor="failures", title="Steps that failed", body=body)
+
+
+def _runs(analysis: Json) -> Section:
     rows, factors = analysis["runs"], analysis["factors"]
     if not rows:
         return page.absent("runs", "Runs", "No run is finished.")
-    measured = list(dict.fromkeys(one["predictor"] for one in analysis["relations"]))
-    measured = (measured or list(dict.fromkeys(name for row in rows for name in row["diversity"])))[:1]
-    told = dict.fromkeys(name for row in rows for name in row["outcomes"])
-    outcomes = [name for name in told if name not in measured and not name.startswith("loss on ")][:4]
-    stages = len({row["stage"] for row in rows}) > 1
-    listed = table(
-        columns(_JOINT.join(factors) or "recipe", "#seed", *["stage"] * stages, *(f"#{_title(name)}" for name in (*measured, *outcomes))),
+    predictors = [relation["predictor"] for relation in analysis["relations"]]
+    predictors = predictors[:1] or list(dict.fromkeys(name for row in rows for name in row["diversity"]))[:1]
+    names = dict.fromkeys(name for row in rows for name in row["outcomes"])
+    shown = [name for name in names if name not in predictors and not name.startswith("loss on ")][:4]
+    several = len({row["stage"] for row in rows}) > 1
+    titles = [
+        _JOINT.join(factors) or "recipe",
+        "#seed",
+        *["stage"] * several,
+        *(f"#{_title(name)}" for name in (*predictors, *shown)),
+    ]
+    cells = [
         [
-            [_JOINT.join(str(row["levels"][factor]) for factor in factors) or "base", row["seed"], *[row["stage"]] * stages,
-             *(significant(row["diversity"][name]) if name in row["diversity"] else _NONE for name in measured),
-             *(significant(row["outcomes"][name], 4) if name in row["outcomes"] else _NONE for name in outcomes)]
-            for row in rows
-        ],
-    )  # fmt: skip
-    return Section(anchor="runs", title="Runs", body=listed)
+            _JOINT.join(str(row["levels"][factor]) for factor in factors) or "base",
+            row["seed"],
+            *[row["stage"]] * several,
+            *(_number(row["diversity"].get(name)) for name in predictors),
+            *(_number(row["outcomes"].get(name), 4) for name in shown),
+        ]
+        for row in rows
+    ]
+    return Section(anchor="runs", title="Runs", body=[table(titles, cells)])
 
 
-def _power(power: Mapping[str, Any]) -> Section:
+def _power(power: Json) -> Section:
+    recipes, chances = power["recipes"], power["chance"]
     rows = [
-        [f"{float(true):g}", f"{100 * power['chance'][true]:.0f} %" if true in power["chance"] else _NONE, needed]
+        [f"{float(true):g}", f"{100 * chances[true]:.0f} %" if true in chances else _DASH, needed]
         for true, needed in power["needed"].items()
     ]
-    intro = element(
-        "p",
-        (
-            f"Chance that {power['recipes']} recipes tell a true correlation from zero, and how many do so in 80 % of "
-            "studies."
-        ),
-    )
-    return Section(
-        anchor="power",
-        title="How much these runs can see",
-        body=joined(
-            intro, table(columns("true correlation", f"#chance with {power['recipes']}", "#recipes for 80 %"), rows)
-        ),
-    )
+    intro = f"Chance that {recipes} recipes tell a true correlation from zero, and how many do so in 80 % of studies."
+    titles = ("true correlation", f"#chance with {recipes}", "#recipes for 80 %")
+    return Section(anchor="power", title="How much these runs can see", body=[intro, table(titles, rows)])
 
 
-def _published(found: Sequence[Mapping[str, Any]]) -> Section | None:
-    if not found:
+def _published(entries: Sequence[Json]) -> Section | None:
+    if not entries:
         return None
     rows = [
         [
-            f"{one['factor']} {one['level']}",
-            one["figure"],
-            significant(one["published"], 4),
-            _number(one["ours"], 4),
-            one["runs"],
+            f"{entry['factor']} {entry['level']}",
+            entry["figure"],
+            significant(entry["published"], 4),
+            _number(entry["ours"], 4),
+            entry["runs"],
         ]
-        for one in found
+        for entry in entries
     ]
-    body = table(columns("level", "figure", "#published", "#here", "#runs"), rows)
-    note = element("p", "Published: as reported in arXiv 2410.15226, with its data, models and judge.")
-    return Section(anchor="published", title="Beside the paper's figures", body=joined(note, body))
-
-
-def draw_again(words: Sequence[str]) -> None:
-    """The page of each folder named, from what stands there; prints its path."""
-    for folder in words:
-        if is_remote(folder):
-            raise InputError(f"{folder}: is in a bucket; copy analysis.json and run.json to a folder, and name that")
-        print(draw(Path(folder)))
+    note = "Published: as reported in arXiv 2410.15226, with its data, models and judge."
+    body = [note, table(("level", "figure", "#published", "#here", "#runs"), rows)]
+    return Section(anchor="published", title="Beside the paper's figures", body=body)

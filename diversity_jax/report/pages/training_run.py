@@ -1,8 +1,4 @@
-"""Sections about training: token shares, loss and speed. Plain data in, headed text with figures and tables out.
-
-The page of a training run: what the gate decided, what was trained on, and how it went; composed from files of the
-  run's folder.
-"""
+"""The page of a training run: what the gate decided, what was trained on, and how it went, from the run's folder."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,118 +11,29 @@ import numpy as np
 from diversity_jax.cluster_agent import Scorecard
 from diversity_jax.core import formats
 from diversity_jax.core.errors import InputError
-from diversity_jax.core.formats import compact, count, counted, percent, significant
-from diversity_jax.core.run_info import RunInfo
-from diversity_jax.mixtures.mixture import Mixture, MixtureComponent
-from diversity_jax.report import data, page
-from diversity_jax.report.data import Curve, Prepared, Share
-from diversity_jax.report.figures import components as figures
-from diversity_jax.report.figures import curves
-from diversity_jax.report.figures.components import Band
-from diversity_jax.report.html import Html, columns, element, joined, table
-from diversity_jax.report.page import Page, Section, figure, named
-from diversity_jax.report.pages import diversity as diversity_sections
-from diversity_jax.report.pages import score, training_run_speed, training_run_verdict
+from diversity_jax.core.formats import count, counted, duration, percent, significant
+from diversity_jax.core.run_info import Fact, RunInfo
+from diversity_jax.mixtures.mixture import Mixture
+from diversity_jax.report import page
+from diversity_jax.report.figures import outcomes
+from diversity_jax.report.html import details, heading, html, macro, named, table
+from diversity_jax.report.page import KeyFigure, Page, Section
+from diversity_jax.report.pages import mixture as mixture_page
+from diversity_jax.report.pages import score
 from diversity_jax.report.plotting import render
 from diversity_jax.report.style import Palette
 from diversity_jax.training import log as training_log
 from diversity_jax.training.log import TrainingLog
 
 _STEPS_SHOWN = 6  # of a prompt's samples
-
-
-def shares(parts: Sequence[Share], prepared: Sequence[Prepared], palette: Palette, explained: str) -> Section:
-    """Requested against realised token shares, and what was prepared of each component."""
-    alt = "; ".join(
-        f"{part.name}: asked {percent(part.asked)}, granted {percent(part.granted)}"
-        + (f", realised {percent(part.realised, 2)}" if part.realised is not None else "")
-        for part in parts
-    )
-    drawing = render("shares", alt, lambda width: figures.shares(parts, palette, width))
-    trained = any(part.realised is not None for part in parts)
-    caption = (
-        "Bars: tokens trained on." if trained else "Bars: the share granted by the gate; nothing has been trained yet."
-    ) + (" Upright mark: the share asked for before the gate.")
-    rows = [
-        (
-            named(one.name, palette),
-            count(one.documents),
-            compact(one.tokens),
-            compact(one.held_out_tokens),
-            "\u2013" if one.passes is None else significant(one.passes),
-        )
-        for one in prepared
-    ]
-    titles = columns("Component", "#Documents", "#Training tokens", "#Held-out tokens", "#Passes made")
-    body = joined(
-        element("p", explained),
-        figure(drawing, caption),
-        [element("h3", "What was prepared"), table(titles, rows)] if rows else None,
-    )
-    return Section(anchor="shares", title="Token shares", body=body, drawings=(drawing,))
-
-
-def losses(total: Curve | None, components: Sequence[Curve], palette: Palette, explained: str) -> Section:
-    """Loss over steps, whole and per component."""
-    lines = ([total] if total else []) + list(components)
-    alt = "; ".join(
-        f"{curve.name}: from {significant(curve.y[0])} to {significant(curve.y[-1])}" for curve in lines if len(curve.y)
-    )
-    drawing = render("loss", alt, lambda width: curves.losses(total, components, palette, width))
-    caption = (
-        "Cross-entropy in nats a token. Lines: training loss, smoothed over a fiftieth of the run on either "
-        "side (pale: as it was)."
-    )
-    if any(len(curve.held_out_x) for curve in lines):
-        caption += " Circles: held-out text."
-    return Section(
-        anchor="loss", title="Loss", body=joined(element("p", explained), figure(drawing, caption)), drawings=(drawing,)
-    )
-
-
-def speed(
-    panels: Sequence[curves.Panel], explained: str, caption: str, single: Sequence[tuple[str, str, str]] = ()
-) -> Section:
-    """Throughput, time and utilisation over steps, and single figures: what it is, its value, and what it means."""
-    alt = "; ".join(f"{panel.title} over {count(len(panel.curve.x))} log lines" for panel in panels)
-    drawing = render("speed", alt, lambda width: curves.small_multiples(panels, width))
-    body = joined(
-        element("p", explained),
-        figure(drawing, caption),
-        [element("h3", "What the time went into"), table(columns("Figure", "#Value", "~Meaning"), single)]
-        if single
-        else None,
-    )
-    return Section(anchor="speed", title="Speed", body=body, drawings=(drawing,))
-
-
-def samples(texts_of_prompt: Mapping[str, Mapping[int, str]]) -> Section:
-    """What the model wrote after each prompt, step by step: the first, the last, and some between."""
-    blocks = []
-    for place, (prompt, texts) in enumerate(texts_of_prompt.items()):
-        steps = _spread(list(texts), _STEPS_SHOWN)
-        rows = [(f"step {count(step)}", _written(texts[step])) for step in steps]
-        title = element("span", prompt, dir="auto") if prompt else "The start of a document"
-        aside = element("span", counted(len(texts), "sample"), class_="aside")
-        inside = element("div", table(columns("Step", "~Text"), rows), class_="inside")
-        blocks.append(element("details", element("summary", title, aside), inside, open="" if place == 0 else None))
-    intro = "The model was given the start of a text now and then, always the same, and went on from there."
-    return Section(anchor="samples", title="What the model writes", body=joined(element("p", intro), blocks))
-
-
-def _written(sample: str) -> Html:
-    return element("span", sample if sample.strip() else "(nothing but white space)", class_="sample", dir="auto")
-
-
-def _spread(steps: list[int], most: int) -> list[int]:
-    """At most so many of the steps, evenly apart, the first and the last among them."""
-    if len(steps) <= most:
-        return steps
-    return [steps[round(place * (len(steps) - 1) / (most - 1))] for place in range(most)]
-
-
-_REAL = "real text"  # how the real components pooled are shown
+_COMPILING = 3.0  # times the median step: a first log window slower than that holds the compilation
 _FOOTER = "Written by diversity_jax from mixture.json, scorecards and metrics.jsonl."
+_PANELS = (
+    ("Tokens a second", "tokens_per_second", formats.compact),
+    ("Time of a step", "step_seconds", duration),
+    ("Waiting for input", "input wait", percent),
+    ("MFU", "mfu", percent),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,58 +46,37 @@ class Run:
       scorecards: what the decisions rest on, by component; `real` is the real components pooled.
       log: the figures training wrote.
       samples: what the model wrote, by prompt and step.
-      summary: how fast the last sitting was, and what its time went into.
-      record: command line, settings and versions.
+      summary: how fast training was since it was last started, and what its time went into.
+      info: command line, settings and versions.
     """
 
     folder: Path
     mixture: Mixture | None
     scorecards: Mapping[str, Scorecard]
     log: TrainingLog | None
-    record: RunInfo | None
+    info: RunInfo | None
     samples: Mapping[str, Mapping[int, str]] = field(default_factory=dict)
     summary: Mapping[str, Any] | None = None
 
     @property
-    def decisions(self) -> list[data.Decision]:
-        """What the gate decided of each component."""
-        return [_decision(component, self.scorecards) for component in self.mixture.components] if self.mixture else []
+    def rows(self) -> dict[str, float]:
+        """Rows read so far by component."""
+        if self.log is None:
+            return {}
+        columns = {name: self.log.seen(f"rows/{name}")[1] for name in self.log.components("rows/")}
+        return {name: float(values[-1]) for name, values in columns.items() if len(values)}
 
     @property
-    def shares(self) -> list[data.Share]:
-        """Token shares asked for, granted, and realised so far: rows read, since every row holds as many tokens."""
-        realised = self._rows()
-        total = sum(realised.values())
-        return [
-            data.Share(
-                name=one.name,
-                asked=float(one.share_asked),
-                granted=float(one.share_granted),
-                realised=realised.get(one.name, 0.0) / total if total else None,
-            )
-            for one in (self.mixture.components if self.mixture else ())
-        ]
+    def realised(self) -> dict[str, float] | None:
+        """Token shares so far: those of the rows read, since every row holds as many tokens; None before training."""
+        rows = self.rows
+        total = sum(rows.values())
+        return {name: number / total for name, number in rows.items()} if total else None
 
     @property
     def tokens(self) -> float:
         """Tokens trained on so far; 0 before training."""
-        return sum(self._rows().values()) * self.mixture.sequence_length if self.mixture else 0.0
-
-    def prepared(self) -> list[data.Prepared]:
-        """What was prepared of each component that the gate took."""
-        rows, found = self._rows(), []
-        for one in self.mixture.taken if self.mixture else ():
-            train, held_out = one.manifest.splits["train"], one.manifest.splits.get("validation")
-            passes = rows[one.name] / train.rows if one.name in rows and train.rows else None
-            tokens = {"tokens": train.tokens, "held_out_tokens": held_out.tokens if held_out else 0}
-            documents = train.documents + (held_out.documents if held_out else 0)
-            found.append(data.Prepared(name=one.name, documents=documents, passes=passes, **tokens))
-        return found
-
-    def _rows(self) -> dict[str, float]:
-        """Rows read so far by component."""
-        seen = {name: self.log.seen(f"rows/{name}")[1] for name in self.log.components("rows/")} if self.log else {}
-        return {name: float(values[-1]) for name, values in seen.items() if len(values)}
+        return sum(self.rows.values()) * self.mixture.sequence_length if self.mixture else 0.0
 
 
 def write(run_dir: str | os.PathLike, *, mixture_dir: str | os.PathLike | None = None) -> Path:
@@ -208,225 +94,290 @@ def write(run_dir: str | os.PathLike, *, mixture_dir: str | os.PathLike | None =
       InputError: there is neither a mixture nor a log, or a file is broken; the message names it.
     """
     run = read(run_dir, mixture_dir=mixture_dir)
-    return page.write(_compose(run), run.folder)
+    mixture, log = run.mixture, run.log
+    if mixture:
+        palette = Palette([component.name for component in mixture.components])
+        headline = mixture_page.verdict(mixture.components)
+        gate = mixture_page.gate_sections(mixture, run.scorecards, palette)
+    else:
+        palette = Palette(log.components("loss/") if log else [])
+        headline = loss_sentence(log) if log else "Nothing is known of this run yet."
+        why = "There is no mixture.json in the run's folder, so nothing is known of the gate."
+        gate = [page.absent("gate", "Gate decisions", why)]
+    composed = Page(
+        kind="Training run" if log else "Mixture",
+        name=mixture.name if mixture else run.folder.resolve().name,
+        verdict=headline,
+        lede=_lede(run),
+        key_figures=_key_figures(run),
+        sections=(
+            *gate,
+            _shares(run, palette),
+            _loss(log, palette),
+            *([_samples(run.samples)] if run.samples else []),
+            _speed(log, run.summary),
+            _facts(run),
+        ),
+        footer=_FOOTER,
+    )
+    return page.write(composed, run.folder)
 
 
 def read(run_dir: str | os.PathLike, *, mixture_dir: str | os.PathLike | None = None) -> Run:
     """Reads what there is of a run."""
     folder = Path(run_dir)
-    record = RunInfo.load(folder / "run.json") if (folder / "run.json").exists() else None
-    prepared = record.settings.get("prepared") if record else None
+    info = RunInfo.load(folder / "run.json") if (folder / "run.json").exists() else None
+    prepared = info.settings.get("prepared") if info else None
     candidates = [folder, folder / "mixture", *([Path(prepared)] if isinstance(prepared, str) else [])]
-    candidates = [Path(mixture_dir)] if mixture_dir is not None else candidates
-    found = [candidate for candidate in candidates if (candidate / "mixture.json").exists()]
-    if mixture_dir is not None and not found:
+    if mixture_dir is not None:
+        candidates = [Path(mixture_dir)]
+    mixture_folder = next((path for path in candidates if (path / "mixture.json").exists()), None)
+    if mixture_dir is not None and mixture_folder is None:
         raise InputError(f"{mixture_dir}: holds no mixture.json; name the folder of a built mixture")
     log = folder / "metrics.jsonl"
-    if not found and not log.exists():
+    if mixture_folder is None and not log.exists():
         raise InputError(f"{folder}: holds neither mixture.json nor metrics.jsonl; name the folder of a run")
-    mixture = Mixture.load(found[0]) if found else None
+    mixture = Mixture.load(mixture_folder) if mixture_folder else None
     return Run(
         folder=folder,
         mixture=mixture,
-        scorecards=_scorecards(mixture) if mixture else {},
+        scorecards=mixture_page.load_scorecards(mixture) if mixture else {},
         log=training_log.read(log) if log.exists() else None,
-        record=record,
+        info=info,
         samples=training_log.read_samples(folder / "samples.jsonl"),
         summary=training_log.read_summary(folder / "summary.json"),
     )
 
 
-def _scorecards(mixture: Mixture) -> dict[str, Scorecard]:
-    """Scorecards the decisions rest on, in the order of components, and of the pooled real text where it was a
-    reference.
-
-    Raises:
-      InputError: a scorecard is broken, or is not the one that was decided by.
-    """
-    cards = {}
-    for component in mixture.components:
-        wanted = component.decision.get("scorecard")
-        path = mixture.folder / wanted if isinstance(wanted, str) else None
-        if path is None or not path.exists():
-            continue
-        cards[component.name] = Scorecard.load(path)
-        if cards[component.name].content_hash != component.decision.get("scorecard_hash"):
-            raise InputError(
-                f"{path}: is not the scorecard that the decision on {component.name} rests on; build the mixture again"
-            )
-    pooled = mixture.folder / "scorecards" / "real.json"
-    if pooled.exists() and any(component.decision.get("reference") == "real" for component in mixture.components):
-        cards["real"] = Scorecard.load(pooled)
-    return cards
+def loss_sentence(log: TrainingLog) -> str:
+    """How the loss went, held out where it was measured, else in training."""
+    for column, what in (("eval/loss", "Held-out loss"), ("loss", "Training loss")):
+        steps, values = log.seen(column)
+        if len(values) > 1:
+            way = "fell" if values[-1] < values[0] else "rose"
+            over = counted(int(steps[-1] - steps[0]), "step")
+            return f"{what} {way} from {values[0]:.2f} to {values[-1]:.2f} nats a token over {over}."
+        if len(values) == 1:
+            return f"{what} is {values[0]:.2f} nats a token at step {count(steps[0])}."
+    return "No loss has been written yet."
 
 
-def _decision(component: MixtureComponent, scorecards: Mapping[str, Scorecard]) -> data.Decision:
-    """A decision as pages take it; what was required of a ratio becomes effective clusters by way of the reference's
-    score.
-    """
-    decision = component.decision
-    try:
-        required = []
-        for finding in decision.get("findings", ()):
-            reference = finding["figure"].partition(":")[2]
-            if not reference:
-                required.append(finding["required"])
-            elif reference in scorecards:
-                required.append(finding["required"] * scorecards[reference].effective_clusters.value)
-        measured, ratio = decision.get("effective_clusters"), decision.get("ratio")
-        return data.Decision(
-            name=component.name,
-            kind=component.kind,
-            action=decision["action"],
-            reason=decision["reason"],
-            effective_clusters=score.interval(measured) if measured else None,
-            ratio=score.interval(ratio) if ratio else None,
-            reference=decision.get("reference"),
-            required=max(required, default=None),
+def _lede(run: Run) -> str:
+    """What follows from the verdict: loss, tokens, and how exactly the shares were kept."""
+    if run.log is None:
+        return "Nothing has been trained on it yet."
+    sentences = [loss_sentence(run.log)] if run.mixture else []
+    if run.tokens:
+        sentences.append(f"{formats.compact(run.tokens, 'tokens')} were trained on.")
+    realised = run.realised
+    if run.mixture and realised is not None:
+        off = [abs(realised.get(part.name, 0.0) - float(part.share_granted)) for part in run.mixture.components]
+        points = significant(max(0.01, 100 * max(off)), 2)
+        sentences.append(
+            f"Every component's share of them lies within {points} percentage points of what the gate granted."
         )
-    except (KeyError, TypeError, AttributeError) as error:
-        raise InputError(
-            f"mixture.json: the decision on {component.name} cannot be read ({error!r}); build the mixture again"
-        ) from None
+    return " ".join(sentences)
 
 
-def _compose(run: Run) -> Page:
-    names = [component.name for component in run.mixture.components] if run.mixture else run.log.components("loss/")
-    palette = Palette(names)
-    name = run.mixture.name if run.mixture else run.folder.resolve().name
-    return Page(
-        kind="Training run" if run.log else "Mixture",
-        name=name,
-        verdict=training_run_verdict.verdict(run.decisions, run.log),
-        lede=training_run_verdict.lede(run.decisions, run.shares, run.log, run.tokens),
-        key_figures=training_run_verdict.key_figures(run.decisions, run.log, run.tokens),
-        sections=(
-            *diversity(run, palette),
-            _shares(run, palette),
-            _loss(run, palette),
-            *([samples(run.samples)] if run.samples else []),
-            training_run_speed.section(run.log, run.summary),
-            _facts(run),
-        ),
-        footer=_FOOTER,
-    )
-
-
-def diversity(run: Run, palette: Palette) -> list[Section]:
-    """Decisions, and of the components that were scored their clusters and examples."""
-    if not run.mixture:
-        return [
-            page.absent(
-                "gate",
-                "Gate decisions",
-                "There is no mixture.json in the run's folder, so nothing is known of the gate.",
-            )
-        ]
-    decisions = run.decisions
-    cards = {_REAL if name == "real" else name: card for name, card in run.scorecards.items()}
-    wanted = [
-        _REAL if decision.reference == "real" else decision.reference for decision in decisions if decision.reference
-    ]
-    band = next(
-        (Band(name=name, interval=score.interval(cards[name].effective_clusters)) for name in wanted if name in cards),
-        None,
-    )
-    note = score.judge_note(run.scorecards.values()) if run.scorecards else ""
-    sections = [diversity_sections.gate(decisions, band, palette, note)]
-    if not cards:
-        why = "No scorecard lies beside the mixture, so the clusters behind the decisions cannot be shown."
-        return [*sections, page.absent("clusters", "Clusters", why)]
-    rejected = [
-        decision.name
-        for decision in decisions
-        if decision.action in ("reject", "downweight") and decision.name in cards
-    ]
-    opened = rejected[0] if rejected else None
-    return [
-        *sections,
-        score.clusters(cards, palette, with_sizes=False),
-        score.examples(cards, palette, most=2, opened=opened),
-    ]
+def _key_figures(run: Run) -> tuple[KeyFigure, ...]:
+    figures = []
+    if run.mixture:
+        actions = [component.decision["action"] for component in run.mixture.components]
+        counts = (("down-weighted", actions.count("downweight")), ("with a warning", actions.count("warn")))
+        note = ", ".join(f"{number} {words}" for words, number in counts if number)
+        value = f"{len(actions) - actions.count('reject')} of {len(actions)}"
+        figures.append(KeyFigure(label="Components registered", value=value, note=note))
+    if run.log is None:
+        return tuple(figures)
+    for column, label in (("eval/loss", "Held-out loss"), ("loss", "Training loss")):
+        steps, values = run.log.seen(column)
+        if len(values):
+            note = f"{values[0]:.2f} at step {count(steps[0])}" if len(values) > 1 else "nats a token"
+            figures.append(KeyFigure(label=label, value=f"{values[-1]:.2f}", note=note))
+            break
+    if run.tokens:
+        steps = counted(int(run.log.steps[-1]), "step")
+        figures.append(KeyFigure(label="Trained on", value=formats.compact(run.tokens, "tokens"), note=steps))
+    speeds, utilisation = run.log.seen("tokens_per_second")[1], run.log.seen("mfu")[1]
+    if len(speeds):
+        note = f"MFU {percent(float(np.median(utilisation)))}" if len(utilisation) else ""
+        value = formats.compact(float(np.median(speeds)), "tokens/s")
+        figures.append(KeyFigure(label="Speed", value=value, note=note))
+    return tuple(figures)
 
 
 def _shares(run: Run, palette: Palette) -> Section:
+    """Requested against realised token shares, and what was prepared of each component that the gate took."""
     if not run.mixture:
-        return page.absent(
-            "shares", "Token shares", "There is no mixture.json in the run's folder, so no shares were asked for."
+        why = "There is no mixture.json in the run's folder, so no shares were asked for."
+        return page.absent("shares", "Token shares", why)
+    rows, read_rows = [], run.rows
+    for component in run.mixture.taken:
+        train, held_out = (component.manifest.splits.get(split) for split in ("train", "validation"))
+        passes = read_rows[component.name] / train.rows if component.name in read_rows and train.rows else None
+        rows.append(
+            (
+                named(component.name, palette),
+                count(train.documents + (held_out.documents if held_out else 0)),
+                formats.compact(train.tokens),
+                formats.compact(held_out.tokens if held_out else 0),
+                "\u2013" if passes is None else significant(passes),
+            )
         )
-    explained = (
-        "Shares count tokens, not documents: every row of a batch is full, and rows are dealt by a fixed schedule."
-    )
-    return shares(run.shares, run.prepared(), palette, explained)
+    titles = ("Component", "#Documents", "#Training tokens", "#Held-out tokens", "#Passes made")
+    intro = "Shares count tokens, not documents: every row of a batch is full, and rows are dealt by a fixed schedule."
+    granted = "Bars: the share granted by the gate; nothing has been trained yet."
+    caption = granted if run.realised is None else "Bars: tokens trained on."
+    prepared = table(titles, rows) if rows else None
+    return mixture_page.shares_section(run.mixture.components, run.realised, palette, intro, caption, prepared)
 
 
-def _loss(run: Run, palette: Palette) -> Section:
-    log = run.log
+def _loss(log: TrainingLog | None, palette: Palette) -> Section:
+    """Loss over steps, of all text and per component."""
     if log is None or not len(log.seen("loss")[0]):
         return page.absent("loss", "Loss", "Nothing has been trained yet: there is no metrics.jsonl with a loss.")
-    total = _curve(log, "All components", "loss", "eval/loss")
-    parts = [_curve(log, name, f"loss/{name}", f"eval/{name}/loss") for name in log.components("loss/")]
-    parts = [curve for curve in parts if len(curve.x)]
-    explained = training_run_verdict.loss_sentence(log)
-    skipped = int(log.seen("skipped")[1].sum())
-    if skipped:
+    components = [name for name in log.components("loss/") if len(log.seen(f"loss/{name}")[0])]
+    intro = loss_sentence(log)
+    if skipped := int(log.seen("skipped")[1].sum()):
         were = "update was" if skipped == 1 else "updates were"
-        explained += f" {formats.count(skipped)} {were} skipped because loss or gradient was not finite."
-    return losses(total, parts, palette, explained)
+        intro += f" {count(skipped)} {were} skipped because loss or gradient was not finite."
+    curves = {"All components": log.seen("loss")[1]} | {name: log.seen(f"loss/{name}")[1] for name in components}
+    alt = "; ".join(f"{name}: from {significant(y[0])} to {significant(y[-1])}" for name, y in curves.items())
+    caption = (
+        "Cross-entropy in nats a token. Lines: training loss, smoothed over a fiftieth of the run on either "
+        "side (pale: as it was)."
+    )
+    if any(len(log.seen(column)[0]) for column in ("eval/loss", *(f"eval/{name}/loss" for name in components))):
+        caption += " Circles: held-out text."
+    drawing = render("loss", alt, lambda width: outcomes.losses(log, components, palette, width), caption)
+    return Section(anchor="loss", title="Loss", body=[intro, drawing])
 
 
-def _curve(log: TrainingLog, name: str, trained: str, held_out: str) -> data.Curve:
-    (x, y), (held_out_x, held_out_y) = log.seen(trained), log.seen(held_out)
-    return data.Curve(name=name, x=x, y=y, held_out_x=held_out_x, held_out_y=held_out_y)
+def _samples(texts_of_prompt: Mapping[str, Mapping[int, str]]) -> Section:
+    """What the model wrote after each prompt, step by step: the first, the last, and some between."""
+    blocks = []
+    for prompt, texts in texts_of_prompt.items():
+        steps = list(texts)
+        if len(steps) > _STEPS_SHOWN:
+            between = np.linspace(0, len(steps) - 1, _STEPS_SHOWN).round().astype(int)
+            steps = [steps[index] for index in between]
+        shown = {step: texts[step] if texts[step].strip() else "(nothing but white space)" for step in steps}
+        rows = [(f"step {count(step)}", macro("sample", text)) for step, text in shown.items()]
+        title = html('<span dir="auto">{}</span>', prompt) if prompt else "The start of a document"
+        aside = counted(len(texts), "sample")
+        blocks.append(details(title, aside, table(("Step", "~Text"), rows), opened=not blocks))
+    intro = "The model was given the start of a text now and then, always the same, and went on from there."
+    return Section(anchor="samples", title="What the model writes", body=[intro, *blocks])
+
+
+def _speed(log: TrainingLog | None, summary: Mapping[str, Any] | None) -> Section:
+    """Speed over the steps, and where the time went."""
+    if log is None or not len(log.seen("step_seconds")[0]):
+        why = "Nothing has been timed yet: there is no metrics.jsonl with step times."
+        return page.absent("speed", "Speed", why)
+    steps, seconds = log.seen("step_seconds")
+    caption = (
+        "Means over the steps between two log lines. Waiting: the share of a step's time in which the devices have no "
+        "batch."
+    )
+    start = 0.0
+    if len(steps) > 2 and seconds[0] > _COMPILING * np.median(seconds):
+        start = steps[0]
+        caption += f" The first line, {duration(seconds[0])} a step with compilation, is left out."
+    if "mfu" in log.columns:
+        caption += (
+            " MFU: model FLOPs over the data sheet's peak of the devices; attention counted over all pairs of tokens."
+        )
+    wait = log.columns.get("input_wait_seconds", np.full(len(log.steps), np.nan)) / log.columns["step_seconds"]
+    derived = TrainingLog(steps=log.steps, columns={**log.columns, "input wait": wait})
+    panels = []
+    for title, column, form in _PANELS:
+        steps, values = derived.seen(column)
+        if (later := steps > start).any():
+            panels.append(outcomes.Panel(title=title, steps=steps[later], values=values[later], form=form))
+    alt = "; ".join(f"{panel.title} over {count(len(panel.steps))} log lines" for panel in panels)
+    drawing = render("speed", alt, lambda width: outcomes.small_multiples(panels, width), caption)
+    body: list = [_speed_sentence(log, start), drawing]
+    if summary:
+        body += [heading("What the time went into"), table(("Figure", "#Value", "~Meaning"), _time_rows(summary))]
+    return Section(anchor="speed", title="Speed", body=body)
+
+
+def _speed_sentence(log: TrainingLog, start: float) -> str:
+    """Speed and what it was spent on, over the log lines after step `start`."""
+    medians = {}
+    for column in ("tokens_per_second", "step_seconds", "mfu", "mfu_causal"):
+        steps, values = log.seen(column)
+        if (steps > start).any():
+            medians[column] = float(np.median(values[steps > start]))
+    text = f"A step took {duration(medians['step_seconds'])} in the median"
+    if "tokens_per_second" in medians:
+        text += f", {formats.compact(medians['tokens_per_second'], 'tokens')} a second"
+    text += "."
+    if "mfu" in medians and "mfu_causal" in medians:
+        causal = f"{percent(medians['mfu_causal'])} where only causal pairs are counted"
+        text += f" MFU {percent(medians['mfu'])}; {causal}."
+    return text
+
+
+def _gibibytes(size_bytes: float) -> str:
+    return f"{size_bytes / (1 << 30):.2f} GiB"
+
+
+def _time_rows(summary: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """Figure, value and meaning, of everything the summary holds."""
+    rows = []
+    if summary["mfu"] is not None:
+        peak = f"{summary['devices']} x {summary['peak_flops_of_device'] / 1e12:.0f} TFLOP/s"
+        meaning = f"6 FLOPs a weight and token, attention over all pairs, of {peak}"
+        rows.append(("MFU", percent(summary["mfu"]), meaning))
+        rows.append(("MFU, causal", percent(summary["mfu_causal"]), "the same with the pairs a causal mask keeps"))
+    elif summary["tokens_per_second"] is not None:
+        why = f"no data sheet gives a peak for {summary['device_kind']!r}; the model work done stands below"
+        rows.append(("MFU", "unknown", why))
+        work = f"{summary['model_flops_per_second'] / 1e9:,.1f} GFLOP/s"
+        rows.append(("Model work", work, "6 FLOPs a weight and token, attention over all pairs"))
+    if summary["input_wait_share"] is not None:
+        wait = percent(summary["input_wait_share"], 2)
+        rows.append(("Input wait", wait, "of the steps' time: training stood still for a batch"))
+    goodput = summary["goodput"]
+    meaning = f"of the time of {counted(goodput['sittings'], 'sitting')} in steps that count"
+    if goodput["steps_done_again"]:
+        meaning += f"; {counted(goodput['steps_done_again'], 'step')} had to be done again"
+    rows.append(("Goodput", percent(goodput["share"]), meaning))
+    cached = f"{summary['programs_from_cache']} of {summary['programs']} programs were kept from before"
+    rows.append(("Compiling", duration(summary["compile_seconds"]), cached))
+    rows.append(("Evaluating", duration(summary["evaluation_seconds"]), "held-out losses and samples"))
+    saving = "training stood still while a checkpoint was copied"
+    rows.append(("Saving", duration(summary["save_seconds"]), saving))
+    if summary["device_memory_bytes"] is not None:
+        rows.append(("Device memory", _gibibytes(summary["device_memory_bytes"]), "at most, of the first device"))
+    rows.append(("Host memory", _gibibytes(summary["host_memory_bytes"]), "at most, of the first process"))
+    return rows
 
 
 def _facts(run: Run) -> Section:
-    facts: list[data.Fact] = []
-    if run.record:
-        facts += run.record.facts()
-    if run.mixture:
-        vocabulary = run.mixture.vocabulary
-        facts += [
-            data.Fact(name="Mixture", value=run.mixture.content_hash, code=True),
-            data.Fact(
-                name="Rows",
-                value=f"{formats.count(run.mixture.sequence_length)} tokens to predict, seed {run.mixture.seed}",
-            ),
-            data.Fact(name="Vocabulary", value=f"{vocabulary.kind}, {formats.count(vocabulary.size)} ids"),
-            data.Fact(name="Vocabulary hash", value=vocabulary.hash, code=True),
-        ]
-    facts += _judge_facts(run.scorecards)
-    for component in run.mixture.taken if run.mixture else ():
-        facts.append(data.Fact(name=f"Rows of {component.name}", value=component.manifest.content_hash, code=True))
-    for name, card in run.scorecards.items():
-        facts.append(data.Fact(name=f"Scorecard of {name}", value=card.content_hash, code=True))
+    facts = run.info.facts() if run.info else []
     memory = run.log.seen("device_memory_bytes")[1] if run.log else np.zeros(0)
     if len(memory):
-        facts.insert(
-            2 if run.record else 0,
-            data.Fact(name="Device memory", value=f"{training_run_speed.gibibytes(float(memory.max()))} at most"),
-        )
-    return page.facts(
-        facts,
-        intro=""
-        if run.record
-        else "The run's folder holds no run.json, so its command line and versions are not known.",
-    )
-
-
-def _judge_facts(cards: Mapping[str, Scorecard]) -> Sequence[data.Fact]:
-    if not cards:
-        return []
-    return [
-        data.Fact(name="Judge", value=formats.listed(sorted({card.judge for card in cards.values()}))),
-        data.Fact(
-            name="Prompt version",
-            value=formats.listed(sorted({card.prompt_version for card in cards.values()})),
-            code=True,
-        ),
-        data.Fact(name="Criteria", value="\n".join(sorted({card.criteria_hash for card in cards.values()})), code=True),
-        data.Fact(
-            name="Seed of the scores",
-            value=formats.listed(sorted({formats.count(card.seed) for card in cards.values()})),
-        ),
+        facts.insert(2 if run.info else 0, Fact(name="Device memory", value=f"{_gibibytes(memory.max())} at most"))
+    taken: Sequence = ()
+    if run.mixture:
+        vocabulary, taken = run.mixture.vocabulary, run.mixture.taken
+        rows = f"{count(run.mixture.sequence_length)} tokens to predict, seed {run.mixture.seed}"
+        facts += [
+            Fact(name="Mixture", value=run.mixture.content_hash, code=True),
+            Fact(name="Rows", value=rows),
+            Fact(name="Vocabulary", value=f"{vocabulary.kind}, {count(vocabulary.size)} ids"),
+            Fact(name="Vocabulary hash", value=vocabulary.hash, code=True),
+        ]
+    if run.scorecards:
+        *judge, seeds = score.judge_facts(run.scorecards, "Prompt version", "Seed of the scores")
+        criteria = "\n".join(sorted({card.criteria_hash for card in run.scorecards.values()}))
+        facts += [*judge, Fact(name="Criteria", value=criteria, code=True), seeds]
+    facts += [Fact(name=f"Rows of {part.name}", value=part.manifest.content_hash, code=True) for part in taken]
+    facts += [
+        Fact(name=f"Scorecard of {name}", value=card.content_hash, code=True) for name, card in run.scorecards.items()
     ]
+    missing = "The run's folder holds no run.json, so its command line and versions are not known."
+    return page.facts(facts, intro="" if run.info else missing)
