@@ -20,7 +20,11 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.11,<3.14",
     packages=find_packages(include=["diversity_jax", "diversity_jax.*"]),
-    package_data={"diversity_jax": ["py.typed"], "diversity_jax.llm": ["prices.json"]},
+    package_data={
+        "diversity_jax": ["py.typed"],
+        "diversity_jax.llm": ["prices.json"],
+        "diversity_jax.report": ["templates/*.j2"],
+    },
     install_requires=[
         "jax>=0.10.2",
         "flax>=0.12.8",

@@ -2,6 +2,7 @@
 beside others.
 """
 
+from fractions import Fraction
 import itertools
 import re
 from xml.etree import ElementTree
@@ -11,10 +12,13 @@ from hypothesis import strategies as st
 import numpy as np
 import pytest
 
-from diversity_jax.report.data import Convergence, Curve, Distribution, Estimate, Share
-from diversity_jax.report.figures import components, curves
-from diversity_jax.report.plotting import dodged, log_ticks, render, resampled, smoothed, tick_values
+from diversity_jax.core.intervals import Estimate
+from diversity_jax.mixtures.mixture import MixtureComponent
+from diversity_jax.report.figures import diversity, outcomes
+from diversity_jax.report.figures.diversity import Distribution
+from diversity_jax.report.plotting import dodged, log_ticks, render, resampled, smoothed
 from diversity_jax.report.style import DARK, LIGHT, SLOTS, Palette
+from diversity_jax.training.log import TrainingLog
 
 # Linear RGB as seen with full colour-blindness of each kind (Machado, Oliveira and Fernandes 2009, severity 1).
 _SIGHT = {
@@ -77,13 +81,6 @@ def test_labels_that_do_not_touch_stay_where_they_are():
     assert dodged([50, 10, 30], 9, 0, 100) == [50, 10, 30]
 
 
-@given(st.floats(-1e6, 1e6), st.floats(1e-3, 1e6), st.integers(2, 10))
-def test_ticks_lie_inside_and_are_few(low, span, most):
-    ticks = tick_values(low, low + span, most)
-    assert len(ticks) <= most + 1
-    assert all(low - 1e-6 * span - 1e-9 <= tick <= low + span * (1 + 1e-6) + 1e-9 for tick in ticks)
-
-
 @given(st.floats(0.01, 1e5), st.floats(1.05, 1e6), st.integers(3, 9))
 def test_log_ticks_lie_inside_and_are_few(low, factor, most):
     ticks = log_ticks(low, low * factor, most)
@@ -112,35 +109,48 @@ def _estimate(value: float, low: float, high: float | None) -> Estimate:
 
 NAMES = ("web", "few $\\frac topics</text><script>", "um\u202elaut \u4e2d\u6587", "a" * 300)
 _STEPS = np.arange(1.0, 51.0)
-_FALLING = [Curve(name=name, x=_STEPS, y=3 + 1 / _STEPS, held_out_x=[25, 50], held_out_y=[3.1, 3.0]) for name in NAMES]
+_COLUMNS = {"loss": 3 + 1 / _STEPS, "eval/loss": np.where(_STEPS % 25 == 0, 3.1, np.nan)}
+_COLUMNS |= {f"loss/{name}": _COLUMNS["loss"] for name in NAMES}
+_COLUMNS |= {f"eval/{name}/loss": _COLUMNS["eval/loss"] for name in NAMES}
+_LOG = TrainingLog(steps=_STEPS, columns=_COLUMNS)
+_PANEL = outcomes.Panel(title="x", steps=_STEPS, values=_COLUMNS["loss"], form=str)
 _WHISKERS = [
-    components.Whisker(name=NAMES[0], interval=_estimate(50, 40, 60), note="registered"),
-    components.Whisker(name=NAMES[1], interval=_estimate(4, 3, 5), note="rejected", mark="hollow", required=25.0),
-    components.Whisker(name=NAMES[2], interval=_estimate(1, 1, 1), note="down-weighted", mark="half", required=10.0),
-    components.Whisker(name=NAMES[3], interval=_estimate(500, 300, None)),
+    diversity.Whisker(name=NAMES[0], interval=_estimate(50, 40, 60), note="registered"),
+    diversity.Whisker(name=NAMES[1], interval=_estimate(4, 3, 5), note="rejected", fill="none", required=25.0),
+    diversity.Whisker(name=NAMES[2], interval=_estimate(1, 1, 1), note="down-weighted", fill="left", required=10.0),
+    diversity.Whisker(name=NAMES[3], interval=_estimate(500, 300, None)),
 ]
-_BAND = components.Band(name=NAMES[0], interval=_estimate(50, 40, 60))
+_BAND = diversity.Whisker(name=NAMES[0], interval=_estimate(50, 40, 60))
 _COUNTS = [Distribution(name=name, values=np.arange(1, 11), counts=np.arange(10)) for name in NAMES[:3]]
 _NOTHING = Distribution(name=NAMES[3], values=np.arange(1, 11), counts=np.zeros(10))
-_COLUMNS = [components.Ridge(title=title, axis="number", distributions=[*_COUNTS, _NOTHING]) for title in ("C", "S")]
-_UNBOUNDED = Convergence(name=NAMES[1], groupings=[5], value=[3], low=[2], high=[np.nan])
-_RUN = Convergence(name=NAMES[0], groupings=[5, 10, 20], value=[4, 5, 5], low=[2, 4, 4.5], high=[np.nan, 8, 6])
+_RIDGES = [diversity.Ridge(title=title, axis="number", distributions=[*_COUNTS, _NOTHING]) for title in ("C", "S")]
+_RUNS = {
+    NAMES[0]: {"groupings": [5, 10, 20], "value": [4, 5, 5], "low": [2, 4, 4.5], "high": [None, 8, 6]},
+    NAMES[1]: {"groupings": [5], "value": [3], "low": [2], "high": [None]},
+}
+_PARTS = [
+    MixtureComponent(
+        name=name,
+        kind="real",
+        share_asked=Fraction(1, 4),
+        share_granted=Fraction(3, 10),
+        decision={},
+        manifest=None,
+    )
+    for name in NAMES
+]
 PALETTE = Palette(NAMES)
 DRAWN = {
-    "gate": lambda width: components.whiskers(_WHISKERS, _BAND, PALETTE, width),
-    "gate-one-requirement": lambda width: components.whiskers(_WHISKERS[:2], _BAND, PALETTE, width),
-    "scores": lambda width: components.whiskers(_WHISKERS[:1], None, PALETTE, width),
-    "clusters": lambda width: components.ridges(_COLUMNS, PALETTE, width),
-    "shares": lambda width: components.shares(
-        [Share(name=name, asked=0.25, granted=0.3, realised=0.3) for name in NAMES], PALETTE, width
-    ),
-    "shares-before": lambda width: components.shares(
-        [Share(name=name, asked=0.25, granted=0.3) for name in NAMES], PALETTE, width
-    ),
-    "loss": lambda width: curves.losses(_FALLING[0], _FALLING, PALETTE, width),
-    "loss-total-only": lambda width: curves.losses(_FALLING[0], [], PALETTE, width),
-    "convergence": lambda width: curves.convergence([_RUN, _UNBOUNDED], PALETTE, width),
-    "speed": lambda width: curves.small_multiples([curves.Panel(title="x", curve=_FALLING[0], form=str)] * 3, width),
+    "gate": lambda width: diversity.whiskers(_WHISKERS, _BAND, PALETTE, width),
+    "gate-one-requirement": lambda width: diversity.whiskers(_WHISKERS[:2], _BAND, PALETTE, width),
+    "scores": lambda width: diversity.whiskers(_WHISKERS[:1], None, PALETTE, width),
+    "clusters": lambda width: diversity.ridges(_RIDGES, PALETTE, width),
+    "shares": lambda width: outcomes.shares(_PARTS, dict.fromkeys(NAMES, 0.3), PALETTE, width),
+    "shares-before": lambda width: outcomes.shares(_PARTS, None, PALETTE, width),
+    "loss": lambda width: outcomes.losses(_LOG, NAMES, PALETTE, width),
+    "loss-total-only": lambda width: outcomes.losses(_LOG, [], PALETTE, width),
+    "convergence": lambda width: diversity.convergence(_RUNS, PALETTE, width),
+    "speed": lambda width: outcomes.small_multiples([_PANEL] * 3, width),
 }
 
 
@@ -150,7 +160,7 @@ def test_figures_are_self_contained_and_take_their_colours_from_the_page(name):
     assert drawing.png.startswith(b"\x89PNG")
     assert ElementTree.fromstring(drawing.svg).tag.endswith("svg")
     assert drawing.svg == render(name, "a <figure>", DRAWN[name]).svg
-    for svg in (drawing.wide, drawing.narrow):
+    for svg in (drawing.wide, drawing.phone):
         root = ElementTree.fromstring(svg)
         nodes = list(root.iter())
         assert root.get("role") == "img"
@@ -163,7 +173,7 @@ def test_figures_are_self_contained_and_take_their_colours_from_the_page(name):
         assert len(ids) == len(set(ids))
         assert set(used) <= set(ids)
         assert not any(character in "".join(root.itertext()) for character in "\u202e\x00")
-    assert not set(re.findall(r' id="([^"]+)"', drawing.wide)) & set(re.findall(r' id="([^"]+)"', drawing.narrow))
+    assert not set(re.findall(r' id="([^"]+)"', drawing.wide)) & set(re.findall(r' id="([^"]+)"', drawing.phone))
 
 
 @given(st.lists(st.integers(1, 50), min_size=1, max_size=30), st.integers(2, 60))

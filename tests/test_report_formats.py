@@ -1,5 +1,8 @@
 """Numbers keep their value when written for people, and foreign text cannot act."""
 
+from fractions import Fraction
+import re
+
 from hypothesis import given
 from hypothesis import strategies as st
 import pytest
@@ -18,8 +21,11 @@ from diversity_jax.core.formats import (
     signed,
     significant,
 )
-from diversity_jax.report.data import Decision, Distribution, Estimate
-from diversity_jax.report.html import Column, Html, element, table, text
+from diversity_jax.core.intervals import Estimate
+from diversity_jax.mixtures.mixture import MixtureComponent
+from diversity_jax.report.figures.diversity import Distribution
+from diversity_jax.report.html import Html, details, html, table
+from diversity_jax.report.pages.mixture import gate_figures
 
 
 @given(st.floats(1e-4, 1e15), st.integers(1, 6))
@@ -75,21 +81,37 @@ def test_direction_marks_are_spelt_out():
 
 @given(st.text(st.characters(codec=None), max_size=200))
 def test_plain_strings_never_become_markup(value):
-    made = element("p", value, title=value)
+    made = html('<p title="{}">{}</p>', value, value)
     inside = made[made.index(">") + 1 : -len("</p>")]
     assert "<" not in inside
     assert '"' not in inside
     assert made.count('"') == 2
+    cells = table([f"#{value}"], [[value]])
+    assert set(re.findall(r"</?(\w+)", cells)) == {"div", "table", "thead", "tbody", "tr", "th"}
+    assert set(re.findall(r"</?(\w+)", details(value, value, value))) <= {"details", "summary", "span", "div", "p"}
 
 
 def test_markup_made_here_is_kept_and_foreign_text_is_escaped_once():
-    assert element("p", element("b", "a<b"), "&amp;", class_="x") == '<p class="x"><b>a&lt;b</b>&amp;amp;</p>'
-    assert text(Html("<i>")) == "<i>"
+    made = html('<p class="x">{}{}</p>', html("<b>{}</b>", "a<b"), "&amp;")
+    assert made == '<p class="x"><b>a&lt;b</b>&amp;amp;</p>'
+    assert html("{}", Html("<i>")) == "<i>"
 
 
 def test_table_cells_carry_their_heading_for_narrow_screens():
-    made = table([Column(title="Name"), Column(title="Tokens", kind="number")], [("web", "12")])
+    made = table(["Name", "#Tokens"], [("web", "12")])
     assert '<td class="number" data-label="Tokens"><span>12</span></td>' in made
+
+
+def _decision(**fields) -> MixtureComponent:
+    decision = {"action": "warn", "reason": ""} | fields
+    return MixtureComponent(
+        name="web",
+        kind="real",
+        share_asked=Fraction(1),
+        share_granted=Fraction(1),
+        decision=decision,
+        manifest=None,
+    )
 
 
 @pytest.mark.parametrize(
@@ -97,7 +119,7 @@ def test_table_cells_carry_their_heading_for_narrow_screens():
     [
         (lambda: Estimate(value=1, low=2, high=1), "upside down"),
         (lambda: Estimate(value=float("nan"), low=1, high=2), "value is nan"),
-        (lambda: Decision(name="web", kind="real", action="maybe", reason=""), "action is 'maybe'"),
+        (lambda: gate_figures(_decision(action="maybe"), {}), "action is 'maybe'"),
         (lambda: Distribution(name="web", values=[1, 2], counts=[1]), "expected equal lengths"),
         (lambda: Distribution(name="web", values=[2, 1], counts=[1, 1]), "must ascend"),
     ],

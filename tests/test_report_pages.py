@@ -1,5 +1,6 @@
 """The pages of runs and scorings: what they say follows from the files, and what is missing or broken is said."""
 
+from fractions import Fraction
 from html.parser import HTMLParser
 import json
 from pathlib import Path
@@ -11,8 +12,8 @@ import pytest
 from diversity_jax.cluster_agent import Scorecard
 from diversity_jax.core import run_info
 from diversity_jax.core.errors import InputError
-from diversity_jax.report.data import Decision, Estimate
-from diversity_jax.report.pages import score, training_run, training_run_verdict
+from diversity_jax.mixtures.mixture import MixtureComponent
+from diversity_jax.report.pages import mixture, score, training_run
 from diversity_jax.training import log as training_log
 from tests import example_run
 
@@ -40,7 +41,9 @@ class _Outline(HTMLParser):
         assert self._open.pop() == tag
 
     def handle_startendtag(self, tag, attrs):
-        raise AssertionError(f"<{tag}/> in HTML")
+        assert "svg" in self._open, f"<{tag}/> in HTML"
+        self.tags.append(tag)
+        self.attributes += [(name, value or "") for name, value in attrs]
 
     def handle_data(self, data):
         self.words.append(data)
@@ -109,17 +112,18 @@ def test_a_page_depends_on_its_files_alone(run_dir, page_path):
 
 def test_realised_shares_are_those_of_the_rows_read(run_dir):
     run = training_run.read(run_dir)
-    shares = {share.name: share for share in run.shares}
-    assert shares["web"].granted == pytest.approx(0.5)
-    assert shares["web"].realised == pytest.approx(0.5, abs=1e-4)
-    assert shares["few_topics"].realised == 0
+    granted = {component.name: float(component.share_granted) for component in run.mixture.components}
+    assert granted["web"] == pytest.approx(0.5)
+    assert run.realised["web"] == pytest.approx(0.5, abs=1e-4)
+    assert run.realised.get("few_topics", 0) == 0
     assert run.tokens == 300 * example_run.BATCH * example_run.SEQUENCE_LENGTH
-    [required] = {decision.required for decision in run.decisions if decision.required}
+    figures = [mixture.gate_figures(component, run.scorecards) for component in run.mixture.components]
+    [required] = {decision.required for decision in figures if decision.required}
     assert required == pytest.approx(0.5 * run.scorecards["web"].effective_clusters.value)
 
 
 def test_missing_pieces_are_said_and_the_rest_is_shown(tmp_path):
-    mixture = example_run.write_mixture(tmp_path / "mixture", groupings=60, scorecards=False)
+    built = example_run.write_mixture(tmp_path / "mixture", groupings=60, scorecards=False)
     outline = _read(training_run.write(tmp_path))
     assert "Nothing has been trained on it yet" in outline.text
     assert "No scorecard lies beside the mixture" in outline.text
@@ -128,7 +132,7 @@ def test_missing_pieces_are_said_and_the_rest_is_shown(tmp_path):
 
     alone = tmp_path / "alone"
     alone.mkdir()
-    example_run.write_log(alone, mixture, steps=20)
+    example_run.write_log(alone, built, steps=20)
     outline = _read(training_run.write(alone))
     assert (
         "Held-out loss is" in outline.text
@@ -271,38 +275,38 @@ def test_record_keeps_command_and_versions_and_no_password(tmp_path):
 
 
 def test_the_verdict_names_what_was_not_simply_registered():
-    def decide(name: str, action: str, **more) -> Decision:
-        measured = Estimate(value=4.1, low=3.8, high=4.5)
-        return Decision(
-            name=name, kind="synthetic", action=action, reason="", **({"effective_clusters": measured} | more)
+    def decide(name: str, action: str, **more) -> MixtureComponent:
+        measured = {"value": 4.1, "low": 3.8, "high": 4.5}
+        decision = {"action": action, "reason": "", "effective_clusters": measured} | more
+        share = Fraction(1, 2)
+        return MixtureComponent(
+            name=name, kind="synthetic", share_asked=share, share_granted=share, decision=decision, manifest=None
         )
 
-    ratio = Estimate(value=0.05, low=0.04, high=0.06)
+    ratio = {"value": 0.05, "low": 0.04, "high": 0.06}
     decisions = [
         decide("web", "register"),
         decide("few-topics", "reject", ratio=ratio, reference="real"),
         decide("code", "ungated"),
     ]
-    assert training_run_verdict.verdict(decisions, None) == (
+    assert mixture.verdict(decisions) == (
         "2 of 3 components registered; few-topics rejected: 4.1 effective clusters [3.8, 4.5], 0.05 of real text."
     )
-    assert "x rejected: not scored" in training_run_verdict.verdict(
-        [decide("x", "reject", effective_clusters=None)], None
-    )
-    assert "x with a warning: 4.1 effective clusters" in training_run_verdict.verdict([decide("x", "warn")], None)
+    assert "x rejected: not scored" in mixture.verdict([decide("x", "reject", effective_clusters=None)])
+    assert "x with a warning: 4.1 effective clusters" in mixture.verdict([decide("x", "warn")])
     many = [decide(str(place), "downweight") for place in range(5)]
-    assert training_run_verdict.verdict(many, None).endswith("; 3 others not taken as they are.")
-    assert training_run_verdict.verdict([decide("x", "register")], None) == "1 of 1 component registered."
+    assert mixture.verdict(many).endswith("; 3 others not taken as they are.")
+    assert mixture.verdict([decide("x", "register")]) == "1 of 1 component registered."
 
 
 def test_a_prepared_mixture_elsewhere_is_found_through_the_record(tmp_path):
-    mixture = example_run.write_mixture(tmp_path / "prepared", groupings=40)
+    built = example_run.write_mixture(tmp_path / "prepared", groupings=40)
     run = tmp_path / "run"
     run.mkdir()
-    example_run.write_log(run, mixture, steps=20)
+    example_run.write_log(run, built, steps=20)
     assert training_run.read(run).mixture is None
     run_info.describe(["train.py"], {"prepared": str(tmp_path / "prepared")}).save(run)
-    assert training_run.read(run).mixture.content_hash == mixture.content_hash
+    assert training_run.read(run).mixture.content_hash == built.content_hash
 
 
 def test_the_real_components_pooled_are_shown_as_the_reference(tmp_path):

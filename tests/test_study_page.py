@@ -7,8 +7,7 @@ import pytest
 from diversity_jax.core import config, run_info
 from diversity_jax.core.errors import InputError
 from diversity_jax.core.files import read_json, write_json
-from diversity_jax.report.pages import study as page
-from diversity_jax.study import analysis
+from diversity_jax.study import analysis, page
 from diversity_jax.study.config import StudyConfig
 
 CORPORA = ((1, 40.0), (5, 90.0), (10, 100.0), (20, 140.0), (34, 160.0), (50, 155.0))
@@ -47,7 +46,7 @@ def test_it_is_drawn_from_its_json_alone_and_the_same_each_time(folder):
         "page": (folder / "report.html").read_bytes()
     }
     (folder / "report.html").unlink()
-    page.draw_again([str(folder)])
+    page.main([str(folder)])
     after = {path.name: path.read_bytes() for path in (folder / "figures").iterdir()} | {
         "page": (folder / "report.html").read_bytes()
     }

@@ -92,8 +92,7 @@ def _source_hash(source: str) -> str:
 def run(study: StudyConfig) -> None:
     """The complete study, one step of it, or its dry run; prints the page's path last."""
     from diversity_jax.core import run_info
-    from diversity_jax.report.pages import study as page
-    from diversity_jax.study import analysis, cost_forecast
+    from diversity_jax.study import analysis, cost_forecast, page
 
     folder = Path(study.output_dir)
     store = Store(folder / "steps")

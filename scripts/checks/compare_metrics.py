@@ -18,8 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from diversity_jax.corpus import Corpus, open_corpus
 from diversity_jax.metrics import MetricsCard, MetricsConfig, chosen_metrics, measure
-from diversity_jax.report import page
-from diversity_jax.report.pages import metrics as metrics_sections
+from diversity_jax.report.pages import metrics as metrics_page
 
 
 def named(path: str) -> str:
@@ -44,8 +43,8 @@ def markdown(pairs: list[tuple[MetricsCard, MetricsCard]]) -> str:
     """One row a metric, two columns a pair: whole documents, and equal length."""
     heads = [f"{pair[0].corpus['name']}: {kind}" for pair in pairs for kind in ("whole", "equal length")]
     lines = [f"| metric | {' | '.join(heads)} |", f"|---|{'---|' * len(heads)}"]
-    for rows in zip(*(metrics_sections.separations(*pair) for pair in pairs), strict=True):
-        cells = [word(value) for row in rows for value in (row.whole, row.controlled)]
+    for rows in zip(*(metrics_page.separations(*pair) for pair in pairs), strict=True):
+        cells = [word(value) for row in rows for value in (row.full_length, row.equal_length)]
         lines.append(f"| {rows[0].title} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -84,7 +83,7 @@ def main() -> None:
     for name, card in measured.items():
         card.save(Path(flags.output) / name / "scorecard.json")
     print(markdown([(measured[low], measured[diverse]) for low, diverse in names]))
-    print(page.write(metrics_sections.compose(measured, None, names), flags.output))
+    print(metrics_page.write(flags.output, measured, names))
 
 
 if __name__ == "__main__":

@@ -99,7 +99,11 @@ def losses(log: TrainingLog, components: Sequence[str], palette: Palette, width:
 
 
 def _loss_line(
-    axes: Any, trained: tuple[np.ndarray, np.ndarray], held_out: tuple[np.ndarray, np.ndarray], colour: str, dash: object
+    axes: Any,
+    trained: tuple[np.ndarray, np.ndarray],
+    held_out: tuple[np.ndarray, np.ndarray],
+    colour: str,
+    dash: object,
 ) -> float:
     """A smoothed curve, paler as it was where it is the only one (ink); returns where it ends."""
     x, y = resampled(*trained, 600)
@@ -262,9 +266,7 @@ def against_diversity(
     """
     level_of = {row["recipe"]: str(row["levels"].get(factor, "")) for row in rows}
     levels = list(dict.fromkeys(level_of.values())) if len(set(level_of.values())) > 1 else []
-    canvas, boxes = _panels(
-        len(relations), width, most=2, left=56, gap=28, head=26, top=30 if levels else 0, bottom=20
-    )
+    canvas, boxes = _panels(len(relations), width, most=2, left=56, gap=28, head=26, top=30 if levels else 0, bottom=20)
     x = 0
     for level in levels:
         text = f"{factor} {label(level, 18)}"

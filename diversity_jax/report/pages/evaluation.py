@@ -191,7 +191,10 @@ def _comparison(results: Mapping[str, Any]) -> Section | None:
     rows.append((_bold("Average"), "", "", _difference(average), formats.significant(average["p_value"]), ""))
     differences = {
         title: (100 * figure["difference"], 100 * figure["low"], 100 * figure["high"])
-        for title, figure in [*((titles[name], task) for name, task in comparison["tasks"].items()), ("Average", average)]
+        for title, figure in [
+            *((titles[name], task) for name, task in comparison["tasks"].items()),
+            ("Average", average),
+        ]
     }
     alt = "; ".join(f"{title} {signed(difference)} points" for title, (difference, _, _) in differences.items())
     other = comparison["model"]["name"]

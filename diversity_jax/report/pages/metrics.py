@@ -136,8 +136,6 @@ def _with_interval(figure: Figure | None) -> str:
     """A figure with its interval, where it has one."""
     if figure is None:
         return _DASH
-    if figure.low is None or figure.high is None:
-        return significant(figure.value)
     return formats.estimate(Estimate(value=figure.value, low=figure.low, high=figure.high))
 
 

@@ -4,14 +4,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from diversity_jax.cluster_agent import Scorecard
 from diversity_jax.core import formats
 from diversity_jax.core.errors import InputError
 from diversity_jax.core.formats import count, percent, significant
 from diversity_jax.core.intervals import Estimate
 from diversity_jax.core.run_info import Fact
+from diversity_jax.mixtures.inspect import MixtureView, without_middle
 from diversity_jax.mixtures.mixture import Mixture, MixtureComponent
 from diversity_jax.mixtures.shares import train_rows
 from diversity_jax.report import page
@@ -230,56 +229,6 @@ def shares_section(
     return Section(anchor="shares", title="Token shares", body=body)
 
 
-@dataclass(frozen=True, kw_only=True)
-class SampleRow:
-    """One row of a mixture, decoded.
-
-    Attributes:
-      number: in the mixture.
-      component: which the row belongs to.
-      texts: of its documents or parts of documents, in order; all but the last end a document here.
-      ends_document: whether the last one does, too.
-    """
-
-    number: int
-    component: str
-    texts: tuple[str, ...]
-    ends_document: bool
-
-
-@dataclass(frozen=True, kw_only=True)
-class MixtureView:
-    """What there is to see of a built mixture.
-
-    Attributes:
-      mixture: as built.
-      rows: how many rows realised shares are counted over.
-      counts: rows among them of each component taken, [components].
-      replayed: how the decisions come out when they are repeated, in a line.
-      samples: the first rows of each component.
-      end_of_text: the token that ends a document, for people.
-    """
-
-    mixture: Mixture
-    rows: int
-    counts: np.ndarray
-    replayed: str
-    samples: Sequence[SampleRow]
-    end_of_text: str
-
-    @property
-    def deviation(self) -> float:
-        """Rows by which the component furthest from its granted share is off."""
-        granted = np.array([float(component.share_granted) for component in self.mixture.taken]) * self.rows
-        return float(np.abs(self.counts - granted).max())
-
-    @property
-    def realised(self) -> dict[str, float]:
-        """Shares of the first `rows` rows, of each component taken."""
-        pairs = zip(self.mixture.taken, self.counts, strict=True)
-        return {component.name: float(count / self.rows) for component, count in pairs}
-
-
 def write(view: MixtureView, folder: Path) -> Path:
     """Writes `report.html` and `figures/` into `folder`; returns the page's path."""
     mixture = view.mixture
@@ -295,12 +244,10 @@ def write(view: MixtureView, folder: Path) -> Path:
             kind="Mixture",
             name=mixture.name,
             verdict=verdict(mixture.components),
-            lede=view.replayed.capitalize() + ".",
+            lede=view.replay_summary.capitalize() + ".",
             key_figures=_key_figures(view),
             sections=(
-                shares_section(
-                    mixture.components, view.realised, palette, intro, caption, prepared, verb="dealt"
-                ),
+                shares_section(mixture.components, view.realised, palette, intro, caption, prepared, verb="dealt"),
                 _sample_rows(view, palette),
                 *gate_sections(mixture, load_scorecards(mixture), palette),
                 page.facts(_facts(mixture)),
@@ -315,7 +262,7 @@ def _prepared(mixture: Mixture, palette: Palette) -> str:
     total = train_rows(mixture.asked.get("train_tokens"), mixture.sequence_length)
     rows = []
     for component in mixture.taken:
-        train = component.manifest.splits["train"]
+        train = component.prepared.splits["train"]
         epochs = _DASH if total is None else significant(float(component.share_granted) * total / train.rows)
         amounts = count(train.documents), count(train.rows), formats.compact(train.tokens), epochs
         rows.append((named(component.name, palette), *amounts))
@@ -338,18 +285,13 @@ def _sample_rows(view: MixtureView, palette: Palette) -> Section:
     return Section(anchor="rows", title="Sample rows", body=[intro, *blocks])
 
 
-def without_middle(text: str, most: int) -> str:
-    """Text without its middle, where that saves a line at least."""
-    if len(text) <= most + 80:
-        return text
-    return f"{text[: most // 2]}\n[\u2026 {len(text) - most:,} characters \u2026]\n{text[len(text) - most // 2 :]}"
-
-
 def _key_figures(view: MixtureView) -> tuple[KeyFigure, ...]:
     mixture, vocabulary = view.mixture, view.mixture.vocabulary
-    trains = [component.manifest.splits["train"] for component in mixture.taken]
+    trains = [component.prepared.splits["train"] for component in mixture.taken]
     synthetic = [component for component in mixture.components if component.kind == "synthetic"]
-    granted, asked = (float(sum(getattr(part, name) for part in synthetic)) for name in ("share_granted", "share_asked"))
+    granted, asked = (
+        float(sum(getattr(part, name) for part in synthetic)) for name in ("share_granted", "share_asked")
+    )
     rows = formats.compact(sum(train.rows for train in trains))
     off = f"rows at most, in the first {count(view.rows)}"
     return (
@@ -373,7 +315,7 @@ def _facts(mixture: Mixture) -> list[Fact]:
         Fact(name="Seed", value=str(mixture.seed)),
     ]
     facts += [
-        Fact(name=f"Manifest of {part.name}", value=part.manifest.content_hash, code=True) for part in mixture.taken
+        Fact(name=f"Manifest of {part.name}", value=part.prepared.content_hash, code=True) for part in mixture.taken
     ]
     hashes = {part.part_of or part.name: part.decision.get("scorecard_hash") for part in mixture.components}
     return facts + [

@@ -5,7 +5,6 @@ from pathlib import Path
 import re
 from typing import Any
 
-from diversity_jax.core.files import read_json
 from diversity_jax.core.formats import counted, significant
 from diversity_jax.core.run_info import Fact, RunInfo
 from diversity_jax.metrics.registry import METRICS

@@ -213,7 +213,7 @@ def _shares(run: Run, palette: Palette) -> Section:
         return page.absent("shares", "Token shares", why)
     rows, read_rows = [], run.rows
     for component in run.mixture.taken:
-        train, held_out = (component.manifest.splits.get(split) for split in ("train", "validation"))
+        train, held_out = (component.prepared.splits.get(split) for split in ("train", "validation"))
         passes = read_rows[component.name] / train.rows if component.name in read_rows and train.rows else None
         rows.append(
             (
@@ -375,7 +375,7 @@ def _facts(run: Run) -> Section:
         *judge, seeds = score.judge_facts(run.scorecards, "Prompt version", "Seed of the scores")
         criteria = "\n".join(sorted({card.criteria_hash for card in run.scorecards.values()}))
         facts += [*judge, Fact(name="Criteria", value=criteria, code=True), seeds]
-    facts += [Fact(name=f"Rows of {part.name}", value=part.manifest.content_hash, code=True) for part in taken]
+    facts += [Fact(name=f"Rows of {part.name}", value=part.prepared.content_hash, code=True) for part in taken]
     facts += [
         Fact(name=f"Scorecard of {name}", value=card.content_hash, code=True) for name, card in run.scorecards.items()
     ]
