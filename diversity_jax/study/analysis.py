@@ -13,11 +13,11 @@ from diversity_jax.cluster_agent import Scorecard
 from diversity_jax.core.errors import InputError
 from diversity_jax.core.files import read_json
 from diversity_jax.mixtures.mixture import Mixture
-from diversity_jax.report.pages.study import FORMAT_VERSION
 from diversity_jax.study import statistics
 from diversity_jax.study.config import Run, StudyConfig, recipe_name
 from diversity_jax.study.graph import Store
 
+FORMAT_VERSION = 2  # of analysis.json
 Row = dict[str, Any]
 STAGES = {"evaluate": "pre-trained", "evaluate_sft": "fine-tuned"}
 SCORED = "scored"  # the stage of studies that only score: their outcomes are the diversity figures themselves
