@@ -44,8 +44,8 @@ def agreements(columns: Mapping[str, Sequence[float | None]]) -> list[Agreement]
       columns: by metric, one value a corpus, signed so that more means more diverse; None where a corpus has none.
 
     Intervals are those of Fieller, Hartley and Pearson (1957): on the scale of the inverse hyperbolic tangent, variance
-      0.437 / (n - 4) for
-    Kendall's tau and 1.06 / (n - 3) for Spearman's rho. A value of +-1 is treated as half a step from it.
+    0.437 / (n - 4) for Kendall's tau and 1.06 / (n - 3) for Spearman's rho. A value of +-1 is treated as half a step
+    from it.
 
     Raises:
       InputError: fewer corpora than 5, for which no interval is known.

@@ -7,9 +7,8 @@ Which metrics merge, and how:
   self-repetition                           documents that hold each 4-gram, sent back to the documents, then a mean
 
 Compression looks at text in its order, ROUGE-L and BLEU at pairs, and perplexity needs a model on every worker: those
-are measured on
-draws. So are embedding metrics: mean distance, Vendi score and the filling of given clusters are sums too, but they
-  need one embedder.
+are measured on draws. So are embedding metrics: mean distance, Vendi score and the filling of given clusters are sums
+too, but they need one embedder.
 
 An n-gram is known by 64 bits here, made from a hash of each word, so that workers agree without a common vocabulary.
 Among m different n-grams m^2 / 2^65 fall together by chance: none in a thousand million, three in ten thousand million.

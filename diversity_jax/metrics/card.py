@@ -45,7 +45,7 @@ class Figure:
         Draws of one corpus overlap, so their spread s is less than that of independent ones: for a mean-like statistic
         s^2 = v (1/m - 1/N) with m documents of N. The mean over R draws then has variance v/N + s^2/R = s^2 (share / (1
         - share) + 1/R): what the corpus is itself a sample of, and what the draws add. At half of a corpus this is the
-          delete-half jackknife (Shao and Wu 1989).
+        delete-half jackknife (Shao and Wu 1989).
         """
         seen = np.asarray(values, np.float64)
         value = float(seen.mean())

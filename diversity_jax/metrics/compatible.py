@@ -1,11 +1,10 @@
 """The figures of the `diversity` package (0.3.1), to the digits it prints, computed our way.
 
 For comparison with what others have published; the definitions of `richness`, `compression` and `overlap` are the
-better ones. What
-differs, and is reproduced here on purpose: words are cut at single spaces for n-gram diversity, so that double spaces
-  make empty words
-and line feeds make none; n-grams span documents; gzip is applied twice and its file's name counted; ROUGE words are a-z
-and 0-9; documents that share nothing at all have homogenization 1; distances of documents to themselves count.
+better ones. What differs, and is reproduced here on purpose: words are cut at single spaces for n-gram diversity, so
+that double spaces make empty words and line feeds make none; n-grams span documents; gzip is applied twice and its
+file's name counted; ROUGE words are a-z and 0-9; documents that share nothing at all have homogenization 1; distances
+of documents to themselves count.
 """
 
 from collections.abc import Sequence
@@ -92,9 +91,7 @@ def remote_clique(vectors: np.ndarray) -> float:
 
 
 def chamfer_distance(vectors: np.ndarray) -> float:
-    """`diversity.chamfer_dist` of given embeddings [documents, D]: mean cosine distance to the nearest other
-    document.
-    """
+    """`diversity.chamfer_dist` of given embeddings [documents, D]: mean cosine distance to the nearest other document."""
     unit = _unit(vectors)
     nearest = []
     for start in range(0, len(unit), 1024):

@@ -2,10 +2,12 @@
 Llama.
 
 tfidf                          TF-IDF and truncated SVD, fitted to the corpora of a run together (latent semantic
-analysis) st:NAME_OR_PATH                a sentence-transformers model (pip install sentence-transformers)
+                               analysis)
+st:NAME_OR_PATH                a sentence-transformers model (pip install sentence-transformers)
 openai:MODEL                   an OpenAI-compatible `/v1/embeddings` endpoint; keys come from OPENAI_API_KEY and nowhere
-else llama:FOLDER                   mean of the last hidden states of a Llama: a training run, an import, or a Hugging
-Face folder
+                               else
+llama:FOLDER                   mean of the last hidden states of a Llama: a training run, an import, or a Hugging Face
+                               folder
 """
 
 from collections.abc import Callable, Sequence
@@ -50,8 +52,8 @@ class TfidfSvd:
     """TF-IDF of folded words, then truncated SVD.
 
     Term weights are (1 + log count) * log((1 + documents) / (1 + documents with the term)) + 1, rows of length 1; the
-    50,000 terms in most
-    documents are kept. A ruler of its own: two corpora can only be compared in a space fitted to both.
+    50,000 terms in most documents are kept. A ruler of its own: two corpora can only be compared in a space fitted to
+    both.
     """
 
     cost_usd = 0.0

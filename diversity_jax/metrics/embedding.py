@@ -54,8 +54,7 @@ def vendi_score(vectors: np.ndarray, order: float = 1.0) -> float | None:
         smaller.
 
     Source: Friedman and Dieng, "The Vendi Score" (2023); Pasarkar and Dieng, "Cousins of the Vendi Score" (2023). Equal
-      to `vendi-score`'s
-    `score_dual`; its `score_X` gives order 1 whatever order is asked for.
+    to `vendi-score`'s `score_dual`; its `score_X` gives order 1 whatever order is asked for.
 
     Raises:
       InputError: an order that is not above 0, or vectors that are not finite.
@@ -105,9 +104,8 @@ class Codebook:
         """Mini-batch K-means by cosine, over `passes` times as many vectors as there are.
 
         Source: Sculley, "Web-scale k-means clustering" (2010): each centre is the running mean of what was assigned to
-          it. Centres begin
-        as different documents; one that nothing was assigned to for a whole pass begins again at a document of the
-        batch.
+        it. Centres begin as different documents; one that nothing was assigned to for a whole pass begins again at a
+        document of the batch.
 
         Raises:
           InputError: fewer clusters than 1 or more than there are different vectors to begin with.

@@ -8,8 +8,7 @@ Documents are joined by a line feed in the order given. That order matters: gzip
 here) or the ratio measures how they were sorted. xz looks back 8 MiB, zstd here 128 MiB.
 
 Every figure is deterministic: the same on any number of cores. The `diversity` package compresses gzip's output a
-  second time, joins
-by spaces and uses level 9; the second pass changes its ratio by a fraction of a per cent.
+second time, joins by spaces and uses level 9; the second pass changes its ratio by a fraction of a per cent.
 """
 
 from collections.abc import Iterator, Sequence
@@ -42,9 +41,8 @@ def self_repetition(ngrams: Ngrams, n: int = 4) -> float:
     hold it).
 
     Source: Salkar et al., "Self-repetition in abstractive neural summarizers" (2022), as the `diversity` package
-      computes it; 0 where
-    nothing repeats. It grows with the length of documents and with their number. Ours differs in what a word is (see
-    `words`).
+    computes it; 0 where nothing repeats. It grows with the length of documents and with their number. Ours differs in
+    what a word is (see `words`).
     """
     return float(np.log1p(ngrams.repeats_by_document(n)).mean())
 
@@ -53,9 +51,8 @@ def ngram_diversity(ngrams: Ngrams, n: int) -> float | None:
     """Different n-grams over all n-grams, pooled over documents; None where no document has n words.
 
     Source: Meister et al., "Locally typical sampling" (2022); Li et al., "A diversity-promoting objective function"
-      (2016), distinct-n.
-    Theirs (`diversity`) joins documents first, so that n-grams span two of them; ours never do. It falls as a corpus
-    grows.
+    (2016), distinct-n. Theirs (`diversity`) joins documents first, so that n-grams span two of them; ours never do. It
+    falls as a corpus grows.
     """
     distinct, total = ngrams.distinct(n)
     return distinct / total if total else None
@@ -95,11 +92,9 @@ def mtld(words: Words) -> float | None:
     """Measure of textual lexical diversity: mean length of a run of words whose type-token ratio stays above 0.72.
 
     A factor is complete where the ratio falls to 0.72 or below; what is left at a document's end counts as the part (1
-    - ratio) / 0.28 of
-    one. Forward and backward factors are averaged. Pooled: all words over all factors, so that a short document without
-      a complete factor
-    needs no special rule, and for one document it is McCarthy and Jarvis's figure exactly. None where there is no
-    factor at all (no word occurs twice in a document).
+    - ratio) / 0.28 of one. Forward and backward factors are averaged. Pooled: all words over all factors, so that a
+    short document without a complete factor needs no special rule, and for one document it is McCarthy and Jarvis's
+    figure exactly. None where there is no factor at all (no word occurs twice in a document).
 
     Source: McCarthy and Jarvis, "MTLD, vocd-D, and HD-D" (Behavior Research Methods, 2010).
     """
@@ -195,10 +190,8 @@ def compression_ratio(texts: Sequence[str], algorithm: str = "gzip", *, threads:
     Args:
       texts: documents, in the order in which they are to be compressed.
       algorithm: `gzip` (level 6; blocks of 1 MiB that know the 32 KiB before them, as pigz makes), `xz` (preset 1 with
-        the 8 MiB
-        dictionary of preset 6: five times as fast, a tenth larger; blocks of 24 MiB, as `xz --threads`), or `zstd`
-          (level 3 with
-        long-distance matching over 128 MiB).
+        the 8 MiB dictionary of preset 6: five times as fast, a tenth larger; blocks of 24 MiB, as `xz --threads`), or
+        `zstd` (level 3 with long-distance matching over 128 MiB).
       threads: compress at once; None for as many as there are cores.
 
     Source: "compression ratio" of Shaib et al., "Standardizing the measurement of text diversity" (2024).

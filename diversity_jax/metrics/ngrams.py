@@ -164,9 +164,7 @@ def _edges(keys: np.ndarray, parts: int) -> np.ndarray:
 
 
 def in_parts(keys: np.ndarray, work, threads: int) -> list:
-    """`work` on disjoint ranges of key values in ascending order, several at once; numpy lets threads sort in
-    parallel.
-    """
+    """`work` on disjoint ranges of key values in ascending order, several at once; numpy lets threads sort in parallel."""
     parts = -(-len(keys) // _PART)
     if parts <= 1 and (threads == 1 or len(keys) < 1 << 20):
         return [work(keys)]

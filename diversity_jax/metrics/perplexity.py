@@ -2,10 +2,9 @@
 models.
 
 Every document stands alone: an end-of-text token, which is what a model saw between documents, and then its tokens,
-  each predicted once. A
-document longer than the context is read by windows that overlap: each window starts a stride after the one before and
-scores only what that one had not, so every token has at least (context - stride) tokens before it, and stride 1 gives
-each the whole context.
+each predicted once. A document longer than the context is read by windows that overlap: each window starts a stride
+after the one before and scores only what that one had not, so every token has at least (context - stride) tokens before
+it, and stride 1 gives each the whole context.
 """
 
 from collections.abc import Callable, Iterator, Sequence

@@ -30,11 +30,10 @@ def dependence(pool: Sample, run: Measurer, *, seed: int) -> tuple[dict[str, dic
     """How metrics change over doublings of size and of length.
 
     Returns:
-      By metric, `documents` and `words`, each with `sizes`, `values` and `slope`; and the costs of the sizes.
-      A slope is that of log value over log size, by least squares: 0 does not depend, 1 grows in proportion. It is None
-        where a value
-      is not above 0. Length is followed for lexical metrics only, on documents that have the longest length, cut to
-      each.
+      By metric, `documents` and `words`, each with `sizes`, `values` and `slope`; and the costs of the sizes. A slope
+      is that of log value over log size, by least squares: 0 does not depend, 1 grows in proportion. It is None where a
+      value is not above 0. Length is followed for lexical metrics only, on documents that have the longest length, cut
+      to each.
     """
     costs: list[dict[str, Any]] = []
     most = min(run.documents, _MOST_DOCUMENTS, len(pool.texts))

@@ -3,7 +3,7 @@
 A word is found by white space first, as `str.split` finds it. What is done with each such piece is its form:
 
   written   the piece in Unicode's composed form (NFC), case and punctuation kept; where a script is written without
-  spaces (Han, kana,
+            spaces (Han, kana,
             Thai, Lao, Khmer, Burmese), every character with its marks is a word of its own.
   folded    case-folded runs of letters, marks and digits; scripts without spaces as above. Punctuation is dropped.
   pieces    the piece as it stands, for comparison with packages that do no more.

@@ -6,9 +6,9 @@ All of them were written for this file.
 Demo generator of textbook-like passages from a grammar: no language model, so that a mixture can be tried anywhere.
 
 It gives text whose diversity is known beforehand: a passage is about one of a chosen number of topics, and every topic
-  has its own
-words and its own choice of sentence patterns. Few topics make a redundant component and many a diverse one, at equal
-length. It stands in for real synthetic data in demonstrations and tests only, and every record says what made it.
+has its own words and its own choice of sentence patterns. Few topics make a redundant component and many a diverse one,
+at equal length. It stands in for real synthetic data in demonstrations and tests only, and every record says what made
+it.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -321,9 +321,7 @@ def _write_lines(config: GrammarConfig, file: Any) -> None:
 
 
 def _topics(config: GrammarConfig) -> list[_Topic]:
-    """The topics of a component: the fields in turn, so that few topics lie far apart and many fill every field
-    alike.
-    """
+    """The topics of a component: the fields in turn, so that few topics lie far apart and many fill every field alike."""
     rng = random.Random(f"topics {config.seed}")
     fields = rng.sample(FIELDS, len(FIELDS))
     pairs = {

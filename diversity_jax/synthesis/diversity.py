@@ -2,9 +2,8 @@
 and new together.
 
 By words: the offline judge's space and threshold, fitted to the first documents. A document joins the nearest cluster
-  whose mean
-lies within the threshold, or begins one of its own; so every document has a number, and evidence is exact for what
-stands. It is a baseline that sees what texts are about as far as their words show it.
+whose mean lies within the threshold, or begins one of its own; so every document has a number, and evidence is exact
+for what stands. It is a baseline that sees what texts are about as far as their words show it.
 
 The cluster-agent as the steering's measure: a judge, and criteria proposed from what has been written.
 """

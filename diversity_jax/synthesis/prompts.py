@@ -2,8 +2,7 @@
 schemas takes.
 
 Limits of length and number are left out unless asked for: OpenAI refuses them, while llama.cpp and vLLM enforce them,
-  which keeps a weak
-model from writing without end.
+which keeps a weak model from writing without end.
 
 What is said to a generator. Change a word here and raise `PROMPT_VERSION`: it is part of every document's provenance.
 """

@@ -2,8 +2,7 @@
 
 `documents/00007.jsonl.zst` and `rejects/00007.jsonl.zst` are written first, `rounds/00007.npz` next,
 `rounds/00007.json` last: a round without its JSON file never happened, and what it left is written over by the same
-  round done again. `rounds/open.json` names the
-round that is being worked on.
+round done again. `rounds/open.json` names the round that is being worked on.
 """
 
 from collections.abc import Iterator, Mapping, Sequence

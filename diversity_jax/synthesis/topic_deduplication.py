@@ -1,13 +1,10 @@
 """One topic under several names: merged when equal, equal once normalised, or nearly equal by embedding.
 
 The embedding is built here and needs no model: a word is the sum of hashed letter trigrams and of itself, a name the
-  sum of its words
-weighted by rarity, a topic its narrowest name and, with less weight, those above it. Near pairs are looked for inside
-cells of the space, and every topic lies in its two nearest cells, so that few pairs across a border are missed and none
-are compared needlessly.
-A near pair is merged only if its names differ in spelling: other numbers, a prefix that turns the meaning (`inorganic`)
-  or a word
-that has no counterpart make another topic.
+sum of its words weighted by rarity, a topic its narrowest name and, with less weight, those above it. Near pairs are
+looked for inside cells of the space, and every topic lies in its two nearest cells, so that few pairs across a border
+are missed and none are compared needlessly. A near pair is merged only if its names differ in spelling: other numbers,
+a prefix that turns the meaning (`inorganic`) or a word that has no counterpart make another topic.
 """
 
 from collections.abc import Iterator, Sequence
@@ -100,9 +97,7 @@ def _join(group: Sequence[Topic]) -> Topic:
 
 
 def normalised(path: Sequence[str]) -> str:
-    """A path's key: equal for names that differ in case, accents, punctuation, plurals, fillers or the order of
-    words.
-    """
+    """A path's key: equal for names that differ in case, accents, punctuation, plurals, fillers or the order of words."""
     return "/".join(filter(None, (_normalised_name(name) for name in path)))
 
 

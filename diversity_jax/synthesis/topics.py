@@ -62,9 +62,8 @@ def read_topics(source: str, *, leaves_only: bool = True) -> Iterator[Topic]:
     """Topics of a file or pattern, in file order, duplicates included.
 
     `.txt`: one slash path a line, keywords behind a tab; or an outline by indentation. `.jsonl`: objects with `path` or
-      `topic` (slash
-    path or list) and `keywords`, or with an `outline` of nested `{"name", "children"}` below `field`, `subfield` and
-    `course`. Each also `.gz` or `.zst`.
+    `topic` (slash path or list) and `keywords`, or with an `outline` of nested `{"name", "children"}` below `field`,
+    `subfield` and `course`. Each also `.gz` or `.zst`.
 
     Args:
       leaves_only: of an outline, only what has nothing below it.
