@@ -2,7 +2,7 @@
 
 import gzip
 import json
-import struct
+import tempfile
 import tracemalloc
 
 import pyarrow as pa
@@ -12,7 +12,6 @@ import zstandard
 
 from diversity_jax.core.errors import InputError
 from diversity_jax.corpus import CorpusConfig, Document, open_corpus
-from diversity_jax.corpus.readers.tfrecord import _masked_crc32c
 from tests.shared_data import shared_file
 
 TEXTS = ["one plain line", "two\nlines", 'quoted "text" and \\ slash', "ünïcödé, 漢字, 😀", "x" * 3_000_000, "the last"]
@@ -44,11 +43,13 @@ def example_bytes(features):
 
 
 def tfrecord_bytes(records):
-    out = b""
-    for data in records:
-        size = struct.pack("<Q", len(data))
-        out += size + struct.pack("<I", _masked_crc32c(size)) + data + struct.pack("<I", _masked_crc32c(data[:8]))
-    return out
+    from diversity_jax.core.tensorflow import tf
+
+    with tempfile.NamedTemporaryFile() as file:
+        with tf.io.TFRecordWriter(file.name) as writer:
+            for data in records:
+                writer.write(data)
+        return file.read()
 
 
 def write_as(ending, folder, texts):
@@ -265,14 +266,14 @@ def test_a_wrong_field_says_which_fields_exist(tmp_path):
         ("no.parquet", b'{"text": "a"}', "not a whole Parquet file"),
         ("empty.parquet", b"", "not a whole Parquet file"),
         ("no.tfrecord", b'{"text": "a and more"}', "no TFRecord at byte 0"),
-        ("cut.tfrecord", tfrecord_bytes([b"abc"])[:-2], "ends inside the record at byte 0"),
-        ("other.tfrecord", tfrecord_bytes([b"\xff\xff\xff"]), "other.tfrecord:1: is not a tf.train.Example"),
+        ("cut.tfrecord", lambda: tfrecord_bytes([b"abc"])[:-2], "ends inside the record at byte 0"),
+        ("other.tfrecord", lambda: tfrecord_bytes([b"\xff\xff\xff"]), "other.tfrecord:1: is not a tf.train.Example"),
     ],
 )
 def test_wrong_input_is_one_clear_line(tmp_path, name, content, says):
     path = f"{tmp_path}/{name}"
     if content is not None:
-        (tmp_path / name).write_bytes(content)
+        (tmp_path / name).write_bytes(content() if callable(content) else content)
     with pytest.raises(InputError, match=says) as caught:
         open_corpus(path)
     assert "\n" not in str(caught.value)

@@ -13,7 +13,13 @@ import pytest
 
 from diversity_jax.core.errors import InputError
 from diversity_jax.corpus import CorpusConfig, open_corpus
-from diversity_jax.corpus.readers.installed_packages import docstrings, functions, installed_files, pieces, prose
+from diversity_jax.corpus.readers.installed_packages import (
+    docstrings,
+    functions,
+    installed_files,
+    join_paragraphs,
+    prose,
+)
 
 KINDS = ["prose", "code"]
 
@@ -193,10 +199,10 @@ def test_only_prose_is_kept_of_a_docstring():
 
 def test_pieces_are_bounded_and_lose_no_long_paragraph():
     paragraphs = [f"Paragraph {n} " + "of words that go on and on " * 20 for n in range(20)]
-    made = list(pieces(paragraphs))
+    made = list(join_paragraphs(paragraphs))
     assert "\n\n".join(made) == "\n\n".join(paragraphs)
     assert max(map(len, made)) <= 2400
-    assert list(pieces(["Too short to stand."])) == []
+    assert list(join_paragraphs(["Too short to stand."])) == []
 
 
 def test_functions_are_dedented_and_of_reasonable_size():

@@ -32,7 +32,7 @@ def test_streaming_keeps_the_same_records_as_looking_them_up():
         kept: Lowest[int] = Lowest(size, seed=4)
         for first in range(0, total, 700):
             for offset, priority in kept.wanted(first, min(700, total - first)):
-                kept.keep(priority, first + offset, first + offset)
+                kept.add(priority, first + offset, first + offset)
         assert kept.values() == lowest(total, size, 4).tolist()
 
 
@@ -96,8 +96,8 @@ def test_sampling_an_indexed_file_reads_little_of_it(tmp_path, monkeypatch):
     def no_more_passes(_):
         raise AssertionError("read the whole file again")
 
-    monkeypatch.setattr("diversity_jax.corpus.readers.jsonl.read_lines", no_more_passes)
-    monkeypatch.setattr("diversity_jax.corpus.readers.jsonl.read_blocks", no_more_passes)
+    monkeypatch.setattr("diversity_jax.corpus.readers.text.read_lines", no_more_passes)
+    monkeypatch.setattr("diversity_jax.corpus.readers.text.read_blocks", no_more_passes)
     assert len(corpus.sample(100, seed=1)) == 100
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from diversity_jax.core.errors import InputError
 from diversity_jax.corpus import CorpusConfig, open_corpus
-from diversity_jax.corpus.readers.tfrecord import parse_example
+from diversity_jax.corpus.readers.tensorflow import parse_example
 
 TEXTS = ["the first text", "ünï 漢字 😀", "", "the fourth text, a little longer"]
 PREFIX = "test_corpus_"
@@ -161,7 +161,7 @@ def test_a_lost_file_of_a_builder_is_one_clear_line(prepared, monkeypatch, tmp_p
     assert "\n" not in str(caught.value)
 
 
-def test_its_records_are_read_without_tensorflow_too(prepared):
+def test_its_files_are_read_by_themselves_too(prepared):
     (shard,) = (prepared / "stored" / "1.10.0").glob("*.tfrecord-*")
     corpus = open_corpus(str(shard))
     assert [document.text for document in corpus] == [f"text {n}" for n in range(30)]

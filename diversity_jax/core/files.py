@@ -211,6 +211,7 @@ def remove_tree(path: str | os.PathLike) -> None:
 
 def file_hash(path: str | os.PathLike) -> str:
     """SHA-256, in hexadecimal, of a file's bytes."""
+    file: Any
     with open_file(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -1,6 +1,4 @@
-"""Where text comes from: files, SeqIO tasks, TFDS builders and the documentation of installed packages, all as
-documents.
-"""
+"""Text corpora: files, SeqIO tasks, TFDS builders and installed packages, all read as documents."""
 
 from diversity_jax.corpus.document import Corpus, CorpusConfig, Document
 from diversity_jax.corpus.sources import open_corpus

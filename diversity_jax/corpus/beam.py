@@ -1,4 +1,4 @@
-"""Pipelines of Apache Beam over corpora: what Beam cannot do, and bad input that a worker meets, is one line here."""
+"""Apache Beam pipelines over corpora, whose failures for bad input are raised as one line."""
 
 from collections.abc import Iterator, Sequence
 import contextlib
@@ -12,8 +12,10 @@ _NOT_FETCHED = re.compile(r"Unable to fetch remote [^:]+:[^:\s]+")  # what Flink
 
 
 def pipeline_options(runner: str, options: Sequence[str]) -> Any:
-    """Beam's options for a runner, such as `DataflowRunner`, and options of its own, such as
-    `--temp_location=gs://bucket/tmp`.
+    """Beam's options for a runner, such as `DataflowRunner`.
+
+    Args:
+      options: flags of Beam or the runner, such as `--temp_location=gs://bucket/tmp`.
 
     Raises:
       InputError: apache-beam is not installed, or does not take the options.
@@ -23,20 +25,18 @@ def pipeline_options(runner: str, options: Sequence[str]) -> Any:
     except ImportError as error:
         raise InputError(f"runner {runner}: needs apache-beam ({error}); pip install 'diversity_jax[beam]'") from None
     try:
-        found = PipelineOptions([f"--runner={runner}", *options])
+        parsed = PipelineOptions([f"--runner={runner}", *options])
     except (ValueError, TypeError, AttributeError) as error:
         raise _not_taken(runner, error) from None
     if runner == "DirectRunner":
         # Otherwise it downloads the Prism runner and tries that first. No pipeline here has triggers.
-        found.view_as(TypeOptions).allow_unsafe_triggers = True
-    return found
+        parsed.view_as(TypeOptions).allow_unsafe_triggers = True
+    return parsed
 
 
 @contextlib.contextmanager
 def open_pipeline(runner: str, options: Any) -> Iterator[Any]:
-    """A pipeline that has run to its end when the block is left; bad input that a worker met is raised here in one
-    line.
-    """
+    """A pipeline that runs when the block is left; an input error of a worker is raised again as one line."""
     import apache_beam as beam
 
     try:
@@ -47,9 +47,9 @@ def open_pipeline(runner: str, options: Any) -> Iterator[Any]:
         with pipeline:
             yield pipeline
     except Exception as error:  # runners wrap what a worker raised in exceptions of their own
-        found = _INPUT_ERROR.search(str(error))
-        if found and not isinstance(error, InputError):
-            raise InputError(found[1].strip().strip("'\"")) from error
+        message = _INPUT_ERROR.search(str(error))
+        if message and not isinstance(error, InputError):
+            raise InputError(message[1].strip().strip("'\"")) from error
         if missing := _NOT_FETCHED.search(str(error)):
             raise InputError(
                 f"runner {runner}: {missing[0]}; fetch it yourself and name it with Beam's own flags"

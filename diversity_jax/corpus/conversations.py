@@ -1,11 +1,9 @@
-"""Instruction data: records in the forms people publish it in, read as conversations of who said what."""
+"""Instruction data: records in the usual published forms, read as conversations of messages with roles."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
-from diversity_jax.corpus.document import CONVERSATION_FORMS, Document, Records, Rejected, is_encodable, list_fields
+from diversity_jax.corpus.document import CONVERSATION_FORMS, Document, Rejected, is_encodable, list_fields
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 _LISTS = ("messages", "conversations")
@@ -21,39 +19,20 @@ _SPEAKERS = {"human": "user", "gpt": "assistant"}  # as ShareGPT names them
 Message = dict[str, str]
 
 
-class ConversationRecords:
-    """The records of one part, read whole; a document's text is what was said, its `meta["messages"]` who said it.
+def as_conversation(document: Document, form: str) -> Document:
+    """A conversation out of a document whose `meta` holds all fields of its record.
+
+    Its text is the contents of all messages, its `meta["messages"]` the messages themselves.
 
     Args:
-      records: whose decoding leaves all fields of a record in the metadata.
       form: one of `CONVERSATION_FORMS`.
+
+    Raises:
+      Rejected: see `read_messages`.
     """
-
-    def __init__(self, records: Records, form: str):
-        self._records, self._form = records, form
-
-    def batches(self) -> Iterator[Sequence[Any]]:
-        return self._records.batches()
-
-    def decode(self, raw: Any, position: int) -> Document | None:
-        document = self._records.decode(raw, position)
-        if document is None:
-            return None
-        messages = read_messages(document.meta, self._form, document.id)
-        text = "\n\n".join(message["content"] for message in messages)
-        return Document(id=document.id, text=text, meta={"messages": messages})
-
-    def count(self) -> int | None:
-        return self._records.count()
-
-    def fetch(self, positions: np.ndarray) -> Iterator[Any]:
-        return self._records.fetch(positions)
-
-    def expected_bytes(self) -> int | None:
-        return self._records.expected_bytes()
-
-    def content_hash(self) -> str | None:
-        return self._records.content_hash()
+    messages = read_messages(document.meta, form, document.id)
+    text = "\n\n".join(message["content"] for message in messages)
+    return Document(id=document.id, text=text, meta={"messages": messages})
 
 
 def read_messages(record: Mapping[str, Any], form: str, where: str) -> list[Message]:
@@ -70,64 +49,59 @@ def read_messages(record: Mapping[str, Any], form: str, where: str) -> list[Mess
         empty.
     """
     wanted = CONVERSATION_FORMS[1:] if form == "auto" else (form,)
-    found = next((turns for one in wanted if (turns := _READERS[one](record, where)) is not None), None)
-    if found is None:
+    messages = next((turns for name in wanted if (turns := _READERS[name](record, where)) is not None), None)
+    if messages is None:
         expected = {"messages": "messages", "alpaca": "instruction and output", "pairs": "inputs and targets"}
-        named = ", or ".join(expected[one] for one in wanted)
-        raise Rejected("no conversation", f"{where}: has no {named}; its fields: {list_fields(record)}")
-    return _checked(found, where)
+        fields = ", or ".join(expected[name] for name in wanted)
+        raise Rejected("no conversation", f"{where}: has no {fields}; its fields: {list_fields(record)}")
+    return _checked(messages, where)
 
 
 def _messages(record: Mapping[str, Any], where: str) -> list[Message] | None:
-    name = next(
-        (name for name in _LISTS if isinstance(record.get(name), Sequence) and not isinstance(record[name], str)), None
-    )
-    if name is None:
-        return _columns(record)
-    turns = []
-    for number, turn in enumerate(record[name]):
-        if not isinstance(turn, Mapping):
-            raise Rejected(
-                "broken message",
-                f'{where}: {name}[{number}] is not an object; expected {{"role": ..., "content": ...}}',
-            )
-        role = turn.get("role", turn.get("from"))
-        content = turn.get("content", turn.get("value"))
-        turns.append({"role": _SPEAKERS.get(role, role), "content": _text(content, f"{name}[{number}].content", where)})
-    return turns
+    for name in _LISTS:
+        turns = record.get(name)
+        if isinstance(turns, Sequence) and not isinstance(turns, str):
+            return [_message(turn, f"{name}[{number}]", where) for number, turn in enumerate(turns)]
+    return _columns(record)
+
+
+def _message(turn: Any, name: str, where: str) -> Message:
+    if not isinstance(turn, Mapping):
+        message = f'{where}: {name} is not an object; expected {{"role": ..., "content": ...}}'
+        raise Rejected("broken message", message)
+    role: Any = turn.get("role", turn.get("from"))
+    content = turn.get("content", turn.get("value"))
+    return {"role": _SPEAKERS.get(role, role), "content": _text(content, f"{name}.content", where)}
 
 
 def _columns(record: Mapping[str, Any]) -> list[Message] | None:
-    """A list of messages as TensorFlow Datasets hands it over: one list of roles, one of contents."""
+    """Messages in the form of TensorFlow Datasets: a list of roles and a list of contents."""
     for name in _LISTS:
-        for speaker, said in (("role", "content"), ("from", "value")):
-            roles, contents = record.get(f"{name}.{speaker}"), record.get(f"{name}.{said}")
+        for role_field, content_field in (("role", "content"), ("from", "value")):
+            roles, contents = record.get(f"{name}.{role_field}"), record.get(f"{name}.{content_field}")
             if isinstance(roles, list) and isinstance(contents, list) and len(roles) == len(contents):
-                return [
-                    {"role": _SPEAKERS.get(role, role), "content": content}
-                    for role, content in zip(roles, contents, strict=True)
-                ]
+                turns = zip(roles, contents, strict=True)
+                return [{"role": _SPEAKERS.get(role, role), "content": content} for role, content in turns]
     return None
 
 
 def _alpaca(record: Mapping[str, Any], where: str) -> list[Message] | None:
     if "instruction" not in record or "output" not in record:
         return None
-    asked = _text(record["instruction"], "instruction", where)
-    given = _text(record.get("input") or "", "input", where)
-    question = f"{asked}\n\n{given}" if given.strip() else asked
-    return [
-        {"role": "user", "content": question},
-        {"role": "assistant", "content": _text(record["output"], "output", where)},
-    ]
+    question = _text(record["instruction"], "instruction", where)
+    context = _text(record.get("input") or "", "input", where)
+    return _turn(f"{question}\n\n{context}" if context.strip() else question, _text(record["output"], "output", where))
 
 
 def _pairs(record: Mapping[str, Any], where: str) -> list[Message] | None:
-    for asked, answered in _PAIRS:
-        if asked in record and answered in record:
-            question, answer = _text(record[asked], asked, where), _text(record[answered], answered, where)
-            return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+    for question, answer in _PAIRS:
+        if question in record and answer in record:
+            return _turn(_text(record[question], question, where), _text(record[answer], answer, where))
     return None
+
+
+def _turn(question: str, answer: str) -> list[Message]:
+    return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
 
 
 _READERS = {"messages": _messages, "alpaca": _alpaca, "pairs": _pairs}
@@ -136,28 +110,22 @@ _READERS = {"messages": _messages, "alpaca": _alpaca, "pairs": _pairs}
 def _text(value: Any, field: str, where: str) -> str:
     if isinstance(value, str):
         return value
-    raise Rejected(
-        "not text", f"{where}: field {field!r} holds {'nothing' if value is None else type(value).__name__}, not text"
-    )
+    kind = "nothing" if value is None else type(value).__name__
+    raise Rejected("not text", f"{where}: field {field!r} holds {kind}, not text")
 
 
 def _checked(messages: list[Message], where: str) -> list[Message]:
-    """The turns up to the last answer."""
+    """The messages up to the last answer."""
     for number, message in enumerate(messages):
-        if message["role"] not in ROLES:
-            raise Rejected(
-                "unknown role",
-                f"{where}: messages[{number}].role is {message['role']!r}; expected one of {', '.join(ROLES)}",
-            )
-        if not is_encodable(message["content"]):
-            raise Rejected(
-                "lone surrogate",
-                f"{where}: messages[{number}] holds a lone surrogate, which UTF-8 cannot; write it again",
-            )
-        if not message["content"].strip() and message["role"] in ("user", "assistant"):
-            what = "answer" if message["role"] == "assistant" else "question"
+        role, content, name = message["role"], message["content"], f"{where}: messages[{number}]"
+        if role not in ROLES:
+            raise Rejected("unknown role", f"{name}.role is {role!r}; expected one of {', '.join(ROLES)}")
+        if not is_encodable(content):
+            raise Rejected("lone surrogate", f"{name} holds a lone surrogate, which UTF-8 cannot; write it again")
+        if not content.strip() and role in ("user", "assistant"):
+            kind = "answer" if role == "assistant" else "question"
             remedy = "remove the record, or leave such ones out with max_broken_share"
-            raise Rejected(f"empty {what}", f"{where}: messages[{number}] is an empty {what}; {remedy}")
+            raise Rejected(f"empty {kind}", f"{name} is an empty {kind}; {remedy}")
     answers = [number for number, message in enumerate(messages) if message["role"] == "assistant"]
     if not answers:
         raise Rejected("no answer", f"{where}: nobody answers (no message of the role assistant); remove the record")

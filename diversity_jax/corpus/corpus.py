@@ -13,19 +13,17 @@ import numpy as np
 
 from diversity_jax.core.errors import InputError
 from diversity_jax.core.files import content_hash
-from diversity_jax.corpus.conversations import ConversationRecords
+from diversity_jax.corpus.conversations import as_conversation
 from diversity_jax.corpus.document import CorpusConfig, Document, Records, Rejected
 from diversity_jax.corpus.sampling import Lowest, lowest
 
 _READING_VERSION = 1  # raise it when the same bytes and settings begin to give other documents
-
-
-_UNIT_BYTES = 64 << 20
+_UNIT_BYTES = 64 << 20  # large enough that starting to read costs little, small enough to spread over many processes
 
 
 @dataclass(kw_only=True)
 class Tally:
-    """What one reading met: records, broken ones among them, and what was left out by reason.
+    """Counts of one reading.
 
     Attributes:
       records: records that were not blank; broken: those of them that are no documents.
@@ -41,14 +39,11 @@ class Tally:
     rejected: Counter[str] = field(default_factory=Counter)
 
     def add_broken(self, error: Rejected) -> None:
-        """Counts a record that is broken."""
-        self.records += 1
-        self.broken += 1
-        self.rejected[error.reason] += 1
-        self.first_error = self.first_error or str(error)
+        """Counts a broken record."""
+        self.add(Tally(records=1, broken=1, first_error=str(error), rejected=Counter([error.reason])))
 
     def add(self, other: "Tally") -> None:
-        """Counts what a reading of the following records met."""
+        """Adds the counts of the records that follow."""
         self.records += other.records
         self.broken += other.broken
         self.taken += other.taken
@@ -62,7 +57,7 @@ class Unit:
 
     Attributes:
       first, end: the parts first, ..., end - 1.
-      expected_bytes: about how much text that is; None where that is not known.
+      expected_bytes: estimated size of their text; None where that is not known.
     """
 
     first: int
@@ -74,7 +69,7 @@ class RecordCorpus:
     """Documents out of records, in the order of the parts. Files must not change while it is open.
 
     Attributes:
-      name: the source as it was asked for.
+      name: the source as it was configured.
       rejected: how many records the latest reading or sampling left out, by reason.
       records: how many there are, documents or not; None before a sampling has counted them.
     """
@@ -83,10 +78,7 @@ class RecordCorpus:
         self.name = config.source
         self.rejected: Counter[str] = Counter()
         self.records: int | None = None
-        self._config = config
-        form = config.conversations
-        self._parts = [ConversationRecords(part, form) for part in parts] if form else parts
-        self._kind = kind
+        self._config, self._parts, self._kind = config, parts, kind
         self._fingerprint: str | None = None
         self._is_share_checked = False
 
@@ -94,16 +86,15 @@ class RecordCorpus:
         """All documents, streamed.
 
         Raises:
-          InputError: a broken record, or at the end a larger share of them than `max_broken_share`; nothing was left
-            over.
+          InputError: a broken record; at the end, more of them than `max_broken_share` allows, or no document at all.
         """
         return (document for _, document in self._accepted())
 
     def sample(self, size: int, *, seed: int) -> list[Document]:
         """Uniform sample without replacement, in random order: its beginning is the smaller sample of the same seed.
 
-        Records are looked up where the source has an index (plain local JSON Lines and TFRecord, Parquet, text files);
-        elsewhere all records are streamed, and only those that could be drawn are decoded.
+        Records are looked up where the source has an index (plain local JSON Lines, Parquet, text files); elsewhere all
+        records are streamed, and only those that could be drawn are decoded.
 
         Returns:
           `size` documents, or all of them when the corpus is smaller.
@@ -116,20 +107,29 @@ class RecordCorpus:
             raise InputError(f"sample size {size}: expected at least 1")
         self.rejected = Counter()
         if self._config.max_documents is not None:
-            return self._sample_accepted(size, seed)
+            sample: Lowest[Document] = Lowest(size, seed)
+            for position, document in self._accepted():
+                for _, priority in sample.wanted(position, 1):
+                    sample.add(priority, position, document)
+            return sample.values()
         counts = [part.count() for part in self._parts]
         if None in counts:
-            return self._sample_stream(size, seed)
-        return self._sample_index(size, seed, np.cumsum([0, *counts]))
+            documents = self._sample_stream(size, seed)
+        else:
+            documents = self._sample_index(size, seed, np.cumsum([0, *counts]))
+        if not documents:
+            raise self._empty(self.rejected)
+        return documents
 
     def fingerprint(self, hashes: Sequence[str] | None = None) -> str:
         """SHA-256 over content, order of the parts and the settings that decide which documents come out.
 
-        `hashes`, of all units in order, spare reading them here: they may have been computed on other machines.
-
         Files are hashed as they lie on disk, so that moving or renaming them changes nothing unless it changes their
         order. Documents are hashed instead where there are no files, and where `max_documents` leaves most of a file
         unread.
+
+        Args:
+          hashes: `unit_hashes` of all units in order, where they were computed before, perhaps on other machines.
         """
         if self._fingerprint is None:
             hashes = list(hashes) if hashes is not None else self._content_hashes()
@@ -139,41 +139,47 @@ class RecordCorpus:
         return self._fingerprint
 
     def units(self) -> list[Unit]:
-        """The corpus in pieces that may be read apart and in parallel; which they are depends on the files alone.
+        """The corpus in units that can be read in parallel; which they are depends on the files alone.
 
         Large files are units of their own, small ones are read several at a time. Where `max_documents` counts from the
         first record on, everything is one unit.
         """
-        sizes = [part.expected_bytes() for part in self._parts]
         if self._config.max_documents is not None:
-            return [Unit(first=0, end=len(sizes), expected_bytes=None)]
-        if None in sizes:
-            return [Unit(first=part, end=part + 1, expected_bytes=size) for part, size in enumerate(sizes)]
+            return [Unit(first=0, end=len(self._parts), expected_bytes=None)]
         units, first, expected = [], 0, 0
-        for end, size in enumerate(sizes, start=1):
+        for end, part in enumerate(self._parts, start=1):
+            size = part.expected_bytes()
+            if size is None:
+                units.append(Unit(first=first, end=end, expected_bytes=None))
+                first = end
+                continue
             expected += size
-            if expected >= _UNIT_BYTES or end == len(sizes):
+            if expected >= _UNIT_BYTES or end == len(self._parts):
                 units.append(Unit(first=first, end=end, expected_bytes=expected))
                 first, expected = end, 0
         return units
 
     def read(self, unit: Unit, tally: Tally) -> Iterator[Document]:
-        """Documents of one unit, counted in `tally`; whether too many are broken is for `settle` to say, over all
-        units.
+        """Documents of one unit, counted in `tally`; once all units are read, pass the sum to `check_reading`.
 
         Raises:
           InputError: a broken record where none is tolerated.
         """
         return (document for _, document in self._read(self._parts[unit.first : unit.end], tally))
 
-    def settle(self, tally: Tally) -> None:
-        """Judges a whole reading: `tally` over all units.
+    def check_reading(self, tally: Tally) -> None:
+        """Checks a reading of the whole corpus.
 
         Raises:
           InputError: a larger share of records than `max_broken_share` is broken, or there is no document.
         """
         self.rejected = tally.rejected
-        self._check_share(tally)
+        if tally.broken > self._config.max_broken_share * tally.records:
+            raise InputError(
+                f"{self.name}: {tally.broken} of {tally.records} records are broken, more than "
+                f"max_broken_share={self._config.max_broken_share}; the first: {tally.first_error}"
+            )
+        self._is_share_checked = True
         if not tally.taken:
             raise self._empty(tally.rejected)
 
@@ -181,17 +187,15 @@ class RecordCorpus:
         """Hashes of the stored bytes of a unit's parts, or None where only the documents can be hashed."""
         if self._config.max_documents is not None:
             return None
-        hashes = [part.content_hash() for part in self._parts[unit.first : unit.end]]
-        return None if None in hashes else hashes
+        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:  # hashing releases the interpreter lock
+            hashes = list(threads.map(lambda part: part.content_hash(), self._parts[unit.first : unit.end]))
+        known = [value for value in hashes if value is not None]
+        return known if len(known) == len(hashes) else None
 
     def _content_hashes(self) -> list[str]:
-        if self._config.max_documents is None:
-            with ThreadPoolExecutor(
-                min(8, os.cpu_count() or 1)
-            ) as threads:  # hashlib and file reads release the interpreter lock
-                hashes = list(threads.map(lambda part: part.content_hash(), self._parts))
-            if None not in hashes:
-                return hashes
+        hashes = self.unit_hashes(Unit(first=0, end=len(self._parts), expected_bytes=None))
+        if hashes is not None:
+            return hashes
         digest = hashlib.sha256()
         for document in self:
             meta = json.dumps(document.meta, sort_keys=True, default=str)
@@ -203,7 +207,7 @@ class RecordCorpus:
         tally = Tally()
         self.rejected = tally.rejected
         yield from self._read(self._parts, tally)
-        self.settle(tally)
+        self.check_reading(tally)
 
     def _read(self, parts: Sequence[Records], tally: Tally) -> Iterator[tuple[int, Document]]:
         """(position, document) of everything accepted in some parts; positions count from the first of them."""
@@ -214,7 +218,7 @@ class RecordCorpus:
                 for raw in batch:
                     position += 1
                     try:
-                        document = part.decode(raw, position - first_position)
+                        document = self._decode(part, raw, position - first_position)
                     except Rejected as error:
                         if self._config.max_broken_share == 0:
                             raise
@@ -230,26 +234,18 @@ class RecordCorpus:
                             return
             first_position = position + 1
 
+    def _decode(self, part: Records, raw: Any, position: int) -> Document | None:
+        document = part.decode(raw, position)
+        if document is None or self._config.conversations is None:
+            return document
+        return as_conversation(document, self._config.conversations)
+
     def _is_wanted(self, document: Document, rejected: Counter[str]) -> bool:
         text = document.text
         if len(text) < self._config.min_characters or len(text.strip()) < self._config.min_characters:
             rejected["too short" if text and not text.isspace() else "empty"] += 1
             return False
         return True
-
-    def _tolerate(self, error: Rejected, rejected: Counter[str]) -> None:
-        if self._config.max_broken_share == 0:
-            raise error
-        rejected[error.reason] += 1
-
-    def _check_share(self, tally: Tally) -> None:
-        if tally.broken > self._config.max_broken_share * tally.records:
-            share = (
-                f"{tally.broken} of {tally.records} records are broken, more than "
-                f"max_broken_share={self._config.max_broken_share}"
-            )
-            raise InputError(f"{self.name}: {share}; the first: {tally.first_error}")
-        self._is_share_checked = True
 
     def _empty(self, rejected: Counter[str]) -> InputError:
         reasons = ", ".join(f"{count} {reason}" for reason, count in rejected.most_common())
@@ -259,13 +255,15 @@ class RecordCorpus:
     def _draw(self, part: Records, raw: Any, position: int, rejected: Counter[str]) -> Document | None:
         """One record of a sample, or None if it is no document.
 
-        One pass over the whole corpus settles, when the first broken record is met, whether their share is tolerable:
-        the share among the few drawn would say so only roughly.
+        When the first broken record is met, one pass over the whole corpus checks the share of broken ones, which the
+        few drawn would estimate only roughly.
         """
         try:
-            document = part.decode(raw, position)
+            document = self._decode(part, raw, position)
         except Rejected as error:
-            self._tolerate(error, rejected)
+            if self._config.max_broken_share == 0:
+                raise
+            rejected[error.reason] += 1
             if not self._is_share_checked:
                 for _ in self._accepted():
                     pass
@@ -273,49 +271,41 @@ class RecordCorpus:
             return None
         return document if document is not None and self._is_wanted(document, rejected) else None
 
-    def _sample_accepted(self, size: int, seed: int) -> list[Document]:
-        kept: Lowest[Document] = Lowest(size, seed)
-        for position, document in self._accepted():
-            for _, priority in kept.wanted(position, 1):
-                kept.keep(priority, position, document)
-        return kept.values()
-
     def _sample_stream(self, size: int, seed: int) -> list[Document]:
-        kept: Lowest[Document] = Lowest(size, seed)
+        sample: Lowest[Document] = Lowest(size, seed)
         rejected, first_position = self.rejected, 0
         for part in self._parts:
             position = 0
             for batch in part.batches():
-                for offset, priority in kept.wanted(first_position + position, len(batch)):
+                for offset, priority in sample.wanted(first_position + position, len(batch)):
                     document = self._draw(part, batch[offset], position + offset, rejected)
                     if document is not None:
-                        kept.keep(priority, first_position + position + offset, document)
+                        sample.add(priority, first_position + position + offset, document)
                 position += len(batch)
             first_position += position
         self.records = first_position
-        return self._unless_empty(kept.values())
+        return sample.values()
 
     def _sample_index(self, size: int, seed: int, bounds: np.ndarray) -> list[Document]:
         """Fetches the records of lowest priority, and further ones in place of those that are no documents.
 
         Args:
-          size: number of documents.
-          seed: of the draw.
           bounds: position of the first record of every part, and the number of records: int[parts + 1].
         """
-        total, wanted, looked_at = int(bounds[-1]), size, 0
+        total, wanted, examined = int(bounds[-1]), size, 0
         self.records = total
         documents: list[Document] = []
-        while len(documents) < size and looked_at < total:
-            positions = lowest(total, wanted, seed)[looked_at:]
-            looked_at += len(positions)
+        while len(documents) < size and examined < total:
+            positions = lowest(total, wanted, seed)[examined:]
+            examined += len(positions)
             documents += self._fetch(positions, bounds)
-            wanted = looked_at + 2 * (size - len(documents)) + 16
-        return self._unless_empty(documents[:size])
+            wanted = examined + 2 * (size - len(documents)) + 16
+        return documents[:size]
 
     def _fetch(self, positions: np.ndarray, bounds: np.ndarray) -> list[Document]:
-        """Documents at these positions in the order asked, without those that are none."""
-        rejected, found = self.rejected, {}
+        """Documents at these positions, in this order, without the records that are none."""
+        rejected = self.rejected
+        documents: dict[int, Document] = {}
         ascending = np.sort(positions)
         edges = np.searchsorted(ascending, bounds)
         for index in np.flatnonzero(np.diff(edges)).tolist():
@@ -323,10 +313,5 @@ class RecordCorpus:
             for position, raw in zip(inside.tolist(), part.fetch(inside - bounds[index]), strict=True):
                 document = self._draw(part, raw, position - int(bounds[index]), rejected)
                 if document is not None:
-                    found[position] = document
-        return [found[position] for position in positions.tolist() if position in found]
-
-    def _unless_empty(self, documents: list[Document]) -> list[Document]:
-        if not documents:
-            raise self._empty(self.rejected)
-        return documents
+                    documents[position] = document
+        return [documents[position] for position in positions.tolist() if position in documents]

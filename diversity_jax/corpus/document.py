@@ -1,8 +1,6 @@
-"""What a corpus hands on, how one is asked for, and what every corpus can do.
+"""Documents, the settings of a corpus, and what readers share: numbered records, and the text inside a record."""
 
-What the formats share: a part of a corpus as numbered records, and finding the text inside a record.
-"""
-
+import abc
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,6 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from diversity_jax.core.errors import InputError
+from diversity_jax.core.files import expected_bytes, file_hash
 
 CONVERSATION_FORMS = ("auto", "messages", "alpaca", "pairs")
 
@@ -86,15 +85,17 @@ class CorpusConfig:
 
 @runtime_checkable
 class Corpus(Protocol):
-    """A source of documents that can be read through, sampled and identified.
+    """A source of documents that can be read through, sampled and identified."""
 
-    Attributes:
-      name: the source as it was asked for.
-      rejected: how many records the latest reading or sampling left out, by reason.
-    """
+    @property
+    def name(self) -> str:
+        """The source as it was configured."""
+        ...
 
-    name: str
-    rejected: Counter[str]
+    @property
+    def rejected(self) -> Counter[str]:
+        """How many records the latest reading or sampling left out, by reason."""
+        ...
 
     def __iter__(self) -> Iterator[Document]:
         """All documents in an order that depends on the content alone."""
@@ -110,7 +111,7 @@ class Corpus(Protocol):
 
 
 class Rejected(InputError):
-    """One record that cannot become a document; an error where broken records are not tolerated, else a count.
+    """A record that cannot become a document; an error where broken records are not tolerated, otherwise counted.
 
     Attributes:
       reason: a few words under which the record is counted.
@@ -121,41 +122,69 @@ class Rejected(InputError):
         self.reason = reason
 
 
-_LISTED_FIELDS = 12
+class Records(abc.ABC):
+    """The records of one file, task or builder, numbered from 0 in a fixed order.
 
-
-class Records(Protocol):
-    """One file (or task, or builder): records numbered from 0 in a fixed order, cheap to pass over and decoded one by
-    one.
+    This class is one that can only be streamed, and that has no file whose bytes identify it.
     """
 
+    @abc.abstractmethod
     def batches(self) -> Iterator[Sequence[Any]]:
         """All raw records in order, some at a time."""
-        ...
 
+    @abc.abstractmethod
     def decode(self, raw: Any, position: int) -> Document | None:
         """The document of a raw record, or None where there is nothing (a blank line).
 
         Raises:
           Rejected: the record is broken.
         """
-        ...
 
     def count(self) -> int | None:
-        """How many records there are, if that can be known without decoding them, else None."""
-        ...
+        """The number of records, if it can be known without decoding them."""
+        return None
 
     def fetch(self, positions: np.ndarray) -> Iterator[Any]:
-        """Raw records at these ascending positions; called only where `count` knows."""
-        ...
+        """Raw records at these ascending positions; only for readers that can `count`."""
+        raise NotImplementedError("records without a count are streamed")
 
     def expected_bytes(self) -> int | None:
-        """About how much text there is, from the size of the file, or None where there is no such file."""
-        ...
+        """Size of the text, estimated from the size of the file; None where there is no such file."""
+        return None
 
     def content_hash(self) -> str | None:
-        """Hash of the bytes the records come from, or None where only the documents themselves can be hashed."""
-        ...
+        """Hash of the bytes that the records come from; None where only the documents themselves can be hashed."""
+        return None
+
+
+class FileRecords(Records):
+    """The records of one file.
+
+    Attributes:
+      may_be_compressed: whether the format is also read with `.gz` or `.zst` after its ending.
+
+    Args:
+      path: path or URL.
+      label: names the file in the ids of its documents.
+      text_field: the field that holds the text; empty: records stay whole.
+    """
+
+    may_be_compressed = True
+
+    def __init__(self, path: str, label: str, text_field: str):
+        self._path, self._label, self._field = path, label, text_field
+
+    def _where(self, position: int) -> str:
+        return f"{self._path}:{position + 1}"
+
+    def _id(self, position: int) -> str:
+        return f"{self._label}:{position + 1}"
+
+    def expected_bytes(self) -> int:
+        return expected_bytes(self._path)
+
+    def content_hash(self) -> str:
+        return file_hash(self._path)
 
 
 def take_text(record: dict[str, Any], field: str, where: str) -> str:
@@ -194,8 +223,11 @@ def _take_nested(record: dict[str, Any], field: str, where: str) -> Any:
     raise Rejected("no text field", f"{where}: has no field {field!r}; set text_field to one of: {list_fields(record)}")
 
 
+_LISTED_FIELDS = 12
+
+
 def list_fields(record: Mapping[str, Any]) -> str:
-    """Field names for an error line, nested ones with dots."""
+    """Field names for an error message, nested ones with dots."""
     names = []
     for name, value in record.items():
         names += [f"{name}.{inner}" for inner in value] if isinstance(value, dict) and value else [name]

@@ -160,7 +160,7 @@ def _settled(corpus: Corpus, place: Workplace) -> tuple[list[str], Tally]:
     for _, tally in units.values():
         whole.add(tally)
     if hasattr(corpus, "settle"):
-        corpus.settle(whole)
+        corpus.check_reading(whole)
     return [name for names, _ in units.values() for name in names], whole
 
 

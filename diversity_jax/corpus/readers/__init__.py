@@ -1,0 +1,1 @@
+"""A reader for each kind of source; `corpus.sources` lists them."""

@@ -7,26 +7,26 @@ from typing import Any
 import numpy as np
 
 from diversity_jax.core.errors import InputError
-from diversity_jax.core.files import file_bytes, file_hash, open_file
-from diversity_jax.corpus.document import Document, decode_utf8
+from diversity_jax.core.files import file_bytes, open_file
+from diversity_jax.corpus.document import Document, FileRecords, decode_utf8
 
 _BATCH_ROWS = 1024
 
 
-class Parquet:
+class Parquet(FileRecords):
     """Rows of one file. Metadata holds the top-level columns of text, numbers, truth values and dates; nested and
-    binary ones (embeddings, images) are never read. Sampling reads only the row groups that hold a drawn row."""
+    binary ones (embeddings, images) are never read. Sampling reads only the row groups that hold a drawn row.
+    """
+
+    may_be_compressed = False  # row groups could not be read apart; the format compresses inside
 
     def __init__(self, path: str, label: str, text_field: str):
-        self._path = path
-        self._label = label
-        self._field = text_field
+        super().__init__(path, label, text_field)
         with self._opened() as file:
             self._columns = _meta_columns(file.schema_arrow, text_field, path)
             self._read = [text_field, *self._columns] if text_field else self._columns
-            self._group_rows = [
-                file.metadata.row_group(group).num_rows for group in range(file.metadata.num_row_groups)
-            ]
+            groups = range(file.metadata.num_row_groups)
+            self._group_rows = [file.metadata.row_group(group).num_rows for group in groups]
 
     def batches(self) -> Iterator[list[tuple[bytes | None, dict[str, Any]]]]:
         with self._opened() as file:
@@ -35,8 +35,8 @@ class Parquet:
 
     def decode(self, raw: tuple[bytes | None, dict[str, Any]], position: int) -> Document:
         data, meta = raw
-        text = decode_utf8(data, f"{self._path}:{position + 1}") if data is not None else ""
-        return Document(id=f"{self._label}:{position + 1}", text=text, meta=meta)
+        text = decode_utf8(data, self._where(position)) if data is not None else ""
+        return Document(id=self._id(position), text=text, meta=meta)
 
     def count(self) -> int:
         return sum(self._group_rows)
@@ -58,9 +58,6 @@ class Parquet:
 
     def expected_bytes(self) -> int:
         return 2 * file_bytes(self._path)
-
-    def content_hash(self) -> str:
-        return file_hash(self._path)
 
     def _rows(self, batch: Any) -> list[tuple[bytes | None, dict[str, Any]]]:
         texts = _text_column(batch, self._field).to_pylist() if self._field else [None] * len(batch)
@@ -116,9 +113,7 @@ def _meta_columns(schema: Any, text_field: str, path: str) -> list[str]:
 
 
 def _text_column(batch: Any, text_field: str) -> Any:
-    """The text as bytes: pyarrow does not check that strings in a file are UTF-8, and a bad one would fail its whole
-    batch.
-    """
+    """The text as bytes: pyarrow does not check that strings are UTF-8, and one that is not would fail its batch."""
     import pyarrow
     import pyarrow.compute
 

@@ -1,30 +1,142 @@
-"""Examples of a `tf.data` dataset as records: the text feature, and the plain features beside it.
-
-The text of a SeqIO task or mixture, whether its preprocessors left it a string or made token ids of it.
-
-A TensorFlow Datasets builder that was prepared on this disk; nothing is ever downloaded.
-"""
+"""Sources that TensorFlow reads: TFRecord files, SeqIO tasks and mixtures, prepared TensorFlow Datasets builders."""
 
 from collections.abc import Callable, Iterator
+import contextlib
 import difflib
+import functools
 import importlib
+import itertools
 import os
 from pathlib import Path
 import re
+import tempfile
 from typing import Any
 
 import numpy as np
 
 from diversity_jax.core.errors import InputError
+from diversity_jax.core.files import COMPRESSED, file_bytes, full_disk_named, is_remote, open_file, read_blocks
 from diversity_jax.core.tensorflow import import_quietly
 from diversity_jax.corpus.corpus import RecordCorpus
-from diversity_jax.corpus.document import CorpusConfig, Document, Rejected, decode_utf8
+from diversity_jax.corpus.document import (
+    CorpusConfig,
+    Document,
+    FileRecords,
+    Records,
+    Rejected,
+    decode_utf8,
+    list_fields,
+)
 
 _BATCH_EXAMPLES = 256
+_FRAME_BYTES = 16  # beside the data of a TFRecord: its length and two checksums
+_OFFSET = re.compile(r"record at (\d+)")
 
 
-class TensorRecords:
-    """Examples in the dataset's order. They can only be streamed; what identifies them is what comes out."""
+class TFRecord(FileRecords):
+    """Examples (`tf.train.Example`) of one TFRecord file, in order. They can only be streamed."""
+
+    def batches(self) -> Iterator[list[bytes]]:
+        tf = import_quietly("tensorflow")
+        with open_file(self._path):  # TensorFlow's own error for a missing file is longer
+            pass
+        consumed_bytes = 0
+        with _plain_file(self._path) as path:
+            examples = tf.data.TFRecordDataset(path).batch(_BATCH_EXAMPLES).as_numpy_iterator()
+            while True:
+                try:
+                    batch = list(next(examples, ()))
+                except tf.errors.DataLossError as error:
+                    raise self._damaged(error.message) from None
+                if not batch:
+                    break
+                consumed_bytes += sum(map(len, batch)) + _FRAME_BYTES * len(batch)
+                yield batch
+            if consumed_bytes < file_bytes(path):  # TensorFlow takes less than a record's first 12 bytes for the end
+                raise self._damaged(f"truncated record at {consumed_bytes}")
+
+    def _damaged(self, message: str) -> InputError:
+        offset = match[1] if (match := _OFFSET.search(message)) else "?"
+        if "truncated" in message:
+            return InputError(f"{self._path}: ends inside the record at byte {offset}; fetch or write it again")
+        return InputError(
+            f"{self._path}: has no TFRecord at byte {offset} (wrong checksum): another format, or damaged; fetch or "
+            "write it again"
+        )
+
+    def decode(self, raw: bytes, position: int) -> Document:
+        where, name = self._where(position), self._field
+        try:
+            features = parse_example(raw)
+        except ValueError:
+            raise Rejected(
+                "not an Example", f"{where}: is not a tf.train.Example; expected one in every record"
+            ) from None
+        if not name:
+            meta = {key: _plain(value[0] if len(value) == 1 else value) for key, value in features.items()}
+            return Document(id=self._id(position), text="", meta=meta)
+        if name not in features:
+            message = f"{where}: has no feature {name!r}; set text_field to one of: {list_fields(features)}"
+            raise Rejected("no text field", message)
+        values = features.pop(name)
+        if values and not isinstance(values[0], bytes):
+            message = (
+                f"{where}: feature {name!r} holds numbers, not text; read tokens through a SeqIO task (seqio:TASK)"
+            )
+            raise Rejected("text field is not text", message)
+        if len(values) > 1:
+            message = f"{where}: feature {name!r} holds {len(values)} texts; expected one"
+            raise Rejected("text field is not text", message)
+        meta = {key: _plain(value[0]) for key, value in features.items() if len(value) == 1}
+        return Document(id=self._id(position), text=decode_utf8(values[0], where) if values else "", meta=meta)
+
+
+@contextlib.contextmanager
+def _plain_file(path: str) -> Iterator[str]:
+    """The path of a local, decompressed file: the file itself, or a copy that is removed afterwards."""
+    if not is_remote(path) and not path.endswith(COMPRESSED):
+        yield path
+        return
+    with tempfile.NamedTemporaryFile(suffix=".tfrecord") as copy:
+        with full_disk_named(copy.name):
+            for block in read_blocks(path):
+                copy.write(block)
+            copy.flush()
+        yield copy.name
+
+
+@functools.cache
+def _example_type() -> Any:
+    return import_quietly("tensorflow").train.Example
+
+
+def parse_example(data: bytes) -> dict[str, list[Any]]:
+    """Features of a serialised `tf.train.Example` by name, in alphabetical order: a list of bytes, floats or ints each.
+
+    Raises:
+      ValueError: the bytes are no such message.
+    """
+    try:
+        features = _example_type().FromString(data).features.feature
+    except Exception as error:  # protobuf's DecodeError, which has no public name that all its versions share
+        raise ValueError(str(error)) from None
+    kinds = {name: feature.WhichOneof("kind") for name, feature in sorted(features.items())}
+    return {name: list(getattr(features[name], kind).value) if kind else [] for name, kind in kinds.items()}
+
+
+class TensorRecords(Records):
+    """Examples of a `tf.data` dataset, in its order. They can only be streamed.
+
+    Args:
+      label: names the records, `label:1` and so on.
+      dataset: makes the dataset anew, always in the same order.
+      fields: acceptable text features, the first that exists is taken; dots reach into nested ones. `("",)`: none is,
+        and examples stay whole, their ids decoded and their lists kept.
+      decode_ids: text of token ids of a field, or None where a feature of numbers cannot be text.
+
+    Raises:
+      InputError: none of the fields exists, or it cannot be text; the message names those that do exist.
+    """
 
     def __init__(
         self,
@@ -33,33 +145,17 @@ class TensorRecords:
         fields: tuple[str, ...],
         decode_ids: Callable[[str, list[int]], str] | None,
     ):
-        """Chooses the text feature.
-
-        Args:
-          label: names the records, `label:1` and so on.
-          dataset: makes the dataset anew, always in the same order.
-          fields: acceptable text features, the first that exists is taken; dots reach into nested ones. `("",)`: none
-            is, and examples stay whole, their ids decoded and their lists kept.
-          decode_ids: text of token ids of a field, or None where a feature of numbers cannot be text.
-
-        Raises:
-          InputError: none of the fields exists, or it cannot be text; the message names those that do exist.
-        """
-        self._label = label
-        self._dataset = dataset
-        self._decode_ids = decode_ids
-        self._is_whole, self._field = fields == ("",), ""
-        if self._is_whole:
+        self._label, self._dataset, self._decode_ids = label, dataset, decode_ids
+        self._field = ""
+        if fields == ("",):
             return
         specs = _flat(dataset().element_spec)
         self._field = next((field for field in fields if field in specs), "")
         if not self._field:
             raise InputError(f"{label}: has no feature {fields[0]!r}; set text_field to one of: {', '.join(specs)}")
         spec = specs[self._field]
-        is_text, is_ids = (
-            spec.dtype.name == "string" and spec.shape.rank == 0,
-            spec.dtype.is_integer and spec.shape.rank == 1,
-        )
+        is_text = spec.dtype.name == "string" and spec.shape.rank == 0
+        is_ids = spec.dtype.is_integer and spec.shape.rank == 1
         if not (is_text or (is_ids and decode_ids)):
             kind = f"{spec.dtype.name} of shape {spec.shape}"
             raise InputError(
@@ -68,89 +164,60 @@ class TensorRecords:
             )
 
     def batches(self) -> Iterator[list[dict[str, Any]]]:
-        batch = []
-        for example in self._examples():
-            batch.append(example)
-            if len(batch) == _BATCH_EXAMPLES:
-                yield batch
-                batch = []
-        if batch:
-            yield batch
-
-    def _examples(self) -> Iterator[dict[str, Any]]:
-        from tensorflow import errors
-
+        tf = import_quietly("tensorflow")
         examples = self._dataset().as_numpy_iterator()
         while True:
             try:
-                example = next(examples, None)
-            except errors.OpError as error:
-                raise InputError(
-                    f"{self._label}: cannot be read ({error.message.splitlines()[0]}); check its files"
-                ) from None
-            if example is None:
+                batch = list(itertools.islice(examples, _BATCH_EXAMPLES))
+            except tf.errors.OpError as error:
+                reason = error.message.splitlines()[0]
+                raise InputError(f"{self._label}: cannot be read ({reason}); check its files") from None
+            if not batch:
                 return
-            yield example
+            yield batch
 
     def decode(self, raw: dict[str, Any], position: int) -> Document:
         where = f"{self._label}:{position + 1}"
         features = _flat(raw)
-        if self._is_whole:
-            return Document(
-                id=where, text="", meta={name: self._whole(name, value, where) for name, value in features.items()}
-            )
+        if not self._field:
+            meta = {name: self._value(name, value, where) for name, value in features.items()}
+            return Document(id=where, text="", meta=meta)
         text = self._text(self._field, features.pop(self._field), where)
-        return Document(
-            id=where, text=text, meta={name: _plain(value) for name, value in features.items() if np.ndim(value) == 0}
-        )
+        meta = {name: _plain(value) for name, value in features.items() if np.ndim(value) == 0}
+        return Document(id=where, text=text, meta=meta)
 
     def _text(self, field: str, value: Any, where: str) -> str:
         if isinstance(value, bytes):
             return decode_utf8(value, where)
+        assert self._decode_ids is not None  # otherwise only text features are accepted
         try:
             return self._decode_ids(field, value.tolist())
         except Exception as error:  # a vocabulary may fail on foreign ids with whatever its library raises
             reason = str(error).partition("\n")[0]
-            raise Rejected(
-                "not decodable", f"{where}: the vocabulary of {field!r} cannot decode it ({reason})"
-            ) from None
+            message = f"{where}: the vocabulary of {field!r} cannot decode it ({reason})"
+            raise Rejected("not decodable", message) from None
 
-    def _whole(self, name: str, value: Any, where: str) -> Any:
-        """A feature as a record of another format would hold it."""
+    def _value(self, name: str, value: Any, where: str) -> Any:
+        """A feature in the form in which other formats hold it."""
         is_ids = self._decode_ids is not None and name in ("inputs", "targets") and np.ndim(value) == 1
-        if isinstance(value, bytes) or is_ids:
-            return self._text(name, value, where)
-        return [_plain(item) for item in value] if np.ndim(value) == 1 else _plain(value)
-
-    def count(self) -> None:
-        return None
-
-    def fetch(self, positions: np.ndarray) -> Iterator[Any]:
-        raise NotImplementedError("records without a count are streamed")
-
-    def expected_bytes(self) -> None:
-        return None
-
-    def content_hash(self) -> None:
-        return None
+        return self._text(name, value, where) if isinstance(value, bytes) or is_ids else _plain(value)
 
 
 def _flat(features: Any, prefix: str = "") -> dict[str, Any]:
     """Nested features under dotted names."""
-    flat = {}
+    flat: dict[str, Any] = {}
     for name, value in features.items() if isinstance(features, dict) else [("example", features)]:
         flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
     return flat
 
 
 def _plain(value: Any) -> Any:
-    return (
-        value.decode(errors="replace")
-        if isinstance(value, bytes)
-        else value.item()
-        if hasattr(value, "item")
-        else value
-    )
+    """A feature's value in Python's own types, bytes as text."""
+    if isinstance(value, bytes):
+        return value.decode(errors="replace")
+    if isinstance(value, list) or np.ndim(value):
+        return [_plain(item) for item in value]
+    return value.item() if hasattr(value, "item") else value
 
 
 _USUAL_FIELDS = ("text", "targets_pretokenized", "targets")
@@ -246,21 +313,21 @@ def _version_folder(root: Path, name: str, source: str) -> Path:
     path, _, version = name.partition(":")
     folder = root / path
     if not folder.is_dir():
-        there = (
-            ", ".join(sorted(entry.name for entry in root.iterdir() if entry.is_dir())[:12]) if root.is_dir() else ""
+        raise InputError(
+            f"{source}: no folder {folder}; prepared there: {_folders(root)}; set TFDS_DATA_DIR, or prepare it "
+            "with tfds build or download_and_prepare"
         )
-        remedy = (
-            f"prepared there: {there or 'nothing'}; set TFDS_DATA_DIR, or prepare it with tfds build or "
-            "download_and_prepare"
-        )
-        raise InputError(f"{source}: no folder {folder}; {remedy}")
     versions = [entry for entry in folder.iterdir() if (entry / _INFO).is_file() and _VERSION.match(entry.name)]
     if version:
         versions = [entry for entry in versions if entry.name == version]
     if versions:
         return max(versions, key=lambda entry: [int(number) for number in entry.name.split(".")])
-    inside = ", ".join(sorted(entry.name for entry in folder.iterdir() if entry.is_dir())) or "nothing"
     raise InputError(
-        f"{source}: no prepared version{' ' + version if version else ''} in {folder}, which holds: {inside}; name "
-        "one of these"
+        f"{source}: no prepared version{' ' + version if version else ''} in {folder}, which holds: "
+        f"{_folders(folder)}; name one of these"
     )
+
+
+def _folders(folder: Path) -> str:
+    names = sorted(entry.name for entry in folder.iterdir() if entry.is_dir()) if folder.is_dir() else []
+    return ", ".join(names[:12]) or "nothing"

@@ -1,36 +1,114 @@
-"""Plain text: one file is one document, whatever it holds."""
+"""Text files: JSON Lines with one object a line, and plain text with one document a file."""
 
 from collections.abc import Iterator
+import json
 
 import numpy as np
 
-from diversity_jax.core.files import expected_bytes, file_hash, read_blocks
-from diversity_jax.corpus.document import Document, decode_utf8
+from diversity_jax.core.files import COMPRESSED, is_remote, open_file, read_blocks, read_lines
+from diversity_jax.corpus.document import Document, FileRecords, Rejected, decode_utf8, is_encodable, take_text
+
+# json.loads would search for white space at both ends of every line a second time.
+_scan = json.JSONDecoder().raw_decode
+_ORDER_MARK = "\ufeff"
 
 
-class TextFile:
-    """One document. Line ends become `\\n`, and a byte order mark is dropped."""
+class JsonLines(FileRecords):
+    """Lines of one file. A plain local file has an index of its lines, 8 bytes each, made by one pass for newlines."""
 
-    def __init__(self, path: str, label: str):
-        self._path = path
-        self._label = label
+    _bounds: np.ndarray | None = None
 
     def batches(self) -> Iterator[list[bytes]]:
-        yield [b"".join(read_blocks(self._path))]
+        return read_lines(self._path)
+
+    def decode(self, raw: bytes, position: int) -> Document | None:
+        try:
+            line = raw.decode().strip()
+        except UnicodeDecodeError:
+            line = decode_utf8(raw, self._where(position))
+        if position == 0:
+            line = line.removeprefix(_ORDER_MARK)
+        if not line:
+            return None
+        try:
+            record, end = _scan(line)
+        except (ValueError, RecursionError) as error:
+            raise self._not_json(line, position, error) from None
+        if end != len(line) or type(record) is not dict:
+            raise self._not_object(line, end, position)
+        text = record.get(self._field)
+        if type(text) is str:
+            del record[self._field]
+        else:
+            text = take_text(record, self._field, self._where(position))
+        if not is_encodable(text):
+            message = (
+                f"{self._where(position)}: the text holds a lone surrogate (\\ud800 to \\udfff), which UTF-8 "
+                "cannot; write it again"
+            )
+            raise Rejected("lone surrogate", message)
+        return Document(id=self._id(position), text=text, meta=record)
+
+    def count(self) -> int | None:
+        if is_remote(self._path) or self._path.endswith(COMPRESSED):
+            return None
+        if self._bounds is None:
+            self._bounds = _line_bounds(self._path)
+        return len(self._bounds) - 1
+
+    def fetch(self, positions: np.ndarray) -> Iterator[bytes]:
+        assert self._bounds is not None  # count() has made the index
+        with open_file(self._path) as file:
+            starts, ends = self._bounds[positions].tolist(), self._bounds[positions + 1].tolist()
+            for start, end in zip(starts, ends, strict=True):
+                file.seek(start)
+                yield file.read(end - start).removesuffix(b"\n")
+
+    def _not_json(self, line: str, position: int, error: Exception) -> Rejected:
+        if isinstance(error, json.JSONDecodeError):
+            reason = f"{error.msg} at column {error.pos + 1}"
+        else:
+            reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
+        hint = "; a JSON array over several lines must be written as one object a line" if line in "[{" else ""
+        return Rejected("not JSON", f"{self._where(position)}: is not valid JSON ({reason}){hint}")
+
+    def _not_object(self, line: str, end: int, position: int) -> Rejected:
+        where = self._where(position)
+        if end != len(line):
+            return Rejected(
+                "not JSON", f"{where}: has more after the JSON value, at column {end + 1}; write one object a line"
+            )
+        return Rejected(
+            "not an object",
+            f"{where}: is JSON but not an object with fields such as {self._field!r}; write one object a line",
+        )
+
+
+def _line_bounds(path: str) -> np.ndarray:
+    """Byte offset where every line starts, and where the last one ends: int64[lines + 1]."""
+    starts, offset = [np.zeros(1, np.int64)], 0
+    for block in read_blocks(path):
+        starts.append(np.flatnonzero(np.frombuffer(block, np.uint8) == ord("\n")) + (offset + 1))
+        offset += len(block)
+    bounds = np.concatenate(starts)
+    return bounds if bounds[-1] == offset else np.append(bounds, np.int64(offset))
+
+
+class TextFile(FileRecords):
+    """One document. Line ends become `\\n`, and a byte order mark is dropped."""
+
+    def batches(self) -> Iterator[list[bytes]]:
+        yield [self._read()]
 
     def decode(self, raw: bytes, position: int) -> Document:
-        text = decode_utf8(raw, self._path).removeprefix("\ufeff")
+        text = decode_utf8(raw, self._path).removeprefix(_ORDER_MARK)
         return Document(id=self._label, text=text.replace("\r\n", "\n").replace("\r", "\n"))
 
     def count(self) -> int:
         return 1
 
     def fetch(self, positions: np.ndarray) -> Iterator[bytes]:
-        for _ in positions:
-            yield b"".join(read_blocks(self._path))
+        return (self._read() for _ in positions)
 
-    def expected_bytes(self) -> int:
-        return expected_bytes(self._path)
-
-    def content_hash(self) -> str:
-        return file_hash(self._path)
+    def _read(self) -> bytes:
+        return b"".join(read_blocks(self._path))
