@@ -6,8 +6,7 @@ Hardware: any; under a minute on one core. Result: about 4 bytes of prose a toke
 """
 
 from diversity_jax.corpus import CorpusConfig
-from diversity_jax.mixtures.build_config import TokenizerConfig
-from diversity_jax.mixtures.config import Component
+from diversity_jax.mixtures.config import Component, TokenizerConfig
 
 
 def get_config() -> TokenizerConfig:

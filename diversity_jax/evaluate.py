@@ -167,7 +167,7 @@ def _component_losses(config: EvaluateConfig, model: Any, scorer: Any) -> dict[s
         if split is None or not split.rows:
             log.warning("%s: holds out no rows, so its loss is not measured", part.name)
             continue
-        rows = RowReader(part.manifest, "validation").read_marked(np.arange(split.rows))
+        rows = RowReader(part.manifest, "validation").read_with_flags(np.arange(split.rows))
         if rows.targets is not None:
             size = {"answer_bytes": split.text_bytes, "max_length": model.config.max_length}
             loss = conversations_loss(scorer, rows.tokens, rows.targets, rows.starts, name=part.name, **size)

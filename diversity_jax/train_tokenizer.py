@@ -6,7 +6,7 @@ python -m diversity_jax.train_tokenizer --config configs/tokenizer.py --config.o
 import logging
 
 from diversity_jax.core import cli
-from diversity_jax.mixtures.build_config import TokenizerConfig
+from diversity_jax.mixtures.config import TokenizerConfig
 
 log = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ import pytest
 from diversity_jax.core.errors import InputError
 from diversity_jax.mixtures.config import Component, GatePolicy, MixtureConfig, token_shares
 from diversity_jax.mixtures.gate import decide, measure
-from diversity_jax.mixtures.shares import Standing, grant, part_shares, train_rows
+from diversity_jax.mixtures.shares import GateResult, allocate_shares, part_shares, train_rows
 from tests.example_run import make_scorecard
 
 
@@ -37,11 +37,11 @@ def test_a_ratio_without_a_component_of_that_kind_is_refused():
         token_shares(REAL, (4, 1))
 
 
-REJECTED, HALVED = Standing(factor=0.0), Standing(factor=0.5)
+REJECTED, HALVED = GateResult(factor=0.0), GateResult(factor=0.5)
 
 
 def taken(rows=None):
-    return Standing(rows=((Fraction(1), rows),) if rows else ())
+    return GateResult(rows=((Fraction(1), rows),) if rows else ())
 
 
 @settings(max_examples=60, deadline=None)
@@ -69,11 +69,11 @@ def test_grants_lose_nothing_keep_limits_and_say_where_they_cannot(parts):
     total = sum(share for _, share, *_ in parts)
     shares = [Fraction(share, total) for _, share, *_ in parts]
     standings = [
-        Standing(factor=factor, effective_clusters=clusters, rows=((Fraction(1), rows),))
+        GateResult(factor=factor, effective_clusters=clusters, rows=((Fraction(1), rows),))
         for _, _, factor, _, _, _, clusters, rows in parts
     ]
     try:
-        granted = grant(components, shares, standings, 4000)
+        granted = allocate_shares(components, shares, standings, 4000)
     except InputError as error:
         refused = str(error)
     else:
@@ -92,7 +92,7 @@ def test_grants_lose_nothing_keep_limits_and_say_where_they_cannot(parts):
 def test_a_rejected_synthetic_part_leaves_its_tokens_to_the_other():
     components = [*REAL, component("good", "synthetic"), component("poor", "synthetic")]
     shares = token_shares(components, (1, 1))
-    granted = grant(components, shares, [taken(), taken(), taken(), taken(), REJECTED])
+    granted = allocate_shares(components, shares, [taken(), taken(), taken(), taken(), REJECTED])
     assert granted == (*shares[:3], Fraction(1, 2), 0)
 
 
@@ -113,7 +113,7 @@ def test_a_freed_share_goes_where_the_policy_says(freed_share, expected):
         component("poor", "synthetic", freed_share=freed_share),
         component("good", "synthetic"),
     ]
-    granted = grant(components, [Fraction(1, 4)] * 4, [taken(), taken(), REJECTED, taken()])
+    granted = allocate_shares(components, [Fraction(1, 4)] * 4, [taken(), taken(), REJECTED, taken()])
     assert [float(share) for share in granted] == pytest.approx([float(share) for share in expected], abs=1e-5)
 
 
@@ -127,7 +127,7 @@ def test_a_share_with_nowhere_to_go_is_one_clear_line(freed_share):
     with pytest.raises(
         InputError, match=r"'poor': the gate takes away 0.5 .* nowhere to go \(freed_share=.*could take them: web\)"
     ) as caught:
-        grant(components, [Fraction(1, 2), Fraction(1, 2), Fraction(0)], [taken(), REJECTED, taken()])
+        allocate_shares(components, [Fraction(1, 2), Fraction(1, 2), Fraction(0)], [taken(), REJECTED, taken()])
     assert "\n" not in str(caught.value)
 
 
@@ -136,7 +136,7 @@ def test_a_repeat_limit_caps_what_an_upweighted_component_may_be_asked_for():
     components = [*REAL, component("made", "synthetic", repeat_limit=2.0, freed_share="all")]
     shares = token_shares(components, (34, 50))
     rows = train_rows(84_000, 1)
-    granted = grant(components, shares, [taken(), taken(), taken(), taken(12_900)], rows)
+    granted = allocate_shares(components, shares, [taken(), taken(), taken(), taken(12_900)], rows)
     assert 2 * 12_900 - 5 < granted[3] * rows <= 2 * 12_900
     assert granted[0] / granted[1] == pytest.approx(4, abs=1e-3)
 
@@ -150,11 +150,11 @@ def test_auto_divides_by_effective_clusters_and_stops_at_what_there_is():
     shares = token_shares(components, (1, 1))
     plenty = [
         taken(),
-        *(Standing(effective_clusters=clusters, rows=((Fraction(1), 10**6),)) for clusters in (30.0, 10.0)),
+        *(GateResult(effective_clusters=clusters, rows=((Fraction(1), 10**6),)) for clusters in (30.0, 10.0)),
     ]
-    assert grant(components, shares, plenty, 1000) == (Fraction(1, 2), Fraction(3, 8), Fraction(1, 8))
-    scarce = [taken(), Standing(effective_clusters=30.0, rows=((Fraction(1), 203),)), plenty[2]]
-    assert grant(components, shares, scarce, 1000) == (Fraction(1, 2), Fraction(1, 5), Fraction(3, 10))
+    assert allocate_shares(components, shares, plenty, 1000) == (Fraction(1, 2), Fraction(3, 8), Fraction(1, 8))
+    scarce = [taken(), GateResult(effective_clusters=30.0, rows=((Fraction(1), 203),)), plenty[2]]
+    assert allocate_shares(components, shares, scarce, 1000) == (Fraction(1, 2), Fraction(1, 5), Fraction(3, 10))
 
 
 def test_downweighting_is_the_stated_function_of_the_low_end():
@@ -167,7 +167,7 @@ def test_downweighting_is_the_stated_function_of_the_low_end():
 
 
 def test_parts_of_a_mixture_inside_a_mixture_sum_to_its_grant():
-    standings = [taken(), Standing(rows=((Fraction(1, 3), 5), (Fraction(2, 3), 7)))]
+    standings = [taken(), GateResult(rows=((Fraction(1, 3), 5), (Fraction(2, 3), 7)))]
     assert part_shares([Fraction(1, 4), Fraction(3, 4)], standings) == [
         (Fraction(1, 4),),
         (Fraction(1, 4), Fraction(1, 2)),

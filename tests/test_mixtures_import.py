@@ -194,7 +194,7 @@ def test_tasks_and_mixtures_of_another_codebase_are_components(wordhouse, tmp_pa
 
 
 def _corpus(mixture, name):
-    from diversity_jax.mixtures.prepared_corpus import PreparedCorpus
+    from diversity_jax.mixtures.sources import PreparedCorpus
 
     part = next(part for part in mixture.taken if part.name == name)
     return PreparedCorpus(name, [part.manifest], [Fraction(1)])

@@ -14,8 +14,7 @@ import pytest
 
 from diversity_jax.core.errors import InputError
 from diversity_jax.evaluation.config import EvaluateConfig, ModelSource
-from diversity_jax.mixtures.build_config import BuildConfig
-from diversity_jax.mixtures.config import Component, MixtureConfig
+from diversity_jax.mixtures.config import BuildConfig, Component, MixtureConfig
 from diversity_jax.model import LLAMA
 from diversity_jax.study.config import Factor, Level, Recipe, StudyConfig, plan
 from diversity_jax.study.graph import Store, dependents, run_steps, stale, step_states

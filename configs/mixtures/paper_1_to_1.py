@@ -11,7 +11,7 @@ Expected: shares 16.7 % Wikipedia, 16.7 % C4, 8.3 % code, 8.3 % mathematics, 50 
 
 from configs.mixtures.paper_4_to_1 import mixture
 from diversity_jax.cluster_agent import AgentConfig
-from diversity_jax.mixtures.build_config import BuildConfig
+from diversity_jax.mixtures.config import BuildConfig
 
 
 def get_config() -> BuildConfig:

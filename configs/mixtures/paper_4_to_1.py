@@ -16,8 +16,7 @@ here at this size: neither C4 nor the paper's synthetic text is on the machine t
 
 from diversity_jax.cluster_agent import AgentConfig
 from diversity_jax.corpus import CorpusConfig
-from diversity_jax.mixtures.build_config import BuildConfig
-from diversity_jax.mixtures.config import Component, GatePolicy, MixtureConfig
+from diversity_jax.mixtures.config import BuildConfig, Component, GatePolicy, MixtureConfig
 
 REAL = (
     Component(name="wikipedia", kind="real", corpus=CorpusConfig(source="tfds:wikipedia/20230601.en"), share=2),

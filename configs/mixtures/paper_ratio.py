@@ -17,8 +17,7 @@ small components.
 
 from configs.mixtures.paper_4_to_1 import mixture
 from diversity_jax.cluster_agent import AgentConfig
-from diversity_jax.mixtures.build_config import BuildConfig
-from diversity_jax.mixtures.config import GatePolicy
+from diversity_jax.mixtures.config import BuildConfig, GatePolicy
 
 SYNTHETIC_B = 20
 

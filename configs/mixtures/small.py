@@ -12,8 +12,7 @@ Expected: `few_topics` is rejected (far below a quarter of the real text's effec
 
 from diversity_jax.cluster_agent import AgentConfig
 from diversity_jax.corpus import CorpusConfig
-from diversity_jax.mixtures.build_config import BuildConfig
-from diversity_jax.mixtures.config import Component, GatePolicy, MixtureConfig
+from diversity_jax.mixtures.config import BuildConfig, Component, GatePolicy, MixtureConfig
 from diversity_jax.synthesis.config import GrammarComponent
 from diversity_jax.synthesis.demo_grammar import GrammarConfig
 

@@ -22,8 +22,7 @@ from configs import llama_1p4b, llama_7b, llama_350m, sft_1p4b, sft_350m
 from configs.mixtures.paper_4_to_1 import REAL
 from diversity_jax.cluster_agent import AgentConfig
 from diversity_jax.evaluation.config import EvaluateConfig, ModelSource
-from diversity_jax.mixtures.build_config import BuildConfig
-from diversity_jax.mixtures.config import Component, GatePolicy, MixtureConfig
+from diversity_jax.mixtures.config import BuildConfig, Component, GatePolicy, MixtureConfig
 from diversity_jax.scoring.config import ScoreConfig
 from diversity_jax.study.config import Factor, Level, Recipe, StudyConfig
 from diversity_jax.synthesis.config import GenerateConfig, GeneratorConfig, GridConfig, PersonasConfig, TopicsConfig

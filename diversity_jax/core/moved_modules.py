@@ -9,7 +9,7 @@ from types import ModuleType
 import warnings
 
 MOVED: dict[str, tuple[str, ...]] = {
-    "config": ("training.run_config", "mixtures.build_config", "synthesis.config", "scoring.config"),
+    "config": ("training.run_config", "mixtures.config", "synthesis.config", "scoring.config"),
     "score_config": ("scoring.config",),
     "mixtures.component": ("mixtures.config",),
     "mixtures.preparation": ("prepare.config",),

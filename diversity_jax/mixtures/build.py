@@ -2,17 +2,18 @@
 register.
 
     python -m diversity_jax.mixtures.build --config configs/mixtures/small.py
-    python -m diversity_jax.mixtures.build --config configs/mixtures/paper_4_to_1.py --config.output_dir=/data/paper_4_to_1
+    python -m diversity_jax.mixtures.build --config configs/mixtures/paper_4_to_1.py \\
+        --config.output_dir=/data/paper_4_to_1
 
-Run again to go on: scorecards and prepared components that are there are used again. The folder is then named in
-DIVERSITY_JAX_MIXTURES by whoever trains on it.
+Run again to go on: scorecards and prepared components that are there are used again. Codebases that train on the
+mixture name its folder in DIVERSITY_JAX_MIXTURES.
 """
 
 import logging
 from pathlib import Path
 
 from diversity_jax.core import cli
-from diversity_jax.mixtures.build_config import BuildConfig
+from diversity_jax.mixtures.config import BuildConfig
 
 log = logging.getLogger(__name__)
 

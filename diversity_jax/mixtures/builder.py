@@ -1,26 +1,29 @@
-"""From a mixture asked for to a mixture on disk: measure, decide, prepare, write."""
+"""Builds a mixture: opens its components, scores and gates them, prepares their rows, allocates shares, writes it."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from fractions import Fraction
 import logging
 from pathlib import Path
-import random
 from typing import Any
 
 import diversity_jax
 from diversity_jax.cluster_agent import Scorecard
 from diversity_jax.core.errors import InputError
 from diversity_jax.core.files import content_hash, file_hash
-from diversity_jax.corpus import Corpus, Document
+from diversity_jax.corpus import Corpus
 from diversity_jax.mixtures.config import KINDS, Component, MixtureConfig
 from diversity_jax.mixtures.gate import Decision, Measurement, decide, measure
 from diversity_jax.mixtures.mixture import Mixture, MixtureComponent
-from diversity_jax.mixtures.replay import config_to_json, replay, standing
-from diversity_jax.mixtures.shares import Stock, grant, part_shares, row_shares, train_rows
-from diversity_jax.mixtures.sources import Ingredient, open_ingredient
+from diversity_jax.mixtures.replay import config_to_json, gate_result, replay
+from diversity_jax.mixtures.shares import AvailableRows, allocate_shares, part_shares, row_shares, train_rows
+from diversity_jax.mixtures.sources import ComponentSource, Parts, PooledCorpus, open_source
+from diversity_jax.prepare.config import Preparation
 from diversity_jax.prepare.manifest import Manifest
-from diversity_jax.prepare.pipeline import Preparation, prepare
+from diversity_jax.prepare.pipeline import prepare
 from diversity_jax.tokenizers.tokenizer import Tokenizer, load_tokenizer
+
+_SHARE_TOLERANCE = 2e-5  # shares may be rounded to multiples of 1e-5 by the schedule
 
 log = logging.getLogger(__name__)
 
@@ -28,37 +31,23 @@ Scorer = Callable[[Mapping[str, Corpus]], Mapping[str, Scorecard]]
 """Scores corpora under the same criteria, so that their figures may be compared."""
 
 
-class PooledCorpus:
-    """Several corpora seen as one: documents are drawn from each in proportion to its share."""
+@dataclass(frozen=True, kw_only=True)
+class _GatedComponent:
+    """A component with what the gate decided, and its prepared rows; none where it is rejected or has no share."""
 
-    def __init__(self, corpora: Sequence[Corpus], shares: Sequence[Fraction]):
-        self.name = " + ".join(corpus.name for corpus in corpora)
-        self._corpora, self._shares = corpora, [share / sum(shares) for share in shares]
+    component: Component
+    source: ComponentSource
+    measurement: Measurement | None
+    decision: Decision
+    parts: Parts
 
-    def __iter__(self) -> Iterator[Document]:
-        for corpus in self._corpora:
-            yield from corpus
-
-    def sample(self, size: int, *, seed: int) -> list[Document]:
-        """About size * share documents of each corpus, uniformly within it, in random order."""
-        generator = random.Random(seed)
-        wanted = generator.choices(range(len(self._corpora)), [float(share) for share in self._shares], k=size)
-        drawn = [
-            corpus.sample(wanted.count(i), seed=seed + i) if i in wanted else []
-            for i, corpus in enumerate(self._corpora)
-        ]
-        documents = [document for part in drawn for document in part]
-        generator.shuffle(documents)
-        return documents
-
-    def fingerprint(self) -> str:
-        """Of the corpora and their shares."""
-        parts = zip(self._corpora, self._shares, strict=True)
-        return content_hash([[corpus.fingerprint(), str(share)] for corpus, share in parts])
+    @property
+    def available(self) -> list[AvailableRows]:
+        return [AvailableRows.of(share, manifest) for share, manifest in self.parts.values()]
 
 
 def build(config: MixtureConfig, folder: str | Path, score: Scorer) -> Mixture:
-    """Builds a mixture in `folder`; what stands there already and was made from the same things is used again.
+    """Builds a mixture in `folder`; scorecards and rows there that were made from the same things are used again.
 
     Writes `scorecards/NAME.json` for every component scored, `components/NAME/` with the prepared rows of every one
     that the gate takes, and last `mixture.json`.
@@ -69,77 +58,66 @@ def build(config: MixtureConfig, folder: str | Path, score: Scorer) -> Mixture:
     """
     folder = Path(folder)
     tokenizer = load_tokenizer(config.vocabulary, end_of_text=config.end_of_text)
-    opened = {component.name: open_ingredient(component, config.name, folder) for component in config.components}
-    for component in config.components:
-        _check_parts(component, opened[component.name], tokenizer, config)
-    corpora = {name: ingredient.corpus for name, ingredient in opened.items()}
+    sources = {component.name: open_source(component, config.name, folder) for component in config.components}
+    for name, source in sources.items():
+        _check_parts(name, source.parts, tokenizer, config)
     shares = config.shares_asked()
+    corpora = {name: source.corpus for name, source in sources.items()}
     scorecards = _score(config.components, shares, corpora, score)
     for name, scorecard in scorecards.items():
         scorecard.save(folder / "scorecards" / f"{name}.json")
-    measured = [measure(component, scorecards) for component in config.components]
-    decisions = [decide(component, found) for component, found in zip(config.components, measured, strict=True)]
+    measurements = [measure(component, scorecards) for component in config.components]
+    decisions = [decide(*pair) for pair in zip(config.components, measurements, strict=True)]
     for component, decision in zip(config.components, decisions, strict=True):
         log.info("gate: %-10s %-12s %s", decision.action, component.name, decision.reason)
-    parts = [
-        _parts(component, opened[component.name], tokenizer, config, folder) if share and decision.factor else {}
-        for component, share, decision in zip(config.components, shares, decisions, strict=True)
-    ]
-    mixture = _compose(config, folder, opened, shares, measured, decisions, parts)
+    gated = []
+    for component, share, measurement, decision in zip(config.components, shares, measurements, decisions, strict=True):
+        source = sources[component.name]
+        parts = _parts(component, source, tokenizer, config, folder) if share and decision.factor else {}
+        gated.append(
+            _GatedComponent(component=component, source=source, measurement=measurement, decision=decision, parts=parts)
+        )
+    mixture = _compose(config, folder, shares, gated)
     mixture.save()
     replay(folder)
-    _warn_of_changed_ratio(config, mixture)
+    _warn_of_changed_ratio(mixture)
     return mixture
 
 
-Parts = Mapping[str, tuple[Fraction, Manifest]]
-
-
 def _compose(
-    config: MixtureConfig,
-    folder: Path,
-    opened: Mapping[str, Ingredient],
-    shares: Sequence[Fraction],
-    measured: Sequence[Measurement | None],
-    decisions: Sequence[Decision],
-    parts: Sequence[Parts],
+    config: MixtureConfig, folder: Path, shares: Sequence[Fraction], gated: Sequence[_GatedComponent]
 ) -> Mixture:
-    """Grants shares and puts the mixture together with all that they rest on."""
-    rows = [tuple((part, manifest.splits["train"].rows) for part, manifest in one.values()) for one in parts]
-    standings = [standing(*one) for one in zip(decisions, measured, rows, strict=True)]
-    stock = [[Stock.of(part, manifest) for part, manifest in one.values()] for one in parts]
-    shares = row_shares(config.shares_of, shares, stock)
-    granted = grant(config.components, shares, standings, train_rows(config.train_tokens, config.sequence_length))
-    components, gate = [], []
-    found = zip(
-        config.components, shares, measured, decisions, parts, part_shares(granted, standings), stock, strict=True
-    )
-    for component, asked, measurement, decision, inside, divided, stocked in found:
-        names = list(inside) or [component.name]
-        for name, share in zip(names, divided, strict=True):
-            part, manifest = inside.get(name, (Fraction(1), None))
+    """Allocates shares and puts the mixture together with all that they rest on."""
+    available = [entry.available for entry in gated]
+    results = [
+        gate_result(entry.decision, entry.measurement, [(part.share, part.rows) for part in entry.available])
+        for entry in gated
+    ]
+    shares = row_shares(config.shares_of, shares, available)
+    rows = train_rows(config.train_tokens, config.sequence_length)
+    granted = part_shares(allocate_shares(config.components, shares, results, rows), results)
+    components: list[MixtureComponent] = []
+    for entry, asked, granted_parts in zip(gated, shares, granted, strict=True):
+        for name, share in zip(list(entry.parts) or [entry.component.name], granted_parts, strict=True):
+            part, manifest = entry.parts.get(name, (Fraction(1), None))
             components.append(
                 MixtureComponent(
                     name=name,
-                    kind=component.kind,
+                    kind=entry.component.kind,
                     share_asked=asked * part,
                     share_granted=share,
-                    decision=_decision_json(decision, component, measurement),
+                    decision=_decision_json(entry),
                     manifest=manifest,
-                    part_of=component.name if opened[component.name].parts else None,
+                    part_of=entry.component.name if entry.source.parts else None,
                 )
             )
-        gate.append(
-            {
-                "name": component.name,
-                "measured": measurement and measurement.to_json(),
-                "decision": {"action": decision.action, "factor": decision.factor, "reason": decision.reason},
-                "rows": [[str(one.share), one.rows] for one in stocked],
-                "contents": [[one.tokens, one.documents] for one in stocked],
-                "parts": names,
-            }
-        )
-    _refuse_one_name_twice(config, components)
+    names = [component.name for component in components]
+    for name in names:
+        if names.count(name) > 1:
+            raise InputError(
+                f"mixture {config.name!r}: a part of a mixture inside it and another component are both named "
+                f"{name!r}; rename one"
+            )
     return Mixture(
         name=config.name,
         components=tuple(components),
@@ -148,53 +126,64 @@ def _compose(
         vocabulary=next(component.manifest.vocabulary for component in components if component.manifest),
         folder=folder,
         asked=config_to_json(config),
-        gate=gate,
-        ingredients=[one.mixture for one in opened.values() if one.mixture],
+        gate=[_gate_json(entry) for entry in gated],
+        ingredients=[entry.source.mixture for entry in gated if entry.source.mixture],
         code=code_version(),
     )
 
 
-def _refuse_one_name_twice(config: MixtureConfig, components: Sequence[MixtureComponent]) -> None:
-    names = [component.name for component in components]
-    for name in names:
-        if names.count(name) > 1:
-            raise InputError(
-                f"mixture {config.name!r}: a part of a mixture inside it and another component are both named "
-                f"{name!r}; rename one"
-            )
+def _gate_json(entry: _GatedComponent) -> dict[str, Any]:
+    """What a component's share rests on, as `mixture.json` keeps it for `replay`."""
+    decision = entry.decision
+    return {
+        "name": entry.component.name,
+        "measured": entry.measurement.to_json() if entry.measurement else None,
+        "decision": {"action": decision.action, "factor": decision.factor, "reason": decision.reason},
+        "rows": [[str(part.share), part.rows] for part in entry.available],
+        "contents": [[part.tokens, part.documents] for part in entry.available],
+        "parts": list(entry.parts) or [entry.component.name],
+    }
 
 
-def _warn_of_changed_ratio(config: MixtureConfig, mixture: Mixture) -> None:
-    """Says loudly where freed shares went to the other kind, so that real:synthetic is not what was asked for."""
+def _decision_json(entry: _GatedComponent) -> dict[str, Any]:
+    """A decision as `mixture.json` keeps it, with its scorecard's file and the ratio it turned on."""
+    ratios = [finding for finding in entry.decision.findings if finding.figure.startswith("ratio_to:")]
+    turned_on = min(ratios, key=lambda finding: finding.value / finding.required, default=None)
+    return {
+        **entry.decision.to_json(),
+        "scorecard": f"scorecards/{entry.component.name}.json" if entry.measurement else None,
+        "reference": turned_on.figure.removeprefix("ratio_to:") if turned_on else None,
+        "ratio": {"value": turned_on.value, "low": turned_on.low, "high": turned_on.high} if turned_on else None,
+    }
+
+
+def _warn_of_changed_ratio(mixture: Mixture) -> None:
+    """Warns where freed shares went to the other kind, so that real:synthetic is not what was asked for."""
     for kind in KINDS:
-        asked, granted = (
-            float(sum(share for component, share in found if component.kind == kind))
-            for found in (
-                [(component, component.share_asked) for component in mixture.components],
-                [(component, component.share_granted) for component in mixture.components],
-            )
-        )
-        if abs(asked - granted) > 2e-5:
+        components = [component for component in mixture.components if component.kind == kind]
+        asked = float(sum(component.share_asked for component in components))
+        granted = float(sum(component.share_granted for component in components))
+        if abs(asked - granted) > _SHARE_TOLERANCE:
             log.warning("shares: %s text gets %.4g of the tokens instead of the %.4g asked for", kind, granted, asked)
 
 
 def _score(
     components: Sequence[Component], shares: Sequence[Fraction], corpora: Mapping[str, Corpus], score: Scorer
 ) -> dict[str, Scorecard]:
-    """Scorecards of all that a policy needs a figure of: those that were given, and the rest scored under one ruler."""
-    given = {
-        component.name: _given(component, corpora[component.name]) for component in components if component.scorecard
-    }
+    """Scorecards of all that a policy needs a figure of: those that were given, and the rest scored together."""
+    given = {}
+    for component in components:
+        if component.scorecard:
+            given[component.name] = _given_scorecard(component, component.scorecard, corpora[component.name])
     wanted = {name: corpus for name, corpus in _to_score(components, shares, corpora).items() if name not in given}
     return {**given, **score(wanted)}
 
 
-def _given(component: Component, corpus: Corpus) -> Scorecard:
-    scorecard = Scorecard.load(component.scorecard)
+def _given_scorecard(component: Component, path: str, corpus: Corpus) -> Scorecard:
+    scorecard = Scorecard.load(path)
     if scorecard.corpus["fingerprint"] != corpus.fingerprint():
         raise InputError(
-            f"component {component.name!r}: {component.scorecard} is a scorecard of other data "
-            f"({scorecard.corpus['name']}) than "
+            f"component {component.name!r}: {path} is a scorecard of other data ({scorecard.corpus['name']}) than "
             f"{component.corpus.source}; score this corpus, or leave scorecard out"
         )
     return scorecard
@@ -205,55 +194,46 @@ def _to_score(
 ) -> dict[str, Corpus]:
     """Components that a policy needs a figure of, and the pooled real text where it is a reference."""
     references = {reference for component in components for reference in component.policy.min_ratio_to}
-    needed = {component.name: corpora[component.name] for component in components if _is_scored(component, references)}
+    needed = {}
+    for component in components:
+        policy = component.policy
+        is_gated = not policy.ungated and (component.kind == "synthetic" or not policy.is_empty)
+        if is_gated or component.name in references:
+            needed[component.name] = corpora[component.name]
     if "real" in references:
-        real = [
-            (component, share)
-            for component, share in zip(components, shares, strict=True)
-            if component.kind == "real" and share
-        ]
+        pairs = zip(components, shares, strict=True)
+        real = {component.name: share for component, share in pairs if component.kind == "real" and share}
         if not real:
             raise InputError(
                 "a policy asks for a ratio to 'real', but no real component has a share; name another component"
             )
-        needed["real"] = PooledCorpus([corpora[component.name] for component, _ in real], [share for _, share in real])
+        needed["real"] = PooledCorpus([corpora[name] for name in real], list(real.values()))
     return needed
 
 
-def _is_scored(component: Component, references: set[str]) -> bool:
-    if component.name in references:
-        return True
-    return not component.policy.ungated and (component.kind == "synthetic" or not component.policy.is_empty)
-
-
-def _check_parts(component: Component, ingredient: Ingredient, tokenizer: Tokenizer, config: MixtureConfig) -> None:
+def _check_parts(component: str, parts: Parts, tokenizer: Tokenizer, config: MixtureConfig) -> None:
     """Refuses rows prepared before that cannot stand beside those of this mixture, before anything is scored."""
-    for name, (_, manifest) in ingredient.parts.items():
-        if manifest.vocabulary.hash != tokenizer.hash:
+    for name, (_, manifest) in parts.items():
+        vocabulary = manifest.vocabulary
+        if vocabulary.hash != tokenizer.hash:
             raise InputError(
-                f"component {component.name!r}: its rows ({name}) were prepared with another tokenizer "
-                f"({manifest.vocabulary.kind}, "
-                f"{manifest.vocabulary.size:,} ids) than this mixture's ({tokenizer.kind}, {tokenizer.size:,} ids); "
+                f"component {component!r}: its rows ({name}) were prepared with another tokenizer ({vocabulary.kind}, "
+                f"{vocabulary.size:,} ids) than this mixture's ({tokenizer.kind}, {tokenizer.size:,} ids); "
                 "prepare all with one"
             )
         if manifest.sequence_length != config.sequence_length:
             raise InputError(
-                f"component {component.name!r}: its rows ({name}) predict {manifest.sequence_length:,} tokens, this "
-                "mixture's "
-                f"{config.sequence_length:,}; give all mixtures one sequence_length"
+                f"component {component!r}: its rows ({name}) predict {manifest.sequence_length:,} tokens, this "
+                f"mixture's {config.sequence_length:,}; give all mixtures one sequence_length"
             )
 
 
 def _parts(
-    component: Component, ingredient: Ingredient, tokenizer: Tokenizer, config: MixtureConfig, folder: Path
+    component: Component, source: ComponentSource, tokenizer: Tokenizer, config: MixtureConfig, folder: Path
 ) -> Parts:
     """The prepared rows of a component: those of the mixture that it is, or prepared now."""
-    if ingredient.parts:
-        return {f"{component.name}_{name}": part for name, part in ingredient.parts.items()}
-    return {component.name: (Fraction(1), _prepare(component, ingredient.corpus, tokenizer, config, folder))}
-
-
-def _prepare(component: Component, corpus: Corpus, tokenizer, config: MixtureConfig, folder: Path) -> Manifest:
+    if source.parts:
+        return {f"{component.name}_{name}": part for name, part in source.parts.items()}
     settings = Preparation(
         name=component.name,
         kind=component.kind,
@@ -263,39 +243,20 @@ def _prepare(component: Component, corpus: Corpus, tokenizer, config: MixtureCon
         hygiene=config.hygiene,
         chat=config.chat if component.corpus.conversations else None,
     )
-    into = Path(config.components_dir) if config.components_dir else folder / "components"
-    manifest = prepare(corpus, tokenizer, into / component.name, settings, processes=config.processes)
-    found = manifest.splits["train"]
-    log.info(
-        "prepared: %-10s %11s tokens in %s rows of %s",
-        component.name,
-        f"{found.tokens:,}",
-        f"{found.rows:,}",
-        f"{manifest.row_tokens:,}",
-    )
+    output = Path(config.components_dir or folder / "components") / component.name
+    manifest = prepare(source.corpus, tokenizer, output, settings, processes=config.processes)
+    _log_prepared(component.name, manifest)
+    return {component.name: (Fraction(1), manifest)}
+
+
+def _log_prepared(name: str, manifest: Manifest) -> None:
+    train, statistics = manifest.splits["train"], manifest.statistics
+    counts = f"{train.tokens:,}", f"{train.rows:,}", f"{manifest.row_tokens:,}"
+    log.info("prepared: %-10s %11s tokens in %s rows of %s", name, *counts)
     if manifest.chat:
-        said = manifest.statistics
-        fill, targets = 100 * said["fill"], 100 * said["target_tokens"] / found.tokens
-        log.info(
-            "conversations: %-10s %11s, rows filled to %.1f %%, %.1f %% of tokens are answers",
-            component.name,
-            f"{found.documents:,}",
-            fill,
-            targets,
-        )
-    return manifest
-
-
-def _decision_json(decision: Decision, component: Component, measurement: Measurement | None) -> dict[str, Any]:
-    """A decision as `mixture.json` keeps it: where its scorecard lies, and the figure it turned on."""
-    ratios = [finding for finding in decision.findings if finding.figure.startswith("ratio_to:")]
-    turned_on = min(ratios, key=lambda finding: finding.value / finding.required, default=None)
-    return {
-        **decision.to_json(),
-        "scorecard": f"scorecards/{component.name}.json" if measurement else None,
-        "reference": turned_on.figure.removeprefix("ratio_to:") if turned_on else None,
-        "ratio": {"value": turned_on.value, "low": turned_on.low, "high": turned_on.high} if turned_on else None,
-    }
+        fill, targets = 100 * statistics["fill"], 100 * statistics["target_tokens"] / train.tokens
+        text = "conversations: %-10s %11s, rows filled to %.1f %%, %.1f %% of tokens are answers"
+        log.info(text, name, f"{train.documents:,}", fill, targets)
 
 
 def code_version() -> dict[str, str]:

@@ -1,42 +1,51 @@
-"""What a mixture is made of: components, their kinds, and the token shares asked for."""
+"""Configuration of mixtures: components, their gate policies and token shares, and of the commands about mixtures."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 import math
 import re
 
+from diversity_jax.cluster_agent import AgentConfig
 from diversity_jax.core.errors import InputError
 from diversity_jax.corpus import CorpusConfig
+from diversity_jax.llm import BudgetConfig, EngineConfig
 from diversity_jax.mixtures.schedule import exact_shares
 from diversity_jax.prepare.config import Chat, Hygiene
+from diversity_jax.synthesis.demo_grammar import GrammarComponent
 
 KINDS = ("real", "synthetic")
-ON_FAIL = ("reject", "downweight", "warn")
+ON_FAIL: Mapping[str, Callable[[float, float], float]] = {
+    "reject": lambda low_ratio, power: 0.0,
+    "downweight": lambda low_ratio, power: low_ratio**power,
+    "warn": lambda low_ratio, power: 1.0,
+}
+"""What may be done about a component that fails its policy, and the factor its share is multiplied by: a function of
+the low end of the failing figure's interval over the required figure, and of `downweight_power`. A new action is one
+entry here."""
 SHARES_OF = ("tokens", "examples", "epochs")
 FREED_SHARE = ("kind_then_all", "kind", "all", "error")
 
 
 @dataclass(frozen=True, kw_only=True)
 class GatePolicy:
-    """What a component's measured diversity must be before it may enter the mixture, and what follows from it.
+    """The diversity that a component must have to enter the mixture, and what is done where it has less.
 
     Attributes:
       min_effective_clusters: the interval of effective clusters must lie above this.
       min_ratio_to: for each reference, the least ratio of effective clusters. A reference is another component's name,
         or `real`: all real components pooled in proportion to their shares.
-      on_fail: what happens to a component that is decided to fail: `reject` it; `downweight` its share, multiplied by
+      on_fail: what is done about a component that fails: `reject` it; `downweight` its share, multiplied by
         (low / required) ** downweight_power, where low is the low end of the failing figure's interval; or `warn` and
         take it as it is. One whose interval holds the required figure is undecided: it is taken, with a warning.
       downweight_power: 1 multiplies by low / required itself; more takes away more.
       ungated: take a synthetic component that has not been scored.
-      repeat_limit: epochs of this component's rows that training of `train_tokens` may make at most; what is asked for
-        beyond
-        them is freed. None: no limit.
-      auto: all `auto` components of a kind divide the share asked for by them together in proportion to their effective
-        clusters, each capped at one epoch of its rows, or at `repeat_limit`.
-      freed_share: where a share that the gate or a limit takes away goes, in proportion to shares: `kind`, the
-        components of the same kind that nothing was taken from; `all` such components; `kind_then_all`, to all only
+      repeat_limit: epochs of this component's rows that training of `train_tokens` may make at most; a share beyond
+        that is freed. None: no limit.
+      auto: all `auto` components of a kind divide the sum of their shares in proportion to their effective clusters,
+        each capped at one epoch of its rows, or at `repeat_limit`.
+      freed_share: which components receive a share that the gate or a limit takes away, in proportion to their shares:
+        `kind`, those of the same kind that nothing was taken from; `all` such components; `kind_then_all`, all only
         where none of the kind is left; names of components joined by commas; or `error`: stop instead.
     """
 
@@ -49,7 +58,7 @@ class GatePolicy:
     auto: bool = False
     freed_share: str = "kind_then_all"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.on_fail not in ON_FAIL:
             raise InputError(f"policy.on_fail {self.on_fail!r} is unknown; choose one of {', '.join(ON_FAIL)}")
         if self.min_effective_clusters is not None and self.min_effective_clusters < 1:
@@ -82,8 +91,8 @@ class GatePolicy:
         return self.min_effective_clusters is None and not self.min_ratio_to and not self.auto
 
     @property
-    def heirs(self) -> tuple[str, ...]:
-        """Names of the components that a freed share goes to; empty where `freed_share` names none."""
+    def recipients(self) -> tuple[str, ...]:
+        """Components that `freed_share` names; none where it is one of `FREED_SHARE`."""
         return () if self.freed_share in FREED_SHARE else tuple(name.strip() for name in self.freed_share.split(","))
 
     @property
@@ -113,7 +122,7 @@ class Component:
     policy: GatePolicy = field(default_factory=GatePolicy)
     scorecard: str | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not re.fullmatch(r"\w+", self.name, re.ASCII):
             raise InputError(
                 f"component name {self.name!r}: use letters, digits and underscores, since it names a SeqIO task"
@@ -146,9 +155,9 @@ class MixtureConfig:
       seed: of row permutations and held-out documents.
       train_tokens: tokens that training will see; needed where a policy has a `repeat_limit` or is `auto`.
       shares_of: what shares count: `tokens`; `examples`, documents or conversations, however long they are; or
-        `epochs`, weights that
-        need not sum to 1: a component of weight 2 is read twice while one of weight 1 is read once.
-      hygiene: documents that preparation leaves out, of every component.
+        `epochs`, weights that need not sum to 1: a component of weight 2 is read twice while one of weight 1 is read
+        once.
+      hygiene: which documents preparation leaves out, of every component.
       chat: how components of instruction data, those whose `corpus.conversations` is set, are written.
       processes: of preparation on this machine; None: one a core.
       components_dir: where components are prepared, so that several mixtures can share them; None: in the mixture's own
@@ -170,7 +179,7 @@ class MixtureConfig:
     processes: int | None = None
     components_dir: str | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not re.fullmatch(r"\w+", self.name, re.ASCII):
             raise InputError(
                 f"mixture name {self.name!r}: use letters, digits and underscores, since it names a SeqIO mixture"
@@ -192,11 +201,11 @@ class MixtureConfig:
                         f"component {component.name!r}: min_ratio_to names {reference!r}; name 'real' or another "
                         "component"
                     )
-            for heir in component.policy.heirs:
-                if heir not in names or heir == component.name:
-                    choices = f"{', '.join(FREED_SHARE)}, or other components"
+            for recipient in component.policy.recipients:
+                if recipient not in names or recipient == component.name:
                     raise InputError(
-                        f"component {component.name!r}: freed_share names {heir!r}; choose one of {choices}"
+                        f"component {component.name!r}: freed_share names {recipient!r}; choose one of "
+                        f"{', '.join(FREED_SHARE)}, or other components"
                     )
             if component.policy.epochs is not None and self.train_tokens is None:
                 field_ = "auto" if component.policy.auto else "repeat_limit"
@@ -208,7 +217,7 @@ class MixtureConfig:
             raise InputError(f"train_tokens {self.train_tokens}: give at least 1, or None")
         if self.shares_of not in SHARES_OF:
             raise InputError(f"shares_of {self.shares_of!r} is unknown; choose one of {', '.join(SHARES_OF)}")
-        self.shares_asked()
+        self.shares_asked()  # refuses shares that do not add up
 
     def shares_asked(self) -> tuple[Fraction, ...]:
         """Each component's share of what `shares_of` counts, exact, summing to one."""
@@ -249,3 +258,52 @@ def token_shares(
 def decimal_fraction(value: float) -> Fraction:
     """The decimal number a person wrote: 0.1 is a tenth."""
     return Fraction(str(value))
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildConfig:
+    """What `python -m diversity_jax.mixtures.build` builds.
+
+    Attributes:
+      output_dir: folder of the mixture: scorecards, prepared components, `mixture.json`.
+      mixture: what is asked for.
+      judge, judge_base_url, agent, engine, budget: how components without a scorecard are scored, as in a training run.
+      grammar: demo text to write first, where it is not there yet.
+      register: also register the mixture with SeqIO in this process, to see that it is accepted; needs TensorFlow.
+    """
+
+    output_dir: str
+    mixture: MixtureConfig
+    judge: str = "offline"
+    judge_base_url: str | None = None
+    agent: AgentConfig = field(default_factory=AgentConfig)
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    budget: BudgetConfig = field(default_factory=BudgetConfig)
+    grammar: tuple[GrammarComponent, ...] = ()
+    register: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizerConfig:
+    """What `python -m diversity_jax.train_tokenizer` trains.
+
+    Attributes:
+      output: path of the model, ending in `.model`.
+      components: text, in shares as in a mixture.
+      real_to_synthetic: as in a mixture.
+      vocab_size: pieces; model_type: `bpe` or `unigram`.
+      sample_characters: text read at most, over all components.
+    """
+
+    output: str
+    components: tuple[Component, ...]
+    real_to_synthetic: tuple[float, float] | None = None
+    vocab_size: int = 32000
+    model_type: str = "bpe"
+    sample_characters: int = 50_000_000
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.model_type not in ("bpe", "unigram"):
+            raise InputError(f"model_type {self.model_type!r}: choose bpe or unigram")
+        token_shares(self.components, self.real_to_synthetic)

@@ -1,23 +1,19 @@
-"""The gate: what a component's measured diversity decides about its place in the mixture.
+"""The gate: what a component's measured diversity decides about its share of the mixture.
 
-Measuring and deciding are apart: `measure` takes the figures from scorecards, and `decide` is a pure function of a
-  policy and
-those figures, so that a decision can be repeated from the figures that a mixture file records. A decision compares
-intervals. A component fails only when its whole interval lies below what is required; where the interval holds the
-required figure nothing is decided, and the component is taken with a warning.
+`measure` takes the figures from scorecards, and `decide` is a pure function of a policy and those figures, so that a
+decision can be repeated from the figures that a mixture file records. A component fails only when its whole interval
+lies below the required figure; where the interval holds it, the component is taken with a warning.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 import dataclasses
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 from diversity_jax.cluster_agent import Scorecard, compare
 from diversity_jax.core.errors import InputError
-from diversity_jax.mixtures.config import Component, GatePolicy
-
-Interval = Mapping[str, float | None]
-"""`{value, low, high}`; `high` is None where only a lower bound is known."""
+from diversity_jax.core.intervals import Estimate
+from diversity_jax.mixtures.config import ON_FAIL, Component, GatePolicy
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,11 +24,11 @@ class Measurement:
       effective_clusters: of its scorecard.
       ratios: effective clusters over those of each reference that its policy names.
       scorecard_hash: of its scorecard; reference_hashes: of the references'.
-      corpus_fingerprint: of the text that was scored; judge: who judged.
+      corpus_fingerprint: of the text that was scored; judge: which judge scored it.
     """
 
-    effective_clusters: Interval
-    ratios: Mapping[str, Interval]
+    effective_clusters: Estimate
+    ratios: Mapping[str, Estimate]
     scorecard_hash: str
     reference_hashes: Mapping[str, str]
     corpus_fingerprint: str
@@ -41,6 +37,17 @@ class Measurement:
     def to_json(self) -> dict[str, Any]:
         """All fields, nested."""
         return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Self:
+        """Reads what `to_json` wrote.
+
+        Raises:
+          TypeError: a field is missing or unknown.
+        """
+        ratios = {reference: Estimate(**ratio) for reference, ratio in value["ratios"].items()}
+        clusters = Estimate(**value["effective_clusters"])
+        return cls(**{**value, "effective_clusters": clusters, "ratios": ratios})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,12 +74,12 @@ class Decision:
     """What the gate decided about a component.
 
     Attributes:
-      action: `register`, `downweight`, `reject`, `warn` or `ungated`.
+      action: `register`, `ungated`, or one of `config.ON_FAIL`.
       reason: one line for people.
       factor: what the share is multiplied by, in [0, 1].
       policy: the conditions; findings: how the component met them.
       scorecard_hash: of the scorecard it rests on; None where it was not scored.
-      effective_clusters: `{value, low, high}` of that scorecard.
+      effective_clusters: of that scorecard.
     """
 
     action: str
@@ -81,7 +88,7 @@ class Decision:
     policy: GatePolicy
     findings: tuple[Finding, ...] = ()
     scorecard_hash: str | None = None
-    effective_clusters: Mapping[str, float | None] | None = None
+    effective_clusters: Estimate | None = None
 
     def to_json(self) -> dict[str, Any]:
         """All fields, nested."""
@@ -95,7 +102,7 @@ def measure(component: Component, scorecards: Mapping[str, Scorecard]) -> Measur
       scorecards: by component name, and under `real` the real components pooled; all under the same criteria.
 
     Raises:
-      InputError: a reference was not scored, or under another ruler.
+      InputError: a reference was not scored, or under other judge settings.
     """
     scorecard = scorecards.get(component.name)
     if scorecard is None:
@@ -108,9 +115,9 @@ def measure(component: Component, scorecards: Mapping[str, Scorecard]) -> Measur
                 "score both"
             )
         ratio = compare(scorecard, scorecards[reference])
-        ratios[reference] = {"value": ratio.ratio, "low": ratio.low or 0.0, "high": ratio.high}
+        ratios[reference] = Estimate(value=ratio.ratio, low=ratio.low or 0.0, high=ratio.high)
     return Measurement(
-        effective_clusters=dataclasses.asdict(scorecard.effective_clusters),
+        effective_clusters=scorecard.effective_clusters,
         ratios=ratios,
         scorecard_hash=scorecard.content_hash,
         reference_hashes={reference: scorecards[reference].content_hash for reference in ratios},
@@ -123,28 +130,31 @@ def decide(component: Component, measurement: Measurement | None) -> Decision:
     """Decides about one component from its figures alone."""
     policy = component.policy
     if measurement is None:
-        return _unscored(component)
+        return _decide_unscored(component)
     findings = tuple(_findings(policy, measurement))
-    measured = {
-        "policy": policy,
-        "findings": findings,
-        "scorecard_hash": measurement.scorecard_hash,
-        "effective_clusters": measurement.effective_clusters,
-    }
     failed = [finding for finding in findings if finding.verdict == "fails"]
     undecided = [finding for finding in findings if finding.verdict == "undecided"]
+    action, factor, reason = "register", 1.0, "no condition; scored for reference"
     if failed:
         worst = min(failed, key=lambda finding: finding.low / finding.required)
-        lowered = (worst.low / worst.required) ** policy.downweight_power
-        factor = {"reject": 0.0, "downweight": lowered, "warn": 1.0}[policy.on_fail]
-        return Decision(action=policy.on_fail, reason=_say(worst, "below"), factor=factor, **measured)
-    if undecided:
-        return Decision(action="warn", reason=_say(undecided[0], "not decided against"), factor=1.0, **measured)
-    reason = _say(findings[0], "above") if findings else "no condition; scored for reference"
-    return Decision(action="register", reason=reason, factor=1.0, **measured)
+        action, reason = policy.on_fail, _reason(worst, "below")
+        factor = ON_FAIL[policy.on_fail](worst.low / worst.required, policy.downweight_power)
+    elif undecided:
+        action, reason = "warn", _reason(undecided[0], "not decided against")
+    elif findings:
+        reason = _reason(findings[0], "above")
+    return Decision(
+        action=action,
+        reason=reason,
+        factor=factor,
+        policy=policy,
+        findings=findings,
+        scorecard_hash=measurement.scorecard_hash,
+        effective_clusters=measurement.effective_clusters,
+    )
 
 
-def _unscored(component: Component) -> Decision:
+def _decide_unscored(component: Component) -> Decision:
     policy = component.policy
     if component.kind == "real" and policy.is_empty:
         return Decision(action="register", reason="real text without conditions", factor=1.0, policy=policy)
@@ -154,21 +164,21 @@ def _unscored(component: Component) -> Decision:
     return Decision(action="reject", reason=reason, factor=0.0, policy=policy)
 
 
-def _findings(policy: GatePolicy, measurement: Measurement):
+def _findings(policy: GatePolicy, measurement: Measurement) -> Iterator[Finding]:
     if policy.min_effective_clusters is not None:
         yield _finding("effective_clusters", measurement.effective_clusters, policy.min_effective_clusters)
     for reference, required in policy.min_ratio_to.items():
         yield _finding(f"ratio_to:{reference}", measurement.ratios[reference], required)
 
 
-def _finding(figure: str, measured: Interval, required: float) -> Finding:
-    value, low, high = measured["value"], measured["low"], measured["high"]
+def _finding(figure: str, measured: Estimate, required: float) -> Finding:
+    low, high = measured.low or 0.0, measured.high
     verdict = "passes" if low >= required else "fails" if high is not None and high < required else "undecided"
-    return Finding(figure=figure, value=value, low=low, high=high, required=required, verdict=verdict)
+    return Finding(figure=figure, value=measured.value, low=low, high=high, required=required, verdict=verdict)
 
 
-def _say(finding: Finding, against: str) -> str:
+def _reason(finding: Finding, relation: str) -> str:
     reference = finding.figure.partition(":")[2]
     what = f"of the effective clusters of {reference}" if reference else "effective clusters"
     high = "unbounded" if finding.high is None else f"{finding.high:.3g}"
-    return f"{finding.value:.3g} [{finding.low:.3g}, {high}] {what}, {against} the required {finding.required:.3g}"
+    return f"{finding.value:.3g} [{finding.low:.3g}, {high}] {what}, {relation} the required {finding.required:.3g}"

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 
 from diversity_jax.mixtures.mixture import Mixture
-from diversity_jax.mixtures.prepared_corpus import documents_in
 from diversity_jax.mixtures.replay import Replayed, replay
 from diversity_jax.mixtures.schedule import Schedule
+from diversity_jax.mixtures.sources import documents_in
 from diversity_jax.prepare.manifest import prepared_tokenizer
 
 _CONSOLE_CHARACTERS = 300  # shown of each document's part in a row

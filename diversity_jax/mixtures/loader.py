@@ -1,10 +1,8 @@
-"""Batches of a mixture by memory map: row n of step s is a pure function of the mixture, on any host, without state.
-
-Needs numpy alone: no TensorFlow on the training machine.
-"""
+"""Batches of a mixture by memory map: row n of step s is a pure function of the mixture, on any host, without state."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 
 import numpy as np
 
@@ -35,7 +33,8 @@ class Loader:
     """Batches of a mixture.
 
     Global batch s holds mixture rows s * batch_size to (s + 1) * batch_size - 1; a host reads the part that is its own.
-    Hence resuming at step s needs no state but s, and the data does not depend on how many hosts read it.
+    Hence resuming at step s needs no state but s, and the data does not depend on how many hosts read it. Needs NumPy
+    alone: no TensorFlow on the training machine.
 
     Args:
       manifests: prepared components, in the order of `shares`.
@@ -44,7 +43,14 @@ class Loader:
       split: `train`, or `validation` to draw from held-out rows.
     """
 
-    def __init__(self, manifests: Sequence[Manifest], shares: Sequence, *, batch_size: int, split: str = "train"):
+    def __init__(
+        self,
+        manifests: Sequence[Manifest],
+        shares: Sequence[float | Fraction],
+        *,
+        batch_size: int,
+        split: str = "train",
+    ):
         lengths = {manifest.sequence_length for manifest in manifests}
         if len(lengths) != 1:
             raise InputError(
@@ -55,13 +61,9 @@ class Loader:
             raise InputError(f"components were prepared with different tokenizers ({named}); prepare them with one")
         self.schedule, self.batch_size = Schedule(shares), batch_size
         self.sequence_length = lengths.pop()
-        self._is_marked = any(
-            manifest.chat for manifest, share in zip(manifests, self.schedule.shares, strict=True) if share
-        )
-        self._readers = [
-            RowReader(manifest, split) if share else None
-            for manifest, share in zip(manifests, self.schedule.shares, strict=True)
-        ]
+        pairs = list(zip(manifests, self.schedule.shares, strict=True))
+        self._has_token_flags = any(manifest.chat for manifest, share in pairs if share)
+        self._readers = [RowReader(manifest, split) if share else None for manifest, share in pairs]
 
     def batch(self, step: int, part: slice = slice(None)) -> Batch:
         """Batch of a step, or the part of it that `part` selects (this host's rows)."""
@@ -71,15 +73,17 @@ class Loader:
         """Mixture rows by number."""
         component, rank = self.schedule.component(numbers), self.schedule.rank(numbers)
         shape = (len(numbers), self.sequence_length + 1)
-        tokens, targets, starts = np.empty(shape, np.int32), None, None
-        if self._is_marked:
-            targets, starts = np.ones(shape, bool), np.zeros(shape, bool)
-        for i in np.unique(component):
-            mine = component == i
-            found = self._readers[i].read_marked(rank[mine])
-            tokens[mine] = found.tokens
-            if found.targets is not None:
-                targets[mine], starts[mine] = found.targets, found.starts
+        tokens = np.empty(shape, np.int32)
+        targets = np.ones(shape, bool) if self._has_token_flags else None
+        starts = np.zeros(shape, bool) if self._has_token_flags else None
+        for i, reader in enumerate(self._readers):
+            own = component == i
+            if reader is None or not own.any():
+                continue
+            rows = reader.read_with_flags(rank[own])
+            tokens[own] = rows.tokens
+            if targets is not None and starts is not None and rows.targets is not None and rows.starts is not None:
+                targets[own], starts[own] = rows.targets, rows.starts
         return Batch(tokens=tokens, component=component, targets=targets, starts=starts)
 
     def epochs(self, steps: int) -> list[float]:

@@ -1,13 +1,11 @@
-"""A built mixture: `mixture.json`, which names its prepared components, the shares granted and the decisions behind
-them.
-"""
+"""A built mixture: `mixture.json`, with its prepared components, the shares granted and the decisions behind them."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from diversity_jax.core.errors import InputError
 from diversity_jax.core.files import content_hash, read_json, write_json
@@ -19,14 +17,14 @@ FORMAT_VERSION = 1
 
 @dataclass(frozen=True, kw_only=True)
 class MixtureComponent:
-    """One component as it stands in a built mixture.
+    """One component of a built mixture.
 
     Attributes:
       name, kind: as asked for.
       share_asked, share_granted: exact token shares before and after the gate.
       decision: the gate's decision as JSON: action, reason, policy, figures, scorecard and its hash.
       manifest: the prepared rows; None for a component that was rejected.
-      part_of: the component asked for, of which this is a part, where that is a mixture itself.
+      part_of: the requested component that this is a part of, where that is a mixture itself.
     """
 
     name: str
@@ -56,7 +54,7 @@ class Mixture:
       seed: of the row permutations.
       vocabulary: the tokenizer's identity.
       folder: where `mixture.json` lies.
-      asked: the mixture file as JSON, and gate: of each component asked for, in order, what its grant rests on. From
+      asked: the mixture's configuration as JSON; gate: what each requested component's share rests on, in order. From
         these two alone `replay` repeats every decision.
       ingredients: built mixtures that are components of this one: name, folder and content hash of each.
       code: version of this project and hash of its source.
@@ -81,17 +79,17 @@ class Mixture:
     @property
     def train_rows(self) -> int:
         """Rows of all components with a share, each once."""
-        return sum(part.manifest.splits["train"].rows for part in self.taken)
+        return sum(part.prepared.splits["train"].rows for part in self.taken)
 
     @property
     def content_hash(self) -> str:
         """SHA-256 of what the rows depend on: shares granted, and every component's manifest."""
-        return content_hash([[part.name, str(part.share_granted), part.manifest.content_hash] for part in self.taken])
+        return content_hash([[part.name, str(part.share_granted), part.prepared.content_hash] for part in self.taken])
 
     def loader(self, *, batch_size: int, split: str = "train") -> Loader:
         """Batches of this mixture."""
         shares = [component.share_granted for component in self.taken]
-        return Loader([component.manifest for component in self.taken], shares, batch_size=batch_size, split=split)
+        return Loader([component.prepared for component in self.taken], shares, batch_size=batch_size, split=split)
 
     def save(self) -> Path:
         """Writes `mixture.json` into `folder`."""
@@ -131,7 +129,7 @@ class Mixture:
         }
 
     @classmethod
-    def load(cls, path: str | Path) -> "Mixture":
+    def load(cls, path: str | Path) -> Self:
         """Reads `mixture.json` (or the folder that holds it) and the manifests it names.
 
         Raises:
@@ -146,14 +144,12 @@ class Mixture:
                 raise InputError(
                     f"{path}: format {value['version']}, this code reads {FORMAT_VERSION}; build the mixture again"
                 )
-            components = tuple(_component(path.parent, part) for part in value["components"])
-            vocabulary = VocabularyInfo(**{**value["vocabulary"], "files": tuple(value["vocabulary"]["files"])})
             mixture = cls(
                 name=value["name"],
-                components=components,
+                components=tuple(_component(path.parent, part) for part in value["components"]),
                 sequence_length=value["sequence_length"],
                 seed=value["seed"],
-                vocabulary=vocabulary,
+                vocabulary=VocabularyInfo(**{**value["vocabulary"], "files": tuple(value["vocabulary"]["files"])}),
                 folder=path.parent,
                 asked=value["asked"],
                 gate=value["gate"],
@@ -175,23 +171,22 @@ class Mixture:
     def check_alike(self) -> None:
         """Refuses components of different tokenizers or sequence lengths: they cannot fill rows of one mixture."""
         for component in self.taken:
-            found = component.manifest
-            if found.vocabulary.hash != self.vocabulary.hash:
-                raise InputError(
-                    f"mixture {self.name!r}: component {component.name!r} was prepared with another tokenizer "
-                    f"({_named(found.vocabulary)}) "
-                    f"than the mixture's ({_named(self.vocabulary)}); prepare all components with one"
+            manifest = component.prepared
+            if manifest.vocabulary.hash != self.vocabulary.hash:
+                theirs, ours = (
+                    f"({info.kind}, {info.size:,} ids, {info.hash[:8]})"
+                    for info in (manifest.vocabulary, self.vocabulary)
                 )
-            if found.sequence_length != self.sequence_length:
                 raise InputError(
-                    f"mixture {self.name!r}: component {component.name!r} has rows of {found.sequence_length:,} "
-                    "tokens to predict, the "
-                    f"mixture {self.sequence_length:,}; prepare all components with one sequence_length"
+                    f"mixture {self.name!r}: component {component.name!r} was prepared with another tokenizer {theirs} "
+                    f"than the mixture's {ours}; prepare all components with one"
                 )
-
-
-def _named(vocabulary: VocabularyInfo) -> str:
-    return f"{vocabulary.kind}, {vocabulary.size:,} ids, {vocabulary.hash[:8]}"
+            if manifest.sequence_length != self.sequence_length:
+                raise InputError(
+                    f"mixture {self.name!r}: component {component.name!r} has rows of {manifest.sequence_length:,} "
+                    f"tokens to predict, the mixture {self.sequence_length:,}; prepare all components with one "
+                    "sequence_length"
+                )
 
 
 def _component(folder: Path, value: Mapping[str, Any]) -> MixtureComponent:

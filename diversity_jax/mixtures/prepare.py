@@ -1,8 +1,8 @@
 """Prepare one component: documents to permuted rows of tokens that training and SeqIO read.
 
     python -m diversity_jax.mixtures.prepare --config configs/prepare.py --config.corpus.source='texts/*.jsonl.zst'
-    python -m diversity_jax.mixtures.prepare --config configs/prepare.py --runner=DataflowRunner --project=P --region=R \\
-        --temp_location=gs://B/tmp --config.output_dir=gs://B/web --config.corpus.source='gs://B/web/*.jsonl'
+    python -m diversity_jax.mixtures.prepare --config configs/prepare.py --runner=DataflowRunner --project=P \\
+        --region=R --temp_location=gs://B/tmp --config.output_dir=gs://B/web --config.corpus.source='gs://B/web/*.jsonl'
 
 Without `--runner` it runs in this machine's processes. With it (DirectRunner, DataflowRunner, FlinkRunner, SparkRunner,
 ...) it runs on Apache Beam, and all flags but `--config...` are Beam's. Run the same command again to go on after a

@@ -3,12 +3,10 @@
     DIVERSITY_JAX_MIXTURES=/data/mixtures/a:/data/mixtures/b python -m t5x.train \\
         --gin.MIXTURE_OR_TASK_MODULE="'diversity_jax.mixtures.registry'" ...
 
-Importing this module registers what lies in those folders (or in folders directly inside them), from manifests on disk
-alone: no network and no JAX. A component `prose` of the mixture `quickstart` becomes the task `quickstart.prose`; the
-  mixture keeps its
-name. An example is one prepared row, `targets`, int32 [sequence_length + 1], and beside it the same row as decoders
-take it (see `decoder_features`). Rates are token shares, and rows come in the order in which the training loader reads
-them. In rows of conversations the loss weights are those of the training loader, too: one on answers alone.
+Importing this module registers the mixtures in those folders (or in folders directly inside them), from manifests on
+disk alone: no network and no JAX. A component `prose` of the mixture `quickstart` becomes the task `quickstart.prose`;
+the mixture keeps its name. An example is one prepared row, `targets`, int32 [sequence_length + 1], and the features of
+`decoder_features`. Rates are token shares, and rows come in the training loader's order with its loss weights.
 """
 
 from collections.abc import Sequence
@@ -35,9 +33,8 @@ class PreparedTask(seqio.Task):
     """A task over prepared rows.
 
     The rows already lie in a seeded permutation, so `shuffle=True`, which trainers pass for the train split, changes
-    nothing: a second shuffle would cost a buffer and the order that makes token shares hold in every window. Nor are
-      small
-    components kept in memory by SeqIO, which the page cache does already.
+    nothing: a second shuffle would cost a buffer and the order that makes token shares hold in every window. SeqIO's
+    cache in memory is off too, since the page cache does the same.
 
     Attributes:
       manifest: of the rows.
@@ -45,8 +42,15 @@ class PreparedTask(seqio.Task):
 
     manifest: Manifest
 
-    def get_dataset(self, sequence_length=None, split="train", use_cached=False, shuffle=False, **options) -> Any:
-        """As `seqio.Task.get_dataset`, in the permuted order that stands on disk."""
+    def get_dataset(
+        self,
+        sequence_length: Any = None,
+        split: str = "train",
+        use_cached: bool = False,
+        shuffle: bool = False,
+        **options: Any,
+    ) -> Any:
+        """As `seqio.Task.get_dataset`, in the permuted order that the rows have on disk."""
         return super().get_dataset(
             sequence_length, split, use_cached, shuffle=False, **{**options, "try_in_mem_cache": False}
         )
@@ -65,7 +69,7 @@ def register(folder: str | Path) -> list[str]:
       InputError: no built mixture there, or another mixture of that name is registered.
     """
     mixture = Mixture.load(folder)
-    tasks = [_register_task(f"{mixture.name}.{component.name}", component.manifest) for component in mixture.taken]
+    tasks = [_register_task(f"{mixture.name}.{component.name}", component.prepared) for component in mixture.taken]
     shares = [component.share_granted for component in mixture.taken]
     if mixture.name in seqio.MixtureRegistry.names():
         if getattr(seqio.MixtureRegistry.get(mixture.name), "content_hash", None) != mixture.content_hash:
@@ -81,7 +85,7 @@ def register(folder: str | Path) -> list[str]:
 
 
 def registered_folder(name: str) -> Path | None:
-    """Where a registered mixture of ours was built; None for mixtures of others."""
+    """Where a registered mixture was built; None where another codebase registered it."""
     return getattr(seqio.MixtureRegistry.get(name), "folder", None)
 
 
@@ -141,11 +145,10 @@ def decoder_features(dataset: Any, sequence_length: Any = None, *, end_of_text_i
     `decoder_input_tokens` are the row's tokens but the last, `decoder_target_tokens` the one after each: nothing is
     shifted in, and no token is lost. `decoder_loss_weights` are one on every token (SeqIO's other converters take id 0
     for padding), of conversations on every token of an answer; `decoder_segment_ids` count documents or conversations
-    from 1, `decoder_positions` start at 0 in each. Padding, where more tokens are asked for than a row predicts, is
-    zero.
+    from 1, `decoder_positions` start at 0 in each. Beyond the row, where more tokens are asked for, all are zero.
     """
-    asked = (sequence_length or {}).get("targets")
-    length = row_tokens - 1 if asked is None else asked
+    wanted = (sequence_length or {}).get("targets")
+    length = row_tokens - 1 if wanted is None else wanted
     used = min(length, row_tokens - 1)
 
     def add(example: dict[str, Any]) -> dict[str, Any]:
@@ -178,7 +181,7 @@ def _rows(manifest: Manifest, split: str, shuffle_files: bool = False, seed: int
     records = tf.data.FixedLengthRecordDataset(files, manifest.row_bytes)
     dtype = tf.as_dtype(manifest.dtype)
 
-    def parse_marked(record: Any) -> dict[str, Any]:
+    def parse_with_flags(record: Any) -> dict[str, Any]:
         row = tf.ensure_shape(tf.io.decode_raw(record, tf.int32), [manifest.row_tokens])
         starts = tf.cast(tf.bitwise.bitwise_and(row, int(START)) != 0, tf.int32)
         ids = tf.bitwise.bitwise_and(row, int(ID_BITS))
@@ -188,14 +191,13 @@ def _rows(manifest: Manifest, split: str, shuffle_files: bool = False, seed: int
         row = tf.cast(tf.io.decode_raw(record, dtype), tf.int32)
         return {"targets": tf.ensure_shape(row, [manifest.row_tokens])}
 
-    return records.map(parse_marked if manifest.chat else parse, num_parallel_calls=tf.data.AUTOTUNE)
+    return records.map(parse_with_flags if manifest.chat else parse, num_parallel_calls=tf.data.AUTOTUNE)
 
 
 def _by_schedule(
-    tasks: Sequence[str], shares: Sequence, datasets: Sequence[Any], rates: Sequence[float], seed: int | None
+    tasks: Sequence[str], shares: Sequence[Any], datasets: Sequence[Any], rates: Sequence[float], seed: int | None
 ) -> Any:
-    """SeqIO's `sample_fn`: the mixture's schedule instead of random draws; `rates` and `seed` say nothing it does not
-    know.
+    """SeqIO's `sample_fn`: the mixture's schedule instead of random draws, so that `rates` and `seed` are not needed.
 
     SeqIO hands datasets over in the order of task names, and leaves out tasks without the split.
     """
@@ -219,7 +221,7 @@ def folders_named(value: str) -> list[Path]:
     Raises:
       InputError: a folder is missing, remote, or holds no mixture.
     """
-    found = []
+    folders: list[Path] = []
     for name in filter(None, re.split(rf"{os.pathsep}(?!//)", value)):
         folder = Path(name)
         if "://" in name:
@@ -241,8 +243,8 @@ def folders_named(value: str) -> list[Path]:
                 f"{ENVIRONMENT_VARIABLE}: {name}: holds no mixture.json; build one there with "
                 "diversity_jax.mixtures.build"
             )
-        found += inside
-    return found
+        folders += inside
+    return folders
 
 
 def _register_from_environment() -> None:

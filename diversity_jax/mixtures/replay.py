@@ -1,9 +1,9 @@
 """Repeats the decisions of a built mixture: from its file alone, and from its scorecards where they lie beside it.
 
-Needs no corpus, no judge, no network and no prepared rows; `python -m diversity_jax.mixtures.show` does it, too.
+Needs no corpus, judge, network or prepared rows.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 import dataclasses
 from fractions import Fraction
 import json
@@ -17,15 +17,22 @@ from diversity_jax.core.files import read_json
 from diversity_jax.corpus import CorpusConfig
 from diversity_jax.mixtures.config import Component, GatePolicy, MixtureConfig
 from diversity_jax.mixtures.gate import Decision, Measurement, decide, measure
-from diversity_jax.mixtures.shares import Standing, Stock, grant, part_shares, row_shares, train_rows
+from diversity_jax.mixtures.shares import (
+    AvailableRows,
+    GateResult,
+    allocate_shares,
+    part_shares,
+    row_shares,
+    train_rows,
+)
 from diversity_jax.prepare.config import Chat, Hygiene
 
-_CLOSE = 1e-9
+_TOLERANCE = 1e-9  # figures taken anew from scorecards may differ in their last digits between builds of NumPy
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Replayed:
-    """One component's grant, worked out again.
+    """One component's share, worked out again.
 
     Attributes:
       name, share_asked, share_granted, decision: as the mixture file records them, and as they came out again.
@@ -37,6 +44,43 @@ class Replayed:
     share_granted: Fraction
     decision: Decision
     from_scorecards: bool = False
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Recorded:
+    """What a mixture file records of one component.
+
+    Attributes:
+      measurement: None where it was not scored.
+      decision: `action` and `factor`.
+      rows: prepared rows of its parts; available: with their contents, empty in files older than that record.
+      granted: shares of its parts.
+    """
+
+    name: str
+    measurement: Measurement | None
+    decision: Mapping[str, Any]
+    rows: tuple[tuple[Fraction, int], ...]
+    available: Sequence[AvailableRows]
+    granted: Sequence[Fraction]
+
+    @classmethod
+    def read(cls, value: Mapping[str, Any], granted: Mapping[str, Fraction]) -> "_Recorded":
+        rows = tuple((Fraction(share), count) for share, count in value["rows"])
+        contents = value.get("contents")
+        return cls(
+            name=value["name"],
+            measurement=Measurement.from_json(value["measured"]) if value["measured"] else None,
+            decision=value["decision"],
+            rows=rows,
+            available=[
+                AvailableRows(share=share, rows=count, tokens=tokens, documents=documents)
+                for (share, count), (tokens, documents) in zip(rows, contents, strict=True)
+            ]
+            if contents is not None
+            else [],
+            granted=[granted[name] for name in value["parts"]],
+        )
 
 
 def replay(path: str | Path, *, scorecards: bool = True) -> list[Replayed]:
@@ -52,138 +96,133 @@ def replay(path: str | Path, *, scorecards: bool = True) -> list[Replayed]:
     """
     path = Path(path)
     path = path / "mixture.json" if path.is_dir() else path
+    asked, recorded = _read(path)
+    cards = _load_scorecards(path.parent, recorded) if scorecards else {}
+    for component, entry in zip(asked.components, recorded, strict=True):
+        _check_measurement(path, component, entry, cards)
+    decisions = [
+        decide(component, entry.measurement) for component, entry in zip(asked.components, recorded, strict=True)
+    ]
+    for entry, decision in zip(recorded, decisions, strict=True):
+        _check_decision(path, entry, decision)
+    shares = row_shares(asked.shares_of, asked.shares_asked(), [entry.available for entry in recorded])
+    results = [
+        gate_result(decision, entry.measurement, entry.rows)
+        for entry, decision in zip(recorded, decisions, strict=True)
+    ]
+    rows = train_rows(asked.train_tokens, asked.sequence_length)
+    granted = part_shares(allocate_shares(asked.components, shares, results, rows), results)
+    for entry, parts in zip(recorded, granted, strict=True):
+        if list(entry.granted) != list(parts):
+            raise InputError(
+                f"{path}: grants {entry.name!r} {float(sum(entry.granted)):.6g}, its decisions give "
+                f"{float(sum(parts)):.6g}; build the mixture again"
+            )
+    return [
+        Replayed(
+            name=entry.name,
+            share_asked=share,
+            share_granted=sum(parts, Fraction(0)),
+            decision=decision,
+            from_scorecards=entry.name in cards,
+        )
+        for entry, share, parts, decision in zip(recorded, shares, granted, decisions, strict=True)
+    ]
+
+
+def _read(path: Path) -> tuple[MixtureConfig, list[_Recorded]]:
+    """The mixture that was asked for, and what the file records of each of its components."""
     value = read_json(path)
     try:
-        asked, gate = config_from_json(value["asked"]), value["gate"]
-        measured = [Measurement(**one["measured"]) if one["measured"] else None for one in gate]
-        rows = [tuple((Fraction(part), count) for part, count in one["rows"]) for one in gate]
-        stock = [_stock(one) for one in gate]
-        recorded = [one["decision"] for one in gate]
-        granted_before = {part["name"]: Fraction(part["share_granted_exact"]) for part in value["components"]}
-        parts = [[(name, granted_before[name]) for name in one["parts"]] for one in gate]
+        asked = config_from_json(value["asked"])
+        granted = {part["name"]: Fraction(part["share_granted_exact"]) for part in value["components"]}
+        recorded = [_Recorded.read(entry, granted) for entry in value["gate"]]
     except (KeyError, TypeError, ValueError) as error:
         if isinstance(error, InputError):
             raise
         raise InputError(
             f"{path}: records no decisions that can be replayed ({error!r}); build the mixture again"
         ) from None
-    if [component.name for component in asked.components] != [one["name"] for one in gate]:
+    if [component.name for component in asked.components] != [entry.name for entry in recorded]:
         raise InputError(
             f"{path}: its decisions are not of the components that were asked for; build the mixture again"
         )
-    cards = _scorecards(path.parent, asked, measured) if scorecards else {}
-    _check_measured(path, asked, measured, cards)
-    decisions = [decide(component, one) for component, one in zip(asked.components, measured, strict=True)]
-    for component, decision, before in zip(asked.components, decisions, recorded, strict=True):
-        _check_decision(path, component.name, decision, before)
-    shares = row_shares(asked.shares_of, asked.shares_asked(), stock)
-    standings = [standing(*one) for one in zip(decisions, measured, rows, strict=True)]
-    granted = grant(asked.components, shares, standings, train_rows(asked.train_tokens, asked.sequence_length))
-    again = part_shares(granted, standings)
-    for component, before, now in zip(asked.components, parts, again, strict=True):
-        if [share for _, share in before] != list(now):
-            was, gives = (float(sum(found)) for found in ([share for _, share in before], now))
-            raise InputError(
-                f"{path}: grants {component.name!r} {was:.6g}, its decisions give {gives:.6g}; build the mixture again"
-            )
-    found = zip(asked.components, shares, again, decisions, strict=True)
-    return [
-        Replayed(
-            name=one.name,
-            share_asked=share,
-            share_granted=sum(got),
-            decision=decision,
-            from_scorecards=one.name in cards,
-        )
-        for one, share, got, decision in found
-    ]
+    return asked, recorded
 
 
-def _stock(value: Mapping[str, Any]) -> list[Stock]:
-    contents = value.get(
-        "contents"
-    )  # files of text alone may be older than this record, which changes nothing for them
-    if contents is None:
-        return []
-    found = zip(value["rows"], contents, strict=True)
-    return [
-        Stock(share=Fraction(part), rows=rows, tokens=tokens, documents=documents)
-        for (part, rows), (tokens, documents) in found
-    ]
-
-
-def standing(decision: Decision, measurement: Measurement | None, rows: tuple[tuple[Fraction, int], ...]) -> Standing:
-    """What a grant takes into account of a component."""
-    clusters = None if measurement is None else measurement.effective_clusters["value"]
-    return Standing(factor=decision.factor, effective_clusters=clusters, rows=rows)
+def gate_result(
+    decision: Decision, measurement: Measurement | None, rows: Sequence[tuple[Fraction, int]]
+) -> GateResult:
+    """What allocation takes into account of a component."""
+    clusters = None if measurement is None else measurement.effective_clusters.value
+    return GateResult(factor=decision.factor, effective_clusters=clusters, rows=tuple(rows))
 
 
 def config_from_json(value: Mapping[str, Any]) -> MixtureConfig:
-    """The mixture file that `config_to_json` wrote down."""
+    """The mixture configuration that `config_to_json` wrote down."""
     components = tuple(
-        Component(**{**one, "corpus": CorpusConfig(**one["corpus"]), "policy": GatePolicy(**one["policy"])})
-        for one in value["components"]
+        Component(**{**part, "corpus": CorpusConfig(**part["corpus"]), "policy": GatePolicy(**part["policy"])})
+        for part in value["components"]
     )
-    ratio = value["real_to_synthetic"]
-    hygiene = Hygiene(
-        **{name: tuple(one) if isinstance(one, list) else one for name, one in value.get("hygiene", {}).items()}
-    )
-    ratio, chat = tuple(ratio) if ratio else None, Chat(**value.get("chat", {}))
-    return MixtureConfig(
-        **{**value, "components": components, "real_to_synthetic": ratio, "hygiene": hygiene, "chat": chat}
-    )
+    ratio, filtering = value["real_to_synthetic"], value.get("hygiene", {})
+    filtering = {name: tuple(item) if isinstance(item, list) else item for name, item in filtering.items()}
+    changed = {
+        "components": components,
+        "real_to_synthetic": tuple(ratio) if ratio else None,
+        "hygiene": Hygiene(**filtering),
+        "chat": Chat(**value.get("chat", {})),
+    }
+    return MixtureConfig(**{**value, **changed})
 
 
 def config_to_json(config: MixtureConfig) -> dict[str, Any]:
-    """A mixture file as JSON values."""
+    """A mixture configuration as JSON values."""
     return json.loads(json.dumps(dataclasses.asdict(config)))
 
 
-def _scorecards(folder: Path, asked: MixtureConfig, measured) -> dict[str, Scorecard]:
+def _load_scorecards(folder: Path, recorded: Sequence[_Recorded]) -> dict[str, Scorecard]:
     """Scorecards in the mixture's folder of components that were measured, and of the real text pooled."""
-    names = [component.name for component, one in zip(asked.components, measured, strict=True) if one]
+    names = [entry.name for entry in recorded if entry.measurement]
     paths = {name: folder / "scorecards" / f"{name}.json" for name in [*names, "real"]}
     return {name: Scorecard.load(path) for name, path in paths.items() if path.exists()}
 
 
-def _check_measured(path: Path, asked: MixtureConfig, measured, cards: Mapping[str, Scorecard]) -> None:
+def _check_measurement(path: Path, component: Component, entry: _Recorded, cards: Mapping[str, Scorecard]) -> None:
     """The figures in the file are those of the scorecards."""
-    for component, recorded in zip(asked.components, measured, strict=True):
-        if recorded is None or component.name not in cards:
-            continue
-        again = measure(component, cards)
-        of_card = path.parent / "scorecards" / f"{component.name}.json"
-        if again.corpus_fingerprint != recorded.corpus_fingerprint:
-            raise InputError(
-                f"{of_card}: is a scorecard of other data than component {component.name!r}; score it, then build the "
-                "mixture again"
-            )
-        if again.scorecard_hash != recorded.scorecard_hash or again.reference_hashes != dict(recorded.reference_hashes):
-            raise InputError(
-                f"{of_card}: is not the scorecard that the decision on {component.name!r} rests on; build the mixture "
-                "again"
-            )
-        if not _same(again.to_json(), recorded.to_json()):
-            raise InputError(
-                f"{path}: the figures of {component.name!r} are not those of its scorecard; build the mixture again"
-            )
-
-
-def _check_decision(path: Path, name: str, decision: Decision, recorded: Mapping[str, Any]) -> None:
-    if decision.action != recorded["action"] or not _same(decision.factor, recorded["factor"]):
-        before, now = (
-            f"{one} x {factor:.6g}"
-            for one, factor in ((recorded["action"], recorded["factor"]), (decision.action, decision.factor))
-        )
+    recorded = entry.measurement
+    again = measure(component, cards) if recorded is not None else None
+    if recorded is None or again is None:
+        return
+    scorecard = path.parent / "scorecards" / f"{component.name}.json"
+    if again.corpus_fingerprint != recorded.corpus_fingerprint:
         raise InputError(
-            f"{path}: says {name!r} was decided as {before}, its figures give {now}; build the mixture again"
+            f"{scorecard}: is a scorecard of other data than component {component.name!r}; score it, then build the "
+            "mixture again"
+        )
+    if again.scorecard_hash != recorded.scorecard_hash or again.reference_hashes != dict(recorded.reference_hashes):
+        raise InputError(
+            f"{scorecard}: is not the scorecard that the decision on {component.name!r} rests on; build the mixture "
+            "again"
+        )
+    if not _is_same(again.to_json(), recorded.to_json()):
+        raise InputError(
+            f"{path}: the figures of {component.name!r} are not those of its scorecard; build the mixture again"
         )
 
 
-def _same(a: Any, b: Any) -> bool:
-    """Equal, but for the last digits of numbers, which may differ between builds of NumPy."""
+def _check_decision(path: Path, entry: _Recorded, decision: Decision) -> None:
+    before = entry.decision
+    if decision.action != before["action"] or not _is_same(decision.factor, before["factor"]):
+        raise InputError(
+            f"{path}: says {entry.name!r} was decided as {before['action']} x {before['factor']:.6g}, its figures give "
+            f"{decision.action} x {decision.factor:.6g}; build the mixture again"
+        )
+
+
+def _is_same(a: Any, b: Any) -> bool:
+    """Equal, but for the last digits of numbers."""
     if isinstance(a, Mapping) and isinstance(b, Mapping):
-        return set(a) == set(b) and all(_same(a[key], b[key]) for key in a)
+        return set(a) == set(b) and all(_is_same(a[key], b[key]) for key in a)
     if isinstance(a, float) and isinstance(b, int | float):
-        return math.isclose(a, b, rel_tol=_CLOSE, abs_tol=_CLOSE)
+        return math.isclose(a, b, rel_tol=_TOLERANCE, abs_tol=_TOLERANCE)
     return a == b

@@ -1,8 +1,8 @@
-"""Which component fills which row of the mixture: stratified, so that token shares hold in every stretch of it.
+"""The stratified assignment of mixture rows to components, which keeps token shares in every stretch of the mixture.
 
 Every row of a prepared component is one full sequence, hence a share of rows IS a share of tokens. Row n of the
-mixture belongs to component `component(n)`; it is that component's row number `rank(n)`. Both are pure functions of n,
-which is what makes the data order independent of hosts, restarts and iterator state.
+mixture belongs to component `component(n)` and is that component's row number `rank(n)`: pure functions of n, so that
+the data order depends on no host, restart or iterator state.
 """
 
 from collections.abc import Sequence
@@ -16,8 +16,8 @@ from diversity_jax.core.errors import InputError
 WINDOW = 1000
 """Rows in which every component's count is within one of its share, wherever the window starts."""
 
-_MAX_EXACT_BLOCKS = 1000
-_GRID = 100 * WINDOW
+_MAX_EXACT_BLOCKS = 1000  # bounds the period, and with it the memory of a schedule, at a million rows
+_GRID = 100 * WINDOW  # shares beyond that are rounded to 1e-5, a period of 100 blocks
 
 
 def exact_shares(shares: Sequence[float | int | Fraction]) -> tuple[Fraction, ...]:
@@ -58,11 +58,12 @@ class Schedule:
     """The assignment of mixture rows to components, periodic with `period` rows.
 
     Rows come in blocks of `WINDOW`. Every block repeats one evenly interleaved pattern in which component i holds
-    floor(WINDOW * share_i) places; the few places left over swing from block to block between the components that are
-    owed a fraction, by a proportionate-fair rule (Baruah et al., 1996), and a component that keeps a swing place
-    keeps its position. So any WINDOW consecutive rows, aligned or not, hold floor or ceil of WINDOW * share_i rows of
-    component i; every prefix of whole blocks is within one row of its share, and any prefix within three. (Within one
-    for all window lengths at once is impossible for most shares of three or more components: Fraenkel's conjecture.)
+    floor(WINDOW * share_i) positions; the few positions left over rotate from block to block between the components
+    that are owed a fraction, by a proportionate-fair rule (Baruah et al., 1996), and a component that keeps a rotating
+    position keeps the same one. So any WINDOW consecutive rows, aligned or not, hold floor or ceil of WINDOW * share_i
+    rows of component i; every prefix of whole blocks is within one row of its share, and any prefix within three.
+    (Within one for all window lengths at once is impossible for most shares of three or more components: Fraenkel's
+    conjecture.)
 
     Attributes:
       shares: exact fractions that sum to one.
@@ -73,18 +74,18 @@ class Schedule:
         self.shares = exact_shares(shares)
         fixed = [math.floor(WINDOW * share) for share in self.shares]
         owed = [WINDOW * share - count for share, count in zip(self.shares, fixed, strict=True)]
-        swing_owners = _swing_owners(owed)
+        rotating_owners = _rotating_owners(owed)
         pattern = _interleave(fixed + [WINDOW - sum(fixed)])
-        blocks = np.tile(pattern, (len(swing_owners), 1))
-        blocks[:, pattern == len(self.shares)] = swing_owners
+        blocks = np.tile(pattern, (len(rotating_owners), 1))
+        blocks[:, pattern == len(self.shares)] = rotating_owners
         self._component = blocks.reshape(-1).astype(np.int32)
         self.period = len(self._component)
         self._rank = np.empty(self.period, np.int64)
         self._count = np.zeros(len(self.shares), np.int64)
         for i in range(len(self.shares)):
-            places = np.flatnonzero(self._component == i)
-            self._rank[places] = np.arange(len(places))
-            self._count[i] = len(places)
+            positions = np.flatnonzero(self._component == i)
+            self._rank[positions] = np.arange(len(positions))
+            self._count[i] = len(positions)
 
     def component(self, rows: np.ndarray) -> np.ndarray:
         """Component index, int32, of each mixture row number."""
@@ -93,13 +94,13 @@ class Schedule:
     def rank(self, rows: np.ndarray) -> np.ndarray:
         """How many earlier mixture rows belong to the same component, int64, for each mixture row number."""
         rows = np.asarray(rows)
-        place = rows % self.period
-        return rows // self.period * self._count[self._component[place]] + self._rank[place]
+        position = rows % self.period
+        return rows // self.period * self._count[self._component[position]] + self._rank[position]
 
     def counts(self, rows: int) -> np.ndarray:
         """Rows of each component among the first `rows` rows of the mixture, int64."""
-        whole, rest = divmod(rows, self.period)
-        return whole * self._count + np.bincount(self._component[:rest], minlength=len(self._count))
+        periods, rest = divmod(rows, self.period)
+        return periods * self._count + np.bincount(self._component[:rest], minlength=len(self._count))
 
 
 def _interleave(counts: Sequence[int]) -> np.ndarray:
@@ -118,22 +119,21 @@ def _interleave(counts: Sequence[int]) -> np.ndarray:
     return np.array(order, np.int32)
 
 
-def _swing_owners(owed: Sequence[Fraction]) -> np.ndarray:
-    """Owners [blocks, places] of the swing places, block after block, such that the sequence may be repeated.
+def _rotating_owners(owed: Sequence[Fraction]) -> np.ndarray:
+    """Owners [blocks, positions] of the rotating positions, block after block, such that the sequence may be repeated.
 
-    A component keeps its place from one block to the next, also from the last block to the first again. Who takes over
-    from whom does not depend on the places, so that going through the memberships once permutes the places, and going
-    through them again and again brings every component back to the place it started from.
+    A component keeps its position from one block to the next, also from the last block to the first. Successions do not
+    depend on positions, so that one pass through the memberships permutes the positions, and repeated passes bring
+    every component back to the position it started from.
     """
     memberships = _proportionate_fair(owed)
     owners, table = memberships[0], []
     while not table or owners != memberships[0]:
         for members, successors in zip(memberships, memberships[1:] + memberships[:1], strict=True):
             table.append(owners)
-            heirs = dict(
-                zip(sorted(set(members) - set(successors)), sorted(set(successors) - set(members)), strict=True)
-            )
-            owners = [heirs.get(i, i) for i in owners]
+            leaving, entering = set(members) - set(successors), set(successors) - set(members)
+            successor_of = dict(zip(sorted(leaving), sorted(entering), strict=True))
+            owners = [successor_of.get(i, i) for i in owners]
     return np.array(table, np.int32).reshape(len(table), -1)
 
 
@@ -143,12 +143,12 @@ def _proportionate_fair(owed: Sequence[Fraction]) -> list[list[int]]:
     `owed` are fractions below one with an integer sum, the number of members of a block. The order of service is PD2
     (Anderson and Srinivasan, 2001), which meets every deadline at full load.
     """
-    places, blocks = int(sum(owed)), math.lcm(*(fraction.denominator for fraction in owed))
+    members_per_block, blocks = int(sum(owed)), math.lcm(*(fraction.denominator for fraction in owed))
     times = [int(fraction * blocks) for fraction in owed]
     held, memberships = [0] * len(owed), []
     for block in range(blocks):
         eligible = [i for i, wanted in enumerate(times) if wanted and held[i] * blocks // wanted <= block]
-        members = sorted(eligible, key=lambda i: (*_urgency(held[i] + 1, times[i], blocks), i))[:places]
+        members = sorted(eligible, key=lambda i: (*_urgency(held[i] + 1, times[i], blocks), i))[:members_per_block]
         for i in members:
             held[i] += 1
         memberships.append(members)

@@ -1,4 +1,4 @@
-"""From shares asked for to shares granted: what the gate and the stock of text take away, and who gets it.
+"""Allocates token shares after gating and epoch limits and redistributes what was removed.
 
 Everything here is exact arithmetic over what a mixture file records, so that a decision can be repeated from that file.
 """
@@ -13,14 +13,13 @@ from diversity_jax.mixtures.config import Component, decimal_fraction
 from diversity_jax.mixtures.schedule import exact_shares
 from diversity_jax.prepare.manifest import Manifest
 
-_GRID = 100_000
-_SCHEDULE_DRIFT_ROWS = 3
-"""Rows by which a component may be ahead of its share in a prefix of the mixture (see `schedule.Schedule`)."""
+_GRID = 100_000  # limits are rounded down to this fraction of the mixture, which the schedule can keep exactly
+_SCHEDULE_DRIFT_ROWS = 3  # by which a component may be ahead of its share in a prefix (see `schedule.Schedule`)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Standing:
-    """What a grant takes into account of one component besides what was asked.
+class GateResult:
+    """What allocation takes into account of one component besides its requested share.
 
     Attributes:
       factor: of the gate's decision, in [0, 1].
@@ -35,7 +34,7 @@ class Standing:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stock:
+class AvailableRows:
     """Training rows of one part of a component, and what is in them.
 
     Attributes:
@@ -48,80 +47,86 @@ class Stock:
     documents: int
 
     @classmethod
-    def of(cls, share: Fraction, manifest: Manifest) -> "Stock":
+    def of(cls, share: Fraction, manifest: Manifest) -> "AvailableRows":
         """As a manifest says."""
         train = manifest.splits["train"]
         return cls(share=share, rows=train.rows, tokens=train.tokens, documents=train.documents)
 
 
-def grant(
+def allocate_shares(
     components: Sequence[Component],
     shares: Sequence[Fraction],
-    standings: Sequence[Standing],
+    results: Sequence[GateResult],
     train_rows: int | None = None,
 ) -> tuple[Fraction, ...]:
     """Shares after gate and limits; they sum to one.
 
     First `auto` components divide what they ask for together, then every share is multiplied by its factor, then limits
-    cut off what goes beyond them. What is taken away goes where the component's `freed_share` says, and cutting is
-    repeated until nobody is above a limit.
+    cut off what goes beyond them. Each component's `freed_share` says which others receive what was removed, and
+    cutting is repeated until no component is above a limit.
 
     Args:
       shares: asked for, exact, summing to one.
       train_rows: rows that training will read; needed where a policy limits epochs.
 
     Raises:
-      InputError: a share that was taken away has nowhere to go, or nothing is left to train on.
+      InputError: a removed share has no recipient, or nothing is left to train on.
     """
-    wanted = _divide_auto(components, shares, standings)
-    kept = [share * decimal_fraction(round(one.factor, 6)) for share, one in zip(wanted, standings, strict=True)]
-    if not any(kept):
+    wanted = _divide_auto(components, shares, results)
+    allocated = [share * decimal_fraction(round(gate.factor, 6)) for share, gate in zip(wanted, results, strict=True)]
+    if not any(allocated):
         raise InputError("the gate rejected every component; loosen a policy (on_fail='warn') or add text that passes")
-    limits = [_limit(component, one, train_rows) for component, one in zip(components, standings, strict=True)]
-    untouched = {i for i, one in enumerate(standings) if one.factor == 1 and wanted[i]}
-    freed = {i: wanted[i] - kept[i] for i in range(len(wanted)) if wanted[i] != kept[i]}
-    granted, why = list(kept), "the gate takes away"
+    limits = [_limit(component, gate, train_rows) for component, gate in zip(components, results, strict=True)]
+    untouched = {i for i, gate in enumerate(results) if gate.factor == 1 and wanted[i]}
+    freed = {i: before - after for i, (before, after) in enumerate(zip(wanted, allocated, strict=True))}
+    cause = "the gate takes away"
     while True:
         for i, share in freed.items():
-            heirs = _heirs(components, i, untouched, share, why)
-            total = sum(wanted[heir] for heir in heirs)
-            for heir in heirs:
-                granted[heir] += share * wanted[heir] / total
-        above = [i for i, limit in enumerate(limits) if limit is not None and granted[i] > limit]
+            if not share:
+                continue
+            recipients = _recipients(components, i, untouched, share, cause)
+            total = sum(wanted[recipient] for recipient in recipients)
+            for recipient in recipients:
+                allocated[recipient] += share * wanted[recipient] / total
+        above = {i: limit for i, limit in enumerate(limits) if limit is not None and allocated[i] > limit}
         if not above:
-            break
-        freed = {i: granted[i] - limits[i] for i in above}
-        for i in above:
-            granted[i] = limits[i]
+            return exact_shares(allocated)
+        freed = {i: allocated[i] - limit for i, limit in above.items()}
+        for i, limit in above.items():
+            allocated[i] = limit
         untouched -= set(above)
-        why = "its limit of epochs takes away"
-    return exact_shares(granted)
+        cause = "its limit of epochs takes away"
 
 
-def row_shares(shares_of: str, shares: Sequence[Fraction], stock: Sequence[Sequence[Stock]]) -> tuple[Fraction, ...]:
+def row_shares(
+    shares_of: str, shares: Sequence[Fraction], available: Sequence[Sequence[AvailableRows]]
+) -> tuple[Fraction, ...]:
     """Shares of rows that give the shares asked for of what `shares_of` counts.
 
     Rows of text all hold as many tokens, so that a share of rows is one of tokens; rows of conversations nearly so.
 
     Args:
       shares: asked for, summing to one.
-      stock: of each component its parts' stocks; empty for one that is not prepared because nothing of it is taken: it
-        counts as the mean of the others do.
+      available: of each component its parts' rows; empty for one that was rejected and so not prepared: it counts as
+        the mean of the others do.
     """
-    per_row = [_units_per_row(shares_of, parts) if parts else None for parts in stock]
-    known = [one for one in per_row if one is not None]
+    per_row = [_units_per_row(shares_of, parts) if parts else None for parts in available]
+    known = [units for units in per_row if units is not None]
     if not known or len(set(known)) == 1:
         return tuple(shares)
-    mean = sum(known) / len(known)
-    return exact_shares([share / (mean if one is None else one) for share, one in zip(shares, per_row, strict=True)])
+    mean = sum(known, Fraction(0)) / len(known)
+    return exact_shares(
+        [share / (mean if units is None else units) for share, units in zip(shares, per_row, strict=True)]
+    )
 
 
-def _units_per_row(shares_of: str, parts: Sequence[Stock]) -> Fraction:
+def _units_per_row(shares_of: str, parts: Sequence[AvailableRows]) -> Fraction:
     """What shares count, in a row of a component; its parts are mixed in their own shares of its rows."""
     if shares_of == "epochs":
         return Fraction(1, sum(part.rows for part in parts))
+    counts = [part.tokens if shares_of == "tokens" else part.documents for part in parts]
     return sum(
-        part.share * Fraction(part.tokens if shares_of == "tokens" else part.documents, part.rows) for part in parts
+        (part.share * Fraction(count, part.rows) for part, count in zip(parts, counts, strict=True)), Fraction(0)
     )
 
 
@@ -131,17 +136,13 @@ def train_rows(train_tokens: int | None, sequence_length: int) -> int | None:
 
 
 def _divide_auto(
-    components: Sequence[Component], shares: Sequence[Fraction], standings: Sequence[Standing]
+    components: Sequence[Component], shares: Sequence[Fraction], results: Sequence[GateResult]
 ) -> list[Fraction]:
     """Shares in which the `auto` components of each kind have divided theirs by effective clusters."""
     wanted = list(shares)
     for kind in {component.kind for component in components}:
-        pool = [
-            i
-            for i, component in enumerate(components)
-            if component.kind == kind and component.policy.auto and shares[i]
-        ]
-        clusters = {i: decimal_fraction(round(standings[i].effective_clusters or 0.0, 6)) for i in pool}
+        pool = [i for i, part in enumerate(components) if part.kind == kind and part.policy.auto and shares[i]]
+        clusters = {i: decimal_fraction(round(results[i].effective_clusters or 0.0, 6)) for i in pool}
         if any(clusters.values()):
             asked = sum(shares[i] for i in pool)
             for i in pool:
@@ -149,10 +150,10 @@ def _divide_auto(
     return wanted
 
 
-def _limit(component: Component, standing: Standing, train_rows: int | None) -> Fraction | None:
+def _limit(component: Component, gate: GateResult, train_rows: int | None) -> Fraction | None:
     """The share at which training makes as many epochs of the component as its policy allows; None: no limit."""
     epochs = component.policy.epochs
-    if epochs is None or not standing.rows:
+    if epochs is None or not gate.rows:
         return None
     if train_rows is None:
         raise InputError(
@@ -160,39 +161,34 @@ def _limit(component: Component, standing: Standing, train_rows: int | None) -> 
         )
     allowed = [
         max(Fraction(0), decimal_fraction(epochs) * rows - _SCHEDULE_DRIFT_ROWS) / part
-        for part, rows in standing.rows
+        for part, rows in gate.rows
         if part
     ]
     return Fraction(math.floor(min(allowed) / train_rows * _GRID), _GRID)
 
 
-def _heirs(components: Sequence[Component], loser: int, untouched: set[int], share: Fraction, why: str) -> list[int]:
-    """Who gets a share that component `loser` loses."""
-    component = components[loser]
-    says = component.policy.freed_share
-    same_kind = [i for i in sorted(untouched) if components[i].kind == component.kind]
-    heirs = {
-        "kind": same_kind,
-        "kind_then_all": same_kind or sorted(untouched),
-        "all": sorted(untouched),
-        "error": [],
-    }.get(says)
-    if heirs is None:
-        heirs = [i for i in sorted(untouched) if components[i].name in component.policy.heirs]
-    if not heirs:
-        left = ", ".join(components[i].name for i in sorted(untouched)) or "none"
+def _recipients(
+    components: Sequence[Component], loser: int, untouched: set[int], share: Fraction, cause: str
+) -> list[int]:
+    """The components that receive a share which component `loser` loses."""
+    component, candidates = components[loser], sorted(untouched)
+    freed_share = component.policy.freed_share
+    same_kind = [i for i in candidates if components[i].kind == component.kind]
+    named = [i for i in candidates if components[i].name in component.policy.recipients]
+    chosen = {"kind": same_kind, "kind_then_all": same_kind or candidates, "all": candidates, "error": []}
+    recipients = chosen.get(freed_share, named)
+    if not recipients:
+        left = ", ".join(components[i].name for i in candidates) or "none"
         raise InputError(
-            f"component {component.name!r}: {why} {float(share):.4g} of the mixture's tokens, which have nowhere to go "
-            f"(freed_share={says!r}; components that could take them: {left}); choose another freed_share, loosen its "
-            "policy, or add text"
+            f"component {component.name!r}: {cause} {float(share):.4g} of the mixture's tokens, which have nowhere to "
+            f"go (freed_share={freed_share!r}; components that could take them: {left}); choose another freed_share, "
+            "loosen its policy, or add text"
         )
-    return heirs
+    return recipients
 
 
-def part_shares(granted: Sequence[Fraction], standings: Sequence[Standing]) -> list[tuple[Fraction, ...]]:
-    """Shares of the parts of each component: its grant divided by the parts' shares of it; one part where it is not a
-    mixture itself.
-    """
-    divided = [[share * part for part, _ in one.rows] or [share] for share, one in zip(granted, standings, strict=True)]
+def part_shares(granted: Sequence[Fraction], results: Sequence[GateResult]) -> list[tuple[Fraction, ...]]:
+    """Each component's share divided by its parts' shares of it; one part where it is not a mixture itself."""
+    divided = [[share * part for part, _ in gate.rows] or [share] for share, gate in zip(granted, results, strict=True)]
     exact = iter(exact_shares([share for parts in divided for share in parts]))
     return [tuple(next(exact) for _ in parts) for parts in divided]

@@ -1,38 +1,48 @@
-"""What a component is made from: text to be prepared, or a mixture that was built before and is taken as it is."""
+"""Component sources: text to be prepared, or rows of a mixture that was built before and are taken as they are."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 import importlib
 from pathlib import Path
+import random
+
+import numpy as np
 
 from diversity_jax.core.errors import InputError
-from diversity_jax.core.files import read_json
-from diversity_jax.corpus import Corpus, open_corpus
+from diversity_jax.core.files import content_hash, read_json
+from diversity_jax.corpus import Corpus, Document, open_corpus
 from diversity_jax.mixtures.config import Component
 from diversity_jax.mixtures.mixture import Mixture
-from diversity_jax.mixtures.prepared_corpus import PreparedCorpus
-from diversity_jax.prepare.manifest import Manifest
+from diversity_jax.mixtures.schedule import exact_shares
+from diversity_jax.prepare.manifest import Manifest, prepared_tokenizer
+from diversity_jax.prepare.rows import RowReader
 
 _PREFIX = "mixture:"
+_BLOCK_ROWS = 256  # read at once
+_CHARACTERS_PER_DOCUMENT = 200  # fewer than usual, so that enough documents are sampled for a number of characters
+
+Parts = Mapping[str, tuple[Fraction, Manifest]]
+"""Prepared rows by name, each with its share of the component."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ingredient:
-    """A component's text.
+class ComponentSource:
+    """What a component is made from.
 
     Attributes:
-      corpus: the text, for judging and preparing.
-      parts: rows that are prepared already, by name, each with its share of the component; empty for text.
+      corpus: its text, for scoring and preparing.
+      parts: rows that are prepared already; empty for text.
       mixture: name, folder and content hash of the built mixture that they come from.
     """
 
     corpus: Corpus
-    parts: Mapping[str, tuple[Fraction, Manifest]]
+    parts: Parts
     mixture: Mapping[str, str] | None = None
 
 
-def open_ingredient(component: Component, name: str, folder: Path) -> Ingredient:
+def open_source(component: Component, name: str, folder: Path) -> ComponentSource:
     """Opens what a component is made from.
 
     Args:
@@ -46,40 +56,44 @@ def open_ingredient(component: Component, name: str, folder: Path) -> Ingredient
         if source.startswith(_PREFIX):
             return _of_mixture(Mixture.load(source.removeprefix(_PREFIX)), name, folder)
         if source.startswith("seqio:"):
-            prepared = _prepared_by_us(source, name, folder)
+            prepared = _of_registered(source, name, folder)
             if prepared is not None:
                 return prepared
-        return Ingredient(corpus=open_corpus(component.corpus), parts={})
+        return ComponentSource(corpus=open_corpus(component.corpus), parts={})
     except InputError as error:
         raise InputError(f"component {component.name!r}: {error}") from error
 
 
-def _of_mixture(mixture: Mixture, name: str, folder: Path) -> Ingredient:
+def _of_mixture(mixture: Mixture, name: str, folder: Path) -> ComponentSource:
     _refuse_cycle(mixture.folder, mixture.name, mixture.ingredients, name, folder, (name, mixture.name))
-    parts = {part.name: (part.share_granted, part.manifest) for part in mixture.taken}
-    corpus = PreparedCorpus(
-        f"mixture:{mixture.name}", [one for _, one in parts.values()], [share for share, _ in parts.values()]
-    )
+    parts = {part.name: (part.share_granted, part.prepared) for part in mixture.taken}
+    shares, manifests = [share for share, _ in parts.values()], [manifest for _, manifest in parts.values()]
     made_of = {"name": mixture.name, "folder": str(mixture.folder.resolve()), "content_hash": mixture.content_hash}
-    return Ingredient(corpus=corpus, parts=parts, mixture=made_of)
+    corpus = PreparedCorpus(f"{_PREFIX}{mixture.name}", manifests, shares)
+    return ComponentSource(corpus=corpus, parts=parts, mixture=made_of)
 
 
-def _refuse_cycle(found: Path, found_name: str, ingredients, name: str, folder: Path, trail: tuple[str, ...]) -> None:
-    """Raises where the mixture in `found`, or one that it is made of, is the one being built."""
-    if found_name == name or found.resolve() == folder.resolve():
+def _refuse_cycle(
+    inner: Path,
+    inner_name: str,
+    ingredients: Iterable[Mapping[str, str]],
+    name: str,
+    folder: Path,
+    trail: tuple[str, ...],
+) -> None:
+    """Raises where the mixture in `inner`, or one that it is made of, is the one being built."""
+    if inner_name == name or inner.resolve() == folder.resolve():
         raise InputError(
             f"a cycle of mixtures: {' -> '.join(trail)}; a mixture cannot hold itself: take its components instead"
         )
-    for one in ingredients:
-        path = Path(one["folder"]) / "mixture.json"
-        inner = read_json(path)["ingredients"] if path.exists() else ()
-        _refuse_cycle(Path(one["folder"]), one["name"], inner, name, folder, (*trail, one["name"]))
+    for made_of in ingredients:
+        path = Path(made_of["folder"]) / "mixture.json"
+        below = read_json(path)["ingredients"] if path.exists() else ()
+        _refuse_cycle(path.parent, made_of["name"], below, name, folder, (*trail, made_of["name"]))
 
 
-def _prepared_by_us(source: str, name: str, folder: Path) -> Ingredient | None:
-    """The rows behind a registered task or mixture, where they were prepared by this project: taken as they are, not as
-    text.
-    """
+def _of_registered(source: str, name: str, folder: Path) -> ComponentSource | None:
+    """The prepared rows behind a registered SeqIO task or mixture; None where it was not prepared by this project."""
     wanted, _, module = source.removeprefix("seqio:").partition("@")
     if module:
         try:
@@ -89,29 +103,119 @@ def _prepared_by_us(source: str, name: str, folder: Path) -> Ingredient | None:
     from diversity_jax.core.tensorflow import seqio
     from diversity_jax.mixtures.registry import PreparedTask, registered_folder
 
-    if wanted in seqio.MixtureRegistry.names() and registered_folder(wanted) is not None:
-        return _of_mixture(Mixture.load(registered_folder(wanted)), name, folder)
+    if wanted in seqio.MixtureRegistry.names() and (registered := registered_folder(wanted)) is not None:
+        return _of_mixture(Mixture.load(registered), name, folder)
     if wanted not in {*seqio.MixtureRegistry.names(), *seqio.TaskRegistry.names()}:
         return None
     provider = seqio.get_mixture_or_task(wanted)
     tasks = [provider] if isinstance(provider, seqio.Task) else provider.tasks
-    ours = [task for task in tasks if isinstance(task, PreparedTask)]
-    if any(task.name.split(".")[0] == name for task in ours):
+    prepared = [task for task in tasks if isinstance(task, PreparedTask)]
+    if any(task.name.split(".")[0] == name for task in prepared):
         raise InputError(
             f"a cycle of mixtures: {name} -> {wanted} -> {name}; a mixture cannot hold itself: take its components "
             "instead"
         )
-    if not ours:
+    if not prepared:
         return None
     if len(tasks) > 1:
         raise InputError(
-            f"{source}: mixes prepared rows ({ours[0].name}) in shares of examples; name its parts as components of "
-            "their own"
+            f"{source}: mixes prepared rows ({prepared[0].name}) in shares of examples; name its parts as components "
+            "of their own"
         )
-    manifest = ours[0].manifest
-    return Ingredient(
-        corpus=PreparedCorpus(wanted, [manifest], [Fraction(1)]), parts={manifest.name: (Fraction(1), manifest)}
-    )
+    manifest = prepared[0].manifest
+    parts = {manifest.name: (Fraction(1), manifest)}
+    return ComponentSource(corpus=PreparedCorpus(wanted, [manifest], [Fraction(1)]), parts=parts)
+
+
+class PooledCorpus:
+    """Several corpora seen as one: documents are drawn from each in proportion to its share."""
+
+    def __init__(self, corpora: Sequence[Corpus], shares: Sequence[Fraction]):
+        self.name = " + ".join(corpus.name for corpus in corpora)
+        self._corpora, self._shares = corpora, [share / sum(shares) for share in shares]
+
+    def __iter__(self) -> Iterator[Document]:
+        for corpus in self._corpora:
+            yield from corpus
+
+    def sample(self, size: int, *, seed: int) -> list[Document]:
+        """About size * share documents of each corpus, uniformly within it, in random order."""
+        generator = random.Random(seed)
+        wanted = generator.choices(range(len(self._corpora)), [float(share) for share in self._shares], k=size)
+        documents = []
+        for i, corpus in enumerate(self._corpora):
+            if i in wanted:
+                documents += corpus.sample(wanted.count(i), seed=seed + i)
+        generator.shuffle(documents)
+        return documents
+
+    def fingerprint(self) -> str:
+        """Of the corpora and their shares."""
+        parts = zip(self._corpora, self._shares, strict=True)
+        return content_hash([[corpus.fingerprint(), str(share)] for corpus, share in parts])
+
+
+def documents_in(row: np.ndarray, end_of_text_id: int, starts: np.ndarray | None = None) -> list[np.ndarray]:
+    """The documents of a row, each with its end-of-text id; the first and last may be parts of documents.
+
+    Args:
+      starts: bool, where the examples of a row of conversations begin; what the row is filled up with is left out.
+    """
+    if starts is not None and starts[0]:
+        examples = np.split(row, np.flatnonzero(starts)[1:])
+        return [example for example in examples if not (example == end_of_text_id).all()]
+    ends = np.flatnonzero(row == end_of_text_id) + 1
+    return [document for document in np.split(row, ends) if len(document)]
+
+
+class PreparedCorpus:
+    """The rows of prepared components seen as a corpus whose documents stand between end-of-text tokens.
+
+    Documents longer than what is left of a row were cut when the rows were made, and stay cut here.
+    """
+
+    def __init__(self, name: str, manifests: Sequence[Manifest], shares: Sequence[Fraction]):
+        self.name, self.rejected = name, Counter[str]()
+        self._manifests, self._shares = manifests, exact_shares(shares)
+        self._readers = [RowReader(manifest) for manifest in manifests]
+        self._tokenizer = prepared_tokenizer(manifests[0])
+
+    def __iter__(self) -> Iterator[Document]:
+        for reader in self._readers:
+            for start in range(0, reader.rows, _BLOCK_ROWS):
+                for documents in self._decoded(reader, np.arange(start, min(start + _BLOCK_ROWS, reader.rows))):
+                    yield from documents
+
+    def _decoded(self, reader: RowReader, numbers: np.ndarray) -> Iterator[list[Document]]:
+        """The documents with text in each of these rows."""
+        rows = reader.read_with_flags(numbers)
+        for i, number in enumerate(numbers.tolist()):
+            starts = None if rows.starts is None else rows.starts[i]
+            parts = documents_in(rows.tokens[i], self._tokenizer.end_of_text_id, starts)
+            texts = [self._tokenizer.decode(part.tolist()) for part in parts]
+            yield [
+                Document(id=f"{reader.manifest.name}:{number}:{position}", text=text)
+                for position, text in enumerate(texts)
+                if text.strip()
+            ]
+
+    def sample(self, size: int, *, seed: int) -> list[Document]:
+        """One document each of `size` random rows, or of all where there are fewer; parts in proportion to their
+        shares.
+        """
+        generator = np.random.default_rng(seed)
+        parts = generator.choice(len(self._readers), size, p=[float(share) for share in self._shares])
+        drawn = []
+        for part, reader in enumerate(self._readers):
+            wanted = min(int((parts == part).sum()), reader.rows)
+            for documents in self._decoded(reader, generator.permutation(reader.rows)[:wanted]):
+                drawn += [documents[generator.integers(len(documents))]] if documents else []
+        return [drawn[i] for i in generator.permutation(len(drawn))]
+
+    def fingerprint(self) -> str:
+        """Of the manifests and their shares."""
+        parts = zip(self._manifests, self._shares, strict=True)
+        return content_hash([[manifest.content_hash, str(share)] for manifest, share in parts])
 
 
 def sampled_texts(
@@ -122,7 +226,8 @@ def sampled_texts(
         budget = float(share) * characters
         if budget < 1:
             continue
-        for document in open_corpus(component.corpus).sample(max(1, int(budget // 200)), seed=seed):
+        documents = max(1, int(budget // _CHARACTERS_PER_DOCUMENT))
+        for document in open_corpus(component.corpus).sample(documents, seed=seed):
             if budget <= 0:
                 break
             text = document.text[: int(budget) + 1]

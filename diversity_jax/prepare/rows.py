@@ -130,9 +130,9 @@ class RowReader:
         Raises:
           InputError: a row's checksum does not agree: the shard was damaged after it was prepared.
         """
-        return self.read_marked(rows).tokens
+        return self.read_with_flags(rows).tokens
 
-    def read_marked(self, rows: np.ndarray) -> "Rows":
+    def read_with_flags(self, rows: np.ndarray) -> "Rows":
         """Rows by number as `read` gives them, and which of their tokens are targets and which begin an example.
 
         Raises:

@@ -12,7 +12,7 @@ from diversity_jax.core.errors import InputError
 from diversity_jax.core.files import is_remote
 from diversity_jax.evaluation.config import EvaluateConfig
 from diversity_jax.evaluation.continuations import ContinuationsConfig
-from diversity_jax.mixtures.build_config import BuildConfig
+from diversity_jax.mixtures.config import BuildConfig
 from diversity_jax.scoring.config import ScoreConfig
 from diversity_jax.study.graph import Step, Store
 from diversity_jax.synthesis.config import GenerateConfig

@@ -64,7 +64,7 @@ class HeldOut:
     def _read(self, name: str, start: int, rows: slice) -> dict[str, np.ndarray]:
         """Rows of a batch; those past the last held-out row are read again but masked out of the loss."""
         numbers = np.arange(start, start + self._batch_size)[rows]
-        found = self._readers[name].read_marked(numbers)
+        found = self._readers[name].read_with_flags(numbers)
         batch = Batch(
             tokens=found.tokens, component=np.zeros(len(numbers), np.int32), targets=found.targets, starts=found.starts
         )
