@@ -1,7 +1,7 @@
 """The one corpus behind every source: records in parts, decoded, checked, limited, sampled and fingerprinted."""
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 import hashlib
@@ -213,12 +213,12 @@ class RecordCorpus:
         """(position, document) of everything accepted in some parts; positions count from the first of them."""
         first_position = 0
         for part in parts:
-            position = first_position - 1
+            position, decode = first_position - 1, self._decoder(part)
             for batch in part.batches():
                 for raw in batch:
                     position += 1
                     try:
-                        document = self._decode(part, raw, position - first_position)
+                        document = decode(raw, position - first_position)
                     except Rejected as error:
                         if self._config.max_broken_share == 0:
                             raise
@@ -234,11 +234,16 @@ class RecordCorpus:
                             return
             first_position = position + 1
 
-    def _decode(self, part: Records, raw: Any, position: int) -> Document | None:
-        document = part.decode(raw, position)
-        if document is None or self._config.conversations is None:
-            return document
-        return as_conversation(document, self._config.conversations)
+    def _decoder(self, part: Records) -> Callable[[Any, int], Document | None]:
+        form = self._config.conversations
+        if form is None:
+            return part.decode
+
+        def decode(raw: Any, position: int) -> Document | None:
+            document = part.decode(raw, position)
+            return None if document is None else as_conversation(document, form)
+
+        return decode
 
     def _is_wanted(self, document: Document, rejected: Counter[str]) -> bool:
         text = document.text
@@ -259,7 +264,7 @@ class RecordCorpus:
         few drawn would estimate only roughly.
         """
         try:
-            document = self._decode(part, raw, position)
+            document = self._decoder(part)(raw, position)
         except Rejected as error:
             if self._config.max_broken_share == 0:
                 raise

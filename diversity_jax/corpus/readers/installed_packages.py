@@ -43,42 +43,34 @@ def open_installed_docs(config: CorpusConfig, name: str) -> RecordCorpus:
     """
     if name not in _EXTRACTORS:
         raise InputError(f"{config.source}: unknown; expected installed_docs:prose or installed_docs:code")
-    return RecordCorpus(config, [_InstalledDocs(name)], f"installed_docs:{name}")
+    return RecordCorpus(config, [_records(name)], f"installed_docs:{name}")
 
 
 class _InstalledDocs(Records):
-    """Documents, extracted as far as they are read, once in a process."""
+    """Documents, extracted as far as they are read, by any thread, and kept."""
 
-    def __init__(self, name: str):
-        self._documents = _extracted(name)
+    def __init__(self, source: Iterator[Document]):
+        self._source = source
+        self._documents: list[Document] = []
+        self._lock = threading.Lock()
 
     def batches(self) -> Iterator[list[Document]]:
-        first = 0
-        while batch := self._documents.slice(first, first + _BATCH_DOCUMENTS):
-            yield batch
-            first += len(batch)
+        for first in itertools.count(0, _BATCH_DOCUMENTS):
+            end = first + _BATCH_DOCUMENTS
+            with self._lock:
+                self._documents += itertools.islice(self._source, max(end - len(self._documents), 0))
+            if first >= len(self._documents):
+                return
+            yield self._documents[first:end]
 
     def decode(self, raw: Document, position: int) -> Document:
         return raw
 
 
-class _LazyList:
-    """A list filled from an iterator as far as it is read, by any thread."""
-
-    def __init__(self, source: Iterator[Document]):
-        self._source = source
-        self._items: list[Document] = []
-        self._lock = threading.Lock()
-
-    def slice(self, first: int, last: int) -> list[Document]:
-        with self._lock:
-            self._items += itertools.islice(self._source, max(last - len(self._items), 0))
-            return self._items[first:last]
-
-
 @functools.cache
-def _extracted(name: str) -> _LazyList:
-    return _LazyList(_EXTRACTORS[name]())
+def _records(name: str) -> _InstalledDocs:
+    """Extracted once in a process."""
+    return _InstalledDocs(_EXTRACTORS[name]())
 
 
 def _prose() -> Iterator[Document]:
