@@ -8,7 +8,6 @@ from pathlib import Path
 
 from diversity_jax.core import cli
 from diversity_jax.core.files import write_json
-from diversity_jax.score import open_corpora
 from diversity_jax.scoring.config import ScoreConfig
 
 log = logging.getLogger(__name__)
@@ -16,15 +15,15 @@ log = logging.getLogger(__name__)
 
 def main(config: ScoreConfig) -> None:
     """Audits every corpus of the configuration; writes `audit.json`, whose path it prints last."""
-    from diversity_jax.cluster_agent import audit
-    from diversity_jax.scoring.run import open_judge
+    from diversity_jax.cluster_agent import audit, open_judge
+    from diversity_jax.scoring.run import open_corpora
 
     results = {}
     for name, corpus in open_corpora(config).items():
         judge = open_judge(config, [corpus], Path(config.output_dir) / "ledger.sqlite")
-        found = audit(corpus, judge, config.agent, share=config.hostile_share)
-        log.info("%s: %s", name, found)
-        results[name] = found.to_json()
+        result = audit(corpus, judge, config.agent, share=config.hostile_share)
+        log.info("%s: %s", name, result)
+        results[name] = result.to_json()
     path = Path(config.output_dir) / "audit.json"
     write_json(path, results)
     print(path)

@@ -4,9 +4,9 @@ import pytest
 
 from diversity_jax.cluster_agent import AgentConfig, audit
 from diversity_jax.cluster_agent.injection_audit import INJECTIONS, HostileCorpus
-from diversity_jax.cluster_agent.simulation import LabelJudge, LabelledCorpus, even_shares
 from diversity_jax.cluster_agent.text_cleaning import clean_text
 from diversity_jax.core.errors import InputError
+from tests.simulated_corpus import LabelJudge, LabelledCorpus, even_shares
 
 SPLIT = {"split": INJECTIONS["split"]}
 

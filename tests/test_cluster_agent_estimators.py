@@ -9,14 +9,14 @@ import pytest
 
 from diversity_jax.cluster_agent import estimators as e
 from diversity_jax.cluster_agent.canaries import ErrorRates, binomial, corrected
-from diversity_jax.cluster_agent.simulation import (
+from diversity_jax.core.errors import InputError
+from tests.simulated_corpus import (
     count_clusters,
     count_pairs,
     even_shares,
     simulate_groupings,
     zipf_shares,
 )
-from diversity_jax.core.errors import InputError
 
 
 def groupings_of(partitions, k, valid=None, sets=None):

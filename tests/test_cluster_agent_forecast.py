@@ -10,7 +10,7 @@ import pytest
 
 from diversity_jax.cluster_agent import AgentConfig, LlmJudge, plan_calls, score_corpus
 from diversity_jax.cluster_agent.text_cleaning import clean_text
-from diversity_jax.cluster_agent.types import Answer
+from diversity_jax.cluster_agent.types import JudgeAnswer
 from diversity_jax.llm import BudgetConfig, Price, forecast
 from diversity_jax.llm.cost_forecast import StageUsage, reforecast
 from tests.cluster_agent_answers import follows_instructions
@@ -57,7 +57,7 @@ class Judge:
         text = json.dumps(self.answer(task.stage, samples_in(request.user), shown), ensure_ascii=False)
         prompt = self.count(request.system) + sum(self.count(line + "\n") for line in request.user.splitlines())
         self.used.append((task.stage, prompt, self.count(text)))
-        return Answer(value=json.loads(text), text=text, prompt_tokens=prompt, completion_tokens=self.used[-1][2])
+        return JudgeAnswer(value=json.loads(text), text=text, prompt_tokens=prompt, completion_tokens=self.used[-1][2])
 
 
 @cache

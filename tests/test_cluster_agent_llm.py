@@ -14,23 +14,29 @@ import jsonschema
 import pytest
 
 from diversity_jax.cluster_agent import AgentConfig, LlmJudge, Scorecard, score_corpus
-from diversity_jax.cluster_agent.criteria import CriteriaSet, Metadata, Metric
 from diversity_jax.cluster_agent.llm import parse_json
-from diversity_jax.cluster_agent.prompts import system_of, user_of
-from diversity_jax.cluster_agent.schemas import schema_of
-from diversity_jax.cluster_agent.simulation import LabelledCorpus, even_shares
-from diversity_jax.cluster_agent.types import STAGES, Cluster, Sample, Task
+from diversity_jax.cluster_agent.prompts import schema_of, system_of, user_of
+from diversity_jax.cluster_agent.types import (
+    STAGES,
+    Cluster,
+    CriteriaSet,
+    MetadataCriterion,
+    MetricCriterion,
+    Sample,
+    Task,
+)
 from diversity_jax.core.errors import InputError
 from diversity_jax.llm import BudgetConfig, Engine, EngineConfig
 from tests.llm_answers import fill, label_oracle, samples_in
 from tests.llm_server import Faults, serve, serve_process
+from tests.simulated_corpus import LabelledCorpus, even_shares
 
 SAMPLES = tuple(
     Sample(sample_id=f"k{i}a", text=f'text {i}\nwith a line and a "quote"', document=str(i)) for i in range(4)
 )
 CRITERIA = CriteriaSet(
-    metadata=(Metadata(name="subject", definition="d", guidance="g"),),
-    metrics=(Metric(name="depth", levels=("a",) * 5),),
+    metadata=(MetadataCriterion(name="subject", definition="d", guidance="g"),),
+    metrics=(MetricCriterion(name="depth", levels=("a",) * 5),),
 )
 PROPOSALS = (("subject", ("what it is about", "its field")), ("form", ("prose or code",)))
 
@@ -183,13 +189,14 @@ def test_a_replay_needs_no_server_and_gives_the_same_bytes(tmp_path):
 WORKER = """
 import sys
 from diversity_jax.cluster_agent import AgentConfig, LlmJudge, score_corpus
-from diversity_jax.cluster_agent.simulation import LabelledCorpus, even_shares
+from tests.simulated_corpus import LabelledCorpus, even_shares
 from diversity_jax.llm import BudgetConfig, Engine, EngineConfig
 port, folder = sys.argv[1:]
 config = EngineConfig(progress="off", ledger=f"{folder}/ledger.sqlite", max_in_flight=16)
 engine = Engine("openai:oracle", base_url=f"http://127.0.0.1:{port}/v1", config=config)
 corpus = LabelledCorpus(even_shares(20), documents=5000)
-card = score_corpus(corpus, LlmJudge(engine), AgentConfig(groupings=300, proposals=2), groupings_path=f"{folder}/groupings.jsonl")
+agent = AgentConfig(groupings=300, proposals=2)
+card = score_corpus(corpus, LlmJudge(engine), agent, groupings_path=f"{folder}/groupings.jsonl")
 card.save(f"{folder}/scorecard.json")
 """
 

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from diversity_jax.cluster_agent import AgentConfig, OfflineJudge, compare, score_corpus
-from diversity_jax.cluster_agent.simulation import LabelledDocument
 from diversity_jax.core.errors import InputError
 from tests.shared_data import shared_file
+from tests.simulated_corpus import LabelledDocument
 
 COMMON = [
     "the",
@@ -134,7 +134,7 @@ def test_too_few_texts_are_refused():
 
 
 def test_embedding_of_a_text_does_not_depend_on_its_company(corpora, judge):
-    alone = judge._read_anew(corpora[0].texts[5]).vector
+    alone = judge._compute(corpora[0].texts[5]).vector
     assert np.array_equal(alone, judge._read(corpora[0].texts[5]).vector)
     assert np.linalg.norm(alone) == pytest.approx(1, abs=1e-5)
 

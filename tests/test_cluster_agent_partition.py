@@ -4,8 +4,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 import pytest
 
-from diversity_jax.cluster_agent.canaries import FOREIGN_TEXTS, judge_canary, plant, with_control, without_planted
-from diversity_jax.cluster_agent.partition import parse_partition, parse_validation
+from diversity_jax.cluster_agent.canaries import (
+    FOREIGN_TEXTS,
+    canary_result,
+    plant,
+    with_control_cluster,
+    without_planted,
+)
+from diversity_jax.cluster_agent.cluster import parse_partition, parse_validation
 from diversity_jax.cluster_agent.types import AnswerError, Cluster, Sample
 
 SAMPLES = tuple(Sample(sample_id=f"k{i}", text=f"text number {i} about weather", document=str(i)) for i in range(6))
@@ -126,7 +132,7 @@ def test_planting_adds_a_copy_and_a_foreign_text_and_taking_them_out_restores_th
     assert texts[canary.copy] == texts[canary.original]
     assert texts[canary.foreign] in FOREIGN_TEXTS
     right = clusters_of(*[[i, *(["c0"] if i == canary.original else [])] for i in IDS], ["f0"])
-    assert judge_canary(right, canary).passed
+    assert canary_result(right, canary).passed
     assert without_planted(right, canary) == clusters_of(*[[i] for i in IDS])
 
 
@@ -135,9 +141,9 @@ def test_a_split_copy_and_a_merged_foreign_text_are_seen():
 
     _, canary = plant(SAMPLES, ["c0", "f0"], random.Random(0))
     rest = [i for i in IDS if i != canary.original]
-    split = judge_canary(clusters_of([*rest], [canary.original], ["c0"], ["f0"]), canary)
+    split = canary_result(clusters_of([*rest], [canary.original], ["c0"], ["f0"]), canary)
     assert (split.split, split.merged) == (True, False)
-    merged = judge_canary(clusters_of([*IDS, "c0", "f0"]), canary)
+    merged = canary_result(clusters_of([*IDS, "c0", "f0"]), canary)
     assert (merged.split, merged.merged) == (False, True)
 
 
@@ -155,7 +161,7 @@ def test_verification_sees_one_cluster_that_is_valid_for_certain():
 
     _, canary = plant(SAMPLES, ["c0", "f0"], random.Random(0))
     clusters = clusters_of(IDS[:3], IDS[3:])
-    shown, place = with_control(clusters, canary)
+    shown, place = with_control_cluster(clusters, canary)
     assert shown[place].sample_ids == (canary.original, "c0")
     assert shown[:place] + shown[place + 1 :] == clusters
-    assert with_control(clusters, None) == (clusters, None)
+    assert with_control_cluster(clusters, None) == (clusters, None)

@@ -5,8 +5,8 @@ import json
 import pytest
 
 from diversity_jax.cluster_agent import AgentConfig, Scorecard, compare, score_corpus
-from diversity_jax.cluster_agent.simulation import LabelJudge, LabelledCorpus, even_shares
 from diversity_jax.core.errors import InputError
+from tests.simulated_corpus import LabelJudge, LabelledCorpus, even_shares
 
 
 @pytest.fixture(scope="module")

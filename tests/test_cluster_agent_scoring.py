@@ -12,7 +12,7 @@ import pytest
 
 from diversity_jax.cluster_agent import (
     AgentConfig,
-    Answer,
+    JudgeAnswer,
     Scorecard,
     compare,
     drift,
@@ -24,8 +24,8 @@ from diversity_jax.cluster_agent import (
     score_key,
     score_until_decided,
 )
-from diversity_jax.cluster_agent.simulation import LabelJudge, LabelledCorpus, even_shares
 from diversity_jax.core.errors import InputError
+from tests.simulated_corpus import LabelJudge, LabelledCorpus, even_shares
 
 CONFIG = AgentConfig(groupings=300, proposals=3)
 
@@ -85,7 +85,7 @@ def test_the_scorecard_does_not_depend_on_the_order_in_which_answers_come(tmp_pa
     corpus = corpus_of(20)
 
     def priced(task, answer):
-        return Answer(
+        return JudgeAnswer(
             value=answer.value, prompt_tokens=task.replicate, completion_tokens=3, cost_usd=0.1 + task.replicate / 7
         )
 
@@ -150,18 +150,18 @@ def spoil(task, answer):
     """Three answers in ten are bad: by kind, and some of them again when asked a second time."""
     point = random.Random(f"{task.stage}{task.criteria_set}{task.replicate}{task.problem is not None}").random()
     if point < 0.05:
-        return Answer(value=None, failure="refused")
+        return JudgeAnswer(value=None, failure="refused")
     if point < 0.10:
-        return Answer(value=None, failure="truncated")
+        return JudgeAnswer(value=None, failure="truncated")
     if point < 0.15:
-        return Answer(value=None, failure="gave_up")
+        return JudgeAnswer(value=None, failure="gave_up")
     if point < 0.20:
-        return Answer(value=None, failure="garbled", text="{oops")
+        return JudgeAnswer(value=None, failure="garbled", text="{oops")
     if point < 0.25:
-        return Answer(value={"something": "else"}, text="{}")
+        return JudgeAnswer(value={"something": "else"}, text="{}")
     if point < 0.30 and task.stage == "cluster_samples":
         clusters = answer.value["clusters"]
-        return Answer(value={"clusters": [{**clusters[0], "sample_ids": ["nonsense"]}, *clusters[1:]]}, text="...")
+        return JudgeAnswer(value={"clusters": [{**clusters[0], "sample_ids": ["nonsense"]}, *clusters[1:]]}, text="...")
     return answer
 
 
@@ -186,7 +186,7 @@ def test_a_repair_says_what_was_wrong_and_is_asked_once_only():
     judge = Wrapped(
         corpus.label_of,
         lambda task, answer: (
-            Answer(value={"clusters": []}, text="EMPTY") if task.stage == "cluster_samples" else answer
+            JudgeAnswer(value={"clusters": []}, text="EMPTY") if task.stage == "cluster_samples" else answer
         ),
     )
     with pytest.raises(InputError, match=r"none of 20 groupings was usable \(malformed 20: sample ids in no cluster"):
@@ -205,7 +205,9 @@ def test_when_no_further_call_can_succeed_what_is_done_is_scored_and_said():
     def ends(task, answer):
         late = task.stage == "verify_clusters" and task.replicate >= 100
         return (
-            Answer(value=None, failure="budget", detail="the cap of $1 is reached", ends_run=True) if late else answer
+            JudgeAnswer(value=None, failure="budget", detail="the cap of $1 is reached", ends_run=True)
+            if late
+            else answer
         )
 
     card = score_corpus(corpus, Wrapped(corpus.label_of, ends), AgentConfig(groupings=300, proposals=2))
@@ -214,7 +216,7 @@ def test_when_no_further_call_can_succeed_what_is_done_is_scored_and_said():
     assert any("stopped after 100 of 300 groupings: the cap of $1 is reached" in warning for warning in card.warnings)
 
     def at_once(task, answer):
-        return Answer(value=None, failure="budget", detail="the cap of $1 is reached", ends_run=True)
+        return JudgeAnswer(value=None, failure="budget", detail="the cap of $1 is reached", ends_run=True)
 
     with pytest.raises(InputError, match=r"the cap of \$1 is reached"):
         score_corpus(corpus, Wrapped(corpus.label_of, at_once), CONFIG)
@@ -239,7 +241,7 @@ def test_hostile_verification_is_caught_by_the_control_cluster():
     def all_invalid(task, answer):
         if task.stage != "verify_clusters" or task.replicate % 2:
             return answer
-        return Answer(value={"validation": [{**entry, "valid": 0} for entry in answer.value["validation"]]})
+        return JudgeAnswer(value={"validation": [{**entry, "valid": 0} for entry in answer.value["validation"]]})
 
     card = score_corpus(corpus, Wrapped(corpus.label_of, all_invalid), CONFIG)
     assert card.drops == {"canary": 150}
@@ -365,7 +367,7 @@ def test_a_judge_that_coarsens_with_more_samples_is_seen_to_drift():
         for sample in task.samples:
             label = LabelledCorpus.label_of(sample.text)
             groups.setdefault(int(label) // 2 if label.isdigit() else label, []).append(sample.sample_id)
-        return Answer(
+        return JudgeAnswer(
             value={"clusters": [{"cluster": n, "sample_ids": ids} for n, ids in enumerate(groups.values(), 1)]}
         )
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from diversity_jax.cluster_agent import sequential_test as s
-from diversity_jax.cluster_agent.simulation import even_shares, simulate_groupings
 from diversity_jax.core.errors import InputError
+from tests.simulated_corpus import even_shares, simulate_groupings
 
 
 def draw(truth, generator, *, k=10, count=400, sets=1):

@@ -11,13 +11,13 @@ from diversity_jax.cluster_agent.compare import (
 )
 from diversity_jax.cluster_agent.config import AgentConfig
 from diversity_jax.cluster_agent.cost_forecast import pilot_calls, pilot_calls_async, plan_calls, plan_calls_async
-from diversity_jax.cluster_agent.criteria import Criteria, load_criteria
+from diversity_jax.cluster_agent.criteria import Criteria, load_criteria, propose_criteria
 from diversity_jax.cluster_agent.injection_audit import Audit, audit, audit_async
 from diversity_jax.cluster_agent.llm import LlmJudge
 from diversity_jax.cluster_agent.offline import OfflineJudge
-from diversity_jax.cluster_agent.propose import propose_criteria
+from diversity_jax.cluster_agent.registry import JudgeSettings, judge_kind, judge_note, open_judge
 from diversity_jax.cluster_agent.score import (
-    Progress,
+    ScoringProgress,
     score_corpora,
     score_corpora_async,
     score_corpus,
@@ -28,30 +28,34 @@ from diversity_jax.cluster_agent.score import (
 )
 from diversity_jax.cluster_agent.scorecard import Scorecard
 from diversity_jax.cluster_agent.sequential_test import Comparison
-from diversity_jax.cluster_agent.types import Answer, Judge, Task
+from diversity_jax.cluster_agent.types import Judge, JudgeAnswer, Task
 from diversity_jax.core.intervals import Estimate
 
 __all__ = [
     "AgentConfig",
-    "Answer",
     "Audit",
     "Comparison",
     "Criteria",
     "Draws",
     "Estimate",
     "Judge",
+    "JudgeAnswer",
+    "JudgeSettings",
     "LlmJudge",
     "OfflineJudge",
     "PairComparison",
-    "Progress",
     "Scorecard",
+    "ScoringProgress",
     "Task",
     "audit",
     "audit_async",
     "compare",
     "compare_pairs",
     "drift",
+    "judge_kind",
+    "judge_note",
     "load_criteria",
+    "open_judge",
     "pilot_calls",
     "pilot_calls_async",
     "plan_calls",

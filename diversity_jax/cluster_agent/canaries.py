@@ -2,26 +2,24 @@
 
 The copy belongs with its original and the foreign text does not, whatever the criteria. A grouping that gets either
 wrong was not made by reading (a judge out of its depth, or a document that told it to split or to merge everything) and
-is discarded. Over all groupings the two rates measure the judge. Planted samples never enter a figure: the partition is
-counted without them.
-
-What a judge's own mistakes do to the score: false merges set a ceiling, and both kinds can be corrected for.
+is discarded. Over all groupings the two rates measure the judge. Planted samples never enter a figure.
 
 A judge that merges two unrelated samples with probability a and splits two alike ones with probability b gives
-E[T] = theta (1 - b) + (1 - theta) a. However diverse the corpus, T stays above a: nothing above 1 / a can be told
-apart.
+E[T] = theta (1 - b) + (1 - theta) a (docs/statistics.md, "The judge's own mistakes"). However diverse the corpus, T
+stays above a: nothing above 1 / a effective clusters can be told apart.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 import math
 import random
 import re
 from typing import Any
 
-from diversity_jax.cluster_agent.estimators import Estimate, Groupings, collision
+from diversity_jax.cluster_agent.estimators import Groupings, collision
 from diversity_jax.cluster_agent.text_cleaning import child_seed
 from diversity_jax.cluster_agent.types import Cluster, Sample
+from diversity_jax.core.intervals import Estimate
 
 _WORD = re.compile(r"[^\W\d_]{4,}")
 _LOOKED_AT_CHARACTERS = 600  # of a text, to choose what is foreign to it
@@ -30,43 +28,35 @@ FOREIGN = "canary"  # the document that planted foreign texts are said to be fro
 # Subjects far apart, so that whatever a corpus is about at least one of them is foreign to it.
 FOREIGN_TEXTS = (
     "The bellows of the old accordion had cracked along two folds, and the leather gaskets under the treble pallets "
-    "leaked air. She "
-    "warmed the reed wax over a spirit lamp, lifted out the plates one by one, and filed the tongues until the chord "
-    "rang true again.",
-    "Low tide uncovers the mussel beds for about three hours. Limpets seal themselves to the granite, beadlet "
-    "anemones fold into red "
-    "buttons, and in the deepest pool a blenny waits beneath bladder wrack for the water to come back.",
+    "leaked air. She warmed the reed wax over a spirit lamp, lifted out the plates one by one, and filed the tongues "
+    "until the chord rang true again.",
+    "Low tide uncovers the mussel beds for about three hours. Limpets seal themselves to the granite, beadlet anemones "
+    "fold into red buttons, and in the deepest pool a blenny waits beneath bladder wrack for the water to come back.",
     "Warp threads are wound onto the back beam under even tension, then threaded through the heddles from the centre "
     "outwards. For a "
     "herringbone, lift the shafts one, two, three, four and turn; beat the weft lightly or the wool will felt.",
     "The goalkeeper punched the corner clear, the winger carried it forty metres down the touchline, and the late "
-    "substitute headed "
-    "in at the near post. Two minutes of stoppage time later the cup was theirs, on away supporters' loudest night in "
-    "years.",
+    "substitute headed in at the near post. Two minutes of stoppage time later the cup was theirs, on away supporters' "
+    "loudest night in years.",
     "Soak the chickpeas overnight. Fry cumin seeds in oil until they crackle, add sliced onion and a pinch of "
     "turmeric, then tomatoes "
     "and ginger. Simmer with the drained chickpeas for an hour and finish with lemon juice and torn coriander.",
     "The glacier's snout retreated by eleven metres this year. Stakes drilled into the ablation zone showed a mass "
-    "loss of nearly two "
-    "metres of water equivalent, and a new meltwater lake has formed behind the terminal moraine.",
+    "loss of nearly two metres of water equivalent, and a new meltwater lake has formed behind the terminal moraine.",
     "Tenancy shall continue from month to month unless either party gives written notice of thirty days. The deposit "
     "is refundable "
     "less the cost of damage beyond fair wear, and subletting without the landlord's consent ends this agreement.",
     "Check the forged pitons before the traverse: the limestone flakes under load. Above the second belay an overhang "
-    "forces you "
-    "left onto slabs, where friction climbing in dry weather is easy and in rain is not advisable.",
+    "forces you left onto slabs, where friction climbing in dry weather is easy and in rain is not advisable.",
     "In the third act the soprano sings alone beneath the painted balcony while muted violas shadow her line. The "
     "producer moved the "
     "duet to a railway platform, which suits the libretto's farewell better than the palace ever did.",
     "Queen cells hang like peanuts from the bottom bars of the frame. Split the hive before the swarm leaves: move "
-    "five frames of "
-    "brood and nurse bees to a new box, shake in extra workers, and leave the old queen behind.",
+    "five frames of brood and nurse bees to a new box, shake in extra workers, and leave the old queen behind.",
     "The kiln climbs a hundred degrees an hour to quartz inversion, then faster to cone ten. Celadon glazes want "
-    "reduction: close the "
-    "damper until a soft flame licks from the spy hole, and the iron turns from amber to jade.",
+    "reduction: close the damper until a soft flame licks from the spy hole, and the iron turns from amber to jade.",
     "Passengers for the night ferry board through gate four. Cabins on deck seven have a washbasin; bicycles are "
-    "lashed in the bow "
-    "beside the lorries, and the galley serves herring and black coffee until the pilot leaves us.",
+    "lashed in the bow beside the lorries, and the galley serves herring and black coffee until the pilot leaves us.",
 )
 _FOREIGN_WORDS = tuple(frozenset(_WORD.findall(text.casefold())) for text in FOREIGN_TEXTS)
 
@@ -81,7 +71,7 @@ class Canary:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Verdict:
+class CanaryResult:
     """What a grouping made of its canary; `split` also where verification denied that a text is like its own copy."""
 
     merged: bool
@@ -94,10 +84,10 @@ class Verdict:
 
 
 def plant(samples: Sequence[Sample], ids: Sequence[str], generator: random.Random) -> tuple[tuple[Sample, ...], Canary]:
-    """`samples` with a copy of one of them and a foreign text put in at random places, under the two new `ids`.
+    """`samples` with a copy of one of them and a foreign text inserted at random, under the two new `ids`.
 
-    The foreign text is the one that shares the fewest longer words with the copied sample, first such after a random
-    start.
+    The foreign text is the one that shares the fewest longer words with the copied sample, the first such after a
+    random start.
     """
     original = samples[int(generator.random() * len(samples))]
     start = int(generator.random() * len(FOREIGN_TEXTS))
@@ -114,11 +104,11 @@ def plant(samples: Sequence[Sample], ids: Sequence[str], generator: random.Rando
     return tuple(shown), canary
 
 
-def judge_canary(clusters: Sequence[Cluster], canary: Canary) -> Verdict:
+def canary_result(clusters: Sequence[Cluster], canary: Canary) -> CanaryResult:
     """Whether a partition split the duplicate pair or merged the unrelated one."""
-    place = {sample_id: number for number, cluster in enumerate(clusters) for sample_id in cluster.sample_ids}
-    home = place[canary.original]
-    return Verdict(merged=home == place[canary.foreign], split=home != place[canary.copy])
+    cluster_of = {sample_id: number for number, cluster in enumerate(clusters) for sample_id in cluster.sample_ids}
+    own = cluster_of[canary.original]
+    return CanaryResult(merged=own == cluster_of[canary.foreign], split=own != cluster_of[canary.copy])
 
 
 def without_planted(clusters: Sequence[Cluster], canary: Canary | None) -> tuple[Cluster, ...]:
@@ -126,41 +116,37 @@ def without_planted(clusters: Sequence[Cluster], canary: Canary | None) -> tuple
     if canary is None:
         return tuple(clusters)
     planted = {canary.copy, canary.foreign}
-    left = (_without(cluster, planted) if planted.intersection(cluster.sample_ids) else cluster for cluster in clusters)
-    return tuple(cluster for cluster in left if cluster.sample_ids)
+    left = []
+    for cluster in clusters:
+        if not planted.isdisjoint(cluster.sample_ids):
+            cluster = replace(cluster, sample_ids=tuple(i for i in cluster.sample_ids if i not in planted))
+        if cluster.sample_ids:
+            left.append(cluster)
+    return tuple(left)
 
 
-def _without(cluster: Cluster, planted: Collection[str]) -> Cluster:
-    return replace(cluster, sample_ids=tuple(i for i in cluster.sample_ids if i not in planted))
+def with_control_cluster(clusters: Sequence[Cluster], canary: Canary | None) -> tuple[tuple[Cluster, ...], int | None]:
+    """Clusters for verification, with one inserted that is certainly valid, a text and its copy; and its position.
 
-
-def with_control(clusters: Sequence[Cluster], canary: Canary | None) -> tuple[tuple[Cluster, ...], int | None]:
-    """Clusters for verification, with one among them that is valid for certain: a text and its copy. And where it
-    stands.
-
-    A document that has every cluster called invalid is caught by it, which the partition alone would not show.
+    It catches a document that has every cluster called invalid, which the partition alone would not show.
     """
     if canary is None:
         return tuple(clusters), None
-    place = child_seed(canary.copy, canary.foreign) % (len(clusters) + 1)
+    position = child_seed(canary.copy, canary.foreign) % (len(clusters) + 1)
     control = Cluster(sample_ids=(canary.original, canary.copy), reasoning="these two say the same")
-    return (*clusters[:place], control, *clusters[place:]), place
+    return (*clusters[:position], control, *clusters[position:]), position
 
 
 @dataclass(frozen=True, kw_only=True)
 class ErrorRates:
-    """Counts over canaries: how often a judge merged an unrelated pair and split a duplicate pair, of how many
-    shown.
-    """
+    """Canaries shown, and how many of them a judge merged (the unrelated pair) or split (the duplicate pair)."""
 
     shown: int
     merged: int
     split: int
 
     def to_json(self) -> dict[str, Any]:
-        """Counts, rates with exact 95 % intervals, and the ceiling of the score; `false_merge` is None where nothing
-        was shown.
-        """
+        """Counts, rates with exact 95 % intervals, and the ceiling of the score; None where nothing was shown."""
         merge, split = self.false_merge, self.false_split
         return {
             "shown": self.shown,
@@ -188,37 +174,39 @@ class ErrorRates:
         """
         if self.false_merge is None:
             return None
-        return {"value": self.shown / self.merged if self.merged else None, "low": 1.0 / self.false_merge.high}
+        upper = self.false_merge.bounds[1]
+        return {"value": self.shown / self.merged if self.merged else None, "low": 1.0 / upper}
 
 
 def binomial(events: int, trials: int, confidence: float = 0.95) -> Estimate | None:
-    """A rate with its exact (Clopper-Pearson) interval; None without trials."""
+    """A rate with its exact interval (Clopper and Pearson 1934); None without trials."""
     if not trials:
         return None
     from scipy.special import betaincinv
 
-    tail = (1 - confidence) / 2
-    low = float(betaincinv(events, trials - events + 1, tail)) if events else 0.0
-    high = float(betaincinv(events + 1, trials - events, 1 - tail)) if events < trials else 1.0
+    error = (1 - confidence) / 2
+    low = float(betaincinv(events, trials - events + 1, error)) if events else 0.0
+    high = float(betaincinv(events + 1, trials - events, 1 - error)) if events < trials else 1.0
     return Estimate(value=events / trials, low=low, high=high)
 
 
 def corrected(groupings: Groupings, rates: ErrorRates, confidence: float = 0.95) -> Estimate | None:
-    """Effective clusters with the judge's errors taken out: theta = (T - a) / (1 - a - b).
+    """Effective clusters without the judge's errors: theta = (T - a) / (1 - a - b).
 
-    The three intervals are joined by their distances to each side (the method of variance estimates recovery), since
-    that of a rate seen a few times is far from symmetric. `high` is None where T cannot be told from a. None where
-    there is nothing to
-    correct by: no canary shown, or a judge that errs so often (a + b >= 1) that its partitions say nothing.
+    The three intervals are joined by their distances to each side (the method of variance estimates recovery, Zou and
+    Donner 2008), since that of a rate seen a few times is far from symmetric. `high` is None where T cannot be told
+    from a. None where there is nothing to correct by: no canary shown, or a judge that errs so often (a + b >= 1) that
+    its partitions say nothing.
     """
     merge, split = rates.false_merge, rates.false_split
-    if merge is None or merge.value + split.value >= 1:
+    if merge is None or split is None or merge.value + split.value >= 1:
         return None
     measured = collision(groupings, confidence)
+    (low_t, high_t), (low_a, high_a), (low_b, high_b) = (part.bounds for part in (measured, merge, split))
     gain = 1 - merge.value - split.value
     theta = (measured.value - merge.value) / gain
-    below = measured.value - measured.low, (1 - theta) * (merge.high - merge.value), theta * (split.value - split.low)
-    above = measured.high - measured.value, (1 - theta) * (merge.value - merge.low), theta * (split.high - split.value)
+    below = measured.value - low_t, (1 - theta) * (high_a - merge.value), theta * (split.value - low_b)
+    above = high_t - measured.value, (1 - theta) * (merge.value - low_a), theta * (high_b - split.value)
     low, high = theta - math.hypot(*below) / gain, theta + math.hypot(*above) / gain
     least = 1.0 / min(1.0, max(high, 1e-12))
     value = max(1.0, 1.0 / theta) if theta > 0 else least

@@ -1,114 +1,254 @@
-"""Stages 5 and 6 for one grouping, and the collecting of many in the order in which they were drawn."""
+"""Stages 5 and 6: one grouping is partitioned, checked and verified, and many are collected in the order of drawing."""
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 import json
 from typing import IO, Any
 
-from diversity_jax.cluster_agent.canaries import ErrorRates, Verdict, judge_canary, with_control, without_planted
+from diversity_jax.cluster_agent.canaries import (
+    CanaryResult,
+    ErrorRates,
+    canary_result,
+    with_control_cluster,
+    without_planted,
+)
 from diversity_jax.cluster_agent.config import AgentConfig
 from diversity_jax.cluster_agent.criteria import Criteria
 from diversity_jax.cluster_agent.estimators import Groupings, count_partition
-from diversity_jax.cluster_agent.partition import parse_partition, parse_validation
-from diversity_jax.cluster_agent.propose import new_task
-from diversity_jax.cluster_agent.request import Asker, Usage
-from diversity_jax.cluster_agent.sampling import Planned
-from diversity_jax.cluster_agent.types import Cluster, Judge
+from diversity_jax.cluster_agent.sampling import PlannedGrouping
+from diversity_jax.cluster_agent.text_cleaning import clean_text
+from diversity_jax.cluster_agent.types import (
+    AnswerError,
+    CallTotals,
+    Cluster,
+    Judge,
+    RequestLog,
+    Sample,
+    request_with_repair,
+)
 
 _EXAMPLE_CHARACTERS = 400
+_REASON_CHARACTERS = 600
+_SAMPLE_ID_CHARACTERS = 40
+_NAMED = 6  # ids named in a complaint
+_NUMBER_WORDS = {"true": 1, "yes": 1, "valid": 1, "false": 0, "no": 0, "invalid": 0}
 _encode = json.JSONEncoder(ensure_ascii=False).encode
 
 
 @dataclass(frozen=True, kw_only=True)
-class Grouped:
+class JudgedGrouping:
     """One grouping after it was judged.
 
     Attributes:
       planned: what was shown.
       usage: its calls.
-      clusters: the partition of the drawn samples, planted ones taken out; empty where there was no usable answer.
+      clusters: the partition of the drawn samples without planted ones; empty where there was no usable answer.
       verdicts: valid or not, and why, for each cluster.
-      canary: how the planted samples fared; None where none were planted or no partition came.
-      dropped: why it does not count; None where it does. detail: what the server or the check said of that.
+      canary: how the planted samples were grouped; None where none were planted or no partition came.
+      dropped: why it does not count; None where it does.
+      detail: what the server or the check said of that.
     """
 
-    planned: Planned
-    usage: Usage
+    planned: PlannedGrouping
+    usage: CallTotals
     clusters: tuple[Cluster, ...] = ()
     verdicts: tuple[tuple[bool, str], ...] = ()
-    canary: Verdict | None = None
+    canary: CanaryResult | None = None
     dropped: str | None = None
     detail: str = ""
 
     @property
-    def counts(self) -> tuple[int, int, int]:
-        """(clusters left, samples left, co-clustered pairs)."""
-        return count_partition(
-            [len(cluster.sample_ids) for cluster in self.clusters], [valid for valid, _ in self.verdicts]
-        )
+    def counts(self) -> tuple[int, int, int, int]:
+        """(criteria set, clusters left, samples left, co-clustered pairs): the columns of `Groupings`."""
+        sizes = [len(cluster.sample_ids) for cluster in self.clusters]
+        return self.planned.criteria_set, *count_partition(sizes, [valid for valid, _ in self.verdicts])
 
 
-async def judge_grouping(planned: Planned, judge: Judge, criteria: Criteria, config: AgentConfig) -> Grouped:
+async def judge_grouping(
+    planned: PlannedGrouping, judge: Judge, criteria: Criteria, config: AgentConfig
+) -> JudgedGrouping:
     """Clusters the samples of one grouping and verifies the clusters.
 
     Raises:
       RunEnded: no further call can succeed.
     """
-    asker = Asker(judge)
-    content = {"samples": planned.samples, "criteria": criteria.sets[planned.criteria_set]}
-    where = {"criteria_set": planned.criteria_set, "replicate": planned.index}
-    task = new_task("cluster_samples", config, **where, **content)
-    answered = await asker.ask(task, lambda value: parse_partition(value, planned.samples))
-    if answered is None:
-        return Grouped(planned=planned, usage=asker.usage, dropped=asker.failures[-1], detail=asker.details[-1])
-    canary = judge_canary(answered, planned.canary) if planned.canary else None
-    clusters = without_planted(answered, planned.canary)
+    log = RequestLog()
+
+    def failed(canary: CanaryResult | None = None) -> JudgedGrouping:
+        reason, detail = log.failures[-1]
+        return JudgedGrouping(planned=planned, usage=log.usage, canary=canary, dropped=reason, detail=detail)
+
+    def task(stage: str, clusters: tuple[Cluster, ...] = ()):
+        return config.task(
+            stage,
+            criteria_set=planned.criteria_set,
+            replicate=planned.index,
+            samples=planned.samples,
+            criteria=criteria.sets[planned.criteria_set],
+            clusters=clusters,
+        )
+
+    partition = await request_with_repair(
+        judge, task("cluster_samples"), lambda value: parse_partition(value, planned.samples), log
+    )
+    if partition is None:
+        return failed()
+    canary = canary_result(partition, planned.canary) if planned.canary else None
+    clusters = without_planted(partition, planned.canary)
     verdicts = tuple((True, "") for _ in clusters)
     if config.verify and (canary is None or canary.passed):
-        shown, control = with_control(clusters, planned.canary)
-        task = new_task("verify_clusters", config, **where, **content, clusters=shown)
-        given = await asker.ask(task, lambda value: parse_validation(value, shown))
-        if given is None:
-            return Grouped(
-                planned=planned, usage=asker.usage, canary=canary, dropped=asker.failures[-1], detail=asker.details[-1]
-            )
-        verdicts = tuple(verdict for place, verdict in enumerate(given) if place != control)
-        if control is not None and not given[control][0]:
-            canary = Verdict(merged=False, split=True)
+        shown, control = with_control_cluster(clusters, planned.canary)
+        validation = await request_with_repair(
+            judge, task("verify_clusters", shown), lambda value: parse_validation(value, shown), log
+        )
+        if validation is None:
+            return failed(canary)
+        verdicts = tuple(verdict for number, verdict in enumerate(validation) if number != control)
+        if control is not None and not validation[control][0]:
+            canary = CanaryResult(merged=False, split=True)
     dropped = "canary" if canary and not canary.passed else None
-    return Grouped(
-        planned=planned, usage=asker.usage, clusters=clusters, verdicts=verdicts, canary=canary, dropped=dropped
+    return JudgedGrouping(
+        planned=planned, usage=log.usage, clusters=clusters, verdicts=verdicts, canary=canary, dropped=dropped
     )
+
+
+def parse_partition(value: Any, samples: Sequence[Sample]) -> tuple[Cluster, ...]:
+    """Clusters of a `cluster_samples` answer: every shown sample in exactly one.
+
+    Only the ids decide; reasoning, metadata and scores are for people and may be missing. Metadata and metrics may come
+    as objects or as lists of name and value.
+
+    Raises:
+      AnswerError: an id is missing, repeated or unknown, a cluster is empty, or the shape is another.
+    """
+    entries = value.get("clusters") if isinstance(value, Mapping) else None
+    if not isinstance(entries, list):
+        raise AnswerError("expected an object with a list `clusters`")
+    clusters = tuple(_cluster(entry) for entry in entries)
+    counts = Counter(sample_id for cluster in clusters for sample_id in cluster.sample_ids)
+    expected = {sample.sample_id for sample in samples}
+    for what, wrong in (
+        ("unknown sample ids", [i for i in counts if i not in expected]),
+        ("sample ids in more than one place", [i for i in counts if i in expected and counts[i] > 1]),
+        ("sample ids in no cluster", [s.sample_id for s in samples if s.sample_id not in counts]),
+    ):
+        if wrong:
+            raise AnswerError(
+                f"{what}: {', '.join(wrong[:_NAMED])}{' and more' * (len(wrong) > _NAMED)}; each shown id belongs in "
+                "exactly one cluster"
+            )
+    return clusters
+
+
+def _cluster(entry: Any) -> Cluster:
+    ids = entry.get("sample_ids") if isinstance(entry, Mapping) else None
+    if not isinstance(ids, list) or not ids:
+        raise AnswerError("a cluster has no `sample_ids`; every cluster needs at least one")
+    if not all(isinstance(i, str) and len(i) <= _SAMPLE_ID_CHARACTERS for i in ids):
+        raise AnswerError("`sample_ids` must be the short ids shown with the samples")
+    return Cluster(
+        sample_ids=tuple(ids),
+        reasoning=_text(entry.get("uniqueness_reasoning")),
+        metadata=tuple((name, _text(value)) for name, value in _named_values(entry.get("cluster_metadata"), "value")),
+        metrics=tuple(_metric(name, value) for name, value in _named_values(entry.get("cluster_metrics"), None)),
+    )
+
+
+def _named_values(value: Any, field: str | None) -> list[tuple[str, Any]]:
+    """(name, value) of an object, or of a list of objects that have a `name`; `field` None takes the whole object as
+    value.
+    """
+    if isinstance(value, Mapping):
+        return [(_text(name), item) for name, item in value.items()]
+    if isinstance(value, list):
+        named = [item for item in value if isinstance(item, Mapping) and isinstance(item.get("name"), str)]
+        return [(_text(item["name"]), item if field is None else item.get(field)) for item in named]
+    return []
+
+
+def _metric(name: str, value: Any) -> tuple[str, int, str]:
+    value = value if isinstance(value, Mapping) else {"score": value}
+    score = _number(value.get("score"))
+    return name, score if score is not None and 1 <= score <= 5 else 0, _text(value.get("reasoning"))
+
+
+def _number(value: Any) -> int | None:
+    """An integer, also where a model wrote it as text or as true or false."""
+    if isinstance(value, str):
+        value = _NUMBER_WORDS.get(value.strip().lower(), value.strip())
+        return int(value) if str(value).isdecimal() else None
+    return int(value) if isinstance(value, (int, float)) and value == value and abs(value) < 1e9 else None
+
+
+def _text(value: Any) -> str:
+    if not value:
+        return ""
+    return clean_text(value if isinstance(value, str) else str(value)[:_REASON_CHARACTERS], _REASON_CHARACTERS)
+
+
+def parse_validation(value: Any, clusters: Sequence[Cluster]) -> tuple[tuple[bool, str], ...]:
+    """(valid, reasoning) of every cluster, from a `verify_clusters` answer whose `cluster` counts from 1.
+
+    Singletons are valid whatever is said of them, and nothing needs to be said.
+
+    Raises:
+      AnswerError: a cluster of two or more has no verdict or two different ones, or the shape is another.
+    """
+    entries = value.get("validation") if isinstance(value, Mapping) else None
+    if not isinstance(entries, list):
+        raise AnswerError("expected an object with a list `validation`")
+    verdicts: dict[int, tuple[bool, str]] = {}
+    for entry in entries:
+        item = entry if isinstance(entry, Mapping) else {}
+        number, valid = _number(item.get("cluster")), _number(item.get("valid"))
+        if number is None or valid not in (0, 1):
+            raise AnswerError("every entry of `validation` needs `cluster`, a number, and `valid`, 0 or 1")
+        if number in verdicts and verdicts[number][0] != bool(valid):
+            raise AnswerError(f"cluster {number} is called both valid and invalid; give one verdict")
+        verdicts.setdefault(number, (bool(valid), _text(item.get("reasoning"))))
+    numbered = list(enumerate(clusters, start=1))
+    missing = [str(n) for n, cluster in numbered if n not in verdicts and len(cluster.sample_ids) > 1]
+    if missing:
+        raise AnswerError(f"no verdict on cluster {', '.join(missing[:_NAMED])}; judge every cluster")
+    given = [(verdicts.get(n, (True, "")), len(cluster.sample_ids)) for n, cluster in numbered]
+    return tuple((valid or size == 1, why) for (valid, why), size in given)
 
 
 class Collector:
     """Takes groupings in whatever order they finish and enters them in the order they were drawn.
 
-    So that nothing depends on which call came back first: not the file, the examples, the sums of dollars, or where a
-      run stops.
+    So nothing depends on which call came back first: not the file, the examples, the sums of dollars, or where a run
+    stops.
+
+    Args:
+      lines: file of groupings.jsonl; None writes none.
+      on_entry: called with every grouping as it is entered, also the dropped ones.
     """
 
     def __init__(
-        self, config: AgentConfig, lines: IO[str] | None = None, on_entry: Callable[[Grouped], None] | None = None
+        self,
+        config: AgentConfig,
+        lines: IO[str] | None = None,
+        on_entry: Callable[[JudgedGrouping], None] | None = None,
     ):
         self._config = config
         self._lines = lines
         self._on_entry = on_entry
-        self._waiting: dict[int, Grouped] = {}
-        self._columns: dict[str, list[int]] = {"criteria_set": [], "clusters": [], "kept": [], "pairs": []}
-        self._shown = self._merged = self._split = 0
+        self._waiting: dict[int, JudgedGrouping] = {}
+        self._rows: list[tuple[int, int, int, int]] = []
+        self._canaries: list[CanaryResult] = []
         self.entered = 0
-        self.usage = Usage()
+        self.usage = CallTotals()
         self.drops: Counter[str] = Counter()
         self.first_details: dict[str, str] = {}  # of the drops, by reason
         self.cluster_sizes: Counter[int] = Counter()
         self.invalid_clusters = 0
         self.examples: list[dict[str, Any]] = []
 
-    def take(self, grouped: Grouped) -> None:
+    def take(self, judged: JudgedGrouping) -> None:
         """Takes one grouping, and enters all that are next."""
-        self._waiting[grouped.planned.index] = grouped
+        self._waiting[judged.planned.index] = judged
         while (following := self._waiting.pop(self.entered, None)) is not None:
             self._enter(following)
 
@@ -120,52 +260,48 @@ class Collector:
     @property
     def groupings(self) -> Groupings:
         """All usable groupings entered so far."""
-        return Groupings(samples_per_grouping=self._config.samples_per_grouping, **self._columns)
+        return Groupings.of_rows(self._config.samples_per_grouping, self._rows)
 
     @property
     def rates(self) -> ErrorRates:
         """Canaries shown and failed so far."""
-        return ErrorRates(shown=self._shown, merged=self._merged, split=self._split)
+        merged, split = (sum(getattr(result, name) for result in self._canaries) for name in ("merged", "split"))
+        return ErrorRates(shown=len(self._canaries), merged=merged, split=split)
 
-    def _enter(self, grouped: Grouped) -> None:
+    def _enter(self, judged: JudgedGrouping) -> None:
         self.entered += 1
-        self.usage.add(grouped.usage)
-        if grouped.canary:
-            self._shown += 1
-            self._merged += grouped.canary.merged
-            self._split += grouped.canary.split
-        if grouped.dropped:
-            self.drops[grouped.dropped] += 1
-            self.first_details.setdefault(grouped.dropped, grouped.detail)
+        self.usage.add(judged.usage)
+        if judged.canary:
+            self._canaries.append(judged.canary)
+        if judged.dropped:
+            self.drops[judged.dropped] += 1
+            self.first_details.setdefault(judged.dropped, judged.detail)
         else:
-            self._count(grouped)
+            self._count(judged)
         if self._lines is not None:
-            self._lines.write(_encode(line_of(grouped)) + "\n")
+            self._lines.write(_encode(line_of(judged)) + "\n")
         if self._on_entry is not None:
-            self._on_entry(grouped)
+            self._on_entry(judged)
 
-    def _count(self, grouped: Grouped) -> None:
-        for name, value in zip(self._columns, (grouped.planned.criteria_set, *grouped.counts), strict=True):
-            self._columns[name].append(value)
-        for cluster, (valid, _) in zip(grouped.clusters, grouped.verdicts, strict=True):
+    def _count(self, judged: JudgedGrouping) -> None:
+        self._rows.append(judged.counts)
+        for cluster, (valid, _) in zip(judged.clusters, judged.verdicts, strict=True):
             self.cluster_sizes[len(cluster.sample_ids)] += valid
             self.invalid_clusters += not valid
         if len(self.examples) < self._config.examples:
-            self.examples.append(example_of(grouped))
+            self.examples.append(example_of(judged))
 
 
-def line_of(grouped: Grouped) -> dict[str, Any]:
-    """One line of groupings.jsonl: which document stood under which id, the partition, its verdicts, and what became of
-    it.
-    """
-    planned = grouped.planned
-    canary = planned.canary and {**vars(planned.canary), "verdict": grouped.canary and dict(vars(grouped.canary))}
+def line_of(judged: JudgedGrouping) -> dict[str, Any]:
+    """One line of groupings.jsonl: samples and their documents, the canary, the partition and its verdicts."""
+    planned = judged.planned
+    canary = planned.canary and {**vars(planned.canary), "verdict": judged.canary and dict(vars(judged.canary))}
     return {
         "grouping": planned.index,
         "criteria_set": planned.criteria_set,
         "samples": [{"sample_id": sample.sample_id, "document": sample.document} for sample in planned.samples],
         "canary": canary,
-        "dropped": grouped.dropped,
+        "dropped": judged.dropped,
         "clusters": [
             {
                 "sample_ids": list(cluster.sample_ids),
@@ -175,14 +311,14 @@ def line_of(grouped: Grouped) -> dict[str, Any]:
                 "cluster_metadata": dict(cluster.metadata),
                 "cluster_metrics": {name: {"score": score, "reasoning": text} for name, score, text in cluster.metrics},
             }
-            for cluster, (valid, why) in zip(grouped.clusters, grouped.verdicts, strict=True)
+            for cluster, (valid, why) in zip(judged.clusters, judged.verdicts, strict=True)
         ],
     }
 
 
-def example_of(grouped: Grouped) -> dict[str, Any]:
+def example_of(judged: JudgedGrouping) -> dict[str, Any]:
     """A grouping for people: its clusters with the beginnings of their texts."""
-    texts = {sample.sample_id: sample.text[:_EXAMPLE_CHARACTERS] for sample in grouped.planned.samples}
+    texts = {sample.sample_id: sample.text[:_EXAMPLE_CHARACTERS] for sample in judged.planned.samples}
     clusters = [
         {
             "texts": [texts[i] for i in cluster.sample_ids],
@@ -190,6 +326,6 @@ def example_of(grouped: Grouped) -> dict[str, Any]:
             "valid": valid,
             "validation": why,
         }
-        for cluster, (valid, why) in zip(grouped.clusters, grouped.verdicts, strict=True)
+        for cluster, (valid, why) in zip(judged.clusters, judged.verdicts, strict=True)
     ]
-    return {"grouping": grouped.planned.index, "criteria_set": grouped.planned.criteria_set, "clusters": clusters}
+    return {"grouping": judged.planned.index, "criteria_set": judged.planned.criteria_set, "clusters": clusters}

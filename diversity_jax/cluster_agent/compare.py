@@ -7,69 +7,66 @@ import random
 from typing import Any
 
 from diversity_jax.cluster_agent.config import AgentConfig
-from diversity_jax.cluster_agent.estimators import Estimate, across_draws
-from diversity_jax.cluster_agent.sampling import Drawable
-from diversity_jax.cluster_agent.score import run, score_corpus_async
+from diversity_jax.cluster_agent.estimators import across_draws
+from diversity_jax.cluster_agent.score import blocking, score_corpus_async
 from diversity_jax.cluster_agent.scorecard import Scorecard
 from diversity_jax.cluster_agent.sequential_test import Comparison, compare_in_looks, drift_of_groupings
 from diversity_jax.cluster_agent.text_cleaning import child_seed, choose
-from diversity_jax.cluster_agent.types import Judge
+from diversity_jax.cluster_agent.types import Judge, SampledCorpus
 from diversity_jax.core.errors import InputError
 from diversity_jax.core.files import content_hash
+from diversity_jax.core.intervals import Estimate
 
 
 def compare(a: Scorecard, b: Scorecard, *, alpha: float = 0.05, looks: int = 1, any_ruler: bool = False) -> Comparison:
     """Which corpus is the more diverse, on log effective clusters.
 
     Args:
-      a, b: scorecards of one judge, wording and ruler.
+      a, b: scorecards of one judge, wording and settings (`Scorecard.ruler`).
       alpha: two-sided error rate of the whole comparison.
-      looks: 1 compares once, all that was scored, which is right where the number of groupings was fixed beforehand.
-        More looks replay growing prefixes with the error spent over them (see `sequential`).
+      looks: 1 compares all that was scored once, which is right where the number of groupings was fixed beforehand.
+        More looks replay growing prefixes with the error spent over them (see `sequential_test`).
       any_ruler: compare scores of different judges all the same; the ratio then holds their difference too.
 
     Raises:
-      InputError: the two were not measured by one ruler.
+      InputError: the two were measured by different judges or settings.
     """
     if not any_ruler:
-        _one_ruler(a, b)
+        _check_rulers(a, b)
     return compare_in_looks(a.series, b.series, paired=a.criteria_hash == b.criteria_hash, alpha=alpha, looks=looks)
 
 
 def drift(small: Scorecard, large: Scorecard, *, alpha: float = 0.05) -> Comparison:
     """Whether a judge reads otherwise when it is shown more samples at once: two scores of ONE corpus at two K.
 
-    1 / T does not depend on K, so a difference is the judge's. `decided` means that it drifts; keep the largest K that
+    1 / T does not depend on K, so a difference is the judge's. `decided` means that it drifts; use the largest K that
     does not.
 
     Raises:
-      InputError: two corpora, two rulers, or one K.
+      InputError: two corpora, two judges or settings, or one K.
     """
-    _one_ruler(small, large)
+    _check_rulers(small, large)
     if small.corpus["fingerprint"] != large.corpus["fingerprint"]:
         raise InputError(
             f"drift: {small.corpus['name']} and {large.corpus['name']} are two corpora; score one of them at two K"
         )
-    return drift_of_groupings(
-        small.series, large.series, paired=small.criteria_hash == large.criteria_hash, alpha=alpha
+    paired = small.criteria_hash == large.criteria_hash
+    return drift_of_groupings(small.series, large.series, paired=paired, alpha=alpha)
+
+
+def _check_rulers(a: Scorecard, b: Scorecard) -> None:
+    if a.ruler == b.ruler:
+        return
+    kind = "judges" if a.judge != b.judge else "prompt versions" if a.prompt_version != b.prompt_version else "rulers"
+    raise InputError(
+        f"compare: the scorecards come from different {kind} ({a.judge} {a.prompt_version}, {b.judge} "
+        f"{b.prompt_version}); score both corpora in one run"
     )
-
-
-def _one_ruler(a: Scorecard, b: Scorecard) -> None:
-    if a.ruler != b.ruler:
-        what = (
-            "judges" if a.judge != b.judge else "prompt versions" if a.prompt_version != b.prompt_version else "rulers"
-        )
-        raise InputError(
-            f"compare: the scorecards come from different {what} ({a.judge} {a.prompt_version}, {b.judge} "
-            f"{b.prompt_version}); "
-            "score both corpora in one run"
-        )
 
 
 @dataclass(frozen=True, kw_only=True)
 class PairComparison:
-    """Two corpora by name and their comparison; None where the two were judged by different settings."""
+    """Two corpora by name and their comparison; None where the two were measured by different judges or settings."""
 
     first: str
     second: str
@@ -78,7 +75,7 @@ class PairComparison:
     @property
     def ratio(self) -> float | None:
         """Effective clusters of the first over those of the second."""
-        return self.comparison and self.comparison.ratio
+        return self.comparison.ratio if self.comparison else None
 
     @property
     def higher(self) -> str | None:
@@ -120,9 +117,7 @@ def compare_pairs(cards: Mapping[str, Scorecard], alpha: float = 0.05) -> list[P
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Draws:
-    """Scores of several draws: each figure's mean over draws with the t interval of that mean, and the scorecards
-    themselves.
-    """
+    """Scores of several draws: each figure's mean over draws with the t interval of that mean, and the scorecards."""
 
     effective_clusters: Estimate
     cluster_score: Estimate
@@ -135,11 +130,9 @@ class Draws:
 
 
 class DrawnCorpus:
-    """`size` documents of a corpus, drawn once. Held whole, so keep it for draws that are no larger than what is shown
-    of them.
-    """
+    """`size` documents of a corpus, drawn once and held in memory."""
 
-    def __init__(self, corpus: Drawable, *, size: int, seed: int):
+    def __init__(self, corpus: SampledCorpus, *, size: int, seed: int):
         self.name = f"{getattr(corpus, 'name', 'corpus')} (a draw of {size:,})"
         self._documents = list(corpus.sample(size, seed=seed))
         self._fingerprint = content_hash([corpus.fingerprint(), size, seed])
@@ -150,7 +143,7 @@ class DrawnCorpus:
     def sample(self, size: int, *, seed: int) -> Sequence[Any]:
         """Without replacement, from the draw."""
         chosen = choose(random.Random(seed), min(size, len(self)), len(self))
-        return [self._documents[place] for place in chosen]
+        return [self._documents[row] for row in chosen]
 
     def fingerprint(self) -> str:
         """Of the corpus, the size and the seed."""
@@ -158,7 +151,7 @@ class DrawnCorpus:
 
 
 async def score_draws_async(
-    corpus: Drawable, judge: Judge, config: AgentConfig, *, draws: int = 10, draw_size: int = 1_000_000
+    corpus: SampledCorpus, judge: Judge, config: AgentConfig, *, draws: int = 10, draw_size: int = 1_000_000
 ) -> Draws:
     """Draws `draw_size` documents, proposes criteria and scores, `draws` times with seeds of their own.
 
@@ -183,8 +176,4 @@ async def score_draws_async(
     )
 
 
-def score_draws(
-    corpus: Drawable, judge: Judge, config: AgentConfig, *, draws: int = 10, draw_size: int = 1_000_000
-) -> Draws:
-    """`score_draws_async` for ordinary code."""
-    return run(score_draws_async(corpus, judge, config, draws=draws, draw_size=draw_size), judge)
+score_draws = blocking(score_draws_async)

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
+from diversity_jax.cluster_agent.types import Task
 from diversity_jax.core.errors import InputError
 
 # Settings that change how a score is computed but not what it is.
@@ -58,25 +59,17 @@ class AgentConfig:
     examples: int = 8
 
     def __post_init__(self):
-        least = {
-            "samples_per_grouping": 2,
-            "groupings": 1,
-            "samples_per_proposal": 1,
-            "proposals": 1,
-            "criteria_count": 1,
-        }
-        least |= {"criteria_sets": 1, "seed": 0, "reasoning_words": 0, "max_characters": 20, "max_output_tokens": 16}
-        least |= {"look_every": 1, "in_flight": 1, "examples": 0}
+        least = {"samples_per_grouping": 2, "groupings": 1, "samples_per_proposal": 1, "proposals": 1}
+        least |= {"criteria_count": 1, "criteria_sets": 1, "seed": 0, "reasoning_words": 0, "max_characters": 20}
+        least |= {"max_output_tokens": 16, "look_every": 1, "in_flight": 1, "examples": 0}
         for name, bound in least.items():
             if getattr(self, name) < bound:
                 raise InputError(f"agent.{name}: is {getattr(self, name)}; give at least {bound}")
         if not 0 <= self.canary_share <= 1:
             raise InputError(f"agent.canary_share: is {self.canary_share}; expected a share, 0 to 1")
-        if self.stop_at_relative_half_width is not None and not 0 < self.stop_at_relative_half_width < 1:
-            raise InputError(
-                f"agent.stop_at_relative_half_width: is {self.stop_at_relative_half_width}; expected a share such as "
-                "0.05"
-            )
+        half_width = self.stop_at_relative_half_width
+        if half_width is not None and not 0 < half_width < 1:
+            raise InputError(f"agent.stop_at_relative_half_width: is {half_width}; expected a share such as 0.05")
         if self.samples_per_grouping > 500:
             raise InputError(
                 f"agent.samples_per_grouping: is {self.samples_per_grouping}; no judge reads so many at once, give at "
@@ -91,3 +84,17 @@ class AgentConfig:
         """Calls of a whole run without repairs: B (M + 3) + 2 N, or 2 N where the criteria are given."""
         proposing = 0 if with_criteria or self.criteria else self.criteria_sets * (self.proposals + 3)
         return proposing + self.groupings * (2 if self.verify else 1)
+
+    def task(self, stage: str, *, criteria_set: int, replicate: int, **content: Any) -> Task:
+        """A task of `stage` with the settings that all stages share."""
+        return Task(
+            stage=stage,
+            criteria_set=criteria_set,
+            replicate=replicate,
+            criteria_count=self.criteria_count,
+            reasoning_words=self.reasoning_words,
+            temperature=self.temperature,
+            max_output_tokens=self.max_output_tokens,
+            schema_limits=self.schema_limits,
+            **content,
+        )

@@ -1,64 +1,40 @@
-"""By what a judge groups: attributes (metadata) and scales (metrics), frozen and hashed before the first grouping.
+"""Stages 1 to 4: B criteria sets, proposed by the judge or loaded from a file, and frozen before the first grouping.
 
-A judge proposed them after reading samples, and samples may be hostile; so they are treated as untrusted text: cleaned,
-cut, and shown to judges as data.
+A judge wrote them after reading samples, and samples may be hostile. So they are untrusted text: cleaned, cut, and
+shown to judges as data.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+import asyncio
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
 
-from diversity_jax.cluster_agent.text_cleaning import clean_text
+from diversity_jax.cluster_agent.config import AgentConfig
+from diversity_jax.cluster_agent.sampling import draw_proposals, draw_texts
+from diversity_jax.cluster_agent.text_cleaning import child_seed, clean_text
+from diversity_jax.cluster_agent.types import (
+    AnswerError,
+    CallTotals,
+    CriteriaSet,
+    Judge,
+    MetadataCriterion,
+    MetricCriterion,
+    RequestLog,
+    SampledCorpus,
+    describe_failures,
+    request_with_repair,
+)
 from diversity_jax.core.errors import InputError
 from diversity_jax.core.files import content_hash, read_json
 
 _NAME_CHARACTERS = 80
 _TEXT_CHARACTERS = 400
+_MOST_DEFINITIONS = 5  # of one proposed name, shown to the judge that merges proposals
+# A set depends on each of its three single calls; one that fails is asked again as a new question, this often.
+_TRIES = 5
 
-
-def _line(text: Any, most: int = _TEXT_CHARACTERS) -> str:
-    return " ".join(clean_text(text, most).split()) if isinstance(text, str) else ""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Metadata:
-    """An attribute that describes a sample, such as its subject: what it means, and one sentence on clustering by
-    it.
-    """
-
-    name: str
-    definition: str = ""
-    guidance: str = ""
-
-    def to_json(self) -> dict[str, Any]:
-        """All fields by name."""
-        return dict(vars(self))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Metric:
-    """A scale from 1 to 5: what it measures, what each step means, and one sentence on clustering by it."""
-
-    name: str
-    definition: str = ""
-    levels: tuple[str, ...] = ()
-    guidance: str = ""
-
-    def to_json(self) -> dict[str, Any]:
-        """All fields by name."""
-        return {**vars(self), "levels": list(self.levels)}
-
-
-@dataclass(frozen=True, kw_only=True)
-class CriteriaSet:
-    """What one set of groupings is judged by."""
-
-    metadata: tuple[Metadata, ...]
-    metrics: tuple[Metric, ...]
-
-    def to_json(self) -> dict[str, Any]:
-        """Nested JSON value."""
-        return {"metadata": [m.to_json() for m in self.metadata], "metrics": [m.to_json() for m in self.metrics]}
+_Criterion = TypeVar("_Criterion", MetadataCriterion, MetricCriterion)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,41 +55,24 @@ class Criteria:
 
     def to_json(self) -> list[dict[str, Any]]:
         """One JSON value a set."""
-        return [one.to_json() for one in self.sets]
+        return [criteria_set.to_json() for criteria_set in self.sets]
 
 
-def read_items(value: Any, kind: type[Metadata] | type[Metric]) -> tuple:
-    """Metadata or metrics of one answer or file: objects with a name, each name once; anything else in it is passed
-    over.
-    """
-    found: dict[str, Metadata | Metric] = {}
-    for item in value if isinstance(value, Sequence) and not isinstance(value, str) else ():
-        if not isinstance(item, Mapping) or not (name := _line(item.get("name"), _NAME_CHARACTERS)):
-            continue
-        fields = {"name": name, "definition": _line(item.get("definition")), "guidance": _line(item.get("guidance"))}
-        if kind is Metric:
-            levels = item.get("levels")
-            if isinstance(levels, Mapping):
-                levels = [levels[key] for key in sorted(levels, key=str)]
-            fields["levels"] = (
-                tuple(_line(level) for level in levels[:5])
-                if isinstance(levels, Sequence) and not isinstance(levels, str)
-                else ()
-            )
-        found.setdefault(name.casefold(), kind(**fields))
-    return tuple(found.values())
+@dataclass(frozen=True, kw_only=True)
+class ProposedCriteria:
+    """Criteria with the calls that they took, added up in order of sets."""
 
+    criteria: Criteria
+    usage: CallTotals = field(default_factory=CallTotals)
+    warnings: tuple[str, ...] = ()
 
-def read_criteria_set(value: Any) -> CriteriaSet:
-    """A criteria set from a JSON object with `metadata` and `metrics`; either may be missing, and both may be empty."""
-    value = value if isinstance(value, Mapping) else {}
-    return CriteriaSet(
-        metadata=read_items(value.get("metadata"), Metadata), metrics=read_items(value.get("metrics"), Metric)
-    )
+    def without_usage(self) -> "ProposedCriteria":
+        """For a further corpus that is judged by the same criteria."""
+        return replace(self, usage=CallTotals())
 
 
 def load_criteria(path: str) -> Criteria:
-    """Criteria written by hand, or those of a scorecard, so that another corpus is measured by the same ruler.
+    """Criteria written by hand, or those of a scorecard, so that another corpus is measured by the same ones.
 
     A file by hand is a JSON object with `metadata` and `metrics`, lists of objects with `name`, `definition`,
     `guidance` and, for metrics, `levels` (five texts); or a list of such objects, one a criteria set.
@@ -125,9 +84,9 @@ def load_criteria(path: str) -> Criteria:
     origin = "file"
     if isinstance(value, Mapping) and "criteria" in value:
         value, origin = value["criteria"], "scorecard"
-    sets = tuple(read_criteria_set(one) for one in (value if isinstance(value, list) else [value]))
-    for number, one in enumerate(sets, start=1):
-        if not one.metadata and not one.metrics:
+    sets = tuple(map(read_criteria_set, value if isinstance(value, list) else [value]))
+    for number, criteria_set in enumerate(sets, start=1):
+        if not criteria_set:
             raise InputError(
                 f"{path}: criteria set {number} has neither `metadata` nor `metrics` with a `name`; expected lists of "
                 "objects"
@@ -135,20 +94,195 @@ def load_criteria(path: str) -> Criteria:
     return Criteria(sets=sets, origin=origin)
 
 
-def merge_names(
-    items: Sequence[Metadata | Metric], most_definitions: int = 5
-) -> tuple[tuple[str, tuple[str, ...]], ...]:
+def read_criteria_set(value: Any) -> CriteriaSet:
+    """A criteria set from a JSON object with `metadata` and `metrics`; either may be missing, and both may be empty."""
+    value = value if isinstance(value, Mapping) else {}
+    return CriteriaSet(
+        metadata=_read_criteria(value.get("metadata"), MetadataCriterion),
+        metrics=_read_criteria(value.get("metrics"), MetricCriterion),
+    )
+
+
+def _read_criteria(value: Any, kind: type[_Criterion]) -> tuple[_Criterion, ...]:
+    """Criteria of an answer or file: objects with a name, each name once; anything else in it is skipped."""
+    criteria: dict[str, _Criterion] = {}
+    for item in value if isinstance(value, Sequence) and not isinstance(value, str) else ():
+        if not isinstance(item, Mapping) or not (name := _line(item.get("name"), _NAME_CHARACTERS)):
+            continue
+        levels: dict[str, Any] = {"levels": _levels(item.get("levels"))} if kind is MetricCriterion else {}
+        definition, guidance = _line(item.get("definition")), _line(item.get("guidance"))
+        criterion = kind(name=name, definition=definition, guidance=guidance, **levels)
+        criteria.setdefault(name.casefold(), criterion)
+    return tuple(criteria.values())
+
+
+def _levels(value: Any) -> tuple[str, ...]:
+    if isinstance(value, Mapping):
+        value = [value[key] for key in sorted(value, key=str)]
+    return tuple(map(_line, value[:5])) if isinstance(value, Sequence) and not isinstance(value, str) else ()
+
+
+def _line(text: Any, most: int = _TEXT_CHARACTERS) -> str:
+    return " ".join(clean_text(text, most).split()) if isinstance(text, str) else ""
+
+
+async def propose_criteria(corpora: Sequence[SampledCorpus], judge: Judge, config: AgentConfig) -> ProposedCriteria:
+    """Criteria for one corpus, or for several to be compared, each of which gives an equal part of the samples.
+
+    Raises:
+      InputError: a corpus is empty, or no criteria set came about.
+      RunEnded: no further call can succeed.
+    """
+    if config.criteria is not None:
+        return ProposedCriteria(criteria=load_criteria(config.criteria))
+    texts = await asyncio.to_thread(proposal_texts, corpora, config)
+    jobs = [_propose_set(number, texts, judge, config) for number in range(config.criteria_sets)]
+    sets: list[CriteriaSet] = []
+    usage, warnings = CallTotals(), []
+    for number, (criteria_set, used, remarks) in enumerate(await asyncio.gather(*jobs), start=1):
+        usage.add(used)
+        sets += [criteria_set] if criteria_set else []
+        warnings += [f"criteria set {number}: {remark}" for remark in remarks]
+    if not sets:
+        raise InputError(
+            f"judge {judge.label}: no criteria set came about ({warnings[0]}); try another judge, or give criteria in "
+            "a file"
+        )
+    criteria = Criteria(sets=tuple(sets), origin="judge")
+    return ProposedCriteria(criteria=criteria, usage=usage, warnings=tuple(warnings))
+
+
+def proposal_texts(
+    corpora: Sequence[SampledCorpus], config: AgentConfig, *, keep: bool = False
+) -> list[tuple[str, str]]:
+    """(document id, text) of what proposals are drawn from: as many texts as they show in all, in equal parts of the
+    corpora. `keep` as in `draw_texts`.
+    """
+    wanted = config.criteria_sets * config.proposals * config.samples_per_proposal
+    texts: list[tuple[str, str]] = []
+    for number, corpus in enumerate(corpora):
+        seed = child_seed(config.seed, "proposals", number)
+        drawn, _ = draw_texts(corpus, max(1, wanted // len(corpora)), seed, config.max_characters, keep=keep)
+        if not drawn:
+            raise InputError("corpus: holds no document with text; check its path and text field")
+        texts += drawn
+    return texts
+
+
+async def _propose_set(
+    number: int, texts: Sequence[tuple[str, str]], judge: Judge, config: AgentConfig
+) -> tuple[CriteriaSet | None, CallTotals, list[str]]:
+    """Criteria set `number`, or None; what it used; and remarks."""
+    drawn = draw_proposals(
+        texts, criteria_set=number, proposals=config.proposals, samples=config.samples_per_proposal, seed=config.seed
+    )
+    # A log for each request, added up in order at the end: answers come in any order.
+    logs = [RequestLog() for _ in range(len(drawn) + 3)]
+    jobs = []
+    for replicate, samples in enumerate(drawn):
+        task = config.task("propose_criteria", criteria_set=number, replicate=replicate, samples=samples)
+        jobs.append(request_with_repair(judge, task, _check_any_criterion, logs[replicate]))
+    proposals = [proposal for proposal in await asyncio.gather(*jobs) if proposal]
+    remarks: list[str] = []
+    if missing := len(drawn) - len(proposals):
+        failures = [failure for log in logs for failure in log.failures]
+        counts = Counter(reason for reason, _ in failures)
+        details = {} if proposals else dict(reversed(failures))  # the first of each reason
+        remarks.append(f"{missing} of {len(drawn)} proposals were not usable ({describe_failures(counts, details)})")
+    criteria_set = await _merge(number, proposals, judge, config, logs[len(drawn) :], remarks) if proposals else None
+    usage = CallTotals()
+    for log in logs:
+        usage.add(log.usage)
+    return criteria_set, usage, remarks
+
+
+async def _merge(
+    number: int,
+    proposals: Sequence[CriteriaSet],
+    judge: Judge,
+    config: AgentConfig,
+    logs: Sequence[RequestLog],
+    remarks: list[str],
+) -> CriteriaSet | None:
+    """Stages 2, 3 and 4 of one set. A kind for which nothing usable came is left out; without both there is no set."""
+
+    async def request(stage: str, check: Callable[[Any], CriteriaSet], log: RequestLog, **content: Any) -> CriteriaSet:
+        for replicate in range(_TRIES):
+            task = config.task(stage, criteria_set=number, replicate=replicate, **content)
+            if (answered := await request_with_repair(judge, task, check, log)) is not None:
+                return answered
+        return CriteriaSet()
+
+    async def summarize(stage: str, check: Callable, log: RequestLog, items: Sequence[_Criterion]) -> CriteriaSet:
+        return await request(stage, check, log, proposals=merge_names(items)) if items else CriteriaSet()
+
+    metadata = [item for proposal in proposals for item in proposal.metadata]
+    metrics = [item for proposal in proposals for item in proposal.metrics]
+    first, second = await asyncio.gather(
+        summarize("summarize_metadata", _check_metadata, logs[0], metadata),
+        summarize("summarize_metrics", _check_metrics, logs[1], metrics),
+    )
+    for stage, usable in (("summarize_metadata", first.metadata), ("summarize_metrics", second.metrics)):
+        if not usable:
+            remarks.append(f"{stage} gave nothing usable; the set goes without")
+    count = config.criteria_count
+    chosen = CriteriaSet(metadata=first.metadata[:count], metrics=second.metrics[:count])
+    if not chosen:
+        return None
+    defined = await request("define_criteria", _check_object, logs[2], criteria=chosen)
+    return _with_guidance(chosen, defined, remarks)
+
+
+def _check_any_criterion(value: Any) -> CriteriaSet:
+    if not (criteria_set := read_criteria_set(value)):
+        raise AnswerError("no entry with a `name` in `metadata` or `metrics`")
+    return criteria_set
+
+
+def _check_metadata(value: Any) -> CriteriaSet:
+    if not (criteria_set := read_criteria_set(value)).metadata:
+        raise AnswerError("no entry with a `name` in `metadata`")
+    return criteria_set
+
+
+def _check_metrics(value: Any) -> CriteriaSet:
+    if not (criteria_set := read_criteria_set(value)).metrics:
+        raise AnswerError("no entry with a `name` in `metrics`")
+    return criteria_set
+
+
+def _check_object(value: Any) -> CriteriaSet:
+    if not isinstance(value, Mapping):
+        raise AnswerError("expected a JSON object")
+    return read_criteria_set(value)
+
+
+def _with_guidance(chosen: CriteriaSet, defined: CriteriaSet, remarks: list[str]) -> CriteriaSet:
+    """`chosen` with the guidance that stage 4 gave, matched by name; where it gave none, judges see the definition."""
+    guidance = {item.name.casefold(): item.guidance or item.definition for item in defined}
+
+    def guided(items: Sequence[_Criterion]) -> tuple[_Criterion, ...]:
+        return tuple(
+            replace(item, guidance=clean_text(guidance.get(item.name.casefold(), ""), _TEXT_CHARACTERS))
+            for item in items
+        )
+
+    result = CriteriaSet(metadata=guided(chosen.metadata), metrics=guided(chosen.metrics))
+    if without := sum(not item.guidance for item in result):
+        remarks.append(f"no guidance for {without} of {len([*result])} criteria; their definitions stand instead")
+    return result
+
+
+def merge_names(items: Sequence[MetadataCriterion | MetricCriterion]) -> tuple[tuple[str, tuple[str, ...]], ...]:
     """Every proposed name with its different definitions, the most often proposed first (ties in order of first
     mention).
     """
-    counts: dict[str, int] = {}
+    counts = Counter(item.name.casefold() for item in items)
     names: dict[str, str] = {}
-    definitions: dict[str, dict[str, None]] = {}
+    definitions: dict[str, dict[str, None]] = {key: {} for key in counts}
     for item in items:
         key = item.name.casefold()
         names.setdefault(key, item.name)
-        counts[key] = counts.get(key, 0) + 1
         if item.definition:
-            definitions.setdefault(key, {})[item.definition] = None
-    order = sorted(counts, key=lambda key: -counts[key])
-    return tuple((names[key], tuple(definitions.get(key, {}))[:most_definitions]) for key in order)
+            definitions[key][item.definition] = None
+    return tuple((names[key], tuple(definitions[key])[:_MOST_DEFINITIONS]) for key, _ in counts.most_common())

@@ -1,10 +1,10 @@
 """From partitions to figures: how diverse a corpus is, and how sure that is.
 
-One grouping shows a judge K samples and gets a partition of them. What enters the figures is four integers a grouping
+One grouping shows a judge K samples and gets a partition of them. Four integers a grouping enter the figures
 (`Groupings`), so that 5,000 groupings are 80 kB. Notation: p_c is the share of the corpus in cluster c, theta = sum
-  p_c^2 and
-theta3 = sum p_c^3. The mean collision estimates theta without bias at any K >= 2, because two samples of a grouping are
-two random documents however many others lie beside them; 1 / theta is the Hill number of order 2.
+p_c^2 and theta3 = sum p_c^3. The mean collision estimates theta without bias at any K >= 2, because two samples of a
+grouping are two random documents however many others are shown with them; 1 / theta is the Hill number of order 2
+(Hill 1973). Formulas and their measured coverage are in docs/statistics.md.
 """
 
 from collections.abc import Sequence
@@ -17,12 +17,13 @@ from diversity_jax.core.errors import InputError
 from diversity_jax.core.intervals import Estimate
 
 FEWEST_PAIRS = 10  # under so many co-clustered pairs the log interval does not hold and only a lower bound is given
+COLUMNS = ("criteria_set", "clusters", "kept", "pairs")
+_LARGEST_EXPONENT = 700.0  # math.exp overflows at 710
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Groupings:
-    """What the partitions of one corpus come to. Arrays are [N], one entry a usable grouping, in the order they were
-    drawn.
+    """Counts of the partitions of one corpus. Arrays are [N], one entry a usable grouping, in the order of drawing.
 
     Attributes:
       samples_per_grouping: K.
@@ -42,41 +43,43 @@ class Groupings:
     def __post_init__(self):
         if self.samples_per_grouping < 2:
             raise InputError(f"samples_per_grouping: {self.samples_per_grouping} samples make no pair; give at least 2")
-        for name in ("criteria_set", "clusters", "kept", "pairs"):
+        for name in COLUMNS:
             object.__setattr__(self, name, np.asarray(getattr(self, name), np.int32))
-        if (
-            len({getattr(self, name).shape for name in ("criteria_set", "clusters", "kept", "pairs")}) != 1
-            or self.clusters.ndim != 1
-        ):
+        if len({getattr(self, name).shape for name in COLUMNS}) != 1 or self.clusters.ndim != 1:
             raise InputError("groupings: criteria_set, clusters, kept and pairs must be of one length")
-        if len(self) and not (
-            (self.kept <= self.samples_per_grouping).all()
-            and (self.clusters <= self.kept).all()
-            and (self.pairs <= self.pairs_of_one).all()
-        ):
+        possible = (
+            (self.kept <= self.samples_per_grouping)
+            & (self.clusters <= self.kept)
+            & (self.pairs <= self.possible_pairs)
+        )
+        if not possible.all():
             raise InputError(
                 f"groupings: counts do not fit {self.samples_per_grouping} samples a grouping; the file is damaged"
             )
+
+    @classmethod
+    def of_rows(cls, samples_per_grouping: int, rows: Sequence[tuple[int, int, int, int]]) -> "Groupings":
+        """From one row of `COLUMNS` for each grouping."""
+        columns = np.array(rows, np.int32).reshape(-1, len(COLUMNS)).T
+        return cls(samples_per_grouping=samples_per_grouping, **dict(zip(COLUMNS, columns, strict=True)))
 
     def __len__(self) -> int:
         return len(self.clusters)
 
     @property
-    def pairs_of_one(self) -> int:
+    def possible_pairs(self) -> int:
         """Pairs in one grouping, K (K - 1) / 2."""
         return self.samples_per_grouping * (self.samples_per_grouping - 1) // 2
 
     @property
     def collisions(self) -> np.ndarray:
-        """T_i [N]: share of a grouping's pairs that lie in one cluster."""
-        return self.pairs / self.pairs_of_one
+        """T_i [N]: share of a grouping's pairs that are in one cluster."""
+        return self.pairs / self.possible_pairs
 
     def first(self, count: int) -> "Groupings":
         """The first `count` groupings."""
-        names = ("criteria_set", "clusters", "kept", "pairs")
-        return Groupings(
-            samples_per_grouping=self.samples_per_grouping, **{name: getattr(self, name)[:count] for name in names}
-        )
+        columns = {name: getattr(self, name)[:count] for name in COLUMNS}
+        return Groupings(samples_per_grouping=self.samples_per_grouping, **columns)
 
 
 def count_partition(sizes: Sequence[int], valid: Sequence[bool]) -> tuple[int, int, int]:
@@ -100,9 +103,13 @@ class Mean:
         """Half the width of the t interval."""
         return t_quantile(0.5 + confidence / 2, self.freedom) * self.error
 
+    def log_factor(self, confidence: float) -> float:
+        """Upper end of the t interval of the logarithm, over the mean."""
+        return math.exp(min(self.half_width(confidence) / self.value, _LARGEST_EXPONENT))
+
 
 def load() -> None:
-    """Imports what the quantiles need, which takes a fifth of a second, at a time that suits the caller."""
+    """Imports what the quantiles need, which takes a fifth of a second."""
     import scipy.special  # noqa: F401
 
 
@@ -116,9 +123,9 @@ def t_quantile(probability: float, freedom: int) -> float:
 def mean_over_sets(values: np.ndarray, criteria_set: np.ndarray) -> Mean:
     """The mean of `values` [N] with an error that holds although criteria are random too.
 
-    With one criteria set this is the usual standard error. With B > 1 each set's own deviation is one draw: it holds
-    the variance between sets and within them in their right proportion, so B - 1 degrees of freedom are all there are.
-    Sets of unequal size (dropped groupings) are weighted by size.
+    With one criteria set this is the usual standard error. With B > 1 each set's deviation from the mean is one draw
+    with B - 1 degrees of freedom, which holds the variance between sets and within them in their right proportion (a
+    two-level interval, docs/statistics.md, "Intervals"). Sets of unequal size are weighted by size.
     """
     count = len(values)
     mean = float(values.mean())
@@ -142,8 +149,8 @@ def collision_mean(groupings: Groupings) -> Mean:
 
 
 def collision_variance(theta: float, theta3: float, samples_per_grouping: int) -> float:
-    """Variance of one grouping's T when its K samples are independent draws: the variance of a U-statistic of order
-    2.
+    """Variance of one grouping's T when its K samples are independent draws: that of a U-statistic of order 2
+    (Hoeffding 1948).
     """
     k = samples_per_grouping
     return 2 / (k * (k - 1)) * (2 * (k - 2) * (theta3 - theta**2) + theta * (1 - theta))
@@ -162,8 +169,8 @@ def groupings_needed(
 def collision_bound(groupings: Groupings, confidence: float = 0.95) -> float:
     """One-sided upper bound of theta from few pairs.
 
-    Poisson, with pairs that come in clumps (a cluster of four is six pairs) counted as the fewer events that they are.
-    With no pair at all it is 3 / (N K (K - 1) / 2).
+    The exact bound of a Poisson mean (Garwood 1936), with pairs that come in clumps (a cluster of four is six pairs)
+    counted as the fewer events that they are. With no pair at all it is 3 / (N K (K - 1) / 2).
     """
     from scipy.special import gammaincinv
 
@@ -171,23 +178,28 @@ def collision_bound(groupings: Groupings, confidence: float = 0.95) -> float:
     total = float(pairs.sum())
     clump = float(pairs @ pairs) / total if total else 1.0
     events = float(gammaincinv(total / clump + 1, confidence))
-    return min(1.0, clump * events / (len(groupings) * groupings.pairs_of_one))
+    return min(1.0, clump * events / (len(groupings) * groupings.possible_pairs))
 
 
 def collision(groupings: Groupings, confidence: float = 0.95) -> Estimate:
-    """T with its interval theta * exp(+-t s / (theta sqrt(N))); under `FEWEST_PAIRS` pairs [0, a one-sided bound]."""
-    _some(groupings)
+    """T with its interval theta * exp(+-t s / theta), s the error of the mean; under `FEWEST_PAIRS` pairs [0, a
+    one-sided bound].
+
+    Raises:
+      InputError: no grouping.
+    """
+    if not len(groupings):
+        raise InputError("no usable grouping to estimate from; see the counts of dropped groupings for the reasons")
     mean = collision_mean(groupings)
     if groupings.pairs.sum() < FEWEST_PAIRS:
         # With so few groupings that everything they hold makes under ten pairs, T may be 1; the bound is then 1 too.
         return Estimate(value=mean.value, low=0.0, high=max(mean.value, collision_bound(groupings, confidence)))
     if mean.value == 1.0:
-        # Nothing was ever told apart; by the rule of three at most 3 groupings in N would have one sample apart from
-        # the rest.
-        return Estimate(
-            value=1.0, low=1.0 - min(1.0, 3 / len(groupings)) * 2 / groupings.samples_per_grouping, high=1.0
-        )
-    factor = math.exp(min(mean.half_width(confidence) / mean.value, 700.0))
+        # All samples were always in one cluster; by the rule of three at most 3 groupings in N would have one sample
+        # apart from the rest.
+        low = 1.0 - min(1.0, 3 / len(groupings)) * 2 / groupings.samples_per_grouping
+        return Estimate(value=1.0, low=low, high=1.0)
+    factor = mean.log_factor(confidence)
     return Estimate(value=mean.value, low=mean.value / factor, high=min(1.0, mean.value * factor))
 
 
@@ -202,10 +214,9 @@ def effective_clusters(groupings: Groupings, confidence: float = 0.95) -> Estima
 
 def invert(theta: Estimate) -> Estimate:
     """Effective clusters of a collision estimate."""
-    low = 1.0 / theta.high
-    return Estimate(
-        value=1.0 / theta.value if theta.value else low, low=low, high=1.0 / theta.low if theta.low else None
-    )
+    low, high = theta.bounds
+    least = 1.0 / high
+    return Estimate(value=1.0 / theta.value if theta.value else least, low=least, high=1.0 / low if low else None)
 
 
 def cluster_score(groupings: Groupings, confidence: float = 0.95) -> Estimate:
@@ -215,23 +226,29 @@ def cluster_score(groupings: Groupings, confidence: float = 0.95) -> Estimate:
     Invalid clusters are dropped with their samples, as in the paper. A grouping without a valid cluster has no C / S
     and is left out of this mean.
     """
-    some = groupings.clusters > 0
-    values = groupings.clusters[some] ** 2.0 / groupings.kept[some]
     k = groupings.samples_per_grouping
-    return _plain(values, groupings.criteria_set[some], 1.0 / k, float(k), confidence)
+    return _mean_of_valid(groupings, groupings.clusters**2.0, groupings.kept, (1.0 / k, float(k)), confidence)
 
 
 def clusters_per_sample(groupings: Groupings, confidence: float = 0.95) -> Estimate:
     """Mean of C_i / K over the groupings that `cluster_score` counts; in (0, 1]."""
+    k = np.full(len(groupings), groupings.samples_per_grouping)
+    return _mean_of_valid(groupings, groupings.clusters, k, (1.0 / groupings.samples_per_grouping, 1.0), confidence)
+
+
+def _mean_of_valid(
+    groupings: Groupings,
+    numerator: np.ndarray,
+    denominator: np.ndarray,
+    limits: tuple[float, float],
+    confidence: float,
+) -> Estimate:
+    """Mean of a ratio over groupings with a valid cluster, its interval cut to what is possible."""
+    least, most = limits
     some = groupings.clusters > 0
-    values = groupings.clusters[some] / groupings.samples_per_grouping
-    return _plain(values, groupings.criteria_set[some], 1.0 / groupings.samples_per_grouping, 1.0, confidence)
-
-
-def _plain(values: np.ndarray, criteria_set: np.ndarray, least: float, most: float, confidence: float) -> Estimate:
-    if not len(values):
+    if not some.any():
         return Estimate(value=least, low=least, high=most)
-    mean = mean_over_sets(values, criteria_set)
+    mean = mean_over_sets(numerator[some] / denominator[some], groupings.criteria_set[some])
     half = mean.half_width(confidence)
     return Estimate(value=mean.value, low=max(least, mean.value - half), high=min(most, mean.value + half))
 
@@ -244,10 +261,11 @@ def in_a_corpus_of(documents: int, theta: Estimate) -> Estimate:
     `documents`, so sum p_c^2 of the file itself is 1/D + (1 - 1/D) T, and no corpus has more clusters than documents.
     """
 
-    def whole(value: float) -> float:
-        return 1.0 / documents + (1.0 - 1.0 / documents) * value
+    def clusters(value: float) -> float:
+        return 1.0 / (1.0 / documents + (1.0 - 1.0 / documents) * value)
 
-    return Estimate(value=1.0 / whole(theta.value), low=1.0 / whole(theta.high), high=1.0 / whole(theta.low))
+    low, high = theta.bounds
+    return Estimate(value=clusters(theta.value), low=clusters(high), high=clusters(low))
 
 
 def relative_half_width(groupings: Groupings, confidence: float = 0.95) -> float:
@@ -262,25 +280,20 @@ def convergence(groupings: Groupings, points: int = 40) -> dict[str, list]:
     """How `effective_clusters` settled: the estimate after about `points` growing counts of groupings, for a page."""
     counts = np.unique(np.geomspace(min(5, len(groupings)), len(groupings), points).round().astype(int))
     estimates = [effective_clusters(groupings.first(int(count))) for count in counts]
-    return {"groupings": counts.tolist()} | {
-        name: [getattr(e, name) for e in estimates] for name in ("value", "low", "high")
-    }
+    series = {name: [getattr(estimate, name) for estimate in estimates] for name in ("value", "low", "high")}
+    return {"groupings": counts.tolist()} | series
 
 
 def across_draws(values: Sequence[float], confidence: float = 0.95) -> Estimate:
     """Mean and t interval of a figure scored on several independent draws of a corpus (the paper's 10 draws of
     1,000,000).
+
+    Raises:
+      InputError: fewer than 2 values.
     """
     if len(values) < 2:
         raise InputError(f"{len(values)} draw has no spread; give at least 2 draws")
     array = np.asarray(values, float)
-    mean = Mean(
-        value=float(array.mean()), error=float(array.std(ddof=1)) / math.sqrt(len(array)), freedom=len(array) - 1
-    )
-    half = mean.half_width(confidence)
-    return Estimate(value=mean.value, low=mean.value - half, high=mean.value + half)
-
-
-def _some(groupings: Groupings) -> None:
-    if not len(groupings):
-        raise InputError("no usable grouping to estimate from; see the counts of dropped groupings for the reasons")
+    error = float(array.std(ddof=1)) / math.sqrt(len(array))
+    half = Mean(value=float(array.mean()), error=error, freedom=len(array) - 1).half_width(confidence)
+    return Estimate(value=float(array.mean()), low=float(array.mean()) - half, high=float(array.mean()) + half)

@@ -1,18 +1,19 @@
-"""A language model as judge: tasks become requests, and what comes back is parsed."""
+"""A language model as judge: tasks become requests, and completions are parsed."""
 
 from collections.abc import Mapping
 import json
+from types import MappingProxyType
 from typing import Any
 
-from diversity_jax.cluster_agent.prompts import PROMPT_VERSION, system_of, user_of
-from diversity_jax.cluster_agent.schemas import schema_of
-from diversity_jax.cluster_agent.types import Answer, Task
+from diversity_jax.cluster_agent.prompts import PROMPT_VERSION, schema_of, system_of, user_of
+from diversity_jax.cluster_agent.types import JudgeAnswer, Task
 from diversity_jax.llm import CallFailed, Engine, Request
 
-_OF_A_SET = ("propose_criteria", "summarize_metadata", "summarize_metrics", "define_criteria")
+_STAGES_OF_A_SET = ("propose_criteria", "summarize_metadata", "summarize_metrics", "define_criteria")
 _REPLICATES_OF_A_SET = 1_000_000
+# Under a cap on calls this share of those left is begun at once, so that few groupings are left unverified at its end.
 _SHARE_OF_CALLS_LEFT = 8
-_PLACES_LOOKED_AT = 20  # in an answer that is not JSON alone
+_BRACES_TRIED = 20  # in an answer that is not JSON alone
 _decoder = json.JSONDecoder()
 
 
@@ -20,10 +21,11 @@ class LlmJudge:
     """Asks the model behind an engine.
 
     Args:
-      engine: who calls, retries, remembers and pays. Enter it before asking, or enter the judge, which does it.
+      engine: makes, repeats, caches and prices the calls. Enter it before asking, or enter the judge, which enters it.
     """
 
     prompt_version = PROMPT_VERSION
+    identity: Mapping[str, Any] = MappingProxyType({})  # model and wording are all; the server's address is no part
 
     def __init__(self, engine: Engine):
         self.engine = engine
@@ -36,48 +38,42 @@ class LlmJudge:
     async def __aexit__(self, *error: Any) -> None:
         await self.engine.__aexit__(*error)
 
-    @property
-    def identity(self) -> Mapping[str, Any]:
-        """Model and wording say it all; where the server stands is no part of it."""
-        return {}
-
     def expect(self, calls: int) -> None:
         """Tells the engine how many calls are to come, for its forecast of time and price."""
         self.engine.expect(calls)
 
     @property
     def groupings_at_once(self) -> int | None:
-        """How many groupings to begin at once so that a cap on calls ends few of them half-way; None where there is no
-        need.
-        """
+        """How many groupings to work on at once; None without a cap on calls."""
         left = self.engine.calls_left
         return None if left is None else max(left // _SHARE_OF_CALLS_LEFT, 1)
 
     def request(self, task: Task) -> Request:
-        """The request of a task: a pure function of it, so that a replay finds its answer in the ledger."""
+        """The request of a task: a pure function of it, so that a replay finds its answer in the response cache."""
+        replicate = task.replicate
+        if task.stage in _STAGES_OF_A_SET:
+            # Two criteria sets may come to the same question; they are to be independent, so it is asked twice.
+            replicate += task.criteria_set * _REPLICATES_OF_A_SET
         return Request(
             stage=task.stage,
             system=system_of(task),
             user=user_of(task),
             schema=schema_of(task),
-            # Two criteria sets may come to the same question; they are to be independent, so it is asked twice.
-            replicate=task.criteria_set * _REPLICATES_OF_A_SET + task.replicate
-            if task.stage in _OF_A_SET
-            else task.replicate,
+            replicate=replicate,
             max_output_tokens=task.max_output_tokens,
             temperature=task.temperature,
-            # Where a cap may end the run, only whole groupings are worth what they cost. Otherwise first come, first
-            # served: if verification went first, the last groupings' clusters would be left to the end, and slots empty
-            # behind them.
+            # Where a cap may end the run, a grouping that was begun is finished first: half of one is worth nothing.
+            # Otherwise calls go in order; if verification went first, the last groupings' clusterings would be left to
+            # the end, with idle slots behind them.
             urgent=task.stage == "verify_clusters" and self.engine.budget.capped,
         )
 
-    async def ask(self, task: Task) -> Answer:
+    async def ask(self, task: Task) -> JudgeAnswer:
         """Asks and parses; see `Judge.ask`."""
         try:
             completion = await self.engine.complete(self.request(task))
         except CallFailed as error:
-            return Answer(
+            return JudgeAnswer(
                 value=None,
                 failure=error.reason,
                 detail=error.detail,
@@ -87,10 +83,10 @@ class LlmJudge:
                 ends_run=error.ends_run,
             )
         value = parse_json(completion.text)
-        return Answer(
+        return JudgeAnswer(
             value=value,
-            failure=None if value is not None else "garbled",
-            detail="" if value is not None else "not one JSON object",
+            failure="garbled" if value is None else None,
+            detail="not one JSON object" if value is None else "",
             text=completion.text,
             prompt_tokens=completion.prompt_tokens,
             completion_tokens=completion.completion_tokens,
@@ -99,8 +95,8 @@ class LlmJudge:
 
 
 def parse_json(text: str) -> Mapping[str, Any] | None:
-    """The JSON object that `text` is, or else the longest that stands in it: in a fence, behind thoughts, between
-    pleasantries. None where there is none.
+    """The JSON object that `text` is, or else the longest in it, such as one in a Markdown fence or after reasoning;
+    None where there is none.
     """
     try:
         value = json.loads(text)
@@ -110,8 +106,8 @@ def parse_json(text: str) -> Mapping[str, Any] | None:
 
 
 def _longest_object(text: str) -> Any:
-    found, length, start, tries = None, 0, text.find("{"), 0
-    while start >= 0 and tries < _PLACES_LOOKED_AT:
+    longest, length, start, tries = None, 0, text.find("{"), 0
+    while start >= 0 and tries < _BRACES_TRIED:
         try:
             value, end = _decoder.raw_decode(text, start)
         except json.JSONDecodeError as error:
@@ -121,6 +117,6 @@ def _longest_object(text: str) -> Any:
         except RecursionError:
             return None
         if end - start > max(length, 1):
-            found, length = value, end - start
+            longest, length = value, end - start
         start, tries = text.find("{", end), tries + 1
-    return found
+    return longest

@@ -1,11 +1,10 @@
-"""A judge without a language model: plays the six stages by word statistics. A baseline, not a stand-in for the paper's
-judge.
+"""A judge without a language model, by word statistics: a baseline, not a stand-in for the paper's judge.
 
 Texts are weighted words (TF-IDF) in a latent space (truncated SVD), grouped by average linkage under a distance
 threshold. It sees what texts are about as far as their words show it, and nothing of style, quality or reasoning.
 
-Space and threshold are fitted to a seeded sample of the texts at hand, so figures are comparable only within one ruler:
-fit ONE judge on all corpora that are to be compared, and score them all with it.
+Space and threshold are fitted to a seeded sample of the texts at hand, so figures compare only between corpora scored
+with ONE judge that was fitted to all of them.
 """
 
 from collections import Counter
@@ -18,22 +17,25 @@ import zlib
 
 import numpy as np
 
-from diversity_jax.cluster_agent.criteria import CriteriaSet
-from diversity_jax.cluster_agent.sampling import Drawable, draw_texts
+from diversity_jax.cluster_agent.sampling import draw_texts
 from diversity_jax.cluster_agent.text_cleaning import child_seed
-from diversity_jax.cluster_agent.types import Answer, Cluster, Sample, Task
+from diversity_jax.cluster_agent.types import Cluster, CriteriaSet, JudgeAnswer, Sample, SampledCorpus, Task
 from diversity_jax.core.errors import InputError
 from diversity_jax.core.files import content_hash
 
 LABEL = "offline (no LLM)"
 VERSION = "offline-2"
 
-_CHARACTERS = 1500  # of a text that are read: a topic shows early, and reading is most of the time
+_CHARACTERS = 1500  # read of a text: a topic shows early, and reading is most of the time
 _DIMENSIONS = 200
 _TERMS = 20000
-_COMMON_WEIGHT = 0.1  # of a word that stands in every text; more would let function words decide
-_FARTHEST = 1.25  # of the threshold, that two members of a valid cluster may be apart
+_COMMON_WEIGHT = 0.1  # of a word that is in every text; more would let function words decide
+_FARTHEST = 1.25  # times the threshold: the largest distance of two members of a valid cluster
 _EMPHASIS = 1.2  # of the dimensions that a criteria set names
+_HALVES_ALIKE = 0.98  # share of texts whose two halves have to be within the threshold
+_OF_USUAL_DISTANCE = 0.55  # the threshold's limit, of the median distance of two texts
+_LEAST_THRESHOLD = 0.05
+_CALIBRATION_TEXTS = 600
 _CACHE_TEXTS = 20000
 # Of a text's weight that the space explains at least in ordinary text (measured: 2 % to 30 %). A text of words that the
 # space does not know would otherwise be judged by its few common words, and such texts would all look alike.
@@ -54,10 +56,8 @@ _METRICS = (
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class _Read:
-    """A text as read: unit `vector` [dimensions + _HASHED] (zero without a word), its weightiest words, and its three
-    `_METRICS`.
-    """
+class _TextFeatures:
+    """Unit `vector` [dimensions + _HASHED] of a text (zero without a word), its weightiest words, its `_METRICS`."""
 
     vector: np.ndarray
     words: tuple[str, ...]
@@ -72,7 +72,7 @@ def _words(text: str) -> list[str]:
 
 
 def _hashed(counts: Mapping[str, int], weights: np.ndarray) -> np.ndarray:
-    """Unit vector [_HASHED] of weighted words, each at a place and with a sign that its letters decide."""
+    """Unit vector [_HASHED] of weighted words, each at an index and with a sign that its hash decides."""
     vector = np.zeros(_HASHED, np.float32)
     codes = np.array([zlib.crc32(word.encode()) for word in counts], np.int64)
     np.add.at(vector, codes % _HASHED, np.where(codes & 0x10000, weights, -weights))
@@ -96,18 +96,18 @@ class OfflineJudge:
         self.seed = seed
         self._fitted_to = content_hash([VERSION, seed, sorted(content_hash(text) for text in texts)])
         self._fit(texts)
-        self._cache: dict[str, _Read] = {}
+        self._cache: dict[str, _TextFeatures] = {}
         self._last: tuple[Any, Any, np.ndarray] | None = None
         self._quintiles = np.quantile([self._read(text).figures for text in texts], (0.2, 0.4, 0.6, 0.8), axis=0)
         self.threshold = self._calibrate(texts)
 
     @classmethod
     def fit(
-        cls, corpora: Sequence[Drawable], *, seed: int = 0, documents: int = 2000, max_characters: int = 2000
+        cls, corpora: Sequence[SampledCorpus], *, seed: int = 0, documents: int = 2000, max_characters: int = 2000
     ) -> "OfflineJudge":
         """Fits to `documents` texts drawn in equal parts from the corpora."""
-        each = max(4, documents // max(len(corpora), 1))
         texts: list[str] = []
+        each = max(4, documents // max(len(corpora), 1))
         for number, corpus in enumerate(corpora):
             drawn, _ = draw_texts(corpus, each, child_seed(seed, "ruler", number), max_characters)
             texts += [text for _, text in drawn]
@@ -115,24 +115,21 @@ class OfflineJudge:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What the ruler was fitted to."""
+        """Hash of the texts that space and threshold were fitted to."""
         return {"fitted_to": self._fitted_to}
 
     def expect(self, calls: int) -> None:
         """Nothing to prepare."""
 
-    async def ask(self, task: Task) -> Answer:
+    async def ask(self, task: Task) -> JudgeAnswer:
         """Answers any stage at once."""
-        return Answer(value=getattr(self, f"_{task.stage}")(task))
+        return JudgeAnswer(value=getattr(self, f"_{task.stage}")(task))
 
-    def place(self, text: str) -> np.ndarray:
-        """Where a text lies in the judge's space: a unit vector, or zero for a text without a word. Texts within
-        `threshold` in cosine distance count as alike."""
+    def embed(self, text: str) -> np.ndarray:
+        """A unit vector in the judge's space, or zero for a text without a word. Texts within `threshold` in cosine
+        distance count as alike.
+        """
         return self._read(text).vector
-
-    def cluster(self, task: Task) -> Mapping[str, Any]:
-        """The answer to a clustering task, without waiting for it."""
-        return self._cluster_samples(task)
 
     def _fit(self, texts: Sequence[str]) -> None:
         from sklearn.decomposition import TruncatedSVD
@@ -171,15 +168,15 @@ class OfflineJudge:
         self._themes = [" ".join(self._terms[index] for index in top) for top in tops]
         self._theme_index = {name: number for number, name in reversed(list(enumerate(self._themes)))}
 
-    def _read(self, text: str) -> _Read:
-        found = self._cache.get(text)
-        if found is None:
+    def _read(self, text: str) -> _TextFeatures:
+        features = self._cache.get(text)
+        if features is None:
             while len(self._cache) >= _CACHE_TEXTS:
                 del self._cache[next(iter(self._cache))]
-            found = self._cache[text] = self._read_anew(text)
-        return found
+            features = self._cache[text] = self._compute(text)
+        return features
 
-    def _read_anew(self, text: str) -> _Read:
+    def _compute(self, text: str) -> _TextFeatures:
         words = _words(text)
         counts = Counter(words)
         letters = sum(map(len, words))
@@ -196,40 +193,38 @@ class OfflineJudge:
         if explained < 1 and total:
             vector[len(latent) :] = math.sqrt(1 - explained) * _hashed(counts, weights)
         top = tuple(self._terms[i] for i in index[np.argsort(-weights, kind="stable")[:12]] if i >= 0)[:8]
-        return _Read(vector=vector, words=top, figures=figures)
+        return _TextFeatures(vector=vector, words=top, figures=figures)
 
     def _calibrate(self, texts: Sequence[str]) -> float:
         """The distance under which texts belong together, from pairs whose relation is known.
 
-        The halves of one text belong together: nearly all of them have to. Most pairs of two texts do not; half their
-          usual
-        distance is the limit, which decides where texts are so short that halves share no word.
+        The halves of one text belong together: nearly all of them have to. Most pairs of two texts do not; about half
+        their usual distance is the limit, which decides where texts are so short that halves share no word.
         """
-        chosen = [text for text in texts if len(text) >= 200][:600] or list(texts[:600])
+        chosen = [text for text in texts if len(text) >= 200][:_CALIBRATION_TEXTS] or list(texts[:_CALIBRATION_TEXTS])
         halves = [text[:_CHARACTERS].split() for text in chosen]
-        first = np.stack([self._read_anew(" ".join(words[: len(words) // 2])).vector for words in halves])
-        second = np.stack([self._read_anew(" ".join(words[len(words) // 2 :])).vector for words in halves])
-        whole = np.stack([self._read(text).vector for text in texts[:: max(1, len(texts) // 600)]])
-        alike = float(np.quantile(1 - (first * second).sum(1), 0.98))
-        apart = float(np.median(1 - (whole * np.roll(whole, len(whole) // 2, axis=0)).sum(1)))
-        return max(0.05, min(alike, 0.55 * apart))
+        first = np.stack([self._compute(" ".join(words[: len(words) // 2])).vector for words in halves])
+        second = np.stack([self._compute(" ".join(words[len(words) // 2 :])).vector for words in halves])
+        some = np.stack([self._read(text).vector for text in texts[:: max(1, len(texts) // _CALIBRATION_TEXTS)]])
+        alike = float(np.quantile(1 - (first * second).sum(1), _HALVES_ALIKE))
+        apart = float(np.median(1 - (some * np.roll(some, len(some) // 2, axis=0)).sum(1)))
+        return max(_LEAST_THRESHOLD, min(alike, _OF_USUAL_DISTANCE * apart))
 
-    def _distances(self, samples: Sequence[Sample], criteria: CriteriaSet | None) -> np.ndarray:
+    def _distances(self, samples: Sequence[Sample], criteria: CriteriaSet) -> np.ndarray:
         """Cosine distances [n, n] in the space where the criteria's own themes weigh more. Texts without a word are
-        alike only where they are equal."""
+        alike only where they are equal.
+        """
         if self._last and self._last[0] is samples and self._last[1] is criteria:
             return self._last[2]
         vectors = np.stack([self._read(sample.text).vector for sample in samples])
-        themes = [
-            self._theme_index[m.name] for m in (criteria.metadata if criteria else ()) if m.name in self._theme_index
-        ]
+        themes = [self._theme_index[m.name] for m in criteria.metadata if m.name in self._theme_index]
         if themes:
             vectors = vectors.copy()
             vectors[:, themes] *= _EMPHASIS
             vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-6)
         distances = np.clip(1.0 - vectors @ vectors.T, 0.0, 2.0)
         for row in np.flatnonzero(~vectors.any(axis=1)):
-            distances[row] = distances[:, row] = [float(sample.text != samples[row].text) for sample in samples]
+            distances[row] = distances[:, row] = [float(sample.text != samples[int(row)].text) for sample in samples]
         np.fill_diagonal(distances, 0.0)
         self._last = (samples, criteria, distances)
         return distances
@@ -244,25 +239,19 @@ class OfflineJudge:
         }
 
     def _summarize_metadata(self, task: Task) -> Mapping[str, Any]:
-        kept = task.proposals[: task.criteria_count]
-        return {"metadata": [{"name": name, "definition": (definitions or ("",))[0]} for name, definitions in kept]}
+        chosen = task.proposals[: task.criteria_count]
+        return {"metadata": [{"name": name, "definition": (definitions or ("",))[0]} for name, definitions in chosen]}
 
     def _summarize_metrics(self, task: Task) -> Mapping[str, Any]:
-        known = {name: (text, levels) for name, text, levels in _METRICS}
-        kept = [name for name, _ in task.proposals if name in known][: task.criteria_count]
-        return {
-            "metrics": [{"name": name, "definition": known[name][0], "levels": list(known[name][1])} for name in kept]
-        }
+        known = {name: {"name": name, "definition": text, "levels": list(levels)} for name, text, levels in _METRICS}
+        chosen = [name for name, _ in task.proposals if name in known][: task.criteria_count]
+        return {"metrics": [known[name] for name in chosen]}
 
     def _define_criteria(self, task: Task) -> Mapping[str, Any]:
+        apart, ignored = "Texts that differ in {name} belong apart.", "For description only; it does not decide."
         return {
-            "metadata": [
-                {"name": m.name, "guidance": f"Texts that differ in {m.name} belong apart."}
-                for m in task.criteria.metadata
-            ],
-            "metrics": [
-                {"name": m.name, "guidance": "For description only; it does not decide."} for m in task.criteria.metrics
-            ],
+            "metadata": [{"name": m.name, "guidance": apart.format(name=m.name)} for m in task.criteria.metadata],
+            "metrics": [{"name": m.name, "guidance": ignored} for m in task.criteria.metrics],
         }
 
     def _cluster_samples(self, task: Task) -> Mapping[str, Any]:
@@ -274,50 +263,37 @@ class OfflineJudge:
         groups: dict[int, list[Sample]] = {}
         for label, sample in zip(labels, task.samples, strict=True):
             groups.setdefault(int(label), []).append(sample)
-        return {
-            "clusters": [self._describe(number, members) for number, members in enumerate(groups.values(), start=1)]
-        }
+        return {"clusters": [self._describe(number, members) for number, members in enumerate(groups.values(), 1)]}
 
     def _describe(self, number: int, members: Sequence[Sample]) -> dict[str, Any]:
-        reads = [self._read(sample.text) for sample in members]
+        features = [self._read(sample.text) for sample in members]
         reason = "alone"
-        if len(reads) > 1:
-            shared = [
-                word
-                for word, count in Counter(word for read in reads for word in read.words).most_common(5)
-                if count > 1
-            ]
+        if len(features) > 1:
+            counts = Counter(word for text in features for word in text.words)
+            shared = [word for word, count in counts.most_common(5) if count > 1]
             reason = f"share the words {', '.join(shared)}" if shared else "near in the space of words"
-        steps = (self._quintiles < np.array(reads[0].figures)).sum(axis=0) + 1
+        steps = (self._quintiles < np.array(features[0].figures)).sum(axis=0) + 1
+        metrics = [{"name": metric[0], "score": int(step)} for metric, step in zip(_METRICS, steps, strict=True)]
         return {
             "cluster": number,
             "sample_ids": [sample.sample_id for sample in members],
             "uniqueness_reasoning": reason,
-            "cluster_metadata": [{"name": "words", "value": ", ".join(reads[0].words[:4])}],
-            "cluster_metrics": [
-                {"name": metric[0], "score": int(step)} for metric, step in zip(_METRICS, steps, strict=True)
-            ],
+            "cluster_metadata": [{"name": "words", "value": ", ".join(features[0].words[:4])}],
+            "cluster_metrics": metrics,
         }
 
     def _verify_clusters(self, task: Task) -> Mapping[str, Any]:
-        """A second look by another rule: no two members may be far apart, which average linkage lets happen in a
-        chain.
-        """
-        place = {sample.sample_id: number for number, sample in enumerate(task.samples)}
+        """Checks by another rule: no two members may be far apart, which average linkage allows along a chain."""
+        row_of = {sample.sample_id: row for row, sample in enumerate(task.samples)}
         distances = self._distances(task.samples, task.criteria)
+        limit = _FARTHEST * self.threshold
 
-        def verdict(cluster: Cluster) -> tuple[int, str]:
+        def verdict(number: int, cluster: Cluster) -> dict[str, Any]:
             if len(cluster.sample_ids) == 1:
-                return 1, ""
-            rows = [place[sample_id] for sample_id in cluster.sample_ids]
-            far = float(distances[np.ix_(rows, rows)].max())
-            return int(
-                far <= _FARTHEST * self.threshold
-            ), f"farthest pair {far:.2f}, limit {_FARTHEST * self.threshold:.2f}"
+                return {"cluster": number, "valid": 1, "reasoning": ""}
+            rows = [row_of[sample_id] for sample_id in cluster.sample_ids]
+            farthest = float(distances[np.ix_(rows, rows)].max())
+            reason = f"farthest pair {farthest:.2f}, limit {limit:.2f}"
+            return {"cluster": number, "valid": int(farthest <= limit), "reasoning": reason}
 
-        verdicts = [verdict(cluster) for cluster in task.clusters]
-        return {
-            "validation": [
-                {"cluster": n, "valid": valid, "reasoning": why} for n, (valid, why) in enumerate(verdicts, start=1)
-            ]
-        }
+        return {"validation": [verdict(number, cluster) for number, cluster in enumerate(task.clusters, 1)]}

@@ -1,6 +1,4 @@
-"""The score of one corpus as a file: figures with intervals, how they came about, and what a page needs to draw
-them.
-"""
+"""The score of one corpus as a file: figures with intervals, how they came about, and what a page draws."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,14 +8,23 @@ from typing import Any
 
 import numpy as np
 
-from diversity_jax.cluster_agent.estimators import Estimate, Groupings
+from diversity_jax.cluster_agent.estimators import COLUMNS, Groupings
 from diversity_jax.core import files
 from diversity_jax.core.errors import InputError
+from diversity_jax.core.intervals import Estimate
 
 VERSION = 1
 _FIGURES = ("effective_clusters", "cluster_score", "clusters_per_sample", "collision")
 _OPTIONAL_FIGURES = ("effective_clusters_corrected", "effective_clusters_of_corpus")
-_SERIES = ("criteria_set", "clusters", "kept", "pairs")
+_KINDS: dict[str, type | tuple[type, ...]] = {
+    **dict.fromkeys(("groupings", "dropped_groupings", "invalid_clusters", "repairs", "calls", "seed"), int),
+    "cost_usd": (int, float),
+    **dict.fromkeys(("criteria", "examples", "warnings"), list),
+    **dict.fromkeys(("criteria_hash", "criteria_origin", "judge", "prompt_version", "ruler"), str),
+    **dict.fromkeys(("canaries", "tokens", "parameters", "corpus", "series"), Mapping),
+    **dict.fromkeys(("drops", "cluster_sizes", "convergence"), Mapping),
+}
+"""Kinds of a scorecard's other fields in JSON."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -38,8 +45,9 @@ class Scorecard:
       repairs: answers that were asked for a second time because they broke the rules of their stage.
       criteria, criteria_hash, criteria_origin: by what was grouped; origin is "judge", "file" or "scorecard".
       canaries: counts, rates and ceiling over planted samples, as `ErrorRates.to_json`.
-      calls, tokens, cost_usd: answers used, also those from a ledger; tokens by "prompt" and "completion".
-      judge, prompt_version, ruler: label, wording, and a hash of all that makes two scores comparable besides criteria.
+      calls, tokens, cost_usd: answers used, also those from the response cache; tokens by "prompt" and "completion".
+      judge, prompt_version, ruler: label, wording, and a hash of what two scores have to share to be compared, besides
+        criteria.
       parameters: settings that the score depends on.
       corpus: name, fingerprint, documents (None where not counted), sampled (different documents shown).
       seed: of every draw.
@@ -85,11 +93,11 @@ class Scorecard:
 
     def to_json(self) -> dict[str, Any]:
         """The JSON value that `save` writes, without its own hash."""
-        apart = (*_OPTIONAL_FIGURES, "series", "content_hash", *(("baseline",) if self.baseline is None else ()))
-        value = {name: one for name, one in vars(self).items() if name not in apart}
-        value |= {name: getattr(self, name).to_json() for name in _FIGURES}
-        value |= {name: one and one.to_json() for name in _OPTIONAL_FIGURES for one in [getattr(self, name)]}
-        series = {name: getattr(self.series, name).tolist() for name in _SERIES}
+        value = {name: part for name, part in vars(self).items() if name != "content_hash"}
+        if self.baseline is None:
+            del value["baseline"]
+        value |= {name: value[name] and value[name].to_json() for name in (*_FIGURES, *_OPTIONAL_FIGURES)}
+        series = {name: getattr(self.series, name).tolist() for name in COLUMNS}
         value["series"] = {"samples_per_grouping": self.series.samples_per_grouping} | series
         return value | {"version": VERSION, "warnings": list(self.warnings), "examples": list(self.examples)}
 
@@ -122,16 +130,16 @@ class Scorecard:
                 "corpus again"
             )
         _check(value, where)
-        if "content_hash" in value and value["content_hash"] != files.content_hash(
-            {k: v for k, v in value.items() if k != "content_hash"}
-        ):
+        fields = {name: part for name, part in value.items() if name not in ("version", "content_hash")}
+        if "content_hash" in value and value["content_hash"] != files.content_hash({**fields, "version": VERSION}):
             raise InputError(
                 f"{where}: content does not fit its content_hash; the file was changed or damaged: score the corpus "
                 "again"
             )
-        fields = {name: one for name, one in value.items() if name not in ("version", "content_hash")}
-        fields |= {name: _estimate(value[name], f"{where}: {name}") for name in _FIGURES}
-        fields |= {name: value[name] and _estimate(value[name], f"{where}: {name}") for name in _OPTIONAL_FIGURES}
+        fields |= {name: Estimate.from_json(value[name], f"{where}: {name}") for name in _FIGURES}
+        fields |= {
+            name: value[name] and Estimate.from_json(value[name], f"{where}: {name}") for name in _OPTIONAL_FIGURES
+        }
         try:
             fields["series"] = Groupings(**value["series"])
         except (TypeError, ValueError) as error:
@@ -151,53 +159,11 @@ class Scorecard:
             pairs = sorted((int(size), count) for size, count in self.cluster_sizes.items())
             return {"values": [size for size, _ in pairs], "counts": [count for _, count in pairs]}
         some = self.series.clusters > 0
-        each = (
-            self.series.clusters[some]
-            if name == "clusters"
-            else np.round(self.series.kept[some] / self.series.clusters[some], 3)
-        )
-        values, counts = np.unique(each, return_counts=True)
+        numbers = self.series.clusters[some]
+        if name == "samples_per_cluster":
+            numbers = np.round(self.series.kept[some] / numbers, 3)
+        values, counts = np.unique(numbers, return_counts=True)
         return {"values": values.tolist(), "counts": counts.tolist()}
-
-
-def _estimate(value: Any, where: str) -> Estimate:
-    def number(one: Any) -> bool:
-        return isinstance(one, (int, float)) and not isinstance(one, bool)
-
-    if not isinstance(value, Mapping) or not number(value.get("value")) or not number(value.get("low")):
-        raise InputError(
-            f"{where}: expected an object with numbers `value`, `low` and `high` (null for a lower bound only)"
-        )
-    if value.get("high") is not None and not number(value["high"]):
-        raise InputError(f"{where}.high: is {value['high']!r}; expected a number or null")
-    return Estimate(value=value["value"], low=value["low"], high=value.get("high"))
-
-
-_KINDS: dict[str, type | tuple[type, ...]] = {
-    "groupings": int,
-    "dropped_groupings": int,
-    "invalid_clusters": int,
-    "repairs": int,
-    "calls": int,
-    "seed": int,
-    "cost_usd": (int, float),
-    "criteria": list,
-    "criteria_hash": str,
-    "criteria_origin": str,
-    "judge": str,
-    "prompt_version": str,
-    "ruler": str,
-    "canaries": Mapping,
-    "tokens": Mapping,
-    "parameters": Mapping,
-    "corpus": Mapping,
-    "series": Mapping,
-    "drops": Mapping,
-    "cluster_sizes": Mapping,
-    "convergence": Mapping,
-    "examples": list,
-    "warnings": list,
-}
 
 
 def _check(value: Mapping[str, Any], where: str) -> None:

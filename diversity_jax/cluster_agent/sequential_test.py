@@ -1,8 +1,8 @@
 """Which of two corpora is more diverse, decided with controlled error, and when enough groupings have been seen.
 
-Looking at an interval again and again until it excludes "equal" decides wrongly in a third of equal pairs. Whoever
-stops at a decision therefore spends the error over a planned number of looks (`spent_levels`): O'Brien and Fleming's
-way, hardly anything early and nearly all at the end.
+Looking at an interval again and again until it excludes "equal" decides wrongly in a third of equal pairs. A comparison
+that stops at a decision therefore spends the error over a planned number of looks (`spent_levels`). The measured error
+rates are in docs/statistics.md, "Comparing two corpora".
 """
 
 from dataclasses import dataclass
@@ -15,6 +15,7 @@ import numpy as np
 from diversity_jax.cluster_agent.estimators import (
     FEWEST_PAIRS,
     Groupings,
+    Mean,
     collision_bound,
     collision_mean,
     relative_half_width,
@@ -24,10 +25,13 @@ from diversity_jax.core import formats
 from diversity_jax.core.errors import InputError
 
 LOOKS = 8
+# A tenth of the error is kept back, because counts of pairs are skewed where they are few.
 _USED_OF_ALPHA = 0.9
-# Degrees of freedom for which levels are worked out; others take those of the next lower one. Above the last the normal
+# Degrees of freedom for which levels are computed; others take those of the next lower one. Above the last the normal
 # levels serve.
 _FREEDOMS = (1, 2, 3, 4, 5, 6, 8, 10, 14, 20, 30)
+_GRID_POINTS = 1201  # of the density of the running sum
+_SIMULATED_TESTS = 50_000
 PAIRS_TO_STOP = 50  # co-clustered pairs before a precision may be believed; stopping on fewer picks the lucky runs
 
 
@@ -70,12 +74,10 @@ class Comparison:
         return {**vars(self), "groupings": list(self.groupings)}
 
     def __str__(self) -> str:
-        ends = (
-            f"{'0' if self.low is None else format(self.low, '.3g')} to "
-            f"{'any' if self.high is None else format(self.high, '.3g')}"
-        )
-        what = {"a": "more diverse", "b": "less diverse", None: "not decided"}[self.higher]
-        return f"{what}: ratio {self.ratio:.3g} ({ends}) after look {self.look} of {self.looks}"
+        low = "0" if self.low is None else format(self.low, ".3g")
+        high = "any" if self.high is None else format(self.high, ".3g")
+        decision = {"a": "more diverse", "b": "less diverse", None: "not decided"}[self.higher]
+        return f"{decision}: ratio {self.ratio:.3g} ({low} to {high}) after look {self.look} of {self.looks}"
 
 
 @functools.cache
@@ -83,16 +85,15 @@ def spent_levels(alpha: float = 0.05, looks: int = LOOKS, freedom: int | None = 
     """Two-sided nominal level of each of `looks` equally spaced looks, so that all of them together err at `alpha` at
     most.
 
-    Lan and DeMets' spending function of O'Brien-Fleming type, alpha(t) = 2 - 2 Phi(z / sqrt(t)); boundaries by
-    integrating the density of the running sum over the region where no earlier look has stopped (Armitage, McPherson
-    and Rowe). A tenth of the error is kept back, because counts of pairs are skewed where they are few.
+    The spending function alpha(t) = 2 - 2 Phi(z / sqrt(t)) of O'Brien-Fleming type (Lan and DeMets 1983), which spends
+    hardly anything early and nearly all at the end; boundaries by integrating the density of the running sum over the
+    region where no earlier look has stopped (Armitage, McPherson and Rowe 1969).
 
     Args:
       alpha: error rate over all looks.
       looks: how many.
-      freedom: degrees of freedom of the errors, None for many. With few of them the error is estimated anew at every
-        look, which gives chance more openings; the levels are scaled down by as much as a simulation of that process
-        asks for.
+      freedom: degrees of freedom of the errors, None for many. With few of them the error is estimated again at every
+        look, which gives more chances for a false decision; a simulation of that process scales the levels down.
     """
     if not 0 < alpha < 1 or looks < 1:
         raise InputError(f"compare: alpha {alpha} and looks {looks}; expected 0 < alpha < 1 and at least one look")
@@ -105,10 +106,6 @@ def spent_levels(alpha: float = 0.05, looks: int = LOOKS, freedom: int | None = 
     return tuple(min(1.0, scale) * level for level in levels)
 
 
-def _worked_out(freedom: int) -> int | None:
-    return None if freedom > _FREEDOMS[-1] else max(one for one in _FREEDOMS if one <= freedom)
-
-
 def _gaussian_levels(alpha: float, looks: int) -> tuple[float, ...]:
     from scipy.special import ndtr, ndtri
 
@@ -116,7 +113,7 @@ def _gaussian_levels(alpha: float, looks: int) -> tuple[float, ...]:
     # The running sum has unit variance a look; after k looks Z = sum / sqrt(k).
     bound = -ndtri(cumulative[0] / 2)
     levels = [float(cumulative[0])]
-    grid = np.linspace(-bound, bound, 1201)
+    grid = np.linspace(-bound, bound, _GRID_POINTS)
     density = np.exp(-(grid**2) / 2) / math.sqrt(2 * math.pi)
     for k in range(2, looks + 1):
         spend = cumulative[k - 1] - cumulative[k - 2]
@@ -128,7 +125,7 @@ def _gaussian_levels(alpha: float, looks: int) -> tuple[float, ...]:
             outside = float(weight @ (ndtr(grid - middle) + ndtr(-middle - grid)))
             low, high = (middle, high) if outside > spend else (low, middle)
         levels.append(float(2 * ndtr(-high / math.sqrt(k))))
-        new = np.linspace(-high, high, 1201)
+        new = np.linspace(-high, high, _GRID_POINTS)
         density = np.exp(-((new[:, None] - grid[None, :]) ** 2) / 2) @ weight / math.sqrt(2 * math.pi)
         grid = new
     return tuple(levels)
@@ -141,7 +138,7 @@ def _small_sample_scale(levels: tuple[float, ...], alpha: float, freedom: int) -
     from scipy.special import stdtr
 
     generator = np.random.default_rng(freedom)
-    sums = np.zeros((50_000, freedom + 1))
+    sums = np.zeros((_SIMULATED_TESTS, freedom + 1))
     worst = np.full(len(sums), np.inf)
     for level in levels:
         sums += generator.standard_normal(sums.shape)
@@ -162,18 +159,32 @@ def compare_groupings(
       look, looks: which of how many equally spaced ones this is; 1 of 1 is a comparison at a size fixed beforehand.
     """
     paired = paired and len(np.union1d(a.criteria_set, b.criteria_set)) > 1
-    common = {"alpha": alpha, "looks": looks, "look": look, "groupings": (len(a), len(b)), "paired": paired}
+
+    def comparison(ratio: float, low: float | None, high: float | None) -> Comparison:
+        higher = "a" if low is not None and low > 1 else "b" if high is not None and high < 1 else None
+        return Comparison(
+            decided=higher is not None,
+            ratio=ratio,
+            low=low,
+            high=high,
+            higher=higher,
+            alpha=alpha,
+            looks=looks,
+            look=look,
+            groupings=(len(a), len(b)),
+            paired=paired,
+        )
+
     if min(a.pairs.sum(), b.pairs.sum()) < FEWEST_PAIRS:
-        return _by_bounds(a, b, spent_levels(alpha, looks)[look - 1], common)
+        return comparison(*_ratio_by_bounds(a, b, spent_levels(alpha, looks)[look - 1]))
     mean_a, mean_b = collision_mean(a), collision_mean(b)
     error, freedom = _paired_error(a, b) if paired else _unpaired_error(mean_a, mean_b)
-    level = spent_levels(alpha, looks, _worked_out(freedom))[look - 1]
-    # Equal corpora judged identically differ by nothing at all, and nothing is then decided.
+    computed = None if freedom > _FREEDOMS[-1] else max(listed for listed in _FREEDOMS if listed <= freedom)
+    level = spent_levels(alpha, looks, computed)[look - 1]
+    # Equal corpora judged identically do not differ at all: the error is 0, and nothing is decided.
     factor = math.exp(min(t_quantile(1 - level / 2, freedom) * error, 700.0))
     ratio = mean_b.value / mean_a.value
-    low, high = ratio / factor, ratio * factor
-    higher = "a" if low > 1 else "b" if high < 1 else None
-    return Comparison(decided=higher is not None, ratio=ratio, low=low, high=high, higher=higher, **common)
+    return comparison(ratio, ratio / factor, ratio * factor)
 
 
 def _paired_error(a: Groupings, b: Groupings) -> tuple[float, int]:
@@ -189,8 +200,8 @@ def _paired_error(a: Groupings, b: Groupings) -> tuple[float, int]:
     return math.sqrt(sets / (sets - 1) * float(difference @ difference)), sets - 1
 
 
-def _unpaired_error(mean_a, mean_b) -> tuple[float, int]:
-    """Error of the log ratio of two independent means, degrees of freedom by Welch and Satterthwaite."""
+def _unpaired_error(mean_a: Mean, mean_b: Mean) -> tuple[float, int]:
+    """Error of the log ratio of two independent means, degrees of freedom by Welch and Satterthwaite (Welch 1947)."""
     parts = [((mean.error / mean.value) ** 2, mean.freedom) for mean in (mean_a, mean_b)]
     total = sum(part for part, _ in parts)
     if total == 0:
@@ -198,22 +209,21 @@ def _unpaired_error(mean_a, mean_b) -> tuple[float, int]:
     return math.sqrt(total), max(1, int(total**2 / sum(part**2 / freedom for part, freedom in parts)))
 
 
-def _by_bounds(a: Groupings, b: Groupings, level: float, common: dict[str, Any]) -> Comparison:
-    """Where a side has too few pairs for a log interval: each end from two one-sided bounds that share the error."""
+def _ratio_by_bounds(a: Groupings, b: Groupings, level: float) -> tuple[float, float | None, float | None]:
+    """Ratio, low and high where a side has too few pairs for a log interval: each end is made of two one-sided bounds
+    that share the error.
+    """
 
     def theta_range(groupings: Groupings) -> tuple[float, float]:
         if groupings.pairs.sum() < FEWEST_PAIRS:
             return 0.0, collision_bound(groupings, 1 - level / 4)
         mean = collision_mean(groupings)
-        factor = math.exp(min(mean.half_width(1 - level / 2) / mean.value, 700.0))
+        factor = mean.log_factor(1 - level / 2)
         return mean.value / factor, min(1.0, mean.value * factor)
 
     (least_a, most_a), (least_b, most_b) = theta_range(a), theta_range(b)
-    low = least_b / most_a if least_b else None
-    high = most_b / least_a if least_a else None
-    higher = "a" if low is not None and low > 1 else "b" if high is not None and high < 1 else None
     theta_a, theta_b = (float(g.collisions.mean()) or most for g, most in ((a, most_a), (b, most_b)))
-    return Comparison(decided=higher is not None, ratio=theta_b / theta_a, low=low, high=high, higher=higher, **common)
+    return theta_b / theta_a, least_b / most_a if least_b else None, most_b / least_a if least_a else None
 
 
 def compare_in_looks(
@@ -226,10 +236,10 @@ def compare_in_looks(
     """
     for look in range(1, looks + 1):
         part_a, part_b = (g.first(max(1, len(g) * look // looks)) for g in (a, b))
-        found = compare_groupings(part_a, part_b, paired=paired, alpha=alpha, look=look, looks=looks)
-        if found.decided:
+        comparison = compare_groupings(part_a, part_b, paired=paired, alpha=alpha, look=look, looks=looks)
+        if comparison.decided:
             break
-    return found
+    return comparison
 
 
 def precise_enough(groupings: Groupings, relative: float, confidence: float = 0.95) -> bool:
@@ -241,10 +251,10 @@ def precise_enough(groupings: Groupings, relative: float, confidence: float = 0.
 
 
 def drift_of_groupings(a: Groupings, b: Groupings, *, paired: bool, alpha: float = 0.05) -> Comparison:
-    """Whether a judge coarsens with K: two scores of ONE corpus at two K (b's the larger). `decided` means that it
-    drifts.
+    """Compares one corpus at two K, b's the larger; `decided` means that the judge drifts.
 
-    1 / T does not depend on K, so a difference is the judge's. Keep the largest K that does not drift.
+    Raises:
+      InputError: the two K are equal.
     """
     if a.samples_per_grouping == b.samples_per_grouping:
         raise InputError(f"drift: both scores have K = {a.samples_per_grouping}; score the corpus at two different K")

@@ -1,4 +1,4 @@
-"""Text on its way into a prompt: stripped of what could speak to the model instead of being read by it, and cut."""
+"""Text for prompts, cleaned of characters and marks that models obey or people do not see; and the seeded draws."""
 
 import hashlib
 import random
@@ -8,13 +8,14 @@ import re
 # can spell out whole sentences invisibly), variation selectors, soft hyphens, and control characters other than tab and
 # newline.
 _INVISIBLE = re.compile(
-    "[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e"
-    "\u2060-\u206f\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff9-\ufffb\U000e0000-\U000e0fff\ud800-\udfff]"
+    "[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f"
+    "\u200b-\u200f\u202a-\u202e\u2060-\u206f\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff9-\ufffb\U000e0000-\U000e0fff\ud800-\udfff]"
 )
 # Marks by which chat templates separate turns: <|im_start|>, <|eot_id|>, [INST], <<SYS>>, <start_of_turn>, <s>, and
 # their like.
 _TEMPLATE = re.compile(
-    r"<\|[^<>|\n]{0,60}\|>|<\uff5c[^<>\n]{0,60}\uff5c>|\[/?(?:INST|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_CALLS|TOOL_RESULTS)\]|<</?SYS>>"
+    r"<\|[^<>|\n]{0,60}\|>|<\uff5c[^<>\n]{0,60}\uff5c>"
+    r"|\[/?(?:INST|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_CALLS|TOOL_RESULTS)\]|<</?SYS>>"
     r"|</?(?:start_of_turn|end_of_turn|bos|eos|pad|unk|s|sys|system|assistant|user|human)>",
     re.IGNORECASE,
 )
@@ -53,9 +54,8 @@ def random_ids(generator: random.Random, count: int) -> list[str]:
     letters, both = "abcdefghjkmnpqrstuvwxyz", "abcdefghjkmnpqrstuvwxyz23456789"
     ids: dict[str, None] = {}
     while len(ids) < count:
-        ids[letters[int(generator.random() * 23)] + "".join(both[int(generator.random() * 31)] for _ in range(2))] = (
-            None
-        )
+        first = letters[int(generator.random() * 23)]
+        ids[first + "".join(both[int(generator.random() * 31)] for _ in range(2))] = None
     return list(ids)
 
 

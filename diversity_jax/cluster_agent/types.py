@@ -1,14 +1,11 @@
-"""Who judges, and what is asked of a judge: tasks in, answers out. Nothing here knows how a judge comes to its
-answer.
-"""
+"""What a judge is asked and answers: criteria, samples, tasks, answers, and one request with one repair round."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+import contextlib
+from dataclasses import dataclass, field, replace
 import functools
 import json
-from typing import Any, Protocol
-
-from diversity_jax.cluster_agent.criteria import CriteriaSet
+from typing import Any, Protocol, TypeVar
 
 STAGES = (
     "propose_criteria",
@@ -18,8 +15,55 @@ STAGES = (
     "cluster_samples",
     "verify_clusters",
 )
+_DETAIL_CHARACTERS = 200  # of what a server or a check said, in messages
 
+_T = TypeVar("_T")
 _quote = json.JSONEncoder(ensure_ascii=False).encode
+
+
+@dataclass(frozen=True, kw_only=True)
+class MetadataCriterion:
+    """An attribute that describes a sample, such as its subject; `guidance` is one sentence on clustering by it."""
+
+    name: str
+    definition: str = ""
+    guidance: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """All fields by name."""
+        return dict(vars(self))
+
+
+@dataclass(frozen=True, kw_only=True)
+class MetricCriterion:
+    """A scale from 1 to 5; `levels` say what each step means, `guidance` is one sentence on clustering by it."""
+
+    name: str
+    definition: str = ""
+    levels: tuple[str, ...] = ()
+    guidance: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """All fields by name."""
+        return {**vars(self), "levels": list(self.levels)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class CriteriaSet:
+    """The criteria by which one set of groupings is judged."""
+
+    metadata: tuple[MetadataCriterion, ...] = ()
+    metrics: tuple[MetricCriterion, ...] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.metadata or self.metrics)
+
+    def __iter__(self) -> Iterator[MetadataCriterion | MetricCriterion]:
+        return iter((*self.metadata, *self.metrics))
+
+    def to_json(self) -> dict[str, Any]:
+        """Nested JSON value."""
+        return {"metadata": [m.to_json() for m in self.metadata], "metrics": [m.to_json() for m in self.metrics]}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +76,7 @@ class Sample:
 
     @functools.cached_property
     def line(self) -> str:
-        """The sample as one line of JSON; kept, because clustering and verification show the same."""
+        """The sample as one line of JSON; cached, because clustering and verification show the same."""
         return f'{{"sample_id": {_quote(self.sample_id)}, "text": {_quote(self.text)}}}'
 
 
@@ -55,15 +99,14 @@ class Task:
       replicate: number of the question within its stage and criteria set; equal questions with other numbers are new
         calls.
       criteria_set: which of the B criteria sets it belongs to.
-      criteria_count: how many metadata and how many metrics to keep (k).
+      criteria_count: how many metadata and how many metrics are wanted (k).
       reasoning_words: longest reasoning asked for, in words.
-      temperature, max_output_tokens, schema_limits: decoding, for judges that decode.
+      temperature, max_output_tokens, schema_limits: decoding settings of language models.
       samples: shown texts (propose, cluster, verify).
-      proposals: name and every definition given to it (summarise stages).
-      criteria: what to look at (define: without guidance yet; cluster, verify: whole).
+      proposals: name and every definition given to it (summarize stages).
+      criteria: what to group by (define: without guidance yet; cluster, verify).
       clusters: the partition to check (verify).
-      problem: what was wrong with the answer before, where this is the one repair round; None on the first asking.
-      previous: that answer's text.
+      problem, previous: in the repair round, what was wrong with the answer before, and that answer's text.
     """
 
     stage: str
@@ -76,22 +119,22 @@ class Task:
     schema_limits: bool = False
     samples: tuple[Sample, ...] = ()
     proposals: tuple[tuple[str, tuple[str, ...]], ...] = ()
-    criteria: CriteriaSet | None = None
+    criteria: CriteriaSet = CriteriaSet()
     clusters: tuple[Cluster, ...] = ()
     problem: str | None = None
     previous: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Answer:
-    """What came back.
+class JudgeAnswer:
+    """A judge's answer to a task.
 
     Attributes:
       value: the answer as parsed JSON, not yet checked; None where there is none.
       failure: why there is none: `refused`, `truncated`, `garbled`, ...
       detail: one line more on a failure.
       text: the raw answer, to be shown again in a repair round.
-      prompt_tokens, completion_tokens, cost_usd: what the call used, also where it was answered from a ledger.
+      prompt_tokens, completion_tokens, cost_usd: use of the call, also where it was answered from the response cache.
       ends_run: every later call would fail for the same reason (the budget is spent, the server is gone).
     """
 
@@ -106,23 +149,115 @@ class Answer:
 
 
 class Judge(Protocol):
-    """Answers tasks. `label` names it in every output; `prompt_version` its wording; `identity` all else that its
-    scores depend on.
-    """
+    """Answers tasks. A judge that holds connections is also an asynchronous context manager."""
 
-    label: str
-    prompt_version: str
+    @property
+    def label(self) -> str:
+        """Names the judge in every output."""
+
+    @property
+    def prompt_version(self) -> str:
+        """Names the wording of its questions."""
 
     @property
     def identity(self) -> Mapping[str, Any]:
-        """JSON value: two judges with equal label, prompt version and identity hold the same ruler."""
+        """JSON value of everything else that its scores depend on."""
 
     def expect(self, calls: int) -> None:
-        """Hears how many calls are to come, before the first."""
+        """Is told how many calls are to come, before the first."""
 
-    async def ask(self, task: Task) -> Answer:
+    async def ask(self, task: Task) -> JudgeAnswer:
         """Answers one task; never raises for a bad answer."""
 
 
+def entered(judge: Judge) -> contextlib.AbstractAsyncContextManager[Judge]:
+    """The judge as a context manager; entering one that holds no connections does nothing."""
+    manager: Any = judge if hasattr(judge, "__aenter__") else contextlib.nullcontext(judge)
+    return manager
+
+
+class SampledCorpus(Protocol):
+    """A corpus that documents are sampled from."""
+
+    def sample(self, size: int, *, seed: int) -> Sequence[Any]:
+        """`size` documents with `id` and `text`, drawn without replacement; fewer only where there are no more."""
+
+    def fingerprint(self) -> str:
+        """Hash of the content."""
+
+
 class AnswerError(ValueError):
-    """An answer that breaks the rules of its stage. The message says how, in words that the judge may be told."""
+    """An answer that breaks the rules of its stage. The message is shown to the judge in the repair round."""
+
+
+class RunEnded(Exception):
+    """No further call can succeed: the budget is spent or the server is gone."""
+
+
+@dataclass(kw_only=True)
+class CallTotals:
+    """Answered calls, their tokens and dollars, and how many answers were asked for a second time."""
+
+    calls: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cost_usd: float = 0.0
+    repairs: int = 0
+
+    def add(self, other: "CallTotals") -> None:
+        """Adds other totals. Dollars are floats: add in a fixed order where equal runs have to give equal bytes."""
+        for name, value in vars(other).items():
+            setattr(self, name, getattr(self, name) + value)
+
+
+@dataclass(kw_only=True)
+class RequestLog:
+    """What requests to a judge used, and (reason, detail) of each that gave nothing usable."""
+
+    usage: CallTotals = field(default_factory=CallTotals)
+    failures: list[tuple[str, str]] = field(default_factory=list)
+
+
+async def request_with_repair(judge: Judge, task: Task, check: Callable[[Any], _T], log: RequestLog) -> _T | None:
+    """Asks a judge; where its answer breaks the rules, asks a second time with what was wrong.
+
+    Args:
+      check: turns the parsed answer into the result, or raises `AnswerError`.
+      log: takes the calls' usage and the failure.
+
+    Returns:
+      The result; None where both answers break the rules, or the call fails.
+
+    Raises:
+      RunEnded: no further call can succeed.
+    """
+    for repairs_left in (1, 0):
+        answer = await judge.ask(task)
+        if answer.ends_run:
+            raise RunEnded(answer.detail or answer.failure)
+        used = (answer.prompt_tokens, answer.completion_tokens, answer.cost_usd)
+        log.usage.add(CallTotals(calls=1, prompt_tokens=used[0], completion_tokens=used[1], cost_usd=used[2]))
+        problem, reason = answer.detail or answer.failure, answer.failure
+        if answer.value is not None:
+            try:
+                return check(answer.value)
+            except AnswerError as error:
+                problem, reason = str(error), "malformed"
+        elif reason != "garbled":
+            break
+        if repairs_left:
+            log.usage.repairs += 1
+            task = replace(task, problem=problem, previous=answer.text)
+    log.failures.append((reason or "failed", problem or ""))
+    return None
+
+
+def describe_failures(counts: Mapping[str, int], details: Mapping[str, str]) -> str:
+    """Failures by reason as one line, with the detail of each reason where `details` has one, and what helps."""
+    parts = []
+    for reason, count in sorted(counts.items()):
+        detail = " ".join(details.get(reason, "").split())
+        shown = detail if len(detail) <= _DETAIL_CHARACTERS else detail[: _DETAIL_CHARACTERS - 1] + "\u2026"
+        parts.append(f"{reason} {count}" + (f": {shown}" if shown else ""))
+    hint = "; agent.schema_limits=True keeps answers short on servers that enforce it"
+    return "; ".join(parts) + hint * ("truncated" in counts and bool(details))

@@ -1,11 +1,9 @@
-"""The configuration of a scoring run. Apart from the others, because it needs neither JAX nor a model and a scoring
-starts at once.
-"""
+"""The configuration of a scoring run."""
 
 from dataclasses import dataclass, field
 import re
 
-from diversity_jax.cluster_agent import AgentConfig
+from diversity_jax.cluster_agent import AgentConfig, judge_kind
 from diversity_jax.core.errors import InputError
 from diversity_jax.corpus import CorpusConfig
 from diversity_jax.llm import BudgetConfig, EngineConfig
@@ -25,18 +23,18 @@ class ScoreConfig:
     """What `python -m diversity_jax.score` measures.
 
     Attributes:
-      output_dir: for scorecard.json, groupings.jsonl, report.html and the ledger of paid answers.
+      output_dir: for scorecard.json, groupings.jsonl, report.html and the cache of paid answers.
       corpus: a source, or several joined by commas: see `CorpusConfig.source`.
       corpora: more, each with a name and settings of its own.
       text_field: the key that holds the text, for sources named in `corpus`.
-      judge, judge_base_url, agent, engine, budget: as in a training run; judge `none` asks nobody, for the baseline
-        metrics alone.
+      judge, judge_base_url, agent, engine, budget: as in a training run; judge `none` measures the baseline metrics
+        alone.
       metrics: baseline metrics to measure beside: `all`, `lexical`, `embedding`, `perplexity`, or names joined by
         commas; none by default.
       baseline: how they are measured.
       dry_run: print the forecast of calls, tokens and dollars, and stop.
       pilot_groupings: groupings of each corpus that are judged first, so that the forecast rests on what this judge
-        uses; they are paid for once, the run takes them from the ledger. With `dry_run` it stops after them. 30 serve
+        uses; they are paid for once, the run takes them from the cache. With `dry_run` it stops after them. 30 serve
         most judges.
       draws: score so many independent draws of each corpus besides (the paper has 10) and report their spread; 0 is
         none.
@@ -76,20 +74,18 @@ class ScoreConfig:
                 f"config.draws={self.draws}, draw_size={self.draw_size}, pilot_groupings={self.pilot_groupings}: "
                 "give 2 draws or more of at least one document, or 0 for none"
             )
-        if self.drift_samples_per_grouping and not (
-            2 <= self.drift_samples_per_grouping != self.agent.samples_per_grouping
-        ):
+        other, own = self.drift_samples_per_grouping, self.agent.samples_per_grouping
+        if other and not 2 <= other != own:
             raise InputError(
-                f"config.drift_samples_per_grouping: {self.drift_samples_per_grouping} is not another K of 2 or more "
-                "than "
-                f"agent.samples_per_grouping={self.agent.samples_per_grouping}"
+                f"config.drift_samples_per_grouping: {other} is not another K of 2 or more than "
+                f"agent.samples_per_grouping={own}"
             )
         if self.looks < 1 or not 0 < self.alpha < 1:
             raise InputError(
                 f"config.looks={self.looks}, alpha={self.alpha}: give at least one look, and an error rate such as 0.05"
             )
         chosen_metrics(self.metrics, self.baseline)
-        if self.judge == "none" and not self.metrics:
+        if judge_kind(self.judge).open is None and not self.metrics:
             raise InputError(
                 "config.judge=none and no config.metrics: nothing to do; add --config.metrics=all, or name a judge"
             )

@@ -1,165 +1,311 @@
-"""Scoring corpora by the judge that a configuration names; what was scored once is not paid for again."""
+"""A scoring run: forecast, scorecards, comparisons, checks and baseline metrics, with all files but the page."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-import dataclasses
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import contextlib
+from dataclasses import dataclass, field, replace
 import logging
 from pathlib import Path
-from typing import Any, Protocol
+import threading
+from typing import Any
 
 from diversity_jax.cluster_agent import (
-    AgentConfig,
+    Comparison,
+    Draws,
     Judge,
-    LlmJudge,
-    OfflineJudge,
-    Progress,
+    JudgeSettings,
+    PairComparison,
     Scorecard,
+    ScoringProgress,
+    compare_pairs,
+    drift,
+    judge_kind,
+    open_judge,
     pilot_calls,
     plan_calls,
     score_corpora,
+    score_draws,
     score_key,
+    score_until_decided,
 )
+from diversity_jax.core.errors import InputError
 from diversity_jax.core.files import content_hash, read_json, write_json
-from diversity_jax.corpus import Corpus
-from diversity_jax.llm import BudgetConfig, CostForecast, Engine, EngineConfig, PlannedCalls, forecast, price_of
+from diversity_jax.corpus import Corpus, open_corpus
+from diversity_jax.llm import CostForecast, PlannedCalls, forecast, price_of
 from diversity_jax.llm.providers import parse_model
+from diversity_jax.metrics import MetricsCard
+from diversity_jax.scoring.config import ScoreConfig, named_corpora
 
 log = logging.getLogger(__name__)
 
 _REVISED_AFTER = 50  # groupings; their mean use is then known to a few per cent
+_FIRST_REQUESTS_SECONDS = 0.3  # until they are sent
 
 
-class JudgeSettings(Protocol):
-    """The fields of a configuration that say who judges, how, and at what price."""
-
-    judge: str
-    judge_base_url: str | None
-    agent: AgentConfig
-    engine: EngineConfig
-    budget: BudgetConfig
-
-
-def open_judge(settings: JudgeSettings, corpora: Sequence[Corpus], ledger: Path) -> Judge:
-    """The judge of a configuration, as one ruler for all `corpora`.
-
-    Args:
-      ledger: where paid answers are kept, unless the configuration names another place.
-
-    Raises:
-      InputError: an unknown judge, a model without a price, or a missing API key.
-    """
-    if settings.judge == "offline":
-        return OfflineJudge.fit(corpora, seed=settings.agent.seed, max_characters=settings.agent.max_characters)
-    engine = settings.engine
-    if engine.ledger is None:
-        engine = dataclasses.replace(engine, ledger=str(ledger))
-    judge = LlmJudge(Engine(settings.judge, base_url=settings.judge_base_url, config=engine, budget=settings.budget))
-    Path(engine.ledger).parent.mkdir(parents=True, exist_ok=True)
-    return judge
-
-
-def priced(settings: JudgeSettings, planned: Sequence[PlannedCalls]) -> CostForecast:
-    """Planned calls at the price of the judge."""
-    return forecast(
-        planned, price_of(*parse_model(settings.judge), settings.judge_base_url, settings.budget), settings.budget
-    )
-
-
-def describe_price(settings: JudgeSettings, corpora: Sequence[Corpus]) -> str:
-    """What scoring will use up, before the first call: calls, tokens, dollars."""
-    if settings.judge == "offline":
-        return "judge: offline (no LLM), nothing to pay"
-    return f"forecast: {priced(settings, plan_calls(corpora, settings.agent))} (judge: {settings.judge})"
-
-
-class Outlook:
-    """What a scoring is thought to use up: guessed before its first call, measured by a pilot where one is asked for,
-    revised on the way.
+class ScoringForecast:
+    """What a scoring is expected to use: guessed before its first call, measured by a pilot, revised during the run.
 
     Attributes:
       planned: the calls to come; empty for a judge that costs nothing.
-      found: forecasts by how they came about, `before`, `pilot` and `revised`.
+      costs: forecasts by how they were made, `before`, `pilot` and `revised`, the latest last.
     """
 
     def __init__(self, settings: JudgeSettings, corpora: Sequence[Corpus]):
         self._settings = settings
         self._corpora = corpora
-        self.planned = [] if settings.judge == "offline" else plan_calls(corpora, settings.agent)
-        self.found: dict[str, CostForecast] = {"before": priced(settings, self.planned)} if self.planned else {}
+        self.planned = plan_calls(corpora, settings.agent) if judge_kind(settings.judge).is_llm else []
+        self.costs = {"before": self._price(self.planned)} if self.planned else {}
+
+    def _price(self, planned: Sequence[PlannedCalls]) -> CostForecast:
+        provider, model = parse_model(self._settings.judge)
+        budget = self._settings.budget
+        return forecast(planned, price_of(provider, model, self._settings.judge_base_url, budget), budget)
 
     def __str__(self) -> str:
-        if not self.found:
-            return "judge: offline (no LLM), nothing to pay"
+        if not self.costs:
+            return f"judge: {judge_kind(self._settings.judge).label}, nothing to pay"
         how = {"before": "", "pilot": " after a pilot", "revised": " by the calls so far"}
-        name, last = list(self.found.items())[-1]
-        return f"forecast{how[name]}: {last} (judge: {self._settings.judge})"
+        name, latest = list(self.costs.items())[-1]
+        return f"forecast{how[name]}: {latest} (judge: {self._settings.judge})"
 
-    def fly_pilot(self, groupings: int, ledger: Path) -> None:
-        """Judges the first `groupings` of each corpus, which the run itself then finds in the ledger."""
+    def run_pilot(self, groupings: int, cache: Path) -> None:
+        """Judges the first `groupings` of each corpus, which the run itself then takes from the response cache."""
         if self.planned:
-            judge = open_judge(self._settings, self._corpora, ledger)
-            self.found["pilot"] = priced(
-                self._settings, pilot_calls(self._corpora, judge, self._settings.agent, groupings)
-            )
+            judge = open_judge(self._settings, self._corpora, cache)
+            self.costs["pilot"] = self._price(pilot_calls(self._corpora, judge, self._settings.agent, groupings))
 
-    def watch(self, judge: Judge) -> Callable[[Progress], None]:
-        """Lets the judge's panel project from what calls use, and says once what came out early in the run."""
+    def watch(self, judge: Judge) -> Callable[[ScoringProgress], None]:
+        """Lets the judge's progress display project from the plan; the result logs a revised forecast once."""
         engine = getattr(judge, "engine", None)
         if engine is not None:
             engine.plan(self.planned)
 
-        def look(progress: Progress) -> None:
-            if (
-                engine is not None
-                and progress.done == min(_REVISED_AFTER, progress.total)
-                and "revised" not in self.found
-            ):
-                self.found["revised"] = engine.projected
+        def look(progress: ScoringProgress) -> None:
+            due = progress.done == min(_REVISED_AFTER, progress.total)
+            if engine is not None and due and "revised" not in self.costs:
+                self.costs["revised"] = engine.projected
                 log.info("%s", self)
 
         return look
 
-    def save(self, path: Path, cards: Iterable[Scorecard] = ()) -> None:
-        """Writes the forecasts and, once there are scorecards, what they used."""
-        value: dict[str, Any] = {name: one.to_json() for name, one in self.found.items()}
-        if cards := list(cards):
-            used = {f"{kind}_tokens": sum(card.tokens[kind] for card in cards) for kind in ("prompt", "completion")}
-            value["used"] = {
-                "calls": sum(card.calls for card in cards),
-                **used,
-                "dollars": sum(card.cost_usd for card in cards),
-            }
+    def save(self, path: Path, cards: Iterable[Scorecard]) -> None:
+        """Writes the forecasts and what the scorecards used."""
+        cards = list(cards)
+        value: dict[str, Any] = {name: cost.to_json() for name, cost in self.costs.items()}
+        value["used"] = {
+            "calls": sum(card.calls for card in cards),
+            "prompt_tokens": sum(card.tokens["prompt"] for card in cards),
+            "completion_tokens": sum(card.tokens["completion"] for card in cards),
+            "dollars": sum(card.cost_usd for card in cards),
+        }
         write_json(path, value)
 
 
-def score_named(
-    settings: JudgeSettings,
+@dataclass(frozen=True, kw_only=True)
+class DriftCheck:
+    """One corpus at two K: the scorecard at the other K, and the comparison, smaller K first."""
+
+    card: Scorecard
+    comparison: Comparison
+    sizes: tuple[int, int]
+
+    def to_json(self) -> dict[str, Any]:
+        """Both K, whether the judge drifts, and the comparison."""
+        drifts, comparison = self.comparison.decided, self.comparison.to_json()
+        return {"samples_per_grouping": list(self.sizes), "drifts": drifts, "comparison": comparison}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checks:
+    """Draws and drift as they were asked for, by the name of the corpus."""
+
+    draws: Mapping[str, Draws] = field(default_factory=dict)
+    drift: Mapping[str, DriftCheck] = field(default_factory=dict)
+
+    def save(self, folders: Mapping[str, Path]) -> None:
+        """Writes draws.json, drift.json and the scorecard at the other K to each corpus's folder."""
+        for name, draws in self.draws.items():
+            write_json(folders[name] / "draws.json", draws.to_json())
+        for name, check in self.drift.items():
+            write_json(folders[name] / "drift.json", check.to_json())
+            check.card.save(folders[name] / "drift" / "scorecard.json")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreResult:
+    """What a run found, by the name of the corpus; `cards` is empty without a judge, and all is in a dry run."""
+
+    forecast: ScoringForecast | None = None
+    cards: Mapping[str, Scorecard] = field(default_factory=dict)
+    metrics: Mapping[str, MetricsCard] = field(default_factory=dict)
+    checks: Checks = field(default_factory=Checks)
+    comparisons: Sequence[PairComparison] = ()
+
+
+def run_score(config: ScoreConfig, while_waiting: Callable[[], None] = lambda: None) -> ScoreResult:
+    """Forecasts, scores and measures as a configuration asks for, and writes every file but the page.
+
+    Args:
+      while_waiting: called in a thread while a language model works on the first requests, for slow imports.
+
+    Raises:
+      InputError: a corpus cannot be read, or the judge cannot be opened or gave nothing usable.
+    """
+    corpora = open_corpora(config)
+    output_dir = Path(config.output_dir)
+    folders = {name: output_dir / name if len(corpora) > 1 else output_dir for name in corpora}
+    if judge_kind(config.judge).open is None:
+        return ScoreResult() if config.dry_run else ScoreResult(metrics=_measure(config, corpora, folders))
+    cache = output_dir / "ledger.sqlite"
+    expected = ScoringForecast(config, list(corpora.values()))
+    log.info("%s", expected)
+    if config.pilot_groupings and expected.planned:
+        expected.run_pilot(config.pilot_groupings, cache)
+        log.info("%s", expected)
+    if config.dry_run:
+        return ScoreResult(forecast=expected)
+    with _while_waiting(config, while_waiting):
+        cards, comparisons = _score(config, corpora, cache, folders, expected)
+    expected.save(output_dir / "forecast.json", cards.values())
+    metrics = _measure(config, corpora, folders)
+    cards = {
+        name: replace(card, baseline=metrics[name].to_json()) if name in metrics else card
+        for name, card in cards.items()
+    }
+    for name, card in cards.items():
+        card.save(folders[name] / "scorecard.json")
+        log.info("%s: %s", name, _summary(card))
+        for warning in card.warnings:
+            log.warning("%s: %s", name, warning)
+    for comparison in comparisons:
+        log.info("%s", comparison)
+    if comparisons:
+        write_json(output_dir / "comparison.json", [comparison.to_json() for comparison in comparisons])
+    checks = _run_checks(config, corpora, cards, cache)
+    checks.save(folders)
+    return ScoreResult(forecast=expected, cards=cards, metrics=metrics, checks=checks, comparisons=comparisons)
+
+
+def open_corpora(config: ScoreConfig) -> dict[str, Corpus]:
+    """The corpora of a configuration by name.
+
+    Raises:
+      InputError: none is named, or one cannot be read.
+    """
+    return {name: open_corpus(corpus) for name, corpus in named_corpora(config).items()}
+
+
+@contextlib.contextmanager
+def _while_waiting(config: ScoreConfig, function: Callable[[], None]) -> Iterator[None]:
+    timer = threading.Timer(_FIRST_REQUESTS_SECONDS, function)
+    if judge_kind(config.judge).is_llm:
+        timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def _score(
+    config: ScoreConfig,
     corpora: Mapping[str, Corpus],
-    ledger: Path,
-    groupings: Mapping[str, Path],
-    outlook: Outlook | None = None,
-) -> dict[str, Scorecard]:
-    """Scores corpora under one ruler, and writes every partition to the files in `groupings`."""
-    judge = open_judge(settings, list(corpora.values()), ledger)
-    log.info("scoring %s (judge: %s)", ", ".join(corpora), judge.label)
-    progress = outlook.watch(judge) if outlook else None
-    return score_corpora(corpora, judge, settings.agent, groupings_paths=groupings, progress=progress)
+    cache: Path,
+    folders: Mapping[str, Path],
+    expected: ScoringForecast,
+) -> tuple[dict[str, Scorecard], list[PairComparison]]:
+    """Scorecards and comparisons, at a size fixed beforehand or until a comparison is decided."""
+    paths = {name: folder / "groupings.jsonl" for name, folder in folders.items()}
+    judge = open_judge(config, list(corpora.values()), cache)
+    if not config.until_decided:
+        log.info("scoring %s (judge: %s)", ", ".join(corpora), judge.label)
+        progress = expected.watch(judge)
+        cards = score_corpora(corpora, judge, config.agent, groupings_paths=paths, progress=progress)
+        return cards, compare_pairs(cards, config.alpha)
+    if len(corpora) != 2:
+        raise InputError(
+            f"config.until_decided: compares two corpora and {len(corpora)} are named; give two, joined by a comma"
+        )
+    log.info("scoring %s until decided (judge: %s)", " and ".join(corpora), judge.label)
+    first, second = corpora
+    comparison, card_a, card_b = score_until_decided(
+        corpora[first],
+        corpora[second],
+        judge,
+        config.agent,
+        alpha=config.alpha,
+        looks=config.looks,
+        groupings_paths=(paths[first], paths[second]),
+    )
+    return {first: card_a, second: card_b}, [PairComparison(first=first, second=second, comparison=comparison)]
+
+
+def _measure(
+    config: ScoreConfig, corpora: Mapping[str, Corpus], folders: Mapping[str, Path]
+) -> Mapping[str, MetricsCard]:
+    if not config.metrics:
+        return {}
+    from diversity_jax.scoring.metrics import measure_corpora
+
+    return measure_corpora(config, corpora, folders)
+
+
+def _run_checks(
+    config: ScoreConfig, corpora: Mapping[str, Corpus], cards: Mapping[str, Scorecard], cache: Path
+) -> Checks:
+    """Scores the draws and the other K that a configuration asks for; answers are cached as usual."""
+    draws = {}
+    for name, corpus in corpora.items() if config.draws else ():
+        judge = open_judge(config, list(corpora.values()), cache)
+        log.info("%s: scoring %d draws of %s documents", name, config.draws, f"{config.draw_size:,}")
+        draws[name] = score_draws(corpus, judge, config.agent, draws=config.draws, draw_size=config.draw_size)
+    drifts = _check_drift(config, corpora, cards, cache) if config.drift_samples_per_grouping else {}
+    for name, drawn in draws.items():
+        mean = drawn.effective_clusters
+        interval = f"[{mean.low:.4g}, {mean.high:.4g}]"
+        log.info("%s: %.4g effective clusters %s over %d draws", name, mean.value, interval, len(drawn.scorecards))
+    for name, check in drifts.items():
+        small, large = check.sizes
+        verdict = f"reads otherwise: keep K = {small}" if check.comparison.decided else "no drift seen"
+        log.info("%s: K = %d against K = %d: ratio %s, %s", name, small, large, check.comparison.ratio_text, verdict)
+    return Checks(draws=draws, drift=drifts)
+
+
+def _check_drift(
+    config: ScoreConfig, corpora: Mapping[str, Corpus], cards: Mapping[str, Scorecard], cache: Path
+) -> dict[str, DriftCheck]:
+    judge = open_judge(config, list(corpora.values()), cache)
+    other = config.drift_samples_per_grouping
+    log.info("scoring %s at K = %d", ", ".join(corpora), other)
+    checks = {}
+    for name, card in score_corpora(corpora, judge, replace(config.agent, samples_per_grouping=other)).items():
+        small, large = sorted((cards[name], card), key=lambda either: either.series.samples_per_grouping)
+        sizes = (small.series.samples_per_grouping, large.series.samples_per_grouping)
+        checks[name] = DriftCheck(card=card, comparison=drift(small, large, alpha=config.alpha), sizes=sizes)
+    return checks
+
+
+def _summary(card: Scorecard) -> str:
+    score = card.effective_clusters
+    high = "no upper bound" if score.high is None else f"{score.high:.4g}"
+    line = f"{score.value:.4g} effective clusters [{score.low:.4g}, {high}], {card.groupings} groupings"
+    line += f", {card.dropped_groupings} dropped" if card.dropped_groupings else ""
+    return f"{line}, cluster score {card.cluster_score.value:.3g}, ${card.cost_usd:.2f} (judge: {card.judge})"
 
 
 def scorer(settings: JudgeSettings, folder: Path) -> Callable[[Mapping[str, Corpus]], Mapping[str, Scorecard]]:
-    """A function that scores a mixture's corpora and keeps the scorecards in `folder`, to be found by the next run."""
+    """A function that scores a mixture's corpora and stores the scorecards in `folder`, to be found by the next run."""
 
     def score(corpora: Mapping[str, Corpus]) -> Mapping[str, Scorecard]:
         if not corpora:
             return {}
-        index, ledger = folder / "index.json", folder / "ledger.sqlite"
-        judge = open_judge(settings, list(corpora.values()), ledger)
+        index = folder / "index.json"
+        judge = open_judge(settings, list(corpora.values()), folder / "ledger.sqlite")
         key = content_hash(
             {name: score_key(corpus.fingerprint(), judge, settings.agent) for name, corpus in corpora.items()}
         )
         if index.exists() and read_json(index) == {"key": key, "names": sorted(corpora)}:
             log.info("scored before: %s (judge: %s)", ", ".join(corpora), judge.label)
             return {name: Scorecard.load(folder / f"{name}.json") for name in corpora}
-        log.info(describe_price(settings, list(corpora.values())))
+        log.info("%s", ScoringForecast(settings, list(corpora.values())))
         folder.mkdir(parents=True, exist_ok=True)
         log.info("scoring %s (judge: %s)", ", ".join(corpora), judge.label)
         paths = {name: folder / f"{name}.groupings.jsonl" for name in corpora}

@@ -62,7 +62,7 @@ def _cost(step: Step, assumed: Assumed) -> Need:
         return Need(tokens=tokens, flops=tokens * flops_per_token(config.model, length, causal=False))
     if step.kind == "generate":
         return _generation(config, assumed)
-    if step.kind in ("score", "build") and config.judge not in ("offline", "none"):
+    if step.kind in ("score", "build") and judge_kind(config.judge).is_llm:
         corpora = 1
         if step.kind == "build":
             corpora = sum(not part.policy.ungated for part in config.mixture.components if part.policy)

@@ -19,14 +19,21 @@ from typing import Any
 
 import numpy as np
 
-from diversity_jax.cluster_agent import AgentConfig, Criteria, Judge, LlmJudge, OfflineJudge, propose_criteria
+from diversity_jax.cluster_agent import (
+    AgentConfig,
+    Criteria,
+    Judge,
+    OfflineJudge,
+    judge_kind,
+    open_judge,
+    propose_criteria,
+)
 from diversity_jax.cluster_agent.canaries import plant
-from diversity_jax.cluster_agent.cluster import Grouped, judge_grouping
-from diversity_jax.cluster_agent.sampling import Planned
+from diversity_jax.cluster_agent.cluster import JudgedGrouping, judge_grouping
+from diversity_jax.cluster_agent.sampling import PlannedGrouping
 from diversity_jax.cluster_agent.text_cleaning import child_seed, clean_text, random_ids
-from diversity_jax.cluster_agent.types import Sample
+from diversity_jax.cluster_agent.types import Sample, entered
 from diversity_jax.core.files import content_hash
-from diversity_jax.llm import Engine
 from diversity_jax.synthesis.config import SynthesisConfig
 from diversity_jax.synthesis.steering import Evidence
 
@@ -57,7 +64,7 @@ class WordClusters:
     def extend(self, texts: Sequence[str]) -> None:
         """Takes documents in, in order. Equal texts that come in equal parts get equal labels."""
         if self.fitted_to >= _FITTED_TO:
-            self.labels += [self._join(self._judge.place(text)) for text in texts]
+            self.labels += [self._join(self._judge.embed(text)) for text in texts]
             return
         self._kept += texts
         if len(self._kept) < _FEWEST_TO_FIT:
@@ -68,7 +75,7 @@ class WordClusters:
             self.fitted_to = len(self._kept)
             self._start()
             texts = self._kept
-        self.labels += [self._join(self._judge.place(text)) for text in texts]
+        self.labels += [self._join(self._judge.embed(text)) for text in texts]
         if self.fitted_to >= _FITTED_TO:
             self._kept = []
 
@@ -144,7 +151,7 @@ class JudgedClusters:
 
     def _plan(
         self, arm_texts: Sequence[str], standing_texts: Sequence[str], half: int, look: str, number: int
-    ) -> Planned:
+    ) -> PlannedGrouping:
         index = child_seed(self._config.seed, look, number)
         draw = random.Random(index)
         chosen = [("arm", text) for text in draw.sample(arm_texts, half)] + [
@@ -159,10 +166,12 @@ class JudgedClusters:
         canary = None
         if draw.random() < self._config.canary_share:
             samples, canary = plant(samples, ids[2 * half :], draw)
-        return Planned(index=index, criteria_set=number % len(self._criteria.sets), samples=samples, canary=canary)
+        return PlannedGrouping(
+            index=index, criteria_set=number % len(self._criteria.sets), samples=samples, canary=canary
+        )
 
 
-def _pair_shares(grouped: Grouped, half: int) -> tuple[float, float, float]:
+def _pair_shares(grouped: JudgedGrouping, half: int) -> tuple[float, float, float]:
     """Shares of pairs (arm with standing, arm with arm, standing with standing) that one cluster holds; samples of an
     invalid one are alone."""
     side = {sample.sample_id: sample.document for sample in grouped.planned.samples}
@@ -221,14 +230,12 @@ async def open_clusters(
     Raises:
       InputError: an unknown judge, a missing key, or no criteria.
     """
-    judge: Judge
-    if config.judge == "offline":
-        judge = OfflineJudge(list(texts), seed=config.seed)
+    kind = judge_kind(config.judge)
+    if kind.fit:
+        judge = kind.fit(list(texts), config.seed)
     else:
-        ledger = config.engine.ledger or str(Path(config.output_dir) / "ledger.sqlite")
-        engine = dataclasses.replace(config.engine, ledger=ledger, progress="off")
-        judge = await stack.enter_async_context(
-            LlmJudge(Engine(config.judge, base_url=config.judge_base_url, config=engine, budget=config.budget))
-        )
+        settings = dataclasses.replace(config, engine=dataclasses.replace(config.engine, progress="off"))
+        judge = open_judge(settings, (), Path(config.output_dir) / "ledger.sqlite")
+        await stack.enter_async_context(entered(judge))
     proposed = await propose_criteria([_Texts(texts)], judge, config.agent)
     return JudgedClusters(judge, proposed.criteria, config.agent)

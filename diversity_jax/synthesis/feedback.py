@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from diversity_jax.cluster_agent.request import RunEnded
+from diversity_jax.cluster_agent.types import RunEnded
 from diversity_jax.core.errors import InputError
 from diversity_jax.synthesis.arms import Arm, Cell, Material
 from diversity_jax.synthesis.config import SynthesisConfig

@@ -30,9 +30,9 @@ import time
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from diversity_jax.cluster_agent import AgentConfig, LlmJudge, score_corpus
-from diversity_jax.cluster_agent.simulation import LabelledDocument
 from diversity_jax.llm import Engine, EngineConfig, Request
 from tests.llm_server import RemoteServer, serve_process
+from tests.simulated_corpus import LabelledDocument
 
 ROOT = Path(__file__).resolve().parent.parent
 SCHEMA = {

@@ -15,9 +15,9 @@ import sys
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from diversity_jax.cluster_agent import AgentConfig, OfflineJudge, score_corpora, score_until_decided
-from diversity_jax.cluster_agent.simulation import LabelJudge
 from diversity_jax.cluster_agent.text_cleaning import clean_text
 from diversity_jax.corpus import open_corpus
+from tests.simulated_corpus import LabelJudge
 
 
 def main() -> None:

@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from diversity_jax.cluster_agent.canaries import ErrorRates, corrected
 from diversity_jax.cluster_agent.estimators import Groupings, cluster_score, effective_clusters, groupings_needed
 from diversity_jax.cluster_agent.sequential_test import precise_enough
-from diversity_jax.cluster_agent.simulation import even_shares, simulate_groupings, zipf_shares
+from tests.simulated_corpus import even_shares, simulate_groupings, zipf_shares
 
 TRUTHS = (5, 50, 500)
 
@@ -100,7 +100,7 @@ def table_of_errors(runs: int, count: int, generator: np.random.Generator) -> No
             groupings = simulate_groupings(
                 even_shares(truth), samples_per_grouping=10, groupings=count, generator=generator
             )
-            total = groupings.pairs_of_one
+            total = groupings.possible_pairs
             pairs = generator.binomial(groupings.pairs, 1 - b) + generator.binomial(total - groupings.pairs, a)
             kept = {"clusters": groupings.clusters, "kept": groupings.kept, "criteria_set": groupings.criteria_set}
             spoilt = Groupings(samples_per_grouping=10, pairs=pairs, **kept)

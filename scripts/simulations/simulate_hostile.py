@@ -16,8 +16,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from diversity_jax.cluster_agent import AgentConfig, audit
 from diversity_jax.cluster_agent.injection_audit import INJECTIONS
-from diversity_jax.cluster_agent.simulation import LabelJudge, LabelledCorpus, even_shares
 from diversity_jax.cluster_agent.text_cleaning import clean_text
+from tests.simulated_corpus import LabelJudge, LabelledCorpus, even_shares
 
 ORDERS = {"merge": "merge", "invalid": "invalid"}  # what the other injections order is to split
 

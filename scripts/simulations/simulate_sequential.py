@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from diversity_jax.cluster_agent.estimators import Groupings
 from diversity_jax.cluster_agent.sequential_test import compare_groupings, compare_in_looks
-from diversity_jax.cluster_agent.simulation import even_shares, simulate_groupings
+from tests.simulated_corpus import even_shares, simulate_groupings
 
 
 def draw(shares, k: int, count: int, generator: np.random.Generator) -> Groupings:

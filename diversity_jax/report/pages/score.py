@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from diversity_jax.cluster_agent import Draws, PairComparison, Scorecard, compare_pairs
+from diversity_jax.cluster_agent import Draws, PairComparison, Scorecard, compare_pairs, registry
 from diversity_jax.core import formats
 from diversity_jax.core.errors import InputError
 from diversity_jax.core.formats import count, counted, estimate, shortened, significant
@@ -21,7 +21,7 @@ from diversity_jax.report.page import KeyFigure, Page, Section
 from diversity_jax.report.pages import metrics
 from diversity_jax.report.plotting import Drawing, render
 from diversity_jax.report.style import Palette
-from diversity_jax.scoring.checks import Checks, DriftCheck
+from diversity_jax.scoring.run import Checks, DriftCheck
 
 MEASURE = (
     "The effective number of clusters, the same measure at any grouping size, with its 95 % interval; an arrow says "
@@ -115,12 +115,7 @@ def judge_note(cards: Iterable[Scorecard]) -> str:
     groupings = counted(sum(card.groupings for card in cards), "grouping")
     sizes = formats.listed([count(size) for size in sorted({card.series.samples_per_grouping for card in cards})])
     note = f"Judged by {formats.listed(judges)} in {groupings} of {sizes} samples."
-    if any(judge.startswith("offline") for judge in judges):
-        note += (
-            " The offline judge groups texts by the words they share: a baseline, not a stand-in for a language "
-            "model's judgement."
-        )
-    return note
+    return " ".join([note, *filter(None, map(registry.judge_note, judges))])
 
 
 def _verdict(cards: Mapping[str, Scorecard], differences: Sequence[PairComparison]) -> str:

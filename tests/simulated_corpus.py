@@ -11,7 +11,7 @@ import numpy as np
 
 from diversity_jax.cluster_agent.estimators import Groupings
 from diversity_jax.cluster_agent.text_cleaning import child_seed
-from diversity_jax.cluster_agent.types import Answer, Task
+from diversity_jax.cluster_agent.types import JudgeAnswer, Task
 from diversity_jax.core.files import content_hash
 
 
@@ -112,17 +112,17 @@ class LabelJudge:
     def expect(self, calls: int) -> None:
         """Nothing to prepare."""
 
-    async def ask(self, task: Task) -> Answer:
+    async def ask(self, task: Task) -> JudgeAnswer:
         """Answers any stage."""
         if task.stage == "cluster_samples":
-            return Answer(value={"clusters": self._clusters(task)})
+            return JudgeAnswer(value={"clusters": self._clusters(task)})
         if task.stage == "verify_clusters":
             valid = int(self._order(task) != "invalid")
-            return Answer(
+            return JudgeAnswer(
                 value={"validation": [{"cluster": n, "valid": valid} for n in range(1, len(task.clusters) + 1)]}
             )
         items = [{"name": "label", "definition": "the known label", "guidance": "equal labels belong together"}]
-        return Answer(value={"metadata": items, "metrics": items})
+        return JudgeAnswer(value={"metadata": items, "metrics": items})
 
     def _order(self, task: Task) -> str | None:
         orders = {order for sample in task.samples if (order := self._obeys(sample.text))}

@@ -1,16 +1,13 @@
-"""The baseline metrics of a scoring run: opens what they need, measures, and puts figures beside the judge's or on
-their own page.
-"""
+"""The baseline metrics of a scoring run: opens the models that they need, and measures."""
 
-from collections.abc import Callable, Mapping
-import dataclasses
+from collections.abc import Callable, Mapping, Sequence
 import functools
 import logging
 from pathlib import Path
 
 import numpy as np
 
-from diversity_jax.cluster_agent import Scorecard
+from diversity_jax.cluster_agent import judge_kind
 from diversity_jax.core.errors import InputError
 from diversity_jax.core.files import read_json
 from diversity_jax.corpus import Corpus, open_corpus
@@ -19,7 +16,7 @@ from diversity_jax.metrics.beam import measure_whole
 from diversity_jax.metrics.embedders import Embedder, LlamaEmbedder, OpenAIEmbedder, SentenceTransformer
 from diversity_jax.metrics.perplexity import CausalModel, JaxLlama, TransformersModel, is_own_llama
 from diversity_jax.scoring.config import ScoreConfig, named_corpora
-from diversity_jax.tokenizers.tokenizer import Tokenizer, load_tokenizer
+from diversity_jax.tokenizers.tokenizer import load_tokenizer
 
 log = logging.getLogger(__name__)
 
@@ -27,22 +24,19 @@ log = logging.getLogger(__name__)
 def measure_corpora(
     config: ScoreConfig, corpora: Mapping[str, Corpus], folders: Mapping[str, Path]
 ) -> dict[str, MetricsCard]:
-    """Measures what `config.metrics` asks for; nothing where it asks for none.
+    """Measures what `config.metrics` asks for.
 
-    With the judge `none` each corpus's figures are its `scorecard.json`; what they cost lies in `metrics_cost.json`
-    beside.
+    Without a judge each corpus's figures are written to its `scorecard.json`; what they cost, to `metrics_cost.json`.
     """
     names = chosen_metrics(config.metrics, config.baseline)
-    if not names:
-        return {}
     if config.baseline.runner is None:
         cards = measure(corpora, names, config.baseline, open_tools(names, config.baseline, Path(config.output_dir)))
     else:
-        opening = {name: functools.partial(open_corpus, one) for name, one in named_corpora(config).items()}
+        openers = {name: functools.partial(open_corpus, corpus) for name, corpus in named_corpora(config).items()}
         scratch = _shared_folder(config)
-        cards = {name: measure_whole(one, name, names, config.baseline, scratch) for name, one in opening.items()}
+        cards = {name: measure_whole(opener, name, names, config.baseline, scratch) for name, opener in openers.items()}
     for name, card in cards.items():
-        if config.judge == "none":
+        if judge_kind(config.judge).open is None:
             card.save(folders[name] / "scorecard.json")
         card.save_cost(folders[name] / "metrics_cost.json")
         for metric, figure in card.metrics.items():
@@ -54,19 +48,9 @@ def measure_corpora(
 
 
 def _shared_folder(config: ScoreConfig) -> str:
-    """Where workers of a Beam runner may leave something: its own `--temp_location`, or on one machine the run's
-    folder.
-    """
+    """A folder that workers of a Beam runner share: its own `--temp_location`, or on one machine the run's folder."""
     named = (option.partition("=") for option in config.baseline.runner_options)
     return next((value for name, _, value in named if name == "--temp_location"), config.output_dir)
-
-
-def attach(cards: Mapping[str, Scorecard], measured: Mapping[str, MetricsCard]) -> dict[str, Scorecard]:
-    """The judge's scorecards with the baseline metrics of the same corpora in them."""
-    return {
-        name: dataclasses.replace(card, baseline=measured[name].to_json()) if name in measured else card
-        for name, card in cards.items()
-    }
 
 
 def open_tools(names: tuple[str, ...], config: MetricsConfig, output_dir: Path) -> Tools:
@@ -76,24 +60,22 @@ def open_tools(names: tuple[str, ...], config: MetricsConfig, output_dir: Path) 
       InputError: one cannot be opened.
     """
     groups = {METRICS[name].group for name in names}
-    embedder = model = larger = count = None
+    embedder = model = larger = None
+    count: Callable[[Sequence[str]], np.ndarray] | None = None
     if "embedding" in groups:
         embedder = open_embedder(config, output_dir / "embeddings")
+    # `chosen_metrics` has checked that the models and the vocabulary are set where a metric needs them.
     if "perplexity" in groups:
-        model = open_model(config.model, config)
-        larger = open_model(config.larger_model, config) if "perplexity_gap" in names else None
+        model = open_model(str(config.model), config)
+        larger = open_model(str(config.larger_model), config) if "perplexity_gap" in names else None
     if "context_length_tokens" in names:
-        tokenizer = load_tokenizer(config.vocabulary)
-        count = _counter(tokenizer)
+        encode = load_tokenizer(str(config.vocabulary)).encode_batch
+
+        def count(texts: Sequence[str]) -> np.ndarray:
+            parts = [encode(texts[start : start + 1024])[1] for start in range(0, len(texts), 1024)]
+            return np.concatenate(parts)
+
     return Tools(embedder=embedder, model=model, larger_model=larger, count_tokens=count)
-
-
-def _counter(tokenizer: Tokenizer) -> Callable:
-    def count(texts) -> np.ndarray:
-        parts = [tokenizer.encode_batch(texts[start : start + 1024])[1] for start in range(0, len(texts), 1024)]
-        return np.concatenate(parts)
-
-    return count
 
 
 def open_embedder(config: MetricsConfig, cache: Path) -> Embedder | None:
@@ -124,7 +106,7 @@ def open_model(name: str, config: MetricsConfig) -> CausalModel:
 
 
 def vocabulary_of(folder: str, asked: str | None) -> str:
-    """The tokenizer of a model's folder: as asked, as its run was configured, or what lies in the folder.
+    """The tokenizer of a model's folder: as asked for, as its run was configured, or the files in the folder.
 
     Raises:
       InputError: none of the three.

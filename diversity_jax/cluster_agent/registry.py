@@ -1,0 +1,104 @@
+"""Judges by the name that a configuration gives: the one place to add a judge.
+
+A name that is not in `JUDGES` is a language model, `PROVIDER:MODEL`. What differs between judges is a field of
+`JudgeKind`; nothing else compares names.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from diversity_jax.cluster_agent.config import AgentConfig
+from diversity_jax.cluster_agent.llm import LlmJudge
+from diversity_jax.cluster_agent.offline import LABEL, OfflineJudge
+from diversity_jax.cluster_agent.types import Judge, SampledCorpus
+from diversity_jax.core.errors import InputError
+from diversity_jax.llm import BudgetConfig, Engine, EngineConfig
+
+
+class JudgeSettings(Protocol):
+    """The fields of a configuration that say who judges, how, and at what price."""
+
+    @property
+    def judge(self) -> str: ...
+    @property
+    def judge_base_url(self) -> str | None: ...
+    @property
+    def agent(self) -> AgentConfig: ...
+    @property
+    def engine(self) -> EngineConfig: ...
+    @property
+    def budget(self) -> BudgetConfig: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class JudgeKind:
+    """What the library has to know of a kind of judge.
+
+    Attributes:
+      open: makes the judge from settings, the corpora to be compared, and the path of the response cache; None where
+        nothing is judged.
+      fit: makes the judge from texts at hand and a seed; None for a judge that is not fitted to texts.
+      label: `Judge.label`; None where it names the model.
+      is_llm: whether a language model is asked, over the network and at a price.
+      note: what a page says of figures by this judge.
+    """
+
+    open: Callable[[JudgeSettings, Sequence[SampledCorpus], Path], Judge] | None
+    fit: Callable[[Sequence[str], int], Judge] | None = None
+    label: str | None = None
+    is_llm: bool = False
+    note: str = ""
+
+
+def _open_offline(settings: JudgeSettings, corpora: Sequence[SampledCorpus], cache: Path) -> Judge:
+    agent = settings.agent
+    return OfflineJudge.fit(corpora, seed=agent.seed, max_characters=agent.max_characters)
+
+
+def _open_llm(settings: JudgeSettings, corpora: Sequence[SampledCorpus], cache: Path) -> LlmJudge:
+    path = settings.engine.ledger or str(cache)
+    engine = dataclasses.replace(settings.engine, ledger=path)
+    judge = LlmJudge(Engine(settings.judge, base_url=settings.judge_base_url, config=engine, budget=settings.budget))
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    return judge
+
+
+JUDGES: Mapping[str, JudgeKind] = {
+    "offline": JudgeKind(
+        open=_open_offline,
+        fit=lambda texts, seed: OfflineJudge(texts, seed=seed),
+        label=LABEL,
+        note="The offline judge groups texts by the words they share: a baseline, not a stand-in for a language "
+        "model's judgement.",
+    ),
+    "none": JudgeKind(open=None),
+}
+_LLM = JudgeKind(open=_open_llm, is_llm=True)
+
+
+def judge_kind(name: str) -> JudgeKind:
+    """The kind of the judge that a configuration names."""
+    return JUDGES.get(name, _LLM)
+
+
+def judge_note(label: str) -> str:
+    """What a page says of figures by the judge with this label; empty where there is nothing to say."""
+    return next((kind.note for kind in JUDGES.values() if kind.label == label), "")
+
+
+def open_judge(settings: JudgeSettings, corpora: Sequence[SampledCorpus], cache: Path) -> Judge:
+    """The judge of a configuration, one for all `corpora` to be compared.
+
+    Args:
+      cache: where paid answers are stored, unless `engine.ledger` names another file.
+
+    Raises:
+      InputError: an unknown judge, a model without a price, or a missing API key.
+    """
+    kind = judge_kind(settings.judge)
+    if kind.open is None:
+        raise InputError(f"judge {settings.judge}: judges nothing; name another, such as offline or PROVIDER:MODEL")
+    return kind.open(settings, corpora, cache)
