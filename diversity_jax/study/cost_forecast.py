@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import functools
 from typing import Any
 
-from diversity_jax.cluster_agent import AgentConfig
+from diversity_jax.cluster_agent import AgentConfig, judge_kind
 from diversity_jax.cluster_agent.cost_forecast import plan_calls
 from diversity_jax.core.errors import InputError
 from diversity_jax.corpus import Document
