@@ -4,8 +4,8 @@ import asyncio
 
 import pytest
 
+from diversity_jax.core import progress
 from diversity_jax.llm import Engine, EngineConfig, Request
-from diversity_jax.llm import progress as progress_module
 from tests.llm_server import serve
 
 
@@ -29,8 +29,8 @@ def ask(mode: str, count: int = 12, expected: int | None = 24) -> dict[str, str]
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "none")
-    monkeypatch.setattr(progress_module, "_LINE_SECONDS", 0.02)
-    monkeypatch.setattr(progress_module, "_PANEL_SECONDS", 0.02)
+    monkeypatch.setattr(progress, "LINE_SECONDS", 0.02)
+    monkeypatch.setattr(progress, "PANEL_SECONDS", 0.02)
 
 
 def test_every_figure_is_there():

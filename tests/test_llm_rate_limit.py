@@ -5,7 +5,7 @@ import itertools
 
 import pytest
 
-from diversity_jax.llm.rate_limit import Gate, Throttle
+from diversity_jax.llm.rate_limit import PrioritySemaphore, Throttle
 
 
 def throttle(most=100, stall_seconds=60.0, stalled=None):
@@ -14,7 +14,7 @@ def throttle(most=100, stall_seconds=60.0, stalled=None):
 
 def test_a_gate_lets_its_limit_through_in_order_and_forgets_those_who_leave_the_queue():
     async def run():
-        gate, order = Gate(2), []
+        gate, order = PrioritySemaphore(2), []
 
         async def visit(name, **how):
             await gate.enter(**how)
@@ -39,7 +39,7 @@ def test_a_gate_lets_its_limit_through_in_order_and_forgets_those_who_leave_the_
 
 def test_a_place_given_to_a_cancelled_waiter_is_not_lost():
     async def run():
-        gate = Gate(1)
+        gate = PrioritySemaphore(1)
         await gate.enter()
         waiting = asyncio.create_task(gate.enter())
         await asyncio.sleep(0)
@@ -54,7 +54,7 @@ def test_a_place_given_to_a_cancelled_waiter_is_not_lost():
 
 def test_a_stopped_gate_turns_everybody_away():
     async def run():
-        gate = Gate(1)
+        gate = PrioritySemaphore(1)
         await gate.enter()
         waiting = asyncio.create_task(gate.enter())
         await asyncio.sleep(0)

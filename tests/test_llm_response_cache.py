@@ -16,8 +16,8 @@ import pytest
 from diversity_jax.core.errors import InputError
 from diversity_jax.llm import BudgetConfig
 from diversity_jax.llm.budget import Amount
-from diversity_jax.llm.response_cache import Ledger
-from diversity_jax.llm.response_cache_file import Entry, Failure
+from diversity_jax.llm.response_cache import ResponseCache
+from diversity_jax.llm.response_cache_file import CachedFailure, CachedResponse
 from tests.llm_server import serve
 from tests.llm_worker import key_of, number_of, question, result, start
 
@@ -29,8 +29,8 @@ def _key(monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "sk-test-0123456789")
 
 
-def entry(text: str = "an answer", **changes) -> Entry:
-    return Entry(
+def entry(text: str = "an answer", **changes) -> CachedResponse:
+    return CachedResponse(
         **{"stage": "s", "text": text, "prompt_tokens": 3, "completion_tokens": 4, "dollars": 0.5, "model": "m"}
         | changes
     )
@@ -40,7 +40,7 @@ def with_ledger(path, work, *, run: str = "default", caps: BudgetConfig = Budget
     """Runs the coroutine function `work` on an open ledger."""
 
     async def go():
-        ledger = Ledger(None if path is None else str(path), run=run, caps=caps, replay=replay)
+        ledger = ResponseCache(None if path is None else str(path), run=run, caps=caps, replay=replay)
         try:
             return await work(ledger)
         finally:
@@ -73,40 +73,40 @@ def keys_in(ledger: Path) -> set[str]:
 )
 def test_any_text_comes_back_as_it_was(text, tmp_path):
     async def write(ledger):
-        await ledger.claim("k", NOTHING)
-        await ledger.settle("k", NOTHING, entry(text))
+        await ledger.reserve("k", NOTHING)
+        await ledger.commit("k", NOTHING, entry(text))
 
     with_ledger(tmp_path / "l", write)
-    assert with_ledger(tmp_path / "l", lambda ledger: ledger.look("k")).text == text
+    assert with_ledger(tmp_path / "l", lambda ledger: ledger.find("k")).text == text
 
 
 def test_a_failure_is_never_an_answer_but_replays(tmp_path):
-    failure = Failure(stage="s", reason="refused", detail="no", prompt_tokens=1, completion_tokens=0, dollars=0.1)
+    failure = CachedFailure(stage="s", reason="refused", detail="no", prompt_tokens=1, completion_tokens=0, dollars=0.1)
 
     async def write(ledger):
-        assert (await ledger.claim("k", NOTHING)).state == "granted"
-        await ledger.settle("k", Amount(0.1, 1, 1), failure)
-        return await ledger.look("k"), (await ledger.claim("k", NOTHING)).state
+        assert (await ledger.reserve("k", NOTHING)).state == "granted"
+        await ledger.commit("k", Amount(0.1, 1, 1), failure)
+        return await ledger.find("k"), (await ledger.reserve("k", NOTHING)).state
 
     assert with_ledger(tmp_path / "l", write) == (None, "granted")
-    assert with_ledger(tmp_path / "l", lambda ledger: ledger.look("k"), replay=True) == failure
+    assert with_ledger(tmp_path / "l", lambda ledger: ledger.find("k"), replay=True) == failure
 
 
 def test_the_first_answer_stays(tmp_path):
     async def write(ledger):
-        await ledger.settle("k", NOTHING, entry("first"))
-        await ledger.settle("k", NOTHING, entry("second"))
-        return await ledger.look("k")
+        await ledger.commit("k", NOTHING, entry("first"))
+        await ledger.commit("k", NOTHING, entry("second"))
+        return await ledger.find("k")
 
     assert with_ledger(tmp_path / "l", write).text == "first"
 
 
 def test_spending_is_added_up_by_run_and_over_restarts(tmp_path):
     async def spend(ledger):
-        await ledger.claim("k", Amount(9.0, 9, 1))
-        await ledger.settle("k", Amount(0.25, 10, 1), None)  # the first attempt failed
-        await ledger.claim("k", Amount(9.0, 9, 1))
-        await ledger.settle("k", Amount(0.5, 20, 1), None)
+        await ledger.reserve("k", Amount(9.0, 9, 1))
+        await ledger.commit("k", Amount(0.25, 10, 1), None)  # the first attempt failed
+        await ledger.reserve("k", Amount(9.0, 9, 1))
+        await ledger.commit("k", Amount(0.5, 20, 1), None)
         return ledger.spent_before
 
     assert with_ledger(tmp_path / "l", spend, run="a") == NOTHING
@@ -117,12 +117,12 @@ def test_spending_is_added_up_by_run_and_over_restarts(tmp_path):
 @pytest.mark.parametrize("cap", [{"max_dollars": 1.0}, {"max_tokens": 100}, {"max_calls": 2}])
 def test_a_claim_that_could_pass_the_cap_is_held_back(cap, tmp_path):
     async def claim(ledger):
-        first = await ledger.claim("a", Amount(0.9, 90, 2))
-        over = await ledger.claim("b", Amount(0.2, 20, 1))
-        await ledger.settle("a", Amount(0.1, 10, 1), None)
-        fits = await ledger.claim("b", Amount(0.2, 20, 1))
-        await ledger.settle("b", Amount(0.9, 90, 1), None)
-        last = await ledger.claim("c", Amount(0.2, 20, 1))
+        first = await ledger.reserve("a", Amount(0.9, 90, 2))
+        over = await ledger.reserve("b", Amount(0.2, 20, 1))
+        await ledger.commit("a", Amount(0.1, 10, 1), None)
+        fits = await ledger.reserve("b", Amount(0.2, 20, 1))
+        await ledger.commit("b", Amount(0.9, 90, 1), None)
+        last = await ledger.reserve("c", Amount(0.2, 20, 1))
         return first, over, fits, last
 
     first, over, fits, last = with_ledger(tmp_path / "l", claim, caps=BudgetConfig(**cap))
@@ -136,10 +136,10 @@ def test_what_another_living_process_asks_is_held_and_what_a_dead_one_asked_is_c
         "import asyncio, sys, time\n"
         "from diversity_jax.llm import BudgetConfig\n"
         "from diversity_jax.llm.budget import Amount\n"
-        "from diversity_jax.llm.response_cache import Ledger\n"
+        "from diversity_jax.llm.response_cache import ResponseCache\n"
         "async def go():\n"
-        "    ledger = Ledger(sys.argv[1], run='default', caps=BudgetConfig())\n"
-        "    await ledger.claim('k', Amount(2.0, 200, 1))\n"
+        "    ledger = ResponseCache(sys.argv[1], run='default', caps=BudgetConfig())\n"
+        "    await ledger.reserve('k', Amount(2.0, 200, 1))\n"
         "    print('claimed', flush=True)\n"
         "    time.sleep(60)\n"
         "asyncio.run(go())\n"
@@ -149,10 +149,10 @@ def test_what_another_living_process_asks_is_held_and_what_a_dead_one_asked_is_c
         assert other.stdout.readline() == "claimed\n"
 
         async def claim(ledger):
-            before = await ledger.claim("k", Amount(1.0, 1, 1))
+            before = await ledger.reserve("k", Amount(1.0, 1, 1))
             other.kill()
             other.wait()
-            return before.state, (await ledger.claim("k", Amount(1.0, 1, 1))).state
+            return before.state, (await ledger.reserve("k", Amount(1.0, 1, 1))).state
 
         assert with_ledger(tmp_path / "l", claim) == ("held", "granted")
     finally:
@@ -185,15 +185,15 @@ def test_a_damaged_or_foreign_ledger_is_one_line_that_names_it(damage, says, tmp
 
     async def write(ledger):
         for number in range(200):
-            await ledger.settle(f"k{number}", NOTHING, entry("x" * 200))
+            await ledger.commit(f"k{number}", NOTHING, entry("x" * 200))
 
     with_ledger(path, write)
     damage(path)
 
     async def read(ledger):
         for number in range(200):
-            await ledger.look(f"k{number}")
-            await ledger.claim(f"new{number}", NOTHING)
+            await ledger.find(f"k{number}")
+            await ledger.reserve(f"new{number}", NOTHING)
 
     with pytest.raises(InputError, match=says) as caught:
         with_ledger(path, read)
@@ -203,17 +203,17 @@ def test_a_damaged_or_foreign_ledger_is_one_line_that_names_it(damage, says, tmp
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
 def test_a_read_only_ledger_is_one_line(tmp_path):
-    with_ledger(tmp_path / "l", lambda ledger: ledger.look("k"))
+    with_ledger(tmp_path / "l", lambda ledger: ledger.find("k"))
     (tmp_path / "l").chmod(0o400)
     with pytest.raises(InputError, match="may not be written"):
-        with_ledger(tmp_path / "l", lambda ledger: ledger.look("k"))
+        with_ledger(tmp_path / "l", lambda ledger: ledger.find("k"))
 
 
 def test_replay_reads_a_ledger_in_a_folder_that_may_not_be_written(tmp_path):
-    with_ledger(tmp_path / "l", lambda ledger: ledger.settle("k", NOTHING, entry()))
+    with_ledger(tmp_path / "l", lambda ledger: ledger.commit("k", NOTHING, entry()))
     tmp_path.chmod(0o500)
     try:
-        assert with_ledger(tmp_path / "l", lambda ledger: ledger.look("k"), replay=True) == entry()
+        assert with_ledger(tmp_path / "l", lambda ledger: ledger.find("k"), replay=True) == entry()
         assert [path.name for path in tmp_path.iterdir()] == ["l"]
     finally:
         tmp_path.chmod(0o700)
@@ -221,9 +221,9 @@ def test_replay_reads_a_ledger_in_a_folder_that_may_not_be_written(tmp_path):
 
 def test_replay_without_a_ledger_is_one_line(tmp_path):
     with pytest.raises(InputError, match="no such ledger to replay"):
-        with_ledger(tmp_path / "absent", lambda ledger: ledger.look("k"), replay=True)
+        with_ledger(tmp_path / "absent", lambda ledger: ledger.find("k"), replay=True)
     with pytest.raises(InputError, match="needs a ledger"):
-        with_ledger(None, lambda ledger: ledger.look("k"), replay=True)
+        with_ledger(None, lambda ledger: ledger.find("k"), replay=True)
 
 
 def test_a_full_disk_is_one_line_and_what_was_written_before_stays(tmp_path):
@@ -234,7 +234,7 @@ def test_a_full_disk_is_one_line_and_what_was_written_before_stays(tmp_path):
         "import signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "async def fill(ledger):\n"
         "    for number in range(10_000):\n"
-        "        await ledger.settle(f'k{number}', NOTHING, entry('x' * 20_000))\n"
+        "        await ledger.commit(f'k{number}', NOTHING, entry('x' * 20_000))\n"
         "        print(number, flush=True)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (2_000_000, 2_000_000))\n"
         "try:\n"
@@ -252,7 +252,7 @@ def test_a_full_disk_is_one_line_and_what_was_written_before_stays(tmp_path):
     assert done.stderr == ""
     last = int(written[-1])
     assert last > 20
-    assert with_ledger(tmp_path / "l", lambda ledger: ledger.look(f"k{last}")).text == "x" * 20_000
+    assert with_ledger(tmp_path / "l", lambda ledger: ledger.find(f"k{last}")).text == "x" * 20_000
 
 
 @pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.slow)])

@@ -3,7 +3,7 @@
 import pytest
 
 from diversity_jax.core.errors import InputError
-from diversity_jax.llm.providers.google_schema import gemini_schema
+from diversity_jax.llm.providers.google_genai import gemini_schema
 from tests.llm_answers import json_schema
 
 

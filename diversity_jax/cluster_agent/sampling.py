@@ -17,7 +17,6 @@ from diversity_jax.cluster_agent.config import AgentConfig
 from diversity_jax.cluster_agent.text_cleaning import child_seed, choose, clean_text, random_ids, random_order
 from diversity_jax.cluster_agent.types import Sample, SampledCorpus
 from diversity_jax.core.errors import InputError
-from diversity_jax.llm.undisturbed import quick_turns
 
 _CHUNK_GROUPINGS = (200, 400, 800, 1600)  # then 2,000 each
 _LAST_CHUNK_GROUPINGS = 2000
@@ -135,10 +134,8 @@ class GroupingSampler:
     async def _draw(self, chunk: int) -> tuple[_Texts, int]:
         seed = child_seed(self._config.seed, "pool", chunk)
         count = _chunk_groupings(chunk) * self._config.samples_per_grouping
-        with quick_turns:
-            return await asyncio.to_thread(
-                draw_texts, self._corpus, count, seed, self._config.max_characters, keep=self._keep
-            )
+        characters = self._config.max_characters
+        return await asyncio.to_thread(draw_texts, self._corpus, count, seed, characters, keep=self._keep)
 
     def _planned(self, index: int, sets: int) -> PlannedGrouping:
         k = self._config.samples_per_grouping

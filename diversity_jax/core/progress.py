@@ -57,13 +57,17 @@ class ProgressDisplay:
         """Adds to what is completed."""
         self.update(self._history[-1][1] + amount)
 
-    def update(self, completed: float, figures: Mapping[str, int | str] = _NO_FIGURES) -> None:
+    def update(
+        self, completed: float, figures: Mapping[str, int | str] = _NO_FIGURES, *, total: float | None = None
+    ) -> None:
         """Records how much of the stage is done, and draws when it is time.
 
         Args:
           figures: shown instead of the amount completed, by name, in this order.
+          total: replaces the stage's total, where it has become known.
         """
         now = time.monotonic()
+        self._total = self._total if total is None else total
         amount = figures.get(self._unit, completed)
         self._figures = figures
         self._history.append((now, completed, amount if isinstance(amount, int) else completed))

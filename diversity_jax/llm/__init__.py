@@ -1,11 +1,11 @@
-"""One door to language models: providers, one asynchronous engine, a ledger of paid answers, a hard budget."""
+"""Language models: providers, one asynchronous engine, a cache of paid answers, a hard budget."""
 
 from diversity_jax.llm.budget import BudgetConfig, Price, price_of
-from diversity_jax.llm.config import EngineConfig, Stats
 from diversity_jax.llm.cost_forecast import CostForecast, PlannedCalls, Tokens, estimate_tokens, forecast
 from diversity_jax.llm.engine import Engine
-from diversity_jax.llm.providers import parse_model
-from diversity_jax.llm.types import CallFailed, Completion, Request, Schema
+from diversity_jax.llm.progress import Stats
+from diversity_jax.llm.providers.registry import parse_model
+from diversity_jax.llm.types import CallFailed, Completion, EngineConfig, Request, Schema
 
 __all__ = [
     "BudgetConfig",

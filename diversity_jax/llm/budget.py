@@ -1,8 +1,10 @@
-"""Money: what a call costs, what a run will cost, and the cap it may not pass."""
+"""Prices of models, amounts used by calls, and the caps on a run."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 import functools
 import ipaddress
+import math
 from pathlib import Path
 import re
 from typing import NamedTuple
@@ -10,26 +12,28 @@ import urllib.parse
 
 from diversity_jax.core.errors import InputError
 from diversity_jax.core.files import read_json
-from diversity_jax.llm.types import Request
+from diversity_jax.llm.providers.registry import PROVIDERS
+from diversity_jax.llm.types import Request, Schema
 
 SHIPPED_PRICES = Path(__file__).with_name("prices.json")
 # Chat templates and the wrapping of a schema add tokens that no text shows.
 _OVERHEAD_TOKENS = 64
+_ANSWERS_TO_ESTIMATE_FROM = 5
 # Vendors pin a model by a date or a number behind its name; the price is that of the name.
 _PINNED = re.compile(r"(-\d{4}-\d{2}-\d{2}|-\d{3}|-latest|@\d+)$")
 
 
 @dataclass(frozen=True, kw_only=True)
 class BudgetConfig:
-    """What a run may use up at most, over all its restarts; None is no cap.
+    """The most that a run may use up, over all its restarts; None is no cap.
 
     Attributes:
       max_dollars: dollars.
       max_tokens: prompt and completion tokens together.
       max_calls: requests sent, the failed ones too.
-      unpriced: go on with a model whose price is not known; its dollars count as zero.
+      unpriced: allow a model whose price is not known; its dollars count as zero.
       prices: path of a price table like the shipped `prices.json`; its entries win over the shipped ones.
-      input_price, output_price: dollars per million prompt and completion tokens of the model asked, before every
+      input_price, output_price: dollars per million prompt and completion tokens of the model; they win over every
         table.
     """
 
@@ -64,19 +68,19 @@ class Amount(NamedTuple):
     calls: int = 0
 
     def plus(self, other: "Amount") -> "Amount":
-        """The sum of both."""
+        """The sum."""
         return Amount(self.dollars + other.dollars, self.tokens + other.tokens, self.calls + other.calls)
 
     def minus(self, other: "Amount") -> "Amount":
-        """What is left without `other`."""
+        """The difference."""
         return Amount(self.dollars - other.dollars, self.tokens - other.tokens, self.calls - other.calls)
 
     def times(self, number: int) -> "Amount":
-        """So many of it."""
+        """The amount of `number` equal calls."""
         return Amount(self.dollars * number, self.tokens * number, self.calls * number)
 
     def passes(self, config: BudgetConfig) -> str | None:
-        """Name of the first cap of `config` that this amount is above, or None."""
+        """Name of the first cap of `config` that this amount exceeds, or None."""
         # Adding a million small prices leaves a rounding error, which is no overspending.
         if config.max_dollars is not None and self.dollars > config.max_dollars * (1 + 1e-9):
             return "max_dollars"
@@ -86,6 +90,11 @@ class Amount(NamedTuple):
 
 
 NOTHING = Amount()
+
+
+def sum_of(amounts: Iterable[Amount]) -> Amount:
+    """The sum of amounts."""
+    return functools.reduce(Amount.plus, amounts, NOTHING)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +113,7 @@ FREE = Price(input=0.0, output=0.0)
 
 
 def is_loopback(base_url: str | None) -> bool:
-    """Whether an address is on this machine, which sends no bill."""
+    """Whether an address is on this machine, whose models are free."""
     host = urllib.parse.urlsplit(base_url or "").hostname or ""
     if host == "localhost":
         return True
@@ -115,36 +124,33 @@ def is_loopback(base_url: str | None) -> bool:
 
 
 def price_of(provider: str, model: str, base_url: str | None, config: BudgetConfig) -> Price:
-    """The price of a model.
-
-    A model on this machine that no table knows is free.
+    """The price of a model; one on this machine that no table lists is free.
 
     Raises:
       InputError: no table has the model, and the budget does not say that this is fine, or caps dollars.
     """
-    if config.input_price is not None:
+    if config.input_price is not None and config.output_price is not None:
         return Price(input=config.input_price, output=config.output_price)
     tables = [_table(config.prices)] if config.prices else []
-    family = "gemini" if provider == "google-genai" else provider
+    family = PROVIDERS[provider].price_family
     name = model.removeprefix("models/")
     for table in [*tables, _table(str(SHIPPED_PRICES))]:
         prices = table.get(family, {})
-        found = prices.get(name) or prices.get(_PINNED.sub("", name))
-        if found:
-            return found
-    here = "give budget.input_price and budget.output_price in dollars per million tokens"
+        price = prices.get(name) or prices.get(_PINNED.sub("", name))
+        if price:
+            return price
+    remedy = "give budget.input_price and budget.output_price in dollars per million tokens"
     if config.max_dollars is not None and (config.unpriced or is_loopback(base_url)):
         raise InputError(
-            f"budget.max_dollars: {provider}:{model} has no price, so dollars cannot be capped; {here}, or cap "
+            f"budget.max_dollars: {provider}:{model} has no price, so dollars cannot be capped; {remedy}, or cap "
             "budget.max_tokens instead"
         )
     if config.unpriced or is_loopback(base_url):
         return FREE
     where = config.prices or f"a copy of {SHIPPED_PRICES}"
     raise InputError(
-        f"budget: no price known for {provider}:{model}; {here}, or add it under models.{family} in {where} and name "
-        "that file in "
-        "budget.prices, or set budget.unpriced=True to go on without"
+        f"budget: no price known for {provider}:{model}; {remedy}, or add it under models.{family} in {where} and name "
+        "that file in budget.prices, or set budget.unpriced=True to go on without"
     )
 
 
@@ -170,9 +176,75 @@ def _table(path: str) -> dict[str, dict[str, Price]]:
 def most_it_can_use(request: Request, price: Price) -> Amount:
     """Upper bound of what one attempt can use up.
 
-    No tokenizer of the field makes more tokens than a text has bytes, and an answer is cut at its allowed length. The
-    bound is loose, about four times for English, but only holds for as long as the call is in flight.
+    No tokenizer in use makes more tokens than a text has bytes, and an answer is cut at `max_output_tokens`. The bound
+    is loose, about four times for English, but is reserved only while the call is in flight.
     """
-    schema_bytes = 0 if request.schema is None else request.schema.most_bytes
+    schema_bytes = request.schema.most_bytes if isinstance(request.schema, Schema) else 0
     prompt_tokens = len((request.system + request.user).encode(errors="replace")) + schema_bytes + _OVERHEAD_TOKENS
     return Amount(price.cost(prompt_tokens, request.max_output_tokens), prompt_tokens + request.max_output_tokens, 1)
+
+
+@dataclass(kw_only=True)
+class StageCosts:
+    """What the answers of one stage have shown: their number, the largest share that a prompt had of its upper bound,
+    and the longest answer in tokens. Bounds what a lost attempt of this stage can have used up.
+    """
+
+    answers: int = 0
+    prompt_share: float = 0.0
+    longest_answer: int = 0
+
+
+class CallCosts:
+    """What the attempts of one call use up, where lost ones (sent, but without an answer) have to be estimated.
+
+    A lost attempt counts as the most that the answers of its stage let expect, and before there are a few answers as
+    `most`. Once the call is answered each of its lost attempts counts as the same prompt with twice its answer.
+
+    Args:
+      request: the call.
+      price: of the model.
+      stage: shared by all calls of the stage.
+
+    Attributes:
+      most: upper bound of what one attempt can use up.
+    """
+
+    def __init__(self, request: Request, price: Price, stage: StageCosts):
+        self.most = most_it_can_use(request, price)
+        self._max_output_tokens = request.max_output_tokens
+        self._most_prompt_tokens = self.most.tokens - request.max_output_tokens
+        self._price, self._stage = price, stage
+        self._lost: list[Amount] = []
+
+    def lose_attempt(self) -> Amount:
+        """Counts one more lost attempt; returns what it counts as."""
+        self._lost.append(self._most_lost())
+        return self._lost[-1]
+
+    def answered(self, prompt_tokens: int, completion_tokens: int) -> tuple[Amount, Amount]:
+        """Learns from an answer; returns what the lost attempts count as now, and what they counted as before."""
+        stage = self._stage
+        stage.answers += 1
+        stage.prompt_share = max(stage.prompt_share, prompt_tokens / self._most_prompt_tokens)
+        stage.longest_answer = max(stage.longest_answer, completion_tokens)
+        before, number = sum_of(self._lost), len(self._lost)
+        self._lost.clear()
+        return self._amount(prompt_tokens, 2 * completion_tokens).times(number), before
+
+    def recount(self) -> Amount:
+        """Counts the lost attempts by what is known of the stage now; returns by how much less that is."""
+        before, most = self._lost, self._most_lost()
+        self._lost = [min(amount, most) for amount in before]
+        return sum_of(before).minus(sum_of(self._lost))
+
+    def _most_lost(self) -> Amount:
+        stage, most_prompt = self._stage, self._most_prompt_tokens
+        if stage.answers < _ANSWERS_TO_ESTIMATE_FROM:
+            return self.most
+        prompt_tokens = min(most_prompt, math.ceil(stage.prompt_share * most_prompt))
+        return self._amount(prompt_tokens, 2 * stage.longest_answer)
+
+    def _amount(self, prompt_tokens: int, completion_tokens: int) -> Amount:
+        completion_tokens = min(completion_tokens, self._max_output_tokens)
+        return Amount(self._price.cost(prompt_tokens, completion_tokens), prompt_tokens + completion_tokens, 1)

@@ -4,38 +4,55 @@ import asyncio
 from collections import defaultdict
 from collections.abc import Awaitable, Sequence
 import contextlib
+from dataclasses import dataclass
 import logging
 import random
-from typing import Any
+from typing import Any, TypeVar
 
 from diversity_jax.core.errors import InputError
-from diversity_jax.llm.budget import NOTHING, Amount, BudgetConfig, most_it_can_use, price_of
-from diversity_jax.llm.call import Call, Costs
-from diversity_jax.llm.config import EngineConfig, Stats
+from diversity_jax.llm.budget import NOTHING, Amount, BudgetConfig, CallCosts, StageCosts, price_of, sum_of
 from diversity_jax.llm.cost_forecast import CostForecast, PlannedCalls, StageUsage, reforecast
-from diversity_jax.llm.patience import Patience
-from diversity_jax.llm.progress import Progress
-from diversity_jax.llm.providers import open_provider, parse_model
-from diversity_jax.llm.providers.base import Answer, Provider, Rejected, Transient
-from diversity_jax.llm.rate_limit import Gate, Pass, Throttle, wait
-from diversity_jax.llm.response_cache import Ledger
-from diversity_jax.llm.response_cache_file import Claim, Entry, Failure
-from diversity_jax.llm.types import CallFailed, Completion, Request
-from diversity_jax.llm.undisturbed import rare_search
+from diversity_jax.llm.progress import CallProgress, Stats
+from diversity_jax.llm.providers.base import Provider, Rejected, Reply, Transient, open_provider
+from diversity_jax.llm.providers.registry import parse_model
+from diversity_jax.llm.rate_limit import PrioritySemaphore, Slot, Throttle, wait
+from diversity_jax.llm.response_cache import ResponseCache
+from diversity_jax.llm.response_cache_file import CachedFailure, CachedResponse, Outcome, Reservation
+from diversity_jax.llm.types import CallFailed, Completion, EngineConfig, Request
 
 _logger = logging.getLogger(__name__)
-# Calls beyond those in flight that may be on their way through the ledger, so that no slot waits for the disk even when
-# all answers come at once. A killed run counts them as used up like those in flight; under a cap, where that matters,
-# they are few.
-_AHEAD_FEWEST, _AHEAD_SHARE, _AHEAD_SHARE_CAPPED = 8, 1, 1 / 4
-# Requests looked at at once, in slots: hashing thousands first would keep the first ones from going out.
-_AT_THE_DOOR = 4
+_T = TypeVar("_T")
+# Calls beyond those in flight that may be under way through the cache, so that no slot waits for the disk even when all
+# answers come at once. A killed run counts them as used up like those in flight; under a cap, where that matters, they
+# are few.
+_PREFETCH_LEAST, _PREFETCH_SHARE, _PREFETCH_SHARE_CAPPED = 8, 1, 1 / 4
+# Requests prepared at once, in slots: hashing thousands first would keep the first ones from going out.
+_ADMITTED_PER_SLOT = 4
 _LONGEST_BACKOFF_SECONDS = 30.0
 _POLL_SECONDS = 0.2
-# A call may be turned away with 429 more often than it may fail, because that is how the limit is learnt.
+# A call may be refused with 429 more often than it may fail, because that is how the limit is learnt.
 _RATE_LIMITED_FACTOR = 10
 _REJECTIONS_BEFORE_GIVING_UP = 3
 _ATTEMPTS_TO_REACH_A_SERVER = 3
+
+
+@dataclass(kw_only=True, eq=False)
+class _Call:
+    """One request until it is answered or given up.
+
+    Attributes:
+      reserved: whether an attempt holds a reservation in the cache.
+      spent: what the attempt under way used up; None where it may have used up anything up to `costs.most`.
+      failures, rate_limits: attempts that failed, and that met the server's limit.
+    """
+
+    key: str
+    request: Request
+    costs: CallCosts
+    reserved: bool = False
+    spent: Amount | None = NOTHING
+    failures: int = 0
+    rate_limits: int = 0
 
 
 class Engine:
@@ -47,10 +64,11 @@ class Engine:
     Start as many calls at once as you like: at most `max_in_flight` are sent.
 
     Args:
-      model: `provider:model`, of the providers `openai`, `gemini`, `google-genai`.
+      model: `provider:model`, of the providers in `providers.registry`.
       base_url: address of a server of one's own, such as `http://127.0.0.1:8000/v1`.
       config: how calls are made.
       budget: the cap.
+      role: what the model is used as, `judge` or `generator`; messages begin with it.
 
     Raises:
       InputError: a bad name, no price, and on entering: no API key, an unusable ledger.
@@ -63,58 +81,74 @@ class Engine:
         base_url: str | None = None,
         config: EngineConfig = EngineConfig(),
         budget: BudgetConfig = BudgetConfig(),
+        role: str = "judge",
     ):
-        self.name = model
-        self.config = config
-        self.budget = budget
+        self.name, self.role, self.config, self.budget = model, role, config, budget
         self.stats = Stats()
         self._base_url = base_url
-        self._provider_name, self._model = parse_model(model)
+        self._provider_name, self._model = parse_model(model, role)
         self.price = price_of(self._provider_name, self._model, base_url, budget)
-        self._calls: dict[str, asyncio.Task] = {}
-        self._again: dict[str, Call] = {}  # those that have failed and are asked again
-        self._ending: Exception | None = None
-        self._reached = False
-        self._rejections = 0
         self._provider: Provider | None = None
+        self._cache: ResponseCache | None = None
+        slots = config.max_in_flight
+        prefetch_share = _PREFETCH_SHARE_CAPPED if budget.capped else _PREFETCH_SHARE
+        self._throttle = Throttle(slots, stall_seconds=config.stall_seconds, stalled=self._stalled)
+        self._admission_semaphore = PrioritySemaphore(slots * _ADMITTED_PER_SLOT)
+        self._prefetch_semaphore = PrioritySemaphore(slots + _PREFETCH_LEAST + int(slots * prefetch_share))
+        self._budget_locks = asyncio.Lock(), asyncio.Lock()  # of calls without and with priority
+        self._priority_waiters = 0  # calls with priority that wait for budget
+        self._committed, self._stopping = asyncio.Event(), asyncio.Event()
+        self._progress = CallProgress(model, config.progress, self.stats, self._throttle, lambda: self.projected)
+        self._calls: dict[str, asyncio.Task[Completion]] = {}
+        self._retrying: dict[str, _Call] = {}  # those that have failed and are asked again
+        self._stage_costs: defaultdict[str, StageCosts] = defaultdict(StageCosts)
+        self._ending: Exception | None = None
+        self._reached = False  # whether the server has answered anything
+        self._rejections = 0
 
     async def __aenter__(self) -> "Engine":
         config = self.config
+        if self._cache is not None:
+            raise RuntimeError("an Engine is entered once; make another one")
         if not config.offline_replay:
-            self._provider = open_provider(self.name, base_url=self._base_url, threads=config.max_in_flight)
-        self._ledger = Ledger(config.ledger, run=config.run, caps=self.budget, replay=config.offline_replay)
-        self._throttle = Throttle(config.max_in_flight, stall_seconds=config.stall_seconds, stalled=self._stalled)
-        self._door = Gate(config.max_in_flight * _AT_THE_DOOR)
-        share = _AHEAD_SHARE_CAPPED if self.budget.capped else _AHEAD_SHARE
-        self._ahead = Gate(config.max_in_flight + _AHEAD_FEWEST + int(config.max_in_flight * share))
-        self._patience = Patience(config.deadline_seconds)
-        self._narrow, self._hurried = (Gate(1), Gate(1)), 0
-        self._costs: defaultdict[str, Costs] = defaultdict(Costs)  # by stage
-        self._settled = asyncio.Event()
-        self._stopping = asyncio.Event()
-        self._progress = Progress(self, mode=config.progress)
-        rare_search.__enter__()
+            self._provider = open_provider(
+                self.name,
+                base_url=self._base_url,
+                max_in_flight=config.max_in_flight,
+                deadline_seconds=config.deadline_seconds,
+                role=self.role,
+            )
+        try:
+            self._cache = ResponseCache(config.ledger, run=config.run, caps=self.budget, replay=config.offline_replay)
+        except BaseException:
+            await self._close_provider()
+            raise
+        self.stats.spent_before = self._cache.spent_before
+        self._progress.start()
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, *_: Any) -> None:
-        rare_search.__exit__()
         for task in self._calls.values():
             task.cancel()
         await asyncio.gather(*self._calls.values(), return_exceptions=True)
         await self._progress.close()
         try:
-            await self._ledger.close()
+            await self._open_cache.close()
         except InputError:
-            if kind is None:  # else what has gone wrong before is the news
+            if kind is None:  # otherwise the first error is the one to show
                 raise
         finally:
-            if self._provider is not None:
-                await self._provider.close()
+            await self._close_provider()
+
+    async def _close_provider(self) -> None:
+        if self._provider is not None:
+            await self._provider.close()
 
     @property
-    def in_flight(self) -> int:
-        """Requests that have been sent and not answered."""
-        return self._throttle.inside
+    def _open_cache(self) -> ResponseCache:
+        if self._cache is None:
+            raise RuntimeError("an Engine is used inside `async with`")
+        return self._cache
 
     @property
     def limit(self) -> int:
@@ -122,311 +156,294 @@ class Engine:
         return self._throttle.limit
 
     @property
-    def spent_before(self) -> Amount:
-        """What this run had used up in earlier processes."""
-        return self._ledger.spent_before
-
-    @property
     def calls_left(self) -> int | None:
         """Calls that the cap on them still allows; None without one."""
-        most = self.budget.max_calls
-        return None if most is None else max(most - self.spent_before.calls - self.stats.spent.calls, 0)
+        most, stats = self.budget.max_calls, self.stats
+        return None if most is None else max(most - stats.spent_before.calls - stats.spent.calls, 0)
 
     def expect(self, calls: int) -> None:
-        """Says how many calls the run will make, for the time left and the total price."""
+        """Sets how many calls the run will make, for the time left and the total price."""
         self.stats.expected = calls
 
     def plan(self, planned: Sequence[PlannedCalls]) -> None:
-        """Says what they will be, for a projection that is right from the start."""
+        """Sets what the calls will be, for a projection that is right from the start."""
         self.stats.planned = tuple(planned)
 
     @property
     def projected(self) -> CostForecast | None:
         """What the run will use up in all, from what its calls have used so far; None without a plan."""
-        return reforecast(self.stats.planned, self.stats.seen, self.price, self.budget) if self.stats.planned else None
+        return reforecast(self.stats.planned, self.stats.used, self.price, self.budget) if self.stats.planned else None
 
     async def complete(self, request: Request) -> Completion:
-        """The answer to `request`, from the ledger or from the server. Equal requests at once share one call.
+        """The answer to `request`, from the cache or from the server. Equal requests at once share one call.
 
         Raises:
           CallFailed: this call has no usable answer; see its `reason` and `ends_run`.
           InputError: no call can succeed: a wrong key, an unknown model, an unreachable server, an unusable ledger, in
             replay an answer that is missing.
         """
-        await self._door.enter(first=request.urgent)
+        await self._admission_semaphore.enter(first=request.urgent)
         try:
             key = request.key(self._provider_name, self._model)
             task = self._calls.get(key)
             if task is None:
                 task = self._calls[key] = asyncio.create_task(self._answer(key, request))
-                task.add_done_callback(lambda done: self._forget(key, done))
+                task.add_done_callback(lambda done: self._done(key, done))
             return await asyncio.shield(task)
         finally:
-            self._door.leave()
+            self._admission_semaphore.leave()
 
-    def _forget(self, key: str, task: asyncio.Task):
+    def _done(self, key: str, task: asyncio.Task[Completion]) -> None:
         del self._calls[key]
-        self._again.pop(key, None)
+        self._retrying.pop(key, None)
         self.stats.failed += not task.cancelled() and task.exception() is not None
 
     async def _answer(self, key: str, request: Request) -> Completion:
-        found = None if self._ledger.began_empty else await self._kept(self._ledger.look(key))
-        if isinstance(found, Entry):
-            return self._completion(found, cached=True)
-        if isinstance(found, Failure):
-            counts = {
-                "prompt_tokens": found.prompt_tokens,
-                "completion_tokens": found.completion_tokens,
-                "cost_usd": found.dollars,
-            }
-            raise CallFailed(found.reason, found.detail, **counts)
-        if self.config.offline_replay:
+        cache = self._open_cache
+        outcome = None if cache.began_empty else await self._cached(cache.find(key))
+        if outcome is not None:
+            return self._completion(outcome, cached=True)
+        if self._provider is None:
             raise InputError(
-                f"{self._ledger.path}: has no answer of {self.name} to this {request.stage} call ({key[:12]}); "
+                f"{cache.path}: has no answer of {self.name} to this {request.stage} call ({key[:12]}); "
                 "replay needs the same corpus, settings and seed, or run without engine.offline_replay"
             )
-        return await self._ask(Call(key=key, request=request, reserve=most_it_can_use(request, self.price)))
+        costs = CallCosts(request, self.price, self._stage_costs[request.stage])
+        return await self._ask(_Call(key=key, request=request, costs=costs), self._provider)
 
-    async def _ask(self, call: Call) -> Completion:
+    async def _ask(self, call: _Call, provider: Provider) -> Completion:
         """Attempts a call until it ends."""
         attempts, limits = self.config.max_attempts, self.config.max_attempts * _RATE_LIMITED_FACTOR
         while True:
-            # Who waits for room under the cap may fill this gate; what ends begun work, and so makes room, goes past
-            # them.
-            gate = contextlib.nullcontext() if self._goes_first(call) else self._ahead
+            # Calls that wait for budget may fill this semaphore; those that complete begun work, and so free budget, go
+            # past them.
+            semaphore = contextlib.nullcontext() if self._has_priority(call) else self._prefetch_semaphore
             try:
-                async with gate:
+                async with semaphore:
                     try:
-                        return await self._attempt(call)
+                        return await self._attempt(call, provider)
                     finally:
-                        if call.claimed:  # the attempt failed, the run ended, or this task was cancelled
+                        if call.reserved:  # the attempt failed, the run ended, or this task was cancelled
                             with contextlib.suppress(InputError):
-                                await self._settle(call, None)
+                                await self._commit(call, None)
             except Transient as error:
                 failure = error
             self._raise_if_never_reached(call, failure)
-            if call.failures >= attempts or call.limits >= limits:
+            if call.failures >= attempts or call.rate_limits >= limits:
                 raise await self._failed(call, CallFailed("gave_up", f"every attempt failed; the last: {failure}"))
-            self._again[call.key] = call
+            self._retrying[call.key] = call
             await self._pause(call, failure)
 
-    def _goes_first(self, call: Call) -> bool:
-        return call.request.urgent or call.key in self._again
+    def _has_priority(self, call: _Call) -> bool:
+        return call.request.urgent or call.key in self._retrying
 
-    async def _attempt(self, call: Call) -> Completion:
-        """Sends a call once, and writes down how it ended before anyone sees it."""
-        entry = await self._claim(call)
-        if entry is not None:
-            return self._completion(entry, cached=True)
-        held = await self._throttle.acquire()
+    async def _attempt(self, call: _Call, provider: Provider) -> Completion:
+        """Sends a call once, and records how it ended before anyone sees it."""
+        response = await self._reserve(call)
+        if response is not None:
+            return self._completion(response, cached=True)
+        slot = await self._throttle.acquire()
         self.stats.attempts += 1
-        call.unrecorded = call.reserve  # until it is known what this attempt used up
+        call.spent = None  # until it is known what this attempt used up
         try:
-            answer = await self._send(held, call.request)
+            reply = await self._send(slot, call.request, provider)
         except Transient as error:
-            call.note(error, counts=not self._throttle.opened)
+            if not error.billed:
+                call.spent = Amount(calls=int(error.kind != "unreachable"))
+            call.rate_limits += error.kind == "rate_limited"
+            # While the circuit is open no call gets an answer, so no call's attempts are used up.
+            call.failures += not self._throttle.opened and error.kind not in ("rate_limited", "adapted")
             raise
         except Rejected as error:
-            call.unrecorded = Amount(calls=1)
+            call.spent = Amount(calls=1)
             self._raise_if_always_rejected(error)
             raise await self._failed(call, CallFailed("rejected", error.detail)) from None
         except CallFailed as error:
             error.cost_usd = self.price.cost(error.prompt_tokens, error.completion_tokens)
-            call.unrecorded = Amount(error.cost_usd, error.prompt_tokens + error.completion_tokens, 1)
+            call.spent = Amount(error.cost_usd, error.prompt_tokens + error.completion_tokens, 1)
             raise await self._failed(call, error) from None
         except InputError:
-            call.unrecorded = Amount(calls=1)
+            call.spent = Amount(calls=1)
             raise
-        return await self._finish(call, answer)
+        response = CachedResponse(
+            stage=call.request.stage,
+            **vars(reply),
+            dollars=self.price.cost(reply.prompt_tokens, reply.completion_tokens),
+            model=self._model,
+        )
+        call.spent = Amount(response.dollars, reply.prompt_tokens + reply.completion_tokens, 1)
+        await self._commit(call, response)
+        return self._completion(response, cached=False)
 
-    async def _send(self, held: Pass, request: Request) -> Answer:
+    async def _send(self, slot: Slot, request: Request, provider: Provider) -> Reply:
         """Sends one attempt, and tells the throttle how it went."""
-        throttle = self._throttle
+        throttle, seconds = self._throttle, self.config.deadline_seconds
         try:
-            answer = await self._patience.wait(self._provider.ask(request, self.config.deadline_seconds))
+            try:
+                async with asyncio.timeout(seconds):
+                    reply = await provider.ask(request)
+            except TimeoutError:
+                raise Transient("timeout", f"no answer for {seconds:g} s") from None
         except Transient as error:
             self._reached = self._reached or error.kind != "unreachable"
             if error.kind == "rate_limited":
-                throttle.limited(held, error.retry_after_seconds)
+                throttle.limited(slot, error.retry_after_seconds)
             elif error.kind == "adapted":
-                throttle.abandoned(held)
+                throttle.abandoned(slot)
             else:
-                throttle.failed(held, str(error), unreachable=error.kind == "unreachable")
+                throttle.failed(slot, str(error), unreachable=error.kind == "unreachable")
             raise
         except (Rejected, CallFailed):
             self._reached = True
-            throttle.answered(held)
+            throttle.answered(slot)
             raise
-        except InputError as error:
-            self._stop(error)  # before the slot is free for another call that must fail
-            throttle.abandoned(held)
-            raise
-        except BaseException:
-            throttle.abandoned(held)
+        except BaseException as error:
+            if isinstance(error, InputError):
+                self._stop(error)  # before the slot is free for another call that must fail
+            throttle.abandoned(slot)
             raise
         self._reached = True
-        throttle.answered(held)
-        return answer
+        throttle.answered(slot)
+        return reply
 
-    async def _claim(self, call: Call) -> Entry | None:
-        """Takes a place under the cap; returns the answer instead if another process has it by now."""
-        claim = await self._claim_once(call)
-        if claim.state != "over":
-            return claim.entry
-        # One at a time, or hundreds would ask anew at every call that ends. What ends begun work has the room that
-        # comes free.
-        first = self._goes_first(call)
-        self._hurried += first
+    async def _reserve(self, call: _Call) -> Outcome | None:
+        """Reserves the most that a call can use up; returns the answer instead if another process has it by now."""
+        reservation = await self._reserve_once(call)
+        if reservation.state != "over":
+            return reservation.response
+        # One call at a time, or hundreds would ask again at every call that ends. Calls with priority get the budget
+        # that becomes free.
+        priority = self._has_priority(call)
+        self._priority_waiters += priority
         try:
-            async with self._narrow[first]:
+            async with self._budget_locks[priority]:
                 while True:
-                    if not first and self._hurried:
+                    if not priority and self._priority_waiters:
                         await wait(self._stopping, _POLL_SECONDS)
                         self._raise_if_ended()
                         continue
-                    if (claim := await self._claim_once(call)).state != "over":
-                        return claim.entry
-                    if claim.in_flight:
-                        await wait(self._settled, _POLL_SECONDS)  # other processes' calls are looked for now and then
-                    elif not await self._recount():
-                        self._stop(CallFailed("budget", claim.why(self.budget)))
+                    reservation = await self._reserve_once(call)
+                    if reservation.state != "over":
+                        return reservation.response
+                    if reservation.in_flight:
+                        await wait(self._committed, _POLL_SECONDS)  # other processes' calls are seen by polling only
+                    elif not await self._recount_lost():
+                        self._stop(CallFailed("budget", reservation.why(self.budget)))
         finally:
-            self._hurried -= first
+            self._priority_waiters -= priority
 
-    async def _recount(self) -> bool:
-        """Counts lost calls that are still to be asked again by what is known now of their stage; whether that makes
-        room.
+    async def _reserve_once(self, call: _Call) -> Reservation:
+        while True:
+            self._raise_if_ended()
+            self._committed.clear()
+            reservation = await self._cached(self._open_cache.reserve(call.key, call.costs.most))
+            call.reserved = reservation.state == "granted"
+            if reservation.state != "held":
+                return reservation
+            await asyncio.sleep(_POLL_SECONDS)
+
+    async def _recount_lost(self) -> bool:
+        """Counts the lost attempts of calls that are still to be asked again by what is known now of their stage;
+        whether that frees budget.
         """
-        regained = NOTHING
-        for call in self._again.values():
-            regained = regained.plus(call.recount(self._costs[call.request.stage], self.price))
+        regained = sum_of(call.costs.recount() for call in self._retrying.values())
         if regained == NOTHING:
             return False
         self.stats.spent = self.stats.spent.minus(regained)
-        await self._kept(self._ledger.settle("", NOTHING, None, regained=regained))
+        await self._cached(self._open_cache.commit("", NOTHING, None, regained=regained))
         return True
 
-    async def _claim_once(self, call: Call) -> Claim:
-        while True:
-            self._raise_if_ended()
-            self._settled.clear()
-            claim = await self._kept(self._ledger.claim(call.key, call.reserve))
-            call.claimed = claim.state == "granted"
-            if claim.state != "held":
-                return claim
-            await asyncio.sleep(_POLL_SECONDS)
-
-    async def _finish(self, call: Call, answer: Answer) -> Completion:
-        entry = Entry(
+    async def _failed(self, call: _Call, error: CallFailed) -> CallFailed:
+        failure = CachedFailure(
             stage=call.request.stage,
-            text=answer.text,
-            prompt_tokens=answer.prompt_tokens,
-            completion_tokens=answer.completion_tokens,
-            dollars=self.price.cost(answer.prompt_tokens, answer.completion_tokens),
-            model=self._model,
+            reason=error.reason,
+            detail=error.detail,
+            prompt_tokens=error.prompt_tokens,
+            completion_tokens=error.completion_tokens,
+            dollars=error.cost_usd,
         )
-        call.unrecorded = Amount(entry.dollars, entry.prompt_tokens + entry.completion_tokens, 1)
-        await self._settle(call, entry)
-        return self._completion(entry, cached=False)
-
-    async def _failed(self, call: Call, error: CallFailed) -> CallFailed:
-        counts = {
-            "prompt_tokens": error.prompt_tokens,
-            "completion_tokens": error.completion_tokens,
-            "dollars": error.cost_usd,
-        }
-        await self._settle(call, Failure(stage=call.request.stage, reason=error.reason, detail=error.detail, **counts))
+        await self._commit(call, failure)
         return error
 
-    async def _settle(self, call: Call, outcome: Entry | Failure | None):
-        spent, lost, regained = call.account(outcome, self.price, self._costs[call.request.stage])
+    async def _commit(self, call: _Call, outcome: Outcome | None) -> None:
+        """Records what an attempt used up, and the call's outcome if it has one."""
+        spent, regained, lost = call.spent, NOTHING, call.spent is None
+        if spent is None:
+            spent = call.costs.lose_attempt()
+        elif isinstance(outcome, CachedResponse):
+            again, regained = call.costs.answered(outcome.prompt_tokens, outcome.completion_tokens)
+            spent = spent.plus(again)
+        call.spent, call.reserved = NOTHING, False
         self.stats.spent = self.stats.spent.plus(spent).minus(regained)
-        await self._kept(self._ledger.settle(call.key, spent, outcome, lost=lost, regained=regained))
-        self._settled.set()
+        await self._cached(self._open_cache.commit(call.key, spent, outcome, lost=lost, regained=regained))
+        self._committed.set()
 
-    async def _kept(self, work: Awaitable) -> Any:
-        """Awaits work of the ledger; without one the run cannot go on."""
+    async def _cached(self, work: Awaitable[_T]) -> _T:
+        """Awaits work of the cache; without one the run cannot go on."""
         try:
             return await work
         except InputError as error:
             self._stop(error)
-            raise self._the_end() from None
+            raise self._end_error() from None
 
-    def _completion(self, entry: Entry, *, cached: bool) -> Completion:
+    def _completion(self, outcome: Outcome, *, cached: bool) -> Completion:
+        counts = {"prompt_tokens": outcome.prompt_tokens, "completion_tokens": outcome.completion_tokens}
+        if isinstance(outcome, CachedFailure):
+            raise CallFailed(outcome.reason, outcome.detail, cost_usd=outcome.dollars, **counts)
         stats = self.stats
         stats.done += 1
         stats.cached += cached
-        stats.prompt_tokens += entry.prompt_tokens
-        stats.completion_tokens += entry.completion_tokens
-        stats.cost_usd += entry.dollars
-        seen = stats.seen.setdefault(entry.stage, StageUsage())
-        seen.calls += 1
-        seen.prompt_tokens += entry.prompt_tokens
-        seen.completion_tokens += entry.completion_tokens
-        return Completion(
-            text=entry.text,
-            finish_reason="stop",
-            prompt_tokens=entry.prompt_tokens,
-            completion_tokens=entry.completion_tokens,
-            cost_usd=entry.dollars,
-            cached=cached,
-            model=entry.model,
-        )
+        stats.cost_usd += outcome.dollars
+        used = stats.used.setdefault(outcome.stage, StageUsage())
+        used.calls += 1
+        for total in (stats, used):
+            total.prompt_tokens += outcome.prompt_tokens
+            total.completion_tokens += outcome.completion_tokens
+        return Completion(text=outcome.text, cost_usd=outcome.dollars, cached=cached, model=outcome.model, **counts)
 
-    async def _pause(self, call: Call, error: Transient):
-        """Full jitter: any time up to a bound that doubles, so that calls that failed together do not return
-        together.
-        """
+    async def _pause(self, call: _Call, error: Transient) -> None:
+        """Full jitter: up to a bound that doubles, so that calls that failed together do not return together."""
         if error.kind == "adapted":
             return
-        bound = min(
-            self.config.backoff_seconds * 2 ** max(call.failures + call.limits - 1, 0), _LONGEST_BACKOFF_SECONDS
-        )
+        doublings = max(call.failures + call.rate_limits - 1, 0)
+        bound = min(self.config.backoff_seconds * 2**doublings, _LONGEST_BACKOFF_SECONDS)
         await wait(self._stopping, (error.retry_after_seconds or 0.0) + random.uniform(0, bound))
 
-    def _raise_if_never_reached(self, call: Call, error: Transient):
+    def _raise_if_never_reached(self, call: _Call, error: Transient) -> None:
         tried = call.failures >= _ATTEMPTS_TO_REACH_A_SERVER or self._throttle.opened
         if error.kind == "unreachable" and not self._reached and tried:
-            self._stop(
-                InputError(
-                    f"judge: no server answers ({error.detail}); start it, or correct the base URL or the network"
-                )
-            )
+            why = f"no server answers ({error.detail}); start it, or correct the base URL or the network"
+            self._stop(InputError(f"{self.role}: {why}"))
         self._raise_if_ended()
 
-    def _raise_if_always_rejected(self, error: Rejected):
+    def _raise_if_always_rejected(self, error: Rejected) -> None:
         """One call may be wrong by itself, too long for instance; when the first ones all are, the settings are."""
         self._rejections += 1
         if not self.stats.done and self._rejections >= _REJECTIONS_BEFORE_GIVING_UP:
-            self._stop(
-                InputError(f"judge: {self.name} rejects every call ({error.detail}); correct the model's settings")
-            )
+            why = f"{self.name} rejects every call ({error.detail}); correct the model's settings"
+            self._stop(InputError(f"{self.role}: {why}"))
             self._raise_if_ended()
 
-    def _stalled(self, why: str):
-        seconds = f"{self.config.stall_seconds:g} s"
-        self._stop(
-            CallFailed(
-                "stalled", f"no answer from {self.name} for {seconds}; the last failure: {why}; run again to go on"
-            )
-        )
+    def _stalled(self, why: str) -> None:
+        silence = f"no answer from {self.name} for {self.config.stall_seconds:g} s"
+        self._stop(CallFailed("stalled", f"{silence}; the last failure: {why}; run again to go on"))
 
-    def _stop(self, ending: Exception):
-        """Lets no new call go out; those in flight end by themselves and are written down."""
+    def _stop(self, ending: Exception) -> None:
+        """Lets no new call go out; those in flight end by themselves and are recorded."""
         if self._ending is not None:
             return
         self._ending = ending
         self._stopping.set()
-        self._throttle.stop(self._the_end)
-        self._ahead.stop(self._the_end)
-        if isinstance(ending, CallFailed):  # an InputError is shown by whoever ends the program with it
+        self._throttle.stop(self._end_error)
+        self._prefetch_semaphore.stop(self._end_error)
+        if isinstance(ending, CallFailed):  # an InputError is shown by the program that it ends
             _logger.warning("%s", ending)
 
-    def _the_end(self) -> Exception:
-        """A fresh exception for every call that is turned away."""
+    def _end_error(self) -> Exception:
+        """A new exception for every call that is refused because the run has ended."""
         ending = self._ending
         return CallFailed(ending.reason, ending.detail) if isinstance(ending, CallFailed) else InputError(str(ending))
 
-    def _raise_if_ended(self):
+    def _raise_if_ended(self) -> None:
         if self._ending is not None:
-            raise self._the_end()
+            raise self._end_error()

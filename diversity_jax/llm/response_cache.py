@@ -1,109 +1,92 @@
-"""Paid answers, kept so that none is paid twice: the ledger as the event loop sees it.
-
-All work on the file happens in one thread, in batches: while one batch is being written, the next one gathers.
-"""
+"""Paid answers, kept so that none is paid twice: the response cache as the event loop uses it."""
 
 import asyncio
 from collections.abc import Sequence
 import contextlib
 import queue
 import threading
+from typing import Any
 
 from diversity_jax.llm.budget import NOTHING, Amount, BudgetConfig
-from diversity_jax.llm.response_cache_file import Claim, ClaimJob, Entry, Failure, LedgerFile, SettleJob
+from diversity_jax.llm.response_cache_file import Commit, Outcome, Reservation, Reserve, ResponseCacheFile
 
 _HEARTBEAT_SECONDS = 10.0
 _BATCH = 512
 _DELIVERED_AT_ONCE = 8
 
+Job = str | Reserve | Commit | None  # a key to find; None closes the file
 
-class Ledger:
-    """A ledger shared by several processes. Make it inside the event loop that uses it.
+
+class ResponseCache:
+    """A response cache shared by several processes. Make it inside the event loop that uses it.
+
+    All work on the file happens in one thread, in batches: while one batch is written, the next one gathers.
 
     Args:
       path: the file, made if missing; None keeps answers in memory only.
       run: under which name this run's spending is added up.
       caps: caps that hold for the run.
-      replay: read only; nothing is claimed or written.
+      replay: read only; nothing is reserved or written.
+
+    Attributes:
+      path: the file's path.
+      began_empty: whether it held no answer when it was opened for writing: later ones are found by reserving.
+      spent_before: what the run had used up when the file was opened.
 
     Raises:
-      InputError: the file is no ledger, damaged, full, or may not be written; also from every method.
+      InputError: the file is no cache, damaged, full, or may not be written; also from every method.
     """
 
     def __init__(self, path: str | None, *, run: str, caps: BudgetConfig, replay: bool = False):
-        self._file = LedgerFile(path, run=run, caps=caps, replay=replay)
+        self._file = ResponseCacheFile(path, run=run, caps=caps, replay=replay)
+        self.path, self.began_empty = self._file.path, self._file.began_empty
+        self.spent_before = self._file.spent_before
         self._loop = asyncio.get_running_loop()
-        self._jobs: queue.SimpleQueue[tuple[str | ClaimJob | SettleJob | None, asyncio.Future]] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._work, name="ledger", daemon=True)
+        self._jobs: queue.SimpleQueue[tuple[Job, asyncio.Future]] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._work, name="response cache", daemon=True)
         self._thread.start()
 
-    @property
-    def path(self) -> str:
-        """The file's path."""
-        return self._file.path
-
-    @property
-    def began_empty(self) -> bool:
-        """Whether it held no answer when it was opened for writing: what has come since, a claim finds without a look
-        before.
-        """
-        return self._file.began_empty
-
-    @property
-    def spent_before(self) -> Amount:
-        """What the run had used up when the ledger was opened."""
-        return self._file.spent_before
-
-    async def look(self, key: str) -> Entry | Failure | None:
+    async def find(self, key: str) -> Outcome | None:
         """The answer under `key`; in replay also the failure under it."""
         return await self._submit(key)
 
-    async def claim(self, key: str, reserve: Amount) -> Claim:
-        """Asks to send the call under `key`, which can use up `reserve`."""
-        return await self._submit(ClaimJob(key, reserve))
+    async def reserve(self, key: str, most: Amount) -> Reservation:
+        """Asks to send the call under `key`, which can use up `most`."""
+        return await self._submit(Reserve(key, most))
 
-    async def settle(
-        self,
-        key: str,
-        spent: Amount,
-        outcome: Entry | Failure | None,
-        *,
-        lost: bool = False,
-        regained: Amount = NOTHING,
+    async def commit(
+        self, key: str, spent: Amount, outcome: Outcome | None, *, lost: bool = False, regained: Amount = NOTHING
     ) -> None:
-        """Ends a claim, which used up `spent`, or at most that if it was lost on the way; `regained` is what was
-        counted as lost before and is in `spent` now. Returns when the outcome is on disk.
-        """
-        await self._submit(SettleJob(key, spent, lost, outcome, regained))
+        """Ends the call under `key`, as `Commit` says; returns when the outcome is on disk."""
+        await self._submit(Commit(key, spent, outcome, lost, regained))
 
     async def close(self) -> None:
         """Writes what is waiting and closes the file."""
         await self._submit(None)
         await asyncio.to_thread(self._thread.join)
 
-    def _submit(self, job: str | ClaimJob | SettleJob | None) -> asyncio.Future:
+    def _submit(self, job: Job) -> asyncio.Future:
         future = self._loop.create_future()
         self._jobs.put((job, future))
         return future
 
-    def _work(self):
-        stopping = False
-        while not stopping:
+    def _work(self) -> None:
+        closing = False
+        while not closing:
             batch = self._next_batch()
-            stopping = any(job is None for job, _ in batch)
+            closing = any(job is None for job, _ in batch)
+            results: Sequence[Any]
             try:
                 results = self._run([job for job, _ in batch])
-                if stopping:
+                if closing:
                     self._file.close()
             except BaseException as error:
                 results = [error] * len(batch)
             if not self._loop.is_closed():
                 self._loop.call_soon_threadsafe(self._deliver, [future for _, future in batch], results)
 
-    def _deliver(self, futures: Sequence[asyncio.Future], results: Sequence):
-        """Hands out results a few at a time: whoever gets one has much to do, and between them answers come in and
-        slots are filled.
-        """
+    def _deliver(self, futures: Sequence[asyncio.Future], results: Sequence[Any]) -> None:
+        """Hands out results a few at a time, so that between them answers are read and requests are sent."""
         for future, result in zip(futures[:_DELIVERED_AT_ONCE], results, strict=False):
             if future.done():
                 continue
@@ -114,7 +97,8 @@ class Ledger:
         if len(futures) > _DELIVERED_AT_ONCE:
             self._loop.call_soon(self._deliver, futures[_DELIVERED_AT_ONCE:], results[_DELIVERED_AT_ONCE:])
 
-    def _next_batch(self) -> list[tuple[str | ClaimJob | SettleJob | None, asyncio.Future]]:
+    def _next_batch(self) -> list[tuple[Job, asyncio.Future]]:
+        """The jobs that wait, or none after a while, so that the file shows that this process lives."""
         batch = []
         with contextlib.suppress(queue.Empty):
             batch.append(self._jobs.get(timeout=_HEARTBEAT_SECONDS))
@@ -122,13 +106,13 @@ class Ledger:
                 batch.append(self._jobs.get_nowait())
         return batch
 
-    def _run(self, jobs: Sequence[str | ClaimJob | SettleJob | None]) -> list:
-        looks = [job for job in jobs if isinstance(job, str)]
-        claims = [job for job in jobs if isinstance(job, ClaimJob)]
-        settles = [job for job in jobs if isinstance(job, SettleJob)]
-        found = self._file.find(looks) if looks else {}
-        granted = iter(self._file.apply(claims, settles) if claims or settles or not jobs else ())
+    def _run(self, jobs: Sequence[Job]) -> list[Any]:
+        keys = [job for job in jobs if isinstance(job, str)]
+        reserves = [job for job in jobs if isinstance(job, Reserve)]
+        commits = [job for job in jobs if isinstance(job, Commit)]
+        outcomes = self._file.find(keys) if keys else {}
+        reservations = iter(self._file.apply(reserves, commits) if reserves or commits or not jobs else ())
         return [
-            found.get(job) if isinstance(job, str) else next(granted) if isinstance(job, ClaimJob) else None
+            outcomes.get(job) if isinstance(job, str) else next(reservations) if isinstance(job, Reserve) else None
             for job in jobs
         ]

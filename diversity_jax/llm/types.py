@@ -1,4 +1,4 @@
-"""What goes to a language model and what comes back: the types that pass between this room and those that ask."""
+"""The types that pass between callers and the engine: settings, requests, completions, failures."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,23 +11,63 @@ from diversity_jax.core.files import canonical_json
 
 # After these a run cannot go on: every later call would fail for the same reason.
 RUN_ENDING_REASONS = ("budget", "stalled")
+PROGRESS_MODES = ("auto", "panel", "lines", "off")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineConfig:
+    """How calls are made and kept.
+
+    Attributes:
+      max_in_flight: requests at once, at most; the server's 429s may lower it.
+      deadline_seconds: after so long without an answer an attempt is given up.
+      max_attempts: attempts a call, over failures of the server or the network.
+      backoff_seconds: the first pause between attempts is at most this, every next one at most twice the one before.
+      stall_seconds: a run whose calls have failed for so long without one answer is stopped.
+      ledger: path of the file that keeps paid answers; None keeps them in memory only, so that a second run pays again.
+      run: under which name spending is added up in the ledger; runs that share a ledger but not a cap need names of
+        their own.
+      offline_replay: answer from the ledger alone; a missing answer is an error.
+      progress: `panel`, `lines`, `off`, or `auto` (a panel on a terminal, else a line now and then).
+    """
+
+    max_in_flight: int = 256
+    deadline_seconds: float = 120.0
+    max_attempts: int = 6
+    backoff_seconds: float = 0.5
+    stall_seconds: float = 300.0
+    ledger: str | None = None
+    run: str = "default"
+    offline_replay: bool = False
+    progress: str = "auto"
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.max_in_flight <= 1024:
+            raise InputError(f"engine.max_in_flight: {self.max_in_flight} is outside 1 to 1024; 256 suits most servers")
+        if self.max_attempts < 1:
+            raise InputError(f"engine.max_attempts: {self.max_attempts} makes no call; give at least 1")
+        for name in ("deadline_seconds", "stall_seconds", "backoff_seconds"):
+            if not getattr(self, name) > 0:
+                raise InputError(
+                    f"engine.{name}: {getattr(self, name)} is no time to wait; give a number of seconds above 0"
+                )
+        if self.progress not in PROGRESS_MODES:
+            modes = ", ".join(PROGRESS_MODES)
+            raise InputError(f"engine.progress: {self.progress!r} is unknown; choose one of {modes}")
 
 
 class Schema(dict):
-    """A JSON schema that nobody changes, so that what is made of it is made once for all the calls that carry it."""
+    """A JSON schema that is never changed, so that what is derived from it is computed once for all its requests."""
 
     @functools.cached_property
     def canonical(self) -> str:
-        """As it enters a key."""
+        """Canonical JSON, as it enters a key."""
         return canonical_json(self)
 
     @functools.cached_property
     def most_bytes(self) -> int:
         """Upper bound of its length as servers write it down for a model."""
         return len(str(self).encode(errors="replace"))
-
-    def __hash__(self) -> int:
-        return hash(self.canonical)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,13 +79,12 @@ class Request:
       system: the instructions; kept apart from `user` because servers cache equal beginnings.
       user: the material, usually with samples, one JSON object a line.
       schema: JSON schema of the answer, or None for free text. Servers that enforce schemas want closed objects
-        (`additionalProperties: false`, every property required). A `Schema` is written out once for all requests that
-          carry it.
-      replicate: which of several equal questions this is. Two requests that differ only here are two calls; without
-        it, asking the same thing ten times would be answered ten times from the ledger's first answer.
+        (`additionalProperties: false`, every property required).
+      replicate: which of several equal questions this is. Two requests that differ only here are two calls; otherwise
+        ten equal requests would all get the first one's answer.
       max_output_tokens: longest answer, in tokens; a longer one fails as `truncated`.
-      temperature: sampling temperature, 0 or more.
-      urgent: whether it goes before others that wait, because it ends what was begun; no part of what is asked.
+      temperature: sampling temperature, 0 to 2.
+      urgent: whether it goes before other waiting calls, because it completes begun work; no part of its key.
     """
 
     stage: str
@@ -57,7 +96,7 @@ class Request:
     temperature: float = 0.0
     urgent: bool = False
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not self.stage.replace("_", "a").isalnum() or not self.stage.isascii():
             raise InputError(f"Request.stage: {self.stage!r} is not a name; use letters, digits and underscores")
         if self.max_output_tokens < 1:
@@ -74,7 +113,9 @@ class Request:
     def key(self, provider: str, model: str) -> str:
         """SHA-256 under which the answer is kept: equal exactly when the same model is asked the same thing."""
         decoding = {"temperature": float(self.temperature), "max_output_tokens": self.max_output_tokens}
-        schema = "null" if self.schema is None else f'{{"name":"{self.stage}","schema":{self.schema.canonical}}}'
+        schema = "null"
+        if isinstance(self.schema, Schema):
+            schema = f'{{"name":"{self.stage}","schema":{self.schema.canonical}}}'
         # `content_hash` of these fields, with what calls have in common written out once.
         fields = (
             f'"decoding":{canonical_json(decoding)}',
@@ -99,7 +140,6 @@ class Completion:
 
     Attributes:
       text: the answer; JSON in the request's schema where the server enforces it, so check it all the same.
-      finish_reason: always `stop`; other endings are a `CallFailed`.
       prompt_tokens, completion_tokens: as the server counted them (thinking tokens count as completion).
       cost_usd: dollars paid for it when it was asked, also where it now comes from the ledger.
       cached: whether it came from the ledger.
@@ -107,7 +147,6 @@ class Completion:
     """
 
     text: str
-    finish_reason: str
     prompt_tokens: int
     completion_tokens: int
     cost_usd: float

@@ -30,8 +30,7 @@ from diversity_jax.cluster_agent import (
 from diversity_jax.core.errors import InputError
 from diversity_jax.core.files import content_hash, read_json, write_json
 from diversity_jax.corpus import Corpus, open_corpus
-from diversity_jax.llm import CostForecast, PlannedCalls, forecast, price_of
-from diversity_jax.llm.providers import parse_model
+from diversity_jax.llm import CostForecast, PlannedCalls, forecast, parse_model, price_of
 from diversity_jax.metrics import MetricsCard
 from diversity_jax.scoring.config import ScoreConfig, named_corpora
 

@@ -16,10 +16,10 @@ from diversity_jax.core.errors import InputError
 from diversity_jax.core.files import content_hash, read_json, write_json
 from diversity_jax.llm import CallFailed, Request, parse_model, price_of
 from diversity_jax.llm.budget import Amount, most_it_can_use
-from diversity_jax.llm.providers.base import Answer, Transient
+from diversity_jax.llm.providers.base import Reply, Transient
 from diversity_jax.llm.providers.batch import BatchProvider, open_batches
-from diversity_jax.llm.response_cache import Ledger
-from diversity_jax.llm.response_cache_file import Entry, Failure
+from diversity_jax.llm.response_cache import ResponseCache
+from diversity_jax.llm.response_cache_file import CachedFailure, CachedResponse
 from diversity_jax.synthesis.arms import Cell
 from diversity_jax.synthesis.config import GeneratorConfig, SynthesisConfig
 from diversity_jax.synthesis.generate_round import Producer
@@ -67,10 +67,10 @@ class Batches:
         states = read_json(self._path) if self._path.exists() else {}
         if states.get(tag, {}).get("state") in ("collected", "failed"):
             return
-        ledger = Ledger(self._ledger_path, run=self._config.engine.run, caps=self._config.budget)
+        ledger = ResponseCache(self._ledger_path, run=self._config.engine.run, caps=self._config.budget)
         provider = open_batches(generator.model, base_url=generator.base_url)
         try:
-            missing = {key: request for key, request in requests.items() if not await ledger.look(key)}
+            missing = {key: request for key, request in requests.items() if not await ledger.find(key)}
             name = states.get(tag, {}).get("name") or await _patiently(provider.find, tag)
             if name is None:
                 fitting = self._within_budget(generator, missing, ledger.spent_before)
@@ -121,10 +121,10 @@ class Batches:
 
     async def _settle(
         self,
-        answers: Mapping[str, Answer | CallFailed],
+        answers: Mapping[str, Reply | CallFailed],
         missing: Mapping[str, Request],
         generator: GeneratorConfig,
-        ledger: Ledger,
+        ledger: ResponseCache,
     ) -> None:
         """Writes answers that the ledger does not have yet, with what they cost."""
         provider, model = parse_model(generator.model)
@@ -140,13 +140,13 @@ class Batches:
                 "completion_tokens": answer.completion_tokens,
                 "dollars": dollars,
             }
-            outcome: Entry | Failure
+            outcome: CachedResponse | CachedFailure
             if isinstance(answer, CallFailed):
-                outcome = Failure(stage=request.stage, reason=answer.reason, detail=answer.detail, **counts)
+                outcome = CachedFailure(stage=request.stage, reason=answer.reason, detail=answer.detail, **counts)
             else:
-                outcome = Entry(stage=request.stage, text=answer.text, model=model, **counts)
+                outcome = CachedResponse(stage=request.stage, text=answer.text, model=model, **counts)
             spent = Amount(dollars, answer.prompt_tokens + answer.completion_tokens, 1)
-            settled.append(ledger.settle(key, spent, outcome))
+            settled.append(ledger.commit(key, spent, outcome))
         await asyncio.gather(*settled)
         if len(settled) < len(missing):
             _logger.warning(

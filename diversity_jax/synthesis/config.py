@@ -101,7 +101,7 @@ class GeneratorConfig:
     batch: bool = False
 
     def __post_init__(self):
-        parse_model(self.model)
+        parse_model(self.model, "generators.model")
         if not self.weight > 0:
             raise InputError(f"generators.weight: is {self.weight} for {self.model}; give a number above 0")
 

@@ -17,7 +17,7 @@ import numpy as np
 from diversity_jax.core.errors import InputError
 from diversity_jax.core.files import content_hash
 from diversity_jax.llm import CallFailed, Completion, Request, parse_model
-from diversity_jax.llm.response_cache_file import Failure
+from diversity_jax.llm.response_cache_file import CachedFailure
 from diversity_jax.synthesis.arms import Arm, Cell, Material
 from diversity_jax.synthesis.config import SynthesisConfig
 from diversity_jax.synthesis.near_duplicates import NearDuplicates, signature
@@ -239,7 +239,7 @@ class Producer:
         if self._failures is not None:
             key = request.key(*parse_model(self._material.generators[label].model))
             known = self._failures.find([key]).get(key)
-            if isinstance(known, Failure) and known.reason in _FINAL:
+            if isinstance(known, CachedFailure) and known.reason in _FINAL:
                 counts = {
                     "prompt_tokens": known.prompt_tokens,
                     "completion_tokens": known.completion_tokens,

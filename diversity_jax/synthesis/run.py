@@ -13,7 +13,7 @@ from typing import Any
 from diversity_jax.core.errors import InputError
 from diversity_jax.core.files import read_json, write_json
 from diversity_jax.llm import BudgetConfig, Engine, PlannedCalls, estimate_tokens, forecast, parse_model, price_of
-from diversity_jax.llm.response_cache_file import LedgerFile
+from diversity_jax.llm.response_cache_file import ResponseCacheFile
 from diversity_jax.synthesis.arms import Arm, Cell, Material, cells_of, make_arms
 from diversity_jax.synthesis.batch_rounds import Batches, StillRunning
 from diversity_jax.synthesis.config import SynthesisConfig
@@ -95,7 +95,7 @@ async def _engines(config: SynthesisConfig, stack: contextlib.AsyncExitStack) ->
     )
     opened = {}
     for one in config.generators:
-        made = Engine(one.model, base_url=one.base_url, config=engine, budget=config.budget)
+        made = Engine(one.model, base_url=one.base_url, config=engine, budget=config.budget, role="generator")
         opened[one.label] = made if config.dry_run and config.topics.source else await stack.enter_async_context(made)
     return opened
 
@@ -109,7 +109,7 @@ class _FailuresOnRecord:
     def find(self, keys: Sequence[str]) -> dict[str, Any]:
         """What the ledger knows of keys."""
         if self._file is None:
-            self._file = LedgerFile(self._path, run="", caps=BudgetConfig(), replay=True)
+            self._file = ResponseCacheFile(self._path, run="", caps=BudgetConfig(), replay=True)
         return self._file.find(keys)
 
     def close(self) -> None:

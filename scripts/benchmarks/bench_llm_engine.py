@@ -27,14 +27,14 @@ import sys
 import tempfile
 import time
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from diversity_jax.cluster_agent import AgentConfig, LlmJudge, score_corpus
 from diversity_jax.llm import Engine, EngineConfig, Request
 from tests.llm_server import RemoteServer, serve_process
 from tests.simulated_corpus import LabelledDocument
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 SCHEMA = {
     "type": "object",
     "properties": {

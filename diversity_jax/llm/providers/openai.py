@@ -1,85 +1,153 @@
 """Chat completions of OpenAI and of every server that speaks its protocol: vLLM, llama.cpp, Ollama, SGLang, ...
 
-Without the `openai` package: what it adds to one POST costs a second of imports at the start of every run, and more CPU
-  for its copies
-and checks of body, headers and answer than all the rest of a call.
+By aiohttp alone: the `openai` package costs 0.75 s of CPU to import at the start of every run, and more CPU a call than
+the rest of the engine.
 """
 
-from collections.abc import Mapping, Sequence
-import functools
+from collections.abc import Callable, Mapping, Sequence
 import json
 import logging
 import os
 from typing import Any
 
-from diversity_jax.core.errors import InputError
 from diversity_jax.llm.providers.base import (
-    Address,
-    Answer,
+    Endpoint,
     Rejected,
+    Reply,
     Transient,
-    Usage,
-    failure_of,
-    key_from_environment,
-    quieten,
+    checked_reply,
+    http_session,
     retry_after,
-    unusable,
+    transport_failure,
     with_schema_in_prompt,
 )
-from diversity_jax.llm.providers.http import JsonPost
-from diversity_jax.llm.types import Request, Schema
+from diversity_jax.llm.types import Request
 
 _logger = logging.getLogger(__name__)
 # As the `openai` package reads them.
 _ACCOUNT_HEADERS = {"openai-organization": "OPENAI_ORG_ID", "openai-project": "OPENAI_PROJECT_ID"}
 # How servers say that the model stopped by itself.
-_WHOLE = ("stop", "eos_token", "stop_sequence", "end_turn")
-# Words of a refusal that name what the server cannot take; the first that matches is done without from then on.
-_CANNOT = {
+_COMPLETE = ("stop", "eos_token", "stop_sequence", "end_turn")
+# Words in a refusal that name a field the server does not support.
+_FIELD_WORDS = {
     "response_format": ("response_format", "json_schema", "guided", "grammar", "structured output"),
     "max_tokens": ("max_completion_tokens", "'max_tokens'"),
     "temperature": ("temperature",),
 }
-_DONE_WITHOUT = {
+_REPLACEMENT = {
     "response_format": "the schema now stands in the prompt, and is checked here only",
     "max_tokens": "max_completion_tokens is sent instead",
     "temperature": "the model's own temperature is used",
 }
-
 _SHOWN_BYTES = 500  # of a refusal that is no JSON
-_encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
-_AFTER_USER = "}]}"
 
 
-@functools.lru_cache(maxsize=64)
-def _before_user(
-    model: str,
-    without: frozenset[str],
-    system: str,
-    schema: Schema | None,
-    stage: str,
-    temperature: float,
-    max_output_tokens: int,
-) -> str:
-    """A body as far as the user's message, in which alone the calls of a stage differ."""
+def chat_body(model: str, request: Request, without: frozenset[str]) -> dict[str, Any]:
+    """The body of a chat completion; `without` names fields of `_FIELD_WORDS` that the server does not support."""
     if "response_format" in without:
-        system = with_schema_in_prompt(Request(stage=stage, system=system, user="", schema=schema)).system
-    body: dict[str, Any] = {
-        "model": model,
-        "max_completion_tokens" if "max_tokens" in without else "max_tokens": max_output_tokens,
-    }
+        request = with_schema_in_prompt(request)
+    limit = "max_completion_tokens" if "max_tokens" in without else "max_tokens"
+    body: dict[str, Any] = {"model": model, limit: request.max_output_tokens}
     if "temperature" not in without:
-        body["temperature"] = temperature
-    if schema is not None and "response_format" not in without:
-        body["response_format"] = {
-            "type": "json_schema",
-            "json_schema": {"name": stage, "strict": True, "schema": schema},
+        body["temperature"] = request.temperature
+    if request.schema is not None and "response_format" not in without:
+        schema = {"name": request.stage, "strict": True, "schema": request.schema}
+        body["response_format"] = {"type": "json_schema", "json_schema": schema}
+    body["messages"] = [{"role": "system", "content": request.system}, {"role": "user", "content": request.user}]
+    return body
+
+
+def read_completion(
+    reply: Mapping[str, Any], token_counts: Callable[[str, int | None, int | None], tuple[int, int]]
+) -> Reply:
+    """The text of a chat completion; `token_counts` completes the counts that the server gives.
+
+    Raises:
+      CallFailed: the model did not end it by itself.
+      KeyError, TypeError, AttributeError, IndexError: it is no chat completion.
+    """
+    choices, usage = reply["choices"], reply.get("usage") or {}
+    choice = choices[0] if choices else {}
+    message, reason = choice.get("message") or {}, choice.get("finish_reason")
+    text = message.get("content") or ""
+    refused = message.get("refusal") or reason not in _COMPLETE
+    return checked_reply(
+        text,
+        token_counts(text, usage.get("prompt_tokens"), usage.get("completion_tokens")),
+        missing=None if choices else "the answer has no choices",
+        cut=reason == "length",
+        refused=f"the model refused, or ended with {reason}" if refused else None,
+    )
+
+
+class OpenAIChat:
+    """A `Provider`. The key comes from OPENAI_API_KEY; other addresses than OpenAI's may need none."""
+
+    def __init__(self, endpoint: Endpoint, **_: Any):
+        import aiohttp
+
+        self._errors = (aiohttp.ClientError, OSError)
+        self._endpoint = endpoint
+        self._url = f"{endpoint.url.rstrip('/')}/chat/completions"
+        headers = {
+            "accept": "application/json",
+            "authorization": f"Bearer {endpoint.key}",
+            "content-type": "application/json",
+            "user-agent": "diversity_jax",
         }
-    body["messages"] = [{"role": "system", "content": system}, {"role": "user", "content": ""}]
-    return _encode(body).removesuffix(f'""{_AFTER_USER}')
+        account = {header: os.environ.get(variable) for header, variable in _ACCOUNT_HEADERS.items()}
+        headers |= {header: value for header, value in account.items() if value}
+        self._session = http_session(self._url, headers=headers)
+        self._without: frozenset[str] = frozenset()
+
+    async def ask(self, request: Request) -> Reply:
+        """Makes one attempt; see `Provider.ask`."""
+        without, endpoint = self._without, self._endpoint
+        body = json.dumps(chat_body(endpoint.model, request, without), ensure_ascii=False).encode(errors="replace")
+        try:
+            async with self._session.post(self._url, data=body, allow_redirects=False) as response:
+                status, headers, content = response.status, response.headers, await response.read()
+        except self._errors as error:
+            raise transport_failure(error, endpoint.url) from None
+        if status != 200:
+            sent = [name for name in _FIELD_WORDS if name not in without]
+            if request.schema is None:
+                sent = [name for name in sent if name != "response_format"]
+            raise self._refused(status, headers, content, sent)
+        try:
+            return read_completion(
+                json.loads(content), lambda text, *counts: endpoint.token_counts(request, text, *counts)
+            )
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError):
+            raise Transient("garbled", f"{endpoint.url} sent something that is no chat completion") from None
+
+    async def close(self) -> None:
+        """Closes its connections."""
+        await self._session.close()
+
+    def _refused(self, status: int, headers: Mapping[str, str], content: bytes, sent: Sequence[str]) -> Exception:
+        """What a refusal means; `sent` are the fields of `_FIELD_WORDS` that the request had."""
+        error = _error_object(content)
+        message = str(error.get("message") or content[:_SHOWN_BYTES].decode(errors="replace"))
+        code = str(error.get("code") or error.get("type") or "")
+        failure = self._endpoint.failure(status, message, code=code, retry_after_seconds=retry_after(headers))
+        # Some servers answer 500 or 501 to a format they do not implement, but only the naming of a field says so.
+        if not (isinstance(failure, Rejected) or status == 501):
+            return failure
+        named = f"{error.get('param') or ''} {message}".lower()
+        for name in sent:
+            if any(word in named for word in _FIELD_WORDS[name]):
+                if name not in self._without:
+                    self._without |= {name}
+                    detail = getattr(failure, "detail", "")
+                    _logger.warning(
+                        "%s does not take %s (%s); %s", self._endpoint.name, name, detail, _REPLACEMENT[name]
+                    )
+                return Transient("adapted", f"{name} is not supported")
+        return failure
 
 
-def _error_of(content: bytes) -> Mapping[str, Any]:
+def _error_object(content: bytes) -> Mapping[str, Any]:
     """The error object of a refusal; empty where it has none."""
     try:
         value = json.loads(content)
@@ -87,102 +155,3 @@ def _error_of(content: bytes) -> Mapping[str, Any]:
         return {}
     error = value.get("error", value) if isinstance(value, dict) else {}
     return error if isinstance(error, dict) else {"message": str(error)}
-
-
-class OpenAIChat:
-    """One model behind a chat completions address. The key comes from OPENAI_API_KEY; other addresses than OpenAI's may
-    need none.
-    """
-
-    def __init__(self, model: str, *, base_url: str | None):
-        quieten("httpx", "httpcore")
-        judge = f"openai:{model}"
-        key = key_from_environment(judge, ("OPENAI_API_KEY",), needed=base_url is None)
-        url = base_url or os.environ.get("OPENAI_BASE_URL") or "https://api.openai.com/v1"
-        headers = {"authorization": f"Bearer {key}", "user-agent": "diversity_jax"}
-        headers |= {
-            header: os.environ[variable] for header, variable in _ACCOUNT_HEADERS.items() if os.environ.get(variable)
-        }
-        try:
-            self._post = JsonPost(f"{url.rstrip('/')}/chat/completions", headers)
-        except ValueError as error:
-            raise InputError(
-                f"judge_base_url: {url!r} is no address ({error}); write one such as http://127.0.0.1:8000/v1"
-            ) from None
-        self._address = Address(judge=judge, url=url, key_variables=("OPENAI_API_KEY",), key=key)
-        self._model = model
-        self._usage = Usage(judge)
-        self._without: frozenset[str] = frozenset()
-
-    async def ask(self, request: Request, deadline_seconds: float) -> Answer:
-        """Makes one attempt; see `Provider.ask`."""
-        without = self._without
-        before = _before_user(
-            self._model,
-            without,
-            request.system,
-            request.schema,
-            request.stage,
-            request.temperature,
-            request.max_output_tokens,
-        )
-        body = f"{before}{_encode(request.user)}{_AFTER_USER}".encode(errors="replace")
-        status, headers, content = await self._post(body, deadline_seconds)
-        if status != 200:
-            sent = [
-                name
-                for name in _CANNOT
-                if name not in without and not (name == "response_format" and request.schema is None)
-            ]
-            raise self._refused(status, headers, content, sent)
-        return self._read(content, request)
-
-    async def close(self) -> None:
-        """Gives connections back."""
-        await self._post.aclose()
-
-    def _refused(self, status: int, headers: Mapping[str, str], content: bytes, sent: Sequence[str]) -> Exception:
-        """What a refusal means; `sent` are the fields of `_CANNOT` that the request had."""
-        error = _error_of(content)
-        message = str(error.get("message") or content[:_SHOWN_BYTES].decode(errors="replace"))
-        code = str(error.get("code") or error.get("type") or "")
-        failure = failure_of(self._address, status, message, code=code, retry_after_seconds=retry_after(headers))
-        # Some servers answer 500 or 501 to a format they do not implement, but only the naming of a field says so.
-        if not (isinstance(failure, Rejected) or status == 501):
-            return failure
-        named = f"{error.get('param') or ''} {message}".lower()
-        for name in sent:
-            if any(word in named for word in _CANNOT[name]):
-                self._do_without(name, failure.detail)
-                return Transient("adapted", f"{name} is not supported")
-        return failure
-
-    def _do_without(self, name: str, detail: str):
-        if name not in self._without:
-            self._without |= {name}
-            _logger.warning("%s does not take %s (%s); %s", self._address.judge, name, detail, _DONE_WITHOUT[name])
-
-    def _read(self, content: bytes, request: Request) -> Answer:
-        try:
-            reply = json.loads(content)
-            choices = reply["choices"]
-            usage = reply.get("usage") or {}
-            choice = choices[0] if choices else {}
-            message = choice.get("message") or {}
-            reason, text = choice.get("finish_reason"), message.get("content") or ""
-            counts = self._usage.counts(request, text, usage.get("prompt_tokens"), usage.get("completion_tokens"))
-        except (ValueError, KeyError, TypeError, AttributeError, IndexError):
-            raise Transient("garbled", f"{self._address.url} sent something that is no chat completion") from None
-        if not choices:
-            raise unusable("empty", "the answer has no choices", counts)
-        if reason == "length":
-            raise unusable(
-                "truncated",
-                f"the answer was cut at {request.max_output_tokens} tokens; raise max_output_tokens",
-                counts,
-            )
-        if message.get("refusal") or reason not in _WHOLE:
-            raise unusable("refused", f"the model refused, or ended with {reason}", counts)
-        if not text.strip():
-            raise unusable("empty", "the answer is empty", counts)
-        return Answer(text=text, prompt_tokens=counts[0], completion_tokens=counts[1])
