@@ -1,13 +1,10 @@
-"""lm-evaluation-harness's own command with our models known to it as `diversity_jax`; installing this package puts it
-in the other's place.
+"""lm-evaluation-harness's own command with our models known to it as `diversity_jax`.
 
-    lm_eval --model diversity_jax --model_args checkpoint=runs/quickstart --tasks arc_easy,hellaswag
+    diversity-jax-lm-eval --model diversity_jax --model_args checkpoint=runs/quickstart --tasks arc_easy,hellaswag
 
-`python -m diversity_jax.lm_eval` is the same where the package is not installed; what follows it is what `lm_eval`
-takes. In a program of
-your own `import diversity_jax.lm_eval` is enough: `lm_eval.simple_evaluate(model="diversity_jax",
-  model_args={"checkpoint": ...}, ...)`
-then works.
+`python -m diversity_jax.lm_eval` is the same where the package is not installed; all arguments are the harness's. In a
+program, `import diversity_jax.lm_eval` is enough for
+`lm_eval.simple_evaluate(model="diversity_jax", model_args={"checkpoint": ...}, ...)`.
 """
 
 import importlib.util
@@ -22,14 +19,12 @@ if importlib.util.find_spec("lm_eval"):
 def main() -> None:
     """The harness's command line; bad input is one line and status 2."""
     try:
-        from lm_eval.__main__ import cli_evaluate
-    except ImportError as error:
-        print(
-            f"error: lm-evaluation-harness is not installed ({error}); pip install 'diversity_jax[eval]'",
-            file=sys.stderr,
-        )
-        sys.exit(2)
-    try:
+        try:
+            from lm_eval.__main__ import cli_evaluate
+        except ImportError as error:
+            raise InputError(
+                f"lm-evaluation-harness is not installed ({error}); pip install 'diversity_jax[eval]'"
+            ) from None
         cli_evaluate()
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -12,9 +12,9 @@ import pytest
 
 from diversity_jax.core.errors import InputError
 from diversity_jax.evaluation.config import GenerateTextConfig
-from diversity_jax.evaluation.generate import Generator, TextStream
-from diversity_jax.evaluation.sampling import Sampling, choose
-from diversity_jax.generate_text import _read, generate_text
+from diversity_jax.evaluation.generate import Generator
+from diversity_jax.evaluation.run import generate_text, read_prompts
+from diversity_jax.evaluation.sampling import Sampling, TextStream, sample_tokens
 from diversity_jax.model import MeshConfig, logits
 from diversity_jax.tokenizers.chat_template import OWN_TEMPLATE, render_chat
 from tests.evaluation_items import byte_model
@@ -78,7 +78,7 @@ def test_sampled_answers_depend_on_their_seed_and_on_nobody_else():
 
 @functools.lru_cache(maxsize=1)
 def _draw():
-    return jax.jit(choose)
+    return jax.jit(sample_tokens)
 
 
 def test_filters_keep_what_they_say_and_temperature_has_its_distribution():
@@ -162,12 +162,12 @@ def test_prompts_from_a_file(tmp_path):
         json.dumps({"prompt": "ab"}) + "\n" + json.dumps({"messages": [{"role": "user", "content": "hi"}]}) + "\n"
     )
     config = GenerateTextConfig(max_tokens=4, samples=2, temperature=1.0)
-    answers = generate_text(byte_model(), _read(str(path)), config)
+    answers = generate_text(byte_model(), read_prompts(str(path)), config)
     assert [one.get("prompt") for one in answers] == ["ab", "ab", None, None]
     assert all(one["tokens"] <= 4 for one in answers)
     path.write_text('{"prompt": 3}\n')
     with pytest.raises(InputError, match=r"prompts.jsonl:1: expected an object"):
-        _read(str(path))
+        read_prompts(str(path))
 
 
 CONVERSATION = [

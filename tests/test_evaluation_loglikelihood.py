@@ -10,7 +10,7 @@ import pytest
 
 from diversity_jax.core.errors import InputError
 from diversity_jax.evaluation.held_out import documents_loss, rows_loss, text_loss
-from diversity_jax.evaluation.prefix_packing import Scored, pack, shared_length
+from diversity_jax.evaluation.loglikelihood import Scored, pack, shared_length
 from diversity_jax.model import MeshConfig, logits
 from tests.evaluation_items import byte_model
 from tests.small_llama import random_params

@@ -9,7 +9,7 @@ import pytest
 from scipy import stats
 
 from diversity_jax.core.errors import InputError
-from diversity_jax.evaluation.request_store import RequestStore
+from diversity_jax.evaluation.lm_eval_model import RequestStore
 from diversity_jax.evaluation.results import Outcome, compare, figure, mcnemar, paper_average
 from diversity_jax.evaluation.tasks import BY_TASK, PAPER, local_file, read_items, task_names
 from tests.evaluation_items import ARC, FILES, HELLASWAG, PIQA, WINOGRANDE, write_items

@@ -20,7 +20,7 @@ import pytest
 from diversity_jax.evaluation.generate import Generator, TokenLogprob
 from diversity_jax.evaluation.sampling import Sampling
 from diversity_jax.model.convert import write_imported
-from diversity_jax.serving.openai_api import _word
+from diversity_jax.serving.openai_api import token_text
 from diversity_jax.serving.server import Service, serve
 from diversity_jax.tokenizers.chat_template import render_chat
 from diversity_jax.tokenizers.tokenizer import for_run, load_tokenizer
@@ -209,7 +209,7 @@ def test_a_body_that_is_not_compressed_as_it_says_is_refused(served):
     assert "cannot be read" in error["message"]
 
 
-def test_words_beside_log_probabilities_join_to_the_text(client, tmp_path):
+def testtoken_texts_beside_log_probabilities_join_to_the_text(client, tmp_path):
     found = client.completions.create(
         model="tiny", prompt="ab", max_tokens=6, logprobs=2, temperature=0, extra_body={"ignore_eos": True}
     )
@@ -226,7 +226,7 @@ def test_words_beside_log_probabilities_join_to_the_text(client, tmp_path):
         for place, token in enumerate(ids)
         if place >= len(before)
     ]
-    assert "".join(_word(tokenizer, one.before, one.token) for one in logprobs) == text
+    assert "".join(token_text(tokenizer, one.before, one.token) for one in logprobs) == text
 
 
 def test_another_method_and_the_health_of_a_server_that_met_all_that(served):

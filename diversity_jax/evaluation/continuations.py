@@ -1,8 +1,6 @@
-"""A benchmark made of any corpus: which of several passages goes on from a document's beginning.
+"""A benchmark made of any corpus: which of several passages continues the beginning of a document.
 
-For machines without benchmark files, and for domains that have none. Items have HellaSwag's form, so that
-`evaluate --config.tasks=hellaswag --config.data_dir=FOLDER` runs them; the wrong passages are taken from other
-documents of the same corpus at the same place, so that neither length nor style gives the answer away.
+For machines without benchmark files, and for domains that have none.
 """
 
 from dataclasses import dataclass
@@ -20,15 +18,15 @@ FILE = "hellaswag_validation.jsonl"
 
 @dataclass(frozen=True, kw_only=True)
 class ContinuationsConfig:
-    """What is asked.
+    """The benchmark.
 
     Attributes:
-      output_dir: where `hellaswag_validation.jsonl` is written.
+      output_dir: the folder that `hellaswag_validation.jsonl` is written to.
       corpus: documents that no model under test was trained on.
-      skip_documents: so many of the first are passed over, such as those a model was trained on.
+      skip_documents: number of first documents to leave out, such as those a model was trained on.
       items: questions at most, each of a document of its own.
       choices: passages offered.
-      context_words, ending_words: of the beginning and of each passage.
+      context_words, ending_words: length of the beginning and of each passage.
       seed: of the wrong passages and the order.
     """
 
@@ -41,40 +39,43 @@ class ContinuationsConfig:
     ending_words: int = 8
     seed: int = 0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name, least in (("items", 1), ("choices", 2), ("context_words", 1), ("ending_words", 1)):
             if getattr(self, name) < least:
                 raise InputError(f"continuations.{name}={getattr(self, name)}: must be at least {least}")
 
 
 def write(config: ContinuationsConfig) -> None:
-    """Writes the items.
+    """Writes the items in HellaSwag's form, so that `evaluate --config.tasks=hellaswag --config.data_dir=FOLDER` runs
+    them.
+
+    Wrong passages are taken from other documents of the same corpus at the same position, so that neither length nor
+    style gives the answer away.
 
     Raises:
       InputError: fewer long enough, different documents than choices.
     """
     least = config.context_words + config.ending_words
-    pieces: dict[str, str] = {}  # beginning -> what follows
+    endings_by_beginning: dict[str, str] = {}
     for document in itertools.islice(open_corpus(config.corpus), config.skip_documents, None):
         words = document.text.split()
         if len(words) >= least:
-            pieces.setdefault(" ".join(words[: config.context_words]), " ".join(words[config.context_words : least]))
-        if len(pieces) == config.items:
+            ending = " ".join(words[config.context_words : least])
+            endings_by_beginning.setdefault(" ".join(words[: config.context_words]), ending)
+        if len(endings_by_beginning) == config.items:
             break
-    endings = sorted(set(pieces.values()))
+    endings = sorted(set(endings_by_beginning.values()))
     if len(endings) < config.choices:
         raise InputError(
             f"{config.corpus.source}: {len(endings)} documents of at least {least} words differ, {config.choices} "
-            "choices need as many; "
-            "take a larger corpus or fewer words"
+            "choices need as many; take a larger corpus or fewer words"
         )
     generator = random.Random(config.seed)
     with writing(Path(config.output_dir) / FILE, "w") as file:
-        for beginning, following in pieces.items():
-            others = [ending for ending in generator.sample(endings, config.choices) if ending != following][
-                : config.choices - 1
-            ]
+        for beginning, ending in endings_by_beginning.items():
+            sampled = generator.sample(endings, config.choices)
+            offered = [other for other in sampled if other != ending][: config.choices - 1]
             label = generator.randrange(config.choices)
-            offered = [*others[:label], following, *others[label:]]
+            offered.insert(label, ending)
             item = {"activity_label": "Text", "ctx_a": beginning, "ctx_b": "", "endings": offered, "label": label}
             file.write(json.dumps(item) + "\n")

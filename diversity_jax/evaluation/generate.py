@@ -1,8 +1,5 @@
-"""Text out of tokens as they come: whole characters only, ended at a stop text, and nothing shown that a stop text may
-still take back.
-
-Answers from a model: a cache of slots that requests enter and leave as they come and end (continuous batching), sharded
-  over a mesh.
+"""Generation: many answers at once in the slots of one key-value cache, which prompts enter and leave as they come and
+end (continuous batching), sharded over a mesh.
 """
 
 from collections import deque
@@ -19,87 +16,21 @@ import numpy as np
 
 from diversity_jax.core.errors import InputError
 from diversity_jax.evaluation.load_model import LanguageModel
-from diversity_jax.evaluation.prefix_packing import row_length
-from diversity_jax.evaluation.sampling import MAX_TOP_LOGPROBS, Sampling, choose
+from diversity_jax.evaluation.loglikelihood import row_length
+from diversity_jax.evaluation.sampling import MAX_TOP_LOGPROBS, Sampling, TextStream, sample_tokens
 from diversity_jax.model.config import LlamaConfig
 from diversity_jax.model.decode import Cache, decode_step, empty_cache, prefill
 from diversity_jax.model.llama import Params
 from diversity_jax.model.sharding import spec
 
-_BROKEN = "\ufffd"  # what an unfinished character decodes to
-
-
-class TextStream:
-    """The text of one answer, growing.
-
-    Args:
-      decode: ids to text.
-      stop: texts that end the answer and are left out of it.
-
-    Attributes:
-      text: everything so far; final once `stopped`, or after `finish`.
-      stopped: a stop text has been met.
-    """
-
-    def __init__(self, decode: Callable[[Sequence[int]], str], stop: Sequence[str] = ()):
-        self._decode, self._stop = decode, tuple(stop)
-        self._longest = max(map(len, stop), default=0)
-        self._ids: list[int] = []
-        self._window, self._read, self._sent = (
-            0,
-            0,
-            0,
-        )  # tokens decoded together with new ones; tokens read; characters handed out
-        self.text = ""
-        self.stopped = False
-
-    def add(self, token: int) -> None:
-        """One more token. Only the last few are decoded again, since how a token reads depends on its neighbours."""
-        self._ids.append(token)
-        self._read_new(last=False)
-
-    def finish(self) -> None:
-        """No more tokens: an unfinished character shows as it is."""
-        if not self.stopped:
-            self._read_new(last=True)
-
-    def _read_new(self, last: bool) -> None:
-        whole = self._decode(self._ids[self._window :])
-        if whole.endswith(_BROKEN) and not last:
-            return
-        known = len(self._decode(self._ids[self._window : self._read]))
-        before = len(self.text)
-        self.text += whole[known:]
-        self._window, self._read = self._read, len(self._ids)
-        places = [
-            place for text in self._stop if (place := self.text.find(text, max(0, before - self._longest + 1))) >= 0
-        ]
-        if places:
-            self.text, self.stopped = self.text[: min(places)], True
-
-    def take(self, *, last: bool = False) -> str:
-        """What is new and certain; with `last`, all that is left."""
-        end = len(self.text) if last or self.stopped else len(self.text) - self._doubtful()
-        new = self.text[self._sent : end]
-        self._sent = max(self._sent, end)
-        return new
-
-    def _doubtful(self) -> int:
-        """Characters at the end that may begin a stop text."""
-        for length in range(min(self._longest - 1, len(self.text)), 0, -1):
-            if any(text.startswith(self.text[-length:]) for text in self._stop):
-                return length
-        return 0
-
-
-_PIECES = (32, 128, 512)  # tokens of a prompt read at once; a last piece is padded to the least that holds it
-_SMALLEST_SPAN = 128
+_PREFILL_TOKENS = (32, 128, 512)  # compiled lengths of a prompt's chunks; the last chunk is padded to the next of them
+_SMALLEST_SPAN = 128  # positions of the cache that attention reads at least
 
 
 @dataclass(frozen=True, kw_only=True)
 class TokenLogprob:
     """A chosen token's log-probability in nats (of the model, before temperature and filters), and the likeliest
-    tokens' at its place.
+    tokens' in its stead.
 
     `before` is the token that it follows, on which its spelling may depend.
     """
@@ -111,14 +42,14 @@ class TokenLogprob:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Answer:
+class GeneratedText:
     """One finished answer.
 
     Attributes:
       text: without its stop text and end-of-text token.
-      tokens: all ids generated, the ones that ended it among them.
+      tokens: all ids generated, including the ones that ended it.
       finish_reason: `stop` (a stop text or end of text) or `length`.
-      logprobs: one a token where they were asked for.
+      logprobs: one a token where `Sampling.top_logprobs` asks for them.
     """
 
     text: str
@@ -128,30 +59,30 @@ class Answer:
 
 
 @dataclass(kw_only=True, eq=False)
-class Request:
+class GenerationRequest:
     """A prompt on its way through the generator.
 
     `on_progress` is called by the thread that runs the generator, after new tokens and once more when `answer` is there
-    or it `failed`; set `cancelled` to be forgotten.
+    or it `failed`; set `cancelled` to free its slot.
     """
 
     prompt: list[int]
     sampling: Sampling
     stream: TextStream
-    on_progress: Callable[["Request"], None] = lambda request: None
+    on_progress: Callable[["GenerationRequest"], None] = lambda request: None
     tokens: list[int] = field(default_factory=list)
     logprobs: list[TokenLogprob] = field(default_factory=list)
-    answer: Answer | None = None
+    answer: GeneratedText | None = None
     cancelled: bool = False
     failed: bool = False
 
 
 class Generator:
-    """Runs many answers at once in `slots` places of one cache.
+    """Generates many answers at once in `slots` of one cache.
 
     Args:
-      slots: answers that grow together; rounded up to a multiple of the devices that share the rows.
-      steps: tokens decoded in one call of the compiled program; what a finished answer has too much is thrown away.
+      slots: answers generated together; rounded up to a multiple of the devices that share the rows.
+      steps: tokens decoded in one call of the compiled program; tokens after the end of an answer are discarded.
     """
 
     def __init__(self, model: LanguageModel, *, slots: int = 16, steps: int = 8):
@@ -159,19 +90,22 @@ class Generator:
         devices = mesh.shape["data"] * mesh.shape["fsdp"]
         self.model, self.slots, self._steps = model, -(-slots // devices) * devices, steps
         self.max_length = config.max_length
-        self._capacity = -(-(config.max_length + steps) // _PIECES[-1]) * _PIECES[-1]
-        self._place = NamedSharding(mesh, spec("batch", None, "kv_heads", None))
-        ids = model.tokenizer.vocabulary.size
+        largest = _PREFILL_TOKENS[-1]
+        self._capacity = -(-(config.max_length + steps) // largest) * largest  # positions of the cache
         self._prefill = jax.jit(functools.partial(prefill, config), static_argnames="span_tokens", donate_argnums=1)
         self._decode = jax.jit(
-            functools.partial(_decode, config, ids, steps),
+            functools.partial(_decode, config, model.tokenizer.vocabulary.size, steps),
             static_argnames=("span_tokens", "with_top"),
             donate_argnums=1,
         )
+        self._empty_cache = jax.jit(
+            functools.partial(empty_cache, config, self.slots, self._capacity),
+            out_shardings=NamedSharding(mesh, spec("batch", None, "kv_heads", None)),
+        )
         self._cache: Cache | None = None
-        self._waiting: deque[Request] = deque()
+        self._waiting: deque[GenerationRequest] = deque()
         self._lock = threading.Lock()
-        self._running: list[Request | None] = [None] * self.slots
+        self._running: dict[int, GenerationRequest] = {}  # by slot
 
     def check(self, prompt: Sequence[int], sampling: Sampling) -> None:
         """Refuses what does not fit.
@@ -192,20 +126,19 @@ class Generator:
             )
 
     def submit(
-        self, prompt: Sequence[int], sampling: Sampling, on_progress: Callable[[Request], None] = lambda request: None
-    ) -> Request:
-        """Puts a prompt in line; safe from any thread. `step` does the work.
+        self,
+        prompt: Sequence[int],
+        sampling: Sampling,
+        on_progress: Callable[[GenerationRequest], None] = lambda request: None,
+    ) -> GenerationRequest:
+        """Queues a prompt; safe from any thread. `step` does the work.
 
         Raises:
           InputError: as `check`.
         """
         self.check(prompt, sampling)
-        request = Request(
-            prompt=list(prompt),
-            sampling=sampling,
-            stream=TextStream(self.model.tokenizer.decode, sampling.stop),
-            on_progress=on_progress,
-        )
+        stream = TextStream(self.model.tokenizer.decode, sampling.stop)
+        request = GenerationRequest(prompt=list(prompt), sampling=sampling, stream=stream, on_progress=on_progress)
         with self._lock:
             self._waiting.append(request)
         return request
@@ -213,55 +146,56 @@ class Generator:
     @property
     def load(self) -> int:
         """Requests waiting or running."""
-        return len(self._waiting) + sum(request is not None for request in self._running)
+        return len(self._waiting) + len(self._running)
 
-    def generate(self, prompts: Sequence[Sequence[int]], sampling: Sampling | Sequence[Sampling]) -> list[Answer]:
+    def generate(
+        self, prompts: Sequence[Sequence[int]], sampling: Sampling | Sequence[Sampling]
+    ) -> list[GeneratedText]:
         """Answers to all prompts, in order.
 
         Raises:
           InputError: a prompt does not fit; nothing is generated then.
         """
-        settings = [sampling] * len(prompts) if isinstance(sampling, Sampling) else list(sampling)
-        for prompt, one in zip(prompts, settings, strict=True):
-            self.check(prompt, one)
-        requests = [self.submit(prompt, one) for prompt, one in zip(prompts, settings, strict=True)]
-        while any(request.answer is None for request in requests):
-            self.step()
-        return [request.answer for request in requests]
+        settings = [sampling] * len(prompts) if isinstance(sampling, Sampling) else sampling
+        pairs = list(zip(prompts, settings, strict=True))
+        for pair in pairs:
+            self.check(*pair)
+        requests = [self.submit(*pair) for pair in pairs]
+        while self.step():
+            pass
+        return [request.answer for request in requests if request.answer is not None]
 
     def step(self) -> bool:
-        """Lets waiting prompts in, and grows every running answer by up to `steps` tokens; False where there was
-        nothing to do.
+        """Admits waiting prompts, and extends every running answer by up to `steps` tokens; False if there is no
+        request.
         """
         with jax.set_mesh(self.model.mesh):
             self._admit()
-            running = [(slot, request) for slot, request in enumerate(self._running) if request is not None]
-            if not running:
+            if not self._running:
                 return False
-            out = self._decode_running(running)
-        for slot, request in running:
+            out = self._decode_running()
+        for slot, request in list(self._running.items()):
             self._take_tokens(slot, request, out)
         return True
 
     def abandon(self) -> None:
-        """After an exception in `step`: gives up every request and the cache, which may be half written."""
+        """After an exception in `step`: fails every request and drops the cache, which may be half written."""
         with self._lock:
-            given_up = [*self._waiting, *(request for request in self._running if request is not None)]
+            failed = [*self._waiting, *self._running.values()]
             self._waiting.clear()
-        self._running = [None] * self.slots
+        self._running.clear()
         self._cache = None
-        for request in given_up:
+        for request in failed:
             request.failed = True
             request.on_progress(request)
 
     def _admit(self) -> None:
         if self._cache is None:
-            make = functools.partial(empty_cache, self.model.config, self.slots, self._capacity)
-            self._cache = jax.jit(make, out_shardings=self._place)()
+            self._cache = self._empty_cache()
         for slot in range(self.slots):
-            if self._running[slot] is not None and self._running[slot].cancelled:
-                self._running[slot] = None
-            while self._running[slot] is None and self._waiting:
+            if slot in self._running and self._running[slot].cancelled:
+                del self._running[slot]
+            while slot not in self._running and self._waiting:
                 with self._lock:
                     request = self._waiting.popleft()
                 if not request.cancelled:
@@ -269,20 +203,21 @@ class Generator:
                     self._running[slot] = request
 
     def _read_prompt(self, slot: int, prompt: Sequence[int]) -> None:
-        """All but the last token go into the cache; that one is decoded first."""
-        for start in range(0, len(prompt) - 1, _PIECES[-1]):
-            piece = prompt[start : min(start + _PIECES[-1], len(prompt) - 1)]
-            padded = np.zeros(next(size for size in _PIECES if size >= len(piece)), np.int32)
-            padded[: len(piece)] = piece
+        """Puts all but the last token into the cache; that one is decoded first."""
+        for start in range(0, len(prompt) - 1, _PREFILL_TOKENS[-1]):
+            chunk = prompt[start : min(start + _PREFILL_TOKENS[-1], len(prompt) - 1)]
+            padded = np.zeros(next(size for size in _PREFILL_TOKENS if size >= len(chunk)), np.int32)
+            padded[: len(chunk)] = chunk
             span = self._span(start + len(padded))
             self._cache = self._prefill(
                 self.model.params, self._cache, padded, np.int32(slot), np.int32(start), span_tokens=span
             )
 
     def _span(self, tokens: int) -> int:
+        """Positions that attention reads: a power of two, so that few programs are compiled."""
         return min(row_length(tokens, _SMALLEST_SPAN), self._capacity)
 
-    def _decode_running(self, running: Sequence[tuple[int, Request]]) -> dict[str, np.ndarray]:
+    def _decode_running(self) -> dict[str, np.ndarray]:
         settings = {
             "temperature": np.zeros(self.slots, np.float32),
             "top_k": np.zeros(self.slots, np.int32),
@@ -290,62 +225,56 @@ class Generator:
             "seed": np.zeros(self.slots, np.uint32),
         }
         tokens, positions = np.zeros(self.slots, np.int32), np.zeros(self.slots, np.int32)
-        for slot, request in running:
+        for slot, request in self._running.items():
             tokens[slot] = (request.tokens or request.prompt)[-1]
             positions[slot] = len(request.prompt) + len(request.tokens) - 1
-            for name, values in settings.items():
-                values[slot] = (
-                    getattr(request.sampling, name) & 0xFFFFFFFF if name == "seed" else getattr(request.sampling, name)
-                )
-        wants_top = any(request.sampling.top_logprobs for _, request in running)
+            for name in ("temperature", "top_k", "top_p"):
+                settings[name][slot] = getattr(request.sampling, name)
+            settings["seed"][slot] = request.sampling.seed & 0xFFFFFFFF
+        with_top = any(request.sampling.top_logprobs for request in self._running.values())
         span = self._span(int(positions.max()) + self._steps)
         out, self._cache = self._decode(
-            self.model.params, self._cache, tokens, positions, settings, span_tokens=span, with_top=wants_top
+            self.model.params, self._cache, tokens, positions, settings, span_tokens=span, with_top=with_top
         )
         return jax.device_get(out)
 
-    def _take_tokens(self, slot: int, request: Request, out: dict[str, np.ndarray]) -> None:
+    def _take_tokens(self, slot: int, request: GenerationRequest, out: dict[str, np.ndarray]) -> None:
         sampling = request.sampling
         for step in range(self._steps):
             token = int(out["tokens"][step, slot])
-            before = (request.tokens or request.prompt)[-1]
-            request.tokens.append(token)
             if sampling.top_logprobs is not None:
-                request.logprobs.append(_logprob(out, step, slot, sampling.top_logprobs, before))
+                before = (request.tokens or request.prompt)[-1]
+                request.logprobs.append(_logprob(out, (step, slot), sampling.top_logprobs, before))
+            request.tokens.append(token)
             ended = token in self.model.tokenizer.stop_ids and not sampling.ignore_end
             if not ended:
                 request.stream.add(token)
             if ended or request.stream.stopped or len(request.tokens) >= sampling.max_tokens:
                 request.stream.finish()
-                request.answer = Answer(
+                request.answer = GeneratedText(
                     text=request.stream.text,
                     tokens=tuple(request.tokens),
                     finish_reason="stop" if ended or request.stream.stopped else "length",
                     logprobs=tuple(request.logprobs),
                 )
-                self._running[slot] = None
+                del self._running[slot]
                 break
         request.on_progress(request)
 
 
-def _logprob(out: dict[str, np.ndarray], step: int, slot: int, top: int, before: int) -> TokenLogprob:
-    pairs = ()
+def _logprob(out: dict[str, np.ndarray], index: tuple[int, int], top: int, before: int) -> TokenLogprob:
+    likeliest: tuple[tuple[int, float], ...] = ()
     if top:
-        pairs = tuple(
-            zip(
-                out["top_tokens"][step, slot, :top].tolist(),
-                out["top_logprobs"][step, slot, :top].tolist(),
-                strict=True,
-            )
-        )
+        tokens, logprobs = (out[name][index][:top].tolist() for name in ("top_tokens", "top_logprobs"))
+        likeliest = tuple(zip(tokens, logprobs, strict=True))
     return TokenLogprob(
-        token=int(out["tokens"][step, slot]), before=before, logprob=float(out["logprobs"][step, slot]), top=pairs
+        token=int(out["tokens"][index]), before=before, logprob=float(out["logprobs"][index]), top=likeliest
     )
 
 
 def _decode(
     config: LlamaConfig,
-    ids: int,
+    vocabulary_size: int,
     steps: int,
     params: Params,
     cache: Cache,
@@ -358,18 +287,17 @@ def _decode(
 ) -> tuple[dict[str, Any], Cache]:
     """`steps` tokens of every slot. Ids beyond the tokenizer's, which pad the model's vocabulary, are never chosen."""
 
-    def one(carry, _):
+    def one_step(carry: tuple[Cache, jax.Array, jax.Array], _: None) -> tuple[Any, dict[str, jax.Array]]:
         cache, tokens_B, positions_B = carry
         logits_BxV, cache = decode_step(config, params, cache, tokens_B, positions_B, span_tokens=span_tokens)
-        logits_BxV = jnp.where(jnp.arange(config.vocab_size) < ids, logits_BxV, -jnp.inf)
-        chosen_B = choose(logits_BxV, positions_B, settings)
+        logits_BxV = jnp.where(jnp.arange(config.vocab_size) < vocabulary_size, logits_BxV, -jnp.inf)
+        chosen_B = sample_tokens(logits_BxV, positions_B, settings)
         logprobs_BxV = jax.nn.log_softmax(logits_BxV, axis=-1)
         out = {"tokens": chosen_B, "logprobs": jnp.take_along_axis(logprobs_BxV, chosen_B[:, None], axis=-1)[:, 0]}
         if with_top:
-            out["top_logprobs"], out["top_tokens"] = jax.lax.top_k(
-                logprobs_BxV, min(MAX_TOP_LOGPROBS, config.vocab_size)
-            )
+            most = min(MAX_TOP_LOGPROBS, config.vocab_size)
+            out["top_logprobs"], out["top_tokens"] = jax.lax.top_k(logprobs_BxV, most)
         return (cache, chosen_B, positions_B + 1), out
 
-    (cache, _, _), out = jax.lax.scan(one, (cache, tokens_B, positions_B), length=steps)
+    (cache, _, _), out = jax.lax.scan(one_step, (cache, tokens_B, positions_B), length=steps)
     return out, cache

@@ -1,7 +1,4 @@
-"""A model ready to be asked: weights on a mesh in the layout of inference, its tokenizer, and what identifies it.
-
-Opening a model for use: weights and tokenizer from a training run, an imported checkpoint or a Hugging Face folder.
-"""
+"""Loads a model for inference, weights and tokenizer: of a training run, an import or a Hugging Face folder."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -26,6 +23,8 @@ from diversity_jax.model.sharding import MeshConfig, make_mesh, param_shardings,
 from diversity_jax.tokenizers.chat_template import render_chat
 from diversity_jax.tokenizers.files import special_tokens
 from diversity_jax.tokenizers.tokenizer import ModelTokenizer, for_folder, for_run, load_tokenizer
+
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,18 +52,15 @@ class LanguageModel:
 
     def chat(self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True) -> str:
         """A conversation as text, by the tokenizer's template or the project's own."""
-        tokenizer = self.tokenizer
         return render_chat(
             messages,
-            template=tokenizer.chat_template,
-            special=tokenizer.special,
+            template=self.tokenizer.chat_template,
+            special=self.tokenizer.special,
             add_generation_prompt=add_generation_prompt,
         )
 
     def encode_chat(self, messages: Sequence[Mapping[str, Any]]) -> tuple[str, list[int]]:
-        """A conversation as text and ids. A tokenizer's own template writes special tokens itself, so none are added to
-        it.
-        """
+        """A conversation as text and ids. A tokenizer's own template writes special tokens itself: none are added."""
         text = self.chat(messages)
         return text, self.tokenizer.encode(text, special=self.tokenizer.chat_template is None)
 
@@ -87,18 +83,18 @@ def language_model(
         )
     devices = make_mesh(mesh)
     digest = weights_hash(params)
-    placed = jax.device_put(params, param_shardings(devices, params))
+    shardings = param_shardings(devices, params)
+    sharded = jax.device_put(params, shardings)
     with jax.set_mesh(devices):
-        layout = jax.tree.map(lambda _: None, jax.eval_shape(functools.partial(for_inference, config), params))
-        shardings = _inference_shardings(devices, params, layout)
-        ready = jax.jit(functools.partial(for_inference, config), out_shardings=shardings)(placed)
-    return LanguageModel(name=name, config=config, params=ready, mesh=devices, tokenizer=tokenizer, weights_hash=digest)
-
-
-def _inference_shardings(mesh: Mesh, params: Params, layout: Any) -> Any:
-    stacked = param_shardings(mesh, params)
-    one_layer = jax.tree.map(lambda place: NamedSharding(mesh, PartitionSpec(*place.spec[1:])), stacked["blocks"])
-    return {**stacked, "blocks": [one_layer] * len(layout["blocks"])}
+        layout = functools.partial(for_inference, config)
+        one_layer = jax.tree.map(
+            lambda leaf: NamedSharding(devices, PartitionSpec(*leaf.spec[1:])), shardings["blocks"]
+        )
+        layers = len(jax.eval_shape(layout, params)["blocks"])
+        params = jax.jit(layout, out_shardings={**shardings, "blocks": [one_layer] * layers})(sharded)
+    return LanguageModel(
+        name=name, config=config, params=params, mesh=devices, tokenizer=tokenizer, weights_hash=digest
+    )
 
 
 def weights_hash(params: Params) -> str:
@@ -109,9 +105,6 @@ def weights_hash(params: Params) -> str:
         digest.update(path_name(path).encode())
         digest.update(np.ascontiguousarray(leaf, np.float32).data)
     return digest.hexdigest()
-
-
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
 
 def open_model(
@@ -138,27 +131,24 @@ def open_model(
       InputError: nothing there, something damaged, or a tokenizer of another vocabulary.
     """
     folder = Path(checkpoint)
+    changes: dict[str, Any] = {} if max_length is None else {"max_length": max_length}
     config, params = read_model(
-        folder, step=step, compute_dtype=compute_dtype, attention="auto", dropout=0.0, **_length(max_length)
+        folder, step=step, compute_dtype=compute_dtype, attention="auto", dropout=0.0, **changes
     )
-    found = _tokenizer(folder, tokenizer)
-    default = folder.resolve().name + (f"@{step}" if step is not None else "")
-    return language_model(name or default, config, params, found, mesh or MeshConfig(data=-1, fsdp=1))
-
-
-def _length(max_length: int | None) -> dict[str, int]:
-    return {} if max_length is None else {"max_length": max_length}
+    name = name or folder.resolve().name + (f"@{step}" if step is not None else "")
+    return language_model(name, config, params, _tokenizer(folder, tokenizer), mesh or MeshConfig(data=-1, fsdp=1))
 
 
 def _tokenizer(folder: Path, given: str | None) -> ModelTokenizer:
+    is_run = (folder / "run.json").exists()
     if given is not None:
         path = Path(given)
         _check_run_tokenizer(folder, given)
         if path.is_dir() and (path / "tokenizer_config.json").exists():
             return for_folder(load_tokenizer(given, end_of_text=special_tokens(path).get("eos_token")), path)
-        return for_run(load_tokenizer(given), _chat(folder))
-    if (folder / "run.json").exists():
-        return _of_run(folder)
+        return for_run(load_tokenizer(given), _chat(mixture_folder(folder)) if is_run else None)
+    if is_run:
+        return _tokenizer_of_run(folder)
     if any((folder / name).exists() for name in _TOKENIZER_FILES):
         return for_folder(load_tokenizer(str(folder), end_of_text=special_tokens(folder).get("eos_token")), folder)
     raise InputError(
@@ -167,57 +157,54 @@ def _tokenizer(folder: Path, given: str | None) -> ModelTokenizer:
 
 
 def _check_run_tokenizer(folder: Path, given: str) -> None:
-    """Refuses a tokenizer that is not the one that a run's mixture, where it is still there, was made with: its ids
-    mean other text.
-    """
-    recorded = folder / "mixture" / "mixture.json"
-    known = read_json(recorded).get("vocabulary") if (folder / "run.json").exists() and recorded.exists() else None
-    if not known:
+    """Refuses a tokenizer whose ids mean other text: not the one of the run's mixture, where that is still there."""
+    mixture = folder / "mixture" / "mixture.json"
+    vocabulary = read_json(mixture).get("vocabulary") if (folder / "run.json").exists() and mixture.exists() else None
+    if not vocabulary:
         return
-    found = load_tokenizer(given, end_of_text=known["end_of_text_id"] if known["kind"] != "bytes" else None)
-    if found.hash != known["hash"]:
+    end_of_text = vocabulary["end_of_text_id"] if vocabulary["kind"] != "bytes" else None
+    tokenizer = load_tokenizer(given, end_of_text=end_of_text)
+    if tokenizer.hash != vocabulary["hash"]:
         raise InputError(
-            f"{folder}: was trained with another tokenizer ({known['kind']}, {known['size']:,} ids) than {given} "
-            f"({found.kind}, {found.size:,} ids); leave tokenizer out to take the run's own"
+            f"{folder}: was trained with another tokenizer ({vocabulary['kind']}, {vocabulary['size']:,} ids) than "
+            f"{given} ({tokenizer.kind}, {tokenizer.size:,} ids); leave tokenizer out to take the run's own"
         )
 
 
-def _of_run(folder: Path) -> ModelTokenizer:
+def _tokenizer_of_run(folder: Path) -> ModelTokenizer:
     """The tokenizer kept beside a run's rows."""
     mixture = mixture_folder(folder)
-    recorded = read_json(mixture / "mixture.json")
-    components = [part["manifest"] for part in recorded.get("components", ()) if part.get("manifest")]
-    vocabulary = recorded.get("vocabulary")
-    if not components or not isinstance(vocabulary, Mapping):
+    manifests = _manifests(mixture)
+    vocabulary = read_json(mixture / "mixture.json").get("vocabulary")
+    if not manifests or not isinstance(vocabulary, Mapping):
         raise InputError(
             f"{mixture / 'mixture.json'}: names no prepared component; name the model's tokenizer as tokenizer"
         )
-    files = [str((mixture / components[0]).parent / file) for file in vocabulary["files"]]
-    end = _end_of_text(folder)
-    found = load_tokenizer(_spec(vocabulary["kind"], files), end_of_text=end)
-    if found.hash != vocabulary["hash"]:
+    files = [manifests[0].parent / file for file in vocabulary["files"]]
+    path = "bytes" if vocabulary["kind"] == "bytes" else str(files[0] if len(files) == 1 else files[0].parent)
+    end_of_text = (run_settings(folder).get("mixture") or {}).get("end_of_text")
+    tokenizer = load_tokenizer(path, end_of_text=end_of_text)
+    if tokenizer.hash != vocabulary["hash"]:
         raise InputError(
             f"{mixture}: the tokenizer beside the rows is not the one they were made with; name the right one as "
             "tokenizer"
         )
-    return for_run(found, _chat(folder))
+    return for_run(tokenizer, _chat(mixture))
 
 
-def _chat(folder: Path) -> Mapping[str, Any] | None:
-    """What a run was fine-tuned with: chat template and special tokens; None for one of plain text, and for what is no
-    run.
-    """
-    if not (folder / "run.json").exists():
-        return None
-    mixture = mixture_folder(folder)
-    manifests = [
-        part["manifest"] for part in read_json(mixture / "mixture.json").get("components", ()) if part.get("manifest")
-    ]
-    return next((found for path in manifests if (found := read_json(mixture / path).get("chat"))), None)
+def _manifests(mixture: Path) -> list[Path]:
+    """The manifests of a mixture's prepared components."""
+    components = read_json(mixture / "mixture.json").get("components", ())
+    return [mixture / part["manifest"] for part in components if part.get("manifest")]
+
+
+def _chat(mixture: Path) -> Mapping[str, Any] | None:
+    """What a run was fine-tuned with: chat template and special tokens; None for a run on plain text."""
+    return next((chat for path in _manifests(mixture) if (chat := read_json(path).get("chat"))), None)
 
 
 def mixture_folder(run: Path) -> Path:
-    """Where the mixture lies that a run was trained on; also where both were moved together, as a study's folders are.
+    """The folder of the mixture that a run was trained on; also where both were moved together, as a study's folders.
 
     Raises:
       InputError: neither in the run nor where it was read from.
@@ -238,13 +225,3 @@ def mixture_folder(run: Path) -> Path:
 def run_settings(run: Path) -> Mapping[str, Any]:
     """The configuration a run was started with."""
     return read_json(run / "run.json").get("settings") or {}
-
-
-def _end_of_text(run: Path) -> str | None:
-    return (run_settings(run).get("mixture") or {}).get("end_of_text")
-
-
-def _spec(kind: str, files: list[str]) -> str:
-    if kind == "bytes":
-        return "bytes"
-    return files[0] if len(files) == 1 else str(Path(files[0]).parent)

@@ -1,7 +1,12 @@
-"""Log-likelihoods of token sequences: packed into forests, scored in few compiled shapes, sharded over a mesh."""
+"""Log-likelihoods of token sequences: packed into forests, scored in few compiled shapes, sharded over a mesh.
+
+A row holds trees of tokens in preorder, so that beginnings which sequences share are stored and computed once.
+Sequences in lexicographic order are the depth-first walk of their tree, so a row is filled by walking along them: each
+adds only the tokens after what it shares with the one before.
+"""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 import functools
 import itertools
 from typing import Any
@@ -11,15 +16,29 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 import numpy as np
 
-from diversity_jax.evaluation.prefix_packing import Row, Scored, pack
+from diversity_jax.core.errors import InputError
 from diversity_jax.model.config import LlamaConfig
 from diversity_jax.model.decode import forest_hidden_states
 from diversity_jax.model.llama import Params, head_weight
 from diversity_jax.model.sharding import spec
 
-_ROW_TOKENS = {"cpu": 256}  # elsewhere long rows keep the device busy
-_ROW_TOKENS_ELSEWHERE = 1024
-_STEP_TOKENS_ELSEWHERE = 8192  # computed at once on a device; on CPU one row is
+_SMALLEST_ROW = 128
+_WORTH_SHARING = 8  # tokens; sequences that share fewer may be packed apart
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scored:
+    """Token ids of which the last `scored` are judged, each given all before it; at least one stands before them."""
+
+    tokens: tuple[int, ...]
+    scored: int
+
+    def __post_init__(self) -> None:
+        if not 0 < self.scored < len(self.tokens):
+            raise InputError(
+                f"{len(self.tokens)} tokens of which {self.scored} are scored: at least one must be, and one must "
+                "stand before"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +47,134 @@ class Likelihood:
 
     nats: float
     greedy: bool
+
+
+@dataclass(kw_only=True)
+class Row:
+    """A row of `length` positions.
+
+    Attributes:
+      tokens, depths, ends: of each position: its id, its depth in the tree, one past its last descendant.
+      edges: (position, next token) -> number, of every prediction that is judged.
+      members: (sequence's number, numbers of its predictions, in order).
+    """
+
+    length: int = 0
+    tokens: list[int] = field(default_factory=list)
+    depths: list[int] = field(default_factory=list)
+    ends: list[int] = field(default_factory=list)
+    edges: dict[tuple[int, int], int] = field(default_factory=dict)
+    members: list[tuple[int, list[int]]] = field(default_factory=list)
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """int32 arrays of `length`: `tokens`, `positions` (depths) and `ends`; `parents`, the `count` judged positions;
+        of each prediction the number of its parent and its token.
+        """
+        names = ("tokens", "positions", "ends", "parents", "edge_parent", "edge_token")
+        out = {name: np.zeros(self.length, np.int32) for name in names}
+        used = len(self.tokens)
+        out["tokens"][:used], out["positions"][:used], out["ends"][:used] = self.tokens, self.depths, self.ends
+        # An empty position attends to itself, so that no softmax is over nothing.
+        out["ends"][used:] = np.arange(used, self.length) + 1
+        parents = sorted({position for position, _ in self.edges})
+        number = {position: index for index, position in enumerate(parents)}
+        out["parents"][: len(parents)] = parents
+        for (position, token), edge in self.edges.items():
+            out["edge_parent"][edge], out["edge_token"][edge] = number[position], token
+        out["count"] = np.array(len(parents), np.int32)
+        return out
+
+
+def shared_length(a: Sequence[int], b: Sequence[int]) -> int:
+    """How many first tokens two sequences share."""
+    low, high = 0, min(len(a), len(b))
+    if a[:high] == b[:high]:
+        return high
+    while high - low > 1:  # a[:low] == b[:low], a[:high] != b[:high]; comparing slices is faster than single tokens
+        middle = (low + high) // 2
+        low, high = (middle, high) if a[low:middle] == b[low:middle] else (low, middle)
+    return low
+
+
+def row_length(tokens: int, smallest: int = _SMALLEST_ROW) -> int:
+    """The least power of two times `smallest` that holds so many tokens."""
+    length = smallest
+    while length < tokens:
+        length *= 2
+    return length
+
+
+def pack(sequences: Sequence[Scored], *, row_tokens: int) -> list[Row]:
+    """All sequences in rows of few lengths: groups that share a beginning by best fit, the largest first.
+
+    The packing depends on the sequences alone, never on a batch size or a mesh, and so do the results.
+
+    Args:
+      sequences: in any order.
+      row_tokens: positions of a row, a power of two; a longer sequence gets a longer row, and a row with much free
+        space is made shorter.
+    """
+    plans: list[list[list[int]]] = []
+    free: dict[int, list[tuple[int, int]]] = {}  # row length -> (free positions, plan's number)
+    for size, group in sorted(_groups(sequences, row_tokens), key=lambda item: -item[0]):
+        length = max(row_tokens, row_length(size))
+        rows = free.setdefault(length, [])
+        best = min((row for row in rows if row[0] >= size), default=None)
+        if best is None:
+            plans.append([])
+            best = (length, len(plans) - 1)
+        else:
+            rows.remove(best)
+        left, number = best[0] - size, best[1]
+        plans[number].append(group)
+        if left:
+            rows.append((left, number))
+    return [_filled(sequences, plan) for plan in plans]
+
+
+def _groups(sequences: Sequence[Scored], row_tokens: int) -> list[tuple[int, list[int]]]:
+    """Neighbours in lexicographic order that share a beginning worth keeping, with the positions each group takes."""
+    groups: list[tuple[int, list[int]]] = []
+    positions, predictions = 0, 0
+    previous: tuple[int, ...] = ()
+    for number in sorted(range(len(sequences)), key=lambda number: sequences[number].tokens):
+        tokens, scored = sequences[number].tokens, sequences[number].scored
+        shared = shared_length(previous, tokens)
+        grown = positions + len(tokens) - shared, predictions + (scored if tokens != previous else 0)
+        if groups and shared >= _WORTH_SHARING and max(grown) <= max(row_tokens, row_length(positions)):
+            positions, predictions = grown
+            groups[-1] = (max(grown), [*groups[-1][1], number])
+        else:
+            positions, predictions = len(tokens), scored
+            groups.append((positions, [number]))
+        previous = tokens
+    return groups
+
+
+def _filled(sequences: Sequence[Scored], plan: Sequence[Sequence[int]]) -> Row:
+    row = Row()
+    for group in plan:
+        path: list[int] = []  # positions of the sequence before, by depth
+        previous: tuple[int, ...] = ()
+        for number in group:
+            tokens, scored = sequences[number].tokens, sequences[number].scored
+            shared = min(shared_length(previous, tokens), len(path), len(tokens) - 1)
+            for position in path[shared:]:
+                row.ends[position] = len(row.tokens)
+            del path[shared:]
+            for token in tokens[len(path) : -1]:  # the last is predicted, never read
+                row.depths.append(len(path))
+                path.append(len(row.tokens))
+                row.tokens.append(token)
+                row.ends.append(0)
+            judged = range(len(tokens) - scored, len(tokens))
+            edges = [row.edges.setdefault((path[i - 1], tokens[i]), len(row.edges)) for i in judged]
+            row.members.append((number, edges))
+            previous = tokens
+        for position in path:
+            row.ends[position] = len(row.tokens)
+    row.length = row_length(max(len(row.tokens), len(row.edges)))
+    return row
 
 
 class Scorer:
@@ -42,103 +189,105 @@ class Scorer:
     """
 
     def __init__(self, config: LlamaConfig, params: Params, mesh: Mesh, *, batch_size: int = 8):
-        self._params, self._mesh = params, mesh
-        platform = mesh.devices.flat[0].platform
-        self.row_tokens = _ROW_TOKENS.get(platform, _ROW_TOKENS_ELSEWHERE)
-        self._step_tokens = _STEP_TOKENS_ELSEWHERE if platform != "cpu" else 0
-        self._piece = 64 if platform == "cpu" else 256
+        self._params, self._mesh, self._batch_size = params, mesh, batch_size
+        on_cpu = mesh.devices.flat[0].platform == "cpu"
+        self.row_tokens = 256 if on_cpu else 1024  # long rows keep an accelerator busy
+        self._step_tokens = 0 if on_cpu else 8192  # computed at once on a device, but at least one row
+        self._block = 64 if on_cpu else 256  # positions whose logits over the vocabulary exist at once
         self._devices = mesh.shape["data"] * mesh.shape["fsdp"]
-        self._batch_size = batch_size
-        self._compiled = jax.jit(functools.partial(_score, config, self._piece))
+        self._compiled = jax.jit(functools.partial(_score, config, self._block))
 
     def plan(self, sequences: Sequence[Scored]) -> list[Row]:
         """The rows that will be computed, longest first."""
         return sorted(pack(sequences, row_tokens=self.row_tokens), key=lambda row: (-row.length, row.members[0][0]))
 
     def run(self, rows: Sequence[Row]) -> Iterator[dict[int, Likelihood]]:
-        """Results of the rows, by sequence number, a dispatch at a time; the next one computes while a result is
-        used.
-        """
-        waiting: list[tuple[Sequence[Row], Any]] = []
-        for _, same_length in itertools.groupby(rows, key=lambda row: row.length):
+        """Results of the rows, by sequence number, a batch at a time; the next batch computes while one is used."""
+        computing: list[tuple[Sequence[Row], Any]] = []
+        for length, same_length in itertools.groupby(rows, key=lambda row: row.length):
             group = sorted(same_length, key=lambda row: -len(row.edges))
-            step = self._rows_in_step(group[0].length)
+            step = self._devices * max(1, self._step_tokens // length)
             size = step * max(1, -(-self._batch_size // step))
             for start in range(0, len(group), size):
                 batch = group[start : start + size]
-                waiting.append((batch, self._dispatch(batch, size, step)))
-                if len(waiting) > 1:
-                    yield _collect(*waiting.pop(0))
-        for item in waiting:
+                computing.append((batch, self._dispatch(batch, size, step)))
+                if len(computing) > 1:
+                    yield _collect(*computing.pop(0))
+        for item in computing:
             yield _collect(*item)
 
     def score(
-        self, sequences: Sequence[Scored], progress: Callable[[int], None] = lambda done: None
+        self, sequences: Sequence[Scored], progress: Callable[[int], None] = lambda completed: None
     ) -> list[Likelihood]:
-        """One result a sequence, in order; `progress` is told how many more are done."""
+        """One result a sequence, in order; `progress` is called with how many more are completed."""
         results: dict[int, Likelihood] = {}
-        for found in self.run(self.plan(sequences)):
-            results |= found
-            progress(len(found))
+        for batch in self.run(self.plan(sequences)):
+            results |= batch
+            progress(len(batch))
         return [results[number] for number in range(len(sequences))]
-
-    def _rows_in_step(self, length: int) -> int:
-        return self._devices * max(1, self._step_tokens // length)
 
     def _dispatch(self, rows: Sequence[Row], size: int, step: int) -> Any:
         arrays = [row.arrays() for row in rows]
         padding = {name: np.zeros_like(value) for name, value in arrays[0].items()}
         padding["ends"] = np.arange(1, rows[0].length + 1, dtype=np.int32)
         arrays += [padding] * (size - len(rows))
-        stacked = {name: np.stack([one[name] for one in arrays]).reshape(size // step, step, -1) for name in padding}
+        stacked = {name: np.stack([row[name] for row in arrays]).reshape(size // step, step, -1) for name in padding}
         counts = stacked.pop("count")[..., 0].max(axis=1)
         with jax.set_mesh(self._mesh):
-            placed = jax.device_put(stacked, NamedSharding(self._mesh, spec(None, "batch", None)))
-            return self._compiled(self._params, placed, jnp.asarray(-(-counts // self._piece)), -(-len(rows) // step))
+            sharded = jax.device_put(stacked, NamedSharding(self._mesh, spec(None, "batch", None)))
+            return self._compiled(self._params, sharded, jnp.asarray(-(-counts // self._block)), -(-len(rows) // step))
 
 
 def _score(
-    config: LlamaConfig, piece: int, params: Params, rows: dict[str, jax.Array], pieces_N: jax.Array, steps: jax.Array
-):
-    """Log-probability and greedy choice of every prediction, N x B x L, of the first `steps` of N steps."""
+    config: LlamaConfig, block: int, params: Params, rows: dict[str, jax.Array], blocks_N: jax.Array, steps: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Log-probability and greedy choice of every prediction, N x B x L, of the first `steps` of N steps.
+
+    Args:
+      block: positions whose logits exist at once.
+      rows: arrays of `Row.arrays`, N x B x L.
+      blocks_N: how many blocks of each step hold positions that are judged.
+    """
     N, B, L = rows["tokens"].shape
     head_DxV = head_weight(config, params)
-    piece = min(piece, L)
+    block = min(block, L)
 
-    def one(n, out):
+    def score_step(n: jax.Array, out: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         row = {name: jax.lax.dynamic_index_in_dim(value, n, 0, keepdims=False) for name, value in rows.items()}
         hidden_BxLxD = forest_hidden_states(config, params, row["tokens"], row["positions"], row["ends"])
         hidden_BxLxD = jnp.take_along_axis(hidden_BxLxD, row["parents"][..., None], axis=1)
 
-        def normalise(index, found):
-            part = jax.lax.dynamic_slice_in_dim(hidden_BxLxD, index * piece, piece, 1)
-            logits = jnp.einsum("bld,dv->blv", part, head_DxV, preferred_element_type=jnp.float32)
-            new = jax.nn.logsumexp(logits, axis=-1), jnp.argmax(logits, axis=-1).astype(jnp.int32)
+        def normalise(index: jax.Array, out: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, ...]:
+            part_BxSxD = jax.lax.dynamic_slice_in_dim(hidden_BxLxD, index * block, block, 1)
+            logits_BxSxV = jnp.einsum("bsd,dv->bsv", part_BxSxD, head_DxV, preferred_element_type=jnp.float32)
+            new = jax.nn.logsumexp(logits_BxSxV, axis=-1), jnp.argmax(logits_BxSxV, axis=-1).astype(jnp.int32)
             return tuple(
-                jax.lax.dynamic_update_slice_in_dim(old, value, index * piece, 1)
-                for old, value in zip(found, new, strict=True)
+                jax.lax.dynamic_update_slice_in_dim(old, value, index * block, 1)
+                for old, value in zip(out, new, strict=True)
             )
 
         start = (jnp.zeros((B, L), jnp.float32), jnp.zeros((B, L), jnp.int32))
-        total_BxL, best_BxL = jax.lax.fori_loop(0, pieces_N[n], normalise, start)
-        parent, token = row["edge_parent"], row["edge_token"]
-        from_BxLxD = jnp.take_along_axis(hidden_BxLxD, parent[..., None], axis=1)
-        to_BxLxD = params["embed"][token] if config.tie_embeddings else params["head"].T[token]
+        total_BxL, best_BxL = jax.lax.fori_loop(0, blocks_N[n], normalise, start)
+        parent_BxL, token_BxL = row["edge_parent"], row["edge_token"]
+        from_BxLxD = jnp.take_along_axis(hidden_BxLxD, parent_BxL[..., None], axis=1)
+        to_BxLxD = params["embed"][token_BxL] if config.tie_embeddings else params["head"].T[token_BxL]
         score_BxL = jnp.einsum("bld,bld->bl", from_BxLxD, to_BxLxD, preferred_element_type=jnp.float32)
-        nats = score_BxL - jnp.take_along_axis(total_BxL, parent, axis=1)
-        greedy = jnp.take_along_axis(best_BxL, parent, axis=1) == token
-        return tuple(
-            jax.lax.dynamic_update_index_in_dim(old, new, n, 0) for old, new in zip(out, (nats, greedy), strict=True)
+        nats_BxL = score_BxL - jnp.take_along_axis(total_BxL, parent_BxL, axis=1)
+        greedy_BxL = jnp.take_along_axis(best_BxL, parent_BxL, axis=1) == token_BxL
+        nats_NxBxL, greedy_NxBxL = out
+        return (
+            jax.lax.dynamic_update_index_in_dim(nats_NxBxL, nats_BxL, n, 0),
+            jax.lax.dynamic_update_index_in_dim(greedy_NxBxL, greedy_BxL, n, 0),
         )
 
-    return jax.lax.fori_loop(0, steps, one, (jnp.zeros((N, B, L), jnp.float32), jnp.zeros((N, B, L), bool)))
+    return jax.lax.fori_loop(0, steps, score_step, (jnp.zeros((N, B, L), jnp.float32), jnp.zeros((N, B, L), bool)))
 
 
 def _collect(rows: Sequence[Row], out: Any) -> dict[int, Likelihood]:
     nats, greedy = (np.asarray(value).reshape(-1, value.shape[-1]) for value in out)
     nats = nats.astype(np.float64)
     return {
-        number: Likelihood(nats=float(nats[place, edges].sum()), greedy=bool(greedy[place, edges].all()))
-        for place, row in enumerate(rows)
+        number: Likelihood(nats=float(nats[index, edges].sum()), greedy=bool(greedy[index, edges].all()))
+        for index, row in enumerate(rows)
         for number, edges in row.members
     }

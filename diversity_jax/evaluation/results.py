@@ -1,8 +1,4 @@
-"""What an evaluation found: accuracies with errors and intervals, their average, and every item's outcome for later
-comparisons.
-
-Two checkpoints on the same items: McNemar's exact test for each task, and a paired bootstrap of the average.
-"""
+"""Results of an evaluation: accuracies with errors and intervals, outcomes of items, comparisons of two checkpoints."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +14,7 @@ from diversity_jax.core.errors import InputError
 from diversity_jax.core.files import read_json, writing
 from diversity_jax.evaluation.tasks import BY_TASK
 
-Z_95 = 1.959963984540054
+Z_95 = 1.959963984540054  # 97.5 % quantile of the normal distribution
 FORMAT_VERSION = 1
 
 # Average accuracy over the eight, in percent (Chen et al., arXiv 2410.15226), by training data and model.
@@ -48,36 +44,30 @@ def figure(value: float, error: float | None) -> dict[str, float | None]:
     return {"value": value, "stderr": error, "low": value - Z_95 * error, "high": value + Z_95 * error}
 
 
-def summarise(found: Mapping[str, Any]) -> dict[str, Any]:
+def summarise(results: Mapping[str, Any]) -> dict[str, Any]:
     """Tasks of the harness's results, each with its metrics and the one that counts; groups of tasks beside them."""
     tasks = {}
-    for name, metrics in found["results"].items():
-        if name not in found["n-samples"]:
+    for name, metrics in results["results"].items():
+        if name not in results["n-samples"]:
             continue
-        figures = {
-            key.removesuffix(",none"): figure(float(value), _number(metrics.get(key.replace(",", "_stderr,", 1))))
-            for key, value in metrics.items()
-            if "," in key and "_stderr" not in key and isinstance(value, (int, float))
-        }
-        known = BY_TASK.get(name)
-        main = (
-            known.metric
-            if known
-            else next((one for one in ("acc_norm", "acc", "exact_match") if one in figures), next(iter(figures), None))
-        )
+        figures = {}
+        for key, value in metrics.items():  # such as `acc,none` and `acc_stderr,none`
+            if "," in key and "_stderr" not in key and isinstance(value, int | float):
+                error = metrics.get(key.replace(",", "_stderr,", 1))
+                figures[key.removesuffix(",none")] = figure(
+                    float(value), float(error) if isinstance(error, int | float) else None
+                )
+        benchmark = BY_TASK.get(name)
+        usual = [metric for metric in ("acc_norm", "acc", "exact_match", *figures) if metric in figures]
         tasks[name] = {
-            "title": known.title if known else name,
-            "metric": main,
+            "title": benchmark.title if benchmark else name,
+            "metric": benchmark.metric if benchmark else next(iter(usual), None),
             "metrics": figures,
-            "items": found["n-samples"][name]["effective"],
-            "version": found["versions"].get(name),
-            "num_fewshot": found["n-shot"].get(name),
+            "items": results["n-samples"][name]["effective"],
+            "version": results["versions"].get(name),
+            "num_fewshot": results["n-shot"].get(name),
         }
     return tasks
-
-
-def _number(value: Any) -> float | None:
-    return float(value) if isinstance(value, (int, float)) else None
 
 
 def paper_average(tasks: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -85,23 +75,22 @@ def paper_average(tasks: Mapping[str, Any]) -> dict[str, Any] | None:
     if not all(name in tasks for name in BY_TASK):
         return None
     figures = [tasks[name]["metrics"][benchmark.metric] for name, benchmark in BY_TASK.items()]
-    errors = [one["stderr"] for one in figures]
-    error = None if None in errors else math.sqrt(sum(one**2 for one in errors)) / len(errors)
-    return figure(sum(one["value"] for one in figures) / len(figures), error)
+    errors = [main["stderr"] for main in figures]
+    error = None if None in errors else math.sqrt(sum(error**2 for error in errors)) / len(errors)
+    return figure(sum(main["value"] for main in figures) / len(figures), error)
 
 
 def outcomes(samples: Sequence[Mapping[str, Any]], metric: str) -> list[Outcome]:
     """Every item's outcome under one metric, in the harness's order."""
-    rows = []
-    for sample in samples:
-        value = sample.get(metric)
-        if isinstance(value, (int, float)):
-            rows.append(Outcome(item=f"{sample['doc_hash'][:16]}-{sample['doc_id']}", score=float(value)))
-    return rows
+    return [
+        Outcome(item=f"{sample['doc_hash'][:16]}-{sample['doc_id']}", score=float(sample[metric]))
+        for sample in samples
+        if isinstance(sample.get(metric), int | float)
+    ]
 
 
 def write_samples(folder: Path, name: str, samples: Sequence[Mapping[str, Any]]) -> None:
-    """One gzipped JSON line an item: what was asked, the log-likelihoods or answers, and the scores."""
+    """One gzipped JSON line an item: its question, the log-likelihoods or answers, and the scores."""
     with writing(folder / f"{name}.jsonl.gz") as file, gzip.GzipFile(fileobj=file, mode="wb", mtime=0) as packed:
         for sample in samples:
             packed.write(json.dumps(sample, default=str, ensure_ascii=False).encode() + b"\n")
@@ -137,20 +126,11 @@ def load_results(folder: Path) -> dict[str, Any]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TaskComparison:
-    """One task: this model against the other.
-
-    Attributes:
-      items: judged by both.
-      only_this, only_other: items that one alone gets right.
-      difference: this minus the other, with its 95 % interval by a paired bootstrap.
-      p_value: that a difference so large arises between equals: McNemar's exact test for right-or-wrong scores, else
-        the bootstrap's.
+class AverageComparison:
+    """The mean over tasks, each weighing the same: this model's minus the other's, with its 95 % interval by a paired
+    bootstrap.
     """
 
-    items: int
-    only_this: int
-    only_other: int
     difference: float
     low: float
     high: float
@@ -158,29 +138,32 @@ class TaskComparison:
 
 
 @dataclass(frozen=True, kw_only=True)
-class AverageComparison:
-    """The mean over tasks, each weighing the same."""
+class TaskComparison(AverageComparison):
+    """One task: this model against the other.
 
-    difference: float
-    low: float
-    high: float
-    p_value: float
+    Attributes:
+      items: judged by both.
+      only_this, only_other: items that one alone gets right.
+      p_value: that a difference so large arises between equals: McNemar's exact test for right-or-wrong scores, else
+        the bootstrap's.
+    """
+
+    items: int
+    only_this: int
+    only_other: int
 
 
 def mcnemar(only_this: int, only_other: int) -> float:
     """Two-sided exact p-value: the discordant items are fair coin throws between equals."""
-    n, least = only_this + only_other, min(only_this, only_other)
-    if n == 0:
-        return 1.0
-    logs = [
-        math.lgamma(n + 1) - math.lgamma(i + 1) - math.lgamma(n - i + 1) - n * math.log(2) for i in range(least + 1)
-    ]
-    return min(1.0, 2 * math.fsum(math.exp(one) for one in logs))
+    from scipy import stats
+
+    discordant = only_this + only_other
+    return float(stats.binomtest(only_this, discordant).pvalue) if discordant else 1.0
 
 
 def compare(
     this: Mapping[str, Sequence[Outcome]], other: Mapping[str, Sequence[Outcome]], *, draws: int, seed: int = 0
-) -> tuple[dict[str, TaskComparison], AverageComparison | None]:
+) -> tuple[dict[str, TaskComparison], AverageComparison]:
     """Compares two evaluations task by task and on average, over the tasks that both have.
 
     Args:
@@ -198,23 +181,17 @@ def compare(
         ours, theirs = _paired(task, this[task], other[task])
         differences = ours - theirs
         means.append(_bootstrap_means(differences, draws, generator))
-        binary = bool(np.isin(ours, (0, 1)).all() and np.isin(theirs, (0, 1)).all())
+        figures = _bootstrap_figures(float(differences.mean()), means[-1])
         only_this, only_other = int((differences > 0).sum()), int((differences < 0).sum())
-        compared[task] = TaskComparison(
-            items=len(ours),
-            only_this=only_this,
-            only_other=only_other,
-            difference=float(differences.mean()),
-            **_interval(means[-1]),
-            p_value=mcnemar(only_this, only_other) if binary else _p_value(means[-1]),
-        )
-    average = np.mean(means, axis=0)
-    difference = float(np.mean([one.difference for one in compared.values()]))
-    return compared, AverageComparison(difference=difference, **_interval(average), p_value=_p_value(average))
+        if np.isin(ours, (0, 1)).all() and np.isin(theirs, (0, 1)).all():
+            figures["p_value"] = mcnemar(only_this, only_other)
+        compared[task] = TaskComparison(items=len(ours), only_this=only_this, only_other=only_other, **figures)
+    difference = float(np.mean([comparison.difference for comparison in compared.values()]))
+    return compared, AverageComparison(**_bootstrap_figures(difference, np.mean(means, axis=0)))
 
 
 def _paired(task: str, ours: Sequence[Outcome], theirs: Sequence[Outcome]) -> tuple[np.ndarray, np.ndarray]:
-    first, second = ({one.item: one.score for one in rows} for rows in (ours, theirs))
+    first, second = ({outcome.item: outcome.score for outcome in rows} for rows in (ours, theirs))
     if set(first) != set(second) or not first:
         both = len(set(first) & set(second))
         raise InputError(
@@ -227,17 +204,16 @@ def _paired(task: str, ours: Sequence[Outcome], theirs: Sequence[Outcome]) -> tu
 
 def _bootstrap_means(values: np.ndarray, draws: int, generator: np.random.Generator) -> np.ndarray:
     """Means of resamples; equal values are drawn together, which is the same and needs no n x draws array."""
-    kinds, counts = np.unique(values, return_counts=True)
+    distinct, counts = np.unique(values, return_counts=True)
     drawn = generator.multinomial(len(values), counts / len(values), size=draws)
-    return drawn @ kinds / len(values)
+    return drawn @ distinct / len(values)
 
 
-def _interval(means: np.ndarray) -> dict[str, float]:
+def _bootstrap_figures(difference: float, means: np.ndarray) -> dict[str, float]:
+    """The interval, and as p-value twice the share of resamples on the far side of zero, never below what so many draws
+    can resolve.
+    """
     low, high = np.quantile(means, (0.025, 0.975))
-    return {"low": float(low), "high": float(high)}
-
-
-def _p_value(means: np.ndarray) -> float:
-    """Twice the share of resamples on the far side of zero, never below what so many draws can tell."""
-    tail = min((means <= 0).mean(), (means >= 0).mean())
-    return float(min(1.0, max(2 * tail, 1 / len(means))))
+    beyond_zero = min((means <= 0).mean(), (means >= 0).mean())
+    p_value = min(1.0, max(2 * beyond_zero, 1 / len(means)))
+    return {"difference": difference, "low": float(low), "high": float(high), "p_value": float(p_value)}

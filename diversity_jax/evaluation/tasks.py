@@ -1,6 +1,4 @@
-"""The paper's eight benchmarks, from the hub or from local files, and any other task of lm-evaluation-harness by
-name.
-"""
+"""The paper's eight benchmarks, from the hub or from local files, and any task of lm-evaluation-harness by name."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +13,60 @@ from diversity_jax.core.files import content_hash, file_hash
 
 log = logging.getLogger(__name__)
 _ENDINGS = (".jsonl", ".jsonl.gz", ".json", ".json.gz")
+Item = Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ItemField:
+    """What a field of an item must hold.
+
+    Attributes:
+      types: of the value.
+      choices: the values there are, compared as texts; none: any.
+      nonempty: an answer, which needs text.
+    """
+
+    types: tuple[type, ...] = (str,)
+    choices: tuple[Any, ...] = ()
+    nonempty: bool = False
+
+    def problem(self, name: str, value: Any) -> str | None:
+        """What is wrong with the value, or None."""
+        if not isinstance(value, self.types) or isinstance(value, bool):
+            expected = " or ".join(each.__name__ for each in self.types)
+            return f"{name} is {type(value).__name__}; expected {expected}"
+        if self.nonempty and not value.strip():
+            return f"{name} is empty: an answer needs text"
+        return _outside(name, value, self.choices) if self.choices else None
+
+
+def _outside(name: str, value: Any, choices: Sequence[Any]) -> str | None:
+    if str(value) in map(str, choices):
+        return None
+    return f"{name}={value!r} is not among its choices ({', '.join(map(str, choices))})"
+
+
+_TEXT, _ANSWER = ItemField(), ItemField(nonempty=True)
+_BINARY = ItemField(types=(int,), choices=(0, 1))
+
+
+def _arc_problem(item: Item) -> str | None:
+    labels, texts = item["choices"].get("label"), item["choices"].get("text")
+    if not isinstance(labels, list) or not isinstance(texts, list) or len(labels) != len(texts) or not texts:
+        return "choices needs two lists of one length, text and label"
+    if not all(isinstance(text, str) and text.strip() for text in texts):
+        return "choices.text holds an empty answer"
+    return _outside("answerKey", item["answerKey"], labels)
+
+
+def _winogrande_problem(item: Item) -> str | None:
+    return None if "_" in item["sentence"] else "sentence has no gap (_) for the options"
+
+
+def _hellaswag_problem(item: Item) -> str | None:
+    if not item["endings"] or not all(isinstance(text, str) and text.strip() for text in item["endings"]):
+        return "endings holds an empty answer"
+    return _outside("label", item["label"], range(len(item["endings"])))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,90 +76,34 @@ class Benchmark:
     Attributes:
       task: the harness's name.
       title: as it is printed.
-      metric: `acc`, or `acc_norm` where the paper normalises by length.
       definition: the task's YAML inside `lm_eval/tasks`.
       files: beginnings of local files' names, before `_SPLIT`.
-      check: what is wrong with an item, or None.
+      fields: of an item; others are ignored.
+      item_problem: what else is wrong with an item whose fields are right, or None.
+      metric: `acc`, or `acc_norm` where the paper normalises by length.
       split: which is judged.
     """
 
     task: str
     title: str
-    metric: str
     definition: str
     files: tuple[str, ...]
-    check: Callable[[Mapping[str, Any]], str | None]
+    fields: Mapping[str, ItemField]
+    item_problem: Callable[[Item], str | None] = lambda item: None
+    metric: str = "acc"
     split: str = "validation"
 
-
-def _wrong(item: Mapping[str, Any], kinds: Mapping[str, type | tuple[type, ...]]) -> str | None:
-    """A missing field, one of another type, or an empty text."""
-    for name, kind in kinds.items():
-        if name not in item:
-            return f"lacks the field {name!r} (expected {', '.join(kinds)})"
-        if not isinstance(item[name], kind) or isinstance(item[name], bool):
-            expected = " or ".join(one.__name__ for one in (kind if isinstance(kind, tuple) else (kind,)))
-            return f"{name} is {type(item[name]).__name__}; expected {expected}"
-    return None
+    def check(self, item: Item) -> str | None:
+        """What is wrong with an item, or None."""
+        for name, field in self.fields.items():
+            if name not in item:
+                return f"lacks the field {name!r} (expected {', '.join(self.fields)})"
+            if problem := field.problem(name, item[name]):
+                return problem
+        return self.item_problem(item)
 
 
-def _empty(item: Mapping[str, Any], names: Sequence[str]) -> str | None:
-    return next((f"{name} is empty: an answer needs text" for name in names if not item[name].strip()), None)
-
-
-def _outside(name: str, value: Any, allowed: Sequence[Any]) -> str | None:
-    return None if value in allowed else f"{name}={value!r} is not among its choices ({', '.join(map(str, allowed))})"
-
-
-def _check_arc(item: Mapping[str, Any]) -> str | None:
-    if wrong := _wrong(item, {"question": str, "choices": dict, "answerKey": str}):
-        return wrong
-    labels, texts = item["choices"].get("label"), item["choices"].get("text")
-    if not isinstance(labels, list) or not isinstance(texts, list) or len(labels) != len(texts) or not texts:
-        return "choices needs two lists of one length, text and label"
-    if not all(isinstance(text, str) and text.strip() for text in texts):
-        return "choices.text holds an empty answer"
-    return _outside("answerKey", item["answerKey"], labels)
-
-
-def _check_boolq(item: Mapping[str, Any]) -> str | None:
-    return _wrong(item, {"passage": str, "question": str, "label": int}) or _outside("label", item["label"], (0, 1))
-
-
-def _check_siqa(item: Mapping[str, Any]) -> str | None:
-    answers = ("answerA", "answerB", "answerC")
-    kinds = {"context": str, "question": str} | dict.fromkeys(answers, str) | {"label": (str, int)}
-    return _wrong(item, kinds) or _empty(item, answers) or _outside("label", str(item["label"]), ("1", "2", "3"))
-
-
-def _check_winogrande(item: Mapping[str, Any]) -> str | None:
-    kinds = dict.fromkeys(("sentence", "option1", "option2", "answer"), str)
-    wrong = (
-        _wrong(item, kinds) or _empty(item, ("option1", "option2")) or _outside("answer", item["answer"], ("1", "2"))
-    )
-    return wrong or (None if item["sentence"].count("_") >= 1 else "sentence has no gap (_) for the options")
-
-
-def _check_piqa(item: Mapping[str, Any]) -> str | None:
-    kinds = {"goal": str, "sol1": str, "sol2": str, "label": int}
-    return _wrong(item, kinds) or _empty(item, ("sol1", "sol2")) or _outside("label", item["label"], (0, 1))
-
-
-def _check_copa(item: Mapping[str, Any]) -> str | None:
-    kinds = {"premise": str, "question": str, "choice1": str, "choice2": str, "label": int}
-    wrong = _wrong(item, kinds) or _empty(item, ("choice1", "choice2")) or _outside("label", item["label"], (0, 1))
-    return wrong or _outside("question", item["question"], ("cause", "effect"))
-
-
-def _check_hellaswag(item: Mapping[str, Any]) -> str | None:
-    kinds = {"activity_label": str, "ctx_a": str, "ctx_b": str, "endings": list, "label": (str, int)}
-    if wrong := _wrong(item, kinds):
-        return wrong
-    if not item["endings"] or not all(isinstance(text, str) and text.strip() for text in item["endings"]):
-        return "endings holds an empty answer"
-    return _outside("label", str(item["label"]), [str(number) for number in range(len(item["endings"]))])
-
-
+_ARC = {"question": _TEXT, "choices": ItemField(types=(dict,)), "answerKey": _TEXT}
 PAPER = (
     Benchmark(
         task="arc_challenge",
@@ -115,50 +111,57 @@ PAPER = (
         metric="acc_norm",
         definition="arc/arc_challenge.yaml",
         files=("arc_challenge",),
-        check=_check_arc,
+        fields=_ARC,
+        item_problem=_arc_problem,
         split="test",
     ),
     Benchmark(
         task="arc_easy",
         title="ARC-Easy",
-        metric="acc",
         definition="arc/arc_easy.yaml",
         files=("arc_easy",),
-        check=_check_arc,
+        fields=_ARC,
+        item_problem=_arc_problem,
         split="test",
     ),
     Benchmark(
         task="boolq",
         title="BoolQ",
-        metric="acc",
         definition="super_glue/boolq/default.yaml",
         files=("boolq",),
-        check=_check_boolq,
+        fields={"passage": _TEXT, "question": _TEXT, "label": _BINARY},
     ),
     Benchmark(
         task="social_iqa",
         title="SIQA",
-        metric="acc",
         definition="siqa/siqa.yaml",
         files=("siqa", "social_iqa", "socialiqa"),
-        check=_check_siqa,
+        fields={"context": _TEXT, "question": _TEXT}
+        | dict.fromkeys(("answerA", "answerB", "answerC"), _ANSWER)
+        | {"label": ItemField(types=(str, int), choices=(1, 2, 3))},
     ),
     Benchmark(
         task="winogrande",
         title="WinoGrande",
-        metric="acc",
         definition="winogrande/default.yaml",
         files=("winogrande_xl", "winogrande"),
-        check=_check_winogrande,
+        fields={"sentence": _TEXT, "option1": _ANSWER, "option2": _ANSWER, "answer": ItemField(choices=(1, 2))},
+        item_problem=_winogrande_problem,
     ),
-    Benchmark(task="piqa", title="PIQA", metric="acc", definition="piqa/piqa.yaml", files=("piqa",), check=_check_piqa),
+    Benchmark(
+        task="piqa",
+        title="PIQA",
+        definition="piqa/piqa.yaml",
+        files=("piqa",),
+        fields={"goal": _TEXT, "sol1": _ANSWER, "sol2": _ANSWER, "label": _BINARY},
+    ),
     Benchmark(
         task="copa",
         title="COPA",
-        metric="acc",
         definition="super_glue/copa/default.yaml",
         files=("copa",),
-        check=_check_copa,
+        fields={"premise": _TEXT, "question": ItemField(choices=("cause", "effect"))}
+        | {"choice1": _ANSWER, "choice2": _ANSWER, "label": _BINARY},
     ),
     Benchmark(
         task="hellaswag",
@@ -166,25 +169,27 @@ PAPER = (
         metric="acc_norm",
         definition="hellaswag/hellaswag.yaml",
         files=("hellaswag",),
-        check=_check_hellaswag,
+        fields={"activity_label": _TEXT, "ctx_a": _TEXT, "ctx_b": _TEXT}
+        | {"endings": ItemField(types=(list,)), "label": ItemField(types=(str, int))},
+        item_problem=_hellaswag_problem,
     ),
 )
 BY_TASK = {benchmark.task: benchmark for benchmark in PAPER}
 
 
-def task_names(asked: Sequence[str]) -> list[str]:
-    """Task names, with `paper` opened into its eight, each once.
+def task_names(names: Sequence[str]) -> list[str]:
+    """Task names, each once, with `paper` replaced by its eight.
 
     Raises:
       InputError: no task.
     """
-    names = [name for one in asked for name in (BY_TASK if one == "paper" else (one,))]
-    if not names:
+    tasks = [task for name in names for task in (BY_TASK if name == "paper" else (name,))]
+    if not tasks:
         raise InputError("tasks is empty; name tasks of lm-evaluation-harness, or paper for the eight of the paper")
-    return list(dict.fromkeys(names))
+    return list(dict.fromkeys(tasks))
 
 
-def read_items(path: Path, check: Callable[[Mapping[str, Any]], str | None]) -> list[dict[str, Any]]:
+def read_items(path: Path, check: Callable[[Item], str | None]) -> list[dict[str, Any]]:
     """Items of a JSON-lines file, every one checked.
 
     Raises:
@@ -205,12 +210,12 @@ def read_items(path: Path, check: Callable[[Mapping[str, Any]], str | None]) -> 
                     ) from None
                 if not isinstance(item, dict):
                     raise InputError(f"{path}:{number}: is a {type(item).__name__}; expected one object a line")
-                if wrong := check(item):
-                    raise InputError(f"{path}:{number}: {wrong}; mend the line or remove it")
+                if problem := check(item):
+                    raise InputError(f"{path}:{number}: {problem}; mend the line or remove it")
                 items.append(item)
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file; check the path") from None
     except (OSError, EOFError, UnicodeDecodeError) as error:
-        if isinstance(error, FileNotFoundError):
-            raise InputError(f"{path}: no such file; check the path") from None
         raise InputError(f"{path}: cannot be read ({error}); fetch the file again") from None
     if not items:
         raise InputError(f"{path}: holds no item; expected one JSON object a line")
@@ -218,66 +223,63 @@ def read_items(path: Path, check: Callable[[Mapping[str, Any]], str | None]) -> 
 
 
 def local_file(folder: Path, benchmark: Benchmark, split: str) -> Path | None:
-    """The file of a split: `NAME_SPLIT*.jsonl`, also gzipped, in the folder or one below it."""
+    """The file of a split: `NAME_SPLIT*.jsonl`, also gzipped, in the folder or its `train_splits`."""
     for name in benchmark.files:
-        for place in (folder, folder / "train_splits"):
-            found = sorted(path for path in place.glob(f"{name}_{split}*") if path.name.endswith(_ENDINGS))
-            if len(found) > 1:
+        for directory in (folder, folder / "train_splits"):
+            paths = sorted(path for path in directory.glob(f"{name}_{split}*") if path.name.endswith(_ENDINGS))
+            if len(paths) > 1:
                 raise InputError(
-                    f"{place}: both {found[0].name} and {found[1].name} could be {benchmark.title}'s {split} split; "
-                    "keep one"
+                    f"{directory}: both {paths[0].name} and {paths[1].name} could be {benchmark.title}'s {split} "
+                    "split; keep one"
                 )
-            if found:
-                return found[0]
+            if paths:
+                return paths[0]
     return None
 
 
-def local_task(folder: Path, benchmark: Benchmark, *, num_fewshot: int) -> tuple[dict[str, Any], dict[str, Any]]:
+def _local_task(folder: Path, benchmark: Benchmark, num_fewshot: int) -> tuple[dict[str, Any], dict[str, Any]]:
     """A task's configuration that reads local files, and what was read: file, SHA-256 and number of items of each
     split.
 
     Raises:
-      InputError: no file for it, no examples to show where some are asked for, or a bad item.
+      InputError: no file for it, none to take examples from where some are asked for, or a bad item.
     """
     import datasets
-    from lm_eval.tasks._yaml_loader import load_yaml
 
-    found = {split: path for split in ("train", "validation", "test") if (path := local_file(folder, benchmark, split))}
-    judged = next((split for split in (benchmark.split, "test", "validation") if split in found), None)
+    paths = {split: path for split in ("train", "validation", "test") if (path := local_file(folder, benchmark, split))}
+    judged = next((split for split in (benchmark.split, "test", "validation") if split in paths), None)
     if judged is None:
         raise InputError(
             f"{folder}: holds no file {benchmark.files[0]}_{benchmark.split}*.jsonl for {benchmark.title}; add it, or "
             "leave it out"
         )
-    if num_fewshot and "train" not in found:
+    if num_fewshot and "train" not in paths:
         raise InputError(
             f"{folder}: holds no {benchmark.files[0]}_train*.jsonl to take num_fewshot={num_fewshot} examples from"
         )
     if judged != benchmark.split:
         log.warning("%s: judged on its %s split, %s has no %s split", benchmark.title, judged, folder, benchmark.split)
-    used = {"validation": found[judged]} | ({"train": found["train"]} if num_fewshot else {})
+    used = {"validation": paths[judged]} | ({"train": paths["train"]} if num_fewshot else {})
     items = {split: read_items(path, benchmark.check) for split, path in used.items()}
-    definition = Path(_tasks_folder()) / benchmark.definition
-    config = dict(load_yaml(definition, resolve_func=True, recursive=True))
+    config = _definition(benchmark)
     for key in ("include", "tag", "dataset_path", "dataset_name", "training_split", "test_split"):
         config.pop(key, None)
     config |= {
         "validation_split": "validation",
-        "custom_dataset": lambda **_: {split: datasets.Dataset.from_list(_even(rows)) for split, rows in items.items()},
+        "custom_dataset": lambda **_: {
+            split: datasets.Dataset.from_list(_uniform(rows)) for split, rows in items.items()
+        },
     }
     if num_fewshot:
         config |= {"training_split": "train", "fewshot_split": "train"}
-    sources = {
-        "split": judged,
-        "files": {
-            split: {"file": path.name, "sha256": file_hash(path), "items": len(items[split])}
-            for split, path in used.items()
-        },
+    files = {
+        split: {"file": path.name, "sha256": file_hash(path), "items": len(items[split])}
+        for split, path in used.items()
     }
-    return config, sources
+    return config, {"split": judged, "files": files}
 
 
-def _even(items: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def _uniform(items: Sequence[Item]) -> list[dict[str, Any]]:
     """Items with the fields that all of them have, and a column of numbers and texts as texts: a column needs one
     type.
     """
@@ -286,22 +288,16 @@ def _even(items: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return [{name: str(item[name]) if name in mixed else item[name] for name in shared} for item in items]
 
 
-def _tasks_folder() -> str:
+def _definition(benchmark: Benchmark) -> dict[str, Any]:
+    """A task's configuration as the harness defines it: its data comes from the hub, or from the hub's cache here."""
     import lm_eval.tasks
-
-    return str(Path(lm_eval.tasks.__file__).parent)
-
-
-def hub_task(benchmark: Benchmark) -> dict[str, Any]:
-    """A task's configuration as the harness defines it: its data comes from the hub, or from the hub's cache on this
-    machine.
-    """
     from lm_eval.tasks._yaml_loader import load_yaml
 
-    return dict(load_yaml(Path(_tasks_folder()) / benchmark.definition, resolve_func=True, recursive=True))
+    folder = Path(lm_eval.tasks.__file__).parent
+    return dict(load_yaml(folder / benchmark.definition, resolve_func=True, recursive=True))
 
 
-def data_hash(documents: Sequence[Mapping[str, Any]]) -> str:
+def data_hash(documents: Sequence[Item]) -> str:
     """SHA-256 of a task's documents as the harness holds them."""
     return content_hash([json.loads(json.dumps(document, default=str)) for document in documents])
 
@@ -311,8 +307,7 @@ def build(names: Sequence[str], folder: Path | None, *, num_fewshot: int = 0) ->
 
     Args:
       names: from `task_names`.
-      folder: local files; those of the paper's tasks that it holds are used, and nothing else is asked of the hub for
-        them.
+      folder: local files of the paper's tasks, which then take nothing from the hub; None: all data is the hub's.
 
     Raises:
       InputError: an unknown task, a missing or bad file, or a data set that cannot be fetched.
@@ -321,30 +316,30 @@ def build(names: Sequence[str], folder: Path | None, *, num_fewshot: int = 0) ->
     from lm_eval.tasks import TaskManager
 
     datasets.disable_progress_bars()
-    light = TaskManager(include_defaults=False)
-    whole = None
-    tasks, sources = [], {}
+    without_defaults, with_defaults = TaskManager(include_defaults=False), None
+    tasks: list[Any] = []
+    sources: dict[str, Any] = {}
     for name in names:
         benchmark = BY_TASK.get(name)
         try:
-            if benchmark is not None and folder is not None:
-                config, sources[name] = local_task(folder, benchmark, num_fewshot=num_fewshot)
-                built = light.load([config])
-            elif benchmark is not None:
-                built = light.load([hub_task(benchmark)])
+            if benchmark is None:
+                with_defaults = with_defaults or TaskManager()  # takes seconds to read all definitions
+                built = with_defaults.load([name])
+            elif folder is None:
+                built = without_defaults.load([_definition(benchmark)])
             else:
-                whole = whole or TaskManager()  # reads the definitions of all tasks, which takes seconds
-                built = whole.load([name])
+                config, sources[name] = _local_task(folder, benchmark, num_fewshot)
+                built = without_defaults.load([config])
         except InputError:
             raise
         except KeyError as error:
             raise InputError(
                 f"task {name!r}: lm-evaluation-harness knows none of this name ({error}); see lm_eval ls tasks"
             ) from None
-        except Exception as error:  # whatever hub clients raise for a data set that cannot be had
-            said = " ".join(str(error).split())[:200]
+        except Exception as error:  # whatever clients of the hub raise for a data set that cannot be fetched
+            reason = " ".join(str(error).split())[:200]
             raise InputError(
-                f"task {name!r}: cannot be built ({type(error).__name__}: {said}); for local files set data_dir"
+                f"task {name!r}: cannot be built ({type(error).__name__}: {reason}); for local files set data_dir"
             ) from error
         tasks += built["tasks"].values()
     return tasks, sources

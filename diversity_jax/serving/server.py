@@ -1,23 +1,28 @@
-"""An HTTP server in OpenAI's form over one model: one thread generates for all, an event loop talks to clients."""
+"""An HTTP server in OpenAI's protocol over one model: one thread generates, an event loop talks to clients."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+import contextlib
 import json
 import logging
-import secrets
+import signal
 import threading
 import time
-from typing import Any
+from typing import Any, NamedTuple
 
 from aiohttp import web
 from aiohttp.web_protocol import RequestPayloadError
 
 from diversity_jax.core.errors import InputError
-from diversity_jax.evaluation.generate import Generator, Request
+from diversity_jax.evaluation.config import ServeConfig
+from diversity_jax.evaluation.generate import GeneratedText, GenerationRequest, Generator, TokenLogprob
 from diversity_jax.evaluation.load_model import LanguageModel
-from diversity_jax.serving.openai_api import Ask, Envelope, Refused, chunk_choice, read_ask, usage, whole_choice
+from diversity_jax.evaluation.run import open_source
+from diversity_jax.evaluation.sampling import Sampling
+from diversity_jax.serving.openai_api import ApiRequest, RequestRefused, choice, read_request
 
 log = logging.getLogger(__name__)
+_LOOPBACK = ("127.0.0.1", "::1", "localhost")
 _FAILED = "the server failed while answering; its log says why"
 
 
@@ -29,15 +34,14 @@ class Worker:
         self.failure: BaseException | None = None
         self._wake = threading.Event()
         self._closed = False
-        self._requests: set[Request] = set()
         self._thread = threading.Thread(target=self._run, name="generator", daemon=True)
 
     def start(self) -> None:
         """Starts the thread."""
         self._thread.start()
 
-    def submit(self, *arguments: Any) -> Request:
-        """Puts a prompt in line and wakes the thread."""
+    def submit(self, *arguments: Any) -> GenerationRequest:
+        """Queues a prompt and wakes the thread."""
         request = self.generator.submit(*arguments)
         self._wake.set()
         return request
@@ -55,7 +59,7 @@ class Worker:
                 return
 
     def close(self) -> None:
-        """Ends the thread after the step under way."""
+        """Ends the thread after the current step."""
         self._closed = True
         self._wake.set()
         self._thread.join(timeout=60)
@@ -66,207 +70,208 @@ class Service:
 
     Args:
       name: what clients call the model.
-      max_waiting: requests running or in line at most.
+      max_waiting: requests running or queued at most.
     """
 
     def __init__(self, model: LanguageModel, generator: Generator, name: str, *, max_waiting: int):
         self.model, self.name, self.worker = model, name, Worker(generator)
-        self._max_waiting, self._created = max_waiting, int(time.time())
+        self._max_waiting = max_waiting
+        self._model_object = {
+            "id": name,
+            "object": "model",
+            "created": int(time.time()),
+            "owned_by": "diversity_jax",
+            "max_model_len": model.config.max_length,
+        }
 
     def application(self, max_body_bytes: int) -> web.Application:
         """The routes."""
         application = web.Application(client_max_size=max_body_bytes, middlewares=[_errors])
         application.add_routes(
             [
-                web.post("/v1/completions", self.completions),
-                web.post("/v1/chat/completions", self.chat_completions),
-                web.get("/v1/models", self.models),
-                web.get("/v1/models/{name:.+}", self.one_model),
-                web.get("/health", self.health),
+                web.post("/v1/completions", self._answer),
+                web.post("/v1/chat/completions", self._answer),
+                web.get("/v1/models", self._models),
+                web.get("/v1/models/{name:.+}", self._model),
+                web.get("/health", self._health),
             ]
         )
         return application
 
-    async def health(self, _: web.Request) -> web.Response:
-        """Whether answers can be expected, and how many are under way."""
+    async def _health(self, _: web.Request) -> web.Response:
+        """Whether answers can be expected, and how many requests are running or queued."""
         failed, load = self.worker.failure is not None, self.worker.generator.load
         return web.json_response({"status": "failed" if failed else "ok", "load": load}, status=503 if failed else 200)
 
-    def _card(self) -> dict[str, Any]:
-        return {
-            "id": self.name,
-            "object": "model",
-            "created": self._created,
-            "owned_by": "diversity_jax",
-            "max_model_len": self.model.config.max_length,
-        }
+    async def _models(self, _: web.Request) -> web.Response:
+        return web.json_response({"object": "list", "data": [self._model_object]})
 
-    async def models(self, _: web.Request) -> web.Response:
-        """The one model."""
-        return web.json_response({"object": "list", "data": [self._card()]})
+    async def _model(self, request: web.Request) -> web.Response:
+        if (name := request.match_info["name"]) != self.name:
+            message = f"the model {name!r} does not exist; this server has {self.name!r}"
+            raise RequestRefused(404, message, code="model_not_found")
+        return web.json_response(self._model_object)
 
-    async def one_model(self, request: web.Request) -> web.Response:
-        """The model by name."""
-        if (asked := request.match_info["name"]) != self.name:
-            raise Refused(
-                404, f"the model {asked!r} does not exist; this server has {self.name!r}", code="model_not_found"
-            )
-        return web.json_response(self._card())
-
-    async def completions(self, request: web.Request) -> web.StreamResponse:
-        """Continues a text."""
-        return await self._answer(request, chat=False)
-
-    async def chat_completions(self, request: web.Request) -> web.StreamResponse:
-        """Continues a conversation."""
-        return await self._answer(request, chat=True)
-
-    async def _answer(self, request: web.Request, *, chat: bool) -> web.StreamResponse:
-        try:
-            body = json.loads(await request.read())
-            json.dumps(body, ensure_ascii=False).encode()
-        except RequestPayloadError as error:
-            raise Refused(400, f"the body cannot be read ({' '.join(str(error).split())})") from None
-        except UnicodeEncodeError:
-            raise Refused(400, "the body holds a lone surrogate (\\ud800 to \\udfff), which is no text") from None
-        except (ValueError, RecursionError) as error:
-            raise Refused(400, f"the body is not JSON ({error})") from None
+    async def _answer(self, request: web.Request) -> web.StreamResponse:
+        """Continues a text or a conversation."""
+        chat = request.path.endswith("/chat/completions")
+        body = await _read_json(request)
         # Templates and tokenizers of long prompts take a while; other clients are served meanwhile.
-        ask = await asyncio.to_thread(read_ask, body, self.model, self.name, chat=chat)
-        envelope = Envelope(
-            identity=f"{'chatcmpl' if chat else 'cmpl'}-{secrets.token_hex(12)}",
-            created=int(time.time()),
-            model=self.name,
-            chat=chat,
-        )
-        running = _Running(self, ask)
+        api_request = await asyncio.to_thread(read_request, body, self.model, self.name, chat=chat)
+        choices = _RunningChoices(self.worker, api_request, self._max_waiting)
         try:
-            return await (self._stream(request, running, envelope) if ask.stream else self._whole(running, envelope))
+            if api_request.stream:
+                return await self._stream(request, choices)
+            async for _ in choices.changes():
+                pass
+            answers = [generation.answer for generation in choices.generations]
+            finished = [
+                choice(self.model.tokenizer, api_request, index, answer.text, answer.logprobs, answer)
+                for index, answer in enumerate(answers)
+                if answer is not None
+            ]
+            return web.json_response(api_request.answer(finished) | {"usage": api_request.usage(answers)})
         finally:
-            running.cancel()  # a client that hung up cancels this handler
+            choices.cancel()  # a client that hung up cancels this handler
 
-    async def _whole(self, running: "_Running", envelope: Envelope) -> web.Response:
-        async for _ in running.changes():
-            pass
-        answers = [request.answer for request in running.requests]
-        choices = [
-            whole_choice(self.model.tokenizer, running.ask, index, answer) for index, answer in enumerate(answers)
-        ]
-        return web.json_response(envelope.wrap(choices, usage=usage(running.ask, answers)))
-
-    async def _stream(self, request: web.Request, running: "_Running", envelope: Envelope) -> web.StreamResponse:
+    async def _stream(self, request: web.Request, choices: "_RunningChoices") -> web.StreamResponse:
         response = web.StreamResponse(
             headers={"Content-Type": "text/event-stream; charset=utf-8", "Cache-Control": "no-cache"}
         )
         await response.prepare(request)
-        ask, tokenizer = running.ask, self.model.tokenizer
-        empty = {"usage": None} if ask.usage_in_stream else {}
-        begun: set[int] = set()
-        shown = [0] * len(running.requests)
+        api_request, tokenizer = choices.request, self.model.tokenizer
+        no_usage = {"usage": None} if api_request.usage_in_stream else {}
+        sent_logprobs: dict[int, int] = {}  # by choice, once its first chunk is sent
         try:
-            async for index, text, answer, logprobs in running.changes():
-                reason = answer.finish_reason if answer else None
-                if not text and not reason and index in begun:
-                    continue
-                new, shown[index] = logprobs[shown[index] :], len(logprobs)
-                choice = chunk_choice(
-                    tokenizer, ask, index, text, first=index not in begun, logprobs=new, reason=reason
-                )
-                begun.add(index)
-                await _event(response, {**envelope.wrap([choice], chunk=True), **empty})
-        except Refused as error:
-            await _event(response, error.body())
+            async for index, text, answer, logprobs in choices.changes():
+                first = index not in sent_logprobs
+                if text or answer or first:
+                    new = logprobs[sent_logprobs.get(index, 0) :]
+                    part = choice(tokenizer, api_request, index, text, new, answer, chunk=True, first=first)
+                    sent_logprobs[index] = len(logprobs)
+                    await _send_event(response, {**api_request.answer([part], chunk=True), **no_usage})
+        except RequestRefused as error:
+            await _send_event(response, error.body())
         else:
-            if ask.usage_in_stream:
-                await _event(
-                    response, envelope.wrap([], chunk=True, usage=usage(ask, [one.answer for one in running.requests]))
-                )
+            if api_request.usage_in_stream:
+                usage = api_request.usage([generation.answer for generation in choices.generations])
+                await _send_event(response, {**api_request.answer([], chunk=True), "usage": usage})
             await response.write(b"data: [DONE]\n\n")
         await response.write_eof()
         return response
 
 
-class _Running:
-    """One client's answers under way."""
+class _Change(NamedTuple):
+    """What is new of one choice: text, the answer once it is finished, and all log-probabilities so far."""
 
-    def __init__(self, service: Service, ask: Ask):
-        worker = service.worker
+    index: int
+    text: str
+    answer: GeneratedText | None
+    logprobs: tuple[TokenLogprob, ...]
+
+
+class _RunningChoices:
+    """The choices of one client's request while they are generated.
+
+    Raises:
+      RequestRefused: generation has failed before (503), or too many requests wait (429).
+    """
+
+    def __init__(self, worker: Worker, request: ApiRequest, max_waiting: int):
         if worker.failure is not None:
-            raise Refused(503, _FAILED)
-        total = len(ask.prompts) * len(ask.sampling)
-        if worker.generator.load + total > service._max_waiting:
-            raise Refused(
-                429, f"{worker.generator.load:,} requests are waiting; try again in a while", code="rate_limit_exceeded"
-            )
-        self.ask, self._worker = ask, worker
-        self._loop, self._changes = asyncio.get_running_loop(), asyncio.Queue()
-        self.requests: list[Request] = []
-        for prompt in ask.prompts:
-            for sampling in ask.sampling:
-                index = len(self.requests)
-                self.requests.append(
-                    worker.submit(prompt, sampling, lambda request, index=index: self._tell(index, request))
-                )
+            raise RequestRefused(503, _FAILED)
+        load = worker.generator.load
+        if load + len(request.prompts) * len(request.sampling) > max_waiting:
+            message = f"{load:,} requests are waiting; try again in a while"
+            raise RequestRefused(429, message, code="rate_limit_exceeded")
+        self.request = request
+        self._loop = asyncio.get_running_loop()
+        self._changes: asyncio.Queue[_Change | None] = asyncio.Queue()
+        pairs = [(prompt.ids, sampling) for prompt in request.prompts for sampling in request.sampling]
+        self.generations = [worker.submit(*pair, self._reporter(index)) for index, pair in enumerate(pairs)]
 
-    def _tell(self, index: int, request: Request) -> None:
-        """Called by the generator's thread: what is new, copied while nobody writes to it."""
-        answer = request.answer
-        change = (index, request.stream.take(last=answer is not None), answer, tuple(request.logprobs), request.failed)
-        try:
-            self._loop.call_soon_threadsafe(self._changes.put_nowait, change)
-        except RuntimeError:  # the event loop is gone: the server is shutting down
-            request.cancelled = True
+    def _reporter(self, index: int) -> Callable[[GenerationRequest], None]:
+        """A callback for the generator's thread that queues what is new, or None where generation failed."""
 
-    async def changes(self) -> AsyncIterator[tuple[int, str, Any, tuple[Any, ...]]]:
-        """(choice, new text, answer once it is finished, log-probabilities so far) until all choices are finished.
+        def report(generation: GenerationRequest) -> None:
+            answer = generation.answer
+            text = generation.stream.take(last=answer is not None)
+            change = None if generation.failed else _Change(index, text, answer, tuple(generation.logprobs))
+            try:
+                self._loop.call_soon_threadsafe(self._changes.put_nowait, change)
+            except RuntimeError:  # the event loop is closed: the server is shutting down
+                generation.cancelled = True
+
+        return report
+
+    async def changes(self) -> AsyncIterator[_Change]:
+        """Changes until all choices are finished.
 
         Raises:
-          Refused: generation failed.
+          RequestRefused: generation failed.
         """
-        left = len(self.requests)
-        while left:
-            index, text, answer, logprobs, failed = await self._changes.get()
-            if failed:
-                raise Refused(500, _FAILED)
-            left -= answer is not None
-            yield index, text, answer, logprobs
+        unfinished = len(self.generations)
+        while unfinished:
+            change = await self._changes.get()
+            if change is None:
+                raise RequestRefused(500, _FAILED)
+            unfinished -= change.answer is not None
+            yield change
 
     def cancel(self) -> None:
         """Frees the slots of answers that nobody waits for."""
-        for request in self.requests:
-            request.cancelled = True
+        for generation in self.generations:
+            generation.cancelled = True
 
 
-async def _event(response: web.StreamResponse, value: Any) -> None:
+async def _read_json(request: web.Request) -> Any:
+    try:
+        body = json.loads(await request.read())
+        json.dumps(body, ensure_ascii=False).encode()
+    except RequestPayloadError as error:
+        raise RequestRefused(400, f"the body cannot be read ({' '.join(str(error).split())})") from None
+    except UnicodeEncodeError:
+        raise RequestRefused(400, "the body holds a lone surrogate (\\ud800 to \\udfff), which is no text") from None
+    except (ValueError, RecursionError) as error:
+        raise RequestRefused(400, f"the body is not JSON ({error})") from None
+    return body
+
+
+async def _send_event(response: web.StreamResponse, value: Any) -> None:
     await response.write(b"data: " + json.dumps(value, ensure_ascii=False).encode(errors="replace") + b"\n\n")
 
 
 @web.middleware
 async def _errors(request: web.Request, handler: Any) -> web.StreamResponse:
-    """Every error as OpenAI's body."""
+    """Answers every error with OpenAI's body."""
+    headers = None
     try:
         return await handler(request)
-    except Refused as refused:
-        return web.json_response(refused.body(), status=refused.status)
+    except RequestRefused as error:
+        refused = error
     except InputError as error:
-        return web.json_response(Refused(400, str(error)).body(), status=400)
+        refused = RequestRefused(400, str(error))
     except web.HTTPRequestEntityTooLarge:
-        return web.json_response(Refused(413, "the body is too large for this server").body(), status=413)
+        refused = RequestRefused(413, "the body is too large for this server")
     except web.HTTPException as error:
-        allowed = f"; allowed: {error.headers['Allow']}" if "Allow" in error.headers else ""
-        said = {404: f"{request.path}: no such path", 405: f"{request.path}: not with {request.method}{allowed}"}
-        body = Refused(error.status, said.get(error.status, error.reason)).body()
-        return web.json_response(
-            body, status=error.status, headers={"Allow": error.headers["Allow"]} if allowed else None
-        )
+        message = error.reason
+        if error.status == 404:
+            message = f"{request.path}: no such path"
+        if "Allow" in error.headers:
+            headers = {"Allow": error.headers["Allow"]}
+            message = f"{request.path}: not with {request.method}; allowed: {headers['Allow']}"
+        refused = RequestRefused(error.status, message)
     except ConnectionResetError:
-        raise  # the client is gone, and so is whoever could read an answer
+        raise  # the client is gone
     except Exception:
         log.exception("a request failed")
-        return web.json_response(Refused(500, _FAILED).body(), status=500)
+        refused = RequestRefused(500, _FAILED)
+    return web.json_response(refused.body(), status=refused.status, headers=headers)
 
 
-async def serve(service: Service, *, host: str, port: int, max_body_bytes: int, ready: Any = None) -> None:
+async def serve(
+    service: Service, *, host: str, port: int, max_body_bytes: int, ready: Callable[[int], None] = lambda port: None
+) -> None:
     """Serves until cancelled.
 
     Args:
@@ -277,9 +282,8 @@ async def serve(service: Service, *, host: str, port: int, max_body_bytes: int, 
     """
     runner = web.AppRunner(service.application(max_body_bytes), handler_cancellation=True, access_log=None)
     await runner.setup()
-    site = web.TCPSite(runner, host, port)
     try:
-        await site.start()
+        await web.TCPSite(runner, host, port).start()
     except OSError as error:
         await runner.cleanup()
         raise InputError(
@@ -287,9 +291,37 @@ async def serve(service: Service, *, host: str, port: int, max_body_bytes: int, 
         ) from None
     service.worker.start()
     try:
-        if ready is not None:
-            ready(site._server.sockets[0].getsockname()[1])
+        ready(runner.addresses[0][1])
         await asyncio.Event().wait()
     finally:
         await runner.cleanup()
         service.worker.close()
+
+
+def serve_model(config: ServeConfig) -> None:
+    """Opens a model and serves it until SIGINT or SIGTERM."""
+    model = open_source(config.model, config.name)
+    generator = Generator(model, slots=config.slots, steps=config.steps)
+    # Compiles before the first client waits for it.
+    generator.generate([[model.tokenizer.prefix_id] * 2], Sampling(max_tokens=1))
+    if config.host not in _LOOPBACK:
+        log.warning(
+            "listening on %s: whoever can reach this machine can use the model; there is no password", config.host
+        )
+    service = Service(model, generator, model.name, max_waiting=config.max_waiting)
+    host = f"[{config.host}]" if ":" in config.host else config.host
+
+    def ready(port: int) -> None:
+        print(f"serving {service.name} on http://{host}:{port}/v1", flush=True)
+
+    async def until_signal() -> None:
+        serving = asyncio.create_task(
+            serve(service, host=config.host, port=config.port, max_body_bytes=config.max_body_bytes, ready=ready)
+        )
+        for number in (signal.SIGINT, signal.SIGTERM):
+            asyncio.get_running_loop().add_signal_handler(number, serving.cancel)
+        with contextlib.suppress(asyncio.CancelledError):
+            await serving
+        log.info("stopped")
+
+    asyncio.run(until_signal())

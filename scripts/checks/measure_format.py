@@ -80,7 +80,7 @@ def held_out(run: Path, count: int, longest: int) -> list[Example]:
 
 def likelihoods(model: Any, examples: list[Example]) -> tuple[float, float, float]:
     """Mean nats of an answer's token, and mean probabilities of the ending mark at the end and inside."""
-    from diversity_jax.evaluation.prefix_packing import Scored
+    from diversity_jax.evaluation.loglikelihood import Scored
 
     whole, ends = [], {"over": [], "inside": []}
     for asked, answer in examples:

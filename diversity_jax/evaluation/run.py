@@ -1,0 +1,283 @@
+"""What the commands `evaluate` and `generate_text` do, from their configurations to their results."""
+
+from collections.abc import Iterable, Mapping, Sequence
+import dataclasses
+import importlib.metadata
+import json
+import logging
+import os
+from pathlib import Path
+import subprocess
+import sys
+from typing import Any
+
+from diversity_jax.core.errors import InputError
+from diversity_jax.core.files import open_file
+from diversity_jax.evaluation.config import EvaluateConfig, GenerateTextConfig, ModelSource
+from diversity_jax.evaluation.load_model import LanguageModel, open_model
+from diversity_jax.evaluation.results import FORMAT_VERSION
+
+log = logging.getLogger(__name__)
+_PACKAGES = ("diversity_jax", "jax", "jaxlib", "flax", "numpy", "lm_eval", "tokenizers", "sentencepiece")
+
+
+def open_source(source: ModelSource, name: str | None = None) -> LanguageModel:
+    """The model that a configuration names.
+
+    Raises:
+      InputError: it names none, or as `open_model`.
+    """
+    source.check_named()
+    settings = {field.name: getattr(source, field.name) for field in dataclasses.fields(source)}
+    return open_model(settings.pop("checkpoint"), **settings, name=name)
+
+
+def evaluate(config: EvaluateConfig) -> dict[str, Any]:
+    """All figures that an evaluation asks for, as they stand in `results.json`.
+
+    Raises:
+      InputError: a bad file, an unknown task, a damaged model, or an evaluation to compare with that does not fit.
+    """
+    config.model.check_named()
+    os.environ.setdefault("TQDM_MININTERVAL", "10")  # the harness draws progress bars for everything, also into logs
+    tasks, sources = _build_tasks(config)  # before the model: a bad file should not cost its loading
+    other = _load_other(config)
+    model = open_source(config.model)
+    log.info("model: %s, %s parameters", model.name, f"{model.config.parameter_count:,}")
+    results = {
+        "format_version": FORMAT_VERSION,
+        "model": _model_facts(model),
+        "code": _code_facts(),
+        "limit": config.limit,
+        "data": sources,
+        "tasks": {},
+        "average": None,
+    }
+    if tasks:
+        results |= _benchmarks(config, model, tasks, sources)
+    results["held_out"] = _losses(config, model)
+    if other is not None:
+        results["comparison"] = _compare(config, results["tasks"], other)
+    return results
+
+
+def _build_tasks(config: EvaluateConfig) -> tuple[list[Any], dict[str, Any]]:
+    """The harness's tasks, built, and where the data of local ones came from."""
+    if not config.task_list:
+        return [], {}
+    try:
+        import lm_eval  # noqa: F401
+    except ImportError as error:
+        raise InputError(
+            f"benchmarks need lm-evaluation-harness ({error}); pip install 'diversity_jax[eval]'"
+        ) from None
+    from diversity_jax.evaluation import tasks
+
+    for verbose in ("lm_eval", "datasets"):
+        logging.getLogger(verbose).setLevel(logging.ERROR)
+    folder = None if config.data_dir is None else Path(config.data_dir)
+    if folder is not None and not folder.is_dir():
+        raise InputError(
+            f"data_dir={config.data_dir}: no such folder; give one with benchmark files, or leave it out to use the hub"
+        )
+    return tasks.build(tasks.task_names(config.task_list), folder, num_fewshot=config.num_fewshot)
+
+
+def _benchmarks(
+    config: EvaluateConfig, model: LanguageModel, tasks: list[Any], sources: dict[str, Any]
+) -> dict[str, Any]:
+    from lm_eval import simple_evaluate
+    from lm_eval.tasks import TaskManager
+
+    from diversity_jax.evaluation.lm_eval_model import HarnessModel
+    from diversity_jax.evaluation.results import paper_average, summarise, write_samples
+    from diversity_jax.evaluation.tasks import data_hash
+
+    output_dir = Path(config.output_dir)
+    store = output_dir / "requests" / f"{model.weights_hash[:16]}.jsonl"
+    harness = HarnessModel(model, batch_size=config.batch_size, store=store, slots=config.slots)
+    harness_results = simple_evaluate(
+        model=harness,
+        tasks=tasks,
+        task_manager=TaskManager(include_defaults=False),
+        num_fewshot=config.num_fewshot,
+        limit=config.limit,
+        system_instruction=config.system_prompt,
+        apply_chat_template=config.apply_chat_template,
+        log_samples=True,
+        random_seed=config.seed,
+        numpy_random_seed=config.seed,
+        torch_random_seed=config.seed,
+        fewshot_random_seed=config.seed,
+    )
+    harness.store.close()
+    for name, samples in harness_results["samples"].items():
+        write_samples(output_dir / "samples", name, samples)
+        sources.setdefault(name, {})["documents_sha256"] = data_hash([sample["doc"] for sample in samples])
+    summary = summarise(harness_results)
+    return {"tasks": summary, "average": paper_average(summary), "data": sources}
+
+
+def _losses(config: EvaluateConfig, model: LanguageModel) -> dict[str, Any]:
+    """Loss on the run's held-out rows and on out-of-distribution text, by name."""
+    from diversity_jax.corpus import open_corpus
+    from diversity_jax.evaluation.held_out import component_losses, documents_loss
+
+    scorer = model.scorer(config.batch_size)
+    losses = component_losses(Path(config.model.checkpoint), model, scorer) if config.held_out else {}
+    for held_out in config.out_of_distribution:
+        texts = [document.text for document in open_corpus(held_out.corpus)]
+        losses[held_out.name] = "out of distribution", documents_loss(model, scorer, texts, name=held_out.name)
+    return {name: {"kind": kind, **dataclasses.asdict(loss)} for name, (kind, loss) in losses.items()}
+
+
+def _load_other(config: EvaluateConfig) -> tuple[Path, dict[str, Any]] | None:
+    if config.compare_with is None:
+        return None
+    from diversity_jax.evaluation.results import load_results
+
+    folder = Path(config.compare_with)
+    if folder.resolve() == Path(config.output_dir).resolve():
+        raise InputError(f"compare_with={folder}: is this evaluation's own output_dir; name another evaluation's")
+    return folder, load_results(folder)
+
+
+def _compare(config: EvaluateConfig, tasks: Mapping[str, Any], other: tuple[Path, Mapping[str, Any]]) -> dict[str, Any]:
+    from diversity_jax.evaluation.results import compare, outcomes, read_samples
+
+    other_folder, other_results = other
+    shared = [name for name in tasks if name in other_results["tasks"]]
+    ours, theirs = (
+        {name: outcomes(read_samples(folder, name), tasks[name]["metric"]) for name in shared}
+        for folder in (Path(config.output_dir), other_folder)
+    )
+    compared, average = compare(ours, theirs, draws=config.bootstrap_samples, seed=config.seed)
+    return {
+        "with": str(other_folder),
+        "model": other_results["model"],
+        "tasks": {name: dataclasses.asdict(comparison) for name, comparison in compared.items()},
+        "average": dataclasses.asdict(average),
+    }
+
+
+def _model_facts(model: LanguageModel) -> dict[str, Any]:
+    return {
+        "name": model.name,
+        "parameters": model.config.parameter_count,
+        "weights_sha256": model.weights_hash,
+        "tokenizer_hash": model.tokenizer.vocabulary.hash,
+        "max_length": model.config.max_length,
+        "fine_tuned": model.tokenizer.chat_template is not None,
+        "compute_dtype": model.config.compute_dtype,
+        "mesh": dict(model.mesh.shape),
+    }
+
+
+def _code_facts() -> dict[str, Any]:
+    """Versions, and the commit where the code lies in a git checkout."""
+    versions = {"python": sys.version.split()[0]}
+    for package in _PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+
+    def git(*words: str) -> str:
+        command = ["git", "-C", str(Path(__file__).resolve().parent), *words]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout.strip()
+
+    try:
+        commit, changed = git("rev-parse", "HEAD"), git("status", "--porcelain", "--untracked-files=no")
+    except (OSError, subprocess.SubprocessError):
+        return {"versions": versions, "commit": None}
+    return {"versions": versions, "commit": commit + (" with local changes" if changed else "")}
+
+
+def summary(results: Mapping[str, Any]) -> list[str]:
+    """The figures in a few aligned lines."""
+
+    def percent(figure: Mapping[str, float | None]) -> str:
+        error = "" if figure["stderr"] is None else f" ± {100 * figure['stderr']:.2f}"
+        return f"{100 * (figure['value'] or 0.0):6.2f}{error}"
+
+    lines = [
+        f"{task['title']:<16} {task['metric']:<9} {percent(task['metrics'][task['metric']])}  ({task['items']:,} items)"
+        for task in results["tasks"].values()
+    ]
+    if results["average"]:
+        lines.append(f"{'average':<16} {'':<9} {percent(results['average'])}")
+    lines += [
+        f"{name:<16} {loss['nats_per_token']:.4f} nats/token, {loss['bits_per_byte']:.4f} bits/byte  "
+        f"({loss['tokens']:,} tokens)"
+        for name, loss in results["held_out"].items()
+    ]
+    if comparison := results.get("comparison"):
+        average = comparison["average"]
+        difference, low, high = (100 * average[name] for name in ("difference", "low", "high"))
+        lines.append(
+            f"against {comparison['model']['name']}: {difference:+.2f} points [{low:+.2f}, {high:+.2f}], p = "
+            f"{average['p_value']:.3g}"
+        )
+    return lines
+
+
+def generate_text(
+    model: LanguageModel, prompts: Iterable[Mapping[str, Any]], config: GenerateTextConfig
+) -> list[dict[str, Any]]:
+    """Answers to prompts, `samples` each, in order: the prompt with `text`, `finish_reason` and `tokens` of the answer.
+
+    Args:
+      prompts: each with `prompt` (text) or `messages` (a conversation).
+
+    Raises:
+      InputError: a prompt that does not fit, or a chat template that fails.
+    """
+    from diversity_jax.evaluation.generate import Generator
+    from diversity_jax.evaluation.sampling import Sampling
+
+    names = ("max_tokens", "temperature", "top_k", "top_p", "stop")
+    shared = {name: getattr(config, name) for name in names}
+    settings = [Sampling(**shared, seed=config.seed + number) for number in range(config.samples)]
+    repeated = [(prompt, sampling) for prompt in prompts for sampling in settings]
+    ids = [_prompt_ids(model, prompt, config) or [model.tokenizer.prefix_id] for prompt, _ in repeated]
+    generator = Generator(model, slots=min(config.slots, len(repeated)))
+    answers = generator.generate(ids, [sampling for _, sampling in repeated])
+    return [
+        {**prompt, "text": answer.text, "finish_reason": answer.finish_reason, "tokens": len(answer.tokens)}
+        for (prompt, _), answer in zip(repeated, answers, strict=True)
+    ]
+
+
+def _prompt_ids(model: LanguageModel, prompt: Mapping[str, Any], config: GenerateTextConfig) -> Sequence[int]:
+    if "messages" not in prompt and not config.chat:
+        return model.tokenizer.encode(prompt["prompt"])
+    messages = list(prompt.get("messages") or [{"role": "user", "content": prompt["prompt"]}])
+    if config.system_prompt:
+        messages.insert(0, {"role": "system", "content": config.system_prompt})
+    return model.encode_chat(messages)[1]
+
+
+def read_prompts(path: str) -> list[dict[str, Any]]:
+    """Prompts of a file: of JSON lines where its name ends in `.jsonl`, otherwise one a line.
+
+    Raises:
+      InputError: no such file, no prompt in it, or a bad line, which is named.
+    """
+    with open_file(path, "r") as file:
+        lines = [(number, line.rstrip("\n")) for number, line in enumerate(file, 1) if line.strip()]
+    if not lines:
+        raise InputError(f"{path}: holds no prompt")
+    if not path.endswith(".jsonl"):
+        return [{"prompt": line} for _, line in lines]
+    prompts = []
+    for number, line in lines:
+        try:
+            prompt = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise InputError(f"{path}:{number}: is not JSON ({error.msg})") from None
+        if not isinstance(prompt, dict) or not (
+            isinstance(prompt.get("prompt"), str) or isinstance(prompt.get("messages"), list)
+        ):
+            raise InputError(f'{path}:{number}: expected an object with "prompt" (text) or "messages" (a list)')
+        prompts.append(prompt)
+    return prompts
