@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import itertools
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -286,6 +287,23 @@ def _published(study: StudyConfig, rows: Sequence[Row]) -> list[dict[str, Any]]:
                 row = {"factor": factor.name, "level": level.name, "figure": figure, "published": value}
                 compared.append({**row, "ours": _mean(ours) if ours else None, "runs": len(ours)})
     return compared
+
+
+def draw(folder: Path) -> Path:
+    """Draws `report.html` and `figures/` from `analysis.json` and `run.json` of a study's folder.
+
+    Raises:
+      InputError: one of the two is not there, or another version of this package wrote it.
+    """
+    from diversity_jax.report.pages import study
+
+    path = folder / "analysis.json"
+    analysis = read_json(path)
+    if analysis.get("format_version") != FORMAT_VERSION:
+        raise InputError(
+            f"{path}: another version of this package wrote it; run the study again, steps that stand are not repeated"
+        )
+    return study.write(folder, analysis)
 
 
 def _as_json(value: Any) -> Any:

@@ -92,7 +92,7 @@ def _source_hash(source: str) -> str:
 def run(study: StudyConfig) -> None:
     """The complete study, one step of it, or its dry run; prints the page's path last."""
     from diversity_jax.core import run_info
-    from diversity_jax.study import analysis, cost_forecast, page
+    from diversity_jax.study import analysis, cost_forecast
 
     folder = Path(study.output_dir)
     store = Store(folder / "steps")
@@ -118,7 +118,7 @@ def run(study: StudyConfig) -> None:
     run_info.describe(sys.argv, study).save(folder)
     if states.failed:
         log.warning("%s", _failures(states, store))
-    print(page.draw(folder))
+    print(analysis.draw(folder))
 
 
 def describe_graph(plan: Plan, store: Store) -> str:
