@@ -205,8 +205,8 @@ def remove_tree(path: str | os.PathLike) -> None:
             filesystem.rm(inside, recursive=True)
     elif os.path.isdir(path):
         shutil.rmtree(path)
-    elif os.path.exists(path):
-        os.remove(path)
+    else:
+        Path(path).unlink(missing_ok=True)
 
 
 def file_hash(path: str | os.PathLike) -> str:

@@ -159,7 +159,7 @@ def _settled(corpus: Corpus, place: Workplace) -> tuple[list[str], Tally]:
     units, whole = read_units(place), Tally()
     for _, tally in units.values():
         whole.add(tally)
-    if hasattr(corpus, "settle"):
+    if hasattr(corpus, "check_reading"):
         corpus.check_reading(whole)
     return [name for names, _ in units.values() for name in names], whole
 
