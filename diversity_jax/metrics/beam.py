@@ -12,11 +12,10 @@ too, but they need one embedder.
 
 An n-gram is known by 64 bits here, made from a hash of each word, so that workers agree without a common vocabulary.
 Among m different n-grams m^2 / 2^65 fall together by chance: none in a thousand million, three in ten thousand million.
-Otherwise figures are those of `richness`, on the same words.
+Otherwise figures are those of `lexical`, on the same words.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict
 import hashlib
 import itertools
 import math
@@ -30,15 +29,12 @@ from diversity_jax.core.files import join_path, read_json, remove_tree, write_js
 from diversity_jax.corpus import Corpus
 from diversity_jax.corpus.beam import open_pipeline, pipeline_options
 from diversity_jax.metrics import lexical
-from diversity_jax.metrics.card import Figure, MetricsCard
-from diversity_jax.metrics.ngrams import Ngrams
-from diversity_jax.metrics.registry import MetricsConfig
+from diversity_jax.metrics.card import Figure, MetricsCard, card_parameters
+from diversity_jax.metrics.config import MetricsConfig
+from diversity_jax.metrics.ngrams import Ngrams, is_new
+from diversity_jax.metrics.registry import METRICS
 from diversity_jax.metrics.text import Vocabulary, Words
 
-MERGEABLE = (
-    "context_length_words", "self_repetition", "ngram_diversity_1", "ngram_diversity_2", "ngram_diversity_3", "ngram_diversity_4",
-    "ngram_diversity", "type_token_ratio", "mtld",
-)  # fmt: skip
 _ORDERS, _REPEATED_ORDER = (1, 2, 3, 4), 4
 _BLOCK_DOCUMENTS, _BLOCK_CHARACTERS = 8192, 1 << 24
 _BUCKET_BITS = 8
@@ -64,48 +60,47 @@ def measure_whole(
       InputError: no metric merges, Beam is not installed or does not take the settings, or the corpus is empty or
         broken.
     """
-    chosen = [one for one in metrics if one in MERGEABLE]
+    chosen = [name for name in metrics if METRICS[name].mergeable]
     if not chosen:
+        mergeable = ", ".join(name for name, metric in METRICS.items() if metric.mergeable)
         raise InputError(
-            f"baseline.runner: none of {', '.join(metrics)} merges over workers; choose some of {', '.join(MERGEABLE)}"
+            f"baseline.runner: none of {', '.join(metrics)} merges over workers; choose some of {mergeable}"
         )
-    place = str(join_path(scratch, f".whole-{uuid.uuid4().hex}"))
+    folder = str(join_path(scratch, f".whole-{uuid.uuid4().hex}"))
+    assert config.runner is not None
     try:
         with open_pipeline(config.runner, pipeline_options(config.runner, config.runner_options)) as pipeline:
-            _build(pipeline, open_corpus, len(units_of(open_corpus())), config.words, place)
-        found = {part: read_json(join_path(place, f"{part}.json")) for part in ("sums", "distinct", "repeats")}
+            _build(pipeline, open_corpus, len(units_of(open_corpus())), config.words, folder)
+        found = {part: read_json(join_path(folder, f"{part}.json")) for part in ("sums", "distinct", "repeats")}
     finally:
-        remove_tree(place)
+        remove_tree(folder)
     if not found["sums"]:
         raise InputError(f"{name}: holds no document; check the source and its settings")
     values = _values(found)
     warnings = ["measured on the whole corpus, in one piece: figures without intervals"]
-    if left := [one for one in metrics if one not in MERGEABLE]:
+    if left := [metric for metric in metrics if metric not in chosen]:
         warnings.append(f"not measured, because they do not merge over workers: {', '.join(left)}")
     documents = int(found["sums"]["documents"])
-    kept = {
-        key: value
-        for key, value in asdict(config).items()
-        if key not in ("threads", "embedder_base_url", "seed", "runner_options")
-    }
-    derived = {
-        "draws": 1,
-        "draw_documents": documents,
-        "control_words": 0,
-        "control_documents": 0,
-        "clusters": 0,
-        "embedder": None,
-    }
+    parameters = card_parameters(
+        config,
+        draws=1,
+        draw_documents=documents,
+        control_words=0,
+        control_documents=0,
+        clusters=0,
+        embedder=None,
+    )
+    parameters.pop("runner_options")
     return MetricsCard(
-        metrics={one: Figure(value=values[one]) for one in chosen if values[one] is not None},
+        metrics={metric: Figure(value=value) for metric in chosen if (value := values[metric]) is not None},
         corpus={"name": name, "fingerprint": open_corpus().fingerprint(), "documents": documents},
-        parameters=kept | derived,
+        parameters=parameters,
         seed=config.seed,
         warnings=warnings,
     )
 
 
-def _build(pipeline: Any, open_corpus: Callable[[], Corpus], units: int, form: str, place: str) -> None:
+def _build(pipeline: Any, open_corpus: Callable[[], Corpus], units: int, form: str, folder: str) -> None:
     import apache_beam as beam
 
     blocks = (
@@ -134,7 +129,7 @@ def _build(pipeline: Any, open_corpus: Callable[[], Corpus], units: int, form: s
     }
     for name, value in parts.items():
         _ = value | f"write {name}" >> beam.Map(
-            lambda sums, name=name: write_json(join_path(place, f"{name}.json"), sums)
+            lambda sums, name=name: write_json(join_path(folder, f"{name}.json"), sums)
         )
 
 
@@ -197,14 +192,14 @@ def count_block(block: Block, form: str) -> Iterator[tuple[str, Any]]:
     )
     for n in _ORDERS:
         ascending = np.sort(keys[n])
-        different = ascending[_is_new(ascending)]
+        different = ascending[is_new(ascending)]
         for bucket, part in enumerate(_ranges(different)):
             if part.stop > part.start:
                 yield "distinct", ((n, bucket), different[part])
     documents = ngrams.documents(_REPEATED_ORDER)
     order = np.lexsort((documents, keys[_REPEATED_ORDER]))
     ascending, places = keys[_REPEATED_ORDER][order], documents[order]
-    once = _is_new(ascending) | _is_new(places)
+    once = is_new(ascending) | is_new(places)
     ascending, places = ascending[once], places[once]
     for bucket, part in enumerate(
         _ranges(ascending)
@@ -235,16 +230,9 @@ def _ranges(ascending: np.ndarray) -> list[slice]:
     return [slice(start, end) for start, end in itertools.pairwise(edges)]
 
 
-def _is_new(values: np.ndarray) -> np.ndarray:
-    """Where an array differs from the element before."""
-    new = np.ones(len(values), bool)
-    np.not_equal(values[1:], values[:-1], out=new[1:])
-    return new
-
-
 def count_distinct(key: tuple[int, int], parts: Iterable[np.ndarray]) -> dict[str, int]:
     """How many different keys one range of one order holds."""
-    return {f"distinct_{key[0]}": int(np.count_nonzero(_is_new(np.sort(np.concatenate(list(parts))))))}
+    return {f"distinct_{key[0]}": int(np.count_nonzero(is_new(np.sort(np.concatenate(list(parts))))))}
 
 
 def count_others(parts: Iterable[tuple[str, int, np.ndarray, np.ndarray]]) -> Iterator[tuple[str, np.ndarray]]:
@@ -267,7 +255,7 @@ def _values(found: dict[str, dict[str, float]]) -> dict[str, float | None]:
         "context_length_words": sums["words"] / sums["documents"],
         "self_repetition": found["repeats"]["log"] / sums["documents"],
         **{f"ngram_diversity_{n}": share for n, share in zip(_ORDERS, shares, strict=True)},
-        "ngram_diversity": None if None in shares else math.fsum(shares),
+        "ngram_diversity": None if None in shares else math.fsum(filter(None, shares)),
         "type_token_ratio": sums["ratios"] / sums["some"] if sums["some"] else None,
         "mtld": sums["folded"] / sums["factors"] if sums["factors"] > 0 else None,
     }

@@ -3,7 +3,7 @@ they cost.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 import functools
 import math
 import os
@@ -13,6 +13,7 @@ import numpy as np
 
 from diversity_jax.core import files
 from diversity_jax.core.errors import InputError
+from diversity_jax.metrics.config import MetricsConfig
 
 VERSION = 1
 KIND = "baseline_metrics"
@@ -95,6 +96,14 @@ def difference(first: Figure, second: Figure, sign: int) -> Difference | None:
     )
 
 
+_NOT_PARAMETERS = ("threads", "embedder_base_url", "seed")
+
+
+def card_parameters(config: MetricsConfig, **derived: Any) -> dict[str, Any]:
+    """`MetricsCard.parameters`: the settings that figures depend on, and what was derived from all corpora of the run."""
+    return {name: value for name, value in asdict(config).items() if name not in _NOT_PARAMETERS} | derived
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class MetricsCard:
     """The metrics of one corpus. Written once; `content_hash` names it.
@@ -126,7 +135,7 @@ class MetricsCard:
 
     def to_json(self) -> dict[str, Any]:
         """The JSON value that `save` writes, without its own hash."""
-        value = {name: one for name, one in vars(self).items() if name not in ("content_hash", "cost")}
+        value = {name: part for name, part in vars(self).items() if name not in ("content_hash", "cost")}
         for name in ("metrics", "controlled"):
             value[name] = {metric: dict(vars(figure)) for metric, figure in value[name].items()}
         return value | {"version": VERSION, "kind": KIND, "warnings": list(self.warnings)}
@@ -166,7 +175,7 @@ class MetricsCard:
                 f"{where}: version is {value.get('version')!r}; this program reads version {VERSION}: measure the "
                 "corpus again"
             )
-        fields = {name: one for name, one in value.items() if name not in ("version", "kind", "content_hash")}
+        fields = {name: part for name, part in value.items() if name not in ("version", "kind", "content_hash")}
         try:
             for name in ("metrics", "controlled"):
                 fields[name] = {metric: Figure(**figure) for metric, figure in fields[name].items()}

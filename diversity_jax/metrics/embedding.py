@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from diversity_jax.core.errors import InputError
+from diversity_jax.metrics.registry import Figures, Sample, StageSettings, metric, stage
 
 _BLOCK = 8192
 
@@ -171,3 +172,42 @@ def default_clusters(documents: int) -> int:
     figure turns.
     """
     return max(1, min(10_000, documents // 10 or min(documents, 2)))
+
+
+@stage(
+    "vendi",
+    "embedding",
+    "vectors",
+    {
+        "vendi_1": metric("Vendi score, order 1", 1, "effective unlike documents"),
+        "vendi_2": metric("Vendi score, order 2", 1, "the same, dominated by large groups"),
+    },
+)
+def _vendi(sample: Sample, settings: StageSettings) -> Figures:
+    return {f"vendi_{order}": vendi_score(sample.vectors, order) for order in (1, 2)}
+
+
+@stage(
+    "distance",
+    "embedding",
+    "vectors",
+    {"mean_pairwise_distance": metric("Mean pairwise distance", 1, "1 - cosine, over all pairs")},
+)
+def _distance(sample: Sample, settings: StageSettings) -> Figures:
+    return {"mean_pairwise_distance": mean_pairwise_distance(sample.vectors)}
+
+
+@stage(
+    "kmeans",
+    "embedding",
+    "vectors",
+    {
+        "kmeans_effective_clusters": metric(
+            "K-means effective clusters", 1, "how evenly clusters fitted to all corpora fill"
+        )
+    },
+)
+def _kmeans(sample: Sample, settings: StageSettings) -> Figures:
+    if settings.occupancy is None:
+        return {}
+    return {"kmeans_effective_clusters": effective_occupied(settings.occupancy(sample.vectors))}

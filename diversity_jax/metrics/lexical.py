@@ -1,18 +1,15 @@
-"""Lexical metrics of whole corpora: length, self-repetition, n-gram diversity, type-token ratio, MTLD. One definition a
-function.
+"""Lexical metrics of corpora: length, repetition, n-gram diversity, type-token ratio, MTLD and compression ratios.
 
-How much smaller documents become when they are compressed together: bytes of UTF-8 over compressed bytes.
-
-Documents are joined by a line feed in the order given. That order matters: gzip looks back 32 KiB, some 25 documents of
-200 words, and so sees repetition only between near neighbours; give documents in random order (as corpora are drawn
-here) or the ratio measures how they were sorted. xz looks back 8 MiB, zstd here 128 MiB.
-
-Every figure is deterministic: the same on any number of cores. The `diversity` package compresses gzip's output a
-second time, joins by spaces and uses level 9; the second pass changes its ratio by a fraction of a per cent.
+Compression: documents are joined by a line feed in the order given, and that order matters. gzip looks back 32 KiB, some 25
+documents of 200 words, and so sees repetition only between near neighbours; give documents in random order (as corpora are
+drawn here) or the ratio measures how they were sorted. xz looks back 8 MiB, zstd here 128 MiB. Every figure is the same on
+any number of cores. The `diversity` package compresses gzip's output a second time, joins by spaces and uses level 9; the
+second pass changes its ratio by a fraction of a per cent.
 """
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+import functools
 import itertools
 import lzma
 import os
@@ -22,6 +19,7 @@ import numpy as np
 
 from diversity_jax.core.errors import InputError
 from diversity_jax.metrics.ngrams import Ngrams
+from diversity_jax.metrics.registry import Figures, Sample, StageSettings, metric, stage
 from diversity_jax.metrics.text import Words
 
 _THRESHOLD = (18, 25)  # 0.72 as a fraction, so that a ratio of exactly 0.72 is never a matter of rounding
@@ -253,8 +251,8 @@ def _gzip_bytes(blocks: Iterator[bytes], threads: int) -> int:
 
     def deflated(pair: tuple[bytes, bytes]) -> int:
         before, block = pair
-        settings = {"level": 6, "wbits": -15, "memLevel": 8}
-        stream = zlib.compressobj(**settings, zdict=before) if before else zlib.compressobj(**settings)
+        raw = functools.partial(zlib.compressobj, 6, zlib.DEFLATED, -15, 8)
+        stream = raw(zlib.Z_DEFAULT_STRATEGY, before) if before else raw()
         return len(stream.compress(block)) + len(
             stream.flush(zlib.Z_SYNC_FLUSH if len(block) == _GZIP_BLOCK_BYTES else zlib.Z_FINISH)
         )
@@ -278,3 +276,91 @@ def _zstd_bytes(blocks: Iterator[bytes], threads: int) -> int:
     stream = zstandard.ZstdCompressor(compression_params=parameters).compressobj()
     total = sum(len(stream.compress(block)) for block in blocks)
     return total + len(stream.flush())
+
+
+@stage(
+    "context_length",
+    "lexical",
+    "words",
+    {
+        "context_length_words": metric("Context length, words", 0, "mean words of a document"),
+        "context_length_tokens": metric(
+            "Context length, tokens", 0, "mean tokens of a document under baseline.vocabulary", needs=("vocabulary",)
+        ),
+    },
+    mergeable=True,
+)
+def _context_length(sample: Sample, settings: StageSettings) -> Figures:
+    tokens = None if sample.tokens is None else float(sample.tokens.mean())
+    return {"context_length_words": context_length(sample.words), "context_length_tokens": tokens}
+
+
+@stage(
+    "self_repetition",
+    "lexical",
+    "words",
+    {"self_repetition": metric("Self-repetition", -1, "log of 1 + repeats of 4-grams in other documents")},
+    mergeable=True,
+)
+def _self_repetition(sample: Sample, settings: StageSettings) -> Figures:
+    return {"self_repetition": self_repetition(Ngrams(sample.words, threads=settings.threads))}
+
+
+@stage(
+    "ngram_diversity",
+    "lexical",
+    "words",
+    {
+        "ngram_diversity_1": metric("1-gram diversity", 1, "different words over all words, pooled"),
+        **{
+            f"ngram_diversity_{n}": metric(f"{n}-gram diversity", 1, f"different over all {n}-grams, pooled")
+            for n in (2, 3, 4)
+        },
+        "ngram_diversity": metric("N-gram diversity, n = 1 to 4", 1, "the four above, added up"),
+    },
+    mergeable=True,
+)
+def _ngram_diversity(sample: Sample, settings: StageSettings) -> Figures:
+    ngrams = Ngrams(sample.words, threads=settings.threads)
+    values = [ngram_diversity(ngrams, n) for n in range(1, 5)]
+    parts = {f"ngram_diversity_{n}": value for n, value in enumerate(values, 1)}
+    return parts | {"ngram_diversity": None if None in values else sum(filter(None, values))}
+
+
+for _algorithm, _back in {"gzip": "32 KiB", "xz": "8 MiB", "zstd": "128 MiB"}.items():
+
+    @stage(
+        _algorithm,
+        "lexical",
+        "texts",
+        {
+            f"compression_ratio_{_algorithm}": metric(
+                f"Compression ratio, {_algorithm}", -1, f"bytes over {_algorithm} bytes; sees {_back} back"
+            )
+        },
+    )
+    def _compression(sample: Sample, settings: StageSettings, algorithm: str = _algorithm) -> Figures:
+        ratio = compression_ratio(sample.texts, algorithm, threads=settings.threads)
+        return {f"compression_ratio_{algorithm}": ratio}
+
+
+@stage(
+    "type_token_ratio",
+    "lexical",
+    "folded",
+    {"type_token_ratio": metric("Type-token ratio", 1, "different words over words, mean over documents")},
+    mergeable=True,
+)
+def _type_token_ratio(sample: Sample, settings: StageSettings) -> Figures:
+    return {"type_token_ratio": type_token_ratio(sample.folded)}
+
+
+@stage(
+    "mtld",
+    "lexical",
+    "folded",
+    {"mtld": metric("MTLD", 1, "mean run of words with a type-token ratio above 0.72")},
+    mergeable=True,
+)
+def _mtld(sample: Sample, settings: StageSettings) -> Figures:
+    return {"mtld": mtld(sample.folded)}

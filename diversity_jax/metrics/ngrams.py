@@ -78,7 +78,7 @@ class Ngrams:
         if n == 1:
             return int(np.count_nonzero(np.bincount(self.words.ids, minlength=1))), len(self.words.ids)
         keys = self.keys(n)
-        return sum(self._in_parts(keys, lambda part: int(np.count_nonzero(_is_new(np.sort(part)))))), len(keys)
+        return sum(self._in_parts(keys, lambda part: int(np.count_nonzero(is_new(np.sort(part)))))), len(keys)
 
     def repeated(self, n: int) -> np.ndarray:
         """The keys that occur more than once, ascending."""
@@ -102,7 +102,7 @@ class Ngrams:
         documents = self.documents(n)[chosen]
         bits = _bits(self.words.documents)
         pairs = np.sort(_packed(ranks, documents, bits))
-        pairs = pairs[_is_new(pairs)]
+        pairs = pairs[is_new(pairs)]
         ranks, documents = (
             (pairs >> np.uint64(bits)).astype(np.int64),
             (pairs & np.uint64((1 << bits) - 1)).astype(np.int64),
@@ -125,7 +125,7 @@ def _packed(left: np.ndarray, right: np.ndarray, bits: int) -> np.ndarray:
     return keys
 
 
-def _is_new(ascending: np.ndarray) -> np.ndarray:
+def is_new(ascending: np.ndarray) -> np.ndarray:
     """Where a sorted array differs from the element before."""
     new = np.ones(len(ascending), bool)
     np.not_equal(ascending[1:], ascending[:-1], out=new[1:])
@@ -134,7 +134,7 @@ def _is_new(ascending: np.ndarray) -> np.ndarray:
 
 def _repeated(part: np.ndarray) -> np.ndarray:
     ascending = np.sort(part)
-    new = _is_new(ascending)
+    new = is_new(ascending)
     again = np.zeros(len(new), bool)
     again[:-1] = new[:-1] & ~new[1:]
     return ascending[again]

@@ -13,6 +13,7 @@ import numpy as np
 
 from diversity_jax.core.errors import InputError
 from diversity_jax.metrics.ngrams import Ngrams, rank
+from diversity_jax.metrics.registry import Figures, Sample, StageSettings, metric, stage
 from diversity_jax.metrics.text import Words, split_words
 
 _EPSILON = 0.1
@@ -193,3 +194,25 @@ def _clipped_matches(ngrams: Ngrams, n: int) -> np.ndarray:
     seconds = np.add.reduceat(side, starts)
     firsts = np.diff(np.append(starts, len(keys))) - seconds
     return np.bincount(pair[starts], np.minimum(firsts, seconds), len(of_pair))
+
+
+@stage(
+    "self_bleu",
+    "lexical",
+    "folded",
+    {"self_bleu": metric("Self-BLEU, pairs", -1, "BLEU-4 of a document against another, over random pairs")},
+)
+def _self_bleu(sample: Sample, settings: StageSettings) -> Figures:
+    mean = self_bleu(sample.folded, pairs=settings.pairs, seed=settings.seed)
+    return {"self_bleu": mean.value if mean else None}
+
+
+@stage(
+    "rouge_l",
+    "lexical",
+    "folded",
+    {"rouge_l": metric("ROUGE-L, pairs", -1, "longest common subsequence F1, over random pairs")},
+)
+def _rouge_l(sample: Sample, settings: StageSettings) -> Figures:
+    mean = rouge_l_homogenization(sample.folded, pairs=settings.pairs, seed=settings.seed)
+    return {"rouge_l": mean.value if mean else None}

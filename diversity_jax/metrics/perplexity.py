@@ -8,8 +8,6 @@ it, and stride 1 gives each the whole context.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-import math
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,8 +15,8 @@ import numpy as np
 
 from diversity_jax.core.errors import InputError
 from diversity_jax.core.files import read_json
+from diversity_jax.metrics.registry import Figures, Nats, Sample, StageSettings, metric, stage
 
-_LN2 = math.log(2)
 _TEXTS = 1024
 
 
@@ -42,29 +40,6 @@ class CausalModel(Protocol):
     def nats(self, inputs_BxL: np.ndarray, targets_BxL: np.ndarray) -> np.ndarray:
         """-log p(target | inputs up to its place) of every place: float32 [B, L]."""
         ...
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Nats:
-    """What documents cost under a model: `nats`, `tokens` and `utf8_bytes` of each, [documents]."""
-
-    nats: np.ndarray
-    tokens: np.ndarray
-    utf8_bytes: np.ndarray
-
-    def take(self, documents: np.ndarray) -> "Nats":
-        """These documents, by number."""
-        return Nats(nats=self.nats[documents], tokens=self.tokens[documents], utf8_bytes=self.utf8_bytes[documents])
-
-    def perplexity(self) -> float | None:
-        """exp(nats per token), over all tokens of all documents; None without a token."""
-        tokens = self.tokens.sum()
-        return float(np.exp(min(self.nats.sum() / tokens, 700.0))) if tokens else None
-
-    def bits_per_byte(self) -> float | None:
-        """Bits per byte of UTF-8: comparable between models with different tokenizers; None without a byte."""
-        size = self.utf8_bytes.sum()
-        return float(self.nats.sum() / _LN2 / size) if size else None
 
 
 def perplexity_gap(small: Nats, large: Nats) -> float | None:
@@ -190,7 +165,7 @@ def _token_nats(config: Any) -> Callable:
 
     from diversity_jax.model.llama import head_weight, hidden_states
 
-    def one(hidden_LxD, targets_L, head_DxV):
+    def row_nats(hidden_LxD, targets_L, head_DxV):
         logits_LxV = jnp.matmul(hidden_LxD, head_DxV, preferred_element_type=jnp.float32)
         return (
             jax.nn.logsumexp(logits_LxV, axis=-1) - jnp.take_along_axis(logits_LxV, targets_L[:, None], axis=-1)[:, 0]
@@ -201,7 +176,7 @@ def _token_nats(config: Any) -> Callable:
         hidden_BxLxD = hidden_states(config, params, inputs_BxL)
         head_DxV = head_weight(config, params).astype(hidden_BxLxD.dtype)
         # A row at a time: logits of the whole batch need not exist together.
-        return jax.lax.map(lambda row: one(*row, head_DxV), (hidden_BxLxD, targets_BxL))
+        return jax.lax.map(lambda row: row_nats(row[0], row[1], head_DxV), (hidden_BxLxD, targets_BxL))
 
     return run
 
@@ -270,3 +245,20 @@ def is_own_llama(folder: str) -> bool:
     if (path / "run.json").exists() or (path / "model.json").exists():
         return True
     return (path / "config.json").exists() and read_json(path / "config.json").get("model_type") == "llama"
+
+
+@stage(
+    "perplexity",
+    "perplexity",
+    "nats",
+    {
+        "perplexity": metric("Perplexity", 1, "under baseline.model", needs=("model",)),
+        "bits_per_byte": metric("Bits per byte", 1, "under baseline.model", needs=("model",)),
+        "perplexity_gap": metric(
+            "Perplexity gap", 1, "between baseline.model and baseline.larger_model", needs=("model", "larger_model")
+        ),
+    },
+)
+def _perplexity(sample: Sample, settings: StageSettings) -> Figures:
+    values: Figures = {"perplexity": sample.nats.perplexity(), "bits_per_byte": sample.nats.bits_per_byte()}
+    return values | ({"perplexity_gap": perplexity_gap(sample.nats, sample.larger_nats)} if sample.larger_nats else {})

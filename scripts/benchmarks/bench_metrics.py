@@ -30,9 +30,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from diversity_jax.corpus import open_corpus
 from diversity_jax.metrics import embedders, embedding, lexical, pairwise
-from diversity_jax.metrics import lexical as richness
+from diversity_jax.metrics.measure import metered
 from diversity_jax.metrics.ngrams import Ngrams
-from diversity_jax.metrics.sample import STAGES, Ruler, Sample, metered
+from diversity_jax.metrics.registry import STAGES, Sample, StageSettings
 from diversity_jax.metrics.text import first_words, split_words
 
 _WORDS, _PHRASES = 60_000, 40_000
@@ -114,7 +114,7 @@ def bench_peers(texts: list[str], repeats: int) -> None:
 
     def diversity_of() -> float:
         ngrams = Ngrams(split_words(texts))
-        return sum(richness.ngram_diversity(ngrams, n) for n in range(1, 5))
+        return sum(lexical.ngram_diversity(ngrams, n) for n in range(1, 5))
 
     ours = fastest(diversity_of, repeats)
     row("n-gram diversity, n = 1 to 4", ours, fastest(lambda: theirs["ngram_diversity_score"](texts), repeats), 5)
@@ -126,7 +126,7 @@ def bench_peers(texts: list[str], repeats: int) -> None:
     row("compression, xz", fastest(lambda: lexical.compression_ratio(texts, "xz"), repeats), xz, 1.5)
     bench_rouge(texts, theirs)
     bench_vendi(repeats)
-    ours = fastest(lambda: richness.self_repetition(Ngrams(split_words(texts))), repeats)
+    ours = fastest(lambda: lexical.self_repetition(Ngrams(split_words(texts))), repeats)
     row("self-repetition", ours, fastest(lambda: theirs["self_repetition_score"](texts, verbose=False), 1), 100)
 
 
@@ -202,17 +202,17 @@ def bench_million(documents: int, words: int, clusters: int, dimensions: int, pa
                 folded=split_words(texts, "folded"),
             )
         show(costs[-1])
-        measured(sample, _LEXICAL, Ruler(pairs=pairs, seed=0), costs)
+        measured(sample, _LEXICAL, StageSettings(pairs=pairs, seed=0), costs)
         sample = Sample(texts=texts)
         with metered(costs, f"TF-IDF and SVD, {dimensions} dimensions", documents):
             space = embedders.TfidfSvd(texts[:20_000], dimensions=dimensions)
             sample = Sample(texts=texts, vectors=space.embed(texts))
         show(costs[-1])
-        measured(sample, ("vendi", "distance"), Ruler(pairs=pairs, seed=0), costs)
+        measured(sample, ("vendi", "distance"), StageSettings(pairs=pairs, seed=0), costs)
         with metered(costs, f"fitting {clusters:,} clusters", documents):
             codebook = embedding.Codebook.fit(sample.vectors[:100_000], clusters)
         show(costs[-1])
-        measured(sample, ("kmeans",), Ruler(pairs=pairs, seed=0, codebook=codebook), costs)
+        measured(sample, ("kmeans",), StageSettings(pairs=pairs, seed=0, occupancy=codebook.occupancy), costs)
     total = sum(one["seconds"] for one in costs)
     print(
         f"all {total:,.0f} s; at most {peak['bytes'] / 1e9:.2f} GB of {_LIMIT_BYTES / 1e9:g} held at once, load "
@@ -220,10 +220,10 @@ def bench_million(documents: int, words: int, clusters: int, dimensions: int, pa
     )
 
 
-def measured(sample: Sample, stages: tuple[str, ...], ruler: Ruler, costs: list[dict]) -> None:
+def measured(sample: Sample, stages: tuple[str, ...], settings: StageSettings, costs: list[dict]) -> None:
     for stage in stages:
         with metered(costs, stage, len(sample.texts)):
-            values = STAGES[stage](sample, ruler)
+            values = STAGES[stage].measure(sample, settings)
         show(costs[-1], ", ".join(f"{name} {value:.5g}" for name, value in values.items() if value is not None))
 
 

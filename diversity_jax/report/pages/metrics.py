@@ -10,7 +10,7 @@ from diversity_jax.core.formats import count, counted, significant
 from diversity_jax.core.intervals import Estimate
 from diversity_jax.core.run_info import Fact, RunInfo
 from diversity_jax.metrics import METRICS, Figure, MetricsCard, difference
-from diversity_jax.metrics.agreement import FEWEST_CORPORA, RankCorrelation, agreements, columns_of
+from diversity_jax.metrics.sensitivity import FEWEST_CORPORA, agreements, columns_of
 from diversity_jax.report import page
 from diversity_jax.report.figures import diversity
 from diversity_jax.report.html import Html, details, html, macro, named, table
@@ -287,7 +287,7 @@ def _agreement(measured: Mapping[str, MetricsCard], judged: Mapping[str, float])
     return Section(anchor="agreement", title="Agreement between metrics", body=body)
 
 
-def _correlation(correlation: RankCorrelation | None) -> str:
+def _correlation(correlation: Estimate | None) -> str:
     if correlation is None:
         return "constant"
     text = f"{correlation.value:.2f} [{correlation.low:.2f}, {correlation.high:.2f}]"
