@@ -6,7 +6,9 @@ public commands; the few classes that have none are imported at the top.
 
 import contextlib
 from dataclasses import dataclass
+import gzip
 import hashlib
+import html
 import io
 import json
 import logging
@@ -41,7 +43,7 @@ SCORECARDS = (
     "score_llm/dull/scorecard.json",
     *(f"mixture/scorecards/{name}.json" for name in ("real", "web", "varied", "lean", "dull")),
 )
-WEIGHTS_TOLERANCE = 1e-3  # weights are about 1; eight steps on other devices differ by rounding, 1e-6 or so
+WEIGHTS_TOLERANCE = 2e-5  # weights are about 1; after eight steps on other devices they were seen to differ by 1e-7
 
 
 @pytest.fixture(scope="session")
@@ -388,7 +390,7 @@ def test_training_goes_on_from_a_checkpoint(world):
     assert sorted(path.name for path in Path("run/checkpoints").iterdir() if path.name.isdigit()) == ["104", "96"]
     run("model.convert", "export", "run", "out", "--step", "104")
     assert_close_weights("out", "exported/run104")  # the optimizer's state was restored, too
-    assert losses("run") == pytest.approx(stored, abs=1e-3)
+    assert losses("run") == pytest.approx(stored, abs=1e-4)
     first, second = read("run/goodput.json")["sittings"]
     assert first == sittings[0]
     assert (second["first_step"], second["last_step"]) == (96, 104)
@@ -400,13 +402,13 @@ def test_the_page_of_a_finished_run_is_written_from_its_files(world):
     done = run("train", *config("train"))
     assert "going on from step 104" in done.err
     assert done.out.splitlines()[-1] == "run/report.html"
-    page = Path("run/report.html").read_text()
+    page = html.unescape(Path("run/report.html").read_text())
     for name in ("web", "talk", "varied", "lean", "dull"):
         assert name in page
     assert Path("run/metrics.jsonl").read_text().startswith(before[0])
     assert Path("run/samples.jsonl").read_text() == before[1]
     for sample in lines("run/samples.jsonl"):
-        assert sample["text"].strip().split()[0] in page
+        assert sample["text"] in page
     first, last = (
         next(line["eval/loss"] for line in rows if "eval/loss" in line)
         for rows in (lines("run/metrics.jsonl"), lines("run/metrics.jsonl")[::-1])
@@ -421,7 +423,7 @@ def test_adapters_are_trained_on_beside_the_same_model(world):
     shutil.rmtree("lora/checkpoints/4")
     done = run("train", *config("lora"))
     assert "going on from step 2" in done.err
-    assert losses("lora") == pytest.approx(stored, abs=1e-3)
+    assert losses("lora") == pytest.approx(stored, abs=1e-4)
     run("model.convert", "export", "lora", "out")
     assert_close_weights("out", "exported/lora4")
 
@@ -479,8 +481,6 @@ def committed_rounds() -> list[Path]:
 
 def test_the_grammar_writes_the_same_text(world):
     def texts():
-        import gzip
-
         return {path.name: gzip.decompress(path.read_bytes()) for path in Path("text").glob("[dlvw]*.gz")}
 
     stored = texts()
@@ -497,8 +497,6 @@ def test_the_grammar_writes_the_same_text(world):
 
 def sample_likelihoods(folder: str) -> list[float]:
     """Every log-likelihood in an evaluation's samples."""
-    import gzip
-
     found = []
     for path in sorted(Path(folder, "samples").glob("*.jsonl.gz")):
         for line in gzip.decompress(path.read_bytes()).splitlines():

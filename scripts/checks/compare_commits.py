@@ -32,10 +32,13 @@ SIDES = ("base", "new")
 _DRAW = """
 import json, sys
 from diversity_jax.corpus import CorpusConfig, open_corpus
-count, path = int(sys.argv[1]), sys.argv[2]
-with open(path, "w", encoding="utf-8") as file:
-    for document in open_corpus(CorpusConfig(source="installed_docs:prose")).sample(count, seed=0):
-        file.write(json.dumps({"text": document.text}) + "\\n")
+counts = {name: int(count) for name, _, count in (word.partition("=") for word in sys.argv[1:])}
+most = max(counts.values())
+corpus = open_corpus(CorpusConfig(source="installed_docs:prose", max_documents=most + most // 2))
+documents = corpus.sample(most, seed=0)
+for name, count in counts.items():
+    with open(f"{name}.jsonl", "w", encoding="utf-8") as file:
+        file.writelines(json.dumps({"text": document.text}) + "\\n" for document in documents[:count])
 """
 
 
@@ -169,9 +172,9 @@ class Bench:
 def write_shared(bench: Bench, options: argparse.Namespace, chosen: list[str]) -> None:
     """Documents, and for `evaluate` a model of 1.1 million parameters and questions."""
     counts = {"score": options.documents, "prepare": options.prepare_documents, "evaluate": 10 * options.items}
-    for name, count in counts.items():
-        if name in chosen:
-            bench.python("base", ["-c", _DRAW, str(count), str(bench.shared / f"{name}.jsonl")], bench.shared)
+    wanted = [f"{name}={count}" for name, count in counts.items() if name in chosen]
+    if wanted:
+        bench.python("base", ["-c", _DRAW, *wanted], bench.shared)
     if "evaluate" not in chosen:
         return
     texts = [json.loads(line)["text"] for line in (bench.shared / "evaluate.jsonl").read_text().splitlines()]
@@ -223,7 +226,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=3, help="runs of each side; the first one compiles")
     parser.add_argument("--steps", type=int, default=60, help="training steps of the quickstart, which itself does 300")
     parser.add_argument("--documents", type=int, default=2000, help="that are scored")
-    parser.add_argument("--prepare-documents", type=int, default=4000)
+    parser.add_argument("--prepare-documents", type=int, default=12_000)
     parser.add_argument("--items", type=int, default=100, help="questions of the evaluation")
     parser.add_argument("--json", type=Path, help="a file for every measured figure")
     return parser.parse_args()
