@@ -23,7 +23,7 @@ from diversity_jax.mixtures.config import Component, GatePolicy, MixtureConfig
 from diversity_jax.model import LLAMA, MeshConfig
 from diversity_jax.training.config import TrainConfig
 from diversity_jax.training.optimizer import OptimizerConfig
-from diversity_jax.training.run_config import Config
+from diversity_jax.training.run import Config
 
 SEQUENCE_LENGTH = 2048
 BATCH_SIZE = 256

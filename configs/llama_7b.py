@@ -17,7 +17,7 @@ from diversity_jax.cluster_agent import AgentConfig
 from diversity_jax.model import LLAMA, MeshConfig
 from diversity_jax.training.config import TrainConfig
 from diversity_jax.training.optimizer import OptimizerConfig
-from diversity_jax.training.run_config import Config
+from diversity_jax.training.run import Config
 
 SEQUENCE_LENGTH = 2048
 BATCH_SIZE = 256

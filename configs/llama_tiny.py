@@ -13,7 +13,7 @@ from diversity_jax.mixtures.config import Component, MixtureConfig
 from diversity_jax.model import LLAMA
 from diversity_jax.training.config import TrainConfig
 from diversity_jax.training.optimizer import OptimizerConfig
-from diversity_jax.training.run_config import Config
+from diversity_jax.training.run import Config
 
 
 def get_config() -> Config:

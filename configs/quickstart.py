@@ -11,7 +11,7 @@ from diversity_jax.mixtures.config import Component, GatePolicy, MixtureConfig
 from diversity_jax.model import LLAMA
 from diversity_jax.training.config import TrainConfig
 from diversity_jax.training.optimizer import OptimizerConfig
-from diversity_jax.training.run_config import Config
+from diversity_jax.training.run import Config
 
 OUTPUT = "runs/quickstart"
 GATE = GatePolicy(min_ratio_to={"real": 0.25}, on_fail="reject")

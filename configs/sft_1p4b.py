@@ -15,7 +15,7 @@ from configs.sft_350m import EPOCHS, mixture
 from diversity_jax.model import LLAMA, MeshConfig
 from diversity_jax.training.config import TrainConfig
 from diversity_jax.training.optimizer import OptimizerConfig
-from diversity_jax.training.run_config import Config
+from diversity_jax.training.run import Config
 
 
 def get_config() -> Config:

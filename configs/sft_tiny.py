@@ -20,7 +20,7 @@ from diversity_jax.model import LLAMA
 from diversity_jax.prepare.config import Chat
 from diversity_jax.training.config import TrainConfig
 from diversity_jax.training.optimizer import OptimizerConfig
-from diversity_jax.training.run_config import Config
+from diversity_jax.training.run import Config
 
 
 def get_config() -> Config:

@@ -16,15 +16,14 @@ import pytest
 
 from diversity_jax.aot import compile as compile_cache
 from diversity_jax.aot import hlo
-from diversity_jax.aot.chips import parse_target
 from diversity_jax.aot.compile import arguments
 from diversity_jax.aot.report import estimate, executed_flops_per_token, lines, ranking
 from diversity_jax.aot.search import Compiled, flags, in_parts, search, suggestion
-from diversity_jax.aot.worker import CompileRequest
+from diversity_jax.aot.worker import CompileRequest, parse_target
 from diversity_jax.core.errors import InputError
 from diversity_jax.model import LlamaConfig, MeshConfig, make_mesh
-from diversity_jax.training.flops import flops_per_token
 from diversity_jax.training.optimizer import OptimizerConfig
+from diversity_jax.training.throughput import flops_per_token
 
 GIB = 2**30
 COMPILERS = Path(__file__).resolve().parents[1] / ".venv" / "compilers"  # where scripts/test puts libtpu

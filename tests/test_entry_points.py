@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 CONFIG = """
 from diversity_jax.cluster_agent import AgentConfig
-from diversity_jax.training.run_config import Config
+from diversity_jax.training.run import Config
 from diversity_jax.corpus import CorpusConfig
 from diversity_jax.mixtures.component import Component, GatePolicy, MixtureConfig
 from diversity_jax.model import LLAMA

@@ -76,7 +76,7 @@ def test_huge_logits_stay_finite():
     x = 1e4 * jax.random.normal(jax.random.key(0), (1, 4, D))
     head = jax.random.normal(jax.random.key(1), (D, V))
     value, gradient = jax.value_and_grad(
-        lambda x: weighted_cross_entropy(1, 0.0, x, head, jnp.zeros((1, 4), jnp.int32), jnp.ones((1, 4)))[0]
+        lambda x: weighted_cross_entropy(1, 0.0, None, x, head, jnp.zeros((1, 4), jnp.int32), jnp.ones((1, 4)))[0]
     )(x)
     assert jnp.isfinite(value)
     assert jnp.isfinite(gradient).all()

@@ -37,8 +37,8 @@ def batch(packed):
 def loss_on(mesh, model, batch):
     params = random_params(model)
     params = jax.device_put(params, param_shardings(mesh, params))
-    with jax.set_mesh(mesh):
-        return float(jax.jit(lambda p, b: loss(model, p, b)[0])(params, jax.device_put(batch, batch_sharding(mesh))))
+    value = jax.jit(lambda p, b: loss(model, p, b, mesh=mesh)[0])
+    return float(value(params, jax.device_put(batch, batch_sharding(mesh))))
 
 
 @pytest.mark.parametrize("packed", [False, True])

@@ -23,7 +23,7 @@ from diversity_jax.prepare.config import Chat
 from diversity_jax.training.config import TrainConfig
 from diversity_jax.training.data import as_arrays
 from diversity_jax.training.optimizer import OptimizerConfig
-from diversity_jax.training.run_config import Config
+from diversity_jax.training.run import Config
 from tests.sft_folders import WORDS, build_components, write_examples
 from tests.small_llama import random_params, small_config
 from tests.test_corpus_conversations import CHATML

@@ -22,11 +22,11 @@ from diversity_jax.model import LlamaConfig, MeshConfig
 from diversity_jax.model.checkpoint_io.hugging_face import export_hugging_face
 from diversity_jax.model.convert import read_config, read_model, write_imported
 from diversity_jax.prepare.config import Chat
-from diversity_jax.training import loop
+from diversity_jax.training import loop, run
 from diversity_jax.training.checkpoint import Checkpoints
 from diversity_jax.training.config import TrainConfig
 from diversity_jax.training.optimizer import OptimizerConfig
-from diversity_jax.training.run_config import Config
+from diversity_jax.training.run import Config
 from tests.sft_folders import build_components, write_examples, write_text
 from tests.small_llama import random_params
 
@@ -138,7 +138,7 @@ def test_it_begins_with_exactly_the_parameters_of_a_checkpoint_or_a_hugging_face
         jax.tree.map(np.testing.assert_array_equal, found, params)
         assert read_config(tmp_path / folder).hidden_size == 64
     config = Config(output_dir="x", prepared="y", train=TrainConfig(init_from=str(tmp_path / "theirs")))
-    assert train.with_model(config).model.num_layers == 2
+    assert run.with_model(config)[1].num_layers == 2
     other = dataclasses.replace(MODEL, num_layers=3, rope_theta=500.0)
     with pytest.raises(
         InputError, match=r"is another model \(num_layers 2 there, 3 here, rope_theta 10000.0 there, 500.0 here\)"
@@ -151,7 +151,7 @@ def test_it_begins_with_exactly_the_parameters_of_a_checkpoint_or_a_hugging_face
 def test_a_checkpoint_of_another_vocabulary_or_beginning_is_refused(pretrained, tuned, tmp_path):
     config = tuning(pretrained, tuned)
     with pytest.raises(InputError, match="was trained with another tokenizer"):
-        train.check_begun_with(str(pretrained), "0" * 64)
+        run.check_same_tokenizer(str(pretrained), "0" * 64)
     with pytest.raises(InputError, match="another init_from"):
         train.main(dataclasses.replace(config, train=dataclasses.replace(config.train, init_step=30)))
     with pytest.raises(InputError, match="holds no model"):

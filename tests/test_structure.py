@@ -105,7 +105,7 @@ def test_no_package_loads_a_heavy_package_on_import():
     )
     code = (
         "import sys, diversity_jax.corpus, diversity_jax.llm, diversity_jax.report.page, diversity_jax.cluster_agent\n"
-        "import diversity_jax.mixtures.builder, diversity_jax.training.run_config\n"
+        "import diversity_jax.mixtures.builder, diversity_jax.training.run\n"
         f"print([name for name in {heavy} if name in sys.modules])"
     )
     assert run_python(code, JAX_PLATFORMS="cpu").strip() == "[]"

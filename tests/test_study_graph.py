@@ -21,7 +21,7 @@ from diversity_jax.study.graph import Store, dependents, run_steps, stale, step_
 from diversity_jax.study.run import stale_lines
 from diversity_jax.synthesis.config import GenerateConfig, GrammarComponent
 from diversity_jax.synthesis.demo_grammar import GrammarConfig
-from diversity_jax.training.run_config import Config
+from diversity_jax.training.run import Config
 from tests import study_worker
 
 

@@ -30,7 +30,7 @@ from tests.test_scoring_real_server import VOCABULARY, train_tokenizer
 ROOT = Path(__file__).resolve().parents[1]
 
 CONFIG = """
-from diversity_jax.training.run_config import Config
+from diversity_jax.training.run import Config
 from diversity_jax.mixtures.component import Component, GatePolicy, MixtureConfig
 from diversity_jax.model import LLAMA
 from diversity_jax.training.settings import TrainConfig

@@ -1,4 +1,4 @@
-"""What a sitting does beside its steps: samples, goodput, kept programs, traces, rescue; and what it never does: copy,
+"""What an attempt does beside its steps: samples, goodput, kept programs, traces, rescue; and what it never does: copy,
 wait, lose.
 """
 
@@ -14,13 +14,13 @@ import pytest
 from diversity_jax.core.errors import InputError
 from diversity_jax.mixtures.mixture import Mixture
 from diversity_jax.model import LLAMA, MeshConfig
-from diversity_jax.training import loop, runtime, window
+from diversity_jax.training import callbacks, loop, runtime
 from diversity_jax.training.checkpoint import Checkpoints
 from diversity_jax.training.config import TrainConfig
-from diversity_jax.training.goodput import GoodputLog, Sitting, goodput, read_sittings
 from diversity_jax.training.loop import train
 from diversity_jax.training.optimizer import OptimizerConfig
 from diversity_jax.training.runtime import keep_programs
+from diversity_jax.training.throughput import Attempt, GoodputLog, goodput, read_attempts
 from tests.mixture_folders import build_mixture
 
 MODEL = LLAMA["llama_tiny"](vocab_size=384, num_layers=1, hidden_size=32, intermediate_size=64, num_heads=2)
@@ -116,18 +116,18 @@ def test_chosen_steps_are_traced(finished):
 
 def test_a_step_is_dispatched_before_the_metrics_of_the_one_before_are_read(mixture, tmp_path, monkeypatch):
     events = []
-    make, flush = loop.make_train_step, window.Window.flush
+    make, flush = loop.make_train_step, callbacks.StepReport.flush
 
     def recording(*arguments, **named):
         init, step = make(*arguments, **named)
-        return init, lambda state, batch: events.append("dispatch") or step(state, batch)
+        return init, lambda state, batch, frozen: events.append("dispatch") or step(state, batch, frozen)
 
     def reading(self):
-        events.extend(["read"] * bool(self.pending))
+        events.extend(["read"] * bool(self._pending))
         flush(self)
 
     monkeypatch.setattr(loop, "make_train_step", recording)
-    monkeypatch.setattr(window.Window, "flush", reading)
+    monkeypatch.setattr(callbacks.StepReport, "flush", reading)
     run(mixture, tmp_path, steps=4, log_every=1, checkpoint_every=100)
     assert events == ["dispatch", "dispatch", "read", "dispatch", "read", "dispatch", "read", "read"]
 
@@ -199,18 +199,18 @@ def test_a_prompt_that_leaves_no_room_is_refused(mixture, tmp_path):
         run(mixture, tmp_path, sample_prompts=("x" * 250,))
 
 
-def sitting(first, last, seconds, began, ended):
-    return Sitting(began=began, last=ended, first_step=first, last_step=last, step_seconds=seconds)
+def attempt(first, last, seconds, began, ended):
+    return Attempt(began=began, last=ended, first_step=first, last_step=last, step_seconds=seconds)
 
 
 def test_goodput_counts_only_steps_that_were_not_done_again():
-    killed = sitting(0, 100, 50.0, 0.0, 100.0)
-    resumed = sitting(80, 200, 60.0, 200.0, 300.0)
+    killed = attempt(0, 100, 50.0, 0.0, 100.0)
+    resumed = attempt(80, 200, 60.0, 200.0, 300.0)
     found = goodput([killed, resumed])
     assert found.share == pytest.approx((50 * 0.8 + 60) / 200)
     assert found.share_with_pauses == pytest.approx((50 * 0.8 + 60) / 300)
     assert (found.sittings, found.steps_done_again) == (2, 20)
-    twice = goodput([killed, sitting(80, 90, 5.0, 100.0, 110.0), sitting(50, 200, 75.0, 110.0, 200.0)])
+    twice = goodput([killed, attempt(80, 90, 5.0, 100.0, 110.0), attempt(50, 200, 75.0, 110.0, 200.0)])
     assert twice.share == pytest.approx((50 * 0.5 + 75) / 200)
     assert twice.steps_done_again == 60
     assert goodput([]).share == 0
@@ -218,13 +218,13 @@ def test_goodput_counts_only_steps_that_were_not_done_again():
 
 def test_the_record_of_sittings_outlives_a_process(tmp_path):
     first = GoodputLog(tmp_path, began=10.0)
-    first.sitting.last_step = 7
+    first.attempt.last_step = 7
     first.save()
     second = GoodputLog(tmp_path, began=20.0)
-    assert [one.last_step for one in second.sittings] == [7, 0]
+    assert [one.last_step for one in second.attempts] == [7, 0]
     (tmp_path / "goodput.json").write_text("{}")
     with pytest.raises(InputError, match=r"goodput.json: does not tell"):
-        read_sittings(tmp_path / "goodput.json")
+        read_attempts(tmp_path / "goodput.json")
 
 
 def test_when_the_grace_period_is_over_the_process_leaves(monkeypatch, caplog):

@@ -1,4 +1,4 @@
-"""One sitting of a small training run in a process of its own, so that tests can kill it.
+"""One attempt of a small training run in a process of its own, so that tests can kill it.
 
 python -m tests.train_process FOLDER STEPS [PROCESS_ID PROCESSES PORT] ; prints how it ended
 """
@@ -19,9 +19,9 @@ def main(folder: str, steps: str, process_id: str = "0", processes: str = "1", p
     from diversity_jax.model import LLAMA, MeshConfig
     from diversity_jax.training.checkpoint import Checkpoints
     from diversity_jax.training.config import TrainConfig
-    from diversity_jax.training.distributed import DistributedConfig, start
     from diversity_jax.training.loop import train
     from diversity_jax.training.optimizer import OptimizerConfig
+    from diversity_jax.training.runtime import DistributedConfig, start_distributed
 
     model = LLAMA["llama_tiny"](
         num_layers=1, hidden_size=32, intermediate_size=64, num_heads=2, dropout=0.1, attention="xla"
@@ -29,7 +29,7 @@ def main(folder: str, steps: str, process_id: str = "0", processes: str = "1", p
     config = TrainConfig(
         steps=int(steps),
         batch_size=4,
-        log_every=1,  # a line a step, so that lines can be compared whatever step a sitting began at
+        log_every=1,  # a line a step, so that lines can be compared whatever step an attempt began at
         eval_batches=1,
         checkpoint_every=int(os.environ.get("CHECKPOINT_EVERY", "3")),
         tensorboard=False,
@@ -39,7 +39,7 @@ def main(folder: str, steps: str, process_id: str = "0", processes: str = "1", p
     output = Path(folder) / "run"
     try:
         if int(processes) > 1:
-            start(
+            start_distributed(
                 DistributedConfig(
                     coordinator=f"localhost:{port}", num_processes=int(processes), process_id=int(process_id)
                 )

@@ -25,7 +25,7 @@ from diversity_jax.synthesis.config import GenerateConfig, GrammarComponent
 from diversity_jax.synthesis.demo_grammar import GrammarConfig
 from diversity_jax.training.config import TrainConfig
 from diversity_jax.training.optimizer import OptimizerConfig
-from diversity_jax.training.run_config import Config
+from diversity_jax.training.run import Config
 
 OUTPUT = "runs/studies/tiny"
 TRAINED = 3000  # documents of real prose the models see; the questions are made of later ones

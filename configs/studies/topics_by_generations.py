@@ -26,7 +26,7 @@ from diversity_jax.mixtures.config import BuildConfig, Component, GatePolicy, Mi
 from diversity_jax.scoring.config import ScoreConfig
 from diversity_jax.study.config import Factor, Level, Recipe, StudyConfig
 from diversity_jax.synthesis.config import GenerateConfig, GeneratorConfig, GridConfig, PersonasConfig, TopicsConfig
-from diversity_jax.training.run_config import Config
+from diversity_jax.training.run import Config
 
 JUDGE = "gemini:gemini-2.5-flash"
 BASELINES = ("context_length_words", "self_repetition", "ngram_diversity", "compression_ratio_gzip")

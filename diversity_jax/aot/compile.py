@@ -1,25 +1,21 @@
-"""Runs the compiler in a process of its own and remembers its answers on disk, by everything they depend on.
-
-Compiles a configuration's real training step for chips that are not here, and says whether it fits and how fast it can
-be.
+"""Compiles a configuration's training step for absent chips, and says whether it fits and how fast it can be.
 
     python -m diversity_jax.training.compile --config configs/llama_1p4b.py --topology v5e:4x4
     python -m diversity_jax.training.compile --config configs/llama_7b.py --topology v5p:2x2x4 --search
     python -m diversity_jax.training.compile --config configs/llama_350m.py --topology h200:1 --config.model.remat=none
 
-Topologies: v4, v5p:AxBxC; v5e, v6e:AxB; h100, h200:N; `*2` behind for two slices or nodes. Needs `pip install
-  diversity_jax[tpu]`
-or `[cuda]`, no TPU and no GPU. Options:
+Topologies: v4, v5p:AxBxC; v5e, v6e:AxB; h100, h200:N; `*2` behind for two slices or nodes.
+Needs `pip install diversity_jax[tpu]` or `[cuda]`, no TPU and no GPU. Options:
   --search        tries meshes, batches and remat policies, and ranks those that fit
   --limit N       compilations a search may make (default 12)
   --fast          less effort of the compiler: half the time, memory may come out a little higher
   --json FILE     also writes the figures
-  --cache DIR     where answers are kept (default ~/.cache/diversity_jax/compile); --cache= for none
+  --cache DIR     where reports are cached (default ~/.cache/diversity_jax/compile); --cache= for none
   --no-suggestion where it does not fit, says only so
 """
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 import contextlib
 import dataclasses
 import functools
@@ -32,36 +28,40 @@ import pickle
 import subprocess
 import sys
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from diversity_jax.aot import worker
-from diversity_jax.aot.chips import Target, parse_target
 from diversity_jax.aot.report import estimate, gib, lines, milliseconds, ranking, setting
 from diversity_jax.aot.search import Compiled, flags, search, suggestion
-from diversity_jax.aot.worker import CompileRequest
+from diversity_jax.aot.worker import CompileRequest, Target, parse_target
 from diversity_jax.core.errors import InputError
 from diversity_jax.core.files import content_hash, read_json, write_json
+
+if TYPE_CHECKING:
+    from diversity_jax.training.run import Config
+
+log = logging.getLogger(__name__)
 
 _COMPILERS = {"tpu": "libtpu", "cuda": "jax-cuda12-pjrt"}
 _TIME_LIMIT_SECONDS = 3600
 
 
 def default_folder() -> Path:
-    """Where answers are kept unless told otherwise."""
+    """The cache of reports, unless `--cache` names another."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "diversity_jax" / "compile"
 
 
 @functools.cache
 def _source_hash() -> str:
-    """Of all code a compiled step is made of."""
+    """Hash of all code that a compiled step depends on."""
     package = Path(__file__).resolve().parents[1]
     files = sorted([*package.glob("model/*.py"), *package.glob("aot/*.py")])
-    files += [package / "training" / "step.py", package / "training" / "optimizer.py"]
+    files += [package / "core" / "chips.py", package / "training" / "step.py", package / "training" / "optimizer.py"]
     return content_hash({str(path.relative_to(package)): path.read_text() for path in files})
 
 
 def key(request: CompileRequest) -> str:
-    """Of a request under this code and these compilers."""
+    """Hash of a request, this code and the compilers' versions."""
     compiler = _COMPILERS[request.target.chip.platform]
     versions = {}
     for package in ("jax", "jaxlib", compiler):
@@ -79,69 +79,58 @@ def compile_step(request: CompileRequest, *, folder: Path | None) -> dict[str, A
     path = folder / f"{key(request)}.json" if folder else None
     if path and path.exists():
         return read_json(path)
-    answer = _ask(request)
-    if "input_error" in answer:
-        raise InputError(answer["input_error"])
+    report = _run_worker(request)
+    if "input_error" in report:
+        raise InputError(report["input_error"])
     if path:
-        write_json(path, answer)
-    return answer
+        write_json(path, report)
+    return report
 
 
-def _ask(request: CompileRequest) -> dict[str, Any]:
-    command = [sys.executable, "-m", worker.__name__]
+def _run_worker(request: CompileRequest) -> dict[str, Any]:
     root = str(Path(__file__).resolve().parents[2])
-    changed = worker.environment(request.target.chip.platform, os.environ)
-    changed["PYTHONPATH"] = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
-    process = subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=changed
-    )
+    environment = worker.environment(request.target.chip.platform, os.environ)
+    environment["PYTHONPATH"] = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
+    pipe = subprocess.PIPE
+    command = [sys.executable, "-m", worker.__name__]
+    process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, env=environment)
     try:
-        answer, log = _wait(process, pickle.dumps(request), request)
+        output, errors = _communicate(process, request)
     finally:
         process.kill()
         process.wait()
-    lines = answer.decode().splitlines()
-    if process.returncode or not lines:
-        said = [line for line in log.decode(errors="replace").splitlines() if line.strip()]
+    report_lines = output.decode().splitlines()
+    if process.returncode or not report_lines:
+        messages = [line for line in errors.decode(errors="replace").splitlines() if line.strip()]
         raise InputError(
             f"--topology {request.target.name}: the compiler ended with status {process.returncode}: "
-            f"{(said or ['no message'])[-1][:300]}"
+            f"{(messages or ['no message'])[-1][:300]}"
         )
-    return json.loads(lines[-1])
+    return json.loads(report_lines[-1])
 
 
-def _wait(process: subprocess.Popen, request_bytes: bytes, request: CompileRequest) -> tuple[bytes, bytes]:
-    """Output and log; says every so often, on a terminal, that the compiler is still at work."""
-    started, pending = time.monotonic(), request_bytes
+def _communicate(process: subprocess.Popen[bytes], request: CompileRequest) -> tuple[bytes, bytes]:
+    """Standard output and standard error; on a terminal the elapsed time is shown meanwhile."""
+    started, pending = time.monotonic(), pickle.dumps(request)
     while True:
         try:
-            answer = process.communicate(pending, timeout=1)
+            output = process.communicate(pending, timeout=1)
             break
         except subprocess.TimeoutExpired:
-            pending = None
-            if time.monotonic() - started > _TIME_LIMIT_SECONDS:
+            pending, elapsed = None, time.monotonic() - started
+            if elapsed > _TIME_LIMIT_SECONDS:
                 raise InputError(
                     f"--topology {request.target.name}: not compiled within {_TIME_LIMIT_SECONDS} s"
                 ) from None
             if sys.stderr.isatty():
-                print(
-                    f"\rcompiling for {request.target.name}: {time.monotonic() - started:.0f} s",
-                    end="",
-                    file=sys.stderr,
-                )
+                print(f"\rcompiling for {request.target.name}: {elapsed:.0f} s", end="", file=sys.stderr)
     if sys.stderr.isatty():
         print("\r\033[K", end="", file=sys.stderr)
-    return answer
+    return output
 
 
-log = logging.getLogger(__name__)
-
-
-def make_request(config: Any, target: Target, *, effort: str = "default") -> CompileRequest:
+def make_request(config: "Config", target: Target, *, effort: str = "default") -> CompileRequest:
     """The step that `diversity_jax.train` would run with this configuration.
-
-    Args:
-      config: a run's: `model`, `optimizer`, `train`, `mesh`, and `mixture` or `prepared`.
 
     Raises:
       InputError: mesh, batch and target do not go together, or the rows are longer than the model is meant for.
@@ -157,6 +146,7 @@ def make_request(config: Any, target: Target, *, effort: str = "default") -> Com
         length, components = mixture.sequence_length, len(mixture.taken)
         packed = any(part.manifest.chat for part in mixture.taken)
     else:
+        assert config.mixture is not None  # the configuration has one or the other
         length, components = config.mixture.sequence_length, len(config.mixture.components)
         packed = any(part.corpus.conversations for part in config.mixture.components)
     if length > config.model.max_length:
@@ -181,7 +171,7 @@ def make_request(config: Any, target: Target, *, effort: str = "default") -> Com
 
 
 def compiled(request: CompileRequest, folder: Path | None) -> Compiled:
-    """Compiles a request, or finds in `folder` what came of it before."""
+    """The report and estimate of a request, compiled or read from the cache in `folder`."""
     report = compile_step(request, folder=folder)
     figures = None
     if report["fits"]:
@@ -191,12 +181,12 @@ def compiled(request: CompileRequest, folder: Path | None) -> Compiled:
     return Compiled(request=request, report=report, estimate=figures)
 
 
-def main(options: argparse.Namespace, config: Any) -> None:
+def main(options: argparse.Namespace, config: "Config") -> None:
     """The command."""
     request = make_request(config, options.target, effort="O1" if options.fast else "default")
-    compile_step = functools.partial(_said, folder=options.cache)
+    compile_logged = functools.partial(_compile_logged, folder=options.cache)
     if options.search:
-        results = search(request, compile_step, limit=options.limit, say=log.info)
+        results = search(request, compile_logged, limit=options.limit, say=log.info)
         if not results:
             raise InputError(
                 f"--topology {request.target.name}: nothing that was tried fits; take a larger slice or a smaller batch"
@@ -207,48 +197,45 @@ def main(options: argparse.Namespace, config: Any) -> None:
         results = [compiled(request, options.cache)]
         print("\n".join(lines(results[0])))
         if options.suggestion and not results[0].fits:
-            _suggest(request, compile_step)
+            _suggest(request, compile_logged)
     if options.json:
-        write_json(options.json, [record(one) for one in results])
+        write_json(options.json, [record(result) for result in results])
 
 
-def _said(request: CompileRequest, folder: Path | None) -> Compiled:
-    """`compiled`, with a line of log."""
-    found = compiled(request, folder)
+def _compile_logged(request: CompileRequest, folder: Path | None) -> Compiled:
+    result = compiled(request, folder)
     outcome = "does not fit"
-    if found.estimate is not None:
-        figures = found.estimate
-        outcome = f"{gib(figures['memory_total_bytes'])}, {milliseconds(figures['step_seconds'][1])} ms at most"
+    if result.estimate is not None:
+        slowest = milliseconds(result.estimate["step_seconds"][1])
+        outcome = f"{gib(result.estimate['memory_total_bytes'])}, {slowest} ms at most"
     log.info("%s: %s", setting(request), outcome)
-    return found
+    return result
 
 
-def _suggest(request: CompileRequest, compile_step: Any) -> None:
-    found = suggestion(request, compile_step)
-    if found is None:
+def _suggest(request: CompileRequest, compile_step: Callable[[CompileRequest], Compiled]) -> None:
+    smaller = suggestion(request, compile_step)
+    if smaller is None or smaller.estimate is None:
         print("suggestion       none of the smaller settings tried fits; take a larger slice, or try --search")
     else:
-        print(
-            f"suggestion       {flags(request, found.request)} fits: {gib(found.estimate['memory_total_bytes'])} "
-            "(compiled)"
-        )
+        memory = gib(smaller.estimate["memory_total_bytes"])
+        print(f"suggestion       {flags(request, smaller.request)} fits: {memory} (compiled)")
 
 
 def record(result: Compiled) -> dict[str, Any]:
     """One result as JSON."""
-    asked = dataclasses.asdict(result.request)
-    target = asked.pop("target")
+    request = dataclasses.asdict(result.request)
+    target = request.pop("target")
     return {
         "topology": result.request.target.name,
         "chip": target["chip"],
-        "request": asked,
+        "request": request,
         "report": result.report,
         "estimate": result.estimate,
     }
 
 
 def arguments(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
-    """This command's own options, and what is left for the configuration.
+    """This command's own options, and the remaining arguments, which set configuration fields.
 
     Raises:
       InputError: an unknown topology.
@@ -273,7 +260,7 @@ def arguments(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
 def command(usage: str) -> None:
     """The command line `python -m diversity_jax.training.compile`."""
     from diversity_jax.core import cli
-    from diversity_jax.training.run_config import Config
+    from diversity_jax.training.run import Config
 
     try:
         own, remaining = arguments(sys.argv[1:])

@@ -6,11 +6,11 @@ What a compiled step says, for people.
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from diversity_jax.aot.chips import SOURCES_READ_ON, Target
 from diversity_jax.aot.search import Compiled
-from diversity_jax.aot.worker import CompileRequest
+from diversity_jax.aot.worker import CompileRequest, Target
+from diversity_jax.core.chips import SOURCES_READ_ON
 from diversity_jax.model import LlamaConfig
-from diversity_jax.training.flops import flops_per_token
+from diversity_jax.training.throughput import flops_per_token
 
 ASSUMPTIONS = (
     (

@@ -1,13 +1,12 @@
-"""Compiles one training step for chips that are not there, in a process of its own: a compiler that dies takes only
-itself along.
+"""The compiler's process: compiles one training step for absent chips, so that a crash of the compiler stays here.
 
 Reads a pickled `CompileRequest` from standard input and writes one line of JSON, its report, to standard output.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-import functools
 import json
+import math
 import os
 import pickle
 import re
@@ -15,11 +14,57 @@ import sys
 import time
 from typing import Any
 
-from diversity_jax.aot.chips import Target
+from diversity_jax.core.chips import CHIPS, Chip
 from diversity_jax.core.errors import InputError
 from diversity_jax.model import LlamaConfig, MeshConfig
 from diversity_jax.model.lora import LoraConfig
 from diversity_jax.training.optimizer import OptimizerConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """Slices of chips: `v5e:4x4` is one slice of 16, `v5e:4x4*2` two of them joined by the data-centre network."""
+
+    chip: Chip
+    shape: tuple[int, ...]  # of one slice
+    slices: int = 1
+
+    @property
+    def devices(self) -> int:
+        """Of all slices."""
+        return math.prod(self.shape) * self.slices
+
+    @property
+    def shape_name(self) -> str:
+        """`4x4`."""
+        return "x".join(map(str, self.shape))
+
+    @property
+    def name(self) -> str:
+        """As it is written on the command line."""
+        return f"{self.chip.name}:{self.shape_name}" + (f"*{self.slices}" if self.slices > 1 else "")
+
+
+def parse_target(text: str) -> Target:
+    """The target that a name such as `v5e:4x4`, `v5p:2x2x4*2` or `h100:8` stands for.
+
+    Raises:
+      InputError: no such chip, or a shape that its slices do not have.
+    """
+    match = re.fullmatch(r"(\w+):(\d+(?:x\d+)*)(?:\*(\d+))?", text.strip().lower())
+    if match is None or match[1] not in CHIPS:
+        raise InputError(
+            f"--topology {text}: is not known; choose CHIP:SHAPE with a chip of {', '.join(CHIPS)}, such as v5e:4x4 "
+            "or h100:8"
+        )
+    chip = CHIPS[match[1]]
+    target = Target(chip=chip, shape=tuple(map(int, match[2].split("x"))), slices=int(match[3] or 1))
+    dimensions = 1 + chip.example.count("x")
+    if len(target.shape) != dimensions or not target.devices:
+        raise InputError(f"--topology {text}: a slice of {chip.name} has {dimensions} sizes, such as {chip.example}")
+    if chip.platform == "cuda" and target.shape[0] > 8:
+        raise InputError(f"--topology {text}: a node has up to 8 GPUs; for two nodes of 8 write {chip.name}:8*2")
+    return target
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,7 +216,7 @@ def _lower(request: CompileRequest, mesh: Any) -> Any:
 
     from diversity_jax.model import batch_sharding
     from diversity_jax.model.llama import param_shapes
-    from diversity_jax.training.step import base_shardings, make_train_step, state_shardings
+    from diversity_jax.training.step import make_train_step, model_shardings, state_shardings
 
     _, step = make_train_step(
         request.model,
@@ -182,20 +227,23 @@ def _lower(request: CompileRequest, mesh: Any) -> Any:
         gradient_accumulation=request.gradient_accumulation,
         lora=request.lora,
     )
-    placed = functools.partial(
-        jax.tree.map, lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)
-    )
-    state = placed(*state_shardings(request.model, request.optimizer, mesh, request.lora))
-    base = ()
+
+    def with_shardings(shapes: Any, shardings: Any) -> Any:
+        return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
+
+    state = with_shardings(*state_shardings(request.model, request.optimizer, mesh, request.lora))
+    frozen = None
     if request.lora.rank:
-        base = (placed(param_shapes(request.model), base_shardings(request.model, mesh)),)
-    place, rows = batch_sharding(mesh), request.batch_size
-    token_arrays = ("tokens", "segment_ids", "positions") if request.packed else ("tokens",)
+        frozen = with_shardings(param_shapes(request.model), model_shardings(request.model, mesh))
+    shapes = dict.fromkeys(
+        ("tokens", "segment_ids", "positions") if request.packed else ("tokens",),
+        (request.batch_size, request.sequence_length + 1),
+    )
     batch = {
-        name: jax.ShapeDtypeStruct((rows, request.sequence_length + 1), jnp.int32, sharding=place)
-        for name in token_arrays
+        name: jax.ShapeDtypeStruct(shape, jnp.int32, sharding=batch_sharding(mesh))
+        for name, shape in (shapes | {"component": (request.batch_size,)}).items()
     }
-    return step.lower(state, batch | {"component": jax.ShapeDtypeStruct((rows,), jnp.int32, sharding=place)}, *base)
+    return step.lower(state, batch, frozen)
 
 
 def _needed_bytes(message: str) -> float | None:

@@ -9,11 +9,12 @@ from types import ModuleType
 import warnings
 
 MOVED: dict[str, tuple[str, ...]] = {
-    "config": ("training.run_config", "mixtures.config", "synthesis.config", "scoring.config"),
+    "config": ("training.run", "mixtures.config", "synthesis.config", "scoring.config"),
     "score_config": ("scoring.config",),
     "mixtures.component": ("mixtures.config",),
     "mixtures.preparation": ("prepare.config",),
     "training.settings": ("training.config",),
+    "training.distributed": ("training.runtime",),
     "synthesis.grammar": ("synthesis.demo_grammar",),
     "synthesis.settings": ("synthesis.config",),
     "study.recipe": ("study.config",),

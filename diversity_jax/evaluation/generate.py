@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import NamedSharding
+from jax.sharding import Mesh, NamedSharding
 import numpy as np
 
 from diversity_jax.core.errors import InputError
@@ -92,9 +92,11 @@ class Generator:
         self.max_length = config.max_length
         largest = _PREFILL_TOKENS[-1]
         self._capacity = -(-(config.max_length + steps) // largest) * largest  # positions of the cache
-        self._prefill = jax.jit(functools.partial(prefill, config), static_argnames="span_tokens", donate_argnums=1)
+        self._prefill = jax.jit(
+            functools.partial(prefill, config, mesh=mesh), static_argnames="span_tokens", donate_argnums=1
+        )
         self._decode = jax.jit(
-            functools.partial(_decode, config, model.tokenizer.vocabulary.size, steps),
+            functools.partial(_decode, config, mesh, model.tokenizer.vocabulary.size, steps),
             static_argnames=("span_tokens", "with_top"),
             donate_argnums=1,
         )
@@ -169,11 +171,10 @@ class Generator:
         """Admits waiting prompts, and extends every running answer by up to `steps` tokens; False if there is no
         request.
         """
-        with jax.set_mesh(self.model.mesh):
-            self._admit()
-            if not self._running:
-                return False
-            out = self._decode_running()
+        self._admit()
+        if not self._running:
+            return False
+        out = self._decode_running()
         for slot, request in list(self._running.items()):
             self._take_tokens(slot, request, out)
         return True
@@ -274,6 +275,7 @@ def _logprob(out: dict[str, np.ndarray], index: tuple[int, int], top: int, befor
 
 def _decode(
     config: LlamaConfig,
+    mesh: Mesh,
     vocabulary_size: int,
     steps: int,
     params: Params,
@@ -289,7 +291,9 @@ def _decode(
 
     def one_step(carry: tuple[Cache, jax.Array, jax.Array], _: None) -> tuple[Any, dict[str, jax.Array]]:
         cache, tokens_B, positions_B = carry
-        logits_BxV, cache = decode_step(config, params, cache, tokens_B, positions_B, span_tokens=span_tokens)
+        logits_BxV, cache = decode_step(
+            config, params, cache, tokens_B, positions_B, span_tokens=span_tokens, mesh=mesh
+        )
         logits_BxV = jnp.where(jnp.arange(config.vocab_size) < vocabulary_size, logits_BxV, -jnp.inf)
         chosen_B = sample_tokens(logits_BxV, positions_B, settings)
         logprobs_BxV = jax.nn.log_softmax(logits_BxV, axis=-1)

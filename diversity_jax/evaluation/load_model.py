@@ -85,13 +85,10 @@ def language_model(
     digest = weights_hash(params)
     shardings = param_shardings(devices, params)
     sharded = jax.device_put(params, shardings)
-    with jax.set_mesh(devices):
-        layout = functools.partial(for_inference, config)
-        one_layer = jax.tree.map(
-            lambda leaf: NamedSharding(devices, PartitionSpec(*leaf.spec[1:])), shardings["blocks"]
-        )
-        layers = len(jax.eval_shape(layout, params)["blocks"])
-        params = jax.jit(layout, out_shardings={**shardings, "blocks": [one_layer] * layers})(sharded)
+    layout = functools.partial(for_inference, config)
+    one_layer = jax.tree.map(lambda leaf: NamedSharding(devices, PartitionSpec(*leaf.spec[1:])), shardings["blocks"])
+    layers = len(jax.eval_shape(layout, params)["blocks"])
+    params = jax.jit(layout, out_shardings={**shardings, "blocks": [one_layer] * layers})(sharded)
     return LanguageModel(
         name=name, config=config, params=params, mesh=devices, tokenizer=tokenizer, weights_hash=digest
     )

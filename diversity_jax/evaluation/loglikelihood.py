@@ -195,7 +195,7 @@ class Scorer:
         self._step_tokens = 0 if on_cpu else 8192  # computed at once on a device, but at least one row
         self._block = 64 if on_cpu else 256  # positions whose logits over the vocabulary exist at once
         self._devices = mesh.shape["data"] * mesh.shape["fsdp"]
-        self._compiled = jax.jit(functools.partial(_score, config, self._block))
+        self._compiled = jax.jit(functools.partial(_score, config, mesh, self._block))
 
     def plan(self, sequences: Sequence[Scored]) -> list[Row]:
         """The rows that will be computed, longest first."""
@@ -233,13 +233,18 @@ class Scorer:
         arrays += [padding] * (size - len(rows))
         stacked = {name: np.stack([row[name] for row in arrays]).reshape(size // step, step, -1) for name in padding}
         counts = stacked.pop("count")[..., 0].max(axis=1)
-        with jax.set_mesh(self._mesh):
-            sharded = jax.device_put(stacked, NamedSharding(self._mesh, spec(None, "batch", None)))
-            return self._compiled(self._params, sharded, jnp.asarray(-(-counts // self._block)), -(-len(rows) // step))
+        sharded = jax.device_put(stacked, NamedSharding(self._mesh, spec(None, "batch", None)))
+        return self._compiled(self._params, sharded, jnp.asarray(-(-counts // self._block)), -(-len(rows) // step))
 
 
 def _score(
-    config: LlamaConfig, block: int, params: Params, rows: dict[str, jax.Array], blocks_N: jax.Array, steps: jax.Array
+    config: LlamaConfig,
+    mesh: Mesh,
+    block: int,
+    params: Params,
+    rows: dict[str, jax.Array],
+    blocks_N: jax.Array,
+    steps: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
     """Log-probability and greedy choice of every prediction, N x B x L, of the first `steps` of N steps.
 
@@ -254,7 +259,7 @@ def _score(
 
     def score_step(n: jax.Array, out: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         row = {name: jax.lax.dynamic_index_in_dim(value, n, 0, keepdims=False) for name, value in rows.items()}
-        hidden_BxLxD = forest_hidden_states(config, params, row["tokens"], row["positions"], row["ends"])
+        hidden_BxLxD = forest_hidden_states(config, params, row["tokens"], row["positions"], row["ends"], mesh=mesh)
         hidden_BxLxD = jnp.take_along_axis(hidden_BxLxD, row["parents"][..., None], axis=1)
 
         def normalise(index: jax.Array, out: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, ...]:

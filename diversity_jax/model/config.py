@@ -1,23 +1,24 @@
-"""What a Llama is made of: sizes, numerics and how its layers are run. No JAX here, so that reading a config costs
-nothing.
-"""
+"""The configuration of a Llama: sizes, numerics and how its layers are run. Does not import JAX."""
 
 from dataclasses import dataclass
 import functools
 
 from diversity_jax.core.errors import InputError
 
-ATTENTION = ("auto", "xla", "cudnn", "splash", "reference")
+ATTENTION = ("auto", "chunked", "cudnn", "splash", "reference")
 REMAT = ("none", "full", "save_matmuls", "offload")
 COMPUTE_DTYPES = ("bfloat16", "float32")
+_AT_LEAST_ONE = tuple(
+    "vocab_size hidden_size intermediate_size num_layers num_heads max_length loss_chunk_bytes".split()
+)
 
 
 @dataclass(frozen=True, kw_only=True)
 class LlamaConfig:
     """A decoder-only transformer: RMSNorm, SwiGLU, rotary positions (half-split), grouped-query attention, no biases.
 
-    Parameters are float32; `compute_dtype` is what the matrix products run in. Attention's softmax, the norms'
-    statistics and the loss are float32 always.
+    Parameters are float32; `compute_dtype` is the type of the matrix products. Attention's softmax, the norms'
+    statistics and the loss are always float32.
     """
 
     vocab_size: int  # token ids, 0 <= id < vocab_size
@@ -31,31 +32,24 @@ class LlamaConfig:
     rms_norm_eps: float = 1e-5
     tie_embeddings: bool = True  # the output projection is the embedding, transposed
     sliding_window: int | None = None  # tokens that attention looks back on, the token itself among them; None: all
-    dropout: float = 0.0  # share of attention probabilities dropped in training (the paper: 0.1); needs attention "xla" or "reference"
+    # Share of attention probabilities dropped in training (the paper: 0.1); needs attention "chunked" or "reference".
+    dropout: float = 0.0
     initializer_range: float = 0.02  # standard deviation of every initial matrix
-    scan_layers: bool = (
-        True  # one compiled layer run in a loop; False compiles each layer by itself: slower to compile, faster on CPU
-    )
+    # One compiled layer run in a loop; False compiles each layer by itself: slower to compile, faster on CPU.
+    scan_layers: bool = True
     # What the backward pass recomputes: "none", "full" (all but layer inputs), "save_matmuls" (all but products with
-    # weights and the attention kernel), "offload" (as
-    # "full", with the layer inputs waiting in the host's memory).
+    # weights and the attention kernel), "offload" (as "full", with the layer inputs in the host's memory).
     remat: str = "none"
-    attention: str = "auto"  # kernel: "auto" chooses by device; "xla", "cudnn", "splash", "reference"
+    # Kernel: "auto" chooses by device; "chunked", "cudnn", "splash", "reference". "xla" is the former name of "chunked".
+    attention: str = "auto"
     compute_dtype: str = "bfloat16"  # "bfloat16" or "float32"
-    loss_chunk_bytes: int = (
-        256 << 20
-    )  # float32 logits that may exist at once on a device; the loss works through the sequence in such pieces
+    # Float32 logits that may exist at once on a device; the loss works through the sequence in chunks of this size.
+    loss_chunk_bytes: int = 256 << 20
 
-    def __post_init__(self):
-        for field in (
-            "vocab_size",
-            "hidden_size",
-            "intermediate_size",
-            "num_layers",
-            "num_heads",
-            "max_length",
-            "loss_chunk_bytes",
-        ):
+    def __post_init__(self) -> None:
+        if self.attention == "xla":
+            object.__setattr__(self, "attention", "chunked")
+        for field in _AT_LEAST_ONE:
             if getattr(self, field) < 1:
                 raise InputError(f"model.{field}={getattr(self, field)}: must be at least 1")
         if self.hidden_size % (2 * self.num_heads):
@@ -80,7 +74,7 @@ class LlamaConfig:
         if self.dropout and self.attention in ("cudnn", "splash"):
             raise InputError(
                 f"model.attention={self.attention!r}: this kernel cannot drop attention probabilities; "
-                f"set model.dropout=0 (now {self.dropout}) or model.attention='xla'"
+                f"set model.dropout=0 (now {self.dropout}) or model.attention='chunked'"
             )
 
     @property
@@ -106,8 +100,7 @@ class LlamaConfig:
         return embeddings + self.num_layers * (self.layer_matrix_parameters + 2 * self.hidden_size) + self.hidden_size
 
 
-# The paper's table of model sizes, under CodeGen's vocabulary; each entry takes any field of LlamaConfig as an
-# override.
+# The paper's table of model sizes, with CodeGen's vocabulary; each entry takes any field of LlamaConfig as an override.
 LLAMA = {
     "llama_tiny": functools.partial(
         LlamaConfig,

@@ -75,7 +75,7 @@ def _merged(config: LlamaConfig, checkpoint: Path, tuned: Mapping[str, Any]) -> 
     import jax
     from orbax.checkpoint import v1 as ocp
 
-    from diversity_jax.model.fingerprint import fingerprint
+    from diversity_jax.model.llama import fingerprint
     from diversity_jax.model.lora import LoraConfig, init_adapters, merged
 
     lora = LoraConfig(**tuned["lora"])

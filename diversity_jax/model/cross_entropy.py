@@ -1,5 +1,4 @@
-"""Next-token cross-entropy with the output projection inside, so that BxLxV logits never exist whole where they would
-be large.
+"""Next-token cross-entropy with the output projection inside, so that large BxLxV logits never exist at once.
 
 Shape legend: B batch, L length, D hidden, V vocabulary.
 """
@@ -10,161 +9,183 @@ import math
 from typing import Any
 
 import jax
+from jax import Array
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from diversity_jax.model.config import LlamaConfig
 from diversity_jax.model.llama import Params, head_weight, hidden_states
-from diversity_jax.model.sharding import RULES, constrain
+from diversity_jax.model.sharding import RULES, spec
+
+LogitsSharding = NamedSharding | PartitionSpec | None
+Pair = tuple[Array, Array]
 
 
-def chunk_count(config: LlamaConfig, rows: int, length: int) -> int:
-    """Pieces of the sequence the loss works through: the fewest, dividing `length`, whose logits fit `loss_chunk_bytes`
-    on a device.
-    """
-    mesh = jax.sharding.get_abstract_mesh()
-    devices = 1 if mesh.empty else mesh.size
-    logits_bytes = 4 * rows * length * config.vocab_size / devices
+def chunk_count(config: LlamaConfig, rows: int, length: int, mesh: Mesh | None = None) -> int:
+    """The fewest chunks of the sequence, dividing `length`, whose logits fit `loss_chunk_bytes` on a device."""
+    logits_bytes = 4 * rows * length * config.vocab_size / (1 if mesh is None else mesh.size)
     least = math.ceil(logits_bytes / config.loss_chunk_bytes)
     return next(n for n in range(min(least, length), length + 1) if length % n == 0)
 
 
-def _chunk_logits(x_BxLxD, head_DxV):
-    logits = jnp.einsum("bld,dv->blv", x_BxLxD, head_DxV, preferred_element_type=jnp.float32)
-    # Rows are already this device's own where `_on_own_rows` runs it.
-    return constrain(logits, None if _row_axes() else "batch", "length", "vocab")
+def _chunk_logits(sharding: LogitsSharding, x_BxLxD: Array, head_DxV: Array) -> Array:
+    logits_BxLxV = jnp.einsum("bld,dv->blv", x_BxLxD, head_DxV, preferred_element_type=jnp.float32)
+    return logits_BxLxV if sharding is None else jax.lax.with_sharding_constraint(logits_BxLxV, sharding)
 
 
-def _chunk_losses(logits_BxLxV, targets_BxL):
+def _chunk_losses(logits_BxLxV: Array, targets_BxL: Array) -> Pair:
     peak_BxLx1 = jnp.max(logits_BxLxV, axis=-1, keepdims=True)
     normaliser_BxL = jnp.log(jnp.sum(jnp.exp(logits_BxLxV - peak_BxLx1), axis=-1)) + peak_BxLx1[..., 0]
     chosen_BxL = jnp.take_along_axis(logits_BxLxV, targets_BxL[..., None], axis=-1)[..., 0]
     return normaliser_BxL - chosen_BxL, normaliser_BxL
 
 
-def _forward_chunk(z_loss, x_BxLxD, head_DxV, targets_BxL, weights_BxL):
-    losses_BxL, normaliser_BxL = _chunk_losses(_chunk_logits(x_BxLxD, head_DxV), targets_BxL)
-    return jnp.sum(weights_BxL * (losses_BxL + z_loss * normaliser_BxL**2)), losses_BxL, normaliser_BxL
+def _chunk_objective(z_loss: float, losses_BxL: Array, normaliser_BxL: Array, weights_BxL: Array) -> Any:
+    return jnp.sum(weights_BxL * (losses_BxL + z_loss * normaliser_BxL**2))
 
 
-def _gradient_chunk(z_loss, x_BxLxD, head_DxV, targets_BxL, weights_BxL):
-    logits_BxLxV = _chunk_logits(x_BxLxD, head_DxV)
+def _chunk_gradients(
+    z_loss: float, sharding: LogitsSharding, x_BxLxD: Array, head_DxV: Array, targets_BxL: Array, weights_BxL: Array
+) -> tuple[tuple[Array, Array, Array], Pair]:
+    """Objective, losses and normalisers of a chunk, and the gradients with respect to x and head."""
+    logits_BxLxV = _chunk_logits(sharding, x_BxLxD, head_DxV)
     losses_BxL, normaliser_BxL = _chunk_losses(logits_BxLxV, targets_BxL)
-    objective = jnp.sum(weights_BxL * (losses_BxL + z_loss * normaliser_BxL**2))
+    objective = _chunk_objective(z_loss, losses_BxL, normaliser_BxL, weights_BxL)
     # d objective / d logits = w * (softmax * (1 + 2 z log Z) - onehot)
-    hit_BxLxV = jax.lax.broadcasted_iota(targets_BxL.dtype, logits_BxLxV.shape, 2) == targets_BxL[..., None]
+    is_target_BxLxV = jax.lax.broadcasted_iota(targets_BxL.dtype, logits_BxLxV.shape, 2) == targets_BxL[..., None]
     scale_BxL = weights_BxL * (1 + 2 * z_loss * normaliser_BxL)
-    slope_BxLxV = jnp.exp(logits_BxLxV - normaliser_BxL[..., None]) * scale_BxL[..., None]
-    slope_BxLxV = (slope_BxLxV - jnp.where(hit_BxLxV, weights_BxL[..., None], 0)).astype(x_BxLxD.dtype)
-    x_gradient_BxLxD = jnp.einsum("blv,dv->bld", slope_BxLxV, head_DxV)
-    head_gradient_DxV = jnp.einsum("bld,blv->dv", x_BxLxD, slope_BxLxV, preferred_element_type=jnp.float32)
-    return objective, losses_BxL, normaliser_BxL, x_gradient_BxLxD, head_gradient_DxV
+    gradient_BxLxV = jnp.exp(logits_BxLxV - normaliser_BxL[..., None]) * scale_BxL[..., None]
+    gradient_BxLxV = (gradient_BxLxV - jnp.where(is_target_BxLxV, weights_BxL[..., None], 0)).astype(x_BxLxD.dtype)
+    x_gradient_BxLxD = jnp.einsum("blv,dv->bld", gradient_BxLxV, head_DxV)
+    head_gradient_DxV = jnp.einsum("bld,blv->dv", x_BxLxD, gradient_BxLxV, preferred_element_type=jnp.float32)
+    return (objective, losses_BxL, normaliser_BxL), (x_gradient_BxLxD, head_gradient_DxV)
 
 
-def _split(chunks, x):
+def _split(chunks: int, x: Array) -> Array:
     B, L = x.shape[:2]
     return jnp.moveaxis(x.reshape(B, chunks, L // chunks, *x.shape[2:]), 1, 0)
 
 
-def _join(x):
+def _join(x: Array) -> Array:
     x = jnp.moveaxis(x, 0, 1)
     return x.reshape(x.shape[0], -1, *x.shape[3:])
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def weighted_cross_entropy(chunks: int, z_loss: float, x_BxLxD, head_DxV, targets_BxL, weights_BxL):
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def weighted_cross_entropy(
+    chunks: int,
+    z_loss: float,
+    sharding: LogitsSharding,
+    x_BxLxD: Array,
+    head_DxV: Array,
+    targets_BxL: Array,
+    weights_BxL: Array,
+) -> tuple[Array, Array, Array]:
     """Sum over tokens of weight * (cross-entropy + z_loss * log(Z)^2), where Z is the softmax's normaliser.
 
-    The gradient with respect to `x` and `head` is made in the forward pass, piece by piece: no logits are kept and none
+    The gradient with respect to `x` and `head` is made in the forward pass, chunk by chunk: no logits are kept and none
     are computed twice.
+
+    Args:
+      chunks: number of parts of the sequence.
+      sharding: of a chunk's logits; None: left to the compiler.
 
     Returns:
       The scalar sum, then cross-entropy and log(Z) of each token (BxL, float32). Only the sum has a gradient.
     """
+
+    def chunk(x: Array, targets: Array, weights: Array) -> tuple[Array, Pair]:
+        losses_and_normaliser = _chunk_losses(_chunk_logits(sharding, x, head_DxV), targets)
+        return _chunk_objective(z_loss, *losses_and_normaliser, weights), losses_and_normaliser
+
     if chunks == 1:
-        return _forward_chunk(z_loss, x_BxLxD, head_DxV, targets_BxL, weights_BxL)
+        total, (losses, normaliser) = chunk(x_BxLxD, targets_BxL, weights_BxL)
+        return total, losses, normaliser
 
-    def body(total, piece):
-        x, targets, weights = piece
-        objective, losses, normaliser = _forward_chunk(z_loss, x, head_DxV, targets, weights)
-        return total + objective, (losses, normaliser)
+    def add_chunk(total: Array, arrays: tuple[Array, ...]) -> tuple[Array, Pair]:
+        objective, losses_and_normaliser = chunk(*arrays)
+        return total + objective, losses_and_normaliser
 
-    pieces = tuple(_split(chunks, x) for x in (x_BxLxD, targets_BxL, weights_BxL))
-    total, (losses, normaliser) = jax.lax.scan(body, jnp.float32(0), pieces)
+    split = tuple(_split(chunks, x) for x in (x_BxLxD, targets_BxL, weights_BxL))
+    total, (losses, normaliser) = jax.lax.scan(add_chunk, jnp.float32(0), split)
     return total, _join(losses), _join(normaliser)
 
 
-def _forward(chunks, z_loss, x_BxLxD, head_DxV, targets_BxL, weights_BxL):
+def _forward(
+    chunks: int,
+    z_loss: float,
+    sharding: LogitsSharding,
+    x_BxLxD: Array,
+    head_DxV: Array,
+    targets_BxL: Array,
+    weights_BxL: Array,
+) -> tuple[tuple[Array, Array, Array], Pair]:
     if chunks == 1:
-        total, losses, normaliser, x_gradient, head_gradient = _gradient_chunk(
-            z_loss, x_BxLxD, head_DxV, targets_BxL, weights_BxL
+        results, (x_gradient, head_gradient) = _chunk_gradients(
+            z_loss, sharding, x_BxLxD, head_DxV, targets_BxL, weights_BxL
         )
-        return (total, losses, normaliser), (x_gradient, head_gradient.astype(head_DxV.dtype))
+        return results, (x_gradient, head_gradient.astype(head_DxV.dtype))
 
-    def body(carry, piece):
+    def add_chunk(carry: Pair, arrays: tuple[Array, ...]) -> tuple[Pair, tuple[Array, Array, Array]]:
         total, head_gradient = carry
-        x, targets, weights = piece
-        objective, losses, normaliser, x_slope, head_slope = _gradient_chunk(z_loss, x, head_DxV, targets, weights)
-        return (total + objective, head_gradient + head_slope), (losses, normaliser, x_slope)
+        x, targets, weights = arrays
+        (objective, losses, normaliser), (x_part, head_part) = _chunk_gradients(
+            z_loss, sharding, x, head_DxV, targets, weights
+        )
+        return (total + objective, head_gradient + head_part), (losses, normaliser, x_part)
 
-    pieces = tuple(_split(chunks, x) for x in (x_BxLxD, targets_BxL, weights_BxL))
+    split = tuple(_split(chunks, x) for x in (x_BxLxD, targets_BxL, weights_BxL))
     start = (jnp.float32(0), jnp.zeros(head_DxV.shape, jnp.float32))
-    (total, head_gradient), (losses, normaliser, x_gradient) = jax.lax.scan(body, start, pieces)
+    (total, head_gradient), (losses, normaliser, x_gradient) = jax.lax.scan(add_chunk, start, split)
     return (total, _join(losses), _join(normaliser)), (_join(x_gradient), head_gradient.astype(head_DxV.dtype))
 
 
-def _backward(chunks, z_loss, gradients, cotangents):
-    x_gradient_BxLxD, head_gradient_DxV = gradients
-    scale = cotangents[0]
-    return (
-        (scale * x_gradient_BxLxD).astype(x_gradient_BxLxD.dtype),
-        (scale * head_gradient_DxV).astype(head_gradient_DxV.dtype),
-        None,
-        None,
-    )
+def _backward(
+    chunks: int, z_loss: float, sharding: LogitsSharding, gradients: Pair, cotangents: tuple[Array, ...]
+) -> tuple[Array, Array, None, None]:
+    x_gradient, head_gradient = ((cotangents[0] * gradient).astype(gradient.dtype) for gradient in gradients)
+    return x_gradient, head_gradient, None, None
 
 
 weighted_cross_entropy.defvjp(_forward, _backward)
 
 
-def _row_axes() -> tuple[str, ...]:
-    """Axes of the ambient mesh that cut the batch."""
-    mesh = jax.sharding.get_abstract_mesh()
-    return () if mesh.empty else tuple(axis for axis in RULES["batch"] if mesh.shape[axis] > 1)
-
-
-def _on_own_rows(chunks: int, z_loss: float, x_BxLxD, head_DxV, targets_BxL, weights_BxL):
+def _sharded_cross_entropy(
+    mesh: Mesh | None, chunks: int, z_loss: float, x_BxLxD: Array, head_DxV: Array, *arrays_BxL: Array
+) -> tuple[Array, Array, Array]:
     """`weighted_cross_entropy` with every device at its own rows and the whole D of its part of the vocabulary.
 
-    Left to the compiler, each chunk would gather the head anew and reduce its gradient over all devices; so both happen
-    once.
+    Left to the compiler, each chunk would gather the head anew and reduce its gradient over all devices; here both
+    happen once.
     """
-    axes = _row_axes()
+    if mesh is None or mesh.size == 1:
+        return weighted_cross_entropy(chunks, z_loss, None, x_BxLxD, head_DxV, *arrays_BxL)
+    axes = tuple(axis for axis in ("data", "fsdp") if mesh.shape[axis] > 1)  # RULES["batch"]
     if not axes:
-        return weighted_cross_entropy(chunks, z_loss, x_BxLxD, head_DxV, targets_BxL, weights_BxL)
+        sharding = NamedSharding(mesh, spec("batch", "length", "vocab"))
+        return weighted_cross_entropy(chunks, z_loss, sharding, x_BxLxD, head_DxV, *arrays_BxL)
+    head_axis = RULES["embed"] if RULES["embed"] in axes else None
 
-    cut = RULES["embed"] if RULES["embed"] in axes else None
-
-    def own(x, head, *arrays):
-        head_DxV = jax.lax.all_gather(head, cut, axis=0, tiled=True) if cut else head
-        total, losses, normaliser = weighted_cross_entropy(chunks, z_loss, x, head_DxV, *arrays)
+    def own_rows(x: Array, head: Array, *arrays: Array) -> tuple[Array, Array, Array]:
+        full_head = jax.lax.all_gather(head, head_axis, axis=0, tiled=True) if head_axis else head
+        sharding = spec(None, "length", "vocab")  # rows are already this device's own
+        total, losses, normaliser = weighted_cross_entropy(chunks, z_loss, sharding, x, full_head, *arrays)
         return jax.lax.psum(total, axes), losses, normaliser
 
-    rows, whole = PartitionSpec(axes), PartitionSpec()
+    rows, replicated = PartitionSpec(axes), PartitionSpec()
     run = jax.shard_map(
-        own,
-        in_specs=(rows, PartitionSpec(cut), rows, rows),
-        out_specs=(whole, rows, rows),
+        own_rows,
+        mesh=mesh,
+        in_specs=(rows, PartitionSpec(head_axis), rows, rows),
+        out_specs=(replicated, rows, rows),
         axis_names=frozenset(axes),
         check_vma=False,
     )
-    return run(x_BxLxD, head_DxV, targets_BxL, weights_BxL)
+    return run(x_BxLxD, head_DxV, *arrays_BxL)
 
 
-def target_weights(batch: Mapping[str, jax.Array]) -> jax.Array:
-    """BxL float32: 1 where a token is a target of the loss, 0 where `loss_mask` (BxL+1, aligned with the tokens) leaves
-    it out.
-    """
+def target_weights(batch: Mapping[str, Array]) -> Array:
+    """BxL float32: 1 for targets of the loss, 0 where `loss_mask` (BxL+1, aligned with the tokens) is 0."""
     if batch.get("loss_mask") is None:
         return jnp.ones(batch["tokens"][:, 1:].shape, jnp.float32)
     return batch["loss_mask"][:, 1:].astype(jnp.float32)
@@ -173,21 +194,23 @@ def target_weights(batch: Mapping[str, jax.Array]) -> jax.Array:
 def loss(
     config: LlamaConfig,
     params: Params,
-    batch: Mapping[str, jax.Array],
+    batch: Mapping[str, Array],
     *,
+    mesh: Mesh | None = None,
     z_loss: float = 0.0,
-    token_count: jax.Array | None = None,
-    dropout_key: jax.Array | None = None,
-) -> tuple[jax.Array, dict[str, Any]]:
+    token_count: Array | None = None,
+    dropout_key: Array | None = None,
+) -> tuple[Array, dict[str, Any]]:
     """Mean next-token loss of a batch.
 
     Args:
       config: The model.
       params: Its parameters.
       batch: `tokens` int BxL+1; optional `segment_ids`, `positions` and `loss_mask`, BxL+1, aligned with the tokens.
+      mesh: Where the arrays live; None: on one device.
       z_loss: Weight of log(Z)^2, which keeps logits from drifting; 0: off.
-      token_count: What to divide by; None: the number of targets in this batch. Gradient accumulation passes the whole
-        batch's.
+      token_count: What to divide by; None: the number of targets in this batch. With gradient accumulation, the number
+        in all parts.
       dropout_key: Randomness; None: no dropout.
 
     Returns:
@@ -198,11 +221,11 @@ def loss(
     inputs = {
         f"{name}_BxL": batch[name][:, :-1] for name in ("segment_ids", "positions") if batch.get(name) is not None
     }
-    x_BxLxD = hidden_states(config, params, tokens[:, :-1], dropout_key=dropout_key, **inputs)
+    x_BxLxD = hidden_states(config, params, tokens[:, :-1], dropout_key=dropout_key, mesh=mesh, **inputs)
     weights_BxL = target_weights(batch)
     count = jnp.maximum(jnp.sum(weights_BxL) if token_count is None else token_count, 1)
-    chunks = chunk_count(config, *weights_BxL.shape)
-    total, losses_BxL, _ = _on_own_rows(
-        chunks, z_loss, x_BxLxD, head_weight(config, params), tokens[:, 1:], weights_BxL / count
+    chunks = chunk_count(config, *weights_BxL.shape, mesh)
+    total, losses_BxL, _ = _sharded_cross_entropy(
+        mesh, chunks, z_loss, x_BxLxD, head_weight(config, params), tokens[:, 1:], weights_BxL / count
     )
     return total, {"losses": jax.lax.stop_gradient(losses_BxL) * weights_BxL, "weights": weights_BxL}

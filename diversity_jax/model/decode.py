@@ -1,24 +1,23 @@
-"""The Llama for inference: forests of token sequences scored at once, and generation with a cache. Pure functions over
-a run's parameters.
+"""The Llama for inference: forests of token sequences scored at once, and generation with a cache.
 
-Both take parameters as `for_inference` lays them out: one tree a layer, in the compute type.
+All functions take parameters as `for_inference` lays them out, and run the block that training runs.
 
 Shape legend: B batch, L length, S cached length, D hidden, H query heads, K key/value heads, Dh head, V vocabulary.
 """
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
+from jax import Array
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
-from diversity_jax.model.attention import MASKED
+from diversity_jax.model.attention import masked_attention
 from diversity_jax.model.config import LlamaConfig
-from diversity_jax.model.llama import Params, head_weight, project, rms_norm, rotary_table, rotate
-from diversity_jax.model.sharding import constrain
+from diversity_jax.model.llama import Params, head_weight, rms_norm, rotary_table, run_block
 
-Cache = tuple[tuple[jax.Array, jax.Array], ...]  # keys and values of each layer, BxSxKxDh
-_QUERY_PIECE = 256  # queries whose scores exist at once
+Cache = tuple[tuple[Array, Array], ...]  # keys and values of each layer, BxSxKxDh
+_QUERY_CHUNK = 256  # queries whose scores exist at once
 
 
 def for_inference(config: LlamaConfig, params: Params) -> Params:
@@ -31,31 +30,15 @@ def for_inference(config: LlamaConfig, params: Params) -> Params:
     return {**params, "blocks": layers}
 
 
-def _attention(q_BxLxHxDh, k_BxSxKxDh, v_BxSxKxDh, allowed_BxLxS) -> jax.Array:
-    """Grouped-query attention under any mask; softmax in float32."""
-    B, L, H, Dh = q_BxLxHxDh.shape
-    K = k_BxSxKxDh.shape[2]
-    q_BxLxKxGxDh = q_BxLxHxDh.reshape(B, L, K, H // K, Dh)
-    scores = jnp.einsum("blkgd,bskd->bkgls", q_BxLxKxGxDh, k_BxSxKxDh, preferred_element_type=jnp.float32) * Dh**-0.5
-    weights = jax.nn.softmax(jnp.where(allowed_BxLxS[:, None, None], scores, MASKED), axis=-1)
-    return jnp.einsum("bkgls,bskd->blkgd", weights.astype(v_BxSxKxDh.dtype), v_BxSxKxDh).reshape(B, L, H, Dh)
-
-
-def _layer(config: LlamaConfig, weights: Params, x_BxLxD, rotary, attend: Callable) -> tuple[jax.Array, Any]:
-    """One layer; `attend(q, k, v)` returns its output and whatever it keeps."""
-    attention, mlp = weights["attention"], weights["mlp"]
-    h_BxLxD = rms_norm(x_BxLxD, weights["attention_norm"], config.rms_norm_eps)
-    q_BxLxHxDh = constrain(rotate(project(h_BxLxD, attention["query"]), rotary), "batch", None, "heads", "head")
-    k_BxLxKxDh = constrain(rotate(project(h_BxLxD, attention["key"]), rotary), "batch", None, "kv_heads", "head")
-    v_BxLxKxDh = constrain(project(h_BxLxD, attention["value"]), "batch", None, "kv_heads", "head")
-    out_BxLxHxDh, kept = attend(q_BxLxHxDh, k_BxLxKxDh, v_BxLxKxDh)
-    x_BxLxD = x_BxLxD + project(out_BxLxHxDh, attention["output"], axes=2)
-    h_BxLxD = rms_norm(x_BxLxD, weights["mlp_norm"], config.rms_norm_eps)
-    inner_BxLxF = jax.nn.silu(project(h_BxLxD, mlp["gate"])) * project(h_BxLxD, mlp["up"])
-    return x_BxLxD + project(constrain(inner_BxLxF, "batch", None, "mlp"), mlp["down"]), kept
-
-
-def forest_hidden_states(config: LlamaConfig, params: Params, tokens_BxL, positions_BxL, ends_BxL) -> jax.Array:
+def forest_hidden_states(
+    config: LlamaConfig,
+    params: Params,
+    tokens_BxL: Array,
+    positions_BxL: Array,
+    ends_BxL: Array,
+    *,
+    mesh: Mesh | None = None,
+) -> Array:
     """Last hidden states, BxLxD, of rows that hold trees of tokens in preorder; every token sees its ancestors and
     itself.
 
@@ -65,97 +48,131 @@ def forest_hidden_states(config: LlamaConfig, params: Params, tokens_BxL, positi
       tokens_BxL: token ids.
       positions_BxL: depth of each token in its tree.
       ends_BxL: one past the last descendant of each token: token i sees token j where j <= i < ends[j].
+      mesh: where the arrays live; None: on one device.
     """
-    rotary = rotary_table(config, tokens_BxL.shape[1], positions_BxL)
     L = tokens_BxL.shape[1]
-    pieces = [(start, min(start + _QUERY_PIECE, L)) for start in range(0, L, _QUERY_PIECE)]
+    rotary = rotary_table(config, L, positions_BxL)
 
-    def attend(q_BxLxHxDh, k_BxLxKxDh, v_BxLxKxDh):
+    def attention(q_BxLxHxDh: Array, k_BxLxKxDh: Array, v_BxLxKxDh: Array) -> tuple[Array, None]:
         outputs = []
-        for start, stop in pieces:
+        for start in range(0, L, _QUERY_CHUNK):
+            stop = min(start + _QUERY_CHUNK, L)
             i, j = jnp.arange(start, stop)[:, None], jnp.arange(stop)[None, :]
             allowed = (j <= i) & (i < ends_BxL[:, None, :stop])
             if config.sliding_window is not None:
                 allowed &= positions_BxL[:, start:stop, None] - positions_BxL[:, None, :stop] < config.sliding_window
-            outputs.append(_attention(q_BxLxHxDh[:, start:stop], k_BxLxKxDh[:, :stop], v_BxLxKxDh[:, :stop], allowed))
+            chunk = q_BxLxHxDh[:, start:stop], k_BxLxKxDh[:, :stop], v_BxLxKxDh[:, :stop]
+            outputs.append(masked_attention(*chunk, allowed))
         return jnp.concatenate(outputs, axis=1), None
 
     x_BxLxD = params["embed"][tokens_BxL].astype(config.compute_dtype)
     for weights in params["blocks"]:
-        x_BxLxD, _ = _layer(config, weights, x_BxLxD, rotary, attend)
+        x_BxLxD, _ = run_block(config, weights, x_BxLxD, rotary, attention, mesh=mesh, length_axis=None)
     return rms_norm(x_BxLxD, params["norm"], config.rms_norm_eps)
 
 
 def empty_cache(config: LlamaConfig, batch: int, length_tokens: int) -> Cache:
     """Zeros, one pair of BxSxKxDh a layer."""
     shape = (batch, length_tokens, config.kv_heads, config.head_size)
-    zeros = lambda: jnp.zeros(shape, config.compute_dtype)  # noqa: E731
-    return tuple((zeros(), zeros()) for _ in range(config.num_layers))
+    return tuple(
+        (jnp.zeros(shape, config.compute_dtype), jnp.zeros(shape, config.compute_dtype))
+        for _ in range(config.num_layers)
+    )
 
 
-def _cached(
-    config: LlamaConfig, params: Params, tokens_BxL, positions_BxL, cache: Cache, write: Callable, read: Callable
-):
-    """Hidden states of new tokens that also see the cache, and the cache with them in it."""
-    rotary = rotary_table(config, tokens_BxL.shape[1], positions_BxL)
-    x_BxLxD = params["embed"][tokens_BxL].astype(config.compute_dtype)
-    kept = []
-    for weights, (keys, values) in zip(params["blocks"], cache, strict=True):
-
-        def attend(q, k, v, keys=keys, values=values):
-            keys, values = write(keys, k), write(values, v)
-            k_BxSxKxDh, v_BxSxKxDh = read(keys), read(values)
-            ahead_BxLxS = positions_BxL[:, :, None] - jnp.arange(k_BxSxKxDh.shape[1])
-            allowed_BxLxS = ahead_BxLxS >= 0
-            if config.sliding_window is not None:
-                allowed_BxLxS &= ahead_BxLxS < config.sliding_window
-            return _attention(q, k_BxSxKxDh, v_BxSxKxDh, allowed_BxLxS), (keys, values)
-
-        x_BxLxD, pair = _layer(config, weights, x_BxLxD, rotary, attend)
-        kept.append(pair)
-    return rms_norm(x_BxLxD, params["norm"], config.rms_norm_eps), tuple(kept)
-
-
-def prefill(config: LlamaConfig, params: Params, cache: Cache, tokens_L, slot, start, *, span_tokens: int) -> Cache:
-    """Writes a piece of one sequence into row `slot` of the cache, at positions `start` and on.
-
-    What lies past the sequence's end in a padded piece is written too; decoding overwrites it before anything can see
-    it.
+def _cached_hidden_states(
+    config: LlamaConfig,
+    params: Params,
+    cache: Cache,
+    tokens_BxL: Array,
+    positions_BxL: Array,
+    write: Callable[[Array, Array], Array],
+    read: Callable[[Array], Array],
+    mesh: Mesh | None,
+) -> tuple[Array, Cache]:
+    """Hidden states of new tokens that also see the cache, and the cache with them in it.
 
     Args:
-      tokens_L: the piece; `start + L` must not exceed the cache.
-      span_tokens: static; columns of the cache that are looked at, at least `start + L`.
+      write: puts the new tokens' keys or values into the cache.
+      read: the keys or values that these rows may see.
     """
-    L = tokens_L.shape[0]
-    positions_BxL = (start + jnp.arange(L))[None]
+    rotary = rotary_table(config, tokens_BxL.shape[1], positions_BxL)
+    x_BxLxD = params["embed"][tokens_BxL].astype(config.compute_dtype)
+    new_cache = []
+    for weights, layer_cache in zip(params["blocks"], cache, strict=True):
 
-    def write(stored, new):
+        def attention(
+            q: Array, k: Array, v: Array, layer_cache: tuple[Array, Array] = layer_cache
+        ) -> tuple[Array, tuple[Array, Array]]:
+            keys, values = write(layer_cache[0], k), write(layer_cache[1], v)
+            k_BxSxKxDh, v_BxSxKxDh = read(keys), read(values)
+            distance_BxLxS = positions_BxL[:, :, None] - jnp.arange(k_BxSxKxDh.shape[1])  # from the key to the query
+            allowed_BxLxS = distance_BxLxS >= 0
+            if config.sliding_window is not None:
+                allowed_BxLxS &= distance_BxLxS < config.sliding_window
+            return masked_attention(q, k_BxSxKxDh, v_BxSxKxDh, allowed_BxLxS), (keys, values)
+
+        x_BxLxD, updated = run_block(config, weights, x_BxLxD, rotary, attention, mesh=mesh, length_axis=None)
+        new_cache.append(updated)
+    return rms_norm(x_BxLxD, params["norm"], config.rms_norm_eps), tuple(new_cache)
+
+
+def prefill(
+    config: LlamaConfig,
+    params: Params,
+    cache: Cache,
+    tokens_L: Array,
+    slot: Array,
+    start: Array,
+    *,
+    span_tokens: int,
+    mesh: Mesh | None = None,
+) -> Cache:
+    """Writes a part of one sequence into row `slot` of the cache, from position `start` on.
+
+    Padding past the sequence's end is written too; decoding overwrites it before anything can see it.
+
+    Args:
+      tokens_L: the part; `start + L` must not exceed the cache.
+      span_tokens: static; columns of the cache that are read, at least `start + L`.
+    """
+
+    def write(stored: Array, new: Array) -> Array:
         return jax.lax.dynamic_update_slice(stored, new.astype(stored.dtype), (slot, start, 0, 0))
 
-    def read(stored):
-        row = jax.lax.dynamic_index_in_dim(stored, slot, 0, keepdims=True)
-        return row[:, :span_tokens]
+    def read(stored: Array) -> Array:
+        return jax.lax.dynamic_index_in_dim(stored, slot, 0, keepdims=True)[:, :span_tokens]
 
-    return _cached(config, params, tokens_L[None], positions_BxL, cache, write, read)[1]
+    positions_BxL = (start + jnp.arange(tokens_L.shape[0]))[None]
+    return _cached_hidden_states(config, params, cache, tokens_L[None], positions_BxL, write, read, mesh)[1]
 
 
 def decode_step(
-    config: LlamaConfig, params: Params, cache: Cache, tokens_B, positions_B, *, span_tokens: int
-) -> tuple[jax.Array, Cache]:
+    config: LlamaConfig,
+    params: Params,
+    cache: Cache,
+    tokens_B: Array,
+    positions_B: Array,
+    *,
+    span_tokens: int,
+    mesh: Mesh | None = None,
+) -> tuple[Array, Cache]:
     """One token of every sequence: float32 logits BxV of the tokens that follow, and the cache with these tokens in it.
 
     Args:
       tokens_B: the last token of each sequence, not yet in the cache.
       positions_B: its position; everything before it is in the cache.
-      span_tokens: static; columns of the cache that are looked at, above every position.
+      span_tokens: static; columns of the cache that are read, above every position.
     """
     rows = jnp.arange(tokens_B.shape[0])
 
-    def write(stored, new):
+    def write(stored: Array, new: Array) -> Array:
         return stored.at[rows, positions_B].set(new[:, 0].astype(stored.dtype))
 
-    hidden, cache = _cached(
-        config, params, tokens_B[:, None], positions_B[:, None], cache, write, lambda stored: stored[:, :span_tokens]
-    )
-    logits_BxV = jnp.einsum("bd,dv->bv", hidden[:, 0], head_weight(config, params), preferred_element_type=jnp.float32)
-    return logits_BxV, cache
+    def read(stored: Array) -> Array:
+        return stored[:, :span_tokens]
+
+    tokens_BxL, positions_BxL = tokens_B[:, None], positions_B[:, None]
+    hidden_BxLxD, cache = _cached_hidden_states(config, params, cache, tokens_BxL, positions_BxL, write, read, mesh)
+    head_DxV = head_weight(config, params)
+    return jnp.einsum("bd,dv->bv", hidden_BxLxD[:, 0], head_DxV, preferred_element_type=jnp.float32), cache

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import math
 
 import jax
+from jax import Array
 import jax.numpy as jnp
 
 from diversity_jax.core.errors import InputError
@@ -54,7 +55,7 @@ class LoraConfig:
             raise InputError(f"lora.matrices={self.matrices}: name one or more of {', '.join(_MATRICES)}")
 
 
-def init_adapters(config: LlamaConfig, lora: LoraConfig, key: jax.Array) -> Params:
+def init_adapters(config: LlamaConfig, lora: LoraConfig, key: Array) -> Params:
     """Float32 adapters that change nothing yet: A is normal with variance 1/inputs, B is zero."""
     blocks = param_shapes(config)["blocks"]
     adapters: Params = {"attention": {}, "mlp": {}}

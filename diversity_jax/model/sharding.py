@@ -1,4 +1,4 @@
-"""Where every array lives: one mesh, one table from logical axes to mesh axes, and the parameters' logical axes."""
+"""How every array is sharded: one mesh, one table from logical axes to mesh axes, and the parameters' logical axes."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,6 +7,7 @@ import math
 from typing import Any
 
 import jax
+from jax import Array
 from jax.ad_checkpoint import checkpoint_name
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
@@ -14,12 +15,11 @@ import numpy as np
 
 from diversity_jax.core.errors import InputError
 
-GATHERED = "gathered"  # name of parameters whose cuts over fsdp are undone, for remat policies
+GATHERED = "gathered"  # name of parameters that were gathered over fsdp, for remat policies
 MESH_AXES = ("data", "fsdp", "tensor", "sequence")
 
-# Logical axis -> mesh axes. Parameters are cut over fsdp along D and over tensor along heads, F and V; activations over
-# data and fsdp along the
-# batch.
+# Logical axis -> mesh axes. Parameters are sharded over fsdp along D and over tensor along heads, F and V; activations
+# over data and fsdp along the batch.
 RULES: dict[str, str | tuple[str, ...] | None] = {
     "batch": ("data", "fsdp"),
     "length": "sequence",
@@ -58,13 +58,13 @@ def input_axes(matrix: str) -> int:
 
 
 def _adapter_axes() -> dict[str, tuple[str, ...]]:
-    """Logical axes of low-rank adapters: cut as their matrix is, so that their product is too."""
-    found = {}
+    """Logical axes of low-rank adapters: sharded as their matrix is, so that their product is too."""
+    axes_of: dict[str, tuple[str, ...]] = {}
     for path, axes in PARAMETER_AXES.items():
         if path.startswith("blocks/") and not path.endswith("norm"):
             split = 1 + input_axes(path.rpartition("/")[2])
-            found |= {f"{path}/a": (*axes[:split], "rank"), f"{path}/b": ("layers", "rank", *axes[split:])}
-    return found
+            axes_of |= {f"{path}/a": (*axes[:split], "rank"), f"{path}/b": ("layers", "rank", *axes[split:])}
+    return axes_of
 
 
 PARAMETER_AXES |= _adapter_axes()
@@ -72,20 +72,20 @@ PARAMETER_AXES |= _adapter_axes()
 
 @dataclass(frozen=True, kw_only=True)
 class MeshConfig:
-    """How many ways each axis is cut; at most one may be -1: all devices that the others leave.
+    """The number of shards along each axis; at most one may be -1: all devices that the others leave.
 
     On several slices (TPU) or nodes joined by a slower network, `network_data * network_fsdp` is their number, and only
-    those cuts of data and fsdp cross the network; tensor and sequence never do, since they talk in every layer.
+    those shards of data and fsdp lie across the network; tensor and sequence never do, since they talk in every layer.
     """
 
     data: int = 1  # copies of the model, each on its own rows
-    fsdp: int = -1  # cuts of the parameters and optimizer state, each on its own rows
-    tensor: int = 1  # cuts of heads, feed-forward and vocabulary
-    sequence: int = 1  # cuts of the sequence length
-    network_data: int = 1  # how many of the data cuts lie on different slices
-    network_fsdp: int = 1  # how many of the fsdp cuts do
+    fsdp: int = -1  # shards of the parameters and optimizer state, each on its own rows
+    tensor: int = 1  # shards of heads, feed-forward and vocabulary
+    sequence: int = 1  # shards of the sequence length
+    network_data: int = 1  # how many of the data shards lie on different slices
+    network_fsdp: int = 1  # how many of the fsdp shards do
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         sizes = self.sizes
         for axis, size in sizes.items():
             if size < 1 and size != -1:
@@ -101,7 +101,7 @@ class MeshConfig:
 
     @property
     def sizes(self) -> dict[str, int]:
-        """Axis name -> number of cuts, in mesh order."""
+        """Axis name -> number of shards, in mesh order."""
         return {axis: getattr(self, axis) for axis in MESH_AXES}
 
     @property
@@ -135,7 +135,7 @@ class MeshConfig:
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
-    """The mesh `(data, fsdp, tensor, sequence)` over `devices` (default: all of them), neighbours placed by JAX.
+    """The mesh `(data, fsdp, tensor, sequence)` over `devices` (default: all of them), in an order that JAX chooses.
 
     Raises:
       InputError: the axes do not multiply to the number of devices, or do not say which of them cross from slice to
@@ -154,57 +154,54 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
     if config.slices == 1:
         return jax.make_mesh(tuple(sizes.values()), MESH_AXES, axis_types=types, devices=devices)
     crossing = (config.network_data, config.network_fsdp, 1, 1)
-    inside = tuple(size // cuts for size, cuts in zip(sizes.values(), crossing, strict=True))
+    inside = tuple(size // slices for size, slices in zip(sizes.values(), crossing, strict=True))
     if slices == config.slices:
-        placed = mesh_utils.create_hybrid_device_mesh(inside, crossing, devices)
+        ordered = mesh_utils.create_hybrid_device_mesh(inside, crossing, devices)
     else:  # nodes of GPUs, or one machine that simulates slices: consecutive devices are neighbours
-        whole = np.array(devices, dtype=object).reshape(*crossing, *inside)
-        placed = whole.transpose(0, 4, 1, 5, 2, 6, 3, 7).reshape(tuple(sizes.values()))
-    return Mesh(placed, MESH_AXES, axis_types=types)
+        by_slice = np.array(devices, dtype=object).reshape(*crossing, *inside)
+        ordered = by_slice.transpose(0, 4, 1, 5, 2, 6, 3, 7).reshape(tuple(sizes.values()))
+    return Mesh(ordered, MESH_AXES, axis_types=types)
 
 
 def spec(*logical: str | None) -> PartitionSpec:
-    """The partition of an array whose axes have these logical names; None: not cut."""
+    """The partition of an array whose axes have these logical names; None: not sharded."""
     return PartitionSpec(*(RULES[name] if name is not None else None for name in logical))
 
 
-def constrain(x: jax.Array, *logical: str | None) -> jax.Array:
-    """Asks the compiler for this layout of `x` on the ambient mesh (`jax.set_mesh`); without one, or with one device,
-    does nothing.
-    """
-    mesh = jax.sharding.get_abstract_mesh()
-    return x if mesh.empty or mesh.size == 1 else jax.lax.with_sharding_constraint(x, spec(*logical))
+def constrain(x: Array, mesh: Mesh | None, *logical: str | None) -> Array:
+    """Requires this layout of `x`; without a mesh, or with one device, does nothing."""
+    if mesh is None or mesh.size == 1:
+        return x
+    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec(*logical)))
 
 
-def gathered(layer: Any, prefix: str) -> Any:
-    """One layer's parameters with their cuts over fsdp undone; each device then multiplies its own rows by whole
-    matrices.
+def gathered(layer: Any, prefix: str, mesh: Mesh | None) -> Any:
+    """One layer's parameters gathered over fsdp; each device then multiplies its own rows by full matrices.
 
-    Without this the compiler works through a cut matrix part by part and adds each part's product to the output in
-    memory, which on TPUs cost twice the time of the products themselves. Gradients go back to their cuts as they are
+    Without this the compiler works through a sharded matrix part by part and adds each part's product to the output in
+    memory, which on TPUs cost twice the time of the products themselves. Gradients are sharded again as they are
     summed.
     """
 
-    def gather(path, leaf):
+    def gather(path: tuple[Any, ...], leaf: Array) -> Array:
         _, *logical = PARAMETER_AXES[f"{prefix}/{path_name(path)}"]
-        return checkpoint_name(_gather(tuple(logical), leaf), GATHERED) if "embed" in logical else leaf
+        return checkpoint_name(_gather(mesh, tuple(logical), leaf), GATHERED) if "embed" in logical else leaf
 
     return jax.tree_util.tree_map_with_path(gather, layer)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _gather(logical: tuple[str, ...], leaf: jax.Array) -> jax.Array:
-    return constrain(leaf, *(None if axis == "embed" else axis for axis in logical))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _gather(mesh: Mesh | None, logical: tuple[str, ...], leaf: Array) -> Array:
+    return constrain(leaf, mesh, *(None if axis == "embed" else axis for axis in logical))
 
 
-def _scatter(logical: tuple[str, ...], _: None, slope: jax.Array) -> tuple[jax.Array]:
-    """Whole first, then cut: one reduce-scatter after the product. A plain constraint's gradient would stop at whole,
-    which every device would hold and be sent; straight to the cut, the compiler would make the product part by part
-    again."""
-    return (constrain(_gather(logical, slope), *logical),)
+def _scatter(mesh: Mesh | None, logical: tuple[str, ...], _: None, gradient: Array) -> tuple[Array]:
+    """Full first, then sharded: one reduce-scatter after the product. A plain constraint's gradient would stay full,
+    held by and sent to every device; sharded at once, the compiler would make the product part by part again."""
+    return (constrain(_gather(mesh, logical, gradient), mesh, *logical),)
 
 
-_gather.defvjp(lambda logical, leaf: (_gather(logical, leaf), None), _scatter)
+_gather.defvjp(lambda mesh, logical, leaf: (_gather(mesh, logical, leaf), None), _scatter)
 
 
 def path_name(path: tuple[Any, ...]) -> str:
@@ -212,8 +209,8 @@ def path_name(path: tuple[Any, ...]) -> str:
     return "/".join(str(getattr(key, "key", getattr(key, "name", key))) for key in path)
 
 
-def _cuts(mesh: Mesh, entry: str | tuple[str, ...] | None) -> int:
-    names = () if entry is None else (entry,) if isinstance(entry, str) else entry
+def _shards(mesh: Mesh, mesh_axes: str | tuple[str, ...] | None) -> int:
+    names = () if mesh_axes is None else (mesh_axes,) if isinstance(mesh_axes, str) else mesh_axes
     return math.prod(mesh.shape[name] for name in names)
 
 
@@ -228,23 +225,22 @@ def param_shardings(mesh: Mesh, params: Any) -> Any:
       InputError: an axis of a parameter cannot be cut evenly; the message names both and the sizes that would do.
     """
 
-    def place(path, leaf):
+    def sharding(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
         name = path_name(path)
         logical = PARAMETER_AXES[name]
         for axis, size in zip(logical, leaf.shape, strict=True):
-            if size % (cuts := _cuts(mesh, RULES[axis])):
+            if size % (shards := _shards(mesh, RULES[axis])):
                 raise InputError(
-                    f"mesh.{RULES[axis]}={cuts}: cannot cut axis {axis!r} ({size}) of parameter {name} {leaf.shape} "
-                    "evenly; "
-                    f"choose a divisor of {size}, and use mesh.data for the other devices"
+                    f"mesh.{RULES[axis]}={shards}: cannot cut axis {axis!r} ({size}) of parameter {name} {leaf.shape} "
+                    f"evenly; choose a divisor of {size}, and use mesh.data for the other devices"
                 )
         return NamedSharding(mesh, spec(*logical))
 
-    return jax.tree_util.tree_map_with_path(place, params)
+    return jax.tree_util.tree_map_with_path(sharding, params)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Placement of arrays whose first axis is the batch: rows over data and fsdp, everything else whole."""
+    """Sharding of arrays whose first axis is the batch: over data and fsdp, other axes not sharded."""
     return NamedSharding(mesh, spec("batch"))
 
 
@@ -254,9 +250,9 @@ def check_batch(mesh: Mesh, rows: int, *, gradient_accumulation: int = 1) -> Non
     Raises:
       InputError: `rows` is no multiple of data x fsdp x gradient accumulation.
     """
-    cuts = _cuts(mesh, RULES["batch"])
-    if rows % (cuts * gradient_accumulation):
+    shards = _shards(mesh, RULES["batch"])
+    if rows % (shards * gradient_accumulation):
         raise InputError(
             f"batch of {rows} rows: must be a multiple of mesh.data * mesh.fsdp * gradient_accumulation = "
-            f"{mesh.shape['data']} * {mesh.shape['fsdp']} * {gradient_accumulation} = {cuts * gradient_accumulation}"
+            f"{mesh.shape['data']} * {mesh.shape['fsdp']} * {gradient_accumulation} = {shards * gradient_accumulation}"
         )

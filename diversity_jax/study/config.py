@@ -16,7 +16,7 @@ from diversity_jax.mixtures.config import BuildConfig
 from diversity_jax.scoring.config import ScoreConfig
 from diversity_jax.study.graph import Step, Store
 from diversity_jax.synthesis.config import GenerateConfig
-from diversity_jax.training.run_config import Config
+from diversity_jax.training.run import Config
 
 _FOLDER = re.compile(r"\{(\w+)\}")
 STALE = ("keep", "again")

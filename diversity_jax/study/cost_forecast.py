@@ -15,7 +15,7 @@ from diversity_jax.llm.cost_forecast import CostForecast
 from diversity_jax.study.config import Assumed, StudyConfig
 from diversity_jax.study.graph import Step, Store
 from diversity_jax.synthesis.config import GenerateConfig
-from diversity_jax.training.flops import flops_per_token
+from diversity_jax.training.throughput import flops_per_token
 
 
 @dataclass(frozen=True, kw_only=True)

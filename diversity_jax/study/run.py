@@ -136,7 +136,7 @@ def _run_one_step(key: str, steps: Mapping[str, Step], store: Store) -> None:
     """One step by its key, for schedulers that start every step themselves; all processes of a multi-host job call
     this, and the first of them records the result.
     """
-    from diversity_jax.training.distributed import launched_number
+    from diversity_jax.training.runtime import launched_process_id
 
     if key not in steps:
         raise InputError(f"step={key!r}: this study has no such step; --config.dry_run=True lists them")
@@ -148,7 +148,7 @@ def _run_one_step(key: str, steps: Mapping[str, Step], store: Store) -> None:
         log.info("%s stands", key)
         return
     command = commands()[step.kind]
-    if launched_number(os.environ) != 0:
+    if launched_process_id(os.environ) != 0:
         return command(step.config)
     with store.lock(key):
         if not graph.run_step(step, store, command, codes()[step.kind]):

@@ -6,6 +6,7 @@ import threading
 import time
 
 import jax
+from jax import Array
 from jax.sharding import NamedSharding
 import numpy as np
 
@@ -57,7 +58,7 @@ def as_arrays(batch: Batch, *, separate_at: int | None = None) -> dict[str, np.n
     return arrays
 
 
-def put(batch_size: int, sharding: NamedSharding, read: Callable[[slice], Arrays]) -> dict[str, jax.Array]:
+def put(batch_size: int, sharding: NamedSharding, read: Callable[[slice], Arrays]) -> dict[str, Array]:
     """A global batch on the mesh, of which this process reads only the rows that its devices hold.
 
     Args:
@@ -89,7 +90,7 @@ class Preparation:
     def __init__(self, loader: Loader, sharding: NamedSharding, separate_at: int | None):
         self._loader, self._sharding, self._separate_at = loader, sharding, separate_at
 
-    def __call__(self, step: int) -> dict[str, jax.Array]:
+    def __call__(self, step: int) -> dict[str, Array]:
         """The arrays that a train step takes; this process reads the rows that its own devices hold."""
 
         def read(rows: slice) -> Arrays:
@@ -104,7 +105,7 @@ class ReadAhead:
     Iterating yields (step, batch, seconds waited). A failure while reading is raised where the batch is taken.
     """
 
-    def __init__(self, prepare: Callable[[int], dict[str, jax.Array]], start: int, stop: int, *, depth: int = 2):
+    def __init__(self, prepare: Callable[[int], dict[str, Array]], start: int, stop: int, *, depth: int = 2):
         self._prepare, self._start, self._stop = prepare, start, stop
         self._ready: queue.Queue = queue.Queue(maxsize=depth)
         self._closed = threading.Event()
@@ -126,7 +127,7 @@ class ReadAhead:
             if self._closed.is_set() or isinstance(item, Exception):
                 return
 
-    def __iter__(self) -> Iterator[tuple[int, dict[str, jax.Array], float]]:
+    def __iter__(self) -> Iterator[tuple[int, dict[str, Array], float]]:
         for step in range(self._start, self._stop):
             began = time.perf_counter()
             item = self._ready.get()

@@ -1,24 +1,32 @@
-"""Loss on held-out rows, component by component."""
+"""What is measured of a model while it is trained: losses on held-out rows, and its continuations of fixed prompts."""
 
 from collections.abc import Callable
+import dataclasses
 
 import jax
-from jax.sharding import Mesh
+from jax import Array
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import numpy as np
 
+from diversity_jax.core.errors import InputError
 from diversity_jax.mixtures.loader import Batch
 from diversity_jax.mixtures.mixture import Mixture
 from diversity_jax.model import LlamaConfig, batch_sharding
+from diversity_jax.model.llama import Params, head_weight, hidden_states
+from diversity_jax.prepare.manifest import prepared_tokenizer
 from diversity_jax.prepare.rows import RowReader
+from diversity_jax.training.config import TrainConfig
 from diversity_jax.training.data import as_arrays, put
-from diversity_jax.training.step import make_eval_step
+from diversity_jax.training.step import make_eval_step, model_shardings
 
 
 class HeldOut:
-    """The first held-out rows of every component that has any; the same rows at every evaluation.
+    """Losses on the first held-out rows of every component that has any; the same rows at every evaluation.
 
     Args:
       batches: of each component, at most.
+      separate_at: as in `as_arrays`.
     """
 
     def __init__(
@@ -33,13 +41,15 @@ class HeldOut:
         }
         self._rows = {name: min(reader.rows, batches * batch_size) for name, reader in self._readers.items()}
 
-    def losses(self, params, *, stop: Callable[[], bool] = lambda: False) -> dict[str, float]:
-        """Nats per token by component, and `all`: their mean weighted by held-out tokens; empty where nothing is held
-        out.
+    def losses(self, params: Params, *, stop: Callable[[], bool] = lambda: False) -> dict[str, float]:
+        """Nats per token by component, and `all`: their mean weighted by held-out tokens.
 
         Args:
           params: the model's.
-          stop: asked before every batch; once it is true, what was found so far is dropped and nothing is returned.
+          stop: called before every batch; once it is true, nothing is returned.
+
+        Returns:
+          An empty dict where nothing is held out.
         """
         sums = {name: self._sum(params, name, stop) for name, rows in self._rows.items() if rows}
         if stop():
@@ -49,26 +59,97 @@ class HeldOut:
             losses["all"] = sum(loss for loss, _ in sums.values()) / sum(tokens for _, tokens in sums.values())
         return losses
 
-    def _sum(self, params, name: str, stop: Callable[[], bool]) -> tuple[float, float]:
-        totals = []
+    def _sum(self, params: Params, name: str, stop: Callable[[], bool]) -> tuple[float, float]:
+        """Summed loss and number of target tokens of a component."""
+        on_device = []
         for start in range(0, self._rows[name], self._batch_size):
             if stop():
                 break
             batch = put(self._batch_size, self._sharding, lambda rows, start=start: self._read(name, start, rows))
-            totals.append(self._step(params, batch))
-        totals = jax.device_get(totals)
-        return float(sum(t["component_loss_sum"][0] for t in totals)), float(
-            sum(t["component_tokens"][0] for t in totals)
-        )
+            on_device.append(self._step(params, batch))
+        totals = jax.device_get(on_device)
+        loss = sum(total["component_loss_sum"][0] for total in totals)
+        return float(loss), float(sum(total["component_tokens"][0] for total in totals))
 
     def _read(self, name: str, start: int, rows: slice) -> dict[str, np.ndarray]:
         """Rows of a batch; those past the last held-out row are read again but masked out of the loss."""
         numbers = np.arange(start, start + self._batch_size)[rows]
-        found = self._readers[name].read_with_flags(numbers)
+        read = self._readers[name].read_with_flags(numbers)
         batch = Batch(
-            tokens=found.tokens, component=np.zeros(len(numbers), np.int32), targets=found.targets, starts=found.starts
+            tokens=read.tokens, component=np.zeros(len(numbers), np.int32), targets=read.targets, starts=read.starts
         )
         arrays = as_arrays(batch, separate_at=self._separate_at)
-        is_mine = np.broadcast_to(numbers[:, None] < self._rows[name], found.tokens.shape)
-        arrays["loss_mask"] = (arrays.get("loss_mask", 1) * is_mine).astype(np.int32)
+        is_held_out = np.broadcast_to(numbers[:, None] < self._rows[name], read.tokens.shape)
+        arrays["loss_mask"] = (arrays.get("loss_mask", 1) * is_held_out).astype(np.int32)
         return arrays
+
+
+class Samples:
+    """Continuations of `train.sample_prompts`, made on the training mesh without a cache, since they are few and short.
+
+    Each prompt follows an end-of-text token, as every document but the first of a row does in training. The same step
+    gives the same text, also at a temperature.
+
+    Raises:
+      InputError: a prompt and `sample_tokens` together exceed `model.max_length`.
+    """
+
+    def __init__(self, mixture: Mixture, model: LlamaConfig, mesh: Mesh, config: TrainConfig):
+        self.prompts = config.sample_prompts
+        self._tokenizer = prepared_tokenizer(mixture.taken[0].manifest)
+        self._end_of_text, self._new_tokens = mixture.vocabulary.end_of_text_id, config.sample_tokens
+        prompts = [[self._end_of_text, *self._tokenizer.encode_batch([text])[0].tolist()] for text in self.prompts]
+        longest = max(map(len, prompts)) + self._new_tokens
+        if longest > model.max_length:
+            raise InputError(
+                f"train.sample_tokens={self._new_tokens}: with the longest of train.sample_prompts "
+                f"({longest - self._new_tokens} tokens) that is more than model.max_length={model.max_length}; ask for "
+                "fewer"
+            )
+        row_shards = mesh.shape["data"] * mesh.shape["fsdp"]
+        rows = -(-len(prompts) // row_shards) * row_shards
+        length = -(-longest // 128) * 128  # what every attention kernel takes, and any cut of the sequence
+        self._lengths_B = np.array([len(prompt) for prompt in prompts] + [1] * (rows - len(prompts)), np.int32)
+        self._tokens_BxL = np.full((rows, length), self._end_of_text, np.int32)
+        for row, prompt in enumerate(prompts):
+            self._tokens_BxL[row, : len(prompt)] = prompt
+        replicated = NamedSharding(mesh, PartitionSpec())
+        self._continue = jax.jit(
+            _continuation(model, mesh, config),
+            in_shardings=(model_shardings(model, mesh), replicated, replicated, replicated),
+            out_shardings=replicated,
+        )
+
+    def texts(self, step: int, params: Params) -> list[str]:
+        """One continuation for each prompt, cut at the end of its document; the same on every host."""
+        tokens_BxL = np.asarray(self._continue(params, self._tokens_BxL, self._lengths_B, np.int32(step)))
+        starts = self._lengths_B[: len(self.prompts)]
+        return [self._text(tokens_BxL[row, start : start + self._new_tokens]) for row, start in enumerate(starts)]
+
+    def _text(self, ids: np.ndarray) -> str:
+        ends = np.flatnonzero(ids == self._end_of_text)
+        document = ids[: ends[0]] if len(ends) else ids
+        return self._tokenizer.decode([int(i) for i in document if i < self._tokenizer.size])
+
+
+def _continuation(model: LlamaConfig, mesh: Mesh, config: TrainConfig) -> Callable[..., Array]:
+    """`(params, tokens BxL, lengths B, step) -> tokens` with `sample_tokens` more in every row, from its length on."""
+    model = dataclasses.replace(model, dropout=0.0)
+
+    def run(params: Params, tokens_BxL: Array, lengths_B: Array, step: Array) -> Array:
+        head_DxV, key = head_weight(model, params), jax.random.fold_in(jax.random.key(config.seed), step)
+        rows_B = jnp.arange(tokens_BxL.shape[0])
+
+        def add_token(index: Array, tokens_BxL: Array) -> Array:
+            last_BxD = hidden_states(model, params, tokens_BxL, mesh=mesh)[rows_B, lengths_B + index - 1]
+            scores_BxV = jnp.matmul(last_BxD, head_DxV, preferred_element_type=jnp.float32)
+            if config.sample_temperature:
+                scores_BxV = scores_BxV / config.sample_temperature
+                chosen_B = jax.random.categorical(jax.random.fold_in(key, index), scores_BxV)
+            else:
+                chosen_B = jnp.argmax(scores_BxV, axis=-1)
+            return tokens_BxL.at[rows_B, lengths_B + index].set(chosen_B.astype(jnp.int32))
+
+        return jax.lax.fori_loop(0, config.sample_tokens, add_token, tokens_BxL)
+
+    return run

@@ -1,10 +1,10 @@
-"""What a training run wrote down about itself: `metrics.jsonl`, read into columns, `samples.jsonl` and
-`summary.json`.
-"""
+"""The log files of a training run, written and read: `metrics.jsonl`, `samples.jsonl` and `summary.json`."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+import errno
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +14,75 @@ from diversity_jax.core.errors import InputError
 from diversity_jax.core.files import open_file, read_json
 
 
+class JsonLinesLog:
+    """A JSON Lines file to append to; a last line that a killed run left without its end is removed first."""
+
+    def __init__(self, path: Path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists():
+            with open(path, "rb+") as file:
+                data = file.read()
+                file.truncate(data.rfind(b"\n") + 1)
+        self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 closed by `close`
+
+    def append(self, record: Mapping[str, Any]) -> None:
+        """Appends a line, at once visible to readers.
+
+        Raises:
+          InputError: the disk is full.
+        """
+        try:
+            self._file.write(json.dumps(record) + "\n")
+            self._file.flush()
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            raise InputError(f"{self._file.name}: the disk is full; free space and run again") from None
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._file.close()
+
+
+class MetricWriter:
+    """Appends figures of a step to `metrics.jsonl`, and to TensorBoard through clu when `tensorboard` is set."""
+
+    def __init__(self, folder: Path, *, tensorboard: bool):
+        self._lines = JsonLinesLog(folder / "metrics.jsonl")
+        self._tensorboard = _tensorboard(folder / "tensorboard") if tensorboard else None
+
+    def write(self, step: int, figures: Mapping[str, float]) -> None:
+        """Writes one line; figures that are not finite become null."""
+        finite = {name: value if math.isfinite(value) else None for name, value in figures.items()}
+        self._lines.append({"step": step, **finite})
+        if self._tensorboard:
+            self._tensorboard.write_scalars(step, dict(figures))
+
+    def close(self) -> None:
+        """Flushes and closes both."""
+        self._lines.close()
+        if self._tensorboard:
+            self._tensorboard.close()
+
+
+def _tensorboard(folder: Path) -> Any:
+    try:
+        import clu.metric_writers
+    except ImportError as error:
+        raise InputError(
+            f"train.tensorboard=True needs clu and TensorFlow ({error}); install them or set it to False"
+        ) from None
+    return clu.metric_writers.SummaryWriter(str(folder))
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainingLog:
-    """A run's log.
+    """The content of a run's `metrics.jsonl`.
 
     Attributes:
-      steps: [n] ascending, each once: figures and held-out losses of one step stand together, and what a resumed run
-        wrote again replaces what it had written before.
-      columns: [n] each, by name; NaN where a line did not hold it or held no finite number.
+      steps: [n] ascending, each once: figures and held-out losses of a step are merged, and lines that a resumed run
+        wrote again replace the earlier ones.
+      columns: [n] each, by name; NaN where a line had no finite value.
     """
 
     steps: np.ndarray
@@ -44,8 +105,7 @@ class TrainingLog:
 def read(path: str | Path) -> TrainingLog:
     """Reads `metrics.jsonl`.
 
-    A last line without its line break is left out: the run that was writing it may have been killed, or still be
-      writing.
+    A last line without its line break is left out: its run was killed while writing it, or is writing it now.
 
     Raises:
       InputError: no such file, or a line that is not an object with a step; the message names file and line.
@@ -58,7 +118,7 @@ def read(path: str | Path) -> TrainingLog:
                 continue
             record = _record(line, f"{path}:{number}")
             step = int(record.pop("step"))
-            # A resumed run writes again from its checkpoint on; what it had written beyond that is not part of it.
+            # A resumed run writes again from its checkpoint on: lines of later steps were of the attempt before.
             while by_step and next(reversed(by_step)) > step:
                 by_step.popitem()
             by_step.setdefault(step, {}).update(record)
@@ -84,26 +144,26 @@ def _record(line: bytes, where: str) -> dict[str, float]:
 
 
 def read_samples(path: Path) -> dict[str, dict[int, str]]:
-    """Reads `samples.jsonl`: by prompt and step, what the model wrote; empty where there is no such file.
+    """Reads `samples.jsonl`: the model's text by prompt and step; empty where there is no such file.
 
-    A step that was repeated after a kill counts as it was written last; a last line without its line break is left out.
+    Of a step that was repeated after a kill the last line counts; a last line without its line break is left out.
 
     Raises:
       InputError: a line is broken; the message names it.
     """
-    found: dict[str, dict[int, str]] = {}
+    samples: dict[str, dict[int, str]] = {}
     if not path.exists():
-        return found
+        return samples
     with open_file(path) as file:
         for number, line in enumerate(file, 1):
             if not line.endswith(b"\n"):
                 continue
             try:
                 record = json.loads(line)
-                found.setdefault(str(record["prompt"]), {})[int(record["step"])] = str(record["text"])
+                samples.setdefault(str(record["prompt"]), {})[int(record["step"])] = str(record["text"])
             except (ValueError, KeyError, TypeError):
                 raise InputError(f"{path}:{number}: is not a sample as training writes it; remove the line") from None
-    return {prompt: dict(sorted(texts.items())) for prompt, texts in found.items()}
+    return {prompt: dict(sorted(texts.items())) for prompt, texts in samples.items()}
 
 
 _SUMMARY_KEYS = {

@@ -1,38 +1,49 @@
 """The training loop: batches in, checkpoints and figures out, exact to resume."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+import contextlib
 import dataclasses
 from dataclasses import dataclass
-import functools
 import logging
 from pathlib import Path
 import time
 from typing import Any
 
 import jax
+from jax.sharding import Mesh
+import numpy as np
 
 from diversity_jax.core.errors import InputError
-from diversity_jax.core.files import content_hash
+from diversity_jax.core.files import content_hash, write_json
 from diversity_jax.mixtures.mixture import Mixture
 from diversity_jax.model import LlamaConfig, MeshConfig, batch_sharding, check_batch, make_mesh
-from diversity_jax.model.fingerprint import fingerprint
-from diversity_jax.model.lora import merged
-from diversity_jax.training.checkpoint import CheckpointError, Checkpoints
+from diversity_jax.model.convert import read_model
+from diversity_jax.model.llama import Params, fingerprint
+from diversity_jax.training.callbacks import (
+    Callback,
+    Evaluation,
+    Run,
+    Sampling,
+    Saving,
+    StepReport,
+    StepResult,
+    StepTrace,
+)
+from diversity_jax.training.checkpoint import Checkpoints
 from diversity_jax.training.config import TrainConfig
 from diversity_jax.training.data import Preparation, ReadAhead
-from diversity_jax.training.evaluation import HeldOut
-from diversity_jax.training.goodput import GoodputLog, goodput
-from diversity_jax.training.initial import initial_params
-from diversity_jax.training.metrics import MetricWriter, console_line, evaluation_line, window_figures
+from diversity_jax.training.log import MetricWriter
 from diversity_jax.training.optimizer import OptimizerConfig
 from diversity_jax.training.runtime import CompileClock, StopRequest, keep_programs
-from diversity_jax.training.samples import SampleLog, Samples, sample_lines
-from diversity_jax.training.step import OnMesh, TrainState, base_shardings, make_train_step, state_shardings
-from diversity_jax.training.summary import memory_figures, summarise, utilisation
-from diversity_jax.training.trace import StepTrace
-from diversity_jax.training.window import Window
+from diversity_jax.training.step import TrainState, TrainStep, make_train_step, model_shardings, state_shardings
+from diversity_jax.training.throughput import GoodputLog, summarise
 
 log = logging.getLogger(__name__)
+
+_RUN_ONLY_FIELDS = ("scan_layers", "remat", "attention", "loss_chunk_bytes")
+"""Fields of the model that say how it is run; a resumed run may change them, as it may mesh and hosts."""
+_SAME_FUNCTION_FIELDS = ("max_length", "dropout", "initializer_range", "compute_dtype", *_RUN_ONLY_FIELDS)
+"""Fields of the model that do not change which function its parameters compute."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,12 +51,12 @@ class TrainingResult:
     """How a run ended.
 
     Attributes:
-      steps: finished, those of earlier sittings too.
+      steps: finished, those of earlier attempts too.
       interrupted: stopped by SIGTERM, with a checkpoint of its last step.
-      held_out: loss in nats per token by component, and `all`, before the first step of this sitting and at the end;
+      held_out: loss in nats per token by component, and `all`, before the first step of this attempt and at the end;
         empty where it was interrupted.
       skipped_steps: updates left out for a non-finite loss or gradient.
-      summary: what `summary.json` says of speed, memory and goodput; None where this sitting had no step to do.
+      summary: the content of `summary.json`; None where this attempt had no step to do.
     """
 
     steps: int
@@ -85,7 +96,7 @@ def train(
     mixture: Mixture,
     model: LlamaConfig,
     optimizer: OptimizerConfig,
-    train_config: TrainConfig,
+    config: TrainConfig,
     mesh_config: MeshConfig,
     output_dir: str | Path,
 ) -> TrainingResult:
@@ -95,313 +106,224 @@ def train(
       InputError: the model does not fit the mixture, mesh or batch; the checkpoints are of another run; or too many
         non-finite steps.
     """
-    began = time.time()
-    fit = {"token_ids": mixture.vocabulary.size, "sequence_length": mixture.sequence_length}
-    check_fit(model, train_config, mesh_config, **fit)
-    cache = keep_programs(train_config.compilation_cache)
-    log.info("compiled programs are kept in %s", cache) if cache else None
-    mesh = make_mesh(mesh_config)
-    run = _Run(mixture, model, optimizer.for_run(train_config.steps), train_config, mesh, Path(output_dir), began)
-    try:
-        return run.go()
-    finally:
-        run.close()
-
-
-class _LossStaysNonFinite(InputError):
-    """The run was stopped because it cannot learn; its state is not worth another checkpoint."""
-
-
-class _Run:
-    """One sitting of a training run."""
-
-    def __init__(self, mixture, model, optimizer, config, mesh, output_dir, began):
-        self.mixture, self.model, self.config, self.mesh = mixture, model, config, mesh
-        self.output_dir, self.clock = output_dir, CompileClock()
-        self.components = [component.name for component in mixture.taken]
-        self.loader = mixture.loader(batch_size=config.batch_size)
-        self.tokens_per_step = config.batch_size * self.loader.sequence_length
-        self.separate_at = None if config.attend_across_documents else mixture.vocabulary.end_of_text_id
-        self.shapes, self.shardings = state_shardings(model, optimizer, mesh, config.lora)
-        self.init_state, self.step = make_train_step(
+    began, mesh, optimizer = time.time(), make_mesh(mesh_config), optimizer.for_run(config.steps)
+    token_ids, sequence_length = mixture.vocabulary.size, mixture.sequence_length
+    check_fit(model, config, mesh_config, token_ids=token_ids, sequence_length=sequence_length)
+    if cache := keep_programs(config.compilation_cache):
+        log.info("compiled programs are kept in %s", cache)
+    with contextlib.ExitStack() as resources:
+        run = _open_run(resources, mixture, model, config, mesh, Path(output_dir), began)
+        init_state, train_step = make_train_step(
             model,
             optimizer,
             mesh,
-            num_components=len(self.components),
+            num_components=len(run.components),
             z_loss=config.z_loss,
             gradient_accumulation=config.gradient_accumulation,
             seed=config.seed,
             lora=config.lora,
         )
-        self.held_out = HeldOut(mixture, model, mesh, config.batch_size, config.eval_batches, self.separate_at)
-        self.samples = Samples(mixture, model, mesh, config)
-        self.identity = _identity(mixture, model, optimizer, config)
-        self.checkpoints = Checkpoints(
-            output_dir / "checkpoints",
-            keep=config.keep_checkpoints,
-            keep_every_steps=config.keep_every_steps,
-            keep_every_minutes=config.keep_every_minutes,
-        )
-        first = jax.process_index() == 0
-        self.writer = MetricWriter(output_dir, tensorboard=config.tensorboard) if first else None
-        self.sample_log = SampleLog(output_dir) if first and config.sample_prompts else None
-        self.goodput = GoodputLog(output_dir, began=began, write=first)
-        self.state, self.done, self.saved, self.window = None, 0, None, None
-        self.base: tuple[Any, ...] = ()
-        self.timed_steps, self.skipped_in_a_row = 0, 0
+        identity = _identity(run, optimizer)
+        restored = _restore(run, identity, *state_shardings(model, optimizer, mesh, config.lora))
+        state = _initial_state(run, init_state) if restored is None else restored
+        start = int(state.step)
+        run.goodput_log.begin(start)
 
-    def close(self) -> None:
-        for log_file in filter(None, (self.writer, self.sample_log)):
-            log_file.close()
-        self.checkpoints.close()
+        evaluation, sampling = Evaluation(run), Sampling(run)
+        report = StepReport(run, flush_before=(evaluation, sampling))
+        saving = Saving(run, {"identity": identity, "seed": config.seed}, saved=None if restored is None else start)
+        callbacks = [StepTrace(run), report, evaluation, sampling, saving]
+        for callback in callbacks:
+            resources.callback(callback.close)
 
-    def go(self) -> TrainingResult:
-        with StopRequest(self.config.grace_seconds, lambda: self.checkpoints.last_whole) as self.stop:
-            self._start()
-            start = self.done
-            first = self._evaluate()
-            try:
-                self._steps(start)
-                if self.saved != self.done:
-                    self._save()
-            except BaseException as error:
-                self._rescue(error)
-                raise
-            if self.stop.asked:
-                self.checkpoints.wait()
-                last = {}
-            else:
-                last = self._at_the_end() if self.done > start else first
-                self.checkpoints.wait()
-            summary = self._summarise() if self.done > start else None
-        return TrainingResult(
-            steps=self.done,
-            interrupted=self.done < self.config.steps,
-            held_out={name: (first[name], last[name]) for name in last if name in first},
-            skipped_steps=int(self.state.skipped),
-            summary=summary,
-        )
+        losses_before = losses_after = evaluation.evaluate(start, state)
+        step, state = _run_steps(run, train_step, state, callbacks)
+        if run.stop.asked:
+            losses_after = {}
+        elif step > start:  # while the last checkpoint is being written
+            sampling.sample(step, state)
+            losses_after = evaluation.evaluate(step, state)
+        run.checkpoints.wait()
+        summary = _summarise(run, step, report.timed_steps) if step > start else None
+    return TrainingResult(
+        steps=step,
+        interrupted=step < config.steps,
+        held_out={name: (losses_before[name], loss) for name, loss in losses_after.items() if name in losses_before},
+        skipped_steps=int(state.skipped),
+        summary=summary,
+    )
 
-    def _at_the_end(self) -> dict[str, float]:
-        """Looks at the trained model, while its checkpoint is being written."""
-        self._write_samples()
-        return self._evaluate()
 
-    def _start(self) -> None:
-        """Finds the state to go on from."""
-        self._read_base()
-        restored = self.checkpoints.restore(self.shapes, self.shardings)
-        if restored is None:
-            self.state = self._initial()
-        else:
-            self.state, info = restored
-            for what, now in self.identity.items():
-                if info["identity"].get(what) != now:
-                    raise InputError(
-                        f"{self.checkpoints.folder}: its checkpoints were trained with another {what}; "
-                        "set the configuration back, or choose another output_dir"
-                    )
-            self.saved = self.done = int(self.state.step)
-            log.info("going on from step %d", self.saved)
-        sitting = self.goodput.sitting
-        sitting.first_step = sitting.last_step = self.done
-        self.goodput.save(now=True)
-
-    def _initial(self) -> TrainState:
-        state = self.init_state(jax.random.key(self.config.seed))
-        if self.config.init_from is None or self.base:
-            return state
-        params = initial_params(self.config.init_from, self.config.init_step, self.model, self.shardings.params)
-        log.info("beginning with the parameters of %s", self.config.init_from)
-        return dataclasses.replace(state, params=params)
-
-    def _read_base(self) -> None:
-        """The frozen parameters that adapters are trained beside; every sitting reads them again, and they must be the
-        same.
-        """
-        lora = self.config.lora
-        if not lora.rank:
-            return
-        whole = base_shardings(self.model, self.mesh)
-        self.base = (initial_params(self.config.init_from, self.config.init_step, self.model, whole),)
-        self.identity["model in init_from"] = str(int(fingerprint(self.base[0])))
-        self.merge = OnMesh(self.mesh, jax.jit(functools.partial(merged, lora=lora), out_shardings=whole))
-        count = sum(leaf.size for leaf in jax.tree.leaves(self.shapes.params))
-        log.info(
-            "training adapters of rank %d, %s parameters, beside those of %s",
-            lora.rank,
-            f"{count:,}",
-            self.config.init_from,
-        )
-
-    def _weights(self) -> Any:
-        """All parameters of the model as it stands."""
-        return self.merge(self.base[0], self.state.params) if self.base else self.state.params
-
-    def _steps(self, start: int) -> None:
-        """Runs steps until the end or a stop request; metrics of a step are read after the next one is under way."""
-        config = self.config
-        prepare = Preparation(self.loader, batch_sharding(self.mesh), self.separate_at)
-        ahead = ReadAhead(prepare, start, config.steps)
-        window = self.window = Window(self, start)
-        trace = StepTrace(self.output_dir / "profile", start=config.profile_start, count=config.profile_steps)
-        try:
-            for number, batch, waited in ahead:
-                trace.before(number)
-                with jax.transfer_guard(
-                    "disallow"
-                ):  # a hidden copy between host and device is an error, not a slow step
-                    self.state, metrics = self.step(self.state, batch, *self.base)
-                self.done = number + 1
-                trace.after(metrics)
-                window.add(self.done, metrics, waited)
-                if number == start:
-                    window.leave_out_compilation()
-                evaluate, sample = self._due(config.eval_every), self._due(config.sample_every)
-                if evaluate or sample:
-                    window.flush()
-                    if evaluate:
-                        self._evaluate()
-                    if sample:
-                        self._write_samples()
-                    window.restart()
-                if self.done % config.checkpoint_every == 0:
-                    self._save()
-                if self.stop.agreed(self.done):
+def _run_steps(
+    run: Run, train_step: TrainStep, state: TrainState, callbacks: Sequence[Callback]
+) -> tuple[int, TrainState]:
+    """Runs steps until the last one or a stop request; returns the finished steps and the state after them."""
+    start = step = int(state.step)
+    prepare = Preparation(run.loader, batch_sharding(run.mesh), run.separate_at)
+    try:
+        with contextlib.closing(ReadAhead(prepare, start, run.config.steps)) as batches:
+            for number, batch, waited in batches:
+                for callback in callbacks:
+                    callback.before_step(number)
+                with jax.transfer_guard("disallow"):  # a hidden copy between host and device is an error
+                    state, metrics = train_step(state, batch, run.frozen)
+                step = number + 1
+                result = StepResult(step=step, state=state, metrics=metrics, input_wait_seconds=waited)
+                for callback in callbacks:
+                    if callback.due(step):
+                        callback.on_step(result)
+                if run.stop.agreed(step):
                     break
-            window.flush()
-        finally:
-            trace.close()
-            ahead.close()
-
-    def _due(self, every: int) -> bool:
-        return bool(every) and self.done % every == 0 and self.done < self.config.steps
-
-    def _save(self) -> None:
-        jax.block_until_ready(self.state)  # waiting for steps is not waiting for the checkpoint
-        began = time.perf_counter()
-        self.checkpoints.save(self.done, self.state, {"identity": self.identity, "seed": self.config.seed})
-        self.saved = self.done
-        seconds = time.perf_counter() - began
-        self.goodput.sitting.save_seconds += seconds
-        self.window.leave_out(seconds)
-
-    def _rescue(self, error: BaseException) -> None:
-        """Saves what a failing run has reached, where that can help: the failure is raised whether or not it
-        succeeds.
-        """
-        if self.done in (self.saved, self.goodput.sitting.first_step) or isinstance(
-            error, (CheckpointError, _LossStaysNonFinite)
-        ):
-            return
-        what = f"{type(error).__name__} after step {self.done}"
-        if jax.process_count() > 1:
-            log.error("%s: no emergency checkpoint, since one of several hosts cannot write one alone", what)
-            return
-        try:
-            self._save()
-            self.checkpoints.wait()
-            log.error("%s: emergency checkpoint of step %d saved", what, self.done)
-        except Exception as second:  # the state may be lost with the failure; then the first error is the one to tell
-            log.error("%s: an emergency checkpoint could not be saved (%s)", what, " ".join(str(second).split())[:200])
-
-    def _evaluate(self) -> dict[str, float]:
-        began = time.perf_counter()
-        losses = self.held_out.losses(self._weights(), stop=lambda: self.stop.asked)
-        if losses and self.writer:
-            self.writer.write(
-                self.done,
-                {"eval/loss" if name == "all" else f"eval/{name}/loss": value for name, value in losses.items()},
-            )
-            log.info(evaluation_line(self.done, losses))
-        self.goodput.sitting.evaluation_seconds += time.perf_counter() - began
-        return losses
-
-    def _write_samples(self) -> None:
-        began = time.perf_counter()
-        texts = self.samples.texts(self.done, self._weights())
-        if self.sample_log:
-            self.sample_log.write(self.done, self.samples.prompts, texts)
-            for line in sample_lines(self.done, self.samples.prompts, texts):
-                log.info(line)
-        self.goodput.sitting.evaluation_seconds += time.perf_counter() - began
-
-    def report(self, step: int, records: list[Mapping[str, Any]], seconds: float, waited: float, timed: int) -> None:
-        """Logs a window of steps, of which the last `timed` took `seconds`; stops a run whose losses stay
-        non-finite.
-        """
-        figures = window_figures(records, self.components)
-        per_step = seconds / timed
-        speed = self.tokens_per_step / per_step
-        figures |= {"tokens_per_second": speed, "step_seconds": per_step, "input_wait_seconds": waited / timed}
-        figures |= utilisation(self.model, self.loader.sequence_length, speed) | memory_figures()
-        figures["goodput"] = goodput(self.goodput.sittings).share
-        figures["rows"] = float(step * self.config.batch_size)
-        for name, rows in zip(self.components, self.loader.schedule.counts(step * self.config.batch_size), strict=True):
-            figures[f"rows/{name}"] = float(rows)
-        if self.writer:
-            self.writer.write(step, figures)
-            log.info(console_line(step, self.config.steps, figures, per_step * (self.config.steps - step)))
-        self._watch(step, records)
-
-    def account(self, step: int, seconds: float, waited: float, timed: int) -> None:
-        """Adds a window of steps to the sitting's account of its time."""
-        sitting = self.goodput.sitting
-        sitting.last_step, sitting.compile_seconds = step, self.clock.seconds
-        sitting.step_seconds += seconds
-        sitting.input_wait_seconds += waited
-        self.timed_steps += timed
-        self.goodput.save()
-
-    def _watch(self, step: int, records: list[Mapping[str, Any]]) -> None:
-        for record in records:
-            self.skipped_in_a_row = 0 if record["applied"] else self.skipped_in_a_row + 1
-            if self.skipped_in_a_row >= self.config.max_skipped_steps:
-                saved = self.checkpoints.last_whole
-                last = f"the last checkpoint is step {saved}" if saved is not None else "there is no checkpoint yet"
-                raise _LossStaysNonFinite(
-                    f"loss or gradient was not finite for {self.skipped_in_a_row} steps in a row, up to step {step}; "
-                    f"{last}: "
-                    "lower optimizer.learning_rate or optimizer.clip_norm and train again"
-                )
-        bad = sum(not record["applied"] for record in records)
-        if bad:
-            log.warning("%d of the last %d updates were skipped: loss or gradient was not finite", bad, len(records))
-
-    def _summarise(self) -> Mapping[str, Any]:
-        self.goodput.save(now=True)
-        return summarise(
-            self.output_dir if self.writer else None,
-            self.model,
-            self.loader.sequence_length,
-            steps=self.done,
-            tokens_per_step=self.tokens_per_step,
-            timed_steps=self.timed_steps,
-            sittings=self.goodput.sittings,
-            clock=self.clock,
-        )
+        for callback in callbacks:
+            callback.on_end(step, state)
+    except BaseException as error:
+        for callback in callbacks:
+            callback.on_error(error, step, state)
+        raise
+    return step, state
 
 
-def _identity(mixture: Mixture, model: LlamaConfig, optimizer: OptimizerConfig, config: TrainConfig) -> dict[str, str]:
-    """What a checkpoint may only be resumed with; how the model is run (kernels, remat, scan, mesh, hosts) may
-    change.
+def _open_run(
+    resources: contextlib.ExitStack,
+    mixture: Mixture,
+    model: LlamaConfig,
+    config: TrainConfig,
+    mesh: Mesh,
+    output_dir: Path,
+    began: float,
+) -> Run:
+    """Opens a run's files, starts listening to SIGTERM, and reads the parameters that stay frozen."""
+    checkpoints = Checkpoints(
+        output_dir / "checkpoints",
+        keep=config.keep_checkpoints,
+        keep_every_steps=config.keep_every_steps,
+        keep_every_minutes=config.keep_every_minutes,
+    )
+    resources.callback(checkpoints.close)
+    writes_files, writer = jax.process_index() == 0, None
+    if writes_files:
+        writer = MetricWriter(output_dir, tensorboard=config.tensorboard)
+        resources.callback(writer.close)
+    stop = resources.enter_context(StopRequest(config.grace_seconds, lambda: checkpoints.last_complete))
+    frozen = None
+    if config.lora.rank and config.init_from is not None:
+        log.info("training adapters of rank %d beside the parameters of %s", config.lora.rank, config.init_from)
+        frozen = initial_params(config.init_from, config.init_step, model, model_shardings(model, mesh))
+    return Run(
+        mixture=mixture,
+        model=model,
+        config=config,
+        mesh=mesh,
+        output_dir=output_dir,
+        loader=mixture.loader(batch_size=config.batch_size),
+        checkpoints=checkpoints,
+        goodput_log=GoodputLog(output_dir, began=began, write=writes_files),
+        compile_clock=CompileClock(),
+        writer=writer,
+        stop=stop,
+        frozen=frozen,
+    )
+
+
+def _restore(run: Run, identity: Mapping[str, str], shapes: TrainState, shardings: TrainState) -> TrainState | None:
+    """The state of the last checkpoint; None where there is none.
+
+    Raises:
+      InputError: the checkpoints are of another run.
     """
-    shape = {name: value for name, value in vars(model).items() if name not in _RUN_ONLY}
-    data = {
+    restored = run.checkpoints.restore(shapes, shardings)
+    if restored is None:
+        return None
+    state, info = restored
+    for what, now in identity.items():
+        if info["identity"].get(what) != now:
+            raise InputError(
+                f"{run.checkpoints.folder}: its checkpoints were trained with another {what}; "
+                "set the configuration back, or choose another output_dir"
+            )
+    log.info("going on from step %d", int(state.step))
+    return state
+
+
+def _initial_state(run: Run, init_state: Callable[[jax.Array], TrainState]) -> TrainState:
+    """The state of a run that begins: random parameters, or those of `train.init_from`."""
+    config, state = run.config, init_state(jax.random.key(run.config.seed))
+    if config.init_from is None or config.lora.rank:
+        return state
+    params = initial_params(config.init_from, config.init_step, run.model, model_shardings(run.model, run.mesh))
+    log.info("beginning with the parameters of %s", config.init_from)
+    return dataclasses.replace(state, params=params)
+
+
+def _identity(run: Run, optimizer: OptimizerConfig) -> dict[str, str]:
+    """What a checkpoint may only be resumed with; how the model is run (kernels, mesh, hosts) may change."""
+    config, identity = run.config, {}
+    if config.init_from is not None:
+        identity["init_from"] = content_hash([config.init_from, config.init_step])
+    if config.lora.rank:
+        identity["lora"] = content_hash(dataclasses.asdict(config.lora))
+        identity["model in init_from"] = str(int(fingerprint(run.frozen)))
+    model = {name: value for name, value in vars(run.model).items() if name not in _RUN_ONLY_FIELDS}
+    training = {
         "batch_size": config.batch_size,
         "seed": config.seed,
         "z_loss": config.z_loss,
         "across": config.attend_across_documents,
     }
-    begun = {} if config.init_from is None else {"init_from": content_hash([config.init_from, config.init_step])}
-    if config.lora.rank:
-        begun["lora"] = content_hash(dataclasses.asdict(config.lora))
-    return begun | {
-        "mixture": mixture.content_hash,
-        "model": content_hash(shape),
+    return identity | {
+        "mixture": run.mixture.content_hash,
+        "model": content_hash(model),
         "optimizer": content_hash(vars(optimizer)),
-        "batch_size, seed, z_loss or attend_across_documents": content_hash(data),
+        "batch_size, seed, z_loss or attend_across_documents": content_hash(training),
     }
 
 
-_RUN_ONLY = ("scan_layers", "remat", "attention", "loss_chunk_bytes")
+def _summarise(run: Run, steps: int, timed_steps: int) -> dict[str, Any]:
+    """The figures of the attempt, also written to `summary.json`."""
+    run.goodput_log.save(now=True)
+    length = run.loader.sequence_length
+    summary = summarise(
+        run.model,
+        length,
+        steps=steps,
+        tokens_per_step=run.config.batch_size * length,
+        timed_steps=timed_steps,
+        attempts=run.goodput_log.attempts,
+        clock=run.compile_clock,
+    )
+    if run.writer:
+        write_json(run.output_dir / "summary.json", summary)
+    return summary
+
+
+def initial_params(folder: str | Path, step: int | None, model: LlamaConfig, shardings: Any) -> Params:
+    """Parameters of a run, of what `model.convert import` wrote, or of a Hugging Face Llama, on the mesh.
+
+    Every process reads all of them, and keeps the part that its devices hold.
+
+    Args:
+      step: of a run: which checkpoint; None: the latest.
+      model: the model that is to be trained.
+      shardings: of its parameters.
+
+    Raises:
+      InputError: no model there, or another than `model`; the message names the fields that differ.
+    """
+    theirs, params = read_model(folder, step=step)
+    names = [field.name for field in dataclasses.fields(LlamaConfig) if field.name not in _SAME_FUNCTION_FIELDS]
+    differing = [name for name in names if _value(theirs, name) != _value(model, name)]
+    if differing:
+        listed = ", ".join(f"{name} {_value(theirs, name)} there, {_value(model, name)} here" for name in differing)
+        raise InputError(
+            f"train.init_from={folder}: is another model ({listed}); set config.model to it, or leave config.model out"
+        )
+
+    def put_on_mesh(leaf: Any, sharding: Any) -> jax.Array:
+        array = np.asarray(leaf, np.float32)
+        return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
+
+    return jax.tree.map(put_on_mesh, params, shardings)
+
+
+def _value(model: LlamaConfig, name: str) -> Any:
+    return model.kv_heads if name == "num_kv_heads" else getattr(model, name)

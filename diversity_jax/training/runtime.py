@@ -1,28 +1,25 @@
-"""Keeps a CPU run's memory in the process, instead of handing it back and faulting it in again at every step.
+"""A training process and its machine: malloc, kept compiled programs, SIGTERM, and the other processes of a run."""
 
-XLA's CPU backend allocates a step's temporaries with malloc, and glibc returns large blocks to the system as soon as
-they are free: a 17M model had 195,000 page faults a step and spent 0.65 s of CPU time a step in the kernel; with the
-  settings here 0 to 38,000 and 0.01
-to 0.13 s (`docs/training.md`). The price is that the process stays as large as it ever was. Accelerators keep their own
-memory.
-
-Compiled programs kept from one process to the next, and how long compiling took.
-
-SIGTERM as a request: finish the step, save, leave; and leave in any case when the grace period is over.
-"""
-
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 import ctypes
+from dataclasses import dataclass
 import hashlib
 import logging
+import math
 import os
 from pathlib import Path
 import signal
+import socket
 import sys
 import threading
+import time
 from typing import Any
 
 import jax
+
+from diversity_jax.core.errors import InputError
+
+log = logging.getLogger(__name__)
 
 # From malloc.h of glibc.
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
@@ -30,12 +27,14 @@ _ACCELERATORS = ("/dev/nvidia0", "/dev/accel0", "/dev/vfio/0", "/dev/kfd")
 
 
 def keep_freed_memory() -> bool:
-    """Tells malloc to keep what is freed; call before JAX starts its devices.
+    """Makes malloc keep freed memory in the process; call before JAX starts its devices.
+
+    XLA's CPU backend allocates a step's temporaries with malloc, and glibc returns large blocks to the system when they
+    are freed. A 17M model had 195,000 page faults and 0.65 s of kernel time a step; so it has at most 38,000 and 0.13 s
+    (docs/training.md). The process never gets smaller in exchange. Accelerators have their own allocator.
 
     Returns:
-      Whether it was told: on Linux with glibc, where no accelerator is present and the environment sets none of
-        malloc's own
-      variables.
+      Whether it was done: on Linux with glibc, without an accelerator, unless the environment sets malloc's variables.
     """
     own = any(name.startswith("MALLOC_") or name == "GLIBC_TUNABLES" for name in os.environ)
     if sys.platform != "linux" or not cpu_only() or own:
@@ -52,17 +51,16 @@ def cpu_only() -> bool:
     return os.environ.get("JAX_PLATFORMS", "") == "cpu" or not any(Path(device).exists() for device in _ACCELERATORS)
 
 
-_WORTH_KEEPING_SECONDS = 0.3  # of compilation; quicker programs are compiled again
+_MIN_COMPILE_SECONDS = 0.3  # programs that compile faster are compiled again rather than read from disk
 
 
 def keep_programs(folder: str | None) -> str | None:
-    """Keeps compiled programs in a folder, where a restarted run finds them; call before anything is compiled.
+    """Turns on JAX's persistent compilation cache; call before anything is compiled.
 
     A folder that JAX has been given already (`JAX_COMPILATION_CACHE_DIR`) is left as it is.
 
     Args:
-      folder: local or `gs://`; "user": `diversity_jax/programs` under XDG_CACHE_HOME or ~/.cache; None: nothing is
-        kept.
+      folder: local or `gs://`; "user": `diversity_jax/programs` under XDG_CACHE_HOME or ~/.cache; None: no cache.
 
     Returns:
       The folder in use; None where there is none.
@@ -74,31 +72,33 @@ def keep_programs(folder: str | None) -> str | None:
     if jax.default_backend() == "cpu":
         folder = os.path.join(folder, f"cpu-{_cpu_kind()}")
     jax.config.update("jax_compilation_cache_dir", folder)
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", _WORTH_KEEPING_SECONDS)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", _MIN_COMPILE_SECONDS)
     return folder
 
 
 def _cpu_kind() -> str:
-    """Tells processors apart: JAX does not, and a program compiled for one may stop another, where a home folder is
-    shared.
+    """Hash of the processor's model and features.
+
+    JAX's cache key leaves them out, and a program may use instructions that another machine of a shared home lacks.
     """
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         return "unknown"
-    kind = sorted({line for line in lines if line.startswith(("flags", "Features", "model name"))})
-    return hashlib.sha256("\n".join(kind).encode()).hexdigest()[:12]
+    features = sorted({line for line in lines if line.startswith(("flags", "Features", "model name"))})
+    return hashlib.sha256("\n".join(features).encode()).hexdigest()[:12]
 
 
 class CompileClock:
-    """What compiling has cost this process since the clock was made.
+    """Compilations of this process since the clock was made.
 
     Attributes:
-      seconds: in the compiler, or fetching its earlier work; without tracing.
-      programs: compiled or fetched; from_cache: of these, fetched from the folder of `keep_programs`.
+      seconds: spent compiling or reading the compilation cache; without tracing.
+      programs: compiled or read from the cache.
+      from_cache: of these, read from the cache.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.seconds, self.programs, self.from_cache = 0.0, 0, 0
         self._lock = threading.Lock()
         jax.monitoring.register_event_duration_secs_listener(self._duration)
@@ -116,40 +116,35 @@ class CompileClock:
                 self.from_cache += 1
 
 
-log = logging.getLogger(__name__)
-
 _EXIT_UNSAVED = 143  # as a shell reports a process that SIGTERM ended
 
 
 class StopRequest:
-    """SIGTERM asks for a stop; on several hosts all stop at the same step.
+    """SIGTERM as a request to stop after the current step; on several hosts all stop at the same step.
 
     Args:
-      grace_seconds: after SIGTERM; then the process ends, saved or not, before whoever sent it sends SIGKILL.
-      last_saved: the last step whose checkpoint is whole, for the message when time is up; None: there is none.
+      grace_seconds: after SIGTERM the process exits with status 143, saved or not, before whoever sent it sends
+        SIGKILL.
+      last_saved: the last step whose checkpoint is complete, for the message when time is up; None: there is none.
     """
 
     def __init__(self, grace_seconds: float, last_saved: Callable[[], int | None]):
         self.asked = False
-        self._grace_seconds, self._last_saved = grace_seconds, last_saved
+        self._last_saved, self._grace_seconds = last_saved, grace_seconds
         self._several = jax.process_count() > 1
-        self._deadline: threading.Timer | None = None
+        self._deadline = threading.Timer(grace_seconds, self._give_up)
+        self._deadline.daemon = True
+        self._previous: Any = None
 
-    def __enter__(self):
+    def __enter__(self) -> "StopRequest":
         if not self._several:  # on several hosts JAX's preemption service listens for the signal
             self._previous = signal.signal(signal.SIGTERM, self._ask)
         return self
 
     def _ask(self, *_: Any) -> None:
-        if self.asked:
-            return
-        self.asked = True
-        self._start_deadline()
-
-    def _start_deadline(self) -> None:
-        self._deadline = threading.Timer(self._grace_seconds, self._give_up)
-        self._deadline.daemon = True
-        self._deadline.start()
+        if not self.asked:
+            self.asked = True
+            self._deadline.start()
 
     def _give_up(self) -> None:
         saved = self._last_saved()
@@ -169,8 +164,190 @@ class StopRequest:
                 self._ask()
         return self.asked
 
-    def __exit__(self, *_: Any):
-        if self._deadline:
-            self._deadline.cancel()
+    def __exit__(self, *_: Any) -> None:
+        self._deadline.cancel()
         if not self._several:
             signal.signal(signal.SIGTERM, self._previous)
+
+
+_STARTS = ("off", "auto")
+# Variables that hold the number of processes, this process's number, and its number on its host.
+_LAUNCHERS = (
+    ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID", "JAX_LOCAL_PROCESS_ID"),
+    ("SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID"),
+    ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_LOCAL_RANK"),
+    ("PMI_SIZE", "PMI_RANK", "MPI_LOCALRANKID"),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistributedConfig:
+    """How this process finds the others of a run.
+
+    Attributes:
+      start: "off": it is the only one, unless a coordinator is given; "auto": JAX finds the others (TPU slice, Slurm,
+        Open MPI).
+      coordinator: HOST:PORT at which process 0 listens, reachable from all.
+      num_processes, process_id: how many there are, and which this is, from 0; None: from the launcher's variables.
+      timeout_seconds: how long processes wait for each other at the start.
+    """
+
+    start: str = "off"
+    coordinator: str | None = None
+    num_processes: int | None = None
+    process_id: int | None = None
+    timeout_seconds: float = 300.0
+
+    def __post_init__(self) -> None:
+        if self.start not in _STARTS:
+            raise InputError(f"distributed.start={self.start!r}: must be one of {', '.join(_STARTS)}")
+        if self.num_processes is not None and self.num_processes < 1:
+            raise InputError(f"distributed.num_processes={self.num_processes}: must be at least 1")
+        if self.process_id is not None and self.process_id < 0:
+            raise InputError(f"distributed.process_id={self.process_id}: must be at least 0")
+        if not self.timeout_seconds > 0:
+            raise InputError(f"distributed.timeout_seconds={self.timeout_seconds}: must be above 0")
+        if self.coordinator is not None:
+            _address(self.coordinator)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProcessId:
+    """This process among those of a run; `local_id` is None where all devices of the host are its own."""
+
+    coordinator: str
+    num_processes: int
+    process_id: int
+    local_id: int | None = None
+
+
+def start_distributed(config: DistributedConfig) -> bool:
+    """Joins this process with the others through `jax.distributed`; call before JAX starts its devices.
+
+    JAX aborts the process where the others do not come within `timeout_seconds`; what can be known before, an address
+    that cannot be reached or listened at, is checked here.
+
+    Returns:
+      Whether this process is one of several.
+
+    Raises:
+      InputError: the processes cannot be joined; the message says why and what to do.
+    """
+    own = find_process_id(config, os.environ)
+    if own is None and config.start == "off":
+        return False
+    options: dict[str, Any] = {"initialization_timeout": max(1, math.ceil(config.timeout_seconds))}
+    if own is not None:
+        _check_address(own, config.timeout_seconds)
+        waiting = "process %d of %d: joining the others at %s, for at most %g s"
+        log.info(waiting, own.process_id, own.num_processes, own.coordinator, config.timeout_seconds)
+        options |= {
+            "coordinator_address": own.coordinator,
+            "num_processes": own.num_processes,
+            "process_id": own.process_id,
+            "local_device_ids": own.local_id,
+            "cluster_detection_method": "deactivate",
+        }
+    try:
+        jax.distributed.initialize(**options)
+    except (ValueError, RuntimeError, KeyError) as error:
+        raise InputError(
+            f"distributed: JAX could not join the processes ({' '.join(str(error).split())[:200]}); on a TPU slice, "
+            "Slurm or Open MPI use start=auto, elsewhere give coordinator, num_processes and process_id"
+        ) from error
+    if own is not None and jax.process_count() != own.num_processes:
+        raise InputError(
+            f"distributed: process {own.process_id} was started with num_processes={own.num_processes}, process 0 with "
+            f"{jax.process_count()}; start all with the same number"
+        )
+    counts = jax.process_index(), jax.process_count(), jax.local_device_count(), jax.device_count()
+    log.info("process %d of %d, %d of %d devices", *counts)
+    return True
+
+
+def _check_address(own: ProcessId, timeout_seconds: float) -> None:
+    """Whether process 0 can listen at the coordinator's address, and the others can reach it.
+
+    Raises:
+      InputError: they cannot.
+    """
+    if own.num_processes == 1:
+        return
+    host, port = _address(own.coordinator)
+    if own.process_id == 0:
+        try:
+            socket.create_server(("", port)).close()
+        except OSError as error:
+            raise InputError(
+                f"distributed.coordinator={own.coordinator}: process 0 cannot listen there ({error.strerror})"
+            ) from None
+        return
+    deadline = time.monotonic() + timeout_seconds
+    while True:
+        try:
+            socket.create_connection((host, port), timeout=max(0.01, deadline - time.monotonic())).close()
+            return
+        except OSError as error:
+            if time.monotonic() + 0.2 > deadline:
+                raise InputError(
+                    f"distributed.coordinator={own.coordinator}: process {own.process_id} could not reach process 0 "
+                    f"there within {timeout_seconds:g} s ({error.strerror or error}); see that it runs, that the "
+                    "address is its own, and that the port is open"
+                ) from None
+            time.sleep(0.2)
+
+
+def launched_process_id(environment: Mapping[str, str]) -> int:
+    """This process's number in its job by its launcher's variables, before JAX knows; 0 where no launcher set any."""
+    names = [names[1] for names in _LAUNCHERS] + ["TPU_WORKER_ID"]
+    return next((_number(environment, name, "process_id") for name in names if name in environment), 0)
+
+
+def find_process_id(config: DistributedConfig, environment: Mapping[str, str]) -> ProcessId | None:
+    """Which process this is by configuration and environment; None where no coordinator is given.
+
+    Raises:
+      InputError: a coordinator, but no number of processes or none of this one, or numbers that cannot be.
+    """
+    coordinator = config.coordinator or environment.get("JAX_COORDINATOR_ADDRESS")
+    if coordinator is None:
+        if config.num_processes is not None or config.process_id is not None:
+            raise InputError(
+                "distributed.num_processes and process_id are of no use alone; give distributed.coordinator=HOST:PORT "
+                "too"
+            )
+        return None
+    _address(coordinator)
+    launcher = next((names for names in _LAUNCHERS if names[0] in environment and names[1] in environment), None)
+    count_name, id_name, local_name = launcher or (None, None, None)
+    count, number, local = config.num_processes, config.process_id, None
+    if count is None and number is None and local_name in environment:
+        local = _number(environment, local_name, "process_id")
+    if count is None:
+        count = _number(environment, count_name, "num_processes")
+    if number is None:
+        number = _number(environment, id_name, "process_id")
+    if not 0 <= number < count:
+        raise InputError(f"distributed.process_id={number}: must be below num_processes={count}, counted from 0")
+    return ProcessId(coordinator=coordinator, num_processes=count, process_id=number, local_id=local)
+
+
+def _number(environment: Mapping[str, str], name: str | None, field: str) -> int:
+    if name is None:
+        raise InputError(
+            f"distributed.{field}=None: a coordinator is given, but neither this field nor the variables of a launcher "
+            f"({', '.join(names[0] for names in _LAUNCHERS)}) say it; give distributed.{field}"
+        )
+    try:
+        return int(environment[name])
+    except ValueError:
+        raise InputError(
+            f"{name}={environment[name]!r}: is not a whole number; set it right, or give distributed.{field}"
+        ) from None
+
+
+def _address(coordinator: str) -> tuple[str, int]:
+    host, _, port = coordinator.rpartition(":")
+    if not host or not port.isdigit() or not 0 < int(port) < 65536:
+        raise InputError(f"distributed.coordinator={coordinator!r}: must be HOST:PORT, such as 10.0.0.1:12345")
+    return host.strip("[]"), int(port)

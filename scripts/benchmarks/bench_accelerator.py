@@ -44,7 +44,7 @@ def ceiling() -> None:
     import jax
     import jax.numpy as jnp
 
-    from diversity_jax.training.flops import peak_flops
+    from diversity_jax.core.chips import peak_flops
 
     device = jax.devices()[0]
     sizes, work = ((512,), 2e9) if device.platform == "cpu" else ((4096, 8192, 16384), 2e12)
@@ -66,7 +66,12 @@ def ceiling() -> None:
             times.append(time.perf_counter() - start)
         reached[size] = 2 * size**3 * rounds / sorted(times)[len(times) // 10]
     memory = (device.memory_stats() or {}).get("bytes_limit")
-    made = {"device": device.device_kind, "jax": jax.__version__, "peak": peak_flops(device), "memory_bytes": memory}
+    made = {
+        "device": device.device_kind,
+        "jax": jax.__version__,
+        "peak": peak_flops(device.device_kind),
+        "memory_bytes": memory,
+    }
     print(json.dumps(made | {"products": reached, "ceiling": max(reached.values())}))
 
 
@@ -120,7 +125,7 @@ def contest(shape: dict, options: argparse.Namespace, seconds: float) -> dict | 
 def rows(name: str, result: dict, limits: dict) -> list[dict]:
     """Figures of each contestant of one model."""
     from diversity_jax.model import LlamaConfig
-    from diversity_jax.training.flops import flops_per_token
+    from diversity_jax.training.throughput import flops_per_token
 
     shape = result["shape"]
     names = {
@@ -210,7 +215,7 @@ def goals(found: list[dict]) -> list[str]:
 def files() -> list[str]:
     """Files of this repository that a run needs, all of them."""
     import diversity_jax.core.files
-    import diversity_jax.training.flops  # noqa: F401
+    import diversity_jax.training.throughput  # noqa: F401
 
     needed = {
         Path(module.__file__).resolve() for module in list(sys.modules.values()) if getattr(module, "__file__", None)

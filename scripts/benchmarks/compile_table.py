@@ -62,12 +62,12 @@ def path_of(config: str, topology: str) -> Path:
 def compile_row(config: str, topology: str, overrides: list[str]) -> None:
     """Compiles one row and keeps its figures with commit and date."""
     from diversity_jax.aot import compile as ahead
-    from diversity_jax.aot.chips import parse_target
     from diversity_jax.aot.compile import default_folder
     from diversity_jax.aot.report import lines
+    from diversity_jax.aot.worker import parse_target
     from diversity_jax.core import config as config_files
     from diversity_jax.core.files import write_json
-    from diversity_jax.training.run_config import Config
+    from diversity_jax.training.run import Config
 
     command = ["--config", f"configs/{config}.py", *overrides]
     loaded = config_files.parse([command[0], str(ROOT / command[1]), *overrides], Config)
