@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from diversity_jax.core.errors import InputError
 from diversity_jax.llm.budget import NOTHING, Amount, BudgetConfig, CallCosts, StageCosts, price_of, sum_of
-from diversity_jax.llm.cost_forecast import CostForecast, PlannedCalls, StageUsage, reforecast
+from diversity_jax.llm.cost_forecast import CostForecast, PlannedCalls, reforecast
 from diversity_jax.llm.progress import CallProgress, Stats
 from diversity_jax.llm.providers.base import Provider, Rejected, Reply, Transient, open_provider
 from diversity_jax.llm.providers.registry import parse_model
@@ -95,8 +95,7 @@ class Engine:
         self._throttle = Throttle(slots, stall_seconds=config.stall_seconds, stalled=self._stalled)
         self._admission_semaphore = PrioritySemaphore(slots * _ADMITTED_PER_SLOT)
         self._prefetch_semaphore = PrioritySemaphore(slots + _PREFETCH_LEAST + int(slots * prefetch_share))
-        self._budget_locks = asyncio.Lock(), asyncio.Lock()  # of calls without and with priority
-        self._priority_waiters = 0  # calls with priority that wait for budget
+        self._budget_lock = PrioritySemaphore(1)
         self._committed, self._stopping = asyncio.Event(), asyncio.Event()
         self._progress = CallProgress(model, config.progress, self.stats, self._throttle, lambda: self.projected)
         self._calls: dict[str, asyncio.Task[Completion]] = {}
@@ -121,7 +120,8 @@ class Engine:
         try:
             self._cache = ResponseCache(config.ledger, run=config.run, caps=self.budget, replay=config.offline_replay)
         except BaseException:
-            await self._close_provider()
+            if self._provider is not None:
+                await self._provider.close()
             raise
         self.stats.spent_before = self._cache.spent_before
         self._progress.start()
@@ -138,11 +138,8 @@ class Engine:
             if kind is None:  # otherwise the first error is the one to show
                 raise
         finally:
-            await self._close_provider()
-
-    async def _close_provider(self) -> None:
-        if self._provider is not None:
-            await self._provider.close()
+            if self._provider is not None:
+                await self._provider.close()
 
     @property
     def _open_cache(self) -> ResponseCache:
@@ -251,7 +248,7 @@ class Engine:
             if not error.billed:
                 call.spent = Amount(calls=int(error.kind != "unreachable"))
             call.rate_limits += error.kind == "rate_limited"
-            # While the circuit is open no call gets an answer, so no call's attempts are used up.
+            # While the circuit is open no call is answered, and so none uses up its attempts.
             call.failures += not self._throttle.opened and error.kind not in ("rate_limited", "adapted")
             raise
         except Rejected as error:
@@ -311,26 +308,23 @@ class Engine:
         reservation = await self._reserve_once(call)
         if reservation.state != "over":
             return reservation.response
-        # One call at a time, or hundreds would ask again at every call that ends. Calls with priority get the budget
-        # that becomes free.
+        # One call at a time, or hundreds would ask again at every call that ends. Calls with priority come first, and
+        # keep their turn until there is budget for them.
         priority = self._has_priority(call)
-        self._priority_waiters += priority
-        try:
-            async with self._budget_locks[priority]:
-                while True:
-                    if not priority and self._priority_waiters:
-                        await wait(self._stopping, _POLL_SECONDS)
-                        self._raise_if_ended()
-                        continue
-                    reservation = await self._reserve_once(call)
-                    if reservation.state != "over":
-                        return reservation.response
+        while True:
+            await self._budget_lock.enter(first=priority)
+            try:
+                while (reservation := await self._reserve_once(call)).state == "over":
                     if reservation.in_flight:
                         await wait(self._committed, _POLL_SECONDS)  # other processes' calls are seen by polling only
                     elif not await self._recount_lost():
                         self._stop(CallFailed("budget", reservation.why(self.budget)))
-        finally:
-            self._priority_waiters -= priority
+                    if not priority:
+                        break
+                else:
+                    return reservation.response
+            finally:
+                self._budget_lock.leave()
 
     async def _reserve_once(self, call: _Call) -> Reservation:
         while True:
@@ -354,15 +348,8 @@ class Engine:
         return True
 
     async def _failed(self, call: _Call, error: CallFailed) -> CallFailed:
-        failure = CachedFailure(
-            stage=call.request.stage,
-            reason=error.reason,
-            detail=error.detail,
-            prompt_tokens=error.prompt_tokens,
-            completion_tokens=error.completion_tokens,
-            dollars=error.cost_usd,
-        )
-        await self._commit(call, failure)
+        fields = {name: getattr(error, name) for name in ("reason", "detail", "prompt_tokens", "completion_tokens")}
+        await self._commit(call, CachedFailure(stage=call.request.stage, dollars=error.cost_usd, **fields))
         return error
 
     async def _commit(self, call: _Call, outcome: Outcome | None) -> None:
@@ -390,15 +377,7 @@ class Engine:
         counts = {"prompt_tokens": outcome.prompt_tokens, "completion_tokens": outcome.completion_tokens}
         if isinstance(outcome, CachedFailure):
             raise CallFailed(outcome.reason, outcome.detail, cost_usd=outcome.dollars, **counts)
-        stats = self.stats
-        stats.done += 1
-        stats.cached += cached
-        stats.cost_usd += outcome.dollars
-        used = stats.used.setdefault(outcome.stage, StageUsage())
-        used.calls += 1
-        for total in (stats, used):
-            total.prompt_tokens += outcome.prompt_tokens
-            total.completion_tokens += outcome.completion_tokens
+        self.stats.count(outcome, cached=cached)
         return Completion(text=outcome.text, cost_usd=outcome.dollars, cached=cached, model=outcome.model, **counts)
 
     async def _pause(self, call: _Call, error: Transient) -> None:

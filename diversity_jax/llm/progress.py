@@ -9,6 +9,7 @@ from diversity_jax.core.progress import ProgressDisplay
 from diversity_jax.llm.budget import NOTHING, Amount
 from diversity_jax.llm.cost_forecast import CostForecast, PlannedCalls, StageUsage
 from diversity_jax.llm.rate_limit import Throttle
+from diversity_jax.llm.response_cache_file import CachedResponse
 
 
 @dataclass(kw_only=True)
@@ -41,6 +42,17 @@ class Stats:
     planned: Sequence[PlannedCalls] = ()
     used: dict[str, StageUsage] = field(default_factory=dict)
 
+    def count(self, response: CachedResponse, *, cached: bool) -> None:
+        """Counts an answer."""
+        self.done += 1
+        self.cached += cached
+        self.cost_usd += response.dollars
+        used = self.used.setdefault(response.stage, StageUsage())
+        used.calls += 1
+        for total in (self, used):
+            total.prompt_tokens += response.prompt_tokens
+            total.completion_tokens += response.completion_tokens
+
 
 class CallProgress:
     """Shows an engine's figures from `start` to `close`.
@@ -67,6 +79,7 @@ class CallProgress:
 
     def start(self) -> None:
         """Begins to show the figures, from a task of the running event loop."""
+        self._display.begin("", self._stats.expected)
         self._task = asyncio.create_task(self._show())
 
     async def close(self) -> None:
