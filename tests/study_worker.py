@@ -9,7 +9,7 @@ import sys
 import time
 
 from diversity_jax.core.errors import InputError
-from diversity_jax.study.graph import Step, Store, run_steps
+from diversity_jax.study.graph import Step, StepStore, run_steps
 
 CODES = {"first": {"room": "1"}, "second": {"room": "1"}}
 
@@ -30,7 +30,7 @@ def _step(kind, settings, *needs):
     return dataclasses.replace(step, config={**settings, "key": step.key, "needs": needs})
 
 
-def commands(folder: Path, store: Store):
+def commands(folder: Path, store: StepStore):
     """Each notes when it starts, ends, and from how many lines it goes on; the sleep between is where a kill hits."""
 
     def command(kind):
@@ -63,7 +63,7 @@ def _note(folder: Path, line: str) -> None:
 
 def work(folder: str, seconds: float) -> None:
     """Runs all steps that can be."""
-    store = Store(Path(folder) / "steps")
+    store = StepStore(Path(folder) / "steps")
     run_steps(steps(seconds), store, commands(Path(folder), store), CODES)
 
 

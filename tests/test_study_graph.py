@@ -17,7 +17,7 @@ from diversity_jax.evaluation.config import EvaluateConfig, ModelSource
 from diversity_jax.mixtures.config import BuildConfig, Component, MixtureConfig
 from diversity_jax.model import LLAMA
 from diversity_jax.study.config import Factor, Level, Recipe, StudyConfig, plan
-from diversity_jax.study.graph import Store, dependents, run_steps, stale, step_states
+from diversity_jax.study.graph import StepStore, dependents, run_steps, stale, step_states
 from diversity_jax.study.run import stale_lines
 from diversity_jax.synthesis.config import GenerateConfig, GrammarComponent
 from diversity_jax.synthesis.demo_grammar import GrammarConfig
@@ -43,7 +43,7 @@ def test_two_processes_do_no_step_twice(tmp_path):
 
 def test_killed_at_random_moments_it_goes_on_and_finished_steps_are_not_repeated(tmp_path):
     generator = random.Random(0)
-    store, steps = Store(tmp_path / "steps"), study_worker.steps(0.05)
+    store, steps = StepStore(tmp_path / "steps"), study_worker.steps(0.05)
     for _ in range(4):
         process = worker(tmp_path, 0.05)
         deadline = time.monotonic() + 20
@@ -64,7 +64,7 @@ def test_killed_at_random_moments_it_goes_on_and_finished_steps_are_not_repeated
 
 
 def test_a_failed_step_stops_only_what_needs_it_and_is_tried_again_when_forgiven(tmp_path):
-    store, steps = Store(tmp_path / "steps"), study_worker.steps(0.0, fail="first 2")
+    store, steps = StepStore(tmp_path / "steps"), study_worker.steps(0.0, fail="first 2")
     progress = run_steps(steps, store, study_worker.commands(tmp_path, store), study_worker.CODES)
     assert (len(progress.done), len(progress.failed), len(progress.blocked)) == (10, 1, 1)
     key = progress.failed[0]
@@ -75,7 +75,7 @@ def test_a_failed_step_stops_only_what_needs_it_and_is_tried_again_when_forgiven
 
 
 def test_a_step_that_is_told_to_stop_is_neither_done_nor_failed(tmp_path):
-    store, steps = Store(tmp_path / "steps"), study_worker.steps(0.0, pairs=1)
+    store, steps = StepStore(tmp_path / "steps"), study_worker.steps(0.0, pairs=1)
 
     def stopped(config):
         raise SystemExit(143)
@@ -87,7 +87,7 @@ def test_a_step_that_is_told_to_stop_is_neither_done_nor_failed(tmp_path):
 
 
 def test_results_of_changed_code_are_named_with_the_room(tmp_path):
-    store, steps = Store(tmp_path / "steps"), study_worker.steps(0.0)
+    store, steps = StepStore(tmp_path / "steps"), study_worker.steps(0.0)
     run_steps(steps, store, study_worker.commands(tmp_path, store), study_worker.CODES)
     assert stale(steps, store, study_worker.CODES) == {}
     changed = stale(steps, store, study_worker.CODES | {"second": {"room": "2"}})
@@ -99,7 +99,7 @@ def test_results_of_changed_code_are_named_with_the_room(tmp_path):
 
 
 def test_steps_made_again_take_with_them_what_was_made_from_them(tmp_path):
-    store, steps = Store(tmp_path / "steps"), study_worker.steps(0.0, pairs=2)
+    store, steps = StepStore(tmp_path / "steps"), study_worker.steps(0.0, pairs=2)
     run_steps(steps, store, study_worker.commands(tmp_path, store), study_worker.CODES)
     first = next(iter(steps))
     later = dependents(steps, [first])
@@ -112,7 +112,7 @@ def test_steps_made_again_take_with_them_what_was_made_from_them(tmp_path):
 
 
 def test_a_result_that_is_recorded_but_gone_is_named_by_what_would_read_it(tmp_path):
-    store, steps = Store(tmp_path / "steps"), study_worker.steps(0.0, pairs=1)
+    store, steps = StepStore(tmp_path / "steps"), study_worker.steps(0.0, pairs=1)
     first, second = steps
     run_steps(steps, store, study_worker.commands(tmp_path, store), study_worker.CODES)
     store.invalidate([second])
@@ -144,7 +144,7 @@ def study(**changes):
 
 
 def test_recipes_share_the_steps_that_they_have_in_common(tmp_path):
-    found = plan(study(), Store(tmp_path))
+    found = plan(study(), StepStore(tmp_path))
     assert Counter(step.kind for step in found.steps.values()) == {"generate": 3, "build": 3, "train": 6, "evaluate": 6}
     one = found.steps[found.runs[0].keys["build"]]
     assert one.needs == (found.runs[0].keys["generate"],)
@@ -153,13 +153,13 @@ def test_recipes_share_the_steps_that_they_have_in_common(tmp_path):
 
 
 def test_keys_do_not_depend_on_the_folder_but_on_everything_upstream(tmp_path):
-    here, there = plan(study(), Store(tmp_path)), plan(study(), Store(tmp_path / "elsewhere"))
+    here, there = plan(study(), StepStore(tmp_path)), plan(study(), StepStore(tmp_path / "elsewhere"))
     assert list(here.steps) == list(there.steps)
     longer = dataclasses.replace(study().recipe.generate.grammar[0].grammar, documents=11)
     component = dataclasses.replace(study().recipe.generate.grammar[0], grammar=longer)
     other = plan(
         study(recipe=dataclasses.replace(study().recipe, generate=GenerateConfig(grammar=(component,)))),
-        Store(tmp_path),
+        StepStore(tmp_path),
     )
     assert not set(here.steps) & set(other.steps)
 
@@ -182,7 +182,7 @@ def test_keys_do_not_depend_on_the_folder_but_on_everything_upstream(tmp_path):
 )
 def test_a_study_that_makes_no_sense_is_refused_before_anything_runs(changes, message, tmp_path):
     with pytest.raises(InputError) as error:
-        plan(study(**changes), Store(tmp_path / "none"))
+        plan(study(**changes), StepStore(tmp_path / "none"))
     assert message in str(error.value)
     assert not (tmp_path / "none").exists()
 
@@ -190,7 +190,7 @@ def test_a_study_that_makes_no_sense_is_refused_before_anything_runs(changes, me
 def test_a_step_may_only_read_what_comes_before_it(tmp_path):
     recipe = dataclasses.replace(study().recipe, train=dataclasses.replace(study().recipe.train, prepared="{score}"))
     with pytest.raises(InputError, match=r"the recipe's train names \{score\}; steps before it are generate, build"):
-        plan(study(recipe=recipe), Store(tmp_path))
+        plan(study(recipe=recipe), StepStore(tmp_path))
 
 
 def test_a_factor_names_its_levels_differently():

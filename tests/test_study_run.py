@@ -195,8 +195,8 @@ def test_what_is_not_in_the_study_cannot_be_kept(config, tmp_path, only, said):
     from diversity_jax.core import config as config_files
     from diversity_jax.core.errors import InputError
     from diversity_jax.study.config import StudyConfig, plan
-    from diversity_jax.study.graph import Store
+    from diversity_jax.study.graph import StepStore
 
     study = config_files.parse(["--config", str(config), f"--config.only={only}"], StudyConfig)
     with pytest.raises(InputError, match=re.escape(said)):
-        plan(study, Store(tmp_path))
+        plan(study, StepStore(tmp_path))

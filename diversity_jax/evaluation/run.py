@@ -44,7 +44,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     other = _load_other(config)
     model = open_source(config.model)
     log.info("model: %s, %s parameters", model.name, f"{model.config.parameter_count:,}")
-    results = {
+    results: dict[str, Any] = {
         "format_version": FORMAT_VERSION,
         "model": _model_facts(model),
         "code": _code_facts(),

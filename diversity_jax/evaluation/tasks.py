@@ -35,7 +35,7 @@ class ItemField:
         if not isinstance(value, self.types) or isinstance(value, bool):
             expected = " or ".join(each.__name__ for each in self.types)
             return f"{name} is {type(value).__name__}; expected {expected}"
-        if self.nonempty and not value.strip():
+        if self.nonempty and not str(value).strip():
             return f"{name} is empty: an answer needs text"
         return _outside(name, value, self.choices) if self.choices else None
 

@@ -164,7 +164,7 @@ class Service:
 class _Change(NamedTuple):
     """What is new of one choice: text, the answer once it is finished, and all log-probabilities so far."""
 
-    index: int
+    number: int
     text: str
     answer: GeneratedText | None
     logprobs: tuple[TokenLogprob, ...]

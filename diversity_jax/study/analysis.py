@@ -15,8 +15,8 @@ from diversity_jax.core.errors import InputError
 from diversity_jax.core.files import read_json
 from diversity_jax.mixtures.mixture import Mixture
 from diversity_jax.study import statistics
-from diversity_jax.study.config import Run, StudyConfig, recipe_name
-from diversity_jax.study.graph import Store
+from diversity_jax.study.config import StudyConfig, StudyRun, recipe_name
+from diversity_jax.study.graph import StepStore
 
 FORMAT_VERSION = 2  # of analysis.json
 Row = dict[str, Any]
@@ -27,7 +27,7 @@ _AMOUNTS_TO_SATURATE = 4  # different amounts that a saturation curve needs
 _ANTICIPATED = (0.3, 0.5, 0.7)  # correlations whose chance of being detected is reported
 
 
-def table(study: StudyConfig, runs: Sequence[Run], store: Store) -> list[Row]:
+def table(study: StudyConfig, runs: Sequence[StudyRun], store: StepStore) -> list[Row]:
     """One row for each run and stage whose evaluation is done: `levels`, `recipe`, `seed`, `stage`, `diversity`,
     `controls`, `outcomes`.
 
@@ -66,7 +66,7 @@ def outcomes(results: Mapping[str, Any]) -> dict[str, float]:
     return {name: value for name, value in figures.items() if value is not None and math.isfinite(value)}
 
 
-def _diversity(study: StudyConfig, run: Run, store: Store) -> dict[str, float]:
+def _diversity(study: StudyConfig, run: StudyRun, store: StepStore) -> dict[str, float]:
     """The predictors, and those controls that are figures too; ones that a scorecard does not hold are left out.
 
     A figure is `effective_clusters` or another field of the scorecard, or `metrics.NAME`; a judge's scorecard holds the
@@ -85,7 +85,7 @@ def _diversity(study: StudyConfig, run: Run, store: Store) -> dict[str, float]:
     return figures
 
 
-def densities(study: StudyConfig, runs: Sequence[Run], store: Store) -> dict[str, Any]:
+def densities(study: StudyConfig, runs: Sequence[StudyRun], store: StepStore) -> dict[str, Any]:
     """Histograms of the clusters in a grouping and of their mean size: of each corpus that was scored, named by its
     levels of `factors`.
     """
@@ -103,7 +103,7 @@ def densities(study: StudyConfig, runs: Sequence[Run], store: Store) -> dict[str
     return {"factors": factors, "corpora": list(corpora.values())}
 
 
-def _changes_score(factor: str, runs: Sequence[Run]) -> bool:
+def _changes_score(factor: str, runs: Sequence[StudyRun]) -> bool:
     """Whether runs that differ in this factor alone have different scorings."""
     seen: dict[tuple[Any, ...], set[str]] = {}
     for run in runs:
@@ -112,7 +112,7 @@ def _changes_score(factor: str, runs: Sequence[Run]) -> bool:
     return any(len(keys) > 1 for keys in seen.values())
 
 
-def _controls(run: Run, store: Store, training: str) -> dict[str, float]:
+def _controls(run: StudyRun, store: StepStore, training: str) -> dict[str, float]:
     """`tokens` the model was trained on, and mean `length` in tokens of the synthetic documents."""
     record = store.done(run.keys[training]) if training in run.keys else None
     mixture = _mixture(run, store, training)
@@ -127,7 +127,7 @@ def _controls(run: Run, store: Store, training: str) -> dict[str, float]:
     return controls
 
 
-def _mixture(run: Run, store: Store, training: str) -> Mixture | None:
+def _mixture(run: StudyRun, store: StepStore, training: str) -> Mixture | None:
     """The mixture in the training's own folder, or else in that of the build."""
     folders = [store.output(run.keys[kind]) for kind in (training, "build") if kind in run.keys]
     candidates = [path for folder in folders for path in (folder / "mixture", folder)]

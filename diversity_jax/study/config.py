@@ -14,7 +14,7 @@ from diversity_jax.evaluation.config import EvaluateConfig
 from diversity_jax.evaluation.continuations import ContinuationsConfig
 from diversity_jax.mixtures.config import BuildConfig
 from diversity_jax.scoring.config import ScoreConfig
-from diversity_jax.study.graph import Step, Store
+from diversity_jax.study.graph import Step, StepStore
 from diversity_jax.synthesis.config import GenerateConfig
 from diversity_jax.training.run import Config
 
@@ -174,7 +174,7 @@ class StudyConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Run:
+class StudyRun:
     """One recipe with one seed: its levels by factor, and its steps' keys by kind."""
 
     levels: Mapping[str, str | float]
@@ -196,11 +196,11 @@ def recipe_name(levels: Mapping[str, str | float]) -> str:
 class Plan:
     """All runs, and all their steps by key, in an order in which needs come first."""
 
-    runs: tuple[Run, ...]
+    runs: tuple[StudyRun, ...]
     steps: Mapping[str, Step]
 
 
-def plan(study: StudyConfig, store: Store) -> Plan:
+def plan(study: StudyConfig, store: StepStore) -> Plan:
     """Works out the runs and steps of a study.
 
     Raises:
@@ -222,7 +222,7 @@ def plan(study: StudyConfig, store: Store) -> Plan:
                 step = _step(kind, config, keys, store)
                 steps.setdefault(step.key, step)
                 keys[kind] = step.key
-            runs.append(Run(levels=chosen, seed=seed, keys=keys))
+            runs.append(StudyRun(levels=chosen, seed=seed, keys=keys))
     _check_different(study, runs)
     order = list(Recipe.__dataclass_fields__)
     return Plan(runs=tuple(runs), steps=dict(sorted(steps.items(), key=lambda item: order.index(item[1].kind))))
@@ -262,7 +262,7 @@ def _with_values(recipe: Recipe, values: Mapping[str, Any], where: str) -> Recip
         raise InputError(f"{where}: {dict(values)}: a value of the wrong type ({error})") from None
 
 
-def _step(kind: str, config: Any, earlier: Mapping[str, str], store: Store) -> Step:
+def _step(kind: str, config: Any, earlier: Mapping[str, str], store: StepStore) -> Step:
     """A step of a recipe: its key is made from texts that name folders by key, its configuration names the folders."""
     needs: list[str] = []
 
@@ -311,10 +311,10 @@ def _as_json(value: Any) -> Any:
     return value if isinstance(value, bool | int | float | str) or value is None else str(value)
 
 
-def _check_different(study: StudyConfig, runs: Sequence[Run]) -> None:
+def _check_different(study: StudyConfig, runs: Sequence[StudyRun]) -> None:
     """Refuses levels and seeds that change nothing which the last step reads."""
     last = list(study.recipe.parts())[-1]
-    seen: dict[str, Run] = {}
+    seen: dict[str, StudyRun] = {}
     for run in runs:
         other = seen.setdefault(run.keys[last], run)
         if other is run:
@@ -333,7 +333,7 @@ def _check_different(study: StudyConfig, runs: Sequence[Run]) -> None:
         )
 
 
-def _why_equal(study: StudyConfig, names: Sequence[str], runs: Sequence[Run], last: str) -> str:
+def _why_equal(study: StudyConfig, names: Sequence[str], runs: Sequence[StudyRun], last: str) -> str:
     """Why two runs that differ in the levels of the named factors come to the same last step."""
     pairs = [
         [level.set for level in factor.levels if level.name in (run.levels[factor.name] for run in runs)]

@@ -13,7 +13,7 @@ from diversity_jax.corpus import Document
 from diversity_jax.llm import PlannedCalls, forecast, parse_model, price_of
 from diversity_jax.llm.cost_forecast import CostForecast
 from diversity_jax.study.config import Assumed, StudyConfig
-from diversity_jax.study.graph import Step, Store
+from diversity_jax.study.graph import Step, StepStore
 from diversity_jax.synthesis.config import GenerateConfig
 from diversity_jax.training.throughput import flops_per_token
 
@@ -43,7 +43,7 @@ class Need:
         return Need(**sums, unpriced=tuple(dict.fromkeys((*self.unpriced, *other.unpriced))))
 
 
-def needs(study: StudyConfig, steps: Mapping[str, Step], store: Store) -> dict[str, Need]:
+def needs(study: StudyConfig, steps: Mapping[str, Step], store: StepStore) -> dict[str, Need]:
     """What the steps of each kind take."""
     by_kind: dict[str, Need] = {}
     for key, step in steps.items():

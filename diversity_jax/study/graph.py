@@ -51,7 +51,7 @@ class Step:
         return f"{self.kind}-{content_hash([self.kind, self.settings])[:16]}"
 
 
-class Store(ArtifactStore):
+class StepStore(ArtifactStore):
     """A folder of steps, local or mounted: for each key its `output`, `log.txt`, and `done.json` or `failed.json`."""
 
     def output(self, key: str) -> Path:
@@ -116,7 +116,7 @@ class StepStates:
     waiting: tuple[str, ...]
 
 
-def step_states(steps: Mapping[str, Step], store: Store) -> StepStates:
+def step_states(steps: Mapping[str, Step], store: StepStore) -> StepStates:
     """The state of every step; `steps` in an order in which needs come first."""
     states: dict[str, str] = {}
     for key, step in steps.items():
@@ -142,7 +142,7 @@ def _logged(path: Path) -> Iterator[None]:
             root.handlers = handlers
 
 
-def run_step(step: Step, store: Store, command: Command, code: Mapping[str, str]) -> bool:
+def run_step(step: Step, store: StepStore, command: Command, code: Mapping[str, str]) -> bool:
     """Runs one step whose lock is held; True if it is done. A failure is recorded beside it, and its log kept.
 
     SIGTERM and Ctrl-C leave the step neither done nor failed.
@@ -178,7 +178,7 @@ def run_step(step: Step, store: Store, command: Command, code: Mapping[str, str]
 
 def run_steps(
     steps: Mapping[str, Step],
-    store: Store,
+    store: StepStore,
     commands: Mapping[str, Command],
     codes: Mapping[str, Mapping[str, str]],
 ) -> StepStates:
@@ -205,7 +205,7 @@ def run_steps(
 def _run_if_free(
     steps: Mapping[str, Step],
     key: str,
-    store: Store,
+    store: StepStore,
     commands: Mapping[str, Command],
     codes: Mapping[str, Mapping[str, str]],
 ) -> bool:
@@ -220,7 +220,7 @@ def _run_if_free(
     return False
 
 
-def stale(steps: Mapping[str, Step], store: Store, codes: Mapping[str, Mapping[str, str]]) -> dict[str, list[str]]:
+def stale(steps: Mapping[str, Step], store: StepStore, codes: Mapping[str, Mapping[str, str]]) -> dict[str, list[str]]:
     """Finished steps whose code has changed since, by key, each with the packages that changed."""
     changed = {}
     for key, step in steps.items():

@@ -22,7 +22,7 @@ from diversity_jax.core.formats import counted
 from diversity_jax.study import config as study_config
 from diversity_jax.study import graph
 from diversity_jax.study.config import Plan, Recipe, StudyConfig
-from diversity_jax.study.graph import Command, Step, StepStates, Store
+from diversity_jax.study.graph import Command, Step, StepStates, StepStore
 
 log = logging.getLogger(__name__)
 
@@ -91,11 +91,9 @@ def _source_hash(source: str) -> str:
 
 def run(study: StudyConfig) -> None:
     """The complete study, one step of it, or its dry run; prints the page's path last."""
-    from diversity_jax.core import run_info
-    from diversity_jax.study import analysis, cost_forecast
+    from diversity_jax.study import cost_forecast
 
-    folder = Path(study.output_dir)
-    store = Store(folder / "steps")
+    store = StepStore(Path(study.output_dir) / "steps")
     plan = study_config.plan(study, store)
     if study.step:
         with _stoppable():
@@ -107,7 +105,15 @@ def run(study: StudyConfig) -> None:
         return
     _handle_stale(study, plan.steps, store)
     store.clear_failures(plan.steps)
-    states = _run_steps(study, plan.steps, store)
+    _analyse(study, plan, store, _run_steps(study, plan.steps, store))
+
+
+def _analyse(study: StudyConfig, plan: Plan, store: StepStore, states: StepStates) -> None:
+    """Writes analysis.json, run.json and the page, and prints the page's path."""
+    from diversity_jax.core import run_info
+    from diversity_jax.study import analysis  # loads statsmodels, which takes seconds
+
+    folder = Path(study.output_dir)
     rows = analysis.table(study, plan.runs, store)
     if not rows:
         raise InputError(f"{study.output_dir}: no recipe was judged; {_failures(states, store)}")
@@ -121,7 +127,7 @@ def run(study: StudyConfig) -> None:
     print(analysis.draw(folder))
 
 
-def describe_graph(plan: Plan, store: Store) -> str:
+def describe_graph(plan: Plan, store: StepStore) -> str:
     """A line for each step: done, failed or made by code that has changed since; its key, and the steps it needs."""
     states = graph.step_states(plan.steps, store)
     shown = dict.fromkeys(states.done, "stands") | dict.fromkeys(states.failed, "failed")
@@ -132,7 +138,7 @@ def describe_graph(plan: Plan, store: Store) -> str:
     )
 
 
-def _run_one_step(key: str, steps: Mapping[str, Step], store: Store) -> None:
+def _run_one_step(key: str, steps: Mapping[str, Step], store: StepStore) -> None:
     """One step by its key, for schedulers that start every step themselves; all processes of a multi-host job call
     this, and the first of them records the result.
     """
@@ -155,7 +161,7 @@ def _run_one_step(key: str, steps: Mapping[str, Step], store: Store) -> None:
             raise InputError(f"step={key!r}: {_failure(key, store)}")
 
 
-def _run_steps(study: StudyConfig, steps: Mapping[str, Step], store: Store) -> StepStates:
+def _run_steps(study: StudyConfig, steps: Mapping[str, Step], store: StepStore) -> StepStates:
     """Works in this process and in `study.processes - 1` others."""
     context = multiprocessing.get_context("spawn")
     others = [context.Process(target=_work, args=(study, number)) for number in range(1, study.processes)]
@@ -179,7 +185,7 @@ def _work(study: StudyConfig, number: int) -> None:
     """Another process of this machine: the same plan, the same folder. It ends when its parent does."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)
     _end_with_parent(os.getppid())
-    store = Store(Path(study.output_dir) / "steps")
+    store = StepStore(Path(study.output_dir) / "steps")
     with _own_cores(number, study.processes), _stoppable():
         graph.run_steps(study_config.plan(study, store).steps, store, commands(), codes())
 
@@ -230,7 +236,7 @@ def _end_with_parent(parent: int) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _handle_stale(study: StudyConfig, steps: Mapping[str, Step], store: Store) -> None:
+def _handle_stale(study: StudyConfig, steps: Mapping[str, Step], store: StepStore) -> None:
     """Warns of results that were made by other code; with `stale=again` invalidates them and their dependents."""
     stale = graph.stale(steps, store, codes())
     if not stale:
@@ -259,7 +265,7 @@ def stale_lines(steps: Mapping[str, Step], stale: Mapping[str, list[str]]) -> li
     return lines
 
 
-def _failures(states: StepStates, store: Store) -> str:
+def _failures(states: StepStates, store: StepStore) -> str:
     reasons = "; ".join(f"{key}: {_failure(key, store)}" for key in states.failed[:3])
     more = f"; and {len(states.failed) - 3} more" if len(states.failed) > 3 else ""
     return (
@@ -267,6 +273,6 @@ def _failures(states: StepStates, store: Store) -> str:
     )
 
 
-def _failure(key: str, store: Store) -> str:
+def _failure(key: str, store: StepStore) -> str:
     failure = store.failure(key)
     return f"{failure['reason']} (log: {failure['log']})" if failure else "its failure was cleared by another process"

@@ -13,6 +13,10 @@ from typing import Any
 import warnings
 
 import numpy as np
+from scipy import optimize, stats
+from statsmodels.regression.linear_model import OLS
+from statsmodels.tools.eval_measures import aicc_sigma
+from statsmodels.tools.sm_exceptions import SingularMatrixWarning
 
 from diversity_jax.core.errors import InputError
 
@@ -33,6 +37,11 @@ class Interval:
     high: float
     n: int
     level: float = LEVEL
+
+    @classmethod
+    def around(cls, value: float, half: float, n: int) -> "Interval":
+        """The interval of `half` to both sides."""
+        return cls(value=float(value), low=float(value - half), high=float(value + half), n=n)
 
     @property
     def decided(self) -> bool:
@@ -82,8 +91,6 @@ def least_squares(outcome: Values, predictors: Mapping[str, Values]) -> Fit:
       InputError: lengths differ, a value is not finite, a predictor is constant or follows from the others, or there
         are too few recipes.
     """
-    from scipy import stats
-    from statsmodels.regression.linear_model import OLS
 
     y, columns = _columns(outcome, predictors)
     design = np.stack([np.ones_like(y), *columns.values()], axis=1)
@@ -102,26 +109,21 @@ def least_squares(outcome: Values, predictors: Mapping[str, Values]) -> Fit:
     errors = np.sqrt(fit.model.pinv_wexog**2 @ leave_one_out**2)
     half = stats.t.ppf((1 + LEVEL) / 2, n - p) * errors
     coefficients = {
-        name: Interval(value=float(value), low=float(value - width), high=float(value + width), n=n)
+        name: Interval.around(value, width, n)
         for name, value, width in zip(["intercept", *columns], fit.params / scale, half / scale, strict=True)
     }
     r_squared = float(fit.rsquared) if np.ptp(y) > 0 else math.nan
     return Fit(coefficients=coefficients, r_squared=r_squared, residuals=fit.resid)
 
 
-def _fisher(correlation: float, variance: float, n: int) -> Interval:
-    """The interval of a correlation whose arctanh has this variance; none where the variance is not above zero."""
-    from scipy import stats
+def _fisher(correlation: float, n: int, degrees: int, factor: float = 1.0) -> Interval:
+    """The interval of a correlation whose arctanh has the variance `factor / degrees`; none without degrees."""
 
-    if not 0 < variance < math.inf:
-        return Interval(value=correlation, low=math.nan, high=math.nan, n=n)
+    if degrees <= 0 or math.isnan(correlation):
+        return Interval.around(correlation, math.nan, n)
     centre = math.atanh(min(max(correlation, -1 + 1e-12), 1 - 1e-12))
-    half = stats.norm.ppf((1 + LEVEL) / 2) * math.sqrt(variance)
+    half = stats.norm.ppf((1 + LEVEL) / 2) * math.sqrt(factor / degrees)
     return Interval(value=correlation, low=math.tanh(centre - half), high=math.tanh(centre + half), n=n)
-
-
-def _inverse(degrees: float) -> float:
-    return 1 / degrees if degrees > 0 else math.inf
 
 
 def partial_correlation(x: Values, y: Values, controls: Mapping[str, Values] | None = None) -> Interval:
@@ -146,7 +148,7 @@ def partial_correlation(x: Values, y: Values, controls: Mapping[str, Values] | N
         )
     size = math.sqrt((rest_x @ rest_x) * (rest_y @ rest_y))
     correlation = float(rest_x @ rest_y / size) if size > 0 else math.nan
-    return _fisher(correlation, _inverse(n - len(controls) - 3), n)
+    return _fisher(correlation, n, n - len(controls) - 3)
 
 
 def rank_correlation(x: Values, y: Values, *, kind: str = "spearman") -> Interval:
@@ -155,7 +157,6 @@ def rank_correlation(x: Values, y: Values, *, kind: str = "spearman") -> Interva
     Raises:
       InputError: another kind, or values as refused by `least_squares`.
     """
-    from scipy import stats
 
     y_values, columns = _columns(y, {"x": x})
     n = len(y_values)
@@ -163,9 +164,9 @@ def rank_correlation(x: Values, y: Values, *, kind: str = "spearman") -> Interva
         raise InputError(f"outcome: the same in all {n} recipes, so nothing can go with it")
     if kind == "spearman":
         correlation = float(stats.spearmanr(columns["x"], y_values).statistic)
-        return _fisher(correlation, (1 + correlation**2 / 2) * _inverse(n - 3), n)
+        return _fisher(correlation, n, n - 3, 1 + correlation**2 / 2)
     if kind == "kendall":
-        return _fisher(float(stats.kendalltau(columns["x"], y_values).statistic), 0.437 * _inverse(n - 4), n)
+        return _fisher(float(stats.kendalltau(columns["x"], y_values).statistic), n, n - 4, 0.437)
     raise InputError(f"kind {kind!r}: expected 'spearman' or 'kendall'")
 
 
@@ -242,8 +243,6 @@ def _effect_coding(values: Sequence[Any], levels: list[Any]) -> np.ndarray:
 
 
 def _fit(y: np.ndarray, columns: Sequence[np.ndarray]) -> Any:
-    from statsmodels.regression.linear_model import OLS
-    from statsmodels.tools.sm_exceptions import SingularMatrixWarning
 
     with warnings.catch_warnings():  # empty cells leave coefficients undetermined, but neither squares nor degrees
         warnings.simplefilter("ignore", SingularMatrixWarning)
@@ -255,7 +254,6 @@ def _term(name: str, terms: Mapping[str, np.ndarray], base: Sequence[np.ndarray]
 
     Not `anova_lm(typ=2)`: in a grid with an empty cell it gives wrong sums of squares (statsmodels 0.15).
     """
-    from scipy import stats
 
     factors = set(name.split(":"))
     others = [*base, *(columns for other, columns in terms.items() if not factors <= set(other.split(":")))]
@@ -280,7 +278,6 @@ def _level_means(
     levels: Mapping[str, list[Any]],
 ) -> dict[str, dict[Any, Interval]]:
     """Mean outcome at each level of each factor in the model of main effects, other factors averaged over theirs."""
-    from scipy import stats
 
     fit = _fit(y, [*base, *factors.values()])
     covariance, degrees = fit.normalized_cov_params, fit.df_resid
@@ -292,20 +289,20 @@ def _level_means(
         for value, code in zip(levels[name], _effect_coding(levels[name], levels[name]), strict=True):
             row = np.zeros(len(fit.params))
             row[0], row[start : start + len(code)] = 1, code
-            mean, half = float(row @ fit.params), float(quantile * math.sqrt(row @ covariance @ row))
-            means[name][value] = Interval(value=mean, low=mean - half, high=mean + half, n=len(y))
+            half = quantile * math.sqrt(row @ covariance @ row)
+            means[name][value] = Interval.around(row @ fit.params, half, len(y))
         start += columns.shape[1]
     return means
 
 
 @dataclass(frozen=True, kw_only=True)
 class Saturation:
-    """outcome = top - gain * exp(-amount / scale). `scale` is nan where the data show no bend."""
+    """outcome = top - gain * exp(-amount / scale)."""
 
     top: Interval
     gain: float
     scale: Interval
-    better_than_a_line: bool  # by corrected Akaike information
+    better_than_a_line: bool  # by Akaike's information criterion corrected for small samples
 
 
 def saturation(amounts: Sequence[float], outcomes: Sequence[float]) -> Saturation:
@@ -314,7 +311,6 @@ def saturation(amounts: Sequence[float], outcomes: Sequence[float]) -> Saturatio
     Raises:
       InputError: fewer than five points or fewer than four different amounts.
     """
-    from scipy import optimize, stats
 
     x, y = np.asarray(amounts, float), np.asarray(outcomes, float)
     n = len(y)
@@ -351,7 +347,7 @@ def saturation(amounts: Sequence[float], outcomes: Sequence[float]) -> Saturatio
         top=_top_interval(x, y, bend_GxN, top, allowed),
         gain=gain * math.exp(x.min() / math.exp(best)),
         scale=scale,
-        better_than_a_line=_akaike(least, n, 4) < _akaike(float((y - line) @ (y - line)), n, 3),
+        better_than_a_line=bool(aicc_sigma(least / n, n, 4) < aicc_sigma(np.mean((y - line) ** 2), n, 3)),
     )
 
 
@@ -374,17 +370,8 @@ def _top_interval(x: np.ndarray, y: np.ndarray, bend_GxN: np.ndarray, top: float
     return Interval(value=top, low=low, high=high, n=len(y))
 
 
-def _akaike(squares: float, n: int, parameters: int) -> float:
-    """Akaike's information criterion with the correction for small samples (Hurvich and Tsai 1989)."""
-    if n - parameters - 1 <= 0:
-        return math.inf
-    correction = 2 * parameters * (parameters + 1) / (n - parameters - 1)
-    return n * math.log(max(squares, 1e-300) / n) + 2 * parameters + correction
-
-
 def power(correlation: float, recipes: int) -> float:
     """Chance that a t test over this many recipes tells a true correlation from zero (noncentral t, fixed design)."""
-    from scipy import stats
 
     if not -1 < correlation < 1 or recipes < 3:
         raise InputError(

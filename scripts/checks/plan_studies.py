@@ -13,7 +13,7 @@ sys.path.insert(0, str(ROOT))
 from diversity_jax.core import config  # noqa: E402
 from diversity_jax.study.config import StudyConfig, plan  # noqa: E402
 from diversity_jax.study.cost_forecast import Need, needs  # noqa: E402
-from diversity_jax.study.graph import Store  # noqa: E402
+from diversity_jax.study.graph import StepStore  # noqa: E402
 
 TRAINED = ("topics_by_generations", "templates", "generators", "ratio")
 SIZES = ("350M", "1.4B", "7B")
@@ -27,7 +27,7 @@ def row(name: str, only: str, title: str) -> tuple[str, list[str]]:
     """One study's line, and the names of the machines that hours are counted for."""
     words = ["--config", f"configs/studies/{name}.py", *([f"--config.only={only}"] if only else [])]
     study = config.parse(words, StudyConfig)
-    store = Store(ROOT / "no such folder")
+    store = StepStore(ROOT / "no such folder")
     found = needs(study, plan(study, store).steps, store)
     parts = {kind: found.get(kind, Need()) for kind in ("generate", "score", "train", "sft")}
     flops = parts["train"].flops + parts["sft"].flops
