@@ -12,7 +12,6 @@ when it is decided which is more diverse), `--config.draws=10` (independent draw
 `--config.drift_samples_per_grouping=20` (does the judge read otherwise at that K); see `ScoreConfig`.
 """
 
-import importlib
 import sys
 
 from diversity_jax.core import cli, run_info
@@ -23,7 +22,7 @@ def main(config: ScoreConfig) -> None:
     """Scores and measures, writes the page, and prints its path last; a dry run prints the forecast alone."""
     from diversity_jax.scoring.run import run_score
 
-    result = run_score(config, while_waiting=_import_pages)
+    result = run_score(config)
     if config.dry_run:
         if result.forecast:
             print(result.forecast)
@@ -38,12 +37,6 @@ def main(config: ScoreConfig) -> None:
         from diversity_jax.report.pages import metrics as metrics_page
 
         print(metrics_page.write(config.output_dir, result.metrics))
-
-
-def _import_pages() -> None:
-    for name in ("matplotlib.figure", "matplotlib.backends.backend_agg", "matplotlib.backends.backend_svg"):
-        importlib.import_module(name)
-    importlib.import_module("diversity_jax.report.pages.score")
 
 
 if __name__ == "__main__":

@@ -4,12 +4,13 @@ comes from here.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+import math
 import random
 from typing import Any
 
 import numpy as np
 
-from diversity_jax.cluster_agent.estimators import Groupings
+from diversity_jax.cluster_agent.estimators import Groupings, collision_variance
 from diversity_jax.cluster_agent.text_cleaning import child_seed
 from diversity_jax.cluster_agent.types import JudgeAnswer, Task
 from diversity_jax.core.files import content_hash
@@ -53,6 +54,16 @@ def simulate_groupings(
         kept=kept,
         pairs=count_pairs(labels),
     )
+
+
+def groupings_needed(
+    theta: float, theta3: float, samples_per_grouping: int, relative: float = 0.05, confidence: float = 0.95
+) -> int:
+    """Groupings for an interval of +-`relative` around 1 / theta, with one criteria set."""
+    from scipy.special import ndtri
+
+    variance = collision_variance(theta, theta3, samples_per_grouping) / theta**2
+    return math.ceil(variance * (ndtri(0.5 + confidence / 2) / relative) ** 2)
 
 
 def even_shares(clusters: int) -> np.ndarray:

@@ -14,6 +14,7 @@ from tests.simulated_corpus import (
     count_clusters,
     count_pairs,
     even_shares,
+    groupings_needed,
     simulate_groupings,
     zipf_shares,
 )
@@ -107,7 +108,7 @@ def test_the_variance_of_one_collision_is_as_the_theory_of_u_statistics_says(sha
 )
 def test_groupings_needed_for_five_percent(truth, k, even, zipf):
     for shares, expected in ((even_shares(truth), even), (zipf_shares(truth), zipf)):
-        assert e.groupings_needed(np.square(shares).sum(), (shares**3).sum(), k) == pytest.approx(expected, rel=0.005)
+        assert groupings_needed(np.square(shares).sum(), (shares**3).sum(), k) == pytest.approx(expected, rel=0.005)
 
 
 @pytest.mark.parametrize("sets", [1, 5])

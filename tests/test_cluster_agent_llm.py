@@ -20,8 +20,7 @@ from diversity_jax.cluster_agent.types import (
     STAGES,
     Cluster,
     CriteriaSet,
-    MetadataCriterion,
-    MetricCriterion,
+    Criterion,
     Sample,
     Task,
 )
@@ -35,8 +34,8 @@ SAMPLES = tuple(
     Sample(sample_id=f"k{i}a", text=f'text {i}\nwith a line and a "quote"', document=str(i)) for i in range(4)
 )
 CRITERIA = CriteriaSet(
-    metadata=(MetadataCriterion(name="subject", definition="d", guidance="g"),),
-    metrics=(MetricCriterion(name="depth", levels=("a",) * 5),),
+    metadata=(Criterion(name="subject", definition="d", guidance="g"),),
+    metrics=(Criterion(name="depth", levels=("a",) * 5),),
 )
 PROPOSALS = (("subject", ("what it is about", "its field")), ("form", ("prose or code",)))
 

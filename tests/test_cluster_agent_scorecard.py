@@ -99,4 +99,4 @@ def test_scores_of_different_rulers_are_not_compared(card):
     other = Scorecard.from_json({**value, "ruler": "another", "judge": "someone else"}, where="other")
     with pytest.raises(InputError, match="different judges"):
         compare(card, other)
-    assert not compare(card, other, any_ruler=True).decided
+    assert not compare(card, other, any_judge=True).decided

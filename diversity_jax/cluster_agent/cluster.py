@@ -156,9 +156,7 @@ def _cluster(entry: Any) -> Cluster:
 
 
 def _named_values(value: Any, field: str | None) -> list[tuple[str, Any]]:
-    """(name, value) of an object, or of a list of objects that have a `name`; `field` None takes the whole object as
-    value.
-    """
+    """(name, value) of an object or of a list of objects with a `name`; the value is their `field`, or all of them."""
     if isinstance(value, Mapping):
         return [(_text(name), item) for name, item in value.items()]
     if isinstance(value, list):

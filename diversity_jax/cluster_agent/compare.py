@@ -18,7 +18,7 @@ from diversity_jax.core.files import content_hash
 from diversity_jax.core.intervals import Estimate
 
 
-def compare(a: Scorecard, b: Scorecard, *, alpha: float = 0.05, looks: int = 1, any_ruler: bool = False) -> Comparison:
+def compare(a: Scorecard, b: Scorecard, *, alpha: float = 0.05, looks: int = 1, any_judge: bool = False) -> Comparison:
     """Which corpus is the more diverse, on log effective clusters.
 
     Args:
@@ -26,13 +26,13 @@ def compare(a: Scorecard, b: Scorecard, *, alpha: float = 0.05, looks: int = 1, 
       alpha: two-sided error rate of the whole comparison.
       looks: 1 compares all that was scored once, which is right where the number of groupings was fixed beforehand.
         More looks replay growing prefixes with the error spent over them (see `sequential_test`).
-      any_ruler: compare scores of different judges all the same; the ratio then holds their difference too.
+      any_judge: compare scores of different judges all the same; the ratio then holds their difference too.
 
     Raises:
       InputError: the two were measured by different judges or settings.
     """
-    if not any_ruler:
-        _check_rulers(a, b)
+    if not any_judge:
+        _check_same_judge(a, b)
     return compare_in_looks(a.series, b.series, paired=a.criteria_hash == b.criteria_hash, alpha=alpha, looks=looks)
 
 
@@ -45,7 +45,7 @@ def drift(small: Scorecard, large: Scorecard, *, alpha: float = 0.05) -> Compari
     Raises:
       InputError: two corpora, two judges or settings, or one K.
     """
-    _check_rulers(small, large)
+    _check_same_judge(small, large)
     if small.corpus["fingerprint"] != large.corpus["fingerprint"]:
         raise InputError(
             f"drift: {small.corpus['name']} and {large.corpus['name']} are two corpora; score one of them at two K"
@@ -54,7 +54,7 @@ def drift(small: Scorecard, large: Scorecard, *, alpha: float = 0.05) -> Compari
     return drift_of_groupings(small.series, large.series, paired=paired, alpha=alpha)
 
 
-def _check_rulers(a: Scorecard, b: Scorecard) -> None:
+def _check_same_judge(a: Scorecard, b: Scorecard) -> None:
     if a.ruler == b.ruler:
         return
     kind = "judges" if a.judge != b.judge else "prompt versions" if a.prompt_version != b.prompt_version else "rulers"
@@ -109,8 +109,8 @@ def compare_pairs(cards: Mapping[str, Scorecard], alpha: float = 0.05) -> list[P
     pairs = list(itertools.combinations(cards, 2))
     compared = []
     for first, second in pairs:
-        same_ruler = cards[first].ruler == cards[second].ruler
-        comparison = compare(cards[first], cards[second], alpha=alpha / len(pairs)) if same_ruler else None
+        same_judge = cards[first].ruler == cards[second].ruler
+        comparison = compare(cards[first], cards[second], alpha=alpha / len(pairs)) if same_judge else None
         compared.append(PairComparison(first=first, second=second, comparison=comparison))
     return compared
 

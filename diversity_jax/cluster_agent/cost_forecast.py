@@ -24,9 +24,8 @@ from diversity_jax.cluster_agent.types import (
     CallTotals,
     Cluster,
     CriteriaSet,
+    Criterion,
     Judge,
-    MetadataCriterion,
-    MetricCriterion,
     Sample,
     SampledCorpus,
     Task,
@@ -48,8 +47,12 @@ _NAMES_REPEATED = 2  # how often a name comes up among the proposals of a set
 
 @dataclass(frozen=True, kw_only=True)
 class _Style:
-    """How a judge answers: which share of the words allowed it uses, whether it names all the criteria it might, and
-    how many effective clusters it sees.
+    """How an imagined judge answers.
+
+    Attributes:
+      words: share that it uses of the words allowed.
+      thorough: whether it gives as many criteria as it may.
+      clusters: effective clusters that it sees.
     """
 
     words: float
@@ -69,11 +72,9 @@ class _Style:
         """A criteria set where `most` of each kind are asked for."""
         text, guidance, levels = self.phrase(20), self.phrase(18), (self.phrase(6),) * 5
         names = [f"{self.phrase(3)} {number}" for number in range(self.count(most))]
+        metadata = [Criterion(name=name, definition=text, guidance=guidance) for name in names]
         return CriteriaSet(
-            metadata=tuple(MetadataCriterion(name=name, definition=text, guidance=guidance) for name in names),
-            metrics=tuple(
-                MetricCriterion(name=name, definition=text, levels=levels, guidance=guidance) for name in names
-            ),
+            metadata=tuple(metadata), metrics=tuple(replace(criterion, levels=levels) for criterion in metadata)
         )
 
 
@@ -224,9 +225,7 @@ def _prompt_tokens(task: Task) -> int:
 
 
 def _partition(planned: PlannedGrouping, clusters: float) -> tuple[Cluster, ...]:
-    """The samples as a corpus of so many equal clusters would have them, in pairs where that is infinite; canaries
-    where they belong.
-    """
+    """The samples in as many equally likely clusters, in pairs where that is infinite; canaries where they belong."""
     canary, generator = planned.canary, random.Random(planned.index)
     planted = (canary.copy, canary.foreign) if canary else ()
     groups: dict[int, list[str]] = {}

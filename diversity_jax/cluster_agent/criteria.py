@@ -8,7 +8,7 @@ import asyncio
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeVar
+from typing import Any
 
 from diversity_jax.cluster_agent.config import AgentConfig
 from diversity_jax.cluster_agent.sampling import draw_proposals, draw_texts
@@ -17,9 +17,8 @@ from diversity_jax.cluster_agent.types import (
     AnswerError,
     CallTotals,
     CriteriaSet,
+    Criterion,
     Judge,
-    MetadataCriterion,
-    MetricCriterion,
     RequestLog,
     SampledCorpus,
     describe_failures,
@@ -33,8 +32,6 @@ _TEXT_CHARACTERS = 400
 _MOST_DEFINITIONS = 5  # of one proposed name, shown to the judge that merges proposals
 # A set depends on each of its three single calls; one that fails is asked again as a new question, this often.
 _TRIES = 5
-
-_Criterion = TypeVar("_Criterion", MetadataCriterion, MetricCriterion)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,22 +94,19 @@ def load_criteria(path: str) -> Criteria:
 def read_criteria_set(value: Any) -> CriteriaSet:
     """A criteria set from a JSON object with `metadata` and `metrics`; either may be missing, and both may be empty."""
     value = value if isinstance(value, Mapping) else {}
-    return CriteriaSet(
-        metadata=_read_criteria(value.get("metadata"), MetadataCriterion),
-        metrics=_read_criteria(value.get("metrics"), MetricCriterion),
-    )
+    metadata, metrics = _read_criteria(value.get("metadata"), False), _read_criteria(value.get("metrics"), True)
+    return CriteriaSet(metadata=metadata, metrics=metrics)
 
 
-def _read_criteria(value: Any, kind: type[_Criterion]) -> tuple[_Criterion, ...]:
+def _read_criteria(value: Any, with_levels: bool) -> tuple[Criterion, ...]:
     """Criteria of an answer or file: objects with a name, each name once; anything else in it is skipped."""
-    criteria: dict[str, _Criterion] = {}
+    criteria: dict[str, Criterion] = {}
     for item in value if isinstance(value, Sequence) and not isinstance(value, str) else ():
-        if not isinstance(item, Mapping) or not (name := _line(item.get("name"), _NAME_CHARACTERS)):
-            continue
-        levels: dict[str, Any] = {"levels": _levels(item.get("levels"))} if kind is MetricCriterion else {}
-        definition, guidance = _line(item.get("definition")), _line(item.get("guidance"))
-        criterion = kind(name=name, definition=definition, guidance=guidance, **levels)
-        criteria.setdefault(name.casefold(), criterion)
+        if isinstance(item, Mapping) and (name := _line(item.get("name"), _NAME_CHARACTERS)):
+            levels = _levels(item.get("levels")) if with_levels else None
+            definition, guidance = _line(item.get("definition")), _line(item.get("guidance"))
+            criterion = Criterion(name=name, definition=definition, levels=levels, guidance=guidance)
+            criteria.setdefault(name.casefold(), criterion)
     return tuple(criteria.values())
 
 
@@ -155,9 +149,7 @@ async def propose_criteria(corpora: Sequence[SampledCorpus], judge: Judge, confi
 def proposal_texts(
     corpora: Sequence[SampledCorpus], config: AgentConfig, *, keep: bool = False
 ) -> list[tuple[str, str]]:
-    """(document id, text) of what proposals are drawn from: as many texts as they show in all, in equal parts of the
-    corpora. `keep` as in `draw_texts`.
-    """
+    """(document id, text) of what proposals show, in equal parts of the corpora. `keep` as in `draw_texts`."""
     wanted = config.criteria_sets * config.proposals * config.samples_per_proposal
     texts: list[tuple[str, str]] = []
     for number, corpus in enumerate(corpora):
@@ -181,7 +173,9 @@ async def _propose_set(
     jobs = []
     for replicate, samples in enumerate(drawn):
         task = config.task("propose_criteria", criteria_set=number, replicate=replicate, samples=samples)
-        jobs.append(request_with_repair(judge, task, _check_any_criterion, logs[replicate]))
+        jobs.append(
+            request_with_repair(judge, task, lambda value: _usable(value, "metadata", "metrics"), logs[replicate])
+        )
     proposals = [proposal for proposal in await asyncio.gather(*jobs) if proposal]
     remarks: list[str] = []
     if missing := len(drawn) - len(proposals):
@@ -213,45 +207,32 @@ async def _merge(
                 return answered
         return CriteriaSet()
 
-    async def summarize(stage: str, check: Callable, log: RequestLog, items: Sequence[_Criterion]) -> CriteriaSet:
-        return await request(stage, check, log, proposals=merge_names(items)) if items else CriteriaSet()
+    async def summarize(kind: str, log: RequestLog) -> tuple[Criterion, ...]:
+        names = merge_names([item for proposal in proposals for item in getattr(proposal, kind)])
+        if not names:
+            return ()
+        answered = await request(f"summarize_{kind}", lambda value: _usable(value, kind), log, proposals=names)
+        return getattr(answered, kind)[: config.criteria_count]
 
-    metadata = [item for proposal in proposals for item in proposal.metadata]
-    metrics = [item for proposal in proposals for item in proposal.metrics]
-    first, second = await asyncio.gather(
-        summarize("summarize_metadata", _check_metadata, logs[0], metadata),
-        summarize("summarize_metrics", _check_metrics, logs[1], metrics),
-    )
-    for stage, usable in (("summarize_metadata", first.metadata), ("summarize_metrics", second.metrics)):
-        if not usable:
-            remarks.append(f"{stage} gave nothing usable; the set goes without")
-    count = config.criteria_count
-    chosen = CriteriaSet(metadata=first.metadata[:count], metrics=second.metrics[:count])
+    metadata, metrics = await asyncio.gather(summarize("metadata", logs[0]), summarize("metrics", logs[1]))
+    chosen = CriteriaSet(metadata=metadata, metrics=metrics)
+    unusable = [kind for kind in ("metadata", "metrics") if not getattr(chosen, kind)]
+    remarks += [f"summarize_{kind} gave nothing usable; the set goes without" for kind in unusable]
     if not chosen:
         return None
-    defined = await request("define_criteria", _check_object, logs[2], criteria=chosen)
+    defined = await request("define_criteria", _object, logs[2], criteria=chosen)
     return _with_guidance(chosen, defined, remarks)
 
 
-def _check_any_criterion(value: Any) -> CriteriaSet:
-    if not (criteria_set := read_criteria_set(value)):
-        raise AnswerError("no entry with a `name` in `metadata` or `metrics`")
+def _usable(value: Any, *kinds: str) -> CriteriaSet:
+    """The criteria of an answer, which has to have at least one of some kind."""
+    criteria_set = read_criteria_set(value)
+    if not any(getattr(criteria_set, kind) for kind in kinds):
+        raise AnswerError("no entry with a `name` in " + " or ".join(f"`{kind}`" for kind in kinds))
     return criteria_set
 
 
-def _check_metadata(value: Any) -> CriteriaSet:
-    if not (criteria_set := read_criteria_set(value)).metadata:
-        raise AnswerError("no entry with a `name` in `metadata`")
-    return criteria_set
-
-
-def _check_metrics(value: Any) -> CriteriaSet:
-    if not (criteria_set := read_criteria_set(value)).metrics:
-        raise AnswerError("no entry with a `name` in `metrics`")
-    return criteria_set
-
-
-def _check_object(value: Any) -> CriteriaSet:
+def _object(value: Any) -> CriteriaSet:
     if not isinstance(value, Mapping):
         raise AnswerError("expected a JSON object")
     return read_criteria_set(value)
@@ -261,10 +242,10 @@ def _with_guidance(chosen: CriteriaSet, defined: CriteriaSet, remarks: list[str]
     """`chosen` with the guidance that stage 4 gave, matched by name; where it gave none, judges see the definition."""
     guidance = {item.name.casefold(): item.guidance or item.definition for item in defined}
 
-    def guided(items: Sequence[_Criterion]) -> tuple[_Criterion, ...]:
+    def guided(items: Sequence[Criterion]) -> tuple[Criterion, ...]:
+        given = [guidance.get(item.name.casefold(), "") for item in items]
         return tuple(
-            replace(item, guidance=clean_text(guidance.get(item.name.casefold(), ""), _TEXT_CHARACTERS))
-            for item in items
+            replace(item, guidance=clean_text(text, _TEXT_CHARACTERS)) for item, text in zip(items, given, strict=True)
         )
 
     result = CriteriaSet(metadata=guided(chosen.metadata), metrics=guided(chosen.metrics))
@@ -273,10 +254,8 @@ def _with_guidance(chosen: CriteriaSet, defined: CriteriaSet, remarks: list[str]
     return result
 
 
-def merge_names(items: Sequence[MetadataCriterion | MetricCriterion]) -> tuple[tuple[str, tuple[str, ...]], ...]:
-    """Every proposed name with its different definitions, the most often proposed first (ties in order of first
-    mention).
-    """
+def merge_names(items: Sequence[Criterion]) -> tuple[tuple[str, tuple[str, ...]], ...]:
+    """Every proposed name with its different definitions, the most often proposed first (ties in order of mention)."""
     counts = Counter(item.name.casefold() for item in items)
     names: dict[str, str] = {}
     definitions: dict[str, dict[str, None]] = {key: {} for key in counts}

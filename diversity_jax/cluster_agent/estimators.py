@@ -108,11 +108,6 @@ class Mean:
         return math.exp(min(self.half_width(confidence) / self.value, _LARGEST_EXPONENT))
 
 
-def load() -> None:
-    """Imports what the quantiles need, which takes a fifth of a second."""
-    import scipy.special  # noqa: F401
-
-
 def t_quantile(probability: float, freedom: int) -> float:
     """Quantile of Student's t."""
     from scipy.special import stdtrit
@@ -149,21 +144,9 @@ def collision_mean(groupings: Groupings) -> Mean:
 
 
 def collision_variance(theta: float, theta3: float, samples_per_grouping: int) -> float:
-    """Variance of one grouping's T when its K samples are independent draws: that of a U-statistic of order 2
-    (Hoeffding 1948).
-    """
+    """Variance of one grouping's T, its K samples independent draws: of a U-statistic of order 2 (Hoeffding 1948)."""
     k = samples_per_grouping
     return 2 / (k * (k - 1)) * (2 * (k - 2) * (theta3 - theta**2) + theta * (1 - theta))
-
-
-def groupings_needed(
-    theta: float, theta3: float, samples_per_grouping: int, relative: float = 0.05, confidence: float = 0.95
-) -> int:
-    """Groupings for an interval of +-`relative` around 1 / theta, with one criteria set."""
-    from scipy.special import ndtri
-
-    variance = collision_variance(theta, theta3, samples_per_grouping) / theta**2
-    return math.ceil(variance * (ndtri(0.5 + confidence / 2) / relative) ** 2)
 
 
 def collision_bound(groupings: Groupings, confidence: float = 0.95) -> float:

@@ -95,9 +95,7 @@ class LlmJudge:
 
 
 def parse_json(text: str) -> Mapping[str, Any] | None:
-    """The JSON object that `text` is, or else the longest in it, such as one in a Markdown fence or after reasoning;
-    None where there is none.
-    """
+    """The JSON object that `text` is, or else the longest in it, such as in a Markdown fence or after reasoning."""
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):

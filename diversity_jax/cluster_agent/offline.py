@@ -126,9 +126,7 @@ class OfflineJudge:
         return JudgeAnswer(value=getattr(self, f"_{task.stage}")(task))
 
     def embed(self, text: str) -> np.ndarray:
-        """A unit vector in the judge's space, or zero for a text without a word. Texts within `threshold` in cosine
-        distance count as alike.
-        """
+        """Unit vector of a text, zero without a word; texts within `threshold` in cosine distance count as alike."""
         return self._read(text).vector
 
     def _fit(self, texts: Sequence[str]) -> None:
@@ -211,9 +209,7 @@ class OfflineJudge:
         return max(_LEAST_THRESHOLD, min(alike, _OF_USUAL_DISTANCE * apart))
 
     def _distances(self, samples: Sequence[Sample], criteria: CriteriaSet) -> np.ndarray:
-        """Cosine distances [n, n] in the space where the criteria's own themes weigh more. Texts without a word are
-        alike only where they are equal.
-        """
+        """Cosine distances [n, n], the criteria's own themes weighing more; 0 or 1 for texts without a word."""
         if self._last and self._last[0] is samples and self._last[1] is criteria:
             return self._last[2]
         vectors = np.stack([self._read(sample.text).vector for sample in samples])

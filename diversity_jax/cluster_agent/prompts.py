@@ -14,7 +14,7 @@ import functools
 import json
 from typing import Any
 
-from diversity_jax.cluster_agent.types import Cluster, CriteriaSet, MetricCriterion, Task
+from diversity_jax.cluster_agent.types import Cluster, CriteriaSet, Criterion, Task
 from diversity_jax.llm import Schema
 
 PROMPT_VERSION = "cluster-2"
@@ -100,7 +100,7 @@ def _criteria(criteria: CriteriaSet) -> str:
     return _lines([*metadata, *metrics])
 
 
-def _ends(metric: MetricCriterion) -> dict[str, str]:
+def _ends(metric: Criterion) -> dict[str, str]:
     """What 1 and 5 mean: the steps between would be sent with every call, and add little to the guidance."""
     return {"1": metric.levels[0], "5": metric.levels[-1]} if metric.levels else {}
 
@@ -148,7 +148,7 @@ def _material(task: Task) -> str:
     if task.stage == "define_criteria":
         metadata = ({"metadata": m.name, "definition": m.definition} for m in task.criteria.metadata)
         metrics = (
-            {"metric": m.name, "definition": m.definition, "levels": list(m.levels)} for m in task.criteria.metrics
+            {"metric": m.name, "definition": m.definition, "levels": m.levels or ()} for m in task.criteria.metrics
         )
         return _lines([*metadata, *metrics])
     lines = "\n".join(sample.line for sample in task.samples)

@@ -66,9 +66,7 @@ class GroupingSampler:
         return len(self._seen)
 
     def start(self) -> "GroupingSampler":
-        """Begins to read the corpus and to lay out the first groupings in the background, so that they can all be sent
-        at once when the criteria are there. Needs a running event loop.
-        """
+        """Lays out the first groupings in the background, while criteria are proposed; needs a running event loop."""
         if self._chunk < 0 and self._preparing is None:
             self._preparing = asyncio.create_task(self._prepare(min(self._config.in_flight, self._config.groupings)))
         return self
@@ -108,9 +106,7 @@ class GroupingSampler:
         await asyncio.gather(*filter(None, (self._next_draw, self._preparing)), return_exceptions=True)
 
     async def _take_next_chunk(self) -> None:
-        """Takes the next chunk, and begins to draw the one after it, so that judges do not wait for a corpus to be
-        read.
-        """
+        """Takes the next chunk, and begins to draw the one after it, so that judges do not wait for a corpus."""
         chunk, k = self._chunk + 1, self._config.samples_per_grouping
         size = _chunk_groupings(chunk)
         wanted = size * k

@@ -24,7 +24,6 @@ from diversity_jax.core.errors import InputError
 # Groupings are begun a few at a time: preparing hundreds of prompts first would delay the first requests.
 _BEGIN_AT_ONCE = 32
 _BEGIN_SECONDS = 0.005
-_FIRST_REQUESTS_SECONDS = 0.2  # until they are sent
 _LARGE_SHARE_DROPPED = 0.1  # of the groupings; what remains may then be biased
 
 _P = ParamSpec("_P")
@@ -83,7 +82,14 @@ class CorpusScorer:
         """Judges groupings up to number `until`. Where no further call can succeed it stops, and `ended` says why."""
         at_once = getattr(self._judge, "groupings_at_once", None) or self._config.in_flight
         workers = min(at_once, self._config.in_flight, until - self._begun)
-        await _run_all([self._work(until) for _ in range(workers)])
+        try:
+            async with asyncio.TaskGroup() as group:
+                for number in range(1, workers + 1):
+                    group.create_task(self._work(until))
+                    if number % _BEGIN_AT_ONCE == 0 and self._begun < until:
+                        await asyncio.sleep(_BEGIN_SECONDS)
+        except BaseExceptionGroup as errors:
+            raise errors.exceptions[0] from None
         if self.ended:
             self.collector.flush()
 
@@ -146,7 +152,7 @@ class CorpusScorer:
             cost_usd=usage.cost_usd,
             judge=self._judge.label,
             prompt_version=self._judge.prompt_version,
-            ruler=ruler_hash(self._judge, config),
+            ruler=judge_settings_hash(self._judge, config),
             parameters=config.parameters(),
             corpus={
                 "name": self._name,
@@ -190,18 +196,16 @@ class CorpusScorer:
         return warnings
 
 
-def ruler_hash(judge: Judge, config: AgentConfig) -> str:
+def judge_settings_hash(judge: Judge, config: AgentConfig) -> str:
     """Hash of what two scores must share to be compared, besides criteria: judge, wording, and how texts are shown."""
     shown = {"max_characters": config.max_characters, "verify": config.verify}
     return files.content_hash([judge.label, judge.prompt_version, dict(judge.identity), shown])
 
 
 def score_key(fingerprint: str, judge: Judge, config: AgentConfig, criteria: Criteria | None = None) -> str:
-    """Hash under which a scorecard may be stored and found again: equal exactly when scoring again would give the
-    same.
-    """
+    """Hash under which a scorecard is stored: equal exactly when scoring again would give the same."""
     criteria_hash = criteria.hash if criteria else config.criteria and files.file_hash(config.criteria)
-    parts = [fingerprint, ruler_hash(judge, config), config.parameters(), config.seed, criteria_hash]
+    parts = [fingerprint, judge_settings_hash(judge, config), config.parameters(), config.seed, criteria_hash]
     return files.content_hash(parts)
 
 
@@ -212,39 +216,12 @@ def _count_documents(corpus: Any, drawn: int | None) -> int | None:
         return getattr(corpus, "records", None) if drawn is None else drawn
 
 
-async def _run_all(workers: Sequence[Coroutine[Any, Any, None]]) -> None:
-    """Runs all; at the first error cancels the rest, waits until they have stopped, and raises it."""
-    tasks: list[asyncio.Task[None]] = []
-    waiting = list(workers)
-    try:
-        while waiting and not any(task.done() for task in tasks):
-            tasks += map(asyncio.create_task, waiting[:_BEGIN_AT_ONCE])
-            del waiting[:_BEGIN_AT_ONCE]
-            await asyncio.sleep(_BEGIN_SECONDS if waiting else 0)
-        tasks += map(asyncio.create_task, waiting)
-        waiting.clear()
-        await asyncio.gather(*tasks)
-    except BaseException:
-        for worker in waiting:
-            worker.close()
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        raise
-
-
 async def propose_or_raise(corpora: Sequence[SampledCorpus], judge: Judge, config: AgentConfig) -> ProposedCriteria:
-    """`propose_criteria`, where the end of a run is an `InputError`. The modules that intervals need are loaded while
-    the judge works.
-    """
-    loop = asyncio.get_running_loop()
-    loading = loop.call_later(_FIRST_REQUESTS_SECONDS, loop.run_in_executor, None, estimators.load)
+    """`propose_criteria`, where the end of a run is an `InputError`."""
     try:
         return await propose_criteria(corpora, judge, config)
     except RunEnded as ended:
         raise InputError(f"judge {judge.label}: no criteria came about: {ended}") from None
-    finally:
-        loading.cancel()
 
 
 def _writing(path: str | os.PathLike | None) -> contextlib.AbstractContextManager[IO[str] | None]:

@@ -146,15 +146,8 @@ class Scorecard:
             raise InputError(f"{where}: series: {error}") from None
         return cls(**fields)
 
-    @property
-    def warning(self) -> str:
-        """All warnings as one line."""
-        return "; ".join(self.warnings)
-
     def histogram(self, name: str) -> dict[str, list[float]]:
-        """`values` and `counts` of "clusters" (C of a grouping), "samples_per_cluster" (S = n / C) or "cluster_sizes",
-        for a page.
-        """
+        """`values` and `counts` of "clusters" (C of a grouping), "samples_per_cluster" (n / C) or "cluster_sizes"."""
         if name == "cluster_sizes":
             pairs = sorted((int(size), count) for size, count in self.cluster_sizes.items())
             return {"values": [size for size, _ in pairs], "counts": [count for _, count in pairs]}

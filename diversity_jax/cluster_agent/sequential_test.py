@@ -132,7 +132,7 @@ def _gaussian_levels(alpha: float, looks: int) -> tuple[float, ...]:
 
 
 def _small_sample_scale(levels: tuple[float, ...], alpha: float, freedom: int) -> float:
-    """Factor of `levels` at which `freedom` + 1 independent running sums, judged by their t at every look, err at
+    """Factor of `levels` at which `freedom` + 1 independent running sums, tested by their t at each look, err at
     `alpha`.
     """
     from scipy.special import stdtr
@@ -210,9 +210,7 @@ def _unpaired_error(mean_a: Mean, mean_b: Mean) -> tuple[float, int]:
 
 
 def _ratio_by_bounds(a: Groupings, b: Groupings, level: float) -> tuple[float, float | None, float | None]:
-    """Ratio, low and high where a side has too few pairs for a log interval: each end is made of two one-sided bounds
-    that share the error.
-    """
+    """Ratio, low and high where a side has too few pairs: each end from two one-sided bounds that share the error."""
 
     def theta_range(groupings: Groupings) -> tuple[float, float]:
         if groupings.pairs.sum() < FEWEST_PAIRS:

@@ -22,43 +22,36 @@ _quote = json.JSONEncoder(ensure_ascii=False).encode
 
 
 @dataclass(frozen=True, kw_only=True)
-class MetadataCriterion:
-    """An attribute that describes a sample, such as its subject; `guidance` is one sentence on clustering by it."""
+class Criterion:
+    """What samples are compared by: an attribute such as the subject (metadata), or a scale from 1 to 5 (a metric).
+
+    Attributes:
+      levels: what each step of a scale means; None for an attribute.
+      guidance: one sentence on clustering by it.
+    """
 
     name: str
     definition: str = ""
+    levels: tuple[str, ...] | None = None
     guidance: str = ""
 
     def to_json(self) -> dict[str, Any]:
-        """All fields by name."""
-        return dict(vars(self))
-
-
-@dataclass(frozen=True, kw_only=True)
-class MetricCriterion:
-    """A scale from 1 to 5; `levels` say what each step means, `guidance` is one sentence on clustering by it."""
-
-    name: str
-    definition: str = ""
-    levels: tuple[str, ...] = ()
-    guidance: str = ""
-
-    def to_json(self) -> dict[str, Any]:
-        """All fields by name."""
-        return {**vars(self), "levels": list(self.levels)}
+        """All fields by name; attributes have no levels."""
+        levels = {} if self.levels is None else {"levels": list(self.levels)}
+        return {"name": self.name, "definition": self.definition, **levels, "guidance": self.guidance}
 
 
 @dataclass(frozen=True, kw_only=True)
 class CriteriaSet:
     """The criteria by which one set of groupings is judged."""
 
-    metadata: tuple[MetadataCriterion, ...] = ()
-    metrics: tuple[MetricCriterion, ...] = ()
+    metadata: tuple[Criterion, ...] = ()
+    metrics: tuple[Criterion, ...] = ()
 
     def __bool__(self) -> bool:
         return bool(self.metadata or self.metrics)
 
-    def __iter__(self) -> Iterator[MetadataCriterion | MetricCriterion]:
+    def __iter__(self) -> Iterator[Criterion]:
         return iter((*self.metadata, *self.metrics))
 
     def to_json(self) -> dict[str, Any]:

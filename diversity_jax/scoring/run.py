@@ -1,11 +1,9 @@
 """A scoring run: forecast, scorecards, comparisons, checks and baseline metrics, with all files but the page."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-import contextlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 import logging
 from pathlib import Path
-import threading
 from typing import Any
 
 from diversity_jax.cluster_agent import (
@@ -37,7 +35,6 @@ from diversity_jax.scoring.config import ScoreConfig, named_corpora
 log = logging.getLogger(__name__)
 
 _REVISED_AFTER = 50  # groupings; their mean use is then known to a few per cent
-_FIRST_REQUESTS_SECONDS = 0.3  # until they are sent
 
 
 class ScoringForecast:
@@ -140,11 +137,8 @@ class ScoreResult:
     comparisons: Sequence[PairComparison] = ()
 
 
-def run_score(config: ScoreConfig, while_waiting: Callable[[], None] = lambda: None) -> ScoreResult:
+def run_score(config: ScoreConfig) -> ScoreResult:
     """Forecasts, scores and measures as a configuration asks for, and writes every file but the page.
-
-    Args:
-      while_waiting: called in a thread while a language model works on the first requests, for slow imports.
 
     Raises:
       InputError: a corpus cannot be read, or the judge cannot be opened or gave nothing usable.
@@ -162,8 +156,7 @@ def run_score(config: ScoreConfig, while_waiting: Callable[[], None] = lambda: N
         log.info("%s", expected)
     if config.dry_run:
         return ScoreResult(forecast=expected)
-    with _while_waiting(config, while_waiting):
-        cards, comparisons = _score(config, corpora, cache, folders, expected)
+    cards, comparisons = _score(config, corpora, cache, folders, expected)
     expected.save(output_dir / "forecast.json", cards.values())
     metrics = _measure(config, corpora, folders)
     cards = {
@@ -191,17 +184,6 @@ def open_corpora(config: ScoreConfig) -> dict[str, Corpus]:
       InputError: none is named, or one cannot be read.
     """
     return {name: open_corpus(corpus) for name, corpus in named_corpora(config).items()}
-
-
-@contextlib.contextmanager
-def _while_waiting(config: ScoreConfig, function: Callable[[], None]) -> Iterator[None]:
-    timer = threading.Timer(_FIRST_REQUESTS_SECONDS, function)
-    if judge_kind(config.judge).is_llm:
-        timer.start()
-    try:
-        yield
-    finally:
-        timer.cancel()
 
 
 def _score(
