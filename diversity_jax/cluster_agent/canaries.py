@@ -169,7 +169,7 @@ class ErrorRates:
 
     @property
     def ceiling(self) -> dict[str, float | None] | None:
-        """The most effective clusters this judge can tell apart: 1 / a, None without a merge; `low` at a's upper end."""
+        """The most effective clusters this judge can tell apart: 1 / a, None without a merge; `low` at the upper a."""
         if self.false_merge is None:
             return None
         upper = self.false_merge.bounds[1]
