@@ -10,7 +10,7 @@ Set `hygiene.decontaminate` to evaluation files, such as ("benchmarks/*.jsonl",)
 """
 
 from diversity_jax.corpus import CorpusConfig
-from diversity_jax.prepare.config import Hygiene, Preparation, PrepareConfig
+from diversity_jax.prepare.config import Filtering, Preparation, PrepareConfig
 
 
 def get_config() -> PrepareConfig:
@@ -24,6 +24,6 @@ def get_config() -> PrepareConfig:
             kind="real",
             sequence_length=2048,
             validation_share=0.005,
-            hygiene=Hygiene(near_duplicates=0.8),
+            hygiene=Filtering(near_duplicates=0.8),
         ),
     )

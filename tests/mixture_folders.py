@@ -1,5 +1,6 @@
 """Small built mixtures for tests, from text that is made on the spot."""
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from fractions import Fraction
 import hashlib
@@ -8,12 +9,15 @@ import random
 
 from diversity_jax.corpus import Document
 from diversity_jax.mixtures.mixture import Mixture, MixtureComponent
-from diversity_jax.prepare.pipeline import Preparation, prepare
+from diversity_jax.prepare.config import Preparation
+from diversity_jax.prepare.pipeline import prepare
 from diversity_jax.tokenizers.tokenizer import load_tokenizer
 
 
 class MadeCorpus:
     """Documents of a given length about one word, the same every time."""
+
+    rejected = Counter()
 
     def __init__(self, word: str, words: int, documents: int = 300):
         self.name, self.word, self.words, self.documents = f"made:{word}", word, words, documents

@@ -11,7 +11,7 @@ import pytest
 
 from diversity_jax.core.errors import InputError
 from diversity_jax.corpus import open_corpus
-from diversity_jax.prepare.config import Hygiene, Preparation
+from diversity_jax.prepare.config import Filtering, Preparation
 from diversity_jax.prepare.pipeline import prepare
 from diversity_jax.tokenizers.tokenizer import load_tokenizer
 from tests.planted_texts import planted_copies, planted_overlaps, write_jsonl
@@ -20,7 +20,7 @@ from tests.shared_data import shared_file
 
 def prepared(source: str, folder: Path, **hygiene):
     """Manifest, and the lines of its report."""
-    settings = Preparation(name="part", kind="real", sequence_length=64, hygiene=Hygiene(**hygiene))
+    settings = Preparation(name="part", kind="real", sequence_length=64, hygiene=Filtering(**hygiene))
     manifest = prepare(open_corpus(source), load_tokenizer("bytes"), folder, settings, processes=1)
     report = folder / ("decontamination.jsonl" if "decontaminate" in hygiene else "duplicates.jsonl")
     return manifest, [json.loads(line) for line in report.read_text().splitlines()]

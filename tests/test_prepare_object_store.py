@@ -13,7 +13,7 @@ from diversity_jax.core.errors import InputError
 from diversity_jax.core.files import exists, join_path, write_json, writing
 from diversity_jax.corpus import CorpusConfig, open_corpus
 from diversity_jax.prepare import shards
-from diversity_jax.prepare.config import Hygiene, Preparation
+from diversity_jax.prepare.config import Filtering, Preparation
 from diversity_jax.prepare.pipeline import prepare
 from diversity_jax.tokenizers.tokenizer import load_tokenizer
 from tests.gcs_server import BUCKET, serving
@@ -59,7 +59,7 @@ def source(store, tmp_path_factory) -> str:
 
 
 def asked() -> Preparation:
-    hygiene = Hygiene(near_duplicates=0.8, decontaminate=(f"gs://{BUCKET}/items.jsonl",))
+    hygiene = Filtering(near_duplicates=0.8, decontaminate=(f"gs://{BUCKET}/items.jsonl",))
     return Preparation(name="part", kind="real", hygiene=hygiene, **SETTINGS)
 
 
@@ -104,10 +104,12 @@ def test_a_component_in_a_bucket_is_the_one_on_disk(store, source, on_disk):
     prepare(open_corpus(source), load_tokenizer("bytes"), folder, asked(), processes=2)
     assert objects(store, folder) == files(on_disk)
     pytest.importorskip("apache_beam", reason="needs apache-beam: pip install 'diversity_jax[beam]'")
-    from diversity_jax.prepare.beam import BeamRunner
+    from diversity_jax.prepare.beam import BeamExecutor
 
     config, folder = CorpusConfig(source=source), f"gs://{BUCKET}/by_beam"
-    prepare(open_corpus(config), load_tokenizer("bytes"), folder, asked(), runner=BeamRunner(config, "DirectRunner"))
+    prepare(
+        open_corpus(config), load_tokenizer("bytes"), folder, asked(), executor=BeamExecutor(config, "DirectRunner")
+    )
     assert objects(store, folder) == files(on_disk)
 
 

@@ -1,5 +1,6 @@
 """Preparation: nothing lost, nothing repeated, and every fault named."""
 
+from collections import Counter
 from fractions import Fraction
 import os
 import subprocess
@@ -13,8 +14,9 @@ from diversity_jax.core.errors import InputError
 from diversity_jax.corpus import Document
 from diversity_jax.mixtures.loader import Loader
 from diversity_jax.mixtures.mixture import Mixture
+from diversity_jax.prepare.config import Preparation
 from diversity_jax.prepare.manifest import Manifest
-from diversity_jax.prepare.pipeline import Preparation, prepare
+from diversity_jax.prepare.pipeline import prepare
 from diversity_jax.prepare.rows import RowReader
 from diversity_jax.tokenizers.tokenizer import load_tokenizer
 from tests.mixture_folders import MadeCorpus, build_mixture
@@ -23,6 +25,7 @@ from tests.shared_data import shared_file
 
 class TextCorpus:
     name = "texts"
+    rejected = Counter()
 
     def __init__(self, texts):
         self.texts = texts

@@ -17,12 +17,13 @@ import numpy as np
 import pytest
 
 from diversity_jax.core.errors import InputError
+from diversity_jax.core.progress import ProgressDisplay
 from diversity_jax.corpus import CorpusConfig, open_corpus
-from diversity_jax.prepare.config import Hygiene, Preparation
+from diversity_jax.prepare.config import Filtering, Preparation
+from diversity_jax.prepare.manifest import describe
 from diversity_jax.prepare.pipeline import prepare
-from diversity_jax.prepare.progress import PreparationProgress
-from diversity_jax.prepare.rows import RowReader, extent_of, row_keys, shard_count
-from diversity_jax.prepare.statistics import describe
+from diversity_jax.prepare.rows import RowReader, row_keys
+from diversity_jax.prepare.shards import extent_of, shard_count
 from diversity_jax.tokenizers.tokenizer import ByteTokenizer, load_tokenizer
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -55,12 +56,12 @@ def contents(folder: Path) -> dict[str, str]:
     }
 
 
-HYGIENE = Hygiene(exact_duplicates=True, near_duplicates=0.8)
+FILTERING = Filtering(exact_duplicates=True, near_duplicates=0.8)
 
 
 def test_the_files_are_the_same_from_one_process_from_several_and_from_beam(tmp_path):
     config = CorpusConfig(source=write_text(tmp_path / "text", documents=200))
-    settings, tokenizer = asked(hygiene=HYGIENE), load_tokenizer("bytes")
+    settings, tokenizer = asked(hygiene=FILTERING), load_tokenizer("bytes")
     manifests = [
         prepare(open_corpus(config), tokenizer, tmp_path / str(count), settings, processes=count) for count in (1, 2)
     ]
@@ -69,9 +70,9 @@ def test_the_files_are_the_same_from_one_process_from_several_and_from_beam(tmp_
     assert manifests[0].content_hash == manifests[1].content_hash
     assert not (tmp_path / "2" / ".preparing").exists()
     pytest.importorskip("apache_beam", reason="needs apache-beam: pip install 'diversity_jax[beam]'")
-    from diversity_jax.prepare.beam import BeamRunner
+    from diversity_jax.prepare.beam import BeamExecutor
 
-    prepare(open_corpus(config), tokenizer, tmp_path / "beam", settings, runner=BeamRunner(config, "DirectRunner"))
+    prepare(open_corpus(config), tokenizer, tmp_path / "beam", settings, executor=BeamExecutor(config, "DirectRunner"))
     assert contents(tmp_path / "1") == contents(tmp_path / "beam")
 
 
@@ -79,12 +80,12 @@ def test_beam_writes_to_a_remote_folder_and_names_bad_input_in_one_line(tmp_path
     pytest.importorskip("apache_beam", reason="needs apache-beam: pip install 'diversity_jax[beam]'")
     import fsspec
 
-    from diversity_jax.prepare.beam import BeamRunner
+    from diversity_jax.prepare.beam import BeamExecutor
 
     config = CorpusConfig(source=write_text(tmp_path / "text", files=1, documents=60))
     folder = f"memory://{tmp_path.name}/part"
     manifest = prepare(
-        open_corpus(config), load_tokenizer("bytes"), folder, asked(), runner=BeamRunner(config, "DirectRunner")
+        open_corpus(config), load_tokenizer("bytes"), folder, asked(), executor=BeamExecutor(config, "DirectRunner")
     )
     local = prepare(open_corpus(config), load_tokenizer("bytes"), tmp_path / "local", asked())
     assert manifest.content_hash == local.content_hash
@@ -94,7 +95,7 @@ def test_beam_writes_to_a_remote_folder_and_names_bad_input_in_one_line(tmp_path
     with pytest.raises(InputError, match="copy the component to a local disk"):
         RowReader(manifest)
     with pytest.raises(InputError, match="Unexpected pipeline runner: NoRunner"):
-        BeamRunner(config, "NoRunner").fingerprint(open_corpus(config), str(tmp_path))
+        BeamExecutor(config, "NoRunner").fingerprint(open_corpus(config), str(tmp_path))
     with open(tmp_path / "text" / "text-0.jsonl", "a") as file:
         file.write("{broken\n")
     with pytest.raises(InputError, match=r"text-0.jsonl:61: is not valid JSON.*column \d+\)$"):
@@ -103,7 +104,7 @@ def test_beam_writes_to_a_remote_folder_and_names_bad_input_in_one_line(tmp_path
             load_tokenizer("bytes"),
             tmp_path / "out",
             asked(),
-            runner=BeamRunner(config, "DirectRunner"),
+            executor=BeamExecutor(config, "DirectRunner"),
         )
     assert not (tmp_path / "out" / "manifest.json").exists()
 
@@ -113,10 +114,10 @@ def command(source: str, folder: Path, *more: str) -> list[str]:
     config = folder.parent / "prepare_config.py"
     config.write_text(
         "from diversity_jax.corpus import CorpusConfig\n"
-        "from diversity_jax.prepare.config import Hygiene, Preparation, PrepareConfig\n\n\n"
+        "from diversity_jax.prepare.config import Filtering, Preparation, PrepareConfig\n\n\n"
         "def get_config():\n"
         f"    corpus = CorpusConfig(source={source!r})\n"
-        f"    return PrepareConfig(output_dir={str(folder)!r}, corpus=corpus, preparation={asked(hygiene=HYGIENE)!r})\n"
+        f"    return PrepareConfig(output_dir={str(folder)!r}, corpus=corpus, preparation={asked(hygiene=FILTERING)!r})\n"
     )
     return [
         sys.executable,
@@ -206,7 +207,7 @@ def test_an_unfinished_preparation_of_something_else_starts_afresh_and_says_so(t
 def test_two_cannot_prepare_one_folder_and_a_dead_holder_does_not_matter(tmp_path, monkeypatch):
     from diversity_jax.prepare import staging
 
-    monkeypatch.setattr(staging, "_PATIENCE_SECONDS", 0.2)
+    monkeypatch.setattr(staging, "_LOCK_WAIT_SECONDS", 0.2)
     corpus, tokenizer = open_corpus(write_text(tmp_path / "text", files=1)), load_tokenizer("bytes")
     lock = tmp_path / "part" / ".preparing" / "lock"
     lock.parent.mkdir(parents=True)
@@ -284,11 +285,11 @@ def test_the_permutation_is_uniform_and_every_key_has_one_shard():
 
 def test_progress_says_rate_and_time_left(capsys, monkeypatch):
     clock = iter(np.arange(0.0, 100.0, 5.0).tolist())
-    monkeypatch.setattr("diversity_jax.prepare.progress.time.monotonic", lambda: next(clock))
-    with PreparationProgress("web") as progress:
+    monkeypatch.setattr("diversity_jax.core.progress.time.monotonic", lambda: next(clock))
+    with ProgressDisplay("web", unit="tokens") as progress:
         progress.begin("tokenising", 1000)
         for step in range(1, 5):
-            progress.update(100.0 * step, 50_000 * step, 10 * step)
+            progress.update(100.0 * step, {"tokens": 50_000 * step, "documents": 10 * step})
     lines = capsys.readouterr().err.splitlines()
     assert lines
     assert lines[-1].startswith("web: tokenising: ")

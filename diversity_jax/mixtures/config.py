@@ -11,7 +11,7 @@ from diversity_jax.core.errors import InputError
 from diversity_jax.corpus import CorpusConfig
 from diversity_jax.llm import BudgetConfig, EngineConfig
 from diversity_jax.mixtures.schedule import exact_shares
-from diversity_jax.prepare.config import Chat, Hygiene
+from diversity_jax.prepare.config import Chat, Filtering
 from diversity_jax.synthesis.demo_grammar import GrammarComponent
 
 KINDS = ("real", "synthetic")
@@ -174,7 +174,7 @@ class MixtureConfig:
     seed: int = 0
     train_tokens: int | None = None
     shares_of: str = "tokens"
-    hygiene: Hygiene = field(default_factory=Hygiene)
+    hygiene: Filtering = field(default_factory=Filtering)
     chat: Chat = field(default_factory=Chat)
     processes: int | None = None
     components_dir: str | None = None

@@ -17,21 +17,21 @@ from diversity_jax.core import cli
 from diversity_jax.core.files import join_path
 from diversity_jax.corpus import open_corpus
 from diversity_jax.prepare.config import PrepareConfig
+from diversity_jax.prepare.manifest import describe
 from diversity_jax.prepare.pipeline import prepare
-from diversity_jax.prepare.statistics import describe
 from diversity_jax.tokenizers.tokenizer import load_tokenizer
 
 
 def main(beam_flags: Sequence[str], config: PrepareConfig) -> None:
     """Prepares the component, and prints its statistics and, last, its manifest."""
     corpus, tokenizer = open_corpus(config.corpus), load_tokenizer(config.vocabulary, end_of_text=config.end_of_text)
-    runner = None
+    executor = None
     if config.runner:
-        from diversity_jax.prepare.beam import BeamRunner
+        from diversity_jax.prepare.beam import BeamExecutor
 
-        runner = BeamRunner(config.corpus, config.runner, (*config.runner_options, *beam_flags))
+        executor = BeamExecutor(config.corpus, config.runner, (*config.runner_options, *beam_flags))
     manifest = prepare(
-        corpus, tokenizer, config.output_dir, config.preparation, processes=config.processes, runner=runner
+        corpus, tokenizer, config.output_dir, config.preparation, processes=config.processes, executor=executor
     )
     print(describe(manifest))
     print(join_path(config.output_dir, "manifest.json"))

@@ -25,7 +25,7 @@ from diversity_jax.mixtures.shares import (
     row_shares,
     train_rows,
 )
-from diversity_jax.prepare.config import Chat, Hygiene
+from diversity_jax.prepare.config import Chat, Filtering
 
 _TOLERANCE = 1e-9  # figures taken anew from scorecards may differ in their last digits between builds of NumPy
 
@@ -169,7 +169,7 @@ def config_from_json(value: Mapping[str, Any]) -> MixtureConfig:
     changed = {
         "components": components,
         "real_to_synthetic": tuple(ratio) if ratio else None,
-        "hygiene": Hygiene(**filtering),
+        "hygiene": Filtering(**filtering),
         "chat": Chat(**value.get("chat", {})),
     }
     return MixtureConfig(**{**value, **changed})

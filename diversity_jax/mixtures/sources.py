@@ -131,7 +131,7 @@ class PooledCorpus:
     """Several corpora seen as one: documents are drawn from each in proportion to its share."""
 
     def __init__(self, corpora: Sequence[Corpus], shares: Sequence[Fraction]):
-        self.name = " + ".join(corpus.name for corpus in corpora)
+        self.name, self.rejected = " + ".join(corpus.name for corpus in corpora), Counter[str]()
         self._corpora, self._shares = corpora, [share / sum(shares) for share in shares]
 
     def __iter__(self) -> Iterator[Document]:

@@ -1,0 +1,1 @@
+"""Preparation: documents to permuted rows of tokens that training and SeqIO read."""

@@ -1,9 +1,9 @@
-"""Passes of a preparation on Apache Beam: DirectRunner, Dataflow, Flink, Spark, or any other of its runners.
+"""Stages of a preparation on Apache Beam: DirectRunner, Dataflow, Flink, Spark, or any other of its runners.
 
-The functions are those of the local path, so rows, manifest and checksums are the same. What workers hand to each other
-lies in the component's folder, which all of them must reach (`gs://`, or a shared disk); rows come together by Beam's
-own shuffle. The job lies
-there too: with its tokenizer and benchmarks it is larger than what runners take inside a pipeline (Dataflow: 10 MB).
+The functions are those of the local path, so rows, manifest and checksums are the same. Workers exchange files in the
+component's folder, which all of them must reach (`gs://`, or a shared disk); rows are brought together by Beam's own
+shuffle. The job lies there too: with its tokenizer and benchmarks it is larger than what runners take inside a pipeline
+(Dataflow: 10 MB).
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -11,34 +11,36 @@ import functools
 import hashlib
 import logging
 import pickle
-from typing import Any
 import uuid
 
 import numpy as np
 
+from diversity_jax.core.artifacts import ArtifactStore
+from diversity_jax.core.errors import InputError
 from diversity_jax.core.files import join_path, open_file, read_json, remove_tree, write_json, writing
 from diversity_jax.corpus import Corpus, CorpusConfig, open_corpus
 from diversity_jax.corpus.beam import open_pipeline, pipeline_options
-from diversity_jax.corpus.corpus import Tally
-from diversity_jax.prepare.chunks import Job, Piece, cut
+from diversity_jax.corpus.corpus import RecordCorpus, Tally
+from diversity_jax.prepare.chunks import Chunk, Job, chunked
 from diversity_jax.prepare.executors import (
-    Fates,
-    Pass,
-    finished_pieces,
+    PipelineStage,
+    Statuses,
+    finished_chunks,
     read_unit,
     save_unit,
     unfinished_shards,
     unfinished_units,
     units_of,
 )
-from diversity_jax.prepare.shards import ShardName, read_plan, save_shard, split_piece
-from diversity_jax.prepare.staging import Workplace
+from diversity_jax.prepare.shards import ChunkRows, ShardName, read_plan, save_shard, split_chunk
 
 log = logging.getLogger(__name__)
 
+_ShardKey = tuple[str, int, int]  # a shard by plain values, which every runner groups alike
 
-class BeamRunner:
-    """Passes as Beam pipelines, one after the other.
+
+class BeamExecutor:
+    """Runs stages as Beam pipelines, one after the other.
 
     Args:
       config: of the corpus, which every worker opens for itself; files are read in parallel, one reader for each large
@@ -54,11 +56,11 @@ class BeamRunner:
         self._open = functools.partial(open_pipeline, runner, pipeline_options(runner, options))
 
     def fingerprint(self, corpus: Corpus, folder: str) -> str:
-        """The corpus's own fingerprint, its files hashed by the workers, which leave what they found in `folder` for a
-        moment.
-        """
+        """The corpus's own fingerprint, its files hashed by the workers; they write hashes into `folder` meanwhile."""
         import apache_beam as beam
 
+        if not isinstance(corpus, RecordCorpus):
+            return corpus.fingerprint()
         units = corpus.units()
         if corpus.unit_hashes(units[0]) is None:
             return corpus.fingerprint()
@@ -67,59 +69,65 @@ class BeamRunner:
             with self._open() as pipeline:
                 hashing = functools.partial(_hash_unit, self._config, scratch)
                 _ = pipeline | beam.Create(range(len(units))) | beam.Reshuffle() | beam.Map(hashing)
-            found = [read_json(join_path(scratch, f"{number}.json")) for number in range(len(units))]
+            hashes = [part for i in range(len(units)) for part in read_json(join_path(scratch, f"{i}.json"))]
         finally:
             remove_tree(scratch)
-        return corpus.fingerprint([part for unit in found for part in unit])
+        return corpus.fingerprint(hashes)
 
-    def pieces(self, corpus: Corpus, job: Job, place: Workplace, what: Pass, fates: Fates | None) -> None:
+    def run_stage(
+        self, corpus: Corpus, job: Job, staging: ArtifactStore, stage: PipelineStage, statuses: Statuses | None
+    ) -> None:
         import apache_beam as beam
 
-        done = finished_pieces(place, what)
-        unfinished = [number for number, _ in unfinished_units(place, units_of(corpus), done)]
+        done = finished_chunks(staging, stage)
+        unfinished = [number for number, _ in unfinished_units(staging, units_of(corpus), done)]
         if not unfinished:
             return
-        if fates is not None:
-            _write_fates(job, fates)
-        place_of_job = _publish(job)
-        read = functools.partial(_read_pieces, self._config, place_of_job, frozenset(done))
-        work = functools.partial(_work, place_of_job, what, fates is not None)
-        log.info("%s: %s %d units on %s", job.settings.name, what.title, len(unfinished), self._runner)
+        for name, values in (statuses or {}).items():
+            with writing(_statuses_path(job, name)) as file:
+                file.write(values.tobytes())
+        job_path = _publish(job)
+        read = functools.partial(_read_chunks, self._config, job_path, frozenset(done))
+        work = functools.partial(_work, job_path, stage, statuses is not None)
+        log.info("%s: %s %d units on %s", job.settings.name, stage.title, len(unfinished), self._runner)
         with self._open() as pipeline:
-            pieces = pipeline | beam.Create(unfinished) | beam.Reshuffle() | "read" >> beam.FlatMap(read)
-            _ = pieces | "spread" >> beam.Reshuffle() | what.title >> beam.Map(work)
+            chunks = pipeline | beam.Create(unfinished) | beam.Reshuffle() | "read" >> beam.FlatMap(read)
+            _ = chunks | "spread" >> beam.Reshuffle() | stage.title >> beam.Map(work)
 
-    def shards(self, job: Job, place: Workplace, plan_hash: str, shards: Sequence[ShardName]) -> None:
+    def write_shards(self, job: Job, staging: ArtifactStore, plan_hash: str, shards: Sequence[ShardName]) -> None:
         import apache_beam as beam
 
-        wanted = unfinished_shards(job, place, shards)
-        if not wanted:
+        unfinished = unfinished_shards(job, staging, shards)
+        if not unfinished:
             return
-        place_of_job, plan = _publish(job), read_plan(job.workplace, plan_hash)
-        placed = [(split, piece) for split, pieces in plan.items() for piece in pieces if piece[1]]
-        log.info("%s: writing %d shards on %s", job.settings.name, len(wanted), self._runner)
+        job_path, plan = _publish(job), read_plan(job.staging_dir, plan_hash)
+        sources = [(split, chunk) for split, chunks in plan.items() for chunk in chunks if chunk.rows]
+        log.info("%s: writing %d shards on %s", job.settings.name, len(unfinished), self._runner)
         with self._open() as pipeline:
-            parts = (
-                pipeline
-                | beam.Create(placed)
-                | beam.Reshuffle()
-                | beam.FlatMap(functools.partial(_split, place_of_job, wanted))
-            )
-            _ = parts | beam.GroupByKey() | beam.Map(functools.partial(_save, place_of_job))
+            split = functools.partial(_split, job_path, unfinished)
+            parts = pipeline | beam.Create(sources) | beam.Reshuffle() | beam.FlatMap(split)
+            _ = parts | beam.GroupByKey() | beam.Map(functools.partial(_save, job_path))
 
     def close(self) -> None:
-        """Nothing is held between passes."""
+        """Nothing is held between stages."""
+
+
+def _open_records(config: CorpusConfig) -> RecordCorpus:
+    corpus = open_corpus(config)
+    if not isinstance(corpus, RecordCorpus):
+        raise InputError(f"{config.source}: cannot be read in parts; prepare it without a runner")
+    return corpus
 
 
 def _hash_unit(config: CorpusConfig, scratch: str, number: int) -> None:
-    corpus = open_corpus(config)
+    corpus = _open_records(config)
     write_json(join_path(scratch, f"{number}.json"), corpus.unit_hashes(corpus.units()[number]))
 
 
 def _publish(job: Job) -> str:
-    """Writes the job to its workplace; returns where."""
+    """Writes the job into its staging directory; returns where."""
     data = pickle.dumps(job, protocol=5)
-    path = str(join_path(job.workplace, f"{hashlib.sha256(data).hexdigest()}.job"))
+    path = str(join_path(job.staging_dir, f"{hashlib.sha256(data).hexdigest()}.job"))
     with writing(path) as file:
         file.write(data)
     return path
@@ -132,49 +140,41 @@ def _job(path: str) -> Job:
         return pickle.loads(file.read())
 
 
-def _read_pieces(config: CorpusConfig, place_of_job: str, done: frozenset[str], number: int) -> Iterator[Piece]:
-    corpus, job = open_corpus(config), _job(place_of_job)
+def _read_chunks(config: CorpusConfig, job_path: str, done: frozenset[str], number: int) -> Iterator[Chunk]:
+    corpus, job = _open_records(config), _job(job_path)
     tally, count = Tally(), 0
-    for piece in cut(read_unit(corpus, corpus.units()[number], tally), number, job.settings):
+    for chunk in chunked(read_unit(corpus, corpus.units()[number], tally), number, job.settings):
         count += 1
-        if piece.name not in done:
-            yield piece
-    save_unit(job.workplace, number, count, tally)
+        if chunk.name not in done:
+            yield chunk
+    save_unit(job.staging_dir, number, count, tally)
 
 
-def _work(place_of_job: str, what: Pass, is_decided: bool, piece: Piece) -> None:
-    job = _job(place_of_job)
-    what.work(job, piece, *([_read_fates(job, piece.name)] if is_decided else []))
+def _work(job_path: str, stage: PipelineStage, has_statuses: bool, chunk: Chunk) -> None:
+    job = _job(job_path)
+    if not has_statuses:
+        stage.work(job, chunk)
+        return
+    with open_file(_statuses_path(job, chunk.name)) as file:
+        stage.work(job, chunk, np.frombuffer(file.read(), np.uint8))
 
 
-def _write_fates(job: Job, fates: Fates) -> None:
-    for name, found in fates.items():
-        with writing(join_path(job.workplace, f"{name}.fates")) as file:
-            file.write(found.tobytes())
-
-
-def _read_fates(job: Job, name: str) -> np.ndarray:
-    with open_file(join_path(job.workplace, f"{name}.fates")) as file:
-        return np.frombuffer(file.read(), np.uint8)
+def _statuses_path(job: Job, chunk: str) -> str:
+    return str(join_path(job.staging_dir, f"{chunk}.statuses"))
 
 
 def _split(
-    place_of_job: str, wanted: Sequence[ShardName], placed: tuple[str, Sequence[Any]]
-) -> Iterator[tuple[Any, Any]]:
-    """(shard, (piece, keys, rows)); a shard is named by plain values, which every runner groups alike."""
-    job, (split, piece) = _job(place_of_job), placed
-    for shard, part in split_piece(job, [shard for shard in wanted if shard.split == split], piece):
-        yield (shard.split, shard.number, shard.count), (piece[0], *part)
+    job_path: str, shards: Sequence[ShardName], source: tuple[str, ChunkRows]
+) -> Iterator[tuple[_ShardKey, tuple[str, bytes, bytes]]]:
+    """(shard, (chunk, keys, rows)) of one chunk's rows."""
+    split, chunk = source
+    for shard, (keys, rows) in split_chunk(_job(job_path), [shard for shard in shards if shard.split == split], chunk):
+        yield (shard.split, shard.number, shard.count), (chunk.chunk, keys, rows)
 
 
-def _save(place_of_job: str, gathered: tuple[tuple[str, int, int], Iterable[tuple[str, bytes, bytes]]]) -> None:
-    job, ((split, number, count), parts) = _job(place_of_job), gathered
+def _save(job_path: str, gathered: tuple[_ShardKey, Iterable[tuple[str, bytes, bytes]]]) -> None:
+    job, ((split, number, count), parts) = _job(job_path), gathered
     _, keys, rows = zip(*sorted(parts), strict=True)
-    found = np.frombuffer(b"".join(keys), "<u8")
-    shard = ShardName(split=split, number=number, count=count)
-    save_shard(
-        job,
-        shard,
-        found,
-        np.frombuffer(b"".join(rows), job.dtype).reshape(len(found), job.settings.sequence_length + 1),
-    )
+    row_keys = np.frombuffer(b"".join(keys), "<u8")
+    tokens = np.frombuffer(b"".join(rows), job.dtype).reshape(len(row_keys), job.row_tokens)
+    save_shard(job, ShardName(split=split, number=number, count=count), row_keys, tokens)

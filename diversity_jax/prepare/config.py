@@ -1,4 +1,4 @@
-"""What is asked of a preparation besides text and tokenizer."""
+"""Configuration of preparation: which documents are left out, how conversations are written, how rows are made."""
 
 import dataclasses
 from dataclasses import dataclass, field
@@ -8,7 +8,7 @@ from diversity_jax.corpus import CorpusConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class Hygiene:
+class Filtering:
     """Documents to leave out. Everything is off by default; language and length filters are left to other tools.
 
     Contaminated documents are left out first, then copies of those that remain.
@@ -31,7 +31,7 @@ class Hygiene:
     decontaminate: tuple[str, ...] = ()
     ngram_words: int = 13
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.near_duplicates is not None and not 0.1 <= self.near_duplicates <= 1:
             raise InputError(
                 f"hygiene.near_duplicates {self.near_duplicates}: give a similarity from 0.1 to 1, such as 0.8, or None"
@@ -50,20 +50,23 @@ class Hygiene:
         return self.exact_duplicates or self.near_duplicates is not None
 
 
+Hygiene = Filtering  # its name in configuration files that are older
+
+
 @dataclass(frozen=True, kw_only=True)
 class Chat:
     """How conversations become text; every component of instruction data in a mixture is written the same way.
 
     Attributes:
       template: a Jinja chat template: a `.jinja` file, a `tokenizer_config.json`, a folder with either, or `tokenizer`
-        for the one beside the vocabulary; None: the project's own (`evaluation.chat.OWN_TEMPLATE`).
-      system_prompt: stands first in every conversation that brings no system message, in training and afterwards.
+        for the one beside the vocabulary; None: the project's own (`chat_template.OWN_TEMPLATE`).
+      system_prompt: put first in every conversation that has no system message, in training and afterwards.
     """
 
     template: str | None = None
     system_prompt: str | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("template", "system_prompt"):
             value = getattr(self, name)
             if value is not None and not (isinstance(value, str) and value.strip()):
@@ -72,18 +75,17 @@ class Chat:
 
 @dataclass(frozen=True, kw_only=True)
 class Preparation:
-    """What is asked of a preparation besides text and tokenizer; rows are a function of these and nothing else.
+    """Settings of a preparation; rows are a function of text, tokenizer and these.
 
     Attributes:
       name: the component's name; kind: `real` or `synthetic`.
       sequence_length: tokens a row predicts; a row holds one more.
       seed: of the row permutation and of the choice of held-out documents.
       validation_share: share of documents held out, in [0, 1), chosen by a hash of their text: copies stay together.
-      hygiene: documents to leave out.
+      hygiene: which documents are left out.
       chat: documents are conversations, made of records by `corpus.conversations`: whole ones are packed into rows, and
-        only answers
-        are targets of the loss. None: text.
-      piece_characters: text is tokenised in pieces of about so many characters, each by one process.
+        only answers are targets of the loss. None: text.
+      piece_characters: text is tokenised in chunks of about so many characters, each by one process.
       shard_bytes: size of a shard of rows, about; what one process holds while rows are permuted.
     """
 
@@ -92,12 +94,12 @@ class Preparation:
     sequence_length: int
     seed: int = 0
     validation_share: float = 0.0
-    hygiene: Hygiene = field(default_factory=Hygiene)
+    hygiene: Filtering = field(default_factory=Filtering)
     chat: Chat | None = None
     piece_characters: int = 8_000_000
     shard_bytes: int = 64 << 20
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.sequence_length < 1:
             raise InputError(f"sequence_length {self.sequence_length}: give at least 1 token")
         if not 0 <= self.validation_share < 1:
@@ -131,7 +133,7 @@ class PrepareConfig:
     runner: str | None = None
     runner_options: tuple[str, ...] = ()
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if isinstance(self.corpus, str):
             object.__setattr__(self, "corpus", CorpusConfig(source=self.corpus))
         if self.corpus.conversations is not None and self.preparation.chat is None:

@@ -1,9 +1,8 @@
 """Documents that share a run of words with a benchmark item, found so that they can be left out of training text.
 
 The usual test (Brown et al. 2020, appendix C): a document is contaminated when it has 13 words in a row in common with
-  an
-evaluation item. Words are compared without case and punctuation. Matches are verified word by word: a hash alone never
-removes a document.
+an evaluation item. Words are compared without case and punctuation. Matches are verified word by word: a hash alone
+never removes a document.
 """
 
 from collections import Counter
@@ -11,16 +10,19 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 import itertools
 import json
+import re
 from typing import Any
+import unicodedata
 
 import numpy as np
 
 from diversity_jax.core.errors import InputError
 from diversity_jax.core.files import file_hash, list_files, read_lines
-from diversity_jax.prepare.ngram_hashes import hash_runs, numbered, windows, words
 
-_SHORT_FIELD_WORDS = 8
+_SHORT_FIELD_WORDS = 8  # longer fields are no answers to fill a blank with
 _BLANK = "_"
+_WORD = re.compile(r"[^\W_]+")
+_MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)  # odd, so that no position is multiplied away
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,9 +44,9 @@ class Overlap:
 class Benchmarks:
     """Every run of `ngram_words` words of the text fields of evaluation files.
 
-    All strings of an item are its text, those in nested lists and records too. Each is searched for by itself, and so
-    is what arises where two of them stand one after the other (a question and its answer) or where one fills a blank
-    `_` of another. An item without so many words in a row cannot be found; `short_items` counts these by file.
+    All strings of an item are its text, those in nested lists and records too. A run may lie in one of them, across the
+    border of two in sequence (a question and its answer), or in one whose blank `_` another fills. An item without so
+    many words in a row cannot be found; `short_items` counts these by file.
 
     Args:
       patterns: JSONL files (also .gz, .zst), or patterns of such.
@@ -61,18 +63,17 @@ class Benchmarks:
         self.items: Counter[str] = Counter()
         self.short_items: Counter[str] = Counter()
         self._vocabulary: dict[str, int] = {}
-        paths = sorted({path for pattern in patterns for path in _listed(pattern)})
-        names = _shortest_names(paths)
+        paths = sorted({path for pattern in patterns for path in _matching_files(pattern)})
         runs, owners = [np.empty((0, ngram_words), np.uint32)], [np.empty((0, 2), np.int32)]
-        for number, (path, name) in enumerate(zip(paths, names, strict=True)):
+        for number, (path, name) in enumerate(zip(paths, _shortest_names(paths), strict=True)):
             self.files.append(name)
             self.hashes[name] = file_hash(path)
             for line, texts in _items(path):
-                found = self._runs(texts)
+                item_runs = self._runs(texts)
                 self.items[name] += 1
-                self.short_items[name] += not len(found)
-                runs.append(found)
-                owners.append(np.tile(np.int32([number, line]), (len(found), 1)))
+                self.short_items[name] += not len(item_runs)
+                runs.append(item_runs)
+                owners.append(np.tile(np.array([number, line], np.int32), (len(item_runs), 1)))
             if self.items[name] == self.short_items[name]:
                 raise InputError(
                     f"{path}: no item has {ngram_words} words in a row to look for; check the file, or lower "
@@ -81,7 +82,7 @@ class Benchmarks:
         self._index(np.concatenate(runs), np.concatenate(owners))
 
     def _runs(self, texts: Sequence[str]) -> np.ndarray:
-        """Word numbers of every run of an item, uint32 [runs, ngram_words]; a run may stand there twice."""
+        """Word numbers of every run of an item, uint32 [runs, ngram_words]; some may occur twice."""
         variants = (ids for ids in _variants(texts, self._number, self.ngram_words) if len(ids) >= self.ngram_words)
         runs = [np.lib.stride_tricks.sliding_window_view(ids, self.ngram_words) for ids in variants]
         return np.concatenate([np.empty((0, self.ngram_words), np.uint32), *runs])
@@ -101,32 +102,33 @@ class Benchmarks:
 
     def overlaps(self, document: str, text: str) -> list[Overlap]:
         """Benchmark items that a text shares a run of words with, in the order of files and items."""
-        found = words(text)
-        ids = numbered(found, self._vocabulary)
+        text_words = words(text)
+        numbers = (self._vocabulary.get(word, 0) for word in text_words)  # 0 stands for a word of no benchmark
+        ids = np.fromiter(numbers, np.uint64, len(text_words))
         hashes = windows(ids, self.ngram_words)
         first = np.searchsorted(self._hashes, hashes)
         hits = np.flatnonzero(self._hashes[np.minimum(first, len(self._hashes) - 1)] == hashes)
         shared: dict[tuple[int, int], list[int]] = {}
         for position in hits.tolist():
             run = ids[position : position + self.ngram_words]
-            for entry in range(
-                int(first[position]), int(np.searchsorted(self._hashes, hashes[position], side="right"))
-            ):
-                if np.array_equal(self._words[entry], run):
-                    shared.setdefault(tuple(self._owners[entry].tolist()), []).append(position)
+            end = int(np.searchsorted(self._hashes, hashes[position], side="right"))
+            for match in range(int(first[position]), end):
+                if np.array_equal(self._words[match], run):
+                    file, item = self._owners[match].tolist()
+                    shared.setdefault((file, item), []).append(position)
         return [
             Overlap(
                 document=document,
                 file=self.files[file],
                 item=item,
-                ngram=" ".join(found[positions[0] : positions[0] + self.ngram_words]),
+                ngram=" ".join(text_words[positions[0] : positions[0] + self.ngram_words]),
                 ngrams=len(positions),
             )
             for (file, item), positions in sorted(shared.items())
         ]
 
 
-def _listed(pattern: str) -> list[str]:
+def _matching_files(pattern: str) -> list[str]:
     paths = list_files(pattern)
     if not paths:
         raise InputError(
@@ -173,7 +175,7 @@ def _strings(value: Any) -> Iterator[str]:
 
 
 def _variants(texts: Sequence[str], number: Callable[[str], np.ndarray], length: int) -> Iterator[np.ndarray]:
-    """Word numbers in which an item may stand in a text: each field, fields one after the other, blanks filled."""
+    """Word numbers of an item as it may occur in a text: each field, two fields in sequence, blanks filled."""
     fields = [number(text) for text in texts]
     yield from fields
     for before, after in itertools.permutations([field for field in fields if len(field)], 2):
@@ -184,3 +186,30 @@ def _variants(texts: Sequence[str], number: Callable[[str], np.ndarray], length:
             for filling in fields:
                 if 0 < len(filling) <= _SHORT_FIELD_WORDS:
                     yield np.concatenate([start, filling, end])
+
+
+def words(text: str) -> list[str]:
+    """Runs of letters and digits, NFKC-normalised and case-folded; punctuation and underscores only separate them."""
+    if not text.isascii():
+        text = unicodedata.normalize("NFKC", text)
+    return _WORD.findall(text.casefold())
+
+
+def windows(ids: np.ndarray, length: int) -> np.ndarray:
+    """A hash of every `length` consecutive ids, uint64 [max(0, len(ids) - length + 1)]; ids are uint64."""
+    count = len(ids) - length + 1
+    return _hash([ids[offset : offset + count] for offset in range(length)]) if count > 0 else np.empty(0, np.uint64)
+
+
+def hash_runs(runs: np.ndarray) -> np.ndarray:
+    """The hash that `windows` gives each run: uint64 [runs] of unsigned integers [runs, length]."""
+    return _hash(runs.T)
+
+
+def _hash(columns: Sequence[np.ndarray]) -> np.ndarray:
+    hashes = np.zeros(len(columns[0]), np.uint64)
+    with np.errstate(over="ignore"):
+        for column in columns:
+            hashes = (hashes ^ column) * _MULTIPLIER
+            hashes ^= hashes >> np.uint64(29)
+    return hashes

@@ -1,28 +1,31 @@
-"""Copies among documents: exact ones by digest, near ones by MinHash signatures and locality-sensitive hashing
-(datasketch).
+"""Copies among documents: exact ones by digest, near ones by MinHash signatures and locality-sensitive hashing.
 
 Documents are compared in the order of the corpus, and the first of several copies is kept: a document is left out if,
 and only if, an earlier document that is kept has the same text or a signature at least `near_duplicates` similar.
 Candidates come from `datasketch.MinHashLSH`; each is verified by the similarity of the whole signatures.
 
 Memory: 24 bytes a document while one band at a time is searched for shared buckets, then about 4 KB for every document
-  that shares one.
+that shares one.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+import functools
 import hashlib
 import io
-import json
 from typing import Any
 
 import numpy as np
 
 from diversity_jax.core.files import join_path, open_file, read_json, write_json, writing
-from diversity_jax.prepare.chunks import EXACT_DUPLICATE, KEPT, NEAR_DUPLICATE, Job, Piece, screen
-from diversity_jax.prepare.config import Hygiene
-from diversity_jax.prepare.decontaminate import Overlap
-from diversity_jax.prepare.ngram_hashes import WordHashes, hash_runs, windows, words
+from diversity_jax.prepare.chunks import Chunk, DocumentStatus, Job, screen
+from diversity_jax.prepare.config import Filtering
+from diversity_jax.prepare.decontaminate import Overlap, hash_runs, windows, words
+
+_CACHED_WORDS = 200_000
+_SCHEME = "affine32"  # of datasketch's permutations; named, so that a new default cannot change signatures on disk
+SIGNATURE_VERSION = f"minhash-{_SCHEME}-1"
+"""Identifies how texts become signatures: a store must not compare signatures of another version."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,200 +38,219 @@ class Copy:
     similarity: float
 
 
-class Signer:
-    """MinHash signatures and LSH bands of texts, the same in every process."""
+class MinHasher:
+    """MinHash signatures of texts and their LSH bands, the same in every process.
 
-    def __init__(self, hygiene: Hygiene):
+    Args:
+      threshold: similarity from which two texts are near copies; decides the bands.
+      permutations: numbers in a signature.
+      shingle_words: texts are compared as sets of so many words in a row.
+    """
+
+    def __init__(self, threshold: float, *, permutations: int = 128, shingle_words: int = 5):
         from datasketch import MinHash, MinHashLSH
 
-        self._hygiene, self._word_hashes = hygiene, WordHashes()
-        self._empty = MinHash(hygiene.permutations, seed=1, hashfunc=int)
-        lsh = MinHashLSH(threshold=hygiene.near_duplicates, num_perm=hygiene.permutations, weights=(0.1, 0.9))
-        self.bands, self.band_rows = lsh.b, lsh.r
+        self.threshold, self.permutations, self._shingle_words = threshold, permutations, shingle_words
+        self._word_hashes: dict[str, int] = {}
+        self._empty = MinHash(permutations, seed=1, hashfunc=int, scheme=_SCHEME)
+        lsh = MinHashLSH(threshold=threshold, num_perm=permutations, weights=(0.1, 0.9))
+        self.bands, self._band_rows = lsh.b, lsh.r
 
     def signature(self, text: str) -> np.ndarray:
         """uint32 [permutations] of the text's shingles; of all its words, where they are fewer than one shingle."""
-        hashes = self._word_hashes(words(text))
-        shingles = windows(hashes, min(self._hygiene.shingle_words, max(1, len(hashes))))
+        hashes = self._hashed_words(words(text))
+        shingles = windows(hashes, min(self._shingle_words, max(1, len(hashes))))
         minhash = self._empty.copy()
         minhash.update_batch(np.unique(shingles >> np.uint64(32)).tolist())
         return minhash.hashvalues.astype(np.uint32)
 
     def band_hashes(self, signatures: np.ndarray) -> np.ndarray:
         """A hash of each band: uint64 [bands, documents] of signatures uint32 [documents, permutations]."""
-        parts = [
-            signatures[:, band * self.band_rows : (band + 1) * self.band_rows].astype(np.uint64)
-            for band in range(self.bands)
-        ]
-        return np.stack([hash_runs(part) for part in parts])
+        bands = np.split(signatures[:, : self.bands * self._band_rows].astype(np.uint64), self.bands, axis=1)
+        return np.stack([hash_runs(band) for band in bands])
 
-    def minhash(self, signature: np.ndarray) -> Any:
-        """The signature as datasketch holds it."""
-        copy = self._empty.copy()
-        copy.hashvalues = signature.astype(copy.hashvalues.dtype)
-        return copy
+    def _hashed_words(self, text_words: Sequence[str]) -> np.ndarray:
+        """A 64-bit hash of each word."""
+        if len(self._word_hashes) > _CACHED_WORDS:
+            self._word_hashes = {}  # not cleared: another thread of a Beam worker may be reading it
+        known = self._word_hashes
+        for word in text_words:
+            if word not in known:
+                known[word] = int.from_bytes(hashlib.blake2b(word.encode(), digest_size=8).digest(), "little")
+        return np.fromiter(map(known.__getitem__, text_words), np.uint64, len(text_words))
 
-    def index(self) -> Any:
-        """An empty LSH index of the same bands."""
+    def as_minhash(self, signature: np.ndarray) -> Any:
+        """The signature as datasketch represents it."""
+        minhash = self._empty.copy()
+        minhash.hashvalues = signature.astype(minhash.hashvalues.dtype)
+        return minhash
+
+
+class NearDuplicateIndex:
+    """Signatures of the documents kept, searched for near copies of a new one."""
+
+    def __init__(self, hasher: MinHasher):
         from datasketch import MinHashLSH
 
-        return MinHashLSH(num_perm=self._hygiene.permutations, params=(self.bands, self.band_rows))
+        self._hasher, self._signatures = hasher, dict[int, np.ndarray]()
+        self._lsh = MinHashLSH(num_perm=hasher.permutations, params=(hasher.bands, hasher._band_rows))
+
+    def __len__(self) -> int:
+        return len(self._signatures)
+
+    def add(self, document: int, signature: np.ndarray) -> None:
+        """Takes a document in; its number must be new."""
+        self._lsh.insert(document, self._hasher.as_minhash(signature))
+        self._signatures[document] = signature
+
+    def near(self, signature: np.ndarray) -> tuple[int, float] | None:
+        """The most similar document at or above the threshold and its similarity, the first of equals; or None."""
+        candidates = self._lsh.query(self._hasher.as_minhash(signature))
+        equal = {document: int((self._signatures[document] == signature).sum()) for document in candidates}
+        best = min(equal, key=lambda document: (-equal[document], document), default=None)
+        if best is None or equal[best] < self._hasher.threshold * self._hasher.permutations:
+            return None
+        return best, equal[best] / self._hasher.permutations
 
 
-def sign_piece(job: Job, piece: Piece) -> tuple[int, int, int]:
-    """Writes what is needed to compare a piece's documents with all others: digests, signatures, ids, and who is
-    contaminated.
+@functools.lru_cache(maxsize=4)
+def _hasher(filtering: Filtering) -> MinHasher:
+    assert filtering.near_duplicates is not None
+    return MinHasher(
+        filtering.near_duplicates, permutations=filtering.permutations, shingle_words=filtering.shingle_words
+    )
+
+
+def sign_chunk(job: Job, chunk: Chunk) -> tuple[int, int, int]:
+    """Writes what is needed to compare a chunk's documents with all others: digests, signatures, ids and statuses.
 
     Returns:
       Documents, characters, and 0 tokens.
     """
-    fates, overlaps = screen(job, piece)
+    statuses, overlaps = screen(job, chunk)
     arrays = {
-        "fates": fates,
-        "digests": np.array([hashlib.blake2b(text.encode(), digest_size=16).digest() for text in piece.texts], "V16"),
-        "ids": np.frombuffer("\n".join(piece.ids).encode(), np.uint8),
+        "statuses": statuses,
+        "digests": np.array([hashlib.blake2b(text.encode(), digest_size=16).digest() for text in chunk.texts], "V16"),
+        "ids": np.frombuffer("\n".join(chunk.ids).encode(), np.uint8),
     }
     if job.settings.hygiene.near_duplicates is not None:
-        signer = _signer(job.settings.hygiene)
-        signatures = np.stack([signer.signature(text) for text in piece.texts])
-        arrays |= {"signatures": signatures, "bands": signer.band_hashes(signatures)}
+        hasher = _hasher(job.settings.hygiene)
+        signatures = np.stack([hasher.signature(text) for text in chunk.texts])
+        arrays |= {"signatures": signatures, "bands": hasher.band_hashes(signatures)}
     buffer = io.BytesIO()
     np.savez(buffer, **arrays)
     data = buffer.getvalue()
-    with writing(join_path(job.workplace, f"{piece.name}.signatures")) as file:
+    with writing(join_path(job.staging_dir, f"{chunk.name}.signatures")) as file:
         file.write(data)
     record = {
-        "name": piece.name,
+        "name": chunk.name,
         "sha256": hashlib.sha256(data).hexdigest(),
         "overlaps": [vars(overlap) for overlap in overlaps],
     }
-    write_json(join_path(job.workplace, f"{piece.name}.signatures.json"), record)
-    return len(piece.texts), sum(map(len, piece.texts)), 0
+    write_json(join_path(job.staging_dir, f"{chunk.name}.signatures.json"), record)
+    return len(chunk.texts), sum(map(len, chunk.texts)), 0
 
 
-def read_overlaps(job: Job, piece: str) -> list[Overlap]:
-    """Overlaps with benchmarks that were found when a piece was signed."""
-    record = read_json(join_path(job.workplace, f"{piece}.signatures.json"))
+def read_overlaps(job: Job, chunk: str) -> list[Overlap]:
+    """Overlaps with benchmarks that were found when a chunk was signed."""
+    record = read_json(join_path(job.staging_dir, f"{chunk}.signatures.json"))
     return [Overlap(**overlap) for overlap in record["overlaps"]]
 
 
-_SIGNERS: dict[Hygiene, Signer] = {}
-
-
-def _signer(hygiene: Hygiene) -> Signer:
-    if hygiene not in _SIGNERS:
-        _SIGNERS[hygiene] = Signer(hygiene)
-    return _SIGNERS[hygiene]
-
-
-def find_copies(job: Job, pieces: Sequence[str]) -> tuple[dict[str, np.ndarray], list[Copy]]:
-    """Decides over all signed pieces.
+def find_copies(job: Job, chunks: Sequence[str]) -> tuple[Mapping[str, np.ndarray], list[Copy]]:
+    """Decides over all signed chunks.
 
     Args:
-      pieces: names, in the order of the corpus.
+      chunks: names, in the order of the corpus.
 
     Returns:
-      What becomes of each document, uint8 [documents] by piece, and the copies left out.
+      `DocumentStatus` of each document, uint8 [documents] by chunk, and the copies left out.
     """
-    files = _SignedPieces(job, pieces)
-    fates = np.concatenate([part for _, part in files.each("fates")] or [np.empty(0, np.uint8)])
-    origins = _exact(files, fates)
-    copies = [(i, origin, EXACT_DUPLICATE, 1.0) for i, origin in origins]
-    if job.settings.hygiene.near_duplicates is not None:
-        copies += [
-            (i, origin, NEAR_DUPLICATE, similarity)
-            for i, origin, similarity in _near(files, fates, job.settings.hygiene)
-        ]
-    ids = files.ids({position for i, origin, _, _ in copies for position in (i, origin)})
-    kinds = {EXACT_DUPLICATE: "exact", NEAR_DUPLICATE: "near"}
-    found = [
-        Copy(document=ids[i], copy_of=ids[origin], kind=kinds[kind], similarity=value)
-        for i, origin, kind, value in sorted(copies)
+    signed, filtering = _SignedChunks(job, chunks), job.settings.hygiene
+    statuses = signed.concatenated("statuses", np.uint8)
+    copies = [(i, origin, "exact", 1.0) for i, origin in _exact_copies(signed, statuses)]
+    if filtering.near_duplicates is not None:
+        near = _near_copies(signed, statuses, _hasher(filtering))
+        copies += [(i, origin, "near", similarity) for i, origin, similarity in near]
+    ids = signed.ids({number for i, origin, _, _ in copies for number in (i, origin)})
+    left_out = [
+        Copy(document=ids[i], copy_of=ids[origin], kind=kind, similarity=similarity)
+        for i, origin, kind, similarity in sorted(copies)
     ]
-    return {name: fates[start:end] for name, start, end in files.bounds()}, found
+    return dict(zip(chunks, np.split(statuses, signed.starts[1:-1]), strict=True)) if chunks else {}, left_out
 
 
-class _SignedPieces:
-    """The signature files of all pieces as if they were one; documents are numbered through."""
+class _SignedChunks:
+    """The signature files of all chunks read as one; documents are numbered through.
 
-    def __init__(self, job: Job, pieces: Sequence[str]):
-        self._job, self._pieces = job, pieces
-        counts = [len(fates) for _, fates in self.each("fates")]
-        self._starts = np.cumsum([0, *counts])
+    Attributes:
+      starts: number of each chunk's first document, and the number of documents last, int64 [chunks + 1].
+    """
 
-    def each(self, array: str) -> Iterator[tuple[int, np.ndarray]]:
-        """(number of the piece, array) of every piece."""
-        for number in range(len(self._pieces)):
-            yield number, self._load(number, array)
+    def __init__(self, job: Job, chunks: Sequence[str]):
+        self._job, self._chunks = job, chunks
+        self.starts = np.cumsum([0, *(len(self._load(number, "statuses")) for number in range(len(chunks)))])
 
     def _load(self, number: int, array: str) -> np.ndarray:
-        with open_file(join_path(self._job.workplace, f"{self._pieces[number]}.signatures")) as file:
+        with open_file(join_path(self._job.staging_dir, f"{self._chunks[number]}.signatures")) as file:
             return np.load(file)[array]
 
-    def bounds(self) -> Iterator[tuple[str, int, int]]:
-        """(name, first document, end) of every piece."""
-        yield from zip(self._pieces, self._starts[:-1].tolist(), self._starts[1:].tolist(), strict=True)
+    def concatenated(self, array: str, dtype: Any, row: int | None = None) -> np.ndarray:
+        """An array of all documents; of one with a row for each band, the row."""
+        parts = (self._load(number, array) for number in range(len(self._chunks)))
+        return np.concatenate([np.empty(0, dtype), *(part if row is None else part[row] for part in parts)])
 
-    def signatures(self, positions: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
-        """(document, signature) at ascending positions, a piece at a time."""
-        edges = np.searchsorted(positions, self._starts)
+    def _by_chunk(self, documents: np.ndarray) -> Iterator[tuple[int, list[int]]]:
+        """(chunk, documents in it) of ascending documents."""
+        edges = np.searchsorted(documents, self.starts)
         for number in np.flatnonzero(np.diff(edges)).tolist():
-            here, signatures = positions[edges[number] : edges[number + 1]], self._load(number, "signatures")
-            for position in here.tolist():
-                yield position, signatures[position - self._starts[number]]
+            yield number, documents[edges[number] : edges[number + 1]].tolist()
 
-    def ids(self, positions: set[int]) -> dict[int, str]:
+    def signatures(self, documents: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+        """(document, signature) of ascending documents, a chunk at a time in memory."""
+        for number, members in self._by_chunk(documents):
+            signatures = self._load(number, "signatures")
+            for document in members:
+                yield document, signatures[document - self.starts[number]].copy()  # a view would keep the whole chunk
+
+    def ids(self, documents: set[int]) -> dict[int, str]:
         """Ids of some documents."""
-        ordered, found = np.array(sorted(positions), np.int64), {}
-        edges = np.searchsorted(ordered, self._starts)
-        for number in np.flatnonzero(np.diff(edges)).tolist():
+        ids = {}
+        for number, members in self._by_chunk(np.array(sorted(documents), np.int64)):
             names = self._load(number, "ids").tobytes().decode().split("\n")
-            for position in ordered[edges[number] : edges[number + 1]].tolist():
-                found[position] = names[position - int(self._starts[number])]
-        return found
+            ids.update({document: names[document - int(self.starts[number])] for document in members})
+        return ids
 
 
-def _exact(files: _SignedPieces, fates: np.ndarray) -> list[tuple[int, int]]:
-    """(copy, first) of every text that was there before; marks them in `fates`."""
-    digests = np.concatenate([part for _, part in files.each("digests")] or [np.empty(0, "V16")])
-    candidates = np.flatnonzero(fates == KEPT)
-    pairs = digests[candidates].view("<u8").reshape(-1, 2)
+def _exact_copies(signed: _SignedChunks, statuses: np.ndarray) -> list[tuple[int, int]]:
+    """(copy, first) of every text that occurred before; sets the copies' statuses."""
+    candidates = np.flatnonzero(statuses == DocumentStatus.KEPT)
+    pairs = signed.concatenated("digests", "V16")[candidates].view("<u8").reshape(-1, 2)
     order = np.lexsort((candidates, pairs[:, 1], pairs[:, 0]))
     same = np.append(False, (pairs[order[1:]] == pairs[order[:-1]]).all(1)) if len(order) else np.empty(0, bool)
     first = candidates[order][np.maximum.accumulate(np.where(same, 0, np.arange(len(order))))]
     copies = candidates[order][same]
-    fates[copies] = EXACT_DUPLICATE
+    statuses[copies] = DocumentStatus.EXACT_DUPLICATE
     return list(zip(copies.tolist(), first[same].tolist(), strict=True))
 
 
-def _near(files: _SignedPieces, fates: np.ndarray, hygiene: Hygiene) -> Iterator[tuple[int, int, float]]:
-    """(copy, kept document, similarity) of every near copy, in order; marks them in `fates`."""
-    signer = _signer(hygiene)
-    index, kept = signer.index(), {}
-    for document, signature in files.signatures(_suspects(files, fates, signer.bands)):
-        minhash = signer.minhash(signature)
-        best = max(((int((kept[other] == signature).sum()), -other) for other in index.query(minhash)), default=(0, 0))
-        if best[0] >= hygiene.near_duplicates * hygiene.permutations:
-            fates[document] = NEAR_DUPLICATE
-            yield document, -best[1], best[0] / hygiene.permutations
+def _near_copies(signed: _SignedChunks, statuses: np.ndarray, hasher: MinHasher) -> Iterator[tuple[int, int, float]]:
+    """(copy, document kept, similarity) of every near copy, in order; sets the copies' statuses."""
+    index = NearDuplicateIndex(hasher)
+    for document, signature in signed.signatures(_suspects(signed, statuses, hasher.bands)):
+        near = index.near(signature)
+        if near is None:
+            index.add(document, signature)
         else:
-            index.insert(document, minhash)
-            kept[document] = signature
+            statuses[document] = DocumentStatus.NEAR_DUPLICATE
+            yield document, *near
 
 
-def _suspects(files: _SignedPieces, fates: np.ndarray, bands: int) -> np.ndarray:
-    """Documents still kept that share a bucket with another, ascending: all others have no near copy that bands could
-    find.
-    """
-    candidates, suspected = fates == KEPT, np.zeros(len(fates), bool)
+def _suspects(signed: _SignedChunks, statuses: np.ndarray, bands: int) -> np.ndarray:
+    """Documents still kept that share a bucket with another, ascending: the others have no near copy that LSH finds."""
+    candidates, suspected = statuses == DocumentStatus.KEPT, np.zeros(len(statuses), bool)
     for band in range(bands):
-        hashes = np.concatenate([part[band] for _, part in files.each("bands")] or [np.empty(0, np.uint64)])
+        hashes = signed.concatenated("bands", np.uint64, band)
         _, group, counts = np.unique(hashes[candidates], return_inverse=True, return_counts=True)
         suspected[np.flatnonzero(candidates)[counts[group] > 1]] = True
     return np.flatnonzero(suspected)
-
-
-def report_lines(items: Sequence[Any]) -> Iterator[bytes]:
-    """Copies or overlaps as JSON Lines."""
-    for item in items:
-        yield (json.dumps(vars(item), sort_keys=True, ensure_ascii=False) + "\n").encode()

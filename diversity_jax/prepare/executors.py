@@ -1,7 +1,4 @@
-"""What carries out the passes of a preparation: this machine's processes, or Apache Beam. What they do is the same.
-
-Passes of a preparation on this machine: this process reads, worker processes do the rest.
-"""
+"""Executors of a preparation's stages: this machine's processes here, Apache Beam in `beam`. The work is the same."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -10,27 +7,29 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from diversity_jax.core.files import join_path, read_json, write_json
+from diversity_jax.core.artifacts import ArtifactStore
+from diversity_jax.core.files import join_path, write_json
+from diversity_jax.core.progress import ProgressDisplay
 from diversity_jax.corpus import Corpus, Document
-from diversity_jax.corpus.corpus import Tally
-from diversity_jax.prepare.chunks import Job, cut, encode_piece
-from diversity_jax.prepare.deduplicate import sign_piece
-from diversity_jax.prepare.progress import PreparationProgress
+from diversity_jax.corpus.corpus import RecordCorpus, Tally, Unit
+from diversity_jax.prepare.chunks import Job, chunked, encode_chunk
+from diversity_jax.prepare.deduplicate import sign_chunk
 from diversity_jax.prepare.shards import ShardName, gather_shard
-from diversity_jax.prepare.staging import Workplace
 from diversity_jax.prepare.workers import Task, Workers, usable_cores
 
-Fates = Mapping[str, np.ndarray]
-"""What becomes of each document, uint8 [documents] by piece."""
+_UNIT_RECORD = ".unit.json"
+
+Statuses = Mapping[str, np.ndarray]
+"""`DocumentStatus` of each document, uint8 [documents] by chunk."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pass:
-    """One reading of the corpus: what is done with each piece, and which file that leaves beside its record.
+class PipelineStage:
+    """One reading of the corpus: what is done with each chunk, and which file that leaves beside its record.
 
     Attributes:
       title: shown while it runs; ending: of the file; its record has `.json` more.
-      work: writes both, and returns the piece's documents, characters and tokens.
+      work: writes both, and returns the chunk's documents, characters and tokens.
     """
 
     title: str
@@ -43,105 +42,100 @@ class Pass:
         return f"{self.ending}.json"
 
 
-SIGNING = Pass(title="comparing", ending=".signatures", work=sign_piece)
-ENCODING = Pass(title="tokenising", ending=".rows", work=encode_piece)
+SIGNING = PipelineStage(title="comparing", ending=".signatures", work=sign_chunk)
+ENCODING = PipelineStage(title="tokenising", ending=".rows", work=encode_chunk)
 
 
-class Runner(Protocol):
-    """Carries out passes; each returns when all of it is on disk."""
+class Executor(Protocol):
+    """Carries out the stages; each method returns when all of its output is on disk."""
 
     def fingerprint(self, corpus: Corpus, folder: str) -> str:
-        """The corpus's own fingerprint, wherever its files are hashed; `folder` is where the component goes."""
+        """The corpus's fingerprint, wherever its files are hashed; `folder` is where the component goes."""
         ...
 
-    def pieces(self, corpus: Corpus, job: Job, place: Workplace, what: Pass, fates: Fates | None) -> None:
-        """Does `what` with every piece that is not finished yet, and leaves a record of every unit that was read."""
+    def run_stage(
+        self, corpus: Corpus, job: Job, staging: ArtifactStore, stage: PipelineStage, statuses: Statuses | None
+    ) -> None:
+        """Does a stage's work with every chunk that is not finished yet, and leaves a record of every unit read."""
         ...
 
-    def shards(self, job: Job, place: Workplace, plan_hash: str, shards: Sequence[ShardName]) -> None:
+    def write_shards(self, job: Job, staging: ArtifactStore, plan_hash: str, shards: Sequence[ShardName]) -> None:
         """Writes the shards that are not finished yet."""
         ...
 
     def close(self) -> None:
-        """Gives back what is held between passes."""
+        """Releases what is held between stages."""
         ...
 
 
-def units_of(corpus: Corpus) -> Sequence[Any]:
-    """What can be read apart; one unit, None, where a corpus knows of no parts."""
-    return corpus.units() if hasattr(corpus, "units") else [None]
+def units_of(corpus: Corpus) -> Sequence[Unit | None]:
+    """What can be read in parallel; a single unit, None, of a corpus that has no parts."""
+    return corpus.units() if isinstance(corpus, RecordCorpus) else [None]
 
 
-def read_unit(corpus: Corpus, unit: Any, tally: Tally) -> Iterator[Document]:
+def read_unit(corpus: Corpus, unit: Unit | None, tally: Tally) -> Iterator[Document]:
     """Documents of one unit, counted in `tally`."""
-    if unit is not None:
+    if unit is not None and isinstance(corpus, RecordCorpus):
         yield from corpus.read(unit, tally)
         return
     for document in corpus:
         tally.records += 1
         tally.taken += 1
         yield document
-    tally.rejected.update(getattr(corpus, "rejected", {}))
+    tally.rejected.update(corpus.rejected)
 
 
-def unit_name(number: int) -> str:
-    """Name of a unit's record, and the beginning of its pieces' names."""
-    return f"{number:06d}"
-
-
-def save_unit(workplace: str, number: int, pieces: int, tally: Tally) -> None:
+def save_unit(staging_dir: str, unit: int, chunks: int, tally: Tally) -> None:
     """Leaves the record of a unit that was read to its end."""
-    write_json(join_path(workplace, f"{unit_name(number)}.unit.json"), {"pieces": pieces, "tally": vars(tally)})
+    write_json(join_path(staging_dir, f"{unit:06d}{_UNIT_RECORD}"), {"chunks": chunks, "tally": vars(tally)})
 
 
-def read_units(place: Workplace) -> dict[int, tuple[list[str], Tally]]:
-    """Pieces' names and tally of every unit that was read to its end, in order."""
-    found = {}
-    for name in place.names(".unit.json"):
-        value = read_json(join_path(place.path, f"{name}.unit.json"))
-        value["tally"]["rejected"] = Counter(value["tally"]["rejected"])
-        found[int(name)] = ([f"{name}-{number:06d}" for number in range(value["pieces"])], Tally(**value["tally"]))
-    return found
+def read_units(staging: ArtifactStore) -> dict[int, tuple[list[str], Tally]]:
+    """Chunks' names and tally of every unit that was read to its end, in order."""
+    units = {}
+    for name in staging.names(_UNIT_RECORD):
+        record = staging.record(f"{name}{_UNIT_RECORD}")
+        tally = Tally(**{**record["tally"], "rejected": Counter(record["tally"]["rejected"])})
+        units[int(name)] = ([f"{name}-{chunk:06d}" for chunk in range(record["chunks"])], tally)
+    return units
 
 
-def unfinished_units(place: Workplace, units: Sequence[Any], done: set[str]) -> list[tuple[int, Any]]:
-    """Units with a piece that is not done, or of which that is not known."""
-    read = read_units(place)
-    return [
-        (number, unit)
-        for number, unit in enumerate(units)
-        if number not in read or not done.issuperset(read[number][0])
-    ]
+def finished_chunks(staging: ArtifactStore, stage: PipelineStage) -> set[str]:
+    """Names of chunks that need not be done again."""
+    return staging.verified(staging.names(stage.record), stage.record, {stage.ending: "sha256"})
 
 
-def finished_pieces(place: Workplace, what: Pass) -> set[str]:
-    """Names of pieces that need not be done again."""
-    return place.verified(place.names(what.record), what.record, {what.ending: "sha256"})
+def unfinished_units(
+    staging: ArtifactStore, units: Sequence[Unit | None], done: set[str]
+) -> list[tuple[int, Unit | None]]:
+    """Units with a chunk that is not done, or whose chunks are not known."""
+    read = read_units(staging)
+    return [(i, unit) for i, unit in enumerate(units) if i not in read or not done.issuperset(read[i][0])]
 
 
-def unfinished_shards(job: Job, place: Workplace, shards: Sequence[ShardName]) -> list[ShardName]:
-    """Shards that are not there whole."""
+def unfinished_shards(job: Job, staging: ArtifactStore, shards: Sequence[ShardName]) -> list[ShardName]:
+    """Shards that are missing or damaged."""
     checksums = {"": "sha256", ".crc32": "checksums_sha256"}
-    done = place.verified([shard.file for shard in shards], ".json", checksums, job.folder)
+    done = staging.verified([shard.file for shard in shards], ".json", checksums, job.folder)
     return [shard for shard in shards if shard.file not in done]
 
 
-class LocalRunner:
-    """Passes over up to `processes` processes, for one job.
+class LocalExecutor:
+    """Runs stages in up to `processes` processes of this machine, for one job.
 
     Args:
       processes: None for one a core.
       show: progress, on standard error.
-      lock: descriptor of the folder's lock, held by the workers too.
+      lock: descriptor of the staging directory's lock, held by the workers too.
     """
 
     def __init__(self, *, processes: int | None = None, show: bool = True, lock: int | None = None):
         self._processes = processes or usable_cores()
-        self._show, self._keep_open = show, [lock] if lock is not None else []
+        self._progress_mode, self._keep_open = "auto" if show else "off", [lock] if lock is not None else []
         self._workers: Workers | None = None
 
     def close(self) -> None:
-        """Ends the worker processes, whatever they are at."""
+        """Ends the worker processes, whatever they are doing."""
         if self._workers is not None:
             self._workers.stop()
 
@@ -149,41 +143,43 @@ class LocalRunner:
         self._workers = self._workers or Workers(job, self._processes, self._keep_open)
         return self._workers.run(tasks)
 
+    def _progress(self, job: Job, title: str, total: float | None) -> ProgressDisplay:
+        display = ProgressDisplay(job.settings.name, unit="tokens", mode=self._progress_mode)
+        display.begin(title, total)
+        return display
+
     def fingerprint(self, corpus: Corpus, folder: str) -> str:
         return corpus.fingerprint()
 
-    def pieces(self, corpus: Corpus, job: Job, place: Workplace, what: Pass, fates: Fates | None) -> None:
-        units, done = units_of(corpus), finished_pieces(place, what)
-        unfinished = unfinished_units(place, units, done)
+    def run_stage(
+        self, corpus: Corpus, job: Job, staging: ArtifactStore, stage: PipelineStage, statuses: Statuses | None
+    ) -> None:
+        done = finished_chunks(staging, stage)
+        unfinished = unfinished_units(staging, units_of(corpus), done)
 
         def tasks() -> Iterator[Task]:
             for number, unit in unfinished:
                 tally, count = Tally(), 0
-                for piece in cut(read_unit(corpus, unit, tally), number, job.settings):
+                for chunk in chunked(read_unit(corpus, unit, tally), number, job.settings):
                     count += 1
-                    if piece.name not in done:
-                        yield what.work, (piece,) if fates is None else (piece, fates[piece.name])
-                save_unit(job.workplace, number, count, tally)
+                    if chunk.name not in done:
+                        yield stage.work, (chunk,) if statuses is None else (chunk, statuses[chunk.name])
+                save_unit(job.staging_dir, number, count, tally)
 
-        expected = [unit.expected_bytes if unit is not None else None for _, unit in unfinished]
-        progress = PreparationProgress(job.settings.name, show=self._show)
-        progress.begin(what.title, None if None in expected else sum(expected))
+        sizes = [unit.expected_bytes if unit is not None else None for _, unit in unfinished]
+        known = [size for size in sizes if size is not None]
         documents = characters = tokens = 0
-        with progress:
-            for piece_documents, piece_characters, piece_tokens in self._run(job, tasks()):
-                documents, characters, tokens = (
-                    documents + piece_documents,
-                    characters + piece_characters,
-                    tokens + piece_tokens,
-                )
-                progress.update(characters, tokens, documents)
+        with self._progress(job, stage.title, sum(known) if len(known) == len(sizes) else None) as progress:
+            for chunk_documents, chunk_characters, chunk_tokens in self._run(job, tasks()):
+                documents += chunk_documents
+                characters += chunk_characters
+                tokens += chunk_tokens
+                progress.update(characters, {"tokens": tokens, "documents": documents})
 
-    def shards(self, job: Job, place: Workplace, plan_hash: str, shards: Sequence[ShardName]) -> None:
-        tasks = [(gather_shard, (plan_hash, shard)) for shard in unfinished_shards(job, place, shards)]
-        progress = PreparationProgress(job.settings.name, show=self._show)
-        progress.begin("permuting", len(tasks))
+    def write_shards(self, job: Job, staging: ArtifactStore, plan_hash: str, shards: Sequence[ShardName]) -> None:
+        tasks = [(gather_shard, (plan_hash, shard)) for shard in unfinished_shards(job, staging, shards)]
         tokens = 0
-        with progress:
+        with self._progress(job, "permuting", len(tasks)) as progress:
             for done, shard_tokens in enumerate(self._run(job, tasks), start=1):
                 tokens += shard_tokens
-                progress.update(done, tokens, 0)
+                progress.update(done, {"tokens": tokens})

@@ -1,4 +1,4 @@
-"""What a prepared component is: rows of tokens in raw shards, and the manifest that says how they came to be."""
+"""The manifest of a prepared component: its shards of rows, and the text, tokenizer and settings they were made of."""
 
 from collections.abc import Mapping
 import dataclasses
@@ -15,6 +15,8 @@ from diversity_jax.tokenizers.tokenizer import Tokenizer, load_tokenizer
 
 FORMAT_VERSION = 2
 SPLITS = ("train", "validation")
+LEFT_OUT = ("exact_duplicates", "near_duplicates", "contaminated")
+"""Reasons for which documents are left out, as `statistics` counts them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,14 +77,14 @@ class Manifest:
       validation_share: share of documents held out.
       source: where the text came from; `source["fingerprint"]` identifies its content.
       rejected: records that became no documents, by reason.
-      hygiene: which documents were to be left out, benchmark files by hash, and which reports lie beside the manifest.
+      hygiene: the filtering that was asked for, benchmark files by hash, and which reports lie beside the manifest.
       statistics: of documents and tokens: `documents` of the corpus and `kept`, those left out by reason, their
         lengths, `documents_across_rows` (in more than one row), `truncated_documents` (that lost tokens to the last,
         unfilled row).
       piece_characters, shard_bytes: the layout asked for, on which the order of the rows depends too.
       splits: `train` and, where documents are held out, `validation`.
       chat: how conversations were written, `template` and `special`; empty where documents are text. Rows of
-        conversations are packed as `examples` says and marked as `marks` does.
+        conversations are packed as in `packing`, with the token flags of `rows`.
       folder: where the manifest lies, a path or URL; not part of its content.
     """
 
@@ -122,7 +124,7 @@ class Manifest:
     def _as_json(self) -> dict[str, Any]:
         value = dataclasses.asdict(self)
         del value["folder"]
-        if not value["chat"]:  # says nothing, and so leaves the hash of text as it was before there was such a field
+        if not value["chat"]:  # keeps the hashes of text as they were before there was such a field
             del value["chat"]
         return value
 
@@ -186,7 +188,7 @@ def prepared_tokenizer(manifest: Manifest) -> Tokenizer:
     Raises:
       InputError: its files are missing, or are not those the component was prepared with.
     """
-    info, files = manifest.vocabulary, [str(manifest.folder / file) for file in manifest.vocabulary.files]
+    info, files = manifest.vocabulary, [str(join_path(manifest.folder, file)) for file in manifest.vocabulary.files]
     spec = os.path.dirname(files[0]) if len(files) > 1 else files[0] if files else info.kind
     tokenizer = load_tokenizer(spec, end_of_text=info.end_of_text_id)
     if tokenizer.hash != info.hash:
@@ -194,3 +196,26 @@ def prepared_tokenizer(manifest: Manifest) -> Tokenizer:
             f"{manifest.folder}: the tokenizer was changed after the component was prepared; prepare it again"
         )
     return tokenizer
+
+
+def describe(manifest: Manifest) -> str:
+    """The statistics for people, a few lines."""
+    statistics, lengths = manifest.statistics, manifest.statistics["length_tokens"]
+    left_out = "".join(
+        f", {statistics[reason]:,} {reason.replace('_', ' ')}" for reason in LEFT_OUT if statistics[reason]
+    )
+    lines = [
+        f"{manifest.name}: {statistics['kept']:,} of {statistics['documents']:,} documents kept{left_out}",
+        f"  lengths in tokens: shortest {lengths['shortest']:,}, mean {lengths['mean']:,.1f}, longest "
+        f"{lengths['longest']:,}; {statistics['documents_across_rows']:,} documents lie in more than one row, "
+        f"{statistics['truncated_documents']:,} lost tokens",
+    ]
+    for name, split in manifest.splits.items():
+        lines.append(
+            f"  {name}: {split.documents:,} documents, {split.tokens:,} tokens in {split.rows:,} rows of "
+            f"{manifest.row_tokens:,}, {len(split.shards):,} shards; {split.dropped_tokens:,} last tokens dropped"
+        )
+    if manifest.rejected:
+        reasons = [f"{count:,} {reason}" for reason, count in sorted(manifest.rejected.items())]
+        lines.append("  rejected records: " + ", ".join(reasons))
+    return "\n".join(lines)

@@ -1,9 +1,4 @@
-"""Conversations as rows: whole examples packed side by side, each token with a bit that says whether the loss counts
-it.
-
-A row holds `sequence_length + 1` tokens as `marks` lays them out. What examples leave of it is end-of-text, one more
-segment without targets.
-"""
+"""Conversations as rows: whole examples packed side by side, their tokens flagged as `rows` defines it."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -40,17 +35,14 @@ class ChatFormat:
 
 
 def open_format(chat: Chat, tokenizer: Tokenizer) -> ChatFormat:
-    """Finds the template that is asked for, and tries it on a conversation.
+    """Finds the chat template that was asked for, and tries it on a conversation.
 
     Raises:
-      InputError: no template there, or it fails.
+      InputError: there is no template, or it fails.
     """
-    beside = Path(os.path.dirname(tokenizer.files[0])) if tokenizer.files else None
-    special = dict(tokenizer.special)
-    if chat.template is None:
-        template = OWN_TEMPLATE
-    else:
-        template, folder = _read_template(chat.template, beside)
+    special, template = dict(tokenizer.special), OWN_TEMPLATE
+    if chat.template is not None:
+        template, folder = _read_template(chat.template, tokenizer)
         special |= special_tokens(folder)
     if chat.system_prompt is not None:
         template = with_system_prompt(template, chat.system_prompt)
@@ -58,36 +50,27 @@ def open_format(chat: Chat, tokenizer: Tokenizer) -> ChatFormat:
     return ChatFormat(template=template, special=special)
 
 
-def _read_template(spec: str, beside: Path | None) -> tuple[str, Path]:
+def _read_template(spec: str, tokenizer: Tokenizer) -> tuple[str, Path]:
     """The source, and the folder whose settings name the special tokens."""
-    path = Path(spec)
+    path, advice = Path(spec), "or leave it out for our own"
     if spec == "tokenizer":
-        if beside is None:
-            raise InputError(
-                "chat.template 'tokenizer': the vocabulary has no folder; name a .jinja file, or leave it out for our "
-                "own"
-            )
-        path = beside
+        if not tokenizer.files:
+            raise InputError(f"chat.template 'tokenizer': the vocabulary has no folder; name a .jinja file, {advice}")
+        path = Path(os.path.dirname(tokenizer.files[0]))
     if path.is_dir() or path.name == "tokenizer_config.json":
         folder = path if path.is_dir() else path.parent
-        found = folder_template(folder)
-        if found is None:
-            raise InputError(
-                f"chat.template {spec!r}: {folder} has no chat template; name a .jinja file, or leave it out for our "
-                "own"
-            )
-        return found, folder
+        template = folder_template(folder)
+        if template is None:
+            raise InputError(f"chat.template {spec!r}: {folder} has no chat template; name a .jinja file, {advice}")
+        return template, folder
     if not path.is_file():
-        raise InputError(
-            f"chat.template {spec!r}: no such file; give a .jinja file or a tokenizer's folder, or leave it out for "
-            "our own"
-        )
+        raise InputError(f"chat.template {spec!r}: no such file; give a .jinja file or a tokenizer's folder, {advice}")
     with open_file(path, "r") as file:
         return file.read(), path.parent
 
 
 class ExampleEncoder:
-    """Tokens of conversations, with their bits.
+    """Tokens of conversations, with their flags.
 
     Args:
       tokenizer: text to ids; chat: how conversations are written.
@@ -98,32 +81,28 @@ class ExampleEncoder:
         self._ends = {tokenizer.end_of_text_id, *turn_ends(tokenizer, chat.template, chat.special)}
 
     def encode(self, conversations: Sequence[str]) -> tuple[list[np.ndarray], list[int]]:
-        """Marked tokens of each conversation, uint32, and the UTF-8 bytes of its answers.
+        """Flagged tokens of each conversation, uint32, and the UTF-8 bytes of its answers.
 
-        Questions and answers are tokenised by themselves, as they are when a model is asked.
+        Prompts and answers are tokenised separately, as they are when the model is used.
 
         Args:
           conversations: messages as JSON.
 
         Raises:
-          InputError: the template fails on one; the line begins with what is asked in it.
+          InputError: the template fails on one; the error begins with its first message.
         """
-        messages = [json.loads(one) for one in conversations]
-        parts = [self._parts(one) for one in messages]
-        ids = iter(
-            encode_with_special(
-                self._tokenizer, [text for one in parts for text, _ in one], self._tokenizer.special_ids
-            )
-        )
+        messages = [json.loads(conversation) for conversation in conversations]
+        parts = [self._parts(turns) for turns in messages]
+        texts = [text for conversation in parts for text, _ in conversation]
+        ids = iter(encode_with_special(self._tokenizer, texts, self._tokenizer.special_ids))
         examples, answer_bytes = [], []
-        for said, one in zip(messages, parts, strict=True):
-            examples.append(
-                np.concatenate([self._marked(next(ids), is_answer, first) for first, (_, is_answer) in enumerate(one)])
-            )
-            examples[-1][0] |= START
-            answer_bytes.append(
-                sum(len(turn["content"].strip().encode()) for turn in said if turn["role"] == "assistant")
-            )
+        for turns, conversation in zip(messages, parts, strict=True):
+            flagged = [self._flagged(next(ids), is_answer, i) for i, (_, is_answer) in enumerate(conversation)]
+            example = np.concatenate(flagged)
+            example[0] |= START
+            examples.append(example)
+            answers = [turn["content"].strip() for turn in turns if turn["role"] == "assistant"]
+            answer_bytes.append(sum(len(answer.encode()) for answer in answers))
         return examples, answer_bytes
 
     def _parts(self, messages: Sequence[Mapping[str, str]]) -> list[tuple[str, bool]]:
@@ -132,20 +111,20 @@ class ExampleEncoder:
         except InputError as error:
             raise InputError(f"conversation {messages[0]['content'][:60]!r}: {error}") from None
 
-    def _marked(self, ids: list[int], is_answer: bool, place: int) -> np.ndarray:
+    def _flagged(self, ids: list[int], is_answer: bool, part: int) -> np.ndarray:
         if not is_answer:
-            # Even an answer to nothing follows a token, from which its first is predicted.
-            return np.array(ids or ([self._tokenizer.end_of_text_id] if place == 0 else []), np.uint32)
+            # Even an answer to an empty prompt follows a token, from which its first is predicted.
+            return np.array(ids or ([self._tokenizer.end_of_text_id] if part == 0 else []), np.uint32)
         if self._ends.isdisjoint(ids[-3:]):  # the template writes no end that the model could learn to stop at
             ids = [*ids, self._tokenizer.end_of_text_id]
         return np.array(ids, np.uint32) | TARGET
 
 
 def pack(lengths: Sequence[int], capacity: int) -> list[list[int]]:
-    """Best-fit decreasing: each length, longest first, goes where it leaves the least room.
+    """Best-fit decreasing: each length, longest first, goes into the row whose free space it fills best.
 
     Johnson et al. (1974): at most 11/9 of the fewest rows, and in practice within a row or two where many lengths are
-      short.
+    short.
 
     Returns:
       Numbers of the lengths in each row; the rows in the order in which they were begun.
@@ -154,45 +133,42 @@ def pack(lengths: Sequence[int], capacity: int) -> list[list[int]]:
       ValueError: a length is above `capacity`.
     """
     rows: list[list[int]] = []
-    rows_with_room: dict[int, list[int]] = {}
-    rooms = 0  # bit r is set where a row has room r
+    rows_by_free: dict[int, list[int]] = {}
+    free_sizes = 0  # bit f is set where a row has f tokens free, so that the best fit is found by shifting
     for number in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
         length = lengths[number]
         if length > capacity:
             raise ValueError(f"length {length} is above the capacity {capacity}")
-        fitting = rooms >> length
+        fitting = free_sizes >> length
         if fitting:
-            room = length + (fitting & -fitting).bit_length() - 1
-            row = rows_with_room[room].pop()
-            if not rows_with_room[room]:
-                rooms &= ~(1 << room)
+            free = length + (fitting & -fitting).bit_length() - 1
+            row = rows_by_free[free].pop()
+            if not rows_by_free[free]:
+                free_sizes &= ~(1 << free)
         else:
-            room, row = capacity, len(rows)
+            free, row = capacity, len(rows)
             rows.append([])
         rows[row].append(number)
-        left = room - length
-        rows_with_room.setdefault(left, []).append(row)
-        rooms |= 1 << left
+        rows_by_free.setdefault(free - length, []).append(row)
+        free_sizes |= 1 << free - length
     return rows
 
 
 def fill_rows(
     examples: Sequence[np.ndarray], packed: Sequence[Sequence[int]], row_tokens: int, end_of_text_id: int
 ) -> np.ndarray:
-    """Packed examples as rows, uint32 [rows, row_tokens]; what is left of a row is end-of-text, a segment of its
-    own.
-    """
+    """Packed examples as rows, uint32 [rows, row_tokens]; the rest of a row is end-of-text, a segment of its own."""
     rows = np.full((len(packed), row_tokens), end_of_text_id, np.uint32)
     for row, numbers in zip(rows, packed, strict=True):
-        at = 0
+        end = 0
         for number in numbers:
-            row[at : at + len(examples[number])] = examples[number]
-            at += len(examples[number])
-        row[at : at + 1] |= START
+            start, end = end, end + len(examples[number])
+            row[start:end] = examples[number]
+        row[end : end + 1] |= START
     return rows
 
 
 def split_examples(tokens: np.ndarray) -> list[np.ndarray]:
-    """Marked tokens that lie end to end, example by example."""
+    """Flagged tokens that lie end to end, example by example."""
     starts = np.flatnonzero(tokens & START)
     return np.split(tokens, starts[1:]) if len(tokens) else []

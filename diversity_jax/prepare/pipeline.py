@@ -1,16 +1,17 @@
 """From documents to rows of tokens on disk: tokenise, join with end-of-text, cut, permute, write, once.
 
-Text is cut into pieces in the order of the corpus; any process tokenises any piece; then every shard of permuted rows
-is gathered out of the pieces. The rows are a function of text, tokenizer and settings: the same from one process, from
+Text is cut into chunks in the order of the corpus; any process tokenises any chunk; then every shard of permuted rows
+is gathered out of the chunks. The rows are a function of text, tokenizer and settings: the same from one process, from
 many, and from Apache Beam.
 
-Memory: about 100 MB and, for every process, a piece's text and tokens or one shard (170 MB as they are set by default),
-  plus the
-longest document. Disk: twice the tokens while it runs. docs/preparation.md has the measurements.
+Memory: about 100 MB and, for every process, a chunk's text and tokens or one shard (170 MB with the default settings),
+plus the longest document. Disk: twice the tokens while it runs. docs/preparation.md has the measurements.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 import dataclasses
+import json
 import logging
 import os
 from pathlib import Path
@@ -22,23 +23,20 @@ import numpy as np
 from diversity_jax.core.errors import InputError
 from diversity_jax.core.files import DiskFull, exists, is_remote, join_path, open_file, writing
 from diversity_jax.corpus import Corpus
-from diversity_jax.corpus.corpus import Tally
-from diversity_jax.prepare.chunks import Job, PieceRecord, read_tail, write_tails
-from diversity_jax.prepare.config import Hygiene, Preparation
+from diversity_jax.corpus.corpus import RecordCorpus, Tally
+from diversity_jax.prepare.chunks import ChunkRecord, Job, write_remainders
+from diversity_jax.prepare.config import Preparation
 from diversity_jax.prepare.decontaminate import Benchmarks
-from diversity_jax.prepare.deduplicate import Copy, find_copies, read_overlaps, report_lines
-from diversity_jax.prepare.executors import ENCODING, SIGNING, LocalRunner, Runner, read_units
-from diversity_jax.prepare.manifest import SPLITS, Manifest, Split, VocabularyInfo
+from diversity_jax.prepare.deduplicate import Copy, find_copies, read_overlaps
+from diversity_jax.prepare.executors import ENCODING, SIGNING, Executor, LocalExecutor, read_units
+from diversity_jax.prepare.manifest import LEFT_OUT, SPLITS, Manifest, Split, VocabularyInfo
 from diversity_jax.prepare.packing import open_format
-from diversity_jax.prepare.rows import DTYPE
+from diversity_jax.prepare.rows import FLAGGED_DTYPE
 from diversity_jax.prepare.shards import ShardName, read_shard_record, write_plan
-from diversity_jax.prepare.staging import Workplace
-from diversity_jax.prepare.statistics import statistics
+from diversity_jax.prepare.staging import Staging, short
 from diversity_jax.tokenizers.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
-
-__all__ = ["Hygiene", "Preparation", "prepare"]
 
 
 def prepare(
@@ -48,20 +46,20 @@ def prepare(
     settings: Preparation,
     *,
     processes: int | None = None,
-    runner: Runner | None = None,
+    executor: Executor | None = None,
     show: bool = True,
 ) -> Manifest:
-    """Prepares a component in `folder`, or returns what stands there if it was prepared from the same things.
+    """Prepares a component in `folder`, or returns the component there if it was prepared from the same things.
 
     Documents are tokenised and joined with an end-of-text token after each, cut into rows of `sequence_length + 1`
     tokens, and the rows are permuted with the seed. The last tokens, fewer than a row, are dropped and counted. A
-    preparation that was stopped goes on where it was: finished pieces and shards are verified and kept.
+    preparation that was stopped is resumed: finished chunks and shards are verified and kept.
 
     Args:
       corpus: documents, with a fingerprint; what it rejected while reading goes into the manifest.
       folder: where `manifest.json`, the shards, the tokenizer's files and the reports go; a URL with a Beam runner.
-      processes: on this machine; None for one a core. A corpus of one piece is always prepared by this process alone.
-      runner: in place of this machine's processes; see `prepare_beam`.
+      processes: on this machine; None for one a core. A corpus of one chunk is always prepared by this process alone.
+      executor: in place of this machine's processes, such as `beam.BeamExecutor`.
       show: progress, on standard error.
 
     Raises:
@@ -69,184 +67,211 @@ def prepare(
         prepared otherwise, the corpus has more broken records than it tolerates, or a benchmark file cannot be read.
     """
     folder = folder if is_remote(folder) else Path(folder)
-    place, hygiene = Workplace(folder), settings.hygiene
+    staging, filtering, manifest_path = Staging(folder), settings.hygiene, join_path(folder, "manifest.json")
     job = Job(
         tokenizer=tokenizer,
         settings=settings,
-        benchmarks=Benchmarks(hygiene.decontaminate, hygiene.ngram_words) if hygiene.decontaminate else None,
+        benchmarks=Benchmarks(filtering.decontaminate, filtering.ngram_words) if filtering.decontaminate else None,
         folder=str(folder),
-        workplace=place.path,
-        dtype=DTYPE if settings.chat else "<u2" if tokenizer.size <= 1 << 16 else "<u4",
+        staging_dir=staging.folder,
+        dtype=FLAGGED_DTYPE if settings.chat else "<u2" if tokenizer.size <= 1 << 16 else "<u4",
         chat=open_format(settings.chat, tokenizer) if settings.chat else None,
     )
-    request = _request(job, (runner or LocalRunner()).fingerprint(corpus, job.folder))
-    if exists(join_path(folder, "manifest.json")) and not exists(place.path):
-        return _standing(folder, request)
-    with place.locked() as lock:
-        if exists(
-            join_path(folder, "manifest.json")
-        ):  # another process finished it meanwhile, or was killed while it tidied up
-            manifest = _standing(folder, request)
+    request = _request(job, (executor or LocalExecutor()).fingerprint(corpus, job.folder))
+    if exists(manifest_path) and not exists(staging.folder):
+        return _prepared_before(folder, request)
+    with staging.locked() as lock:
+        if exists(manifest_path):  # another process finished it meanwhile, or was killed while it tidied up
+            manifest = _prepared_before(folder, request)
         else:
-            place.open(request)
-            runner = runner or LocalRunner(processes=processes, show=show, lock=lock)
+            staging.open(request)
+            executor = executor or LocalExecutor(processes=processes, show=show, lock=lock)
             try:
-                manifest = _prepare(corpus, job, place, runner, request)
+                manifest = _prepare(corpus, job, staging, executor, request)
             except DiskFull:
-                raise  # what is finished stays, to go on from
+                raise  # finished work stays, to resume from
             except InputError:
-                runner.close()
-                place.discard()
-                place.close()
+                executor.close()
+                staging.discard()
+                staging.close()
                 raise
             finally:
-                runner.close()
-        place.close()
+                executor.close()
+        staging.close()
     return manifest
 
 
-def _prepare(corpus: Corpus, job: Job, place: Workplace, runner: Runner, request: Mapping[str, Any]) -> Manifest:
-    """The passes, and the manifest as the last act."""
-    fates, copies = None, []
+def _prepare(corpus: Corpus, job: Job, staging: Staging, executor: Executor, request: Mapping[str, Any]) -> Manifest:
+    """The stages, and the manifest as the last act."""
+    statuses, copies = None, list[Copy]()
     if job.settings.hygiene.removes_copies:
-        runner.pieces(corpus, job, place, SIGNING, None)
-        fates, copies = find_copies(job, _settled(corpus, place)[0])
-    runner.pieces(corpus, job, place, ENCODING, fates)
-    names, tally = _settled(corpus, place)
-    records = [PieceRecord.load(join_path(place.path, f"{name}{ENCODING.record}")) for name in names]
-    tails = {split: _tails(job, records, split) for split in SPLITS}
-    records.append(write_tails(job, "tails", tails))
-    if not sum(record.splits["train"].rows for record in records):
-        tokens = sum(record.splits["train"].tokens for record in records[:-1])
-        if job.chat:
-            raise InputError(
-                f"component {job.settings.name!r}: no conversation fits into a row of "
-                f"{job.settings.sequence_length + 1:,} tokens; "
-                "raise sequence_length"
-            )
-        raise InputError(
-            f"component {job.settings.name!r}: {tokens:,} tokens of training text do not fill one row of "
-            f"{job.settings.sequence_length + 1:,}; give it more text or a smaller sequence_length"
-        )
-    plan_hash, shards = write_plan(job, records)
-    runner.shards(job, place, plan_hash, shards)
-    reports = _write_reports(job, names, records, copies)
-    truncated = sum(_truncated_documents(job, tails[split], records[-1].splits[split].tail_tokens) for split in SPLITS)
+        executor.run_stage(corpus, job, staging, SIGNING, None)
+        statuses, copies = find_copies(job, _checked_reading(corpus, staging)[0])
+    executor.run_stage(corpus, job, staging, ENCODING, statuses)
+    names, tally = _checked_reading(corpus, staging)
+    records = [ChunkRecord.load(staging.path(f"{name}{ENCODING.record}")) for name in names]
+    remainders, truncated = write_remainders(job, records)
+    all_records = [*records, remainders]
+    if not sum(record.splits["train"].rows for record in all_records):
+        raise _no_rows(job, records)
+    plan_hash, shards = write_plan(job, all_records)
+    executor.write_shards(job, staging, plan_hash, shards)
+    splits = {split: _split(job, all_records, shards, split) for split in SPLITS}
     manifest = Manifest(
-        **{key: request[key] for key in _OWN_FIELDS},
+        **{key: request[key] for key in _SETTINGS_IN_MANIFEST},
         dtype=f"uint{8 * np.dtype(job.dtype).itemsize}",
-        vocabulary=_keep_tokenizer(job.tokenizer, job.folder),
+        vocabulary=_copy_tokenizer(job.tokenizer, job.folder),
         source={"corpus": corpus.name, "fingerprint": request["source"]},
         rejected=dict(sorted(tally.rejected.items())),
-        hygiene={**request["hygiene"], **reports},
-        statistics=statistics(records[:-1], truncated) | (_of_conversations(job, records) if job.chat else {}),
-        splits={split: found for split in SPLITS if (found := _split(job, records, shards, split)).rows},
+        hygiene={**request["hygiene"], **_write_reports(job, names, records, copies)},
+        statistics=_statistics(records, truncated) | (_conversation_statistics(job, all_records) if job.chat else {}),
+        splits={name: split for name, split in splits.items() if split.rows},
         folder=job.folder if is_remote(job.folder) else Path(job.folder),
     )
     manifest.save()
     return manifest
 
 
-_OWN_FIELDS = ("name", "kind", "sequence_length", "seed", "validation_share", "piece_characters", "shard_bytes", "chat")
+_SETTINGS_IN_MANIFEST = (
+    "name",
+    "kind",
+    "sequence_length",
+    "seed",
+    "validation_share",
+    "piece_characters",
+    "shard_bytes",
+    "chat",
+)
 
 
-def _settled(corpus: Corpus, place: Workplace) -> tuple[list[str], Tally]:
-    """All pieces' names in the order of the corpus, and what reading it met.
+def _checked_reading(corpus: Corpus, staging: Staging) -> tuple[list[str], Tally]:
+    """All chunks' names in the order of the corpus, and the counts of the whole reading.
 
     Raises:
       InputError: more broken records than the corpus tolerates.
     """
-    units, whole = read_units(place), Tally()
+    units, total = read_units(staging), Tally()
     for _, tally in units.values():
-        whole.add(tally)
-    if hasattr(corpus, "check_reading"):
-        corpus.check_reading(whole)
-    return [name for names, _ in units.values() for name in names], whole
+        total.add(tally)
+    if isinstance(corpus, RecordCorpus):
+        corpus.check_reading(total)
+    return [name for names, _ in units.values() for name in names], total
 
 
-def _tails(job: Job, records: Sequence[PieceRecord], split: str) -> np.ndarray:
-    tails = [read_tail(job, record, split) for record in records if record.splits[split].tail_tokens]
-    return np.concatenate(tails) if tails else np.empty(0, job.dtype)
+def _no_rows(job: Job, records: Sequence[ChunkRecord]) -> InputError:
+    tokens = sum(record.splits["train"].tokens for record in records)
+    if job.chat:
+        return InputError(
+            f"component {job.settings.name!r}: no conversation fits into a row of {job.row_tokens:,} tokens; "
+            "raise sequence_length"
+        )
+    return InputError(
+        f"component {job.settings.name!r}: {tokens:,} tokens of training text do not fill one row of "
+        f"{job.row_tokens:,}; give it more text or a smaller sequence_length"
+    )
 
 
-def _truncated_documents(job: Job, tails: np.ndarray, dropped_tokens: int) -> int:
-    """Documents that end among the last tokens, which fill no row."""
-    return int((tails[len(tails) - dropped_tokens :] == job.tokenizer.end_of_text_id).sum())
-
-
-def _split(job: Job, records: Sequence[PieceRecord], shards: Sequence[ShardName], split: str) -> Split:
-    found = [record.splits[split] for record in records]
-    rows = sum(part.rows for part in found)
+def _split(job: Job, records: Sequence[ChunkRecord], shards: Sequence[ShardName], split: str) -> Split:
+    """A split of all chunks; the last record is that of the remainders, whose tokens the chunks count already."""
+    parts = [record.splits[split] for record in records]
+    rows = sum(part.rows for part in parts)
     return Split(
-        documents=sum(part.documents for part in found),
-        tokens=sum(part.tokens for part in found[:-1]) if job.chat else rows * (job.settings.sequence_length + 1),
-        text_bytes=sum(part.text_bytes for part in found),
-        dropped_tokens=found[-1].tail_tokens,
+        documents=sum(part.documents for part in parts),
+        tokens=sum(part.tokens for part in parts[:-1]) if job.chat else rows * job.row_tokens,
+        text_bytes=sum(part.text_bytes for part in parts),
+        dropped_tokens=parts[-1].remainder_tokens,
         rows=rows,
         shards=tuple(read_shard_record(job, shard) for shard in shards if shard.split == split),
     )
 
 
-def _of_conversations(job: Job, records: Sequence[PieceRecord]) -> dict[str, Any]:
-    """How well rows of conversations are filled, and with what."""
+def _statistics(records: Sequence[ChunkRecord], truncated_documents: int) -> dict[str, Any]:
+    """The manifest's `statistics`."""
+    left_out, lengths = Counter[str](), Counter[int]()
+    for record in records:
+        left_out.update(record.left_out)
+        lengths.update({int(exponent): count for exponent, count in record.lengths.items()})
+    kept = lengths.total()
+    splits = [split for record in records for split in record.splits.values()]
+    tokens = sum(split.tokens for split in splits)
+    with_documents = [record for record in records if record.lengths]
+    return {
+        "documents": sum(record.documents for record in records),
+        "kept": kept,
+        **{reason: left_out[reason] for reason in LEFT_OUT},
+        "documents_across_rows": sum(split.documents_across_rows for split in splits),
+        "truncated_documents": truncated_documents,
+        "length_tokens": {
+            "shortest": min((record.shortest for record in with_documents), default=0),
+            "mean": round((tokens - kept) / kept, 3) if kept else 0.0,
+            "longest": max((record.longest for record in with_documents), default=0),
+            "histogram": {
+                f"{1 << exponent - 1}-{(1 << exponent) - 1}" if exponent else "0": lengths[exponent]
+                for exponent in sorted(lengths)
+            },
+        },
+    }
+
+
+def _conversation_statistics(job: Job, records: Sequence[ChunkRecord]) -> dict[str, Any]:
+    """How well rows of conversations are filled, and with what; the last record is that of the remainders."""
     train = [record.splits["train"] for record in records]
     tokens = sum(part.tokens for part in train[:-1])
-    whole = sum(part.rows for part in train) * (job.settings.sequence_length + 1)
+    capacity = sum(part.rows for part in train) * job.row_tokens
     too_long = sum(split.too_long for record in records for split in record.splits.values())
     if too_long:
         log.warning(
             "%s: %d conversations are longer than a row of %d tokens and left out",
             job.settings.name,
             too_long,
-            job.settings.sequence_length + 1,
+            job.row_tokens,
         )
     return {
         "too_long": too_long,
-        "target_tokens": sum(part.targets for part in train),
-        "fill": round(tokens / whole, 6),
+        "target_tokens": sum(part.target_tokens for part in train),
+        "fill": round(tokens / capacity, 6),
     }
 
 
 def _write_reports(
-    job: Job, names: Sequence[str], records: Sequence[PieceRecord], copies: Sequence[Copy]
+    job: Job, names: Sequence[str], records: Sequence[ChunkRecord], copies: Sequence[Copy]
 ) -> dict[str, Any]:
-    """What was left out and why, as JSON Lines beside the manifest; returns what the manifest says about them."""
-    hygiene, said = job.settings.hygiene, {}
+    """Writes which documents were left out and why as JSON Lines; returns what the manifest says about the reports."""
+    filtering, about = job.settings.hygiene, dict[str, Any]()
     if job.benchmarks is not None:
         overlaps = [overlap for record in records for overlap in record.overlaps]
-        if hygiene.removes_copies:
+        if filtering.removes_copies:
             overlaps = [overlap for name in names for overlap in read_overlaps(job, name)]
-        _write_lines(job, "decontamination.jsonl", overlaps)
-        said["decontamination_report"] = "decontamination.jsonl"
-        said["benchmark_items"] = dict(sorted(job.benchmarks.items.items()))
-        said["benchmark_items_too_short"] = {
-            file: count for file, count in sorted(job.benchmarks.short_items.items()) if count
-        }
-    if hygiene.removes_copies:
-        _write_lines(job, "duplicates.jsonl", copies)
-        said["duplicates_report"] = "duplicates.jsonl"
-        said["kept_copy"] = "the first in the order of the corpus"
-    return said
+        short_items = job.benchmarks.short_items.items()
+        about["decontamination_report"] = _write_lines(job, "decontamination.jsonl", overlaps)
+        about["benchmark_items"] = dict(sorted(job.benchmarks.items.items()))
+        about["benchmark_items_too_short"] = {file: count for file, count in sorted(short_items) if count}
+    if filtering.removes_copies:
+        about["duplicates_report"] = _write_lines(job, "duplicates.jsonl", copies)
+        about["kept_copy"] = "the first in the order of the corpus"
+    return about
 
 
-def _write_lines(job: Job, name: str, items: Sequence[Any]) -> None:
+def _write_lines(job: Job, name: str, items: Sequence[Any]) -> str:
     with writing(join_path(job.folder, name)) as file:
-        file.writelines(report_lines(items))
+        for item in items:
+            file.write((json.dumps(vars(item), sort_keys=True, ensure_ascii=False) + "\n").encode())
+    return name
 
 
-def _keep_tokenizer(tokenizer: Tokenizer, folder: str) -> VocabularyInfo:
+def _copy_tokenizer(tokenizer: Tokenizer, folder: str) -> VocabularyInfo:
     """Copies the tokenizer's files beside the rows, so that the folder is all another machine needs."""
-    kept = []
+    copied = []
     for path in tokenizer.files:
-        kept.append(f"tokenizer/{os.path.basename(path)}")
-        with open_file(path) as source, writing(join_path(folder, kept[-1])) as target:
+        copied.append(f"tokenizer/{os.path.basename(path)}")
+        with open_file(path) as source, writing(join_path(folder, copied[-1])) as target:
             shutil.copyfileobj(source, target)
     return VocabularyInfo(
         kind=tokenizer.kind,
         size=tokenizer.size,
         end_of_text_id=tokenizer.end_of_text_id,
         hash=tokenizer.hash,
-        files=tuple(kept),
+        files=tuple(copied),
     )
 
 
@@ -262,24 +287,24 @@ def _request(job: Job, fingerprint: str) -> dict[str, Any]:
     }
 
 
-def _standing(folder: Path | str, request: Mapping[str, Any]) -> Manifest:
-    """The component that stands in `folder`, if it is the one asked for."""
+def _prepared_before(folder: Path | str, request: Mapping[str, Any]) -> Manifest:
+    """The component in `folder`, if it is the one asked for.
+
+    Raises:
+      InputError: it was prepared otherwise, or a shard is missing or damaged.
+    """
     manifest = Manifest.load(join_path(folder, "manifest.json"))
-    found = {
+    before = {
         **dataclasses.asdict(manifest),
         "tokenizer": manifest.vocabulary.hash,
         "source": manifest.source["fingerprint"],
+        "hygiene": {key: manifest.hygiene.get(key) for key in request["hygiene"]},
     }
-    found["hygiene"] = {key: manifest.hygiene.get(key) for key in request["hygiene"]}
     for key, wanted in request.items():
-        if found[key] != wanted:
+        if before[key] != wanted:
             raise InputError(
-                f"{folder}: was prepared with another {key} ({_short(found[key])}, now {_short(wanted)}); "
+                f"{folder}: was prepared with another {key} ({short(before[key])}, now {short(wanted)}); "
                 "prepare into another folder, or delete this one"
             )
     manifest.check_sizes()
     return manifest
-
-
-def _short(value: Any) -> str:
-    return value[:12] if isinstance(value, str) else str(value)

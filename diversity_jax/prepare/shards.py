@@ -1,19 +1,26 @@
-"""Shards of permuted rows out of finished pieces: the second of the two passes over the tokens."""
+"""Shards of permuted rows out of finished chunks: the second of the two passes over the tokens.
+
+Shard s of S holds the rows with keys in [s / S, (s + 1) / S) of their range: it is known where a row goes before any
+other row has been seen, and every shard is sorted by itself.
+"""
 
 from collections.abc import Iterator, Sequence
 import dataclasses
 from dataclasses import dataclass
 import functools
-from typing import Any
+import hashlib
+from typing import Self
 
 import numpy as np
 
-from diversity_jax.core.files import content_hash, file_hash, join_path, open_file, read_json, write_json
-from diversity_jax.prepare.chunks import Job, PieceRecord
+from diversity_jax.core.files import content_hash, file_hash, join_path, open_file, read_json, write_json, writing
+from diversity_jax.prepare.chunks import ChunkRecord, Job
 from diversity_jax.prepare.manifest import Shard
-from diversity_jax.prepare.rows import extent_of, shard_count, write_shard
+from diversity_jax.prepare.rows import row_checksums
 
 _PLAN = "plan.json"
+_LEAST_SHARD_ROWS = 64  # keys are random: shards of fewer rows on average could come out empty
+_BLOCK_BYTES = 8 << 20  # written at once
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,89 +37,125 @@ class ShardName:
         return f"{self.split}-{self.number:05d}-of-{self.count:05d}.bin"
 
 
-def write_plan(job: Job, records: Sequence[PieceRecord]) -> tuple[str, list[ShardName]]:
-    """Writes where every piece's rows lie, for the processes that gather them; returns its hash and the shards to
-    write.
+@dataclass(frozen=True, kw_only=True)
+class ChunkRows:
+    """Where a chunk's rows of one split lie: their number, and the byte offsets of rows and keys in its file."""
+
+    chunk: str
+    rows: int
+    row_offset: int
+    key_offset: int
+
+    @classmethod
+    def of(cls, record: ChunkRecord, split: str) -> Self:
+        """As a chunk's record says."""
+        written = record.splits[split]
+        return cls(chunk=record.name, rows=written.rows, row_offset=written.row_offset, key_offset=written.key_offset)
+
+    def read_keys(self, job: Job) -> np.ndarray:
+        """Keys of all rows, uint64 [rows], ascending."""
+        if not self.rows:
+            return np.empty(0, np.uint64)
+        with open_file(join_path(job.staging_dir, f"{self.chunk}.rows")) as file:
+            file.seek(self.key_offset)
+            return np.frombuffer(file.read(8 * self.rows), "<u8")
+
+    def read_rows(self, job: Job, first: int, into: np.ndarray) -> None:
+        """Fills `into` with the rows from number `first` on."""
+        with open_file(join_path(job.staging_dir, f"{self.chunk}.rows")) as file:
+            file.seek(self.row_offset + first * into[0].nbytes)
+            file.readinto(into.reshape(-1).view(np.uint8).data)
+
+
+def shard_count(rows: int, row_bytes: int, shard_bytes: int) -> int:
+    """Number of shards of about `shard_bytes`."""
+    return max(1, rows // max(_LEAST_SHARD_ROWS, shard_bytes // row_bytes))
+
+
+def extent_of(keys: np.ndarray, shard: int, shards: int) -> tuple[int, int]:
+    """First row and end of those that go to a shard: rows are in key order, so they lie one after the other."""
+    first = np.searchsorted(keys, np.uint64(-(-(shard << 64) // shards))) if shard else 0
+    end = np.searchsorted(keys, np.uint64(-(-(shard + 1 << 64) // shards))) if shard + 1 < shards else len(keys)
+    return int(first), int(end)
+
+
+def write_plan(job: Job, records: Sequence[ChunkRecord]) -> tuple[str, list[ShardName]]:
+    """Writes where every chunk's rows lie, for the processes that gather them.
+
+    Returns:
+      The plan's hash, and the shards to write.
     """
     names, plan = [], {}
     for split in records[0].splits:
-        plan[split] = [
-            [r.name, r.splits[split].rows, r.splits[split].row_offset, r.splits[split].key_offset] for r in records
-        ]
-        rows = sum(found[1] for found in plan[split])
+        chunks = [ChunkRows.of(record, split) for record in records]
+        plan[split] = [dataclasses.asdict(chunk) for chunk in chunks]
+        rows = sum(chunk.rows for chunk in chunks)
         if rows:
-            row_bytes = (job.settings.sequence_length + 1) * np.dtype(job.dtype).itemsize
-            count = shard_count(rows, row_bytes, job.settings.shard_bytes)
+            count = shard_count(rows, job.row_tokens * np.dtype(job.dtype).itemsize, job.settings.shard_bytes)
             names += [ShardName(split=split, number=number, count=count) for number in range(count)]
-    write_json(join_path(job.workplace, _PLAN), plan)
+    write_json(join_path(job.staging_dir, _PLAN), plan)
     return content_hash(plan), names
 
 
 @functools.lru_cache(maxsize=1)
-def read_plan(workplace: str, plan_hash: str) -> Any:
+def read_plan(staging_dir: str, plan_hash: str) -> dict[str, list[ChunkRows]]:
     """The plan, by split; its hash tells it from others that lay there before."""
-    return read_json(join_path(workplace, _PLAN))
+    plan = read_json(join_path(staging_dir, _PLAN))
+    return {split: [ChunkRows(**chunk) for chunk in chunks] for split, chunks in plan.items()}
 
 
 def gather_shard(job: Job, plan_hash: str, shard: ShardName) -> int:
-    """Reads a shard's rows out of every piece and writes it; holds one shard in memory. Returns its tokens."""
-    pieces = read_plan(job.workplace, plan_hash)[shard.split]
-    found, taken = [], []
-    for piece in pieces:
-        keys = _read_keys(job, piece)
-        first, end = extent_of(keys, shard.number, shard.count)
-        found.append((first, end))
-        taken.append(keys[first:end].copy())
-    rows = np.empty((sum(map(len, taken)), job.settings.sequence_length + 1), job.dtype)
-    at = 0
-    for piece, (first, end) in zip(pieces, found, strict=True):
-        if first < end:
-            _read_rows(job, piece, first, rows[at : at + end - first])
-            at += end - first
-    save_shard(job, shard, np.concatenate(taken), rows)
+    """Reads a shard's rows out of every chunk and writes it; holds one shard in memory. Returns its tokens."""
+    extents, keys = [], []
+    for chunk in read_plan(job.staging_dir, plan_hash)[shard.split]:
+        chunk_keys = chunk.read_keys(job)
+        first, end = extent_of(chunk_keys, shard.number, shard.count)
+        extents.append((chunk, first, end - first))
+        keys.append(chunk_keys[first:end].copy())
+    rows = np.empty((sum(map(len, keys)), job.row_tokens), job.dtype)
+    filled = 0
+    for chunk, first, count in extents:
+        if count:
+            chunk.read_rows(job, first, rows[filled : filled + count])
+            filled += count
+    save_shard(job, shard, np.concatenate(keys), rows)
     return rows.size
 
 
-def split_piece(
-    job: Job, shards: Sequence[ShardName], piece: Sequence[Any]
+def split_chunk(
+    job: Job, shards: Sequence[ShardName], chunk: ChunkRows
 ) -> Iterator[tuple[ShardName, tuple[bytes, bytes]]]:
-    """(shard, (keys, rows)) of one piece, for runners that bring together by shuffling what `gather_shard` seeks
-    out.
-    """
-    keys = _read_keys(job, piece)
+    """(shard, (keys, rows)) of one chunk, for executors that shuffle what `gather_shard` seeks out."""
+    keys = chunk.read_keys(job)
     for shard in shards:
         first, end = extent_of(keys, shard.number, shard.count)
         if first < end:
-            rows = np.empty((end - first, job.settings.sequence_length + 1), job.dtype)
-            _read_rows(job, piece, first, rows)
+            rows = np.empty((end - first, job.row_tokens), job.dtype)
+            chunk.read_rows(job, first, rows)
             yield shard, (keys[first:end].tobytes(), rows.tobytes())
 
 
 def save_shard(job: Job, shard: ShardName, keys: np.ndarray, rows: np.ndarray) -> None:
-    """Writes a shard in the order of its keys, and then its record."""
-    written = write_shard(job.folder, shard.file, rows, np.argsort(keys, kind="stable"))
-    checksums = file_hash(join_path(job.folder, f"{shard.file}.crc32"))
-    record = {**dataclasses.asdict(written), "checksums_sha256": checksums}
-    write_json(join_path(job.workplace, f"{shard.file}.json"), record)
+    """Writes a shard in the order of its keys, one checksum a row beside it, and then its record."""
+    order = np.argsort(keys, kind="stable")
+    digest, checksums = hashlib.sha256(), np.empty(len(order), "<u4")
+    block_rows = max(1, _BLOCK_BYTES // rows[0].nbytes)
+    with writing(join_path(job.folder, shard.file)) as out:
+        for start in range(0, len(order), block_rows):
+            block = np.ascontiguousarray(rows[order[start : start + block_rows]])
+            out.write(block.data)
+            digest.update(block.data)
+            checksums[start : start + len(block)] = row_checksums(block)
+    checksums_path = join_path(job.folder, f"{shard.file}.crc32")
+    with writing(checksums_path) as out:
+        out.write(checksums.data)
+    record = {"file": shard.file, "rows": len(order), "sha256": digest.hexdigest()}
+    write_json(
+        join_path(job.staging_dir, f"{shard.file}.json"), {**record, "checksums_sha256": file_hash(checksums_path)}
+    )
 
 
 def read_shard_record(job: Job, shard: ShardName) -> Shard:
     """A finished shard, as the manifest names it."""
-    record = read_json(join_path(job.workplace, f"{shard.file}.json"))
+    record = read_json(join_path(job.staging_dir, f"{shard.file}.json"))
     return Shard(file=record["file"], rows=record["rows"], sha256=record["sha256"])
-
-
-def _read_keys(job: Job, piece: Sequence[Any]) -> np.ndarray:
-    name, rows, _, key_offset = piece
-    if not rows:
-        return np.empty(0, np.uint64)
-    with open_file(join_path(job.workplace, f"{name}.rows")) as file:
-        file.seek(key_offset)
-        return np.frombuffer(file.read(8 * rows), "<u8")
-
-
-def _read_rows(job: Job, piece: Sequence[Any], first: int, into: np.ndarray) -> None:
-    name, _, row_offset, _ = piece
-    with open_file(join_path(job.workplace, f"{name}.rows")) as file:
-        file.seek(row_offset + first * into[0].nbytes)
-        file.readinto(into.reshape(-1).view(np.uint8).data)

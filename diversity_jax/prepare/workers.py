@@ -12,6 +12,7 @@ import os
 from pathlib import Path
 import pickle
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -20,8 +21,10 @@ from typing import Any
 
 from diversity_jax.core.errors import InputError
 
-_PACKAGE = Path(__file__).resolve().parents[2]
-_LOOK_SECONDS = 0.1
+_SOURCE_ROOT = Path(__file__).resolve().parents[2]
+_PARENT_CHECK_SECONDS = 0.1
+_ONE_THREAD = {"TOKENIZERS_PARALLELISM": "false", "RAYON_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+"""Environment of a worker: the processes share the cores, so that threads within one would only compete."""
 
 Task = tuple[Callable[..., Any], tuple[Any, ...]]
 """A module's function, called with the job and these arguments."""
@@ -33,8 +36,9 @@ def usable_cores() -> int:
 
 
 class Workers:
-    """Runs tasks on up to `processes` processes. A single task, and every task where `processes` is 1, runs in this
-    one.
+    """Runs tasks on up to `processes` processes.
+
+    A single task, and every task where `processes` is 1, runs in this process.
     """
 
     def __init__(self, job: Any, processes: int, keep_open: Sequence[int] = ()):
@@ -42,7 +46,7 @@ class Workers:
         self._workers: list[_Worker] = []
 
     def stop(self) -> None:
-        """Ends the processes, whatever they are at."""
+        """Ends the processes, whatever they are doing."""
         for worker in self._workers:
             worker.stop()
 
@@ -71,32 +75,22 @@ class Workers:
     def _finished(self, idle: list["_Worker"]) -> Iterator[Any]:
         busy = {worker.connection: worker for worker in self._workers if worker not in idle}
         for connection in wait(list(busy)):
+            assert isinstance(connection, Connection)
             idle.append(busy[connection])
             yield busy[connection].result()
 
 
 class _Worker:
     def __init__(self, job: Any, keep_open: Sequence[int]):
-        import socket
-
         ours, theirs = socket.socketpair()
-        environment = {
-            **os.environ,
-            "TOKENIZERS_PARALLELISM": "false",
-            "RAYON_NUM_THREADS": "1",
-            "OPENBLAS_NUM_THREADS": "1",
-        }
-        environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(_PACKAGE), *sys.path]))
+        paths = os.pathsep.join(filter(None, [str(_SOURCE_ROOT), *sys.path]))
         with theirs:
-            command = [
-                sys.executable,
-                "-m",
-                "diversity_jax.prepare.prepare_worker",
-                str(theirs.fileno()),
-                str(os.getpid()),
-            ]
-            descriptors = (theirs.fileno(), *keep_open)
-            self._process = subprocess.Popen(command, pass_fds=descriptors, env=environment, stdin=subprocess.DEVNULL)
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", __name__, str(theirs.fileno()), str(os.getpid())],
+                pass_fds=(theirs.fileno(), *keep_open),
+                env={**os.environ, **_ONE_THREAD, "PYTHONPATH": paths},
+                stdin=subprocess.DEVNULL,
+            )
         self.connection = Connection(ours.detach())
         self.connection.send_bytes(pickle.dumps(job, protocol=5))
 
@@ -130,7 +124,7 @@ class _Worker:
 
 
 def serve(descriptor: int, parent: int) -> None:
-    """The life of a worker: takes the job, then tasks, until the other end is closed."""
+    """The main loop of a worker: takes the job, then tasks, until the other end is closed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     connection = Connection(descriptor)
@@ -139,19 +133,23 @@ def serve(descriptor: int, parent: int) -> None:
         while True:
             function, arguments = pickle.loads(connection.recv_bytes())
             try:
-                answer = ("returned", function(job, *arguments))
-            except Exception as error:  # handed to the process that asked, which raises it
+                outcome = ("returned", function(job, *arguments))
+            except Exception as error:  # raised again by the process that gave the task
                 if not isinstance(error, InputError):
                     error.add_note("(in a worker process)")
-                answer = ("raised", error)
-            del arguments
-            connection.send_bytes(pickle.dumps(answer))
+                outcome = ("raised", error)
+            del arguments  # a chunk's text, while this process waits for the next
+            connection.send_bytes(pickle.dumps(outcome))
     except (EOFError, OSError):
         return
 
 
 def _end_with(parent: int) -> None:
-    """Ends this process soon after the one that started it, so that it neither writes nor holds the lock any longer."""
+    """Ends this process soon after its parent, so that it neither writes nor holds the lock any longer."""
     while os.getppid() == parent:
-        time.sleep(_LOOK_SECONDS)
+        time.sleep(_PARENT_CHECK_SECONDS)
     os._exit(1)
+
+
+if __name__ == "__main__":
+    serve(int(sys.argv[1]), int(sys.argv[2]))

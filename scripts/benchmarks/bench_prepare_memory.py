@@ -30,13 +30,13 @@ from diversity_jax.tokenizers.train import train_tokenizer
 _LOOK_SECONDS = 0.05
 _CONFIG = """
 from diversity_jax.corpus import CorpusConfig
-from diversity_jax.prepare.config import Hygiene, Preparation, PrepareConfig
+from diversity_jax.prepare.config import Filtering, Preparation, PrepareConfig
 
 
 def get_config():
     return PrepareConfig(
         output_dir={output!r}, corpus=CorpusConfig(source={source!r}), vocabulary={vocabulary!r}, processes={processes!r},
-        preparation=Preparation(name="bench", kind="real", sequence_length=2048, hygiene=Hygiene(near_duplicates={near!r})),
+        preparation=Preparation(name="bench", kind="real", sequence_length=2048, hygiene=Filtering(near_duplicates={near!r})),
     )
 """
 

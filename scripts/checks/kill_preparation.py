@@ -26,11 +26,11 @@ ROOT = Path(__file__).resolve().parents[2]
 _LOOK_SECONDS = 0.005
 _CONFIG = """
 from diversity_jax.corpus import CorpusConfig
-from diversity_jax.prepare.config import Hygiene, Preparation, PrepareConfig
+from diversity_jax.prepare.config import Filtering, Preparation, PrepareConfig
 
 
 def get_config():
-    hygiene = Hygiene(exact_duplicates=True, near_duplicates=0.8)
+    hygiene = Filtering(exact_duplicates=True, near_duplicates=0.8)
     sizes = dict(piece_characters=40_000, shard_bytes=60_000)
     preparation = Preparation(name="part", kind="real", sequence_length=64, validation_share=0.1, hygiene=hygiene, **sizes)
     return PrepareConfig(output_dir={output!r}, corpus=CorpusConfig(source={source!r}), preparation=preparation, processes=2)

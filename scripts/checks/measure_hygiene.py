@@ -23,9 +23,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from diversity_jax.core.files import list_files, read_lines
 from diversity_jax.corpus import open_corpus
-from diversity_jax.prepare.config import Hygiene, Preparation
-from diversity_jax.prepare.decontaminate import Benchmarks
-from diversity_jax.prepare.ngram_hashes import words
+from diversity_jax.prepare.config import Filtering, Preparation
+from diversity_jax.prepare.decontaminate import Benchmarks, words
 from diversity_jax.prepare.pipeline import prepare
 from diversity_jax.tokenizers.tokenizer import load_tokenizer
 from tests.planted_texts import planted_copies
@@ -33,7 +32,7 @@ from tests.planted_texts import planted_copies
 _BINS = (0.0, 0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95, 1.01)
 
 
-def left_out(source: str, folder: Path, report: str, hygiene: Hygiene) -> tuple[int, list[dict]]:
+def left_out(source: str, folder: Path, report: str, hygiene: Filtering) -> tuple[int, list[dict]]:
     """Documents read, and the lines of a report of what was left out."""
     settings = Preparation(name="part", kind="real", sequence_length=256, hygiene=hygiene)
     manifest = prepare(open_corpus(source), load_tokenizer("bytes"), folder, settings)
@@ -43,7 +42,7 @@ def left_out(source: str, folder: Path, report: str, hygiene: Hygiene) -> tuple[
 def copies(folder: Path, pairs: int, threshold: float) -> None:
     """Prints how many planted copies of each similarity were left out."""
     corpus, similar = planted_copies(folder, pairs=pairs)
-    _, found = left_out(corpus, folder / "part", "duplicates.jsonl", Hygiene(near_duplicates=threshold))
+    _, found = left_out(corpus, folder / "part", "duplicates.jsonl", Filtering(near_duplicates=threshold))
     gone = {int(copy["document"].rsplit(":", 1)[1]) - 1 for copy in found}
     alike = {number for number, value in similar.items() if value >= threshold}
     right = len(gone & alike)
@@ -119,7 +118,7 @@ def main() -> None:
         if not flags.corpus:
             return copies(Path(scratch), flags.pairs, flags.threshold)
         documents, found = left_out(
-            flags.corpus, Path(scratch), "decontamination.jsonl", Hygiene(decontaminate=(flags.benchmark,))
+            flags.corpus, Path(scratch), "decontamination.jsonl", Filtering(decontaminate=(flags.benchmark,))
         )
         items = {overlap["item"] for overlap in found}
         print(
