@@ -24,6 +24,7 @@ setup(
         "diversity_jax": ["py.typed"],
         "diversity_jax.llm": ["prices.json"],
         "diversity_jax.report": ["templates/*.j2"],
+        "diversity_jax.synthesis": ["demo_grammar.toml"],
     },
     install_requires=[
         "jax>=0.10.2",

@@ -10,8 +10,14 @@ import pytest
 
 from diversity_jax.core.errors import InputError
 from diversity_jax.corpus import open_corpus
-from diversity_jax.synthesis.demo_grammar import GENERATOR, MOST_TOPICS, GrammarConfig, generate, write_component
-from diversity_jax.synthesis.demo_grammar_words import FIELDS
+from diversity_jax.synthesis.demo_grammar import (
+    GENERATOR,
+    MOST_TOPICS,
+    GrammarConfig,
+    generate,
+    load_grammar,
+    write_component,
+)
 
 
 def texts(**settings):
@@ -108,8 +114,9 @@ def test_unknown_file_endings_are_refused(tmp_path):
 
 
 def test_fields_share_no_things():
-    things = [thing for field in FIELDS for thing in field.things]
+    fields = load_grammar().fields
+    things = [thing for field in fields for thing in field.things]
     assert len(set(things)) == len(things)
-    for field in FIELDS:
+    for field in fields:
         assert len(set(field.parts)) >= 6
         assert len(field.quantities) >= 6

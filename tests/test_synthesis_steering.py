@@ -5,8 +5,8 @@ import pytest
 
 from diversity_jax.synthesis.config import SteeringConfig
 from diversity_jax.synthesis.diversity import WordClusters, crowded, thin
-from diversity_jax.synthesis.simulation import SimulatedWriter, arm_over, simulate, true_gain
 from diversity_jax.synthesis.steering import Steering, allot, effective_clusters, evidence_of_labels, marginal_gain
+from tests.simulated_steering import SimulatedWriter, arm_over, simulate, true_gain
 from tests.synthesis_answers import words_for
 
 CONFIG = SteeringConfig(arms=("style",), min_gain_per_dollar=0.5)

@@ -148,7 +148,7 @@ class Steering:
     def __init__(self, arms: Sequence[str], config: SteeringConfig, *, seed: int = 0):
         self.arms = tuple(arms)
         self.stopped: dict[str, str] = {}
-        self._config = config
+        self.config = config
         self._seed = seed
         self._looks: dict[str, int] = dict.fromkeys(arms, 0)
         self._gains: dict[str, Gain] = {}
@@ -186,7 +186,7 @@ class Steering:
         return [self._verdict(arm, evidence.get(arm), added) for arm in self.live]
 
     def _verdict(self, arm: str, evidence: Evidence | None, added: int) -> Verdict:
-        config = self._config
+        config = self.config
         if evidence is None or evidence.arm_documents < config.min_documents:
             return Verdict(
                 arm=arm,
@@ -231,7 +231,7 @@ class Steering:
         errors = np.array([self._gains[arm].error for arm in live])
         draws = means + errors * generator.standard_normal((_DRAWS, len(live)))
         wins = np.bincount(draws.argmax(axis=1), minlength=len(live)) / _DRAWS
-        explore = self._config.explore_share
+        explore = self.config.explore_share
         return {arm: explore / len(live) + (1 - explore) * float(win) for arm, win in zip(live, wins, strict=True)}
 
 

@@ -1,4 +1,4 @@
-"""Templates: what varies from one generation to the next, and the request that comes of it."""
+"""Templates: what varies from one generation to the next, and the request made of it."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,12 +11,11 @@ from diversity_jax.core.errors import InputError
 from diversity_jax.core.files import content_hash, read_json
 from diversity_jax.llm import Request
 from diversity_jax.synthesis import prompts
-from diversity_jax.synthesis.prompts import passages_schema
 from diversity_jax.synthesis.topics import Topic
 
 PLACEHOLDERS = ("topic", "subtopic", "keywords", "topics", "style", "personas")
-_FILE_FIELDS = {"name": str, "system": str, "user": str}
-_OPTIONAL_FIELDS = {"passages": list, "question": bool}
+_REQUIRED_FIELDS = {"name": str, "system": str, "user": str}
+_FIELDS = _REQUIRED_FIELDS | {"passages": list, "question": bool}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,11 +90,6 @@ class Template:
             [prompts.PROMPT_VERSION, self.name, self.system, self.user, list(self.passages), self.question]
         )
 
-    @property
-    def stage(self) -> str:
-        """Name of the request's stage and schema."""
-        return f"generate_{self.name}"
-
     def request(
         self, seeds: Seeds, *, replicate: int, max_output_tokens: int, temperature: float, limits: bool
     ) -> Request:
@@ -113,7 +107,7 @@ class Template:
         if seeds.avoid:
             user += "\n" + prompts.AVOID.format(avoid="; ".join(seeds.avoid))
         return Request(
-            stage=self.stage,
+            stage=f"generate_{self.name}",
             system=self.system.format_map(values),
             user=user,
             schema=self.schema(seeds, limits),
@@ -123,16 +117,14 @@ class Template:
         )
 
     def schema(self, seeds: Seeds, limits: bool) -> Mapping[str, Any]:
-        """JSON schema of the answer to these seeds."""
-        personas = len(seeds.personas) if "personas" in self.used else 0
-        topics = len(seeds.topics) if "topics" in self.used else 0
-        return _schema(self.passages, self.question, personas, topics, limits)
-
-
-@functools.lru_cache(256)
-def _schema(passages: tuple[int, int], question: bool, personas: int, topics: int, limits: bool) -> Mapping[str, Any]:
-    """Made once for each form; callers do not change it."""
-    return passages_schema(passages=passages, question=question, personas=personas, topics=topics, limits=limits)
+        """Of the answer to the request for `seeds`."""
+        return prompts.passages_schema(
+            passages=self.passages,
+            question=self.question,
+            personas=len(seeds.personas) if "personas" in self.used else 0,
+            topics=len(seeds.topics) if "topics" in self.used else 0,
+            limits=limits,
+        )
 
 
 def _numbered(lines: Sequence[str]) -> str:
@@ -154,6 +146,7 @@ TEMPLATES = {
         _built_in("multi_topic_styles_persona", style=True, personas=True, topics=True),
     )
 }
+"""The built-in templates by name: the one place to add a template."""
 
 
 def load_template(name: str) -> Template:
@@ -173,16 +166,15 @@ def load_template(name: str) -> Template:
         return TEMPLATES[name]
     value = read_json(name)
     if not isinstance(value, dict):
-        raise InputError(f"{name}: is no object; a template has {', '.join(_FILE_FIELDS)}")
-    known = _FILE_FIELDS | _OPTIONAL_FIELDS
-    for field in _FILE_FIELDS:
+        raise InputError(f"{name}: is no object; a template has {', '.join(_REQUIRED_FIELDS)}")
+    for field in _REQUIRED_FIELDS:
         if field not in value:
-            raise InputError(f"{name}: has no field {field!r}; a template needs {', '.join(_FILE_FIELDS)}")
-    for field, found in value.items():
-        if field not in known:
-            raise InputError(f"{name}: field {field!r} is unknown; a template has {', '.join(known)}")
-        if not isinstance(found, known[field]):
-            raise InputError(f"{name}: field {field!r} is {type(found).__name__}; expected {known[field].__name__}")
+            raise InputError(f"{name}: has no field {field!r}; a template needs {', '.join(_REQUIRED_FIELDS)}")
+    for field, content in value.items():
+        if field not in _FIELDS:
+            raise InputError(f"{name}: field {field!r} is unknown; a template has {', '.join(_FIELDS)}")
+        if not isinstance(content, _FIELDS[field]):
+            raise InputError(f"{name}: field {field!r} is {type(content).__name__}; expected {_FIELDS[field].__name__}")
     passages = value.get("passages", [3, 5])
     if len(passages) != 2 or not all(type(number) is int for number in passages):
         raise InputError(f"{name}: field 'passages' is {passages!r}; expected the fewest and the most, such as [3, 5]")

@@ -24,12 +24,12 @@ import sys
 import tempfile
 import time
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from diversity_jax.llm import Engine, EngineConfig
 from diversity_jax.synthesis.arms import Cell, Material, make_arms
 from diversity_jax.synthesis.config import GeneratorConfig, GridConfig, SynthesisConfig
-from diversity_jax.synthesis.demo_grammar_words import FIELDS
+from diversity_jax.synthesis.demo_grammar import load_grammar
 from diversity_jax.synthesis.generate_round import Producer
 from diversity_jax.synthesis.near_duplicates import NearDuplicates
 from diversity_jax.synthesis.templates import TEMPLATES
@@ -59,12 +59,13 @@ def make_topics(count: int, seed: int = 0) -> tuple[list[Topic], list[tuple[int,
     the first).
     """
     draw = random.Random(seed)
+    fields = load_grammar().fields
     places = [
         (field, place)
-        for field in FIELDS
+        for field in fields
         for place in itertools.product(field.things, field.parts, field.processes, field.quantities)
     ]
-    people = [(field.name, person) for field in FIELDS for person in field.people]
+    people = [(field.name, person) for field in fields for person in field.people]
     words = unlike_words(600)
     different: dict[str, tuple[str, ...]] = {}  # no two have the same last name
     while len(different) < count * 10 // 11:
@@ -125,9 +126,15 @@ def _material(config: SynthesisConfig) -> Material:
     templates = {"topic_styles_persona": TEMPLATES["topic_styles_persona"]}
     generators = {one.label: one for one in config.generators}
     return Material(
-        topics=topics, grid_topics=len(topics), personas=personas, templates=templates, generators=generators, grid=config.grid,
-        personas_shown=5, seed=0,
-    )  # fmt: skip
+        topics=topics,
+        grid_topics=len(topics),
+        personas=personas,
+        templates=templates,
+        generators=generators,
+        grid=config.grid,
+        personas_shown=5,
+        seed=0,
+    )
 
 
 async def bench_generations(calls: int, in_flight: int) -> None:

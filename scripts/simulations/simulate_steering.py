@@ -13,12 +13,16 @@
 
 import argparse
 import math
+from pathlib import Path
+import sys
 
 import numpy as np
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
 from diversity_jax.synthesis.config import SteeringConfig
-from diversity_jax.synthesis.simulation import SimulatedArm, SimulatedWriter, arm_over, simulate, true_gain
 from diversity_jax.synthesis.steering import effective_clusters
+from tests.simulated_steering import SimulatedArm, SimulatedWriter, arm_over, simulate, true_gain
 
 
 def one_rich_arm(seed: int) -> list[SimulatedArm]:

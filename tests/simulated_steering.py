@@ -1,4 +1,4 @@
-"""A generator whose diversity is known, to check the steering against. No figure of a corpus comes from here."""
+"""Simulated generators of known diversity, to check the steering of a synthesis against."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -30,9 +30,7 @@ def arm_over(name: str, clusters: np.ndarray, *, exponent: float = 0.0, dollars:
 
 
 def true_gain(arm: SimulatedArm, labels: np.ndarray, added: int) -> float:
-    """The expected marginal effective clusters per dollar of an arm, from what it really writes: what the test is
-    about.
-    """
+    """The expected marginal effective clusters per dollar of an arm, from its true shares: what steering estimates."""
     counts = np.bincount(labels, minlength=int(arm.clusters.max()) + 1).astype(float)
     truth = np.zeros(len(counts))
     np.add.at(truth, arm.clusters, arm.shares)
@@ -44,14 +42,14 @@ def true_gain(arm: SimulatedArm, labels: np.ndarray, added: int) -> float:
 
 @dataclass(kw_only=True)
 class SimulatedRun:
-    """What came of a run.
+    """The result of a simulated run.
 
     Attributes:
       labels: clusters of all documents, in order.
       dollars: spent.
       documents: by arm.
       verdicts: every look.
-      wrong_stops: arms stopped although their true gain was not below the setting, then and there.
+      wrong_stops: arms stopped although their true gain at that look was not below the setting.
       curve: (dollars, effective clusters) after every round.
     """
 
@@ -64,7 +62,7 @@ class SimulatedRun:
 
     @property
     def clusters_per_dollar(self) -> float:
-        """Effective clusters of the whole collection for each dollar spent."""
+        """Effective clusters of the collection per dollar spent."""
         return effective_clusters(self.labels) / self.dollars
 
 
@@ -109,7 +107,7 @@ def _look(run: SimulatedRun, steering: Steering, arms: dict[str, SimulatedArm], 
         name: evidence_of_labels(run.labels, owners == steering.arms.index(name), arms[name].dollars)
         for name in steering.live
     }
-    setting = steering._config.min_gain_per_dollar
+    setting = steering.config.min_gain_per_dollar
     for verdict in steering.look(evidence, added):
         run.verdicts.append(verdict)
         if verdict.stopped and true_gain(arms[verdict.arm], run.labels, added) >= setting:
@@ -118,8 +116,7 @@ def _look(run: SimulatedRun, steering: Steering, arms: dict[str, SimulatedArm], 
 
 @dataclass(frozen=True, kw_only=True)
 class SimulatedWriter:
-    """A generator in the shape of the paper's: what it writes on a topic has few facets, and styles and readers open
-    more.
+    """A generator shaped like the paper's: its texts on a topic have few facets; styles and readers open more.
 
     Attributes:
       facets: of a topic, the later ones rarer (rank ** -exponent).
