@@ -105,7 +105,7 @@ def describe(command: Sequence[str], settings: Any, devices: Sequence[Any] = ())
         hardware = f"{len(devices)} x {', '.join(kinds)}; {hardware}"
     if dataclasses.is_dataclass(settings) and not isinstance(settings, type):
         settings = dataclasses.asdict(settings)
-    return RunInfo(command=_command(command), settings=_plain(settings), versions=_versions(), hardware=hardware)
+    return RunInfo(command=_command(command), settings=_plain(settings), versions=package_versions(), hardware=hardware)
 
 
 def _command(words: Sequence[str]) -> str:
@@ -118,9 +118,10 @@ def _command(words: Sequence[str]) -> str:
     return _USER_IN_URL.sub("", shlex.join(start + others))
 
 
-def _versions() -> dict[str, str]:
+def package_versions(packages: Sequence[str] = _PACKAGES) -> dict[str, str]:
+    """Versions of Python and of packages; those that are not installed are left out."""
     versions = {"python": platform.python_version()}
-    for package in _PACKAGES:
+    for package in packages:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[package] = importlib.metadata.version(package)
     return versions

@@ -1,3 +1,1 @@
-"""Judging models: benchmarks through lm-evaluation-harness, held-out text, generation and a server; heavy modules load
-where used.
-"""
+"""Judging models: benchmarks through lm-evaluation-harness, held-out text, generation."""

@@ -1,12 +1,19 @@
-"""What evaluation, generation and the server can be told."""
+"""Configurations of evaluation, generation and the server."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from diversity_jax.core.errors import InputError
 from diversity_jax.corpus import CorpusConfig
 from diversity_jax.model import MeshConfig
 
 COMPUTE_DTYPES = ("float32", "bfloat16")
+
+
+def _check_least(config: Any, **least: int) -> None:
+    for name, value in least.items():
+        if getattr(config, name) < value:
+            raise InputError(f"{name}={getattr(config, name)}: must be at least {value}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +36,7 @@ class ModelSource:
     max_length: int | None = None
     mesh: MeshConfig = field(default_factory=lambda: MeshConfig(data=-1, fsdp=1))
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.compute_dtype not in COMPUTE_DTYPES:
             raise InputError(f"model.compute_dtype={self.compute_dtype!r}: choose {' or '.join(COMPUTE_DTYPES)}")
         if self.max_length is not None and self.max_length < 2:
@@ -57,17 +64,15 @@ class EvaluateConfig:
     """What `python -m diversity_jax.evaluate` measures.
 
     Attributes:
-      output_dir: for results.json, samples/, requests/ (finished requests, for going on after an interruption) and
-        report.html.
-      model: which, and how it is run.
+      output_dir: for results.json, samples/, requests/ (finished requests, to resume from) and report.html.
       tasks: names of lm-evaluation-harness joined by commas; `paper` stands for the paper's eight; empty: none.
       data_dir: folder of local benchmark files; None: the hub.
       num_fewshot: examples shown before each question, from the train split; the paper shows none.
       limit: items of each task at most; None: all.
       batch_size: rows computed at once; results do not depend on it.
       slots: answers generated at once, for tasks that generate.
-      system_prompt: stands first in every prompt; for fine-tuned models the one they were tuned with.
-      apply_chat_template: ask in the form of a conversation, by the tokenizer's template or the project's own.
+      system_prompt: begins every prompt; for fine-tuned models the one they were tuned with.
+      apply_chat_template: prompt in the form of a conversation, by the tokenizer's template or the project's own.
       held_out: also measure the loss on the run's held-out rows, component by component.
       out_of_distribution: texts whose loss is measured document by document.
       compare_with: another evaluation's output folder; the two are compared item by item.
@@ -90,17 +95,15 @@ class EvaluateConfig:
     bootstrap_samples: int = 2000
     seed: int = 0
 
-    def __post_init__(self):
-        for name, least in (("num_fewshot", 0), ("batch_size", 1), ("slots", 1), ("bootstrap_samples", 100)):
-            if getattr(self, name) < least:
-                raise InputError(f"{name}={getattr(self, name)}: must be at least {least}")
+    def __post_init__(self) -> None:
+        _check_least(self, num_fewshot=0, batch_size=1, slots=1, bootstrap_samples=100)
         if self.limit is not None and self.limit < 1:
             raise InputError(f"limit={self.limit}: must be at least 1, or None for all items")
         if not self.task_list and not self.held_out and not self.out_of_distribution:
             raise InputError(
                 "tasks is empty, held_out is off and out_of_distribution names nothing: there is nothing to measure"
             )
-        names = [one.name for one in self.out_of_distribution]
+        names = [held_out.name for held_out in self.out_of_distribution]
         if len(set(names)) < len(names):
             raise InputError("out_of_distribution: two corpora share a name; give each its own")
 
@@ -115,17 +118,15 @@ class GenerateTextConfig:
     """What `python -m diversity_jax.generate_text` writes.
 
     Attributes:
-      model: which, and how it is run.
       prompt: one prompt; with `prompts_file` it is not used.
-      prompts_file: a file of prompts: JSON lines with `prompt` (text) or `messages` (a conversation), else one prompt a
-        line.
+      prompts_file: JSON lines with `prompt` (text) or `messages` (a conversation), else one prompt a line.
       output: a JSON-lines file of answers; None: the answers are printed.
-      chat: the prompt is what a user says, put into the chat template.
+      chat: the prompt is a user's turn, put into the chat template.
       system_prompt: for chat.
       max_tokens, temperature, top_k, top_p, seed: as `Sampling`; answer n of a prompt uses seed + n.
       stop: texts at which an answer ends.
       samples: answers a prompt.
-      slots: answers that grow together.
+      slots: answers generated at once.
     """
 
     model: ModelSource = field(default_factory=ModelSource)
@@ -143,10 +144,8 @@ class GenerateTextConfig:
     samples: int = 1
     slots: int = 16
 
-    def __post_init__(self):
-        for name in ("samples", "slots", "max_tokens"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name}={getattr(self, name)}: must be at least 1")
+    def __post_init__(self) -> None:
+        _check_least(self, samples=1, slots=1, max_tokens=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,13 +153,12 @@ class ServeConfig:
     """What `python -m diversity_jax.serve` offers.
 
     Attributes:
-      model: which, and how it is run.
       name: what clients call the model; None: the checkpoint folder's name.
       host: address to listen on; only this machine can reach 127.0.0.1.
       port: 0 takes a free one and prints it.
-      slots: answers that grow together.
-      steps: tokens decoded before waiting requests are looked at again.
-      max_waiting: requests in line at most; beyond, clients are told to come back (429).
+      slots: answers generated at once.
+      steps: tokens decoded before waiting requests are admitted.
+      max_waiting: requests running or queued at most; further ones are refused (429).
       max_body_bytes: longest request body.
     """
 
@@ -173,9 +171,7 @@ class ServeConfig:
     max_waiting: int = 1024
     max_body_bytes: int = 8 << 20
 
-    def __post_init__(self):
-        for name in ("slots", "steps", "max_waiting", "max_body_bytes"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name}={getattr(self, name)}: must be at least 1")
+    def __post_init__(self) -> None:
+        _check_least(self, slots=1, steps=1, max_waiting=1, max_body_bytes=1)
         if not 0 <= self.port < 65536:
             raise InputError(f"port={self.port}: must be from 0 (any free one) to 65535")

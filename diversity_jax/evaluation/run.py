@@ -1,18 +1,18 @@
 """What the commands `evaluate` and `generate_text` do, from their configurations to their results."""
 
 from collections.abc import Iterable, Mapping, Sequence
+import contextlib
 import dataclasses
-import importlib.metadata
 import json
 import logging
 import os
 from pathlib import Path
 import subprocess
-import sys
 from typing import Any
 
 from diversity_jax.core.errors import InputError
 from diversity_jax.core.files import open_file
+from diversity_jax.core.run_info import package_versions
 from diversity_jax.evaluation.config import EvaluateConfig, GenerateTextConfig, ModelSource
 from diversity_jax.evaluation.load_model import LanguageModel, open_model
 from diversity_jax.evaluation.results import FORMAT_VERSION
@@ -175,22 +175,16 @@ def _model_facts(model: LanguageModel) -> dict[str, Any]:
 
 def _code_facts() -> dict[str, Any]:
     """Versions, and the commit where the code lies in a git checkout."""
-    versions = {"python": sys.version.split()[0]}
-    for package in _PACKAGES:
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
 
     def git(*words: str) -> str:
         command = ["git", "-C", str(Path(__file__).resolve().parent), *words]
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout.strip()
 
-    try:
-        commit, changed = git("rev-parse", "HEAD"), git("status", "--porcelain", "--untracked-files=no")
-    except (OSError, subprocess.SubprocessError):
-        return {"versions": versions, "commit": None}
-    return {"versions": versions, "commit": commit + (" with local changes" if changed else "")}
+    commit = None
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        changed = git("status", "--porcelain", "--untracked-files=no")
+        commit = git("rev-parse", "HEAD") + (" with local changes" if changed else "")
+    return {"versions": package_versions(_PACKAGES), "commit": commit}
 
 
 def summary(results: Mapping[str, Any]) -> list[str]:

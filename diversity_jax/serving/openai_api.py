@@ -124,19 +124,23 @@ class ApiRequest:
     Attributes:
       prompts: one for a chat.
       sampling: settings of each choice of one prompt; choice n has the seed after choice n - 1's.
-      chat: conversation, or bare completion.
-      stream, usage_in_stream: server-sent events, and whether the last one counts tokens.
-      echo: completions begin with their prompt.
       head: what all parts of the answer carry.
     """
 
+    body: _CompletionBody | _ChatBody
     prompts: tuple[Prompt, ...]
     sampling: tuple[Sampling, ...]
-    chat: bool
-    stream: bool
-    usage_in_stream: bool
-    echo: bool
     head: Mapping[str, Any]
+
+    @property
+    def chat(self) -> bool:
+        """A conversation, not a text to complete."""
+        return isinstance(self.body, _ChatBody)
+
+    @property
+    def usage_in_stream(self) -> bool:
+        """Whether the last event of a stream counts tokens."""
+        return bool(self.body.stream_options.get("include_usage"))
 
     def answer(self, choices: Sequence[Mapping[str, Any]], *, chunk: bool = False) -> dict[str, Any]:
         """A complete answer, or one chunk of a stream."""
@@ -171,19 +175,10 @@ def read_request(value: Any, model: LanguageModel, name: str, *, chat: bool) -> 
         message = f"the model {body.model!r} does not exist; this server has {name!r}"
         raise RequestRefused(404, message, param="model", code="model_not_found")
     prompts = _chat_prompt(body.messages, model) if isinstance(body, _ChatBody) else _prompts(body.prompt, model)
-    return ApiRequest(
-        prompts=prompts,
-        sampling=_sampling(body, model.config.max_length, max(len(prompt.ids) for prompt in prompts)),
-        chat=chat,
-        stream=body.stream,
-        usage_in_stream=bool(body.stream_options.get("include_usage")),
-        echo=isinstance(body, _CompletionBody) and body.echo,
-        head={
-            "id": f"{'chatcmpl' if chat else 'cmpl'}-{secrets.token_hex(12)}",
-            "created": int(time.time()),
-            "model": name,
-        },
-    )
+    sampling = _sampling(body, model.config.max_length, max(len(prompt.ids) for prompt in prompts))
+    identity = f"{'chatcmpl' if chat else 'cmpl'}-{secrets.token_hex(12)}"
+    head = {"id": identity, "created": int(time.time()), "model": name}
+    return ApiRequest(body=body, prompts=prompts, sampling=sampling, head=head)
 
 
 def _refusal(error: ValidationError, body_type: type[_Body]) -> RequestRefused:
@@ -289,8 +284,8 @@ def choice(
     elif request.chat:
         body = {"message": {"role": "assistant", "content": text, "refusal": None}}
     else:
-        echo = request.prompts[index // len(request.sampling)].text if request.echo and first else ""
-        body = {"text": echo + text}
+        echo = isinstance(request.body, _CompletionBody) and request.body.echo and first
+        body = {"text": (request.prompts[index // len(request.sampling)].text if echo else "") + text}
     shown = _logprobs(tokenizer, request, logprobs) if logprobs else None
     reason = finished.finish_reason if finished else None
     return {"index": index, **body, "finish_reason": reason, "logprobs": shown}

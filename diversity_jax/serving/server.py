@@ -120,7 +120,7 @@ class Service:
         api_request = await asyncio.to_thread(read_request, body, self.model, self.name, chat=chat)
         choices = _RunningChoices(self.worker, api_request, self._max_waiting)
         try:
-            if api_request.stream:
+            if api_request.body.stream:
                 return await self._stream(request, choices)
             async for _ in choices.changes():
                 pass
