@@ -14,7 +14,6 @@ import types
 import typing
 from typing import Any
 
-from diversity_jax.core import moved_modules
 from diversity_jax.core.errors import InputError
 
 
@@ -64,7 +63,6 @@ def load_file(path: str, expected: type) -> Any:
         )
     module = importlib.util.module_from_spec(specification)
     sys.modules[specification.name] = module
-    moved_modules.install()
     try:
         specification.loader.exec_module(module)
     except (SyntaxError, ImportError, NameError, AttributeError, TypeError) as error:
