@@ -14,6 +14,7 @@ import re
 import sysconfig
 import textwrap
 import threading
+from typing import Any
 import warnings
 
 from diversity_jax.core.errors import InputError
@@ -170,7 +171,8 @@ def installed_files(endings: tuple[str, ...]) -> list[InstalledFile]:
 def _descriptions() -> Iterator[tuple[InstalledFile, str]]:
     """The long description (usually the README) of every package that has one, in the order of package hashes."""
     for package, distribution in sorted(_distributions().items(), key=lambda entry: _stable_hash(entry[0])):
-        text = distribution.metadata.json.get("description")
+        metadata: Any = distribution.metadata  # an email.message.Message
+        text = metadata.get("Description") or metadata.get_payload()
         if isinstance(text, str) and text.strip():
             name = f"{package}-{distribution.version}/description"
             yield InstalledFile(package=package, version=distribution.version, name=name, path=""), text
@@ -220,22 +222,26 @@ def _read(files: list[InstalledFile]) -> Iterator[tuple[InstalledFile, str]]:
             continue
 
 
-# A string in triple quotes that begins a file, or a line after one that ends with a colon.
-_DOCSTRING = re.compile(
-    r'''(?:\A(?:[ \t]*(?:\#[^\n]*)?\n)*|:[ \t]*(?:\#[^\n]*)?\n\s*?)[ \t]*[rR]?("""|\'\'\')(.*?)(?<!\\)\1''', re.DOTALL
-)
+_TRIPLE_QUOTED = re.compile(r'''^[ \t]*[rR]?("""|\'\'\')(.*?)(?<!\\)\1''', re.DOTALL | re.MULTILINE)
+_FILE_START = re.compile(r"(?:[ \t]*(?:#[^\n]*)?\n)*")
+_DEFINITION_END = re.compile(r":[ \t]*(?:#[^\n]*)?\n\s*\Z")
+_DEFINITION_CHARACTERS = 200  # looked at before a string: enough for the end of a definition and a comment
 
 
 def docstrings(source: str) -> Iterator[tuple[int, str]]:
     """(line number, text) of the docstrings of a Python file: of the module, its classes and functions; margins kept.
 
-    Matched instead of parsed, which would take thirty times as long and would depend on the version of Python.
+    They are the strings in triple quotes at the start of the file or of a line after one that ends with a colon.
+    Parsing instead takes thirty times as long, and fails on syntax of other versions of Python.
     """
     line, counted_to = 1, 0
-    for match in _DOCSTRING.finditer(source):
-        line += source.count("\n", counted_to, match.start(1))
-        counted_to = match.start(1)
-        yield line, match[2]
+    for match in _TRIPLE_QUOTED.finditer(source):
+        start = match.start()
+        before = max(0, start - _DEFINITION_CHARACTERS)
+        if _DEFINITION_END.search(source, before, start) or _FILE_START.fullmatch(source, 0, start):
+            line += source.count("\n", counted_to, start)
+            counted_to = start
+            yield line, match[2]
 
 
 _LONGEST_CHARACTERS = 2400  # about 400 words
@@ -293,11 +299,11 @@ def join_paragraphs(paragraphs: list[str]) -> Iterator[str]:
 
 def _blocks(text: str) -> Iterator[list[str]]:
     """Runs of lines between blank ones, without fenced code, margins taken off."""
-    first, _, others = text.expandtabs().replace("\\\n", "").partition("\n")
-    lines = [first.lstrip(), *textwrap.dedent(others).split("\n")]
+    first, *lines = text.expandtabs().replace("\\\n", "").split("\n")
+    margin = min((len(line) - len(line.lstrip()) for line in lines if line.strip()), default=0)
     block: list[str] = []
     fenced = False
-    for line in lines:
+    for line in [first.lstrip(), *(line[margin:] for line in lines)]:
         is_fence = _FENCE.match(line) is not None
         fenced ^= is_fence
         if line.strip() and not fenced and not is_fence:
