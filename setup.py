@@ -59,6 +59,7 @@ setup(
         "statsmodels>=0.14.5",
         "datasketch>=2.0",
         "aiohttp>=3.11",
+        "certifi",
         "jinja2>=3.1",
         "gguf>=0.19",
     ],

@@ -1,6 +1,6 @@
 """Forecasts of calls, tokens and dollars: from a plan before the first call, and from plan and usage during a run."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 import functools
 import math
@@ -154,8 +154,7 @@ def reforecast(
     return forecast(revised, price, config)
 
 
-def _mean(plans: Iterable[PlannedCalls]) -> Tokens:
-    plans = list(plans)
+def _mean(plans: Sequence[PlannedCalls]) -> Tokens:
     calls = max(sum(plan.calls for plan in plans), 1)
     return Tokens(*(sum(plan.calls * plan.tokens[part] for plan in plans) / calls for part in range(2)))
 

@@ -213,7 +213,7 @@ class Throttle(PrioritySemaphore):
     def _has_capacity(self) -> bool:
         pause = self._quiet_until - time.monotonic()
         if pause > 0:
-            if self._wake_timer is None or self._wake_timer.cancelled() or self._wake_timer.when() <= time.monotonic():
+            if self._wake_timer is None or self._wake_timer.when() <= time.monotonic():
                 self._wake_timer = asyncio.get_running_loop().call_later(pause, self._wake)
             return False
         return not self._probing if self.opened else self.inside < self.limit

@@ -12,7 +12,6 @@ from diversity_jax.llm.response_cache_file import Commit, Outcome, Reservation, 
 
 _HEARTBEAT_SECONDS = 10.0
 _BATCH = 512
-_DELIVERED_AT_ONCE = 8
 
 Job = str | Reserve | Commit | None  # a key to find; None closes the file
 
@@ -86,16 +85,13 @@ class ResponseCache:
                 self._loop.call_soon_threadsafe(self._deliver, [future for _, future in batch], results)
 
     def _deliver(self, futures: Sequence[asyncio.Future], results: Sequence[Any]) -> None:
-        """Hands out results a few at a time, so that between them answers are read and requests are sent."""
-        for future, result in zip(futures[:_DELIVERED_AT_ONCE], results, strict=False):
+        for future, result in zip(futures, results, strict=True):
             if future.done():
                 continue
             if isinstance(result, BaseException):
                 future.set_exception(result)
             else:
                 future.set_result(result)
-        if len(futures) > _DELIVERED_AT_ONCE:
-            self._loop.call_soon(self._deliver, futures[_DELIVERED_AT_ONCE:], results[_DELIVERED_AT_ONCE:])
 
     def _next_batch(self) -> list[tuple[Job, asyncio.Future]]:
         """The jobs that wait, or none after a while, so that the file shows that this process lives."""

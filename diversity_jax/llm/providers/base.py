@@ -2,9 +2,8 @@
 
 from collections.abc import Mapping
 import contextlib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 import email.utils
-import json
 import logging
 import os
 import re
@@ -96,7 +95,7 @@ class Endpoint:
 
     def __init__(self, name: str, base_url: str | None, role: str):
         provider, self.model = parse_model(name, role)
-        info = PROVIDERS[provider]
+        self.info = info = PROVIDERS[provider]
         self.name, self.role, self.base_url = name, role, base_url
         if base_url is not None and not _is_address(base_url):
             raise self.bad_address()
@@ -179,8 +178,7 @@ def open_provider(
     """
     endpoint = Endpoint(name, base_url, role)
     try:
-        client = load(PROVIDERS[parse_model(name)[0]].client)
-        return client(endpoint, max_in_flight=max_in_flight, deadline_seconds=deadline_seconds)
+        return load(endpoint.info.client)(endpoint, max_in_flight=max_in_flight, deadline_seconds=deadline_seconds)
     except ImportError as error:
         raise InputError(
             f"{role}: {name} needs a package that is missing here ({error}); install it, or choose another {role}"
@@ -241,14 +239,6 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
             with contextlib.suppress(ValueError):
                 return max(email.utils.parsedate_to_datetime(value).timestamp() - time.time(), 0.0)
     return None
-
-
-def with_schema_in_prompt(request: Request) -> Request:
-    """The same request for a server that cannot enforce a schema."""
-    if request.schema is None:
-        return request
-    wish = "Answer with one JSON value and nothing around it. It must fit this JSON schema, named"
-    return replace(request, system=f"{request.system}\n\n{wish} {request.stage}:\n{json.dumps(request.schema)}")
 
 
 def checked_reply(

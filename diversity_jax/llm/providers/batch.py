@@ -17,7 +17,7 @@ from diversity_jax.llm.providers.base import (
 )
 from diversity_jax.llm.providers.google_genai import generation_config, open_client, read_response
 from diversity_jax.llm.providers.openai import chat_body, read_completion
-from diversity_jax.llm.providers.registry import PROVIDERS, load, parse_model
+from diversity_jax.llm.providers.registry import load
 from diversity_jax.llm.types import CallFailed, Request
 
 _BATCHES_PER_PAGE, _MOST_BATCHES = 100, 1000  # looked through for a tag
@@ -67,7 +67,7 @@ def open_batches(name: str, *, base_url: str | None) -> BatchProvider:
     """
     endpoint = Endpoint(name, base_url, "generator")
     try:
-        return load(PROVIDERS[parse_model(name)[0]].batches)(endpoint)
+        return load(endpoint.info.batches)(endpoint)
     except ImportError as error:
         raise InputError(
             f"{name}: batches need a package that is missing here ({error}); install it, or set batch=False"

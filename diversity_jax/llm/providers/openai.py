@@ -19,7 +19,6 @@ from diversity_jax.llm.providers.base import (
     http_session,
     retry_after,
     transport_failure,
-    with_schema_in_prompt,
 )
 from diversity_jax.llm.types import Request
 
@@ -44,16 +43,18 @@ _SHOWN_BYTES = 500  # of a refusal that is no JSON
 
 def chat_body(model: str, request: Request, without: frozenset[str]) -> dict[str, Any]:
     """The body of a chat completion; `without` names fields of `_FIELD_WORDS` that the server does not support."""
-    if "response_format" in without:
-        request = with_schema_in_prompt(request)
+    system, enforced = request.system, "response_format" not in without
+    if request.schema is not None and not enforced:
+        wish = "Answer with one JSON value and nothing around it. It must fit this JSON schema, named"
+        system += f"\n\n{wish} {request.stage}:\n{json.dumps(request.schema)}"
     limit = "max_completion_tokens" if "max_tokens" in without else "max_tokens"
     body: dict[str, Any] = {"model": model, limit: request.max_output_tokens}
     if "temperature" not in without:
         body["temperature"] = request.temperature
-    if request.schema is not None and "response_format" not in without:
+    if request.schema is not None and enforced:
         schema = {"name": request.stage, "strict": True, "schema": request.schema}
         body["response_format"] = {"type": "json_schema", "json_schema": schema}
-    body["messages"] = [{"role": "system", "content": request.system}, {"role": "user", "content": request.user}]
+    body["messages"] = [{"role": "system", "content": system}, {"role": "user", "content": request.user}]
     return body
 
 
