@@ -1,13 +1,13 @@
-"""Parts of a page as markup: jinja2 templates that clean and escape every value which is not markup already."""
+"""Markup by jinja2: templates that take the library's own types, clean and escape every value, and format numbers."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 import functools
 import re
 from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
 
-from diversity_jax.core.formats import clean
+from diversity_jax.core import formats
 from diversity_jax.report.style import DARK, LIGHT, SLOTS, WIDE_PX, Palette
 
 if TYPE_CHECKING:
@@ -15,12 +15,23 @@ if TYPE_CHECKING:
 
 Html = Markup
 """Text that is markup already: what templates and `html` made."""
+_FILTERS = (
+    formats.compact,
+    formats.count,
+    formats.duration,
+    formats.estimate,
+    formats.money,
+    formats.percent,
+    formats.shortened,
+    formats.signed,
+    formats.significant,
+)
 _COLUMN_KINDS = {"#": "number", "~": "wordy"}
 
 
 def _cleaned(value: Any) -> Any:
     """Markup as it is, anything else as harmless text; the escaping itself follows."""
-    return value if hasattr(value, "__html__") else "" if value is None else clean(value)
+    return value if hasattr(value, "__html__") else "" if value is None else formats.clean(value)
 
 
 def html(pattern: str, *values: Any) -> Html:
@@ -38,42 +49,45 @@ def environment() -> "jinja2.Environment":
         autoescape=True,
         finalize=_cleaned,
         undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        extensions=["jinja2.ext.do"],
     )
-    made.globals |= {"light": LIGHT, "dark": DARK, "slots": SLOTS, "wide_px": WIDE_PX}
+    made.filters |= {function.__name__: function for function in _FILTERS}
+    made.globals |= {"light": LIGHT, "dark": DARK, "slots": SLOTS, "wide_px": WIDE_PX, "dash": "\u2013"}
+    made.globals |= {"counted": formats.counted, "listed": formats.listed, "named": named, "table": Table}
     return made
 
 
 @functools.cache
-def _macros() -> Any:
-    return environment().get_template("macros.html.j2").module
+def _module(template: str) -> Any:
+    return environment().get_template(f"{template}.html.j2").module
 
 
-def macro(name: str, *arguments: Any) -> Html:
-    """What a macro of `macros.html.j2` writes."""
-    return getattr(_macros(), name)(*arguments)
+def macro(template: str, name: str, *arguments: Any, **values: Any) -> Html:
+    """What a macro of a template writes."""
+    return getattr(_module(template), name)(*arguments, **values)
 
 
-def table(titles: Iterable[str], rows: Iterable[Sequence[Any]]) -> Html:
-    """A table. `#` before a title means a column of numbers (set right), `~` one of sentences (wide enough to read)."""
-    columns = [(title[1:], _COLUMN_KINDS[title[0]]) if title[:1] in _COLUMN_KINDS else (title, "") for title in titles]
-    return macro("table", columns, rows)
+class Table:
+    """A table to which templates add rows. `#` before a title means a column of numbers (set right), `~` one of
+    sentences (wide enough to read).
+    """
+
+    def __init__(self, titles: Sequence[str], rows: Sequence[Sequence[Any]] = ()):
+        self.columns = [
+            (title[1:], _COLUMN_KINDS[title[0]]) if title[:1] in _COLUMN_KINDS else (title, "") for title in titles
+        ]
+        self.rows = list(rows)
+
+    def add(self, cells: Sequence[Any]) -> None:
+        """Appends a row; its first cell heads it."""
+        self.rows.append(cells)
+
+    def __html__(self) -> str:
+        return macro("macros", "table", self.columns, self.rows)
 
 
 def named(name: str, palette: Palette) -> Html:
     """A component's name behind a dot of its colour; a long one breaks where its words end."""
-    return macro("name", re.split(r"(?<=[_/.-])(?=.)", clean(name)), palette.slot(name))
-
-
-def details(summary: Any, aside: str, *body: Any, slot: str = "", opened: bool = False) -> Html:
-    """Something folded behind its summary; `aside` stands at the right of the summary's line."""
-    return macro("details", summary, aside, body, slot, opened)
-
-
-def heading(title: str) -> Html:
-    """A heading inside a section."""
-    return html("<h3>{}</h3>", title)
-
-
-def muted(note: str) -> Html | None:
-    """A paragraph of less weight; None where there is nothing to say."""
-    return html('<p class="muted">{}</p>', note) if note else None
+    return macro("macros", "name", re.split(r"(?<=[_/.-])(?=.)", formats.clean(name)), palette.slot(name))

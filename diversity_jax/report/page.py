@@ -4,10 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 import os
 from pathlib import Path
+from typing import Any
 
 from diversity_jax.core.files import writing
 from diversity_jax.core.run_info import Fact
-from diversity_jax.report.html import Html, environment, html, macro
+from diversity_jax.report.html import Html, environment, macro
 from diversity_jax.report.plotting import Drawing
 
 
@@ -22,11 +23,12 @@ class KeyFigure:
 
 @dataclass(frozen=True, kw_only=True)
 class Section:
-    """A part of a page: its anchor (letters and hyphens), its title, and its blocks: plain text is a paragraph."""
+    """A part of a page: its anchor (letters and hyphens), its title, its body, and the drawings that the body shows."""
 
     anchor: str
     title: str
-    body: Sequence[str | Html | Drawing | None]
+    body: Html
+    drawings: tuple[Drawing, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,14 +54,30 @@ class Page:
     footer: str = ""
 
 
+def section(template: str, anchor: str, title: str, *, name: str | None = None, **values: Any) -> Section:
+    """A section whose body a macro of a template writes.
+
+    Args:
+      name: of the macro; by default the anchor's, with `_` for `-`.
+      values: the macro's arguments. Drawings among them, alone or in a sequence, are written as files too.
+    """
+    parts = [part for value in values.values() for part in (value if isinstance(value, list | tuple) else [value])]
+    return Section(
+        anchor=anchor,
+        title=title,
+        body=macro(template, name or anchor.replace("-", "_"), **values),
+        drawings=tuple(part for part in parts if isinstance(part, Drawing)),
+    )
+
+
 def absent(anchor: str, title: str, why: str) -> Section:
     """A section that says why it has nothing to show."""
-    return Section(anchor=anchor, title=title, body=[html('<p class="absent">{}</p>', why)])
+    return section("macros", anchor, title, name="absent", why=why)
 
 
 def facts(entries: Sequence[Fact], intro: str = "") -> Section:
     """What one needs to repeat the run; `intro` stands above it."""
-    return Section(anchor="facts", title="Facts", body=[intro, macro("facts", entries)])
+    return section("macros", "facts", "Facts", entries=entries, intro=intro)
 
 
 def document(page: Page) -> str:
@@ -77,7 +95,7 @@ def write(page: Page, folder: str | os.PathLike) -> Path:
       InputError: the disk is full.
     """
     folder = Path(folder)
-    for drawing in (block for section in page.sections for block in section.body if isinstance(block, Drawing)):
+    for drawing in (drawing for section in page.sections for drawing in section.drawings):
         for ending, content in (("png", drawing.png), ("svg", drawing.svg)):
             with writing(folder / "figures" / f"{drawing.name}.{ending}") as file:
                 file.write(content)

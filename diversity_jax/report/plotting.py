@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from diversity_jax.core.formats import clean, shortened
-from diversity_jax.report.html import Html, html, macro
+from diversity_jax.report.html import Html, html
 from diversity_jax.report.style import LIGHT, PHONE_PX, WIDE_PX
 
 _SETTINGS = {
@@ -37,24 +37,13 @@ _WITH_MARGIN = {"bbox_inches": "tight", "pad_inches": 1 / 3, "facecolor": LIGHT[
 
 @dataclass(frozen=True, kw_only=True)
 class Drawing:
-    """A finished figure, a block of a section.
-
-    Attributes:
-      name: of its files.
-      caption: what stands beneath it.
-      wide, phone: inline SVG for the two widths.
-      png, svg: the wide one as files of their own.
-    """
+    """A finished figure: inline SVG for two widths, and the wide one as files of their own, called `name`."""
 
     name: str
-    caption: str
     wide: Html
     phone: Html
     png: bytes
     svg: bytes
-
-    def __html__(self) -> str:
-        return macro("drawing", self)
 
 
 class Canvas:
@@ -234,20 +223,18 @@ def dodged(heights: Sequence[float], gap: float, low: float, high: float) -> lis
     return result
 
 
-def render(name: str, alt: str, draw: Callable[[int], Canvas], caption: str = "") -> Drawing:
+def render(name: str, alt: str, draw: Callable[[int], Canvas]) -> Drawing:
     """Draws a figure for wide screens and for telephones.
 
     Args:
       name: letters, digits and hyphens: the name of its files and the prefix of ids inside the SVG.
       alt: what the figure shows, for readers who cannot see it.
       draw: makes the canvas for a width in pixels.
-      caption: what stands beneath it.
     """
     with _matplotlib_settings():
         wide, phone = draw(WIDE_PX), draw(PHONE_PX)
         return Drawing(
             name=name,
-            caption=caption,
             wide=_inline(wide, "wide", f"{name}-w", alt),
             phone=_inline(phone, "phone", f"{name}-p", alt),
             png=_saved(wide, name, format="png", dpi=144, metadata={"Software": None}, **_WITH_MARGIN),

@@ -1,6 +1,6 @@
 """The page of an evaluation: accuracies with intervals, the paper's beside them, held-out loss, a comparison."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 import os
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,6 @@ from diversity_jax.core.run_info import Fact, RunInfo
 from diversity_jax.evaluation.results import PAPER_AVERAGES, PAPER_MODELS
 from diversity_jax.report import page
 from diversity_jax.report.figures import outcomes
-from diversity_jax.report.html import Html, html, table
 from diversity_jax.report.page import KeyFigure, Page, Section
 from diversity_jax.report.plotting import render
 
@@ -59,11 +58,17 @@ def write(output_dir: str | os.PathLike, results: Mapping[str, Any]) -> Path:
     )
 
 
-def points(figure: Mapping[str, Any]) -> str:
+def points(share: Mapping[str, Any]) -> str:
     """A share in per cent with its interval."""
-    if figure["low"] is None:
-        return f"{100 * figure['value']:.1f}"
-    return f"{100 * figure['value']:.1f} [{100 * figure['low']:.1f}, {100 * figure['high']:.1f}]"
+    if share["low"] is None:
+        return f"{100 * share['value']:.1f}"
+    return f"{100 * share['value']:.1f} [{100 * share['low']:.1f}, {100 * share['high']:.1f}]"
+
+
+def _difference(tested: Mapping[str, Any], unit: str = "") -> str:
+    """Points with their sign, and their interval."""
+    value, low, high = (signed(100 * tested[name], 2) for name in ("difference", "low", "high"))
+    return f"{value}{unit} [{low}, {high}]"
 
 
 def _main(task: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -92,16 +97,11 @@ def _lede(results: Mapping[str, Any]) -> str:
     if not (comparison := results.get("comparison")):
         return lede
     average, other = comparison["average"], comparison["model"]["name"]
-    text = _difference(average).replace(" [", " points [")
+    text = _difference(average, " points")
     if average["low"] > 0 or average["high"] < 0:
-        return f"{lede}That is {'better' if average['difference'] > 0 else 'worse'} than {other} on the same items: {text}."
+        better = "better" if average["difference"] > 0 else "worse"
+        return f"{lede}That is {better} than {other} on the same items: {text}."
     return f"{lede}Against {other} on the same items nothing is decided: {text}."
-
-
-def _difference(figure: Mapping[str, Any]) -> str:
-    """Points with their sign, and their interval."""
-    value, low, high = (signed(100 * figure[name], 2) for name in ("difference", "low", "high"))
-    return f"{value} [{low}, {high}]"
 
 
 def _key_figures(results: Mapping[str, Any]) -> tuple[KeyFigure, ...]:
@@ -126,28 +126,18 @@ def _benchmarks(results: Mapping[str, Any]) -> Section | None:
     tasks = list(results["tasks"].values())
     if not tasks:
         return None
-    rows: list[Sequence[Any]] = []
-    for task in tasks:
-        other = task["metrics"].get("acc_norm" if task["metric"] == "acc" else "acc")
-        accuracies = points(_main(task)), points(other) if other else "\u2013"
-        rows.append((task["title"], task["metric"], *accuracies, count(task["items"]), str(task["num_fewshot"])))
-    if results["average"]:
-        rows.append((_bold("Average"), "", _bold(points(results["average"])), "", "", ""))
     bars = [_bar(task) for task in tasks if 0 <= _main(task)["value"] <= 1]
     alt = "Accuracy with 95 % interval: " + "; ".join(f"{bar.name} {100 * bar.interval.value:.1f} %" for bar in bars)
-    caption = "Dots are accuracies, lines their 95 % intervals; the small mark is what guessing would reach."
-    drawing = render("accuracy", alt, lambda width: outcomes.accuracies(bars, width), caption) if bars else None
-    titles = ("Task", "Metric", "#Accuracy in %", "#Other metric in %", "#Items", "#Examples shown")
-    intro = (
-        "acc is the share of items whose right answer is the likeliest; acc_norm first divides log-likelihoods by "
-        "the answers' lengths."
+    drawing = render("accuracy", alt, lambda width: outcomes.accuracies(bars, width)) if bars else None
+    return page.section(
+        "evaluation",
+        "benchmarks",
+        "Benchmarks",
+        tasks=tasks,
+        average=results["average"],
+        drawing=drawing,
+        points=points,
     )
-    body = [drawing, intro, table(titles, rows)]
-    return Section(anchor="benchmarks", title="Benchmarks", body=body)
-
-
-def _bold(text: str) -> Html:
-    return html("<b>{}</b>", text)
 
 
 def _bar(task: Mapping[str, Any]) -> outcomes.Accuracy:
@@ -165,30 +155,24 @@ def _paper(results: Mapping[str, Any]) -> Section | None:
         return None
     model = results["model"]
     nearest = 2 * (model["parameters"] > _BETWEEN_THE_PAPERS_SIZES) + bool(model.get("fine_tuned"))
-    cells: list[str] = [""] * len(PAPER_MODELS)
-    cells[nearest] = _bold(points(results["average"]))
-    rows: list[Sequence[str]] = [(_bold(f"this model ({formats.compact(model['parameters'])})"), *cells)]
-    rows += [(name, *(f"{average:.2f}" for average in averages)) for name, averages in PAPER_AVERAGES.items()]
-    intro = (
-        "Average accuracy in per cent over the same eight tasks, with the same metrics. The paper's rows are named by "
-        "what was trained on beside real text; it gives no intervals. This model stands in the column of the paper's "
-        "model that is nearest in size."
+    return page.section(
+        "evaluation",
+        "paper",
+        "Beside the paper's figures",
+        parameters=model["parameters"],
+        nearest=nearest,
+        average=results["average"],
+        models=PAPER_MODELS,
+        averages=PAPER_AVERAGES,
+        points=points,
     )
-    titles = ("Training data", *(f"#{name}" for name in PAPER_MODELS))
-    return Section(anchor="paper", title="Beside the paper's figures", body=[intro, table(titles, rows)])
 
 
 def _comparison(results: Mapping[str, Any]) -> Section | None:
     if not (comparison := results.get("comparison")):
         return None
     titles = {name: results["tasks"][name]["title"] for name in comparison["tasks"]}
-    rows: list[Sequence[Any]] = []
-    for name, task in comparison["tasks"].items():
-        only = count(task["only_this"]), count(task["only_other"])
-        tested = _difference(task), formats.significant(task["p_value"])
-        rows.append((titles[name], *only, *tested, count(task["items"])))
     average = comparison["average"]
-    rows.append((_bold("Average"), "", "", _difference(average), formats.significant(average["p_value"]), ""))
     differences = {
         title: (100 * figure["difference"], 100 * figure["low"], 100 * figure["high"])
         for title, figure in [
@@ -197,45 +181,23 @@ def _comparison(results: Mapping[str, Any]) -> Section | None:
         ]
     }
     alt = "; ".join(f"{title} {signed(difference)} points" for title, (difference, _, _) in differences.items())
-    other = comparison["model"]["name"]
-    caption = (
-        f"Points by which this model is ahead of {other}, with 95 % intervals; grey where the interval holds zero. "
-        "The diamond is the average."
-    )
-    drawing = render(
+    alt = f"Difference with 95 % interval: {alt}"
+    drawing = render("comparison", alt, lambda width: outcomes.accuracy_differences(differences, width))
+    return page.section(
+        "evaluation",
         "comparison",
-        f"Difference with 95 % interval: {alt}",
-        lambda width: outcomes.accuracy_differences(differences, width),
-        caption,
+        "Against another checkpoint",
+        comparison=comparison,
+        titles=titles,
+        drawing=drawing,
+        difference=_difference,
     )
-    intro = (
-        f"Item by item against {other}. For each task p is McNemar's exact test on the items that only one of the two "
-        "gets right; intervals, and p of the average, are a paired bootstrap's over items. Eight tests at 5 % find "
-        "something by chance one time in three: decide by the average."
-    )
-    heads = ("Task", "#Only this right", "#Only the other right", "#Difference in points", "#p", "#Items")
-    body = [intro, drawing, table(heads, rows)]
-    return Section(anchor="comparison", title="Against another checkpoint", body=body)
 
 
 def _held_out(results: Mapping[str, Any]) -> Section | None:
     if not results["held_out"]:
         return None
-    rows = []
-    for name, loss in results["held_out"].items():
-        nats = _with_error(loss["nats_per_token"], loss["nats_error"])
-        bits = _with_error(loss["bits_per_byte"], loss["bits_error"])
-        rows.append((name, loss["kind"], nats, bits, count(loss["tokens"]), count(loss["units"])))
-    intro = (
-        "Loss on text that was not trained on, \u00b1 its standard error. Bits per byte compare models with different "
-        "tokenizers; nats per token do not."
-    )
-    titles = ("Text", "Kind", "#Nats per token", "#Bits per byte", "#Tokens", "#Rows or documents")
-    return Section(anchor="held-out", title="Held-out text", body=[intro, table(titles, rows)])
-
-
-def _with_error(value: float, error: float | None) -> str:
-    return f"{value:.4f}" if error is None else f"{value:.4f} \u00b1 {error:.4f}"
+    return page.section("evaluation", "held-out", "Held-out text", losses=results["held_out"])
 
 
 def _facts(results: Mapping[str, Any]) -> list[Fact]:

@@ -7,13 +7,11 @@ from pathlib import Path
 
 from diversity_jax.core import formats
 from diversity_jax.core.formats import count, counted, significant
-from diversity_jax.core.intervals import Estimate
 from diversity_jax.core.run_info import Fact, RunInfo
 from diversity_jax.metrics import METRICS, Figure, MetricsCard, difference
 from diversity_jax.metrics.sensitivity import FEWEST_CORPORA, agreements, columns_of
 from diversity_jax.report import page
 from diversity_jax.report.figures import diversity
-from diversity_jax.report.html import Html, details, html, macro, named, table
 from diversity_jax.report.page import KeyFigure, Page, Section
 from diversity_jax.report.plotting import render
 from diversity_jax.report.style import Palette
@@ -22,7 +20,6 @@ _MOST_COMPARED = 6  # pairs of corpora with a table of their own
 _DASH = "\u2013"
 _JUDGED = "Effective clusters (judge)"
 _SIZES = ("draws", "draw_documents", "control_words", "control_documents")
-_DIRECTIONS = {1: "higher", -1: "lower", 0: _DASH}
 _FOOTER = (
     "Written by diversity_jax. Intervals are 95 %, over draws without replacement, widened as the corpus is itself a "
     "sample."
@@ -82,7 +79,7 @@ def all_sections(
     if not measured:
         return []
     chosen = list(pairs if pairs is not None else itertools.combinations(measured, 2))[:_MOST_COMPARED]
-    sections = [_warnings(measured), _values(measured, palette)]
+    sections = [_warnings(measured), _values(measured)]
     sections += [_apart(measured, pair, number) for number, pair in enumerate(chosen, 1)]
     sections += [_dependence(measured), _agreement(measured, judged), _compatible(measured, palette), _cost(measured)]
     return [section for section in sections if section is not None]
@@ -132,37 +129,26 @@ def _key_figures(card: MetricsCard) -> tuple[KeyFigure, ...]:
     return tuple(figures)
 
 
-def _with_interval(figure: Figure | None) -> str:
-    """A figure with its interval, where it has one."""
-    if figure is None:
-        return _DASH
-    return formats.estimate(Estimate(value=figure.value, low=figure.low, high=figure.high))
-
-
 def _warnings(measured: Mapping[str, MetricsCard]) -> Section | None:
-    lines = [f"{name}: {warning}" for name, card in measured.items() for warning in card.warnings]
-    return Section(anchor="metric-warnings", title="Of the metrics", body=[macro("list", lines)]) if lines else None
+    if not any(card.warnings for card in measured.values()):
+        return None
+    return page.section("metrics", "metric-warnings", "Of the metrics", measured=measured)
 
 
-def _values(measured: Mapping[str, MetricsCard], palette: Palette) -> Section:
-    """Every figure of every corpus: at whole length, and at equal length beneath it."""
-    controlled = any(card.controlled for card in measured.values())
-    rows = []
-    for name, metric in METRICS.items():
-        if any(name in card.metrics for card in measured.values()):
-            cells = [_cell(card, name, controlled=controlled) for card in measured.values()]
-            rows.append((metric.title, *cells, _DIRECTIONS[metric.sign]))
-    titles = ("Metric", *(f"#{formats.shortened(name, 24)}" for name in measured), "More diverse is")
-    intro = _sizes_sentence(measured) + (" The second line of a cell is at equal length." if controlled else "")
-    embedder = next(iter(measured.values())).parameters.get("embedder")
-    intro += f" Embedding metrics: {embedder}." if embedder else ""
-    return Section(anchor="metrics", title="Baseline metrics", body=[intro, table(titles, rows)])
-
-
-def _cell(card: MetricsCard, name: str, *, controlled: bool) -> Html | str:
-    first = _with_interval(card.metrics.get(name))
-    second = _with_interval(card.controlled.get(name))
-    return html('{}<br><span class="muted">{}</span>', first, second) if controlled else first
+def _values(measured: Mapping[str, MetricsCard]) -> Section:
+    """Every figure of every corpus."""
+    return page.section(
+        "metrics",
+        "metrics",
+        "Baseline metrics",
+        measured=measured,
+        sizes=_sizes_sentence(measured),
+        controlled=any(card.controlled for card in measured.values()),
+        embedder=next(iter(measured.values())).parameters.get("embedder"),
+        registry={
+            name: metric for name, metric in METRICS.items() if any(name in card.metrics for card in measured.values())
+        },
+    )
 
 
 def _decided(first: Mapping[str, Figure], second: Mapping[str, Figure], name: str) -> bool | None:
@@ -219,15 +205,10 @@ def _apart(measured: Mapping[str, MetricsCard], pair: tuple[str, str], number: i
     drawing = None
     if marks:
         alt = "; ".join(f"{row.title}: {significant(row.full_length)}" for row in marks if row.full_length is not None)
-        caption = (
-            "Filled: whole documents. Hollow: cut to equal length. Inside the grey band the 95 % interval of the "
-            "difference holds 0."
-        )
-        drawing = render(f"apart-{number}", alt, lambda width: diversity.separations(marks, *pair, width), caption)
-    titles = ("Metric", "#Ratio", "More diverse", "#Ratio, equal length", "More diverse, equal length")
-    intro = _sizes_sentence({name: measured[name] for name in pair})
+        drawing = render(f"apart-{number}", alt, lambda width: diversity.separations(marks, *pair, width))
     title = " against ".join(formats.shortened(name, 18) for name in pair)
-    return Section(anchor=f"apart-{number}", title=title, body=[intro, drawing, table(titles, rows)])
+    sizes = _sizes_sentence({name: measured[name] for name in pair})
+    return page.section("metrics", f"apart-{number}", title, name="apart", rows=rows, sizes=sizes, drawing=drawing)
 
 
 def _dependence(measured: Mapping[str, MetricsCard]) -> Section | None:
@@ -242,13 +223,7 @@ def _dependence(measured: Mapping[str, MetricsCard]) -> Section | None:
         ]
         if any(cell != _DASH for cell in cells):
             rows.append((metric.title, *cells))
-    intro = (
-        "How much a figure moves when a corpus holds more documents, or longer ones: the slope of its logarithm over "
-        "the logarithm of the size, lowest to highest over corpora. 0 does not depend; 1 grows in proportion; "
-        "\u22120.3 loses 19 % with every doubling. What moves must be compared at equal size and equal length."
-    )
-    titles = ("Metric", "#Slope over documents", "#Slope over words of a document")
-    return Section(anchor="dependence", title="What size and length do", body=[intro, table(titles, rows)])
+    return page.section("metrics", "dependence", "What size and length do", rows=rows)
 
 
 def _range(slopes: Sequence[float | None]) -> str:
@@ -267,44 +242,27 @@ def _agreement(measured: Mapping[str, MetricsCard], judged: Mapping[str, float])
     if len(values) < 2:
         return None
     titles = {name: METRICS[name].title if name in METRICS else _JUDGED for name in values}
-    found = agreements(values)
-    taus = {(titles[pair.first], titles[pair.second]): pair.kendall.value for pair in found if pair.kendall}
+    pairs = agreements(values)
+    taus = {(titles[pair.first], titles[pair.second]): pair.kendall.value for pair in pairs if pair.kendall}
     alt = "; ".join(f"{first} and {second}: {value:.2f}" for (first, second), value in taus.items())
-    caption = "Kendall's tau between all pairs of metrics."
-    drawing = render(
-        "agreement", alt, lambda width: diversity.correlations(list(titles.values()), taus, width), caption
+    names = list(titles.values())
+    return page.section(
+        "metrics",
+        "agreement",
+        "Agreement between metrics",
+        corpora=len(measured),
+        pairs=pairs,
+        titles=titles,
+        drawing=render("agreement", alt, lambda width: diversity.correlations(names, taus, width)),
     )
-    rows = [
-        (f"{titles[pair.first]} and {titles[pair.second]}", _correlation(pair.kendall), _correlation(pair.spearman))
-        for pair in found
-    ]
-    intro = (
-        f"How far metrics put {len(measured)} corpora into the same order; each is signed so that more is more "
-        "diverse. With few corpora intervals are wide: one that holds 0 shows no agreement."
-    )
-    pairs = table(("Metrics", "#Kendall's tau", "#Spearman's rho"), rows)
-    body = [intro, drawing, details(f"All {len(rows)} pairs with intervals", "", pairs)]
-    return Section(anchor="agreement", title="Agreement between metrics", body=body)
-
-
-def _correlation(correlation: Estimate | None) -> str:
-    if correlation is None:
-        return "constant"
-    text = f"{correlation.value:.2f} [{correlation.low:.2f}, {correlation.high:.2f}]"
-    return text.replace("-", "\u2212")
 
 
 def _compatible(measured: Mapping[str, MetricsCard], palette: Palette) -> Section | None:
     names = list(dict.fromkeys(name for card in measured.values() for name in card.compatible))
     if not names:
         return None
-    rows = []
-    for corpus, card in measured.items():
-        values = (card.compatible.get(name) for name in names)
-        rows.append((named(corpus, palette), *(_DASH if value is None else f"{round(value, 3):g}" for value in values)))
-    intro = "What the diversity package (0.3.1) gives for the first documents of each corpus, to the digits it prints."
-    body = [intro, table(("Corpus", *(f"#{name}" for name in names)), rows)]
-    return Section(anchor="compatible", title="As the diversity package counts", body=body)
+    title = "As the diversity package counts"
+    return page.section("metrics", "compatible", title, measured=measured, names=names, palette=palette)
 
 
 def _cost(measured: Mapping[str, MetricsCard]) -> Section | None:
@@ -312,25 +270,10 @@ def _cost(measured: Mapping[str, MetricsCard]) -> Section | None:
     entries = [entry for card in measured.values() for entry in card.cost]
     if not entries:
         return None
-    rows = []
+    stages = []
     for stage in dict.fromkeys(entry["stage"] for entry in entries):
         runs = [entry for entry in entries if entry["stage"] == stage]
         largest = max(runs, key=lambda entry: entry["documents"])
         smaller = [entry for entry in runs if 4 * entry["documents"] <= largest["documents"]]
-        before = max(smaller, key=lambda entry: entry["documents"], default=None)
-        rows.append(
-            (
-                stage,
-                f"{formats.duration(before['seconds'])} for {count(before['documents'])}" if before else _DASH,
-                formats.duration(largest["seconds"]),
-                count(largest["documents"]),
-                formats.duration(1e6 * largest["seconds"] / max(largest["documents"], 1)),
-                formats.compact(max(largest["memory_bytes"], 0), "B"),
-                formats.money(largest["dollars"]),
-            )
-        )
-    titles = (
-        "Stage", "#At a smaller size", "#Seconds", "#Documents", "#Per million documents", "#Memory on top", "#Dollars"
-    )  # fmt: skip
-    intro = "What each stage took at the largest size it was run at, and in proportion for a million documents."
-    return Section(anchor="metric-cost", title="What the metrics cost", body=[intro, table(titles, rows)])
+        stages.append((largest, max(smaller, key=lambda entry: entry["documents"], default=None)))
+    return page.section("metrics", "metric-cost", "What the metrics cost", stages=stages)

@@ -15,7 +15,7 @@ from diversity_jax.mixtures.mixture import Mixture, MixtureComponent
 from diversity_jax.mixtures.shares import train_rows
 from diversity_jax.report import page
 from diversity_jax.report.figures import diversity, outcomes
-from diversity_jax.report.html import details, heading, html, macro, muted, named, table
+from diversity_jax.report.html import Table, named
 from diversity_jax.report.page import KeyFigure, Page, Section
 from diversity_jax.report.pages import score
 from diversity_jax.report.plotting import render
@@ -31,7 +31,6 @@ ACTIONS = {
 _FILL = {"reject": "none", "downweight": "left"}
 _REAL = "real text"  # how the real components pooled are shown
 _NAMED_IN_VERDICT = 2  # components not simply registered that the headline names
-_SHOWN_CHARACTERS = 900  # of a document's part in a row
 _DASH = "\u2013"
 
 
@@ -156,45 +155,31 @@ def _gate(
     palette: Palette,
 ) -> Section:
     """What the gate decided of each component, and from what; `band` is the reference."""
-    whiskers, rows = [], []
+    figures = {component.name: gate_figures(component, scorecards) for component in components}
+    whiskers = []
     for component in components:
-        figures, action = gate_figures(component, scorecards), component.decision["action"]
-        clusters = figures.effective_clusters
-        if clusters is not None:
-            whiskers.append(
-                diversity.Whisker(
-                    name=component.name,
-                    interval=clusters,
-                    note=ACTIONS[action],
-                    fill=_FILL.get(action, "full"),
-                    required=figures.required,
-                )
+        measured, action = figures[component.name], component.decision["action"]
+        if measured.effective_clusters is not None:
+            whisker = diversity.Whisker(
+                name=component.name,
+                interval=measured.effective_clusters,
+                note=ACTIONS[action],
+                fill=_FILL.get(action, "full"),
+                required=measured.required,
             )
-        rows.append(
-            (
-                named(component.name, palette),
-                component.kind,
-                formats.estimate(clusters) if clusters else "not scored",
-                formats.estimate(figures.ratio) if figures.ratio else _DASH,
-                html('<span class="verdict verdict-{}">{}</span>', action, ACTIONS[action]),
-                component.decision["reason"],
-            )
-        )
-    caption = f"{score.MEASURE} A hollow dot is a rejected component, a half-filled one a down-weighted one."
-    if band is not None:
-        caption += f" The grey band is the interval of {band.name}."
-    if any(whisker.required for whisker in whiskers):
-        caption += " The dashed line is where the policy asks the interval to lie above."
-    intro = (
-        "The gate compares intervals, never bare points. A component passes when all of its interval lies above what "
-        "its policy asks for and fails when all of it lies below; in between nothing is decided, and it is taken with "
-        "a warning."
+            whiskers.append(whisker)
+    return page.section(
+        "mixture",
+        "gate",
+        "Gate decisions",
+        components=components,
+        figures=figures,
+        actions=ACTIONS,
+        band=band,
+        note=score.judge_note(scorecards.values()) if scorecards else "",
+        drawing=score.whiskers_drawing("gate", whiskers, band, palette) if whiskers else None,
+        palette=palette,
     )
-    drawing = score.whiskers_drawing("gate", whiskers, band, palette, caption) if whiskers else None
-    titles = ("Component", "Kind", "#Effective clusters", "#Ratio to reference", "Decision", "~Reason")
-    note = score.judge_note(scorecards.values()) if scorecards else ""
-    body = [intro, muted(note), drawing, table(titles, rows)]
-    return Section(anchor="gate", title="Gate decisions", body=body)
 
 
 def shares_section(
@@ -203,7 +188,7 @@ def shares_section(
     palette: Palette,
     intro: str,
     caption: str,
-    prepared: str | None,
+    prepared: Table,
     *,
     verb: str = "realised",
 ) -> Section:
@@ -211,7 +196,7 @@ def shares_section(
 
     Args:
       realised: by component; None before training.
-      prepared: table of what was prepared, as markup.
+      prepared: what was prepared of each component.
       verb: what the realised share is called in words.
     """
     parts = []
@@ -221,12 +206,9 @@ def shares_section(
         if realised is not None:
             part += f", {verb} {percent(realised.get(component.name, 0.0), 2)}"
         parts.append(part)
-    caption += " Upright mark: the share asked for before the gate."
-    drawing = render(
-        "shares", "; ".join(parts), lambda width: outcomes.shares(components, realised, palette, width), caption
-    )
-    body = [intro, drawing, *([heading("What was prepared"), prepared] if prepared else [])]
-    return Section(anchor="shares", title="Token shares", body=body)
+    drawing = render("shares", "; ".join(parts), lambda width: outcomes.shares(components, realised, palette, width))
+    title = "Token shares"
+    return page.section("mixture", "shares", title, intro=intro, caption=caption, drawing=drawing, prepared=prepared)
 
 
 def write(view: MixtureView, folder: Path) -> Path:
@@ -248,7 +230,9 @@ def write(view: MixtureView, folder: Path) -> Path:
             key_figures=_key_figures(view),
             sections=(
                 shares_section(mixture.components, view.realised, palette, intro, caption, prepared, verb="dealt"),
-                _sample_rows(view, palette),
+                page.section(
+                    "mixture", "rows", "Sample rows", view=view, without_middle=without_middle, palette=palette
+                ),
                 *gate_sections(mixture, load_scorecards(mixture), palette),
                 page.facts(_facts(mixture)),
             ),
@@ -258,7 +242,7 @@ def write(view: MixtureView, folder: Path) -> Path:
     )
 
 
-def _prepared(mixture: Mixture, palette: Palette) -> str:
+def _prepared(mixture: Mixture, palette: Palette) -> Table:
     total = train_rows(mixture.asked.get("train_tokens"), mixture.sequence_length)
     rows = []
     for component in mixture.taken:
@@ -266,23 +250,7 @@ def _prepared(mixture: Mixture, palette: Palette) -> str:
         epochs = _DASH if total is None else significant(float(component.share_granted) * total / train.rows)
         amounts = count(train.documents), count(train.rows), formats.compact(train.tokens), epochs
         rows.append((named(component.name, palette), *amounts))
-    return table(("Component", "#Documents", "#Rows", "#Training tokens", "#Epochs"), rows)
-
-
-def _sample_rows(view: MixtureView, palette: Palette) -> Section:
-    """Rows as a model sees them, each document boundary marked."""
-    intro = (
-        f"The first rows of each component, decoded. A line marks the end of a document ({view.end_of_text}); a row "
-        "begins and ends where it was cut, often inside a document. Long pieces are shortened in the middle."
-    )
-    blocks = []
-    for row in view.samples:
-        texts = [without_middle(text, _SHOWN_CHARACTERS) for text in row.texts]
-        aside = f"row {count(row.number)}, {formats.counted(len(texts), 'piece')}"
-        slot = f"row {palette.slot(row.component)}"
-        shown = macro("documents", texts, row.ends_document)
-        blocks.append(details(named(row.component, palette), aside, shown, slot=slot, opened=not blocks))
-    return Section(anchor="rows", title="Sample rows", body=[intro, *blocks])
+    return Table(("Component", "#Documents", "#Rows", "#Training tokens", "#Epochs"), rows)
 
 
 def _key_figures(view: MixtureView) -> tuple[KeyFigure, ...]:

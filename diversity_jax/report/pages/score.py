@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from diversity_jax.cluster_agent import Draws, PairComparison, Scorecard, compare_pairs, registry
+from diversity_jax.cluster_agent import PairComparison, Scorecard, compare_pairs, registry
 from diversity_jax.core import formats
 from diversity_jax.core.errors import InputError
 from diversity_jax.core.formats import count, counted, estimate, shortened, significant
@@ -16,23 +16,17 @@ from diversity_jax.metrics import MetricsCard
 from diversity_jax.report import page
 from diversity_jax.report.figures import diversity
 from diversity_jax.report.figures.diversity import Distribution, Ridge, Whisker
-from diversity_jax.report.html import Html, details, heading, html, macro, muted, named, table
 from diversity_jax.report.page import KeyFigure, Page, Section
 from diversity_jax.report.pages import metrics
 from diversity_jax.report.plotting import Drawing, render
 from diversity_jax.report.style import Palette
-from diversity_jax.scoring.run import Checks, DriftCheck
+from diversity_jax.scoring.run import Checks
 
-MEASURE = (
-    "The effective number of clusters, the same measure at any grouping size, with its 95 % interval; an arrow says "
-    "that only a lower bound is known."
-)
 _FOOTER = (
     "Written by diversity_jax. Effective clusters are Hill numbers of order 2, estimated from pairs of samples "
     "that a judge put together."
 )
 _ALPHA = 0.05
-_DASH = "\u2013"
 _EXAMPLE_CHARACTERS = 320
 _ORIGINS = {
     "judge": "proposed by the judge from samples",
@@ -74,14 +68,13 @@ def write(
     sections = (
         _warnings(cards, palette),
         _scores(cards, palette) if several else None,
-        _differences(differences, palette) if several else None,
-        _draws(checks.draws, palette) if checks.draws else None,
-        _drift(checks.drift, palette) if checks.drift else None,
+        _comparison(differences, palette) if several else None,
+        *_checks(checks, palette),
         clusters(cards, palette, with_sizes=True),
         _convergence(cards, palette),
         examples(cards, palette, most=4),
         _criteria(cards),
-        _judge(cards, palette),
+        page.section("score", "judge", "The judge", cards=cards, palette=palette),
         *metrics.all_sections(measured or {}, palette, judged),
         _facts(cards, info),
     )
@@ -173,61 +166,43 @@ def _key_figures(card: Scorecard) -> tuple[KeyFigure, ...]:
 
 
 def _warnings(cards: Mapping[str, Scorecard], palette: Palette) -> Section | None:
-    lines = [
-        html("{}: {}", named(name, palette), warning) if len(cards) > 1 else warning
-        for name, card in cards.items()
-        for warning in card.warnings
-    ]
-    body = [macro("list", lines, "warnings")]
-    return Section(anchor="warnings", title="Read this first", body=body) if lines else None
+    if not any(card.warnings for card in cards.values()):
+        return None
+    return page.section("score", "warnings", "Read this first", cards=cards, palette=palette)
 
 
 def _scores(cards: Mapping[str, Scorecard], palette: Palette) -> Section:
-    titles = ["Corpus", "#Effective clusters", "#Paper's C / S", "#Clusters per sample", "#Groupings", "#K"]
-    corrected = any(card.effective_clusters_corrected for card in cards.values())
-    if corrected:
-        titles.insert(2, "#Corrected for the judge")
-    rows = []
-    for name, card in cards.items():
-        figures = [card.effective_clusters, *[card.effective_clusters_corrected] * corrected]
-        figures += [card.cluster_score, card.clusters_per_sample]
-        cells = [estimate(figure) if figure else _DASH for figure in figures]
-        rows.append((named(name, palette), *cells, count(card.groupings), count(card.series.samples_per_grouping)))
     whiskers = [Whisker(name=name, interval=card.effective_clusters) for name, card in cards.items()]
-    note = (
-        "The paper's C / S depends on K, the samples in a grouping: compare it at equal K only. Effective clusters "
-        "do not."
+    return page.section(
+        "score",
+        "scores",
+        "Scores",
+        cards=cards,
+        palette=palette,
+        drawing=whiskers_drawing("scores", whiskers, None, palette),
+        corrected=any(card.effective_clusters_corrected for card in cards.values()),
     )
-    body = [muted(note), whiskers_drawing("scores", whiskers, None, palette, MEASURE), table(titles, rows)]
-    return Section(anchor="scores", title="Scores", body=body)
 
 
-def whiskers_drawing(
-    name: str, rows: Sequence[Whisker], reference: Whisker | None, palette: Palette, caption: str
-) -> Drawing:
+def whiskers_drawing(name: str, rows: Sequence[Whisker], reference: Whisker | None, palette: Palette) -> Drawing:
     """The estimates of several components on one axis."""
     alt = "; ".join(
         f"{row.name}: {estimate(row.interval)} effective clusters" + (f", {row.note}" if row.note else "")
         for row in rows
     )
-    return render(name, alt, lambda width: diversity.whiskers(rows, reference, palette, width), caption)
+    return render(name, alt, lambda width: diversity.whiskers(rows, reference, palette, width))
 
 
-def _differences(differences: Sequence[PairComparison], palette: Palette) -> Section:
+def _comparison(differences: Sequence[PairComparison], palette: Palette) -> Section:
     """The table of which differences are decided."""
-    rows = []
-    for difference in differences:
-        if difference.comparison is None:
-            decision: Html | str = "not comparable: different rulers"
-        elif difference.higher is None:
-            decision = "not decided"
-        else:
-            decision = html("{} is more diverse", named(difference.higher, palette))
-        pair = named(difference.first, palette), named(difference.second, palette)
-        rows.append((*pair, difference.text, decision))
-    titles = ("First", "Second", "#Ratio of effective clusters", "Decision")
-    intro = f"A difference is decided where the interval of the ratio leaves out 1. {_error_note(differences)}"
-    return Section(anchor="comparison", title="Which differences are decided", body=[intro, table(titles, rows)])
+    return page.section(
+        "score",
+        "comparison",
+        "Which differences are decided",
+        differences=differences,
+        error_note=_error_note(differences),
+        palette=palette,
+    )
 
 
 def _error_note(differences: Sequence[PairComparison]) -> str:
@@ -245,38 +220,16 @@ def _error_note(differences: Sequence[PairComparison]) -> str:
     return f"The comparison errs at most {formats.percent(alpha, 0)} of the time."
 
 
-def _draws(draws: Mapping[str, Draws], palette: Palette) -> Section:
-    rows = [
-        (
-            named(name, palette),
-            count(len(scored.scorecards)),
-            estimate(scored.effective_clusters),
-            estimate(scored.cluster_score),
-            ", ".join(significant(card.effective_clusters.value) for card in scored.scorecards),
+def _checks(checks: Checks, palette: Palette) -> list[Section]:
+    """What else was asked for: independent draws, and the same corpus at another K."""
+    sections = []
+    if checks.draws:
+        sections.append(page.section("score", "draws", "Over independent draws", scored=checks.draws, palette=palette))
+    if checks.drift:
+        sections.append(
+            page.section("score", "drift", "Does the judge drift with K", checks=checks.drift, palette=palette)
         )
-        for name, scored in draws.items()
-    ]
-    titles = ("Corpus", "#Draws", "#Effective clusters", "#Paper's C / S", "~Effective clusters of each draw")
-    intro = (
-        "Each draw has documents, criteria and groupings of its own. The interval is that of the mean over draws, "
-        "by their spread alone."
-    )
-    return Section(anchor="draws", title="Over independent draws", body=[intro, table(titles, rows)])
-
-
-def _drift(checks: Mapping[str, DriftCheck], palette: Palette) -> Section:
-    rows = []
-    for name, check in checks.items():
-        small, large = check.sizes
-        verdict = f"drifts: keep K = {small}" if check.comparison.decided else "no drift seen"
-        rows.append((named(name, palette), count(small), count(large), check.comparison.ratio_text, verdict))
-    titles = ("Corpus", "#Smaller K", "#Larger K", "#Ratio of effective clusters", "Verdict")
-    intro = (
-        "Effective clusters do not depend on K, the samples in a grouping. A judge that reads the same corpus "
-        "otherwise when it is shown more at once has begun to lump or to split; the largest K without drift is the "
-        "cheapest one to trust."
-    )
-    return Section(anchor="drift", title="Does the judge drift with K", body=[intro, table(titles, rows)])
+    return sections
 
 
 def clusters(cards: Mapping[str, Scorecard], palette: Palette, *, with_sizes: bool) -> Section:
@@ -316,9 +269,8 @@ def clusters_section(columns: Sequence[Ridge], palette: Palette, intro: str) -> 
         for distribution in column.distributions
         if distribution.counts.sum()
     )
-    caption = "Height: share of what was counted. All rows of a column share one scale; the upright line is the mean."
-    drawing = render("clusters", alt, lambda width: diversity.ridges(columns, palette, width), caption)
-    return Section(anchor="clusters", title="Clusters", body=[intro, drawing])
+    drawing = render("clusters", alt, lambda width: diversity.ridges(columns, palette, width))
+    return page.section("score", "clusters", "Clusters", intro=intro, drawing=drawing)
 
 
 def _convergence(cards: Mapping[str, Scorecard], palette: Palette) -> Section:
@@ -327,59 +279,40 @@ def _convergence(cards: Mapping[str, Scorecard], palette: Palette) -> Section:
     if not runs:
         return page.absent("convergence", "Convergence", "These scorecards do not hold how the estimate settled.")
     alt = "; ".join(f"{name}: {count(run['groupings'][-1] or 0)} groupings" for name, run in runs.items())
-    intro = (
-        "How the estimate settled as groupings came in. A level that still drifts at the end would be a reason to "
-        "doubt it."
-    )
-    caption = (
-        "Effective clusters after so many groupings, with the 95 % interval, which holds the spread between criteria "
-        "sets too. Dotted: a lower bound, where too few samples had been grouped together for an estimate."
-    )
-    drawing = render("convergence", alt, lambda width: diversity.convergence(runs, palette, width), caption)
-    return Section(anchor="convergence", title="Convergence", body=[intro, drawing])
+    drawing = render("convergence", alt, lambda width: diversity.convergence(runs, palette, width))
+    return page.section("score", "convergence", "Convergence", drawing=drawing)
 
 
 def examples(cards: Mapping[str, Scorecard], palette: Palette, *, most: int, opened: str | None = None) -> Section:
     """Up to `most` groupings of each scorecard as the judge sorted them, with its reasons; `opened` is shown unfolded."""
     if not any(card.examples for card in cards.values()):
         return page.absent("examples", "Example clusters", "No example groupings were kept (agent.examples=0).")
-    opened = opened or next(iter(cards))
-    blocks = [
-        details(
-            named(name, palette),
-            _measured(card),
-            *(_grouping(example) for example in card.examples[:most]),
-            slot=palette.slot(name),
-            opened=name == opened,
-        )
-        for name, card in cards.items()
+    return page.section(
+        "score",
+        "examples",
+        "Example clusters",
+        cards=cards,
+        groupings={name: [_grouping(example) for example in card.examples[:most]] for name, card in cards.items()},
+        opened=opened or next(iter(cards)),
+        palette=palette,
+    )
+
+
+def _grouping(example: Mapping[str, Any]) -> dict[str, Any]:
+    """Its number, clusters of several samples, the largest first, and samples left alone, each with its reason."""
+    clusters = [
+        {**cluster, "texts": [shortened(text, _EXAMPLE_CHARACTERS) for text in cluster.get("texts", ())]}
+        for cluster in sorted(example.get("clusters", ()), key=lambda cluster: -len(cluster.get("texts", ())))
     ]
-    intro = "Groupings as the judge sorted them. Texts and reasons are quoted as they are, cut where they are long."
-    return Section(anchor="examples", title="Example clusters", body=[intro, *blocks])
-
-
-def _grouping(example: Mapping[str, Any]) -> Html:
-    """Clusters of several samples, largest first, and samples that the judge left alone."""
-    shared, alone = [], []
-    for cluster in sorted(example.get("clusters", ()), key=lambda cluster: -len(cluster.get("texts", ()))):
-        texts = [shortened(sample, _EXAMPLE_CHARACTERS) for sample in cluster.get("texts", ())]
-        reason, invalid = str(cluster.get("reasoning", "")), cluster.get("valid") is False
-        if len(texts) == 1:
-            alone.append((reason, texts[0]))
-        elif texts:
-            title = f"{counted(len(texts), 'sample')} together{', found invalid' if invalid else ''}"
-            validation = str(cluster.get("validation", ""))
-            shared.append(
-                {"title": title, "reason": reason, "validation": validation, "invalid": invalid, "texts": texts}
-            )
+    alone = [(cluster.get("reasoning", ""), cluster["texts"][0]) for cluster in clusters if len(cluster["texts"]) == 1]
     # A reason that several samples share ("unlike the others") says nothing about any of them.
     times = Counter(reason for reason, _ in alone)
-    entries = [(reason if times[reason] == 1 else "", text) for reason, text in alone]
-    title = f"{counted(len(alone), 'sample')} on {'its' if len(alone) == 1 else 'their'} own"
-    samples = sum(len(cluster["texts"]) for cluster in shared) + len(alone)
-    head = f"Grouping {count(int(example.get('grouping', 0)) + 1)}: {counted(samples, 'sample')} in "
-    head += counted(len(shared) + len(alone), "cluster")
-    return macro("grouping", head, shared, {"title": title, "samples": entries} if alone else None)
+    return {
+        "number": int(example.get("grouping", 0)) + 1,
+        "samples": sum(len(cluster["texts"]) for cluster in clusters),
+        "shared": [cluster for cluster in clusters if len(cluster["texts"]) > 1],
+        "alone": [(reason if times[reason] == 1 else "", text) for reason, text in alone],
+    }
 
 
 def _criteria(cards: Mapping[str, Scorecard]) -> Section:
@@ -390,63 +323,11 @@ def _criteria(cards: Mapping[str, Scorecard]) -> Section:
     origin = _ORIGINS.get(card.criteria_origin, card.criteria_origin)
     if len({other.criteria_hash for other in cards.values()}) > 1:
         origin += f"; these are the ones of {name}, other corpora were grouped by others"
-    blocks = []
-    for number, criteria in enumerate(card.criteria, 1):
-        entries = [(entry, kind) for field, kind in _CRITERION_KINDS for entry in criteria.get(field, ())]
-        names = ", ".join(str(entry.get("name", "")) for entry, _ in entries)
-        shown = [macro("criterion", {**_NO_CRITERION, **entry}, kind) for entry, kind in entries]
-        blocks.append(details(f"Criteria set {number}", names, *shown, opened=number == 1))
-    sets = counted(len(card.criteria), "independent criteria set")
-    frozen = "<p>{}, {}. Frozen before the first grouping, as <code>{}</code>.</p>"
-    intro = html(frozen, sets, origin, card.criteria_hash)
-    return Section(anchor="criteria", title="Criteria", body=[intro, *blocks])
-
-
-_NO_CRITERION = {"name": "", "definition": "", "guidance": "", "levels": ()}
-
-
-def _judge(cards: Mapping[str, Scorecard], palette: Palette) -> Section:
-    """What the canaries say of the judge, what was dropped, and what it cost."""
-    rows, costs = [], []
-    for name, card in cards.items():
-        rates = [card.canaries.get(kind) for kind in ("false_merge", "false_split")]
-        ceiling = card.canaries.get("ceiling") or {}
-        rows.append(
-            (
-                named(name, palette),
-                count(card.canaries.get("shown", 0)),
-                *(_share(rate) if rate else _DASH for rate in rates),
-                significant(ceiling["value"]) if ceiling.get("value") else _DASH,
-                f"at least {significant(ceiling['low'])}" if ceiling.get("low") else "not measured",
-            )
-        )
-        costs.append(
-            (
-                named(name, palette),
-                count(card.calls),
-                formats.compact(card.tokens.get("prompt", 0)),
-                formats.compact(card.tokens.get("completion", 0)),
-                formats.money(card.cost_usd),
-                count(card.repairs),
-                ", ".join(f"{reason}: {count(number)}" for reason, number in card.drops.items()) or "none",
-            )
-        )
-    intro = (
-        "Canaries are a copy of a sample and a foreign text, planted in groupings; they never enter a figure. A judge "
-        "that merges the foreign text one time in a hundred cannot tell more than a hundred clusters apart: that is "
-        "the ceiling."
-    )
-    titles = ("Corpus", "#Canaries shown", "#False merges", "#False splits", "#Ceiling", "#95 % bound")
-    cost_titles = (
-        "Corpus", "#Calls", "#Prompt tokens", "#Answer tokens", "#Cost", "#Asked again", "~Groupings dropped"
-    )  # fmt: skip
-    body = [intro, table(titles, rows), heading("What it took"), table(cost_titles, costs)]
-    return Section(anchor="judge", title="The judge", body=body)
-
-
-def _share(rate: Mapping[str, float]) -> str:
-    value, low, high = (formats.percent(rate[name]) for name in ("value", "low", "high"))
-    return f"{value} [{low}, {high}]"
+    sets = [
+        [(entry, kind) for field, kind in _CRITERION_KINDS for entry in criteria.get(field, ())]
+        for criteria in card.criteria
+    ]
+    return page.section("score", "criteria", "Criteria", sets=sets, origin=origin, hash=card.criteria_hash)
 
 
 def judge_facts(cards: Mapping[str, Scorecard], prompts: str, seed: str) -> list[Fact]:

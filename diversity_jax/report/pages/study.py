@@ -11,7 +11,6 @@ from diversity_jax.metrics.registry import METRICS
 from diversity_jax.report import page
 from diversity_jax.report.figures import outcomes
 from diversity_jax.report.figures.diversity import Distribution, Ridge
-from diversity_jax.report.html import Html, heading, html, table
 from diversity_jax.report.page import KeyFigure, Page, Section
 from diversity_jax.report.pages import score
 from diversity_jax.report.plotting import Drawing, render
@@ -22,11 +21,7 @@ _MOST_PANELS = 6
 _MOST_EFFECTS = 4
 _DASH = "\u2013"
 _JOINT = " \u00b7 "
-_SLOPE_NOTE = (
-    "Slopes are of the outcome over the natural logarithm of the figure, one point a recipe, seeds averaged. "
-    "Intervals hold 95 % (HC3, t). A correlation over few recipes is weak evidence whatever its size; the power table "
-    "says how weak."
-)
+_FITS = ("log_line", "spearman")
 Json = Mapping[str, Any]
 
 
@@ -41,16 +36,17 @@ def write(folder: Path, analysis: Json) -> Path:
 
 def _compose(analysis: Json, facts: Sequence[Fact]) -> Page:
     headline, trained = _headline(analysis["relations"]), bool(analysis["relations"])
+    failures, power, published = (analysis[name] for name in ("failures", "power", "published"))
     sections = [
         *_relations(analysis),
         _effects(analysis),
         *(_amounts(analysis, factor) for factor in analysis["factors"]),
         _figures(analysis) if trained else None,
         _densities(analysis["densities"]),
-        _failures(analysis["failures"]),
+        page.section("study", "failures", "Steps that failed", steps=failures) if failures else None,
         _runs(analysis),
-        _power(analysis["power"]) if trained else None,
-        _published(analysis["published"]),
+        page.section("study", "power", "How much these runs can see", power=power) if trained else None,
+        page.section("study", "published", "Beside the paper's figures", entries=published) if published else None,
         page.facts(facts),
     ]
     return Page(
@@ -120,10 +116,6 @@ def _number(value: float | None, digits: int = 3) -> str:
     return _DASH if value is None else significant(value, digits)
 
 
-def _cell(figure: Json) -> str:
-    return _DASH if "reason" in figure else f"{_number(figure.get('value'), 2)} ({_range(figure)})"
-
-
 def _anchor(*words: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", " ".join(words).lower()).strip("-")
 
@@ -137,29 +129,19 @@ def _relations(analysis: Json) -> list[Section]:
 def _relations_of_stage(analysis: Json, stage: str) -> Section:
     relations = [relation for relation in analysis["relations"] if relation["stage"] == stage]
     fitted = [relation for relation in relations if "x" in relation]
-    rows = [
-        [
-            relation["outcome"],
-            _title(relation["predictor"]),
-            len(relation["recipes"]),
-            _cell(relation["log_line"].get("slope", relation["log_line"])),
-            _cell(relation["spearman"]),
-            _cell(relation["partial"]),
-        ]
-        for relation in fitted
-    ]
-    controls = sorted({name for relation in relations for name in relation.get("controls", ())})
-    note = f" Partial: Pearson's, controlling for {', '.join(controls)}." if controls else ""
-    slopes = sum("slope" in relation.get("log_line", {}) for relation in relations)
-    if slopes >= 10:
-        note += f" Of {slopes} intervals at 95 %, {slopes / 20:.0f} or so leave zero out by chance alone."
-    body = [
-        _relations_drawing(analysis, stage, relations[0]["predictor"], fitted),
-        _SLOPE_NOTE + note,
-        table(("outcome", "figure", "#n", "#slope", "#Spearman", "#partial"), rows),
-        _reasons(relations),
-    ]
-    return Section(anchor=_anchor(stage), title=f"Does diversity predict it? {stage.capitalize()}", body=body)
+    parts = [part for relation in relations for part in (relation, *(relation.get(key, {}) for key in _FITS))]
+    return page.section(
+        "study",
+        _anchor(stage),
+        f"Does diversity predict it? {stage.capitalize()}",
+        name="relations",
+        fitted=fitted,
+        controls=sorted({name for relation in relations for name in relation.get("controls", ())}),
+        slopes=sum("slope" in relation.get("log_line", {}) for relation in relations),
+        reasons=list(dict.fromkeys(part["reason"] for part in parts if "reason" in part)),
+        drawing=_relations_drawing(analysis, stage, relations[0]["predictor"], fitted),
+        title_of=_title,
+    )
 
 
 def _relations_drawing(analysis: Json, stage: str, predictor: str, fitted: Sequence[Json]) -> Drawing | None:
@@ -174,53 +156,31 @@ def _relations_drawing(analysis: Json, stage: str, predictor: str, fitted: Seque
         _anchor("against", stage),
         f"{', '.join(relation['outcome'] for relation in shown)} of {stage} models over {title}",
         lambda width: outcomes.against_diversity(shown, rows, palette, factor, f"{title} (log scale)", width),
-        "Large dots are recipes, their seeds averaged; pale ones single runs; the line is fitted.",
     )
 
 
-def _reasons(relations: Sequence[Json]) -> Html | None:
-    """What could not be computed, and why."""
-    parts = [part for relation in relations for part in (relation, *(relation.get(key, {}) for key in _FITS))]
-    reasons = dict.fromkeys(part["reason"] for part in parts if "reason" in part)
-    return html('<p class="absent">{}</p>', f"Left out: {'; '.join(reasons)}.") if reasons else None
-
-
-_FITS = ("log_line", "spearman")
-
-
 def _effects(analysis: Json) -> Section:
-    body: list[Html | Drawing] = []
-    for effect in [effect for effect in analysis["effects"] if "terms" in effect][:_MOST_EFFECTS]:
-        outcome, stage = effect["outcome"], effect["stage"]
-        rows = [
-            [
-                term["name"],
-                term["degrees"],
-                _DASH if term["share"] is None else f"{100 * term['share']:.1f} %",
-                _number(term["f"]),
-                _DASH if term["p"] is None else "< 0.001" if term["p"] < 0.001 else f"{term['p']:.3f}",
-            ]
-            for term in effect["terms"]
-        ]
-        drawing = _levels_drawing(
-            _anchor("factors", stage, outcome),
-            f"Mean {outcome} at each level of each factor, {stage}",
+    title = "What each factor does"
+    effects = [effect for effect in analysis["effects"] if "terms" in effect][:_MOST_EFFECTS]
+    if not effects:
+        reason = next((part["reason"] for part in analysis["effects"] if "reason" in part), "no run is finished")
+        return page.absent("factors", title, f"Not computed: {reason}.")
+    drawings = [
+        _levels_drawing(
+            _anchor("factors", effect["stage"], effect["outcome"]),
+            f"Mean {effect['outcome']} at each level of each factor, {effect['stage']}",
             effect["levels"],
             analysis,
-            "Mean at each level, other factors averaged; bars hold 95 %.",
         )
-        title = heading(f"{outcome.capitalize()}, {stage}")
-        body += [title, drawing, table(("term", "#degrees", "#share of variance", "#F", "#p"), rows)]
-    if not body:
-        reason = next((part["reason"] for part in analysis["effects"] if "reason" in part), "no run is finished")
-        return page.absent("factors", "What each factor does", f"Not computed: {reason}.")
-    return Section(anchor="factors", title="What each factor does", body=body)
+        for effect in effects
+    ]
+    return page.section("study", "factors", title, effects=effects, drawings=drawings)
 
 
-def _levels_drawing(name: str, alt: str, levels: Json, analysis: Json, caption: str = "") -> Drawing:
+def _levels_drawing(name: str, alt: str, levels: Json, analysis: Json) -> Drawing:
     """A figure's mean at each level of each factor, in the order in which the study names the factors."""
     ordered = {factor: levels[factor] for factor in analysis["factors"] if factor in levels}
-    return render(name, alt, lambda width: outcomes.factor_levels(ordered, width), caption)
+    return render(name, alt, lambda width: outcomes.factor_levels(ordered, width))
 
 
 def _amounts(analysis: Json, factor: str) -> Section | None:
@@ -232,38 +192,41 @@ def _amounts(analysis: Json, factor: str) -> Section | None:
         _anchor("over", factor),
         f"{', '.join(effect['outcome'] for effect in effects)} over {factor}",
         lambda width: outcomes.over_amounts(effects, factor, width),
-        "Means at each amount, other factors averaged; bars hold 95 %. The curve is the one that levels off and fits "
-        "best.",
     )
-    sentences = [
-        f"{effect['outcome'].capitalize()}, {effect['stage']}: {_saturation(effect, factor)}" for effect in effects
-    ]
-    return Section(anchor=_anchor("over", factor), title=f"Over {factor}", body=[drawing, *sentences])
+    return page.section(
+        "study",
+        _anchor("over", factor),
+        f"Over {factor}",
+        name="amounts",
+        effects=effects,
+        factor=factor,
+        drawing=drawing,
+        lowest_and_highest=_lowest_and_highest,
+    )
 
 
-def _saturation(effect: Json, factor: str) -> str:
-    saturation, means = effect["saturation"][factor], effect["levels"][factor]
-    if "reason" in saturation:
-        return f"{saturation['reason']}."
-    lowest, highest = (pick(means, key=lambda mean: mean["value"])["name"] for pick in (min, max))
-    ends = f"Lowest at {lowest}, highest at {highest}; "
-    if not saturation["better_than_a_line"]:
-        return f"{ends}a curve that levels off explains the runs no better than a straight line."
-    top = saturation["top"]
-    return f"{ends}levels off at {significant(top['value'])} (95 %: {_range(top, 3)})."
+def _lowest_and_highest(means: Sequence[Json]) -> list[str]:
+    """Names of the levels with the lowest and the highest mean."""
+    return [pick(means, key=lambda mean: mean["value"])["name"] for pick in (min, max)]
 
 
 def _figures(analysis: Json) -> Section | None:
     """Each diversity figure at the levels of the factors that the corpora differ by."""
-    body: list[str | Drawing] = ["Large dots are means over the corpora at a level, pale ones corpora."]
-    for figure in analysis["figures"][:_MOST_PANELS]:
-        title = _title(figure["figure"])
-        alt = f"{title} of the corpora at each level of each factor"
-        drawing = _levels_drawing(_anchor("figure", figure["figure"]), alt, figure["levels"], analysis)
-        body += [heading(title.capitalize()), drawing]
-    if len(body) == 1:
+    figures = analysis["figures"][:_MOST_PANELS]
+    if not figures:
         return None
-    return Section(anchor="figures", title="What the factors do to diversity", body=body)
+    titles = [_title(figure["figure"]) for figure in figures]
+    drawings = [
+        _levels_drawing(
+            _anchor("figure", figure["figure"]),
+            f"{title} of the corpora at each level of each factor",
+            figure["levels"],
+            analysis,
+        )
+        for figure, title in zip(figures, titles, strict=True)
+    ]
+    title = "What the factors do to diversity"
+    return page.section("study", "figures", title, titles=titles, drawings=drawings)
 
 
 def _densities(densities: Json) -> Section | None:
@@ -297,18 +260,6 @@ def _densities(densities: Json) -> Section | None:
     return score.clusters_section(columns, Palette([corpus["name"] for corpus in shown]), intro)
 
 
-def _failures(failures: Sequence[Json]) -> Section | None:
-    if not failures:
-        return None
-    rows = [
-        [html("<code>{}</code>", step["step"]), step["reason"], html("<code>{}</code>", step["log"])]
-        for step in failures
-    ]
-    intro = "What needs them was not run. The same command tries them again."
-    body = [intro, table(("step", "reason", "log"), rows)]
-    return Section(anchor="failures", title="Steps that failed", body=body)
-
-
 def _runs(analysis: Json) -> Section:
     rows, factors = analysis["runs"], analysis["factors"]
     if not rows:
@@ -334,33 +285,4 @@ def _runs(analysis: Json) -> Section:
         ]
         for row in rows
     ]
-    return Section(anchor="runs", title="Runs", body=[table(titles, cells)])
-
-
-def _power(power: Json) -> Section:
-    recipes, chances = power["recipes"], power["chance"]
-    rows = [
-        [f"{float(true):g}", f"{100 * chances[true]:.0f} %" if true in chances else _DASH, needed]
-        for true, needed in power["needed"].items()
-    ]
-    intro = f"Chance that {recipes} recipes tell a true correlation from zero, and how many do so in 80 % of studies."
-    titles = ("true correlation", f"#chance with {recipes}", "#recipes for 80 %")
-    return Section(anchor="power", title="How much these runs can see", body=[intro, table(titles, rows)])
-
-
-def _published(entries: Sequence[Json]) -> Section | None:
-    if not entries:
-        return None
-    rows = [
-        [
-            f"{entry['factor']} {entry['level']}",
-            entry["figure"],
-            significant(entry["published"], 4),
-            _number(entry["ours"], 4),
-            entry["runs"],
-        ]
-        for entry in entries
-    ]
-    note = "Published: as reported in arXiv 2410.15226, with its data, models and judge."
-    body = [note, table(("level", "figure", "#published", "#here", "#runs"), rows)]
-    return Section(anchor="published", title="Beside the paper's figures", body=body)
+    return page.section("study", "runs", "Runs", titles=titles, rows=cells)

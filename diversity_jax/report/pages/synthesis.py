@@ -12,9 +12,8 @@ from diversity_jax.core.formats import compact, count, counted, money, percent, 
 from diversity_jax.core.run_info import Fact
 from diversity_jax.report import page
 from diversity_jax.report.figures import synthesis
-from diversity_jax.report.html import Html, details, heading, html, macro, muted, named, table
 from diversity_jax.report.page import KeyFigure, Page, Section
-from diversity_jax.report.plotting import Drawing, render
+from diversity_jax.report.plotting import render
 from diversity_jax.report.style import Palette
 from diversity_jax.synthesis.store import Store
 from diversity_jax.synthesis.topics import read_topics
@@ -24,7 +23,6 @@ _EXAMPLE_CHARACTERS = 1600
 _EXAMPLES_FROM = 1000  # documents at the beginning
 _DECISIONS_SHOWN = 400
 _MAP_FROM = 12  # topics; fewer make no map
-_DASH = "\u2013"
 _FOOTER = (
     "Written by diversity_jax. Effective clusters are Hill numbers of order 2 of all documents, in clusters by "
     "the words they share."
@@ -110,104 +108,45 @@ def _key_figures(rounds: Sequence[Round], documents: int) -> tuple[KeyFigure, ..
 def _diversity(rounds: Sequence[Round]) -> Section:
     curve = synthesis.clusters_by_round(rounds)
     alt = f"Effective clusters after each of {len(rounds)} rounds, from {curve[0]:.3g} to {curve[-1]:.3g}"
-    caption = (
-        "After every round, of all documents so far, by one set of clusters. Where the curve is flat, further "
-        "documents say what others said before; where it falls, they crowd what is crowded."
-    )
-    drawing = render("diversity", alt, lambda width: synthesis.diversity_curve(rounds, width), caption)
-    return Section(anchor="diversity", title="Diversity while it was written", body=[drawing])
+    drawing = render("diversity", alt, lambda width: synthesis.diversity_curve(rounds, width))
+    return page.section("synthesis", "diversity", "Diversity while it was written", drawing=drawing)
 
 
 def _steering(store: Store, arms: Sequence[str], palette: Palette) -> Section | None:
     rounds = store.rounds
-    if not any(entry["verdicts"] for entry in rounds):
+    decisions = [(entry, verdict) for entry in rounds for verdict in entry["verdicts"]]
+    if not decisions:
         return None
-    settings = read_json(store.folder / "settings.json")["steering"]
-    intro = (
-        "An arm is stopped when its marginal effective clusters a dollar are decided to lie below "
-        f"{settings['min_gain_per_dollar']:g}; the chance that any arm is stopped wrongly is at most "
-        f"{percent(settings['alpha'], 0)} over all looks. What is left goes to arms by Thompson sampling, with "
-        f"{percent(settings['explore_share'], 0)} spread evenly."
+    alt = "Share of each arm in every round"
+    return page.section(
+        "synthesis",
+        "steering",
+        "What the loop decided",
+        rounds=rounds,
+        settings=read_json(store.folder / "settings.json")["steering"],
+        arms=[_arm(arm, rounds, decisions) for arm in arms],
+        drawing=render("arms", alt, lambda width: synthesis.arm_shares(rounds, arms, palette, width)),
+        new_topics=[" / ".join(topic["path"]) for entry in rounds for topic in entry["new_topics"]],
+        decisions=decisions,
+        decisions_shown=_DECISIONS_SHOWN,
+        palette=palette,
     )
-    shares = render(
-        "arms",
-        "Share of each arm in every round",
-        lambda width: synthesis.arm_shares(rounds, arms, palette, width),
-        "Documents of every round by arm.",
-    )
-    body = [
-        intro,
-        shares,
-        _arms_table(rounds, arms, palette),
-        *_avoided(rounds[-1]),
-        *_new_topics(rounds),
-        _all_decisions(rounds, palette),
-    ]
-    return Section(anchor="steering", title="What the loop decided", body=body)
 
 
-def _arms_table(rounds: Sequence[Round], arms: Sequence[str], palette: Palette) -> Html:
-    documents, dollars = _totals(rounds, "arm_documents"), _totals(rounds, "dollars_by_arm")
-    verdicts = {
-        verdict["arm"]: (entry["round"], verdict)
-        for entry in rounds
-        for verdict in entry["verdicts"]
-        if verdict["gain"] is not None
+def _arm(name: str, rounds: Sequence[Round], decisions: Sequence[tuple[Round, Mapping[str, Any]]]) -> dict[str, Any]:
+    """An arm's documents, dollars, last verdict with a gain, and whether it was stopped."""
+    own = [pair for pair in decisions if pair[1]["arm"] == name and pair[1]["gain"] is not None]
+    entry, verdict = own[-1] if own else (None, None)
+    state = rounds[-1]["arms_stopped"].get(name, "not stopped")
+    if entry is not None and verdict is not None and verdict["stopped"]:
+        state = f"stopped in round {entry['round']}"
+    return {
+        "name": name,
+        "documents": _totals(rounds, "arm_documents")[name],
+        "dollars": _totals(rounds, "dollars_by_arm")[name],
+        "verdict": verdict,
+        "state": state,
     }
-    rows = []
-    for arm in arms:
-        number, verdict = verdicts.get(arm, (None, {"gain": None, "stopped": False}))
-        state = rounds[-1]["arms_stopped"].get(arm, "not stopped")
-        if verdict["stopped"]:
-            state = f"stopped in round {number}"
-        rows.append((named(arm, palette), count(documents[arm]), money(dollars[arm]), _gain(verdict), state))
-    return table(("Arm", "#Documents", "#Dollars, as counted", "#Last gain a dollar", "Now"), rows)
-
-
-def _gain(verdict: Mapping[str, Any]) -> str:
-    if verdict["gain"] is None:
-        return _DASH
-    gain, low, high = (significant(verdict[name]) for name in ("gain", "low", "high"))
-    return f"{gain} [{low}, {high}]"
-
-
-def _avoided(last: Round) -> list[Html | str]:
-    if not last["avoid"]:
-        return []
-    text = f"Subjects that prompts keep away from: {formats.listed(last['avoid'])}."
-    if covered := last["topics_covered"]:
-        are = "is" if covered == 1 else "are"
-        text += f" {counted(covered, 'topic')} gave nearly only such and {are} passed over."
-    return [heading("Over-represented"), text]
-
-
-def _new_topics(rounds: Sequence[Round]) -> list[Html | str]:
-    topics = [" / ".join(topic["path"]) for entry in rounds for topic in entry["new_topics"]]
-    if not topics:
-        return []
-    shown = "; ".join(topics[:12]) + (" and others" if len(topics) > 12 else "")
-    return [heading("New seeds"), f"{counted(len(topics), 'topic')} below those of thin clusters: {shown}."]
-
-
-def _all_decisions(rounds: Sequence[Round], palette: Palette) -> Html:
-    rows = [
-        (
-            named(verdict["arm"], palette),
-            count(entry["round"]),
-            count(verdict["look"]),
-            _gain(verdict),
-            percent(entry["shares"].get(verdict["arm"], 0.0)),
-            html("<b>stopped</b>") if verdict["stopped"] else "goes on",
-            verdict["reason"],
-        )
-        for entry in rounds
-        for verdict in entry["verdicts"]
-    ]
-    titles = ("Arm", "#Round", "#Look", "#Gain a dollar", "#Next share", "Decision", "~Reason")
-    left_out = len(rows) - _DECISIONS_SHOWN
-    note = muted(f"The first {count(left_out)} are in rounds/*.json." if left_out > 0 else "")
-    summary = f"Every look at every arm, {count(len(rows))} in all"
-    return details(summary, "", note, table(titles, rows[-_DECISIONS_SHOWN:]))
 
 
 def _quality(store: Store) -> Section:
@@ -216,58 +155,46 @@ def _quality(store: Store) -> Section:
         for label, counts in entry["outcomes"].items():
             by_generator.setdefault(label, Counter()).update(counts)
     reasons = [reason for reason, _ in sum(by_generator.values(), Counter()).most_common() if reason != "accepted"]
-    rows = [
-        (label, *(count(counts[outcome]) for outcome in ("accepted", *reasons)))
-        for label, counts in by_generator.items()
-    ]
-    intro = "Every answer is used or counted here; what was not used lies in rejects/ with its reason."
-    if given_up := sum(entry["given_up"] for entry in store.rounds):
-        were = "was" if given_up == 1 else "were"
-        intro += f" {counted(given_up, 'place')} of the grid {were} given up after every draw had failed."
-    stopped = {label: why for entry in store.rounds for label, why in entry["stopped_generators"].items()}
-    lines = [f"{label} was stopped: {why}" for label, why in stopped.items()]
-    body = [
-        intro,
-        macro("list", lines, "warnings") if lines else None,
-        table(("Generator", "#Used", *(f"#{reason.replace('_', ' ')}" for reason in reasons)), rows),
-        *_rejected(store),
-    ]
-    return Section(anchor="quality", title="What passed and what did not", body=body)
+    return page.section(
+        "synthesis",
+        "quality",
+        "What passed and what did not",
+        by_generator=by_generator,
+        reasons=reasons,
+        given_up=sum(entry["given_up"] for entry in store.rounds),
+        stopped={label: why for entry in store.rounds for label, why in entry["stopped_generators"].items()},
+        rejected=_rejected(store),
+        shown_characters=_EXAMPLE_CHARACTERS,
+    )
 
 
-def _rejected(store: Store) -> list[Html]:
+def _rejected(store: Store) -> dict[str, dict[str, Any]]:
     """An answer for each reason."""
     by_reason: dict[str, dict[str, Any]] = {}
     for answer in store.rejects():
         by_reason.setdefault(answer["reason"], answer)
         if len(by_reason) == _REJECTED_EXAMPLES:
             break
-    return [
-        details(
-            reason.replace("_", " "), answer["topic"], answer["detail"], _sample(answer["answer"][:_EXAMPLE_CHARACTERS])
-        )
-        for reason, answer in by_reason.items()
-    ]
-
-
-def _sample(text: str) -> Html:
-    return html('<p class="sample">{}</p>', text)
+    return by_reason
 
 
 def _cost(store: Store) -> Section:
     rounds = store.rounds
-    documents, paid = (sum(entry[name] for entry in rounds) for name in ("documents", "paid_dollars"))
-    expansion = read_json(store.folder / "topics.json")["growing"]
-    attempts = counted(_totals(rounds, "attempts").total(), "answer")
-    rows = [
-        ("Documents and what was not used", attempts, money(paid)),
-        ("Topics and personas", counted(expansion["calls"], "call"), money(expansion["dollars"])),
-        ("New seeds", "", money(sum(entry["sown_dollars"] for entry in rounds))),
-        ("The steering's judge", "in the latest process", money(rounds[-1]["judge_dollars"])),
-    ]
-    tokens = ", ".join(f"{label} {compact(number)}" for label, number in _totals(rounds, "tokens").items())
-    intro = f"{money(paid / documents)} a document. Tokens by generator: {tokens}."
-    return Section(anchor="cost", title="Cost", body=[intro, table(("For", "Calls", "#Paid"), rows)])
+    documents, paid, new_seeds = (
+        sum(entry[name] for entry in rounds) for name in ("documents", "paid_dollars", "sown_dollars")
+    )
+    return page.section(
+        "synthesis",
+        "cost",
+        "Cost",
+        documents=documents,
+        paid=paid,
+        attempts=_totals(rounds, "attempts").total(),
+        expansion=read_json(store.folder / "topics.json")["growing"],
+        new_seeds=new_seeds,
+        judge=rounds[-1]["judge_dollars"],
+        tokens=_totals(rounds, "tokens"),
+    )
 
 
 def _topics(store: Store) -> Section:
@@ -278,25 +205,24 @@ def _topics(store: Store) -> Section:
         f"level {number}: " + ", ".join(f"{name} {topics_of_name}" for name, topics_of_name in names[:3])
         for number, names in enumerate(levels, 1)
     )
-    intro = (
-        f"{counted(counts['kept'], 'topic')} of {count(counts['read'])} read; {count(counts['exact'])} were there "
-        f"twice, {count(counts['normalised'])} under another spelling and {count(counts['near'])} under a near name; "
-        f"{count(counts['without_keywords'])} have no keywords."
-    )
-    caption = "The most frequent names of each level, with the topics below them."
-    body: list[str | Drawing] = [intro]
-    body.append(render("topics", alt, lambda width: synthesis.level_bars(levels, width), caption))
+    topic_map, names = None, []
     if len(topics) >= _MAP_FROM:
         positions, names = synthesis.topic_map(topics)
         palette = Palette([name for name, _ in Counter(names).most_common(synthesis.NAMED_ON_MAP)])
-        caption = (
-            f"{count(len(names))} topics, near ones near (t-SNE of their names' embeddings), in the colour of their "
-            "first name."
+        topic_map = render(
+            "topic-map",
+            f"{len(names)} topics in the plane",
+            lambda width: synthesis.map_figure(positions, names, palette, width),
         )
-        alt = f"{len(names)} topics in the plane"
-        draw = lambda width: synthesis.map_figure(positions, names, palette, width)  # noqa: E731
-        body.append(render("topic-map", alt, draw, caption))
-    return Section(anchor="topics", title="Topics", body=body)
+    return page.section(
+        "synthesis",
+        "topics",
+        "Topics",
+        counts=counts,
+        drawing=render("topics", alt, lambda width: synthesis.level_bars(levels, width)),
+        map=topic_map,
+        mapped=len(names),
+    )
 
 
 def _various(documents: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
@@ -316,12 +242,12 @@ def _various(documents: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
 
 
 def _examples(store: Store) -> Section:
-    blocks = []
-    for document in _various(itertools.islice(store.documents(), _EXAMPLES_FROM)):
-        aside = " \u00b7 ".join(filter(None, (document["template"], document["style"], document["generator"])))
-        reader = muted(f"For: {document['persona']}" if document["persona"] else "")
-        text = formats.clean(document["text"])
-        if len(text) > 2 * _EXAMPLE_CHARACTERS:
-            text = f"{text[:_EXAMPLE_CHARACTERS]}\n\n[\u2026]\n\n{text[-_EXAMPLE_CHARACTERS:]}"
-        blocks.append(details(document["topic"], aside, reader, _sample(text)))
-    return Section(anchor="examples", title="Examples", body=blocks)
+    documents = _various(itertools.islice(store.documents(), _EXAMPLES_FROM))
+    return page.section("synthesis", "examples", "Examples", documents=documents, shortened_text=_without_middle)
+
+
+def _without_middle(text: str) -> str:
+    text = formats.clean(text)
+    if len(text) <= 2 * _EXAMPLE_CHARACTERS:
+        return text
+    return f"{text[:_EXAMPLE_CHARACTERS]}\n\n[\u2026]\n\n{text[-_EXAMPLE_CHARACTERS:]}"

@@ -16,7 +16,7 @@ from diversity_jax.core.run_info import Fact, RunInfo
 from diversity_jax.mixtures.mixture import Mixture
 from diversity_jax.report import page
 from diversity_jax.report.figures import outcomes
-from diversity_jax.report.html import details, heading, html, macro, named, table
+from diversity_jax.report.html import Table, named
 from diversity_jax.report.page import KeyFigure, Page, Section
 from diversity_jax.report.pages import mixture as mixture_page
 from diversity_jax.report.pages import score
@@ -114,7 +114,7 @@ def write(run_dir: str | os.PathLike, *, mixture_dir: str | os.PathLike | None =
             *gate,
             _shares(run, palette),
             _loss(log, palette),
-            *([_samples(run.samples)] if run.samples else []),
+            *_samples(run.samples),
             _speed(log, run.summary),
             _facts(run),
         ),
@@ -228,8 +228,9 @@ def _shares(run: Run, palette: Palette) -> Section:
     intro = "Shares count tokens, not documents: every row of a batch is full, and rows are dealt by a fixed schedule."
     granted = "Bars: the share granted by the gate; nothing has been trained yet."
     caption = granted if run.realised is None else "Bars: tokens trained on."
-    prepared = table(titles, rows) if rows else None
-    return mixture_page.shares_section(run.mixture.components, run.realised, palette, intro, caption, prepared)
+    return mixture_page.shares_section(
+        run.mixture.components, run.realised, palette, intro, caption, Table(titles, rows)
+    )
 
 
 def _loss(log: TrainingLog | None, palette: Palette) -> Section:
@@ -243,31 +244,25 @@ def _loss(log: TrainingLog | None, palette: Palette) -> Section:
         intro += f" {count(skipped)} {were} skipped because loss or gradient was not finite."
     curves = {"All components": log.seen("loss")[1]} | {name: log.seen(f"loss/{name}")[1] for name in components}
     alt = "; ".join(f"{name}: from {significant(y[0])} to {significant(y[-1])}" for name, y in curves.items())
-    caption = (
-        "Cross-entropy in nats a token. Lines: training loss, smoothed over a fiftieth of the run on either "
-        "side (pale: as it was)."
-    )
-    if any(len(log.seen(column)[0]) for column in ("eval/loss", *(f"eval/{name}/loss" for name in components))):
-        caption += " Circles: held-out text."
-    drawing = render("loss", alt, lambda width: outcomes.losses(log, components, palette, width), caption)
-    return Section(anchor="loss", title="Loss", body=[intro, drawing])
+    held_out = any(len(log.seen(column)[0]) for column in ("eval/loss", *(f"eval/{name}/loss" for name in components)))
+    drawing = render("loss", alt, lambda width: outcomes.losses(log, components, palette, width))
+    return page.section("training_run", "loss", "Loss", intro=intro, drawing=drawing, held_out=held_out)
 
 
-def _samples(texts_of_prompt: Mapping[str, Mapping[int, str]]) -> Section:
-    """What the model wrote after each prompt, step by step: the first, the last, and some between."""
-    blocks = []
-    for prompt, texts in texts_of_prompt.items():
-        steps = list(texts)
-        if len(steps) > _STEPS_SHOWN:
-            between = np.linspace(0, len(steps) - 1, _STEPS_SHOWN).round().astype(int)
-            steps = [steps[index] for index in between]
-        shown = {step: texts[step] if texts[step].strip() else "(nothing but white space)" for step in steps}
-        rows = [(f"step {count(step)}", macro("sample", text)) for step, text in shown.items()]
-        title = html('<span dir="auto">{}</span>', prompt) if prompt else "The start of a document"
-        aside = counted(len(texts), "sample")
-        blocks.append(details(title, aside, table(("Step", "~Text"), rows), opened=not blocks))
-    intro = "The model was given the start of a text now and then, always the same, and went on from there."
-    return Section(anchor="samples", title="What the model writes", body=[intro, *blocks])
+def _samples(texts_of_prompt: Mapping[str, Mapping[int, str]]) -> list[Section]:
+    """What the model wrote after each prompt, step by step; nothing where no samples were written."""
+    if not texts_of_prompt:
+        return []
+    title = "What the model writes"
+    return [page.section("training_run", "samples", title, texts_of_prompt=texts_of_prompt, shown_steps=_shown_steps)]
+
+
+def _shown_steps(texts: Mapping[int, str]) -> list[int]:
+    """Steps of a prompt's samples, evenly apart, the first and the last among them."""
+    steps = list(texts)
+    if len(steps) <= _STEPS_SHOWN:
+        return steps
+    return [steps[index] for index in np.linspace(0, len(steps) - 1, _STEPS_SHOWN).round().astype(int)]
 
 
 def _speed(log: TrainingLog | None, summary: Mapping[str, Any] | None) -> Section:
@@ -276,18 +271,8 @@ def _speed(log: TrainingLog | None, summary: Mapping[str, Any] | None) -> Sectio
         why = "Nothing has been timed yet: there is no metrics.jsonl with step times."
         return page.absent("speed", "Speed", why)
     steps, seconds = log.seen("step_seconds")
-    caption = (
-        "Means over the steps between two log lines. Waiting: the share of a step's time in which the devices have no "
-        "batch."
-    )
-    start = 0.0
-    if len(steps) > 2 and seconds[0] > _COMPILING * np.median(seconds):
-        start = steps[0]
-        caption += f" The first line, {duration(seconds[0])} a step with compilation, is left out."
-    if "mfu" in log.columns:
-        caption += (
-            " MFU: model FLOPs over the data sheet's peak of the devices; attention counted over all pairs of tokens."
-        )
+    compiling = len(steps) > 2 and seconds[0] > _COMPILING * np.median(seconds)
+    start = steps[0] if compiling else 0.0
     wait = log.columns.get("input_wait_seconds", np.full(len(log.steps), np.nan)) / log.columns["step_seconds"]
     derived = TrainingLog(steps=log.steps, columns={**log.columns, "input wait": wait})
     panels = []
@@ -296,11 +281,16 @@ def _speed(log: TrainingLog | None, summary: Mapping[str, Any] | None) -> Sectio
         if (later := steps > start).any():
             panels.append(outcomes.Panel(title=title, steps=steps[later], values=values[later], form=form))
     alt = "; ".join(f"{panel.title} over {count(len(panel.steps))} log lines" for panel in panels)
-    drawing = render("speed", alt, lambda width: outcomes.small_multiples(panels, width), caption)
-    body: list = [_speed_sentence(log, start), drawing]
-    if summary:
-        body += [heading("What the time went into"), table(("Figure", "#Value", "~Meaning"), _time_rows(summary))]
-    return Section(anchor="speed", title="Speed", body=body)
+    return page.section(
+        "training_run",
+        "speed",
+        "Speed",
+        intro=_speed_sentence(log, start),
+        drawing=render("speed", alt, lambda width: outcomes.small_multiples(panels, width)),
+        compiling_seconds=seconds[0] if compiling else None,
+        mfu="mfu" in log.columns,
+        summary=summary,
+    )
 
 
 def _speed_sentence(log: TrainingLog, start: float) -> str:
@@ -322,38 +312,6 @@ def _speed_sentence(log: TrainingLog, start: float) -> str:
 
 def _gibibytes(size_bytes: float) -> str:
     return f"{size_bytes / (1 << 30):.2f} GiB"
-
-
-def _time_rows(summary: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    """Figure, value and meaning, of everything the summary holds."""
-    rows = []
-    if summary["mfu"] is not None:
-        peak = f"{summary['devices']} x {summary['peak_flops_of_device'] / 1e12:.0f} TFLOP/s"
-        meaning = f"6 FLOPs a weight and token, attention over all pairs, of {peak}"
-        rows.append(("MFU", percent(summary["mfu"]), meaning))
-        rows.append(("MFU, causal", percent(summary["mfu_causal"]), "the same with the pairs a causal mask keeps"))
-    elif summary["tokens_per_second"] is not None:
-        why = f"no data sheet gives a peak for {summary['device_kind']!r}; the model work done stands below"
-        rows.append(("MFU", "unknown", why))
-        work = f"{summary['model_flops_per_second'] / 1e9:,.1f} GFLOP/s"
-        rows.append(("Model work", work, "6 FLOPs a weight and token, attention over all pairs"))
-    if summary["input_wait_share"] is not None:
-        wait = percent(summary["input_wait_share"], 2)
-        rows.append(("Input wait", wait, "of the steps' time: training stood still for a batch"))
-    goodput = summary["goodput"]
-    meaning = f"of the time of {counted(goodput['sittings'], 'sitting')} in steps that count"
-    if goodput["steps_done_again"]:
-        meaning += f"; {counted(goodput['steps_done_again'], 'step')} had to be done again"
-    rows.append(("Goodput", percent(goodput["share"]), meaning))
-    cached = f"{summary['programs_from_cache']} of {summary['programs']} programs were kept from before"
-    rows.append(("Compiling", duration(summary["compile_seconds"]), cached))
-    rows.append(("Evaluating", duration(summary["evaluation_seconds"]), "held-out losses and samples"))
-    saving = "training stood still while a checkpoint was copied"
-    rows.append(("Saving", duration(summary["save_seconds"]), saving))
-    if summary["device_memory_bytes"] is not None:
-        rows.append(("Device memory", _gibibytes(summary["device_memory_bytes"]), "at most, of the first device"))
-    rows.append(("Host memory", _gibibytes(summary["host_memory_bytes"]), "at most, of the first process"))
-    return rows
 
 
 def _facts(run: Run) -> Section:
