@@ -1,4 +1,4 @@
-"""Figures drawn by matplotlib once for wide screens and once for telephones: inline SVG for the page, PNG and SVG files.
+"""Figures drawn by matplotlib, once for wide screens and once for telephones: inline SVG, and PNG and SVG files.
 
 Layout is in pixels from the top left, so that a figure for a telephone is a figure of its own and not a shrunken one.
 Inline, text stays text in the page's font, and colours become the page's CSS variables: one SVG serves light and dark.
@@ -18,7 +18,7 @@ from diversity_jax.core.formats import clean, shortened
 from diversity_jax.report.html import Html, html
 from diversity_jax.report.style import LIGHT, PHONE_PX, WIDE_PX
 
-_SETTINGS = {
+_SETTINGS: dict[Any, Any] = {
     "svg.fonttype": "none",
     "text.parse_math": False,
     "text.usetex": False,
@@ -117,12 +117,7 @@ def label_px(names: Sequence[str], most: int = 20) -> int:
 
 
 def set_ticks(
-    axis: Any,
-    ticks: int | Sequence[float],
-    form: Callable[[float], str],
-    *,
-    ruled: bool = False,
-    integer: bool = False,
+    axis: Any, ticks: int | Sequence[float], form: Callable[[float], str], *, ruled: bool = False, integer: bool = False
 ) -> None:
     """Labels of a matplotlib axis.
 

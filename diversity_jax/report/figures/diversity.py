@@ -207,7 +207,7 @@ def _ridge_column(
 ) -> None:
     x, y, width, row = box
     by_name = {distribution.name: distribution for distribution in column.distributions if distribution.counts.sum()}
-    distributions = list(by_name.values()) or [Distribution(name="", values=[1, 2], counts=[0, 0])]
+    distributions = list(by_name.values()) or [Distribution(name="", values=np.arange(1, 3), counts=np.zeros(2))]
     values = np.concatenate([distribution.values for distribution in distributions])
     step = min((np.diff(part.values).min() for part in distributions if len(part.values) > 1), default=1.0)
     low, high = float(values.min() - step / 2), float(values.max() + step / 2)
@@ -234,8 +234,16 @@ def _ridge(axes: Any, distribution: Distribution, step: float, tallest: float, c
     mean, on_left = distribution.mean, distribution.mean > low + 0.7 * (high - low)
     axes.bar(distribution.values, distribution.shares, width=0.82 * step, color=colour, linewidth=0)
     axes.plot([mean] * 2, [0, 1.34 * tallest], color=LIGHT["ink"], linewidth=1)
-    axes.annotate(f"mean {significant(mean)}", (mean, 1.24 * tallest), (-6 if on_left else 6, 0), va="center",
-                  ha="right" if on_left else "left", textcoords="offset points", fontsize=12, color=LIGHT["ink"])  # fmt: skip
+    axes.annotate(
+        f"mean {significant(mean)}",
+        (mean, 1.24 * tallest),
+        (-6 if on_left else 6, 0),
+        textcoords="offset points",
+        ha="right" if on_left else "left",
+        va="center",
+        fontsize=12,
+        color=LIGHT["ink"],
+    )
 
 
 def convergence(runs: Mapping[str, Mapping[str, Sequence[float | None]]], palette: Palette, width: int) -> Canvas:

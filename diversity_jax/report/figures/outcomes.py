@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+import functools
 import math
 from typing import Any
 
@@ -36,16 +37,15 @@ def shares(
     right = 4 if phone else 330
     canvas = Canvas(width, head + row * len(components) + 34)
     axes = canvas.rows(len(components), (left, head, right, row))
-    values = [(float(one.share_asked), float(one.share_granted)) for one in components]
-    got = [granted if realised is None else realised.get(component.name, 0.0)
-           for component, (_, granted) in zip(components, values, strict=True)]  # fmt: skip
-    most = 1.04 * max([0.01, *got, *(share for pair in values for share in pair)])
+    shown = [float(part.share_granted) if realised is None else realised.get(part.name, 0.0) for part in components]
+    most = 1.04 * max([0.01, *shown, *(float(max(part.share_asked, part.share_granted)) for part in components)])
     axes.set_xlim(0, most)
     set_ticks(axes.xaxis, 4 if phone else 5, lambda tick: percent(tick, 0 if most > 0.05 else 1), ruled=True)
-    columns = (width - 210, width - 105, width)
-    for title, x in zip(("asked", "granted", "realised"), columns if not phone else (), strict=not phone):
+    columns = {"asked": width - 210, "granted": width - 105, "realised": width}
+    for title, x in columns.items() if not phone else ():
         canvas.note(x, 9, title, align="right")
-    for index, (component, (asked, granted), share) in enumerate(zip(components, values, got, strict=True)):
+    for index, (component, share) in enumerate(zip(components, shown, strict=True)):
+        asked, granted = float(component.share_asked), float(component.share_granted)
         half, y, colour = 0.16 if phone else 0.24, index + (0.22 if phone else 0), palette.colour(component.name)
         axes.barh([y], [share], height=2 * half, color=colour, alpha=0.55 if realised is None else 1, linewidth=0)
         axes.plot([asked] * 2, [y - 1.45 * half, y + 1.45 * half], color=LIGHT["ink"], linewidth=2)
@@ -55,9 +55,9 @@ def shares(
             text = f"asked {percent(asked)}, got {percent(share)}"
             canvas.text(width - right, line, text, align="right", size=12)
             continue
-        canvas.text(columns[0], line, percent(asked), "muted", align="right")
-        canvas.text(columns[1], line, percent(granted), "muted", align="right")
-        canvas.text(columns[2], line, "\u2013" if realised is None else percent(share, 2), align="right")
+        canvas.text(columns["asked"], line, percent(asked), "muted", align="right")
+        canvas.text(columns["granted"], line, percent(granted), "muted", align="right")
+        canvas.text(width, line, "\u2013" if realised is None else percent(share, 2), align="right")
     return canvas
 
 
@@ -67,7 +67,7 @@ def _step(tick: float) -> str:
 
 
 def losses(log: TrainingLog, components: Sequence[str], palette: Palette, width: int) -> Canvas:
-    """Loss, in nats a token, over steps: a panel of all text and one of each component's, held-out points as circles."""
+    """Loss, in nats a token, over steps: a panel of all text and one of its components; held-out points as circles."""
     phone = for_phone(width)
     panels = {"All components": {"": ("loss", "eval/loss")}}
     if components:
@@ -313,6 +313,10 @@ def _means(axes: Any, positions: Sequence[float], means: Sequence[Mapping[str, A
     axes.scatter(positions, [mean["value"] for mean in means], s=52, color=LIGHT["c1"], linewidths=0, zorder=3)
 
 
+def _name_at(names: Sequence[str], tick: float) -> str:
+    return names[int(tick)]
+
+
 def factor_levels(factors: Mapping[str, Sequence[Mapping[str, Any]]], width: int) -> Canvas:
     """A figure's mean at every level of every factor, with its interval or the values it is of: a panel a factor on one
     common axis.
@@ -326,7 +330,8 @@ def factor_levels(factors: Mapping[str, Sequence[Mapping[str, Any]]], width: int
         axes.set_xlim(-0.6, len(means) - 0.4)
         first = left == boxes[0][0]
         set_ticks(axes.yaxis, 5, significant if first else lambda _: "", ruled=True)
-        set_ticks(axes.xaxis, range(len(means)), lambda tick, means=means: label(str(means[int(tick)]["name"]), 12))
+        names = [label(str(mean["name"]), 12) for mean in means]
+        set_ticks(axes.xaxis, range(len(means)), functools.partial(_name_at, names))
         axes.plot([mean["value"] for mean in means], color=LIGHT["muted"], linewidth=1)
         for position, mean in enumerate(means):
             values = mean.get("values", ())
@@ -352,6 +357,6 @@ def over_amounts(effects: Sequence[Mapping[str, Any]], factor: str, width: int) 
             x = np.linspace(amounts.min(), amounts.max(), 200)
             y = saturation["top"]["value"] - saturation["gain"] * np.exp(-x / saturation["scale"]["value"])
             axes.plot(x, y, color=LIGHT["ink"], linewidth=1.2)
-        _means(axes, amounts, means)
+        _means(axes, amounts.tolist(), means)
     canvas.note(60, canvas.height - 8, factor)
     return canvas

@@ -95,7 +95,7 @@ def map_figure(positions: np.ndarray, names: Sequence[str], palette: Palette, wi
 def clusters_by_round(rounds: Sequence[Mapping[str, Any]]) -> list[float]:
     """Effective clusters after every round, as far back as can be by the latest clusters."""
     clusters = [entry["effective_clusters"] for entry in rounds]
-    latest = next((entry["curve"] for entry in reversed(rounds) if entry.get("curve")), [])
+    latest: Sequence[float] = next((entry["curve"] for entry in reversed(rounds) if entry.get("curve")), ())
     return [*latest, *clusters[len(latest) :]]
 
 

@@ -1,4 +1,4 @@
-"""The baseline metrics on a page: every corpus's figures, what tells corpora apart, what moves them, agreement, cost."""
+"""The page of baseline metrics: every corpus's figures, what tells corpora apart, what moves them, and their cost."""
 
 from collections.abc import Mapping, Sequence
 import itertools
@@ -27,9 +27,7 @@ _FOOTER = (
 
 
 def write(
-    output_dir: str | os.PathLike,
-    measured: Mapping[str, MetricsCard],
-    pairs: Sequence[tuple[str, str]] | None = None,
+    output_dir: str | os.PathLike, measured: Mapping[str, MetricsCard], pairs: Sequence[tuple[str, str]] | None = None
 ) -> Path:
     """Writes the page of a run without a judge.
 

@@ -1,4 +1,4 @@
-"""The page of a built mixture, and the sections on its gate and token shares that the page of a training run has too."""
+"""The page of a built mixture, with sections on its gate and token shares that the page of a run shows too."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -284,7 +284,7 @@ def _convergence(cards: Mapping[str, Scorecard], palette: Palette) -> Section:
 
 
 def examples(cards: Mapping[str, Scorecard], palette: Palette, *, most: int, opened: str | None = None) -> Section:
-    """Up to `most` groupings of each scorecard as the judge sorted them, with its reasons; `opened` is shown unfolded."""
+    """Up to `most` groupings of each scorecard as the judge sorted them; `opened` is shown unfolded."""
     if not any(card.examples for card in cards.values()):
         return page.absent("examples", "Example clusters", "No example groupings were kept (agent.examples=0).")
     return page.section(

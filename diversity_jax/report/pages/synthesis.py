@@ -205,7 +205,7 @@ def _topics(store: Store) -> Section:
         f"level {number}: " + ", ".join(f"{name} {topics_of_name}" for name, topics_of_name in names[:3])
         for number, names in enumerate(levels, 1)
     )
-    topic_map, names = None, []
+    topic_map, names = None, list[str]()
     if len(topics) >= _MAP_FROM:
         positions, names = synthesis.topic_map(topics)
         palette = Palette([name for name, _ in Counter(names).most_common(synthesis.NAMED_ON_MAP)])

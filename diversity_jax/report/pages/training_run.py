@@ -196,8 +196,8 @@ def _key_figures(run: Run) -> tuple[KeyFigure, ...]:
             figures.append(KeyFigure(label=label, value=f"{values[-1]:.2f}", note=note))
             break
     if run.tokens:
-        steps = counted(int(run.log.steps[-1]), "step")
-        figures.append(KeyFigure(label="Trained on", value=formats.compact(run.tokens, "tokens"), note=steps))
+        note = counted(int(run.log.steps[-1]), "step")
+        figures.append(KeyFigure(label="Trained on", value=formats.compact(run.tokens, "tokens"), note=note))
     speeds, utilisation = run.log.seen("tokens_per_second")[1], run.log.seen("mfu")[1]
     if len(speeds):
         note = f"MFU {percent(float(np.median(utilisation)))}" if len(utilisation) else ""
@@ -213,7 +213,8 @@ def _shares(run: Run, palette: Palette) -> Section:
         return page.absent("shares", "Token shares", why)
     rows, read_rows = [], run.rows
     for component in run.mixture.taken:
-        train, held_out = (component.prepared.splits.get(split) for split in ("train", "validation"))
+        splits = component.prepared.splits
+        train, held_out = splits["train"], splits.get("validation")
         passes = read_rows[component.name] / train.rows if component.name in read_rows and train.rows else None
         rows.append(
             (
