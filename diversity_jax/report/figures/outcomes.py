@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-import functools
 import math
 from typing import Any
 
@@ -313,10 +312,6 @@ def _means(axes: Any, positions: Sequence[float], means: Sequence[Mapping[str, A
     axes.scatter(positions, [mean["value"] for mean in means], s=52, color=LIGHT["c1"], linewidths=0, zorder=3)
 
 
-def _name_at(names: Sequence[str], tick: float) -> str:
-    return names[int(tick)]
-
-
 def factor_levels(factors: Mapping[str, Sequence[Mapping[str, Any]]], width: int) -> Canvas:
     """A figure's mean at every level of every factor, with its interval or the values it is of: a panel a factor on one
     common axis.
@@ -330,8 +325,7 @@ def factor_levels(factors: Mapping[str, Sequence[Mapping[str, Any]]], width: int
         axes.set_xlim(-0.6, len(means) - 0.4)
         first = left == boxes[0][0]
         set_ticks(axes.yaxis, 5, significant if first else lambda _: "", ruled=True)
-        names = [label(str(mean["name"]), 12) for mean in means]
-        set_ticks(axes.xaxis, range(len(means)), functools.partial(_name_at, names))
+        axes.set_xticks(range(len(means)), [label(str(mean["name"]), 12) for mean in means])
         axes.plot([mean["value"] for mean in means], color=LIGHT["muted"], linewidth=1)
         for position, mean in enumerate(means):
             values = mean.get("values", ())
