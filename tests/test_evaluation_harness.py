@@ -37,9 +37,7 @@ def folders(tmp_path_factory):
 
 @pytest.mark.slow
 def test_every_likelihood_and_accuracy_equals_the_harness_own_backend(folders):
-    """With a window that some contexts fit into and others do not; `scripts/checks/verify_evaluate.py` does it for whole
-    files.
-    """
+    """With a window that some contexts exceed; `scripts/checks/verify_evaluate.py` does it for complete files."""
     pytest.importorskip("torch")
     found = compare(*folders, items=None, max_length=96)
     assert len(found) == 8

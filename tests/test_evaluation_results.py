@@ -10,7 +10,7 @@ from scipy import stats
 
 from diversity_jax.core.errors import InputError
 from diversity_jax.evaluation.lm_eval_model import RequestStore
-from diversity_jax.evaluation.results import Outcome, compare, figure, mcnemar, paper_average
+from diversity_jax.evaluation.results import compare, figure, mcnemar, paper_average
 from diversity_jax.evaluation.tasks import BY_TASK, PAPER, local_file, read_items, task_names
 from tests.evaluation_items import ARC, FILES, HELLASWAG, PIQA, WINOGRANDE, write_items
 from tests.shared_data import shared_file
@@ -101,7 +101,7 @@ def test_mcnemar_is_the_exact_binomial_test(a, b):
 
 
 def _outcomes(scores):
-    return [Outcome(item=str(number), score=float(score)) for number, score in enumerate(scores)]
+    return {str(number): float(score) for number, score in enumerate(scores)}
 
 
 def test_paired_intervals_cover_the_truth_and_are_tighter_than_unpaired_ones():

@@ -27,7 +27,10 @@ def get_config():
         name="small",
         output_dir="",
         factors=(
-            Factor(name="topics", levels=tuple(Level(name=n, set={"generate.grammar[0].grammar.topics": n}) for n in (3, 60))),
+            Factor(
+                name="topics",
+                levels=tuple(Level(name=n, set={"generate.grammar[0].grammar.topics": n}) for n in (3, 60)),
+            ),
             Factor(name="K", levels=tuple(Level(name=k, set={"score.agent.samples_per_grouping": k}) for k in (5, 10))),
         ),
         apart=("K",),

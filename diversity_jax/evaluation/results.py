@@ -29,14 +29,6 @@ PAPER_AVERAGES = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
-class Outcome:
-    """One item's outcome, under the hash of its question and answers: equal hashes in two evaluations are one item."""
-
-    item: str
-    score: float
-
-
 def figure(value: float, error: float | None) -> dict[str, float | None]:
     """A figure with its standard error and 95 % interval."""
     if error is None or not math.isfinite(error):
@@ -80,13 +72,13 @@ def paper_average(tasks: Mapping[str, Any]) -> dict[str, Any] | None:
     return figure(sum(main["value"] for main in figures) / len(figures), error)
 
 
-def outcomes(samples: Sequence[Mapping[str, Any]], metric: str) -> list[Outcome]:
-    """Every item's outcome under one metric, in the harness's order."""
-    return [
-        Outcome(item=f"{sample['doc_hash'][:16]}-{sample['doc_id']}", score=float(sample[metric]))
+def outcomes(samples: Sequence[Mapping[str, Any]], metric: str) -> dict[str, float]:
+    """Every item's score under one metric, by the hash of its question and answers: equal hashes are one item."""
+    return {
+        f"{sample['doc_hash'][:16]}-{sample['doc_id']}": float(sample[metric])
         for sample in samples
         if isinstance(sample.get(metric), int | float)
-    ]
+    }
 
 
 def write_samples(folder: Path, name: str, samples: Sequence[Mapping[str, Any]]) -> None:
@@ -162,11 +154,12 @@ def mcnemar(only_this: int, only_other: int) -> float:
 
 
 def compare(
-    this: Mapping[str, Sequence[Outcome]], other: Mapping[str, Sequence[Outcome]], *, draws: int, seed: int = 0
+    this: Mapping[str, Mapping[str, float]], other: Mapping[str, Mapping[str, float]], *, draws: int, seed: int = 0
 ) -> tuple[dict[str, TaskComparison], AverageComparison]:
     """Compares two evaluations task by task and on average, over the tasks that both have.
 
     Args:
+      this, other: the `outcomes` of each task.
       draws: of the bootstrap, which draws items, each with both outcomes, within every task.
 
     Raises:
@@ -190,16 +183,15 @@ def compare(
     return compared, AverageComparison(**_bootstrap_figures(difference, np.mean(means, axis=0)))
 
 
-def _paired(task: str, ours: Sequence[Outcome], theirs: Sequence[Outcome]) -> tuple[np.ndarray, np.ndarray]:
-    first, second = ({outcome.item: outcome.score for outcome in rows} for rows in (ours, theirs))
-    if set(first) != set(second) or not first:
-        both = len(set(first) & set(second))
+def _paired(task: str, ours: Mapping[str, float], theirs: Mapping[str, float]) -> tuple[np.ndarray, np.ndarray]:
+    if set(ours) != set(theirs) or not ours:
+        both = len(set(ours) & set(theirs))
         raise InputError(
-            f"{task}: the evaluations judged {len(first):,} and {len(second):,} items, {both:,} of them the same; "
+            f"{task}: the evaluations judged {len(ours):,} and {len(theirs):,} items, {both:,} of them the same; "
             "evaluate both on the same data and with the same limit"
         )
-    items = sorted(first)
-    return np.array([first[item] for item in items]), np.array([second[item] for item in items])
+    items = sorted(ours)
+    return np.array([ours[item] for item in items]), np.array([theirs[item] for item in items])
 
 
 def _bootstrap_means(values: np.ndarray, draws: int, generator: np.random.Generator) -> np.ndarray:

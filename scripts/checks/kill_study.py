@@ -5,11 +5,10 @@ alone.
     python scripts/checks/kill_study.py --kills 10 --processes 2
 
 The study is configs/studies/smoke.py: generate, score, build, train, evaluate, train again and evaluate again, 22
-  steps. All its
-processes get SIGKILL at once. Moments are drawn from the time that the undisturbed study took, so that they fall into
-all kinds of steps. A study that ends before its kill is compared, and the kills go on with a new one. Prints a line for
-each kill, and for each study whether analysis.json and the page are the same, byte for byte; the page's last section,
-with the command line, is left out.
+steps. All its processes get SIGKILL at once, at random moments within the time that the undisturbed study took, so that
+they fall into all kinds of steps. A study that ends before its kill is compared, and the kills go on with a new one.
+Prints a line for each kill, and for each study whether analysis.json and the page are the same, byte for byte; the
+page's last section, with the command line, is left out.
 """
 
 import argparse
@@ -26,14 +25,14 @@ ROOT = Path(__file__).resolve().parents[2]
 STUDY = "configs/studies/smoke.py"
 
 
-def start(folder: Path, asked: argparse.Namespace) -> subprocess.Popen:
+def start(folder: Path, options: argparse.Namespace) -> subprocess.Popen:
     """The study, in a group of processes of its own."""
     words = [
         "--config",
         STUDY,
         f"--config.output_dir={folder}",
-        f"--config.processes={asked.processes}",
-        f"--config.only={asked.only}",
+        f"--config.processes={options.processes}",
+        f"--config.only={options.only}",
     ]
     return subprocess.Popen(
         [sys.executable, "-m", "diversity_jax.study", *words],
@@ -53,8 +52,8 @@ def finish(process: subprocess.Popen) -> None:
         sys.exit(f"the study ended with {process.returncode}:\n{errors}")
 
 
-def found(folder: Path) -> tuple[bytes, str]:
-    """What the study found, and its page without the section that holds the command line."""
+def results(folder: Path) -> tuple[bytes, str]:
+    """The study's analysis, and its page without the section that holds the command line."""
     return (folder / "analysis.json").read_bytes(), (folder / "report.html").read_text().split('id="facts"')[0]
 
 
@@ -75,12 +74,12 @@ def kill(process: subprocess.Popen, folder: Path, seconds: float) -> str | None:
     return f"{done:2} steps done, at work: {', '.join(sorted(set(at_work))) or 'between steps'}"
 
 
-def same(whole: Path, killed: Path, kills: int) -> bool:
+def same(undisturbed: Path, killed: Path, kills: int) -> bool:
     """Prints and returns whether a killed study ended as the one left alone."""
-    results = [one == other for one, other in zip(found(whole), found(killed), strict=True)]
-    analysis, page = ("the same" if result else "DIFFERS" for result in results)
+    equal = [expected == actual for expected, actual in zip(results(undisturbed), results(killed), strict=True)]
+    analysis, page = ("the same" if result else "DIFFERS" for result in equal)
     print(f"{kills} kills: analysis.json {analysis}, page {page}", flush=True)
-    return all(results)
+    return all(equal)
 
 
 def main() -> None:
@@ -90,27 +89,27 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--only", default="", help="levels to keep, as in the study's configuration")
     parser.add_argument("--seed", type=int, default=0)
-    words = parser.parse_args()
-    draw = random.Random(words.seed)
+    options = parser.parse_args()
+    draw = random.Random(options.seed)
     with tempfile.TemporaryDirectory() as scratch:
-        whole, killed = Path(scratch, "whole"), Path(scratch, "killed")
+        undisturbed, killed = Path(scratch, "undisturbed"), Path(scratch, "killed")
         began = time.monotonic()
-        finish(start(whole, words))
+        finish(start(undisturbed, options))
         took = time.monotonic() - began
         print(f"left alone: {took:.0f} s", flush=True)
         kills, before, right = 0, 0, True
-        while kills < words.kills:
-            # Of each sitting the start-up is lost; what is left of the time is shared out among the kills.
+        while kills < options.kills:
+            # A fraction of the full time: each start after a kill repeats the start-up.
             seconds = draw.uniform(0.1 * took, 0.45 * took)
-            where = kill(start(killed, words), killed, seconds)
+            where = kill(start(killed, options), killed, seconds)
             if where is None:
-                right &= same(whole, killed, kills - before)
+                right &= same(undisturbed, killed, kills - before)
                 before, killed = kills, Path(scratch, f"killed after {kills}")
                 continue
             kills += 1
             print(f"kill {kills:2} after {seconds:5.1f} s: {where}", flush=True)
-        finish(start(killed, words))
-        right &= same(whole, killed, kills - before)
+        finish(start(killed, options))
+        right &= same(undisturbed, killed, kills - before)
     sys.exit(0 if right else 1)
 
 

@@ -1,23 +1,21 @@
 """Scores of a model trained here, beside those that lm-evaluation-harness's own Hugging Face backend gives its exported
 weights.
 
-    python scripts/checks/verify_evaluate.py runs/quickstart --data-dir FOLDER                       (benchmark files as evaluate takes them)
-    python scripts/checks/verify_evaluate.py runs/quickstart --data-dir FOLDER --max-length 128      (contexts longer than the window)
+    python scripts/checks/verify_evaluate.py runs/quickstart --data-dir FOLDER
+    python scripts/checks/verify_evaluate.py runs/quickstart --data-dir FOLDER --max-length 128
 
-Exports the weights with their tokenizer and asks both backends every request of the paper's eight tasks, each at batch
+FOLDER holds benchmark files as `evaluate` reads them; with `--max-length`, contexts are longer than the window.
+
+Exports the weights with their tokenizer and sends both backends every request of the paper's eight tasks, each at batch
 sizes 1, 8 and 64: theirs reads one sequence at a time without padding at 1, and pads at 8 and 64. Then the likelihood
-  of whole texts (`--texts`, more than a
-window long where there are such) and greedy answers (`--answers`), ours and theirs at batch sizes 1 and 8. Of whole
-texts ours are held
-against theirs at 1: where windows of several lengths share a batch, the harness's backend (0.4.13) does not always
-  agree with itself.
-Prints a table and ends with status 1 where a log-likelihood differs by 1e-3 or more, or an accuracy at all. Needs torch
-and transformers.
+of complete texts (`--texts`, more than a window long where there are such) and greedy answers (`--answers`), ours and
+theirs at batch sizes 1 and 8. Of complete texts ours are compared with theirs at 1: where windows of several lengths
+share a batch, the harness's backend (0.4.13) does not always agree with itself. Prints a table and ends with status 1
+where a log-likelihood differs by 1e-3 or more, or an accuracy at all. Needs torch and transformers.
 
-A window that some answer alone does not fit into: the harness's backend stops with an assertion, since no truncation of
-  the context makes
-room, and ours scores such an answer in parts. There is nothing to compare, so such items are left out for both here,
-and counted.
+Where an answer alone does not fit into the window, the harness's backend stops with an assertion, since no truncation
+of the context helps, and ours scores such an answer in parts. There is nothing to compare, so such items are left out
+for both here, and counted.
 """
 
 import argparse
