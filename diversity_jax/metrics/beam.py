@@ -28,6 +28,7 @@ from diversity_jax.core.errors import InputError
 from diversity_jax.core.files import join_path, read_json, remove_tree, write_json
 from diversity_jax.corpus import Corpus
 from diversity_jax.corpus.beam import open_pipeline, pipeline_options
+from diversity_jax.corpus.corpus import RecordCorpus, Tally
 from diversity_jax.metrics import lexical
 from diversity_jax.metrics.card import Figure, MetricsCard, card_parameters
 from diversity_jax.metrics.config import MetricsConfig
@@ -71,16 +72,16 @@ def measure_whole(
     try:
         with open_pipeline(config.runner, pipeline_options(config.runner, config.runner_options)) as pipeline:
             _build(pipeline, open_corpus, len(units_of(open_corpus())), config.words, folder)
-        found = {part: read_json(join_path(folder, f"{part}.json")) for part in ("sums", "distinct", "repeats")}
+        totals = {part: read_json(join_path(folder, f"{part}.json")) for part in ("sums", "distinct", "repeats")}
     finally:
         remove_tree(folder)
-    if not found["sums"]:
+    if not totals["sums"]:
         raise InputError(f"{name}: holds no document; check the source and its settings")
-    values = _values(found)
+    values = _values(totals)
     warnings = ["measured on the whole corpus, in one piece: figures without intervals"]
     if left := [metric for metric in metrics if metric not in chosen]:
         warnings.append(f"not measured, because they do not merge over workers: {', '.join(left)}")
-    documents = int(found["sums"]["documents"])
+    documents = int(totals["sums"]["documents"])
     parameters = card_parameters(
         config,
         draws=1,
@@ -109,18 +110,18 @@ def _build(pipeline: Any, open_corpus: Callable[[], Corpus], units: int, form: s
         | "spread units" >> beam.Reshuffle()
         | "read" >> beam.FlatMap(read_blocks, open_corpus)
     )
-    found = (
+    counted = (
         blocks
         | "spread blocks" >> beam.Reshuffle()
         | "count" >> beam.FlatMap(_tagged, form).with_outputs("sums", "distinct", "repeats")
     )
     parts = {
-        "sums": found.sums | "add sums" >> beam.CombineGlobally(_added),
-        "distinct": found.distinct
+        "sums": counted.sums | "add sums" >> beam.CombineGlobally(_added),
+        "distinct": counted.distinct
         | beam.GroupByKey()
         | beam.MapTuple(count_distinct)
         | "add orders" >> beam.CombineGlobally(_added),
-        "repeats": found.repeats
+        "repeats": counted.repeats
         | "by keys" >> beam.GroupByKey()
         | beam.FlatMap(lambda pair: count_others(pair[1]))
         | "by documents" >> beam.GroupByKey()
@@ -135,31 +136,29 @@ def _build(pipeline: Any, open_corpus: Callable[[], Corpus], units: int, form: s
 
 def _added(sums: Iterable[dict[str, float]]) -> dict[str, float]:
     total: dict[str, float] = {}
-    for one in sums:
-        for name, value in one.items():
+    for part in sums:
+        for name, value in part.items():
             total[name] = total.get(name, 0) + value
     return total
 
 
 def units_of(corpus: Corpus) -> Sequence[Any]:
     """What can be read apart; one unit, None, where a corpus knows of no parts."""
-    return corpus.units() if hasattr(corpus, "units") else [None]
+    return corpus.units() if isinstance(corpus, RecordCorpus) else [None]
 
 
 def read_blocks(number: int, open_corpus: Callable[[], Corpus]) -> Iterator[Block]:
     """A unit's documents, some thousand at a time."""
-    from diversity_jax.corpus.corpus import Tally
-
     corpus = open_corpus()
     unit = units_of(corpus)[number]
     texts: list[str] = []
-    room, block = _BLOCK_CHARACTERS, 0
-    for document in corpus if unit is None else corpus.read(unit, Tally()):
+    left, block = _BLOCK_CHARACTERS, 0
+    for document in corpus.read(unit, Tally()) if isinstance(corpus, RecordCorpus) else corpus:
         texts.append(document.text)
-        room -= len(document.text)
-        if room <= 0 or len(texts) == _BLOCK_DOCUMENTS:
+        left -= len(document.text)
+        if left <= 0 or len(texts) == _BLOCK_DOCUMENTS:
             yield f"{number}-{block}", texts
-            texts, room, block = [], _BLOCK_CHARACTERS, block + 1
+            texts, left, block = [], _BLOCK_CHARACTERS, block + 1
     if texts:
         yield f"{number}-{block}", texts
 
@@ -173,7 +172,7 @@ def _tagged(block: Block, form: str) -> Iterator[Any]:
 
 def count_block(block: Block, form: str) -> Iterator[tuple[str, Any]]:
     """What one block adds: `sums`; `distinct`, ((order, range), keys); `repeats`, (range, (block, documents, keys,
-    places)).
+    owners)).
     """
     name, texts = block
     vocabulary, folded = Vocabulary(form), Vocabulary("folded").encode(texts, threads=1)
@@ -181,14 +180,15 @@ def count_block(block: Block, form: str) -> Iterator[tuple[str, Any]]:
     ngrams = Ngrams(words, threads=1)
     keys = {n: _global_keys(ngrams, vocabulary, n) for n in _ORDERS}
     ratio = lexical.type_token_ratio(folded)
-    some = int(np.count_nonzero(folded.lengths))
+    not_empty = int(np.count_nonzero(folded.lengths))
     factors = (
         float(lexical.factor_counts(folded).sum() + lexical.factor_counts(lexical.reversed_words(folded)).sum()) / 2
     )
     sums = {"documents": len(texts), "words": len(words.ids), "folded": len(folded.ids), "factors": factors}
     yield (
         "sums",
-        sums | {"ratios": (ratio or 0.0) * some, "some": some, **{f"total_{n}": len(keys[n]) for n in _ORDERS}},
+        sums
+        | {"ratios": (ratio or 0.0) * not_empty, "some": not_empty, **{f"total_{n}": len(keys[n]) for n in _ORDERS}},
     )
     for n in _ORDERS:
         ascending = np.sort(keys[n])
@@ -198,13 +198,13 @@ def count_block(block: Block, form: str) -> Iterator[tuple[str, Any]]:
                 yield "distinct", ((n, bucket), different[part])
     documents = ngrams.documents(_REPEATED_ORDER)
     order = np.lexsort((documents, keys[_REPEATED_ORDER]))
-    ascending, places = keys[_REPEATED_ORDER][order], documents[order]
-    once = is_new(ascending) | is_new(places)
-    ascending, places = ascending[once], places[once]
+    ascending, owners = keys[_REPEATED_ORDER][order], documents[order]
+    first_in_document = is_new(ascending) | is_new(owners)
+    ascending, owners = ascending[first_in_document], owners[first_in_document]
     for bucket, part in enumerate(
         _ranges(ascending)
     ):  # empty ones too: a block must come back even where nothing of it repeats
-        yield "repeats", (bucket, (name, len(texts), ascending[part], places[part]))
+        yield "repeats", (bucket, (name, len(texts), ascending[part], owners[part]))
 
 
 def _global_keys(ngrams: Ngrams, vocabulary: Vocabulary, n: int) -> np.ndarray:
@@ -243,17 +243,17 @@ def count_others(parts: Iterable[tuple[str, int, np.ndarray, np.ndarray]]) -> It
     keys = np.concatenate([part[2] for part in held])
     _, inverse, counts = np.unique(keys, return_inverse=True, return_counts=True)
     others, start = counts[inverse] - 1, 0
-    for name, documents, mine, places in held:
-        yield name, np.bincount(places, others[start : start + len(mine)], documents).astype(np.int64)
+    for name, documents, mine, owners in held:
+        yield name, np.bincount(owners, others[start : start + len(mine)], documents).astype(np.int64)
         start += len(mine)
 
 
-def _values(found: dict[str, dict[str, float]]) -> dict[str, float | None]:
-    sums, distinct = found["sums"], found["distinct"]
+def _values(totals: dict[str, dict[str, float]]) -> dict[str, float | None]:
+    sums, distinct = totals["sums"], totals["distinct"]
     shares = [distinct.get(f"distinct_{n}", 0) / sums[f"total_{n}"] if sums[f"total_{n}"] else None for n in _ORDERS]
     return {
         "context_length_words": sums["words"] / sums["documents"],
-        "self_repetition": found["repeats"]["log"] / sums["documents"],
+        "self_repetition": totals["repeats"]["log"] / sums["documents"],
         **{f"ngram_diversity_{n}": share for n, share in zip(_ORDERS, shares, strict=True)},
         "ngram_diversity": None if None in shares else math.fsum(filter(None, shares)),
         "type_token_ratio": sums["ratios"] / sums["some"] if sums["some"] else None,

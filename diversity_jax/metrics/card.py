@@ -100,7 +100,7 @@ _NOT_PARAMETERS = ("threads", "embedder_base_url", "seed")
 
 
 def card_parameters(config: MetricsConfig, **derived: Any) -> dict[str, Any]:
-    """`MetricsCard.parameters`: the settings that figures depend on, and what was derived from all corpora of the run."""
+    """`MetricsCard.parameters`: the settings that figures depend on, and what was derived from all corpora."""
     return {name: value for name, value in asdict(config).items() if name not in _NOT_PARAMETERS} | derived
 
 

@@ -29,13 +29,13 @@ def ngram_diversity_score(texts: Sequence[str], num_n: int = 4) -> float:
       InputError: fewer words than `num_n` in all (theirs divides by zero).
     """
     ids: dict[str, int] = {}
-    pieces = " ".join(texts).split(" ")
-    if len(pieces) < num_n:
+    tokens = " ".join(texts).split(" ")
+    if len(tokens) < num_n:
         raise InputError(
-            f"n-gram diversity: {len(pieces)} words hold no {num_n}-gram; give more text or a smaller num_n"
+            f"n-gram diversity: {len(tokens)} words hold no {num_n}-gram; give more text or a smaller num_n"
         )
-    places = np.fromiter((ids.setdefault(piece, len(ids)) for piece in pieces), np.int32, len(pieces))
-    ngrams = Ngrams(Words(ids=places, offsets=np.array([0, len(places)]), types=len(ids)))
+    ids_of_words = np.fromiter((ids.setdefault(token, len(ids)) for token in tokens), np.int32, len(tokens))
+    ngrams = Ngrams(Words(ids=ids_of_words, offsets=np.array([0, len(ids_of_words)]), types=len(ids)))
     return round(sum(distinct / total for distinct, total in (ngrams.distinct(n) for n in range(1, num_n + 1))), 3)
 
 
@@ -91,7 +91,7 @@ def remote_clique(vectors: np.ndarray) -> float:
 
 
 def chamfer_distance(vectors: np.ndarray) -> float:
-    """`diversity.chamfer_dist` of given embeddings [documents, D]: mean cosine distance to the nearest other document."""
+    """`diversity.chamfer_dist` of embeddings [documents, D]: mean cosine distance to the nearest other document."""
     unit = _unit(vectors)
     nearest = []
     for start in range(0, len(unit), 1024):

@@ -3,8 +3,9 @@
 from dataclasses import dataclass
 
 from diversity_jax.core.errors import InputError
-from diversity_jax.metrics.embedders import KINDS
 from diversity_jax.metrics.text import FORMS
+
+EMBEDDERS = ("tfidf", "st", "openai", "llama")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +80,7 @@ class MetricsConfig:
         if self.words not in FORMS:
             raise InputError(f"baseline.words={self.words!r}: choose one of {', '.join(FORMS)}")
         kind, _, name = self.embedder.partition(":")
-        if kind not in KINDS or (kind != "tfidf") != bool(name):
+        if kind not in EMBEDDERS or (kind != "tfidf") != bool(name):
             raise InputError(
                 f"baseline.embedder={self.embedder!r}: choose tfidf, st:NAME_OR_PATH, openai:MODEL or llama:FOLDER"
             )

@@ -26,7 +26,6 @@ from diversity_jax.metrics.text import Vocabulary, Words
 
 log = logging.getLogger(__name__)
 
-KINDS = ("tfidf", "st", "openai", "llama")
 _ROWS = 20_000
 _TERMS = 50_000
 _CACHED_TEXTS = 2048
@@ -52,7 +51,7 @@ class TfidfSvd:
     """TF-IDF of folded words, then truncated SVD.
 
     Term weights are (1 + log count) * log((1 + documents) / (1 + documents with the term)) + 1, rows of length 1; the
-    50,000 terms in most documents are kept. A ruler of its own: two corpora can only be compared in a space fitted to
+    50,000 terms in most documents are kept. Two corpora can only be compared in a space fitted to
     both.
     """
 
@@ -94,8 +93,8 @@ class TfidfSvd:
         from scipy.sparse import csr_array
 
         known = words.ids < terms
-        place = (words.document_of_word()[known], words.ids[known])
-        return csr_array((np.ones(len(place[0]), np.float32), place), shape=(words.documents, max(terms, 1)))
+        cells = (words.document_of_word()[known], words.ids[known])
+        return csr_array((np.ones(len(cells[0]), np.float32), cells), shape=(words.documents, max(terms, 1)))
 
     def _weighted(self, counts: Any) -> Any:
         matrix = counts.tocsc()[:, self._kept].tocsr()
@@ -193,8 +192,8 @@ class OpenAIEmbedder:
         return vectors
 
     def _ask_all(self, texts: Sequence[str]) -> np.ndarray:
-        some = [number for number, text in enumerate(texts) if text.strip()]
-        batches = [some[start : start + self._batch] for start in range(0, len(some), self._batch)]
+        with_content = [number for number, text in enumerate(texts) if text.strip()]
+        batches = [with_content[start : start + self._batch] for start in range(0, len(with_content), self._batch)]
         with ThreadPoolExecutor(self._in_flight) as pool:
             answers = list(pool.map(lambda batch: self._ask([texts[number] for number in batch]), batches))
         vectors = np.zeros((len(texts), answers[0].shape[1] if answers else 0), np.float32)
@@ -220,9 +219,9 @@ class OpenAIEmbedder:
         try:
             answer = self._client.embeddings.create(model=self._model, input=texts, encoding_format="float")
         except openai.APIStatusError as error:
-            said = " ".join(str(error.message).split())[:200]
+            reason = " ".join(str(error.message).split())[:200]
             raise InputError(
-                f"embedder {self.label}: the server refused with status {error.status_code} ({said})"
+                f"embedder {self.label}: the server refused with status {error.status_code} ({reason})"
             ) from None
         except openai.APIConnectionError:
             raise InputError(

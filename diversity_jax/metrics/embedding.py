@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from diversity_jax.core.errors import InputError
-from diversity_jax.metrics.registry import Figures, Sample, StageSettings, metric, stage
+from diversity_jax.metrics.registry import Figures, Sample, StageSettings, metric, single_metric, stage
 
 _BLOCK = 8192
 
@@ -29,8 +29,8 @@ def unit_rows(vectors: np.ndarray) -> np.ndarray:
             "embedder"
         )
     norms = np.linalg.norm(vectors, axis=1, keepdims=True)
-    some = norms[:, 0] > 0
-    return vectors / norms if some.all() else vectors[some] / norms[some]
+    with_content = norms[:, 0] > 0
+    return vectors / norms if with_content.all() else vectors[with_content] / norms[with_content]
 
 
 def _moment(unit: np.ndarray) -> np.ndarray:
@@ -118,23 +118,23 @@ class Codebook:
         centres = unit[draw.choice(len(unit), clusters, replace=False)].copy()
         seen = np.ones(clusters)
         used = np.zeros(clusters, bool)
-        since = 0
+        rows_since_reset = 0
         for _ in range(max(1, round(passes * len(unit) / batch))):
-            some = unit[draw.integers(len(unit), size=min(batch, len(unit)))] if len(unit) > batch else unit
-            places = assign(some, centres)
-            counts = np.bincount(places, minlength=clusters)
-            order = np.argsort(places, kind="stable")
+            rows = unit[draw.integers(len(unit), size=min(batch, len(unit)))] if len(unit) > batch else unit
+            nearest = assign(rows, centres)
+            counts = np.bincount(nearest, minlength=clusters)
+            order = np.argsort(nearest, kind="stable")
             hit = np.flatnonzero(counts)
-            sums = np.add.reduceat(some[order], np.cumsum(counts[hit]) - counts[hit], axis=0)
+            sums = np.add.reduceat(rows[order], np.cumsum(counts[hit]) - counts[hit], axis=0)
             seen[hit] += counts[hit]
             centres[hit] += (sums - counts[hit, None] * centres[hit]) / seen[hit, None]
             centres[hit] /= np.maximum(np.linalg.norm(centres[hit], axis=1, keepdims=True), 1e-12)
             used[hit] = True
-            since += len(some)
-            if since >= len(unit):
+            rows_since_reset += len(rows)
+            if rows_since_reset >= len(unit):
                 idle = np.flatnonzero(~used)
-                centres[idle] = some[draw.integers(len(some), size=len(idle))]
-                used[:], since = False, 0
+                centres[idle] = rows[draw.integers(len(rows), size=len(idle))]
+                used[:], rows_since_reset = False, 0
         return cls(centres=centres)
 
     def occupancy(self, vectors: np.ndarray) -> np.ndarray:
@@ -187,27 +187,19 @@ def _vendi(sample: Sample, settings: StageSettings) -> Figures:
     return {f"vendi_{order}": vendi_score(sample.vectors, order) for order in (1, 2)}
 
 
-@stage(
-    "distance",
+single_metric(
+    "mean_pairwise_distance",
     "embedding",
     "vectors",
-    {"mean_pairwise_distance": metric("Mean pairwise distance", 1, "1 - cosine, over all pairs")},
+    ("Mean pairwise distance", 1, "1 - cosine, over all pairs"),
+    lambda sample, settings: mean_pairwise_distance(sample.vectors),
+    stage_name="distance",
 )
-def _distance(sample: Sample, settings: StageSettings) -> Figures:
-    return {"mean_pairwise_distance": mean_pairwise_distance(sample.vectors)}
-
-
-@stage(
-    "kmeans",
+single_metric(
+    "kmeans_effective_clusters",
     "embedding",
     "vectors",
-    {
-        "kmeans_effective_clusters": metric(
-            "K-means effective clusters", 1, "how evenly clusters fitted to all corpora fill"
-        )
-    },
+    ("K-means effective clusters", 1, "how evenly clusters fitted to all corpora fill"),
+    lambda sample, settings: effective_occupied(settings.occupancy(sample.vectors)) if settings.occupancy else None,
+    stage_name="kmeans",
 )
-def _kmeans(sample: Sample, settings: StageSettings) -> Figures:
-    if settings.occupancy is None:
-        return {}
-    return {"kmeans_effective_clusters": effective_occupied(settings.occupancy(sample.vectors))}

@@ -1,10 +1,10 @@
 """Lexical metrics of corpora: length, repetition, n-gram diversity, type-token ratio, MTLD and compression ratios.
 
-Compression: documents are joined by a line feed in the order given, and that order matters. gzip looks back 32 KiB, some 25
-documents of 200 words, and so sees repetition only between near neighbours; give documents in random order (as corpora are
-drawn here) or the ratio measures how they were sorted. xz looks back 8 MiB, zstd here 128 MiB. Every figure is the same on
-any number of cores. The `diversity` package compresses gzip's output a second time, joins by spaces and uses level 9; the
-second pass changes its ratio by a fraction of a per cent.
+Compression: documents are joined by a line feed in the order given, and that order matters. gzip looks back 32 KiB,
+some 25 documents of 200 words, and sees repetition only between near neighbours: give documents in random order (as
+corpora are drawn here), or the ratio measures how they were sorted. xz looks back 8 MiB, zstd here 128 MiB. Every
+figure is the same on any number of cores. The `diversity` package compresses gzip's output a second time, joins by
+spaces and uses level 9; the second pass changes its ratio by a fraction of a per cent.
 """
 
 from collections.abc import Iterator, Sequence
@@ -19,7 +19,7 @@ import numpy as np
 
 from diversity_jax.core.errors import InputError
 from diversity_jax.metrics.ngrams import Ngrams
-from diversity_jax.metrics.registry import Figures, Sample, StageSettings, metric, stage
+from diversity_jax.metrics.registry import Figures, Sample, StageSettings, metric, single_metric, stage
 from diversity_jax.metrics.text import Words
 
 _THRESHOLD = (18, 25)  # 0.72 as a fraction, so that a ratio of exactly 0.72 is never a matter of rounding
@@ -74,8 +74,8 @@ def _type_token_ratios(words: Words) -> np.ndarray:
     pairs = np.sort(words.document_of_word().astype(np.uint64) << np.uint64(32) | words.ids.astype(np.uint64))
     new = np.concatenate([[True], pairs[1:] != pairs[:-1]])
     types = np.bincount((pairs[new] >> np.uint64(32)).astype(np.int64), minlength=words.documents)
-    some = words.lengths > 0
-    return types[some] / words.lengths[some]
+    with_words = words.lengths > 0
+    return types[with_words] / words.lengths[with_words]
 
 
 def document_parts(words: Words) -> Iterator[Words]:
@@ -147,16 +147,16 @@ def _partial(ratio):
 
 
 def _finish(before: np.ndarray, first: int, began: int, types: int) -> float:
-    """Factors of the rest of one document, whose words from place `first` on were last seen at `before`."""
-    factors, place = 0.0, first
+    """Factors of the rest of one document, whose words from position `first` on were last seen at `before`."""
+    factors, position = 0.0, first
     for seen in itertools.chain.from_iterable(
         part.tolist() for part in np.array_split(before, 1 + len(before) // _PART_WORDS)
     ):
         types += seen < began
-        place += 1
-        if _THRESHOLD[1] * types <= _THRESHOLD[0] * (place - began):
-            factors, began, types = factors + 1, place, 0
-    return factors + _partial(types / (place - began)) if place > began else factors
+        position += 1
+        if _THRESHOLD[1] * types <= _THRESHOLD[0] * (position - began):
+            factors, began, types = factors + 1, position, 0
+    return factors + _partial(types / (position - began)) if position > began else factors
 
 
 def _previous(words: Words) -> np.ndarray:
@@ -237,8 +237,8 @@ def _in_order(work, items: Iterator, threads: int) -> int:
     """The sum of `work` over items, a few at a time, so that they are never all in memory."""
     total = 0
     with ThreadPoolExecutor(threads) as pool:
-        while some := list(itertools.islice(items, 2 * threads)):
-            total += sum(pool.map(work, some))
+        while batch := list(itertools.islice(items, 2 * threads)):
+            total += sum(pool.map(work, batch))
     return total
 
 
@@ -295,15 +295,14 @@ def _context_length(sample: Sample, settings: StageSettings) -> Figures:
     return {"context_length_words": context_length(sample.words), "context_length_tokens": tokens}
 
 
-@stage(
+single_metric(
     "self_repetition",
     "lexical",
     "words",
-    {"self_repetition": metric("Self-repetition", -1, "log of 1 + repeats of 4-grams in other documents")},
+    ("Self-repetition", -1, "log of 1 + repeats of 4-grams in other documents"),
+    lambda sample, settings: self_repetition(Ngrams(sample.words, threads=settings.threads)),
     mergeable=True,
 )
-def _self_repetition(sample: Sample, settings: StageSettings) -> Figures:
-    return {"self_repetition": self_repetition(Ngrams(sample.words, threads=settings.threads))}
 
 
 @stage(
@@ -327,40 +326,32 @@ def _ngram_diversity(sample: Sample, settings: StageSettings) -> Figures:
     return parts | {"ngram_diversity": None if None in values else sum(filter(None, values))}
 
 
-for _algorithm, _back in {"gzip": "32 KiB", "xz": "8 MiB", "zstd": "128 MiB"}.items():
+def _compression(algorithm: str, sample: Sample, settings: StageSettings) -> float | None:
+    return compression_ratio(sample.texts, algorithm, threads=settings.threads)
 
-    @stage(
-        _algorithm,
+
+for _algorithm, _back in {"gzip": "32 KiB", "xz": "8 MiB", "zstd": "128 MiB"}.items():
+    single_metric(
+        f"compression_ratio_{_algorithm}",
         "lexical",
         "texts",
-        {
-            f"compression_ratio_{_algorithm}": metric(
-                f"Compression ratio, {_algorithm}", -1, f"bytes over {_algorithm} bytes; sees {_back} back"
-            )
-        },
+        (f"Compression ratio, {_algorithm}", -1, f"bytes over {_algorithm} bytes; sees {_back} back"),
+        functools.partial(_compression, _algorithm),
+        stage_name=_algorithm,
     )
-    def _compression(sample: Sample, settings: StageSettings, algorithm: str = _algorithm) -> Figures:
-        ratio = compression_ratio(sample.texts, algorithm, threads=settings.threads)
-        return {f"compression_ratio_{algorithm}": ratio}
-
-
-@stage(
+single_metric(
     "type_token_ratio",
     "lexical",
     "folded",
-    {"type_token_ratio": metric("Type-token ratio", 1, "different words over words, mean over documents")},
+    ("Type-token ratio", 1, "different words over words, mean over documents"),
+    lambda sample, settings: type_token_ratio(sample.folded),
     mergeable=True,
 )
-def _type_token_ratio(sample: Sample, settings: StageSettings) -> Figures:
-    return {"type_token_ratio": type_token_ratio(sample.folded)}
-
-
-@stage(
+single_metric(
     "mtld",
     "lexical",
     "folded",
-    {"mtld": metric("MTLD", 1, "mean run of words with a type-token ratio above 0.72")},
+    ("MTLD", 1, "mean run of words with a type-token ratio above 0.72"),
+    lambda sample, settings: mtld(sample.folded),
     mergeable=True,
 )
-def _mtld(sample: Sample, settings: StageSettings) -> Figures:
-    return {"mtld": mtld(sample.folded)}

@@ -1,4 +1,4 @@
-"""Measures corpora by the baseline metrics: the same draws, lengths, space and clusters for all, so that figures compare."""
+"""Measures corpora by the baseline metrics: draws, lengths, space and clusters are the same for all of a run."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 import contextlib
@@ -183,14 +183,14 @@ class _Run:
 
     def values(self, sample: Sample, costs: Costs, seed: int) -> Figures:
         """The chosen metrics of one draw."""
-        found: Figures = {}
+        figures: Figures = {}
         settings = replace(self._settings, seed=seed)
         for stage in self.stages:
             with metered(costs, stage, len(sample.texts)):
-                found |= STAGES[stage].measure(sample, settings)
+                figures |= STAGES[stage].measure(sample, settings)
             if self._progress:
                 self._progress.advance()
-        return {name: found.get(name) for name in self.metrics}
+        return {name: figures.get(name) for name in self.metrics}
 
     def card(self, source: _Source) -> MetricsCard:
         """Measures one corpus."""
@@ -285,13 +285,13 @@ def _compatible(texts: Sequence[str], warnings: list[str]) -> dict[str, float]:
         "compression_ratio_xz": lambda: compatible.compression_ratio(texts, "xz"),
         "homogenization_score_rougel": lambda: compatible.homogenization_score(texts),
     }
-    found = {}
+    values = {}
     for name, figure in figures.items():
         try:
-            found[name] = figure()
+            values[name] = figure()
         except InputError as error:
             warnings.append(f"{name} is left out: {error}")
-    return found
+    return values
 
 
 @contextlib.contextmanager

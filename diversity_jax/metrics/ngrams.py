@@ -82,8 +82,8 @@ class Ngrams:
 
     def repeated(self, n: int) -> np.ndarray:
         """The keys that occur more than once, ascending."""
-        found = self._in_parts(self.keys(n), _repeated)
-        return np.concatenate(found) if found else np.empty(0, np.uint64)
+        parts = self._in_parts(self.keys(n), _repeated)
+        return np.concatenate(parts) if parts else np.empty(0, np.uint64)
 
     def repeats_by_document(self, n: int) -> np.ndarray:
         """For every document: over its different n-grams, in how many OTHER documents each occurs, added up: int64
@@ -148,13 +148,13 @@ def _members(keys: np.ndarray, wanted: np.ndarray) -> np.ndarray:
     shift = np.uint64(64 - bits)
     table = np.zeros(1 << bits, bool)
     table[(wanted * _HASH) >> shift] = True
-    found = []
+    matches = []
     for start in range(0, len(keys), _PART):
         part = keys[start : start + _PART]
-        places = np.flatnonzero(table[(part * _HASH) >> shift])
-        at = np.minimum(np.searchsorted(wanted, part[places]), len(wanted) - 1)
-        found.append(start + places[wanted[at] == part[places]])
-    return np.concatenate(found) if found else np.empty(0, np.int64)
+        candidates = np.flatnonzero(table[(part * _HASH) >> shift])
+        at = np.minimum(np.searchsorted(wanted, part[candidates]), len(wanted) - 1)
+        matches.append(start + candidates[wanted[at] == part[candidates]])
+    return np.concatenate(matches) if matches else np.empty(0, np.int64)
 
 
 def _edges(keys: np.ndarray, parts: int) -> np.ndarray:
@@ -164,7 +164,7 @@ def _edges(keys: np.ndarray, parts: int) -> np.ndarray:
 
 
 def in_parts(keys: np.ndarray, work, threads: int) -> list:
-    """`work` on disjoint ranges of key values in ascending order, several at once; numpy lets threads sort in parallel."""
+    """`work` on disjoint ranges of key values in ascending order, several at once: numpy sorts without the lock."""
     parts = -(-len(keys) // _PART)
     if parts <= 1 and (threads == 1 or len(keys) < 1 << 20):
         return [work(keys)]
@@ -193,13 +193,13 @@ def rank(keys: np.ndarray, threads: int) -> np.ndarray:
         chosen = np.ones(len(keys), bool) if low is None else keys >= low
         if high is not None:
             chosen &= keys < high
-        places = np.flatnonzero(chosen)
-        different, inverse = np.unique(keys[places], return_inverse=True)
-        return places, inverse.astype(np.uint32), len(different)
+        positions = np.flatnonzero(chosen)
+        different, inverse = np.unique(keys[positions], return_inverse=True)
+        return positions, inverse.astype(np.uint32), len(different)
 
-    seen = 0
+    ranked = 0
     with ThreadPoolExecutor(threads) as pool:
-        for places, inverse, different in pool.map(of_range, bounds):
-            ranks[places] = inverse + np.uint32(seen)
-            seen += different
+        for positions, inverse, different in pool.map(of_range, bounds):
+            ranks[positions] = inverse + np.uint32(ranked)
+            ranked += different
     return ranks

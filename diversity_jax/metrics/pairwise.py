@@ -13,7 +13,7 @@ import numpy as np
 
 from diversity_jax.core.errors import InputError
 from diversity_jax.metrics.ngrams import Ngrams, rank
-from diversity_jax.metrics.registry import Figures, Sample, StageSettings, metric, stage
+from diversity_jax.metrics.registry import single_metric
 from diversity_jax.metrics.text import Words, split_words
 
 _EPSILON = 0.1
@@ -117,9 +117,9 @@ def rouge_l(words: Words, left: np.ndarray, right: np.ndarray, threads: int | No
     from rapidfuzz import process
     from rapidfuzz.distance import LCSseq
 
-    needed, places = np.unique(np.concatenate([left, right]), return_inverse=True)
+    needed, positions = np.unique(np.concatenate([left, right]), return_inverse=True)
     sequences = _strings(words.take(needed))
-    of_left, of_right = places[: len(left)].tolist(), places[len(left) :].tolist()
+    of_left, of_right = positions[: len(left)].tolist(), positions[len(left) :].tolist()
     common = process.cpdist(
         [sequences[i] for i in of_left],
         [sequences[i] for i in of_right],
@@ -196,23 +196,21 @@ def _clipped_matches(ngrams: Ngrams, n: int) -> np.ndarray:
     return np.bincount(pair[starts], np.minimum(firsts, seconds), len(of_pair))
 
 
-@stage(
+def _mean(mean: PairMean | None) -> float | None:
+    return mean.value if mean else None
+
+
+single_metric(
     "self_bleu",
     "lexical",
     "folded",
-    {"self_bleu": metric("Self-BLEU, pairs", -1, "BLEU-4 of a document against another, over random pairs")},
+    ("Self-BLEU, pairs", -1, "BLEU-4 of a document against another, over random pairs"),
+    lambda sample, settings: _mean(self_bleu(sample.folded, pairs=settings.pairs, seed=settings.seed)),
 )
-def _self_bleu(sample: Sample, settings: StageSettings) -> Figures:
-    mean = self_bleu(sample.folded, pairs=settings.pairs, seed=settings.seed)
-    return {"self_bleu": mean.value if mean else None}
-
-
-@stage(
+single_metric(
     "rouge_l",
     "lexical",
     "folded",
-    {"rouge_l": metric("ROUGE-L, pairs", -1, "longest common subsequence F1, over random pairs")},
+    ("ROUGE-L, pairs", -1, "longest common subsequence F1, over random pairs"),
+    lambda sample, settings: _mean(rouge_l_homogenization(sample.folded, pairs=settings.pairs, seed=settings.seed)),
 )
-def _rouge_l(sample: Sample, settings: StageSettings) -> Figures:
-    mean = rouge_l_homogenization(sample.folded, pairs=settings.pairs, seed=settings.seed)
-    return {"rouge_l": mean.value if mean else None}

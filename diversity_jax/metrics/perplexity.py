@@ -44,8 +44,8 @@ class CausalModel(Protocol):
 
 def perplexity_gap(small: Nats, large: Nats) -> float | None:
     """|perplexity under the smaller model - under the larger|. Paper (arXiv 2410.15226): GPT-2-L and GPT-2-XL."""
-    one, other = small.perplexity(), large.perplexity()
-    return None if one is None or other is None else abs(one - other)
+    first, second = small.perplexity(), large.perplexity()
+    return None if first is None or second is None else abs(first - second)
 
 
 def windows(length: int, context: int, stride: int) -> Iterator[tuple[int, int, int]]:
@@ -84,16 +84,16 @@ def document_nats(
         ids, lengths = model.encode(texts[begin : begin + _TEXTS])
         tokens[begin : begin + len(lengths)] = lengths
         rows, owners = [], []
-        for number, row in enumerate(np.split(np.asarray(ids, np.int64), np.cumsum(lengths)[:-1])):
-            whole = np.concatenate([[model.first_token], row])
-            for start, end, first in windows(len(row), context, stride):
-                rows.append(whole[start : end + 1])
+        for number, text_ids in enumerate(np.split(np.asarray(ids, np.int64), np.cumsum(lengths)[:-1])):
+            tokens_of_text = np.concatenate([[model.first_token], text_ids])
+            for start, end, first in windows(len(text_ids), context, stride):
+                rows.append(tokens_of_text[start : end + 1])
                 owners.append((begin + number, first - start))
         for numbers, tokens_BxL, mask_BxL in batches(rows, batch_tokens, extra=1):
             scores_BxL = model.nats(tokens_BxL[:, :-1], tokens_BxL[:, 1:])
-            for place, number in enumerate(numbers.tolist()):
+            for row, number in enumerate(numbers.tolist()):
                 owner, skip = owners[number]
-                nats[owner] += scores_BxL[place, skip : int(mask_BxL[place].sum()) - 1].sum(dtype=np.float64)
+                nats[owner] += scores_BxL[row, skip : int(mask_BxL[row].sum()) - 1].sum(dtype=np.float64)
     sizes = np.array([len(text.encode("utf-8", "surrogatepass")) for text in texts], np.int64)
     return Nats(nats=nats, tokens=tokens, utf8_bytes=sizes)
 
@@ -117,9 +117,9 @@ def batches(
         # The tail of a short list would compile a shape of its own: it is filled up instead.
         tokens = np.zeros((count if count < 64 else _rounded(len(numbers)), longest + extra), np.int32)
         mask = np.zeros(tokens.shape, bool)
-        for place, number in enumerate(numbers):
-            tokens[place, : len(rows[number])] = rows[number]
-            mask[place, : len(rows[number])] = True
+        for position, number in enumerate(numbers):
+            tokens[position, : len(rows[number])] = rows[number]
+            mask[position, : len(rows[number])] = True
         yield np.array(numbers), tokens, mask
 
 
@@ -212,10 +212,10 @@ class TransformersModel:
             self._model.config.bos_token_id,
             self._model.config.eos_token_id,
         )
-        found = next((one for one in ids if isinstance(one, int)), None)
-        if found is None:
+        first_token = next((token_id for token_id in ids if isinstance(token_id, int)), None)
+        if first_token is None:
             raise InputError(f"model {name}: neither its tokenizer nor its config names a begin- or end-of-text token")
-        self.first_token, self.label = found, str(Path(name).name)
+        self.first_token, self.label = first_token, str(Path(name).name)
 
     def encode(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """Ids without any special token, and how many each text has."""

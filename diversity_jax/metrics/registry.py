@@ -154,6 +154,28 @@ def stage(
     return register
 
 
+def single_metric(
+    name: str,
+    group: str,
+    reads: str,
+    about: tuple[str, int, str],
+    value: Callable[[Sample, StageSettings], float | None],
+    *,
+    stage_name: str | None = None,
+    mergeable: bool = False,
+) -> None:
+    """Registers a metric that is a stage of its own.
+
+    Args:
+      about: title, sign and note, as `metric` takes them.
+      value: what a draw has.
+      stage_name: the metric's own name by default.
+    """
+    stage(stage_name or name, group, reads, {name: metric(*about)}, mergeable=mergeable)(
+        lambda sample, settings: {name: value(sample, settings)}
+    )
+
+
 def chosen_metrics(asked: str, config: MetricsConfig) -> tuple[str, ...]:
     """Names of the metrics that `--config.metrics=...` asks for, in the order of `METRICS`.
 
@@ -168,7 +190,7 @@ def chosen_metrics(asked: str, config: MetricsConfig) -> tuple[str, ...]:
     def missing(name: str) -> bool:
         return not all(getattr(config, field) for field in METRICS[name].needs)
 
-    found = set()
+    chosen = set()
     for word in filter(None, (word.strip() for word in asked.split(","))):
         names = [name for name, metric in METRICS.items() if word in ("all", name, metric.group, metric.stage)]
         if not names:
@@ -179,5 +201,5 @@ def chosen_metrics(asked: str, config: MetricsConfig) -> tuple[str, ...]:
         if not usable:
             settings = " and ".join(f"baseline.{field}" for field in METRICS[names[0]].needs)
             raise InputError(f"metrics={word}: needs {settings}; set it, or leave {word} out")
-        found |= set(usable)
-    return tuple(name for name in METRICS if name in found)
+        chosen |= set(usable)
+    return tuple(name for name in METRICS if name in chosen)

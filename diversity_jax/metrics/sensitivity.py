@@ -1,4 +1,4 @@
-"""What a comparison by metrics rests on: how much each moves with size and length, and how far metrics rank corpora alike."""
+"""How much each metric moves with the size and length of documents, and how far metrics rank corpora alike."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -147,12 +147,12 @@ def agreements(columns: Mapping[str, Sequence[float | None]]) -> list[Agreement]
             f"agreement: {max(lengths, default=0)} corpora are too few; rank correlations need at least "
             f"{FEWEST_CORPORA}"
         )
-    found = []
+    result = []
     for first, second in itertools.combinations(columns, 2):
         pairs = zip(columns[first], columns[second], strict=True)
         x, y = np.array([pair for pair in pairs if None not in pair], float).reshape(-1, 2).T
         tau, rho = (kendall(x, y), spearman(x, y)) if len(x) >= FEWEST_CORPORA else (None, None)
-        found.append(
+        result.append(
             Agreement(
                 first=first,
                 second=second,
@@ -161,7 +161,7 @@ def agreements(columns: Mapping[str, Sequence[float | None]]) -> list[Agreement]
                 spearman=None if rho is None else _interval(rho, 1.06 / max(len(x) - 3, 1), len(x)),
             )
         )
-    return found
+    return result
 
 
 def kendall(x: np.ndarray, y: np.ndarray) -> float | None:

@@ -1,15 +1,14 @@
 """Documents as arrays of word ids: split once, then every lexical metric is arithmetic on integers.
 
-A word is found by white space first, as `str.split` finds it. What is done with each such piece is its form:
+Text is cut at white space first, as `str.split` does. What becomes of each such token is the form:
 
-  written   the piece in Unicode's composed form (NFC), case and punctuation kept; where a script is written without
-            spaces (Han, kana,
-            Thai, Lao, Khmer, Burmese), every character with its marks is a word of its own.
-  folded    case-folded runs of letters, marks and digits; scripts without spaces as above. Punctuation is dropped.
-  pieces    the piece as it stands, for comparison with packages that do no more.
+  written   NFC, case and punctuation kept; in scripts written without spaces (Han, kana, Thai, Lao, Khmer, Burmese)
+            every character with its marks is a word of its own.
+  folded    case-folded runs of letters, marks and digits; scripts without spaces as above; no punctuation.
+  pieces    the token as it stands, for comparison with packages that do no more.
   rouge     what the `rouge_score` package takes for a word: lower-case runs of a-z and 0-9; other scripts vanish.
 
-A form looks at every DIFFERENT piece once, so Unicode costs nothing for the other 99 %.
+A form looks at every DIFFERENT token once, so Unicode costs nothing for the other 99 %.
 """
 
 from collections.abc import Iterator, Sequence
@@ -81,32 +80,32 @@ def _patterns():
     return written, folded
 
 
-def _written(piece: str) -> list[str]:
-    return [piece] if piece.isascii() else _patterns()[0].findall(unicodedata.normalize("NFC", piece))
+def _written(token: str) -> list[str]:
+    return [token] if token.isascii() else _patterns()[0].findall(unicodedata.normalize("NFC", token))
 
 
 _ASCII_WORD = re.compile(r"[a-z0-9]+")
 
 
-def _folded(piece: str) -> list[str]:
-    if piece.isascii():
-        return _ASCII_WORD.findall(piece.lower())
+def _folded(token: str) -> list[str]:
+    if token.isascii():
+        return _ASCII_WORD.findall(token.lower())
     # Folding can undo the composed form, and composing can bring capitals back: twice is where it settles (Unicode,
     # D145).
-    folded = unicodedata.normalize("NFC", unicodedata.normalize("NFC", piece).casefold()).casefold()
+    folded = unicodedata.normalize("NFC", unicodedata.normalize("NFC", token).casefold()).casefold()
     return _patterns()[1].findall(unicodedata.normalize("NFC", folded))
 
 
 _SPLITTERS = {
     "written": _written,
     "folded": _folded,
-    "pieces": lambda piece: [piece],
-    "rouge": lambda piece: _ASCII_WORD.findall(piece.lower()),
+    "pieces": lambda token: [token],
+    "rouge": lambda token: _ASCII_WORD.findall(token.lower()),
 }
 
 
 class _Ids(dict):
-    """Piece -> place in `parts`, which hold the word ids that the piece is made of; a new piece is split on the way."""
+    """Token -> number in `parts`, which hold the word ids of each token; a new token is split when looked up."""
 
     def __init__(self, form: str):
         super().__init__()
@@ -114,29 +113,29 @@ class _Ids(dict):
         self.parts: list[tuple[int, ...]] = []
         self._split = _SPLITTERS[form]
 
-    def __missing__(self, piece: str) -> int:
+    def __missing__(self, token: str) -> int:
         words = self.words
-        self.parts.append(tuple([words.setdefault(word, len(words)) for word in self._split(piece) if word]))
-        place = self[piece] = len(self.parts) - 1
-        return place
+        self.parts.append(tuple([words.setdefault(word, len(words)) for word in self._split(token) if word]))
+        self[token] = number = len(self.parts) - 1
+        return number
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class _Pieces:
+class _Tokens:
     """Texts cut at white space.
 
     Attributes:
-      different: all different pieces, in the order of their first appearance; an empty one may be among them.
-      places: int [pieces], which one each piece is.
-      lengths: int64 [texts], pieces of each.
+      different: all different tokens, in the order of their first appearance; an empty one may be among them.
+      numbers: int [tokens], which one each token is.
+      lengths: int64 [texts], tokens of each.
     """
 
     different: list[str]
-    places: np.ndarray
+    numbers: np.ndarray
     lengths: np.ndarray
 
 
-def _pieces(texts: Sequence[str]) -> _Pieces:
+def _tokens(texts: Sequence[str]) -> _Tokens:
     """Arrow's white space is that of `str.split`, at a third of the time and without holding Python's lock."""
     import pyarrow
     import pyarrow.compute
@@ -144,18 +143,18 @@ def _pieces(texts: Sequence[str]) -> _Pieces:
     try:
         column = pyarrow.array(texts, pyarrow.large_string())
     except UnicodeEncodeError:  # a lone surrogate, which only Python can hold
-        return _pieces_of_any(texts)
+        return _tokens_of_any(texts)
     cut = pyarrow.compute.utf8_split_whitespace(column)
-    pieces = cut.flatten().dictionary_encode()
+    tokens = cut.flatten().dictionary_encode()
     lengths = np.diff(cut.offsets.to_numpy()).astype(np.int64)
-    return _Pieces(different=pieces.dictionary.to_pylist(), places=pieces.indices.to_numpy(), lengths=lengths)
+    return _Tokens(different=tokens.dictionary.to_pylist(), numbers=tokens.indices.to_numpy(), lengths=lengths)
 
 
-def _pieces_of_any(texts: Sequence[str]) -> _Pieces:
+def _tokens_of_any(texts: Sequence[str]) -> _Tokens:
     ids: dict[str, int] = {}
     cut = [text.split() for text in texts]
-    places = np.array([ids.setdefault(piece, len(ids)) for piece in itertools.chain.from_iterable(cut)], np.int32)
-    return _Pieces(different=list(ids), places=places, lengths=np.array([len(pieces) for pieces in cut], np.int64))
+    numbers = np.array([ids.setdefault(token, len(ids)) for token in itertools.chain.from_iterable(cut)], np.int32)
+    return _Tokens(different=list(ids), numbers=numbers, lengths=np.array([len(tokens) for tokens in cut], np.int64))
 
 
 class Vocabulary:
@@ -179,7 +178,7 @@ class Vocabulary:
         """The words of every text.
 
         Args:
-          threads: that find pieces at once; None for as many as there are cores. Ids do not depend on it.
+          threads: that find tokens at once; None for as many as there are cores. Ids do not depend on it.
 
         Raises:
           InputError: more than 2^31 different words.
@@ -187,46 +186,46 @@ class Vocabulary:
         ids, lengths = [np.empty(0, np.int32)], np.zeros(len(texts), np.int64)
         threads, chunks = threads or os.cpu_count() or 1, _segments(texts)
         with ThreadPoolExecutor(threads) as pool:
-            while some := list(itertools.islice(chunks, 2 * threads)):
-                for (documents, _), pieces in zip(
-                    some, pool.map(_pieces, [segments for _, segments in some]), strict=True
+            while batch := list(itertools.islice(chunks, 2 * threads)):
+                for (documents, _), tokens in zip(
+                    batch, pool.map(_tokens, [segments for _, segments in batch]), strict=True
                 ):
-                    table = np.fromiter(map(self._ids.__getitem__, pieces.different), np.int32, len(pieces.different))
-                    found, counts = self._expanded(table[pieces.places], pieces.lengths)
-                    ids.append(found)
+                    table = np.fromiter(map(self._ids.__getitem__, tokens.different), np.int32, len(tokens.different))
+                    word_ids, counts = self._expanded(table[tokens.numbers], tokens.lengths)
+                    ids.append(word_ids)
                     np.add.at(lengths, documents, counts)
         if len(self) > _MOST_TYPES:
             raise InputError(f"{len(self)} different words are more than {_MOST_TYPES}; measure a sample")
         return Words(ids=np.concatenate(ids), offsets=np.concatenate([[0], np.cumsum(lengths)]), types=len(self))
 
-    def _expanded(self, places: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Word ids and lengths, from places of pieces; pieces may hold no word, one, or several."""
+    def _expanded(self, numbers: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Word ids and lengths, from numbers of tokens; tokens may hold no word, one, or several."""
         parts = self._ids.parts
         counts = np.fromiter(map(len, parts), np.int64, len(parts))
         flat = np.fromiter(itertools.chain.from_iterable(parts), np.int32, int(counts.sum()))
         if (counts == 1).all():
-            return flat[places], lengths
+            return flat[numbers], lengths
         first = np.cumsum(counts) - counts
-        of_place = counts[places]
+        of_place = counts[numbers]
         ends = np.cumsum(of_place)
         inside = np.arange(ends[-1] if len(ends) else 0) - np.repeat(ends - of_place, of_place)
         sums = np.concatenate([[0], ends])
         edges = np.concatenate([[0], np.cumsum(lengths)])
-        return flat[np.repeat(first[places], of_place) + inside], np.diff(sums[edges])
+        return flat[np.repeat(first[numbers], of_place) + inside], np.diff(sums[edges])
 
 
 _SPACE = re.compile(r"\s")
 
 
 def _segments(texts: Sequence[str]) -> Iterator[tuple[list[int], list[str]]]:
-    """Documents some at a time, and very long ones in pieces cut at white space: (number of the document, text) as two
+    """Documents some at a time, and very long ones in parts cut at white space: (number of the document, text) as two
     lists.
 
     Pieces take some times the memory of the text, so no more than `_CHUNK_CHARACTERS` are split at once by each thread.
     """
     numbers: list[int] = []
     segments: list[str] = []
-    room = _CHUNK_CHARACTERS
+    left = _CHUNK_CHARACTERS
     for number, text in enumerate(texts):
         start = 0
         while len(text) - start > _CHUNK_CHARACTERS:
@@ -236,10 +235,10 @@ def _segments(texts: Sequence[str]) -> Iterator[tuple[list[int], list[str]]]:
             start = end
         numbers.append(number)
         segments.append(text[start:] if start else text)
-        room -= len(segments[-1])
-        if room <= 0 or len(segments) == _CHUNK_DOCUMENTS:
+        left -= len(segments[-1])
+        if left <= 0 or len(segments) == _CHUNK_DOCUMENTS:
             yield numbers, segments
-            numbers, segments, room = [], [], _CHUNK_CHARACTERS
+            numbers, segments, left = [], [], _CHUNK_CHARACTERS
     if segments:
         yield numbers, segments
 
@@ -250,17 +249,11 @@ def split_words(texts: Sequence[str], form: str = "written", *, threads: int | N
 
 
 def first_words(text: str, count: int) -> str | None:
-    """The beginning of a text that holds exactly `count` words in the written form, white space inside kept; None where
-    it has fewer.
-    """
-    found = 0
-    for piece in re.finditer(r"\S+", text):
-        parts = _written(piece.group())
-        if found + len(parts) >= count:
-            return (
-                text[: piece.end()]
-                if found + len(parts) == count
-                else text[: piece.start()] + "".join(parts[: count - found])
-            )
-        found += len(parts)
+    """The beginning of a text with exactly `count` written words, white space kept; None where it has fewer."""
+    missing = count
+    for token in re.finditer(r"\S+", text):
+        parts = _written(token.group())
+        if len(parts) >= missing:
+            return text[: token.start()] + (token.group() if len(parts) == missing else "".join(parts[:missing]))
+        missing -= len(parts)
     return None
