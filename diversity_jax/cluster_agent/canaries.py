@@ -9,9 +9,10 @@ E[T] = theta (1 - b) + (1 - theta) a (docs/statistics.md, "The judge's own mista
 stays above a: nothing above 1 / a effective clusters can be told apart.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 import math
+from pathlib import Path
 import random
 import re
 from typing import Any
@@ -19,45 +20,16 @@ from typing import Any
 from diversity_jax.cluster_agent.estimators import Groupings, collision
 from diversity_jax.cluster_agent.text_cleaning import child_seed
 from diversity_jax.cluster_agent.types import Cluster, Sample
+from diversity_jax.core.files import read_json
 from diversity_jax.core.intervals import Estimate
 
 _WORD = re.compile(r"[^\W\d_]{4,}")
 _LOOKED_AT_CHARACTERS = 600  # of a text, to choose what is foreign to it
 
 FOREIGN = "canary"  # the document that planted foreign texts are said to be from
+PLANTED_TEXTS: Mapping[str, Any] = read_json(Path(__file__).with_name("planted_texts.json"))
 # Subjects far apart, so that whatever a corpus is about at least one of them is foreign to it.
-FOREIGN_TEXTS = (
-    "The bellows of the old accordion had cracked along two folds, and the leather gaskets under the treble pallets "
-    "leaked air. She warmed the reed wax over a spirit lamp, lifted out the plates one by one, and filed the tongues "
-    "until the chord rang true again.",
-    "Low tide uncovers the mussel beds for about three hours. Limpets seal themselves to the granite, beadlet anemones "
-    "fold into red buttons, and in the deepest pool a blenny waits beneath bladder wrack for the water to come back.",
-    "Warp threads are wound onto the back beam under even tension, then threaded through the heddles from the centre "
-    "outwards. For a "
-    "herringbone, lift the shafts one, two, three, four and turn; beat the weft lightly or the wool will felt.",
-    "The goalkeeper punched the corner clear, the winger carried it forty metres down the touchline, and the late "
-    "substitute headed in at the near post. Two minutes of stoppage time later the cup was theirs, on away supporters' "
-    "loudest night in years.",
-    "Soak the chickpeas overnight. Fry cumin seeds in oil until they crackle, add sliced onion and a pinch of "
-    "turmeric, then tomatoes "
-    "and ginger. Simmer with the drained chickpeas for an hour and finish with lemon juice and torn coriander.",
-    "The glacier's snout retreated by eleven metres this year. Stakes drilled into the ablation zone showed a mass "
-    "loss of nearly two metres of water equivalent, and a new meltwater lake has formed behind the terminal moraine.",
-    "Tenancy shall continue from month to month unless either party gives written notice of thirty days. The deposit "
-    "is refundable "
-    "less the cost of damage beyond fair wear, and subletting without the landlord's consent ends this agreement.",
-    "Check the forged pitons before the traverse: the limestone flakes under load. Above the second belay an overhang "
-    "forces you left onto slabs, where friction climbing in dry weather is easy and in rain is not advisable.",
-    "In the third act the soprano sings alone beneath the painted balcony while muted violas shadow her line. The "
-    "producer moved the "
-    "duet to a railway platform, which suits the libretto's farewell better than the palace ever did.",
-    "Queen cells hang like peanuts from the bottom bars of the frame. Split the hive before the swarm leaves: move "
-    "five frames of brood and nurse bees to a new box, shake in extra workers, and leave the old queen behind.",
-    "The kiln climbs a hundred degrees an hour to quartz inversion, then faster to cone ten. Celadon glazes want "
-    "reduction: close the damper until a soft flame licks from the spy hole, and the iron turns from amber to jade.",
-    "Passengers for the night ferry board through gate four. Cabins on deck seven have a washbasin; bicycles are "
-    "lashed in the bow beside the lorries, and the galley serves herring and black coffee until the pilot leaves us.",
-)
+FOREIGN_TEXTS: tuple[str, ...] = tuple(PLANTED_TEXTS["foreign"])
 _FOREIGN_WORDS = tuple(frozenset(_WORD.findall(text.casefold())) for text in FOREIGN_TEXTS)
 
 

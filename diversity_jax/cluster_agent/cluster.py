@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 import json
 from typing import IO, Any
 
@@ -44,7 +44,6 @@ class JudgedGrouping:
       planned: what was shown.
       usage: its calls.
       clusters: the partition of the drawn samples without planted ones; empty where there was no usable answer.
-      verdicts: valid or not, and why, for each cluster.
       canary: how the planted samples were grouped; None where none were planted or no partition came.
       dropped: why it does not count; None where it does.
       detail: what the server or the check said of that.
@@ -53,7 +52,6 @@ class JudgedGrouping:
     planned: PlannedGrouping
     usage: CallTotals
     clusters: tuple[Cluster, ...] = ()
-    verdicts: tuple[tuple[bool, str], ...] = ()
     canary: CanaryResult | None = None
     dropped: str | None = None
     detail: str = ""
@@ -62,7 +60,7 @@ class JudgedGrouping:
     def counts(self) -> tuple[int, int, int, int]:
         """(criteria set, clusters left, samples left, co-clustered pairs): the columns of `Groupings`."""
         sizes = [len(cluster.sample_ids) for cluster in self.clusters]
-        return self.planned.criteria_set, *count_partition(sizes, [valid for valid, _ in self.verdicts])
+        return self.planned.criteria_set, *count_partition(sizes, [cluster.valid for cluster in self.clusters])
 
 
 async def judge_grouping(
@@ -96,7 +94,6 @@ async def judge_grouping(
         return failed()
     canary = canary_result(partition, planned.canary) if planned.canary else None
     clusters = without_planted(partition, planned.canary)
-    verdicts = tuple((True, "") for _ in clusters)
     if config.verify and (canary is None or canary.passed):
         shown, control = with_control_cluster(clusters, planned.canary)
         validation = await request_with_repair(
@@ -104,13 +101,15 @@ async def judge_grouping(
         )
         if validation is None:
             return failed(canary)
-        verdicts = tuple(verdict for number, verdict in enumerate(validation) if number != control)
         if control is not None and not validation[control][0]:
             canary = CanaryResult(merged=False, split=True)
+        verified = [verdict for number, verdict in enumerate(validation) if number != control]
+        clusters = tuple(
+            replace(cluster, valid=valid, validation=why)
+            for cluster, (valid, why) in zip(clusters, verified, strict=True)
+        )
     dropped = "canary" if canary and not canary.passed else None
-    return JudgedGrouping(
-        planned=planned, usage=log.usage, clusters=clusters, verdicts=verdicts, canary=canary, dropped=dropped
-    )
+    return JudgedGrouping(planned=planned, usage=log.usage, clusters=clusters, canary=canary, dropped=dropped)
 
 
 def parse_partition(value: Any, samples: Sequence[Sample]) -> tuple[Cluster, ...]:
@@ -283,9 +282,9 @@ class Collector:
 
     def _count(self, judged: JudgedGrouping) -> None:
         self._rows.append(judged.counts)
-        for cluster, (valid, _) in zip(judged.clusters, judged.verdicts, strict=True):
-            self.cluster_sizes[len(cluster.sample_ids)] += valid
-            self.invalid_clusters += not valid
+        for cluster in judged.clusters:
+            self.cluster_sizes[len(cluster.sample_ids)] += cluster.valid
+            self.invalid_clusters += not cluster.valid
         if len(self.examples) < self._config.examples:
             self.examples.append(example_of(judged))
 
@@ -303,13 +302,13 @@ def line_of(judged: JudgedGrouping) -> dict[str, Any]:
         "clusters": [
             {
                 "sample_ids": list(cluster.sample_ids),
-                "valid": valid,
+                "valid": cluster.valid,
                 "uniqueness_reasoning": cluster.reasoning,
-                "validation": why,
+                "validation": cluster.validation,
                 "cluster_metadata": dict(cluster.metadata),
                 "cluster_metrics": {name: {"score": score, "reasoning": text} for name, score, text in cluster.metrics},
             }
-            for cluster, (valid, why) in zip(judged.clusters, judged.verdicts, strict=True)
+            for cluster in judged.clusters
         ],
     }
 
@@ -319,11 +318,11 @@ def example_of(judged: JudgedGrouping) -> dict[str, Any]:
     texts = {sample.sample_id: sample.text[:_EXAMPLE_CHARACTERS] for sample in judged.planned.samples}
     clusters = [
         {
-            "texts": [texts[i] for i in cluster.sample_ids],
-            "reasoning": cluster.reasoning,
-            "valid": valid,
-            "validation": why,
+            "texts": [texts[i] for i in c.sample_ids],
+            "reasoning": c.reasoning,
+            "valid": c.valid,
+            "validation": c.validation,
         }
-        for cluster, (valid, why) in zip(judged.clusters, judged.verdicts, strict=True)
+        for c in judged.clusters
     ]
     return {"grouping": judged.planned.index, "criteria_set": judged.planned.criteria_set, "clusters": clusters}

@@ -75,12 +75,14 @@ class Sample:
 
 @dataclass(frozen=True, kw_only=True)
 class Cluster:
-    """One cluster of a partition, as the judge gave it."""
+    """One cluster of a partition as the judge gave it, and what its verification said."""
 
     sample_ids: tuple[str, ...]
     reasoning: str = ""
     metadata: tuple[tuple[str, str], ...] = ()
     metrics: tuple[tuple[str, int, str], ...] = ()  # name, score 1-5, reasoning
+    valid: bool = True
+    validation: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -176,8 +176,8 @@ def _pair_shares(grouped: JudgedGrouping, half: int) -> tuple[float, float, floa
     invalid one are alone."""
     side = {sample.sample_id: sample.document for sample in grouped.planned.samples}
     across = own = standing = 0
-    for cluster, (valid, _) in zip(grouped.clusters, grouped.verdicts, strict=True):
-        if valid:
+    for cluster in grouped.clusters:
+        if cluster.valid:
             arm = sum(side.get(one) == "arm" for one in cluster.sample_ids)
             rest = sum(side.get(one) == "standing" for one in cluster.sample_ids)
             across, own, standing = across + arm * rest, own + arm * (arm - 1) // 2, standing + rest * (rest - 1) // 2
