@@ -40,7 +40,7 @@ class LlamaConfig:
     # What the backward pass recomputes: "none", "full" (all but layer inputs), "save_matmuls" (all but products with
     # weights and the attention kernel), "offload" (as "full", with the layer inputs in the host's memory).
     remat: str = "none"
-    # Kernel: "auto" chooses by device; "chunked", "cudnn", "splash", "reference". "xla" is the former name of "chunked".
+    # Kernel: "auto" chooses by device; "chunked" (formerly "xla"), "cudnn", "splash", "reference".
     attention: str = "auto"
     compute_dtype: str = "bfloat16"  # "bfloat16" or "float32"
     # Float32 logits that may exist at once on a device; the loss works through the sequence in chunks of this size.

@@ -1,0 +1,1 @@
+"""Weights in other programs' formats: Hugging Face folders, safetensors and GGUF files."""

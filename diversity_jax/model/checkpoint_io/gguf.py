@@ -1,18 +1,12 @@
-"""Tokenizers as GGUF describes them, so that llama.cpp cuts text into the ids that a model was trained on.
+"""One GGUF file with weights and tokenizer, as llama.cpp, Ollama and LM Studio read it.
 
-What llama.cpp would cut differently (normalisation, unigram models, other ways to split words) is refused, since a
-model that reads other tokens than it learnt answers nonsense without an error.
-
-Weights and tokenizer in one file as llama.cpp, Ollama and LM Studio read it: GGUF, version 3, all little-endian.
-
-A header of typed keys, the tensors' names, shapes and places, then their bytes, each at a multiple of 32. llama.cpp
-turns neighbouring numbers of a head where we turn halves, so the rows of query and key are dealt out anew.
+Tokenizers that llama.cpp would apply differently (normalisation, unigram models, other ways to split words) are
+refused: a model that reads other tokens than it was trained on gives nonsense without an error.
 """
 
 from collections.abc import Iterable, Mapping
 import os
 from pathlib import Path
-import struct
 from typing import Any
 
 import numpy as np
@@ -153,10 +147,7 @@ def _byte_level(path: str, content: Any) -> tuple[list[_Token], list[tuple[str, 
     return tokens, entries
 
 
-_ALIGNMENT = 32
-_UINT32, _INT32, _FLOAT32, _BOOL, _STRING, _ARRAY = 4, 5, 6, 7, 8, 9
-_PACKED = {_UINT32: "<I", _INT32: "<i", _FLOAT32: "<f", _BOOL: "<?"}
-# How llama.cpp numbers types: of one tensor, and of a file by the type of most of its tensors.
+# llama.cpp's numbers of types: of a tensor, and of a file by the type of most of its tensors.
 _TENSOR_TYPE = {"float32": 0, "float16": 1, "bfloat16": 30}
 _FILE_TYPE = {"float32": 0, "float16": 1, "bfloat16": 32}
 _NAMES = {
@@ -216,9 +207,7 @@ def export_gguf(
 
 def _model_entries(config: LlamaConfig, name: str, dtype: str) -> list[tuple[str, Any]]:
     return [
-        ("general.architecture", "llama"),
         ("general.name", name),
-        ("general.alignment", _ALIGNMENT),
         ("general.file_type", _FILE_TYPE[dtype]),
         ("llama.vocab_size", config.vocab_size),
         ("llama.context_length", config.max_length),
@@ -234,75 +223,51 @@ def _model_entries(config: LlamaConfig, name: str, dtype: str) -> list[tuple[str
 
 
 def _to_llama_cpp(config: LlamaConfig, tensor: Tensor) -> Tensor:
-    """A tensor of Hugging Face's form under llama.cpp's name, with its rows in the order of neighbouring pairs where
-    rotary turns them.
+    """A tensor of Hugging Face's form in llama.cpp's.
+
+    llama.cpp rotates neighbouring numbers of a head where we rotate halves, so rows of query and key are permuted.
     """
     stem, layer = tensor.name.removesuffix(".weight"), ""
     if stem.startswith("model.layers."):
         number, _, stem = stem.removeprefix("model.layers.").partition(".")
         layer = f"blk.{number}."
-    values = tensor.values
-    if heads := {"self_attn.q_proj": config.num_heads, "self_attn.k_proj": config.kv_heads}.get(stem):
-        inputs = config.hidden_size
+    heads = {"self_attn.q_proj": config.num_heads, "self_attn.k_proj": config.kv_heads}.get(stem)
 
-        def values() -> np.ndarray:
-            halves = tensor.values().reshape(heads, 2, config.head_size // 2, inputs)
-            return halves.swapaxes(1, 2).reshape(tensor.shape)
+    def values() -> np.ndarray:
+        if heads is None:
+            return tensor.values()
+        halves = tensor.values().reshape(heads, 2, config.head_size // 2, config.hidden_size)
+        return halves.swapaxes(1, 2).reshape(tensor.shape)
 
     return Tensor(name=f"{layer}{_NAMES[stem]}.weight", shape=tensor.shape, values=values)
 
 
 def _write(path: Path, entries: Iterable[tuple[str, Any]], tensors: list[Tensor], dtype: str) -> None:
-    entries = list(entries)
-    header = [b"GGUF", struct.pack("<IQQ", 3, len(tensors), len(entries))]
+    import gguf
+
+    writer = gguf.GGUFWriter(None, "llama")
+    writer.add_custom_alignment(gguf.GGUF_DEFAULT_ALIGNMENT)
+    # By the type of a value. In lists integers are signed: so llama.cpp expects the tokens' types.
+    add = {
+        bool: writer.add_bool,
+        str: writer.add_string,
+        float: writer.add_float32,
+        int: writer.add_uint32,
+        list: writer.add_array,
+    }
     for key, value in entries:
-        kind, packed = _value(value)
-        header += [_text(key), struct.pack("<I", kind), packed]
-    offset = 0
-    for tensor in tensors:
-        kind = _dtype_of(tensor, dtype)
-        # Sizes are told fastest axis first.
-        header += [
-            _text(tensor.name),
-            struct.pack(f"<I{len(tensor.shape)}Q", len(tensor.shape), *reversed(tensor.shape)),
-        ]
-        header.append(struct.pack("<IQ", _TENSOR_TYPE[kind], offset))
-        offset += _aligned(tensor.size_bytes(dtype_named(kind)))
-    head = b"".join(header)
+        add[type(value)](key, value)
+    dtypes = [dtype if len(tensor.shape) > 1 else "float32" for tensor in tensors]
+    for tensor, name in zip(tensors, dtypes, strict=True):
+        numpy_dtype, kind = dtype_named(name), gguf.GGMLQuantizationType(_TENSOR_TYPE[name])
+        writer.add_tensor_info(tensor.name, tensor.shape, numpy_dtype, tensor.size_bytes(numpy_dtype), kind)
     with writing(path) as file:
-        file.write(head.ljust(_aligned(len(head)), b"\0"))
-        for tensor in tensors:
-            values = np.asarray(tensor.values(), dtype=dtype_named(_dtype_of(tensor, dtype)), order="C")
-            if values.shape != tensor.shape:
-                raise ValueError(f"{tensor.name}: announced as {tensor.shape}, made as {values.shape}")
-            file.write(values.reshape(-1).view(np.uint8).data)
-            file.write(bytes(_aligned(values.nbytes) - values.nbytes))
-
-
-def _dtype_of(tensor: Tensor, dtype: str) -> str:
-    return dtype if len(tensor.shape) > 1 else "float32"
-
-
-def _aligned(size_bytes: int) -> int:
-    return -(-size_bytes // _ALIGNMENT) * _ALIGNMENT
-
-
-def _text(text: str) -> bytes:
-    data = text.encode()
-    return struct.pack("<Q", len(data)) + data
-
-
-def _value(value: Any) -> tuple[int, bytes]:
-    """GGUF's number of a value's type, and its bytes; Python's own types, and lists of one of them, say which."""
-    if isinstance(value, bool):
-        return _BOOL, struct.pack(_PACKED[_BOOL], value)
-    if isinstance(value, str):
-        return _STRING, _text(value)
-    if isinstance(value, float):
-        return _FLOAT32, struct.pack(_PACKED[_FLOAT32], value)
-    if isinstance(value, int):
-        return _UINT32, struct.pack(_PACKED[_UINT32], value)
-    # In lists integers are signed: so llama.cpp wants the tokens' types.
-    kind = _STRING if isinstance(value[0], str) else _FLOAT32 if isinstance(value[0], float) else _INT32
-    packed = [_text(one) if kind == _STRING else struct.pack(_PACKED[kind], one) for one in value]
-    return _ARRAY, struct.pack("<IQ", kind, len(value)) + b"".join(packed)
+        writer.write_header_to_file(Path(file.name))
+        writer.write_kv_data_to_file()
+        writer.write_ti_data_to_file()
+        (out,) = writer.fout or ()
+        writer.write_padding(out, out.tell())
+        for tensor, name in zip(tensors, dtypes, strict=True):
+            # Not by `write_tensor_data`, whose errors do not say that the disk is full.
+            writer.write_padding(out, out.write(tensor.file_bytes(dtype_named(name))))
+        writer.close()

@@ -1,11 +1,10 @@
-"""Weights in Hugging Face's form: a folder with `config.json` and safetensors files, as `LlamaForCausalLM` reads and
-writes it.
+"""Hugging Face's form of a model: a folder with `config.json` and safetensors files, as `LlamaForCausalLM` has it.
 
-Rotary positions are half-split on both sides, so no rows are permuted; a linear layer's weight is stored transposed
-there.
+Rotary positions are half-split on both sides, so no rows are permuted; linear layers' weights are transposed there.
 """
 
 from collections.abc import Callable, Iterator, Mapping
+import functools
 import os
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ import numpy as np
 
 from diversity_jax.core.errors import InputError
 from diversity_jax.core.files import read_json, write_json
-from diversity_jax.model.checkpoint_io.safetensors import Tensor, dtype_named, map_tensors, write_tensors
+from diversity_jax.model.checkpoint_io.safetensors import Tensor, dtype_named, read_tensors, write_tensors
 from diversity_jax.model.config import LlamaConfig
 
 _INDEX = "model.safetensors.index.json"
@@ -91,12 +90,6 @@ def _names(config: LlamaConfig) -> Iterator[tuple[str, int | None, str]]:
         yield "head", None, _TOP["head"]
 
 
-def _find(params: Mapping[str, Any], name: str) -> Any:
-    for part in name.split("/"):
-        params = params[part]
-    return params
-
-
 def config_to_hugging_face(
     config: LlamaConfig, dtype: str = "float32", end_of_text_id: int | None = None
 ) -> dict[str, Any]:
@@ -147,14 +140,14 @@ def config_from_hugging_face(folder: str | os.PathLike, **overrides: Any) -> Lla
         "num_heads": "num_attention_heads",
     }
     optional = {"num_kv_heads": ("num_key_value_heads", None), "max_length": ("max_position_embeddings", 2048)}
-    if lost := [name for name in required.values() if name not in theirs]:
-        raise InputError(f"{path}: has no {lost[0]}; expected the configuration of a LlamaForCausalLM")
+    if missing := [name for name in required.values() if name not in theirs]:
+        raise InputError(f"{path}: has no {missing[0]}; expected the configuration of a LlamaForCausalLM")
     fields = {ours: theirs[name] for ours, name in required.items()}
     fields |= {ours: theirs.get(name, default) for ours, (name, default) in optional.items()}
     names = required | {ours: name for ours, (name, _) in optional.items()}
     for ours, value in fields.items():
-        whole = isinstance(value, int) and not isinstance(value, bool) and value > 0
-        if not whole and (ours, value) != ("num_kv_heads", None):
+        is_count = isinstance(value, int) and not isinstance(value, bool) and value > 0
+        if not is_count and (ours, value) != ("num_kv_heads", None):
             raise InputError(f"{path}: {names[ours]} is {value!r}; expected a whole number above 0")
     size = fields["hidden_size"] // fields["num_heads"]
     if theirs.get("head_dim") not in (None, size):
@@ -182,10 +175,9 @@ def _refuse_other_models(path: Path, theirs: Mapping[str, Any]) -> Mapping[str, 
         "hidden_act": ": the gate is SwiGLU",
     }
     for name, value in wanted.items():
-        found = theirs.get(name, None if name == "model_type" else value)
-        found = bool(found) if value is False else found
-        if found != value:
-            raise InputError(f"{path}: {name} is {found!r}; only {value!r} can be read{why.get(name, '')}")
+        theirs_value = theirs.get(name, None if name == "model_type" else value)
+        if (bool(theirs_value) if value is False else theirs_value) != value:
+            raise InputError(f"{path}: {name} is {theirs_value!r}; only {value!r} can be read{why.get(name, '')}")
     if theirs.get("quantization_config"):
         raise InputError(
             f"{path}: the weights are quantised (quantization_config); dequantise them with transformers and save "
@@ -196,8 +188,7 @@ def _refuse_other_models(path: Path, theirs: Mapping[str, Any]) -> Mapping[str, 
     if kind != "default":
         raise InputError(
             f"{path}: rope_type is {kind!r}; only 'default' can be read: scaled rotary positions would be computed "
-            "unscaled here, and "
-            "every token after the first would be off"
+            "unscaled here, and every token after the first would be off"
         )
     if (share := rope.get("partial_rotary_factor", theirs.get("partial_rotary_factor", 1.0))) != 1.0:
         raise InputError(f"{path}: partial_rotary_factor is {share}; only 1.0 can be read: here the whole head turns")
@@ -241,7 +232,7 @@ def export_hugging_face(
     folder, numpy_dtype = Path(folder), dtype_named(dtype)
     refuse_model_folder(folder)
     tensors = hugging_face_tensors(config, params)
-    shards = _deal(tensors, max_shard_bytes, numpy_dtype)
+    shards = _into_files(tensors, max_shard_bytes, numpy_dtype)
     if len(shards) == 1:
         write_tensors(folder / _SINGLE, shards[0], numpy_dtype)
     else:
@@ -263,22 +254,23 @@ def refuse_model_folder(folder: Path) -> None:
 
 def _fetch(params: Mapping[str, Any], name: str, layer: int | None) -> Callable[[], np.ndarray]:
     def values() -> np.ndarray:
-        array = _find(params, name)
+        array = functools.reduce(lambda tree, part: tree[part], name.split("/"), params)
         return _to_theirs(name, np.asarray(array if layer is None else array[layer]))
 
     return values
 
 
-def _deal(tensors: list[Tensor], limit: int, dtype: np.dtype) -> list[list[Tensor]]:
-    shards, room = [], 0
+def _into_files(tensors: list[Tensor], max_bytes: int, dtype: np.dtype) -> list[list[Tensor]]:
+    files: list[list[Tensor]] = []
+    free_bytes = 0
     for tensor in tensors:
         size = tensor.size_bytes(dtype)
-        if not shards or size > room:
-            shards.append([])
-            room = limit
-        shards[-1].append(tensor)
-        room -= size
-    return shards
+        if not files or size > free_bytes:
+            files.append([])
+            free_bytes = max_bytes
+        files[-1].append(tensor)
+        free_bytes -= size
+    return files
 
 
 def import_hugging_face(folder: str | os.PathLike, **overrides: Any) -> tuple[LlamaConfig, dict[str, Any]]:
@@ -296,32 +288,33 @@ def import_hugging_face(folder: str | os.PathLike, **overrides: Any) -> tuple[Ll
     """
     folder = Path(folder)
     config = config_from_hugging_face(folder, **overrides)
-    found = _map_folder(folder)
-    shapes = _shapes(config)
-    if config.tie_embeddings and (extra := found.pop(_TOP["head"], None)) is not None:
-        embed = found.get(_TOP["embed"])
-        if embed is None or not np.array_equal(extra, embed):
+    tensors = _read_folder(folder)
+    if config.tie_embeddings and (head := tensors.pop(_TOP["head"], None)) is not None:
+        embed = tensors.get(_TOP["embed"])
+        if embed is None or not np.array_equal(head.values(), embed.values()):
             raise InputError(
                 f"{folder}: lm_head.weight differs from the embedding although config.json says they are tied"
             )
-    wanted = {theirs: _their_shape(name, shapes[name]) for name, _, theirs in _names(config)}
-    _check(folder, found, wanted)
+    shapes = _shapes(config)
+    _check_names_and_shapes(
+        folder, tensors, {theirs: _their_shape(name, shapes[name]) for name, _, theirs in _names(config)}
+    )
     params: dict[str, Any] = {}
     for name, shape in shapes.items():
         *parents, leaf = name.split("/")
-        place = params
+        tree = params
         for parent in parents:
-            place = place.setdefault(parent, {})
+            tree = tree.setdefault(parent, {})
         if name in _LAYER:
-            place[leaf] = np.empty((config.num_layers, *shape), np.float32)
+            tree[leaf] = np.empty((config.num_layers, *shape), np.float32)
             for layer in range(config.num_layers):
-                place[leaf][layer] = _to_ours(name, found[f"model.layers.{layer}.{_LAYER[name]}"], shape)
+                tree[leaf][layer] = _to_ours(name, tensors[f"model.layers.{layer}.{_LAYER[name]}"].values(), shape)
         else:
-            place[leaf] = np.ascontiguousarray(_to_ours(name, found[_TOP[name]], shape), np.float32)
+            tree[leaf] = np.ascontiguousarray(_to_ours(name, tensors[_TOP[name]].values(), shape), np.float32)
     return config, params
 
 
-def _map_folder(folder: Path) -> dict[str, np.ndarray]:
+def _read_folder(folder: Path) -> dict[str, Tensor]:
     if (folder / _INDEX).exists():
         index = read_json(folder / _INDEX)
         weight_map = index.get("weight_map") if isinstance(index, dict) else None
@@ -331,33 +324,32 @@ def _map_folder(folder: Path) -> dict[str, np.ndarray]:
             raise InputError(
                 f"{folder / _INDEX}: has no weight_map of tensors to files beside it; fetch the model again"
             )
-        files = {file: map_tensors(folder / file) for file in sorted(set(weight_map.values()))}
-        lost = sorted(name for name, file in weight_map.items() if name not in files[file])
-        if lost:
-            raise InputError(f"{folder / weight_map[lost[0]]}: has no tensor {lost[0]}, which {_INDEX} places there")
-        found = {name: files[file][name] for name, file in weight_map.items()}
+        files = {file: read_tensors(folder / file) for file in sorted(set(weight_map.values()))}
+        if missing := sorted(name for name, file in weight_map.items() if name not in files[file]):
+            file = weight_map[missing[0]]
+            raise InputError(f"{folder / file}: has no tensor {missing[0]}, which {_INDEX} places there")
+        tensors = {name: files[file][name] for name, file in weight_map.items()}
     elif (folder / _SINGLE).exists():
-        found = map_tensors(folder / _SINGLE)
+        tensors = read_tensors(folder / _SINGLE)
     else:
-        pickled = (
-            " (pytorch_model.bin is not read: save the model again with transformers)"
-            if list(folder.glob("pytorch_model*"))
-            else ""
-        )
+        is_pickled = any(folder.glob("pytorch_model*"))
+        pickled = " (pytorch_model.bin is not read: save the model again with transformers)" if is_pickled else ""
         raise InputError(
             f"{folder}: holds neither {_SINGLE} nor {_INDEX}; give the folder of a model in safetensors form{pickled}"
         )
-    return {name: values for name, values in found.items() if not name.endswith(_IGNORED)}
+    return {name: tensor for name, tensor in tensors.items() if not name.endswith(_IGNORED)}
 
 
-def _check(folder: Path, found: Mapping[str, np.ndarray], wanted: Mapping[str, tuple[int, ...]]) -> None:
-    def some(names: list[str]) -> str:
+def _check_names_and_shapes(
+    folder: Path, tensors: Mapping[str, Tensor], expected: Mapping[str, tuple[int, ...]]
+) -> None:
+    def listed(names: list[str]) -> str:
         return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
-    if missing := [name for name in wanted if name not in found]:
-        raise InputError(f"{folder}: lacks {some(missing)}; expected {len(wanted)} tensors by its config.json")
-    if odd := [name for name in found if name not in wanted]:
-        raise InputError(f"{folder}: holds {some(odd)}, which a Llama by its config.json does not have")
-    for name, shape in wanted.items():
-        if found[name].shape != shape:
-            raise InputError(f"{folder}: {name} is {list(found[name].shape)}; expected {list(shape)} by config.json")
+    if missing := [name for name in expected if name not in tensors]:
+        raise InputError(f"{folder}: lacks {listed(missing)}; expected {len(expected)} tensors by its config.json")
+    if unknown := [name for name in tensors if name not in expected]:
+        raise InputError(f"{folder}: holds {listed(unknown)}, which a Llama by its config.json does not have")
+    for name, shape in expected.items():
+        if tensors[name].shape != shape:
+            raise InputError(f"{folder}: {name} is {list(tensors[name].shape)}; expected {list(shape)} by config.json")
