@@ -111,7 +111,8 @@ def _run_worker(request: CompileRequest) -> dict[str, Any]:
 
 def _communicate(process: subprocess.Popen[bytes], request: CompileRequest) -> tuple[bytes, bytes]:
     """Standard output and standard error; on a terminal the elapsed time is shown meanwhile."""
-    started, pending = time.monotonic(), pickle.dumps(request)
+    started = time.monotonic()
+    pending: bytes | None = pickle.dumps(request)
     while True:
         try:
             output = process.communicate(pending, timeout=1)
@@ -144,7 +145,7 @@ def make_request(config: "Config", target: Target, *, effort: str = "default") -
 
         mixture = Mixture.load(config.prepared)
         length, components = mixture.sequence_length, len(mixture.taken)
-        packed = any(part.manifest.chat for part in mixture.taken)
+        packed = any(part.prepared.chat for part in mixture.taken)
     else:
         assert config.mixture is not None  # the configuration has one or the other
         length, components = config.mixture.sequence_length, len(config.mixture.components)

@@ -1,11 +1,8 @@
-"""Reading a compiled program's text (HLO): what its devices send each other, what they read and write, which kernels
-they call.
+"""Reads a compiled program's text (HLO): traffic between devices and with memory, and the kernels that are called.
 
-A loop's body counts as often as the loop runs it, which XLA's own cost analysis does not do: a scanned model would
-count as one layer.
-
-For several TPU slices the compiler makes the program of one of them. Its collectives join partitions of that slice
-alone; what crosses slices is a `send` and a `recv` that hand arrays to the host's Megascale runtime, with the
+A loop's body counts as often as it runs, which XLA's own cost analysis does not do: a scanned model would count as one
+layer. For several TPU slices the compiler makes the program of one of them: its collectives join partitions of that
+slice, and traffic between slices is a `send` and a `recv` that hand arrays to the host's Megascale runtime, with the
 collective as their attributes.
 """
 
@@ -90,33 +87,41 @@ class Traffic:
     unknown_loops: int = 0
 
 
+def _first(pattern: str, text: str) -> str:
+    """The first group of a pattern that the text is known to hold."""
+    match = re.search(pattern, text)
+    assert match is not None, f"no {pattern} in {text[:200]}"
+    return match[1]
+
+
 def _arrays(shape: str) -> tuple[Array, ...]:
-    found = []
+    arrays = []
     for kind, sizes, layout in _ARRAY.findall(shape):
         digits = re.search(r"\d+", kind)
         bits = _BITS.get(kind, int(digits[0]) if digits else 0)
         count = math.prod(int(size) for size in sizes.split(",")) if sizes else 1
         space = re.search(r"S\((\d+)\)", layout)
-        found.append(Array(-(-count * bits // 8), space is None or space[1] == "0"))
-    return tuple(found)
+        arrays.append(Array(-(-count * bits // 8), space is None or space[1] == "0"))
+    return tuple(arrays)
 
 
 def _closing(text: str, start: int) -> int:
-    """Place after the bracket that closes the one at `start`."""
+    """Position after the bracket that closes the one at `start`."""
     depth = 0
-    for place in range(start, len(text)):
-        depth += (text[place] in "([{") - (text[place] in ")]}")
+    for position in range(start, len(text)):
+        depth += (text[position] in "([{") - (text[position] in ")]}")
         if depth == 0:
-            return place + 1
+            return position + 1
     return len(text)
 
 
 def parse(text: str) -> tuple[dict[str, list[Operation]], str]:
     """Computations by name, and the name of the entry."""
-    computations, entry, current = {}, "", []
+    computations: dict[str, list[Operation]] = {}
+    entry, current = "", []
     for line in text.splitlines():
         if line.endswith("{") and not line.startswith(" ") and "->" in line:
-            name = re.match(r"(?:ENTRY )?%?([\w.\-]+)", line)[1]
+            name = _first(r"^(?:ENTRY )?%?([\w.\-]+)", line)
             current = computations.setdefault(name, [])
             entry = name if line.startswith("ENTRY") else entry
         elif match := re.match(r"\s+(ROOT )?%([\w.\-]+) = ", line):
@@ -137,23 +142,19 @@ def parse(text: str) -> tuple[dict[str, list[Operation]], str]:
 
 
 def rounds(operation: Operation, computations: dict[str, list[Operation]]) -> int | None:
-    """How often a loop runs: as XLA says, or up to the constant its condition compares a counter from zero with; None:
-    unknown.
-    """
+    """How often a loop runs: as XLA says, or the constant that its condition compares a counter with; None: unknown."""
     if known := re.search(r'known_trip_count"?:\{"n":"(\d+)"', operation.rest):
         return int(known[1])
-    condition = computations[re.search(r"condition=%([\w.\-]+)", operation.rest)[1]]
-    constants = {one.name: int(one.rest[1:].split(")")[0]) for one in condition if re.match(r"\(-?\d+\)", one.rest)}
-    for one in condition:
-        if one.opcode == "compare" and "direction=LT" in one.rest and one.operands[-1] in constants:
-            return constants[one.operands[-1]]
+    condition = computations[_first(r"condition=%([\w.\-]+)", operation.rest)]
+    constants = {step.name: int(step.rest[1:].split(")")[0]) for step in condition if re.match(r"\(-?\d+\)", step.rest)}
+    for step in condition:
+        if step.opcode == "compare" and "direction=LT" in step.rest and step.operands[-1] in constants:
+            return constants[step.operands[-1]]
     return None
 
 
 def groups(rest: str, devices: int) -> list[list[int]]:
-    """Groups of partitions that a collective joins, in any of HLO's three notations; all partitions where none is
-    given.
-    """
+    """Groups of partitions that a collective joins, in any of HLO's notations; all partitions where none is given."""
     if pairs := re.search(r"source_target_pairs=\{(.*?)\}\}", rest):
         return [[int(number) for number in pair.split(",")] for pair in re.findall(r"\{([\d,]+)", pairs[1] + "}")]
     if listed := re.search(r"replica_groups=\{(\{[\d,{} ]*\})\}", rest):
@@ -173,53 +174,46 @@ def groups(rest: str, devices: int) -> list[list[int]]:
 
 
 def _regroup(sizes: list[int], order: list[int], group_size: int) -> list[list[int]]:
-    """Row-major numbers of an array of `sizes`, transposed by `order`, in pieces of `group_size`."""
+    """Row-major numbers of an array of `sizes`, transposed by `order`, in groups of `group_size`."""
     strides = [math.prod(sizes[axis + 1 :]) for axis in range(len(sizes))]
     numbers = [
-        sum(place * strides[axis] for place, axis in zip(index, order, strict=True))
+        sum(position * strides[axis] for position, axis in zip(index, order, strict=True))
         for index in itertools.product(*(range(sizes[axis]) for axis in order))
     ]
     return [numbers[start : start + group_size] for start in range(0, len(numbers), group_size)]
 
 
 def _payload(kind: str, operation: Operation, size: int) -> tuple[float, float]:
-    """Bytes a collective is about (the larger of what goes in and comes out), and bytes a device sends for it in a
-    ring.
-    """
+    """Bytes of a collective (the larger of its input and output), and bytes a device sends for it in a ring."""
     arrays = operation.arrays
     if operation.opcode.endswith("-start") and kind != "all-reduce":
         arrays = (
             arrays[1:2] if kind == "collective-permute" else arrays[len(arrays) // 2 :]
         )  # (inputs, outputs), then control words
-    found = sum(array.bytes for array in arrays)
-    if kind == "reduce-scatter":
-        found *= size
-    return found, _ring(kind, found, size)
+    payload = sum(array.bytes for array in arrays) * (size if kind == "reduce-scatter" else 1)
+    return payload, _ring(kind, payload, size)
 
 
 def _ring(kind: str, payload: float, size: int) -> float:
-    """Bytes that a device sends for a collective about `payload` bytes."""
+    """Bytes that a device sends for a collective of `payload` bytes."""
     return payload if kind == "collective-permute" else payload * (size - 1) / size * (2 if kind == "all-reduce" else 1)
 
 
 def _between_slices(operation: Operation, by_name: dict[str, Operation]) -> tuple[str, int, float] | None:
-    """Kind, slices that exchange, and payload, where an operation hands an array to the Megascale runtime; None for all
-    others.
-    """
-    found = re.search(r'_xla_megascale_transfer_type="(\w+)"', operation.rest)
-    if operation.opcode != "send" or found is None:
+    """Kind, number of slices, and payload of an operation that hands an array to the Megascale runtime; else None."""
+    transfer = re.search(r'_xla_megascale_transfer_type="(\w+)"', operation.rest)
+    if operation.opcode != "send" or transfer is None:
         return None
-    kind = _BETWEEN_SLICES[found[1]]
-    rendezvous = re.search(r'_xla_host_transfer_rendezvous="([^"]+)"', operation.rest)[0]
-    halves = [
-        one.arrays[0].bytes for one in by_name.values() if one.opcode in ("send", "recv") and rendezvous in one.rest
-    ]
-    target = re.search(r"_xla_megascale_target=(.*?),_xla_megascale_transfer_type", operation.rest)[1]
+    kind = _BETWEEN_SLICES[transfer[1]]
+    rendezvous = _first(r'(_xla_host_transfer_rendezvous="[^"]+")', operation.rest)
+    ends_of_transfer = [other for other in by_name.values() if other.opcode in ("send", "recv")]
+    payload = max(end.arrays[0].bytes for end in ends_of_transfer if rendezvous in end.rest)
+    target = _first(r"_xla_megascale_target=(.*?),_xla_megascale_transfer_type", operation.rest)
     if slices := re.match(r'"\{([\d,:]+)\}x', target):  # "{1,2}x{0:3}": slices 1 and 2, partitions 0 to 3 of each
         ends = [list(map(int, part.split(":"))) for part in slices[1].split(",")]
-        return kind, sum(end[-1] - end[0] + 1 for end in ends), max(halves)
+        return kind, sum(end[-1] - end[0] + 1 for end in ends), payload
     members = re.findall(r"\{([\d,]+|\d+->\d+)\}", target)
-    return kind, len(members) if kind == "collective-permute" else len(members[0].split(",")), max(halves)
+    return kind, len(members) if kind == "collective-permute" else len(members[0].split(",")), payload
 
 
 def measure(text: str, slice_of_partition: Sequence[int]) -> Traffic:
@@ -230,16 +224,17 @@ def measure(text: str, slice_of_partition: Sequence[int]) -> Traffic:
       slice_of_partition: slice of each device, in the order of the mesh.
     """
     computations, entry = parse(text)
-    traffic, seen_in_fusions = Traffic(), set()
+    traffic = Traffic()
+    channels_in_fusions: set[str] = set()
     partitions = re.search(r"num_partitions=(\d+)", text.partition("\n")[0])
     slices = list(slice_of_partition)
     if partitions and int(partitions[1]) < len(slices):  # the program of one slice
         slices = [0] * int(partitions[1])
 
     def count(key: tuple[str, int, bool], payload: float, sent: float, times: int) -> None:
-        entry = traffic.collectives.setdefault(key, [0, 0.0, 0.0])
-        for place, value in enumerate((1, payload, sent)):
-            entry[place] += times * value
+        totals = traffic.collectives.setdefault(key, [0, 0.0, 0.0])
+        for index, value in enumerate((1, payload, sent)):
+            totals[index] += times * value
 
     def collective(operation: Operation, kind: str, times: int) -> None:
         members = groups(operation.rest, len(slices))
@@ -258,10 +253,10 @@ def measure(text: str, slice_of_partition: Sequence[int]) -> Traffic:
                 channel = re.search(r"channel_id=(\d+)", operation.rest)
                 # A collective fused with computation stands in the fusion that starts it and again in those that go on
                 # with it.
-                if not (fused and channel and channel[1] in seen_in_fusions):
+                if not (fused and channel and channel[1] in channels_in_fusions):
                     collective(operation, kind, times)
                 if fused and channel:
-                    seen_in_fusions.add(channel[1])
+                    channels_in_fusions.add(channel[1])
             if between := _between_slices(operation, by_name):
                 kind, size, payload = between
                 count((kind, size, True), payload, _ring(kind, payload, size), times)
@@ -276,33 +271,33 @@ def measure(text: str, slice_of_partition: Sequence[int]) -> Traffic:
     return traffic
 
 
-def _inner(operation: Operation, computations, traffic: Traffic) -> Iterator[tuple[str, int, bool]]:
+def _inner(
+    operation: Operation, computations: dict[str, list[Operation]], traffic: Traffic
+) -> Iterator[tuple[str, int, bool]]:
     """Computations that an operation runs, how often, and whether as part of one fused kernel."""
     if operation.opcode in (*COLLECTIVES, "reduce", "scatter", "sort", "reduce-window", "select-and-scatter", "map"):
         return
     repeats = 1
     if operation.opcode == "while":
-        found = rounds(operation, computations)
-        traffic.unknown_loops += found is None
-        repeats = 1 if found is None else found
-    for one, several in _CALLED.findall(operation.rest):
-        for name in [one] if one else _NAME.findall(several):
+        known_rounds = rounds(operation, computations)
+        traffic.unknown_loops += known_rounds is None
+        repeats = 1 if known_rounds is None else known_rounds
+    for single, several in _CALLED.findall(operation.rest):
+        for name in [single] if single else _NAME.findall(several):
             if not re.fullmatch(r"all-reduce.*|reduce-scatter.*", operation.opcode):
                 yield name, repeats, operation.opcode == "fusion"
 
 
 def _kernel(operation: Operation) -> str | None:
     """A hand-written kernel's or library's name; None for the compiler's own marks."""
-    target = re.search(r'custom_call_target="([^"]+)"', operation.rest)[1]
+    target = _first(r'custom_call_target="([^"]+)"', operation.rest)
     if target == "tpu_custom_call":
         return re.sub(r"[.\d]+$", "", operation.name)
     return target if target.startswith("__") else None
 
 
-def moved_bytes(operation: Operation, by_name: dict[str, Operation], computations) -> float:
-    """Bytes that an operation reads from and writes to the device's memory; a slice or an update in place moves its own
-    size only.
-    """
+def moved_bytes(operation: Operation, by_name: dict[str, Operation], computations: dict[str, list[Operation]]) -> float:
+    """Bytes that an operation reads from and writes to the device's memory; of a slice or in-place update, its own."""
     opcode = operation.opcode
     if opcode in _FREE or opcode.endswith("-done") or any(call in operation.rest for call in _FREE_CALLS):
         return 0.0
@@ -313,41 +308,41 @@ def moved_bytes(operation: Operation, by_name: dict[str, Operation], computation
         return 2 * written
     operands = [by_name.get(name) for name in operation.operands]
     if opcode in ("dynamic-update-slice", "scatter"):
-        return 2 * operands[1 if opcode == "dynamic-update-slice" else -1].bytes
+        update = operands[1 if opcode == "dynamic-update-slice" else -1]
+        return 2 * update.bytes if update else 0.0
     reads = {
-        place: sum(array.bytes for array in one.arrays if array.in_hbm) for place, one in enumerate(operands) if one
+        index: sum(array.bytes for array in operand.arrays if array.in_hbm)
+        for index, operand in enumerate(operands)
+        if operand
     }
     if opcode == "fusion":
-        body = computations.get(re.search(r"calls=%([\w.\-]+)", operation.rest)[1], [])
-        sliced, updated = _partial_reads(body)
-        reads = {place: min(size, sliced.get(place, size)) for place, size in reads.items()}
+        sliced, updated = _partial_reads(computations.get(_first(r"calls=%([\w.\-]+)", operation.rest), []))
+        reads = {index: min(size, sliced.get(index, size)) for index, size in reads.items()}
         written = min(written, updated) if updated else written
     return written + sum(reads.values())
 
 
 def _partial_reads(body: list[Operation]) -> tuple[dict[int, int], int]:
-    """Of a fusion: bytes read of each operand that is only sliced or updated in place, and bytes written where it is an
-    update in place.
-    """
-    places = {one.name: int(one.rest[1:].split(")")[0]) for one in body if one.opcode == "parameter"}
-    by_name = {one.name: one for one in body}
-    origin = dict.fromkeys(places)  # bitcasts of an operand stand for it
-    for one in body:
-        if one.opcode == "bitcast" and one.operands and one.operands[0] in origin:
-            origin[one.name] = origin[one.operands[0]] or one.operands[0]
+    """Bytes read of each operand of a fusion that is only sliced or updated in place, and bytes written in place."""
+    parameters = {step.name: int(step.rest[1:].split(")")[0]) for step in body if step.opcode == "parameter"}
+    by_name = {step.name: step for step in body}
+    origin: dict[str, str] = {name: name for name in parameters}  # bitcasts of an operand stand for it
+    for step in body:
+        if step.opcode == "bitcast" and step.operands and step.operands[0] in origin:
+            origin[step.name] = origin[step.operands[0]]
     sliced: dict[int, int] = {}
-    whole, updated = set(), 0
-    for one in body:
-        if one.opcode in ("parameter", "bitcast"):
+    fully_read, updated = set(), 0
+    for step in body:
+        if step.opcode in ("parameter", "bitcast"):
             continue
-        in_place = one.opcode == "dynamic-update-slice"
-        updated += 2 * by_name[one.operands[1]].bytes if in_place else 0
-        for number, name in enumerate(one.operands):
+        in_place = step.opcode == "dynamic-update-slice"
+        updated += 2 * by_name[step.operands[1]].bytes if in_place else 0
+        for number, name in enumerate(step.operands):
             if name not in origin:
                 continue
-            place = places[origin[name] or name]
-            if number == 0 and (in_place or one.opcode in ("dynamic-slice", "slice", "gather")):
-                sliced[place] = sliced.get(place, 0) + (0 if in_place else one.bytes)
+            index = parameters[origin[name]]
+            if number == 0 and (in_place or step.opcode in ("dynamic-slice", "slice", "gather")):
+                sliced[index] = sliced.get(index, 0) + (0 if in_place else step.bytes)
             else:
-                whole.add(place)
-    return {place: size for place, size in sliced.items() if place not in whole}, updated
+                fully_read.add(index)
+    return {index: size for index, size in sliced.items() if index not in fully_read}, updated

@@ -1,7 +1,4 @@
-"""From a compiled step's figures to a range of step times, and the limit that binds.
-
-What a compiled step says, for people.
-"""
+"""Estimates a range of step times from a compiled step's figures, and reports it for people."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -13,18 +10,12 @@ from diversity_jax.model import LlamaConfig
 from diversity_jax.training.throughput import flops_per_token
 
 ASSUMPTIONS = (
-    (
-        "products at the data sheet's bfloat16 peak; no kernel is that fast, so measured MFU will be lower than the "
-        "range's upper end"
-    ),
-    (
-        "memory traffic from the program's own reads and writes at the data sheet's bandwidth; kernels' inner traffic is "
-        "not seen"
-    ),
-    (
-        "collectives as rings: one torus axis, both directions (TPU), or NVLink; groups that cross slices at the "
-        "network's speed"
-    ),
+    "products at the data sheet's bfloat16 peak; no kernel is that fast, so measured MFU will be lower than the "
+    "range's upper end",
+    "memory traffic from the program's own reads and writes at the data sheet's bandwidth; kernels' inner traffic is "
+    "not seen",
+    "collectives as rings: one torus axis, both directions (TPU), or NVLink; groups that cross slices at the "
+    "network's speed",
     "fastest: all four overlap perfectly (the largest alone); slowest: none do (their sum)",
 )
 # Share of all pairs of tokens that a kernel works on, and products in its backward pass as a multiple of the forward's.
@@ -65,7 +56,7 @@ def estimate(
     """Seconds by resource, step time and MFU as a range, and what binds.
 
     Args:
-      report: from `compile_worker.report`, of a step that compiled.
+      report: the worker's, of a step that compiled.
     """
     chip, tokens = target.chip, batch_size * length
     sent = {
@@ -95,7 +86,7 @@ def estimate(
         "memory_total_bytes": memory,
         "memory_capacity_bytes": capacity,
         "fits": memory <= capacity,
-        "binds": max(seconds, key=seconds.get) if memory <= capacity else "capacity",
+        "binds": max(seconds, key=seconds.__getitem__) if memory <= capacity else "capacity",
     }
 
 
@@ -220,7 +211,7 @@ def ranking(rows: Sequence[Compiled]) -> list[str]:
     head = f"{'':>3} {'ms a step':>15} {'tokens/s':>19} {'MFU %':>11} {'memory':>10}  {'binds':<12} setting"
     table = [head]
     for number, row in enumerate(rows, 1):
-        request, estimate = row.request, row.estimate
+        request, estimate = row.request, row.estimate or {}
         times = _span(estimate["step_seconds"], milliseconds)
         speed = _span([value / 1000 for value in estimate["tokens_per_second"]], "{:,.0f}".format) + " k"
         mfu = _span([100 * value for value in estimate["mfu"]], "{:.0f}".format)

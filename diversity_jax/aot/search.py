@@ -16,7 +16,7 @@ REMAT_BY_MEMORY = ("none", "save_matmuls", "full", "offload")  # the most memory
 
 @dataclass(frozen=True, kw_only=True)
 class Compiled:
-    """What came of a request: the worker's report, and the estimate where the compiler could place the program."""
+    """The result of a request: the worker's report, and the estimate where the compiler could place the program."""
 
     request: CompileRequest
     report: Mapping[str, Any]
@@ -31,15 +31,13 @@ class Compiled:
 Compile = Callable[[CompileRequest], Compiled]
 
 
-def state_bytes(request: CompileRequest, cuts: int) -> float:
-    """Parameters and Adam's two moments, float32, on one of `cuts` devices: below this no batch fits."""
-    return 12 * request.model.parameter_count / cuts
+def state_bytes(request: CompileRequest, shards: int) -> float:
+    """Parameters and Adam's two moments, float32, on one of `shards` devices: below this no batch fits."""
+    return 12 * request.model.parameter_count / shards
 
 
 def meshes(request: CompileRequest) -> Iterator[MeshConfig]:
-    """All cuts over fsdp first, then with tensor parallelism, then with copies; only ones that parameters, heads and
-    batch allow.
-    """
+    """Meshes that parameters, heads and batch allow: all of fsdp first, then with tensor parallelism, then copies."""
     target, model = request.target, request.model
     for tensor, copies in itertools.product((1, 2, 4), (1, 2, 4, 8)):
         fsdp, rest = divmod(target.devices, tensor * copies)
@@ -62,7 +60,7 @@ def meshes(request: CompileRequest) -> Iterator[MeshConfig]:
 def candidates(request: CompileRequest) -> Iterator[list[CompileRequest]]:
     """Settings in families of growing memory: once one of a family does not fit, those after it will not either.
 
-    A family has one mesh and batch, whole at first; its members save ever more for the backward pass.
+    A family has one mesh and batch, not in parts; its members save ever more for the backward pass.
     """
     for mesh in meshes(request):
         for rows in sorted({request.batch_size, 2 * request.batch_size, max(request.batch_size // 2, 1)}):
@@ -80,9 +78,10 @@ def search(request: CompileRequest, compile_step: Compile, *, limit: int, say: C
 
     Args:
       compile_step: compiles a request.
-      say: told of each attempt.
+      say: called with a line when something cannot be compiled, and at the limit.
     """
-    fitting, tried = [], 0
+    fitting: list[Compiled] = []
+    tried = 0
     for family in candidates(request):
         for candidate in family:
             if tried >= limit:
@@ -90,24 +89,23 @@ def search(request: CompileRequest, compile_step: Compile, *, limit: int, say: C
                 return _ranked(fitting)
             tried += 1
             try:
-                found = compile_step(candidate)
-                if not found.fits and (parted := in_parts(found)) and tried < limit:
+                result = compile_step(candidate)
+                if not result.fits and (parted := in_parts(result)) and tried < limit:
                     tried += 1
-                    found = compile_step(parted)
+                    result = compile_step(parted)
             except InputError as error:
                 say(str(error))
                 break
-            if not found.fits:
+            if not result.fits:
                 break
-            fitting.append(found)
+            fitting.append(result)
     return _ranked(fitting)
 
 
 def in_parts(unfit: Compiled) -> CompileRequest | None:
-    """The same step with its batch in the fewest parts that should fit, by what the compiler said it needs; None: no
-    number would do.
+    """The same step with its batch in the fewest parts that should fit by the compiler's figure; None: none would.
 
-    Parts cost a gathering of the parameters each, which is often less than recomputing layers costs.
+    Every part gathers the parameters again, which often costs less than recomputing layers.
     """
     request, capacity = unfit.request, unfit.request.target.chip.hbm_bytes
     needed = unfit.report.get("needed_bytes") or (unfit.estimate and unfit.estimate["memory_total_bytes"])
@@ -125,7 +123,7 @@ def in_parts(unfit: Compiled) -> CompileRequest | None:
 
 
 def _ranked(fitting: list[Compiled]) -> list[Compiled]:
-    return sorted(fitting, key=lambda one: -one.estimate["tokens_per_second"][0])
+    return sorted(fitting, key=lambda result: -result.estimate["tokens_per_second"][0] if result.estimate else 0.0)
 
 
 def smaller(request: CompileRequest) -> Iterator[CompileRequest]:
@@ -155,18 +153,16 @@ def smaller(request: CompileRequest) -> Iterator[CompileRequest]:
 
 
 def suggestion(request: CompileRequest, compile_step: Compile, *, limit: int = 4) -> Compiled | None:
-    """The first of `smaller` that was compiled and fits; None where none of the first `limit` that differ enough
-    does.
-    """
+    """The first of `smaller` that compiles and fits; None where none of the first `limit` does."""
     if state_bytes(request, request.target.devices) > request.target.chip.hbm_bytes:
         return None
     for candidate in itertools.islice(smaller(request), limit):
         try:
-            found = compile_step(candidate)
+            result = compile_step(candidate)
         except InputError:
             continue
-        if found.fits:
-            return found
+        if result.fits:
+            return result
     return None
 
 

@@ -102,21 +102,17 @@ _TPU_ENVIRONMENT = {
 
 
 def environment(platform: str, base: Mapping[str, str]) -> dict[str, str]:
-    """The worker's environment: this machine's, as one CPU, with what compiling for `platform` ("tpu" or "cuda")
-    needs.
-    """
-    changed = {**base, "JAX_PLATFORMS": "cpu"}
-    changed.pop("JAX_COMPILATION_CACHE_DIR", None)  # holds programs for devices that are there
+    """This machine's environment as one CPU, with the variables that compiling for `platform` (tpu, cuda) needs."""
+    variables = {**base, "JAX_PLATFORMS": "cpu"}
+    variables.pop("JAX_COMPILATION_CACHE_DIR", None)  # holds programs for devices of this machine
     if platform == "tpu":
-        return changed | _TPU_ENVIRONMENT | {"ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
+        return variables | _TPU_ENVIRONMENT | {"ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
     # Without a GPU nothing can be timed, so the compiler must not try kernels out.
-    return changed | {"XLA_FLAGS": f"{base.get('XLA_FLAGS', '')} --xla_gpu_autotune_level=0".strip()}
+    return variables | {"XLA_FLAGS": f"{base.get('XLA_FLAGS', '')} --xla_gpu_autotune_level=0".strip()}
 
 
 def gpu_description(target: Target) -> str:
-    """An H100 or H200 in the form (a text protocol buffer) that XLA takes in place of a device: its limits, sizes and
-    speeds.
-    """
+    """An H100 or H200 as a text protocol buffer, which XLA takes in place of a device: limits, sizes and speeds."""
     chip = target.chip
     return f"""
 gpu_device_info {{
@@ -128,12 +124,13 @@ gpu_device_info {{
   memory_bandwidth: {int(chip.hbm_bytes_per_second)} device_memory_size: {chip.hbm_bytes}
   cuda_compute_capability {{ major: 9 }} device_vendor: "NVIDIA Corporation"
 }}
-platform_name: "CUDA" dnn_version_info {{ major: 9 minor: 10 }} device_description_str: "NVIDIA {chip.name.upper()} (described)"
+platform_name: "CUDA" dnn_version_info {{ major: 9 minor: 10 }}
+device_description_str: "NVIDIA {chip.name.upper()} (described)"
 """
 
 
 def describe_topology(target: Target) -> list[Any]:
-    """Devices of a target that is not there, to make a mesh of.
+    """Devices of an absent target, to make a mesh of.
 
     Raises:
       InputError: the compiler for it is not installed, or knows no such slice.
@@ -155,20 +152,20 @@ def describe_topology(target: Target) -> list[Any]:
         name = f"{target.chip.name}:{target.shape_name}"
         return topologies.get_topology_desc(platform="tpu", topology_name=name, **settings).devices
     except Exception as error:  # libtpu and XLA have no error types of their own
-        said = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-        raise InputError(f"--topology {target.name}: {_remedy(target, said)}") from None
+        message = (str(error) or type(error).__name__).splitlines()[0][:200]
+        raise InputError(f"--topology {target.name}: {_remedy(target, message)}") from None
 
 
-def _remedy(target: Target, said: str) -> str:
+def _remedy(target: Target, message: str) -> str:
     import importlib.util
 
     package, extra = ("libtpu", "tpu") if target.chip.platform == "tpu" else ("jax_cuda12_plugin", "cuda")
     if importlib.util.find_spec(package) is None:
         return f"its compiler is not installed; pip install 'diversity_jax[{extra}]' brings {package}"
-    return f"the compiler refuses it ({said}); choose a slice that exists"
+    return f"the compiler refuses it ({message}); choose a slice that exists"
 
 
-def report(request: CompileRequest) -> dict[str, Any]:
+def compile_and_measure(request: CompileRequest) -> dict[str, Any]:
     """Compiles the request and measures the program.
 
     Raises:
@@ -191,23 +188,28 @@ def report(request: CompileRequest) -> dict[str, Any]:
         segments=request.packed,
         sequence_cuts=mesh.shape["sequence"],
     )
-    made = {"mesh": dict(mesh.shape), "attention": kernel, "attention_reason": why, "jax": jax.__version__}
+    report: dict[str, Any] = {
+        "mesh": dict(mesh.shape),
+        "attention": kernel,
+        "attention_reason": why,
+        "jax": jax.__version__,
+    }
     started = time.perf_counter()
     lowered = _lower(request, mesh)
-    made["lowering_seconds"] = round(time.perf_counter() - started, 1)
+    report["lowering_seconds"] = round(time.perf_counter() - started, 1)
     started = time.perf_counter()
     try:
         compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        return made | {
+        return report | {
             "fits": False,
             "compiler_said": str(error).splitlines()[0],
             "needed_bytes": _needed_bytes(str(error)),
         }
-    made["compile_seconds"] = round(time.perf_counter() - started, 1)
-    return made | {"fits": True} | _measure(compiled, mesh, request.target)
+    report["compile_seconds"] = round(time.perf_counter() - started, 1)
+    return report | {"fits": True} | _measure(compiled, mesh, request.target)
 
 
 def _lower(request: CompileRequest, mesh: Any) -> Any:
@@ -247,9 +249,9 @@ def _lower(request: CompileRequest, mesh: Any) -> Any:
 
 
 def _needed_bytes(message: str) -> float | None:
-    """What the compiler says the program would need."""
-    found = re.search(r"(?:temporaries \(|[Uu]sed )([\d.]+)([KMGT])", message)
-    return float(found[1]) * 1024 ** (" KMGT".index(found[2])) if found else None
+    """The memory the program would need, from the compiler's message."""
+    size = re.search(r"(?:temporaries \(|[Uu]sed )([\d.]+)([KMGT])", message)
+    return float(size[1]) * 1024 ** (" KMGT".index(size[2])) if size else None
 
 
 def _measure(compiled: Any, mesh: Any, target: Target) -> dict[str, Any]:
@@ -257,7 +259,7 @@ def _measure(compiled: Any, mesh: Any, target: Target) -> dict[str, Any]:
 
     memory = compiled.memory_analysis()
     per_slice = target.devices // target.slices
-    number = {device: place for place, device in enumerate(sorted(mesh.devices.flat, key=lambda device: device.id))}
+    number = {device: index for index, device in enumerate(sorted(mesh.devices.flat, key=lambda device: device.id))}
     slices = [getattr(device, "slice_index", number[device] // per_slice) for device in mesh.devices.flat]
     traffic = measure(compiled.as_text(), slices)
     return {
@@ -288,9 +290,9 @@ def _measure(compiled: Any, mesh: Any, target: Target) -> dict[str, Any]:
 def main() -> None:
     """Answers one request."""
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what libraries print goes with their logs
+    os.dup2(2, 1)  # what libraries print goes to standard error
     try:
-        answer = report(pickle.load(sys.stdin.buffer))
+        answer = compile_and_measure(pickle.load(sys.stdin.buffer))
     except InputError as error:
         answer = {"input_error": str(error)}
     print(json.dumps(answer), file=answers, flush=True)

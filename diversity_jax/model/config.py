@@ -8,8 +8,9 @@ from diversity_jax.core.errors import InputError
 ATTENTION = ("auto", "chunked", "cudnn", "splash", "reference")
 REMAT = ("none", "full", "save_matmuls", "offload")
 COMPUTE_DTYPES = ("bfloat16", "float32")
-_AT_LEAST_ONE = tuple(
-    "vocab_size hidden_size intermediate_size num_layers num_heads max_length loss_chunk_bytes".split()
+_AT_LEAST_ONE = (
+    *("vocab_size", "hidden_size", "intermediate_size", "num_layers", "num_heads", "max_length"),
+    "loss_chunk_bytes",
 )
 
 

@@ -224,7 +224,8 @@ def loss(
     x_BxLxD = hidden_states(config, params, tokens[:, :-1], dropout_key=dropout_key, mesh=mesh, **inputs)
     weights_BxL = target_weights(batch)
     count = jnp.maximum(jnp.sum(weights_BxL) if token_count is None else token_count, 1)
-    chunks = chunk_count(config, *weights_BxL.shape, mesh)
+    B, L = weights_BxL.shape
+    chunks = chunk_count(config, B, L, mesh)
     total, losses_BxL, _ = _sharded_cross_entropy(
         mesh, chunks, z_loss, x_BxLxD, head_weight(config, params), tokens[:, 1:], weights_BxL / count
     )

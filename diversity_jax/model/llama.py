@@ -175,7 +175,7 @@ def run_block(
     return nnx.merge(_block_graphdef(config), weights)(x_BxLxD, rotary, attention, mesh, length_axis)
 
 
-def add_adapters(weights: Params, adapters: Params) -> Params:
+def add_adapters(weights: Any, adapters: Params) -> Any:
     """A layer's parameters plus the products of their low-rank adapters `a` and `b`; see `model.lora`."""
     if "a" in adapters:
         return weights + jnp.tensordot(adapters["a"], adapters["b"], axes=1, precision="highest")

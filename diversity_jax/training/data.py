@@ -1,4 +1,4 @@
-"""From a mixture's rows to batches on the mesh, read ahead in a thread so that a step never waits for the disk."""
+"""Batches of a mixture's rows on the mesh, prefetched by a thread so that a step does not wait for the disk."""
 
 from collections.abc import Callable, Iterator, Mapping
 import queue
@@ -16,8 +16,7 @@ Arrays = Mapping[str, np.ndarray]
 
 
 def document_positions(tokens: np.ndarray, end_of_text_id: int) -> tuple[np.ndarray, np.ndarray]:
-    """Segment ids and positions of documents inside rows, both int32 [B, L + 1], for attention that stays inside a
-    document.
+    """Segment ids and positions of documents inside rows, both int32 [B, L + 1].
 
     Segments count from 1; an end-of-text token belongs to the document it ends; positions start at 0 in each document.
     """
@@ -30,12 +29,10 @@ def _document_starts(tokens: np.ndarray, end_of_text_id: int) -> np.ndarray:
 
 
 def segments(starts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Segment ids from 1 and positions from 0, both int32 [B, L + 1], of stretches that begin where `starts` is set, as
-    in column 0.
-    """
-    place = np.arange(starts.shape[1], dtype=np.int32)
-    first = np.maximum.accumulate(np.where(starts, place, 0), axis=1)
-    return starts.cumsum(axis=1, dtype=np.int32), (place - first).astype(np.int32)
+    """Segment ids from 1 and positions from 0, both int32 [B, L + 1]; segments begin where `starts` is set."""
+    column = np.arange(starts.shape[1], dtype=np.int32)
+    first = np.maximum.accumulate(np.where(starts, column, 0), axis=1)
+    return starts.cumsum(axis=1, dtype=np.int32), (column - first).astype(np.int32)
 
 
 def as_arrays(batch: Batch, *, separate_at: int | None = None) -> dict[str, np.ndarray]:
@@ -51,8 +48,8 @@ def as_arrays(batch: Batch, *, separate_at: int | None = None) -> dict[str, np.n
     starts = None if separate_at is None else _document_starts(batch.tokens, separate_at)
     if batch.starts is not None:
         is_packed = batch.starts[:, :1]
-        whole = np.arange(batch.tokens.shape[1])[None] == 0
-        starts = np.where(is_packed, batch.starts, whole if starts is None else starts)
+        is_first_column = np.arange(batch.tokens.shape[1])[None] == 0
+        starts = np.where(is_packed, batch.starts, is_first_column if starts is None else starts)
     if starts is not None:
         arrays["segment_ids"], arrays["positions"] = segments(starts)
     return arrays
@@ -66,16 +63,18 @@ def put(batch_size: int, sharding: NamedSharding, read: Callable[[slice], Arrays
       sharding: over the first axis.
       read: arrays of the rows a slice selects, each row read once however many devices hold it.
     """
-    index_of_device = sharding.addressable_devices_indices_map((batch_size,))
-    slices = {(index[0].start, index[0].stop): index[0] for index in index_of_device.values()}
+    indices = sharding.addressable_devices_indices_map((batch_size,)).values()
+    slices = {(index[0].start, index[0].stop): index[0] for index in indices if index}
     parts = {key: read(rows) for key, rows in slices.items()}
-    arrays = {}
-    for name, sample in next(iter(parts.values())).items():
-        shape = (batch_size, *sample.shape[1:])
-        arrays[name] = jax.make_array_from_callback(
-            shape, sharding, lambda index, name=name: parts[index[0].start, index[0].stop][name]
-        )
-    return arrays
+
+    def put_array(name: str, sample: np.ndarray) -> Array:
+        def own_rows(index: tuple[slice, ...] | None) -> np.ndarray:
+            assert index is not None  # every device holds rows
+            return parts[index[0].start, index[0].stop][name]
+
+        return jax.make_array_from_callback((batch_size, *sample.shape[1:]), sharding, own_rows)
+
+    return {name: put_array(name, sample) for name, sample in next(iter(parts.values())).items()}
 
 
 class Preparation:
@@ -114,6 +113,7 @@ class ReadAhead:
 
     def _fill(self) -> None:
         for step in range(self._start, self._stop):
+            item: dict[str, Array] | Exception
             try:
                 item = self._prepare(step)
             except Exception as error:  # handed to the consumer, whose failure it is

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 import dataclasses
+import functools
 
 import jax
 from jax import Array
@@ -35,9 +36,9 @@ class HeldOut:
         self._step = make_eval_step(model, mesh, num_components=1)
         self._sharding, self._batch_size, self._separate_at = batch_sharding(mesh), batch_size, separate_at
         self._readers = {
-            part.name: RowReader(part.manifest, "validation")
+            part.name: RowReader(part.prepared, "validation")
             for part in mixture.taken
-            if "validation" in part.manifest.splits
+            if "validation" in part.prepared.splits
         }
         self._rows = {name: min(reader.rows, batches * batch_size) for name, reader in self._readers.items()}
 
@@ -65,8 +66,8 @@ class HeldOut:
         for start in range(0, self._rows[name], self._batch_size):
             if stop():
                 break
-            batch = put(self._batch_size, self._sharding, lambda rows, start=start: self._read(name, start, rows))
-            on_device.append(self._step(params, batch))
+            read = functools.partial(self._read, name, start)
+            on_device.append(self._step(params, put(self._batch_size, self._sharding, read)))
         totals = jax.device_get(on_device)
         loss = sum(total["component_loss_sum"][0] for total in totals)
         return float(loss), float(sum(total["component_tokens"][0] for total in totals))
@@ -96,7 +97,7 @@ class Samples:
 
     def __init__(self, mixture: Mixture, model: LlamaConfig, mesh: Mesh, config: TrainConfig):
         self.prompts = config.sample_prompts
-        self._tokenizer = prepared_tokenizer(mixture.taken[0].manifest)
+        self._tokenizer = prepared_tokenizer(mixture.taken[0].prepared)
         self._end_of_text, self._new_tokens = mixture.vocabulary.end_of_text_id, config.sample_tokens
         prompts = [[self._end_of_text, *self._tokenizer.encode_batch([text])[0].tolist()] for text in self.prompts]
         longest = max(map(len, prompts)) + self._new_tokens

@@ -65,8 +65,9 @@ def keep_programs(folder: str | None) -> str | None:
     Returns:
       The folder in use; None where there is none.
     """
-    if jax.config.jax_compilation_cache_dir or folder is None:
-        return jax.config.jax_compilation_cache_dir
+    given = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]  # JAX's settings have no types
+    if given or folder is None:
+        return given
     if folder == "user":
         folder = str(Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "diversity_jax" / "programs")
     if jax.default_backend() == "cpu":
@@ -104,10 +105,10 @@ class CompileClock:
         jax.monitoring.register_event_duration_secs_listener(self._duration)
         jax.monitoring.register_event_listener(self._event)
 
-    def _duration(self, event: str, seconds: float, **_: object) -> None:
+    def _duration(self, event: str, duration_secs: float, **_: object) -> None:
         if event == "/jax/core/compile/backend_compile_duration":
             with self._lock:
-                self.seconds += seconds
+                self.seconds += duration_secs
                 self.programs += 1
 
     def _event(self, event: str, **_: object) -> None:

@@ -26,12 +26,15 @@ _NO_LORA = LoraConfig()
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, kw_only=True)
 class TrainState:
-    """Everything a step changes; with the batches, all that a run's continuation depends on."""
+    """Everything a step changes; with the batches, all that a run's continuation depends on.
 
-    step: Array  # int32 scalar, finished steps, skipped ones too
-    params: Params  # float32; what is trained: all parameters, or low-rank adapters alone
+    The same tree also holds the arrays' shapes, or their shardings, in their places.
+    """
+
+    step: Any  # int32 scalar, finished steps, skipped ones too
+    params: Any  # float32; what is trained: all parameters, or low-rank adapters alone
     opt_state: Any  # optax state; moments are float32 and placed like their parameters
-    skipped: Array  # int32 scalar, steps whose update was left out because loss or gradient was not finite
+    skipped: Any  # int32 scalar, steps whose update was left out because loss or gradient was not finite
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +54,7 @@ class TrainStep:
         check_batch(self.mesh, batch["tokens"].shape[0], gradient_accumulation=self.gradient_accumulation)
         return self.jitted(state, frozen, batch)
 
-    def lower(self, state: TrainState, batch: Batch, frozen: Params | None = None) -> Any:
+    def lower(self, state: TrainState, batch: Mapping[str, Any], frozen: Params | None = None) -> Any:
         """Lowers for ahead-of-time compilation; arguments may be `jax.ShapeDtypeStruct`s."""
         return self.jitted.lower(state, frozen, batch)
 

@@ -215,6 +215,7 @@ def goals(found: list[dict]) -> list[str]:
 def files() -> list[str]:
     """Files of this repository that a run needs, all of them."""
     import diversity_jax.core.files
+    import diversity_jax.training.step
     import diversity_jax.training.throughput  # noqa: F401
 
     needed = {

@@ -4,7 +4,7 @@ Tokenizers that llama.cpp would apply differently (normalisation, unigram models
 refused: a model that reads other tokens than it was trained on gives nonsense without an error.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 import os
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,7 @@ def tokenizer_entries(
       InputError: another kind of tokenizer, more tokens than the model has, or no such id.
     """
     name = os.fspath(tokenizer)
+    own_end: int | None
     if name == "bytes":
         tokens, entries, own_end = *_bytes(), 1
     elif name.endswith(".model"):
@@ -248,7 +249,7 @@ def _write(path: Path, entries: Iterable[tuple[str, Any]], tensors: list[Tensor]
     writer = gguf.GGUFWriter(None, "llama")
     writer.add_custom_alignment(gguf.GGUF_DEFAULT_ALIGNMENT)
     # By the type of a value. In lists integers are signed: so llama.cpp expects the tokens' types.
-    add = {
+    add: dict[type, Callable[[str, Any], None]] = {
         bool: writer.add_bool,
         str: writer.add_string,
         float: writer.add_float32,
@@ -265,7 +266,8 @@ def _write(path: Path, entries: Iterable[tuple[str, Any]], tensors: list[Tensor]
         writer.write_header_to_file(Path(file.name))
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
-        (out,) = writer.fout or ()
+        assert writer.fout is not None
+        out = writer.fout[0]
         writer.write_padding(out, out.tell())
         for tensor, name in zip(tensors, dtypes, strict=True):
             # Not by `write_tensor_data`, whose errors do not say that the disk is full.

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 import functools
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -254,7 +254,7 @@ def refuse_model_folder(folder: Path) -> None:
 
 def _fetch(params: Mapping[str, Any], name: str, layer: int | None) -> Callable[[], np.ndarray]:
     def values() -> np.ndarray:
-        array = functools.reduce(lambda tree, part: tree[part], name.split("/"), params)
+        array = functools.reduce(lambda tree, part: tree[part], name.split("/"), cast(Any, params))
         return _to_theirs(name, np.asarray(array if layer is None else array[layer]))
 
     return values
