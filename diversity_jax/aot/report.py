@@ -60,7 +60,7 @@ def estimate(
     """
     chip, tokens = target.chip, batch_size * length
     sent = {
-        crosses: sum(one["sent_bytes"] for one in report["collectives"] if one["crosses_slices"] is crosses)
+        crosses: sum(row["sent_bytes"] for row in report["collectives"] if row["crosses_slices"] is crosses)
         for crosses in (False, True)
     }
     executed = executed_flops_per_token(config, length, report["attention"]) * tokens
@@ -135,17 +135,17 @@ def lines(compiled: Compiled) -> list[str]:
     """The whole report; without an estimate, of a step that did not fit."""
     request, report, estimate = compiled.request, compiled.report, compiled.estimate
     target, model = request.target, request.model
-    found = [
+    head = [
         f"{target.name}: {target.devices} devices; {model.parameter_count:,} parameters; {setting(request)}",
         f"attention        {report['attention']} ({report['attention_reason']})",
     ]
     if estimate is None:
         needed = f"needs {gib(report['needed_bytes'])}, " if report["needed_bytes"] else ""
         return [
-            *found,
+            *head,
             f"memory           does not fit: {needed}a device has {gib(target.chip.hbm_bytes)}; binds: capacity",
         ]
-    return [*found, *_memory(request, report, estimate), *_work(report, estimate), *_time(estimate, target)]
+    return [*head, *_memory(request, report, estimate), *_work(report, estimate), *_time(estimate, target)]
 
 
 def _memory(request: CompileRequest, report: Mapping[str, Any], estimate: Mapping[str, Any]) -> list[str]:
@@ -166,7 +166,7 @@ def _memory(request: CompileRequest, report: Mapping[str, Any], estimate: Mappin
 
 def _work(report: Mapping[str, Any], estimate: Mapping[str, Any]) -> list[str]:
     flops = estimate["flops"]
-    found = [
+    lines = [
         f"FLOPs a step     {quantity(flops['model'], 'FLOP')} of the model, {quantity(flops['model_causal'], 'FLOP')} "
         "counting causal "
         f"pairs only; executed with recomputation {quantity(flops['executed'], 'FLOP')}",
@@ -174,18 +174,18 @@ def _work(report: Mapping[str, Any], estimate: Mapping[str, Any]) -> list[str]:
         "collectives      a device and step, loops counted by their rounds"
         + ("" if report["collectives"] else ": none"),
     ]
-    for one in report["collectives"]:
-        where = "across slices" if one["crosses_slices"] else "inside a slice"
-        found.append(
-            f"  {one['kind']:<19}{one['count']:>6} x of {one['devices']:>3} devices {where}: "
-            f"{quantity(one['payload_bytes'], 'B'):>8}, "
-            f"sent {quantity(one['sent_bytes'], 'B')}"
+    for row in report["collectives"]:
+        where = "across slices" if row["crosses_slices"] else "inside a slice"
+        lines.append(
+            f"  {row['kind']:<19}{row['count']:>6} x of {row['devices']:>3} devices {where}: "
+            f"{quantity(row['payload_bytes'], 'B'):>8}, "
+            f"sent {quantity(row['sent_bytes'], 'B')}"
         )
     kernels = ", ".join(f"{name} x {count}" for name, count in sorted(report["kernels"].items()))
-    found += [f"kernels          {kernels}"] if kernels else []
+    lines += [f"kernels          {kernels}"] if kernels else []
     if report["unknown_loops"]:
-        found.append(f"note             {report['unknown_loops']} loops of unknown length count as one round")
-    return found
+        lines.append(f"note             {report['unknown_loops']} loops of unknown length count as one round")
+    return lines
 
 
 def _time(estimate: Mapping[str, Any], target: Any) -> list[str]:

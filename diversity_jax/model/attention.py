@@ -60,12 +60,6 @@ class _Chunk:
         return x_BxKxLxDh[:, :, self.first : self.stop]
 
 
-@dataclass(frozen=True)
-class _Settings:
-    window: int | None
-    dropout: float
-
-
 def _chunks(length: int, window: int | None) -> list[_Chunk]:
     size = max(_SMALLEST_CHUNK, -(-length // _CHUNKS))
     return [
@@ -100,7 +94,8 @@ def _dropout_scale(dropout_key: Array | None, shape: tuple[int, ...], chunk: _Ch
 
 
 def _forward(
-    settings: _Settings,
+    window: int | None,
+    dropout: float,
     q_BxKxGxLxDh: Array,
     k_BxKxLxDh: Array,
     v_BxKxLxDh: Array,
@@ -110,31 +105,31 @@ def _forward(
     """The output, BxKxGxLxDh, and the log of the softmax's normaliser of each chunk, BxKxRx1."""
     B, K, G, L, Dh = q_BxKxGxLxDh.shape
     outputs, normalisers = [], []
-    for chunk in _chunks(L, settings.window):
+    for chunk in _chunks(L, window):
         q, k, v = chunk.queries(q_BxKxGxLxDh), chunk.keys(k_BxKxLxDh), chunk.keys(v_BxKxLxDh)
-        scores = _scores(q, k, segment_ids_BxL, chunk, settings.window)
+        scores = _scores(q, k, segment_ids_BxL, chunk, window)
         peak = jnp.max(scores, axis=-1, keepdims=True)
         weights = jnp.exp(scores - peak)
         total = jnp.sum(weights, axis=-1, keepdims=True)
-        weights = weights * _dropout_scale(dropout_key, weights.shape, chunk, settings.dropout)
+        weights = weights * _dropout_scale(dropout_key, weights.shape, chunk, dropout)
         output = jnp.einsum("bkrs,bksd->bkrd", weights.astype(v.dtype), v, preferred_element_type=jnp.float32) / total
         outputs.append(output.astype(v.dtype).reshape(B, K, G, chunk.size, Dh))
         normalisers.append(peak + jnp.log(total))
     return jnp.concatenate(outputs, axis=3), normalisers
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _attention(settings: _Settings, *arrays: Any) -> Array:
-    return _forward(settings, *arrays)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _attention(window: int | None, dropout: float, *arrays: Any) -> Array:
+    return _forward(window, dropout, *arrays)[0]
 
 
-def _attention_forward(settings: _Settings, *arrays: Any) -> tuple[Array, tuple[Any, ...]]:
-    output, normalisers = checkpoint_name(_forward(settings, *arrays), KERNEL_OUTPUT)
+def _attention_forward(window: int | None, dropout: float, *arrays: Any) -> tuple[Array, tuple[Any, ...]]:
+    output, normalisers = checkpoint_name(_forward(window, dropout, *arrays), KERNEL_OUTPUT)
     return output, (*arrays, output, normalisers)
 
 
 def _attention_backward(
-    settings: _Settings, saved: tuple[Any, ...], gradient_BxKxGxLxDh: Array
+    window: int | None, dropout: float, saved: tuple[Any, ...], gradient_BxKxGxLxDh: Array
 ) -> tuple[Array, Array, Array, None, None]:
     q_BxKxGxLxDh, k_BxKxLxDh, v_BxKxLxDh, segment_ids_BxL, dropout_key, output_BxKxGxLxDh, normalisers = saved
     B, K, G, L, Dh = q_BxKxGxLxDh.shape
@@ -145,13 +140,13 @@ def _attention_backward(
     delta = jnp.sum(
         gradient_BxKxGxLxDh.astype(jnp.float32) * output_BxKxGxLxDh.astype(jnp.float32), axis=-1, keepdims=True
     )
-    chunks = _chunks(L, settings.window)
+    chunks = _chunks(L, window)
     q_parts, k_parts, v_parts = [], [], []
     for chunk, normaliser in zip(chunks, normalisers, strict=True):
         q, gradient = chunk.queries(q_BxKxGxLxDh), chunk.queries(gradient_BxKxGxLxDh)
         k, v = chunk.keys(k_BxKxLxDh), chunk.keys(v_BxKxLxDh)
-        weights = jnp.exp(_scores(q, k, segment_ids_BxL, chunk, settings.window) - normaliser)
-        scale = _dropout_scale(dropout_key, weights.shape, chunk, settings.dropout)
+        weights = jnp.exp(_scores(q, k, segment_ids_BxL, chunk, window) - normaliser)
+        scale = _dropout_scale(dropout_key, weights.shape, chunk, dropout)
         weights_gradient = product("bkrd,bksd->bkrs", gradient, v) * scale
         scores_gradient = (weights * (weights_gradient - chunk.queries(delta))).astype(dtype)
         q_parts.append(product("bkrs,bksd->bkrd", scores_gradient, k).astype(dtype).reshape(B, K, G, chunk.size, Dh))
@@ -209,8 +204,8 @@ def chunked_attention(
     # Heads before tokens: the batched products then read contiguous matrices, which more than pays for this one copy.
     q_BxKxGxLxDh = jnp.swapaxes(q_BxLxHxDh * Dh**-0.5, 1, 2).reshape(B, K, H // K, L, Dh)
     k_BxKxLxDh, v_BxKxLxDh = jnp.swapaxes(k_BxLxKxDh, 1, 2), jnp.swapaxes(v_BxLxKxDh, 1, 2)
-    settings = _Settings(window if window is not None and window < L else None, dropout)
-    output_BxKxGxLxDh = _attention(settings, q_BxKxGxLxDh, k_BxKxLxDh, v_BxKxLxDh, segment_ids_BxL, dropout_key)
+    window = window if window is not None and window < L else None
+    output_BxKxGxLxDh = _attention(window, dropout, q_BxKxGxLxDh, k_BxKxLxDh, v_BxKxLxDh, segment_ids_BxL, dropout_key)
     return jnp.swapaxes(output_BxKxGxLxDh.reshape(B, H, L, Dh), 1, 2)
 
 
@@ -287,14 +282,8 @@ def splash_attention(
 
     L, H, Dh = q_BxLxHxDh.shape[1:]
     block = next(size for size in (512, 384, 256, 128) if L % size == 0)
-    blocks = splash.BlockSizes(
-        block_q=block,
-        block_kv=block,
-        block_q_dkv=block,
-        block_kv_dkv=block,
-        block_kv_dkv_compute=block,
-        use_fused_bwd_kernel=True,
-    )
+    names = ("block_q", "block_kv", "block_q_dkv", "block_kv_dkv", "block_kv_dkv_compute")
+    blocks = splash.BlockSizes(**dict.fromkeys(names, block), use_fused_bwd_kernel=True)
     one_head = splash.CausalMask((L, L)) if window is None else splash.LocalMask((L, L), (window - 1, 0), 0)
     kernel = splash.make_splash_mha(
         splash.MultiHeadMask([one_head] * H),
@@ -305,11 +294,8 @@ def splash_attention(
         interpret=interpret,
     )
     q, k, v = (jnp.swapaxes(x, 1, 2) for x in (q_BxLxHxDh * Dh**-0.5, k_BxLxKxDh, v_BxLxKxDh))
-    if segment_ids_BxL is None:
-        output_BxHxLxDh = jax.vmap(kernel)(q, k, v)
-    else:
-        output_BxHxLxDh = jax.vmap(kernel)(q, k, v, splash.SegmentIds(q=segment_ids_BxL, kv=segment_ids_BxL))
-    return jnp.swapaxes(output_BxHxLxDh, 1, 2)
+    ids = () if segment_ids_BxL is None else (splash.SegmentIds(q=segment_ids_BxL, kv=segment_ids_BxL),)
+    return jnp.swapaxes(jax.vmap(kernel)(q, k, v, *ids), 1, 2)
 
 
 def _obstacle(

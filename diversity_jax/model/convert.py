@@ -1,4 +1,4 @@
-"""Moves weights between training runs and Hugging Face folders, and out to llama.cpp.
+"""Converts weights between training runs and Hugging Face folders, and to GGUF for llama.cpp.
 
     python -m diversity_jax.model.convert export RUN OUTPUT [--step 1000] [--dtype bfloat16] [--max-shard-gigabytes 5]
     python -m diversity_jax.model.convert gguf RUN OUTPUT.gguf --tokenizer bytes [--step 1000] [--dtype bfloat16]
@@ -69,8 +69,10 @@ def read_model(
 
 
 def _merged(config: LlamaConfig, checkpoint: Path, tuned: Mapping[str, Any]) -> dict[str, Any]:
-    """The model that a run started from, its adapters' products added; refused where that model is no longer the
-    same.
+    """The model that a run started from plus its adapters' products.
+
+    Raises:
+      InputError: that model is no longer the same.
     """
     import jax
     from orbax.checkpoint import v1 as ocp
@@ -121,8 +123,8 @@ def _config(path: Path, fields: Any) -> LlamaConfig:
 def _checkpoint(folder: Path, step: int | None) -> Path:
     steps = sorted(int(entry.name) for entry in folder.glob("*") if entry.name.isdigit())
     if not steps or (step is not None and step not in steps):
-        found = ", ".join(map(str, steps)) or "none"
-        raise InputError(f"{folder}: has no checkpoint{'' if step is None else f' of step {step}'}; there: {found}")
+        listed = ", ".join(map(str, steps)) or "none"
+        raise InputError(f"{folder}: has no checkpoint{'' if step is None else f' of step {step}'}; there: {listed}")
     return folder / str(steps[-1] if step is None else step)
 
 
@@ -247,10 +249,10 @@ def _tokenizer(options: argparse.Namespace) -> TokenizerFiles | None:
     """The tokenizer asked for, or else the model's own."""
     if options.tokenizer == "none":
         return None
-    found = model_tokenizer(options.source) if options.tokenizer is None else named_tokenizer(options.tokenizer)
-    if found and options.end_of_text_id is not None:
-        found = dataclasses.replace(found, end_of_text_id=options.end_of_text_id)
-    return found
+    files = model_tokenizer(options.source) if options.tokenizer is None else named_tokenizer(options.tokenizer)
+    if files and options.end_of_text_id is not None:
+        files = dataclasses.replace(files, end_of_text_id=options.end_of_text_id)
+    return files
 
 
 def _gguf(options: argparse.Namespace) -> None:

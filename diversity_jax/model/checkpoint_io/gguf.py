@@ -17,9 +17,9 @@ from diversity_jax.model.checkpoint_io.hugging_face import hugging_face_tensors
 from diversity_jax.model.checkpoint_io.safetensors import Tensor, dtype_named
 from diversity_jax.model.config import LlamaConfig
 
-# Kinds of a token, by the numbers that SentencePiece gives them and llama.cpp took over.
+# Kinds of a token, by SentencePiece's numbers, which llama.cpp has too.
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = range(1, 7)
-# These models have learnt text, not conversations: the turns stand one below the other.
+# These models are trained on text, not conversations: turns are put one below the other.
 _CHAT_TEMPLATE = "{% for message in messages %}{{ message['content'] }}\n\n{% endfor %}"
 
 _Token = tuple[str, float, int]  # text, score, kind
@@ -77,7 +77,7 @@ def tokenizer_entries(
 
 
 def _bytes() -> tuple[list[_Token], list[tuple[str, Any]]]:
-    """UTF-8 bytes; the space stands there as the mark that llama.cpp puts in its place before it looks for pieces."""
+    """UTF-8 bytes; the space's token is U+2581, which llama.cpp substitutes for it before it tokenises."""
     special = [("<pad>", 0.0, _CONTROL), ("</s>", 0.0, _CONTROL), ("<unk>", 0.0, _UNKNOWN)]
     tokens = special + [(f"<0x{byte:02X}>", 0.0, _BYTE) for byte in range(256)]
     tokens[3 + ord(" ")] = ("\u2581", 0.0, _NORMAL)
@@ -118,9 +118,7 @@ def _sentencepiece(path: str) -> tuple[list[_Token], list[tuple[str, Any]], int 
 
 
 def _byte_level(path: str, content: Any) -> tuple[list[_Token], list[tuple[str, Any]]]:
-    """Byte-level BPE that splits words as GPT-2 did; NFC, which most text is in already, is the one normalisation let
-    pass.
-    """
+    """Byte-level BPE that splits words as GPT-2 did; of normalisations only NFC is allowed: most text is in it."""
     content = content if isinstance(content, Mapping) else {}
     model, splitter, normal = (content.get(part) or {} for part in ("model", "pre_tokenizer", "normalizer"))
     as_gpt2 = (
@@ -139,10 +137,10 @@ def _byte_level(path: str, content: Any) -> tuple[list[_Token], list[tuple[str, 
         raise InputError(
             f"tokenizer {path}: uses byte_fallback or ignore_merges, which GPT-2's way of merging does not have"
         )
-    found: dict[int, _Token] = {number: (text, 0.0, _NORMAL) for text, number in model["vocab"].items()}
+    by_id: dict[int, _Token] = {number: (text, 0.0, _NORMAL) for text, number in model["vocab"].items()}
     for token in content.get("added_tokens") or ():
-        found[token["id"]] = (token["content"], 0.0, _CONTROL if token.get("special") else _USER_DEFINED)
-    tokens = [found.get(number, (f"<unused{number}>", 0.0, _UNUSED)) for number in range(max(found) + 1)]
+        by_id[token["id"]] = (token["content"], 0.0, _CONTROL if token.get("special") else _USER_DEFINED)
+    tokens = [by_id.get(number, (f"<unused{number}>", 0.0, _UNUSED)) for number in range(max(by_id) + 1)]
     merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
     entries = [("tokenizer.ggml.model", "gpt2"), ("tokenizer.ggml.pre", "gpt-2"), ("tokenizer.ggml.merges", merges)]
     return tokens, entries

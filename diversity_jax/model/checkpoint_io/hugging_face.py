@@ -9,12 +9,15 @@ import os
 from pathlib import Path
 from typing import Any, cast
 
+import jax
 import numpy as np
 
 from diversity_jax.core.errors import InputError
 from diversity_jax.core.files import read_json, write_json
 from diversity_jax.model.checkpoint_io.safetensors import Tensor, dtype_named, read_tensors, write_tensors
 from diversity_jax.model.config import LlamaConfig
+from diversity_jax.model.llama import param_shapes
+from diversity_jax.model.sharding import path_name
 
 _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
@@ -36,25 +39,10 @@ _IGNORED = "rotary_emb.inv_freq"  # older files hold this table, which follows f
 
 
 def _shapes(config: LlamaConfig) -> dict[str, tuple[int, ...]]:
-    """Our shape of every parameter; of one layer, where stacked."""
-    D, H, K, Dh, F = config.hidden_size, config.num_heads, config.kv_heads, config.head_size, config.intermediate_size
-    shapes = {
-        "embed": (config.vocab_size, D),
-        "norm": (D,),
-        "head": (D, config.vocab_size),
-        "blocks/attention_norm": (D,),
-        "blocks/attention/query": (D, H, Dh),
-        "blocks/attention/key": (D, K, Dh),
-        "blocks/attention/value": (D, K, Dh),
-        "blocks/attention/output": (H, Dh, D),
-        "blocks/mlp_norm": (D,),
-        "blocks/mlp/gate": (D, F),
-        "blocks/mlp/up": (D, F),
-        "blocks/mlp/down": (F, D),
-    }
-    if config.tie_embeddings:
-        del shapes["head"]
-    return shapes
+    """Our shape of every parameter by its path; of one layer, where stacked."""
+    leaves = jax.tree_util.tree_leaves_with_path(param_shapes(config))
+    shapes = {path_name(path): leaf.shape for path, leaf in leaves}
+    return {name: shape[1:] if name in _LAYER else shape for name, shape in shapes.items()}
 
 
 def _inputs(name: str, shape: tuple[int, ...]) -> int:
@@ -122,7 +110,7 @@ def config_to_hugging_face(
 
 
 def config_from_hugging_face(folder: str | os.PathLike, **overrides: Any) -> LlamaConfig:
-    """The model that a folder's `config.json` describes; keyword arguments replace fields of ours.
+    """The model that a folder's `config.json` describes; keyword arguments replace fields of `LlamaConfig`.
 
     Raises:
       InputError: it is no Llama, or one with a part that this model does not have; the message names the entry.
