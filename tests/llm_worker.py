@@ -2,8 +2,7 @@
 SETTINGS_JSON`.
 
 Settings: `url`, `first`, `last`, `config` (of EngineConfig), `budget` (of BudgetConfig), `model`. Prints `ready` when
-  it starts to ask,
-and at the end one JSON line: outcomes by kind, a hash of all answers, attempts.
+it starts to ask, and at the end one JSON line: outcomes by kind, a hash of all answers, attempts.
 """
 
 import asyncio

@@ -3,14 +3,15 @@
 semaphore.
 
     python scripts/benchmarks/bench_llm_engine.py --latency_seconds=0.5 --in_flight=256 --calls=10240
-    python scripts/benchmarks/bench_llm_engine.py --latency_seconds=0 --in_flight=64 --calls=3000 --judges=openai:m,gemini:m,google-genai:m
+    python scripts/benchmarks/bench_llm_engine.py --latency_seconds=0 --in_flight=64 --calls=3000 \\
+        --judges=openai:m,gemini:m,google-genai:m
 
-The judge is a process of its own on loopback, which is shown ten samples of about 60 words a call. The plain SDK keeps
-no ledger, no budget and retries nothing. The ideal wall time of the engine is calls / in_flight * latency. That of the
-whole agent (from its first request for criteria to its scorecard, groupings.jsonl and ledger on disk) is (3 + 2 *
-groupings / in_flight) * latency: proposals, summaries and guidance each wait for the ones before, however many may be
-  in flight, and then come two calls a grouping. That of the whole
-command is the same, while its time also holds the start of Python, all imports, the forecast, statistics and the page.
+The judge is a process of its own on loopback, which is shown ten samples of about 60 words a call. The plain SDK has no
+response cache and no budget, and retries nothing. The ideal wall time of the engine is calls / in_flight * latency.
+That of the whole agent (from its first request for criteria to its scorecard, groupings.jsonl and ledger on disk) is
+(3 + 2 * groupings / in_flight) * latency: proposals, summaries and guidance each wait for the ones before, however many
+may be in flight, and then come two calls a grouping. That of the whole command is the same, while its time also holds
+the start of Python, all imports, the forecast, statistics and the page.
 """
 
 import argparse
@@ -67,14 +68,14 @@ def request(number: int) -> Request:
 async def measure(ask: Callable[[Request], Awaitable], calls: int, in_flight: int) -> tuple[float, float]:
     """Wall seconds and CPU seconds of this process for `calls` calls, after a warm-up that opens the connections."""
     await asyncio.gather(*(ask(request(-number)) for number in range(1, in_flight + 1)))
-    room = asyncio.Semaphore(2 * in_flight)  # as the agent does: far more groupings than slots need not exist at once
+    started = asyncio.Semaphore(2 * in_flight)  # as the agent does: more groupings than slots need not exist at once
 
-    async def one(number: int):
-        async with room:
+    async def ask_numbered(number: int):
+        async with started:
             await ask(request(number))
 
     wall, cpu = time.perf_counter(), time.process_time()
-    await asyncio.gather(*(one(number) for number in range(calls)))
+    await asyncio.gather(*(ask_numbered(number) for number in range(calls)))
     return time.perf_counter() - wall, time.process_time() - cpu
 
 
@@ -94,12 +95,12 @@ async def plain_run(server: RemoteServer, calls: int, in_flight: int) -> tuple[f
     slots = asyncio.Semaphore(in_flight)
     async with openai.AsyncOpenAI(api_key="none", base_url=server.openai_url, max_retries=0) as client:
 
-        async def ask(asked: Request):
+        async def ask(request: Request):
             async with slots:
-                messages = [{"role": "system", "content": asked.system}, {"role": "user", "content": asked.user}]
+                messages = [{"role": "system", "content": request.system}, {"role": "user", "content": request.user}]
                 wanted = {
                     "type": "json_schema",
-                    "json_schema": {"name": asked.stage, "strict": True, "schema": asked.schema},
+                    "json_schema": {"name": request.stage, "strict": True, "schema": request.schema},
                 }
                 await client.chat.completions.create(
                     model="m", messages=messages, max_tokens=4096, temperature=0, response_format=wanted
@@ -134,8 +135,8 @@ def agent_run(judge: str, server: RemoteServer, calls: int, in_flight: int) -> t
             base_url=url,
             config=EngineConfig(max_in_flight=in_flight, ledger=f"{folder}/ledger.sqlite", progress="off"),
         )
-        asked, wall, cpu = LlmJudge(engine), time.perf_counter(), time.process_time()
-        card = score_corpus(Texts(), asked, agent, groupings_path=f"{folder}/groupings.jsonl")
+        judge_of_engine, wall, cpu = LlmJudge(engine), time.perf_counter(), time.process_time()
+        card = score_corpus(Texts(), judge_of_engine, agent, groupings_path=f"{folder}/groupings.jsonl")
         return time.perf_counter() - wall, time.process_time() - cpu, card.calls
 
 
