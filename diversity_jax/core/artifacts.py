@@ -119,11 +119,8 @@ class ArtifactStore:
         before = self.record(name)
         if before is None:
             return None
-        return {
-            key: before.get(key)
-            for key, value in settings.items()
-            if content_hash(before.get(key)) != content_hash(value)
-        }
+        changed = (key for key, value in settings.items() if content_hash(before.get(key)) != content_hash(value))
+        return {key: before.get(key) for key in changed}
 
     def verified(
         self, names: Sequence[str], record_ending: str, checksums: Mapping[str, str], folder: str | Path | None = None

@@ -90,24 +90,19 @@ class Corpus(Protocol):
     @property
     def name(self) -> str:
         """The source as it was configured."""
-        ...
 
     @property
     def rejected(self) -> Counter[str]:
         """How many records the latest reading or sampling left out, by reason."""
-        ...
 
     def __iter__(self) -> Iterator[Document]:
         """All documents in an order that depends on the content alone."""
-        ...
 
     def sample(self, size: int, *, seed: int) -> list[Document]:
         """Draws documents uniformly without replacement, the same ones for the same (content, size, seed)."""
-        ...
 
     def fingerprint(self) -> str:
         """Hexadecimal SHA-256 of content and reading settings."""
-        ...
 
 
 class Rejected(InputError):
@@ -235,15 +230,16 @@ def list_fields(record: Mapping[str, Any]) -> str:
 
 
 def _kind(value: Any) -> str:
-    kinds = {
-        bool: "true or false",
-        int: "a number",
-        float: "a number",
-        list: "a list",
-        dict: "an object",
-        bytes: "bytes",
-    }
-    return kinds.get(type(value), f"a {type(value).__name__}")
+    kinds = {bool: "true or false", int: "a number", float: "a number", list: "a list", dict: "an object"}
+    return kinds.get(type(value), "bytes" if isinstance(value, bytes) else f"a {type(value).__name__}")
+
+
+_FIRST_BYTES = {
+    b"\x1f\x8b": "gzip (name it .gz)",
+    b"\x28\xb5": "Zstandard (name it .zst)",
+    b"\xff\xfe": "UTF-16",
+    b"\xfe\xff": "UTF-16",
+}
 
 
 def decode_utf8(data: bytes, where: str) -> str:
@@ -255,13 +251,7 @@ def decode_utf8(data: bytes, where: str) -> str:
     try:
         return data.decode()
     except UnicodeDecodeError as error:
-        known = {
-            b"\x1f\x8b": "gzip (name it .gz)",
-            b"\x28\xb5": "Zstandard (name it .zst)",
-            b"\xff\xfe": "UTF-16",
-            b"\xfe\xff": "UTF-16",
-        }
-        guess = f"; it looks like {known[data[:2]]}" if data[:2] in known else ""
+        guess = f"; it looks like {_FIRST_BYTES[data[:2]]}" if data[:2] in _FIRST_BYTES else ""
         message = (
             f"{where}: is not UTF-8 at byte {error.start}{guess}; convert it, or tolerate it with max_broken_share"
         )

@@ -94,19 +94,16 @@ def _meta_columns(schema: Any, text_field: str, path: str) -> list[str]:
         return [field.name for field in schema if not any(kind(field.type) for kind in binary)]
     nested = "." in text_field and text_field not in schema.names
     first, *rest = text_field.split(".") if nested else [text_field]
-    column = schema.field(first).type if first in schema.names else None
-    for name in rest:
-        column = (
-            column.field(name).type
-            if column is not None and types.is_struct(column) and column.get_field_index(name) >= 0
-            else None
-        )
-    if column is None:
-        raise InputError(f"{path}: has no column {text_field!r}; set text_field to one of: {', '.join(schema.names)}")
+    try:
+        column = schema.field(first).type
+        for name in rest:
+            column = column.field(name).type
+    except (KeyError, TypeError, AttributeError):  # a list, or a column without fields
+        known = ", ".join(schema.names)
+        raise InputError(f"{path}: has no column {text_field!r}; set text_field to one of: {known}") from None
     value = column.value_type if types.is_dictionary(column) else column
-    if not (
-        types.is_string(value) or types.is_large_string(value) or types.is_binary(value) or types.is_large_binary(value)
-    ):
+    texts = (types.is_string, types.is_large_string, types.is_binary, types.is_large_binary)
+    if not any(kind(value) for kind in texts):
         raise InputError(f"{path}: column {text_field!r} holds {column}, not text; set text_field to one that does")
     unread = (types.is_nested, *binary)
     return [field.name for field in schema if field.name != first and not any(kind(field.type) for kind in unread)]
