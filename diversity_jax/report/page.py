@@ -13,15 +13,6 @@ from diversity_jax.report.plotting import Drawing
 
 
 @dataclass(frozen=True, kw_only=True)
-class KeyFigure:
-    """A number worth seeing first: what it is, its value, and a note beneath."""
-
-    label: str
-    value: str
-    note: str = ""
-
-
-@dataclass(frozen=True, kw_only=True)
 class Section:
     """A part of a page: its anchor (letters and hyphens), its title, its body, and the drawings that the body shows."""
 
@@ -40,7 +31,7 @@ class Page:
       name: the run or corpus.
       verdict: one sentence, the page's headline.
       lede: a sentence or two that follow from it; may be empty.
-      key_figures: up to six numbers of the first screen.
+      key_figures: up to six numbers of the first screen, written by the macro `key`.
       sections: in reading order.
       footer: one line at the end.
     """
@@ -49,7 +40,7 @@ class Page:
     name: str
     verdict: str
     lede: str = ""
-    key_figures: tuple[KeyFigure, ...] = ()
+    key_figures: Html | None = None
     sections: tuple[Section, ...] = ()
     footer: str = ""
 

@@ -12,7 +12,8 @@ from diversity_jax.core.run_info import Fact, RunInfo
 from diversity_jax.evaluation.results import PAPER_AVERAGES, PAPER_MODELS
 from diversity_jax.report import page
 from diversity_jax.report.figures import outcomes
-from diversity_jax.report.page import KeyFigure, Page, Section
+from diversity_jax.report.html import macro
+from diversity_jax.report.page import Page, Section
 from diversity_jax.report.plotting import render
 
 _FOOTER = "Written by diversity_jax. Intervals are at 95 %; benchmarks were run by lm-evaluation-harness."
@@ -50,7 +51,9 @@ def write(output_dir: str | os.PathLike, results: Mapping[str, Any]) -> Path:
             name=results["model"]["name"],
             verdict=_verdict(results),
             lede=_lede(results),
-            key_figures=_key_figures(results),
+            key_figures=macro(
+                "evaluation", "key_figures", *(results[name] for name in ("model", "average", "tasks", "held_out"))
+            ),
             sections=tuple(section for section in sections if section is not None),
             footer=_FOOTER,
         ),
@@ -102,24 +105,6 @@ def _lede(results: Mapping[str, Any]) -> str:
         better = "better" if average["difference"] > 0 else "worse"
         return f"{lede}That is {better} than {other} on the same items: {text}."
     return f"{lede}Against {other} on the same items nothing is decided: {text}."
-
-
-def _key_figures(results: Mapping[str, Any]) -> tuple[KeyFigure, ...]:
-    model, average, tasks = results["model"], results["average"], results["tasks"]
-    figures = []
-    if average:
-        value = f"{100 * average['value']:.2f} %"
-        note = "" if average["low"] is None else f"95 %: {100 * average['low']:.2f} to {100 * average['high']:.2f}"
-        figures.append(KeyFigure(label="Average accuracy", value=value, note=note))
-    parameters = formats.compact(model["parameters"])
-    figures.append(KeyFigure(label="Parameters", value=parameters, note=model["compute_dtype"]))
-    if tasks:
-        items = sum(task["items"] for task in tasks.values())
-        figures.append(KeyFigure(label="Items", value=count(items), note=counted(len(tasks), "task")))
-    for name, loss in list(results["held_out"].items())[:2]:
-        value = f"{loss['bits_per_byte']:.3f}"
-        figures.append(KeyFigure(label=formats.shortened(name, 24), value=value, note="bits a byte"))
-    return tuple(figures)
 
 
 def _benchmarks(results: Mapping[str, Any]) -> Section | None:

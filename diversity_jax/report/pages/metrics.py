@@ -12,13 +12,15 @@ from diversity_jax.metrics import METRICS, Figure, MetricsCard, difference
 from diversity_jax.metrics.sensitivity import FEWEST_CORPORA, agreements, columns_of
 from diversity_jax.report import page
 from diversity_jax.report.figures import diversity
-from diversity_jax.report.page import KeyFigure, Page, Section
+from diversity_jax.report.html import macro
+from diversity_jax.report.page import Page, Section
 from diversity_jax.report.plotting import render
 from diversity_jax.report.style import Palette
 
 _MOST_COMPARED = 6  # pairs of corpora with a table of their own
 _DASH = "\u2013"
 _JUDGED = "Effective clusters (judge)"
+_KEY_METRICS = ("ngram_diversity", "self_repetition", "compression_ratio_gzip", "mtld", "vendi_1", "perplexity")
 _SIZES = ("draws", "draw_documents", "control_words", "control_documents")
 _FOOTER = (
     "Written by diversity_jax. Intervals are 95 %, over draws without replacement, widened as the corpus is itself a "
@@ -47,13 +49,13 @@ def write(
     first = next(iter(measured.values()))
     parameters = ", ".join(f"{name}={value}" for name, value in sorted(first.parameters.items()))
     facts.append(Fact(name="Parameters", value=parameters, code=True))
-    few = len(measured) <= 3
+    few, key_metrics = len(measured) <= 3, {name: METRICS[name] for name in _KEY_METRICS}
     composed = Page(
         kind="Baseline metrics of",
         name=formats.listed(list(measured)) if few else counted(len(measured), "corpus", "corpora"),
         verdict=_verdict(measured, pairs),
         lede=_sizes_sentence(measured),
-        key_figures=_key_figures(first) if len(measured) == 1 else (),
+        key_figures=macro("metrics", "key_figures", first, key_metrics) if len(measured) == 1 else None,
         sections=(
             *all_sections(measured, Palette(list(measured)), {}, pairs),
             page.facts(facts, intro="What one needs to measure again and get the same."),
@@ -112,19 +114,6 @@ def _sizes_sentence(measured: Mapping[str, MetricsCard]) -> str:
         documents = f"{count(used['control_documents'])} documents"
         sentence += f"; at equal length, of {documents} cut to their first {used['control_words']} words"
     return sentence + "."
-
-
-def _key_figures(card: MetricsCard) -> tuple[KeyFigure, ...]:
-    names = ("ngram_diversity", "self_repetition", "compression_ratio_gzip", "mtld", "vendi_1", "perplexity")
-    figures = []
-    for name in names:
-        if (figure := card.metrics.get(name)) is None:
-            continue
-        note = "one draw, no interval"
-        if figure.low is not None and figure.high is not None:
-            note = f"95 %: {significant(figure.low)} to {significant(figure.high)}"
-        figures.append(KeyFigure(label=METRICS[name].title, value=significant(figure.value), note=note))
-    return tuple(figures)
 
 
 def _warnings(measured: Mapping[str, MetricsCard]) -> Section | None:

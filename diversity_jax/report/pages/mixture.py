@@ -15,8 +15,8 @@ from diversity_jax.mixtures.mixture import Mixture, MixtureComponent
 from diversity_jax.mixtures.shares import train_rows
 from diversity_jax.report import page
 from diversity_jax.report.figures import diversity, outcomes
-from diversity_jax.report.html import Table, named
-from diversity_jax.report.page import KeyFigure, Page, Section
+from diversity_jax.report.html import Html, Table, macro, named
+from diversity_jax.report.page import Page, Section
 from diversity_jax.report.pages import score
 from diversity_jax.report.plotting import render
 from diversity_jax.report.style import Palette
@@ -253,23 +253,17 @@ def _prepared(mixture: Mixture, palette: Palette) -> Table:
     return Table(("Component", "#Documents", "#Rows", "#Training tokens", "#Epochs"), rows)
 
 
-def _key_figures(view: MixtureView) -> tuple[KeyFigure, ...]:
-    mixture, vocabulary = view.mixture, view.mixture.vocabulary
-    trains = [component.prepared.splits["train"] for component in mixture.taken]
-    synthetic = [component for component in mixture.components if component.kind == "synthetic"]
-    granted, asked = (
-        float(sum(getattr(part, name) for part in synthetic)) for name in ("share_granted", "share_asked")
-    )
-    rows = formats.compact(sum(train.rows for train in trains))
-    off = f"rows at most, in the first {count(view.rows)}"
-    return (
-        KeyFigure(
-            label="Prepared", value=formats.compact(sum(train.tokens for train in trains)), note="training tokens"
-        ),
-        KeyFigure(label="Synthetic", value=percent(granted), note=f"of the tokens; {percent(asked)} asked for"),
-        KeyFigure(label="Rows", value=rows, note=f"{mixture.sequence_length:,} to predict"),
-        KeyFigure(label="Vocabulary", value=count(vocabulary.size), note=f"{vocabulary.kind} ids"),
-        KeyFigure(label="Off its share", value=f"{view.deviation:.2f}", note=off),
+def _key_figures(view: MixtureView) -> Html:
+    trains = [component.prepared.splits["train"] for component in view.mixture.taken]
+    synthetic = [component for component in view.mixture.components if component.kind == "synthetic"]
+    return macro(
+        "mixture",
+        "key_figures",
+        view,
+        tokens=sum(train.tokens for train in trains),
+        rows=sum(train.rows for train in trains),
+        granted=float(sum(component.share_granted for component in synthetic)),
+        asked=float(sum(component.share_asked for component in synthetic)),
     )
 
 

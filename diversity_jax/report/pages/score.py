@@ -16,7 +16,8 @@ from diversity_jax.metrics import MetricsCard
 from diversity_jax.report import page
 from diversity_jax.report.figures import diversity
 from diversity_jax.report.figures.diversity import Distribution, Ridge, Whisker
-from diversity_jax.report.page import KeyFigure, Page, Section
+from diversity_jax.report.html import macro
+from diversity_jax.report.page import Page, Section
 from diversity_jax.report.pages import metrics
 from diversity_jax.report.plotting import Drawing, render
 from diversity_jax.report.style import Palette
@@ -83,7 +84,7 @@ def write(
         name=formats.listed(list(cards)) if len(cards) <= 3 else counted(len(cards), "corpus", "corpora"),
         verdict=_verdict(cards, differences),
         lede=judge_note(cards.values()),
-        key_figures=() if several else _key_figures(next(iter(cards.values()))),
+        key_figures=None if several else macro("score", "key_figures", next(iter(cards.values()))),
         sections=tuple(section for section in sections if section is not None),
         footer=_FOOTER,
     )
@@ -133,36 +134,6 @@ def _verdict(cards: Mapping[str, Scorecard], differences: Sequence[PairCompariso
 
 def _measured(card: Scorecard) -> str:
     return estimate(card.effective_clusters, "effective clusters")
-
-
-def _key_figures(card: Scorecard) -> tuple[KeyFigure, ...]:
-    clusters, size, documents = card.effective_clusters, card.series.samples_per_grouping, card.corpus.get("documents")
-    ceiling = (card.canaries.get("ceiling") or {}).get("value")
-    high = "no upper bound" if clusters.high is None else significant(clusters.high)
-    shown = f"{count(card.corpus.get('sampled') or 0)} documents shown"
-    return (
-        KeyFigure(
-            label="Effective clusters",
-            value=significant(clusters.value),
-            note=f"95 %: {significant(clusters.bounds[0])} to {high}",
-        ),
-        KeyFigure(
-            label=f"Paper's score at K = {count(size)}",
-            value=significant(card.cluster_score.value),
-            note=f"mean C / S, from {significant(1 / size)} to {count(size)}",
-        ),
-        KeyFigure(
-            label="Groupings",
-            value=count(card.groupings),
-            note=f"{shown} of {count(documents)}" if documents else shown,
-        ),
-        KeyFigure(
-            label="Judge's ceiling",
-            value=significant(ceiling) if ceiling else "none seen",
-            note="effective clusters it could still tell apart",
-        ),
-        KeyFigure(label="Cost", value=formats.money(card.cost_usd), note=counted(card.calls, "call")),
-    )
 
 
 def _warnings(cards: Mapping[str, Scorecard], palette: Palette) -> Section | None:

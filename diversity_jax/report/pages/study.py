@@ -5,13 +5,14 @@ from pathlib import Path
 import re
 from typing import Any
 
-from diversity_jax.core.formats import counted, significant
+from diversity_jax.core.formats import counted
 from diversity_jax.core.run_info import Fact, RunInfo
 from diversity_jax.metrics.registry import METRICS
 from diversity_jax.report import page
 from diversity_jax.report.figures import outcomes
 from diversity_jax.report.figures.diversity import Distribution, Ridge
-from diversity_jax.report.page import KeyFigure, Page, Section
+from diversity_jax.report.html import Html, macro
+from diversity_jax.report.page import Page, Section
 from diversity_jax.report.pages import score
 from diversity_jax.report.plotting import Drawing, render
 from diversity_jax.report.style import Palette
@@ -19,8 +20,6 @@ from diversity_jax.report.style import Palette
 _MOST_DENSITIES = 8
 _MOST_PANELS = 6
 _MOST_EFFECTS = 4
-_DASH = "\u2013"
-_JOINT = " \u00b7 "
 _FITS = ("log_line", "spearman")
 Json = Mapping[str, Any]
 
@@ -92,28 +91,11 @@ def _verdict(headline: Json | None, trained: bool) -> str:
     return f"More diverse data went with {'better' if better else 'worse'} {outcome}"
 
 
-def _key_figures(headline: Json | None) -> tuple[KeyFigure, ...]:
+def _key_figures(headline: Json | None) -> Html | None:
     if headline is None:
-        return ()
-    line, spearman = headline["log_line"], headline["spearman"]
-    slope = line["slope"]
-    explained = significant(line["r_squared"], 2)
-    note = spearman.get("reason", f"95 %: {_range(spearman)}")
-    return (
-        KeyFigure(label="slope", value=significant(slope["value"]), note=f"95 %: {_range(slope)}"),
-        KeyFigure(label="Spearman", value=_number(spearman.get("value"), 2), note=note),
-        KeyFigure(label="share explained", value=explained, note=f"n = {slope['n']} recipes"),
-    )
-
-
-def _range(figure: Json, digits: int = 2) -> str:
-    if figure.get("low") is None or figure.get("high") is None:
-        return "no interval"
-    return f"{significant(figure['low'], digits)} to {significant(figure['high'], digits)}"
-
-
-def _number(value: float | None, digits: int = 3) -> str:
-    return _DASH if value is None else significant(value, digits)
+        return None
+    line = headline["log_line"]
+    return macro("study", "key_figures", line["slope"], headline["spearman"], line["r_squared"])
 
 
 def _anchor(*words: str) -> str:
@@ -269,20 +251,14 @@ def _runs(analysis: Json) -> Section:
     names = dict.fromkeys(name for row in rows for name in row["outcomes"])
     shown = [name for name in names if name not in predictors and not name.startswith("loss on ")][:4]
     several = len({row["stage"] for row in rows}) > 1
-    titles = [
-        _JOINT.join(factors) or "recipe",
-        "#seed",
-        *["stage"] * several,
-        *(f"#{_title(name)}" for name in (*predictors, *shown)),
-    ]
-    cells = [
-        [
-            _JOINT.join(str(row["levels"][factor]) for factor in factors) or "base",
-            row["seed"],
-            *[row["stage"]] * several,
-            *(_number(row["diversity"].get(name)) for name in predictors),
-            *(_number(row["outcomes"].get(name), 4) for name in shown),
-        ]
-        for row in rows
-    ]
-    return page.section("study", "runs", "Runs", titles=titles, rows=cells)
+    return page.section(
+        "study",
+        "runs",
+        "Runs",
+        rows=rows,
+        factors=list(factors),
+        predictors=predictors,
+        outcomes=shown,
+        stages=["stage"] if several else [],
+        title_of=_title,
+    )

@@ -8,11 +8,12 @@ from typing import Any
 
 from diversity_jax.core import formats
 from diversity_jax.core.files import read_json
-from diversity_jax.core.formats import compact, count, counted, money, percent, significant
+from diversity_jax.core.formats import counted, significant
 from diversity_jax.core.run_info import Fact
 from diversity_jax.report import page
 from diversity_jax.report.figures import synthesis
-from diversity_jax.report.page import KeyFigure, Page, Section
+from diversity_jax.report.html import Html, macro
+from diversity_jax.report.page import Page, Section
 from diversity_jax.report.plotting import render
 from diversity_jax.report.style import Palette
 from diversity_jax.synthesis.store import Store
@@ -90,19 +91,10 @@ def _totals(rounds: Sequence[Round], name: str) -> Counter:
     return total
 
 
-def _key_figures(rounds: Sequence[Round], documents: int) -> tuple[KeyFigure, ...]:
-    paid, tokens = sum(entry["paid_dollars"] for entry in rounds), _totals(rounds, "tokens").total()
-    attempts, clusters = _totals(rounds, "attempts").total(), rounds[-1]["effective_clusters"]
-    per_dollar = f"{significant(clusters / paid)} effective clusters a dollar" if paid else "a model without a price"
-    measured = f"of {count(rounds[-1]['measured'])} measured"
-    used = percent(documents / max(attempts, 1))
-    return (
-        KeyFigure(label="Documents", value=count(documents), note=f"in {counted(len(rounds), 'round')}"),
-        KeyFigure(label="Effective clusters", value=significant(clusters), note=measured),
-        KeyFigure(label="Paid", value=money(paid), note=per_dollar),
-        KeyFigure(label="Tokens", value=compact(tokens), note=f"{compact(tokens / documents)} a document"),
-        KeyFigure(label="Answers used", value=used, note=f"of {counted(attempts, 'answer')}"),
-    )
+def _key_figures(rounds: Sequence[Round], documents: int) -> Html:
+    paid = sum(entry["paid_dollars"] for entry in rounds)
+    tokens, attempts = (_totals(rounds, name).total() for name in ("tokens", "attempts"))
+    return macro("synthesis", "key_figures", rounds, documents, paid, tokens, attempts)
 
 
 def _diversity(rounds: Sequence[Round]) -> Section:

@@ -16,8 +16,8 @@ from diversity_jax.core.run_info import Fact, RunInfo
 from diversity_jax.mixtures.mixture import Mixture
 from diversity_jax.report import page
 from diversity_jax.report.figures import outcomes
-from diversity_jax.report.html import Table, named
-from diversity_jax.report.page import KeyFigure, Page, Section
+from diversity_jax.report.html import Html, Table, macro, named
+from diversity_jax.report.page import Page, Section
 from diversity_jax.report.pages import mixture as mixture_page
 from diversity_jax.report.pages import score
 from diversity_jax.report.plotting import render
@@ -179,31 +179,22 @@ def _lede(run: Run) -> str:
     return " ".join(sentences)
 
 
-def _key_figures(run: Run) -> tuple[KeyFigure, ...]:
-    figures = []
-    if run.mixture:
-        actions = [component.decision["action"] for component in run.mixture.components]
-        counts = (("down-weighted", actions.count("downweight")), ("with a warning", actions.count("warn")))
-        note = ", ".join(f"{number} {words}" for words, number in counts if number)
-        value = f"{len(actions) - actions.count('reject')} of {len(actions)}"
-        figures.append(KeyFigure(label="Components registered", value=value, note=note))
-    if run.log is None:
-        return tuple(figures)
-    for column, label in (("eval/loss", "Held-out loss"), ("loss", "Training loss")):
-        steps, values = run.log.seen(column)
-        if len(values):
-            note = f"{values[0]:.2f} at step {count(steps[0])}" if len(values) > 1 else "nats a token"
-            figures.append(KeyFigure(label=label, value=f"{values[-1]:.2f}", note=note))
-            break
-    if run.tokens:
-        note = counted(int(run.log.steps[-1]), "step")
-        figures.append(KeyFigure(label="Trained on", value=formats.compact(run.tokens, "tokens"), note=note))
-    speeds, utilisation = run.log.seen("tokens_per_second")[1], run.log.seen("mfu")[1]
-    if len(speeds):
-        note = f"MFU {percent(float(np.median(utilisation)))}" if len(utilisation) else ""
-        value = formats.compact(float(np.median(speeds)), "tokens/s")
-        figures.append(KeyFigure(label="Speed", value=value, note=note))
-    return tuple(figures)
+def _key_figures(run: Run) -> Html:
+    actions = [part.decision["action"] for part in run.mixture.components] if run.mixture else []
+    log = run.log or TrainingLog(steps=np.zeros(0), columns={})
+    losses = {label: log.seen(column) for label, column in (("Held-out loss", "eval/loss"), ("Training loss", "loss"))}
+    medians = (log.seen(name)[1] for name in ("tokens_per_second", "mfu"))
+    speed, mfu = (float(np.median(values)) if len(values) else None for values in medians)
+    return macro(
+        "training_run",
+        "key_figures",
+        actions=actions,
+        loss=next(((label, *loss) for label, loss in losses.items() if len(loss[0])), None),
+        tokens=run.tokens if run.log else 0,
+        steps=int(log.steps[-1]) if len(log.steps) else 0,
+        speed=speed,
+        mfu=mfu,
+    )
 
 
 def _shares(run: Run, palette: Palette) -> Section:
