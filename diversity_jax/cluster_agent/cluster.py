@@ -46,7 +46,7 @@ class JudgedGrouping:
       clusters: the partition of the drawn samples without planted ones; empty where there was no usable answer.
       canary: how the planted samples were grouped; None where none were planted or no partition came.
       dropped: why it does not count; None where it does.
-      detail: what the server or the check said of that.
+      detail: the message of the server or the check.
     """
 
     planned: PlannedGrouping
@@ -187,7 +187,7 @@ def _text(value: Any) -> str:
 def parse_validation(value: Any, clusters: Sequence[Cluster]) -> tuple[tuple[bool, str], ...]:
     """(valid, reasoning) of every cluster, from a `verify_clusters` answer whose `cluster` counts from 1.
 
-    Singletons are valid whatever is said of them, and nothing needs to be said.
+    Singletons are valid, with any verdict or none.
 
     Raises:
       AnswerError: a cluster of two or more has no verdict or two different ones, or the shape is another.

@@ -23,7 +23,7 @@ class AgentConfig:
     samples_per_proposal: int = 5
     # Proposals for EACH criteria set [M]; the paper's 100 are 5 sets of 20.
     proposals: int = 20
-    # Metadata kept, and as many metrics [k].
+    # Metadata criteria of a set, and as many metrics [k].
     criteria_count: int = 4
     # Independent criteria sets [B]. With one, the interval does not hold the chance of which criteria were found.
     criteria_sets: int = 5
@@ -81,7 +81,7 @@ class AgentConfig:
         return {name: value for name, value in vars(self).items() if name not in _NOT_PARAMETERS}
 
     def forecast_calls(self, *, with_criteria: bool = False) -> int:
-        """Calls of a whole run without repairs: B (M + 3) + 2 N, or 2 N where the criteria are given."""
+        """Calls of a run without repairs: B (M + 3) + 2 N, or 2 N where the criteria are given."""
         proposing = 0 if with_criteria or self.criteria else self.criteria_sets * (self.proposals + 3)
         return proposing + self.groupings * (2 if self.verify else 1)
 

@@ -63,8 +63,7 @@ of clusters is free: from one cluster of everything to one for each sample.
 - Number clusters from 1 and copy sample ids letter by letter.
 {describe}- {data}"""
 
-# Most clusters of a varied corpus are single samples: describing those too would be most of the price, and nobody reads
-# it.
+# Most clusters of a varied corpus are single samples: describing those in full would be most of the price.
 _DESCRIBE = """\
 - For each cluster of two or more samples say in at most {words} words what sets it apart (uniqueness_reasoning), give \
 its value of each metadata criterion in at most four words, and its score from 1 to 5 on each metric with a reason of \

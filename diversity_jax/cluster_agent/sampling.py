@@ -170,7 +170,7 @@ def draw_texts(
     """(document id, cleaned text) of `count` documents without those that are empty once cleaned; and how many were
     drawn.
 
-    With `keep` the result is kept for the next call with the same arguments: a forecast looks at what the run then
+    With `keep` the result is stored for the next call with the same arguments: a forecast looks at what the run then
     shows, and reading may take long.
     """
     key = (count, seed, most_characters)
