@@ -96,7 +96,7 @@ def fed(seqio, name, converter, shard=None, **options):
 
 def rows_by_component(folder):
     parts = [part.manifest for part in Mixture.load(folder).taken]
-    return {part.name: RowReader(part).read(np.arange(part.splits["train"].rows)) for part in parts}
+    return {part.name: RowReader(part).read(np.arange(part.splits["train"].rows)).tokens for part in parts}
 
 
 BOTH_WAYS = [(name, False) for name in CONVERTERS] + [

@@ -46,7 +46,7 @@ def rows_of(dataset, count, feature="decoder_target_tokens"):
 
 
 def all_rows(manifest):
-    return RowReader(manifest).read(np.arange(manifest.splits["train"].rows))
+    return RowReader(manifest).read(np.arange(manifest.splits["train"].rows)).tokens
 
 
 def converted(seqio, converter, length=LENGTH, **options):

@@ -50,7 +50,7 @@ def test_every_example_stands_whole_in_one_row_and_its_answer_is_the_target(mixt
     manifest = manifests(mixture)["short"]
     found = []
     for split in ("train", "validation"):
-        rows = RowReader(manifest, split).read_with_flags(np.arange(manifest.splits[split].rows))
+        rows = RowReader(manifest, split).read(np.arange(manifest.splits[split].rows))
         for tokens, targets, starts in zip(rows.tokens, rows.targets, rows.starts, strict=True):
             assert starts[0]
             for piece, is_target in zip(

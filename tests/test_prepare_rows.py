@@ -54,7 +54,7 @@ def test_rows_hold_every_token_once(tmp_path_factory, texts, length):
     manifest = prepare(TextCorpus(texts), tokenizer, tmp_path_factory.mktemp("part"), settings_of(length))
     rows = len(joined) // (length + 1)
     expected = np.array(joined[: rows * (length + 1)]).reshape(rows, length + 1)
-    found = RowReader(manifest).read(np.arange(rows))
+    found = RowReader(manifest).read(np.arange(rows)).tokens
     assert sorted(map(tuple, found)) == sorted(map(tuple, expected))
     train = manifest.splits["train"]
     assert (train.rows, train.dropped_tokens, train.documents) == (rows, len(joined) - rows * (length + 1), len(texts))

@@ -174,7 +174,7 @@ def component_losses(run: Path, model: LanguageModel, scorer: Scorer) -> dict[st
         if part.manifest is None or split is None or not split.rows:
             log.warning("%s: holds out no rows, so its loss is not measured", part.name)
             continue
-        rows = RowReader(part.manifest, "validation").read_with_flags(np.arange(split.rows))
+        rows = RowReader(part.manifest, "validation").read(np.arange(split.rows))
         if rows.targets is not None and rows.starts is not None:
             loss = conversations_loss(
                 scorer,

@@ -127,7 +127,7 @@ def _compose(
         folder=folder,
         asked=config_to_json(config),
         gate=[_gate_json(entry) for entry in gated],
-        ingredients=[entry.source.mixture for entry in gated if entry.source.mixture],
+        nested=[entry.source.mixture for entry in gated if entry.source.mixture],
         code=code_version(),
     )
 

@@ -9,24 +9,18 @@ import numpy as np
 from diversity_jax.core.errors import InputError
 from diversity_jax.mixtures.schedule import Schedule
 from diversity_jax.prepare.manifest import Manifest
-from diversity_jax.prepare.rows import RowReader
+from diversity_jax.prepare.rows import RowReader, Rows
 
 
 @dataclass(frozen=True, kw_only=True)
-class Batch:
-    """Rows for one step.
+class Batch(Rows):
+    """Rows for one step; the first L tokens of a row are inputs, the last L targets.
 
     Attributes:
-      tokens: int32 [B, L + 1]; the first L are inputs, the last L targets.
       component: int32 [B], the index of the component each row belongs to.
-      targets: bool [B, L + 1], tokens that the loss counts; None: all of them.
-      starts: bool [B, L + 1], first tokens of packed examples, none in rows of text; None: all rows are text.
     """
 
-    tokens: np.ndarray
     component: np.ndarray
-    targets: np.ndarray | None = None
-    starts: np.ndarray | None = None
 
 
 class Loader:
@@ -80,7 +74,7 @@ class Loader:
             own = component == i
             if reader is None or not own.any():
                 continue
-            rows = reader.read_with_flags(rank[own])
+            rows = reader.read(rank[own])
             tokens[own] = rows.tokens
             if targets is not None and starts is not None and rows.targets is not None and rows.starts is not None:
                 targets[own], starts[own] = rows.targets, rows.starts

@@ -56,7 +56,7 @@ class Mixture:
       folder: where `mixture.json` lies.
       asked: the mixture's configuration as JSON; gate: what each requested component's share rests on, in order. From
         these two alone `replay` repeats every decision.
-      ingredients: built mixtures that are components of this one: name, folder and content hash of each.
+      nested: built mixtures that are components of this one: name, folder and content hash of each.
       code: version of this project and hash of its source.
     """
 
@@ -68,7 +68,7 @@ class Mixture:
     folder: Path
     asked: Mapping[str, Any] = field(default_factory=dict)
     gate: Sequence[Mapping[str, Any]] = ()
-    ingredients: Sequence[Mapping[str, str]] = ()
+    nested: Sequence[Mapping[str, str]] = ()
     code: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -105,7 +105,7 @@ class Mixture:
                 "content_hash": self.content_hash,
                 "asked": dict(self.asked),
                 "gate": list(self.gate),
-                "ingredients": list(self.ingredients),
+                "ingredients": list(self.nested),
                 "code": dict(self.code),
                 "components": [self._component_json(component) for component in self.components],
             },
@@ -123,7 +123,7 @@ class Mixture:
             "share_granted_exact": str(component.share_granted),
             "decision": dict(component.decision),
             "part_of": component.part_of,
-            "manifest": os.path.relpath(manifest.folder / "manifest.json", self.folder) if manifest else None,
+            "manifest": os.path.relpath(Path(manifest.folder, "manifest.json"), self.folder) if manifest else None,
             "manifest_hash": manifest.content_hash if manifest else None,
             "train_rows": manifest.splits["train"].rows if manifest else 0,
         }
@@ -153,7 +153,7 @@ class Mixture:
                 folder=path.parent,
                 asked=value["asked"],
                 gate=value["gate"],
-                ingredients=value["ingredients"],
+                nested=value["ingredients"],
                 code=value["code"],
             )
             recorded = value["content_hash"]

@@ -177,7 +177,7 @@ def decoder_features(dataset: Any, sequence_length: Any = None, *, end_of_text_i
 
 def _rows(manifest: Manifest, split: str, shuffle_files: bool = False, seed: int | None = None) -> "tf.data.Dataset":
     """Rows in the order on disk, read by TensorFlow's own kernels (so that iterators can be checkpointed)."""
-    files = [str(manifest.folder / shard.file) for shard in manifest.splits[split].shards]
+    files = [os.path.join(manifest.folder, shard.file) for shard in manifest.splits[split].shards]
     records = tf.data.FixedLengthRecordDataset(files, manifest.row_bytes)
     dtype = tf.as_dtype(manifest.dtype)
 

@@ -127,7 +127,8 @@ def _rotating_owners(owed: Sequence[Fraction]) -> np.ndarray:
     every component back to the position it started from.
     """
     memberships = _proportionate_fair(owed)
-    owners, table = memberships[0], []
+    owners = memberships[0]
+    table: list[list[int]] = []
     while not table or owners != memberships[0]:
         for members, successors in zip(memberships, memberships[1:] + memberships[:1], strict=True):
             table.append(owners)

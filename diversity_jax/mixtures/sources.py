@@ -65,7 +65,7 @@ def open_source(component: Component, name: str, folder: Path) -> ComponentSourc
 
 
 def _of_mixture(mixture: Mixture, name: str, folder: Path) -> ComponentSource:
-    _refuse_cycle(mixture.folder, mixture.name, mixture.ingredients, name, folder, (name, mixture.name))
+    _refuse_cycle(mixture.folder, mixture.name, mixture.nested, name, folder, (name, mixture.name))
     parts = {part.name: (part.share_granted, part.prepared) for part in mixture.taken}
     shares, manifests = [share for share, _ in parts.values()], [manifest for _, manifest in parts.values()]
     made_of = {"name": mixture.name, "folder": str(mixture.folder.resolve()), "content_hash": mixture.content_hash}
@@ -76,7 +76,7 @@ def _of_mixture(mixture: Mixture, name: str, folder: Path) -> ComponentSource:
 def _refuse_cycle(
     inner: Path,
     inner_name: str,
-    ingredients: Iterable[Mapping[str, str]],
+    nested: Iterable[Mapping[str, str]],
     name: str,
     folder: Path,
     trail: tuple[str, ...],
@@ -86,7 +86,7 @@ def _refuse_cycle(
         raise InputError(
             f"a cycle of mixtures: {' -> '.join(trail)}; a mixture cannot hold itself: take its components instead"
         )
-    for made_of in ingredients:
+    for made_of in nested:
         path = Path(made_of["folder"]) / "mixture.json"
         below = read_json(path)["ingredients"] if path.exists() else ()
         _refuse_cycle(path.parent, made_of["name"], below, name, folder, (*trail, made_of["name"]))
@@ -188,7 +188,7 @@ class PreparedCorpus:
 
     def _decoded(self, reader: RowReader, numbers: np.ndarray) -> Iterator[list[Document]]:
         """The documents with text in each of these rows."""
-        rows = reader.read_with_flags(numbers)
+        rows = reader.read(numbers)
         for i, number in enumerate(numbers.tolist()):
             starts = None if rows.starts is None else rows.starts[i]
             parts = documents_in(rows.tokens[i], self._tokenizer.end_of_text_id, starts)

@@ -13,7 +13,7 @@ import enum
 import hashlib
 import itertools
 import json
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -23,7 +23,7 @@ from diversity_jax.prepare.config import Preparation
 from diversity_jax.prepare.decontaminate import Benchmarks, Overlap
 from diversity_jax.prepare.manifest import LEFT_OUT, SPLITS
 from diversity_jax.prepare.packing import ChatFormat, ExampleEncoder, fill_rows, pack, split_examples
-from diversity_jax.prepare.rows import row_keys
+from diversity_jax.prepare.rows import TARGET, row_keys
 from diversity_jax.tokenizers.tokenizer import Tokenizer
 
 _CHUNK_DOCUMENTS = 1 << 16  # bounds the memory of a chunk of very short documents
@@ -133,18 +133,18 @@ class ChunkRecord:
         return cls(**value)
 
 
-@dataclass(frozen=True, kw_only=True)
-class _EncodedSplit:
-    """Documents of a split as rows [rows, row_tokens], and the tokens that are left; `lengths` has no end-of-text."""
+class _EncodedSplit(NamedTuple):
+    """Documents of a split as rows [rows, row_tokens], and the tokens that are left.
+
+    Attributes:
+      lengths: of the documents in tokens, without end-of-text where that is added to text; int64 [documents].
+      counts: other fields of `ChunkSplit`.
+    """
 
     rows: np.ndarray
     remainder: np.ndarray
-    tokens: int
     lengths: np.ndarray
-    text_bytes: int = 0
-    across_rows: int = 0
-    too_long: int = 0
-    target_tokens: int = 0
+    counts: dict[str, int]
 
 
 def chunked(documents: Iterable[Document], unit: int, settings: Preparation) -> Iterator[Chunk]:
@@ -233,9 +233,12 @@ def write_remainders(job: Job, records: Sequence[ChunkRecord]) -> tuple[ChunkRec
         if job.chat is None:
             rows, rest = _full_rows(job, tokens)
         else:
-            rows, rest = _packed_rows(job, split_examples(tokens)), tokens[:0]
+            examples, rest = split_examples(tokens), tokens[:0]
+            packed = pack([len(example) for example in examples], job.row_tokens)
+            rows = fill_rows(examples, packed, job.row_tokens, job.tokenizer.end_of_text_id)
         truncated += int((rest == job.tokenizer.end_of_text_id).sum())
-        encoded[split] = _EncodedSplit(rows=rows, remainder=rest, tokens=len(tokens), lengths=np.empty(0, np.int64))
+        counts = {"tokens": len(tokens), "text_bytes": 0, "documents_across_rows": 0}
+        encoded[split] = _EncodedSplit(rows, rest, np.empty(0, np.int64), counts)
     splits, sha256 = _write_chunk(job, _REMAINDERS, encoded)
     record = ChunkRecord(
         name=_REMAINDERS,
@@ -264,28 +267,24 @@ def _write_chunk(job: Job, name: str, encoded: Mapping[str, _EncodedSplit]) -> t
     """Writes a chunk's file; returns what it holds of each split and its SHA-256."""
     digest, size, splits = hashlib.sha256(), 0, {}
     with writing(join_path(job.staging_dir, f"{name}.rows")) as file:
-        for split, found in encoded.items():
-            keys = row_keys(job.settings.seed, job.settings.name, split, name, len(found.rows))
+        for split, (rows, remainder, lengths, counts) in encoded.items():
+            keys = row_keys(job.settings.seed, job.settings.name, split, name, len(rows))
             order = np.argsort(keys, kind="stable")
             offsets = []
-            for values in (found.rows[order], keys[order].astype("<u8"), found.remainder):
+            for values in (rows[order], keys[order].astype("<u8"), remainder):
                 data = np.ascontiguousarray(values).reshape(-1).view(np.uint8).data
                 file.write(data)
                 digest.update(data)
                 offsets.append(size)
                 size += len(data)
             splits[split] = ChunkSplit(
-                documents=len(found.lengths),
-                tokens=found.tokens,
-                text_bytes=found.text_bytes,
-                rows=len(found.rows),
-                remainder_tokens=len(found.remainder),
+                documents=len(lengths),
+                rows=len(rows),
+                remainder_tokens=len(remainder),
                 row_offset=offsets[0],
                 key_offset=offsets[1],
                 remainder_offset=offsets[2],
-                documents_across_rows=found.across_rows,
-                too_long=found.too_long,
-                target_tokens=found.target_tokens,
+                **counts,
             )
     return splits, digest.hexdigest()
 
@@ -300,15 +299,9 @@ def _encode_texts(job: Job, texts: Sequence[str]) -> _EncodedSplit:
     tokens, document_lengths = np.concatenate(joined), np.concatenate(lengths)
     ends = np.cumsum(document_lengths + 1)
     starts = ends - document_lengths - 1
-    rows, remainder = _full_rows(job, tokens)
-    return _EncodedSplit(
-        rows=rows,
-        remainder=remainder,
-        tokens=len(tokens),
-        lengths=document_lengths,
-        text_bytes=text_bytes,
-        across_rows=int((starts // job.row_tokens != (ends - 1) // job.row_tokens).sum()),
-    )
+    across = int((starts // job.row_tokens != (ends - 1) // job.row_tokens).sum())
+    counts = {"tokens": len(tokens), "text_bytes": text_bytes, "documents_across_rows": across}
+    return _EncodedSplit(*_full_rows(job, tokens), document_lengths, counts)
 
 
 def _full_rows(job: Job, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -345,20 +338,15 @@ def _encode_conversations(job: Job, texts: Sequence[str]) -> _EncodedSplit:
     loose = {row for row in emptiest if used[row] < _FULL_ENOUGH * row_tokens}
     full = [numbers for row, numbers in enumerate(packed) if row not in loose]
     remainder = [examples[number] for row in sorted(loose) for number in packed[row]]
-    return _EncodedSplit(
-        rows=fill_rows(examples, full, row_tokens, job.tokenizer.end_of_text_id),
-        remainder=np.concatenate([np.empty(0, job.dtype), *remainder]),
-        tokens=int(lengths.sum()),
-        lengths=lengths,
-        text_bytes=text_bytes,
-        too_long=too_long,
-        target_tokens=sum(int((example >> 31).sum()) for example in examples),
-    )
-
-
-def _packed_rows(job: Job, examples: Sequence[np.ndarray]) -> np.ndarray:
-    packed = pack([len(example) for example in examples], job.row_tokens)
-    return fill_rows(examples, packed, job.row_tokens, job.tokenizer.end_of_text_id)
+    counts = {
+        "tokens": int(lengths.sum()),
+        "text_bytes": text_bytes,
+        "documents_across_rows": 0,
+        "too_long": too_long,
+        "target_tokens": sum(int(((example & TARGET) != 0).sum()) for example in examples),
+    }
+    rows = fill_rows(examples, full, row_tokens, job.tokenizer.end_of_text_id)
+    return _EncodedSplit(rows, np.concatenate([np.empty(0, job.dtype), *remainder]), lengths, counts)
 
 
 def _batches(texts: Sequence[str]) -> Iterator[list[str]]:

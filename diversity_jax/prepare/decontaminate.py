@@ -206,7 +206,7 @@ def hash_runs(runs: np.ndarray) -> np.ndarray:
     return _hash(runs.T)
 
 
-def _hash(columns: Sequence[np.ndarray]) -> np.ndarray:
+def _hash(columns: Sequence[np.ndarray] | np.ndarray) -> np.ndarray:
     hashes = np.zeros(len(columns[0]), np.uint64)
     with np.errstate(over="ignore"):
         for column in columns:

@@ -128,7 +128,7 @@ def sign_chunk(job: Job, chunk: Chunk) -> tuple[int, int, int]:
       Documents, characters, and 0 tokens.
     """
     statuses, overlaps = screen(job, chunk)
-    arrays = {
+    arrays: dict[str, Any] = {
         "statuses": statuses,
         "digests": np.array([hashlib.blake2b(text.encode(), digest_size=16).digest() for text in chunk.texts], "V16"),
         "ids": np.frombuffer("\n".join(chunk.ids).encode(), np.uint8),

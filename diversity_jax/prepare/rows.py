@@ -33,7 +33,7 @@ def row_keys(seed: int, component: str, split: str, chunk: str, rows: int) -> np
 
 def row_checksums(rows: np.ndarray) -> np.ndarray:
     """CRC-32 of each row's bytes, uint32 [rows]; `rows` is C-contiguous [rows, tokens]."""
-    data = memoryview(rows).cast("B")
+    data = rows.reshape(-1).view(np.uint8).data
     width = rows.shape[1] * rows.itemsize
     return np.fromiter((zlib.crc32(data[i : i + width]) for i in range(0, len(data), width)), np.uint32, len(rows))
 
@@ -85,19 +85,11 @@ class RowReader:
             self._tokens.append(np.memmap(path, dtype, "r", shape=(shard.rows, manifest.row_tokens)))
             self._checksums.append(np.memmap(checksums, "<u4", "r", shape=(shard.rows,)))
 
-    def read(self, rows: np.ndarray) -> np.ndarray:
-        """Rows by number, int32 [len(rows), L + 1]; numbers past the last row start again at the first (next epoch).
+    def read(self, rows: np.ndarray) -> Rows:
+        """Rows by number; numbers past the last row start again at the first (next epoch).
 
         Raises:
           InputError: a row's checksum does not agree: the shard was damaged after it was prepared.
-        """
-        return self.read_with_flags(rows).tokens
-
-    def read_with_flags(self, rows: np.ndarray) -> Rows:
-        """Rows by number as `read` gives them, and which of their tokens are targets and which begin an example.
-
-        Raises:
-          InputError: as `read`.
         """
         stored = self._read(np.asarray(rows) % self.rows)
         if not self.manifest.chat:

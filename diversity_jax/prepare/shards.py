@@ -64,7 +64,7 @@ class ChunkRows:
         """Fills `into` with the rows from number `first` on."""
         with open_file(join_path(job.staging_dir, f"{self.chunk}.rows")) as file:
             file.seek(self.row_offset + first * into[0].nbytes)
-            file.readinto(into.reshape(-1).view(np.uint8).data)
+            into.reshape(-1)[:] = np.frombuffer(file.read(into.nbytes), into.dtype)
 
 
 def shard_count(rows: int, row_bytes: int, shard_bytes: int) -> int:

@@ -20,42 +20,32 @@ _END_OF_TEXT_NAMES = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|eo
 
 
 class Tokenizer(Protocol):
-    """A mapping between text and ids."""
+    """A mapping between text and ids.
+
+    Attributes:
+      kind: `bytes`, `sentencepiece` or `huggingface`.
+      size: number of ids; a model's vocabulary must be at least as large.
+      end_of_text_id: the id that is written after every document.
+      hash: identifies the mapping from text to ids; prepared data of another hash is refused.
+      files: the files that define it, to be kept beside prepared data; empty for bytes.
+      special: text of each special token by the name chat templates use: `eos_token`, perhaps `bos_token`.
+      special_ids: special tokens' texts that `encode_batch` would spell out, and the ids they stand for.
+    """
 
     @property
-    def kind(self) -> str:
-        """`bytes`, `sentencepiece` or `huggingface`."""
-        ...
-
+    def kind(self) -> str: ...
     @property
-    def size(self) -> int:
-        """Number of ids; a model's vocabulary must be at least as large."""
-        ...
-
+    def size(self) -> int: ...
     @property
-    def end_of_text_id(self) -> int:
-        """The id that is written after every document."""
-        ...
-
+    def end_of_text_id(self) -> int: ...
     @property
-    def hash(self) -> str:
-        """Identifies the mapping from text to ids; prepared data of another hash is refused."""
-        ...
-
+    def hash(self) -> str: ...
     @property
-    def files(self) -> tuple[str, ...]:
-        """The files that define it, to be kept beside prepared data; empty for bytes."""
-        ...
-
+    def files(self) -> tuple[str, ...]: ...
     @property
-    def special(self) -> Mapping[str, str]:
-        """Text of each special token by the name chat templates use: `eos_token`, perhaps `bos_token`."""
-        ...
-
+    def special(self) -> Mapping[str, str]: ...
     @property
-    def special_ids(self) -> Mapping[str, int]:
-        """Special tokens' texts that `encode_batch` would spell out, and the ids they stand for."""
-        ...
+    def special_ids(self) -> Mapping[str, int]: ...
 
     def encode_batch(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """Ids of all texts end to end, uint32 [total], and how many ids each text has, int64 [len(texts)]."""
@@ -175,8 +165,8 @@ class HuggingFaceTokenizer:
         self._tokenizer = _read_tokenizer(files)
         self.size = max(self._tokenizer.get_vocab(with_added_tokens=True).values()) + 1
         if isinstance(end_of_text, int):
-            end_of_text = self._tokenizer.id_to_token(end_of_text)
-        names = (end_of_text,) if end_of_text else _END_OF_TEXT_NAMES
+            end_of_text = str(self._tokenizer.id_to_token(end_of_text) or "")
+        names = [end_of_text] if end_of_text else _END_OF_TEXT_NAMES
         ids = [i for i in map(self._tokenizer.token_to_id, names) if i is not None]
         if not ids:
             raise InputError(

@@ -75,7 +75,7 @@ class HeldOut:
     def _read(self, name: str, start: int, rows: slice) -> dict[str, np.ndarray]:
         """Rows of a batch; those past the last held-out row are read again but masked out of the loss."""
         numbers = np.arange(start, start + self._batch_size)[rows]
-        read = self._readers[name].read_with_flags(numbers)
+        read = self._readers[name].read(numbers)
         batch = Batch(
             tokens=read.tokens, component=np.zeros(len(numbers), np.int32), targets=read.targets, starts=read.starts
         )

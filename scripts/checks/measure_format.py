@@ -64,7 +64,7 @@ def held_out(run: Path, count: int, longest: int) -> list[Example]:
     found = []
     for part in Mixture.load(mixture_folder(run)).taken:
         rows = RowReader(part.manifest, "validation")
-        marked = rows.read_with_flags(np.arange(rows.rows))
+        marked = rows.read(np.arange(rows.rows))
         for tokens, targets, starts in zip(marked.tokens, marked.targets, marked.starts, strict=True):
             for piece, is_target in zip(
                 *(np.split(values, np.flatnonzero(starts)[1:]) for values in (tokens, targets)), strict=True
