@@ -16,7 +16,7 @@ from diversity_jax.mixtures.config import KINDS, Component, MixtureConfig
 from diversity_jax.mixtures.gate import Decision, Measurement, decide, measure
 from diversity_jax.mixtures.mixture import Mixture, MixtureComponent
 from diversity_jax.mixtures.replay import config_to_json, gate_result, replay
-from diversity_jax.mixtures.shares import AvailableRows, allocate_shares, part_shares, row_shares, train_rows
+from diversity_jax.mixtures.shares import AvailableRows, granted_shares
 from diversity_jax.mixtures.sources import ComponentSource, Parts, PooledCorpus, open_source
 from diversity_jax.prepare.config import Preparation
 from diversity_jax.prepare.manifest import Manifest
@@ -77,27 +77,23 @@ def build(config: MixtureConfig, folder: str | Path, score: Scorer) -> Mixture:
         gated.append(
             _GatedComponent(component=component, source=source, measurement=measurement, decision=decision, parts=parts)
         )
-    mixture = _compose(config, folder, shares, gated)
+    mixture = _compose(config, folder, gated)
     mixture.save()
     replay(folder)
     _warn_of_changed_ratio(mixture)
     return mixture
 
 
-def _compose(
-    config: MixtureConfig, folder: Path, shares: Sequence[Fraction], gated: Sequence[_GatedComponent]
-) -> Mixture:
+def _compose(config: MixtureConfig, folder: Path, gated: Sequence[_GatedComponent]) -> Mixture:
     """Allocates shares and puts the mixture together with all that they rest on."""
     available = [entry.available for entry in gated]
     results = [
         gate_result(entry.decision, entry.measurement, [(part.share, part.rows) for part in entry.available])
         for entry in gated
     ]
-    shares = row_shares(config.shares_of, shares, available)
-    rows = train_rows(config.train_tokens, config.sequence_length)
-    granted = part_shares(allocate_shares(config.components, shares, results, rows), results)
+    requested, granted = granted_shares(config, results, available)
     components: list[MixtureComponent] = []
-    for entry, asked, granted_parts in zip(gated, shares, granted, strict=True):
+    for entry, asked, granted_parts in zip(gated, requested, granted, strict=True):
         for name, share in zip(list(entry.parts) or [entry.component.name], granted_parts, strict=True):
             part, manifest = entry.parts.get(name, (Fraction(1), None))
             components.append(

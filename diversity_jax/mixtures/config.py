@@ -15,16 +15,36 @@ from diversity_jax.prepare.config import Chat, Filtering
 from diversity_jax.synthesis.demo_grammar import GrammarComponent
 
 KINDS = ("real", "synthetic")
-ON_FAIL: Mapping[str, Callable[[float, float], float]] = {
-    "reject": lambda low_ratio, power: 0.0,
-    "downweight": lambda low_ratio, power: low_ratio**power,
-    "warn": lambda low_ratio, power: 1.0,
-}
-"""What may be done about a component that fails its policy, and the factor its share is multiplied by: a function of
-the low end of the failing figure's interval over the required figure, and of `downweight_power`. A new action is one
-entry here."""
 SHARES_OF = ("tokens", "examples", "epochs")
 FREED_SHARE = ("kind_then_all", "kind", "all", "error")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FailAction:
+    """What may be done about a component that fails its policy.
+
+    Attributes:
+      title: of such a decision, for people.
+      factor: what the share is multiplied by: a function of the low end of the failing figure's interval over the
+        required figure, and of `downweight_power`.
+    """
+
+    title: str
+    factor: Callable[[float, float], float]
+
+
+ON_FAIL: Mapping[str, FailAction] = {
+    "reject": FailAction(title="rejected", factor=lambda low_ratio, power: 0.0),
+    "downweight": FailAction(title="down-weighted", factor=lambda low_ratio, power: low_ratio**power),
+    "warn": FailAction(title="warned", factor=lambda low_ratio, power: 1.0),
+}
+"""By the name in `GatePolicy.on_fail`; a new action is one entry here."""
+ACTION_TITLES = {
+    "register": "registered",
+    "ungated": "ungated",
+    **{name: action.title for name, action in ON_FAIL.items()},
+}
+"""All that a gate may decide, for people."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -138,7 +138,7 @@ def decide(component: Component, measurement: Measurement | None) -> Decision:
     if failed:
         worst = min(failed, key=lambda finding: finding.low / finding.required)
         action, reason = policy.on_fail, _reason(worst, "below")
-        factor = ON_FAIL[policy.on_fail](worst.low / worst.required, policy.downweight_power)
+        factor = ON_FAIL[policy.on_fail].factor(worst.low / worst.required, policy.downweight_power)
     elif undecided:
         action, reason = "warn", _reason(undecided[0], "not decided against")
     elif findings:

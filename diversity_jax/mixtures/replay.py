@@ -17,14 +17,7 @@ from diversity_jax.core.files import read_json
 from diversity_jax.corpus import CorpusConfig
 from diversity_jax.mixtures.config import Component, GatePolicy, MixtureConfig
 from diversity_jax.mixtures.gate import Decision, Measurement, decide, measure
-from diversity_jax.mixtures.shares import (
-    AvailableRows,
-    GateResult,
-    allocate_shares,
-    part_shares,
-    row_shares,
-    train_rows,
-)
+from diversity_jax.mixtures.shares import AvailableRows, GateResult, granted_shares
 from diversity_jax.prepare.config import Chat, Filtering
 
 _TOLERANCE = 1e-9  # figures taken anew from scorecards may differ in their last digits between builds of NumPy
@@ -105,13 +98,11 @@ def replay(path: str | Path, *, scorecards: bool = True) -> list[Replayed]:
     ]
     for entry, decision in zip(recorded, decisions, strict=True):
         _check_decision(path, entry, decision)
-    shares = row_shares(asked.shares_of, asked.shares_asked(), [entry.available for entry in recorded])
     results = [
         gate_result(decision, entry.measurement, entry.rows)
         for entry, decision in zip(recorded, decisions, strict=True)
     ]
-    rows = train_rows(asked.train_tokens, asked.sequence_length)
-    granted = part_shares(allocate_shares(asked.components, shares, results, rows), results)
+    shares, granted = granted_shares(asked, results, [entry.available for entry in recorded])
     for entry, parts in zip(recorded, granted, strict=True):
         if list(entry.granted) != list(parts):
             raise InputError(

@@ -9,7 +9,7 @@ from fractions import Fraction
 import math
 
 from diversity_jax.core.errors import InputError
-from diversity_jax.mixtures.config import Component, decimal_fraction
+from diversity_jax.mixtures.config import Component, MixtureConfig, decimal_fraction
 from diversity_jax.mixtures.schedule import exact_shares
 from diversity_jax.prepare.manifest import Manifest
 
@@ -96,6 +96,22 @@ def allocate_shares(
             allocated[i] = limit
         untouched -= set(above)
         cause = "its limit of epochs takes away"
+
+
+def granted_shares(
+    config: MixtureConfig, results: Sequence[GateResult], available: Sequence[Sequence[AvailableRows]]
+) -> tuple[tuple[Fraction, ...], list[tuple[Fraction, ...]]]:
+    """Shares of rows as requested, and as granted to the parts of each component.
+
+    Args:
+      results, available: of each component in order; see `row_shares`.
+
+    Raises:
+      InputError: as `allocate_shares`.
+    """
+    requested = row_shares(config.shares_of, config.shares_asked(), available)
+    rows = train_rows(config.train_tokens, config.sequence_length)
+    return requested, part_shares(allocate_shares(config.components, requested, results, rows), results)
 
 
 def row_shares(

@@ -10,6 +10,7 @@ from diversity_jax.core.errors import InputError
 from diversity_jax.core.formats import count, percent, significant
 from diversity_jax.core.intervals import Estimate
 from diversity_jax.core.run_info import Fact
+from diversity_jax.mixtures.config import ACTION_TITLES
 from diversity_jax.mixtures.inspect import MixtureView, without_middle
 from diversity_jax.mixtures.mixture import Mixture, MixtureComponent
 from diversity_jax.mixtures.shares import train_rows
@@ -21,13 +22,6 @@ from diversity_jax.report.pages import score
 from diversity_jax.report.plotting import render
 from diversity_jax.report.style import Palette
 
-ACTIONS = {
-    "register": "registered",
-    "downweight": "down-weighted",
-    "reject": "rejected",
-    "warn": "warned",
-    "ungated": "ungated",
-}
 _FILL = {"reject": "none", "downweight": "left"}
 _REAL = "real text"  # how the real components pooled are shown
 _NAMED_IN_VERDICT = 2  # components not simply registered that the headline names
@@ -53,8 +47,8 @@ def gate_figures(component: MixtureComponent, scorecards: Mapping[str, Scorecard
     """
     decision = component.decision
     try:
-        if decision["action"] not in ACTIONS or not isinstance(decision["reason"], str):
-            raise InputError(f"action is {decision['action']!r}; expected one of {', '.join(ACTIONS)}")
+        if decision["action"] not in ACTION_TITLES or not isinstance(decision["reason"], str):
+            raise InputError(f"action is {decision['action']!r}; expected one of {', '.join(ACTION_TITLES)}")
         required = []
         for finding in decision.get("findings", ()):
             reference = finding["figure"].partition(":")[2]
@@ -163,7 +157,7 @@ def _gate(
             whisker = diversity.Whisker(
                 name=component.name,
                 interval=measured.effective_clusters,
-                note=ACTIONS[action],
+                note=ACTION_TITLES[action],
                 fill=_FILL.get(action, "full"),
                 required=measured.required,
             )
@@ -174,7 +168,7 @@ def _gate(
         "Gate decisions",
         components=components,
         figures=figures,
-        actions=ACTIONS,
+        actions=ACTION_TITLES,
         band=band,
         note=score.judge_note(scorecards.values()) if scorecards else "",
         drawing=score.whiskers_drawing("gate", whiskers, band, palette) if whiskers else None,
