@@ -1,4 +1,4 @@
-"""The grid: topics x generations per topic, gone through by each arm in a seeded order of its own."""
+"""The grid: topics x generations per topic, traversed by each arm in a seeded order of its own."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,11 +17,11 @@ class Arm:
     """A way to write.
 
     Attributes:
-      name: of what it is made of, joined by ` x `.
+      name: the parts that tell it from other arms, joined by ` x `.
       template: its template's name.
       generator: label of its generator, or None where generators share the grid.
       style: its style, or None where one is drawn for each document.
-      topics: it writes on the first so many topics only; None on all.
+      topics: number of topics that it writes on, the first ones; None for all.
     """
 
     name: str
@@ -44,22 +44,24 @@ def make_arms(
     counts: Sequence[int | None] = grid.topic_counts or [None]
     arms = []
     for template, label, count in itertools.product(templates.values(), labels, counts):
-        styles = grid.styles if "style" in by and "style" in template.used else [None]
-        for style in styles:
+        for style in grid.styles if "style" in by and "style" in template.used else [None]:
             parts = [
                 template.name,
                 label if len(labels) > 1 else None,
                 style,
                 f"{count} topics" if len(counts) > 1 else None,
             ]
-            name = " x ".join(part for part in parts if part)
+            name = " x ".join(filter(None, parts))
             arms.append(Arm(name=name, template=template.name, generator=label, style=style, topics=count))
     return arms
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """One place of the grid: which arm writes on which topic for which time; `attempt` counts its draws from 0."""
+    """A point of the grid: the arm that writes, the topic's number, and the generation on this topic.
+
+    `attempt` counts draws of the cell from 0.
+    """
 
     arm: str
     topic: int
@@ -73,19 +75,20 @@ class Cell:
 
 
 def cells_of(arm: Arm, topics: int, generations: int, seed: int, start: int = 0) -> Iterator[Cell]:
-    """The arm's cells from number `start` on: every (topic, generation) once, in an order that its name and the seed
-    decide.
-    """
+    """The arm's cells from number `start` on: every (topic, generation) once, in an order set by its name and seed."""
     topics = min(topics, arm.topics or topics)
     total = topics * generations
-    order = Shuffled(total, f"{seed} {arm.name}")
-    for place in range(start, total):
-        generation, topic = divmod(order[place], topics)
+    order = _Permutation(total, f"{seed} {arm.name}")
+    for index in range(start, total):
+        generation, topic = divmod(order[index], topics)
         yield Cell(arm=arm.name, topic=topic, generation=generation)
 
 
-class Shuffled:
-    """A permutation of range(total) by place, without holding it: four Feistel rounds, walked until inside."""
+class _Permutation:
+    """A permutation of range(total) in constant memory: four Feistel rounds, repeated until the value is in range.
+
+    Cycle walking, after Black and Rogaway, Ciphers with Arbitrary Finite Domains (2002).
+    """
 
     def __init__(self, total: int, seed: str):
         half = max(1, ((total - 1).bit_length() + 1) // 2)
@@ -93,16 +96,16 @@ class Shuffled:
         digest = hashlib.sha256(seed.encode()).digest()
         self._keys = [int.from_bytes(digest[8 * turn : 8 * turn + 8], "big") | 1 for turn in range(4)]
 
-    def __getitem__(self, place: int) -> int:
+    def __getitem__(self, index: int) -> int:
         while True:
-            left, right = place >> self._half, place & self._mask
+            left, right = index >> self._half, index & self._mask
             for key in self._keys:
                 mixed = (right + key) * 0x9E3779B97F4A7C15 & 0xFFFFFFFFFFFFFFFF
                 mixed = (mixed ^ mixed >> 29) * key & 0xFFFFFFFFFFFFFFFF
                 left, right = right, left ^ (mixed >> 37 & self._mask)
-            place = left << self._half | right
-            if place < self._total:
-                return place
+            index = left << self._half | right
+            if index < self._total:
+                return index
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,8 +113,8 @@ class Material:
     """What cells are filled with.
 
     Attributes:
-      topics: all of them; those beyond `grid_topics` were sown on the way and are written on by cells of their own.
-      grid_topics: topics of the grid.
+      topics: all of them; those beyond `grid_topics` were added during the run and have cells of their own.
+      grid_topics: number of topics of the grid.
       personas: all of them.
       templates: by name.
       generators: by label.
@@ -140,34 +143,32 @@ class Material:
     def seeds(self, cell: Cell, arm: Arm, avoid: Sequence[str]) -> Seeds:
         """What the cell's present attempt is made from; another attempt draws anew."""
         draw = random.Random(f"seeds {self.seed} {cell.key} {cell.attempt}")
-        template, topic = self.templates[arm.template], self.topics[cell.topic]
-        style = arm.style or draw.choice(self.grid.styles) if "style" in template.used else None
-        offered = min(self.personas_shown, len(self.personas)) if "personas" in template.used else 0
-        personas = tuple(draw.sample(self.personas, offered)) if offered else ()
-        others = self._others(cell.topic, draw) if "topics" in template.used else ()
-        shunned = tuple(name for name in avoid if name not in topic.path)
-        return Seeds(topics=(topic, *others), style=style, personas=personas, avoid=shunned)
+        used, topic = self.templates[arm.template].used, self.topics[cell.topic]
+        style = arm.style or draw.choice(self.grid.styles) if "style" in used else None
+        offered = min(self.personas_shown, len(self.personas)) if "personas" in used else 0
+        return Seeds(
+            style=style,
+            personas=tuple(draw.sample(self.personas, offered)) if offered else (),
+            topics=(topic, *(self._other_topics(cell.topic, draw) if "topics" in used else ())),
+            avoid=tuple(name for name in avoid if name not in topic.path),
+        )
 
-    def _others(self, topic: int, draw: random.Random) -> list[Topic]:
-        """Other topics that may be combined with one: neighbours in the file, which lie in one subtree, and one from
-        anywhere.
-        """
-        wanted = min(self.grid.topics_shown, len(self.topics)) - 1
+    def _other_topics(self, topic: int, draw: random.Random) -> list[Topic]:
+        """Topics that may be combined with one: neighbours in the file, which lie in one subtree, and any other."""
+        count = min(self.grid.topics_shown, len(self.topics)) - 1
         reach = 4 * self.grid.topics_shown
-        near = [
-            place for place in range(max(0, topic - reach), min(len(self.topics), topic + reach + 1)) if place != topic
+        nearby = [
+            other for other in range(max(0, topic - reach), min(len(self.topics), topic + reach + 1)) if other != topic
         ]
-        places = dict.fromkeys(draw.sample(near, min(max(wanted - 1, 0), len(near))))
-        while len(places) < wanted:
-            place = draw.randrange(len(self.topics))
-            if place != topic:
-                places[place] = None
-        return [self.topics[place] for place in places]
+        chosen = dict.fromkeys(draw.sample(nearby, min(max(count - 1, 0), len(nearby))))
+        while len(chosen) < count:
+            other = draw.randrange(len(self.topics))
+            if other != topic:
+                chosen[other] = None
+        return [self.topics[other] for other in chosen]
 
     def generator_for(self, cell: Cell, arm: Arm, stopped: Mapping[str, str]) -> str | None:
-        """Label of the generator that fills a cell: the arm's, or one drawn by weight among those that are not stopped;
-        None if none is.
-        """
+        """Label of the cell's generator: the arm's, or one drawn by weight; None where all candidates are stopped."""
         labels = [label for label in ([arm.generator] if arm.generator else self.generators) if label not in stopped]
         if not labels:
             return None

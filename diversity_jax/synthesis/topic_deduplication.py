@@ -1,10 +1,10 @@
-"""One topic under several names: merged when equal, equal once normalised, or nearly equal by embedding.
+"""Duplicate topics merged: equal, equal once normalised, or nearly equal by embedding.
 
-The embedding is built here and needs no model: a word is the sum of hashed letter trigrams and of itself, a name the
-sum of its words weighted by rarity, a topic its narrowest name and, with less weight, those above it. Near pairs are
-looked for inside cells of the space, and every topic lies in its two nearest cells, so that few pairs across a border
-are missed and none are compared needlessly. A near pair is merged only if its names differ in spelling: other numbers,
-a prefix that turns the meaning (`inorganic`) or a word that has no counterpart make another topic.
+The embedding needs no model: a word is the sum of its hashed letter trigrams and of itself, a name the sum of its words
+weighted by rarity, a topic its last name and, with less weight, those above it. Near pairs are searched inside cells of
+the space (an inverted file index), and every topic lies in its two nearest cells, so that few pairs across a border are
+missed. A near pair is merged only if its names differ in spelling: other numbers, a prefix that changes the meaning
+(`inorganic`) or a word without a counterpart make another topic.
 """
 
 from collections.abc import Iterator, Sequence
@@ -18,37 +18,40 @@ import zlib
 
 import numpy as np
 
-from diversity_jax.synthesis.topics import Topic
+from diversity_jax.synthesis.topics import MOST_KEYWORDS, Topic
 
 _logger = logging.getLogger(__name__)
 _DIMENSIONS = 128
-_ABOVE_WEIGHT = 0.7  # of the names above: an equal name elsewhere in the tree then lies at 0.67
-_WHOLE_WORD_WEIGHT = 0.3  # beside the sum of its trigrams: more would keep spellings of one word apart
+_ABOVE_WEIGHT = 0.7  # of the names above: an equal name elsewhere in the tree then has a cosine of 0.67
+_FULL_WORD_WEIGHT = 0.3  # beside the sum of its trigrams: more would keep spellings of one word apart
 _CELL_TOPICS = 300  # topics in a cell, about
 _CELL_SAMPLE = 60_000
 _BLOCK = 4096
-_MOST_KEYWORDS = 12
-_FILLERS = frozenset(
-    ("a", "an", "the", "of", "and", "in", "on", "for", "to", "with", "by", "from", "at", "as", "or", "introduction", "overview", "basics",
-     "fundamentals")
-)  # fmt: skip
-_TURNS = (
-    "", "in", "im", "un", "non", "anti", "pre", "post", "pro", "sub", "super", "hyper", "hypo", "micro", "macro", "meso", "inter", "intra",
-    "extra", "endo", "exo", "de", "bio", "geo", "multi", "uni", "bi", "di", "tri", "mono", "poly", "homo", "hetero", "iso", "ortho", "para",
-    "ultra", "infra", "meta", "counter", "re", "dis", "a", "an", "neo", "proto", "pseudo", "over", "under", "east", "west",
+_LEAST_SPELLING_SIMILARITY = 0.85  # of two spellings of one word, by difflib's ratio
+_PERSONA_COSINE = 0.92  # personas are sentences and share more words than topics do
+_FILLERS = frozenset((
+    "a", "an", "the", "of", "and", "in", "on", "for", "to", "with", "by", "from", "at", "as", "or", "introduction",
+    "overview", "basics", "fundamentals",
+))  # fmt: skip
+# Beginnings of words that change their meaning, and none.
+_PREFIXES = (
+    "", "in", "im", "un", "non", "anti", "pre", "post", "pro", "sub", "super", "hyper", "hypo", "micro", "macro",
+    "meso", "inter", "intra", "extra", "endo", "exo", "de", "bio", "geo", "multi", "uni", "bi", "di", "tri", "mono",
+    "poly", "homo", "hetero", "iso", "ortho", "para", "ultra", "infra", "meta", "counter", "re", "dis", "a", "an",
+    "neo", "proto", "pseudo", "over", "under", "east", "west",
 )  # fmt: skip
 _ROMAN = re.compile(r"^(?=[ivx])(x{0,3})(ix|iv|v?i{0,3})$")
 _WORD = re.compile(r"[^\W_]+")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Merged:
+class MergedTopics:
     """Topics without duplicates, in the order of their first appearance.
 
     Attributes:
       topics: keywords of merged ones are joined.
-      read: how many there were.
-      exact, normalised, near: how many were merged on each ground.
+      read: number of topics before.
+      exact, normalised, near: numbers merged on each ground.
     """
 
     topics: list[Topic]
@@ -58,11 +61,11 @@ class Merged:
     near: int
 
     def __str__(self) -> str:
-        found = f"{self.exact:,} exact, {self.normalised:,} normalised, {self.near:,} near duplicates merged"
-        return f"{len(self.topics):,} topics of {self.read:,} ({found})"
+        counts = f"{self.exact:,} exact, {self.normalised:,} normalised, {self.near:,} near duplicates merged"
+        return f"{len(self.topics):,} topics of {self.read:,} ({counts})"
 
 
-def merge_topics(topics: Sequence[Topic], *, near: float | None = 0.85) -> Merged:
+def merge_topics(topics: Sequence[Topic], *, near: float | None = 0.85) -> MergedTopics:
     """Merges duplicates.
 
     Args:
@@ -72,38 +75,41 @@ def merge_topics(topics: Sequence[Topic], *, near: float | None = 0.85) -> Merge
     by_path: dict[tuple[str, ...], list[Topic]] = {}
     for topic in topics:
         by_path.setdefault(topic.path, []).append(topic)
-    by_key: dict[str, list[list[Topic]]] = {}
-    for equals in by_path.values():
-        by_key.setdefault(normalised(equals[0].path), []).append(equals)
-    groups = [[topic for equals in group for topic in equals] for group in by_key.values()]
-    exact, same = len(topics) - len(by_path), len(by_path) - len(groups)
-    leaders = (
-        _near_leaders([group[0] for group in groups], near)
-        if near is not None and len(groups) > 1
-        else range(len(groups))
-    )
+    by_key: dict[str, list[Topic]] = {}
+    for path, equals in by_path.items():
+        by_key.setdefault(normalised(path), []).extend(equals)
+    groups = list(by_key.values())
+    leaders = list(range(len(groups)))
+    if near is not None and len(groups) > 1:
+        leaders = _near_leaders([group[0] for group in groups], near).tolist()
     merged: dict[int, list[Topic]] = {}
-    for group, leader in zip(groups, leaders, strict=True):
-        merged.setdefault(int(leader), []).extend(group)
-    result = [_join(group) for group in merged.values()]
-    return Merged(topics=result, read=len(topics), exact=exact, normalised=same, near=len(groups) - len(result))
+    for leader, group in zip(leaders, groups, strict=True):
+        merged.setdefault(leader, []).extend(group)
+    return MergedTopics(
+        topics=[_join(group) for group in merged.values()],
+        read=len(topics),
+        exact=len(topics) - len(by_path),
+        normalised=len(by_path) - len(groups),
+        near=len(groups) - len(merged),
+    )
+
+
+def merge_personas(personas: Sequence[str]) -> list[str]:
+    """Personas without exact, normalised and near duplicates, in order."""
+    merged = merge_topics([Topic((persona,)) for persona in personas], near=_PERSONA_COSINE)
+    return [topic.path[0] for topic in merged.topics]
 
 
 def _join(group: Sequence[Topic]) -> Topic:
     if len(group) == 1:
         return group[0]
     keywords = dict.fromkeys(word for topic in group for word in topic.keywords)
-    return Topic(group[0].path, tuple(keywords)[:_MOST_KEYWORDS])
+    return Topic(group[0].path, tuple(keywords)[:MOST_KEYWORDS])
 
 
 def normalised(path: Sequence[str]) -> str:
-    """A path's key: equal for names that differ in case, accents, punctuation, plurals, fillers or the order of words."""
-    return "/".join(filter(None, (_normalised_name(name) for name in path)))
-
-
-@functools.lru_cache(200_000)
-def _normalised_name(name: str) -> str:
-    return " ".join(sorted(words_of(name)))
+    """A path's key: equal for names that differ in case, accents, punctuation, plurals, fillers or order of words."""
+    return "/".join(filter(None, (" ".join(sorted(words_of(name))) for name in path)))
 
 
 @functools.lru_cache(200_000)
@@ -112,13 +118,10 @@ def words_of(name: str) -> tuple[str, ...]:
     plain = unicodedata.normalize("NFKD", name).casefold()
     plain = "".join(letter for letter in plain if not unicodedata.combining(letter))
     words = [_singular(word) for word in _WORD.findall(plain)]
-    # "Vitamin A" ends in a name, not in an article.
-    told = [
-        word
-        for place, word in enumerate(words)
-        if word not in _FILLERS or (len(word) == 1 and place and place == len(words) - 1)
-    ]
-    return tuple(told or words) or (name,)
+    content = [word for word in words if word not in _FILLERS]
+    if len(words) > 1 and len(words[-1]) == 1 and words[-1] in _FILLERS:
+        content.append(words[-1])  # "Vitamin A" ends in a name, not in an article
+    return tuple(content or words) or (name,)
 
 
 def _singular(word: str) -> str:
@@ -131,54 +134,53 @@ def embed(topics: Sequence[Topic]) -> np.ndarray:
     """Unit vectors [topics, dimensions], float32."""
     from scipy.sparse import csr_matrix
 
-    place: dict[str, int] = {}
-    lasts = [[place.setdefault(word, len(place)) for word in words_of(topic.path[-1])] for topic in topics]
-    aboves = [
-        [place.setdefault(word, len(place)) for name in topic.path[:-1] for word in words_of(name)] for topic in topics
+    columns: dict[str, int] = {}
+    last = [[columns.setdefault(word, len(columns)) for word in words_of(topic.path[-1])] for topic in topics]
+    above = [
+        [columns.setdefault(word, len(columns)) for name in topic.path[:-1] for word in words_of(name)]
+        for topic in topics
     ]
-    seen = np.bincount(np.concatenate([np.asarray(row, np.int64) for row in (*lasts, *aboves)]), minlength=len(place))
+    seen = np.bincount(np.concatenate([np.asarray(row, np.int64) for row in (*last, *above)]), minlength=len(columns))
     rarity = np.log1p(len(topics) / seen).astype(np.float32)
-    words = np.stack([_word_vector(word) for word in place]) * rarity[:, None]
+    word_vectors = np.stack([_word_vector(word) for word in columns]) * rarity[:, None]
 
-    def sums(rows: Sequence[Sequence[int]]) -> np.ndarray:
+    def summed(rows: Sequence[Sequence[int]]) -> np.ndarray:
         ends = np.cumsum([0, *map(len, rows)])
-        columns = np.fromiter((column for row in rows for column in row), np.int64, ends[-1])
-        return _unit(
-            csr_matrix((np.ones(len(columns), np.float32), columns, ends), shape=(len(rows), len(place))) @ words
-        )
+        flat = np.fromiter((column for row in rows for column in row), np.int64, ends[-1])
+        counts = csr_matrix((np.ones(len(flat), np.float32), flat, ends), shape=(len(rows), len(columns)))
+        return _unit(counts @ word_vectors)
 
-    vectors = sums(lasts)
-    vectors += _ABOVE_WEIGHT * sums(aboves)
+    vectors = summed(last)
+    vectors += _ABOVE_WEIGHT * summed(above)
     return _unit(vectors)
 
 
 def _unit(vectors: np.ndarray) -> np.ndarray:
+    """Divides vectors, in place, by their norms."""
     vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-6)
     return vectors
 
 
 def _word_vector(word: str) -> np.ndarray:
-    """Unit vector of a word: itself and its trigrams, each at hashed places with hashed signs."""
+    """Unit vector of a word: itself and its trigrams, each hashed to dimensions and signs."""
     framed = f"<{word}>"
     parts = [word, *(framed[start : start + 3] for start in range(len(framed) - 2))]
-    weights = [_WHOLE_WORD_WEIGHT] + [(len(parts) - 1) ** -0.5] * (len(parts) - 1)
+    weights = [_FULL_WORD_WEIGHT] + [(len(parts) - 1) ** -0.5] * (len(parts) - 1)
     vector = np.zeros(_DIMENSIONS, np.float32)
     for part, weight in zip(parts, weights, strict=True):
         code = zlib.crc32(part.encode())
-        for shift in (0, 8, 16, 24):  # four places a part keep two parts from falling together
-            bits = (code >> shift | code << (32 - shift)) * 2654435761 & 0xFFFFFFFF
+        for shift in (0, 8, 16, 24):  # four dimensions a part keep two parts from falling together
+            bits = (code >> shift | code << (32 - shift)) * 2654435761 & 0xFFFFFFFF  # Knuth's multiplicative hash
             vector[bits >> 8 & 127] += weight if bits & 128 else -weight
     return vector / max(float(np.linalg.norm(vector)), 1e-6)
 
 
 def _near_leaders(topics: Sequence[Topic], near: float) -> np.ndarray:
     """For each topic the first one it is the same as, itself where there is none: int64 [topics]."""
-    vectors = embed(topics)
     leaders = np.arange(len(topics))
-    pairs = np.concatenate([np.zeros((0, 2), np.int64), *_near_pairs(vectors, near)])
-    pairs = np.unique(
-        pairs, axis=0
-    )  # by the second, then the first: a leader is settled before those that may follow it
+    pairs = np.concatenate([np.zeros((0, 2), np.int64), *_near_pairs(embed(topics), near)])
+    # In the order of the later topic: whether a topic follows another is decided before others may follow it.
+    pairs = np.unique(pairs, axis=0)
     _logger.debug("%s near pairs to look at", f"{len(pairs):,}")
     for later, earlier in pairs.tolist():
         if leaders[later] == later and leaders[earlier] == earlier and same_topic(topics[earlier], topics[later]):
@@ -191,53 +193,52 @@ def _near_pairs(vectors: np.ndarray, near: float) -> Iterator[np.ndarray]:
     for members in _cells(vectors):
         inside = vectors[members]
         for start in range(0, len(members), _BLOCK):
-            close = inside[start : start + _BLOCK] @ inside.T >= near
-            rows, columns = np.nonzero(close)
+            rows, columns = np.nonzero(inside[start : start + _BLOCK] @ inside.T >= near)
             rows += start
-            kept = columns < rows
-            if kept.any():
-                yield np.stack([members[rows[kept]], members[columns[kept]]], axis=1)
+            is_later = columns < rows
+            if is_later.any():
+                yield np.stack([members[rows[is_later]], members[columns[is_later]]], axis=1)
 
 
 def _cells(vectors: np.ndarray) -> list[np.ndarray]:
-    """Ascending row numbers of every cell; each row lies in its two nearest ones."""
+    """Ascending row numbers of every cell (three rounds of k-means); each row lies in its two nearest ones."""
     count = len(vectors) // _CELL_TOPICS
     if count < 4:
         return [np.arange(len(vectors))]
-    generator = np.random.default_rng(0)
-    sample = vectors[generator.permutation(len(vectors))[:_CELL_SAMPLE]]
-    centres = sample[:count].copy() if len(sample) >= count else sample.copy()
+    sample = vectors[np.random.default_rng(0).permutation(len(vectors))[:_CELL_SAMPLE]]
+    centres = sample[:count].copy()
     for _ in range(3):
         nearest = _nearest(sample, centres, 1)[:, 0]
         order = np.argsort(nearest, kind="stable")
         present, starts = np.unique(nearest[order], return_index=True)
         centres[present] = _unit(np.add.reduceat(sample[order], starts, axis=0))
-    owners = _nearest(vectors, centres, 2)
-    rows, cells = np.repeat(np.arange(len(vectors)), 2), owners.ravel()
+    cells = _nearest(vectors, centres, 2).ravel()
+    rows = np.repeat(np.arange(len(vectors)), 2)
     order = np.argsort(cells, kind="stable")
-    return [part for part in np.split(rows[order], np.flatnonzero(np.diff(cells[order])) + 1) if len(part) > 1]
+    groups = np.split(rows[order], np.flatnonzero(np.diff(cells[order])) + 1)
+    return [members for members in groups if len(members) > 1]
 
 
 def _nearest(vectors: np.ndarray, centres: np.ndarray, count: int) -> np.ndarray:
     """Numbers of the `count` nearest centres of each vector: int32 [vectors, count]."""
-    found = np.empty((len(vectors), count), np.int32)
+    nearest = np.empty((len(vectors), count), np.int32)
     for start in range(0, len(vectors), _BLOCK):
         similar = vectors[start : start + _BLOCK] @ centres.T
-        for place in range(count):
+        for rank in range(count):
             best = similar.argmax(axis=1)
-            found[start : start + _BLOCK, place] = best
+            nearest[start : start + _BLOCK, rank] = best
             similar[np.arange(len(best)), best] = -2
-    return found
+    return nearest
 
 
 def same_topic(a: Topic, b: Topic) -> bool:
-    """Whether two near topics are one: every word of the narrowest names has a counterpart that differs in spelling
-    only, and the names above, where both have some, share a word."""
+    """Whether two near topics are one: every word of the last names has a counterpart that differs in spelling only,
+    and the names above, where both have some, share a word."""
     above_a, above_b = ({word for name in topic.path[:-1] for word in words_of(name)} for topic in (a, b))
     if above_a and above_b and not above_a & above_b:
         return False
-    first, second = set(words_of(a.path[-1])), set(words_of(b.path[-1]))
-    return _same_words(tuple(sorted(first - second)), tuple(sorted(second - first)))
+    words_a, words_b = set(words_of(a.path[-1])), set(words_of(b.path[-1]))
+    return _same_words(tuple(sorted(words_a - words_b)), tuple(sorted(words_b - words_a)))
 
 
 @functools.lru_cache(100_000)
@@ -253,17 +254,18 @@ def _same_words(first: tuple[str, ...], second: tuple[str, ...]) -> bool:
     return True
 
 
-def _roots(word: str) -> set[str]:
-    """What is left of a word behind each beginning that turns its meaning: `micro` and `macro`, `in` and none."""
-    return {word[len(turn) :] for turn in _TURNS if word.startswith(turn) and len(word) >= len(turn) + 3}
-
-
 def _same_word(a: str, b: str) -> bool:
+    """Whether two different words are spellings of one."""
     if any(letter.isdigit() for letter in a + b) or _ROMAN.match(a) or _ROMAN.match(b):
-        return False  # they are not equal, and numbers that differ name other things
+        return False  # different numbers name different things
     short, long = sorted((a, b), key=len)
     if len(short) < 4 or not _roots(a).isdisjoint(_roots(b)):
         return False
     if long.startswith(short) and len(long) - len(short) <= 2:
         return True
-    return difflib.SequenceMatcher(None, short, long, autojunk=False).ratio() >= 0.85
+    return difflib.SequenceMatcher(None, short, long, autojunk=False).ratio() >= _LEAST_SPELLING_SIMILARITY
+
+
+def _roots(word: str) -> set[str]:
+    """The rest of a word behind each prefix that changes its meaning: `micro` and `macro`, `in` and none."""
+    return {word[len(prefix) :] for prefix in _PREFIXES if word.startswith(prefix) and len(word) >= len(prefix) + 3}

@@ -1,209 +1,231 @@
-"""Topics and personas by a language model: taken out of documents, or grown from a root."""
+"""Topics and personas of a component: read from files or made by a generator, then merged and stored."""
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
 import json
+import logging
+import random
 from typing import Any, TypeVar
 
 from diversity_jax.cluster_agent.text_cleaning import child_seed, clean_text
 from diversity_jax.core.errors import InputError
-from diversity_jax.core.files import list_files, read_lines
+from diversity_jax.core.files import read_json, write_json
 from diversity_jax.corpus import CorpusConfig, open_corpus
-from diversity_jax.llm import CallFailed, Request
+from diversity_jax.llm import CallFailed, Engine, Request
 from diversity_jax.synthesis import prompts
-from diversity_jax.synthesis.config import PersonasConfig, TopicsConfig
-from diversity_jax.synthesis.generate_round import Asker
-from diversity_jax.synthesis.topic_deduplication import merge_topics, normalised
-from diversity_jax.synthesis.topics import Topic, make_topic, split_path
+from diversity_jax.synthesis.config import SynthesisConfig, TopicsConfig
+from diversity_jax.synthesis.store import Store
+from diversity_jax.synthesis.topic_deduplication import merge_personas, merge_topics, normalised
+from diversity_jax.synthesis.topics import (
+    Topic,
+    clean_persona,
+    make_topic,
+    read_personas,
+    read_topics,
+    split_path,
+    write_topics,
+)
 
+_logger = logging.getLogger(__name__)
 _DOCUMENT_CHARACTERS = 6000
-_PERSONA_CHARACTERS = 400
-_SIBLINGS_SHOWN = 40
 _DOCUMENTS = 1000  # where a corpus is given without a number
 _OUTPUT_TOKENS = 2048
+_MOST_TEMPERATURE = 0.7
 _ATTEMPTS = 2
 _T = TypeVar("_T")
 
 
-@dataclass(kw_only=True)
-class Growth:
-    """An account of such calls: how many were asked, dollars, and how many came to nothing, by reason."""
+async def load_topics(config: SynthesisConfig, expander: "TopicExpander", store: Store) -> list[Topic]:
+    """The topics that an earlier process stored, or new ones, merged, limited and stored.
 
-    calls: int
-    dollars: float
-    failures: Counter[str]
+    Raises:
+      InputError: no source is set, it holds no topic, or it needs a generator in a dry run.
+    """
+    path, topics_config = store.folder / "topics.jsonl.zst", config.topics
+    if path.exists():
+        return list(read_topics(str(path)))
+    if topics_config.source is not None:
+        topics = list(read_topics(topics_config.source, leaves_only=topics_config.leaves_only))
+    elif config.dry_run:
+        raise InputError("dry_run: topics that a generator makes cannot be forecast; give topics.source")
+    elif topics_config.documents is not None:
+        topics = await expander.topics_of_documents(topics_config.documents, topics_config, seed=config.seed)
+    elif topics_config.root is not None:
+        topics = await expander.topics_below(topics_config.root, topics_config)
+    else:
+        raise InputError(
+            "topics: none of source, documents and root is set; give one, such as --config.topics.source=topics.txt"
+        )
+    merged = await asyncio.to_thread(merge_topics, topics, near=topics_config.near_duplicate)
+    if not merged.topics:
+        failed = ", ".join(f"{reason} {count}" for reason, count in expander.failures.items())
+        raise InputError(
+            f"topics: there are none{f' ({failed})' if failed else ''}; check the source, or try another generator"
+        )
+    _logger.info("%s", merged)
+    topics = merged.topics
+    if topics_config.limit is not None and len(topics) > topics_config.limit:
+        draw = random.Random(f"topics {config.seed}")
+        topics = [topics[index] for index in sorted(draw.sample(range(len(topics)), topics_config.limit))]
+    if not config.dry_run:
+        summary = {
+            "kept": len(topics),
+            "without_keywords": sum(not topic.keywords for topic in topics),
+            **{name: getattr(merged, name) for name in ("read", "exact", "normalised", "near")},
+            "growing": {
+                "calls": expander.calls,
+                "dollars": expander.dollars,
+                "failures": dict(expander.failures),
+            },
+        }
+        write_json(store.folder / "topics.json", summary)
+        write_topics(path, topics)
+    return topics
 
-    @classmethod
-    def none(cls) -> "Growth":
-        """Nothing asked yet."""
-        return cls(calls=0, dollars=0.0, failures=Counter())
+
+async def load_personas(config: SynthesisConfig, expander: "TopicExpander", store: Store) -> list[str]:
+    """The personas that an earlier process stored, or new ones, merged and stored; possibly none."""
+    path, personas_config = store.folder / "personas.json", config.personas
+    if path.exists():
+        return read_json(path)
+    personas: list[str] = []
+    if personas_config.source is not None:
+        personas = read_personas(personas_config.source, personas_config.field)
+    elif personas_config.documents is not None and not config.dry_run:
+        personas = await expander.personas_of_documents(
+            personas_config.documents, personas_config.per_document, seed=config.seed
+        )
+    personas = await asyncio.to_thread(merge_personas, personas)
+    if not config.dry_run and personas:
+        write_json(path, personas)
+    return personas
 
 
-class Grower:
-    """Asks a generator for topics and personas.
+class TopicExpander:
+    """Requests topics and personas from a generator.
 
-    Args:
-      asker: the generator.
-      limits: whether schemas carry limits of length.
-      temperature: of its answers.
-      in_flight: questions at once.
+    Attributes:
+      calls, dollars: used so far.
+      failures: calls without a usable answer, by reason.
     """
 
-    def __init__(self, asker: Asker, *, limits: bool, temperature: float, in_flight: int):
-        self._asker, self._limits, self._temperature = asker, limits, temperature
-        self._room = asyncio.Semaphore(2 * in_flight)
-        self.account = Growth.none()
+    def __init__(self, engine: Engine, config: SynthesisConfig):
+        self._engine, self._limits = engine, config.schema_limits
+        self._temperature = min(config.temperature, _MOST_TEMPERATURE)
+        self._semaphore = asyncio.Semaphore(2 * config.engine.max_in_flight)
+        self.calls, self.dollars, self.failures = 0, 0.0, Counter[str]()
 
-    async def extract(self, config: TopicsConfig, *, seed: int) -> list[Topic]:
+    async def topics_of_documents(self, documents: CorpusConfig, config: TopicsConfig, *, seed: int) -> list[Topic]:
         """Topics of documents, duplicates included, in the documents' order."""
         system = prompts.EXTRACT_TOPICS.format(most=config.branching, levels=config.levels)
         schema = prompts.extract_topics_schema(config.levels, config.branching, self._limits)
-        users = [_quoted(text) for text in _texts(config.documents, seed)]
-        found = await self._ask_all(
-            "extract_topics", system, users, schema, lambda value: _extracted(value, config.levels)
-        )
-        return [topic for topics in found for topic in topics or ()]
 
-    async def expand(
-        self, path: Sequence[str], siblings: Sequence[str], branching: int, *, replicate: int = 0
-    ) -> list[Topic]:
+        def read(answer: Any) -> list[Topic]:
+            return _topics(((topic["path"][: config.levels], topic) for topic in answer["topics"]))
+
+        return await self._of_documents("extract_topics", system, schema, read, documents, seed)
+
+    async def personas_of_documents(self, documents: CorpusConfig, per_document: int, *, seed: int) -> list[str]:
+        """Personas of documents, duplicates included, in the documents' order."""
+        system = prompts.WRITE_PERSONAS.format(count=per_document)
+        schema = prompts.write_personas_schema(per_document, self._limits)
+
+        def read(answer: Any) -> list[str]:
+            return list(filter(None, map(clean_persona, answer["personas"])))
+
+        return await self._of_documents("write_personas", system, schema, read, documents, seed)
+
+    async def expand(self, path: Sequence[str], branching: int, *, replicate: int = 0) -> list[Topic]:
         """Topics directly below a path; none where no usable answer came."""
         system = prompts.EXPAND_TOPIC.format(branching=branching)
         schema = prompts.expand_topic_schema(branching, self._limits)
-        user = _encoded({"path": list(path), "already_there": list(siblings[:_SIBLINGS_SHOWN])})
-        read = lambda value: [topic for topic in _expanded(value, path) if topic.path != tuple(path)][:branching]  # noqa: E731
-        return await self._ask("expand_topic", system, user, schema, read, replicate) or []
+        user = _encoded({"path": list(path), "already_there": []})
 
-    async def grow(self, config: TopicsConfig) -> list[Topic]:
-        """A tree from `config.root`, level by level, its leaves and inner topics in breadth-first order."""
-        root = make_topic(split_path(config.root))
-        if root is None:
-            raise InputError(f"topics.root: {config.root!r} has no name; give a subject such as Physics")
-        level, grown, seen = [root], [], {normalised(root.path)}
-        while level and len(level[0].path) < config.levels and (config.limit is None or len(grown) < config.limit):
-            wanted = level if config.limit is None else level[: -(-(config.limit - len(grown)) // config.branching) + 1]
-            asked = await asyncio.gather(*(self.expand(topic.path, (), config.branching) for topic in wanted))
+        def read(answer: Any) -> list[Topic]:
+            topics = _topics((([*path, topic["name"]], topic) for topic in answer["subtopics"]))
+            return [topic for topic in topics if topic.path != tuple(path)][:branching]
+
+        return await self._request("expand_topic", system, user, schema, read, replicate)
+
+    async def topics_below(self, root: str, config: TopicsConfig) -> list[Topic]:
+        """The tree below a root without the root, level by level, in breadth-first order."""
+        first = make_topic(split_path(root))
+        if first is None:
+            raise InputError(f"topics.root: {root!r} has no name; give a subject such as Physics")
+        limit, branching = config.limit, config.branching
+        level, topics, seen = [first], list[Topic](), {normalised(first.path)}
+        while level and len(level[0].path) < config.levels and (limit is None or len(topics) < limit):
+            parents = level if limit is None else level[: -(-(limit - len(topics)) // branching) + 1]
+            answers = await asyncio.gather(*(self.expand(parent.path, branching) for parent in parents))
             level = []
-            for topic in (topic for topics in asked for topic in topics):
-                if normalised(topic.path) not in seen:
-                    seen.add(normalised(topic.path))
+            for topic in (topic for children in answers for topic in children):
+                if (key := normalised(topic.path)) not in seen:
+                    seen.add(key)
                     level.append(topic)
-            grown += level
-        return grown[: config.limit] if config.limit else grown
+            topics += level
+        return topics[:limit]
 
-    async def personas(self, config: PersonasConfig, *, seed: int) -> list[str]:
-        """Personas of documents, duplicates included."""
-        system = prompts.WRITE_PERSONAS.format(count=config.per_document)
-        schema = prompts.write_personas_schema(config.per_document, self._limits)
-        users = [_quoted(text) for text in _texts(config.documents, seed)]
-        found = await self._ask_all("write_personas", system, users, schema, _personas)
-        return [persona for personas in found for persona in personas or ()]
+    async def _of_documents(
+        self,
+        stage: str,
+        system: str,
+        schema: Mapping[str, Any],
+        read: Callable[[Any], list[_T]],
+        documents: CorpusConfig,
+        seed: int,
+    ) -> list[_T]:
+        """The items that one request for each of a corpus's sampled documents gives."""
+        sample = open_corpus(documents).sample(documents.max_documents or _DOCUMENTS, seed=child_seed(seed, "growing"))
+        users = [_encoded({"document": clean_text(document.text, _DOCUMENT_CHARACTERS)}) for document in sample]
+        answers = await asyncio.gather(*(self._request(stage, system, user, schema, read) for user in users))
+        return [item for items in answers for item in items]
 
-    async def _ask_all(
-        self, stage: str, system: str, users: Sequence[str], schema: Mapping[str, Any], read: Callable[[Any], _T]
-    ) -> list[_T | None]:
-        return await asyncio.gather(*(self._ask(stage, system, user, schema, read) for user in users))
-
-    async def _ask(
+    async def _request(
         self,
         stage: str,
         system: str,
         user: str,
         schema: Mapping[str, Any],
-        read: Callable[[Any], _T],
+        read: Callable[[Any], list[_T]],
         replicate: int = 0,
-    ) -> _T | None:
-        """What `read` makes of the answer; None, counted, where two answers cannot be read.
+    ) -> list[_T]:
+        """What `read` makes of the answer; nothing, which is counted, where two answers cannot be read.
 
         Raises:
-          InputError: no further call can go out.
+          InputError: no further call can be sent.
         """
         for attempt in range(_ATTEMPTS):
             request = Request(
-                stage=stage, system=system, user=user, schema=schema, replicate=replicate * _ATTEMPTS + attempt,
-                max_output_tokens=_OUTPUT_TOKENS, temperature=self._temperature,
-            )  # fmt: skip
-            self.account.calls += 1
+                stage=stage,
+                system=system,
+                user=user,
+                schema=schema,
+                replicate=replicate * _ATTEMPTS + attempt,
+                max_output_tokens=_OUTPUT_TOKENS,
+                temperature=self._temperature,
+            )
+            self.calls += 1
             try:
-                async with self._room:
-                    completion = await self._asker.complete(request)
-                self.account.dollars += completion.cost_usd
+                async with self._semaphore:
+                    completion = await self._engine.complete(request)
+                self.dollars += completion.cost_usd
                 return read(json.loads(completion.text))
             except CallFailed as error:
                 if error.ends_run:
                     raise InputError(f"{stage}: {error}") from None
-                self.account.dollars += error.cost_usd
-                self.account.failures[error.reason] += 1
+                self.dollars += error.cost_usd
+                self.failures[error.reason] += 1
             except (ValueError, KeyError, TypeError, AttributeError):
-                self.account.failures["schema"] += 1
-        return None
+                self.failures["schema"] += 1
+        return []
 
 
 def _encoded(value: Mapping[str, Any]) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
-def _quoted(text: str) -> str:
-    return _encoded({"document": clean_text(text, _DOCUMENT_CHARACTERS)})
-
-
-def _texts(config: CorpusConfig, seed: int) -> list[str]:
-    corpus = open_corpus(config)
-    documents = corpus.sample(config.max_documents or _DOCUMENTS, seed=child_seed(seed, "growing"))
-    return [document.text for document in documents]
-
-
-def _extracted(value: Any, levels: int) -> list[Topic]:
-    topics = (make_topic([str(name) for name in one["path"]][:levels], _words(one)) for one in value["topics"])
+def _topics(entries: Iterable[tuple[Sequence[Any], Mapping[str, Any]]]) -> list[Topic]:
+    """Topics of pairs: a path, and a record with `keywords`; without those whose names are all empty."""
+    topics = (make_topic(path, record.get("keywords") or ()) for path, record in entries)
     return [topic for topic in topics if topic]
-
-
-def _expanded(value: Any, path: Sequence[str]) -> list[Topic]:
-    topics = (make_topic([*path, str(one["name"])], _words(one)) for one in value["subtopics"])
-    return [topic for topic in topics if topic]
-
-
-def _words(one: Mapping[str, Any]) -> list[str]:
-    return [str(word) for word in one.get("keywords") or ()]
-
-
-def _personas(value: Any) -> list[str]:
-    return [cleaned for one in value["personas"] if (cleaned := clean_persona(str(one)))]
-
-
-def clean_persona(text: str) -> str:
-    """A persona in one line."""
-    return " ".join(clean_text(text, 4 * _PERSONA_CHARACTERS).split())[:_PERSONA_CHARACTERS]
-
-
-def read_personas(config: PersonasConfig) -> list[str]:
-    """Personas of a file, duplicates included.
-
-    Raises:
-      InputError: no such file, an unknown kind, a broken line, or no persona in it.
-    """
-    paths = list_files(config.source)
-    if not paths:
-        raise InputError(f"personas.source: {config.source}: no such file; name a .txt or .jsonl file")
-    found: list[str] = []
-    for path in paths:
-        if ".jsonl" in path:
-            found += [document.text for document in open_corpus(CorpusConfig(source=path, text_field=config.field))]
-        elif ".txt" in path:
-            found += [raw.decode(errors="replace") for batch in read_lines(path) for raw in batch]
-        else:
-            raise InputError(f"personas.source: {path}: expected .txt or .jsonl (each also .gz or .zst)")
-    cleaned = [persona for persona in map(clean_persona, found) if persona]
-    if not cleaned:
-        raise InputError(
-            f"personas.source: {config.source}: holds no persona; put one sentence a line, or choose a template "
-            "without them"
-        )
-    return cleaned
-
-
-def merge_personas(personas: Sequence[str]) -> list[str]:
-    """Personas without exact, normalised and near duplicates, in order."""
-    return [topic.path[0] for topic in merge_topics([Topic((persona,)) for persona in personas], near=0.92).topics]

@@ -1,8 +1,7 @@
-"""Topics: slash paths of up to five levels with keywords, read from files in the forms in which people keep them."""
+"""Topics (slash paths of up to five levels with keywords) and personas, read from the usual kinds of files."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-import io
 import json
 from pathlib import Path
 import re
@@ -10,17 +9,20 @@ from typing import Any
 
 from diversity_jax.cluster_agent.text_cleaning import clean_text
 from diversity_jax.core.errors import InputError
-from diversity_jax.core.files import list_files, read_lines, writing
+from diversity_jax.core.files import list_files, read_lines
+from diversity_jax.corpus import CorpusConfig, open_corpus
+from diversity_jax.synthesis.store import write_records
 
 MOST_LEVELS = 5
+MOST_KEYWORDS = 12
 _NAME_CHARACTERS = 120
-_MOST_KEYWORDS = 12
-# "1.1a ", "Chapter 3:", "IV. ": where a heading stands in its book is no part of what it is about.
+_PERSONA_CHARACTERS = 400
+# "1.1a ", "Chapter 3:", "IV. ": the number of a heading in its book is no part of its subject.
 _NUMBERING = re.compile(
     r"^(?:(?:chapter|section|unit|part|lecture|lesson|week|module)\s+\d+\s*[:.)-]?|\d+(?:\.\d+)*[a-z]?[.):]?(?=\s))\s*",
     re.IGNORECASE,
 )
-_INDENTED = re.compile(r"^(\s*)(?:[-*+]\s+)?(.*?)\s*$")
+_BULLET = re.compile(r"^[-*+]\s+")
 _ABOVE_AN_OUTLINE = ("field", "subfield", "course")
 
 
@@ -37,25 +39,39 @@ class Topic:
         return "/".join(name.replace("/", "\\/") for name in self.path)
 
 
-def make_topic(names: Sequence[str], keywords: Sequence[str] = ()) -> Topic | None:
+def make_topic(names: Iterable[object], keywords: Iterable[object] = ()) -> Topic | None:
     """A topic of cleaned names and keywords; None where no name is left.
 
-    Numbering goes, names that repeat the one above go, and of more than five levels the two broadest and the three
-    narrowest stay.
+    Numbering is removed, as are names that repeat the one above; of more than five levels the two broadest and the
+    three narrowest remain.
     """
     path: list[str] = []
     for name in names:
-        cleaned = _clean(_NUMBERING.sub("", _clean(name)))
+        cleaned = _clean_name(_NUMBERING.sub("", _clean_name(name)))
         if cleaned and (not path or cleaned.casefold() != path[-1].casefold()):
             path.append(cleaned)
     if len(path) > MOST_LEVELS:
         path = path[:2] + path[2 - MOST_LEVELS :]
-    words = dict.fromkeys(filter(None, map(_clean, keywords)))
-    return Topic(tuple(path), tuple(words)[:_MOST_KEYWORDS]) if path else None
+    words = dict.fromkeys(filter(None, map(_clean_name, keywords)))
+    return Topic(tuple(path), tuple(words)[:MOST_KEYWORDS]) if path else None
 
 
-def _clean(text: str) -> str:
-    return " ".join(clean_text(text, 4 * _NAME_CHARACTERS).split())[:_NAME_CHARACTERS].strip(" /|-")
+def _clean_name(text: object) -> str:
+    return " ".join(clean_text(str(text), 4 * _NAME_CHARACTERS).split())[:_NAME_CHARACTERS].strip(" /|-")
+
+
+def clean_persona(text: object) -> str:
+    """A persona in one line."""
+    return " ".join(clean_text(str(text), 4 * _PERSONA_CHARACTERS).split())[:_PERSONA_CHARACTERS]
+
+
+def split_path(text: str) -> list[str]:
+    """Names of a slash path."""
+    return [name.replace("\\/", "/") for name in re.split(r"(?<!\\)/", text)]
+
+
+def _split_keywords(text: str) -> list[str]:
+    return re.split(r"[,;|]", text)
 
 
 def read_topics(source: str, *, leaves_only: bool = True) -> Iterator[Topic]:
@@ -77,117 +93,117 @@ def read_topics(source: str, *, leaves_only: bool = True) -> Iterator[Topic]:
     for path in paths:
         plain = re.sub(r"\.(gz|zst)$", "", path)
         if plain.endswith(".txt"):
-            yield from _from_text(path, leaves_only)
+            topics = _from_text(path, leaves_only)
         elif plain.endswith((".jsonl", ".ndjson", ".json")):
-            yield from _from_json(path, leaves_only)
+            topics = _from_json(path, leaves_only)
         else:
             raise InputError(
                 f"{path}: is of no kind that holds topics; expected .txt or .jsonl (each also .gz or .zst)"
             )
+        yield from filter(None, topics)
 
 
-def _lines(path: str) -> Iterator[tuple[int, str]]:
+def write_topics(path: str | Path, topics: Iterable[Topic]) -> None:
+    """Writes topics as Zstandard-compressed JSON Lines, whole or not at all."""
+    write_records(path, ({"path": list(topic.path), "keywords": list(topic.keywords)} for topic in topics))
+
+
+def _numbered_lines(path: str) -> Iterator[tuple[int, str]]:
+    """Lines that are not empty, with their numbers in the file."""
     number = 0
     for batch in read_lines(path):
         for raw in batch:
             number += 1
             try:
-                yield number, raw.decode().rstrip("\r\n").removeprefix("\ufeff")
+                line = raw.decode().rstrip("\r\n").removeprefix("\ufeff")
             except UnicodeDecodeError:
                 raise InputError(f"{path}:{number}: is not UTF-8; convert the file") from None
+            if line.strip():
+                yield number, line
 
 
-def _from_text(path: str, leaves_only: bool) -> Iterator[Topic]:
+def _from_text(path: str, leaves_only: bool) -> Iterator[Topic | None]:
     """Slash paths where no line is indented, else an outline."""
-    lines = [(number, line) for number, line in _lines(path) if line.strip()]
-    if not any(line[:1] in " \t" for _, line in lines):
-        for _, line in lines:
-            yield from _parsed(line)
+    lines = [line for _, line in _numbered_lines(path)]
+    if not any(line[0] in " \t" for line in lines):
+        for line in lines:
+            names, _, keywords = line.partition("\t")
+            yield make_topic(split_path(names), _split_keywords(keywords))
         return
-    stack: list[tuple[int, str]] = []
-    for place, (_, line) in enumerate(lines):
-        indent, name = _depth(line), _INDENTED.match(line).group(2)
-        while stack and stack[-1][0] >= indent:
-            stack.pop()
-        stack.append((indent, name.split("\t")[0]))
-        has_children = place + 1 < len(lines) and _depth(lines[place + 1][1]) > indent
-        topic = make_topic([one for _, one in stack], _split(name.partition("\t")[2]))
-        if topic and not (leaves_only and has_children):
-            yield topic
+    indents = [_indent(line) for line in lines]
+    above: list[tuple[int, str]] = []
+    for line, indent, next_indent in zip(lines, indents, [*indents[1:], 0], strict=True):
+        name, _, keywords = _BULLET.sub("", line.strip()).partition("\t")
+        while above and above[-1][0] >= indent:
+            above.pop()
+        above.append((indent, name))
+        if not (leaves_only and next_indent > indent):
+            yield make_topic((name for _, name in above), _split_keywords(keywords))
 
 
-def _depth(line: str) -> int:
-    return len(_INDENTED.match(line).group(1).expandtabs(4))
+def _indent(line: str) -> int:
+    expanded = line.expandtabs(4)
+    return len(expanded) - len(expanded.lstrip())
 
 
-def _parsed(line: str) -> Iterator[Topic]:
-    names, _, keywords = line.partition("\t")
-    topic = make_topic(split_path(names), _split(keywords))
-    if topic:
-        yield topic
-
-
-def split_path(text: str) -> list[str]:
-    """Names of a slash path."""
-    return [name.replace("\\/", "/") for name in re.split(r"(?<!\\)/", text)]
-
-
-def _split(keywords: str) -> list[str]:
-    return re.split(r"[,;|]", keywords)
-
-
-def _from_json(path: str, leaves_only: bool) -> Iterator[Topic]:
-    for number, line in _lines(path):
-        if not line.strip():
-            continue
+def _from_json(path: str, leaves_only: bool) -> Iterator[Topic | None]:
+    for number, line in _numbered_lines(path):
+        where = f"{path}:{number}"
         try:
             record = json.loads(line)
         except (ValueError, RecursionError):
-            raise InputError(f"{path}:{number}: is not valid JSON; expected one object a line") from None
+            raise InputError(f"{where}: is not valid JSON; expected one object a line") from None
         if not isinstance(record, dict):
-            raise InputError(f"{path}:{number}: is no object; expected one with `path`, `topic` or `outline`")
-        yield from _from_record(record, f"{path}:{number}", leaves_only)
+            raise InputError(f"{where}: is no object; expected one with `path`, `topic` or `outline`")
+        if isinstance(record.get("outline"), list):
+            above = [str(record[name]) for name in _ABOVE_AN_OUTLINE if record.get(name)]
+            yield from _from_outline(record["outline"], above, where, leaves_only)
+        else:
+            yield _from_record(record, where)
 
 
-def _from_record(record: Mapping[str, Any], where: str, leaves_only: bool) -> Iterator[Topic]:
-    if isinstance(record.get("outline"), list):
-        above = [str(record[name]) for name in _ABOVE_AN_OUTLINE if record.get(name)]
-        yield from _from_outline(record["outline"], above, where, leaves_only)
-        return
-    named = record.get("path", record.get("topic"))
-    if isinstance(named, str):
-        named = split_path(named)
-    if not isinstance(named, list) or not all(isinstance(name, str) for name in named):
+def _from_record(record: Mapping[str, Any], where: str) -> Topic | None:
+    path = record.get("path", record.get("topic"))
+    if isinstance(path, str):
+        path = split_path(path)
+    if not isinstance(path, list) or not all(isinstance(name, str) for name in path):
         raise InputError(
             f"{where}: has neither `path`, `topic` nor `outline`; give a slash path, a list of names or nested objects"
         )
     keywords = record.get("keywords") or ()
-    topic = make_topic(named, _split(keywords) if isinstance(keywords, str) else [str(word) for word in keywords])
-    if topic:
-        yield topic
+    return make_topic(path, _split_keywords(keywords) if isinstance(keywords, str) else keywords)
 
 
-def _from_outline(nodes: Sequence[Any], above: list[str], where: str, leaves_only: bool) -> Iterator[Topic]:
+def _from_outline(nodes: Sequence[Any], above: list[str], where: str, leaves_only: bool) -> Iterator[Topic | None]:
     for node in nodes:
         if not isinstance(node, dict) or not isinstance(node.get("name"), str):
             raise InputError(f"{where}: an outline's entry has no `name`; expected objects with `name` and `children`")
         path, children = [*above, node["name"]], node.get("children") or ()
         if not (leaves_only and children):
-            topic = make_topic(path, [str(word) for word in node.get("keywords") or ()])
-            if topic:
-                yield topic
+            yield make_topic(path, node.get("keywords") or ())
         yield from _from_outline(children, path, where, leaves_only)
 
 
-def write_topics(path: str | Path, topics: Sequence[Topic]) -> None:
-    """Writes topics as Zstandard-compressed JSON Lines, whole or not at all."""
-    import zstandard
+def read_personas(source: str, field: str) -> list[str]:
+    """Personas of a file, duplicates included: a line of a `.txt` each, or `field` of the records of a `.jsonl`.
 
-    with writing(path) as file, zstandard.ZstdCompressor(level=6).stream_writer(file, closefd=False) as packed:
-        lines = io.TextIOWrapper(packed, encoding="utf-8", write_through=False)
-        for topic in topics:
-            lines.write(
-                json.dumps({"path": list(topic.path), "keywords": list(topic.keywords)}, ensure_ascii=False) + "\n"
-            )
-        lines.flush()
-        lines.detach()
+    Raises:
+      InputError: no such file, an unknown kind, a broken line, or no persona in it.
+    """
+    paths = list_files(source)
+    if not paths:
+        raise InputError(f"personas.source: {source}: no such file; name a .txt or .jsonl file")
+    texts: list[str] = []
+    for path in paths:
+        if ".jsonl" in path:
+            texts += [document.text for document in open_corpus(CorpusConfig(source=path, text_field=field))]
+        elif ".txt" in path:
+            texts += [raw.decode(errors="replace") for batch in read_lines(path) for raw in batch]
+        else:
+            raise InputError(f"personas.source: {path}: expected .txt or .jsonl (each also .gz or .zst)")
+    personas = [persona for persona in map(clean_persona, texts) if persona]
+    if not personas:
+        raise InputError(
+            f"personas.source: {source}: holds no persona; put one sentence a line, or choose a template without them"
+        )
+    return personas
