@@ -6,7 +6,13 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from diversity_jax.synthesis.config import SteeringConfig
-from diversity_jax.synthesis.steering import Steering, Verdict, allot, effective_clusters, evidence_of_labels
+from diversity_jax.synthesis.steering import (
+    Steering,
+    Verdict,
+    allocate_documents,
+    effective_clusters,
+    evidence_of_labels,
+)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -89,7 +95,7 @@ def simulate(
         shares = steering.shares(number) if steered else {arm.name: 1 / len(arms) for arm in arms}
         mean_price = 1 / sum(share / prices[name] for name, share in shares.items())
         documents = max(1, round(min(round_dollars, dollars - run.dollars) / mean_price))
-        for name, count in allot(shares, prices, documents).items():
+        for name, count in allocate_documents(shares, prices, documents).items():
             run.labels = np.append(run.labels, by_name[name].write(count, generator))
             owners = np.append(owners, np.full(count, steering.arms.index(name)))
             run.documents[name] += count

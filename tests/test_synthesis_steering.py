@@ -5,7 +5,13 @@ import pytest
 
 from diversity_jax.synthesis.config import SteeringConfig
 from diversity_jax.synthesis.diversity import WordClusters, crowded, thin
-from diversity_jax.synthesis.steering import Steering, allot, effective_clusters, evidence_of_labels, marginal_gain
+from diversity_jax.synthesis.steering import (
+    Steering,
+    allocate_documents,
+    effective_clusters,
+    evidence_of_labels,
+    marginal_gain,
+)
 from tests.simulated_steering import SimulatedWriter, arm_over, simulate, true_gain
 from tests.synthesis_answers import words_for
 
@@ -100,8 +106,8 @@ def test_a_stopped_arm_gets_nothing_and_looks_are_taken_up_again():
 
 
 def test_documents_are_allotted_by_dollars():
-    assert allot({"a": 0.5, "b": 0.5}, {"a": 0.01, "b": 0.03}, 100) == {"a": 75, "b": 25}
-    assert sum(allot({"a": 1 / 3, "b": 1 / 3, "c": 1 / 3}, dict.fromkeys("abc", 1.0), 100).values()) == 100
+    assert allocate_documents({"a": 0.5, "b": 0.5}, {"a": 0.01, "b": 0.03}, 100) == {"a": 75, "b": 25}
+    assert sum(allocate_documents({"a": 1 / 3, "b": 1 / 3, "c": 1 / 3}, dict.fromkeys("abc", 1.0), 100).values()) == 100
 
 
 def test_documents_lie_with_those_of_their_subject():

@@ -8,8 +8,9 @@ import jsonschema
 import pytest
 
 from diversity_jax.core.errors import InputError
+from diversity_jax.prepare.deduplicate import MinHasher, NearDuplicateIndex
 from diversity_jax.synthesis.config import QualityConfig
-from diversity_jax.synthesis.near_duplicates import NearDuplicates, signature
+from diversity_jax.synthesis.generate_round import PERMUTATIONS
 from diversity_jax.synthesis.quality import Flaw, read_answer, render
 from diversity_jax.synthesis.templates import TEMPLATES, Seeds, load_template
 from diversity_jax.synthesis.topics import Topic
@@ -164,17 +165,13 @@ def test_a_template_file_without_a_question(tmp_path):
 def test_near_duplicates_are_found_across_rounds_and_others_are_not():
     draw = random.Random(0)
     texts = [" ".join(draw.choices(words_for("w", 400), k=200)) for _ in range(300)]
-    known = NearDuplicates(0.6)
+    hasher = MinHasher(0.6, permutations=PERMUTATIONS)
+    index = NearDuplicateIndex(hasher)
     for number, text in enumerate(texts):
-        known.add(signature(text))
-        if number == 150:
-            known.settle()
-    again = NearDuplicates(0.6)
-    again.extend(known.signatures)
-    for store in (known, again):
-        for number in range(0, 300, 10):
-            words = texts[number].split()
-            words[100] = "changed"
-            assert store.find(signature(" ".join(words)))[0] == number
-        assert store.find(signature(" ".join(draw.choices(words_for("other", 400), k=200)))) is None
-    assert signature("") is not None
+        index.add(number, hasher.signature(text))
+    for number in range(0, 300, 10):
+        words = texts[number].split()
+        words[100] = "changed"
+        assert index.near(hasher.signature(" ".join(words)))[0] == number
+    assert index.near(hasher.signature(" ".join(draw.choices(words_for("other", 400), k=200)))) is None
+    assert hasher.signature("") is not None

@@ -1,5 +1,1 @@
-"""Making synthetic components: at present a demo grammar that needs no language model."""
-
-from diversity_jax.synthesis.demo_grammar import GrammarConfig, generate, write_component
-
-__all__ = ["GrammarConfig", "generate", "write_component"]
+"""Synthetic components: documents written by language models, steered by their diversity, and demo text."""

@@ -1,12 +1,12 @@
-"""Rounds through batch APIs: handed in once, waited for over restarts, collected into the ledger, where the round finds
-its answers.
+"""Batch APIs: a round's requests are submitted once and their answers written to the response cache.
 
-A batch is known by a tag, the hash of what it asks. It is looked for in `batches.json` and then, in case a process was
-killed before it could write there, at the provider; only a tag that nobody knows is handed in.
+A batch is known by a tag, the hash of its requests. It is searched in `batches.json` and then, in case a process was
+killed before it wrote there, at the provider; it is submitted only where neither knows the tag.
 """
 
 import asyncio
 from collections.abc import Mapping, Sequence
+import dataclasses
 import logging
 from pathlib import Path
 import time
@@ -14,7 +14,7 @@ from typing import Any
 
 from diversity_jax.core.errors import InputError
 from diversity_jax.core.files import content_hash, read_json, write_json
-from diversity_jax.llm import CallFailed, Request, parse_model, price_of
+from diversity_jax.llm import CallFailed, Price, Request, parse_model, price_of
 from diversity_jax.llm.budget import Amount, most_it_can_use
 from diversity_jax.llm.providers.base import Reply, Transient
 from diversity_jax.llm.providers.batch import BatchProvider, open_batches
@@ -22,7 +22,7 @@ from diversity_jax.llm.response_cache import ResponseCache
 from diversity_jax.llm.response_cache_file import CachedFailure, CachedResponse
 from diversity_jax.synthesis.arms import Cell
 from diversity_jax.synthesis.config import GeneratorConfig, SynthesisConfig
-from diversity_jax.synthesis.generate_round import Producer
+from diversity_jax.synthesis.generate_round import RoundGenerator
 
 _logger = logging.getLogger(__name__)
 _ATTEMPTS = 8
@@ -30,26 +30,32 @@ _FIRST_PAUSE_SECONDS = 0.5
 
 
 class StillRunning(Exception):
-    """A batch is not answered within the time the command was to wait; run it again to go on."""
+    """A batch is not answered within the configured wait; the same command collects it later."""
+
+
+def generator_price(generator: GeneratorConfig, config: SynthesisConfig) -> Price:
+    """The price of a generator's tokens, with the discount of its batches."""
+    price = price_of(*parse_model(generator.model), generator.base_url, config.budget)
+    share = config.batch.price_share if generator.batch else 1.0
+    return dataclasses.replace(price, input=price.input * share, output=price.output * share)
 
 
 class Batches:
-    """The batches of one component; nothing happens where no generator asks for them."""
+    """The batches of one component; without generators in batches its methods do nothing.
 
-    def __init__(self, config: SynthesisConfig, folder: Path, ledger: str):
-        self._config, self._path, self._ledger_path = config, folder / "batches.json", ledger
-        self._generators = [one for one in config.generators if one.batch]
+    Args:
+      cache_path: of the response cache.
+    """
 
-    @property
-    def used(self) -> bool:
-        """Whether any generator is asked in batches."""
+    def __init__(self, config: SynthesisConfig, folder: Path, cache_path: str):
+        self._config, self._path, self._cache_path = config, folder / "batches.json", cache_path
+        self._generators = [generator for generator in config.generators if generator.batch]
+
+    def __bool__(self) -> bool:
         return bool(self._generators)
 
-    async def fetch(
-        self, producer: Producer, cells: Sequence[Cell], avoid: Sequence[str], stopped: Mapping[str, str]
-    ) -> None:
-        """Answers of the cells' present attempts into the ledger. What a batch does not answer is asked for live
-        afterwards.
+    async def fetch(self, rounds: RoundGenerator, cells: Sequence[Cell], avoid: Sequence[str]) -> None:
+        """Writes answers of the cells' present attempts to the cache; requests that a batch leaves out are sent live.
 
         Raises:
           StillRunning: it takes longer than `batch.wait_seconds`.
@@ -57,111 +63,105 @@ class Batches:
         """
         for generator in self._generators:
             name = parse_model(generator.model)
-            mine = [cell for cell in cells if producer.label_of(cell, stopped) == generator.label]
-            requests = {request.key(*name): request for request in (producer.request(cell, avoid)[0] for cell in mine)}
+            own_cells = [cell for cell in cells if rounds.label_of(cell) == generator.label]
+            requests = [rounds.request(cell, avoid)[0] for cell in own_cells]
             if requests:
-                await self._fetch_from(generator, requests)
+                await self._fetch_from(generator, {request.key(*name): request for request in requests})
 
     async def _fetch_from(self, generator: GeneratorConfig, requests: Mapping[str, Request]) -> None:
         tag = f"diversity-{content_hash(sorted(requests))[:40]}"
-        states = read_json(self._path) if self._path.exists() else {}
-        if states.get(tag, {}).get("state") in ("collected", "failed"):
+        state = self._states().get(tag, {})
+        if state.get("state") in ("collected", "failed"):
             return
-        ledger = ResponseCache(self._ledger_path, run=self._config.engine.run, caps=self._config.budget)
+        cache = ResponseCache(self._cache_path, run=self._config.engine.run, caps=self._config.budget)
         provider = open_batches(generator.model, base_url=generator.base_url)
         try:
-            missing = {key: request for key, request in requests.items() if not await ledger.find(key)}
-            name = states.get(tag, {}).get("name") or await _patiently(provider.find, tag)
+            missing = {key: request for key, request in requests.items() if not await cache.find(key)}
+            name = state.get("name") or await _with_retries(provider.find, tag)
             if name is None:
-                fitting = self._within_budget(generator, missing, ledger.spent_before)
-                if not fitting:
+                affordable = self._within_budget(generator, missing, cache.spent_before)
+                if not affordable:
                     return
-                name = await _patiently(provider.submit, tag, list(fitting.items()))
-                _logger.info("%s: batch %s of %s requests handed in", generator.label, name, f"{len(fitting):,}")
-            self._note(tag, generator, name, "submitted")
-            if await self._wait(provider, generator, name):
-                await self._settle(await _patiently(provider.collect, name), missing, generator, ledger)
-                self._note(tag, generator, name, "collected")
-            else:
-                self._note(tag, generator, name, "failed")
+                name = await _with_retries(provider.submit, tag, list(affordable.items()))
+                _logger.info("%s: batch %s of %s requests handed in", generator.label, name, f"{len(affordable):,}")
+            self._record_state(tag, generator, name, "submitted")
+            answered = await self._wait(provider, generator, name)
+            if answered:
+                answers = await _with_retries(provider.collect, name)
+                await self._store_answers(answers, missing, generator, cache)
+            self._record_state(tag, generator, name, "collected" if answered else "failed")
         finally:
             await provider.close()
-            await ledger.close()
+            await cache.close()
 
     def _within_budget(
         self, generator: GeneratorConfig, requests: Mapping[str, Request], spent: Amount
     ) -> dict[str, Request]:
-        """The first requests that cannot pass the cap whatever they are answered."""
-        budget, share = self._config.budget, self._config.batch.price_share
-        price = price_of(*parse_model(generator.model), generator.base_url, budget)
-        fitting = {}
+        """The first requests that cannot pass the cap whatever the length of their answers."""
+        price = generator_price(generator, self._config)
+        affordable: dict[str, Request] = {}
         for key, request in requests.items():
-            most = most_it_can_use(request, price)
-            spent = spent.plus(Amount(most.dollars * share, most.tokens, most.calls))
-            if spent.passes(budget):
+            spent = spent.plus(most_it_can_use(request, price))
+            if spent.passes(self._config.budget):
                 break
-            fitting[key] = request
-        return fitting
+            affordable[key] = request
+        return affordable
 
     async def _wait(self, provider: BatchProvider, generator: GeneratorConfig, name: str) -> bool:
-        """Whether the batch was answered, at least in part; False where it failed as a whole, which costs nothing."""
-        began, settings = time.monotonic(), self._config.batch
-        while (found := await _patiently(provider.poll, name)).state == "running":
-            if settings.wait_seconds is not None and time.monotonic() - began >= settings.wait_seconds:
+        """Whether the batch was answered, at least in part; False where all of it failed, which costs nothing."""
+        began, config = time.monotonic(), self._config.batch
+        while (batch := await _with_retries(provider.poll, name)).state == "running":
+            if config.wait_seconds is not None and time.monotonic() - began >= config.wait_seconds:
                 raise StillRunning(
-                    f"{generator.label}: batch {name} is still running ({found.detail}); run the same command again "
+                    f"{generator.label}: batch {name} is still running ({batch.detail}); run the same command again "
                     "to collect it"
                 )
-            await asyncio.sleep(settings.poll_seconds)
-        if found.state == "failed":
+            await asyncio.sleep(config.poll_seconds)
+        if batch.state == "failed":
             _logger.warning(
-                "%s: batch %s failed (%s); its requests are asked one by one", generator.label, name, found.detail
+                "%s: batch %s failed (%s); its requests are asked one by one", generator.label, name, batch.detail
             )
-        return found.state == "done"
+        return batch.state == "done"
 
-    async def _settle(
+    async def _store_answers(
         self,
         answers: Mapping[str, Reply | CallFailed],
         missing: Mapping[str, Request],
         generator: GeneratorConfig,
-        ledger: ResponseCache,
+        cache: ResponseCache,
     ) -> None:
-        """Writes answers that the ledger does not have yet, with what they cost."""
-        provider, model = parse_model(generator.model)
-        price = price_of(provider, model, generator.base_url, self._config.budget)
-        settled = []
+        """Writes answers that the cache does not have yet, with their costs."""
+        price, model = generator_price(generator, self._config), parse_model(generator.model)[1]
+        commits = []
         for key, request in missing.items():
             answer = answers.get(key)
             if answer is None:
                 continue
-            dollars = price.cost(answer.prompt_tokens, answer.completion_tokens) * self._config.batch.price_share
-            counts: dict[str, Any] = {
-                "prompt_tokens": answer.prompt_tokens,
-                "completion_tokens": answer.completion_tokens,
-                "dollars": dollars,
-            }
+            prompt, completion = answer.prompt_tokens, answer.completion_tokens
+            dollars = price.cost(prompt, completion)
+            usage: dict[str, Any] = {"prompt_tokens": prompt, "completion_tokens": completion, "dollars": dollars}
             outcome: CachedResponse | CachedFailure
             if isinstance(answer, CallFailed):
-                outcome = CachedFailure(stage=request.stage, reason=answer.reason, detail=answer.detail, **counts)
+                outcome = CachedFailure(stage=request.stage, reason=answer.reason, detail=answer.detail, **usage)
             else:
-                outcome = CachedResponse(stage=request.stage, text=answer.text, model=model, **counts)
-            spent = Amount(dollars, answer.prompt_tokens + answer.completion_tokens, 1)
-            settled.append(ledger.commit(key, spent, outcome))
-        await asyncio.gather(*settled)
-        if len(settled) < len(missing):
+                outcome = CachedResponse(stage=request.stage, text=answer.text, model=model, **usage)
+            commits.append(cache.commit(key, Amount(dollars, prompt + completion, 1), outcome))
+        await asyncio.gather(*commits)
+        if unanswered := len(missing) - len(commits):
             _logger.warning(
-                "%s: %d requests came back without an answer; they are asked one by one",
-                generator.label,
-                len(missing) - len(settled),
+                "%s: %d requests came back without an answer; they are asked one by one", generator.label, unanswered
             )
 
-    def _note(self, tag: str, generator: GeneratorConfig, name: str, state: str) -> None:
-        states = read_json(self._path) if self._path.exists() else {}
-        write_json(self._path, states | {tag: {"generator": generator.label, "name": name, "state": state}})
+    def _states(self) -> dict[str, dict[str, str]]:
+        """Name and state of every batch, by tag."""
+        return read_json(self._path) if self._path.exists() else {}
+
+    def _record_state(self, tag: str, generator: GeneratorConfig, name: str, state: str) -> None:
+        write_json(self._path, self._states() | {tag: {"generator": generator.label, "name": name, "state": state}})
 
 
-async def _patiently(call: Any, *arguments: Any) -> Any:
-    """A call of a batch provider, again after passing failures.
+async def _with_retries(call: Any, *arguments: Any) -> Any:
+    """A call of a batch provider, repeated after passing failures.
 
     Raises:
       InputError: it keeps failing.

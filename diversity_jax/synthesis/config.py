@@ -1,6 +1,7 @@
 """How a synthetic component is asked for."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from diversity_jax.cluster_agent import AgentConfig
 from diversity_jax.core.errors import InputError
@@ -296,6 +297,11 @@ class SynthesisConfig:
             raise InputError(
                 "steering.arms: names generator while grid.mixed shares cells out by weight; set grid.mixed=False"
             )
+
+    @property
+    def cache_path(self) -> str:
+        """Of the response cache that all generators and the judge share."""
+        return self.engine.ledger or str(Path(self.output_dir) / "ledger.sqlite")
 
 
 @dataclass(frozen=True, kw_only=True)

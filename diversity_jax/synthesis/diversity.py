@@ -1,11 +1,11 @@
-"""What has been written so far, in clusters: by words, for free; or by the cluster-agent's judge, in groupings of old
-and new together.
+"""Clusters of the documents written so far: by their words, without a model, or by the cluster-agent's judge.
 
 By words: the offline judge's space and threshold, fitted to the first documents. A document joins the nearest cluster
-whose mean lies within the threshold, or begins one of its own; so every document has a number, and evidence is exact
-for what stands. It is a baseline that sees what texts are about as far as their words show it.
+whose mean lies within the threshold, or begins one of its own, so that every document has a number. It is a baseline
+that sees subjects as far as words show them.
 
-The cluster-agent as the steering's measure: a judge, and criteria proposed from what has been written.
+By a judge: groupings of documents, half of one arm and half of the collection, under criteria proposed from the first
+round.
 """
 
 import asyncio
@@ -39,55 +39,52 @@ from diversity_jax.synthesis.steering import Evidence
 
 _FEWEST_TO_FIT = 50
 _FITTED_TO = 2000
+_FEWEST_GROUPINGS = 4
+_FEWEST_CROWDED = 10  # documents of a cluster, fewer of which never are too many
 
 
 class WordClusters:
-    """Clusters by words. `labels` is the cluster of every document so far: -1 where there are too few documents to
-    tell; `fitted_to` is how many documents their space was fitted to.
+    """Clusters by words.
 
-    The space is fitted again whenever there are twice as many documents, up to 2,000, and all are placed anew: a space
-    fitted to the first hundred alone keeps apart what later ones show to belong together.
+    The space is fitted again whenever there are twice as many documents, up to 2,000, and all are assigned anew: a
+    space fitted to the first hundred alone separates documents that later ones show to belong together.
+
+    Attributes:
+      labels: cluster of every document so far; -1 where there are too few documents to tell.
+      fitted_to: number of documents that the space was fitted to.
     """
 
     def __init__(self, *, seed: int):
         self._seed = seed
         self._judge: OfflineJudge | None = None
-        self._kept: list[str] = []
+        self._texts: list[str] = []  # until the last fit
+        self._sums, self._count = np.zeros((0, 0), np.float32), 0
         self.fitted_to = 0
-        self._start()
-
-    def _start(self) -> None:
-        self._sums = np.zeros((0, 0), np.float32)
-        self._count = 0
         self.labels: list[int] = []
 
     def extend(self, texts: Sequence[str]) -> None:
         """Takes documents in, in order. Equal texts that come in equal parts get equal labels."""
-        if self.fitted_to >= _FITTED_TO:
-            self.labels += [self._join(self._judge.embed(text)) for text in texts]
-            return
-        self._kept += texts
-        if len(self._kept) < _FEWEST_TO_FIT:
-            self.labels += [-1] * len(texts)
-            return
-        if len(self._kept) >= 2 * self.fitted_to:
-            self._judge = OfflineJudge(self._kept[:_FITTED_TO], seed=self._seed)
-            self.fitted_to = len(self._kept)
-            self._start()
-            texts = self._kept
-        self.labels += [self._join(self._judge.embed(text)) for text in texts]
-        if self.fitted_to >= _FITTED_TO:
-            self._kept = []
+        if self.fitted_to < _FITTED_TO:
+            self._texts += texts
+            if len(self._texts) >= max(_FEWEST_TO_FIT, 2 * self.fitted_to):
+                self._judge = OfflineJudge(self._texts[:_FITTED_TO], seed=self._seed)
+                self.fitted_to = len(self._texts)
+                self._sums, self._count = np.zeros((0, 0), np.float32), 0
+                self.labels, texts = [], self._texts
+            if self.fitted_to >= _FITTED_TO:
+                self._texts = []
+        judge = self._judge
+        self.labels += [-1] * len(texts) if judge is None else [self._join(judge.embed(text), judge) for text in texts]
 
-    def _join(self, vector: np.ndarray) -> int:
+    def _join(self, vector: np.ndarray, judge: OfflineJudge) -> int:
         """The cluster of a unit vector, a new one where none is near; the cluster's sum moves."""
         if not self._sums.size:
             self._sums = np.zeros((256, len(vector)), np.float32)
         if self._count:
-            known = self._sums[: self._count]
-            similar = known @ vector / np.linalg.norm(known, axis=1).clip(1e-6)
+            sums = self._sums[: self._count]
+            similar = sums @ vector / np.linalg.norm(sums, axis=1).clip(1e-6)
             best = int(similar.argmax())
-            if 1 - similar[best] <= self._judge.threshold:
+            if 1 - similar[best] <= judge.threshold:
                 self._sums[best] += vector
                 return best
         if self._count == len(self._sums):
@@ -98,70 +95,66 @@ class WordClusters:
 
 
 class JudgedClusters:
-    """Evidence by a judge: groupings of K samples, half of an arm and half of what stands.
+    """Evidence by a judge: groupings of K samples, half of an arm and half of the collection.
 
     Args:
       judge: entered where it needs to be.
       criteria: one or more sets; groupings take them in turn.
       config: of the cluster-agent.
+
+    Attributes:
+      dollars: spent so far.
     """
 
     def __init__(self, judge: Judge, criteria: Criteria, config: AgentConfig):
         self._judge, self._criteria, self._config = judge, criteria, config
         self.dollars = 0.0
-        self.dropped = 0
-        self.groupings = 0
 
     async def evidence(
-        self,
-        arm_texts: Sequence[str],
-        standing_texts: Sequence[str],
-        *,
-        look: str,
-        groupings: int,
-        documents: int,
-        dollars: float,
+        self, arm_texts: Sequence[str], all_texts: Sequence[str], *, look: str, groupings: int, dollars: float
     ) -> Evidence | None:
         """Evidence on an arm from new groupings; None where too few are usable.
+
+        Args:
+          look: name of the look, for the draws.
+          dollars: cost of a document of the arm.
 
         Raises:
           RunEnded: no further call can succeed.
         """
         half = self._config.samples_per_grouping // 2
-        if half < 2 or len(arm_texts) < half or len(standing_texts) < half:
+        if half < 2 or len(arm_texts) < half or len(all_texts) < half:
             return None
-        planned = [self._plan(arm_texts, standing_texts, half, look, number) for number in range(groupings)]
+        planned = [self._plan(arm_texts, all_texts, half, look, number) for number in range(groupings)]
         judged = await asyncio.gather(
-            *(judge_grouping(one, self._judge, self._criteria, self._config) for one in planned)
+            *(judge_grouping(grouping, self._judge, self._criteria, self._config) for grouping in planned)
         )
-        self.groupings += len(judged)
-        self.dropped += sum(one.dropped is not None for one in judged)
-        self.dollars += sum(one.usage.cost_usd for one in judged)
-        rows = np.array([_pair_shares(one, half) for one in judged if one.dropped is None]).reshape(-1, 3)
-        if len(rows) < 4:
+        self.dollars += sum(grouping.usage.cost_usd for grouping in judged)
+        shares = np.array([_pair_shares(grouping, half) for grouping in judged if grouping.dropped is None])
+        if len(shares) < _FEWEST_GROUPINGS:
             return None
+        shared, own, existing = shares.T
         return Evidence(
-            shared=rows[:, 0],
-            own=rows[:, 1],
-            standing=rows[:, 2],
-            documents=documents,
+            shared=shared,
+            own=own,
+            existing=existing,
+            documents=len(all_texts),
             arm_documents=len(arm_texts),
             dollars=dollars,
         )
 
     def _plan(
-        self, arm_texts: Sequence[str], standing_texts: Sequence[str], half: int, look: str, number: int
+        self, arm_texts: Sequence[str], all_texts: Sequence[str], half: int, look: str, number: int
     ) -> PlannedGrouping:
         index = child_seed(self._config.seed, look, number)
         draw = random.Random(index)
-        chosen = [("arm", text) for text in draw.sample(arm_texts, half)] + [
-            ("standing", text) for text in draw.sample(standing_texts, half)
-        ]
-        draw.shuffle(chosen)
+        texts = [("arm", text) for text in draw.sample(arm_texts, half)]
+        texts += [("standing", text) for text in draw.sample(all_texts, half)]
+        draw.shuffle(texts)
         ids = random_ids(draw, 2 * half + 2)
-        cut = [(side, clean_text(text, self._config.max_characters)) for side, text in chosen]
         samples = tuple(
-            Sample(sample_id=i, text=text, document=side) for i, (side, text) in zip(ids, cut, strict=False)
+            Sample(sample_id=sample_id, text=clean_text(text, self._config.max_characters), document=side)
+            for sample_id, (side, text) in zip(ids, texts, strict=False)
         )
         canary = None
         if draw.random() < self._config.canary_share:
@@ -171,61 +164,59 @@ class JudgedClusters:
         )
 
 
-def _pair_shares(grouped: JudgedGrouping, half: int) -> tuple[float, float, float]:
-    """Shares of pairs (arm with standing, arm with arm, standing with standing) that one cluster holds; samples of an
-    invalid one are alone."""
-    side = {sample.sample_id: sample.document for sample in grouped.planned.samples}
-    across = own = standing = 0
-    for cluster in grouped.clusters:
+def _pair_shares(grouping: JudgedGrouping, half: int) -> tuple[float, float, float]:
+    """Shares of pairs (arm with collection, arm with arm, collection with collection) that lie in one cluster.
+
+    Samples of an invalid cluster are alone.
+    """
+    side = {sample.sample_id: sample.document for sample in grouping.planned.samples}
+    across = own = existing = 0
+    for cluster in grouping.clusters:
         if cluster.valid:
-            arm = sum(side.get(one) == "arm" for one in cluster.sample_ids)
-            rest = sum(side.get(one) == "standing" for one in cluster.sample_ids)
-            across, own, standing = across + arm * rest, own + arm * (arm - 1) // 2, standing + rest * (rest - 1) // 2
+            sides = [side.get(sample_id) for sample_id in cluster.sample_ids]
+            arm, rest = sides.count("arm"), sides.count("standing")
+            across += arm * rest
+            own += arm * (arm - 1) // 2
+            existing += rest * (rest - 1) // 2
     pairs = half * (half - 1) / 2
-    return across / half**2, own / pairs, standing / pairs
+    return across / half**2, own / pairs, existing / pairs
 
 
-def crowded(labels: np.ndarray, factor: float, fewest: int = 10) -> np.ndarray:
+def crowded(labels: np.ndarray, factor: float) -> np.ndarray:
     """Clusters whose share is more than `factor` times the mean, the largest first: int [clusters]."""
-    counts = np.bincount(labels[labels >= 0]) if (labels >= 0).any() else np.zeros(0, int)
-    present = counts[counts > 0]
-    if not len(present):
+    counts = np.bincount(labels[labels >= 0])
+    if not counts.any():
         return np.zeros(0, int)
-    limit = max(factor * present.mean(), fewest)
-    return np.array([cluster for cluster in np.argsort(-counts, kind="stable") if counts[cluster] > limit], int)
+    limit = max(factor * counts[counts > 0].mean(), _FEWEST_CROWDED)
+    by_size = np.argsort(-counts, kind="stable")
+    return by_size[counts[by_size] > limit]
 
 
 def thin(labels: np.ndarray) -> np.ndarray:
     """Clusters of one document, the newest first: int [clusters]."""
-    counts = np.bincount(labels[labels >= 0]) if (labels >= 0).any() else np.zeros(0, int)
-    return np.flatnonzero(counts == 1)[::-1]
+    return np.flatnonzero(np.bincount(labels[labels >= 0]) == 1)[::-1]
 
 
 class _Texts:
-    """Texts as a corpus that can be drawn from."""
-
-    name = "documents so far"
+    """Texts as a corpus that documents are sampled from."""
 
     def __init__(self, texts: Sequence[str]):
         self._texts = texts
 
-    def __len__(self) -> int:
-        return len(self._texts)
-
     def sample(self, size: int, *, seed: int) -> list[Any]:
-        """Without replacement, all where there are no more."""
-        places = random.Random(seed).sample(range(len(self)), min(size, len(self)))
-        return [SimpleNamespace(id=str(place), text=self._texts[place]) for place in places]
+        """Without replacement; all where there are no more."""
+        chosen = random.Random(seed).sample(range(len(self._texts)), min(size, len(self._texts)))
+        return [SimpleNamespace(id=str(number), text=self._texts[number]) for number in chosen]
 
     def fingerprint(self) -> str:
-        """Of all texts."""
+        """Hash of all texts."""
         return content_hash(list(self._texts))
 
 
 async def open_clusters(
     config: SynthesisConfig, texts: Sequence[str], stack: contextlib.AsyncExitStack
 ) -> JudgedClusters:
-    """Enters the judge of a configuration and lets it propose criteria from the texts at hand.
+    """Enters the judge of a configuration, which `stack` closes, and lets it propose criteria from the texts at hand.
 
     Raises:
       InputError: an unknown judge, a missing key, or no criteria.
@@ -235,7 +226,6 @@ async def open_clusters(
         judge = kind.fit(list(texts), config.seed)
     else:
         settings = dataclasses.replace(config, engine=dataclasses.replace(config.engine, progress="off"))
-        judge = open_judge(settings, (), Path(config.output_dir) / "ledger.sqlite")
-        await stack.enter_async_context(entered(judge))
+        judge = await stack.enter_async_context(entered(open_judge(settings, (), Path(config.cache_path))))
     proposed = await propose_criteria([_Texts(texts)], judge, config.agent)
     return JudgedClusters(judge, proposed.criteria, config.agent)

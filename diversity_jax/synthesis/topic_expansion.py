@@ -122,7 +122,7 @@ class TopicExpander:
         schema = prompts.extract_topics_schema(config.levels, config.branching, self._limits)
 
         def read(answer: Any) -> list[Topic]:
-            return _topics(((topic["path"][: config.levels], topic) for topic in answer["topics"]))
+            return _topics((topic["path"][: config.levels], topic) for topic in answer["topics"])
 
         return await self._of_documents("extract_topics", system, schema, read, documents, seed)
 
@@ -143,7 +143,7 @@ class TopicExpander:
         user = _encoded({"path": list(path), "already_there": []})
 
         def read(answer: Any) -> list[Topic]:
-            topics = _topics((([*path, topic["name"]], topic) for topic in answer["subtopics"]))
+            topics = _topics(([*path, topic["name"]], topic) for topic in answer["subtopics"])
             return [topic for topic in topics if topic.path != tuple(path)][:branching]
 
         return await self._request("expand_topic", system, user, schema, read, replicate)

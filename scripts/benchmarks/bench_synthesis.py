@@ -28,10 +28,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from diversity_jax.llm import Engine, EngineConfig
 from diversity_jax.synthesis.arms import Cell, Material, make_arms
-from diversity_jax.synthesis.config import GeneratorConfig, GridConfig, SynthesisConfig
+from diversity_jax.synthesis.config import GeneratorConfig, GridConfig, QualityConfig, SynthesisConfig
 from diversity_jax.synthesis.demo_grammar import load_grammar
-from diversity_jax.synthesis.generate_round import Producer
-from diversity_jax.synthesis.near_duplicates import NearDuplicates
+from diversity_jax.synthesis.generate_round import RoundGenerator
 from diversity_jax.synthesis.templates import TEMPLATES
 from diversity_jax.synthesis.topic_deduplication import merge_topics
 from diversity_jax.synthesis.topics import Topic
@@ -142,21 +141,24 @@ async def bench_generations(calls: int, in_flight: int) -> None:
     with serve_process("scripts.benchmarks.bench_synthesis:instant") as server, tempfile.TemporaryDirectory() as folder:
         generator = GeneratorConfig(model="openai:m", base_url=server.openai_url)
         config = SynthesisConfig(
-            generators=(generator,), grid=GridConfig(), engine=EngineConfig(max_in_flight=in_flight, progress="off")
+            generators=(generator,),
+            grid=GridConfig(),
+            quality=QualityConfig(near_duplicate=0.99),
+            engine=EngineConfig(max_in_flight=in_flight, progress="off"),
         )
         material = _material(config)
         arms = make_arms(config.grid, material.templates, config.generators, ())
         cells = [Cell(arm=arms[0].name, topic=number % 2000, generation=number // 2000) for number in range(calls)]
         for name in ("engine", "whole round"):
             engine = dataclasses.replace(config.engine, ledger=f"{folder}/{name}.sqlite")
-            async with Engine(generator.model, base_url=generator.base_url, config=engine) as asker:
-                producer = Producer(material, arms, {generator.label: asker}, config, NearDuplicates(0.99))
-                requests = [producer.request(cell, ())[0] for cell in cells]
+            async with Engine(generator.model, base_url=generator.base_url, config=engine) as opened:
+                rounds = RoundGenerator(material, arms, {generator.label: opened}, config)
+                requests = [rounds.request(cell, ())[0] for cell in cells]
                 wall, cpu = time.perf_counter(), time.process_time()
                 if name == "engine":
-                    await asyncio.gather(*map(asker.complete, requests))
+                    await asyncio.gather(*map(opened.complete, requests))
                 else:
-                    await producer.produce(cells, avoid=(), stopped={}, round_number=0)
+                    await rounds.generate(cells, avoid=(), round_number=0)
                 wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
             print(
                 (
