@@ -10,7 +10,7 @@ from diversity_jax.core.chips import peak_flops
 from diversity_jax.core.errors import InputError
 from diversity_jax.model import LLAMA
 from diversity_jax.training.optimizer import SCHEDULES, OptimizerConfig, decayed, learning_rate
-from diversity_jax.training.throughput import flops_per_token, measured_peak_flops, mfu
+from diversity_jax.training.throughput import flops_per_token, mfu
 from tests.small_llama import random_params, small_config
 
 
@@ -132,6 +132,5 @@ def test_known_devices_have_their_peak(kind, tera):
     assert peak_flops(kind) == tera * 1e12
 
 
-def test_an_unknown_device_has_no_peak_but_can_be_measured():
+def test_an_unknown_device_has_no_peak():
     assert peak_flops("cpu") is None
-    assert 1e9 < measured_peak_flops("float32", size=256, seconds=0.05) < 1e14

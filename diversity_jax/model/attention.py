@@ -78,8 +78,7 @@ def _scores(
     distance = distance - jax.lax.broadcasted_iota(jnp.int32, shape, 1)  # tokens from the key to the query
     allowed = distance >= 0 if window is None else (distance >= 0) & (distance < window)
     if segment_ids_BxL is not None:
-        groups = shape[0] // chunk.size
-        query_segments_BxR = jnp.tile(segment_ids_BxL[:, chunk.start : chunk.stop], (1, groups))
+        query_segments_BxR = jnp.tile(segment_ids_BxL[:, chunk.start : chunk.stop], (1, shape[0] // chunk.size))
         key_segments_BxS = segment_ids_BxL[:, chunk.first : chunk.stop]
         allowed = allowed & (query_segments_BxR[:, None, :, None] == key_segments_BxS[:, None, None, :])
     return jnp.where(allowed, scores, MASKED)
@@ -283,7 +282,8 @@ def splash_attention(
     L, H, Dh = q_BxLxHxDh.shape[1:]
     block = next(size for size in (512, 384, 256, 128) if L % size == 0)
     names = ("block_q", "block_kv", "block_q_dkv", "block_kv_dkv", "block_kv_dkv_compute")
-    blocks = splash.BlockSizes(**dict.fromkeys(names, block), use_fused_bwd_kernel=True)
+    sizes: dict[str, Any] = dict.fromkeys(names, block)
+    blocks = splash.BlockSizes(**sizes, use_fused_bwd_kernel=True)
     one_head = splash.CausalMask((L, L)) if window is None else splash.LocalMask((L, L), (window - 1, 0), 0)
     kernel = splash.make_splash_mha(
         splash.MultiHeadMask([one_head] * H),

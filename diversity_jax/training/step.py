@@ -116,6 +116,26 @@ def loss_and_gradient(
     return jax.lax.scan(add_part, start, (jnp.arange(accumulation), _micro_batches(batch, accumulation)))[0]
 
 
+def apply_gradient(
+    optimizer: OptimizerConfig, state: TrainState, value: Array, gradient: Params
+) -> tuple[TrainState, Metrics]:
+    """The state after an update, and the metrics `gradient_norm`, `learning_rate` and `applied`.
+
+    A non-finite objective `value` or gradient leaves parameters and moments as they were.
+    """
+    norm = optax.tree.norm(gradient)
+    rate = learning_rate(optimizer, state.step)
+    updates, opt_state = make_optimizer(optimizer).update(gradient, state.opt_state, state.params)
+    params = jax.tree.map(lambda p, u: p + rate * u, state.params, updates)
+    applied = jnp.isfinite(value) & jnp.isfinite(norm)
+    params, opt_state = jax.tree.map(
+        lambda new, old: jnp.where(applied, new, old), (params, opt_state), (state.params, state.opt_state)
+    )
+    skipped = state.skipped + jnp.where(applied, 0, 1)
+    metrics = {"gradient_norm": norm, "learning_rate": rate, "applied": applied.astype(jnp.float32)}
+    return TrainState(step=state.step + 1, params=params, opt_state=opt_state, skipped=skipped), metrics
+
+
 def _init(model: LlamaConfig, optimizer: OptimizerConfig, lora: LoraConfig, key: Array) -> TrainState:
     params = init_adapters(model, lora, key) if lora.rank else init_params(model, key)
     zero = jnp.zeros((), jnp.int32)
@@ -183,7 +203,6 @@ def make_train_step(
     Raises:
       InputError: model and mesh do not fit.
     """
-    transformation = make_optimizer(optimizer)
     _, placed = state_shardings(model, optimizer, mesh, lora)
 
     def train_step(state: TrainState, frozen: Params | None, batch: Batch) -> tuple[TrainState, Metrics]:
@@ -199,23 +218,9 @@ def make_train_step(
             accumulation=gradient_accumulation,
             dropout_key=jax.random.fold_in(jax.random.key(seed), state.step),
         )
-        norm = optax.tree.norm(gradient)
-        rate = learning_rate(optimizer, state.step)
-        updates, opt_state = transformation.update(gradient, state.opt_state, state.params)
-        params = jax.tree.map(lambda p, u: p + rate * u, state.params, updates)
-        applied = jnp.isfinite(value) & jnp.isfinite(norm)
-        params, opt_state = jax.tree.map(
-            lambda new, old: jnp.where(applied, new, old), (params, opt_state), (state.params, state.opt_state)
-        )
-        metrics = {
-            "loss": sums["component_loss_sum"].sum() / jnp.maximum(sums["component_tokens"].sum(), 1),
-            "gradient_norm": norm,
-            "learning_rate": rate,
-            "applied": applied.astype(jnp.float32),
-            **sums,
-        }
-        skipped = state.skipped + jnp.where(applied, 0, 1)
-        return TrainState(step=state.step + 1, params=params, opt_state=opt_state, skipped=skipped), metrics
+        mean_loss = sums["component_loss_sum"].sum() / jnp.maximum(sums["component_tokens"].sum(), 1)
+        state, metrics = apply_gradient(optimizer, state, value, gradient)
+        return state, {"loss": mean_loss, **metrics, **sums}
 
     frozen_shardings = model_shardings(model, mesh) if lora.rank else None
     jitted = jax.jit(

@@ -10,7 +10,6 @@ import time
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from diversity_jax.core.chips import peak_flops
 from diversity_jax.core.errors import InputError
@@ -55,19 +54,6 @@ def utilisation(model: LlamaConfig, length: int, tokens_per_second: float) -> di
         name: mfu(model, length, tokens_per_second, total, causal=causal)
         for name, causal in (("mfu", False), ("mfu_causal", True))
     }
-
-
-def measured_peak_flops(dtype: str = "bfloat16", size: int = 1024, seconds: float = 0.3) -> float:
-    """FLOP/s of square matrix products of `size` on the first device: the best of repeated runs for `seconds`."""
-    x = jnp.ones((size, size), dtype)
-    product = jax.jit(lambda a, b: a @ b)
-    product(x, x).block_until_ready()
-    best, end = float("inf"), time.perf_counter() + seconds
-    while time.perf_counter() < end:
-        start = time.perf_counter()
-        product(x, x).block_until_ready()
-        best = min(best, time.perf_counter() - start)
-    return 2 * size**3 / best
 
 
 def memory_figures() -> dict[str, float]:
