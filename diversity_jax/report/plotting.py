@@ -32,7 +32,7 @@ _SETTINGS: dict[Any, Any] = {
 }
 _ROLE_OF = {colour: f"var(--{role})" for role, colour in LIGHT.items()}
 _NO_METADATA = {"Date": None, "Creator": None, "Format": None, "Type": None}
-_WITH_MARGIN = {"bbox_inches": "tight", "pad_inches": 1 / 3, "facecolor": LIGHT["paper"]}
+_MARGIN_INCHES = 1 / 3  # around a figure that is a file of its own
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -228,12 +228,15 @@ def render(name: str, alt: str, draw: Callable[[int], Canvas]) -> Drawing:
     """
     with _matplotlib_settings():
         wide, phone = draw(WIDE_PX), draw(PHONE_PX)
+        inline = _inline(wide, "wide", f"{name}-w", alt)
+        box = wide.figure.get_tightbbox().padded(_MARGIN_INCHES)
+        framed = {"bbox_inches": box, "facecolor": LIGHT["paper"]}
         return Drawing(
             name=name,
-            wide=_inline(wide, "wide", f"{name}-w", alt),
+            wide=inline,
             phone=_inline(phone, "phone", f"{name}-p", alt),
-            png=_saved(wide, name, format="png", dpi=144, metadata={"Software": None}, **_WITH_MARGIN),
-            svg=_saved(wide, name, format="svg", metadata=_NO_METADATA, **_WITH_MARGIN),
+            png=_saved(wide, name, format="png", dpi=144, metadata={"Software": None}, **framed),
+            svg=_saved(wide, name, format="svg", metadata=_NO_METADATA, **framed),
         )
 
 
