@@ -14,16 +14,21 @@ pytestmark = pytest.mark.browser
 _FIGURES = """
 const clashes = texts => texts.flatMap((one, place) => texts.slice(place + 1).filter(other => {
   const a = one.getBoundingClientRect(), b = other.getBoundingClientRect();
-  const across = Math.min(a.right, b.right) - Math.max(a.left, b.left), down = Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top);
+  const across = Math.min(a.right, b.right) - Math.max(a.left, b.left);
+  const down = Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top);
   return across > 0.5 && down > 0.3 * Math.min(a.height, b.height);
 }).map(other => one.textContent + ' / ' + other.textContent));
 [...document.querySelectorAll('svg.figure')].filter(svg => getComputedStyle(svg).display !== 'none').map(svg => {
   const box = svg.getBoundingClientRect(), inside = svg.getBBox();
-  const drawn = [...svg.querySelectorAll('path, use, rect')].filter(one => { const b = one.getBBox(); return b.width + b.height > 0; });
+  const extent = node => { const b = node.getBBox(); return b.width + b.height; };
+  const drawn = [...svg.querySelectorAll('path, use, rect')].filter(node => extent(node) > 0);
   const texts = [...svg.querySelectorAll('text')];
-  const over = texts.filter(one => { const b = one.getBoundingClientRect(); return b.left < -0.5 || b.right > innerWidth + 0.5; });
-  return {width: box.width, height: box.height, inside: inside.width * inside.height, drawn: drawn.length, texts: texts.length,
-          smallest: Math.min(...texts.map(one => parseFloat(getComputedStyle(one).fontSize) * box.width / svg.viewBox.baseVal.width)),
+  const outside = b => b.left < -0.5 || b.right > innerWidth + 0.5;
+  const over = texts.filter(one => outside(one.getBoundingClientRect()));
+  const scale = box.width / svg.viewBox.baseVal.width;
+  return {width: box.width, height: box.height, inside: inside.width * inside.height,
+          drawn: drawn.length, texts: texts.length,
+          smallest: Math.min(...texts.map(one => parseFloat(getComputedStyle(one).fontSize) * scale)),
           over: over.map(one => one.textContent), clash: clashes(texts)};
 })
 """
