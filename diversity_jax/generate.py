@@ -1,21 +1,24 @@
-"""Make a synthetic component with language models: topics, personas and styles in, checked documents out, steered by
+"""Make a synthetic component with language models: topics, personas and styles become checked documents, steered by
 their diversity.
 
     python -m diversity_jax.generate --config configs/generate.py --config.topics.source=topics.txt \\
         --config.generators[0].model=openai:gpt-4o-mini --config.budget.max_dollars=5 --config.dry_run=True
 
-Writes documents/*.jsonl.zst, which is a component for a mixture, rejects/, rounds/ and report.html to output_dir; run
-again it goes on. The same command writes the demo text of `configs/quickstart_text.py`, which needs no model; what
-stands already is left alone.
+Writes documents/*.jsonl.zst, which is a component for a mixture, rejects/, rounds/ and report.html to output_dir; a
+later run continues there. The same command writes the demo text of `configs/quickstart_text.py`, which needs no model;
+files of demo text that exist are not written again.
 """
 
 import logging
 import sys
-from typing import Any
+from typing import TYPE_CHECKING
 
 from diversity_jax.core import cli
 from diversity_jax.core.errors import InputError
 from diversity_jax.synthesis.config import GenerateConfig
+
+if TYPE_CHECKING:
+    from diversity_jax.synthesis.store import Store
 
 log = logging.getLogger(__name__)
 
@@ -36,22 +39,22 @@ def _generate(config: GenerateConfig) -> None:
     try:
         store = run(config)
     except InputError:
-        stands = Store(config.output_dir)
-        if stands.rounds and not config.dry_run:  # what was asked and refused is worth a look, above all then
-            _write_page(config, stands)
+        store = Store(config.output_dir)
+        if store.rounds and not config.dry_run:  # the page shows which answers were refused
+            _write_page(config, store)
         raise
     if store is not None:
         log.info("documents: %s", store.documents_pattern)
         _write_page(config, store)
 
 
-def _write_page(config: GenerateConfig, store: Any) -> None:
+def _write_page(config: GenerateConfig, store: "Store") -> None:
     from diversity_jax.core import run_info
     from diversity_jax.report.pages import synthesis
 
-    record = run_info.describe(sys.argv, config)
-    record.save(config.output_dir)
-    print(synthesis.write(store, record.facts()))
+    info = run_info.describe(sys.argv, config)
+    info.save(config.output_dir)
+    print(synthesis.write(store, info.facts()))
 
 
 if __name__ == "__main__":

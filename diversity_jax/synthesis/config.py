@@ -1,4 +1,4 @@
-"""How a synthetic component is asked for."""
+"""Configuration of synthetic components."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +14,7 @@ from diversity_jax.synthesis.prompts import STYLES
 ARM_DIMENSIONS = ("template", "generator", "style", "topics")
 
 
-def _least(owner: object, name: str, **bounds: float) -> None:
+def _check_least(owner: object, name: str, **bounds: float) -> None:
     for field_name, bound in bounds.items():
         value = getattr(owner, field_name)
         if value is not None and not value >= bound:
@@ -23,17 +23,15 @@ def _least(owner: object, name: str, **bounds: float) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class TopicsConfig:
-    """Where topics come from: exactly one of `source`, `documents` and `root`.
+    """Source of topics: exactly one of `source`, `documents` and `root`.
 
     Attributes:
       source: file or pattern of slash paths or outlines; see `topics.read_topics`.
-      documents: a corpus from which the first generator extracts paths and keywords; `max_documents` says how many are
-        read.
-      root: a subject (or slash path) that the first generator expands breadth-first, until `limit` or `levels` is
-        reached.
-      limit: topics kept at most, in seeded random order where there are more; None keeps all.
+      documents: a corpus from which the first generator extracts topics; `max_documents` limits how many it reads.
+      root: a subject (or slash path) that the first generator expands breadth-first up to `limit` or `levels`.
+      limit: most topics, chosen by a seeded draw where there are more; None is no limit.
       levels: names in a path, at most five.
-      branching: topics asked for below each one (`root`), or at most from each document (`documents`).
+      branching: topics requested below each one (`root`), or at most from each document (`documents`).
       near_duplicate: cosine from which two names may be one topic; None merges only what is equal once normalised.
       leaves_only: of an outline, only what has nothing below it.
     """
@@ -48,10 +46,10 @@ class TopicsConfig:
     leaves_only: bool = True
 
     def __post_init__(self):
-        _least(self, "topics", limit=1, levels=1, branching=1, near_duplicate=0.5)
+        _check_least(self, "topics", limit=1, levels=1, branching=1, near_duplicate=0.5)
         if self.levels > 5:
             raise InputError(f"topics.levels: is {self.levels}; a path has at most 5 names")
-        if sum(one is not None for one in (self.source, self.documents, self.root)) > 1:
+        if sum(source is not None for source in (self.source, self.documents, self.root)) > 1:
             raise InputError("topics: more than one of source, documents and root is set; give one")
         if self.root is not None and self.limit is None and self.branching**self.levels > 1_000_000:
             raise InputError(
@@ -61,7 +59,7 @@ class TopicsConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class PersonasConfig:
-    """Who may be written for.
+    """Readers to write for.
 
     Attributes:
       source: `.txt` with one a line, or `.jsonl` with `field`; None where they come from documents.
@@ -78,7 +76,7 @@ class PersonasConfig:
     shown: int = 5
 
     def __post_init__(self):
-        _least(self, "personas", per_document=1, shown=1)
+        _check_least(self, "personas", per_document=1, shown=1)
         if self.source is not None and self.documents is not None:
             raise InputError("personas: both source and documents are set; give one")
 
@@ -88,11 +86,11 @@ class GeneratorConfig:
     """One model that writes.
 
     Attributes:
-      model: `provider:model`, of the providers `openai`, `gemini`, `google-genai`.
+      model: `provider:model`, of the providers in `llm.providers.registry`.
       base_url: address of a server of one's own, such as http://127.0.0.1:8000/v1.
       weight: its part of the documents where several generators share the grid (`grid.mixed`).
-      name: under which it is shown and recorded; None takes the model's.
-      batch: ask through the provider's batch API: cheaper, answered within a day.
+      name: on pages and in records; None takes the model's.
+      batch: use the provider's batch API: cheaper, answered within a day.
     """
 
     model: str
@@ -120,12 +118,11 @@ class GridConfig:
       templates: built-in names or `.json` files.
       styles: drawn for each generation of a template that has a style.
       generations_per_topic: documents a topic, for each template and generator.
-      topic_counts: arms of so many topics each (nested: the smaller is part of the larger); empty is one arm of all
-        topics.
-      mixed: share each cell of the grid out to one generator by weight; without it every generator writes the whole
-        grid.
+      topic_counts: an arm for each number of topics (nested: the smaller is part of the larger); empty is one arm of
+        all topics.
+      mixed: each cell of the grid goes to one generator, by weight; otherwise every generator writes the full grid.
       topics_shown: topics offered to a multi-topic template.
-      documents: stop after so many accepted documents; None goes through the grid.
+      documents: accepted documents after which the run stops; None writes the full grid.
       documents_per_round: documents between two commits to disk, and between two looks of the steering.
     """
 
@@ -139,7 +136,7 @@ class GridConfig:
     documents_per_round: int = 1000
 
     def __post_init__(self):
-        _least(self, "grid", generations_per_topic=1, topics_shown=1, documents=1, documents_per_round=1)
+        _check_least(self, "grid", generations_per_topic=1, topics_shown=1, documents=1, documents_per_round=1)
         if not self.templates:
             raise InputError("grid.templates: is empty; name at least one template")
         if not self.styles:
@@ -150,16 +147,15 @@ class GridConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class QualityConfig:
-    """The floor under which a document is not taken.
+    """The quality floor: what a document has to satisfy to be accepted.
 
     Attributes:
       min_passage_words, max_passage_words: of every passage.
       max_copied_share: share of the passages' eight-word sequences that may stand in the prompt.
-      near_duplicate: estimated share of five-word sequences in common with a document that stands, from which a new one
-        is refused; None compares nothing.
-      attempts: draws for one document, the first included, before its place in the grid is given up.
-      give_up_after: usable answers missing in so many calls of one generator in a row stop that generator, with the
-        reason.
+      near_duplicate: estimated Jaccard similarity, over five-word sequences, to an accepted document from which a new
+        one is refused; None compares nothing.
+      attempts: requests for one document, the first included, before its cell is given up.
+      give_up_after: calls of a generator in a row without a usable answer after which it is stopped.
     """
 
     min_passage_words: int = 25
@@ -170,9 +166,8 @@ class QualityConfig:
     give_up_after: int = 30
 
     def __post_init__(self):
-        _least(
-            self, "quality", min_passage_words=1, max_passage_words=self.min_passage_words, attempts=1, give_up_after=1
-        )
+        _check_least(self, "quality", min_passage_words=1, max_passage_words=self.min_passage_words)
+        _check_least(self, "quality", attempts=1, give_up_after=1)
         for name in ("max_copied_share", "near_duplicate"):
             value = getattr(self, name)
             if value is not None and not 0 < value <= 1:
@@ -181,24 +176,21 @@ class QualityConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class SteeringConfig:
-    """The loop that acts on diversity while it is made; see `steering`.
+    """Acts on diversity while documents are written; see `steering`.
 
     Attributes:
-      arms: what tells arms apart: of `template`, `generator`, `style`, `topics`; empty turns the loop off.
-      metric: `words` (free: documents grouped by their words) or `judge` (the cluster-agent, with the judge of
-        `judge`).
+      arms: what tells arms apart: of `template`, `generator`, `style`, `topics`; empty turns steering off.
+      metric: `words` (free: documents clustered by their words) or `judge` (the cluster-agent with `judge`).
       min_gain_per_dollar: effective clusters a dollar below which an arm is stopped, once that is decided.
-      alpha: chance, over all arms and looks together, that any arm is stopped although its gain is not below.
-      looks: looks planned at each arm; the error is spent over them.
+      alpha: probability, over all arms and looks, that any arm is stopped although its gain is not below.
+      looks: looks planned at each arm, over which alpha is spent.
       explore_share: of a round's dollars, spent evenly over all arms that are not stopped.
       min_documents: of an arm, before it may be stopped.
       groupings_per_look: of each arm, where the metric is `judge`.
-      over_represented: a cluster with more than this multiple of the mean share becomes a subject to avoid; None avoids
-        nothing.
-      avoided: subjects named in a prompt, at most.
-      new_seeds: topics asked for in every round below the topics of thin clusters; 0 asks for none.
-      dollars_per_million_free_tokens: what a token of a model without a price is counted at, so that arms can be
-        compared.
+      over_represented: multiple of the mean share above which a cluster's subject is avoided; None avoids nothing.
+      avoided: most subjects named in a prompt.
+      new_seeds: topics added in every round below the topics of thin clusters.
+      dollars_per_million_free_tokens: assumed price of models without one, so that arms can be compared.
     """
 
     arms: tuple[str, ...] = ()
@@ -220,21 +212,19 @@ class SteeringConfig:
                 raise InputError(f"steering.arms: {name!r} is unknown; choose among {', '.join(ARM_DIMENSIONS)}")
         if self.metric not in ("words", "judge"):
             raise InputError(f"steering.metric: {self.metric!r} is unknown; choose words or judge")
-        _least(
-            self, "steering", looks=1, min_documents=3, groupings_per_look=4, avoided=0, new_seeds=0, over_represented=1
-        )
-        _least(self, "steering", dollars_per_million_free_tokens=1e-6)
+        _check_least(self, "steering", looks=1, min_documents=3, groupings_per_look=4, avoided=0, new_seeds=0)
+        _check_least(self, "steering", over_represented=1, dollars_per_million_free_tokens=1e-6)
         if not 0 < self.alpha < 1 or not 0 <= self.explore_share <= 1:
             raise InputError(f"steering: alpha {self.alpha} and explore_share {self.explore_share}; give shares of 1")
 
 
 @dataclass(frozen=True, kw_only=True)
 class BatchConfig:
-    """Batch APIs of OpenAI and Gemini, for generators with `batch=True`.
+    """Batch APIs, for generators with `batch=True`.
 
     Attributes:
       poll_seconds: between two looks at a batch.
-      wait_seconds: after so long the command ends; run again it goes on waiting and collects. None waits on.
+      wait_seconds: after which the command ends, to be run again later; None waits without end.
       price_share: of the ordinary price that a batch costs.
     """
 
@@ -252,10 +242,11 @@ class BatchConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class SynthesisConfig:
-    """A synthetic component: what is written, by whom, how well, for how much.
+    """A synthetic component.
 
     Attributes:
-      output_dir: for `documents/*.jsonl.zst`, `rejects/`, `rounds/`, `report.html` and the ledger; run again to go on.
+      output_dir: for `documents/*.jsonl.zst`, `rejects/`, `rounds/`, `report.html` and the response cache; a later run
+        continues there.
       topics, personas, grid, generators, quality, steering, batch: see there.
       judge, judge_base_url, agent: the cluster-agent, where `steering.metric` is `judge`; see `score`.
       temperature, max_output_tokens: decoding of generations.
@@ -263,7 +254,7 @@ class SynthesisConfig:
       completion_tokens_expected: tokens of an answer, for the forecast.
       seed: of every draw.
       dry_run: print the forecast of calls, tokens and dollars, and stop.
-      engine, budget: as everywhere; the cap holds for all generators together.
+      engine, budget: calls, and the cap for all generators together.
     """
 
     output_dir: str = "runs/generate"
@@ -309,7 +300,7 @@ class GenerateConfig(SynthesisConfig):
     """What `python -m diversity_jax.generate` writes: a component made by language models, demo text, or both.
 
     Attributes:
-      generators: who writes; where there are none, only the grammar does. All other fields are `SynthesisConfig`'s.
+      generators: models that write; without them only the grammar does. All other fields are `SynthesisConfig`'s.
       grammar: components of demo text, made by a grammar and not by an LLM.
     """
 

@@ -204,13 +204,7 @@ def _topic(field: Field, thing: str, aspect: str, seed: int) -> _Topic:
     rng, grammar = random.Random(f"topic {seed} {field.name} {thing} {aspect}"), load_grammar()
     return _Topic(
         path=f"{field.name}/{thing}/{aspect}".replace(" ", "_"),
-        words={
-            "field": field.name,
-            "aspect": aspect,
-            "thing": thing,
-            "things": _plural(thing),
-            "a_thing": _with_article(thing),
-        },
+        words={"field": field.name, "aspect": aspect, **_noun("thing", "things", thing)},
         fillings=(
             _pairs("part", rng.sample(field.parts, 3)),
             _pairs("process", rng.sample(field.processes, 3)),
@@ -236,9 +230,14 @@ def _pairs(slot: str, words: Sequence[str]) -> list[dict[str, str]]:
     ]
 
 
+def _noun(slot: str, plural_slot: str, word: str) -> dict[str, str]:
+    """Fillings of the slots of a countable noun: itself, its plural, and with its article."""
+    return {slot: word, plural_slot: _plural(word), f"a_{slot}": _with_article(word)}
+
+
 def _nouns(slot: str, plural_slot: str, words: Sequence[str]) -> list[dict[str, str]]:
-    """Fillings of a slot for a countable noun, of its plural's, and of those that begin a sentence."""
-    fillings = [{slot: word, plural_slot: _plural(word), f"a_{slot}": _with_article(word)} for word in words]
+    """Fillings of the slots of countable nouns, and of those that begin a sentence."""
+    fillings = [_noun(slot, plural_slot, word) for word in words]
     return [
         filling | {name.capitalize(): _capitalised(value) for name, value in filling.items()} for filling in fillings
     ]

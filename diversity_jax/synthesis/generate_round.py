@@ -9,7 +9,7 @@ import asyncio
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -62,16 +62,13 @@ class RoundResult:
     ended: str | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Candidate:
+class _Candidate(NamedTuple):
     """An answer that is usable by itself; `signature` is None where near duplicates are not searched."""
 
     cell: Cell
-    seeds: Seeds
-    request: Request
     label: str
-    generation: Generation
-    completion: Completion
+    answer: str
+    record: dict[str, Any]
     signature: np.ndarray | None
 
 
@@ -99,6 +96,10 @@ class RoundGenerator:
         # By generator: flaws since its last answer that was usable by itself, and repeats since its last document.
         self._flaws: defaultdict[str, Counter[str]] = defaultdict(Counter)
         self._repeats: defaultdict[str, Counter[str]] = defaultdict(Counter)
+        # Of the round in progress.
+        self._result, self._round_number = RoundResult(), 0
+        self._avoid: Sequence[str] = ()
+        self._failures: ResponseCacheFile | None = None
 
     def restore(self, documents: Iterable[Mapping[str, Any]]) -> None:
         """Takes up documents of earlier rounds, which new ones must not repeat."""
@@ -123,14 +124,16 @@ class RoundGenerator:
           round_number: for provenance.
           failures: recorded ones, where an earlier process began this round: known failures are not paid for again.
         """
-        result, wave = RoundResult(), list(cells)
+        self._round_number, self._avoid, self._failures = round_number, avoid, failures
+        self._result = result = RoundResult()
+        wave = list(cells)
         order = {cell.key: index for index, cell in enumerate(cells)}
         stopped_before = set(self.stopped)
         while wave:
-            candidates = await self._draw_all(wave, avoid, failures, result)
+            candidates = await self._draw_all(wave)
             wave = []
             for candidate in candidates:
-                again = self._accept(candidate, result, round_number)
+                again = self._accept(candidate)
                 if again is not None:
                     (result.pending if result.ended else wave).append(again)
         result.rejects.sort(key=lambda record: (order[record.pop("key")], record["attempt"]))
@@ -164,16 +167,14 @@ class RoundGenerator:
                 "settings"
             )
 
-    async def _draw_all(
-        self, cells: Sequence[Cell], avoid: Sequence[str], failures: ResponseCacheFile | None, result: RoundResult
-    ) -> list[_Candidate]:
+    async def _draw_all(self, cells: Sequence[Cell]) -> list[_Candidate]:
         """Candidates of cells, in their order."""
         candidates: dict[int, _Candidate | None] = {}
         numbered = iter(enumerate(cells))
 
         async def work() -> None:
             for index, cell in numbered:
-                candidates[index] = await self._draw(cell, avoid, failures, result)
+                candidates[index] = await self._draw(cell)
 
         count = min(len(cells), _TASKS_PER_CALL * self._config.engine.max_in_flight * len(self._engines))
         tasks = [asyncio.create_task(work()) for _ in range(count)]
@@ -186,10 +187,9 @@ class RoundGenerator:
             raise
         return [candidate for _, candidate in sorted(candidates.items()) if candidate is not None]
 
-    async def _draw(
-        self, cell: Cell, avoid: Sequence[str], failures: ResponseCacheFile | None, result: RoundResult
-    ) -> _Candidate | None:
+    async def _draw(self, cell: Cell) -> _Candidate | None:
         """Requests a cell until an answer is usable by itself; None where the cell is given up or pending."""
+        result = self._result
         following: Cell | None = cell
         while following is not None:
             cell = following
@@ -197,11 +197,11 @@ class RoundGenerator:
             if label is None:
                 result.pending.append(cell)
                 return None
-            request, seeds, template = self.request(cell, avoid)
+            request, seeds, template = self.request(cell, self._avoid)
             text = ""
             try:
-                completion = await self._complete(label, request, failures)
-                self._count(cell, label, completion, result)
+                completion = await self._complete(label, request)
+                self._count(cell, label, completion)
                 text = completion.text
                 generation = read_answer(text, template, seeds, request, self._config.quality)
             except CallFailed as error:
@@ -209,30 +209,23 @@ class RoundGenerator:
                     result.ended = result.ended or str(error)
                     result.pending.append(cell)
                     return None
-                self._count(cell, label, error, result)
+                self._count(cell, label, error)
                 flaw = Flaw(error.reason, error.detail)
             except Flaw as error:
                 flaw = error
             else:
                 self._flaws.pop(label, None)
+                record = self._record(cell, label, seeds, request, generation, completion)
                 signature = self._hasher.signature("\n".join(generation.passages)) if self._hasher else None
-                return _Candidate(
-                    cell=cell,
-                    seeds=seeds,
-                    request=request,
-                    label=label,
-                    generation=generation,
-                    completion=completion,
-                    signature=signature,
-                )
+                return _Candidate(cell, label, text, record, signature)
             self._count_flaw(self._flaws, label, flaw)
-            following = self._reject(cell, label, flaw, text, result)
+            following = self._reject(cell, label, flaw, text)
         return None
 
-    async def _complete(self, label: str, request: Request, failures: ResponseCacheFile | None) -> Completion:
-        if failures is not None:
+    async def _complete(self, label: str, request: Request) -> Completion:
+        if self._failures is not None:
             key = request.key(*parse_model(self._material.generators[label].model))
-            known = failures.find([key]).get(key)
+            known = self._failures.find([key]).get(key)
             if isinstance(known, CachedFailure) and known.reason in _FINAL_FAILURES:
                 raise CallFailed(
                     known.reason,
@@ -243,7 +236,8 @@ class RoundGenerator:
                 )
         return await self._engines[label].complete(request)
 
-    def _count(self, cell: Cell, label: str, used: Completion | CallFailed, result: RoundResult) -> None:
+    def _count(self, cell: Cell, label: str, used: Completion | CallFailed) -> None:
+        result = self._result
         tokens = used.prompt_tokens + used.completion_tokens
         result.attempts[cell.arm] += 1
         result.dollars[cell.arm] += (
@@ -260,10 +254,10 @@ class RoundGenerator:
             why = ", ".join(f"{reason} {count}" for reason, count in counts.most_common())
             self.stopped[label] = f"none of its last {counts.total()} answers was usable ({why}); the last: {flaw}"
 
-    def _reject(self, cell: Cell, label: str, flaw: Flaw, text: str, result: RoundResult) -> Cell | None:
+    def _reject(self, cell: Cell, label: str, flaw: Flaw, text: str) -> Cell | None:
         """Records an attempt that is not used; returns the cell's next attempt, or None after the last one."""
-        result.outcomes[label][flaw.reason] += 1
-        result.rejects.append(
+        self._result.outcomes[label][flaw.reason] += 1
+        self._result.rejects.append(
             {
                 "key": cell.key,
                 "arm": cell.arm,
@@ -278,27 +272,30 @@ class RoundGenerator:
         )
         if cell.attempt + 1 < self._config.quality.attempts:
             return replace(cell, attempt=cell.attempt + 1)
-        result.given_up += 1
+        self._result.given_up += 1
         return None
 
-    def _accept(self, candidate: _Candidate, result: RoundResult, round_number: int) -> Cell | None:
+    def _accept(self, candidate: _Candidate) -> Cell | None:
         """Accepts a candidate; returns its cell's next attempt, if there is one, where it repeats a document."""
-        label, signature = candidate.label, candidate.signature
+        cell, label, answer, record, signature = candidate
         if signature is not None:
             if near := self._index.near(signature):
                 flaw = Flaw("near_duplicate", f"like document {near[0] + 1} by {near[1]:.0%}")
                 self._count_flaw(self._repeats, label, flaw)
-                return self._reject(candidate.cell, label, flaw, candidate.completion.text, result)
+                return self._reject(cell, label, flaw, answer)
             self._index.add(len(self._index), signature)
         self._repeats.pop(label, None)
-        result.outcomes[label]["accepted"] += 1
-        result.documents.append(self._record(candidate, round_number))
+        self._result.outcomes[label]["accepted"] += 1
+        self._result.documents.append(record)
         return None
 
-    def _record(self, candidate: _Candidate, round_number: int) -> dict[str, Any]:
-        cell, seeds, generation = candidate.cell, candidate.seeds, candidate.generation
-        request, completion, material = candidate.request, candidate.completion, self._material
-        template, question = material.templates[self._arms[cell.arm].template], generation.question
+    def _record(
+        self, cell: Cell, label: str, seeds: Seeds, request: Request, generation: Generation, completion: Completion
+    ) -> dict[str, Any]:
+        """A document as it is stored."""
+        material, question = self._material, generation.question
+        template = material.templates[self._arms[cell.arm].template]
+        passages = zip(generation.passages, generation.concepts, strict=True)
         return {
             "text": render(generation, seed=f"{material.seed} {cell.key}"),
             "id": content_hash([material.seed, cell.key])[:16],
@@ -311,17 +308,14 @@ class RoundGenerator:
             "template_hash": template.hash[:16],
             "prompt_version": PROMPT_VERSION,
             "prompt_hash": content_hash([request.system, request.user])[:16],
-            "generator": candidate.label,
-            "model": material.generators[candidate.label].model,
+            "generator": label,
+            "model": material.generators[label].model,
             "arm": cell.arm,
             "generation": cell.generation,
             "attempt": cell.attempt,
-            "round": round_number,
+            "round": self._round_number,
             "seed": material.seed,
-            "passages": [
-                {"text": text, "concepts": list(concepts)}
-                for text, concepts in zip(generation.passages, generation.concepts, strict=True)
-            ],
+            "passages": [{"text": text, "concepts": list(concepts)} for text, concepts in passages],
             "question": None if question is None else {**vars(question), "options": list(question.options)},
             "prompt_tokens": completion.prompt_tokens,
             "completion_tokens": completion.completion_tokens,

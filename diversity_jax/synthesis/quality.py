@@ -23,16 +23,9 @@ _REFUSAL = re.compile(
 _REFUSAL_CHARACTERS = 240  # a refusal comes at once; further on, the same words may be part of a story
 
 _HEADINGS = (
-    "Question:",
-    "Q:",
-    "Quiz question:",
-    "Test yourself:",
-    "Check your understanding.",
-    "Exercise.",
-    "Review question:",
-    "**Question**",
-    "",
-)
+    "Question:", "Q:", "Quiz question:", "Test yourself:", "Check your understanding.", "Exercise.", "Review question:",
+    "**Question**", "",
+)  # fmt: skip
 _OPTION_LABELS = tuple(
     tuple(form.format(symbol) for symbol in symbols)
     for symbols in ("ABCD", "abcd", "1234")
@@ -40,23 +33,12 @@ _OPTION_LABELS = tuple(
 )
 _OPTION_HEADINGS = ("", "", "", "Options:", "Choices:", "Choose one:", "Which of these is right?")
 _ANSWERS = (
-    "Answer: {label} {text}",
-    "Answer: {text}",
-    "Correct answer: {label} {text}",
-    "The correct answer is {label} {text}",
-    "Key: {label}",
-    "Solution: {text}",
-    "**Answer:** {label} {text}",
-)
+    "Answer: {label} {text}", "Answer: {text}", "Correct answer: {label} {text}",
+    "The correct answer is {label} {text}", "Key: {label}", "Solution: {text}", "**Answer:** {label} {text}",
+)  # fmt: skip
 _EXPLANATIONS = (
-    "Explanation: ",
-    "Why: ",
-    "Reasoning: ",
-    "Step by step: ",
-    "Explanation:\n",
-    "",
-    "Solution, step by step:\n",
-)
+    "Explanation: ", "Why: ", "Reasoning: ", "Step by step: ", "Explanation:\n", "", "Solution, step by step:\n",
+)  # fmt: skip
 # An explanation that names options by letter or number would be wrong after the options have been shuffled.
 _NAMES_AN_OPTION = re.compile(
     r"\b(option|choice|answer)s?\s*\(?([a-d]|[1-4])\b|\((?:[a-d]|[1-4])\)"

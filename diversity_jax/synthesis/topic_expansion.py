@@ -73,11 +73,7 @@ async def load_topics(config: SynthesisConfig, expander: "TopicExpander", store:
             "kept": len(topics),
             "without_keywords": sum(not topic.keywords for topic in topics),
             **{name: getattr(merged, name) for name in ("read", "exact", "normalised", "near")},
-            "growing": {
-                "calls": expander.calls,
-                "dollars": expander.dollars,
-                "failures": dict(expander.failures),
-            },
+            "growing": {"calls": expander.calls, "dollars": expander.dollars, "failures": dict(expander.failures)},
         }
         write_json(store.folder / "topics.json", summary)
         write_topics(path, topics)
