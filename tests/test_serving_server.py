@@ -17,8 +17,7 @@ import time
 import openai
 import pytest
 
-from diversity_jax.evaluation.generate import Generator, TokenLogprob
-from diversity_jax.evaluation.sampling import Sampling
+from diversity_jax.evaluation.generate import Generator, Sampling, TokenLogprob
 from diversity_jax.model.convert import write_imported
 from diversity_jax.serving.openai_api import token_text
 from diversity_jax.serving.server import Service, serve

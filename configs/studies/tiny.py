@@ -15,8 +15,7 @@ size. docs/study.md has the figures.
 
 from diversity_jax.cluster_agent import AgentConfig
 from diversity_jax.corpus import CorpusConfig
-from diversity_jax.evaluation.config import EvaluateConfig, HeldOutCorpus, ModelSource
-from diversity_jax.evaluation.continuations import ContinuationsConfig
+from diversity_jax.evaluation.config import ContinuationsConfig, EvaluateConfig, HeldOutCorpus, ModelSource
 from diversity_jax.mixtures.config import BuildConfig, Component, GatePolicy, MixtureConfig
 from diversity_jax.model import LLAMA
 from diversity_jax.scoring.config import ScoreConfig

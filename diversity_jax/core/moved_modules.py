@@ -19,6 +19,7 @@ MOVED: dict[str, tuple[str, ...]] = {
     "synthesis.settings": ("synthesis.config",),
     "study.recipe": ("study.config",),
     "evaluation.settings": ("evaluation.config",),
+    "evaluation.continuations": ("evaluation.config",),
 }
 """Old path below `diversity_jax` -> the modules that hold its public names now."""
 

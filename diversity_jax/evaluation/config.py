@@ -1,4 +1,4 @@
-"""Configurations of evaluation, generation and the server."""
+"""Configurations of evaluation, benchmarks made of a corpus, generation and the server."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -39,16 +39,13 @@ class ModelSource:
     def __post_init__(self) -> None:
         if self.compute_dtype not in COMPUTE_DTYPES:
             raise InputError(f"model.compute_dtype={self.compute_dtype!r}: choose {' or '.join(COMPUTE_DTYPES)}")
-        if self.max_length is not None and self.max_length < 2:
-            raise InputError(f"model.max_length={self.max_length}: must be at least 2")
+        if self.max_length is not None:
+            _check_least(self, max_length=2)
 
     def check_named(self) -> None:
         """Refuses an empty checkpoint, which a configuration file may leave to the command line."""
         if not self.checkpoint:
-            raise InputError(
-                "model.checkpoint is empty; give a run's output folder or a Hugging Face folder: "
-                "--config.model.checkpoint=DIR"
-            )
+            raise InputError("model.checkpoint is empty; give a run's output or a Hugging Face folder")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +54,35 @@ class HeldOutCorpus:
 
     name: str
     corpus: CorpusConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class ContinuationsConfig:
+    """A benchmark made of any corpus: which of several passages continues the beginning of a document.
+
+    For machines without benchmark files, and for domains that have none.
+
+    Attributes:
+      output_dir: the folder that `hellaswag_validation.jsonl` is written to.
+      corpus: documents that no model under test was trained on.
+      skip_documents: first documents to leave out, such as those a model was trained on.
+      items: questions at most, each of a document of its own.
+      choices: passages offered.
+      context_words, ending_words: length of the beginning and of each passage.
+      seed: of the wrong passages and the order.
+    """
+
+    output_dir: str
+    corpus: CorpusConfig
+    skip_documents: int = 0
+    items: int = 400
+    choices: int = 4
+    context_words: int = 24
+    ending_words: int = 8
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _check_least(self, items=1, choices=2, context_words=1, ending_words=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,12 +123,10 @@ class EvaluateConfig:
 
     def __post_init__(self) -> None:
         _check_least(self, num_fewshot=0, batch_size=1, slots=1, bootstrap_samples=100)
-        if self.limit is not None and self.limit < 1:
-            raise InputError(f"limit={self.limit}: must be at least 1, or None for all items")
+        if self.limit is not None:
+            _check_least(self, limit=1)
         if not self.task_list and not self.held_out and not self.out_of_distribution:
-            raise InputError(
-                "tasks is empty, held_out is off and out_of_distribution names nothing: there is nothing to measure"
-            )
+            raise InputError("nothing to measure; set tasks, held_out or out_of_distribution")
         names = [held_out.name for held_out in self.out_of_distribution]
         if len(set(names)) < len(names):
             raise InputError("out_of_distribution: two corpora share a name; give each its own")

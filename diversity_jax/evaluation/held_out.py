@@ -20,12 +20,9 @@ _DOCUMENTS_AT_ONCE = 1024
 
 @dataclass(frozen=True, kw_only=True)
 class TextLoss:
-    """Loss on one text.
+    """Loss over all predicted tokens and the UTF-8 bytes they stand for.
 
-    Attributes:
-      nats_per_token, bits_per_byte: means over all tokens and all UTF-8 bytes.
-      nats_error, bits_error: their standard errors over units; None for a single unit.
-      units: rows or documents; tokens: predicted; text_bytes: of the text they stand for.
+    The standard errors are over units (rows or documents), and None for a single one.
     """
 
     nats_per_token: float
@@ -42,18 +39,20 @@ def text_loss(
 ) -> TextLoss:
     """Ratios of sums over independent units, with the linearised standard error of a ratio."""
     nats_U, tokens_U, bytes_U = (np.asarray(values, np.float64) for values in (nats, tokens, text_bytes))
-    bits_U = nats_U / math.log(2)
-    per_token, per_byte = float(nats_U.sum() / tokens_U.sum()), float(bits_U.sum() / bytes_U.sum())
     n = len(nats_U)
 
-    def error(values: np.ndarray, sizes: np.ndarray, ratio: float) -> float | None:
-        return float(np.sqrt(n / (n - 1) * np.sum((values - ratio * sizes) ** 2)) / sizes.sum()) if n > 1 else None
+    def ratio(values_U: np.ndarray, sizes_U: np.ndarray) -> tuple[float, float | None]:
+        value = float(values_U.sum() / sizes_U.sum())
+        squares = np.sum((values_U - value * sizes_U) ** 2)
+        return value, float(np.sqrt(n / (n - 1) * squares) / sizes_U.sum()) if n > 1 else None
 
+    nats_per_token, nats_error = ratio(nats_U, tokens_U)
+    bits_per_byte, bits_error = ratio(nats_U / math.log(2), bytes_U)
     return TextLoss(
-        nats_per_token=per_token,
-        bits_per_byte=per_byte,
-        nats_error=error(nats_U, tokens_U, per_token),
-        bits_error=error(bits_U, bytes_U, per_byte),
+        nats_per_token=nats_per_token,
+        bits_per_byte=bits_per_byte,
+        nats_error=nats_error,
+        bits_error=bits_error,
         units=n,
         tokens=int(tokens_U.sum()),
         text_bytes=float(bytes_U.sum()),
@@ -71,15 +70,13 @@ def rows_loss(
       separate_at: end-of-text id at which documents are kept apart; None: attention crosses documents, as in training
         without separation.
     """
-    sequences, owners = [], []
-    for number, row in enumerate(rows):
+    units: list[list[Scored]] = []
+    for row in rows:
         ends = [] if separate_at is None else (np.flatnonzero(row[:-1] == separate_at) + 1).tolist()
-        for start, stop in itertools.pairwise([0, *ends, len(row)]):
-            document = row[start : stop + 1]  # with the token after its end, which is predicted from within it
-            if len(document) > 1:
-                sequences.append(Scored(tokens=tuple(document.tolist()), scored=len(document) - 1))
-                owners.append(number)
-    return _units_loss(scorer, sequences, owners, len(rows), bytes_per_token, name)
+        # Each with the token after its end, which is predicted from within it.
+        documents = [row[start : stop + 1].tolist() for start, stop in itertools.pairwise([0, *ends, len(row)])]
+        units.append([Scored(tokens=tuple(ids), scored=len(ids) - 1) for ids in documents if len(ids) > 1])
+    return _units_loss(scorer, units, bytes_per_token, name)
 
 
 def conversations_loss(
@@ -99,28 +96,25 @@ def conversations_loss(
       answer_bytes: UTF-8 bytes of all answers.
       max_length: tokens the model reads at most; what stands before is left out.
     """
-    sequences, owners = [], []
-    for number, (row, is_target, begins) in enumerate(zip(rows, targets, starts, strict=True)):
+    units: list[list[Scored]] = []
+    for row, is_target, begins in zip(rows, targets, starts, strict=True):
+        units.append([])
         boundaries = np.flatnonzero(begins)[1:]
         for example, mask in zip(np.split(row, boundaries), np.split(is_target, boundaries), strict=True):
             edges = np.flatnonzero(np.diff(mask.astype(np.int8), prepend=0, append=0)).tolist()
             for first, end in zip(edges[::2], edges[1::2], strict=True):
                 tokens = tuple(example[max(0, end - max_length - 1) : end].tolist())
-                sequences.append(Scored(tokens=tokens, scored=min(end - first, len(tokens) - 1)))
-                owners.append(number)
-    return _units_loss(scorer, sequences, owners, len(rows), answer_bytes / max(1, int(targets.sum())), name)
+                units[-1].append(Scored(tokens=tokens, scored=min(end - first, len(tokens) - 1)))
+    return _units_loss(scorer, units, answer_bytes / max(1, int(targets.sum())), name)
 
 
-def _units_loss(
-    scorer: Scorer, sequences: Sequence[Scored], owners: Sequence[int], units: int, bytes_per_token: float, name: str
-) -> TextLoss:
-    """The loss on sequences, summed over the units that own them."""
-    nats, tokens = np.zeros(units), np.zeros(units, np.int64)
+def _units_loss(scorer: Scorer, units: Sequence[Sequence[Scored]], bytes_per_token: float, name: str) -> TextLoss:
+    """The loss on units of sequences."""
+    sequences = [sequence for unit in units for sequence in unit]
     with ProgressDisplay(name, len(sequences)) as progress:
-        results = scorer.score(sequences, progress.advance)
-    for owner, sequence, result in zip(owners, sequences, results, strict=True):
-        nats[owner] -= result.nats
-        tokens[owner] += sequence.scored
+        results = iter(scorer.score(sequences, progress.advance))
+    nats = [-sum(next(results).nats for _ in unit) for unit in units]
+    tokens = np.array([sum(sequence.scored for sequence in unit) for unit in units])
     return text_loss(nats, tokens, tokens * bytes_per_token)
 
 
@@ -162,13 +156,12 @@ def component_losses(run: Path, model: LanguageModel, scorer: Scorer) -> dict[st
     from diversity_jax.prepare.rows import RowReader
 
     if not (run / "run.json").exists():
-        raise InputError(
-            f"held_out needs a run's output folder; {run} is none: leave held_out off, or name texts in "
-            "out_of_distribution"
-        )
+        raise InputError(f"held_out needs a run's output folder, not {run}; name texts in out_of_distribution instead")
     mixture = Mixture.load(mixture_folder(run))
     separated = not (run_settings(run).get("train") or {}).get("attend_across_documents", True)
     losses = {}
+    separate_at = mixture.vocabulary.end_of_text_id if separated else None
+    max_length = model.config.max_length
     for part in mixture.taken:
         split = part.manifest.splits.get("validation") if part.manifest is not None else None
         if part.manifest is None or split is None or not split.rows:
@@ -176,22 +169,15 @@ def component_losses(run: Path, model: LanguageModel, scorer: Scorer) -> dict[st
             continue
         rows = RowReader(part.manifest, "validation").read(np.arange(split.rows))
         if rows.targets is not None and rows.starts is not None:
+            arrays = (rows.tokens, rows.targets, rows.starts)
             loss = conversations_loss(
-                scorer,
-                rows.tokens,
-                rows.targets,
-                rows.starts,
-                answer_bytes=split.text_bytes,
-                max_length=model.config.max_length,
-                name=part.name,
+                scorer, *arrays, answer_bytes=split.text_bytes, max_length=max_length, name=part.name
             )
         else:
-            loss = rows_loss(
-                scorer,
-                rows.tokens[:, -(model.config.max_length + 1) :],
-                bytes_per_token=split.text_bytes / (split.tokens + split.dropped_tokens),
-                separate_at=mixture.vocabulary.end_of_text_id if separated else None,
-                name=part.name,
+            tokens, per_token = (
+                rows.tokens[:, -(max_length + 1) :],
+                split.text_bytes / (split.tokens + split.dropped_tokens),
             )
+            loss = rows_loss(scorer, tokens, bytes_per_token=per_token, separate_at=separate_at, name=part.name)
         losses[part.name] = (part.kind, loss)
     return losses

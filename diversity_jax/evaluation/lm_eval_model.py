@@ -4,8 +4,9 @@ from collections.abc import Mapping, Sequence
 import functools
 import json
 import logging
+import os
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from lm_eval import utils
 from lm_eval.api.model import TemplateLM
@@ -15,10 +16,9 @@ from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs
 from diversity_jax.core.errors import InputError
 from diversity_jax.core.files import content_hash, full_disk_named
 from diversity_jax.core.progress import ProgressDisplay
-from diversity_jax.evaluation.generate import Generator
+from diversity_jax.evaluation.generate import Generator, Sampling
 from diversity_jax.evaluation.load_model import LanguageModel, open_model
 from diversity_jax.evaluation.loglikelihood import Scored
-from diversity_jax.evaluation.sampling import Sampling
 from diversity_jax.model import MeshConfig
 from diversity_jax.tokenizers.chat_template import OWN_TEMPLATE
 
@@ -30,23 +30,14 @@ _ANSWER_TOKENS = 256  # the harness's default length of an answer
 class RequestStore:
     """Answers of finished requests by the hash of the request, in a JSON-lines file: an interrupted evaluation resumes.
 
-    A store belongs to one model under one set of settings, its `identity`, which its first line holds; answers of
-    another are dropped, and so is a line cut off by a killed process.
-
-    Args:
-      path: the file; None keeps answers in memory only.
-      identity: JSON value.
+    The first line holds the hash of `identity`, a JSON value: the model and its settings. Answers of another model are
+    dropped, and so is a line cut off by a killed process. Without a path, answers are kept in memory only.
     """
 
     def __init__(self, path: str | Path | None, identity: Mapping[str, Any]):
         self._answers: dict[str, Any] = {}
-        self._file: IO[bytes] | None = None
-        self._path = "" if path is None else str(path)
-        if path is not None:
-            self._file = self._open(Path(path), ["identity", content_hash(identity)])
-
-    def _open(self, path: Path, head: list[str]) -> IO[bytes]:
-        intact_bytes = 0
+        path, head = Path(path or os.devnull), ["identity", content_hash(identity)]
+        self._path, intact_bytes = str(path), 0
         if path.is_file():
             with open(path, "rb") as lines:
                 for line in lines:
@@ -61,13 +52,12 @@ class RequestStore:
                     intact_bytes += len(line)
         path.parent.mkdir(parents=True, exist_ok=True)
         with full_disk_named(self._path):
-            file = open(path, "ab")  # noqa: SIM115 - stays open for appending
+            self._file = open(path, "ab")  # noqa: SIM115 - stays open for appending
             if path.is_file():
-                file.truncate(intact_bytes)
+                self._file.truncate(intact_bytes)
             if not intact_bytes:
-                file.write(json.dumps(head).encode() + b"\n")
-                file.flush()
-        return file
+                self._file.write(json.dumps(head).encode() + b"\n")
+                self._file.flush()
 
     def __len__(self) -> int:
         return len(self._answers)
@@ -88,17 +78,14 @@ class RequestStore:
           InputError: the disk is full.
         """
         self._answers.update(answers)
-        if self._file is not None:
-            with full_disk_named(self._path):
-                self._file.write(b"".join(json.dumps(answer).encode() + b"\n" for answer in answers))
-                self._file.flush()
+        with full_disk_named(self._path):
+            self._file.write(b"".join(json.dumps(answer).encode() + b"\n" for answer in answers))
+            self._file.flush()
 
     def close(self) -> None:
         """Closes the file."""
-        if self._file is not None:
-            with full_disk_named(self._path):
-                self._file.close()
-            self._file = None
+        with full_disk_named(self._path):
+            self._file.close()
 
 
 class HarnessModel(TemplateLM):
@@ -109,9 +96,8 @@ class HarnessModel(TemplateLM):
     same prefix token.
 
     Args:
-      model: from `diversity_jax.evaluation.load_model.open_model`.
       batch_size: rows computed at once.
-      store: a file that keeps finished requests; None: none are kept.
+      store: a file that keeps finished requests.
       slots: answers generated at once.
     """
 
@@ -188,13 +174,9 @@ class HarnessModel(TemplateLM):
         """
         tokenizer = self.model.tokenizer
         contexts = [context.rstrip() for context, _ in pairs]
-        texts = {
-            text
-            for stripped, pair in zip(contexts, pairs, strict=True)
-            if pair[0]
-            for text in (stripped, "".join(pair))
-        }
-        ids = dict(zip(sorted(texts), tokenizer.encode_batch(sorted(texts)), strict=True))
+        complete = [(stripped, "".join(pair)) for stripped, pair in zip(contexts, pairs, strict=True) if pair[0]]
+        texts = sorted({text for both in complete for text in both})
+        ids = dict(zip(texts, tokenizer.encode_batch(texts), strict=True))
         encoded = []
         for stripped, pair in zip(contexts, pairs, strict=True):
             if pair[0]:
@@ -212,11 +194,8 @@ class HarnessModel(TemplateLM):
     ) -> list[tuple[float, bool]]:
         windows = [self._windows(*request) for request in requests]
         if divided := sum(len(parts) > 1 for parts in windows):
-            log.warning(
-                "%d answers are longer than the model's context of %s tokens and are scored in parts",
-                divided,
-                f"{self.max_length:,}",
-            )
+            text = "%d answers are longer than the model's context of %d tokens and are scored in parts"
+            log.warning(text, divided, self.max_length)
         results = iter(self._score([window for parts in windows for window in parts]))
         likelihoods = []
         for (pair, _, _), parts in zip(requests, windows, strict=True):
@@ -233,12 +212,9 @@ class HarnessModel(TemplateLM):
         context, each after what fits before it.
         """
         shown = "a window" if pair is None else repr((pair[1] or pair[0])[-60:])
-        if not answer:
-            raise InputError(
-                f"an empty answer cannot be scored (its context ends in {shown}); remove the item or mend its answers"
-            )
-        if not context:
-            raise InputError(f"the answer {shown} has no context, not even a token that begins a text")
+        if not answer or not context:
+            empty = "answer" if context else "context"
+            raise InputError(f"an empty {empty} cannot be scored ({shown}); remove the item or mend its answers")
         tokens, most = [*context, *answer], self.max_length
         if len(answer) <= most:
             return [Scored(tokens=tuple(tokens[-(most + 1) :]), scored=len(answer))]
@@ -303,9 +279,7 @@ class HarnessModel(TemplateLM):
         stop = [text for text in handle_stop_sequences(kwargs.pop("until", None), eos=None) if text]
         most = kwargs["max_gen_toks"]
         if most >= self.max_length:
-            raise InputError(
-                f"answers of {most:,} tokens leave no room in a context of {self.max_length:,}; set max_gen_toks lower"
-            )
+            raise InputError(f"max_gen_toks={most}: must be below the model's context of {self.max_length:,} tokens")
         prompt = self.tok_encode(context)[-(self.max_length - most) :] or [self.prefix_token_id]
         sampling = Sampling(
             max_tokens=most,
@@ -323,13 +297,10 @@ class DiversityJax(HarnessModel):
     """A model by the arguments of a command line.
 
     Args:
-      checkpoint: a run's output folder, what `model.convert import` wrote, or a Hugging Face folder.
+      checkpoint, source: as `open_model`; `device` and `max_batch_size`, which the harness adds, are ignored.
       data, fsdp, tensor: the mesh; by default rows over all devices.
       batch_size: rows computed at once; `auto` means the default, since rows are all of few lengths.
-      slots: answers generated at once.
-      store: a file that keeps finished requests.
-      source: `step`, `tokenizer`, `compute_dtype` and `max_length` as `open_model`; `device` and `max_batch_size`,
-        which the harness adds, are ignored.
+      slots, store: as `HarnessModel`.
     """
 
     def __init__(
@@ -344,13 +315,11 @@ class DiversityJax(HarnessModel):
         store: str | None = None,
         **source: Any,
     ):
-        names = {"step", "tokenizer", "compute_dtype", "max_length"} & set(source)
-        known = {name: source.pop(name) for name in names}
-        if unknown := set(source) - {"device", "max_batch_size"}:
-            raise InputError(
-                f"model_args: {', '.join(sorted(unknown))} is not known here; see pydoc "
-                "diversity_jax.evaluation.lm_eval_model"
-            )
-        model = open_model(checkpoint, mesh=MeshConfig(data=data, fsdp=fsdp, tensor=tensor), **known)
+        for ignored in ("device", "max_batch_size"):
+            source.pop(ignored, None)
+        known = ("step", "tokenizer", "compute_dtype", "max_length")
+        if unknown := sorted(source.keys() - known):
+            raise InputError(f"model_args: {', '.join(unknown)} is not known here; expected {', '.join(known)}")
+        model = open_model(checkpoint, mesh=MeshConfig(data=data, fsdp=fsdp, tensor=tensor), **source)
         size = 8 if str(batch_size).startswith("auto") else int(batch_size)
         super().__init__(model, batch_size=size, store=store, slots=slots)

@@ -82,7 +82,7 @@ def language_model(
             "give the tokenizer that the model was trained with"
         )
     devices = make_mesh(mesh)
-    digest = weights_hash(params)
+    weights = weights_hash(params)
     shardings = param_shardings(devices, params)
     sharded = jax.device_put(params, shardings)
     layout = functools.partial(for_inference, config)
@@ -90,7 +90,7 @@ def language_model(
     layers = len(jax.eval_shape(layout, params)["blocks"])
     params = jax.jit(layout, out_shardings={**shardings, "blocks": [one_layer] * layers})(sharded)
     return LanguageModel(
-        name=name, config=config, params=params, mesh=devices, tokenizer=tokenizer, weights_hash=digest
+        name=name, config=config, params=params, mesh=devices, tokenizer=tokenizer, weights_hash=weights
     )
 
 
@@ -117,12 +117,9 @@ def open_model(
     """A model on the mesh with its tokenizer.
 
     Args:
-      checkpoint: a run's output folder, what `model.convert import` wrote, or a Hugging Face folder.
-      step: of a run: which checkpoint; None: the latest.
-      tokenizer: `bytes`, a file or a folder; None: the run's own, or the one beside the weights.
-      compute_dtype: float32 or bfloat16.
-      max_length: longest context in tokens; None: the model's own.
+      checkpoint, step, tokenizer, compute_dtype, max_length: as `evaluation.config.ModelSource`.
       mesh: None: the rows of a batch over all devices.
+      name: None: of the folder, and of the step where one is given.
 
     Raises:
       InputError: nothing there, something damaged, or a tokenizer of another vocabulary.
@@ -148,9 +145,7 @@ def _tokenizer(folder: Path, given: str | None) -> ModelTokenizer:
         return _tokenizer_of_run(folder)
     if any((folder / name).exists() for name in _TOKENIZER_FILES):
         return for_folder(load_tokenizer(str(folder), end_of_text=special_tokens(folder).get("eos_token")), folder)
-    raise InputError(
-        f"{folder}: holds no tokenizer ({', '.join(_TOKENIZER_FILES)}); put one there, or name one as tokenizer"
-    )
+    raise InputError(f"{folder}: holds no tokenizer ({', '.join(_TOKENIZER_FILES)}); put one there, or name one")
 
 
 def _check_run_tokenizer(folder: Path, given: str) -> None:
@@ -174,18 +169,13 @@ def _tokenizer_of_run(folder: Path) -> ModelTokenizer:
     manifests = _manifests(mixture)
     vocabulary = read_json(mixture / "mixture.json").get("vocabulary")
     if not manifests or not isinstance(vocabulary, Mapping):
-        raise InputError(
-            f"{mixture / 'mixture.json'}: names no prepared component; name the model's tokenizer as tokenizer"
-        )
+        raise InputError(f"{mixture / 'mixture.json'}: has no prepared component; name the model's tokenizer")
     files = [manifests[0].parent / file for file in vocabulary["files"]]
     path = "bytes" if vocabulary["kind"] == "bytes" else str(files[0] if len(files) == 1 else files[0].parent)
     end_of_text = (run_settings(folder).get("mixture") or {}).get("end_of_text")
     tokenizer = load_tokenizer(path, end_of_text=end_of_text)
     if tokenizer.hash != vocabulary["hash"]:
-        raise InputError(
-            f"{mixture}: the tokenizer beside the rows is not the one they were made with; name the right one as "
-            "tokenizer"
-        )
+        raise InputError(f"{mixture}: the tokenizer beside the rows is not the one that made them; name the right one")
     return for_run(tokenizer, _chat(mixture))
 
 
@@ -213,9 +203,7 @@ def mixture_folder(run: Path) -> Path:
         moved = run / os.path.relpath(prepared, settings["output_dir"])
         folder = moved if (moved / "mixture.json").exists() else folder
     if not (folder / "mixture.json").exists():
-        raise InputError(
-            f"{folder}: the run's mixture is not there, so its tokenizer is not known; name it as tokenizer"
-        )
+        raise InputError(f"{folder}: the run's mixture is not there, so its tokenizer is not known; name it")
     return folder
 
 

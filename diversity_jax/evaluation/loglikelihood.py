@@ -1,8 +1,8 @@
 """Log-likelihoods of token sequences: packed into forests, scored in few compiled shapes, sharded over a mesh.
 
 A row holds trees of tokens in preorder, so that beginnings which sequences share are stored and computed once.
-Sequences in lexicographic order are the depth-first walk of their tree, so a row is filled by walking along them: each
-adds only the tokens after what it shares with the one before.
+In lexicographic order, sequences are the depth-first walk of their tree: each adds to a row the tokens after what it
+shares with the one before.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -35,10 +35,7 @@ class Scored:
 
     def __post_init__(self) -> None:
         if not 0 < self.scored < len(self.tokens):
-            raise InputError(
-                f"{len(self.tokens)} tokens of which {self.scored} are scored: at least one must be, and one must "
-                "stand before"
-            )
+            raise InputError(f"{self.scored} of {len(self.tokens)} tokens are scored; expected at least 1, and not all")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +48,7 @@ class Likelihood:
 
 @dataclass(kw_only=True)
 class Row:
-    """A row of `length` positions.
+    """A row of trees.
 
     Attributes:
       tokens, depths, ends: of each position: its id, its depth in the tree, one past its last descendant.
@@ -59,16 +56,20 @@ class Row:
       members: (sequence's number, numbers of its predictions, in order).
     """
 
-    length: int = 0
     tokens: list[int] = field(default_factory=list)
     depths: list[int] = field(default_factory=list)
     ends: list[int] = field(default_factory=list)
     edges: dict[tuple[int, int], int] = field(default_factory=dict)
     members: list[tuple[int, list[int]]] = field(default_factory=list)
 
+    @property
+    def length(self) -> int:
+        """Positions with padding."""
+        return row_length(max(len(self.tokens), len(self.edges)))
+
     def arrays(self) -> dict[str, np.ndarray]:
-        """int32 arrays of `length`: `tokens`, `positions` (depths) and `ends`; `parents`, the `count` judged positions;
-        of each prediction the number of its parent and its token.
+        """int32 [length]: `tokens`, `positions` (depths), `ends`, `parents` (first `count`: positions that predict),
+        and of each prediction `edge_parent` (index into `parents`) and `edge_token`.
         """
         names = ("tokens", "positions", "ends", "parents", "edge_parent", "edge_token")
         out = {name: np.zeros(self.length, np.int32) for name in names}
@@ -96,12 +97,9 @@ def shared_length(a: Sequence[int], b: Sequence[int]) -> int:
     return low
 
 
-def row_length(tokens: int, smallest: int = _SMALLEST_ROW) -> int:
-    """The least power of two times `smallest` that holds so many tokens."""
-    length = smallest
-    while length < tokens:
-        length *= 2
-    return length
+def row_length(tokens: int) -> int:
+    """The least power of two, 128 or more, that holds so many tokens."""
+    return max(_SMALLEST_ROW, 1 << (tokens - 1).bit_length())
 
 
 def pack(sequences: Sequence[Scored], *, row_tokens: int) -> list[Row]:
@@ -173,7 +171,6 @@ def _filled(sequences: Sequence[Scored], plan: Sequence[Sequence[int]]) -> Row:
             previous = tokens
         for position in path:
             row.ends[position] = len(row.tokens)
-    row.length = row_length(max(len(row.tokens), len(row.edges)))
     return row
 
 
@@ -203,18 +200,18 @@ class Scorer:
 
     def run(self, rows: Sequence[Row]) -> Iterator[dict[int, Likelihood]]:
         """Results of the rows, by sequence number, a batch at a time; the next batch computes while one is used."""
-        computing: list[tuple[Sequence[Row], Any]] = []
+        computing: tuple[Sequence[Row], Any] | None = None
         for length, same_length in itertools.groupby(rows, key=lambda row: row.length):
             group = sorted(same_length, key=lambda row: -len(row.edges))
             step = self._devices * max(1, self._step_tokens // length)
             size = step * max(1, -(-self._batch_size // step))
             for start in range(0, len(group), size):
                 batch = group[start : start + size]
-                computing.append((batch, self._dispatch(batch, size, step)))
-                if len(computing) > 1:
-                    yield _collect(*computing.pop(0))
-        for item in computing:
-            yield _collect(*item)
+                before, computing = computing, (batch, self._dispatch(batch, size, step))
+                if before is not None:
+                    yield _collect(*before)
+        if computing is not None:
+            yield _collect(*computing)
 
     def score(
         self, sequences: Sequence[Scored], progress: Callable[[int], None] = lambda completed: None

@@ -29,11 +29,11 @@ PAPER_AVERAGES = {
 }
 
 
-def figure(value: float, error: float | None) -> dict[str, float | None]:
-    """A figure with its standard error and 95 % interval."""
-    if error is None or not math.isfinite(error):
+def figure(value: float, error: Any) -> dict[str, float | None]:
+    """A figure with its standard error and 95 % interval, which are None where the error is no finite number."""
+    if not isinstance(error, int | float) or not math.isfinite(error):
         return {"value": value, "stderr": None, "low": None, "high": None}
-    return {"value": value, "stderr": error, "low": value - Z_95 * error, "high": value + Z_95 * error}
+    return {"value": value, "stderr": float(error), "low": value - Z_95 * error, "high": value + Z_95 * error}
 
 
 def summarise(results: Mapping[str, Any]) -> dict[str, Any]:
@@ -42,13 +42,11 @@ def summarise(results: Mapping[str, Any]) -> dict[str, Any]:
     for name, metrics in results["results"].items():
         if name not in results["n-samples"]:
             continue
-        figures = {}
-        for key, value in metrics.items():  # such as `acc,none` and `acc_stderr,none`
-            if "," in key and "_stderr" not in key and isinstance(value, int | float):
-                error = metrics.get(key.replace(",", "_stderr,", 1))
-                figures[key.removesuffix(",none")] = figure(
-                    float(value), float(error) if isinstance(error, int | float) else None
-                )
+        figures = {
+            key.removesuffix(",none"): figure(float(value), metrics.get(key.replace(",", "_stderr,", 1)))
+            for key, value in metrics.items()  # such as `acc,none` and `acc_stderr,none`
+            if "," in key and "_stderr" not in key and isinstance(value, int | float)
+        }
         benchmark = BY_TASK.get(name)
         usual = [metric for metric in ("acc_norm", "acc", "exact_match", *figures) if metric in figures]
         tasks[name] = {
@@ -110,18 +108,13 @@ def load_results(folder: Path) -> dict[str, Any]:
     """
     value = read_json(folder / "results.json")
     if not isinstance(value, dict) or value.get("format_version") != FORMAT_VERSION or "tasks" not in value:
-        raise InputError(
-            f"{folder / 'results.json'}: is not an evaluation of this version; run python -m diversity_jax.evaluate "
-            "again"
-        )
+        raise InputError(f"{folder / 'results.json'}: is not an evaluation of this version; run that evaluation again")
     return value
 
 
 @dataclass(frozen=True, kw_only=True)
 class AverageComparison:
-    """The mean over tasks, each weighing the same: this model's minus the other's, with its 95 % interval by a paired
-    bootstrap.
-    """
+    """The mean over tasks: this model's minus the other's, with its 95 % interval by a paired bootstrap."""
 
     difference: float
     low: float
@@ -202,9 +195,7 @@ def _bootstrap_means(values: np.ndarray, draws: int, generator: np.random.Genera
 
 
 def _bootstrap_figures(difference: float, means: np.ndarray) -> dict[str, float]:
-    """The interval, and as p-value twice the share of resamples on the far side of zero, never below what so many draws
-    can resolve.
-    """
+    """The interval, and as p-value twice the share of resamples beyond zero, at least what so many draws resolve."""
     low, high = np.quantile(means, (0.025, 0.975))
     beyond_zero = min((means <= 0).mean(), (means >= 0).mean())
     p_value = min(1.0, max(2 * beyond_zero, 1 / len(means)))

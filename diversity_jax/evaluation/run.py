@@ -11,11 +11,20 @@ import subprocess
 from typing import Any
 
 from diversity_jax.core.errors import InputError
-from diversity_jax.core.files import open_file
+from diversity_jax.core.files import content_hash, open_file
 from diversity_jax.core.run_info import package_versions
 from diversity_jax.evaluation.config import EvaluateConfig, GenerateTextConfig, ModelSource
 from diversity_jax.evaluation.load_model import LanguageModel, open_model
-from diversity_jax.evaluation.results import FORMAT_VERSION
+from diversity_jax.evaluation.results import (
+    FORMAT_VERSION,
+    compare,
+    load_results,
+    outcomes,
+    paper_average,
+    read_samples,
+    summarise,
+    write_samples,
+)
 
 log = logging.getLogger(__name__)
 _PACKAGES = ("diversity_jax", "jax", "jaxlib", "flax", "numpy", "lm_eval", "tokenizers", "sentencepiece")
@@ -28,8 +37,7 @@ def open_source(source: ModelSource, name: str | None = None) -> LanguageModel:
       InputError: it names none, or as `open_model`.
     """
     source.check_named()
-    settings = {field.name: getattr(source, field.name) for field in dataclasses.fields(source)}
-    return open_model(settings.pop("checkpoint"), **settings, name=name)
+    return open_model(**vars(source), name=name)
 
 
 def evaluate(config: EvaluateConfig) -> dict[str, Any]:
@@ -44,42 +52,34 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     other = _load_other(config)
     model = open_source(config.model)
     log.info("model: %s, %s parameters", model.name, f"{model.config.parameter_count:,}")
-    results: dict[str, Any] = {
+    summaries = _benchmarks(config, model, tasks, sources) if tasks else {}
+    results = {
         "format_version": FORMAT_VERSION,
         "model": _model_facts(model),
         "code": _code_facts(),
         "limit": config.limit,
         "data": sources,
-        "tasks": {},
-        "average": None,
+        "tasks": summaries,
+        "average": paper_average(summaries),
+        "held_out": _losses(config, model),
     }
-    if tasks:
-        results |= _benchmarks(config, model, tasks, sources)
-    results["held_out"] = _losses(config, model)
-    if other is not None:
-        results["comparison"] = _compare(config, results["tasks"], other)
-    return results
+    return results if other is None else results | {"comparison": _compare(config, summaries, other)}
 
 
 def _build_tasks(config: EvaluateConfig) -> tuple[list[Any], dict[str, Any]]:
-    """The harness's tasks, built, and where the data of local ones came from."""
     if not config.task_list:
         return [], {}
     try:
         import lm_eval  # noqa: F401
     except ImportError as error:
-        raise InputError(
-            f"benchmarks need lm-evaluation-harness ({error}); pip install 'diversity_jax[eval]'"
-        ) from None
+        raise InputError(f"benchmarks need lm_eval ({error}); pip install 'diversity_jax[eval]'") from None
     from diversity_jax.evaluation import tasks
 
     for verbose in ("lm_eval", "datasets"):
         logging.getLogger(verbose).setLevel(logging.ERROR)
     folder = None if config.data_dir is None else Path(config.data_dir)
     if folder is not None and not folder.is_dir():
-        raise InputError(
-            f"data_dir={config.data_dir}: no such folder; give one with benchmark files, or leave it out to use the hub"
-        )
+        raise InputError(f"data_dir={folder}: no such folder; give one with benchmark files, or None for the hub")
     return tasks.build(tasks.task_names(config.task_list), folder, num_fewshot=config.num_fewshot)
 
 
@@ -90,8 +90,6 @@ def _benchmarks(
     from lm_eval.tasks import TaskManager
 
     from diversity_jax.evaluation.lm_eval_model import HarnessModel
-    from diversity_jax.evaluation.results import paper_average, summarise, write_samples
-    from diversity_jax.evaluation.tasks import data_hash
 
     output_dir = Path(config.output_dir)
     store = output_dir / "requests" / f"{model.weights_hash[:16]}.jsonl"
@@ -105,17 +103,14 @@ def _benchmarks(
         system_instruction=config.system_prompt,
         apply_chat_template=config.apply_chat_template,
         log_samples=True,
-        random_seed=config.seed,
-        numpy_random_seed=config.seed,
-        torch_random_seed=config.seed,
-        fewshot_random_seed=config.seed,
+        **{f"{name}random_seed": config.seed for name in ("", "numpy_", "torch_", "fewshot_")},
     )
     harness.store.close()
     for name, samples in harness_results["samples"].items():
         write_samples(output_dir / "samples", name, samples)
-        sources.setdefault(name, {})["documents_sha256"] = data_hash([sample["doc"] for sample in samples])
-    summary = summarise(harness_results)
-    return {"tasks": summary, "average": paper_average(summary), "data": sources}
+        documents = json.loads(json.dumps([sample["doc"] for sample in samples], default=str))
+        sources.setdefault(name, {})["documents_sha256"] = content_hash(documents)
+    return summarise(harness_results)
 
 
 def _losses(config: EvaluateConfig, model: LanguageModel) -> dict[str, Any]:
@@ -134,8 +129,6 @@ def _losses(config: EvaluateConfig, model: LanguageModel) -> dict[str, Any]:
 def _load_other(config: EvaluateConfig) -> tuple[Path, dict[str, Any]] | None:
     if config.compare_with is None:
         return None
-    from diversity_jax.evaluation.results import load_results
-
     folder = Path(config.compare_with)
     if folder.resolve() == Path(config.output_dir).resolve():
         raise InputError(f"compare_with={folder}: is this evaluation's own output_dir; name another evaluation's")
@@ -143,8 +136,6 @@ def _load_other(config: EvaluateConfig) -> tuple[Path, dict[str, Any]] | None:
 
 
 def _compare(config: EvaluateConfig, tasks: Mapping[str, Any], other: tuple[Path, Mapping[str, Any]]) -> dict[str, Any]:
-    from diversity_jax.evaluation.results import compare, outcomes, read_samples
-
     other_folder, other_results = other
     shared = [name for name in tasks if name in other_results["tasks"]]
     ours, theirs = (
@@ -152,12 +143,9 @@ def _compare(config: EvaluateConfig, tasks: Mapping[str, Any], other: tuple[Path
         for folder in (Path(config.output_dir), other_folder)
     )
     compared, average = compare(ours, theirs, draws=config.bootstrap_samples, seed=config.seed)
-    return {
-        "with": str(other_folder),
-        "model": other_results["model"],
-        "tasks": {name: dataclasses.asdict(comparison) for name, comparison in compared.items()},
-        "average": dataclasses.asdict(average),
-    }
+    figures = {name: dataclasses.asdict(comparison) for name, comparison in compared.items()}
+    average_figures = dataclasses.asdict(average)
+    return {"with": str(other_folder), "model": other_results["model"], "tasks": figures, "average": average_figures}
 
 
 def _model_facts(model: LanguageModel) -> dict[str, Any]:
@@ -174,7 +162,7 @@ def _model_facts(model: LanguageModel) -> dict[str, Any]:
 
 
 def _code_facts() -> dict[str, Any]:
-    """Versions, and the commit where the code lies in a git checkout."""
+    """Versions of packages, and the commit where the code lies in a git checkout."""
 
     def git(*words: str) -> str:
         command = ["git", "-C", str(Path(__file__).resolve().parent), *words]
@@ -226,8 +214,7 @@ def generate_text(
     Raises:
       InputError: a prompt that does not fit, or a chat template that fails.
     """
-    from diversity_jax.evaluation.generate import Generator
-    from diversity_jax.evaluation.sampling import Sampling
+    from diversity_jax.evaluation.generate import Generator, Sampling
 
     names = ("max_tokens", "temperature", "top_k", "top_p", "stop")
     shared = {name: getattr(config, name) for name in names}
@@ -269,9 +256,8 @@ def read_prompts(path: str) -> list[dict[str, Any]]:
             prompt = json.loads(line)
         except json.JSONDecodeError as error:
             raise InputError(f"{path}:{number}: is not JSON ({error.msg})") from None
-        if not isinstance(prompt, dict) or not (
-            isinstance(prompt.get("prompt"), str) or isinstance(prompt.get("messages"), list)
-        ):
+        given = prompt if isinstance(prompt, dict) else {}
+        if not isinstance(given.get("prompt"), str) and not isinstance(given.get("messages"), list):
             raise InputError(f'{path}:{number}: expected an object with "prompt" (text) or "messages" (a list)')
         prompts.append(prompt)
     return prompts

@@ -1,15 +1,19 @@
-"""The paper's eight benchmarks, from the hub or from local files, and any task of lm-evaluation-harness by name."""
+"""The paper's eight benchmarks from the hub or local files, tasks of lm-evaluation-harness, and tasks from a corpus."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 import gzip
+import itertools
 import json
 import logging
 from pathlib import Path
+import random
 from typing import Any
 
 from diversity_jax.core.errors import InputError
-from diversity_jax.core.files import content_hash, file_hash
+from diversity_jax.core.files import file_hash, writing
+from diversity_jax.corpus import open_corpus
+from diversity_jax.evaluation.config import ContinuationsConfig
 
 log = logging.getLogger(__name__)
 _ENDINGS = (".jsonl", ".jsonl.gz", ".json", ".json.gz")
@@ -21,9 +25,8 @@ class ItemField:
     """What a field of an item must hold.
 
     Attributes:
-      types: of the value.
-      choices: the values there are, compared as texts; none: any.
-      nonempty: an answer, which needs text.
+      choices: the values allowed, compared as texts; empty: any.
+      nonempty: whether it needs text.
     """
 
     types: tuple[type, ...] = (str,)
@@ -75,23 +78,27 @@ class Benchmark:
 
     Attributes:
       task: the harness's name.
-      title: as it is printed.
       definition: the task's YAML inside `lm_eval/tasks`.
-      files: beginnings of local files' names, before `_SPLIT`.
       fields: of an item; others are ignored.
+      aliases: other names of the task in local files.
       item_problem: what else is wrong with an item whose fields are right, or None.
       metric: `acc`, or `acc_norm` where the paper normalises by length.
-      split: which is judged.
+      split: the one to evaluate on.
     """
 
     task: str
     title: str
     definition: str
-    files: tuple[str, ...]
     fields: Mapping[str, ItemField]
+    aliases: tuple[str, ...] = ()
     item_problem: Callable[[Item], str | None] = lambda item: None
     metric: str = "acc"
     split: str = "validation"
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Beginnings of local files' names, before `_SPLIT`."""
+        return (*self.aliases, self.task)
 
     def check(self, item: Item) -> str | None:
         """What is wrong with an item, or None."""
@@ -108,18 +115,16 @@ PAPER = (
     Benchmark(
         task="arc_challenge",
         title="ARC-Challenge",
-        metric="acc_norm",
         definition="arc/arc_challenge.yaml",
-        files=("arc_challenge",),
         fields=_ARC,
         item_problem=_arc_problem,
+        metric="acc_norm",
         split="test",
     ),
     Benchmark(
         task="arc_easy",
         title="ARC-Easy",
         definition="arc/arc_easy.yaml",
-        files=("arc_easy",),
         fields=_ARC,
         item_problem=_arc_problem,
         split="test",
@@ -128,23 +133,21 @@ PAPER = (
         task="boolq",
         title="BoolQ",
         definition="super_glue/boolq/default.yaml",
-        files=("boolq",),
         fields={"passage": _TEXT, "question": _TEXT, "label": _BINARY},
     ),
     Benchmark(
         task="social_iqa",
         title="SIQA",
         definition="siqa/siqa.yaml",
-        files=("siqa", "social_iqa", "socialiqa"),
-        fields={"context": _TEXT, "question": _TEXT}
-        | dict.fromkeys(("answerA", "answerB", "answerC"), _ANSWER)
+        aliases=("siqa", "socialiqa"),
+        fields={"context": _TEXT, "question": _TEXT, "answerA": _ANSWER, "answerB": _ANSWER, "answerC": _ANSWER}
         | {"label": ItemField(types=(str, int), choices=(1, 2, 3))},
     ),
     Benchmark(
         task="winogrande",
         title="WinoGrande",
         definition="winogrande/default.yaml",
-        files=("winogrande_xl", "winogrande"),
+        aliases=("winogrande_xl",),
         fields={"sentence": _TEXT, "option1": _ANSWER, "option2": _ANSWER, "answer": ItemField(choices=(1, 2))},
         item_problem=_winogrande_problem,
     ),
@@ -152,26 +155,23 @@ PAPER = (
         task="piqa",
         title="PIQA",
         definition="piqa/piqa.yaml",
-        files=("piqa",),
         fields={"goal": _TEXT, "sol1": _ANSWER, "sol2": _ANSWER, "label": _BINARY},
     ),
     Benchmark(
         task="copa",
         title="COPA",
         definition="super_glue/copa/default.yaml",
-        files=("copa",),
         fields={"premise": _TEXT, "question": ItemField(choices=("cause", "effect"))}
         | {"choice1": _ANSWER, "choice2": _ANSWER, "label": _BINARY},
     ),
     Benchmark(
         task="hellaswag",
         title="HellaSwag",
-        metric="acc_norm",
         definition="hellaswag/hellaswag.yaml",
-        files=("hellaswag",),
         fields={"activity_label": _TEXT, "ctx_a": _TEXT, "ctx_b": _TEXT}
         | {"endings": ItemField(types=(list,)), "label": ItemField(types=(str, int))},
         item_problem=_hellaswag_problem,
+        metric="acc_norm",
     ),
 )
 BY_TASK = {benchmark.task: benchmark for benchmark in PAPER}
@@ -193,8 +193,7 @@ def read_items(path: Path, check: Callable[[Item], str | None]) -> list[dict[str
     """Items of a JSON-lines file, every one checked.
 
     Raises:
-      InputError: an unreadable file, a line that is no object, a missing field, or an answer outside its choices; file
-        and line are named.
+      InputError: an unreadable file, or a line that is no object or fails the check; file and line are named.
     """
     items = []
     try:
@@ -204,13 +203,10 @@ def read_items(path: Path, check: Callable[[Item], str | None]) -> list[dict[str
                     continue
                 try:
                     item = json.loads(line)
+                    problem = check(item) if isinstance(item, dict) else f"is a {type(item).__name__}, not an object"
                 except json.JSONDecodeError as error:
-                    raise InputError(
-                        f"{path}:{number}: is not JSON ({error.msg}); expected one object a line"
-                    ) from None
-                if not isinstance(item, dict):
-                    raise InputError(f"{path}:{number}: is a {type(item).__name__}; expected one object a line")
-                if problem := check(item):
+                    problem = f"is not JSON ({error.msg})"
+                if problem:
                     raise InputError(f"{path}:{number}: {problem}; mend the line or remove it")
                 items.append(item)
     except FileNotFoundError:
@@ -228,35 +224,23 @@ def local_file(folder: Path, benchmark: Benchmark, split: str) -> Path | None:
         for directory in (folder, folder / "train_splits"):
             paths = sorted(path for path in directory.glob(f"{name}_{split}*") if path.name.endswith(_ENDINGS))
             if len(paths) > 1:
-                raise InputError(
-                    f"{directory}: both {paths[0].name} and {paths[1].name} could be {benchmark.title}'s {split} "
-                    "split; keep one"
-                )
+                raise InputError(f"{directory}: {paths[0].name} and {paths[1].name} are of one split; keep one")
             if paths:
                 return paths[0]
     return None
 
 
 def _local_task(folder: Path, benchmark: Benchmark, num_fewshot: int) -> tuple[dict[str, Any], dict[str, Any]]:
-    """A task's configuration that reads local files, and what was read: file, SHA-256 and number of items of each
-    split.
-
-    Raises:
-      InputError: no file for it, none to take examples from where some are asked for, or a bad item.
-    """
+    """A task's configuration that reads local files, and what was read: file, SHA-256 and items of each split."""
     import datasets
 
+    name = benchmark.files[0]
     paths = {split: path for split in ("train", "validation", "test") if (path := local_file(folder, benchmark, split))}
     judged = next((split for split in (benchmark.split, "test", "validation") if split in paths), None)
     if judged is None:
-        raise InputError(
-            f"{folder}: holds no file {benchmark.files[0]}_{benchmark.split}*.jsonl for {benchmark.title}; add it, or "
-            "leave it out"
-        )
+        raise InputError(f"{folder}: holds no {name}_{benchmark.split}*.jsonl; add it, or leave {benchmark.task} out")
     if num_fewshot and "train" not in paths:
-        raise InputError(
-            f"{folder}: holds no {benchmark.files[0]}_train*.jsonl to take num_fewshot={num_fewshot} examples from"
-        )
+        raise InputError(f"{folder}: holds no {name}_train*.jsonl to take num_fewshot={num_fewshot} examples from")
     if judged != benchmark.split:
         log.warning("%s: judged on its %s split, %s has no %s split", benchmark.title, judged, folder, benchmark.split)
     used = {"validation": paths[judged]} | ({"train": paths["train"]} if num_fewshot else {})
@@ -264,11 +248,9 @@ def _local_task(folder: Path, benchmark: Benchmark, num_fewshot: int) -> tuple[d
     config = _definition(benchmark)
     for key in ("include", "tag", "dataset_path", "dataset_name", "training_split", "test_split"):
         config.pop(key, None)
-    config |= {
-        "validation_split": "validation",
-        "custom_dataset": lambda **_: {
-            split: datasets.Dataset.from_list(_uniform(rows)) for split, rows in items.items()
-        },
+    config["validation_split"] = "validation"
+    config["custom_dataset"] = lambda **_: {
+        split: datasets.Dataset.from_list(_uniform(rows)) for split, rows in items.items()
     }
     if num_fewshot:
         config |= {"training_split": "train", "fewshot_split": "train"}
@@ -280,9 +262,7 @@ def _local_task(folder: Path, benchmark: Benchmark, num_fewshot: int) -> tuple[d
 
 
 def _uniform(items: Sequence[Item]) -> list[dict[str, Any]]:
-    """Items with the fields that all of them have, and a column of numbers and texts as texts: a column needs one
-    type.
-    """
+    """Items with the fields that all have, and numbers as texts where a field holds both: a column needs one type."""
     shared = sorted(set.intersection(*(set(item) for item in items)))
     mixed = {name for name in shared if {type(item[name]) for item in items} == {int, str}}
     return [{name: str(item[name]) if name in mixed else item[name] for name in shared} for item in items]
@@ -295,11 +275,6 @@ def _definition(benchmark: Benchmark) -> dict[str, Any]:
 
     folder = Path(lm_eval.tasks.__file__).parent
     return dict(load_yaml(folder / benchmark.definition, resolve_func=True, recursive=True))
-
-
-def data_hash(documents: Sequence[Item]) -> str:
-    """SHA-256 of a task's documents as the harness holds them."""
-    return content_hash([json.loads(json.dumps(document, default=str)) for document in documents])
 
 
 def build(names: Sequence[str], folder: Path | None, *, num_fewshot: int = 0) -> tuple[list[Any], dict[str, Any]]:
@@ -333,9 +308,7 @@ def build(names: Sequence[str], folder: Path | None, *, num_fewshot: int = 0) ->
         except InputError:
             raise
         except KeyError as error:
-            raise InputError(
-                f"task {name!r}: lm-evaluation-harness knows none of this name ({error}); see lm_eval ls tasks"
-            ) from None
+            raise InputError(f"task {name!r}: unknown to lm_eval ({error}); see lm_eval ls tasks") from None
         except Exception as error:  # whatever clients of the hub raise for a data set that cannot be fetched
             reason = " ".join(str(error).split())[:200]
             raise InputError(
@@ -343,3 +316,37 @@ def build(names: Sequence[str], folder: Path | None, *, num_fewshot: int = 0) ->
             ) from error
         tasks += built["tasks"].values()
     return tasks, sources
+
+
+def write_continuations(config: ContinuationsConfig) -> None:
+    """Writes items in HellaSwag's form, for `evaluate --config.tasks=hellaswag --config.data_dir=FOLDER`.
+
+    Wrong passages stand at the same position in other documents, so that neither length nor style gives them away.
+
+    Raises:
+      InputError: fewer long enough, different documents than choices.
+    """
+    least = config.context_words + config.ending_words
+    endings_by_beginning: dict[str, str] = {}
+    for document in itertools.islice(open_corpus(config.corpus), config.skip_documents, None):
+        words = document.text.split()
+        if len(words) >= least:
+            ending = " ".join(words[config.context_words : least])
+            endings_by_beginning.setdefault(" ".join(words[: config.context_words]), ending)
+        if len(endings_by_beginning) == config.items:
+            break
+    endings = sorted(set(endings_by_beginning.values()))
+    if len(endings) < config.choices:
+        raise InputError(
+            f"{config.corpus.source}: {len(endings)} documents of {least} words differ, too few for {config.choices} "
+            "choices; take a larger corpus or fewer words"
+        )
+    generator = random.Random(config.seed)
+    with writing(Path(config.output_dir) / "hellaswag_validation.jsonl", "w") as file:
+        for beginning, ending in endings_by_beginning.items():
+            sampled = generator.sample(endings, config.choices)
+            offered = [other for other in sampled if other != ending][: config.choices - 1]
+            label = generator.randrange(config.choices)
+            offered.insert(label, ending)
+            item = {"activity_label": "Text", "ctx_a": beginning, "ctx_b": "", "endings": offered, "label": label}
+            file.write(json.dumps(item) + "\n")

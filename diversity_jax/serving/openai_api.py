@@ -10,9 +10,8 @@ from typing import Annotated, Any, NamedTuple
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from diversity_jax.core.errors import InputError
-from diversity_jax.evaluation.generate import GeneratedText, TokenLogprob
+from diversity_jax.evaluation.generate import MAX_TOP_LOGPROBS, GeneratedText, Sampling, TokenLogprob
 from diversity_jax.evaluation.load_model import LanguageModel
-from diversity_jax.evaluation.sampling import MAX_TOP_LOGPROBS, Sampling
 from diversity_jax.tokenizers.tokenizer import ModelTokenizer
 
 MAX_CHOICES = 128

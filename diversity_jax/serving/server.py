@@ -15,10 +15,9 @@ from aiohttp.web_protocol import RequestPayloadError
 
 from diversity_jax.core.errors import InputError
 from diversity_jax.evaluation.config import ServeConfig
-from diversity_jax.evaluation.generate import GeneratedText, GenerationRequest, Generator, TokenLogprob
+from diversity_jax.evaluation.generate import GeneratedText, GenerationRequest, Generator, Sampling, TokenLogprob
 from diversity_jax.evaluation.load_model import LanguageModel
 from diversity_jax.evaluation.run import open_source
-from diversity_jax.evaluation.sampling import Sampling
 from diversity_jax.serving.openai_api import ApiRequest, RequestRefused, choice, read_request
 
 log = logging.getLogger(__name__)

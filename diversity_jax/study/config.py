@@ -10,8 +10,7 @@ from typing import Any
 from diversity_jax.core import config as config_files
 from diversity_jax.core.errors import InputError
 from diversity_jax.core.files import is_remote
-from diversity_jax.evaluation.config import EvaluateConfig
-from diversity_jax.evaluation.continuations import ContinuationsConfig
+from diversity_jax.evaluation.config import ContinuationsConfig, EvaluateConfig
 from diversity_jax.mixtures.config import BuildConfig
 from diversity_jax.scoring.config import ScoreConfig
 from diversity_jax.study.graph import Step, StepStore

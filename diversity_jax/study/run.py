@@ -44,7 +44,7 @@ _TRAINING = _StepKind(module="train", sources=("train.py", "training", "model", 
 _EVALUATION = _StepKind(module="evaluate", sources=("evaluate.py", "evaluation", "tokenizers", "model"))
 _KINDS = {
     "benchmark": _StepKind(
-        module="evaluation.continuations", function="write", sources=("evaluation/continuations.py", "corpus")
+        module="evaluation.tasks", function="write_continuations", sources=("evaluation/tasks.py", "corpus")
     ),
     "generate": _StepKind(module="generate", sources=("generate.py", "synthesis", "llm", "corpus")),
     "score": _StepKind(module="score", sources=("score.py", "scoring", "cluster_agent", "metrics", "llm", "corpus")),
