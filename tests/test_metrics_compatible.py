@@ -38,8 +38,6 @@ def test_vendi_scores_and_distances_of_vectors():
     assert vendi_score(points, 2) == pytest.approx(wanted["vendi_score_dual_2"], rel=1e-9)
     assert vendi_score(points, np.inf) == pytest.approx(wanted["vendi_score_dual_inf"], rel=1e-9)
     assert vendi_score(points, 0.5) == pytest.approx(wanted["vendi_score_K_half"], rel=1e-5)
-    assert compatible.remote_clique(points) == wanted["remote_clique"]
-    assert compatible.chamfer_distance(points) == wanted["chamfer_dist"]
     assert mean_pairwise_distance(points) == pytest.approx(wanted["remote_clique"] * 40 / 39, abs=2e-3)
 
 

@@ -4,9 +4,8 @@
 from diversity_jax.metrics import lexical, pairwise, embedding, perplexity  # isort: skip
 
 from diversity_jax.metrics.card import Figure, MetricsCard, difference
-from diversity_jax.metrics.config import MetricsConfig
 from diversity_jax.metrics.measure import Tools, measure
-from diversity_jax.metrics.registry import METRICS, Metric, chosen_metrics
+from diversity_jax.metrics.registry import METRICS, Metric, MetricsConfig, chosen_metrics
 
 __all__ = [
     "METRICS",

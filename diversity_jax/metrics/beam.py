@@ -31,9 +31,8 @@ from diversity_jax.corpus.beam import open_pipeline, pipeline_options
 from diversity_jax.corpus.corpus import RecordCorpus, Tally
 from diversity_jax.metrics import lexical
 from diversity_jax.metrics.card import Figure, MetricsCard, card_parameters
-from diversity_jax.metrics.config import MetricsConfig
 from diversity_jax.metrics.ngrams import Ngrams, is_new
-from diversity_jax.metrics.registry import METRICS
+from diversity_jax.metrics.registry import METRICS, MetricsConfig
 from diversity_jax.metrics.text import Vocabulary, Words
 
 _ORDERS, _REPEATED_ORDER = (1, 2, 3, 4), 4

@@ -1,10 +1,9 @@
-"""The baseline metrics of one corpus as a file: figures with intervals, how they move with size and length, and what
-they cost.
-"""
+"""The baseline metrics of corpora: figures with intervals, their file, and comparisons between corpora and metrics."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 import functools
+import itertools
 import math
 import os
 from typing import Any
@@ -13,28 +12,26 @@ import numpy as np
 
 from diversity_jax.core import files
 from diversity_jax.core.errors import InputError
-from diversity_jax.metrics.config import MetricsConfig
+from diversity_jax.core.intervals import Estimate
+from diversity_jax.metrics.registry import METRICS, MetricsConfig
 
 VERSION = 1
 KIND = "baseline_metrics"
+FEWEST_CORPORA = 5
+_Z95 = 1.959964
 
 
 @dataclass(frozen=True, kw_only=True)
-class Figure:
-    """One metric on one corpus.
+class Figure(Estimate):
+    """One metric on one corpus: the mean over draws, and the 95 % interval for what more text of the same source would
+    give at this draw size. Interval, spread and error are None with a single draw.
 
     Attributes:
-      value: mean over draws.
-      low, high: 95 % interval for what more text of the same source would give at this draw size; None with a single
-        draw.
-      spread: standard deviation over draws, the paper's error bar; None with a single draw.
-      standard_error: of `value`, what intervals and comparisons are made of; None with a single draw.
+      spread: standard deviation over draws, the paper's error bar.
+      standard_error: of `value`; intervals and comparisons are made of it.
       draws: on how many the metric was defined.
     """
 
-    value: float
-    low: float | None = None
-    high: float | None = None
     spread: float | None = None
     standard_error: float | None = None
     draws: int = 1
@@ -48,18 +45,23 @@ class Figure:
         - share) + 1/R): what the corpus is itself a sample of, and what the draws add. At half of a corpus this is the
         delete-half jackknife (Shao and Wu 1989).
         """
-        seen = np.asarray(values, np.float64)
-        value = float(seen.mean())
-        if len(seen) < 2 or share >= 1:
-            return cls(value=value, draws=len(seen))
-        from scipy.stats import t
+        value, draws = float(np.mean(values, dtype=np.float64)), len(values)
+        if draws < 2 or share >= 1:
+            return cls(value=value, draws=draws)
+        spread = float(np.std(values, ddof=1, dtype=np.float64))
+        error = spread * math.sqrt(share / (1 - share) + 1 / draws)
+        reach = _t_quantile(draws - 1) * error
+        return cls(value=value, low=value - reach, high=value + reach, spread=spread, standard_error=error, draws=draws)
 
-        spread = float(seen.std(ddof=1))
-        error = spread * math.sqrt(share / (1 - share) + 1 / len(seen))
-        reach = float(t.ppf(0.975, len(seen) - 1)) * error
-        return cls(
-            value=value, low=value - reach, high=value + reach, spread=spread, standard_error=error, draws=len(seen)
-        )
+    def to_json(self) -> dict[str, float | None]:
+        """All fields by name."""
+        return dict(vars(self))
+
+
+def _t_quantile(freedom: float) -> float:
+    from scipy.stats import t
+
+    return float(t.ppf(0.975, freedom))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,14 +84,12 @@ def difference(first: Figure, second: Figure, sign: int) -> Difference | None:
     """
     if first.standard_error is None or second.standard_error is None:
         return None
-    from scipy.stats import t
-
     squares = (first.standard_error**2, second.standard_error**2)
     error = math.sqrt(sum(squares))
     shared = squares[0] ** 2 / (first.draws - 1) + squares[1] ** 2 / (second.draws - 1)
     freedom = sum(squares) ** 2 / shared if shared else 1.0
     gap = first.value - second.value
-    reach = float(t.ppf(0.975, freedom)) * error
+    reach = _t_quantile(freedom) * error
     decided = sign != 0 and abs(gap) > reach
     return Difference(
         difference=gap, low=gap - reach, high=gap + reach, first_is_more_diverse=(sign * gap > 0) if decided else None
@@ -137,7 +137,7 @@ class MetricsCard:
         """The JSON value that `save` writes, without its own hash."""
         value = {name: part for name, part in vars(self).items() if name not in ("content_hash", "cost")}
         for name in ("metrics", "controlled"):
-            value[name] = {metric: dict(vars(figure)) for metric, figure in value[name].items()}
+            value[name] = {metric: figure.to_json() for metric, figure in value[name].items()}
         return value | {"version": VERSION, "kind": KIND, "warnings": list(self.warnings)}
 
     @functools.cached_property
@@ -146,7 +146,7 @@ class MetricsCard:
         return files.content_hash(self.to_json())
 
     def save(self, path: str | os.PathLike) -> None:
-        """Writes it as JSON, whole or not at all."""
+        """Writes it as JSON, atomically."""
         files.write_json(path, self.to_json() | {"content_hash": self.content_hash})
 
     def save_cost(self, path: str | os.PathLike) -> None:
@@ -171,20 +171,99 @@ class MetricsCard:
         if not isinstance(value, Mapping) or value.get("kind") != KIND:
             raise InputError(f"{where}: holds no baseline metrics; score the corpus with --config.metrics=all")
         if value.get("version") != VERSION:
+            version = value.get("version")
             raise InputError(
-                f"{where}: version is {value.get('version')!r}; this program reads version {VERSION}: measure the "
-                "corpus again"
+                f"{where}: version is {version!r}; this program reads version {VERSION}: measure the corpus again"
             )
         fields = {name: part for name, part in value.items() if name not in ("version", "kind", "content_hash")}
         try:
             for name in ("metrics", "controlled"):
                 fields[name] = {metric: Figure(**figure) for metric, figure in fields[name].items()}
             card = cls(**fields)
-        except (TypeError, AttributeError, KeyError) as error:
+        except (TypeError, AttributeError, KeyError, InputError) as error:
             raise InputError(f"{where}: is damaged ({error}); measure the corpus again") from None
         if "content_hash" in value and value["content_hash"] != card.content_hash:
-            raise InputError(
-                f"{where}: content does not fit its content_hash; the file was changed or damaged: measure the corpus "
-                "again"
-            )
+            raise InputError(f"{where}: content does not fit its content_hash; the file was changed: measure again")
         return card
+
+
+@dataclass(frozen=True, kw_only=True)
+class Agreement:
+    """Two metrics over the same corpora; both signed so that more means more diverse. None where one of them is
+    constant.
+    """
+
+    first: str
+    second: str
+    corpora: int
+    kendall: Estimate | None
+    spearman: Estimate | None
+
+
+def agreements(columns: Mapping[str, Sequence[float | None]]) -> list[Agreement]:
+    """Every pair of columns over the corpora that both have.
+
+    Args:
+      columns: by metric, one value a corpus, signed so that more means more diverse; None where a corpus has none.
+
+    Intervals are those of Fieller, Hartley and Pearson (1957): on the scale of the inverse hyperbolic tangent, variance
+    0.437 / (n - 4) for Kendall's tau and 1.06 / (n - 3) for Spearman's rho. A value of +-1 is treated as half a step
+    from it.
+
+    Raises:
+      InputError: fewer corpora than 5, for which no interval is known.
+    """
+    from scipy.stats import kendalltau, spearmanr
+
+    lengths = {len(column) for column in columns.values()}
+    if len(lengths) > 1 or not columns or max(lengths) < FEWEST_CORPORA:
+        raise InputError(
+            f"agreement: {max(lengths, default=0)} corpora are too few; rank correlations need at least "
+            f"{FEWEST_CORPORA}"
+        )
+    result = []
+    for first, second in itertools.combinations(columns, 2):
+        pairs = zip(columns[first], columns[second], strict=True)
+        x, y = np.array([pair for pair in pairs if None not in pair], float).reshape(-1, 2).T
+        tau = rho = None
+        if len(x) >= FEWEST_CORPORA and np.ptp(x) and np.ptp(y):
+            tau, rho = float(kendalltau(x, y).statistic), float(spearmanr(x, y).statistic)
+        result.append(
+            Agreement(
+                first=first,
+                second=second,
+                corpora=len(x),
+                kendall=_fisher_interval(tau, 0.437 / max(len(x) - 4, 1), len(x)),
+                spearman=_fisher_interval(rho, 1.06 / max(len(x) - 3, 1), len(x)),
+            )
+        )
+    return result
+
+
+def _fisher_interval(value: float | None, variance: float, corpora: int) -> Estimate | None:
+    if value is None:
+        return None
+    value = max(-1.0, min(1.0, value))
+    step = 1 / (corpora * (corpora - 1))
+    centre = math.atanh(max(-1 + step, min(1 - step, value)))
+    reach = _Z95 * math.sqrt(variance)
+    low, high = math.tanh(centre - reach), math.tanh(centre + reach)
+    return Estimate(value=value, low=min(low, value), high=max(high, value))
+
+
+def columns_of(
+    cards: Mapping[str, MetricsCard], judged: Mapping[str, float] | None = None
+) -> dict[str, list[float | None]]:
+    """Signed values of every metric that says something of diversity, over the cards in their order.
+
+    Args:
+      judged: effective clusters by corpus, where a judge has scored them too; they make a column of their own.
+    """
+    columns: dict[str, list[float | None]] = {}
+    if judged:
+        columns["effective_clusters"] = [judged.get(name) for name in cards]
+    for metric, about in METRICS.items():
+        figures = [card.metrics.get(metric) for card in cards.values()]
+        if about.sign and any(figure is not None for figure in figures):
+            columns[metric] = [None if figure is None else about.sign * figure.value for figure in figures]
+    return columns

@@ -1,13 +1,12 @@
 """The figures of the `diversity` package (0.3.1), to the digits it prints, computed our way.
 
-For comparison with what others have published; the definitions of `richness`, `compression` and `overlap` are the
-better ones. What differs, and is reproduced here on purpose: words are cut at single spaces for n-gram diversity, so
-that double spaces make empty words and line feeds make none; n-grams span documents; gzip is applied twice and its
-file's name counted; ROUGE words are a-z and 0-9; documents that share nothing at all have homogenization 1; distances
-of documents to themselves count.
+For comparison with what others have published; the definitions of `lexical` and `pairwise` are the better ones. What
+differs, and is reproduced here on purpose: words are split at single spaces for n-gram diversity, so that double spaces
+make empty words and line feeds make none; n-grams span documents; gzip is applied twice and its file's name counted;
+ROUGE words are a-z and 0-9; documents that share nothing at all have homogenization 1.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 import gzip
 import io
 import lzma
@@ -20,6 +19,24 @@ from diversity_jax.metrics.pairwise import rouge_l
 from diversity_jax.metrics.text import Vocabulary, Words
 
 _MOST_DOCUMENTS_OF_ALL_PAIRS = 5000
+
+
+def compatible_figures(texts: Sequence[str]) -> tuple[dict[str, float], list[str]]:
+    """The package's figures of some texts, and a warning for each that it cannot give."""
+    figures: dict[str, Callable[[], float]] = {
+        "ngram_diversity_score": lambda: ngram_diversity_score(texts),
+        "self_repetition_score": lambda: self_repetition_score(texts),
+        "compression_ratio_gzip": lambda: compression_ratio(texts, "gzip"),
+        "compression_ratio_xz": lambda: compression_ratio(texts, "xz"),
+        "homogenization_score_rougel": lambda: homogenization_score(texts),
+    }
+    values, warnings = {}, []
+    for name, figure in figures.items():
+        try:
+            values[name] = figure()
+        except InputError as error:
+            warnings.append(f"{name} is left out: {error}")
+    return values, warnings
 
 
 def ngram_diversity_score(texts: Sequence[str], num_n: int = 4) -> float:
@@ -64,43 +81,20 @@ def homogenization_score(texts: Sequence[str]) -> float:
     """`diversity.homogenization_score(measure="rougel")`: the mean over all ordered pairs.
 
     Raises:
-      InputError: fewer than two documents, or so many that all pairs are out of reach; `overlap.rouge_l_homogenization`
+      InputError: fewer than two documents, or so many that all pairs are out of reach; `pairwise.rouge_l_homogenization`
         samples them.
     """
     count = len(texts)
     if count < 2:
         raise InputError(f"homogenization: {count} documents make no pair; give at least 2")
     if count > _MOST_DOCUMENTS_OF_ALL_PAIRS:
-        raise InputError(f"homogenization: {count} documents are {count * (count - 1) // 2:,} pairs; take at most "
-                         f"{_MOST_DOCUMENTS_OF_ALL_PAIRS} documents, or sample pairs with "
-                         "overlap.rouge_l_homogenization")  # fmt: skip
+        raise InputError(
+            f"homogenization: {count} documents are {count * (count - 1) // 2:,} pairs; take at most "
+            f"{_MOST_DOCUMENTS_OF_ALL_PAIRS} documents, or sample pairs with pairwise.rouge_l_homogenization"
+        )
     words = Vocabulary("rouge").encode(texts)
     total = 0.0
     for document in range(count - 1):
         others = np.arange(document + 1, count)
         total += 2 * float(rouge_l(words, np.full(len(others), document), others).sum())
     return round(total / (count * (count - 1)), 3) if total else 1.0
-
-
-def remote_clique(vectors: np.ndarray) -> float:
-    """`diversity.remote_clique` of given embeddings [documents, D]: mean cosine distance, each document's to itself
-    included.
-    """
-    unit = _unit(vectors)
-    return round(float(1 - np.square(unit.sum(0)).sum() / len(unit) ** 2), 3)
-
-
-def chamfer_distance(vectors: np.ndarray) -> float:
-    """`diversity.chamfer_dist` of embeddings [documents, D]: mean cosine distance to the nearest other document."""
-    unit = _unit(vectors)
-    nearest = []
-    for start in range(0, len(unit), 1024):
-        near = unit[start : start + 1024] @ unit.T
-        near[np.arange(len(near)), start + np.arange(len(near))] = -np.inf
-        nearest.append(1 - near.max(1))
-    return round(float(np.concatenate(nearest).mean()), 3)
-
-
-def _unit(vectors: np.ndarray) -> np.ndarray:
-    vectors = np.asarray(vectors, np.float64)
-    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-300)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from diversity_jax.core.errors import InputError
-from diversity_jax.metrics.registry import Figures, Sample, StageSettings, metric, single_metric, stage
+from diversity_jax.metrics.registry import Figures, Sample, StageSettings, single_metric, stage
 
 _BLOCK = 8192
 
@@ -179,8 +179,8 @@ def default_clusters(documents: int) -> int:
     "embedding",
     "vectors",
     {
-        "vendi_1": metric("Vendi score, order 1", 1, "effective unlike documents"),
-        "vendi_2": metric("Vendi score, order 2", 1, "the same, dominated by large groups"),
+        "vendi_1": ("Vendi score, order 1", 1, "effective unlike documents"),
+        "vendi_2": ("Vendi score, order 2", 1, "the same, dominated by large groups"),
     },
 )
 def _vendi(sample: Sample, settings: StageSettings) -> Figures:

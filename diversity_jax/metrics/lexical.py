@@ -19,7 +19,7 @@ import numpy as np
 
 from diversity_jax.core.errors import InputError
 from diversity_jax.metrics.ngrams import Ngrams
-from diversity_jax.metrics.registry import Figures, Sample, StageSettings, metric, single_metric, stage
+from diversity_jax.metrics.registry import Figures, Sample, StageSettings, single_metric, stage
 from diversity_jax.metrics.text import Words
 
 _THRESHOLD = (18, 25)  # 0.72 as a fraction, so that a ratio of exactly 0.72 is never a matter of rounding
@@ -283,9 +283,12 @@ def _zstd_bytes(blocks: Iterator[bytes], threads: int) -> int:
     "lexical",
     "words",
     {
-        "context_length_words": metric("Context length, words", 0, "mean words of a document"),
-        "context_length_tokens": metric(
-            "Context length, tokens", 0, "mean tokens of a document under baseline.vocabulary", needs=("vocabulary",)
+        "context_length_words": ("Context length, words", 0, "mean words of a document"),
+        "context_length_tokens": (
+            "Context length, tokens",
+            0,
+            "mean tokens of a document under baseline.vocabulary",
+            "vocabulary",
         ),
     },
     mergeable=True,
@@ -310,12 +313,12 @@ single_metric(
     "lexical",
     "words",
     {
-        "ngram_diversity_1": metric("1-gram diversity", 1, "different words over all words, pooled"),
+        "ngram_diversity_1": ("1-gram diversity", 1, "different words over all words, pooled"),
         **{
-            f"ngram_diversity_{n}": metric(f"{n}-gram diversity", 1, f"different over all {n}-grams, pooled")
+            f"ngram_diversity_{n}": (f"{n}-gram diversity", 1, f"different over all {n}-grams, pooled")
             for n in (2, 3, 4)
         },
-        "ngram_diversity": metric("N-gram diversity, n = 1 to 4", 1, "the four above, added up"),
+        "ngram_diversity": ("N-gram diversity, n = 1 to 4", 1, "the four above, added up"),
     },
     mergeable=True,
 )

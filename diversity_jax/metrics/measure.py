@@ -5,7 +5,7 @@ import contextlib
 from dataclasses import dataclass, replace
 import functools
 import logging
-import os
+import math
 import threading
 import time
 from typing import Any
@@ -16,20 +16,20 @@ from diversity_jax.core.errors import InputError
 from diversity_jax.core.files import content_hash
 from diversity_jax.core.progress import ProgressDisplay
 from diversity_jax.corpus import Corpus
-from diversity_jax.metrics import compatible
 from diversity_jax.metrics.card import Figure, MetricsCard, card_parameters
-from diversity_jax.metrics.config import MetricsConfig
+from diversity_jax.metrics.compatible import compatible_figures
 from diversity_jax.metrics.embedders import Embedder, TfidfSvd
 from diversity_jax.metrics.embedding import Codebook, default_clusters, unit_rows
 from diversity_jax.metrics.perplexity import CausalModel, document_nats
-from diversity_jax.metrics.registry import METRICS, STAGES, Figures, Sample, StageSettings
-from diversity_jax.metrics.sensitivity import size_dependence
+from diversity_jax.metrics.registry import METRICS, STAGES, Figures, MetricsConfig, Sample, StageSettings
 from diversity_jax.metrics.text import first_words, split_words
 
 log = logging.getLogger(__name__)
 
 _FEWEST = 20  # documents; below, half a corpus says nothing about its spread
 _MOST_CONTROL_WORDS = 256
+_STEPS = 4  # sizes of the dependence, each twice the one before
+_MOST_DOCUMENTS, _DEPENDENCE_PAIRS = 20_000, 1000  # of the dependence
 _FIT_DOCUMENTS = 20_000  # of each corpus, for the TF-IDF space and the clusters
 
 Costs = list[dict[str, Any]]
@@ -102,7 +102,7 @@ class _Source:
 
 
 class _Run:
-    """What all corpora have in common: draw size, cut, space and clusters."""
+    """Measures by what all corpora have in common: draw size, control length, embedding space and clusters."""
 
     def __init__(self, metrics: Sequence[str], config: MetricsConfig, tools: Tools, sources: Mapping[str, _Source]):
         self.metrics, self.config, self.tools = metrics, config, tools
@@ -116,10 +116,8 @@ class _Run:
         self.draws = config.draws if smallest >= _FEWEST else 1
         half = max(1, smallest // 2) if self.draws > 1 else smallest
         self.documents = min(half, config.draw_documents or half)
-        if any(not source.in_memory for source in sources.values()) and config.draw_documents:
-            self.documents = (
-                min(config.draw_documents, half) if smallest < config.pool_documents * 2 else config.draw_documents
-            )
+        if config.draw_documents and smallest == 2 * config.pool_documents:  # no corpus is in memory
+            self.documents = config.draw_documents
         self.embedder = tools.embedder
         if "vectors" in self.reads and self.embedder is None:
             fit = [text for source in sources.values() for text in source.texts[:_FIT_DOCUMENTS]]
@@ -205,7 +203,7 @@ class _Run:
         metrics = self._figures(source, pool, self.documents, costs, None)
         controlled: dict[str, Figure] = {}
         if self.control_documents:
-            prepared = self.prepare(_cut(source.texts, self.control_words), []) if source.in_memory else None
+            prepared = self.prepare(_shortened(source.texts, self.control_words), []) if source.in_memory else None
             controlled = self._figures(source, prepared, self.control_documents, [], self.control_words)
         elif self.config.control:
             warnings.append(
@@ -214,16 +212,18 @@ class _Run:
         self._progress.close()
         self._progress = None  # how many stages the next takes is known only there
         first = source.texts[: self.documents]
-        moves: dict[str, dict[str, Any]] = {}
+        dependence: dict[str, dict[str, Any]] = {}
         if self.config.dependence:
-            # Figures under models and paid embeddings are followed over sizes only: shorter texts would be paid again.
-            moves, size_costs = size_dependence(pool or self.prepare(first, []), self, seed=self.config.seed)
-            costs += size_costs
+            dependence = _size_dependence(pool or self.prepare(first, []), self, costs)
+        compatible: dict[str, float] = {}
+        if self.config.compatible:
+            compatible, left_out = compatible_figures(first)
+            warnings += left_out
         return MetricsCard(
             metrics=metrics,
             controlled=controlled,
-            compatible=_compatible(first, warnings) if self.config.compatible else {},
-            dependence=moves,
+            compatible=compatible,
+            dependence=dependence,
             cost=costs,
             corpus={
                 "name": source.name,
@@ -244,11 +244,9 @@ class _Run:
         )
 
     def _figures(
-        self, source: _Source, pool: Sample | None, documents: int, costs: Costs, cut_words: int | None
+        self, source: _Source, pool: Sample | None, documents: int, costs: Costs, control_words: int | None
     ) -> dict[str, Figure]:
-        """Every metric over the draws: from a prepared pool, or from fresh samples of a corpus that is too large for
-        one.
-        """
+        """Every metric over the draws: from a prepared pool, or from new samples where a corpus is too large for it."""
         values = []
         for number in range(self.draws):
             seed = self.config.seed * 1_000_003 + number
@@ -257,9 +255,9 @@ class _Run:
                 order = np.random.default_rng([self.config.seed, 0xD2A3, number]).permutation(len(pool.texts))
                 sample = pool.take(order[: min(documents, len(order))])
             else:
-                texts = source.sample(documents if cut_words is None else 3 * documents, seed=seed + 1)
-                if cut_words is not None:
-                    texts = _cut(texts, cut_words)[:documents]
+                texts = source.sample(documents if control_words is None else 3 * documents, seed=seed + 1)
+                if control_words is not None:
+                    texts = _shortened(texts, control_words)[:documents]
                 sample = self.prepare(texts, draw_costs)
             values.append(self.values(sample, draw_costs, seed))
         total = len(pool.texts) if pool is not None else source.documents
@@ -271,27 +269,74 @@ class _Run:
         return figures
 
 
-def _cut(texts: Sequence[str], words: int) -> list[str]:
+def _shortened(texts: Sequence[str], words: int) -> list[str]:
     """The first `words` words of every text that has so many."""
-    return [cut for text in texts if (cut := first_words(text, words)) is not None]
+    return [short for text in texts if (short := first_words(text, words)) is not None]
 
 
-def _compatible(texts: Sequence[str], warnings: list[str]) -> dict[str, float]:
-    """The `diversity` package's figures of some texts; those it cannot give are left out with a warning."""
-    figures = {
-        "ngram_diversity_score": lambda: compatible.ngram_diversity_score(texts),
-        "self_repetition_score": lambda: compatible.self_repetition_score(texts),
-        "compression_ratio_gzip": lambda: compatible.compression_ratio(texts, "gzip"),
-        "compression_ratio_xz": lambda: compatible.compression_ratio(texts, "xz"),
-        "homogenization_score_rougel": lambda: compatible.homogenization_score(texts),
+def _size_dependence(pool: Sample, run: _Run, costs: Costs) -> dict[str, dict[str, Any]]:
+    """How metrics change over doublings of size and of length; appends what the sizes cost.
+
+    Lengths are followed for lexical metrics only, on documents that have the longest length, cut to each: under models
+    and paid embeddings, shorter texts would be paid for again.
+
+    Returns:
+      By metric, `documents` and `words`, each with `sizes`, `values` and `slope`: the gradient of log value over log
+      size, 0 where the metric does not depend on it, 1 where it grows in proportion; None where a value is not above 0.
+    """
+    most, seed = min(run.documents, _MOST_DOCUMENTS, len(pool.texts)), run.config.seed
+    sizes = [most >> step for step in reversed(range(_STEPS)) if most >> step >= 4]
+    order = np.random.default_rng([seed, 0xDE9]).permutation(len(pool.texts))
+    by_size = [run.values(pool.take(order[:size]), costs, seed) for size in sizes]
+    lexical = [
+        name
+        for name in run.metrics
+        if METRICS[name].group == "lexical" and not name.startswith(("context", "compression"))
+    ]
+    lengths, by_length = _length_dependence(pool, lexical, most, seed)
+    result = {name: {"documents": _gradient_entry(sizes, [values[name] for values in by_size])} for name in run.metrics}
+    for name in lexical if lengths else ():
+        result[name]["words"] = _gradient_entry(lengths, [values[name] for values in by_length])
+    return result
+
+
+def _length_dependence(
+    pool: Sample, lexical: Sequence[str], most_documents: int, seed: int
+) -> tuple[list[int], list[Figures]]:
+    splits = [words for words in (pool.words, pool.folded) if words is not None]
+    if not lexical or not splits:
+        return [], []
+    longest = int(np.median(splits[0].lengths))
+    lengths = [longest >> step for step in reversed(range(_STEPS)) if longest >> step >= 8]
+    chosen = np.flatnonzero(np.all([words.lengths >= longest for words in splits], axis=0))[:most_documents]
+    if len(lengths) < 2 or len(chosen) < 4:
+        return [], []
+    long_texts, settings = pool.take(chosen), StageSettings(pairs=_DEPENDENCE_PAIRS, seed=seed)
+    by_length = []
+    for length in lengths:
+        shortened = Sample(
+            texts=long_texts.texts,
+            words=long_texts.words and long_texts.words.first(length),
+            folded=long_texts.folded and long_texts.folded.first(length),
+        )
+        values: Figures = {}
+        for stage in {METRICS[name].stage for name in lexical}:
+            values |= STAGES[stage].measure(shortened, settings)
+        by_length.append(values)
+    return lengths, by_length
+
+
+def _gradient_entry(sizes: Sequence[int], values: Sequence[float | None]) -> dict[str, Any]:
+    gradient = None
+    if len(sizes) > 1 and all(value is not None and value > 0 for value in values):
+        x, y = np.log(sizes), np.log(np.array(values, float))
+        x = x - x.mean()
+        gradient = float(x @ y / (x @ x))
+    return {
+        "sizes": list(sizes),
+        "values": list(values),
+        "slope": gradient if gradient is not None and math.isfinite(gradient) else None,
     }
-    values = {}
-    for name, figure in figures.items():
-        try:
-            values[name] = figure()
-        except InputError as error:
-            warnings.append(f"{name} is left out: {error}")
-    return values
 
 
 @contextlib.contextmanager
@@ -300,12 +345,15 @@ def metered(costs: Costs, stage: str, documents: int, dollars: Callable[[], floa
 
     Memory is what the system counts as resident, looked at fifty times a second: a rise shorter than that is missed.
     """
-    peak, done = [_resident_bytes()], threading.Event()
-    base, paid = peak[0], dollars()
+    import psutil
+
+    resident = psutil.Process().memory_info
+    base, paid = resident().rss, dollars()
+    peak, done = [base], threading.Event()
 
     def watch() -> None:
         while not done.wait(0.02):
-            peak[0] = max(peak[0], _resident_bytes())
+            peak[0] = max(peak[0], resident().rss)
 
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
@@ -316,20 +364,13 @@ def metered(costs: Costs, stage: str, documents: int, dollars: Callable[[], floa
         seconds, cpu_seconds = time.perf_counter() - began, time.process_time() - cpu
         done.set()
         watcher.join()
-        memory = max(peak[0], _resident_bytes()) - base
         costs.append(
             {
                 "stage": stage,
                 "documents": documents,
                 "seconds": seconds,
                 "cpu_seconds": cpu_seconds,
-                "memory_bytes": memory,
+                "memory_bytes": max(peak[0], resident().rss) - base,
                 "dollars": dollars() - paid,
             }
         )
-
-
-def _resident_bytes() -> int:
-    import psutil
-
-    return psutil.Process(os.getpid()).memory_info().rss

@@ -6,6 +6,7 @@ them with a known error; where there are no more pairs than asked for, all are t
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+import functools
 import itertools
 import math
 
@@ -24,9 +25,7 @@ _FIRST_LOOK_PAIRS = 1000
 
 @dataclass(frozen=True, kw_only=True)
 class PairMean:
-    """A mean over pairs of documents: its 95 % interval, how many pairs were drawn, and whether those were all there
-    are.
-    """
+    """A mean over pairs of documents, its 95 % interval, the number of pairs, and whether those are all there are."""
 
     value: float
     low: float
@@ -57,9 +56,7 @@ def rouge_l_homogenization(
     Source: Lin, "ROUGE" (2004); Padmakumar and He, "Does writing with language models reduce content diversity?"
       (2024).
     """
-    return _pair_mean(
-        _words(texts), lambda words, left, right: rouge_l(words, left, right, threads), pairs, half_width, seed
-    )
+    return _pair_mean(texts, functools.partial(rouge_l, threads=threads), pairs, half_width, seed)
 
 
 def self_bleu(
@@ -73,23 +70,19 @@ def self_bleu(
     penalty; an order without a match counts 0.1 matches (Chen and Cherry 2014, method 1); documents of fewer than 4
     words have as many orders as words. On folded words.
     """
-    return _pair_mean(_words(texts), bleu, pairs, half_width, seed)
-
-
-def _words(texts: Sequence[str] | Words) -> Words:
-    return texts if isinstance(texts, Words) else split_words(texts, "folded")
+    return _pair_mean(texts, bleu, pairs, half_width, seed)
 
 
 def _pair_mean(
-    words: Words, score: Callable, pairs: int | None, half_width: float | None, seed: int
+    texts: Sequence[str] | Words, score: Callable, pairs: int | None, half_width: float | None, seed: int
 ) -> PairMean | None:
+    words = texts if isinstance(texts, Words) else split_words(texts, "folded")
     documents = words.documents
     if documents < 2:
         return None
     if pairs is not None and pairs < 1:
         raise InputError(f"pairs={pairs}: expected at least 1, or None for all")
-    everything = documents * (documents - 1)
-    if pairs is None or everything // 2 <= (_FIRST_LOOK_PAIRS if half_width else pairs):
+    if pairs is None or math.comb(documents, 2) <= (_FIRST_LOOK_PAIRS if half_width else pairs):
         left, right = np.nonzero(~np.eye(documents, dtype=bool)) if score is bleu else np.triu_indices(documents, 1)
         mean = float(score(words, left, right).mean())
         return PairMean(value=mean, low=mean, high=mean, pairs=len(left), exact=True)
@@ -119,16 +112,9 @@ def rouge_l(words: Words, left: np.ndarray, right: np.ndarray, threads: int | No
 
     needed, positions = np.unique(np.concatenate([left, right]), return_inverse=True)
     sequences = _strings(words.take(needed))
-    of_left, of_right = positions[: len(left)].tolist(), positions[len(left) :].tolist()
-    common = process.cpdist(
-        [sequences[i] for i in of_left],
-        [sequences[i] for i in of_right],
-        scorer=LCSseq.similarity,
-        dtype=np.int64,
-        workers=threads or -1,
-    )
-    both = words.lengths[left] + words.lengths[right]
-    return 2 * common / np.maximum(both, 1)
+    of_left, of_right = ([sequences[i] for i in side.tolist()] for side in np.split(positions, [len(left)]))
+    common = process.cpdist(of_left, of_right, scorer=LCSseq.similarity, dtype=np.int64, workers=threads or -1)
+    return 2 * common / np.maximum(words.lengths[left] + words.lengths[right], 1)
 
 
 def _strings(words: Words) -> Sequence[object]:
@@ -142,21 +128,18 @@ def _strings(words: Words) -> Sequence[object]:
 
 
 def bleu(words: Words, left: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """Smoothed sentence BLEU-4 of documents `left` against the references `right`: float64 [pairs]; 0 where either is
-    empty.
-    """
+    """Smoothed BLEU-4 of documents `left` against references `right`: float64 [pairs]; 0 where either is empty."""
     size = words.lengths[left] + words.lengths[right]
     order = np.argsort(size, kind="stable")  # pairs of like size together, so that rows of a matrix waste little
-    cuts = np.flatnonzero(np.diff(np.cumsum(size[order]) // _PART_WORDS)) + 1
+    edges = np.flatnonzero(np.diff(np.cumsum(size[order]) // _PART_WORDS)) + 1
     scores = np.empty(len(left))
-    for part in np.split(order, cuts):
+    for part in np.split(order, edges):
         scores[part] = _bleu(words, left[part], right[part])
     return scores
 
 
 def _bleu(words: Words, left: np.ndarray, right: np.ndarray) -> np.ndarray:
-    # The two sides of a pair stand next to each other, so that equal n-grams get equal keys and a pair is a run of
-    # them.
+    # The two sides of a pair stand next to each other: equal n-grams get equal keys, and a pair is a run of them.
     both = words.take(np.stack([left, right], axis=1).ravel())
     _, ids = np.unique(both.ids, return_inverse=True)
     ngrams = Ngrams(Words(ids=ids.astype(np.int32), offsets=both.offsets, types=int(ids.max(initial=0)) + 1), threads=1)
@@ -172,9 +155,7 @@ def _bleu(words: Words, left: np.ndarray, right: np.ndarray) -> np.ndarray:
 
 
 def _clipped_matches(ngrams: Ngrams, n: int) -> np.ndarray:
-    """For every two neighbouring documents: over n-grams of the first, the smaller of the two counts, added up: float64
-    [documents / 2].
-    """
+    """For documents 2 i and 2 i + 1, the sum over n-grams of the smaller count: float64 [documents / 2]."""
     counts = np.maximum(ngrams.words.lengths - n + 1, 0)
     of_pair = counts[0::2] + counts[1::2]
     keys = ngrams.keys(n)

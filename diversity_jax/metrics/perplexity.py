@@ -15,7 +15,7 @@ import numpy as np
 
 from diversity_jax.core.errors import InputError
 from diversity_jax.core.files import read_json
-from diversity_jax.metrics.registry import Figures, Nats, Sample, StageSettings, metric, stage
+from diversity_jax.metrics.registry import Figures, Nats, Sample, StageSettings, stage
 
 _TEXTS = 1024
 
@@ -252,10 +252,14 @@ def is_own_llama(folder: str) -> bool:
     "perplexity",
     "nats",
     {
-        "perplexity": metric("Perplexity", 1, "under baseline.model", needs=("model",)),
-        "bits_per_byte": metric("Bits per byte", 1, "under baseline.model", needs=("model",)),
-        "perplexity_gap": metric(
-            "Perplexity gap", 1, "between baseline.model and baseline.larger_model", needs=("model", "larger_model")
+        "perplexity": ("Perplexity", 1, "under baseline.model", "model"),
+        "bits_per_byte": ("Bits per byte", 1, "under baseline.model", "model"),
+        "perplexity_gap": (
+            "Perplexity gap",
+            1,
+            "between baseline.model and baseline.larger_model",
+            "model",
+            "larger_model",
         ),
     },
 )

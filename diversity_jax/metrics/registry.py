@@ -1,6 +1,6 @@
-"""The table of baseline metrics. A metric registers itself beside its function, with `stage`."""
+"""The settings and the table of baseline metrics. A metric registers itself beside its function, with `stage`."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 import math
 from typing import Any
@@ -8,10 +8,91 @@ from typing import Any
 import numpy as np
 
 from diversity_jax.core.errors import InputError
-from diversity_jax.metrics.config import MetricsConfig
-from diversity_jax.metrics.text import Words
+from diversity_jax.metrics.text import FORMS, Words
 
 GROUPS = ("lexical", "embedding", "perplexity")
+EMBEDDERS = ("tfidf", "st", "openai", "llama")
+_COUNTS = ("draws", "draw_documents", "pool_documents", "control_words", "pairs", "dimensions", "clusters")
+_LEAST = dict.fromkeys((*_COUNTS, "context_tokens", "stride_tokens", "threads"), 1)
+_LEAST |= dict.fromkeys(("embedder_dollars_per_million_tokens", "max_dollars"), 0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MetricsConfig:
+    """How the baseline metrics are measured; all corpora of a run by the same settings.
+
+    Attributes:
+      draws: samples that each figure is measured on; its interval comes from their spread. 1 gives figures without
+        intervals.
+      draw_documents: documents of a draw, at most; by default half of the smallest corpus. The paper: 10 draws of
+        1,000,000.
+      pool_documents: a corpus of at most so many is read once and drawn from in memory; a larger one is sampled anew
+        for every draw.
+      control: measure each figure a second time with the length held equal: documents of at least `control_words`
+        words, cut to so many, and the same number of them from every corpus.
+      control_words: None takes the largest number that half the documents of every corpus have, at most 256.
+      dependence: measure also smaller draws and shorter documents, to print how much each figure moves with them.
+      words: form of words for repetition and n-gram diversity: `written`, `folded` or `pieces` (see `metrics.text`).
+      pairs: of documents, drawn for ROUGE-L and self-BLEU in every draw.
+      embedder: `tfidf`, `st:NAME_OR_PATH`, `openai:MODEL` or `llama:FOLDER`.
+      embedder_base_url: of an OpenAI-compatible server, such as http://127.0.0.1:8000/v1.
+      embedder_dollars_per_million_tokens, max_dollars: price of the embeddings endpoint, and what may be spent on it.
+      dimensions: of the TF-IDF space.
+      clusters: of K-means; None for one per ten documents, at most 10,000.
+      model, larger_model: causal models for perplexity and, with both, its gap: a training run, an import, a Hugging
+        Face folder or name.
+      vocabulary: tokenizer of `model`s and `llama:` embedders that are our own (default: what their folder names), and
+        of the token count.
+      context_tokens, stride_tokens: window of perplexity over long documents, and its step; None for the model's own
+        and half of it.
+      compatible: also the figures of the `diversity` package, to the digits it prints.
+      runner: of Apache Beam (DirectRunner, DataflowRunner, FlinkRunner, SparkRunner, ...): measure the lexical metrics
+        that merge over workers on the WHOLE corpus instead of on draws; see `metrics.beam`.
+      runner_options: for Beam, such as ("--project=P", "--region=R", "--temp_location=gs://B/tmp").
+      threads: that split, sort and compress at once; None for as many as there are cores.
+      seed: of every draw.
+    """
+
+    draws: int = 10
+    draw_documents: int | None = None
+    pool_documents: int = 200_000
+    control: bool = True
+    control_words: int | None = None
+    dependence: bool = True
+    words: str = "written"
+    pairs: int = 2000
+    embedder: str = "tfidf"
+    embedder_base_url: str | None = None
+    embedder_dollars_per_million_tokens: float = 0.0
+    max_dollars: float | None = None
+    dimensions: int = 256
+    clusters: int | None = None
+    model: str | None = None
+    larger_model: str | None = None
+    vocabulary: str | None = None
+    context_tokens: int | None = None
+    stride_tokens: int | None = None
+    compatible: bool = False
+    runner: str | None = None
+    runner_options: tuple[str, ...] = ()
+    threads: int | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, least in _LEAST.items():
+            value = getattr(self, name)
+            if value is not None and value < least:
+                optional = ", or None" if getattr(MetricsConfig, name) is None else ""
+                raise InputError(f"baseline.{name}={value}: expected at least {least}{optional}")
+        if self.words not in FORMS:
+            raise InputError(f"baseline.words={self.words!r}: choose one of {', '.join(FORMS)}")
+        kind, _, name = self.embedder.partition(":")
+        if kind not in EMBEDDERS or (kind != "tfidf") != bool(name):
+            raise InputError(
+                f"baseline.embedder={self.embedder!r}: choose tfidf, st:NAME_OR_PATH, openai:MODEL or llama:FOLDER"
+            )
+        if self.larger_model and not self.model:
+            raise InputError("baseline.larger_model is set and baseline.model is not; the gap needs both")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -127,51 +208,35 @@ METRICS: dict[str, Metric] = {}
 STAGES: dict[str, Stage] = {}
 
 
-def metric(title: str, sign: int, note: str, *, needs: tuple[str, ...] = ()) -> dict[str, Any]:
-    """The fields of one metric in a call of `stage`; see `Metric`."""
-    return {"title": title, "sign": sign, "note": note, "needs": needs}
-
-
 def stage(
-    name: str, group: str, reads: str, metrics: dict[str, dict[str, Any]], *, mergeable: bool = False
+    name: str, group: str, reads: str, metrics: Mapping[str, Sequence[Any]], *, mergeable: bool = False
 ) -> Callable[[Measure], Measure]:
     """Registers the decorated function as the stage that computes `metrics`.
 
     Args:
-      name: of the stage.
-      group: one of `GROUPS`.
       reads: the field of `Sample` that must be there: `texts`, `words`, `folded`, `vectors` or `nats`.
-      metrics: by name, what `metric` returns; the function answers a value for each of them.
-      mergeable: `metrics.beam` measures these too.
+      metrics: by name, (title, sign, note, *needs) of `Metric`; the function returns a value for each of them.
+      mergeable: `metrics.beam` measures these too, except those that need a model or a tokenizer.
     """
 
     def register(measure: Measure) -> Measure:
         STAGES[name] = Stage(reads=reads, measure=measure)
-        for key, fields in metrics.items():
-            METRICS[key] = Metric(group=group, stage=name, mergeable=mergeable and not fields["needs"], **fields)
+        for key, (title, sign, note, *needs) in metrics.items():
+            METRICS[key] = Metric(
+                title=title, group=group, stage=name, sign=sign, note=note, needs=tuple(needs),
+                mergeable=mergeable and not needs,
+            )  # fmt: skip
         return measure
 
     return register
 
 
 def single_metric(
-    name: str,
-    group: str,
-    reads: str,
-    about: tuple[str, int, str],
-    value: Callable[[Sample, StageSettings], float | None],
-    *,
-    stage_name: str | None = None,
-    mergeable: bool = False,
-) -> None:
-    """Registers a metric that is a stage of its own.
-
-    Args:
-      about: title, sign and note, as `metric` takes them.
-      value: what a draw has.
-      stage_name: the metric's own name by default.
-    """
-    stage(stage_name or name, group, reads, {name: metric(*about)}, mergeable=mergeable)(
+    name: str, group: str, reads: str, about: tuple[str, int, str],
+    value: Callable[[Sample, StageSettings], float | None], *, stage_name: str | None = None, mergeable: bool = False,
+) -> None:  # fmt: skip
+    """Registers a metric, `about` being its (title, sign, note), that is a stage of its own."""
+    stage(stage_name or name, group, reads, {name: about}, mergeable=mergeable)(
         lambda sample, settings: {name: value(sample, settings)}
     )
 

@@ -61,6 +61,16 @@ class Words:
         shift = np.repeat(self.offsets[:-1][documents] - offsets[:-1], lengths)
         return Words(ids=self.ids[np.arange(offsets[-1]) + shift], offsets=offsets, types=self.types)
 
+    def first(self, length: int) -> "Words":
+        """The first `length` words of every document."""
+        lengths = np.minimum(self.lengths, length)
+        offsets = np.concatenate([[0], np.cumsum(lengths)])
+        return Words(ids=self.ids[self.positions() < length], offsets=offsets, types=self.types)
+
+    def positions(self) -> np.ndarray:
+        """Where in its document each word stands, from 0: int64 [words]."""
+        return np.arange(len(self.ids)) - np.repeat(self.offsets[:-1], self.lengths)
+
     def document(self, number: int) -> np.ndarray:
         """Word ids of one document."""
         return self.ids[self.offsets[number] : self.offsets[number + 1]]

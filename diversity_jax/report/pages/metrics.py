@@ -9,7 +9,7 @@ from diversity_jax.core import formats
 from diversity_jax.core.formats import count, counted, significant
 from diversity_jax.core.run_info import Fact, RunInfo
 from diversity_jax.metrics import METRICS, Figure, MetricsCard, difference
-from diversity_jax.metrics.sensitivity import FEWEST_CORPORA, agreements, columns_of
+from diversity_jax.metrics.card import FEWEST_CORPORA, agreements, columns_of
 from diversity_jax.report import page
 from diversity_jax.report.figures import diversity
 from diversity_jax.report.html import macro
