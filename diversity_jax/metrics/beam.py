@@ -1,4 +1,4 @@
-"""Lexical metrics of a whole corpus on Apache Beam, for corpora that no machine holds.
+"""Lexical metrics of all documents of a corpus on Apache Beam, for corpora larger than one machine.
 
 Which metrics merge, and how:
 
@@ -8,13 +8,14 @@ Which metrics merge, and how:
 
 Compression looks at text in its order, ROUGE-L and BLEU at pairs, and perplexity needs a model on every worker: those
 are measured on draws. So are embedding metrics: mean distance, Vendi score and the filling of given clusters are sums
-too, but they need one embedder.
+too, but they need a common embedder.
 
 An n-gram is known by 64 bits here, made from a hash of each word, so that workers agree without a common vocabulary.
 Among m different n-grams m^2 / 2^65 fall together by chance: none in a thousand million, three in ten thousand million.
 Otherwise figures are those of `lexical`, on the same words.
 """
 
+import collections
 from collections.abc import Callable, Iterable, Iterator, Sequence
 import hashlib
 import itertools
@@ -33,7 +34,7 @@ from diversity_jax.metrics import lexical
 from diversity_jax.metrics.card import Figure, MetricsCard, card_parameters
 from diversity_jax.metrics.ngrams import Ngrams, is_new
 from diversity_jax.metrics.registry import METRICS, MetricsConfig
-from diversity_jax.metrics.text import Vocabulary, Words
+from diversity_jax.metrics.text import Vocabulary
 
 _ORDERS, _REPEATED_ORDER = (1, 2, 3, 4), 4
 _BLOCK_DOCUMENTS, _BLOCK_CHARACTERS = 8192, 1 << 24
@@ -82,13 +83,7 @@ def measure_whole(
         warnings.append(f"not measured, because they do not merge over workers: {', '.join(left)}")
     documents = int(totals["sums"]["documents"])
     parameters = card_parameters(
-        config,
-        draws=1,
-        draw_documents=documents,
-        control_words=0,
-        control_documents=0,
-        clusters=0,
-        embedder=None,
+        config, draws=1, draw_documents=documents, control_words=0, control_documents=0, clusters=0, embedder=None
     )
     parameters.pop("runner_options")
     return MetricsCard(
@@ -128,17 +123,15 @@ def _build(pipeline: Any, open_corpus: Callable[[], Corpus], units: int, form: s
         | "add logs" >> beam.CombineGlobally(_added),
     }
     for name, value in parts.items():
-        _ = value | f"write {name}" >> beam.Map(
-            lambda sums, name=name: write_json(join_path(folder, f"{name}.json"), sums)
-        )
+        path = str(join_path(folder, f"{name}.json"))
+        _ = value | f"write {name}" >> beam.Map(lambda sums, path=path: write_json(path, sums))
 
 
 def _added(sums: Iterable[dict[str, float]]) -> dict[str, float]:
-    total: dict[str, float] = {}
+    total: collections.Counter[str] = collections.Counter()
     for part in sums:
-        for name, value in part.items():
-            total[name] = total.get(name, 0) + value
-    return total
+        total.update(part)
+    return dict(total)
 
 
 def units_of(corpus: Corpus) -> Sequence[Any]:
@@ -170,7 +163,7 @@ def _tagged(block: Block, form: str) -> Iterator[Any]:
 
 
 def count_block(block: Block, form: str) -> Iterator[tuple[str, Any]]:
-    """What one block adds: `sums`; `distinct`, ((order, range), keys); `repeats`, (range, (block, documents, keys,
+    """What one block adds: `sums`; `distinct`: ((order, range), keys); `repeats`: (range, (block, documents, keys,
     owners)).
     """
     name, texts = block
@@ -180,15 +173,15 @@ def count_block(block: Block, form: str) -> Iterator[tuple[str, Any]]:
     keys = {n: _global_keys(ngrams, vocabulary, n) for n in _ORDERS}
     ratio = lexical.type_token_ratio(folded)
     not_empty = int(np.count_nonzero(folded.lengths))
-    factors = (
-        float(lexical.factor_counts(folded).sum() + lexical.factor_counts(lexical.reversed_words(folded)).sum()) / 2
-    )
-    sums = {"documents": len(texts), "words": len(words.ids), "folded": len(folded.ids), "factors": factors}
-    yield (
-        "sums",
-        sums
-        | {"ratios": (ratio or 0.0) * not_empty, "some": not_empty, **{f"total_{n}": len(keys[n]) for n in _ORDERS}},
-    )
+    sums = {
+        "documents": len(texts),
+        "words": len(words.ids),
+        "folded": len(folded.ids),
+        "factors": lexical.mean_factors(folded),
+        "ratios": (ratio or 0.0) * not_empty,
+        "some": not_empty,
+    }
+    yield "sums", sums | {f"total_{n}": len(keys[n]) for n in _ORDERS}
     for n in _ORDERS:
         ascending = np.sort(keys[n])
         different = ascending[is_new(ascending)]
@@ -200,19 +193,15 @@ def count_block(block: Block, form: str) -> Iterator[tuple[str, Any]]:
     ascending, owners = keys[_REPEATED_ORDER][order], documents[order]
     first_in_document = is_new(ascending) | is_new(owners)
     ascending, owners = ascending[first_in_document], owners[first_in_document]
-    for bucket, part in enumerate(
-        _ranges(ascending)
-    ):  # empty ones too: a block must come back even where nothing of it repeats
+    # Empty ones too: a block must come back even where nothing of it repeats.
+    for bucket, part in enumerate(_ranges(ascending)):
         yield "repeats", (bucket, (name, len(texts), ascending[part], owners[part]))
 
 
 def _global_keys(ngrams: Ngrams, vocabulary: Vocabulary, n: int) -> np.ndarray:
-    """64 bits for every window inside a document, the same on every worker: uint64."""
-    words: Words = ngrams.words
-    hashes = [
-        hashlib.blake2b(word.encode("utf-8", "surrogatepass"), digest_size=8).digest() for word in vocabulary.words
-    ]
-    by_word = np.frombuffer(b"".join(hashes), "<u8")[words.ids] if hashes else np.empty(0, np.uint64)
+    """64 bits for every window inside a document, the same on every worker: uint64 [windows]."""
+    hashes = [hashlib.blake2b(lexical.encode(word), digest_size=8).digest() for word in vocabulary.words]
+    by_word = np.frombuffer(b"".join(hashes), "<u8")[ngrams.words.ids]
     count = max(len(by_word) - n + 1, 0)
     keys = np.full(count, n, np.uint64)
     for step in range(n):
@@ -235,16 +224,15 @@ def count_distinct(key: tuple[int, int], parts: Iterable[np.ndarray]) -> dict[st
 
 
 def count_others(parts: Iterable[tuple[str, int, np.ndarray, np.ndarray]]) -> Iterator[tuple[str, np.ndarray]]:
-    """For each block, over its documents: how often the keys of one range stand in other documents, added up: int64
-    [documents].
-    """
-    held = list(parts)
-    keys = np.concatenate([part[2] for part in held])
+    """For each block, how many other documents hold the keys of one range, summed per document: int64 [documents]."""
+    blocks = list(parts)
+    keys = np.concatenate([block[2] for block in blocks])
     _, inverse, counts = np.unique(keys, return_inverse=True, return_counts=True)
     others, start = counts[inverse] - 1, 0
-    for name, documents, mine, owners in held:
-        yield name, np.bincount(owners, others[start : start + len(mine)], documents).astype(np.int64)
-        start += len(mine)
+    for name, documents, block_keys, owners in blocks:
+        end = start + len(block_keys)
+        yield name, np.bincount(owners, others[start:end], documents).astype(np.int64)
+        start = end
 
 
 def _values(totals: dict[str, dict[str, float]]) -> dict[str, float | None]:

@@ -81,8 +81,7 @@ def homogenization_score(texts: Sequence[str]) -> float:
     """`diversity.homogenization_score(measure="rougel")`: the mean over all ordered pairs.
 
     Raises:
-      InputError: fewer than two documents, or so many that all pairs are out of reach; `pairwise.rouge_l_homogenization`
-        samples them.
+      InputError: fewer than two documents, or too many for all pairs; `pairwise.rouge_l_homogenization` samples them.
     """
     count = len(texts)
     if count < 2:

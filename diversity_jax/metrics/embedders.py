@@ -1,13 +1,9 @@
-"""Documents as vectors: built in without a download, by sentence-transformers, by an embeddings server, or by our own
-Llama.
+"""Documents as vectors, by what `baseline.embedder` names.
 
-tfidf                          TF-IDF and truncated SVD, fitted to the corpora of a run together (latent semantic
-                               analysis)
-st:NAME_OR_PATH                a sentence-transformers model (pip install sentence-transformers)
-openai:MODEL                   an OpenAI-compatible `/v1/embeddings` endpoint; keys come from OPENAI_API_KEY and nowhere
-                               else
-llama:FOLDER                   mean of the last hidden states of a Llama: a training run, an import, or a Hugging Face
-                               folder
+tfidf             TF-IDF and truncated SVD, fitted to the corpora of a run together (latent semantic analysis)
+st:NAME_OR_PATH   a sentence-transformers model (pip install sentence-transformers)
+openai:MODEL      an OpenAI-compatible `/v1/embeddings` endpoint; keys come from OPENAI_API_KEY and nowhere else
+llama:FOLDER      mean of the last hidden states of a Llama: a training run, an import, or a Hugging Face folder
 """
 
 from collections.abc import Callable, Sequence
@@ -32,12 +28,7 @@ _CACHED_TEXTS = 2048
 
 
 class Embedder(Protocol):
-    """What turns documents into vectors.
-
-    Attributes:
-      label: names it, for scorecards and pages.
-      cost_usd: paid so far.
-    """
+    """What turns documents into vectors: `label` names it on cards, `cost_usd` was paid so far."""
 
     label: str
     cost_usd: float
@@ -51,8 +42,7 @@ class TfidfSvd:
     """TF-IDF of folded words, then truncated SVD.
 
     Term weights are (1 + log count) * log((1 + documents) / (1 + documents with the term)) + 1, rows of length 1; the
-    50,000 terms in most documents are kept. Two corpora can only be compared in a space fitted to
-    both.
+    50,000 terms in most documents are used. Two corpora can only be compared in a space fitted to both.
     """
 
     cost_usd = 0.0
@@ -61,14 +51,13 @@ class TfidfSvd:
         from sklearn.utils.extmath import randomized_svd
 
         draw = np.random.default_rng([seed, 0x7F])
-        chosen = (
-            texts if len(texts) <= _ROWS else [texts[i] for i in np.sort(draw.choice(len(texts), _ROWS, replace=False))]
-        )
+        if len(texts) > _ROWS:
+            texts = [texts[i] for i in np.sort(draw.choice(len(texts), _ROWS, replace=False))]
         self._vocabulary = Vocabulary("folded")
-        counts = self._counts(self._vocabulary.encode(chosen), len(self._vocabulary))
-        holding = np.bincount(counts.indices, minlength=counts.shape[1])
-        self._kept = np.sort(np.argsort(-holding, kind="stable")[:_TERMS])
-        self._idf = np.log((1 + len(chosen)) / (1 + holding[self._kept])) + 1
+        counts = self._counts(self._vocabulary.encode(texts), len(self._vocabulary))
+        document_counts = np.bincount(counts.indices, minlength=counts.shape[1])
+        self._columns = np.sort(np.argsort(-document_counts, kind="stable")[:_TERMS])
+        self._idf = np.log((1 + len(texts)) / (1 + document_counts[self._columns])) + 1
         self._terms = len(self._vocabulary)
         matrix = self._weighted(counts)
         rank = min(dimensions, min(matrix.shape) - 1)
@@ -97,7 +86,7 @@ class TfidfSvd:
         return csr_array((np.ones(len(cells[0]), np.float32), cells), shape=(words.documents, max(terms, 1)))
 
     def _weighted(self, counts: Any) -> Any:
-        matrix = counts.tocsc()[:, self._kept].tocsr()
+        matrix = counts.tocsc()[:, self._columns].tocsr()
         matrix.data = 1 + np.log(matrix.data)
         matrix.data *= self._idf[matrix.indices].astype(np.float32)
         norms = np.sqrt(matrix.multiply(matrix).sum(1))
@@ -121,8 +110,7 @@ class SentenceTransformer:
             self._model = Model(name)
         except (OSError, ValueError) as error:
             raise InputError(f"embedder st:{name}: cannot be loaded ({' '.join(str(error).split())[:200]})") from None
-        self._batch = batch
-        self.label = f"st:{name}"
+        self._batch, self.label = batch, f"st:{name}"
 
     def embed(self, texts: Sequence[str]) -> np.ndarray:
         """float32 [documents, D]."""
@@ -132,8 +120,8 @@ class SentenceTransformer:
 class OpenAIEmbedder:
     """An OpenAI-compatible embeddings endpoint.
 
-    Answers are kept in `cache`, some thousand documents a file, so that nothing is paid twice. Spending is counted from
-    the usage the server reports; before a request that could pass `max_dollars` it stops.
+    Answers are stored in `cache`, some thousand documents a file, so that nothing is paid twice. Spending is counted
+    from the usage the server reports; a request that could pass `max_dollars` is refused before it is sent.
     """
 
     def __init__(
@@ -170,10 +158,7 @@ class OpenAIEmbedder:
         parts = [self._cached(texts[start : start + _CACHED_TEXTS]) for start in range(0, len(texts), _CACHED_TEXTS)]
         sizes = {part.shape[1] for part in parts if part.shape[1]}
         if len(sizes) > 1:
-            raise InputError(
-                f"embedder {self.label}: vectors of {sorted(sizes)} dimensions; empty the cache, another model "
-                "answered before"
-            )
+            raise self._error(f"vectors of {sorted(sizes)} dimensions; empty the cache, another model answered before")
         size = sizes.pop() if sizes else 0
         return np.concatenate([part if part.shape[1] else np.zeros((len(part), size), np.float32) for part in parts])
 
@@ -199,9 +184,7 @@ class OpenAIEmbedder:
         vectors = np.zeros((len(texts), answers[0].shape[1] if answers else 0), np.float32)
         for batch, answer in zip(batches, answers, strict=True):
             if answer.shape[1] != vectors.shape[1]:
-                raise InputError(
-                    f"embedder {self.label}: answered vectors of {vectors.shape[1]} and of {answer.shape[1]} dimensions"
-                )
+                raise self._error(f"answered vectors of {vectors.shape[1]} and of {answer.shape[1]} dimensions")
             vectors[batch] = answer
         return vectors
 
@@ -211,38 +194,31 @@ class OpenAIEmbedder:
         # A token is at least one byte, so this is a bound that no answer passes.
         bound = sum(len(text.encode("utf-8", "replace")) for text in texts) * self._price / 1e6
         if self._most is not None and self.cost_usd + bound > self._most:
-            raise InputError(
-                f"embedder {self.label}: ${self.cost_usd:.4f} spent, and the next request could pass "
-                f"max_dollars={self._most:g}"
-            )
+            spent = f"${self.cost_usd:.4f} spent"
+            raise self._error(f"{spent}, and the next request could pass max_dollars={self._most:g}")
         texts = [text.encode("utf-8", "replace").decode() for text in texts]
         try:
             answer = self._client.embeddings.create(model=self._model, input=texts, encoding_format="float")
         except openai.APIStatusError as error:
             reason = " ".join(str(error.message).split())[:200]
-            raise InputError(
-                f"embedder {self.label}: the server refused with status {error.status_code} ({reason})"
-            ) from None
+            raise self._error(f"the server refused with status {error.status_code} ({reason})") from None
         except openai.APIConnectionError:
-            raise InputError(
-                f"embedder {self.label}: no server answers at {self._client.base_url}; start it, or check the address"
-            ) from None
+            address = self._client.base_url
+            raise self._error(f"no server answers at {address}; start it, or check the address") from None
         except ValueError as error:
-            raise InputError(
-                f"embedder {self.label}: answered something that is no JSON ({str(error)[:100]})"
-            ) from None
+            raise self._error(f"answered something that is no JSON ({str(error)[:100]})") from None
         usage = getattr(answer, "usage", None)
         self.cost_usd += (getattr(usage, "total_tokens", 0) or 0) * self._price / 1e6
         entries = sorted(getattr(answer, "data", None) or [], key=lambda entry: entry.index)
         if [entry.index for entry in entries] != list(range(len(texts))):
-            raise InputError(
-                f"embedder {self.label}: asked for {len(texts)} vectors, {len(entries)} came; is it an embeddings "
-                "model?"
-            )
+            raise self._error(f"asked for {len(texts)} vectors, {len(entries)} came; is it an embeddings model?")
         lengths = {len(entry.embedding) for entry in entries}
         if len(lengths) != 1:
-            raise InputError(f"embedder {self.label}: answered vectors of different lengths {sorted(lengths)}")
+            raise self._error(f"answered vectors of different lengths {sorted(lengths)}")
         return np.array([entry.embedding for entry in entries], np.float32)
+
+    def _error(self, reason: str) -> InputError:
+        return InputError(f"embedder {self.label}: {reason}")
 
 
 class LlamaEmbedder:

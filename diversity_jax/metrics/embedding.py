@@ -24,10 +24,8 @@ def unit_rows(vectors: np.ndarray) -> np.ndarray:
     if vectors.dtype not in (np.float32, np.float64):
         vectors = vectors.astype(np.float32)
     if vectors.ndim != 2 or not np.isfinite(vectors).all():
-        raise InputError(
-            f"embeddings: expected finite numbers [documents, dimensions], got shape {list(vectors.shape)}; check the "
-            "embedder"
-        )
+        shape = list(vectors.shape)
+        raise InputError(f"embeddings: expected finite [documents, dimensions], got shape {shape}; check the embedder")
     norms = np.linalg.norm(vectors, axis=1, keepdims=True)
     with_content = norms[:, 0] > 0
     return vectors / norms if with_content.all() else vectors[with_content] / norms[with_content]
@@ -139,9 +137,8 @@ class Codebook:
 
     def occupancy(self, vectors: np.ndarray) -> np.ndarray:
         """How many of the documents with content fall to each centre: int64 [clusters]."""
-        return np.bincount(
-            assign(unit_rows(vectors).astype(np.float32, copy=False), self.centres), minlength=len(self.centres)
-        )
+        unit = unit_rows(vectors).astype(np.float32, copy=False)
+        return np.bincount(assign(unit, self.centres), minlength=len(self.centres))
 
 
 def assign(unit: np.ndarray, centres: np.ndarray) -> np.ndarray:

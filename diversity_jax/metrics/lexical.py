@@ -18,7 +18,7 @@ import zlib
 import numpy as np
 
 from diversity_jax.core.errors import InputError
-from diversity_jax.metrics.ngrams import Ngrams
+from diversity_jax.metrics.ngrams import Ngrams, is_new
 from diversity_jax.metrics.registry import Figures, Sample, StageSettings, single_metric, stage
 from diversity_jax.metrics.text import Words
 
@@ -28,9 +28,7 @@ _MIN_ROWS = 48  # documents that are worth a step of array code; with fewer, a l
 
 
 def context_length(words: Words) -> float:
-    """Mean words of a document; empty documents count. Paper (arXiv 2410.15226), baseline "context length"; theirs
-    counts tokens.
-    """
+    """Mean words of a document, empty ones included. arXiv 2410.15226, "context length", which counts tokens."""
     return float(words.lengths.mean())
 
 
@@ -69,19 +67,21 @@ def type_token_ratio(words: Words) -> float | None:
 
 def _type_token_ratios(words: Words) -> np.ndarray:
     """Of every document that is not empty."""
-    if not len(words.ids):
-        return np.empty(0)
-    pairs = np.sort(words.document_of_word().astype(np.uint64) << np.uint64(32) | words.ids.astype(np.uint64))
-    new = np.concatenate([[True], pairs[1:] != pairs[:-1]])
-    types = np.bincount((pairs[new] >> np.uint64(32)).astype(np.int64), minlength=words.documents)
+    pairs = np.sort(_document_keys(words))
+    types = np.bincount((pairs[is_new(pairs)] >> np.uint64(32)).astype(np.int64), minlength=words.documents)
     with_words = words.lengths > 0
     return types[with_words] / words.lengths[with_words]
 
 
+def _document_keys(words: Words) -> np.ndarray:
+    """Equal where the same word stands in the same document, the document in the upper 32 bits: uint64 [words]."""
+    return words.document_of_word().astype(np.uint64) << np.uint64(32) | words.ids.astype(np.uint64)
+
+
 def document_parts(words: Words) -> Iterator[Words]:
     """Whole documents in parts of some million words, so that sorting takes little memory beside the words."""
-    cuts = np.searchsorted(words.offsets, np.arange(_PART_WORDS, len(words.ids), _PART_WORDS))
-    for start, end in itertools.pairwise(np.unique([0, *cuts.tolist(), words.documents]).tolist()):
+    edges = np.searchsorted(words.offsets, np.arange(_PART_WORDS, len(words.ids), _PART_WORDS))
+    for start, end in itertools.pairwise(np.unique([0, *edges.tolist(), words.documents]).tolist()):
         offsets = words.offsets[start : end + 1]
         yield Words(ids=words.ids[offsets[0] : offsets[-1]], offsets=offsets - offsets[0], types=words.types)
 
@@ -96,24 +96,21 @@ def mtld(words: Words) -> float | None:
 
     Source: McCarthy and Jarvis, "MTLD, vocd-D, and HD-D" (Behavior Research Methods, 2010).
     """
-    parts = document_parts(words)
-    factors = sum(factor_counts(part).sum() + factor_counts(reversed_words(part)).sum() for part in parts) / 2
+    factors = sum(map(mean_factors, document_parts(words)))
     return float(words.lengths.sum() / factors) if factors > 0 else None
 
 
-def reversed_words(words: Words) -> Words:
-    """Every document read backwards."""
-    lengths = words.lengths
-    last = np.repeat(words.offsets[1:] - 1, lengths)
-    inside = np.arange(len(words.ids)) - np.repeat(words.offsets[:-1], lengths)
-    return Words(ids=words.ids[last - inside], offsets=words.offsets, types=words.types)
+def mean_factors(words: Words) -> float:
+    """MTLD factors of all documents, the mean of reading them forward and backward."""
+    last = np.repeat(words.offsets[1:] - 1, words.lengths)
+    backward = Words(ids=words.ids[last - words.positions()], offsets=words.offsets, types=words.types)
+    return float(factor_counts(words).sum() + factor_counts(backward).sum()) / 2
 
 
 def factor_counts(words: Words) -> np.ndarray:
     """MTLD factors of every document read forward: float64 [documents].
 
-    All documents go forward together, a word a step, as long as there are enough of them; the ends of the longest go
-    one by one.
+    All documents advance together, a word a step, as long as there are enough of them; then each by itself.
     """
     before = _previous(words)
     order = np.argsort(-words.lengths, kind="stable")
@@ -160,15 +157,12 @@ def _finish(before: np.ndarray, first: int, began: int, types: int) -> float:
 
 
 def _previous(words: Words) -> np.ndarray:
-    """Where in its document each word stood before, counted from the document's beginning; -1 where it is new: int64
-    [words].
-    """
-    keys = words.document_of_word().astype(np.uint64) << np.uint64(32) | words.ids.astype(np.uint64)
+    """Position in its document where each word stood before, -1 where it is new: int64 [words]."""
+    keys = _document_keys(words)
     order = np.argsort(keys, kind="stable")
     same = keys[order][1:] == keys[order][:-1]
-    inside = np.arange(len(keys)) - np.repeat(words.offsets[:-1], words.lengths)
     before = np.full(len(keys), -1, np.int64)
-    before[order[1:][same]] = inside[order[:-1][same]]
+    before[order[1:][same]] = words.positions()[order[:-1][same]]
     return before
 
 
@@ -197,20 +191,21 @@ def compression_ratio(texts: Sequence[str], algorithm: str = "gzip", *, threads:
     Raises:
       InputError: an unknown algorithm.
     """
-    compressors = {"gzip": _gzip_bytes, "xz": _xz_bytes, "zstd": _zstd_bytes}
-    if algorithm not in compressors:
+    if algorithm not in ALGORITHMS:
         raise InputError(f"compression {algorithm!r}: choose one of {', '.join(ALGORITHMS)}")
     if not any(texts):
         return None
-    sizes = [0]
+    compressor = {"gzip": _gzip_bytes, "xz": _xz_bytes, "zstd": _zstd_bytes}[algorithm]
+    size = 0
 
     def counted() -> Iterator[bytes]:
+        nonlocal size
         for block in _encoded(texts, _XZ_BLOCK_BYTES if algorithm == "xz" else _GZIP_BLOCK_BYTES):
-            sizes[0] += len(block)
+            size += len(block)
             yield block
 
-    compressed = compressors[algorithm](counted(), threads or os.cpu_count() or 1)
-    return sizes[0] / compressed
+    compressed = compressor(counted(), threads or os.cpu_count() or 1)
+    return size / compressed
 
 
 def encode(text: str) -> bytes:
@@ -253,9 +248,8 @@ def _gzip_bytes(blocks: Iterator[bytes], threads: int) -> int:
         before, block = pair
         raw = functools.partial(zlib.compressobj, 6, zlib.DEFLATED, -15, 8)
         stream = raw(zlib.Z_DEFAULT_STRATEGY, before) if before else raw()
-        return len(stream.compress(block)) + len(
-            stream.flush(zlib.Z_SYNC_FLUSH if len(block) == _GZIP_BLOCK_BYTES else zlib.Z_FINISH)
-        )
+        end = zlib.Z_SYNC_FLUSH if len(block) == _GZIP_BLOCK_BYTES else zlib.Z_FINISH
+        return len(stream.compress(block)) + len(stream.flush(end))
 
     return _GZIP_FRAME_BYTES + _in_order(deflated, pairs(), threads)
 
@@ -267,7 +261,7 @@ def _xz_bytes(blocks: Iterator[bytes], threads: int) -> int:
 
 
 def _zstd_bytes(blocks: Iterator[bytes], threads: int) -> int:
-    """One frame. Its jobs are cut by size alone, so that one thread and many give the same bytes."""
+    """One frame. Its jobs are split by size alone, so that one thread and many give the same bytes."""
     import zstandard
 
     parameters = zstandard.ZstdCompressionParameters.from_level(

@@ -5,15 +5,18 @@ not, the key is made of the ranks of its two halves, each below 2^32. Equal keys
 nothing is hashed, so nothing can collide.
 """
 
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 import functools
 import os
+from typing import Any, TypeVar
 
 import numpy as np
 
 from diversity_jax.metrics.text import Words
 
 _PART = 1 << 24  # keys that are sorted at once, by each thread
+_T = TypeVar("_T")
 _HASH = np.uint64(0x9E3779B97F4A7C15)
 
 
@@ -26,16 +29,12 @@ class Ngrams:
 
     @functools.lru_cache(maxsize=1)  # noqa: B019 - it is one table of gigabytes, and lives as long as its owner
     def _pair_ranks(self) -> np.ndarray:
-        """For every two neighbouring words, across documents too, which of all different pairs it is: uint32 [words -
-        1].
-        """
+        """Rank of every two neighbouring words, across documents too, among different pairs: uint32 [words - 1]."""
         ids = self.words.ids
         return rank(_packed(ids[:-1], ids[1:], _bits(self.words.types)), self.threads)
 
     def windows(self, n: int) -> np.ndarray:
-        """Whether the window of n words that starts at each word lies inside its document: bool [max(words - n + 1,
-        0)].
-        """
+        """Whether the n words from each word on lie inside its document: bool [max(words - n + 1, 0)]."""
         inside = np.ones(max(len(self.words.ids) - n + 1, 0), bool)
         ends = self.words.offsets[1:-1]
         for back in range(1, n):
@@ -44,9 +43,7 @@ class Ngrams:
         return inside
 
     def all_keys(self, n: int) -> np.ndarray:
-        """One key for every window, across documents too: uint64 [max(words - n + 1, 0)]; equal exactly where the n
-        words are.
-        """
+        """Keys of all windows, across documents too, equal where the words are: uint64 [max(words - n + 1, 0)]."""
         ids, bits = self.words.ids, _bits(self.words.types)
         if len(ids) < n:
             return np.empty(0, np.uint64)
@@ -56,14 +53,13 @@ class Ngrams:
                 keys <<= np.uint64(bits)
                 keys |= ids[step : len(ids) - n + 1 + step].astype(np.uint64)
             return keys
+        half = (n + 1) // 2
         if n <= 4:
             left, right = self._pair_ranks(), self._pair_ranks() if n == 4 else ids
         else:
-            half = (n + 1) // 2
             left, right = rank(self.all_keys(half), self.threads), rank(self.all_keys(n - half), self.threads)
-        split = 2 if n <= 4 else (n + 1) // 2
         count = len(ids) - n + 1
-        return _packed(left[:count], right[split : split + count], 32)
+        return _packed(left[:count], right[half : half + count], 32)
 
     def keys(self, n: int) -> np.ndarray:
         """Keys of the windows inside documents, in their order."""
@@ -78,24 +74,20 @@ class Ngrams:
         if n == 1:
             return int(np.count_nonzero(np.bincount(self.words.ids, minlength=1))), len(self.words.ids)
         keys = self.keys(n)
-        return sum(self._in_parts(keys, lambda part: int(np.count_nonzero(is_new(np.sort(part)))))), len(keys)
+        return sum(in_parts(keys, _count_different, self.threads)), len(keys)
 
     def repeated(self, n: int) -> np.ndarray:
         """The keys that occur more than once, ascending."""
-        parts = self._in_parts(self.keys(n), _repeated)
-        return np.concatenate(parts) if parts else np.empty(0, np.uint64)
+        return np.concatenate(in_parts(self.keys(n), _repeated, self.threads))
 
     def repeats_by_document(self, n: int) -> np.ndarray:
-        """For every document: over its different n-grams, in how many OTHER documents each occurs, added up: int64
-        [documents].
+        """Per document, the sum over its different n-grams of the OTHER documents that hold each: int64 [documents].
 
-        Most n-grams of natural text occur once. So those that do not are found first, by a sort without places; and
+        Most n-grams of natural text occur once. So those that do not are determined first, by a sort of keys alone;
         only windows that hit a table of them are looked up and sorted together with their documents.
         """
-        if self.words.documents < 2:
-            return np.zeros(self.words.documents, np.int64)
         repeated, keys = self.repeated(n), self.keys(n)
-        if not len(repeated):
+        if self.words.documents < 2 or not len(repeated):
             return np.zeros(self.words.documents, np.int64)
         chosen = _members(keys, repeated)
         ranks = np.searchsorted(repeated, keys[chosen])
@@ -103,15 +95,10 @@ class Ngrams:
         bits = _bits(self.words.documents)
         pairs = np.sort(_packed(ranks, documents, bits))
         pairs = pairs[is_new(pairs)]
-        ranks, documents = (
-            (pairs >> np.uint64(bits)).astype(np.int64),
-            (pairs & np.uint64((1 << bits) - 1)).astype(np.int64),
-        )
+        ranks = (pairs >> np.uint64(bits)).astype(np.int64)
+        documents = (pairs & np.uint64((1 << bits) - 1)).astype(np.int64)
         others = np.bincount(ranks, minlength=len(repeated)) - 1
         return np.bincount(documents, others[ranks], self.words.documents).astype(np.int64)
-
-    def _in_parts(self, keys: np.ndarray, work) -> list:
-        return in_parts(keys, work, self.threads)
 
 
 def _bits(count: int) -> int:
@@ -132,16 +119,18 @@ def is_new(ascending: np.ndarray) -> np.ndarray:
     return new
 
 
+def _count_different(part: np.ndarray) -> int:
+    return int(np.count_nonzero(is_new(np.sort(part))))
+
+
 def _repeated(part: np.ndarray) -> np.ndarray:
     ascending = np.sort(part)
     new = is_new(ascending)
-    again = np.zeros(len(new), bool)
-    again[:-1] = new[:-1] & ~new[1:]
-    return ascending[again]
+    return ascending[:-1][new[:-1] & ~new[1:]]
 
 
 def _members(keys: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """Places of the keys that are among `wanted` (ascending): a table of bits keeps most others out, the rest is
+    """Positions of the keys that are among `wanted` (ascending): a table of bits excludes most others, the rest are
     compared exactly.
     """
     bits = min(30, max(10, _bits(len(wanted)) + 3))
@@ -157,49 +146,42 @@ def _members(keys: np.ndarray, wanted: np.ndarray) -> np.ndarray:
     return np.concatenate(matches) if matches else np.empty(0, np.int64)
 
 
-def _edges(keys: np.ndarray, parts: int) -> np.ndarray:
-    """Values that cut keys into about equal parts; all equal keys fall into one."""
+def _over_ranges(keys: np.ndarray, parts: int, work: Callable[[np.ndarray], _T], threads: int) -> Iterator[_T]:
+    """`work` on masks of `keys` that select disjoint ranges of values, ascending and of about equal size, several at
+    once: numpy sorts without holding the lock. Equal keys fall into one range.
+    """
     sample = np.sort(keys[:: max(1, len(keys) // (64 * parts))])
-    return np.unique(sample[np.linspace(0, len(sample) - 1, parts + 1).astype(int)[1:-1]])
+    edges = np.unique(sample[np.linspace(0, len(sample) - 1, parts + 1).astype(int)[1:-1]])
+
+    def of_range(bounds: tuple[Any, Any]) -> _T:
+        low, high = bounds
+        inside = np.ones(len(keys), bool) if low is None else keys >= low
+        if high is not None:
+            inside &= keys < high
+        return work(inside)
+
+    with ThreadPoolExecutor(threads) as pool:
+        yield from pool.map(of_range, zip([None, *edges], [*edges, None], strict=True))
 
 
-def in_parts(keys: np.ndarray, work, threads: int) -> list:
-    """`work` on disjoint ranges of key values in ascending order, several at once: numpy sorts without the lock."""
+def in_parts(keys: np.ndarray, work: Callable[[np.ndarray], _T], threads: int) -> list[_T]:
+    """`work` on the keys of disjoint ranges of values, ascending."""
     parts = -(-len(keys) // _PART)
     if parts <= 1 and (threads == 1 or len(keys) < 1 << 20):
         return [work(keys)]
-    edges = _edges(keys, max(parts, threads))
-    bounds = list(zip([None, *edges], [*edges, None], strict=True))
-
-    def of_range(bound) -> object:
-        low, high = bound
-        chosen = np.ones(len(keys), bool) if low is None else keys >= low
-        if high is not None:
-            chosen &= keys < high
-        return work(keys[chosen])
-
-    with ThreadPoolExecutor(threads) as pool:
-        return list(pool.map(of_range, bounds))
+    return list(_over_ranges(keys, max(parts, threads), lambda inside: work(keys[inside]), threads))
 
 
 def rank(keys: np.ndarray, threads: int) -> np.ndarray:
     """Which of the different keys each one is, counted from 0 in ascending order: uint32 [keys]."""
-    edges = _edges(keys, -(-len(keys) // _PART)) if len(keys) > _PART else np.empty(0, keys.dtype)
-    bounds = list(zip([None, *edges], [*edges, None], strict=True))
-    ranks = np.empty(len(keys), np.uint32)
 
-    def of_range(bound) -> tuple[np.ndarray, np.ndarray, int]:
-        low, high = bound
-        chosen = np.ones(len(keys), bool) if low is None else keys >= low
-        if high is not None:
-            chosen &= keys < high
-        positions = np.flatnonzero(chosen)
+    def of_range(inside: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
+        positions = np.flatnonzero(inside)
         different, inverse = np.unique(keys[positions], return_inverse=True)
         return positions, inverse.astype(np.uint32), len(different)
 
-    ranked = 0
-    with ThreadPoolExecutor(threads) as pool:
-        for positions, inverse, different in pool.map(of_range, bounds):
-            ranks[positions] = inverse + np.uint32(ranked)
-            ranked += different
+    ranks, ranked = np.empty(len(keys), np.uint32), 0
+    for positions, inverse, different in _over_ranges(keys, max(1, -(-len(keys) // _PART)), of_range, threads):
+        ranks[positions] = inverse + np.uint32(ranked)
+        ranked += different
     return ranks

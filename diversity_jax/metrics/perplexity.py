@@ -1,5 +1,4 @@
-"""How well a language model predicts documents: nats per token, perplexity, bits per byte, and the gap between two
-models.
+"""How well a language model predicts documents: perplexity, bits per byte, and the gap between two models.
 
 Every document stands alone: an end-of-text token, which is what a model saw between documents, and then its tokens,
 each predicted once. A document longer than the context is read by windows that overlap: each window starts a stride
@@ -21,13 +20,7 @@ _TEXTS = 1024
 
 
 class CausalModel(Protocol):
-    """A model that predicts tokens.
-
-    Attributes:
-      label: names it, for scorecards and pages.
-      context_tokens: the longest input.
-      first_token: stands before every document.
-    """
+    """A model that predicts tokens: its name on cards, its longest input, the token before every document."""
 
     label: str
     context_tokens: int
@@ -38,7 +31,7 @@ class CausalModel(Protocol):
         ...
 
     def nats(self, inputs_BxL: np.ndarray, targets_BxL: np.ndarray) -> np.ndarray:
-        """-log p(target | inputs up to its place) of every place: float32 [B, L]."""
+        """-log p(target | inputs up to its position) of every position: float32 [B, L]."""
         ...
 
 
@@ -101,25 +94,23 @@ def document_nats(
 def batches(
     rows: Sequence[np.ndarray], batch_tokens: int, *, extra: int = 0
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Rows of like length together, padded on the right: (numbers of the rows, tokens int32 [B, L + extra], mask bool
-    [B, L + extra]).
+    """Rows of like length together, padded on the right: row numbers, tokens int32 and mask bool [B, L + extra].
 
     L is a power of two or three quarters of one, and B what `batch_tokens` allows at that L, so that few shapes are
     compiled; a batch that is not full ends with masked rows of zeros. Empty rows are left out.
     """
-    order = sorted(
-        (number for number, row in enumerate(rows) if len(row) > extra), key=lambda number: len(rows[number])
-    )
+    lengths = [len(row) for row in rows]
+    order = sorted((number for number, length in enumerate(lengths) if length > extra), key=lengths.__getitem__)
     while order:
-        longest = _rounded(len(rows[order[-1]]) - extra)
+        longest = _rounded(lengths[order[-1]] - extra)
         count = max(1, batch_tokens // longest)
         numbers, order = order[-count:], order[:-count]
-        # The tail of a short list would compile a shape of its own: it is filled up instead.
+        # The rest of a short list would compile a shape of its own: it is filled up instead.
         tokens = np.zeros((count if count < 64 else _rounded(len(numbers)), longest + extra), np.int32)
         mask = np.zeros(tokens.shape, bool)
         for position, number in enumerate(numbers):
-            tokens[position, : len(rows[number])] = rows[number]
-            mask[position, : len(rows[number])] = True
+            tokens[position, : lengths[number]] = rows[number]
+            mask[position, : lengths[number]] = True
         yield np.array(numbers), tokens, mask
 
 
@@ -148,14 +139,9 @@ class JaxLlama:
 
     def nats(self, inputs_BxL: np.ndarray, targets_BxL: np.ndarray) -> np.ndarray:
         """float32 [B, L]."""
-        if (
-            inputs_BxL.max(initial=0) >= self._config.vocab_size
-            or targets_BxL.max(initial=0) >= self._config.vocab_size
-        ):
-            raise InputError(
-                f"{self.label}: the tokenizer has ids that the model's {self._config.vocab_size} do not hold; name "
-                "its own"
-            )
+        size = self._config.vocab_size
+        if max(inputs_BxL.max(initial=0), targets_BxL.max(initial=0)) >= size:
+            raise InputError(f"{self.label}: the tokenizer has ids beyond the model's {size}; name its own")
         return np.asarray(self._run(self._params, inputs_BxL, targets_BxL))
 
 
@@ -167,9 +153,8 @@ def _token_nats(config: Any) -> Callable:
 
     def row_nats(hidden_LxD, targets_L, head_DxV):
         logits_LxV = jnp.matmul(hidden_LxD, head_DxV, preferred_element_type=jnp.float32)
-        return (
-            jax.nn.logsumexp(logits_LxV, axis=-1) - jnp.take_along_axis(logits_LxV, targets_L[:, None], axis=-1)[:, 0]
-        )
+        target_logits_L = jnp.take_along_axis(logits_LxV, targets_L[:, None], axis=-1)[:, 0]
+        return jax.nn.logsumexp(logits_LxV, axis=-1) - target_logits_L
 
     @jax.jit
     def run(params, inputs_BxL, targets_BxL):
@@ -200,18 +185,10 @@ class TransformersModel:
         self._torch = torch
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
         self._model.to(self._device)
-        own = (
-            getattr(self._model.config, "max_position_embeddings", None)
-            or getattr(self._model.config, "n_positions", None)
-            or 1024
-        )
+        config = self._model.config
+        own = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None) or 1024
         self.context_tokens = min(context_tokens or own, own)
-        ids = (
-            self._tokenizer.bos_token_id,
-            self._tokenizer.eos_token_id,
-            self._model.config.bos_token_id,
-            self._model.config.eos_token_id,
-        )
+        ids = (part for source in (self._tokenizer, config) for part in (source.bos_token_id, source.eos_token_id))
         first_token = next((token_id for token_id in ids if isinstance(token_id, int)), None)
         if first_token is None:
             raise InputError(f"model {name}: neither its tokenizer nor its config names a begin- or end-of-text token")
@@ -221,26 +198,22 @@ class TransformersModel:
         """Ids without any special token, and how many each text has."""
         clean = [text.encode("utf-8", "replace").decode() for text in texts]
         rows = self._tokenizer(clean, add_special_tokens=False, verbose=False)["input_ids"]
-        return np.concatenate([np.asarray(row, np.int64) for row in rows]), np.array(
-            [len(row) for row in rows], np.int64
-        )
+        lengths = np.array([len(row) for row in rows], np.int64)
+        return np.concatenate([np.asarray(row, np.int64) for row in rows]), lengths
 
     def nats(self, inputs_BxL: np.ndarray, targets_BxL: np.ndarray) -> np.ndarray:
         """float32 [B, L]."""
         torch = self._torch
         with torch.no_grad():
-            logits_BxLxV = self._model(
-                torch.as_tensor(inputs_BxL, dtype=torch.long, device=self._device)
-            ).logits.float()
+            inputs = torch.as_tensor(inputs_BxL, dtype=torch.long, device=self._device)
+            logits_BxLxV = self._model(inputs).logits.float()
             targets_BL = torch.as_tensor(targets_BxL, dtype=torch.long, device=self._device).reshape(-1)
             flat = torch.nn.functional.cross_entropy(logits_BxLxV.flatten(0, 1), targets_BL, reduction="none")
         return flat.reshape(targets_BxL.shape).cpu().numpy()
 
 
 def is_own_llama(folder: str) -> bool:
-    """Whether a folder can be read by our own Llama, without torch: a training run, an import, or a Hugging Face folder
-    of a Llama.
-    """
+    """Whether a folder is a training run, an import, or a Hugging Face folder of a Llama: read here without torch."""
     path = Path(folder)
     if (path / "run.json").exists() or (path / "model.json").exists():
         return True

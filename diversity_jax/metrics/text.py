@@ -1,6 +1,6 @@
 """Documents as arrays of word ids: split once, then every lexical metric is arithmetic on integers.
 
-Text is cut at white space first, as `str.split` does. What becomes of each such token is the form:
+Text is split at white space first, as `str.split` does. What becomes of each such token is the form:
 
   written   NFC, case and punctuation kept; in scripts written without spaces (Han, kana, Thai, Lao, Khmer, Burmese)
             every character with its marks is a word of its own.
@@ -18,6 +18,7 @@ import functools
 import itertools
 import os
 import re
+from typing import Any
 import unicodedata
 
 import numpy as np
@@ -57,14 +58,13 @@ class Words:
     def take(self, documents: np.ndarray) -> "Words":
         """These documents, by number, in this order; one may be taken twice."""
         lengths = self.lengths[documents]
-        offsets = np.concatenate([[0], np.cumsum(lengths)])
+        offsets = _offsets(lengths)
         shift = np.repeat(self.offsets[:-1][documents] - offsets[:-1], lengths)
         return Words(ids=self.ids[np.arange(offsets[-1]) + shift], offsets=offsets, types=self.types)
 
     def first(self, length: int) -> "Words":
         """The first `length` words of every document."""
-        lengths = np.minimum(self.lengths, length)
-        offsets = np.concatenate([[0], np.cumsum(lengths)])
+        offsets = _offsets(np.minimum(self.lengths, length))
         return Words(ids=self.ids[self.positions() < length], offsets=offsets, types=self.types)
 
     def positions(self) -> np.ndarray:
@@ -80,8 +80,12 @@ class Words:
         return np.repeat(np.arange(self.documents, dtype=np.int32), self.lengths)
 
 
+def _offsets(lengths: np.ndarray) -> np.ndarray:
+    return np.concatenate([[0], np.cumsum(lengths)])
+
+
 @functools.cache
-def _patterns():
+def _patterns() -> tuple[Any, Any]:
     import regex
 
     unspaced = r"\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}"
@@ -132,7 +136,7 @@ class _Ids(dict):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Tokens:
-    """Texts cut at white space.
+    """Texts split at white space.
 
     Attributes:
       different: all different tokens, in the order of their first appearance; an empty one may be among them.
@@ -154,17 +158,17 @@ def _tokens(texts: Sequence[str]) -> _Tokens:
         column = pyarrow.array(texts, pyarrow.large_string())
     except UnicodeEncodeError:  # a lone surrogate, which only Python can hold
         return _tokens_of_any(texts)
-    cut = pyarrow.compute.utf8_split_whitespace(column)
-    tokens = cut.flatten().dictionary_encode()
-    lengths = np.diff(cut.offsets.to_numpy()).astype(np.int64)
+    split = pyarrow.compute.utf8_split_whitespace(column)
+    tokens = split.flatten().dictionary_encode()
+    lengths = np.diff(split.offsets.to_numpy()).astype(np.int64)
     return _Tokens(different=tokens.dictionary.to_pylist(), numbers=tokens.indices.to_numpy(), lengths=lengths)
 
 
 def _tokens_of_any(texts: Sequence[str]) -> _Tokens:
     ids: dict[str, int] = {}
-    cut = [text.split() for text in texts]
-    numbers = np.array([ids.setdefault(token, len(ids)) for token in itertools.chain.from_iterable(cut)], np.int32)
-    return _Tokens(different=list(ids), numbers=numbers, lengths=np.array([len(tokens) for tokens in cut], np.int64))
+    split = [text.split() for text in texts]
+    numbers = np.array([ids.setdefault(token, len(ids)) for token in itertools.chain.from_iterable(split)], np.int32)
+    return _Tokens(different=list(ids), numbers=numbers, lengths=np.array([len(tokens) for tokens in split], np.int64))
 
 
 class Vocabulary:
@@ -197,16 +201,15 @@ class Vocabulary:
         threads, chunks = threads or os.cpu_count() or 1, _segments(texts)
         with ThreadPoolExecutor(threads) as pool:
             while batch := list(itertools.islice(chunks, 2 * threads)):
-                for (documents, _), tokens in zip(
-                    batch, pool.map(_tokens, [segments for _, segments in batch]), strict=True
-                ):
+                encoded = pool.map(_tokens, [segments for _, segments in batch])
+                for (documents, _), tokens in zip(batch, encoded, strict=True):
                     table = np.fromiter(map(self._ids.__getitem__, tokens.different), np.int32, len(tokens.different))
                     word_ids, counts = self._expanded(table[tokens.numbers], tokens.lengths)
                     ids.append(word_ids)
                     np.add.at(lengths, documents, counts)
         if len(self) > _MOST_TYPES:
             raise InputError(f"{len(self)} different words are more than {_MOST_TYPES}; measure a sample")
-        return Words(ids=np.concatenate(ids), offsets=np.concatenate([[0], np.cumsum(lengths)]), types=len(self))
+        return Words(ids=np.concatenate(ids), offsets=_offsets(lengths), types=len(self))
 
     def _expanded(self, numbers: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Word ids and lengths, from numbers of tokens; tokens may hold no word, one, or several."""
@@ -215,23 +218,19 @@ class Vocabulary:
         flat = np.fromiter(itertools.chain.from_iterable(parts), np.int32, int(counts.sum()))
         if (counts == 1).all():
             return flat[numbers], lengths
-        first = np.cumsum(counts) - counts
-        of_place = counts[numbers]
-        ends = np.cumsum(of_place)
-        inside = np.arange(ends[-1] if len(ends) else 0) - np.repeat(ends - of_place, of_place)
-        sums = np.concatenate([[0], ends])
-        edges = np.concatenate([[0], np.cumsum(lengths)])
-        return flat[np.repeat(first[numbers], of_place) + inside], np.diff(sums[edges])
+        token_words = counts[numbers]
+        ends = _offsets(token_words)
+        shift = np.repeat(_offsets(counts)[numbers] - ends[:-1], token_words)
+        return flat[np.arange(ends[-1]) + shift], np.diff(ends[_offsets(lengths)])
 
 
 _SPACE = re.compile(r"\s")
 
 
 def _segments(texts: Sequence[str]) -> Iterator[tuple[list[int], list[str]]]:
-    """Documents some at a time, and very long ones in parts cut at white space: (number of the document, text) as two
-    lists.
+    """Documents some at a time, very long ones in parts split at white space: numbers of documents, and texts.
 
-    Pieces take some times the memory of the text, so no more than `_CHUNK_CHARACTERS` are split at once by each thread.
+    Tokens take some times the memory of the text, so a thread splits at most `_CHUNK_CHARACTERS` at once.
     """
     numbers: list[int] = []
     segments: list[str] = []
