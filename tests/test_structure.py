@@ -1,7 +1,9 @@
 """The code as a whole: imports only go down the layers, and light modules stay light."""
 
+import importlib
 import os
 from pathlib import Path
+import re
 import subprocess
 import sys
 
@@ -122,3 +124,16 @@ def test_every_config_loads():
         "print('ok')"
     )
     assert run_python(code, JAX_PLATFORMS="cpu").strip() == "ok"
+
+
+def test_every_name_in_the_architecture_exists():
+    known = layers.modules()
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    names = {name for name in re.findall(r"`((?:[a-z_]+\.)+\w+)`", text) if name.split(".")[0] in known}
+    assert len(names) > 40
+    for name in names:
+        parts = name.split(".")
+        split = max(end for end in range(1, len(parts) + 1) if ".".join(parts[:end]) in known)
+        found = importlib.import_module("diversity_jax." + ".".join(parts[:split]))
+        for part in parts[split:]:
+            found = getattr(found, part)
