@@ -6,6 +6,9 @@ from pathlib import Path
 import re
 import subprocess
 import sys
+import warnings
+
+import pytest
 
 from scripts.checks import layers
 
@@ -137,3 +140,9 @@ def test_every_name_in_the_architecture_exists():
         found = importlib.import_module("diversity_jax." + ".".join(parts[:split]))
         for part in parts[split:]:
             found = getattr(found, part)
+
+
+def test_a_deprecated_call_of_this_project_fails_tests_and_one_of_others_does_not():
+    with pytest.raises(DeprecationWarning):
+        warnings.warn_explicit("old", DeprecationWarning, "step.py", 1, module="diversity_jax.training.step")
+    warnings.warn_explicit("old", DeprecationWarning, "other.py", 1, module="somebody_else")
