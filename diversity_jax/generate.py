@@ -11,14 +11,11 @@ files of demo text that exist are not written again.
 
 import logging
 import sys
-from typing import TYPE_CHECKING
 
 from diversity_jax.core import cli
 from diversity_jax.core.errors import InputError
 from diversity_jax.synthesis.config import GenerateConfig
-
-if TYPE_CHECKING:
-    from diversity_jax.synthesis.store import Store
+from diversity_jax.synthesis.store import Store
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +31,6 @@ def main(config: GenerateConfig) -> None:
 
 def _generate(config: GenerateConfig) -> None:
     from diversity_jax.synthesis.run import run
-    from diversity_jax.synthesis.store import Store
 
     try:
         store = run(config)
@@ -48,7 +44,7 @@ def _generate(config: GenerateConfig) -> None:
         _write_page(config, store)
 
 
-def _write_page(config: GenerateConfig, store: "Store") -> None:
+def _write_page(config: GenerateConfig, store: Store) -> None:
     from diversity_jax.core import run_info
     from diversity_jax.report.pages import synthesis
 

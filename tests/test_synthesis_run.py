@@ -133,10 +133,11 @@ def test_one_bad_generator_of_two_leaves_its_cells_to_the_other(folder):
     assert "openai:bad" in store.rounds[0]["stopped_generators"]
 
 
-def test_one_that_repeats_itself_is_found_out(folder):
+@pytest.mark.parametrize("near_duplicate", [0.6, 1.0])
+def test_one_that_repeats_itself_is_found_out(folder, near_duplicate):
     same = write("one", random.Random(0), persona=True, topics=False)
     with serve(lambda *_: same) as server, pytest.raises(InputError, match="near_duplicate"):
-        run(settings(folder, server.openai_url))
+        run(settings(folder, server.openai_url, quality=QualityConfig(near_duplicate=near_duplicate)))
 
 
 def test_the_budget_ends_a_run_that_goes_on_later(folder):

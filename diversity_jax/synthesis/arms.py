@@ -1,15 +1,18 @@
 """The grid: topics x generations per topic, traversed by each arm in a seeded order of its own."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 import hashlib
 import itertools
 import random
 
 from diversity_jax.core.errors import InputError
-from diversity_jax.synthesis.config import GeneratorConfig, GridConfig
+from diversity_jax.llm import Request
+from diversity_jax.synthesis.config import SynthesisConfig
 from diversity_jax.synthesis.templates import Seeds, Template
 from diversity_jax.synthesis.topics import Topic
+
+_MOST_ATTEMPTS = 1000  # replicate of a request = generation * this + attempt
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,27 +34,18 @@ class Arm:
     topics: int | None
 
 
-def make_arms(
-    grid: GridConfig, templates: Mapping[str, Template], generators: Sequence[GeneratorConfig], by: Sequence[str]
-) -> list[Arm]:
-    """All arms of a grid.
-
-    Args:
-      by: dimensions that tell arms apart beyond templates, generators (unless they share the grid) and topic counts,
-        which always do.
-    """
-    labels: Sequence[str | None] = [None] if grid.mixed else [generator.label for generator in generators]
+def make_arms(config: SynthesisConfig, templates: Mapping[str, Template]) -> list[Arm]:
+    """Arms by template, topic count, generator (unless the grid is shared) and style (where it is steered by)."""
+    grid = config.grid
+    labels: Sequence[str | None] = [None] if grid.mixed else [generator.label for generator in config.generators]
     counts: Sequence[int | None] = grid.topic_counts or [None]
     arms = []
     for template, label, count in itertools.product(templates.values(), labels, counts):
-        for style in grid.styles if "style" in by and "style" in template.used else [None]:
-            parts = [
-                template.name,
-                label if len(labels) > 1 else None,
-                style,
-                f"{count} topics" if len(counts) > 1 else None,
-            ]
-            name = " x ".join(filter(None, parts))
+        by_style = "style" in config.steering.arms and "style" in template.used
+        for style in grid.styles if by_style else [None]:
+            label_part = label if len(labels) > 1 else None
+            count_part = f"{count} topics" if len(counts) > 1 else None
+            name = " x ".join(filter(None, [template.name, label_part, style, count_part]))
             arms.append(Arm(name=name, template=template.name, generator=label, style=style, topics=count))
     return arms
 
@@ -72,16 +66,6 @@ class Cell:
     def key(self) -> str:
         """Its name in seeds and document ids."""
         return f"{self.arm}|{self.topic}|{self.generation}"
-
-
-def cells_of(arm: Arm, topics: int, generations: int, seed: int, start: int = 0) -> Iterator[Cell]:
-    """The arm's cells from number `start` on: every (topic, generation) once, in an order set by its name and seed."""
-    topics = min(topics, arm.topics or topics)
-    total = topics * generations
-    order = _Permutation(total, f"{seed} {arm.name}")
-    for index in range(start, total):
-        generation, topic = divmod(order[index], topics)
-        yield Cell(arm=arm.name, topic=topic, generation=generation)
 
 
 class _Permutation:
@@ -108,55 +92,73 @@ class _Permutation:
                 return index
 
 
-@dataclass(frozen=True, kw_only=True)
 class Material:
-    """What cells are filled with.
+    """What cells are filled with, and the requests made of it.
 
     Attributes:
       topics: all of them; those beyond `grid_topics` were added during the run and have cells of their own.
-      grid_topics: number of topics of the grid.
-      personas: all of them.
-      templates: by name.
-      generators: by label.
-      grid: the settings.
-      personas_shown: readers offered in one generation.
-      seed: of every draw.
+      arms: by name; generators: by label.
+
+    Raises:
+      InputError: a template offers personas, and there are none.
     """
 
-    topics: list[Topic]
-    grid_topics: int
-    personas: Sequence[str]
-    templates: Mapping[str, Template]
-    generators: Mapping[str, GeneratorConfig]
-    grid: GridConfig
-    personas_shown: int
-    seed: int
-
-    def __post_init__(self):
-        for template in self.templates.values():
-            if "personas" in template.used and not self.personas:
+    def __init__(
+        self,
+        config: SynthesisConfig,
+        templates: Mapping[str, Template],
+        topics: Sequence[Topic],
+        personas: Sequence[str],
+    ):
+        for template in templates.values():
+            if "personas" in template.used and not personas:
                 raise InputError(
                     f"personas: there are none, and template {template.name} offers some; set personas.source or "
                     "personas.documents, or choose a template without"
                 )
+        self.topics, self.grid_topics = list(topics), len(topics)
+        self.arms = {arm.name: arm for arm in make_arms(config, templates)}
+        self.generators = {generator.label: generator for generator in config.generators}
+        self._config, self._templates, self._personas = config, templates, personas
 
-    def seeds(self, cell: Cell, arm: Arm, avoid: Sequence[str]) -> Seeds:
-        """What the cell's present attempt is made from; another attempt draws anew."""
-        draw = random.Random(f"seeds {self.seed} {cell.key} {cell.attempt}")
-        used, topic = self.templates[arm.template].used, self.topics[cell.topic]
-        style = arm.style or draw.choice(self.grid.styles) if "style" in used else None
-        offered = min(self.personas_shown, len(self.personas)) if "personas" in used else 0
+    def cells(self, arm: Arm, start: int = 0) -> Iterator[Cell]:
+        """The arm's cells of the grid from number `start` on, in an order set by its name and the seed."""
+        topics = min(self.grid_topics, arm.topics or self.grid_topics)
+        total = topics * self._config.grid.generations_per_topic
+        order = _Permutation(total, f"{self._config.seed} {arm.name}")
+        for index in range(start, total):
+            generation, topic = divmod(order[index], topics)
+            yield Cell(arm=arm.name, topic=topic, generation=generation)
+
+    def request(self, cell: Cell, avoid: Sequence[str]) -> tuple[Request, Seeds, Template]:
+        """The request of a cell's present attempt, and what it is made from; `avoid` names subjects."""
+        config, template = self._config, self._templates[self.arms[cell.arm].template]
+        seeds = self._seeds(cell, template, avoid)
+        request = template.request(
+            seeds,
+            replicate=cell.generation * _MOST_ATTEMPTS + cell.attempt,
+            max_output_tokens=config.max_output_tokens,
+            temperature=config.temperature,
+            limits=config.schema_limits,
+        )
+        return request, seeds, template
+
+    def _seeds(self, cell: Cell, template: Template, avoid: Sequence[str]) -> Seeds:
+        draw = random.Random(f"seeds {self._config.seed} {cell.key} {cell.attempt}")
+        topic, used = self.topics[cell.topic], template.used
+        style = self.arms[cell.arm].style or draw.choice(self._config.grid.styles) if "style" in used else None
+        offered = min(self._config.personas.shown, len(self._personas)) if "personas" in used else 0
         return Seeds(
             style=style,
-            personas=tuple(draw.sample(self.personas, offered)) if offered else (),
+            personas=tuple(draw.sample(self._personas, offered)) if offered else (),
             topics=(topic, *(self._other_topics(cell.topic, draw) if "topics" in used else ())),
             avoid=tuple(name for name in avoid if name not in topic.path),
         )
 
     def _other_topics(self, topic: int, draw: random.Random) -> list[Topic]:
         """Topics that may be combined with one: neighbours in the file, which lie in one subtree, and any other."""
-        count = min(self.grid.topics_shown, len(self.topics)) - 1
-        reach = 4 * self.grid.topics_shown
+        count = min(self._config.grid.topics_shown, len(self.topics)) - 1
+        reach = 4 * self._config.grid.topics_shown
         nearby = [
             other for other in range(max(0, topic - reach), min(len(self.topics), topic + reach + 1)) if other != topic
         ]
@@ -167,10 +169,11 @@ class Material:
                 chosen[other] = None
         return [self.topics[other] for other in chosen]
 
-    def generator_for(self, cell: Cell, arm: Arm, stopped: Mapping[str, str]) -> str | None:
-        """Label of the cell's generator: the arm's, or one drawn by weight; None where all candidates are stopped."""
-        labels = [label for label in ([arm.generator] if arm.generator else self.generators) if label not in stopped]
+    def generator_for(self, cell: Cell, stopped: Collection[str]) -> str | None:
+        """Label of the cell's generator: its arm's, or one drawn by weight; None where all candidates are stopped."""
+        own = self.arms[cell.arm].generator
+        labels = [label for label in ([own] if own else self.generators) if label not in stopped]
         if not labels:
             return None
-        draw = random.Random(f"generator {self.seed} {cell.key}")
+        draw = random.Random(f"generator {self._config.seed} {cell.key}")
         return draw.choices(labels, [self.generators[label].weight for label in labels])[0]

@@ -5,7 +5,7 @@ killed before it wrote there, at the provider; it is submitted only where neithe
 """
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 import dataclasses
 import logging
 from pathlib import Path
@@ -20,9 +20,8 @@ from diversity_jax.llm.providers.base import Reply, Transient
 from diversity_jax.llm.providers.batch import BatchProvider, open_batches
 from diversity_jax.llm.response_cache import ResponseCache
 from diversity_jax.llm.response_cache_file import CachedFailure, CachedResponse
-from diversity_jax.synthesis.arms import Cell
+from diversity_jax.synthesis.arms import Cell, Material
 from diversity_jax.synthesis.config import GeneratorConfig, SynthesisConfig
-from diversity_jax.synthesis.generate_round import RoundGenerator
 
 _logger = logging.getLogger(__name__)
 _ATTEMPTS = 8
@@ -41,20 +40,18 @@ def generator_price(generator: GeneratorConfig, config: SynthesisConfig) -> Pric
 
 
 class Batches:
-    """The batches of one component; without generators in batches its methods do nothing.
+    """The batches of one component; false, and without effect, where no generator uses batches."""
 
-    Args:
-      cache_path: of the response cache.
-    """
-
-    def __init__(self, config: SynthesisConfig, folder: Path, cache_path: str):
-        self._config, self._path, self._cache_path = config, folder / "batches.json", cache_path
+    def __init__(self, config: SynthesisConfig):
+        self._config, self._path = config, Path(config.output_dir) / "batches.json"
         self._generators = [generator for generator in config.generators if generator.batch]
 
     def __bool__(self) -> bool:
         return bool(self._generators)
 
-    async def fetch(self, rounds: RoundGenerator, cells: Sequence[Cell], avoid: Sequence[str]) -> None:
+    async def fetch(
+        self, material: Material, cells: Sequence[Cell], avoid: Sequence[str], stopped: Collection[str]
+    ) -> None:
         """Writes answers of the cells' present attempts to the cache; requests that a batch leaves out are sent live.
 
         Raises:
@@ -63,8 +60,8 @@ class Batches:
         """
         for generator in self._generators:
             name = parse_model(generator.model)
-            own_cells = [cell for cell in cells if rounds.label_of(cell) == generator.label]
-            requests = [rounds.request(cell, avoid)[0] for cell in own_cells]
+            own_cells = [cell for cell in cells if material.generator_for(cell, stopped) == generator.label]
+            requests = [material.request(cell, avoid)[0] for cell in own_cells]
             if requests:
                 await self._fetch_from(generator, {request.key(*name): request for request in requests})
 
@@ -73,7 +70,7 @@ class Batches:
         state = self._states().get(tag, {})
         if state.get("state") in ("collected", "failed"):
             return
-        cache = ResponseCache(self._cache_path, run=self._config.engine.run, caps=self._config.budget)
+        cache = ResponseCache(self._config.cache_path, run=self._config.engine.run, caps=self._config.budget)
         provider = open_batches(generator.model, base_url=generator.base_url)
         try:
             missing = {key: request for key, request in requests.items() if not await cache.find(key)}

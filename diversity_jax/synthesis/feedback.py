@@ -13,7 +13,7 @@ import numpy as np
 
 from diversity_jax.cluster_agent.types import RunEnded
 from diversity_jax.core.errors import InputError
-from diversity_jax.synthesis.arms import Arm, Cell, Material
+from diversity_jax.synthesis.arms import Cell, Material
 from diversity_jax.synthesis.config import SynthesisConfig
 from diversity_jax.synthesis.diversity import JudgedClusters, WordClusters, crowded, open_clusters, thin
 from diversity_jax.synthesis.generate_round import RoundResult
@@ -43,15 +43,10 @@ class Feedback:
     """
 
     def __init__(
-        self,
-        config: SynthesisConfig,
-        material: Material,
-        arms: Sequence[Arm],
-        expander: TopicExpander,
-        stack: contextlib.AsyncExitStack,
+        self, config: SynthesisConfig, material: Material, expander: TopicExpander, stack: contextlib.AsyncExitStack
     ):
         self._config, self._material, self._expander, self._stack = config, material, expander, stack
-        self._arms = {arm.name: arm for arm in arms}
+        self._arms = material.arms
         self._is_steered = bool(config.steering.arms)
         self._steering = Steering(list(self._arms), config.steering, seed=config.seed)
         self._clusters = WordClusters(seed=config.seed)

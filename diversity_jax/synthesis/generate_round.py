@@ -18,19 +18,19 @@ from diversity_jax.core.files import content_hash
 from diversity_jax.llm import CallFailed, Completion, Engine, Request, parse_model
 from diversity_jax.llm.response_cache_file import CachedFailure, ResponseCacheFile
 from diversity_jax.prepare.deduplicate import MinHasher, NearDuplicateIndex
-from diversity_jax.synthesis.arms import Arm, Cell, Material
+from diversity_jax.synthesis.arms import Cell, Material
 from diversity_jax.synthesis.config import SynthesisConfig
 from diversity_jax.synthesis.prompts import PROMPT_VERSION
 from diversity_jax.synthesis.quality import Flaw, Generation, read_answer, render
 from diversity_jax.synthesis.templates import Seeds, Template
 
-_MOST_ATTEMPTS = 1000  # replicate of a request = generation * this + attempt
 _SHOWN_CHARACTERS = 2000  # of a rejected answer
 _DETAIL_CHARACTERS = 300
 # Failures that an equal request would meet again; others come from the server and pass.
 _FINAL_FAILURES = ("refused", "truncated", "empty", "rejected")
 _TASKS_PER_CALL = 2  # so that the next request is ready when a call ends
 PERMUTATIONS = 32  # of MinHash: about 4 KB of memory a document; the standard error of a similarity of 0.6 is 0.09
+_MOST_BAND_THRESHOLD = 0.95  # 32 numbers make no two bands for a higher one; similarities are compared exactly
 
 
 @dataclass(kw_only=True)
@@ -77,7 +77,6 @@ class RoundGenerator:
 
     Args:
       material: what cells are filled with.
-      arms: all arms.
       engines: of each generator, by label.
       config: quality floor, decoding.
 
@@ -85,12 +84,12 @@ class RoundGenerator:
       stopped: generators that are not asked any more, with the reason.
     """
 
-    def __init__(self, material: Material, arms: Sequence[Arm], engines: Mapping[str, Engine], config: SynthesisConfig):
+    def __init__(self, material: Material, engines: Mapping[str, Engine], config: SynthesisConfig):
         self._material, self._engines, self._config = material, engines, config
-        self._arms = {arm.name: arm for arm in arms}
         self._hasher: MinHasher | None = None
         if config.quality.near_duplicate is not None:
-            self._hasher = MinHasher(config.quality.near_duplicate, permutations=PERMUTATIONS)
+            threshold = min(config.quality.near_duplicate, _MOST_BAND_THRESHOLD)
+            self._hasher = MinHasher(threshold, permutations=PERMUTATIONS)
             self._index = NearDuplicateIndex(self._hasher)
         self.stopped: dict[str, str] = {}
         # By generator: flaws since its last answer that was usable by itself, and repeats since its last document.
@@ -141,23 +140,6 @@ class RoundGenerator:
         result.stopped = {label: why for label, why in self.stopped.items() if label not in stopped_before}
         return result
 
-    def request(self, cell: Cell, avoid: Sequence[str]) -> tuple[Request, Seeds, Template]:
-        """The request of a cell's present attempt."""
-        arm, config = self._arms[cell.arm], self._config
-        template, seeds = self._material.templates[arm.template], self._material.seeds(cell, arm, avoid)
-        request = template.request(
-            seeds,
-            replicate=cell.generation * _MOST_ATTEMPTS + cell.attempt,
-            max_output_tokens=config.max_output_tokens,
-            temperature=config.temperature,
-            limits=config.schema_limits,
-        )
-        return request, seeds, template
-
-    def label_of(self, cell: Cell) -> str | None:
-        """Label of the generator that fills a cell; None where all that may are stopped."""
-        return self._material.generator_for(cell, self._arms[cell.arm], self.stopped)
-
     def check_any_left(self) -> None:
         """Raises an InputError where every generator is stopped."""
         if all(label in self.stopped for label in self._engines):
@@ -193,11 +175,11 @@ class RoundGenerator:
         following: Cell | None = cell
         while following is not None:
             cell = following
-            label = None if result.ended else self.label_of(cell)
+            label = None if result.ended else self._material.generator_for(cell, self.stopped)
             if label is None:
                 result.pending.append(cell)
                 return None
-            request, seeds, template = self.request(cell, self._avoid)
+            request, seeds, template = self._material.request(cell, self._avoid)
             text = ""
             try:
                 completion = await self._complete(label, request)
@@ -215,7 +197,7 @@ class RoundGenerator:
                 flaw = error
             else:
                 self._flaws.pop(label, None)
-                record = self._record(cell, label, seeds, request, generation, completion)
+                record = self._record(cell, label, template, seeds, request, generation, completion)
                 signature = self._hasher.signature("\n".join(generation.passages)) if self._hasher else None
                 return _Candidate(cell, label, text, record, signature)
             self._count_flaw(self._flaws, label, flaw)
@@ -279,7 +261,8 @@ class RoundGenerator:
         """Accepts a candidate; returns its cell's next attempt, if there is one, where it repeats a document."""
         cell, label, answer, record, signature = candidate
         if signature is not None:
-            if near := self._index.near(signature):
+            near = self._index.near(signature)
+            if near is not None and near[1] >= (self._config.quality.near_duplicate or 0):
                 flaw = Flaw("near_duplicate", f"like document {near[0] + 1} by {near[1]:.0%}")
                 self._count_flaw(self._repeats, label, flaw)
                 return self._reject(cell, label, flaw, answer)
@@ -290,15 +273,21 @@ class RoundGenerator:
         return None
 
     def _record(
-        self, cell: Cell, label: str, seeds: Seeds, request: Request, generation: Generation, completion: Completion
+        self,
+        cell: Cell,
+        label: str,
+        template: Template,
+        seeds: Seeds,
+        request: Request,
+        generation: Generation,
+        completion: Completion,
     ) -> dict[str, Any]:
         """A document as it is stored."""
-        material, question = self._material, generation.question
-        template = material.templates[self._arms[cell.arm].template]
+        seed, question = self._config.seed, generation.question
         passages = zip(generation.passages, generation.concepts, strict=True)
         return {
-            "text": render(generation, seed=f"{material.seed} {cell.key}"),
-            "id": content_hash([material.seed, cell.key])[:16],
+            "text": render(generation, seed=f"{seed} {cell.key}"),
+            "id": content_hash([seed, cell.key])[:16],
             "topic": seeds.topics[0].slash_path,
             "keywords": list(seeds.topics[0].keywords),
             "topics_used": [seeds.topics[number].slash_path for number in generation.topics_used],
@@ -309,12 +298,12 @@ class RoundGenerator:
             "prompt_version": PROMPT_VERSION,
             "prompt_hash": content_hash([request.system, request.user])[:16],
             "generator": label,
-            "model": material.generators[label].model,
+            "model": self._material.generators[label].model,
             "arm": cell.arm,
             "generation": cell.generation,
             "attempt": cell.attempt,
             "round": self._round_number,
-            "seed": material.seed,
+            "seed": seed,
             "passages": [{"text": text, "concepts": list(concepts)} for text, concepts in passages],
             "question": None if question is None else {**vars(question), "options": list(question.options)},
             "prompt_tokens": completion.prompt_tokens,

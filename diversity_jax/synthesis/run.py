@@ -1,7 +1,7 @@
 """A run: topics, personas and arms are prepared, then rounds are generated until the grid or the budget is done."""
 
 import asyncio
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 import contextlib
 import dataclasses
 import itertools
@@ -12,7 +12,7 @@ from typing import Any
 from diversity_jax.core.errors import InputError
 from diversity_jax.llm import BudgetConfig, Engine, PlannedCalls, estimate_tokens, forecast
 from diversity_jax.llm.response_cache_file import ResponseCacheFile
-from diversity_jax.synthesis.arms import Arm, Cell, Material, cells_of, make_arms
+from diversity_jax.synthesis.arms import Arm, Cell, Material
 from diversity_jax.synthesis.batch_rounds import Batches, StillRunning, generator_price
 from diversity_jax.synthesis.config import SynthesisConfig
 from diversity_jax.synthesis.feedback import Feedback
@@ -51,22 +51,13 @@ async def _run(config: SynthesisConfig) -> Store | None:
             store.check_settings(_content_settings(config, templates))
         topics = await load_topics(config, expander, store)
         uses_personas = any("personas" in template.used for template in templates.values())
-        material = Material(
-            topics=topics,
-            grid_topics=len(topics),
-            personas=await load_personas(config, expander, store) if uses_personas else [],
-            templates=templates,
-            generators={generator.label: generator for generator in config.generators},
-            grid=config.grid,
-            personas_shown=config.personas.shown,
-            seed=config.seed,
-        )
-        arms = make_arms(config.grid, templates, config.generators, config.steering.arms)
-        generator = RoundGenerator(material, arms, engines, config)
-        _logger.info("forecast: %s", _forecast(config, material, arms, generator))
+        personas = await load_personas(config, expander, store) if uses_personas else []
+        material = Material(config, templates, topics, personas)
+        _logger.info("forecast: %s", _forecast(config, material))
         if config.dry_run:
             return None
-        await _Rounds(config, store, material, arms, generator, Feedback(config, material, arms, expander, stack)).run()
+        generator = RoundGenerator(material, engines, config)
+        await _Rounds(config, store, material, generator, Feedback(config, material, expander, stack)).run()
     return store
 
 
@@ -100,14 +91,14 @@ def _content_settings(config: SynthesisConfig, templates: Mapping[str, Template]
     return settings
 
 
-def _forecast(config: SynthesisConfig, material: Material, arms: Sequence[Arm], generator: RoundGenerator) -> str:
+def _forecast(config: SynthesisConfig, material: Material) -> str:
     """Calls, tokens and dollars of the full grid, from prompts of some of its cells."""
-    topics = sum(min(len(material.topics), arm.topics or len(material.topics)) for arm in arms)
-    documents = topics * config.grid.generations_per_topic
+    arms, grid_topics = material.arms.values(), material.grid_topics
+    documents = sum(min(grid_topics, arm.topics or grid_topics) for arm in arms) * config.grid.generations_per_topic
     documents = min(documents, config.grid.documents or documents)
     per_arm = -(-_FORECAST_PROMPTS // len(arms))
-    cells = [cell for arm in arms for cell in itertools.islice(_cells(material, arm, config), per_arm)]
-    requests = [generator.request(cell, ())[0] for cell in cells]
+    cells = [cell for arm in arms for cell in itertools.islice(material.cells(arm), per_arm)]
+    requests = [material.request(cell, ())[0] for cell in cells]
     prompt_tokens = sum(estimate_tokens(request.system) + estimate_tokens(request.user) for request in requests)
     weights = {label: each.weight if config.grid.mixed else 1.0 for label, each in material.generators.items()}
     lines = []
@@ -122,10 +113,6 @@ def _forecast(config: SynthesisConfig, material: Material, arms: Sequence[Arm], 
     return f"{documents:,} documents without redraws; {'; '.join(lines)}"
 
 
-def _cells(material: Material, arm: Arm, config: SynthesisConfig, start: int = 0) -> Iterator[Cell]:
-    return cells_of(arm, material.grid_topics, config.grid.generations_per_topic, config.seed, start)
-
-
 class _Rounds:
     """Generates rounds until the run is at its end."""
 
@@ -134,14 +121,12 @@ class _Rounds:
         config: SynthesisConfig,
         store: Store,
         material: Material,
-        arms: Sequence[Arm],
         generator: RoundGenerator,
         feedback: Feedback,
     ):
-        self._config, self._store, self._material, self._arms = config, store, material, arms
-        self._generator, self._feedback = generator, feedback
-        self._batches = Batches(config, store.folder, config.cache_path)
-        self._cursors = {arm.name: 0 for arm in arms}  # cells of the grid taken so far
+        self._config, self._store, self._material = config, store, material
+        self._generator, self._feedback, self._batches = generator, feedback, Batches(config)
+        self._cursors = dict.fromkeys(material.arms, 0)  # cells of the grid taken so far
         self._pending: list[Cell] = []  # cells outside the grid's order: not answered yet, or of new topics
         self._documents = 0
 
@@ -186,7 +171,7 @@ class _Rounds:
         cells, self._pending = pending[:size], pending[size:]
         while len(cells) < size and (shares := self._feedback.shares(len(self._store.rounds))):
             counts = allocate_documents(shares, self._feedback.dollars_each(), size - len(cells))
-            for arm in self._arms:
+            for arm in self._material.arms.values():
                 if counts.get(arm.name):
                     cells += self._grid_cells(arm, counts[arm.name])
         return cells
@@ -194,7 +179,7 @@ class _Rounds:
     def _grid_cells(self, arm: Arm, count: int) -> list[Cell]:
         """The next cells of an arm that are not covered, up to `count`; fewer finish the arm."""
         chosen: list[Cell] = []
-        for cell in _cells(self._material, arm, self._config, self._cursors[arm.name]):
+        for cell in self._material.cells(arm, self._cursors[arm.name]):
             if len(chosen) == count:
                 return chosen
             self._cursors[arm.name] += 1
@@ -208,7 +193,7 @@ class _Rounds:
         """Generates, measures and commits a round; why no further one can follow, or None."""
         number, avoid = len(self._store.rounds), self._feedback.avoid
         interrupted = self._store.open_round(number)
-        await self._batches.fetch(self._generator, cells, avoid)
+        await self._batches.fetch(self._material, cells, avoid, self._generator.stopped)
         with contextlib.ExitStack() as stack:
             failures = None
             if interrupted or self._batches:

@@ -27,7 +27,7 @@ import time
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from diversity_jax.llm import Engine, EngineConfig
-from diversity_jax.synthesis.arms import Cell, Material, make_arms
+from diversity_jax.synthesis.arms import Cell, Material
 from diversity_jax.synthesis.config import GeneratorConfig, GridConfig, QualityConfig, SynthesisConfig
 from diversity_jax.synthesis.demo_grammar import load_grammar
 from diversity_jax.synthesis.generate_round import RoundGenerator
@@ -122,18 +122,7 @@ def bench_topics(count: int) -> None:
 def _material(config: SynthesisConfig) -> Material:
     topics = [Topic(("Field", f"area {number % 50}", f"subject {number}"), ("one", "two")) for number in range(2000)]
     personas = [f"A reader of kind {number} who likes the subject and knows little of it" for number in range(200)]
-    templates = {"topic_styles_persona": TEMPLATES["topic_styles_persona"]}
-    generators = {one.label: one for one in config.generators}
-    return Material(
-        topics=topics,
-        grid_topics=len(topics),
-        personas=personas,
-        templates=templates,
-        generators=generators,
-        grid=config.grid,
-        personas_shown=5,
-        seed=0,
-    )
+    return Material(config, {"topic_styles_persona": TEMPLATES["topic_styles_persona"]}, topics, personas)
 
 
 async def bench_generations(calls: int, in_flight: int) -> None:
@@ -147,13 +136,13 @@ async def bench_generations(calls: int, in_flight: int) -> None:
             engine=EngineConfig(max_in_flight=in_flight, progress="off"),
         )
         material = _material(config)
-        arms = make_arms(config.grid, material.templates, config.generators, ())
-        cells = [Cell(arm=arms[0].name, topic=number % 2000, generation=number // 2000) for number in range(calls)]
+        arm = next(iter(material.arms))
+        cells = [Cell(arm=arm, topic=number % 2000, generation=number // 2000) for number in range(calls)]
         for name in ("engine", "whole round"):
             engine = dataclasses.replace(config.engine, ledger=f"{folder}/{name}.sqlite")
             async with Engine(generator.model, base_url=generator.base_url, config=engine) as opened:
-                rounds = RoundGenerator(material, arms, {generator.label: opened}, config)
-                requests = [rounds.request(cell, ())[0] for cell in cells]
+                rounds = RoundGenerator(material, {generator.label: opened}, config)
+                requests = [material.request(cell, ())[0] for cell in cells]
                 wall, cpu = time.perf_counter(), time.process_time()
                 if name == "engine":
                     await asyncio.gather(*map(opened.complete, requests))
