@@ -38,7 +38,13 @@ from diversity_jax.training.settings import TrainConfig
 def get_config():
     policy = GatePolicy(ungated=True)
     made = tuple(
-        Component(name=name, kind="synthetic", share=0.25, corpus=f"{folder}/{{name}}/documents/*.jsonl.zst", policy=policy)
+        Component(
+            name=name,
+            kind="synthetic",
+            share=0.25,
+            corpus=f"{folder}/{{name}}/documents/*.jsonl.zst",
+            policy=policy,
+        )
         for name in {names!r}
     )
     return Config(

@@ -117,12 +117,7 @@ class _Rounds:
     """Generates rounds until the run is at its end."""
 
     def __init__(
-        self,
-        config: SynthesisConfig,
-        store: Store,
-        material: Material,
-        generator: RoundGenerator,
-        feedback: Feedback,
+        self, config: SynthesisConfig, store: Store, material: Material, generator: RoundGenerator, feedback: Feedback
     ):
         self._config, self._store, self._material = config, store, material
         self._generator, self._feedback, self._batches = generator, feedback, Batches(config)

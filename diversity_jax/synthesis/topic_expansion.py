@@ -3,10 +3,11 @@
 import asyncio
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 import json
 import logging
 import random
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 from diversity_jax.cluster_agent.text_cleaning import child_seed, clean_text
 from diversity_jax.core.errors import InputError
@@ -98,6 +99,16 @@ async def load_personas(config: SynthesisConfig, expander: "TopicExpander", stor
     return personas
 
 
+@dataclass(frozen=True)
+class _RequestKind(Generic[_T]):
+    """A kind of request; `read` makes items of its answer."""
+
+    stage: str
+    system: str
+    schema: Mapping[str, Any]
+    read: Callable[[Any], list[_T]]
+
+
 class TopicExpander:
     """Requests topics and personas from a generator.
 
@@ -120,7 +131,7 @@ class TopicExpander:
         def read(answer: Any) -> list[Topic]:
             return _topics((topic["path"][: config.levels], topic) for topic in answer["topics"])
 
-        return await self._of_documents("extract_topics", system, schema, read, documents, seed)
+        return await self._of_documents(_RequestKind("extract_topics", system, schema, read), documents, seed)
 
     async def personas_of_documents(self, documents: CorpusConfig, per_document: int, *, seed: int) -> list[str]:
         """Personas of documents, duplicates included, in the documents' order."""
@@ -130,7 +141,7 @@ class TopicExpander:
         def read(answer: Any) -> list[str]:
             return list(filter(None, map(clean_persona, answer["personas"])))
 
-        return await self._of_documents("write_personas", system, schema, read, documents, seed)
+        return await self._of_documents(_RequestKind("write_personas", system, schema, read), documents, seed)
 
     async def expand(self, path: Sequence[str], branching: int, *, replicate: int = 0) -> list[Topic]:
         """Topics directly below a path; none where no usable answer came."""
@@ -142,7 +153,7 @@ class TopicExpander:
             topics = _topics(([*path, topic["name"]], topic) for topic in answer["subtopics"])
             return [topic for topic in topics if topic.path != tuple(path)][:branching]
 
-        return await self._request("expand_topic", system, user, schema, read, replicate)
+        return await self._request(_RequestKind("expand_topic", system, schema, read), user, replicate)
 
     async def topics_below(self, root: str, config: TopicsConfig) -> list[Topic]:
         """The tree below a root without the root, level by level, in breadth-first order."""
@@ -162,41 +173,25 @@ class TopicExpander:
             topics += level
         return topics[:limit]
 
-    async def _of_documents(
-        self,
-        stage: str,
-        system: str,
-        schema: Mapping[str, Any],
-        read: Callable[[Any], list[_T]],
-        documents: CorpusConfig,
-        seed: int,
-    ) -> list[_T]:
+    async def _of_documents(self, kind: _RequestKind[_T], documents: CorpusConfig, seed: int) -> list[_T]:
         """The items that one request for each of a corpus's sampled documents gives."""
         sample = open_corpus(documents).sample(documents.max_documents or _DOCUMENTS, seed=child_seed(seed, "growing"))
         users = [_encoded({"document": clean_text(document.text, _DOCUMENT_CHARACTERS)}) for document in sample]
-        answers = await asyncio.gather(*(self._request(stage, system, user, schema, read) for user in users))
+        answers = await asyncio.gather(*(self._request(kind, user) for user in users))
         return [item for items in answers for item in items]
 
-    async def _request(
-        self,
-        stage: str,
-        system: str,
-        user: str,
-        schema: Mapping[str, Any],
-        read: Callable[[Any], list[_T]],
-        replicate: int = 0,
-    ) -> list[_T]:
-        """What `read` makes of the answer; nothing, which is counted, where two answers cannot be read.
+    async def _request(self, kind: _RequestKind[_T], user: str, replicate: int = 0) -> list[_T]:
+        """The items of the answer; nothing, which is counted, where two answers cannot be read.
 
         Raises:
           InputError: no further call can be sent.
         """
         for attempt in range(_ATTEMPTS):
             request = Request(
-                stage=stage,
-                system=system,
+                stage=kind.stage,
+                system=kind.system,
                 user=user,
-                schema=schema,
+                schema=kind.schema,
                 replicate=replicate * _ATTEMPTS + attempt,
                 max_output_tokens=_OUTPUT_TOKENS,
                 temperature=self._temperature,
@@ -206,10 +201,10 @@ class TopicExpander:
                 async with self._semaphore:
                     completion = await self._engine.complete(request)
                 self.dollars += completion.cost_usd
-                return read(json.loads(completion.text))
+                return kind.read(json.loads(completion.text))
             except CallFailed as error:
                 if error.ends_run:
-                    raise InputError(f"{stage}: {error}") from None
+                    raise InputError(f"{kind.stage}: {error}") from None
                 self.dollars += error.cost_usd
                 self.failures[error.reason] += 1
             except (ValueError, KeyError, TypeError, AttributeError):

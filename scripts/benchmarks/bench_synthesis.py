@@ -4,12 +4,10 @@
     python scripts/benchmarks/bench_synthesis.py topics --topics=620000
     python scripts/benchmarks/bench_synthesis.py generations --calls=6000 --in_flight=64
 
-`topics` makes paths out of the demo grammar's words, a tenth of them again under another spelling, and says how many of
-those were found and how many different topics were merged wrongly; limits are 15 minutes and 6 GB. `generations` asks
-for documents of
-topic_styles_persona from a server in a process of its own: through the engine alone (ledger on disk), and through the
-  whole round with
-its checks; the limit is 1,000 a second through the engine.
+`topics` makes paths out of the demo grammar's words, a tenth of them again under another spelling, and prints how many
+of those were found and how many different topics were merged wrongly; limits are 15 minutes and 6 GB. `generations`
+requests documents of topic_styles_persona from a server in another process: through the engine alone (response cache on
+disk), and through full rounds with their checks; the limit is 1,000 a second through the engine.
 """
 
 import argparse
@@ -126,7 +124,7 @@ def _material(config: SynthesisConfig) -> Material:
 
 
 async def bench_generations(calls: int, in_flight: int) -> None:
-    """Prints calls a second and CPU a call, of the engine alone and of whole rounds."""
+    """Prints calls a second and CPU a call, of the engine alone and of full rounds."""
     with serve_process("scripts.benchmarks.bench_synthesis:instant") as server, tempfile.TemporaryDirectory() as folder:
         generator = GeneratorConfig(model="openai:m", base_url=server.openai_url)
         config = SynthesisConfig(
@@ -138,7 +136,7 @@ async def bench_generations(calls: int, in_flight: int) -> None:
         material = _material(config)
         arm = next(iter(material.arms))
         cells = [Cell(arm=arm, topic=number % 2000, generation=number // 2000) for number in range(calls)]
-        for name in ("engine", "whole round"):
+        for name in ("engine", "full round"):
             engine = dataclasses.replace(config.engine, ledger=f"{folder}/{name}.sqlite")
             async with Engine(generator.model, base_url=generator.base_url, config=engine) as opened:
                 rounds = RoundGenerator(material, {generator.label: opened}, config)
