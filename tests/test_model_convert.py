@@ -85,9 +85,8 @@ def test_there_and_back_is_bit_exact(tmp_path, fields):
 def test_a_model_that_transformers_saved_is_read(tmp_path):
     transformers = pytest.importorskip("transformers")
     config = model(num_kv_heads=2, tie_embeddings=False)[0]
-    theirs = transformers.LlamaConfig(
-        **{k: v for k, v in config_to_hugging_face(config).items() if k not in ("dtype", "torch_dtype")}
-    )
+    settings = config_to_hugging_face(config, "float32", None)
+    theirs = transformers.LlamaConfig(**{k: v for k, v in settings.items() if k not in ("dtype", "torch_dtype")})
     transformers.LlamaForCausalLM(theirs).save_pretrained(tmp_path, max_shard_size="20KB")
     assert len(list(tmp_path.glob("*.safetensors"))) > 1
     assert logits_difference(tmp_path) < 1e-4

@@ -13,9 +13,10 @@ import pytest
 from diversity_jax import train
 from diversity_jax.core.errors import InputError
 from diversity_jax.model import MeshConfig, batch_sharding, logits, make_mesh, param_shardings
+from diversity_jax.model.config import LoraConfig
 from diversity_jax.model.convert import main as convert
 from diversity_jax.model.convert import read_model, write_imported
-from diversity_jax.model.lora import LoraConfig, init_adapters, merged, with_adapters
+from diversity_jax.model.llama import init_adapters, merged, with_adapters
 from diversity_jax.training.checkpoint import Checkpoints
 from diversity_jax.training.config import TrainConfig
 from diversity_jax.training.optimizer import OptimizerConfig

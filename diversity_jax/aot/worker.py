@@ -17,7 +17,7 @@ from typing import Any
 from diversity_jax.core.chips import CHIPS, Chip
 from diversity_jax.core.errors import InputError
 from diversity_jax.model import LlamaConfig, MeshConfig
-from diversity_jax.model.lora import LoraConfig
+from diversity_jax.model.config import LoraConfig
 from diversity_jax.training.optimizer import OptimizerConfig
 
 

@@ -13,6 +13,7 @@ MOVED: dict[str, tuple[str, ...]] = {
     "score_config": ("scoring.config",),
     "mixtures.component": ("mixtures.config",),
     "mixtures.preparation": ("prepare.config",),
+    "model.lora": ("model.config",),
     "training.settings": ("training.config",),
     "training.distributed": ("training.runtime",),
     "synthesis.grammar": ("synthesis.demo_grammar",),

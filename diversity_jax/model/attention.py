@@ -68,9 +68,7 @@ def _chunks(length: int, window: int | None) -> list[_Chunk]:
     ]
 
 
-def _scores(
-    q_BxKxRxDh: Array, k_BxKxSxDh: Array, segment_ids_BxL: Array | None, chunk: _Chunk, window: int | None
-) -> Array:
+def _scores(q_BxKxRxDh, k_BxKxSxDh, segment_ids_BxL, chunk, window):
     """Float32 scores, BxKxRxS, of a chunk's queries, one group after the other, against its keys."""
     scores = jnp.einsum("bkrd,bksd->bkrs", q_BxKxRxDh, k_BxKxSxDh, preferred_element_type=jnp.float32)
     shape = scores.shape[2:]
@@ -84,7 +82,7 @@ def _scores(
     return jnp.where(allowed, scores, MASKED)
 
 
-def _dropout_scale(dropout_key: Array | None, shape: tuple[int, ...], chunk: _Chunk, dropout: float) -> Array | float:
+def _dropout_scale(dropout_key, shape, chunk, dropout):
     """0 for dropped weights and 1 / (1 - dropout) for the others, the same in both passes; 1 without dropout."""
     if dropout_key is None or not dropout:
         return 1.0
@@ -92,15 +90,7 @@ def _dropout_scale(dropout_key: Array | None, shape: tuple[int, ...], chunk: _Ch
     return is_kept / jnp.float32(1 - dropout)
 
 
-def _forward(
-    window: int | None,
-    dropout: float,
-    q_BxKxGxLxDh: Array,
-    k_BxKxLxDh: Array,
-    v_BxKxLxDh: Array,
-    segment_ids_BxL: Array | None,
-    dropout_key: Array | None,
-) -> tuple[Array, list[Array]]:
+def _forward(window, dropout, q_BxKxGxLxDh, k_BxKxLxDh, v_BxKxLxDh, segment_ids_BxL, dropout_key):
     """The output, BxKxGxLxDh, and the log of the softmax's normaliser of each chunk, BxKxRx1."""
     B, K, G, L, Dh = q_BxKxGxLxDh.shape
     outputs, normalisers = [], []
@@ -118,27 +108,24 @@ def _forward(
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _attention(window: int | None, dropout: float, *arrays: Any) -> Array:
+def _attention(window, dropout, *arrays):
     return _forward(window, dropout, *arrays)[0]
 
 
-def _attention_forward(window: int | None, dropout: float, *arrays: Any) -> tuple[Array, tuple[Any, ...]]:
+def _attention_forward(window, dropout, *arrays):
     output, normalisers = checkpoint_name(_forward(window, dropout, *arrays), KERNEL_OUTPUT)
     return output, (*arrays, output, normalisers)
 
 
-def _attention_backward(
-    window: int | None, dropout: float, saved: tuple[Any, ...], gradient_BxKxGxLxDh: Array
-) -> tuple[Array, Array, Array, None, None]:
+def _attention_backward(window, dropout, saved, gradient_BxKxGxLxDh):
     q_BxKxGxLxDh, k_BxKxLxDh, v_BxKxLxDh, segment_ids_BxL, dropout_key, output_BxKxGxLxDh, normalisers = saved
     B, K, G, L, Dh = q_BxKxGxLxDh.shape
     dtype = q_BxKxGxLxDh.dtype
     product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
     # sum_s weights * d weights, the term softmax's gradient subtracts, from the output instead of the scores (Dao et
     # al. 2022, eq. 4); with dropout too, since dropped weights leave both sides of it.
-    delta = jnp.sum(
-        gradient_BxKxGxLxDh.astype(jnp.float32) * output_BxKxGxLxDh.astype(jnp.float32), axis=-1, keepdims=True
-    )
+    products = gradient_BxKxGxLxDh.astype(jnp.float32) * output_BxKxGxLxDh.astype(jnp.float32)
+    delta = jnp.sum(products, axis=-1, keepdims=True)
     chunks = _chunks(L, window)
     q_parts, k_parts, v_parts = [], [], []
     for chunk, normaliser in zip(chunks, normalisers, strict=True):
@@ -209,15 +196,9 @@ def chunked_attention(
 
 
 def masked_attention(
-    q_BxLxHxDh: Array,
-    k_BxSxKxDh: Array,
-    v_BxSxKxDh: Array,
-    allowed_BxLxS: Array,
-    *,
-    dropout: float = 0.0,
-    dropout_key: Array | None = None,
+    q_BxLxHxDh: Array, k_BxSxKxDh: Array, v_BxSxKxDh: Array, allowed_BxLxS: Array, *, dropout=0.0, dropout_key=None
 ) -> Array:
-    """Grouped-query attention by its definition, under any mask; products in the inputs' type, softmax in float32.
+    """Grouped-query attention by its definition; products in the inputs' type, softmax in float32.
 
     Args:
       allowed_BxLxS: which keys each query sees; B may be 1.
@@ -234,13 +215,7 @@ def masked_attention(
 
 
 def plain_attention(
-    q_BxLxHxDh: Array,
-    k_BxLxKxDh: Array,
-    v_BxLxKxDh: Array,
-    *,
-    segment_ids_BxL: Array | None = None,
-    window: int | None = None,
-    **dropout: Any,
+    q_BxLxHxDh: Array, k_BxLxKxDh: Array, v_BxLxKxDh: Array, *, segment_ids_BxL=None, window=None, **dropout
 ) -> Array:
     """Causal attention with all scores at once; arguments as `chunked_attention`."""
     L = q_BxLxHxDh.shape[1]
@@ -259,7 +234,7 @@ def reference_attention(q_BxLxHxDh: Array, k_BxLxKxDh: Array, v_BxLxKxDh: Array,
     return output.astype(q_BxLxHxDh.dtype)
 
 
-def cudnn_attention(q_BxLxHxDh: Array, k_BxLxKxDh: Array, v_BxLxKxDh: Array, *, window: int | None = None) -> Array:
+def cudnn_attention(q_BxLxHxDh: Array, k_BxLxKxDh: Array, v_BxLxKxDh: Array, *, window: int | None) -> Array:
     """NVIDIA's fused kernel. It has no segment ids."""
     sizes = None if window is None else (window - 1, 0)
     return jax.nn.dot_product_attention(
@@ -268,13 +243,7 @@ def cudnn_attention(q_BxLxHxDh: Array, k_BxLxKxDh: Array, v_BxLxKxDh: Array, *, 
 
 
 def splash_attention(
-    q_BxLxHxDh: Array,
-    k_BxLxKxDh: Array,
-    v_BxLxKxDh: Array,
-    *,
-    segment_ids_BxL: Array | None = None,
-    window: int | None = None,
-    interpret: bool = False,
+    q_BxLxHxDh: Array, k_BxLxKxDh: Array, v_BxLxKxDh: Array, segment_ids_BxL=None, *, window=None, interpret=False
 ) -> Array:
     """The TPU's block-sparse Pallas kernel; `interpret` runs it, slowly, on any device."""
     from jax.experimental.pallas.ops.tpu import splash_attention as splash
@@ -283,24 +252,16 @@ def splash_attention(
     block = next(size for size in (512, 384, 256, 128) if L % size == 0)
     names = ("block_q", "block_kv", "block_q_dkv", "block_kv_dkv", "block_kv_dkv_compute")
     sizes: dict[str, Any] = dict.fromkeys(names, block)
-    blocks = splash.BlockSizes(**sizes, use_fused_bwd_kernel=True)
-    one_head = splash.CausalMask((L, L)) if window is None else splash.LocalMask((L, L), (window - 1, 0), 0)
-    kernel = splash.make_splash_mha(
-        splash.MultiHeadMask([one_head] * H),
-        block_sizes=blocks,
-        head_shards=1,
-        q_seq_shards=1,
-        residual_checkpoint_name=KERNEL_OUTPUT,
-        interpret=interpret,
-    )
+    head_mask = splash.CausalMask((L, L)) if window is None else splash.LocalMask((L, L), (window - 1, 0), 0)
+    options: dict[str, Any] = {"head_shards": 1, "q_seq_shards": 1, "residual_checkpoint_name": KERNEL_OUTPUT}
+    options["block_sizes"] = splash.BlockSizes(**sizes, use_fused_bwd_kernel=True)
+    kernel = splash.make_splash_mha(splash.MultiHeadMask([head_mask] * H), interpret=interpret, **options)
     q, k, v = (jnp.swapaxes(x, 1, 2) for x in (q_BxLxHxDh * Dh**-0.5, k_BxLxKxDh, v_BxLxKxDh))
     ids = () if segment_ids_BxL is None else (splash.SegmentIds(q=segment_ids_BxL, kv=segment_ids_BxL),)
     return jnp.swapaxes(jax.vmap(kernel)(q, k, v, *ids), 1, 2)
 
 
-def _obstacle(
-    config: LlamaConfig, name: str, platform: str, length: int, segments: bool, sequence_cuts: int
-) -> str | None:
+def _obstacle(config, name, platform, length, segments, sequence_cuts):
     """Why a fused kernel cannot be used here, or None if it can."""
     platforms = {"cudnn": ("gpu", "cuda"), "splash": ("tpu",)}[name]
     if platform not in platforms:
@@ -335,22 +296,19 @@ def choose_attention(
     Raises:
       InputError: `config.attention` names a kernel that cannot be used here; the message says why.
     """
-    if config.attention == "reference":
+    wanted = config.attention
+    if wanted == "reference":
         return "reference", "asked for"
-    if config.attention in ("cudnn", "splash"):
-        if obstacle := _obstacle(config, config.attention, platform, length, segments, sequence_cuts):
-            raise InputError(f"model.attention={config.attention!r}: {obstacle}; set model.attention='auto'")
-        return config.attention, "asked for"
-    reason = "asked for"
-    if config.attention == "auto":
-        fused = {"tpu": "splash", "gpu": "cudnn", "cuda": "cudnn"}.get(platform)
-        if fused is None:
-            reason = f"no fused kernel for {platform}"
-        elif obstacle := _obstacle(config, fused, platform, length, segments, sequence_cuts):
-            reason = f"not {fused}: {obstacle}"
-        else:
-            return fused, f"the fused kernel for {platform}"
-    return ("plain" if sequence_cuts > 1 else "chunked"), reason
+    fallback = "plain" if sequence_cuts > 1 else "chunked"
+    fused = {"tpu": "splash", "gpu": "cudnn", "cuda": "cudnn"}.get(platform) if wanted == "auto" else wanted
+    if fused in (None, "chunked"):
+        return fallback, "asked for" if fused else f"no fused kernel for {platform}"
+    obstacle = _obstacle(config, fused, platform, length, segments, sequence_cuts)
+    if obstacle and wanted != "auto":
+        raise InputError(f"model.attention={wanted!r}: {obstacle}; set model.attention='auto'")
+    if obstacle:
+        return fallback, f"not {fused}: {obstacle}"
+    return fused, f"the fused kernel for {platform}" if wanted == "auto" else "asked for"
 
 
 def _per_device(kernel: Callable[..., Array], mesh: Mesh | None, *arrays: Array) -> Array:
@@ -382,15 +340,9 @@ def attend(
     has_segments, window = segment_ids_BxL is not None, config.sliding_window
     name, _ = choose_attention(config, platform, q_BxLxHxDh.shape[1], segments=has_segments, sequence_cuts=cuts)
     arrays = (q_BxLxHxDh, k_BxLxKxDh, v_BxLxKxDh)
-    if name == "cudnn":
-        return _per_device(functools.partial(cudnn_attention, window=window), mesh, *arrays)
-    if name == "splash":
-
-        def splash(*arrays: Array) -> Array:
-            segment_ids = arrays[3] if has_segments else None
-            return splash_attention(*arrays[:3], segment_ids_BxL=segment_ids, window=window)
-
-        return _per_device(splash, mesh, *arrays, *([] if segment_ids_BxL is None else [segment_ids_BxL]))
+    if name in ("cudnn", "splash"):
+        fused = functools.partial(cudnn_attention if name == "cudnn" else splash_attention, window=window)
+        return _per_device(fused, mesh, *arrays, *([] if segment_ids_BxL is None else [segment_ids_BxL]))
     if cuts > 1:  # every device keeps its part of the queries and fetches all keys and values
         keys, values = (constrain(x, mesh, "batch", None, "kv_heads", None) for x in arrays[1:])
         arrays = (q_BxLxHxDh, keys, values)

@@ -8,10 +8,8 @@ from diversity_jax.core.errors import InputError
 ATTENTION = ("auto", "chunked", "cudnn", "splash", "reference")
 REMAT = ("none", "full", "save_matmuls", "offload")
 COMPUTE_DTYPES = ("bfloat16", "float32")
-_AT_LEAST_ONE = (
-    *("vocab_size", "hidden_size", "intermediate_size", "num_layers", "num_heads", "max_length"),
-    "loss_chunk_bytes",
-)
+ATTENTION_MATRICES, MLP_MATRICES = ("query", "key", "value", "output"), ("gate", "up", "down")
+_SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_layers", "num_heads", "max_length", "loss_chunk_bytes")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,20 +48,18 @@ class LlamaConfig:
     def __post_init__(self) -> None:
         if self.attention == "xla":
             object.__setattr__(self, "attention", "chunked")
-        for field in _AT_LEAST_ONE:
+        for field in _SIZES:
             if getattr(self, field) < 1:
                 raise InputError(f"model.{field}={getattr(self, field)}: must be at least 1")
         if self.hidden_size % (2 * self.num_heads):
             raise InputError(
-                f"model.hidden_size={self.hidden_size}: must be a multiple of 2 * num_heads={2 * self.num_heads}, "
-                "so that every head has an even size (rotary positions turn pairs)"
+                f"model.hidden_size={self.hidden_size}: must be a multiple of 2 * num_heads={2 * self.num_heads} "
+                "(rotary positions turn pairs)"
             )
         if self.num_kv_heads is not None and (self.num_kv_heads < 1 or self.num_heads % self.num_kv_heads):
             raise InputError(f"model.num_kv_heads={self.num_kv_heads}: must divide num_heads={self.num_heads}")
         if self.sliding_window is not None and self.sliding_window < 1:
-            raise InputError(
-                f"model.sliding_window={self.sliding_window}: must be at least 1, or None for all tokens before"
-            )
+            raise InputError(f"model.sliding_window={self.sliding_window}: must be at least 1, or None for all tokens")
         if not 0 <= self.dropout < 1:
             raise InputError(f"model.dropout={self.dropout}: must be at least 0 and below 1")
         for field in ("rope_theta", "rms_norm_eps", "initializer_range"):
@@ -74,8 +70,8 @@ class LlamaConfig:
                 raise InputError(f"model.{field}={getattr(self, field)!r}: must be one of {', '.join(choices)}")
         if self.dropout and self.attention in ("cudnn", "splash"):
             raise InputError(
-                f"model.attention={self.attention!r}: this kernel cannot drop attention probabilities; "
-                f"set model.dropout=0 (now {self.dropout}) or model.attention='chunked'"
+                f"model.attention={self.attention!r}: this kernel cannot drop attention probabilities; set "
+                f"model.dropout=0 (now {self.dropout}) or model.attention='chunked'"
             )
 
     @property
@@ -99,6 +95,23 @@ class LlamaConfig:
         """All trained numbers; tied embeddings count once."""
         embeddings = self.vocab_size * self.hidden_size * (1 if self.tie_embeddings else 2)
         return embeddings + self.num_layers * (self.layer_matrix_parameters + 2 * self.hidden_size) + self.hidden_size
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraConfig:
+    """Low-rank adapters (Hu et al. 2021): beside a matrix W stands a product A B; A and B alone are trained."""
+
+    rank: int = 0  # R, columns of A and rows of B; 0: no adapters, all parameters are trained
+    alpha: float = 16.0  # A B counts alpha / rank times, so that the learning rate need not change with the rank
+    matrices: tuple[str, ...] = ATTENTION_MATRICES + MLP_MATRICES  # names of projections in every layer
+
+    def __post_init__(self) -> None:
+        if self.rank < 0 or not self.alpha > 0:
+            raise InputError(f"lora.rank={self.rank}, lora.alpha={self.alpha}: rank must be at least 0, alpha above 0")
+        object.__setattr__(self, "matrices", tuple(self.matrices))
+        known = ATTENTION_MATRICES + MLP_MATRICES
+        if not self.matrices or not set(self.matrices) <= set(known):
+            raise InputError(f"lora.matrices={self.matrices}: name one or more of {', '.join(known)}")
 
 
 # The paper's table of model sizes, with CodeGen's vocabulary; each entry takes any field of LlamaConfig as an override.

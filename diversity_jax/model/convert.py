@@ -28,21 +28,14 @@ from diversity_jax.model.checkpoint_io.hugging_face import (
     import_hugging_face,
     refuse_model_folder,
 )
-from diversity_jax.model.config import LlamaConfig
-from diversity_jax.tokenizers.files import (
-    TokenizerFiles,
-    copy_tokenizer,
-    model_tokenizer,
-    named_tokenizer,
-    write_tokenizer,
-)
+from diversity_jax.model.config import LlamaConfig, LoraConfig
+from diversity_jax.tokenizers.files import copy_tokenizer, model_tokenizer, named_tokenizer, write_tokenizer
 
+Params = dict[str, Any]
 _TOLERANCE = 1e-4  # largest difference of float32 logits between two right implementations; seen: up to 5e-5
 
 
-def read_model(
-    folder: str | os.PathLike, *, step: int | None = None, **overrides: Any
-) -> tuple[LlamaConfig, dict[str, Any]]:
+def read_model(folder: str | os.PathLike, step: int | None = None, **overrides: Any) -> tuple[LlamaConfig, Params]:
     """Config and float32 parameters, on the host or its first device, from any folder that holds a model.
 
     Args:
@@ -68,7 +61,7 @@ def read_model(
     return config, _load(checkpoint, param_shapes(config))
 
 
-def _merged(config: LlamaConfig, checkpoint: Path, tuned: Mapping[str, Any]) -> dict[str, Any]:
+def _merged(config: LlamaConfig, checkpoint: Path, tuned: Mapping[str, Any]) -> Params:
     """The model that a run started from plus its adapters' products.
 
     Raises:
@@ -77,8 +70,7 @@ def _merged(config: LlamaConfig, checkpoint: Path, tuned: Mapping[str, Any]) -> 
     import jax
     from orbax.checkpoint import v1 as ocp
 
-    from diversity_jax.model.llama import fingerprint
-    from diversity_jax.model.lora import LoraConfig, init_adapters, merged
+    from diversity_jax.model.llama import fingerprint, init_adapters, merged
 
     lora = LoraConfig(**tuned["lora"])
     adapters = _load(checkpoint, jax.eval_shape(lambda key: init_adapters(config, lora, key), jax.random.key(0)))
@@ -105,18 +97,13 @@ def read_config(folder: str | os.PathLike) -> LlamaConfig:
         return _config(folder / "model.json", read_json(folder / "model.json"))
     if (folder / "run.json").exists():
         return _config(folder / "run.json", read_json(folder / "run.json").get("settings", {}).get("model"))
-    raise InputError(
-        f"{folder}: holds no model; expected config.json (Hugging Face), run.json (a training run) or model.json "
-        "(imported)"
-    )
+    raise InputError(f"{folder}: holds no model; expected config.json (Hugging Face), run.json (ours) or model.json")
 
 
 def _config(path: Path, fields: Any) -> LlamaConfig:
     known = {field.name for field in dataclasses.fields(LlamaConfig)}
     if not isinstance(fields, dict) or not set(fields) <= known:
-        raise InputError(
-            f"{path}: does not describe a model of this version (its fields should be {', '.join(sorted(known))})"
-        )
+        raise InputError(f"{path}: describes no model of this version, whose fields are {', '.join(sorted(known))}")
     return LlamaConfig(**fields)
 
 
@@ -128,7 +115,7 @@ def _checkpoint(folder: Path, step: int | None) -> Path:
     return folder / str(steps[-1] if step is None else step)
 
 
-def _load(folder: Path, shapes: dict[str, Any]) -> dict[str, Any]:
+def _load(folder: Path, shapes: Params) -> Params:
     """Parameters of these shapes in an Orbax checkpoint, on the first local device, whatever mesh wrote them."""
     import jax
     from orbax.checkpoint import v1 as ocp
@@ -138,12 +125,11 @@ def _load(folder: Path, shapes: dict[str, Any]) -> dict[str, Any]:
     try:
         return ocp.load_checkpointables(folder.absolute(), {"params": wanted})["params"]
     except (ValueError, KeyError, OSError) as error:
-        raise InputError(
-            f"{folder}: cannot be read as this model's checkpoint ({' '.join(str(error).split())[:200]})"
-        ) from error
+        message = " ".join(str(error).split())[:200]
+        raise InputError(f"{folder}: cannot be read as this model's checkpoint ({message})") from error
 
 
-def write_imported(config: LlamaConfig, params: dict[str, Any], folder: str | os.PathLike) -> Path:
+def write_imported(config: LlamaConfig, params: Params, folder: str | os.PathLike) -> Path:
     """Writes parameters as a sharded checkpoint, `weights`, and then `model.json`.
 
     Raises:
@@ -170,9 +156,7 @@ def logits_difference(folder: str | os.PathLike, *, tokens: int = 64, seed: int 
         import torch
         from transformers import LlamaForCausalLM
     except ImportError as error:
-        raise InputError(
-            f"comparing logits needs transformers and torch ({error}); install diversity_jax[hf]"
-        ) from None
+        raise InputError(f"this needs transformers and torch ({error}); install diversity_jax[hf]") from None
     import jax
     import numpy as np
 
@@ -192,67 +176,53 @@ def logits_difference(folder: str | os.PathLike, *, tokens: int = 64, seed: int 
 def main(argv: list[str] | None = None) -> None:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m diversity_jax.model.convert", description=__doc__.split("\n\n")[0])
-    commands = parser.add_subparsers(dest="command", required=True)
-    export = commands.add_parser("export", help="a run's weights as a Hugging Face folder")
-    export.add_argument("--max-shard-gigabytes", type=float, default=5.0)
-    export.add_argument(
-        "--tokenizer", help="another than the run's own: bytes, a tokenizer.json, a SentencePiece model, or none"
-    )
-    gguf = commands.add_parser("gguf", help="a run's weights and its tokenizer as one file for llama.cpp")
-    gguf.add_argument(
-        "--tokenizer", required=True, help="the run's own: bytes, a SentencePiece model or a tokenizer.json"
-    )
-    for command in (export, gguf):
-        command.add_argument("source", type=Path)
-        command.add_argument("output", type=Path)
-        command.add_argument("--step", type=int, help="which checkpoint; default: the latest")
-        command.add_argument("--dtype", default="float32", help="float32, bfloat16 or float16")
-        command.add_argument("--end-of-text-id", type=int, help="written as the model's begin- and end-of-text token")
-    for name, text in (
-        ("import", "a Hugging Face folder as a checkpoint of ours"),
-        ("check", "compare logits with transformers"),
+    commands = parser.add_subparsers(required=True)
+    for run, text in (
+        (_export, "a run's weights as a Hugging Face folder"),
+        (_gguf, "a run's weights and its tokenizer as one file for llama.cpp"),
+        (_import, "a Hugging Face folder as a checkpoint of ours"),
+        (_check, "compare logits with transformers"),
     ):
-        command = commands.add_parser(name, help=text)
+        command = commands.add_parser(run.__name__[1:], help=text)
+        command.set_defaults(run=run)
         command.add_argument("source", type=Path)
-        if name == "import":
+        if run is not _check:
             command.add_argument("output", type=Path)
+        if run in (_export, _gguf):
+            tokenizer = "the run's own: bytes, a SentencePiece model or a tokenizer.json"
+            none = "; default: as the run names it; none: without" if run is _export else ""
+            command.add_argument("--tokenizer", required=run is _gguf, help=tokenizer + none)
+            command.add_argument("--step", type=int, help="which checkpoint; default: the latest")
+            command.add_argument("--dtype", default="float32", help="float32, bfloat16 or float16")
+            command.add_argument("--end-of-text-id", type=int, help="the model's begin- and end-of-text token")
+        if run is _export:
+            command.add_argument("--max-shard-gigabytes", type=float, default=5.0)
     options = parser.parse_args(argv)
     try:
-        if getattr(options, "max_shard_gigabytes", 1.0) <= 0:
-            raise InputError(f"--max-shard-gigabytes {options.max_shard_gigabytes:g}: must be above 0")
-        {"export": _export, "gguf": _gguf, "import": _import, "check": _check}[options.command](options)
+        options.run(options)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
 
 
 def _export(options: argparse.Namespace) -> None:
-    tokenizer = _tokenizer(options)
+    if options.max_shard_gigabytes <= 0:
+        raise InputError(f"--max-shard-gigabytes {options.max_shard_gigabytes:g}: must be above 0")
+    name, end, tokenizer = options.tokenizer, options.end_of_text_id, None
+    if name != "none":
+        tokenizer = model_tokenizer(options.source) if name is None else named_tokenizer(name)
     config, params = read_model(options.source, step=options.step)
-    end_of_text_id = options.end_of_text_id
-    if tokenizer:  # first, since config.json marks a whole export
+    if tokenizer:  # before the weights, since config.json marks a whole export
+        end = tokenizer.end_of_text_id if end is None else end
         refuse_model_folder(options.output)
-        write_tokenizer(tokenizer, options.output, vocab_size=config.vocab_size)
+        files = dataclasses.replace(tokenizer, end_of_text_id=end)
+        write_tokenizer(files, options.output, vocab_size=config.vocab_size)
+    shard_bytes = int(options.max_shard_gigabytes * 1e9)
     export_hugging_face(
-        config,
-        params,
-        options.output,
-        dtype=options.dtype,
-        max_shard_bytes=int(options.max_shard_gigabytes * 1e9),
-        end_of_text_id=tokenizer.end_of_text_id if tokenizer and end_of_text_id is None else end_of_text_id,
+        config, params, options.output, dtype=options.dtype, max_shard_bytes=shard_bytes, end_of_text_id=end
     )
     beside = "with its tokenizer" if tokenizer else "without a tokenizer"
     print(f"{config.parameter_count:,} parameters, {options.dtype}, {beside}: {options.output}")
-
-
-def _tokenizer(options: argparse.Namespace) -> TokenizerFiles | None:
-    """The tokenizer asked for, or else the model's own."""
-    if options.tokenizer == "none":
-        return None
-    files = model_tokenizer(options.source) if options.tokenizer is None else named_tokenizer(options.tokenizer)
-    if files and options.end_of_text_id is not None:
-        files = dataclasses.replace(files, end_of_text_id=options.end_of_text_id)
-    return files
 
 
 def _gguf(options: argparse.Namespace) -> None:
@@ -270,12 +240,10 @@ def _import(options: argparse.Namespace) -> None:
 
 
 def _check(options: argparse.Namespace) -> None:
-    difference = logits_difference(options.source)
+    difference, source = logits_difference(options.source), options.source
     if not difference <= _TOLERANCE:
-        raise InputError(
-            f"{options.source}: logits differ from transformers' by {difference:.2e}, more than {_TOLERANCE:.0e}"
-        )
-    print(f"logits equal transformers' to {difference:.1e}: {options.source}")
+        raise InputError(f"{source}: logits differ from transformers' by {difference:.2e}, more than {_TOLERANCE:.0e}")
+    print(f"logits equal transformers' to {difference:.1e}: {source}")
 
 
 if __name__ == "__main__":

@@ -17,9 +17,6 @@ from diversity_jax.model.config import LlamaConfig
 from diversity_jax.model.llama import Params, head_weight, hidden_states
 from diversity_jax.model.sharding import RULES, spec
 
-LogitsSharding = NamedSharding | PartitionSpec | None
-Pair = tuple[Array, Array]
-
 
 def chunk_count(config: LlamaConfig, rows: int, length: int, mesh: Mesh | None = None) -> int:
     """The fewest chunks of the sequence, dividing `length`, whose logits fit `loss_chunk_bytes` on a device."""
@@ -28,58 +25,36 @@ def chunk_count(config: LlamaConfig, rows: int, length: int, mesh: Mesh | None =
     return next(n for n in range(min(least, length), length + 1) if length % n == 0)
 
 
-def _chunk_logits(sharding: LogitsSharding, x_BxLxD: Array, head_DxV: Array) -> Array:
+def _chunk(z_loss, sharding, head_DxV, x_BxLxD, targets_BxL, weights_BxL):
+    """Objective (a scalar), cross-entropy and log normaliser (BxL) and logits (BxLxV) of a part of the sequence."""
     logits_BxLxV = jnp.einsum("bld,dv->blv", x_BxLxD, head_DxV, preferred_element_type=jnp.float32)
-    return logits_BxLxV if sharding is None else jax.lax.with_sharding_constraint(logits_BxLxV, sharding)
-
-
-def _chunk_losses(logits_BxLxV: Array, targets_BxL: Array) -> Pair:
+    if sharding is not None:
+        logits_BxLxV = jax.lax.with_sharding_constraint(logits_BxLxV, sharding)
     peak_BxLx1 = jnp.max(logits_BxLxV, axis=-1, keepdims=True)
     normaliser_BxL = jnp.log(jnp.sum(jnp.exp(logits_BxLxV - peak_BxLx1), axis=-1)) + peak_BxLx1[..., 0]
     chosen_BxL = jnp.take_along_axis(logits_BxLxV, targets_BxL[..., None], axis=-1)[..., 0]
-    return normaliser_BxL - chosen_BxL, normaliser_BxL
+    losses_BxL = normaliser_BxL - chosen_BxL
+    objective = jnp.sum(weights_BxL * (losses_BxL + z_loss * normaliser_BxL**2))
+    return objective, losses_BxL, normaliser_BxL, logits_BxLxV
 
 
-def _chunk_objective(z_loss: float, losses_BxL: Array, normaliser_BxL: Array, weights_BxL: Array) -> Any:
-    return jnp.sum(weights_BxL * (losses_BxL + z_loss * normaliser_BxL**2))
+def _sum_chunks(chunks, compute, start, *arrays):
+    """`compute` on each part of the sequence: its first results summed from `start` on, its others joined again."""
+    if chunks == 1:
+        return compute(*arrays)
 
+    def add_chunk(totals, part):
+        sums, results = compute(*part)
+        return jax.tree.map(jnp.add, totals, sums), results
 
-def _chunk_gradients(
-    z_loss: float, sharding: LogitsSharding, x_BxLxD: Array, head_DxV: Array, targets_BxL: Array, weights_BxL: Array
-) -> tuple[tuple[Array, Array, Array], Pair]:
-    """Objective, losses and normalisers of a chunk, and the gradients with respect to x and head."""
-    logits_BxLxV = _chunk_logits(sharding, x_BxLxD, head_DxV)
-    losses_BxL, normaliser_BxL = _chunk_losses(logits_BxLxV, targets_BxL)
-    objective = _chunk_objective(z_loss, losses_BxL, normaliser_BxL, weights_BxL)
-    # d objective / d logits = w * (softmax * (1 + 2 z log Z) - onehot)
-    is_target_BxLxV = jax.lax.broadcasted_iota(targets_BxL.dtype, logits_BxLxV.shape, 2) == targets_BxL[..., None]
-    scale_BxL = weights_BxL * (1 + 2 * z_loss * normaliser_BxL)
-    gradient_BxLxV = jnp.exp(logits_BxLxV - normaliser_BxL[..., None]) * scale_BxL[..., None]
-    gradient_BxLxV = (gradient_BxLxV - jnp.where(is_target_BxLxV, weights_BxL[..., None], 0)).astype(x_BxLxD.dtype)
-    x_gradient_BxLxD = jnp.einsum("blv,dv->bld", gradient_BxLxV, head_DxV)
-    head_gradient_DxV = jnp.einsum("bld,blv->dv", x_BxLxD, gradient_BxLxV, preferred_element_type=jnp.float32)
-    return (objective, losses_BxL, normaliser_BxL), (x_gradient_BxLxD, head_gradient_DxV)
-
-
-def _split(chunks: int, x: Array) -> Array:
-    B, L = x.shape[:2]
-    return jnp.moveaxis(x.reshape(B, chunks, L // chunks, *x.shape[2:]), 1, 0)
-
-
-def _join(x: Array) -> Array:
-    x = jnp.moveaxis(x, 0, 1)
-    return x.reshape(x.shape[0], -1, *x.shape[3:])
+    split = [jnp.moveaxis(x.reshape(x.shape[0], chunks, -1, *x.shape[2:]), 1, 0) for x in arrays]
+    totals, results = jax.lax.scan(add_chunk, start, split)
+    return totals, [jnp.moveaxis(x, 0, 1).reshape(x.shape[1], -1, *x.shape[3:]) for x in results]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
 def weighted_cross_entropy(
-    chunks: int,
-    z_loss: float,
-    sharding: LogitsSharding,
-    x_BxLxD: Array,
-    head_DxV: Array,
-    targets_BxL: Array,
-    weights_BxL: Array,
+    chunks: int, z_loss: float, sharding: Any, x_BxLxD: Array, head_DxV: Array, targets_BxL: Array, weights_BxL: Array
 ) -> tuple[Array, Array, Array]:
     """Sum over tokens of weight * (cross-entropy + z_loss * log(Z)^2), where Z is the softmax's normaliser.
 
@@ -94,65 +69,43 @@ def weighted_cross_entropy(
       The scalar sum, then cross-entropy and log(Z) of each token (BxL, float32). Only the sum has a gradient.
     """
 
-    def chunk(x: Array, targets: Array, weights: Array) -> tuple[Array, Pair]:
-        losses_and_normaliser = _chunk_losses(_chunk_logits(sharding, x, head_DxV), targets)
-        return _chunk_objective(z_loss, *losses_and_normaliser, weights), losses_and_normaliser
+    def compute(*arrays):
+        objective, losses_BxL, normaliser_BxL, _ = _chunk(z_loss, sharding, head_DxV, *arrays)
+        return objective, (losses_BxL, normaliser_BxL)
 
-    if chunks == 1:
-        total, (losses, normaliser) = chunk(x_BxLxD, targets_BxL, weights_BxL)
-        return total, losses, normaliser
-
-    def add_chunk(total: Array, arrays: tuple[Array, ...]) -> tuple[Array, Pair]:
-        objective, losses_and_normaliser = chunk(*arrays)
-        return total + objective, losses_and_normaliser
-
-    split = tuple(_split(chunks, x) for x in (x_BxLxD, targets_BxL, weights_BxL))
-    total, (losses, normaliser) = jax.lax.scan(add_chunk, jnp.float32(0), split)
-    return total, _join(losses), _join(normaliser)
+    total, results = _sum_chunks(chunks, compute, jnp.float32(0), x_BxLxD, targets_BxL, weights_BxL)
+    return total, *results
 
 
-def _forward(
-    chunks: int,
-    z_loss: float,
-    sharding: LogitsSharding,
-    x_BxLxD: Array,
-    head_DxV: Array,
-    targets_BxL: Array,
-    weights_BxL: Array,
-) -> tuple[tuple[Array, Array, Array], Pair]:
-    if chunks == 1:
-        results, (x_gradient, head_gradient) = _chunk_gradients(
-            z_loss, sharding, x_BxLxD, head_DxV, targets_BxL, weights_BxL
+def _forward(chunks, z_loss, sharding, x_BxLxD, head_DxV, targets_BxL, weights_BxL):
+    def compute(x_BxLxD, targets_BxL, weights_BxL):
+        objective, losses_BxL, normaliser_BxL, logits_BxLxV = _chunk(
+            z_loss, sharding, head_DxV, x_BxLxD, targets_BxL, weights_BxL
         )
-        return results, (x_gradient, head_gradient.astype(head_DxV.dtype))
+        # d objective / d logits = w * (softmax * (1 + 2 z log Z) - onehot)
+        is_target_BxLxV = jax.lax.broadcasted_iota(targets_BxL.dtype, logits_BxLxV.shape, 2) == targets_BxL[..., None]
+        scale_BxL = weights_BxL * (1 + 2 * z_loss * normaliser_BxL)
+        gradient_BxLxV = jnp.exp(logits_BxLxV - normaliser_BxL[..., None]) * scale_BxL[..., None]
+        gradient_BxLxV = (gradient_BxLxV - jnp.where(is_target_BxLxV, weights_BxL[..., None], 0)).astype(x_BxLxD.dtype)
+        x_gradient_BxLxD = jnp.einsum("blv,dv->bld", gradient_BxLxV, head_DxV)
+        head_gradient_DxV = jnp.einsum("bld,blv->dv", x_BxLxD, gradient_BxLxV, preferred_element_type=jnp.float32)
+        return (objective, head_gradient_DxV), (losses_BxL, normaliser_BxL, x_gradient_BxLxD)
 
-    def add_chunk(carry: Pair, arrays: tuple[Array, ...]) -> tuple[Pair, tuple[Array, Array, Array]]:
-        total, head_gradient = carry
-        x, targets, weights = arrays
-        (objective, losses, normaliser), (x_part, head_part) = _chunk_gradients(
-            z_loss, sharding, x, head_DxV, targets, weights
-        )
-        return (total + objective, head_gradient + head_part), (losses, normaliser, x_part)
-
-    split = tuple(_split(chunks, x) for x in (x_BxLxD, targets_BxL, weights_BxL))
-    start = (jnp.float32(0), jnp.zeros(head_DxV.shape, jnp.float32))
-    (total, head_gradient), (losses, normaliser, x_gradient) = jax.lax.scan(add_chunk, start, split)
-    return (total, _join(losses), _join(normaliser)), (_join(x_gradient), head_gradient.astype(head_DxV.dtype))
+    start = jnp.float32(0), jnp.zeros(head_DxV.shape, jnp.float32)
+    (total, head_gradient_DxV), (losses_BxL, normaliser_BxL, x_gradient_BxLxD) = _sum_chunks(
+        chunks, compute, start, x_BxLxD, targets_BxL, weights_BxL
+    )
+    return (total, losses_BxL, normaliser_BxL), (x_gradient_BxLxD, head_gradient_DxV.astype(head_DxV.dtype))
 
 
-def _backward(
-    chunks: int, z_loss: float, sharding: LogitsSharding, gradients: Pair, cotangents: tuple[Array, ...]
-) -> tuple[Array, Array, None, None]:
-    x_gradient, head_gradient = ((cotangents[0] * gradient).astype(gradient.dtype) for gradient in gradients)
-    return x_gradient, head_gradient, None, None
+def _backward(chunks, z_loss, sharding, gradients, cotangents):
+    return *((cotangents[0] * gradient).astype(gradient.dtype) for gradient in gradients), None, None
 
 
 weighted_cross_entropy.defvjp(_forward, _backward)
 
 
-def _sharded_cross_entropy(
-    mesh: Mesh | None, chunks: int, z_loss: float, x_BxLxD: Array, head_DxV: Array, *arrays_BxL: Array
-) -> tuple[Array, Array, Array]:
+def _sharded_cross_entropy(mesh, chunks, z_loss, x_BxLxD, head_DxV, *arrays_BxL):
     """`weighted_cross_entropy` with every device at its own rows and the whole D of its part of the vocabulary.
 
     Left to the compiler, each chunk would gather the head anew and reduce its gradient over all devices; here both
@@ -166,7 +119,7 @@ def _sharded_cross_entropy(
         return weighted_cross_entropy(chunks, z_loss, sharding, x_BxLxD, head_DxV, *arrays_BxL)
     head_axis = RULES["embed"] if RULES["embed"] in axes else None
 
-    def own_rows(x: Array, head: Array, *arrays: Array) -> tuple[Array, Array, Array]:
+    def own_rows(x, head, *arrays):
         full_head = jax.lax.all_gather(head, head_axis, axis=0, tiled=True) if head_axis else head
         sharding = spec(None, "length", "vocab")  # rows are already this device's own
         total, losses, normaliser = weighted_cross_entropy(chunks, z_loss, sharding, x, full_head, *arrays)
@@ -218,9 +171,8 @@ def loss(
         masked) and `weights` BxL.
     """
     tokens = batch["tokens"]
-    inputs = {
-        f"{name}_BxL": batch[name][:, :-1] for name in ("segment_ids", "positions") if batch.get(name) is not None
-    }
+    given = [name for name in ("segment_ids", "positions") if batch.get(name) is not None]
+    inputs = {f"{name}_BxL": batch[name][:, :-1] for name in given}
     x_BxLxD = hidden_states(config, params, tokens[:, :-1], dropout_key=dropout_key, mesh=mesh, **inputs)
     weights_BxL = target_weights(batch)
     count = jnp.maximum(jnp.sum(weights_BxL) if token_count is None else token_count, 1)

@@ -5,8 +5,6 @@ All functions take parameters as `for_inference` lays them out, and run the bloc
 Shape legend: B batch, L length, S cached length, D hidden, H query heads, K key/value heads, Dh head, V vocabulary.
 """
 
-from collections.abc import Callable
-
 import jax
 from jax import Array
 import jax.numpy as jnp
@@ -31,16 +29,9 @@ def for_inference(config: LlamaConfig, params: Params) -> Params:
 
 
 def forest_hidden_states(
-    config: LlamaConfig,
-    params: Params,
-    tokens_BxL: Array,
-    positions_BxL: Array,
-    ends_BxL: Array,
-    *,
-    mesh: Mesh | None = None,
+    config: LlamaConfig, params: Params, tokens_BxL: Array, positions_BxL: Array, ends_BxL: Array, mesh: Mesh | None
 ) -> Array:
-    """Last hidden states, BxLxD, of rows that hold trees of tokens in preorder; every token sees its ancestors and
-    itself.
+    """Last hidden states, BxLxD, of rows of token trees in preorder; every token sees its ancestors and itself.
 
     Sequences that share a beginning share its tokens, so a prompt with many continuations is computed once.
 
@@ -53,7 +44,7 @@ def forest_hidden_states(
     L = tokens_BxL.shape[1]
     rotary = rotary_table(config, L, positions_BxL)
 
-    def attention(q_BxLxHxDh: Array, k_BxLxKxDh: Array, v_BxLxKxDh: Array) -> tuple[Array, None]:
+    def attention(q_BxLxHxDh, k_BxLxKxDh, v_BxLxKxDh):
         outputs = []
         for start in range(0, L, _QUERY_CHUNK):
             stop = min(start + _QUERY_CHUNK, L)
@@ -67,29 +58,18 @@ def forest_hidden_states(
 
     x_BxLxD = params["embed"][tokens_BxL].astype(config.compute_dtype)
     for weights in params["blocks"]:
-        x_BxLxD, _ = run_block(config, weights, x_BxLxD, rotary, attention, mesh=mesh, length_axis=None)
+        x_BxLxD, _ = run_block(config, weights, x_BxLxD, rotary, attention, mesh, None)
     return rms_norm(x_BxLxD, params["norm"], config.rms_norm_eps)
 
 
 def empty_cache(config: LlamaConfig, batch: int, length_tokens: int) -> Cache:
     """Zeros, one pair of BxSxKxDh a layer."""
     shape = (batch, length_tokens, config.kv_heads, config.head_size)
-    return tuple(
-        (jnp.zeros(shape, config.compute_dtype), jnp.zeros(shape, config.compute_dtype))
-        for _ in range(config.num_layers)
-    )
+    dtype = config.compute_dtype
+    return tuple((jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)) for _ in range(config.num_layers))
 
 
-def _cached_hidden_states(
-    config: LlamaConfig,
-    params: Params,
-    cache: Cache,
-    tokens_BxL: Array,
-    positions_BxL: Array,
-    write: Callable[[Array, Array], Array],
-    read: Callable[[Array], Array],
-    mesh: Mesh | None,
-) -> tuple[Array, Cache]:
+def _cached_hidden_states(config, params, cache, tokens_BxL, positions_BxL, write, read, mesh):
     """Hidden states of new tokens that also see the cache, and the cache with them in it.
 
     Args:
@@ -101,9 +81,7 @@ def _cached_hidden_states(
     new_cache = []
     for weights, layer_cache in zip(params["blocks"], cache, strict=True):
 
-        def attention(
-            q: Array, k: Array, v: Array, layer_cache: tuple[Array, Array] = layer_cache
-        ) -> tuple[Array, tuple[Array, Array]]:
+        def attention(q, k, v, layer_cache=layer_cache):
             keys, values = write(layer_cache[0], k), write(layer_cache[1], v)
             k_BxSxKxDh, v_BxSxKxDh = read(keys), read(values)
             distance_BxLxS = positions_BxL[:, :, None] - jnp.arange(k_BxSxKxDh.shape[1])  # from the key to the query
@@ -112,7 +90,7 @@ def _cached_hidden_states(
                 allowed_BxLxS &= distance_BxLxS < config.sliding_window
             return masked_attention(q, k_BxSxKxDh, v_BxSxKxDh, allowed_BxLxS), (keys, values)
 
-        x_BxLxD, updated = run_block(config, weights, x_BxLxD, rotary, attention, mesh=mesh, length_axis=None)
+        x_BxLxD, updated = run_block(config, weights, x_BxLxD, rotary, attention, mesh, None)
         new_cache.append(updated)
     return rms_norm(x_BxLxD, params["norm"], config.rms_norm_eps), tuple(new_cache)
 

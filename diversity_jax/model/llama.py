@@ -18,8 +18,8 @@ from jax.sharding import Mesh
 import numpy as np
 
 from diversity_jax.model.attention import KERNEL_OUTPUT, attend
-from diversity_jax.model.config import LlamaConfig
-from diversity_jax.model.sharding import GATHERED, constrain, gathered
+from diversity_jax.model.config import ATTENTION_MATRICES, LlamaConfig, LoraConfig
+from diversity_jax.model.sharding import GATHERED, constrain, gathered, input_axes
 
 Params = dict[str, Any]
 Rotary = tuple[Array, Array]  # cosines and sines, each BxLx1xDh/2
@@ -125,6 +125,7 @@ class Block(nnx.Module):
     def __call__(
         self, x_BxLxD: Array, rotary: Rotary, attention: AttentionFunction, mesh: Mesh | None, length: str | None
     ) -> tuple[Array, Any]:
+        """The stream after the layer, BxLxD, and what `attention` hands on; `length` None: no sequence sharding."""
         h_BxLxD = rms_norm(x_BxLxD, self.attention_norm[...], self.epsilon)
         attended_BxLxD, extra = self.attention(h_BxLxD, rotary, attention, mesh, length)
         x_BxLxD = x_BxLxD + attended_BxLxD
@@ -151,49 +152,19 @@ def _block_graphdef(config: LlamaConfig) -> Any:
     return nnx.graphdef(nnx.eval_shape(lambda: Block(config, jax.random.key(0))))
 
 
-def run_block(
-    config: LlamaConfig,
-    weights: Params,
-    x_BxLxD: Array,
-    rotary: Rotary,
-    attention: AttentionFunction,
-    *,
-    mesh: Mesh | None,
-    length_axis: str | None = "length",
-) -> tuple[Array, Any]:
-    """One layer, in training and in decoding.
-
-    Args:
-      weights: of this layer, in the compute type.
-      attention: from queries, keys and values to the attention's output.
-      mesh: where the arrays live; None: on one device.
-      length_axis: None: the sequence stays whole on every device.
-
-    Returns:
-      The stream after the layer, BxLxD, and what `attention` hands on.
-    """
-    return nnx.merge(_block_graphdef(config), weights)(x_BxLxD, rotary, attention, mesh, length_axis)
+def run_block(config: LlamaConfig, weights: Params, *arguments: Any) -> tuple[Array, Any]:
+    """One layer, in training and in decoding: `Block` with these weights, in the compute type, on its arguments."""
+    return nnx.merge(_block_graphdef(config), weights)(*arguments)
 
 
-def add_adapters(weights: Any, adapters: Params) -> Any:
-    """A layer's parameters plus the products of their low-rank adapters `a` and `b`; see `model.lora`."""
-    if "a" in adapters:
-        return weights + jnp.tensordot(adapters["a"], adapters["b"], axes=1, precision="highest")
-    return {
-        name: add_adapters(weight, adapters[name]) if name in adapters else weight for name, weight in weights.items()
-    }
-
-
-def _unstacked(stacked: Any, count: int) -> list[Any]:
-    """One tree per layer. Split, not indexed: the gradient of indexing is `count` whole stacks added up, that of a
-    split one stack.
-    """
+def _unstacked(stacked, count):
+    """One tree per layer. Split, not indexed: the gradient of indexing is `count` whole stacks added up."""
     leaves, tree = jax.tree.flatten(stacked)
     split = [[part[0] for part in jax.lax.split(leaf, [1] * count)] for leaf in leaves]
     return [jax.tree.unflatten(tree, layer) for layer in zip(*split, strict=True)]
 
 
-def _is_product_or_attention(primitive: Any, *shapes: Any, **parameters: Any) -> Any:
+def _is_product_or_attention(primitive, *shapes, **parameters):
     """What "save_matmuls" saves: products with weights, and what attention's backward pass needs of its forward."""
     if primitive.name == "name":
         return parameters["name"] == KERNEL_OUTPUT
@@ -211,12 +182,8 @@ def _remat(config: LlamaConfig, layer: Callable[..., Any], mesh: Mesh | None) ->
         # What fsdp gathers is gathered again: saved, it would be the whole model on every device.
         policy = policies.save_anything_except_these_names(GATHERED)
     elif config.remat == "offload":
-        policy = policies.save_and_offload_only_these_names(
-            names_which_can_be_saved=[],
-            names_which_can_be_offloaded=[_LAYER_INPUT],
-            offload_src="device",
-            offload_dst="pinned_host",
-        )
+        names: dict[str, Any] = {"names_which_can_be_saved": [], "names_which_can_be_offloaded": [_LAYER_INPUT]}
+        policy = policies.save_and_offload_only_these_names(**names, offload_src="device", offload_dst="pinned_host")
     # Inside a scan the loop itself keeps the compiler from merging the recomputation with the forward pass.
     return jax.checkpoint(layer, policy=policy, prevent_cse=not config.scan_layers)
 
@@ -245,7 +212,7 @@ def hidden_states(
 
     Args:
       config: Sizes and numerics.
-      params: From `init_params` or `model.convert`; with an entry `adapters`, from `model.lora.with_adapters`.
+      params: From `init_params` or `model.convert`; with an entry `adapters`, from `with_adapters`.
       tokens_BxL: Token ids.
       segment_ids_BxL: Document of each token; a token attends only within its own. None: the row is one document.
       positions_BxL: Position of each token; None: its column. Rotary attention sees only differences, so documents
@@ -268,7 +235,7 @@ def hidden_states(
             x_BxLxD = checkpoint_name(x_BxLxD, _LAYER_INPUT)
         attention = functools.partial(attend, config, segment_ids_BxL=segment_ids_BxL, dropout_key=key, mesh=mesh)
         weights = gathered(weights, "blocks", mesh)
-        return run_block(config, weights, x_BxLxD, rotary, lambda q, k, v: (attention(q, k, v), None), mesh=mesh)[0]
+        return run_block(config, weights, x_BxLxD, rotary, lambda *qkv: (attention(*qkv), None), mesh, "length")[0]
 
     layer = _remat(config, layer, mesh)
     x_BxLxD = params["embed"][tokens_BxL].astype(config.compute_dtype)
@@ -294,6 +261,44 @@ def logits(config: LlamaConfig, params: Params, tokens_BxL: Array, **arguments: 
     return jnp.einsum("bld,dv->blv", x_BxLxD, head_weight(config, params), preferred_element_type=jnp.float32)
 
 
+def add_adapters(weights: Any, adapters: Params) -> Any:
+    """A layer's parameters plus the products of their low-rank adapters `a` and `b`."""
+    if "a" in adapters:
+        return weights + jnp.tensordot(adapters["a"], adapters["b"], axes=1, precision="highest")
+    return {name: add_adapters(w, adapters[name]) if name in adapters else w for name, w in weights.items()}
+
+
+def init_adapters(config: LlamaConfig, lora: LoraConfig, key: Array) -> Params:
+    """Float32 adapters `blocks/attention/query/a` and so on, stacked over layers, that change nothing yet.
+
+    A is normal with variance 1/inputs, B is zero.
+    """
+    blocks = param_shapes(config)["blocks"]
+    adapters: Params = {"attention": {}, "mlp": {}}
+    for number, name in enumerate(lora.matrices):
+        part = "attention" if name in ATTENTION_MATRICES else "mlp"
+        shape, split = blocks[part][name].shape, 1 + input_axes(name)
+        noise = jax.random.normal(jax.random.fold_in(key, number), (*shape[:split], lora.rank), jnp.float32)
+        b = jnp.zeros((shape[0], lora.rank, *shape[split:]), jnp.float32)
+        adapters[part][name] = {"a": noise / math.sqrt(math.prod(shape[1:split])), "b": b}
+    return {"blocks": adapters}
+
+
+def with_adapters(base: Params, adapters: Params, lora: LoraConfig) -> Params:
+    """The base's tree with adapters in it, as `hidden_states` reads it; gradients reach adapters through it."""
+    scale = lora.alpha / lora.rank
+    scaled = jax.tree_util.tree_map_with_path(
+        lambda path, leaf: scale * leaf if path[-1].key == "b" else leaf, adapters
+    )
+    return {**base, "adapters": scaled}
+
+
+def merged(base: Params, adapters: Params, lora: LoraConfig) -> Params:
+    """An ordinary model's float32 parameters: W + alpha / rank * A B."""
+    both = with_adapters(base, adapters, lora)
+    return {**base, "blocks": jax.vmap(add_adapters)(base["blocks"], both["adapters"]["blocks"])}
+
+
 @jax.jit
 def fingerprint(tree: Any) -> Array:
     """A uint32 that changes with any bit of any array and with their order, the same on every mesh.
@@ -301,13 +306,11 @@ def fingerprint(tree: Any) -> Array:
     Sums wrap around, so they do not depend on the order in which devices add them up.
     """
 
-    def hash_leaf(array: Array) -> Array:
+    total = jnp.uint32(0)
+    for array in jax.tree.leaves(tree):
         bits = jax.lax.bitcast_convert_type(array, jnp.uint32).reshape(-1)
         weight = 2 * jnp.arange(bits.size, dtype=jnp.uint32) + 1
         mixed = bits ^ (bits >> 15)
-        return jnp.sum(mixed * (weight * jnp.uint32(2654435761)), dtype=jnp.uint32)
-
-    total = jnp.uint32(0)
-    for array in jax.tree.leaves(tree):
-        total = total * jnp.uint32(0x01000193) + hash_leaf(array)
+        leaf_hash = jnp.sum(mixed * (weight * jnp.uint32(2654435761)), dtype=jnp.uint32)
+        total = total * jnp.uint32(0x01000193) + leaf_hash
     return total

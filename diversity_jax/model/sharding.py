@@ -57,17 +57,11 @@ def input_axes(matrix: str) -> int:
     return 2 if matrix == "output" else 1
 
 
-def _adapter_axes() -> dict[str, tuple[str, ...]]:
-    """Logical axes of low-rank adapters: sharded as their matrix is, so that their product is too."""
-    axes_of: dict[str, tuple[str, ...]] = {}
-    for path, axes in PARAMETER_AXES.items():
-        if path.startswith("blocks/") and not path.endswith("norm"):
-            split = 1 + input_axes(path.rpartition("/")[2])
-            axes_of |= {f"{path}/a": (*axes[:split], "rank"), f"{path}/b": ("layers", "rank", *axes[split:])}
-    return axes_of
-
-
-PARAMETER_AXES |= _adapter_axes()
+# Low-rank adapters are sharded as their matrix is, so that their product is too.
+for _path, _axes in list(PARAMETER_AXES.items()):
+    if _path.startswith("blocks/") and not _path.endswith("norm"):
+        _split = 1 + input_axes(_path.rpartition("/")[2])
+        PARAMETER_AXES |= {f"{_path}/a": (*_axes[:_split], "rank"), f"{_path}/b": ("layers", "rank", *_axes[_split:])}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,9 +89,7 @@ class MeshConfig:
         for axis in ("data", "fsdp"):
             crossing = getattr(self, f"network_{axis}")
             if crossing < 1 or (sizes[axis] != -1 and sizes[axis] % crossing):
-                raise InputError(
-                    f"mesh.network_{axis}={crossing}: must divide mesh.{axis}={sizes[axis]}, of whose cuts it is a part"
-                )
+                raise InputError(f"mesh.network_{axis}={crossing}: must divide mesh.{axis}={sizes[axis]}")
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -117,19 +109,15 @@ class MeshConfig:
         """
         sizes = self.sizes
         fixed = math.prod(size for size in sizes.values() if size != -1)
-        if -1 not in sizes.values():
-            if fixed != devices:
-                raise InputError(
-                    f"mesh={sizes}: needs {fixed} devices but there are {devices}; set one axis to -1 to take them all"
-                )
-        elif devices % fixed:
+        if fixed != devices and -1 not in sizes.values():
+            raise InputError(f"mesh={sizes}: needs {fixed} devices but there are {devices}; set one axis to -1")
+        if devices % fixed:
             raise InputError(f"mesh={sizes}: {fixed} does not divide the {devices} devices; choose axes that do")
         sizes = {axis: devices // fixed if size == -1 else size for axis, size in sizes.items()}
         for axis in ("data", "fsdp"):
             if sizes[axis] % (crossing := getattr(self, f"network_{axis}")):
                 raise InputError(
-                    f"mesh.network_{axis}={crossing}: must divide mesh.{axis}, which is {sizes[axis]} on {devices} "
-                    "devices"
+                    f"mesh.network_{axis}={crossing}: must divide mesh.{axis}={sizes[axis]} on {devices} devices"
                 )
         return sizes
 
@@ -138,8 +126,7 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
     """The mesh `(data, fsdp, tensor, sequence)` over `devices` (default: all of them), in an order that JAX chooses.
 
     Raises:
-      InputError: the axes do not multiply to the number of devices, or do not say which of them cross from slice to
-        slice.
+      InputError: the axes do not multiply to the number of devices, or their network parts to that of slices.
     """
     devices = list(jax.devices() if devices is None else devices)
     sizes = config.resolved(len(devices))
@@ -148,8 +135,7 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
     if slices not in (1, config.slices):
         raise InputError(
             f"mesh.network_data={config.network_data}, mesh.network_fsdp={config.network_fsdp}: the devices are "
-            f"{slices} slices; "
-            f"set mesh.network_data={slices} and mesh.data to a multiple of it"
+            f"{slices} slices; set mesh.network_data={slices} and mesh.data to a multiple of it"
         )
     if config.slices == 1:
         return jax.make_mesh(tuple(sizes.values()), MESH_AXES, axis_types=types, devices=devices)

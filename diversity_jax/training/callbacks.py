@@ -18,8 +18,7 @@ from diversity_jax.core.errors import InputError
 from diversity_jax.mixtures.loader import Loader
 from diversity_jax.mixtures.mixture import Mixture
 from diversity_jax.model import LlamaConfig
-from diversity_jax.model.llama import Params
-from diversity_jax.model.lora import merged
+from diversity_jax.model.llama import Params, merged
 from diversity_jax.training.checkpoint import CheckpointError, Checkpoints
 from diversity_jax.training.config import TrainConfig
 from diversity_jax.training.evaluation import HeldOut, Samples

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 import math
 
 from diversity_jax.core.errors import InputError
-from diversity_jax.model.lora import LoraConfig
+from diversity_jax.model.config import LoraConfig
 
 _AT_LEAST_ONE = (
     "steps",

@@ -11,10 +11,9 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import optax
 
-from diversity_jax.model.config import LlamaConfig
+from diversity_jax.model.config import LlamaConfig, LoraConfig
 from diversity_jax.model.cross_entropy import loss, target_weights
-from diversity_jax.model.llama import Params, init_params, param_shapes
-from diversity_jax.model.lora import LoraConfig, init_adapters, with_adapters
+from diversity_jax.model.llama import Params, init_adapters, init_params, param_shapes, with_adapters
 from diversity_jax.model.sharding import batch_sharding, check_batch, param_shardings
 from diversity_jax.training.optimizer import OptimizerConfig, learning_rate, make_optimizer
 

@@ -23,11 +23,10 @@ _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = range(1, 7)
 _CHAT_TEMPLATE = "{% for message in messages %}{{ message['content'] }}\n\n{% endfor %}"
 
 _Token = tuple[str, float, int]  # text, score, kind
+_Entries = list[tuple[str, Any]]
 
 
-def tokenizer_entries(
-    tokenizer: str | os.PathLike, *, vocab_size: int, end_of_text_id: int | None = None
-) -> list[tuple[str, Any]]:
+def tokenizer_entries(tokenizer: str | os.PathLike, vocab_size: int, end_of_text_id: int | None) -> _Entries:
     """The keys of a GGUF file that describe a tokenizer.
 
     Args:
@@ -40,24 +39,21 @@ def tokenizer_entries(
       InputError: another kind of tokenizer, more tokens than the model has, or no such id.
     """
     name = os.fspath(tokenizer)
-    own_end: int | None
     if name == "bytes":
-        tokens, entries, own_end = *_bytes(), 1
+        tokens, entries, own_end = _bytes()
     elif name.endswith(".model"):
         tokens, entries, own_end = _sentencepiece(name)
     elif name.endswith(".json"):
-        tokens, entries, own_end = *_byte_level(name, read_json(name)), None
+        tokens, entries, own_end = _byte_level(name, read_json(name))
     else:
         raise InputError(f"tokenizer {name!r} is unknown; give bytes, a SentencePiece .model or a tokenizer.json")
     end = own_end if end_of_text_id is None else end_of_text_id
     if end is None or not 0 <= end < len(tokens):
-        raise InputError(
-            f"tokenizer {name}: has no end of text {'' if end is None else f'at id {end}'}; give --end-of-text-id"
-        )
+        at = "" if end is None else f" at id {end}"
+        raise InputError(f"tokenizer {name}: has no end of text{at}; give --end-of-text-id")
     if len(tokens) > vocab_size:
         raise InputError(
-            f"tokenizer {name}: has {len(tokens)} tokens, more than the model's {vocab_size}; give the one it was "
-            "trained with"
+            f"tokenizer {name}: has {len(tokens)} tokens, more than the model's {vocab_size}; give the model's own"
         )
     text, _, kind = tokens[end]
     # As a control token it stops generation and is never printed.
@@ -76,19 +72,23 @@ def tokenizer_entries(
     ]
 
 
-def _bytes() -> tuple[list[_Token], list[tuple[str, Any]]]:
+def _llama_entries(unknown_id: int, add_space: bool) -> _Entries:
+    return [
+        ("tokenizer.ggml.model", "llama"),
+        ("tokenizer.ggml.unknown_token_id", unknown_id),
+        ("tokenizer.ggml.add_space_prefix", add_space),
+    ]
+
+
+def _bytes() -> tuple[list[_Token], _Entries, int | None]:
     """UTF-8 bytes; the space's token is U+2581, which llama.cpp substitutes for it before it tokenises."""
     special = [("<pad>", 0.0, _CONTROL), ("</s>", 0.0, _CONTROL), ("<unk>", 0.0, _UNKNOWN)]
     tokens = special + [(f"<0x{byte:02X}>", 0.0, _BYTE) for byte in range(256)]
     tokens[3 + ord(" ")] = ("\u2581", 0.0, _NORMAL)
-    return tokens, [
-        ("tokenizer.ggml.model", "llama"),
-        ("tokenizer.ggml.unknown_token_id", 2),
-        ("tokenizer.ggml.add_space_prefix", False),
-    ]
+    return tokens, _llama_entries(2, False), 1
 
 
-def _sentencepiece(path: str) -> tuple[list[_Token], list[tuple[str, Any]], int | None]:
+def _sentencepiece(path: str) -> tuple[list[_Token], _Entries, int | None]:
     from google.protobuf.message import DecodeError
     from sentencepiece import sentencepiece_model_pb2
 
@@ -100,55 +100,39 @@ def _sentencepiece(path: str) -> tuple[list[_Token], list[tuple[str, Any]], int 
         raise InputError(f"tokenizer {path}: is not a SentencePiece model") from None
     trained, normal = model.trainer_spec, model.normalizer_spec
     if trained.model_type != trained.BPE:
-        raise InputError(
-            f"tokenizer {path}: is of another type than BPE, and llama.cpp would cut words otherwise; train one as bpe"
-        )
+        raise InputError(f"tokenizer {path}: is not BPE, and llama.cpp would cut words otherwise; train one as bpe")
     if normal.precompiled_charsmap or normal.remove_extra_whitespaces:
         raise InputError(
-            f"tokenizer {path}: normalises text, which llama.cpp does not; train one without (rule identity, white "
-            "space kept)"
+            f"tokenizer {path}: normalises text, which llama.cpp does not; train one with rule identity, spaces kept"
         )
     end = trained.eos_id if 0 <= trained.eos_id < len(model.pieces) else None
-    entries = [
-        ("tokenizer.ggml.model", "llama"),
-        ("tokenizer.ggml.unknown_token_id", max(trained.unk_id, 0)),
-        ("tokenizer.ggml.add_space_prefix", normal.add_dummy_prefix),
-    ]
-    return [(piece.piece, piece.score, piece.type) for piece in model.pieces], entries, end
+    tokens = [(piece.piece, piece.score, piece.type) for piece in model.pieces]
+    return tokens, _llama_entries(max(trained.unk_id, 0), normal.add_dummy_prefix), end
 
 
-def _byte_level(path: str, content: Any) -> tuple[list[_Token], list[tuple[str, Any]]]:
+def _byte_level(path: str, content: Any) -> tuple[list[_Token], _Entries, int | None]:
     """Byte-level BPE that splits words as GPT-2 did; of normalisations only NFC is allowed: most text is in it."""
     content = content if isinstance(content, Mapping) else {}
     model, splitter, normal = (content.get(part) or {} for part in ("model", "pre_tokenizer", "normalizer"))
-    as_gpt2 = (
-        splitter.get("type") == "ByteLevel" and splitter.get("use_regex", True) and not splitter.get("add_prefix_space")
-    )
-    if (
-        model.get("type", "BPE") != "BPE"
-        or not model.get("merges")
-        or not as_gpt2
-        or normal.get("type", "NFC") != "NFC"
-    ):
+    as_gpt2 = splitter.get("type") == "ByteLevel" and splitter.get("use_regex", True)
+    is_bpe = model.get("type", "BPE") == "BPE" and model.get("merges") and normal.get("type", "NFC") == "NFC"
+    if not is_bpe or not as_gpt2 or splitter.get("add_prefix_space"):
         raise InputError(
             f"tokenizer {path}: is no byte-level BPE that splits words as GPT-2's; llama.cpp would cut text otherwise"
         )
     if model.get("byte_fallback") or model.get("ignore_merges"):
-        raise InputError(
-            f"tokenizer {path}: uses byte_fallback or ignore_merges, which GPT-2's way of merging does not have"
-        )
+        raise InputError(f"tokenizer {path}: uses byte_fallback or ignore_merges, which llama.cpp's GPT-2 has not")
     by_id: dict[int, _Token] = {number: (text, 0.0, _NORMAL) for text, number in model["vocab"].items()}
     for token in content.get("added_tokens") or ():
         by_id[token["id"]] = (token["content"], 0.0, _CONTROL if token.get("special") else _USER_DEFINED)
     tokens = [by_id.get(number, (f"<unused{number}>", 0.0, _UNUSED)) for number in range(max(by_id) + 1)]
     merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
     entries = [("tokenizer.ggml.model", "gpt2"), ("tokenizer.ggml.pre", "gpt-2"), ("tokenizer.ggml.merges", merges)]
-    return tokens, entries
+    return tokens, entries, None
 
 
 # llama.cpp's numbers of types: of a tensor, and of a file by the type of most of its tensors.
-_TENSOR_TYPE = {"float32": 0, "float16": 1, "bfloat16": 30}
-_FILE_TYPE = {"float32": 0, "float16": 1, "bfloat16": 32}
+_TENSOR_TYPE, _FILE_TYPE = {"float32": 0, "float16": 1, "bfloat16": 30}, {"float32": 0, "float16": 1, "bfloat16": 32}
 _NAMES = {
     "model.embed_tokens": "token_embd",
     "model.norm": "output_norm",
@@ -194,19 +178,11 @@ def export_gguf(
     """
     path = Path(path)
     if path.suffix != ".gguf" or path.exists():
-        raise InputError(
-            f"{path}: {'exists already' if path.exists() else 'does not end in .gguf'}; choose another name"
-        )
+        why = "exists already" if path.exists() else "does not end in .gguf"
+        raise InputError(f"{path}: {why}; choose another name")
     dtype_named(dtype)
-    entries = _model_entries(config, path.stem, dtype)
-    entries += tokenizer_entries(tokenizer, vocab_size=config.vocab_size, end_of_text_id=end_of_text_id)
-    _write(path, entries, [_to_llama_cpp(config, tensor) for tensor in hugging_face_tensors(config, params)], dtype)
-    return path
-
-
-def _model_entries(config: LlamaConfig, name: str, dtype: str) -> list[tuple[str, Any]]:
-    return [
-        ("general.name", name),
+    entries = [
+        ("general.name", path.stem),
         ("general.file_type", _FILE_TYPE[dtype]),
         ("llama.vocab_size", config.vocab_size),
         ("llama.context_length", config.max_length),
@@ -218,7 +194,10 @@ def _model_entries(config: LlamaConfig, name: str, dtype: str) -> list[tuple[str
         ("llama.attention.layer_norm_rms_epsilon", config.rms_norm_eps),
         ("llama.rope.dimension_count", config.head_size),
         ("llama.rope.freq_base", config.rope_theta),
+        *tokenizer_entries(tokenizer, config.vocab_size, end_of_text_id),
     ]
+    _write(path, entries, [_to_llama_cpp(config, tensor) for tensor in hugging_face_tensors(config, params)], dtype)
+    return path
 
 
 def _to_llama_cpp(config: LlamaConfig, tensor: Tensor) -> Tensor:
@@ -238,7 +217,7 @@ def _to_llama_cpp(config: LlamaConfig, tensor: Tensor) -> Tensor:
         halves = tensor.values().reshape(heads, 2, config.head_size // 2, config.hidden_size)
         return halves.swapaxes(1, 2).reshape(tensor.shape)
 
-    return Tensor(name=f"{layer}{_NAMES[stem]}.weight", shape=tensor.shape, values=values)
+    return Tensor(f"{layer}{_NAMES[stem]}.weight", tensor.shape, values)
 
 
 def _write(path: Path, entries: Iterable[tuple[str, Any]], tensors: list[Tensor], dtype: str) -> None:

@@ -3,8 +3,9 @@
 Rotary positions are half-split on both sides, so no rows are permuted; linear layers' weights are transposed there.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 import functools
+import math
 import os
 from pathlib import Path
 from typing import Any, cast
@@ -22,7 +23,7 @@ from diversity_jax.model.sharding import path_name
 _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
 
-# Our parameter -> name there, and the two conversions; D, H, K, Dh from the config. Layers' names carry their number.
+# Our parameter -> name there. Layers' names carry their number.
 _TOP = {"embed": "model.embed_tokens.weight", "norm": "model.norm.weight", "head": "lm_head.weight"}
 _LAYER = {
     "blocks/attention_norm": "input_layernorm.weight",
@@ -45,26 +46,16 @@ def _shapes(config: LlamaConfig) -> dict[str, tuple[int, ...]]:
     return {name: shape[1:] if name in _LAYER else shape for name, shape in shapes.items()}
 
 
-def _inputs(name: str, shape: tuple[int, ...]) -> int:
-    """Size of the axes that the matrix is multiplied over."""
-    return shape[0] * shape[1] if name == "blocks/attention/output" else shape[0]
-
-
-def _to_theirs(name: str, values: np.ndarray) -> np.ndarray:
-    if values.ndim == 1 or name == "embed":
-        return values
-    return values.reshape(_inputs(name, values.shape), -1).T
+def _their_shape(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Matrices are [outputs, inputs] there; embeddings and norms are as ours."""
+    if len(shape) == 1 or name == "embed":
+        return shape
+    inputs = shape[0] * shape[1] if name == "blocks/attention/output" else shape[0]
+    return math.prod(shape) // inputs, inputs
 
 
 def _to_ours(name: str, values: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     return values if len(shape) == 1 or name == "embed" else values.T.reshape(shape)
-
-
-def _their_shape(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-    if len(shape) == 1 or name == "embed":
-        return shape
-    inputs = _inputs(name, shape)
-    return (int(np.prod(shape)) // inputs, inputs)
 
 
 def _names(config: LlamaConfig) -> Iterator[tuple[str, int | None, str]]:
@@ -78,18 +69,22 @@ def _names(config: LlamaConfig) -> Iterator[tuple[str, int | None, str]]:
         yield "head", None, _TOP["head"]
 
 
-def config_to_hugging_face(
-    config: LlamaConfig, dtype: str = "float32", end_of_text_id: int | None = None
-) -> dict[str, Any]:
+_REQUIRED = {
+    "vocab_size": "vocab_size",
+    "hidden_size": "hidden_size",
+    "intermediate_size": "intermediate_size",
+    "num_layers": "num_hidden_layers",
+    "num_heads": "num_attention_heads",
+}
+"""Field of `LlamaConfig` -> entry of `config.json`."""
+
+
+def config_to_hugging_face(config: LlamaConfig, dtype: str, end_of_text_id: int | None) -> dict[str, Any]:
     """The content of `config.json` for transformers 4 and 5."""
     return {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
-        "vocab_size": config.vocab_size,
-        "hidden_size": config.hidden_size,
-        "intermediate_size": config.intermediate_size,
-        "num_hidden_layers": config.num_layers,
-        "num_attention_heads": config.num_heads,
+        **{theirs: getattr(config, ours) for ours, theirs in _REQUIRED.items()},
         "num_key_value_heads": config.kv_heads,
         "head_dim": config.head_size,
         "hidden_act": "silu",
@@ -120,23 +115,14 @@ def config_from_hugging_face(folder: str | os.PathLike, **overrides: Any) -> Lla
     if not isinstance(theirs, dict):
         raise InputError(f"{path}: is not an object; expected the configuration of a LlamaForCausalLM")
     rope = _refuse_other_models(path, theirs)
-    required = {
-        "vocab_size": "vocab_size",
-        "hidden_size": "hidden_size",
-        "intermediate_size": "intermediate_size",
-        "num_layers": "num_hidden_layers",
-        "num_heads": "num_attention_heads",
-    }
-    optional = {"num_kv_heads": ("num_key_value_heads", None), "max_length": ("max_position_embeddings", 2048)}
-    if missing := [name for name in required.values() if name not in theirs]:
+    if missing := [name for name in _REQUIRED.values() if name not in theirs]:
         raise InputError(f"{path}: has no {missing[0]}; expected the configuration of a LlamaForCausalLM")
-    fields = {ours: theirs[name] for ours, name in required.items()}
-    fields |= {ours: theirs.get(name, default) for ours, (name, default) in optional.items()}
-    names = required | {ours: name for ours, (name, _) in optional.items()}
+    counts = _REQUIRED | {"max_length": "max_position_embeddings", "num_kv_heads": "num_key_value_heads"}
+    fields = {ours: theirs.get(name, 2048 if ours == "max_length" else None) for ours, name in counts.items()}
     for ours, value in fields.items():
         is_count = isinstance(value, int) and not isinstance(value, bool) and value > 0
         if not is_count and (ours, value) != ("num_kv_heads", None):
-            raise InputError(f"{path}: {names[ours]} is {value!r}; expected a whole number above 0")
+            raise InputError(f"{path}: {counts[ours]} is {value!r}; expected a whole number above 0")
     size = fields["hidden_size"] // fields["num_heads"]
     if theirs.get("head_dim") not in (None, size):
         raise InputError(
@@ -156,27 +142,22 @@ def _refuse_other_models(path: Path, theirs: Mapping[str, Any]) -> Mapping[str, 
     architectures = theirs.get("architectures") or ["LlamaForCausalLM"]
     if "LlamaForCausalLM" not in architectures:
         raise InputError(f"{path}: architectures is {architectures!r}; only LlamaForCausalLM can be read")
-    wanted = {"model_type": "llama", "hidden_act": "silu", "attention_bias": False, "mlp_bias": False}
-    why = {
-        "attention_bias": ": this model has no biases",
-        "mlp_bias": ": this model has no biases",
-        "hidden_act": ": the gate is SwiGLU",
-    }
-    for name, value in wanted.items():
+    for name, value, why in (
+        ("model_type", "llama", ""),
+        ("hidden_act", "silu", ": the gate is SwiGLU"),
+        ("attention_bias", False, ": this model has no biases"),
+        ("mlp_bias", False, ": this model has no biases"),
+    ):
         theirs_value = theirs.get(name, None if name == "model_type" else value)
         if (bool(theirs_value) if value is False else theirs_value) != value:
-            raise InputError(f"{path}: {name} is {theirs_value!r}; only {value!r} can be read{why.get(name, '')}")
+            raise InputError(f"{path}: {name} is {theirs_value!r}; only {value!r} can be read{why}")
     if theirs.get("quantization_config"):
-        raise InputError(
-            f"{path}: the weights are quantised (quantization_config); dequantise them with transformers and save "
-            "them again"
-        )
+        raise InputError(f"{path}: the weights are quantised (quantization_config); dequantise them with transformers")
     rope = theirs.get("rope_parameters") or theirs.get("rope_scaling") or {}
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind != "default":
         raise InputError(
-            f"{path}: rope_type is {kind!r}; only 'default' can be read: scaled rotary positions would be computed "
-            "unscaled here, and every token after the first would be off"
+            f"{path}: rope_type is {kind!r}; only 'default' can be read: here rotary positions are not scaled"
         )
     if (share := rope.get("partial_rotary_factor", theirs.get("partial_rotary_factor", 1.0))) != 1.0:
         raise InputError(f"{path}: partial_rotary_factor is {share}; only 1.0 can be read: here the whole head turns")
@@ -187,7 +168,7 @@ def hugging_face_tensors(config: LlamaConfig, params: Mapping[str, Any]) -> list
     """Every tensor under its name there and in its form there, fetched when its values are asked for."""
     shapes = _shapes(config)
     return [
-        Tensor(name=theirs, shape=_their_shape(name, shapes[name]), values=_fetch(params, name, layer))
+        Tensor(theirs, _their_shape(name, shapes[name]), functools.partial(_fetch, params, name, layer))
         for name, layer, theirs in _names(config)
     ]
 
@@ -240,12 +221,11 @@ def refuse_model_folder(folder: Path) -> None:
         raise InputError(f"{folder}: holds a model already; choose another folder or remove it")
 
 
-def _fetch(params: Mapping[str, Any], name: str, layer: int | None) -> Callable[[], np.ndarray]:
-    def values() -> np.ndarray:
-        array = functools.reduce(lambda tree, part: tree[part], name.split("/"), cast(Any, params))
-        return _to_theirs(name, np.asarray(array if layer is None else array[layer]))
-
-    return values
+def _fetch(params: Mapping[str, Any], name: str, layer: int | None) -> np.ndarray:
+    array = functools.reduce(lambda tree, part: tree[part], name.split("/"), cast(Any, params))
+    values = np.asarray(array if layer is None else array[layer])
+    is_same = values.ndim == 1 or name == "embed"
+    return values if is_same else values.reshape(_their_shape(name, values.shape)[::-1]).T
 
 
 def _into_files(tensors: list[Tensor], max_bytes: int, dtype: np.dtype) -> list[list[Tensor]]:
@@ -280,13 +260,10 @@ def import_hugging_face(folder: str | os.PathLike, **overrides: Any) -> tuple[Ll
     if config.tie_embeddings and (head := tensors.pop(_TOP["head"], None)) is not None:
         embed = tensors.get(_TOP["embed"])
         if embed is None or not np.array_equal(head.values(), embed.values()):
-            raise InputError(
-                f"{folder}: lm_head.weight differs from the embedding although config.json says they are tied"
-            )
+            raise InputError(f"{folder}: lm_head.weight differs from the embedding, which config.json says it is")
     shapes = _shapes(config)
-    _check_names_and_shapes(
-        folder, tensors, {theirs: _their_shape(name, shapes[name]) for name, _, theirs in _names(config)}
-    )
+    expected = {theirs: _their_shape(name, shapes[name]) for name, _, theirs in _names(config)}
+    _check_names_and_shapes(folder, tensors, expected)
     params: dict[str, Any] = {}
     for name, shape in shapes.items():
         *parents, leaf = name.split("/")
@@ -306,13 +283,10 @@ def _read_folder(folder: Path) -> dict[str, Tensor]:
     if (folder / _INDEX).exists():
         index = read_json(folder / _INDEX)
         weight_map = index.get("weight_map") if isinstance(index, dict) else None
-        if not isinstance(weight_map, dict) or not all(
-            isinstance(file, str) and Path(file).name == file for file in weight_map.values()
-        ):
-            raise InputError(
-                f"{folder / _INDEX}: has no weight_map of tensors to files beside it; fetch the model again"
-            )
-        files = {file: read_tensors(folder / file) for file in sorted(set(weight_map.values()))}
+        names = list(weight_map.values()) if isinstance(weight_map, dict) else [None]
+        if not all(isinstance(file, str) and Path(file).name == file for file in names):
+            raise InputError(f"{folder / _INDEX}: has no weight_map of tensors to files beside it; fetch it again")
+        files = {file: read_tensors(folder / file) for file in sorted(set(names))}
         if missing := sorted(name for name, file in weight_map.items() if name not in files[file]):
             file = weight_map[missing[0]]
             raise InputError(f"{folder / file}: has no tensor {missing[0]}, which {_INDEX} places there")
@@ -322,15 +296,11 @@ def _read_folder(folder: Path) -> dict[str, Tensor]:
     else:
         is_pickled = any(folder.glob("pytorch_model*"))
         pickled = " (pytorch_model.bin is not read: save the model again with transformers)" if is_pickled else ""
-        raise InputError(
-            f"{folder}: holds neither {_SINGLE} nor {_INDEX}; give the folder of a model in safetensors form{pickled}"
-        )
+        raise InputError(f"{folder}: holds neither {_SINGLE} nor {_INDEX}; give a model in safetensors form{pickled}")
     return {name: tensor for name, tensor in tensors.items() if not name.endswith(_IGNORED)}
 
 
-def _check_names_and_shapes(
-    folder: Path, tensors: Mapping[str, Tensor], expected: Mapping[str, tuple[int, ...]]
-) -> None:
+def _check_names_and_shapes(folder, tensors, expected):
     def listed(names: list[str]) -> str:
         return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 

@@ -15,15 +15,11 @@ import numpy as np
 from diversity_jax.core.errors import InputError
 from diversity_jax.core.files import writing
 
-_DTYPES = {
-    "F32": np.dtype(np.float32),
-    "F16": np.dtype(np.float16),
-    "BF16": np.dtype(ml_dtypes.bfloat16),
-    "F64": np.dtype(np.float64),
-}
+_NAMES = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16, "F64": np.float64}
+_DTYPES = {code: np.dtype(kind) for code, kind in _NAMES.items()}
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Tensor:
     """An array whose shape is known before its values are made or read."""
 
@@ -49,7 +45,7 @@ def dtype_named(name: str) -> np.dtype:
     Raises:
       InputError: any other name.
     """
-    choices = {dtype.name: dtype for dtype in _DTYPES.values() if dtype.name != "float64"}
+    choices = {dtype.name: dtype for dtype in _DTYPES.values() if dtype != np.float64}
     if name not in choices:
         raise InputError(f"dtype={name!r}: must be one of {', '.join(choices)}")
     return choices[name]
@@ -93,17 +89,11 @@ def read_tensors(path: str | os.PathLike) -> dict[str, Tensor]:
     except FileNotFoundError:
         raise InputError(f"{path}: no such file; the model's folder is incomplete") from None
     except SafetensorError as error:
-        raise InputError(
-            f"{path}: is no safetensors file, or is cut short or damaged ({error}); fetch or export it again"
-        ) from None
+        raise InputError(f"{path}: is no safetensors file, or a damaged one ({error}); fetch it again") from None
     tensors = {}
     for name in file.keys():  # noqa: SIM118 the file is no mapping
         header = file.get_slice(name)
-        if header.get_dtype() not in _DTYPES:
-            raise InputError(
-                f"{path}: {name} is of type {header.get_dtype()}; expected weights in {', '.join(_DTYPES)} (quantised "
-                "models must be converted first)"
-            )
-        values = functools.partial(file.get_tensor, name)
-        tensors[name] = Tensor(name=name, shape=tuple(header.get_shape()), values=values)
+        if (dtype := header.get_dtype()) not in _DTYPES:
+            raise InputError(f"{path}: {name} is of type {dtype}; weights in {', '.join(_DTYPES)} can be read")
+        tensors[name] = Tensor(name, tuple(header.get_shape()), functools.partial(file.get_tensor, name))
     return tensors
