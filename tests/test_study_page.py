@@ -77,3 +77,17 @@ def test_an_analysis_of_another_version_is_refused(folder, tmp_path):
     write_json(tmp_path / "analysis.json", read_json(folder / "analysis.json") | {"format_version": 1})
     with pytest.raises(InputError, match="another version of this package wrote it"):
         page.draw(tmp_path)
+
+
+def test_where_every_recipe_has_the_same_outcome_the_share_explained_is_withheld_with_its_reason(tmp_path):
+    study = config.parse(["--config", "configs/studies/ratio.py"], StudyConfig)
+    equal = [run | {"outcomes": {"accuracy": 0.5}} for run in runs()]
+    results = analysis.analyse(study, equal) | {"densities": {"factors": [], "corpora": []}, "failures": []}
+    assert results["relations"][0]["log_line"]["r_squared"] is None
+    write_json(tmp_path / "analysis.json", results)
+    run_info.describe(["python"], {}).save(tmp_path)
+    page.draw(tmp_path)
+    text = (tmp_path / "report.html").read_text()
+    assert "every recipe has the same outcome" in text
+    assert "These runs do not decide" in text
+    assert "outcome: the same in all 6 recipes" in text

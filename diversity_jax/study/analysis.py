@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
-import functools
 import itertools
 import math
 from pathlib import Path
@@ -52,9 +51,7 @@ def table(study: StudyConfig, runs: Sequence[StudyRun], store: StepStore) -> lis
 
 
 def outcomes(results: Mapping[str, Any]) -> dict[str, float]:
-    """Figures of one evaluation: `accuracy` over tasks and of each, `loss on NAME` (nats a token) and `bits on NAME` (a
-    byte).
-    """
+    """Figures of one evaluation: `accuracy` over tasks and of each, `loss on NAME` (token), `bits on NAME` (byte)."""
     accuracies = {
         f"accuracy of {task['title']}": task["metrics"][task["metric"]]["value"] for task in results["tasks"].values()
     }
@@ -67,10 +64,9 @@ def outcomes(results: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _diversity(study: StudyConfig, run: StudyRun, store: StepStore) -> dict[str, float]:
-    """The predictors, and those controls that are figures too; ones that a scorecard does not hold are left out.
+    """The predictors and controls that the run's scorecard holds: its fields, or `metrics.NAME`.
 
-    A figure is `effective_clusters` or another field of the scorecard, or `metrics.NAME`; a judge's scorecard holds the
-    metrics in its baseline.
+    A judge's scorecard holds the metrics in its baseline.
     """
     if "score" not in run.keys or store.done(run.keys["score"]) is None:
         return {}
@@ -86,9 +82,7 @@ def _diversity(study: StudyConfig, run: StudyRun, store: StepStore) -> dict[str,
 
 
 def densities(study: StudyConfig, runs: Sequence[StudyRun], store: StepStore) -> dict[str, Any]:
-    """Histograms of the clusters in a grouping and of their mean size: of each corpus that was scored, named by its
-    levels of `factors`.
-    """
+    """Histograms of clusters a grouping and of their mean size: of each scored corpus, by its levels of `factors`."""
     scored = [run for run in runs if "score" in run.keys and store.done(run.keys["score"]) is not None]
     factors = [factor.name for factor in study.factors if _changes_score(factor.name, scored)]
     corpora: dict[str, Any] = {}
@@ -98,8 +92,7 @@ def densities(study: StudyConfig, runs: Sequence[StudyRun], store: StepStore) ->
         if name not in corpora and path.exists():
             scorecard = Scorecard.load(path)
             histograms = {kind: scorecard.histogram(kind) for kind in ("clusters", "samples_per_cluster")}
-            size = scorecard.series.samples_per_grouping
-            corpora[name] = {"name": name, **histograms, "samples_per_grouping": size}
+            corpora[name] = {"name": name, **histograms, "samples_per_grouping": scorecard.series.samples_per_grouping}
     return {"factors": factors, "corpora": list(corpora.values())}
 
 
@@ -143,9 +136,8 @@ def analyse(study: StudyConfig, rows: Sequence[Row]) -> dict[str, Any]:
         for outcome in names:
             if outcome.startswith("loss on "):
                 continue  # models of one vocabulary: bits on the same text say the same
-            relations += [
-                _relation(study, rows, stage, outcome, name) for name in study.predictors if name not in names
-            ]
+            predictors = [name for name in study.predictors if name not in names]
+            relations += [_relation(study, rows, stage, outcome, predictor) for predictor in predictors]
             effects.append(_effects(factors, rows, stage, outcome))
     recipes = len({row["recipe"] for row in rows})
     power = {
@@ -153,18 +145,19 @@ def analyse(study: StudyConfig, rows: Sequence[Row]) -> dict[str, Any]:
         "chance": {str(r): statistics.power(r, recipes) for r in _ANTICIPATED} if recipes >= 3 else {},
         "needed": {str(r): statistics.recipes_needed(r) for r in _ANTICIPATED},
     }
-    analysis = {
-        "format_version": FORMAT_VERSION,
-        "study": study.name,
-        "factors": factors,
-        "runs": list(rows),
-        "relations": relations,
-        "effects": effects,
-        "figures": _figures(study, rows, factors),
-        "published": _published(study, rows),
-        "power": power,
-    }
-    return _as_json(analysis)
+    return _as_json(
+        {
+            "format_version": FORMAT_VERSION,
+            "study": study.name,
+            "factors": factors,
+            "runs": rows,
+            "relations": relations,
+            "effects": effects,
+            "figures": _figures(study, rows, factors),
+            "published": _published(study, rows),
+            "power": power,
+        }
+    )
 
 
 def _figures(study: StudyConfig, rows: Sequence[Row], factors: Sequence[str]) -> list[dict[str, Any]]:
@@ -177,13 +170,12 @@ def _figures(study: StudyConfig, rows: Sequence[Row], factors: Sequence[str]) ->
             continue
         levels: dict[str, list[dict[str, Any]]] = {}
         for factor in factors:
-            values: dict[Any, list[float]] = {}
+            by_level: dict[Any, list[float]] = {}
             for row in corpora:
-                values.setdefault(row["levels"][factor], []).append(row["diversity"][name])
-            if len(values) > 1:
-                levels[factor] = [
-                    {"name": level, "value": _mean(at_level), "values": at_level} for level, at_level in values.items()
-                ]
+                by_level.setdefault(row["levels"][factor], []).append(row["diversity"][name])
+            means = [{"name": level, "value": _mean(values), "values": values} for level, values in by_level.items()]
+            if len(means) > 1:
+                levels[factor] = means
         if levels:
             figures.append({"figure": name, "levels": levels})
     return figures
@@ -193,9 +185,9 @@ def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
 
 
-def _result_or_reason(compute: Callable[[], Any]) -> Any:
+def _result_or_reason(compute: Callable[..., Any], *arguments: Any, **settings: Any) -> Any:
     try:
-        return compute()
+        return compute(*arguments, **settings)
     except InputError as error:
         return {"reason": str(error)}
 
@@ -218,19 +210,17 @@ def _relation(study: StudyConfig, rows: Sequence[Row], stage: str, outcome: str,
     x, y = columns[predictor], columns[outcome]
     logged = np.log(x) if min(x) > 0 else np.asarray(x)
     controls = {name: columns[name] for name in study.controls if name in columns and np.ptp(columns[name]) > 0}
-    partial: Any = {"reason": "no control varies"}
-    if controls:
-        partial = _result_or_reason(lambda: statistics.partial_correlation(logged, y, controls))
+    partial = _result_or_reason(statistics.partial_correlation, logged, y, controls)
     return head | {
         "recipes": list(recipes),
         "x": x,
         "y": y,
-        "line": _result_or_reason(lambda: _line(y, x)),
-        "log_line": _result_or_reason(lambda: _line(y, logged)),
-        "spearman": _result_or_reason(lambda: statistics.rank_correlation(x, y)),
-        "kendall": _result_or_reason(lambda: statistics.rank_correlation(x, y, kind="kendall")),
-        "pearson_of_log": _result_or_reason(lambda: statistics.partial_correlation(logged, y)),
-        "partial": partial,
+        "line": _result_or_reason(_line, y, x),
+        "log_line": _result_or_reason(_line, y, logged),
+        "spearman": _result_or_reason(statistics.rank_correlation, x, y),
+        "kendall": _result_or_reason(statistics.rank_correlation, x, y, kind="kendall"),
+        "pearson_of_log": _result_or_reason(statistics.partial_correlation, logged, y),
+        "partial": partial if controls else {"reason": "no control varies"},
         "controls": list(controls),
     }
 
@@ -257,7 +247,7 @@ def _effects(factors: Sequence[str], rows: Sequence[Row], stage: str, outcome: s
     for factor in factors:
         amounts = [run[factor] for run in runs]
         if all(isinstance(amount, int | float) for amount in amounts) and len(set(amounts)) >= _AMOUNTS_TO_SATURATE:
-            curves[factor] = _result_or_reason(functools.partial(statistics.saturation, amounts, values))
+            curves[factor] = _result_or_reason(statistics.saturation, amounts, values)
     pairs = {f"{a}:{b}": f"{a} \u00d7 {b}" for a, b in itertools.combinations(factors, 2)}
     return head | {
         "terms": [{**vars(term), "name": pairs.get(term.name, term.name)} for term in effects.terms],
@@ -274,18 +264,16 @@ def _effects(factors: Sequence[str], rows: Sequence[Row], stage: str, outcome: s
 def _published(study: StudyConfig, rows: Sequence[Row]) -> list[dict[str, Any]]:
     """Figures that others reported for single levels, each beside the mean of our runs at that level."""
     compared = []
-    for factor in study.factors:
-        for level in factor.levels:
-            at_level = [row for row in rows if row["levels"].get(factor.name) == level.name]
-            for figure, value in level.published.items():
-                ours = [
-                    row["outcomes"][name]
-                    for row in at_level
-                    for name in row["outcomes"]
-                    if figure == f"{row['stage']} {name}"
-                ]
-                row = {"factor": factor.name, "level": level.name, "figure": figure, "published": value}
-                compared.append({**row, "ours": _mean(ours) if ours else None, "runs": len(ours)})
+    levels = [(factor.name, level) for factor in study.factors for level in factor.levels]
+    for factor, level in levels:
+        at_level = [row for row in rows if row["levels"].get(factor) == level.name]
+        for figure, value in level.published.items():
+            outcomes = [
+                (f"{row['stage']} {name}", value) for row in at_level for name, value in row["outcomes"].items()
+            ]
+            ours = [value for name, value in outcomes if name == figure]
+            head = {"factor": factor, "level": level.name, "figure": figure, "published": value}
+            compared.append(head | {"ours": _mean(ours) if ours else None, "runs": len(ours)})
     return compared
 
 
@@ -300,9 +288,7 @@ def draw(folder: Path) -> Path:
     path = folder / "analysis.json"
     analysis = read_json(path)
     if analysis.get("format_version") != FORMAT_VERSION:
-        raise InputError(
-            f"{path}: another version of this package wrote it; run the study again, steps that stand are not repeated"
-        )
+        raise InputError(f"{path}: another version of this package wrote it; run the study again, done steps are kept")
     return study.write(folder, analysis)
 
 

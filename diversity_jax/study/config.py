@@ -41,7 +41,7 @@ class Recipe:
 
     def parts(self) -> dict[str, Any]:
         """The configurations that are not None, by kind, in order."""
-        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if getattr(self, f.name) is not None}
+        return {kind: config for kind, config in vars(self).items() if config is not None}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,12 +68,9 @@ class Factor:
 
     def __post_init__(self):
         names = [level.name for level in self.levels]
-        if not names:
-            raise InputError(f"factor {self.name!r} has no levels; give at least one")
-        if len(set(names)) < len(names):
-            raise InputError(
-                f"factor {self.name!r} has two levels of one name ({', '.join(map(str, names))}); give each its own"
-            )
+        if not names or len(set(names)) < len(names):
+            problem = f"two levels of one name ({', '.join(map(str, names))})" if names else "no levels"
+            raise InputError(f"factor {self.name!r} has {problem}; give different names, at least one")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,11 +149,8 @@ class StudyConfig:
         names = [factor.name for factor in self.factors]
         if len(set(names)) < len(names):
             raise InputError(f"study {self.name!r}: two factors of one name ({', '.join(names)}); give each its own")
-        unknown = [name for name in self.apart if name not in names]
-        if unknown:
-            raise InputError(
-                f"study {self.name!r}: apart names {', '.join(unknown)}; its factors are {', '.join(names) or 'none'}"
-            )
+        if unknown := [name for name in self.apart if name not in names]:
+            raise InputError(f"study {self.name!r}: apart names {unknown[0]!r}; its factors are {', '.join(names)}")
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise InputError(f"study {self.name!r}: seeds {list(self.seeds)}; give different seeds, at least one")
         if self.stale not in STALE:
@@ -165,8 +159,8 @@ class StudyConfig:
             raise InputError(f"processes={self.processes}: give at least 1")
         if is_remote(self.output_dir):
             raise InputError(
-                f"output_dir={self.output_dir}: a study needs a folder with file locks; mount the bucket and name the "
-                "mounted folder, or share a folder between the workers of a Slurm or XPK array as scripts/launch shows"
+                f"output_dir={self.output_dir}: a study needs a folder with file locks; mount the bucket, or share a "
+                "folder between workers as scripts/launch shows"
             )
         if not self.recipe.parts():
             raise InputError(f"study {self.name!r}: the recipe has no step; give at least one")
@@ -211,9 +205,8 @@ def plan(study: StudyConfig, store: StepStore) -> Plan:
     for levels in itertools.product(*_selected_levels(study)):
         chosen = {factor.name: level.name for factor, level in zip(study.factors, levels, strict=True)}
         recipe = study.recipe
-        for factor, level in zip(study.factors, levels, strict=True):
-            where = f"study {study.name!r}: factor {factor.name!r}, level {level.name!r}"
-            recipe = _with_values(recipe, level.set, where)
+        for (factor, name), level in zip(chosen.items(), levels, strict=True):
+            recipe = _with_values(recipe, level.set, f"study {study.name!r}: factor {factor!r}, level {name!r}")
         for seed in study.seeds:
             seeded = _with_values(recipe, dict.fromkeys(study.seed_fields, seed), f"study {study.name!r}: seed_fields")
             keys: dict[str, str] = {}
@@ -237,15 +230,11 @@ def _selected_levels(study: StudyConfig) -> list[tuple[Level, ...]]:
         wanted[name.strip()] = [level.strip() for level in names.split("|")]
     known = {factor.name: [str(level.name) for level in factor.levels] for factor in study.factors}
     for name, levels in wanted.items():
+        only = f"only={study.only!r}:"
         if name not in known:
-            raise InputError(
-                f"only={study.only!r}: study {study.name!r} has no factor {name!r}; it has {', '.join(known)}"
-            )
-        unknown = [level for level in levels if level not in known[name]]
-        if unknown:
-            raise InputError(
-                f"only={study.only!r}: factor {name!r} has no level {unknown[0]!r}; it has {', '.join(known[name])}"
-            )
+            raise InputError(f"{only} study {study.name!r} has no factor {name!r}; it has {', '.join(known)}")
+        if unknown := [level for level in levels if level not in known[name]]:
+            raise InputError(f"{only} factor {name!r} has no level {unknown[0]!r}; it has {', '.join(known[name])}")
     return [
         tuple(level for level in factor.levels if str(level.name) in wanted.get(factor.name, known[factor.name]))
         for factor in study.factors
@@ -269,9 +258,8 @@ def _step(kind: str, config: Any, earlier: Mapping[str, str], store: StepStore) 
         if name == "output":
             return "{output}"
         if name not in earlier:
-            raise InputError(
-                f"the recipe's {kind} names {{{name}}}; steps before it are {', '.join(earlier) or 'none'}"
-            )
+            steps = ", ".join(earlier) or "none"
+            raise InputError(f"the recipe's {kind} names {{{name}}}; steps before it are {steps}")
         if earlier[name] not in needs:
             needs.append(earlier[name])
         return f"{{{earlier[name]}}}"
@@ -301,8 +289,8 @@ def _in_texts(value: Any, replace: Callable[[str], str]) -> Any:
 def _as_json(value: Any) -> Any:
     """A configuration as JSON values, each dataclass with its type's name."""
     if dataclasses.is_dataclass(value):
-        fields = {f.name: _as_json(getattr(value, f.name)) for f in dataclasses.fields(value)}
-        return {"type": type(value).__name__} | fields
+        fields = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+        return {"type": type(value).__name__} | _as_json(fields)
     if isinstance(value, Mapping):
         return {str(name): _as_json(item) for name, item in value.items()}
     if isinstance(value, tuple | list):
@@ -321,15 +309,12 @@ def _check_different(study: StudyConfig, runs: Sequence[StudyRun]) -> None:
         if other.levels == run.levels:
             fields = ", ".join(study.seed_fields)
             reason = f"it reads none of {fields}" if fields else "seed_fields names no field for them"
-            raise InputError(
-                f"study {study.name!r}: seeds {other.seed} and {run.seed} come to the same {last}: {reason}"
-            )
-        differing = [name for name in run.levels if run.levels[name] != other.levels[name]]
-        new, old = (recipe_name({name: each.levels[name] for name in differing}) for each in (run, other))
-        raise InputError(
-            f"study {study.name!r}: {old} and {new} make the same recipe: "
-            f"{_why_equal(study, differing, (run, other), last)}"
-        )
+            problem = f"seeds {other.seed} and {run.seed} come to the same {last}: {reason}"
+        else:
+            names = [name for name in run.levels if run.levels[name] != other.levels[name]]
+            old, new = (recipe_name({name: each.levels[name] for name in names}) for each in (other, run))
+            problem = f"{old} and {new} make the same recipe: {_why_equal(study, names, (run, other), last)}"
+        raise InputError(f"study {study.name!r}: {problem}")
 
 
 def _why_equal(study: StudyConfig, names: Sequence[str], runs: Sequence[StudyRun], last: str) -> str:

@@ -37,10 +37,8 @@ class Need:
     unpriced: tuple[str, ...] = ()
 
     def __add__(self, other: "Need") -> "Need":
-        sums = {
-            name: getattr(self, name) + getattr(other, name) for name in ("steps", "done", "tokens", "flops", "llm")
-        }
-        return Need(**sums, unpriced=tuple(dict.fromkeys((*self.unpriced, *other.unpriced))))
+        sums = {name: value + getattr(other, name) for name, value in vars(self).items()}
+        return Need(**sums | {"unpriced": tuple(dict.fromkeys(sums["unpriced"]))})
 
 
 def needs(study: StudyConfig, steps: Mapping[str, Step], store: StepStore) -> dict[str, Need]:
@@ -56,9 +54,9 @@ def _cost(step: Step, assumed: Assumed) -> Need:
     config = step.config
     if step.kind in ("train", "sft") and config.model is not None:
         length, train = config.model.max_length, config.train
-        tokens = (
-            train.epochs * assumed.epoch_tokens if train.epochs is not None else train.steps * train.batch_size * length
-        )
+        tokens = train.steps * train.batch_size * length
+        if train.epochs is not None:
+            tokens = train.epochs * assumed.epoch_tokens
         return Need(tokens=tokens, flops=tokens * flops_per_token(config.model, length, causal=False))
     if step.kind == "generate":
         return _generation(config, assumed)
@@ -88,9 +86,7 @@ def _generation(config: GenerateConfig, assumed: Assumed) -> Need:
 
 
 class _AssumedCorpus:
-    """Stands for a corpus not yet made, with documents as long as they are assumed to be, so that prompts can be
-    rendered.
-    """
+    """Stands for a corpus not yet made, with documents of an assumed length, so that prompts can be rendered."""
 
     def __init__(self, document_tokens: int):
         self._text = "word " * document_tokens
@@ -124,22 +120,17 @@ def describe(study: StudyConfig, by_kind: Mapping[str, Need]) -> list[str]:
     lines = [row.format(*head)]
     total = functools.reduce(Need.__add__, by_kind.values(), Need())
     for kind, need in (*by_kind.items(), ("all", total)):
-        tokens, flops, llm_tokens = (
-            f"{value:.3g}" if value else "-" for value in (need.tokens, need.flops, need.llm.tokens)
-        )
-        calls, dollars = (f"{value:,.0f}" if value else "-" for value in (need.llm.calls, need.llm.dollars))
-        cells = (kind, need.steps, need.done, tokens, flops, calls, llm_tokens, dollars)
-        lines.append(row.format(*cells))
-    machines = study.assumed.machines
+        tokens, flops, llm_tokens = (f"{n:.3g}" if n else "-" for n in (need.tokens, need.flops, need.llm.tokens))
+        calls, dollars = (f"{n:,.0f}" if n else "-" for n in (need.llm.calls, need.llm.dollars))
+        lines.append(row.format(kind, need.steps, need.done, tokens, flops, calls, llm_tokens, dollars))
+    assumed = study.assumed
     if total.flops:
-        hours = "; ".join(f"{machine.hours(total.flops):.3g} hours of {machine.name}" for machine in machines)
-        shares = ", ".join(f"{machine.name} {machine.utilisation:.0%}" for machine in machines)
+        hours = "; ".join(f"{machine.hours(total.flops):.3g} hours of {machine.name}" for machine in assumed.machines)
+        shares = ", ".join(f"{machine.name} {machine.utilisation:.0%}" for machine in assumed.machines)
         lines.append(f"{hours}, if training reaches of the peak: {shares}")
     if total.llm.tokens:
-        lines.append(
-            f"LLM tokens assume documents of {study.assumed.document_tokens:,} tokens and generation prompts of "
-            f"{study.assumed.generation_prompt_tokens:,}"
-        )
+        document, prompt = assumed.document_tokens, assumed.generation_prompt_tokens
+        lines.append(f"LLM tokens assume documents of {document:,} tokens and generation prompts of {prompt:,}")
     if total.unpriced:
         lines.append(f"no price is known for {', '.join(total.unpriced)}; dollars leave them out")
     return lines

@@ -25,8 +25,7 @@ _POLL_SECONDS = 0.5  # between two looks for a step to run while other processes
 _DONE, _FAILED = "done.json", "failed.json"
 _PAID_ANSWERS = "ledger.sqlite"  # and files that SQLite keeps beside it
 
-Command = Callable[[Any], None]
-"""Runs a step, given its configuration."""
+Command = Callable[[Any], None]  # runs a step, given its configuration
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,10 +150,8 @@ def run_step(step: Step, store: StepStore, command: Command, code: Mapping[str, 
     try:
         for need in step.needs:
             if not store.output(need).exists():
-                output, done_file = store.output(need), store.path(f"{need}/{_DONE}")
-                raise InputError(
-                    f"{output}: the result of {need} is recorded but gone; remove {done_file} to have it made again"
-                )
+                record = store.path(f"{need}/{_DONE}")
+                raise InputError(f"{store.output(need)}: is gone; remove {record} to have it made again")
         with _logged(store.log_file(key)):
             command(step.config)
     except Exception as error:
@@ -165,7 +162,7 @@ def run_step(step: Step, store: StepStore, command: Command, code: Mapping[str, 
     record = {
         "kind": step.kind,
         "settings": step.settings,
-        "needs": list(step.needs),
+        "needs": step.needs,
         "finished": time.time(),
         "seconds": time.time() - began,
         "cpu_seconds": time.process_time() - cpu_began,
@@ -186,38 +183,28 @@ def run_steps(
 
     Args:
       steps: by key, in an order in which needs come first.
-      store: the folder of results.
       commands: what runs a step, by kind.
       codes: of each kind, the hash of every package whose code it runs; recorded with the result.
 
     Returns:
       The state of every step once nothing is left that this or another living process could run.
     """
-    while True:
-        states = step_states(steps, store)
-        if not states.waiting:
-            return states
+
+    def run_if_free(key: str) -> bool:
+        """Runs a step unless another process does or did; whether it was run."""
+        with contextlib.suppress(FolderLocked), store.lock(key):
+            if store.state(key) is None:
+                log.info("%s  step %d of %d", key, len(step_states(steps, store).done) + 1, len(steps))
+                kind = steps[key].kind
+                run_step(steps[key], store, commands[kind], codes[kind])
+                return True
+        return False
+
+    while (states := step_states(steps, store)).waiting:
         ready = [key for key in states.waiting if set(states.done).issuperset(steps[key].needs)]
-        if not any(_run_if_free(steps, key, store, commands, codes) for key in ready):
+        if not any(run_if_free(key) for key in ready):
             time.sleep(_POLL_SECONDS)
-
-
-def _run_if_free(
-    steps: Mapping[str, Step],
-    key: str,
-    store: StepStore,
-    commands: Mapping[str, Command],
-    codes: Mapping[str, Mapping[str, str]],
-) -> bool:
-    """Runs a step unless another process does or did; whether it was run."""
-    step = steps[key]
-    with contextlib.suppress(FolderLocked), store.lock(key):
-        if store.state(key) is not None:
-            return False
-        log.info("%s  step %d of %d", key, len(step_states(steps, store).done) + 1, len(steps))
-        run_step(step, store, commands[step.kind], codes[step.kind])
-        return True
-    return False
+    return states
 
 
 def stale(steps: Mapping[str, Step], store: StepStore, codes: Mapping[str, Mapping[str, str]]) -> dict[str, list[str]]:
@@ -233,10 +220,8 @@ def stale(steps: Mapping[str, Step], store: StepStore, codes: Mapping[str, Mappi
 
 def dependents(steps: Mapping[str, Step], keys: Sequence[str]) -> list[str]:
     """Steps that read, directly or through others, what the named ones write; needs come first in `steps`."""
-    reached = set(keys)
-    later = []
+    reached = dict.fromkeys(keys)
     for key, step in steps.items():
-        if key not in reached and not reached.isdisjoint(step.needs):
-            reached.add(key)
-            later.append(key)
-    return later
+        if not reached.keys().isdisjoint(step.needs):
+            reached.setdefault(key)
+    return list(reached)[len(dict.fromkeys(keys)) :]

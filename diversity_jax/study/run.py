@@ -77,16 +77,15 @@ def _run_command(kind: _StepKind, config: Any) -> None:
 @functools.cache
 def codes() -> dict[str, dict[str, str]]:
     """For each kind of step, a hash of each of its sources."""
-    return {kind: {source: _source_hash(source) for source in spec.sources} for kind, spec in _KINDS.items()}
 
+    @functools.cache
+    def source_hash(source: str) -> str:
+        path, digest = _PACKAGE / source, hashlib.sha256()
+        for file in [path] if path.is_file() else sorted(path.rglob("*.py")):
+            digest.update(str(file.relative_to(_PACKAGE)).encode() + b"\0" + file.read_bytes() + b"\0")
+        return digest.hexdigest()
 
-@functools.cache
-def _source_hash(source: str) -> str:
-    path = _PACKAGE / source
-    digest = hashlib.sha256()
-    for file in [path] if path.is_file() else sorted(path.rglob("*.py")):
-        digest.update(str(file.relative_to(_PACKAGE)).encode() + b"\0" + file.read_bytes() + b"\0")
-    return digest.hexdigest()
+    return {name: {source: source_hash(source) for source in kind.sources} for name, kind in _KINDS.items()}
 
 
 def run(study: StudyConfig) -> None:
@@ -139,16 +138,13 @@ def describe_graph(plan: Plan, store: StepStore) -> str:
 
 
 def _run_one_step(key: str, steps: Mapping[str, Step], store: StepStore) -> None:
-    """One step by its key, for schedulers that start every step themselves; all processes of a multi-host job call
-    this, and the first of them records the result.
-    """
+    """One step, for schedulers that start every step: in all processes of a job, of which the first records it."""
     from diversity_jax.training.runtime import launched_process_id
 
     if key not in steps:
         raise InputError(f"step={key!r}: this study has no such step; --config.dry_run=True lists them")
     step = steps[key]
-    missing = [need for need in step.needs if store.done(need) is None]
-    if missing:
+    if missing := [need for need in step.needs if store.done(need) is None]:
         raise InputError(f"step={key!r}: needs {missing[0]}, which is not done; run it first")
     if store.done(key) is not None:
         log.info("%s stands", key)
@@ -192,9 +188,7 @@ def _work(study: StudyConfig, number: int) -> None:
 
 @contextlib.contextmanager
 def _stoppable() -> Iterator[None]:
-    """SIGTERM ends the process by an exception, so that its step is neither done nor failed; a training saves itself
-    first.
-    """
+    """SIGTERM ends the process by an exception: its step is neither done nor failed; a training saves itself first."""
 
     def stop(*_: Any) -> None:
         log.warning("SIGTERM: stopping; the same command goes on")
@@ -209,9 +203,7 @@ def _stoppable() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _own_cores(number: int, processes: int) -> Iterator[None]:
-    """Pins each process that computes on the CPU to cores of its own; threads of two that share cores wait for each
-    other.
-    """
+    """Pins each process that computes on the CPU to cores of its own: threads on shared cores wait for each other."""
     from diversity_jax.training.runtime import cpu_only
 
     if not hasattr(os, "sched_setaffinity") or not cpu_only():
@@ -254,23 +246,22 @@ def _handle_stale(study: StudyConfig, steps: Mapping[str, Step], store: StepStor
 
 def stale_lines(steps: Mapping[str, Step], stale: Mapping[str, list[str]]) -> list[str]:
     """A line for each kind of step and cause: which results are stale, and why."""
-    groups: dict[tuple[str, tuple[str, ...]], list[str]] = {}
+    groups: dict[tuple[str, str], list[str]] = {}
     for key, sources in stale.items():
-        groups.setdefault((steps[key].kind, tuple(sources)), []).append(key)
-    lines = []
-    for (kind, paths), keys in groups.items():
-        named = ", ".join(keys[:3]) + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")
-        changed = ", ".join(f"diversity_jax/{path}" for path in paths)
-        lines.append(f"stale: {len(keys)} {kind} made before {changed} changed ({named})")
-    return lines
+        changed = ", ".join(f"diversity_jax/{source}" for source in sources)
+        groups.setdefault((steps[key].kind, changed), []).append(key)
+    return [
+        f"stale: {len(keys)} {kind} made before {changed} changed ({', '.join(keys[:3])}"
+        + (f" and {len(keys) - 3} more)" if len(keys) > 3 else ")")
+        for (kind, changed), keys in groups.items()
+    ]
 
 
 def _failures(states: StepStates, store: StepStore) -> str:
-    reasons = "; ".join(f"{key}: {_failure(key, store)}" for key in states.failed[:3])
-    more = f"; and {len(states.failed) - 3} more" if len(states.failed) > 3 else ""
-    return (
-        f"{counted(len(states.failed), 'step')} failed, {len(states.blocked)} more cannot run without: {reasons}{more}"
-    )
+    reasons = [f"{key}: {_failure(key, store)}" for key in states.failed[:3]]
+    reasons += [f"and {len(states.failed) - 3} more"] if len(states.failed) > 3 else []
+    failed, blocked = counted(len(states.failed), "step"), len(states.blocked)
+    return f"{failed} failed, {blocked} more cannot run without: {'; '.join(reasons)}"
 
 
 def _failure(key: str, store: StepStore) -> str:

@@ -73,9 +73,7 @@ def _columns(outcome: Values, predictors: Mapping[str, Values]) -> tuple[np.ndar
             recipe = int(np.flatnonzero(~np.isfinite(x))[0])
             raise InputError(f"{name}: not finite in recipe {recipe}; leave that recipe out of the analysis")
         if np.ptp(x) == 0 and name in columns:
-            raise InputError(
-                f"{name}: the same in all {len(x)} recipes, so nothing can be learnt about it; vary it or leave it out"
-            )
+            raise InputError(f"{name}: the same in all {len(x)} recipes; vary it or leave it out")
     return y, columns
 
 
@@ -91,7 +89,6 @@ def least_squares(outcome: Values, predictors: Mapping[str, Values]) -> Fit:
       InputError: lengths differ, a value is not finite, a predictor is constant or follows from the others, or there
         are too few recipes.
     """
-
     y, columns = _columns(outcome, predictors)
     design = np.stack([np.ones_like(y), *columns.values()], axis=1)
     n, p = design.shape
@@ -118,7 +115,6 @@ def least_squares(outcome: Values, predictors: Mapping[str, Values]) -> Fit:
 
 def _fisher(correlation: float, n: int, degrees: int, factor: float = 1.0) -> Interval:
     """The interval of a correlation whose arctanh has the variance `factor / degrees`; none without degrees."""
-
     if degrees <= 0 or math.isnan(correlation):
         return Interval.around(correlation, math.nan, n)
     centre = math.atanh(min(max(correlation, -1 + 1e-12), 1 - 1e-12))
@@ -142,10 +138,7 @@ def partial_correlation(x: Values, y: Values, controls: Mapping[str, Values] | N
         for values in (x_values, y_values)
     )
     if rest_x @ rest_x <= 1e-18 * max(1.0, float(x_values @ x_values)):
-        raise InputError(
-            f"x: follows from {', '.join(controls)} in these recipes, so its own part cannot be told; leave a control "
-            "out"
-        )
+        raise InputError(f"x: follows from {', '.join(controls)} in these recipes; leave a control out")
     size = math.sqrt((rest_x @ rest_x) * (rest_y @ rest_y))
     correlation = float(rest_x @ rest_y / size) if size > 0 else math.nan
     return _fisher(correlation, n, n - len(controls) - 3)
@@ -157,17 +150,16 @@ def rank_correlation(x: Values, y: Values, *, kind: str = "spearman") -> Interva
     Raises:
       InputError: another kind, or values as refused by `least_squares`.
     """
-
     y_values, columns = _columns(y, {"x": x})
     n = len(y_values)
     if np.ptp(y_values) == 0:
         raise InputError(f"outcome: the same in all {n} recipes, so nothing can go with it")
-    if kind == "spearman":
-        correlation = float(stats.spearmanr(columns["x"], y_values).statistic)
-        return _fisher(correlation, n, n - 3, 1 + correlation**2 / 2)
+    if kind not in ("spearman", "kendall"):
+        raise InputError(f"kind {kind!r}: expected 'spearman' or 'kendall'")
     if kind == "kendall":
         return _fisher(float(stats.kendalltau(columns["x"], y_values).statistic), n, n - 4, 0.437)
-    raise InputError(f"kind {kind!r}: expected 'spearman' or 'kendall'")
+    correlation = float(stats.spearmanr(columns["x"], y_values).statistic)
+    return _fisher(correlation, n, n - 3, 1 + correlation**2 / 2)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,11 +185,7 @@ class Effects:
 
 
 def factor_effects(
-    runs: Sequence[Mapping[str, Any]],
-    outcome: str,
-    factors: Sequence[str],
-    *,
-    block: str | None = None,
+    runs: Sequence[Mapping[str, Any]], outcome: str, factors: Sequence[str], *, block: str | None = None
 ) -> Effects:
     """Analysis of variance of a grid of runs, cells of which may be empty.
 
@@ -243,7 +231,6 @@ def _effect_coding(values: Sequence[Any], levels: list[Any]) -> np.ndarray:
 
 
 def _fit(y: np.ndarray, columns: Sequence[np.ndarray]) -> Any:
-
     with warnings.catch_warnings():  # empty cells leave coefficients undetermined, but neither squares nor degrees
         warnings.simplefilter("ignore", SingularMatrixWarning)
         return OLS(y, np.concatenate([np.ones((len(y), 1)), *columns], axis=1)).fit()
@@ -254,7 +241,6 @@ def _term(name: str, terms: Mapping[str, np.ndarray], base: Sequence[np.ndarray]
 
     Not `anova_lm(typ=2)`: in a grid with an empty cell it gives wrong sums of squares (statsmodels 0.15).
     """
-
     factors = set(name.split(":"))
     others = [*base, *(columns for other, columns in terms.items() if not factors <= set(other.split(":")))]
     without, including = _fit(y, others), _fit(y, [*others, terms[name]])
@@ -272,13 +258,9 @@ def _term(name: str, terms: Mapping[str, np.ndarray], base: Sequence[np.ndarray]
 
 
 def _level_means(
-    y: np.ndarray,
-    base: Sequence[np.ndarray],
-    factors: Mapping[str, np.ndarray],
-    levels: Mapping[str, list[Any]],
+    y: np.ndarray, base: Sequence[np.ndarray], factors: Mapping[str, np.ndarray], levels: Mapping[str, list[Any]]
 ) -> dict[str, dict[Any, Interval]]:
     """Mean outcome at each level of each factor in the model of main effects, other factors averaged over theirs."""
-
     fit = _fit(y, [*base, *factors.values()])
     covariance, degrees = fit.normalized_cov_params, fit.df_resid
     quantile = math.sqrt(fit.ssr / degrees) * stats.t.ppf((1 + LEVEL) / 2, degrees) if degrees > 0 else math.nan
@@ -311,7 +293,6 @@ def saturation(amounts: Sequence[float], outcomes: Sequence[float]) -> Saturatio
     Raises:
       InputError: fewer than five points or fewer than four different amounts.
     """
-
     x, y = np.asarray(amounts, float), np.asarray(outcomes, float)
     n = len(y)
     if n < 5 or len(np.unique(x)) < 4:
@@ -372,11 +353,9 @@ def _top_interval(x: np.ndarray, y: np.ndarray, bend_GxN: np.ndarray, top: float
 
 def power(correlation: float, recipes: int) -> float:
     """Chance that a t test over this many recipes tells a true correlation from zero (noncentral t, fixed design)."""
-
     if not -1 < correlation < 1 or recipes < 3:
         raise InputError(
-            f"power: correlation {correlation} over {recipes} recipes; expected one inside (-1, 1) and at least 3 "
-            "recipes"
+            f"power: correlation {correlation}, {recipes} recipes; expected one inside (-1, 1), at least 3"
         )
     shift = abs(correlation) / math.sqrt(1 - correlation**2) * math.sqrt(recipes)
     limit = stats.t.ppf((1 + LEVEL) / 2, recipes - 2)
@@ -390,9 +369,7 @@ def recipes_needed(correlation: float, *, wanted_power: float = 0.8) -> int:
       InputError: a correlation of zero, or outside (-1, 1), or a power outside (0, 1).
     """
     if correlation == 0 or not 0 < wanted_power < 1:
-        raise InputError(
-            f"recipes needed: correlation {correlation} at power {wanted_power}; no number of recipes gives that"
-        )
+        raise InputError(f"power {wanted_power} at correlation {correlation}: no number of recipes gives that")
     most = 4
     while power(correlation, most) < wanted_power:
         most *= 2

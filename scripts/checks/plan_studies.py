@@ -42,7 +42,7 @@ def row(name: str, only: str, title: str) -> tuple[str, list[str]]:
         f"{tokens:,.0f} B" if tokens else "",
         f"{flops:.2g}" if flops else "",
         *hours,
-        f"{parts['generate'].llm.calls:,.0f}" if parts["generate"].calls else "",
+        f"{parts['generate'].llm.calls:,.0f}" if parts["generate"].llm.calls else "",
         f"{parts['score'].llm.calls:,.0f}",
         f"{dollars:,.0f}{unpriced}",
     ]

@@ -85,7 +85,7 @@ def _verdict(headline: Json | None, trained: bool) -> str:
     if headline is None:
         return "Too few runs are finished to say whether diversity paid"
     slope, outcome = headline["log_line"]["slope"], headline["outcome"]
-    if slope["low"] <= 0 <= slope["high"]:
+    if headline["log_line"]["r_squared"] is None or slope["low"] <= 0 <= slope["high"]:
         return f"These runs do not decide whether more diverse data changes {outcome}"
     better = (slope["value"] > 0) == outcome.startswith("accuracy")
     return f"More diverse data went with {'better' if better else 'worse'} {outcome}"
