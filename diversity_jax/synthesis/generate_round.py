@@ -88,8 +88,8 @@ class RoundGenerator:
         self._material, self._engines, self._config = material, engines, config
         self._hasher: MinHasher | None = None
         if config.quality.near_duplicate is not None:
-            threshold = min(config.quality.near_duplicate, _MOST_BAND_THRESHOLD)
-            self._hasher = MinHasher(threshold, permutations=PERMUTATIONS)
+            self._threshold = config.quality.near_duplicate
+            self._hasher = MinHasher(min(self._threshold, _MOST_BAND_THRESHOLD), permutations=PERMUTATIONS)
             self._index = NearDuplicateIndex(self._hasher)
         self.stopped: dict[str, str] = {}
         # By generator: flaws since its last answer that was usable by itself, and repeats since its last document.
@@ -262,7 +262,7 @@ class RoundGenerator:
         cell, label, answer, record, signature = candidate
         if signature is not None:
             near = self._index.near(signature)
-            if near is not None and near[1] >= (self._config.quality.near_duplicate or 0):
+            if near is not None and near[1] >= self._threshold:
                 flaw = Flaw("near_duplicate", f"like document {near[0] + 1} by {near[1]:.0%}")
                 self._count_flaw(self._repeats, label, flaw)
                 return self._reject(cell, label, flaw, answer)
