@@ -8,7 +8,7 @@ their names). A fine-tuned model: `--config.apply_chat_template=True` and, with 
 `--config.system_prompt="..."`.
 
 Hardware: any; 2 cores judge a 20M model in minutes. An accelerator: `--config.model.compute_dtype=bfloat16
-  --config.batch_size=64`.
+--config.batch_size=64`.
 """
 
 from diversity_jax.evaluation.config import EvaluateConfig

@@ -1,13 +1,14 @@
-"""A component of textbook-like passages by one model, over topics of your own.
+r"""A component of textbook-like passages by one model, over topics of your own.
 
     python -m diversity_jax.generate --config configs/generate.py --config.topics.source=topics.txt \
         --config.generators[0].model=openai:gpt-4o-mini --config.budget.max_dollars=5
     python -m diversity_jax.generate --config configs/generate.py --config.topics.source=topics.txt \
-        --config.generators[0].model=openai:tiny --config.generators[0].base_url=http://127.0.0.1:8080/v1 --config.schema_limits=True
+        --config.generators[0].model=openai:tiny --config.generators[0].base_url=http://127.0.0.1:8080/v1 \
+        --config.schema_limits=True
 
 Hardware: any; time and price are the model's, and `--config.dry_run=True` says them first. Result:
-  runs/generate/documents/*.jsonl.zst
-and runs/generate/report.html. With --config.personas.source=FILE other templates can be chosen in `grid.templates`.
+runs/generate/documents/*.jsonl.zst and runs/generate/report.html. With --config.personas.source=FILE other templates
+can be chosen in `grid.templates`.
 """
 
 from diversity_jax.synthesis.config import GenerateConfig, GeneratorConfig, GridConfig, TopicsConfig

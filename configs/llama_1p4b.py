@@ -4,12 +4,12 @@
 
 Data and judge: as for the 350M model.
 Hardware: as it is on 16 TPU v5e (two slices with --config.mesh.data=2 --config.mesh.network_data=2), 16 v4, 8 v5p or 16
-  v6e; on 8 H100
-with --config.model.scan_layers=False, on one H200 with --config.model.remat=none and
---config.train.gradient_accumulation=8 too. Compiled ahead of time for each (docs/benchmarks/compile), not run there. Arithmetic, not a measurement: 1.2e21 model FLOPs, which at half of the
-peak take 208 h on v5e-16, 52 h on v5e-64 and 83 h on 8 x H100.
+v6e; on 8 H100 with --config.model.scan_layers=False, on one H200 with --config.model.remat=none and
+--config.train.gradient_accumulation=8 too. Compiled ahead of time for each (docs/benchmarks/compile), not run there.
+Arithmetic, not a measurement: 1.2e21 model FLOPs, which at half of the peak take 208 h on v5e-16, 52 h on v5e-64 and 83
+h on 8 x H100.
 Expected: the paper reports an average accuracy of 57.8 % over its eight benchmarks (54.8 % on real text only). Not yet
-  repeated here.
+repeated here.
 """
 
 from configs.llama_350m import mixture

@@ -4,9 +4,9 @@
 
 Data and judge: as for the 350M model, with a tokenizer of at most 32,000 ids under tokenizers/llama.
 Hardware: as it is on 64 TPU v4 or 64 v5e, with --config.model.remat=save_matmuls on 32 v5p or 64 v6e; on 8 H100 with
---config.train.gradient_accumulation=2, on one H200 barely (128 of 130 GiB) with --config.train.gradient_accumulation=64. Compiled ahead of
-time for each (docs/benchmarks/compile), not run there. Arithmetic, not a measurement: 6.8e21 model FLOPs, which at half
-of the peak take 300 h on v5e-64 and 64 h on v6e-64.
+--config.train.gradient_accumulation=2, on one H200 barely (128 of 130 GiB) with
+--config.train.gradient_accumulation=64. Compiled ahead of time for each (docs/benchmarks/compile), not run there.
+Arithmetic, not a measurement: 6.8e21 model FLOPs, which at half of the peak take 300 h on v5e-64 and 64 h on v6e-64.
 Expected: unknown; the paper trains 350M and 1.4B and asks whether diversity pays at larger sizes. Not yet run.
 """
 

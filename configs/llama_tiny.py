@@ -1,6 +1,7 @@
-"""A model of 1.1 million parameters over English prose of this machine, to begin fine-tuning from.
+r"""A model of 1.1 million parameters over English prose of this machine, to begin fine-tuning from.
 
-    python -m diversity_jax.train_tokenizer --config configs/tokenizer.py --config.vocab_size=2048 --config.output=runs/tokenizer/tiny.model
+    python -m diversity_jax.train_tokenizer --config configs/tokenizer.py --config.vocab_size=2048 \
+        --config.output=runs/tokenizer/tiny.model
     python -m diversity_jax.train --config configs/llama_tiny.py
 
 Hardware: any machine with 2 cores and 3 GB of memory; no accelerator, no network, no data. Any other text does as well:

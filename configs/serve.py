@@ -3,8 +3,7 @@
     python -m diversity_jax.serve --config configs/serve.py --config.model.checkpoint=runs/quickstart
 
 Then any OpenAI client: base_url http://127.0.0.1:8000/v1, any api_key, the checkpoint folder's name as model. Hardware:
-  any.
-An accelerator: `--config.model.compute_dtype=bfloat16 --config.slots=64`.
+any. An accelerator: `--config.model.compute_dtype=bfloat16 --config.slots=64`.
 """
 
 from diversity_jax.evaluation.config import ServeConfig

@@ -1,13 +1,12 @@
-"""The paper's fine-tuning of its 1.4B model: three epochs of GPT-4-answered Alpaca and FLAN v2, loss on answers alone.
+r"""The paper's fine-tuning of its 1.4B model: three epochs of GPT-4-answered Alpaca and FLAN v2, loss on answers alone.
 
     python -m diversity_jax.train --config configs/sft_1p4b.py --config.train.init_from=runs/llama_1p4b
-    python -m diversity_jax.train --config configs/sft_1p4b.py --config.train.init_from=HUGGING_FACE_LLAMA --config.model=none \\
-        --config.mixture.vocabulary=HUGGING_FACE_LLAMA --config.mixture.chat.template=tokenizer
+    python -m diversity_jax.train --config configs/sft_1p4b.py --config.train.init_from=HUGGING_FACE_LLAMA \
+        --config.model=none --config.mixture.vocabulary=HUGGING_FACE_LLAMA --config.mixture.chat.template=tokenizer
 
 Data and settings: as for the 350M model, configs/sft_350m.py.
 Hardware: one NVIDIA GPU of 80 GB or a slice of 8 TPU v5e. Arithmetic, not a measurement: about 8e9 FLOPs a token, so
-  that three epochs
-of 100 M tokens of rows take an hour and three quarters on one H100 at 0.4 of its peak.
+that three epochs of 100 M tokens of rows take an hour and three quarters on one H100 at 0.4 of its peak.
 Expected: the paper reports 61.3 % on average over its eight benchmarks (57.8 % before). Not yet repeated here.
 """
 

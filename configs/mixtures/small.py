@@ -4,10 +4,9 @@
     python -m diversity_jax.mixtures.show runs/mixtures/small
 
 Hardware: any machine with 2 cores and 3 GB of memory; no accelerator, no network, no LLM. About a minute, once the
-  installed
-packages have been read.
+installed packages have been read.
 Expected: `few_topics` is rejected (far below a quarter of the real text's effective clusters), and `many_topics` gets
-  its share.
+its share.
 """
 
 from diversity_jax.cluster_agent import AgentConfig

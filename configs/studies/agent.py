@@ -1,14 +1,15 @@
-"""The paper's ablation of the cluster-agent: what K, N, J, M, the stages and the judge do to the score of one corpus.
+r"""The paper's ablation of the cluster-agent: what K, N, J, M, the stages and the judge do to the score of one corpus.
 
     python -m diversity_jax.study --config configs/studies/agent.py --config.dry_run=True
-    python -m diversity_jax.study --config configs/studies/agent.py --config.recipe.score.corpus=texts.jsonl.gz \\
-        --config.recipe.score.judge=offline --config.only="setting=base|K 5|K 15|K 20|N 100|N 1000"        (no LLM: minutes on any CPU)
+    # no LLM: minutes on any CPU
+    python -m diversity_jax.study --config configs/studies/agent.py --config.recipe.score.corpus=texts.jsonl.gz \
+        --config.recipe.score.judge=offline --config.only="setting=base|K 5|K 15|K 20|N 100|N 1000"
 
 Nothing is trained. Data: documents of the Topic template over 300,000 topics (data/topic), and hand-written criteria
 (data/criteria.json). Judges: OPENAI_API_KEY, and for Llama an OpenAI-compatible server on 127.0.0.1:8000. Hardware: any
-  CPU.
+CPU.
 Expected: the paper's cluster scores stand beside ours on the page; effective clusters should not move with K, N, J and
-  M.
+M.
 """
 
 from diversity_jax.cluster_agent import AgentConfig
@@ -17,8 +18,8 @@ from diversity_jax.study.config import Factor, Level, Recipe, StudyConfig
 
 
 def _level(name: str, published: float | None, **fields: object) -> Level:
-    found = {} if published is None else {"scored cluster_score": published}
-    return Level(name=name, set={field.replace("__", "."): value for field, value in fields.items()}, published=found)
+    results = {} if published is None else {"scored cluster_score": published}
+    return Level(name=name, set={field.replace("__", "."): value for field, value in fields.items()}, published=results)
 
 
 LEVELS = (

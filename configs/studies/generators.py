@@ -4,8 +4,7 @@
     python -m diversity_jax.study --config configs/studies/generators.py --config.dry_run=True
 
 Data, keys and hardware: as configs/studies/topics_by_generations.py; the two open models are asked at an
-  OpenAI-compatible server on
-127.0.0.1:8000 (vLLM).
+OpenAI-compatible server on 127.0.0.1:8000 (vLLM).
 Expected: the paper finds stronger generators and the mix more diverse, and better. Not run here at this size.
 """
 
@@ -23,7 +22,7 @@ GENERATORS = {
 
 
 def get_config() -> StudyConfig:
-    everyone = {**GENERATORS, "mixed": tuple(one for group in GENERATORS.values() for one in group)}
+    everyone = {**GENERATORS, "mixed": tuple(item for group in GENERATORS.values() for item in group)}
     levels = tuple(Level(name=name, set={"generate.generators": group}) for name, group in everyone.items())
     return study(
         "generators",

@@ -5,7 +5,7 @@ beside 34 B real.
 
 Data, keys and hardware: as configs/studies/topics_by_generations.py. The synthetic text is generated and scored once.
 Expected: the paper's accuracy rises up to about 20 B and falls past 34 B; the page fits where it levels off. Not run
-  here at this size.
+here at this size.
 """
 
 from configs.studies.topics_by_generations import recipe, study

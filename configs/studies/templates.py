@@ -4,11 +4,9 @@ beside 34 B real.
     python -m diversity_jax.study --config configs/studies/templates.py --config.dry_run=True
 
 Synthetic tokens count as 20 B. Data, keys and hardware: as configs/studies/topics_by_generations.py, and
-  data/cosmopedia_v0.1 and
-data/cosmopedia_v0.2 as JSONL; the levels that write nothing need no generator.
+data/cosmopedia_v0.1 and data/cosmopedia_v0.2 as JSONL; the levels that write nothing need no generator.
 Expected: the paper ranks Topic < Topic Styles < Multi-Topic Styles Persona < Topic Styles Persona in diversity and,
-  fine-tuned, in
-accuracy; its figures stand beside ours on the page. Not run here at this size.
+fine-tuned, in accuracy; its figures stand beside ours on the page. Not run here at this size.
 """
 
 from dataclasses import replace
@@ -49,7 +47,7 @@ def _cosmopedia(version: str) -> Level:
     return Level(name=f"Cosmopedia {version}", set=fields, published=_published(f"Cosmopedia {version}"))
 
 
-_ALONE = tuple(replace(one, share=one.share / sum(other.share for other in REAL)) for one in REAL)
+_ALONE = tuple(replace(item, share=item.share / sum(other.share for other in REAL)) for item in REAL)
 REAL_ONLY = Level(
     name="real only",
     set={"generate": None, "score": None, "build.mixture.components": _ALONE, "build.mixture.real_to_synthetic": None},

@@ -7,10 +7,8 @@ grammar writes the synthetic text; the real text is prose found in the installed
 continuation among four in prose that no model saw, and the loss on held-out prose and on Python code.
 
 Hardware: 2 cores, 6 GB of memory; no accelerator, no network, no LLM. Takes 9 min 43 s on 2 quiet cores (19 processor
-  minutes),
-and 17 seconds again. Result: more synthetic text costs bits on code; whether diversity changes accuracy is not decided
-  at this
-size. docs/study.md has the figures.
+minutes), and 17 seconds again. Result: more synthetic text costs bits on code; whether diversity changes accuracy is
+not decided at this size. docs/study.md has the figures.
 """
 
 from diversity_jax.cluster_agent import AgentConfig

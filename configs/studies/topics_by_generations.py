@@ -1,19 +1,19 @@
-"""The paper's distribution experiment: 100,000 and 300,000 topics x 10, 20 and 30 generations each, as 4.5 B tokens
+r"""The paper's distribution experiment: 100,000 and 300,000 topics x 10, 20 and 30 generations each, as 4.5 B tokens
 beside 34 B real.
 
-    python -m diversity_jax.study --config configs/studies/topics_by_generations.py --config.dry_run=True     (what it would take)
-    python -m diversity_jax.study --config configs/studies/topics_by_generations.py --config.output_dir=/nfs/topics_by_generations
+    # what it would take
+    python -m diversity_jax.study --config configs/studies/topics_by_generations.py --config.dry_run=True
+    python -m diversity_jax.study --config configs/studies/topics_by_generations.py \
+        --config.output_dir=/nfs/topics_by_generations
     python -m diversity_jax.study --config configs/studies/topics_by_generations.py --config.only="model=350M"
 
 Every recipe is pre-trained, judged, fine-tuned and judged again, at 350M and 1.4B; --config.only="model=7B" goes beyond
 the paper.
 Data: as configs/mixtures/paper_4_to_1.py and configs/sft_350m.py, and data/topics.txt (slash paths) for the topics.
-  Generator and judge:
-OPENAI_API_KEY and GEMINI_API_KEY. Hardware: 8 H100 or H200 or a TPU slice a worker; any number of workers may run the
-  same command on one
-shared folder (scripts/launch). What it takes: docs/study.md.
+Generator and judge: OPENAI_API_KEY and GEMINI_API_KEY. Hardware: 8 H100 or H200 or a TPU slice a worker; any number of
+workers may run the same command on one shared folder (scripts/launch). What it takes: docs/study.md.
 Expected: the paper finds more topics more diverse and better, and 20 generations better than 30. Not run here at this
-  size.
+size.
 """
 
 from dataclasses import replace
@@ -45,7 +45,7 @@ def _size(trained: Config, tuned: Config) -> dict:
 
 MODEL = Factor(
     name="model",
-    levels=tuple(Level(name=name, set=_size(*(one.get_config() for one in pair))) for name, pair in _SIZES.items()),
+    levels=tuple(Level(name=name, set=_size(*(item.get_config() for item in pair))) for name, pair in _SIZES.items()),
 )
 
 

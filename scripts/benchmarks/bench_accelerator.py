@@ -1,10 +1,13 @@
 #!/usr/bin/env python3
-"""The train step of the paper's sizes on one accelerator, beside its peers, as shares of the peak: one command, under
+r"""The train step of the paper's sizes on one accelerator, beside its peers, as shares of the peak: one command, under
 eight minutes.
 
-    python scripts/benchmarks/bench_accelerator.py --peer "torch_llama_step.py --compile" --peer "jax_llama_step.py --attention cudnn"
-    python scripts/benchmarks/bench_accelerator.py --files          # all it needs of this repository; neither TensorFlow nor SeqIO
-    JAX_PLATFORMS=cpu python scripts/benchmarks/bench_accelerator.py --models tiny --steps 4        # the same way, on a CPU
+    python scripts/benchmarks/bench_accelerator.py --peer "torch_llama_step.py --compile" \
+        --peer "jax_llama_step.py --attention cudnn"
+    # all it needs of this repository; neither TensorFlow nor SeqIO
+    python scripts/benchmarks/bench_accelerator.py --files
+    # the same way, on a CPU
+    JAX_PLATFORMS=cpu python scripts/benchmarks/bench_accelerator.py --models tiny --steps 4
 
 First measures what plain bfloat16 products reach here. Then, for each model, `bench_train_step.py` lets ours and the
 peers step in turns at the same shapes and precision. Prints a table, and writes it with commit and date to
@@ -136,30 +139,30 @@ def rows(name: str, result: dict, limits: dict) -> list[dict]:
         "num_heads": "heads",
     }
     model = LlamaConfig(**{field: shape[flag] for field, flag in names.items()})
-    whole, half = (flops_per_token(model, shape["length"], causal=causal) for causal in (False, True))
+    complete, half = (flops_per_token(model, shape["length"], causal=causal) for causal in (False, True))
     ours = result["contestants"]["diversity_jax"]["tokens_per_second"]["fastest_tenth"]
-    found = []
+    results = []
     for contestant, figures in result["contestants"].items():
         speed = figures["tokens_per_second"]["fastest_tenth"]
-        found.append(
+        results.append(
             {
                 "model": name,
                 "batch": shape["batch"],
                 "contestant": contestant,
                 "tokens_per_second": speed,
                 "median": figures["tokens_per_second"]["median"],
-                "mfu": whole * speed / limits["peak"] if limits["peak"] else None,
+                "mfu": complete * speed / limits["peak"] if limits["peak"] else None,
                 "mfu_causal": half * speed / limits["peak"] if limits["peak"] else None,
-                "of_ceiling": whole * speed / limits["ceiling"],
+                "of_ceiling": complete * speed / limits["ceiling"],
                 "ours_is": ours / speed,
                 "peak_bytes": figures["peak_bytes"],
                 "first_losses": figures["first_losses"][:3],
             }
         )
-    return found
+    return results
 
 
-def table(limits: dict, found: list[dict], missing: list[str]) -> str:
+def table(limits: dict, results: list[dict], missing: list[str]) -> str:
     """Markdown of all models and contestants, with the limits they are held against."""
 
     def share(value: float | None) -> str:
@@ -177,39 +180,39 @@ def table(limits: dict, found: list[dict], missing: list[str]) -> str:
         ),
         "|---|---|---|---:|---:|---:|---:|---:|---:|---:|---|",
     ]
-    for one in found:
-        memory = f"{one['peak_bytes'] / 2**30:.1f}" if one["peak_bytes"] else ""
-        shares = [share(one[name]) for name in ("mfu", "mfu_causal", "of_ceiling")]
-        losses = " ".join(f"{loss:.3f}" for loss in one["first_losses"])
+    for item in results:
+        memory = f"{item['peak_bytes'] / 2**30:.1f}" if item["peak_bytes"] else ""
+        shares = [share(item[name]) for name in ("mfu", "mfu_causal", "of_ceiling")]
+        losses = " ".join(f"{loss:.3f}" for loss in item["first_losses"])
         cells = [
-            one["model"],
-            f"{one['batch']} x {MODELS[one['model']]['length']}",
-            one["contestant"],
-            f"{one['tokens_per_second']:,.0f}",
+            item["model"],
+            f"{item['batch']} x {MODELS[item['model']]['length']}",
+            item["contestant"],
+            f"{item['tokens_per_second']:,.0f}",
         ]
-        cells += [f"{one['median']:,.0f}", *shares, f"{one['ours_is']:.2f}x", memory, losses]
+        cells += [f"{item['median']:,.0f}", *shares, f"{item['ours_is']:.2f}x", memory, losses]
         lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join([*lines, "", *goals(found), *(f"- not measured: {name}" for name in missing)])
+    return "\n".join([*lines, "", *goals(results), *(f"- not measured: {name}" for name in missing)])
 
 
-def goals(found: list[dict]) -> list[str]:
+def goals(results: list[dict]) -> list[str]:
     """Each goal with what was reached."""
-    said = []
-    for one in found:
-        if one["contestant"] == "diversity_jax" and one["model"] in GOALS and one["mfu"] is not None:
+    output = []
+    for item in results:
+        if item["contestant"] == "diversity_jax" and item["model"] in GOALS and item["mfu"] is not None:
             for what, reached, goal in (
-                ("MFU", one["mfu"], GOALS[one["model"]]),
-                ("of measured products", one["of_ceiling"], GOAL_OF_CEILING),
+                ("MFU", item["mfu"], GOALS[item["model"]]),
+                ("of measured products", item["of_ceiling"], GOAL_OF_CEILING),
             ):
                 verdict = "reached" if reached >= goal else "MISSED"
-                said.append(f"- {one['model']}, {what}: {reached:.1%}, goal {goal:.0%}: {verdict}")
-        elif one["contestant"] != "diversity_jax":
-            goal = 1.1 if "torch" in one["contestant"] else 1.0
-            verdict = "reached" if one["ours_is"] >= goal else "MISSED"
-            said.append(
-                f"- {one['model']}, against {one['contestant']}: {one['ours_is']:.2f}x, goal {goal:.1f}x: {verdict}"
+                output.append(f"- {item['model']}, {what}: {reached:.1%}, goal {goal:.0%}: {verdict}")
+        elif item["contestant"] != "diversity_jax":
+            goal = 1.1 if "torch" in item["contestant"] else 1.0
+            verdict = "reached" if item["ours_is"] >= goal else "MISSED"
+            output.append(
+                f"- {item['model']}, against {item['contestant']}: {item['ours_is']:.2f}x, goal {goal:.1f}x: {verdict}"
             )
-    return said
+    return output
 
 
 def files() -> list[str]:
@@ -272,10 +275,10 @@ def main() -> None:
     limits = run_json([sys.executable, __file__, "--ceiling"], options.time_limit / 4)
     if limits is None:
         sys.exit("error: no product could be measured; the message stands above")
-    found, missing = [], []
-    for place, name in enumerate(options.models):
+    results, missing = [], []
+    for position, name in enumerate(options.models):
         shape = MODELS[name] | ({"batch": options.batch} if options.batch else {})
-        left = (end - time.monotonic()) / (len(options.models) - place)
+        left = (end - time.monotonic()) / (len(options.models) - position)
         started = time.monotonic()
         result = contest(shape, options, left)
         if result is None and (left := left - (time.monotonic() - started)) > 60 and shape["batch"] > 1:
@@ -283,8 +286,8 @@ def main() -> None:
         if result is None:
             missing.append(name)
         else:
-            found += rows(name, result, limits)
-    text = table(limits, found, missing)
+            results += rows(name, result, limits)
+    text = table(limits, results, missing)
     print(text)
     write(options, limits, text)
     sys.exit(bool(missing))

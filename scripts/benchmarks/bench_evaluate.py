@@ -1,8 +1,10 @@
 """Log-likelihood requests a second: our model class of lm-evaluation-harness against the harness's own Hugging Face
 backend, same weights.
 
-    python scripts/benchmarks/bench_evaluate.py --data-dir FOLDER --items 100       (benchmark files as python -m diversity_jax.evaluate takes them)
-    python scripts/benchmarks/bench_evaluate.py                                     (made-up questions with four answers)
+    # benchmark files as python -m diversity_jax.evaluate takes them
+    python scripts/benchmarks/bench_evaluate.py --data-dir FOLDER --items 100
+    # made-up questions with four answers
+    python scripts/benchmarks/bench_evaluate.py
 
 Both take turns in one process, so that a busy machine slows both; the first turn of each, which compiles, is not
 counted. Needs torch, transformers and accelerate. With `--device cuda` both run on the GPU.
@@ -13,8 +15,11 @@ import json
 from pathlib import Path
 import random
 import statistics
+import sys
 import tempfile
 import time
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 
 def main() -> None:
@@ -34,7 +39,7 @@ def main() -> None:
                 _run(backend, requests)
                 if turn:
                     seconds[name].append(time.perf_counter() - began)
-    rates = {name: len(requests) / min(found) for name, found in seconds.items()}
+    rates = {name: len(requests) / min(turns) for name, turns in seconds.items()}
     ratios = [b / a for a, b in zip(seconds["ours"], seconds["theirs"], strict=True)]
     print(f"jax {jax.__version__} on {jax.devices()[0].device_kind}, torch {torch.__version__} on {options.device}")
     print(f"{len(requests):,} requests, batch size {options.batch_size}; largest difference {agree:.1e} nats")

@@ -5,12 +5,10 @@
     python scripts/benchmarks/bench_loader.py --busy 2          the same while two other processes use the cores
 
 First table: the limit measured beside the loader is numpy copying rows of the same size out of the same file into
-  int32, without
-schedule or checksums. Second table: the training loop's own path (schedule, memory map, checksums, copy to the device,
-  read-ahead) feeds
-a step that does nothing but take as long as 200,000 tokens/s leave it; the input wait is what the loop measures in a
-real run. Both on 1 GB and on 100 GB of rows, whose ratio must stay near 1. The large components are sparse files, so
-nothing like 100 GB of disk is used; reading rows of a hole costs what cached rows cost.
+int32, without schedule or checksums. Second table: the training loop's own path (schedule, memory map, checksums, copy
+to the device, read-ahead) feeds a step that does nothing but take as long as 200,000 tokens/s leave it; the input wait
+is what the loop measures in a real run. Both on 1 GB and on 100 GB of rows, whose ratio must stay near 1. The large
+components are sparse files, so nothing like 100 GB of disk is used; reading rows of a hole costs what cached rows cost.
 """
 
 import argparse
@@ -18,12 +16,15 @@ from fractions import Fraction
 import multiprocessing
 from pathlib import Path
 import statistics
+import sys
 import tempfile
 import time
 import zlib
 
 import jax
 import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from diversity_jax.mixtures.loader import Loader
 from diversity_jax.model import MeshConfig, batch_sharding, make_mesh
@@ -93,8 +94,8 @@ def input_wait(loader: Loader, first: int, steps: int, tokens_per_second: float)
     """
     step_seconds = loader.batch_size * loader.sequence_length / tokens_per_second
     prepare = Preparation(loader, batch_sharding(make_mesh(MeshConfig(data=-1, fsdp=1))), None)
-    ahead, waits = ReadAhead(prepare, first, first + steps + _WARMUP_STEPS), []
-    batches = iter(ahead)
+    prefetched, waits = ReadAhead(prepare, first, first + steps + _WARMUP_STEPS), []
+    batches = iter(prefetched)
     for _ in range(_WARMUP_STEPS):
         next(batches)
         time.sleep(step_seconds)
@@ -104,7 +105,7 @@ def input_wait(loader: Loader, first: int, steps: int, tokens_per_second: float)
         jax.block_until_ready(batch)
         time.sleep(step_seconds)
     passed = time.perf_counter() - began
-    ahead.close()
+    prefetched.close()
     return sum(waits) / passed, max(waits) / step_seconds, (time.process_time() - used) / steps
 
 
@@ -120,20 +121,20 @@ def report(args: argparse.Namespace, folder: Path) -> None:
         gigabytes: [sparse_component(folder, f"of{gigabytes}_part{i}", gigabytes / 4, args.length) for i in range(4)]
         for gigabytes in _GIGABYTES
     }
-    middle = {gigabytes: int(found[0].splits["train"].rows / args.batch) // 2 for gigabytes, found in parts.items()}
+    middle = {gigabytes: int(results[0].splits["train"].rows / args.batch) // 2 for gigabytes, results in parts.items()}
     speeds: dict[int, list[tuple[float, float]]] = {gigabytes: [] for gigabytes in parts}
     waits: dict[int, list[tuple[float, float, float]]] = {gigabytes: [] for gigabytes in parts}
     for _ in range(args.repeats):  # the sizes take turns, so that a noisy machine is noisy for both
-        for gigabytes, found in parts.items():
-            loader = Loader(found, shares, batch_size=args.batch)
+        for gigabytes, results in parts.items():
+            loader = Loader(results, shares, batch_size=args.batch)
             speed = loader_speed(loader, middle[gigabytes], args.steps)
-            speeds[gigabytes].append((speed, copy_speed(found[0], args.batch, args.steps)))
-            loader = Loader(found, shares, batch_size=args.train_batch)
+            speeds[gigabytes].append((speed, copy_speed(results[0], args.batch, args.steps)))
+            loader = Loader(results, shares, batch_size=args.train_batch)
             waits[gigabytes].append(input_wait(loader, middle[gigabytes], args.train_steps, args.tokens_per_second))
     print(f"{'rows':>8}{'loader Mtok/s':>16}{'copy Mtok/s':>14}{'loader/copy':>13}")
     best = {}
-    for gigabytes, found in speeds.items():
-        loaded, copied = (max(side) / 1e6 for side in zip(*found, strict=True))
+    for gigabytes, results in speeds.items():
+        loaded, copied = (max(side) / 1e6 for side in zip(*results, strict=True))
         best[gigabytes] = loaded
         print(f"{gigabytes:>5} GB{loaded:>16.0f}{copied:>14.0f}{loaded / copied:>13.2f}")
     small, large = _GIGABYTES
@@ -143,13 +144,13 @@ def report(args: argparse.Namespace, folder: Path) -> None:
         f"{'rows':>8}{'input wait, of step time':>26}{'longest, of a step':>20}{'CPU ms a batch':>16}{'of a core':>11}"
     )
     costs, batch_tokens = {}, args.train_batch * args.length
-    for gigabytes, found in waits.items():
-        share, longest, costs[gigabytes] = (statistics.median(side) for side in zip(*found, strict=True))
+    for gigabytes, results in waits.items():
+        share, longest, costs[gigabytes] = (statistics.median(side) for side in zip(*results, strict=True))
         of_core = costs[gigabytes] * args.tokens_per_second / batch_tokens
         print(f"{gigabytes:>5} GB{share:>25.3%} {longest:>19.2%} {1e3 * costs[gigabytes]:>15.2f}{of_core:>11.2%}")
-    worst = max(statistics.median(side[0] for side in found) for found in waits.values())
-    kept = "below" if worst < 0.01 else "ABOVE"
-    print(f"cost of a batch, {large} GB over {small} GB: {costs[large] / costs[small]:.2f}; input wait {kept} 1 %")
+    worst = max(statistics.median(side[0] for side in results) for results in waits.values())
+    remaining = "below" if worst < 0.01 else "ABOVE"
+    print(f"cost of a batch, {large} GB over {small} GB: {costs[large] / costs[small]:.2f}; input wait {remaining} 1 %")
 
 
 def main() -> None:

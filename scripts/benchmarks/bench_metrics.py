@@ -2,15 +2,18 @@
 """What the baseline metrics cost: beside the `diversity` and `vendi-score` packages in the same run, and on a million
 documents.
 
-    python scripts/benchmarks/bench_metrics.py peers                          # 10,000 documents of 200 words; theirs take some minutes
-    python scripts/benchmarks/bench_metrics.py peers --corpus=texts.jsonl.gz  # the same on documents of your own, cut to 200 words
-    python scripts/benchmarks/bench_metrics.py million                        # 1,000,000 documents of 60 words: time a metric, memory at its most
+    # 10,000 documents of 200 words; theirs take some minutes
+    python scripts/benchmarks/bench_metrics.py peers
+    # the same on documents of your own, cut to 200 words
+    python scripts/benchmarks/bench_metrics.py peers --corpus=texts.jsonl.gz
+    # 1,000,000 documents of 60 words: time a metric, memory at its most
+    python scripts/benchmarks/bench_metrics.py million
 
 `peers` wants `pip install --no-deps diversity vendi-score` and what they import (nltk, rouge-score, evaluate, tqdm).
 Every figure of ours includes splitting text into words. Theirs are the fastest of `--repeats`, but self-repetition,
 which is quadratic in documents and takes minutes, runs once. ROUGE-L over all pairs is out of reach: theirs is timed on
-a few pairs and the whole is a product, marked `about`.
-Made text: words by Zipf's law, half of them in recurring phrases, so that n-grams repeat as they do in prose.
+a few pairs and the whole is a product, marked `about`. Made text: words by Zipf's law, half of them in recurring
+phrases, so that n-grams repeat as they do in prose.
 """
 
 import argparse
@@ -141,8 +144,8 @@ def bench_rouge(texts: list[str], theirs: dict) -> None:
     ours, few = fastest(sampled, 1), texts[: math.isqrt(_PEER_PAIRS) + 1]
     some = fastest(lambda: theirs["homogenization_score"](few, verbose=False), 1)
     more = len(texts) * (len(texts) - 1) / (len(few) * (len(few) - 1))
-    whole = Timed(seconds=some.seconds * more, cpu_seconds=some.cpu_seconds * more, value=some.value)
-    row("ROUGE-L homogenisation", ours, whole, 1, "about ")
+    complete = Timed(seconds=some.seconds * more, cpu_seconds=some.cpu_seconds * more, value=some.value)
+    row("ROUGE-L homogenisation", ours, complete, 1, "about ")
     reach = (means[0].high - means[0].low) / 2
     print(
         f"{'':34} +-{reach:.4f} from {means[0].pairs:,} pairs in {ours.seconds:.2f} s of 60; theirs is of "
@@ -213,7 +216,7 @@ def bench_million(documents: int, words: int, clusters: int, dimensions: int, pa
             codebook = embedding.Codebook.fit(sample.vectors[:100_000], clusters)
         show(costs[-1])
         measured(sample, ("kmeans",), StageSettings(pairs=pairs, seed=0, occupancy=codebook.occupancy), costs)
-    total = sum(one["seconds"] for one in costs)
+    total = sum(item["seconds"] for item in costs)
     print(
         f"all {total:,.0f} s; at most {peak['bytes'] / 1e9:.2f} GB of {_LIMIT_BYTES / 1e9:g} held at once, load "
         f"{os.getloadavg()[0]:.1f}"
@@ -237,13 +240,13 @@ def show(cost: dict, values: str = "") -> None:
 
 def cut_texts(source: str, documents: int, words: int) -> list[str]:
     """The first words of the first documents that have as many."""
-    found = []
+    results = []
     for document in open_corpus(source):
         if (text := first_words(document.text, words)) is not None:
-            found.append(text)
-        if len(found) == documents:
+            results.append(text)
+        if len(results) == documents:
             break
-    return found
+    return results
 
 
 def main() -> None:

@@ -1,6 +1,7 @@
 """Tokens per CPU second from text on: our preparation against SeqIO, with the same documents and vocabulary in one run.
 
-    python scripts/benchmarks/bench_prepare.py                                  # a SentencePiece model trained on the spot
+    # a SentencePiece model trained on the spot
+    python scripts/benchmarks/bench_prepare.py
     python scripts/benchmarks/bench_prepare.py --vocabulary tokenizer.json      # or any other
 
 Two peers. SeqIO's cache job (`seqio.scripts.cache_tasks_main` on Beam's DirectRunner; with `--processes` also with one
@@ -28,6 +29,8 @@ import time
 
 import numpy as np
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
 from diversity_jax.corpus import CorpusConfig, open_corpus
 from diversity_jax.mixtures.config import Component
 from diversity_jax.mixtures.sources import sampled_texts
@@ -45,13 +48,15 @@ from diversity_jax.prepare.config import Preparation, PrepareConfig
 
 def get_config():
     preparation = Preparation(name="bench", kind="real", sequence_length={length!r})
-    return PrepareConfig(output_dir={output!r}, corpus=CorpusConfig(source={source!r}), vocabulary={vocabulary!r}, preparation=preparation)
+    corpus = CorpusConfig(source={source!r})
+    return PrepareConfig(output_dir={output!r}, corpus=corpus, vocabulary={vocabulary!r}, preparation=preparation)
 """
 _SEQIO_TASK = """
 from diversity_jax.core.tensorflow import seqio, tf
 from diversity_jax.tokenizers.seqio import seqio_vocabulary
 from diversity_jax.tokenizers.tokenizer import load_tokenizer
 
+vocabulary = seqio_vocabulary(load_tokenizer({vocabulary!r}))
 seqio.TaskRegistry.add(
     "bench",
     source=seqio.TextLineDataSource({{"train": {source!r}}}),
@@ -61,7 +66,7 @@ seqio.TaskRegistry.add(
         seqio.CacheDatasetPlaceholder(),
         seqio.preprocessors.append_eos,
     ],
-    output_features={{"targets": seqio.Feature(seqio_vocabulary(load_tokenizer({vocabulary!r})), add_eos=True, dtype=tf.int32)}},
+    output_features={{"targets": seqio.Feature(vocabulary, add_eos=True, dtype=tf.int32)}},
 )
 """
 
@@ -76,8 +81,8 @@ class Text:
 
 def documents(kind: str, count: int) -> list[str]:
     """Prose of this machine's packages, as whole documents or as single sentences."""
-    found = open_corpus(CorpusConfig(source="installed_docs:prose", max_documents=count))
-    texts = [" ".join(document.text.split()) for document in found]
+    results = open_corpus(CorpusConfig(source="installed_docs:prose", max_documents=count))
+    texts = [" ".join(document.text.split()) for document in results]
     if kind == "short":
         texts = [sentence for text in texts for sentence in re.split(r"(?<=\.) ", text)]
     return [text for text in texts if text]
@@ -139,8 +144,8 @@ def cache_job(text: Text, vocabulary: str, options: str, folder: Path) -> tuple[
     ]
     paths = os.pathsep.join([str(folder), str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     seconds = command_seconds(command, PYTHONPATH=paths)
-    found = json.loads((folder / "cache" / "bench" / "stats.train.json").read_text())
-    return found["targets_tokens"] + found["examples"], seconds
+    results = json.loads((folder / "cache" / "bench" / "stats.train.json").read_text())
+    return results["targets_tokens"] + results["examples"], seconds
 
 
 def pipeline(text: Text, tokenizer: Tokenizer, length: int, name: str) -> tuple[int, float]:
@@ -189,16 +194,16 @@ def report(kind: str, texts: list[str], vocabulary: str, args: argparse.Namespac
     text, few = write_text(folder, kind, texts), write_text(folder, f"{kind}-few", texts[:_FEW])
     workers = f"--runner=DirectRunner,--direct_running_mode=multi_processing,--direct_num_workers={usable_cores()}"
     jobs = {
-        "ours": lambda text, place: our_job(text, vocabulary, args.length, place),
-        "SeqIO's cache job": lambda text, place: cache_job(text, vocabulary, "--runner=DirectRunner", place),
+        "ours": lambda text, position: our_job(text, vocabulary, args.length, position),
+        "SeqIO's cache job": lambda text, position: cache_job(text, vocabulary, "--runner=DirectRunner", position),
     }
     if args.processes:
-        jobs["the same, one process a core"] = lambda text, place: cache_job(text, vocabulary, workers, place)
-    place = folder / f"{kind}-jobs"
-    place.mkdir()
+        jobs["the same, one process a core"] = lambda text, position: cache_job(text, vocabulary, workers, position)
+    position = folder / f"{kind}-jobs"
+    position.mkdir()
     mean = np.mean(tokenizer.encode_batch(texts[:2000])[1])
     print(f"{len(texts):,} {kind} documents of {mean:.0f} tokens", flush=True)
-    rates = best_rates(jobs, text, few, place, args.repeats)
+    rates = best_rates(jobs, text, few, position, args.repeats)
     pipeline(few, tokenizer, args.length, f"{kind}_warm")
     packed = [pipeline(text, tokenizer, args.length, f"{kind}_{repeat}") for repeat in range(args.repeats)]
     rates["SeqIO's pipeline, not written"] = np.array([max(tokens / seconds for tokens, seconds in packed)])

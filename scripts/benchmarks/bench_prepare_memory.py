@@ -1,8 +1,11 @@
 """Memory and disk of a preparation, of the whole tree of processes, on text made from a seed.
 
-    python scripts/benchmarks/bench_prepare_memory.py --megabytes=1000                       # one process a core, a SentencePiece vocabulary
-    python scripts/benchmarks/bench_prepare_memory.py --megabytes=1000 --vocabulary=bytes    # twice the text's size in tokens
-    python scripts/benchmarks/bench_prepare_memory.py --megabytes=100 --near_duplicates=0.8  # with near-duplicate removal
+    # one process a core, a SentencePiece vocabulary
+    python scripts/benchmarks/bench_prepare_memory.py --megabytes=1000
+    # twice the text's size in tokens
+    python scripts/benchmarks/bench_prepare_memory.py --megabytes=1000 --vocabulary=bytes
+    # with near-duplicate removal
+    python scripts/benchmarks/bench_prepare_memory.py --megabytes=100 --near_duplicates=0.8
 
 Every 50 ms the resident memory of the command and of everything it started is summed: once as it stands (pages that
 processes share count in each) and once with shared pages divided among them (PSS). The goal is 1 GB of text in under 1
@@ -22,6 +25,8 @@ import time
 
 import psutil
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
 from diversity_jax.corpus import CorpusConfig
 from diversity_jax.mixtures.config import Component
 from diversity_jax.mixtures.sources import sampled_texts
@@ -34,9 +39,13 @@ from diversity_jax.prepare.config import Filtering, Preparation, PrepareConfig
 
 
 def get_config():
+    filtering = Filtering(near_duplicates={near!r})
     return PrepareConfig(
-        output_dir={output!r}, corpus=CorpusConfig(source={source!r}), vocabulary={vocabulary!r}, processes={processes!r},
-        preparation=Preparation(name="bench", kind="real", sequence_length=2048, hygiene=Filtering(near_duplicates={near!r})),
+        output_dir={output!r},
+        corpus=CorpusConfig(source={source!r}),
+        vocabulary={vocabulary!r},
+        processes={processes!r},
+        preparation=Preparation(name="bench", kind="real", sequence_length=2048, hygiene=filtering),
     )
 """
 
@@ -114,12 +123,12 @@ def main() -> None:
             ).strip()
             + "\n"
         )
-        found = watch([sys.executable, "-m", "diversity_jax.mixtures.prepare", "--config", str(config)], rows)
+        results = watch([sys.executable, "-m", "diversity_jax.mixtures.prepare", "--config", str(config)], rows)
         print(
-            f"{args.megabytes:,} MB of text: peak resident memory of {found['processes']:.0f} processes "
-            f"{found['rss']:,.0f} MB "
-            f"({found['pss']:,.0f} MB with shared pages divided), {found['disk']:,.0f} MB of disk while running, "
-            f"{found['seconds']:,.0f} s"
+            f"{args.megabytes:,} MB of text: peak resident memory of {results['processes']:.0f} processes "
+            f"{results['rss']:,.0f} MB "
+            f"({results['pss']:,.0f} MB with shared pages divided), {results['disk']:,.0f} MB of disk while running, "
+            f"{results['seconds']:,.0f} s"
         )
 
 

@@ -47,8 +47,8 @@ _SPELLINGS = {
 def _mistyped(name: str, draw: random.Random) -> str:
     """Two letters of the longest word change places."""
     word = max(name.split(), key=len)
-    place = draw.randrange(1, len(word) - 2)
-    return name.replace(word, word[:place] + word[place + 1] + word[place] + word[place + 2 :])
+    position = draw.randrange(1, len(word) - 2)
+    return name.replace(word, word[:position] + word[position + 1] + word[position] + word[position + 2 :])
 
 
 def make_topics(count: int, seed: int = 0) -> tuple[list[Topic], list[tuple[int, str]]]:
@@ -58,9 +58,9 @@ def make_topics(count: int, seed: int = 0) -> tuple[list[Topic], list[tuple[int,
     draw = random.Random(seed)
     fields = load_grammar().fields
     places = [
-        (field, place)
+        (field, position)
         for field in fields
-        for place in itertools.product(field.things, field.parts, field.processes, field.quantities)
+        for position in itertools.product(field.things, field.parts, field.processes, field.quantities)
     ]
     people = [(field.name, person) for field in fields for person in field.people]
     words = unlike_words(600)
@@ -73,23 +73,23 @@ def make_topics(count: int, seed: int = 0) -> tuple[list[Topic], list[tuple[int,
         above = (field.name, middle, f"{quantity} of the {part}", f"{process} by the {person}")
         different.setdefault(f"{first} {second} {process}", above)
     names = [(*above, last) for last, above in different.items()]
-    entries = [(number, "", one) for number, one in enumerate(names)]
+    entries = [(number, "", item) for number, item in enumerate(names)]
     for number in draw.sample(range(len(names)), count - len(names)):
         kind = draw.choice(list(_SPELLINGS))
         entries.append((number, kind, _SPELLINGS[kind](names[number], draw)))
     draw.shuffle(entries)
-    return [Topic(one) for _, _, one in entries], [(number, kind) for number, kind, _ in entries]
+    return [Topic(item) for _, _, item in entries], [(number, kind) for number, kind, _ in entries]
 
 
 def unlike_words(count: int) -> list[str]:
     """Made words of which no two could be taken for spellings of one."""
     from rapidfuzz import fuzz, process
 
-    found: list[str] = []
+    results: list[str] = []
     for word in words_for("bench", 20 * count):
-        if len(found) < count and not process.extractOne(word, found, scorer=fuzz.ratio, score_cutoff=70):
-            found.append(word)
-    return found
+        if len(results) < count and not process.extractOne(word, results, scorer=fuzz.ratio, score_cutoff=70):
+            results.append(word)
+    return results
 
 
 def bench_topics(count: int) -> None:
@@ -103,18 +103,18 @@ def bench_topics(count: int) -> None:
         f"{merged}\n{taken:.0f} s of 900 ({taken / 900:.2f}), {memory:.2f} GB of 6 ({memory / 6:.2f}), load "
         f"{os.getloadavg()[0]:.1f}"
     )
-    kept = {topic.path for topic in merged.topics}
+    remaining = {topic.path for topic in merged.topics}
     spellings: dict[int, list[tuple[str, bool]]] = {}
     for topic, (number, kind) in zip(topics, truth, strict=True):
-        spellings.setdefault(number, []).append((kind, topic.path in kept))
+        spellings.setdefault(number, []).append((kind, topic.path in remaining))
     print(
         f"{len(spellings):,} different topics, "
-        f"{sum(not any(found for _, found in one) for one in spellings.values()):,} merged wrongly"
+        f"{sum(not any(stands for _, stands in item) for item in spellings.values()):,} merged wrongly"
     )
     for kind in _SPELLINGS:
-        planted = [one for one in spellings.values() if any(spelling == kind for spelling, _ in one)]
-        found = sum(sum(stands for _, stands in one) <= 1 or kind == "exact" for one in planted)
-        print(f"planted again, {kind:13} {len(planted):7,}, found {found / max(len(planted), 1):.1%}")
+        planted = [item for item in spellings.values() if any(spelling == kind for spelling, _ in item)]
+        results = sum(sum(stands for _, stands in item) <= 1 or kind == "exact" for item in planted)
+        print(f"planted again, {kind:13} {len(planted):7,}, found {results / max(len(planted), 1):.1%}")
 
 
 def _material(config: SynthesisConfig) -> Material:

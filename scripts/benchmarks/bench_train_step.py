@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
-"""Our train step against other implementations of the same step, steps alternating so that a noisy machine is noisy for
-all.
+r"""Our train step against other implementations of the same step, steps alternating so that noise of the machine meets
+all alike.
 
     python scripts/benchmarks/bench_train_step.py --peer torch_llama_step.py --peer jax_llama_step.py --steps 30
-    python scripts/benchmarks/bench_train_step.py --hidden 2048 --intermediate 8192 --layers 16 --heads 32 --vocab 50304 --length 2048 --batch 16 \
-        --peer "torch_llama_step.py --compile" --peer "jax_llama_step.py --attention cudnn --scan --remat" --model remat=save_matmuls
+    python scripts/benchmarks/bench_train_step.py --hidden 2048 --intermediate 8192 --layers 16 --heads 32 \
+        --vocab 50304 --length 2048 --batch 16 --peer "torch_llama_step.py --compile" \
+        --peer "jax_llama_step.py --attention cudnn --scan --remat" --model remat=save_matmuls
 
 A peer is a script that trains a Llama of the same flags, reads the clock (`time.perf_counter`) once before each step
 and, after its warm-up, once behind it, and prints one line of JSON with `first_losses`. Its `main` runs unchanged in a

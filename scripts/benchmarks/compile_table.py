@@ -2,7 +2,8 @@
 """Compiles the three sizes for every chip of docs/compile.md, and keeps the figures and a table of them in
 docs/benchmarks/compile/.
 
-    python scripts/benchmarks/compile_table.py                      # all that are not kept yet, one after the other: an hour on two cores
+    # all that are not kept yet, one after the other: an hour on two cores
+    python scripts/benchmarks/compile_table.py
     python scripts/benchmarks/compile_table.py v5e h200             # these chips
     python scripts/benchmarks/compile_table.py --table              # only write the table of what is kept again
 
@@ -76,10 +77,10 @@ def compile_row(config: str, topology: str, overrides: list[str]) -> None:
     commit = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
     ).stdout.strip()
-    said = " ".join(["python -m diversity_jax.training.compile", *command, "--topology", topology, "--fast"])
+    output = " ".join(["python -m diversity_jax.training.compile", *command, "--topology", topology, "--fast"])
     write_json(
         path_of(config, topology),
-        ahead.record(result) | {"command": said, "commit": commit, "date": time.strftime("%Y-%m-%d")},
+        ahead.record(result) | {"command": output, "commit": commit, "date": time.strftime("%Y-%m-%d")},
     )
 
 
@@ -100,9 +101,9 @@ def table(rows: list[dict]) -> str:
 
 _HEAD = """# Training steps compiled for chips that are not here
 
-Written by `scripts/benchmarks/compile_table.py`; figures of each row, and more, in the JSON file of its name. Nothing here was run: memory is the
-compiler's own count, traffic and collectives are read from the compiled program, times are a roofline over them
-([compile.md](../../compile.md) says what that assumes).
+Written by `scripts/benchmarks/compile_table.py`; figures of each row, and more, in the JSON file of its name. Nothing
+here was run: memory is the compiler's own count, traffic and collectives are read from the compiled program, times are
+a roofline over them ([compile.md](../../compile.md) says what that assumes).
 Sequences of 2,048 tokens, bfloat16 with float32 master weights."""
 
 
@@ -202,18 +203,18 @@ def _collectives(rows: list[dict]) -> str:
     lines = [
         [
             *_name(row),
-            one["kind"],
-            "across slices" if one["crosses_slices"] else "inside",
+            item["kind"],
+            "across slices" if item["crosses_slices"] else "inside",
             *(
-                f"{one['devices']}",
-                f"{one['count']:,}",
-                quantity(one["payload_bytes"], "B"),
-                quantity(one["sent_bytes"], "B"),
+                f"{item['devices']}",
+                f"{item['count']:,}",
+                quantity(item["payload_bytes"], "B"),
+                quantity(item["sent_bytes"], "B"),
             ),
         ]
         for row in rows
-        for one in row["report"].get("collectives", [])
-        if one["payload_bytes"] >= 1e6
+        for item in row["report"].get("collectives", [])
+        if item["payload_bytes"] >= 1e6
     ]
     columns = ["model", "devices", "collective", "where", "group", "count", "payload", "sent"]
     return _markdown("Collectives a device and step, of a megabyte and more", columns, lines, 4)

@@ -6,13 +6,13 @@
 
 Each command runs as users start it, in a fresh folder, with PYTHONPATH set to one checkout or the other. The two take
 turns (base, new, base, new, ...), so that a busy machine slows both. Counted is user plus system time of the command
-and all processes it waits for; the least of the repeats is shown. Compiled programs are kept between the repeats of
-one side, so the first repeat is the only one that compiles.
+and all processes it waits for; the least of the repeats is shown. Compiled programs are kept between the repeats of one
+side, so the first repeat is the only one that compiles.
 
 Cases: `quickstart` (demo text, then `train` on `configs/quickstart.py`), `score` (the offline judge), `prepare` (one
 component, near copies left out), `evaluate` (four-way questions and held-out rows, on a model that base trains
-beforehand). The text is English prose of the installed packages, drawn once by base's code with a fixed seed. The
-last column says whether both sides came to the same result.
+beforehand). The text is English prose of the installed packages, drawn once by base's code with a fixed seed. The last
+column says whether both sides came to the same result.
 """
 
 import argparse
@@ -104,7 +104,7 @@ def _read(path: Path):
 
 def _last_loss(folder: Path) -> str:
     lines = (folder / "runs" / "quickstart" / "metrics.jsonl").read_text().splitlines()
-    return f"held-out loss {[one['eval/loss'] for one in map(json.loads, lines) if 'eval/loss' in one][-1]:.4f}"
+    return f"held-out loss {[row['eval/loss'] for row in map(json.loads, lines) if 'eval/loss' in row][-1]:.4f}"
 
 
 def _rows(folder: Path) -> str:
@@ -115,9 +115,9 @@ def _rows(folder: Path) -> str:
 
 
 def _outcomes(folder: Path) -> str:
-    found = _read(folder / "evaluation" / "results.json")
-    accuracy = found["tasks"]["hellaswag"]["metrics"]["acc_norm"]["value"]
-    losses = ", ".join(f"{loss['nats_per_token']:.4f}" for loss in found["held_out"].values())
+    measured = _read(folder / "evaluation" / "results.json")
+    accuracy = measured["tasks"]["hellaswag"]["metrics"]["acc_norm"]["value"]
+    losses = ", ".join(f"{loss['nats_per_token']:.4f}" for loss in measured["held_out"].values())
     return f"accuracy {accuracy:.4f}, held-out loss {losses}"
 
 
@@ -189,16 +189,16 @@ def write_shared(bench: Bench, options: argparse.Namespace, chosen: list[str]) -
 
 def write_questions(folder: Path, texts: list[str], items: int) -> None:
     """Questions in HellaSwag's form: which of four passages goes on from a document's beginning."""
-    draw, pieces = random.Random(0), [text.split() for text in texts]
-    pieces = [words for words in pieces if len(words) >= 40]
+    draw, parts = random.Random(0), [text.split() for text in texts]
+    parts = [words for words in parts if len(words) >= 40]
     folder.mkdir()
     with (folder / "hellaswag_validation.jsonl").open("w", encoding="utf-8") as file:
-        for number in range(min(items, len(pieces))):
-            others = draw.sample([one for one in range(len(pieces)) if one != number], 3)
+        for number in range(min(items, len(parts))):
+            others = draw.sample([other for other in range(len(parts)) if other != number], 3)
             label = draw.randrange(4)
             order = [*others[:label], number, *others[label:]]
-            endings = [" ".join(pieces[one][24:40]) for one in order]
-            beginning = " ".join(pieces[number][:24])
+            endings = [" ".join(parts[other][24:40]) for other in order]
+            beginning = " ".join(parts[number][:24])
             item = {"activity_label": "Text", "ctx_a": beginning, "ctx_b": "", "endings": endings, "label": label}
             file.write(json.dumps(item) + "\n")
 
@@ -211,10 +211,10 @@ def compare(bench: Bench, name: str, case: Case, repeats: int) -> dict:
         for side in SIDES:
             used, results[side] = bench.time(case, side)
             seconds[side].append(used)
-    least = {side: min(found) for side, found in seconds.items()}
-    said = "same" if results["base"] == results["new"] else f"differs: {results['base']} | {results['new']}"
+    least = {side: min(measured) for side, measured in seconds.items()}
+    output = "same" if results["base"] == results["new"] else f"differs: {results['base']} | {results['new']}"
     ratio = least["new"] / least["base"]
-    print(f"{name:<12} {least['base']:>8.2f} {least['new']:>8.2f} {ratio:>7.3f}  {said}", flush=True)
+    print(f"{name:<12} {least['base']:>8.2f} {least['new']:>8.2f} {ratio:>7.3f}  {output}", flush=True)
     return {"seconds": seconds, "ratio": ratio, "results": results}
 
 
@@ -244,9 +244,9 @@ def main() -> None:
         write_shared(bench, options, chosen)
         print(f"least CPU seconds of {options.repeats} runs of each side, base {options.base}, new {options.new}")
         print(f"{'case':<12} {'base':>8} {'new':>8} {'new/base':>8}  result", flush=True)
-        found = {name: compare(bench, name, known[name], options.repeats) for name in chosen}
+        measured = {name: compare(bench, name, known[name], options.repeats) for name in chosen}
     if options.json:
-        options.json.write_text(json.dumps(found, indent=1) + "\n")
+        options.json.write_text(json.dumps(measured, indent=1) + "\n")
 
 
 if __name__ == "__main__":

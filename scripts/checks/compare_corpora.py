@@ -40,11 +40,12 @@ def main() -> None:
         print(judge.label)
         for k in (10, 20):
             config = AgentConfig(samples_per_grouping=k, groupings=flags.groupings, seed=flags.seed)
-            for card in score_corpora(dict(zip(flags.corpora, corpora, strict=True)), judge, config).values():
-                one, score = card.effective_clusters, card.cluster_score
-                high = "any" if one.high is None else f"{one.high:.1f}"
-                name = Path(card.corpus["name"]).name
-                print(f"  K={k:2} {name:50} effective {one.value:8.1f} [{one.low:.1f}, {high}]  C/S {score.value:6.3f}")
+            for scorecard in score_corpora(dict(zip(flags.corpora, corpora, strict=True)), judge, config).values():
+                count, score = scorecard.effective_clusters, scorecard.cluster_score
+                high = "any" if count.high is None else f"{count.high:.1f}"
+                name = Path(scorecard.corpus["name"]).name
+                effective = f"effective {count.value:8.1f} [{count.low:.1f}, {high}]"
+                print(f"  K={k:2} {name:50} {effective}  C/S {score.value:6.3f}")
         config = AgentConfig(groupings=flags.groupings, seed=flags.seed)
         print(f"  first against second: {score_until_decided(*corpora, judge, config)[0]}", flush=True)
 

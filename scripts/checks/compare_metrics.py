@@ -1,12 +1,13 @@
-"""Which baseline metrics tell a corpus of low diversity from its diverse twin, at equal size and equal length: a page,
+r"""Which baseline metrics tell a corpus of low diversity from its diverse twin, at equal size and equal length: a page,
 and a table.
 
-    python scripts/checks/compare_metrics.py LOW.jsonl.gz DIVERSE.jsonl.gz [LOW DIVERSE ...] --output runs/twins [--draws 10]
+    python scripts/checks/compare_metrics.py LOW.jsonl.gz DIVERSE.jsonl.gz [LOW DIVERSE ...] --output runs/twins \
+        [--draws 10]
 
 Each pair is measured by itself: the same number of documents in every draw, and once more cut to the same number of
-  words. `right` means
-that the 95 % interval of the difference lies wholly on the diverse twin's side, `wrong` on the other; the numbers are
-that difference over its half-width. With five corpora or more the page also says how far the metrics agree.
+words. `right` means that the 95 % interval of the difference lies wholly on the diverse twin's side, `wrong` on the
+other; the numbers are that difference over its half-width. With five corpora or more the page also says how far the
+metrics agree.
 """
 
 import argparse
@@ -80,8 +81,8 @@ def main() -> None:
             config,
         )
     names = [(named(low), named(diverse)) for low, diverse in pairs]
-    for name, card in measured.items():
-        card.save(Path(flags.output) / name / "scorecard.json")
+    for name, scorecard in measured.items():
+        scorecard.save(Path(flags.output) / name / "scorecard.json")
     print(markdown([(measured[low], measured[diverse]) for low, diverse in names]))
     print(metrics_page.write(flags.output, measured, names))
 

@@ -32,8 +32,11 @@ from diversity_jax.prepare.config import Filtering, Preparation, PrepareConfig
 def get_config():
     hygiene = Filtering(exact_duplicates=True, near_duplicates=0.8)
     sizes = dict(piece_characters=40_000, shard_bytes=60_000)
-    preparation = Preparation(name="part", kind="real", sequence_length=64, validation_share=0.1, hygiene=hygiene, **sizes)
-    return PrepareConfig(output_dir={output!r}, corpus=CorpusConfig(source={source!r}), preparation=preparation, processes=2)
+    preparation = Preparation(
+        name="part", kind="real", sequence_length=64, validation_share=0.1, hygiene=hygiene, **sizes
+    )
+    corpus = CorpusConfig(source={source!r})
+    return PrepareConfig(output_dir={output!r}, corpus=corpus, preparation=preparation, processes=2)
 """
 _MARKS = {
     "tidying up": lambda folder: (folder / "manifest.json").exists() and (folder / ".preparing").exists(),
@@ -104,15 +107,15 @@ def main() -> None:
     args = flags.parse_args()
     draw, killed, compared = random.Random(args.seed), Counter(), 0
     with tempfile.TemporaryDirectory() as scratch:
-        source, whole, folder = (
+        source, complete, folder = (
             write_text(Path(scratch, "text"), args.documents),
             Path(scratch, "whole"),
             Path(scratch, "part"),
         )
         began = time.monotonic()
-        if start(source, whole, args.runner).wait():
-            sys.exit(whole.with_suffix(".log").read_text())
-        whole_seconds, wanted, number = time.monotonic() - began, contents(whole), 0
+        if start(source, complete, args.runner).wait():
+            sys.exit(complete.with_suffix(".log").read_text())
+        whole_seconds, wanted, number = time.monotonic() - began, contents(complete), 0
         while sum(killed.values()) < args.kills or not compared:
             number += 1
             process = start(source, folder, args.runner)

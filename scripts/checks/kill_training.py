@@ -2,7 +2,8 @@
 run left alone.
 
     python scripts/checks/kill_training.py --kills 20
-    python scripts/checks/kill_training.py --kills 20 --truncate        also cuts a random file of the latest checkpoint short after each kill
+    # also cuts a random file of the latest checkpoint short after each kill
+    python scripts/checks/kill_training.py --kills 20 --truncate
 
 SIGKILL, in a process of its own each time. A kill comes after a random number of new steps and a random part of a
 second, or, one time in five, at a random moment of the start-up. Prints a line for each kill and, last, whether every
@@ -25,7 +26,7 @@ sys.path.insert(0, str(ROOT))
 
 
 def start(folder: Path, steps: int) -> subprocess.Popen:
-    """One sitting of the run in `folder`."""
+    """One attempt of the run in `folder`."""
     cache = {"JAX_COMPILATION_CACHE_DIR": str(ROOT / ".jax_cache"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
     return subprocess.Popen(
         [sys.executable, "-m", "tests.train_process", str(folder), str(steps)],
@@ -66,10 +67,12 @@ def truncate_latest(folder: Path, draw: random.Random) -> str:
     """Cuts a random file of the latest checkpoint short, where an earlier one is there to fall back to; returns
     which.
     """
-    found = sorted((int(path.name), path) for path in (folder / "run" / "checkpoints").glob("*") if path.name.isdigit())
-    if len(found) < 2:
+    checkpoints = sorted(
+        (int(path.name), path) for path in (folder / "run" / "checkpoints").glob("*") if path.name.isdigit()
+    )
+    if len(checkpoints) < 2:
         return "no earlier checkpoint: nothing truncated"
-    files = sorted(path for path in found[-1][1].rglob("*") if path.is_file() and path.stat().st_size)
+    files = sorted(path for path in checkpoints[-1][1].rglob("*") if path.is_file() and path.stat().st_size)
     chosen = draw.choice(files)
     length = draw.randrange(chosen.stat().st_size)
     os.truncate(chosen, length)
@@ -95,9 +98,11 @@ def main() -> None:
 
     draw = random.Random(options.seed)
     with tempfile.TemporaryDirectory() as scratch:
-        whole = build_mixture(Path(scratch) / "whole", {"a": Fraction(1, 3), "b": Fraction(2, 3)}, sequence_length=16)
-        folder = shutil.copytree(whole, Path(scratch) / "killed")
-        wanted, _ = finish(start(whole, options.steps))
+        complete = build_mixture(
+            Path(scratch) / "whole", {"a": Fraction(1, 3), "b": Fraction(2, 3)}, sequence_length=16
+        )
+        folder = shutil.copytree(complete, Path(scratch) / "killed")
+        wanted, _ = finish(start(complete, options.steps))
         killed = 0
         while killed < options.kills:
             process = start(folder, options.steps)
@@ -109,13 +114,13 @@ def main() -> None:
             killed += 1
             damage = truncate_latest(folder, draw) if options.truncate else ""
             print(f"kill {killed:2d} {moment}; {damage}", flush=True)
-        found, said = finish(start(folder, options.steps))
-        print(said.strip())
-        same = found == wanted
+        digest, output = finish(start(folder, options.steps))
+        print(output.strip())
+        same = digest == wanted
         print(
             f"{killed} kills, {options.steps} steps: parameters and moments "
             f"{'bit-identical' if same else 'DIFFER'} "
-            f"({found}, {wanted})"
+            f"({digest}, {wanted})"
         )
         sys.exit(not same)
 

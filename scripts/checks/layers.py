@@ -33,11 +33,11 @@ COMMANDS = ("mixtures.build", "mixtures.prepare", "mixtures.show", "training.com
 
 def modules() -> dict[str, Path]:
     """Every module of the package by its dotted name without `diversity_jax.`; the package itself is the empty name."""
-    found = {}
+    results = {}
     for path in sorted(PACKAGE.rglob("*.py")):
         parts = path.relative_to(PACKAGE).with_suffix("").parts
-        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
-    return found
+        results[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return results
 
 
 def layer_of(module: str) -> int:
@@ -71,7 +71,7 @@ def imports_of(path: Path, known: Mapping[str, Path]) -> Iterator[tuple[str, int
 
 def upward_imports(known: Mapping[str, Path]) -> list[str]:
     """Imports of a higher layer or of another package of the same one, as `importer:line imports module`."""
-    found = []
+    results = []
     for module, path in known.items():
         for other, line in imports_of(path, known):
             if not module or not other:
@@ -81,8 +81,8 @@ def upward_imports(known: Mapping[str, Path]) -> list[str]:
                 module.split(".")[0] == other.split(".")[0] and module not in COMMANDS and other not in COMMANDS
             )
             if theirs > own or (theirs == own and not same_package):
-                found.append(f"{path.relative_to(ROOT)}:{line} imports {other}")
-    return found
+                results.append(f"{path.relative_to(ROOT)}:{line} imports {other}")
+    return results
 
 
 def cycles(known: Mapping[str, Path]) -> list[list[str]]:
@@ -91,7 +91,7 @@ def cycles(known: Mapping[str, Path]) -> list[list[str]]:
     index: dict[str, int] = {}
     lowest: dict[str, int] = {}
     stack: list[str] = []
-    found: list[list[str]] = []
+    results: list[list[str]] = []
 
     def visit(module: str) -> None:
         index[module] = lowest[module] = len(index)
@@ -107,12 +107,12 @@ def cycles(known: Mapping[str, Path]) -> list[list[str]]:
             while not group or group[-1] != module:
                 group.append(stack.pop())
             if len(group) > 1 or module in edges.get(module, ()):
-                found.append(sorted(group))
+                results.append(sorted(group))
 
     for module in known:
         if module not in index:
             visit(module)
-    return found
+    return results
 
 
 def summary(known: Mapping[str, Path]) -> str:

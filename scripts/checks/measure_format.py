@@ -6,16 +6,18 @@ answers that end.
 Questions are the run's own held-out ones, token for token as in training. `loss` is that of their answers, in nats a
 token. `P(end)` is the mean probability of the mark that ends an answer, where the data's answer is over and a quarter,
 half and three quarters through it: a model that knows the form tells the two apart. An answer it writes is in form
-  where it ends it by itself within `--max-tokens`, it holds text, and
-it does not go on to write the template's next question: greedy, and sampled at temperature 1, where answers spread as
-the model has them.
+where it ends it by itself within `--max-tokens`, it holds text, and it does not go on to write the template's next
+question: greedy, and sampled at temperature 1, where answers spread as the model has them.
 """
 
 import argparse
 import math
 from pathlib import Path
 import statistics
+import sys
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 TEMPERATURES = (0.0, 1.0)
 Example = tuple[list[int], list[int]]  # token ids of what is asked, and of its answer with the mark that ends it
@@ -61,7 +63,7 @@ def held_out(run: Path, count: int, longest: int) -> list[Example]:
     from diversity_jax.mixtures.mixture import Mixture
     from diversity_jax.prepare.rows import RowReader
 
-    found = []
+    results = []
     for part in Mixture.load(mixture_folder(run)).taken:
         rows = RowReader(part.manifest, "validation")
         marked = rows.read(np.arange(rows.rows))
@@ -74,24 +76,24 @@ def held_out(run: Path, count: int, longest: int) -> list[Example]:
                     end = first + int(
                         (~is_target[first:]).argmax() if not is_target[first:].all() else len(is_target) - first
                     )
-                    found.append((piece[:first].tolist(), piece[first:end].tolist()))
-    return found[:count]
+                    results.append((piece[:first].tolist(), piece[first:end].tolist()))
+    return results[:count]
 
 
 def likelihoods(model: Any, examples: list[Example]) -> tuple[float, float, float]:
     """Mean nats of an answer's token, and mean probabilities of the ending mark at the end and inside."""
     from diversity_jax.evaluation.loglikelihood import Scored
 
-    whole, ends = [], {"over": [], "inside": []}
+    complete, ends = [], {"over": [], "inside": []}
     for asked, answer in examples:
-        whole.append(Scored(tokens=(*asked, *answer), scored=len(answer)))
+        complete.append(Scored(tokens=(*asked, *answer), scored=len(answer)))
         places = {"over": [len(answer) - 1], "inside": [len(answer) * part // 4 for part in (1, 2, 3)]}
-        for kind, found in places.items():
-            ends[kind] += [Scored(tokens=(*asked, *answer[:place], answer[-1]), scored=1) for place in found]
+        for kind, results in places.items():
+            ends[kind] += [Scored(tokens=(*asked, *answer[:position], answer[-1]), scored=1) for position in results]
     scorer = model.scorer()
-    nats = -sum(one.nats for one in scorer.score(whole)) / sum(one.scored for one in whole)
+    nats = -sum(item.nats for item in scorer.score(complete)) / sum(item.scored for item in complete)
     over, inside = (
-        statistics.mean(math.exp(one.nats) for one in scorer.score(ends[kind])) for kind in ("over", "inside")
+        statistics.mean(math.exp(item.nats) for item in scorer.score(ends[kind])) for kind in ("over", "inside")
     )
     return nats, over, inside
 
@@ -108,9 +110,9 @@ def written(model: Any, examples: list[Example], max_tokens: int, temperature: f
 
 def _line(temperature: float, answers: list[Any], tuned: Any) -> str:
     heading = tuned.chat([{"role": "user", "content": "?"}], add_generation_prompt=False).partition("?")[0].strip()
-    ended = [one for one in answers if one.finish_reason == "stop"]
-    in_form = [one for one in ended if one.text.strip() and not (heading and heading in one.text)]
-    median = statistics.median(len(one.tokens) for one in answers)
+    ended = [item for item in answers if item.finish_reason == "stop"]
+    in_form = [item for item in ended if item.text.strip() and not (heading and heading in item.text)]
+    median = statistics.median(len(item.tokens) for item in answers)
     shares = (
         f"{100 * len(ended) / len(answers):3.0f} % end by themselves, {100 * len(in_form) / len(answers):3.0f} % "
         "in form"

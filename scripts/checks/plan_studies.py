@@ -1,7 +1,7 @@
 """What the paper's grids would take, as the table of docs/study.md: each study at each model size, forecast from its
 configuration.
 
-python scripts/checks/plan_studies.py
+    python scripts/checks/plan_studies.py
 """
 
 from pathlib import Path
@@ -25,19 +25,19 @@ HEAD = (
 
 def row(name: str, only: str, title: str) -> tuple[str, list[str]]:
     """One study's line, and the names of the machines that hours are counted for."""
-    words = ["--config", f"configs/studies/{name}.py", *([f"--config.only={only}"] if only else [])]
+    words = ["--config", str(ROOT / f"configs/studies/{name}.py"), *([f"--config.only={only}"] if only else [])]
     study = config.parse(words, StudyConfig)
     store = StepStore(ROOT / "no such folder")
-    found = needs(study, plan(study, store).steps, store)
-    parts = {kind: found.get(kind, Need()) for kind in ("generate", "score", "train", "sft")}
+    results = needs(study, plan(study, store).steps, store)
+    parts = {kind: results.get(kind, Need()) for kind in ("generate", "score", "train", "sft")}
     flops = parts["train"].flops + parts["sft"].flops
     hours = [_hours(machine.hours(flops)) if flops else "" for machine in study.assumed.machines]
     tokens = (parts["train"].tokens + parts["sft"].tokens) / 1e9
-    dollars = sum(need.llm.dollars for need in found.values())
-    unpriced = "".join(f" + {model.split(':')[1]}" for need in found.values() for model in need.unpriced)
+    dollars = sum(need.llm.dollars for need in results.values())
+    unpriced = "".join(f" + {model.split(':')[1]}" for need in results.values() for model in need.unpriced)
     cells = [
         title,
-        str(sum(need.steps for need in found.values())),
+        str(sum(need.steps for need in results.values())),
         str(parts["train"].steps),
         f"{tokens:,.0f} B" if tokens else "",
         f"{flops:.2g}" if flops else "",

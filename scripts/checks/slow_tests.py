@@ -3,7 +3,8 @@
     scripts/test --junitxml=/tmp/junit.xml
     python scripts/checks/slow_tests.py /tmp/junit.xml --seconds 0.5
 
-A test function is listed when any of its cases took longer, set-up included. New tests are in the fast tier until they are listed.
+A test function is listed when any of its cases took longer, set-up included. New tests are in the fast tier until they
+are listed.
 """
 
 import argparse
@@ -18,13 +19,13 @@ LIST = ROOT / "tests" / "slow_tests.txt"
 
 def slow_tests(junit: Path, seconds: float) -> list[str]:
     """Test functions with a case longer than `seconds`, as `tests/test_x.py::test_y` or `...::TestClass::test_y`."""
-    found = set()
+    results = set()
     for case in ElementTree.parse(junit).iter("testcase"):
         if float(case.get("time", 0)) > seconds:
             module, *classes = _split(case.get("classname", ""))
             function = case.get("name", "").split("[")[0]
-            found.add("::".join([module, *classes, function]))
-    return sorted(found)
+            results.add("::".join([module, *classes, function]))
+    return sorted(results)
 
 
 def _split(classname: str) -> Iterable[str]:
@@ -40,9 +41,9 @@ def main() -> None:
     parser.add_argument("junit", type=Path)
     parser.add_argument("--seconds", type=float, default=0.5)
     options = parser.parse_args()
-    found = slow_tests(options.junit, options.seconds)
-    LIST.write_text("".join(f"{name}\n" for name in found))
-    print(f"{len(found)} tests in {LIST.relative_to(ROOT)}", file=sys.stderr)
+    results = slow_tests(options.junit, options.seconds)
+    LIST.write_text("".join(f"{name}\n" for name in results))
+    print(f"{len(results)} tests in {LIST.relative_to(ROOT)}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """A finished study's outcomes as the tables of docs/study.md: slopes and rank correlations, factors, and what its steps
 took.
 
-python scripts/checks/study_outcomes.py runs/studies/tiny
+    python scripts/checks/study_outcomes.py runs/studies/tiny
 """
 
 from collections import defaultdict
@@ -14,44 +14,41 @@ sys.path.insert(0, str(ROOT))
 from diversity_jax.core.files import read_json  # noqa: E402
 
 
-def interval(one: dict, digits: int) -> str:
+def interval(item: dict, digits: int) -> str:
     """A value with its 95 % interval."""
-    if one.get("low") is None or one.get("high") is None:
+    if item.get("low") is None or item.get("high") is None:
         return "not computed"
-    value, low, high = (f"{one[name]:.{digits}f}".replace("-", "\u2212") for name in ("value", "low", "high"))
+    value, low, high = (f"{item[name]:.{digits}f}".replace("-", "\u2212") for name in ("value", "low", "high"))
     return f"{value} ({low} to {high})"
 
 
-def relations(found: dict) -> None:
+def relations(results: dict) -> None:
     """Each outcome over each diversity figure."""
     print(
         "| stage | outcome | figure | slope over its logarithm (95 %) | Spearman (95 %) | n "
         "|\n|---|---|---|---:|---:|---:|"
     )
-    for one in found["relations"]:
-        if "x" in one:
-            slope = interval(one["log_line"].get("slope", {}), 4)
-            low, high = min(one["y"]), max(one["y"])
-            name = f"{one['outcome']} ({low:.3g} to {high:.3g})"
+    for item in results["relations"]:
+        if "x" in item:
+            gradient = interval(item["log_line"].get("slope", {}), 4)
+            low, high = min(item["y"]), max(item["y"])
+            name = f"{item['outcome']} ({low:.3g} to {high:.3g})"
             print(
-                f"| {one['stage']} | {name} | {one['predictor']} | {slope} | {interval(one['spearman'], 2)} | "
-                f"{len(one['recipes'])} |"
+                f"| {item['stage']} | {name} | {item['predictor']} | {gradient} | {interval(item['spearman'], 2)} | "
+                f"{len(item['recipes'])} |"
             )
 
 
-def factors(found: dict) -> None:
+def factors(results: dict) -> None:
     """Terms with p below 0.05, and the means at their levels."""
-    for one in found["effects"]:
-        for term in one.get("terms", ()):
+    for item in results["effects"]:
+        for term in item.get("terms", ()):
             if term["p"] is not None and term["p"] < 0.05:
                 means = ", ".join(
-                    f"{level['name']} {level['value']:.4g}" for level in one["levels"].get(term["name"], ())
+                    f"{level['name']} {level['value']:.4g}" for level in item["levels"].get(term["name"], ())
                 )
-                print(
-                    f"{one['stage']} {one['outcome']}: {term['name']} p = {term['p']:.2g}, "
-                    f"{100 * term['share']:.0f} "
-                    f"% of variance; {means}"
-                )
+                share = f"{100 * term['share']:.0f} % of variance"
+                print(f"{item['stage']} {item['outcome']}: {term['name']} p = {term['p']:.2g}, {share}; {means}")
 
 
 def took(folder: Path) -> None:
@@ -61,8 +58,8 @@ def took(folder: Path) -> None:
         record = read_json(path)
         seconds[record["kind"]].append((record["seconds"], record["cpu_seconds"]))
     print("\n| step | number | seconds, added up | CPU seconds |\n|---|---:|---:|---:|")
-    for kind, one in seconds.items():
-        print(f"| {kind} | {len(one)} | {sum(wall for wall, _ in one):.0f} | {sum(cpu for _, cpu in one):.0f} |")
+    for kind, item in seconds.items():
+        print(f"| {kind} | {len(item)} | {sum(wall for wall, _ in item):.0f} | {sum(cpu for _, cpu in item):.0f} |")
 
 
 if __name__ == "__main__":

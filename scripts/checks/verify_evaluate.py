@@ -28,6 +28,8 @@ import tempfile
 import time
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
 BATCH_SIZES = (1, 8, 64)
 TEXT_BATCH_SIZES = (1, 8)
 ANSWER_TOKENS = 24
@@ -49,9 +51,9 @@ def main() -> None:
         ]
         subprocess.run(command, check=True)
         places = (options.checkpoint, exported, options.data_dir)
-        found = compare(*places, items=options.items, max_length=options.max_length, tasks=options.tasks)
-        print("\n".join(table(found)))
-        same = all(one["largest"] < TOLERANCE and one["equal"] for one in found.values())
+        comparisons = compare(*places, items=options.items, max_length=options.max_length, tasks=options.tasks)
+        print("\n".join(table(comparisons)))
+        same = all(item["largest"] < TOLERANCE and item["equal"] for item in comparisons.values())
         if options.texts:
             texts = compare_texts(*places, max_length=options.max_length, texts=options.texts, answers=options.answers)
             print("\n".join(text_lines(texts)))
@@ -85,7 +87,7 @@ def _backends(checkpoint: Path, exported: Path, max_length: int | None, sizes: S
         size: HFLM(pretrained=str(exported), device="cpu", dtype="float32", batch_size=size, max_length=max_length)
         for size in sizes
     }
-    return {f"hf {size}": one for size, one in theirs.items()} | {
+    return {f"hf {size}": item for size, item in theirs.items()} | {
         f"ours {size}": HarnessModel(model, batch_size=size) for size in sizes
     }
 
@@ -104,27 +106,29 @@ def compare(
         began = time.perf_counter()
         answers[name] = evaluate(backend, prepared, items)
         print(f"{name}: {time.perf_counter() - began:.0f} s", file=sys.stderr, flush=True)
-    found = {}
+    comparisons = {}
     for task in answers["hf 1"]["results"]:
-        likelihoods = {name: _likelihoods(one["samples"][task]) for name, one in answers.items()}
-        metrics = {name: _accuracies(one["results"][task]) for name, one in answers.items()}
+        likelihoods = {name: _likelihoods(item["samples"][task]) for name, item in answers.items()}
+        metrics = {name: _accuracies(item["results"][task]) for name, item in answers.items()}
         lengths = [len(ours.tok_encode("".join(pair))) for pair in _pairs(answers["hf 1"]["samples"][task])]
         pairs = [
             (likelihoods[a], likelihoods[b]) for a in likelihoods for b in likelihoods if (a[0], b[0]) == ("o", "h")
         ]
-        found[task] = {
+        comparisons[task] = {
             "requests": len(likelihoods["hf 1"]),
             "cut": sum(length > ours.max_length + 1 for length in lengths),
             "left_out": left_out[task],
-            "largest": max(abs(a - b) for one, other in pairs for a, b in zip(one, other, strict=True)),
-            "theirs among themselves": _spread([found for name, found in likelihoods.items() if name.startswith("hf")]),
-            "equal": all(one == metrics["hf 1"] for one in metrics.values()),
+            "largest": max(abs(a - b) for item, other in pairs for a, b in zip(item, other, strict=True)),
+            "theirs among themselves": _spread(
+                [values for name, values in likelihoods.items() if name.startswith("hf")]
+            ),
+            "equal": all(item == metrics["hf 1"] for item in metrics.values()),
             "same at every batch size": not _spread(
-                [found for name, found in likelihoods.items() if name.startswith("ours")]
+                [values for name, values in likelihoods.items() if name.startswith("ours")]
             ),
             "metrics": metrics,
         }
-    return found
+    return comparisons
 
 
 def _tasks(model: Any, data_dir: Path, names: str) -> tuple[list[Any], dict[str, int]]:
@@ -184,14 +188,14 @@ def compare_texts(
         for number, text in enumerate(passages[len(passages) - answers :])
     ]
     backends = _backends(checkpoint, exported, max_length, TEXT_BATCH_SIZES)
-    likelihoods = {name: one.loglikelihood_rolling(rolling, disable_tqdm=True) for name, one in backends.items()}
-    written = {name: one.generate_until(asked, disable_tqdm=True) for name, one in backends.items()}
-    one = backends[f"ours {TEXT_BATCH_SIZES[0]}"]
+    likelihoods = {name: item.loglikelihood_rolling(rolling, disable_tqdm=True) for name, item in backends.items()}
+    written = {name: item.generate_until(asked, disable_tqdm=True) for name, item in backends.items()}
+    item = backends[f"ours {TEXT_BATCH_SIZES[0]}"]
     return {
         "texts": len(wholes),
-        "tokens": sum(len(one.tok_encode(text)) for text in wholes),
-        "cut": sum(len(one.tok_encode(text)) > one.max_length for text in wholes),
-        "largest": _spread([found for name, found in likelihoods.items() if name != "hf 8"]),
+        "tokens": sum(len(item.tok_encode(text)) for text in wholes),
+        "cut": sum(len(item.tok_encode(text)) > item.max_length for text in wholes),
+        "largest": _spread([values for name, values in likelihoods.items() if name != "hf 8"]),
         "theirs among themselves": sum(
             abs(a - b) >= TOLERANCE for a, b in zip(likelihoods["hf 1"], likelihoods["hf 8"], strict=True)
         ),
@@ -200,15 +204,15 @@ def compare_texts(
     }
 
 
-def _spread(found: Sequence[Sequence[float]]) -> float:
+def _spread(rows: Sequence[Sequence[float]]) -> float:
     """The largest difference between any two of several lists, place by place."""
-    return max((max(row) - min(row) for row in zip(*found, strict=True)), default=0.0)
+    return max((max(row) - min(row) for row in zip(*rows, strict=True)), default=0.0)
 
 
 def _likelihoods(samples: list[dict[str, Any]]) -> list[float]:
     return [
         float(answer[0])
-        for sample in sorted(samples, key=lambda one: one["doc_id"])
+        for sample in sorted(samples, key=lambda item: item["doc_id"])
         for answer in sample["filtered_resps"]
     ]
 
@@ -221,17 +225,17 @@ def _accuracies(results: dict[str, Any]) -> dict[str, float]:
     return {name: value for name, value in results.items() if name.startswith(("acc,", "acc_norm,"))}
 
 
-def table(found: dict[str, dict[str, Any]]) -> list[str]:
+def table(comparisons: dict[str, dict[str, Any]]) -> list[str]:
     """One aligned line a task."""
     names = f"{'task':<14} {'requests':>8} {'cut':>6} {'left out':>8} {'largest difference':>19} {'theirs':>9}"
     lines = [f"{names}  {'hf':>6} {'ours':>6}  accuracies"]
-    for task, one in found.items():
-        hf, ours = (next(iter(one["metrics"][name].values())) for name in ("hf 1", "ours 1"))
-        said = "identical" if one["equal"] else f"DIFFER: {one['metrics']}"
-        same = "" if one["same at every batch size"] else "; ours depend on the batch size"
+    for task, item in comparisons.items():
+        hf, ours = (next(iter(item["metrics"][name].values())) for name in ("hf 1", "ours 1"))
+        output = "identical" if item["equal"] else f"DIFFER: {item['metrics']}"
+        same = "" if item["same at every batch size"] else "; ours depend on the batch size"
         lines.append(
-            f"{task:<14} {one['requests']:>8,} {one['cut']:>6,} {one['left_out']:>8,} {one['largest']:>14.1e} nats "
-            f"{one['theirs among themselves']:>9.1e}  {hf:>6.4f} {ours:>6.4f}  {said}{same}"
+            f"{task:<14} {item['requests']:>8,} {item['cut']:>6,} {item['left_out']:>8,} {item['largest']:>14.1e} nats "
+            f"{item['theirs among themselves']:>9.1e}  {hf:>6.4f} {ours:>6.4f}  {output}{same}"
         )
     return [
         *lines,
@@ -239,17 +243,14 @@ def table(found: dict[str, dict[str, Any]]) -> list[str]:
     ]
 
 
-def text_lines(found: dict[str, Any]) -> list[str]:
-    """What `compare_texts` found."""
+def text_lines(result: dict[str, Any]) -> list[str]:
+    """The result of `compare_texts` for people."""
     return [
-        f"whole texts: {found['texts']:,} of {found['tokens']:,} tokens, {found['cut']:,} longer than the window; "
-        f"largest difference {found['largest']:.1e} nats from the harness's backend at batch size 1; "
-        f"its own at 1 and 8 differ in {found['theirs among themselves']:,}",
-        (
-            f"greedy answers of {ANSWER_TOKENS} tokens at most: {found['same']:,} of {found['answers']:,} the same in "
-            "all "
-            "backends"
-        ),
+        f"whole texts: {result['texts']:,} of {result['tokens']:,} tokens, {result['cut']:,} longer than the window; "
+        f"largest difference {result['largest']:.1e} nats from the harness's backend at batch size 1; "
+        f"its own at 1 and 8 differ in {result['theirs among themselves']:,}",
+        f"greedy answers of {ANSWER_TOKENS} tokens at most: {result['same']:,} of {result['answers']:,} the same in "
+        "all backends",
     ]
 
 

@@ -27,12 +27,12 @@ class LongerCorpus(LabelledCorpus):
     def sample(self, size: int, *, seed: int) -> list[LabelledDocument]:
         """As `LabelledCorpus.sample`."""
         documents = super().sample(size, seed=seed)
-        tails = (
+        endings = (
             f" topic{document.text.split()[1]}" * 12 + " " + FILLER * (self.characters // 100) for document in documents
         )
         return [
-            LabelledDocument(id=document.id, text=(document.text + tail)[: self.characters])
-            for document, tail in zip(documents, tails, strict=True)
+            LabelledDocument(id=document.id, text=(document.text + ending)[: self.characters])
+            for document, ending in zip(documents, endings, strict=True)
         ]
 
 

@@ -52,11 +52,11 @@ def table_of_coverage(runs: int, count: int, generator: np.random.Generator) -> 
                 groupings = simulate_groupings(
                     even_shares(truth), samples_per_grouping=k, groupings=count, generator=generator
                 )
-                one = effective_clusters(groupings)
+                item = effective_clusters(groupings)
                 scores.append(cluster_score(groupings).value)
                 collisions.append(groupings.collisions.mean())
-                bounds += one.high is None
-                held += holds(one, truth), holds(effective_clusters(with_sets(groupings, 5)), truth)
+                bounds += item.high is None
+                held += holds(item, truth), holds(effective_clusters(with_sets(groupings, 5)), truth)
             figures = f"{np.mean(scores):7.2f} {1 / np.mean(collisions):9.1f} {bounds / runs:11.1%}"
             print(f"{truth:6} {k:3} {figures} {held[0] / runs:13.1%} {held[1] / runs:13.1%}", flush=True)
 
@@ -102,8 +102,8 @@ def table_of_errors(runs: int, count: int, generator: np.random.Generator) -> No
             )
             total = groupings.possible_pairs
             pairs = generator.binomial(groupings.pairs, 1 - b) + generator.binomial(total - groupings.pairs, a)
-            kept = {"clusters": groupings.clusters, "kept": groupings.kept, "criteria_set": groupings.criteria_set}
-            spoilt = Groupings(samples_per_grouping=10, pairs=pairs, **kept)
+            remaining = {"clusters": groupings.clusters, "kept": groupings.kept, "criteria_set": groupings.criteria_set}
+            spoilt = Groupings(samples_per_grouping=10, pairs=pairs, **remaining)
             rates = ErrorRates(
                 shown=count, merged=int(generator.binomial(count, a)), split=int(generator.binomial(count, b))
             )

@@ -52,7 +52,7 @@ def main() -> None:
         texts = load(source)
         for k in (5, 10, 20):
             config = AgentConfig(groupings=flags.groupings, proposals=2, samples_per_grouping=k)
-            oracle, found = label_oracle(texts.labels), []
+            oracle, results = label_oracle(texts.labels), []
             judges = {
                 "instructed": follows_instructions(oracle, config.reasoning_words),
                 "brief": answers_briefly(oracle),
@@ -60,8 +60,8 @@ def main() -> None:
             }
             for name, answer in judges.items():
                 before, middle, within = run(texts, config, Judge(answer, count))
-                found.append(f"{name} {before - 1:+5.0%} ({middle - 1:+4.0%}){' ' if within else '!'}")
-            print(f"{Path(source).name:60.60} K = {k:2}  {'  '.join(found)}", flush=True)
+                results.append(f"{name} {before - 1:+5.0%} ({middle - 1:+4.0%}){' ' if within else '!'}")
+            print(f"{Path(source).name:60.60} K = {k:2}  {'  '.join(results)}", flush=True)
 
 
 if __name__ == "__main__":

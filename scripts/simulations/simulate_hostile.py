@@ -24,10 +24,10 @@ ORDERS = {"merge": "merge", "invalid": "invalid"}  # what the other injections o
 
 def order_in(text: str) -> str | None:
     """What a shown text orders, recognised by the words of its injection that survive cleaning."""
-    found = (
+    names = (
         name for name, injection in INJECTIONS.items() if max(clean_text(injection, 2000).split("\n"), key=len) in text
     )
-    return next((ORDERS.get(name, "split") for name in found), None)
+    return next((ORDERS.get(name, "split") for name in names), None)
 
 
 def main() -> None:
@@ -46,12 +46,12 @@ def main() -> None:
         for k in (10, 20, 50):
             for share in (1.0, 0.2):
                 config = AgentConfig(samples_per_grouping=k, groupings=flags.groupings, canary_share=share)
-                found = audit(corpus, LabelJudge(corpus.label_of, obeys=order_in), config, share=flags.share)
-                figures = f"{found.clean.value:8.2f} {found.hostile.value:9.2f} {found.moved:+8.2%}"
+                measured = audit(corpus, LabelJudge(corpus.label_of, obeys=order_in), config, share=flags.share)
+                figures = f"{measured.clean.value:8.2f} {measured.hostile.value:9.2f} {measured.moved:+8.2%}"
                 print(
                     (
-                        f"{truth:6} {k:3} {share:12.0%} {figures} {found.undefended.value:9.2f} "
-                        f"({found.moved_undefended:+.1%})"
+                        f"{truth:6} {k:3} {share:12.0%} {figures} {measured.undefended.value:9.2f} "
+                        f"({measured.moved_undefended:+.1%})"
                     ),
                     flush=True,
                 )

@@ -43,22 +43,20 @@ def table_of_false_decisions(runs: int, count: int, generator: np.random.Generat
     total = np.zeros(2)
     cases = [(truth, k, sets) for truth in (5, 50, 500) for k in (10, 20) for sets in (1, 5)]
     for truth, k, sets in cases:
-        found = np.zeros(4)
+        decisions = np.zeros(4)
         for _ in range(runs):
             shares = [even_shares(round(truth * f)) for f in np.exp(generator.normal(0, 0.1 * (sets > 1), sets))]
             a, b = (draw(shares if sets > 1 else shares[0], k, count, generator) for _ in range(2))
-            found += (
+            decisions += (
                 compare_in_looks(a, b, paired=True, looks=1).decided,
                 compare_in_looks(a, b, paired=True).decided,
                 peeking_decides(a, b, 8),
                 peeking_decides(a, b, 40) if sets == 1 else 0,
             )
-        total += found[:2]
-        last = f"{found[3] / runs:18.1%}" if sets == 1 else f"{'':>18}"
-        print(
-            f"{truth:6} {k:3} {sets:2} {found[0] / runs:9.1%} {found[1] / runs:15.1%} {found[2] / runs:17.1%} {last}",
-            flush=True,
-        )
+        total += decisions[:2]
+        last = f"{decisions[3] / runs:18.1%}" if sets == 1 else f"{'':>18}"
+        once, spent, peeking = decisions[:3] / runs
+        print(f"{truth:6} {k:3} {sets:2} {once:9.1%} {spent:15.1%} {peeking:17.1%} {last}", flush=True)
     share = total / (runs * len(cases))
     print(f"   all together {share[0]:9.2%} {share[1]:15.2%}")
 
@@ -80,10 +78,10 @@ def table_of_power(runs: int, count: int, generator: np.random.Generator) -> Non
                 for truth in (first, second):
                     shares = [even_shares(max(2, round(truth * effect))) for effect in effects]
                     pair.append(draw(shares if sets > 1 else shares[0], 10, count, generator))
-                found = compare_in_looks(*pair, paired=True)
-                decided += found.decided
-                right += found.higher == "b"
-                used.append(found.groupings[0])
+                decisions = compare_in_looks(*pair, paired=True)
+                decided += decisions.decided
+                right += decisions.higher == "b"
+                used.append(decisions.groupings[0])
             print(
                 f"{first:5} {second:5} {sets:2} {decided / runs:8.1%} {right / runs:8.1%} {np.mean(used):20.0f}",
                 flush=True,

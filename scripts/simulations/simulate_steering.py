@@ -5,7 +5,7 @@
     python scripts/simulations/simulate_steering.py --null_runs=400
 
 1. Six arms, one of them rich: effective clusters per dollar of the steered run over those of even spending of the same
-  dollars.
+   dollars.
 2. Prices: the richest arm costs most, and a plainer one pays better a dollar.
 3. Wrong stops: arms whose true gain lies a little ABOVE the setting when they are looked at; a stop is then wrong.
 4. The paper's shape: topics, generations per topic, styles, personas.
@@ -33,7 +33,7 @@ def one_rich_arm(seed: int) -> list[SimulatedArm]:
         for n in range(5)
     ]
     arms.append(arm_over("rich", np.arange(1000, 1400), exponent=float(draw.uniform(0.0, 0.3))))
-    return [arms[place] for place in draw.permutation(len(arms))]
+    return [arms[position] for position in draw.permutation(len(arms))]
 
 
 def dear_and_cheap(seed: int) -> list[SimulatedArm]:
@@ -43,7 +43,7 @@ def dear_and_cheap(seed: int) -> list[SimulatedArm]:
         arm_over("dear", np.arange(1000, 1400), dollars=0.1),
         arm_over("cheap", np.arange(2000, 2200), dollars=0.005),
     ]
-    return [arms[place] for place in np.random.default_rng(seed).permutation(len(arms))]
+    return [arms[position] for position in np.random.default_rng(seed).permutation(len(arms))]
 
 
 def against_even(name: str, arms_of, best: str, seeds: int, dollars: float) -> None:
@@ -96,8 +96,8 @@ def shape() -> None:
     print(f"{'effective clusters':30}{'topics':>8}" + "".join(f"{f'G={number}':>8}" for number in generations))
     for template in ("topic", "topic_styles", "topic_styles_persona", "multi_topic_styles_persona"):
         for topics in (100, 300):
-            found = (effective_clusters(writer.write(template, topics, number, seed=0)) for number in generations)
-            print(f"{template:30}{topics:8}" + "".join(f"{value:8.0f}" for value in found))
+            effective = (effective_clusters(writer.write(template, topics, number, seed=0)) for number in generations)
+            print(f"{template:30}{topics:8}" + "".join(f"{value:8.0f}" for value in effective))
 
 
 def main():

@@ -67,8 +67,8 @@ def main() -> None:
     print(f"| recipes | noise | {' | '.join(kinds)} |\n|---:|---|{'---:|' * len(kinds)}")
     for n in (6, 12, 24, 48):
         for uneven in (False, True):
-            found = [one_study(rng, n, uneven=uneven) for _ in range(options.studies)]
-            shares = (f"{100 * np.mean([one[kind] for one in found]):.1f} %" for kind in kinds)
+            results = [one_study(rng, n, uneven=uneven) for _ in range(options.studies)]
+            shares = (f"{100 * np.mean([study[kind] for study in results]):.1f} %" for kind in kinds)
             print(f"| {n} | {'uneven' if uneven else 'even'} | {' | '.join(shares)} |")
     print("\n| recipes | called real by the correlation | by the partial correlation (right: 5 %) |\n|---:|---:|---:|")
     for n in (12, 24, 48):

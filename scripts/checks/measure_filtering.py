@@ -1,14 +1,14 @@
 #!/usr/bin/env python
-"""Precision and recall of near-duplicate removal on planted copies, by exact similarity; and what a benchmark file
+r"""Precision and recall of near-duplicate removal on planted copies, by exact similarity; and what a benchmark file
 finds in a corpus.
 
-python scripts/checks/measure_hygiene.py --pairs=1000
-python scripts/checks/measure_hygiene.py --corpus=paragraphs.jsonl.gz --benchmark=boolq_validation.jsonl.gz
-python scripts/checks/measure_hygiene.py --corpus=novels.jsonl.gz --benchmark='benchmarks/*.jsonl.gz' --plants=1500
+    python scripts/checks/measure_filtering.py --pairs=1000
+    python scripts/checks/measure_filtering.py --corpus=paragraphs.jsonl.gz --benchmark=boolq_validation.jsonl.gz
+    python scripts/checks/measure_filtering.py --corpus=novels.jsonl.gz --benchmark='benchmarks/*.jsonl.gz' \
+        --plants=1500
 
 The last one writes runs of words of benchmark items, in another case and with other punctuation, into documents of the
-corpus that share
-nothing with the benchmarks, and counts what is found: all runs of 13 words must be, none of 12.
+corpus that share nothing with the benchmarks, and counts what is found: all runs of 13 words must be, none of 12.
 """
 
 import argparse
@@ -19,7 +19,7 @@ import random
 import sys
 import tempfile
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from diversity_jax.core.files import list_files, read_lines
 from diversity_jax.corpus import open_corpus
@@ -32,9 +32,9 @@ from tests.planted_texts import planted_copies
 _BINS = (0.0, 0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95, 1.01)
 
 
-def left_out(source: str, folder: Path, report: str, hygiene: Filtering) -> tuple[int, list[dict]]:
+def left_out(source: str, folder: Path, report: str, filtering: Filtering) -> tuple[int, list[dict]]:
     """Documents read, and the lines of a report of what was left out."""
-    settings = Preparation(name="part", kind="real", sequence_length=256, hygiene=hygiene)
+    settings = Preparation(name="part", kind="real", sequence_length=256, hygiene=filtering)
     manifest = prepare(open_corpus(source), load_tokenizer("bytes"), folder, settings)
     return manifest.statistics["documents"], [json.loads(line) for line in (folder / report).read_text().splitlines()]
 
@@ -42,8 +42,8 @@ def left_out(source: str, folder: Path, report: str, hygiene: Filtering) -> tupl
 def copies(folder: Path, pairs: int, threshold: float) -> None:
     """Prints how many planted copies of each similarity were left out."""
     corpus, similar = planted_copies(folder, pairs=pairs)
-    _, found = left_out(corpus, folder / "part", "duplicates.jsonl", Filtering(near_duplicates=threshold))
-    gone = {int(copy["document"].rsplit(":", 1)[1]) - 1 for copy in found}
+    _, results = left_out(corpus, folder / "part", "duplicates.jsonl", Filtering(near_duplicates=threshold))
+    gone = {int(copy["document"].rsplit(":", 1)[1]) - 1 for copy in results}
     alike = {number for number, value in similar.items() if value >= threshold}
     right = len(gone & alike)
     print(f"{pairs:,} pairs, {len(alike):,} of them at least {threshold} similar; {len(gone):,} left out")
@@ -62,7 +62,7 @@ def strings(value) -> list[str]:
     if isinstance(value, str):
         return [value]
     inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    return [text for one in inner for text in strings(one)]
+    return [text for element in inner for text in strings(element)]
 
 
 def planted(corpus: str, benchmark: str, plants: int) -> None:
@@ -80,27 +80,26 @@ def planted(corpus: str, benchmark: str, plants: int) -> None:
     hosts = [
         document.text.split() for document in open_corpus(corpus) if not benchmarks.overlaps(document.id, document.text)
     ]
-    found = {13: 0, 12: 0}
+    results = {13: 0, 12: 0}
     named = 0
     for _ in range(plants):
         line, taken = draw.choice(sources)
         start, host = draw.randrange(len(taken) - 12), draw.choice(hosts)
-        place = draw.randrange(len(host) + 1)
-        for length in found:
+        position = draw.randrange(len(host) + 1)
+        for length in results:
             run = [
                 draw.choice((word, word.upper(), word.capitalize())) + draw.choice(("", "", ",", ".", ";", " -", "!"))
                 for word in taken
             ]
-            text = " ".join([*host[:place], "planted", *run[start : start + length], "here", *host[place:]])
+            text = " ".join([*host[:position], "planted", *run[start : start + length], "here", *host[position:]])
             overlaps = benchmarks.overlaps("host", text)
-            found[length] += bool(overlaps)
+            results[length] += bool(overlaps)
             named += length == 13 and any(overlap.item == line for overlap in overlaps)
     print(
-        f"{plants:,} runs of 13 words planted in {len(hosts):,} documents: {found[13]:,} found, {named:,} with "
-        "their "
-        "item's line named"
+        f"{plants:,} runs of 13 words planted in {len(hosts):,} documents: {results[13]:,} found, "
+        f"{named:,} with their item's line named"
     )
-    print(f"{plants:,} runs of 12 words: {found[12]:,} found")
+    print(f"{plants:,} runs of 12 words: {results[12]:,} found")
 
 
 def main() -> None:
@@ -117,12 +116,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         if not flags.corpus:
             return copies(Path(scratch), flags.pairs, flags.threshold)
-        documents, found = left_out(
+        documents, results = left_out(
             flags.corpus, Path(scratch), "decontamination.jsonl", Filtering(decontaminate=(flags.benchmark,))
         )
-        items = {overlap["item"] for overlap in found}
+        items = {overlap["item"] for overlap in results}
         print(
-            f"{len({one['document'] for one in found}):,} of {documents:,} documents share 13 words in a row with "
+            f"{len({match['document'] for match in results}):,} of {documents:,} documents share 13 words in a row with "
             f"{len(items):,} items"
         )
 
