@@ -121,8 +121,8 @@ def main() -> None:
         )
         items = {overlap["item"] for overlap in results}
         print(
-            f"{len({match['document'] for match in results}):,} of {documents:,} documents share 13 words in a row with "
-            f"{len(items):,} items"
+            f"{len({match['document'] for match in results}):,} of {documents:,} documents share 13 words in a row "
+            f"with {len(items):,} items"
         )
 
 
