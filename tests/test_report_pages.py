@@ -105,6 +105,12 @@ def test_run_page_says_the_verdict_and_shows_every_section(run_dir, page_path):
     )
 
 
+def test_sentences_of_a_page_stand_apart(page_path):
+    prose = re.findall(r"<(?:p|figcaption)[^>]*>(.*?)</(?:p|figcaption)>", page_path.read_text(), re.DOTALL)
+    assert len(prose) > 10
+    assert [text for text in prose if re.search(r"[a-z]{2}\.[A-Z]", text)] == []
+
+
 def test_a_page_depends_on_its_files_alone(run_dir, page_path):
     first = page_path.read_bytes()
     assert training_run.write(run_dir).read_bytes() == first
