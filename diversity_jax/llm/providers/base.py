@@ -24,6 +24,9 @@ _SHOWN_CHARACTERS = 160
 # Statuses below 500 after which another attempt may succeed: gateway time-outs and locks.
 _TRANSIENT_STATUSES = (408, 409, 425)
 _OUT_OF_CREDIT_CODES = ("insufficient_quota", "billing_hard_limit_reached")
+# How servers say that the model stopped by itself, and that it was cut at the longest allowed answer.
+_COMPLETE = ("stop", "eos_token", "stop_sequence", "end_turn", "STOP")
+_CUT = ("length", "MAX_TOKENS")
 # Servers close idle connections after about five seconds, and a request on a closed one counts as dropped.
 _KEEP_ALIVE_SECONDS = 4.0
 _CONNECT_SECONDS = 20.0
@@ -99,73 +102,95 @@ class Endpoint:
         self.name, self.role, self.base_url = name, role, base_url
         if base_url is not None and not _is_address(base_url):
             raise self.bad_address()
-        self.key_variables = " or ".join(info.key_variables)
-        self.key = self._key(info.key_variables)
-        self.url = base_url or (info.url_variable and os.environ.get(info.url_variable)) or info.public_url
-        if not _is_address(self.url):
-            raise InputError(f"{info.url_variable}: {self.url!r} is no address; correct it or unset it")
-        parts = urllib.parse.urlsplit(self.url)
+        self._key_variables = " or ".join(info.key_variables)
+        keys = {variable: os.environ.get(variable, "").strip() for variable in info.key_variables}
+        variable, self.key = next(((variable, key) for variable, key in keys.items() if key), ("", "none"))
+        if not variable and base_url is None:
+            raise InputError(f"{role}: {name} needs an API key; set {self._key_variables} in the environment")
+        if not (self.key.isascii() and self.key.isprintable()):
+            raise InputError(f"{variable}: holds characters that no API key has; set it again")
+        url = base_url or (info.url_variable and os.environ.get(info.url_variable)) or info.public_url
+        if not _is_address(url):
+            raise InputError(f"{info.url_variable}: {url!r} is no address; correct it or unset it")
+        parts = urllib.parse.urlsplit(url)
         self.url = urllib.parse.urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))  # without a password
         self._estimates_announced = False
 
-    def _key(self, variables: tuple[str, ...]) -> str:
-        for variable in variables:
-            key = os.environ.get(variable, "").strip()
-            if key and not (key.isascii() and key.isprintable()):
-                raise InputError(f"{variable}: holds characters that no API key has; set it again")
-            if key:
-                return key
-        if self.base_url is None:
-            raise InputError(f"{self.role}: {self.name} needs an API key; set {self.key_variables} in the environment")
-        return "none"
-
     def bad_address(self) -> InputError:
         """The error for a base URL that is none."""
-        return InputError(
-            f"{self.role} base_url: {self.base_url!r} is no address; write one such as http://127.0.0.1:8000/v1"
-        )
+        example = "http://127.0.0.1:8000/v1"
+        return InputError(f"{self.role} base_url: {self.base_url!r} is no address; write one such as {example}")
 
     def failure(
         self, status: int, message: str, *, code: str | None = None, retry_after_seconds: float | None = None
     ) -> Exception:
         """What an HTTP status other than success means for the run."""
-        shown = self._redacted(message)
+        # A server's message as one short line without the key or anything that looks like one.
+        shown = message.replace(self.key, "***") if len(self.key) > 5 else message
+        shown = " ".join(_KEY_LIKE.sub("***", shown).split())[:_SHOWN_CHARACTERS]
+        server = f"{self.role}: {self.url}"
         if status in (401, 403) or (status == 400 and "api key not valid" in message.lower()):
-            return InputError(
-                f"{self.role}: {self.url} does not accept the API key for {self.name} ({status}); set "
-                f"{self.key_variables} to a valid one"
-            )
+            refusal = f"does not accept the API key for {self.name} ({status})"
+            return InputError(f"{server} {refusal}; set {self._key_variables} to a valid one")
         if status == 404:
-            return InputError(
-                f"{self.role}: {self.url} knows no {self.name} (404: {shown}); correct the model's name or the base URL"
-            )
+            return InputError(f"{server} knows no {self.name} (404: {shown}); correct the model's name or the base URL")
         if status == 402 or (status == 429 and code in _OUT_OF_CREDIT_CODES):
-            return InputError(
-                f"{self.role}: {self.url} says the account is out of credit ({shown}); add credit, then run again to "
-                "go on from the answers kept so far"
-            )
+            return InputError(f"{server} says the account is out of credit ({shown}); add credit, then run again")
         if status == 429:
             return Transient("rate_limited", shown, retry_after_seconds=retry_after_seconds)
         if status >= 500 or status in _TRANSIENT_STATUSES:
             return Transient("server", f"{status} {shown}", retry_after_seconds=retry_after_seconds)
         return Rejected(f"{status} {shown}")
 
-    def _redacted(self, message: str) -> str:
-        """A server's message as one short line without the key or anything that looks like one."""
-        if len(self.key) > 5:
-            message = message.replace(self.key, "***")
-        return " ".join(_KEY_LIKE.sub("***", message).split())[:_SHOWN_CHARACTERS]
+    def garbled(self) -> Transient:
+        """The failure of an attempt whose answer cannot be read."""
+        return Transient("garbled", f"{self.url} sent something that is no answer of a model")
 
-    def token_counts(
-        self, request: Request, text: str, prompt_tokens: int | None, completion_tokens: int | None
-    ) -> tuple[int, int]:
-        """Prompt and completion tokens as the server gave them; missing ones are estimated, which is logged once."""
-        if prompt_tokens is not None and completion_tokens is not None:
-            return prompt_tokens, completion_tokens
-        if not self._estimates_announced:
-            self._estimates_announced = True
-            _logger.warning("%s reports no token counts; they are estimated from the text", self.name)
-        return estimate_tokens(request.system) + estimate_tokens(request.user), estimate_tokens(text)
+    def reply(
+        self,
+        request: Request | None,
+        text: str,
+        reason: str | None,
+        prompt_tokens: int | None,
+        completion_tokens: int | None,
+        *,
+        blocked: str | None = None,
+    ) -> Reply:
+        """The reply, if the model ended it by itself.
+
+        Args:
+          request: from which missing token counts are estimated, which is logged once; None counts them as 0.
+          text: the answer.
+          reason: why the model stopped, in the server's word; None where there is no answer at all.
+          prompt_tokens, completion_tokens: as the server counted them.
+          blocked: why the prompt was blocked, if it was.
+
+        Raises:
+          CallFailed: it is missing, cut, refused or empty.
+        """
+        if prompt_tokens is None or completion_tokens is None:
+            if request is None:
+                prompt_tokens, completion_tokens = prompt_tokens or 0, completion_tokens or 0
+            else:
+                if not self._estimates_announced:
+                    self._estimates_announced = True
+                    _logger.warning("%s reports no token counts; they are estimated from the text", self.name)
+                prompt_tokens = estimate_tokens(request.system) + estimate_tokens(request.user)
+                completion_tokens = estimate_tokens(text)
+        failure = None
+        if blocked:
+            failure = ("refused", f"the prompt was blocked ({blocked})")
+        elif reason is None:
+            failure = ("empty", "the server sent no answer")
+        elif reason in _CUT:
+            failure = ("truncated", f"the answer was cut at {completion_tokens} tokens; raise max_output_tokens")
+        elif reason not in _COMPLETE:
+            failure = ("refused", f"the model refused, or ended with {reason}")
+        elif not text.strip():
+            failure = ("empty", "the answer is empty")
+        if failure:
+            raise CallFailed(*failure, prompt_tokens=prompt_tokens, completion_tokens=completion_tokens)
+        return Reply(text=text, prompt_tokens=prompt_tokens, completion_tokens=completion_tokens)
 
 
 def open_provider(
@@ -176,13 +201,21 @@ def open_provider(
     Raises:
       InputError: unknown provider, bad address, missing SDK or API key.
     """
-    endpoint = Endpoint(name, base_url, role)
+    settings = {"max_in_flight": max_in_flight, "deadline_seconds": deadline_seconds}
+    return connect("client", Endpoint(name, base_url, role), **settings)
+
+
+def connect(kind: str, endpoint: Endpoint, **settings: Any) -> Any:
+    """Makes the class that `kind` of the provider's `ProviderInfo` names: `client` or `batches`.
+
+    Raises:
+      InputError: its package is missing.
+    """
     try:
-        return load(endpoint.info.client)(endpoint, max_in_flight=max_in_flight, deadline_seconds=deadline_seconds)
+        return load(getattr(endpoint.info, kind))(endpoint, **settings)
     except ImportError as error:
-        raise InputError(
-            f"{role}: {name} needs a package that is missing here ({error}); install it, or choose another {role}"
-        ) from None
+        user = f"{endpoint.role}: {kind} of {endpoint.name}"
+        raise InputError(f"{user} need a package that is missing here ({error}); install it") from None
 
 
 def _is_address(url: str) -> bool:
@@ -230,44 +263,12 @@ def transport_failure(error: Exception, url: str) -> Transient:
 def retry_after(headers: Mapping[str, str]) -> float | None:
     """Seconds of a `retry-after-ms` or `retry-after` header, which may also hold a date."""
     for name, scale in (("retry-after-ms", 1000.0), ("retry-after", 1.0)):
-        value = headers.get(name)
-        if value is None:
-            continue
-        try:
+        value = headers.get(name, "")
+        with contextlib.suppress(ValueError):
             return max(float(value) / scale, 0.0)
-        except ValueError:
-            with contextlib.suppress(ValueError):
-                return max(email.utils.parsedate_to_datetime(value).timestamp() - time.time(), 0.0)
+        with contextlib.suppress(ValueError):
+            return max(email.utils.parsedate_to_datetime(value).timestamp() - time.time(), 0.0)
     return None
-
-
-def checked_reply(
-    text: str, counts: tuple[int, int], *, missing: str | None = None, cut: bool = False, refused: str | None = None
-) -> Reply:
-    """The reply, if the model ended it by itself.
-
-    Args:
-      text: its text.
-      counts: prompt and completion tokens.
-      missing: what the answer lacks, if it has no text at all.
-      cut: whether it was cut at `max_output_tokens`.
-      refused: how the answer was refused or withheld, if it was.
-
-    Raises:
-      CallFailed: it is missing, cut, refused or empty.
-    """
-    failure = None
-    if missing:
-        failure = ("empty", missing)
-    elif cut:
-        failure = ("truncated", f"the answer was cut at {counts[1]} tokens; raise max_output_tokens")
-    elif refused:
-        failure = ("refused", refused)
-    elif not text.strip():
-        failure = ("empty", "the answer is empty")
-    if failure:
-        raise CallFailed(*failure, prompt_tokens=counts[0], completion_tokens=counts[1])
-    return Reply(text=text, prompt_tokens=counts[0], completion_tokens=counts[1])
 
 
 def quieten(*loggers: str) -> None:

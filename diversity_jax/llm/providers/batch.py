@@ -1,6 +1,6 @@
 """Batch APIs: many requests handed in together, answered within a day at a lower price."""
 
-from collections.abc import Awaitable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 import json
 from typing import Any, Protocol, TypeVar
@@ -11,24 +11,26 @@ from diversity_jax.llm.providers.base import (
     Rejected,
     Reply,
     Transient,
+    connect,
     quieten,
     retry_after,
     transport_failure,
 )
 from diversity_jax.llm.providers.google_genai import generation_config, open_client, read_response
 from diversity_jax.llm.providers.openai import chat_body, read_completion
-from diversity_jax.llm.providers.registry import load
 from diversity_jax.llm.types import CallFailed, Request
 
 _BATCHES_PER_PAGE, _MOST_BATCHES = 100, 1000  # looked through for a tag
 _SHOWN_CHARACTERS = 160
 _TIMEOUT_SECONDS = 300.0  # a batch of Gemini goes out and comes back in one piece
+_ENDPOINT = "/v1/chat/completions"
 _T = TypeVar("_T")
+Outcomes = dict[str, Reply | CallFailed]
 
 
 @dataclass(frozen=True, kw_only=True)
 class BatchState:
-    """How a batch stands: `running`, `done` (also in part), or `failed` with the provider's reason."""
+    """The state of a batch: `running`, `done` (also in part), or `failed` with the provider's reason."""
 
     state: str
     detail: str = ""
@@ -42,7 +44,7 @@ class BatchProvider(Protocol):
     """
 
     async def submit(self, tag: str, requests: Sequence[tuple[str, Request]]) -> str:
-        """Hands in (id, request) pairs under a tag of one's own; returns the provider's name of the batch."""
+        """Hands in (id, request) pairs under a tag; returns the provider's name of the batch."""
 
     async def find(self, tag: str) -> str | None:
         """Name of the batch that was handed in under a tag, or None: so that a process killed before it wrote the name
@@ -50,9 +52,9 @@ class BatchProvider(Protocol):
         """
 
     async def poll(self, name: str) -> BatchState:
-        """How a batch stands."""
+        """The state of a batch."""
 
-    async def collect(self, name: str) -> dict[str, Reply | CallFailed]:
+    async def collect(self, name: str) -> Outcomes:
         """Outcomes by id; what is missing was not answered, and not paid for."""
 
     async def close(self) -> None:
@@ -65,13 +67,7 @@ def open_batches(name: str, *, base_url: str | None) -> BatchProvider:
     Raises:
       InputError: missing SDK or API key, or a bad name.
     """
-    endpoint = Endpoint(name, base_url, "generator")
-    try:
-        return load(endpoint.info.batches)(endpoint)
-    except ImportError as error:
-        raise InputError(
-            f"{name}: batches need a package that is missing here ({error}); install it, or set batch=False"
-        ) from None
+    return connect("batches", Endpoint(name, base_url, "generator"))
 
 
 def _refused(endpoint: Endpoint, status: int, message: str, retry_after_seconds: float | None = None) -> Exception:
@@ -81,8 +77,16 @@ def _refused(endpoint: Endpoint, status: int, message: str, retry_after_seconds:
     return InputError(f"batch: {endpoint.url} refuses it ({failure.detail}); correct the settings, or set batch=False")
 
 
-def _given_counts(text: str, prompt_tokens: int | None, completion_tokens: int | None) -> tuple[int, int]:
-    return int(prompt_tokens or 0), int(completion_tokens or 0)
+async def _first(batches: AsyncIterator[Any], matches: Callable[[Any], bool]) -> Any:
+    """The first of the latest thousand batches that matches, or None."""
+    looked_at = 0
+    async for batch in batches:
+        if matches(batch):
+            return batch
+        looked_at += 1
+        if looked_at >= _MOST_BATCHES:
+            break
+    return None
 
 
 class OpenAIBatches:
@@ -97,34 +101,26 @@ class OpenAIBatches:
 
     async def submit(self, tag: str, requests: Sequence[tuple[str, Request]]) -> str:
         """Uploads the requests and starts the batch, with the tag in its metadata."""
-        without = frozenset({"max_tokens"})
+        model, without = self._endpoint.model, frozenset({"max_tokens"})
         lines = (
-            {
-                "custom_id": name,
-                "method": "POST",
-                "url": "/v1/chat/completions",
-                "body": chat_body(self._endpoint.model, request, without),
-            }
+            {"custom_id": name, "method": "POST", "url": _ENDPOINT, "body": chat_body(model, request, without)}
             for name, request in requests
         )
         content = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode()
         file = await self._answer(self._client.files.create(file=(f"{tag}.jsonl", content), purpose="batch"))
         started = self._client.batches.create(
-            input_file_id=file.id, endpoint="/v1/chat/completions", completion_window="24h", metadata={"tag": tag}
+            input_file_id=file.id, endpoint=_ENDPOINT, completion_window="24h", metadata={"tag": tag}
         )
         return (await self._answer(started)).id
 
     async def find(self, tag: str) -> str | None:
         """Looks through the latest thousand batches of the account."""
-        page = await self._answer(self._client.batches.list(limit=_BATCHES_PER_PAGE))
-        for _ in range(_MOST_BATCHES // _BATCHES_PER_PAGE):
-            for batch in page.data:
-                if (batch.metadata or {}).get("tag") == tag and batch.status not in ("failed", "cancelled"):
-                    return batch.id
-            if not page.has_next_page():
-                return None
-            page = await self._answer(page.get_next_page())
-        return None
+
+        def matches(batch: Any) -> bool:
+            return (batch.metadata or {}).get("tag") == tag and batch.status not in ("failed", "cancelled")
+
+        batch = await self._answer(_first(self._client.batches.list(limit=_BATCHES_PER_PAGE), matches))
+        return batch and batch.id
 
     async def poll(self, name: str) -> BatchState:
         """`expired` counts as done in part."""
@@ -137,10 +133,10 @@ class OpenAIBatches:
             return BatchState(state="failed", detail=f"{batch.status}: {reason}")
         return BatchState(state="running", detail=batch.status)
 
-    async def collect(self, name: str) -> dict[str, Reply | CallFailed]:
+    async def collect(self, name: str) -> Outcomes:
         """Reads the answer file and the error file."""
         batch = await self._answer(self._client.batches.retrieve(name))
-        outcomes: dict[str, Reply | CallFailed] = {}
+        outcomes: Outcomes = {}
         for file_id in filter(None, (batch.output_file_id, batch.error_file_id)):
             content = await self._answer(self._client.files.content(file_id))
             for line in filter(str.strip, content.text.splitlines()):
@@ -154,7 +150,7 @@ class OpenAIBatches:
         status = response.get("status_code") or 0
         if status == 200:
             try:
-                return read_completion(response["body"], _given_counts)
+                return read_completion(self._endpoint, None, response["body"])
             except CallFailed as failed:
                 return failed
         if 400 <= status < 500 and status != 429:
@@ -205,15 +201,15 @@ class GeminiBatches:
 
     async def find(self, tag: str) -> str | None:
         """Looks through the latest thousand batches."""
-        pager = await self._answer(self._client.aio.batches.list(config={"page_size": _BATCHES_PER_PAGE}))
-        looked_at = 0
-        async for job in pager:
-            looked_at += 1
-            if job.display_name == tag and job.state.name not in ("JOB_STATE_FAILED", "JOB_STATE_CANCELLED"):
-                return job.name
-            if looked_at >= _MOST_BATCHES:
-                return None
-        return None
+
+        def matches(job: Any) -> bool:
+            return job.display_name == tag and job.state.name not in ("JOB_STATE_FAILED", "JOB_STATE_CANCELLED")
+
+        async def search() -> Any:
+            return await _first(await self._client.aio.batches.list(config={"page_size": _BATCHES_PER_PAGE}), matches)
+
+        job = await self._answer(search())
+        return job and job.name
 
     async def poll(self, name: str) -> BatchState:
         """`EXPIRED` and `PARTIALLY_SUCCEEDED` count as done in part."""
@@ -225,16 +221,16 @@ class GeminiBatches:
             return BatchState(state="failed", detail=str(job.error.message if job.error else state))
         return BatchState(state="running", detail=state)
 
-    async def collect(self, name: str) -> dict[str, Reply | CallFailed]:
+    async def collect(self, name: str) -> Outcomes:
         """Outcomes by the id in their metadata."""
         job = await self._answer(self._client.aio.batches.get(name=name))
-        outcomes: dict[str, Reply | CallFailed] = {}
+        outcomes: Outcomes = {}
         for inlined in (job.dest.inlined_responses if job.dest else None) or ():
             key = (inlined.metadata or {}).get("id")
             if key is None or inlined.response is None:
                 continue
             try:
-                outcomes[key] = read_response(inlined.response, _given_counts)
+                outcomes[key] = read_response(self._endpoint, None, inlined.response)
             except CallFailed as failed:
                 outcomes[key] = failed
         return outcomes

@@ -1,22 +1,13 @@
-"""Gemini through google-genai, and what all three Gemini clients share: schemas, responses, endings."""
+"""Gemini through google-genai, and what its batches and google-generativeai share with it: schemas and clients."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from diversity_jax.core.errors import InputError
-from diversity_jax.llm.providers.base import (
-    Endpoint,
-    Reply,
-    Transient,
-    checked_reply,
-    http_session,
-    quieten,
-    retry_after,
-    transport_failure,
-)
+from diversity_jax.llm.providers.base import Endpoint, Reply, http_session, quieten, retry_after, transport_failure
 from diversity_jax.llm.types import Request
 
-_KEPT = ("description", "format", "minItems", "maxItems", "required", "propertyOrdering")
+_KEYWORDS = ("description", "format", "minItems", "maxItems", "required", "propertyOrdering")
 
 
 class GoogleGenai:
@@ -32,10 +23,10 @@ class GoogleGenai:
 
     async def ask(self, request: Request) -> Reply:
         """Makes one attempt; see `Provider.ask`."""
-        endpoint = self._endpoint
+        endpoint, config = self._endpoint, generation_config(request)
         try:
-            reply = await self._client.aio.models.generate_content(
-                model=endpoint.model, contents=request.user, config=generation_config(request)
+            response = await self._client.aio.models.generate_content(
+                model=endpoint.model, contents=request.user, config=config
             )
         except self._errors.APIError as error:
             headers = getattr(error.response, "headers", None) or {}
@@ -44,8 +35,8 @@ class GoogleGenai:
         except self._transport_errors as error:
             raise transport_failure(error, endpoint.url) from None
         except (ValueError, TypeError, self._errors.UnknownApiResponseError):
-            raise Transient("garbled", f"{endpoint.url} sent something that is no answer of Gemini") from None
-        return read_response(reply, lambda text, *counts: endpoint.token_counts(request, text, *counts))
+            raise endpoint.garbled() from None
+        return read_response(endpoint, request, response)
 
     async def close(self) -> None:
         """Closes its connections."""
@@ -82,47 +73,36 @@ def generation_config(request: Request) -> Any:
     """The SDK's configuration of a request."""
     from google.genai import types
 
+    return types.GenerateContentConfig(system_instruction=request.system or None, **decoding_of(request))
+
+
+def decoding_of(request: Request) -> dict[str, Any]:
+    """The settings of a request by the names of both SDKs."""
     config: dict[str, Any] = {"temperature": request.temperature, "max_output_tokens": request.max_output_tokens}
-    if request.system:
-        config["system_instruction"] = request.system
     if request.schema is not None:
         config |= {"response_mime_type": "application/json", "response_schema": gemini_schema(request.schema)}
-    return types.GenerateContentConfig(**config)
+    return config
 
 
-def read_response(reply: Any, token_counts: Callable[[str, int | None, int | None], tuple[int, int]]) -> Reply:
-    """The text of the SDK's response; `token_counts` completes the counts that the server gives.
+def read_response(endpoint: Endpoint, request: Request | None, response: Any) -> Reply:
+    """The reply in the SDK's response; see `Endpoint.reply`.
 
     Raises:
       CallFailed: the model did not end it by itself.
     """
-    usage = reply.usage_metadata
-    counted: tuple[int | None, int | None] = (None, None)
-    if usage is not None and usage.prompt_token_count is not None:
-        # Thinking tokens are on the bill too.
-        counted = usage.prompt_token_count, (usage.candidates_token_count or 0) + (usage.thoughts_token_count or 0)
-    candidate = reply.candidates[0] if reply.candidates else None
+    usage, feedback = response.usage_metadata, response.prompt_feedback
+    prompt_tokens = usage.prompt_token_count if usage else None
+    # Thinking tokens are on the bill too.
+    completion_tokens = (usage.candidates_token_count or 0) + (usage.thoughts_token_count or 0) if usage else None
+    candidate = response.candidates[0] if response.candidates else None
     parts = candidate.content.parts if candidate and candidate.content and candidate.content.parts else []
-    text = "".join(part.text for part in parts if part.text and not part.thought)
-    blocked = reply.prompt_feedback.block_reason if reply.prompt_feedback else None
-    reason = candidate.finish_reason if candidate else None
-    return gemini_reply(text, token_counts(text, *counted), blocked and blocked.name, reason.name if reason else None)
-
-
-def gemini_reply(text: str, counts: tuple[int, int], blocked: str | None, finish_reason: str | None) -> Reply:
-    """The reply, if the model ended it by itself; `blocked` is why the prompt was.
-
-    Raises:
-      CallFailed: the prompt was blocked, or the answer is empty, cut or withheld.
-    """
-    if blocked:
-        return checked_reply(text, counts, refused=f"the prompt was blocked ({blocked})")
-    return checked_reply(
-        text,
-        counts,
-        missing=None if finish_reason else "the answer has no candidates",
-        cut=finish_reason == "MAX_TOKENS",
-        refused=None if finish_reason == "STOP" else f"the answer was withheld ({finish_reason})",
+    return endpoint.reply(
+        request,
+        "".join(part.text for part in parts if part.text and not part.thought),
+        candidate.finish_reason.name if candidate and candidate.finish_reason else None,
+        prompt_tokens,
+        completion_tokens,
+        blocked=feedback.block_reason.name if feedback and feedback.block_reason else None,
     )
 
 
@@ -151,16 +131,19 @@ def _convert(schema: Mapping[str, Any], root: Mapping[str, Any], open_references
     reference = schema.get("$ref")
     if reference is not None:
         if reference in open_references:
-            raise InputError(
-                f"Request.schema: {reference} refers to itself, which Gemini cannot enforce; write the schema without "
-                "recursion"
-            )
-        return _convert(_resolve(reference, root), root, (*open_references, reference))
-    kind, nullable, schema = _kind(schema)
+            raise InputError(f"Request.schema: {reference} refers to itself; Gemini takes no recursion")
+        target: Any = root
+        for part in reference.removeprefix("#/").split("/"):
+            try:
+                target = target[part]
+            except (KeyError, TypeError):
+                raise InputError(f"Request.schema: {reference} points at nothing; define it under $defs") from None
+        return _convert(target, root, (*open_references, reference))
+    kind, nullable, schema = _single_kind(schema)
     converted: dict[str, Any] = {"type": kind.upper()}
     if nullable:
         converted["nullable"] = True
-    converted |= {name: schema[name] for name in _KEPT if name in schema}
+    converted |= {name: schema[name] for name in _KEYWORDS if name in schema}
     values = [schema["const"]] if "const" in schema else schema.get("enum")
     if values is not None and kind == "string":  # Gemini has enumerations of strings only
         converted |= {"enum": list(values), "format": "enum"}
@@ -172,32 +155,16 @@ def _convert(schema: Mapping[str, Any], root: Mapping[str, Any], open_references
     return converted
 
 
-def _resolve(reference: str, root: Mapping[str, Any]) -> Mapping[str, Any]:
-    target: Any = root
-    for part in reference.removeprefix("#/").split("/"):
-        try:
-            target = target[part]
-        except (KeyError, TypeError):
-            raise InputError(f"Request.schema: {reference} points at nothing; define it under $defs") from None
-    return target
-
-
-def _kind(schema: Mapping[str, Any]) -> tuple[str, bool, Mapping[str, Any]]:
-    """A schema's single type, whether null is allowed too, and the part that describes it."""
-    for word in ("anyOf", "oneOf"):
-        if word in schema:
-            others = [part for part in schema[word] if part.get("type") != "null"]
-            if len(others) != 1:
-                raise InputError(
-                    f"Request.schema: {word} has {len(others)} kinds of value, which Gemini cannot enforce; choose one"
-                )
-            kind, _, inner = _kind(others[0])
-            return kind, len(others) < len(schema[word]), inner
-    kinds = schema.get("type", "object")
-    kinds = [kinds] if isinstance(kinds, str) else list(kinds)
-    named = [kind for kind in kinds if kind != "null"]
-    if len(named) != 1:
-        raise InputError(
-            f"Request.schema: type {kinds} is not one kind of value, which Gemini cannot enforce; choose one"
-        )
-    return named[0], len(named) < len(kinds), schema
+def _single_kind(schema: Mapping[str, Any]) -> tuple[str, bool, Mapping[str, Any]]:
+    """A schema's type, whether null is allowed too, and the part that describes it."""
+    alternatives = schema.get("anyOf", schema.get("oneOf", schema.get("type", "object")))
+    alternatives = [alternatives] if isinstance(alternatives, str) else alternatives
+    kinds = [part if isinstance(part, str) else part.get("type", "object") for part in alternatives]
+    described = [part for part, kind in zip(alternatives, kinds, strict=True) if kind != "null"]
+    if len(described) != 1:
+        raise InputError(f"Request.schema: {kinds} is not one kind of value, which Gemini cannot enforce; choose one")
+    nullable, [part] = len(described) < len(kinds), described
+    if isinstance(part, str):
+        return part, nullable, schema
+    kind, _, inner = _single_kind(part)
+    return kind, nullable, inner

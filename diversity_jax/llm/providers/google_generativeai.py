@@ -4,18 +4,16 @@ The package has reached the end of its life and stays supported here; `google-ge
 """
 
 import asyncio
-from collections.abc import Callable
 import concurrent.futures
 import functools
 import threading
-from typing import Any, TypeVar
+from typing import Any
 import warnings
 
 from diversity_jax.llm.providers.base import Endpoint, Rejected, Reply, Transient, quieten, retry_after
-from diversity_jax.llm.providers.google_genai import gemini_reply, gemini_schema
+from diversity_jax.llm.providers.google_genai import decoding_of
 from diversity_jax.llm.types import Request
 
-_T = TypeVar("_T")
 _MODELS_CACHED = 64  # one per system instruction
 
 
@@ -52,17 +50,25 @@ class Gemini:
 
     async def ask(self, request: Request) -> Reply:
         """Makes one attempt; see `Provider.ask`."""
-        return await _in_thread(lambda: self._ask(request))
+        outcome: concurrent.futures.Future[Reply] = concurrent.futures.Future()
+        outcome.set_running_or_notify_cancel()
+
+        def work() -> None:
+            try:
+                outcome.set_result(self._ask(request))
+            except BaseException as error:
+                outcome.set_exception(error)
+
+        # A daemon thread of its own, so that a call that hangs does not keep the interpreter from ending.
+        threading.Thread(target=work, name="gemini", daemon=True).start()
+        return await asyncio.wrap_future(outcome)
 
     async def close(self) -> None:
         """Closes its connections."""
         self._client.transport.close()
 
     def _ask(self, request: Request) -> Reply:
-        config: dict[str, Any] = {"temperature": request.temperature, "max_output_tokens": request.max_output_tokens}
-        if request.schema is not None:
-            config |= {"response_mime_type": "application/json", "response_schema": gemini_schema(request.schema)}
-        errors, url = self._requests.exceptions, self._endpoint.url
+        errors, url, config = self._requests.exceptions, self._endpoint.url, decoding_of(request)
         try:
             # Left to itself the library retries a 503, even past the timeout.
             reply = self._model(request.system).generate_content(
@@ -81,8 +87,20 @@ class Gemini:
                 raise Transient("unreachable", f"{url}: the connection was refused") from None
             raise Transient("dropped", f"{url}: the connection was closed") from None
         except (ValueError, TypeError, self._parse_error, errors.RequestException):
-            raise Transient("garbled", f"{url} sent something that is no answer of Gemini") from None
-        return self._read(reply, request)
+            raise self._endpoint.garbled() from None
+        usage = reply.usage_metadata
+        # The library knows no thinking tokens, but they are in the total and on the bill.
+        completion_tokens = max(usage.total_token_count - usage.prompt_token_count, usage.candidates_token_count)
+        candidate = reply.candidates[0] if reply.candidates else None
+        blocked = reply.prompt_feedback.block_reason
+        return self._endpoint.reply(
+            request,
+            "".join(part.text for part in candidate.content.parts) if candidate else "",
+            candidate.finish_reason.name if candidate else None,
+            usage.prompt_token_count if usage.total_token_count else None,
+            completion_tokens,
+            blocked=blocked.name if blocked else None,
+        )
 
     def _refused(self, error: Any) -> Exception:
         if error.code is None:
@@ -92,29 +110,3 @@ class Gemini:
             if seconds is None and hasattr(detail, "retry_delay"):
                 seconds = detail.retry_delay.seconds + detail.retry_delay.nanos / 1e9
         return self._endpoint.failure(int(error.code), str(error.message), retry_after_seconds=seconds)
-
-    def _read(self, reply: Any, request: Request) -> Reply:
-        usage = reply.usage_metadata
-        # The library knows no thinking tokens, but they are in the total and on the bill.
-        completion = max(usage.total_token_count - usage.prompt_token_count, usage.candidates_token_count)
-        counted = (usage.prompt_token_count, completion) if usage.total_token_count else (None, None)
-        candidate = reply.candidates[0] if reply.candidates else None
-        text = "".join(part.text for part in candidate.content.parts) if candidate else ""
-        counts = self._endpoint.token_counts(request, text, *counted)
-        blocked = reply.prompt_feedback.block_reason
-        return gemini_reply(text, counts, blocked.name if blocked else None, candidate and candidate.finish_reason.name)
-
-
-def _in_thread(call: Callable[[], _T]) -> asyncio.Future[_T]:
-    """Runs `call` in a daemon thread of its own, so that one that hangs does not keep the interpreter from ending."""
-    outcome: concurrent.futures.Future[_T] = concurrent.futures.Future()
-    outcome.set_running_or_notify_cancel()
-
-    def work() -> None:
-        try:
-            outcome.set_result(call())
-        except BaseException as error:
-            outcome.set_exception(error)
-
-    threading.Thread(target=work, name="gemini", daemon=True).start()
-    return asyncio.wrap_future(outcome)

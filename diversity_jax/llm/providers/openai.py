@@ -4,7 +4,7 @@ By aiohttp alone: the `openai` package costs 0.75 s of CPU to import at the star
 the rest of the engine.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 import json
 import logging
 import os
@@ -15,7 +15,6 @@ from diversity_jax.llm.providers.base import (
     Rejected,
     Reply,
     Transient,
-    checked_reply,
     http_session,
     retry_after,
     transport_failure,
@@ -23,61 +22,56 @@ from diversity_jax.llm.providers.base import (
 from diversity_jax.llm.types import Request
 
 _logger = logging.getLogger(__name__)
+_encode = json.JSONEncoder(ensure_ascii=False).encode
 # As the `openai` package reads them.
 _ACCOUNT_HEADERS = {"openai-organization": "OPENAI_ORG_ID", "openai-project": "OPENAI_PROJECT_ID"}
-# How servers say that the model stopped by itself.
-_COMPLETE = ("stop", "eos_token", "stop_sequence", "end_turn")
-# Words in a refusal that name a field the server does not support.
-_FIELD_WORDS = {
-    "response_format": ("response_format", "json_schema", "guided", "grammar", "structured output"),
-    "max_tokens": ("max_completion_tokens", "'max_tokens'"),
-    "temperature": ("temperature",),
-}
-_REPLACEMENT = {
-    "response_format": "the schema now stands in the prompt, and is checked here only",
-    "max_tokens": "max_completion_tokens is sent instead",
-    "temperature": "the model's own temperature is used",
+# Fields that some servers do not support: words by which a refusal names them, and what is done instead.
+_OPTIONAL_FIELDS = {
+    "response_format": (
+        ("response_format", "json_schema", "guided", "grammar", "structured output"),
+        "the schema now stands in the prompt, and is checked here only",
+    ),
+    "max_tokens": (("max_completion_tokens", "'max_tokens'"), "max_completion_tokens is sent instead"),
+    "temperature": (("temperature",), "the model's own temperature is used"),
 }
 _SHOWN_BYTES = 500  # of a refusal that is no JSON
 
 
 def chat_body(model: str, request: Request, without: frozenset[str]) -> dict[str, Any]:
-    """The body of a chat completion; `without` names fields of `_FIELD_WORDS` that the server does not support."""
-    system, enforced = request.system, "response_format" not in without
-    if request.schema is not None and not enforced:
-        wish = "Answer with one JSON value and nothing around it. It must fit this JSON schema, named"
-        system += f"\n\n{wish} {request.stage}:\n{json.dumps(request.schema)}"
+    """The body of a chat completion; `without` names fields of `_OPTIONAL_FIELDS` that the server does not support."""
+    system = request.system
     limit = "max_completion_tokens" if "max_tokens" in without else "max_tokens"
     body: dict[str, Any] = {"model": model, limit: request.max_output_tokens}
     if "temperature" not in without:
         body["temperature"] = request.temperature
-    if request.schema is not None and enforced:
+    if request.schema is not None and "response_format" not in without:
         schema = {"name": request.stage, "strict": True, "schema": request.schema}
         body["response_format"] = {"type": "json_schema", "json_schema": schema}
+    elif request.schema is not None:
+        wish = "Answer with one JSON value and nothing around it. It must fit this JSON schema, named"
+        system += f"\n\n{wish} {request.stage}:\n{json.dumps(request.schema)}"
     body["messages"] = [{"role": "system", "content": system}, {"role": "user", "content": request.user}]
     return body
 
 
-def read_completion(
-    reply: Mapping[str, Any], token_counts: Callable[[str, int | None, int | None], tuple[int, int]]
-) -> Reply:
-    """The text of a chat completion; `token_counts` completes the counts that the server gives.
+def read_completion(endpoint: Endpoint, request: Request | None, completion: Mapping[str, Any]) -> Reply:
+    """The reply in a chat completion; see `Endpoint.reply`.
 
     Raises:
       CallFailed: the model did not end it by itself.
       KeyError, TypeError, AttributeError, IndexError: it is no chat completion.
     """
-    choices, usage = reply["choices"], reply.get("usage") or {}
+    choices, usage = completion["choices"], completion.get("usage") or {}
     choice = choices[0] if choices else {}
-    message, reason = choice.get("message") or {}, choice.get("finish_reason")
-    text = message.get("content") or ""
-    refused = message.get("refusal") or reason not in _COMPLETE
-    return checked_reply(
-        text,
-        token_counts(text, usage.get("prompt_tokens"), usage.get("completion_tokens")),
-        missing=None if choices else "the answer has no choices",
-        cut=reason == "length",
-        refused=f"the model refused, or ended with {reason}" if refused else None,
+    message, reason = choice.get("message") or {}, str(choice.get("finish_reason"))
+    if message.get("refusal") and reason != "length":
+        reason = "refusal"
+    return endpoint.reply(
+        request,
+        message.get("content") or "",
+        reason if choices else None,
+        usage.get("prompt_tokens"),
+        usage.get("completion_tokens"),
     )
 
 
@@ -90,45 +84,48 @@ class OpenAIChat:
         self._errors = (aiohttp.ClientError, OSError)
         self._endpoint = endpoint
         self._url = f"{endpoint.url.rstrip('/')}/chat/completions"
+        account = {header: os.environ.get(variable) for header, variable in _ACCOUNT_HEADERS.items()}
         headers = {
             "accept": "application/json",
             "authorization": f"Bearer {endpoint.key}",
             "content-type": "application/json",
             "user-agent": "diversity_jax",
+            **{header: value for header, value in account.items() if value},
         }
-        account = {header: os.environ.get(variable) for header, variable in _ACCOUNT_HEADERS.items()}
-        headers |= {header: value for header, value in account.items() if value}
         self._session = http_session(self._url, headers=headers)
         self._without: frozenset[str] = frozenset()
 
     async def ask(self, request: Request) -> Reply:
         """Makes one attempt; see `Provider.ask`."""
         without, endpoint = self._without, self._endpoint
-        body = json.dumps(chat_body(endpoint.model, request, without), ensure_ascii=False).encode(errors="replace")
+        body = _encode(chat_body(endpoint.model, request, without)).encode(errors="replace")
         try:
             async with self._session.post(self._url, data=body, allow_redirects=False) as response:
                 status, headers, content = response.status, response.headers, await response.read()
         except self._errors as error:
             raise transport_failure(error, endpoint.url) from None
         if status != 200:
-            sent = [name for name in _FIELD_WORDS if name not in without]
-            if request.schema is None:
-                sent = [name for name in sent if name != "response_format"]
-            raise self._refused(status, headers, content, sent)
-        try:
-            return read_completion(
-                json.loads(content), lambda text, *counts: endpoint.token_counts(request, text, *counts)
+            no_schema = {"response_format"} if request.schema is None else frozenset()
+            raise self._refused(
+                status, headers, content, [name for name in _OPTIONAL_FIELDS if name not in without | no_schema]
             )
+        try:
+            return read_completion(endpoint, request, json.loads(content))
         except (ValueError, KeyError, TypeError, AttributeError, IndexError):
-            raise Transient("garbled", f"{endpoint.url} sent something that is no chat completion") from None
+            raise endpoint.garbled() from None
 
     async def close(self) -> None:
         """Closes its connections."""
         await self._session.close()
 
     def _refused(self, status: int, headers: Mapping[str, str], content: bytes, sent: Sequence[str]) -> Exception:
-        """What a refusal means; `sent` are the fields of `_FIELD_WORDS` that the request had."""
-        error = _error_object(content)
+        """What a refusal means; `sent` are the fields of `_OPTIONAL_FIELDS` that the request had."""
+        try:
+            value = json.loads(content)
+        except ValueError:
+            value = None
+        error = value.get("error", value) if isinstance(value, dict) else {}
+        error = error if isinstance(error, dict) else {"message": str(error)}
         message = str(error.get("message") or content[:_SHOWN_BYTES].decode(errors="replace"))
         code = str(error.get("code") or error.get("type") or "")
         failure = self._endpoint.failure(status, message, code=code, retry_after_seconds=retry_after(headers))
@@ -137,22 +134,11 @@ class OpenAIChat:
             return failure
         named = f"{error.get('param') or ''} {message}".lower()
         for name in sent:
-            if any(word in named for word in _FIELD_WORDS[name]):
+            words, instead = _OPTIONAL_FIELDS[name]
+            if any(word in named for word in words):
                 if name not in self._without:
                     self._without |= {name}
                     detail = getattr(failure, "detail", "")
-                    _logger.warning(
-                        "%s does not take %s (%s); %s", self._endpoint.name, name, detail, _REPLACEMENT[name]
-                    )
+                    _logger.warning("%s does not take %s (%s); %s", self._endpoint.name, name, detail, instead)
                 return Transient("adapted", f"{name} is not supported")
         return failure
-
-
-def _error_object(content: bytes) -> Mapping[str, Any]:
-    """The error object of a refusal; empty where it has none."""
-    try:
-        value = json.loads(content)
-    except ValueError:
-        return {}
-    error = value.get("error", value) if isinstance(value, dict) else {}
-    return error if isinstance(error, dict) else {"message": str(error)}
