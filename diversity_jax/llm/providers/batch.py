@@ -1,9 +1,10 @@
 """Batch APIs: many requests handed in together, answered within a day at a lower price."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterator, Sequence
+import contextlib
 from dataclasses import dataclass
 import json
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 from diversity_jax.core.errors import InputError
 from diversity_jax.llm.providers.base import (
@@ -23,8 +24,12 @@ from diversity_jax.llm.types import CallFailed, Request
 _BATCHES_PER_PAGE, _MOST_BATCHES = 100, 1000  # looked through for a tag
 _SHOWN_CHARACTERS = 160
 _TIMEOUT_SECONDS = 300.0  # a batch of Gemini goes out and comes back in one piece
-_ENDPOINT = "/v1/chat/completions"
-_T = TypeVar("_T")
+_STATES = {
+    **dict.fromkeys(("completed", "expired"), "done"),
+    **dict.fromkeys(("failed", "cancelled", "cancelling"), "failed"),
+    **dict.fromkeys(("JOB_STATE_SUCCEEDED", "JOB_STATE_PARTIALLY_SUCCEEDED", "JOB_STATE_EXPIRED"), "done"),
+    **dict.fromkeys(("JOB_STATE_FAILED", "JOB_STATE_CANCELLED"), "failed"),
+}  # all other states are of a running batch
 Outcomes = dict[str, Reply | CallFailed]
 
 
@@ -77,16 +82,26 @@ def _refused(endpoint: Endpoint, status: int, message: str, retry_after_seconds:
     return InputError(f"batch: {endpoint.url} refuses it ({failure.detail}); correct the settings, or set batch=False")
 
 
-async def _first(batches: AsyncIterator[Any], matches: Callable[[Any], bool]) -> Any:
-    """The first of the latest thousand batches that matches, or None."""
-    looked_at = 0
+async def _latest(batches: AsyncIterable[Any]) -> AsyncIterator[Any]:
+    """The latest thousand batches."""
+    seen = 0
     async for batch in batches:
-        if matches(batch):
-            return batch
-        looked_at += 1
-        if looked_at >= _MOST_BATCHES:
-            break
-    return None
+        yield batch
+        seen += 1
+        if seen >= _MOST_BATCHES:
+            return
+
+
+def _state(status: str, reason: str | None) -> BatchState:
+    state = _STATES.get(status, "running")
+    return BatchState(state=state, detail=f"{status}: {reason or 'no reason given'}" if state == "failed" else status)
+
+
+def _outcome(read: Callable[[Endpoint, None, Any], Reply], endpoint: Endpoint, response: Any) -> Reply | CallFailed:
+    try:
+        return read(endpoint, None, response)
+    except CallFailed as failed:
+        return failed
 
 
 class OpenAIBatches:
@@ -97,74 +112,64 @@ class OpenAIBatches:
 
         quieten("httpx", "httpcore", "openai")
         self._openai, self._endpoint = openai, endpoint
-        self._client = openai.AsyncOpenAI(api_key=endpoint.key, base_url=endpoint.base_url, max_retries=2)
+        self._client: Any = openai.AsyncOpenAI(api_key=endpoint.key, base_url=endpoint.base_url, max_retries=2)
 
     async def submit(self, tag: str, requests: Sequence[tuple[str, Request]]) -> str:
         """Uploads the requests and starts the batch, with the tag in its metadata."""
-        model, without = self._endpoint.model, frozenset({"max_tokens"})
+        model, url, without = self._endpoint.model, "/v1/chat/completions", frozenset({"max_tokens"})
         lines = (
-            {"custom_id": name, "method": "POST", "url": _ENDPOINT, "body": chat_body(model, request, without)}
+            {"custom_id": name, "method": "POST", "url": url, "body": chat_body(model, request, without)}
             for name, request in requests
         )
         content = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode()
-        file = await self._answer(self._client.files.create(file=(f"{tag}.jsonl", content), purpose="batch"))
-        started = self._client.batches.create(
-            input_file_id=file.id, endpoint=_ENDPOINT, completion_window="24h", metadata={"tag": tag}
-        )
-        return (await self._answer(started)).id
+        with self._explained_errors():
+            file = await self._client.files.create(file=(f"{tag}.jsonl", content), purpose="batch")
+            batch = await self._client.batches.create(
+                input_file_id=file.id, endpoint=url, completion_window="24h", metadata={"tag": tag}
+            )
+        return batch.id
 
     async def find(self, tag: str) -> str | None:
         """Looks through the latest thousand batches of the account."""
-
-        def matches(batch: Any) -> bool:
-            return (batch.metadata or {}).get("tag") == tag and batch.status not in ("failed", "cancelled")
-
-        batch = await self._answer(_first(self._client.batches.list(limit=_BATCHES_PER_PAGE), matches))
-        return batch and batch.id
+        with self._explained_errors():
+            async for batch in _latest(self._client.batches.list(limit=_BATCHES_PER_PAGE)):
+                if (batch.metadata or {}).get("tag") == tag and _STATES.get(batch.status) != "failed":
+                    return batch.id
+        return None
 
     async def poll(self, name: str) -> BatchState:
         """`expired` counts as done in part."""
-        batch = await self._answer(self._client.batches.retrieve(name))
-        if batch.status in ("completed", "expired"):
-            return BatchState(state="done")
-        if batch.status in ("failed", "cancelled", "cancelling"):
-            errors = batch.errors.data if batch.errors and batch.errors.data else []
-            reason = errors[0].message if errors else "no reason given"
-            return BatchState(state="failed", detail=f"{batch.status}: {reason}")
-        return BatchState(state="running", detail=batch.status)
+        with self._explained_errors():
+            batch = await self._client.batches.retrieve(name)
+        errors = batch.errors.data if batch.errors and batch.errors.data else []
+        return _state(batch.status, errors[0].message if errors else None)
 
     async def collect(self, name: str) -> Outcomes:
         """Reads the answer file and the error file."""
-        batch = await self._answer(self._client.batches.retrieve(name))
         outcomes: Outcomes = {}
-        for file_id in filter(None, (batch.output_file_id, batch.error_file_id)):
-            content = await self._answer(self._client.files.content(file_id))
-            for line in filter(str.strip, content.text.splitlines()):
-                row = json.loads(line)
-                outcome = self._outcome(row.get("response") or {})
-                if outcome is not None:
-                    outcomes[row["custom_id"]] = outcome
+        with self._explained_errors():
+            batch = await self._client.batches.retrieve(name)
+            files = [name for name in (batch.output_file_id, batch.error_file_id) if name]
+            texts = [(await self._client.files.content(name)).text for name in files]
+        for line in filter(str.strip, "\n".join(texts).splitlines()):
+            row = json.loads(line)
+            response = row.get("response") or {}
+            status, body = response.get("status_code") or 0, response.get("body") or {}
+            if status == 200:
+                outcomes[row["custom_id"]] = _outcome(read_completion, self._endpoint, body)
+            elif 400 <= status < 500 and status != 429:
+                detail = str((body.get("error") or {}).get("message", "no reason given"))
+                outcomes[row["custom_id"]] = CallFailed("rejected", detail[:_SHOWN_CHARACTERS])
         return outcomes
-
-    def _outcome(self, response: dict[str, Any]) -> Reply | CallFailed | None:
-        status = response.get("status_code") or 0
-        if status == 200:
-            try:
-                return read_completion(self._endpoint, None, response["body"])
-            except CallFailed as failed:
-                return failed
-        if 400 <= status < 500 and status != 429:
-            detail = str(((response.get("body") or {}).get("error") or {}).get("message", "no reason given"))
-            return CallFailed("rejected", detail[:_SHOWN_CHARACTERS])
-        return None
 
     async def close(self) -> None:
         """Closes its connections."""
         await self._client.close()
 
-    async def _answer(self, call: Awaitable[_T]) -> _T:
+    @contextlib.contextmanager
+    def _explained_errors(self) -> Iterator[None]:
         try:
-            return await call
+            yield
         except self._openai.APIStatusError as error:
             seconds = retry_after(error.response.headers)
             raise _refused(self._endpoint, error.status_code, str(error.message), seconds) from None
@@ -194,55 +199,46 @@ class GeminiBatches:
             )
             for name, request in requests
         ]
-        started = self._client.aio.batches.create(
-            model=self._endpoint.model, src=inlined, config=types.CreateBatchJobConfig(display_name=tag)
-        )
-        return (await self._answer(started)).name
+        with self._explained_errors():
+            job = await self._client.aio.batches.create(
+                model=self._endpoint.model, src=inlined, config=types.CreateBatchJobConfig(display_name=tag)
+            )
+        return job.name
 
     async def find(self, tag: str) -> str | None:
         """Looks through the latest thousand batches."""
-
-        def matches(job: Any) -> bool:
-            return job.display_name == tag and job.state.name not in ("JOB_STATE_FAILED", "JOB_STATE_CANCELLED")
-
-        async def search() -> Any:
-            return await _first(await self._client.aio.batches.list(config={"page_size": _BATCHES_PER_PAGE}), matches)
-
-        job = await self._answer(search())
-        return job and job.name
+        with self._explained_errors():
+            pager = await self._client.aio.batches.list(config={"page_size": _BATCHES_PER_PAGE})
+            async for job in _latest(pager):
+                if job.display_name == tag and _STATES.get(job.state.name) != "failed":
+                    return job.name
+        return None
 
     async def poll(self, name: str) -> BatchState:
         """`EXPIRED` and `PARTIALLY_SUCCEEDED` count as done in part."""
-        job = await self._answer(self._client.aio.batches.get(name=name))
-        state = job.state.name if job.state else ""
-        if state in ("JOB_STATE_SUCCEEDED", "JOB_STATE_PARTIALLY_SUCCEEDED", "JOB_STATE_EXPIRED"):
-            return BatchState(state="done")
-        if state in ("JOB_STATE_FAILED", "JOB_STATE_CANCELLED"):
-            return BatchState(state="failed", detail=str(job.error.message if job.error else state))
-        return BatchState(state="running", detail=state)
+        with self._explained_errors():
+            job = await self._client.aio.batches.get(name=name)
+        return _state(job.state.name if job.state else "", str(job.error.message) if job.error else None)
 
     async def collect(self, name: str) -> Outcomes:
         """Outcomes by the id in their metadata."""
-        job = await self._answer(self._client.aio.batches.get(name=name))
-        outcomes: Outcomes = {}
-        for inlined in (job.dest.inlined_responses if job.dest else None) or ():
-            key = (inlined.metadata or {}).get("id")
-            if key is None or inlined.response is None:
-                continue
-            try:
-                outcomes[key] = read_response(self._endpoint, None, inlined.response)
-            except CallFailed as failed:
-                outcomes[key] = failed
-        return outcomes
+        with self._explained_errors():
+            job = await self._client.aio.batches.get(name=name)
+        return {
+            inlined.metadata["id"]: _outcome(read_response, self._endpoint, inlined.response)
+            for inlined in (job.dest.inlined_responses if job.dest else None) or ()
+            if "id" in (inlined.metadata or {}) and inlined.response is not None
+        }
 
     async def close(self) -> None:
         """Closes its connections."""
         await self._client.aio.aclose()
         await self._session.close()
 
-    async def _answer(self, call: Awaitable[_T]) -> _T:
+    @contextlib.contextmanager
+    def _explained_errors(self) -> Iterator[None]:
         try:
-            return await call
+            yield
         except self._errors.APIError as error:
             raise _refused(self._endpoint, int(error.code), str(error.message)) from None
         except self._transport_errors as error:
