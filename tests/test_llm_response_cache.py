@@ -17,7 +17,7 @@ from diversity_jax.core.errors import InputError
 from diversity_jax.llm import BudgetConfig
 from diversity_jax.llm.budget import Amount
 from diversity_jax.llm.response_cache import ResponseCache
-from diversity_jax.llm.response_cache_file import CachedFailure, CachedResponse
+from diversity_jax.llm.types import CachedFailure, CachedResponse
 from tests.llm_server import serve
 from tests.llm_worker import key_of, number_of, question, result, start
 

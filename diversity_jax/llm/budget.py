@@ -13,7 +13,7 @@ import urllib.parse
 from diversity_jax.core.errors import InputError
 from diversity_jax.core.files import read_json
 from diversity_jax.llm.providers.registry import PROVIDERS
-from diversity_jax.llm.types import Request, Schema
+from diversity_jax.llm.types import Outcome, Request, Schema
 
 SHIPPED_PRICES = Path(__file__).with_name("prices.json")
 # Chat templates and the wrapping of a schema add tokens that no text shows.
@@ -171,6 +171,36 @@ def _table(path: str) -> dict[str, dict[str, Price]]:
             f'expected {{"models": {{"openai": {{"NAME": {{"input": 1.0, "output": 2.0}}}}}}}} in dollars per million '
             "tokens"
         ) from None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reservation:
+    """The result of reserving a call.
+
+    Attributes:
+      state: `granted` (send it), `answered` (see `response`), `held` (another process has sent this very request),
+        `over` (it could pass a cap).
+      response: the answer, where there is one.
+      cap: name of the cap in `BudgetConfig`, where it is over.
+      in_flight: whether other calls of the run are in flight, so that waiting for them may free budget.
+      lost: the part of the run's spending that is only the most that lost calls can have used up.
+    """
+
+    state: str
+    response: Outcome | None = None
+    cap: str = ""
+    in_flight: bool = False
+    lost: Amount = NOTHING
+
+    def why(self, caps: BudgetConfig) -> str:
+        """Which cap is in the way, and how much of it is set aside for lost calls."""
+        unit, lost = self.cap.removeprefix("max_"), ""
+        if self.lost.calls:
+            lost = (
+                f" ({getattr(self.lost, unit):,} {unit} of it set aside for {self.lost.calls:,} calls that were lost)"
+            )
+        cap = f"budget.{self.cap} = {getattr(caps, self.cap):,}"
+        return f"the next call could pass {cap}{lost}; raise it and run again to go on"
 
 
 def most_it_can_use(request: Request, price: Price) -> Amount:

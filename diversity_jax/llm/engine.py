@@ -10,15 +10,22 @@ import random
 from typing import Any, TypeVar
 
 from diversity_jax.core.errors import InputError
-from diversity_jax.llm.budget import NOTHING, Amount, BudgetConfig, CallCosts, StageCosts, price_of, sum_of
+from diversity_jax.llm.budget import NOTHING, Amount, BudgetConfig, CallCosts, Reservation, StageCosts, price_of, sum_of
 from diversity_jax.llm.cost_forecast import CostForecast, PlannedCalls, reforecast
 from diversity_jax.llm.progress import CallProgress, Stats
 from diversity_jax.llm.providers.base import Provider, Rejected, Reply, Transient, open_provider
 from diversity_jax.llm.providers.registry import parse_model
 from diversity_jax.llm.rate_limit import PrioritySemaphore, Slot, Throttle, wait
 from diversity_jax.llm.response_cache import ResponseCache
-from diversity_jax.llm.response_cache_file import CachedFailure, CachedResponse, Outcome, Reservation
-from diversity_jax.llm.types import CallFailed, Completion, EngineConfig, Request
+from diversity_jax.llm.types import (
+    CachedFailure,
+    CachedResponse,
+    CallFailed,
+    Completion,
+    EngineConfig,
+    Outcome,
+    Request,
+)
 
 _logger = logging.getLogger(__name__)
 _T = TypeVar("_T")

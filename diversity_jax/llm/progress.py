@@ -9,7 +9,7 @@ from diversity_jax.core.progress import ProgressDisplay
 from diversity_jax.llm.budget import NOTHING, Amount
 from diversity_jax.llm.cost_forecast import CostForecast, PlannedCalls, StageUsage
 from diversity_jax.llm.rate_limit import Throttle
-from diversity_jax.llm.response_cache_file import CachedResponse
+from diversity_jax.llm.types import CachedResponse
 
 
 @dataclass(kw_only=True)

@@ -1,23 +1,332 @@
-"""Paid answers, kept so that none is paid twice: the response cache as the event loop uses it."""
+"""Paid answers, kept so that none is paid twice: an SQLite file shared by several processes.
+
+Four tables. `answers` holds finished calls by the hash of their request. `failures` holds how failed calls ended, for
+replay only: a failure is never given as an answer. `claims` holds the reservations of calls in flight, with the most
+that each can use up, so that two processes neither send the same request nor pass a cap together; `owners` says which
+processes live. `spent` holds what every run has used up, with a row of its own for calls lost by a kill or a dropped
+connection, which count as the most they can have used up.
+"""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Awaitable, Iterator, Sequence
 import contextlib
+from dataclasses import asdict
+import hashlib
+import json
+import os
+from pathlib import Path
 import queue
+import socket
+import sqlite3
 import threading
-from typing import Any
+import time
+from typing import Any, NamedTuple
+import urllib.parse
+import uuid
 
-from diversity_jax.llm.budget import NOTHING, Amount, BudgetConfig
-from diversity_jax.llm.response_cache_file import Commit, Outcome, Reservation, Reserve, ResponseCacheFile
+from diversity_jax.core.errors import InputError
+from diversity_jax.llm.budget import NOTHING, Amount, BudgetConfig, Reservation, sum_of
+from diversity_jax.llm.types import CachedFailure, CachedResponse, Outcome
 
-_HEARTBEAT_SECONDS = 10.0
+_APPLICATION_ID = 0x64697631  # "div1", so that no other database is taken for a cache
+_VERSION = 1
+_DEAD_AFTER_SECONDS = 60.0
+_BEAT_SECONDS = 1.0
+_IDLE_BEAT_SECONDS = 10.0
+_LOCK_SECONDS = 60.0
 _BATCH = 512
 
-Job = str | Reserve | Commit | None  # a key to find; None closes the file
+_TABLES = (
+    "answers (key TEXT PRIMARY KEY, answer TEXT, checksum TEXT, stage TEXT, model TEXT, prompt_tokens INTEGER, "
+    "completion_tokens INTEGER, dollars REAL, at INTEGER)",
+    "failures (key TEXT PRIMARY KEY, stage TEXT, reason TEXT, detail TEXT, prompt_tokens INTEGER, "
+    "completion_tokens INTEGER, dollars REAL, at INTEGER) WITHOUT ROWID",
+    "claims (key TEXT PRIMARY KEY, owner TEXT, run TEXT, dollars REAL, tokens INTEGER, calls INTEGER) WITHOUT ROWID",
+    "owners (owner TEXT PRIMARY KEY, beat REAL) WITHOUT ROWID",
+    "spent (run TEXT, lost INTEGER, dollars REAL, tokens INTEGER, calls INTEGER, PRIMARY KEY (run, lost)) "
+    "WITHOUT ROWID",
+)
+_KEYS = "(SELECT value FROM json_each(?))"
+# Words of SQLite's error messages, and what they mean for the user; the last entry is for all others.
+_ERRORS = (
+    (("readonly", "unable to open"), "the ledger may not be written ({0}); check permissions, or name another file in "
+     "engine.ledger"),
+    (("full",), "the disk is full; free space and run again, finished calls are kept"),
+    (("disk I/O",), "the disk fails or is full ({0}); free space or move the ledger, then run again"),
+    (("locked",), "another process has held the ledger for a minute; end it, or name another file in engine.ledger"),
+    (("not a database", "malformed"), "is not a readable ledger ({0}); restore it, or move it away and pay its answers "
+     "again"),
+    (("",), "the ledger cannot be used ({0}); restore it, or name another file in engine.ledger"),
+)  # fmt: skip
+_FAILURE = tuple(CachedFailure.__dataclass_fields__)
+_RESPONSE = tuple(name for name in CachedResponse.__dataclass_fields__ if name != "text")
+
+
+class Reserve(NamedTuple):
+    """Asks to send the call under `key`, which can use up `most`."""
+
+    key: str
+    most: Amount
+
+
+class Commit(NamedTuple):
+    """Ends the call under `key`.
+
+    Attributes:
+      spent: what it used up, or if `lost` the most that it can have.
+      outcome: what is to be kept of it, if anything.
+      regained: what had been counted as lost before and no longer is.
+    """
+
+    key: str
+    spent: Amount
+    outcome: Outcome | None
+    lost: bool = False
+    regained: Amount = NOTHING
+
+
+Job = str | Reserve | Commit | None  # a key to find, a call to reserve, a call to end; None only shows life
+
+
+class ResponseCacheFile:
+    """The file as one thread of one process uses it; see `ResponseCache` for arguments, attributes and errors."""
+
+    def __init__(self, path: str | None, *, run: str, caps: BudgetConfig, replay: bool):
+        self.path = ":memory:" if path is None else os.fspath(path)
+        self.spent_before = NOTHING
+        self.began_empty = False
+        self._last_beat = 0.0
+        self._run, self._caps, self._replay = run, caps, replay
+        self._process = f"{socket.gethostname()}|{os.getpid()}|{_start_time(os.getpid())}"
+        self._owner = f"{self._process}|{uuid.uuid4().hex[:8]}"
+        with self._explained_errors():
+            self._connection = self._connect()
+            if not replay:
+                self._prepare()
+
+    def find(self, keys: Sequence[str]) -> dict[str, Outcome]:
+        """What is known of `keys`: answers, and in replay also failures."""
+        outcomes: dict[str, Outcome] = {}
+        with self._explained_errors():
+            answers = self._rows("answers", ("key", "answer", "checksum", *_RESPONSE), keys)
+            failures = self._rows("failures", ("key", *_FAILURE), keys) if self._replay else []
+        for row in failures:
+            key = row.pop("key")
+            outcomes[key] = CachedFailure(**row)
+        for row in answers:
+            key, answer, checksum = row.pop("key"), row.pop("answer"), row.pop("checksum")
+            if checksum != _checksum(key, answer, row["prompt_tokens"], row["completion_tokens"]):
+                what = f"the answer under {key[:12]} is damaged"
+                raise InputError(f"{self.path}: {what}; restore the ledger, or move it away and pay again")
+            outcomes[key] = CachedResponse(text=json.loads(answer), **row)
+        return outcomes
+
+    def process(self, jobs: Sequence[Job]) -> list[Any]:
+        """Finds keys, then ends calls and reserves new ones in one transaction, which also shows other processes that
+        this one lives. Returns for each key its outcome or None, for each `Reserve` a `Reservation`, otherwise None.
+        """
+        finds = [job for job in jobs if isinstance(job, str)]
+        reserves = [job for job in jobs if isinstance(job, Reserve)]
+        commits = [job for job in jobs if isinstance(job, Commit)]
+        outcomes: dict[Any, Outcome] = {**self.find(finds)} if finds else {}
+        reservations: Iterator[Reservation] = iter(())
+        # A lost reservation is released with its owner; a lost answer would be paid twice. So only answers are synced.
+        if not self._replay and (reserves or commits or not jobs):
+            with self._explained_errors(), self._transaction("FULL" if commits else "NORMAL"):
+                if time.time() - self._last_beat > _BEAT_SECONDS:
+                    self._last_beat = time.time()
+                    self._connection.execute(
+                        "UPDATE owners SET beat = ? WHERE owner = ?", (self._last_beat, self._owner)
+                    )
+                if commits:
+                    self._commit(commits)
+                if reserves:
+                    reservations = iter(self._reserve(reserves))
+        return [next(reservations) if isinstance(job, Reserve) else outcomes.get(job) for job in jobs]
+
+    def close(self) -> None:
+        """Counts what is still in flight as used up, and closes the file."""
+        if not self._replay:
+            with self._explained_errors(), self._transaction("FULL"):
+                self._release(self._owner)
+        self._connection.close()
+
+    @contextlib.contextmanager
+    def _explained_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.Error as error:
+            advice = next(advice for words, advice in _ERRORS if any(word in str(error) for word in words))
+            raise InputError(f"{self.path}: {advice.format(error)}") from None
+        except OSError as error:
+            reason = error.strerror or error
+            raise InputError(f"{self.path}: {reason}; name a ledger file in a folder that can be written") from None
+
+    @contextlib.contextmanager
+    def _transaction(self, synchronous: str) -> Iterator[None]:
+        self._connection.execute(f"PRAGMA synchronous={synchronous}")
+        self._connection.execute("BEGIN IMMEDIATE")
+        with self._connection:  # commits, or rolls back after an exception
+            yield
+
+    def _connect(self) -> sqlite3.Connection:
+        target = self.path
+        if self._replay:
+            if self.path == ":memory:":
+                raise InputError("engine.offline_replay: needs a ledger to replay from; name one in engine.ledger")
+            if not os.path.isfile(self.path):
+                raise InputError(f"{self.path}: no such ledger to replay from; run with a judge first, or correct it")
+            # Without a write-ahead file nobody is writing, and then the folder itself need not be writable either.
+            mode = "mode=ro" if os.path.exists(self.path + "-wal") else "immutable=1"
+            target = f"file:{urllib.parse.quote(self.path)}?{mode}"
+        elif self.path != ":memory:":
+            Path(self.path).parent.mkdir(parents=True, exist_ok=True)
+        connection = sqlite3.connect(
+            target, uri=self._replay, isolation_level=None, check_same_thread=False, timeout=_LOCK_SECONDS
+        )
+        identity = [connection.execute(f"PRAGMA {name}").fetchone()[0] for name in ("application_id", "user_version")]
+        empty = connection.execute("SELECT 1 FROM sqlite_master LIMIT 1").fetchone() is None
+        if identity != [_APPLICATION_ID, _VERSION] and (self._replay or not empty):
+            raise InputError(f"{self.path}: is a database of something else or of another version; name another file")
+        return connection
+
+    def _prepare(self) -> None:
+        """Creates what is missing, registers this process, and reads what the run has spent before."""
+        execute = self._connection.execute
+        execute("PRAGMA journal_mode=WAL")
+        execute("PRAGMA wal_autocheckpoint=8000")  # pages; calls wait for the disk at each checkpoint
+        with self._transaction("FULL"):
+            execute(f"PRAGMA application_id={_APPLICATION_ID}")
+            execute(f"PRAGMA user_version={_VERSION}")
+            for table in _TABLES:
+                execute(f"CREATE TABLE IF NOT EXISTS {table}")
+            execute("INSERT INTO owners VALUES (?, ?)", (self._owner, time.time()))
+            self._release_dead_owners()
+            self.spent_before = self._sum("spent WHERE run = ?")
+            self.began_empty = execute("SELECT 1 FROM answers LIMIT 1").fetchone() is None
+
+    # Statements take all their rows from one JSON array, and give them as one: every statement waits for Python's
+    # global lock when the event loop is busy, so a batch of any size is a handful of statements.
+
+    def _rows(self, table: str, columns: Sequence[str], keys: Sequence[str]) -> list[dict[str, Any]]:
+        """Rows of a table under `keys`, by column."""
+        row = ", ".join(f"'{column}', {column}" for column in columns)
+        query = f"SELECT json_group_array(json_object({row})) FROM {table} WHERE key IN {_KEYS}"
+        return json.loads(self._connection.execute(query, (json.dumps(keys),)).fetchone()[0])
+
+    def _insert(self, into: str, rows: list[dict[str, Any]]) -> None:
+        if rows:
+            values = ", ".join(f"json_extract(value, '$.{column}')" for column in rows[0])
+            statement = f"INSERT {into} ({', '.join(rows[0])}) SELECT {values} FROM json_each(?)"
+            self._connection.execute(statement, (json.dumps(rows),))
+
+    def _commit(self, commits: Sequence[Commit]) -> None:
+        answers, failures = [], []
+        for key, _, outcome, *_ in commits:
+            row = {"key": key, "at": int(time.time()), **(asdict(outcome) if outcome else {})}
+            if isinstance(outcome, CachedResponse):
+                # As JSON in ASCII, because SQLite's text ends at a NUL and has no lone surrogates.
+                row["answer"] = json.dumps(row.pop("text"))
+                row["checksum"] = _checksum(key, row["answer"], outcome.prompt_tokens, outcome.completion_tokens)
+                answers.append(row)
+            elif outcome is not None:
+                failures.append(row)
+        # The first answer stays: another process may have used it already.
+        self._insert("OR IGNORE INTO answers", answers)
+        self._insert("OR REPLACE INTO failures", failures)
+        keys = json.dumps([commit.key for commit in commits])
+        self._connection.execute(f"DELETE FROM claims WHERE owner = ? AND key IN {_KEYS}", (self._owner, keys))
+        regained = sum_of(commit.regained for commit in commits)
+        self._spend(self._run, False, sum_of(commit.spent for commit in commits if not commit.lost))
+        self._spend(self._run, True, sum_of(commit.spent for commit in commits if commit.lost).minus(regained))
+
+    def _reserve(self, reserves: Sequence[Reserve]) -> list[Reservation]:
+        keys = [reserve.key for reserve in reserves]
+        answered = self.find(keys)
+        held = self._rows("claims", ("key", "owner"), keys)
+        foreign = any(not row["owner"].startswith(self._process) for row in held)
+        if (foreign or self._caps.capped) and self._release_dead_owners():
+            held = self._rows("claims", ("key", "owner"), keys)
+        held_keys = {row["key"] for row in held}
+        reserved = self._sum("claims WHERE run = ?")
+        used = reserved.plus(self._sum("spent WHERE run = ?"))
+        granted: list[dict[str, Any]] = []
+        results = []
+        for key, most in reserves:
+            if key in answered:
+                results.append(Reservation(state="answered", response=answered[key]))
+            elif key in held_keys:
+                results.append(Reservation(state="held"))
+            elif cap := used.plus(most).passes(self._caps):
+                in_flight, lost = bool(reserved.calls or granted), self._sum("spent WHERE run = ? AND lost")
+                results.append(Reservation(state="over", cap=cap, in_flight=in_flight, lost=lost))
+            else:
+                used = used.plus(most)
+                granted.append({"key": key, "owner": self._owner, "run": self._run, **most._asdict()})
+                results.append(Reservation(state="granted"))
+        self._insert("INTO claims", granted)
+        return results
+
+    def _sum(self, rows: str) -> Amount:
+        """What rows of this run add up to."""
+        sums = "ifnull(sum(dollars), 0.0), ifnull(sum(tokens), 0), ifnull(sum(calls), 0)"
+        return Amount(*self._connection.execute(f"SELECT {sums} FROM {rows}", (self._run,)).fetchone())
+
+    def _spend(self, run: str, lost: bool, amount: Amount) -> None:
+        if amount != NOTHING:
+            self._connection.execute(
+                "INSERT INTO spent VALUES (?, ?, ?, ?, ?) ON CONFLICT (run, lost) DO UPDATE SET dollars = dollars + "
+                "excluded.dollars, tokens = tokens + excluded.tokens, calls = calls + excluded.calls",
+                (run, int(lost), *amount),
+            )
+
+    def _release_dead_owners(self) -> bool:
+        """Releases the reservations of processes that are gone; whether there were any."""
+        owners = self._connection.execute("SELECT owner, beat FROM owners").fetchall()
+        dead = [owner for owner, beat in owners if not _is_alive(owner, beat)]
+        for owner in dead:
+            self._release(owner)
+        return bool(dead)
+
+    def _release(self, owner: str) -> None:
+        """Ends an owner's reservations, counting each as the most it can have used up."""
+        lost = "SELECT run, sum(dollars), sum(tokens), sum(calls) FROM claims WHERE owner = ? GROUP BY run"
+        for run, *amount in self._connection.execute(lost, (owner,)).fetchall():
+            self._spend(run, True, Amount(*amount))
+        for table in ("claims", "owners"):
+            self._connection.execute(f"DELETE FROM {table} WHERE owner = ?", (owner,))
+
+
+def _is_alive(owner: str, beat: float) -> bool:
+    host, process, started, _ = owner.split("|")
+    if host == socket.gethostname():
+        # A process that slept for long still owns its calls; for other machines the heartbeat is all there is to see.
+        return _start_time(int(process)) == started
+    return time.time() - beat < _DEAD_AFTER_SECONDS
+
+
+def _start_time(process: int) -> str:
+    """When a process of this machine started, which tells apart users of one process id; empty if it is gone."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()[19]
+    except FileNotFoundError:
+        if os.path.exists("/proc/self/stat"):
+            return ""
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return ""
+    except PermissionError:
+        pass
+    return "running"
+
+
+def _checksum(key: str, answer: str, prompt_tokens: int, completion_tokens: int) -> str:
+    return hashlib.sha256(f"{key}|{prompt_tokens}|{completion_tokens}|{answer}".encode()).hexdigest()[:16]
 
 
 class ResponseCache:
-    """A response cache shared by several processes. Make it inside the event loop that uses it.
+    """A response cache as the event loop uses it. Make it inside that loop.
 
     All work on the file happens in one thread, in batches: while one batch is written, the next one gathers.
 
@@ -28,7 +337,6 @@ class ResponseCache:
       replay: read only; nothing is reserved or written.
 
     Attributes:
-      path: the file's path.
       began_empty: whether it held no answer when it was opened for writing: later ones are found by reserving.
       spent_before: what the run had used up when the file was opened.
 
@@ -41,23 +349,21 @@ class ResponseCache:
         self.path, self.began_empty = self._file.path, self._file.began_empty
         self.spent_before = self._file.spent_before
         self._loop = asyncio.get_running_loop()
-        self._jobs: queue.SimpleQueue[tuple[Job, asyncio.Future]] = queue.SimpleQueue()
+        self._jobs: queue.SimpleQueue[tuple[Job, asyncio.Future]] = queue.SimpleQueue()  # None: close the file
         self._thread = threading.Thread(target=self._work, name="response cache", daemon=True)
         self._thread.start()
 
-    async def find(self, key: str) -> Outcome | None:
+    def find(self, key: str) -> Awaitable[Outcome | None]:
         """The answer under `key`; in replay also the failure under it."""
-        return await self._submit(key)
+        return self._submit(key)
 
-    async def reserve(self, key: str, most: Amount) -> Reservation:
+    def reserve(self, key: str, most: Amount) -> Awaitable[Reservation]:
         """Asks to send the call under `key`, which can use up `most`."""
-        return await self._submit(Reserve(key, most))
+        return self._submit(Reserve(key, most))
 
-    async def commit(
-        self, key: str, spent: Amount, outcome: Outcome | None, *, lost: bool = False, regained: Amount = NOTHING
-    ) -> None:
-        """Ends the call under `key`, as `Commit` says; returns when the outcome is on disk."""
-        await self._submit(Commit(key, spent, outcome, lost, regained))
+    def commit(self, *arguments: Any, **settings: Any) -> Awaitable[None]:
+        """Ends a call, with the arguments of `Commit`; ready when the outcome is on disk."""
+        return self._submit(Commit(*arguments, **settings))
 
     async def close(self) -> None:
         """Writes what is waiting and closes the file."""
@@ -72,11 +378,15 @@ class ResponseCache:
     def _work(self) -> None:
         closing = False
         while not closing:
-            batch = self._next_batch()
+            # The jobs that wait, or none after a while, so that the file shows that this process lives.
+            batch: list[tuple[Job, asyncio.Future]] = []
+            with contextlib.suppress(queue.Empty):
+                batch.append(self._jobs.get(timeout=_IDLE_BEAT_SECONDS))
+                while len(batch) < _BATCH:
+                    batch.append(self._jobs.get_nowait())
             closing = any(job is None for job, _ in batch)
-            results: Sequence[Any]
             try:
-                results = self._run([job for job, _ in batch])
+                results = self._file.process([job for job, _ in batch])
                 if closing:
                     self._file.close()
             except BaseException as error:
@@ -86,29 +396,5 @@ class ResponseCache:
 
     def _deliver(self, futures: Sequence[asyncio.Future], results: Sequence[Any]) -> None:
         for future, result in zip(futures, results, strict=True):
-            if future.done():
-                continue
-            if isinstance(result, BaseException):
-                future.set_exception(result)
-            else:
-                future.set_result(result)
-
-    def _next_batch(self) -> list[tuple[Job, asyncio.Future]]:
-        """The jobs that wait, or none after a while, so that the file shows that this process lives."""
-        batch = []
-        with contextlib.suppress(queue.Empty):
-            batch.append(self._jobs.get(timeout=_HEARTBEAT_SECONDS))
-            while len(batch) < _BATCH:
-                batch.append(self._jobs.get_nowait())
-        return batch
-
-    def _run(self, jobs: Sequence[Job]) -> list[Any]:
-        keys = [job for job in jobs if isinstance(job, str)]
-        reserves = [job for job in jobs if isinstance(job, Reserve)]
-        commits = [job for job in jobs if isinstance(job, Commit)]
-        outcomes = self._file.find(keys) if keys else {}
-        reservations = iter(self._file.apply(reserves, commits) if reserves or commits or not jobs else ())
-        return [
-            outcomes.get(job) if isinstance(job, str) else next(reservations) if isinstance(job, Reserve) else None
-            for job in jobs
-        ]
+            if not future.done():
+                (future.set_exception if isinstance(result, BaseException) else future.set_result)(result)

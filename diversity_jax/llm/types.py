@@ -179,3 +179,29 @@ class CallFailed(Exception):
     def ends_run(self) -> bool:
         """Whether every later call of this run would fail for the same reason."""
         return self.reason in RUN_ENDING_REASONS
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """How a call ended, and what it used up."""
+
+    stage: str
+    prompt_tokens: int
+    completion_tokens: int
+    dollars: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class CachedResponse(Outcome):
+    """A finished call."""
+
+    model: str
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class CachedFailure(Outcome):
+    """A failed call."""
+
+    reason: str
+    detail: str

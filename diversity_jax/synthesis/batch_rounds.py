@@ -19,7 +19,7 @@ from diversity_jax.llm.budget import Amount, most_it_can_use
 from diversity_jax.llm.providers.base import Reply, Transient
 from diversity_jax.llm.providers.batch import BatchProvider, open_batches
 from diversity_jax.llm.response_cache import ResponseCache
-from diversity_jax.llm.response_cache_file import CachedFailure, CachedResponse
+from diversity_jax.llm.types import CachedFailure, CachedResponse
 from diversity_jax.synthesis.arms import Cell, Material
 from diversity_jax.synthesis.config import GeneratorConfig, SynthesisConfig
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from diversity_jax.core.errors import InputError
 from diversity_jax.llm import BudgetConfig, Engine, PlannedCalls, estimate_tokens, forecast
-from diversity_jax.llm.response_cache_file import ResponseCacheFile
+from diversity_jax.llm.response_cache import ResponseCacheFile
 from diversity_jax.synthesis.arms import Arm, Cell, Material
 from diversity_jax.synthesis.batch_rounds import Batches, StillRunning, generator_price
 from diversity_jax.synthesis.config import SynthesisConfig
