@@ -67,17 +67,14 @@ class Amount(NamedTuple):
     tokens: int = 0
     calls: int = 0
 
-    def plus(self, other: "Amount") -> "Amount":
-        """The sum."""
-        return Amount(self.dollars + other.dollars, self.tokens + other.tokens, self.calls + other.calls)
+    def plus(self, other: "Amount", times: int = 1) -> "Amount":
+        """This amount and another one, which counts `times` times."""
+        dollars, tokens = self.dollars + times * other.dollars, self.tokens + times * other.tokens
+        return Amount(dollars, tokens, self.calls + times * other.calls)
 
     def minus(self, other: "Amount") -> "Amount":
         """The difference."""
-        return Amount(self.dollars - other.dollars, self.tokens - other.tokens, self.calls - other.calls)
-
-    def times(self, number: int) -> "Amount":
-        """The amount of `number` equal calls."""
-        return Amount(self.dollars * number, self.tokens * number, self.calls * number)
+        return self.plus(other, -1)
 
     def passes(self, config: BudgetConfig) -> str | None:
         """Name of the first cap of `config` that this amount exceeds, or None."""
@@ -109,9 +106,6 @@ class Price:
         return (prompt_tokens * self.input + completion_tokens * self.output) / 1e6
 
 
-FREE = Price(input=0.0, output=0.0)
-
-
 def is_loopback(base_url: str | None) -> bool:
     """Whether an address is on this machine, whose models are free."""
     host = urllib.parse.urlsplit(base_url or "").hostname or ""
@@ -131,27 +125,21 @@ def price_of(provider: str, model: str, base_url: str | None, config: BudgetConf
     """
     if config.input_price is not None and config.output_price is not None:
         return Price(input=config.input_price, output=config.output_price)
-    tables = [_table(config.prices)] if config.prices else []
-    family = PROVIDERS[provider].price_family
-    name = model.removeprefix("models/")
-    for table in [*tables, _table(str(SHIPPED_PRICES))]:
-        prices = table.get(family, {})
+    family, name = PROVIDERS[provider].price_family, model.removeprefix("models/")
+    for path in filter(None, (config.prices, str(SHIPPED_PRICES))):
+        prices = _table(path).get(family, {})
         price = prices.get(name) or prices.get(_PINNED.sub("", name))
         if price:
             return price
     remedy = "give budget.input_price and budget.output_price in dollars per million tokens"
-    if config.max_dollars is not None and (config.unpriced or is_loopback(base_url)):
-        raise InputError(
-            f"budget.max_dollars: {provider}:{model} has no price, so dollars cannot be capped; {remedy}, or cap "
-            "budget.max_tokens instead"
-        )
     if config.unpriced or is_loopback(base_url):
-        return FREE
-    where = config.prices or f"a copy of {SHIPPED_PRICES}"
-    raise InputError(
-        f"budget: no price known for {provider}:{model}; {remedy}, or add it under models.{family} in {where} and name "
-        "that file in budget.prices, or set budget.unpriced=True to go on without"
-    )
+        if config.max_dollars is None:
+            return Price(input=0.0, output=0.0)
+        why = f"{provider}:{model} has no price, so dollars cannot be capped"
+        raise InputError(f"budget.max_dollars: {why}; {remedy}, or cap budget.max_tokens instead")
+    table = f"add it under models.{family} in {config.prices or f'a copy of {SHIPPED_PRICES}'}, named in budget.prices"
+    why = f"no price known for {provider}:{model}"
+    raise InputError(f"budget: {why}; {remedy}, or {table}, or go on without by budget.unpriced=True")
 
 
 @functools.cache
@@ -160,17 +148,14 @@ def _table(path: str) -> dict[str, dict[str, Price]]:
     try:
         return {
             family: {
-                name: Price(input=float(entry["input"]), output=float(entry["output"]))
-                for name, entry in models.items()
+                name: Price(input=float(row["input"]), output=float(row["output"])) for name, row in models.items()
             }
             for family, models in content["models"].items()
         }
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise InputError(
-            f"{path}: is not a price table ({type(error).__name__}: {error}); "
-            f'expected {{"models": {{"openai": {{"NAME": {{"input": 1.0, "output": 2.0}}}}}}}} in dollars per million '
-            "tokens"
-        ) from None
+        problem = f"is not a price table ({type(error).__name__}: {error})"
+        shape = '{"models": {"openai": {"NAME": {"input": 1.0, "output": 2.0}}}}'
+        raise InputError(f"{path}: {problem}; expected {shape} in dollars per million tokens") from None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -216,8 +201,8 @@ def most_it_can_use(request: Request, price: Price) -> Amount:
 
 @dataclass(kw_only=True)
 class StageCosts:
-    """What the answers of one stage have shown: their number, the largest share that a prompt had of its upper bound,
-    and the longest answer in tokens. Bounds what a lost attempt of this stage can have used up.
+    """What the answers of one stage have shown, which bounds what a lost attempt of it can have used up: their number,
+    the largest share that a prompt had of its upper bound, and the longest answer in tokens.
     """
 
     answers: int = 0
@@ -258,9 +243,9 @@ class CallCosts:
         stage.answers += 1
         stage.prompt_share = max(stage.prompt_share, prompt_tokens / self._most_prompt_tokens)
         stage.longest_answer = max(stage.longest_answer, completion_tokens)
-        before, number = sum_of(self._lost), len(self._lost)
-        self._lost.clear()
-        return self._amount(prompt_tokens, 2 * completion_tokens).times(number), before
+        lost = self._lost
+        self._lost = []
+        return NOTHING.plus(self._amount(prompt_tokens, 2 * completion_tokens), len(lost)), sum_of(lost)
 
     def recount(self) -> Amount:
         """Counts the lost attempts by what is known of the stage now; returns by how much less that is."""
