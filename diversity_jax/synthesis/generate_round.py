@@ -16,7 +16,8 @@ import numpy as np
 from diversity_jax.core.errors import InputError
 from diversity_jax.core.files import content_hash
 from diversity_jax.llm import CallFailed, Completion, Engine, Request, parse_model
-from diversity_jax.llm.types import CachedFailure, ResponseCacheFile
+from diversity_jax.llm.response_cache import ResponseCacheFile
+from diversity_jax.llm.types import CachedFailure
 from diversity_jax.prepare.deduplicate import MinHasher, NearDuplicateIndex
 from diversity_jax.synthesis.arms import Cell, Material
 from diversity_jax.synthesis.config import SynthesisConfig
