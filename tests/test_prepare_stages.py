@@ -205,9 +205,9 @@ def test_an_unfinished_preparation_of_something_else_starts_afresh_and_says_so(t
 
 
 def test_two_cannot_prepare_one_folder_and_a_dead_holder_does_not_matter(tmp_path, monkeypatch):
-    from diversity_jax.prepare import staging
+    from diversity_jax.prepare import executors
 
-    monkeypatch.setattr(staging, "_LOCK_WAIT_SECONDS", 0.2)
+    monkeypatch.setattr(executors, "_LOCK_WAIT_SECONDS", 0.2)
     corpus, tokenizer = open_corpus(write_text(tmp_path / "text", files=1)), load_tokenizer("bytes")
     lock = tmp_path / "part" / ".preparing" / "lock"
     lock.parent.mkdir(parents=True)

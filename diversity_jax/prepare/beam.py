@@ -15,19 +15,17 @@ import uuid
 
 import numpy as np
 
-from diversity_jax.core.artifacts import ArtifactStore
 from diversity_jax.core.errors import InputError
 from diversity_jax.core.files import join_path, open_file, read_json, remove_tree, write_json, writing
 from diversity_jax.corpus import Corpus, CorpusConfig, open_corpus
 from diversity_jax.corpus.beam import open_pipeline, pipeline_options
-from diversity_jax.corpus.corpus import RecordCorpus, Tally
-from diversity_jax.prepare.chunks import Chunk, Job, chunked
+from diversity_jax.corpus.corpus import RecordCorpus
+from diversity_jax.prepare.chunks import Chunk, Job
 from diversity_jax.prepare.executors import (
+    Executor,
     PipelineStage,
     Statuses,
-    finished_chunks,
-    read_unit,
-    save_unit,
+    unfinished_chunks,
     unfinished_shards,
     unfinished_units,
     units_of,
@@ -39,7 +37,7 @@ log = logging.getLogger(__name__)
 _ShardKey = tuple[str, int, int]  # a shard by plain values, which every runner groups alike
 
 
-class BeamExecutor:
+class BeamExecutor(Executor):
     """Runs stages as Beam pipelines, one after the other.
 
     Args:
@@ -74,13 +72,10 @@ class BeamExecutor:
             remove_tree(scratch)
         return corpus.fingerprint(hashes)
 
-    def run_stage(
-        self, corpus: Corpus, job: Job, staging: ArtifactStore, stage: PipelineStage, statuses: Statuses | None
-    ) -> None:
+    def run_stage(self, corpus: Corpus, job: Job, stage: PipelineStage, statuses: Statuses | None) -> None:
         import apache_beam as beam
 
-        done = finished_chunks(staging, stage)
-        unfinished = [number for number, _ in unfinished_units(staging, units_of(corpus), done)]
+        unfinished, done = unfinished_units(len(units_of(corpus)), job, stage)
         if not unfinished:
             return
         for name, values in (statuses or {}).items():
@@ -94,10 +89,10 @@ class BeamExecutor:
             chunks = pipeline | beam.Create(unfinished) | beam.Reshuffle() | "read" >> beam.FlatMap(read)
             _ = chunks | "spread" >> beam.Reshuffle() | stage.title >> beam.Map(work)
 
-    def write_shards(self, job: Job, staging: ArtifactStore, plan_hash: str, shards: Sequence[ShardName]) -> None:
+    def write_shards(self, job: Job, plan_hash: str, shards: Sequence[ShardName]) -> None:
         import apache_beam as beam
 
-        unfinished = unfinished_shards(job, staging, shards)
+        unfinished = unfinished_shards(job, shards)
         if not unfinished:
             return
         job_path, plan = _publish(job), read_plan(job.staging_dir, plan_hash)
@@ -107,9 +102,6 @@ class BeamExecutor:
             split = functools.partial(_split, job_path, unfinished)
             parts = pipeline | beam.Create(sources) | beam.Reshuffle() | beam.FlatMap(split)
             _ = parts | beam.GroupByKey() | beam.Map(functools.partial(_save, job_path))
-
-    def close(self) -> None:
-        """Nothing is held between stages."""
 
 
 def _open_records(config: CorpusConfig) -> RecordCorpus:
@@ -141,13 +133,8 @@ def _job(path: str) -> Job:
 
 
 def _read_chunks(config: CorpusConfig, job_path: str, done: frozenset[str], number: int) -> Iterator[Chunk]:
-    corpus, job = _open_records(config), _job(job_path)
-    tally, count = Tally(), 0
-    for chunk in chunked(read_unit(corpus, corpus.units()[number], tally), number, job.settings):
-        count += 1
-        if chunk.name not in done:
-            yield chunk
-    save_unit(job.staging_dir, number, count, tally)
+    corpus = _open_records(config)
+    return unfinished_chunks(corpus, corpus.units(), number, _job(job_path), done)
 
 
 def _work(job_path: str, stage: PipelineStage, has_statuses: bool, chunk: Chunk) -> None:

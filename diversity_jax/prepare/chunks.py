@@ -8,7 +8,7 @@ those of all other chunks.
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 import enum
 import hashlib
 import itertools
@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from diversity_jax.core.artifacts import ArtifactStore
 from diversity_jax.core.files import join_path, open_file, read_json, write_json, writing
 from diversity_jax.corpus import Document
 from diversity_jax.prepare.config import Preparation
@@ -57,7 +58,7 @@ class Job:
     """What every process needs to know: small enough to be sent to each once.
 
     Attributes:
-      tokenizer, settings: of the preparation; benchmarks: to screen documents with, or None.
+      benchmarks: to screen documents with.
       folder: where the component goes; staging_dir: of intermediate files. Paths or URLs.
       dtype: of a token, `<u2` or `<u4`.
       chat: how conversations are written; None: documents are text.
@@ -76,14 +77,18 @@ class Job:
         """Tokens in a row."""
         return self.settings.sequence_length + 1
 
+    @property
+    def staging(self) -> ArtifactStore:
+        """Intermediate files and their records."""
+        return ArtifactStore(self.staging_dir)
+
 
 @dataclass(frozen=True, kw_only=True)
 class ChunkSplit:
     """What a chunk's file holds of one split: rows in key order, their keys, and the remainder.
 
     Attributes:
-      documents, tokens, text_bytes: tokens count end-of-text and the remainder.
-      rows: full rows; remainder_tokens: left over.
+      tokens: with end-of-text and the remainder; rows: full ones.
       row_offset, key_offset, remainder_offset: in the file, in bytes.
       documents_across_rows: documents that lie in more than one row.
       too_long: conversations left out because they do not fit into a row; target_tokens: of answers.
@@ -115,14 +120,14 @@ class ChunkRecord:
     """
 
     name: str
-    documents: int
-    left_out: dict[str, int]
-    shortest: int
-    longest: int
-    lengths: dict[str, int]
-    overlaps: tuple[Overlap, ...]
     splits: dict[str, ChunkSplit]
     sha256: str
+    documents: int = 0
+    left_out: dict[str, int] = field(default_factory=dict)
+    shortest: int = 0
+    longest: int = 0
+    lengths: dict[str, int] = field(default_factory=dict)
+    overlaps: tuple[Overlap, ...] = ()
 
     @classmethod
     def load(cls, path: Any) -> "ChunkRecord":
@@ -149,13 +154,10 @@ class _EncodedSplit(NamedTuple):
 
 def chunked(documents: Iterable[Document], unit: int, settings: Preparation) -> Iterator[Chunk]:
     """A unit's documents in chunks, which depend on the documents alone."""
-    stream = iter(documents)
+    stream, is_text = iter(documents), settings.chat is None
     for number in itertools.count():
-        ids: list[str] = []
-        texts: list[str] = []
-        characters = 0
+        ids, texts, characters = list[str](), list[str](), 0
         for document in stream:
-            is_text = settings.chat is None
             ids.append(document.id)
             texts.append(document.text if is_text else json.dumps(document.meta["messages"], ensure_ascii=False))
             characters += len(texts[-1])
@@ -182,15 +184,12 @@ def encode_chunk(job: Job, chunk: Chunk, statuses: np.ndarray | None = None) -> 
     """Tokenises a chunk and writes its file and then its record.
 
     Args:
-      statuses: `DocumentStatus` of each document, where another stage decided it; without it documents are screened
-        here.
+      statuses: `DocumentStatus` of each document; None: documents are screened here.
 
     Returns:
       Documents, characters and tokens.
     """
-    overlaps: tuple[Overlap, ...] = ()
-    if statuses is None:
-        statuses, overlaps = screen(job, chunk)
+    statuses, overlaps = screen(job, chunk) if statuses is None else (statuses, ())
     texts: dict[str, list[str]] = {split: [] for split in SPLITS}
     for text, status in zip(chunk.texts, statuses.tolist(), strict=True):
         if status == DocumentStatus.KEPT:
@@ -228,7 +227,11 @@ def write_remainders(job: Job, records: Sequence[ChunkRecord]) -> tuple[ChunkRec
     """Rows out of all remainders as one more chunk, and how many documents end among the tokens that are dropped."""
     encoded, truncated = {}, 0
     for split in SPLITS:
-        remainders = [_read_remainder(job, record, split) for record in records]
+        remainders = [
+            read_array(job, record.name, part.remainder_offset, part.remainder_tokens, job.dtype)
+            for record in records
+            for part in [record.splits[split]]
+        ]
         tokens = np.concatenate([np.empty(0, job.dtype), *remainders])
         if job.chat is None:
             rows, rest = _full_rows(job, tokens)
@@ -240,31 +243,20 @@ def write_remainders(job: Job, records: Sequence[ChunkRecord]) -> tuple[ChunkRec
         counts = {"tokens": len(tokens), "text_bytes": 0, "documents_across_rows": 0}
         encoded[split] = _EncodedSplit(rows, rest, np.empty(0, np.int64), counts)
     splits, sha256 = _write_chunk(job, _REMAINDERS, encoded)
-    record = ChunkRecord(
-        name=_REMAINDERS,
-        documents=0,
-        left_out={},
-        shortest=0,
-        longest=0,
-        lengths={},
-        overlaps=(),
-        splits=splits,
-        sha256=sha256,
-    )
-    return record, truncated
+    return ChunkRecord(name=_REMAINDERS, splits=splits, sha256=sha256), truncated
 
 
-def _read_remainder(job: Job, record: ChunkRecord, split: str) -> np.ndarray:
-    written = record.splits[split]
-    if not written.remainder_tokens:
-        return np.empty(0, job.dtype)
-    with open_file(join_path(job.staging_dir, f"{record.name}.rows")) as file:
-        file.seek(written.remainder_offset)
-        return np.frombuffer(file.read(written.remainder_tokens * np.dtype(job.dtype).itemsize), job.dtype)
+def read_array(job: Job, chunk: str, offset: int, count: int, dtype: str) -> np.ndarray:
+    """`count` numbers from a byte offset in a chunk's file on."""
+    if not count:
+        return np.empty(0, dtype)
+    with open_file(join_path(job.staging_dir, f"{chunk}.rows")) as file:
+        file.seek(offset)
+        return np.frombuffer(file.read(count * np.dtype(dtype).itemsize), dtype)
 
 
 def _write_chunk(job: Job, name: str, encoded: Mapping[str, _EncodedSplit]) -> tuple[dict[str, ChunkSplit], str]:
-    """Writes a chunk's file; returns what it holds of each split and its SHA-256."""
+    """Writes a chunk's file; returns what it holds of each split, and its SHA-256."""
     digest, size, splits = hashlib.sha256(), 0, {}
     with writing(join_path(job.staging_dir, f"{name}.rows")) as file:
         for split, (rows, remainder, lengths, counts) in encoded.items():
@@ -293,7 +285,11 @@ def _encode_texts(job: Job, texts: Sequence[str]) -> _EncodedSplit:
     joined, lengths, text_bytes = [np.empty(0, job.dtype)], [np.empty(0, np.int64)], 0
     for batch in _batches(texts):
         ids, batch_lengths = job.tokenizer.encode_batch(batch)
-        joined.append(_join(ids, batch_lengths, job.tokenizer.end_of_text_id, job.dtype))
+        tokens = np.full(len(ids) + len(batch), job.tokenizer.end_of_text_id, job.dtype)
+        inside = np.ones(len(tokens), bool)
+        inside[np.cumsum(batch_lengths + 1) - 1] = False
+        tokens[inside] = ids
+        joined.append(tokens)
         lengths.append(batch_lengths)
         text_bytes += sum(len(text) if text.isascii() else len(text.encode()) for text in batch)
     tokens, document_lengths = np.concatenate(joined), np.concatenate(lengths)
@@ -310,27 +306,16 @@ def _full_rows(job: Job, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return tokens[:end].reshape(-1, job.row_tokens), tokens[end:]
 
 
-def _join(ids: np.ndarray, lengths: np.ndarray, end_of_text_id: int, dtype: str) -> np.ndarray:
-    """Ids of all documents with an end-of-text id after each."""
-    joined = np.full(len(ids) + len(lengths), end_of_text_id, dtype)
-    inside = np.ones(len(joined), bool)
-    inside[np.cumsum(lengths + 1) - 1] = False
-    joined[inside] = ids
-    return joined
-
-
 def _encode_conversations(job: Job, texts: Sequence[str]) -> _EncodedSplit:
     assert job.chat is not None
     encoder, row_tokens = ExampleEncoder(job.tokenizer, job.chat), job.row_tokens
     examples: list[np.ndarray] = []
-    text_bytes = too_long = 0
+    text_bytes = 0
     for batch in _batches(texts):
         for example, answer_bytes in zip(*encoder.encode(batch), strict=True):
-            if len(example) > row_tokens:
-                too_long += 1
-                continue
-            examples.append(example)
-            text_bytes += answer_bytes
+            if len(example) <= row_tokens:
+                examples.append(example)
+                text_bytes += answer_bytes
     lengths = np.array([len(example) for example in examples], np.int64)
     packed = pack(lengths.tolist(), row_tokens)
     used = [int(lengths[numbers].sum()) for numbers in packed]
@@ -342,7 +327,7 @@ def _encode_conversations(job: Job, texts: Sequence[str]) -> _EncodedSplit:
         "tokens": int(lengths.sum()),
         "text_bytes": text_bytes,
         "documents_across_rows": 0,
-        "too_long": too_long,
+        "too_long": len(texts) - len(examples),
         "target_tokens": sum(int(((example & TARGET) != 0).sum()) for example in examples),
     }
     rows = fill_rows(examples, full, row_tokens, job.tokenizer.end_of_text_id)
@@ -350,8 +335,7 @@ def _encode_conversations(job: Job, texts: Sequence[str]) -> _EncodedSplit:
 
 
 def _batches(texts: Sequence[str]) -> Iterator[list[str]]:
-    batch: list[str] = []
-    characters = 0
+    batch, characters = list[str](), 0
     for text in texts:
         batch.append(text)
         characters += len(text)

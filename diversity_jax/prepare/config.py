@@ -34,14 +34,14 @@ class Filtering:
     def __post_init__(self) -> None:
         if self.near_duplicates is not None and not 0.1 <= self.near_duplicates <= 1:
             raise InputError(
-                f"hygiene.near_duplicates {self.near_duplicates}: give a similarity from 0.1 to 1, such as 0.8, or None"
+                f"hygiene.near_duplicates {self.near_duplicates}: give a similarity from 0.1 to 1, or None"
             )
         for name, least in (("shingle_words", 1), ("permutations", 16), ("ngram_words", 2)):
             if getattr(self, name) < least:
                 raise InputError(f"hygiene.{name} {getattr(self, name)}: give at least {least}")
         if isinstance(self.decontaminate, str):
             raise InputError(
-                f"hygiene.decontaminate {self.decontaminate!r}: give a tuple of files, such as ('benchmarks/*.jsonl',)"
+                f"hygiene.decontaminate {self.decontaminate!r}: give a tuple of files: put a comma after it"
             )
 
     @property
@@ -139,8 +139,6 @@ class PrepareConfig:
         if self.corpus.conversations is not None and self.preparation.chat is None:
             object.__setattr__(self, "preparation", dataclasses.replace(self.preparation, chat=Chat()))
         if self.corpus.conversations is None and self.preparation.chat is not None:
-            raise InputError(
-                "preparation.chat says how conversations are written, but corpus.conversations is None; set it"
-            )
+            raise InputError("preparation.chat is set, but corpus.conversations is None; set it too")
         if self.processes is not None and self.processes < 1:
             raise InputError(f"processes {self.processes}: give at least 1, or None for one a core")

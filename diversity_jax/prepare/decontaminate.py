@@ -20,7 +20,6 @@ from diversity_jax.core.errors import InputError
 from diversity_jax.core.files import file_hash, list_files, read_lines
 
 _SHORT_FIELD_WORDS = 8  # longer fields are no answers to fill a blank with
-_BLANK = "_"
 _WORD = re.compile(r"[^\W_]+")
 _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)  # odd, so that no position is multiplied away
 
@@ -30,7 +29,7 @@ class Overlap:
     """What a document has in common with one benchmark item.
 
     Attributes:
-      document: the document's id; file: of the benchmark; item: its line, counted from 1.
+      document: its id; file: of the benchmark; item: its line, counted from 1.
       ngram: the first words in common; ngrams: how many runs of that many words the document shares with the item.
     """
 
@@ -63,7 +62,13 @@ class Benchmarks:
         self.items: Counter[str] = Counter()
         self.short_items: Counter[str] = Counter()
         self._vocabulary: dict[str, int] = {}
-        paths = sorted({path for pattern in patterns for path in _matching_files(pattern)})
+        matching = {pattern: list_files(pattern) for pattern in patterns}
+        for pattern, files in matching.items():
+            if not files:
+                raise InputError(
+                    f"hygiene.decontaminate {pattern}: no such file; name JSONL files, or patterns of such"
+                )
+        paths = sorted({path for files in matching.values() for path in files})
         runs, owners = [np.empty((0, ngram_words), np.uint32)], [np.empty((0, 2), np.int32)]
         for number, (path, name) in enumerate(zip(paths, _shortest_names(paths), strict=True)):
             self.files.append(name)
@@ -75,11 +80,13 @@ class Benchmarks:
                 runs.append(item_runs)
                 owners.append(np.tile(np.array([number, line], np.int32), (len(item_runs), 1)))
             if self.items[name] == self.short_items[name]:
-                raise InputError(
-                    f"{path}: no item has {ngram_words} words in a row to look for; check the file, or lower "
-                    "ngram_words"
-                )
-        self._index(np.concatenate(runs), np.concatenate(owners))
+                raise InputError(f"{path}: no item has {ngram_words} words in a row; check it, or lower ngram_words")
+        all_runs, pairs = np.concatenate(runs), np.concatenate(owners)
+        hashes = hash_runs(all_runs)
+        order = np.lexsort((pairs[:, 1], pairs[:, 0], hashes))
+        hashes, pairs = hashes[order], pairs[order]
+        new = np.append(True, (hashes[1:] != hashes[:-1]) | (pairs[1:] != pairs[:-1]).any(1))
+        self._hashes, self._owners, self._words = hashes[new], pairs[new], all_runs[order[new]]
 
     def _runs(self, texts: Sequence[str]) -> np.ndarray:
         """Word numbers of every run of an item, uint32 [runs, ngram_words]; some may occur twice."""
@@ -89,16 +96,8 @@ class Benchmarks:
 
     def _number(self, text: str) -> np.ndarray:
         """Numbers of a text's words, new ones for new words."""
-        return np.array(
-            [self._vocabulary.setdefault(word, len(self._vocabulary) + 1) for word in words(text)], np.uint32
-        )
-
-    def _index(self, runs: np.ndarray, owners: np.ndarray) -> None:
-        hashes = hash_runs(runs)
-        order = np.lexsort((owners[:, 1], owners[:, 0], hashes))
-        hashes, owners = hashes[order], owners[order]
-        new = np.append(True, (hashes[1:] != hashes[:-1]) | (owners[1:] != owners[:-1]).any(1))
-        self._hashes, self._owners, self._words = hashes[new], owners[new], runs[order[new]]
+        numbers = self._vocabulary
+        return np.array([numbers.setdefault(word, len(numbers) + 1) for word in words(text)], np.uint32)
 
     def overlaps(self, document: str, text: str) -> list[Overlap]:
         """Benchmark items that a text shares a run of words with, in the order of files and items."""
@@ -128,15 +127,6 @@ class Benchmarks:
         ]
 
 
-def _matching_files(pattern: str) -> list[str]:
-    paths = list_files(pattern)
-    if not paths:
-        raise InputError(
-            f"hygiene.decontaminate {pattern}: no such file; name evaluation files as JSONL, or a pattern of such"
-        )
-    return paths
-
-
 def _shortest_names(paths: Sequence[str]) -> list[str]:
     """File names, with as much of their folders as tells them apart."""
     parts = [path.split("/") for path in paths]
@@ -150,18 +140,16 @@ def _shortest_names(paths: Sequence[str]) -> list[str]:
 def _items(path: str) -> Iterator[tuple[int, list[str]]]:
     """(line, texts) of every item of a file."""
     line = 0
-    for block in read_lines(path):
-        for raw in block:
-            line += 1
-            if not raw.strip():
-                continue
-            try:
-                record = json.loads(raw)
-            except (ValueError, RecursionError):
-                raise InputError(f"{path}:{line}: is not JSON; evaluation files hold one JSON object a line") from None
-            if not isinstance(record, dict):
-                raise InputError(f"{path}:{line}: is JSON but not an object with text fields; write one object a line")
-            yield line, list(_strings(record))
+    for line, raw in enumerate(itertools.chain.from_iterable(read_lines(path)), start=1):
+        if not raw.strip():
+            continue
+        try:
+            record = json.loads(raw)
+        except (ValueError, RecursionError):
+            raise InputError(f"{path}:{line}: is not JSON; evaluation files hold one JSON object a line") from None
+        if not isinstance(record, dict):
+            raise InputError(f"{path}:{line}: is JSON but not an object with text fields; write one object a line")
+        yield line, list(_strings(record))
     if not line:
         raise InputError(f"{path}: is empty; name a file with evaluation items")
 
@@ -181,8 +169,8 @@ def _variants(texts: Sequence[str], number: Callable[[str], np.ndarray], length:
     for before, after in itertools.permutations([field for field in fields if len(field)], 2):
         yield np.concatenate([before[1 - length :], after[: length - 1]])
     for text in texts:
-        if text.count(_BLANK) == 1:
-            start, end = map(number, text.split(_BLANK))
+        if text.count("_") == 1:
+            start, end = map(number, text.split("_"))
             for filling in fields:
                 if 0 < len(filling) <= _SHORT_FIELD_WORDS:
                     yield np.concatenate([start, filling, end])

@@ -142,11 +142,8 @@ def sign_chunk(job: Job, chunk: Chunk) -> tuple[int, int, int]:
     data = buffer.getvalue()
     with writing(join_path(job.staging_dir, f"{chunk.name}.signatures")) as file:
         file.write(data)
-    record = {
-        "name": chunk.name,
-        "sha256": hashlib.sha256(data).hexdigest(),
-        "overlaps": [vars(overlap) for overlap in overlaps],
-    }
+    sha256, shared = hashlib.sha256(data).hexdigest(), [vars(overlap) for overlap in overlaps]
+    record = {"name": chunk.name, "sha256": sha256, "overlaps": shared}
     write_json(join_path(job.staging_dir, f"{chunk.name}.signatures.json"), record)
     return len(chunk.texts), sum(map(len, chunk.texts)), 0
 
@@ -158,13 +155,10 @@ def read_overlaps(job: Job, chunk: str) -> list[Overlap]:
 
 
 def find_copies(job: Job, chunks: Sequence[str]) -> tuple[Mapping[str, np.ndarray], list[Copy]]:
-    """Decides over all signed chunks.
+    """`DocumentStatus` of each document, uint8 [documents] by chunk, and the copies left out.
 
     Args:
-      chunks: names, in the order of the corpus.
-
-    Returns:
-      `DocumentStatus` of each document, uint8 [documents] by chunk, and the copies left out.
+      chunks: names of all signed chunks, in the order of the corpus.
     """
     signed, filtering = _SignedChunks(job, chunks), job.settings.hygiene
     statuses = signed.concatenated("statuses", np.uint8)

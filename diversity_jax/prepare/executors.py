@@ -1,26 +1,42 @@
-"""Executors of a preparation's stages: this machine's processes here, Apache Beam in `beam`. The work is the same."""
+"""Stages of a preparation, the records in its staging directory, and who runs the stages: this machine's processes here,
+Apache Beam in `beam`.
 
+The staging directory is `.preparing` inside the component's folder until the manifest is written. A file in it is
+finished when its record (JSON, written after it) has its checksum; on a restart each is verified, and one that is
+damaged is made again.
+"""
+
+import abc
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+import contextlib
 from dataclasses import dataclass
-from typing import Any, Protocol
+import logging
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from diversity_jax.core.artifacts import ArtifactStore
-from diversity_jax.core.files import join_path, write_json
+from diversity_jax.core.artifacts import ArtifactStore, exclusive_lock
+from diversity_jax.core.files import is_remote, join_path, list_files, remove_tree, write_json
 from diversity_jax.core.progress import ProgressDisplay
 from diversity_jax.corpus import Corpus, Document
 from diversity_jax.corpus.corpus import RecordCorpus, Tally, Unit
-from diversity_jax.prepare.chunks import Job, chunked, encode_chunk
-from diversity_jax.prepare.deduplicate import sign_chunk
+from diversity_jax.prepare.chunks import Chunk, Job, chunked, encode_chunk
+from diversity_jax.prepare.deduplicate import SIGNATURE_VERSION, sign_chunk
+from diversity_jax.prepare.manifest import SPLITS
 from diversity_jax.prepare.shards import ShardName, gather_shard
 from diversity_jax.prepare.workers import Task, Workers, usable_cores
 
 _UNIT_RECORD = ".unit.json"
+_REQUEST = "request.json"
+_FORMAT = {"staging_format": 2, "signatures": SIGNATURE_VERSION}  # unfinished work of another format is made again
+_LOCK_WAIT_SECONDS = 3.0  # the workers of a killed process take a moment to notice
 
 Statuses = Mapping[str, np.ndarray]
 """`DocumentStatus` of each document, uint8 [documents] by chunk."""
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,26 +62,61 @@ SIGNING = PipelineStage(title="comparing", ending=".signatures", work=sign_chunk
 ENCODING = PipelineStage(title="tokenising", ending=".rows", work=encode_chunk)
 
 
-class Executor(Protocol):
-    """Carries out the stages; each method returns when all of its output is on disk."""
+class Staging(ArtifactStore):
+    """The staging directory of one component: opened for a request, discarded or removed as a whole."""
 
-    def fingerprint(self, corpus: Corpus, folder: str) -> str:
-        """The corpus's fingerprint, wherever its files are hashed; `folder` is where the component goes."""
-        ...
+    def __init__(self, component_folder: str | Path):
+        super().__init__(join_path(component_folder, ".preparing"))
+        self._component_folder = component_folder
 
-    def run_stage(
-        self, corpus: Corpus, job: Job, staging: ArtifactStore, stage: PipelineStage, statuses: Statuses | None
-    ) -> None:
-        """Does a stage's work with every chunk that is not finished yet, and leaves a record of every unit read."""
-        ...
+    def locked(self) -> contextlib.AbstractContextManager[int | None]:
+        """Keeps other processes out; yields the lock's file descriptor, to be handed to worker processes.
 
-    def write_shards(self, job: Job, staging: ArtifactStore, plan_hash: str, shards: Sequence[ShardName]) -> None:
-        """Writes the shards that are not finished yet."""
-        ...
+        A remote folder is not locked: two preparations of the same request write the same files.
+
+        Raises:
+          FolderLocked: another process prepares this component.
+        """
+        if is_remote(self._component_folder):
+            return contextlib.nullcontext()
+        message = f"{self._component_folder}: is being prepared by {{holder}}; wait for it, or choose another folder"
+        return exclusive_lock(self.path("lock"), message, wait_seconds=_LOCK_WAIT_SECONDS)
+
+    def open(self, request: Mapping[str, Any]) -> None:
+        """Resumes the unfinished work there if it was begun with the same request, else starts afresh and says so."""
+        request = {**request, **_FORMAT}
+        before = self.record(_REQUEST) or {}
+        changed = self.changed_settings(_REQUEST, request)
+        if changed == {}:
+            self._remove_partial_files()
+            return
+        if changed:
+            differences = ", ".join(f"{key} ({short(before.get(key))}, now {short(request[key])})" for key in changed)
+            message = "%s: the unfinished preparation there has another %s; starting afresh"
+            log.warning(message, self._component_folder, differences)
+        self.discard()
+        self.commit(_REQUEST, request)
+
+    def discard(self) -> None:
+        """Removes all unfinished work, and shards that no manifest names; the lock stays."""
+        self._remove_partial_files()
+        for split in SPLITS:
+            for path in list_files(join_path(self._component_folder, f"{split}-[0-9]*-of-[0-9]*.bin*")):
+                remove_tree(path)
+        self.clear()
 
     def close(self) -> None:
-        """Releases what is held between stages."""
-        ...
+        """Removes the directory."""
+        remove_tree(self.folder)
+
+    def _remove_partial_files(self) -> None:
+        self.remove_partial()
+        ArtifactStore(self._component_folder).remove_partial()
+
+
+def short(value: Any) -> str:
+    """A setting for a message: hashes are cut."""
+    return value[:12] if isinstance(value, str) else str(value)
 
 
 def units_of(corpus: Corpus) -> Sequence[Unit | None]:
@@ -73,7 +124,19 @@ def units_of(corpus: Corpus) -> Sequence[Unit | None]:
     return corpus.units() if isinstance(corpus, RecordCorpus) else [None]
 
 
-def read_unit(corpus: Corpus, unit: Unit | None, tally: Tally) -> Iterator[Document]:
+def unfinished_chunks(
+    corpus: Corpus, units: Sequence[Unit | None], number: int, job: Job, done: Container[str]
+) -> Iterator[Chunk]:
+    """Chunks of a unit that are not done; leaves the record of the unit when it was read to its end."""
+    tally, count = Tally(), 0
+    for chunk in chunked(_read_unit(corpus, units[number], tally), number, job.settings):
+        count += 1
+        if chunk.name not in done:
+            yield chunk
+    write_json(job.staging.path(f"{number:06d}{_UNIT_RECORD}"), {"chunks": count, "tally": vars(tally)})
+
+
+def _read_unit(corpus: Corpus, unit: Unit | None, tally: Tally) -> Iterator[Document]:
     """Documents of one unit, counted in `tally`."""
     if unit is not None and isinstance(corpus, RecordCorpus):
         yield from corpus.read(unit, tally)
@@ -83,11 +146,6 @@ def read_unit(corpus: Corpus, unit: Unit | None, tally: Tally) -> Iterator[Docum
         tally.taken += 1
         yield document
     tally.rejected.update(corpus.rejected)
-
-
-def save_unit(staging_dir: str, unit: int, chunks: int, tally: Tally) -> None:
-    """Leaves the record of a unit that was read to its end."""
-    write_json(join_path(staging_dir, f"{unit:06d}{_UNIT_RECORD}"), {"chunks": chunks, "tally": vars(tally)})
 
 
 def read_units(staging: ArtifactStore) -> dict[int, tuple[list[str], Tally]]:
@@ -100,27 +158,40 @@ def read_units(staging: ArtifactStore) -> dict[int, tuple[list[str], Tally]]:
     return units
 
 
-def finished_chunks(staging: ArtifactStore, stage: PipelineStage) -> set[str]:
-    """Names of chunks that need not be done again."""
-    return staging.verified(staging.names(stage.record), stage.record, {stage.ending: "sha256"})
+def unfinished_units(units: int, job: Job, stage: PipelineStage) -> tuple[list[int], set[str]]:
+    """Which of so many units have a chunk that is not done, or are not yet read; and the chunks that are done."""
+    done = job.staging.verified(job.staging.names(stage.record), stage.record, {stage.ending: "sha256"})
+    read = read_units(job.staging)
+    return [i for i in range(units) if i not in read or not done.issuperset(read[i][0])], done
 
 
-def unfinished_units(
-    staging: ArtifactStore, units: Sequence[Unit | None], done: set[str]
-) -> list[tuple[int, Unit | None]]:
-    """Units with a chunk that is not done, or whose chunks are not known."""
-    read = read_units(staging)
-    return [(i, unit) for i, unit in enumerate(units) if i not in read or not done.issuperset(read[i][0])]
-
-
-def unfinished_shards(job: Job, staging: ArtifactStore, shards: Sequence[ShardName]) -> list[ShardName]:
+def unfinished_shards(job: Job, shards: Sequence[ShardName]) -> list[ShardName]:
     """Shards that are missing or damaged."""
     checksums = {"": "sha256", ".crc32": "checksums_sha256"}
-    done = staging.verified([shard.file for shard in shards], ".json", checksums, job.folder)
+    done = job.staging.verified([shard.file for shard in shards], ".json", checksums, job.folder)
     return [shard for shard in shards if shard.file not in done]
 
 
-class LocalExecutor:
+class Executor(abc.ABC):
+    """Carries out the stages; each method returns when all of its output is on disk."""
+
+    def fingerprint(self, corpus: Corpus, folder: str) -> str:
+        """The corpus's fingerprint, wherever its files are hashed; `folder` is where the component goes."""
+        return corpus.fingerprint()
+
+    @abc.abstractmethod
+    def run_stage(self, corpus: Corpus, job: Job, stage: PipelineStage, statuses: Statuses | None) -> None:
+        """Does a stage's work with every chunk that is not finished yet, and leaves a record of every unit read."""
+
+    @abc.abstractmethod
+    def write_shards(self, job: Job, plan_hash: str, shards: Sequence[ShardName]) -> None:
+        """Writes the shards that are not finished yet."""
+
+    def close(self) -> None:
+        """Releases what is held between stages; here nothing."""
+
+
+class LocalExecutor(Executor):
     """Runs stages in up to `processes` processes of this machine, for one job.
 
     Args:
@@ -148,36 +219,22 @@ class LocalExecutor:
         display.begin(title, total)
         return display
 
-    def fingerprint(self, corpus: Corpus, folder: str) -> str:
-        return corpus.fingerprint()
-
-    def run_stage(
-        self, corpus: Corpus, job: Job, staging: ArtifactStore, stage: PipelineStage, statuses: Statuses | None
-    ) -> None:
-        done = finished_chunks(staging, stage)
-        unfinished = unfinished_units(staging, units_of(corpus), done)
-
-        def tasks() -> Iterator[Task]:
-            for number, unit in unfinished:
-                tally, count = Tally(), 0
-                for chunk in chunked(read_unit(corpus, unit, tally), number, job.settings):
-                    count += 1
-                    if chunk.name not in done:
-                        yield stage.work, (chunk,) if statuses is None else (chunk, statuses[chunk.name])
-                save_unit(job.staging_dir, number, count, tally)
-
-        sizes = [unit.expected_bytes if unit is not None else None for _, unit in unfinished]
+    def run_stage(self, corpus: Corpus, job: Job, stage: PipelineStage, statuses: Statuses | None) -> None:
+        units = units_of(corpus)
+        numbers, done = unfinished_units(len(units), job, stage)
+        chunks = (chunk for number in numbers for chunk in unfinished_chunks(corpus, units, number, job, done))
+        tasks = ((stage.work, (chunk,) if statuses is None else (chunk, statuses[chunk.name])) for chunk in chunks)
+        sizes = [unit.expected_bytes if unit is not None else None for unit in (units[number] for number in numbers)]
         known = [size for size in sizes if size is not None]
-        documents = characters = tokens = 0
+        totals = np.zeros(3, np.int64)
         with self._progress(job, stage.title, sum(known) if len(known) == len(sizes) else None) as progress:
-            for chunk_documents, chunk_characters, chunk_tokens in self._run(job, tasks()):
-                documents += chunk_documents
-                characters += chunk_characters
-                tokens += chunk_tokens
+            for counts in self._run(job, tasks):
+                totals += counts
+                documents, characters, tokens = totals.tolist()
                 progress.update(characters, {"tokens": tokens, "documents": documents})
 
-    def write_shards(self, job: Job, staging: ArtifactStore, plan_hash: str, shards: Sequence[ShardName]) -> None:
-        tasks = [(gather_shard, (plan_hash, shard)) for shard in unfinished_shards(job, staging, shards)]
+    def write_shards(self, job: Job, plan_hash: str, shards: Sequence[ShardName]) -> None:
+        tasks = [(gather_shard, (plan_hash, shard)) for shard in unfinished_shards(job, shards)]
         tokens = 0
         with self._progress(job, "permuting", len(tasks)) as progress:
             for done, shard_tokens in enumerate(self._run(job, tasks), start=1):

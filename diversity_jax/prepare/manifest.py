@@ -5,7 +5,7 @@ import dataclasses
 from dataclasses import dataclass, field
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -21,13 +21,7 @@ LEFT_OUT = ("exact_duplicates", "near_duplicates", "contaminated")
 
 @dataclass(frozen=True, kw_only=True)
 class Shard:
-    """One file of rows, and beside it (`.crc32`) one checksum a row.
-
-    Attributes:
-      file: name relative to the manifest's folder.
-      rows: number of rows.
-      sha256: of the file's bytes.
-    """
+    """One file of rows, named relative to the manifest's folder, and beside it (`.crc32`) one checksum a row."""
 
     file: str
     rows: int
@@ -39,8 +33,8 @@ class Split:
     """Rows for training, or rows held out.
 
     Attributes:
-      documents: documents tokenised.
-      tokens: tokens in rows, end-of-text tokens among them; of conversations, without what rows are filled up with.
+      documents: that were tokenised.
+      tokens: in rows, end-of-text tokens among them; of conversations, without what rows are filled up with.
       text_bytes: UTF-8 bytes of the documents' text; of conversations, of their answers.
       dropped_tokens: the last tokens, fewer than one row; none of conversations.
       rows: number of rows; shards: where they are, in order.
@@ -64,24 +58,25 @@ class VocabularyInfo:
     hash: str
     files: tuple[str, ...]
 
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Self:
+        """Reads all fields; raises TypeError or KeyError where one is missing or unknown."""
+        return cls(**{**value, "files": tuple(value["files"])})
+
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
     """A prepared component.
 
     Attributes:
-      name: the component's name; kind: `real` or `synthetic`.
-      sequence_length: a row holds `sequence_length + 1` tokens, so that it predicts `sequence_length`.
+      name, kind, sequence_length, seed, validation_share, piece_characters, shard_bytes: as in `config.Preparation`.
       dtype: `uint16` or `uint32`, little-endian.
-      seed: of the row permutation and of the choice of held-out documents.
-      validation_share: share of documents held out.
       source: where the text came from; `source["fingerprint"]` identifies its content.
       rejected: records that became no documents, by reason.
       hygiene: the filtering that was asked for, benchmark files by hash, and which reports lie beside the manifest.
       statistics: of documents and tokens: `documents` of the corpus and `kept`, those left out by reason, their
         lengths, `documents_across_rows` (in more than one row), `truncated_documents` (that lost tokens to the last,
         unfilled row).
-      piece_characters, shard_bytes: the layout asked for, on which the order of the rows depends too.
       splits: `train` and, where documents are held out, `validation`.
       chat: how conversations were written, `template` and `special`; empty where documents are text. Rows of
         conversations are packed as in `packing`, with the token flags of `rows`.
@@ -129,15 +124,13 @@ class Manifest:
         return value
 
     def save(self) -> Path | str:
-        """Writes `manifest.json` into `folder`: the last act of preparation, so that it stands for a whole
-        component.
-        """
+        """Writes `manifest.json` into `folder`; the last act of preparation, so that its presence means completion."""
         path = join_path(self.folder, "manifest.json")
         write_json(path, self._as_json())
         return path
 
     @classmethod
-    def load(cls, path: str | Path) -> "Manifest":
+    def load(cls, path: str | Path) -> Self:
         """Reads a manifest.
 
         Raises:
@@ -146,17 +139,14 @@ class Manifest:
         value = read_json(path)
         try:
             if value["version"] != FORMAT_VERSION:
-                raise InputError(
-                    f"{path}: format version {value['version']}, this code reads {FORMAT_VERSION}; prepare the "
-                    "component again"
-                )
+                raise InputError(f"{path}: format version {value['version']} is not {FORMAT_VERSION}; prepare it again")
             splits = {
                 name: Split(**{**split, "shards": tuple(Shard(**shard) for shard in split["shards"])})
-                for name, split in value.pop("splits").items()
+                for name, split in value["splits"].items()
             }
-            vocabulary = value.pop("vocabulary")
-            vocabulary = VocabularyInfo(**{**vocabulary, "files": tuple(vocabulary["files"])})
-            return cls(**value, splits=splits, vocabulary=vocabulary, folder=_folder_of(path))
+            vocabulary = VocabularyInfo.from_json(value["vocabulary"])
+            folder = str(path).rpartition("/")[0] if is_remote(path) else Path(path).parent
+            return cls(**{**value, "splits": splits, "vocabulary": vocabulary}, folder=folder)
         except (KeyError, TypeError, AttributeError) as error:
             raise InputError(f"{path}: is not a component manifest ({error}); prepare the component again") from None
 
@@ -169,17 +159,12 @@ class Manifest:
         for split in self.splits.values():
             for shard in split.shards:
                 path = join_path(self.folder, shard.file)
+                expected = shard.rows * self.row_bytes
                 if not exists(path):
                     raise InputError(f"{path}: the shard is missing; prepare the component {self.name!r} again")
-                if file_bytes(path) != shard.rows * self.row_bytes:
-                    raise InputError(
-                        f"{path}: holds {file_bytes(path):,} bytes, {shard.rows * self.row_bytes:,} expected; "
-                        f"the shard is damaged: prepare the component {self.name!r} again"
-                    )
-
-
-def _folder_of(path: str | Path) -> Path | str:
-    return str(path).rpartition("/")[0] if is_remote(path) else Path(path).parent
+                if file_bytes(path) != expected:
+                    held = f"holds {file_bytes(path):,} bytes, {expected:,} expected"
+                    raise InputError(f"{path}: {held}; the shard is damaged: prepare component {self.name!r} again")
 
 
 def prepared_tokenizer(manifest: Manifest) -> Tokenizer:
@@ -192,18 +177,15 @@ def prepared_tokenizer(manifest: Manifest) -> Tokenizer:
     spec = os.path.dirname(files[0]) if len(files) > 1 else files[0] if files else info.kind
     tokenizer = load_tokenizer(spec, end_of_text=info.end_of_text_id)
     if tokenizer.hash != info.hash:
-        raise InputError(
-            f"{manifest.folder}: the tokenizer was changed after the component was prepared; prepare it again"
-        )
+        raise InputError(f"{manifest.folder}: the tokenizer was changed after preparation; prepare the component again")
     return tokenizer
 
 
 def describe(manifest: Manifest) -> str:
     """The statistics for people, a few lines."""
     statistics, lengths = manifest.statistics, manifest.statistics["length_tokens"]
-    left_out = "".join(
-        f", {statistics[reason]:,} {reason.replace('_', ' ')}" for reason in LEFT_OUT if statistics[reason]
-    )
+    counts = {reason.replace("_", " "): statistics[reason] for reason in LEFT_OUT}
+    left_out = "".join(f", {count:,} {reason}" for reason, count in counts.items() if count)
     lines = [
         f"{manifest.name}: {statistics['kept']:,} of {statistics['documents']:,} documents kept{left_out}",
         f"  lengths in tokens: shortest {lengths['shortest']:,}, mean {lengths['mean']:,.1f}, longest "

@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 import json
 import os
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -29,10 +28,6 @@ class ChatFormat:
     template: str
     special: Mapping[str, str] = field(default_factory=dict)
 
-    def to_json(self) -> dict[str, Any]:
-        """What the manifest says."""
-        return {"template": self.template, "special": dict(self.special)}
-
 
 def open_format(chat: Chat, tokenizer: Tokenizer) -> ChatFormat:
     """Finds the chat template that was asked for, and tries it on a conversation.
@@ -52,29 +47,23 @@ def open_format(chat: Chat, tokenizer: Tokenizer) -> ChatFormat:
 
 def _read_template(spec: str, tokenizer: Tokenizer) -> tuple[str, Path]:
     """The source, and the folder whose settings name the special tokens."""
-    path, advice = Path(spec), "or leave it out for our own"
+    path, problem = Path(spec), "no such file"
     if spec == "tokenizer":
-        if not tokenizer.files:
-            raise InputError(f"chat.template 'tokenizer': the vocabulary has no folder; name a .jinja file, {advice}")
-        path = Path(os.path.dirname(tokenizer.files[0]))
-    if path.is_dir() or path.name == "tokenizer_config.json":
+        path, problem = Path(*tokenizer.files[:1]).parent, "the vocabulary has no folder"
+    if path.is_dir() and (spec != "tokenizer" or tokenizer.files) or path.name == "tokenizer_config.json":
         folder = path if path.is_dir() else path.parent
         template = folder_template(folder)
-        if template is None:
-            raise InputError(f"chat.template {spec!r}: {folder} has no chat template; name a .jinja file, {advice}")
-        return template, folder
-    if not path.is_file():
-        raise InputError(f"chat.template {spec!r}: no such file; give a .jinja file or a tokenizer's folder, {advice}")
-    with open_file(path, "r") as file:
-        return file.read(), path.parent
+        if template is not None:
+            return template, folder
+        problem = f"{folder} has no chat template"
+    elif path.is_file():
+        with open_file(path, "r") as file:
+            return file.read(), path.parent
+    raise InputError(f"chat.template {spec!r}: {problem}; name a .jinja file or a tokenizer's folder, or leave it out")
 
 
 class ExampleEncoder:
-    """Tokens of conversations, with their flags.
-
-    Args:
-      tokenizer: text to ids; chat: how conversations are written.
-    """
+    """Tokens of conversations, with their flags."""
 
     def __init__(self, tokenizer: Tokenizer, chat: ChatFormat):
         self._tokenizer, self._chat = tokenizer, chat
@@ -83,10 +72,7 @@ class ExampleEncoder:
     def encode(self, conversations: Sequence[str]) -> tuple[list[np.ndarray], list[int]]:
         """Flagged tokens of each conversation, uint32, and the UTF-8 bytes of its answers.
 
-        Prompts and answers are tokenised separately, as they are when the model is used.
-
-        Args:
-          conversations: messages as JSON.
+        Each is a list of messages as JSON. Prompts and answers are tokenised separately, as when the model is used.
 
         Raises:
           InputError: the template fails on one; the error begins with its first message.
@@ -127,7 +113,7 @@ def pack(lengths: Sequence[int], capacity: int) -> list[list[int]]:
     short.
 
     Returns:
-      Numbers of the lengths in each row; the rows in the order in which they were begun.
+      Indices of the lengths in each row; the rows in the order in which they were begun.
 
     Raises:
       ValueError: a length is above `capacity`.

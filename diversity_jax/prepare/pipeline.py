@@ -28,12 +28,11 @@ from diversity_jax.prepare.chunks import ChunkRecord, Job, write_remainders
 from diversity_jax.prepare.config import Preparation
 from diversity_jax.prepare.decontaminate import Benchmarks
 from diversity_jax.prepare.deduplicate import Copy, find_copies, read_overlaps
-from diversity_jax.prepare.executors import ENCODING, SIGNING, Executor, LocalExecutor, read_units
+from diversity_jax.prepare.executors import ENCODING, SIGNING, Executor, LocalExecutor, Staging, read_units, short
 from diversity_jax.prepare.manifest import LEFT_OUT, SPLITS, Manifest, Split, VocabularyInfo
 from diversity_jax.prepare.packing import open_format
 from diversity_jax.prepare.rows import FLAGGED_DTYPE
 from diversity_jax.prepare.shards import ShardName, read_shard_record, write_plan
-from diversity_jax.prepare.staging import Staging, short
 from diversity_jax.tokenizers.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
@@ -87,13 +86,12 @@ def prepare(
             staging.open(request)
             executor = executor or LocalExecutor(processes=processes, show=show, lock=lock)
             try:
-                manifest = _prepare(corpus, job, staging, executor, request)
-            except DiskFull:
-                raise  # finished work stays, to resume from
-            except InputError:
+                manifest = _prepare(corpus, job, executor, request)
+            except InputError as error:
                 executor.close()
-                staging.discard()
-                staging.close()
+                if not isinstance(error, DiskFull):  # else finished work stays, to resume from
+                    staging.discard()
+                    staging.close()
                 raise
             finally:
                 executor.close()
@@ -101,24 +99,28 @@ def prepare(
     return manifest
 
 
-def _prepare(corpus: Corpus, job: Job, staging: Staging, executor: Executor, request: Mapping[str, Any]) -> Manifest:
+def _prepare(corpus: Corpus, job: Job, executor: Executor, request: Mapping[str, Any]) -> Manifest:
     """The stages, and the manifest as the last act."""
     statuses, copies = None, list[Copy]()
     if job.settings.hygiene.removes_copies:
-        executor.run_stage(corpus, job, staging, SIGNING, None)
-        statuses, copies = find_copies(job, _checked_reading(corpus, staging)[0])
-    executor.run_stage(corpus, job, staging, ENCODING, statuses)
-    names, tally = _checked_reading(corpus, staging)
-    records = [ChunkRecord.load(staging.path(f"{name}{ENCODING.record}")) for name in names]
+        executor.run_stage(corpus, job, SIGNING, None)
+        statuses, copies = find_copies(job, _checked_reading(corpus, job)[0])
+    executor.run_stage(corpus, job, ENCODING, statuses)
+    names, tally = _checked_reading(corpus, job)
+    records = [ChunkRecord.load(job.staging.path(f"{name}{ENCODING.record}")) for name in names]
     remainders, truncated = write_remainders(job, records)
     all_records = [*records, remainders]
     if not sum(record.splits["train"].rows for record in all_records):
-        raise _no_rows(job, records)
+        tokens = sum(record.splits["train"].tokens for record in records)
+        problem = f"{tokens:,} tokens of training text do not fill one row of {job.row_tokens:,}"
+        if job.chat:
+            problem = f"no conversation fits into a row of {job.row_tokens:,} tokens"
+        raise InputError(f"component {job.settings.name!r}: {problem}; give it more text, or change sequence_length")
     plan_hash, shards = write_plan(job, all_records)
-    executor.write_shards(job, staging, plan_hash, shards)
+    executor.write_shards(job, plan_hash, shards)
     splits = {split: _split(job, all_records, shards, split) for split in SPLITS}
     manifest = Manifest(
-        **{key: request[key] for key in _SETTINGS_IN_MANIFEST},
+        **{field.name: request[field.name] for field in dataclasses.fields(Preparation) if field.name != "hygiene"},
         dtype=f"uint{8 * np.dtype(job.dtype).itemsize}",
         vocabulary=_copy_tokenizer(job.tokenizer, job.folder),
         source={"corpus": corpus.name, "fingerprint": request["source"]},
@@ -132,43 +134,18 @@ def _prepare(corpus: Corpus, job: Job, staging: Staging, executor: Executor, req
     return manifest
 
 
-_SETTINGS_IN_MANIFEST = (
-    "name",
-    "kind",
-    "sequence_length",
-    "seed",
-    "validation_share",
-    "piece_characters",
-    "shard_bytes",
-    "chat",
-)
-
-
-def _checked_reading(corpus: Corpus, staging: Staging) -> tuple[list[str], Tally]:
+def _checked_reading(corpus: Corpus, job: Job) -> tuple[list[str], Tally]:
     """All chunks' names in the order of the corpus, and the counts of the whole reading.
 
     Raises:
       InputError: more broken records than the corpus tolerates.
     """
-    units, total = read_units(staging), Tally()
+    units, total = read_units(job.staging), Tally()
     for _, tally in units.values():
         total.add(tally)
     if isinstance(corpus, RecordCorpus):
         corpus.check_reading(total)
     return [name for names, _ in units.values() for name in names], total
-
-
-def _no_rows(job: Job, records: Sequence[ChunkRecord]) -> InputError:
-    tokens = sum(record.splits["train"].tokens for record in records)
-    if job.chat:
-        return InputError(
-            f"component {job.settings.name!r}: no conversation fits into a row of {job.row_tokens:,} tokens; "
-            "raise sequence_length"
-        )
-    return InputError(
-        f"component {job.settings.name!r}: {tokens:,} tokens of training text do not fill one row of "
-        f"{job.row_tokens:,}; give it more text or a smaller sequence_length"
-    )
 
 
 def _split(job: Job, records: Sequence[ChunkRecord], shards: Sequence[ShardName], split: str) -> Split:
@@ -220,17 +197,10 @@ def _conversation_statistics(job: Job, records: Sequence[ChunkRecord]) -> dict[s
     capacity = sum(part.rows for part in train) * job.row_tokens
     too_long = sum(split.too_long for record in records for split in record.splits.values())
     if too_long:
-        log.warning(
-            "%s: %d conversations are longer than a row of %d tokens and left out",
-            job.settings.name,
-            too_long,
-            job.row_tokens,
-        )
-    return {
-        "too_long": too_long,
-        "target_tokens": sum(part.target_tokens for part in train),
-        "fill": round(tokens / capacity, 6),
-    }
+        message = "%s: %d conversations are longer than a row of %d tokens and left out"
+        log.warning(message, job.settings.name, too_long, job.row_tokens)
+    targets = sum(part.target_tokens for part in train)
+    return {"too_long": too_long, "target_tokens": targets, "fill": round(tokens / capacity, 6)}
 
 
 def _write_reports(
@@ -266,33 +236,24 @@ def _copy_tokenizer(tokenizer: Tokenizer, folder: str) -> VocabularyInfo:
         copied.append(f"tokenizer/{os.path.basename(path)}")
         with open_file(path) as source, writing(join_path(folder, copied[-1])) as target:
             shutil.copyfileobj(source, target)
-    return VocabularyInfo(
-        kind=tokenizer.kind,
-        size=tokenizer.size,
-        end_of_text_id=tokenizer.end_of_text_id,
-        hash=tokenizer.hash,
-        files=tuple(copied),
-    )
+    identity = {name: getattr(tokenizer, name) for name in ("kind", "size", "end_of_text_id", "hash")}
+    return VocabularyInfo(**identity, files=tuple(copied))
 
 
 def _request(job: Job, fingerprint: str) -> dict[str, Any]:
     """What the rows depend on, as JSON."""
-    benchmarks = dict(job.benchmarks.hashes) if job.benchmarks else {}
+    benchmarks = job.benchmarks.hashes if job.benchmarks else {}
     return {
         **dataclasses.asdict(job.settings),
         "hygiene": {**dataclasses.asdict(job.settings.hygiene), "decontaminate": benchmarks},
-        "chat": job.chat.to_json() if job.chat else {},
+        "chat": vars(job.chat) if job.chat else {},
         "tokenizer": job.tokenizer.hash,
         "source": fingerprint,
     }
 
 
 def _prepared_before(folder: Path | str, request: Mapping[str, Any]) -> Manifest:
-    """The component in `folder`, if it is the one asked for.
-
-    Raises:
-      InputError: it was prepared otherwise, or a shard is missing or damaged.
-    """
+    """The component in `folder`; InputError if it was prepared otherwise, or a shard is missing or damaged."""
     manifest = Manifest.load(join_path(folder, "manifest.json"))
     before = {
         **dataclasses.asdict(manifest),
@@ -302,9 +263,7 @@ def _prepared_before(folder: Path | str, request: Mapping[str, Any]) -> Manifest
     }
     for key, wanted in request.items():
         if before[key] != wanted:
-            raise InputError(
-                f"{folder}: was prepared with another {key} ({short(before[key])}, now {short(wanted)}); "
-                "prepare into another folder, or delete this one"
-            )
+            change = f"{key} ({short(before[key])}, now {short(wanted)})"
+            raise InputError(f"{folder}: was prepared with another {change}; choose another folder, or delete this one")
     manifest.check_sizes()
     return manifest

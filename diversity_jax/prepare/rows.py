@@ -63,12 +63,10 @@ class RowReader:
     def __init__(self, manifest: Manifest, split: str = "train"):
         if split not in manifest.splits:
             raise InputError(
-                f"{manifest.folder}: component {manifest.name!r} has no {split!r} rows; prepare it with some held out"
+                f"{manifest.folder}: {manifest.name!r} has no {split!r} rows; prepare it with some held out"
             )
         if is_remote(manifest.folder):
-            raise InputError(
-                f"{manifest.folder}: rows are read by memory map; copy the component to a local disk first"
-            )
+            raise InputError(f"{manifest.folder}: rows are memory-mapped; copy the component to a local disk first")
         manifest.check_sizes()
         self.manifest, self.rows = manifest, manifest.splits[split].rows
         shards = manifest.splits[split].shards
@@ -79,9 +77,7 @@ class RowReader:
         for path, shard in zip(self._paths, shards, strict=True):
             checksums = path.with_name(path.name + ".crc32")
             if not checksums.exists() or checksums.stat().st_size != 4 * shard.rows:
-                raise InputError(
-                    f"{checksums}: the rows' checksums are missing or cut short; prepare the component again"
-                )
+                raise InputError(f"{checksums}: is missing or cut short; prepare the component again")
             self._tokens.append(np.memmap(path, dtype, "r", shape=(shard.rows, manifest.row_tokens)))
             self._checksums.append(np.memmap(checksums, "<u4", "r", shape=(shard.rows,)))
 
@@ -91,14 +87,7 @@ class RowReader:
         Raises:
           InputError: a row's checksum does not agree: the shard was damaged after it was prepared.
         """
-        stored = self._read(np.asarray(rows) % self.rows)
-        if not self.manifest.chat:
-            return Rows(tokens=stored.astype(np.int32))
-        return Rows(
-            tokens=(stored & ID_BITS).astype(np.int32), targets=(stored & TARGET) != 0, starts=(stored & START) != 0
-        )
-
-    def _read(self, rows: np.ndarray) -> np.ndarray:
+        rows = np.asarray(rows) % self.rows
         out = np.empty((len(rows), self.manifest.row_tokens), self.manifest.dtype)
         shard_of_row = np.searchsorted(self._starts, rows, side="right") - 1
         for shard in np.unique(shard_of_row):
@@ -107,9 +96,9 @@ class RowReader:
             stored = self._tokens[shard][numbers]
             damaged = np.flatnonzero(row_checksums(stored) != self._checksums[shard][numbers])
             if len(damaged):
-                raise InputError(
-                    f"{self._paths[shard]}: row {numbers[damaged[0]]} is damaged (checksum); prepare component "
-                    f"{self.manifest.name!r} again"
-                )
+                where = f"{self._paths[shard]}: row {numbers[damaged[0]]}"
+                raise InputError(f"{where} is damaged (checksum); prepare component {self.manifest.name!r} again")
             out[positions] = stored
-        return out
+        if not self.manifest.chat:
+            return Rows(tokens=out.astype(np.int32))
+        return Rows(tokens=(out & ID_BITS).astype(np.int32), targets=(out & TARGET) != 0, starts=(out & START) != 0)

@@ -9,12 +9,11 @@ import dataclasses
 from dataclasses import dataclass
 import functools
 import hashlib
-from typing import Self
 
 import numpy as np
 
-from diversity_jax.core.files import content_hash, file_hash, join_path, open_file, read_json, write_json, writing
-from diversity_jax.prepare.chunks import ChunkRecord, Job
+from diversity_jax.core.files import content_hash, file_hash, join_path, read_json, write_json, writing
+from diversity_jax.prepare.chunks import ChunkRecord, Job, read_array
 from diversity_jax.prepare.manifest import Shard
 from diversity_jax.prepare.rows import row_checksums
 
@@ -46,25 +45,15 @@ class ChunkRows:
     row_offset: int
     key_offset: int
 
-    @classmethod
-    def of(cls, record: ChunkRecord, split: str) -> Self:
-        """As a chunk's record says."""
-        written = record.splits[split]
-        return cls(chunk=record.name, rows=written.rows, row_offset=written.row_offset, key_offset=written.key_offset)
-
     def read_keys(self, job: Job) -> np.ndarray:
         """Keys of all rows, uint64 [rows], ascending."""
-        if not self.rows:
-            return np.empty(0, np.uint64)
-        with open_file(join_path(job.staging_dir, f"{self.chunk}.rows")) as file:
-            file.seek(self.key_offset)
-            return np.frombuffer(file.read(8 * self.rows), "<u8")
+        return read_array(job, self.chunk, self.key_offset, self.rows, "<u8")
 
-    def read_rows(self, job: Job, first: int, into: np.ndarray) -> None:
-        """Fills `into` with the rows from number `first` on."""
-        with open_file(join_path(job.staging_dir, f"{self.chunk}.rows")) as file:
-            file.seek(self.row_offset + first * into[0].nbytes)
-            into.reshape(-1)[:] = np.frombuffer(file.read(into.nbytes), into.dtype)
+    def read_rows(self, job: Job, first: int, end: int) -> np.ndarray:
+        """The rows from number `first` to `end`, [rows, row_tokens]."""
+        offset = self.row_offset + first * job.row_tokens * np.dtype(job.dtype).itemsize
+        tokens = read_array(job, self.chunk, offset, (end - first) * job.row_tokens, job.dtype)
+        return tokens.reshape(-1, job.row_tokens)
 
 
 def shard_count(rows: int, row_bytes: int, shard_bytes: int) -> int:
@@ -85,15 +74,15 @@ def write_plan(job: Job, records: Sequence[ChunkRecord]) -> tuple[str, list[Shar
     Returns:
       The plan's hash, and the shards to write.
     """
+    fields = [field.name for field in dataclasses.fields(ChunkRows)]
     names, plan = [], {}
     for split in records[0].splits:
-        chunks = [ChunkRows.of(record, split) for record in records]
-        plan[split] = [dataclasses.asdict(chunk) for chunk in chunks]
-        rows = sum(chunk.rows for chunk in chunks)
-        if rows:
+        chunks = [{"chunk": record.name, **vars(record.splits[split])} for record in records]
+        plan[split] = [{name: chunk[name] for name in fields} for chunk in chunks]
+        if rows := sum(chunk["rows"] for chunk in chunks):
             count = shard_count(rows, job.row_tokens * np.dtype(job.dtype).itemsize, job.settings.shard_bytes)
             names += [ShardName(split=split, number=number, count=count) for number in range(count)]
-    write_json(join_path(job.staging_dir, _PLAN), plan)
+    write_json(job.staging.path(_PLAN), plan)
     return content_hash(plan), names
 
 
@@ -110,14 +99,13 @@ def gather_shard(job: Job, plan_hash: str, shard: ShardName) -> int:
     for chunk in read_plan(job.staging_dir, plan_hash)[shard.split]:
         chunk_keys = chunk.read_keys(job)
         first, end = extent_of(chunk_keys, shard.number, shard.count)
-        extents.append((chunk, first, end - first))
+        extents.append((chunk, first, end))
         keys.append(chunk_keys[first:end].copy())
     rows = np.empty((sum(map(len, keys)), job.row_tokens), job.dtype)
     filled = 0
-    for chunk, first, count in extents:
-        if count:
-            chunk.read_rows(job, first, rows[filled : filled + count])
-            filled += count
+    for chunk, first, end in extents:
+        rows[filled : filled + end - first] = chunk.read_rows(job, first, end)
+        filled += end - first
     save_shard(job, shard, np.concatenate(keys), rows)
     return rows.size
 
@@ -130,9 +118,7 @@ def split_chunk(
     for shard in shards:
         first, end = extent_of(keys, shard.number, shard.count)
         if first < end:
-            rows = np.empty((end - first, job.row_tokens), job.dtype)
-            chunk.read_rows(job, first, rows)
-            yield shard, (keys[first:end].tobytes(), rows.tobytes())
+            yield shard, (keys[first:end].tobytes(), chunk.read_rows(job, first, end).tobytes())
 
 
 def save_shard(job: Job, shard: ShardName, keys: np.ndarray, rows: np.ndarray) -> None:
@@ -149,13 +135,11 @@ def save_shard(job: Job, shard: ShardName, keys: np.ndarray, rows: np.ndarray) -
     checksums_path = join_path(job.folder, f"{shard.file}.crc32")
     with writing(checksums_path) as out:
         out.write(checksums.data)
-    record = {"file": shard.file, "rows": len(order), "sha256": digest.hexdigest()}
-    write_json(
-        join_path(job.staging_dir, f"{shard.file}.json"), {**record, "checksums_sha256": file_hash(checksums_path)}
-    )
+    record = Shard(file=shard.file, rows=len(order), sha256=digest.hexdigest())
+    write_json(job.staging.path(f"{shard.file}.json"), {**vars(record), "checksums_sha256": file_hash(checksums_path)})
 
 
 def read_shard_record(job: Job, shard: ShardName) -> Shard:
     """A finished shard, as the manifest names it."""
-    record = read_json(join_path(job.staging_dir, f"{shard.file}.json"))
+    record = read_json(job.staging.path(f"{shard.file}.json"))
     return Shard(file=record["file"], rows=record["rows"], sha256=record["sha256"])

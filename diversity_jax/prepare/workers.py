@@ -112,10 +112,8 @@ class _Worker:
     def _ended(self) -> InputError:
         code = self._process.wait()
         reason = f"was killed by signal {-code}" if code < 0 else f"ended with status {code}"
-        return InputError(
-            f"a worker process {reason}, perhaps for want of memory; run again to go on, with fewer processes if it "
-            "recurs"
-        )
+        advice = "run again to go on, with fewer processes if it recurs"
+        return InputError(f"a worker process {reason}, perhaps for want of memory; {advice}")
 
     def stop(self) -> None:
         self.connection.close()

@@ -21,8 +21,8 @@ OWN_TEMPLATE = """\
 {%- if add_generation_prompt %}{{ ("\\n\\n" if messages else "") ~ "### Response:\\n" }}{% endif %}
 """
 _ROLES = ("system", "developer", "user", "assistant", "tool")
+# What expressions in a template may raise.
 _TEMPLATE_FAULTS = (TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RecursionError)
-"""What expressions in a template may raise."""
 SPECIAL_TOKENS = ("bos_token", "eos_token", "pad_token", "unk_token")
 
 
@@ -65,9 +65,13 @@ def render_chat(
     text = _render(messages, template, special, add_generation_prompt)
     if not text.strip():
         raise InputError("chat template: renders these messages to nothing; fix the template")
-    if not add_generation_prompt and messages[-1]["role"] == "assistant":
-        return _left_open(text, messages[-1]["content"].strip())
-    return text
+    if add_generation_prompt or messages[-1]["role"] != "assistant":
+        return text
+    last = messages[-1]["content"].strip()
+    start = text.rfind(last)
+    if start < 0:
+        raise InputError("chat template: changes the last turn, which cannot be continued; end with a turn of the user")
+    return text[: start + len(last)]
 
 
 def answer_parts(
@@ -97,8 +101,8 @@ def answer_parts(
         answered = _render(messages[: number + 1], template, special, False) if number + 1 < len(messages) else text
         if not answered.startswith(prompt) or not text.startswith(answered) or len(prompt) < at:
             raise InputError(
-                f"chat template: writes messages[{number}] otherwise when it is asked for or followed, so that "
-                "answers cannot be told from prompts; fix the template, or train on single turns"
+                f"chat template: writes messages[{number}] otherwise when it is asked for or followed; fix the "
+                "template, or train on single turns"
             )
         if message["content"].strip() not in answered[len(prompt) :]:
             raise InputError(f"chat template: leaves out the answer in messages[{number}]; fix the template")
@@ -134,9 +138,7 @@ def _render(
     except (jinja2.TemplateError, *_TEMPLATE_FAULTS) as error:
         line = f", line {error.lineno}" if isinstance(error, jinja2.TemplateSyntaxError) else ""
         reason = " ".join(str(error).split())[:300] or type(error).__name__
-        raise InputError(
-            f"chat template{line}: fails on these messages ({reason}); fix the template or the messages"
-        ) from error
+        raise InputError(f"chat template{line}: fails on these messages ({reason}); fix either of them") from error
 
 
 @functools.lru_cache(maxsize=16)
@@ -165,14 +167,3 @@ def _compiled(source: str) -> Any:
     environment.globals["raise_exception"] = raise_exception
     environment.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)
     return environment.from_string(source)
-
-
-def _left_open(text: str, last: str) -> str:
-    """The text up to the end of the last turn's content, so that a model goes on there."""
-    start = text.rfind(last)
-    if start < 0:
-        raise InputError(
-            "chat template: changes the last turn's content, so that it cannot be continued; end with a turn of the "
-            "user"
-        )
-    return text[: start + len(last)]

@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 import os
 from pathlib import Path
 import shutil
-from typing import Any
 
 from diversity_jax.core.errors import InputError
 from diversity_jax.core.files import open_file, read_json, write_json, writing
@@ -17,14 +16,8 @@ _CLASSES = {
     "vocab.json": "GPT2Tokenizer",
 }
 """Files that define a tokenizer, and the class of transformers that reads each."""
-_COPIED = (
-    *_CLASSES,
-    "merges.txt",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template.jinja",
-)
+_SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja")
+_COPIED = (*_CLASSES, "merges.txt", *_SETTINGS)
 """What a tokenizer's `save_pretrained` may write."""
 
 
@@ -147,7 +140,7 @@ def write_tokenizer(tokenizer: TokenizerFiles, folder: Path, *, vocab_size: int)
             raise InputError(f"{path}: the tokenizer's file is missing; give --tokenizer")
     folder.mkdir(parents=True, exist_ok=True)
     if not tokenizer.files:
-        write_json(folder / "tokenizer.json", _bytes_as_json())
+        _save_bytes(folder / "tokenizer.json")
     for path in tokenizer.files:
         name = path.name if path.name in _COPIED else f"tokenizer{path.suffix}"
         shutil.copyfile(path, folder / name)
@@ -177,61 +170,41 @@ def write_tokenizer(tokenizer: TokenizerFiles, folder: Path, *, vocab_size: int)
 
 def _tokens(folder: Path) -> dict[int, str]:
     """Text of each id; empty for a vocab.json, whose class knows its own end of text."""
-    if (folder / "tokenizer.json").exists():
-        return _json_tokens(folder / "tokenizer.json")
-    if not (folder / "tokenizer.model").exists():
+    path = folder / "tokenizer.json"
+    if path.exists():
+        import tokenizers
+
+        try:
+            vocabulary = tokenizers.Tokenizer.from_file(str(path)).get_vocab(with_added_tokens=True)
+        except Exception:  # the library raises bare Exception for every fault of a file
+            raise InputError(f"{path}: is not a tokenizer.json of the tokenizers library; give --tokenizer") from None
+        return {number: text for text, number in vocabulary.items()}
+    path = folder / "tokenizer.model"
+    if not path.exists():
         return {}
     import sentencepiece
 
     try:
-        model = sentencepiece.SentencePieceProcessor(model_proto=(folder / "tokenizer.model").read_bytes())
-        return {i: model.id_to_piece(i) for i in range(model.get_piece_size())}
+        model = sentencepiece.SentencePieceProcessor(model_proto=path.read_bytes())
     except RuntimeError:
-        raise InputError(f"{folder / 'tokenizer.model'}: is not a SentencePiece model; give --tokenizer") from None
+        raise InputError(f"{path}: is not a SentencePiece model; give --tokenizer") from None
+    return {i: model.id_to_piece(i) for i in range(model.get_piece_size())}
 
 
-def _json_tokens(path: Path) -> dict[int, str]:
-    """Text of each id in a tokenizer.json."""
-    content = read_json(path)
-    try:
-        vocabulary = content["model"]["vocab"]
-        texts = vocabulary if isinstance(vocabulary, Mapping) else {entry[0]: i for i, entry in enumerate(vocabulary)}
-        added = {token["id"]: token["content"] for token in content.get("added_tokens") or ()}
-        return {int(i): text for text, i in texts.items()} | added
-    except (KeyError, TypeError, ValueError, AttributeError):
-        raise InputError(f"{path}: is not a tokenizer.json of the tokenizers library; give --tokenizer") from None
-
-
-def _bytes_as_json() -> dict[str, Any]:
-    """`bytes` as a tokenizer.json: byte-level BPE without merges after the three ids that SeqIO's ByteVocabulary
+def _save_bytes(path: Path) -> None:
+    """Writes `bytes` as a tokenizer.json: byte-level BPE without merges after the three ids that SeqIO's ByteVocabulary
     reserves.
     """
+    import tokenizers
+
     special = ["<|pad|>", "<|endoftext|>", "<|unk|>"]
-    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
     # The printable character that byte-level BPE writes for each byte: its own where it has one, else one from 256 on.
     own, others = {*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)}, iter(range(256, 512))
     characters = [chr(byte if byte in own else next(others)) for byte in range(256)]
     vocabulary = {text: i for i, text in enumerate([*special, *characters])}
-    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False}
-    return {
-        "version": "1.0",
-        "truncation": None,
-        "padding": None,
-        "added_tokens": [{"id": i, "content": text, **flags} for i, text in enumerate(special)],
-        "normalizer": None,
-        "pre_tokenizer": byte_level,
-        "post_processor": None,
-        "decoder": byte_level,
-        "model": {
-            "type": "BPE",
-            "dropout": None,
-            "unk_token": None,
-            "continuing_subword_prefix": None,
-            "end_of_word_suffix": None,
-            "fuse_unk": False,
-            "byte_fallback": False,
-            "ignore_merges": False,
-            "vocab": vocabulary,
-            "merges": [],
-        },
-    }
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE(vocabulary, []))
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = tokenizers.decoders.ByteLevel()
+    tokenizer.add_special_tokens(special)
+    with writing(path) as file:
+        file.write(tokenizer.to_str(pretty=True).encode())

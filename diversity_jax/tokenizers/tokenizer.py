@@ -1,5 +1,6 @@
 """Text to ids and back: bytes, SentencePiece and Hugging Face tokenizers behind one interface, without TensorFlow."""
 
+import abc
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 import itertools
@@ -7,7 +8,7 @@ import os
 from pathlib import Path
 import re
 import types
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -19,41 +20,33 @@ from diversity_jax.tokenizers.files import folder_template, special_tokens
 _END_OF_TEXT_NAMES = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|eot|>", "[EOS]", "<|im_end|>", "[SEP]")
 
 
-class Tokenizer(Protocol):
+class Tokenizer(abc.ABC):
     """A mapping between text and ids.
 
     Attributes:
       kind: `bytes`, `sentencepiece` or `huggingface`.
       size: number of ids; a model's vocabulary must be at least as large.
-      end_of_text_id: the id that is written after every document.
       hash: identifies the mapping from text to ids; prepared data of another hash is refused.
-      files: the files that define it, to be kept beside prepared data; empty for bytes.
+      files: that define it, to be kept beside prepared data; empty for bytes.
       special: text of each special token by the name chat templates use: `eos_token`, perhaps `bos_token`.
       special_ids: special tokens' texts that `encode_batch` would spell out, and the ids they stand for.
     """
 
-    @property
-    def kind(self) -> str: ...
-    @property
-    def size(self) -> int: ...
-    @property
-    def end_of_text_id(self) -> int: ...
-    @property
-    def hash(self) -> str: ...
-    @property
-    def files(self) -> tuple[str, ...]: ...
-    @property
-    def special(self) -> Mapping[str, str]: ...
-    @property
-    def special_ids(self) -> Mapping[str, int]: ...
+    kind: str
+    size: int
+    end_of_text_id: int
+    hash: str
+    files: tuple[str, ...]
+    special: Mapping[str, str]
+    special_ids: Mapping[str, int]
 
+    @abc.abstractmethod
     def encode_batch(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """Ids of all texts end to end, uint32 [total], and how many ids each text has, int64 [len(texts)]."""
-        ...
 
+    @abc.abstractmethod
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ids; end-of-text ids are left out."""
-        ...
 
 
 def load_tokenizer(spec: str, *, end_of_text: str | int | None = None) -> Tokenizer:
@@ -85,20 +78,17 @@ def _tokenizer_files(spec: str) -> tuple[str, ...]:
             f"vocabulary {spec}: the folder holds no tokenizer.json, tokenizer.model, or vocab.json with merges.txt"
         )
     if not spec.endswith((".model", ".json")):
-        raise InputError(
-            f"vocabulary {spec!r} is unknown; give 'bytes', a SentencePiece .model, a tokenizer.json, or a folder "
-            "with one"
-        )
+        raise InputError(f"vocabulary {spec!r} is unknown; give 'bytes', a .model, a tokenizer.json, or their folder")
     if not list_files(spec):
         raise InputError(f"vocabulary {spec}: no such file; check the path")
     return (spec,)
 
 
-class ByteTokenizer:
+class ByteTokenizer(Tokenizer):
     """UTF-8 bytes, with the ids of `seqio.ByteVocabulary`: 0 padding, 1 end of text, 2 unknown, byte b is b + 3."""
 
     kind, size, end_of_text_id = "bytes", 259, 1
-    files: tuple[str, ...] = ()
+    files = ()
     hash = content_hash(["bytes", 259])
     special = types.MappingProxyType({"eos_token": "<|endoftext|>"})  # as the exported tokenizer.json calls it
     special_ids = types.MappingProxyType({"<|endoftext|>": 1})
@@ -113,7 +103,7 @@ class ByteTokenizer:
         return (array[array >= 3] - 3).astype(np.uint8).tobytes().decode(errors="replace")
 
 
-class SentencePieceTokenizer:
+class SentencePieceTokenizer(Tokenizer):
     """A SentencePiece model; documents end with its `</s>` unless another piece is named."""
 
     kind = "sentencepiece"
@@ -125,18 +115,15 @@ class SentencePieceTokenizer:
             model = file.read()
         try:
             self._model = sentencepiece.SentencePieceProcessor(model_proto=model)
-            self.size: int = self._model.get_piece_size()
+            self.size = self._model.get_piece_size()
         except RuntimeError:
             raise InputError(f"vocabulary {path}: is not a SentencePiece model") from None
         if isinstance(end_of_text, int) and 0 <= end_of_text < self.size:
             end_of_text = self._model.id_to_piece(end_of_text)
-        eos_id: int = self._model.eos_id()
+        eos_id = self._model.eos_id()
         self.end_of_text_id = eos_id if end_of_text is None else self._model.piece_to_id(end_of_text)
         if self.end_of_text_id < 0 or (end_of_text and self._model.id_to_piece(self.end_of_text_id) != end_of_text):
-            raise InputError(
-                f"vocabulary {path}: has no piece {end_of_text or '</s>'!r} to end a document with; name one as "
-                "end_of_text"
-            )
+            raise InputError(f"vocabulary {path}: has no piece {end_of_text or '</s>'!r}; name one as end_of_text")
         self.ends_with_eos = self.end_of_text_id == eos_id
         ids = {"eos_token": self.end_of_text_id, "bos_token": self._model.bos_id()}
         self.special = {name: self._model.id_to_piece(i) for name, i in ids.items() if i >= 0}
@@ -155,11 +142,11 @@ class SentencePieceTokenizer:
         return self._model.piece_to_id(token)
 
 
-class HuggingFaceTokenizer:
+class HuggingFaceTokenizer(Tokenizer):
     """A tokenizer of the `tokenizers` library; nothing is added to a text but the end-of-text id."""
 
     kind = "huggingface"
-    special_ids: Mapping[str, int] = types.MappingProxyType({})  # the library recognises special tokens in a text
+    special_ids = types.MappingProxyType({})  # the library recognises special tokens in a text
 
     def __init__(self, files: tuple[str, ...], end_of_text: str | int | None = None):
         self._tokenizer = _read_tokenizer(files)
@@ -169,11 +156,8 @@ class HuggingFaceTokenizer:
         names = [end_of_text] if end_of_text else _END_OF_TEXT_NAMES
         ids = [i for i in map(self._tokenizer.token_to_id, names) if i is not None]
         if not ids:
-            raise InputError(
-                f"vocabulary {files[0]}: has none of {', '.join(names)} to end a document with; name a token as "
-                "end_of_text"
-            )
-        self.end_of_text_id: int = ids[0]
+            raise InputError(f"vocabulary {files[0]}: has none of {', '.join(names)}; name a token as end_of_text")
+        self.end_of_text_id = ids[0]
         self.special = {"eos_token": self._tokenizer.id_to_token(ids[0])}
         self.files = files
         self.hash = content_hash([self.kind, *map(file_hash, files), self.end_of_text_id])
@@ -210,9 +194,8 @@ def _read_tokenizer(files: tuple[str, ...]) -> Any:
     except InputError:
         raise
     except Exception as error:  # the library raises bare Exception for every fault of a file
-        raise InputError(
-            f"vocabulary {files[0]}: is not a Hugging Face tokenizer ({str(error).splitlines()[0]})"
-        ) from None
+        reason = str(error).splitlines()[0]
+        raise InputError(f"vocabulary {files[0]}: is not a Hugging Face tokenizer ({reason})") from None
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer
@@ -248,7 +231,6 @@ class ModelTokenizer:
     """A tokenizer and how one model uses it.
 
     Attributes:
-      vocabulary: text to ids and back.
       prefix_id: what an empty context is replaced by: begin-of-text where the folder names one, else end-of-text.
       stop_ids: ids that end an answer.
       before, after: ids that the tokenizer's own template puts around every text.
@@ -268,7 +250,7 @@ class ModelTokenizer:
 
     @property
     def end_of_text_id(self) -> int:
-        """Id that ends a document."""
+        """The vocabulary's."""
         return self.vocabulary.end_of_text_id
 
     def encode_batch(self, texts: Sequence[str], *, special: bool = True) -> list[list[int]]:
@@ -333,13 +315,11 @@ def for_folder(vocabulary: Tokenizer, folder: Path) -> ModelTokenizer:
     Raises:
       InputError: one of the files is damaged, or the chat template is not text.
     """
-    special = special_tokens(folder)
-    before: tuple[int, ...] = ()
-    after: tuple[int, ...] = ()
-    begin = None
+    special, begin = special_tokens(folder), None
+    around: tuple[tuple[int, ...], tuple[int, ...]] = (), ()
     if isinstance(vocabulary, HuggingFaceTokenizer) and (folder / "tokenizer.json").exists():
-        before, after = vocabulary.surrounding_ids()
-        begin = vocabulary.token_id(special["bos_token"]) if "bos_token" in special else None
+        around = vocabulary.surrounding_ids()
+        begin = vocabulary.token_id(special.get("bos_token", ""))
     elif isinstance(vocabulary, SentencePieceTokenizer):
         special = {**vocabulary.special, **special}
         begin = vocabulary.token_id(special["bos_token"]) if "bos_token" in special else None
@@ -352,8 +332,8 @@ def for_folder(vocabulary: Tokenizer, folder: Path) -> ModelTokenizer:
         vocabulary=vocabulary,
         prefix_id=vocabulary.end_of_text_id if begin is None else begin,
         stop_ids=frozenset(ends),
-        before=before,
-        after=after,
+        before=around[0],
+        after=around[1],
         special=special,
         chat_template=folder_template(folder),
     )

@@ -44,7 +44,6 @@ def train_tokenizer(texts: Iterable[str], path: str | Path, *, vocab_size: int, 
                 minloglevel=2,
             )
         except RuntimeError as error:
-            raise InputError(
-                f"vocab_size={vocab_size}: SentencePiece refuses ({str(error).strip().splitlines()[-1]})"
-            ) from None
+            reason = str(error).strip().splitlines()[-1]
+            raise InputError(f"vocab_size={vocab_size}: SentencePiece refuses ({reason})") from None
     return path
