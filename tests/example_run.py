@@ -3,6 +3,7 @@ formats.
 """
 
 from collections import Counter
+import dataclasses
 from fractions import Fraction
 import json
 from pathlib import Path
@@ -212,7 +213,7 @@ def write_mixture(folder: Path, *, groupings: int = 2000, scorecards: bool = Tru
         if manifest:
             manifest.folder.mkdir(parents=True)
             manifest.save()
-        value = decision.to_json() | {
+        value = dataclasses.asdict(decision) | {
             "scorecard": f"scorecards/{name}.json",
             "reference": finding and finding.figure.removeprefix("ratio_to:"),
             "ratio": finding and {"value": finding.value, "low": finding.low, "high": finding.high},

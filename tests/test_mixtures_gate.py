@@ -11,7 +11,7 @@ import pytest
 from diversity_jax.core.errors import InputError
 from diversity_jax.mixtures.config import Component, GatePolicy, MixtureConfig, token_shares
 from diversity_jax.mixtures.gate import decide, measure
-from diversity_jax.mixtures.shares import GateResult, allocate_shares, part_shares, train_rows
+from diversity_jax.mixtures.shares import AvailableRows, GateResult, allocate_shares, part_shares, train_rows
 from tests.example_run import make_scorecard
 
 
@@ -37,11 +37,15 @@ def test_a_ratio_without_a_component_of_that_kind_is_refused():
         token_shares(REAL, (4, 1))
 
 
+def one_part(rows):
+    return (AvailableRows(share=Fraction(1), rows=rows),)
+
+
 REJECTED, HALVED = GateResult(factor=0.0), GateResult(factor=0.5)
 
 
 def taken(rows=None):
-    return GateResult(rows=((Fraction(1), rows),) if rows else ())
+    return GateResult(rows=one_part(rows) if rows else ())
 
 
 @settings(max_examples=60, deadline=None)
@@ -69,7 +73,7 @@ def test_grants_lose_nothing_keep_limits_and_say_where_they_cannot(parts):
     total = sum(share for _, share, *_ in parts)
     shares = [Fraction(share, total) for _, share, *_ in parts]
     standings = [
-        GateResult(factor=factor, effective_clusters=clusters, rows=((Fraction(1), rows),))
+        GateResult(factor=factor, effective_clusters=clusters, rows=one_part(rows))
         for _, _, factor, _, _, _, clusters, rows in parts
     ]
     try:
@@ -150,10 +154,10 @@ def test_auto_divides_by_effective_clusters_and_stops_at_what_there_is():
     shares = token_shares(components, (1, 1))
     plenty = [
         taken(),
-        *(GateResult(effective_clusters=clusters, rows=((Fraction(1), 10**6),)) for clusters in (30.0, 10.0)),
+        *(GateResult(effective_clusters=clusters, rows=one_part(10**6)) for clusters in (30.0, 10.0)),
     ]
     assert allocate_shares(components, shares, plenty, 1000) == (Fraction(1, 2), Fraction(3, 8), Fraction(1, 8))
-    scarce = [taken(), GateResult(effective_clusters=30.0, rows=((Fraction(1), 203),)), plenty[2]]
+    scarce = [taken(), GateResult(effective_clusters=30.0, rows=one_part(203)), plenty[2]]
     assert allocate_shares(components, shares, scarce, 1000) == (Fraction(1, 2), Fraction(1, 5), Fraction(3, 10))
 
 
@@ -167,7 +171,10 @@ def test_downweighting_is_the_stated_function_of_the_low_end():
 
 
 def test_parts_of_a_mixture_inside_a_mixture_sum_to_its_grant():
-    standings = [taken(), GateResult(rows=((Fraction(1, 3), 5), (Fraction(2, 3), 7)))]
+    standings = [
+        taken(),
+        GateResult(rows=tuple(AvailableRows(share=share, rows=5) for share in (Fraction(1, 3), Fraction(2, 3)))),
+    ]
     assert part_shares([Fraction(1, 4), Fraction(3, 4)], standings) == [
         (Fraction(1, 4),),
         (Fraction(1, 4), Fraction(1, 2)),

@@ -197,7 +197,7 @@ def _corpus(mixture, name):
     from diversity_jax.mixtures.sources import PreparedCorpus
 
     part = next(part for part in mixture.taken if part.name == name)
-    return PreparedCorpus(name, [part.manifest], [Fraction(1)])
+    return PreparedCorpus(name, {part.name: (Fraction(1), part.manifest)})
 
 
 def test_a_registered_mixture_of_ours_is_taken_row_for_row(seqio, folder, tmp_path):

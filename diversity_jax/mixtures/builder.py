@@ -1,6 +1,7 @@
 """Builds a mixture: opens its components, scores and gates them, prepares their rows, allocates shares, writes it."""
 
 from collections.abc import Callable, Mapping, Sequence
+import dataclasses
 from dataclasses import dataclass
 from fractions import Fraction
 import logging
@@ -16,10 +17,9 @@ from diversity_jax.mixtures.config import KINDS, Component, MixtureConfig
 from diversity_jax.mixtures.gate import Decision, Measurement, decide, measure
 from diversity_jax.mixtures.mixture import Mixture, MixtureComponent
 from diversity_jax.mixtures.replay import config_to_json, gate_result, replay
-from diversity_jax.mixtures.shares import AvailableRows, granted_shares
+from diversity_jax.mixtures.shares import AvailableRows, GateResult, granted_shares
 from diversity_jax.mixtures.sources import ComponentSource, Parts, PooledCorpus, open_source
 from diversity_jax.prepare.config import Preparation
-from diversity_jax.prepare.manifest import Manifest
 from diversity_jax.prepare.pipeline import prepare
 from diversity_jax.tokenizers.tokenizer import Tokenizer, load_tokenizer
 
@@ -42,8 +42,13 @@ class _GatedComponent:
     parts: Parts
 
     @property
-    def available(self) -> list[AvailableRows]:
-        return [AvailableRows.of(share, manifest) for share, manifest in self.parts.values()]
+    def result(self) -> GateResult:
+        trains = [(share, manifest.splits["train"]) for share, manifest in self.parts.values()]
+        rows = [
+            AvailableRows(share=share, rows=train.rows, tokens=train.tokens, documents=train.documents)
+            for share, train in trains
+        ]
+        return gate_result(self.decision, self.measurement, rows)
 
 
 def build(config: MixtureConfig, folder: str | Path, score: Scorer) -> Mixture:
@@ -86,12 +91,7 @@ def build(config: MixtureConfig, folder: str | Path, score: Scorer) -> Mixture:
 
 def _compose(config: MixtureConfig, folder: Path, gated: Sequence[_GatedComponent]) -> Mixture:
     """Allocates shares and puts the mixture together with all that they rest on."""
-    available = [entry.available for entry in gated]
-    results = [
-        gate_result(entry.decision, entry.measurement, [(part.share, part.rows) for part in entry.available])
-        for entry in gated
-    ]
-    requested, granted = granted_shares(config, results, available)
+    requested, granted = granted_shares(config, [entry.result for entry in gated])
     components: list[MixtureComponent] = []
     for entry, asked, granted_parts in zip(gated, requested, granted, strict=True):
         for name, share in zip(list(entry.parts) or [entry.component.name], granted_parts, strict=True):
@@ -111,8 +111,7 @@ def _compose(config: MixtureConfig, folder: Path, gated: Sequence[_GatedComponen
     for name in names:
         if names.count(name) > 1:
             raise InputError(
-                f"mixture {config.name!r}: a part of a mixture inside it and another component are both named "
-                f"{name!r}; rename one"
+                f"mixture {config.name!r}: two of its components or their parts are named {name!r}; rename one"
             )
     return Mixture(
         name=config.name,
@@ -133,10 +132,10 @@ def _gate_json(entry: _GatedComponent) -> dict[str, Any]:
     decision = entry.decision
     return {
         "name": entry.component.name,
-        "measured": entry.measurement.to_json() if entry.measurement else None,
+        "measured": dataclasses.asdict(entry.measurement) if entry.measurement else None,
         "decision": {"action": decision.action, "factor": decision.factor, "reason": decision.reason},
-        "rows": [[str(part.share), part.rows] for part in entry.available],
-        "contents": [[part.tokens, part.documents] for part in entry.available],
+        "rows": [[str(part.share), part.rows] for part in entry.result.rows],
+        "contents": [[part.tokens, part.documents] for part in entry.result.rows],
         "parts": list(entry.parts) or [entry.component.name],
     }
 
@@ -146,7 +145,7 @@ def _decision_json(entry: _GatedComponent) -> dict[str, Any]:
     ratios = [finding for finding in entry.decision.findings if finding.figure.startswith("ratio_to:")]
     turned_on = min(ratios, key=lambda finding: finding.value / finding.required, default=None)
     return {
-        **entry.decision.to_json(),
+        **dataclasses.asdict(entry.decision),
         "scorecard": f"scorecards/{entry.component.name}.json" if entry.measurement else None,
         "reference": turned_on.figure.removeprefix("ratio_to:") if turned_on else None,
         "ratio": {"value": turned_on.value, "low": turned_on.low, "high": turned_on.high} if turned_on else None,
@@ -167,22 +166,16 @@ def _score(
     components: Sequence[Component], shares: Sequence[Fraction], corpora: Mapping[str, Corpus], score: Scorer
 ) -> dict[str, Scorecard]:
     """Scorecards of all that a policy needs a figure of: those that were given, and the rest scored together."""
-    given = {}
+    given = {part.name: Scorecard.load(part.scorecard) for part in components if part.scorecard}
     for component in components:
-        if component.scorecard:
-            given[component.name] = _given_scorecard(component, component.scorecard, corpora[component.name])
+        scorecard = given.get(component.name)
+        if scorecard and scorecard.corpus["fingerprint"] != corpora[component.name].fingerprint():
+            raise InputError(
+                f"component {component.name!r}: {component.scorecard} is a scorecard of other data "
+                f"({scorecard.corpus['name']}) than {component.corpus.source}; score this, or leave scorecard out"
+            )
     wanted = {name: corpus for name, corpus in _to_score(components, shares, corpora).items() if name not in given}
     return {**given, **score(wanted)}
-
-
-def _given_scorecard(component: Component, path: str, corpus: Corpus) -> Scorecard:
-    scorecard = Scorecard.load(path)
-    if scorecard.corpus["fingerprint"] != corpus.fingerprint():
-        raise InputError(
-            f"component {component.name!r}: {path} is a scorecard of other data ({scorecard.corpus['name']}) than "
-            f"{component.corpus.source}; score this corpus, or leave scorecard out"
-        )
-    return scorecard
 
 
 def _to_score(
@@ -200,9 +193,7 @@ def _to_score(
         pairs = zip(components, shares, strict=True)
         real = {component.name: share for component, share in pairs if component.kind == "real" and share}
         if not real:
-            raise InputError(
-                "a policy asks for a ratio to 'real', but no real component has a share; name another component"
-            )
+            raise InputError("a policy names the reference 'real', but no real component has a share; name another")
         needed["real"] = PooledCorpus([corpora[name] for name in real], list(real.values()))
     return needed
 
@@ -210,18 +201,15 @@ def _to_score(
 def _check_parts(component: str, parts: Parts, tokenizer: Tokenizer, config: MixtureConfig) -> None:
     """Refuses rows prepared before that cannot stand beside those of this mixture, before anything is scored."""
     for name, (_, manifest) in parts.items():
-        vocabulary = manifest.vocabulary
+        about, vocabulary = f"component {component!r}: its rows ({name})", manifest.vocabulary
         if vocabulary.hash != tokenizer.hash:
             raise InputError(
-                f"component {component!r}: its rows ({name}) were prepared with another tokenizer ({vocabulary.kind}, "
-                f"{vocabulary.size:,} ids) than this mixture's ({tokenizer.kind}, {tokenizer.size:,} ids); "
-                "prepare all with one"
+                f"{about} were prepared with another tokenizer ({vocabulary.kind}, {vocabulary.size:,} ids) than this "
+                f"mixture's ({tokenizer.kind}, {tokenizer.size:,} ids); prepare all with one"
             )
         if manifest.sequence_length != config.sequence_length:
-            raise InputError(
-                f"component {component!r}: its rows ({name}) predict {manifest.sequence_length:,} tokens, this "
-                f"mixture's {config.sequence_length:,}; give all mixtures one sequence_length"
-            )
+            lengths = f"{manifest.sequence_length:,} tokens, this mixture's {config.sequence_length:,}"
+            raise InputError(f"{about} predict {lengths}; give all mixtures one sequence_length")
 
 
 def _parts(
@@ -241,18 +229,14 @@ def _parts(
     )
     output = Path(config.components_dir or folder / "components") / component.name
     manifest = prepare(source.corpus, tokenizer, output, settings, processes=config.processes)
-    _log_prepared(component.name, manifest)
-    return {component.name: (Fraction(1), manifest)}
-
-
-def _log_prepared(name: str, manifest: Manifest) -> None:
     train, statistics = manifest.splits["train"], manifest.statistics
     counts = f"{train.tokens:,}", f"{train.rows:,}", f"{manifest.row_tokens:,}"
-    log.info("prepared: %-10s %11s tokens in %s rows of %s", name, *counts)
+    log.info("prepared: %-10s %11s tokens in %s rows of %s", component.name, *counts)
     if manifest.chat:
         fill, targets = 100 * statistics["fill"], 100 * statistics["target_tokens"] / train.tokens
         text = "conversations: %-10s %11s, rows filled to %.1f %%, %.1f %% of tokens are answers"
-        log.info(text, name, f"{train.documents:,}", fill, targets)
+        log.info(text, component.name, f"{train.documents:,}", fill, targets)
+    return {component.name: (Fraction(1), manifest)}
 
 
 def code_version() -> dict[str, str]:

@@ -39,11 +39,7 @@ ON_FAIL: Mapping[str, FailAction] = {
     "warn": FailAction(title="warned", factor=lambda low_ratio, power: 1.0),
 }
 """By the name in `GatePolicy.on_fail`; a new action is one entry here."""
-ACTION_TITLES = {
-    "register": "registered",
-    "ungated": "ungated",
-    **{name: action.title for name, action in ON_FAIL.items()},
-}
+ACTION_TITLES = {"register": "registered", "ungated": "ungated"} | {name: fail.title for name, fail in ON_FAIL.items()}
 """All that a gate may decide, for people."""
 
 
@@ -82,28 +78,21 @@ class GatePolicy:
         if self.on_fail not in ON_FAIL:
             raise InputError(f"policy.on_fail {self.on_fail!r} is unknown; choose one of {', '.join(ON_FAIL)}")
         if self.min_effective_clusters is not None and self.min_effective_clusters < 1:
-            raise InputError(
-                f"policy.min_effective_clusters {self.min_effective_clusters}: every corpus has at least 1; give more"
-            )
+            raise InputError(f"policy.min_effective_clusters {self.min_effective_clusters}: give at least 1")
         for reference, ratio in self.min_ratio_to.items():
             if not ratio > 0:
                 raise InputError(f"policy.min_ratio_to[{reference!r}] {ratio}: give a ratio above 0")
         if not 0 < self.downweight_power < math.inf:
             raise InputError(f"policy.downweight_power {self.downweight_power}: give a number above 0")
         if self.repeat_limit is not None and not 0 < self.repeat_limit < math.inf:
-            raise InputError(
-                f"policy.repeat_limit {self.repeat_limit}: give a number of epochs above 0, or None for no limit"
-            )
+            raise InputError(f"policy.repeat_limit {self.repeat_limit}: give a number of epochs above 0, or None")
         if self.auto and self.ungated:
-            raise InputError(
-                "policy.auto divides by measured clusters, which an ungated component has none of; set one of the two"
-            )
+            raise InputError("policy.auto needs measured clusters, policy.ungated means none; set one of the two")
         if isinstance(self.freed_share, list | tuple):
             object.__setattr__(self, "freed_share", ",".join(self.freed_share))
         if not isinstance(self.freed_share, str) or not self.freed_share.strip():
-            raise InputError(
-                f"policy.freed_share {self.freed_share!r}: choose one of {', '.join(FREED_SHARE)}, or name components"
-            )
+            choices = ", ".join(FREED_SHARE)
+            raise InputError(f"policy.freed_share {self.freed_share!r}: choose one of {choices}, or name components")
 
     @property
     def is_empty(self) -> bool:
@@ -144,13 +133,9 @@ class Component:
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"\w+", self.name, re.ASCII):
-            raise InputError(
-                f"component name {self.name!r}: use letters, digits and underscores, since it names a SeqIO task"
-            )
+            raise InputError(f"component name {self.name!r}: use letters, digits and underscores")
         if self.name in ("real", *FREED_SHARE):
-            raise InputError(
-                f"component name {self.name!r} has a meaning of its own in policies; give the component another"
-            )
+            raise InputError(f"component name {self.name!r} has a meaning of its own in policies; give it another")
         if self.kind not in KINDS:
             raise InputError(f"component {self.name!r}: kind {self.kind!r} is unknown; choose {' or '.join(KINDS)}")
         if not self.share >= 0:
@@ -201,9 +186,7 @@ class MixtureConfig:
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"\w+", self.name, re.ASCII):
-            raise InputError(
-                f"mixture name {self.name!r}: use letters, digits and underscores, since it names a SeqIO mixture"
-            )
+            raise InputError(f"mixture name {self.name!r}: use letters, digits and underscores")
         if isinstance(self.components, Component):
             raise InputError(f"mixture {self.name!r}: components is one component; give a tuple: put a comma after it")
         if not self.components:
@@ -211,28 +194,19 @@ class MixtureConfig:
         names = [component.name for component in self.components]
         for name in names:
             if names.count(name) > 1:
-                raise InputError(
-                    f"mixture {self.name!r} has {names.count(name)} components named {name!r}; give each its own name"
-                )
+                raise InputError(f"mixture {self.name!r} has {names.count(name)} components named {name!r}; rename one")
         for component in self.components:
-            for reference in component.policy.min_ratio_to:
+            about, policy = f"component {component.name!r}", component.policy
+            for reference in policy.min_ratio_to:
                 if reference not in ("real", *names) or reference == component.name:
-                    raise InputError(
-                        f"component {component.name!r}: min_ratio_to names {reference!r}; name 'real' or another "
-                        "component"
-                    )
-            for recipient in component.policy.recipients:
+                    raise InputError(f"{about}: min_ratio_to names {reference!r}; name 'real' or another component")
+            for recipient in policy.recipients:
                 if recipient not in names or recipient == component.name:
-                    raise InputError(
-                        f"component {component.name!r}: freed_share names {recipient!r}; choose one of "
-                        f"{', '.join(FREED_SHARE)}, or other components"
-                    )
-            if component.policy.epochs is not None and self.train_tokens is None:
-                field_ = "auto" if component.policy.auto else "repeat_limit"
-                raise InputError(
-                    f"component {component.name!r}: policy.{field_} counts epochs; set train_tokens, the tokens "
-                    "training will see"
-                )
+                    choices = f"{', '.join(FREED_SHARE)}, or other components"
+                    raise InputError(f"{about}: freed_share names {recipient!r}; choose one of {choices}")
+            if policy.epochs is not None and self.train_tokens is None:
+                limit = "auto" if policy.auto else "repeat_limit"
+                raise InputError(f"{about}: policy.{limit} counts epochs; set train_tokens, which training will see")
         if self.train_tokens is not None and self.train_tokens < 1:
             raise InputError(f"train_tokens {self.train_tokens}: give at least 1, or None")
         if self.shares_of not in SHARES_OF:
@@ -256,9 +230,8 @@ def token_shares(
     if real_to_synthetic is None:
         if not is_weight and abs(float(sum(weights)) - 1) > 1e-6:
             listed = ", ".join(f"{component.name} {component.share:g}" for component in components)
-            raise InputError(
-                f"shares sum to {float(sum(weights)):g} ({listed}); make them sum to 1, or set real_to_synthetic"
-            )
+            problem = f"shares sum to {float(sum(weights)):g} ({listed})"
+            raise InputError(f"{problem}; make them sum to 1, or set real_to_synthetic")
         return exact_shares(weights)
     if len(real_to_synthetic) != 2 or min(real_to_synthetic) < 0 or sum(real_to_synthetic) == 0:
         raise InputError(f"real_to_synthetic {real_to_synthetic}: give two parts, such as (4, 1)")
@@ -267,9 +240,7 @@ def token_shares(
         members = [i for i, component in enumerate(components) if component.kind == kind]
         total = sum(weights[i] for i in members)
         if part and not total:
-            raise InputError(
-                f"real_to_synthetic gives {part:g} parts to {kind} text, but no {kind} component has a share"
-            )
+            raise InputError(f"real_to_synthetic: {part:g} parts are {kind}, but no {kind} component has a share")
         for i in members:
             shares[i] = decimal_fraction(part) * weights[i] / total if total else Fraction(0)
     return exact_shares(shares)

@@ -6,7 +6,6 @@ lies below the required figure; where the interval holds it, the component is ta
 """
 
 from collections.abc import Iterator, Mapping
-import dataclasses
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -34,17 +33,9 @@ class Measurement:
     corpus_fingerprint: str
     judge: str
 
-    def to_json(self) -> dict[str, Any]:
-        """All fields, nested."""
-        return dataclasses.asdict(self)
-
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Self:
-        """Reads what `to_json` wrote.
-
-        Raises:
-          TypeError: a field is missing or unknown.
-        """
+        """Reads `dataclasses.asdict`; raises TypeError or KeyError where a field is missing or unknown."""
         ratios = {reference: Estimate(**ratio) for reference, ratio in value["ratios"].items()}
         clusters = Estimate(**value["effective_clusters"])
         return cls(**{**value, "effective_clusters": clusters, "ratios": ratios})
@@ -74,8 +65,7 @@ class Decision:
     """What the gate decided about a component.
 
     Attributes:
-      action: `register`, `ungated`, or one of `config.ON_FAIL`.
-      reason: one line for people.
+      action: `register`, `ungated`, or one of `config.ON_FAIL`; reason: one line for people.
       factor: what the share is multiplied by, in [0, 1].
       policy: the conditions; findings: how the component met them.
       scorecard_hash: of the scorecard it rests on; None where it was not scored.
@@ -89,10 +79,6 @@ class Decision:
     findings: tuple[Finding, ...] = ()
     scorecard_hash: str | None = None
     effective_clusters: Estimate | None = None
-
-    def to_json(self) -> dict[str, Any]:
-        """All fields, nested."""
-        return dataclasses.asdict(self)
 
 
 def measure(component: Component, scorecards: Mapping[str, Scorecard]) -> Measurement | None:
@@ -110,10 +96,7 @@ def measure(component: Component, scorecards: Mapping[str, Scorecard]) -> Measur
     ratios = {}
     for reference in component.policy.min_ratio_to:
         if reference not in scorecards:
-            raise InputError(
-                f"component {component.name!r}: its policy compares it with {reference!r}, which was not scored; "
-                "score both"
-            )
+            raise InputError(f"component {component.name!r}: its reference {reference!r} was not scored; score both")
         ratio = compare(scorecard, scorecards[reference])
         ratios[reference] = Estimate(value=ratio.ratio, low=ratio.low or 0.0, high=ratio.high)
     return Measurement(
@@ -130,7 +113,12 @@ def decide(component: Component, measurement: Measurement | None) -> Decision:
     """Decides about one component from its figures alone."""
     policy = component.policy
     if measurement is None:
-        return _decide_unscored(component)
+        action, factor, reason = "reject", 0.0, "not scored; score it, or set policy.ungated to take it unscored"
+        if component.kind == "real" and policy.is_empty:
+            action, factor, reason = "register", 1.0, "real text without conditions"
+        elif policy.ungated:
+            action, factor, reason = "ungated", 1.0, "taken unscored, as its policy says"
+        return Decision(action=action, reason=reason, factor=factor, policy=policy)
     findings = tuple(_findings(policy, measurement))
     failed = [finding for finding in findings if finding.verdict == "fails"]
     undecided = [finding for finding in findings if finding.verdict == "undecided"]
@@ -152,16 +140,6 @@ def decide(component: Component, measurement: Measurement | None) -> Decision:
         scorecard_hash=measurement.scorecard_hash,
         effective_clusters=measurement.effective_clusters,
     )
-
-
-def _decide_unscored(component: Component) -> Decision:
-    policy = component.policy
-    if component.kind == "real" and policy.is_empty:
-        return Decision(action="register", reason="real text without conditions", factor=1.0, policy=policy)
-    if policy.ungated:
-        return Decision(action="ungated", reason="taken unscored, as its policy says", factor=1.0, policy=policy)
-    reason = "not scored; score it, or set policy.ungated to take it unscored"
-    return Decision(action="reject", reason=reason, factor=0.0, policy=policy)
 
 
 def _findings(policy: GatePolicy, measurement: Measurement) -> Iterator[Finding]:

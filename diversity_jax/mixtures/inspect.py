@@ -20,8 +20,6 @@ class SampleRow:
     """One row of a mixture, decoded.
 
     Attributes:
-      number: in the mixture.
-      component: which the row belongs to.
       texts: of its documents or parts of documents, in order; all but the last end a document here.
       ends_document: whether the last one does, too.
     """
@@ -37,7 +35,6 @@ class MixtureView:
     """What there is to see of a built mixture.
 
     Attributes:
-      mixture: as built.
       rows: how many rows realised shares are counted over.
       counts: rows among them of each component taken, [components].
       replayed: every decision worked out again; empty where the file records none.

@@ -1,4 +1,6 @@
-"""A built mixture: `mixture.json`, with its prepared components, the shares granted and the decisions behind them."""
+"""A built mixture: `mixture.json`, with its prepared components, the shares granted and the decisions behind them; and
+its batches by memory map: row n of step s is a pure function of the mixture, on any host, without state.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -7,12 +9,88 @@ import os
 from pathlib import Path
 from typing import Any, Self
 
+import numpy as np
+
 from diversity_jax.core.errors import InputError
 from diversity_jax.core.files import content_hash, read_json, write_json
-from diversity_jax.mixtures.loader import Loader
+from diversity_jax.mixtures.schedule import Schedule
 from diversity_jax.prepare.manifest import Manifest, VocabularyInfo
+from diversity_jax.prepare.rows import RowReader, Rows
 
 FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch(Rows):
+    """Rows for one step; the first L tokens of a row are inputs, the last L targets.
+
+    Attributes:
+      component: int32 [B], the index of the component each row belongs to.
+    """
+
+    component: np.ndarray
+
+
+class Loader:
+    """Batches of a mixture.
+
+    Global batch s holds mixture rows s * batch_size to (s + 1) * batch_size - 1; a host reads the part that is its own.
+    Hence resuming at step s needs no state but s, and the data does not depend on how many hosts read it. Needs NumPy
+    alone: no TensorFlow on the training machine.
+
+    Args:
+      manifests: prepared components, in the order of `shares`.
+      shares: token shares; a component of share zero is never read.
+      batch_size: rows of the global batch.
+      split: `train`, or `validation` to draw from held-out rows.
+    """
+
+    def __init__(
+        self,
+        manifests: Sequence[Manifest],
+        shares: Sequence[float | Fraction],
+        *,
+        batch_size: int,
+        split: str = "train",
+    ):
+        lengths = {manifest.sequence_length for manifest in manifests}
+        hashes = {manifest.vocabulary.hash for manifest in manifests}
+        for what, values in (("sequence lengths", lengths), ("tokenizers", hashes)):
+            if len(values) > 1:
+                raise InputError(f"components were prepared with different {what} {values}; prepare them with one")
+        self.schedule, self.batch_size = Schedule(shares), batch_size
+        self.sequence_length = manifests[0].sequence_length
+        pairs = list(zip(manifests, self.schedule.shares, strict=True))
+        self._has_token_flags = any(manifest.chat for manifest, share in pairs if share)
+        self._readers = [RowReader(manifest, split) if share else None for manifest, share in pairs]
+
+    def batch(self, step: int, part: slice = slice(None)) -> Batch:
+        """Batch of a step, or the part of it that `part` selects (this host's rows)."""
+        return self.rows(np.arange(step * self.batch_size, (step + 1) * self.batch_size)[part])
+
+    def rows(self, numbers: np.ndarray) -> Batch:
+        """Mixture rows by number."""
+        component, rank = self.schedule.component(numbers), self.schedule.rank(numbers)
+        shape = (len(numbers), self.sequence_length + 1)
+        tokens = np.empty(shape, np.int32)
+        targets = np.ones(shape, bool) if self._has_token_flags else None
+        starts = np.zeros(shape, bool) if self._has_token_flags else None
+        for i, reader in enumerate(self._readers):
+            own = component == i
+            if reader is None or not own.any():
+                continue
+            rows = reader.read(rank[own])
+            tokens[own] = rows.tokens
+            if targets is not None and starts is not None and rows.targets is not None and rows.starts is not None:
+                targets[own], starts[own] = rows.targets, rows.starts
+        return Batch(tokens=tokens, component=component, targets=targets, starts=starts)
+
+    def epochs(self, steps: int) -> list[float]:
+        """How often each component's rows are seen in `steps` steps; 0 for one that is never read."""
+        counts = self.schedule.counts(steps * self.batch_size)
+        return [
+            float(count / reader.rows) if reader else 0.0 for count, reader in zip(counts, self._readers, strict=True)
+        ]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,68 +219,41 @@ class Mixture:
         value = read_json(path)
         try:
             if value["version"] != FORMAT_VERSION:
-                raise InputError(
-                    f"{path}: format {value['version']}, this code reads {FORMAT_VERSION}; build the mixture again"
-                )
+                raise InputError(f"{path}: format {value['version']} is not {FORMAT_VERSION}; build the mixture again")
             mixture = cls(
-                name=value["name"],
                 components=tuple(_component(path.parent, part) for part in value["components"]),
-                sequence_length=value["sequence_length"],
-                seed=value["seed"],
-                vocabulary=VocabularyInfo(**{**value["vocabulary"], "files": tuple(value["vocabulary"]["files"])}),
+                vocabulary=VocabularyInfo.from_json(value["vocabulary"]),
                 folder=path.parent,
-                asked=value["asked"],
-                gate=value["gate"],
                 nested=value["ingredients"],
-                code=value["code"],
+                **{name: value[name] for name in ("name", "sequence_length", "seed", "asked", "gate", "code")},
             )
             recorded = value["content_hash"]
         except InputError:
             raise
         except (KeyError, TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
             raise InputError(f"{path}: is not a built mixture ({error!r}); build it again") from None
-        mixture.check_alike()
+        for component in mixture.taken:
+            about, manifest = f"mixture {mixture.name!r}: component {component.name!r}", component.prepared
+            if manifest.vocabulary.hash != mixture.vocabulary.hash:
+                infos = (manifest.vocabulary, mixture.vocabulary)
+                theirs, ours = (f"({info.kind}, {info.size:,} ids, {info.hash[:8]})" for info in infos)
+                raise InputError(f"{about} was prepared with another tokenizer {theirs} than the mixture's {ours}")
+            if manifest.sequence_length != mixture.sequence_length:
+                lengths = f"{manifest.sequence_length:,} tokens, the mixture's {mixture.sequence_length:,}"
+                raise InputError(f"{about} has rows that predict {lengths}; prepare all with one sequence_length")
         if mixture.content_hash != recorded:
-            raise InputError(
-                f"{path}: its shares or manifests were changed after it was built; build the mixture again"
-            )
+            raise InputError(f"{path}: its shares or manifests were changed after it was built; build it again")
         return mixture
-
-    def check_alike(self) -> None:
-        """Refuses components of different tokenizers or sequence lengths: they cannot fill rows of one mixture."""
-        for component in self.taken:
-            manifest = component.prepared
-            if manifest.vocabulary.hash != self.vocabulary.hash:
-                theirs, ours = (
-                    f"({info.kind}, {info.size:,} ids, {info.hash[:8]})"
-                    for info in (manifest.vocabulary, self.vocabulary)
-                )
-                raise InputError(
-                    f"mixture {self.name!r}: component {component.name!r} was prepared with another tokenizer {theirs} "
-                    f"than the mixture's {ours}; prepare all components with one"
-                )
-            if manifest.sequence_length != self.sequence_length:
-                raise InputError(
-                    f"mixture {self.name!r}: component {component.name!r} has rows of {manifest.sequence_length:,} "
-                    f"tokens to predict, the mixture {self.sequence_length:,}; prepare all components with one "
-                    "sequence_length"
-                )
 
 
 def _component(folder: Path, value: Mapping[str, Any]) -> MixtureComponent:
     path = Path(os.path.normpath(folder / value["manifest"])) if value["manifest"] else None
     manifest = Manifest.load(path) if path else None
     if manifest and manifest.content_hash != value["manifest_hash"]:
-        raise InputError(
-            f"{path}: was changed after the mixture was built; restore it, or prepare the component and build the "
-            "mixture again"
-        )
+        raise InputError(f"{path}: was changed after the mixture was built; restore it, or build the mixture again")
     return MixtureComponent(
-        name=value["name"],
-        kind=value["kind"],
         share_asked=Fraction(value["share_asked_exact"]),
         share_granted=Fraction(value["share_granted_exact"]),
-        decision=value["decision"],
         manifest=manifest,
-        part_of=value["part_of"],
+        **{name: value[name] for name in ("name", "kind", "decision", "part_of")},
     )

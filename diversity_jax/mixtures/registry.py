@@ -30,14 +30,11 @@ ENVIRONMENT_VARIABLE = "DIVERSITY_JAX_MIXTURES"
 
 
 class PreparedTask(seqio.Task):
-    """A task over prepared rows.
+    """A task over the prepared rows of `manifest`.
 
     The rows already lie in a seeded permutation, so `shuffle=True`, which trainers pass for the train split, changes
     nothing: a second shuffle would cost a buffer and the order that makes token shares hold in every window. SeqIO's
     cache in memory is off too, since the page cache does the same.
-
-    Attributes:
-      manifest: of the rows.
     """
 
     manifest: Manifest
@@ -51,9 +48,8 @@ class PreparedTask(seqio.Task):
         **options: Any,
     ) -> Any:
         """As `seqio.Task.get_dataset`, in the permuted order that the rows have on disk."""
-        return super().get_dataset(
-            sequence_length, split, use_cached, shuffle=False, **{**options, "try_in_mem_cache": False}
-        )
+        options |= {"shuffle": False, "try_in_mem_cache": False}
+        return super().get_dataset(sequence_length, split, use_cached, **options)
 
 
 def register(folder: str | Path) -> list[str]:
@@ -73,9 +69,7 @@ def register(folder: str | Path) -> list[str]:
     shares = [component.share_granted for component in mixture.taken]
     if mixture.name in seqio.MixtureRegistry.names():
         if getattr(seqio.MixtureRegistry.get(mixture.name), "content_hash", None) != mixture.content_hash:
-            raise InputError(
-                f"{folder}: another mixture named {mixture.name!r} is registered already; give this one another name"
-            )
+            raise InputError(f"{folder}: another mixture named {mixture.name!r} is registered already; rename this")
     else:
         rates = [(task, float(share)) for task, share in zip(tasks, shares, strict=True)]
         sample = functools.partial(_by_schedule, tuple(tasks), tuple(shares))
@@ -92,9 +86,7 @@ def registered_folder(name: str) -> Path | None:
 def _register_task(name: str, manifest: Manifest) -> str:
     if name in seqio.TaskRegistry.names():
         if getattr(seqio.TaskRegistry.get(name), "content_hash", None) != manifest.content_hash:
-            raise InputError(
-                f"{manifest.folder}: another task named {name!r} is registered already; rename the component"
-            )
+            raise InputError(f"{manifest.folder}: another task named {name!r} is registered already; rename this")
         return name
     manifest.check_sizes()
     task = PreparedTask(
@@ -203,10 +195,8 @@ def _by_schedule(
     """
     positions = sorted(range(len(tasks)), key=lambda i: tasks[i])
     if len(datasets) != len(tasks):
-        raise InputError(
-            f"{len(tasks) - len(datasets)} of the tasks {', '.join(tasks)} have no such split; hold out documents in "
-            "each"
-        )
+        missing = f"{len(tasks) - len(datasets)} of the tasks {', '.join(tasks)}"
+        raise InputError(f"{missing} have no such split; hold out documents in each")
     schedule = Schedule(shares)
     dataset_of_component = np.argsort(positions)
     choices = dataset_of_component[schedule.component(np.arange(schedule.period))].astype(np.int16)
@@ -215,41 +205,25 @@ def _by_schedule(
 
 
 def folders_named(value: str) -> list[Path]:
-    """Folders of mixtures in a list joined by colons; a folder that holds no mixture itself stands for those in it that
-    do.
+    """Folders of mixtures in a list joined by colons; one without a mixture stands for the mixtures directly in it.
 
     Raises:
       InputError: a folder is missing, remote, or holds no mixture.
     """
     folders: list[Path] = []
     for name in filter(None, re.split(rf"{os.pathsep}(?!//)", value)):
-        folder = Path(name)
+        folder, about = Path(name), f"{ENVIRONMENT_VARIABLE}: {name}"
         if "://" in name:
-            raise InputError(
-                f"{ENVIRONMENT_VARIABLE}: {name}: rows are read from local or mounted folders; copy the mixture there"
-            )
+            raise InputError(f"{about}: rows are read from local or mounted folders; copy the mixture there")
         if not folder.is_dir():
-            raise InputError(
-                f"{ENVIRONMENT_VARIABLE}: {name}: no such folder; name folders of built mixtures, joined by "
-                f"{os.pathsep!r}"
-            )
-        inside = (
-            [folder]
-            if (folder / "mixture.json").exists()
-            else sorted(path.parent for path in folder.glob("*/mixture.json"))
-        )
+            raise InputError(f"{about}: no such folder; name folders of mixtures, joined by {os.pathsep!r}")
+        own = folder / "mixture.json"
+        inside = [own] if own.exists() else sorted(folder.glob("*/mixture.json"))
         if not inside:
-            raise InputError(
-                f"{ENVIRONMENT_VARIABLE}: {name}: holds no mixture.json; build one there with "
-                "diversity_jax.mixtures.build"
-            )
-        folders += inside
+            raise InputError(f"{about}: holds no mixture.json; build one there with diversity_jax.mixtures.build")
+        folders += [path.parent for path in inside]
     return folders
 
 
-def _register_from_environment() -> None:
-    for folder in folders_named(os.environ.get(ENVIRONMENT_VARIABLE, "")):
-        register(folder)
-
-
-_register_from_environment()
+for _folder in folders_named(os.environ.get(ENVIRONMENT_VARIABLE, "")):
+    register(_folder)

@@ -28,7 +28,6 @@ class Replayed:
     """One component's share, worked out again.
 
     Attributes:
-      name, share_asked, share_granted, decision: as the mixture file records them, and as they came out again.
       from_scorecards: whether the figures were taken anew from scorecards, too.
     """
 
@@ -46,33 +45,27 @@ class _Recorded:
     Attributes:
       measurement: None where it was not scored.
       decision: `action` and `factor`.
-      rows: prepared rows of its parts; available: with their contents, empty in files older than that record.
-      granted: shares of its parts.
+      rows: prepared rows of its parts; granted: their shares.
     """
 
     name: str
     measurement: Measurement | None
     decision: Mapping[str, Any]
-    rows: tuple[tuple[Fraction, int], ...]
-    available: Sequence[AvailableRows]
-    granted: Sequence[Fraction]
+    rows: Sequence[AvailableRows]
+    granted: tuple[Fraction, ...]
 
     @classmethod
     def read(cls, value: Mapping[str, Any], granted: Mapping[str, Fraction]) -> "_Recorded":
-        rows = tuple((Fraction(share), count) for share, count in value["rows"])
-        contents = value.get("contents")
+        contents = value.get("contents", [(None, None)] * len(value["rows"]))  # older files have none
         return cls(
             name=value["name"],
             measurement=Measurement.from_json(value["measured"]) if value["measured"] else None,
             decision=value["decision"],
-            rows=rows,
-            available=[
-                AvailableRows(share=share, rows=count, tokens=tokens, documents=documents)
-                for (share, count), (tokens, documents) in zip(rows, contents, strict=True)
-            ]
-            if contents is not None
-            else [],
-            granted=[granted[name] for name in value["parts"]],
+            rows=[
+                AvailableRows(share=Fraction(share), rows=rows, tokens=tokens, documents=documents)
+                for (share, rows), (tokens, documents) in zip(value["rows"], contents, strict=True)
+            ],
+            granted=tuple(granted[name] for name in value["parts"]),
         )
 
 
@@ -90,25 +83,26 @@ def replay(path: str | Path, *, scorecards: bool = True) -> list[Replayed]:
     path = Path(path)
     path = path / "mixture.json" if path.is_dir() else path
     asked, recorded = _read(path)
-    cards = _load_scorecards(path.parent, recorded) if scorecards else {}
+    names = ["real", *(entry.name for entry in recorded if entry.measurement)] if scorecards else []
+    files = {name: path.parent / "scorecards" / f"{name}.json" for name in names}
+    cards = {name: Scorecard.load(file) for name, file in files.items() if file.exists()}
+    decisions, results = [], []
     for component, entry in zip(asked.components, recorded, strict=True):
         _check_measurement(path, component, entry, cards)
-    decisions = [
-        decide(component, entry.measurement) for component, entry in zip(asked.components, recorded, strict=True)
-    ]
-    for entry, decision in zip(recorded, decisions, strict=True):
-        _check_decision(path, entry, decision)
-    results = [
-        gate_result(decision, entry.measurement, entry.rows)
-        for entry, decision in zip(recorded, decisions, strict=True)
-    ]
-    shares, granted = granted_shares(asked, results, [entry.available for entry in recorded])
-    for entry, parts in zip(recorded, granted, strict=True):
-        if list(entry.granted) != list(parts):
+    for component, entry in zip(asked.components, recorded, strict=True):
+        decision, before = decide(component, entry.measurement), entry.decision
+        if decision.action != before["action"] or not _is_same(decision.factor, before["factor"]):
             raise InputError(
-                f"{path}: grants {entry.name!r} {float(sum(entry.granted)):.6g}, its decisions give "
-                f"{float(sum(parts)):.6g}; build the mixture again"
+                f"{path}: says {entry.name!r} was decided as {before['action']} x {before['factor']:.6g}, its figures "
+                f"give {decision.action} x {decision.factor:.6g}; build the mixture again"
             )
+        decisions.append(decision)
+        results.append(gate_result(decision, entry.measurement, entry.rows))
+    shares, granted = granted_shares(asked, results)
+    for entry, parts in zip(recorded, granted, strict=True):
+        if entry.granted != parts:
+            before_and_after = f"{float(sum(entry.granted)):.6g}, its decisions give {float(sum(parts)):.6g}"
+            raise InputError(f"{path}: grants {entry.name!r} {before_and_after}; build the mixture again")
     return [
         Replayed(
             name=entry.name,
@@ -131,19 +125,13 @@ def _read(path: Path) -> tuple[MixtureConfig, list[_Recorded]]:
     except (KeyError, TypeError, ValueError) as error:
         if isinstance(error, InputError):
             raise
-        raise InputError(
-            f"{path}: records no decisions that can be replayed ({error!r}); build the mixture again"
-        ) from None
+        raise InputError(f"{path}: records no decisions to replay ({error!r}); build the mixture again") from None
     if [component.name for component in asked.components] != [entry.name for entry in recorded]:
-        raise InputError(
-            f"{path}: its decisions are not of the components that were asked for; build the mixture again"
-        )
+        raise InputError(f"{path}: its decisions are not of the components that were asked for; build it again")
     return asked, recorded
 
 
-def gate_result(
-    decision: Decision, measurement: Measurement | None, rows: Sequence[tuple[Fraction, int]]
-) -> GateResult:
+def gate_result(decision: Decision, measurement: Measurement | None, rows: Sequence[AvailableRows]) -> GateResult:
     """What allocation takes into account of a component."""
     clusters = None if measurement is None else measurement.effective_clusters.value
     return GateResult(factor=decision.factor, effective_clusters=clusters, rows=tuple(rows))
@@ -171,43 +159,21 @@ def config_to_json(config: MixtureConfig) -> dict[str, Any]:
     return json.loads(json.dumps(dataclasses.asdict(config)))
 
 
-def _load_scorecards(folder: Path, recorded: Sequence[_Recorded]) -> dict[str, Scorecard]:
-    """Scorecards in the mixture's folder of components that were measured, and of the real text pooled."""
-    names = [entry.name for entry in recorded if entry.measurement]
-    paths = {name: folder / "scorecards" / f"{name}.json" for name in [*names, "real"]}
-    return {name: Scorecard.load(path) for name, path in paths.items() if path.exists()}
-
-
 def _check_measurement(path: Path, component: Component, entry: _Recorded, cards: Mapping[str, Scorecard]) -> None:
     """The figures in the file are those of the scorecards."""
     recorded = entry.measurement
     again = measure(component, cards) if recorded is not None else None
     if recorded is None or again is None:
         return
-    scorecard = path.parent / "scorecards" / f"{component.name}.json"
+    problem, scorecard = None, path.parent / "scorecards" / f"{component.name}.json"
     if again.corpus_fingerprint != recorded.corpus_fingerprint:
-        raise InputError(
-            f"{scorecard}: is a scorecard of other data than component {component.name!r}; score it, then build the "
-            "mixture again"
-        )
-    if again.scorecard_hash != recorded.scorecard_hash or again.reference_hashes != dict(recorded.reference_hashes):
-        raise InputError(
-            f"{scorecard}: is not the scorecard that the decision on {component.name!r} rests on; build the mixture "
-            "again"
-        )
-    if not _is_same(again.to_json(), recorded.to_json()):
-        raise InputError(
-            f"{path}: the figures of {component.name!r} are not those of its scorecard; build the mixture again"
-        )
-
-
-def _check_decision(path: Path, entry: _Recorded, decision: Decision) -> None:
-    before = entry.decision
-    if decision.action != before["action"] or not _is_same(decision.factor, before["factor"]):
-        raise InputError(
-            f"{path}: says {entry.name!r} was decided as {before['action']} x {before['factor']:.6g}, its figures give "
-            f"{decision.action} x {decision.factor:.6g}; build the mixture again"
-        )
+        problem = f"{scorecard}: is a scorecard of other data than component {component.name!r}"
+    elif again.scorecard_hash != recorded.scorecard_hash or again.reference_hashes != dict(recorded.reference_hashes):
+        problem = f"{scorecard}: is not the scorecard that the decision on {component.name!r} rests on"
+    elif not _is_same(dataclasses.asdict(again), dataclasses.asdict(recorded)):
+        problem = f"{path}: the figures of {component.name!r} are not those of its scorecard"
+    if problem:
+        raise InputError(f"{problem}; build the mixture again")
 
 
 def _is_same(a: Any, b: Any) -> bool:

@@ -11,10 +11,24 @@ import math
 from diversity_jax.core.errors import InputError
 from diversity_jax.mixtures.config import Component, MixtureConfig, decimal_fraction
 from diversity_jax.mixtures.schedule import exact_shares
-from diversity_jax.prepare.manifest import Manifest
 
 _GRID = 100_000  # limits are rounded down to this fraction of the mixture, which the schedule can keep exactly
 _SCHEDULE_DRIFT_ROWS = 3  # by which a component may be ahead of its share in a prefix (see `schedule.Schedule`)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AvailableRows:
+    """Training rows of one part of a component, and what is in them.
+
+    Attributes:
+      share: of the component; 1 unless that is a mixture itself.
+      tokens, documents: None in files older than this record.
+    """
+
+    share: Fraction
+    rows: int
+    tokens: int | None = None
+    documents: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,33 +38,12 @@ class GateResult:
     Attributes:
       factor: of the gate's decision, in [0, 1].
       effective_clusters: measured; None where it was not scored.
-      rows: training rows of its parts, each with the part's share of the component: one part unless it is a mixture
-        itself.
+      rows: of its parts: one part unless it is a mixture itself; empty where it was not prepared.
     """
 
     factor: float = 1.0
     effective_clusters: float | None = None
-    rows: tuple[tuple[Fraction, int], ...] = ()
-
-
-@dataclass(frozen=True, kw_only=True)
-class AvailableRows:
-    """Training rows of one part of a component, and what is in them.
-
-    Attributes:
-      share: of the component; 1 unless that is a mixture itself.
-    """
-
-    share: Fraction
-    rows: int
-    tokens: int
-    documents: int
-
-    @classmethod
-    def of(cls, share: Fraction, manifest: Manifest) -> "AvailableRows":
-        """As a manifest says."""
-        train = manifest.splits["train"]
-        return cls(share=share, rows=train.rows, tokens=train.tokens, documents=train.documents)
+    rows: tuple[AvailableRows, ...] = ()
 
 
 def allocate_shares(
@@ -99,34 +92,21 @@ def allocate_shares(
 
 
 def granted_shares(
-    config: MixtureConfig, results: Sequence[GateResult], available: Sequence[Sequence[AvailableRows]]
+    config: MixtureConfig, results: Sequence[GateResult]
 ) -> tuple[tuple[Fraction, ...], list[tuple[Fraction, ...]]]:
-    """Shares of rows as requested, and as granted to the parts of each component.
-
-    Args:
-      results, available: of each component in order; see `row_shares`.
-
-    Raises:
-      InputError: as `allocate_shares`.
-    """
-    requested = row_shares(config.shares_of, config.shares_asked(), available)
+    """Shares of rows as requested, and as granted to the parts of each component; raises as `allocate_shares`."""
+    requested = row_shares(config.shares_of, config.shares_asked(), results)
     rows = train_rows(config.train_tokens, config.sequence_length)
     return requested, part_shares(allocate_shares(config.components, requested, results, rows), results)
 
 
-def row_shares(
-    shares_of: str, shares: Sequence[Fraction], available: Sequence[Sequence[AvailableRows]]
-) -> tuple[Fraction, ...]:
-    """Shares of rows that give the shares asked for of what `shares_of` counts.
+def row_shares(shares_of: str, shares: Sequence[Fraction], results: Sequence[GateResult]) -> tuple[Fraction, ...]:
+    """Shares of rows that give the shares asked for, which sum to one, of what `shares_of` counts.
 
-    Rows of text all hold as many tokens, so that a share of rows is one of tokens; rows of conversations nearly so.
-
-    Args:
-      shares: asked for, summing to one.
-      available: of each component its parts' rows; empty for one that was rejected and so not prepared: it counts as
-        the mean of the others do.
+    Rows of text all hold as many tokens, so that a share of rows is one of tokens; rows of conversations nearly so. A
+    component that was not prepared counts as the mean of the others.
     """
-    per_row = [_units_per_row(shares_of, parts) if parts else None for parts in available]
+    per_row = [_units_per_row(shares_of, gate.rows) for gate in results]
     known = [units for units in per_row if units is not None]
     if not known or len(set(known)) == 1:
         return tuple(shares)
@@ -136,14 +116,15 @@ def row_shares(
     )
 
 
-def _units_per_row(shares_of: str, parts: Sequence[AvailableRows]) -> Fraction:
-    """What shares count, in a row of a component; its parts are mixed in their own shares of its rows."""
-    if shares_of == "epochs":
-        return Fraction(1, sum(part.rows for part in parts))
-    counts = [part.tokens if shares_of == "tokens" else part.documents for part in parts]
-    return sum(
-        (part.share * Fraction(count, part.rows) for part, count in zip(parts, counts, strict=True)), Fraction(0)
-    )
+def _units_per_row(shares_of: str, parts: Sequence[AvailableRows]) -> Fraction | None:
+    """What shares count, in a row of a component whose parts are mixed in their own shares; None where not known."""
+    units = Fraction(0)
+    for part in parts:
+        count = part.tokens if shares_of == "tokens" else part.documents
+        if count is None:
+            return None
+        units += part.share * Fraction(count, part.rows)
+    return Fraction(1, sum(part.rows for part in parts)) if parts and shares_of == "epochs" else units or None
 
 
 def train_rows(train_tokens: int | None, sequence_length: int) -> int | None:
@@ -172,13 +153,11 @@ def _limit(component: Component, gate: GateResult, train_rows: int | None) -> Fr
     if epochs is None or not gate.rows:
         return None
     if train_rows is None:
-        raise InputError(
-            f"component {component.name!r}: its policy counts epochs; set train_tokens, the tokens training will see"
-        )
+        raise InputError(f"component {component.name!r}: its policy counts epochs; set train_tokens")
     allowed = [
-        max(Fraction(0), decimal_fraction(epochs) * rows - _SCHEDULE_DRIFT_ROWS) / part
-        for part, rows in gate.rows
-        if part
+        max(Fraction(0), decimal_fraction(epochs) * part.rows - _SCHEDULE_DRIFT_ROWS) / part.share
+        for part in gate.rows
+        if part.share
     ]
     return Fraction(math.floor(min(allowed) / train_rows * _GRID), _GRID)
 
@@ -197,14 +176,15 @@ def _recipients(
         left = ", ".join(components[i].name for i in candidates) or "none"
         raise InputError(
             f"component {component.name!r}: {cause} {float(share):.4g} of the mixture's tokens, which have nowhere to "
-            f"go (freed_share={freed_share!r}; components that could take them: {left}); choose another freed_share, "
-            "loosen its policy, or add text"
+            f"go (freed_share={freed_share!r}; components that could take them: {left}); choose another freed_share"
         )
     return recipients
 
 
 def part_shares(granted: Sequence[Fraction], results: Sequence[GateResult]) -> list[tuple[Fraction, ...]]:
     """Each component's share divided by its parts' shares of it; one part where it is not a mixture itself."""
-    divided = [[share * part for part, _ in gate.rows] or [share] for share, gate in zip(granted, results, strict=True)]
+    divided = [
+        [share * part.share for part in gate.rows] or [share] for share, gate in zip(granted, results, strict=True)
+    ]
     exact = iter(exact_shares([share for parts in divided for share in parts]))
     return [tuple(next(exact) for _ in parts) for parts in divided]

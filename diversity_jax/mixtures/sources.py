@@ -19,7 +19,6 @@ from diversity_jax.mixtures.schedule import exact_shares
 from diversity_jax.prepare.manifest import Manifest, prepared_tokenizer
 from diversity_jax.prepare.rows import RowReader
 
-_PREFIX = "mixture:"
 _BLOCK_ROWS = 256  # read at once
 _CHARACTERS_PER_DOCUMENT = 200  # fewer than usual, so that enough documents are sampled for a number of characters
 
@@ -53,43 +52,34 @@ def open_source(component: Component, name: str, folder: Path) -> ComponentSourc
     """
     source = component.corpus.source
     try:
-        if source.startswith(_PREFIX):
-            return _of_mixture(Mixture.load(source.removeprefix(_PREFIX)), name, folder)
-        if source.startswith("seqio:"):
-            prepared = _of_registered(source, name, folder)
-            if prepared is not None:
-                return prepared
+        if source.startswith("mixture:"):
+            return _of_mixture(Mixture.load(source.removeprefix("mixture:")), name, folder)
+        if source.startswith("seqio:") and (prepared := _of_registered(source, name, folder)):
+            return prepared
         return ComponentSource(corpus=open_corpus(component.corpus), parts={})
     except InputError as error:
         raise InputError(f"component {component.name!r}: {error}") from error
 
 
 def _of_mixture(mixture: Mixture, name: str, folder: Path) -> ComponentSource:
-    _refuse_cycle(mixture.folder, mixture.name, mixture.nested, name, folder, (name, mixture.name))
+    _refuse_cycle(mixture.folder, mixture.nested, folder, (name, mixture.name))
     parts = {part.name: (part.share_granted, part.prepared) for part in mixture.taken}
-    shares, manifests = [share for share, _ in parts.values()], [manifest for _, manifest in parts.values()]
     made_of = {"name": mixture.name, "folder": str(mixture.folder.resolve()), "content_hash": mixture.content_hash}
-    corpus = PreparedCorpus(f"{_PREFIX}{mixture.name}", manifests, shares)
-    return ComponentSource(corpus=corpus, parts=parts, mixture=made_of)
+    return ComponentSource(corpus=PreparedCorpus(f"mixture:{mixture.name}", parts), parts=parts, mixture=made_of)
 
 
-def _refuse_cycle(
-    inner: Path,
-    inner_name: str,
-    nested: Iterable[Mapping[str, str]],
-    name: str,
-    folder: Path,
-    trail: tuple[str, ...],
-) -> None:
-    """Raises where the mixture in `inner`, or one that it is made of, is the one being built."""
-    if inner_name == name or inner.resolve() == folder.resolve():
-        raise InputError(
-            f"a cycle of mixtures: {' -> '.join(trail)}; a mixture cannot hold itself: take its components instead"
-        )
+def _refuse_cycle(inner: Path, nested: Iterable[Mapping[str, str]], folder: Path, trail: tuple[str, ...]) -> None:
+    """Raises where the mixture in `inner`, or one that it is made of, is the one being built in `folder`.
+
+    Args:
+      trail: names of the mixture being built, and those that lead to the inner one, which is last.
+    """
+    if trail[-1] == trail[0] or inner.resolve() == folder.resolve():
+        raise InputError(f"a cycle of mixtures: {' -> '.join(trail)}; a mixture cannot hold itself")
     for made_of in nested:
         path = Path(made_of["folder"]) / "mixture.json"
         below = read_json(path)["ingredients"] if path.exists() else ()
-        _refuse_cycle(path.parent, made_of["name"], below, name, folder, (*trail, made_of["name"]))
+        _refuse_cycle(path.parent, below, folder, (*trail, made_of["name"]))
 
 
 def _of_registered(source: str, name: str, folder: Path) -> ComponentSource | None:
@@ -111,20 +101,16 @@ def _of_registered(source: str, name: str, folder: Path) -> ComponentSource | No
     tasks = [provider] if isinstance(provider, seqio.Task) else provider.tasks
     prepared = [task for task in tasks if isinstance(task, PreparedTask)]
     if any(task.name.split(".")[0] == name for task in prepared):
-        raise InputError(
-            f"a cycle of mixtures: {name} -> {wanted} -> {name}; a mixture cannot hold itself: take its components "
-            "instead"
-        )
+        raise InputError(f"a cycle of mixtures: {name} -> {wanted} -> {name}; a mixture cannot hold itself")
     if not prepared:
         return None
     if len(tasks) > 1:
         raise InputError(
-            f"{source}: mixes prepared rows ({prepared[0].name}) in shares of examples; name its parts as components "
-            "of their own"
+            f"{source}: mixes prepared rows ({prepared[0].name}) by examples; name its parts as components"
         )
     manifest = prepared[0].manifest
     parts = {manifest.name: (Fraction(1), manifest)}
-    return ComponentSource(corpus=PreparedCorpus(wanted, [manifest], [Fraction(1)]), parts=parts)
+    return ComponentSource(corpus=PreparedCorpus(wanted, parts), parts=parts)
 
 
 class PooledCorpus:
@@ -174,11 +160,11 @@ class PreparedCorpus:
     Documents longer than what is left of a row were cut when the rows were made, and stay cut here.
     """
 
-    def __init__(self, name: str, manifests: Sequence[Manifest], shares: Sequence[Fraction]):
+    def __init__(self, name: str, parts: Parts):
         self.name, self.rejected = name, Counter[str]()
-        self._manifests, self._shares = manifests, exact_shares(shares)
-        self._readers = [RowReader(manifest) for manifest in manifests]
-        self._tokenizer = prepared_tokenizer(manifests[0])
+        self._shares = exact_shares([share for share, _ in parts.values()])
+        self._readers = [RowReader(manifest) for _, manifest in parts.values()]
+        self._tokenizer = prepared_tokenizer(self._readers[0].manifest)
 
     def __iter__(self) -> Iterator[Document]:
         for reader in self._readers:
@@ -200,9 +186,7 @@ class PreparedCorpus:
             ]
 
     def sample(self, size: int, *, seed: int) -> list[Document]:
-        """One document each of `size` random rows, or of all where there are fewer; parts in proportion to their
-        shares.
-        """
+        """One document each of `size` random rows, or all where there are fewer; parts in proportion to shares."""
         generator = np.random.default_rng(seed)
         parts = generator.choice(len(self._readers), size, p=[float(share) for share in self._shares])
         drawn = []
@@ -214,8 +198,8 @@ class PreparedCorpus:
 
     def fingerprint(self) -> str:
         """Of the manifests and their shares."""
-        parts = zip(self._manifests, self._shares, strict=True)
-        return content_hash([[manifest.content_hash, str(share)] for manifest, share in parts])
+        parts = zip(self._readers, self._shares, strict=True)
+        return content_hash([[reader.manifest.content_hash, str(share)] for reader, share in parts])
 
 
 def sampled_texts(

@@ -1,5 +1,5 @@
-"""Stages of a preparation, the records in its staging directory, and who runs the stages: this machine's processes here,
-Apache Beam in `beam`.
+"""Stages of a preparation, their records in the staging directory, and their execution by this machine's processes;
+`beam` executes them on Apache Beam.
 
 The staging directory is `.preparing` inside the component's folder until the manifest is written. A file in it is
 finished when its record (JSON, written after it) has its checksum; on a restart each is verified, and one that is
@@ -187,8 +187,8 @@ class Executor(abc.ABC):
     def write_shards(self, job: Job, plan_hash: str, shards: Sequence[ShardName]) -> None:
         """Writes the shards that are not finished yet."""
 
-    def close(self) -> None:
-        """Releases what is held between stages; here nothing."""
+    def close(self) -> None:  # noqa: B027 - most executors hold nothing
+        """Releases what is held between stages."""
 
 
 class LocalExecutor(Executor):

@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 import json
-import os
 from pathlib import Path
 
 import numpy as np
@@ -48,9 +47,11 @@ def open_format(chat: Chat, tokenizer: Tokenizer) -> ChatFormat:
 def _read_template(spec: str, tokenizer: Tokenizer) -> tuple[str, Path]:
     """The source, and the folder whose settings name the special tokens."""
     path, problem = Path(spec), "no such file"
-    if spec == "tokenizer":
-        path, problem = Path(*tokenizer.files[:1]).parent, "the vocabulary has no folder"
-    if path.is_dir() and (spec != "tokenizer" or tokenizer.files) or path.name == "tokenizer_config.json":
+    if spec == "tokenizer" and tokenizer.files:
+        path = Path(tokenizer.files[0]).parent
+    if spec == "tokenizer" and not tokenizer.files:
+        problem = "the vocabulary has no folder"
+    elif path.is_dir() or path.name == "tokenizer_config.json":
         folder = path if path.is_dir() else path.parent
         template = folder_template(folder)
         if template is not None:

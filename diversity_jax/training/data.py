@@ -10,7 +10,7 @@ from jax import Array
 from jax.sharding import NamedSharding
 import numpy as np
 
-from diversity_jax.mixtures.loader import Batch, Loader
+from diversity_jax.mixtures.mixture import Batch, Loader
 
 Arrays = Mapping[str, np.ndarray]
 

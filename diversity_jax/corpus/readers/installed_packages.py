@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 import functools
 import hashlib
-import importlib.metadata
 import itertools
 import os
 from pathlib import PurePosixPath
@@ -14,12 +13,15 @@ import re
 import sysconfig
 import textwrap
 import threading
-from typing import Any
+from typing import TYPE_CHECKING, Any
 import warnings
 
 from diversity_jax.core.errors import InputError
 from diversity_jax.corpus.corpus import RecordCorpus
 from diversity_jax.corpus.document import CorpusConfig, Document, Records
+
+if TYPE_CHECKING:
+    import importlib.metadata
 
 _OWN = "diversity-jax"
 _NOT_LIBRARY = ("site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__")
@@ -178,9 +180,11 @@ def _descriptions() -> Iterator[tuple[InstalledFile, str]]:
             yield InstalledFile(package=package, version=distribution.version, name=name, path=""), text
 
 
-def _distributions() -> dict[str, importlib.metadata.Distribution]:
+def _distributions() -> dict[str, "importlib.metadata.Distribution"]:
     """By normalised name; the first one on the import path is the one that imports would use."""
-    distributions: dict[str, importlib.metadata.Distribution] = {}
+    import importlib.metadata  # takes longer than all of this module
+
+    distributions: dict[str, "importlib.metadata.Distribution"] = {}
     for distribution in importlib.metadata.distributions():
         if name := distribution.metadata["Name"]:  # None for a damaged installation, of which there is nothing to read
             distributions.setdefault(re.sub(r"[-_.]+", "-", name).lower(), distribution)
@@ -188,7 +192,7 @@ def _distributions() -> dict[str, importlib.metadata.Distribution]:
     return distributions
 
 
-def _recorded(distribution: importlib.metadata.Distribution) -> list[str]:
+def _recorded(distribution: "importlib.metadata.Distribution") -> list[str]:
     """Names of the files of a package; `RECORD` is parsed here because `Distribution.files` takes ten times as long."""
     record = distribution.read_text("RECORD")
     if record is None:
