@@ -184,7 +184,7 @@ def _distributions() -> dict[str, "importlib.metadata.Distribution"]:
     """By normalised name; the first one on the import path is the one that imports would use."""
     import importlib.metadata  # takes longer than all of this module
 
-    distributions: dict[str, "importlib.metadata.Distribution"] = {}
+    distributions: dict[str, importlib.metadata.Distribution] = {}
     for distribution in importlib.metadata.distributions():
         if name := distribution.metadata["Name"]:  # None for a damaged installation, of which there is nothing to read
             distributions.setdefault(re.sub(r"[-_.]+", "-", name).lower(), distribution)
