@@ -164,6 +164,13 @@ def test_keys_do_not_depend_on_the_folder_but_on_everything_upstream(tmp_path):
     assert not set(here.steps) & set(other.steps)
 
 
+def test_a_renamed_configuration_class_keeps_its_former_name_in_keys(tmp_path):
+    steps = plan(study(), StepStore(tmp_path)).steps
+    settings = json.dumps(next(step.settings for step in steps.values() if step.kind == "build"))
+    assert '"type": "Hygiene"' in settings
+    assert '"type": "Filtering"' not in settings
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

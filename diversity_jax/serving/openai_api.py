@@ -31,14 +31,7 @@ _UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "modalities": (None, ["text"]),
     "response_format": (None, "text", {"type": "text"}),  # answers are not constrained to a schema here
 }
-_EXPECTED = {
-    "int_type": "int",
-    "float_type": "float",
-    "bool_type": "bool",
-    "string_type": "str",
-    "list_type": "list",
-    "dict_type": "dict",
-}
+_EXPECTED = {f"{name}_type": name for name in ("int", "float", "bool", "list", "dict")} | {"string_type": "str"}
 
 
 class RequestRefused(Exception):
@@ -50,8 +43,8 @@ class RequestRefused(Exception):
 
     def body(self) -> dict[str, Any]:
         """As OpenAI's servers write it."""
-        kind = "rate_limit_error" if self.status == 429 else "invalid_request_error"
-        kind = "server_error" if self.status >= 500 else kind
+        kind = "server_error" if self.status >= 500 else "invalid_request_error"
+        kind = "rate_limit_error" if self.status == 429 else kind
         return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
 
 
@@ -87,7 +80,7 @@ class _CompletionBody(_Body):
         return self.max_tokens or min(_DEFAULT_COMPLETION_TOKENS, max(available, 1))
 
     def logprobs_per_token(self) -> int | None:
-        """How many of the likeliest tokens are reported beside each chosen one; None: no log-probabilities."""
+        """`Sampling.top_logprobs`."""
         return self.logprobs
 
 
@@ -102,10 +95,9 @@ class _ChatBody(_Body):
         return self.max_completion_tokens or self.max_tokens or max(available, 1)
 
     def logprobs_per_token(self) -> int | None:
-        """How many of the likeliest tokens are reported beside each chosen one; None: no log-probabilities."""
+        """`Sampling.top_logprobs`."""
         if self.top_logprobs is not None and not self.logprobs:
-            message = f"top_logprobs={self.top_logprobs}: needs logprobs to be true"
-            raise RequestRefused(400, message, param="top_logprobs")
+            raise RequestRefused(400, "top_logprobs needs logprobs to be true", param="top_logprobs")
         return self.top_logprobs or 0 if self.logprobs else None
 
 
@@ -135,11 +127,6 @@ class ApiRequest:
     def chat(self) -> bool:
         """A conversation, not a text to complete."""
         return isinstance(self.body, _ChatBody)
-
-    @property
-    def usage_in_stream(self) -> bool:
-        """Whether the last event of a stream counts tokens."""
-        return bool(self.body.stream_options.get("include_usage"))
 
     def answer(self, choices: Sequence[Mapping[str, Any]], *, chunk: bool = False) -> dict[str, Any]:
         """A complete answer, or one chunk of a stream."""
@@ -209,21 +196,19 @@ def _with_joined_text(message: Any) -> Any:
     if not isinstance(message, Mapping) or not isinstance(message.get("content"), list):
         return message
     parts = message["content"]
-    if not all(
-        isinstance(part, Mapping) and part.get("type") == "text" and isinstance(part.get("text"), str) for part in parts
-    ):
+    texts = [part.get("text") for part in parts if isinstance(part, Mapping) and part.get("type") == "text"]
+    if len(texts) < len(parts) or not all(isinstance(text, str) for text in texts):
         message = "messages: only text can be read here"
         raise RequestRefused(400, message, param="messages", code="unsupported_parameter")
-    return {**message, "content": "".join(part["text"] for part in parts)}
+    return {**message, "content": "".join(texts)}
 
 
 def _prompts(given: str | list[int] | list[str | list[int]], model: LanguageModel) -> tuple[Prompt, ...]:
     single = isinstance(given, str) or isinstance(next(iter(given), None), int)
     several: Sequence[Any] = [given] if single else given
-    if not several:
-        raise RequestRefused(400, "prompt is empty", param="prompt")
-    if len(several) > MAX_CHOICES:
-        raise RequestRefused(400, f"{len(several):,} prompts in one request; at most {MAX_CHOICES}", param="prompt")
+    if not 0 < len(several) <= MAX_CHOICES:
+        problem = f"{len(several):,} prompts in one request; at most {MAX_CHOICES}" if several else "prompt is empty"
+        raise RequestRefused(400, problem, param="prompt")
     tokenizer, prompts = model.tokenizer, []
     for prompt in several:
         if isinstance(prompt, str):
@@ -239,10 +224,8 @@ def _prompts(given: str | list[int] | list[str | list[int]], model: LanguageMode
 def _sampling(body: _CompletionBody | _ChatBody, max_length: int, prompt_tokens: int) -> tuple[Sampling, ...]:
     max_tokens = body.token_limit(max_length - prompt_tokens)
     if prompt_tokens + max_tokens > max_length:
-        message = (
-            f"this model's context holds {max_length:,} tokens; the prompt has {prompt_tokens:,} and asks for "
-            f"{max_tokens:,} more: shorten the prompt or lower max_tokens"
-        )
+        asked = f"the prompt has {prompt_tokens:,} and asks for {max_tokens:,} more"
+        message = f"this model's context holds {max_length:,} tokens; {asked}: shorten the prompt or lower max_tokens"
         param = "messages" if isinstance(body, _ChatBody) else "prompt"
         raise RequestRefused(400, message, param=param, code="context_length_exceeded")
     seed = secrets.randbits(31) if body.seed is None else body.seed

@@ -30,14 +30,10 @@ class Worker:
 
     def __init__(self, generator: Generator):
         self.generator = generator
-        self.failure: BaseException | None = None
+        self.failed = self._closed = False
         self._wake = threading.Event()
-        self._closed = False
         self._thread = threading.Thread(target=self._run, name="generator", daemon=True)
-
-    def start(self) -> None:
-        """Starts the thread."""
-        self._thread.start()
+        self.start = self._thread.start
 
     def submit(self, *arguments: Any) -> GenerationRequest:
         """Queues a prompt and wakes the thread."""
@@ -51,9 +47,9 @@ class Worker:
                 if not self.generator.step():
                     self._wake.wait()
                     self._wake.clear()
-            except Exception as error:
+            except Exception:
                 log.exception("generation failed")
-                self.failure = error
+                self.failed = True
                 self.generator.abandon()
                 return
 
@@ -75,13 +71,8 @@ class Service:
     def __init__(self, model: LanguageModel, generator: Generator, name: str, *, max_waiting: int):
         self.model, self.name, self.worker = model, name, Worker(generator)
         self._max_waiting = max_waiting
-        self._model_object = {
-            "id": name,
-            "object": "model",
-            "created": int(time.time()),
-            "owned_by": "diversity_jax",
-            "max_model_len": model.config.max_length,
-        }
+        self._model_object = {"id": name, "object": "model", "created": int(time.time()), "owned_by": "diversity_jax"}
+        self._model_object["max_model_len"] = model.config.max_length
 
     def application(self, max_body_bytes: int) -> web.Application:
         """The routes."""
@@ -99,7 +90,7 @@ class Service:
 
     async def _health(self, _: web.Request) -> web.Response:
         """Whether answers can be expected, and how many requests are running or queued."""
-        failed, load = self.worker.failure is not None, self.worker.generator.load
+        failed, load = self.worker.failed, self.worker.generator.load
         return web.json_response({"status": "failed" if failed else "ok", "load": load}, status=503 if failed else 200)
 
     async def _models(self, _: web.Request) -> web.Response:
@@ -123,23 +114,22 @@ class Service:
                 return await self._stream(request, choices)
             async for _ in choices.changes():
                 pass
-            answers = [generation.answer for generation in choices.generations]
+            answers = [generation.answer for generation in choices.generations if generation.answer is not None]
             finished = [
                 choice(self.model.tokenizer, api_request, index, answer.text, answer.logprobs, answer)
                 for index, answer in enumerate(answers)
-                if answer is not None
             ]
             return web.json_response(api_request.answer(finished) | {"usage": api_request.usage(answers)})
         finally:
             choices.cancel()  # a client that hung up cancels this handler
 
     async def _stream(self, request: web.Request, choices: "_RunningChoices") -> web.StreamResponse:
-        response = web.StreamResponse(
-            headers={"Content-Type": "text/event-stream; charset=utf-8", "Cache-Control": "no-cache"}
-        )
+        headers = {"Content-Type": "text/event-stream; charset=utf-8", "Cache-Control": "no-cache"}
+        response = web.StreamResponse(headers=headers)
         await response.prepare(request)
         api_request, tokenizer = choices.request, self.model.tokenizer
-        no_usage = {"usage": None} if api_request.usage_in_stream else {}
+        with_usage = bool(api_request.body.stream_options.get("include_usage"))  # tokens are counted in a last event
+        no_usage = {"usage": None} if with_usage else {}
         sent_logprobs: dict[int, int] = {}  # by choice, once its first chunk is sent
         try:
             async for index, text, answer, logprobs in choices.changes():
@@ -152,7 +142,7 @@ class Service:
         except RequestRefused as error:
             await _send_event(response, error.body())
         else:
-            if api_request.usage_in_stream:
+            if with_usage:
                 usage = api_request.usage([generation.answer for generation in choices.generations])
                 await _send_event(response, {**api_request.answer([], chunk=True), "usage": usage})
             await response.write(b"data: [DONE]\n\n")
@@ -177,16 +167,16 @@ class _RunningChoices:
     """
 
     def __init__(self, worker: Worker, request: ApiRequest, max_waiting: int):
-        if worker.failure is not None:
+        if worker.failed:
             raise RequestRefused(503, _FAILED)
         load = worker.generator.load
-        if load + len(request.prompts) * len(request.sampling) > max_waiting:
+        pairs = [(prompt.ids, sampling) for prompt in request.prompts for sampling in request.sampling]
+        if load + len(pairs) > max_waiting:
             message = f"{load:,} requests are waiting; try again in a while"
             raise RequestRefused(429, message, code="rate_limit_exceeded")
         self.request = request
         self._loop = asyncio.get_running_loop()
         self._changes: asyncio.Queue[_Change | None] = asyncio.Queue()
-        pairs = [(prompt.ids, sampling) for prompt in request.prompts for sampling in request.sampling]
         self.generations = [worker.submit(*pair, self._reporter(index)) for index, pair in enumerate(pairs)]
 
     def _reporter(self, index: int) -> Callable[[GenerationRequest], None]:
@@ -285,9 +275,8 @@ async def serve(
         await web.TCPSite(runner, host, port).start()
     except OSError as error:
         await runner.cleanup()
-        raise InputError(
-            f"{host}:{port}: cannot be listened on ({error.strerror or error}); choose another host or port"
-        ) from None
+        reason = error.strerror or error
+        raise InputError(f"{host}:{port}: cannot be listened on ({reason}); choose another host or port") from None
     service.worker.start()
     try:
         ready(runner.addresses[0][1])
@@ -304,9 +293,7 @@ def serve_model(config: ServeConfig) -> None:
     # Compiles before the first client waits for it.
     generator.generate([[model.tokenizer.prefix_id] * 2], Sampling(max_tokens=1))
     if config.host not in _LOOPBACK:
-        log.warning(
-            "listening on %s: whoever can reach this machine can use the model; there is no password", config.host
-        )
+        log.warning("listening on %s without a password: whoever can reach it can use the model", config.host)
     service = Service(model, generator, model.name, max_waiting=config.max_waiting)
     host = f"[{config.host}]" if ":" in config.host else config.host
 

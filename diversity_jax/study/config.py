@@ -19,6 +19,7 @@ from diversity_jax.training.run import Config
 
 _FOLDER = re.compile(r"\{(\w+)\}")
 STALE = ("keep", "again")
+_NAMES_IN_KEYS = {"Filtering": "Hygiene"}  # renamed since; the keys of finished steps hold the former name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -290,7 +291,8 @@ def _as_json(value: Any) -> Any:
     """A configuration as JSON values, each dataclass with its type's name."""
     if dataclasses.is_dataclass(value):
         fields = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
-        return {"type": type(value).__name__} | _as_json(fields)
+        name = type(value).__name__
+        return {"type": _NAMES_IN_KEYS.get(name, name)} | _as_json(fields)
     if isinstance(value, Mapping):
         return {str(name): _as_json(item) for name, item in value.items()}
     if isinstance(value, tuple | list):
