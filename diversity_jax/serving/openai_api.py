@@ -196,8 +196,9 @@ def _with_joined_text(message: Any) -> Any:
     if not isinstance(message, Mapping) or not isinstance(message.get("content"), list):
         return message
     parts = message["content"]
-    texts = [part.get("text") for part in parts if isinstance(part, Mapping) and part.get("type") == "text"]
-    if len(texts) < len(parts) or not all(isinstance(text, str) for text in texts):
+    given = [part.get("text") for part in parts if isinstance(part, Mapping) and part.get("type") == "text"]
+    texts = [text for text in given if isinstance(text, str)]
+    if len(texts) < len(parts):
         message = "messages: only text can be read here"
         raise RequestRefused(400, message, param="messages", code="unsupported_parameter")
     return {**message, "content": "".join(texts)}

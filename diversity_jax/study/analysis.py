@@ -272,7 +272,7 @@ def _published(study: StudyConfig, rows: Sequence[Row]) -> list[dict[str, Any]]:
                 (f"{row['stage']} {name}", value) for row in at_level for name, value in row["outcomes"].items()
             ]
             ours = [value for name, value in outcomes if name == figure]
-            head = {"factor": factor, "level": level.name, "figure": figure, "published": value}
+            head: Row = {"factor": factor, "level": level.name, "figure": figure, "published": value}
             compared.append(head | {"ours": _mean(ours) if ours else None, "runs": len(ours)})
     return compared
 

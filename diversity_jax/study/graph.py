@@ -150,8 +150,8 @@ def run_step(step: Step, store: StepStore, command: Command, code: Mapping[str, 
     try:
         for need in step.needs:
             if not store.output(need).exists():
-                record = store.path(f"{need}/{_DONE}")
-                raise InputError(f"{store.output(need)}: is gone; remove {record} to have it made again")
+                output, done_file = store.output(need), store.path(f"{need}/{_DONE}")
+                raise InputError(f"{output}: is gone; remove {done_file} to have it made again")
         with _logged(store.log_file(key)):
             command(step.config)
     except Exception as error:
