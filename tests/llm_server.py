@@ -20,6 +20,7 @@ from dataclasses import asdict, dataclass, field
 import hashlib
 import importlib
 import json
+from pathlib import Path
 import random
 import subprocess
 import sys
@@ -334,7 +335,12 @@ def serve_process(
 ) -> Iterator[RemoteServer]:
     """Runs a server in a process of its own; `answer` is `module:function` of an `Answer`."""
     settings = ["--answer", answer, "--faults", json.dumps(asdict(faults)), "--latency_seconds", str(latency_seconds)]
-    process = subprocess.Popen([sys.executable, "-m", "tests.llm_server", *settings], stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tests.llm_server", *settings],
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=Path(__file__).resolve().parents[1],
+    )
     try:
         yield RemoteServer(port=int(process.stdout.readline().rsplit(":", 1)[1]), process=process)
     finally:

@@ -166,6 +166,52 @@ def _token_nats(config: Any) -> Callable:
     return run
 
 
+class LlamaEmbedder:
+    """Mean of a Llama's last hidden states over the tokens of a document's beginning.
+
+    Args:
+      folder: a training run, what `model.convert import` wrote, or a Hugging Face folder.
+      encode: texts to (ids of all end to end, how many each text has): a tokenizer's `encode_batch`.
+      context_tokens: of each document; None for the model's `max_length`.
+    """
+
+    cost_usd = 0.0
+
+    def __init__(self, folder: str, encode: Callable, *, context_tokens: int | None = None, batch_tokens: int = 8192):
+        from diversity_jax.model.convert import read_model
+
+        self._config, self._params = read_model(folder)
+        self._encode, self._batch_tokens = encode, batch_tokens
+        self._context = min(context_tokens or self._config.max_length, self._config.max_length)
+        self._run = _mean_hidden(self._config)
+        self.label = f"llama:{Path(folder).name}"
+
+    def embed(self, texts: Sequence[str]) -> np.ndarray:
+        """float32 [documents, D]."""
+        result = np.zeros((len(texts), self._config.hidden_size), np.float32)
+        for start in range(0, len(texts), _TEXTS):
+            ids, lengths = self._encode(texts[start : start + _TEXTS])
+            rows = [row[: self._context].astype(np.int32) for row in np.split(ids, np.cumsum(lengths)[:-1])]
+            for numbers, tokens_BxL, mask_BxL in batches(rows, self._batch_tokens):
+                result[start + numbers] = np.asarray(self._run(self._params, tokens_BxL, mask_BxL))[: len(numbers)]
+        return result
+
+
+def _mean_hidden(config: Any) -> Callable:
+    import jax
+    import jax.numpy as jnp
+
+    from diversity_jax.model import hidden_states
+
+    @jax.jit
+    def run(params, tokens_BxL, mask_BxL):
+        hidden_BxLxD = hidden_states(config, params, tokens_BxL).astype(jnp.float32)
+        weights_BxLx1 = mask_BxL[..., None].astype(jnp.float32)
+        return (hidden_BxLxD * weights_BxLx1).sum(1) / jnp.maximum(weights_BxLx1.sum(1), 1)
+
+    return run
+
+
 class TransformersModel:
     """Any Hugging Face causal model by path or name, through transformers and torch; on a GPU where torch sees one."""
 

@@ -13,8 +13,8 @@ from diversity_jax.core.files import read_json
 from diversity_jax.corpus import Corpus, open_corpus
 from diversity_jax.metrics import METRICS, MetricsCard, MetricsConfig, Tools, chosen_metrics, measure
 from diversity_jax.metrics.beam import measure_whole
-from diversity_jax.metrics.embedders import Embedder, LlamaEmbedder, OpenAIEmbedder, SentenceTransformer
-from diversity_jax.metrics.perplexity import CausalModel, JaxLlama, TransformersModel, is_own_llama
+from diversity_jax.metrics.embedding import Embedder, OpenAIEmbedder, SentenceTransformer
+from diversity_jax.metrics.perplexity import CausalModel, JaxLlama, LlamaEmbedder, TransformersModel, is_own_llama
 from diversity_jax.scoring.config import ScoreConfig, named_corpora
 from diversity_jax.tokenizers.tokenizer import load_tokenizer
 

@@ -32,7 +32,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from diversity_jax.corpus import open_corpus
-from diversity_jax.metrics import embedders, embedding, lexical, pairwise
+from diversity_jax.metrics import embedding, lexical, pairwise
 from diversity_jax.metrics.measure import metered
 from diversity_jax.metrics.ngrams import Ngrams
 from diversity_jax.metrics.registry import STAGES, Sample, StageSettings
@@ -208,7 +208,7 @@ def bench_million(documents: int, words: int, clusters: int, dimensions: int, pa
         measured(sample, _LEXICAL, StageSettings(pairs=pairs, seed=0), costs)
         sample = Sample(texts=texts)
         with metered(costs, f"TF-IDF and SVD, {dimensions} dimensions", documents):
-            space = embedders.TfidfSvd(texts[:20_000], dimensions=dimensions)
+            space = embedding.TfidfSvd(texts[:20_000], dimensions=dimensions)
             sample = Sample(texts=texts, vectors=space.embed(texts))
         show(costs[-1])
         measured(sample, ("vendi", "distance"), StageSettings(pairs=pairs, seed=0), costs)
