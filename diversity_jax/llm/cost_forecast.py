@@ -51,6 +51,11 @@ class StageUsage:
     prompt_tokens: int = 0
     completion_tokens: int = 0
 
+    @property
+    def tokens(self) -> tuple[int, int]:
+        """Prompt and completion tokens."""
+        return self.prompt_tokens, self.completion_tokens
+
 
 @dataclass(frozen=True, kw_only=True)
 class CostForecast:
@@ -88,31 +93,22 @@ class CostForecast:
         return dict(vars(self))
 
     def __str__(self) -> str:
-        line = (
-            f"{self.calls:,} calls, {self.prompt_tokens:,} prompt + {self.completion_tokens:,} completion tokens, "
-            f"${self.dollars:,.2f}"
-        )
+        tokens = f"{self.prompt_tokens:,} prompt + {self.completion_tokens:,} completion tokens"
+        line = f"{self.calls:,} calls, {tokens}, ${self.dollars:,.2f}"
         if self.least_tokens < self.most_tokens:
             dollars = f", ${self.least_dollars:,.2f} and ${self.most_dollars:,.2f}" if self.dollars > 0 else ""
-            line += (
-                f" (between {self.least_tokens:,} and {self.most_tokens:,} tokens{dollars}, by how much the model "
-                "writes)"
-            )
+            between = f"{self.least_tokens:,} and {self.most_tokens:,} tokens{dollars}"
+            line += f" (between {between}, by how much the model writes)"
         return line if self.passes is None else f"{line}; more than budget.{self.passes} allows"
 
 
 def forecast(planned: Iterable[PlannedCalls], price: Price, config: BudgetConfig) -> CostForecast:
     """Adds up planned calls and prices them."""
     planned = list(planned)
-
-    def total(means: Iterable[Tokens]) -> tuple[int, int]:
-        pairs = [(plan.calls, mean) for plan, mean in zip(planned, means, strict=True)]
-        return round(sum(n * mean.prompt for n, mean in pairs)), round(sum(n * mean.completion for n, mean in pairs))
-
     calls = sum(plan.calls for plan in planned)
-    expected = total(plan.tokens for plan in planned)
-    least = total(plan.least or plan.tokens for plan in planned)
-    most = total(plan.most or plan.tokens for plan in planned)
+    expected = _total((plan.calls, plan.tokens) for plan in planned)
+    least = _total((plan.calls, plan.least or plan.tokens) for plan in planned)
+    most = _total((plan.calls, plan.most or plan.tokens) for plan in planned)
     dollars = price.cost(*expected)
     return CostForecast(
         calls=calls,
@@ -127,6 +123,13 @@ def forecast(planned: Iterable[PlannedCalls], price: Price, config: BudgetConfig
     )
 
 
+def _total(means: Iterable[tuple[int, Tokens]]) -> tuple[int, int]:
+    """Prompt and completion tokens of numbers of calls with their means."""
+    means = list(means)
+    prompt, completion = (sum(calls * tokens[part] for calls, tokens in means) for part in range(2))
+    return round(prompt), round(completion)
+
+
 def reforecast(
     planned: Iterable[PlannedCalls], used: Mapping[str, StageUsage], price: Price, config: BudgetConfig
 ) -> CostForecast:
@@ -139,16 +142,15 @@ def reforecast(
     for plan in planned:
         stages.setdefault(plan.stage, []).append(plan)
     planned_means = {stage: _mean(plans) for stage, plans in stages.items()}
-    corrections = _corrections(planned_means, used)
+    answered = [(planned_means[stage], usage) for stage, usage in used.items() if stage in planned_means]
+    corrections = [_correction(answered, part) for part in range(2)]
     revised = []
     for stage, plans in stages.items():
         calls, done = sum(plan.calls for plan in plans), used.get(stage, StageUsage())
         left, number = max(calls - done.calls, 0), max(calls, done.calls, 1)
         prompt, completion = (
             (total + left * (_PLAN_WEIGHT * mean * correction + total) / (_PLAN_WEIGHT + done.calls)) / number
-            for total, mean, correction in zip(
-                (done.prompt_tokens, done.completion_tokens), planned_means[stage], corrections, strict=True
-            )
+            for total, mean, correction in zip(done.tokens, planned_means[stage], corrections, strict=True)
         )
         revised.append(PlannedCalls(stage=stage, calls=number, prompt_tokens=prompt, completion_tokens=completion))
     return forecast(revised, price, config)
@@ -159,22 +161,18 @@ def _mean(plans: Sequence[PlannedCalls]) -> Tokens:
     return Tokens(*(sum(plan.calls * plan.tokens[part] for plan in plans) / calls for part in range(2)))
 
 
-def _corrections(planned_means: Mapping[str, Tokens], used: Mapping[str, StageUsage]) -> Tokens:
-    """Tokens used over tokens planned, for prompts and completions, damped while few calls are answered.
+def _correction(answered: Sequence[tuple[Tokens, StageUsage]], part: int) -> float:
+    """Tokens used over tokens planned, of prompts (part 0) or completions (1), damped while few calls are answered.
 
     Of the completion factor the square root is taken: a model that writes twice as much as planned in one stage does
     not do so in every stage.
     """
-    known = [(planned_means[stage], usage) for stage, usage in used.items() if stage in planned_means]
-    calls = max(sum(usage.calls for _, usage in known), 1)
-
-    def factor(name: str, part: int) -> float:
-        planned = sum(usage.calls * means[part] for means, usage in known)
-        damping = _PLAN_WEIGHT * planned / calls
-        total = sum(getattr(usage, name) for _, usage in known)
-        return (total + damping) / (planned + damping) if planned else 1.0
-
-    return Tokens(factor("prompt_tokens", 0), math.sqrt(factor("completion_tokens", 1)))
+    planned = sum(usage.calls * means[part] for means, usage in answered)
+    if not planned:
+        return 1.0
+    damping = _PLAN_WEIGHT * planned / max(sum(usage.calls for _, usage in answered), 1)
+    factor = (sum(usage.tokens[part] for _, usage in answered) + damping) / (planned + damping)
+    return math.sqrt(factor) if part == 1 else factor
 
 
 # Kinds of characters: runs of one kind are counted together.

@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import Callable, Sequence
-import contextlib
 from dataclasses import dataclass, field
 
 from diversity_jax.core.progress import ProgressDisplay
@@ -66,12 +65,7 @@ class CallProgress:
     """
 
     def __init__(
-        self,
-        name: str,
-        mode: str,
-        stats: Stats,
-        throttle: Throttle,
-        projected: Callable[[], CostForecast | None],
+        self, name: str, mode: str, stats: Stats, throttle: Throttle, projected: Callable[[], CostForecast | None]
     ):
         self._display = ProgressDisplay(f"asking {name}", unit="calls", mode=mode)
         self._stats, self._throttle, self._projected = stats, throttle, projected
@@ -86,8 +80,7 @@ class CallProgress:
         """Stops showing; a panel stays on the screen with its last figures."""
         if self._task is not None:
             self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
+            await asyncio.gather(self._task, return_exceptions=True)
         self.figures()
         self._display.close()
 
@@ -109,12 +102,10 @@ class CallProgress:
             "tokens": stats.prompt_tokens + stats.completion_tokens,
             "spent": f"${dollars:,.4f}",
         }
-        if stats.expected:
-            projected, fresh = self._projected(), stats.done - stats.cached
-            if projected is not None:
-                shown["in all"] = f"${projected.dollars:,.4f} for {projected.tokens:,} tokens"
-            else:
-                mean = stats.spent.dollars / fresh if fresh else 0.0
-                shown["in all"] = f"${dollars + max(stats.expected - finished, 0) * mean:,.4f}"
+        if stats.expected and (projected := self._projected()):
+            shown["in all"] = f"${projected.dollars:,.4f} for {projected.tokens:,} tokens"
+        elif stats.expected:
+            mean = stats.spent.dollars / max(stats.done - stats.cached, 1)
+            shown["in all"] = f"${dollars + max(stats.expected - finished, 0) * mean:,.4f}"
         self._display.update(finished, shown, total=stats.expected)
         return self._display.figures()
