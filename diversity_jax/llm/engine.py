@@ -117,18 +117,12 @@ class Engine:
         if self._cache is not None:
             raise RuntimeError("an Engine is entered once; make another one")
         if not config.offline_replay:
-            self._provider = open_provider(
-                self.name,
-                base_url=self._base_url,
-                max_in_flight=config.max_in_flight,
-                deadline_seconds=config.deadline_seconds,
-                role=self.role,
-            )
+            limits = {"max_in_flight": config.max_in_flight, "deadline_seconds": config.deadline_seconds}
+            self._provider = open_provider(self.name, base_url=self._base_url, role=self.role, **limits)
         try:
             self._cache = ResponseCache(config.ledger, run=config.run, caps=self.budget, replay=config.offline_replay)
         except BaseException:
-            if self._provider is not None:
-                await self._provider.close()
+            await self._close_provider()
             raise
         self.stats.spent_before = self._cache.spent_before
         self._progress.start()
@@ -145,8 +139,11 @@ class Engine:
             if kind is None:  # otherwise the first error is the one to show
                 raise
         finally:
-            if self._provider is not None:
-                await self._provider.close()
+            await self._close_provider()
+
+    async def _close_provider(self) -> None:
+        if self._provider is not None:
+            await self._provider.close()
 
     @property
     def _open_cache(self) -> ResponseCache:
@@ -208,10 +205,9 @@ class Engine:
         if outcome is not None:
             return self._completion(outcome, cached=True)
         if self._provider is None:
-            raise InputError(
-                f"{cache.path}: has no answer of {self.name} to this {request.stage} call ({key[:12]}); "
-                "replay needs the same corpus, settings and seed, or run without engine.offline_replay"
-            )
+            missing = f"has no answer of {self.name} to this {request.stage} call ({key[:12]})"
+            remedy = "replay needs the same corpus, settings and seed, or run without engine.offline_replay"
+            raise InputError(f"{self.config.ledger}: {missing}; {remedy}")
         costs = CallCosts(request, self.price, self._stage_costs[request.stage])
         return await self._ask(_Call(key=key, request=request, costs=costs), self._provider)
 
@@ -258,24 +254,19 @@ class Engine:
             # While the circuit is open no call is answered, and so none uses up its attempts.
             call.failures += not self._throttle.opened and error.kind not in ("rate_limited", "adapted")
             raise
-        except Rejected as error:
+        except (Rejected, InputError) as error:
             call.spent = Amount(calls=1)
+            if isinstance(error, InputError):
+                raise
             self._raise_if_always_rejected(error)
             raise await self._failed(call, CallFailed("rejected", error.detail)) from None
         except CallFailed as error:
             error.cost_usd = self.price.cost(error.prompt_tokens, error.completion_tokens)
             call.spent = Amount(error.cost_usd, error.prompt_tokens + error.completion_tokens, 1)
             raise await self._failed(call, error) from None
-        except InputError:
-            call.spent = Amount(calls=1)
-            raise
-        response = CachedResponse(
-            stage=call.request.stage,
-            **vars(reply),
-            dollars=self.price.cost(reply.prompt_tokens, reply.completion_tokens),
-            model=self._model,
-        )
-        call.spent = Amount(response.dollars, reply.prompt_tokens + reply.completion_tokens, 1)
+        dollars = self.price.cost(reply.prompt_tokens, reply.completion_tokens)
+        call.spent = Amount(dollars, reply.prompt_tokens + reply.completion_tokens, 1)
+        response = CachedResponse(stage=call.request.stage, **vars(reply), dollars=dollars, model=self._model)
         await self._commit(call, response)
         return self._completion(response, cached=False)
 
@@ -283,20 +274,18 @@ class Engine:
         """Sends one attempt, and tells the throttle how it went."""
         throttle, seconds = self._throttle, self.config.deadline_seconds
         try:
-            try:
-                async with asyncio.timeout(seconds):
-                    reply = await provider.ask(request)
-            except TimeoutError:
-                raise Transient("timeout", f"no answer for {seconds:g} s") from None
-        except Transient as error:
-            self._reached = self._reached or error.kind != "unreachable"
-            if error.kind == "rate_limited":
-                throttle.limited(slot, error.retry_after_seconds)
-            elif error.kind == "adapted":
+            async with asyncio.timeout(seconds):
+                reply = await provider.ask(request)
+        except (Transient, TimeoutError) as error:
+            failure = error if isinstance(error, Transient) else Transient("timeout", f"no answer for {seconds:g} s")
+            self._reached = self._reached or failure.kind != "unreachable"
+            if failure.kind == "rate_limited":
+                throttle.limited(slot, failure.retry_after_seconds)
+            elif failure.kind == "adapted":
                 throttle.abandoned(slot)
             else:
-                throttle.failed(slot, str(error), unreachable=error.kind == "unreachable")
-            raise
+                throttle.failed(slot, str(failure), unreachable=failure.kind == "unreachable")
+            raise failure from None
         except (Rejected, CallFailed):
             self._reached = True
             throttle.answered(slot)
@@ -373,7 +362,7 @@ class Engine:
         self._committed.set()
 
     async def _cached(self, work: Awaitable[_T]) -> _T:
-        """Awaits work of the cache; without one the run cannot go on."""
+        """Awaits work of the cache; when that fails the run cannot go on."""
         try:
             return await work
         except InputError as error:
@@ -389,11 +378,10 @@ class Engine:
 
     async def _pause(self, call: _Call, error: Transient) -> None:
         """Full jitter: up to a bound that doubles, so that calls that failed together do not return together."""
-        if error.kind == "adapted":
-            return
-        doublings = max(call.failures + call.rate_limits - 1, 0)
-        bound = min(self.config.backoff_seconds * 2**doublings, _LONGEST_BACKOFF_SECONDS)
-        await wait(self._stopping, (error.retry_after_seconds or 0.0) + random.uniform(0, bound))
+        if error.kind != "adapted":
+            doublings = max(call.failures + call.rate_limits - 1, 0)
+            bound = min(self.config.backoff_seconds * 2**doublings, _LONGEST_BACKOFF_SECONDS)
+            await wait(self._stopping, (error.retry_after_seconds or 0.0) + random.uniform(0, bound))
 
     def _raise_if_never_reached(self, call: _Call, error: Transient) -> None:
         tried = call.failures >= _ATTEMPTS_TO_REACH_A_SERVER or self._throttle.opened
@@ -416,14 +404,13 @@ class Engine:
 
     def _stop(self, ending: Exception) -> None:
         """Lets no new call go out; those in flight end by themselves and are recorded."""
-        if self._ending is not None:
-            return
-        self._ending = ending
-        self._stopping.set()
-        self._throttle.stop(self._end_error)
-        self._prefetch_semaphore.stop(self._end_error)
-        if isinstance(ending, CallFailed):  # an InputError is shown by the program that it ends
-            _logger.warning("%s", ending)
+        if self._ending is None:
+            self._ending = ending
+            self._stopping.set()
+            self._throttle.stop(self._end_error)
+            self._prefetch_semaphore.stop(self._end_error)
+            if isinstance(ending, CallFailed):  # an InputError is shown by the program that it ends
+                _logger.warning("%s", ending)
 
     def _end_error(self) -> Exception:
         """A new exception for every call that is refused because the run has ended."""

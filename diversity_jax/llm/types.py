@@ -6,12 +6,12 @@ import functools
 import hashlib
 from typing import Any
 
+from diversity_jax.core import progress
 from diversity_jax.core.errors import InputError
 from diversity_jax.core.files import canonical_json
 
 # After these a run cannot go on: every later call would fail for the same reason.
 RUN_ENDING_REASONS = ("budget", "stalled")
-PROGRESS_MODES = ("auto", "panel", "lines", "off")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,11 +48,9 @@ class EngineConfig:
             raise InputError(f"engine.max_attempts: {self.max_attempts} makes no call; give at least 1")
         for name in ("deadline_seconds", "stall_seconds", "backoff_seconds"):
             if not getattr(self, name) > 0:
-                raise InputError(
-                    f"engine.{name}: {getattr(self, name)} is no time to wait; give a number of seconds above 0"
-                )
-        if self.progress not in PROGRESS_MODES:
-            modes = ", ".join(PROGRESS_MODES)
+                raise InputError(f"engine.{name}: {getattr(self, name)} is no number of seconds above 0")
+        if self.progress not in progress.MODES:
+            modes = ", ".join(progress.MODES)
             raise InputError(f"engine.progress: {self.progress!r} is unknown; choose one of {modes}")
 
 
@@ -100,9 +98,7 @@ class Request:
         if not self.stage.replace("_", "a").isalnum() or not self.stage.isascii():
             raise InputError(f"Request.stage: {self.stage!r} is not a name; use letters, digits and underscores")
         if self.max_output_tokens < 1:
-            raise InputError(
-                f"Request.max_output_tokens: {self.max_output_tokens} leaves no room for an answer; give at least 1"
-            )
+            raise InputError(f"Request.max_output_tokens: {self.max_output_tokens} is too few; give at least 1")
         if not 0 <= self.temperature <= 2:
             raise InputError(f"Request.temperature: {self.temperature} is outside 0 to 2; 0 repeats itself most")
         if self.replicate < 0:
@@ -112,16 +108,16 @@ class Request:
 
     def key(self, provider: str, model: str) -> str:
         """SHA-256 under which the answer is kept: equal exactly when the same model is asked the same thing."""
-        decoding = {"temperature": float(self.temperature), "max_output_tokens": self.max_output_tokens}
+        decoding = f'{{"max_output_tokens":{self.max_output_tokens},"temperature":{float(self.temperature)!r}}}'
         schema = "null"
         if isinstance(self.schema, Schema):
             schema = f'{{"name":"{self.stage}","schema":{self.schema.canonical}}}'
         # `content_hash` of these fields, with what calls have in common written out once.
         fields = (
-            f'"decoding":{canonical_json(decoding)}',
+            f'"decoding":{decoding}',
             f'"messages":[{{"content":{canonical_json(self.user)},"role":"user"}}]',
-            f'"model":{canonical_json(model)}',
-            f'"provider":{canonical_json(provider)}',
+            f'"model":{_quoted(model)}',
+            f'"provider":{_quoted(provider)}',
             f'"replicate":{self.replicate}',
             f'"schema":{schema}',
             f'"system":{_quoted(self.system)}',
