@@ -76,11 +76,9 @@ def language_model(
     Raises:
       InputError: the tokenizer has more ids than the model has rows, or the mesh does not fit the model.
     """
-    if tokenizer.vocabulary.size > config.vocab_size:
-        raise InputError(
-            f"{name}: its vocabulary has {config.vocab_size:,} ids, the tokenizer {tokenizer.vocabulary.size:,}; "
-            "give the tokenizer that the model was trained with"
-        )
+    if (size := tokenizer.vocabulary.size) > config.vocab_size:
+        ids = f"its vocabulary has {config.vocab_size:,} ids, the tokenizer {size:,}"
+        raise InputError(f"{name}: {ids}; give the tokenizer that the model was trained with")
     devices = make_mesh(mesh)
     weights = weights_hash(params)
     shardings = param_shardings(devices, params)
@@ -97,9 +95,9 @@ def language_model(
 def weights_hash(params: Params) -> str:
     """SHA-256 of all parameters' float32 bytes, in the order of their names."""
     digest = hashlib.sha256()
-    leaves = sorted(jax.tree_util.tree_leaves_with_path(params), key=lambda item: path_name(item[0]))
-    for path, leaf in leaves:
-        digest.update(path_name(path).encode())
+    leaves = {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
+    for name, leaf in sorted(leaves.items(), key=lambda item: item[0]):
+        digest.update(name.encode())
         digest.update(np.ascontiguousarray(leaf, np.float32).data)
     return digest.hexdigest()
 
@@ -125,26 +123,24 @@ def open_model(
       InputError: nothing there, something damaged, or a tokenizer of another vocabulary.
     """
     folder = Path(checkpoint)
-    changes: dict[str, Any] = {} if max_length is None else {"max_length": max_length}
-    config, params = read_model(
-        folder, step=step, compute_dtype=compute_dtype, attention="auto", dropout=0.0, **changes
-    )
+    changes: dict[str, Any] = {"compute_dtype": compute_dtype, "attention": "auto", "dropout": 0.0}
+    changes |= {} if max_length is None else {"max_length": max_length}
+    config, params = read_model(folder, step=step, **changes)
     name = name or folder.resolve().name + (f"@{step}" if step is not None else "")
     return language_model(name, config, params, _tokenizer(folder, tokenizer), mesh or MeshConfig(data=-1, fsdp=1))
 
 
 def _tokenizer(folder: Path, given: str | None) -> ModelTokenizer:
-    is_run = (folder / "run.json").exists()
+    is_run, source = (folder / "run.json").exists(), folder
     if given is not None:
-        path = Path(given)
         _check_run_tokenizer(folder, given)
-        if path.is_dir() and (path / "tokenizer_config.json").exists():
-            return for_folder(load_tokenizer(given, end_of_text=special_tokens(path).get("eos_token")), path)
-        return for_run(load_tokenizer(given), _chat(mixture_folder(folder)) if is_run else None)
-    if is_run:
+        source = Path(given)
+        if not (source / "tokenizer_config.json").exists():
+            return for_run(load_tokenizer(given), _chat(mixture_folder(folder)) if is_run else None)
+    elif is_run:
         return _tokenizer_of_run(folder)
-    if any((folder / name).exists() for name in _TOKENIZER_FILES):
-        return for_folder(load_tokenizer(str(folder), end_of_text=special_tokens(folder).get("eos_token")), folder)
+    if given or any((folder / name).exists() for name in _TOKENIZER_FILES):
+        return for_folder(load_tokenizer(str(source), end_of_text=special_tokens(source).get("eos_token")), source)
     raise InputError(f"{folder}: holds no tokenizer ({', '.join(_TOKENIZER_FILES)}); put one there, or name one")
 
 
@@ -197,14 +193,13 @@ def mixture_folder(run: Path) -> Path:
       InputError: neither in the run nor where it was read from.
     """
     settings = run_settings(run)
-    prepared = settings.get("prepared")
-    folder = Path(prepared) if prepared else run / "mixture"
-    if prepared and not (folder / "mixture.json").exists():
-        moved = run / os.path.relpath(prepared, settings["output_dir"])
-        folder = moved if (moved / "mixture.json").exists() else folder
-    if not (folder / "mixture.json").exists():
-        raise InputError(f"{folder}: the run's mixture is not there, so its tokenizer is not known; name it")
-    return folder
+    folders = [run / "mixture"]
+    if prepared := settings.get("prepared"):
+        folders = [Path(prepared), run / os.path.relpath(prepared, settings["output_dir"])]
+    for folder in folders:
+        if (folder / "mixture.json").exists():
+            return folder
+    raise InputError(f"{folders[0]}: the run's mixture is not there, so its tokenizer is not known; name it")
 
 
 def run_settings(run: Path) -> Mapping[str, Any]:

@@ -178,11 +178,8 @@ def compare(
 
 def _paired(task: str, ours: Mapping[str, float], theirs: Mapping[str, float]) -> tuple[np.ndarray, np.ndarray]:
     if set(ours) != set(theirs) or not ours:
-        both = len(set(ours) & set(theirs))
-        raise InputError(
-            f"{task}: the evaluations judged {len(ours):,} and {len(theirs):,} items, {both:,} of them the same; "
-            "evaluate both on the same data and with the same limit"
-        )
+        counts = f"{len(ours):,} and {len(theirs):,} items, {len(set(ours) & set(theirs)):,} of them the same"
+        raise InputError(f"{task}: the evaluations judged {counts}; evaluate both on the same data with the same limit")
     items = sorted(ours)
     return np.array([ours[item] for item in items]), np.array([theirs[item] for item in items])
 

@@ -310,10 +310,8 @@ def build(names: Sequence[str], folder: Path | None, *, num_fewshot: int = 0) ->
         except KeyError as error:
             raise InputError(f"task {name!r}: unknown to lm_eval ({error}); see lm_eval ls tasks") from None
         except Exception as error:  # whatever clients of the hub raise for a data set that cannot be fetched
-            reason = " ".join(str(error).split())[:200]
-            raise InputError(
-                f"task {name!r}: cannot be built ({type(error).__name__}: {reason}); for local files set data_dir"
-            ) from error
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            raise InputError(f"task {name!r}: cannot be built ({reason}); for local files set data_dir") from error
         tasks += built["tasks"].values()
     return tasks, sources
 
@@ -337,10 +335,8 @@ def write_continuations(config: ContinuationsConfig) -> None:
             break
     endings = sorted(set(endings_by_beginning.values()))
     if len(endings) < config.choices:
-        raise InputError(
-            f"{config.corpus.source}: {len(endings)} documents of {least} words differ, too few for {config.choices} "
-            "choices; take a larger corpus or fewer words"
-        )
+        counts = f"{len(endings)} documents of {least} words differ, {config.choices} choices need as many"
+        raise InputError(f"{config.corpus.source}: {counts}; take a larger corpus or fewer words")
     generator = random.Random(config.seed)
     with writing(Path(config.output_dir) / "hellaswag_validation.jsonl", "w") as file:
         for beginning, ending in endings_by_beginning.items():

@@ -354,9 +354,7 @@ def _top_interval(x: np.ndarray, y: np.ndarray, bend_GxN: np.ndarray, top: float
 def power(correlation: float, recipes: int) -> float:
     """Chance that a t test over this many recipes tells a true correlation from zero (noncentral t, fixed design)."""
     if not -1 < correlation < 1 or recipes < 3:
-        raise InputError(
-            f"power: correlation {correlation}, {recipes} recipes; expected one inside (-1, 1), at least 3"
-        )
+        raise InputError(f"power at correlation {correlation}, {recipes} recipes: needs one inside (-1, 1), 3 or more")
     shift = abs(correlation) / math.sqrt(1 - correlation**2) * math.sqrt(recipes)
     limit = stats.t.ppf((1 + LEVEL) / 2, recipes - 2)
     return float(stats.nct.sf(limit, recipes - 2, shift) + stats.nct.cdf(-limit, recipes - 2, shift))
