@@ -67,8 +67,7 @@ def build(config: MixtureConfig, folder: str | Path, score: Scorer) -> Mixture:
     for name, source in sources.items():
         _check_parts(name, source.parts, tokenizer, config)
     shares = config.shares_asked()
-    corpora = {name: source.corpus for name, source in sources.items()}
-    scorecards = _score(config.components, shares, corpora, score)
+    scorecards = _score(config.components, shares, {name: source.corpus for name, source in sources.items()}, score)
     for name, scorecard in scorecards.items():
         scorecard.save(folder / "scorecards" / f"{name}.json")
     measurements = [measure(component, scorecards) for component in config.components]

@@ -115,8 +115,7 @@ class Component:
     """One part of a mixture.
 
     Attributes:
-      name: letters, digits and underscores; names its SeqIO task.
-      kind: `real` or `synthetic`.
+      name: letters, digits and underscores; names its SeqIO task. kind: `real` or `synthetic`.
       corpus: where its text comes from; a source string is enough. `mixture:FOLDER` is a mixture that was built before:
         its rows are taken as they are, in its own shares.
       share: of the mixture's tokens; with `real_to_synthetic`, a weight within its kind.
@@ -150,7 +149,6 @@ class MixtureConfig:
 
     Attributes:
       name: of the SeqIO mixture; letters, digits and underscores.
-      components: its parts.
       real_to_synthetic: ratio of real to synthetic TOKENS, such as (4, 1); shares then are weights within each kind.
         Without it, shares are of the whole and must sum to 1.
       vocabulary: `bytes`, a SentencePiece `.model`, a `tokenizer.json`, or a folder with one.
@@ -257,7 +255,6 @@ class BuildConfig:
 
     Attributes:
       output_dir: folder of the mixture: scorecards, prepared components, `mixture.json`.
-      mixture: what is asked for.
       judge, judge_base_url, agent, engine, budget: how components without a scorecard are scored, as in a training run.
       grammar: demo text to write first, where it is not there yet.
       register: also register the mixture with SeqIO in this process, to see that it is accepted; needs TensorFlow.

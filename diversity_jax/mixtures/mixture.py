@@ -98,7 +98,6 @@ class MixtureComponent:
     """One component of a built mixture.
 
     Attributes:
-      name, kind: as asked for.
       share_asked, share_granted: exact token shares before and after the gate.
       decision: the gate's decision as JSON: action, reason, policy, figures, scorecard and its hash.
       manifest: the prepared rows; None for a component that was rejected.
@@ -128,9 +127,6 @@ class Mixture:
     Attributes:
       name: of the SeqIO mixture.
       components: all that were asked for, rejected ones too.
-      sequence_length: tokens a row predicts.
-      seed: of the row permutations.
-      vocabulary: the tokenizer's identity.
       folder: where `mixture.json` lies.
       asked: the mixture's configuration as JSON; gate: what each requested component's share rests on, in order. From
         these two alone `replay` repeats every decision.

@@ -80,12 +80,10 @@ class Schedule:
         blocks[:, pattern == len(self.shares)] = rotating_owners
         self._component = blocks.reshape(-1).astype(np.int32)
         self.period = len(self._component)
+        self._count = np.bincount(self._component, minlength=len(self.shares))
         self._rank = np.empty(self.period, np.int64)
-        self._count = np.zeros(len(self.shares), np.int64)
-        for i in range(len(self.shares)):
-            positions = np.flatnonzero(self._component == i)
-            self._rank[positions] = np.arange(len(positions))
-            self._count[i] = len(positions)
+        for i, count in enumerate(self._count):
+            self._rank[self._component == i] = np.arange(count)
 
     def component(self, rows: np.ndarray) -> np.ndarray:
         """Component index, int32, of each mixture row number."""
@@ -108,11 +106,8 @@ def _interleave(counts: Sequence[int]) -> np.ndarray:
     total, scale = sum(counts), 2 * max(2, sum(count > 0 for count in counts)) - 2
     taken, order = [0] * len(counts), []
     for n in range(1, total + 1):
-        due = [
-            i
-            for i, count in enumerate(counts)
-            if taken[i] < count and n * count * scale >= (taken[i] * scale + 1) * total
-        ]
+        left = [(i, count) for i, count in enumerate(counts) if taken[i] < count]
+        due = [i for i, count in left if n * count * scale >= (taken[i] * scale + 1) * total]
         chosen = min(due, key=lambda i: ((taken[i] * scale + scale - 1) / counts[i], i))
         taken[chosen] += 1
         order.append(chosen)
@@ -157,9 +152,7 @@ def _proportionate_fair(owed: Sequence[Fraction]) -> list[list[int]]:
 
 
 def _urgency(turn: int, times: int, blocks: int) -> tuple[int, bool, int]:
-    """Order of service of a component's turn-th membership: deadline, whether the next turn is free of it, group
-    deadline.
-    """
+    """Order of service of a component's turn-th membership: deadline, whether the next turn is free, group deadline."""
     deadline = _ceil(turn * blocks, times)
     leaves_next_free = turn * blocks % times == 0
     spare = blocks - times

@@ -60,7 +60,7 @@ def allocate_shares(
 
     Args:
       shares: asked for, exact, summing to one.
-      train_rows: rows that training will read; needed where a policy limits epochs.
+      train_rows: that training will read; needed where a policy limits epochs.
 
     Raises:
       InputError: a removed share has no recipient, or nothing is left to train on.

@@ -33,8 +33,7 @@ def main(argv: Sequence[str]) -> None:
         wrong = " ".join(unknown) or f"--rows {arguments.rows} --samples {arguments.samples}"
         raise InputError(f"{wrong}: is not understood; {_USAGE}")
     view = inspect_mixture(arguments.mixture, rows=arguments.rows, samples=arguments.samples)
-    print(describe(view))
-    print()
+    print(describe(view), end="\n\n")
     print(page.write(view, arguments.output or view.mixture.folder))
 
 

@@ -78,11 +78,10 @@ class Preparation:
     """Settings of a preparation; rows are a function of text, tokenizer and these.
 
     Attributes:
-      name: the component's name; kind: `real` or `synthetic`.
+      name: of the component; kind: `real` or `synthetic`.
       sequence_length: tokens a row predicts; a row holds one more.
       seed: of the row permutation and of the choice of held-out documents.
       validation_share: share of documents held out, in [0, 1), chosen by a hash of their text: copies stay together.
-      hygiene: which documents are left out.
       chat: documents are conversations, made of records by `corpus.conversations`: whole ones are packed into rows, and
         only answers are targets of the loss. None: text.
       piece_characters: text is tokenised in chunks of about so many characters, each by one process.

@@ -48,8 +48,7 @@ def special_tokens(folder: Path) -> dict[str, str]:
 
 
 def folder_template(folder: Path) -> str | None:
-    """The chat template in a tokenizer's folder: a file of its own, or an entry of the settings (several by name: the
-    one named default).
+    """The chat template in a tokenizer's folder: a file, or an entry of the settings (the default of several).
 
     Raises:
       InputError: the settings are damaged, or the template is not text.
@@ -92,9 +91,7 @@ def folder_tokenizer(folder: Path) -> TokenizerFiles | None:
 
 
 def model_tokenizer(folder: Path) -> TokenizerFiles | None:
-    """The tokenizer of a model's folder: beside an imported model, or the one a run's rows were prepared with; None
-    where there is neither.
-    """
+    """The tokenizer beside an imported model, or the one a run's rows were prepared with; None where neither is."""
     if (folder / "tokenizer").is_dir():
         return folder_tokenizer(folder / "tokenizer")
     run = read_json(folder / "run.json") if (folder / "run.json").exists() else {}
@@ -192,9 +189,7 @@ def _tokens(folder: Path) -> dict[int, str]:
 
 
 def _save_bytes(path: Path) -> None:
-    """Writes `bytes` as a tokenizer.json: byte-level BPE without merges after the three ids that SeqIO's ByteVocabulary
-    reserves.
-    """
+    """Writes `bytes` as a tokenizer.json: byte-level BPE without merges after the three ids that SeqIO reserves."""
     import tokenizers
 
     special = ["<|pad|>", "<|endoftext|>", "<|unk|>"]
