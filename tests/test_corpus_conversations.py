@@ -150,7 +150,7 @@ def test_answers_and_their_ends_are_the_targets_and_nothing_else():
     assert [part[-1] for part in stretches[1::2]] == [1, 1]
     assert np.flatnonzero(tokens & START).tolist() == [0]
     assert answer_bytes == len("Blue.Red, then.")
-    model = for_run(tokenizer, chat.to_json())
+    model = for_run(tokenizer, vars(chat))
     prompt = model.encode(render_chat(TURNS[:3], template=model.chat_template, special=model.special))
     assert ids[: len(prompt)].tolist() == prompt  # what a model is asked is what it was trained on
     assert model.stop_ids == {1}
