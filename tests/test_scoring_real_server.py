@@ -43,7 +43,7 @@ def train_tokenizer(path):
     trainer = tokenizers.trainers.BpeTrainer(
         vocab_size=VOCABULARY, special_tokens=["<|endoftext|>"], show_progress=False
     )
-    lines = (ROOT / "diversity_jax/cluster_agent/prompts.py").read_text().splitlines()
+    lines = (ROOT / "diversity_jax/cluster_agent/prompts.toml").read_text().splitlines()
     tokenizer.train_from_iterator([*lines, "".join(map(chr, range(32, 127)))], trainer)
     tokenizer.save(str(path))
     return path

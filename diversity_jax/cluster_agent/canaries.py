@@ -66,14 +66,11 @@ def plant(samples: Sequence[Sample], ids: Sequence[str], generator: random.Rando
     words = set(_WORD.findall(original.text[:_LOOKED_AT_CHARACTERS].casefold()))
     turned = [(start + turn) % len(FOREIGN_TEXTS) for turn in range(len(FOREIGN_TEXTS))]
     foreign = FOREIGN_TEXTS[min(turned, key=lambda number: len(words & _FOREIGN_WORDS[number]))]
-    canary = Canary(original=original.sample_id, copy=ids[0], foreign=ids[1])
     shown = list(samples)
-    for planted in (
-        Sample(sample_id=canary.copy, text=original.text, document=original.document),
-        Sample(sample_id=canary.foreign, text=foreign, document=FOREIGN),
-    ):
+    copied = Sample(sample_id=ids[0], text=original.text, document=original.document)
+    for planted in (copied, Sample(sample_id=ids[1], text=foreign, document=FOREIGN)):
         shown.insert(int(generator.random() * (len(shown) + 1)), planted)
-    return tuple(shown), canary
+    return tuple(shown), Canary(original=original.sample_id, copy=ids[0], foreign=ids[1])
 
 
 def canary_result(clusters: Sequence[Cluster], canary: Canary) -> CanaryResult:
@@ -88,13 +85,8 @@ def without_planted(clusters: Sequence[Cluster], canary: Canary | None) -> tuple
     if canary is None:
         return tuple(clusters)
     planted = {canary.copy, canary.foreign}
-    left = []
-    for cluster in clusters:
-        if not planted.isdisjoint(cluster.sample_ids):
-            cluster = replace(cluster, sample_ids=tuple(i for i in cluster.sample_ids if i not in planted))
-        if cluster.sample_ids:
-            left.append(cluster)
-    return tuple(left)
+    left = [replace(c, sample_ids=tuple(i for i in c.sample_ids if i not in planted)) for c in clusters]
+    return tuple(cluster for cluster in left if cluster.sample_ids)
 
 
 def with_control_cluster(clusters: Sequence[Cluster], canary: Canary | None) -> tuple[tuple[Cluster, ...], int | None]:
@@ -119,15 +111,9 @@ class ErrorRates:
 
     def to_json(self) -> dict[str, Any]:
         """Counts, rates with exact 95 % intervals, and the ceiling of the score; None where nothing was shown."""
-        merge, split = self.false_merge, self.false_split
-        return {
-            "shown": self.shown,
-            "merged": self.merged,
-            "split": self.split,
-            "false_merge": merge and merge.to_json(),
-            "false_split": split and split.to_json(),
-            "ceiling": self.ceiling,
-        }
+        rates = {name: getattr(self, name) for name in ("false_merge", "false_split")}
+        values = {name: rate and rate.to_json() for name, rate in rates.items()}
+        return {**vars(self), **values, "ceiling": self.ceiling}
 
     @property
     def false_merge(self) -> Estimate | None:

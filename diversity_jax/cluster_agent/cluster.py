@@ -1,21 +1,14 @@
-"""Stages 5 and 6: one grouping is partitioned, checked and verified, and many are collected in the order of drawing."""
+"""Stages 5 and 6: one grouping is partitioned, the partition is checked, and its clusters are verified."""
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-import json
-from typing import IO, Any
+from typing import Any
 
-from diversity_jax.cluster_agent.canaries import (
-    CanaryResult,
-    ErrorRates,
-    canary_result,
-    with_control_cluster,
-    without_planted,
-)
+from diversity_jax.cluster_agent.canaries import CanaryResult, canary_result, with_control_cluster, without_planted
 from diversity_jax.cluster_agent.config import AgentConfig
 from diversity_jax.cluster_agent.criteria import Criteria
-from diversity_jax.cluster_agent.estimators import Groupings, count_partition
+from diversity_jax.cluster_agent.estimators import count_partition
 from diversity_jax.cluster_agent.sampling import PlannedGrouping
 from diversity_jax.cluster_agent.text_cleaning import clean_text
 from diversity_jax.cluster_agent.types import (
@@ -33,7 +26,6 @@ _REASON_CHARACTERS = 600
 _SAMPLE_ID_CHARACTERS = 40
 _NAMED = 6  # ids named in a complaint
 _NUMBER_WORDS = {"true": 1, "yes": 1, "valid": 1, "false": 0, "no": 0, "invalid": 0}
-_encode = json.JSONEncoder(ensure_ascii=False).encode
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +54,38 @@ class JudgedGrouping:
         sizes = [len(cluster.sample_ids) for cluster in self.clusters]
         return self.planned.criteria_set, *count_partition(sizes, [cluster.valid for cluster in self.clusters])
 
+    def to_json(self) -> dict[str, Any]:
+        """One line of groupings.jsonl: samples and their documents, the canary, the partition and its verdicts."""
+        canary = self.planned.canary and {**vars(self.planned.canary), "verdict": self.canary and vars(self.canary)}
+        samples = [{"sample_id": sample.sample_id, "document": sample.document} for sample in self.planned.samples]
+        clusters = [
+            {
+                "sample_ids": cluster.sample_ids,
+                "valid": cluster.valid,
+                "uniqueness_reasoning": cluster.reasoning,
+                "validation": cluster.validation,
+                "cluster_metadata": dict(cluster.metadata),
+                "cluster_metrics": {name: {"score": score, "reasoning": text} for name, score, text in cluster.metrics},
+            }
+            for cluster in self.clusters
+        ]
+        numbers = {"grouping": self.planned.index, "criteria_set": self.planned.criteria_set}
+        return numbers | {"samples": samples, "canary": canary, "dropped": self.dropped, "clusters": clusters}
+
+    def example(self) -> dict[str, Any]:
+        """The grouping for people: its clusters with the beginnings of their texts."""
+        texts = {sample.sample_id: sample.text[:_EXAMPLE_CHARACTERS] for sample in self.planned.samples}
+        clusters = [
+            {
+                "texts": [texts[sample_id] for sample_id in cluster.sample_ids],
+                "reasoning": cluster.reasoning,
+                "valid": cluster.valid,
+                "validation": cluster.validation,
+            }
+            for cluster in self.clusters
+        ]
+        return {"grouping": self.planned.index, "criteria_set": self.planned.criteria_set, "clusters": clusters}
+
 
 async def judge_grouping(
     planned: PlannedGrouping, judge: Judge, criteria: Criteria, config: AgentConfig
@@ -77,28 +101,22 @@ async def judge_grouping(
         reason, detail = log.failures[-1]
         return JudgedGrouping(planned=planned, usage=log.usage, canary=canary, dropped=reason, detail=detail)
 
-    def task(stage: str, clusters: tuple[Cluster, ...] = ()):
-        return config.task(
-            stage,
-            criteria_set=planned.criteria_set,
-            replicate=planned.index,
-            samples=planned.samples,
-            criteria=criteria.sets[planned.criteria_set],
-            clusters=clusters,
-        )
-
-    partition = await request_with_repair(
-        judge, task("cluster_samples"), lambda value: parse_partition(value, planned.samples), log
+    task = config.task(
+        "cluster_samples",
+        criteria_set=planned.criteria_set,
+        replicate=planned.index,
+        samples=planned.samples,
+        criteria=criteria.sets[planned.criteria_set],
     )
+    partition = await request_with_repair(judge, task, lambda value: parse_partition(value, planned.samples), log)
     if partition is None:
         return failed()
     canary = canary_result(partition, planned.canary) if planned.canary else None
     clusters = without_planted(partition, planned.canary)
     if config.verify and (canary is None or canary.passed):
         shown, control = with_control_cluster(clusters, planned.canary)
-        validation = await request_with_repair(
-            judge, task("verify_clusters", shown), lambda value: parse_validation(value, shown), log
-        )
+        task = replace(task, stage="verify_clusters", clusters=shown)
+        validation = await request_with_repair(judge, task, lambda value: parse_validation(value, shown), log)
         if validation is None:
             return failed(canary)
         if control is not None and not validation[control][0]:
@@ -210,119 +228,3 @@ def parse_validation(value: Any, clusters: Sequence[Cluster]) -> tuple[tuple[boo
         raise AnswerError(f"no verdict on cluster {', '.join(missing[:_NAMED])}; judge every cluster")
     given = [(verdicts.get(n, (True, "")), len(cluster.sample_ids)) for n, cluster in numbered]
     return tuple((valid or size == 1, why) for (valid, why), size in given)
-
-
-class Collector:
-    """Takes groupings in whatever order they finish and enters them in the order they were drawn.
-
-    So nothing depends on which call came back first: not the file, the examples, the sums of dollars, or where a run
-    stops.
-
-    Args:
-      lines: file of groupings.jsonl; None writes none.
-      on_entry: called with every grouping as it is entered, also the dropped ones.
-    """
-
-    def __init__(
-        self,
-        config: AgentConfig,
-        lines: IO[str] | None = None,
-        on_entry: Callable[[JudgedGrouping], None] | None = None,
-    ):
-        self._config = config
-        self._lines = lines
-        self._on_entry = on_entry
-        self._waiting: dict[int, JudgedGrouping] = {}
-        self._rows: list[tuple[int, int, int, int]] = []
-        self._canaries: list[CanaryResult] = []
-        self.entered = 0
-        self.usage = CallTotals()
-        self.drops: Counter[str] = Counter()
-        self.first_details: dict[str, str] = {}  # of the drops, by reason
-        self.cluster_sizes: Counter[int] = Counter()
-        self.invalid_clusters = 0
-        self.examples: list[dict[str, Any]] = []
-
-    def take(self, judged: JudgedGrouping) -> None:
-        """Takes one grouping, and enters all that are next."""
-        self._waiting[judged.planned.index] = judged
-        while (following := self._waiting.pop(self.entered, None)) is not None:
-            self._enter(following)
-
-    def flush(self) -> None:
-        """Enters what is left behind gaps, in order: groupings that finished although an earlier one never will."""
-        for index in sorted(self._waiting):
-            self._enter(self._waiting.pop(index))
-
-    @property
-    def groupings(self) -> Groupings:
-        """All usable groupings entered so far."""
-        return Groupings.of_rows(self._config.samples_per_grouping, self._rows)
-
-    @property
-    def rates(self) -> ErrorRates:
-        """Canaries shown and failed so far."""
-        merged, split = (sum(getattr(result, name) for result in self._canaries) for name in ("merged", "split"))
-        return ErrorRates(shown=len(self._canaries), merged=merged, split=split)
-
-    def _enter(self, judged: JudgedGrouping) -> None:
-        self.entered += 1
-        self.usage.add(judged.usage)
-        if judged.canary:
-            self._canaries.append(judged.canary)
-        if judged.dropped:
-            self.drops[judged.dropped] += 1
-            self.first_details.setdefault(judged.dropped, judged.detail)
-        else:
-            self._count(judged)
-        if self._lines is not None:
-            self._lines.write(_encode(line_of(judged)) + "\n")
-        if self._on_entry is not None:
-            self._on_entry(judged)
-
-    def _count(self, judged: JudgedGrouping) -> None:
-        self._rows.append(judged.counts)
-        for cluster in judged.clusters:
-            self.cluster_sizes[len(cluster.sample_ids)] += cluster.valid
-            self.invalid_clusters += not cluster.valid
-        if len(self.examples) < self._config.examples:
-            self.examples.append(example_of(judged))
-
-
-def line_of(judged: JudgedGrouping) -> dict[str, Any]:
-    """One line of groupings.jsonl: samples and their documents, the canary, the partition and its verdicts."""
-    planned = judged.planned
-    canary = planned.canary and {**vars(planned.canary), "verdict": judged.canary and dict(vars(judged.canary))}
-    return {
-        "grouping": planned.index,
-        "criteria_set": planned.criteria_set,
-        "samples": [{"sample_id": sample.sample_id, "document": sample.document} for sample in planned.samples],
-        "canary": canary,
-        "dropped": judged.dropped,
-        "clusters": [
-            {
-                "sample_ids": list(cluster.sample_ids),
-                "valid": cluster.valid,
-                "uniqueness_reasoning": cluster.reasoning,
-                "validation": cluster.validation,
-                "cluster_metadata": dict(cluster.metadata),
-                "cluster_metrics": {name: {"score": score, "reasoning": text} for name, score, text in cluster.metrics},
-            }
-            for cluster in judged.clusters
-        ],
-    }
-
-
-def example_of(judged: JudgedGrouping) -> dict[str, Any]:
-    """A grouping for people: its clusters with the beginnings of their texts."""
-    texts = {sample.sample_id: sample.text[:_EXAMPLE_CHARACTERS] for sample in judged.planned.samples}
-    clusters = [
-        {
-            "texts": [texts[i] for i in c.sample_ids],
-            "reasoning": c.reasoning,
-            "valid": c.valid,
-            "validation": c.validation,
-        }
-        for c in judged.clusters
-    ]
-    return {"grouping": judged.planned.index, "criteria_set": judged.planned.criteria_set, "clusters": clusters}

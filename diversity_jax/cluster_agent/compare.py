@@ -47,9 +47,8 @@ def drift(small: Scorecard, large: Scorecard, *, alpha: float = 0.05) -> Compari
     """
     _check_same_judge(small, large)
     if small.corpus["fingerprint"] != large.corpus["fingerprint"]:
-        raise InputError(
-            f"drift: {small.corpus['name']} and {large.corpus['name']} are two corpora; score one of them at two K"
-        )
+        names = f"{small.corpus['name']} and {large.corpus['name']}"
+        raise InputError(f"drift: {names} are two corpora; score one of them at two K")
     paired = small.criteria_hash == large.criteria_hash
     return drift_of_groupings(small.series, large.series, paired=paired, alpha=alpha)
 
@@ -58,10 +57,8 @@ def _check_same_judge(a: Scorecard, b: Scorecard) -> None:
     if a.ruler == b.ruler:
         return
     kind = "judges" if a.judge != b.judge else "prompt versions" if a.prompt_version != b.prompt_version else "rulers"
-    raise InputError(
-        f"compare: the scorecards come from different {kind} ({a.judge} {a.prompt_version}, {b.judge} "
-        f"{b.prompt_version}); score both corpora in one run"
-    )
+    both = f"{a.judge} {a.prompt_version}, {b.judge} {b.prompt_version}"
+    raise InputError(f"compare: the scorecards come from different {kind} ({both}); score both corpora in one run")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,27 +87,23 @@ class PairComparison:
 
     def to_json(self) -> dict[str, Any]:
         """The pair, the more diverse corpus where decided, and the comparison."""
-        return {
-            "first": self.first,
-            "second": self.second,
-            "more_diverse": self.higher,
-            "comparison": self.comparison and self.comparison.to_json(),
-        }
+        comparison = self.comparison and self.comparison.to_json()
+        return {"first": self.first, "second": self.second, "more_diverse": self.higher, "comparison": comparison}
 
     def __str__(self) -> str:
         return f"{self.first} against {self.second}: {self.comparison or 'not comparable, different rulers'}"
 
 
-def compare_pairs(cards: Mapping[str, Scorecard], alpha: float = 0.05) -> list[PairComparison]:
+def compare_pairs(scorecards: Mapping[str, Scorecard], alpha: float = 0.05) -> list[PairComparison]:
     """Compares every pair at a level that makes all comparisons together err at most at `alpha` (Bonferroni).
 
     For runs whose size was fixed beforehand; a run that stopped at a decision has its own comparison.
     """
-    pairs = list(itertools.combinations(cards, 2))
+    pairs = list(itertools.combinations(scorecards, 2))
     compared = []
     for first, second in pairs:
-        same_judge = cards[first].ruler == cards[second].ruler
-        comparison = compare(cards[first], cards[second], alpha=alpha / len(pairs)) if same_judge else None
+        a, b = scorecards[first], scorecards[second]
+        comparison = compare(a, b, alpha=alpha / len(pairs)) if a.ruler == b.ruler else None
         compared.append(PairComparison(first=first, second=second, comparison=comparison))
     return compared
 
@@ -126,7 +119,7 @@ class Draws:
     def to_json(self) -> dict[str, Any]:
         """The two figures, and the hashes of the scorecards in order."""
         figures = {name: getattr(self, name).to_json() for name in ("effective_clusters", "cluster_score")}
-        return figures | {"scorecards": [card.content_hash for card in self.scorecards]}
+        return figures | {"scorecards": [scorecard.content_hash for scorecard in self.scorecards]}
 
 
 class DrawnCorpus:
@@ -163,16 +156,16 @@ async def score_draws_async(
     """
     if draws < 2:
         raise InputError(f"draws: {draws} has no spread; give at least 2")
-    cards = []
+    scorecards = []
     for number in range(draws):
         seed = child_seed(config.seed, "draw", number)
         shown = config.groupings * config.samples_per_grouping
         drawn = DrawnCorpus(corpus, size=draw_size, seed=seed) if draw_size < shown else corpus
-        cards.append(await score_corpus_async(drawn, judge, replace(config, seed=seed)))
+        scorecards.append(await score_corpus_async(drawn, judge, replace(config, seed=seed)))
     return Draws(
-        effective_clusters=across_draws([card.effective_clusters.value for card in cards]),
-        cluster_score=across_draws([card.cluster_score.value for card in cards]),
-        scorecards=tuple(cards),
+        effective_clusters=across_draws([scorecard.effective_clusters.value for scorecard in scorecards]),
+        cluster_score=across_draws([scorecard.cluster_score.value for scorecard in scorecards]),
+        scorecards=tuple(scorecards),
     )
 
 

@@ -71,10 +71,7 @@ class AgentConfig:
         if half_width is not None and not 0 < half_width < 1:
             raise InputError(f"agent.stop_at_relative_half_width: is {half_width}; expected a share such as 0.05")
         if self.samples_per_grouping > 500:
-            raise InputError(
-                f"agent.samples_per_grouping: is {self.samples_per_grouping}; no judge reads so many at once, give at "
-                "most 500"
-            )
+            raise InputError(f"agent.samples_per_grouping: is {self.samples_per_grouping}; give at most 500")
 
     def parameters(self) -> dict[str, Any]:
         """What a score depends on besides corpus, judge, criteria and seed."""

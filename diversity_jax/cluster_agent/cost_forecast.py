@@ -9,6 +9,7 @@ the guess: some groupings are judged, at their price, and their means are taken 
 import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+import itertools
 import json
 import math
 import random
@@ -20,16 +21,7 @@ from diversity_jax.cluster_agent.criteria import load_criteria, proposal_texts
 from diversity_jax.cluster_agent.prompts import system_of, user_of
 from diversity_jax.cluster_agent.sampling import GroupingSampler, PlannedGrouping, draw_proposals
 from diversity_jax.cluster_agent.score import CorpusScorer, blocking, propose_or_raise
-from diversity_jax.cluster_agent.types import (
-    CallTotals,
-    Cluster,
-    CriteriaSet,
-    Criterion,
-    Judge,
-    Sample,
-    SampledCorpus,
-    Task,
-)
+from diversity_jax.cluster_agent.types import CallTotals, Cluster, CriteriaSet, Criterion, Judge, Sample, SampledCorpus
 from diversity_jax.core.errors import InputError
 from diversity_jax.llm import PlannedCalls, Tokens, estimate_tokens
 
@@ -61,8 +53,7 @@ class _Style:
 
     def phrase(self, allowed: float) -> str:
         """The words that it writes where so many are allowed."""
-        words = _PHRASE.split()
-        return " ".join(words[i % len(words)] for i in range(max(1, round(allowed * self.words))))
+        return " ".join(itertools.islice(itertools.cycle(_PHRASE.split()), max(1, round(allowed * self.words))))
 
     def count(self, most: int) -> int:
         """How many criteria it gives where `most` are asked for."""
@@ -72,10 +63,8 @@ class _Style:
         """A criteria set where `most` of each kind are asked for."""
         text, guidance, levels = self.phrase(20), self.phrase(18), (self.phrase(6),) * 5
         names = [f"{self.phrase(3)} {number}" for number in range(self.count(most))]
-        metadata = [Criterion(name=name, definition=text, guidance=guidance) for name in names]
-        return CriteriaSet(
-            metadata=tuple(metadata), metrics=tuple(replace(criterion, levels=levels) for criterion in metadata)
-        )
+        metadata = tuple(Criterion(name=name, definition=text, guidance=guidance) for name in names)
+        return CriteriaSet(metadata=metadata, metrics=tuple(replace(item, levels=levels) for item in metadata))
 
 
 _TERSE, _WORDY = _Style(words=0.2, thorough=False), _Style(words=0.8, thorough=True)
@@ -120,7 +109,7 @@ async def pilot_calls_async(
         await scorer.extend(min(groupings, config.groupings))
         if scorer.ended:
             raise InputError(f"judge {judge.label}: the pilot came to no end: {scorer.ended}")
-        planned.append(_as_used("groupings", scorer.collector.usage, config.groupings / scorer.collector.entered))
+        planned.append(_as_used("groupings", scorer.usage, config.groupings / scorer.entered))
     return planned
 
 
@@ -158,8 +147,8 @@ def _plan_proposing(corpora: Sequence[SampledCorpus], config: AgentConfig) -> li
         else:
             kind = stage.removeprefix("summarize_")
             answer = {kind: _criteria_answer(chosen, drop=("guidance",))[kind]}
-        prompt = _prompt_tokens(config.task(stage, criteria_set=0, replicate=0, **content))
-        return Tokens(prompt + shown * (stage == "propose_criteria"), estimate_tokens(json.dumps(answer)))
+        tokens = _tokens(config, stage, answer, **content)
+        return Tokens(tokens.prompt + shown * (stage == "propose_criteria"), tokens.completion)
 
     single = ("summarize_metadata", "summarize_metrics", "define_criteria")
     stages = {"propose_criteria": config.proposals, **dict.fromkeys(single, 1)}
@@ -178,24 +167,21 @@ async def _plan_groupings(
     def sizes(stage: str, style: _Style) -> Tokens:
         """Mean tokens of prompt and answer of a call."""
         criteria = sets or (style.criteria(config.criteria_count),)
-        prompts = answers = 0
+        tokens = []
         for planned in groupings:
             content: dict[str, Any] = {"criteria": criteria[planned.criteria_set % len(criteria)]}
             clusters = _partition(planned, style.clusters)
             if stage == "cluster_samples":
-                entries = [_cluster_answer(n, cluster, config, style) for n, cluster in enumerate(clusters, start=1)]
-                answer = {"clusters": entries}
+                answer = {"clusters": [_cluster_answer(n, each, config, style) for n, each in enumerate(clusters, 1)]}
             else:
                 reasoned = [
                     replace(cluster, reasoning=_reasoning(cluster, config, style))
                     for cluster in without_planted(clusters, planned.canary)
                 ]
                 content["clusters"], _ = with_control_cluster(reasoned, planned.canary)
-                entries = [_verdict(n, cluster, config, style) for n, cluster in enumerate(content["clusters"], 1)]
-                answer = {"validation": entries}
-            where = {"criteria_set": planned.criteria_set, "replicate": planned.index}
-            prompts += _prompt_tokens(config.task(stage, **where, **content))
-            answers += estimate_tokens(json.dumps(answer))
+                answer = {"validation": [_verdict(n, c, config, style) for n, c in enumerate(content["clusters"], 1)]}
+            tokens.append(_tokens(config, stage, answer, **content))
+        prompts, answers = (sum(part) for part in zip(*tokens, strict=True))
         return Tokens(shown + prompts / number, answers / number)
 
     stages = ("cluster_samples", "verify_clusters") if config.verify else ("cluster_samples",)
@@ -220,8 +206,11 @@ def _mean_sample_tokens(shown: Sequence[Sequence[Sample]]) -> float:
     return sum(estimate_tokens("\n".join(sample.line for sample in samples)) for samples in shown) / len(shown)
 
 
-def _prompt_tokens(task: Task) -> int:
-    return estimate_tokens(system_of(task)) + estimate_tokens(user_of(task))
+def _tokens(config: AgentConfig, stage: str, answer: Any, **content: Any) -> Tokens:
+    """Tokens of a call's prompt without samples, and of this answer."""
+    task = config.task(stage, criteria_set=0, replicate=0, **content)
+    prompt = estimate_tokens(system_of(task)) + estimate_tokens(user_of(task))
+    return Tokens(prompt, estimate_tokens(json.dumps(answer)))
 
 
 def _partition(planned: PlannedGrouping, clusters: float) -> tuple[Cluster, ...]:

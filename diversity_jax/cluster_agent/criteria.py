@@ -84,10 +84,7 @@ def load_criteria(path: str) -> Criteria:
     sets = tuple(map(read_criteria_set, value if isinstance(value, list) else [value]))
     for number, criteria_set in enumerate(sets, start=1):
         if not criteria_set:
-            raise InputError(
-                f"{path}: criteria set {number} has neither `metadata` nor `metrics` with a `name`; expected lists of "
-                "objects"
-            )
+            raise InputError(f"{path}: criteria set {number} has neither `metadata` nor `metrics` with a `name`")
     return Criteria(sets=sets, origin=origin)
 
 
@@ -138,10 +135,8 @@ async def propose_criteria(corpora: Sequence[SampledCorpus], judge: Judge, confi
         sets += [criteria_set] if criteria_set else []
         warnings += [f"criteria set {number}: {remark}" for remark in remarks]
     if not sets:
-        raise InputError(
-            f"judge {judge.label}: no criteria set came about ({warnings[0]}); try another judge, or give criteria in "
-            "a file"
-        )
+        why = f"no criteria set came about ({warnings[0]})"
+        raise InputError(f"judge {judge.label}: {why}; try another judge, or give criteria in a file")
     criteria = Criteria(sets=tuple(sets), origin="judge")
     return ProposedCriteria(criteria=criteria, usage=usage, warnings=tuple(warnings))
 
@@ -173,9 +168,7 @@ async def _propose_set(
     jobs = []
     for replicate, samples in enumerate(drawn):
         task = config.task("propose_criteria", criteria_set=number, replicate=replicate, samples=samples)
-        jobs.append(
-            request_with_repair(judge, task, lambda value: _usable(value, "metadata", "metrics"), logs[replicate])
-        )
+        jobs.append(request_with_repair(judge, task, _usable, logs[replicate]))
     proposals = [proposal for proposal in await asyncio.gather(*jobs) if proposal]
     remarks: list[str] = []
     if missing := len(drawn) - len(proposals):
@@ -211,7 +204,7 @@ async def _merge(
         names = merge_names([item for proposal in proposals for item in getattr(proposal, kind)])
         if not names:
             return ()
-        answered = await request(f"summarize_{kind}", lambda value: _usable(value, kind), log, proposals=names)
+        answered = await request(f"summarize_{kind}", lambda value: _usable(value, (kind,)), log, proposals=names)
         return getattr(answered, kind)[: config.criteria_count]
 
     metadata, metrics = await asyncio.gather(summarize("metadata", logs[0]), summarize("metrics", logs[1]))
@@ -224,7 +217,7 @@ async def _merge(
     return _with_guidance(chosen, defined, remarks)
 
 
-def _usable(value: Any, *kinds: str) -> CriteriaSet:
+def _usable(value: Any, kinds: Sequence[str] = ("metadata", "metrics")) -> CriteriaSet:
     """The criteria of an answer, which has to have at least one of some kind."""
     criteria_set = read_criteria_set(value)
     if not any(getattr(criteria_set, kind) for kind in kinds):
@@ -244,9 +237,8 @@ def _with_guidance(chosen: CriteriaSet, defined: CriteriaSet, remarks: list[str]
 
     def guided(items: Sequence[Criterion]) -> tuple[Criterion, ...]:
         given = [guidance.get(item.name.casefold(), "") for item in items]
-        return tuple(
-            replace(item, guidance=clean_text(text, _TEXT_CHARACTERS)) for item, text in zip(items, given, strict=True)
-        )
+        texts = [clean_text(text, _TEXT_CHARACTERS) for text in given]
+        return tuple(replace(item, guidance=text) for item, text in zip(items, texts, strict=True))
 
     result = CriteriaSet(metadata=guided(chosen.metadata), metrics=guided(chosen.metrics))
     if without := sum(not item.guidance for item in result):
@@ -256,12 +248,11 @@ def _with_guidance(chosen: CriteriaSet, defined: CriteriaSet, remarks: list[str]
 
 def merge_names(items: Sequence[Criterion]) -> tuple[tuple[str, tuple[str, ...]], ...]:
     """Every proposed name with its different definitions, the most often proposed first (ties in order of mention)."""
-    counts = Counter(item.name.casefold() for item in items)
-    names: dict[str, str] = {}
-    definitions: dict[str, dict[str, None]] = {key: {} for key in counts}
+    by_name: dict[str, list[Criterion]] = {}
     for item in items:
-        key = item.name.casefold()
-        names.setdefault(key, item.name)
-        if item.definition:
-            definitions[key][item.definition] = None
-    return tuple((names[key], tuple(definitions[key])[:_MOST_DEFINITIONS]) for key, _ in counts.most_common())
+        by_name.setdefault(item.name.casefold(), []).append(item)
+    merged = []
+    for same in sorted(by_name.values(), key=len, reverse=True):
+        definitions = dict.fromkeys(item.definition for item in same if item.definition)
+        merged.append((same[0].name, tuple(definitions)[:_MOST_DEFINITIONS]))
+    return tuple(merged)

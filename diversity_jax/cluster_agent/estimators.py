@@ -47,12 +47,8 @@ class Groupings:
             object.__setattr__(self, name, np.asarray(getattr(self, name), np.int32))
         if len({getattr(self, name).shape for name in COLUMNS}) != 1 or self.clusters.ndim != 1:
             raise InputError("groupings: criteria_set, clusters, kept and pairs must be of one length")
-        possible = (
-            (self.kept <= self.samples_per_grouping)
-            & (self.clusters <= self.kept)
-            & (self.pairs <= self.possible_pairs)
-        )
-        if not possible.all():
+        fits = (self.kept <= self.samples_per_grouping) & (self.pairs <= self.possible_pairs)
+        if not (fits & (self.clusters <= self.kept)).all():
             raise InputError(
                 f"groupings: counts do not fit {self.samples_per_grouping} samples a grouping; the file is damaged"
             )
@@ -210,30 +206,23 @@ def cluster_score(groupings: Groupings, confidence: float = 0.95) -> Estimate:
     and is left out of this mean.
     """
     k = groupings.samples_per_grouping
-    return _mean_of_valid(groupings, groupings.clusters**2.0, groupings.kept, (1.0 / k, float(k)), confidence)
+    return _mean_of_valid(groupings, groupings.clusters**2.0 / np.maximum(groupings.kept, 1), 1.0 / k, k, confidence)
 
 
 def clusters_per_sample(groupings: Groupings, confidence: float = 0.95) -> Estimate:
     """Mean of C_i / K over the groupings that `cluster_score` counts; in (0, 1]."""
-    k = np.full(len(groupings), groupings.samples_per_grouping)
-    return _mean_of_valid(groupings, groupings.clusters, k, (1.0 / groupings.samples_per_grouping, 1.0), confidence)
+    k = groupings.samples_per_grouping
+    return _mean_of_valid(groupings, groupings.clusters / k, 1.0 / k, 1.0, confidence)
 
 
-def _mean_of_valid(
-    groupings: Groupings,
-    numerator: np.ndarray,
-    denominator: np.ndarray,
-    limits: tuple[float, float],
-    confidence: float,
-) -> Estimate:
-    """Mean of a ratio over groupings with a valid cluster, its interval cut to what is possible."""
-    least, most = limits
+def _mean_of_valid(groupings: Groupings, values: np.ndarray, least: float, most: float, confidence: float) -> Estimate:
+    """Mean of values over groupings with a valid cluster, its interval cut to what is possible."""
     some = groupings.clusters > 0
     if not some.any():
-        return Estimate(value=least, low=least, high=most)
-    mean = mean_over_sets(numerator[some] / denominator[some], groupings.criteria_set[some])
+        return Estimate(value=least, low=least, high=float(most))
+    mean = mean_over_sets(values[some], groupings.criteria_set[some])
     half = mean.half_width(confidence)
-    return Estimate(value=mean.value, low=max(least, mean.value - half), high=min(most, mean.value + half))
+    return Estimate(value=mean.value, low=max(least, mean.value - half), high=min(float(most), mean.value + half))
 
 
 def in_a_corpus_of(documents: int, theta: Estimate) -> Estimate:
@@ -276,7 +265,6 @@ def across_draws(values: Sequence[float], confidence: float = 0.95) -> Estimate:
     """
     if len(values) < 2:
         raise InputError(f"{len(values)} draw has no spread; give at least 2 draws")
-    array = np.asarray(values, float)
-    error = float(array.std(ddof=1)) / math.sqrt(len(array))
-    half = Mean(value=float(array.mean()), error=error, freedom=len(array) - 1).half_width(confidence)
-    return Estimate(value=float(array.mean()), low=float(array.mean()) - half, high=float(array.mean()) + half)
+    mean = mean_over_sets(np.asarray(values, float), np.zeros(len(values)))
+    half = mean.half_width(confidence)
+    return Estimate(value=mean.value, low=mean.value - half, high=mean.value + half)

@@ -36,15 +36,10 @@ class HostileCorpus:
 
     def __init__(self, corpus: SampledCorpus, *, share: float, injections: Mapping[str, str], seed: int):
         if not 0 < share <= 1 or not injections:
-            raise InputError(
-                f"audit: share {share} with {len(injections)} injections; give a share such as 0.01 and at least one "
-                "injection"
-            )
+            number = len(injections)
+            raise InputError(f"audit: share {share}, {number} injections; give a share such as 0.01, and an injection")
         self.name = f"{getattr(corpus, 'name', 'corpus')} (with injections)"
-        self._corpus = corpus
-        self._share = share
-        self._injections = dict(injections)
-        self._seed = seed
+        self._corpus, self._share, self._injections, self._seed = corpus, share, dict(injections), seed
 
     def injection(self, document: str) -> str | None:
         """Name of what is planted in a document, or None."""
@@ -54,7 +49,7 @@ class HostileCorpus:
 
     def sample(self, size: int, *, seed: int) -> Sequence[Any]:
         """The corpus's own sample, some of it hostile."""
-        return [self._planted(document) for document in self._corpus.sample(size, seed=seed)]
+        return list(map(self._planted, self._corpus.sample(size, seed=seed)))
 
     def fingerprint(self) -> str:
         """Of the corpus and of what was planted."""
@@ -138,10 +133,10 @@ async def audit_async(
         CorpusScorer(corpus, judge, config, proposed),
         CorpusScorer(attacked, judge, config, proposed.without_usage(), observe=judged.append),
     )
-    cards = []
+    scorecards = []
     for scorer in scorers:
         await scorer.extend(config.groupings)
-        cards.append(await scorer.scorecard())
+        scorecards.append(await scorer.scorecard())
     shown: Counter[str] = Counter()
     caught: Counter[str] = Counter()
     touched = 0
@@ -157,8 +152,8 @@ async def audit_async(
         share=share,
         groupings=config.groupings,
         touched=touched,
-        clean=cards[0].effective_clusters,
-        hostile=cards[1].effective_clusters,
+        clean=scorecards[0].effective_clusters,
+        hostile=scorecards[1].effective_clusters,
         undefended=effective_clusters(all_partitions),
         shown=dict(sorted(shown.items())),
         caught=dict(sorted(caught.items())),

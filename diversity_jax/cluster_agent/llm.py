@@ -74,24 +74,18 @@ class LlmJudge:
             completion = await self.engine.complete(self.request(task))
         except CallFailed as error:
             return JudgeAnswer(
-                value=None,
-                failure=error.reason,
-                detail=error.detail,
-                prompt_tokens=error.prompt_tokens,
-                completion_tokens=error.completion_tokens,
-                cost_usd=error.cost_usd,
-                ends_run=error.ends_run,
+                value=None, failure=error.reason, detail=error.detail, ends_run=error.ends_run, **_use(error)
             )
         value = parse_json(completion.text)
-        return JudgeAnswer(
-            value=value,
-            failure="garbled" if value is None else None,
-            detail="not one JSON object" if value is None else "",
-            text=completion.text,
-            prompt_tokens=completion.prompt_tokens,
-            completion_tokens=completion.completion_tokens,
-            cost_usd=completion.cost_usd,
-        )
+        if value is None:
+            return JudgeAnswer(
+                value=None, failure="garbled", detail="not one JSON object", text=completion.text, **_use(completion)
+            )
+        return JudgeAnswer(value=value, text=completion.text, **_use(completion))
+
+
+def _use(call: Any) -> dict[str, Any]:
+    return {name: getattr(call, name) for name in ("prompt_tokens", "completion_tokens", "cost_usd")}
 
 
 def parse_json(text: str) -> Mapping[str, Any] | None:

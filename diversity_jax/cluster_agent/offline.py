@@ -10,6 +10,7 @@ with ONE judge that was fitted to all of them.
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+import functools
 import math
 import re
 from typing import Any
@@ -44,15 +45,18 @@ _HASHED = 256  # dimensions in which such texts are compared word by word
 _WORD = re.compile(r"\w+")
 _CJK = re.compile("[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]")
 
-_METRICS = (
-    ("Length", "How long the text is", ("a line", "short", "middling", "long", "very long")),
-    (
-        "Vocabulary",
-        "How little the text repeats its words",
-        ("repeats itself", "narrow", "middling", "wide", "hardly repeats a word"),
-    ),
-    ("Word length", "How long its words are", ("very short", "short", "middling", "long", "very long")),
-)
+_METRICS = [
+    {"name": name, "definition": definition, "levels": levels.split(", ")}
+    for name, definition, levels in (
+        ("Length", "How long the text is", "a line, short, middling, long, very long"),
+        (
+            "Vocabulary",
+            "How little the text repeats its words",
+            "repeats itself, narrow, middling, wide, hardly repeats a word",
+        ),
+        ("Word length", "How long its words are", "very short, short, middling, long, very long"),
+    )
+]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -96,7 +100,7 @@ class OfflineJudge:
         self.seed = seed
         self._fitted_to = content_hash([VERSION, seed, sorted(content_hash(text) for text in texts)])
         self._fit(texts)
-        self._cache: dict[str, _TextFeatures] = {}
+        self._read = functools.lru_cache(_CACHE_TEXTS)(self._compute)
         self._last: tuple[Any, Any, np.ndarray] | None = None
         self._quintiles = np.quantile([self._read(text).figures for text in texts], (0.2, 0.4, 0.6, 0.8), axis=0)
         self.threshold = self._calibrate(texts)
@@ -135,12 +139,9 @@ class OfflineJudge:
         from threadpoolctl import threadpool_limits
 
         # Words of one text only are of no use for grouping, unless there are hardly any texts.
+        least = 2 if len(texts) > 50 else 1
         vectorizer = TfidfVectorizer(
-            analyzer=_words,
-            sublinear_tf=True,
-            min_df=2 if len(texts) > 50 else 1,
-            max_features=_TERMS,
-            dtype=np.float32,
+            analyzer=_words, sublinear_tf=True, min_df=least, max_features=_TERMS, dtype=np.float32
         )
         try:
             vectorizer.fit(texts)
@@ -165,14 +166,6 @@ class OfflineJudge:
         tops = np.argsort(-np.abs(svd.components_), axis=1)[:, :3]
         self._themes = [" ".join(self._terms[index] for index in top) for top in tops]
         self._theme_index = {name: number for number, name in reversed(list(enumerate(self._themes)))}
-
-    def _read(self, text: str) -> _TextFeatures:
-        features = self._cache.get(text)
-        if features is None:
-            while len(self._cache) >= _CACHE_TEXTS:
-                del self._cache[next(iter(self._cache))]
-            features = self._cache[text] = self._compute(text)
-        return features
 
     def _compute(self, text: str) -> _TextFeatures:
         words = _words(text)
@@ -231,7 +224,7 @@ class OfflineJudge:
         themes = [self._themes[number] for number in np.argsort(-spread, kind="stable")[:4]]
         return {
             "metadata": [{"name": name, "definition": f"How much a text is about: {name}"} for name in themes],
-            "metrics": [{"name": name, "definition": text, "levels": list(levels)} for name, text, levels in _METRICS],
+            "metrics": _METRICS,
         }
 
     def _summarize_metadata(self, task: Task) -> Mapping[str, Any]:
@@ -239,9 +232,8 @@ class OfflineJudge:
         return {"metadata": [{"name": name, "definition": (definitions or ("",))[0]} for name, definitions in chosen]}
 
     def _summarize_metrics(self, task: Task) -> Mapping[str, Any]:
-        known = {name: {"name": name, "definition": text, "levels": list(levels)} for name, text, levels in _METRICS}
-        chosen = [name for name, _ in task.proposals if name in known][: task.criteria_count]
-        return {"metrics": [known[name] for name in chosen]}
+        known = {metric["name"]: metric for metric in _METRICS}
+        return {"metrics": [known[name] for name, _ in task.proposals if name in known][: task.criteria_count]}
 
     def _define_criteria(self, task: Task) -> Mapping[str, Any]:
         apart, ignored = "Texts that differ in {name} belong apart.", "For description only; it does not decide."
@@ -269,7 +261,7 @@ class OfflineJudge:
             shared = [word for word, count in counts.most_common(5) if count > 1]
             reason = f"share the words {', '.join(shared)}" if shared else "near in the space of words"
         steps = (self._quintiles < np.array(features[0].figures)).sum(axis=0) + 1
-        metrics = [{"name": metric[0], "score": int(step)} for metric, step in zip(_METRICS, steps, strict=True)]
+        metrics = [{"name": metric["name"], "score": int(step)} for metric, step in zip(_METRICS, steps, strict=True)]
         return {
             "cluster": number,
             "sample_ids": [sample.sample_id for sample in members],

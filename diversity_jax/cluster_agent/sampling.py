@@ -45,9 +45,7 @@ class GroupingSampler:
     """
 
     def __init__(self, corpus: SampledCorpus, config: AgentConfig, *, keep: bool = False):
-        self._corpus = corpus
-        self._config = config
-        self._keep = keep
+        self._corpus, self._config, self._keep = corpus, config, keep
         self._lock = asyncio.Lock()
         self._next_draw: asyncio.Task[tuple[_Texts, int]] | None = None
         self._preparing: asyncio.Task[None] | None = None
@@ -93,13 +91,6 @@ class GroupingSampler:
         self._seen.update(sample.document for sample in planned.samples if sample.document != FOREIGN)
         return planned
 
-    async def _lay_out(self, index: int, sets: int) -> PlannedGrouping:
-        if index >= self._end:
-            async with self._lock:
-                while index >= self._end:
-                    await self._take_next_chunk()
-        return self._planned(index, sets)
-
     async def close(self) -> None:
         """Waits for a draw that is no longer needed."""
         self._stop_preparing = True
@@ -115,10 +106,8 @@ class GroupingSampler:
             self._next_draw = None
             self.documents = drawn if drawn < wanted else None
         if len(self._pool) < k:
-            raise InputError(
-                f"corpus: has {len(self._pool)} documents with text and a grouping shows {k}; give a larger corpus or "
-                "fewer samples_per_grouping"
-            )
+            has = f"has {len(self._pool)} documents with text and a grouping shows {k}"
+            raise InputError(f"corpus: {has}; give a larger corpus or fewer samples_per_grouping")
         self._chunk, self._start, self._end = chunk, self._end, self._end + size
         # A corpus smaller than a chunk is held in full: every grouping draws from all of it, independently of the
         # others.
@@ -133,7 +122,11 @@ class GroupingSampler:
         characters = self._config.max_characters
         return await asyncio.to_thread(draw_texts, self._corpus, count, seed, characters, keep=self._keep)
 
-    def _planned(self, index: int, sets: int) -> PlannedGrouping:
+    async def _lay_out(self, index: int, sets: int) -> PlannedGrouping:
+        if index >= self._end:
+            async with self._lock:
+                while index >= self._end:
+                    await self._take_next_chunk()
         k = self._config.samples_per_grouping
         generator = random.Random(child_seed(self._config.seed, "grouping", index))
         if self._order is None:
@@ -154,9 +147,8 @@ def _chunk_groupings(chunk: int) -> int:
 
 
 def _samples(texts: Sequence[tuple[str, str]], ids: Sequence[str]) -> tuple[Sample, ...]:
-    return tuple(
-        Sample(sample_id=i, text=text, document=document) for i, (document, text) in zip(ids, texts, strict=False)
-    )
+    shown = zip(ids, texts, strict=False)
+    return tuple(Sample(sample_id=i, text=text, document=document) for i, (document, text) in shown)
 
 
 _kept_draws: weakref.WeakKeyDictionary[SampledCorpus, dict[tuple[int, int, int], tuple[_Texts, int]]] = (

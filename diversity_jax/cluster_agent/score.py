@@ -1,17 +1,19 @@
 """Scores corpora: proposes criteria, judges many groupings at once, and puts the figures on a scorecard."""
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 import contextlib
 from dataclasses import dataclass
 import functools
 import inspect
+import json
 import os
 from typing import IO, Any, ParamSpec, TypeVar
 
 from diversity_jax.cluster_agent import estimators
-from diversity_jax.cluster_agent.canaries import corrected
-from diversity_jax.cluster_agent.cluster import Collector, JudgedGrouping, judge_grouping
+from diversity_jax.cluster_agent.canaries import CanaryResult, ErrorRates, corrected
+from diversity_jax.cluster_agent.cluster import JudgedGrouping, judge_grouping
 from diversity_jax.cluster_agent.config import AgentConfig
 from diversity_jax.cluster_agent.criteria import Criteria, ProposedCriteria, propose_criteria
 from diversity_jax.cluster_agent.sampling import GroupingSampler
@@ -44,14 +46,18 @@ class ScoringProgress:
 class CorpusScorer:
     """Judges groupings of one corpus; `extend` may be called again and again, with ever more groupings.
 
+    Groupings finish in any order and are entered in the order of drawing, so nothing depends on which call came back
+    first: not the file, the examples, the sums of dollars, or where a run stops.
+
     Args:
-      progress: called after every grouping, in the order of drawing.
+      progress: called after every grouping.
       lines: file of groupings.jsonl.
-      observe: called with every judged grouping, in the order of drawing.
+      observe: called with every judged grouping, also the dropped ones.
       sampler: draws the groupings, where it has been started before.
 
     Attributes:
       ended: why no further call can succeed; None while calls can.
+      entered: groupings entered so far; usage: their calls.
     """
 
     def __init__(
@@ -66,17 +72,22 @@ class CorpusScorer:
         observe: Callable[[JudgedGrouping], None] | None = None,
         sampler: GroupingSampler | None = None,
     ):
-        self._corpus = corpus
-        self._name = str(getattr(corpus, "name", "corpus"))
-        self._judge = judge
-        self._config = config
-        self._proposed = proposed
-        self._progress = progress
-        self._observe = observe
-        self._begun = 0
-        self.ended: str | None = None
-        self.collector = Collector(config, lines, self._entered)
+        self._corpus, self._judge, self._config, self._proposed = corpus, judge, config, proposed
+        self._progress, self._lines, self._observe = progress, lines, observe
         self._sampler = sampler or GroupingSampler(corpus, config)
+        self._name = str(getattr(corpus, "name", "corpus"))
+        self._begun = 0
+        self._waiting: dict[int, JudgedGrouping] = {}
+        self.ended: str | None = None
+        self.entered = 0
+        self.usage = CallTotals()
+        self._rows: list[tuple[int, int, int, int]] = []
+        self._canaries: list[CanaryResult] = []
+        self._drops: Counter[str] = Counter()
+        self._first_details: dict[str, str] = {}  # of the drops, by reason
+        self._cluster_sizes: Counter[int] = Counter()
+        self._invalid_clusters = 0
+        self._examples: list[dict[str, Any]] = []
 
     async def extend(self, until: int) -> None:
         """Judges groupings up to number `until`. Where no further call can succeed it stops, and `ended` says why."""
@@ -90,8 +101,9 @@ class CorpusScorer:
                         await asyncio.sleep(_BEGIN_SECONDS)
         except BaseExceptionGroup as errors:
             raise errors.exceptions[0] from None
-        if self.ended:
-            self.collector.flush()
+        if self.ended:  # groupings that finished although an earlier one never will
+            for index in sorted(self._waiting):
+                self._enter(self._waiting.pop(index))
 
     async def _work(self, until: int) -> None:
         criteria = self._proposed.criteria
@@ -100,17 +112,41 @@ class CorpusScorer:
             self._begun += 1
             planned = await self._sampler.plan(index, len(criteria.sets))
             try:
-                self.collector.take(await judge_grouping(planned, self._judge, criteria, self._config))
+                self._waiting[index] = await judge_grouping(planned, self._judge, criteria, self._config)
             except RunEnded as ended:
                 self.ended = str(ended)
+            while (following := self._waiting.pop(self.entered, None)) is not None:
+                self._enter(following)
 
-    def _entered(self, judged: JudgedGrouping) -> None:
+    def _enter(self, judged: JudgedGrouping) -> None:
+        self.entered += 1
+        self.usage.add(judged.usage)
+        if judged.canary:
+            self._canaries.append(judged.canary)
+        if judged.dropped:
+            self._drops[judged.dropped] += 1
+            self._first_details.setdefault(judged.dropped, judged.detail)
+        else:
+            self._rows.append(judged.counts)
+            for cluster in judged.clusters:
+                self._cluster_sizes[len(cluster.sample_ids)] += cluster.valid
+                self._invalid_clusters += not cluster.valid
+            if len(self._examples) < self._config.examples:
+                self._examples.append(judged.example())
+        if self._lines is not None:
+            self._lines.write(json.dumps(judged.to_json(), ensure_ascii=False) + "\n")
         if self._observe:
             self._observe(judged)
         if self._progress:
-            dropped, cost = sum(self.collector.drops.values()), self.collector.usage.cost_usd
-            done, total = self.collector.entered, self._config.groupings
-            self._progress(ScoringProgress(corpus=self._name, done=done, total=total, dropped=dropped, cost_usd=cost))
+            dropped, cost, total = sum(self._drops.values()), self.usage.cost_usd, self._config.groupings
+            self._progress(
+                ScoringProgress(corpus=self._name, done=self.entered, total=total, dropped=dropped, cost_usd=cost)
+            )
+
+    @property
+    def groupings(self) -> estimators.Groupings:
+        """All usable groupings entered so far."""
+        return estimators.Groupings.of_rows(self._config.samples_per_grouping, self._rows)
 
     async def scorecard(self) -> Scorecard:
         """The figures of all groupings entered so far.
@@ -119,34 +155,34 @@ class CorpusScorer:
           InputError: not one grouping was usable; the message says what went wrong how often.
         """
         await self._sampler.close()
-        groupings, config, collector = self.collector.groupings, self._config, self.collector
+        groupings, config, proposed, dropped = self.groupings, self._config, self._proposed, sum(self._drops.values())
         if not len(groupings):
-            why = self.ended or describe_failures(collector.drops, collector.first_details)
-            raise InputError(
-                f"judge {self._judge.label}: none of {collector.entered} groupings was usable ({why})"
-                + "; try another judge" * (not self.ended)
-            )
+            why = self.ended or describe_failures(self._drops, self._first_details)
+            hint = "" if self.ended else "; try another judge"
+            raise InputError(f"judge {self._judge.label}: none of {self.entered} groupings was usable ({why}){hint}")
         collision = estimators.collision(groupings)
+        merged, split = (sum(getattr(result, name) for result in self._canaries) for name in ("merged", "split"))
+        rates = ErrorRates(shown=len(self._canaries), merged=merged, split=split)
         documents = _count_documents(self._corpus, self._sampler.documents)
         usage = CallTotals()
-        usage.add(self._proposed.usage)
-        usage.add(collector.usage)
+        usage.add(proposed.usage)
+        usage.add(self.usage)
         return Scorecard(
             effective_clusters=estimators.invert(collision),
             cluster_score=estimators.cluster_score(groupings),
             clusters_per_sample=estimators.clusters_per_sample(groupings),
             collision=collision,
-            effective_clusters_corrected=corrected(groupings, collector.rates) if config.correct_judge_error else None,
+            effective_clusters_corrected=corrected(groupings, rates) if config.correct_judge_error else None,
             effective_clusters_of_corpus=estimators.in_a_corpus_of(documents, collision) if documents else None,
             groupings=len(groupings),
-            dropped_groupings=sum(collector.drops.values()),
-            drops=dict(sorted(collector.drops.items())),
-            invalid_clusters=collector.invalid_clusters,
+            dropped_groupings=dropped,
+            drops=dict(sorted(self._drops.items())),
+            invalid_clusters=self._invalid_clusters,
             repairs=usage.repairs,
-            criteria=self._proposed.criteria.to_json(),
-            criteria_hash=self._proposed.criteria.hash,
-            criteria_origin=self._proposed.criteria.origin,
-            canaries=collector.rates.to_json(),
+            criteria=proposed.criteria.to_json(),
+            criteria_hash=proposed.criteria.hash,
+            criteria_origin=proposed.criteria.origin,
+            canaries=rates.to_json(),
             calls=usage.calls,
             tokens={"prompt": usage.prompt_tokens, "completion": usage.completion_tokens},
             cost_usd=usage.cost_usd,
@@ -162,20 +198,18 @@ class CorpusScorer:
             },
             seed=config.seed,
             series=groupings,
-            cluster_sizes={str(size): count for size, count in sorted(collector.cluster_sizes.items())},
+            cluster_sizes={str(size): count for size, count in sorted(self._cluster_sizes.items())},
             convergence=estimators.convergence(groupings),
-            examples=collector.examples,
-            warnings=self._warnings(groupings),
+            examples=self._examples,
+            warnings=self._warnings(groupings, rates),
         )
 
-    def _warnings(self, groupings: estimators.Groupings) -> list[str]:
-        collector, rates = self.collector, self.collector.rates
-        warnings, entered = list(self._proposed.warnings), collector.entered
+    def _warnings(self, groupings: estimators.Groupings, rates: ErrorRates) -> list[str]:
+        warnings, entered, dropped = list(self._proposed.warnings), self.entered, sum(self._drops.values())
         if self.ended:
             warnings.append(f"stopped after {entered} of {self._config.groupings} groupings: {self.ended}")
-        dropped = sum(collector.drops.values())
         if dropped > _LARGE_SHARE_DROPPED * entered:
-            why = describe_failures(collector.drops, {})  # without details, which differ from run to run
+            why = describe_failures(self._drops, {})  # without details, which differ from run to run
             warnings.append(
                 f"{dropped} of {entered} groupings were dropped ({why}); what remains may not be like what is missing"
             )
@@ -259,7 +293,7 @@ async def score_corpus_async(
         looks = [] if wanted is None else range(config.look_every, config.groupings, config.look_every)
         for until in [*looks, config.groupings]:
             await scorer.extend(until)
-            if scorer.ended or (wanted is not None and precise_enough(scorer.collector.groupings, wanted)):
+            if scorer.ended or (wanted is not None and precise_enough(scorer.groupings, wanted)):
                 break
         return await scorer.scorecard()
 
@@ -282,12 +316,12 @@ async def score_corpora_async(
     upcoming = iter(corpora.values())
     sampler = GroupingSampler(next(upcoming), config).start()
     proposed = await propose_or_raise(list(corpora.values()), judge, config)
-    cards = {}
+    scorecards = {}
     for name, corpus in corpora.items():
         current = sampler
         if (following := next(upcoming, None)) is not None:
             sampler = GroupingSampler(following, config).start()
-        cards[name] = await score_corpus_async(
+        scorecards[name] = await score_corpus_async(
             corpus,
             judge,
             config,
@@ -297,7 +331,7 @@ async def score_corpora_async(
             sampler=current,
         )
         proposed = proposed.without_usage()
-    return cards
+    return scorecards
 
 
 async def score_until_decided_async(
@@ -325,13 +359,12 @@ async def score_until_decided_async(
         for look in range(1, looks + 1):
             until = max(1, config.groupings * look // looks)
             await asyncio.gather(first.extend(until), second.extend(until))
-            card_a, card_b = await first.scorecard(), await second.scorecard()
-            comparison = compare_groupings(
-                card_a.series, card_b.series, paired=True, alpha=alpha, look=look, looks=looks
-            )
+            scorecards = await first.scorecard(), await second.scorecard()
+            series = [scorecard.series for scorecard in scorecards]
+            comparison = compare_groupings(*series, paired=True, alpha=alpha, look=look, looks=looks)
             if comparison.decided or first.ended or second.ended:
                 break
-        return comparison, card_a, card_b
+        return comparison, *scorecards
 
 
 def blocking(function: Callable[_P, Coroutine[Any, Any, _T]]) -> Callable[_P, _T]:

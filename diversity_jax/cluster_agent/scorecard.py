@@ -93,9 +93,8 @@ class Scorecard:
 
     def to_json(self) -> dict[str, Any]:
         """The JSON value that `save` writes, without its own hash."""
-        value = {name: part for name, part in vars(self).items() if name != "content_hash"}
-        if self.baseline is None:
-            del value["baseline"]
+        omitted = ("content_hash", "baseline" if self.baseline is None else "")
+        value = {name: part for name, part in vars(self).items() if name not in omitted}
         value |= {name: value[name] and value[name].to_json() for name in (*_FIGURES, *_OPTIONAL_FIGURES)}
         series = {name: getattr(self.series, name).tolist() for name in COLUMNS}
         value["series"] = {"samples_per_grouping": self.series.samples_per_grouping} | series
@@ -125,21 +124,15 @@ class Scorecard:
         if not isinstance(value, Mapping) or not all(name in value for name in _FIGURES):
             raise InputError(f"{where}: is not a scorecard; expected a JSON object with {', '.join(_FIGURES)}")
         if value.get("version") != VERSION:
-            raise InputError(
-                f"{where}: version is {value.get('version')!r}; this program reads version {VERSION}: score the "
-                "corpus again"
-            )
+            version = value.get("version")
+            raise InputError(f"{where}: version is {version!r}, not {VERSION}: score the corpus again")
         _check(value, where)
         fields = {name: part for name, part in value.items() if name not in ("version", "content_hash")}
         if "content_hash" in value and value["content_hash"] != files.content_hash({**fields, "version": VERSION}):
-            raise InputError(
-                f"{where}: content does not fit its content_hash; the file was changed or damaged: score the corpus "
-                "again"
-            )
-        fields |= {name: Estimate.from_json(value[name], f"{where}: {name}") for name in _FIGURES}
-        fields |= {
-            name: value[name] and Estimate.from_json(value[name], f"{where}: {name}") for name in _OPTIONAL_FIGURES
-        }
+            raise InputError(f"{where}: content does not fit its content_hash: it was changed; score the corpus again")
+        for name in (*_FIGURES, *_OPTIONAL_FIGURES):
+            missing = name in _OPTIONAL_FIGURES and not value[name]
+            fields[name] = value[name] if missing else Estimate.from_json(value[name], f"{where}: {name}")
         try:
             fields["series"] = Groupings(**value["series"])
         except (TypeError, ValueError) as error:

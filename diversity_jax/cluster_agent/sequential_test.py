@@ -132,9 +132,7 @@ def _gaussian_levels(alpha: float, looks: int) -> tuple[float, ...]:
 
 
 def _small_sample_scale(levels: tuple[float, ...], alpha: float, freedom: int) -> float:
-    """Factor of `levels` at which `freedom` + 1 independent running sums, tested by their t at each look, err at
-    `alpha`.
-    """
+    """Factor of `levels` at which `freedom` + 1 running sums, tested by their t at each look, err at `alpha`."""
     from scipy.special import stdtr
 
     generator = np.random.default_rng(freedom)
