@@ -32,77 +32,32 @@ class Chip:
     source: str
 
 
+_COLUMNS = (
+    "platform",
+    "hbm_bytes",
+    "peak_flops",
+    "hbm_bytes_per_second",
+    "link_bytes_per_second",
+    "network_bytes_per_second",
+    "example",
+)
+_TABLE: dict[str, tuple] = {
+    "v4": ("tpu", int(30.75 * _GIB), 275e12, 1.2e12, 100e9, 6.25e9, "v4:2x2x4"),
+    "v5e": ("tpu", int(15.75 * _GIB), 197e12, 819e9, 100e9, 3.125e9, "v5e:4x4"),
+    "v5p": ("tpu", int(95.74 * _GIB), 459e12, 2765e9, 200e9, 6.25e9, "v5p:2x2x4"),
+    "v6e": ("tpu", int(31.25 * _GIB), 918e12, 1640e9, 200e9, 12.5e9, "v6e:4x4"),
+    "h100": ("cuda", 84_942_979_072, 989e12, 3.35e12, 450e9, 50e9, "h100:8"),
+    "h200": ("cuda", 151_397_597_184, 989e12, 4.8e12, 450e9, 50e9, "h200:1"),
+}
+_SOURCES = {
+    "v4": "cloud.google.com/tpu/docs/v4; 50 GB/s a link and 6.25 GB/s of network a chip from the JAX scaling book",
+    "v5e": "cloud.google.com/tpu/docs/v6e (its column v5e): 1600 Gb/s over 4 links, 2 x 100 Gb/s for 8 chips",
+    "v5p": "cloud.google.com/tpu/docs/v5p: 1200 GB/s both ways over 6 links, 50 Gb/s of network a chip",
+    "v6e": "cloud.google.com/tpu/docs/v6e: 800 GB/s both ways over 4 links, 4 x 200 Gb/s for 8 chips",
+}
 CHIPS = {
-    chip.name: chip
-    for chip in (
-        Chip(
-            name="v4",
-            platform="tpu",
-            hbm_bytes=int(30.75 * _GIB),
-            peak_flops=275e12,
-            hbm_bytes_per_second=1.2e12,
-            link_bytes_per_second=100e9,
-            network_bytes_per_second=6.25e9,
-            example="v4:2x2x4",
-            source="cloud.google.com/tpu/docs/v4; 50 GB/s a link and 6.25 GB/s of network a chip from the JAX "
-            "scaling book",
-        ),
-        Chip(
-            name="v5e",
-            platform="tpu",
-            hbm_bytes=int(15.75 * _GIB),
-            peak_flops=197e12,
-            hbm_bytes_per_second=819e9,
-            link_bytes_per_second=100e9,
-            network_bytes_per_second=3.125e9,
-            example="v5e:4x4",
-            source="cloud.google.com/tpu/docs/v6e (its column v5e): 1600 Gb/s over 4 links, 2 x 100 Gb/s for 8 chips",
-        ),
-        Chip(
-            name="v5p",
-            platform="tpu",
-            hbm_bytes=int(95.74 * _GIB),
-            peak_flops=459e12,
-            hbm_bytes_per_second=2765e9,
-            link_bytes_per_second=200e9,
-            network_bytes_per_second=6.25e9,
-            example="v5p:2x2x4",
-            source="cloud.google.com/tpu/docs/v5p: 1200 GB/s both ways over 6 links, 50 Gb/s of network a chip",
-        ),
-        Chip(
-            name="v6e",
-            platform="tpu",
-            hbm_bytes=int(31.25 * _GIB),
-            peak_flops=918e12,
-            hbm_bytes_per_second=1640e9,
-            link_bytes_per_second=200e9,
-            network_bytes_per_second=12.5e9,
-            example="v6e:4x4",
-            source="cloud.google.com/tpu/docs/v6e: 800 GB/s both ways over 4 links, 4 x 200 Gb/s for 8 chips",
-        ),
-        Chip(
-            name="h100",
-            platform="cuda",
-            hbm_bytes=84_942_979_072,
-            peak_flops=989e12,
-            hbm_bytes_per_second=3.35e12,
-            link_bytes_per_second=450e9,
-            network_bytes_per_second=50e9,
-            example="h100:8",
-            source=_HOPPER,
-        ),
-        Chip(
-            name="h200",
-            platform="cuda",
-            hbm_bytes=151_397_597_184,
-            peak_flops=989e12,
-            hbm_bytes_per_second=4.8e12,
-            link_bytes_per_second=450e9,
-            network_bytes_per_second=50e9,
-            example="h200:1",
-            source=_HOPPER,
-        ),
-    )
+    name: Chip(name=name, source=_SOURCES.get(name, _HOPPER), **dict(zip(_COLUMNS, row, strict=True)))
+    for name, row in _TABLE.items()
 }
 
 # Peak FLOP/s by a part of JAX's `device_kind`, lower case; longer names stand before those they contain.

@@ -52,15 +52,11 @@ def with_values(config: Any, values: Mapping[str, Any]) -> Any:
 
 def load_file(path: str, expected: type) -> Any:
     """What `get_config()` of a configuration file returns."""
-    if not Path(path).is_file():
-        raise InputError(
-            f"--config {path}: no such file; give a Python file with get_config(), such as configs/quickstart.py"
-        )
-    specification = importlib.util.spec_from_file_location(f"config_{Path(path).stem}", path)
+    is_file = Path(path).is_file()
+    specification = importlib.util.spec_from_file_location(f"config_{Path(path).stem}", path) if is_file else None
     if specification is None or specification.loader is None:
-        raise InputError(
-            f"--config {path}: is not a Python file; give one with get_config(), such as configs/quickstart.py"
-        )
+        what = "is not a Python file" if is_file else "no such file"
+        raise InputError(f"--config {path}: {what}; give one with get_config(), such as configs/quickstart.py")
     module = importlib.util.module_from_spec(specification)
     sys.modules[specification.name] = module
     try:
@@ -71,9 +67,8 @@ def load_file(path: str, expected: type) -> Any:
         raise InputError(f"--config {path}: has no get_config(); see configs/quickstart.py for the form")
     config = module.get_config()
     if not isinstance(config, expected):
-        raise InputError(
-            f"--config {path}: get_config() returns a {type(config).__name__}, this command needs a {expected.__name__}"
-        )
+        kinds = f"returns a {type(config).__name__}, this command needs a {expected.__name__}"
+        raise InputError(f"--config {path}: get_config() {kinds}")
     return config
 
 
@@ -117,9 +112,8 @@ def _apply(twin: Any, overrides: Sequence[tuple[str, str]]) -> Any:
             values(argv)
         except (flags.Error, ValueError, TypeError, KeyError, IndexError):
             wanted = config_path.get_type(field, twin, normalize=False)
-            raise InputError(
-                f"--config.{field}={value}: is not a value of type {getattr(wanted, '__name__', wanted)}"
-            ) from None
+            kind = getattr(wanted, "__name__", wanted)
+            raise InputError(f"--config.{field}={value}: is not a value of type {kind}") from None
         twin = values["config"].value
     for field in emptied:  # last, since ml_collections defines a flag for every field of a nested configuration
         config_path.set_value(field, twin, None)
@@ -149,16 +143,14 @@ def _check_known(twin: Any, field: str) -> None:
     try:
         steps = config_path.split(field)
     except ValueError:
-        raise InputError(
-            f"--config.{field}: is not a field name; write names joined by dots, such as --config.train.steps=100"
-        ) from None
+        message = f"--config.{field}: is not a field name; write names joined by dots, such as train.steps"
+        raise InputError(message) from None
     for step in steps:
         if dataclasses.is_dataclass(holder):
             known = [f.name for f in dataclasses.fields(holder)]
             if step not in known:
-                raise InputError(
-                    f"--config.{field}: {passed or 'the configuration'} has no field {step!r}{_nearest(step, known)}"
-                )
+                owner = passed or "the configuration"
+                raise InputError(f"--config.{field}: {owner} has no field {step!r}{_nearest(step, known)}")
             holder = getattr(holder, step)
         elif isinstance(holder, list):
             if not isinstance(step, int) or not -len(holder) <= step < len(holder):

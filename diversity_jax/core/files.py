@@ -138,9 +138,8 @@ def _uploading(url: str) -> Iterator[IO[bytes]]:
         if file is not None:
             file.discard()
         if isinstance(error, FileNotFoundError | PermissionError):
-            raise InputError(
-                f"{url}: cannot be written ({error}); check that the bucket is there and your access to it"
-            ) from None
+            message = f"{url}: cannot be written ({error}); check that the bucket is there and your access to it"
+            raise InputError(message) from None
         raise
 
 
@@ -246,9 +245,7 @@ def _new_decompressor(path: str) -> Any:
     try:
         import zstandard
     except ImportError:
-        raise InputError(
-            f"{path}: reading .zst needs the package zstandard; install it or decompress the file"
-        ) from None
+        raise InputError(f"{path}: needs the package zstandard; install it or decompress the file") from None
     return zstandard.ZstdDecompressor().decompressobj()
 
 
@@ -273,9 +270,7 @@ def _decompressed(path: str, file: Any) -> Iterator[bytes]:
             decompressor = _new_decompressor(path)
             begun = bool(data)
     if begun:
-        raise InputError(
-            f"{path}: ends early at byte {read_bytes}: the compressed stream is cut off; fetch or write it again"
-        )
+        raise InputError(f"{path}: ends early at byte {read_bytes}: it was cut off; fetch or write it again")
 
 
 def read_lines(path: str) -> Iterator[list[bytes]]:

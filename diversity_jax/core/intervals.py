@@ -56,9 +56,7 @@ class Estimate:
           InputError: it is no object with these numbers.
         """
         if not isinstance(value, Mapping) or not _is_number(value.get("value")) or not _is_number(value.get("low")):
-            raise InputError(
-                f"{where}: expected an object with numbers `value`, `low` and `high` (null for a lower bound only)"
-            )
+            raise InputError(f"{where}: expected an object with numbers `value`, `low` and `high` (or null)")
         if value.get("high") is not None and not _is_number(value["high"]):
             raise InputError(f"{where}.high: is {value['high']!r}; expected a number or null")
         return cls(value=value["value"], low=value["low"], high=value.get("high"))

@@ -7,7 +7,6 @@ import time
 from types import MappingProxyType
 from typing import Any, Self
 
-MODES = ("auto", "panel", "lines", "off")
 PANEL_SECONDS = 0.5
 LINE_SECONDS = 10.0  # work that is done sooner prints no line
 RATE_WINDOW_SECONDS = 30.0  # short enough to follow a change, long enough that batches do not make the rate jump
@@ -25,7 +24,7 @@ class ProgressDisplay:
       total: how much there is to do; None where that is not known.
       completed: how much of it was done before this process began, which does not enter the rate.
       unit: what the rate counts: one of the figures given to `update`, otherwise what `completed` counts.
-      mode: one of `MODES`: `auto` is `panel` on a terminal and `lines` elsewhere.
+      mode: `panel`, `lines`, `off`, or `auto`, which is `panel` on a terminal and `lines` elsewhere.
     """
 
     def __init__(
@@ -48,7 +47,7 @@ class ProgressDisplay:
 
     def begin(self, stage: str, total: float | None, *, completed: float = 0) -> None:
         """Starts a stage of the work, with a total and a rate of its own."""
-        self._stage, self._total = stage, total
+        self._title, self._total = f"{self._name}: {stage}" if stage else self._name, total
         self._figures: Mapping[str, int | str] = {}
         # (seconds, completed, amount in the rate's unit) at each update inside the window
         self._history = deque([(time.monotonic(), completed, 0 if self._unit else completed)])
@@ -92,8 +91,7 @@ class ProgressDisplay:
 
     def line(self) -> str:
         """The figures in one line."""
-        title = f"{self._name}: {self._stage}" if self._stage else self._name
-        return f"{title}: " + ", ".join(f"{value} {name}" for name, value in self.figures().items())
+        return f"{self._title}: " + ", ".join(f"{value} {name}" for name, value in self.figures().items())
 
     def close(self) -> None:
         """Draws the latest figures where any were drawn before, and leaves them on the screen."""
@@ -132,9 +130,8 @@ class ProgressDisplay:
         grid = Table.grid(expand=True)
         grid.add_row(ProgressBar(total=self._total, completed=completed, pulse=not self._total))
         grid.add_row(Columns(figures, padding=(0, 3)))
-        title = f"{self._name}: {self._stage}" if self._stage else self._name
         elapsed = _clock(now - self._began)
-        return Panel(grid, title=title, subtitle=elapsed, title_align="left", subtitle_align="right")
+        return Panel(grid, title=self._title, subtitle=elapsed, title_align="left", subtitle_align="right")
 
 
 def _clock(seconds: float) -> str:

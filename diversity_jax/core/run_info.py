@@ -14,18 +14,8 @@ from typing import Any
 from diversity_jax.core.errors import InputError
 from diversity_jax.core.files import read_json, write_json
 
-_PACKAGES = (
-    "diversity_jax",
-    "jax",
-    "jaxlib",
-    "flax",
-    "optax",
-    "orbax-checkpoint",
-    "numpy",
-    "seqio",
-    "tensorflow",
-    "tensorflow-cpu",
-)
+_JAX_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint")
+_PACKAGES = ("diversity_jax", *_JAX_PACKAGES, "numpy", "seqio", "tensorflow", "tensorflow-cpu")
 _USER_IN_URL = re.compile(r"(?<=://)[^/\s@]+@")
 
 
@@ -78,16 +68,9 @@ class RunInfo:
         """
         value = read_json(path)
         kinds = {"command": str, "settings": dict, "versions": dict, "hardware": str}
-        if not isinstance(value, dict) or set(value) != set(kinds):
-            raise InputError(
-                f"{path}: is not a run's record; expected an object with {', '.join(kinds)}: remove it, or train again"
-            )
-        for name, kind in kinds.items():
-            if not isinstance(value[name], kind):
-                raise InputError(
-                    f"{path}: {name} is {type(value[name]).__name__}; expected {kind.__name__}: remove the file, or "
-                    "train again"
-                )
+        if not isinstance(value, dict) or {name: type(part) for name, part in value.items()} != kinds:
+            wanted = ", ".join(f"{name} ({kind.__name__})" for name, kind in kinds.items())
+            raise InputError(f"{path}: is not a run's record; expected {wanted}: remove it, or train again")
         return cls(**value)
 
 

@@ -44,6 +44,4 @@ def import_quietly(name: str) -> ModuleType:
             return importlib.import_module(name)
     except ModuleNotFoundError as error:
         package = (error.name or name).replace("_", "-")
-        raise InputError(
-            f"this source needs the package {package}, which is not installed; run pip install {package}"
-        ) from None
+        raise InputError(f"this source needs a package that is not there: pip install {package}") from None

@@ -51,9 +51,7 @@ def open_pipeline(runner: str, options: Any) -> Iterator[Any]:
         if message and not isinstance(error, InputError):
             raise InputError(message[1].strip().strip("'\"")) from error
         if missing := _NOT_FETCHED.search(str(error)):
-            raise InputError(
-                f"runner {runner}: {missing[0]}; fetch it yourself and name it with Beam's own flags"
-            ) from None
+            raise InputError(f"runner {runner}: {missing[0]}; fetch it and name it with Beam's own flags") from None
         raise
 
 

@@ -63,17 +63,12 @@ class CorpusConfig:
             if not isinstance(value, str) or not value.strip():
                 raise InputError(f"corpus.{name}={value!r}: expected a text that is not empty")
         if self.conversations is not None and self.conversations not in CONVERSATION_FORMS:
-            raise InputError(
-                f"corpus.conversations={self.conversations!r}: choose one of {', '.join(CONVERSATION_FORMS)}, or None"
-            )
+            forms = ", ".join(CONVERSATION_FORMS)
+            raise InputError(f"corpus.conversations={self.conversations!r}: choose one of {forms}, or None")
         if self.max_documents is not None and self.max_documents < 1:
-            raise InputError(
-                f"corpus.max_documents={self.max_documents}: expected at least 1, or None for all documents"
-            )
+            raise InputError(f"corpus.max_documents={self.max_documents}: expected at least 1, or None for all")
         if not 0 <= self.max_broken_share < 1:
-            raise InputError(
-                f"corpus.max_broken_share={self.max_broken_share}: expected a share from 0 up to, not including, 1"
-            )
+            raise InputError(f"corpus.max_broken_share={self.max_broken_share}: expected a share from 0 up to 1")
         if self.min_characters < 1:
             raise InputError(f"corpus.min_characters={self.min_characters}: expected at least 1")
 
@@ -195,27 +190,22 @@ def take_text(record: dict[str, Any], field: str, where: str) -> str:
     """
     if not field:
         return ""
-    value = record.pop(field, record)
-    if value is record:
-        value = _take_nested(record, field, where)
+    *parents, last = [field] if field in record else field.split(".")
+    owner: Any = record
+    for parent in parents:
+        owner = owner.get(parent) if isinstance(owner, dict) else None
+    if not isinstance(owner, dict) or last not in owner:
+        message = f"{where}: has no field {field!r}; set text_field to one of: {list_fields(record)}"
+        raise Rejected("no text field", message)
+    value = owner.pop(last)
     if isinstance(value, str):
         return value
     if value is None:
         return ""
-    raise Rejected(
-        "text field is not text",
-        f"{where}: field {field!r} holds {_kind(value)}, not text; set text_field to one that does",
-    )
-
-
-def _take_nested(record: dict[str, Any], field: str, where: str) -> Any:
-    *parents, last = field.split(".")
-    owner: Any = record
-    for parent in parents:
-        owner = owner.get(parent) if isinstance(owner, dict) else None
-    if isinstance(owner, dict) and last in owner:
-        return owner.pop(last)
-    raise Rejected("no text field", f"{where}: has no field {field!r}; set text_field to one of: {list_fields(record)}")
+    kinds = {bool: "true or false", int: "a number", float: "a number", list: "a list", dict: "an object"}
+    kind = "bytes" if isinstance(value, bytes) else kinds.get(type(value), f"a {type(value).__name__}")
+    message = f"{where}: field {field!r} holds {kind}, not text; set text_field to one that does"
+    raise Rejected("text field is not text", message)
 
 
 _LISTED_FIELDS = 12
@@ -227,11 +217,6 @@ def list_fields(record: Mapping[str, Any]) -> str:
     for name, value in record.items():
         names += [f"{name}.{inner}" for inner in value] if isinstance(value, dict) and value else [name]
     return ", ".join(names[:_LISTED_FIELDS]) + (", ..." if len(names) > _LISTED_FIELDS else "") if names else "(none)"
-
-
-def _kind(value: Any) -> str:
-    kinds = {bool: "true or false", int: "a number", float: "a number", list: "a list", dict: "an object"}
-    return kinds.get(type(value), "bytes" if isinstance(value, bytes) else f"a {type(value).__name__}")
 
 
 _FIRST_BYTES = {
@@ -252,9 +237,7 @@ def decode_utf8(data: bytes, where: str) -> str:
         return data.decode()
     except UnicodeDecodeError as error:
         guess = f"; it looks like {_FIRST_BYTES[data[:2]]}" if data[:2] in _FIRST_BYTES else ""
-        message = (
-            f"{where}: is not UTF-8 at byte {error.start}{guess}; convert it, or tolerate it with max_broken_share"
-        )
+        message = f"{where}: is not UTF-8 at byte {error.start}{guess}; convert it, or set max_broken_share"
         raise Rejected("not UTF-8", message) from None
 
 

@@ -79,15 +79,12 @@ def _find(source: str) -> list[str]:
     except Exception as error:  # object stores fail with whatever their library raises: no credentials, no network
         if not is_remote(source):
             raise
-        raise InputError(
-            f"{source}: cannot be listed ({str(error).partition(chr(10))[0]}); check the URL and your access to it"
-        ) from None
+        reason = str(error).partition("\n")[0]
+        raise InputError(f"{source}: cannot be listed ({reason}); check the URL and your access to it") from None
     if paths:
         return paths
     if not is_remote(source) and os.path.isdir(source):
-        raise InputError(
-            f"{source}: is a folder; name a file in it, or a pattern such as {os.path.join(source, '*.jsonl')}"
-        )
+        raise InputError(f"{source}: is a folder; name a file in it, or a pattern such as *.jsonl")
     if _PATTERN.search(source):
         raise InputError(f"{source}: no file matches this pattern; check it, and quote it in a shell")
     raise InputError(f"{source}: no such file; check the path")

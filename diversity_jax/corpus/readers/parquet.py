@@ -76,9 +76,8 @@ class Parquet(FileRecords):
                     yield file
             except (pyarrow.ArrowException, OSError) as error:
                 reason = str(error).splitlines()[0]
-                raise InputError(
-                    f"{self._path}: is not a whole Parquet file ({reason}); fetch or write it again"
-                ) from None
+                message = f"{self._path}: is not a whole Parquet file ({reason}); fetch or write it again"
+                raise InputError(message) from None
 
 
 def _meta_columns(schema: Any, text_field: str, path: str) -> list[str]:

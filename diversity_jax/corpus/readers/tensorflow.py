@@ -1,6 +1,6 @@
 """Sources that TensorFlow reads: TFRecord files, SeqIO tasks and mixtures, prepared TensorFlow Datasets builders."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 import contextlib
 import difflib
 import functools
@@ -59,19 +59,15 @@ class TFRecord(FileRecords):
         offset = match[1] if (match := _OFFSET.search(message)) else "?"
         if "truncated" in message:
             return InputError(f"{self._path}: ends inside the record at byte {offset}; fetch or write it again")
-        return InputError(
-            f"{self._path}: has no TFRecord at byte {offset} (wrong checksum): another format, or damaged; fetch or "
-            "write it again"
-        )
+        what = f"has no TFRecord at byte {offset} (wrong checksum): another format, or damaged"
+        return InputError(f"{self._path}: {what}; fetch or write it again")
 
     def decode(self, raw: bytes, position: int) -> Document:
         where, name = self._where(position), self._field
         try:
             features = parse_example(raw)
         except ValueError:
-            raise Rejected(
-                "not an Example", f"{where}: is not a tf.train.Example; expected one in every record"
-            ) from None
+            raise Rejected("not an Example", f"{where}: is not a tf.train.Example") from None
         if not name:
             meta = {key: _plain(value[0] if len(value) == 1 else value) for key, value in features.items()}
             return Document(id=self._id(position), text="", meta=meta)
@@ -79,13 +75,9 @@ class TFRecord(FileRecords):
             message = f"{where}: has no feature {name!r}; set text_field to one of: {list_fields(features)}"
             raise Rejected("no text field", message)
         values = features.pop(name)
-        if values and not isinstance(values[0], bytes):
-            message = (
-                f"{where}: feature {name!r} holds numbers, not text; read tokens through a SeqIO task (seqio:TASK)"
-            )
-            raise Rejected("text field is not text", message)
-        if len(values) > 1:
-            message = f"{where}: feature {name!r} holds {len(values)} texts; expected one"
+        if len(values) > 1 or not all(isinstance(value, bytes) for value in values):
+            kind = f"{len(values)} values" if len(values) > 1 else "a number"
+            message = f"{where}: feature {name!r} holds {kind}, not text; tokens are read by seqio:TASK"
             raise Rejected("text field is not text", message)
         meta = {key: _plain(value[0]) for key, value in features.items() if len(value) == 1}
         return Document(id=self._id(position), text=decode_utf8(values[0], where) if values else "", meta=meta)
@@ -158,10 +150,8 @@ class TensorRecords(Records):
         is_ids = spec.dtype.is_integer and spec.shape.rank == 1
         if not (is_text or (is_ids and decode_ids)):
             kind = f"{spec.dtype.name} of shape {spec.shape}"
-            raise InputError(
-                f"{label}: feature {self._field!r} holds {kind}, not text; set text_field to another of: "
-                f"{', '.join(specs)}"
-            )
+            message = f"{label}: feature {self._field!r} holds {kind}, not text; set text_field to one of: "
+            raise InputError(message + ", ".join(specs))
 
     def batches(self) -> Iterator[list[dict[str, Any]]]:
         tf = import_quietly("tensorflow")
@@ -241,14 +231,9 @@ def open_seqio_task(config: CorpusConfig, name: str) -> RecordCorpus:
         try:
             importlib.import_module(module)
         except ModuleNotFoundError as error:
-            raise InputError(
-                f"{config.source}: cannot import {module} ({error}); check the name and PYTHONPATH"
-            ) from None
+            raise InputError(f"{config.source}: cannot import {module} ({error}); check PYTHONPATH") from None
     task = _find_task(seqio, name, config.source)
-    if config.split not in task.splits:
-        raise InputError(
-            f"{config.source}: has no split {config.split!r}; set split to one of: {', '.join(sorted(task.splits))}"
-        )
+    _check_split(config, sorted(task.splits))
 
     def dataset() -> Any:
         try:
@@ -265,16 +250,21 @@ def open_seqio_task(config: CorpusConfig, name: str) -> RecordCorpus:
 
 
 def _find_task(seqio: Any, name: str, source: str) -> Any:
-    tasks, mixtures = list(seqio.TaskRegistry.names()), list(seqio.MixtureRegistry.names())
-    if name in tasks:
-        return seqio.TaskRegistry.get(name)
-    if name in mixtures:
-        return seqio.MixtureRegistry.get(name)
-    close = difflib.get_close_matches(name, [*tasks, *mixtures])
-    known = f"did you mean {' or '.join(close)}?" if close else f"of {len(tasks)} that are, none is called alike;"
-    raise InputError(
-        f"{source}: this SeqIO task is not registered; {known} name the module that registers it: seqio:{name}@MODULE"
-    )
+    names: list[str] = []
+    for registry in (seqio.TaskRegistry, seqio.MixtureRegistry):
+        if name in registry.names():
+            return registry.get(name)
+        names += registry.names()
+    close = difflib.get_close_matches(name, names)
+    known = f"did you mean {' or '.join(close)}?" if close else f"none of {len(names)} that are is called alike;"
+    message = f"{source}: this SeqIO task is not registered; {known} name the module that registers it"
+    raise InputError(f"{message}: seqio:{name}@MODULE")
+
+
+def _check_split(config: CorpusConfig, splits: Iterable[str]) -> None:
+    if config.split not in splits:
+        known = ", ".join(splits)
+        raise InputError(f"{config.source}: has no split {config.split!r}; set split to one of: {known}")
 
 
 _INFO = "dataset_info.json"
@@ -294,10 +284,7 @@ def open_tfds_builder(config: CorpusConfig, name: str) -> RecordCorpus:
     folder = _version_folder(root, name, config.source)
     tfds = import_quietly("tensorflow_datasets")
     builder = tfds.builder_from_directory(str(folder))
-    if config.split not in builder.info.splits:
-        raise InputError(
-            f"{config.source}: has no split {config.split!r}; set split to one of: {', '.join(builder.info.splits)}"
-        )
+    _check_split(config, builder.info.splits)
 
     def dataset() -> Any:
         read_config = tfds.ReadConfig(interleave_cycle_length=1, try_autocache=False)
@@ -313,19 +300,15 @@ def _version_folder(root: Path, name: str, source: str) -> Path:
     path, _, version = name.partition(":")
     folder = root / path
     if not folder.is_dir():
-        raise InputError(
-            f"{source}: no folder {folder}; prepared there: {_folders(root)}; set TFDS_DATA_DIR, or prepare it "
-            "with tfds build or download_and_prepare"
-        )
+        message = f"{source}: no folder {folder}; prepared there: {_folders(root)}; set TFDS_DATA_DIR"
+        raise InputError(f"{message}, or prepare it with tfds build")
     versions = [entry for entry in folder.iterdir() if (entry / _INFO).is_file() and _VERSION.match(entry.name)]
     if version:
         versions = [entry for entry in versions if entry.name == version]
     if versions:
         return max(versions, key=lambda entry: [int(number) for number in entry.name.split(".")])
-    raise InputError(
-        f"{source}: no prepared version{' ' + version if version else ''} in {folder}, which holds: "
-        f"{_folders(folder)}; name one of these"
-    )
+    wanted = f"version {version}" if version else "version"
+    raise InputError(f"{source}: no prepared {wanted} in {folder}, which holds: {_folders(folder)}; name one of these")
 
 
 def _folders(folder: Path) -> str:

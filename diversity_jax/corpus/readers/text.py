@@ -34,19 +34,20 @@ class JsonLines(FileRecords):
             record, end = _scan(line)
         except (ValueError, RecursionError) as error:
             raise self._not_json(line, position, error) from None
-        if end != len(line) or type(record) is not dict:
-            raise self._not_object(line, end, position)
+        if end != len(line):
+            message = f"{self._where(position)}: has more after the JSON value, at column {end + 1}"
+            raise Rejected("not JSON", f"{message}; write one object a line")
+        if type(record) is not dict:
+            message = f"{self._where(position)}: is JSON but not an object with fields such as {self._field!r}"
+            raise Rejected("not an object", f"{message}; write one object a line")
         text = record.get(self._field)
         if type(text) is str:
             del record[self._field]
         else:
             text = take_text(record, self._field, self._where(position))
         if not is_encodable(text):
-            message = (
-                f"{self._where(position)}: the text holds a lone surrogate (\\ud800 to \\udfff), which UTF-8 "
-                "cannot; write it again"
-            )
-            raise Rejected("lone surrogate", message)
+            message = f"{self._where(position)}: holds a lone surrogate (\\ud800 to \\udfff), which UTF-8 cannot"
+            raise Rejected("lone surrogate", f"{message}; write it again")
         return Document(id=self._id(position), text=text, meta=record)
 
     def count(self) -> int | None:
@@ -71,17 +72,6 @@ class JsonLines(FileRecords):
             reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
         hint = "; a JSON array over several lines must be written as one object a line" if line in "[{" else ""
         return Rejected("not JSON", f"{self._where(position)}: is not valid JSON ({reason}){hint}")
-
-    def _not_object(self, line: str, end: int, position: int) -> Rejected:
-        where = self._where(position)
-        if end != len(line):
-            return Rejected(
-                "not JSON", f"{where}: has more after the JSON value, at column {end + 1}; write one object a line"
-            )
-        return Rejected(
-            "not an object",
-            f"{where}: is JSON but not an object with fields such as {self._field!r}; write one object a line",
-        )
 
 
 def _line_bounds(path: str) -> np.ndarray:
