@@ -28,10 +28,10 @@ def main(config: ScoreConfig) -> None:
             print(result.forecast)
         return
     run_info.describe(sys.argv, config).save(config.output_dir)
-    if result.cards:
+    if result.scorecards:
         from diversity_jax.report.pages import score as page
 
-        args = (result.cards, result.metrics, result.checks, result.comparisons)
+        args = (result.scorecards, result.metrics, result.checks, result.comparisons)
         print(page.write(config.output_dir, *args))
     else:
         from diversity_jax.report.pages import metrics as metrics_page

@@ -70,25 +70,16 @@ class ScoreConfig:
 
     def __post_init__(self):
         if self.draws < 0 or self.draws == 1 or self.draw_size < 1 or self.pilot_groupings < 0:
-            raise InputError(
-                f"config.draws={self.draws}, draw_size={self.draw_size}, pilot_groupings={self.pilot_groupings}: "
-                "give 2 draws or more of at least one document, or 0 for none"
-            )
+            values = f"draws={self.draws}, draw_size={self.draw_size}, pilot_groupings={self.pilot_groupings}"
+            raise InputError(f"config.{values}: give 2 draws or more of at least one document, or 0 for none")
         other, own = self.drift_samples_per_grouping, self.agent.samples_per_grouping
         if other and not 2 <= other != own:
-            raise InputError(
-                f"config.drift_samples_per_grouping: {other} is not another K of 2 or more than "
-                f"agent.samples_per_grouping={own}"
-            )
+            raise InputError(f"config.drift_samples_per_grouping: is {other}; give a K of 2 or more other than {own}")
         if self.looks < 1 or not 0 < self.alpha < 1:
-            raise InputError(
-                f"config.looks={self.looks}, alpha={self.alpha}: give at least one look, and an error rate such as 0.05"
-            )
+            raise InputError(f"config.looks={self.looks}, alpha={self.alpha}: give at least 1, and a rate such as 0.05")
         chosen_metrics(self.metrics, self.baseline)
         if judge_kind(self.judge).open is None and not self.metrics:
-            raise InputError(
-                "config.judge=none and no config.metrics: nothing to do; add --config.metrics=all, or name a judge"
-            )
+            raise InputError("config.judge=none without config.metrics: nothing to do; name a judge, or metrics=all")
 
 
 def named_corpora(config: ScoreConfig) -> dict[str, CorpusConfig]:
@@ -105,9 +96,7 @@ def named_corpora(config: ScoreConfig) -> dict[str, CorpusConfig]:
             name, number = f"{_name(source)}_{number}", number + 1
         named[name] = CorpusConfig(source=source.strip(), text_field=config.text_field)
     if not named:
-        raise InputError(
-            "config.corpus is not set; name a file, such as --config.corpus=texts.jsonl.gz, or several with commas"
-        )
+        raise InputError("config.corpus is not set; name a file, such as texts.jsonl.gz, or several with commas")
     return named
 
 

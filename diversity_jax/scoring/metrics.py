@@ -30,21 +30,22 @@ def measure_corpora(
     """
     names = chosen_metrics(config.metrics, config.baseline)
     if config.baseline.runner is None:
-        cards = measure(corpora, names, config.baseline, open_tools(names, config.baseline, Path(config.output_dir)))
+        measured = measure(corpora, names, config.baseline, open_tools(names, config.baseline, Path(config.output_dir)))
     else:
-        openers = {name: functools.partial(open_corpus, corpus) for name, corpus in named_corpora(config).items()}
-        scratch = _shared_folder(config)
-        cards = {name: measure_whole(opener, name, names, config.baseline, scratch) for name, opener in openers.items()}
-    for name, card in cards.items():
+        measured, scratch = {}, _shared_folder(config)
+        for name, corpus in named_corpora(config).items():
+            opener = functools.partial(open_corpus, corpus)
+            measured[name] = measure_whole(opener, name, names, config.baseline, scratch)
+    for name, metrics_card in measured.items():
         if judge_kind(config.judge).open is None:
-            card.save(folders[name] / "scorecard.json")
-        card.save_cost(folders[name] / "metrics_cost.json")
-        for metric, figure in card.metrics.items():
+            metrics_card.save(folders[name] / "scorecard.json")
+        metrics_card.save_cost(folders[name] / "metrics_cost.json")
+        for metric, figure in metrics_card.metrics.items():
             ends = "" if figure.low is None else f" [{figure.low:.4g}, {figure.high:.4g}]"
             log.info("%s: %-26s %.4g%s", name, metric, figure.value, ends)
-        for warning in card.warnings:
+        for warning in metrics_card.warnings:
             log.warning("%s: %s", name, warning)
-    return cards
+    return measured
 
 
 def _shared_folder(config: ScoreConfig) -> str:
@@ -84,13 +85,9 @@ def open_embedder(config: MetricsConfig, cache: Path) -> Embedder | None:
     if kind == "st":
         return SentenceTransformer(name)
     if kind == "openai":
-        return OpenAIEmbedder(
-            name,
-            base_url=config.embedder_base_url,
-            cache=cache,
-            dollars_per_million_tokens=config.embedder_dollars_per_million_tokens,
-            max_dollars=config.max_dollars,
-        )
+        price = config.embedder_dollars_per_million_tokens
+        limits = {"dollars_per_million_tokens": price, "max_dollars": config.max_dollars}
+        return OpenAIEmbedder(name, base_url=config.embedder_base_url, cache=cache, **limits)
     if kind == "llama":
         tokenizer = load_tokenizer(vocabulary_of(name, config.vocabulary))
         return LlamaEmbedder(name, tokenizer.encode_batch, context_tokens=config.context_tokens)
@@ -120,6 +117,4 @@ def vocabulary_of(folder: str, asked: str | None) -> str:
             return str(mixture["vocabulary"])
     if any((Path(folder) / name).exists() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
         return folder
-    raise InputError(
-        f"{folder}: names no tokenizer; set baseline.vocabulary to the one that the model was trained with"
-    )
+    raise InputError(f"{folder}: names no tokenizer; set baseline.vocabulary to the one that it was trained with")

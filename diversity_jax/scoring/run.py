@@ -1,6 +1,6 @@
 """A scoring run: forecast, scorecards, comparisons, checks and baseline metrics, with all files but the page."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 import logging
 from pathlib import Path
@@ -83,15 +83,14 @@ class ScoringForecast:
 
         return look
 
-    def save(self, path: Path, cards: Iterable[Scorecard]) -> None:
+    def save(self, path: Path, scorecards: Collection[Scorecard]) -> None:
         """Writes the forecasts and what the scorecards used."""
-        cards = list(cards)
         value: dict[str, Any] = {name: cost.to_json() for name, cost in self.costs.items()}
         value["used"] = {
-            "calls": sum(card.calls for card in cards),
-            "prompt_tokens": sum(card.tokens["prompt"] for card in cards),
-            "completion_tokens": sum(card.tokens["completion"] for card in cards),
-            "dollars": sum(card.cost_usd for card in cards),
+            "calls": sum(scorecard.calls for scorecard in scorecards),
+            "prompt_tokens": sum(scorecard.tokens["prompt"] for scorecard in scorecards),
+            "completion_tokens": sum(scorecard.tokens["completion"] for scorecard in scorecards),
+            "dollars": sum(scorecard.cost_usd for scorecard in scorecards),
         }
         write_json(path, value)
 
@@ -100,7 +99,7 @@ class ScoringForecast:
 class DriftCheck:
     """One corpus at two K: the scorecard at the other K, and the comparison, smaller K first."""
 
-    card: Scorecard
+    scorecard: Scorecard
     comparison: Comparison
     sizes: tuple[int, int]
 
@@ -123,15 +122,15 @@ class Checks:
             write_json(folders[name] / "draws.json", draws.to_json())
         for name, check in self.drift.items():
             write_json(folders[name] / "drift.json", check.to_json())
-            check.card.save(folders[name] / "drift" / "scorecard.json")
+            check.scorecard.save(folders[name] / "drift" / "scorecard.json")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreResult:
-    """What a run found, by the name of the corpus; `cards` is empty without a judge, and all is in a dry run."""
+    """What a run found, by the name of the corpus; `scorecards` is empty without a judge, and all is in a dry run."""
 
     forecast: ScoringForecast | None = None
-    cards: Mapping[str, Scorecard] = field(default_factory=dict)
+    scorecards: Mapping[str, Scorecard] = field(default_factory=dict)
     metrics: Mapping[str, MetricsCard] = field(default_factory=dict)
     checks: Checks = field(default_factory=Checks)
     comparisons: Sequence[PairComparison] = ()
@@ -156,33 +155,29 @@ def run_score(config: ScoreConfig) -> ScoreResult:
         log.info("%s", expected)
     if config.dry_run:
         return ScoreResult(forecast=expected)
-    cards, comparisons = _score(config, corpora, cache, folders, expected)
-    expected.save(output_dir / "forecast.json", cards.values())
+    scorecards, comparisons = _score(config, corpora, cache, folders, expected)
+    expected.save(output_dir / "forecast.json", scorecards.values())
     metrics = _measure(config, corpora, folders)
-    cards = {
-        name: replace(card, baseline=metrics[name].to_json()) if name in metrics else card
-        for name, card in cards.items()
-    }
-    for name, card in cards.items():
-        card.save(folders[name] / "scorecard.json")
-        log.info("%s: %s", name, _summary(card))
-        for warning in card.warnings:
+    for name, measured in metrics.items():
+        scorecards[name] = replace(scorecards[name], baseline=measured.to_json())
+    for name, scorecard in scorecards.items():
+        scorecard.save(folders[name] / "scorecard.json")
+        log.info("%s: %s", name, _summary(scorecard))
+        for warning in scorecard.warnings:
             log.warning("%s: %s", name, warning)
     for comparison in comparisons:
         log.info("%s", comparison)
     if comparisons:
         write_json(output_dir / "comparison.json", [comparison.to_json() for comparison in comparisons])
-    checks = _run_checks(config, corpora, cards, cache)
+    checks = _run_checks(config, corpora, scorecards, cache)
     checks.save(folders)
-    return ScoreResult(forecast=expected, cards=cards, metrics=metrics, checks=checks, comparisons=comparisons)
+    return ScoreResult(
+        forecast=expected, scorecards=scorecards, metrics=metrics, checks=checks, comparisons=comparisons
+    )
 
 
 def open_corpora(config: ScoreConfig) -> dict[str, Corpus]:
-    """The corpora of a configuration by name.
-
-    Raises:
-      InputError: none is named, or one cannot be read.
-    """
+    """The corpora of a configuration by name."""
     return {name: open_corpus(corpus) for name, corpus in named_corpora(config).items()}
 
 
@@ -199,24 +194,17 @@ def _score(
     if not config.until_decided:
         log.info("scoring %s (judge: %s)", ", ".join(corpora), judge.label)
         progress = expected.watch(judge)
-        cards = score_corpora(corpora, judge, config.agent, groupings_paths=paths, progress=progress)
-        return cards, compare_pairs(cards, config.alpha)
+        scorecards = score_corpora(corpora, judge, config.agent, groupings_paths=paths, progress=progress)
+        return scorecards, compare_pairs(scorecards, config.alpha)
     if len(corpora) != 2:
-        raise InputError(
-            f"config.until_decided: compares two corpora and {len(corpora)} are named; give two, joined by a comma"
-        )
+        raise InputError(f"config.until_decided: compares two corpora and {len(corpora)} are named; name two")
     log.info("scoring %s until decided (judge: %s)", " and ".join(corpora), judge.label)
     first, second = corpora
-    comparison, card_a, card_b = score_until_decided(
-        corpora[first],
-        corpora[second],
-        judge,
-        config.agent,
-        alpha=config.alpha,
-        looks=config.looks,
-        groupings_paths=(paths[first], paths[second]),
+    options: dict[str, Any] = {"alpha": config.alpha, "looks": config.looks}
+    comparison, *scored = score_until_decided(
+        *corpora.values(), judge, config.agent, groupings_paths=(paths[first], paths[second]), **options
     )
-    return {first: card_a, second: card_b}, [PairComparison(first=first, second=second, comparison=comparison)]
+    return dict(zip(corpora, scored, strict=True)), [PairComparison(first=first, second=second, comparison=comparison)]
 
 
 def _measure(
@@ -230,46 +218,36 @@ def _measure(
 
 
 def _run_checks(
-    config: ScoreConfig, corpora: Mapping[str, Corpus], cards: Mapping[str, Scorecard], cache: Path
+    config: ScoreConfig, corpora: Mapping[str, Corpus], scorecards: Mapping[str, Scorecard], cache: Path
 ) -> Checks:
     """Scores the draws and the other K that a configuration asks for; answers are cached as usual."""
-    draws = {}
+    draws, drifts = {}, {}
     for name, corpus in corpora.items() if config.draws else ():
         judge = open_judge(config, list(corpora.values()), cache)
         log.info("%s: scoring %d draws of %s documents", name, config.draws, f"{config.draw_size:,}")
         draws[name] = score_draws(corpus, judge, config.agent, draws=config.draws, draw_size=config.draw_size)
-    drifts = _check_drift(config, corpora, cards, cache) if config.drift_samples_per_grouping else {}
-    for name, drawn in draws.items():
-        mean = drawn.effective_clusters
-        interval = f"[{mean.low:.4g}, {mean.high:.4g}]"
-        log.info("%s: %.4g effective clusters %s over %d draws", name, mean.value, interval, len(drawn.scorecards))
-    for name, check in drifts.items():
-        small, large = check.sizes
-        verdict = f"reads otherwise: keep K = {small}" if check.comparison.decided else "no drift seen"
-        log.info("%s: K = %d against K = %d: ratio %s, %s", name, small, large, check.comparison.ratio_text, verdict)
+        mean = draws[name].effective_clusters
+        log.info("%s: %.4g effective clusters [%.4g, %.4g] over the draws", name, mean.value, mean.low, mean.high)
+    if config.drift_samples_per_grouping:
+        judge = open_judge(config, list(corpora.values()), cache)
+        agent = replace(config.agent, samples_per_grouping=config.drift_samples_per_grouping)
+        log.info("scoring %s at K = %d", ", ".join(corpora), config.drift_samples_per_grouping)
+        for name, scorecard in score_corpora(corpora, judge, agent).items():
+            pair = sorted((scorecards[name], scorecard), key=lambda either: either.series.samples_per_grouping)
+            small, large = (either.series.samples_per_grouping for either in pair)
+            comparison = drift(*pair, alpha=config.alpha)
+            drifts[name] = DriftCheck(scorecard=scorecard, comparison=comparison, sizes=(small, large))
+            verdict = f"reads otherwise: keep K = {small}" if comparison.decided else "no drift seen"
+            log.info("%s: K = %d against K = %d: ratio %s, %s", name, small, large, comparison.ratio_text, verdict)
     return Checks(draws=draws, drift=drifts)
 
 
-def _check_drift(
-    config: ScoreConfig, corpora: Mapping[str, Corpus], cards: Mapping[str, Scorecard], cache: Path
-) -> dict[str, DriftCheck]:
-    judge = open_judge(config, list(corpora.values()), cache)
-    other = config.drift_samples_per_grouping
-    log.info("scoring %s at K = %d", ", ".join(corpora), other)
-    checks = {}
-    for name, card in score_corpora(corpora, judge, replace(config.agent, samples_per_grouping=other)).items():
-        small, large = sorted((cards[name], card), key=lambda either: either.series.samples_per_grouping)
-        sizes = (small.series.samples_per_grouping, large.series.samples_per_grouping)
-        checks[name] = DriftCheck(card=card, comparison=drift(small, large, alpha=config.alpha), sizes=sizes)
-    return checks
-
-
-def _summary(card: Scorecard) -> str:
-    score = card.effective_clusters
+def _summary(scorecard: Scorecard) -> str:
+    score, judge = scorecard.effective_clusters, scorecard.judge
     high = "no upper bound" if score.high is None else f"{score.high:.4g}"
-    line = f"{score.value:.4g} effective clusters [{score.low:.4g}, {high}], {card.groupings} groupings"
-    line += f", {card.dropped_groupings} dropped" if card.dropped_groupings else ""
-    return f"{line}, cluster score {card.cluster_score.value:.3g}, ${card.cost_usd:.2f} (judge: {card.judge})"
+    line = f"{score.value:.4g} effective clusters [{score.low:.4g}, {high}], {scorecard.groupings} groupings"
+    line += f", {scorecard.dropped_groupings} dropped" if scorecard.dropped_groupings else ""
+    return f"{line}, cluster score {scorecard.cluster_score.value:.3g}, ${scorecard.cost_usd:.2f} (judge: {judge})"
 
 
 def scorer(settings: JudgeSettings, folder: Path) -> Callable[[Mapping[str, Corpus]], Mapping[str, Scorecard]]:
@@ -290,10 +268,10 @@ def scorer(settings: JudgeSettings, folder: Path) -> Callable[[Mapping[str, Corp
         folder.mkdir(parents=True, exist_ok=True)
         log.info("scoring %s (judge: %s)", ", ".join(corpora), judge.label)
         paths = {name: folder / f"{name}.groupings.jsonl" for name in corpora}
-        cards = score_corpora(corpora, judge, settings.agent, groupings_paths=paths)
-        for name, card in cards.items():
-            card.save(folder / f"{name}.json")
+        scorecards = score_corpora(corpora, judge, settings.agent, groupings_paths=paths)
+        for name, scorecard in scorecards.items():
+            scorecard.save(folder / f"{name}.json")
         write_json(index, {"key": key, "names": sorted(corpora)})
-        return cards
+        return scorecards
 
     return score
