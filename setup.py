@@ -23,6 +23,7 @@ setup(
     package_data={
         "diversity_jax": ["py.typed"],
         "diversity_jax.cluster_agent": ["planted_texts.json", "prompts.toml"],
+        "diversity_jax.corpus.readers": ["installed_packages.toml"],
         "diversity_jax.llm": ["prices.json"],
         "diversity_jax.report": ["templates/*.j2"],
         "diversity_jax.synthesis": ["demo_grammar.toml"],

@@ -227,7 +227,8 @@ def _run_checks(
         log.info("%s: scoring %d draws of %s documents", name, config.draws, f"{config.draw_size:,}")
         draws[name] = score_draws(corpus, judge, config.agent, draws=config.draws, draw_size=config.draw_size)
         mean = draws[name].effective_clusters
-        log.info("%s: %.4g effective clusters [%.4g, %.4g] over the draws", name, mean.value, mean.low, mean.high)
+        interval = f"[{mean.low:.4g}, {mean.high:.4g}]"
+        log.info("%s: %.4g effective clusters %s over %d draws", name, mean.value, interval, config.draws)
     if config.drift_samples_per_grouping:
         judge = open_judge(config, list(corpora.values()), cache)
         agent = replace(config.agent, samples_per_grouping=config.drift_samples_per_grouping)

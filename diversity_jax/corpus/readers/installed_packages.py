@@ -7,12 +7,13 @@ import functools
 import hashlib
 import itertools
 import os
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 import platform
 import re
 import sysconfig
 import textwrap
 import threading
+import tomllib
 from typing import TYPE_CHECKING, Any
 import warnings
 
@@ -25,10 +26,9 @@ if TYPE_CHECKING:
 
 _OWN = "diversity-jax"
 _NOT_LIBRARY = ("site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__")
-_NOT_DOCUMENTATION = re.compile(
-    r"licen[sc]e|copying|notice|authors|thirdparty|third_party|vendor\.txt|cmakelists|top_level|requirements", re.I
-)
-_GENERATED = re.compile(r"_pb2(_grpc)?\.py$")
+_RULES = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
+_PATTERNS = {name: re.compile(pattern) for name, pattern in _RULES["patterns"].items()}
+_FUNCTION_WORDS = frozenset(_RULES["function_words"].split())
 _BATCH_DOCUMENTS = 64
 _FIRST_OF_A_FILE = 8  # documents of one file before all other files had their turn: a few files hold thousands
 
@@ -83,16 +83,15 @@ def _prose() -> Iterator[Document]:
         return join_paragraphs([paragraph for paragraph in prose(text) if _is_new(paragraph, seen)])
 
     yield from _in_turns(((file, [(1, text)]) for file, text in _descriptions()), split)
-    files = [
-        file for file in installed_files((".py", ".md", ".rst", ".txt")) if not _NOT_DOCUMENTATION.search(file.name)
-    ]
+    files = installed_files((".py", ".md", ".rst", ".txt"))
+    files = [file for file in files if not _PATTERNS["not_documentation"].search(file.name)]
     texts = ((file, docstrings(text) if file.name.endswith(".py") else [(1, text)]) for file, text in _read(files))
     yield from _in_turns(texts, split)
 
 
 def _code() -> Iterator[Document]:
     seen: set[bytes] = set()
-    files = [file for file in installed_files((".py",)) if not _GENERATED.search(file.name)]
+    files = [file for file in installed_files((".py",)) if not _PATTERNS["generated"].search(file.name)]
     texts = ((file, functions(text)) for file, text in _read(files))
     yield from _in_turns(texts, lambda code: [code] if _is_new(code, seen) else [])
 
@@ -102,14 +101,7 @@ _EXTRACTORS: dict[str, Callable[[], Iterator[Document]]] = {"prose": _prose, "co
 
 @dataclass(frozen=True, kw_only=True)
 class InstalledFile:
-    """One file of one installed package.
-
-    Attributes:
-      package: normalised name of the distribution.
-      version: its version.
-      name: path inside the environment, with forward slashes, the same wherever the environment lies.
-      path: where it lies here.
-    """
+    """One file of one installed package; `name` is its path inside the environment, with forward slashes."""
 
     package: str
     version: str
@@ -148,6 +140,10 @@ def _is_new(text: str, seen: set[bytes]) -> bool:
     is_new = key not in seen
     seen.add(key)
     return is_new
+
+
+def _stable_hash(name: str) -> bytes:
+    return hashlib.sha256(name.encode()).digest()
 
 
 def installed_files(endings: tuple[str, ...]) -> list[InstalledFile]:
@@ -212,10 +208,6 @@ def _standard_library() -> list[str]:
     return names
 
 
-def _stable_hash(name: str) -> bytes:
-    return hashlib.sha256(name.encode()).digest()
-
-
 def _read(files: list[InstalledFile]) -> Iterator[tuple[InstalledFile, str]]:
     """Text of every file that exists and is UTF-8: a package may list files that were removed after installation."""
     for file in files:
@@ -226,9 +218,6 @@ def _read(files: list[InstalledFile]) -> Iterator[tuple[InstalledFile, str]]:
             continue
 
 
-_TRIPLE_QUOTED = re.compile(r'''^[ \t]*[rR]?("""|\'\'\')(.*?)(?<!\\)\1''', re.DOTALL | re.MULTILINE)
-_FILE_START = re.compile(r"(?:[ \t]*(?:#[^\n]*)?\n)*")
-_DEFINITION_END = re.compile(r":[ \t]*(?:#[^\n]*)?\n\s*\Z")
 _DEFINITION_CHARACTERS = 200  # looked at before a string: enough for the end of a definition and a comment
 
 
@@ -239,10 +228,11 @@ def docstrings(source: str) -> Iterator[tuple[int, str]]:
     Parsing instead takes thirty times as long, and fails on syntax of other versions of Python.
     """
     line, counted_to = 1, 0
-    for match in _TRIPLE_QUOTED.finditer(source):
+    for match in _PATTERNS["triple_quoted"].finditer(source):
         start = match.start()
         before = max(0, start - _DEFINITION_CHARACTERS)
-        if _DEFINITION_END.search(source, before, start) or _FILE_START.fullmatch(source, 0, start):
+        after_definition = _PATTERNS["definition_end"].search(source, before, start)
+        if after_definition or _PATTERNS["file_start"].fullmatch(source, 0, start):
             line += source.count("\n", counted_to, start)
             counted_to = start
             yield line, match[2]
@@ -252,29 +242,7 @@ _LONGEST_CHARACTERS = 2400  # about 400 words
 _SHORTEST_CHARACTERS = 100
 _SHORTEST_PARAGRAPH_WORDS = 8
 _PLAIN_SHARE = 0.8  # of the words: letters only, no identifiers, numbers or formulas
-_FUNCTION_WORD_SHARE = 0.2  # running English has 0.35 to 0.5, a list of names or another language near 0
-_FENCE = re.compile(r"^\s*(```|~~~)")
-_UNDERLINE = re.compile(r"^([-=~^*#\"'+`])\1{2,}\s*$")
-_NOT_PROSE_START = re.compile(
-    r"""[-*+|>#@$%&=~<{\[(\\/]|\d+[.)]\s|\.\.|:|!\[|['"`]{3}|\w+\s*:\s|\w+\s*=|[A-Za-z_.]+\("""
-)
-_ROLE = re.compile(r":[\w:+-]+:(?=`)")
-_CODE = re.compile(r"(`+)[!~.]*([^`<]+?)\s*(?:<[^`>]*>)?\1(?:__?(?!\w))?")
-_LINK = re.compile(r"!?\[([^\]\[]*)\](?:\([^)\s]*\)|\[[^\]\[]*\])")
-_MARKUP = re.compile(r"`|\*\*|(?<![\w*])\*(?=\w)|(?<=[\w.!?])\*(?![\w*])|\[\d+\]_|\|")
-_SENTENCE_END = re.compile(r"[.!?][\"')\]]*$")
-_UNWANTED = re.compile(
-    r"copyright|licen[sc]e|warrant|redistribut|rights reserved|https?://|www\.|\\|>>>|\bTODO\b|\bFIXME\b|"
-    r"generated by|do not edit|\S=\S|\w\(\S*\)\s*->|[{}<>]",
-    re.IGNORECASE,
-)
-_FUNCTION_WORD_LIST = """
-a about after all also an and any are as at be because been before being between both but by can could did do does each
-either for from had has have how if in into is it its may more most must no not of on one only or other our out over own
-same shall should since so some such than that the their them then there these they this those through to too under
-until up upon used using was we were what when where whether which while who why will with within without would you your
-"""
-_FUNCTION_WORDS = frozenset(_FUNCTION_WORD_LIST.split())
+_FUNCTION_WORD_SHARE = 0.2
 
 
 def prose(text: str) -> list[str]:
@@ -308,7 +276,7 @@ def _blocks(text: str) -> Iterator[list[str]]:
     block: list[str] = []
     fenced = False
     for line in [first.lstrip(), *(line[margin:] for line in lines)]:
-        is_fence = _FENCE.match(line) is not None
+        is_fence = _PATTERNS["fence"].match(line) is not None
         fenced ^= is_fence
         if line.strip() and not fenced and not is_fence:
             block.append(line.rstrip())
@@ -321,22 +289,24 @@ def _blocks(text: str) -> Iterator[list[str]]:
 
 def _paragraph(block: list[str]) -> str | None:
     """A block as one line of clean text, or None if it is not prose."""
-    if len(block) > 2 and _UNDERLINE.match(block[1]):
+    if len(block) > 2 and _PATTERNS["underline"].match(block[1]):
         block = block[2:]
     first = block[0]
-    if first[0] == " " or not _SENTENCE_END.search(block[-1].rstrip("`*")) or _NOT_PROSE_START.match(first):
+    if first[0] == " " or _PATTERNS["not_prose_start"].match(first):
+        return None
+    if not _PATTERNS["sentence_end"].search(block[-1].rstrip("`*")):
         return None
     if any(line[0] in " >|+-*#.:@" for line in block[1:]):
         return None
     text = " ".join(line.strip() for line in block)
-    text = _LINK.sub(r"\1", _CODE.sub(r"\2", _ROLE.sub("", text)))
-    text = " ".join(_MARKUP.sub("", text).split())
-    return text if _SENTENCE_END.search(text) and _is_english(text) else None
+    text = _PATTERNS["link"].sub(r"\1", _PATTERNS["code"].sub(r"\2", _PATTERNS["role"].sub("", text)))
+    text = " ".join(_PATTERNS["markup"].sub("", text).split())
+    return text if _PATTERNS["sentence_end"].search(text) and _is_english(text) else None
 
 
 def _is_english(text: str) -> bool:
     words = [token.strip(".,;:!?()\"'") for token in text.split()]
-    if len(words) < _SHORTEST_PARAGRAPH_WORDS or _UNWANTED.search(text) or not text[0].isalnum():
+    if len(words) < _SHORTEST_PARAGRAPH_WORDS or _PATTERNS["unwanted"].search(text) or not text[0].isalnum():
         return False
     plain = sum(word.replace("-", "").replace("'", "").isalpha() for word in words)
     function_words = sum(word.lower() in _FUNCTION_WORDS for word in words)
