@@ -146,9 +146,7 @@ class OfflineJudge:
         try:
             vectorizer.fit(texts)
         except ValueError:
-            raise InputError(
-                "offline judge: no word occurs in two of the texts; it groups by words and cannot judge these"
-            ) from None
+            raise InputError("offline judge: no word is in two of the texts; it groups by words alone") from None
         vectorizer.idf_ = vectorizer.idf_ - 1 + _COMMON_WEIGHT
         weights = vectorizer.transform(texts)
         self._term_index = {term: int(index) for term, index in vectorizer.vocabulary_.items()}
@@ -222,10 +220,8 @@ class OfflineJudge:
         # What the shown texts differ in, not what they have in common.
         spread = np.stack([self._read(sample.text).vector for sample in task.samples]).std(axis=0)[: len(self._themes)]
         themes = [self._themes[number] for number in np.argsort(-spread, kind="stable")[:4]]
-        return {
-            "metadata": [{"name": name, "definition": f"How much a text is about: {name}"} for name in themes],
-            "metrics": _METRICS,
-        }
+        metadata = [{"name": name, "definition": f"How much a text is about: {name}"} for name in themes]
+        return {"metadata": metadata, "metrics": _METRICS}
 
     def _summarize_metadata(self, task: Task) -> Mapping[str, Any]:
         chosen = task.proposals[: task.criteria_count]
@@ -236,11 +232,9 @@ class OfflineJudge:
         return {"metrics": [known[name] for name, _ in task.proposals if name in known][: task.criteria_count]}
 
     def _define_criteria(self, task: Task) -> Mapping[str, Any]:
-        apart, ignored = "Texts that differ in {name} belong apart.", "For description only; it does not decide."
-        return {
-            "metadata": [{"name": m.name, "guidance": apart.format(name=m.name)} for m in task.criteria.metadata],
-            "metrics": [{"name": m.name, "guidance": ignored} for m in task.criteria.metrics],
-        }
+        names, ignored = [m.name for m in task.criteria.metadata], "For description only; it does not decide."
+        metadata = [{"name": name, "guidance": f"Texts that differ in {name} belong apart."} for name in names]
+        return {"metadata": metadata, "metrics": [{"name": m.name, "guidance": ignored} for m in task.criteria.metrics]}
 
     def _cluster_samples(self, task: Task) -> Mapping[str, Any]:
         from scipy.cluster.hierarchy import average, fcluster

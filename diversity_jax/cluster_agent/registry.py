@@ -53,11 +53,6 @@ class JudgeKind:
     note: str = ""
 
 
-def _open_offline(settings: JudgeSettings, corpora: Sequence[SampledCorpus], cache: Path) -> Judge:
-    agent = settings.agent
-    return OfflineJudge.fit(corpora, seed=agent.seed, max_characters=agent.max_characters)
-
-
 def _open_llm(settings: JudgeSettings, corpora: Sequence[SampledCorpus], cache: Path) -> LlmJudge:
     path = settings.engine.ledger or str(cache)
     engine = dataclasses.replace(settings.engine, ledger=path)
@@ -68,7 +63,9 @@ def _open_llm(settings: JudgeSettings, corpora: Sequence[SampledCorpus], cache: 
 
 JUDGES: Mapping[str, JudgeKind] = {
     "offline": JudgeKind(
-        open=_open_offline,
+        open=lambda settings, corpora, cache: OfflineJudge.fit(
+            corpora, seed=settings.agent.seed, max_characters=settings.agent.max_characters
+        ),
         fit=lambda texts, seed: OfflineJudge(texts, seed=seed),
         label=LABEL,
         note="The offline judge groups texts by the words they share: a baseline, not a stand-in for a language "

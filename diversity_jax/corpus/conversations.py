@@ -67,8 +67,7 @@ def _messages(record: Mapping[str, Any], where: str) -> list[Message] | None:
 
 def _message(turn: Any, name: str, where: str) -> Message:
     if not isinstance(turn, Mapping):
-        message = f'{where}: {name} is not an object; expected {{"role": ..., "content": ...}}'
-        raise Rejected("broken message", message)
+        raise Rejected("broken message", f"{where}: {name} is not an object; expected one with role and content")
     role: Any = turn.get("role", turn.get("from"))
     content = turn.get("content", turn.get("value"))
     return {"role": _SPEAKERS.get(role, role), "content": _text(content, f"{name}.content", where)}

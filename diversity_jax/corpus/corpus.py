@@ -38,10 +38,6 @@ class Tally:
     first_error: str | None = None
     rejected: Counter[str] = field(default_factory=Counter)
 
-    def add_broken(self, error: Rejected) -> None:
-        """Counts a broken record."""
-        self.add(Tally(records=1, broken=1, first_error=str(error), rejected=Counter([error.reason])))
-
     def add(self, other: "Tally") -> None:
         """Adds the counts of the records that follow."""
         self.records += other.records
@@ -175,10 +171,9 @@ class RecordCorpus:
         """
         self.rejected = tally.rejected
         if tally.broken > self._config.max_broken_share * tally.records:
-            raise InputError(
-                f"{self.name}: {tally.broken} of {tally.records} records are broken, more than "
-                f"max_broken_share={self._config.max_broken_share}; the first: {tally.first_error}"
-            )
+            limit = f"max_broken_share={self._config.max_broken_share}"
+            broken = f"{tally.broken} of {tally.records} records are broken, more than {limit}"
+            raise InputError(f"{self.name}: {broken}; the first: {tally.first_error}")
         self._is_share_checked = True
         if not tally.taken:
             raise self._empty(tally.rejected)
@@ -193,8 +188,7 @@ class RecordCorpus:
         return known if len(known) == len(hashes) else None
 
     def _content_hashes(self) -> list[str]:
-        hashes = self.unit_hashes(Unit(first=0, end=len(self._parts), expected_bytes=None))
-        if hashes is not None:
+        if (hashes := self.unit_hashes(Unit(first=0, end=len(self._parts), expected_bytes=None))) is not None:
             return hashes
         digest = hashlib.sha256()
         for document in self:
@@ -211,18 +205,19 @@ class RecordCorpus:
 
     def _read(self, parts: Sequence[Records], tally: Tally) -> Iterator[tuple[int, Document]]:
         """(position, document) of everything accepted in some parts; positions count from the first of them."""
-        first_position = 0
+        position = -1
         for part in parts:
-            position, decode = first_position - 1, self._decoder(part)
+            first, decode = position + 1, self._decoder(part)
             for batch in part.batches():
                 for raw in batch:
                     position += 1
                     try:
-                        document = decode(raw, position - first_position)
+                        document = decode(raw, position - first)
                     except Rejected as error:
                         if self._config.max_broken_share == 0:
                             raise
-                        tally.add_broken(error)
+                        rejected = Counter([error.reason])
+                        tally.add(Tally(records=1, broken=1, first_error=str(error), rejected=rejected))
                         continue
                     if document is None:
                         continue
@@ -232,7 +227,6 @@ class RecordCorpus:
                         yield position, document
                         if tally.taken == self._config.max_documents:
                             return
-            first_position = position + 1
 
     def _decoder(self, part: Records) -> Callable[[Any, int], Document | None]:
         form = self._config.conversations
@@ -278,17 +272,16 @@ class RecordCorpus:
 
     def _sample_stream(self, size: int, seed: int) -> list[Document]:
         sample: Lowest[Document] = Lowest(size, seed)
-        rejected, first_position = self.rejected, 0
+        rejected, position = self.rejected, 0
         for part in self._parts:
-            position = 0
+            first = position
             for batch in part.batches():
-                for offset, priority in sample.wanted(first_position + position, len(batch)):
-                    document = self._draw(part, batch[offset], position + offset, rejected)
+                for offset, priority in sample.wanted(position, len(batch)):
+                    document = self._draw(part, batch[offset], position - first + offset, rejected)
                     if document is not None:
-                        sample.add(priority, first_position + position + offset, document)
+                        sample.add(priority, position + offset, document)
                 position += len(batch)
-            first_position += position
-        self.records = first_position
+        self.records = position
         return sample.values()
 
     def _sample_index(self, size: int, seed: int, bounds: np.ndarray) -> list[Document]:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 import functools
 import logging
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -86,7 +87,7 @@ def open_embedder(config: MetricsConfig, cache: Path) -> Embedder | None:
         return SentenceTransformer(name)
     if kind == "openai":
         price = config.embedder_dollars_per_million_tokens
-        limits = {"dollars_per_million_tokens": price, "max_dollars": config.max_dollars}
+        limits: dict[str, Any] = {"dollars_per_million_tokens": price, "max_dollars": config.max_dollars}
         return OpenAIEmbedder(name, base_url=config.embedder_base_url, cache=cache, **limits)
     if kind == "llama":
         tokenizer = load_tokenizer(vocabulary_of(name, config.vocabulary))

@@ -200,10 +200,10 @@ def _score(
         raise InputError(f"config.until_decided: compares two corpora and {len(corpora)} are named; name two")
     log.info("scoring %s until decided (judge: %s)", " and ".join(corpora), judge.label)
     first, second = corpora
+    a, b = corpora.values()
     options: dict[str, Any] = {"alpha": config.alpha, "looks": config.looks}
-    comparison, *scored = score_until_decided(
-        *corpora.values(), judge, config.agent, groupings_paths=(paths[first], paths[second]), **options
-    )
+    options["groupings_paths"] = tuple(paths.values())
+    comparison, *scored = score_until_decided(a, b, judge, config.agent, **options)
     return dict(zip(corpora, scored, strict=True)), [PairComparison(first=first, second=second, comparison=comparison)]
 
 
