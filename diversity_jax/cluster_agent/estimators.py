@@ -240,14 +240,6 @@ def in_a_corpus_of(documents: int, theta: Estimate) -> Estimate:
     return Estimate(value=clusters(theta.value), low=clusters(high), high=clusters(low))
 
 
-def relative_half_width(groupings: Groupings, confidence: float = 0.95) -> float:
-    """Half-width of the log interval of `effective_clusters`; infinite where only a bound is known."""
-    if groupings.pairs.sum() < FEWEST_PAIRS:
-        return math.inf
-    mean = collision_mean(groupings)
-    return mean.half_width(confidence) / mean.value
-
-
 def convergence(groupings: Groupings, points: int = 40) -> dict[str, list]:
     """How `effective_clusters` settled: the estimate after about `points` growing counts of groupings, for a page."""
     counts = np.unique(np.geomspace(min(5, len(groupings)), len(groupings), points).round().astype(int))

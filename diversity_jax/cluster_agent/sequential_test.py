@@ -18,7 +18,6 @@ from diversity_jax.cluster_agent.estimators import (
     Mean,
     collision_bound,
     collision_mean,
-    relative_half_width,
     t_quantile,
 )
 from diversity_jax.core import formats
@@ -243,7 +242,10 @@ def precise_enough(groupings: Groupings, relative: float, confidence: float = 0.
 
     Never for comparing two corpora: see the module's docstring.
     """
-    return int(groupings.pairs.sum()) >= PAIRS_TO_STOP and relative_half_width(groupings, confidence) <= relative
+    if groupings.pairs.sum() < PAIRS_TO_STOP:
+        return False
+    mean = collision_mean(groupings)
+    return mean.half_width(confidence) / mean.value <= relative
 
 
 def drift_of_groupings(a: Groupings, b: Groupings, *, paired: bool, alpha: float = 0.05) -> Comparison:
