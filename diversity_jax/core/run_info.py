@@ -68,9 +68,13 @@ class RunInfo:
         """
         value = read_json(path)
         kinds = {"command": str, "settings": dict, "versions": dict, "hardware": str}
-        if not isinstance(value, dict) or {name: type(part) for name, part in value.items()} != kinds:
-            wanted = ", ".join(f"{name} ({kind.__name__})" for name, kind in kinds.items())
+        if not isinstance(value, dict) or set(value) != set(kinds):
+            wanted = ", ".join(kinds)
             raise InputError(f"{path}: is not a run's record; expected {wanted}: remove it, or train again")
+        for name, kind in kinds.items():
+            if not isinstance(value[name], kind):
+                wrong = f"{name} is {type(value[name]).__name__}; expected {kind.__name__}"
+                raise InputError(f"{path}: {wrong}: remove it, or train again")
         return cls(**value)
 
 
