@@ -7,6 +7,7 @@ import time
 from types import MappingProxyType
 from typing import Any, Self
 
+MODES = ("auto", "panel", "lines", "off")
 PANEL_SECONDS = 0.5
 LINE_SECONDS = 10.0  # work that is done sooner prints no line
 RATE_WINDOW_SECONDS = 30.0  # short enough to follow a change, long enough that batches do not make the rate jump
@@ -24,7 +25,7 @@ class ProgressDisplay:
       total: how much there is to do; None where that is not known.
       completed: how much of it was done before this process began, which does not enter the rate.
       unit: what the rate counts: one of the figures given to `update`, otherwise what `completed` counts.
-      mode: `panel`, `lines`, `off`, or `auto`, which is `panel` on a terminal and `lines` elsewhere.
+      mode: one of `MODES`: `auto` is `panel` on a terminal and `lines` elsewhere.
     """
 
     def __init__(
