@@ -75,11 +75,7 @@ def described(asked: CompileRequest, temporaries: float) -> Compiled:
     """As the compiler answers: a program that is too large is not made."""
     fits = temporaries + 1 <= asked.target.chip.hbm_bytes / GIB
     found = report(temporaries if fits else temporaries + 1, fits=fits)
-    figures = (
-        estimate(asked.model, asked.target, found, batch_size=asked.batch_size, length=asked.sequence_length)
-        if fits
-        else None
-    )
+    figures = estimate(asked, found) if fits else None
     return Compiled(request=asked, report=found, estimate=figures)
 
 
@@ -209,7 +205,7 @@ def test_what_binds_takes_longest_and_the_span_is_from_all_at_once_to_one_after_
         {"crosses_slices": False, "sent_bytes": 200e9},
         {"crosses_slices": True, "sent_bytes": 3.125e9},
     ]
-    figures = estimate(SMALL, parse_target("v5e:2x2"), found, batch_size=8, length=256)
+    figures = estimate(request("v5e:2x2"), found)
     assert figures["binds"] == "interconnect"
     assert figures["seconds"] == pytest.approx(
         {"compute": figures["seconds"]["compute"], "memory": 1, "interconnect": 2, "network": 1}
@@ -294,7 +290,7 @@ def test_a_small_model_compiles_for(topology, package):
             compile_cache.compile_step(asked, folder=None)
         pytest.skip(f"{package} is not installed: nothing compiled for {topology}")
     found = compile_cache.compile_step(asked, folder=None)
-    figures = estimate(SMALL, asked.target, found, batch_size=8, length=256)
+    figures = estimate(asked, found)
     assert found["fits"]
     assert figures["fits"]
     # Parameters and Adam's moments are float32 and cut over the devices of a slice; the batch is small beside them.

@@ -11,11 +11,13 @@ import pytest
 
 from diversity_jax.core.errors import InputError
 from diversity_jax.model.checkpoint_io.hugging_face import (
+    Tensor,
     config_to_hugging_face,
     export_hugging_face,
     import_hugging_face,
+    read_tensors,
+    write_tensors,
 )
-from diversity_jax.model.checkpoint_io.safetensors import Tensor, read_tensors, write_tensors
 from diversity_jax.model.convert import logits_difference, main, read_model, write_imported
 from diversity_jax.model.llama import logits
 from diversity_jax.tokenizers.files import TokenizerFiles, write_tokenizer

@@ -17,6 +17,7 @@ from diversity_jax.model import LLAMA, MeshConfig
 from diversity_jax.training import callbacks, loop, runtime
 from diversity_jax.training.checkpoint import Checkpoints
 from diversity_jax.training.config import TrainConfig
+from diversity_jax.training.data import prepare
 from diversity_jax.training.loop import train
 from diversity_jax.training.optimizer import OptimizerConfig
 from diversity_jax.training.runtime import keep_programs
@@ -133,23 +134,18 @@ def test_a_step_is_dispatched_before_the_metrics_of_the_one_before_are_read(mixt
 
 
 def test_a_hidden_copy_in_the_loop_is_an_error(mixture, tmp_path, monkeypatch):
-    monkeypatch.setattr(
-        loop.Preparation, "__call__", lambda self, step: {name: np.asarray(x) for name, x in real(self, step).items()}
-    )
+    monkeypatch.setattr(loop, "prepare", lambda *a: {name: np.asarray(x) for name, x in prepare(*a).items()})
     with pytest.raises(Exception, match=r"[Dd]isallowed host-to-device transfer"):
         run(mixture, tmp_path)
 
 
-real = loop.Preparation.__call__
-
-
 def test_a_failing_run_saves_what_it_reached(mixture, tmp_path, monkeypatch, caplog):
-    def failing(self, step):
-        if step == 5:
+    def failing(*arguments):
+        if arguments[-1] == 5:
             raise InputError("row 7 is damaged")
-        return real(self, step)
+        return prepare(*arguments)
 
-    monkeypatch.setattr(loop.Preparation, "__call__", failing)
+    monkeypatch.setattr(loop, "prepare", failing)
     with caplog.at_level(logging.ERROR), pytest.raises(InputError, match="row 7 is damaged"):
         run(mixture, tmp_path, checkpoint_every=100)
     assert "InputError after step 5: emergency checkpoint of step 5 saved" in caplog.text

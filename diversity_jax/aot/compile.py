@@ -15,7 +15,7 @@ Needs `pip install diversity_jax[tpu]` or `[cuda]`, no TPU and no GPU. Options:
 """
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 import contextlib
 import dataclasses
 import functools
@@ -91,9 +91,8 @@ def _run_worker(request: CompileRequest) -> dict[str, Any]:
     root = str(Path(__file__).resolve().parents[2])
     environment = worker.environment(request.target.chip.platform, os.environ)
     environment["PYTHONPATH"] = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
-    pipe = subprocess.PIPE
-    command = [sys.executable, "-m", worker.__name__]
-    process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, env=environment)
+    pipes: dict[str, Any] = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    process = subprocess.Popen([sys.executable, "-m", worker.__name__], env=environment, **pipes)
     try:
         output, errors = _communicate(process, request)
     finally:
@@ -102,10 +101,8 @@ def _run_worker(request: CompileRequest) -> dict[str, Any]:
     report_lines = output.decode().splitlines()
     if process.returncode or not report_lines:
         messages = [line for line in errors.decode(errors="replace").splitlines() if line.strip()]
-        raise InputError(
-            f"--topology {request.target.name}: the compiler ended with status {process.returncode}: "
-            f"{(messages or ['no message'])[-1][:300]}"
-        )
+        ending = f"the compiler ended with status {process.returncode}: {(messages or ['no message'])[-1][:300]}"
+        raise InputError(f"--topology {request.target.name}: {ending}")
     return json.loads(report_lines[-1])
 
 
@@ -120,9 +117,8 @@ def _communicate(process: subprocess.Popen[bytes], request: CompileRequest) -> t
         except subprocess.TimeoutExpired:
             pending, elapsed = None, time.monotonic() - started
             if elapsed > _TIME_LIMIT_SECONDS:
-                raise InputError(
-                    f"--topology {request.target.name}: not compiled within {_TIME_LIMIT_SECONDS} s"
-                ) from None
+                late = f"not compiled within {_TIME_LIMIT_SECONDS} s"
+                raise InputError(f"--topology {request.target.name}: {late}") from None
             if sys.stderr.isatty():
                 print(f"\rcompiling for {request.target.name}: {elapsed:.0f} s", end="", file=sys.stderr)
     if sys.stderr.isatty():
@@ -137,9 +133,7 @@ def make_request(config: "Config", target: Target, *, effort: str = "default") -
       InputError: mesh, batch and target do not go together, or the rows are longer than the model is meant for.
     """
     if config.model is None:
-        raise InputError(
-            "config.model is None: an ahead-of-time compile does not open train.init_from; describe the model"
-        )
+        raise InputError("config.model is None: a compile for absent chips needs it described")
     if config.prepared is not None:
         from diversity_jax.mixtures.mixture import Mixture
 
@@ -151,9 +145,8 @@ def make_request(config: "Config", target: Target, *, effort: str = "default") -
         length, components = config.mixture.sequence_length, len(config.mixture.components)
         packed = any(part.corpus.conversations for part in config.mixture.components)
     if length > config.model.max_length:
-        raise InputError(
-            f"model.max_length={config.model.max_length}: the mixture's rows predict {length} tokens; raise it"
-        )
+        limit = config.model.max_length
+        raise InputError(f"model.max_length={limit}: the mixture's rows predict {length} tokens; raise it")
     config.mesh.resolved(target.devices)
     return CompileRequest(
         model=config.model,
@@ -174,12 +167,7 @@ def make_request(config: "Config", target: Target, *, effort: str = "default") -
 def compiled(request: CompileRequest, folder: Path | None) -> Compiled:
     """The report and estimate of a request, compiled or read from the cache in `folder`."""
     report = compile_step(request, folder=folder)
-    figures = None
-    if report["fits"]:
-        figures = estimate(
-            request.model, request.target, report, batch_size=request.batch_size, length=request.sequence_length
-        )
-    return Compiled(request=request, report=report, estimate=figures)
+    return Compiled(request=request, report=report, estimate=estimate(request, report) if report["fits"] else None)
 
 
 def main(options: argparse.Namespace, config: "Config") -> None:
@@ -198,7 +186,12 @@ def main(options: argparse.Namespace, config: "Config") -> None:
         results = [compiled(request, options.cache)]
         print("\n".join(lines(results[0])))
         if options.suggestion and not results[0].fits:
-            _suggest(request, compile_logged)
+            smaller = suggestion(request, compile_logged)
+            if smaller is None or smaller.estimate is None:
+                print("suggestion       none of the smaller settings tried fits; take a larger slice, or try --search")
+            else:
+                memory = gib(smaller.estimate["memory_total_bytes"])
+                print(f"suggestion       {flags(request, smaller.request)} fits: {memory} (compiled)")
     if options.json:
         write_json(options.json, [record(result) for result in results])
 
@@ -213,26 +206,12 @@ def _compile_logged(request: CompileRequest, folder: Path | None) -> Compiled:
     return result
 
 
-def _suggest(request: CompileRequest, compile_step: Callable[[CompileRequest], Compiled]) -> None:
-    smaller = suggestion(request, compile_step)
-    if smaller is None or smaller.estimate is None:
-        print("suggestion       none of the smaller settings tried fits; take a larger slice, or try --search")
-    else:
-        memory = gib(smaller.estimate["memory_total_bytes"])
-        print(f"suggestion       {flags(request, smaller.request)} fits: {memory} (compiled)")
-
-
 def record(result: Compiled) -> dict[str, Any]:
     """One result as JSON."""
     request = dataclasses.asdict(result.request)
-    target = request.pop("target")
-    return {
-        "topology": result.request.target.name,
-        "chip": target["chip"],
-        "request": request,
-        "report": result.report,
-        "estimate": result.estimate,
-    }
+    chip = request.pop("target")["chip"]
+    described = {"topology": result.request.target.name, "chip": chip, "request": request}
+    return {**described, "report": result.report, "estimate": result.estimate}
 
 
 def arguments(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
@@ -242,7 +221,7 @@ def arguments(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
       InputError: an unknown topology.
     """
     parser = argparse.ArgumentParser(
-        prog="python -m diversity_jax.training.compile", add_help=False, allow_abbrev=False
+        add_help=False, allow_abbrev=False, prog="python -m diversity_jax.training.compile"
     )
     parser.add_argument("--topology")
     parser.add_argument("--search", action="store_true")

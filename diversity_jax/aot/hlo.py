@@ -17,30 +17,13 @@ COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "coll
 _BITS = {"pred": 8, "s4": 4, "u4": 4, "bf16": 16, "token": 0, "opaque": 0}
 _ARRAY = re.compile(r"([a-z]\w*)\[([\d,]*)\](?:\{([^}]*)\})?")
 _NAME = re.compile(r"%([\w.\-]+)")
-_CALLED = re.compile(
-    r"(?:calls|to_apply|body|true_computation|false_computation)=%([\w.\-]+)|branch_computations=\{([^}]*)\}"
-)
+_CALLED = re.compile(r"(?:calls|to_apply|body|(?:true|false)_computation)=%([\w.\-]+)|branch_computations=\{([^}]*)\}")
 # Operations that move nothing, or whose halves (start, done) are counted once.
-_FREE = {
-    "parameter",
-    "constant",
-    "tuple",
-    "get-tuple-element",
-    "bitcast",
-    "while",
-    "conditional",
-    "call",
-    "after-all",
-    "partition-id",
-}
-_FREE |= {"opt-barrier", "add-dependency", "domain", "replica-id", "async-start", "async-update", "async-done", "iota"}
-_BETWEEN_SLICES = {
-    "ALL_REDUCE": "all-reduce",
-    "ALL_GATHER": "all-gather",
-    "REDUCE_SCATTER": "reduce-scatter",
-    "ALL_TO_ALL": "all-to-all",
-    "ONE_TO_ONE": "collective-permute",
-}
+_FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call", "after-all"}
+_FREE |= {"partition-id", "replica-id", "opt-barrier", "add-dependency", "domain", "iota"}
+_FREE |= {"async-start", "async-update", "async-done"}
+# Megascale's names, ALL_REDUCE and so on; ONE_TO_ONE is a collective-permute.
+_BETWEEN_SLICES = {name.upper().replace("-", "_"): name for name in COLLECTIVES} | {"ONE_TO_ONE": "collective-permute"}
 _FREE_CALLS = {"AllocateBuffer", "ConcatBitcast", "AssumeGatherIndicesInBound", "Sharding"}
 
 
@@ -69,22 +52,18 @@ class Operation:
         return sum(array.bytes for array in self.arrays)
 
 
+Computations = dict[str, list[Operation]]  # the program's functions by name
+
+
 @dataclass(kw_only=True)
 class Traffic:
-    """What one device does in one run of the program.
+    """What one device does in one run of the program."""
 
-    Attributes:
-      collectives: (kind, devices of a group, whether it crosses slices) -> [count, payload bytes, bytes sent in a
-        ring].
-      hbm_bytes: read from and written to the device's memory.
-      kernels: custom call -> count.
-      unknown_loops: loops whose number of rounds could not be read; each counts once.
-    """
-
+    # (kind, devices of a group, whether it crosses slices) -> [count, payload bytes, bytes sent in a ring]
     collectives: dict[tuple[str, int, bool], list[float]] = field(default_factory=dict)
-    hbm_bytes: float = 0.0
-    kernels: Counter = field(default_factory=Counter)
-    unknown_loops: int = 0
+    hbm_bytes: float = 0.0  # read from and written to the device's memory
+    kernels: Counter = field(default_factory=Counter)  # custom call -> count
+    unknown_loops: int = 0  # loops whose number of rounds could not be read; each counts once
 
 
 def _first(pattern: str, text: str) -> str:
@@ -115,9 +94,9 @@ def _closing(text: str, start: int) -> int:
     return len(text)
 
 
-def parse(text: str) -> tuple[dict[str, list[Operation]], str]:
+def parse(text: str) -> tuple[Computations, str]:
     """Computations by name, and the name of the entry."""
-    computations: dict[str, list[Operation]] = {}
+    computations: Computations = {}
     entry, current = "", []
     for line in text.splitlines():
         if line.endswith("{") and not line.startswith(" ") and "->" in line:
@@ -128,20 +107,13 @@ def parse(text: str) -> tuple[dict[str, list[Operation]], str]:
             shape_end = _closing(line, match.end()) if line[match.end()] == "(" else line.index(" ", match.end())
             opening = line.index("(", shape_end)
             closing = _closing(line, opening)
-            current.append(
-                Operation(
-                    match[2],
-                    _arrays(line[match.end() : shape_end]),
-                    line[shape_end:opening].strip(),
-                    tuple(_NAME.findall(line[opening:closing])),
-                    line[opening:],
-                    bool(match[1]),
-                )
-            )
+            arrays, operands = _arrays(line[match.end() : shape_end]), tuple(_NAME.findall(line[opening:closing]))
+            opcode = line[shape_end:opening].strip()
+            current.append(Operation(match[2], arrays, opcode, operands, line[opening:], bool(match[1])))
     return computations, entry
 
 
-def rounds(operation: Operation, computations: dict[str, list[Operation]]) -> int | None:
+def rounds(operation: Operation, computations: Computations) -> int | None:
     """How often a loop runs: as XLA says, or the constant that its condition compares a counter with; None: unknown."""
     if known := re.search(r'known_trip_count"?:\{"n":"(\d+)"', operation.rest):
         return int(known[1])
@@ -186,10 +158,8 @@ def _regroup(sizes: list[int], order: list[int], group_size: int) -> list[list[i
 def _payload(kind: str, operation: Operation, size: int) -> tuple[float, float]:
     """Bytes of a collective (the larger of its input and output), and bytes a device sends for it in a ring."""
     arrays = operation.arrays
-    if operation.opcode.endswith("-start") and kind != "all-reduce":
-        arrays = (
-            arrays[1:2] if kind == "collective-permute" else arrays[len(arrays) // 2 :]
-        )  # (inputs, outputs), then control words
+    if operation.opcode.endswith("-start") and kind != "all-reduce":  # (inputs, outputs), then control words
+        arrays = arrays[1:2] if kind == "collective-permute" else arrays[len(arrays) // 2 :]
     payload = sum(array.bytes for array in arrays) * (size if kind == "reduce-scatter" else 1)
     return payload, _ring(kind, payload, size)
 
@@ -217,12 +187,7 @@ def _between_slices(operation: Operation, by_name: dict[str, Operation]) -> tupl
 
 
 def measure(text: str, slice_of_partition: Sequence[int]) -> Traffic:
-    """Reads a compiled program's text.
-
-    Args:
-      text: `compiled.as_text()`.
-      slice_of_partition: slice of each device, in the order of the mesh.
-    """
+    """The traffic of a program's text, `compiled.as_text()`, given the slice of each device in the mesh's order."""
     computations, entry = parse(text)
     traffic = Traffic()
     channels_in_fusions: set[str] = set()
@@ -231,12 +196,12 @@ def measure(text: str, slice_of_partition: Sequence[int]) -> Traffic:
     if partitions and int(partitions[1]) < len(slices):  # the program of one slice
         slices = [0] * int(partitions[1])
 
-    def count(key: tuple[str, int, bool], payload: float, sent: float, times: int) -> None:
+    def count(key, payload, sent, times):
         totals = traffic.collectives.setdefault(key, [0, 0.0, 0.0])
         for index, value in enumerate((1, payload, sent)):
             totals[index] += times * value
 
-    def collective(operation: Operation, kind: str, times: int) -> None:
+    def collective(operation, kind, times):
         members = groups(operation.rest, len(slices))
         size = max(map(len, members)) if kind != "collective-permute" else len(members)
         if size <= 1:
@@ -244,15 +209,14 @@ def measure(text: str, slice_of_partition: Sequence[int]) -> Traffic:
         crosses = any(len({slices[number] for number in group}) > 1 for group in members)
         count((kind, size, crosses), *_payload(kind, operation, size), times)
 
-    def visit(name: str, times: int, fused: bool) -> None:
+    def visit(name, times, fused):
         operations = computations.get(name, [])
         by_name = {operation.name: operation for operation in operations}
         for operation in operations:
             kind = operation.opcode.removesuffix("-start")
             if kind in COLLECTIVES:
                 channel = re.search(r"channel_id=(\d+)", operation.rest)
-                # A collective fused with computation stands in the fusion that starts it and again in those that go on
-                # with it.
+                # One fused with computation stands in the fusion that starts it and again in those that go on with it.
                 if not (fused and channel and channel[1] in channels_in_fusions):
                     collective(operation, kind, times)
                 if fused and channel:
@@ -271,9 +235,7 @@ def measure(text: str, slice_of_partition: Sequence[int]) -> Traffic:
     return traffic
 
 
-def _inner(
-    operation: Operation, computations: dict[str, list[Operation]], traffic: Traffic
-) -> Iterator[tuple[str, int, bool]]:
+def _inner(operation: Operation, computations: Computations, traffic: Traffic) -> Iterator[tuple[str, int, bool]]:
     """Computations that an operation runs, how often, and whether as part of one fused kernel."""
     if operation.opcode in (*COLLECTIVES, "reduce", "scatter", "sort", "reduce-window", "select-and-scatter", "map"):
         return
@@ -296,7 +258,7 @@ def _kernel(operation: Operation) -> str | None:
     return target if target.startswith("__") else None
 
 
-def moved_bytes(operation: Operation, by_name: dict[str, Operation], computations: dict[str, list[Operation]]) -> float:
+def moved_bytes(operation: Operation, by_name: dict[str, Operation], computations: Computations) -> float:
     """Bytes that an operation reads from and writes to the device's memory; of a slice or in-place update, its own."""
     opcode = operation.opcode
     if opcode in _FREE or opcode.endswith("-done") or any(call in operation.rest for call in _FREE_CALLS):
@@ -310,11 +272,8 @@ def moved_bytes(operation: Operation, by_name: dict[str, Operation], computation
     if opcode in ("dynamic-update-slice", "scatter"):
         update = operands[1 if opcode == "dynamic-update-slice" else -1]
         return 2 * update.bytes if update else 0.0
-    reads = {
-        index: sum(array.bytes for array in operand.arrays if array.in_hbm)
-        for index, operand in enumerate(operands)
-        if operand
-    }
+    arrays = {index: operand.arrays for index, operand in enumerate(operands) if operand}
+    reads = {index: sum(array.bytes for array in result if array.in_hbm) for index, result in arrays.items()}
     if opcode == "fusion":
         sliced, updated = _partial_reads(computations.get(_first(r"calls=%([\w.\-]+)", operation.rest), []))
         reads = {index: min(size, sliced.get(index, size)) for index, size in reads.items()}

@@ -4,18 +4,15 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from diversity_jax.aot.search import Compiled
-from diversity_jax.aot.worker import CompileRequest, Target
+from diversity_jax.aot.worker import CompileRequest
 from diversity_jax.core.chips import SOURCES_READ_ON
 from diversity_jax.model import LlamaConfig
 from diversity_jax.training.throughput import flops_per_token
 
 ASSUMPTIONS = (
-    "products at the data sheet's bfloat16 peak; no kernel is that fast, so measured MFU will be lower than the "
-    "range's upper end",
-    "memory traffic from the program's own reads and writes at the data sheet's bandwidth; kernels' inner traffic is "
-    "not seen",
-    "collectives as rings: one torus axis, both directions (TPU), or NVLink; groups that cross slices at the "
-    "network's speed",
+    "products at the data sheet's bfloat16 peak; no kernel is that fast, so measured MFU stays below the upper end",
+    "memory traffic from the program's own reads and writes at the data sheet's bandwidth; not that inside kernels",
+    "collectives as rings: one torus axis, both directions (TPU), or NVLink; across slices at the network's speed",
     "fastest: all four overlap perfectly (the largest alone); slowest: none do (their sum)",
 )
 # Share of all pairs of tokens that a kernel works on, and products in its backward pass as a multiple of the forward's.
@@ -26,6 +23,7 @@ _ATTENTION_WORK = {
     "plain": (1.0, 2.0),
     "reference": (1.0, 2.0),
 }
+_MEMORY_KINDS = ("arguments", "outputs", "temporaries", "code")
 USABLE_GPU_SHARE = 0.92  # of a GPU's memory, with XLA_PYTHON_CLIENT_MEM_FRACTION=0.92; JAX's default takes 0.75
 
 
@@ -40,29 +38,13 @@ def executed_flops_per_token(config: LlamaConfig, length: int, attention: str) -
     return 3 * (layers + head) + (1 + backward) * scores + again
 
 
-def total_bytes(memory: Mapping[str, float]) -> float:
-    """Device memory of one step; the state is donated, so outputs count only where they are new."""
-    return sum(memory[kind] for kind in ("arguments", "outputs", "temporaries", "code"))
-
-
-def capacity_bytes(target: Target) -> float:
-    """Memory of one device that a program can have."""
-    return target.chip.hbm_bytes * (USABLE_GPU_SHARE if target.chip.platform == "cuda" else 1)
-
-
-def estimate(
-    config: LlamaConfig, target: Target, report: Mapping[str, Any], *, batch_size: int, length: int
-) -> dict[str, Any]:
-    """Seconds by resource, step time and MFU as a range, and what binds.
-
-    Args:
-      report: the worker's, of a step that compiled.
-    """
-    chip, tokens = target.chip, batch_size * length
-    sent = {
-        crosses: sum(row["sent_bytes"] for row in report["collectives"] if row["crosses_slices"] is crosses)
-        for crosses in (False, True)
-    }
+def estimate(request: CompileRequest, report: Mapping[str, Any]) -> dict[str, Any]:
+    """Seconds by resource, step time and MFU as a range, and what binds, by the report on a step that compiled."""
+    config, target, length = request.model, request.target, request.sequence_length
+    chip, tokens = target.chip, request.batch_size * length
+    sent = {False: 0, True: 0}  # by whether it crosses slices
+    for row in report["collectives"]:
+        sent[row["crosses_slices"]] += row["sent_bytes"]
     executed = executed_flops_per_token(config, length, report["attention"]) * tokens
     seconds = {
         "compute": executed / target.devices / chip.peak_flops,
@@ -71,12 +53,12 @@ def estimate(
         "network": sent[True] / chip.network_bytes_per_second,
     }
     fastest, slowest = max(seconds.values()), sum(seconds.values())
-    memory, capacity = total_bytes(report["memory_bytes"]), capacity_bytes(target)
+    # The state is donated, so outputs count only where they are new.
+    memory = sum(report["memory_bytes"][kind] for kind in _MEMORY_KINDS)
+    capacity = chip.hbm_bytes * (USABLE_GPU_SHARE if chip.platform == "cuda" else 1)
     peak = target.devices * chip.peak_flops
-    useful = {
-        name: flops_per_token(config, length, causal=causal) * tokens
-        for name, causal in (("mfu", False), ("mfu_causal", True))
-    }
+    kinds = {"mfu": False, "mfu_causal": True}
+    useful = {name: flops_per_token(config, length, causal=causal) * tokens for name, causal in kinds.items()}
     return {
         "flops": {"executed": executed, "model": useful["mfu"], "model_causal": useful["mfu_causal"]},
         "seconds": seconds,
@@ -123,10 +105,8 @@ def _span(values: Sequence[float], form: Callable[[float], str]) -> str:
 
 def setting(request: CompileRequest) -> str:
     """Batch, remat and mesh in one line."""
-    mesh = (
-        ", ".join(f"{axis} {size}" for axis, size in request.mesh.resolved(request.target.devices).items() if size > 1)
-        or "one device"
-    )
+    sizes = request.mesh.resolved(request.target.devices)
+    mesh = ", ".join(f"{axis} {size}" for axis, size in sizes.items() if size > 1) or "one device"
     parts = f" in {request.gradient_accumulation} parts" if request.gradient_accumulation > 1 else ""
     return f"batch {request.batch_size} x {request.sequence_length}{parts}, remat {request.model.remat}, mesh {mesh}"
 
@@ -141,35 +121,27 @@ def lines(compiled: Compiled) -> list[str]:
     ]
     if estimate is None:
         needed = f"needs {gib(report['needed_bytes'])}, " if report["needed_bytes"] else ""
-        return [
-            *head,
-            f"memory           does not fit: {needed}a device has {gib(target.chip.hbm_bytes)}; binds: capacity",
-        ]
+        capacity = gib(target.chip.hbm_bytes)
+        return [*head, f"memory           does not fit: {needed}a device has {capacity}; binds: capacity"]
     return [*head, *_memory(request, report, estimate), *_work(report, estimate), *_time(estimate, target)]
 
 
 def _memory(request: CompileRequest, report: Mapping[str, Any], estimate: Mapping[str, Any]) -> list[str]:
     memory = report["memory_bytes"]
     share = estimate["memory_total_bytes"] / estimate["memory_capacity_bytes"]
-    parts = ", ".join(f"{kind} {gib(memory[kind])}" for kind in ("arguments", "outputs", "temporaries", "code"))
+    parts = ", ".join(f"{kind} {gib(memory[kind])}" for kind in _MEMORY_KINDS)
     host = f"; host memory {gib(memory['host'])}" if memory["host"] else ""
     gpu = f" (with XLA_PYTHON_CLIENT_MEM_FRACTION={USABLE_GPU_SHARE})" if request.target.chip.platform == "cuda" else ""
     fits = "fits" if estimate["fits"] else "DOES NOT FIT"
-    return [
-        f"memory a device  {parts}{host}",
-        (
-            f"                 {gib(estimate['memory_total_bytes'])} of {gib(estimate['memory_capacity_bytes'])}, "
-            f"{share:.0%}{gpu}: {fits}"
-        ),
-    ]
+    used = f"{gib(estimate['memory_total_bytes'])} of {gib(estimate['memory_capacity_bytes'])}, {share:.0%}"
+    return [f"memory a device  {parts}{host}", f"                 {used}{gpu}: {fits}"]
 
 
 def _work(report: Mapping[str, Any], estimate: Mapping[str, Any]) -> list[str]:
-    flops = estimate["flops"]
+    flops = {name: quantity(value, "FLOP") for name, value in estimate["flops"].items()}
     lines = [
-        f"FLOPs a step     {quantity(flops['model'], 'FLOP')} of the model, {quantity(flops['model_causal'], 'FLOP')} "
-        "counting causal "
-        f"pairs only; executed with recomputation {quantity(flops['executed'], 'FLOP')}",
+        f"FLOPs a step     {flops['model']} of the model, {flops['model_causal']} counting causal pairs only; "
+        f"executed with recomputation {flops['executed']}",
         f"HBM traffic      {quantity(report['hbm_traffic_bytes'], 'B')} a device and step",
         "collectives      a device and step, loops counted by their rounds"
         + ("" if report["collectives"] else ": none"),
@@ -178,8 +150,7 @@ def _work(report: Mapping[str, Any], estimate: Mapping[str, Any]) -> list[str]:
         where = "across slices" if row["crosses_slices"] else "inside a slice"
         lines.append(
             f"  {row['kind']:<19}{row['count']:>6} x of {row['devices']:>3} devices {where}: "
-            f"{quantity(row['payload_bytes'], 'B'):>8}, "
-            f"sent {quantity(row['sent_bytes'], 'B')}"
+            f"{quantity(row['payload_bytes'], 'B'):>8}, sent {quantity(row['sent_bytes'], 'B')}"
         )
     kernels = ", ".join(f"{name} x {count}" for name, count in sorted(report["kernels"].items()))
     lines += [f"kernels          {kernels}"] if kernels else []
@@ -200,8 +171,7 @@ def _time(estimate: Mapping[str, Any], target: Any) -> list[str]:
         f"binds            {_BINDS[estimate['binds']]}",
         f"assumed          {chip.peak_flops / 1e12:,.0f} TFLOP/s, {chip.hbm_bytes_per_second / 1e9:,.0f} GB/s of HBM, "
         f"{chip.link_bytes_per_second / 1e9:,.0f} GB/s in a ring, {chip.network_bytes_per_second / 1e9:,.4g} GB/s of "
-        "network "
-        f"({chip.source}; read {SOURCES_READ_ON})",
+        f"network ({chip.source}; read {SOURCES_READ_ON})",
         *[f"                 {assumption}" for assumption in ASSUMPTIONS],
     ]
 

@@ -41,16 +41,10 @@ def meshes(request: CompileRequest) -> Iterator[MeshConfig]:
     target, model = request.target, request.model
     for tensor, copies in itertools.product((1, 2, 4), (1, 2, 4, 8)):
         fsdp, rest = divmod(target.devices, tensor * copies)
-        divisible = not any(
-            size % tensor for size in (model.num_heads, model.kv_heads, model.intermediate_size, model.vocab_size)
-        )
-        if (
-            rest
-            or not divisible
-            or model.hidden_size % fsdp
-            or copies % target.slices
-            or (fsdp == 1 and copies > 1 and tensor > 1)
-        ):
+        sizes = (model.num_heads, model.kv_heads, model.intermediate_size, model.vocab_size)
+        if rest or any(size % tensor for size in sizes) or model.hidden_size % fsdp or copies % target.slices:
+            continue
+        if fsdp == 1 and copies > 1 and tensor > 1:
             continue
         if request.batch_size % (copies * fsdp) or state_bytes(request, fsdp * tensor) > target.chip.hbm_bytes:
             continue
@@ -64,24 +58,17 @@ def candidates(request: CompileRequest) -> Iterator[list[CompileRequest]]:
     """
     for mesh in meshes(request):
         for rows in sorted({request.batch_size, 2 * request.batch_size, max(request.batch_size // 2, 1)}):
-            family = []
-            for remat in reversed(REMAT_BY_MEMORY[:3]):
-                model = dataclasses.replace(request.model, remat=remat)
-                family.append(
-                    dataclasses.replace(request, model=model, mesh=mesh, batch_size=rows, gradient_accumulation=1)
-                )
-            yield family
+            fixed = dataclasses.replace(request, mesh=mesh, batch_size=rows, gradient_accumulation=1)
+            models = [dataclasses.replace(request.model, remat=remat) for remat in reversed(REMAT_BY_MEMORY[:3])]
+            yield [dataclasses.replace(fixed, model=model) for model in models]
 
 
 def search(request: CompileRequest, compile_step: Compile, *, limit: int, say: Callable[[str], None]) -> list[Compiled]:
     """Compiles up to `limit` candidates and ranks those that fit by time a token, nothing overlapping.
 
-    Args:
-      compile_step: compiles a request.
-      say: called with a line when something cannot be compiled, and at the limit.
+    `say` is called with a line when something cannot be compiled, and at the limit.
     """
-    fitting: list[Compiled] = []
-    tried = 0
+    fitting, tried = list[Compiled](), 0
     for family in candidates(request):
         for candidate in family:
             if tried >= limit:

@@ -53,10 +53,8 @@ def parse_target(text: str) -> Target:
     """
     match = re.fullmatch(r"(\w+):(\d+(?:x\d+)*)(?:\*(\d+))?", text.strip().lower())
     if match is None or match[1] not in CHIPS:
-        raise InputError(
-            f"--topology {text}: is not known; choose CHIP:SHAPE with a chip of {', '.join(CHIPS)}, such as v5e:4x4 "
-            "or h100:8"
-        )
+        chips = ", ".join(CHIPS)
+        raise InputError(f"--topology {text}: is not known; choose CHIP:SHAPE with a chip of {chips}, such as v5e:4x4")
     chip = CHIPS[match[1]]
     target = Target(chip=chip, shape=tuple(map(int, match[2].split("x"))), slices=int(match[3] or 1))
     dimensions = 1 + chip.example.count("x")
@@ -69,27 +67,20 @@ def parse_target(text: str) -> Target:
 
 @dataclass(frozen=True, kw_only=True)
 class CompileRequest:
-    """A training step and where it is to run.
-
-    Attributes:
-      batch_size: rows of the global batch.
-      sequence_length: tokens a row predicts.
-      packed: whether the batch holds segment ids and positions, for attention that stays inside documents.
-      effort: of the compiler: "default", or "O1", which takes half the time and may use a little more memory.
-    """
+    """A training step and where it is to run."""
 
     model: LlamaConfig
     optimizer: OptimizerConfig
     mesh: MeshConfig
     target: Target
-    batch_size: int
-    sequence_length: int
+    batch_size: int  # rows of the global batch
+    sequence_length: int  # tokens a row predicts
     gradient_accumulation: int = 1
     z_loss: float = 0.0
     num_components: int = 1
-    packed: bool = False
+    packed: bool = False  # the batch holds segment ids and positions, for attention that stays inside documents
     lora: LoraConfig = field(default_factory=LoraConfig)
-    effort: str = "default"
+    effort: str = "default"  # of the compiler; "O1" takes half the time and may use a little more memory
 
 
 # Values only libtpu's own start-up looks at: any TPU machine has them, a machine without a TPU has to be told.
@@ -139,11 +130,8 @@ def describe_topology(target: Target) -> list[Any]:
 
     try:
         if target.chip.platform == "cuda":
-            shape = f"1x{target.slices}x{target.shape[0]}"
-            described = gpu_description(target)
-            return topologies.get_topology_desc(
-                platform="cuda", topology_name="", target_config=described, topology=shape
-            ).devices
+            gpus = {"target_config": gpu_description(target), "topology": f"1x{target.slices}x{target.shape[0]}"}
+            return topologies.get_topology_desc(platform="cuda", topology_name="", **gpus).devices
         settings: dict[str, Any] = {"chip_config_name": "megacore"} if target.chip.name == "v4" else {}
         if target.slices > 1:
             settings["num_slices"] = target.slices
@@ -181,19 +169,10 @@ def compile_and_measure(request: CompileRequest) -> dict[str, Any]:
         jax.config.update("jax_optimization_level", request.effort)
     mesh = make_mesh(request.mesh, devices)
     check_batch(mesh, request.batch_size, gradient_accumulation=request.gradient_accumulation)
-    kernel, why = choose_attention(
-        request.model,
-        devices[0].platform,
-        request.sequence_length,
-        segments=request.packed,
-        sequence_cuts=mesh.shape["sequence"],
-    )
-    report: dict[str, Any] = {
-        "mesh": dict(mesh.shape),
-        "attention": kernel,
-        "attention_reason": why,
-        "jax": jax.__version__,
-    }
+    platform, length, cuts = devices[0].platform, request.sequence_length, mesh.shape["sequence"]
+    kernel, why = choose_attention(request.model, platform, length, segments=request.packed, sequence_cuts=cuts)
+    report: dict[str, Any] = {"mesh": dict(mesh.shape), "attention": kernel, "attention_reason": why}
+    report["jax"] = jax.__version__
     started = time.perf_counter()
     lowered = _lower(request, mesh)
     report["lowering_seconds"] = round(time.perf_counter() - started, 1)
@@ -203,11 +182,9 @@ def compile_and_measure(request: CompileRequest) -> dict[str, Any]:
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        return report | {
-            "fits": False,
-            "compiler_said": str(error).splitlines()[0],
-            "needed_bytes": _needed_bytes(str(error)),
-        }
+        size = re.search(r"(?:temporaries \(|[Uu]sed )([\d.]+)([KMGT])", str(error))
+        needed_bytes = float(size[1]) * 1024 ** (" KMGT".index(size[2])) if size else None
+        return report | {"fits": False, "compiler_said": str(error).splitlines()[0], "needed_bytes": needed_bytes}
     report["compile_seconds"] = round(time.perf_counter() - started, 1)
     return report | {"fits": True} | _measure(compiled, mesh, request.target)
 
@@ -230,28 +207,20 @@ def _lower(request: CompileRequest, mesh: Any) -> Any:
         lora=request.lora,
     )
 
-    def with_shardings(shapes: Any, shardings: Any) -> Any:
+    def with_shardings(shapes, shardings):
         return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
 
     state = with_shardings(*state_shardings(request.model, request.optimizer, mesh, request.lora))
     frozen = None
     if request.lora.rank:
         frozen = with_shardings(param_shapes(request.model), model_shardings(request.model, mesh))
-    shapes = dict.fromkeys(
-        ("tokens", "segment_ids", "positions") if request.packed else ("tokens",),
-        (request.batch_size, request.sequence_length + 1),
-    )
-    batch = {
-        name: jax.ShapeDtypeStruct(shape, jnp.int32, sharding=batch_sharding(mesh))
-        for name, shape in (shapes | {"component": (request.batch_size,)}).items()
+    names = ("tokens", "segment_ids", "positions") if request.packed else ("tokens",)
+    shapes = {
+        name: jax.ShapeDtypeStruct((request.batch_size, request.sequence_length + 1), jnp.int32) for name in names
     }
+    shapes["component"] = jax.ShapeDtypeStruct((request.batch_size,), jnp.int32)
+    batch = with_shardings(shapes, dict.fromkeys(shapes, batch_sharding(mesh)))
     return step.lower(state, batch, frozen)
-
-
-def _needed_bytes(message: str) -> float | None:
-    """The memory the program would need, from the compiler's message."""
-    size = re.search(r"(?:temporaries \(|[Uu]sed )([\d.]+)([KMGT])", message)
-    return float(size[1]) * 1024 ** (" KMGT".index(size[2])) if size else None
 
 
 def _measure(compiled: Any, mesh: Any, target: Target) -> dict[str, Any]:
@@ -262,6 +231,7 @@ def _measure(compiled: Any, mesh: Any, target: Target) -> dict[str, Any]:
     number = {device: index for index, device in enumerate(sorted(mesh.devices.flat, key=lambda device: device.id))}
     slices = [getattr(device, "slice_index", number[device] // per_slice) for device in mesh.devices.flat]
     traffic = measure(compiled.as_text(), slices)
+    columns = ("kind", "devices", "crosses_slices", "count", "payload_bytes", "sent_bytes")
     return {
         "memory_bytes": {
             "arguments": memory.argument_size_in_bytes,
@@ -271,15 +241,8 @@ def _measure(compiled: Any, mesh: Any, target: Target) -> dict[str, Any]:
             "host": memory.host_temp_size_in_bytes + memory.host_argument_size_in_bytes,
         },
         "collectives": [
-            {
-                "kind": kind,
-                "devices": size,
-                "crosses_slices": crosses,
-                "count": int(count),
-                "payload_bytes": payload,
-                "sent_bytes": sent,
-            }
-            for (kind, size, crosses), (count, payload, sent) in sorted(traffic.collectives.items())
+            dict(zip(columns, (*key, int(count), *sizes), strict=True))
+            for key, (count, *sizes) in sorted(traffic.collectives.items())
         ],
         "hbm_traffic_bytes": traffic.hbm_bytes,
         "kernels": dict(traffic.kernels),

@@ -177,9 +177,7 @@ def chunked_attention(
     Scores are computed again in the backward pass, so that memory grows with the length and not its square.
 
     Args:
-      q_BxLxHxDh: Queries; H is a multiple of K.
-      k_BxLxKxDh: Keys.
-      v_BxLxKxDh: Values.
+      q_BxLxHxDh: Queries; H is a multiple of K, the number of heads of keys and values.
       segment_ids_BxL: A token attends only within its own segment; None: all tokens of a row.
       window: Tokens that a token sees, itself the last of them; None: all before it.
       dropout: Share of weights dropped where `dropout_key` is given.
@@ -287,7 +285,6 @@ def choose_attention(
     """The kernel that will run and why: the device's fused one where it can be used, else one of XLA's operations.
 
     Args:
-      config: Its `attention` field names a kernel or "auto".
       platform: "cpu", "gpu", "cuda" or "tpu".
       length: Tokens of a sequence.
       segments: Whether segment ids are given.

@@ -146,7 +146,7 @@ def write_imported(config: LlamaConfig, params: Params, folder: str | os.PathLik
     return folder
 
 
-def logits_difference(folder: str | os.PathLike, *, tokens: int = 64, seed: int = 0) -> float:
+def logits_difference(folder: str | os.PathLike) -> float:
     """Largest absolute difference between our float32 logits and transformers' for the same random tokens.
 
     Raises:
@@ -163,8 +163,8 @@ def logits_difference(folder: str | os.PathLike, *, tokens: int = 64, seed: int 
     from diversity_jax.model.llama import logits
 
     config, params = import_hugging_face(folder, compute_dtype="float32", scan_layers=True)
-    length = min(tokens, config.max_length)
-    tokens_BxL = np.random.default_rng(seed).integers(0, config.vocab_size, (2, length), dtype=np.int32)
+    shape = (2, min(64, config.max_length))
+    tokens_BxL = np.random.default_rng(0).integers(0, config.vocab_size, shape, dtype=np.int32)
     with jax.default_matmul_precision("highest"):
         ours = np.asarray(jax.jit(logits, static_argnums=0)(config, params, tokens_BxL))
     model = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()

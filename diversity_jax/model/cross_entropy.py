@@ -157,8 +157,6 @@ def loss(
     """Mean next-token loss of a batch.
 
     Args:
-      config: The model.
-      params: Its parameters.
       batch: `tokens` int BxL+1; optional `segment_ids`, `positions` and `loss_mask`, BxL+1, aligned with the tokens.
       mesh: Where the arrays live; None: on one device.
       z_loss: Weight of log(Z)^2, which keeps logits from drifting; 0: off.

@@ -211,9 +211,7 @@ def hidden_states(
     """Last hidden states, normalised, BxLxD in the compute type.
 
     Args:
-      config: Sizes and numerics.
       params: From `init_params` or `model.convert`; with an entry `adapters`, from `with_adapters`.
-      tokens_BxL: Token ids.
       segment_ids_BxL: Document of each token; a token attends only within its own. None: the row is one document.
       positions_BxL: Position of each token; None: its column. Rotary attention sees only differences, so documents
         packed in one row need none.

@@ -201,11 +201,7 @@ def _shards(mesh: Mesh, mesh_axes: str | tuple[str, ...] | None) -> int:
 
 
 def param_shardings(mesh: Mesh, params: Any) -> Any:
-    """A `NamedSharding` for every parameter, by `PARAMETER_AXES` and `RULES`.
-
-    Args:
-      mesh: From `make_mesh`.
-      params: The parameter tree, or its shapes (`jax.eval_shape`).
+    """A `NamedSharding` for every parameter of a tree, or of its shapes, by `PARAMETER_AXES` and `RULES`.
 
     Raises:
       InputError: an axis of a parameter cannot be cut evenly; the message names both and the sizes that would do.
@@ -231,11 +227,7 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 
 
 def check_batch(mesh: Mesh, rows: int, *, gradient_accumulation: int = 1) -> None:
-    """Refuses a batch that cannot be dealt evenly.
-
-    Raises:
-      InputError: `rows` is no multiple of data x fsdp x gradient accumulation.
-    """
+    """Raises `InputError` where `rows` is no multiple of data x fsdp x gradient accumulation."""
     shards = _shards(mesh, RULES["batch"])
     if rows % (shards * gradient_accumulation):
         raise InputError(

@@ -43,12 +43,7 @@ class StepResult:
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """What an attempt of a run works with.
-
-    Attributes:
-      writer: None in all processes but the first, which write no files.
-      frozen: the parameters that adapters are trained beside; None where all parameters are trained.
-    """
+    """What an attempt of a run works with."""
 
     mixture: Mixture
     model: LlamaConfig
@@ -59,9 +54,9 @@ class Run:
     checkpoints: Checkpoints
     goodput_log: GoodputLog
     compile_clock: CompileClock
-    writer: MetricWriter | None
+    writer: MetricWriter | None  # None in all processes but the first, which write no files
     stop: StopRequest
-    frozen: Params | None
+    frozen: Params | None  # the parameters that adapters are trained beside; None where all parameters are trained
 
     @functools.cached_property
     def components(self) -> list[str]:
@@ -91,14 +86,15 @@ class Run:
 
 
 class Callback:
-    """Work beside the steps, done every `every` steps (0: never)."""
+    """Work beside the steps, done every `every` steps (0: never), before step `until` where that is given."""
 
-    def __init__(self, every: int = 1):
-        self.every = every
+    def __init__(self, every: int = 1, until: int | None = None):
+        self._every, self._until = every, until
 
     def due(self, step: int) -> bool:
         """Whether `on_step` is to be called after this number of finished steps."""
-        return bool(self.every) and step % self.every == 0
+        is_early = self._until is None or step < self._until
+        return bool(self._every) and step % self._every == 0 and is_early
 
     def before_step(self, finished_steps: int) -> None:
         """Called before every step is dispatched."""
@@ -246,8 +242,7 @@ class StepReport(Callback):
                     f"loss or gradient was not finite for {self._skipped_in_a_row} steps in a row, up to step "
                     f"{self._step}; {last}: lower optimizer.learning_rate or optimizer.clip_norm and train again"
                 )
-        skipped = sum(not record["applied"] for record in records)
-        if skipped:
+        if skipped := sum(not record["applied"] for record in records):
             warning = "%d of the last %d updates were skipped: loss or gradient was not finite"
             log.warning(warning, skipped, len(records))
 
@@ -256,9 +251,8 @@ def window_figures(records: Sequence[Mapping[str, Any]], components: Sequence[st
     """Figures of a window of steps: token-weighted losses, means, and tokens of each component.
 
     Args:
-      records: metrics of each step, on the host: `component_loss_sum` and `component_tokens` [C], `gradient_norm`,
-        `learning_rate`, `applied`.
-      components: names, in the order of the arrays.
+      records: metrics of each step (see `make_train_step`), on the host.
+      components: names, in the order of the per-component arrays.
     """
     losses_C = sum(record["component_loss_sum"] for record in records)
     tokens_C = sum(record["component_tokens"] for record in records)
@@ -290,14 +284,10 @@ class Evaluation(Callback):
     """Held-out losses every `train.eval_every` steps before the last, in `metrics.jsonl` and on the console."""
 
     def __init__(self, run: Run):
-        super().__init__(run.config.eval_every)
+        super().__init__(run.config.eval_every, until=run.config.steps)
         self._run, config = run, run.config
-        self._held_out = HeldOut(
-            run.mixture, run.model, run.mesh, config.batch_size, config.eval_batches, run.separate_at
-        )
-
-    def due(self, step: int) -> bool:
-        return super().due(step) and step < self._run.config.steps
+        sizes = config.batch_size, config.eval_batches
+        self._held_out = HeldOut(run.mixture, run.model, run.mesh, *sizes, run.separate_at)
 
     def on_step(self, result: StepResult) -> None:
         self.evaluate(result.step, result.state)
@@ -319,13 +309,10 @@ class Sampling(Callback):
     """Continuations of fixed prompts every `train.sample_every` steps, in `samples.jsonl` and on the console."""
 
     def __init__(self, run: Run):
-        super().__init__(run.config.sample_every)
+        super().__init__(run.config.sample_every, until=run.config.steps)
         self._run = run
         self._samples = Samples(run.mixture, run.model, run.mesh, run.config) if run.config.sample_prompts else None
         self._log = JsonLinesLog(run.output_dir / "samples.jsonl") if self._samples and run.writer else None
-
-    def due(self, step: int) -> bool:
-        return super().due(step) and step < self._run.config.steps
 
     def on_step(self, result: StepResult) -> None:
         self.sample(result.step, result.state)

@@ -24,6 +24,12 @@ class CheckpointError(InputError):
     """A checkpoint could not be written."""
 
 
+def _parts(state: TrainState) -> dict[str, Any]:
+    """A state as a checkpoint stores it."""
+    counters = {"step": state.step, "skipped": state.skipped}
+    return {"params": state.params, "optimizer": state.opt_state, "counters": counters}
+
+
 class Checkpoints:
     """The checkpoints of one run, in one folder.
 
@@ -67,11 +73,7 @@ class Checkpoints:
           CheckpointError: the previous one could not be written.
         """
         self.wait()
-        parts = {
-            "params": state.params,
-            "optimizer": state.opt_state,
-            "counters": {"step": state.step, "skipped": state.skipped},
-        }
+        parts = _parts(state)
         record = {**info, "step": step, "fingerprint": int(fingerprint(parts))}
         with self._write_errors(step):
             response = self._checkpointer.save_checkpointables_async(
@@ -126,22 +128,16 @@ class Checkpoints:
                 return self._load(candidate, shapes, shardings)
             except Exception as error:  # whatever Orbax and TensorStore raise for a damaged file
                 message = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-                log.error(
-                    "checkpoint %s/%d is damaged (%s); falling back to the one before", self.folder, candidate, message
-                )
+                log.error("checkpoint %s/%d is damaged (%s); trying the one before", self.folder, candidate, message)
                 self._set_aside(candidate)
         if candidates:
-            raise InputError(
-                f"{self.folder}: all {len(candidates)} checkpoints are damaged; start again in another output_dir"
-            )
+            raise InputError(f"{self.folder}: all {len(candidates)} checkpoints are damaged; use another output_dir")
         return None
 
     def _load(self, step: int, shapes: TrainState, shardings: TrainState) -> tuple[TrainState, Mapping[str, Any]]:
-        target = jax.tree.map(
-            lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes, shardings
+        parts = _parts(
+            jax.tree.map(lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes, shardings)
         )
-        counters = {"step": target.step, "skipped": target.skipped}
-        parts = {"params": target.params, "optimizer": target.opt_state, "counters": counters}
         loaded = self._checkpointer.load_checkpointables(step, parts)
         info = self.info(step)
         if int(fingerprint({name: loaded[name] for name in parts})) != info["fingerprint"]:

@@ -7,27 +7,10 @@ import math
 from diversity_jax.core.errors import InputError
 from diversity_jax.model.config import LoraConfig
 
-_AT_LEAST_ONE = (
-    "steps",
-    "batch_size",
-    "gradient_accumulation",
-    "log_every",
-    "checkpoint_every",
-    "keep_checkpoints",
-    "max_skipped_steps",
-    "sample_tokens",
-)
-_NOT_NEGATIVE = (
-    "eval_every",
-    "eval_batches",
-    "z_loss",
-    "sample_every",
-    "sample_temperature",
-    "keep_every_steps",
-    "keep_every_minutes",
-    "profile_start",
-    "profile_steps",
-)
+_AT_LEAST_ONE = ["steps", "batch_size", "gradient_accumulation", "log_every", "checkpoint_every", "keep_checkpoints"]
+_AT_LEAST_ONE += ["max_skipped_steps", "sample_tokens"]
+_NOT_NEGATIVE = ["eval_every", "eval_batches", "z_loss", "sample_every", "sample_temperature", "keep_every_steps"]
+_NOT_NEGATIVE += ["keep_every_minutes", "profile_start", "profile_steps"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,16 +18,11 @@ class TrainConfig:
     """How long and how a run trains; the optimizer, model and mesh have their own configs."""
 
     steps: int = 1000
-    epochs: float | None = (
-        None  # in place of `steps`: passes over as many rows as the mixture's components have together
-    )
-    init_from: str | None = (
-        None  # folder of a run, of an imported model or of a Hugging Face Llama to begin with; None: random
-    )
+    epochs: float | None = None  # instead of `steps`: passes over as many rows as the mixture's components have in all
+    init_from: str | None = None  # folder of a run, of an imported or Hugging Face model to begin with; None: random
     init_step: int | None = None  # of such a run: which checkpoint; None: the latest
-    lora: LoraConfig = field(
-        default_factory=LoraConfig
-    )  # rank above 0: adapters are trained, the parameters of init_from stay as they are
+    # Rank above 0: adapters are trained, the parameters of init_from stay as they are.
+    lora: LoraConfig = field(default_factory=LoraConfig)
     batch_size: int = 8  # rows of the global batch
     seed: int = 0  # of initial parameters and dropout
     gradient_accumulation: int = 1  # equal parts a batch is worked through in
@@ -65,35 +43,26 @@ class TrainConfig:
     max_skipped_steps: int = 20  # consecutive steps with a non-finite loss or gradient after which training stops
     profile_start: int = 10  # finished steps after which the profiler's trace begins
     profile_steps: int = 0  # steps the trace covers; 0: no trace
-    compilation_cache: str | None = (
-        "user"  # folder of compiled programs; "user": under ~/.cache; None: compile every time
-    )
+    compilation_cache: str | None = "user"  # folder of compiled programs; "user": under ~/.cache; None: no cache
     tensorboard: bool = True  # write TensorBoard events beside metrics.jsonl; needs clu and TensorFlow
 
     def __post_init__(self):
-        for name in _AT_LEAST_ONE:
-            if getattr(self, name) < 1:
-                raise InputError(f"train.{name}={getattr(self, name)}: must be at least 1")
-        for name in _NOT_NEGATIVE:
-            if not getattr(self, name) >= 0:
-                raise InputError(f"train.{name}={getattr(self, name)}: must be at least 0")
+        for least, names in ((1, _AT_LEAST_ONE), (0, _NOT_NEGATIVE)):
+            for name in names:
+                if not getattr(self, name) >= least:
+                    raise InputError(f"train.{name}={getattr(self, name)}: must be at least {least}")
         if self.epochs is not None and not 0 < self.epochs < math.inf:
             raise InputError(f"train.epochs={self.epochs}: must be above 0, or None to count steps")
         if self.init_step is not None and self.init_from is None:
-            raise InputError(
-                f"train.init_step={self.init_step}: says which checkpoint of init_from, which is None; give both"
-            )
+            raise InputError(f"train.init_step={self.init_step}: says which checkpoint of init_from, which is None")
         if self.lora.rank and self.init_from is None:
-            raise InputError(
-                f"train.lora.rank={self.lora.rank}: adapters are added to a trained model; name it as train.init_from"
-            )
+            raise InputError(f"train.lora.rank={self.lora.rank}: name the model to adapt as train.init_from")
         if not self.grace_seconds > 0:
             raise InputError(f"train.grace_seconds={self.grace_seconds}: must be above 0")
         if self.keep_every_steps % self.checkpoint_every:
             raise InputError(
                 f"train.keep_every_steps={self.keep_every_steps}: must be a multiple of "
-                f"checkpoint_every={self.checkpoint_every}, "
-                "since only steps that are saved can be kept"
+                f"checkpoint_every={self.checkpoint_every}, since only steps that are saved can be kept"
             )
         if isinstance(self.sample_prompts, str) or not all(isinstance(prompt, str) for prompt in self.sample_prompts):
             raise InputError(f"train.sample_prompts={self.sample_prompts!r}: must be a tuple of texts")
@@ -101,8 +70,6 @@ class TrainConfig:
 
     def for_rows(self, rows: int) -> "TrainConfig":
         """With `steps` filled in where `epochs` are asked for, of so many rows."""
-        return (
-            self
-            if self.epochs is None
-            else dataclasses.replace(self, steps=max(1, round(self.epochs * rows / self.batch_size)))
-        )
+        if self.epochs is None:
+            return self
+        return dataclasses.replace(self, steps=max(1, round(self.epochs * rows / self.batch_size)))

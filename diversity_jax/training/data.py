@@ -15,15 +15,8 @@ from diversity_jax.mixtures.mixture import Batch, Loader
 Arrays = Mapping[str, np.ndarray]
 
 
-def document_positions(tokens: np.ndarray, end_of_text_id: int) -> tuple[np.ndarray, np.ndarray]:
-    """Segment ids and positions of documents inside rows, both int32 [B, L + 1].
-
-    Segments count from 1; an end-of-text token belongs to the document it ends; positions start at 0 in each document.
-    """
-    return segments(_document_starts(tokens, end_of_text_id))
-
-
-def _document_starts(tokens: np.ndarray, end_of_text_id: int) -> np.ndarray:
+def document_starts(tokens: np.ndarray, end_of_text_id: int) -> np.ndarray:
+    """Where documents begin inside rows, bool [B, L + 1]; an end-of-text token belongs to the document it ends."""
     ends = np.asarray(tokens) == end_of_text_id
     return np.concatenate([np.ones_like(ends[:, :1]), ends[:, :-1]], axis=1)
 
@@ -45,7 +38,7 @@ def as_arrays(batch: Batch, *, separate_at: int | None = None) -> dict[str, np.n
     arrays = {"tokens": batch.tokens, "component": batch.component}
     if batch.targets is not None:
         arrays["loss_mask"] = batch.targets.astype(np.int32)
-    starts = None if separate_at is None else _document_starts(batch.tokens, separate_at)
+    starts = None if separate_at is None else document_starts(batch.tokens, separate_at)
     if batch.starts is not None:
         is_packed = batch.starts[:, :1]
         is_first_column = np.arange(batch.tokens.shape[1])[None] == 0
@@ -67,9 +60,8 @@ def put(batch_size: int, sharding: NamedSharding, read: Callable[[slice], Arrays
     slices = {(index[0].start, index[0].stop): index[0] for index in indices if index}
     parts = {key: read(rows) for key, rows in slices.items()}
 
-    def put_array(name: str, sample: np.ndarray) -> Array:
-        def own_rows(index: tuple[slice, ...] | None) -> np.ndarray:
-            assert index is not None  # every device holds rows
+    def put_array(name, sample):
+        def own_rows(index):
             return parts[index[0].start, index[0].stop][name]
 
         return jax.make_array_from_callback((batch_size, *sample.shape[1:]), sharding, own_rows)
@@ -77,25 +69,9 @@ def put(batch_size: int, sharding: NamedSharding, read: Callable[[slice], Arrays
     return {name: put_array(name, sample) for name, sample in next(iter(parts.values())).items()}
 
 
-class Preparation:
-    """Makes the batch of a step on the mesh.
-
-    Args:
-      loader: of the mixture.
-      sharding: of the batch.
-      separate_at: as in `as_arrays`.
-    """
-
-    def __init__(self, loader: Loader, sharding: NamedSharding, separate_at: int | None):
-        self._loader, self._sharding, self._separate_at = loader, sharding, separate_at
-
-    def __call__(self, step: int) -> dict[str, Array]:
-        """The arrays that a train step takes; this process reads the rows that its own devices hold."""
-
-        def read(rows: slice) -> Arrays:
-            return as_arrays(self._loader.batch(step, rows), separate_at=self._separate_at)
-
-        return put(self._loader.batch_size, self._sharding, read)
+def prepare(loader: Loader, sharding: NamedSharding, separate_at: int | None, step: int) -> dict[str, Array]:
+    """The batch of a step on the mesh; `separate_at` as in `as_arrays`."""
+    return put(loader.batch_size, sharding, lambda rows: as_arrays(loader.batch(step, rows), separate_at=separate_at))
 
 
 class ReadAhead:

@@ -22,34 +22,21 @@ from diversity_jax.training.step import make_eval_step, model_shardings
 
 
 class HeldOut:
-    """Losses on the first held-out rows of every component that has any; the same rows at every evaluation.
-
-    Args:
-      batches: of each component, at most.
-      separate_at: as in `as_arrays`.
-    """
+    """Losses on the first held-out rows of every component, at most `batches` each; the same at every evaluation."""
 
     def __init__(
         self, mixture: Mixture, model: LlamaConfig, mesh: Mesh, batch_size: int, batches: int, separate_at: int | None
     ):
         self._step = make_eval_step(model, mesh, num_components=1)
         self._sharding, self._batch_size, self._separate_at = batch_sharding(mesh), batch_size, separate_at
-        self._readers = {
-            part.name: RowReader(part.prepared, "validation")
-            for part in mixture.taken
-            if "validation" in part.prepared.splits
-        }
+        held_out = [part for part in mixture.taken if "validation" in part.prepared.splits]
+        self._readers = {part.name: RowReader(part.prepared, "validation") for part in held_out}
         self._rows = {name: min(reader.rows, batches * batch_size) for name, reader in self._readers.items()}
 
     def losses(self, params: Params, *, stop: Callable[[], bool] = lambda: False) -> dict[str, float]:
         """Nats per token by component, and `all`: their mean weighted by held-out tokens.
 
-        Args:
-          params: the model's.
-          stop: called before every batch; once it is true, nothing is returned.
-
-        Returns:
-          An empty dict where nothing is held out.
+        Empty where nothing is held out, or once `stop`, called before every batch, is true.
         """
         sums = {name: self._sum(params, name, stop) for name, rows in self._rows.items() if rows}
         if stop():
@@ -75,9 +62,8 @@ class HeldOut:
         """Rows of a batch; those past the last held-out row are read again but masked out of the loss."""
         numbers = np.arange(start, start + self._batch_size)[rows]
         read = self._readers[name].read(numbers)
-        batch = Batch(
-            tokens=read.tokens, component=np.zeros(len(numbers), np.int32), targets=read.targets, starts=read.starts
-        )
+        component = np.zeros(len(numbers), np.int32)
+        batch = Batch(tokens=read.tokens, component=component, targets=read.targets, starts=read.starts)
         arrays = as_arrays(batch, separate_at=self._separate_at)
         is_held_out = np.broadcast_to(numbers[:, None] < self._rows[name], read.tokens.shape)
         arrays["loss_mask"] = (arrays.get("loss_mask", 1) * is_held_out).astype(np.int32)
@@ -103,8 +89,7 @@ class Samples:
         if longest > model.max_length:
             raise InputError(
                 f"train.sample_tokens={self._new_tokens}: with the longest of train.sample_prompts "
-                f"({longest - self._new_tokens} tokens) that is more than model.max_length={model.max_length}; ask for "
-                "fewer"
+                f"({longest - self._new_tokens} tokens) that is more than model.max_length={model.max_length}"
             )
         row_shards = mesh.shape["data"] * mesh.shape["fsdp"]
         rows = -(-len(prompts) // row_shards) * row_shards
@@ -136,11 +121,11 @@ def _continuation(model: LlamaConfig, mesh: Mesh, config: TrainConfig) -> Callab
     """`(params, tokens BxL, lengths B, step) -> tokens` with `sample_tokens` more in every row, from its length on."""
     model = dataclasses.replace(model, dropout=0.0)
 
-    def run(params: Params, tokens_BxL: Array, lengths_B: Array, step: Array) -> Array:
+    def run(params, tokens_BxL, lengths_B, step):
         head_DxV, key = head_weight(model, params), jax.random.fold_in(jax.random.key(config.seed), step)
         rows_B = jnp.arange(tokens_BxL.shape[0])
 
-        def add_token(index: Array, tokens_BxL: Array) -> Array:
+        def add_token(index, tokens_BxL):
             last_BxD = hidden_states(model, params, tokens_BxL, mesh=mesh)[rows_B, lengths_B + index - 1]
             scores_BxV = jnp.matmul(last_BxD, head_DxV, preferred_element_type=jnp.float32)
             if config.sample_temperature:

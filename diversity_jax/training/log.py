@@ -69,24 +69,18 @@ def _tensorboard(folder: Path) -> Any:
     try:
         import clu.metric_writers
     except ImportError as error:
-        raise InputError(
-            f"train.tensorboard=True needs clu and TensorFlow ({error}); install them or set it to False"
-        ) from None
+        raise InputError(f"train.tensorboard=True needs clu and TensorFlow ({error}); install them") from None
     return clu.metric_writers.SummaryWriter(str(folder))
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingLog:
-    """The content of a run's `metrics.jsonl`.
+    """The content of a run's `metrics.jsonl`."""
 
-    Attributes:
-      steps: [n] ascending, each once: figures and held-out losses of a step are merged, and lines that a resumed run
-        wrote again replace the earlier ones.
-      columns: [n] each, by name; NaN where a line had no finite value.
-    """
-
+    # [n] ascending, each once: figures and held-out losses of a step are merged, and lines that a resumed run wrote
+    # again replace the earlier ones.
     steps: np.ndarray
-    columns: Mapping[str, np.ndarray]
+    columns: Mapping[str, np.ndarray]  # [n] each, by name; NaN where a line had no finite value
 
     def seen(self, name: str) -> tuple[np.ndarray, np.ndarray]:
         """Steps and values of the lines that hold a finite `name`; empty where none does."""
@@ -95,9 +89,7 @@ class TrainingLog:
         return self.steps[finite], values[finite]
 
     def components(self, prefix: str, suffix: str = "") -> list[str]:
-        """Names NAME of the columns `prefix` NAME `suffix`, such as `loss/` NAME, in the order they were first
-        written.
-        """
+        """NAME of each column `prefix` NAME `suffix`, such as `loss/` NAME, in the order they were first written."""
         names = [name for name in self.columns if name.startswith(prefix) and name.endswith(suffix)]
         return [name[len(prefix) : len(name) - len(suffix)] for name in names if len(name) > len(prefix) + len(suffix)]
 
@@ -136,11 +128,8 @@ def _record(line: bytes, where: str) -> dict[str, float]:
     if not isinstance(step, int) or isinstance(step, bool):
         raise InputError(f'{where}: expected an object with a whole number "step", as training writes it')
     # A loss that was not finite is written as null, or as a word by writers that keep to strict JSON.
-    return {
-        name: float(value)
-        for name, value in record.items()
-        if isinstance(value, (int, float)) and not isinstance(value, bool)
-    }
+    numbers = {name: value for name, value in record.items() if isinstance(value, (int, float))}
+    return {name: float(value) for name, value in numbers.items() if not isinstance(value, bool)}
 
 
 def read_samples(path: Path) -> dict[str, dict[int, str]]:
@@ -166,15 +155,8 @@ def read_samples(path: Path) -> dict[str, dict[int, str]]:
     return {prompt: dict(sorted(texts.items())) for prompt, texts in samples.items()}
 
 
-_SUMMARY_KEYS = {
-    "tokens_per_second",
-    "step_seconds",
-    "mfu",
-    "input_wait_share",
-    "goodput",
-    "compile_seconds",
-    "host_memory_bytes",
-}
+_SUMMARY_KEYS = {"tokens_per_second", "step_seconds", "mfu", "input_wait_share", "goodput"}
+_SUMMARY_KEYS |= {"compile_seconds", "host_memory_bytes"}
 
 
 def read_summary(path: Path) -> dict[str, Any] | None:

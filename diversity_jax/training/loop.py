@@ -4,13 +4,13 @@ from collections.abc import Callable, Mapping, Sequence
 import contextlib
 import dataclasses
 from dataclasses import dataclass
+import functools
 import logging
 from pathlib import Path
 import time
 from typing import Any
 
 import jax
-from jax.sharding import Mesh
 import numpy as np
 
 from diversity_jax.core.errors import InputError
@@ -31,7 +31,7 @@ from diversity_jax.training.callbacks import (
 )
 from diversity_jax.training.checkpoint import Checkpoints
 from diversity_jax.training.config import TrainConfig
-from diversity_jax.training.data import Preparation, ReadAhead
+from diversity_jax.training.data import ReadAhead, prepare
 from diversity_jax.training.log import MetricWriter
 from diversity_jax.training.optimizer import OptimizerConfig
 from diversity_jax.training.runtime import CompileClock, StopRequest, keep_programs
@@ -48,27 +48,18 @@ _SAME_FUNCTION_FIELDS = ("max_length", "dropout", "initializer_range", "compute_
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingResult:
-    """How a run ended.
+    """How a run ended."""
 
-    Attributes:
-      steps: finished, those of earlier attempts too.
-      interrupted: stopped by SIGTERM, with a checkpoint of its last step.
-      held_out: loss in nats per token by component, and `all`, before the first step of this attempt and at the end;
-        empty where it was interrupted.
-      skipped_steps: updates left out for a non-finite loss or gradient.
-      summary: the content of `summary.json`; None where this attempt had no step to do.
-    """
-
-    steps: int
-    interrupted: bool
+    steps: int  # finished, those of earlier attempts too
+    interrupted: bool  # stopped by SIGTERM, with a checkpoint of its last step
+    # Loss in nats per token by component, and `all`, before the first step of this attempt and at the end; empty where
+    # it was interrupted.
     held_out: Mapping[str, tuple[float, float]]
-    skipped_steps: int
-    summary: Mapping[str, Any] | None = None
+    skipped_steps: int  # updates left out for a non-finite loss or gradient
+    summary: Mapping[str, Any] | None  # the content of `summary.json`; None where this attempt had no step to do
 
 
-def check_fit(
-    model: LlamaConfig, config: TrainConfig, mesh: MeshConfig, *, token_ids: int, sequence_length: int
-) -> None:
+def check_fit(model: LlamaConfig, config: TrainConfig, mesh: MeshConfig, token_ids: int, sequence_length: int) -> None:
     """Refuses settings that cannot work together, before anything is scored, prepared or compiled.
 
     Args:
@@ -81,13 +72,12 @@ def check_fit(
     """
     if token_ids > model.vocab_size:
         raise InputError(
-            f"model.vocab_size={model.vocab_size}: the mixture's tokenizer has {token_ids:,} ids; "
-            "set it to at least that (a multiple of 128 runs fastest)"
+            f"model.vocab_size={model.vocab_size}: the mixture's tokenizer has {token_ids:,} ids; set it to at least "
+            "that (a multiple of 128 runs fastest)"
         )
     if sequence_length > model.max_length:
         raise InputError(
-            f"model.max_length={model.max_length}: the mixture's rows predict {sequence_length} tokens; raise it, or "
-            "prepare shorter rows"
+            f"model.max_length={model.max_length}: the mixture's rows predict {sequence_length} tokens; raise it"
         )
     check_batch(make_mesh(mesh), config.batch_size, gradient_accumulation=config.gradient_accumulation)
 
@@ -107,8 +97,7 @@ def train(
         non-finite steps.
     """
     began, mesh, optimizer = time.time(), make_mesh(mesh_config), optimizer.for_run(config.steps)
-    token_ids, sequence_length = mixture.vocabulary.size, mixture.sequence_length
-    check_fit(model, config, mesh_config, token_ids=token_ids, sequence_length=sequence_length)
+    check_fit(model, config, mesh_config, mixture.vocabulary.size, mixture.sequence_length)
     if cache := keep_programs(config.compilation_cache):
         log.info("compiled programs are kept in %s", cache)
     with contextlib.ExitStack() as resources:
@@ -124,14 +113,13 @@ def train(
             lora=config.lora,
         )
         identity = _identity(run, optimizer)
-        restored = _restore(run, identity, *state_shardings(model, optimizer, mesh, config.lora))
-        state = _initial_state(run, init_state) if restored is None else restored
+        state, is_restored = _first_state(run, identity, init_state, optimizer)
         start = int(state.step)
         run.goodput_log.begin(start)
 
         evaluation, sampling = Evaluation(run), Sampling(run)
         report = StepReport(run, flush_before=(evaluation, sampling))
-        saving = Saving(run, {"identity": identity, "seed": config.seed}, saved=None if restored is None else start)
+        saving = Saving(run, {"identity": identity, "seed": config.seed}, saved=start if is_restored else None)
         callbacks = [StepTrace(run), report, evaluation, sampling, saving]
         for callback in callbacks:
             resources.callback(callback.close)
@@ -144,7 +132,13 @@ def train(
             sampling.sample(step, state)
             losses_after = evaluation.evaluate(step, state)
         run.checkpoints.wait()
-        summary = _summarise(run, step, report.timed_steps) if step > start else None
+        summary = None
+        if step > start:
+            run.goodput_log.save(now=True)
+            rows = config.batch_size, run.loader.sequence_length
+            summary = summarise(model, rows, report.timed_steps, run.goodput_log.attempts, run.compile_clock)
+            if run.writer:
+                write_json(run.output_dir / "summary.json", summary)
     return TrainingResult(
         steps=step,
         interrupted=step < config.steps,
@@ -159,9 +153,9 @@ def _run_steps(
 ) -> tuple[int, TrainState]:
     """Runs steps until the last one or a stop request; returns the finished steps and the state after them."""
     start = step = int(state.step)
-    prepare = Preparation(run.loader, batch_sharding(run.mesh), run.separate_at)
+    read = functools.partial(prepare, run.loader, batch_sharding(run.mesh), run.separate_at)
     try:
-        with contextlib.closing(ReadAhead(prepare, start, run.config.steps)) as batches:
+        with contextlib.closing(ReadAhead(read, start, run.config.steps)) as batches:
             for number, batch, waited in batches:
                 for callback in callbacks:
                     callback.before_step(number)
@@ -183,15 +177,7 @@ def _run_steps(
     return step, state
 
 
-def _open_run(
-    resources: contextlib.ExitStack,
-    mixture: Mixture,
-    model: LlamaConfig,
-    config: TrainConfig,
-    mesh: Mesh,
-    output_dir: Path,
-    began: float,
-) -> Run:
+def _open_run(resources, mixture, model, config, mesh, output_dir, began) -> Run:
     """Opens a run's files, starts listening to SIGTERM, and reads the parameters that stay frozen."""
     checkpoints = Checkpoints(
         output_dir / "checkpoints",
@@ -225,34 +211,32 @@ def _open_run(
     )
 
 
-def _restore(run: Run, identity: Mapping[str, str], shapes: TrainState, shardings: TrainState) -> TrainState | None:
-    """The state of the last checkpoint; None where there is none.
+def _first_state(
+    run: Run, identity: Mapping[str, str], init_state: Callable[..., TrainState], optimizer: OptimizerConfig
+) -> Any:
+    """The state to go on from, and whether it is a checkpoint's: the last one, or random or `init_from`'s parameters.
 
     Raises:
       InputError: the checkpoints are of another run.
     """
-    restored = run.checkpoints.restore(shapes, shardings)
-    if restored is None:
-        return None
-    state, info = restored
-    for what, now in identity.items():
-        if info["identity"].get(what) != now:
-            raise InputError(
-                f"{run.checkpoints.folder}: its checkpoints were trained with another {what}; "
-                "set the configuration back, or choose another output_dir"
-            )
-    log.info("going on from step %d", int(state.step))
-    return state
-
-
-def _initial_state(run: Run, init_state: Callable[[jax.Array], TrainState]) -> TrainState:
-    """The state of a run that begins: random parameters, or those of `train.init_from`."""
-    config, state = run.config, init_state(jax.random.key(run.config.seed))
-    if config.init_from is None or config.lora.rank:
-        return state
-    params = initial_params(config.init_from, config.init_step, run.model, model_shardings(run.model, run.mesh))
-    log.info("beginning with the parameters of %s", config.init_from)
-    return dataclasses.replace(state, params=params)
+    config = run.config
+    restored = run.checkpoints.restore(*state_shardings(run.model, optimizer, run.mesh, config.lora))
+    if restored is not None:
+        state, info = restored
+        for what, now in identity.items():
+            if info["identity"].get(what) != now:
+                raise InputError(
+                    f"{run.checkpoints.folder}: its checkpoints were trained with another {what}; set the "
+                    "configuration back, or choose another output_dir"
+                )
+        log.info("going on from step %d", int(state.step))
+        return state, True
+    state = init_state(jax.random.key(config.seed))
+    if config.init_from is not None and not config.lora.rank:
+        params = initial_params(config.init_from, config.init_step, run.model, model_shardings(run.model, run.mesh))
+        log.info("beginning with the parameters of %s", config.init_from)
+        state = dataclasses.replace(state, params=params)
+    return state, False
 
 
 def _identity(run: Run, optimizer: OptimizerConfig) -> dict[str, str]:
@@ -264,12 +248,8 @@ def _identity(run: Run, optimizer: OptimizerConfig) -> dict[str, str]:
         identity["lora"] = content_hash(dataclasses.asdict(config.lora))
         identity["model in init_from"] = str(int(fingerprint(run.frozen)))
     model = {name: value for name, value in vars(run.model).items() if name not in _RUN_ONLY_FIELDS}
-    training = {
-        "batch_size": config.batch_size,
-        "seed": config.seed,
-        "z_loss": config.z_loss,
-        "across": config.attend_across_documents,
-    }
+    training = {name: getattr(config, name) for name in ("batch_size", "seed", "z_loss")}
+    training["across"] = config.attend_across_documents
     return identity | {
         "mixture": run.mixture.content_hash,
         "model": content_hash(model),
@@ -278,52 +258,26 @@ def _identity(run: Run, optimizer: OptimizerConfig) -> dict[str, str]:
     }
 
 
-def _summarise(run: Run, steps: int, timed_steps: int) -> dict[str, Any]:
-    """The figures of the attempt, also written to `summary.json`."""
-    run.goodput_log.save(now=True)
-    length = run.loader.sequence_length
-    summary = summarise(
-        run.model,
-        length,
-        steps=steps,
-        tokens_per_step=run.config.batch_size * length,
-        timed_steps=timed_steps,
-        attempts=run.goodput_log.attempts,
-        clock=run.compile_clock,
-    )
-    if run.writer:
-        write_json(run.output_dir / "summary.json", summary)
-    return summary
-
-
 def initial_params(folder: str | Path, step: int | None, model: LlamaConfig, shardings: Any) -> Params:
     """Parameters of a run, of what `model.convert import` wrote, or of a Hugging Face Llama, on the mesh.
 
     Every process reads all of them, and keeps the part that its devices hold.
 
-    Args:
-      step: of a run: which checkpoint; None: the latest.
-      model: the model that is to be trained.
-      shardings: of its parameters.
-
     Raises:
       InputError: no model there, or another than `model`; the message names the fields that differ.
     """
     theirs, params = read_model(folder, step=step)
-    names = [field.name for field in dataclasses.fields(LlamaConfig) if field.name not in _SAME_FUNCTION_FIELDS]
-    differing = [name for name in names if _value(theirs, name) != _value(model, name)]
+    fields = {
+        name: (old, getattr(model, name)) for name, old in vars(theirs).items() if name not in _SAME_FUNCTION_FIELDS
+    }
+    fields["num_kv_heads"] = theirs.kv_heads, model.kv_heads
+    differing = [f"{name} {old} there, {new} here" for name, (old, new) in fields.items() if old != new]
     if differing:
-        listed = ", ".join(f"{name} {_value(theirs, name)} there, {_value(model, name)} here" for name in differing)
-        raise InputError(
-            f"train.init_from={folder}: is another model ({listed}); set config.model to it, or leave config.model out"
-        )
+        listed = ", ".join(differing)
+        raise InputError(f"train.init_from={folder}: is another model ({listed}); leave config.model out to use it")
 
     def put_on_mesh(leaf: Any, sharding: Any) -> jax.Array:
         array = np.asarray(leaf, np.float32)
         return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
 
     return jax.tree.map(put_on_mesh, params, shardings)
-
-
-def _value(model: LlamaConfig, name: str) -> Any:
-    return model.kv_heads if name == "num_kv_heads" else getattr(model, name)

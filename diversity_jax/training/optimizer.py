@@ -22,9 +22,8 @@ class OptimizerConfig:
     learning_rate: float = 3e-4  # peak
     warmup_steps: int = 0  # steps of linear growth from zero; the first step already moves
     total_steps: int | None = None  # step at which the decay ends; None: the last step of the run
-    schedule: str = (
-        "linear"  # after warm-up: "linear", "cosine", "warmup_stable_decay" (constant, then linear), "constant"
-    )
+    # After warm-up: "linear", "cosine", "warmup_stable_decay" (constant, then linear) or "constant".
+    schedule: str = "linear"
     decay_share: float = 0.2  # share of total_steps that the decay of "warmup_stable_decay" takes
     final_ratio: float = 0.0  # learning rate at the end, as a share of the peak
     beta1: float = 0.9
@@ -34,38 +33,27 @@ class OptimizerConfig:
     epsilon: float = 1e-8
 
     def __post_init__(self):
-        for field in ("learning_rate", "epsilon"):
-            if not (getattr(self, field) > 0 and math.isfinite(getattr(self, field))):
-                raise InputError(f"optimizer.{field}={getattr(self, field)}: must be above 0")
-        for field in ("beta1", "beta2"):
-            if not 0 <= getattr(self, field) < 1:
-                raise InputError(f"optimizer.{field}={getattr(self, field)}: must be at least 0 and below 1")
-        for field in ("decay_share", "final_ratio"):
-            if not 0 <= getattr(self, field) <= 1:
-                raise InputError(f"optimizer.{field}={getattr(self, field)}: must be between 0 and 1")
-        for field in ("weight_decay", "clip_norm", "warmup_steps"):
-            if not getattr(self, field) >= 0:
-                raise InputError(f"optimizer.{field}={getattr(self, field)}: must be at least 0")
+        for fields, is_allowed, must in (
+            (("learning_rate", "epsilon"), lambda x: 0 < x < math.inf, "above 0"),
+            (("beta1", "beta2"), lambda x: 0 <= x < 1, "at least 0 and below 1"),
+            (("decay_share", "final_ratio"), lambda x: 0 <= x <= 1, "between 0 and 1"),
+            (("weight_decay", "clip_norm", "warmup_steps"), lambda x: x >= 0, "at least 0"),
+        ):
+            for field in fields:
+                if not is_allowed(getattr(self, field)):
+                    raise InputError(f"optimizer.{field}={getattr(self, field)}: must be {must}")
         if self.schedule not in SCHEDULES:
             raise InputError(f"optimizer.schedule={self.schedule!r}: must be one of {', '.join(SCHEDULES)}")
-        if self.total_steps is None:
-            return
-        if self.total_steps < 1:
-            raise InputError(f"optimizer.total_steps={self.total_steps}: must be at least 1")
-        if self.warmup_steps > self.total_steps:
+        if self.total_steps is not None and self.total_steps < max(1, self.warmup_steps):
             raise InputError(
-                f"optimizer.warmup_steps={self.warmup_steps}: must not be above total_steps={self.total_steps}"
+                f"optimizer.total_steps={self.total_steps}: must be at least 1 and warmup_steps={self.warmup_steps}"
             )
 
     def for_run(self, steps: int) -> "OptimizerConfig":
-        """With `total_steps` filled in for a run of `steps` steps; one shorter than its warm-up is warm-up
-        throughout.
-        """
-        return (
-            self
-            if self.total_steps is not None
-            else dataclasses.replace(self, total_steps=max(steps, self.warmup_steps))
-        )
+        """With `total_steps` filled in; a run shorter than its warm-up is warm-up throughout."""
+        if self.total_steps is not None:
+            return self
+        return dataclasses.replace(self, total_steps=max(steps, self.warmup_steps))
 
 
 def learning_rate(config: OptimizerConfig, step: jax.Array | int) -> jax.Array:
@@ -79,9 +67,7 @@ def learning_rate(config: OptimizerConfig, step: jax.Array | int) -> jax.Array:
     if config.schedule == "constant":
         return peak
     if config.total_steps is None:
-        raise InputError(
-            f"optimizer.total_steps=None: schedule {config.schedule!r} needs to know its last step; give it"
-        )
+        raise InputError(f"optimizer.total_steps=None: schedule {config.schedule!r} needs to know its last step")
     decay_start = config.warmup_steps
     if config.schedule == "warmup_stable_decay":
         decay_start = max(decay_start, config.total_steps - round(config.decay_share * config.total_steps))
@@ -96,10 +82,9 @@ def decayed(params: Any) -> Any:
 
 
 def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
-    """Clipping, Adam and decoupled weight decay, up to the learning rate, which the train step multiplies in by its own
-    step count.
+    """Clipping, Adam and decoupled weight decay, without the learning rate.
 
-    So a skipped update leaves Adam's state as it was while the schedule goes on.
+    The train step multiplies that in, so that a skipped update leaves Adam's state while the schedule goes on.
     """
     return optax.chain(
         optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity(),

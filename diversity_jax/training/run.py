@@ -27,47 +27,31 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """A whole run: `python -m diversity_jax.train --config FILE`.
+    """A whole run: `python -m diversity_jax.train --config FILE`."""
 
-    Attributes:
-      output_dir: everything the run writes; a second run with the same folder goes on where the first stopped.
-      mixture: what is trained on; None where `prepared` is given.
-      prepared: folder of a mixture that is built already: nothing is scored, read or tokenised, and neither TensorFlow
-        nor the corpora are needed.
-      judge: who measures diversity: `offline` (no LLM), `openai:MODEL`, `gemini:MODEL` or `google-genai:MODEL`.
-      judge_base_url: of an OpenAI-compatible server, such as http://127.0.0.1:8000/v1.
-      register: also register the mixture with SeqIO in this process, to see that it is accepted.
-      model: what is trained; None: the model of `train.init_from`.
-      distributed: how this process finds the others, where it is one of several: `distributed.start=auto` on TPU
-        slices, Slurm and Open MPI. The first one builds the mixture, so `output_dir` has to be a folder that all of
-        them see.
-    """
-
-    output_dir: str
-    mixture: MixtureConfig | None = None
-    prepared: str | None = None
+    output_dir: str  # everything the run writes; a second run with the same folder goes on where the first stopped
+    mixture: MixtureConfig | None = None  # what is trained on; None where `prepared` is given
+    prepared: str | None = None  # folder of a built mixture: nothing is scored, read or tokenised, no corpora needed
+    # Measures diversity: `offline` (no LLM), `openai:MODEL`, `gemini:MODEL` or `google-genai:MODEL`.
     judge: str = "offline"
-    judge_base_url: str | None = None
+    judge_base_url: str | None = None  # of an OpenAI-compatible server, such as http://127.0.0.1:8000/v1
     agent: AgentConfig = field(default_factory=AgentConfig)
     budget: BudgetConfig = field(default_factory=BudgetConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
-    model: LlamaConfig | None = None
+    model: LlamaConfig | None = None  # what is trained; None: the model of `train.init_from`
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     mesh: MeshConfig = field(default_factory=MeshConfig)
-    register: bool = False
+    register: bool = False  # also register the mixture with SeqIO in this process, to see that it is accepted
+    # How this process finds the others, where it is one of several: `distributed.start=auto` on TPU slices, Slurm and
+    # Open MPI. The first one builds the mixture, so all of them have to see `output_dir`.
     distributed: DistributedConfig = field(default_factory=DistributedConfig)
 
     def __post_init__(self) -> None:
         if self.mixture is None and self.prepared is None:
-            raise InputError(
-                "config.mixture and config.prepared are both None; give one: a mixture to build, or the folder of a "
-                "built one"
-            )
+            raise InputError("config.mixture and config.prepared are both None; give one")
         if self.model is None and self.train.init_from is None:
-            raise InputError(
-                "config.model and config.train.init_from are both None; describe the model, or name one to begin with"
-            )
+            raise InputError("config.model and config.train.init_from are both None; give one")
 
 
 def run(config: Config, *, several_processes: bool) -> "TrainingResult":
@@ -117,14 +101,13 @@ def check(config: Config, model: LlamaConfig) -> None:
 
     if config.mixture is None or config.prepared is not None:
         mixture = Mixture.load(config.prepared or "")
-        token_ids, sequence_length = mixture.vocabulary.size, mixture.sequence_length
-        vocabulary_hash = mixture.vocabulary.hash
+        token_ids, length, vocabulary_hash = mixture.vocabulary.size, mixture.sequence_length, mixture.vocabulary.hash
     else:
         tokenizer = load_tokenizer(config.mixture.vocabulary, end_of_text=config.mixture.end_of_text)
-        token_ids, sequence_length, vocabulary_hash = tokenizer.size, config.mixture.sequence_length, tokenizer.hash
+        token_ids, length, vocabulary_hash = tokenizer.size, config.mixture.sequence_length, tokenizer.hash
     if config.train.init_from is not None:
         check_same_tokenizer(config.train.init_from, vocabulary_hash)
-    check_fit(model, config.train, config.mesh, token_ids=token_ids, sequence_length=sequence_length)
+    check_fit(model, config.train, config.mesh, token_ids, length)
 
 
 def check_same_tokenizer(init_from: str, vocabulary_hash: str) -> None:
@@ -139,7 +122,7 @@ def check_same_tokenizer(init_from: str, vocabulary_hash: str) -> None:
         if theirs.hash != vocabulary_hash:
             raise InputError(
                 f"train.init_from={init_from}: was trained with another tokenizer ({theirs.kind}, {theirs.size:,} ids) "
-                "than the mixture's; set mixture.vocabulary to the run's own"
+                "than the mixture's; set mixture.vocabulary to it"
             )
 
 

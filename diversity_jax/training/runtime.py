@@ -93,10 +93,8 @@ def _cpu_kind() -> str:
 class CompileClock:
     """Compilations of this process since the clock was made.
 
-    Attributes:
-      seconds: spent compiling or reading the compilation cache; without tracing.
-      programs: compiled or read from the cache.
-      from_cache: of these, read from the cache.
+    `seconds` were spent compiling or reading the compilation cache, without tracing; of `programs`, `from_cache` were
+    read from it.
     """
 
     def __init__(self) -> None:
@@ -150,9 +148,8 @@ class StopRequest:
     def _give_up(self) -> None:
         saved = self._last_saved()
         last = f"the last whole checkpoint is step {saved}" if saved is not None else "there is no checkpoint"
-        log.error(
-            "SIGTERM: saving took longer than train.grace_seconds=%g and is given up; %s", self._grace_seconds, last
-        )
+        message = "SIGTERM: saving took longer than train.grace_seconds=%g and is given up; %s"
+        log.error(message, self._grace_seconds, last)
         logging.shutdown()
         os._exit(_EXIT_UNSAVED)
 
@@ -183,21 +180,14 @@ _LAUNCHERS = (
 
 @dataclass(frozen=True, kw_only=True)
 class DistributedConfig:
-    """How this process finds the others of a run.
+    """How this process finds the others of a run."""
 
-    Attributes:
-      start: "off": it is the only one, unless a coordinator is given; "auto": JAX finds the others (TPU slice, Slurm,
-        Open MPI).
-      coordinator: HOST:PORT at which process 0 listens, reachable from all.
-      num_processes, process_id: how many there are, and which this is, from 0; None: from the launcher's variables.
-      timeout_seconds: how long processes wait for each other at the start.
-    """
-
+    # "off": it is the only one, unless a coordinator is given; "auto": JAX finds the others (TPU, Slurm, Open MPI).
     start: str = "off"
-    coordinator: str | None = None
-    num_processes: int | None = None
-    process_id: int | None = None
-    timeout_seconds: float = 300.0
+    coordinator: str | None = None  # HOST:PORT at which process 0 listens, reachable from all
+    num_processes: int | None = None  # None: from the launcher's variables
+    process_id: int | None = None  # from 0; None: from the launcher's variables
+    timeout_seconds: float = 300.0  # how long processes wait for each other at the start
 
     def __post_init__(self) -> None:
         if self.start not in _STARTS:
@@ -279,9 +269,8 @@ def _check_address(own: ProcessId, timeout_seconds: float) -> None:
         try:
             socket.create_server(("", port)).close()
         except OSError as error:
-            raise InputError(
-                f"distributed.coordinator={own.coordinator}: process 0 cannot listen there ({error.strerror})"
-            ) from None
+            reason = f"process 0 cannot listen there ({error.strerror})"
+            raise InputError(f"distributed.coordinator={own.coordinator}: {reason}") from None
         return
     deadline = time.monotonic() + timeout_seconds
     while True:
@@ -292,8 +281,7 @@ def _check_address(own: ProcessId, timeout_seconds: float) -> None:
             if time.monotonic() + 0.2 > deadline:
                 raise InputError(
                     f"distributed.coordinator={own.coordinator}: process {own.process_id} could not reach process 0 "
-                    f"there within {timeout_seconds:g} s ({error.strerror or error}); see that it runs, that the "
-                    "address is its own, and that the port is open"
+                    f"there within {timeout_seconds:g} s ({error.strerror or error}); check it and the port"
                 ) from None
             time.sleep(0.2)
 
@@ -313,10 +301,7 @@ def find_process_id(config: DistributedConfig, environment: Mapping[str, str]) -
     coordinator = config.coordinator or environment.get("JAX_COORDINATOR_ADDRESS")
     if coordinator is None:
         if config.num_processes is not None or config.process_id is not None:
-            raise InputError(
-                "distributed.num_processes and process_id are of no use alone; give distributed.coordinator=HOST:PORT "
-                "too"
-            )
+            raise InputError("distributed.num_processes, process_id: give distributed.coordinator=HOST:PORT too")
         return None
     _address(coordinator)
     launcher = next((names for names in _LAUNCHERS if names[0] in environment and names[1] in environment), None)
@@ -324,10 +309,8 @@ def find_process_id(config: DistributedConfig, environment: Mapping[str, str]) -
     count, number, local = config.num_processes, config.process_id, None
     if count is None and number is None and local_name in environment:
         local = _number(environment, local_name, "process_id")
-    if count is None:
-        count = _number(environment, count_name, "num_processes")
-    if number is None:
-        number = _number(environment, id_name, "process_id")
+    count = _number(environment, count_name, "num_processes") if count is None else count
+    number = _number(environment, id_name, "process_id") if number is None else number
     if not 0 <= number < count:
         raise InputError(f"distributed.process_id={number}: must be below num_processes={count}, counted from 0")
     return ProcessId(coordinator=coordinator, num_processes=count, process_id=number, local_id=local)
@@ -335,16 +318,12 @@ def find_process_id(config: DistributedConfig, environment: Mapping[str, str]) -
 
 def _number(environment: Mapping[str, str], name: str | None, field: str) -> int:
     if name is None:
-        raise InputError(
-            f"distributed.{field}=None: a coordinator is given, but neither this field nor the variables of a launcher "
-            f"({', '.join(names[0] for names in _LAUNCHERS)}) say it; give distributed.{field}"
-        )
+        variables = ", ".join(names[0] for names in _LAUNCHERS)
+        raise InputError(f"distributed.{field}=None: give it with a coordinator; no launcher ({variables}) did")
     try:
         return int(environment[name])
     except ValueError:
-        raise InputError(
-            f"{name}={environment[name]!r}: is not a whole number; set it right, or give distributed.{field}"
-        ) from None
+        raise InputError(f"{name}={environment[name]!r}: is not a whole number; set distributed.{field}") from None
 
 
 def _address(coordinator: str) -> tuple[str, int]:

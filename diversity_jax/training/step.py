@@ -68,56 +68,25 @@ def component_sums(parts: Mapping[str, Array], component_B: Array, num_component
     return {name: jnp.where(mine_BxC, row_B[:, None], 0).sum(axis=0) for name, row_B in rows.items()}
 
 
-def _micro_batches(batch: Batch, count: int) -> dict[str, Array]:
-    """Each array B x ... as count x B/count x ...; rows are dealt in turn, so that every device keeps its own."""
-    return {name: jnp.swapaxes(x.reshape(x.shape[0] // count, count, *x.shape[1:]), 0, 1) for name, x in batch.items()}
+def _value_and_gradient(objective, trainable, batch, parts, num_components, dropout_key):
+    """((objective, component sums), float32 gradient) of a batch, worked through in equal `parts` and added up."""
+    compute = jax.value_and_grad(objective, has_aux=True)
+    if parts == 1:
+        return compute(trainable, batch, dropout_key)
 
-
-def loss_and_gradient(
-    model: LlamaConfig,
-    trainable: Params,
-    frozen: Params | None,
-    batch: Batch,
-    *,
-    mesh: Mesh | None,
-    lora: LoraConfig,
-    z_loss: float,
-    num_components: int,
-    accumulation: int,
-    dropout_key: Array,
-) -> tuple[Array, Metrics, Params]:
-    """Objective, component sums and float32 gradient of a batch, worked through in `accumulation` equal parts.
-
-    Args:
-      trainable: what the gradient is taken of: all parameters, or with `lora.rank` above 0 the adapters.
-      frozen: the model's own parameters where adapters are trained, else None.
-    """
-    token_count = jnp.sum(target_weights(batch))
-
-    @functools.partial(jax.value_and_grad, has_aux=True)
-    def objective(trainable: Params, part: Batch, key: Array) -> tuple[Array, Metrics]:
-        params = trainable if frozen is None else with_adapters(frozen, trainable, lora)
-        value, parts = loss(model, params, part, mesh=mesh, z_loss=z_loss, token_count=token_count, dropout_key=key)
-        return value, component_sums(parts, part["component"], num_components)
-
-    if accumulation == 1:
-        (value, sums), gradient = objective(trainable, batch, dropout_key)
-        return value, sums, gradient
-
-    def add_part(total: Any, item: tuple[Array, Batch]) -> tuple[Any, None]:
+    def add_part(total, item):
         index, part = item
-        (value, sums), gradient = objective(trainable, part, jax.random.fold_in(dropout_key, index))
-        return jax.tree.map(jnp.add, total, (value, sums, gradient)), None
+        result = compute(trainable, part, jax.random.fold_in(dropout_key, index))
+        return jax.tree.map(jnp.add, total, result), None
 
-    zeros_C = jnp.zeros(num_components, jnp.float32)
-    sums = {"component_loss_sum": zeros_C, "component_tokens": zeros_C}
-    start = (jnp.float32(0), sums, jax.tree.map(jnp.zeros_like, trainable))
-    return jax.lax.scan(add_part, start, (jnp.arange(accumulation), _micro_batches(batch, accumulation)))[0]
+    # Each array B x ... as parts x B/parts x ...; rows are dealt in turn, so that every device keeps its own.
+    split = {name: jnp.swapaxes(x.reshape(-1, parts, *x.shape[1:]), 0, 1) for name, x in batch.items()}
+    sums = dict.fromkeys(("component_loss_sum", "component_tokens"), jnp.zeros(num_components, jnp.float32))
+    start = ((jnp.float32(0), sums), jax.tree.map(jnp.zeros_like, trainable))
+    return jax.lax.scan(add_part, start, (jnp.arange(parts), split))[0]
 
 
-def apply_gradient(
-    optimizer: OptimizerConfig, state: TrainState, value: Array, gradient: Params
-) -> tuple[TrainState, Metrics]:
+def _apply_gradient(optimizer, state, value, gradient):
     """The state after an update, and the metrics `gradient_norm`, `learning_rate` and `applied`.
 
     A non-finite objective `value` or gradient leaves parameters and moments as they were.
@@ -135,7 +104,7 @@ def apply_gradient(
     return TrainState(step=state.step + 1, params=params, opt_state=opt_state, skipped=skipped), metrics
 
 
-def _init(model: LlamaConfig, optimizer: OptimizerConfig, lora: LoraConfig, key: Array) -> TrainState:
+def _init(model, optimizer, lora, key):
     params = init_adapters(model, lora, key) if lora.rank else init_params(model, key)
     zero = jnp.zeros((), jnp.int32)
     return TrainState(step=zero, params=params, opt_state=make_optimizer(optimizer).init(params), skipped=zero)
@@ -152,12 +121,9 @@ def state_shardings(
     shapes = jax.eval_shape(functools.partial(_init, model, optimizer, lora), jax.random.key(0))
     replicated = NamedSharding(mesh, PartitionSpec())
     params = param_shardings(mesh, shapes.params)
+    moments, others = (lambda _, sharding: sharding), (lambda _: replicated)
     opt_state = optax.tree_utils.tree_map_params(
-        make_optimizer(optimizer),
-        lambda _, sharding: sharding,
-        shapes.opt_state,
-        params,
-        transform_non_params=lambda _: replicated,
+        make_optimizer(optimizer), moments, shapes.opt_state, params, transform_non_params=others
     )
     return shapes, TrainState(step=replicated, params=params, opt_state=opt_state, skipped=replicated)
 
@@ -181,9 +147,6 @@ def make_train_step(
     """Compiles initialisation and step for a mesh.
 
     Args:
-      model: The model.
-      optimizer: AdamW and schedule.
-      mesh: From `make_mesh`.
       num_components: Length of the per-component metrics.
       z_loss: Weight of log(Z)^2 in the objective.
       gradient_accumulation: Equal parts a batch is worked through in, to save memory. The update is that of the whole
@@ -204,21 +167,20 @@ def make_train_step(
     """
     _, placed = state_shardings(model, optimizer, mesh, lora)
 
-    def train_step(state: TrainState, frozen: Params | None, batch: Batch) -> tuple[TrainState, Metrics]:
-        value, sums, gradient = loss_and_gradient(
-            model,
-            state.params,
-            frozen,
-            batch,
-            mesh=mesh,
-            lora=lora,
-            z_loss=z_loss,
-            num_components=num_components,
-            accumulation=gradient_accumulation,
-            dropout_key=jax.random.fold_in(jax.random.key(seed), state.step),
+    def train_step(state, frozen, batch):
+        token_count = jnp.sum(target_weights(batch))
+
+        def objective(trainable, part, key):
+            params = trainable if frozen is None else with_adapters(frozen, trainable, lora)
+            value, parts = loss(model, params, part, mesh=mesh, z_loss=z_loss, token_count=token_count, dropout_key=key)
+            return value, component_sums(parts, part["component"], num_components)
+
+        dropout_key = jax.random.fold_in(jax.random.key(seed), state.step)
+        (value, sums), gradient = _value_and_gradient(
+            objective, state.params, batch, gradient_accumulation, num_components, dropout_key
         )
         mean_loss = sums["component_loss_sum"].sum() / jnp.maximum(sums["component_tokens"].sum(), 1)
-        state, metrics = apply_gradient(optimizer, state, value, gradient)
+        state, metrics = _apply_gradient(optimizer, state, value, gradient)
         return state, {"loss": mean_loss, **metrics, **sums}
 
     frozen_shardings = model_shardings(model, mesh) if lora.rank else None
@@ -239,7 +201,7 @@ def make_eval_step(model: LlamaConfig, mesh: Mesh, *, num_components: int = 1) -
     batches, and the batch's mean `loss`.
     """
 
-    def compute(params: Params, batch: Batch) -> Metrics:
+    def compute(params, batch):
         value, parts = loss(model, params, batch, mesh=mesh)
         return {"loss": value, **component_sums(parts, batch["component"], num_components)}
 

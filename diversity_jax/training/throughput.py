@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 import dataclasses
 from dataclasses import dataclass
+import math
 from pathlib import Path
 import resource
 import sys
@@ -50,16 +51,12 @@ def utilisation(model: LlamaConfig, length: int, tokens_per_second: float) -> di
     if peak is None:
         return {}
     total = peak * jax.device_count()
-    return {
-        name: mfu(model, length, tokens_per_second, total, causal=causal)
-        for name, causal in (("mfu", False), ("mfu_causal", True))
-    }
+    kinds = {"mfu": False, "mfu_causal": True}
+    return {name: mfu(model, length, tokens_per_second, total, causal=causal) for name, causal in kinds.items()}
 
 
 def memory_figures() -> dict[str, float]:
-    """Peaks so far: `device_memory_bytes` of the first local device, where it counts them, and this process's
-    `host_memory_bytes`.
-    """
+    """Peaks so far: this process's `host_memory_bytes`, and `device_memory_bytes` of the first device that tells."""
     unit_bytes = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss
     figures = {"host_memory_bytes": float(unit_bytes * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)}
     memory = jax.local_devices()[0].memory_stats() or {}
@@ -70,44 +67,27 @@ def memory_figures() -> dict[str, float]:
 
 @dataclass(kw_only=True)
 class Attempt:
-    """One process of a run, from its start to its end; times in seconds, `began` and `last` since 1970.
+    """One process of a run, from its start to its end; times in seconds, field names as in `goodput.json`."""
 
-    Attributes:
-      began, last: when it started, and when this record was last updated.
-      first_step, last_step: finished steps it started with, and finished steps it reached.
-      step_seconds: in steps, without compilation, evaluation and samples.
-      compile_seconds: in the compiler; also part of the first step, which `step_seconds` leaves out.
-      evaluation_seconds: held-out losses and samples.
-      save_seconds: in which training stood still for a checkpoint.
-      input_wait_seconds: in which it stood still for a batch.
-    """
-
-    began: float
-    last: float
-    first_step: int = 0
-    last_step: int = 0
-    step_seconds: float = 0.0
-    compile_seconds: float = 0.0
-    evaluation_seconds: float = 0.0
-    save_seconds: float = 0.0
-    input_wait_seconds: float = 0.0
+    began: float  # since 1970
+    last: float  # since 1970; when this record was last updated
+    first_step: int = 0  # finished steps it started with
+    last_step: int = 0  # finished steps it reached
+    step_seconds: float = 0.0  # in steps, without compilation, evaluation and samples
+    compile_seconds: float = 0.0  # in the compiler; also part of the first step, which `step_seconds` leaves out
+    evaluation_seconds: float = 0.0  # held-out losses and samples
+    save_seconds: float = 0.0  # in which training stood still for a checkpoint
+    input_wait_seconds: float = 0.0  # in which it stood still for a batch
 
 
 @dataclass(frozen=True, kw_only=True)
 class Goodput:
-    """Share of a run's wall time in useful steps; the field names are keys of `summary.json`.
+    """Share of a run's wall time in useful steps; the field names are keys of `summary.json`."""
 
-    Attributes:
-      share: of the time of all attempts.
-      share_with_pauses: of all time since the first attempt began.
-      sittings: number of attempts.
-      steps_done_again: steps that a later attempt repeated, since the process was killed after its last checkpoint.
-    """
-
-    share: float
-    share_with_pauses: float
-    sittings: int
-    steps_done_again: int
+    share: float  # of the time of all attempts
+    share_with_pauses: float  # of all time since the first attempt began
+    sittings: int  # number of attempts
+    steps_done_again: int  # repeated by a later attempt, since the process was killed after its last checkpoint
 
 
 def goodput(attempts: Sequence[Attempt]) -> Goodput:
@@ -136,12 +116,7 @@ def goodput(attempts: Sequence[Attempt]) -> Goodput:
 class GoodputLog:
     """The attempts of a run in `goodput.json`; the last one is this process.
 
-    The file is written every few seconds: of an attempt that was killed the last seconds are missing.
-
-    Args:
-      folder: the run's.
-      began: when this attempt started, in seconds since 1970.
-      write: whether this process is the one that writes the file.
+    The process that is to `write` does so every few seconds: of an attempt that was killed the last are missing.
     """
 
     def __init__(self, folder: Path, *, began: float, write: bool = True):
@@ -173,35 +148,25 @@ def read_attempts(path: Path) -> list[Attempt]:
     try:
         return [Attempt(**fields) for fields in read_json(path)["sittings"]]
     except (TypeError, KeyError):
-        raise InputError(
-            f"{path}: does not tell of sittings as training writes them; remove it, and goodput counts from now"
-        ) from None
+        raise InputError(f"{path}: does not tell of sittings as training writes them; remove it") from None
 
 
 def summarise(
-    model: LlamaConfig,
-    length: int,
-    *,
-    steps: int,
-    tokens_per_step: int,
-    timed_steps: int,
-    attempts: Sequence[Attempt],
-    clock: CompileClock,
+    model: LlamaConfig, batch_shape: tuple[int, int], timed_steps: int, attempts: Sequence[Attempt], clock: CompileClock
 ) -> dict[str, Any]:
     """The content of `summary.json`: figures of an attempt that has just ended, and of the run's goodput.
 
     Args:
-      length: tokens of a row.
-      steps: finished, those of earlier attempts too.
-      tokens_per_step: of the global batch.
+      batch_shape: rows and tokens of the global batch.
       timed_steps: of this attempt, all but the one that compiled.
       attempts: of the run, this one last.
     """
+    tokens_per_step, length = math.prod(batch_shape), batch_shape[1]
     attempt, device_kind = attempts[-1], jax.devices()[0].device_kind
     speed = timed_steps * tokens_per_step / attempt.step_seconds if timed_steps else None
     return {
-        "steps": steps,
-        "tokens": steps * tokens_per_step,
+        "steps": attempt.last_step,
+        "tokens": attempt.last_step * tokens_per_step,
         "parameters": model.parameter_count,
         "devices": jax.device_count(),
         "device_kind": device_kind,
@@ -240,11 +205,9 @@ def summary_lines(summary: Mapping[str, Any]) -> list[str]:
     """A summary for the console."""
     lines = []
     if summary["tokens_per_second"] is not None:
-        lines += [
-            f"{summary['tokens_per_second']:,.0f} tokens/s, {1000 * summary['step_seconds']:.1f} ms a step, input "
-            f"wait {100 * summary['input_wait_share']:.2f} %",
-            _utilisation_sentence(summary),
-        ]
+        speed, milliseconds = summary["tokens_per_second"], 1000 * summary["step_seconds"]
+        wait = f"input wait {100 * summary['input_wait_share']:.2f} %"
+        lines += [f"{speed:,.0f} tokens/s, {milliseconds:.1f} ms a step, {wait}", _utilisation_sentence(summary)]
     reached = summary["goodput"]
     again = f", {reached['steps_done_again']} steps done again" if reached["steps_done_again"] else ""
     attempts = f"{reached['sittings']} attempt{'s' if reached['sittings'] > 1 else ''}"

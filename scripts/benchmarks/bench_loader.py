@@ -13,6 +13,7 @@ components are sparse files, so nothing like 100 GB of disk is used; reading row
 
 import argparse
 from fractions import Fraction
+import functools
 import multiprocessing
 from pathlib import Path
 import statistics
@@ -29,7 +30,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from diversity_jax.mixtures.mixture import Loader
 from diversity_jax.model import MeshConfig, batch_sharding, make_mesh
 from diversity_jax.prepare.manifest import Manifest, Shard, Split, VocabularyInfo
-from diversity_jax.training.data import Preparation, ReadAhead
+from diversity_jax.training.data import ReadAhead, prepare
 
 _GIGABYTES = (1, 100)
 _WARMUP_STEPS = 4
@@ -93,8 +94,9 @@ def input_wait(loader: Loader, first: int, steps: int, tokens_per_second: float)
       batch costs.
     """
     step_seconds = loader.batch_size * loader.sequence_length / tokens_per_second
-    prepare = Preparation(loader, batch_sharding(make_mesh(MeshConfig(data=-1, fsdp=1))), None)
-    prefetched, waits = ReadAhead(prepare, first, first + steps + _WARMUP_STEPS), []
+    sharding = batch_sharding(make_mesh(MeshConfig(data=-1, fsdp=1)))
+    read = functools.partial(prepare, loader, sharding, None)
+    prefetched, waits = ReadAhead(read, first, first + steps + _WARMUP_STEPS), []
     batches = iter(prefetched)
     for _ in range(_WARMUP_STEPS):
         next(batches)

@@ -13,8 +13,7 @@ import numpy as np
 
 from diversity_jax.core.errors import InputError
 from diversity_jax.core.files import open_file, read_json, writing
-from diversity_jax.model.checkpoint_io.hugging_face import hugging_face_tensors
-from diversity_jax.model.checkpoint_io.safetensors import Tensor, dtype_named
+from diversity_jax.model.checkpoint_io.hugging_face import Tensor, dtype_named, hugging_face_tensors
 from diversity_jax.model.config import LlamaConfig
 
 # Kinds of a token, by SentencePiece's numbers, which llama.cpp has too.
@@ -27,7 +26,7 @@ _Entries = list[tuple[str, Any]]
 
 
 def tokenizer_entries(tokenizer: str | os.PathLike, vocab_size: int, end_of_text_id: int | None) -> _Entries:
-    """The keys of a GGUF file that describe a tokenizer.
+    """Keys and values of a GGUF file that describe a tokenizer.
 
     Args:
       tokenizer: `bytes` (byte b is id b + 3), a SentencePiece `.model` of type BPE, or a `tokenizer.json` with
@@ -161,20 +160,13 @@ def export_gguf(
     """Writes a model so that llama.cpp gives the same logits for the same text.
 
     Args:
-      config: The model.
-      params: Its parameters, on any mesh or on the host; fetched one layer's array at a time.
-      path: Ends in `.gguf`; must not exist.
-      tokenizer: What the model was trained with: `bytes`, a SentencePiece `.model` (BPE) or a byte-level
-        `tokenizer.json`.
+      params: On any mesh or on the host; fetched one layer's array at a time.
+      path: Ends in `.gguf`; must not exist; written atomically.
+      tokenizer: What the model was trained with, and `end_of_text_id`: as for `tokenizer_entries`.
       dtype: Of the matrices: "float32", "bfloat16" or "float16". Norms stay float32, as llama.cpp wants them.
-      end_of_text_id: The token at which generation ends; None: the tokenizer's own.
-
-    Returns:
-      The path. The file appears whole or not at all.
 
     Raises:
-      InputError: the path is taken, the disk is full, or llama.cpp could not cut text into tokens as the tokenizer
-        does.
+      InputError: the path is taken, the disk is full, or the tokenizer cannot be written.
     """
     path = Path(path)
     if path.suffix != ".gguf" or path.exists():

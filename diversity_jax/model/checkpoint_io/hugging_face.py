@@ -3,23 +3,27 @@
 Rotary positions are half-split on both sides, so no rows are permuted; linear layers' weights are transposed there.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 import functools
+import json
 import math
 import os
 from pathlib import Path
 from typing import Any, cast
 
 import jax
+import ml_dtypes
 import numpy as np
 
 from diversity_jax.core.errors import InputError
-from diversity_jax.core.files import read_json, write_json
-from diversity_jax.model.checkpoint_io.safetensors import Tensor, dtype_named, read_tensors, write_tensors
+from diversity_jax.core.files import read_json, write_json, writing
 from diversity_jax.model.config import LlamaConfig
 from diversity_jax.model.llama import param_shapes
 from diversity_jax.model.sharding import path_name
 
+_TYPES = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16, "F64": np.float64}
+_DTYPES = {code: np.dtype(kind) for code, kind in _TYPES.items()}
 _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
 
@@ -37,6 +41,86 @@ _LAYER = {
     "blocks/mlp/down": "mlp.down_proj.weight",
 }
 _IGNORED = "rotary_emb.inv_freq"  # older files hold this table, which follows from the config
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """An array whose shape is known before its values are made or read."""
+
+    name: str
+    shape: tuple[int, ...]
+    values: Callable[[], np.ndarray]
+
+    def size_bytes(self, dtype: np.dtype) -> int:
+        """Bytes it takes in a file."""
+        return math.prod(self.shape) * dtype.itemsize
+
+    def file_bytes(self, dtype: np.dtype) -> memoryview:
+        """Its values, row-major."""
+        values = np.asarray(self.values(), dtype=dtype, order="C")
+        if values.shape != self.shape:
+            raise ValueError(f"{self.name}: announced as {self.shape}, made as {values.shape}")
+        return values.reshape(-1).view(np.uint8).data
+
+
+def dtype_named(name: str) -> np.dtype:
+    """`float32`, `bfloat16` or `float16` as numpy's type.
+
+    Raises:
+      InputError: any other name.
+    """
+    choices = {dtype.name: dtype for dtype in _DTYPES.values() if dtype != np.float64}
+    if name not in choices:
+        raise InputError(f"dtype={name!r}: must be one of {', '.join(choices)}")
+    return choices[name]
+
+
+def write_tensors(path: str | os.PathLike, tensors: Iterable[Tensor], dtype: np.dtype) -> None:
+    """Writes one file atomically; values are made, converted and written one tensor at a time.
+
+    safetensors' own writer takes all arrays at once, and writes what lies in memory for transposed ones.
+
+    Raises:
+      InputError: the disk is full.
+    """
+    tensors = list(tensors)
+    code = next(code for code, known in _DTYPES.items() if known == dtype)
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    offset = 0
+    for tensor in tensors:
+        end = offset + tensor.size_bytes(dtype)
+        header[tensor.name] = {"dtype": code, "shape": list(tensor.shape), "data_offsets": [offset, end]}
+        offset = end
+    encoded = json.dumps(header, separators=(",", ":")).encode()
+    encoded += b" " * (-len(encoded) % 8)
+    with writing(path) as file:
+        file.write(len(encoded).to_bytes(8, "little") + encoded)
+        for tensor in tensors:
+            file.write(tensor.file_bytes(dtype))
+
+
+def read_tensors(path: str | os.PathLike) -> dict[str, Tensor]:
+    """A file's tensors by name; values are read when they are asked for.
+
+    Raises:
+      InputError: the file is missing or damaged, or holds a tensor of a type that weights do not have.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    path = Path(path)
+    try:
+        file = safe_open(path, framework="np")
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file; the model's folder is incomplete") from None
+    except SafetensorError as error:
+        raise InputError(f"{path}: is no safetensors file, or a damaged one ({error}); fetch it again") from None
+    tensors = {}
+    for name in file.keys():  # noqa: SIM118 the file is no mapping
+        header = file.get_slice(name)
+        if (dtype := header.get_dtype()) not in _DTYPES:
+            raise InputError(f"{path}: {name} is of type {dtype}; weights in {', '.join(_DTYPES)} can be read")
+        tensors[name] = Tensor(name, tuple(header.get_shape()), functools.partial(file.get_tensor, name))
+    return tensors
 
 
 def _shapes(config: LlamaConfig) -> dict[str, tuple[int, ...]]:
@@ -114,11 +198,12 @@ def config_from_hugging_face(folder: str | os.PathLike, **overrides: Any) -> Lla
     theirs = read_json(path)
     if not isinstance(theirs, dict):
         raise InputError(f"{path}: is not an object; expected the configuration of a LlamaForCausalLM")
+    theirs = {"max_position_embeddings": 2048} | theirs
     rope = _refuse_other_models(path, theirs)
     if missing := [name for name in _REQUIRED.values() if name not in theirs]:
         raise InputError(f"{path}: has no {missing[0]}; expected the configuration of a LlamaForCausalLM")
     counts = _REQUIRED | {"max_length": "max_position_embeddings", "num_kv_heads": "num_key_value_heads"}
-    fields = {ours: theirs.get(name, 2048 if ours == "max_length" else None) for ours, name in counts.items()}
+    fields: dict[str, Any] = {ours: theirs.get(name) for ours, name in counts.items()}
     for ours, value in fields.items():
         is_count = isinstance(value, int) and not isinstance(value, bool) and value > 0
         if not is_count and (ours, value) != ("num_kv_heads", None):
@@ -184,16 +269,14 @@ def export_hugging_face(
 ) -> Path:
     """Writes a model so that `AutoModelForCausalLM.from_pretrained(folder)` gives the same logits.
 
+    `config.json` is written last: without it, an export did not finish.
+
     Args:
-      config: The model.
-      params: Its parameters, on any mesh or on the host; fetched one layer's array at a time.
+      params: On any mesh or on the host; fetched one layer's array at a time.
       folder: Made if missing; must hold no model yet.
       dtype: Of the file: "float32", "bfloat16" or "float16".
       max_shard_bytes: A larger model is cut into several files with an index.
       end_of_text_id: Written as the model's begin- and end-of-text token.
-
-    Returns:
-      The folder. `config.json` is written last: without it, an export did not finish.
 
     Raises:
       InputError: the folder holds a model, the disk is full, or the dtype is unknown.
@@ -245,7 +328,6 @@ def import_hugging_face(folder: str | os.PathLike, **overrides: Any) -> tuple[Ll
     """Reads a folder that `save_pretrained` of a `LlamaForCausalLM`, or `export_hugging_face`, wrote.
 
     Args:
-      folder: Local.
       **overrides: Fields of `LlamaConfig` that the folder does not decide, such as `scan_layers` or `compute_dtype`.
 
     Returns:
@@ -282,11 +364,11 @@ def import_hugging_face(folder: str | os.PathLike, **overrides: Any) -> tuple[Ll
 def _read_folder(folder: Path) -> dict[str, Tensor]:
     if (folder / _INDEX).exists():
         index = read_json(folder / _INDEX)
-        weight_map = index.get("weight_map") if isinstance(index, dict) else None
+        weight_map: Any = index.get("weight_map") if isinstance(index, dict) else None
         names = list(weight_map.values()) if isinstance(weight_map, dict) else [None]
         if not all(isinstance(file, str) and Path(file).name == file for file in names):
             raise InputError(f"{folder / _INDEX}: has no weight_map of tensors to files beside it; fetch it again")
-        files = {file: read_tensors(folder / file) for file in sorted(set(names))}
+        files = {file: read_tensors(folder / file) for file in sorted(set(weight_map.values()))}
         if missing := sorted(name for name, file in weight_map.items() if name not in files[file]):
             file = weight_map[missing[0]]
             raise InputError(f"{folder / file}: has no tensor {missing[0]}, which {_INDEX} places there")
