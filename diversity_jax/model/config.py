@@ -107,7 +107,8 @@ class LoraConfig:
 
     def __post_init__(self) -> None:
         if self.rank < 0 or not self.alpha > 0:
-            raise InputError(f"lora.rank={self.rank}, lora.alpha={self.alpha}: rank must be at least 0, alpha above 0")
+            settings = f"lora.rank={self.rank}, lora.alpha={self.alpha}"
+            raise InputError(f"{settings}: give a rank of at least 0 and an alpha above 0")
         object.__setattr__(self, "matrices", tuple(self.matrices))
         known = ATTENTION_MATRICES + MLP_MATRICES
         if not self.matrices or not set(self.matrices) <= set(known):

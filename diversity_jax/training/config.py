@@ -56,7 +56,8 @@ class TrainConfig:
         if self.init_step is not None and self.init_from is None:
             raise InputError(f"train.init_step={self.init_step}: says which checkpoint of init_from, which is None")
         if self.lora.rank and self.init_from is None:
-            raise InputError(f"train.lora.rank={self.lora.rank}: name the model to adapt as train.init_from")
+            why = "adapters are added to a trained model; name it as train.init_from"
+            raise InputError(f"train.lora.rank={self.lora.rank}: {why}")
         if not self.grace_seconds > 0:
             raise InputError(f"train.grace_seconds={self.grace_seconds}: must be above 0")
         if self.keep_every_steps % self.checkpoint_every:

@@ -44,10 +44,12 @@ class OptimizerConfig:
                     raise InputError(f"optimizer.{field}={getattr(self, field)}: must be {must}")
         if self.schedule not in SCHEDULES:
             raise InputError(f"optimizer.schedule={self.schedule!r}: must be one of {', '.join(SCHEDULES)}")
-        if self.total_steps is not None and self.total_steps < max(1, self.warmup_steps):
-            raise InputError(
-                f"optimizer.total_steps={self.total_steps}: must be at least 1 and warmup_steps={self.warmup_steps}"
-            )
+        if self.total_steps is None:
+            return
+        if self.total_steps < 1:
+            raise InputError(f"optimizer.total_steps={self.total_steps}: must be at least 1")
+        if (warmup := self.warmup_steps) > self.total_steps:
+            raise InputError(f"optimizer.warmup_steps={warmup}: must not be above total_steps={self.total_steps}")
 
     def for_run(self, steps: int) -> "OptimizerConfig":
         """With `total_steps` filled in; a run shorter than its warm-up is warm-up throughout."""

@@ -242,7 +242,7 @@ def _refuse_other_models(path: Path, theirs: Mapping[str, Any]) -> Mapping[str, 
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind != "default":
         raise InputError(
-            f"{path}: rope_type is {kind!r}; only 'default' can be read: here rotary positions are not scaled"
+            f"{path}: rope_type is {kind!r}; only 'default' can be read: scaled rotary positions are not computed"
         )
     if (share := rope.get("partial_rotary_factor", theirs.get("partial_rotary_factor", 1.0))) != 1.0:
         raise InputError(f"{path}: partial_rotary_factor is {share}; only 1.0 can be read: here the whole head turns")
