@@ -117,7 +117,10 @@ class Engine:
         if self._cache is not None:
             raise RuntimeError("an Engine is entered once; make another one")
         if not config.offline_replay:
-            limits = {"max_in_flight": config.max_in_flight, "deadline_seconds": config.deadline_seconds}
+            limits: dict[str, Any] = {
+                "max_in_flight": config.max_in_flight,
+                "deadline_seconds": config.deadline_seconds,
+            }
             self._provider = open_provider(self.name, base_url=self._base_url, role=self.role, **limits)
         try:
             self._cache = ResponseCache(config.ledger, run=config.run, caps=self.budget, replay=config.offline_replay)

@@ -178,7 +178,7 @@ class CallFailed(Exception):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Outcome:
+class _Outcome:
     """How a call ended, and what it used up."""
 
     stage: str
@@ -188,7 +188,7 @@ class Outcome:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CachedResponse(Outcome):
+class CachedResponse(_Outcome):
     """A finished call."""
 
     model: str
@@ -196,8 +196,11 @@ class CachedResponse(Outcome):
 
 
 @dataclass(frozen=True, kw_only=True)
-class CachedFailure(Outcome):
+class CachedFailure(_Outcome):
     """A failed call."""
 
     reason: str
     detail: str
+
+
+Outcome = CachedResponse | CachedFailure
