@@ -15,7 +15,7 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
-    """Settings of the tests' own process; processes that a test starts have the devices and the compiler that users have."""
+    """Settings of the tests' own process; processes that a test starts have the devices and compiler of users."""
     import jax
 
     jax.config.update("jax_num_cpu_devices", 8)

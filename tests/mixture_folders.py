@@ -6,6 +6,7 @@ from fractions import Fraction
 import hashlib
 from pathlib import Path
 import random
+from typing import ClassVar
 
 from diversity_jax.corpus import Document
 from diversity_jax.mixtures.mixture import Mixture, MixtureComponent
@@ -17,7 +18,7 @@ from diversity_jax.tokenizers.tokenizer import load_tokenizer
 class MadeCorpus:
     """Documents of a given length about one word, the same every time."""
 
-    rejected = Counter()
+    rejected: ClassVar[Counter[str]] = Counter()
 
     def __init__(self, word: str, words: int, documents: int = 300):
         self.name, self.word, self.words, self.documents = f"made:{word}", word, words, documents

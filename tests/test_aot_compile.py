@@ -108,7 +108,10 @@ def slice_program(kind: str, target: str, sent: str, received: str) -> str:
     """The form in which the compiler for TPUs hands an exchange between slices to the host, three times, beside a sum
     inside the slice.
     """
-    marks = f'_xla_host_transfer_handler_name="xla_megascale_runtime",_xla_host_transfer_rendezvous="x_0",_xla_megascale_target={target}'
+    marks = (
+        '_xla_host_transfer_handler_name="xla_megascale_runtime",_xla_host_transfer_rendezvous="x_0",'
+        f"_xla_megascale_target={target}"
+    )
     marks += f',_xla_megascale_transfer_type="{kind}"'
     transfer = f"is_host_transfer=true, frontend_attributes={{{marks}}}"
     return f"""HloModule jit_step, is_scheduled=true, num_partitions=4

@@ -25,8 +25,8 @@ def test_its_list_of_files_is_all_it_needs_and_has_no_tensorflow(tmp_path):
     def listed(folder):
         hide = "import sys; sys.modules.update(dict.fromkeys(['tensorflow', 'seqio', 'ml_collections', 'clu']))"
         run = (
-            f"{hide}; sys.argv = ['bench', '--files']; import runpy; runpy.run_path('scripts/benchmarks/bench_accelerator.py', "
-            "run_name='__main__')"
+            f"{hide}; sys.argv = ['bench', '--files']; import runpy; "
+            "runpy.run_path('scripts/benchmarks/bench_accelerator.py', run_name='__main__')"
         )
         command = [
             sys.executable,

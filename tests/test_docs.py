@@ -69,7 +69,10 @@ def test_what_a_page_names_exists(page):
 
 
 def test_a_name_that_does_not_exist_is_noticed():
-    assert is_known("diversity_jax.metrics.lexical.mtld") and not is_known("diversity_jax.metrics.lexical.no_such")
-    assert is_command("diversity_jax.train") and not is_command("diversity_jax.core.no_such")
-    assert is_path("configs/quickstart.py") and is_path("docs/benchmarks/DEVICE-DATE.md")
+    assert is_known("diversity_jax.metrics.lexical.mtld")
+    assert not is_known("diversity_jax.metrics.lexical.no_such")
+    assert is_command("diversity_jax.train")
+    assert not is_command("diversity_jax.core.no_such")
+    assert is_path("configs/quickstart.py")
+    assert is_path("docs/benchmarks/DEVICE-DATE.md")
     assert not is_path("scripts/bench_loader.py")

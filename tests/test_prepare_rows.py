@@ -4,6 +4,7 @@ from collections import Counter
 from fractions import Fraction
 import os
 import subprocess
+from typing import ClassVar
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -24,7 +25,7 @@ from tests.shared_data import shared_file
 
 class TextCorpus:
     name = "texts"
-    rejected = Counter()
+    rejected: ClassVar[Counter[str]] = Counter()
 
     def __init__(self, texts):
         self.texts = texts

@@ -117,7 +117,8 @@ def command(source: str, folder: Path, *more: str) -> list[str]:
         "from diversity_jax.prepare.config import Filtering, Preparation, PrepareConfig\n\n\n"
         "def get_config():\n"
         f"    corpus = CorpusConfig(source={source!r})\n"
-        f"    return PrepareConfig(output_dir={str(folder)!r}, corpus=corpus, preparation={asked(hygiene=FILTERING)!r})\n"
+        f"    asked = {asked(hygiene=FILTERING)!r}\n"
+        f"    return PrepareConfig(output_dir={str(folder)!r}, corpus=corpus, preparation=asked)\n"
     )
     return [
         sys.executable,

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+import json
 import os
 from pathlib import Path
 import shutil
@@ -198,8 +199,7 @@ def _save_bytes(path: Path) -> None:
     characters = [chr(byte if byte in own else next(others)) for byte in range(256)]
     vocabulary = {text: i for i, text in enumerate([*special, *characters])}
     tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE(vocabulary, []))
-    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    tokenizer.decoder = tokenizers.decoders.ByteLevel()
     tokenizer.add_special_tokens(special)
-    with writing(path) as file:
-        file.write(tokenizer.to_str(pretty=True).encode())
+    # Written into the file, since the library's decoder of this kind takes no settings.
+    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False}
+    write_json(path, json.loads(tokenizer.to_str()) | {"pre_tokenizer": byte_level, "decoder": byte_level})
