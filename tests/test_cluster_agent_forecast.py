@@ -128,7 +128,7 @@ PLAIN, SMALL, LARGE, UNVERIFIED, WORDLESS, WORDY = SETTINGS[:6]
     ids=str,
 )
 def test_a_judge_that_keeps_to_the_instructions_uses_what_was_forecast(kind, tokenizer, settings):
-    texts, config = corpus(kind), AgentConfig(**{"groupings": 50, "proposals": 3} | settings)
+    texts, config = corpus(kind), AgentConfig(**{"groupings": 50, "proposals": 3, "in_flight": 1} | settings)
     answer = follows_instructions(label_oracle(texts.labels), config.reasoning_words, config.criteria_count)
     before, middle, within = run(texts, config, Judge(answer, counter(tokenizer)))
     assert before == pytest.approx(1, rel=0.12 if kind == "answers" else 0.2)
@@ -142,7 +142,7 @@ def test_a_judge_that_keeps_to_the_instructions_uses_what_was_forecast(kind, tok
     ids=str,
 )
 def test_so_does_a_judge_of_few_words(tokenizer, settings):
-    texts, config = corpus("answers"), AgentConfig(**{"groupings": 50, "proposals": 3} | settings)
+    texts, config = corpus("answers"), AgentConfig(**{"groupings": 50, "proposals": 3, "in_flight": 1} | settings)
     before, middle, within = run(texts, config, Judge(label_oracle(texts.labels), counter(tokenizer)))
     assert before == pytest.approx(1, rel=0.12)
     assert middle == pytest.approx(1, rel=0.06)
