@@ -280,6 +280,19 @@ def test_record_keeps_command_and_versions_and_no_password(tmp_path):
     assert "secret" not in (tmp_path / "run.json").read_text()
 
 
+@pytest.mark.parametrize(
+    ("file", "says"),
+    [
+        ("/x/diversity_jax/diversity_jax/study/__main__.py", "python -m diversity_jax.study --a"),
+        ("/x/diversity_jax/mixtures/build.py", "python -m diversity_jax.mixtures.build --a"),
+        ("scripts/benchmarks/bench_loader.py", "python scripts/benchmarks/bench_loader.py --a"),
+        ("/bin/diversity-jax-lm-eval", "/bin/diversity-jax-lm-eval --a"),
+    ],
+)
+def test_a_command_is_kept_as_it_is_typed(file, says):
+    assert run_info.describe([file, "--a"], {}).command == says
+
+
 def test_the_verdict_names_what_was_not_simply_registered():
     def decide(name: str, action: str, **more) -> MixtureComponent:
         measured = {"value": 4.1, "low": 3.8, "high": 4.5}

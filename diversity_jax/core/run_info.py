@@ -98,8 +98,10 @@ def describe(command: Sequence[str], settings: Any, devices: Sequence[Any] = ())
 def _command(words: Sequence[str]) -> str:
     first, *others = words
     path = Path(first)
-    if path.suffix == ".py" and path.parent.name == "diversity_jax":
-        start = ["python", "-m", f"diversity_jax.{path.stem}"]
+    folders = path.parent.parts
+    if path.suffix == ".py" and "diversity_jax" in folders:
+        package = folders[len(folders) - 1 - folders[::-1].index("diversity_jax") :]
+        start = ["python", "-m", ".".join((*package, path.stem)).removesuffix(".__main__")]
     else:
         start = ["python", first] if path.suffix == ".py" else [first]
     return _USER_IN_URL.sub("", shlex.join(start + others))
