@@ -72,12 +72,12 @@ def test_grants_lose_nothing_keep_limits_and_say_where_they_cannot(parts):
     ]
     total = sum(share for _, share, *_ in parts)
     shares = [Fraction(share, total) for _, share, *_ in parts]
-    standings = [
+    results = [
         GateResult(factor=factor, effective_clusters=clusters, rows=one_part(rows))
         for _, _, factor, _, _, _, clusters, rows in parts
     ]
     try:
-        granted = allocate_shares(components, shares, standings, 4000)
+        granted = allocate_shares(components, shares, results, 4000)
     except InputError as error:
         refused = str(error)
     else:
@@ -86,10 +86,10 @@ def test_grants_lose_nothing_keep_limits_and_say_where_they_cannot(parts):
         assert "nowhere to go" in refused or "rejected every component" in refused
         return
     assert sum(granted) == 1
-    for one, share, standing in zip(components, granted, standings, strict=True):
-        if one.policy.epochs is not None:
-            assert share * 4000 <= one.policy.epochs * standing.rows[0][1]
-        if not standing.factor:
+    for asked, share, gate in zip(components, granted, results, strict=True):
+        if asked.policy.epochs is not None:
+            assert share * 4000 <= asked.policy.epochs * gate.rows[0].rows
+        if not gate.factor:
             assert share == 0
 
 
@@ -171,11 +171,11 @@ def test_downweighting_is_the_stated_function_of_the_low_end():
 
 
 def test_parts_of_a_mixture_inside_a_mixture_sum_to_its_grant():
-    standings = [
+    results = [
         taken(),
         GateResult(rows=tuple(AvailableRows(share=share, rows=5) for share in (Fraction(1, 3), Fraction(2, 3)))),
     ]
-    assert part_shares([Fraction(1, 4), Fraction(3, 4)], standings) == [
+    assert part_shares([Fraction(1, 4), Fraction(3, 4)], results) == [
         (Fraction(1, 4),),
         (Fraction(1, 4), Fraction(1, 2)),
     ]

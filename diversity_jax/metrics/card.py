@@ -158,7 +158,7 @@ class MetricsCard:
         """Reads what `save` wrote, or the `metrics` part of a scorecard that holds both.
 
         Raises:
-          InputError: no such file, not JSON, not such a card, another version, or changed by hand.
+          InputError: no such file, not JSON, not such a scorecard, another version, or changed by hand.
         """
         value = files.read_json(path)
         if isinstance(value, Mapping) and value.get("kind") != KIND and isinstance(value.get("baseline"), Mapping):
@@ -179,12 +179,12 @@ class MetricsCard:
         try:
             for name in ("metrics", "controlled"):
                 fields[name] = {metric: Figure(**figure) for metric, figure in fields[name].items()}
-            card = cls(**fields)
+            scorecard = cls(**fields)
         except (TypeError, AttributeError, KeyError, InputError) as error:
             raise InputError(f"{where}: is damaged ({error}); measure the corpus again") from None
-        if "content_hash" in value and value["content_hash"] != card.content_hash:
+        if "content_hash" in value and value["content_hash"] != scorecard.content_hash:
             raise InputError(f"{where}: content does not fit its content_hash; the file was changed: measure again")
-        return card
+        return scorecard
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -252,18 +252,18 @@ def _fisher_interval(value: float | None, variance: float, corpora: int) -> Esti
 
 
 def columns_of(
-    cards: Mapping[str, MetricsCard], judged: Mapping[str, float] | None = None
+    scorecards: Mapping[str, MetricsCard], judged: Mapping[str, float] | None = None
 ) -> dict[str, list[float | None]]:
-    """Signed values of every metric that says something of diversity, over the cards in their order.
+    """Signed values of every metric that says something of diversity, over the scorecards in their order.
 
     Args:
       judged: effective clusters by corpus, where a judge has scored them too; they make a column of their own.
     """
     columns: dict[str, list[float | None]] = {}
     if judged:
-        columns["effective_clusters"] = [judged.get(name) for name in cards]
+        columns["effective_clusters"] = [judged.get(name) for name in scorecards]
     for metric, about in METRICS.items():
-        figures = [card.metrics.get(metric) for card in cards.values()]
+        figures = [scorecard.metrics.get(metric) for scorecard in scorecards.values()]
         if about.sign and any(figure is not None for figure in figures):
             columns[metric] = [None if figure is None else about.sign * figure.value for figure in figures]
     return columns

@@ -69,7 +69,7 @@ def measure(
         raise InputError(f"metrics: {unknown[0]} is unknown; known are {', '.join(METRICS)}")
     sources = {name: _Source(name, corpus, config) for name, corpus in corpora.items()}
     run = _Run(metrics, config, tools, sources)
-    return {name: run.card(source) for name, source in sources.items()}
+    return {name: run.scorecard(source) for name, source in sources.items()}
 
 
 class _Source:
@@ -189,7 +189,7 @@ class _Run:
                 self._progress.advance()
         return {name: figures.get(name) for name in self.metrics}
 
-    def card(self, source: _Source) -> MetricsCard:
+    def scorecard(self, source: _Source) -> MetricsCard:
         """Measures one corpus."""
         log.info("measuring %s: %d draws of %s documents", source.name, self.draws, f"{self.documents:,}")
         costs: Costs = []

@@ -43,8 +43,8 @@ def write(
     path = Path(output_dir) / "run.json"
     facts = RunInfo.load(path).facts() if path.exists() else []
     facts += [
-        Fact(name=f"Scorecard {formats.shortened(name, 40)}", value=card.content_hash, code=True)
-        for name, card in measured.items()
+        Fact(name=f"Scorecard {formats.shortened(name, 40)}", value=scorecard.content_hash, code=True)
+        for name, scorecard in measured.items()
     ]
     first = next(iter(measured.values()))
     parameters = ", ".join(f"{name}={value}" for name, value in sorted(first.parameters.items()))
@@ -106,7 +106,7 @@ def _verdict(measured: Mapping[str, MetricsCard], pairs: Sequence[tuple[str, str
 def _sizes_sentence(measured: Mapping[str, MetricsCard]) -> str:
     """What the figures are means of."""
     used = next(iter(measured.values())).parameters
-    if any(card.parameters[name] != used[name] for card in measured.values() for name in _SIZES):
+    if any(scorecard.parameters[name] != used[name] for scorecard in measured.values() for name in _SIZES):
         return "Each figure is a mean over draws of equal size; the size is given with each comparison."
     sentence = f"Each figure is the mean of {counted(used['draws'], 'draw')} of "
     sentence += counted(used["draw_documents"], "document")
@@ -117,7 +117,7 @@ def _sizes_sentence(measured: Mapping[str, MetricsCard]) -> str:
 
 
 def _warnings(measured: Mapping[str, MetricsCard]) -> Section | None:
-    if not any(card.warnings for card in measured.values()):
+    if not any(scorecard.warnings for scorecard in measured.values()):
         return None
     return page.section("metrics", "metric-warnings", "Of the metrics", measured=measured)
 
@@ -130,10 +130,12 @@ def _values(measured: Mapping[str, MetricsCard]) -> Section:
         "Baseline metrics",
         measured=measured,
         sizes=_sizes_sentence(measured),
-        controlled=any(card.controlled for card in measured.values()),
+        controlled=any(scorecard.controlled for scorecard in measured.values()),
         embedder=next(iter(measured.values())).parameters.get("embedder"),
         registry={
-            name: metric for name, metric in METRICS.items() if any(name in card.metrics for card in measured.values())
+            name: metric
+            for name, metric in METRICS.items()
+            if any(name in scorecard.metrics for scorecard in measured.values())
         },
     )
 
@@ -200,11 +202,11 @@ def _apart(measured: Mapping[str, MetricsCard], pair: tuple[str, str], number: i
 
 def _dependence(measured: Mapping[str, MetricsCard]) -> Section | None:
     """Slopes of log value over log size and log length."""
-    if not any(card.dependence for card in measured.values()):
+    if not any(scorecard.dependence for scorecard in measured.values()):
         return None
     rows = []
     for name, metric in METRICS.items():
-        entries = [card.dependence[name] for card in measured.values() if name in card.dependence]
+        entries = [scorecard.dependence[name] for scorecard in measured.values() if name in scorecard.dependence]
         cells = [
             _range([entry[axis]["slope"] for entry in entries if axis in entry]) for axis in ("documents", "words")
         ]
@@ -245,7 +247,7 @@ def _agreement(measured: Mapping[str, MetricsCard], judged: Mapping[str, float])
 
 
 def _compatible(measured: Mapping[str, MetricsCard], palette: Palette) -> Section | None:
-    names = list(dict.fromkeys(name for card in measured.values() for name in card.compatible))
+    names = list(dict.fromkeys(name for scorecard in measured.values() for name in scorecard.compatible))
     if not names:
         return None
     title = "As the diversity package counts"
@@ -254,7 +256,7 @@ def _compatible(measured: Mapping[str, MetricsCard], palette: Palette) -> Sectio
 
 def _cost(measured: Mapping[str, MetricsCard]) -> Section | None:
     """Seconds, memory and dollars of every stage over the sizes at which it was run."""
-    entries = [entry for card in measured.values() for entry in card.cost]
+    entries = [entry for scorecard in measured.values() for entry in scorecard.cost]
     if not entries:
         return None
     stages = []

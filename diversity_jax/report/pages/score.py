@@ -59,32 +59,34 @@ def write(
     Raises:
       InputError: no scorecard, or one that cannot be read; the message names the file.
     """
-    cards = dict(scorecards) if isinstance(scorecards, Mapping) else load(scorecards)
-    if not cards:
+    scorecards = dict(scorecards) if isinstance(scorecards, Mapping) else load(scorecards)
+    if not scorecards:
         raise InputError(f"{output_dir}: no scorecard to show; give at least one")
-    path, palette, several = Path(output_dir) / "run.json", Palette(list(cards)), len(cards) > 1
+    path, palette, several = Path(output_dir) / "run.json", Palette(list(scorecards)), len(scorecards) > 1
     info = RunInfo.load(path) if path.exists() else None
-    differences = compare_pairs(cards) if differences is None else differences
-    judged = {name: card.effective_clusters.value for name, card in cards.items()}
+    differences = compare_pairs(scorecards) if differences is None else differences
+    judged = {name: scorecard.effective_clusters.value for name, scorecard in scorecards.items()}
     sections = (
-        _warnings(cards, palette),
-        _scores(cards, palette) if several else None,
+        _warnings(scorecards, palette),
+        _scores(scorecards, palette) if several else None,
         _comparison(differences, palette) if several else None,
         *_checks(checks, palette),
-        clusters(cards, palette, with_sizes=True),
-        _convergence(cards, palette),
-        examples(cards, palette, most=4),
-        _criteria(cards),
-        page.section("score", "judge", "The judge", cards=cards, palette=palette),
+        clusters(scorecards, palette, with_sizes=True),
+        _convergence(scorecards, palette),
+        examples(scorecards, palette, most=4),
+        _criteria(scorecards),
+        page.section("score", "judge", "The judge", scorecards=scorecards, palette=palette),
         *metrics.all_sections(measured or {}, palette, judged),
-        _facts(cards, info),
+        _facts(scorecards, info),
     )
     composed = Page(
         kind="Diversity of",
-        name=formats.listed(list(cards)) if len(cards) <= 3 else counted(len(cards), "corpus", "corpora"),
-        verdict=_verdict(cards, differences),
-        lede=judge_note(cards.values()),
-        key_figures=None if several else macro("score", "key_figures", next(iter(cards.values()))),
+        name=formats.listed(list(scorecards))
+        if len(scorecards) <= 3
+        else counted(len(scorecards), "corpus", "corpora"),
+        verdict=_verdict(scorecards, differences),
+        lede=judge_note(scorecards.values()),
+        key_figures=None if several else macro("score", "key_figures", next(iter(scorecards.values()))),
         sections=tuple(section for section in sections if section is not None),
         footer=_FOOTER,
     )
@@ -93,34 +95,38 @@ def write(
 
 def load(paths: Sequence[str | os.PathLike]) -> dict[str, Scorecard]:
     """Scorecards by their corpus's name; where two share a name, the later ones are numbered."""
-    cards: dict[str, Scorecard] = {}
+    scorecards: dict[str, Scorecard] = {}
     for path in paths:
-        card = Scorecard.load(path)
-        name = str(card.corpus.get("name") or Path(path).stem)
+        scorecard = Scorecard.load(path)
+        name = str(scorecard.corpus.get("name") or Path(path).stem)
         numbered = (f"{name} ({number})" for number in itertools.count(2))
-        cards[name if name not in cards else next(other for other in numbered if other not in cards)] = card
-    return cards
+        scorecards[name if name not in scorecards else next(other for other in numbered if other not in scorecards)] = (
+            scorecard
+        )
+    return scorecards
 
 
-def judge_note(cards: Iterable[Scorecard]) -> str:
+def judge_note(scorecards: Iterable[Scorecard]) -> str:
     """Who judged, and for the offline judge what that is worth."""
-    cards = list(cards)
-    judges = sorted({card.judge for card in cards})
-    groupings = counted(sum(card.groupings for card in cards), "grouping")
-    sizes = formats.listed([count(size) for size in sorted({card.series.samples_per_grouping for card in cards})])
+    scorecards = list(scorecards)
+    judges = sorted({scorecard.judge for scorecard in scorecards})
+    groupings = counted(sum(scorecard.groupings for scorecard in scorecards), "grouping")
+    sizes = formats.listed(
+        [count(size) for size in sorted({scorecard.series.samples_per_grouping for scorecard in scorecards})]
+    )
     note = f"Judged by {formats.listed(judges)} in {groupings} of {sizes} samples."
     return " ".join([note, *filter(None, map(registry.judge_note, judges))])
 
 
-def _verdict(cards: Mapping[str, Scorecard], differences: Sequence[PairComparison]) -> str:
-    if len(cards) == 1:
-        [(name, card)] = cards.items()
-        return f"{shortened(name, 60)} holds {_measured(card)}."
-    first = max(cards, key=lambda name: cards[name].effective_clusters.value)
-    if len(cards) > 2:
+def _verdict(scorecards: Mapping[str, Scorecard], differences: Sequence[PairComparison]) -> str:
+    if len(scorecards) == 1:
+        [(name, scorecard)] = scorecards.items()
+        return f"{shortened(name, 60)} holds {_measured(scorecard)}."
+    first = max(scorecards, key=lambda name: scorecards[name].effective_clusters.value)
+    if len(scorecards) > 2:
         decided = sum(difference.higher is not None for difference in differences)
         of_all = f"{decided} of {counted(len(differences), 'difference')} {'is' if decided == 1 else 'are'} decided"
-        return f"{shortened(first, 40)} reads as the most diverse, with {_measured(cards[first])}; {of_all}."
+        return f"{shortened(first, 40)} reads as the most diverse, with {_measured(scorecards[first])}; {of_all}."
     [difference] = differences
     names = difference.first, difference.second
     if difference.ratio is None:
@@ -129,29 +135,30 @@ def _verdict(cards: Mapping[str, Scorecard], differences: Sequence[PairCompariso
         which = f"Which of {names[0]} and {names[1]} is more diverse is not decided"
         return f"{which}: their ratio is {difference.text}."
     higher, lower = names if difference.higher == names[0] else names[::-1]
-    return f"{higher} is more diverse than {lower}: {_measured(cards[higher])} against {_measured(cards[lower])}."
+    figures = f"{_measured(scorecards[higher])} against {_measured(scorecards[lower])}"
+    return f"{higher} is more diverse than {lower}: {figures}."
 
 
-def _measured(card: Scorecard) -> str:
-    return estimate(card.effective_clusters, "effective clusters")
+def _measured(scorecard: Scorecard) -> str:
+    return estimate(scorecard.effective_clusters, "effective clusters")
 
 
-def _warnings(cards: Mapping[str, Scorecard], palette: Palette) -> Section | None:
-    if not any(card.warnings for card in cards.values()):
+def _warnings(scorecards: Mapping[str, Scorecard], palette: Palette) -> Section | None:
+    if not any(scorecard.warnings for scorecard in scorecards.values()):
         return None
-    return page.section("score", "warnings", "Read this first", cards=cards, palette=palette)
+    return page.section("score", "warnings", "Read this first", scorecards=scorecards, palette=palette)
 
 
-def _scores(cards: Mapping[str, Scorecard], palette: Palette) -> Section:
-    whiskers = [Whisker(name=name, interval=card.effective_clusters) for name, card in cards.items()]
+def _scores(scorecards: Mapping[str, Scorecard], palette: Palette) -> Section:
+    whiskers = [Whisker(name=name, interval=scorecard.effective_clusters) for name, scorecard in scorecards.items()]
     return page.section(
         "score",
         "scores",
         "Scores",
-        cards=cards,
+        scorecards=scorecards,
         palette=palette,
         drawing=whiskers_drawing("scores", whiskers, None, palette),
-        corrected=any(card.effective_clusters_corrected for card in cards.values()),
+        corrected=any(scorecard.effective_clusters_corrected for scorecard in scorecards.values()),
     )
 
 
@@ -203,14 +210,14 @@ def _checks(checks: Checks, palette: Palette) -> list[Section]:
     return sections
 
 
-def clusters(cards: Mapping[str, Scorecard], palette: Palette, *, with_sizes: bool) -> Section:
+def clusters(scorecards: Mapping[str, Scorecard], palette: Palette, *, with_sizes: bool) -> Section:
     """Densities of C and of samples in a cluster; with `with_sizes` also of S = n / C, a grouping's mean, as in Fig. 10
     of arXiv 2410.15226.
     """
-    largest = max(card.series.samples_per_grouping for card in cards.values())
+    largest = max(scorecard.series.samples_per_grouping for scorecard in scorecards.values())
 
     def ridge(kind: str, title: str, axis: str, bins: int, high: float | None = None) -> Ridge:
-        histograms = {name: card.histogram(kind) for name, card in cards.items()}
+        histograms = {name: scorecard.histogram(kind) for name, scorecard in scorecards.items()}
         high = high or min(largest, max([5.0, *(value for part in histograms.values() for value in part["values"])]))
         distributions = [
             Distribution.binned(name, part["values"], part["counts"], low=1, high=high, most=bins)
@@ -226,7 +233,7 @@ def clusters(cards: Mapping[str, Scorecard], palette: Palette, *, with_sizes: bo
         "How finely the judge told samples apart. The more diverse a corpus, the more clusters and the fewer samples "
         "in each."
     )
-    if invalid := sum(card.invalid_clusters for card in cards.values()):
+    if invalid := sum(scorecard.invalid_clusters for scorecard in scorecards.values()):
         are = "cluster is" if invalid == 1 else "clusters are"
         intro += f" {count(invalid)} {are} left out because the judge called them invalid on its second look."
     return clusters_section(columns, palette, intro)
@@ -244,9 +251,11 @@ def clusters_section(columns: Sequence[Ridge], palette: Palette, intro: str) -> 
     return page.section("score", "clusters", "Clusters", intro=intro, drawing=drawing)
 
 
-def _convergence(cards: Mapping[str, Scorecard], palette: Palette) -> Section:
+def _convergence(scorecards: Mapping[str, Scorecard], palette: Palette) -> Section:
     """The estimate as groupings come in."""
-    runs = {name: card.convergence for name, card in cards.items() if card.convergence.get("groupings")}
+    runs = {
+        name: scorecard.convergence for name, scorecard in scorecards.items() if scorecard.convergence.get("groupings")
+    }
     if not runs:
         return page.absent("convergence", "Convergence", "These scorecards do not hold how the estimate settled.")
     alt = "; ".join(f"{name}: {count(run['groupings'][-1] or 0)} groupings" for name, run in runs.items())
@@ -254,17 +263,20 @@ def _convergence(cards: Mapping[str, Scorecard], palette: Palette) -> Section:
     return page.section("score", "convergence", "Convergence", drawing=drawing)
 
 
-def examples(cards: Mapping[str, Scorecard], palette: Palette, *, most: int, opened: str | None = None) -> Section:
+def examples(scorecards: Mapping[str, Scorecard], palette: Palette, *, most: int, opened: str | None = None) -> Section:
     """Up to `most` groupings of each scorecard as the judge sorted them; `opened` is shown unfolded."""
-    if not any(card.examples for card in cards.values()):
+    if not any(scorecard.examples for scorecard in scorecards.values()):
         return page.absent("examples", "Example clusters", "No example groupings were kept (agent.examples=0).")
     return page.section(
         "score",
         "examples",
         "Example clusters",
-        cards=cards,
-        groupings={name: [_grouping(example) for example in card.examples[:most]] for name, card in cards.items()},
-        opened=opened or next(iter(cards)),
+        scorecards=scorecards,
+        groupings={
+            name: [_grouping(example) for example in scorecard.examples[:most]]
+            for name, scorecard in scorecards.items()
+        },
+        opened=opened or next(iter(scorecards)),
         palette=palette,
     )
 
@@ -286,26 +298,30 @@ def _grouping(example: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _criteria(cards: Mapping[str, Scorecard]) -> Section:
+def _criteria(scorecards: Mapping[str, Scorecard]) -> Section:
     """By what the judge grouped: every criteria set, once; where corpora were scored by different ones, those of the
     first with a word on it.
     """
-    name, card = next(iter(cards.items()))
-    origin = _ORIGINS.get(card.criteria_origin, card.criteria_origin)
-    if len({other.criteria_hash for other in cards.values()}) > 1:
+    name, scorecard = next(iter(scorecards.items()))
+    origin = _ORIGINS.get(scorecard.criteria_origin, scorecard.criteria_origin)
+    if len({other.criteria_hash for other in scorecards.values()}) > 1:
         origin += f"; these are the ones of {name}, other corpora were grouped by others"
     sets = [
         [(entry, kind) for field, kind in _CRITERION_KINDS for entry in criteria.get(field, ())]
-        for criteria in card.criteria
+        for criteria in scorecard.criteria
     ]
-    return page.section("score", "criteria", "Criteria", sets=sets, origin=origin, hash=card.criteria_hash)
+    return page.section("score", "criteria", "Criteria", sets=sets, origin=origin, hash=scorecard.criteria_hash)
 
 
-def judge_facts(cards: Mapping[str, Scorecard], prompts: str, seed: str) -> list[Fact]:
+def judge_facts(scorecards: Mapping[str, Scorecard], prompts: str, seed: str) -> list[Fact]:
     """Judges, prompt versions and seeds of scorecards; `prompts` and `seed` name the latter two."""
     judges, versions, seeds = (
-        formats.listed(sorted({str(value(card)) for card in cards.values()}))
-        for value in (lambda card: card.judge, lambda card: card.prompt_version, lambda card: count(card.seed))
+        formats.listed(sorted({str(value(scorecard)) for scorecard in scorecards.values()}))
+        for value in (
+            lambda scorecard: scorecard.judge,
+            lambda scorecard: scorecard.prompt_version,
+            lambda scorecard: count(scorecard.seed),
+        )
     )
     return [
         Fact(name="Judge", value=judges),
@@ -314,17 +330,17 @@ def judge_facts(cards: Mapping[str, Scorecard], prompts: str, seed: str) -> list
     ]
 
 
-def _facts(cards: Mapping[str, Scorecard], info: RunInfo | None) -> Section:
-    first = next(iter(cards.values()))
+def _facts(scorecards: Mapping[str, Scorecard], info: RunInfo | None) -> Section:
+    first = next(iter(scorecards.values()))
     parameters = ", ".join(f"{name}={value}" for name, value in sorted(first.parameters.items()))
     facts = [
         *(info.facts() if info else []),
-        *judge_facts(cards, "Prompts", "Seed"),
+        *judge_facts(scorecards, "Prompts", "Seed"),
         Fact(name="Parameters", value=parameters, code=True),
-        Fact(name="Ruler", value="\n".join(sorted({card.ruler for card in cards.values()})), code=True),
+        Fact(name="Ruler", value="\n".join(sorted({scorecard.ruler for scorecard in scorecards.values()})), code=True),
     ]
-    for name, card in cards.items():
-        fingerprint = str(card.corpus.get("fingerprint", ""))
+    for name, scorecard in scorecards.items():
+        fingerprint = str(scorecard.corpus.get("fingerprint", ""))
         facts.append(Fact(name=f"Corpus {shortened(name, 40)}", value=fingerprint, code=True))
-        facts.append(Fact(name=f"Scorecard {shortened(name, 40)}", value=card.content_hash, code=True))
+        facts.append(Fact(name=f"Scorecard {shortened(name, 40)}", value=scorecard.content_hash, code=True))
     return page.facts(facts, intro="What one needs to score again and get the same.")

@@ -323,11 +323,12 @@ def _facts(run: Run) -> Section:
         ]
     if run.scorecards:
         *judge, seeds = score.judge_facts(run.scorecards, "Prompt version", "Seed of the scores")
-        criteria = "\n".join(sorted({card.criteria_hash for card in run.scorecards.values()}))
+        criteria = "\n".join(sorted({scorecard.criteria_hash for scorecard in run.scorecards.values()}))
         facts += [*judge, Fact(name="Criteria", value=criteria, code=True), seeds]
     facts += [Fact(name=f"Rows of {part.name}", value=part.prepared.content_hash, code=True) for part in taken]
     facts += [
-        Fact(name=f"Scorecard of {name}", value=card.content_hash, code=True) for name, card in run.scorecards.items()
+        Fact(name=f"Scorecard of {name}", value=scorecard.content_hash, code=True)
+        for name, scorecard in run.scorecards.items()
     ]
     missing = "The run's folder holds no run.json, so its command line and versions are not known."
     return page.facts(facts, intro="" if run.info else missing)
