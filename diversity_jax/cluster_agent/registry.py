@@ -4,7 +4,7 @@ A name that is not in `JUDGES` is a language model, `PROVIDER:MODEL`. What diffe
 `JudgeKind`; nothing else compares names.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,7 +61,7 @@ def _open_llm(settings: JudgeSettings, corpora: Sequence[SampledCorpus], cache: 
     return judge
 
 
-JUDGES: Mapping[str, JudgeKind] = {
+JUDGES: dict[str, JudgeKind] = {
     "offline": JudgeKind(
         open=lambda settings, corpora, cache: OfflineJudge.fit(
             corpora, seed=settings.agent.seed, max_characters=settings.agent.max_characters

@@ -1,6 +1,6 @@
 """Opening a corpus: the table of all readers, by the ending of a file's name or by the scheme of a source."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 import os
 import re
 
@@ -13,7 +13,7 @@ from diversity_jax.corpus.readers.parquet import Parquet
 from diversity_jax.corpus.readers.tensorflow import TFRecord, open_seqio_task, open_tfds_builder
 from diversity_jax.corpus.readers.text import JsonLines, TextFile
 
-FILE_READERS: Mapping[str, tuple[str, type[FileRecords]]] = {
+FILE_READERS: dict[str, tuple[str, type[FileRecords]]] = {
     "jsonl": (r"\.(jsonl|ndjson|json)$", JsonLines),
     "text": (r"\.txt$", TextFile),
     "parquet": (r"\.parquet$", Parquet),
@@ -21,7 +21,7 @@ FILE_READERS: Mapping[str, tuple[str, type[FileRecords]]] = {
 }
 """Kind of file -> the ending of its name, without `.gz` or `.zst`, and its reader. The kind enters fingerprints."""
 
-SCHEMES: Mapping[str, Callable[[CorpusConfig, str], RecordCorpus]] = {
+SCHEMES: dict[str, Callable[[CorpusConfig, str], RecordCorpus]] = {
     "installed_docs": open_installed_docs,
     "seqio": open_seqio_task,
     "tfds": open_tfds_builder,
