@@ -151,7 +151,8 @@ def run_step(step: Step, store: StepStore, command: Command, code: Mapping[str, 
         for need in step.needs:
             if not store.output(need).exists():
                 output, done_file = store.output(need), store.path(f"{need}/{_DONE}")
-                raise InputError(f"{output}: is gone; remove {done_file} to have it made again")
+                remedy = f"the result of {need} is recorded but gone; remove {done_file} to have it made again"
+                raise InputError(f"{output}: {remedy}")
         with _logged(store.log_file(key)):
             command(step.config)
     except Exception as error:
