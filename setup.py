@@ -48,6 +48,8 @@ setup(
         "httpx>=0.28",
         "tokenizers>=0.22",
         "safetensors>=0.6",
+        # Its two data files alone are read; another version would be another ruler.
+        "wordllama==0.4.0.post1",
         "scikit-learn>=1.7",
         "matplotlib>=3.10",
         "pyarrow",
