@@ -12,7 +12,8 @@ TEXTS = ["The parliament votes on the new law on Monday.", "Whisk the eggs with 
 def test_vectors_are_of_unit_length_and_depend_on_the_text_alone():
     together = ruler.default_ruler().embed(TEXTS)
     alone = np.concatenate([ruler.default_ruler().embed([text]) for text in TEXTS])
-    assert (together == alone).all() and together.dtype == np.float32
+    assert (together == alone).all()
+    assert together.dtype == np.float32
     assert np.allclose(np.linalg.norm(together, axis=1), [1, 1, 0, 0, 1])
     assert together[0] @ together[4] > 0.2 > together[0] @ together[1]
 
