@@ -1,10 +1,12 @@
 """A scorecard says the same after a journey through a file, and a damaged one says what is wrong with it."""
 
+import dataclasses
 import json
 
 import pytest
 
 from diversity_jax.cluster_agent import AgentConfig, Scorecard, compare, score_corpus
+from diversity_jax.cluster_agent.verdict import Verdict
 from diversity_jax.core.errors import InputError
 from tests.simulated_corpus import LabelJudge, LabelledCorpus, even_shares
 
@@ -25,6 +27,19 @@ def test_a_scorecard_is_the_same_after_saving_and_loading(card, tmp_path):
     assert again.content_hash == card.content_hash
     again.save(tmp_path / "again.json")
     assert (tmp_path / "again.json").read_bytes() == (tmp_path / "scorecard.json").read_bytes()
+
+
+def test_what_the_examination_found_goes_into_the_file_and_may_be_missing(card):
+    verdict = Verdict(judge="doubtful", reasons=("one reason",))
+    examined = dataclasses.replace(card, verdict=verdict, consistency={"rechecks": 3}, drift={"drifts": False})
+    value = json.loads(json.dumps(examined.to_json()))
+    assert value["verdict"] == {"judge": "doubtful", "reasons": ["one reason"]}
+    assert Scorecard.from_json(value, where="x").verdict == verdict
+    for name in ("verdict", "consistency", "drift"):
+        del value[name]
+    bare = Scorecard.from_json(value, where="x")
+    assert bare.verdict is bare.consistency is bare.drift is None
+    assert set(bare.to_json()) == set(value)
 
 
 def test_the_file_has_the_fields_that_others_read(card, tmp_path):
@@ -72,6 +87,9 @@ def changed(card, **changes):
         ({"calls": "many"}, "calls is str"),
         ({"effective_clusters": {"value": 1}}, "effective_clusters: expected an object with numbers"),
         ({"collision": {"value": 1, "low": 0, "high": "x"}}, "collision.high"),
+        ({"verdict": {"judge": "great", "reasons": []}}, "verdict: expected judge, one of fit, doubtful, unfit"),
+        ({"verdict": "fit"}, "verdict: expected judge"),
+        ({"consistency": [1]}, "consistency is list"),
         ({"surprise": 1}, "'surprise'"),
         ({"series": {"samples_per_grouping": 10}}, "series"),
         ({"content_hash": "0"}, "content_hash"),

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from diversity_jax.cluster_agent.estimators import COLUMNS, Groupings
+from diversity_jax.cluster_agent.verdict import Verdict
 from diversity_jax.core import files
 from diversity_jax.core.errors import InputError
 from diversity_jax.core.intervals import Estimate
@@ -25,6 +26,8 @@ _KINDS: dict[str, type | tuple[type, ...]] = {
     **dict.fromkeys(("drops", "cluster_sizes", "convergence"), Mapping),
 }
 """Kinds of a scorecard's other fields in JSON."""
+# Fields that a file leaves out where they are None: earlier versions knew none of them.
+_LEFT_OUT = ("verdict", "consistency", "drift", "baseline")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -56,6 +59,12 @@ class Scorecard:
       convergence: `effective_clusters` after growing counts of groupings.
       examples: some groupings with texts (cut) and reasons.
       warnings: what a reader of the figures has to know, one line each.
+      verdict: whether the judge's figures can be believed, and why; None in scorecards of versions that did not examine
+        judges.
+      consistency: how far the judge repeats itself where it is asked again: rechecks, pairs, together_both,
+        together_first, together_second, adjusted_rand, flip_rate with its interval; None where nothing was asked again.
+      drift: whether it reads the same pairs otherwise among half as many samples: K, half, difference of T with its
+        interval, drifts; None likewise.
       baseline: the corpus's baseline metrics as JSON, where they were measured in the same run; None leaves the field
         out of the file.
     """
@@ -89,12 +98,16 @@ class Scorecard:
     convergence: Mapping[str, Sequence[float | None]] = field(default_factory=dict)
     examples: Sequence[Mapping[str, Any]] = ()
     warnings: Sequence[str] = ()
+    verdict: Verdict | None = None
+    consistency: Mapping[str, Any] | None = None
+    drift: Mapping[str, Any] | None = None
     baseline: Mapping[str, Any] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The JSON value that `save` writes, without its own hash."""
-        omitted = ("content_hash", "baseline" if self.baseline is None else "")
+        omitted = {"content_hash", *(name for name in _LEFT_OUT if getattr(self, name) is None)}
         value = {name: part for name, part in vars(self).items() if name not in omitted}
+        value |= {"verdict": self.verdict.to_json()} if self.verdict else {}
         value |= {name: value[name] and value[name].to_json() for name in (*_FIGURES, *_OPTIONAL_FIGURES)}
         series = {name: getattr(self.series, name).tolist() for name in COLUMNS}
         value["series"] = {"samples_per_grouping": self.series.samples_per_grouping} | series
@@ -137,6 +150,8 @@ class Scorecard:
             fields["series"] = Groupings(**value["series"])
         except (TypeError, ValueError) as error:
             raise InputError(f"{where}: series: {error}") from None
+        if fields.get("verdict") is not None:
+            fields["verdict"] = Verdict.from_json(fields["verdict"], f"{where}: verdict")
         return cls(**fields)
 
     def histogram(self, name: str) -> dict[str, list[float]]:
@@ -153,7 +168,7 @@ class Scorecard:
 
 
 def _check(value: Mapping[str, Any], where: str) -> None:
-    known = {*_KINDS, *_FIGURES, *_OPTIONAL_FIGURES, "version", "content_hash", "baseline"}
+    known = {*_KINDS, *_FIGURES, *_OPTIONAL_FIGURES, *_LEFT_OUT, "version", "content_hash"}
     if unknown := sorted(set(value) - known):
         raise InputError(f"{where}: has a field {unknown[0]!r} that no scorecard has; score the corpus again")
     for name, kind in _KINDS.items():
@@ -162,6 +177,9 @@ def _check(value: Mapping[str, Any], where: str) -> None:
             raise InputError(
                 f"{where}: {name} is {type(value.get(name)).__name__}; expected {wanted}: score the corpus again"
             )
+    for name in ("consistency", "drift"):
+        if not isinstance(value.get(name, {}), Mapping):
+            raise InputError(f"{where}: {name} is {type(value[name]).__name__}; expected an object")
     for name in _OPTIONAL_FIGURES:
         if name not in value:
             raise InputError(f"{where}: {name} is missing; expected an estimate or null: score the corpus again")
