@@ -14,7 +14,6 @@ import jsonschema
 import pytest
 
 from diversity_jax.cluster_agent import AgentConfig, LlmJudge, Scorecard, score_corpus
-from diversity_jax.cluster_agent.llm import parse_json
 from diversity_jax.cluster_agent.prompts import schema_of, system_of, user_of
 from diversity_jax.cluster_agent.types import (
     STAGES,
@@ -106,24 +105,6 @@ def test_a_repair_shows_the_earlier_answer_as_one_line_of_data():
     assert json.dumps(task.previous) in last
     assert "k3a" in user_of(task)
     assert user_of(task) != user_of(task_of("cluster_samples"))
-
-
-@pytest.mark.parametrize(
-    ("text", "value"),
-    [
-        ('{"a": 1}', {"a": 1}),
-        ('```json\n{"a": 1}\n```', {"a": 1}),
-        ('Here you are {as wished}:\n```\n{"a": {"b": 1}}\n```\nDo ask {} again.', {"a": {"b": 1}}),
-        ('<think>{"a": [1, 2, 3, 4, 5, 6]} or not</think>\n{"a": 1}', {"a": 1}),
-        ("[1]", None),
-        ("Sure! {", None),
-        ("", None),
-        ("[" * 100_000, None),
-        ("{" * 100_000, None),
-    ],
-)
-def test_an_answer_is_one_json_object_or_nothing(text, value):
-    assert parse_json(text) == value
 
 
 @pytest.mark.parametrize("truth", [5, 50])

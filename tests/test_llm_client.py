@@ -3,11 +3,13 @@
 import subprocess
 import sys
 
+import jsonschema
 import pytest
 
 from diversity_jax.core.errors import InputError
 from diversity_jax.core.files import content_hash
-from diversity_jax.llm import CallFailed, EngineConfig, Request
+from diversity_jax.llm import CallFailed, EngineConfig, Request, read_json_answer
+from diversity_jax.llm.json_answers import fits
 
 
 @pytest.mark.parametrize(
@@ -87,3 +89,77 @@ def test_importing_the_room_imports_no_sdk_and_opens_nothing():
     )
     script = f"import sys, diversity_jax.llm; print([name for name in {heavy} if name in sys.modules])"
     assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+WHOLE = '{"clusters": [{"cluster": 1}]}'
+LONGER = '{"clusters": [{"cluster": 1}, {"cluster": 2}, {"cluster": 3}]}'
+CLUSTERS = {
+    "type": "object",
+    "properties": {
+        "clusters": {
+            "type": "array",
+            "items": {"type": "object", "properties": {"cluster": {"type": "integer"}}, "required": ["cluster"]},
+        }
+    },
+    "required": ["clusters"],
+    "additionalProperties": False,
+}
+
+
+@pytest.mark.parametrize("schema", [None, CLUSTERS])
+@pytest.mark.parametrize(
+    "text",
+    [
+        WHOLE,
+        f"\n{WHOLE} ",
+        f"```json\n{WHOLE}\n```",
+        f"Here you are {{as wished}}:\n```\n{WHOLE}\n```\nDo ask {{}} again.",
+        f"<think>{LONGER} or not</think>\n{WHOLE}",
+        f"{LONGER} or not</think>{WHOLE}",
+        f"Let me see. {LONGER} Too many; so the answer is\n\n{WHOLE}",
+        f"{LONGER}\n{WHOLE}\nDone.",
+        "\\frac{a}{b} is {3}, so " + WHOLE,
+    ],
+)
+def test_the_object_that_stands_last_is_meant(text, schema):
+    assert read_json_answer(text, schema) == ({"clusters": [{"cluster": 1}]}, text.strip() == WHOLE)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        (f'{LONGER} {WHOLE} {{"confidence": 0.9}}', {"clusters": [{"cluster": 1}]}),
+        (f'{{"clusters": [{{"cluster": 2}}, {{"clu... no: {WHOLE}', {"clusters": [{"cluster": 1}]}),
+        ('{"clusters": [],\n"note": "two\nlines"}', {"clusters": [], "note": "two\nlines"}),
+        (f'{LONGER} and in short {{"clusters": [{{"cluster": 1}}, {{"cluster"', None),
+        ('Sure: {"clusters": [{"cluster": 1}, {"cluster": ', None),
+        (f"<think>{LONGER}</think> I cannot say.", None),
+        (f"[{WHOLE}", {"clusters": [{"cluster": 1}]}),
+    ],
+)
+def test_with_a_schema_remarks_parts_and_drafts_of_an_answer_are_none(text, value):
+    assert read_json_answer(text, CLUSTERS) == (value, False)
+
+
+@pytest.mark.parametrize("text", ["Sure! {", "[1] 3", "", "[" * 100_000, "{" * 100_000, '{"a":' * 50_000])
+@pytest.mark.parametrize("schema", [None, CLUSTERS])
+def test_what_holds_no_object_is_no_answer(text, schema):
+    assert read_json_answer(text, schema) == (None, False)
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ({"clusters": [{"cluster": 1}]}, True),
+        ({"clusters": []}, True),
+        ({"clusters": {}}, False),
+        ({"clusters": [{"cluster": "1"}]}, False),
+        ({"clusters": [{"cluster": True}]}, False),
+        ({"clusters": [{}]}, False),
+        ({"clusters": [], "more": 1}, False),
+        ({}, False),
+    ],
+)
+def test_a_value_fits_a_schema_as_jsonschema_says(value, expected):
+    assert jsonschema.Draft202012Validator(CLUSTERS).is_valid(value) is expected
+    assert fits(value, CLUSTERS) is expected

@@ -219,6 +219,23 @@ def test_a_parameter_the_server_does_not_take_is_left_away_from_then_on(paramete
         assert "JSON schema, named propose_criteria" in body
 
 
+def test_a_server_enforces_schemas_until_it_refuses_one_or_an_answer_breaks_one(caplog):
+    async def run(engine):
+        async with engine:
+            before = engine.enforces_schema
+            await engine.complete(request())
+            after = engine.enforces_schema
+            engine.report_broken_schema("propose_criteria")
+            engine.report_broken_schema("propose_criteria")
+            return before, after, engine.enforces_schema
+
+    with caplog.at_level(logging.INFO), serve() as server:
+        assert asyncio.run(run(engine_for(server))) == (True, True, False)
+        assert sum("propose_criteria broke it" in record.message for record in caplog.records) == 1
+        server.reject_parameters = ("response_format",)
+        assert asyncio.run(run(engine_for(server))) == (True, False, False)
+
+
 def test_a_single_rejected_call_fails_alone_and_a_wrong_setting_ends_the_run():
     with serve() as server:
         engine = engine_for(server, max_in_flight=1)

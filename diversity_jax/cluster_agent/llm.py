@@ -1,20 +1,17 @@
 """A language model as judge: tasks become requests, and completions are parsed."""
 
 from collections.abc import Mapping
-import json
 from types import MappingProxyType
 from typing import Any
 
 from diversity_jax.cluster_agent.prompts import PROMPT_VERSION, schema_of, system_of, user_of
 from diversity_jax.cluster_agent.types import JudgeAnswer, Task
-from diversity_jax.llm import CallFailed, Engine, Request
+from diversity_jax.llm import CallFailed, Engine, Request, read_json_answer
 
 _STAGES_OF_A_SET = ("propose_criteria", "summarize_metadata", "summarize_metrics", "define_criteria")
 _REPLICATES_OF_A_SET = 1_000_000
 # Under a cap on calls this share of those left is begun at once, so that few groupings are left unverified at its end.
 _SHARE_OF_CALLS_LEFT = 8
-_BRACES_TRIED = 20  # in an answer that is not JSON alone
-_decoder = json.JSONDecoder()
 
 
 class LlmJudge:
@@ -70,14 +67,17 @@ class LlmJudge:
 
     async def ask(self, task: Task) -> JudgeAnswer:
         """Asks and parses; see `Judge.ask`."""
+        request = self.request(task)
         try:
-            completion = await self.engine.complete(self.request(task))
+            completion = await self.engine.complete(request)
         except CallFailed as error:
             return JudgeAnswer(
                 value=None, failure=error.reason, detail=error.detail, ends_run=error.ends_run, **_use(error)
             )
-        value = parse_json(completion.text)
-        if value is None:
+        value, kept_schema = read_json_answer(completion.text, request.schema)
+        if not kept_schema:
+            self.engine.report_broken_schema(request.stage)
+        if not isinstance(value, Mapping):
             return JudgeAnswer(
                 value=None, failure="garbled", detail="not one JSON object", text=completion.text, **_use(completion)
             )
@@ -86,29 +86,3 @@ class LlmJudge:
 
 def _use(call: Any) -> dict[str, Any]:
     return {name: getattr(call, name) for name in ("prompt_tokens", "completion_tokens", "cost_usd")}
-
-
-def parse_json(text: str) -> Mapping[str, Any] | None:
-    """The JSON object that `text` is, or else the longest in it, such as in a Markdown fence or after reasoning."""
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError):
-        value = _longest_object(text.rpartition("</think>")[2])
-    return value if isinstance(value, Mapping) else None
-
-
-def _longest_object(text: str) -> Any:
-    longest, length, start, tries = None, 0, text.find("{"), 0
-    while start >= 0 and tries < _BRACES_TRIED:
-        try:
-            value, end = _decoder.raw_decode(text, start)
-        except json.JSONDecodeError as error:
-            if error.pos - start > 2:  # not a brace in prose but an object that breaks off: no part of it is the answer
-                return None
-            end = start + 1
-        except RecursionError:
-            return None
-        if end - start > max(length, 1):
-            longest, length = value, end - start
-        start, tries = text.find("{", end), tries + 1
-    return longest

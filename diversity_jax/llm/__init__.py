@@ -3,6 +3,7 @@
 from diversity_jax.llm.budget import BudgetConfig, Price, price_of
 from diversity_jax.llm.cost_forecast import CostForecast, PlannedCalls, Tokens, estimate_tokens, forecast
 from diversity_jax.llm.engine import Engine
+from diversity_jax.llm.json_answers import read_json_answer
 from diversity_jax.llm.progress import Stats
 from diversity_jax.llm.providers.registry import parse_model
 from diversity_jax.llm.types import CallFailed, Completion, EngineConfig, Request, Schema
@@ -24,4 +25,5 @@ __all__ = [
     "forecast",
     "parse_model",
     "price_of",
+    "read_json_answer",
 ]

@@ -111,6 +111,7 @@ class Engine:
         self._ending: Exception | None = None
         self._reached = False  # whether the server has answered anything
         self._rejections = 0
+        self._broken_schemas = 0  # answers that broke the schema they were asked in
 
     async def __aenter__(self) -> "Engine":
         config = self.config
@@ -164,6 +165,20 @@ class Engine:
         """Calls that the cap on them still allows; None without one."""
         most, stats = self.budget.max_calls, self.stats
         return None if most is None else max(most - stats.spent_before.calls - stats.spent.calls, 0)
+
+    @property
+    def enforces_schema(self) -> bool:
+        """Whether the server holds answers to the schema of their request, as far as is known: False once it has
+        refused schemas, or an answer that was reported has broken one.
+        """
+        return not self._broken_schemas and (self._provider is None or self._provider.sends_schemas)
+
+    def report_broken_schema(self, stage: str) -> None:
+        """Notes that an answer did not fit the schema of its request; the first time this is logged."""
+        if self.enforces_schema:
+            what = f"does not hold answers to their schema (an answer of {stage} broke it); they are checked here"
+            _logger.info("%s: %s %s", self.role, self.name, what)
+        self._broken_schemas += 1
 
     def expect(self, calls: int) -> None:
         """Sets how many calls the run will make, for the time left and the total price."""

@@ -3,12 +3,11 @@
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 import functools
-import json
 import random
 import re
 from typing import Any
 
-from diversity_jax.llm import Request
+from diversity_jax.llm import Request, read_json_answer
 from diversity_jax.synthesis.config import QualityConfig
 from diversity_jax.synthesis.templates import Seeds, Template
 
@@ -90,14 +89,10 @@ def read_answer(text: str, template: Template, seeds: Seeds, request: Request, q
     Raises:
       Flaw: `not_json`, `schema`, `refused`, `short`, `long`, `options`, `answer_not_an_option`, `copied_from_prompt`.
     """
-    content = text.strip()
-    if content.startswith("```"):  # servers that do not enforce a schema often put JSON between fences
-        content = content.split("\n", 1)[-1].removesuffix("```")
-    try:
-        value = json.loads(content)
-    except (ValueError, RecursionError):
+    value = read_json_answer(text, request.schema).value
+    if value is None:
         reason = "refused" if _REFUSAL.search(text[:_REFUSAL_CHARACTERS]) else "not_json"
-        raise Flaw(reason, "the answer is not JSON") from None
+        raise Flaw(reason, "the answer is not a JSON object")
     generation = _in_schema(value, template, seeds, request.schema or {})
     _check_passages(generation, request, quality)
     if (question := generation.question) is not None:

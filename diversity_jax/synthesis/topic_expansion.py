@@ -13,7 +13,7 @@ from diversity_jax.cluster_agent.text_cleaning import child_seed, clean_text
 from diversity_jax.core.errors import InputError
 from diversity_jax.core.files import read_json, write_json
 from diversity_jax.corpus import CorpusConfig, open_corpus
-from diversity_jax.llm import CallFailed, Engine, Request
+from diversity_jax.llm import CallFailed, Engine, Request, read_json_answer
 from diversity_jax.synthesis import prompts
 from diversity_jax.synthesis.config import SynthesisConfig, TopicsConfig
 from diversity_jax.synthesis.store import Store
@@ -201,7 +201,7 @@ class TopicExpander:
                 async with self._semaphore:
                     completion = await self._engine.complete(request)
                 self.dollars += completion.cost_usd
-                return kind.read(json.loads(completion.text))
+                return kind.read(read_json_answer(completion.text, kind.schema).value)
             except CallFailed as error:
                 if error.ends_run:
                     raise InputError(f"{kind.stage}: {error}") from None

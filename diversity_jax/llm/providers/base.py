@@ -70,6 +70,10 @@ class Rejected(Exception):
 class Provider(Protocol):
     """A connection to one model."""
 
+    @property
+    def sends_schemas(self) -> bool:
+        """Whether the server is sent the schema of a request, having refused none so far."""
+
     async def ask(self, request: Request) -> Reply:
         """Makes one attempt; the caller sets the deadline.
 

@@ -13,6 +13,8 @@ _KEYWORDS = ("description", "format", "minItems", "maxItems", "required", "prope
 class GoogleGenai:
     """A `Provider`. The key comes from GEMINI_API_KEY or GOOGLE_API_KEY; an address of one's own may need none."""
 
+    sends_schemas = True
+
     def __init__(self, endpoint: Endpoint, *, deadline_seconds: float, **_: Any):
         import aiohttp
         from google.genai import errors

@@ -20,6 +20,8 @@ _MODELS_CACHED = 64  # one per system instruction
 class Gemini:
     """A `Provider`. The key comes from GEMINI_API_KEY or GOOGLE_API_KEY; an address of one's own may need none."""
 
+    sends_schemas = True
+
     def __init__(self, endpoint: Endpoint, *, max_in_flight: int, deadline_seconds: float):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # it announces its successor at every import

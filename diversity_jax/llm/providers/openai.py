@@ -95,6 +95,11 @@ class OpenAIChat:
         self._session = http_session(self._url, headers=headers)
         self._without: frozenset[str] = frozenset()
 
+    @property
+    def sends_schemas(self) -> bool:
+        """See `Provider.sends_schemas`."""
+        return "response_format" not in self._without
+
     async def ask(self, request: Request) -> Reply:
         """Makes one attempt; see `Provider.ask`."""
         without, endpoint = self._without, self._endpoint
