@@ -1,0 +1,216 @@
+"""Small labelled corpora, written for this project, whose diversity is known: what a judge is examined on, and the
+pairs of known relation on which the threshold of an embedding judge is set.
+
+The texts in `exam_texts.json` are about 24 subjects in 12 pairs of neighbours (baking bread, brewing beer), ten English
+texts of 45 to 70 words each that name their subject within the first 20; four subjects also in five styles; and six
+subjects in twelve further languages. Every text is of exactly one subject, which is its label throughout.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+import functools
+import itertools
+from pathlib import Path
+import random
+from typing import Any
+
+import numpy as np
+
+from diversity_jax.cluster_agent.ruler import first_words
+from diversity_jax.cluster_agent.text_cleaning import child_seed, random_order
+from diversity_jax.core.errors import InputError
+from diversity_jax.core.files import content_hash, read_json
+from diversity_jax.corpus.document import Document
+
+_FAR_APART = ("bread", "volcanoes", "taxes", "dentistry", "planets", "cycling")
+_NEIGHBOUR_PAIRS = 6  # in the corpus "neighbours"
+_ZIPF_LARGEST = 20  # texts of the commonest subject in "skewed"; the subject at rank r has a share 1 / r of them
+_CUT_WORDS = (15, 30, 45, 1000)  # of the texts of "lengths", in turn; the last one leaves a text whole
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExamCorpus:
+    """Labelled texts that can be sampled as any corpus; the id of a document is its number in `texts`.
+
+    Attributes:
+      labels: the subject of each text, by which the truth is known.
+      styles, languages: what else is known of each text; "plain" and "en" for most.
+    """
+
+    name: str
+    texts: tuple[str, ...]
+    labels: tuple[str, ...]
+    styles: tuple[str, ...]
+    languages: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    @property
+    def collision(self) -> float:
+        """Share of the pairs of different texts that are of one subject: sum n (n - 1) / (D (D - 1))."""
+        counts = [self.labels.count(label) for label in set(self.labels)]
+        return sum(n * (n - 1) for n in counts) / (len(self) * (len(self) - 1))
+
+    @property
+    def effective_clusters(self) -> float:
+        """The truth: 1 / `collision`, which 1 / T of drawn samples estimates without bias in T."""
+        return 1 / self.collision
+
+    def sample(self, size: int, *, seed: int) -> Sequence[Document]:
+        """`size` texts without replacement; all of them, in random order, where there are no more."""
+        order = random_order(random.Random(child_seed(seed, "exam", self.name)), len(self))
+        return [Document(id=str(number), text=self.texts[number]) for number in order[:size]]
+
+    def fingerprint(self) -> str:
+        """Of texts and labels."""
+        return content_hash([self.texts, self.labels])
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class CalibrationPairs:
+    """Pairs of texts of known relation in one language, each array [N, 2] of positions in `texts`.
+
+    Attributes:
+      same: of one subject.
+      neighbours: of two subjects that are close, such as violin and choir; empty where the language has none.
+      unrelated: of two subjects that are not.
+    """
+
+    texts: tuple[str, ...]
+    same: np.ndarray
+    neighbours: np.ndarray
+    unrelated: np.ndarray
+
+    @property
+    def different(self) -> np.ndarray:
+        """Neighbours and unrelated pairs together."""
+        return np.concatenate([self.neighbours, self.unrelated])
+
+
+@functools.cache
+def _data() -> Mapping[str, Any]:
+    value: Mapping[str, Any] = read_json(Path(__file__).with_name("exam_texts.json"))
+    return value
+
+
+@functools.cache
+def neighbour_of() -> Mapping[str, str]:
+    """The close subject of each of the 24."""
+    pairs = _data()["neighbours"]
+    return {a: b for a, b in pairs} | {b: a for a, b in pairs}
+
+
+def _english(name: str, subjects: Sequence[str], per_subject: Sequence[int]) -> ExamCorpus:
+    """The first so many English texts of each subject, those in a style after the plain ones."""
+    rows = []
+    for subject, count in zip(subjects, per_subject, strict=True):
+        styled = _data()["styles"].get(subject, {})
+        plain = [(text, "plain") for text in _data()["english"][subject]]
+        texts = plain + [(text, style) for style, texts in styled.items() for text in texts]
+        rows += [(text, subject, style, "en") for text, style in texts[:count]]
+    return _corpus(name, rows)
+
+
+def _corpus(name: str, rows: Sequence[tuple[str, str, str, str]]) -> ExamCorpus:
+    texts, labels, styles, languages = map(tuple, zip(*rows, strict=True))
+    return ExamCorpus(name=name, texts=texts, labels=labels, styles=styles, languages=languages)
+
+
+def _skewed() -> ExamCorpus:
+    styled = list(_data()["styles"])
+    subjects = styled[:1] + [subject for subject in _data()["english"] if subject != styled[0]]
+    return _english("skewed", subjects, [max(1, round(_ZIPF_LARGEST / rank)) for rank in range(1, len(subjects) + 1)])
+
+
+def _lengths() -> ExamCorpus:
+    whole = _english("lengths", _FAR_APART, [10] * len(_FAR_APART))
+    cuts = itertools.cycle(_CUT_WORDS)
+    return replace(whole, texts=tuple(first_words(text, next(cuts)) for text in whole.texts))
+
+
+def _styles() -> ExamCorpus:
+    rows = [
+        (text, subject, style, "en")
+        for subject, styles in _data()["styles"].items()
+        for style, texts in styles.items()
+        for text in texts
+    ]
+    return _corpus("styles", rows)
+
+
+def _languages() -> ExamCorpus:
+    by_language = _data()["languages"]
+    subjects = next(iter(by_language.values()))
+    english = [(text, subject, "plain", "en") for subject in subjects for text in _data()["english"][subject][:3]]
+    others = [
+        (text, subject, "plain", language)
+        for language, by_subject in by_language.items()
+        for subject, texts in by_subject.items()
+        for text in texts
+    ]
+    return _corpus("languages", english + others)
+
+
+@functools.cache
+def exam_corpora() -> Mapping[str, ExamCorpus]:
+    """The corpora by name.
+
+    subjects_24: all subjects, ten texts each, so that 24 equal clusters show; subjects_6: six that are far apart;
+    one_subject: a single one, also in styles; neighbours: six pairs of close subjects; skewed: 24 subjects whose sizes
+    fall as 1 / rank; styles: four subjects in five styles, of which the subject counts; lengths: the texts of
+    subjects_6 cut to 15, 30 or 45 words or whole; languages: six subjects in 13 languages, of which the subject counts.
+    """
+    subjects = list(_data()["english"])
+    close = [subject for pair in _data()["neighbours"][:_NEIGHBOUR_PAIRS] for subject in pair]
+    corpora = (
+        _english("subjects_24", subjects, [10] * len(subjects)),
+        _english("subjects_6", _FAR_APART, [10] * len(_FAR_APART)),
+        _english("one_subject", list(_data()["styles"])[:1], [20]),
+        _english("neighbours", close, [10] * len(close)),
+        _skewed(),
+        _styles(),
+        _lengths(),
+        _languages(),
+    )
+    return {corpus.name: corpus for corpus in corpora}
+
+
+def calibration_pairs(words: int = 0) -> Mapping[str, CalibrationPairs]:
+    """All pairs of texts by language (ISO 639-1): `en` of 240 texts, each other of 18 short ones.
+
+    Args:
+      words: so many at least has every English text, which for more than 45 is several of one subject joined; up to
+        200 there remain two texts or more of each subject. Cutting is left to whoever compares the texts.
+
+    Raises:
+      InputError: more words than two texts of a subject have.
+    """
+    english = {subject: _joined(texts, words) for subject, texts in _data()["english"].items()}
+    if short := [subject for subject, texts in english.items() if len(texts) < 2]:
+        raise InputError(f"calibration pairs: {short[0]} has no two texts of {words} words; ask for at most 200")
+    return {language: _pairs(texts) for language, texts in {"en": english, **_data()["languages"]}.items()}
+
+
+def _joined(texts: Sequence[str], words: int) -> list[str]:
+    """Texts of at least so many words, made of as few of `texts` as it takes; a remainder is dropped."""
+    joined, parts = [], []
+    for text in texts:
+        parts.append(text)
+        if len(" ".join(parts).split()) >= words:
+            joined.append(" ".join(parts))
+            parts = []
+    return joined
+
+
+def _pairs(by_subject: Mapping[str, Sequence[str]]) -> CalibrationPairs:
+    labels = [subject for subject, texts in by_subject.items() for _ in texts]
+    pairs = np.array(list(itertools.combinations(range(len(labels)), 2)))
+    same = np.array([labels[a] == labels[b] for a, b in pairs])
+    near = np.array([neighbour_of()[labels[a]] == labels[b] for a, b in pairs])
+    return CalibrationPairs(
+        texts=tuple(itertools.chain.from_iterable(by_subject.values())),
+        same=pairs[same],
+        neighbours=pairs[near],
+        unrelated=pairs[~same & ~near],
+    )
