@@ -58,6 +58,7 @@ setup(
         "rich>=14",
         "rapidfuzz>=3.14",
         "regex",
+        "icu4py>=1.2",
         "psutil",
         "scipy",
         "statsmodels>=0.14.5",
