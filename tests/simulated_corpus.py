@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from diversity_jax.cluster_agent.estimators import Groupings, collision_variance
+from diversity_jax.cluster_agent.estimators import collision_variance
+from diversity_jax.cluster_agent.groupings import Groupings
 from diversity_jax.cluster_agent.text_cleaning import child_seed
 from diversity_jax.cluster_agent.types import JudgeAnswer, Task
 from diversity_jax.core.files import content_hash

@@ -1,5 +1,6 @@
 """Figures against their definitions, against theory, and at their edges."""
 
+import json
 import math
 
 from hypothesis import given
@@ -9,6 +10,7 @@ import pytest
 
 from diversity_jax.cluster_agent import estimators as e
 from diversity_jax.cluster_agent.canaries import ErrorRates, binomial, corrected
+from diversity_jax.cluster_agent.groupings import COLUMNS, OPTIONAL_COLUMNS, Groupings, count_partition
 from diversity_jax.core.errors import InputError
 from tests.simulated_corpus import (
     count_clusters,
@@ -23,12 +25,17 @@ from tests.simulated_corpus import (
 def groupings_of(partitions, k, valid=None, sets=None):
     """Groupings of explicit cluster sizes."""
     counted = [
-        e.count_partition(sizes, good)
+        count_partition(sizes, good)
         for sizes, good in zip(partitions, valid or [[True] * len(p) for p in partitions], strict=True)
     ]
-    clusters, kept, pairs = zip(*counted, strict=True)
-    return e.Groupings(
-        samples_per_grouping=k, criteria_set=sets or [0] * len(partitions), clusters=clusters, kept=kept, pairs=pairs
+    clusters, kept, pairs, triples = zip(*counted, strict=True)
+    return Groupings(
+        samples_per_grouping=k,
+        criteria_set=sets or [0] * len(partitions),
+        clusters=clusters,
+        kept=kept,
+        pairs=pairs,
+        triples=triples,
     )
 
 
@@ -56,7 +63,7 @@ def test_a_grouping_without_a_valid_cluster_has_no_paper_score_but_counts_for_co
 @given(st.lists(st.lists(st.integers(0, 6), min_size=8, max_size=8), min_size=2, max_size=30))
 def test_every_figure_keeps_its_range_and_its_interval_holds_its_value(labels):
     labels = np.array(labels)
-    found = e.Groupings(
+    found = Groupings(
         samples_per_grouping=8,
         criteria_set=np.arange(len(labels)) % 3,
         clusters=count_clusters(labels),
@@ -128,7 +135,7 @@ def test_criteria_that_differ_need_the_two_level_interval():
     for _ in range(300):
         shares = [even_shares(round(50 * math.exp(generator.normal(0, 0.1)))) for _ in range(5)]
         found = simulate_groupings(shares, samples_per_grouping=10, groupings=2500, generator=generator)
-        flat = e.Groupings(
+        flat = Groupings(
             samples_per_grouping=10,
             criteria_set=[0] * 2500,
             clusters=found.clusters,
@@ -178,14 +185,14 @@ def test_one_grouping_gives_an_interval_as_wide_as_it_deserves():
 
 def test_no_grouping_is_refused():
     with pytest.raises(InputError, match="no usable grouping"):
-        e.effective_clusters(e.Groupings(samples_per_grouping=5, criteria_set=[], clusters=[], kept=[], pairs=[]))
+        e.effective_clusters(Groupings(samples_per_grouping=5, criteria_set=[], clusters=[], kept=[], pairs=[]))
 
 
 def test_damaged_counts_are_refused():
     with pytest.raises(InputError, match="damaged"):
-        e.Groupings(samples_per_grouping=5, criteria_set=[0], clusters=[2], kept=[5], pairs=[11])
+        Groupings(samples_per_grouping=5, criteria_set=[0], clusters=[2], kept=[5], pairs=[11])
     with pytest.raises(InputError, match="at least 2"):
-        e.Groupings(samples_per_grouping=1, criteria_set=[0], clusters=[1], kept=[1], pairs=[0])
+        Groupings(samples_per_grouping=1, criteria_set=[0], clusters=[1], kept=[1], pairs=[0])
 
 
 def test_a_corpus_has_no_more_clusters_than_documents():
@@ -233,7 +240,7 @@ def test_the_correction_takes_out_the_errors_of_a_judge():
     for _ in range(200):
         true = simulate_groupings(even_shares(50), samples_per_grouping=10, groupings=800, generator=generator)
         pairs = generator.binomial(true.pairs, 0.9) + generator.binomial(45 - true.pairs, 0.005)
-        spoilt = e.Groupings(
+        spoilt = Groupings(
             samples_per_grouping=10, criteria_set=true.criteria_set, clusters=true.clusters, kept=true.kept, pairs=pairs
         )
         rates = ErrorRates(
@@ -254,3 +261,56 @@ def test_beyond_the_ceiling_the_correction_gives_a_bound():
     assert one.high is None
     assert corrected(found, ErrorRates(shown=10, merged=6, split=5)) is None
     assert corrected(found, ErrorRates(shown=0, merged=0, split=0)) is None
+
+
+def all_columns(count=200, k=8, **changes):
+    """Groupings with every optional column, of groupings of which some were verified."""
+    generator = np.random.default_rng(1)
+    verified = np.arange(count) % 4 == 0
+    labels = generator.integers(0, 6, (count, k))
+    claimed = count_pairs(labels)
+    columns = {
+        "criteria_set": np.arange(count) % 3,
+        "clusters": count_clusters(labels),
+        "kept": np.full(count, k),
+        "pairs": np.where(verified, claimed * 9 // 10, claimed),
+        "triples": np.minimum(claimed // 3, 56),
+        "claimed_clusters": count_clusters(labels),
+        "claimed_pairs": claimed,
+        "weight": np.where(verified, 4.0, 0.0),
+        "features": generator.random((count, 2)),
+        "feature_means": [0.5, 0.5],
+        "feature_means_covariance": np.eye(2) * 1e-5,
+    }
+    return Groupings(samples_per_grouping=k, **(columns | changes))
+
+
+def test_groupings_with_every_column_come_back_from_json_and_from_rows():
+    found = all_columns()
+    again = Groupings(**json.loads(json.dumps(found.to_json())))
+    rows = [
+        {name: getattr(found, name)[number] for name in (*COLUMNS, *OPTIONAL_COLUMNS)} for number in range(len(found))
+    ]
+    of_rows = Groupings.of_rows(8, rows, feature_means=[0.5, 0.5], feature_means_covariance=np.eye(2) * 1e-5)
+    for other in (again, of_rows):
+        assert other.to_json() == found.to_json()
+        assert e.values(other).tolist() == e.values(found).tolist()
+    assert len(found.first(7)) == len(found.first(7).features) == len(found.first(7).weight) == 7
+    assert Groupings.of_rows(8, [(0, 1, 8, 28)]).to_json().keys() == {"samples_per_grouping", *COLUMNS}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"weight": [-1.0] * 200},
+        {"triples": [57] * 200},
+        {"claimed_pairs": [0] * 200},
+        {"claimed_clusters": [9] * 200},
+        {"features": [[math.nan, 0]] * 200},
+        {"feature_means": [0.5]},
+        {"weight": [1.0]},
+    ],
+)
+def test_damaged_optional_columns_are_refused(changes):
+    with pytest.raises(InputError, match="groupings:"):
+        all_columns(**changes)

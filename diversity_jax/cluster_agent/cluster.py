@@ -8,7 +8,7 @@ from typing import Any
 from diversity_jax.cluster_agent.canaries import CanaryResult, canary_result, with_control_cluster, without_planted
 from diversity_jax.cluster_agent.config import AgentConfig
 from diversity_jax.cluster_agent.criteria import Criteria
-from diversity_jax.cluster_agent.estimators import count_partition
+from diversity_jax.cluster_agent.groupings import count_partition
 from diversity_jax.cluster_agent.sampling import PlannedGrouping
 from diversity_jax.cluster_agent.text_cleaning import clean_text
 from diversity_jax.cluster_agent.types import (
@@ -49,10 +49,14 @@ class JudgedGrouping:
     detail: str = ""
 
     @property
-    def counts(self) -> tuple[int, int, int, int]:
-        """(criteria set, clusters left, samples left, co-clustered pairs): the columns of `Groupings`."""
+    def counts(self) -> dict[str, int]:
+        """Its row of `Groupings`, by column."""
         sizes = [len(cluster.sample_ids) for cluster in self.clusters]
-        return self.planned.criteria_set, *count_partition(sizes, [cluster.valid for cluster in self.clusters])
+        clusters, kept, pairs, triples = count_partition(sizes, [cluster.valid for cluster in self.clusters])
+        _, _, claimed_pairs, _ = count_partition(sizes, [True] * len(sizes))
+        claimed = {"claimed_clusters": len(sizes), "claimed_pairs": claimed_pairs, "weight": 1}
+        numbers = {"criteria_set": self.planned.criteria_set, "clusters": clusters, "kept": kept}
+        return numbers | {"pairs": pairs, "triples": triples} | claimed
 
     def to_json(self) -> dict[str, Any]:
         """One line of groupings.jsonl: samples and their documents, the canary, the partition and its verdicts."""

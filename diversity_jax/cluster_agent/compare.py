@@ -19,7 +19,7 @@ from diversity_jax.core.intervals import Estimate
 
 
 def compare(a: Scorecard, b: Scorecard, *, alpha: float = 0.05, looks: int = 1, any_judge: bool = False) -> Comparison:
-    """Which corpus is the more diverse, on log effective clusters.
+    """Which corpus is the more diverse, on log effective clusters of what the documents were drawn from.
 
     Args:
       a, b: scorecards of one judge, wording and settings (`Scorecard.ruler`).
@@ -33,7 +33,9 @@ def compare(a: Scorecard, b: Scorecard, *, alpha: float = 0.05, looks: int = 1, 
     """
     if not any_judge:
         _check_same_judge(a, b)
-    return compare_in_looks(a.series, b.series, paired=a.criteria_hash == b.criteria_hash, alpha=alpha, looks=looks)
+    paired = a.criteria_hash == b.criteria_hash
+    documents = a.sampled_documents, b.sampled_documents
+    return compare_in_looks(a.series, b.series, paired=paired, alpha=alpha, looks=looks, documents=documents)
 
 
 def drift(small: Scorecard, large: Scorecard, *, alpha: float = 0.05) -> Comparison:

@@ -1,90 +1,24 @@
 """From partitions to figures: how diverse a corpus is, and how sure that is.
 
-One grouping shows a judge K samples and gets a partition of them. Four integers a grouping enter the figures
-(`Groupings`), so that 5,000 groupings are 80 kB. Notation: p_c is the share of the corpus in cluster c, theta = sum
-p_c^2 and theta3 = sum p_c^3. The mean collision estimates theta without bias at any K >= 2, because two samples of a
-grouping are two random documents however many others are shown with them; 1 / theta is the Hill number of order 2
-(Hill 1973). Formulas and their measured coverage are in docs/statistics.md.
+Notation: p_c is the share of the corpus in cluster c, theta = sum p_c^2 and theta3 = sum p_c^3. The mean collision
+estimates theta without bias at any K >= 2, because two samples of a grouping are two random documents however many
+others are shown with them; 1 / theta is the Hill number of order 2 (Hill 1973). Formulas and their measured coverage
+are in docs/statistics.md.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 import math
 
 import numpy as np
 
+from diversity_jax.cluster_agent import control_variate
+from diversity_jax.cluster_agent.groupings import Groupings
 from diversity_jax.core.errors import InputError
 from diversity_jax.core.intervals import Estimate
 
 FEWEST_PAIRS = 10  # under so many co-clustered pairs the log interval does not hold and only a lower bound is given
-COLUMNS = ("criteria_set", "clusters", "kept", "pairs")
 _LARGEST_EXPONENT = 700.0  # math.exp overflows at 710
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Groupings:
-    """Counts of the partitions of one corpus. Arrays are [N], one entry a usable grouping, in the order of drawing.
-
-    Attributes:
-      samples_per_grouping: K.
-      criteria_set: which of the B criteria sets the grouping was judged by, 0 to B - 1.
-      clusters: C, clusters left after those that verification called invalid are dropped.
-      kept: n, samples in those clusters.
-      pairs: pairs of samples in one valid cluster. The samples of an invalid cluster count as singletons here: "these
-        belong together" was asserted wrongly and nothing else is known of them.
-    """
-
-    samples_per_grouping: int
-    criteria_set: np.ndarray
-    clusters: np.ndarray
-    kept: np.ndarray
-    pairs: np.ndarray
-
-    def __post_init__(self):
-        if self.samples_per_grouping < 2:
-            raise InputError(f"samples_per_grouping: {self.samples_per_grouping} samples make no pair; give at least 2")
-        for name in COLUMNS:
-            object.__setattr__(self, name, np.asarray(getattr(self, name), np.int32))
-        if len({getattr(self, name).shape for name in COLUMNS}) != 1 or self.clusters.ndim != 1:
-            raise InputError("groupings: criteria_set, clusters, kept and pairs must be of one length")
-        fits = (self.kept <= self.samples_per_grouping) & (self.pairs <= self.possible_pairs)
-        if not (fits & (self.clusters <= self.kept)).all():
-            raise InputError(
-                f"groupings: counts do not fit {self.samples_per_grouping} samples a grouping; the file is damaged"
-            )
-
-    @classmethod
-    def of_rows(cls, samples_per_grouping: int, rows: Sequence[tuple[int, int, int, int]]) -> "Groupings":
-        """From one row of `COLUMNS` for each grouping."""
-        columns = np.array(rows, np.int32).reshape(-1, len(COLUMNS)).T
-        return cls(samples_per_grouping=samples_per_grouping, **dict(zip(COLUMNS, columns, strict=True)))
-
-    def __len__(self) -> int:
-        return len(self.clusters)
-
-    @property
-    def possible_pairs(self) -> int:
-        """Pairs in one grouping, K (K - 1) / 2."""
-        return self.samples_per_grouping * (self.samples_per_grouping - 1) // 2
-
-    @property
-    def collisions(self) -> np.ndarray:
-        """T_i [N]: share of a grouping's pairs that are in one cluster."""
-        return self.pairs / self.possible_pairs
-
-    def first(self, count: int) -> "Groupings":
-        """The first `count` groupings."""
-        columns = {name: getattr(self, name)[:count] for name in COLUMNS}
-        return Groupings(samples_per_grouping=self.samples_per_grouping, **columns)
-
-
-def count_partition(sizes: Sequence[int], valid: Sequence[bool]) -> tuple[int, int, int]:
-    """Of one partition: (clusters left, samples left, co-clustered pairs), all over valid clusters only.
-
-    Dropping an invalid cluster from the pairs is the same as making its samples singletons: neither adds a pair.
-    """
-    left = [size for size, good in zip(sizes, valid, strict=True) if good]
-    return len(left), sum(left), sum(size * (size - 1) // 2 for size in left)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +27,7 @@ class Mean:
 
     value: float
     error: float
-    freedom: int
+    freedom: float
 
     def half_width(self, confidence: float) -> float:
         """Half the width of the t interval."""
@@ -103,8 +37,22 @@ class Mean:
         """Upper end of the t interval of the logarithm, over the mean."""
         return math.exp(min(self.half_width(confidence) / self.value, _LARGEST_EXPONENT))
 
+    def with_error(self, error: float, freedom: float) -> "Mean":
+        """With the error of another, independent part added."""
+        return joined([(self.error, self.freedom), (error, freedom)], self.value)
 
-def t_quantile(probability: float, freedom: int) -> float:
+
+def joined(parts: Sequence[tuple[float, float]], value: float = 0.0) -> Mean:
+    """The error of a sum of independent parts, each (error, degrees of freedom); its own degrees of freedom by
+    Satterthwaite (1946).
+    """
+    squares = [error**2 for error, _ in parts]
+    total = sum(squares)
+    spread = sum(square**2 / freedom for square, (_, freedom) in zip(squares, parts, strict=True))
+    return Mean(value=value, error=math.sqrt(total), freedom=max(1.0, total**2 / spread) if spread else 1.0)
+
+
+def t_quantile(probability: float, freedom: float) -> float:
     """Quantile of Student's t."""
     from scipy.special import stdtrit
 
@@ -129,20 +77,89 @@ def mean_over_sets(values: np.ndarray, criteria_set: np.ndarray) -> Mean:
     return Mean(value=mean, error=math.sqrt(scale * float(deviations @ deviations)), freedom=len(sets) - 1)
 
 
-def collision_mean(groupings: Groupings) -> Mean:
-    """Mean and error of T. Where every grouping (or set) agrees, the error is the least that theta allows, not zero."""
-    mean = mean_over_sets(groupings.collisions, groupings.criteria_set)
-    if mean.error > 0:
-        return mean
-    # theta3 >= theta^2 always, so this is a floor of the variance whatever the clusters' sizes are.
-    least = collision_variance(mean.value, mean.value**2, groupings.samples_per_grouping)
-    return Mean(value=mean.value, error=math.sqrt(least / len(groupings)), freedom=mean.freedom)
+def double_sampled(groupings: Groupings, claimed: np.ndarray, counted: np.ndarray) -> np.ndarray:
+    """Pseudo-values [N] of a figure that verification changes from `claimed` to `counted` in the groupings verified.
+
+    Their mean is the mean of what was claimed less the weighted mean of the change over the verified groupings (double
+    sampling for a difference, Cochran 1977, chapter 12); each carries its own influence on that, so that they are used
+    like values of independent groupings.
+
+    Raises:
+      InputError: not one grouping was verified.
+    """
+    if groupings.weight is None:
+        return counted
+    total = float(groupings.weight.sum())
+    if not total:
+        raise InputError("no usable grouping was verified; verify a larger share of them")
+    change = claimed - counted
+    mean = float(groupings.weight @ change) / total
+    return claimed - mean - groupings.weight * (len(groupings) / total) * (change - mean)
+
+
+def values(groupings: Groupings) -> np.ndarray:
+    """Pseudo-values [N] of T, one a grouping, whose mean estimates theta: what was claimed, corrected by verification
+    and adjusted by the control variate.
+    """
+    return _values(groupings)[0]
+
+
+def _values(groupings: Groupings) -> tuple[np.ndarray, float]:
+    """`values`, and the variance that the control variate's own means add to their mean."""
+    pairs = groupings.pairs if groupings.claimed_pairs is None else groupings.claimed_pairs
+    counted = double_sampled(groupings, pairs / groupings.possible_pairs, groupings.collisions)
+    means, covariance = groupings.feature_means, groupings.feature_means_covariance
+    if groupings.features is None or means is None or covariance is None:
+        return counted, 0.0
+    return control_variate.adjust(counted, groupings.features, means, covariance)
+
+
+def collision_mean(groupings: Groupings, documents: int | None = None) -> Mean:
+    """Mean and error of T.
+
+    Where every grouping (or set) agrees, the error is the least that theta allows, not zero.
+
+    Args:
+      documents: of the corpus; the error then holds that they are a sample too. None: of exactly these documents.
+    """
+    pseudo_values, added = _values(groupings)
+    mean = mean_over_sets(pseudo_values, groupings.criteria_set)
+    if not mean.error:
+        # theta3 >= theta^2 always, so this is a floor of the variance whatever the clusters' sizes are.
+        least = collision_variance(mean.value, mean.value**2, groupings.samples_per_grouping)
+        mean = Mean(value=mean.value, error=math.sqrt(max(0.0, least) / len(groupings)), freedom=mean.freedom)
+    if added:
+        mean = mean.with_error(math.sqrt(added), len(groupings))
+    return mean if documents is None else mean.with_error(*documents_error(groupings, mean.value, documents))
 
 
 def collision_variance(theta: float, theta3: float, samples_per_grouping: int) -> float:
     """Variance of one grouping's T, its K samples independent draws: of a U-statistic of order 2 (Hoeffding 1948)."""
     k = samples_per_grouping
     return 2 / (k * (k - 1)) * (2 * (k - 2) * (theta3 - theta**2) + theta * (1 - theta))
+
+
+def triple_share(groupings: Groupings, theta: float) -> float:
+    """theta3 = sum p_c^3, from the share of co-clustered triples, within its possible range [theta^2, theta^1.5]; the
+    upper end where there are no triples of samples.
+    """
+    if groupings.triples is None or groupings.samples_per_grouping < 3:
+        return theta**1.5
+    theta3 = float(groupings.triples.mean()) / math.comb(groupings.samples_per_grouping, 3)
+    return min(max(theta3, theta**2), theta**1.5)
+
+
+def documents_error(groupings: Groupings, theta: float, documents: int) -> tuple[float, float]:
+    """(Standard error, degrees of freedom) that T has because the corpus's documents are themselves a sample.
+
+    T of a corpus is a U-statistic of order 2 over its D documents: its variance is 4 (theta3 - theta^2) / D
+    + 2 theta (1 - theta) / (D (D - 1)), nearly (Hoeffding 1948).
+    """
+    theta = min(max(theta, 0.0), 1.0)
+    theta3 = triple_share(groupings, theta)
+    pairs = documents * max(documents - 1, 1)
+    variance = 4 * (theta3 - theta**2) / documents + 2 * theta * (1 - theta) / pairs
+    return math.sqrt(variance), max(1, len(groupings) - 1)
 
 
 def collision_bound(groupings: Groupings, confidence: float = 0.95) -> float:
@@ -160,20 +177,24 @@ def collision_bound(groupings: Groupings, confidence: float = 0.95) -> float:
     return min(1.0, clump * events / (len(groupings) * groupings.possible_pairs))
 
 
-def collision(groupings: Groupings, confidence: float = 0.95) -> Estimate:
-    """T with its interval theta * exp(+-t s / theta), s the error of the mean; under `FEWEST_PAIRS` pairs [0, a
-    one-sided bound].
+def collision(groupings: Groupings, confidence: float = 0.95, *, documents: int | None = None) -> Estimate:
+    """T of what the documents were drawn from, its interval theta * exp(+-t s / theta), s the error of the mean; under
+    `FEWEST_PAIRS` pairs [0, a one-sided bound].
+
+    Args:
+      documents: of the corpus, whose own sampling the interval then holds; None where their number is unknown.
 
     Raises:
       InputError: no grouping.
     """
     if not len(groupings):
         raise InputError("no usable grouping to estimate from; see the counts of dropped groupings for the reasons")
-    mean = collision_mean(groupings)
-    if groupings.pairs.sum() < FEWEST_PAIRS:
+    mean = collision_mean(groupings, documents)
+    if groupings.pairs.sum() < FEWEST_PAIRS or mean.value <= 0:
         # With so few groupings that everything they hold makes under ten pairs, T may be 1; the bound is then 1 too.
-        return Estimate(value=mean.value, low=0.0, high=max(mean.value, collision_bound(groupings, confidence)))
-    if mean.value == 1.0:
+        value = float(groupings.collisions.mean())
+        return Estimate(value=value, low=0.0, high=max(value, collision_bound(groupings, confidence)))
+    if mean.value >= 1.0:
         # All samples were always in one cluster; by the rule of three at most 3 groupings in N would have one sample
         # apart from the rest.
         low = 1.0 - min(1.0, 3 / len(groupings)) * 2 / groupings.samples_per_grouping
@@ -182,13 +203,27 @@ def collision(groupings: Groupings, confidence: float = 0.95) -> Estimate:
     return Estimate(value=mean.value, low=mean.value / factor, high=min(1.0, mean.value * factor))
 
 
-def effective_clusters(groupings: Groupings, confidence: float = 0.95) -> Estimate:
+def collision_of_documents(groupings: Groupings, confidence: float = 0.95) -> Estimate:
+    """T of exactly these documents; its interval holds the drawing of groupings and of criteria only."""
+    return collision(groupings, confidence)
+
+
+def effective_clusters(groupings: Groupings, confidence: float = 0.95, *, documents: int | None = None) -> Estimate:
     """1 / T, the number of equally common clusters that would collide as often: the same figure at every K.
 
     Under `FEWEST_PAIRS` pairs `high` is None and `low` a one-sided bound. With no pair at all 1 / T is infinite, and
-    `value` repeats the bound.
+    `value` repeats the bound. Where the documents are counted, neither passes their number.
     """
-    return invert(collision(groupings, confidence))
+    estimate = invert(collision(groupings, confidence, documents=documents))
+    return estimate if documents is None else at_most(estimate, documents)
+
+
+def at_most(estimate: Estimate, ceiling: float) -> Estimate:
+    """An estimate that no more than `ceiling` can be known of: "at least" the ceiling where its value passes it."""
+    if estimate.value <= ceiling:
+        return estimate
+    low = ceiling if estimate.low is None else min(estimate.low, ceiling)
+    return Estimate(value=float(ceiling), low=float(low), high=None)
 
 
 def invert(theta: Estimate) -> Estimate:
@@ -206,23 +241,37 @@ def cluster_score(groupings: Groupings, confidence: float = 0.95) -> Estimate:
     and is left out of this mean.
     """
     k = groupings.samples_per_grouping
-    return _mean_of_valid(groupings, groupings.clusters**2.0 / np.maximum(groupings.kept, 1), 1.0 / k, k, confidence)
+    counted = groupings.clusters**2.0 / np.maximum(groupings.kept, 1)
+    return _mean_of_valid(groupings, lambda claimed: claimed**2.0 / k, counted, 1.0 / k, k, confidence)
 
 
 def clusters_per_sample(groupings: Groupings, confidence: float = 0.95) -> Estimate:
     """Mean of C_i / K over the groupings that `cluster_score` counts; in (0, 1]."""
     k = groupings.samples_per_grouping
-    return _mean_of_valid(groupings, groupings.clusters / k, 1.0 / k, 1.0, confidence)
+    return _mean_of_valid(groupings, lambda claimed: claimed / k, groupings.clusters / k, 1.0 / k, 1.0, confidence)
 
 
-def _mean_of_valid(groupings: Groupings, values: np.ndarray, least: float, most: float, confidence: float) -> Estimate:
-    """Mean of values over groupings with a valid cluster, its interval cut to what is possible."""
+def _mean_of_valid(
+    groupings: Groupings,
+    claim: Callable[[np.ndarray], np.ndarray],
+    counted: np.ndarray,
+    least: float,
+    most: float,
+    confidence: float,
+) -> Estimate:
+    """Mean over groupings with a valid cluster of what was `counted` [N], where only some were verified by way of what
+    their claimed clusters amount to; its interval cut to what is possible.
+    """
     some = groupings.clusters > 0
     if not some.any():
         return Estimate(value=least, low=least, high=float(most))
-    mean = mean_over_sets(values[some], groupings.criteria_set[some])
-    half = mean.half_width(confidence)
-    return Estimate(value=mean.value, low=max(least, mean.value - half), high=min(float(most), mean.value + half))
+    claimed = counted if groupings.claimed_clusters is None else claim(groupings.claimed_clusters)
+    figures = double_sampled(groupings.chosen(some), claimed[some], counted[some])
+    mean = mean_over_sets(figures, groupings.criteria_set[some])
+    half, value = mean.half_width(confidence), min(max(mean.value, least), float(most))
+    return Estimate(
+        value=value, low=max(least, min(value, mean.value - half)), high=min(float(most), max(value, mean.value + half))
+    )
 
 
 def in_a_corpus_of(documents: int, theta: Estimate) -> Estimate:
@@ -240,10 +289,10 @@ def in_a_corpus_of(documents: int, theta: Estimate) -> Estimate:
     return Estimate(value=clusters(theta.value), low=clusters(high), high=clusters(low))
 
 
-def convergence(groupings: Groupings, points: int = 40) -> dict[str, list]:
+def convergence(groupings: Groupings, points: int = 40, *, documents: int | None = None) -> dict[str, list]:
     """How `effective_clusters` settled: the estimate after about `points` growing counts of groupings, for a page."""
     counts = np.unique(np.geomspace(min(5, len(groupings)), len(groupings), points).round().astype(int))
-    estimates = [effective_clusters(groupings.first(int(count))) for count in counts]
+    estimates = [effective_clusters(groupings.first(int(count)), documents=documents) for count in counts]
     series = {name: [getattr(estimate, name) for estimate in estimates] for name in ("value", "low", "high")}
     return {"groupings": counts.tolist()} | series
 

@@ -14,7 +14,8 @@ from typing import Any
 from diversity_jax.cluster_agent.canaries import PLANTED_TEXTS
 from diversity_jax.cluster_agent.cluster import JudgedGrouping
 from diversity_jax.cluster_agent.config import AgentConfig
-from diversity_jax.cluster_agent.estimators import Groupings, effective_clusters
+from diversity_jax.cluster_agent.estimators import effective_clusters
+from diversity_jax.cluster_agent.groupings import Groupings
 from diversity_jax.cluster_agent.score import CorpusScorer, blocking, propose_or_raise
 from diversity_jax.cluster_agent.text_cleaning import child_seed
 from diversity_jax.cluster_agent.types import Judge, SampledCorpus

@@ -81,7 +81,7 @@ class CorpusScorer:
         self.ended: str | None = None
         self.entered = 0
         self.usage = CallTotals()
-        self._rows: list[tuple[int, int, int, int]] = []
+        self._rows: list[dict[str, Any]] = []  # by columns of `Groupings`
         self._canaries: list[CanaryResult] = []
         self._drops: Counter[str] = Counter()
         self._first_details: dict[str, str] = {}  # of the drops, by reason
@@ -160,20 +160,22 @@ class CorpusScorer:
             why = self.ended or describe_failures(self._drops, self._first_details)
             hint = "" if self.ended else "; try another judge"
             raise InputError(f"judge {self._judge.label}: none of {self.entered} groupings was usable ({why}){hint}")
-        collision = estimators.collision(groupings)
         merged, split = (sum(getattr(result, name) for result in self._canaries) for name in ("merged", "split"))
         rates = ErrorRates(shown=len(self._canaries), merged=merged, split=split)
         documents = _count_documents(self._corpus, self._sampler.documents)
+        collision, of_documents = estimators.collision(groupings, documents=documents), None
+        if documents:
+            of_documents = estimators.in_a_corpus_of(documents, estimators.collision_of_documents(groupings))
         usage = CallTotals()
         usage.add(proposed.usage)
         usage.add(self.usage)
         return Scorecard(
-            effective_clusters=estimators.invert(collision),
+            effective_clusters=estimators.effective_clusters(groupings, documents=documents),
             cluster_score=estimators.cluster_score(groupings),
             clusters_per_sample=estimators.clusters_per_sample(groupings),
             collision=collision,
             effective_clusters_corrected=corrected(groupings, rates) if config.correct_judge_error else None,
-            effective_clusters_of_corpus=estimators.in_a_corpus_of(documents, collision) if documents else None,
+            effective_clusters_of_corpus=of_documents,
             groupings=len(groupings),
             dropped_groupings=dropped,
             drops=dict(sorted(self._drops.items())),
@@ -199,7 +201,7 @@ class CorpusScorer:
             seed=config.seed,
             series=groupings,
             cluster_sizes={str(size): count for size, count in sorted(self._cluster_sizes.items())},
-            convergence=estimators.convergence(groupings),
+            convergence=estimators.convergence(groupings, documents=documents),
             examples=self._examples,
             warnings=self._warnings(groupings, rates),
         )
@@ -221,7 +223,7 @@ class CorpusScorer:
                 "no canaries: nothing is known of this judge's mistakes, and hostile documents go unnoticed"
             )
         top = rates.ceiling and rates.ceiling["low"]
-        if top and 1 / max(float(groupings.collisions.mean()), 1e-9) > top:
+        if top and estimators.effective_clusters(groupings).value > top:
             warnings.append(
                 f"the canaries cannot show that this judge tells apart more than {top:.0f} effective clusters"
             )
@@ -361,7 +363,10 @@ async def score_until_decided_async(
             await asyncio.gather(first.extend(until), second.extend(until))
             scorecards = await first.scorecard(), await second.scorecard()
             series = [scorecard.series for scorecard in scorecards]
-            comparison = compare_groupings(*series, paired=True, alpha=alpha, look=look, looks=looks)
+            documents = scorecards[0].sampled_documents, scorecards[1].sampled_documents
+            comparison = compare_groupings(
+                *series, paired=True, alpha=alpha, look=look, looks=looks, documents=documents
+            )
             if comparison.decided or first.ended or second.ended:
                 break
         return comparison, *scorecards

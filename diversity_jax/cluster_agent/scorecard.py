@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from diversity_jax.cluster_agent.estimators import COLUMNS, Groupings
+from diversity_jax.cluster_agent.groupings import Groupings
 from diversity_jax.cluster_agent.verdict import Verdict
 from diversity_jax.core import files
 from diversity_jax.core.errors import InputError
@@ -109,9 +109,15 @@ class Scorecard:
         value = {name: part for name, part in vars(self).items() if name not in omitted}
         value |= {"verdict": self.verdict.to_json()} if self.verdict else {}
         value |= {name: value[name] and value[name].to_json() for name in (*_FIGURES, *_OPTIONAL_FIGURES)}
-        series = {name: getattr(self.series, name).tolist() for name in COLUMNS}
-        value["series"] = {"samples_per_grouping": self.series.samples_per_grouping} | series
+        value["series"] = self.series.to_json()
         return value | {"version": VERSION, "warnings": list(self.warnings), "examples": list(self.examples)}
+
+    @property
+    def sampled_documents(self) -> int | None:
+        """Number of documents, whose own sampling a comparison's error holds. None where they were not counted, and for
+        scores of earlier versions, which have no triples and are compared as they were.
+        """
+        return None if self.series.triples is None else self.corpus["documents"]
 
     @functools.cached_property
     def content_hash(self) -> str:

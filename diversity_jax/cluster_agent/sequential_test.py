@@ -5,6 +5,7 @@ that stops at a decision therefore spends the error over a planned number of loo
 rates are in docs/statistics.md, "Comparing two corpora".
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 import functools
 import math
@@ -14,12 +15,13 @@ import numpy as np
 
 from diversity_jax.cluster_agent.estimators import (
     FEWEST_PAIRS,
-    Groupings,
-    Mean,
     collision_bound,
     collision_mean,
-    t_quantile,
+    documents_error,
+    joined,
+    values,
 )
+from diversity_jax.cluster_agent.groupings import Groupings
 from diversity_jax.core import formats
 from diversity_jax.core.errors import InputError
 
@@ -145,7 +147,14 @@ def _small_sample_scale(levels: tuple[float, ...], alpha: float, freedom: int) -
 
 
 def compare_groupings(
-    a: Groupings, b: Groupings, *, paired: bool, alpha: float = 0.05, look: int = 1, looks: int = 1
+    a: Groupings,
+    b: Groupings,
+    *,
+    paired: bool,
+    alpha: float = 0.05,
+    look: int = 1,
+    looks: int = 1,
+    documents: tuple[int | None, int | None] = (None, None),
 ) -> Comparison:
     """One look at the difference of two corpora on log effective clusters.
 
@@ -154,6 +163,8 @@ def compare_groupings(
       paired: whether criteria set i of a IS criteria set i of b.
       alpha: two-sided error rate of all planned looks together.
       look, looks: which of how many equally spaced ones this is; 1 of 1 is a comparison at a size fixed beforehand.
+      documents: of the two corpora, whose own sampling the error then holds: it compares what they were drawn from.
+        That part does not shrink from look to look, so looks are more alike than the levels allow for, and err less.
     """
     paired = paired and len(np.union1d(a.criteria_set, b.criteria_set)) > 1
 
@@ -172,57 +183,61 @@ def compare_groupings(
             paired=paired,
         )
 
-    if min(a.pairs.sum(), b.pairs.sum()) < FEWEST_PAIRS:
-        return comparison(*_ratio_by_bounds(a, b, spent_levels(alpha, looks)[look - 1]))
-    mean_a, mean_b = collision_mean(a), collision_mean(b)
-    error, freedom = _paired_error(a, b) if paired else _unpaired_error(mean_a, mean_b)
-    computed = None if freedom > _FREEDOMS[-1] else max(listed for listed in _FREEDOMS if listed <= freedom)
-    level = spent_levels(alpha, looks, computed)[look - 1]
+    sides = tuple(zip((a, b), documents, strict=True))
+    means = [collision_mean(side) for side, _ in sides]
+    if min(a.pairs.sum(), b.pairs.sum()) < FEWEST_PAIRS or min(mean.value for mean in means) <= 0:
+        return comparison(*_ratio_by_bounds(sides, spent_levels(alpha, looks)[look - 1]))
+    parts = [_paired_error(a, b)] if paired else [(mean.error / mean.value, mean.freedom) for mean in means]
+    for mean, (side, count) in zip(means, sides, strict=True):
+        if count is not None:
+            error, freedom = documents_error(side, mean.value, count)
+            parts.append((error / mean.value, freedom))
+    ratio = means[1].value / means[0].value
+    log_ratio = joined(parts, math.log(ratio))
+    computed = None if log_ratio.freedom > _FREEDOMS[-1] else max(one for one in _FREEDOMS if one <= log_ratio.freedom)
     # Equal corpora judged identically do not differ at all: the error is 0, and nothing is decided.
-    factor = math.exp(min(t_quantile(1 - level / 2, freedom) * error, 700.0))
-    ratio = mean_b.value / mean_a.value
+    factor = math.exp(min(log_ratio.half_width(1 - spent_levels(alpha, looks, computed)[look - 1]), 700.0))
     return comparison(ratio, ratio / factor, ratio * factor)
 
 
-def _paired_error(a: Groupings, b: Groupings) -> tuple[float, int]:
+def _paired_error(a: Groupings, b: Groupings) -> tuple[float, float]:
     """Error of the log ratio over criteria sets shared by both: a set that is coarse for both cancels."""
     count = int(max(a.criteria_set.max(), b.criteria_set.max())) + 1
 
     def influence(groupings: Groupings) -> np.ndarray:
-        mean = groupings.collisions.mean()
-        return np.bincount(groupings.criteria_set, groupings.collisions / mean - 1, minlength=count) / len(groupings)
+        figures = values(groupings)
+        return np.bincount(groupings.criteria_set, figures / figures.mean() - 1, minlength=count) / len(groupings)
 
     sets = len(np.union1d(a.criteria_set, b.criteria_set))
     difference = influence(a) - influence(b)
     return math.sqrt(sets / (sets - 1) * float(difference @ difference)), sets - 1
 
 
-def _unpaired_error(mean_a: Mean, mean_b: Mean) -> tuple[float, int]:
-    """Error of the log ratio of two independent means, degrees of freedom by Welch and Satterthwaite (Welch 1947)."""
-    parts = [((mean.error / mean.value) ** 2, mean.freedom) for mean in (mean_a, mean_b)]
-    total = sum(part for part, _ in parts)
-    if total == 0:
-        return 0.0, 1
-    return math.sqrt(total), max(1, int(total**2 / sum(part**2 / freedom for part, freedom in parts)))
-
-
-def _ratio_by_bounds(a: Groupings, b: Groupings, level: float) -> tuple[float, float | None, float | None]:
+def _ratio_by_bounds(
+    sides: Sequence[tuple[Groupings, int | None]], level: float
+) -> tuple[float, float | None, float | None]:
     """Ratio, low and high where a side has too few pairs: each end from two one-sided bounds that share the error."""
 
-    def theta_range(groupings: Groupings) -> tuple[float, float]:
-        if groupings.pairs.sum() < FEWEST_PAIRS:
-            return 0.0, collision_bound(groupings, 1 - level / 4)
-        mean = collision_mean(groupings)
+    def theta_range(groupings: Groupings, documents: int | None) -> tuple[float, float, float]:
+        mean = collision_mean(groupings, documents)
+        if groupings.pairs.sum() < FEWEST_PAIRS or mean.value <= 0:
+            most = collision_bound(groupings, 1 - level / 4)
+            return float(groupings.collisions.mean()) or most, 0.0, most
         factor = mean.log_factor(1 - level / 2)
-        return mean.value / factor, min(1.0, mean.value * factor)
+        return mean.value, mean.value / factor, min(1.0, mean.value * factor)
 
-    (least_a, most_a), (least_b, most_b) = theta_range(a), theta_range(b)
-    theta_a, theta_b = (float(g.collisions.mean()) or most for g, most in ((a, most_a), (b, most_b)))
+    (theta_a, least_a, most_a), (theta_b, least_b, most_b) = (theta_range(*side) for side in sides)
     return theta_b / theta_a, least_b / most_a if least_b else None, most_b / least_a if least_a else None
 
 
 def compare_in_looks(
-    a: Groupings, b: Groupings, *, paired: bool, alpha: float = 0.05, looks: int = LOOKS
+    a: Groupings,
+    b: Groupings,
+    *,
+    paired: bool,
+    alpha: float = 0.05,
+    looks: int = LOOKS,
+    documents: tuple[int | None, int | None] = (None, None),
 ) -> Comparison:
     """Compares growing prefixes of both, at most `looks` times, and stops at the first that decides.
 
@@ -231,7 +246,9 @@ def compare_in_looks(
     """
     for look in range(1, looks + 1):
         part_a, part_b = (g.first(max(1, len(g) * look // looks)) for g in (a, b))
-        comparison = compare_groupings(part_a, part_b, paired=paired, alpha=alpha, look=look, looks=looks)
+        comparison = compare_groupings(
+            part_a, part_b, paired=paired, alpha=alpha, look=look, looks=looks, documents=documents
+        )
         if comparison.decided:
             break
     return comparison
@@ -245,7 +262,7 @@ def precise_enough(groupings: Groupings, relative: float, confidence: float = 0.
     if groupings.pairs.sum() < PAIRS_TO_STOP:
         return False
     mean = collision_mean(groupings)
-    return mean.half_width(confidence) / mean.value <= relative
+    return mean.value > 0 and mean.half_width(confidence) / mean.value <= relative
 
 
 def drift_of_groupings(a: Groupings, b: Groupings, *, paired: bool, alpha: float = 0.05) -> Comparison:

@@ -18,7 +18,8 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from diversity_jax.cluster_agent.canaries import ErrorRates, corrected
-from diversity_jax.cluster_agent.estimators import Groupings, cluster_score, effective_clusters
+from diversity_jax.cluster_agent.estimators import cluster_score, effective_clusters
+from diversity_jax.cluster_agent.groupings import Groupings
 from diversity_jax.cluster_agent.sequential_test import precise_enough
 from tests.simulated_corpus import even_shares, groupings_needed, simulate_groupings, zipf_shares
 

@@ -17,7 +17,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from diversity_jax.cluster_agent.estimators import Groupings
+from diversity_jax.cluster_agent.groupings import Groupings
 from diversity_jax.cluster_agent.sequential_test import compare_groupings, compare_in_looks
 from tests.simulated_corpus import even_shares, simulate_groupings
 
