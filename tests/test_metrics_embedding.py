@@ -8,18 +8,16 @@ import numpy as np
 import pytest
 
 from diversity_jax.core.errors import InputError
+from diversity_jax.embedders import LlamaEmbedder, OpenAIEmbedder, SentenceTransformer
 from diversity_jax.metrics import MetricsConfig, chosen_metrics, measure
 from diversity_jax.metrics.embedding import (
     Codebook,
-    OpenAIEmbedder,
-    SentenceTransformer,
     TfidfSvd,
     default_clusters,
     effective_occupied,
     mean_pairwise_distance,
     vendi_score,
 )
-from diversity_jax.metrics.perplexity import LlamaEmbedder
 
 TEXTS = [f"the cat number {n % 3} sat on mat {n % 5}" for n in range(30)] + [
     f"quarterly profit rose by {n} per cent" for n in range(30)

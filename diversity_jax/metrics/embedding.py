@@ -1,42 +1,24 @@
 """Documents as vectors, by what `baseline.embedder` names, and metrics of vectors: Vendi score, mean pairwise distance,
 K-means occupancy.
 
-tfidf             TF-IDF and truncated SVD, fitted to the corpora of a run together (latent semantic analysis)
-st:NAME_OR_PATH   a sentence-transformers model (pip install sentence-transformers)
-openai:MODEL      an OpenAI-compatible `/v1/embeddings` endpoint; keys come from OPENAI_API_KEY and nowhere else
-llama:FOLDER      `perplexity.LlamaEmbedder`: mean of the last hidden states of a Llama
+tfidf                  TF-IDF and truncated SVD, fitted to the corpora of a run together (latent semantic analysis)
+st:, openai:, llama:   see `embedders`
 
 Metrics scale vectors to length 1, so that products are cosines. A zero vector, of a document without content, has no
 direction: such documents are left out, or a thousand empty ones would pass for a thousand unlike ones.
 """
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-import hashlib
-import os
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from diversity_jax.core.errors import InputError
-from diversity_jax.core.files import writing
 from diversity_jax.metrics.registry import Figures, Sample, StageSettings, single_metric, stage
 from diversity_jax.metrics.text import Vocabulary, Words
 
 _ROWS, _TERMS = 20_000, 50_000  # of the TF-IDF space
-_CACHED_TEXTS = 2048  # of a cache file; a change would lose what was paid for
-
-
-class Embedder(Protocol):
-    """What turns documents into vectors: `label` names it on cards, `cost_usd` was paid so far."""
-
-    label: str
-    cost_usd: float
-
-    def embed(self, texts: Sequence[str]) -> np.ndarray:
-        """float32 [documents, D]; a document without content may be zero."""
 
 
 class TfidfSvd:
@@ -92,132 +74,6 @@ class TfidfSvd:
         norms = np.sqrt(matrix.multiply(matrix).sum(1))
         matrix.data /= np.repeat(np.maximum(norms, 1e-12), np.diff(matrix.indptr)).astype(np.float32)
         return matrix
-
-
-class SentenceTransformer:
-    """A sentence-transformers model, by name or by the path of its folder."""
-
-    cost_usd = 0.0
-
-    def __init__(self, name: str, *, batch: int = 64):
-        try:
-            from sentence_transformers import SentenceTransformer as Model
-        except ImportError:
-            raise InputError(
-                f"embedder st:{name}: sentence-transformers is not installed; pip install sentence-transformers"
-            ) from None
-        try:
-            self._model = Model(name)
-        except (OSError, ValueError) as error:
-            raise InputError(f"embedder st:{name}: cannot be loaded ({' '.join(str(error).split())[:200]})") from None
-        self._batch, self.label = batch, f"st:{name}"
-
-    def embed(self, texts: Sequence[str]) -> np.ndarray:
-        """float32 [documents, D]."""
-        return np.asarray(self._model.encode(list(texts), batch_size=self._batch, show_progress_bar=False), np.float32)
-
-
-class OpenAIEmbedder:
-    """An OpenAI-compatible embeddings endpoint.
-
-    Answers are stored in `cache`, so that nothing is paid twice. Spending is counted from the usage that the server
-    reports; a request that could pass `max_dollars` is refused before it is sent.
-    """
-
-    def __init__(
-        self,
-        model: str,
-        *,
-        base_url: str | None = None,
-        cache: Path | None = None,
-        dollars_per_million_tokens: float = 0.0,
-        max_dollars: float | None = None,
-        batch: int = 64,
-        in_flight: int = 8,
-        timeout_seconds: float = 60.0,
-    ):
-        import openai
-
-        if base_url is None and not os.environ.get("OPENAI_API_KEY"):
-            raise InputError(
-                f"embedder openai:{model}: OPENAI_API_KEY is not set, and no base_url names a server of your own"
-            )
-        key = os.environ.get("OPENAI_API_KEY") or "none"
-        self._client = openai.OpenAI(base_url=base_url, api_key=key, max_retries=5, timeout=timeout_seconds)
-        self._model, self._cache, self._batch, self._in_flight = model, cache, batch, in_flight
-        self._price, self._most = dollars_per_million_tokens, max_dollars
-        self.label, self.cost_usd = f"openai:{model}", 0.0
-
-    def embed(self, texts: Sequence[str]) -> np.ndarray:
-        """float32 [documents, D]; documents of white space alone are not sent and become zeros.
-
-        Raises:
-          InputError: the server refused, answered nonsense, or the money is used up.
-        """
-        parts = [self._cached(texts[start : start + _CACHED_TEXTS]) for start in range(0, len(texts), _CACHED_TEXTS)]
-        sizes = {part.shape[1] for part in parts if part.shape[1]}
-        if len(sizes) > 1:
-            raise self._error(f"vectors of {sorted(sizes)} dimensions; empty the cache, another model answered before")
-        size = sizes.pop() if sizes else 0
-        return np.concatenate([part if part.shape[1] else np.zeros((len(part), size), np.float32) for part in parts])
-
-    def _cached(self, texts: Sequence[str]) -> np.ndarray:
-        if self._cache is None:
-            return self._ask_all(texts)
-        digest = hashlib.sha256(self._model.encode())
-        for text in texts:
-            digest.update(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest())
-        path = Path(self._cache) / f"{digest.hexdigest()[:32]}.npy"
-        if path.exists():
-            return np.load(path)
-        vectors = self._ask_all(texts)
-        with writing(path) as file:
-            np.save(file, vectors)
-        return vectors
-
-    def _ask_all(self, texts: Sequence[str]) -> np.ndarray:
-        with_content = [number for number, text in enumerate(texts) if text.strip()]
-        batches = [with_content[start : start + self._batch] for start in range(0, len(with_content), self._batch)]
-        with ThreadPoolExecutor(self._in_flight) as pool:
-            answers = list(pool.map(lambda batch: self._ask([texts[number] for number in batch]), batches))
-        vectors = np.zeros((len(texts), answers[0].shape[1] if answers else 0), np.float32)
-        for batch, answer in zip(batches, answers, strict=True):
-            if answer.shape[1] != vectors.shape[1]:
-                raise self._error(f"answered vectors of {vectors.shape[1]} and of {answer.shape[1]} dimensions")
-            vectors[batch] = answer
-        return vectors
-
-    def _ask(self, texts: list[str]) -> np.ndarray:
-        import openai
-
-        # A token is at least one byte, so this is a bound that no answer passes.
-        bound = sum(len(text.encode("utf-8", "replace")) for text in texts) * self._price / 1e6
-        if self._most is not None and self.cost_usd + bound > self._most:
-            spent = f"${self.cost_usd:.4f} spent"
-            raise self._error(f"{spent}, and the next request could pass max_dollars={self._most:g}")
-        texts = [text.encode("utf-8", "replace").decode() for text in texts]
-        try:
-            answer = self._client.embeddings.create(model=self._model, input=texts, encoding_format="float")
-        except openai.APIStatusError as error:
-            reason = " ".join(str(error.message).split())[:200]
-            raise self._error(f"the server refused with status {error.status_code} ({reason})") from None
-        except openai.APIConnectionError:
-            address = self._client.base_url
-            raise self._error(f"no server answers at {address}; start it, or check the address") from None
-        except ValueError as error:
-            raise self._error(f"answered something that is no JSON ({str(error)[:100]})") from None
-        usage = getattr(answer, "usage", None)
-        self.cost_usd += (getattr(usage, "total_tokens", 0) or 0) * self._price / 1e6
-        records = sorted(getattr(answer, "data", None) or [], key=lambda record: record.index)
-        if [record.index for record in records] != list(range(len(texts))):
-            raise self._error(f"asked for {len(texts)} vectors, {len(records)} came; is it an embeddings model?")
-        lengths = {len(record.embedding) for record in records}
-        if len(lengths) != 1:
-            raise self._error(f"answered vectors of different lengths {sorted(lengths)}")
-        return np.array([record.embedding for record in records], np.float32)
-
-    def _error(self, reason: str) -> InputError:
-        return InputError(f"embedder {self.label}: {reason}")
 
 
 def unit_rows(vectors: np.ndarray) -> np.ndarray:

@@ -16,9 +16,10 @@ from diversity_jax.core.errors import InputError
 from diversity_jax.core.files import content_hash
 from diversity_jax.core.progress import ProgressDisplay
 from diversity_jax.corpus import Corpus
+from diversity_jax.embedders import Embedder
 from diversity_jax.metrics.card import Figure, MetricsCard, card_parameters
 from diversity_jax.metrics.compatible import compatible_figures
-from diversity_jax.metrics.embedding import Codebook, Embedder, TfidfSvd, default_clusters, unit_rows
+from diversity_jax.metrics.embedding import Codebook, TfidfSvd, default_clusters, unit_rows
 from diversity_jax.metrics.perplexity import CausalModel, document_nats
 from diversity_jax.metrics.registry import METRICS, STAGES, Figures, MetricsConfig, Sample, StageSettings
 from diversity_jax.metrics.text import first_words, split_words

@@ -14,6 +14,7 @@ import numpy as np
 
 from diversity_jax.core.errors import InputError
 from diversity_jax.core.files import read_json
+from diversity_jax.embedders.embedder import batches
 from diversity_jax.metrics.registry import Figures, Nats, Sample, StageSettings, stage
 
 _TEXTS = 1024
@@ -91,34 +92,6 @@ def document_nats(
     return Nats(nats=nats, tokens=tokens, utf8_bytes=sizes)
 
 
-def batches(
-    rows: Sequence[np.ndarray], batch_tokens: int, *, extra: int = 0
-) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Rows of like length together, padded on the right: row numbers, tokens int32 and mask bool [B, L + extra].
-
-    L is a power of two or three quarters of one, and B what `batch_tokens` allows at that L, so that few shapes are
-    compiled; a batch that is not full ends with masked rows of zeros. Empty rows are left out.
-    """
-    lengths = [len(row) for row in rows]
-    order = sorted((number for number, length in enumerate(lengths) if length > extra), key=lengths.__getitem__)
-    while order:
-        longest = _rounded(lengths[order[-1]] - extra)
-        count = max(1, batch_tokens // longest)
-        numbers, order = order[-count:], order[:-count]
-        # The rest of a short list would compile a shape of its own: it is filled up instead.
-        tokens = np.zeros((count if count < 64 else _rounded(len(numbers)), longest + extra), np.int32)
-        mask = np.zeros(tokens.shape, bool)
-        for position, number in enumerate(numbers):
-            tokens[position, : lengths[number]] = rows[number]
-            mask[position, : lengths[number]] = True
-        yield np.array(numbers), tokens, mask
-
-
-def _rounded(length: int) -> int:
-    power = max(16, 1 << max(0, length - 1).bit_length())
-    return power * 3 // 4 if length <= power * 3 // 4 else power
-
-
 class JaxLlama:
     """One of our own checkpoints, or any Llama in a Hugging Face folder, on JAX's default device.
 
@@ -162,52 +135,6 @@ def _token_nats(config: Any) -> Callable:
         head_DxV = head_weight(config, params).astype(hidden_BxLxD.dtype)
         # A row at a time: logits of the whole batch need not exist together.
         return jax.lax.map(lambda row: row_nats(row[0], row[1], head_DxV), (hidden_BxLxD, targets_BxL))
-
-    return run
-
-
-class LlamaEmbedder:
-    """Mean of a Llama's last hidden states over the tokens of a document's beginning.
-
-    Args:
-      folder: a training run, what `model.convert import` wrote, or a Hugging Face folder.
-      encode: texts to (ids of all end to end, how many each text has): a tokenizer's `encode_batch`.
-      context_tokens: of each document; None for the model's `max_length`.
-    """
-
-    cost_usd = 0.0
-
-    def __init__(self, folder: str, encode: Callable, *, context_tokens: int | None = None, batch_tokens: int = 8192):
-        from diversity_jax.model.convert import read_model
-
-        self._config, self._params = read_model(folder)
-        self._encode, self._batch_tokens = encode, batch_tokens
-        self._context = min(context_tokens or self._config.max_length, self._config.max_length)
-        self._run = _mean_hidden(self._config)
-        self.label = f"llama:{Path(folder).name}"
-
-    def embed(self, texts: Sequence[str]) -> np.ndarray:
-        """float32 [documents, D]."""
-        result = np.zeros((len(texts), self._config.hidden_size), np.float32)
-        for start in range(0, len(texts), _TEXTS):
-            ids, lengths = self._encode(texts[start : start + _TEXTS])
-            rows = [row[: self._context].astype(np.int32) for row in np.split(ids, np.cumsum(lengths)[:-1])]
-            for numbers, tokens_BxL, mask_BxL in batches(rows, self._batch_tokens):
-                result[start + numbers] = np.asarray(self._run(self._params, tokens_BxL, mask_BxL))[: len(numbers)]
-        return result
-
-
-def _mean_hidden(config: Any) -> Callable:
-    import jax
-    import jax.numpy as jnp
-
-    from diversity_jax.model import hidden_states
-
-    @jax.jit
-    def run(params, tokens_BxL, mask_BxL):
-        hidden_BxLxD = hidden_states(config, params, tokens_BxL).astype(jnp.float32)
-        weights_BxLx1 = mask_BxL[..., None].astype(jnp.float32)
-        return (hidden_BxLxD * weights_BxLx1).sum(1) / jnp.maximum(weights_BxLx1.sum(1), 1)
 
     return run
 

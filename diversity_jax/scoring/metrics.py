@@ -4,18 +4,16 @@ from collections.abc import Callable, Mapping, Sequence
 import functools
 import logging
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from diversity_jax import embedders
 from diversity_jax.cluster_agent import judge_kind
-from diversity_jax.core.errors import InputError
-from diversity_jax.core.files import read_json
 from diversity_jax.corpus import Corpus, open_corpus
+from diversity_jax.embedders import Embedder, vocabulary_of
 from diversity_jax.metrics import METRICS, MetricsCard, MetricsConfig, Tools, chosen_metrics, measure
 from diversity_jax.metrics.beam import measure_whole
-from diversity_jax.metrics.embedding import Embedder, OpenAIEmbedder, SentenceTransformer
-from diversity_jax.metrics.perplexity import CausalModel, JaxLlama, LlamaEmbedder, TransformersModel, is_own_llama
+from diversity_jax.metrics.perplexity import CausalModel, JaxLlama, TransformersModel, is_own_llama
 from diversity_jax.scoring.config import ScoreConfig, named_corpora
 from diversity_jax.tokenizers.tokenizer import load_tokenizer
 
@@ -82,17 +80,17 @@ def open_tools(names: tuple[str, ...], config: MetricsConfig, output_dir: Path) 
 
 def open_embedder(config: MetricsConfig, cache: Path) -> Embedder | None:
     """The embedder that a configuration names; None for TF-IDF, which is fitted to the corpora later."""
-    kind, _, name = config.embedder.partition(":")
-    if kind == "st":
-        return SentenceTransformer(name)
-    if kind == "openai":
-        price = config.embedder_dollars_per_million_tokens
-        limits: dict[str, Any] = {"dollars_per_million_tokens": price, "max_dollars": config.max_dollars}
-        return OpenAIEmbedder(name, base_url=config.embedder_base_url, cache=cache, **limits)
-    if kind == "llama":
-        tokenizer = load_tokenizer(vocabulary_of(name, config.vocabulary))
-        return LlamaEmbedder(name, tokenizer.encode_batch, context_tokens=config.context_tokens)
-    return None
+    if config.embedder == "tfidf":
+        return None
+    return embedders.open_embedder(
+        config.embedder,
+        base_url=config.embedder_base_url,
+        cache=cache,
+        dollars_per_million_tokens=config.embedder_dollars_per_million_tokens,
+        max_dollars=config.max_dollars,
+        vocabulary=config.vocabulary,
+        context_tokens=config.context_tokens,
+    )
 
 
 def open_model(name: str, config: MetricsConfig) -> CausalModel:
@@ -101,21 +99,3 @@ def open_model(name: str, config: MetricsConfig) -> CausalModel:
         tokenizer = load_tokenizer(vocabulary_of(name, config.vocabulary))
         return JaxLlama(name, tokenizer.encode_batch, tokenizer.end_of_text_id, context_tokens=config.context_tokens)
     return TransformersModel(name, context_tokens=config.context_tokens)
-
-
-def vocabulary_of(folder: str, asked: str | None) -> str:
-    """The tokenizer of a model's folder: as asked for, as its run was configured, or the files in the folder.
-
-    Raises:
-      InputError: none of the three.
-    """
-    if asked:
-        return asked
-    run = Path(folder) / "run.json"
-    if run.exists():
-        mixture = read_json(run).get("settings", {}).get("mixture") or {}
-        if mixture.get("vocabulary"):
-            return str(mixture["vocabulary"])
-    if any((Path(folder) / name).exists() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
-        return folder
-    raise InputError(f"{folder}: names no tokenizer; set baseline.vocabulary to the one that it was trained with")

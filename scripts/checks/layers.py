@@ -17,6 +17,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("core",),
     ("corpus", "llm", "tokenizers"),
     ("model",),
+    ("embedders",),
     ("cluster_agent", "metrics", "prepare"),
     ("scoring", "synthesis"),
     ("mixtures",),
