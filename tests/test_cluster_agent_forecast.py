@@ -19,7 +19,7 @@ from tests.shared_data import shared_file
 
 FREE, UNCAPPED = Price(input=0, output=0), BudgetConfig()
 WORDS = "river mountain committee bridge town water music number light garden winter story"
-GREEK = "το συμβούλιο της πόλης συναντήθηκε ξανά την Τρίτη για να μιλήσει για τη γέφυρα που είναι επικίνδυνη"  # noqa: RUF001
+GREEK = "το συμβούλιο της πόλης συναντήθηκε ξανά την Τρίτη για να μιλήσει για τη γέφυρα που είναι επικίνδυνη"
 
 
 class Texts:
