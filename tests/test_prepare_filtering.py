@@ -5,6 +5,7 @@ measured.
 import gzip
 import json
 from pathlib import Path
+import random
 import re
 
 import pytest
@@ -16,6 +17,7 @@ from diversity_jax.prepare.pipeline import prepare
 from diversity_jax.tokenizers.tokenizer import load_tokenizer
 from tests.planted_texts import planted_copies, planted_overlaps, write_jsonl
 from tests.shared_data import shared_file
+from tests.words_by_language import UNSPACED, WORDS, as_text, copies_by_language, random_words
 
 
 def prepared(source: str, folder: Path, **hygiene):
@@ -74,6 +76,45 @@ def test_near_copies_are_left_out_with_measured_precision_and_recall(tmp_path):
     assert {number for number, value in similar.items() if value >= 0.9} <= left_out
     assert not {number for number, value in similar.items() if value < 0.6} & left_out
     assert manifest.statistics["near_duplicates"] + manifest.statistics["exact_duplicates"] == len(left_out)
+
+
+def test_near_copies_are_found_in_every_language_and_nothing_else(tmp_path):
+    planted = list(copies_by_language(20))
+    texts = [text for _, text, _ in planted] + [copy for _, _, copy in planted]
+    corpus = write_jsonl(tmp_path / "languages.jsonl", [{"text": text} for text in texts])
+    _, copies = prepared(corpus, tmp_path / "part", near_duplicates=0.8)
+    originals = {number_of(copy["document"]): number_of(copy["copy_of"]) for copy in copies}
+    for language in WORDS:
+        numbers = [number for number, (of, _, _) in enumerate(planted) if of == language]
+        found = [number for number in numbers if originals.get(len(planted) + number) == number]
+        assert len(found) >= 0.95 * len(numbers), language
+    assert all(number == origin + len(planted) for number, origin in originals.items())
+
+
+@pytest.mark.parametrize("language", WORDS)
+def test_an_item_inside_running_text_is_found_in_every_language(tmp_path, language):
+    source = random.Random(0)
+    items = [as_text(random_words(source, language, 16), language) for _ in range(20)]
+    benchmark = write_jsonl(tmp_path / "items.jsonl", [{"question": item} for item in items])
+    between = "" if language in UNSPACED else " "
+    texts = []
+    for number in range(40):  # an item in every second
+        before, after = (as_text(random_words(source, language, 20), language) for _ in range(2))
+        texts.append(between.join([before, *items[number // 2 : number // 2 + number % 2], after]))
+    corpus = write_jsonl(tmp_path / "corpus.jsonl", [{"text": text} for text in texts])
+    _, overlaps = prepared(corpus, tmp_path / "part", decontaminate=(benchmark,))
+    found = {(number_of(overlap["document"]), overlap["item"]) for overlap in overlaps}
+    assert found == {(number, number // 2 + 1) for number in range(1, 40, 2)}
+
+
+@pytest.mark.parametrize("permutations", [16, 128, 256])
+@pytest.mark.parametrize("threshold", [0.97, 0.99, 1.0])
+def test_thresholds_near_one_leave_out_what_is_the_same_but_for_case_and_punctuation(tmp_path, threshold, permutations):
+    words = random_words(random.Random(0), "english", 200)
+    texts = [" ".join(words), ", ".join(words).upper(), " ".join(words[100:]), "!!!", "???", "!!! "]
+    corpus = write_jsonl(tmp_path / "corpus.jsonl", [{"text": text} for text in texts])
+    _, copies = prepared(corpus, tmp_path / "part", near_duplicates=threshold, permutations=permutations)
+    assert [(number_of(copy["document"]), number_of(copy["copy_of"])) for copy in copies] == [(1, 0), (5, 3)]
 
 
 @pytest.mark.parametrize(

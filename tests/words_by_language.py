@@ -1,6 +1,6 @@
 """Texts composed of common words of ten languages, six of them written without spaces."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 import json
 from pathlib import Path
 import random
@@ -33,3 +33,12 @@ def changed(source: random.Random, words: Sequence[str], language: str, share: f
     for position in source.sample(range(len(copy)), max(1, round(share * len(copy)))):
         copy[position] = source.choice([word for word in WORDS[language] if word != copy[position]])
     return copy
+
+
+def copies_by_language(pairs: int, *, seed: int = 0) -> Iterator[tuple[str, str, str]]:
+    """(language, text of 100 to 300 words, copy with one word in a hundred changed), `pairs` of each language."""
+    source = random.Random(seed)
+    for language in WORDS:
+        for _ in range(pairs):
+            words = random_words(source, language, source.randint(100, 300))
+            yield language, as_text(words, language), as_text(changed(source, words, language), language)

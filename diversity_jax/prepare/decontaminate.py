@@ -1,8 +1,8 @@
 """Documents that share a run of words with a benchmark item, found so that they can be left out of training text.
 
 The usual test (Brown et al. 2020, appendix C): a document is contaminated when it has 13 words in a row in common with
-an evaluation item. Words are compared without case and punctuation. Matches are verified word by word: a hash alone
-never removes a document.
+an evaluation item. Words are those of `core.words`. Matches are verified word by word: a hash alone never removes a
+document.
 """
 
 from collections import Counter
@@ -10,17 +10,15 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 import itertools
 import json
-import re
 from typing import Any
-import unicodedata
 
 import numpy as np
 
 from diversity_jax.core.errors import InputError
 from diversity_jax.core.files import file_hash, list_files, read_lines
+from diversity_jax.core.words import words
 
 _SHORT_FIELD_WORDS = 8  # longer fields are no answers to fill a blank with
-_WORD = re.compile(r"[^\W_]+")
 _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)  # odd, so that no position is multiplied away
 
 
@@ -174,13 +172,6 @@ def _variants(texts: Sequence[str], number: Callable[[str], np.ndarray], length:
             for filling in fields:
                 if 0 < len(filling) <= _SHORT_FIELD_WORDS:
                     yield np.concatenate([start, filling, end])
-
-
-def words(text: str) -> list[str]:
-    """Runs of letters and digits, NFKC-normalised and case-folded; punctuation and underscores only separate them."""
-    if not text.isascii():
-        text = unicodedata.normalize("NFKC", text)
-    return _WORD.findall(text.casefold())
 
 
 def windows(ids: np.ndarray, length: int) -> np.ndarray:

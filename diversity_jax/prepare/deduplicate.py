@@ -12,20 +12,22 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 import functools
 import hashlib
+from importlib.metadata import version
 import io
 from typing import Any
 
 import numpy as np
 
 from diversity_jax.core.files import join_path, open_file, read_json, write_json, writing
+from diversity_jax.core.words import words
 from diversity_jax.prepare.chunks import Chunk, DocumentStatus, Job, screen
 from diversity_jax.prepare.config import Filtering
-from diversity_jax.prepare.decontaminate import Overlap, hash_runs, windows, words
+from diversity_jax.prepare.decontaminate import Overlap, hash_runs, windows
 
 _CACHED_WORDS = 200_000
 _SCHEME = "affine32"  # of datasketch's permutations; named, so that a new default cannot change signatures on disk
-SIGNATURE_VERSION = f"minhash-{_SCHEME}-1"
-"""Identifies how texts become signatures: a store must not compare signatures of another version."""
+SIGNATURE_VERSION = f"minhash-{_SCHEME}-2 icu4py-{version('icu4py')}"
+"""Identifies how texts become words and signatures: a store must not compare signatures of another version."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,12 +55,17 @@ class MinHasher:
         self.threshold, self.permutations, self._shingle_words = threshold, permutations, shingle_words
         self._word_hashes: dict[str, int] = {}
         self._empty = MinHash(permutations, seed=1, hashfunc=int, scheme=_SCHEME)
-        lsh = MinHashLSH(threshold=threshold, num_perm=permutations, weights=(0.1, 0.9))
-        self.bands, self._band_rows = lsh.b, lsh.r
+        try:
+            lsh = MinHashLSH(threshold=threshold, num_perm=permutations, weights=(0.1, 0.9))
+            self.bands, self._band_rows = lsh.b, lsh.r
+        except ValueError:  # its optimum is one band, and it refuses to make one
+            self.bands, self._band_rows = 2, permutations // 2
 
     def signature(self, text: str) -> np.ndarray:
-        """uint32 [permutations] of the text's shingles; of all its words, where they are fewer than one shingle."""
-        hashes = self._hashed_words(words(text))
+        """uint32 [permutations] of the text's shingles; of all its words, where they are fewer than one shingle; of the
+        text as it stands, where it has no word.
+        """
+        hashes = self._hashed_words(words(text) or [text.strip()])
         shingles = windows(hashes, min(self._shingle_words, max(1, len(hashes))))
         minhash = self._empty.copy()
         minhash.update_batch(np.unique(shingles >> np.uint64(32)).tolist())

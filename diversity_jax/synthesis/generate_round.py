@@ -31,7 +31,6 @@ _DETAIL_CHARACTERS = 300
 _FINAL_FAILURES = ("refused", "truncated", "empty", "rejected")
 _TASKS_PER_CALL = 2  # so that the next request is ready when a call ends
 PERMUTATIONS = 32  # of MinHash: about 4 KB of memory a document; the standard error of a similarity of 0.6 is 0.09
-_MOST_BAND_THRESHOLD = 0.95  # 32 numbers make no two bands for a higher one; similarities are compared exactly
 
 
 @dataclass(kw_only=True)
@@ -89,8 +88,7 @@ class RoundGenerator:
         self._material, self._engines, self._config = material, engines, config
         self._hasher: MinHasher | None = None
         if config.quality.near_duplicate is not None:
-            self._threshold = config.quality.near_duplicate
-            self._hasher = MinHasher(min(self._threshold, _MOST_BAND_THRESHOLD), permutations=PERMUTATIONS)
+            self._hasher = MinHasher(config.quality.near_duplicate, permutations=PERMUTATIONS)
             self._index = NearDuplicateIndex(self._hasher)
         self.stopped: dict[str, str] = {}
         # By generator: flaws since its last answer that was usable by itself, and repeats since its last document.
@@ -263,7 +261,7 @@ class RoundGenerator:
         cell, label, answer, record, signature = candidate
         if signature is not None:
             near = self._index.near(signature)
-            if near is not None and near[1] >= self._threshold:
+            if near is not None:
                 flaw = Flaw("near_duplicate", f"like document {near[0] + 1} by {near[1]:.0%}")
                 self._count_flaw(self._repeats, label, flaw)
                 return self._reject(cell, label, flaw, answer)

@@ -1,14 +1,16 @@
 #!/usr/bin/env python
-r"""Precision and recall of near-duplicate removal on planted copies, by exact similarity; and what a benchmark file
-finds in a corpus.
+r"""Precision and recall of near-duplicate removal on planted copies, by exact similarity and by language; and what a
+benchmark file finds in a corpus.
 
     python scripts/checks/measure_filtering.py --pairs=1000
+    python scripts/checks/measure_filtering.py --languages --pairs=500
     python scripts/checks/measure_filtering.py --corpus=paragraphs.jsonl.gz --benchmark=boolq_validation.jsonl.gz
     python scripts/checks/measure_filtering.py --corpus=novels.jsonl.gz --benchmark='benchmarks/*.jsonl.gz' \
         --plants=1500
 
-The last one writes runs of words of benchmark items, in another case and with other punctuation, into documents of the
-corpus that share nothing with the benchmarks, and counts what is found: all runs of 13 words must be, none of 12.
+The second takes texts of ten languages and copies with one word in a hundred changed. The last one writes runs of words
+of benchmark items, in another case and with other punctuation, into documents of the corpus that share nothing with the
+benchmarks, and counts what is found: all runs of 13 words must be, none of 12.
 """
 
 import argparse
@@ -22,12 +24,14 @@ import tempfile
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from diversity_jax.core.files import list_files, read_lines
+from diversity_jax.core.words import words
 from diversity_jax.corpus import open_corpus
 from diversity_jax.prepare.config import Filtering, Preparation
-from diversity_jax.prepare.decontaminate import Benchmarks, words
+from diversity_jax.prepare.decontaminate import Benchmarks
 from diversity_jax.prepare.pipeline import prepare
 from diversity_jax.tokenizers.tokenizer import load_tokenizer
 from tests.planted_texts import planted_copies
+from tests.words_by_language import WORDS, copies_by_language
 
 _BINS = (0.0, 0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95, 1.01)
 
@@ -43,7 +47,7 @@ def copies(folder: Path, pairs: int, threshold: float) -> None:
     """Prints how many planted copies of each similarity were left out."""
     corpus, similar = planted_copies(folder, pairs=pairs)
     _, results = left_out(corpus, folder / "part", "duplicates.jsonl", Filtering(near_duplicates=threshold))
-    gone = {int(copy["document"].rsplit(":", 1)[1]) - 1 for copy in results}
+    gone = {number_of(copy["document"]) for copy in results}
     alike = {number for number, value in similar.items() if value >= threshold}
     right = len(gone & alike)
     print(f"{pairs:,} pairs, {len(alike):,} of them at least {threshold} similar; {len(gone):,} left out")
@@ -55,6 +59,29 @@ def copies(folder: Path, pairs: int, threshold: float) -> None:
         here = {number for number, value in similar.items() if low <= value < high}
         if here:
             print(f"  similarity {low:.2f} to {min(high, 1):.2f}: {len(here & gone):5,} of {len(here):5,} left out")
+
+
+def languages(folder: Path, pairs: int, threshold: float) -> None:
+    """Prints for each language how many copies with 1 % of the words changed were left out, and how many others."""
+    planted = list(copies_by_language(pairs))
+    texts = [text for _, text, _ in planted] + [copy for _, _, copy in planted]
+    corpus = folder / "languages.jsonl"
+    corpus.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    _, results = left_out(str(corpus), folder / "part", "duplicates.jsonl", Filtering(near_duplicates=threshold))
+    original = {number_of(copy["document"]): number_of(copy["copy_of"]) for copy in results}
+    for language in WORDS:
+        here = [number for number, (of, _, _) in enumerate(planted) if of == language]
+        found = sum(original.get(number + len(planted)) == number for number in here)
+        others = sum(number in original for number in here)
+        print(
+            f"{language:9} {found:4} of {len(here)} copies found ({found / len(here):.3f}), "
+            f"{others} of {len(here)} unrelated texts left out"
+        )
+
+
+def number_of(document: str) -> int:
+    """From 0; ids name the line, from 1."""
+    return int(document.rsplit(":", 1)[1]) - 1
 
 
 def strings(value) -> list[str]:
@@ -107,6 +134,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", type=int, default=1000)
     parser.add_argument("--threshold", type=float, default=0.8)
+    parser.add_argument("--languages", action="store_true")
     parser.add_argument("--corpus", help="look for benchmark items in this corpus instead")
     parser.add_argument("--benchmark")
     parser.add_argument("--plants", type=int, default=0)
@@ -115,7 +143,7 @@ def main() -> None:
         return planted(flags.corpus, flags.benchmark, flags.plants)
     with tempfile.TemporaryDirectory() as scratch:
         if not flags.corpus:
-            return copies(Path(scratch), flags.pairs, flags.threshold)
+            return (languages if flags.languages else copies)(Path(scratch), flags.pairs, flags.threshold)
         documents, results = left_out(
             flags.corpus, Path(scratch), "decontamination.jsonl", Filtering(decontaminate=(flags.benchmark,))
         )
