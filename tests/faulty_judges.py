@@ -5,6 +5,7 @@ from collections.abc import Callable, Hashable, Sequence
 import random
 from typing import Any
 
+from diversity_jax.cluster_agent.exam_corpora import exam_corpora, neighbour_of
 from diversity_jax.cluster_agent.text_cleaning import child_seed
 from diversity_jax.cluster_agent.types import Cluster, JudgeAnswer, Sample, Task
 
@@ -135,3 +136,19 @@ FAULTS: dict[str, _Fault] = {
     "splits all": lambda judge, samples, generator: [sample.sample_id for sample in samples],
     "merges all": lambda judge, samples, generator: [0 for _ in samples],
 }
+
+
+def exam_judge(fault: str, **options: Any) -> FaultyJudge:
+    """A judge with a fault that knows the texts of the exam."""
+    labels, styles = {}, {}
+    for corpus in exam_corpora().values():
+        labels |= dict(zip(corpus.texts, corpus.labels, strict=True))
+        styles |= dict(zip(corpus.texts, corpus.styles, strict=True))
+    neighbours = [label for pair in neighbour_of().items() for label in pair]
+    return FaultyJudge(
+        fault,
+        lambda text: labels.get(text, text),
+        style_of=lambda text: styles.get(text, "plain"),
+        labels=list(dict.fromkeys(neighbours)),
+        **options,
+    )

@@ -1,0 +1,238 @@
+"""An exam of a judge: it groups small corpora whose diversity is known, by the same calls as any corpus, once.
+
+What comes of it is a table of truth and reading, how often pairs of each kind were put together, and a verdict. The
+result is kept in a file under judge, wording and settings, so that a second exam of the same judge asks nothing.
+"""
+
+import asyncio
+from collections import Counter
+from collections.abc import Mapping, Sequence
+import itertools
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from diversity_jax.cluster_agent.cluster import JudgedGrouping
+from diversity_jax.cluster_agent.config import AgentConfig
+from diversity_jax.cluster_agent.criteria import Criteria, ProposedCriteria
+from diversity_jax.cluster_agent.estimators import t_quantile
+from diversity_jax.cluster_agent.exam_corpora import ExamCorpus, exam_corpora, neighbour_of
+from diversity_jax.cluster_agent.exam_result import (
+    HALF,
+    NO_PAIRS,
+    RIGHT,
+    VERSION,
+    WRONG,
+    ExamReading,
+    ExamResult,
+    PairCounts,
+    total,
+)
+from diversity_jax.cluster_agent.score import CorpusScorer, blocking
+from diversity_jax.cluster_agent.types import CallTotals, CriteriaSet, Criterion, Judge
+from diversity_jax.core import files
+from diversity_jax.core.errors import InputError
+from diversity_jax.core.intervals import Estimate
+
+_SEED = 1  # of every exam, whatever the run's
+
+GROUPINGS: Mapping[str, int] = {
+    "subjects_24": 30,
+    HALF: 40,
+    "subjects_6": 12,
+    "one_subject": 10,
+    "neighbours": 20,
+    "skewed": 20,
+    "styles": 16,
+    "lengths": 12,
+    "languages": 16,
+}
+"""Groupings of each corpus at K = 10, two calls each; fewer, down to half, where more samples are shown at once, and up
+to twice as many where fewer are, so that about as many pairs are seen.
+"""
+_USUAL_K = 10
+_SMALLEST_HALF = 3  # samples at once, under which half of K is not tried
+CRITERIA = Criteria(
+    sets=(
+        CriteriaSet(
+            metadata=(
+                Criterion(
+                    name="Subject",
+                    definition="The one activity, trade, institution or natural thing that a text is about.",
+                    guidance="Alike are texts about one subject, such as tennis, whatever their form, length or "
+                    "language; two subjects of one field, such as tennis and golf, are not.",
+                ),
+            )
+        ),
+    ),
+    origin="file",
+)
+"""By what every exam is judged: written here, so that no call is spent on proposals and all judges read the same."""
+
+
+def exam_path(judge: Judge, config: AgentConfig, folder: str | os.PathLike) -> Path:
+    """The file of a judge's exam in `folder`: another one for every judge, wording, version of the exam, and setting
+    that the answers depend on.
+    """
+    return Path(folder) / f"exam-{_key(judge, config)[:16]}.json"
+
+
+def cached_exam(judge: Judge, config: AgentConfig, folder: str | os.PathLike) -> ExamResult | None:
+    """The result of an exam that this judge took with these settings; None where there is none in `folder`.
+
+    Raises:
+      InputError: the file is damaged.
+    """
+    path = exam_path(judge, config, folder)
+    return ExamResult.from_json(files.read_json(path), str(path)) if path.exists() else None
+
+
+def exam_calls(config: AgentConfig) -> int:
+    """Calls of an exam without repairs."""
+    return sum(exam.forecast_calls(with_criteria=True) for _, exam in _parts(config).values())
+
+
+async def examine_async(judge: Judge, config: AgentConfig, folder: str | os.PathLike) -> ExamResult:
+    """Examines a judge, or reads what an earlier exam of it came to.
+
+    Args:
+      config: of the run; K, what is shown and how it is asked are taken from it.
+      folder: where results of exams are kept.
+
+    Raises:
+      InputError: the run ended before the exam did (the budget is spent, the server is gone), or a damaged file.
+    """
+    found = cached_exam(judge, config, folder)
+    if found is not None:
+        return found
+    judge.expect(exam_calls(config))
+    parts = [_read(name, corpus, judge, exam) for name, (corpus, exam) in _parts(config).items()]
+    results = await asyncio.gather(*parts)
+    usage = CallTotals()
+    for _, used in results:
+        usage.add(used)
+    result = ExamResult(
+        judge=judge.label,
+        prompt_version=judge.prompt_version,
+        identity=judge.identity,
+        settings=_settings(config),
+        readings=tuple(reading for reading, _ in results),
+        calls=usage.calls,
+        tokens={"prompt": usage.prompt_tokens, "completion": usage.completion_tokens},
+        cost_usd=usage.cost_usd,
+    )
+    path = exam_path(judge, config, folder)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    files.write_json(path, result.to_json())
+    return result
+
+
+examine = blocking(examine_async)
+
+
+def _settings(config: AgentConfig) -> dict[str, Any]:
+    """What answers depend on, of a run's settings."""
+    names = ("samples_per_grouping", "verify", "canary_share", "reasoning_words", "max_characters", "temperature")
+    return {name: getattr(config, name) for name in (*names, "max_output_tokens", "schema_limits")}
+
+
+def _key(judge: Judge, config: AgentConfig) -> str:
+    texts = [corpus.fingerprint() for corpus in exam_corpora().values()]
+    asked = [judge.label, judge.prompt_version, dict(judge.identity), _settings(config)]
+    return files.content_hash([VERSION, texts, GROUPINGS, CRITERIA.to_json(), *asked])
+
+
+def _parts(config: AgentConfig) -> dict[str, tuple[ExamCorpus, AgentConfig]]:
+    """Each corpus with the settings it is scored by."""
+    parts = {}
+    for name, usual in GROUPINGS.items():
+        corpus = exam_corpora()[name.removesuffix("_half")]
+        k = config.samples_per_grouping // (2 if name == HALF else 1)
+        if name == HALF and k < _SMALLEST_HALF:
+            continue
+        k = min(k, len(corpus))
+        times = min(2.0, max(0.5, math.comb(_USUAL_K, 2) / math.comb(k, 2)))
+        parts[name] = (
+            corpus,
+            AgentConfig(
+                **{**_settings(config), "samples_per_grouping": k},
+                groupings=math.ceil(usual * times),
+                criteria_sets=1,
+                examples=0,
+                seed=_SEED,
+                in_flight=config.in_flight,
+            ),
+        )
+    return parts
+
+
+async def _read(name: str, corpus: ExamCorpus, judge: Judge, config: AgentConfig) -> tuple[ExamReading, CallTotals]:
+    judged: list[JudgedGrouping] = []
+    scorer = CorpusScorer(corpus, judge, config, ProposedCriteria(criteria=CRITERIA), observe=judged.append)
+    await scorer.extend(config.groupings)
+    if scorer.ended:
+        raise InputError(f"exam of judge {judge.label}: ended before it was done: {scorer.ended}")
+    counts = [_count_pairs(corpus, grouping) for grouping in judged]
+    usable = [pairs for pairs, grouping in zip(counts, judged, strict=True) if not grouping.dropped]
+    drops = Counter(grouping.dropped for grouping in judged if grouping.dropped)
+    details = {grouping.dropped: grouping.detail for grouping in reversed(judged) if grouping.dropped}
+    reading = ExamReading(
+        corpus=name,
+        truth=corpus.effective_clusters,
+        reading=_reading(corpus, usable),
+        samples_per_grouping=config.samples_per_grouping,
+        groupings=len(judged),
+        drops=dict(sorted(drops.items())),
+        pairs={kind: pairs for kind in (*RIGHT, *WRONG) if (pairs := total(counts, [kind])).shown},
+        detail=details.get(max(drops, key=drops.__getitem__, default=""), ""),
+    )
+    return reading, scorer.usage
+
+
+def _reading(corpus: ExamCorpus, counts: Sequence[Mapping[str, PairCounts]]) -> Estimate | None:
+    """Effective clusters by a judge from the pairs of each grouping: truth / r, r = sum t / sum s the ratio of the
+    pairs that the judge put together to those of one subject. So the chance of the draw is left out. The error is that
+    of a ratio of means (Cochran 1977, chapter 6), and at least that of a single pair.
+    """
+    same = np.array([total([pairs], RIGHT).shown for pairs in counts], float)
+    together = np.array([total([pairs], (*RIGHT, *WRONG)).together for pairs in counts], float)
+    if not same.sum():
+        return None
+    ratio, number = together.sum() / same.sum(), len(counts)
+    residuals = together - ratio * same
+    error = max(1.0, math.sqrt(residuals @ residuals * number / max(1, number - 1))) / same.sum()
+    half = t_quantile(0.975, max(1, number - 1)) * error
+    truth = corpus.effective_clusters
+    low, most = truth / (ratio + half), float(len(corpus))
+    if not ratio:
+        return Estimate(value=max(low, most), low=low)
+    return Estimate(value=truth / ratio, low=low, high=truth / (ratio - half) if ratio > half else None)
+
+
+def _count_pairs(corpus: ExamCorpus, grouping: JudgedGrouping) -> dict[str, PairCounts]:
+    """The pairs of one grouping's drawn samples by kind; none where no partition came."""
+    counts: dict[str, PairCounts] = {}
+    cluster_of = {sample_id: cluster for cluster in grouping.clusters for sample_id in cluster.sample_ids}
+    drawn = [sample for sample in grouping.planned.samples if sample.sample_id in cluster_of]
+    for a, b in itertools.combinations(drawn, 2):
+        cluster = cluster_of[a.sample_id]
+        claimed = cluster is cluster_of[b.sample_id]
+        kind = _kind(corpus, int(a.document), int(b.document))
+        pair = PairCounts(shown=1, claimed=int(claimed), together=int(claimed and cluster.valid))
+        counts[kind] = counts.get(kind, NO_PAIRS) + pair
+    return counts
+
+
+def _kind(corpus: ExamCorpus, a: int, b: int) -> str:
+    """What two texts have in common: a key of `RIGHT` or `WRONG`."""
+    one_style, one_language = (values[a] == values[b] for values in (corpus.styles, corpus.languages))
+    if corpus.labels[a] == corpus.labels[b]:
+        return "same_languages" if not one_language else "same" if one_style else "same_styles"
+    if neighbour_of()[corpus.labels[a]] == corpus.labels[b]:
+        return "neighbours"
+    if one_style and corpus.styles[a] != "plain":
+        return "one_style"
+    return "one_language" if one_language and len(set(corpus.languages)) > 1 else "unrelated"

@@ -1,0 +1,239 @@
+"""What an exam of a judge came to: truth and reading of each corpus, mistakes by kind, and the verdict."""
+
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from diversity_jax.cluster_agent.canaries import binomial
+from diversity_jax.cluster_agent.types import describe_failures
+from diversity_jax.cluster_agent.verdict import FITNESS, Fitness, Verdict
+from diversity_jax.core.errors import InputError
+from diversity_jax.core.formats import listed
+from diversity_jax.core.intervals import Estimate
+
+VERSION = 1
+TOLERANCE = 1.25
+"""Readings from truth / 1.25 to 1.25 truth are right; a reading is wrong where its whole interval lies outside."""
+_UNFIT_FACTOR = 2.0  # by which the whole interval of a reading misses the truth
+# Of the pairs that are of one subject or were put together, the share that are both. A judge that puts one sample in
+# twenty elsewhere reaches 0.7 where there are 24 subjects.
+_LEAST_AGREEMENT, _UNFIT_AGREEMENT = 0.6, 0.3
+_FEWEST_PAIRS = 20  # of a kind, for a share of it to be told as a reason
+_TOLD_SHARE = 0.05  # of the pairs of a kind; fewer mistakes are not worth telling
+HALF = "subjects_24_half"  # the corpus at half of K
+
+TITLES: Mapping[str, str] = {
+    "subjects_24": "24 subjects",
+    HALF: "24 subjects, half as many samples at once",
+    "subjects_6": "6 subjects far apart",
+    "one_subject": "one subject",
+    "neighbours": "12 subjects in pairs of neighbours",
+    "skewed": "24 subjects of falling size",
+    "styles": "4 subjects in 5 styles",
+    "lengths": "6 subjects at 15 to 70 words",
+    "languages": "6 subjects in 13 languages",
+}
+# Corpora that speak only of corpora like them: a judge that reads one language is fit to judge texts in it.
+_INFORMATION = ("languages",)
+RIGHT: Mapping[str, str] = {
+    "same": "of one subject",
+    "same_styles": "of one subject in two styles",
+    "same_languages": "of one subject in two languages",
+}
+"""Kinds of pairs that belong together."""
+WRONG: Mapping[str, str] = {
+    "neighbours": "of neighbouring subjects",
+    "one_style": "of two subjects in one style",
+    "one_language": "of two subjects in one language",
+    "unrelated": "of unrelated subjects",
+}
+"""Kinds of pairs that do not; of languages and styles where a corpus has several."""
+
+_Finding = tuple[Fitness, str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairCounts:
+    """Pairs of one kind that were `shown` in one grouping, `claimed` to belong together by the partition, and left
+    `together` by verification.
+    """
+
+    shown: int
+    claimed: int
+    together: int
+
+    def __add__(self, other: "PairCounts") -> "PairCounts":
+        return PairCounts(**{name: value + getattr(other, name) for name, value in vars(self).items()})
+
+
+NO_PAIRS = PairCounts(shown=0, claimed=0, together=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExamReading:
+    """What the judge made of one corpus.
+
+    Attributes:
+      truth: effective clusters of the corpus by its labels.
+      reading: by the judge: the truth divided by the ratio of the pairs that it put together to those that are of one
+        subject, with its interval. None where no grouping was usable.
+      samples_per_grouping: K, which is at most the corpus's size.
+      drops: groupings that do not count, by reason; detail: what the first of them was, in words.
+      pairs: by kind, over all groupings that were partitioned, also those that a canary discarded.
+    """
+
+    corpus: str
+    truth: float
+    reading: Estimate | None
+    samples_per_grouping: int
+    groupings: int
+    drops: Mapping[str, int]
+    pairs: Mapping[str, PairCounts]
+    detail: str = ""
+
+    @property
+    def title(self) -> str:
+        """The corpus in words."""
+        return TITLES[self.corpus]
+
+    @property
+    def agreement(self) -> Estimate | None:
+        """Share of the pairs that are of one subject or were put together, which are both; None without any."""
+        right, wrong = total([self.pairs], RIGHT), total([self.pairs], WRONG)
+        return binomial(right.together, right.shown + wrong.together)
+
+    @property
+    def fitness(self) -> Fitness:
+        """Whether figures like this one can be believed."""
+        if self.reading is None:
+            return "unfit"
+        low, high = self.reading.bounds
+        agreement = self.agreement.bounds[1] if self.agreement else 1.0
+        grades: tuple[tuple[Fitness, float, float], ...] = (
+            ("unfit", _UNFIT_FACTOR, _UNFIT_AGREEMENT),
+            ("doubtful", TOLERANCE, _LEAST_AGREEMENT),
+        )
+        for fitness, factor, least in grades:
+            if high < self.truth / factor or low > self.truth * factor or agreement < least:
+                return fitness
+        return "fit"
+
+    def __str__(self) -> str:
+        """Such as: 24 subjects read as 5.1 effective clusters, in truth 26.6: puts together 61 % of the pairs of
+        neighbouring subjects.
+        """
+        if self.reading is None:
+            return f"{self.title}: none of {self.groupings} groupings was usable"
+        mistakes = "; ".join(self._mistakes())
+        read = f"{self.title} read as {self.reading.value:.3g} effective clusters, in truth {self.truth:.3g}"
+        return f"{read}: {mistakes}" if mistakes else read
+
+    def _mistakes(self) -> Iterator[str]:
+        merged = [(kind, what, "puts together", 0) for kind, what in WRONG.items()]
+        for kind, what, does, base in [*merged, *((kind, what, "sets apart", 1) for kind, what in RIGHT.items())]:
+            counts = self.pairs.get(kind, NO_PAIRS)
+            if counts.shown >= _FEWEST_PAIRS:
+                share = abs(base - counts.together / counts.shown)
+                if share >= _TOLD_SHARE:
+                    yield f"{does} {100 * share:.0f} % of the pairs {what}"
+
+    def to_json(self) -> dict[str, Any]:
+        """All fields by name."""
+        pairs = {kind: vars(counts) for kind, counts in self.pairs.items()}
+        reading = self.reading and self.reading.to_json()
+        return {**vars(self), "reading": reading, "drops": dict(self.drops), "pairs": pairs}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any], where: str) -> "ExamReading":
+        """Reads `to_json`'s value."""
+        reading = value["reading"] and Estimate.from_json(value["reading"], f"{where}: reading")
+        pairs = {kind: PairCounts(**counts) for kind, counts in value["pairs"].items()}
+        return cls(**{**value, "reading": reading, "pairs": pairs})
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExamResult:
+    """What an exam came to.
+
+    Attributes:
+      judge, prompt_version, identity: of the judge.
+      settings: of the run that the judge was examined for, which its answers depend on.
+      readings: one a corpus, in the order of `GROUPINGS`.
+      calls, tokens, cost_usd: that it took, tokens by "prompt" and "completion".
+    """
+
+    judge: str
+    prompt_version: str
+    identity: Mapping[str, Any]
+    settings: Mapping[str, Any]
+    readings: tuple[ExamReading, ...]
+    calls: int
+    tokens: Mapping[str, int]
+    cost_usd: float
+
+    @property
+    def verdict(self) -> Verdict:
+        """The worst that any reading shows, and the reasons in the order of the corpora, the worst first."""
+        findings = [*self._unusable(), *self._wrong(), *self._drift()]
+        worst: Fitness = max((fitness for fitness, _ in findings), key=FITNESS.index, default="fit")
+        reasons = [reason for _, reason in sorted(findings, key=lambda finding: -FITNESS.index(finding[0]))]
+        return Verdict(judge=worst, reasons=tuple(reasons))
+
+    def _unusable(self) -> Iterator[_Finding]:
+        """One line for all corpora without a usable grouping."""
+        if empty := [reading for reading in self.readings if reading.reading is None]:
+            drops: Counter[str] = Counter()
+            for reading in empty:
+                drops.update(reading.drops)
+            details = {reason: reading.detail for reading in empty for reason in reading.drops}
+            why = describe_failures(drops, details)
+            fitness: Fitness = "fit" if all(reading.corpus in _INFORMATION for reading in empty) else "unfit"
+            yield fitness, f"no grouping was usable of {listed([reading.title for reading in empty])} ({why})"
+
+    def _wrong(self) -> Iterator[_Finding]:
+        for reading in self.readings:
+            if reading.reading and reading.fitness != "fit":
+                if reading.corpus in _INFORMATION:
+                    yield "fit", f"not for corpora in several languages: {reading}"
+                else:
+                    yield reading.fitness, str(reading)
+
+    def _drift(self) -> Iterator[_Finding]:
+        """Whether more samples at once are read otherwise, by more than the tolerance."""
+        by_corpus = {reading.corpus: reading for reading in self.readings}
+        whole, half = by_corpus.get("subjects_24"), by_corpus.get(HALF)
+        if not (whole and half and whole.reading and half.reading):
+            return
+        for one, other in ((whole.reading, half.reading), (half.reading, whole.reading)):
+            if one.bounds[1] * TOLERANCE < other.bounds[0]:
+                sizes = f"K = {whole.samples_per_grouping} and {half.samples_per_grouping}"
+                read = f"{whole.reading.value:.3g} and {half.reading.value:.3g} effective clusters"
+                yield "doubtful", f"24 subjects are read as {read} at {sizes}"
+
+    def to_json(self) -> dict[str, Any]:
+        """All fields by name, and the verdict."""
+        value = {**vars(self), "identity": dict(self.identity), "settings": dict(self.settings)}
+        readings = [reading.to_json() for reading in self.readings]
+        return value | {"version": VERSION, "readings": readings, "verdict": self.verdict.to_json()}
+
+    @classmethod
+    def from_json(cls, value: Any, where: str) -> "ExamResult":
+        """Reads `to_json`'s value.
+
+        Raises:
+          InputError: it is something else, or of another version; the message begins with `where`.
+        """
+        try:
+            if value["version"] != VERSION:
+                raise InputError(f"{where}: version is {value['version']!r}, not {VERSION}; remove it, examine again")
+            readings = tuple(ExamReading.from_json(reading, where) for reading in value["readings"])
+            fields = {name: part for name, part in value.items() if name not in ("version", "verdict")}
+            return cls(**{**fields, "readings": readings})
+        except (KeyError, TypeError, AttributeError):
+            raise InputError(f"{where}: is not the result of an exam; remove the file, examine again") from None
+
+
+def total(counts: Iterable[Mapping[str, PairCounts]], kinds: Collection[str]) -> PairCounts:
+    """The pairs of some kinds over groupings."""
+    return sum((pairs.get(kind, NO_PAIRS) for pairs in counts for kind in kinds), NO_PAIRS)
