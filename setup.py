@@ -26,7 +26,7 @@ setup(
         "diversity_jax.corpus.readers": ["installed_packages.toml"],
         "diversity_jax.llm": ["prices.json"],
         "diversity_jax.report": ["templates/*.j2"],
-        "diversity_jax.synthesis": ["demo_grammar.toml"],
+        "diversity_jax.synthesis": ["demo_grammar.toml", "languages.toml"],
     },
     install_requires=[
         "jax>=0.10.2",

@@ -10,6 +10,8 @@ import random
 import re
 from typing import Any
 
+from tests.words_by_language import WORDS, as_text
+
 _SYLLABLES = [a + b for a in "bdfgklmnprstvz" for b in ("a", "e", "i", "o", "u", "an", "el", "or")]
 
 
@@ -19,10 +21,23 @@ def words_for(subject: str, count: int = 60) -> list[str]:
     return ["".join(draw.choices(_SYLLABLES, k=3)) for _ in range(count)]
 
 
-def write(subject: str, variety: random.Random, *, persona: bool, topics: bool, passages: int = 3) -> dict[str, Any]:
-    """A generation in schema on one subject."""
-    words = words_for(subject)
-    text = lambda: " ".join(variety.choice(words) for _ in range(40)).capitalize() + "."  # noqa: E731
+def write(
+    subject: str,
+    variety: random.Random,
+    *,
+    persona: bool,
+    topics: bool,
+    passages: int = 3,
+    language: str | None = None,
+) -> dict[str, Any]:
+    """A generation in schema on one subject, in made-up words or a language of `tests.words_by_language`."""
+    words = random.Random(subject).sample(WORDS[language], 40) if language else words_for(subject)
+
+    def text() -> str:
+        if language:
+            return as_text(variety.choices(words, k=40), language)
+        return " ".join(variety.choice(words) for _ in range(40)).capitalize() + "."
+
     options = variety.sample(words, 4) if len(set(words)) > 4 else ["one", "two", "three", "four"]
     options = list(dict.fromkeys(options)) + [f"none of {n}" for n in range(4)]
     question = {

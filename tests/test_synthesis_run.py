@@ -5,6 +5,7 @@ import json
 import logging
 import multiprocessing
 import random
+import re
 import sqlite3
 import time
 
@@ -29,6 +30,7 @@ from diversity_jax.synthesis.store import Store
 from diversity_jax.synthesis.templates import TEMPLATES
 from tests.llm_server import Faults, serve, serve_process
 from tests.synthesis_answers import generation, refusing, write
+from tests.words_by_language import WORDS, as_text, changed, random_words
 
 PERSONAS = (
     "A baker of bread",
@@ -138,6 +140,35 @@ def test_one_that_repeats_itself_is_found_out(folder, near_duplicate):
     same = write("one", random.Random(0), persona=True, topics=False)
     with serve(lambda *_: same) as server, pytest.raises(InputError, match="near_duplicate"):
         run(settings(folder, server.openai_url, quality=QualityConfig(near_duplicate=near_duplicate)))
+
+
+@pytest.mark.parametrize("language", WORDS)
+def test_every_language_meets_the_same_floor_and_its_near_copies_are_found(folder, language):
+    draw, originals, repeats = random.Random(0), [], []
+
+    def sometimes_repeating(stage, samples, payload):
+        if originals and draw.random() < 0.3:
+            first, *others = draw.choice(originals)
+            passages = [changed(draw, first, language), *others]  # one word of 120
+            repeats.append(passages)
+        else:
+            passages = [random_words(draw, language, 40) for _ in range(3)]
+            originals.append(passages)
+        made = write("one", draw, persona=True, topics=False, language=language)
+        for passage, words in zip(made["passages"], passages, strict=True):
+            passage["text"] = as_text(words, language)
+        return made
+
+    with serve(sometimes_repeating) as server:
+        store = run(settings(folder, server.openai_url, quality=QualityConfig(max_passage_words=50, attempts=9)))
+    outcomes = sum((Counter(one["outcomes"]["openai:gpt-4o-mini"]) for one in store.rounds), Counter())
+    assert outcomes.keys() == {"accepted", "near_duplicate"}
+    assert outcomes["accepted"] == len(documents(store)) == 48
+    assert len(repeats) > 10
+    assert 0.95 * len(repeats) <= outcomes["near_duplicate"] <= len(repeats)
+    assert (language == "english") == any(
+        re.search(r"Question|Answer|Explanation", one["text"]) is not None for one in documents(store)
+    )
 
 
 def test_the_budget_ends_a_run_that_goes_on_later(folder):

@@ -1,8 +1,10 @@
 """From template to request, from answer to text: what is asked, what is refused, and what comes out."""
 
+import contextlib
 import copy
 import json
 import random
+import re
 
 import jsonschema
 import pytest
@@ -15,6 +17,7 @@ from diversity_jax.synthesis.quality import Flaw, read_answer, render
 from diversity_jax.synthesis.templates import TEMPLATES, Seeds, load_template
 from diversity_jax.synthesis.topics import Topic
 from tests.synthesis_answers import words_for, write
+from tests.words_by_language import WORDS, as_text, random_words
 
 SEEDS = Seeds(
     topics=(Topic(("Physics", "Optics"), ("lens",)), Topic(("Bread",))),
@@ -99,6 +102,58 @@ def test_the_quality_floor_names_the_flaw(value, reason):
     assert found.value.reason == reason
 
 
+@pytest.mark.parametrize("language", WORDS)
+def test_lengths_in_words_mean_the_same_in_every_language(language):
+    def passages(words):
+        text = as_text(random_words(random.Random(words), language, words), language)
+        return broken(passages=[{"concepts": ["x"], "text": text}] * 3)
+
+    for words, reason in ((18, "short"), (30, None), (80, None), (140, "long")):
+        with pytest.raises(Flaw) if reason else contextlib.nullcontext() as found:
+            check(passages(words), max_passage_words=105)
+        assert found is None or found.value.reason == reason
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "I'm sorry, but I can't help with that.",
+        "Es tut mir leid, aber dabei kann ich nicht helfen.",
+        "Lo siento, pero no puedo escribir sobre ese tema.",
+        "Désolé, mais je ne peux pas répondre à cette demande.",
+        "Desculpe, mas não posso ajudar com isso.",
+        "Извините, но я не могу выполнить эту просьбу.",
+        "Maaf, saya tidak dapat membantu permintaan ini.",
+        "Xin lỗi, tôi không thể giúp việc này.",
+        "很抱歉，我无法提供这方面的内容。",
+        "作為一個語言模型，這個問題超出範圍。",
+        "申し訳ありませんが、その内容にはお答えできません。",
+        "죄송하지만 그 요청은 도와드릴 수 없습니다.",
+        "ขออภัยค่ะ ฉันไม่สามารถเขียนเรื่องนี้ได้",
+        "ຂໍອະໄພ ຂ້ອຍບໍ່ສາມາດຊ່ວຍໄດ້",
+        "សូមអភ័យទោស ខ្ញុំមិនអាចជួយបានទេ",
+        "मुझे खेद है, मैं इस विषय में सहायता नहीं कर सकता।",
+        "عذرًا، لا أستطيع المساعدة في هذا الطلب.",
+        "متأسفم، نمی\u200cتوانم در این باره کمک کنم.",
+    ],
+)
+def test_refusals_are_known_in_many_languages(text):
+    with pytest.raises(Flaw) as found:
+        check(text)
+    assert found.value.reason == "refused"
+    with pytest.raises(Flaw) as found:
+        check(broken(passages=[{"concepts": ["x"], "text": f"{text} {FIRST[0]['text']}"}, *FIRST[1:]]))
+    assert found.value.reason == "refused"
+
+
+@pytest.mark.parametrize("language", WORDS)
+def test_passages_of_any_language_are_no_refusals(language):
+    source = random.Random(0)
+    for _ in range(20):
+        text = as_text(random_words(source, language, 60), language)
+        check(broken(passages=[{"concepts": ["x"], "text": text}] * 3))
+
+
 def test_passages_copied_from_the_prompt_are_refused():
     copied = request_of(TEMPLATES["topic"]).system[:700]
     with pytest.raises(Flaw) as found:
@@ -128,6 +183,58 @@ def test_options_keep_their_places_where_the_explanation_names_them():
         text = render(check(value), seed=str(number)).split(value["question"]["question"])[1]
         places = [text.index(option) for option in options]
         assert places == sorted(places)
+
+
+@pytest.mark.parametrize(
+    ("explanation", "keeps"),
+    [
+        ("所以选项B是对的。", True),
+        ("答案是C，因为水会流动。", True),
+        ("（２）が正しい。", True),
+        ("選択肢のうち最後のものです。", True),
+        ("정답은 2번입니다.", True),
+        ("ข้อ ข ถูกต้อง", True),
+        ("विकल्प तीन सही है।", True),
+        ("الخيار الأول خاطئ.", True),
+        ("La opción B es falsa.", True),
+        ("La première option est juste.", True),
+        ("因为水会流动，山不会。", False),
+        ("ข้อมูลนี้มาจากหนังสือ", False),
+        ("क्योंकि पानी बहता है।", False),
+        ("Because water flows.", False),
+    ],
+)
+def test_places_of_options_are_seen_in_explanations_of_many_languages(explanation, keeps):
+    value = broken(question={"explanation": explanation})
+    options = value["question"]["options"]
+    orders = set()
+    for number in range(12):
+        text = render(check(value), seed=str(number)).split(value["question"]["question"])[1]
+        orders.add(tuple(sorted(options, key=text.index)))
+    assert (len(orders) == 1) == keeps
+
+
+@pytest.mark.parametrize(
+    ("passage", "heading"),
+    [
+        ("水往低处流，山不动。H2O是水的化学式，英文叫water。", "答|正解"),
+        ("水は低いところへ流れ、山は動かない。", "答え|正解|解答"),
+        ("물은 흐르고 산은 움직이지 않는다.", "답|정답"),
+        ("น้ำไหลลงที่ต่ำ", "คำตอบ|เฉลย"),
+        ("पानी नीचे बहता है।", "उत्तर"),
+        ("الماء يجري إلى أسفل.", "الإجابة|الجواب"),
+        ("آب به پایین می\u200cرود و کوه نمی\u200cرود.", None),
+        ("Вода течёт вниз.", None),
+        ("Water of temperature θ flows down, said Poincaré.", "Answer|answer|Key|Solution"),
+    ],
+)
+def test_questions_are_written_in_the_language_of_the_passages(passage, heading):
+    value = broken(passages=[{"concepts": ["x"], "text": passage}] * 3)
+    made = check(value, min_passage_words=1, near_duplicate=None)
+    for number in range(20):
+        asked = render(made, seed=str(number)).removeprefix("\n\n".join(made.passages))
+        assert bool(re.search("Answer|answer|Key|Solution", asked)) == (heading is not None and "Answer" in heading)
+        assert heading is None or re.search(heading, asked)
 
 
 @pytest.mark.parametrize(

@@ -1,49 +1,43 @@
 """Answers of generators: read and checked against the quality floor, then rendered to training text."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 import functools
+from pathlib import Path
 import random
 import re
+import tomllib
 from typing import Any
 
+from diversity_jax.core.words import count_words, first_words, words
 from diversity_jax.llm import Request, read_json_answer
 from diversity_jax.synthesis.config import QualityConfig
 from diversity_jax.synthesis.templates import Seeds, Template
 
 _SHINGLE_WORDS = 8
-_WORD = re.compile(r"\w+")
-_REFUSAL = re.compile(
-    r"\b(i(['\u2019]m| am) (sorry|unable|not able)|i (can(no|['\u2019])t|cannot|won['\u2019]t) "
-    r"(help|assist|provide|write|create|comply|do)"
-    r"|as an ai( language)? model)\b",
-    re.I,
-)
-_REFUSAL_CHARACTERS = 240  # a refusal comes at once; further on, the same words may be part of a story
-
-_HEADINGS = (
-    "Question:", "Q:", "Quiz question:", "Test yourself:", "Check your understanding.", "Exercise.", "Review question:",
-    "**Question**", "",
-)  # fmt: skip
+_REFUSAL_CHARACTERS, _REFUSAL_WORDS = 240, 60  # a refusal comes at once; later, the same words may be part of a story
+_LANGUAGES = tomllib.loads(Path(__file__).with_name("languages.toml").read_text("utf-8"))
+_NAMES_AN_OPTION = re.compile("|".join(_LANGUAGES["names_an_option"]))
+_REFUSAL = re.compile(_LANGUAGES["refusals"]["english"])
+_REFUSAL_SIGNS = _LANGUAGES["refusals"]["signs"]
+_OTHER_REFUSAL = re.compile("|".join(_LANGUAGES["refusals"]["others"]), re.DOTALL)
 _OPTION_LABELS = tuple(
     tuple(form.format(symbol) for symbol in symbols)
     for symbols in ("ABCD", "abcd", "1234")
     for form in ("{}.", "{})", "({})")
 )
-_OPTION_HEADINGS = ("", "", "", "Options:", "Choices:", "Choose one:", "Which of these is right?")
-_ANSWERS = (
-    "Answer: {label} {text}", "Answer: {text}", "Correct answer: {label} {text}",
-    "The correct answer is {label} {text}", "Key: {label}", "Solution: {text}", "**Answer:** {label} {text}",
-)  # fmt: skip
-_EXPLANATIONS = (
-    "Explanation: ", "Why: ", "Reasoning: ", "Step by step: ", "Explanation:\n", "", "Solution, step by step:\n",
-)  # fmt: skip
-# An explanation that names options by letter or number would be wrong after the options have been shuffled.
-_NAMES_AN_OPTION = re.compile(
-    r"\b(option|choice|answer)s?\s*\(?([a-d]|[1-4])\b|\((?:[a-d]|[1-4])\)"
-    r"|\b(first|second|third|fourth|last) (option|choice)",
-    re.IGNORECASE,
-)
+# Letters by which the language of a document is told. Persian and Urdu have letters of their own.
+_LETTERS_OF = {
+    "japanese": re.compile("[\u3041-\u30ff]"),
+    "chinese": re.compile("[\u3400-\u9fff]"),
+    "korean": re.compile("[\uac00-\ud7a3]"),
+    "thai": re.compile("[\u0e01-\u0e4e]"),
+    "hindi": re.compile("[\u0904-\u0963]"),
+    "plain": re.compile("[\u0679\u067e\u0686\u0688\u0691\u0698\u06a9\u06af\u06ba\u06be\u06c1\u06cc\u06d2]"),
+    "arabic": re.compile("[\u0621-\u06d3]"),
+}
+_OTHER_LETTERS = re.compile("[^\\W\\d_\u0000-\u024f\u1e00-\u1eff]")  # letters but Latin ones
+_LEAST_SHARE = 0.05  # of a script among letters that are not Latin: of kana in Japanese, of its own letters in Persian
 
 
 class Flaw(ValueError):
@@ -91,7 +85,7 @@ def read_answer(text: str, template: Template, seeds: Seeds, request: Request, q
     """
     value = read_json_answer(text, request.schema).value
     if value is None:
-        reason = "refused" if _REFUSAL.search(text[:_REFUSAL_CHARACTERS]) else "not_json"
+        reason = "refused" if _is_refusal(text) else "not_json"
         raise Flaw(reason, "the answer is not a JSON object")
     generation = _in_schema(value, template, seeds, request.schema or {})
     _check_passages(generation, request, quality)
@@ -174,19 +168,26 @@ def _number(value: Any, name: str, most: int) -> int:
 
 
 def _check_passages(generation: Generation, request: Request, quality: QualityConfig) -> None:
-    if _REFUSAL.search(generation.passages[0][:_REFUSAL_CHARACTERS]):
+    if _is_refusal(generation.passages[0]):
         raise Flaw("refused", "the first passage is a refusal")
     for number, passage in enumerate(generation.passages, start=1):
-        words = passage.count(" ") + 1
-        if not quality.min_passage_words <= words <= quality.max_passage_words:
+        length = count_words(passage)
+        if not quality.min_passage_words <= length <= quality.max_passage_words:
             raise Flaw(
-                "short" if words < quality.min_passage_words else "long",
-                f"passage {number} has {words} words, {quality.min_passage_words} to {quality.max_passage_words} are "
+                "short" if length < quality.min_passage_words else "long",
+                f"passage {number} has {length} words, {quality.min_passage_words} to {quality.max_passage_words} are "
                 "allowed",
             )
     copied = copied_share("\n".join(generation.passages), request.system, request.user)
     if copied > quality.max_copied_share:
         raise Flaw("copied_from_prompt", f"{copied:.0%} of the passages' word sequences stand in the prompt")
+
+
+def _is_refusal(text: str) -> bool:
+    beginning = first_words(text[:_REFUSAL_CHARACTERS], _REFUSAL_WORDS).casefold()
+    if _REFUSAL.search(beginning):
+        return True
+    return any(sign in beginning for sign in _REFUSAL_SIGNS) and _OTHER_REFUSAL.search(beginning) is not None
 
 
 def copied_share(text: str, *sources: str) -> float:
@@ -197,8 +198,8 @@ def copied_share(text: str, *sources: str) -> float:
 
 
 def _shingles(text: str) -> set[tuple[str, ...]]:
-    words = _WORD.findall(text.lower())
-    return set(zip(*(words[start:] for start in range(_SHINGLE_WORDS)), strict=False))
+    text_words = words(text)
+    return set(zip(*(text_words[start:] for start in range(_SHINGLE_WORDS)), strict=False))
 
 
 _source_shingles = functools.lru_cache(32)(_shingles)  # the instructions are the same for many answers
@@ -208,24 +209,35 @@ def render(generation: Generation, *, seed: str) -> str:
     """The training text: the passages, then the question in a form drawn by `seed`."""
     parts = list(generation.passages)
     if generation.question is not None:
-        parts.append(_render_question(generation.question, random.Random(f"question {seed}")))
+        forms = _LANGUAGES["question"][_language("\n".join(generation.passages))]
+        parts.append(_render_question(generation.question, forms, random.Random(f"question {seed}")))
     return "\n\n".join(parts)
 
 
-def _render_question(question: Question, draw: random.Random) -> str:
+def _render_question(question: Question, forms: Mapping[str, Sequence[str]], draw: random.Random) -> str:
     """Question, options, key and explanation; options are shuffled unless the explanation names their places."""
     options = list(question.options)
-    if not _NAMES_AN_OPTION.search(question.explanation):
+    if not _NAMES_AN_OPTION.search(question.explanation.casefold()):
         draw.shuffle(options)
     labels = draw.choice(_OPTION_LABELS)
     is_inline = sum(map(len, options)) < 120 and draw.random() < 0.2
-    heading, options_heading = draw.choice(_HEADINGS), draw.choice(_OPTION_HEADINGS)
+    heading, options_heading = draw.choice(forms["headings"]), draw.choice(forms["option_headings"])
     labelled = [f"{label} {option}" for label, option in zip(labels, options, strict=True)]
-    key = draw.choice(_ANSWERS).format(label=labels[options.index(question.answer)], text=question.answer)
+    key = draw.choice(forms["answers"]).format(label=labels[options.index(question.answer)], text=question.answer)
     separator = "\n" if heading.endswith(".") or draw.random() < 0.3 else " "
     first = f"{heading}{separator}{question.question}".strip()
     asked = "\n".join(
         filter(None, [first, options_heading, "   ".join(labelled) if is_inline else "\n".join(labelled)])
     )
-    solution = [key, draw.choice(_EXPLANATIONS) + question.explanation]
+    solution = [key, draw.choice(forms["explanations"]) + question.explanation]
     return asked + draw.choice(("\n\n", "\n")) + draw.choice(("\n", "\n\n")).join(solution)
+
+
+def _language(text: str) -> str:
+    """The entry of `languages.toml` for a text: that of its letters which are not Latin, English where they are few."""
+    others = len(_OTHER_LETTERS.findall(text))
+    if others < _LEAST_SHARE * len(text):
+        return "english"
+    return next(
+        (name for name, letters in _LETTERS_OF.items() if len(letters.findall(text)) > _LEAST_SHARE * others), "plain"
+    )
