@@ -84,12 +84,55 @@ def test_duplicates_merge_and_keep_keywords():
         ("Endothermic reactions", "Exothermic reactions"),
         ("Eastern lowland gorilla", "Western lowland gorilla"),
         ("Organic chemistry", "Organic geochemistry"),
+        ("中国古代文学史", "中国当代文学史"),
+        ("上海", "海上"),
+        ("ガラス", "カラス"),
+        ("ข่าว", "ข้าว"),
+        ("हिंसा", "अहिंसा"),
+        ("कर्म", "करम"),
+        ("전기화학", "전지화학"),
+        ("Органические соединения", "Неорганические соединения"),
+        ("វិទ្យាសាស្ត្រ", "វិទ្យាល័យ"),
     ],
 )
 def test_what_only_looks_alike_stays_apart(a, b):
     first, second = Topic(("Field", a)), Topic(("Field", b))
     assert not same_topic(first, second)
     assert len(merge_topics([first, second], near=0.5).topics) == 2
+
+
+@pytest.mark.parametrize(
+    ("a", "b"),
+    [
+        ("物理和化学", "化学与物理"),
+        ("中国的历史", "中国历史"),
+        ("日本の歴史", "日本歴史"),
+        ("ﾃｰﾌﾞﾙ", "テーブル"),
+        ("ประวัติศาสตร์ของดนตรี", "ดนตรี ประวัติศาสตร์"),
+        ("भारत का इतिहास", "इतिहास, भारत"),
+        ("مَدْرَسَة", "مدرسة"),
+        ("한국 음악의 역사", "한국 음악의 역사!"),
+        ("Ёлка", "елка"),
+    ],
+)
+def test_names_that_are_one_once_normalised_merge_in_every_script(a, b):
+    assert merge_topics([Topic((a,)), Topic((b,))]).normalised == 1
+
+
+@pytest.mark.parametrize(
+    ("line", "path", "keywords"),
+    [
+        ("第三章：力学\t速度，力、质量；能量", ("力学",), ("速度", "力", "质量", "能量")),
+        ("제 2 장 역학", ("역학",), ()),
+        ("บทที่ 4: กลศาสตร์", ("กลศาสตร์",), ()),
+        ("अध्याय 2: ध्वनि\tतरंग, आवृत्ति", ("ध्वनि",), ("तरंग", "आवृत्ति")),
+        ("الفصل 3: الصوت\tموجة، تردد", ("الصوت",), ("موجة", "تردد")),
+        ("1.2、力学/3次元", ("力学", "3次元"), ()),
+        ("Part2Whole", ("Part2Whole",), ()),
+    ],
+)
+def test_headings_lose_their_numbers_and_keywords_are_split_in_every_script(tmp_path, line, path, keywords):
+    assert read(tmp_path, "topics.txt", line) == [Topic(path, keywords)]
 
 
 def test_equal_names_elsewhere_in_the_tree_stay_apart():

@@ -18,6 +18,7 @@ import zlib
 
 import numpy as np
 
+from diversity_jax.core.words import words as text_words
 from diversity_jax.synthesis.topics import MOST_KEYWORDS, Topic
 
 _logger = logging.getLogger(__name__)
@@ -32,6 +33,7 @@ _PERSONA_COSINE = 0.92  # personas are sentences and share more words than topic
 _FILLERS = frozenset((
     "a", "an", "the", "of", "and", "in", "on", "for", "to", "with", "by", "from", "at", "as", "or", "introduction",
     "overview", "basics", "fundamentals",
+    "的", "之", "和", "与", "與", "及", "の", "と", "ของ", "และ", "का", "की", "के", "और",
 ))  # fmt: skip
 # Beginnings of words that change their meaning, and none.
 _PREFIXES = (
@@ -41,7 +43,10 @@ _PREFIXES = (
     "neo", "proto", "pseudo", "over", "under", "east", "west",
 )  # fmt: skip
 _ROMAN = re.compile(r"^(?=[ivx])(x{0,3})(ix|iv|v?i{0,3})$")
-_WORD = re.compile(r"[^\W_]+")
+# Accents of Latin, Greek and Cyrillic, vowel points of Hebrew and Arabic. Other marks tell words apart: tones in Thai,
+# voicing in Japanese, vowels in Hindi.
+_OPTIONAL_MARKS = re.compile("[\u0300-\u036f\u0591-\u05c7\u064b-\u065f\u0670]")
+_LAST_LATIN = "\u024f"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,9 +120,8 @@ def normalised(path: Sequence[str]) -> str:
 @functools.lru_cache(200_000)
 def words_of(name: str) -> tuple[str, ...]:
     """Words of a name without fillers, each in the singular; all words where nothing else is left."""
-    plain = unicodedata.normalize("NFKD", name).casefold()
-    plain = "".join(letter for letter in plain if not unicodedata.combining(letter))
-    words = [_singular(word) for word in _WORD.findall(plain)]
+    plain = _OPTIONAL_MARKS.sub("", unicodedata.normalize("NFKD", name).casefold())
+    words = [_singular(word) for word in text_words(plain)]
     content = [word for word in words if word not in _FILLERS]
     if len(words) > 1 and len(words[-1]) == 1 and words[-1] in _FILLERS:
         content.append(words[-1])  # "Vitamin A" ends in a name, not in an article
@@ -256,6 +260,8 @@ def _same_words(first: tuple[str, ...], second: tuple[str, ...]) -> bool:
 
 def _same_word(a: str, b: str) -> bool:
     """Whether two different words are spellings of one."""
+    if max(a + b) > _LAST_LATIN:
+        return False  # where a sign is a syllable or a word, or other prefixes change a meaning, as in Russian
     if any(letter.isdigit() for letter in a + b) or _ROMAN.match(a) or _ROMAN.match(b):
         return False  # different numbers name different things
     short, long = sorted((a, b), key=len)

@@ -17,9 +17,12 @@ MOST_LEVELS = 5
 MOST_KEYWORDS = 12
 _NAME_CHARACTERS = 120
 _PERSONA_CHARACTERS = 400
-# "1.1a ", "Chapter 3:", "IV. ": the number of a heading in its book is no part of its subject.
+# "1.1a ", "Chapter 3:": the number of a heading in its book is no part of its subject.
 _NUMBERING = re.compile(
-    r"^(?:(?:chapter|section|unit|part|lecture|lesson|week|module)\s+\d+\s*[:.)-]?|\d+(?:\.\d+)*[a-z]?[.):]?(?=\s))\s*",
+    r"^(?:(?:chapter|section|unit|part|lecture|lesson|week|module|kapitel|cap[ií]tulo|capitolo|chapitre|hoofdstuk|глава"
+    r"|अध्याय|الفصل|فصل)\s+\d+\s*[:.)-]?|บทที่\s*\d+\s*[:.)-]?"
+    r"|第\s*[\d一二三四五六七八九十百]+\s*[章节節课課讲講部回]\s*[:\uff1a、.]?|제\s*\d+\s*[장절과부]\s*[:.]?"
+    r"|\d+(?:\.\d+)*(?:[a-z]?[.):]?(?=\s)|、))\s*",
     re.IGNORECASE,
 )
 _BULLET = re.compile(r"^[-*+]\s+")
@@ -71,7 +74,7 @@ def split_path(text: str) -> list[str]:
 
 
 def _split_keywords(text: str) -> list[str]:
-    return re.split(r"[,;|]", text)
+    return re.split("[,;|\uff0c\u3001\uff1b\u060c\u061b]", text)
 
 
 def read_topics(source: str, *, leaves_only: bool = True) -> Iterator[Topic]:
