@@ -74,7 +74,7 @@ setup(
         "cuda": ["jax[cuda12]"],
         "tpu": ["jax[tpu]"],
         "eval": ["lm-eval>=0.4.13"],
-        "serve": ["pydantic>=2.10"],
+        "serve": ["pydantic>=2.10", "llguidance>=1.9"],
         "gcs": ["gcsfs>=2026.10"],
         "hf": ["transformers>=5", "torch>=2.9"],
         "beam": ["apache-beam>=2.77", "google-crc32c"],

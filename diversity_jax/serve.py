@@ -5,7 +5,8 @@ machine only.
     curl http://127.0.0.1:8000/v1/completions -H 'Content-Type: application/json' \\
         -d '{"model": "quickstart", "prompt": "The ", "max_tokens": 32}'
 
-`--config.host=0.0.0.0` lets other machines in; there is no password, so put a proxy before it that requires one.
+`--config.host=0.0.0.0` lets other machines in; `--config.api_key=VARIABLE` names the environment variable that holds the
+key clients must send. There is no TLS: put a proxy before it where others can listen.
 """
 
 from diversity_jax.core import cli
@@ -18,6 +19,7 @@ def main(config: ServeConfig) -> None:
     config.model.check_named()
     try:
         import aiohttp  # noqa: F401
+        import llguidance  # noqa: F401
         import pydantic  # noqa: F401
     except ImportError as error:
         raise InputError(f"the server needs {error.name} ({error}); pip install 'diversity_jax[serve]'") from None

@@ -12,8 +12,9 @@ import pytest
 
 from diversity_jax.core.errors import InputError
 from diversity_jax.evaluation.config import GenerateTextConfig
-from diversity_jax.evaluation.generate import Generator, Sampling, TextStream, sample_tokens
+from diversity_jax.evaluation.generate import Generator, TextStream
 from diversity_jax.evaluation.run import generate_text, read_prompts
+from diversity_jax.evaluation.sampling import Sampling, sample_tokens
 from diversity_jax.model import MeshConfig, logits
 from diversity_jax.tokenizers.chat_template import OWN_TEMPLATE, render_chat
 from tests.evaluation_items import byte_model
@@ -32,7 +33,7 @@ def _recompute():
     """Log-probabilities after the first n tokens of a row, without any cache."""
     model = byte_model()
     params = jax.tree.map(jnp.asarray, random_params(model.config))
-    compiled = jax.jit(lambda row, n: jax.nn.log_softmax(logits(model.config, params, row)[0, n - 1, :259]))
+    compiled = jax.jit(lambda row, n: jax.nn.log_softmax(logits(model.config, params, row)[0, n - 1])[:259])
 
     def after(ids):
         row = np.zeros((1, model.config.max_length), np.int32)
@@ -143,10 +144,15 @@ def test_what_does_not_fit_is_refused_before_anything_runs():
         with pytest.raises(InputError, match=said):
             generator.generate([prompt], Sampling(max_tokens=tokens))
     for settings in (
-        {"max_tokens": 0},
+        {"max_tokens": -1},
+        {"max_tokens": 2**31},
+        {"max_tokens": 4, "min_tokens": 5},
         {"temperature": -1},
         {"top_p": 0},
         {"top_k": -1},
+        {"top_k": 2**31},
+        {"temperature": 10**400},
+        {"top_p": float("nan")},
         {"stop": ("",)},
         {"top_logprobs": 99},
     ):

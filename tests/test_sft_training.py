@@ -14,8 +14,9 @@ from diversity_jax import train
 from diversity_jax.core import run_info
 from diversity_jax.core.errors import InputError
 from diversity_jax.corpus import CorpusConfig
-from diversity_jax.evaluation.generate import Generator, Sampling
+from diversity_jax.evaluation.generate import Generator
 from diversity_jax.evaluation.load_model import open_model
+from diversity_jax.evaluation.sampling import Sampling
 from diversity_jax.mixtures.config import Component, GatePolicy, MixtureConfig
 from diversity_jax.model import LlamaConfig, MeshConfig
 from diversity_jax.model.checkpoint_io.hugging_face import export_hugging_face

@@ -1,6 +1,7 @@
 """Configurations of evaluation, benchmarks made of a corpus, generation and the server."""
 
 from dataclasses import dataclass, field
+import re
 from typing import Any
 
 from diversity_jax.core.errors import InputError
@@ -184,6 +185,11 @@ class ServeConfig:
       steps: tokens decoded before waiting requests are admitted.
       max_waiting: requests running or queued at most; further ones are refused (429).
       max_body_bytes: longest request body.
+      max_bodies_bytes: all bodies that are being read or understood; further ones are refused (429).
+      read_seconds: until a request must have arrived, or a part of an answer must have been taken.
+      allow_host: names beside the address listened on by which clients may reach the server, in lower case.
+      allow_origin: origins of web pages that may ask, such as `https://example.org`; `*`: all.
+      api_key: the environment variable that holds the key clients must send; empty: none is asked for.
     """
 
     model: ModelSource = field(default_factory=ModelSource)
@@ -194,8 +200,18 @@ class ServeConfig:
     steps: int = 8
     max_waiting: int = 1024
     max_body_bytes: int = 8 << 20
+    max_bodies_bytes: int = 32 << 20
+    read_seconds: float = 30.0
+    allow_host: tuple[str, ...] = ()
+    allow_origin: tuple[str, ...] = ()
+    api_key: str = ""
 
     def __post_init__(self) -> None:
-        _check_least(self, slots=1, steps=1, max_waiting=1, max_body_bytes=1)
+        _check_least(self, slots=1, steps=1, max_waiting=1, max_body_bytes=1, max_bodies_bytes=self.max_body_bytes)
+        if not 0 < self.read_seconds < float("inf"):
+            raise InputError(f"read_seconds={self.read_seconds}: must be above 0")
+        for origin in self.allow_origin:
+            if not re.fullmatch(r"\*|null|[a-z][a-z0-9+.-]*://[a-z0-9._\[\]:-]+", origin):
+                raise InputError(f"allow_origin={origin!r}: expected one such as https://example.org, or *")
         if not 0 <= self.port < 65536:
             raise InputError(f"port={self.port}: must be from 0 (any free one) to 65535")

@@ -1,65 +1,24 @@
-"""Generation: sampling of tokens, and continuous batching of answers in the slots of one sharded key-value cache."""
+"""Generation: continuous batching of answers in the slots of one sharded key-value cache."""
 
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import jax
-import jax.numpy as jnp
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import NamedSharding
 import numpy as np
 
 from diversity_jax.core.errors import InputError
 from diversity_jax.evaluation.load_model import LanguageModel
 from diversity_jax.evaluation.loglikelihood import row_length
-from diversity_jax.model.config import LlamaConfig
-from diversity_jax.model.decode import Cache, decode_step, empty_cache, prefill
-from diversity_jax.model.llama import Params
+from diversity_jax.evaluation.sampling import TOP, Sampling, decode_tokens, score_prompt
+from diversity_jax.model.decode import Cache, empty_cache, prefill
 from diversity_jax.model.sharding import spec
 
-MAX_TOP_LOGPROBS = 20
 _REPLACEMENT = "\ufffd"  # what the bytes of an unfinished character decode to
 _PREFILL_TOKENS = (32, 128, 512)  # compiled lengths of a prompt's chunks; the last chunk is padded to the next of them
-_TOP = ("top_tokens", "top_logprobs")  # of the likeliest tokens, beside `tokens` and `logprobs` of the chosen ones
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sampling:
-    """One answer's settings.
-
-    Attributes:
-      max_tokens: longest answer.
-      temperature: 0 is greedy.
-      top_k: only so many likeliest tokens; 0: all.
-      top_p: the likeliest tokens that hold this share of the probability; 1: all.
-      seed: equal seeds, prompts and settings give equal answers, whatever else is generated beside them.
-      stop: texts at which the answer ends; they are not part of it.
-      ignore_end: go on after end of text (for measuring speed).
-      top_logprobs: how many of the likeliest tokens are reported beside each chosen one; None: no log-probabilities.
-    """
-
-    max_tokens: int = 64
-    temperature: float = 0.0
-    top_k: int = 0
-    top_p: float = 1.0
-    seed: int = 0
-    stop: tuple[str, ...] = ()
-    ignore_end: bool = False
-    top_logprobs: int | None = None
-
-    def __post_init__(self) -> None:
-        for name, valid, expected in (
-            ("max_tokens", self.max_tokens >= 1, "at least 1"),
-            ("temperature", 0 <= self.temperature <= 100, "from 0 (greedy) to 100"),
-            ("top_k", self.top_k >= 0, "at least 0 (0: all tokens)"),
-            ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1"),
-            ("top_logprobs", 0 <= (self.top_logprobs or 0) <= MAX_TOP_LOGPROBS, f"from 0 to {MAX_TOP_LOGPROBS}"),
-            ("stop", all(self.stop), "texts that are not empty"),
-        ):
-            if not valid:
-                raise InputError(f"{name}={getattr(self, name)}: must be {expected}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +42,8 @@ class GeneratedText:
       text: without its stop text and end-of-text token.
       tokens: all ids generated, including the ones that ended it.
       finish_reason: `stop` (a stop text or end of text) or `length`.
-      logprobs: of each token, where `Sampling.top_logprobs` is not None.
+      logprobs: of each token, where `Sampling.top_logprobs` is not None; of the prompt's tokens before them, from the
+        second on, where `Sampling.prompt_logprobs` asks for them.
     """
 
     text: str
@@ -92,25 +52,40 @@ class GeneratedText:
     logprobs: tuple[TokenLogprob, ...] = ()
 
 
+class TokenConstraint(Protocol):
+    """What one answer may consist of, token by token. Both methods may raise `InputError`: the answer fails by it."""
+
+    @property
+    def finished(self) -> bool:
+        """Nothing can follow but the end."""
+
+    def fill(self, bits_W: np.ndarray) -> None:
+        """Sets bit i of these uint32 words where id i may be next, and clears the others."""
+
+    def accept(self, tokens: Sequence[int]) -> int:
+        """Takes the first tokens, as many as are allowed one after another; returns how many."""
+
+
 class TextStream:
     """The text of one answer while its tokens arrive: complete characters only, ended before a stop text.
 
     Args:
       decode: ids to text.
       stop: texts that end the answer and are left out of it.
+      min_tokens: before so many, no text ends it.
 
     Attributes:
       text: everything so far; final once `stopped`, or after `finish`.
       stopped: a stop text has been met.
     """
 
-    def __init__(self, decode: Callable[[Sequence[int]], str], stop: Sequence[str] = ()):
+    def __init__(self, decode: Callable[[Sequence[int]], str], stop: Sequence[str] = (), *, min_tokens: int = 0):
         self.text, self.stopped = "", False
-        self._decode, self._stop = decode, tuple(stop)
+        self._decode, self._stop, self._min_tokens = decode, tuple(stop), min_tokens
         self._longest_stop = max(map(len, stop), default=0)
         self._ids: list[int] = []
         self._window_start, self._ids_read = 0, 0  # tokens from the start of the window are decoded with new ones
-        self._characters_taken = 0
+        self._characters_taken, self._stop_from = 0, 0
 
     def add(self, token: int) -> None:
         """One more token. Only the last few are decoded again, since how a token reads depends on its neighbours."""
@@ -127,8 +102,10 @@ class TextStream:
         if window.endswith(_REPLACEMENT) and not last:
             return
         known = len(self._decode(self._ids[self._window_start : self._ids_read]))
-        search_from = max(0, len(self.text) - self._longest_stop + 1)
+        search_from = max(self._stop_from, len(self.text) - self._longest_stop + 1)
         self.text += window[known:]
+        if len(self._ids) < self._min_tokens:
+            search_from = self._stop_from = len(self.text)
         self._window_start, self._ids_read = self._ids_read, len(self._ids)
         stops = [start for text in self._stop if (start := self.text.find(text, search_from)) >= 0]
         if stops:
@@ -149,18 +126,25 @@ class TextStream:
 class GenerationRequest:
     """A prompt in the generator; set `cancelled` to free its slot.
 
-    The generator's thread calls `on_progress` after new tokens, the last time with an `answer` or `failed` set.
+    The generator's thread calls `on_progress` after new tokens, the last time with an `answer` or a `failure` set.
+    A failure is an `InputError` where the request itself is at fault.
     """
 
     prompt: list[int]
     sampling: Sampling
     stream: TextStream
+    constraint: TokenConstraint | None = None
     on_progress: Callable[["GenerationRequest"], None] = lambda request: None
     tokens: list[int] = field(default_factory=list)
     logprobs: list[TokenLogprob] = field(default_factory=list)
     answer: GeneratedText | None = None
     cancelled: bool = False
-    failed: bool = False
+    failure: Exception | None = None
+
+    def fail(self, failure: Exception) -> None:
+        """Ends it without an answer."""
+        self.failure = failure
+        self.on_progress(self)
 
 
 class Generator:
@@ -177,9 +161,18 @@ class Generator:
         self.model, self.slots, self._steps = model, -(-slots // devices) * devices, steps
         largest = _PREFILL_TOKENS[-1]
         self._capacity = -(-(config.max_length + steps) // largest) * largest  # positions of the cache
-        self._prefill = jax.jit(partial(prefill, config, mesh=mesh), static_argnames="span_tokens", donate_argnums=1)
-        decode = partial(_decode, config, mesh, model.tokenizer.vocabulary.size, steps)
-        self._decode = jax.jit(decode, static_argnames=("span_tokens", "with_top"), donate_argnums=1)
+        size = model.tokenizer.vocabulary.size
+        self._words = -(-size // 32)
+
+        def read(*args: Any, **static: Any) -> Cache:
+            return prefill(config, *args, **static, mesh=mesh)[1]
+
+        compiled = partial(jax.jit, donate_argnums=1)
+        self._prefill = compiled(read, static_argnames="span_tokens")
+        options = ("span_tokens", "with_top")
+        self._score_prompt = compiled(partial(score_prompt, config, mesh, size), static_argnames=options)
+        stop_ids = tuple(sorted(i for i in model.tokenizer.stop_ids if i < config.vocab_size))
+        self._decode = compiled(partial(decode_tokens, config, mesh, size, stop_ids, steps), static_argnames=options)
         sharding = NamedSharding(mesh, spec("batch", None, "kv_heads", None))
         self._empty_cache = jax.jit(partial(empty_cache, config, self.slots, self._capacity), out_shardings=sharding)
         self._cache: Cache | None = None
@@ -197,18 +190,22 @@ class Generator:
                 f"the prompt has {len(prompt):,} tokens and asks for up to {sampling.max_tokens:,} more; "
                 f"the model's context holds {config.max_length:,}: shorten the prompt or lower max_tokens"
             )
-        stream = TextStream(self.model.tokenizer.decode, sampling.stop)
+        stream = TextStream(self.model.tokenizer.decode, sampling.stop, min_tokens=sampling.min_tokens)
         return GenerationRequest(prompt=list(prompt), sampling=sampling, stream=stream, **fields)
 
     def submit(
-        self, prompt: Sequence[int], sampling: Sampling, on_progress: Callable[[GenerationRequest], None]
+        self,
+        prompt: Sequence[int],
+        sampling: Sampling,
+        on_progress: Callable[[GenerationRequest], None],
+        constraint: TokenConstraint | None = None,
     ) -> GenerationRequest:
         """Queues a prompt; safe from any thread. `step` does the work.
 
         Raises:
           InputError: an empty prompt, an id outside the vocabulary, or more tokens than the model's context.
         """
-        request = self._request(prompt, sampling, on_progress=on_progress)
+        request = self._request(prompt, sampling, on_progress=on_progress, constraint=constraint)
         self._waiting.append(request)
         return request
 
@@ -232,26 +229,36 @@ class Generator:
             pass
         return [request.answer for request in requests if request.answer is not None]
 
-    def step(self) -> bool:
+    def step(self, *, admit: bool = True) -> bool:
         """Admits waiting prompts and extends running answers by up to `steps` tokens; False if there is no request."""
-        self._admit()
+        if admit:
+            self._admit()
         if not self._running:
-            return False
+            return bool(self._waiting)
         out = self._decode_running()
         for slot, request in list(self._running.items()):
-            self._take_tokens(slot, request, out)
+            self._take_tokens(slot, request, {name: value[:, slot] for name, value in out.items()})
         return True
 
-    def abandon(self) -> None:
-        """After an exception in `step`: fails every request and drops the cache, which may be half written."""
+    def abandon(self, failure: Exception, *, waiting: bool = False) -> None:
+        """After an exception in `step`: fails what ran, and with `waiting` what waits; drops the cache, which may be
+        half written.
+        """
         failed = list(self._running.values())
         self._running.clear()
         self._cache = None
-        while self._waiting:
+        while waiting and self._waiting:
             failed.append(self._waiting.popleft())
         for request in failed:
-            request.failed = True
-            request.on_progress(request)
+            request.fail(failure)
+
+    def restart(self) -> None:
+        """Makes the cache anew and generates one token, before any request that waits; raises what that raises."""
+        self._cache = self._empty_cache()
+        request = self._request([self.model.tokenizer.prefix_id] * 2, Sampling(max_tokens=1))
+        self._running[0] = request
+        self._read_prompt(0, request)
+        self.step(admit=False)
 
     def _admit(self) -> None:
         self._cache = self._cache or self._empty_cache()
@@ -260,20 +267,34 @@ class Generator:
                 del self._running[slot]
             while slot not in self._running and self._waiting:
                 request = self._waiting.popleft()
-                if not request.cancelled:
-                    self._read_prompt(slot, request.prompt)
-                    self._running[slot] = request
+                if request.cancelled:
+                    continue
+                self._running[slot] = request  # before anything can fail, so that no request is lost
+                self._read_prompt(slot, request)
+                if request.sampling.max_tokens == 0:
+                    self._finish(slot, request, "length")
+                    request.on_progress(request)
+                break
 
-    def _read_prompt(self, slot: int, prompt: Sequence[int]) -> None:
+    def _read_prompt(self, slot: int, request: GenerationRequest) -> None:
         """Puts all but the last token into the cache; that one is decoded first."""
+        prompt, sampling = request.prompt, request.sampling
         for start in range(0, len(prompt) - 1, _PREFILL_TOKENS[-1]):
-            chunk = prompt[start : min(start + _PREFILL_TOKENS[-1], len(prompt) - 1)]
-            padded = np.zeros(next(size for size in _PREFILL_TOKENS if size >= len(chunk)), np.int32)
-            padded[: len(chunk)] = chunk
-            span = self._span(start + len(padded))
-            self._cache = self._prefill(
-                self.model.params, self._cache, padded, np.int32(slot), np.int32(start), span_tokens=span
+            end = min(start + _PREFILL_TOKENS[-1], len(prompt) - 1)
+            padded = np.zeros((2, next(size for size in _PREFILL_TOKENS if size >= end - start)), np.int32)
+            padded[:, : end - start] = prompt[start:end], prompt[start + 1 : end + 1]
+            span = self._span(start + padded.shape[1])
+            place = np.int32(slot), np.int32(start)
+            if not sampling.prompt_logprobs:
+                self._cache = self._prefill(self.model.params, self._cache, padded[0], *place, span_tokens=span)
+                continue
+            out, self._cache = self._score_prompt(
+                self.model.params, self._cache, *padded, *place, span_tokens=span, with_top=bool(sampling.top_logprobs)
             )
+            out = jax.device_get(out)
+            for i in range(end - start):
+                before, token = prompt[start + i : start + i + 2]
+                request.logprobs.append(_token_logprob(before, token, out, i, sampling.top_logprobs or 0))
 
     def _span(self, tokens: int) -> int:
         """Positions that attention reads: a power of two, so that few programs are compiled."""
@@ -282,6 +303,8 @@ class Generator:
     def _decode_running(self) -> dict[str, np.ndarray]:
         types = {"temperature": np.float32, "top_k": np.int32, "top_p": np.float32, "seed": np.uint32}
         settings = {name: np.full(self.slots, getattr(Sampling, name), dtype) for name, dtype in types.items()}
+        settings["end_from"] = np.zeros(self.slots, np.int32)
+        allowed = self._allowed()
         tokens, positions = np.zeros(self.slots, np.int32), np.zeros(self.slots, np.int32)
         for slot, request in self._running.items():
             tokens[slot] = (request.tokens or request.prompt)[-1]
@@ -289,111 +312,68 @@ class Generator:
             for name in ("temperature", "top_k", "top_p"):
                 settings[name][slot] = getattr(request.sampling, name)
             settings["seed"][slot] = request.sampling.seed & 0xFFFFFFFF
+            settings["end_from"][slot] = len(request.prompt) + request.sampling.min_tokens - 1
         with_top = any(request.sampling.top_logprobs for request in self._running.values())
         span = self._span(int(positions.max()) + self._steps)
         out, self._cache = self._decode(
-            self.model.params, self._cache, tokens, positions, settings, span_tokens=span, with_top=with_top
+            self.model.params, self._cache, tokens, positions, settings, allowed, span_tokens=span, with_top=with_top
         )
         return jax.device_get(out)
 
+    def _allowed(self) -> np.ndarray | None:
+        """Bits of the ids that may be next in each slot; None where no answer is constrained, since that is faster."""
+        allowed = np.full((self.slots, self._words), 0xFFFFFFFF, np.uint32)
+        for slot, request in list(self._running.items()):
+            if request.constraint is not None:
+                try:
+                    request.constraint.fill(allowed[slot])
+                except InputError as error:
+                    del self._running[slot]
+                    request.fail(error)
+        return allowed if any(request.constraint for request in self._running.values()) else None
+
     def _take_tokens(self, slot: int, request: GenerationRequest, out: dict[str, np.ndarray]) -> None:
-        sampling = request.sampling
-        for step in range(self._steps):
-            token = int(out["tokens"][step, slot])
-            if (number := sampling.top_logprobs) is not None:
-                before, logprob = (request.tokens or request.prompt)[-1], float(out["logprobs"][step, slot])
-                # The likeliest are not computed where no running request shows them.
-                likeliest = [out[name][step, slot, :number].tolist() for name in _TOP] if number else [[], []]
-                top = tuple(zip(*likeliest, strict=True))
-                request.logprobs.append(TokenLogprob(token=token, before=before, logprob=logprob, top=top))
+        sampling, constraint = request.sampling, request.constraint
+        tokens = out["tokens"].tolist()
+        if constraint is not None:
+            # Only the first was drawn under the constraint. One drawn freely that it allows is the one that would have
+            # been drawn under it, from the same noise; unless a filter counts the ids that are not allowed.
+            tokens = tokens[: constraint.accept(tokens[:1] if sampling.filtered else tokens)]
+            if not tokens:
+                del self._running[slot]
+                request.fail(
+                    InputError(
+                        "what the grammar asks for next cannot be written with this tokenizer, or only after min_tokens"
+                    )
+                )
+                return
+        for step, token in enumerate(tokens):
+            if (shown := sampling.top_logprobs) is not None:
+                before = (request.tokens or request.prompt)[-1]
+                request.logprobs.append(_token_logprob(before, token, out, step, shown))
             request.tokens.append(token)
             ended = token in self.model.tokenizer.stop_ids and not sampling.ignore_end
             if not ended:
                 request.stream.add(token)
+            ended |= constraint is not None and constraint.finished and step == len(tokens) - 1
             if ended or request.stream.stopped or len(request.tokens) >= sampling.max_tokens:
-                request.stream.finish()
-                request.answer = GeneratedText(
-                    text=request.stream.text,
-                    tokens=tuple(request.tokens),
-                    finish_reason="stop" if ended or request.stream.stopped else "length",
-                    logprobs=tuple(request.logprobs),
-                )
-                del self._running[slot]
+                self._finish(slot, request, "stop" if ended or request.stream.stopped else "length")
                 break
         request.on_progress(request)
 
-
-def _decode(
-    config: LlamaConfig,
-    mesh: Mesh,
-    vocabulary_size: int,
-    steps: int,
-    params: Params,
-    cache: Cache,
-    tokens_B: jax.Array,
-    positions_B: jax.Array,
-    settings: dict[str, jax.Array],
-    *,
-    span_tokens: int,
-    with_top: bool,
-) -> tuple[dict[str, Any], Cache]:
-    """`steps` tokens of every slot. Ids beyond the tokenizer's, which pad the model's vocabulary, are never chosen."""
-
-    def one_step(carry: tuple[Cache, jax.Array, jax.Array], _: None) -> tuple[Any, dict[str, jax.Array]]:
-        cache, tokens_B, positions_B = carry
-        logits_BxV, cache = decode_step(
-            config, params, cache, tokens_B, positions_B, span_tokens=span_tokens, mesh=mesh
+    def _finish(self, slot: int, request: GenerationRequest, reason: str) -> None:
+        request.stream.finish()
+        request.answer = GeneratedText(
+            text=request.stream.text,
+            tokens=tuple(request.tokens),
+            finish_reason="stop" if request.stream.stopped else reason,
+            logprobs=tuple(request.logprobs),
         )
-        logits_BxV = jnp.where(jnp.arange(config.vocab_size) < vocabulary_size, logits_BxV, -jnp.inf)
-        chosen_B = sample_tokens(logits_BxV, positions_B, settings)
-        logprobs_BxV = jax.nn.log_softmax(logits_BxV, axis=-1)
-        out = {"tokens": chosen_B, "logprobs": jnp.take_along_axis(logprobs_BxV, chosen_B[:, None], axis=-1)[:, 0]}
-        if with_top:
-            most = min(MAX_TOP_LOGPROBS, config.vocab_size)
-            out |= dict(zip(_TOP, jax.lax.top_k(logprobs_BxV, most)[::-1], strict=True))
-        return (cache, chosen_B, positions_B + 1), out
-
-    (cache, _, _), out = jax.lax.scan(one_step, (cache, tokens_B, positions_B), length=steps)
-    return out, cache
+        del self._running[slot]
 
 
-def sample_tokens(logits_BxV: jax.Array, positions_B: jax.Array, settings: dict[str, jax.Array]) -> jax.Array:
-    """The next token of each sequence, int32 B.
-
-    Randomness is a function of (seed, position) alone, so neither the batch nor its order plays a part.
-
-    Args:
-      logits_BxV: float32.
-      positions_B: position of the token before.
-      settings: `temperature`, `top_p` float32 B; `top_k` int32 B; `seed` uint32 B.
-    """
-    temperature_B, top_k_B, top_p_B = (settings[name] for name in ("temperature", "top_k", "top_p"))
-    greedy_B = jnp.argmax(logits_BxV, axis=-1).astype(jnp.int32)
-
-    def sampled_B() -> jax.Array:
-        scaled_BxV = logits_BxV / jnp.maximum(temperature_B, 1e-6)[:, None]
-        filtered = jnp.any((top_k_B > 0) | (top_p_B < 1))
-        scaled_BxV = jax.lax.cond(filtered, lambda x: _filter(x, top_k_B, top_p_B), lambda x: x, scaled_BxV)
-        keys_B = jax.vmap(lambda seed, position: jax.random.fold_in(jax.random.key(seed), position))(
-            settings["seed"], positions_B
-        )
-        # The Gumbel-max trick: the argmax of logits plus Gumbel noise is a sample of their softmax.
-        noise_BxV = jax.vmap(lambda key: jax.random.gumbel(key, logits_BxV.shape[1:]))(keys_B)
-        return jnp.where(temperature_B > 0, jnp.argmax(scaled_BxV + noise_BxV, axis=-1).astype(jnp.int32), greedy_B)
-
-    return jax.lax.cond(jnp.any(temperature_B > 0), sampled_B, lambda: greedy_B)
-
-
-def _filter(scaled_BxV: jax.Array, top_k_B: jax.Array, top_p_B: jax.Array) -> jax.Array:
-    """-inf for tokens outside the top k or the smallest likeliest set that holds top-p; the likeliest always stays."""
-    V = scaled_BxV.shape[-1]
-    order_BxV = jnp.argsort(-scaled_BxV, axis=-1)
-    sorted_BxV = jnp.take_along_axis(scaled_BxV, order_BxV, axis=-1)
-    rank_V = jnp.arange(V)
-    within_k_BxV = rank_V < jnp.where(top_k_B > 0, top_k_B, V)[:, None]
-    shares_BxV = jax.nn.softmax(jnp.where(within_k_BxV, sorted_BxV, -jnp.inf), axis=-1)
-    before_BxV = jnp.cumsum(shares_BxV, axis=-1) - shares_BxV
-    keep_BxV = within_k_BxV & ((before_BxV < top_p_B[:, None]) | (rank_V == 0))
-    rows_Bx1 = jnp.arange(scaled_BxV.shape[0])[:, None]
-    filtered_BxV = jnp.where(keep_BxV, sorted_BxV, -jnp.inf)
-    return jnp.full_like(scaled_BxV, -jnp.inf).at[rows_Bx1, order_BxV].set(filtered_BxV)
+def _token_logprob(before: int, token: int, out: dict[str, np.ndarray], place: int, shown: int) -> TokenLogprob:
+    # The likeliest are not computed where no request shows them.
+    likeliest = [out[name][place, :shown].tolist() for name in TOP] if shown else [[], []]
+    top = tuple(zip(*likeliest, strict=True))
+    return TokenLogprob(token=token, before=before, logprob=float(out["logprobs"][place]), top=top)

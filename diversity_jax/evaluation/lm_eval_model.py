@@ -16,9 +16,10 @@ from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs
 from diversity_jax.core.errors import InputError
 from diversity_jax.core.files import content_hash, full_disk_named
 from diversity_jax.core.progress import ProgressDisplay
-from diversity_jax.evaluation.generate import Generator, Sampling
+from diversity_jax.evaluation.generate import Generator
 from diversity_jax.evaluation.load_model import LanguageModel, open_model
 from diversity_jax.evaluation.loglikelihood import Scored
+from diversity_jax.evaluation.sampling import Sampling
 from diversity_jax.model import MeshConfig
 from diversity_jax.tokenizers.chat_template import OWN_TEMPLATE
 

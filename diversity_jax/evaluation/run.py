@@ -214,7 +214,8 @@ def generate_text(
     Raises:
       InputError: a prompt that does not fit, or a chat template that fails.
     """
-    from diversity_jax.evaluation.generate import Generator, Sampling
+    from diversity_jax.evaluation.generate import Generator
+    from diversity_jax.evaluation.sampling import Sampling
 
     names = ("max_tokens", "temperature", "top_k", "top_p", "stop")
     shared = {name: getattr(config, name) for name in names}

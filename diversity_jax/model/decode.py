@@ -105,8 +105,8 @@ def prefill(
     *,
     span_tokens: int,
     mesh: Mesh | None = None,
-) -> Cache:
-    """Writes a part of one sequence into row `slot` of the cache, from position `start` on.
+) -> tuple[Array, Cache]:
+    """Last hidden states, LxD, of a part of one sequence, and the cache with it in row `slot` from position `start` on.
 
     Padding past the sequence's end is written too; decoding overwrites it before anything can see it.
 
@@ -122,7 +122,8 @@ def prefill(
         return jax.lax.dynamic_index_in_dim(stored, slot, 0, keepdims=True)[:, :span_tokens]
 
     positions_BxL = (start + jnp.arange(tokens_L.shape[0]))[None]
-    return _cached_hidden_states(config, params, cache, tokens_L[None], positions_BxL, write, read, mesh)[1]
+    hidden_1xLxD, cache = _cached_hidden_states(config, params, cache, tokens_L[None], positions_BxL, write, read, mesh)
+    return hidden_1xLxD[0], cache
 
 
 def decode_step(

@@ -1,266 +1,218 @@
 """An HTTP server in OpenAI's protocol over one model: one thread generates, an event loop talks to clients."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable, Mapping
 import contextlib
 import json
 import logging
+import os
 import signal
-import threading
 import time
-from typing import Any, NamedTuple
+from typing import Any
 
-from aiohttp import web
-from aiohttp.web_protocol import RequestPayloadError
+from aiohttp import hdrs, web
 
 from diversity_jax.core.errors import InputError
 from diversity_jax.evaluation.config import ServeConfig
-from diversity_jax.evaluation.generate import GeneratedText, GenerationRequest, Generator, Sampling, TokenLogprob
+from diversity_jax.evaluation.generate import Generator
 from diversity_jax.evaluation.load_model import LanguageModel
 from diversity_jax.evaluation.run import open_source
-from diversity_jax.serving.openai_api import ApiRequest, RequestRefused, choice, read_request
+from diversity_jax.evaluation.sampling import Sampling
+from diversity_jax.serving import description
+from diversity_jax.serving.access import LOOPBACK, Access, Bodies, is_preflight
+from diversity_jax.serving.answers import ChoiceWriter, envelope, usage
+from diversity_jax.serving.constraints import Grammars
+from diversity_jax.serving.errors import RequestRefused, shown
+from diversity_jax.serving.requests import chat_prompt, decode, parse_json, read_body, read_request
+from diversity_jax.serving.worker import FAILED, Change, RunningChoices, Worker
 
 log = logging.getLogger(__name__)
-_LOOPBACK = ("127.0.0.1", "::1", "localhost")
-_FAILED = "the server failed while answering; its log says why"
-
-
-class Worker:
-    """The thread that runs the generator while there is anything to generate."""
-
-    def __init__(self, generator: Generator):
-        self.generator = generator
-        self.failed = self._closed = False
-        self._wake = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="generator", daemon=True)
-        self.start = self._thread.start
-
-    def submit(self, *arguments: Any) -> GenerationRequest:
-        """Queues a prompt and wakes the thread."""
-        request = self.generator.submit(*arguments)
-        self._wake.set()
-        return request
-
-    def _run(self) -> None:
-        while not self._closed:
-            try:
-                if not self.generator.step():
-                    self._wake.wait()
-                    self._wake.clear()
-            except Exception:
-                log.exception("generation failed")
-                self.failed = True
-                self.generator.abandon()
-                return
-
-    def close(self) -> None:
-        """Ends the thread after the current step."""
-        self._closed = True
-        self._wake.set()
-        self._thread.join(timeout=60)
 
 
 class Service:
     """The handlers, and what they share.
 
     Args:
-      name: what clients call the model.
-      max_waiting: requests running or queued at most.
+      config: limits, and who may ask; the model it names is not opened.
+      key: what clients must send; None: nothing.
     """
 
-    def __init__(self, model: LanguageModel, generator: Generator, name: str, *, max_waiting: int):
-        self.model, self.name, self.worker = model, name, Worker(generator)
-        self._max_waiting = max_waiting
-        self._model_object = {"id": name, "object": "model", "created": int(time.time()), "owned_by": "diversity_jax"}
-        self._model_object["max_model_len"] = model.config.max_length
+    def __init__(self, model: LanguageModel, generator: Generator, config: ServeConfig, *, key: str | None = None):
+        self.model, self.worker, self._config = model, Worker(generator), config
+        self._grammars = Grammars(model.tokenizer)
+        origins = config.allow_origin
+        self._access = Access.bound(config.host, allowed=config.allow_host, origins=origins, key=key)
+        self._bodies = Bodies(config.max_body_bytes, config.max_bodies_bytes, config.read_seconds)
+        self._model_object = {"id": model.name, "object": "model", "created": int(time.time())}
+        self._model_object |= {"owned_by": "diversity_jax", "max_model_len": model.config.max_length}
+        self._description = description.describe(model, needs_key=key is not None)
 
-    def application(self, max_body_bytes: int) -> web.Application:
+    def application(self) -> web.Application:
         """The routes."""
-        application = web.Application(client_max_size=max_body_bytes, middlewares=[_errors])
+        application = web.Application(client_max_size=self._config.max_body_bytes, middlewares=[self._guard])
+        application.on_response_prepare.append(self._access.add_headers)
         application.add_routes(
             [
                 web.post("/v1/completions", self._answer),
                 web.post("/v1/chat/completions", self._answer),
                 web.get("/v1/models", self._models),
-                web.get("/v1/models/{name:.+}", self._model),
+                web.get("/v1/models/{name:.+}", self._models),
+                web.post("/tokenize", self._tokenize),
+                web.post("/detokenize", self._detokenize),
+                web.get("/tokenizer_info", self._tokenizer_info),
+                web.get("/openapi.json", self._describe),
                 web.get("/health", self._health),
             ]
         )
         return application
 
+    @web.middleware
+    async def _guard(self, request: web.Request, handler: Any) -> web.StreamResponse:
+        """Refuses who may not ask, and answers every error with OpenAI's body."""
+        headers: dict[str, str] = {}
+        try:
+            self._access.check(request)
+            return web.Response(status=204) if is_preflight(request) else await handler(request)
+        except RequestRefused as error:
+            refused = error
+        except InputError as error:
+            refused = RequestRefused(400, str(error))
+        except web.HTTPException as error:
+            message = f"{shown(request.path)}: no such path" if error.status == 404 else error.reason
+            if hdrs.ALLOW in error.headers:
+                headers = {hdrs.ALLOW: error.headers[hdrs.ALLOW]}
+                message = f"{request.path}: not with {request.method}; allowed: {headers[hdrs.ALLOW]}"
+            refused = RequestRefused(error.status, message)
+        except ConnectionResetError:
+            raise  # the client is gone
+        except Exception:
+            log.exception("a request failed")
+            refused = RequestRefused(500, FAILED)
+        if refused.status == 401:
+            headers[hdrs.WWW_AUTHENTICATE] = "Bearer"
+        response = web.json_response(refused.body(), status=refused.status, headers=headers)
+        if refused.status in (408, 413):  # what is still to come would be read for nothing
+            response.force_close()
+        return response
+
     async def _health(self, _: web.Request) -> web.Response:
         """Whether answers can be expected, and how many requests are running or queued."""
-        failed, load = self.worker.failed, self.worker.generator.load
-        return web.json_response({"status": "failed" if failed else "ok", "load": load}, status=503 if failed else 200)
+        problem = self.worker.problem
+        state = {"status": "failed", "reason": problem} if problem else {"status": "ok"}
+        return web.json_response({**state, "load": self.worker.generator.load}, status=503 if problem else 200)
 
-    async def _models(self, _: web.Request) -> web.Response:
-        return web.json_response({"object": "list", "data": [self._model_object]})
+    async def _describe(self, _: web.Request) -> web.Response:
+        return web.json_response(self._description)
 
-    async def _model(self, request: web.Request) -> web.Response:
-        if (name := request.match_info["name"]) != self.name:
-            message = f"the model {name!r} does not exist; this server has {self.name!r}"
+    async def _models(self, request: web.Request) -> web.Response:
+        """The one model there is."""
+        name = request.match_info.get("name")
+        if name is None:
+            return web.json_response({"object": "list", "data": [self._model_object]})
+        if name != self.model.name:
+            message = f"the model {shown(name)} does not exist; this server has {self.model.name!r}"
             raise RequestRefused(404, message, code="model_not_found")
         return web.json_response(self._model_object)
+
+    async def _tokenize(self, request: web.Request) -> web.Response:
+        """Ids of a text or a conversation, as vLLM's servers give them."""
+
+        def read(data: bytes) -> list[int]:
+            body = read_body(parse_json(data), description.TokenizeBody)
+            if (body.prompt is None) == (body.messages is None):
+                raise RequestRefused(400, "give either prompt or messages", param="prompt")
+            if body.prompt is None:
+                return list(chat_prompt(body.messages or [], self.model).ids)
+            return self.model.tokenizer.encode(body.prompt, special=body.add_special_tokens)
+
+        async with self._bodies.read(request) as data:
+            ids = await asyncio.to_thread(read, data)
+        return web.json_response({"count": len(ids), "max_model_len": self.model.config.max_length, "tokens": ids})
+
+    async def _detokenize(self, request: web.Request) -> web.Response:
+        """The text of ids."""
+
+        def read(data: bytes) -> str:
+            return decode(read_body(parse_json(data), description.DetokenizeBody).tokens, self.model, "tokens")
+
+        async with self._bodies.read(request) as data:
+            return web.json_response({"prompt": await asyncio.to_thread(read, data)})
+
+    async def _tokenizer_info(self, _: web.Request) -> web.Response:
+        """Special tokens by the names of chat templates, and the template."""
+        tokenizer = self.model.tokenizer
+        return web.json_response(
+            {**tokenizer.vocabulary.special, **tokenizer.special, "chat_template": tokenizer.chat_template}
+        )
 
     async def _answer(self, request: web.Request) -> web.StreamResponse:
         """Continues a text or a conversation."""
         chat = request.path.endswith("/chat/completions")
-        body = await _read_json(request)
-        # Templates and tokenizers of long prompts take a while; other clients are served meanwhile.
-        api_request = await asyncio.to_thread(read_request, body, self.model, self.name, chat=chat)
-        choices = _RunningChoices(self.worker, api_request, self._max_waiting)
+        async with self._bodies.read(request) as data:
+            # Templates, tokenizers and grammars take a while; other clients are served meanwhile.
+            api_request = await asyncio.to_thread(
+                lambda: read_request(parse_json(data), self.model, self._grammars, chat=chat)
+            )
+        choices = RunningChoices(self.worker, api_request, self._config.max_waiting)
+        tokenizer = self.model.tokenizer
+        writers = [ChoiceWriter(tokenizer, api_request, index) for index in range(len(choices.generations))]
         try:
             if api_request.body.stream:
-                return await self._stream(request, choices)
+                return await self._stream(request, choices, writers)
             async for _ in choices.changes():
                 pass
             answers = [generation.answer for generation in choices.generations if generation.answer is not None]
-            finished = [
-                choice(self.model.tokenizer, api_request, index, answer.text, answer.logprobs, answer)
-                for index, answer in enumerate(answers)
-            ]
-            return web.json_response(api_request.answer(finished) | {"usage": api_request.usage(answers)})
+
+            def write() -> dict[str, Any]:  # the spelling of many log-probabilities takes a while too
+                pairs = zip(writers, answers, strict=True)
+                return envelope(api_request, [each.write(one.text, one.logprobs, one) for each, one in pairs])
+
+            written = await asyncio.to_thread(write)
+            return web.json_response(written | {"usage": usage(api_request, answers)})
         finally:
             choices.cancel()  # a client that hung up cancels this handler
 
-    async def _stream(self, request: web.Request, choices: "_RunningChoices") -> web.StreamResponse:
+    async def _stream(
+        self, request: web.Request, choices: RunningChoices, writers: list[ChoiceWriter]
+    ) -> web.StreamResponse:
         headers = {"Content-Type": "text/event-stream; charset=utf-8", "Cache-Control": "no-cache"}
         response = web.StreamResponse(headers=headers)
         await response.prepare(request)
-        api_request, tokenizer = choices.request, self.model.tokenizer
-        with_usage = bool(api_request.body.stream_options.get("include_usage"))  # tokens are counted in a last event
+        api_request = choices.request
+        with_usage = api_request.body.stream_options.include_usage  # tokens are counted in a last event
         no_usage = {"usage": None} if with_usage else {}
-        sent_logprobs: dict[int, int] = {}  # by choice, once its first chunk is sent
+
+        def write(change: Change) -> dict[str, Any]:
+            part = writers[change.number].write(change.text, change.logprobs, change.answer, chunk=True)
+            return {**envelope(api_request, [part], chunk=True), **no_usage}
+
         try:
-            async for index, text, answer, logprobs in choices.changes():
-                first = index not in sent_logprobs
-                if text or answer or first:
-                    new = logprobs[sent_logprobs.get(index, 0) :]
-                    part = choice(tokenizer, api_request, index, text, new, answer, chunk=True, first=first)
-                    sent_logprobs[index] = len(logprobs)
-                    await _send_event(response, {**api_request.answer([part], chunk=True), **no_usage})
+            async for change in choices.changes():
+                if change.logprobs:  # whose spelling takes a while
+                    await self._send_event(response, await asyncio.to_thread(write, change))
+                elif change.text or change.answer or not writers[change.number].begun:
+                    await self._send_event(response, write(change))
         except RequestRefused as error:
-            await _send_event(response, error.body())
+            await self._send_event(response, error.body())
         else:
             if with_usage:
-                usage = api_request.usage([generation.answer for generation in choices.generations])
-                await _send_event(response, {**api_request.answer([], chunk=True), "usage": usage})
-            await response.write(b"data: [DONE]\n\n")
+                counted = usage(api_request, [generation.answer for generation in choices.generations])
+                await self._send_event(response, {**envelope(api_request, [], chunk=True), "usage": counted})
+            await self._send_event(response, None)
         await response.write_eof()
         return response
 
-
-class _Change(NamedTuple):
-    """What is new of one choice: text, the answer once it is finished, and all log-probabilities so far."""
-
-    number: int
-    text: str
-    answer: GeneratedText | None
-    logprobs: tuple[TokenLogprob, ...]
-
-
-class _RunningChoices:
-    """The choices of one client's request while they are generated.
-
-    Raises:
-      RequestRefused: generation has failed before (503), or too many requests wait (429).
-    """
-
-    def __init__(self, worker: Worker, request: ApiRequest, max_waiting: int):
-        if worker.failed:
-            raise RequestRefused(503, _FAILED)
-        load = worker.generator.load
-        pairs = [(prompt.ids, sampling) for prompt in request.prompts for sampling in request.sampling]
-        if load + len(pairs) > max_waiting:
-            message = f"{load:,} requests are waiting; try again in a while"
-            raise RequestRefused(429, message, code="rate_limit_exceeded")
-        self.request = request
-        self._loop = asyncio.get_running_loop()
-        self._changes: asyncio.Queue[_Change | None] = asyncio.Queue()
-        self.generations = [worker.submit(*pair, self._reporter(index)) for index, pair in enumerate(pairs)]
-
-    def _reporter(self, index: int) -> Callable[[GenerationRequest], None]:
-        """A callback for the generator's thread that queues what is new, or None where generation failed."""
-
-        def report(generation: GenerationRequest) -> None:
-            answer = generation.answer
-            text = generation.stream.take(last=answer is not None)
-            change = None if generation.failed else _Change(index, text, answer, tuple(generation.logprobs))
-            try:
-                self._loop.call_soon_threadsafe(self._changes.put_nowait, change)
-            except RuntimeError:  # the event loop is closed: the server is shutting down
-                generation.cancelled = True
-
-        return report
-
-    async def changes(self) -> AsyncIterator[_Change]:
-        """Changes until all choices are finished.
-
-        Raises:
-          RequestRefused: generation failed.
-        """
-        unfinished = len(self.generations)
-        while unfinished:
-            change = await self._changes.get()
-            if change is None:
-                raise RequestRefused(500, _FAILED)
-            unfinished -= change.answer is not None
-            yield change
-
-    def cancel(self) -> None:
-        """Frees the slots of answers that nobody waits for."""
-        for generation in self.generations:
-            generation.cancelled = True
+    async def _send_event(self, response: web.StreamResponse, value: Mapping[str, Any] | None) -> None:
+        """One event, or the end; a client that reads nothing for too long is dropped."""
+        data = "[DONE]" if value is None else json.dumps(value, ensure_ascii=False)
+        try:
+            async with asyncio.timeout(self._config.read_seconds):
+                await response.write(b"data: " + data.encode(errors="replace") + b"\n\n")
+        except TimeoutError:
+            raise ConnectionResetError("the client reads nothing") from None
 
 
-async def _read_json(request: web.Request) -> Any:
-    try:
-        body = json.loads(await request.read())
-        json.dumps(body, ensure_ascii=False).encode()
-    except RequestPayloadError as error:
-        raise RequestRefused(400, f"the body cannot be read ({' '.join(str(error).split())})") from None
-    except UnicodeEncodeError:
-        raise RequestRefused(400, "the body holds a lone surrogate (\\ud800 to \\udfff), which is no text") from None
-    except (ValueError, RecursionError) as error:
-        raise RequestRefused(400, f"the body is not JSON ({error})") from None
-    return body
-
-
-async def _send_event(response: web.StreamResponse, value: Any) -> None:
-    await response.write(b"data: " + json.dumps(value, ensure_ascii=False).encode(errors="replace") + b"\n\n")
-
-
-@web.middleware
-async def _errors(request: web.Request, handler: Any) -> web.StreamResponse:
-    """Answers every error with OpenAI's body."""
-    headers = None
-    try:
-        return await handler(request)
-    except RequestRefused as error:
-        refused = error
-    except InputError as error:
-        refused = RequestRefused(400, str(error))
-    except web.HTTPRequestEntityTooLarge:
-        refused = RequestRefused(413, "the body is too large for this server")
-    except web.HTTPException as error:
-        message = error.reason
-        if error.status == 404:
-            message = f"{request.path}: no such path"
-        if "Allow" in error.headers:
-            headers = {"Allow": error.headers["Allow"]}
-            message = f"{request.path}: not with {request.method}; allowed: {headers['Allow']}"
-        refused = RequestRefused(error.status, message)
-    except ConnectionResetError:
-        raise  # the client is gone
-    except Exception:
-        log.exception("a request failed")
-        refused = RequestRefused(500, _FAILED)
-    return web.json_response(refused.body(), status=refused.status, headers=headers)
-
-
-async def serve(
-    service: Service, *, host: str, port: int, max_body_bytes: int, ready: Callable[[int], None] = lambda port: None
-) -> None:
+async def serve(service: Service, config: ServeConfig, *, ready: Callable[[int], None] = lambda port: None) -> None:
     """Serves until cancelled.
 
     Args:
@@ -269,8 +221,16 @@ async def serve(
     Raises:
       InputError: the address cannot be listened on.
     """
-    runner = web.AppRunner(service.application(max_body_bytes), handler_cancellation=True, access_log=None)
+    runner = web.AppRunner(
+        service.application(),
+        handler_cancellation=True,
+        access_log=None,
+        auto_decompress=False,
+        keepalive_timeout=config.read_seconds,  # also the time in which the head of a request must arrive
+        lingering_time=1.0,
+    )
     await runner.setup()
+    host, port = config.host, config.port
     try:
         await web.TCPSite(runner, host, port).start()
     except OSError as error:
@@ -286,24 +246,35 @@ async def serve(
         service.worker.close()
 
 
+def _key(config: ServeConfig) -> str | None:
+    """The key that clients must send. What `api_key` holds is never shown: it may be the key, put there by mistake."""
+    if not config.api_key:
+        return None
+    key = os.environ.get(config.api_key, "").strip()
+    if not key or not key.isascii():
+        raise InputError(
+            "api_key: is no environment variable that holds a key in ASCII; name the variable, not the key"
+        )
+    return key
+
+
 def serve_model(config: ServeConfig) -> None:
     """Opens a model and serves it until SIGINT or SIGTERM."""
+    key = _key(config)
     model = open_source(config.model, config.name)
     generator = Generator(model, slots=config.slots, steps=config.steps)
     # Compiles before the first client waits for it.
     generator.generate([[model.tokenizer.prefix_id] * 2], Sampling(max_tokens=1))
-    if config.host not in _LOOPBACK:
-        log.warning("listening on %s without a password: whoever can reach it can use the model", config.host)
-    service = Service(model, generator, model.name, max_waiting=config.max_waiting)
+    if config.host not in LOOPBACK and key is None:
+        log.warning("listening on %s without api_key: whoever can reach it can use the model", config.host)
+    service = Service(model, generator, config, key=key)
     host = f"[{config.host}]" if ":" in config.host else config.host
 
     def ready(port: int) -> None:
-        print(f"serving {service.name} on http://{host}:{port}/v1", flush=True)
+        print(f"serving {model.name} on http://{host}:{port}/v1", flush=True)
 
     async def until_signal() -> None:
-        serving = asyncio.create_task(
-            serve(service, host=config.host, port=config.port, max_body_bytes=config.max_body_bytes, ready=ready)
-        )
+        serving = asyncio.create_task(serve(service, config, ready=ready))
         for number in (signal.SIGINT, signal.SIGTERM):
             asyncio.get_running_loop().add_signal_handler(number, serving.cancel)
         with contextlib.suppress(asyncio.CancelledError):

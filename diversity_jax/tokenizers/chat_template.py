@@ -20,7 +20,7 @@ OWN_TEMPLATE = """\
 {%- endfor %}
 {%- if add_generation_prompt %}{{ ("\\n\\n" if messages else "") ~ "### Response:\\n" }}{% endif %}
 """
-_ROLES = ("system", "developer", "user", "assistant", "tool")
+ROLES = ("system", "developer", "user", "assistant", "tool")
 # What expressions in a template may raise.
 _TEMPLATE_FAULTS = (TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RecursionError)
 SPECIAL_TOKENS = ("bos_token", "eos_token", "pad_token", "unk_token")
@@ -35,8 +35,8 @@ def check_messages(messages: Any) -> None:
     if not isinstance(messages, Sequence) or isinstance(messages, str) or not messages:
         raise InputError('messages: expected a list of at least one {"role": ..., "content": ...}')
     for number, message in enumerate(messages):
-        if not isinstance(message, Mapping) or message.get("role") not in _ROLES:
-            raise InputError(f"messages[{number}].role: expected one of {', '.join(_ROLES)}")
+        if not isinstance(message, Mapping) or message.get("role") not in ROLES:
+            raise InputError(f"messages[{number}].role: expected one of {', '.join(ROLES)}")
         if not isinstance(message.get("content"), str):
             raise InputError(f"messages[{number}].content: expected text")
 

@@ -102,6 +102,10 @@ class ByteTokenizer(Tokenizer):
         array = np.asarray(ids)
         return (array[array >= 3] - 3).astype(np.uint8).tobytes().decode(errors="replace")
 
+    def token_bytes(self) -> list[bytes | None]:
+        """What each id adds to a text; None for ids that stand for no text."""
+        return [None] * 3 + [bytes([byte]) for byte in range(256)]
+
 
 class SentencePieceTokenizer(Tokenizer):
     """A SentencePiece model; documents end with its `</s>` unless another piece is named."""
@@ -141,6 +145,18 @@ class SentencePieceTokenizer(Tokenizer):
         """The id of a piece; the unknown piece's for one that is not in the model."""
         return self._model.piece_to_id(token)
 
+    def token_bytes(self) -> list[bytes | None]:
+        """What each piece adds to a text; None for pieces that stand for no text."""
+        model = self._model
+
+        def spelt(i: int) -> bytes | None:
+            if model.is_control(i) or model.is_unknown(i) or model.is_unused(i):
+                return None
+            piece = model.id_to_piece(i)
+            return bytes([int(piece[1:-1], 16)]) if model.is_byte(i) else piece.replace("\u2581", " ").encode()
+
+        return [spelt(i) for i in range(self.size)]
+
 
 class HuggingFaceTokenizer(Tokenizer):
     """A tokenizer of the `tokenizers` library; nothing is added to a text but the end-of-text id."""
@@ -172,6 +188,10 @@ class HuggingFaceTokenizer(Tokenizer):
     def token_id(self, token: str) -> int | None:
         """The id of a token; None for one that is not in the vocabulary."""
         return self._tokenizer.token_to_id(token)
+
+    def to_json(self) -> str:
+        """The tokenizer as a `tokenizer.json`."""
+        return self._tokenizer.to_str()
 
     def surrounding_ids(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """The ids that the file's own post-processor puts before and after every text."""

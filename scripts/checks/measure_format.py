@@ -100,7 +100,8 @@ def likelihoods(model: Any, examples: list[Example]) -> tuple[float, float, floa
 
 def written(model: Any, examples: list[Example], max_tokens: int, temperature: float) -> list[Any]:
     """An answer to each question, each with its own seed."""
-    from diversity_jax.evaluation.generate import Generator, Sampling
+    from diversity_jax.evaluation.generate import Generator
+    from diversity_jax.evaluation.sampling import Sampling
 
     settings = [
         Sampling(max_tokens=max_tokens, temperature=temperature, seed=number) for number in range(len(examples))

@@ -1,0 +1,204 @@
+"""What a model does with its logits: one answer's settings, and the compiled programs that score, filter and choose.
+
+Shape legend: B slots, L length, V vocabulary, D hidden, W words of 32 bits that hold one bit for each id.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from diversity_jax.core.errors import InputError
+from diversity_jax.model.config import LlamaConfig
+from diversity_jax.model.decode import Cache, decode_step, prefill
+from diversity_jax.model.llama import Params, head_weight
+
+MAX_TOP_LOGPROBS = 20
+INT32_MAX = 2**31 - 1  # what the device's integers hold
+_SCORED_TOGETHER = 32  # positions of a prompt whose logits over the vocabulary exist at once
+TOP = ("top_tokens", "top_logprobs")  # of the likeliest tokens, beside `tokens` and `logprobs` of the chosen ones
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """One answer's settings.
+
+    Attributes:
+      max_tokens: longest answer; 0: none, for the log-probabilities of the prompt alone.
+      min_tokens: before so many tokens neither end of text nor a stop text ends the answer.
+      temperature: 0 is greedy.
+      top_k: only so many likeliest tokens; 0: all.
+      top_p: the likeliest tokens that hold this share of the probability; 1: all.
+      seed: equal seeds, prompts and settings give equal answers, whatever else is generated beside them.
+      stop: texts at which the answer ends; they are not part of it.
+      ignore_end: go on after end of text (for measuring speed).
+      top_logprobs: how many of the likeliest tokens are reported beside each chosen one; None: no log-probabilities.
+      prompt_logprobs: report them of the prompt's tokens too, from the second on.
+    """
+
+    max_tokens: int = 64
+    min_tokens: int = 0
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    seed: int = 0
+    stop: tuple[str, ...] = ()
+    ignore_end: bool = False
+    top_logprobs: int | None = None
+    prompt_logprobs: bool = False
+
+    def __post_init__(self) -> None:
+        shown = self.top_logprobs
+        for name, valid, expected in (
+            ("max_tokens", 0 <= self.max_tokens <= INT32_MAX, f"from 0 to {INT32_MAX}"),
+            ("min_tokens", 0 <= self.min_tokens <= self.max_tokens, f"from 0 to max_tokens={self.max_tokens}"),
+            ("temperature", 0 <= self.temperature <= 100, "from 0 (greedy) to 100"),
+            ("top_k", 0 <= self.top_k <= INT32_MAX, f"from 0 (all tokens) to {INT32_MAX}"),
+            ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1"),
+            ("top_logprobs", 0 <= (shown or 0) <= MAX_TOP_LOGPROBS, f"from 0 to {MAX_TOP_LOGPROBS}"),
+            ("prompt_logprobs", shown is not None or not self.prompt_logprobs, "False where top_logprobs is None"),
+            ("stop", all(self.stop), "texts that are not empty"),
+        ):
+            if not valid:
+                raise InputError(f"{name}={getattr(self, name)}: must be {expected}")
+
+    @property
+    def filtered(self) -> bool:
+        """Whether top-k or top-p takes part in the choice."""
+        return self.temperature > 0 and (self.top_k > 0 or self.top_p < 1)
+
+
+def _reported(logits_BxV: jax.Array, tokens_B: jax.Array, size: int, with_top: bool) -> dict[str, jax.Array]:
+    """Log-probabilities of tokens, before temperature and filters, and with `with_top` the likeliest of `size` ids."""
+    logprobs_BxV = jax.nn.log_softmax(logits_BxV, axis=-1)
+    out = {"logprobs": jnp.take_along_axis(logprobs_BxV, tokens_B[:, None], axis=-1)[:, 0]}
+    if with_top:
+        found = jax.lax.top_k(logprobs_BxV[:, :size], min(MAX_TOP_LOGPROBS, size))
+        out |= dict(zip(TOP, found[::-1], strict=True))
+    return out
+
+
+def score_prompt(
+    config: LlamaConfig,
+    mesh: Mesh,
+    vocabulary_size: int,
+    params: Params,
+    cache: Cache,
+    tokens_L: jax.Array,
+    following_L: jax.Array,
+    slot: jax.Array,
+    start: jax.Array,
+    *,
+    span_tokens: int,
+    with_top: bool,
+) -> tuple[dict[str, jax.Array], Cache]:
+    """`prefill`, and the log-probability of the token after each position.
+
+    Args:
+      following_L: ids of these tokens.
+    """
+    hidden_LxD, cache = prefill(config, params, cache, tokens_L, slot, start, span_tokens=span_tokens, mesh=mesh)
+    head_DxV = head_weight(config, params)
+
+    def score(block: tuple[jax.Array, jax.Array]) -> dict[str, jax.Array]:
+        logits_BxV = jnp.einsum("bd,dv->bv", block[0], head_DxV, preferred_element_type=jnp.float32)
+        return _reported(logits_BxV, block[1], vocabulary_size, with_top)
+
+    blocks = hidden_LxD.reshape(-1, _SCORED_TOGETHER, hidden_LxD.shape[-1]), following_L.reshape(-1, _SCORED_TOGETHER)
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), jax.lax.map(score, blocks)), cache
+
+
+def decode_tokens(
+    config: LlamaConfig,
+    mesh: Mesh,
+    vocabulary_size: int,
+    stop_ids: tuple[int, ...],
+    steps: int,
+    params: Params,
+    cache: Cache,
+    tokens_B: jax.Array,
+    positions_B: jax.Array,
+    settings: dict[str, jax.Array],
+    allowed_BxW: jax.Array | None,
+    *,
+    span_tokens: int,
+    with_top: bool,
+) -> tuple[dict[str, Any], Cache]:
+    """`steps` tokens of every slot. Ids beyond the tokenizer's, which pad the model's vocabulary, are never chosen.
+
+    Args:
+      settings: as `sample_tokens`; `end_from` int32 B: at positions before it, none of `stop_ids` follows.
+      allowed_BxW: uint32; bit i of a row is set where id i may be the FIRST of the slot's tokens. The others are chosen
+        freely, and the caller keeps those that its constraint accepts; None: every id may.
+    """
+    V = config.vocab_size
+    real_V = jnp.arange(V) < vocabulary_size
+    ends_V = jnp.zeros(V, bool).at[jnp.array(stop_ids, jnp.int32)].set(True)
+    first_BxV = None if allowed_BxW is None else _unpacked(allowed_BxW, V)
+
+    def one_step(carry: tuple[Cache, jax.Array, jax.Array], first: jax.Array) -> tuple[Any, dict[str, jax.Array]]:
+        cache, tokens_B, positions_B = carry
+        logits_BxV, cache = decode_step(
+            config, params, cache, tokens_B, positions_B, span_tokens=span_tokens, mesh=mesh
+        )
+        early_Bx1 = (positions_B < settings["end_from"])[:, None]
+        possible_BxV = real_V & ~(early_Bx1 & ends_V)
+        if first_BxV is not None:
+            possible_BxV &= first_BxV | ~first
+        chosen_B = sample_tokens(jnp.where(possible_BxV, logits_BxV, -jnp.inf), positions_B, settings)
+        out = {"tokens": chosen_B, **_reported(logits_BxV, chosen_B, vocabulary_size, with_top)}
+        return (cache, chosen_B, positions_B + 1), out
+
+    (cache, _, _), out = jax.lax.scan(one_step, (cache, tokens_B, positions_B), jnp.arange(steps) == 0)
+    return out, cache
+
+
+def _unpacked(bits_BxW: jax.Array, size: int) -> jax.Array:
+    """Bits as booleans, B x `size`; ids beyond the words are False."""
+    flags = (bits_BxW[:, :, None] >> jnp.arange(32, dtype=jnp.uint32)) & 1
+    flags = flags.reshape(len(bits_BxW), -1)[:, :size].astype(bool)
+    return jnp.pad(flags, ((0, 0), (0, size - flags.shape[1])))
+
+
+def sample_tokens(logits_BxV: jax.Array, positions_B: jax.Array, settings: dict[str, jax.Array]) -> jax.Array:
+    """The next token of each sequence, int32 B.
+
+    Randomness is a function of (seed, position) alone, so neither the batch nor its order plays a part.
+
+    Args:
+      logits_BxV: float32.
+      positions_B: position of the token before.
+      settings: `temperature`, `top_p` float32 B; `top_k` int32 B; `seed` uint32 B.
+    """
+    temperature_B, top_k_B, top_p_B = (settings[name] for name in ("temperature", "top_k", "top_p"))
+    greedy_B = jnp.argmax(logits_BxV, axis=-1).astype(jnp.int32)
+
+    def sampled_B() -> jax.Array:
+        scaled_BxV = logits_BxV / jnp.maximum(temperature_B, 1e-6)[:, None]
+        filtered = jnp.any((top_k_B > 0) | (top_p_B < 1))
+        scaled_BxV = jax.lax.cond(filtered, lambda x: _filter(x, top_k_B, top_p_B), lambda x: x, scaled_BxV)
+        keys_B = jax.vmap(lambda seed, position: jax.random.fold_in(jax.random.key(seed), position))(
+            settings["seed"], positions_B
+        )
+        # The Gumbel-max trick: the argmax of logits plus Gumbel noise is a sample of their softmax.
+        noise_BxV = jax.vmap(lambda key: jax.random.gumbel(key, logits_BxV.shape[1:]))(keys_B)
+        return jnp.where(temperature_B > 0, jnp.argmax(scaled_BxV + noise_BxV, axis=-1).astype(jnp.int32), greedy_B)
+
+    return jax.lax.cond(jnp.any(temperature_B > 0), sampled_B, lambda: greedy_B)
+
+
+def _filter(scaled_BxV: jax.Array, top_k_B: jax.Array, top_p_B: jax.Array) -> jax.Array:
+    """-inf for tokens outside the top k or the smallest likeliest set that holds top-p; the likeliest always stays."""
+    V = scaled_BxV.shape[-1]
+    order_BxV = jnp.argsort(-scaled_BxV, axis=-1)
+    sorted_BxV = jnp.take_along_axis(scaled_BxV, order_BxV, axis=-1)
+    rank_V = jnp.arange(V)
+    within_k_BxV = rank_V < jnp.where(top_k_B > 0, top_k_B, V)[:, None]
+    shares_BxV = jax.nn.softmax(jnp.where(within_k_BxV, sorted_BxV, -jnp.inf), axis=-1)
+    before_BxV = jnp.cumsum(shares_BxV, axis=-1) - shares_BxV
+    keep_BxV = within_k_BxV & ((before_BxV < top_p_B[:, None]) | (rank_V == 0))
+    rows_Bx1 = jnp.arange(scaled_BxV.shape[0])[:, None]
+    filtered_BxV = jnp.where(keep_BxV, sorted_BxV, -jnp.inf)
+    return jnp.full_like(scaled_BxV, -jnp.inf).at[rows_Bx1, order_BxV].set(filtered_BxV)

@@ -1,0 +1,169 @@
+"""Who may ask, and how much may be sent: a web page of elsewhere, a stranger or half a request gets no further.
+
+A browser lets any page send requests to this machine. It names the page in `Origin`, and in `Host` the name under which
+it reached the server, which a page's owner can point at 127.0.0.1; so both are checked.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator
+import contextlib
+from dataclasses import dataclass
+import hmac
+import ipaddress
+import re
+import socket
+
+from aiohttp import hdrs, web
+from aiohttp.web_protocol import RequestPayloadError
+
+from diversity_jax.serving.errors import RequestRefused, shown
+
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
+_ALL_ADDRESSES = ("", "0.0.0.0", "::")
+_HOST = re.compile(r"(\[[0-9a-f:.]+\]|[a-z0-9_.-]+)(:\d{1,5})?")
+_HEADER_NAMES = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~, -]{1,2000}")
+_OPEN_PATHS = ("/health",)  # which tell nothing of the model, and are asked by what restarts servers
+
+
+def is_address(host: str) -> bool:
+    """Whether a host is written as a number, which no page's owner can point elsewhere."""
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Access:
+    """Checks the headers of requests.
+
+    Attributes:
+      hosts: names that `Host` may have, beside the ones of this machine where `any_address` is set.
+      any_address: the server listens on all addresses: any number is right in `Host`.
+      origins: origins of pages that may read answers; `*`: all.
+      key: that `Authorization: Bearer` must carry; None: none is asked for.
+    """
+
+    hosts: frozenset[str]
+    any_address: bool = False
+    origins: tuple[str, ...] = ()
+    key: bytes | None = None
+
+    @classmethod
+    def bound(cls, host: str, *, allowed: tuple[str, ...] = (), origins: tuple[str, ...] = (), key: str | None = None):
+        """For a server that listens on `host`."""
+        everywhere = host in _ALL_ADDRESSES
+        local = [host]
+        if everywhere:
+            local = [*LOOPBACK, socket.gethostname(), socket.getfqdn()]
+        elif host in LOOPBACK:
+            local = [*LOOPBACK]
+        names = frozenset(name.lower() for name in (*local, *allowed))
+        return cls(hosts=names, any_address=everywhere, origins=origins, key=key.encode() if key else None)
+
+    def check(self, request: web.Request) -> None:
+        """Refuses what may not ask (401, 403)."""
+        given = request.headers.getall(hdrs.HOST, [])
+        found = _HOST.fullmatch(given[0].lower()) if len(given) == 1 else None
+        host = found[1].strip("[]") if found else ""
+        if not host or not (host in self.hosts or (self.any_address and is_address(host))):
+            name = shown(given[0]) if given else "missing"
+            raise RequestRefused(403, f"Host is {name}, which is not this server's; add it to allow_host to let it in")
+        origin = request.headers.get(hdrs.ORIGIN)
+        if (
+            origin is not None
+            and not self.allows(origin)
+            and origin not in (f"http://{given[0]}", f"https://{given[0]}")
+        ):
+            raise RequestRefused(
+                403, f"pages of {shown(origin)} may not ask; add the origin to allow_origin to let them"
+            )
+        if self.key is None or request.path in _OPEN_PATHS or is_preflight(request):
+            return
+        scheme, _, sent = request.headers.get(hdrs.AUTHORIZATION, "").partition(" ")
+        right = hmac.compare_digest(sent.strip().encode(errors="surrogateescape"), self.key)
+        if scheme.lower() != "bearer" or not right:
+            message = "this server needs its key; send it as Authorization: Bearer KEY"
+            raise RequestRefused(401, message, code="invalid_api_key")
+
+    def allows(self, origin: str) -> bool:
+        """Whether pages of an origin may read answers."""
+        return "*" in self.origins or origin in self.origins
+
+    async def add_headers(self, request: web.Request, response: web.StreamResponse) -> None:
+        """Tells the browser what a page may do with an answer, and nobody what this server is made of."""
+        response.headers[hdrs.SERVER] = "diversity_jax"
+        response.headers["X-Content-Type-Options"] = "nosniff"
+        if self.origins:
+            response.headers[hdrs.VARY] = "Origin"
+        origin = request.headers.get(hdrs.ORIGIN)
+        if origin is None or not self.allows(origin):
+            return
+        response.headers[hdrs.ACCESS_CONTROL_ALLOW_ORIGIN] = origin
+        if is_preflight(request):
+            wanted = request.headers.get(hdrs.ACCESS_CONTROL_REQUEST_HEADERS, "")
+            wanted = wanted if _HEADER_NAMES.fullmatch(wanted) else "authorization, content-type"
+            response.headers[hdrs.ACCESS_CONTROL_ALLOW_HEADERS] = wanted
+            response.headers[hdrs.ACCESS_CONTROL_ALLOW_METHODS] = "GET, POST, OPTIONS"
+            response.headers[hdrs.ACCESS_CONTROL_MAX_AGE] = "600"
+            if request.headers.get("Access-Control-Request-Private-Network") == "true":
+                response.headers["Access-Control-Allow-Private-Network"] = "true"
+
+
+def is_preflight(request: web.Request) -> bool:
+    """A browser's question whether a page may ask."""
+    return request.method == "OPTIONS" and hdrs.ACCESS_CONTROL_REQUEST_METHOD in request.headers
+
+
+class Bodies:
+    """Reads bodies of requests: JSON alone, each and all together of limited size, within a time.
+
+    Args:
+      each_bytes, together_bytes: longest body, and all bodies that are being read or understood.
+      seconds: until a body must have arrived.
+    """
+
+    def __init__(self, each_bytes: int, together_bytes: int, seconds: float):
+        self._each, self._together, self._seconds = each_bytes, together_bytes, seconds
+        self._held_bytes = 0
+
+    @contextlib.asynccontextmanager
+    async def read(self, request: web.Request) -> AsyncIterator[bytes]:
+        """The body, which counts until the context ends.
+
+        Raises:
+          RequestRefused: not JSON by its headers (415), too long (413), too slow (408), too many at once (429), or cut.
+        """
+        _check_type(request)
+        data = bytearray()
+        try:
+            async with asyncio.timeout(self._seconds):
+                async for part in request.content.iter_any():
+                    data += part
+                    self._held_bytes += len(part)
+                    if len(data) > self._each:
+                        raise RequestRefused(
+                            413, f"the body is too large for this server, which takes {self._each:,} bytes"
+                        )
+                    if self._held_bytes > self._together:
+                        message = "too many requests are being sent at once; try again in a while"
+                        raise RequestRefused(429, message, code="rate_limit_exceeded")
+            yield bytes(data)
+        except TimeoutError:
+            raise RequestRefused(408, f"the body did not arrive within {self._seconds:g} seconds") from None
+        except RequestPayloadError as error:
+            raise RequestRefused(400, f"the body cannot be read ({' '.join(str(error).split())[:200]})") from None
+        finally:
+            self._held_bytes -= len(data)
+
+
+def _check_type(request: web.Request) -> None:
+    """A page may send a form or plain text anywhere without asking first, but not JSON."""
+    given = request.headers.get(hdrs.CONTENT_TYPE, "")
+    charset = (request.charset or "utf-8").lower().replace("_", "-")
+    if request.content_type != "application/json" or not given or charset not in ("utf-8", "utf8", "us-ascii"):
+        message = f"Content-Type is {shown(given) if given else 'missing'}; send application/json, in UTF-8"
+        raise RequestRefused(415, message)
+    if (encoding := request.headers.get(hdrs.CONTENT_ENCODING, "identity").lower()) != "identity":
+        raise RequestRefused(415, f"Content-Encoding is {shown(encoding)}; send the body as it is")

@@ -1,0 +1,255 @@
+"""Answers that a schema, an expression or a grammar allows, enforced token by token by llguidance."""
+
+from collections.abc import Callable, Mapping, Sequence
+import json
+import threading
+from typing import Any
+
+import numpy as np
+
+from diversity_jax.core.errors import InputError
+from diversity_jax.serving.errors import RequestRefused
+from diversity_jax.tokenizers.tokenizer import (
+    ByteTokenizer,
+    HuggingFaceTokenizer,
+    ModelTokenizer,
+    SentencePieceTokenizer,
+)
+
+MAX_GRAMMAR_CHARACTERS = 1 << 16  # 2,000 properties or so; compiling takes half a second then
+# A step of one answer takes a tenth of a second at most and a grammar some 100 MB; both a hundred times what they need.
+_LIMITS: dict[str, Any] = {
+    "initial_lexer_fuel": 500_000,
+    "step_lexer_fuel": 50_000,
+    "step_max_items": 50_000,
+    "max_lexer_states": 20_000,
+    "max_grammar_size": 100_000,
+    "verbose_errors": False,  # they would quote the parser's state
+}
+# Models that indent can, and none can write white space without end.
+_JSON_OPTIONS = {"whitespace_flexible": True, "whitespace_pattern": r"[\x20\x0A\x0D\x09]{0,40}", "lenient": False}
+
+# What several servers call the same thing: `response_format` is OpenAI's, `structured_outputs` and `guided_*` vLLM's,
+# `json_schema` and `grammar` llama.cpp's, `regex` and `ebnf` SGLang's.
+_KINDS = {
+    "guided_json": "json",
+    "guided_regex": "regex",
+    "guided_choice": "choice",
+    "guided_grammar": "grammar",
+    "json_schema": "json",
+    "regex": "regex",
+    "grammar": "grammar",
+    "ebnf": "grammar",
+}
+FIELDS = ("response_format", "structured_outputs", *_KINDS)
+
+
+def read_grammar(value: Mapping[str, Any]) -> str | None:
+    """The grammar that a request's fields ask for, in llguidance's form; None where they ask for none.
+
+    Raises:
+      RequestRefused: malformed, more than one, not supported, or too large.
+    """
+    asked = [name for name in FIELDS if value.get(name) is not None]
+    kinds = [(name, *spec) for name in asked if (spec := _read_field(name, value[name])) is not None]
+    if not kinds:
+        return None
+    if len(kinds) > 1:
+        names = " and ".join(name for name, _, _ in kinds)
+        raise RequestRefused(400, f"{names} each constrain the answer; give one of them", param=kinds[1][0])
+    name, kind, content = kinds[0]
+    try:
+        return _grammar(kind, content)
+    except InputError as error:
+        raise RequestRefused(400, f"{name}: {error}", param=name) from None
+
+
+def _read_field(name: str, value: Any) -> tuple[str, Any] | None:
+    """Kind and content of what one field asks for."""
+    if name in _KINDS:
+        return _KINDS[name], value
+    if not isinstance(value, Mapping):
+        expected = (
+            'expected an object such as {"type": "json_object"}' if name == "response_format" else "expected an object"
+        )
+        if (name, value) == ("response_format", "text"):
+            return None
+        raise RequestRefused(400, f"{name}: {expected}", param=name)
+    given = {key: item for key, item in value.items() if item is not None}
+    if name == "structured_outputs":
+        return _structured_outputs(given)
+    kind, rest = given.pop("type", None), given
+    if kind == "text" and not rest:
+        return None
+    if kind == "json_object" and rest.keys() <= {"schema"}:
+        return "json", rest.get("schema", {"type": "object"})
+    if kind == "json_schema" and rest.keys() <= {"schema"} and rest:
+        return "json", rest["schema"]
+    inner = rest.get("json_schema")
+    if kind == "json_schema" and rest.keys() == {"json_schema"} and isinstance(inner, Mapping):
+        if "schema" not in inner:
+            raise RequestRefused(400, "response_format.json_schema.schema is missing", param="response_format")
+        if not inner.keys() <= {"name", "description", "schema", "strict"}:
+            raise RequestRefused(400, "response_format.json_schema: expected name, schema and strict", param=name)
+        return "json", inner["schema"]
+    message = "response_format: expected type text, json_object, or json_schema with json_schema.schema"
+    raise RequestRefused(400, message, param="response_format", code="unsupported_parameter")
+
+
+def _structured_outputs(given: Mapping[str, Any]) -> tuple[str, Any] | None:
+    kinds = {"json": "json", "regex": "regex", "choice": "choice", "grammar": "grammar", "json_object": "json"}
+    asked = {key: item for key, item in given.items() if item is not False}
+    if unknown := sorted(asked.keys() - kinds.keys()):
+        message = f"structured_outputs.{unknown[0][:80]} is not supported by this server; leave it out"
+        raise RequestRefused(400, message, param="structured_outputs", code="unsupported_parameter")
+    if len(asked) > 1:
+        raise RequestRefused(400, f"structured_outputs: give one of {', '.join(kinds)}", param="structured_outputs")
+    if not asked:
+        return None
+    name, content = next(iter(asked.items()))
+    return kinds[name], {"type": "object"} if name == "json_object" else content
+
+
+def _grammar(kind: str, content: Any) -> str:
+    import llguidance
+
+    matcher = llguidance.LLMatcher
+    if kind == "json":
+        text = content if isinstance(content, str) else json.dumps(content)
+        _check_length(text)
+        try:
+            schema = json.loads(text)
+        except (ValueError, RecursionError):
+            raise InputError("is no JSON schema; give an object, or its JSON as text") from None
+        if not isinstance(schema, dict | bool):
+            raise InputError(f"is {type(schema).__name__}; expected a JSON schema, which is an object")
+        return _made(matcher.grammar_from_json_schema, text, overrides=_JSON_OPTIONS)
+    if kind == "choice":
+        if not isinstance(content, list) or not content or not all(isinstance(one, str) and one for one in content):
+            raise InputError("expected a list of texts that are not empty")
+        _check_length("".join(content))
+        literals = " | ".join(json.dumps(one, ensure_ascii=False) for one in content)
+        return _made(matcher.grammar_from_lark, f"start: {literals}")
+    if not isinstance(content, str) or not content.strip():
+        raise InputError("expected a text that is not empty")
+    _check_length(content)
+    if kind == "regex":
+        return _made(matcher.grammar_from_regex, content)
+    from llguidance.gbnf_to_lark import any_to_lark
+
+    return _made(lambda text: matcher.grammar_from_lark(any_to_lark(text)), content)
+
+
+def _check_length(text: str) -> None:
+    if len(text) > MAX_GRAMMAR_CHARACTERS:
+        raise InputError(f"has {len(text):,} characters; at most {MAX_GRAMMAR_CHARACTERS:,}")
+
+
+def _made(make: Callable[..., str], text: str, **options: Any) -> str:
+    try:
+        return make(text, **options)
+    except (Exception, RecursionError) as error:  # the converter of grammars raises several kinds
+        raise InputError(_line(str(error) or type(error).__name__)) from None
+
+
+def _line(text: str) -> str:
+    """The library's reason in one line."""
+    return " ".join(text.partition("<non-verbose/>")[0].split())[:200]
+
+
+class Constraint:
+    """An `evaluation.generate.TokenConstraint`: one answer's place in a grammar."""
+
+    def __init__(self, matcher: Any):
+        self._matcher = matcher
+
+    @property
+    def finished(self) -> bool:
+        """Nothing can follow but the end."""
+        return self._matcher.is_stopped()
+
+    def fill(self, bits_W: np.ndarray) -> None:
+        """Sets bit i where id i may be next.
+
+        Raises:
+          InputError: the grammar became too complex, or this tokenizer cannot write what it asks for.
+        """
+        self._matcher.unsafe_compute_mask_ptr(bits_W.ctypes.data, bits_W.nbytes)
+        if self._matcher.is_error():
+            raise InputError(
+                f"the grammar cannot be followed further ({_line(self._matcher.get_error())}); simplify it"
+            )
+        if not bits_W.any():
+            raise InputError("the grammar allows nothing that this model's tokenizer can write; change it")
+
+    def accept(self, tokens: Sequence[int]) -> int:
+        """Takes the first tokens, as many as are allowed one after another; returns how many."""
+        return self._matcher.try_consume_tokens(list(tokens))
+
+    def copy(self) -> "Constraint":
+        """Another answer at the same place."""
+        return Constraint(self._matcher.deep_copy())
+
+
+class Grammars:
+    """Compiles grammars for one tokenizer, which is read when the first is asked for. Safe from any thread."""
+
+    def __init__(self, tokenizer: ModelTokenizer):
+        self._model_tokenizer, self._lock = tokenizer, threading.Lock()
+        self._tokenizer: Any = None
+
+    def compile(self, grammar: str) -> Constraint:
+        """An answer's beginning.
+
+        Raises:
+          InputError: not a grammar, not supported, or too complex.
+        """
+        import llguidance
+
+        with self._lock:
+            self._tokenizer = self._tokenizer or _library_tokenizer(self._model_tokenizer)
+        limits = llguidance.LLParserLimits(**_LIMITS)
+        matcher = llguidance.LLMatcher(self._tokenizer, grammar, log_level=0, limits=limits)
+        constraint = Constraint(matcher)
+        if matcher.is_error():
+            raise InputError(_line(matcher.get_error()))
+        constraint.fill(np.zeros(-(-self._model_tokenizer.vocabulary.size // 32), np.uint32))
+        return constraint
+
+
+class _Spelt:
+    """A vocabulary as `llguidance.TokenizerWrapper` reads it: what each id adds to a text."""
+
+    def __init__(self, vocabulary: ByteTokenizer | SentencePieceTokenizer):
+        spelt = vocabulary.token_bytes()
+        self.eos_token_id, self.bos_token_id = vocabulary.end_of_text_id, None
+        self.special_token_ids = [i for i, text in enumerate(spelt) if text is None]
+        self.tokens = [f"<special_{i}>".encode() if text is None else text for i, text in enumerate(spelt)]
+        self._ids = {text: i for i, text in enumerate(spelt) if text}
+        self._longest = max(map(len, self._ids))
+
+    def __call__(self, text: str) -> list[int]:
+        """Ids that join to exactly this text, the longest first: SentencePiece itself would begin it with a space."""
+        data, ids, at = text.encode(), [], 0
+        while at < len(data):
+            ends = range(min(at + self._longest, len(data)), at, -1)
+            end = next((end for end in ends if data[at:end] in self._ids), None)
+            if end is None:
+                break  # the library goes on by bytes, and refuses what cannot be written
+            ids.append(self._ids[data[at:end]])
+            at = end
+        return ids
+
+
+def _library_tokenizer(tokenizer: ModelTokenizer) -> Any:
+    import llguidance
+
+    vocabulary = tokenizer.vocabulary
+    ends = sorted(i for i in tokenizer.stop_ids if i < vocabulary.size)
+    try:
+        if isinstance(vocabulary, HuggingFaceTokenizer):
+            return llguidance.LLTokenizer(vocabulary.to_json(), n_vocab=vocabulary.size, eos_token=ends)
+        assert isinstance(vocabulary, ByteTokenizer | SentencePieceTokenizer)
+        return llguidance.LLTokenizer(llguidance.TokenizerWrapper(_Spelt(vocabulary)), eos_token=ends)
+    except ValueError as error:
+        raise InputError(f"this model's tokenizer cannot be constrained ({_line(str(error))})") from None

@@ -1,0 +1,163 @@
+"""What the server says of itself: OpenAPI 3.1, from the same models that read requests."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+from pydantic.json_schema import models_json_schema
+
+import diversity_jax
+from diversity_jax.evaluation.load_model import LanguageModel
+from diversity_jax.serving import constraints
+from diversity_jax.serving.requests import ChatBody, CompletionBody, TokenIds
+from diversity_jax.tokenizers.chat_template import ROLES
+
+_SCHEMA = {"type": ["object", "boolean", "string"], "description": "a JSON schema, or its JSON as text"}
+_TEXT = {"type": "string", "minLength": 1, "maxLength": constraints.MAX_GRAMMAR_CHARACTERS}
+_CHOICE = {"type": "array", "minItems": 1, "items": {"type": "string", "minLength": 1}}
+_FORMATS = [
+    {"properties": {"type": {"const": "text"}}, "required": ["type"], "additionalProperties": False},
+    {
+        "properties": {"type": {"const": "json_object"}, "schema": _SCHEMA},
+        "required": ["type"],
+        "additionalProperties": False,
+    },
+    {
+        "properties": {
+            "type": {"const": "json_schema"},
+            "json_schema": {
+                "type": "object",
+                "properties": {
+                    "name": {"type": "string"},
+                    "description": {"type": "string"},
+                    "schema": _SCHEMA,
+                    "strict": {"type": ["boolean", "null"]},
+                },
+                "required": ["schema"],
+                "additionalProperties": False,
+            },
+        },
+        "required": ["type", "json_schema"],
+        "additionalProperties": False,
+    },
+]
+_STRUCTURED = {"json": _SCHEMA, "regex": _TEXT, "choice": _CHOICE, "grammar": _TEXT, "json_object": {"type": "boolean"}}
+_CONSTRAINTS = {
+    "response_format": {"type": "object", "oneOf": _FORMATS},
+    "structured_outputs": {"type": "object", "properties": _STRUCTURED, "additionalProperties": False},
+    **dict.fromkeys(("guided_json", "json_schema"), _SCHEMA),
+    **dict.fromkeys(("guided_regex", "regex", "guided_grammar", "grammar", "ebnf"), _TEXT),
+    "guided_choice": _CHOICE,
+}
+_MESSAGE = {
+    "type": "object",
+    "properties": {
+        "role": {"enum": list(ROLES)},
+        "content": {
+            "oneOf": [
+                {"type": ["string", "null"]},
+                {
+                    "type": "array",
+                    "items": {
+                        "type": "object",
+                        "properties": {"type": {"const": "text"}, "text": {"type": "string"}},
+                        "required": ["type", "text"],
+                    },
+                },
+            ]
+        },
+        "tool_calls": {"type": "array", "items": {"type": "object"}},
+    },
+    "required": ["role"],
+}
+_REFUSALS = {
+    "400": "malformed, or not supported; the message says what",
+    "401": "no key, or not this server's",
+    "403": "Host or Origin is not this server's",
+    "404": "no such path or model",
+    "405": "not with this method",
+    "408": "the body did not arrive in time",
+    "413": "the body is too large",
+    "415": "not application/json",
+    "429": "too many requests; try again",
+    "500": "the server failed",
+    "503": "nothing can be generated at present",
+}
+
+
+class TokenizeBody(BaseModel):
+    """`/tokenize`, as vLLM's servers have it."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    model: str | None = None
+    prompt: str | None = None
+    messages: list[Any] | None = None
+    add_special_tokens: bool = True
+
+
+class DetokenizeBody(BaseModel):
+    """`/detokenize`."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    model: str | None = None
+    tokens: TokenIds
+
+
+def describe(model: LanguageModel, *, needs_key: bool) -> dict[str, Any]:
+    """The OpenAPI document of a server of this model."""
+    bodies = (CompletionBody, ChatBody, TokenizeBody, DetokenizeBody)
+    _, schemas = models_json_schema(
+        [(body, "validation") for body in bodies], ref_template="#/components/schemas/{model}"
+    )
+    components: dict[str, Any] = schemas["$defs"]
+    for name in ("CompletionBody", "ChatBody"):
+        components[name]["properties"] |= {"model": {"const": model.name}, **_CONSTRAINTS}
+    for name in ("ChatBody", "TokenizeBody"):
+        components[name]["properties"]["messages"] = {"type": "array", "minItems": 1, "items": _MESSAGE}
+    fields = {name: {"type": ["string", "null"]} for name in ("message", "type", "param", "code")}
+    error = {"type": "object", "properties": fields, "required": list(fields)}
+    components["Error"] = {"type": "object", "properties": {"error": error}, "required": ["error"]}
+    paths = {
+        "/v1/completions": {"post": _operation("Continues texts", "CompletionBody", ["id", "choices"])},
+        "/v1/chat/completions": {"post": _operation("Continues a conversation", "ChatBody", ["id", "choices"])},
+        "/v1/models": {"get": _operation("The model", None, ["data"])},
+        "/v1/models/{name}": {"get": _operation("The model, if that is its name", None, ["id"])},
+        "/tokenize": {"post": _operation("Ids of a text", "TokenizeBody", ["tokens", "count"])},
+        "/detokenize": {"post": _operation("Text of ids", "DetokenizeBody", ["prompt"])},
+        "/tokenizer_info": {"get": _operation("Special tokens and the chat template", None, ["chat_template"])},
+        "/openapi.json": {"get": _operation("This document", None, ["openapi"])},
+        "/health": {"get": _operation("Whether answers can be expected", None, ["status", "load"], health=True)},
+    }
+    parameter = {"name": "name", "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}
+    paths["/v1/models/{name}"]["get"]["parameters"] = [parameter]
+    document: dict[str, Any] = {
+        "openapi": "3.1.0",
+        "info": {"title": f"diversity_jax: {model.name}", "version": diversity_jax.__version__},
+        "paths": paths,
+        "components": {"schemas": components},
+    }
+    if needs_key:
+        components = document["components"] | {"securitySchemes": {"key": {"type": "http", "scheme": "bearer"}}}
+        document |= {"components": components, "security": [{"key": []}]}
+    return document
+
+
+def _operation(summary: str, body: str | None, required: list[str], *, health: bool = False) -> dict[str, Any]:
+    def content(schema: Mapping[str, Any]) -> dict[str, Any]:
+        return {"application/json": {"schema": schema}}
+
+    answer = {"type": "object", "required": required}
+    answers: dict[str, Any] = content(answer)
+    if body in ("CompletionBody", "ChatBody"):
+        answers["text/event-stream"] = {}
+    error = content({"$ref": "#/components/schemas/Error"})
+    responses = {"200": {"description": summary, "content": answers}}
+    responses |= {status: {"description": reason, "content": error} for status, reason in _REFUSALS.items()}
+    if health:
+        responses["503"] = {"description": _REFUSALS["503"], "content": answers}
+    operation: dict[str, Any] = {"summary": summary, "responses": responses}
+    if body:
+        operation["requestBody"] = {"required": True, "content": content({"$ref": f"#/components/schemas/{body}"})}
+    return operation

@@ -1,0 +1,386 @@
+"""OpenAI's requests, read strictly: a field that would change the answer and is not supported is refused by name."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+import json
+import secrets
+import time
+from typing import Annotated, Any, ClassVar, NamedTuple, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from diversity_jax.core.errors import InputError
+from diversity_jax.evaluation.load_model import LanguageModel
+from diversity_jax.evaluation.sampling import INT32_MAX, MAX_TOP_LOGPROBS, Sampling
+from diversity_jax.serving import constraints
+from diversity_jax.serving.constraints import Constraint, Grammars
+from diversity_jax.serving.errors import RequestRefused, shown
+
+MAX_CHOICES = 128
+MAX_STOPS = 16
+_DEFAULT_COMPLETION_TOKENS = 16  # of OpenAI's completions; a chat may fill the context
+# Fields that clients send and that change nothing here: bookkeeping, caching, scheduling.
+NO_EFFECT = {
+    *("user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention"),
+    *("prediction", "priority", "parallel_tool_calls", "request_id", "cache_salt", "guided_decoding_backend"),
+    "spaces_between_special_tokens",
+}
+# Fields that change the answer and are not supported, with the values that change nothing.
+REFUSED: dict[str, tuple[Any, ...]] = {
+    "suffix": ("",),
+    "best_of": (1,),
+    "logit_bias": ({},),
+    "presence_penalty": (0,),
+    "frequency_penalty": (0,),
+    "repetition_penalty": (1,),
+    "length_penalty": (1,),
+    "min_p": (0,),
+    "typical_p": (1,),
+    "use_beam_search": (False,),
+    "prompt_logprobs": (),
+    "stop_token_ids": ([],),
+    "allowed_token_ids": ([],),
+    "bad_words": ([],),
+    "logits_processors": ([],),
+    "include_stop_str_in_output": (False,),
+    "skip_special_tokens": (False,),
+    "add_special_tokens": (True,),
+    "truncate_prompt_tokens": (),
+    "return_token_ids": (False,),
+    "tools": ([],),
+    "tool_choice": ("none", "auto"),
+    "functions": ([],),
+    "function_call": ("none", "auto"),
+    "audio": (),
+    "modalities": (["text"],),
+    "reasoning_effort": ("none",),
+    "verbosity": (),
+    "web_search_options": (),
+    "chat_template": (),
+    "chat_template_kwargs": ({},),
+    "documents": ([],),
+    "add_generation_prompt": (True,),
+    "continue_final_message": (False,),
+    "mm_processor_kwargs": ({},),
+    "guided_whitespace_pattern": (),
+    "structural_tag": (),
+}
+_EXPECTED = {f"{name}_type": name for name in ("int", "float", "bool", "list", "dict")} | {"string_type": "str"}
+_STOP_CHARACTERS = 256  # each new token is compared with every beginning of every stop text
+
+B = TypeVar("B", bound=BaseModel)
+Count = Annotated[int, Field(ge=0, le=INT32_MAX)]
+TokenIds = Annotated[list[Count], Field(fail_fast=True)]  # one error, not one for each of a million items
+
+
+class StreamOptions(BaseModel):
+    """What a stream tells beside the text."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    include_usage: bool = False
+    include_obfuscation: bool = False
+
+
+class RequestBody(BaseModel):
+    """Fields of both kinds of requests."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+    refused: ClassVar[Mapping[str, tuple[Any, ...]]] = REFUSED
+
+    model: str
+    n: int = Field(default=1, ge=1, le=MAX_CHOICES)
+    stream: bool = False
+    stream_options: StreamOptions = StreamOptions()
+    max_tokens: Count | None = None
+    min_tokens: Count = 0
+    temperature: float = Field(default=1.0, ge=0, le=100, allow_inf_nan=False)
+    top_p: float = Field(default=1.0, gt=0, le=1, allow_inf_nan=False)
+    top_k: int = Field(default=0, ge=-1, le=INT32_MAX, description="-1 or 0: all tokens")
+    seed: int | None = Field(default=None, ge=-(2**63), le=2**63 - 1)
+    stop: str | Annotated[list[str], Field(max_length=MAX_STOPS, fail_fast=True)] = Field(
+        default=[], description=f"a text or up to {MAX_STOPS} of them, each of at most {_STOP_CHARACTERS} characters"
+    )
+    ignore_eos: bool = False
+
+
+class CompletionBody(RequestBody):
+    """`/v1/completions`."""
+
+    prompt: (
+        str
+        | TokenIds
+        | Annotated[list[str | Annotated[TokenIds, Field(min_length=1)]], Field(max_length=MAX_CHOICES, fail_fast=True)]
+    ) = Field(description=f"a text, a list of ids, or a list of up to {MAX_CHOICES} texts or lists of ids")
+    echo: bool = False
+    logprobs: int | None = Field(default=None, ge=0, le=MAX_TOP_LOGPROBS)
+
+    def token_limit(self, available: int) -> int:
+        """The longest answer."""
+        if self.max_tokens == 0 and not self.echo:
+            raise RequestRefused(400, "max_tokens=0 needs echo to be true", param="max_tokens")
+        limit = min(_DEFAULT_COMPLETION_TOKENS, max(available, 1))
+        return limit if self.max_tokens is None else self.max_tokens
+
+    def logprobs_per_token(self) -> int | None:
+        """`Sampling.top_logprobs`."""
+        return self.logprobs
+
+
+class ChatBody(RequestBody):
+    """`/v1/chat/completions`."""
+
+    refused: ClassVar[Mapping[str, tuple[Any, ...]]] = REFUSED | {"echo": (False,)}
+
+    messages: list[Any]
+    max_completion_tokens: Count | None = None
+    logprobs: bool = False
+    top_logprobs: int | None = Field(default=None, ge=0, le=MAX_TOP_LOGPROBS)
+
+    def token_limit(self, available: int) -> int:
+        """The longest answer."""
+        name = "max_tokens" if self.max_completion_tokens is None else "max_completion_tokens"
+        limit = getattr(self, name)
+        if limit == 0:
+            raise RequestRefused(400, f"{name}=0: a chat needs at least 1", param=name)
+        return max(available, 1) if limit is None else limit
+
+    def logprobs_per_token(self) -> int | None:
+        """`Sampling.top_logprobs`."""
+        if self.top_logprobs is not None and not self.logprobs:
+            raise RequestRefused(400, "top_logprobs needs logprobs to be true", param="top_logprobs")
+        return self.top_logprobs or 0 if self.logprobs else None
+
+
+class Prompt(NamedTuple):
+    """A prompt's token ids and its text."""
+
+    ids: tuple[int, ...]
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ApiRequest:
+    """A request, ready for the generator.
+
+    Attributes:
+      prompts: one for a chat.
+      sampling: settings of each choice of one prompt; choice n has the seed after choice n - 1's.
+      constraint: what each answer may consist of, at its beginning.
+      head: what all parts of the answer carry.
+    """
+
+    body: CompletionBody | ChatBody
+    prompts: tuple[Prompt, ...]
+    sampling: tuple[Sampling, ...]
+    constraint: Constraint | None
+    head: Mapping[str, Any]
+
+    @property
+    def chat(self) -> bool:
+        """A conversation, not a text to complete."""
+        return isinstance(self.body, ChatBody)
+
+    @property
+    def echo(self) -> bool:
+        """Each choice begins with its prompt."""
+        return isinstance(self.body, CompletionBody) and self.body.echo
+
+    def prompt_of(self, choice: int) -> Prompt:
+        """The prompt that a choice answers."""
+        return self.prompts[choice // len(self.sampling)]
+
+
+def parse_json(data: bytes) -> Any:
+    """The value of a request's body.
+
+    Raises:
+      RequestRefused: no JSON, or holding what no JSON can: NaN, Infinity, half a surrogate pair.
+    """
+
+    def refuse(name: str) -> None:
+        raise ValueError(f"{name} is no number of JSON")
+
+    try:
+        value = json.loads(data, parse_constant=refuse)
+        if b"\\u" in data:
+            json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise RequestRefused(400, "the body holds a lone surrogate (\\ud800 to \\udfff), which is no text") from None
+    except (ValueError, RecursionError) as error:
+        raise RequestRefused(400, f"the body is not JSON ({str(error)[:200]})") from None
+    return value
+
+
+def read_request(value: Any, model: LanguageModel, grammars: Grammars, *, chat: bool) -> ApiRequest:
+    """Reads the JSON of a request; null stands for a field's default.
+
+    Raises:
+      RequestRefused: malformed (400), an unknown model (404), or longer than the context (400).
+    """
+    body_type: type[ChatBody | CompletionBody] = ChatBody if chat else CompletionBody
+    body = read_body(value, body_type)
+    if body.model != model.name:
+        message = f"the model {shown(body.model)} does not exist; this server has {model.name!r}"
+        raise RequestRefused(404, message, param="model", code="model_not_found")
+    grammar = constraints.read_grammar(value)
+    prompts = (chat_prompt(body.messages, model),) if isinstance(body, ChatBody) else _prompts(body.prompt, model)
+    sampling = _sampling(body, model.config.max_length, max(len(prompt.ids) for prompt in prompts))
+    try:
+        constraint = None if grammar is None else grammars.compile(grammar)
+    except InputError as error:
+        param = next(name for name in constraints.FIELDS if value.get(name) is not None)
+        raise RequestRefused(400, f"{param}: {error}", param=param) from None
+    identity = f"{'chatcmpl' if chat else 'cmpl'}-{secrets.token_hex(12)}"
+    head = {"id": identity, "created": int(time.time()), "model": model.name}
+    return ApiRequest(body=body, prompts=prompts, sampling=sampling, constraint=constraint, head=head)
+
+
+def read_body(value: Any, body_type: type[B]) -> B:
+    """Checks the fields of a request, beside those that constrain the answer.
+
+    Raises:
+      RequestRefused: names the first field at fault.
+    """
+    if not isinstance(value, Mapping):
+        raise RequestRefused(400, f"the body is {type(value).__name__}; expected a JSON object")
+    refused, given = getattr(body_type, "refused", {}), {}
+    for name, item in value.items():
+        if item is None:
+            continue
+        if name in body_type.model_fields:
+            given[name] = item
+        elif name in refused and item not in refused[name]:
+            message = f"{name} is not supported by this server; leave it out"
+            raise RequestRefused(400, message, param=name, code="unsupported_parameter")
+        elif name not in refused and name not in NO_EFFECT and name not in constraints.FIELDS:
+            message = f"the field {shown(name)} is not known to this server; leave it out"
+            raise RequestRefused(400, message, param=name[:80], code="unknown_parameter")
+    try:
+        return body_type.model_validate(given)
+    except ValidationError as error:
+        raise _refusal(error, body_type) from None
+
+
+def _refusal(error: ValidationError, body_type: type[BaseModel]) -> RequestRefused:
+    """The first field at fault, in one line; a field of several types has one error for each."""
+    first, *others = error.errors(include_url=False)
+    name, value = str(first["loc"][0]), first["input"]
+    errors = [first, *(other for other in others if other["loc"][0] == name)]
+    if first["type"] == "missing":
+        return RequestRefused(400, f"{name} is missing", param=name, code="missing_required_parameter")
+    if all(each["type"] in _EXPECTED and each["input"] is value for each in errors):
+        expected = " or ".join(dict.fromkeys(_EXPECTED[each["type"]] for each in errors))
+        message = f"{name} is {type(value).__name__}; expected {expected}"
+        return RequestRefused(400, message, param=name, code="invalid_type")
+    if len(errors) > 1 and (description := body_type.model_fields[name].description):
+        return RequestRefused(400, f"{name}: expected {description}", param=name)
+    return RequestRefused(400, f"{name}={shown(value)}: {first['msg']}", param=name)
+
+
+def chat_prompt(messages: list[Any], model: LanguageModel) -> Prompt:
+    """A conversation as its model reads it.
+
+    Raises:
+      RequestRefused: it is none, or none for this model's template.
+    """
+    template = model.tokenizer.chat_template or ""
+    try:
+        text, ids = model.encode_chat([_read_message(i, each, template) for i, each in enumerate(messages)])
+    except InputError as error:
+        raise RequestRefused(400, str(error), param="messages") from None
+    return Prompt(tuple(ids), text)
+
+
+def _read_message(number: int, message: Any, template: str) -> Any:
+    """A message as templates read it; what it is not, `encode_chat` refuses.
+
+    Parts of text are joined. The role `developer` is `system` to templates that do not know it. Calls of tools are for
+    templates that write them, which want their arguments as objects.
+    """
+    if not isinstance(message, Mapping):
+        return message
+    read, place = {key: item for key, item in message.items() if item is not None}, f"messages[{number}]"
+    if read.get("role") == "developer" and "developer" not in template:
+        read["role"] = "system"
+    if isinstance(parts := read.get("content"), list):
+        given = [part.get("text") for part in parts if isinstance(part, Mapping) and part.get("type") == "text"]
+        texts = [text for text in given if isinstance(text, str)]
+        if len(texts) < len(parts):
+            problem = f"{place}.content: only parts of type text can be read here"
+            raise RequestRefused(400, problem, param="messages", code="unsupported_parameter")
+        read["content"] = "".join(texts)
+    if calls := read.get("tool_calls"):
+        if "tool_calls" not in template:
+            problem = f"{place}.tool_calls: this model's chat template has no place for calls of tools"
+            raise RequestRefused(400, problem, param="messages", code="unsupported_parameter")
+        read |= {"content": read.get("content", ""), "tool_calls": [_read_call(place, call) for call in calls]}
+    return read
+
+
+def _read_call(place: str, call: Any) -> Any:
+    try:
+        function = call["function"]
+        arguments = function["arguments"]
+        return {**call, "function": {**function, "arguments": json.loads(arguments)}}
+    except (TypeError, KeyError, ValueError, RecursionError):
+        problem = f"{place}.tool_calls: expected functions with name and arguments, which are JSON as text"
+        raise RequestRefused(400, problem, param="messages") from None
+
+
+def _prompts(given: str | list[int] | list[str | list[int]], model: LanguageModel) -> tuple[Prompt, ...]:
+    single = isinstance(given, str) or isinstance(next(iter(given), None), int)
+    several: Sequence[Any] = [given] if single else given
+    if not several:
+        raise RequestRefused(400, "prompt is empty", param="prompt")
+    tokenizer = model.tokenizer
+    return tuple(
+        Prompt(tuple(tokenizer.encode(prompt) or [tokenizer.prefix_id]), prompt)
+        if isinstance(prompt, str)
+        else Prompt(tuple(prompt), decode(prompt, model, "prompt"))
+        for prompt in several
+    )
+
+
+def decode(ids: Sequence[int], model: LanguageModel, param: str) -> str:
+    """Text of a client's ids.
+
+    Raises:
+      RequestRefused: an id that the tokenizer does not have.
+    """
+    size = model.tokenizer.vocabulary.size
+    if ids and max(ids) >= size:
+        raise RequestRefused(400, f"{param}: ids must be from 0 to {size - 1:,}", param=param)
+    return model.tokenizer.decode(ids)
+
+
+def _sampling(body: CompletionBody | ChatBody, max_length: int, prompt_tokens: int) -> tuple[Sampling, ...]:
+    max_tokens = body.token_limit(max_length - prompt_tokens)
+    if prompt_tokens + max_tokens > max_length:
+        asked = f"the prompt has {prompt_tokens:,} and asks for {max_tokens:,} more"
+        message = f"this model's context holds {max_length:,} tokens; {asked}: shorten the prompt or lower max_tokens"
+        param = "messages" if isinstance(body, ChatBody) else "prompt"
+        raise RequestRefused(400, message, param=param, code="context_length_exceeded")
+    seed = secrets.randbits(31) if body.seed is None else body.seed
+    stop = tuple(text for text in ([body.stop] if isinstance(body.stop, str) else body.stop) if text)
+    if any(len(text) > _STOP_CHARACTERS for text in stop):
+        raise RequestRefused(400, f"stop: at most {_STOP_CHARACTERS} characters each", param="stop")
+    top_logprobs = body.logprobs_per_token()
+    try:
+        return tuple(
+            Sampling(
+                max_tokens=max_tokens,
+                min_tokens=body.min_tokens,
+                temperature=body.temperature,
+                top_p=body.top_p,
+                top_k=max(0, body.top_k),
+                stop=stop,
+                ignore_end=body.ignore_eos,
+                top_logprobs=top_logprobs,
+                prompt_logprobs=isinstance(body, CompletionBody) and body.echo and top_logprobs is not None,
+                seed=seed + number,
+            )
+            for number in range(body.n)
+        )
+    except InputError as error:
+        raise RequestRefused(400, str(error), param=str(error).partition("=")[0].partition(":")[0]) from None
