@@ -5,8 +5,8 @@ machine only.
     curl http://127.0.0.1:8000/v1/completions -H 'Content-Type: application/json' \\
         -d '{"model": "quickstart", "prompt": "The ", "max_tokens": 32}'
 
-`--config.host=0.0.0.0` lets other machines in; `--config.api_key=VARIABLE` names the environment variable that holds the
-key clients must send. There is no TLS: put a proxy before it where others can listen.
+`--config.host=0.0.0.0` lets other machines in; `--config.api_key=VARIABLE` names the environment variable that holds
+the key clients must send. There is no TLS: put a proxy before it where others can listen.
 """
 
 from diversity_jax.core import cli
