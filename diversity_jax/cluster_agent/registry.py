@@ -60,9 +60,7 @@ class JudgeKind:
 def _open_llm(settings: JudgeSettings, corpora: Sequence[SampledCorpus], cache: Path) -> LlmJudge:
     path = settings.engine.ledger or str(cache)
     engine = dataclasses.replace(settings.engine, ledger=path)
-    judge = LlmJudge(Engine(settings.judge, base_url=settings.judge_base_url, config=engine, budget=settings.budget))
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    return judge
+    return LlmJudge(Engine(settings.judge, base_url=settings.judge_base_url, config=engine, budget=settings.budget))
 
 
 def _check_llm(settings: JudgeSettings) -> None:
@@ -83,13 +81,7 @@ JUDGES: dict[str, JudgeKind] = {
     ),
     "none": JudgeKind(open=None),
 }
-_LLM = JudgeKind(
-    open=_open_llm,
-    is_llm=True,
-    check=lambda settings: check_access(
-        settings.judge, base_url=settings.judge_base_url, config=settings.engine, budget=settings.budget
-    ),
-)
+_LLM = JudgeKind(open=_open_llm, is_llm=True, check=_check_llm)
 
 
 def judge_kind(name: str) -> JudgeKind:

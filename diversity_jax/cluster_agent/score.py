@@ -17,7 +17,7 @@ from diversity_jax.cluster_agent.cluster import JudgedGrouping, judge_grouping
 from diversity_jax.cluster_agent.config import AgentConfig
 from diversity_jax.cluster_agent.criteria import Criteria, ProposedCriteria, propose_criteria
 from diversity_jax.cluster_agent.sampling import GroupingSampler
-from diversity_jax.cluster_agent.scorecard import Scorecard
+from diversity_jax.cluster_agent.scorecard import STOPPED, Scorecard
 from diversity_jax.cluster_agent.sequential_test import LOOKS, Comparison, compare_groupings, precise_enough
 from diversity_jax.cluster_agent.types import CallTotals, Judge, RunEnded, SampledCorpus, describe_failures, entered
 from diversity_jax.core import files
@@ -209,7 +209,7 @@ class CorpusScorer:
     def _warnings(self, groupings: estimators.Groupings, rates: ErrorRates) -> list[str]:
         warnings, entered, dropped = list(self._proposed.warnings), self.entered, sum(self._drops.values())
         if self.ended:
-            warnings.append(f"stopped after {entered} of {self._config.groupings} groupings: {self.ended}")
+            warnings.append(f"{STOPPED} {entered} of {self._config.groupings} groupings: {self.ended}")
         if dropped > _LARGE_SHARE_DROPPED * entered:
             why = describe_failures(self._drops, {})  # without details, which differ from run to run
             warnings.append(

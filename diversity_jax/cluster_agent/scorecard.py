@@ -15,6 +15,7 @@ from diversity_jax.core.errors import InputError
 from diversity_jax.core.intervals import Estimate
 
 VERSION = 1
+STOPPED = "stopped after"  # begins the warning of a run that ended before its last grouping
 _FIGURES = ("effective_clusters", "cluster_score", "clusters_per_sample", "collision")
 _OPTIONAL_FIGURES = ("effective_clusters_corrected", "effective_clusters_of_corpus")
 _KINDS: dict[str, type | tuple[type, ...]] = {
@@ -159,6 +160,11 @@ class Scorecard:
         if fields.get("verdict") is not None:
             fields["verdict"] = Verdict.from_json(fields["verdict"], f"{where}: verdict")
         return cls(**fields)
+
+    @property
+    def stopped_early(self) -> bool:
+        """Whether its run ended before its last grouping, by a cap or a lost server, so that a rerun goes on."""
+        return any(warning.startswith(STOPPED) for warning in self.warnings)
 
     def histogram(self, name: str) -> dict[str, list[float]]:
         """`values` and `counts` of "clusters" (C of a grouping), "samples_per_cluster" (n / C) or "cluster_sizes"."""

@@ -8,7 +8,6 @@ import functools
 import itertools
 import logging
 import math
-from pathlib import Path
 from typing import Any
 
 from diversity_jax.core.errors import InputError
@@ -59,8 +58,11 @@ async def _run(config: SynthesisConfig) -> Store | None:
         expander = TopicExpander(next(iter(engines.values())), config)
         if not config.dry_run:
             store.check_settings(_content_settings(config, templates))
+        addresses = [each.base_url for each in config.generators]
         if not config.topics.source and any(generator_price(each, config).output for each in config.generators):
-            require_cap(CostForecast(dollars=math.inf), config.budget)  # topics are paid for before the forecast
+            require_cap(
+                CostForecast(dollars=math.inf), config.budget, addresses
+            )  # topics are paid for before the forecast
         topics = await load_topics(config, expander, store)
         uses_personas = any("personas" in template.used for template in templates.values())
         personas = await load_personas(config, expander, store) if uses_personas else []
@@ -69,7 +71,7 @@ async def _run(config: SynthesisConfig) -> Store | None:
         _logger.info("forecast: %s", line)
         if config.dry_run:
             return None
-        require_cap(expected, config.budget)
+        require_cap(expected, config.budget, addresses)
         generator = RoundGenerator(material, engines, config)
         await _Rounds(config, store, material, generator, Feedback(config, material, expander, stack)).run()
     return store
@@ -77,7 +79,6 @@ async def _run(config: SynthesisConfig) -> Store | None:
 
 async def _open_engines(config: SynthesisConfig, stack: contextlib.AsyncExitStack) -> dict[str, Engine]:
     """An engine for every generator, by label; one response cache and one cap for all."""
-    Path(config.cache_path).parent.mkdir(parents=True, exist_ok=True)
     several = len(config.generators) > 1 and config.engine.progress == "auto"
     engine_config = dataclasses.replace(
         config.engine, ledger=config.cache_path, progress="lines" if several else config.engine.progress
