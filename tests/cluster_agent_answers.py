@@ -43,7 +43,8 @@ def follows_instructions(oracle, reasoning_words, criteria_count=4):
     def shortest(value):
         return {
             what: [
-                {name: one[name] for name in one if name in ("cluster", "sample_ids", "valid")} for one in value[what]
+                {name: one[name] for name in one if name in ("cluster", "sample_ids", "valid", "misplaced")}
+                for one in value[what]
             ]
             for what in value
         }

@@ -1,5 +1,6 @@
 """What a played language model answers: functions of the stage, the samples and the payload of a request."""
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 import contextlib
 import json
@@ -69,7 +70,7 @@ def tokens_of(text: str) -> int:
 
 
 def label_oracle(labels: Mapping[str, Any]) -> Answer:
-    """Answers all six stages; clusters samples by the label of their text, and calls every cluster valid.
+    """Answers all six stages; clusters samples by the label of their text, and checks clusters by it.
 
     Args:
       labels: label by sample text. A text that is missing is looked up by its first 200 characters, so that cut samples
@@ -77,15 +78,44 @@ def label_oracle(labels: Mapping[str, Any]) -> Answer:
     """
     short = {text[:200]: label for text, label in labels.items()}
 
+    def label_of(text: str) -> Any:
+        return labels.get(text, short.get(text[:200], text))
+
     def answer(stage: str, samples: list[dict[str, str]], payload: dict[str, Any]) -> dict[str, Any] | str:
         if stage == "cluster_samples":
-            return {"clusters": _clusters(samples, lambda text: labels.get(text, short.get(text[:200], text)))}
+            return partition_answer(_clusters(samples, label_of), payload["schema"])
         if stage == "verify_clusters":
-            count = max([int(n) for n in re.findall(r'"cluster": ?(\d+)', payload["user"])], default=0)
-            return {"validation": [{"cluster": n, "valid": 1, "reasoning": "alike"} for n in range(1, count + 1)]}
+            return {"validation": _checks(samples, payload["user"], label_of)}
         return fill(payload["schema"] or {"type": "object"})
 
     return answer
+
+
+def clusters_in(user: str) -> list[dict[str, Any]]:
+    """The clusters of a message to verify: its lines that are JSON objects with a `cluster`."""
+    return [json.loads(line) for line in user.splitlines() if line.startswith('{"cluster"')]
+
+
+def _checks(samples: list[dict[str, str]], user: str, label_of: Callable[[str], Any]) -> list[dict[str, Any]]:
+    label = {sample["sample_id"]: label_of(sample["text"]) for sample in samples}
+    checked = []
+    for cluster in clusters_in(user):
+        usual, _ = Counter(label[i] for i in cluster["sample_ids"]).most_common(1)[0]
+        misplaced = [i for i in cluster["sample_ids"] if label[i] != usual]
+        verdict = {"cluster": cluster["cluster"], "valid": int(not misplaced), "misplaced": misplaced}
+        checked.append({**verdict, "reasoning": "alike" if not misplaced else "unlike"})
+    return checked
+
+
+def partition_answer(clusters: list[dict[str, Any]], schema: Mapping[str, Any] | None) -> dict[str, Any]:
+    """A partition in the form that the schema asks for: `assignment`, or the list."""
+    properties = (schema or {}).get("properties", {})
+    if "assignment" not in properties:
+        return {"clusters": clusters}
+    number = {i: cluster["cluster"] for cluster in clusters for i in cluster["sample_ids"]}
+    assignment = {sample_id: number[sample_id] for sample_id in properties["assignment"]["properties"]}
+    described = [{name: part for name, part in one.items() if name != "sample_ids"} for one in clusters]
+    return {"assignment": assignment} | ({"clusters": described} if "clusters" in properties else {})
 
 
 def _clusters(samples: list[dict[str, str]], label_of: Callable[[str], Any]) -> list[dict[str, Any]]:
@@ -120,5 +150,5 @@ def fill(schema: Mapping[str, Any]) -> Any:
 def by_schema(stage: str, samples: list[dict[str, str]], payload: dict[str, Any]) -> dict[str, Any] | str:
     """Answers with any value of the schema, and clusters by the sample's first word."""
     if stage == "cluster_samples":
-        return {"clusters": _clusters(samples, lambda text: text.split(" ", 1)[0])}
+        return partition_answer(_clusters(samples, lambda text: text.split(" ", 1)[0]), payload["schema"])
     return fill(payload["schema"]) if payload["schema"] else "plain text"

@@ -2,6 +2,7 @@
 comes from here.
 """
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 import math
@@ -13,7 +14,7 @@ import numpy as np
 from diversity_jax.cluster_agent.estimators import collision_variance
 from diversity_jax.cluster_agent.groupings import Groupings
 from diversity_jax.cluster_agent.text_cleaning import child_seed
-from diversity_jax.cluster_agent.types import JudgeAnswer, Task
+from diversity_jax.cluster_agent.types import Cluster, JudgeAnswer, Task
 from diversity_jax.core.files import content_hash
 
 
@@ -129,12 +130,19 @@ class LabelJudge:
         if task.stage == "cluster_samples":
             return JudgeAnswer(value={"clusters": self._clusters(task)})
         if task.stage == "verify_clusters":
-            valid = int(self._order(task) != "invalid")
-            return JudgeAnswer(
-                value={"validation": [{"cluster": n, "valid": valid} for n in range(1, len(task.clusters) + 1)]}
-            )
+            text_of = {sample.sample_id: sample.text for sample in task.samples}
+            checked = [self._check(task, n, cluster, text_of) for n, cluster in enumerate(task.clusters, start=1)]
+            return JudgeAnswer(value={"validation": checked})
         items = [{"name": "label", "definition": "the known label", "guidance": "equal labels belong together"}]
         return JudgeAnswer(value={"metadata": items, "metrics": items})
+
+    def _check(self, task: Task, number: int, cluster: Cluster, text_of: Mapping[str, str]) -> dict[str, Any]:
+        if self._order(task) == "invalid":
+            return {"cluster": number, "valid": 0}
+        labels = {sample_id: self._label_of(text_of[sample_id]) for sample_id in cluster.sample_ids}
+        usual, _ = Counter(labels.values()).most_common(1)[0]
+        misplaced = [sample_id for sample_id, label in labels.items() if label != usual]
+        return {"cluster": number, "valid": int(not misplaced), "misplaced": misplaced}
 
     def _order(self, task: Task) -> str | None:
         orders = {order for sample in task.samples if (order := self._obeys(sample.text))}

@@ -235,32 +235,63 @@ def test_rates_of_no_canary_are_unknown():
     assert ErrorRates(shown=100, merged=2, split=0).ceiling["value"] == 50
 
 
-def test_the_correction_takes_out_the_errors_of_a_judge():
+def test_the_ceiling_rests_on_every_sample_that_a_foreign_text_could_lie_with():
+    rates = ErrorRates(shown=100, merged=2, split=0, merged_pairs=2, drawn_pairs=1000)
+    assert rates.ceiling["value"] == pytest.approx(500)
+    lumped = ErrorRates(shown=100, merged=2, split=0, merged_pairs=18, drawn_pairs=1000)
+    assert lumped.ceiling["value"] == pytest.approx(1000 / 18)
+    checked = ErrorRates(shown=100, merged=2, split=0, merged_pairs=18, drawn_pairs=1000, controls=100, missed=20)
+    assert checked.ceiling["value"] == pytest.approx(1000 / 18 * 5)
+    assert rates.ceiling["low"] < rates.ceiling["value"]
+
+
+@pytest.mark.parametrize(("merge", "split", "misses"), [(0.005, 0.1, 0.0), (0.002, 0.02, 0.0), (0.01, 0.05, 0.3)])
+def test_the_correction_takes_out_the_errors_of_a_judge(merge, split, misses):
     generator, values, held = np.random.default_rng(6), [], 0
+    a = merge * (misses or 1)  # after verification, where there is one
     for _ in range(200):
         true = simulate_groupings(even_shares(50), samples_per_grouping=10, groupings=800, generator=generator)
-        pairs = generator.binomial(true.pairs, 0.9) + generator.binomial(45 - true.pairs, 0.005)
+        pairs = generator.binomial(true.pairs, 1 - split) + generator.binomial(45 - true.pairs, a)
         spoilt = Groupings(
             samples_per_grouping=10, criteria_set=true.criteria_set, clusters=true.clusters, kept=true.kept, pairs=pairs
         )
+        with_foreign = generator.binomial(10, merge, size=800)
         rates = ErrorRates(
-            shown=800, merged=int(generator.binomial(800, 0.005)), split=int(generator.binomial(800, 0.1))
+            shown=800,
+            merged=int((with_foreign > 0).sum()),
+            merged_pairs=int(with_foreign.sum()),
+            drawn_pairs=8000,
+            split=int(generator.binomial(800, split)),
+            controls=800 if misses else 0,
+            missed=int(generator.binomial(800, misses)),
         )
-        one = corrected(spoilt, rates)
+        one, refusal = corrected(spoilt, rates)
+        if one is None:
+            assert "less certain" in refusal
+            continue
         values.append(one.value)
-        held += one.low <= 50 and (one.high is None or one.high >= 50)
+        held += one.low <= 50 <= one.high
     assert np.median(values) == pytest.approx(50, rel=0.06)
-    assert held / 200 > 0.92
+    assert len(values) > 150
+    assert held / len(values) > 0.92
 
 
-def test_beyond_the_ceiling_the_correction_gives_a_bound():
+@pytest.mark.parametrize(
+    ("rates", "refusal"),
+    [
+        (ErrorRates(shown=500, merged=5, split=0), "T cannot be told from them"),
+        (ErrorRates(shown=2000, merged=4, split=0), "less certain than the figure"),
+        (ErrorRates(shown=10, merged=6, split=5), "it errs on most canaries"),
+        (ErrorRates(shown=0, merged=0, split=0), "no canaries measured them"),
+    ],
+)
+def test_a_correction_that_says_less_than_the_figure_is_refused(rates, refusal):
     found = simulate_groupings(
         even_shares(100), samples_per_grouping=10, groupings=500, generator=np.random.default_rng(0)
     )
-    one = corrected(found, ErrorRates(shown=500, merged=5, split=0))
-    assert one.high is None
-    assert corrected(found, ErrorRates(shown=10, merged=6, split=5)) is None
-    assert corrected(found, ErrorRates(shown=0, merged=0, split=0)) is None
+    corrected_clusters, reason = corrected(found, rates)
+    assert corrected_clusters is None
+    assert refusal in reason
 
 
 def all_columns(count=200, k=8, **changes):

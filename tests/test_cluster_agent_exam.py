@@ -35,11 +35,11 @@ def test_a_judge_that_errs_at_random_passes(tmp_path, rate, verifier):
     ("fault", "verdicts", "reason"),
     [
         ("at most 5", {"unfit"}, "of the pairs of unrelated subjects"),
-        ("other", {"unfit"}, "24 subjects read as 2"),
+        ("other", {"unfit"}, "of the pairs of unrelated subjects"),
         ("style", {"unfit"}, "sets apart 100 % of the pairs of one subject in two styles"),
         ("twos", {"doubtful", "unfit"}, "puts together 100 % of the pairs of neighbouring subjects"),
         ("fours", {"unfit"}, "12 subjects in pairs of neighbours read as 3"),
-        ("position", {"unfit"}, "sets apart"),
+        ("position", {"unfit"}, "no grouping was usable of 24 subjects"),
         ("length", {"unfit"}, "sets apart"),
         ("splits all", {"unfit"}, "no grouping was usable of 24 subjects"),
         ("merges all", {"unfit"}, "no grouping was usable of 24 subjects"),

@@ -6,12 +6,13 @@ import pytest
 
 from diversity_jax.cluster_agent.canaries import (
     FOREIGN_TEXTS,
+    CanaryResult,
     canary_result,
     plant,
-    with_control_cluster,
+    with_controls,
     without_planted,
 )
-from diversity_jax.cluster_agent.cluster import parse_partition, parse_validation
+from diversity_jax.cluster_agent.partition import parse_partition, parse_validation
 from diversity_jax.cluster_agent.types import AnswerError, Cluster, Sample
 
 SAMPLES = tuple(Sample(sample_id=f"k{i}", text=f"text number {i} about weather", document=str(i)) for i in range(6))
@@ -85,22 +86,90 @@ def test_metadata_and_metrics_may_be_maps_or_lists_and_are_for_people_only():
     assert found.metrics == (("depth", 0, ""),)
 
 
+VALUES = {"number": 1, "text": "1", "float": 1.0, "words": "cluster 1", "list": [1], "mark": "#1"}
+
+
+@given(st.lists(st.integers(0, 9), min_size=6, max_size=6), st.randoms())
+def test_every_assignment_of_numbers_is_a_partition(numbers, generator):
+    order = list(zip(IDS, numbers, strict=True))
+    generator.shuffle(order)
+    groups = [[i for i, own in order if own == number] for number in sorted(set(numbers))]
+    found = parse_partition({"assignment": dict(order)}, SAMPLES)
+    assert [list(cluster.sample_ids) for cluster in found] == groups
+
+
+@pytest.mark.parametrize("value", VALUES.values(), ids=VALUES)
+def test_a_cluster_number_may_be_written_in_many_ways(value):
+    found = parse_partition({"assignment": {**dict.fromkeys(IDS, 2), "k3": value, "k4": 1}}, SAMPLES)
+    assert [cluster.sample_ids for cluster in found] == [("k3", "k4"), ("k0", "k1", "k2", "k5")]
+
+
+@pytest.mark.parametrize("clusters", [None, 3, [], ["x"], [{"cluster": 77, "uniqueness_reasoning": "r"}], [[1]]])
+def test_descriptions_beside_an_assignment_cannot_spoil_it(clusters):
+    value = {"assignment": dict.fromkeys(IDS, 1), "clusters": clusters}
+    assert parse_partition(value, SAMPLES) == (Cluster(sample_ids=tuple(IDS)),)
+    value["clusters"] = [{"cluster": "1", "uniqueness_reasoning": "all of a kind", "sample_ids": ["zz"]}, "x"]
+    assert parse_partition(value, SAMPLES)[0].reasoning == "all of a kind"
+
+
+@pytest.mark.parametrize(
+    ("assignment", "complaint"),
+    [
+        ({"k0": 1}, "in no cluster: k1"),
+        (dict.fromkeys([*IDS, "k9"], 1), "unknown sample ids: k9"),
+        (dict.fromkeys(IDS, None), "`assignment` of k0 is no cluster number"),
+        (dict.fromkeys(IDS, 1.5), "`assignment` of k0 is no cluster number"),
+        (dict.fromkeys(IDS, "9" * 5000), "`assignment` of k0 is no cluster number"),
+        ({}, "expected an object with `assignment`"),
+    ],
+)
+def test_what_is_wrong_with_an_assignment_is_named(assignment, complaint):
+    with pytest.raises(AnswerError, match=complaint):
+        parse_partition({"assignment": assignment}, SAMPLES)
+
+
+PAIR_AND_ONE = clusters_of(["k0", "k1"], ["k2"])
+
+
+def checked(*entries, clusters=PAIR_AND_ONE):
+    """(valid, misplaced) of each cluster."""
+    return [(cluster.valid, cluster.misplaced) for cluster in parse_validation({"validation": [*entries]}, clusters)]
+
+
 def test_a_singleton_is_valid_whatever_is_said_of_it():
-    clusters = clusters_of(["k0", "k1"], ["k2"])
-    verdicts = parse_validation(
-        {"validation": [{"cluster": 1, "valid": 0, "reasoning": "no"}, {"cluster": 2, "valid": 0}]}, clusters
-    )
-    assert verdicts == ((False, "no"), (True, ""))
-    assert parse_validation({"validation": [{"cluster": 1, "valid": 1}]}, clusters) == ((True, ""), (True, ""))
+    said = [{"cluster": 1, "valid": 0, "reasoning": "no"}, {"cluster": 2, "valid": 0, "misplaced": ["k2"]}]
+    assert checked(*said) == [(False, ("k0", "k1")), (True, ())]
+    assert checked({"cluster": 1, "valid": 1}) == [(True, ()), (True, ())]
+    assert parse_validation({"validation": said}, PAIR_AND_ONE)[0].validation == "no"
+
+
+@pytest.mark.parametrize(
+    ("entry", "found"),
+    [
+        ({"valid": 0, "misplaced": ["k1"]}, (False, ("k1",))),
+        ({"valid": 0, "misplaced": ["k2", "k0"]}, (False, ("k0", "k2"))),
+        ({"valid": 0, "misplaced": []}, (False, ("k0", "k1", "k2"))),
+        ({"valid": 0}, (False, ("k0", "k1", "k2"))),
+        ({"valid": 0, "misplaced": ["k9", "k3"]}, (False, ("k0", "k1", "k2"))),
+        ({"valid": 0, "misplaced": ["k1", "k9", {}]}, (False, ("k1",))),
+        ({"valid": 0, "misplaced": "k1, k2"}, (False, ("k1", "k2"))),
+        ({"valid": 0, "misplaced": [{"sample_id": "k1"}]}, (False, ("k1",))),
+        ({"valid": 1, "misplaced": ["k1"]}, (False, ("k1",))),
+        ({"valid": 1, "misplaced": []}, (True, ())),
+        ({"valid": 1, "misplaced": None}, (True, ())),
+        ({"valid": 1, "misplaced": 3}, (True, ())),
+        ({"valid": 1, "misplaced": ["k3"]}, (True, ())),
+    ],
+)
+def test_only_the_named_samples_are_misplaced_and_all_where_none_is_named(entry, found):
+    assert checked({"cluster": 1, **entry}, clusters=clusters_of(["k0", "k1", "k2"])) == [found]
 
 
 @pytest.mark.parametrize(
     ("number", "valid", "found"), [("1", "1", True), (1, True, True), (1.0, "false", False), (" 1", "No", False)]
 )
 def test_numbers_may_come_as_text_or_truth_values(number, valid, found):
-    assert parse_validation({"validation": [{"cluster": number, "valid": valid}]}, clusters_of(["k0", "k1"], ["k2"]))[
-        0
-    ] == (found, "")
+    assert checked({"cluster": number, "valid": valid})[0][0] is found
 
 
 @pytest.mark.parametrize(
@@ -136,15 +205,17 @@ def test_planting_adds_a_copy_and_a_foreign_text_and_taking_them_out_restores_th
     assert without_planted(right, canary) == clusters_of(*[[i] for i in IDS])
 
 
-def test_a_split_copy_and_a_merged_foreign_text_are_seen():
+def test_a_split_copy_and_a_foreign_text_merged_with_any_sample_are_seen():
     import random
 
     _, canary = plant(SAMPLES, ["c0", "f0"], random.Random(0))
     rest = [i for i in IDS if i != canary.original]
     split = canary_result(clusters_of([*rest], [canary.original], ["c0"], ["f0"]), canary)
-    assert (split.split, split.merged) == (True, False)
+    assert (split.split, split.merged, split.passed) == (True, False, False)
     merged = canary_result(clusters_of([*IDS, "c0", "f0"]), canary)
-    assert (merged.split, merged.merged) == (False, True)
+    assert (merged.split, merged.merged, merged.merged_with, merged.drawn) == (False, True, 6, 6)
+    with_another = canary_result(clusters_of([canary.original, "c0"], [*rest[:2], "f0"], rest[2:]), canary)
+    assert (with_another.merged, with_another.merged_with, with_another.passed) == (True, 2, False)
 
 
 def test_the_foreign_text_is_foreign_to_the_sample_it_is_compared_with():
@@ -156,12 +227,24 @@ def test_the_foreign_text_is_foreign_to_the_sample_it_is_compared_with():
         assert next(s.text for s in shown if s.sample_id == canary.foreign) != FOREIGN_TEXTS[9]
 
 
-def test_verification_sees_one_cluster_that_is_valid_for_certain():
+@pytest.mark.parametrize("seed", range(12))
+def test_verification_sees_one_cluster_that_is_valid_for_certain_and_one_that_is_not(seed):
     import random
 
-    _, canary = plant(SAMPLES, ["c0", "f0"], random.Random(0))
+    _, canary = plant(SAMPLES, ["c0", f"f{seed}"], random.Random(seed))
     clusters = clusters_of(IDS[:3], IDS[3:])
-    shown, place = with_control_cluster(clusters, canary)
-    assert shown[place].sample_ids == (canary.original, "c0")
-    assert shown[:place] + shown[place + 1 :] == clusters
-    assert with_control_cluster(clusters, None) == (clusters, None)
+    shown, (valid, invalid) = with_controls(clusters, canary)
+    assert shown[valid].sample_ids == (canary.original, "c0")
+    assert shown[invalid].sample_ids == (canary.original, "c0", f"f{seed}")
+    assert tuple(cluster for n, cluster in enumerate(shown) if n not in (valid, invalid)) == clusters
+    assert with_controls(clusters, None) == (clusters, ())
+
+
+@pytest.mark.parametrize(
+    ("valid", "invalid", "passed", "missed"),
+    [(1, 0, True, False), (1, 1, True, True), (0, 0, False, False), (0, 1, False, True)],
+)
+def test_a_denied_copy_discards_a_grouping_and_a_missed_control_is_only_counted(valid, invalid, passed, missed):
+    said = [Cluster(sample_ids=("a", "b"), valid=bool(valid)), Cluster(sample_ids=("a", "b", "f"), valid=bool(invalid))]
+    result = CanaryResult(merged=False, split=False).with_controls(said)
+    assert (result.passed, result.missed, result.denied) == (passed, missed, not valid)

@@ -25,6 +25,8 @@ from diversity_jax.core.intervals import Estimate
 
 _WORD = re.compile(r"[^\W\d_]{4,}")
 _LOOKED_AT_CHARACTERS = 600  # of a text, to choose what is foreign to it
+_LEAST_MISS = 0.05
+_WIDEST_CORRECTION = 2.0
 
 FOREIGN = "canary"  # the document that planted foreign texts are said to be from
 PLANTED_TEXTS: Mapping[str, Any] = read_json(Path(__file__).with_name("planted_texts.json"))
@@ -44,15 +46,34 @@ class Canary:
 
 @dataclass(frozen=True, kw_only=True)
 class CanaryResult:
-    """What a grouping made of its canary; `split` also where verification denied that a text is like its own copy."""
+    """What a judge made of a grouping's canary.
+
+    Attributes:
+      merged: whether the foreign text was put with any drawn sample; merged_with: with how many of `drawn`.
+      split: whether the copy was put apart from its original.
+      denied: whether verification called the cluster of the two invalid, or one of them misplaced; None without one.
+      missed: whether it called a cluster valid that holds the foreign text; None likewise.
+    """
 
     merged: bool
     split: bool
+    merged_with: int = 0
+    drawn: int = 1
+    denied: bool | None = None
+    missed: bool | None = None
 
     @property
     def passed(self) -> bool:
-        """Whether both pairs were grouped rightly."""
-        return not (self.merged or self.split)
+        """Whether the grouping counts: both pairs were grouped rightly, and a text was not denied to be its copy's
+        like. A control cluster that was missed does not discard a grouping, since the partition may well be right; it
+        says what verification is worth.
+        """
+        return not (self.merged or self.split or self.denied)
+
+    def with_controls(self, checked: Sequence[Cluster]) -> "CanaryResult":
+        """With what verification said of the control clusters: the valid and the invalid one."""
+        valid, invalid = checked
+        return replace(self, denied=not valid.valid, missed=invalid.valid)
 
 
 def plant(samples: Sequence[Sample], ids: Sequence[str], generator: random.Random) -> tuple[tuple[Sample, ...], Canary]:
@@ -73,11 +94,19 @@ def plant(samples: Sequence[Sample], ids: Sequence[str], generator: random.Rando
     return tuple(shown), Canary(original=original.sample_id, copy=ids[0], foreign=ids[1])
 
 
+def cluster_numbers(clusters: Sequence[Cluster]) -> dict[str, int]:
+    """The position of each sample's cluster, by its id."""
+    return {sample_id: number for number, cluster in enumerate(clusters) for sample_id in cluster.sample_ids}
+
+
 def canary_result(clusters: Sequence[Cluster], canary: Canary) -> CanaryResult:
-    """Whether a partition split the duplicate pair or merged the unrelated one."""
-    cluster_of = {sample_id: number for number, cluster in enumerate(clusters) for sample_id in cluster.sample_ids}
-    own = cluster_of[canary.original]
-    return CanaryResult(merged=own == cluster_of[canary.foreign], split=own != cluster_of[canary.copy])
+    """Whether a partition split the duplicate pair, and with which drawn samples it put the foreign text."""
+    cluster_of = cluster_numbers(clusters)
+    planted = {canary.copy, canary.foreign}
+    drawn = cluster_of.keys() - planted
+    merged_with = sum(cluster_of[sample_id] == cluster_of[canary.foreign] for sample_id in drawn)
+    split = cluster_of[canary.original] != cluster_of[canary.copy]
+    return CanaryResult(merged=merged_with > 0, split=split, merged_with=merged_with, drawn=len(drawn))
 
 
 def without_planted(clusters: Sequence[Cluster], canary: Canary | None) -> tuple[Cluster, ...]:
@@ -89,49 +118,131 @@ def without_planted(clusters: Sequence[Cluster], canary: Canary | None) -> tuple
     return tuple(cluster for cluster in left if cluster.sample_ids)
 
 
-def with_control_cluster(clusters: Sequence[Cluster], canary: Canary | None) -> tuple[tuple[Cluster, ...], int | None]:
-    """Clusters for verification, with one inserted that is certainly valid, a text and its copy; and its position.
+def with_controls(clusters: Sequence[Cluster], canary: Canary | None) -> tuple[tuple[Cluster, ...], tuple[int, ...]]:
+    """Clusters for verification, with two inserted whose verdict is certain, and their positions.
 
-    It catches a document that has every cluster called invalid, which the partition alone would not show.
+    A text and its copy are valid: this catches a document that has every cluster called invalid, which the partition
+    alone would not show. The two with the foreign text are invalid: this catches a verifier that says yes to all.
     """
     if canary is None:
-        return tuple(clusters), None
-    position = child_seed(canary.copy, canary.foreign) % (len(clusters) + 1)
-    control = Cluster(sample_ids=(canary.original, canary.copy), reasoning="these two say the same")
-    return (*clusters[:position], control, *clusters[position:]), position
+        return tuple(clusters), ()
+    pair = (canary.original, canary.copy)
+    alike = "the texts say the same"
+    controls = [Cluster(sample_ids=ids, reasoning=alike) for ids in (pair, (*pair, canary.foreign))]
+    if (seed := child_seed(canary.copy, canary.foreign)) % 2:
+        controls.reverse()
+    shown = list(clusters)
+    # The later one first, so that the position of the other stays as it is.
+    second, first = sorted((seed // 2 % (len(clusters) + 1), seed // 997 % (len(clusters) + 1)), reverse=True)
+    shown.insert(second, controls[1])
+    shown.insert(first, controls[0])
+    places = (second + 1, first) if seed % 2 else (first, second + 1)
+    return tuple(shown), places
 
 
 @dataclass(frozen=True, kw_only=True)
 class ErrorRates:
-    """Canaries shown, and how many of them a judge merged (the unrelated pair) or split (the duplicate pair)."""
+    """What a judge made of all canaries, by stage.
+
+    Attributes:
+      shown: groupings with a canary that were partitioned.
+      merged: those whose foreign text lay with any drawn sample; merged_pairs: with how many samples, of drawn_pairs.
+      split: those whose copy lay apart from its original.
+      controls: groupings whose control clusters were checked; denied, missed: those whose valid one was called invalid,
+        and whose invalid one valid.
+    """
 
     shown: int
     merged: int
     split: int
+    merged_pairs: int | None = None
+    drawn_pairs: int | None = None
+    controls: int = 0
+    denied: int = 0
+    missed: int = 0
+
+    @classmethod
+    def of(cls, results: Sequence[CanaryResult]) -> "ErrorRates":
+        """Over the results of all groupings."""
+        checked = [result for result in results if result.denied is not None]
+        return cls(
+            shown=len(results),
+            merged=sum(result.merged for result in results),
+            split=sum(result.split for result in results),
+            merged_pairs=sum(result.merged_with for result in results),
+            drawn_pairs=sum(result.drawn for result in results),
+            controls=len(checked),
+            denied=sum(bool(result.denied) for result in checked),
+            missed=sum(bool(result.missed) for result in checked),
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Counts, rates with exact 95 % intervals, and the ceiling of the score; None where nothing was shown."""
-        rates = {name: getattr(self, name) for name in ("false_merge", "false_split")}
+        names = ("false_merge", "false_split", "denial", "miss", "pair_merge", "pair_split")
+        rates = {name: getattr(self, name) for name in names}
         values = {name: rate and rate.to_json() for name, rate in rates.items()}
         return {**vars(self), **values, "ceiling": self.ceiling}
 
     @property
     def false_merge(self) -> Estimate | None:
-        """a, with its interval."""
+        """Share of the groupings whose foreign text lay with a drawn sample."""
         return binomial(self.merged, self.shown)
 
     @property
     def false_split(self) -> Estimate | None:
-        """b, with its interval."""
+        """Share of the groupings whose copy lay apart from its original."""
         return binomial(self.split, self.shown)
+
+    @property
+    def denial(self) -> Estimate | None:
+        """Share of the verifications that called a text and its copy invalid."""
+        return binomial(self.denied, self.controls)
+
+    @property
+    def miss(self) -> Estimate | None:
+        """Share of the verifications that called a cluster with the foreign text valid."""
+        return binomial(self.missed, self.controls)
+
+    @property
+    def pair_merge(self) -> Estimate | None:
+        """a, the chance that two unrelated samples are together in what T counts: put together by the partition, and
+        kept together by verification where there is one.
+
+        Partition: the rate of merges times the mean share of the drawn samples that the foreign text then lay with, at
+        least one of them. Verification: the rate of misses, of which at least `_LEAST_MISS` is taken, since foreign
+        texts are easier to refuse than what a judge really mixes up.
+        """
+        merged = self.false_merge
+        if merged is None:
+            return None
+        share = 1.0
+        if self.merged_pairs is not None and self.drawn_pairs:
+            share = self.merged_pairs / self.merged if self.merged else 1.0
+            share *= self.shown / self.drawn_pairs
+        low, high = (bound * share for bound in merged.bounds)
+        miss = self.miss
+        if miss is None:
+            return Estimate(value=merged.value * share, low=low, high=high)
+        passed = [max(part, _LEAST_MISS) for part in (miss.value, *miss.bounds)]
+        return Estimate(value=merged.value * share * passed[0], low=low * passed[1], high=high * passed[2])
+
+    @property
+    def pair_split(self) -> Estimate | None:
+        """b, the chance that two like samples are apart in what T counts: split by the partition or denied later."""
+        split, denial = self.false_split, self.denial
+        if split is None or denial is None:
+            return split
+        parts = zip((split.value, *split.bounds), (denial.value, *denial.bounds), strict=True)
+        value, low, high = (1 - (1 - first) * (1 - second) for first, second in parts)
+        return Estimate(value=value, low=low, high=high)
 
     @property
     def ceiling(self) -> dict[str, float | None] | None:
         """The most effective clusters this judge can tell apart: 1 / a, None without a merge; `low` at the upper a."""
-        if self.false_merge is None:
+        merge = self.pair_merge
+        if merge is None:
             return None
-        upper = self.false_merge.bounds[1]
-        return {"value": self.shown / self.merged if self.merged else None, "low": 1.0 / upper}
+        return {"value": 1.0 / merge.value if merge.value else None, "low": 1.0 / merge.bounds[1]}
 
 
 def binomial(events: int, trials: int, confidence: float = 0.95) -> Estimate | None:
@@ -146,17 +257,19 @@ def binomial(events: int, trials: int, confidence: float = 0.95) -> Estimate | N
     return Estimate(value=events / trials, low=low, high=high)
 
 
-def corrected(groupings: Groupings, rates: ErrorRates, confidence: float = 0.95) -> Estimate | None:
-    """Effective clusters without the judge's errors: theta = (T - a) / (1 - a - b).
+def corrected(groupings: Groupings, rates: ErrorRates, confidence: float = 0.95) -> tuple[Estimate | None, str | None]:
+    """Effective clusters without the judge's errors, theta = (T - a) / (1 - a - b), or None and why there are none.
 
-    The three intervals are joined by their distances to each side (the method of variance estimates recovery, Zou and
-    Donner 2008), since that of a rate seen a few times is far from symmetric. `high` is None where T cannot be told
-    from a. None where there is nothing to correct by: no canary shown, or a judge that errs so often (a + b >= 1) that
-    its partitions say nothing.
+    a and b are measured at the stage of T, after verification. The three intervals are joined by their distances to
+    each side (the method of variance estimates recovery, Zou and Donner 2008), since that of a rate seen a few times is
+    far from symmetric. A correction is refused that leaves (0, 1), or that more than doubles the width of the interval
+    of log T: it would say less than the figure that it corrects.
     """
-    merge, split = rates.false_merge, rates.false_split
-    if merge is None or split is None or merge.value + split.value >= 1:
-        return None
+    merge, split = rates.pair_merge, rates.pair_split
+    if merge is None or split is None:
+        return None, "not corrected for the judge's mistakes: no canaries measured them"
+    if merge.value + split.value >= 1:
+        return None, "not corrected for the judge's mistakes: it errs on most canaries"
     measured = collision(groupings, confidence)
     (low_t, high_t), (low_a, high_a), (low_b, high_b) = (part.bounds for part in (measured, merge, split))
     gain = 1 - merge.value - split.value
@@ -164,6 +277,8 @@ def corrected(groupings: Groupings, rates: ErrorRates, confidence: float = 0.95)
     below = measured.value - low_t, (1 - theta) * (high_a - merge.value), theta * (split.value - low_b)
     above = high_t - measured.value, (1 - theta) * (merge.value - low_a), theta * (high_b - split.value)
     low, high = theta - math.hypot(*below) / gain, theta + math.hypot(*above) / gain
-    least = 1.0 / min(1.0, max(high, 1e-12))
-    value = max(1.0, 1.0 / theta) if theta > 0 else least
-    return Estimate(value=value, low=least, high=max(1.0, 1.0 / low) if low > 0 else None)
+    if not 0 < low <= high < 1:
+        return None, "not corrected for the judge's mistakes: T cannot be told from them"
+    if low_t and math.log(high / low) > _WIDEST_CORRECTION * math.log(high_t / low_t):
+        return None, "not corrected for the judge's mistakes: the correction is less certain than the figure"
+    return Estimate(value=1.0 / theta, low=1.0 / high, high=1.0 / low), None

@@ -1,31 +1,35 @@
-"""Stages 5 and 6: one grouping is partitioned, the partition is checked, and its clusters are verified."""
+"""Stages 5 and 6: one grouping is partitioned, its clusters are verified, and a half of it may be grouped again."""
 
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from diversity_jax.cluster_agent.canaries import CanaryResult, canary_result, with_control_cluster, without_planted
+from diversity_jax.cluster_agent.canaries import (
+    CanaryResult,
+    canary_result,
+    cluster_numbers,
+    with_controls,
+    without_planted,
+)
 from diversity_jax.cluster_agent.config import AgentConfig
 from diversity_jax.cluster_agent.criteria import Criteria
+from diversity_jax.cluster_agent.examination import PartitionTraits, Recheck, recheck, traits
 from diversity_jax.cluster_agent.groupings import count_partition
-from diversity_jax.cluster_agent.sampling import PlannedGrouping
-from diversity_jax.cluster_agent.text_cleaning import clean_text
+from diversity_jax.cluster_agent.partition import parse_partition, parse_validation
+from diversity_jax.cluster_agent.sampling import PlannedGrouping, drawn_samples, half_of
 from diversity_jax.cluster_agent.types import (
-    AnswerError,
     CallTotals,
     Cluster,
     Judge,
     RequestLog,
-    Sample,
+    RunEnded,
+    Task,
     request_with_repair,
 )
 
 _EXAMPLE_CHARACTERS = 400
-_REASON_CHARACTERS = 600
-_SAMPLE_ID_CHARACTERS = 40
-_NAMED = 6  # ids named in a complaint
-_NUMBER_WORDS = {"true": 1, "yes": 1, "valid": 1, "false": 0, "no": 0, "invalid": 0}
+_ANSWER_CHARACTERS = 1500  # of an unusable answer that is kept to be looked at
+_RECHECK_REPLICATES = 10_000_000  # added to a grouping's number, so that its second partition is another question
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,26 +40,35 @@ class JudgedGrouping:
       planned: what was shown.
       usage: its calls.
       clusters: the partition of the drawn samples without planted ones; empty where there was no usable answer.
-      canary: how the planted samples were grouped; None where none were planted or no partition came.
+      canary: what the judge made of the planted samples; None where none were planted or no partition came.
+      verified: whether the clusters were checked by a second call.
+      traits: what the examination of the judge takes from the partition; None where none came.
+      recheck: the pairs of a half that was grouped twice; None where none was.
       dropped: why it does not count; None where it does.
-      detail: the message of the server or the check.
+      detail: the message of the server or the check; answer: the beginning of an answer that was not usable.
     """
 
     planned: PlannedGrouping
     usage: CallTotals
     clusters: tuple[Cluster, ...] = ()
     canary: CanaryResult | None = None
+    verified: bool = False
+    traits: PartitionTraits | None = None
+    recheck: Recheck | None = None
     dropped: str | None = None
     detail: str = ""
+    answer: str = ""
 
-    @property
-    def counts(self) -> dict[str, int]:
-        """Its row of `Groupings`, by column."""
+    def row(self, verified_share: float) -> dict[str, float]:
+        """Its row of `Groupings`, by column, where clusters were checked in that share of the groupings."""
         sizes = [len(cluster.sample_ids) for cluster in self.clusters]
-        clusters, kept, pairs, triples = count_partition(sizes, [cluster.valid for cluster in self.clusters])
+        placed = [size - len(cluster.misplaced) for size, cluster in zip(sizes, self.clusters, strict=True)]
+        counts = count_partition(sizes, [cluster.valid for cluster in self.clusters], placed)
+        clusters, kept, pairs, triples = counts
         _, _, claimed_pairs, _ = count_partition(sizes, [True] * len(sizes))
-        claimed = {"claimed_clusters": len(sizes), "claimed_pairs": claimed_pairs, "weight": 1}
+        weight = 1.0 / verified_share if self.verified else float(not verified_share)
         numbers = {"criteria_set": self.planned.criteria_set, "clusters": clusters, "kept": kept}
+        claimed = {"claimed_clusters": len(sizes), "claimed_pairs": claimed_pairs, "weight": weight}
         return numbers | {"pairs": pairs, "triples": triples} | claimed
 
     def to_json(self) -> dict[str, Any]:
@@ -66,6 +79,7 @@ class JudgedGrouping:
             {
                 "sample_ids": cluster.sample_ids,
                 "valid": cluster.valid,
+                "misplaced": cluster.misplaced,
                 "uniqueness_reasoning": cluster.reasoning,
                 "validation": cluster.validation,
                 "cluster_metadata": dict(cluster.metadata),
@@ -84,6 +98,7 @@ class JudgedGrouping:
                 "texts": [texts[sample_id] for sample_id in cluster.sample_ids],
                 "reasoning": cluster.reasoning,
                 "valid": cluster.valid,
+                "misplaced": [cluster.sample_ids.index(sample_id) for sample_id in cluster.misplaced],
                 "validation": cluster.validation,
             }
             for cluster in self.clusters
@@ -94,7 +109,16 @@ class JudgedGrouping:
 async def judge_grouping(
     planned: PlannedGrouping, judge: Judge, criteria: Criteria, config: AgentConfig
 ) -> JudgedGrouping:
-    """Clusters the samples of one grouping and verifies the clusters.
+    """Clusters the samples of one grouping, verifies the clusters, and groups a half of the samples again, where the
+    configuration chose this grouping for either.
+
+    Groupings that a canary discards are neither verified nor judged again. What they would have said is lost, so that
+    the figures rest on the survivors. A judge whose mistakes are independent of each other errs in these as it did in
+    all: that moves no figure, and the rates of the canaries hold for the survivors too. A judge that fails whole
+    groupings (it was told to merge or to split everything, or it loses track) fails fewer of the survivors: they read
+    better than the judge is. Only where failing depends on what the samples are, such as a judge that collects
+    whatever is left over, are the survivors other corpora than the whole; so the verdict looks at how many were
+    discarded, and at the rates over all.
 
     Raises:
       RunEnded: no further call can succeed.
@@ -103,132 +127,79 @@ async def judge_grouping(
 
     def failed(canary: CanaryResult | None = None) -> JudgedGrouping:
         reason, detail = log.failures[-1]
-        return JudgedGrouping(planned=planned, usage=log.usage, canary=canary, dropped=reason, detail=detail)
+        answer = log.last_answer[:_ANSWER_CHARACTERS]
+        return JudgedGrouping(
+            planned=planned, usage=log.usage, canary=canary, dropped=reason, detail=detail, answer=answer
+        )
 
-    task = config.task(
-        "cluster_samples",
-        criteria_set=planned.criteria_set,
-        replicate=planned.index,
-        samples=planned.samples,
-        criteria=criteria.sets[planned.criteria_set],
-    )
+    task = _clustering(planned, planned.index, criteria, config)
     partition = await request_with_repair(judge, task, lambda value: parse_partition(value, planned.samples), log)
     if partition is None:
         return failed()
     canary = canary_result(partition, planned.canary) if planned.canary else None
-    clusters = without_planted(partition, planned.canary)
-    if config.verify and (canary is None or canary.passed):
-        shown, control = with_control_cluster(clusters, planned.canary)
-        task = replace(task, stage="verify_clusters", clusters=shown)
-        validation = await request_with_repair(judge, task, lambda value: parse_validation(value, shown), log)
-        if validation is None:
+    judged = JudgedGrouping(
+        planned=planned,
+        usage=log.usage,
+        clusters=without_planted(partition, planned.canary),
+        canary=canary,
+        traits=_traits(planned, partition),
+        dropped="canary" if canary and not canary.passed else None,
+    )
+    if judged.dropped:
+        return judged
+    if config.verifies(planned.index):
+        checked = await _verified(judged, task, judge, log)
+        if checked is None:
             return failed(canary)
-        if control is not None and not validation[control][0]:
-            canary = CanaryResult(merged=False, split=True)
-        verified = [verdict for number, verdict in enumerate(validation) if number != control]
-        clusters = tuple(
-            replace(cluster, valid=valid, validation=why)
-            for cluster, (valid, why) in zip(clusters, verified, strict=True)
-        )
-    dropped = "canary" if canary and not canary.passed else None
-    return JudgedGrouping(planned=planned, usage=log.usage, clusters=clusters, canary=canary, dropped=dropped)
+        judged = checked
+    if not judged.dropped and config.rechecks(planned.index) and getattr(judge, "errs_at_random", True):
+        judged = replace(judged, recheck=await _rechecked(judged, judge, criteria, config, log))
+    return judged
 
 
-def parse_partition(value: Any, samples: Sequence[Sample]) -> tuple[Cluster, ...]:
-    """Clusters of a `cluster_samples` answer: every shown sample in exactly one.
-
-    Only the ids decide; reasoning, metadata and scores are for people and may be missing. Metadata and metrics may come
-    as objects or as lists of name and value.
-
-    Raises:
-      AnswerError: an id is missing, repeated or unknown, a cluster is empty, or the shape is another.
-    """
-    entries = value.get("clusters") if isinstance(value, Mapping) else None
-    if not isinstance(entries, list):
-        raise AnswerError("expected an object with a list `clusters`")
-    clusters = tuple(_cluster(entry) for entry in entries)
-    counts = Counter(sample_id for cluster in clusters for sample_id in cluster.sample_ids)
-    expected = {sample.sample_id for sample in samples}
-    for what, wrong in (
-        ("unknown sample ids", [i for i in counts if i not in expected]),
-        ("sample ids in more than one place", [i for i in counts if i in expected and counts[i] > 1]),
-        ("sample ids in no cluster", [s.sample_id for s in samples if s.sample_id not in counts]),
-    ):
-        if wrong:
-            raise AnswerError(
-                f"{what}: {', '.join(wrong[:_NAMED])}{' and more' * (len(wrong) > _NAMED)}; each shown id belongs in "
-                "exactly one cluster"
-            )
-    return clusters
-
-
-def _cluster(entry: Any) -> Cluster:
-    ids = entry.get("sample_ids") if isinstance(entry, Mapping) else None
-    if not isinstance(ids, list) or not ids:
-        raise AnswerError("a cluster has no `sample_ids`; every cluster needs at least one")
-    if not all(isinstance(i, str) and len(i) <= _SAMPLE_ID_CHARACTERS for i in ids):
-        raise AnswerError("`sample_ids` must be the short ids shown with the samples")
-    return Cluster(
-        sample_ids=tuple(ids),
-        reasoning=_text(entry.get("uniqueness_reasoning")),
-        metadata=tuple((name, _text(value)) for name, value in _named_values(entry.get("cluster_metadata"), "value")),
-        metrics=tuple(_metric(name, value) for name, value in _named_values(entry.get("cluster_metrics"), None)),
+def _clustering(planned: PlannedGrouping, replicate: int, criteria: Criteria, config: AgentConfig) -> Task:
+    return config.task(
+        "cluster_samples",
+        criteria_set=planned.criteria_set,
+        replicate=replicate,
+        samples=planned.samples,
+        criteria=criteria.sets[planned.criteria_set],
     )
 
 
-def _named_values(value: Any, field: str | None) -> list[tuple[str, Any]]:
-    """(name, value) of an object or of a list of objects with a `name`; the value is their `field`, or all of them."""
-    if isinstance(value, Mapping):
-        return [(_text(name), item) for name, item in value.items()]
-    if isinstance(value, list):
-        named = [item for item in value if isinstance(item, Mapping) and isinstance(item.get("name"), str)]
-        return [(_text(item["name"]), item if field is None else item.get(field)) for item in named]
-    return []
+async def _verified(judged: JudgedGrouping, task: Task, judge: Judge, log: RequestLog) -> JudgedGrouping | None:
+    """The grouping after its clusters were checked; None where no usable answer came."""
+    shown, controls = with_controls(judged.clusters, judged.planned.canary)
+    task = replace(task, stage="verify_clusters", clusters=shown)
+    checked = await request_with_repair(judge, task, lambda value: parse_validation(value, shown), log)
+    if checked is None:
+        return None
+    clusters = tuple(cluster for number, cluster in enumerate(checked) if number not in controls)
+    canary = judged.canary and judged.canary.with_controls([checked[number] for number in controls])
+    dropped = "canary" if canary and not canary.passed else None
+    return replace(judged, clusters=clusters, canary=canary, verified=True, dropped=dropped)
 
 
-def _metric(name: str, value: Any) -> tuple[str, int, str]:
-    value = value if isinstance(value, Mapping) else {"score": value}
-    score = _number(value.get("score"))
-    return name, score if score is not None and 1 <= score <= 5 else 0, _text(value.get("reasoning"))
+async def _rechecked(
+    judged: JudgedGrouping, judge: Judge, criteria: Criteria, config: AgentConfig, log: RequestLog
+) -> Recheck | None:
+    """Groups a half of the samples again and compares; None where no usable partition came, or its canary failed."""
+    half, first_ids = half_of(judged.planned, config)
+    task = _clustering(half, _RECHECK_REPLICATES + half.index, criteria, config)
+    try:
+        partition = await request_with_repair(judge, task, lambda value: parse_partition(value, half.samples), log)
+    except RunEnded:  # the grouping itself is whole; the next call will say so again
+        return None
+    if partition is None or (half.canary and not canary_result(partition, half.canary).passed):
+        return None
+    first, second = cluster_numbers(judged.clusters), cluster_numbers(partition)
+    misplaced = {sample_id for cluster in judged.clusters for sample_id in cluster.misplaced}
+    labels = [first[sample_id] for sample_id in first_ids.values()], [second[sample_id] for sample_id in first_ids]
+    placed = [sample_id not in misplaced for sample_id in first_ids.values()]
+    return recheck(*labels, placed if judged.verified else None)
 
 
-def _number(value: Any) -> int | None:
-    """An integer, also where a model wrote it as text or as true or false."""
-    if isinstance(value, str):
-        value = _NUMBER_WORDS.get(value.strip().lower(), value.strip())
-        return int(value) if str(value).isdecimal() else None
-    return int(value) if isinstance(value, (int, float)) and value == value and abs(value) < 1e9 else None
-
-
-def _text(value: Any) -> str:
-    if not value:
-        return ""
-    return clean_text(value if isinstance(value, str) else str(value)[:_REASON_CHARACTERS], _REASON_CHARACTERS)
-
-
-def parse_validation(value: Any, clusters: Sequence[Cluster]) -> tuple[tuple[bool, str], ...]:
-    """(valid, reasoning) of every cluster, from a `verify_clusters` answer whose `cluster` counts from 1.
-
-    Singletons are valid, with any verdict or none.
-
-    Raises:
-      AnswerError: a cluster of two or more has no verdict or two different ones, or the shape is another.
-    """
-    entries = value.get("validation") if isinstance(value, Mapping) else None
-    if not isinstance(entries, list):
-        raise AnswerError("expected an object with a list `validation`")
-    verdicts: dict[int, tuple[bool, str]] = {}
-    for entry in entries:
-        item = entry if isinstance(entry, Mapping) else {}
-        number, valid = _number(item.get("cluster")), _number(item.get("valid"))
-        if number is None or valid not in (0, 1):
-            raise AnswerError("every entry of `validation` needs `cluster`, a number, and `valid`, 0 or 1")
-        if number in verdicts and verdicts[number][0] != bool(valid):
-            raise AnswerError(f"cluster {number} is called both valid and invalid; give one verdict")
-        verdicts.setdefault(number, (bool(valid), _text(item.get("reasoning"))))
-    numbered = list(enumerate(clusters, start=1))
-    missing = [str(n) for n, cluster in numbered if n not in verdicts and len(cluster.sample_ids) > 1]
-    if missing:
-        raise AnswerError(f"no verdict on cluster {', '.join(missing[:_NAMED])}; judge every cluster")
-    given = [(verdicts.get(n, (True, "")), len(cluster.sample_ids)) for n, cluster in numbered]
-    return tuple((valid or size == 1, why) for (valid, why), size in given)
+def _traits(planned: PlannedGrouping, partition: Sequence[Cluster]) -> PartitionTraits:
+    """Traits of the partition of the drawn samples, in the order shown."""
+    number, drawn = cluster_numbers(partition), drawn_samples(planned)
+    return traits([number[sample.sample_id] for sample in drawn], [len(sample.text) for sample in drawn])

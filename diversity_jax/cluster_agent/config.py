@@ -1,11 +1,14 @@
 """Settings of the cluster agent."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+from diversity_jax.cluster_agent.text_cleaning import child_seed
 from diversity_jax.cluster_agent.types import Task
+from diversity_jax.core.config import ADDED
 from diversity_jax.core.errors import InputError
 
+_LARGEST = 2**31  # of `child_seed`, exclusive
 # Settings that change how a score is computed but not what it is.
 _NOT_PARAMETERS = ("seed", "in_flight", "examples", "criteria")
 
@@ -29,6 +32,12 @@ class AgentConfig:
     criteria_sets: int = 5
     # Whether every partition is checked by a second call; without it no cluster is invalid.
     verify: bool = True
+    # Share of the groupings whose clusters are checked, drawn at random; the others' figures are corrected by what the
+    # checks of these changed. None lets the run choose.
+    verify_share: float | None = field(default=None, metadata=ADDED)
+    # Share of the groupings of which a random half is grouped a second time: how far the judge repeats itself, and
+    # whether it reads the same pairs otherwise among fewer samples. Judges that cannot err at random are not asked.
+    recheck_share: float = field(default=0.2, metadata=ADDED)
     # Share of the groupings in which a duplicate and a foreign text are planted. Less than 1 is cheaper by two samples
     # a grouping and lets that much of what hostile documents do pass.
     canary_share: float = 1.0
@@ -65,8 +74,12 @@ class AgentConfig:
         for name, bound in least.items():
             if getattr(self, name) < bound:
                 raise InputError(f"agent.{name}: is {getattr(self, name)}; give at least {bound}")
-        if not 0 <= self.canary_share <= 1:
-            raise InputError(f"agent.canary_share: is {self.canary_share}; expected a share, 0 to 1")
+        for name in ("canary_share", "recheck_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise InputError(f"agent.{name}: is {getattr(self, name)}; expected a share, 0 to 1")
+        if self.verify_share is not None and not 0 < self.verify_share <= 1:
+            problem = f"is {self.verify_share}; expected a share above 0, at most 1"
+            raise InputError(f"agent.verify_share: {problem}, or verify=False for none")
         half_width = self.stop_at_relative_half_width
         if half_width is not None and not 0 < half_width < 1:
             raise InputError(f"agent.stop_at_relative_half_width: is {half_width}; expected a share such as 0.05")
@@ -77,10 +90,28 @@ class AgentConfig:
         """What a score depends on besides corpus, judge, criteria and seed."""
         return {name: value for name, value in vars(self).items() if name not in _NOT_PARAMETERS}
 
+    @property
+    def verified_share(self) -> float:
+        """Share of the groupings whose clusters are checked."""
+        return 0.0 if not self.verify else 1.0 if self.verify_share is None else self.verify_share
+
+    def verifies(self, grouping: int) -> bool:
+        """Whether the clusters of a grouping are checked: a random choice that depends on seed and number alone."""
+        return self._chosen("verify", grouping, self.verified_share)
+
+    def rechecks(self, grouping: int) -> bool:
+        """Whether a half of a grouping is grouped again; likewise."""
+        return self._chosen("recheck", grouping, self.recheck_share)
+
+    def _chosen(self, what: str, grouping: int, share: float) -> bool:
+        return share > 0 and child_seed(self.seed, what, grouping) < share * _LARGEST
+
     def forecast_calls(self, *, with_criteria: bool = False) -> int:
-        """Calls of a run without repairs: B (M + 3) + 2 N, or 2 N where the criteria are given."""
+        """Calls of a run without repairs: B (M + 3), where the criteria are not given, and for each grouping one, with
+        one more where it is verified and one where a half of it is judged again.
+        """
         proposing = 0 if with_criteria or self.criteria else self.criteria_sets * (self.proposals + 3)
-        return proposing + self.groupings * (2 if self.verify else 1)
+        return proposing + sum(1 + self.verifies(i) + self.rechecks(i) for i in range(self.groupings))
 
     def task(self, stage: str, *, criteria_set: int, replicate: int, **content: Any) -> Task:
         """A task of `stage` with the settings that all stages share."""

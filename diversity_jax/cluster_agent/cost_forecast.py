@@ -15,12 +15,13 @@ import math
 import random
 from typing import Any
 
-from diversity_jax.cluster_agent.canaries import with_control_cluster, without_planted
+from diversity_jax.cluster_agent.canaries import with_controls, without_planted
 from diversity_jax.cluster_agent.config import AgentConfig
+from diversity_jax.cluster_agent.corpus_scorer import CorpusScorer
 from diversity_jax.cluster_agent.criteria import load_criteria, proposal_texts
 from diversity_jax.cluster_agent.prompts import system_of, user_of
-from diversity_jax.cluster_agent.sampling import GroupingSampler, PlannedGrouping, draw_proposals
-from diversity_jax.cluster_agent.score import CorpusScorer, blocking, propose_or_raise
+from diversity_jax.cluster_agent.sampling import GroupingSampler, PlannedGrouping, draw_proposals, half_of
+from diversity_jax.cluster_agent.score import blocking, propose_or_raise
 from diversity_jax.cluster_agent.types import CallTotals, Cluster, CriteriaSet, Criterion, Judge, Sample, SampledCorpus
 from diversity_jax.core.errors import InputError
 from diversity_jax.llm import PlannedCalls, Tokens, estimate_tokens
@@ -162,30 +163,47 @@ async def _plan_groupings(
     sampler = GroupingSampler(corpus, replace(config, groupings=number), keep=True)
     groupings = [await sampler.plan(index, max(len(sets), 1)) for index in range(number)]
     await sampler.close()
-    shown = _mean_sample_tokens([planned.samples for planned in groupings])
+    halves = [half_of(planned, config)[0] for planned in groupings]
 
-    def sizes(stage: str, style: _Style) -> Tokens:
-        """Mean tokens of prompt and answer of a call."""
-        criteria = sets or (style.criteria(config.criteria_count),)
-        tokens = []
-        for planned in groupings:
-            content: dict[str, Any] = {"criteria": criteria[planned.criteria_set % len(criteria)]}
-            clusters = _partition(planned, style.clusters)
-            if stage == "cluster_samples":
-                answer = {"clusters": [_cluster_answer(n, each, config, style) for n, each in enumerate(clusters, 1)]}
-            else:
-                reasoned = [
-                    replace(cluster, reasoning=_reasoning(cluster, config, style))
-                    for cluster in without_planted(clusters, planned.canary)
-                ]
-                content["clusters"], _ = with_control_cluster(reasoned, planned.canary)
-                answer = {"validation": [_verdict(n, c, config, style) for n, c in enumerate(content["clusters"], 1)]}
-            tokens.append(_tokens(config, stage, answer, **content))
-        prompts, answers = (sum(part) for part in zip(*tokens, strict=True))
-        return Tokens(shown + prompts / number, answers / number)
+    def plan(stage: str, calls: int, shown: Sequence[PlannedGrouping]) -> PlannedCalls:
+        tokens = _mean_sample_tokens([planned.samples for planned in shown])
+        return _between(stage, calls, lambda stage, style: _grouping_tokens(stage, style, shown, sets, config, tokens))
 
-    stages = ("cluster_samples", "verify_clusters") if config.verify else ("cluster_samples",)
-    return [_between(stage, config.groupings, sizes) for stage in stages]
+    all_groupings = range(config.groupings)
+    planned = [plan("cluster_samples", config.groupings, groupings)]
+    if verified := sum(map(config.verifies, all_groupings)):
+        planned.append(plan("verify_clusters", verified, groupings))
+    if again := sum(map(config.rechecks, all_groupings)):
+        planned.append(plan("cluster_samples", again, halves))
+    return planned
+
+
+def _grouping_tokens(
+    stage: str,
+    style: _Style,
+    groupings: Sequence[PlannedGrouping],
+    sets: Sequence[CriteriaSet],
+    config: AgentConfig,
+    shown: float,
+) -> Tokens:
+    """Mean tokens of prompt and answer of a call; `shown`: of its samples."""
+    criteria = sets or (style.criteria(config.criteria_count),)
+    tokens = []
+    for planned in groupings:
+        content: dict[str, Any] = {"criteria": criteria[planned.criteria_set % len(criteria)]}
+        clusters = _partition(planned, style.clusters)
+        if stage == "cluster_samples":
+            answer = {"clusters": [_cluster_answer(n, each, config, style) for n, each in enumerate(clusters, 1)]}
+        else:
+            reasoned = [
+                replace(cluster, reasoning=_reasoning(cluster, config, style))
+                for cluster in without_planted(clusters, planned.canary)
+            ]
+            content["clusters"], _ = with_controls(reasoned, planned.canary)
+            answer = {"validation": [_verdict(n, c, config, style) for n, c in enumerate(content["clusters"], 1)]}
+        tokens.append(_tokens(config, stage, answer, **content))
+    prompts, answers = (sum(part) for part in zip(*tokens, strict=True))
+    return Tokens(shown + prompts / len(groupings), answers / len(groupings))
 
 
 def _between(stage: str, calls: int, sizes: Callable[[str, _Style], Tokens]) -> PlannedCalls:
@@ -242,7 +260,7 @@ def _reasoning(cluster: Cluster, config: AgentConfig, style: _Style) -> str:
 
 
 def _verdict(number: int, cluster: Cluster, config: AgentConfig, style: _Style) -> dict[str, Any]:
-    verdict = {"cluster": number, "valid": 1}
+    verdict: dict[str, Any] = {"cluster": number, "valid": 1, "misplaced": []}
     reason = style.phrase(config.reasoning_words) if len(cluster.sample_ids) > 1 else ""
     return verdict | {"reasoning": reason} if config.reasoning_words else verdict
 

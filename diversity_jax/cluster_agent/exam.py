@@ -17,6 +17,7 @@ import numpy as np
 
 from diversity_jax.cluster_agent.cluster import JudgedGrouping
 from diversity_jax.cluster_agent.config import AgentConfig
+from diversity_jax.cluster_agent.corpus_scorer import CorpusScorer
 from diversity_jax.cluster_agent.criteria import Criteria, ProposedCriteria
 from diversity_jax.cluster_agent.estimators import t_quantile
 from diversity_jax.cluster_agent.exam_corpora import ExamCorpus, exam_corpora, neighbour_of
@@ -31,7 +32,7 @@ from diversity_jax.cluster_agent.exam_result import (
     PairCounts,
     total,
 )
-from diversity_jax.cluster_agent.score import CorpusScorer, blocking
+from diversity_jax.cluster_agent.score import blocking
 from diversity_jax.cluster_agent.types import CallTotals, CriteriaSet, Criterion, Judge
 from diversity_jax.core import files
 from diversity_jax.core.errors import InputError
@@ -161,6 +162,7 @@ def _parts(config: AgentConfig) -> dict[str, tuple[ExamCorpus, AgentConfig]]:
                 **{**_settings(config), "samples_per_grouping": k},
                 groupings=math.ceil(usual * times),
                 criteria_sets=1,
+                recheck_share=0.0,
                 examples=0,
                 seed=_SEED,
                 in_flight=config.in_flight,
@@ -216,12 +218,15 @@ def _count_pairs(corpus: ExamCorpus, grouping: JudgedGrouping) -> dict[str, Pair
     """The pairs of one grouping's drawn samples by kind; none where no partition came."""
     counts: dict[str, PairCounts] = {}
     cluster_of = {sample_id: cluster for cluster in grouping.clusters for sample_id in cluster.sample_ids}
+    misplaced = {sample_id for cluster in grouping.clusters for sample_id in cluster.misplaced}
     drawn = [sample for sample in grouping.planned.samples if sample.sample_id in cluster_of]
     for a, b in itertools.combinations(drawn, 2):
         cluster = cluster_of[a.sample_id]
         claimed = cluster is cluster_of[b.sample_id]
         kind = _kind(corpus, int(a.document), int(b.document))
-        pair = PairCounts(shown=1, claimed=int(claimed), together=int(claimed and cluster.valid))
+        pair = PairCounts(
+            shown=1, claimed=int(claimed), together=int(claimed and misplaced.isdisjoint((a.sample_id, b.sample_id)))
+        )
         counts[kind] = counts.get(kind, NO_PAIRS) + pair
     return counts
 

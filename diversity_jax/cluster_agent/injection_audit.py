@@ -14,9 +14,10 @@ from typing import Any
 from diversity_jax.cluster_agent.canaries import PLANTED_TEXTS
 from diversity_jax.cluster_agent.cluster import JudgedGrouping
 from diversity_jax.cluster_agent.config import AgentConfig
+from diversity_jax.cluster_agent.corpus_scorer import CorpusScorer
 from diversity_jax.cluster_agent.estimators import effective_clusters
 from diversity_jax.cluster_agent.groupings import Groupings
-from diversity_jax.cluster_agent.score import CorpusScorer, blocking, propose_or_raise
+from diversity_jax.cluster_agent.score import blocking, propose_or_raise
 from diversity_jax.cluster_agent.text_cleaning import child_seed
 from diversity_jax.cluster_agent.types import Judge, SampledCorpus
 from diversity_jax.core.errors import InputError
@@ -147,7 +148,7 @@ async def audit_async(
         shown.update(names)
         caught.update(names if grouping.dropped == "canary" else ())
     all_partitions = Groupings.of_rows(
-        config.samples_per_grouping, [grouping.counts for grouping in judged if grouping.clusters]
+        config.samples_per_grouping, [grouping.row(config.verified_share) for grouping in judged if grouping.clusters]
     )
     return Audit(
         share=share,

@@ -27,6 +27,7 @@ class LlmJudge:
     def __init__(self, engine: Engine):
         self.engine = engine
         self.label = engine.name
+        self._assignment: bool | None = None  # form of partitions; None until the first one is asked for
 
     async def __aenter__(self) -> "LlmJudge":
         await self.engine.__aenter__()
@@ -45,8 +46,12 @@ class LlmJudge:
         left = self.engine.calls_left
         return None if left is None else max(left // _SHARE_OF_CALLS_LEFT, 1)
 
-    def request(self, task: Task) -> Request:
-        """The request of a task: a pure function of it, so that a replay finds its answer in the response cache."""
+    def request(self, task: Task, *, assignment: bool = False) -> Request:
+        """The request of a task: a pure function of it, so that a replay finds its answer in the response cache.
+
+        Args:
+          assignment: ask for a partition as an object of ids and cluster numbers; see `prompts.schema_of`.
+        """
         replicate = task.replicate
         if task.stage in _STAGES_OF_A_SET:
             # Two criteria sets may come to the same question; they are to be independent, so it is asked twice.
@@ -54,8 +59,8 @@ class LlmJudge:
         return Request(
             stage=task.stage,
             system=system_of(task),
-            user=user_of(task),
-            schema=schema_of(task),
+            user=user_of(task, assignment=assignment),
+            schema=schema_of(task, assignment=assignment),
             replicate=replicate,
             max_output_tokens=task.max_output_tokens,
             temperature=task.temperature,
@@ -65,9 +70,23 @@ class LlmJudge:
             urgent=task.stage == "verify_clusters" and self.engine.budget.capped,
         )
 
+    async def _request_in_form(self, task: Task) -> Request:
+        """The request, for a partition in one form throughout a run: as an assignment where the server was held to its
+        schemas until the first partition, or as an earlier run began; in the other form where only that is at hand.
+        """
+        if task.stage != "cluster_samples":
+            return self.request(task)
+        if self._assignment is None:
+            self._assignment = self.engine.enforces_schema
+            decided = self.request(task, assignment=self._assignment)
+            if await self.engine.answers_other(decided, self.request(task, assignment=not self._assignment)):
+                self._assignment = not self._assignment
+        forms = [self.request(task, assignment=form) for form in (self._assignment, not self._assignment)]
+        return forms[1] if await self.engine.answers_other(*forms) else forms[0]
+
     async def ask(self, task: Task) -> JudgeAnswer:
         """Asks and parses; see `Judge.ask`."""
-        request = self.request(task)
+        request = await self._request_in_form(task)
         try:
             completion = await self.engine.complete(request)
         except CallFailed as error:

@@ -1,7 +1,9 @@
 """What the six stages say to a language model (`prompts.toml`), and the JSON schemas of their answers.
 
-Instructions and criteria are in the system prompt, the criteria first, since what is read first weighs most and servers
-cache equal prefixes. Samples are in the user message, one JSON object a line, as data only.
+Instructions and criteria are in the system prompt, the criteria first, since what is read first weighs most. Samples
+are in the user message, one JSON object a line, as data only. Providers cache equal beginnings of prompts and charge
+less for them: clustering and verification have the same system prompt in all groupings of a criteria set, byte for
+byte, and the verification of a grouping begins as its clustering did, up to the last sample. What differs comes last.
 
 Schemas use the subset that every server enforcing schemas accepts: closed objects, every property required, maps as
 lists of entries with a name. Limits of length are left out unless asked for: OpenAI refuses them, while llama.cpp and
@@ -9,6 +11,7 @@ vLLM enforce them, which stops a weak model from writing without end.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 import functools
 import json
 from pathlib import Path
@@ -53,15 +56,22 @@ def system_of(task: Task) -> str:
         return _TEXTS["summarize"].format(count=task.criteria_count, **_TEXTS[task.stage])
     if task.stage in ("propose_criteria", "define_criteria"):
         return _TEXTS[task.stage].format(data=_TEXTS["data"])
-    words, reasoning = task.reasoning_words, ""
+    return _judging(task.criteria, task.reasoning_words)
+
+
+@functools.lru_cache(maxsize=64)
+def _judging(criteria: CriteriaSet, words: int) -> str:
+    reasons = {"grouping_reasons": "", "checking_reasons": ""}
     if words:
-        reasoning = _TEXTS[f"{task.stage}_reasoning"].format(words=words, few=max(1, words // 3))
-    return _TEXTS[task.stage].format(criteria=_criteria(task.criteria), reasoning=reasoning, data=_TEXTS["data"])
+        allowed = {"words": words, "few": max(1, words // 3)}
+        reasons["grouping_reasons"] = _TEXTS["cluster_samples_reasons"].format(**allowed)
+        reasons["checking_reasons"] = _TEXTS["verify_clusters_reasons"].format(**allowed)
+    return _TEXTS["judging"].format(criteria=_criteria(criteria), data=_TEXTS["data"], **reasons)
 
 
-def user_of(task: Task) -> str:
-    """The user message, with what was wrong before where this is a repair."""
-    text = _material(task)
+def user_of(task: Task, *, assignment: bool = False) -> str:
+    """The user message, with what was wrong before where this is a repair; `assignment` as in `schema_of`."""
+    text = _material(task, assignment)
     if task.problem is None:
         return text
     return (
@@ -70,7 +80,7 @@ def user_of(task: Task) -> str:
     )
 
 
-def _material(task: Task) -> str:
+def _material(task: Task, assignment: bool) -> str:
     if task.stage.startswith("summarize_"):
         return _lines({"name": name, "definitions": definitions} for name, definitions in task.proposals)
     if task.stage == "define_criteria":
@@ -82,45 +92,80 @@ def _material(task: Task) -> str:
         )
     samples = "\n".join(sample.line for sample in task.samples)
     samples = f"{len(task.samples)} samples, one JSON object a line:\n{samples}"
-    if task.stage != "verify_clusters":
+    if task.stage == "propose_criteria":
         return samples
+    tasks = _TEXTS["tasks"]
+    if task.stage == "cluster_samples":
+        how = [tasks["assignment" if assignment else "list"]]
+        how += [tasks["assignment_reasons"]] if assignment and task.reasoning_words else []
+        return f"{samples}\n\n{' '.join(how)}"
     clusters = "\n".join(_cluster_line(number, cluster) for number, cluster in enumerate(task.clusters, start=1))
-    return f"{samples}\n\n{len(task.clusters)} clusters, one JSON object a line:\n{clusters}"
+    return f"{samples}\n\n{tasks['verify_clusters']} {len(task.clusters)} clusters, one JSON object a line:\n{clusters}"
 
 
-def schema_of(task: Task) -> Schema:
+def schema_of(task: Task, *, assignment: bool = False) -> Schema:
     """The schema of a task's answer.
+
+    With `assignment` a partition is asked for as an object with every shown id as a required key and a cluster number
+    as its value, which cannot be malformed where the server enforces it; otherwise as a list of clusters. The ids of a
+    run are dealt from one pool, so that this schema is one in all its groupings and servers compile it once.
 
     With the task's `schema_limits` it limits lengths and allows only this call's sample ids. It then differs from call
     to call, which costs time on servers that compile schemas; ids are checked here in any case.
     """
+    ids = tuple(sorted(sample.sample_id for sample in task.samples))
+    keys = ids if assignment and task.stage == "cluster_samples" else None
     if task.schema_limits:
-        ids = [sample.sample_id for sample in task.samples]
-        return Schema(_schema(task.stage, task.criteria_count, task.reasoning_words, ids, len(task.clusters)))
-    return _fixed_schema(task.stage, task.criteria_count, bool(task.reasoning_words))
+        allowed = _Allowed(words=task.reasoning_words, ids=ids, clusters=len(task.clusters))
+        return Schema(_schema(task.stage, task.criteria_count, allowed, keys))
+    return _fixed_schema(task.stage, task.criteria_count, bool(task.reasoning_words), keys)
 
 
-@functools.cache
-def _fixed_schema(stage: str, criteria_count: int, reasoning: bool) -> Schema:
+@functools.lru_cache(maxsize=64)
+def _fixed_schema(stage: str, criteria_count: int, reasoning: bool, keys: tuple[str, ...] | None) -> Schema:
     """Without limits a schema depends on nothing else."""
-    return Schema(_schema(stage, criteria_count, int(reasoning), None, 0))
+    return Schema(_schema(stage, criteria_count, _Allowed(words=int(reasoning)), keys))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Allowed:
+    """What an answer may hold: words of a reason, sample ids (None: any, and no limits at all), clusters to check."""
+
+    words: int
+    ids: Sequence[str] | None = None
+    clusters: int = 0
+
+    def limited(self, schema: dict[str, Any], **limits: Any) -> dict[str, Any]:
+        """The schema, with the limits where there are any."""
+        return schema if self.ids is None else schema | limits
+
+    def array(self, items: Mapping[str, Any], most: int, least: int = 1) -> dict[str, Any]:
+        """A list."""
+        return self.limited({"type": "array", "items": items}, minItems=least, maxItems=most)
+
+    @property
+    def name(self) -> dict[str, Any]:
+        """A short text."""
+        return self.limited({"type": "string"}, maxLength=_NAME_CHARACTERS)
+
+    @property
+    def line(self) -> dict[str, Any]:
+        """A reason or definition."""
+        return self.limited({"type": "string"}, maxLength=max(1, self.words) * _CHARACTERS_OF_A_WORD + 40)
+
+    @property
+    def sample_id(self) -> dict[str, Any]:
+        """One of the ids."""
+        return self.limited({"type": "string"}, enum=list(self.ids or ()))
 
 
 def _object(**properties: Mapping[str, Any]) -> dict[str, Any]:
     return {"type": "object", "properties": properties, "required": list(properties), "additionalProperties": False}
 
 
-def _schema(stage: str, count: int, words: int, ids: Sequence[str] | None, clusters: int) -> dict[str, Any]:
-    """The schema of a stage, with limits where the sample ids are given."""
-
-    def limited(schema: dict[str, Any], **limits: Any) -> dict[str, Any]:
-        return schema if ids is None else schema | limits
-
-    def array(items: Mapping[str, Any], most: int, least: int = 1) -> dict[str, Any]:
-        return limited({"type": "array", "items": items}, minItems=least, maxItems=most)
-
-    name = limited({"type": "string"}, maxLength=_NAME_CHARACTERS)
-    line = limited({"type": "string"}, maxLength=max(1, words) * _CHARACTERS_OF_A_WORD + 40)
+def _schema(stage: str, count: int, allowed: _Allowed, keys: Sequence[str] | None) -> dict[str, Any]:
+    """The schema of a stage; a partition is an assignment of the `keys` where they are given."""
+    name, line, array = allowed.name, allowed.line, allowed.array
     metadata, guided = _object(name=name, definition=line), _object(name=name, guidance=line)
     metric = _object(name=name, definition=line, levels=array(line, 5, 5))
     if stage == "propose_criteria":
@@ -132,16 +177,28 @@ def _schema(stage: str, count: int, words: int, ids: Sequence[str] | None, clust
     if stage == "define_criteria":
         return _object(metadata=array(guided, count, 0), metrics=array(guided, count, 0))
     if stage == "cluster_samples":
-        shown = len(ids or ())
-        cluster = {"cluster": {"type": "integer"}, "sample_ids": array(limited({"type": "string"}, enum=ids), shown)}
-        if words:
-            score = {"type": "integer", "enum": [1, 2, 3, 4, 5]}
-            cluster |= {
-                "uniqueness_reasoning": line,
-                "cluster_metadata": array(_object(name=name, value=name), count, 0),
-                "cluster_metrics": array(_object(name=name, reasoning=line, score=score), count, 0),
-            }
+        return _partition_schema(count, allowed, keys)
+    number = allowed.limited({"type": "integer"}, enum=list(range(1, allowed.clusters + 1)))
+    verdict = {"cluster": number, "valid": {"type": "integer", "enum": [0, 1]}}
+    verdict["misplaced"] = array(allowed.sample_id, len(allowed.ids or ()), 0)
+    verdict |= {"reasoning": line} if allowed.words else {}
+    return _object(validation=array(_object(**verdict), allowed.clusters, allowed.clusters))
+
+
+def _partition_schema(count: int, allowed: _Allowed, keys: Sequence[str] | None) -> dict[str, Any]:
+    name, line, array, shown = allowed.name, allowed.line, allowed.array, len(allowed.ids or ())
+    number = allowed.limited({"type": "integer"}, minimum=1, maximum=shown)
+    cluster: dict[str, Any] = {"cluster": number}
+    if keys is None:
+        cluster["sample_ids"] = array(allowed.sample_id, shown)
+    if allowed.words:
+        score = {"type": "integer", "enum": [1, 2, 3, 4, 5]}
+        cluster |= {
+            "uniqueness_reasoning": line,
+            "cluster_metadata": array(_object(name=name, value=name), count, 0),
+            "cluster_metrics": array(_object(name=name, reasoning=line, score=score), count, 0),
+        }
+    if keys is None:
         return _object(clusters=array(_object(**cluster), shown))
-    number = limited({"type": "integer"}, enum=list(range(1, clusters + 1)))
-    verdict = {"cluster": number, "valid": {"type": "integer", "enum": [0, 1]}} | ({"reasoning": line} if words else {})
-    return _object(validation=array(_object(**verdict), clusters, clusters))
+    assignment = _object(**dict.fromkeys(keys, number))
+    return _object(assignment=assignment, **({"clusters": array(_object(**cluster), shown)} if allowed.words else {}))

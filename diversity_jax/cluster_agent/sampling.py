@@ -129,17 +129,48 @@ class GroupingSampler:
                     await self._take_next_chunk()
         k = self._config.samples_per_grouping
         generator = random.Random(child_seed(self._config.seed, "grouping", index))
+        canary = generator.random() < self._config.canary_share
         if self._order is None:
             rows = choose(generator, k, len(self._pool))
         else:
             first = (index - self._start) * k
             rows = self._order[first : first + k]
-        ids = random_ids(generator, k + 2)
-        samples = _samples([self._pool[row] for row in rows], ids)
-        canary = None
-        if generator.random() < self._config.canary_share:
-            samples, canary = plant(samples, ids[k:], generator)
-        return PlannedGrouping(index=index, criteria_set=index % sets, samples=samples, canary=canary)
+        return _deal(index, index % sets, [self._pool[row] for row in rows], self._config.seed, canary, generator)
+
+
+def _deal(
+    index: int, criteria_set: int, texts: _Texts, seed: int, with_canary: bool, generator: random.Random
+) -> PlannedGrouping:
+    """A grouping of `texts`, in their order, planted ones among them.
+
+    All groupings of as many samples have the same ids, so that their answers have one schema, which servers compile
+    once; each deals them anew, so that no text can name its own id or another's.
+    """
+    pool = random_ids(random.Random(child_seed(seed, "ids")), len(texts) + 2 * with_canary)
+    ids = [pool[place] for place in random_order(generator, len(pool))]
+    samples, canary = _samples(texts, ids), None
+    if with_canary:
+        samples, canary = plant(samples, ids[len(texts) :], generator)
+    return PlannedGrouping(index=index, criteria_set=criteria_set, samples=samples, canary=canary)
+
+
+def drawn_samples(planned: PlannedGrouping) -> list[Sample]:
+    """A grouping's samples without planted ones, in the order shown."""
+    planted = {planned.canary.copy, planned.canary.foreign} if planned.canary else set()
+    return [sample for sample in planned.samples if sample.sample_id not in planted]
+
+
+def half_of(planned: PlannedGrouping, config: AgentConfig) -> tuple[PlannedGrouping, dict[str, str]]:
+    """A random half of a grouping's drawn samples, to be judged again: with other ids, in another order, with a canary
+    of its own where the grouping has one. And the ids that they had in the grouping, by the new ones.
+    """
+    generator = random.Random(child_seed(config.seed, "recheck", planned.index))
+    drawn = drawn_samples(planned)
+    chosen = [drawn[row] for row in random_order(generator, len(drawn))[: max(2, len(drawn) // 2)]]
+    texts = [(sample.document, sample.text) for sample in chosen]
+    half = _deal(planned.index, planned.criteria_set, texts, config.seed, planned.canary is not None, generator)
+    ids = [sample.sample_id for sample in drawn_samples(half)]
+    return half, dict(zip(ids, (sample.sample_id for sample in chosen), strict=True))
 
 
 def _chunk_groupings(chunk: int) -> int:

@@ -1,241 +1,25 @@
 """Scores corpora: proposes criteria, judges many groupings at once, and puts the figures on a scorecard."""
 
 import asyncio
-from collections import Counter
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 import contextlib
-from dataclasses import dataclass
 import functools
 import inspect
-import json
 import os
 from typing import IO, Any, ParamSpec, TypeVar
 
-from diversity_jax.cluster_agent import estimators
-from diversity_jax.cluster_agent.canaries import CanaryResult, ErrorRates, corrected
-from diversity_jax.cluster_agent.cluster import JudgedGrouping, judge_grouping
 from diversity_jax.cluster_agent.config import AgentConfig
+from diversity_jax.cluster_agent.corpus_scorer import CorpusScorer, ScoringProgress, judge_settings_hash
 from diversity_jax.cluster_agent.criteria import Criteria, ProposedCriteria, propose_criteria
 from diversity_jax.cluster_agent.sampling import GroupingSampler
-from diversity_jax.cluster_agent.scorecard import STOPPED, Scorecard
+from diversity_jax.cluster_agent.scorecard import Scorecard
 from diversity_jax.cluster_agent.sequential_test import LOOKS, Comparison, compare_groupings, precise_enough
-from diversity_jax.cluster_agent.types import CallTotals, Judge, RunEnded, SampledCorpus, describe_failures, entered
+from diversity_jax.cluster_agent.types import Judge, RunEnded, SampledCorpus, entered
 from diversity_jax.core import files
 from diversity_jax.core.errors import InputError
 
-# Groupings are begun a few at a time: preparing hundreds of prompts first would delay the first requests.
-_BEGIN_AT_ONCE = 32
-_BEGIN_SECONDS = 0.005
-_LARGE_SHARE_DROPPED = 0.1  # of the groupings; what remains may then be biased
-
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
-
-
-@dataclass(frozen=True, kw_only=True)
-class ScoringProgress:
-    """Groupings `done` of `total`, of which `dropped` gave nothing; dollars of the answers used so far."""
-
-    corpus: str
-    done: int
-    total: int
-    dropped: int
-    cost_usd: float
-
-
-class CorpusScorer:
-    """Judges groupings of one corpus; `extend` may be called again and again, with ever more groupings.
-
-    Groupings finish in any order and are entered in the order of drawing, so nothing depends on which call came back
-    first: not the file, the examples, the sums of dollars, or where a run stops.
-
-    Args:
-      progress: called after every grouping.
-      lines: file of groupings.jsonl.
-      observe: called with every judged grouping, also the dropped ones.
-      sampler: draws the groupings, where it has been started before.
-
-    Attributes:
-      ended: why no further call can succeed; None while calls can.
-      entered: groupings entered so far; usage: their calls.
-    """
-
-    def __init__(
-        self,
-        corpus: SampledCorpus,
-        judge: Judge,
-        config: AgentConfig,
-        proposed: ProposedCriteria,
-        *,
-        progress: Callable[[ScoringProgress], None] | None = None,
-        lines: IO[str] | None = None,
-        observe: Callable[[JudgedGrouping], None] | None = None,
-        sampler: GroupingSampler | None = None,
-    ):
-        self._corpus, self._judge, self._config, self._proposed = corpus, judge, config, proposed
-        self._progress, self._lines, self._observe = progress, lines, observe
-        self._sampler = sampler or GroupingSampler(corpus, config)
-        self._name = str(getattr(corpus, "name", "corpus"))
-        self._begun = 0
-        self._waiting: dict[int, JudgedGrouping] = {}
-        self.ended: str | None = None
-        self.entered = 0
-        self.usage = CallTotals()
-        self._rows: list[dict[str, Any]] = []  # by columns of `Groupings`
-        self._canaries: list[CanaryResult] = []
-        self._drops: Counter[str] = Counter()
-        self._first_details: dict[str, str] = {}  # of the drops, by reason
-        self._cluster_sizes: Counter[int] = Counter()
-        self._invalid_clusters = 0
-        self._examples: list[dict[str, Any]] = []
-
-    async def extend(self, until: int) -> None:
-        """Judges groupings up to number `until`. Where no further call can succeed it stops, and `ended` says why."""
-        at_once = getattr(self._judge, "groupings_at_once", None) or self._config.in_flight
-        workers = min(at_once, self._config.in_flight, until - self._begun)
-        try:
-            async with asyncio.TaskGroup() as group:
-                for number in range(1, workers + 1):
-                    group.create_task(self._work(until))
-                    if number % _BEGIN_AT_ONCE == 0 and self._begun < until:
-                        await asyncio.sleep(_BEGIN_SECONDS)
-        except BaseExceptionGroup as errors:
-            raise errors.exceptions[0] from None
-        if self.ended:  # groupings that finished although an earlier one never will
-            for index in sorted(self._waiting):
-                self._enter(self._waiting.pop(index))
-
-    async def _work(self, until: int) -> None:
-        criteria = self._proposed.criteria
-        while self._begun < until and self.ended is None:
-            index = self._begun
-            self._begun += 1
-            planned = await self._sampler.plan(index, len(criteria.sets))
-            try:
-                self._waiting[index] = await judge_grouping(planned, self._judge, criteria, self._config)
-            except RunEnded as ended:
-                self.ended = str(ended)
-            while (following := self._waiting.pop(self.entered, None)) is not None:
-                self._enter(following)
-
-    def _enter(self, judged: JudgedGrouping) -> None:
-        self.entered += 1
-        self.usage.add(judged.usage)
-        if judged.canary:
-            self._canaries.append(judged.canary)
-        if judged.dropped:
-            self._drops[judged.dropped] += 1
-            self._first_details.setdefault(judged.dropped, judged.detail)
-        else:
-            self._rows.append(judged.counts)
-            for cluster in judged.clusters:
-                self._cluster_sizes[len(cluster.sample_ids)] += cluster.valid
-                self._invalid_clusters += not cluster.valid
-            if len(self._examples) < self._config.examples:
-                self._examples.append(judged.example())
-        if self._lines is not None:
-            self._lines.write(json.dumps(judged.to_json(), ensure_ascii=False) + "\n")
-        if self._observe:
-            self._observe(judged)
-        if self._progress:
-            dropped, cost, total = sum(self._drops.values()), self.usage.cost_usd, self._config.groupings
-            self._progress(
-                ScoringProgress(corpus=self._name, done=self.entered, total=total, dropped=dropped, cost_usd=cost)
-            )
-
-    @property
-    def groupings(self) -> estimators.Groupings:
-        """All usable groupings entered so far."""
-        return estimators.Groupings.of_rows(self._config.samples_per_grouping, self._rows)
-
-    async def scorecard(self) -> Scorecard:
-        """The figures of all groupings entered so far.
-
-        Raises:
-          InputError: not one grouping was usable; the message says what went wrong how often.
-        """
-        await self._sampler.close()
-        groupings, config, proposed, dropped = self.groupings, self._config, self._proposed, sum(self._drops.values())
-        if not len(groupings):
-            why = self.ended or describe_failures(self._drops, self._first_details)
-            hint = "" if self.ended else "; try another judge"
-            raise InputError(f"judge {self._judge.label}: none of {self.entered} groupings was usable ({why}){hint}")
-        merged, split = (sum(getattr(result, name) for result in self._canaries) for name in ("merged", "split"))
-        rates = ErrorRates(shown=len(self._canaries), merged=merged, split=split)
-        documents = _count_documents(self._corpus, self._sampler.documents)
-        collision, of_documents = estimators.collision(groupings, documents=documents), None
-        if documents:
-            of_documents = estimators.in_a_corpus_of(documents, estimators.collision_of_documents(groupings))
-        usage = CallTotals()
-        usage.add(proposed.usage)
-        usage.add(self.usage)
-        return Scorecard(
-            effective_clusters=estimators.effective_clusters(groupings, documents=documents),
-            cluster_score=estimators.cluster_score(groupings),
-            clusters_per_sample=estimators.clusters_per_sample(groupings),
-            collision=collision,
-            effective_clusters_corrected=corrected(groupings, rates) if config.correct_judge_error else None,
-            effective_clusters_of_corpus=of_documents,
-            groupings=len(groupings),
-            dropped_groupings=dropped,
-            drops=dict(sorted(self._drops.items())),
-            invalid_clusters=self._invalid_clusters,
-            repairs=usage.repairs,
-            criteria=proposed.criteria.to_json(),
-            criteria_hash=proposed.criteria.hash,
-            criteria_origin=proposed.criteria.origin,
-            canaries=rates.to_json(),
-            calls=usage.calls,
-            tokens={"prompt": usage.prompt_tokens, "completion": usage.completion_tokens},
-            cost_usd=usage.cost_usd,
-            judge=self._judge.label,
-            prompt_version=self._judge.prompt_version,
-            ruler=judge_settings_hash(self._judge, config),
-            parameters=config.parameters(),
-            corpus={
-                "name": self._name,
-                "fingerprint": self._corpus.fingerprint(),
-                "documents": documents,
-                "sampled": self._sampler.sampled,
-            },
-            seed=config.seed,
-            series=groupings,
-            cluster_sizes={str(size): count for size, count in sorted(self._cluster_sizes.items())},
-            convergence=estimators.convergence(groupings, documents=documents),
-            examples=self._examples,
-            warnings=self._warnings(groupings, rates),
-        )
-
-    def _warnings(self, groupings: estimators.Groupings, rates: ErrorRates) -> list[str]:
-        warnings, entered, dropped = list(self._proposed.warnings), self.entered, sum(self._drops.values())
-        if self.ended:
-            warnings.append(f"{STOPPED} {entered} of {self._config.groupings} groupings: {self.ended}")
-        if dropped > _LARGE_SHARE_DROPPED * entered:
-            why = describe_failures(self._drops, {})  # without details, which differ from run to run
-            warnings.append(
-                f"{dropped} of {entered} groupings were dropped ({why}); what remains may not be like what is missing"
-            )
-        pairs = int(groupings.pairs.sum())
-        if pairs < estimators.FEWEST_PAIRS:
-            warnings.append(f"only {pairs} pairs of samples were grouped together: a lower bound, not an estimate")
-        if not rates.shown:
-            warnings.append(
-                "no canaries: nothing is known of this judge's mistakes, and hostile documents go unnoticed"
-            )
-        top = rates.ceiling and rates.ceiling["low"]
-        if top and estimators.effective_clusters(groupings).value > top:
-            warnings.append(
-                f"the canaries cannot show that this judge tells apart more than {top:.0f} effective clusters"
-            )
-        if len(self._proposed.criteria.sets) < 3 < self._config.criteria_sets:
-            warnings.append("fewer than 3 criteria sets came about: the interval is very wide")
-        return warnings
-
-
-def judge_settings_hash(judge: Judge, config: AgentConfig) -> str:
-    """Hash of what two scores must share to be compared, besides criteria: judge, wording, and how texts are shown."""
-    shown = {"max_characters": config.max_characters, "verify": config.verify}
-    return files.content_hash([judge.label, judge.prompt_version, dict(judge.identity), shown])
 
 
 def score_key(fingerprint: str, judge: Judge, config: AgentConfig, criteria: Criteria | None = None) -> str:
@@ -243,13 +27,6 @@ def score_key(fingerprint: str, judge: Judge, config: AgentConfig, criteria: Cri
     criteria_hash = criteria.hash if criteria else config.criteria and files.file_hash(config.criteria)
     parts = [fingerprint, judge_settings_hash(judge, config), config.parameters(), config.seed, criteria_hash]
     return files.content_hash(parts)
-
-
-def _count_documents(corpus: Any, drawn: int | None) -> int | None:
-    try:
-        return len(corpus)
-    except TypeError:
-        return getattr(corpus, "records", None) if drawn is None else drawn
 
 
 async def propose_or_raise(corpora: Sequence[SampledCorpus], judge: Judge, config: AgentConfig) -> ProposedCriteria:

@@ -15,7 +15,6 @@ from diversity_jax.core.errors import InputError
 from diversity_jax.core.intervals import Estimate
 
 VERSION = 1
-STOPPED = "stopped after"  # begins the warning of a run that ended before its last grouping
 _FIGURES = ("effective_clusters", "cluster_score", "clusters_per_sample", "collision")
 _OPTIONAL_FIGURES = ("effective_clusters_corrected", "effective_clusters_of_corpus")
 _KINDS: dict[str, type | tuple[type, ...]] = {
@@ -28,7 +27,7 @@ _KINDS: dict[str, type | tuple[type, ...]] = {
 }
 """Kinds of a scorecard's other fields in JSON."""
 # Fields that a file leaves out where they are None: earlier versions knew none of them.
-_LEFT_OUT = ("verdict", "consistency", "drift", "baseline")
+_LEFT_OUT = ("verdict", "consistency", "drift", "checks", "baseline")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -66,6 +65,7 @@ class Scorecard:
         together_first, together_second, adjusted_rand, flip_rate with its interval; None where nothing was asked again.
       drift: whether it reads the same pairs otherwise among half as many samples: K, half, difference of T with its
         interval, drifts; None likewise.
+      checks: of partitions, by name: position, length and cluster_counts, as `examination.evidence_of`; None likewise.
       baseline: the corpus's baseline metrics as JSON, where they were measured in the same run; None leaves the field
         out of the file.
     """
@@ -102,6 +102,7 @@ class Scorecard:
     verdict: Verdict | None = None
     consistency: Mapping[str, Any] | None = None
     drift: Mapping[str, Any] | None = None
+    checks: Mapping[str, Any] | None = None
     baseline: Mapping[str, Any] | None = None
 
     def to_json(self) -> dict[str, Any]:
@@ -143,6 +144,8 @@ class Scorecard:
         """Reads `to_json`'s value; `where` begins every error line."""
         if not isinstance(value, Mapping) or not all(name in value for name in _FIGURES):
             raise InputError(f"{where}: is not a scorecard; expected a JSON object with {', '.join(_FIGURES)}")
+        if isinstance(value.get("unusable"), str):
+            raise InputError(f"{where}: holds no figure: {value['unusable']}")
         if value.get("version") != VERSION:
             version = value.get("version")
             raise InputError(f"{where}: version is {version!r}, not {VERSION}: score the corpus again")
@@ -160,11 +163,6 @@ class Scorecard:
         if fields.get("verdict") is not None:
             fields["verdict"] = Verdict.from_json(fields["verdict"], f"{where}: verdict")
         return cls(**fields)
-
-    @property
-    def stopped_early(self) -> bool:
-        """Whether its run ended before its last grouping, by a cap or a lost server, so that a rerun goes on."""
-        return any(warning.startswith(STOPPED) for warning in self.warnings)
 
     def histogram(self, name: str) -> dict[str, list[float]]:
         """`values` and `counts` of "clusters" (C of a grouping), "samples_per_cluster" (n / C) or "cluster_sizes"."""
@@ -189,7 +187,7 @@ def _check(value: Mapping[str, Any], where: str) -> None:
             raise InputError(
                 f"{where}: {name} is {type(value.get(name)).__name__}; expected {wanted}: score the corpus again"
             )
-    for name in ("consistency", "drift"):
+    for name in ("consistency", "drift", "checks"):
         if not isinstance(value.get(name, {}), Mapping):
             raise InputError(f"{where}: {name} is {type(value[name]).__name__}; expected an object")
     for name in _OPTIONAL_FIGURES:

@@ -50,7 +50,7 @@ def random_order(generator: random.Random, count: int) -> list[int]:
 
 
 def random_ids(generator: random.Random, count: int) -> list[str]:
-    """Different sample ids such as `k7f`, drawn anew for every call so that no text can name its own or another's."""
+    """Different sample ids such as `k7f`."""
     letters, both = "abcdefghjkmnpqrstuvwxyz", "abcdefghjkmnpqrstuvwxyz23456789"
     ids: dict[str, None] = {}
     while len(ids) < count:

@@ -75,13 +75,20 @@ class Sample:
 
 @dataclass(frozen=True, kw_only=True)
 class Cluster:
-    """One cluster of a partition as the judge gave it, and what its verification said."""
+    """One cluster of a partition as the judge gave it, and what its verification said.
+
+    Attributes:
+      metrics: name, score from 1 to 5 (0 where there is none), reasoning.
+      misplaced: the samples that verification found not to belong; `valid` is whether there are none.
+      validation: why.
+    """
 
     sample_ids: tuple[str, ...]
     reasoning: str = ""
     metadata: tuple[tuple[str, str], ...] = ()
-    metrics: tuple[tuple[str, int, str], ...] = ()  # name, score 1-5, reasoning
+    metrics: tuple[tuple[str, int, str], ...] = ()
     valid: bool = True
+    misplaced: tuple[str, ...] = ()
     validation: str = ""
 
 
@@ -207,10 +214,11 @@ class CallTotals:
 
 @dataclass(kw_only=True)
 class RequestLog:
-    """What requests to a judge used, and (reason, detail) of each that gave nothing usable."""
+    """What requests to a judge used, (reason, detail) of each that gave nothing usable, and its last answer's text."""
 
     usage: CallTotals = field(default_factory=CallTotals)
     failures: list[tuple[str, str]] = field(default_factory=list)
+    last_answer: str = ""
 
 
 async def request_with_repair(judge: Judge, task: Task, check: Callable[[Any], _T], log: RequestLog) -> _T | None:
@@ -244,6 +252,7 @@ async def request_with_repair(judge: Judge, task: Task, check: Callable[[Any], _
             log.usage.repairs += 1
             task = replace(task, problem=problem, previous=answer.text)
     log.failures.append((reason or "failed", problem or ""))
+    log.last_answer = answer.text
     return None
 
 

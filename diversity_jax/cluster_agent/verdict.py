@@ -1,12 +1,29 @@
-"""Whether a judge's figures can be believed: `fit`, `doubtful` or `unfit`, with the reasons."""
+"""Whether a judge's figures can be believed: `fit`, `doubtful` or `unfit`, with the reasons.
 
-from dataclasses import dataclass
+Every finding is a pure function of what a scorecard holds. A finding is made only where its interval leaves out that
+the figure is moved by less than a stated share, so that a judge that reads, and errs at random in one or two samples of
+a hundred, is found doubtful in at most 3 runs of 100 by all of them together (measured: docs/judges.md).
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
+from diversity_jax.cluster_agent.canaries import ErrorRates, binomial
 from diversity_jax.core.errors import InputError
 
 Fitness = Literal["fit", "doubtful", "unfit"]
 FITNESS: tuple[Fitness, ...] = get_args(Fitness)
+
+# Shares of the figure by which a fault has to move it, with certainty, for either verdict.
+_DOUBTFUL_BIAS, _UNFIT_BIAS = 0.1, 0.75
+_DOUBTFUL_SPLITS, _UNFIT_SPLITS = 0.05, 0.5
+_DOUBTFUL_DROPS, _UNFIT_DROPS = 0.2, 0.5  # of the groupings
+_DOUBTFUL_CONTROL = 0.2  # of the control clusters that were misjudged
+_DOUBTFUL_FLIPS, _UNFIT_FLIPS = 0.2, 0.6
+_DOUBTFUL_DRIFT, _UNFIT_DRIFT = 0.15, 0.75
+_DOUBTFUL_POSITION, _UNFIT_POSITION = 0.3, 1.0
+_DOUBTFUL_LENGTH = 0.85  # area under the curve
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,3 +58,165 @@ class Verdict:
             return cls(judge=value["judge"], reasons=tuple(value["reasons"]))
         except (KeyError, TypeError, ValueError):
             raise InputError(f"{where}: expected judge, one of {', '.join(FITNESS)}, and reasons") from None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evidence:
+    """What a verdict rests on.
+
+    Attributes:
+      groupings: judged in all; drops: those that do not count, by reason.
+      rates: of the canaries.
+      collision: T; None where no grouping was usable.
+      relative_half_width: of the interval of the figure; None where only a bound is known.
+      consistency, drift, checks: as on the scorecard.
+      exam: verdict of an exam that the same judge took; None where none is at hand.
+    """
+
+    groupings: int
+    drops: Mapping[str, int]
+    rates: ErrorRates
+    collision: float | None = None
+    relative_half_width: float | None = None
+    consistency: Mapping[str, Any] | None = None
+    drift: Mapping[str, Any] | None = None
+    checks: Mapping[str, Any] = field(default_factory=dict)
+    exam: Verdict | None = None
+
+
+_Finding = tuple[Fitness, str]
+
+
+def verdict(evidence: Evidence) -> Verdict:
+    """The worst of all findings, with the reasons of all that are not `fit`, the worst first."""
+    findings = [finding for find in _FINDERS for finding in find(evidence)]
+    worst: Fitness = max((finding[0] for finding in findings), key=FITNESS.index, default="fit")
+    ordered = sorted(findings, key=lambda finding: -FITNESS.index(finding[0]))
+    told = [reason for fitness, reason in ordered if worst == "fit" or fitness != "fit"]
+    return Verdict(judge=worst, reasons=tuple(told))
+
+
+def _grade(share: float, doubtful: float, unfit: float | None) -> Fitness | None:
+    if unfit is not None and share > unfit:
+        return "unfit"
+    return "doubtful" if share > doubtful else None
+
+
+def _low(estimate: Any) -> float:
+    """Lower end of an estimate or of its JSON; 0 where there is none."""
+    low = estimate.get("low") if isinstance(estimate, Mapping) else estimate and estimate.low
+    return float(low or 0.0)
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f} %" if share >= 0.0995 or not share else f"{100 * share:.2g} %"
+
+
+def _drops(evidence: Evidence) -> Iterator[_Finding]:
+    dropped, of = sum(evidence.drops.values()), evidence.groupings
+    share = binomial(dropped, of)
+    grade = share and _grade(_low(share), _DOUBTFUL_DROPS, _UNFIT_DROPS)
+    why = ", ".join(f"{reason} {count}" for reason, count in sorted(evidence.drops.items()))
+    if evidence.collision is None:
+        yield "unfit", f"none of {of} groupings was usable ({why or 'nothing was judged'})"
+    elif grade:
+        yield grade, f"{dropped} of {of} groupings do not count ({why}): what remains need not be like what is missing"
+
+
+def _canaries(evidence: Evidence) -> Iterator[_Finding]:
+    rates, theta = evidence.rates, evidence.collision
+    if not rates.shown:
+        yield "doubtful", "no canaries were shown, so nothing is known of this judge's mistakes"
+        return
+    merge, split = rates.pair_merge, rates.pair_split
+    if theta and merge:
+        share = (1 - theta) / theta
+        if grade := _grade(_low(merge) * share, _tolerated(evidence), _UNFIT_BIAS):
+            counted = f"in {rates.merged} of {rates.shown} groupings a foreign text was put with samples"
+            yield grade, f"{counted}: some {_percent(min(1, merge.value * share))} of all it puts together is unrelated"
+    elif rates.merged and _low(rates.false_merge) > _UNFIT_DROPS:
+        yield "unfit", f"in {rates.merged} of {rates.shown} groupings a foreign text was put with samples"
+    if split and (grade := _grade(_low(split), _DOUBTFUL_SPLITS, _UNFIT_SPLITS)):
+        yield (
+            grade,
+            f"it sets a text apart from its own copy, or calls them unlike, in {_percent(split.value)}",
+        )
+
+
+def _tolerated(evidence: Evidence) -> float:
+    """Bias that an interval holds anyway, half its half-width; at least `_DOUBTFUL_BIAS`."""
+    return max(_DOUBTFUL_BIAS, (evidence.relative_half_width or 0.0) / 2)
+
+
+def _verification(evidence: Evidence) -> Iterator[_Finding]:
+    rates = evidence.rates
+    if _low(rates.miss) > _DOUBTFUL_CONTROL:
+        found = f"calls a cluster with a foreign text valid in {rates.missed} of {rates.controls} groupings"
+        yield "doubtful", f"its verification {found}: it does not check"
+    if _low(rates.denial) > _DOUBTFUL_CONTROL:
+        found = f"calls a text and its copy unlike in {rates.denied} of {rates.controls} groupings"
+        yield "doubtful", f"its verification {found}"
+
+
+def _consistency(evidence: Evidence) -> Iterator[_Finding]:
+    """Random false merges, as far as verification lets them pass, and random false splits."""
+    found = evidence.consistency
+    if not found:
+        return
+    miss = evidence.rates.miss
+    passing = 1.0 if miss is None else miss.value
+    if grade := _grade(_low(found["flip_rate"]) * passing, _DOUBTFUL_FLIPS, _UNFIT_FLIPS):
+        share = _percent(found["flip_rate"]["value"])
+        yield grade, f"asked again, it does not repeat {share} of what it puts together"
+    repeat = found["repeat_rate"]
+    if repeat and (grade := _grade(1 - repeat["high"], _DOUBTFUL_FLIPS, _UNFIT_FLIPS)):
+        share = _percent(1 - repeat["value"])
+        yield grade, f"asked again, it sets apart {share} of the pairs that it had rightly put together"
+
+
+def _drift(evidence: Evidence) -> Iterator[_Finding]:
+    found = evidence.drift
+    if found and found["drifts"] and (grade := _grade(abs(found["relative"]), _DOUBTFUL_DRIFT, _UNFIT_DRIFT)):
+        more = "more" if found["relative"] > 0 else "less"
+        share, sizes = _percent(abs(found["relative"])), f"among {found['half']} samples than among {found['K']}"
+        yield grade, f"it puts {share} {more} of the same pairs together {sizes}"
+
+
+def _position(evidence: Evidence) -> Iterator[_Finding]:
+    found = evidence.checks.get("position")
+    if found and found["follows"] and (grade := _grade(found["effect"], _DOUBTFUL_POSITION, _UNFIT_POSITION)):
+        yield grade, "its clusters follow the places of samples in the list, whose order is random"
+
+
+def _length(evidence: Evidence) -> Iterator[_Finding]:
+    found = evidence.checks.get("length")
+    if found and _low(found) > _DOUBTFUL_LENGTH:
+        told = f"length tells which belong together in {_percent(found['value'])} of the cases"
+        yield "doubtful", f"its clusters follow the length of texts ({told})"
+
+
+def _cluster_counts(evidence: Evidence) -> Iterator[_Finding]:
+    found = evidence.checks.get("cluster_counts")
+    if found and found["held"]:
+        yield "unfit", f"it makes about {found['mean']:.3g} clusters whatever it is shown, at most {found['most']}"
+
+
+def _exam(evidence: Evidence) -> Iterator[_Finding]:
+    if evidence.exam is None:
+        yield "fit", "exam not taken"
+    else:
+        for reason in evidence.exam.reasons:
+            yield evidence.exam.judge, f"exam: {reason}"
+
+
+_FINDERS: tuple[Callable[[Evidence], Iterator[_Finding]], ...] = (
+    _drops,
+    _cluster_counts,
+    _position,
+    _canaries,
+    _verification,
+    _consistency,
+    _drift,
+    _length,
+    _exam,
+)

@@ -16,6 +16,9 @@ from typing import Any
 
 from diversity_jax.core.errors import InputError
 
+# Metadata of a field that a later version added to a dataclass: see `fields_for_keys`.
+ADDED: Mapping[str, Any] = types.MappingProxyType({"added": True})
+
 
 def parse(argv: Sequence[str], expected: type) -> Any:
     """The configuration of a command line.
@@ -194,3 +197,21 @@ def _freeze(twin: Any) -> Any:
         values = {field.name: _freeze(getattr(twin, field.name)) for field in dataclasses.fields(twin)}
         return getattr(twin, _ORIGINAL)(**values)
     return tuple(map(_freeze, twin)) if isinstance(twin, list) else twin
+
+
+def fields_for_keys(config: Any) -> dict[str, Any]:
+    """The fields of a dataclass that a key of finished work is made of: all but those `ADDED` and at their default, so
+    that what was begun before there was the field goes on.
+    """
+    fields = dataclasses.fields(config)
+    named = [(getattr(config, field.name), field) for field in fields]
+    return {field.name: value for value, field in named if "added" not in field.metadata or value != field.default}
+
+
+def plain_for_keys(value: Any) -> Any:
+    """A configuration as nested plain values, with `fields_for_keys` of every dataclass."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {name: plain_for_keys(item) for name, item in fields_for_keys(value).items()}
+    if isinstance(value, Mapping):
+        return {name: plain_for_keys(item) for name, item in value.items()}
+    return type(value)(map(plain_for_keys, value)) if isinstance(value, list | tuple) else value

@@ -28,8 +28,7 @@ class BudgetConfig:
     """The most that a run may use up, over all its restarts; None is no cap.
 
     Attributes:
-      max_dollars: dollars. A command that is expected to cost something asks for a cap, or for `unlimited`.
-      unlimited: pay whatever it takes.
+      max_dollars: dollars.
       max_tokens: prompt and completion tokens together.
       max_calls: requests sent, the failed ones too.
       unpriced: allow a model whose price is not known; its dollars count as zero.
@@ -39,7 +38,6 @@ class BudgetConfig:
     """
 
     max_dollars: float | None = None
-    unlimited: bool = False
     max_tokens: int | None = None
     max_calls: int | None = None
     unpriced: bool = False
@@ -52,8 +50,6 @@ class BudgetConfig:
             value = getattr(self, name)
             if value is not None and not value >= 0:
                 raise InputError(f"budget.{name}: {value} is no cap; give a number of 0 or more, or None for no cap")
-        if self.unlimited and self.capped:
-            raise InputError("budget.unlimited: a cap is given too; leave one of them out")
         given = (self.input_price, self.output_price)
         if given != (None, None) and not all(price is not None and price >= 0 for price in given):
             raise InputError(f"budget.input_price, output_price: are {given}; give both, in dollars per million tokens")

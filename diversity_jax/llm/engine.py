@@ -193,6 +193,16 @@ class Engine:
         """What the run will use up in all, from what its calls have used so far; None without a plan."""
         return reforecast(self.stats.planned, self.stats.used, self.price, self.budget) if self.stats.planned else None
 
+    async def answers_other(self, request: Request, other: Request) -> bool:
+        """Whether the cache holds an answer to `other` and none to `request`."""
+        cache = self._open_cache
+        if cache.began_empty:
+            return False
+        keys = [one.key(self._provider_name, self._model) for one in (request, other)]
+        if await self._cached(cache.find(keys[0])) is not None:
+            return False
+        return await self._cached(cache.find(keys[1])) is not None
+
     async def complete(self, request: Request) -> Completion:
         """The answer to `request`, from the cache or from the server. Equal requests at once share one call.
 

@@ -24,7 +24,6 @@ class ScoreConfig:
 
     Attributes:
       output_dir: for scorecard.json, groupings.jsonl, report.html and the cache of paid answers.
-      overwrite: replace the scores of other corpora that `output_dir` holds.
       corpus: a source, or several joined by commas: see `CorpusConfig.source`.
       corpora: more, each with a name and settings of its own.
       text_field: the key that holds the text, for sources named in `corpus`.
@@ -49,7 +48,6 @@ class ScoreConfig:
     """
 
     output_dir: str = "runs/score"
-    overwrite: bool = False
     corpus: str | None = None
     corpora: tuple[NamedCorpus, ...] = ()
     text_field: str = "text"

@@ -290,7 +290,7 @@ def _in_texts(value: Any, replace: Callable[[str], str]) -> Any:
 def _as_json(value: Any) -> Any:
     """A configuration as JSON values, each dataclass with its type's name."""
     if dataclasses.is_dataclass(value):
-        fields = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+        fields = config_files.fields_for_keys(value)
         name = type(value).__name__
         return {"type": _NAMES_IN_KEYS.get(name, name)} | _as_json(fields)
     if isinstance(value, Mapping):

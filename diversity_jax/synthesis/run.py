@@ -4,22 +4,14 @@ import asyncio
 from collections.abc import Mapping
 import contextlib
 import dataclasses
-import functools
 import itertools
 import logging
-import math
+from pathlib import Path
 from typing import Any
 
+from diversity_jax.core.config import plain_for_keys
 from diversity_jax.core.errors import InputError
-from diversity_jax.llm import (
-    BudgetConfig,
-    CostForecast,
-    Engine,
-    PlannedCalls,
-    estimate_tokens,
-    forecast,
-    require_cap,
-)
+from diversity_jax.llm import BudgetConfig, Engine, PlannedCalls, estimate_tokens, forecast
 from diversity_jax.llm.response_cache import ResponseCacheFile
 from diversity_jax.synthesis.arms import Arm, Cell, Material
 from diversity_jax.synthesis.batch_rounds import Batches, StillRunning, generator_price
@@ -58,20 +50,13 @@ async def _run(config: SynthesisConfig) -> Store | None:
         expander = TopicExpander(next(iter(engines.values())), config)
         if not config.dry_run:
             store.check_settings(_content_settings(config, templates))
-        addresses = [each.base_url for each in config.generators]
-        if not config.topics.source and any(generator_price(each, config).output for each in config.generators):
-            require_cap(
-                CostForecast(dollars=math.inf), config.budget, addresses
-            )  # topics are paid for before the forecast
         topics = await load_topics(config, expander, store)
         uses_personas = any("personas" in template.used for template in templates.values())
         personas = await load_personas(config, expander, store) if uses_personas else []
         material = Material(config, templates, topics, personas)
-        expected, line = _forecast(config, material)
-        _logger.info("forecast: %s", line)
+        _logger.info("forecast: %s", _forecast(config, material))
         if config.dry_run:
             return None
-        require_cap(expected, config.budget, addresses)
         generator = RoundGenerator(material, engines, config)
         await _Rounds(config, store, material, generator, Feedback(config, material, expander, stack)).run()
     return store
@@ -79,6 +64,7 @@ async def _run(config: SynthesisConfig) -> Store | None:
 
 async def _open_engines(config: SynthesisConfig, stack: contextlib.AsyncExitStack) -> dict[str, Engine]:
     """An engine for every generator, by label; one response cache and one cap for all."""
+    Path(config.cache_path).parent.mkdir(parents=True, exist_ok=True)
     several = len(config.generators) > 1 and config.engine.progress == "auto"
     engine_config = dataclasses.replace(
         config.engine, ledger=config.cache_path, progress="lines" if several else config.engine.progress
@@ -96,7 +82,7 @@ async def _open_engines(config: SynthesisConfig, stack: contextlib.AsyncExitStac
 
 def _content_settings(config: SynthesisConfig, templates: Mapping[str, Template]) -> dict[str, Any]:
     """The settings that decide a component's content, as JSON."""
-    settings = {name: value for name, value in dataclasses.asdict(config).items() if name not in _NOT_CONTENT}
+    settings = {name: value for name, value in plain_for_keys(config).items() if name not in _NOT_CONTENT}
     del settings["grid"]["documents"]
     settings["generators"] = [
         {"model": generator.model, "name": generator.label, "weight": generator.weight}
@@ -106,8 +92,8 @@ def _content_settings(config: SynthesisConfig, templates: Mapping[str, Template]
     return settings
 
 
-def _forecast(config: SynthesisConfig, material: Material) -> tuple[CostForecast, str]:
-    """Calls, tokens and dollars of the full grid, from prompts of some of its cells; and as a line for people."""
+def _forecast(config: SynthesisConfig, material: Material) -> str:
+    """Calls, tokens and dollars of the full grid, from prompts of some of its cells."""
     arms, grid_topics = material.arms.values(), material.grid_topics
     documents = sum(min(grid_topics, arm.topics or grid_topics) for arm in arms) * config.grid.generations_per_topic
     documents = min(documents, config.grid.documents or documents)
@@ -116,7 +102,7 @@ def _forecast(config: SynthesisConfig, material: Material) -> tuple[CostForecast
     requests = [material.request(cell, ())[0] for cell in cells]
     prompt_tokens = sum(estimate_tokens(request.system) + estimate_tokens(request.user) for request in requests)
     weights = {label: each.weight if config.grid.mixed else 1.0 for label, each in material.generators.items()}
-    costs = {}
+    lines = []
     for each in config.generators:
         plan = PlannedCalls(
             stage="generate",
@@ -124,10 +110,8 @@ def _forecast(config: SynthesisConfig, material: Material) -> tuple[CostForecast
             prompt_tokens=prompt_tokens / len(requests),
             completion_tokens=config.completion_tokens_expected,
         )
-        costs[each.label] = forecast([plan], generator_price(each, config), config.budget)
-    shown = "; ".join(f"{label}: {cost}" for label, cost in costs.items())
-    total = functools.reduce(CostForecast.__add__, costs.values())
-    return total, f"{documents:,} documents without redraws; {shown}"
+        lines.append(f"{each.label}: {forecast([plan], generator_price(each, config), config.budget)}")
+    return f"{documents:,} documents without redraws; {'; '.join(lines)}"
 
 
 class _Rounds:

@@ -197,11 +197,6 @@ class Endpoint:
         return Reply(text=text, prompt_tokens=prompt_tokens, completion_tokens=completion_tokens)
 
 
-def check_access(model: str, *, base_url: str | None, role: str = "judge") -> None:
-    """Raises `InputError` where a provider of this model cannot be opened: a bad name or address, or no API key."""
-    Endpoint(model, base_url, role)
-
-
 def open_provider(
     name: str, *, base_url: str | None, max_in_flight: int, deadline_seconds: float, role: str = "judge"
 ) -> Provider:
