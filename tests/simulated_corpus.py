@@ -5,13 +5,11 @@ comes from here.
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-import math
 import random
 from typing import Any
 
 import numpy as np
 
-from diversity_jax.cluster_agent.estimators import collision_variance
 from diversity_jax.cluster_agent.groupings import Groupings
 from diversity_jax.cluster_agent.text_cleaning import child_seed
 from diversity_jax.cluster_agent.types import Cluster, JudgeAnswer, Task
@@ -23,6 +21,16 @@ def count_pairs(labels: np.ndarray) -> np.ndarray:
     ordered = np.sort(labels, axis=-1)
     shifts = range(1, labels.shape[-1])
     return np.sum([(ordered[..., shift:] == ordered[..., :-shift]).sum(axis=-1) for shift in shifts], axis=0)
+
+
+def count_triples(labels: np.ndarray) -> np.ndarray:
+    """Triples of equal values in each row of `labels` [..., K]."""
+    ordered = np.sort(labels, axis=-1)
+    first, k = np.zeros(ordered.shape, np.int64), labels.shape[-1]
+    for place in range(1, k):
+        same = ordered[..., place] == ordered[..., place - 1]
+        first[..., place] = np.where(same, first[..., place - 1] + 1, 0)  # equal values before this one
+    return (first * (first - 1) // 2).sum(axis=-1)
 
 
 def count_clusters(labels: np.ndarray) -> np.ndarray:
@@ -45,27 +53,39 @@ def simulate_groupings(
     labels = np.empty((groupings, samples_per_grouping), np.int32)
     for number, one in enumerate(sets):
         rows = which == number
-        uniform = generator.random((int(rows.sum()), samples_per_grouping))
-        labels[rows] = np.searchsorted(np.cumsum(one)[:-1], uniform, side="right")
-    clusters = count_clusters(labels)
-    kept = np.full(groupings, samples_per_grouping)
+        labels[rows] = draw_labels(one, (int(rows.sum()), samples_per_grouping), generator)
+    return groupings_of_labels(labels, sets=len(sets))
+
+
+def draw_rows(documents: int, count: int, k: int, generator: np.random.Generator) -> np.ndarray:
+    """[count, K] rows of so many documents, different ones within each grouping."""
+    rows = generator.integers(0, documents, (count, k))
+    while True:
+        order = np.argsort(rows, axis=1, kind="stable")
+        ordered = np.take_along_axis(rows, order, axis=1)
+        again = np.zeros(rows.shape, bool)
+        np.put_along_axis(again[:, :], order[:, 1:], ordered[:, 1:] == ordered[:, :-1], axis=1)
+        if not again.any():
+            return rows
+        rows[again] = generator.integers(0, documents, int(again.sum()))
+
+
+def groupings_of_labels(labels: np.ndarray, *, sets: int = 1) -> Groupings:
+    """Groupings whose samples have these labels [N, K], by a judge that makes no mistake."""
+    count, k = labels.shape
     return Groupings(
-        samples_per_grouping=samples_per_grouping,
-        criteria_set=which,
-        clusters=clusters,
-        kept=kept,
+        samples_per_grouping=k,
+        criteria_set=np.arange(count) % sets,
+        clusters=count_clusters(labels),
+        kept=np.full(count, k),
         pairs=count_pairs(labels),
+        triples=count_triples(labels),
     )
 
 
-def groupings_needed(
-    theta: float, theta3: float, samples_per_grouping: int, relative: float = 0.05, confidence: float = 0.95
-) -> int:
-    """Groupings for an interval of +-`relative` around 1 / theta, with one criteria set."""
-    from scipy.special import ndtri
-
-    variance = collision_variance(theta, theta3, samples_per_grouping) / theta**2
-    return math.ceil(variance * (ndtri(0.5 + confidence / 2) / relative) ** 2)
+def draw_labels(shares: np.ndarray, shape: int | tuple[int, ...], generator: np.random.Generator) -> np.ndarray:
+    """Clusters of documents drawn from a population whose clusters have the given shares."""
+    return np.searchsorted(np.cumsum(shares)[:-1], generator.random(shape), side="right")
 
 
 def even_shares(clusters: int) -> np.ndarray:

@@ -7,94 +7,40 @@ are in docs/statistics.md.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 import math
 
 import numpy as np
 
 from diversity_jax.cluster_agent import control_variate
 from diversity_jax.cluster_agent.groupings import Groupings
+from diversity_jax.cluster_agent.uncertainty import Mean, mean_over_sets
 from diversity_jax.core.errors import InputError
 from diversity_jax.core.intervals import Estimate
 
 FEWEST_PAIRS = 10  # under so many co-clustered pairs the log interval does not hold and only a lower bound is given
-_LARGEST_EXPONENT = 700.0  # math.exp overflows at 710
 
 
-@dataclass(frozen=True, kw_only=True)
-class Mean:
-    """A mean, its standard error, and the degrees of freedom of that error."""
-
-    value: float
-    error: float
-    freedom: float
-
-    def half_width(self, confidence: float) -> float:
-        """Half the width of the t interval."""
-        return t_quantile(0.5 + confidence / 2, self.freedom) * self.error
-
-    def log_factor(self, confidence: float) -> float:
-        """Upper end of the t interval of the logarithm, over the mean."""
-        return math.exp(min(self.half_width(confidence) / self.value, _LARGEST_EXPONENT))
-
-    def with_error(self, error: float, freedom: float) -> "Mean":
-        """With the error of another, independent part added."""
-        return joined([(self.error, self.freedom), (error, freedom)], self.value)
-
-
-def joined(parts: Sequence[tuple[float, float]], value: float = 0.0) -> Mean:
-    """The error of a sum of independent parts, each (error, degrees of freedom); its own degrees of freedom by
-    Satterthwaite (1946).
-    """
-    squares = [error**2 for error, _ in parts]
-    total = sum(squares)
-    spread = sum(square**2 / freedom for square, (_, freedom) in zip(squares, parts, strict=True))
-    return Mean(value=value, error=math.sqrt(total), freedom=max(1.0, total**2 / spread) if spread else 1.0)
-
-
-def t_quantile(probability: float, freedom: float) -> float:
-    """Quantile of Student's t."""
-    from scipy.special import stdtrit
-
-    return float(stdtrit(freedom, probability))
-
-
-def mean_over_sets(values: np.ndarray, criteria_set: np.ndarray) -> Mean:
-    """The mean of `values` [N] with an error that holds although criteria are random too.
-
-    With one criteria set this is the usual standard error. With B > 1 each set's deviation from the mean is one draw
-    with B - 1 degrees of freedom, which holds the variance between sets and within them in their right proportion (a
-    two-level interval, docs/statistics.md, "Intervals"). Sets of unequal size are weighted by size.
-    """
-    count = len(values)
-    mean = float(values.mean())
-    sets, index = np.unique(criteria_set, return_inverse=True)
-    if len(sets) == 1:
-        error = float(values.std(ddof=1)) / math.sqrt(count) if count > 1 else 0.0
-        return Mean(value=mean, error=error, freedom=max(count - 1, 1))
-    deviations = np.bincount(index, values - mean) / count
-    scale = len(sets) / (len(sets) - 1)
-    return Mean(value=mean, error=math.sqrt(scale * float(deviations @ deviations)), freedom=len(sets) - 1)
-
-
-def double_sampled(groupings: Groupings, claimed: np.ndarray, counted: np.ndarray) -> np.ndarray:
+def double_sampled(groupings: Groupings, claimed: np.ndarray, counted: np.ndarray, slope: float = 1.0) -> np.ndarray:
     """Pseudo-values [N] of a figure that verification changes from `claimed` to `counted` in the groupings verified.
 
     Their mean is the mean of what was claimed less the weighted mean of the change over the verified groupings (double
     sampling for a difference, Cochran 1977, chapter 12); each carries its own influence on that, so that they are used
     like values of independent groupings.
 
+    Args:
+      slope: of `counted` on `claimed`, where the latter is another figure that only goes with it.
+
     Raises:
       InputError: not one grouping was verified.
     """
     if groupings.weight is None:
-        return counted
+        return counted.astype(float)
     total = float(groupings.weight.sum())
     if not total:
         raise InputError("no usable grouping was verified; verify a larger share of them")
-    change = claimed - counted
+    change = slope * claimed - counted
     mean = float(groupings.weight @ change) / total
-    return claimed - mean - groupings.weight * (len(groupings) / total) * (change - mean)
+    return slope * claimed - mean - groupings.weight * (len(groupings) / total) * (change - mean)
 
 
 def values(groupings: Groupings) -> np.ndarray:
@@ -123,7 +69,8 @@ def collision_mean(groupings: Groupings, documents: int | None = None) -> Mean:
       documents: of the corpus; the error then holds that they are a sample too. None: of exactly these documents.
     """
     pseudo_values, added = _values(groupings)
-    mean = mean_over_sets(pseudo_values, groupings.criteria_set)
+    # Scores of earlier versions are read as they were: they have no triples either.
+    mean = mean_over_sets(pseudo_values, groupings.criteria_set, bounded=groupings.triples is not None)
     if not mean.error:
         # theta3 >= theta^2 always, so this is a floor of the variance whatever the clusters' sizes are.
         least = collision_variance(mean.value, mean.value**2, groupings.samples_per_grouping)
@@ -139,27 +86,40 @@ def collision_variance(theta: float, theta3: float, samples_per_grouping: int) -
     return 2 / (k * (k - 1)) * (2 * (k - 2) * (theta3 - theta**2) + theta * (1 - theta))
 
 
-def triple_share(groupings: Groupings, theta: float) -> float:
-    """theta3 = sum p_c^3, from the share of co-clustered triples, within its possible range [theta^2, theta^1.5]; the
-    upper end where there are no triples of samples.
+def _triple_values(groupings: Groupings) -> np.ndarray | None:
+    """Pseudo-values [N] of theta3: the share of triples of samples in one cluster; None where triples are unknown.
+
+    Triples that verification has not looked at are predicted from the pairs that were claimed.
     """
-    if groupings.triples is None or groupings.samples_per_grouping < 3:
-        return theta**1.5
-    theta3 = float(groupings.triples.mean()) / math.comb(groupings.samples_per_grouping, 3)
-    return min(max(theta3, theta**2), theta**1.5)
+    triples, pairs, weight = groupings.triples, groupings.claimed_pairs, groupings.weight
+    if triples is None or groupings.samples_per_grouping < 3:
+        return None
+    if weight is not None and pairs is not None and weight.any():
+        centred = pairs - weight @ pairs / weight.sum()
+        spread = float(weight @ centred**2)
+        slope = float(weight @ (centred * triples)) / spread if spread else 0.0
+        triples = double_sampled(groupings, pairs, triples, slope)
+    return triples / math.comb(groupings.samples_per_grouping, 3)
 
 
 def documents_error(groupings: Groupings, theta: float, documents: int) -> tuple[float, float]:
     """(Standard error, degrees of freedom) that T has because the corpus's documents are themselves a sample.
 
     T of a corpus is a U-statistic of order 2 over its D documents: its variance is 4 (theta3 - theta^2) / D
-    + 2 theta (1 - theta) / (D (D - 1)), nearly (Hoeffding 1948).
+    + 2 theta (1 - theta) / (D (D - 1)), nearly (Hoeffding 1948), with theta3 = sum p_c^3 between theta^2 and theta^1.5.
+    The degrees of freedom are 2 V^2 / Var(V) (Satterthwaite 1946), as far as the groupings leave V uncertain; where
+    triples are unknown V is the largest possible.
     """
     theta = min(max(theta, 0.0), 1.0)
-    theta3 = triple_share(groupings, theta)
+    triples = _triple_values(groupings)
+    theta3 = theta**1.5 if triples is None else min(max(float(triples.mean()), theta**2), theta**1.5)
     pairs = documents * max(documents - 1, 1)
     variance = 4 * (theta3 - theta**2) / documents + 2 * theta * (1 - theta) / pairs
-    return math.sqrt(variance), max(1, len(groupings) - 1)
+    freedom = float(len(groupings))
+    if triples is not None and variance:
+        influence = 4 * (triples - 2 * theta * values(groupings)) / documents
+        freedom = 2 * variance**2 / max(float(influence.var()) / len(groupings), 1e-300)
+    return math.sqrt(variance), min(max(freedom, 1.0), max(1.0, len(groupings) - 1.0))
 
 
 def collision_bound(groupings: Groupings, confidence: float = 0.95) -> float:
@@ -267,7 +227,7 @@ def _mean_of_valid(
         return Estimate(value=least, low=least, high=float(most))
     claimed = counted if groupings.claimed_clusters is None else claim(groupings.claimed_clusters)
     figures = double_sampled(groupings.chosen(some), claimed[some], counted[some])
-    mean = mean_over_sets(figures, groupings.criteria_set[some])
+    mean = mean_over_sets(figures, groupings.criteria_set[some], bounded=groupings.triples is not None)
     half, value = mean.half_width(confidence), min(max(mean.value, least), float(most))
     return Estimate(
         value=value, low=max(least, min(value, mean.value - half)), high=min(float(most), max(value, mean.value + half))

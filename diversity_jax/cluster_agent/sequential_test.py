@@ -18,10 +18,10 @@ from diversity_jax.cluster_agent.estimators import (
     collision_bound,
     collision_mean,
     documents_error,
-    joined,
     values,
 )
 from diversity_jax.cluster_agent.groupings import Groupings
+from diversity_jax.cluster_agent.uncertainty import LARGEST_SPREAD, error_over_sets, joined, within_sets
 from diversity_jax.core import formats
 from diversity_jax.core.errors import InputError
 
@@ -202,15 +202,21 @@ def compare_groupings(
 
 def _paired_error(a: Groupings, b: Groupings) -> tuple[float, float]:
     """Error of the log ratio over criteria sets shared by both: a set that is coarse for both cancels."""
-    count = int(max(a.criteria_set.max(), b.criteria_set.max())) + 1
-
-    def influence(groupings: Groupings) -> np.ndarray:
-        figures = values(groupings)
-        return np.bincount(groupings.criteria_set, figures / figures.mean() - 1, minlength=count) / len(groupings)
-
-    sets = len(np.union1d(a.criteria_set, b.criteria_set))
-    difference = influence(a) - influence(b)
-    return math.sqrt(sets / (sets - 1) * float(difference @ difference)), sets - 1
+    sets = np.union1d(a.criteria_set, b.criteria_set)
+    deviations, withins, largest = np.zeros(len(sets)), [], 0.0
+    for side, sign in ((a, 1), (b, -1)):
+        figures, index = values(side), np.searchsorted(sets, side.criteria_set)
+        relative = figures / figures.mean()
+        deviations += sign * np.bincount(index, relative - 1, minlength=len(sets)) / len(side)
+        withins.append(within_sets(relative, index))
+        shares = np.bincount(index) / len(side)
+        largest = max(largest, LARGEST_SPREAD * math.sqrt(shares @ shares))
+    # Scores of earlier versions are compared as they were: they have no triples either.
+    known = [within for within in withins if within is not None and a.triples is not None and b.triples is not None]
+    if len(known) < 2:
+        return error_over_sets(deviations, None, largest)
+    within = joined(known)
+    return error_over_sets(deviations, (within.error, within.freedom), largest)
 
 
 def _ratio_by_bounds(

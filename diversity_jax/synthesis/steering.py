@@ -20,8 +20,8 @@ import math
 
 import numpy as np
 
-from diversity_jax.cluster_agent.estimators import t_quantile
 from diversity_jax.cluster_agent.sequential_test import spent_levels
+from diversity_jax.cluster_agent.uncertainty import t_quantile
 from diversity_jax.synthesis.config import SteeringConfig
 
 _DRAWS = 400

@@ -20,8 +20,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from diversity_jax.cluster_agent.canaries import ErrorRates, corrected
 from diversity_jax.cluster_agent.estimators import cluster_score, effective_clusters
 from diversity_jax.cluster_agent.groupings import Groupings
+from diversity_jax.cluster_agent.sampling_plan import groupings_needed
 from diversity_jax.cluster_agent.sequential_test import precise_enough
-from tests.simulated_corpus import even_shares, groupings_needed, simulate_groupings, zipf_shares
+from tests.simulated_corpus import even_shares, simulate_groupings, zipf_shares
 
 TRUTHS = (5, 50, 500)
 
