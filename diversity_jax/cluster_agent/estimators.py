@@ -91,30 +91,29 @@ def _triple_values(groupings: Groupings) -> np.ndarray | None:
 
     Triples that verification has not looked at are predicted from the pairs that were claimed.
     """
-    triples, pairs, weight = groupings.triples, groupings.claimed_pairs, groupings.weight
-    if triples is None or groupings.samples_per_grouping < 3:
-        return None
-    if weight is not None and pairs is not None and weight.any():
+    triples, pairs, weight = groupings.triple_shares, groupings.claimed_pairs, groupings.weight
+    if triples is not None and weight is not None and pairs is not None and weight.any():
         centred = pairs - weight @ pairs / weight.sum()
         spread = float(weight @ centred**2)
         slope = float(weight @ (centred * triples)) / spread if spread else 0.0
         triples = double_sampled(groupings, pairs, triples, slope)
-    return triples / math.comb(groupings.samples_per_grouping, 3)
+    return triples
 
 
 def documents_error(groupings: Groupings, theta: float, documents: int) -> tuple[float, float]:
     """(Standard error, degrees of freedom) that T has because the corpus's documents are themselves a sample.
 
     T of a corpus is a U-statistic of order 2 over its D documents: its variance is 4 (theta3 - theta^2) / D
-    + 2 theta (1 - theta) / (D (D - 1)), nearly (Hoeffding 1948), with theta3 = sum p_c^3 between theta^2 and theta^1.5.
-    The degrees of freedom are 2 V^2 / Var(V) (Satterthwaite 1946), as far as the groupings leave V uncertain; where
-    triples are unknown V is the largest possible.
+    + 2 theta (1 - theta) / (D (D - 1)), nearly (Hoeffding 1948), with theta3 = sum p_c^3 at most theta^1.5. The
+    estimated first term may be negative where clusters are even, and then takes at most half of the second away. The
+    degrees of freedom are 2 V^2 / Var(V) (Satterthwaite 1946), as far as the groupings leave V uncertain; where triples
+    are unknown V is the largest possible.
     """
     theta = min(max(theta, 0.0), 1.0)
     triples = _triple_values(groupings)
-    theta3 = theta**1.5 if triples is None else min(max(float(triples.mean()), theta**2), theta**1.5)
-    pairs = documents * max(documents - 1, 1)
-    variance = 4 * (theta3 - theta**2) / documents + 2 * theta * (1 - theta) / pairs
+    theta3 = theta**1.5 if triples is None else min(float(triples.mean()), theta**1.5)
+    least = 2 * theta * (1 - theta) / (documents * max(documents - 1, 1))
+    variance = max(4 * (theta3 - theta**2) / documents + least, least / 2)
     freedom = float(len(groupings))
     if triples is not None and variance:
         influence = 4 * (triples - 2 * theta * values(groupings)) / documents
