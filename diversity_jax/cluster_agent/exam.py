@@ -19,7 +19,6 @@ from diversity_jax.cluster_agent.cluster import JudgedGrouping
 from diversity_jax.cluster_agent.config import AgentConfig
 from diversity_jax.cluster_agent.corpus_scorer import CorpusScorer
 from diversity_jax.cluster_agent.criteria import Criteria, ProposedCriteria
-from diversity_jax.cluster_agent.estimators import t_quantile
 from diversity_jax.cluster_agent.exam_corpora import ExamCorpus, exam_corpora, neighbour_of
 from diversity_jax.cluster_agent.exam_result import (
     HALF,
@@ -34,6 +33,7 @@ from diversity_jax.cluster_agent.exam_result import (
 )
 from diversity_jax.cluster_agent.score import blocking
 from diversity_jax.cluster_agent.types import CallTotals, CriteriaSet, Criterion, Judge
+from diversity_jax.cluster_agent.uncertainty import t_quantile
 from diversity_jax.core import files
 from diversity_jax.core.errors import InputError
 from diversity_jax.core.intervals import Estimate
