@@ -2,18 +2,22 @@
 price.
 """
 
+from collections import Counter
+import contextlib
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import json
 import logging
 import multiprocessing
 import re
+import sqlite3
 import threading
 import time
 
 import pytest
 
-from diversity_jax.llm import EngineConfig
-from diversity_jax.synthesis.config import BatchConfig, GeneratorConfig, GridConfig, SynthesisConfig, TopicsConfig
+from diversity_jax.core.errors import InputError
+from diversity_jax.llm import BatchConfig, EngineConfig
+from diversity_jax.synthesis.config import GeneratorConfig, GridConfig, SynthesisConfig, TopicsConfig
 from diversity_jax.synthesis.run import run
 from diversity_jax.synthesis.store import Store
 from tests.llm_answers import json_schema
@@ -26,7 +30,7 @@ class Provider:
     def __init__(self):
         self.files, self.batches, self.submitted, self.live, self.polls = {}, {}, 0, 0, 0
         self.ready = True
-        self.leave_out = 0
+        self.leave_out, self.lose_all = 0, False
         handler = type("Handler", (_Handler,), {"provider": self})
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
@@ -50,7 +54,11 @@ class Provider:
             }
             body = {"choices": [choice], "usage": {"prompt_tokens": 100, "completion_tokens": 200}}
             lines.append(json.dumps({"custom_id": asked["custom_id"], "response": {"status_code": 200, "body": body}}))
-        return "\n".join(lines[self.leave_out :])
+        return "\n".join(self.kept(lines))
+
+    def kept(self, answers):
+        """What is left of a batch's answers; of small batches everything, unless all is lost."""
+        return answers[self.leave_out :] if len(answers) > self.leave_out or self.lose_all else answers
 
     def gemini_responses(self, requests):
         found = []
@@ -63,7 +71,7 @@ class Provider:
             candidate = {"content": {"parts": parts, "role": "model"}, "finishReason": "STOP"}
             usage = {"promptTokenCount": 100, "candidatesTokenCount": 200, "totalTokenCount": 300}
             found.append({"response": {"candidates": [candidate], "usageMetadata": usage}, "metadata": one["metadata"]})
-        return found[self.leave_out :]
+        return self.kept(found)
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -112,7 +120,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self):
         provider, path = self.provider, self.path.split("?")[0]
-        if path.startswith("/v1/files/"):
+        if path == "/v1/models":
+            self.reply({"object": "list", "data": []})
+        elif path.startswith("/v1/files/"):
             self.reply(provider.openai_file(path.split("/")[3].removeprefix("out-")))
         elif path == "/v1/batches":
             self.reply(
@@ -183,6 +193,7 @@ def provider(monkeypatch):
 
 
 def settings(tmp_path, provider, model, **batch):
+    tmp_path.mkdir(exist_ok=True)
     (tmp_path / "topics.txt").write_text("\n".join(f"field/subject {n}" for n in range(12)))
     base = f"{provider.url}/v1" if model.startswith("openai") else f"{provider.url}/gemini"
     return SynthesisConfig(
@@ -190,7 +201,7 @@ def settings(tmp_path, provider, model, **batch):
         topics=TopicsConfig(source=str(tmp_path / "topics.txt")),
         grid=GridConfig(templates=("topic",), generations_per_topic=1, documents_per_round=8),
         generators=(GeneratorConfig(model=model, base_url=base, batch=True),),
-        batch=BatchConfig(**({"poll_seconds": 0.05} | batch)),
+        batch=BatchConfig(**({"poll_seconds": 0.05, "gather_seconds": 0.05} | batch)),
         engine=EngineConfig(progress="off"),
     )
 
@@ -232,15 +243,37 @@ def test_killed_before_it_could_note_the_batch_it_is_found_by_its_tag(tmp_path, 
         time.sleep(0.01)
     child.kill()
     child.join()
-    (tmp_path / "out" / "batches.json").unlink()
+    with contextlib.closing(sqlite3.connect(tmp_path / "out" / "ledger.sqlite")) as ledger, ledger:
+        assert ledger.execute("UPDATE batches SET name = NULL").rowcount == 1
+        assert ledger.execute("SELECT count(*) FROM claims WHERE owner LIKE 'batch|%'").fetchone() == (8,)
     provider.ready = True
     assert len(list(run(config).documents())) == 12
     assert (provider.submitted, provider.live) == (2, 0)
     assert len(Store(tmp_path / "out").rounds) == 2
 
 
-def test_what_a_batch_leaves_out_is_asked_live(tmp_path, provider):
+@pytest.mark.parametrize(
+    ("fallback", "calls", "prices"),
+    [
+        ("live", (2, 4), [(67.5, 8), (135.0, 4)]),
+        ("wait", (4, 0), [(67.5, 12)]),
+    ],
+)
+def test_what_a_batch_leaves_out_is_handed_in_again_unless_the_full_price_is_allowed(
+    tmp_path, provider, caplog, fallback, calls, prices
+):
     provider.leave_out = 2
-    store = run(settings(tmp_path, provider, "openai:gpt-4o-mini"))
-    assert len(list(store.documents())) == 12
-    assert (provider.submitted, provider.live) == (2, 4)
+    found = list(run(settings(tmp_path, provider, "openai:gpt-4o-mini", fallback=fallback)).documents())
+    assert (provider.submitted, provider.live) == calls
+    assert sorted(Counter(round(one["cost_usd"] * 1e6, 2) for one in found).items()) == prices
+    assert "2 of 8 requests without an answer" in caplog.text
+    assert "batch.fallback=live" in caplog.text
+
+
+@pytest.mark.parametrize(("fallback", "batches"), [("stop", 1), ("wait", 3)])
+def test_a_batch_that_is_lost_ends_the_run_before_it_spends_more(tmp_path, provider, fallback, batches):
+    provider.leave_out, provider.lose_all = 8, True
+    with pytest.raises(InputError, match=r"^generator: .*left requests out.*batch\.fallback=live") as caught:
+        run(settings(tmp_path, provider, "openai:gpt-4o-mini", fallback=fallback))
+    assert "\n" not in str(caught.value)
+    assert (provider.submitted, provider.live) == (batches, 0)

@@ -89,8 +89,9 @@ class CorpusScorer:
 
     async def extend(self, until: int) -> None:
         """Judges groupings up to number `until`. Where no further call can succeed it stops, and `ended` says why."""
-        at_once = getattr(self._judge, "groupings_at_once", None) or self._config.in_flight
-        workers = min(at_once, self._config.in_flight, until - self._begun)
+        in_flight = until if getattr(self._judge, "gathers_calls", False) else self._config.in_flight
+        at_once = getattr(self._judge, "groupings_at_once", None) or in_flight
+        workers = min(at_once, in_flight, until - self._begun)
         try:
             async with asyncio.TaskGroup() as group:
                 for number in range(1, workers + 1):

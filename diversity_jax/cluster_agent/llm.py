@@ -22,12 +22,13 @@ class LlmJudge:
     """
 
     prompt_version = PROMPT_VERSION
-    identity: Mapping[str, Any] = MappingProxyType({})  # model and wording are all; the server's address is no part
 
     def __init__(self, engine: Engine):
         self.engine = engine
         self.label = engine.name
         self._assignment: bool | None = None  # form of partitions; None until the first one is asked for
+        # Model and wording are all, and the fields that change the model's answers; the server's address is no part.
+        self.identity: Mapping[str, Any] = MappingProxyType({"body": engine.body} if engine.body else {})
 
     async def __aenter__(self) -> "LlmJudge":
         await self.engine.__aenter__()
@@ -39,6 +40,11 @@ class LlmJudge:
     def expect(self, calls: int) -> None:
         """Tells the engine how many calls are to come, for its forecast of time and price."""
         self.engine.expect(calls)
+
+    @property
+    def gathers_calls(self) -> bool:
+        """Whether calls go out in batches, so that all groupings are to be worked on at once."""
+        return self.engine.config.batch
 
     @property
     def groupings_at_once(self) -> int | None:

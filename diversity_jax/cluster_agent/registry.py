@@ -15,7 +15,7 @@ from diversity_jax.cluster_agent.llm import LlmJudge
 from diversity_jax.cluster_agent.offline import LABEL, OfflineJudge
 from diversity_jax.cluster_agent.types import Judge, SampledCorpus
 from diversity_jax.core.errors import InputError
-from diversity_jax.llm import BudgetConfig, Engine, EngineConfig
+from diversity_jax.llm import BudgetConfig, EndpointConfig, Engine, EngineConfig
 
 
 class JudgeSettings(Protocol):
@@ -25,6 +25,8 @@ class JudgeSettings(Protocol):
     def judge(self) -> str: ...
     @property
     def judge_base_url(self) -> str | None: ...
+    @property
+    def judge_endpoint(self) -> EndpointConfig: ...
     @property
     def agent(self) -> AgentConfig: ...
     @property
@@ -56,7 +58,8 @@ class JudgeKind:
 def _open_llm(settings: JudgeSettings, corpora: Sequence[SampledCorpus], cache: Path) -> LlmJudge:
     path = settings.engine.ledger or str(cache)
     engine = dataclasses.replace(settings.engine, ledger=path)
-    judge = LlmJudge(Engine(settings.judge, base_url=settings.judge_base_url, config=engine, budget=settings.budget))
+    address, endpoint = settings.judge_base_url, settings.judge_endpoint
+    judge = LlmJudge(Engine(settings.judge, base_url=address, endpoint=endpoint, config=engine, budget=settings.budget))
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     return judge
 

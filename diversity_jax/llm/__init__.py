@@ -1,18 +1,29 @@
 """Language models: providers, one asynchronous engine, a cache of paid answers, a hard budget."""
 
+from diversity_jax.llm.batching import StillRunning
 from diversity_jax.llm.budget import BudgetConfig, Price, price_of
 from diversity_jax.llm.cost_forecast import CostForecast, PlannedCalls, Tokens, estimate_tokens, forecast
 from diversity_jax.llm.engine import Engine
 from diversity_jax.llm.json_answers import read_json_answer
 from diversity_jax.llm.progress import Stats
 from diversity_jax.llm.providers.registry import parse_model
-from diversity_jax.llm.types import CallFailed, Completion, EngineConfig, Request, Schema
+from diversity_jax.llm.types import (
+    BatchConfig,
+    CallFailed,
+    Completion,
+    EndpointConfig,
+    EngineConfig,
+    Request,
+    Schema,
+)
 
 __all__ = [
+    "BatchConfig",
     "BudgetConfig",
     "CallFailed",
     "Completion",
     "CostForecast",
+    "EndpointConfig",
     "Engine",
     "EngineConfig",
     "PlannedCalls",
@@ -20,6 +31,7 @@ __all__ = [
     "Request",
     "Schema",
     "Stats",
+    "StillRunning",
     "Tokens",
     "estimate_tokens",
     "forecast",

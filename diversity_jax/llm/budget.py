@@ -96,14 +96,21 @@ def sum_of(amounts: Iterable[Amount]) -> Amount:
 
 @dataclass(frozen=True, kw_only=True)
 class Price:
-    """Dollars per million tokens."""
+    """Dollars per million tokens; `cached_input` of prompt tokens from the server's cache, None as all others."""
 
     input: float
     output: float
+    cached_input: float | None = None
 
-    def cost(self, prompt_tokens: int, completion_tokens: int) -> float:
-        """Dollars for one call."""
-        return (prompt_tokens * self.input + completion_tokens * self.output) / 1e6
+    def cost(self, prompt_tokens: float, completion_tokens: float, cached_tokens: int = 0) -> float:
+        """Dollars for one call, `cached_tokens` of whose prompt came from the server's cache."""
+        saved = 0.0 if self.cached_input is None else cached_tokens * (self.input - self.cached_input)
+        return (prompt_tokens * self.input + completion_tokens * self.output - saved) / 1e6
+
+    def times(self, share: float) -> "Price":
+        """This price with a discount."""
+        cached = None if self.cached_input is None else self.cached_input * share
+        return Price(input=self.input * share, output=self.output * share, cached_input=cached)
 
 
 def is_loopback(base_url: str | None) -> bool:
@@ -148,7 +155,12 @@ def _table(path: str) -> dict[str, dict[str, Price]]:
     try:
         return {
             family: {
-                name: Price(input=float(row["input"]), output=float(row["output"])) for name, row in models.items()
+                name: Price(
+                    input=float(row["input"]),
+                    output=float(row["output"]),
+                    cached_input=None if row.get("cached_input") is None else float(row["cached_input"]),
+                )
+                for name, row in models.items()
             }
             for family, models in content["models"].items()
         }
@@ -210,6 +222,23 @@ class StageCosts:
     longest_answer: int = 0
 
 
+@dataclass(kw_only=True)
+class Overrun:
+    """How far answers have gone beyond what their requests allow: some servers bill thoughts beside the answer, which
+    no limit of the request holds for. Reservations are multiplied by `factor`, twice the most that was seen.
+    """
+
+    factor: float = 1.0
+
+    def learn(self, used: Amount, most: Amount) -> float:
+        """Learns from an answer; returns by how much the factor has grown."""
+        shares = ((used.dollars, most.dollars), (used.tokens, most.tokens))
+        seen = 2 * max((part / whole for part, whole in shares if whole > 0), default=0.0)
+        grown = max(seen / self.factor, 1.0)
+        self.factor *= grown
+        return grown
+
+
 class CallCosts:
     """What the attempts of one call use up, where lost ones (sent, but without an answer) have to be estimated.
 
@@ -220,17 +249,24 @@ class CallCosts:
       request: the call.
       price: of the model.
       stage: shared by all calls of the stage.
+      overrun: shared by all calls of the model.
 
     Attributes:
-      most: upper bound of what one attempt can use up.
+      allowed: the most that one attempt can use up where the server keeps to the request's limit.
     """
 
-    def __init__(self, request: Request, price: Price, stage: StageCosts):
-        self.most = most_it_can_use(request, price)
-        self._max_output_tokens = request.max_output_tokens
-        self._most_prompt_tokens = self.most.tokens - request.max_output_tokens
+    def __init__(self, request: Request, price: Price, stage: StageCosts, overrun: Overrun):
+        self.allowed = most_it_can_use(request, price)
+        self._max_output_tokens, self._overrun = request.max_output_tokens, overrun
+        self._most_prompt_tokens = self.allowed.tokens - request.max_output_tokens
         self._price, self._stage = price, stage
         self._lost: list[Amount] = []
+
+    @property
+    def most(self) -> Amount:
+        """Upper bound of what one attempt can use up, as far as is known of the server."""
+        factor = self._overrun.factor
+        return Amount(self.allowed.dollars * factor, math.ceil(self.allowed.tokens * factor), self.allowed.calls)
 
     def lose_attempt(self) -> Amount:
         """Counts one more lost attempt; returns what it counts as."""
@@ -261,5 +297,5 @@ class CallCosts:
         return self._amount(prompt_tokens, 2 * stage.longest_answer)
 
     def _amount(self, prompt_tokens: int, completion_tokens: int) -> Amount:
-        completion_tokens = min(completion_tokens, self._max_output_tokens)
+        completion_tokens = min(completion_tokens, math.ceil(self._max_output_tokens * self._overrun.factor))
         return Amount(self._price.cost(prompt_tokens, completion_tokens), prompt_tokens + completion_tokens, 1)

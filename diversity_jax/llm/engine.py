@@ -1,34 +1,40 @@
 """The engine: hundreds of calls in flight, none paid twice, none beyond the cap."""
 
 import asyncio
-from collections import defaultdict
-from collections.abc import Awaitable, Sequence
+from collections.abc import Sequence
 import contextlib
-from dataclasses import dataclass
+import datetime
 import logging
 import random
-from typing import Any, TypeVar
+from typing import Any
 
 from diversity_jax.core.errors import InputError
-from diversity_jax.llm.budget import NOTHING, Amount, BudgetConfig, CallCosts, Reservation, StageCosts, price_of, sum_of
+from diversity_jax.core.files import canonical_json
+from diversity_jax.llm.batching import BatchQueue
+from diversity_jax.llm.budget import NOTHING, Amount, BudgetConfig, price_of
+from diversity_jax.llm.calls import Call, CallLedger, RunEnd, outcome_of, used_by
 from diversity_jax.llm.cost_forecast import CostForecast, PlannedCalls, reforecast
+from diversity_jax.llm.evidence import Evidence
 from diversity_jax.llm.progress import CallProgress, Stats
-from diversity_jax.llm.providers.base import Provider, Rejected, Reply, Transient, open_provider
+from diversity_jax.llm.providers.base import Provider, connect
+from diversity_jax.llm.providers.batch import open_batches
+from diversity_jax.llm.providers.endpoint import Endpoint
+from diversity_jax.llm.providers.outcomes import Refused, Reply, Transient
 from diversity_jax.llm.providers.registry import parse_model
 from diversity_jax.llm.rate_limit import PrioritySemaphore, Slot, Throttle, wait
 from diversity_jax.llm.response_cache import ResponseCache
+from diversity_jax.llm.server_notes import ServerNotes
 from diversity_jax.llm.types import (
     CachedFailure,
-    CachedResponse,
     CallFailed,
     Completion,
+    EndpointConfig,
     EngineConfig,
     Outcome,
     Request,
 )
 
 _logger = logging.getLogger(__name__)
-_T = TypeVar("_T")
 # Calls beyond those in flight that may be under way through the cache, so that no slot waits for the disk even when all
 # answers come at once. A killed run counts them as used up like those in flight; under a cap, where that matters, they
 # are few.
@@ -36,30 +42,16 @@ _PREFETCH_LEAST, _PREFETCH_SHARE, _PREFETCH_SHARE_CAPPED = 8, 1, 1 / 4
 # Requests prepared at once, in slots: hashing thousands first would keep the first ones from going out.
 _ADMITTED_PER_SLOT = 4
 _LONGEST_BACKOFF_SECONDS = 30.0
-_POLL_SECONDS = 0.2
+_LEAST_TOLD_SECONDS = 60.0  # shorter hints beside a quota of a day are of another quota
 # A call may be refused with 429 more often than it may fail, because that is how the limit is learnt.
 _RATE_LIMITED_FACTOR = 10
-_REJECTIONS_BEFORE_GIVING_UP = 3
+# Attempts at a call that is turned away (401, 403, 404, a redirect), which a broken gateway does now and then.
+_ATTEMPTS_TURNED_AWAY = 3
 _ATTEMPTS_TO_REACH_A_SERVER = 3
-
-
-@dataclass(kw_only=True, eq=False)
-class _Call:
-    """One request until it is answered or given up.
-
-    Attributes:
-      reserved: whether an attempt holds a reservation in the cache.
-      spent: what the attempt under way used up; None where it may have used up anything up to `costs.most`.
-      failures, rate_limits: attempts that failed, and that met the server's limit.
-    """
-
-    key: str
-    request: Request
-    costs: CallCosts
-    reserved: bool = False
-    spent: Amount | None = NOTHING
-    failures: int = 0
-    rate_limits: int = 0
+_IDENTIFY_SECONDS = 10.0
+_FAILURES_OF_A_PROBE = 3
+_MOST_WAITING = 1_000_000  # calls that wait for batches at once
+_BATCHES_PER_CALL = 3  # that may leave a request out before the run ends
 
 
 class Engine:
@@ -73,6 +65,7 @@ class Engine:
     Args:
       model: `provider:model`, of the providers in `providers.registry`.
       base_url: address of a server of one's own, such as `http://127.0.0.1:8000/v1`.
+      endpoint: headers, query and body that the server wants.
       config: how calls are made.
       budget: the cap.
       role: what the model is used as, `judge` or `generator`; messages begin with it.
@@ -86,59 +79,98 @@ class Engine:
         model: str,
         *,
         base_url: str | None = None,
+        endpoint: EndpointConfig = EndpointConfig(),
         config: EngineConfig = EngineConfig(),
         budget: BudgetConfig = BudgetConfig(),
         role: str = "judge",
     ):
         self.name, self.role, self.config, self.budget = model, role, config, budget
         self.stats = Stats()
-        self._base_url = base_url
+        self._base_url, self._endpoint_config = base_url, endpoint
         self._provider_name, self._model = parse_model(model, role)
-        self.price = price_of(self._provider_name, self._model, base_url, budget)
+        self._live_price = price_of(self._provider_name, self._model, base_url, budget)
+        self.price = self._live_price.times(config.price_share)
+        self.body = endpoint.body_fields()
+        self._asked_model = f"{self._model} {canonical_json(self.body)}" if self.body else self._model
+        self._endpoint: Endpoint | None = None
         self._provider: Provider | None = None
-        self._cache: ResponseCache | None = None
-        slots = config.max_in_flight
+        self._batches: BatchQueue | None = None
+        self._ledger: CallLedger | None = None
+        self._identifying: asyncio.Task[None] | None = None
+        slots = self.most_at_once
         prefetch_share = _PREFETCH_SHARE_CAPPED if budget.capped else _PREFETCH_SHARE
-        self._throttle = Throttle(slots, stall_seconds=config.stall_seconds, stalled=self._stalled)
+        self._throttle = Throttle(config.max_in_flight, stall_seconds=config.stall_seconds, stalled=self._stalled)
         self._admission_semaphore = PrioritySemaphore(slots * _ADMITTED_PER_SLOT)
         self._prefetch_semaphore = PrioritySemaphore(slots + _PREFETCH_LEAST + int(slots * prefetch_share))
-        self._budget_lock = PrioritySemaphore(1)
-        self._committed, self._stopping = asyncio.Event(), asyncio.Event()
         self._progress = CallProgress(model, config.progress, self.stats, self._throttle, lambda: self.projected)
         self._calls: dict[str, asyncio.Task[Completion]] = {}
-        self._retrying: dict[str, _Call] = {}  # those that have failed and are asked again
-        self._stage_costs: defaultdict[str, StageCosts] = defaultdict(StageCosts)
-        self._ending: Exception | None = None
+        self._end = RunEnd()
+        self._end.on_end(self._throttle.stop)
+        self._end.on_end(self._prefetch_semaphore.stop)
         self._reached = False  # whether the server has answered anything
-        self._rejections = 0
+        self._evidence = Evidence()
         self._broken_schemas = 0  # answers that broke the schema they were asked in
 
     async def __aenter__(self) -> "Engine":
         config = self.config
-        if self._cache is not None:
+        if self._ledger is not None:
             raise RuntimeError("an Engine is entered once; make another one")
         if not config.offline_replay:
-            limits: dict[str, Any] = {
-                "max_in_flight": config.max_in_flight,
-                "deadline_seconds": config.deadline_seconds,
-            }
-            self._provider = open_provider(self.name, base_url=self._base_url, role=self.role, **limits)
+            self._endpoint = Endpoint(self.name, self._base_url, self.role, self._endpoint_config)
+            limits = {"max_in_flight": config.max_in_flight, "deadline_seconds": config.deadline_seconds}
+            self._provider = connect("client", self._endpoint, **limits)
         try:
-            self._cache = ResponseCache(config.ledger, run=config.run, caps=self.budget, replay=config.offline_replay)
+            cache = ResponseCache(config.ledger, run=config.run, caps=self.budget, replay=config.offline_replay)
+            await self._begin(cache)
         except BaseException:
             await self._close_provider()
             raise
-        self.stats.spent_before = self._cache.spent_before
+        self.stats.spent_before = cache.spent_before
         self._progress.start()
         return self
 
+    async def _begin(self, cache: ResponseCache) -> None:
+        """Takes up what the ledger knows of the server, and batches that are under way."""
+        endpoint, config = self._endpoint, self.config
+        url = endpoint.url if endpoint else self._base_url or ""
+        notes = ServerNotes(cache, self.name, url, self.role)
+        poll = {"poll_seconds": config.batches.poll_seconds} if config.batch else {}
+        self._ledger = CallLedger(cache, notes, self.budget, self.stats, self._end, self.role, **poll)
+        if endpoint is None or self._provider is None:
+            return
+        endpoint.without, endpoint.learnt = notes.without, notes.learnt
+        subject = f"{self._provider_name}:{self._asked_model} at {url}"
+        under_way = await self._ledger.guard(cache.run(lambda file: file.open_batches(subject)))
+        if config.batch or under_way:
+            who = {"name": self.name, "model": self._model, "role": self.role, "subject": subject}
+            price, provider = self._live_price.times(config.batches.price_share), open_batches(endpoint)
+            self._batches = BatchQueue(provider, self._ledger, self.stats, self._end, config.batches, price, **who)
+            self._batches.take_up(under_way)
+        self._identifying = asyncio.create_task(self._identify(self._provider, notes))
+        dollars_or_tokens = (self.budget.max_dollars, self.budget.max_tokens) != (None, None)
+        if dollars_or_tokens and cache.began_empty:
+            # One answer shows whether the server bills thoughts beyond the limit of a request; hundreds in flight would
+            # have passed the cap by then.
+            self._throttle.hold()
+
+    async def _identify(self, provider: Provider, notes: ServerNotes) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_IDENTIFY_SECONDS):
+                listed = await provider.identify()
+                notes.served_by("listed as", [listed] if listed else [])
+
     async def __aexit__(self, kind: type[BaseException] | None, *_: Any) -> None:
-        for task in self._calls.values():
+        tasks = [*self._calls.values(), *filter(None, [self._identifying])]
+        if self._identifying is not None and kind is None:
+            await asyncio.wait([self._identifying], timeout=_IDENTIFY_SECONDS)  # a run from the cache is over at once
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._calls.values(), return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
         await self._progress.close()
+        if self._batches is not None:
+            await self._batches.close()
         try:
-            await self._open_cache.close()
+            await self._open_ledger.cache.close()
         except InputError:
             if kind is None:  # otherwise the first error is the one to show
                 raise
@@ -150,15 +182,24 @@ class Engine:
             await self._provider.close()
 
     @property
-    def _open_cache(self) -> ResponseCache:
-        if self._cache is None:
+    def _open_ledger(self) -> CallLedger:
+        if self._ledger is None:
             raise RuntimeError("an Engine is used inside `async with`")
-        return self._cache
+        return self._ledger
+
+    def key(self, request: Request) -> str:
+        """The key of a request's answer in the cache."""
+        return request.key(self._provider_name, self._asked_model)
 
     @property
     def limit(self) -> int:
         """How many requests may be in flight now."""
         return self._throttle.limit
+
+    @property
+    def most_at_once(self) -> int:
+        """How many calls to begin at once: all of them where they go out in batches, which gather what waits."""
+        return _MOST_WAITING if self.config.batch else self.config.max_in_flight
 
     @property
     def calls_left(self) -> int | None:
@@ -171,7 +212,9 @@ class Engine:
         """Whether the server holds answers to the schema of their request, as far as is known: False once it has
         refused schemas, or an answer that was reported has broken one.
         """
-        return not self._broken_schemas and (self._provider is None or self._provider.sends_schemas)
+        # Where nothing is asked it is what an earlier process has learnt.
+        known = self._endpoint or (self._ledger and self._ledger.notes)
+        return not self._broken_schemas and not (known and "json_schema" in known.without)
 
     def report_broken_schema(self, stage: str) -> None:
         """Notes that an answer did not fit the schema of its request; the first time this is logged."""
@@ -194,14 +237,14 @@ class Engine:
         return reforecast(self.stats.planned, self.stats.used, self.price, self.budget) if self.stats.planned else None
 
     async def answers_other(self, request: Request, other: Request) -> bool:
-        """Whether the cache holds an answer to `other` and none to `request`."""
-        cache = self._open_cache
-        if cache.began_empty:
-            return False
-        keys = [one.key(self._provider_name, self._model) for one in (request, other)]
-        if await self._cached(cache.find(keys[0])) is not None:
-            return False
-        return await self._cached(cache.find(keys[1])) is not None
+        """Whether the cache, or a batch of an earlier process, holds an answer to `other` and none to `request`."""
+        return not await self._is_held(request) and await self._is_held(other)
+
+    async def _is_held(self, request: Request) -> bool:
+        key, ledger = self.key(request), self._open_ledger
+        if self._batches is not None and self._batches.holds(key):
+            return True
+        return not ledger.cache.began_empty and await ledger.guard(ledger.cache.find(key)) is not None
 
     async def complete(self, request: Request) -> Completion:
         """The answer to `request`, from the cache or from the server. Equal requests at once share one call.
@@ -213,7 +256,7 @@ class Engine:
         """
         await self._admission_semaphore.enter(first=request.urgent)
         try:
-            key = request.key(self._provider_name, self._model)
+            key = self.key(request)
             task = self._calls.get(key)
             if task is None:
                 task = self._calls[key] = asyncio.create_task(self._answer(key, request))
@@ -224,28 +267,30 @@ class Engine:
 
     def _done(self, key: str, task: asyncio.Task[Completion]) -> None:
         del self._calls[key]
-        self._retrying.pop(key, None)
+        self._open_ledger.retrying.pop(key, None)
         self.stats.failed += not task.cancelled() and task.exception() is not None
 
     async def _answer(self, key: str, request: Request) -> Completion:
-        cache = self._open_cache
-        outcome = None if cache.began_empty else await self._cached(cache.find(key))
+        ledger = self._open_ledger
+        outcome = None if ledger.cache.began_empty else await ledger.guard(ledger.cache.find(key))
         if outcome is not None:
             return self._completion(outcome, cached=True)
         if self._provider is None:
             missing = f"has no answer of {self.name} to this {request.stage} call ({key[:12]})"
             remedy = "replay needs the same corpus, settings and seed, or run without engine.offline_replay"
             raise InputError(f"{self.config.ledger}: {missing}; {remedy}")
-        costs = CallCosts(request, self.price, self._stage_costs[request.stage])
-        return await self._ask(_Call(key=key, request=request, costs=costs), self._provider)
+        batched = self._batches is not None and (self.config.batch or self._batches.holds(key))
+        call = Call(key=key, request=request, costs=ledger.costs_of(request, self.price), batched=batched)
+        return await self._ask(call, self._provider)
 
-    async def _ask(self, call: _Call, provider: Provider) -> Completion:
+    async def _ask(self, call: Call, provider: Provider) -> Completion:
         """Attempts a call until it ends."""
+        ledger = self._open_ledger
         attempts, limits = self.config.max_attempts, self.config.max_attempts * _RATE_LIMITED_FACTOR
         while True:
             # Calls that wait for budget may fill this semaphore; those that complete begun work, and so free budget, go
             # past them.
-            semaphore = contextlib.nullcontext() if self._has_priority(call) else self._prefetch_semaphore
+            semaphore = contextlib.nullcontext() if ledger.has_priority(call) else self._prefetch_semaphore
             try:
                 async with semaphore:
                     try:
@@ -253,149 +298,151 @@ class Engine:
                     finally:
                         if call.reserved:  # the attempt failed, the run ended, or this task was cancelled
                             with contextlib.suppress(InputError):
-                                await self._commit(call, None)
+                                await ledger.commit(call, None)
             except Transient as error:
                 failure = error
             self._raise_if_never_reached(call, failure)
-            if call.failures >= attempts or call.rate_limits >= limits:
-                raise await self._failed(call, CallFailed("gave_up", f"every attempt failed; the last: {failure}"))
-            self._retrying[call.key] = call
+            if failure.kind == "unanswered":
+                self._fall_back(call, failure)
+            elif call.failures >= attempts or call.rate_limits >= limits:
+                raise await ledger.fail(call, CallFailed("gave_up", f"every attempt failed; the last: {failure}"))
+            ledger.retrying[call.key] = call
             await self._pause(call, failure)
 
-    def _has_priority(self, call: _Call) -> bool:
-        return call.request.urgent or call.key in self._retrying
+    def _fall_back(self, call: Call, failure: Transient) -> None:
+        """Decides how a request goes on that a batch left out."""
+        fallback = self.config.batches.fallback
+        if fallback == "live":
+            call.batched, call.costs = False, self._open_ledger.costs_of(call.request, self._live_price)
+        elif fallback == "stop" or call.failures >= _BATCHES_PER_CALL:
+            why = f"{call.failures} batches left requests out; the last: {failure.detail}"
+            advice = "run again to hand them in once more, or with batch.fallback=live to ask them at the full price"
+            self._end.stop(InputError(f"{self.role}: {why}; {advice}"))
+        self._end.raise_if_ended()
 
-    async def _attempt(self, call: _Call, provider: Provider) -> Completion:
+    async def _attempt(self, call: Call, provider: Provider) -> Completion:
         """Sends a call once, and records how it ended before anyone sees it."""
-        response = await self._reserve(call)
-        if response is not None:
-            return self._completion(response, cached=True)
+        batches = self._batches if call.batched else None
+        if batches is None or not batches.holds(call.key):
+            response = await self._open_ledger.reserve(call)
+            if response is not None:
+                return self._completion(response, cached=True)
+        try:
+            if batches is not None:
+                return await self._batch_attempt(call, batches)
+            return await self._live_attempt(call, provider)
+        except Refused as error:
+            call.spent = Amount(calls=1) if call.reserved else NOTHING
+            raise await self._refused(call, error) from None
+
+    async def _batch_attempt(self, call: Call, batches: BatchQueue) -> Completion:
+        """Waits for what a batch brings, which is recorded by then."""
+        try:
+            outcome = await batches.ask(call)
+        except Transient as error:
+            call.failures += error.kind != "adapted"
+            raise
+        except Refused as error:
+            self._weigh(call, error)
+            raise
+        self._evidence.successes += 1
+        if isinstance(outcome, CachedFailure) and outcome.reason == "interrupted":
+            call.failures += 1
+            raise Transient("unanswered", outcome.detail)
+        return self._completion(outcome, cached=False)
+
+    async def _live_attempt(self, call: Call, provider: Provider) -> Completion:
         slot = await self._throttle.acquire()
         self.stats.attempts += 1
         call.spent = None  # until it is known what this attempt used up
         try:
-            reply = await self._send(slot, call.request, provider)
+            reply = await self._send(slot, call, provider)
         except Transient as error:
             if not error.billed:
                 call.spent = Amount(calls=int(error.kind != "unreachable"))
             call.rate_limits += error.kind == "rate_limited"
-            # While the circuit is open no call is answered, and so none uses up its attempts.
-            call.failures += not self._throttle.opened and error.kind not in ("rate_limited", "adapted")
+            if error.kind not in ("rate_limited", "adapted"):
+                call.failures += self._weight_of_failure(slot)
             raise
-        except (Rejected, InputError) as error:
-            call.spent = Amount(calls=1)
-            if isinstance(error, InputError):
-                raise
-            self._raise_if_always_rejected(error)
-            raise await self._failed(call, CallFailed("rejected", error.detail)) from None
-        except CallFailed as error:
-            error.cost_usd = self.price.cost(error.prompt_tokens, error.completion_tokens)
-            call.spent = Amount(error.cost_usd, error.prompt_tokens + error.completion_tokens, 1)
-            raise await self._failed(call, error) from None
-        dollars = self.price.cost(reply.prompt_tokens, reply.completion_tokens)
-        call.spent = Amount(dollars, reply.prompt_tokens + reply.completion_tokens, 1)
-        response = CachedResponse(stage=call.request.stage, **vars(reply), dollars=dollars, model=self._model)
-        await self._commit(call, response)
-        return self._completion(response, cached=False)
+        ledger, price = self._open_ledger, self.price if self.config.batch is call.batched else self._live_price
+        call.spent = spent = used_by(reply, price)
+        await ledger.learn(spent, call.costs.allowed, reply.served_by)
+        outcome = outcome_of(reply, call.request.stage, self._model, spent)
+        if isinstance(outcome, CachedFailure) and outcome.reason == "interrupted":
+            call.failures += 1
+            raise Transient("interrupted", outcome.detail)
+        await ledger.commit(call, outcome)
+        return self._completion(outcome, cached=False)
 
-    async def _send(self, slot: Slot, request: Request, provider: Provider) -> Reply:
+    def _weight_of_failure(self, slot: Slot) -> int:
+        """As how many failures one counts. A server that is down answers no call, and none uses up its attempts; one
+        that has answered others is asked by the very calls that always fail, which must not go on for ever.
+        """
+        if not self._throttle.opened:
+            return 1
+        return _FAILURES_OF_A_PROBE if slot.probe and self._evidence.successes else 0
+
+    def _weigh(self, call: Call, error: Refused) -> None:
+        """Ends the run where a refusal shows that no call can succeed."""
+        endpoint, evidence = self._endpoint, self._evidence
+        if evidence.is_about_all(error, call.key, answered_before=self.stats.cached > 0) and endpoint:
+            self._end.stop(endpoint.explain(error, evidence.refused))
+
+    async def _refused(self, call: Call, error: Refused) -> Exception:
+        """What a refusal means for its call."""
+        self._end.raise_if_ended()
+        call.denials += 1
+        if error.scope in ("access", "key", "model") and call.denials < _ATTEMPTS_TURNED_AWAY and not call.batched:
+            return Transient("turned away", error.detail)
+        return await self._open_ledger.fail(call, CallFailed(error.reason, error.detail))
+
+    async def _send(self, slot: Slot, call: Call, provider: Provider) -> Reply:
         """Sends one attempt, and tells the throttle how it went."""
-        throttle, seconds = self._throttle, self.config.deadline_seconds
+        throttle, seconds, number = self._throttle, self.config.deadline_seconds, self._evidence.sent()
         try:
             async with asyncio.timeout(seconds):
-                reply = await provider.ask(request)
+                reply = await provider.ask(call.request)
         except (Transient, TimeoutError) as error:
             failure = error if isinstance(error, Transient) else Transient("timeout", f"no answer for {seconds:g} s")
             self._reached = self._reached or failure.kind != "unreachable"
             if failure.kind == "rate_limited":
+                self._stop_if_used_up(failure)
                 throttle.limited(slot, failure.retry_after_seconds)
             elif failure.kind == "adapted":
                 throttle.abandoned(slot)
             else:
-                throttle.failed(slot, str(failure), unreachable=failure.kind == "unreachable")
+                unreachable, again = failure.kind == "unreachable", call.key in self._open_ledger.retrying
+                throttle.failed(slot, str(failure), unreachable=unreachable, again=again)
             raise failure from None
-        except (Rejected, CallFailed):
+        except Refused as error:
             self._reached = True
+            self._evidence.ended(number)
+            self._weigh(call, error)  # before the slot is free for another call that may have to fail
             throttle.answered(slot)
             raise
         except BaseException as error:
             if isinstance(error, InputError):
-                self._stop(error)  # before the slot is free for another call that must fail
+                self._end.stop(error)  # before the slot is free for another call that must fail
             throttle.abandoned(slot)
             raise
+        finally:
+            self._evidence.ended(number)
         self._reached = True
+        self._evidence.successes += 1
         throttle.answered(slot)
         return reply
 
-    async def _reserve(self, call: _Call) -> Outcome | None:
-        """Reserves the most that a call can use up; returns the answer instead if another process has it by now."""
-        reservation = await self._reserve_once(call)
-        if reservation.state != "over":
-            return reservation.response
-        # One call at a time, or hundreds would ask again at every call that ends. Calls with priority come first, and
-        # keep their turn until there is budget for them.
-        priority = self._has_priority(call)
-        while True:
-            await self._budget_lock.enter(first=priority)
-            try:
-                while (reservation := await self._reserve_once(call)).state == "over":
-                    if reservation.in_flight:
-                        await wait(self._committed, _POLL_SECONDS)  # other processes' calls are seen by polling only
-                    elif not await self._recount_lost():
-                        self._stop(CallFailed("budget", reservation.why(self.budget)))
-                    if not priority:
-                        break
-                else:
-                    return reservation.response
-            finally:
-                self._budget_lock.leave()
-
-    async def _reserve_once(self, call: _Call) -> Reservation:
-        while True:
-            self._raise_if_ended()
-            self._committed.clear()
-            reservation = await self._cached(self._open_cache.reserve(call.key, call.costs.most))
-            call.reserved = reservation.state == "granted"
-            if reservation.state != "held":
-                return reservation
-            await asyncio.sleep(_POLL_SECONDS)
-
-    async def _recount_lost(self) -> bool:
-        """Counts the lost attempts of calls that are still to be asked again by what is known now of their stage;
-        whether that frees budget.
-        """
-        regained = sum_of(call.costs.recount() for call in self._retrying.values())
-        if regained == NOTHING:
-            return False
-        self.stats.spent = self.stats.spent.minus(regained)
-        await self._cached(self._open_cache.commit("", NOTHING, None, regained=regained))
-        return True
-
-    async def _failed(self, call: _Call, error: CallFailed) -> CallFailed:
-        fields = {name: getattr(error, name) for name in ("reason", "detail", "prompt_tokens", "completion_tokens")}
-        await self._commit(call, CachedFailure(stage=call.request.stage, dollars=error.cost_usd, **fields))
-        return error
-
-    async def _commit(self, call: _Call, outcome: Outcome | None) -> None:
-        """Records what an attempt used up, and the call's outcome if it has one."""
-        spent, regained, lost = call.spent, NOTHING, call.spent is None
-        if spent is None:
-            spent = call.costs.lose_attempt()
-        elif isinstance(outcome, CachedResponse):
-            again, regained = call.costs.answered(outcome.prompt_tokens, outcome.completion_tokens)
-            spent = spent.plus(again)
-        call.spent, call.reserved = NOTHING, False
-        self.stats.spent = self.stats.spent.plus(spent).minus(regained)
-        await self._cached(self._open_cache.commit(call.key, spent, outcome, lost=lost, regained=regained))
-        self._committed.set()
-
-    async def _cached(self, work: Awaitable[_T]) -> _T:
-        """Awaits work of the cache; when that fails the run cannot go on."""
-        try:
-            return await work
-        except InputError as error:
-            self._stop(error)
-            raise self._end_error() from None
+    def _stop_if_used_up(self, failure: Transient) -> None:
+        """Ends a run whose quota will not be there again while it waits."""
+        seconds = failure.retry_after_seconds
+        if not failure.used_up and (seconds or 0.0) <= self.config.stall_seconds:
+            return
+        when = "on the provider's next day"
+        if seconds is not None and seconds > _LEAST_TOLD_SECONDS:
+            moment = datetime.datetime.now(datetime.UTC) + datetime.timedelta(seconds=seconds)
+            when = f"in {seconds:.0f} s, at {moment:%Y-%m-%d %H:%M} UTC"
+        what = f"{self.name} takes no more requests ({failure.detail})"
+        self._end.stop(CallFailed("stalled", f"{self.role}: {what}; run again {when} to go on"))
 
     def _completion(self, outcome: Outcome, *, cached: bool) -> Completion:
         counts = {"prompt_tokens": outcome.prompt_tokens, "completion_tokens": outcome.completion_tokens}
@@ -404,47 +451,20 @@ class Engine:
         self.stats.count(outcome, cached=cached)
         return Completion(text=outcome.text, cost_usd=outcome.dollars, cached=cached, model=outcome.model, **counts)
 
-    async def _pause(self, call: _Call, error: Transient) -> None:
+    async def _pause(self, call: Call, error: Transient) -> None:
         """Full jitter: up to a bound that doubles, so that calls that failed together do not return together."""
-        if error.kind != "adapted":
+        if error.kind not in ("adapted", "unanswered"):
             doublings = max(call.failures + call.rate_limits - 1, 0)
             bound = min(self.config.backoff_seconds * 2**doublings, _LONGEST_BACKOFF_SECONDS)
-            await wait(self._stopping, (error.retry_after_seconds or 0.0) + random.uniform(0, bound))
+            await wait(self._end.event, (error.retry_after_seconds or 0.0) + random.uniform(0, bound))
 
-    def _raise_if_never_reached(self, call: _Call, error: Transient) -> None:
+    def _raise_if_never_reached(self, call: Call, error: Transient) -> None:
         tried = call.failures >= _ATTEMPTS_TO_REACH_A_SERVER or self._throttle.opened
         if error.kind == "unreachable" and not self._reached and tried:
             why = f"no server answers ({error.detail}); start it, or correct the base URL or the network"
-            self._stop(InputError(f"{self.role}: {why}"))
-        self._raise_if_ended()
-
-    def _raise_if_always_rejected(self, error: Rejected) -> None:
-        """One call may be wrong by itself, too long for instance; when the first ones all are, the settings are."""
-        self._rejections += 1
-        if not self.stats.done and self._rejections >= _REJECTIONS_BEFORE_GIVING_UP:
-            why = f"{self.name} rejects every call ({error.detail}); correct the model's settings"
-            self._stop(InputError(f"{self.role}: {why}"))
-            self._raise_if_ended()
+            self._end.stop(InputError(f"{self.role}: {why}"))
+        self._end.raise_if_ended()
 
     def _stalled(self, why: str) -> None:
-        silence = f"no answer from {self.name} for {self.config.stall_seconds:g} s"
-        self._stop(CallFailed("stalled", f"{silence}; the last failure: {why}; run again to go on"))
-
-    def _stop(self, ending: Exception) -> None:
-        """Lets no new call go out; those in flight end by themselves and are recorded."""
-        if self._ending is None:
-            self._ending = ending
-            self._stopping.set()
-            self._throttle.stop(self._end_error)
-            self._prefetch_semaphore.stop(self._end_error)
-            if isinstance(ending, CallFailed):  # an InputError is shown by the program that it ends
-                _logger.warning("%s", ending)
-
-    def _end_error(self) -> Exception:
-        """A new exception for every call that is refused because the run has ended."""
-        ending = self._ending
-        return CallFailed(ending.reason, ending.detail) if isinstance(ending, CallFailed) else InputError(str(ending))
-
-    def _raise_if_ended(self) -> None:
-        if self._ending is not None:
-            raise self._end_error()
+        silence = f"{self.role}: no answer from {self.name} for {self.config.stall_seconds:g} s"
+        self._end.stop(CallFailed("stalled", f"{silence}; the last failure: {why}; run again to go on"))

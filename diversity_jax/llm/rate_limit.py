@@ -16,6 +16,7 @@ _DECREASE = 0.7
 _STEEP_DECREASE = 0.5  # when most of a round was turned away
 _TRIP_FAILURES = 20
 _TRIP_UNREACHABLE = 3
+_LEAST_FAILING = 3  # calls, before their failures say anything of a server that has answered others
 _PROBE_SECONDS = (0.5, 1.0, 2.0, 4.0, 8.0, 15.0)
 
 
@@ -116,7 +117,9 @@ class Throttle(PrioritySemaphore):
         self._quiet_until = 0.0
         self._wake_timer: asyncio.TimerHandle | None = None
         self._failing_since: float | None = None
-        self._failures = self._unreachable = self._probes = 0  # in a row
+        self._ever_answered = False
+        self._held = False
+        self._failures = self._failing_calls = self._unreachable = self._probes = 0  # in a row
         self._probing = False
 
     async def acquire(self) -> Slot:
@@ -126,7 +129,10 @@ class Throttle(PrioritySemaphore):
 
     def answered(self, slot: Slot) -> None:
         """A call got an answer of any kind: the server works."""
-        self._failing_since = None
+        self._failing_since, self._ever_answered = None, True
+        if self._held:
+            self._held = False
+            self._set_limit()
         self._close()
         self._answers += 1
         self._round()
@@ -135,8 +141,6 @@ class Throttle(PrioritySemaphore):
     def limited(self, slot: Slot, retry_after_seconds: float | None) -> None:
         """A call was refused with a 429."""
         self._note_failure("429: too many requests")
-        if retry_after_seconds is not None and retry_after_seconds > self._stall_seconds:
-            self._stalled(f"429: too many requests, none wanted for {retry_after_seconds:.0f} s")
         self._close()
         if slot.era == self._era:
             self._refusals += 1
@@ -145,12 +149,13 @@ class Throttle(PrioritySemaphore):
         self._round()
         self.leave()
 
-    def failed(self, slot: Slot, why: str, *, unreachable: bool) -> None:
-        """A call failed without an answer."""
-        self._note_failure(why)
+    def failed(self, slot: Slot, why: str, *, unreachable: bool, again: bool = False) -> None:
+        """A call failed without an answer; `again` if it has before: one that always fails says nothing of others."""
         self._failures += 1
+        self._failing_calls += not again
+        self._note_failure(why)
         self._unreachable = self._unreachable + 1 if unreachable else 0
-        trips = self._failures >= _TRIP_FAILURES or self._unreachable >= _TRIP_UNREACHABLE
+        trips = (self._failures >= _TRIP_FAILURES and not self._is_few_calls) or self._unreachable >= _TRIP_UNREACHABLE
         # Calls that were in flight when the circuit opened say nothing new; only the probe does.
         if slot.probe if self.opened else trips:
             self._open()
@@ -168,25 +173,38 @@ class Throttle(PrioritySemaphore):
         # Only a round that reached the limit shows that the server takes this many.
         if self._answers and self._limit_reached:
             self._size = min(self._size + 1, self._most)
-            self.limit = int(self._size)
+            self._set_limit()
         self._answers = self._refusals = 0
         self._limit_reached = self.inside >= self.limit
 
     def _decrease(self, quiet_seconds: float) -> None:
         steep = self._refusals > self._answers
         self._size = max(self._size * (_STEEP_DECREASE if steep else _DECREASE), 1.0)
-        self.limit = int(self._size)
+        self._set_limit()
         self._era += 1
         self._answers = self._refusals = 0
         self._quiet_until = max(self._quiet_until, time.monotonic() + quiet_seconds)
+
+    def hold(self) -> None:
+        """Lets one call at a time through until one is answered."""
+        if not self._ever_answered:
+            self._held, self.limit = True, 1
+
+    def _set_limit(self) -> None:
+        self.limit = 1 if self._held else int(self._size)
 
     def _note_failure(self, why: str) -> None:
         now = time.monotonic()
         if self._failing_since is None:
             self._failing_since = now
             asyncio.get_running_loop().call_later(self._stall_seconds, self._check_stall, now, why)
-        elif now - self._failing_since > self._stall_seconds:
+        elif now - self._failing_since > self._stall_seconds and not self._is_few_calls:
             self._stalled(why)
+
+    @property
+    def _is_few_calls(self) -> bool:
+        """Whether what fails may be one or two calls that always do, with a server that answers others."""
+        return self._ever_answered and 0 < self._failing_calls < _LEAST_FAILING
 
     def _check_stall(self, since: float, why: str) -> None:
         """Ends a run whose probe hangs. A single failed call that is never tried again is no stall."""
@@ -200,7 +218,7 @@ class Throttle(PrioritySemaphore):
         self._quiet_until = time.monotonic() + pause
 
     def _close(self) -> None:
-        self._failures = self._unreachable = self._probes = 0
+        self._failures = self._failing_calls = self._unreachable = self._probes = 0
         if self.opened:
             self.opened = self._probing = False
             self._quiet_until = 0.0

@@ -1,14 +1,14 @@
 """Paid answers, kept so that none is paid twice: an SQLite file shared by several processes.
 
-Four tables. `answers` holds finished calls by the hash of their request. `failures` holds how failed calls ended, for
-replay only: a failure is never given as an answer. `claims` holds the reservations of calls in flight, with the most
-that each can use up, so that two processes neither send the same request nor pass a cap together; `owners` says which
-processes live. `spent` holds what every run has used up, with a row of its own for calls lost by a kill or a dropped
-connection, which count as the most they can have used up.
+Four tables are for calls. `answers` holds finished calls by the hash of their request. `failures` holds how failed
+calls ended, for replay only: a failure is never given as an answer. `claims` holds the reservations of calls in flight,
+with the most that each can use up, so that two processes neither send the same request nor pass a cap together;
+`owners` says which processes live. `spent` holds what every run has used up, with a row of its own for calls lost by a
+kill or a dropped connection, which count as the most they can have used up.
 """
 
 import asyncio
-from collections.abc import Awaitable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 import contextlib
 from dataclasses import asdict
 import hashlib
@@ -17,47 +17,22 @@ import os
 from pathlib import Path
 import queue
 import socket
-import sqlite3
 import threading
 import time
-from typing import Any, NamedTuple
-import urllib.parse
+from typing import Any, NamedTuple, TypeVar
 import uuid
 
 from diversity_jax.core.errors import InputError
 from diversity_jax.llm.budget import NOTHING, Amount, BudgetConfig, Reservation, sum_of
+from diversity_jax.llm.ledger_file import KEYS, LedgerFile, batch_owner
 from diversity_jax.llm.types import CachedFailure, CachedResponse, Outcome
 
-_APPLICATION_ID = 0x64697631  # "div1", so that no other database is taken for a cache
-_VERSION = 1
 _DEAD_AFTER_SECONDS = 60.0
 _BEAT_SECONDS = 1.0
 _IDLE_BEAT_SECONDS = 10.0
-_LOCK_SECONDS = 60.0
 _BATCH = 512
+_T = TypeVar("_T")
 
-_TABLES = (
-    "answers (key TEXT PRIMARY KEY, answer TEXT, checksum TEXT, stage TEXT, model TEXT, prompt_tokens INTEGER, "
-    "completion_tokens INTEGER, dollars REAL, at INTEGER)",
-    "failures (key TEXT PRIMARY KEY, stage TEXT, reason TEXT, detail TEXT, prompt_tokens INTEGER, "
-    "completion_tokens INTEGER, dollars REAL, at INTEGER) WITHOUT ROWID",
-    "claims (key TEXT PRIMARY KEY, owner TEXT, run TEXT, dollars REAL, tokens INTEGER, calls INTEGER) WITHOUT ROWID",
-    "owners (owner TEXT PRIMARY KEY, beat REAL) WITHOUT ROWID",
-    "spent (run TEXT, lost INTEGER, dollars REAL, tokens INTEGER, calls INTEGER, PRIMARY KEY (run, lost)) "
-    "WITHOUT ROWID",
-)
-_KEYS = "(SELECT value FROM json_each(?))"
-# Words of SQLite's error messages, and what they mean for the user; the last entry is for all others.
-_ERRORS = (
-    (("readonly", "unable to open"), "the ledger may not be written ({0}); check permissions, or name another file in "
-     "engine.ledger"),
-    (("full",), "the disk is full; free space and run again, finished calls are kept"),
-    (("disk I/O",), "the disk fails or is full ({0}); free space or move the ledger, then run again"),
-    (("locked",), "another process has held the ledger for a minute; end it, or name another file in engine.ledger"),
-    (("not a database", "malformed"), "is not a readable ledger ({0}); restore it, or move it away and pay its answers "
-     "again"),
-    (("",), "the ledger cannot be used ({0}); restore it, or name another file in engine.ledger"),
-)  # fmt: skip
 _FAILURE = tuple(CachedFailure.__dataclass_fields__)
 _RESPONSE = tuple(name for name in CachedResponse.__dataclass_fields__ if name != "text")
 
@@ -85,23 +60,23 @@ class Commit(NamedTuple):
     regained: Amount = NOTHING
 
 
-Job = str | Reserve | Commit | None  # a key to find, a call to reserve, a call to end; None only shows life
+# A key to find, a call to reserve, a call to end, other work on the file; None only shows life.
+Job = str | Reserve | Commit | Callable[["ResponseCacheFile"], Any] | None
 
 
-class ResponseCacheFile:
+class ResponseCacheFile(LedgerFile):
     """The file as one thread of one process uses it; see `ResponseCache` for arguments, attributes and errors."""
 
     def __init__(self, path: str | None, *, run: str, caps: BudgetConfig, replay: bool):
-        self.path = ":memory:" if path is None else os.fspath(path)
+        super().__init__(path, replay=replay)
         self.spent_before = NOTHING
         self.began_empty = False
         self._last_beat = 0.0
-        self._run, self._caps, self._replay = run, caps, replay
+        self._run, self._caps = run, caps
         self._process = f"{socket.gethostname()}|{os.getpid()}|{_start_time(os.getpid())}"
         self._owner = f"{self._process}|{uuid.uuid4().hex[:8]}"
-        with self._explained_errors():
-            self._connection = self._connect()
-            if not replay:
+        if not replay:
+            with self._explained_errors():
                 self._prepare()
 
     def find(self, keys: Sequence[str]) -> dict[str, Outcome]:
@@ -123,7 +98,8 @@ class ResponseCacheFile:
 
     def process(self, jobs: Sequence[Job]) -> list[Any]:
         """Finds keys, then ends calls and reserves new ones in one transaction, which also shows other processes that
-        this one lives. Returns for each key its outcome or None, for each `Reserve` a `Reservation`, otherwise None.
+        this one lives. Returns for each key its outcome or None, for each `Reserve` a `Reservation`, for other work
+        what it returns, otherwise None.
         """
         finds = [job for job in jobs if isinstance(job, str)]
         reserves = [job for job in jobs if isinstance(job, Reserve)]
@@ -142,7 +118,28 @@ class ResponseCacheFile:
                     self._commit(commits)
                 if reserves:
                     reservations = iter(self._reserve(reserves))
-        return [next(reservations) if isinstance(job, Reserve) else outcomes.get(job) for job in jobs]
+        return [
+            next(reservations) if isinstance(job, Reserve) else job(self) if callable(job) else outcomes.get(job)
+            for job in jobs
+        ]
+
+    def close_batch(self, tag: str, commits: Sequence[Commit]) -> None:
+        """Ends a batch in one transaction: stores its outcomes, and gives back what it had reserved. Of two processes
+        that collect one batch the first counts its spending.
+        """
+        owner = batch_owner(tag)
+        with self._explained_errors(), self._transaction("FULL"):
+            execute = self._connection.execute
+            held = {key for (key,) in execute("SELECT key FROM claims WHERE owner = ?", (owner,)).fetchall()}
+            self._commit([c if c.key in held else c._replace(spent=NOTHING) for c in commits])
+            execute("DELETE FROM claims WHERE owner = ?", (owner,))
+            execute("UPDATE batches SET state = 'closed' WHERE tag = ?", (tag,))
+
+    def scale_reservations(self, factor: float) -> None:
+        """Raises what this process has reserved for calls in flight."""
+        with self._explained_errors(), self._transaction("NORMAL"):
+            changed = "dollars = dollars * ?, tokens = CAST(tokens * ? AS INTEGER)"
+            self._connection.execute(f"UPDATE claims SET {changed} WHERE owner = ?", (factor, factor, self._owner))
 
     def close(self) -> None:
         """Counts what is still in flight as used up, and closes the file."""
@@ -151,74 +148,17 @@ class ResponseCacheFile:
                 self._release(self._owner)
         self._connection.close()
 
-    @contextlib.contextmanager
-    def _explained_errors(self) -> Iterator[None]:
-        try:
-            yield
-        except sqlite3.Error as error:
-            advice = next(advice for words, advice in _ERRORS if any(word in str(error) for word in words))
-            raise InputError(f"{self.path}: {advice.format(error)}") from None
-        except OSError as error:
-            reason = error.strerror or error
-            raise InputError(f"{self.path}: {reason}; name a ledger file in a folder that can be written") from None
-
-    @contextlib.contextmanager
-    def _transaction(self, synchronous: str) -> Iterator[None]:
-        self._connection.execute(f"PRAGMA synchronous={synchronous}")
-        self._connection.execute("BEGIN IMMEDIATE")
-        with self._connection:  # commits, or rolls back after an exception
-            yield
-
-    def _connect(self) -> sqlite3.Connection:
-        target = self.path
-        if self._replay:
-            if self.path == ":memory:":
-                raise InputError("engine.offline_replay: needs a ledger to replay from; name one in engine.ledger")
-            if not os.path.isfile(self.path):
-                raise InputError(f"{self.path}: no such ledger to replay from; run with a judge first, or correct it")
-            # Without a write-ahead file nobody is writing, and then the folder itself need not be writable either.
-            mode = "mode=ro" if os.path.exists(self.path + "-wal") else "immutable=1"
-            target = f"file:{urllib.parse.quote(self.path)}?{mode}"
-        elif self.path != ":memory:":
-            Path(self.path).parent.mkdir(parents=True, exist_ok=True)
-        connection = sqlite3.connect(
-            target, uri=self._replay, isolation_level=None, check_same_thread=False, timeout=_LOCK_SECONDS
-        )
-        identity = [connection.execute(f"PRAGMA {name}").fetchone()[0] for name in ("application_id", "user_version")]
-        empty = connection.execute("SELECT 1 FROM sqlite_master LIMIT 1").fetchone() is None
-        if identity != [_APPLICATION_ID, _VERSION] and (self._replay or not empty):
-            raise InputError(f"{self.path}: is a database of something else or of another version; name another file")
-        return connection
-
     def _prepare(self) -> None:
         """Creates what is missing, registers this process, and reads what the run has spent before."""
         execute = self._connection.execute
         execute("PRAGMA journal_mode=WAL")
         execute("PRAGMA wal_autocheckpoint=8000")  # pages; calls wait for the disk at each checkpoint
         with self._transaction("FULL"):
-            execute(f"PRAGMA application_id={_APPLICATION_ID}")
-            execute(f"PRAGMA user_version={_VERSION}")
-            for table in _TABLES:
-                execute(f"CREATE TABLE IF NOT EXISTS {table}")
+            self._create_tables()
             execute("INSERT INTO owners VALUES (?, ?)", (self._owner, time.time()))
             self._release_dead_owners()
             self.spent_before = self._sum("spent WHERE run = ?")
             self.began_empty = execute("SELECT 1 FROM answers LIMIT 1").fetchone() is None
-
-    # Statements take all their rows from one JSON array, and give them as one: every statement waits for Python's
-    # global lock when the event loop is busy, so a batch of any size is a handful of statements.
-
-    def _rows(self, table: str, columns: Sequence[str], keys: Sequence[str]) -> list[dict[str, Any]]:
-        """Rows of a table under `keys`, by column."""
-        row = ", ".join(f"'{column}', {column}" for column in columns)
-        query = f"SELECT json_group_array(json_object({row})) FROM {table} WHERE key IN {_KEYS}"
-        return json.loads(self._connection.execute(query, (json.dumps(keys),)).fetchone()[0])
-
-    def _insert(self, into: str, rows: list[dict[str, Any]]) -> None:
-        if rows:
-            values = ", ".join(f"json_extract(value, '$.{column}')" for column in rows[0])
-            statement = f"INSERT {into} ({', '.join(rows[0])}) SELECT {values} FROM json_each(?)"
-            self._connection.execute(statement, (json.dumps(rows),))
 
     def _commit(self, commits: Sequence[Commit]) -> None:
         answers, failures = [], []
@@ -235,7 +175,7 @@ class ResponseCacheFile:
         self._insert("OR IGNORE INTO answers", answers)
         self._insert("OR REPLACE INTO failures", failures)
         keys = json.dumps([commit.key for commit in commits])
-        self._connection.execute(f"DELETE FROM claims WHERE owner = ? AND key IN {_KEYS}", (self._owner, keys))
+        self._connection.execute(f"DELETE FROM claims WHERE owner = ? AND key IN {KEYS}", (self._owner, keys))
         regained = sum_of(commit.regained for commit in commits)
         self._spend(self._run, False, sum_of(commit.spent for commit in commits if not commit.lost))
         self._spend(self._run, True, sum_of(commit.spent for commit in commits if commit.lost).minus(regained))
@@ -339,6 +279,7 @@ class ResponseCache:
     Attributes:
       began_empty: whether it held no answer when it was opened for writing: later ones are found by reserving.
       spent_before: what the run had used up when the file was opened.
+      notes: subject, kind and value of what was known of servers then.
 
     Raises:
       InputError: the file is no cache, damaged, full, or may not be written; also from every method.
@@ -347,7 +288,7 @@ class ResponseCache:
     def __init__(self, path: str | None, *, run: str, caps: BudgetConfig, replay: bool = False):
         self._file = ResponseCacheFile(path, run=run, caps=caps, replay=replay)
         self.path, self.began_empty = self._file.path, self._file.began_empty
-        self.spent_before = self._file.spent_before
+        self.spent_before, self.notes = self._file.spent_before, self._file.notes()
         self._loop = asyncio.get_running_loop()
         self._jobs: queue.SimpleQueue[tuple[Job, asyncio.Future]] = queue.SimpleQueue()  # None: close the file
         self._thread = threading.Thread(target=self._work, name="response cache", daemon=True)
@@ -364,6 +305,10 @@ class ResponseCache:
     def commit(self, *arguments: Any, **settings: Any) -> Awaitable[None]:
         """Ends a call, with the arguments of `Commit`; ready when the outcome is on disk."""
         return self._submit(Commit(*arguments, **settings))
+
+    def run(self, work: Callable[[ResponseCacheFile], _T]) -> asyncio.Future[_T]:
+        """Other work on the file, in its thread."""
+        return self._submit(work)
 
     async def close(self) -> None:
         """Writes what is waiting and closes the file."""

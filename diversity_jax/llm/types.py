@@ -1,9 +1,12 @@
 """The types that pass between callers and the engine: settings, requests, completions, failures."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 import functools
 import hashlib
+import json
+import os
+import re
 from typing import Any
 
 from diversity_jax.core import progress
@@ -12,6 +15,96 @@ from diversity_jax.core.files import canonical_json
 
 # After these a run cannot go on: every later call would fail for the same reason.
 RUN_ENDING_REASONS = ("budget", "stalled")
+_FALLBACKS = ("wait", "live", "stop")
+# What every request sets itself, and what would change the form of its answer.
+_OWN_FIELDS = {
+    *("model", "messages", "contents", "stream", "n", "max_tokens", "max_completion_tokens", "max_output_tokens"),
+    *("response_format", "generationConfig"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class EndpointConfig:
+    """How a model's address is talked to, beyond what its provider does anyway; see docs/providers.md for examples.
+
+    Attributes:
+      headers: `Name: value` each, sent with every request. `${VARIABLE}` stands for a variable of the environment, so
+        that no secret need stand in a configuration.
+      query: `name=value` joined by `&`, sent with every request behind what the base URL has.
+      body: a JSON object whose fields are sent with every request, such as `{"reasoning_effort": "low"}`. They change
+        what is answered, and so what counts as the same question.
+      key_variable: variable of the environment that holds the API key; None is the provider's.
+      key_header: header that carries it: `authorization` (as `Bearer KEY`) or another, such as `api-key`; None is
+        `api-key` for Azure's addresses and `authorization` for all others.
+    """
+
+    headers: tuple[str, ...] = field(default=(), repr=False)
+    query: str = field(default="", repr=False)
+    body: str = ""
+    key_variable: str | None = None
+    key_header: str | None = None
+
+    def __post_init__(self) -> None:
+        for number, header in enumerate(self.headers):
+            name, colon, value = header.partition(":")
+            if not (colon and name.strip().isascii() and value.strip()) or "\n" in header:
+                raise InputError(f"endpoint.headers: item {number} is no header; write `Name: value`")
+        self.body_fields()
+
+    def header_items(self) -> dict[str, str]:
+        """Headers by name, with the variables of the environment in their values.
+
+        Raises:
+          InputError: a variable is not set.
+        """
+
+        def value_of(match: re.Match[str]) -> str:
+            if not (value := os.environ.get(match.group(1), "").strip()):
+                raise InputError(f"endpoint.headers: {match.group(1)} is not set; set it in the environment")
+            return value
+
+        split = (header.partition(":") for header in self.headers)
+        return {name.strip().lower(): re.sub(r"\$\{(\w+)\}", value_of, value.strip()) for name, _, value in split}
+
+    def body_fields(self) -> dict[str, Any]:
+        """The fields of `body`."""
+        try:
+            fields = json.loads(self.body or "{}")
+        except ValueError as error:
+            raise InputError(f"endpoint.body: is not JSON ({error}); write an object of fields") from None
+        if not isinstance(fields, dict):
+            raise InputError('endpoint.body: is no JSON object; write one such as {"reasoning_effort": "low"}')
+        if own := sorted(_OWN_FIELDS & set(fields)):
+            raise InputError(f"endpoint.body: {', '.join(own)} is set by the request itself; leave it out")
+        return fields
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchConfig:
+    """Batch interfaces of providers: requests are handed in together, answered within a day, and cost about half.
+
+    Attributes:
+      poll_seconds: between two looks at a batch.
+      wait_seconds: after which the command ends, to be run again later; None waits without end.
+      price_share: of the ordinary price that a batch costs.
+      fallback: what becomes of requests that a batch leaves unanswered: `wait` hands them in again, `live` asks them at
+        once at the full price, `stop` ends the run.
+      gather_seconds: without a new request, after which those that wait are handed in.
+    """
+
+    poll_seconds: float = 60.0
+    wait_seconds: float | None = None
+    price_share: float = 0.5
+    fallback: str = "wait"
+    gather_seconds: float = 2.0
+
+    def __post_init__(self) -> None:
+        if not self.poll_seconds > 0 or not self.gather_seconds > 0 or not 0 <= self.price_share <= 1:
+            values = f"poll_seconds {self.poll_seconds}, gather_seconds {self.gather_seconds}"
+            shares = f"price_share {self.price_share}"
+            raise InputError(f"batch: {values}, {shares}; give seconds above 0 and a share")
+        if self.fallback not in _FALLBACKS:
+            raise InputError(f"batch.fallback: {self.fallback!r} is unknown; choose {', '.join(_FALLBACKS)}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +122,9 @@ class EngineConfig:
         their own.
       offline_replay: answer from the ledger alone; a missing answer is an error.
       progress: `panel`, `lines`, `off`, or `auto` (a panel on a terminal, else a line now and then).
+      batch: send all calls through the provider's batch interface: about half the price, and up to a day for each step
+        of the run. It may be stopped and run again at any time.
+      batches: how.
     """
 
     max_in_flight: int = 256
@@ -40,6 +136,8 @@ class EngineConfig:
     run: str = "default"
     offline_replay: bool = False
     progress: str = "auto"
+    batch: bool = False
+    batches: BatchConfig = field(default_factory=BatchConfig)
 
     def __post_init__(self) -> None:
         if not 1 <= self.max_in_flight <= 1024:
@@ -52,6 +150,11 @@ class EngineConfig:
         if self.progress not in progress.MODES:
             modes = ", ".join(progress.MODES)
             raise InputError(f"engine.progress: {self.progress!r} is unknown; choose one of {modes}")
+
+    @property
+    def price_share(self) -> float:
+        """The share of the ordinary price that calls cost."""
+        return self.batches.price_share if self.batch else 1.0
 
 
 class Schema(dict):

@@ -9,7 +9,7 @@ import re
 from diversity_jax.cluster_agent import AgentConfig
 from diversity_jax.core.errors import InputError
 from diversity_jax.corpus import CorpusConfig
-from diversity_jax.llm import BudgetConfig, EngineConfig
+from diversity_jax.llm import BudgetConfig, EndpointConfig, EngineConfig
 from diversity_jax.mixtures.schedule import exact_shares
 from diversity_jax.prepare.config import Chat, Filtering
 from diversity_jax.synthesis.demo_grammar import GrammarComponent
@@ -255,7 +255,8 @@ class BuildConfig:
 
     Attributes:
       output_dir: folder of the mixture: scorecards, prepared components, `mixture.json`.
-      judge, judge_base_url, agent, engine, budget: how components without a scorecard are scored, as in a training run.
+      judge, judge_base_url, judge_endpoint, agent, engine, budget: how components without a scorecard are scored, as in
+        a training run.
       grammar: demo text to write first, where it is not there yet.
       register: also register the mixture with SeqIO in this process, to see that it is accepted; needs TensorFlow.
     """
@@ -264,6 +265,7 @@ class BuildConfig:
     mixture: MixtureConfig
     judge: str = "offline"
     judge_base_url: str | None = None
+    judge_endpoint: EndpointConfig = field(default_factory=EndpointConfig)
     agent: AgentConfig = field(default_factory=AgentConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
     budget: BudgetConfig = field(default_factory=BudgetConfig)

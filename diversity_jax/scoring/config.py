@@ -6,7 +6,7 @@ import re
 from diversity_jax.cluster_agent import AgentConfig, judge_kind
 from diversity_jax.core.errors import InputError
 from diversity_jax.corpus import CorpusConfig
-from diversity_jax.llm import BudgetConfig, EngineConfig
+from diversity_jax.llm import BudgetConfig, EndpointConfig, EngineConfig
 from diversity_jax.metrics import MetricsConfig, chosen_metrics
 
 
@@ -27,8 +27,8 @@ class ScoreConfig:
       corpus: a source, or several joined by commas: see `CorpusConfig.source`.
       corpora: more, each with a name and settings of its own.
       text_field: the key that holds the text, for sources named in `corpus`.
-      judge, judge_base_url, agent, engine, budget: as in a training run; judge `none` measures the baseline metrics
-        alone.
+      judge, judge_base_url, judge_endpoint, agent, engine, budget: as in a training run; judge `none` measures the
+        baseline metrics alone.
       metrics: baseline metrics to measure beside: `all`, `lexical`, `embedding`, `perplexity`, or names joined by
         commas; none by default.
       baseline: how they are measured.
@@ -53,6 +53,7 @@ class ScoreConfig:
     text_field: str = "text"
     judge: str = "offline"
     judge_base_url: str | None = None
+    judge_endpoint: EndpointConfig = field(default_factory=EndpointConfig)
     agent: AgentConfig = field(default_factory=AgentConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
     budget: BudgetConfig = field(default_factory=BudgetConfig)

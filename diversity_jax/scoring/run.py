@@ -54,7 +54,8 @@ class ScoringForecast:
     def _price(self, planned: Sequence[PlannedCalls]) -> CostForecast:
         provider, model = parse_model(self._settings.judge)
         budget = self._settings.budget
-        return forecast(planned, price_of(provider, model, self._settings.judge_base_url, budget), budget)
+        price = price_of(provider, model, self._settings.judge_base_url, budget)
+        return forecast(planned, price.times(self._settings.engine.price_share), budget)
 
     def __str__(self) -> str:
         if not self.costs:

@@ -65,7 +65,7 @@ def _cost(step: Step, assumed: Assumed) -> Need:
         if step.kind == "build":
             corpora = sum(not part.policy.ungated for part in config.mixture.components if part.policy)
         planned = _judging(config.agent, corpora, assumed.document_tokens)
-        return _llm(planned, config.judge, config.judge_base_url, config.budget)
+        return _llm(planned, config.judge, config.judge_base_url, config.budget, config.engine.price_share)
     return Need()
 
 
@@ -81,7 +81,10 @@ def _generation(config: GenerateConfig, assumed: Assumed) -> Need:
         prompt_tokens=assumed.generation_prompt_tokens,
         completion_tokens=config.completion_tokens_expected,
     )
-    needs = [_llm((plan,), generator.model, generator.base_url, config.budget) for generator in config.generators]
+    needs = [
+        _llm((plan,), each.model, each.base_url, config.budget, config.engine_for(each).price_share)
+        for each in config.generators
+    ]
     return functools.reduce(Need.__add__, needs)
 
 
@@ -105,9 +108,9 @@ def _judging(agent: AgentConfig, corpora: int, document_tokens: int) -> tuple[Pl
     return tuple(plan_calls([_AssumedCorpus(document_tokens)] * corpora, without_criteria)) if corpora else ()
 
 
-def _llm(planned: Sequence[PlannedCalls], model: str, base_url: str | None, budget: Any) -> Need:
+def _llm(planned: Sequence[PlannedCalls], model: str, base_url: str | None, budget: Any, price_share: float) -> Need:
     try:
-        price = price_of(*parse_model(model), base_url, budget)
+        price = price_of(*parse_model(model), base_url, budget).times(price_share)
     except InputError:
         return Need(llm=CostForecast(calls=sum(plan.calls for plan in planned)), unpriced=(model,))
     return Need(llm=forecast(planned, price, budget))

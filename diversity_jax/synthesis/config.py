@@ -1,12 +1,12 @@
 """Configuration of synthetic components."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from diversity_jax.cluster_agent import AgentConfig
 from diversity_jax.core.errors import InputError
 from diversity_jax.corpus import CorpusConfig
-from diversity_jax.llm import BudgetConfig, EngineConfig, parse_model
+from diversity_jax.llm import BatchConfig, BudgetConfig, EndpointConfig, EngineConfig, parse_model
 from diversity_jax.synthesis.demo_grammar import GrammarComponent as GrammarComponent
 from diversity_jax.synthesis.demo_grammar import GrammarConfig as GrammarConfig
 from diversity_jax.synthesis.prompts import STYLES
@@ -91,6 +91,7 @@ class GeneratorConfig:
       weight: its part of the documents where several generators share the grid (`grid.mixed`).
       name: on pages and in records; None takes the model's.
       batch: use the provider's batch API: cheaper, answered within a day.
+      endpoint: headers, query and body that its server wants.
     """
 
     model: str
@@ -98,6 +99,7 @@ class GeneratorConfig:
     weight: float = 1.0
     name: str | None = None
     batch: bool = False
+    endpoint: EndpointConfig = field(default_factory=EndpointConfig)
 
     def __post_init__(self):
         parse_model(self.model, "generators.model")
@@ -219,36 +221,15 @@ class SteeringConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class BatchConfig:
-    """Batch APIs, for generators with `batch=True`.
-
-    Attributes:
-      poll_seconds: between two looks at a batch.
-      wait_seconds: after which the command ends, to be run again later; None waits without end.
-      price_share: of the ordinary price that a batch costs.
-    """
-
-    poll_seconds: float = 60.0
-    wait_seconds: float | None = None
-    price_share: float = 0.5
-
-    def __post_init__(self):
-        if not self.poll_seconds > 0 or not 0 <= self.price_share <= 1:
-            raise InputError(
-                f"batch: poll_seconds {self.poll_seconds}, price_share {self.price_share}; give seconds above 0 and a "
-                "share"
-            )
-
-
-@dataclass(frozen=True, kw_only=True)
 class SynthesisConfig:
     """A synthetic component.
 
     Attributes:
       output_dir: for `documents/*.jsonl.zst`, `rejects/`, `rounds/`, `report.html` and the response cache; a later run
         continues there.
-      topics, personas, grid, generators, quality, steering, batch: see there.
-      judge, judge_base_url, agent: the cluster-agent, where `steering.metric` is `judge`; see `score`.
+      topics, personas, grid, generators, quality, steering: see there.
+      batch: how generators with `batch=True` are asked.
+      judge, judge_base_url, judge_endpoint, agent: the cluster-agent, where `steering.metric` is `judge`; see `score`.
       temperature, max_output_tokens: decoding of generations.
       schema_limits: send limits of length with the schema: for llama.cpp and vLLM, not for OpenAI.
       completion_tokens_expected: tokens of an answer, for the forecast.
@@ -267,6 +248,7 @@ class SynthesisConfig:
     batch: BatchConfig = field(default_factory=BatchConfig)
     judge: str = "offline"
     judge_base_url: str | None = None
+    judge_endpoint: EndpointConfig = field(default_factory=EndpointConfig)
     agent: AgentConfig = field(
         default_factory=lambda: AgentConfig(samples_per_grouping=10, criteria_sets=1, proposals=10)
     )
@@ -288,6 +270,11 @@ class SynthesisConfig:
             raise InputError(
                 "steering.arms: names generator while grid.mixed shares cells out by weight; set grid.mixed=False"
             )
+
+    def engine_for(self, generator: GeneratorConfig) -> EngineConfig:
+        """How a generator is called."""
+        engine = replace(self.engine, ledger=self.cache_path)
+        return replace(engine, batch=True, batches=self.batch) if generator.batch else engine
 
     @property
     def cache_path(self) -> str:

@@ -15,7 +15,7 @@ import numpy as np
 
 from diversity_jax.core.errors import InputError
 from diversity_jax.core.files import content_hash
-from diversity_jax.llm import CallFailed, Completion, Engine, Request, parse_model
+from diversity_jax.llm import CallFailed, Completion, Engine, Request
 from diversity_jax.llm.response_cache import ResponseCacheFile
 from diversity_jax.llm.types import CachedFailure
 from diversity_jax.prepare.deduplicate import MinHasher, NearDuplicateIndex
@@ -157,7 +157,7 @@ class RoundGenerator:
             for index, cell in numbered:
                 candidates[index] = await self._draw(cell)
 
-        count = min(len(cells), _TASKS_PER_CALL * self._config.engine.max_in_flight * len(self._engines))
+        count = min(len(cells), sum(_TASKS_PER_CALL * engine.most_at_once for engine in self._engines.values()))
         tasks = [asyncio.create_task(work()) for _ in range(count)]
         try:
             await asyncio.gather(*tasks)
@@ -205,7 +205,7 @@ class RoundGenerator:
 
     async def _complete(self, label: str, request: Request) -> Completion:
         if self._failures is not None:
-            key = request.key(*parse_model(self._material.generators[label].model))
+            key = self._engines[label].key(request)
             known = self._failures.find([key]).get(key)
             if isinstance(known, CachedFailure) and known.reason in _FINAL_FAILURES:
                 raise CallFailed(

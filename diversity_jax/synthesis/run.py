@@ -11,10 +11,18 @@ from typing import Any
 
 from diversity_jax.core.config import plain_for_keys
 from diversity_jax.core.errors import InputError
-from diversity_jax.llm import BudgetConfig, Engine, PlannedCalls, estimate_tokens, forecast
+from diversity_jax.llm import (
+    BudgetConfig,
+    Engine,
+    PlannedCalls,
+    StillRunning,
+    estimate_tokens,
+    forecast,
+    parse_model,
+    price_of,
+)
 from diversity_jax.llm.response_cache import ResponseCacheFile
 from diversity_jax.synthesis.arms import Arm, Cell, Material
-from diversity_jax.synthesis.batch_rounds import Batches, StillRunning, generator_price
 from diversity_jax.synthesis.config import SynthesisConfig
 from diversity_jax.synthesis.feedback import Feedback
 from diversity_jax.synthesis.generate_round import RoundGenerator
@@ -26,7 +34,10 @@ from diversity_jax.synthesis.topic_expansion import TopicExpander, load_personas
 _logger = logging.getLogger(__name__)
 _FORECAST_PROMPTS = 50
 # Settings that may change from one process to the next without changing the component.
-_NOT_CONTENT = ("output_dir", "engine", "budget", "batch", "dry_run", "completion_tokens_expected", "judge_base_url")
+_NOT_CONTENT = (
+    *("output_dir", "engine", "budget", "batch", "dry_run", "completion_tokens_expected"),
+    *("judge_base_url", "judge_endpoint"),
+)
 
 
 def run(config: SynthesisConfig) -> Store | None:
@@ -66,13 +77,16 @@ async def _open_engines(config: SynthesisConfig, stack: contextlib.AsyncExitStac
     """An engine for every generator, by label; one response cache and one cap for all."""
     Path(config.cache_path).parent.mkdir(parents=True, exist_ok=True)
     several = len(config.generators) > 1 and config.engine.progress == "auto"
-    engine_config = dataclasses.replace(
-        config.engine, ledger=config.cache_path, progress="lines" if several else config.engine.progress
-    )
+    progress = "lines" if several else config.engine.progress
     engines = {}
     for generator in config.generators:
         engine = Engine(
-            generator.model, base_url=generator.base_url, config=engine_config, budget=config.budget, role="generator"
+            generator.model,
+            base_url=generator.base_url,
+            endpoint=generator.endpoint,
+            config=dataclasses.replace(config.engine_for(generator), progress=progress),
+            budget=config.budget,
+            role="generator",
         )
         if not (config.dry_run and config.topics.source):  # which needs no model
             await stack.enter_async_context(engine)
@@ -86,6 +100,7 @@ def _content_settings(config: SynthesisConfig, templates: Mapping[str, Template]
     del settings["grid"]["documents"]
     settings["generators"] = [
         {"model": generator.model, "name": generator.label, "weight": generator.weight}
+        | ({"body": generator.endpoint.body} if generator.endpoint.body else {})
         for generator in config.generators
     ]
     settings["templates"] = {name: template.hash for name, template in templates.items()}
@@ -110,7 +125,9 @@ def _forecast(config: SynthesisConfig, material: Material) -> str:
             prompt_tokens=prompt_tokens / len(requests),
             completion_tokens=config.completion_tokens_expected,
         )
-        lines.append(f"{each.label}: {forecast([plan], generator_price(each, config), config.budget)}")
+        price = price_of(*parse_model(each.model), each.base_url, config.budget)
+        price = price.times(config.engine_for(each).price_share)
+        lines.append(f"{each.label}: {forecast([plan], price, config.budget)}")
     return f"{documents:,} documents without redraws; {'; '.join(lines)}"
 
 
@@ -121,7 +138,7 @@ class _Rounds:
         self, config: SynthesisConfig, store: Store, material: Material, generator: RoundGenerator, feedback: Feedback
     ):
         self._config, self._store, self._material = config, store, material
-        self._generator, self._feedback, self._batches = generator, feedback, Batches(config)
+        self._generator, self._feedback = generator, feedback
         self._cursors = dict.fromkeys(material.arms, 0)  # cells of the grid taken so far
         self._pending: list[Cell] = []  # cells outside the grid's order: not answered yet, or of new topics
         self._documents = 0
@@ -189,10 +206,9 @@ class _Rounds:
         """Generates, measures and commits a round; why no further one can follow, or None."""
         number, avoid = len(self._store.rounds), self._feedback.avoid
         interrupted = self._store.open_round(number)
-        await self._batches.fetch(self._material, cells, avoid, self._generator.stopped)
         with contextlib.ExitStack() as stack:
             failures = None
-            if interrupted or self._batches:
+            if interrupted:
                 failures = ResponseCacheFile(self._config.cache_path, run="", caps=BudgetConfig(), replay=True)
                 stack.callback(failures.close)
             result = await self._generator.generate(cells, avoid=avoid, round_number=number, failures=failures)

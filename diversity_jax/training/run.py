@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from diversity_jax.cluster_agent import AgentConfig
 from diversity_jax.core import run_info
 from diversity_jax.core.errors import InputError
-from diversity_jax.llm import BudgetConfig, EngineConfig
+from diversity_jax.llm import BudgetConfig, EndpointConfig, EngineConfig
 from diversity_jax.mixtures.config import MixtureConfig
 from diversity_jax.mixtures.mixture import Mixture
 from diversity_jax.model import LlamaConfig, MeshConfig
@@ -35,6 +35,7 @@ class Config:
     # Measures diversity: `offline` (no LLM), `openai:MODEL`, `gemini:MODEL` or `google-genai:MODEL`.
     judge: str = "offline"
     judge_base_url: str | None = None  # of an OpenAI-compatible server, such as http://127.0.0.1:8000/v1
+    judge_endpoint: EndpointConfig = field(default_factory=EndpointConfig)  # headers, query and body it wants
     agent: AgentConfig = field(default_factory=AgentConfig)
     budget: BudgetConfig = field(default_factory=BudgetConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)

@@ -1,36 +1,32 @@
 """Batch APIs: many requests handed in together, answered within a day at a lower price."""
 
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterator, Mapping
 import contextlib
 from dataclasses import dataclass
 import json
 from typing import Any, Protocol
 
 from diversity_jax.core.errors import InputError
-from diversity_jax.llm.providers.base import (
-    Endpoint,
-    Rejected,
-    Reply,
-    Transient,
-    connect,
-    quieten,
-    retry_after,
-    transport_failure,
-)
-from diversity_jax.llm.providers.google_genai import generation_config, open_client, read_response
-from diversity_jax.llm.providers.openai import chat_body, read_completion
-from diversity_jax.llm.types import CallFailed, Request
+from diversity_jax.llm.providers.answers import ModelAnswer, read_chat, read_gemini
+from diversity_jax.llm.providers.base import connect, quieten, transport_failure
+from diversity_jax.llm.providers.endpoint import FEATURES, Endpoint
+from diversity_jax.llm.providers.failures import parse_body, read_error
+from diversity_jax.llm.providers.google_genai import generation_config, open_client
+from diversity_jax.llm.providers.openai import chat_body, limits_of
+from diversity_jax.llm.providers.outcomes import Refused, Reply, Transient
+from diversity_jax.llm.types import Request
 
 _BATCHES_PER_PAGE, _MOST_BATCHES = 100, 1000  # looked through for a tag
-_SHOWN_CHARACTERS = 160
 _TIMEOUT_SECONDS = 300.0  # a batch of Gemini goes out and comes back in one piece
 _STATES = {
     **dict.fromkeys(("completed", "expired"), "done"),
     **dict.fromkeys(("failed", "cancelled", "cancelling"), "failed"),
-    **dict.fromkeys(("JOB_STATE_SUCCEEDED", "JOB_STATE_PARTIALLY_SUCCEEDED", "JOB_STATE_EXPIRED"), "done"),
-    **dict.fromkeys(("JOB_STATE_FAILED", "JOB_STATE_CANCELLED"), "failed"),
+    **dict.fromkeys(("SUCCEEDED", "PARTIALLY_SUCCEEDED", "EXPIRED"), "done"),
+    **dict.fromkeys(("FAILED", "CANCELLED"), "failed"),
 }  # all other states are of a running batch
-Outcomes = dict[str, Reply | CallFailed]
+Outcome = Reply | Refused | Transient
+# What a batch is taken to have been sent with where another process handed it in.
+_SENT_UNKNOWN = frozenset(FEATURES) - {"max_tokens"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,10 +42,16 @@ class BatchProvider(Protocol):
 
     Every method raises InputError where the provider refuses for good, and `Transient` where another attempt may
     succeed.
+
+    Attributes:
+      most_requests, most_bytes: of one batch.
     """
 
-    async def submit(self, tag: str, requests: Sequence[tuple[str, Request]]) -> str:
-        """Hands in (id, request) pairs under a tag; returns the provider's name of the batch."""
+    most_requests: int
+    most_bytes: int
+
+    async def submit(self, tag: str, requests: Mapping[str, Request]) -> str:
+        """Hands in requests by id under a tag; returns the provider's name of the batch."""
 
     async def find(self, tag: str) -> str | None:
         """Name of the batch that was handed in under a tag, or None: so that a process killed before it wrote the name
@@ -59,27 +61,32 @@ class BatchProvider(Protocol):
     async def poll(self, name: str) -> BatchState:
         """The state of a batch."""
 
-    async def collect(self, name: str) -> Outcomes:
-        """Outcomes by id; what is missing was not answered, and not paid for."""
+    async def collect(self, name: str, requests: Mapping[str, Request]) -> dict[str, Outcome]:
+        """Outcomes by id; what is missing was not answered, and not paid for. `requests` are those that are known, from
+        which missing token counts are estimated.
+        """
 
     async def close(self) -> None:
         """Closes its connections."""
 
 
-def open_batches(name: str, *, base_url: str | None) -> BatchProvider:
-    """Opens the batches of `provider:model`; both Gemini providers go through google-genai.
+def open_batches(endpoint: Endpoint) -> BatchProvider:
+    """Opens the batches of a model; both Gemini providers go through google-genai.
 
     Raises:
       InputError: missing SDK or API key, or a bad name.
     """
-    return connect("batches", Endpoint(name, base_url, "generator"))
+    return connect("batches", endpoint)
 
 
-def _refused(endpoint: Endpoint, status: int, message: str, retry_after_seconds: float | None = None) -> Exception:
-    failure = endpoint.failure(status, message, retry_after_seconds=retry_after_seconds)
-    if not isinstance(failure, Rejected):
-        return failure
-    return InputError(f"batch: {endpoint.url} refuses it ({failure.detail}); correct the settings, or set batch=False")
+def _refused(endpoint: Endpoint, status: int, headers: Mapping[str, str], content: Any) -> Exception:
+    failure = endpoint.failure(read_error(status, headers, content))
+    if isinstance(failure, Refused):
+        if failure.scope in ("account", "key", "model"):
+            return endpoint.explain(failure, 1)
+        why = f"{endpoint.role}: {endpoint.url} refuses the batch ({failure.detail})"
+        return InputError(f"{why}; correct the settings, or set batch=False")
+    return failure
 
 
 async def _latest(batches: AsyncIterable[Any]) -> AsyncIterator[Any]:
@@ -97,36 +104,58 @@ def _state(status: str, reason: str | None) -> BatchState:
     return BatchState(state=state, detail=f"{status}: {reason or 'no reason given'}" if state == "failed" else status)
 
 
-def _outcome(read: Callable[[Endpoint, None, Any], Reply], endpoint: Endpoint, response: Any) -> Reply | CallFailed:
-    try:
-        return read(endpoint, None, response)
-    except CallFailed as failed:
-        return failed
+class _Lines:
+    """Reads the answers of batches, as `Endpoint.read` reads live ones."""
+
+    def __init__(self, endpoint: Endpoint, reader: Callable[[Any], ModelAnswer]):
+        self._endpoint, self._reader = endpoint, reader
+        self.sent: dict[str, frozenset[str]] = {}  # features, by name of the batch
+
+    def read(self, name: str, request: Request | None, status: int, body: Any) -> Outcome:
+        """What a line says; features that it refuses are left out from now on."""
+        try:
+            sent = self.sent.get(name, _SENT_UNKNOWN)
+            return self._endpoint.read(request, sent, status, {}, body, self._reader)
+        except (Refused, Transient) as failure:
+            return failure
 
 
 class OpenAIBatches:
     """Batches of OpenAI: a file of requests is uploaded, and one of answers comes back."""
 
+    most_requests, most_bytes = 50_000, 150_000_000
+
     def __init__(self, endpoint: Endpoint):
         import openai
 
-        quieten("httpx", "httpcore", "openai")
+        quieten("httpx", "httpx2", "httpcore", "httpcore2", "openai")
         self._openai, self._endpoint = openai, endpoint
-        self._client: Any = openai.AsyncOpenAI(api_key=endpoint.key, base_url=endpoint.base_url, max_retries=2)
-
-    async def submit(self, tag: str, requests: Sequence[tuple[str, Request]]) -> str:
-        """Uploads the requests and starts the batch, with the tag in its metadata."""
-        model, url, without = self._endpoint.model, "/v1/chat/completions", frozenset({"max_tokens"})
-        lines = (
-            {"custom_id": name, "method": "POST", "url": url, "body": chat_body(model, request, without)}
-            for name, request in requests
+        self._lines = _Lines(endpoint, read_chat)
+        query = dict(part.partition("=")[::2] for part in endpoint.query.split("&") if part)
+        self._client: Any = openai.AsyncOpenAI(
+            api_key=endpoint.key,
+            base_url=endpoint.url,
+            max_retries=2,
+            default_headers=endpoint.key_headers(),
+            default_query=query or None,
         )
-        content = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode()
+
+    async def submit(self, tag: str, requests: Mapping[str, Request]) -> str:
+        """Uploads the requests and starts the batch, with the tag in its metadata."""
+        endpoint, url, sent = self._endpoint, "/v1/chat/completions", frozenset[str]()
+        lines = []
+        for name, request in requests.items():
+            features = endpoint.features(request, limits=limits_of(endpoint, batch=True))
+            sent |= features
+            line = {"custom_id": name, "method": "POST", "url": url, "body": chat_body(endpoint, request, features)}
+            lines.append(json.dumps(line, ensure_ascii=False) + "\n")
+        content = "".join(lines).encode(errors="replace")
         with self._explained_errors():
             file = await self._client.files.create(file=(f"{tag}.jsonl", content), purpose="batch")
             batch = await self._client.batches.create(
                 input_file_id=file.id, endpoint=url, completion_window="24h", metadata={"tag": tag}
             )
+        self._lines.sent[batch.id] = sent
         return batch.id
 
     async def find(self, tag: str) -> str | None:
@@ -144,22 +173,21 @@ class OpenAIBatches:
         errors = batch.errors.data if batch.errors and batch.errors.data else []
         return _state(batch.status, errors[0].message if errors else None)
 
-    async def collect(self, name: str) -> Outcomes:
+    async def collect(self, name: str, requests: Mapping[str, Request]) -> dict[str, Outcome]:
         """Reads the answer file and the error file."""
-        outcomes: Outcomes = {}
+        outcomes: dict[str, Outcome] = {}
         with self._explained_errors():
             batch = await self._client.batches.retrieve(name)
-            files = [name for name in (batch.output_file_id, batch.error_file_id) if name]
-            texts = [(await self._client.files.content(name)).text for name in files]
-        for line in filter(str.strip, "\n".join(texts).splitlines()):
-            row = json.loads(line)
-            response = row.get("response") or {}
-            status, body = response.get("status_code") or 0, response.get("body") or {}
-            if status == 200:
-                outcomes[row["custom_id"]] = _outcome(read_completion, self._endpoint, body)
-            elif 400 <= status < 500 and status != 429:
-                detail = str((body.get("error") or {}).get("message", "no reason given"))
-                outcomes[row["custom_id"]] = CallFailed("rejected", detail[:_SHOWN_CHARACTERS])
+            files = [file for file in (batch.output_file_id, batch.error_file_id) if file]
+            contents = [(await self._client.files.content(file)).content for file in files]
+        # Answers may hold other characters at which Python splits lines.
+        for line in b"\n".join(contents).split(b"\n"):
+            row = parse_body(line)
+            if not isinstance(row, dict) or not isinstance(response := row.get("response"), dict):
+                continue  # not answered: expired, or cut by the provider
+            key, status = str(row.get("custom_id")), response.get("status_code")
+            if isinstance(status, int):
+                outcomes[key] = self._lines.read(name, requests.get(key), status, response.get("body") or {})
         return outcomes
 
     async def close(self) -> None:
@@ -171,38 +199,44 @@ class OpenAIBatches:
         try:
             yield
         except self._openai.APIStatusError as error:
-            seconds = retry_after(error.response.headers)
-            raise _refused(self._endpoint, error.status_code, str(error.message), seconds) from None
+            response = error.response
+            raise _refused(self._endpoint, error.status_code, response.headers, response.content) from None
         except self._openai.APIConnectionError as error:
             raise Transient("unreachable", f"{self._endpoint.url}: {error.__cause__ or error}") from None
+        except self._openai.OpenAIError as error:
+            raise Transient("garbled", f"{self._endpoint.url}: {self._endpoint.shown(str(error))}") from None
 
 
 class GeminiBatches:
     """Batches of Gemini through google-genai, with the requests inside the call."""
 
+    most_requests, most_bytes = 50_000, 15_000_000
+
     def __init__(self, endpoint: Endpoint):
         import aiohttp
         from google.genai import errors, types
 
+        if endpoint.body:
+            raise InputError("endpoint.body: batches of Gemini take none; set batch=False, or leave it out")
         self._errors, self._types, self._transport_errors = errors, types, (aiohttp.ClientError, OSError, ValueError)
         self._endpoint = endpoint
+        self._lines = _Lines(endpoint, read_gemini)
         self._client, self._session = open_client(endpoint, _TIMEOUT_SECONDS)
 
-    async def submit(self, tag: str, requests: Sequence[tuple[str, Request]]) -> str:
+    async def submit(self, tag: str, requests: Mapping[str, Request]) -> str:
         """Hands in the requests, with the tag as the batch's display name; each carries its id in its metadata."""
-        types = self._types
-        inlined = [
-            types.InlinedRequest(
-                contents=[types.Content(role="user", parts=[types.Part(text=request.user)])],
-                metadata={"id": name},
-                config=generation_config(request),
-            )
-            for name, request in requests
-        ]
+        types, sent, inlined = self._types, frozenset[str](), []
+        for name, request in requests.items():
+            features = self._endpoint.features(request)
+            sent |= features
+            user, config = generation_config(self._endpoint, request, features)
+            contents = [types.Content(role="user", parts=[types.Part(text=user)])]
+            inlined.append(types.InlinedRequest(contents=contents, metadata={"id": name}, config=config))
         with self._explained_errors():
             job = await self._client.aio.batches.create(
                 model=self._endpoint.model, src=inlined, config=types.CreateBatchJobConfig(display_name=tag)
             )
+        self._lines.sent[job.name] = sent
         return job.name
 
     async def find(self, tag: str) -> str | None:
@@ -210,36 +244,60 @@ class GeminiBatches:
         with self._explained_errors():
             pager = await self._client.aio.batches.list(config={"page_size": _BATCHES_PER_PAGE})
             async for job in _latest(pager):
-                if job.display_name == tag and _STATES.get(job.state.name) != "failed":
+                state = str(job.state.name).removeprefix("JOB_STATE_") if job.state else ""
+                if job.display_name == tag and _STATES.get(state) != "failed":
                     return job.name
         return None
 
     async def poll(self, name: str) -> BatchState:
         """`EXPIRED` and `PARTIALLY_SUCCEEDED` count as done in part."""
-        with self._explained_errors():
-            job = await self._client.aio.batches.get(name=name)
-        return _state(job.state.name if job.state else "", str(job.error.message) if job.error else None)
+        batch = await self._get(name)
+        state = str(_mapping(batch.get("metadata")).get("state") or batch.get("state") or "")
+        error = _mapping(batch.get("error")).get("message")
+        return _state(state.removeprefix("BATCH_STATE_").removeprefix("JOB_STATE_"), error)
 
-    async def collect(self, name: str) -> Outcomes:
+    async def collect(self, name: str, requests: Mapping[str, Request]) -> dict[str, Outcome]:
         """Outcomes by the id in their metadata."""
-        with self._explained_errors():
-            job = await self._client.aio.batches.get(name=name)
-        return {
-            inlined.metadata["id"]: _outcome(read_response, self._endpoint, inlined.response)
-            for inlined in (job.dest.inlined_responses if job.dest else None) or ()
-            if "id" in (inlined.metadata or {}) and inlined.response is not None
-        }
+        batch = await self._get(name)
+        output = _mapping(batch.get("response")) or _mapping(_mapping(batch.get("metadata")).get("output"))
+        rows = output.get("inlinedResponses")
+        rows = rows.get("inlinedResponses") if isinstance(rows, dict) else rows
+        outcomes: dict[str, Outcome] = {}
+        for row in map(_mapping, rows if isinstance(rows, list) else ()):
+            key = str(_mapping(row.get("metadata")).get("id"))
+            if row.get("response") or row.get("error"):
+                outcomes[key] = self._lines.read(name, requests.get(key), 200, row.get("response") or row)
+        return outcomes
 
     async def close(self) -> None:
         """Closes its connections."""
         await self._client.aio.aclose()
         await self._session.close()
 
+    async def _get(self, name: str) -> Mapping[str, Any]:
+        """A batch as it came: the SDK's types refuse all of its answers for one odd field of one of them."""
+        url = f"{self._endpoint.url}/v1beta/{name}"
+        headers = {"x-goog-api-key": self._endpoint.key} | self._endpoint.headers
+        with self._explained_errors():
+            async with self._session.get(url, headers=headers) as response:
+                content = await response.read()
+        if response.status != 200:
+            raise _refused(self._endpoint, response.status, response.headers, content)
+        batch = parse_body(content)
+        if not isinstance(batch, dict):
+            raise self._endpoint.garbled()
+        return batch
+
     @contextlib.contextmanager
     def _explained_errors(self) -> Iterator[None]:
         try:
             yield
         except self._errors.APIError as error:
-            raise _refused(self._endpoint, int(error.code), str(error.message)) from None
+            headers = getattr(error.response, "headers", None) or {}
+            raise _refused(self._endpoint, int(error.code), headers, error.details) from None
         except self._transport_errors as error:
             raise transport_failure(error, self._endpoint.url) from None
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}

@@ -1,10 +1,18 @@
-"""Gemini through google-genai, and what its batches and google-generativeai share with it: schemas and clients."""
+"""Gemini through google-genai, and what its batches and google-generativeai share with it: schemas and clients.
+
+Responses are read from their JSON and not from the SDK's types, which refuse a whole answer, or a whole batch, for one
+field that they do not know.
+"""
 
 from collections.abc import Mapping
 from typing import Any
 
 from diversity_jax.core.errors import InputError
-from diversity_jax.llm.providers.base import Endpoint, Reply, http_session, quieten, retry_after, transport_failure
+from diversity_jax.llm.providers.answers import read_gemini
+from diversity_jax.llm.providers.base import http_session, quieten, transport_failure
+from diversity_jax.llm.providers.endpoint import Endpoint
+from diversity_jax.llm.providers.failures import read_error
+from diversity_jax.llm.providers.outcomes import Reply
 from diversity_jax.llm.types import Request
 
 _KEYWORDS = ("description", "format", "minItems", "maxItems", "required", "propertyOrdering")
@@ -12,8 +20,6 @@ _KEYWORDS = ("description", "format", "minItems", "maxItems", "required", "prope
 
 class GoogleGenai:
     """A `Provider`. The key comes from GEMINI_API_KEY or GOOGLE_API_KEY; an address of one's own may need none."""
-
-    sends_schemas = True
 
     def __init__(self, endpoint: Endpoint, *, deadline_seconds: float, **_: Any):
         import aiohttp
@@ -25,20 +31,24 @@ class GoogleGenai:
 
     async def ask(self, request: Request) -> Reply:
         """Makes one attempt; see `Provider.ask`."""
-        endpoint, config = self._endpoint, generation_config(request)
+        endpoint, sent = self._endpoint, self._endpoint.features(request)
+        user, config = generation_config(endpoint, request, sent)
         try:
             response = await self._client.aio.models.generate_content(
-                model=endpoint.model, contents=request.user, config=config
+                model=endpoint.model, contents=user, config=config
             )
         except self._errors.APIError as error:
             headers = getattr(error.response, "headers", None) or {}
-            seconds = retry_after(headers) or _retry_delay(error.details)
-            raise endpoint.failure(int(error.code), str(error.message), retry_after_seconds=seconds) from None
+            raise endpoint.failure(read_error(int(error.code), headers, error.details), sent) from None
         except self._transport_errors as error:
             raise transport_failure(error, endpoint.url) from None
-        except (ValueError, TypeError, self._errors.UnknownApiResponseError):
+        except (ValueError, TypeError, AttributeError, self._errors.UnknownApiResponseError):
             raise endpoint.garbled() from None
-        return read_response(endpoint, request, response)
+        return endpoint.read(request, sent, 200, {}, response.sdk_http_response.body, read_gemini)
+
+    async def identify(self) -> str:
+        """Nothing: answers say which version gave them; see `Provider.identify`."""
+        return ""
 
     async def close(self) -> None:
         """Closes its connections."""
@@ -60,7 +70,9 @@ def open_client(endpoint: Endpoint, deadline_seconds: float) -> tuple[Any, Any]:
     # Without `retry_options` the library sends a request whose connection was dropped again, uncounted and after up to
     # ten seconds.
     options = types.HttpOptions(
-        base_url=endpoint.base_url,
+        base_url=endpoint.base_url and endpoint.url,
+        headers=endpoint.headers,
+        extra_body=endpoint.body or None,
         aiohttp_client=session,
         retry_options=types.HttpRetryOptions(attempts=1),
         timeout=round(1000 * deadline_seconds),
@@ -71,51 +83,27 @@ def open_client(endpoint: Endpoint, deadline_seconds: float) -> tuple[Any, Any]:
         raise endpoint.bad_address() from None
 
 
-def generation_config(request: Request) -> Any:
-    """The SDK's configuration of a request."""
+def generation_config(endpoint: Endpoint, request: Request, sent: frozenset[str]) -> tuple[str, Any]:
+    """The user's text and the SDK's configuration of a request with features of `Endpoint.features`."""
     from google.genai import types
 
-    return types.GenerateContentConfig(system_instruction=request.system or None, **decoding_of(request))
-
-
-def decoding_of(request: Request) -> dict[str, Any]:
-    """The settings of a request by the names of both SDKs."""
-    config: dict[str, Any] = {"temperature": request.temperature, "max_output_tokens": request.max_output_tokens}
-    if request.schema is not None:
-        config |= {"response_mime_type": "application/json", "response_schema": gemini_schema(request.schema)}
-    return config
-
-
-def read_response(endpoint: Endpoint, request: Request | None, response: Any) -> Reply:
-    """The reply in the SDK's response; see `Endpoint.reply`.
-
-    Raises:
-      CallFailed: the model did not end it by itself.
-    """
-    usage, feedback = response.usage_metadata, response.prompt_feedback
-    prompt_tokens = usage.prompt_token_count if usage else None
-    # Thinking tokens are on the bill too.
-    completion_tokens = (usage.candidates_token_count or 0) + (usage.thoughts_token_count or 0) if usage else None
-    candidate = response.candidates[0] if response.candidates else None
-    parts = candidate.content.parts if candidate and candidate.content and candidate.content.parts else []
-    return endpoint.reply(
-        request,
-        "".join(part.text for part in parts if part.text and not part.thought),
-        candidate.finish_reason.name if candidate and candidate.finish_reason else None,
-        prompt_tokens,
-        completion_tokens,
-        blocked=feedback.block_reason.name if feedback and feedback.block_reason else None,
+    system, user = endpoint.instructions(request, sent)
+    decoding = decoding_of(request, sent)
+    return user, types.GenerateContentConfig(
+        system_instruction=system or None, should_return_http_response=True, **decoding
     )
 
 
-def _retry_delay(details: Any) -> float | None:
-    """Seconds of the `retryDelay` in an error's body, such as "43s"."""
-    error = details.get("error", details) if isinstance(details, dict) else {}
-    for detail in error.get("details", ()) if isinstance(error, dict) else ():
-        delay = detail.get("retryDelay") if isinstance(detail, dict) else None
-        if isinstance(delay, str) and delay.removesuffix("s").replace(".", "", 1).isdigit():
-            return float(delay.removesuffix("s"))
-    return None
+def decoding_of(request: Request, sent: frozenset[str]) -> dict[str, Any]:
+    """The settings of a request by the names of both SDKs."""
+    config: dict[str, Any] = {"max_output_tokens": request.max_output_tokens}
+    if "temperature" in sent:
+        config["temperature"] = request.temperature
+    if {"json_schema", "json_object"} & sent:
+        config["response_mime_type"] = "application/json"
+    if "json_schema" in sent and request.schema is not None:
+        config["response_schema"] = gemini_schema(request.schema)
+    return config
 
 
 def gemini_schema(schema: Mapping[str, Any]) -> dict[str, Any]:

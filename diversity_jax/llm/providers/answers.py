@@ -1,0 +1,211 @@
+"""One reader of what models answer, of both dialects, live and in batches: liberal in everything but the answer.
+
+Servers differ in how they write a text, why they stopped and what they counted; none of it is worth losing an answer
+that was paid for.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+import json
+import math
+import re
+from typing import Any
+
+# Why a model stopped, in the words of all servers in lower case. What is no word of these and came with a text is taken
+# as whole: a text that was cut is no JSON, and is seen then.
+_CUT = re.compile("length|max.?tokens|max_output_tokens|token_limit|incomplete")
+_REFUSED = re.compile(
+    "content.?filter|safety|refus|recitation|prohibited|blocklist|spii|guardrail|sensitive|moderation|language"
+)
+_INTERRUPTED = re.compile(
+    "error|abort|cancel|malformed|unexpected_tool|too_many_tool|insufficient_system|unavailable|timeout|overloaded|^other$"
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Usage:
+    """Tokens as a server counted them; None where it did not, or not with a number.
+
+    Attributes:
+      prompt, completion: tokens; the completion with its reasoning.
+      cached: prompt tokens of the server's cache.
+      dollars: what the server says it bills, or 0.
+    """
+
+    prompt: int | None = None
+    completion: int | None = None
+    cached: int = 0
+    dollars: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelAnswer:
+    """An answer as the server sent it.
+
+    Attributes:
+      text: the answer, without thoughts.
+      thoughts: characters of thoughts beside it, where they are shown.
+      ending: `whole`, `cut`, `refused`, `interrupted`, `none` (no answer at all) or `blocked` (the prompt was).
+      word: why it ended, in the server's word.
+      usage: what it used up.
+      served_by: the model and its version as the server names them.
+    """
+
+    text: str
+    thoughts: str = ""
+    ending: str
+    word: str = ""
+    usage: Usage = Usage()
+    served_by: str = ""
+
+
+def read_chat(value: Any) -> ModelAnswer:
+    """Reads a chat completion of OpenAI's dialect.
+
+    Raises:
+      ValueError: it is none.
+    """
+    body = _mapping(value)
+    if "choices" not in body:
+        raise ValueError("no choices")
+    choices = body["choices"]
+    usage, served_by = _chat_usage(_mapping(body.get("usage"))), _served_by(body, "model", "system_fingerprint")
+    if not isinstance(choices, list) or not choices:
+        ending = "none" if isinstance(choices, list) else "interrupted"
+        return ModelAnswer(text="", ending=ending, word="without an answer", usage=usage, served_by=served_by)
+    choice = _mapping(choices[0])
+    message = _mapping(choice.get("message"))
+    text = _text(message.get("content", choice.get("text")))
+    thoughts = _text(message.get("reasoning_content") or message.get("reasoning"))
+    word = _word(choice.get("finish_reason"))
+    ending = _ending(word, text)
+    if message.get("refusal") and ending != "cut":
+        ending, word = "refused", "refusal"
+    return ModelAnswer(text=text, thoughts=thoughts, ending=ending, word=word, usage=usage, served_by=served_by)
+
+
+def read_gemini(value: Any) -> ModelAnswer:
+    """Reads a response of Gemini's `generateContent`.
+
+    Raises:
+      ValueError: it is none.
+    """
+    body = _mapping(value)
+    if not {"candidates", "promptFeedback", "usageMetadata"} & set(body):
+        raise ValueError("no candidates")
+    usage, served_by = _gemini_usage(_mapping(body.get("usageMetadata"))), _served_by(body, "modelVersion")
+    candidates = body.get("candidates")
+    blocked = _mapping(body.get("promptFeedback")).get("blockReason")
+    if not isinstance(candidates, list) or not candidates:
+        ending = "blocked" if blocked else "none"
+        return ModelAnswer(text="", ending=ending, word=_word(blocked), usage=usage, served_by=served_by)
+    candidate = _mapping(candidates[0])
+    parts = _mapping(candidate.get("content")).get("parts")
+    parts = [_mapping(part) for part in parts] if isinstance(parts, list) else []
+    text = "".join(_text(part.get("text")) for part in parts if not part.get("thought"))
+    thoughts = "".join(_text(part.get("text")) for part in parts if part.get("thought"))
+    word = _word(candidate.get("finishReason"))
+    ending = _ending(word, text)
+    return ModelAnswer(text=text, thoughts=thoughts, ending=ending, word=word, usage=usage, served_by=served_by)
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
+
+
+def _text(content: Any) -> str:
+    """Text of a content: a string, a list of parts (without those that are thoughts), or a JSON value as it is."""
+    if content is None or isinstance(content, str):
+        return content or ""
+    if isinstance(content, list):
+        return "".join(_text(part) for part in content)
+    if isinstance(content, Mapping) and isinstance(content.get("type"), str | None) and "text" in content:
+        return "" if _word(content.get("type")) in ("thinking", "reasoning") else _text(content["text"])
+    if isinstance(content, Mapping) and content.get("type") in ("thinking", "reasoning", "refusal"):
+        return ""
+    return json.dumps(content)
+
+
+def _word(reason: Any) -> str:
+    return "" if reason is None else str(reason).strip().lower()
+
+
+def _ending(word: str, text: str) -> str:
+    for ending, words in (("cut", _CUT), ("refused", _REFUSED), ("interrupted", _INTERRUPTED)):
+        if words.search(word):
+            return ending
+    return "whole"
+
+
+def _served_by(body: Mapping[str, Any], *names: str) -> str:
+    return " ".join(body[name] for name in names if isinstance(body.get(name), str) and body[name])
+
+
+def _chat_usage(usage: Mapping[str, Any]) -> Usage:
+    details = _mapping(usage.get("completion_tokens_details") or usage.get("output_tokens_details"))
+    prompt_details = _mapping(usage.get("prompt_tokens_details") or usage.get("input_tokens_details"))
+    cached = (prompt_details.get("cached_tokens"), usage.get("prompt_cache_hit_tokens"), usage.get("cached_tokens"))
+    dollars = _number(usage.get("cost"))
+    return _usage(
+        _first(usage, "prompt_tokens", "input_tokens"),
+        _first(usage, "completion_tokens", "output_tokens"),
+        _count(usage.get("total_tokens")),
+        _count(details.get("reasoning_tokens")) or _count(usage.get("reasoning_tokens")),
+        max(_count(number) or 0 for number in cached),
+        dollars or 0.0,
+        reasoning_apart=False,
+    )
+
+
+def _gemini_usage(usage: Mapping[str, Any]) -> Usage:
+    return _usage(
+        _count(usage.get("promptTokenCount")),
+        _count(usage.get("candidatesTokenCount")),
+        _count(usage.get("totalTokenCount")),
+        _count(usage.get("thoughtsTokenCount")),
+        _count(usage.get("cachedContentTokenCount")) or 0,
+        0.0,
+        reasoning_apart=True,
+    )
+
+
+def _usage(
+    prompt: int | None,
+    completion: int | None,
+    total: int | None,
+    reasoning: int | None,
+    cached: int,
+    dollars: float,
+    *,
+    reasoning_apart: bool,
+) -> Usage:
+    """The larger of what is said: reasoning tokens stand inside the completion's count, beside it, or in the total
+    alone.
+    """
+    if reasoning and (reasoning_apart or reasoning > (completion or 0)):
+        completion = (completion or 0) + reasoning
+    if prompt is None and None not in (total, completion):
+        prompt = max((total or 0) - (completion or 0), 0)
+    if prompt is not None and total is not None:
+        completion = max(completion or 0, total - prompt)
+    return Usage(prompt=prompt, completion=completion, cached=min(cached, prompt or 0), dollars=dollars)
+
+
+def _first(usage: Mapping[str, Any], *names: str) -> int | None:
+    return next((count for name in names if (count := _count(usage.get(name))) is not None), None)
+
+
+def _count(value: Any) -> int | None:
+    number = _number(value)
+    return None if number is None else int(number)
+
+
+def _number(value: Any) -> float | None:
+    """A finite number of 0 or more, also one written as text; None for anything else."""
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return None
+    try:
+        number = float(value)
+    except (ValueError, OverflowError):
+        return None
+    return number if math.isfinite(number) and number >= 0 else None

@@ -1,0 +1,62 @@
+"""What the ledger knows of a server: what it does not take, how far its bills go, and which model stands behind it."""
+
+import asyncio
+from collections.abc import Iterable
+import logging
+
+from diversity_jax.llm.budget import Overrun
+from diversity_jax.llm.response_cache import ResponseCache
+
+_logger = logging.getLogger(__name__)
+
+
+class ServerNotes:
+    """Notes on one model at one address, kept in the ledger so that they are learnt once.
+
+    Args:
+      cache: the ledger.
+      name: `provider:model`.
+      url: address of the model.
+      role: what the model is used as; messages begin with it.
+
+    Attributes:
+      without: features that the server does not take.
+      overrun: how far its answers have gone beyond what requests allow.
+    """
+
+    def __init__(self, cache: ResponseCache, name: str, url: str, role: str):
+        self._cache, self._name, self._role, self._address = cache, name, role, f"{name} at {url}"
+        self.without = frozenset(self._values(self._address, "without"))
+        self.overrun = Overrun(factor=max([1.0, *map(float, self._values(self._address, "overrun"))]))
+        self._warned, self._noted = False, set[tuple[str, str, str]](cache.notes)
+
+    def _values(self, subject: str, kind: str) -> list[str]:
+        return sorted(value for about, of, value in self._cache.notes if (about, of) == (subject, kind))
+
+    def learnt(self, feature: str) -> None:
+        """Keeps that the server does not take a feature."""
+        self._note(self._address, "without", feature)
+
+    def keep_overrun(self) -> None:
+        """Keeps how far answers have gone beyond what requests allow."""
+        self._note(self._address, "overrun", f"{self.overrun.factor:.3g}")
+
+    def served_by(self, kind: str, models: Iterable[str]) -> None:
+        """Keeps what a server says stands behind the model's name, in answers (`answered by`) or in its list of models
+        (`listed as`). The first time that earlier answers of this ledger came from something else, this is logged.
+        """
+        before = self._values(self._name, kind)
+        for model in models:
+            self._note(self._name, kind, model)
+            if before and model not in before and not self._warned:
+                self._warned = True
+                was = before[-1]
+                what = f"{self._name} is now {kind} {model}; answers in {self._cache.path} are of {was}"
+                advice = "both are used; name another output folder or engine.ledger to ask one model alone"
+                _logger.warning("%s: %s: %s", self._role, what, advice)
+
+    def _note(self, subject: str, kind: str, value: str) -> None:
+        if (subject, kind, value) not in self._noted:
+            self._noted.add((subject, kind, value))
+            written = self._cache.run(lambda file: file.note(subject, kind, value))
+            written.add_done_callback(asyncio.Future.exception)  # a failing ledger shows at the next call
