@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 import pytest
 
 from diversity_jax.core import words as module
-from diversity_jax.core.words import count_words, first_words, has_unspaced_script, words, written_words
+from diversity_jax.core.words import count_words, first_words, unspaced_share, words, written_words
 from tests.words_by_language import UNSPACED, WORDS, as_text, random_words
 
 # Letters, marks, digits, joiners and punctuation of many scripts, white space, emoji, a lone surrogate.
@@ -56,7 +56,7 @@ def test_a_text_counts_as_many_words_as_it_was_made_of(language):
     allowed = 60 if language in UNSPACED else 0  # a compound such as hospital is one word or two
     assert abs(count_words(text) - len(made)) <= allowed
     assert abs(len(words(text)) - len(made)) <= allowed
-    assert has_unspaced_script(text) == (language in UNSPACED)
+    assert (unspaced_share([text]) > 0.9) == (language in UNSPACED)
 
 
 @given(_texts)

@@ -3,8 +3,10 @@
 `tests/renew_metrics_golden.py` says how to renew the file, and needs both.
 """
 
+import contextlib
 import json
 from pathlib import Path
+import random
 
 import numpy as np
 import pytest
@@ -12,7 +14,10 @@ import pytest
 from diversity_jax.core.errors import InputError
 from diversity_jax.metrics import compatible
 from diversity_jax.metrics.embedding import mean_pairwise_distance, vendi_score
+from diversity_jax.metrics.measure import measure
+from diversity_jax.metrics.registry import MetricsConfig, chosen_metrics
 from tests.renew_metrics_golden import corpora, golden, vectors
+from tests.words_by_language import UNSPACED, WORDS, as_text, random_words
 
 GOLDEN = json.loads((Path(__file__).parent / "metrics_golden.json").read_text())
 RENEW = "tests/renew_metrics_golden.py renews the file; renew it only when the packages themselves changed"
@@ -60,3 +65,20 @@ def test_what_the_package_cannot_give_is_one_line():
         compatible.homogenization_score(["many"] * 6000)
     with pytest.raises(InputError, match="gzip and xz"):
         compatible.compression_ratio(["text"], "zstd")
+
+
+@pytest.mark.parametrize("language", WORDS)
+def test_what_the_packages_words_cannot_read_is_left_out(language):
+    texts = [as_text(random_words(random.Random(number), language, 60), language) for number in range(8)]
+    figures, warnings = compatible.compatible_figures(texts)
+    assert ("ngram_diversity_score" in figures) == ("self_repetition_score" in figures) == (language not in UNSPACED)
+    assert ("homogenization_score_rougel" in figures) == (language == "english")
+    assert len(figures) + len(warnings) == 5
+    card = measure({language: texts}, chosen_metrics("lexical", MetricsConfig()), MetricsConfig(draws=1))[language]
+    assert any("without spaces" in warning for warning in card.warnings) == (language in UNSPACED)
+    words = card.metrics["context_length_words"].value
+    assert 45 <= words <= 80
+    assert 20 <= card.metrics["mtld"].value <= 200
+    pieces = MetricsConfig(draws=1, words="pieces")
+    with pytest.raises(InputError, match="words=pieces") if language in UNSPACED else contextlib.nullcontext():
+        measure({language: texts}, ["self_repetition"], pieces)

@@ -42,24 +42,16 @@ TEXTS = st.lists(_TEXT, min_size=1, max_size=8)
 quickly = settings(max_examples=120, deadline=None)
 
 
+_CUT = {
+    "数据很多。": ["数据", "很多。"],
+    "กินข้าว": ["กิน", "ข้าว"],
+    "กินข้าว\u200b": ["กิน", "ข้าว"],
+}
+
+
 def slowly_written(text: str) -> list[str]:
-    """Pieces between white space, composed; Han and Thai characters alone, each with its marks."""
-    words = []
-    for piece in text.split():
-        run = ""
-        for character in unicodedata.normalize("NFC", piece):
-            unspaced = any(low <= ord(character) <= high for low, high in ((0x4E00, 0x9FFF), (0x0E01, 0x0E30)))
-            mark = unicodedata.category(character).startswith("M")
-            if unspaced:
-                words += [run] if run else []
-                words.append(character)
-                run = ""
-            elif mark and not run and words and ord(words[-1][0]) > 0x0E00:
-                words[-1] += character
-            else:
-                run += character
-        words += [run] if run else []
-    return words
+    """What stands between white space, composed; Chinese and Thai cut into their words."""
+    return [word for token in text.split() for word in _CUT.get(token, [unicodedata.normalize("NFC", token)])]
 
 
 def grams(words, n):
@@ -67,7 +59,7 @@ def grams(words, n):
 
 
 NARROW = st.lists(
-    st.lists(st.sampled_from(["a", "b", "\u00e9", "\u6570\u636e", "\u0e01\u0e34"]), max_size=14).map(" ".join),
+    st.lists(st.sampled_from(["a", "b", "e\u0301", *_CUT]), max_size=14).map(" ".join),
     min_size=1,
     max_size=8,
 )
@@ -100,7 +92,7 @@ def test_every_form_gives_each_document_its_own_words_whatever_stands_beside_it(
 def test_folding_drops_case_and_punctuation_and_composed_forms_are_equal():
     vocabulary = Vocabulary("folded")
     vocabulary.encode(["\u00c9t\u00e9, STRASSE! e\u0301te\u0301 stra\u00dfe don't \u6f22\u5b57"])
-    assert vocabulary.words == ["\u00e9t\u00e9", "strasse", "don", "t", "\u6f22", "\u5b57"]
+    assert vocabulary.words == ["\u00e9t\u00e9", "strasse", "don", "t", "\u6f22\u5b57"]
 
 
 @quickly

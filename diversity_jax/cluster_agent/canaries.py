@@ -14,7 +14,6 @@ from dataclasses import dataclass, replace
 import math
 from pathlib import Path
 import random
-import re
 from typing import Any
 
 from diversity_jax.cluster_agent.estimators import Groupings, collision
@@ -22,8 +21,9 @@ from diversity_jax.cluster_agent.text_cleaning import child_seed
 from diversity_jax.cluster_agent.types import Cluster, Sample
 from diversity_jax.core.files import read_json
 from diversity_jax.core.intervals import Estimate
+from diversity_jax.core.words import words
 
-_WORD = re.compile(r"[^\W\d_]{4,}")
+_LETTERS_OF_A_WORD = 4  # at least, or function words would decide
 _LOOKED_AT_CHARACTERS = 600  # of a text, to choose what is foreign to it
 _LEAST_MISS = 0.05
 _WIDEST_CORRECTION = 2.0
@@ -32,7 +32,13 @@ FOREIGN = "canary"  # the document that planted foreign texts are said to be fro
 PLANTED_TEXTS: Mapping[str, Any] = read_json(Path(__file__).with_name("planted_texts.json"))
 # Subjects far apart, so that whatever a corpus is about at least one of them is foreign to it.
 FOREIGN_TEXTS: tuple[str, ...] = tuple(PLANTED_TEXTS["foreign"])
-_FOREIGN_WORDS = tuple(frozenset(_WORD.findall(text.casefold())) for text in FOREIGN_TEXTS)
+
+
+def _longer_words(text: str) -> frozenset[str]:
+    return frozenset(word for word in words(text) if len(word) >= _LETTERS_OF_A_WORD and word.isalpha())
+
+
+_FOREIGN_WORDS = tuple(map(_longer_words, FOREIGN_TEXTS))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,9 +90,9 @@ def plant(samples: Sequence[Sample], ids: Sequence[str], generator: random.Rando
     """
     original = samples[int(generator.random() * len(samples))]
     start = int(generator.random() * len(FOREIGN_TEXTS))
-    words = set(_WORD.findall(original.text[:_LOOKED_AT_CHARACTERS].casefold()))
+    shown_words = _longer_words(original.text[:_LOOKED_AT_CHARACTERS])
     turned = [(start + turn) % len(FOREIGN_TEXTS) for turn in range(len(FOREIGN_TEXTS))]
-    foreign = FOREIGN_TEXTS[min(turned, key=lambda number: len(words & _FOREIGN_WORDS[number]))]
+    foreign = FOREIGN_TEXTS[min(turned, key=lambda number: len(shown_words & _FOREIGN_WORDS[number]))]
     shown = list(samples)
     copied = Sample(sample_id=ids[0], text=original.text, document=original.document)
     for planted in (copied, Sample(sample_id=ids[1], text=foreign, document=FOREIGN)):

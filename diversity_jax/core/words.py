@@ -10,9 +10,11 @@ Burmese), Tibetan into syllables; of the few such scripts that ICU has no dictio
 letter with its marks is a word. Punctuation inside such text belongs to the written word before it.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 import functools
+import itertools
 import re
+from typing import Literal
 import unicodedata
 
 _DICTIONARY_SCRIPTS = ("Han", "Hiragana", "Katakana", "Thai", "Lao", "Khmer", "Myanmar", "Tibetan")
@@ -83,18 +85,21 @@ def _dictionary_words(runs: Sequence[str]) -> Iterator[list[str]]:
     yield current
 
 
-def words(text: str, *, fold: bool = True) -> list[str]:
-    """Runs of letters, marks and digits, NFKC-normalised; everything else only separates them.
+def words(text: str, *, fold: bool = True, normal_form: Literal["NFC", "NFKC"] = "NFKC") -> list[str]:
+    """Runs of letters, marks and digits; everything else only separates them.
 
     Joiners and soft hyphens inside words are dropped. Underscores and apostrophes separate.
 
     Args:
       fold: case-fold.
+      normal_form: NFKC takes ligatures, full-width letters and raised digits for what they stand for.
     """
     if not text.isascii():
-        text = unicodedata.normalize("NFKC", text)
+        text = unicodedata.normalize(normal_form, text)
     if fold:
         text = text.casefold()
+        if not text.isascii():  # folding can take composed letters apart
+            text = unicodedata.normalize(normal_form, text)
     text = text.replace("_", " ")
     if text.isascii():
         return _ASCII_WORD.findall(text)
@@ -169,8 +174,12 @@ def _end_of_words(text: str, count: int) -> int | None:
     """Where the `count`-th written word ends; None where there are fewer."""
     if count < 1:
         return 0
+    tokens = re.finditer(r"\S+", text)
+    if text.isascii() or not _MAYBE_UNSPACED.search(text):
+        token = next(itertools.islice(tokens, count - 1, None), None)
+        return token.end() if token else None
     missing = count
-    for token in re.finditer(r"\S+", text):
+    for token in tokens:
         parts = written_words(token.group())
         if len(parts) >= missing:
             return token.start() + len("".join(parts[:missing]))
@@ -178,6 +187,11 @@ def _end_of_words(text: str, count: int) -> int | None:
     return None
 
 
-def has_unspaced_script(text: str) -> bool:
-    """Whether any of a text is in a script that is written without spaces between words."""
-    return _MAYBE_UNSPACED.search(text) is not None and _patterns()[2].search(text) is not None
+def unspaced_share(texts: Iterable[str]) -> float:
+    """Share of the characters of texts, white space not counted, that are in scripts written without spaces."""
+    unspaced = characters = 0
+    for text in texts:
+        characters += len("".join(text.split()))
+        if not text.isascii() and _MAYBE_UNSPACED.search(text):
+            unspaced += sum(map(len, _patterns()[2].findall(text)))
+    return unspaced / max(characters, 1)

@@ -12,6 +12,7 @@ from typing import Any
 
 from diversity_jax.core.errors import InputError
 from diversity_jax.core.files import file_hash, writing
+from diversity_jax.core.words import count_words, first_words
 from diversity_jax.corpus import open_corpus
 from diversity_jax.evaluation.config import ContinuationsConfig
 
@@ -327,10 +328,10 @@ def write_continuations(config: ContinuationsConfig) -> None:
     least = config.context_words + config.ending_words
     endings_by_beginning: dict[str, str] = {}
     for document in itertools.islice(open_corpus(config.corpus), config.skip_documents, None):
-        words = document.text.split()
-        if len(words) >= least:
-            ending = " ".join(words[config.context_words : least])
-            endings_by_beginning.setdefault(" ".join(words[: config.context_words]), ending)
+        beginning = first_words(document.text, config.context_words)
+        ending = first_words(document.text[len(beginning) :], config.ending_words)
+        if count_words(beginning) == config.context_words and count_words(ending) == config.ending_words:
+            endings_by_beginning.setdefault(" ".join(beginning.split()), " ".join(ending.split()))
         if len(endings_by_beginning) == config.items:
             break
     endings = sorted(set(endings_by_beginning.values()))

@@ -10,19 +10,23 @@ from collections.abc import Callable, Sequence
 import gzip
 import io
 import lzma
+import re
 
 import numpy as np
 
 from diversity_jax.core.errors import InputError
+from diversity_jax.core.words import unspaced_share
 from diversity_jax.metrics.ngrams import Ngrams
 from diversity_jax.metrics.pairwise import rouge_l
 from diversity_jax.metrics.text import Vocabulary, Words
 
 _MOST_DOCUMENTS_OF_ALL_PAIRS = 5000
+MOST_UNREADABLE = 0.1  # share of a text that a definition may leave out: of French, its accents are 4 %
+_NOT_ASCII = re.compile(r"[^\x00-\x7f]")
 
 
 def compatible_figures(texts: Sequence[str]) -> tuple[dict[str, float], list[str]]:
-    """The package's figures of some texts, and a warning for each that it cannot give."""
+    """The package's figures of some texts, and a warning for each that it cannot give or that would mislead."""
     figures: dict[str, Callable[[], float]] = {
         "ngram_diversity_score": lambda: ngram_diversity_score(texts),
         "self_repetition_score": lambda: self_repetition_score(texts),
@@ -30,13 +34,25 @@ def compatible_figures(texts: Sequence[str]) -> tuple[dict[str, float], list[str
         "compression_ratio_xz": lambda: compression_ratio(texts, "xz"),
         "homogenization_score_rougel": lambda: homogenization_score(texts),
     }
+    unspaced, vanishing = unspaced_share(texts), _share_outside_ascii(texts)
     values, warnings = {}, []
     for name, figure in figures.items():
         try:
+            if name in ("ngram_diversity_score", "self_repetition_score") and unspaced > MOST_UNREADABLE:
+                raise InputError(f"{unspaced:.0%} of the text is in scripts without spaces, which are its words")
+            if name == "homogenization_score_rougel" and vanishing > MOST_UNREADABLE:
+                raise InputError(f"its words are a-z and 0-9, and {vanishing:.0%} of the text is not ASCII")
             values[name] = figure()
         except InputError as error:
             warnings.append(f"{name} is left out: {error}")
     return values, warnings
+
+
+def _share_outside_ascii(texts: Sequence[str]) -> float:
+    """Share of the characters, white space not counted."""
+    characters = ["".join(text.split()) for text in texts]
+    outside = sum(len(_NOT_ASCII.findall(text)) for text in characters if not text.isascii())
+    return outside / max(sum(map(len, characters)), 1)
 
 
 def ngram_diversity_score(texts: Sequence[str], num_n: int = 4) -> float:

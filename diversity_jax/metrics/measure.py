@@ -15,10 +15,11 @@ import numpy as np
 from diversity_jax.core.errors import InputError
 from diversity_jax.core.files import content_hash
 from diversity_jax.core.progress import ProgressDisplay
+from diversity_jax.core.words import unspaced_share
 from diversity_jax.corpus import Corpus
 from diversity_jax.embedders import Embedder
 from diversity_jax.metrics.card import Figure, MetricsCard, card_parameters
-from diversity_jax.metrics.compatible import compatible_figures
+from diversity_jax.metrics.compatible import MOST_UNREADABLE, compatible_figures
 from diversity_jax.metrics.embedding import Codebook, TfidfSvd, default_clusters, unit_rows
 from diversity_jax.metrics.perplexity import CausalModel, document_nats
 from diversity_jax.metrics.registry import METRICS, STAGES, Figures, MetricsConfig, Sample, StageSettings
@@ -110,6 +111,13 @@ class _Run:
         if "perplexity" in self.stages and tools.model is None:
             raise InputError("metrics: perplexity needs a model; give one in tools")
         self.reads = {STAGES[stage].reads for stage in self.stages}
+        self.unspaced = {name: unspaced_share(source.texts[:_FIT_DOCUMENTS]) for name, source in sources.items()}
+        for name, share in self.unspaced.items():
+            if config.words == "pieces" and "words" in self.reads and share > MOST_UNREADABLE:
+                raise InputError(
+                    f"baseline.words=pieces: {share:.0%} of {name} is in scripts without spaces, where sentences "
+                    "would be single words; take baseline.words=written"
+                )
         smallest = min(
             len(source.texts) if source.in_memory else config.pool_documents * 2 for source in sources.values()
         )
@@ -215,6 +223,11 @@ class _Run:
         dependence: dict[str, dict[str, Any]] = {}
         if self.config.dependence:
             dependence = _size_dependence(pool or self.prepare(first, []), self, costs)
+        if self.unspaced[source.name] > MOST_UNREADABLE:
+            warnings.append(
+                f"{self.unspaced[source.name]:.0%} of the text is in scripts without spaces; its words are those of a "
+                "dictionary, and figures of words compare only with those of the same language"
+            )
         compatible: dict[str, float] = {}
         if self.config.compatible:
             compatible, left_out = compatible_figures(first)

@@ -2,10 +2,9 @@
 
 Text is split at white space first, as `str.split` does. What becomes of each such token is the form:
 
-  written   NFC, case and punctuation kept; in scripts written without spaces (Han, kana, Thai, Lao, Khmer, Burmese)
-            every character with its marks is a word of its own.
-  folded    case-folded runs of letters, marks and digits; scripts without spaces as above; no punctuation.
-  pieces    the token as it stands, for comparison with packages that do no more.
+  written   its written words (see `core.words`), composed (NFC), case and punctuation kept.
+  folded    its words as `core.words.words` gives them, composed (NFC): without punctuation, case-folded.
+  pieces    the token as it stands, for comparison with packages that do no more. Not for scripts without spaces.
   rouge     what the `rouge_score` package takes for a word: lower-case runs of a-z and 0-9; other scripts vanish.
 
 A form looks at every DIFFERENT token once, so Unicode costs nothing for the other 99 %.
@@ -18,12 +17,13 @@ import functools
 import itertools
 import os
 import re
-from typing import Any
 import unicodedata
 
 import numpy as np
 
+from diversity_jax.core import words as core_words
 from diversity_jax.core.errors import InputError
+from diversity_jax.core.words import words, written_words
 
 FORMS = ("written", "folded", "pieces", "rouge")
 _CHUNK_DOCUMENTS = 8192
@@ -84,30 +84,18 @@ def _offsets(lengths: np.ndarray) -> np.ndarray:
     return np.concatenate([[0], np.cumsum(lengths)])
 
 
-@functools.cache
-def _patterns() -> tuple[Any, Any]:
-    import regex
-
-    unspaced = r"\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}"
-    written = regex.compile(rf"[{unspaced}]\p{{M}}*|[^{unspaced}]+")
-    folded = regex.compile(rf"(?:(?![{unspaced}])[\p{{L}}\p{{N}}\p{{M}}])+|[{unspaced}]\p{{M}}*")
-    return written, folded
-
-
 def _written(token: str) -> list[str]:
-    return [token] if token.isascii() else _patterns()[0].findall(unicodedata.normalize("NFC", token))
+    if token.isascii():
+        return [token]
+    parts = written_words(unicodedata.normalize("NFC", token))
+    return parts if len(parts) == 1 else [part.strip("\u200b") for part in parts]  # a space that is not seen
 
 
 _ASCII_WORD = re.compile(r"[a-z0-9]+")
 
 
 def _folded(token: str) -> list[str]:
-    if token.isascii():
-        return _ASCII_WORD.findall(token.lower())
-    # Folding can undo the composed form, and composing can bring capitals back: twice is where it settles (Unicode,
-    # D145).
-    folded = unicodedata.normalize("NFC", unicodedata.normalize("NFC", token).casefold()).casefold()
-    return _patterns()[1].findall(unicodedata.normalize("NFC", folded))
+    return _ASCII_WORD.findall(token.lower()) if token.isascii() else words(token, normal_form="NFC")
 
 
 _SPLITTERS = {
@@ -128,8 +116,8 @@ class _Ids(dict):
         self._split = _SPLITTERS[form]
 
     def __missing__(self, token: str) -> int:
-        words = self.words
-        self.parts.append(tuple([words.setdefault(word, len(words)) for word in self._split(token) if word]))
+        ids = self.words
+        self.parts.append(tuple([ids.setdefault(word, len(ids)) for word in self._split(token) if word]))
         self[token] = number = len(self.parts) - 1
         return number
 
@@ -258,11 +246,6 @@ def split_words(texts: Sequence[str], form: str = "written", *, threads: int | N
 
 
 def first_words(text: str, count: int) -> str | None:
-    """The beginning of a text with exactly `count` written words, white space kept; None where it has fewer."""
-    missing = count
-    for token in re.finditer(r"\S+", text):
-        parts = _written(token.group())
-        if len(parts) >= missing:
-            return text[: token.start()] + (token.group() if len(parts) == missing else "".join(parts[:missing]))
-        missing -= len(parts)
-    return None
+    """The beginning of a text with `count` written words, white space kept; None where it has fewer."""
+    beginning = core_words.first_words(text, count)
+    return beginning if len(beginning) < len(text) or core_words.count_words(text) >= count else None
