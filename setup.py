@@ -22,7 +22,7 @@ setup(
     packages=find_packages(include=["diversity_jax", "diversity_jax.*"]),
     package_data={
         "diversity_jax": ["py.typed"],
-        "diversity_jax.cluster_agent": ["exam_texts.json", "planted_texts.json", "prompts.toml"],
+        "diversity_jax.cluster_agent": ["*.json", "prompts.toml"],
         "diversity_jax.corpus.readers": ["installed_packages.toml"],
         "diversity_jax.llm": ["prices.json"],
         "diversity_jax.report": ["templates/*.j2"],

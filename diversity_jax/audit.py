@@ -1,31 +1,34 @@
-"""How far hostile documents move a score: a copy of the sample with planted injections is scored beside the clean one.
+"""Examine a judge: on small corpora of known diversity, and by what hostile documents do to its figures.
 
-python -m diversity_jax.audit --config configs/score.py --config.corpus=texts.jsonl.gz --config.agent.groupings=300
+    python -m diversity_jax.audit --config configs/score.py --config.judge=openai:gpt-5-mini
+    python -m diversity_jax.audit --config configs/score.py --config.corpus=texts.jsonl.gz --config.agent.groupings=300
+
+The exam takes a few hundred calls, once for each judge, wording and `agent.samples_per_grouping`; its result is kept in
+`exam_dir` and found by later runs. Where a corpus is named, a copy of it with planted injections (a share
+`hostile_share` of its documents) is scored beside the clean one. `--config.dry_run=True` prints the forecast alone.
+Writes audit.json and report.html to output_dir.
 """
 
-import logging
-from pathlib import Path
+import sys
 
-from diversity_jax.core import cli
-from diversity_jax.core.files import write_json
+from diversity_jax.core import cli, run_info
 from diversity_jax.scoring.config import ScoreConfig
-
-log = logging.getLogger(__name__)
 
 
 def main(config: ScoreConfig) -> None:
-    """Audits every corpus of the configuration; writes `audit.json`, whose path it prints last."""
-    from diversity_jax.cluster_agent import audit, open_judge
-    from diversity_jax.scoring.run import open_corpora
+    """Audits the judge of the configuration; prints the table of the exam, and the page's path last."""
+    from diversity_jax.scoring.audit import run_audit
 
-    results = {}
-    for name, corpus in open_corpora(config).items():
-        judge = open_judge(config, [corpus], Path(config.output_dir) / "ledger.sqlite")
-        result = audit(corpus, judge, config.agent, share=config.hostile_share)
-        log.info("%s: %s", name, result)
-        results[name] = result.to_json()
-    path = Path(config.output_dir) / "audit.json"
-    write_json(path, results)
+    result = run_audit(config)
+    if result is None:
+        return
+    from diversity_jax.report.pages import audit as page
+
+    run_info.describe(sys.argv, config).save(config.output_dir)
+    path = page.write(config.output_dir, result)
+    print(result.exam)
+    for name, found in result.injections.items():
+        print(f"{name}: {found}")
     print(path)
 
 

@@ -41,8 +41,8 @@ def test_a_judge_that_errs_at_random_passes(tmp_path, rate, verifier):
         ("fours", {"unfit"}, "12 subjects in pairs of neighbours read as 3"),
         ("position", {"unfit"}, "no grouping was usable of 24 subjects"),
         ("length", {"unfit"}, "sets apart"),
-        ("splits all", {"unfit"}, "no grouping was usable of 24 subjects"),
-        ("merges all", {"unfit"}, "no grouping was usable of 24 subjects"),
+        ("splits all", {"unfit"}, "no grouping was usable of 9 of 9 corpora"),
+        ("merges all", {"unfit"}, "no grouping was usable of 9 of 9 corpora"),
     ],
 )
 def test_a_faulty_judge_does_not_pass_and_is_told_why(tmp_path, fault, verdicts, reason):

@@ -9,13 +9,15 @@ import re
 import numpy as np
 import pytest
 
-from diversity_jax.cluster_agent import Scorecard
+from diversity_jax.cluster_agent import AgentConfig, Scorecard, examine
 from diversity_jax.core import run_info
 from diversity_jax.core.errors import InputError
 from diversity_jax.mixtures.mixture import MixtureComponent
-from diversity_jax.report.pages import mixture, score, training_run
+from diversity_jax.report.pages import audit, mixture, score, training_run
+from diversity_jax.scoring.audit import AuditResult
 from diversity_jax.training import log as training_log
 from tests import example_run
+from tests.faulty_judges import exam_judge
 
 
 class _Outline(HTMLParser):
@@ -340,3 +342,19 @@ def test_the_real_components_pooled_are_shown_as_the_reference(tmp_path):
     outline = _read(training_run.write(tmp_path))
     assert outline.words.count("real text, the reference") == 2
     assert "of real text" in outline.text
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        ("none", ("is fit", "Nothing was found", "9 of 9")),
+        ("style", ("is unfit", "sets apart 100 % of the pairs of one subject in two styles", "nothing usable")),
+        ("splits all", ("is unfit", "0 of 9", "o grouping was usable")),
+    ],
+)
+def test_an_audit_leads_with_the_verdict_and_shows_what_it_rests_on(tmp_path, fault, said):
+    result = AuditResult(exam=examine(exam_judge(fault, verifier="yes"), AgentConfig(), tmp_path / "exams"))
+    outline = _read(audit.write(tmp_path, result))
+    _check_self_contained(outline)
+    for words in (*said, "Truth and reading", "12 subjects in pairs of neighbours", "No corpus was named", "13.2"):
+        assert re.sub(r"\s+", " ", words) in outline.text.replace("\u202f", " ")

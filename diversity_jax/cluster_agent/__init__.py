@@ -12,6 +12,8 @@ from diversity_jax.cluster_agent.compare import (
 from diversity_jax.cluster_agent.config import AgentConfig
 from diversity_jax.cluster_agent.cost_forecast import pilot_calls, pilot_calls_async, plan_calls, plan_calls_async
 from diversity_jax.cluster_agent.criteria import Criteria, load_criteria, propose_criteria
+from diversity_jax.cluster_agent.exam import cached_exam, examine, examine_async, plan_exam
+from diversity_jax.cluster_agent.exam_result import ExamResult
 from diversity_jax.cluster_agent.injection_audit import Audit, audit, audit_async
 from diversity_jax.cluster_agent.llm import LlmJudge
 from diversity_jax.cluster_agent.offline import OfflineJudge
@@ -38,6 +40,7 @@ __all__ = [
     "Criteria",
     "Draws",
     "Estimate",
+    "ExamResult",
     "Judge",
     "JudgeAnswer",
     "JudgeSettings",
@@ -49,9 +52,12 @@ __all__ = [
     "Task",
     "audit",
     "audit_async",
+    "cached_exam",
     "compare",
     "compare_pairs",
     "drift",
+    "examine",
+    "examine_async",
     "judge_kind",
     "judge_note",
     "load_criteria",
@@ -60,6 +66,7 @@ __all__ = [
     "pilot_calls_async",
     "plan_calls",
     "plan_calls_async",
+    "plan_exam",
     "propose_criteria",
     "score_corpora",
     "score_corpora_async",

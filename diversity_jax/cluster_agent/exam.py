@@ -18,7 +18,8 @@ import numpy as np
 from diversity_jax.cluster_agent.cluster import JudgedGrouping
 from diversity_jax.cluster_agent.config import AgentConfig
 from diversity_jax.cluster_agent.corpus_scorer import CorpusScorer
-from diversity_jax.cluster_agent.criteria import Criteria, ProposedCriteria
+from diversity_jax.cluster_agent.cost_forecast import plan_calls
+from diversity_jax.cluster_agent.criteria import ProposedCriteria, load_criteria
 from diversity_jax.cluster_agent.exam_corpora import ExamCorpus, exam_corpora, neighbour_of
 from diversity_jax.cluster_agent.exam_result import (
     HALF,
@@ -32,17 +33,18 @@ from diversity_jax.cluster_agent.exam_result import (
     total,
 )
 from diversity_jax.cluster_agent.score import blocking
-from diversity_jax.cluster_agent.types import CallTotals, CriteriaSet, Criterion, Judge
+from diversity_jax.cluster_agent.types import CallTotals, Judge
 from diversity_jax.cluster_agent.uncertainty import t_quantile
 from diversity_jax.core import files
 from diversity_jax.core.errors import InputError
 from diversity_jax.core.intervals import Estimate
+from diversity_jax.llm import PlannedCalls
 
 _SEED = 1  # of every exam, whatever the run's
 
 GROUPINGS: Mapping[str, int] = {
-    "subjects_24": 30,
-    HALF: 40,
+    "subjects_24": 60,
+    HALF: 20,
     "subjects_6": 12,
     "one_subject": 10,
     "neighbours": 20,
@@ -56,22 +58,8 @@ to twice as many where fewer are, so that about as many pairs are seen.
 """
 _USUAL_K = 10
 _SMALLEST_HALF = 3  # samples at once, under which half of K is not tried
-CRITERIA = Criteria(
-    sets=(
-        CriteriaSet(
-            metadata=(
-                Criterion(
-                    name="Subject",
-                    definition="The one activity, trade, institution or natural thing that a text is about.",
-                    guidance="Alike are texts about one subject, such as tennis, whatever their form, length or "
-                    "language; two subjects of one field, such as tennis and golf, are not.",
-                ),
-            )
-        ),
-    ),
-    origin="file",
-)
-"""By what every exam is judged: written here, so that no call is spent on proposals and all judges read the same."""
+_CRITERIA = Path(__file__).with_name("exam_criteria.json")
+"""By what every exam is judged: written by hand, so that no call is spent on proposals and all judges read the same."""
 
 
 def exam_path(judge: Judge, config: AgentConfig, folder: str | os.PathLike) -> Path:
@@ -93,7 +81,12 @@ def cached_exam(judge: Judge, config: AgentConfig, folder: str | os.PathLike) ->
 
 def exam_calls(config: AgentConfig) -> int:
     """Calls of an exam without repairs."""
-    return sum(exam.forecast_calls(with_criteria=True) for _, exam in _parts(config).values())
+    return sum(exam.forecast_calls() for _, exam in _parts(config).values())
+
+
+def plan_exam(config: AgentConfig) -> list[PlannedCalls]:
+    """The calls of an exam with their mean tokens by stage; price them with `llm.forecast`."""
+    return [planned for corpus, exam in _parts(config).values() for planned in plan_calls([corpus], exam)]
 
 
 async def examine_async(judge: Judge, config: AgentConfig, folder: str | os.PathLike) -> ExamResult:
@@ -118,7 +111,7 @@ async def examine_async(judge: Judge, config: AgentConfig, folder: str | os.Path
     result = ExamResult(
         judge=judge.label,
         prompt_version=judge.prompt_version,
-        identity=judge.identity,
+        identity=dict(judge.identity),
         settings=_settings(config),
         readings=tuple(reading for reading, _ in results),
         calls=usage.calls,
@@ -143,7 +136,7 @@ def _settings(config: AgentConfig) -> dict[str, Any]:
 def _key(judge: Judge, config: AgentConfig) -> str:
     texts = [corpus.fingerprint() for corpus in exam_corpora().values()]
     asked = [judge.label, judge.prompt_version, dict(judge.identity), _settings(config)]
-    return files.content_hash([VERSION, texts, GROUPINGS, CRITERIA.to_json(), *asked])
+    return files.content_hash([VERSION, texts, GROUPINGS, files.file_hash(_CRITERIA), *asked])
 
 
 def _parts(config: AgentConfig) -> dict[str, tuple[ExamCorpus, AgentConfig]]:
@@ -161,8 +154,10 @@ def _parts(config: AgentConfig) -> dict[str, tuple[ExamCorpus, AgentConfig]]:
             AgentConfig(
                 **{**_settings(config), "samples_per_grouping": k},
                 groupings=math.ceil(usual * times),
+                criteria=str(_CRITERIA),
                 criteria_sets=1,
                 recheck_share=0.0,
+                verify_share=1.0 if config.verify else None,
                 examples=0,
                 seed=_SEED,
                 in_flight=config.in_flight,
@@ -173,7 +168,9 @@ def _parts(config: AgentConfig) -> dict[str, tuple[ExamCorpus, AgentConfig]]:
 
 async def _read(name: str, corpus: ExamCorpus, judge: Judge, config: AgentConfig) -> tuple[ExamReading, CallTotals]:
     judged: list[JudgedGrouping] = []
-    scorer = CorpusScorer(corpus, judge, config, ProposedCriteria(criteria=CRITERIA), observe=judged.append)
+    scorer = CorpusScorer(
+        corpus, judge, config, ProposedCriteria(criteria=load_criteria(str(_CRITERIA))), observe=judged.append
+    )
     await scorer.extend(config.groupings)
     if scorer.ended:
         raise InputError(f"exam of judge {judge.label}: ended before it was done: {scorer.ended}")
@@ -207,26 +204,26 @@ def _reading(corpus: ExamCorpus, counts: Sequence[Mapping[str, PairCounts]]) -> 
     residuals = together - ratio * same
     error = max(1.0, math.sqrt(residuals @ residuals * number / max(1, number - 1))) / same.sum()
     half = t_quantile(0.975, max(1, number - 1)) * error
-    truth = corpus.effective_clusters
-    low, most = truth / (ratio + half), float(len(corpus))
-    if not ratio:
-        return Estimate(value=max(low, most), low=low)
-    return Estimate(value=truth / ratio, low=low, high=truth / (ratio - half) if ratio > half else None)
+
+    def clusters(ratio: float) -> float:
+        """At least one, and no more than there are texts."""
+        return float(min(len(corpus), max(1.0, corpus.effective_clusters / max(ratio, 1e-9))))
+
+    high = clusters(ratio - half) if ratio > half else None
+    return Estimate(value=clusters(ratio), low=clusters(ratio + half), high=high)
 
 
 def _count_pairs(corpus: ExamCorpus, grouping: JudgedGrouping) -> dict[str, PairCounts]:
     """The pairs of one grouping's drawn samples by kind; none where no partition came."""
     counts: dict[str, PairCounts] = {}
     cluster_of = {sample_id: cluster for cluster in grouping.clusters for sample_id in cluster.sample_ids}
-    misplaced = {sample_id for cluster in grouping.clusters for sample_id in cluster.misplaced}
     drawn = [sample for sample in grouping.planned.samples if sample.sample_id in cluster_of]
     for a, b in itertools.combinations(drawn, 2):
         cluster = cluster_of[a.sample_id]
         claimed = cluster is cluster_of[b.sample_id]
+        together = claimed and not {a.sample_id, b.sample_id} & set(cluster.misplaced)
         kind = _kind(corpus, int(a.document), int(b.document))
-        pair = PairCounts(
-            shown=1, claimed=int(claimed), together=int(claimed and misplaced.isdisjoint((a.sample_id, b.sample_id)))
-        )
+        pair = PairCounts(shown=1, claimed=int(claimed), together=int(together))
         counts[kind] = counts.get(kind, NO_PAIRS) + pair
     return counts
 

@@ -1,7 +1,7 @@
 """What an exam of a judge came to: truth and reading of each corpus, mistakes by kind, and the verdict."""
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,7 +9,7 @@ from diversity_jax.cluster_agent.canaries import binomial
 from diversity_jax.cluster_agent.types import describe_failures
 from diversity_jax.cluster_agent.verdict import FITNESS, Fitness, Verdict
 from diversity_jax.core.errors import InputError
-from diversity_jax.core.formats import listed
+from diversity_jax.core.formats import estimate, listed, significant
 from diversity_jax.core.intervals import Estimate
 
 VERSION = 1
@@ -20,12 +20,13 @@ _UNFIT_FACTOR = 2.0  # by which the whole interval of a reading misses the truth
 # twenty elsewhere reaches 0.7 where there are 24 subjects.
 _LEAST_AGREEMENT, _UNFIT_AGREEMENT = 0.6, 0.3
 _FEWEST_PAIRS = 20  # of a kind, for a share of it to be told as a reason
+_TOLD = 3  # corpora that are read wrongly; the others are only named
 _TOLD_SHARE = 0.05  # of the pairs of a kind; fewer mistakes are not worth telling
 HALF = "subjects_24_half"  # the corpus at half of K
 
 TITLES: Mapping[str, str] = {
     "subjects_24": "24 subjects",
-    HALF: "24 subjects, half as many samples at once",
+    HALF: "24 subjects at K / 2",
     "subjects_6": "6 subjects far apart",
     "one_subject": "one subject",
     "neighbours": "12 subjects in pairs of neighbours",
@@ -120,13 +121,13 @@ class ExamReading:
         return "fit"
 
     def __str__(self) -> str:
-        """Such as: 24 subjects read as 5.1 effective clusters, in truth 26.6: puts together 61 % of the pairs of
-        neighbouring subjects.
+        """Such as: 24 subjects read as 5.1 effective clusters [4.2, 6.3], in truth 26.6: puts together 61 % of the
+        pairs of neighbouring subjects.
         """
         if self.reading is None:
             return f"{self.title}: none of {self.groupings} groupings was usable"
         mistakes = "; ".join(self._mistakes())
-        read = f"{self.title} read as {self.reading.value:.3g} effective clusters, in truth {self.truth:.3g}"
+        read = f"{self.title} read as {estimate(self.reading, 'effective clusters')}, in truth {self.truth:.3g}"
         return f"{read}: {mistakes}" if mistakes else read
 
     def _mistakes(self) -> Iterator[str]:
@@ -189,15 +190,21 @@ class ExamResult:
             details = {reason: reading.detail for reading in empty for reason in reading.drops}
             why = describe_failures(drops, details)
             fitness: Fitness = "fit" if all(reading.corpus in _INFORMATION for reading in empty) else "unfit"
-            yield fitness, f"no grouping was usable of {listed([reading.title for reading in empty])} ({why})"
+            yield fitness, f"no grouping was usable of {_named(empty)} ({why})"
 
     def _wrong(self) -> Iterator[_Finding]:
-        for reading in self.readings:
-            if reading.reading and reading.fitness != "fit":
-                if reading.corpus in _INFORMATION:
-                    yield "fit", f"not for corpora in several languages: {reading}"
-                else:
-                    yield reading.fitness, str(reading)
+        """Corpora that are read wrongly: those on which judge and labels agree least, and how many more."""
+        wrong = [reading for reading in self.readings if reading.reading and reading.fitness != "fit"]
+        counting = [reading for reading in wrong if reading.corpus not in _INFORMATION]
+        counting.sort(key=lambda reading: reading.agreement.value if reading.agreement else 1.0)
+        for reading in counting[:_TOLD]:
+            yield reading.fitness, str(reading)
+        if further := counting[_TOLD:]:
+            least = min((reading.fitness for reading in further), key=FITNESS.index)
+            yield least, f"it misreads also {_named(further)}"
+        for reading in wrong:
+            if reading.corpus in _INFORMATION:
+                yield "fit", f"not for corpora in several languages: {reading}"
 
     def _drift(self) -> Iterator[_Finding]:
         """Whether more samples at once are read otherwise, by more than the tolerance."""
@@ -210,6 +217,15 @@ class ExamResult:
                 sizes = f"K = {whole.samples_per_grouping} and {half.samples_per_grouping}"
                 read = f"{whole.reading.value:.3g} and {half.reading.value:.3g} effective clusters"
                 yield "doubtful", f"24 subjects are read as {read} at {sizes}"
+
+    def __str__(self) -> str:
+        """Truth and reading of each corpus, a line each, then the verdict and its reasons."""
+        lines = [f"{'corpus':42}{'truth':>8}  effective clusters by the judge"]
+        for reading in self.readings:
+            read = estimate(reading.reading) if reading.reading else "none"
+            lines.append(f"{reading.title:42}{significant(reading.truth):>8}  {read:32}{reading.fitness}")
+        lines.append(f"judge {self.judge}: {self.verdict.judge}")
+        return "\n".join([*lines, *(f"  {reason}" for reason in self.verdict.reasons)])
 
     def to_json(self) -> dict[str, Any]:
         """All fields by name, and the verdict."""
@@ -232,6 +248,12 @@ class ExamResult:
             return cls(**{**fields, "readings": readings})
         except (KeyError, TypeError, AttributeError):
             raise InputError(f"{where}: is not the result of an exam; remove the file, examine again") from None
+
+
+def _named(readings: Sequence[ExamReading]) -> str:
+    """The corpora of readings; many are only counted."""
+    titles = [reading.title for reading in readings]
+    return listed(titles) if len(titles) <= _TOLD else f"{len(titles)} of {len(TITLES)} corpora"
 
 
 def total(counts: Iterable[Mapping[str, PairCounts]], kinds: Collection[str]) -> PairCounts:

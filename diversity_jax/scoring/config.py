@@ -45,6 +45,8 @@ class ScoreConfig:
         `agent.groupings` is then the most. The error `alpha` holds over all looks together.
       looks, alpha: of that test; alpha also of the test of drift.
       hostile_share: share of documents that `python -m diversity_jax.audit` makes hostile.
+      exam_dir: where results of exams of judges are kept, to be found by every later run; by default `exams` beside the
+        cache of paid answers.
     """
 
     output_dir: str = "runs/score"
@@ -61,6 +63,7 @@ class ScoreConfig:
     baseline: MetricsConfig = field(default_factory=MetricsConfig)
     dry_run: bool = False
     hostile_share: float = 0.01
+    exam_dir: str | None = None
     pilot_groupings: int = 0
     draws: int = 0
     draw_size: int = 1_000_000

@@ -1,0 +1,155 @@
+"""The page of an audit of a judge: the verdict, truth against reading, mistakes by kind, and hostile documents."""
+
+import json
+import os
+from pathlib import Path
+
+from diversity_jax.cluster_agent.exam_result import HALF, RIGHT, WRONG, ExamResult, total
+from diversity_jax.core import formats
+from diversity_jax.core.formats import count, counted, estimate, money, significant
+from diversity_jax.core.run_info import Fact, RunInfo
+from diversity_jax.report import page
+from diversity_jax.report.figures import diversity
+from diversity_jax.report.figures.diversity import Whisker
+from diversity_jax.report.html import macro
+from diversity_jax.report.page import Page, Section
+from diversity_jax.report.plotting import render
+from diversity_jax.report.style import Palette
+from diversity_jax.scoring.audit import AuditResult
+
+_FOOTER = "Written by diversity_jax. The exam's corpora were written for it; intervals are at 95 %."
+_SHORT = {
+    "subjects_24": "24 subjects",
+    HALF: "24 subjects, K / 2",
+    "subjects_6": "6 far apart",
+    "one_subject": "one subject",
+    "neighbours": "12, neighbours",
+    "skewed": "24, falling size",
+    "styles": "4 in 5 styles",
+    "lengths": "6, mixed lengths",
+    "languages": "6 in 13 languages",
+}
+"""Corpora of the exam as the figure names them."""
+
+
+def write(output_dir: str | os.PathLike, result: AuditResult) -> Path:
+    """Writes `report.html` and `figures/`; a `run.json` in the folder adds the command line and versions.
+
+    Returns:
+      The path of the page.
+    """
+    path = Path(output_dir) / "run.json"
+    facts = (RunInfo.load(path).facts() if path.exists() else []) + _facts(result.exam)
+    sections = (
+        _reasons(result.exam),
+        _readings(result.exam),
+        _mistakes(result.exam),
+        _injections(result),
+        page.facts(facts, intro="What one needs to examine again and get the same."),
+    )
+    right = sum(reading.fitness == "fit" for reading in result.exam.readings)
+    moved = max((abs(found.moved) for found in result.injections.values()), default=None)
+    composed = Page(
+        kind="Audit of",
+        name=result.exam.judge,
+        verdict=_verdict(result.exam),
+        lede=_lede(result.exam),
+        key_figures=macro("audit", "key_figures", result.exam, right, _shares(result.exam), moved),
+        sections=tuple(section for section in sections if section is not None),
+        footer=_FOOTER,
+    )
+    return page.write(composed, output_dir)
+
+
+def _verdict(exam: ExamResult) -> str:
+    name = formats.shortened(exam.judge, 60)
+    return {
+        "fit": f"{name} is fit: it reads corpora of known diversity as what they are.",
+        "doubtful": f"{name} is doubtful: figures by it may be off by more than their intervals say.",
+        "unfit": f"{name} is unfit: figures by it say little about a corpus.",
+    }[exam.verdict.judge]
+
+
+def _lede(exam: ExamResult) -> str:
+    reasons = exam.verdict.reasons
+    if not reasons:
+        return "Nothing was found against it in any corpus of the exam."
+    return f"{reasons[0][:1].upper()}{reasons[0][1:]}."
+
+
+def _shares(exam: ExamResult) -> list[tuple[str, float]]:
+    """Mistakes of the first screen: what they are, and their share of the pairs of their kind."""
+    shares = []
+    for label, kinds, right in (
+        ("Unrelated pairs put together", ("unrelated",), False),
+        ("Neighbouring pairs put together", ("neighbours",), False),
+        ("Pairs of one subject set apart", tuple(RIGHT), True),
+    ):
+        counts = total((reading.pairs for reading in exam.readings), kinds)
+        if counts.shown:
+            together = counts.together / counts.shown
+            shares.append((label, 1 - together if right else together))
+    return shares
+
+
+def _reasons(exam: ExamResult) -> Section | None:
+    reasons = exam.verdict.reasons
+    return page.section("audit", "reasons", "Reasons", reasons=reasons) if len(reasons) > 1 else None
+
+
+def _readings(exam: ExamResult) -> Section:
+    """Truth against reading, as a figure and as a table."""
+    read = [(reading, reading.reading) for reading in exam.readings if reading.reading]
+    palette = Palette([_SHORT[reading.corpus] for reading in exam.readings])
+    rows = [
+        Whisker(
+            name=_SHORT[reading.corpus],
+            interval=interval,
+            note="" if reading.fitness == "fit" else reading.fitness,
+            fill="full" if reading.fitness == "fit" else "none",
+            required=reading.truth,
+        )
+        for reading, interval in read
+    ]
+    alt = "; ".join(f"{reading.title}: {estimate(one)}, in truth {significant(reading.truth)}" for reading, one in read)
+    drawing = render("readings", alt, lambda width: diversity.whiskers(rows, None, palette, width)) if rows else None
+    return page.section("audit", "readings", "Truth and reading", readings=exam.readings, drawing=drawing)
+
+
+def _mistakes(exam: ExamResult) -> Section:
+    rows = []
+    for kinds, right in ((RIGHT, True), (WRONG, False)):
+        for kind, what in kinds.items():
+            counts = total((reading.pairs for reading in exam.readings), (kind,))
+            if counts.shown:
+                rows.append((what, right, counts))
+    if not rows:
+        return page.absent("mistakes", "Mistakes by kind", "No partition came, so no pair can be counted.")
+    return page.section("audit", "mistakes", "Mistakes by kind", rows=rows)
+
+
+def _injections(result: AuditResult) -> Section:
+    if not result.injections and not result.failures:
+        why = "No corpus was named (config.corpus), so none was attacked."
+        return page.absent("injections", "Hostile documents", why)
+    palette = Palette([*result.injections, *result.failures])
+    return page.section(
+        "audit",
+        "injections",
+        "Hostile documents",
+        found=result.injections,
+        failures=result.failures,
+        palette=palette,
+    )
+
+
+def _facts(exam: ExamResult) -> list[Fact]:
+    settings = ", ".join(f"{name}={value}" for name, value in sorted(exam.settings.items()))
+    tokens = f"{count(exam.tokens['prompt'])} prompt and {count(exam.tokens['completion'])} completion tokens"
+    return [
+        Fact(name="Judge", value=exam.judge),
+        Fact(name="Prompts", value=exam.prompt_version, code=True),
+        Fact(name="Identity", value=json.dumps(exam.identity, sort_keys=True), code=True),
+        Fact(name="Settings", value=settings, code=True),
+        Fact(name="Exam", value=f"{counted(exam.calls, 'call')}, {tokens}, {money(exam.cost_usd)}"),
+    ]
