@@ -36,7 +36,7 @@ def settings(server, folder, **changes):
         output_dir=str(folder),
         judge="openai:oracle",
         judge_base_url=server.openai_url,
-        agent=AgentConfig(groupings=40, criteria_sets=2, proposals=2),
+        agent=AgentConfig(groupings=20, criteria_sets=2, proposals=2),
         budget=BudgetConfig(max_dollars=None),
     )
     return dataclasses.replace(config, **changes)

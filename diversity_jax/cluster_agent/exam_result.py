@@ -20,6 +20,7 @@ _UNFIT_FACTOR = 2.0  # by which the whole interval of a reading misses the truth
 # twenty elsewhere reaches 0.7 where there are 24 subjects.
 _LEAST_AGREEMENT, _UNFIT_AGREEMENT = 0.6, 0.3
 _FEWEST_PAIRS = 20  # of a kind, for a share of it to be told as a reason
+_DROPPED_SHARE = 0.2  # of the groupings; what remains need not be like what is missing
 _TOLD = 3  # corpora that are read wrongly; the others are only named
 _TOLD_SHARE = 0.05  # of the pairs of a kind; fewer mistakes are not worth telling
 HALF = "subjects_24_half"  # the corpus at half of K
@@ -126,18 +127,9 @@ class ExamReading:
         """
         if self.reading is None:
             return f"{self.title}: none of {self.groupings} groupings was usable"
-        mistakes = "; ".join(self._mistakes())
-        read = f"{self.title} read as {estimate(self.reading, 'effective clusters')}, in truth {self.truth:.3g}"
-        return f"{read}: {mistakes}" if mistakes else read
-
-    def _mistakes(self) -> Iterator[str]:
-        merged = [(kind, what, "puts together", 0) for kind, what in WRONG.items()]
-        for kind, what, does, base in [*merged, *((kind, what, "sets apart", 1) for kind, what in RIGHT.items())]:
-            counts = self.pairs.get(kind, NO_PAIRS)
-            if counts.shown >= _FEWEST_PAIRS:
-                share = abs(base - counts.together / counts.shown)
-                if share >= _TOLD_SHARE:
-                    yield f"{does} {100 * share:.0f} % of the pairs {what}"
+        told = mistakes([self.pairs])
+        read = estimate(self.reading, "effective clusters")
+        return f"{self.title} read as {read}, in truth {significant(self.truth)}" + (told and f": {told}")
 
     def to_json(self) -> dict[str, Any]:
         """All fields by name."""
@@ -182,15 +174,19 @@ class ExamResult:
         return Verdict(judge=worst, reasons=tuple(reasons))
 
     def _unusable(self) -> Iterator[_Finding]:
-        """One line for all corpora without a usable grouping."""
+        """One line for all corpora without a usable grouping; one where many groupings do not count."""
+        drops: Counter[str] = Counter()
+        for reading in self.readings:
+            drops.update(reading.drops)
+        details = {reason: reading.detail for reading in self.readings for reason in reading.drops}
+        why, of = describe_failures(drops, details), sum(reading.groupings for reading in self.readings)
+        share = binomial(drops.total(), of)
         if empty := [reading for reading in self.readings if reading.reading is None]:
-            drops: Counter[str] = Counter()
-            for reading in empty:
-                drops.update(reading.drops)
-            details = {reason: reading.detail for reading in empty for reason in reading.drops}
-            why = describe_failures(drops, details)
             fitness: Fitness = "fit" if all(reading.corpus in _INFORMATION for reading in empty) else "unfit"
-            yield fitness, f"no grouping was usable of {_named(empty)} ({why})"
+            told = mistakes([reading.pairs for reading in empty])
+            yield fitness, f"no grouping was usable of {_named(empty)} ({why})" + (told and f": {told}")
+        elif share and (share.low or 0.0) > _DROPPED_SHARE:
+            yield "doubtful", f"{drops.total()} of {of} groupings do not count ({why})"
 
     def _wrong(self) -> Iterator[_Finding]:
         """Corpora that are read wrongly: those on which judge and labels agree least, and how many more."""
@@ -254,6 +250,18 @@ def _named(readings: Sequence[ExamReading]) -> str:
     """The corpora of readings; many are only counted."""
     titles = [reading.title for reading in readings]
     return listed(titles) if len(titles) <= _TOLD else f"{len(titles)} of {len(TITLES)} corpora"
+
+
+def mistakes(counts: Sequence[Mapping[str, PairCounts]]) -> str:
+    """Which pairs were grouped wrongly how often, where it is often enough to be told; empty where it never is."""
+    told = []
+    for kinds, does in ((WRONG, "puts together"), (RIGHT, "sets apart")):
+        for kind, what in kinds.items():
+            pairs = total(counts, [kind])
+            wrong = pairs.together if kind in WRONG else pairs.shown - pairs.together
+            if pairs.shown >= _FEWEST_PAIRS and wrong >= _TOLD_SHARE * pairs.shown:
+                told.append(f"{does} {100 * wrong / pairs.shown:.0f} % of the pairs {what}")
+    return "; ".join(told)
 
 
 def total(counts: Iterable[Mapping[str, PairCounts]], kinds: Collection[str]) -> PairCounts:
