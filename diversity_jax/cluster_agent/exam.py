@@ -6,7 +6,7 @@ result is kept in a file under judge, wording and settings, so that a second exa
 
 import asyncio
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 import itertools
 import math
 import os
@@ -20,6 +20,7 @@ from diversity_jax.cluster_agent.config import AgentConfig
 from diversity_jax.cluster_agent.corpus_scorer import CorpusScorer
 from diversity_jax.cluster_agent.cost_forecast import plan_calls
 from diversity_jax.cluster_agent.criteria import ProposedCriteria, load_criteria
+from diversity_jax.cluster_agent.estimators import values
 from diversity_jax.cluster_agent.exam_corpora import ExamCorpus, exam_corpora, neighbour_of
 from diversity_jax.cluster_agent.exam_result import (
     HALF,
@@ -32,6 +33,7 @@ from diversity_jax.cluster_agent.exam_result import (
     PairCounts,
     total,
 )
+from diversity_jax.cluster_agent.groupings import Groupings
 from diversity_jax.cluster_agent.score import blocking
 from diversity_jax.cluster_agent.types import CallTotals, Judge
 from diversity_jax.cluster_agent.uncertainty import t_quantile
@@ -175,13 +177,13 @@ async def _read(name: str, corpus: ExamCorpus, judge: Judge, config: AgentConfig
     if scorer.ended:
         raise InputError(f"exam of judge {judge.label}: ended before it was done: {scorer.ended}")
     counts = [_count_pairs(corpus, grouping) for grouping in judged]
-    usable = [pairs for pairs, grouping in zip(counts, judged, strict=True) if not grouping.dropped]
+    same = [total([pairs], RIGHT).shown for pairs, one in zip(counts, judged, strict=True) if not one.dropped]
     drops = Counter(grouping.dropped for grouping in judged if grouping.dropped)
     details = {grouping.dropped: grouping.detail for grouping in reversed(judged) if grouping.dropped}
     reading = ExamReading(
         corpus=name,
         truth=corpus.effective_clusters,
-        reading=_reading(corpus, usable),
+        reading=_reading(corpus, scorer.groupings, np.array(same, float)),
         samples_per_grouping=config.samples_per_grouping,
         groupings=len(judged),
         drops=dict(sorted(drops.items())),
@@ -191,16 +193,18 @@ async def _read(name: str, corpus: ExamCorpus, judge: Judge, config: AgentConfig
     return reading, scorer.usage
 
 
-def _reading(corpus: ExamCorpus, counts: Sequence[Mapping[str, PairCounts]]) -> Estimate | None:
-    """Effective clusters by a judge from the pairs of each grouping: truth / r, r = sum t / sum s the ratio of the
-    pairs that the judge put together to those of one subject. So the chance of the draw is left out. The error is that
-    of a ratio of means (Cochran 1977, chapter 6), and at least that of a single pair.
+def _reading(corpus: ExamCorpus, groupings: Groupings, same: np.ndarray) -> Estimate | None:
+    """Effective clusters by a judge: truth / r, r the ratio of T as it is estimated of any corpus to the share of the
+    shown pairs that are of one subject. So the chance of the draw is left out. The error is that of a ratio of means
+    (Cochran 1977, chapter 6), and at least that of a single pair.
+
+    Args:
+      same: [N] pairs of one subject in each usable grouping.
     """
-    same = np.array([total([pairs], RIGHT).shown for pairs in counts], float)
-    together = np.array([total([pairs], (*RIGHT, *WRONG)).together for pairs in counts], float)
     if not same.sum():
         return None
-    ratio, number = together.sum() / same.sum(), len(counts)
+    together, number = values(groupings) * groupings.possible_pairs, len(groupings)
+    ratio = together.sum() / same.sum()
     residuals = together - ratio * same
     error = max(1.0, math.sqrt(residuals @ residuals * number / max(1, number - 1))) / same.sum()
     half = t_quantile(0.975, max(1, number - 1)) * error
