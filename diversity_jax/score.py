@@ -12,6 +12,7 @@ when it is decided which is more diverse), `--config.draws=10` (independent draw
 `--config.drift_samples_per_grouping=20` (does the judge read otherwise at that K); see `ScoreConfig`.
 """
 
+from pathlib import Path
 import sys
 
 from diversity_jax.core import cli, run_info
@@ -23,6 +24,9 @@ def main(config: ScoreConfig) -> None:
     from diversity_jax.scoring.run import run_score
 
     result = run_score(config)
+    if result is None:
+        print(Path(config.output_dir) / "report.html")
+        return
     if config.dry_run:
         if result.forecast:
             print(result.forecast)

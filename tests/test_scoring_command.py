@@ -172,3 +172,49 @@ def test_a_wrong_key_is_one_clear_line(corpus, tmp_path, required_key, words):
     assert words in lines[0]
     assert "Traceback" not in err
     assert "RuntimeWarning" not in err
+
+
+def contents(folder):
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def test_a_second_run_is_free_and_a_folder_keeps_what_it_holds(corpus, tmp_path):
+    output, other = tmp_path / "scores", tmp_path / "other.jsonl"
+    other.write_text("".join(json.dumps({"text": f"topic{number % 3} and {number}"}) + "\n" for number in range(100)))
+    settings = {"agent.groupings": 12, "agent.criteria_sets": 1, "agent.proposals": 1}
+    with serve(by_topic) as server:
+        finish(start(corpus, server.openai_url, output, **settings))
+        answered, before = server.stats()["attempts"], contents(output)
+        out, err = finish(start(corpus, server.openai_url, output, **settings))
+        assert out.strip() == str(output / "report.html")
+        assert "scored before" in err
+        _, err = finish(start(other, server.openai_url, output, **settings), code=2)
+        assert "holds scores of other text" in err
+        assert "config.overwrite" in err
+        assert server.stats()["attempts"] == answered
+        assert contents(output) == before
+        finish(start(other, server.openai_url, output, overwrite=True, **settings))
+        assert scorecard(output)["corpus"]["documents"] == 100
+
+
+def test_a_run_that_would_pay_asks_for_a_cap_and_says_a_missing_key_first(corpus, tmp_path, monkeypatch):
+    prices = {"budget.input_price": 1.0, "budget.output_price": 2.0}
+    with serve(by_topic) as server:
+        _, err = finish(start(corpus, server.openai_url, tmp_path / "scores", **prices), code=2)
+        assert "error: budget.max_dollars: is not set, and this run is expected to cost $" in err
+        assert "budget.unlimited=True" in err
+        assert server.stats()["attempts"] == 0
+    monkeypatch.setenv("OPENAI_API_KEY", "")
+    settings = {"judge": "gemini:gemini-2.5-flash", "judge_base_url": None, **prices}
+    _, err = finish(start(corpus, None, tmp_path / "scores", **settings), code=2)
+    assert err.startswith("error: judge: gemini:gemini-2.5-flash needs an API key")
+    assert not (tmp_path / "scores").exists()
+
+
+def test_a_run_that_a_cap_stopped_goes_on_with_a_higher_one(corpus, tmp_path):
+    settings = {"agent.groupings": 30, "agent.criteria_sets": 1, "agent.proposals": 1}
+    with serve(by_topic) as server:
+        finish(start(corpus, server.openai_url, tmp_path, **{**settings, "budget.max_calls": 40}))
+        assert scorecard(tmp_path)["groupings"] < 30
+        finish(start(corpus, server.openai_url, tmp_path, **{**settings, "budget.max_calls": 400}))
+    assert scorecard(tmp_path)["groupings"] == 30

@@ -3,6 +3,7 @@
 from diversity_jax.cluster_agent.compare import (
     Draws,
     PairComparison,
+    clusters_at_its_look,
     compare,
     compare_pairs,
     drift,
@@ -25,10 +26,15 @@ from diversity_jax.cluster_agent.score import (
     score_corpus,
     score_corpus_async,
     score_key,
+)
+from diversity_jax.cluster_agent.scorecard import Scorecard
+from diversity_jax.cluster_agent.sequential_scoring import (
+    Undecided,
+    score_in_looks,
+    score_in_looks_async,
     score_until_decided,
     score_until_decided_async,
 )
-from diversity_jax.cluster_agent.scorecard import Scorecard
 from diversity_jax.cluster_agent.sequential_test import Comparison
 from diversity_jax.cluster_agent.types import Judge, JudgeAnswer, Task
 from diversity_jax.core.intervals import Estimate
@@ -50,9 +56,11 @@ __all__ = [
     "Scorecard",
     "ScoringProgress",
     "Task",
+    "Undecided",
     "audit",
     "audit_async",
     "cached_exam",
+    "clusters_at_its_look",
     "compare",
     "compare_pairs",
     "drift",
@@ -74,6 +82,8 @@ __all__ = [
     "score_corpus_async",
     "score_draws",
     "score_draws_async",
+    "score_in_looks",
+    "score_in_looks_async",
     "score_key",
     "score_until_decided",
     "score_until_decided_async",

@@ -7,10 +7,16 @@ import random
 from typing import Any
 
 from diversity_jax.cluster_agent.config import AgentConfig
-from diversity_jax.cluster_agent.estimators import across_draws
+from diversity_jax.cluster_agent.estimators import across_draws, effective_clusters
 from diversity_jax.cluster_agent.score import blocking, score_corpus_async
 from diversity_jax.cluster_agent.scorecard import Scorecard
-from diversity_jax.cluster_agent.sequential_test import Comparison, compare_in_looks, drift_of_groupings
+from diversity_jax.cluster_agent.sequential_test import (
+    Comparison,
+    compare_groupings,
+    compare_in_looks,
+    drift_of_groupings,
+    spent_levels,
+)
 from diversity_jax.cluster_agent.text_cleaning import child_seed, choose
 from diversity_jax.cluster_agent.types import Judge, SampledCorpus
 from diversity_jax.core.errors import InputError
@@ -24,8 +30,9 @@ def compare(a: Scorecard, b: Scorecard, *, alpha: float = 0.05, looks: int = 1, 
     Args:
       a, b: scorecards of one judge, wording and settings (`Scorecard.ruler`).
       alpha: two-sided error rate of the whole comparison.
-      looks: 1 compares all that was scored once, which is right where the number of groupings was fixed beforehand.
-        More looks replay growing prefixes with the error spent over them (see `sequential_test`).
+      looks: 1 compares all that was scored once: with the whole error where the number of groupings was fixed
+        beforehand, with what the look allows that a scorecard stopped at (`Scorecard.look`). More looks replay growing
+        prefixes with the error spent over them (see `sequential_test`).
       any_judge: compare scores of different judges all the same; the ratio then holds their difference too.
 
     Raises:
@@ -35,7 +42,23 @@ def compare(a: Scorecard, b: Scorecard, *, alpha: float = 0.05, looks: int = 1, 
         _check_same_judge(a, b)
     paired = a.criteria_hash == b.criteria_hash
     documents = a.sampled_documents, b.sampled_documents
-    return compare_in_looks(a.series, b.series, paired=paired, alpha=alpha, looks=looks, documents=documents)
+    if looks > 1:
+        return compare_in_looks(a.series, b.series, paired=paired, alpha=alpha, looks=looks, documents=documents)
+    look, planned = min(a.look or (1, 1), b.look or (1, 1), key=lambda taken: taken[0] / taken[1])
+    return compare_groupings(
+        a.series, b.series, paired=paired, alpha=alpha, look=look, looks=planned, documents=documents
+    )
+
+
+def clusters_at_its_look(scorecard: Scorecard, *, alpha: float = 0.05) -> Estimate:
+    """Effective clusters with an interval that a decision may rest on: that of the card where its size was fixed
+    beforehand, and a wider one where the scoring could have stopped at any of several looks.
+    """
+    if scorecard.look is None:
+        return scorecard.effective_clusters
+    look, planned = scorecard.look
+    confidence = 1 - spent_levels(alpha, planned)[look - 1]
+    return effective_clusters(scorecard.series, confidence, documents=scorecard.sampled_documents)
 
 
 def drift(small: Scorecard, large: Scorecard, *, alpha: float = 0.05) -> Comparison:

@@ -15,7 +15,7 @@ from diversity_jax.cluster_agent.criteria import ProposedCriteria
 from diversity_jax.cluster_agent.examination import PartitionTraits, Recheck
 from diversity_jax.cluster_agent.groupings import Groupings
 from diversity_jax.cluster_agent.sampling import GroupingSampler
-from diversity_jax.cluster_agent.scorecard import Scorecard
+from diversity_jax.cluster_agent.scorecard import STOPPED, Scorecard
 from diversity_jax.cluster_agent.types import CallTotals, Judge, RunEnded, SampledCorpus, describe_failures
 from diversity_jax.cluster_agent.unusable import NothingUsable, UnusableScore
 from diversity_jax.cluster_agent.verdict import Evidence, verdict
@@ -256,7 +256,7 @@ class CorpusScorer:
     def _warnings(self, groupings: Groupings, rates: ErrorRates) -> list[str]:
         warnings, entered, dropped = list(self._proposed.warnings), self.entered, sum(self._drops.values())
         if self.ended:
-            warnings.append(f"stopped after {entered} of {self._config.groupings} groupings: {self.ended}")
+            warnings.append(f"{STOPPED} {entered} of {self._config.groupings} groupings: {self.ended}")
         if dropped > _LARGE_SHARE_DROPPED * entered:
             why = describe_failures(self._drops, {})  # without details, which differ from run to run
             warnings.append(

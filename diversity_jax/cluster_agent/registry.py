@@ -15,7 +15,8 @@ from diversity_jax.cluster_agent.llm import LlmJudge
 from diversity_jax.cluster_agent.offline import LABEL, OfflineJudge
 from diversity_jax.cluster_agent.types import Judge, SampledCorpus
 from diversity_jax.core.errors import InputError
-from diversity_jax.llm import BudgetConfig, EndpointConfig, Engine, EngineConfig
+from diversity_jax.llm import BudgetConfig, EndpointConfig, Engine, EngineConfig, parse_model, price_of
+from diversity_jax.llm.providers.endpoint import Endpoint
 
 
 class JudgeSettings(Protocol):
@@ -46,6 +47,8 @@ class JudgeKind:
       label: `Judge.label`; None where it names the model.
       is_llm: whether a language model is asked, over the network and at a price.
       note: what a page says of figures by this judge.
+      check: raises `InputError` where such a judge cannot be opened, such as for want of an API key, before any text is
+        read.
     """
 
     open: Callable[[JudgeSettings, Sequence[SampledCorpus], Path], Judge] | None
@@ -53,15 +56,20 @@ class JudgeKind:
     label: str | None = None
     is_llm: bool = False
     note: str = ""
+    check: Callable[[JudgeSettings], None] = lambda settings: None
 
 
 def _open_llm(settings: JudgeSettings, corpora: Sequence[SampledCorpus], cache: Path) -> LlmJudge:
     path = settings.engine.ledger or str(cache)
     engine = dataclasses.replace(settings.engine, ledger=path)
     address, endpoint = settings.judge_base_url, settings.judge_endpoint
-    judge = LlmJudge(Engine(settings.judge, base_url=address, endpoint=endpoint, config=engine, budget=settings.budget))
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    return judge
+    return LlmJudge(Engine(settings.judge, base_url=address, endpoint=endpoint, config=engine, budget=settings.budget))
+
+
+def _check_llm(settings: JudgeSettings) -> None:
+    price_of(*parse_model(settings.judge), settings.judge_base_url, settings.budget)
+    if not settings.engine.offline_replay:
+        Endpoint(settings.judge, settings.judge_base_url, "judge", settings.judge_endpoint)
 
 
 JUDGES: dict[str, JudgeKind] = {
@@ -76,7 +84,7 @@ JUDGES: dict[str, JudgeKind] = {
     ),
     "none": JudgeKind(open=None),
 }
-_LLM = JudgeKind(open=_open_llm, is_llm=True)
+_LLM = JudgeKind(open=_open_llm, is_llm=True, check=_check_llm)
 
 
 def judge_kind(name: str) -> JudgeKind:

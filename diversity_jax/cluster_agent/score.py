@@ -13,7 +13,7 @@ from diversity_jax.cluster_agent.corpus_scorer import CorpusScorer, ScoringProgr
 from diversity_jax.cluster_agent.criteria import Criteria, ProposedCriteria, propose_criteria
 from diversity_jax.cluster_agent.sampling import GroupingSampler
 from diversity_jax.cluster_agent.scorecard import Scorecard
-from diversity_jax.cluster_agent.sequential_test import LOOKS, Comparison, compare_groupings, precise_enough
+from diversity_jax.cluster_agent.sequential_test import precise_enough
 from diversity_jax.cluster_agent.types import Judge, RunEnded, SampledCorpus, entered
 from diversity_jax.core import files
 from diversity_jax.core.errors import InputError
@@ -37,7 +37,7 @@ async def propose_or_raise(corpora: Sequence[SampledCorpus], judge: Judge, confi
         raise InputError(f"judge {judge.label}: no criteria came about: {ended}") from None
 
 
-def _writing(path: str | os.PathLike | None) -> contextlib.AbstractContextManager[IO[str] | None]:
+def writing_lines(path: str | os.PathLike | None) -> contextlib.AbstractContextManager[IO[str] | None]:
     return contextlib.nullcontext() if path is None else files.writing(path, "w")
 
 
@@ -66,7 +66,7 @@ async def score_corpus_async(
     if proposed is None:
         judge.expect(config.forecast_calls())
         proposed = await propose_or_raise([corpus], judge, config)
-    with _writing(groupings_path) as lines:
+    with writing_lines(groupings_path) as lines:
         scorer = CorpusScorer(corpus, judge, config, proposed, progress=progress, lines=lines, sampler=sampler)
         wanted = config.stop_at_relative_half_width
         looks = [] if wanted is None else range(config.look_every, config.groupings, config.look_every)
@@ -113,42 +113,6 @@ async def score_corpora_async(
     return scorecards
 
 
-async def score_until_decided_async(
-    a: SampledCorpus,
-    b: SampledCorpus,
-    judge: Judge,
-    config: AgentConfig,
-    *,
-    alpha: float = 0.05,
-    looks: int = LOOKS,
-    groupings_paths: tuple[str | os.PathLike | None, str | os.PathLike | None] = (None, None),
-) -> tuple[Comparison, Scorecard, Scorecard]:
-    """Scores two corpora side by side and stops at the first of `looks` planned looks that decides which is the more
-    diverse.
-
-    At most `config.groupings` groupings each. The error rate `alpha` holds over all looks together. `groupings_paths`
-    are the files for the partitions of a and of b.
-    """
-    judge.expect(config.forecast_calls() + config.forecast_calls(with_criteria=True))
-    proposed = await propose_or_raise([a, b], judge, config)
-    path_a, path_b = groupings_paths
-    with _writing(path_a) as lines_a, _writing(path_b) as lines_b:
-        first = CorpusScorer(a, judge, config, proposed, lines=lines_a)
-        second = CorpusScorer(b, judge, config, proposed.without_usage(), lines=lines_b)
-        for look in range(1, looks + 1):
-            until = max(1, config.groupings * look // looks)
-            await asyncio.gather(first.extend(until), second.extend(until))
-            scorecards = await first.scorecard(), await second.scorecard()
-            series = [scorecard.series for scorecard in scorecards]
-            documents = scorecards[0].sampled_documents, scorecards[1].sampled_documents
-            comparison = compare_groupings(
-                *series, paired=True, alpha=alpha, look=look, looks=looks, documents=documents
-            )
-            if comparison.decided or first.ended or second.ended:
-                break
-        return comparison, *scorecards
-
-
 def blocking(function: Callable[_P, Coroutine[Any, Any, _T]]) -> Callable[_P, _T]:
     """The same function for code without an event loop; enters the argument `judge` where it is a context manager.
 
@@ -178,4 +142,3 @@ def blocking(function: Callable[_P, Coroutine[Any, Any, _T]]) -> Callable[_P, _T
 
 score_corpus = blocking(score_corpus_async)
 score_corpora = blocking(score_corpora_async)
-score_until_decided = blocking(score_until_decided_async)

@@ -15,6 +15,7 @@ from diversity_jax.core.errors import InputError
 from diversity_jax.core.intervals import Estimate
 
 VERSION = 1
+STOPPED = "stopped after"  # begins the warning of a run that ended before its last grouping
 _FIGURES = ("effective_clusters", "cluster_score", "clusters_per_sample", "collision")
 _OPTIONAL_FIGURES = ("effective_clusters_corrected", "effective_clusters_of_corpus")
 _KINDS: dict[str, type | tuple[type, ...]] = {
@@ -27,7 +28,7 @@ _KINDS: dict[str, type | tuple[type, ...]] = {
 }
 """Kinds of a scorecard's other fields in JSON."""
 # Fields that a file leaves out where they are None: earlier versions knew none of them.
-_LEFT_OUT = ("verdict", "consistency", "drift", "checks", "baseline")
+_LEFT_OUT = ("verdict", "consistency", "drift", "checks", "look", "baseline")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -66,6 +67,8 @@ class Scorecard:
       drift: whether it reads the same pairs otherwise among half as many samples: K, half, difference of T with its
         interval, drifts; None likewise.
       checks: of partitions, by name: position, length and cluster_counts, as `examination.evidence_of`; None likewise.
+      look: (taken, planned) where it was scored in looks and stopped at a decision; comparisons then spend no more of
+        the error than that look may (see `sequential_test`). None: its size was fixed beforehand.
       baseline: the corpus's baseline metrics as JSON, where they were measured in the same run; None leaves the field
         out of the file.
     """
@@ -103,6 +106,7 @@ class Scorecard:
     consistency: Mapping[str, Any] | None = None
     drift: Mapping[str, Any] | None = None
     checks: Mapping[str, Any] | None = None
+    look: tuple[int, int] | None = None
     baseline: Mapping[str, Any] | None = None
 
     def to_json(self) -> dict[str, Any]:
@@ -162,7 +166,18 @@ class Scorecard:
             raise InputError(f"{where}: series: {error}") from None
         if fields.get("verdict") is not None:
             fields["verdict"] = Verdict.from_json(fields["verdict"], f"{where}: verdict")
+        if (look := fields.get("look")) is not None:
+            if not (isinstance(look, list) and len(look) == 2 and all(type(part) is int for part in look)):
+                raise InputError(f"{where}: look is {look!r}; expected two numbers, taken and planned")
+            if not 1 <= look[0] <= look[1]:
+                raise InputError(f"{where}: look is {look!r}; expected at least 1, and at most the looks planned")
+            fields["look"] = tuple(look)
         return cls(**fields)
+
+    @property
+    def stopped_early(self) -> bool:
+        """Whether its run ended before its last grouping, by a cap or a lost server, so that a rerun goes on."""
+        return any(warning.startswith(STOPPED) for warning in self.warnings)
 
     def histogram(self, name: str) -> dict[str, list[float]]:
         """`values` and `counts` of "clusters" (C of a grouping), "samples_per_cluster" (n / C) or "cluster_sizes"."""

@@ -2,7 +2,7 @@
 
 from diversity_jax.llm.batching import StillRunning
 from diversity_jax.llm.budget import BudgetConfig, Price, price_of
-from diversity_jax.llm.cost_forecast import CostForecast, PlannedCalls, Tokens, estimate_tokens, forecast
+from diversity_jax.llm.cost_forecast import CostForecast, PlannedCalls, Tokens, estimate_tokens, forecast, require_cap
 from diversity_jax.llm.engine import Engine
 from diversity_jax.llm.json_answers import read_json_answer
 from diversity_jax.llm.progress import Stats
@@ -38,4 +38,5 @@ __all__ = [
     "parse_model",
     "price_of",
     "read_json_answer",
+    "require_cap",
 ]

@@ -1,7 +1,7 @@
 """Prices of models, amounts used by calls, and the caps on a run."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 import functools
 import ipaddress
 import math
@@ -10,6 +10,7 @@ import re
 from typing import NamedTuple
 import urllib.parse
 
+from diversity_jax.core.config import ADDED
 from diversity_jax.core.errors import InputError
 from diversity_jax.core.files import read_json
 from diversity_jax.llm.providers.registry import PROVIDERS
@@ -28,7 +29,8 @@ class BudgetConfig:
     """The most that a run may use up, over all its restarts; None is no cap.
 
     Attributes:
-      max_dollars: dollars.
+      max_dollars: dollars. A command that is expected to cost something asks for a cap, or for `unlimited`.
+      unlimited: pay whatever it takes.
       max_tokens: prompt and completion tokens together.
       max_calls: requests sent, the failed ones too.
       unpriced: allow a model whose price is not known; its dollars count as zero.
@@ -38,6 +40,7 @@ class BudgetConfig:
     """
 
     max_dollars: float | None = None
+    unlimited: bool = field(default=False, metadata=ADDED)
     max_tokens: int | None = None
     max_calls: int | None = None
     unpriced: bool = False
@@ -50,6 +53,8 @@ class BudgetConfig:
             value = getattr(self, name)
             if value is not None and not value >= 0:
                 raise InputError(f"budget.{name}: {value} is no cap; give a number of 0 or more, or None for no cap")
+        if self.unlimited and self.capped:
+            raise InputError("budget.unlimited: a cap is given too; leave one of them out")
         given = (self.input_price, self.output_price)
         if given != (None, None) and not all(price is not None and price >= 0 for price in given):
             raise InputError(f"budget.input_price, output_price: are {given}; give both, in dollars per million tokens")

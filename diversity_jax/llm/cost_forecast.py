@@ -6,7 +6,8 @@ import functools
 import math
 from typing import Any, NamedTuple
 
-from diversity_jax.llm.budget import Amount, BudgetConfig, Price
+from diversity_jax.core.errors import InputError
+from diversity_jax.llm.budget import Amount, BudgetConfig, Price, is_loopback
 
 # The planned mean of a stage weighs as much as this many observed calls.
 _PLAN_WEIGHT = 4
@@ -100,6 +101,32 @@ class CostForecast:
             between = f"{self.least_tokens:,} and {self.most_tokens:,} tokens{dollars}"
             line += f" (between {between}, by how much the model writes)"
         return line if self.passes is None else f"{line}; more than budget.{self.passes} allows"
+
+
+def require_cap(cost: CostForecast, budget: BudgetConfig, base_urls: Iterable[str | None]) -> None:
+    """Stops a run that would pay without anybody having said how much, before its first call.
+
+    Servers on this machine charge nothing, whatever their models are called, unless the budget gives a price.
+
+    Args:
+      base_urls: of the models that are asked.
+      cost: what is expected; infinite dollars where a paid model is asked for an amount that cannot be told before.
+
+    Raises:
+      InputError: it is expected to cost something, and the budget has no cap and is not said to be unlimited.
+    """
+    priced = budget.input_price is not None or budget.prices is not None
+    if cost.dollars <= 0 or budget.capped or budget.unlimited or (not priced and all(map(is_loopback, base_urls))):
+        return
+    expected, enough = "an amount that cannot be told before", "budget.max_dollars=5, for instance"
+    if math.isfinite(cost.dollars):
+        expected = f"${cost.dollars:,.2f} ({cost.calls:,} calls)"
+        most = math.ceil(100 * max(cost.dollars, cost.most_dollars)) / 100
+        enough = f"budget.max_dollars={most:g}, which is enough for the wordiest model"
+    raise InputError(
+        f"budget.max_dollars: is not set, and this run is expected to cost {expected}; give {enough}, or "
+        "budget.unlimited=True"
+    )
 
 
 def forecast(planned: Iterable[PlannedCalls], price: Price, config: BudgetConfig) -> CostForecast:

@@ -21,12 +21,13 @@ log = logging.getLogger(__name__)
 def main(config: BuildConfig) -> None:
     """Builds the mixture, registers it in this process to see that SeqIO accepts it, and prints its folder, last."""
     from diversity_jax.mixtures.builder import build
+    from diversity_jax.mixtures.gate import undecided
     from diversity_jax.scoring.run import scorer
     from diversity_jax.synthesis.demo_grammar import write_demo_text
 
     folder = Path(config.output_dir)
     write_demo_text(config.grammar)
-    mixture = build(config.mixture, folder, scorer(config, folder / "scorecards"))
+    mixture = build(config.mixture, folder, scorer(config, folder / "scorecards", undecided(config.mixture.components)))
     for component in mixture.components:
         asked, granted = float(component.share_asked), float(component.share_granted)
         log.info("shares: %-24s asked %7.3f %%  granted %7.3f %%", component.name, 100 * asked, 100 * granted)

@@ -7,6 +7,7 @@ import math
 import re
 
 from diversity_jax.cluster_agent import AgentConfig
+from diversity_jax.core.config import ADDED
 from diversity_jax.core.errors import InputError
 from diversity_jax.corpus import CorpusConfig
 from diversity_jax.llm import BudgetConfig, EndpointConfig, EngineConfig
@@ -55,6 +56,7 @@ class GatePolicy:
         (low / required) ** downweight_power, where low is the low end of the failing figure's interval; or `warn` and
         take it as it is. One whose interval holds the required figure is undecided: it is taken, with a warning.
       downweight_power: 1 multiplies by low / required itself; more takes away more.
+      accept_unfit_judge: let scores decide although the examination of their judge found it unfit.
       ungated: take a synthetic component that has not been scored.
       repeat_limit: epochs of this component's rows that training of `train_tokens` may make at most; a share beyond
         that is freed. None: no limit.
@@ -69,6 +71,7 @@ class GatePolicy:
     min_ratio_to: dict[str, float] = field(default_factory=dict)
     on_fail: str = "reject"
     downweight_power: float = 1.0
+    accept_unfit_judge: bool = field(default=False, metadata=ADDED)
     ungated: bool = False
     repeat_limit: float | None = None
     auto: bool = False

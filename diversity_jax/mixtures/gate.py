@@ -5,11 +5,11 @@ decision can be repeated from the figures that a mixture file records. A compone
 lies below the required figure; where the interval holds it, the component is taken with a warning.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
-from diversity_jax.cluster_agent import Scorecard, compare
+from diversity_jax.cluster_agent import Scorecard, Undecided, clusters_at_its_look, compare
 from diversity_jax.core.errors import InputError
 from diversity_jax.core.intervals import Estimate
 from diversity_jax.mixtures.config import ON_FAIL, Component, GatePolicy
@@ -24,6 +24,7 @@ class Measurement:
       ratios: effective clusters over those of each reference that its policy names.
       scorecard_hash: of its scorecard; reference_hashes: of the references'.
       corpus_fingerprint: of the text that was scored; judge: which judge scored it.
+      unfit: why the judge's scores say nothing of the component or a reference; None where they do.
     """
 
     effective_clusters: Estimate
@@ -32,6 +33,7 @@ class Measurement:
     reference_hashes: Mapping[str, str]
     corpus_fingerprint: str
     judge: str
+    unfit: str | None = None
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Self:
@@ -100,13 +102,21 @@ def measure(component: Component, scorecards: Mapping[str, Scorecard]) -> Measur
         ratio = compare(scorecard, scorecards[reference])
         ratios[reference] = Estimate(value=ratio.ratio, low=ratio.low or 0.0, high=ratio.high)
     return Measurement(
-        effective_clusters=scorecard.effective_clusters,
+        effective_clusters=clusters_at_its_look(scorecard),
         ratios=ratios,
         scorecard_hash=scorecard.content_hash,
         reference_hashes={reference: scorecards[reference].content_hash for reference in ratios},
         corpus_fingerprint=scorecard.corpus["fingerprint"],
         judge=scorecard.judge,
+        unfit=next(filter(None, map(_unfit, (scorecard, *(scorecards[name] for name in ratios)))), None),
     )
+
+
+def _unfit(scorecard: Scorecard) -> str | None:
+    verdict = scorecard.verdict
+    if verdict is None or verdict.judge != "unfit":
+        return None
+    return verdict.reasons[0] if verdict.reasons else "no reason is recorded"
 
 
 def decide(component: Component, measurement: Measurement | None) -> Decision:
@@ -119,6 +129,18 @@ def decide(component: Component, measurement: Measurement | None) -> Decision:
         elif policy.ungated:
             action, factor, reason = "ungated", 1.0, "taken unscored, as its policy says"
         return Decision(action=action, reason=reason, factor=factor, policy=policy)
+    if measurement.unfit is not None and not policy.is_empty and not policy.accept_unfit_judge:
+        why = f"judge {measurement.judge} is unfit to decide ({measurement.unfit})"
+        reason = f"{why}; take another judge, or set policy.accept_unfit_judge"
+        clusters, scored = measurement.effective_clusters, measurement.scorecard_hash
+        return Decision(
+            action="reject",
+            reason=reason,
+            factor=0.0,
+            policy=policy,
+            scorecard_hash=scored,
+            effective_clusters=clusters,
+        )
     findings = tuple(_findings(policy, measurement))
     failed = [finding for finding in findings if finding.verdict == "fails"]
     undecided = [finding for finding in findings if finding.verdict == "undecided"]
@@ -140,6 +162,27 @@ def decide(component: Component, measurement: Measurement | None) -> Decision:
         scorecard_hash=measurement.scorecard_hash,
         effective_clusters=measurement.effective_clusters,
     )
+
+
+def undecided(components: Sequence[Component]) -> Undecided:
+    """A function from scorecards to the components, and their references, that a decision needs more groupings of.
+
+    More cannot change a decision once a condition failed or all passed. `auto` components are scored in full, since
+    their shares follow their figures.
+    """
+
+    def names(scorecards: Mapping[str, Scorecard]) -> set[str]:
+        found: set[str] = set()
+        given = {part.name: Scorecard.load(part.scorecard) for part in components if part.scorecard}
+        for component in components:
+            measurement = measure(component, {**given, **scorecards})
+            verdicts = [finding.verdict for finding in decide(component, measurement).findings]
+            needs_more = not verdicts or ("undecided" in verdicts and "fails" not in verdicts)
+            if measurement is not None and (needs_more or component.policy.auto):
+                found |= {component.name, *component.policy.min_ratio_to}
+        return found
+
+    return names
 
 
 def _findings(policy: GatePolicy, measurement: Measurement) -> Iterator[Finding]:

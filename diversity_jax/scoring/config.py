@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 import re
 
 from diversity_jax.cluster_agent import AgentConfig, judge_kind
+from diversity_jax.core.config import ADDED
 from diversity_jax.core.errors import InputError
 from diversity_jax.corpus import CorpusConfig
 from diversity_jax.llm import BudgetConfig, EndpointConfig, EngineConfig
@@ -24,6 +25,7 @@ class ScoreConfig:
 
     Attributes:
       output_dir: for scorecard.json, groupings.jsonl, report.html and the cache of paid answers.
+      overwrite: replace the scores of other corpora that `output_dir` holds.
       corpus: a source, or several joined by commas: see `CorpusConfig.source`.
       corpora: more, each with a name and settings of its own.
       text_field: the key that holds the text, for sources named in `corpus`.
@@ -50,6 +52,7 @@ class ScoreConfig:
     """
 
     output_dir: str = "runs/score"
+    overwrite: bool = field(default=False, metadata=ADDED)
     corpus: str | None = None
     corpora: tuple[NamedCorpus, ...] = ()
     text_field: str = "text"

@@ -1,11 +1,13 @@
 """A scoring run: forecast, scorecards, comparisons, checks and baseline metrics, with all files but the page."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+import dataclasses
 from dataclasses import dataclass, field, replace
 import logging
 from pathlib import Path
 from typing import Any
 
+import diversity_jax
 from diversity_jax.cluster_agent import (
     Comparison,
     Draws,
@@ -14,6 +16,7 @@ from diversity_jax.cluster_agent import (
     PairComparison,
     Scorecard,
     ScoringProgress,
+    Undecided,
     compare_pairs,
     drift,
     judge_kind,
@@ -22,18 +25,40 @@ from diversity_jax.cluster_agent import (
     plan_calls,
     score_corpora,
     score_draws,
+    score_in_looks,
     score_key,
     score_until_decided,
 )
+from diversity_jax.core.artifacts import exclusive_lock
 from diversity_jax.core.errors import InputError
-from diversity_jax.core.files import content_hash, read_json, write_json
+from diversity_jax.core.files import content_hash, file_hash, is_remote, read_json, write_json
 from diversity_jax.corpus import Corpus, open_corpus
-from diversity_jax.llm import CostForecast, PlannedCalls, forecast, parse_model, price_of
+from diversity_jax.llm import (
+    BudgetConfig,
+    CostForecast,
+    EngineConfig,
+    PlannedCalls,
+    forecast,
+    parse_model,
+    price_of,
+    require_cap,
+)
 from diversity_jax.metrics import MetricsCard
 from diversity_jax.scoring.config import ScoreConfig, named_corpora
 
 log = logging.getLogger(__name__)
 
+_RECORD = "scoring.json"  # of a finished scoring, so that it is not done twice and not replaced by another
+# Settings that change nothing of what a scoring finds, with the values that stand for any.
+_NOT_OF_A_SCORING: Mapping[str, Any] = {
+    "output_dir": "",
+    "dry_run": False,
+    "pilot_groupings": 0,
+    "overwrite": False,
+    "judge_base_url": None,
+    "engine": EngineConfig(),
+    "budget": BudgetConfig(),
+}
 _REVISED_AFTER = 50  # groupings; their mean use is then known to a few per cent
 
 
@@ -137,25 +162,91 @@ class ScoreResult:
     comparisons: Sequence[PairComparison] = ()
 
 
-def run_score(config: ScoreConfig) -> ScoreResult:
+def run_score(config: ScoreConfig) -> ScoreResult | None:
     """Forecasts, scores and measures as a configuration asks for, and writes every file but the page.
 
+    Returns:
+      None where `output_dir` holds this very scoring with its page already.
+
     Raises:
-      InputError: a corpus cannot be read, or the judge cannot be opened or gave nothing usable.
+      InputError: a corpus cannot be read, the judge cannot be opened or gave nothing usable, `output_dir` holds scores
+        of other corpora or is being written to, or calls would be paid for without a cap.
     """
+    kind, output_dir = judge_kind(config.judge), Path(config.output_dir)
+    if is_remote(config.output_dir):
+        raise InputError(f"config.output_dir: {config.output_dir} is not a local folder; give one, and copy it after")
+    kind.check(config)
     corpora = open_corpora(config)
-    output_dir = Path(config.output_dir)
-    folders = {name: output_dir / name if len(corpora) > 1 else output_dir for name in corpora}
-    if judge_kind(config.judge).open is None:
-        return ScoreResult() if config.dry_run else ScoreResult(metrics=_measure(config, corpora, folders))
-    cache = output_dir / "ledger.sqlite"
-    expected = ScoringForecast(config, list(corpora.values()))
-    log.info("%s", expected)
-    if config.pilot_groupings and expected.planned:
-        expected.run_pilot(config.pilot_groupings, cache)
+    record = _check_folder(config, corpora)
+    if not config.dry_run and _is_scored(output_dir, record):
+        log.info("scored before with these settings: %s", ", ".join(corpora))
+        return None
+    expected = None if kind.open is None else ScoringForecast(config, list(corpora.values()))
+    if expected:
         log.info("%s", expected)
-    if config.dry_run:
+    if expected and expected.planned and (config.pilot_groupings or not config.dry_run):
+        require_cap(expected.costs["before"], config.budget, [config.judge_base_url])
+    if config.dry_run and not config.pilot_groupings:
         return ScoreResult(forecast=expected)
+    with exclusive_lock(output_dir / ".score.lock", f"config.output_dir: {{holder}} is scoring in {output_dir}; wait"):
+        if expected and expected.planned and config.pilot_groupings:
+            expected.run_pilot(config.pilot_groupings, output_dir / "ledger.sqlite")
+            log.info("%s", expected)
+        if config.dry_run:
+            return ScoreResult(forecast=expected)
+        result = _score_and_measure(config, corpora, output_dir, expected)
+        if not any(scorecard.stopped_early for scorecard in result.scorecards.values()):
+            write_json(output_dir / _RECORD, {**record, "files": _files(output_dir)})
+    return result
+
+
+def _check_folder(config: ScoreConfig, corpora: Mapping[str, Corpus]) -> dict[str, Any]:
+    """What `scoring.json` says of this scoring, once it is clear that the folder holds no scores of other corpora."""
+    output_dir = Path(config.output_dir)
+    if config.baseline.runner is None:
+        fingerprints = {name: corpus.fingerprint() for name, corpus in corpora.items()}
+    else:  # text beyond one machine is not read through for this
+        fingerprints = {
+            name: content_hash(dataclasses.asdict(corpus)) for name, corpus in named_corpora(config).items()
+        }
+    before = read_json(output_dir / _RECORD).get("corpora") if (output_dir / _RECORD).exists() else None
+    if before is None and len(corpora) == 1 and (card := output_dir / "scorecard.json").exists():
+        (name,) = corpora  # a run of an earlier version, which kept no record
+        before = {name: read_json(card).get("corpus", {}).get("fingerprint")}
+    if before is not None and before != fingerprints and not config.overwrite:
+        raise InputError(
+            f"config.output_dir: {output_dir} holds scores of other text ({', '.join(before)}); give another folder, "
+            "or config.overwrite=True to replace them"
+        )
+    judged = judge_kind(config.judge).open is not None
+    key = {"settings": dataclasses.asdict(replace(config, **_NOT_OF_A_SCORING)), "version": diversity_jax.__version__}
+    if judged:
+        judge = open_judge(config, list(corpora.values()), output_dir / "ledger.sqlite")
+        key["scores"] = {name: score_key(corpus.fingerprint(), judge, config.agent) for name, corpus in corpora.items()}
+    return {"key": content_hash(key), "corpora": fingerprints}
+
+
+def _files(output_dir: Path) -> dict[str, str]:
+    """Hashes of what a scoring found."""
+    found = (path for name in ("scorecard.json", "groupings.jsonl") for path in sorted(output_dir.rglob(name)))
+    return {str(path.relative_to(output_dir)): file_hash(path) for path in found}
+
+
+def _is_scored(output_dir: Path, record: Mapping[str, Any]) -> bool:
+    """Whether a folder holds this very scoring with its page, unchanged."""
+    path = output_dir / _RECORD
+    if not (path.exists() and (output_dir / "report.html").exists()):
+        return False
+    return read_json(path) == {**record, "files": _files(output_dir)}
+
+
+def _score_and_measure(
+    config: ScoreConfig, corpora: Mapping[str, Corpus], output_dir: Path, expected: ScoringForecast | None
+) -> ScoreResult:
+    folders = {name: output_dir / name if len(corpora) > 1 else output_dir for name in corpora}
+    if expected is None:
+        return ScoreResult(metrics=_measure(config, corpora, folders))
+    cache = output_dir / "ledger.sqlite"
     scorecards, comparisons = _score(config, corpora, cache, folders, expected)
     expected.save(output_dir / "forecast.json", scorecards.values())
     metrics = _measure(config, corpora, folders)
@@ -252,28 +343,45 @@ def _summary(scorecard: Scorecard) -> str:
     return f"{line}, cluster score {scorecard.cluster_score.value:.3g}, ${scorecard.cost_usd:.2f} (judge: {judge})"
 
 
-def scorer(settings: JudgeSettings, folder: Path) -> Callable[[Mapping[str, Corpus]], Mapping[str, Scorecard]]:
-    """A function that scores a mixture's corpora and stores the scorecards in `folder`, to be found by the next run."""
+def scorer(
+    settings: JudgeSettings, folder: Path, undecided: Undecided
+) -> Callable[[Mapping[str, Corpus]], Mapping[str, Scorecard]]:
+    """A function that scores a mixture's corpora in looks, as long as its gate is undecided, and stores the scorecards
+    in `folder`, to be found by the next run.
+    """
 
     def score(corpora: Mapping[str, Corpus]) -> Mapping[str, Scorecard]:
         if not corpora:
             return {}
-        index = folder / "index.json"
+        kind, index = judge_kind(settings.judge), folder / "index.json"
+        kind.check(settings)
         judge = open_judge(settings, list(corpora.values()), folder / "ledger.sqlite")
         key = content_hash(
             {name: score_key(corpus.fingerprint(), judge, settings.agent) for name, corpus in corpora.items()}
         )
         if index.exists() and read_json(index) == {"key": key, "names": sorted(corpora)}:
-            log.info("scored before: %s (judge: %s)", ", ".join(corpora), judge.label)
-            return {name: Scorecard.load(folder / f"{name}.json") for name in corpora}
-        log.info("%s", ScoringForecast(settings, list(corpora.values())))
+            scorecards = {name: Scorecard.load(folder / f"{name}.json") for name in corpora}
+            # Other conditions may need more groupings than those that an earlier gate was content with.
+            if all(_took_all_looks(scorecards[name]) for name in undecided(scorecards)):
+                log.info("scored before: %s (judge: %s)", ", ".join(corpora), judge.label)
+                return scorecards
+        expected = ScoringForecast(settings, list(corpora.values()))
+        log.info("%s", expected)
+        if expected.planned:
+            require_cap(expected.costs["before"], settings.budget, [settings.judge_base_url])
         folder.mkdir(parents=True, exist_ok=True)
         log.info("scoring %s (judge: %s)", ", ".join(corpora), judge.label)
         paths = {name: folder / f"{name}.groupings.jsonl" for name in corpora}
-        scorecards = score_corpora(corpora, judge, settings.agent, groupings_paths=paths)
+        scorecards = score_in_looks(corpora, judge, settings.agent, undecided, groupings_paths=paths)
         for name, scorecard in scorecards.items():
             scorecard.save(folder / f"{name}.json")
-        write_json(index, {"key": key, "names": sorted(corpora)})
+        if not any(scorecard.stopped_early for scorecard in scorecards.values()):
+            write_json(index, {"key": key, "names": sorted(corpora)})
         return scorecards
 
     return score
+
+
+def _took_all_looks(scorecard: Scorecard) -> bool:
+    taken, planned = scorecard.look or (1, 1)
+    return taken == planned

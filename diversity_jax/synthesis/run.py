@@ -4,15 +4,17 @@ import asyncio
 from collections.abc import Mapping
 import contextlib
 import dataclasses
+import functools
 import itertools
 import logging
-from pathlib import Path
+import math
 from typing import Any
 
 from diversity_jax.core.config import plain_for_keys
 from diversity_jax.core.errors import InputError
 from diversity_jax.llm import (
     BudgetConfig,
+    CostForecast,
     Engine,
     PlannedCalls,
     StillRunning,
@@ -20,6 +22,7 @@ from diversity_jax.llm import (
     forecast,
     parse_model,
     price_of,
+    require_cap,
 )
 from diversity_jax.llm.response_cache import ResponseCacheFile
 from diversity_jax.synthesis.arms import Arm, Cell, Material
@@ -61,13 +64,21 @@ async def _run(config: SynthesisConfig) -> Store | None:
         expander = TopicExpander(next(iter(engines.values())), config)
         if not config.dry_run:
             store.check_settings(_content_settings(config, templates))
+        addresses = [each.base_url for each in config.generators]
+        prices = [price_of(*parse_model(each.model), each.base_url, config.budget) for each in config.generators]
+        if not config.topics.source and any(price.output for price in prices):
+            require_cap(
+                CostForecast(dollars=math.inf), config.budget, addresses
+            )  # topics are paid for before the forecast
         topics = await load_topics(config, expander, store)
         uses_personas = any("personas" in template.used for template in templates.values())
         personas = await load_personas(config, expander, store) if uses_personas else []
         material = Material(config, templates, topics, personas)
-        _logger.info("forecast: %s", _forecast(config, material))
+        expected, line = _forecast(config, material)
+        _logger.info("forecast: %s", line)
         if config.dry_run:
             return None
+        require_cap(expected, config.budget, addresses)
         generator = RoundGenerator(material, engines, config)
         await _Rounds(config, store, material, generator, Feedback(config, material, expander, stack)).run()
     return store
@@ -75,7 +86,6 @@ async def _run(config: SynthesisConfig) -> Store | None:
 
 async def _open_engines(config: SynthesisConfig, stack: contextlib.AsyncExitStack) -> dict[str, Engine]:
     """An engine for every generator, by label; one response cache and one cap for all."""
-    Path(config.cache_path).parent.mkdir(parents=True, exist_ok=True)
     several = len(config.generators) > 1 and config.engine.progress == "auto"
     progress = "lines" if several else config.engine.progress
     engines = {}
@@ -107,8 +117,8 @@ def _content_settings(config: SynthesisConfig, templates: Mapping[str, Template]
     return settings
 
 
-def _forecast(config: SynthesisConfig, material: Material) -> str:
-    """Calls, tokens and dollars of the full grid, from prompts of some of its cells."""
+def _forecast(config: SynthesisConfig, material: Material) -> tuple[CostForecast, str]:
+    """Calls, tokens and dollars of the full grid, from prompts of some of its cells; and as a line for people."""
     arms, grid_topics = material.arms.values(), material.grid_topics
     documents = sum(min(grid_topics, arm.topics or grid_topics) for arm in arms) * config.grid.generations_per_topic
     documents = min(documents, config.grid.documents or documents)
@@ -117,7 +127,7 @@ def _forecast(config: SynthesisConfig, material: Material) -> str:
     requests = [material.request(cell, ())[0] for cell in cells]
     prompt_tokens = sum(estimate_tokens(request.system) + estimate_tokens(request.user) for request in requests)
     weights = {label: each.weight if config.grid.mixed else 1.0 for label, each in material.generators.items()}
-    lines = []
+    costs = {}
     for each in config.generators:
         plan = PlannedCalls(
             stage="generate",
@@ -127,8 +137,10 @@ def _forecast(config: SynthesisConfig, material: Material) -> str:
         )
         price = price_of(*parse_model(each.model), each.base_url, config.budget)
         price = price.times(config.engine_for(each).price_share)
-        lines.append(f"{each.label}: {forecast([plan], price, config.budget)}")
-    return f"{documents:,} documents without redraws; {'; '.join(lines)}"
+        costs[each.label] = forecast([plan], price, config.budget)
+    shown = "; ".join(f"{label}: {cost}" for label, cost in costs.items())
+    total = functools.reduce(CostForecast.__add__, costs.values())
+    return total, f"{documents:,} documents without redraws; {shown}"
 
 
 class _Rounds:

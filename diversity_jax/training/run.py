@@ -130,11 +130,12 @@ def check_same_tokenizer(init_from: str, vocabulary_hash: str) -> None:
 def build_mixture(config: Config) -> None:
     """Builds the configured mixture in `output_dir`/mixture; finds what an earlier attempt has built."""
     from diversity_jax.mixtures.builder import build
+    from diversity_jax.mixtures.gate import undecided
     from diversity_jax.scoring.run import scorer
 
     folder = Path(config.output_dir) / "mixture"
     assert config.mixture is not None  # checked by Config
-    build(config.mixture, folder, scorer(config, folder / "scorecards"))
+    build(config.mixture, folder, scorer(config, folder / "scorecards", undecided(config.mixture.components)))
     if config.register:
         from diversity_jax.mixtures.registry import register
 
