@@ -23,7 +23,7 @@ from diversity_jax.model.checkpoint_io.hugging_face import export_hugging_face
 from diversity_jax.model.convert import read_config, read_model, write_imported
 from diversity_jax.prepare.config import Chat
 from diversity_jax.training import loop, run
-from diversity_jax.training.checkpoint import Checkpoints
+from diversity_jax.training.checkpoint import read_info
 from diversity_jax.training.config import TrainConfig
 from diversity_jax.training.optimizer import OptimizerConfig
 from diversity_jax.training.run import Config
@@ -117,14 +117,13 @@ def test_the_loss_on_answers_falls_and_the_model_answers_in_the_form_it_was_taug
 
 def test_resumed_it_ends_with_the_same_bits(pretrained, tuned, tmp_path, monkeypatch):
     monkeypatch.setattr(train, "write_page", lambda config: None)
-    whole = Checkpoints(tuned / "checkpoints")
     steps = json.loads((tuned / "run.json").read_text())["settings"]["train"]["steps"]
     shutil.copytree(tuned / "mixture", tmp_path / "mixture")
     for epochs in (2, 4):
         config = tuning(pretrained, tmp_path)
         train.main(dataclasses.replace(config, train=dataclasses.replace(config.train, epochs=epochs)))
-    resumed = Checkpoints(tmp_path / "checkpoints")
-    assert resumed.info(steps)["fingerprint"] == whole.info(steps)["fingerprint"]
+    whole, resumed = (read_info(place / "checkpoints", steps) for place in (tuned, tmp_path))
+    assert resumed["fingerprint"] == whole["fingerprint"]
 
 
 def test_it_begins_with_exactly_the_parameters_of_a_checkpoint_or_a_hugging_face_folder(tmp_path):
@@ -152,7 +151,7 @@ def test_a_checkpoint_of_another_vocabulary_or_beginning_is_refused(pretrained, 
     config = tuning(pretrained, tuned)
     with pytest.raises(InputError, match="was trained with another tokenizer"):
         run.check_same_tokenizer(str(pretrained), "0" * 64)
-    with pytest.raises(InputError, match="another init_from"):
+    with pytest.raises(InputError, match=r"train.init_step=30 \(was None\)"):
         train.main(dataclasses.replace(config, train=dataclasses.replace(config.train, init_step=30)))
     with pytest.raises(InputError, match="holds no model"):
         read_model(tmp_path)

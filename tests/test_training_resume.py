@@ -128,7 +128,7 @@ def test_another_learning_rate_may_not_resume(folder):
     finish(start(folder, 3))
     process = start(folder, LEARNING_RATE="2e-2")
     assert process.wait(timeout=300) == 2
-    assert "trained with another optimizer" in process.stderr.read()
+    assert "optimizer.learning_rate=0.02 (was 0.01)" in process.stderr.read()
 
 
 @pytest.mark.slow

@@ -17,7 +17,7 @@ def main(folder: str, steps: str, process_id: str = "0", processes: str = "1", p
     jax.config.update("jax_num_cpu_devices", devices // int(processes))
     from diversity_jax.mixtures.mixture import Mixture
     from diversity_jax.model import LLAMA, MeshConfig
-    from diversity_jax.training.checkpoint import Checkpoints
+    from diversity_jax.training.checkpoint import read_info
     from diversity_jax.training.config import TrainConfig
     from diversity_jax.training.loop import train
     from diversity_jax.training.optimizer import OptimizerConfig
@@ -49,13 +49,8 @@ def main(folder: str, steps: str, process_id: str = "0", processes: str = "1", p
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     if process_id == "0":
-        checkpoints = Checkpoints(output / "checkpoints") if processes == "1" else None
-        print(
-            "finished",
-            result.steps,
-            result.interrupted,
-            checkpoints.info(result.steps)["fingerprint"] if checkpoints else "",
-        )
+        info = read_info(output / "checkpoints", result.steps) if processes == "1" else None
+        print("finished", result.steps, result.interrupted, info["fingerprint"] if info else "")
 
 
 if __name__ == "__main__":

@@ -8,20 +8,26 @@ import logging
 import os
 from pathlib import Path
 import socket
+import threading
 import time
 from typing import Any
+import uuid
 
 from diversity_jax.core.errors import InputError
 from diversity_jax.core.files import (
+    canonical_json,
     content_hash,
+    create_file,
     exists,
     file_hash,
     is_remote,
     join_path,
     list_files,
+    make_folder,
     read_json,
     remove_tree,
     write_json,
+    writing,
 )
 
 _THREADS = 8  # hashing and remote reads release the interpreter lock
@@ -63,7 +69,7 @@ def exclusive_lock(path: str | os.PathLike, message: str, *, wait_seconds: float
 
 
 def _try_lock(path: Path) -> int | None:
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     with contextlib.suppress(BlockingIOError, FileNotFoundError):
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -71,6 +77,100 @@ def _try_lock(path: Path) -> int | None:
             return descriptor
     os.close(descriptor)
     return None
+
+
+@contextlib.contextmanager
+def locked_folder(folder: str | os.PathLike, what: str) -> Iterator[None]:
+    """Keeps other processes out of a folder, local or in a bucket, while the block writes to it.
+
+    The lock is gone afterwards, and so are folders that were made for it and are still empty.
+
+    Args:
+      what: is done there, as in "a training run".
+
+    Raises:
+      FolderLocked: another process is writing to it; the message names it.
+      InputError: the folder cannot be made.
+    """
+    message = f"{os.fspath(folder)}: {{holder}} is writing to it ({what}); wait for it, or choose another folder"
+    if is_remote(folder):
+        with _leased(str(join_path(folder, _LOCK)), message):
+            yield
+        return
+    path = Path(folder).absolute()
+    made = [parent for parent in (path, *path.parents) if not parent.exists()]
+    try:
+        with exclusive_lock(path / _LOCK, message):
+            try:
+                yield
+            finally:
+                (path / _LOCK).unlink(missing_ok=True)
+    finally:
+        with contextlib.suppress(OSError):  # the first that is not empty ends it
+            for parent in made:
+                parent.rmdir()
+
+
+_LOCK = ".lock"
+_RENEW_SECONDS, _EXPIRE_SECONDS = 15.0, 60.0  # of a lock in a bucket: four renewals may fail before it counts as left
+
+
+@contextlib.contextmanager
+def _leased(url: str, message: str) -> Iterator[None]:
+    """Holds a lock in a bucket: an object made only where there is none, renewed by a thread while the block runs.
+
+    One that was not renewed for a minute is of a process that was killed, and is taken over; one of a process of this
+    machine that has ended, at once.
+    """
+    holder = f"process {os.getpid()} on {socket.gethostname()}"
+    mine = {"holder": holder, "lease": uuid.uuid4().hex}
+
+    def content() -> bytes:
+        return canonical_json({**mine, "renewed": time.time()}).encode()
+
+    if not create_file(url, content()):
+        other = read_json(url)
+        if not _is_abandoned(other):
+            raise FolderLocked(message.replace("{holder}", other["holder"]))
+        remove_tree(url)
+        if not create_file(url, content()):
+            raise FolderLocked(message.replace("{holder}", "another process"))
+    ended = threading.Event()
+
+    def renew() -> None:
+        while not ended.wait(_RENEW_SECONDS):
+            try:
+                with writing(url) as file:
+                    file.write(content())
+            except Exception as error:  # the network may be back at the next renewal
+                log.warning("%s: could not be renewed (%s)", url, " ".join(str(error).split())[:200])
+
+    thread = threading.Thread(target=renew, name="lock", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+        remove_tree(url)
+
+
+def _is_abandoned(lock: Mapping[str, Any]) -> bool:
+    """Whether a lock in a bucket is of a process that has ended."""
+    process, host = lock["holder"].removeprefix("process ").split(" on ", 1)
+    if host == socket.gethostname() and not _is_running(int(process)):
+        return True
+    return time.time() - lock["renewed"] > _EXPIRE_SECONDS
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
 class ArtifactStore:

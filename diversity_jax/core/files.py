@@ -85,7 +85,65 @@ def full_disk_named(path: str | os.PathLike) -> Iterator[None]:
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        raise DiskFull(f"{path}: the disk is full; free space or choose another folder, then run again") from error
+        left = f"the disk is full, with {free_bytes(path):,} bytes left"
+        raise DiskFull(f"{path}: {left}; free space or choose another folder, then run again") from error
+
+
+def free_bytes(path: str | os.PathLike) -> int:
+    """Space left where a local path is, or would be."""
+    return shutil.disk_usage(_nearest_folder(path)).free
+
+
+def _nearest_folder(path: str | os.PathLike) -> Path:
+    """The path itself, or the first above it that is there."""
+    absolute = Path(path).absolute()
+    return next(folder for folder in (absolute, *absolute.parents) if os.path.lexists(folder))
+
+
+def make_folder(folder: str | os.PathLike) -> None:
+    """Makes a local folder and those above it.
+
+    Raises:
+      InputError: the path is a file or leads through one, or the folder cannot be made there.
+    """
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise InputError(f"{folder}: no folder can be made there ({error.strerror}); choose another one") from None
+
+
+def local_folder(path: str | os.PathLike, field: str) -> Path:
+    """The folder that a configuration field names to write to; nothing is made yet.
+
+    Args:
+      field: as users write it.
+
+    Raises:
+      InputError: it is a URL or a file, or may not be written to.
+    """
+    refuse_url(path, field)
+    there = _nearest_folder(path)
+    if not there.is_dir():
+        raise InputError(f"{field}={path}: {there} is not a folder; choose another one")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise InputError(f"{field}={path}: {there} may not be written to; choose another folder")
+    return Path(path)
+
+
+def refuse_url(path: str | os.PathLike | None, field: str) -> None:
+    """Refuses a URL where a local or mounted folder is needed.
+
+    Raises:
+      InputError: it is one; the message names the field.
+    """
+    if path is not None and is_remote(path):
+        scheme = os.fspath(path).partition("://")[0]
+        raise InputError(
+            f"{field}={path}: {scheme}:// cannot be used here; give a local folder, or mount the bucket (gcsfuse, "
+            "mountpoint-s3) and name the folder in the mount"
+        )
 
 
 @contextlib.contextmanager
@@ -110,17 +168,29 @@ def writing(path: str | os.PathLike, mode: str = "wb") -> Iterator[IO[Any]]:
 
 @contextlib.contextmanager
 def _replacing(path: Path) -> Iterator[IO[bytes]]:
-    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    if path.is_dir():
+        raise InputError(f"{path}: is a folder; name a file")
     try:
         with full_disk_named(path):
-            with open(partial, "wb") as file:
+            make_folder(path.parent)
+            with _opened(partial) as file:
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(partial, path)
     finally:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(NotADirectoryError):
+            partial.unlink(missing_ok=True)
+
+
+def _opened(path: Path) -> IO[bytes]:
+    try:
+        return open(path, "wb")
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise
+        raise InputError(f"{path.parent}: may not be written to ({error.strerror}); choose another folder") from None
 
 
 @contextlib.contextmanager
@@ -141,6 +211,16 @@ def _uploading(url: str) -> Iterator[IO[bytes]]:
             message = f"{url}: cannot be written ({error}); check that the bucket is there and your access to it"
             raise InputError(message) from None
         raise
+
+
+def create_file(url: str, content: bytes) -> bool:
+    """Makes a remote file unless there is one already, whoever else tries; whether it was made."""
+    filesystem, inside = _remote(url)
+    try:
+        filesystem.pipe_file(inside, content, mode="create")
+    except FileExistsError:
+        return False
+    return True
 
 
 def write_json(path: str | os.PathLike, value: Any) -> None:

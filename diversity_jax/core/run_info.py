@@ -78,6 +78,28 @@ class RunInfo:
         return cls(**value)
 
 
+def refuse_other_command(folder: str | os.PathLike, setting: str, what: str) -> dict[str, Any] | None:
+    """The settings in the folder's `run.json`; None where there is none.
+
+    Args:
+      setting: that only this command's configuration has.
+      what: this command writes, such as "training run".
+
+    Raises:
+      InputError: another command wrote it, so that the folder holds something else.
+    """
+    path = Path(folder) / "run.json"
+    if not path.exists():
+        return None
+    info = RunInfo.load(path)
+    if setting not in info.settings:
+        raise InputError(
+            f"{folder}: holds no {what}, but what `{info.command[:120]}` wrote; choose another output_dir, or set "
+            "overwrite=True"
+        )
+    return dict(info.settings)
+
+
 def describe(command: Sequence[str], settings: Any, devices: Sequence[Any] = ()) -> RunInfo:
     """Describes the run that is starting.
 
@@ -90,9 +112,53 @@ def describe(command: Sequence[str], settings: Any, devices: Sequence[Any] = ())
     if devices:
         kinds = sorted({str(device.device_kind) for device in devices})
         hardware = f"{len(devices)} x {', '.join(kinds)}; {hardware}"
-    if dataclasses.is_dataclass(settings) and not isinstance(settings, type):
-        settings = dataclasses.asdict(settings)
-    return RunInfo(command=_command(command), settings=_plain(settings), versions=package_versions(), hardware=hardware)
+    return RunInfo(command=_command(command), settings=plain(settings), versions=package_versions(), hardware=hardware)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Change:
+    """A field whose value differs from what it was; `str` shows it as users write it."""
+
+    field: str
+    before: Any
+    now: Any
+
+    def __str__(self) -> str:
+        return f"{self.field}={_shown(self.now)} (was {_shown(self.before)})"
+
+
+def _shown(value: Any) -> str:
+    text = repr(tuple(value) if isinstance(value, list) else value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def changes(before: Any, now: Any, name: str = "") -> list[Change]:
+    """Fields of a configuration that differ from recorded settings, named with dots as on the command line.
+
+    Fields that the record lacks, since it is of an earlier version, count as their defaults.
+
+    Args:
+      before: the settings as JSON values, as `RunInfo.settings` holds them.
+      now: the configuration dataclass, or a part of it.
+    """
+    if dataclasses.is_dataclass(now) and isinstance(before, Mapping):
+        found: list[Change] = []
+        for field in dataclasses.fields(now):
+            old = before[field.name] if field.name in before else _default(field)
+            found += changes(old, getattr(now, field.name), f"{name}.{field.name}" if name else field.name)
+        return found
+    both = isinstance(before, list | tuple) and isinstance(now, list | tuple) and len(before) == len(now)
+    if both and any(map(dataclasses.is_dataclass, now)):
+        pairs = enumerate(zip(before, now, strict=True))
+        return [change for number, pair in pairs for change in changes(*pair, f"{name}[{number}]")]
+    before, now = plain(before), plain(now)
+    return [] if before == now else [Change(field=name, before=before, now=now)]
+
+
+def _default(field: "dataclasses.Field[Any]") -> Any:
+    if field.default_factory is not dataclasses.MISSING:
+        return field.default_factory()
+    return None if field.default is dataclasses.MISSING else field.default
 
 
 def _command(words: Sequence[str]) -> str:
@@ -116,12 +182,14 @@ def package_versions(packages: Sequence[str] = _PACKAGES) -> dict[str, str]:
     return versions
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """JSON values of a configuration: tuples become lists, anything unusual its text, URLs lose user and password."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        value = dataclasses.asdict(value)
     if isinstance(value, Mapping):
-        return {str(name): _plain(item) for name, item in value.items()}
+        return {str(name): plain(item) for name, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     if isinstance(value, str):
         return _USER_IN_URL.sub("", value)
     return value if value is None or isinstance(value, (bool, int, float)) else str(value)

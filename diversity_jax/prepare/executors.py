@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from diversity_jax.core.artifacts import ArtifactStore, exclusive_lock
+from diversity_jax.core.artifacts import ArtifactStore, exclusive_lock, locked_folder
 from diversity_jax.core.files import is_remote, join_path, list_files, remove_tree, write_json
 from diversity_jax.core.progress import ProgressDisplay
 from diversity_jax.corpus import Corpus, Document
@@ -72,13 +72,11 @@ class Staging(ArtifactStore):
     def locked(self) -> contextlib.AbstractContextManager[int | None]:
         """Keeps other processes out; yields the lock's file descriptor, to be handed to worker processes.
 
-        A remote folder is not locked: two preparations of the same request write the same files.
-
         Raises:
           FolderLocked: another process prepares this component.
         """
         if is_remote(self._component_folder):
-            return contextlib.nullcontext()
+            return locked_folder(self._component_folder, "a preparation")
         message = f"{self._component_folder}: is being prepared by {{holder}}; wait for it, or choose another folder"
         return exclusive_lock(self.path("lock"), message, wait_seconds=_LOCK_WAIT_SECONDS)
 

@@ -1,8 +1,11 @@
-"""Checkpoints of a training run: asynchronous, sharded, atomic, verified when they are restored."""
+"""Checkpoints of a training run: asynchronous, sharded, atomic, verified when they are read."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 import contextlib
+import errno
+import functools
 import itertools
+import json
 import logging
 import os
 from pathlib import Path
@@ -12,16 +15,26 @@ import jax
 from orbax.checkpoint import v1 as ocp
 
 from diversity_jax.core.errors import InputError
-from diversity_jax.core.files import is_remote
+from diversity_jax.core.files import free_bytes
 from diversity_jax.model.llama import fingerprint
 from diversity_jax.training.step import TrainState
 
 log = logging.getLogger(__name__)
-logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax reports every phase of every save there
+# Orbax reports every phase of every save there, and of a failed one a traceback from each of its threads, though it
+# raises the error as well.
+logging.getLogger("absl").setLevel(logging.CRITICAL)
+
+_PARTS = ("params", "optimizer", "counters")
+_DISK_FULL = ("No space left", "ENOSPC", "EDQUOT", "Disk quota exceeded")
+_DAMAGED = ("DATA_LOSS", "CRC-32C", "OUT_OF_RANGE")  # what TensorStore says of bytes that cannot be right
 
 
 class CheckpointError(InputError):
-    """A checkpoint could not be written."""
+    """A checkpoint could not be written, or not be read for another reason than damage."""
+
+
+class _Damage(Exception):
+    """A checksum does not agree, or a piece is missing."""
 
 
 def _parts(state: TrainState) -> dict[str, Any]:
@@ -30,56 +43,207 @@ def _parts(state: TrainState) -> dict[str, Any]:
     return {"params": state.params, "optimizer": state.opt_state, "counters": counters}
 
 
-class Checkpoints:
-    """The checkpoints of one run, in one folder.
+def complete_steps(folder: str | Path) -> list[int]:
+    """Steps with a complete checkpoint in a folder, ascending; one that is being written has another name."""
+    return sorted(int(path.name) for path in Path(folder).glob("*") if path.name.isdigit() and path.is_dir())
 
-    A checkpoint holds `params`, `optimizer` and `counters`, each loadable alone, and a JSON record (`info`) beside
-    them. Writing is atomic; the fingerprint of the values is verified when they are restored.
+
+def read_info(folder: str | Path, step: int) -> Mapping[str, Any] | None:
+    """The JSON record saved with a checkpoint; None where it is missing or damaged.
+
+    Raises:
+      CheckpointError: it cannot be read.
+    """
+    path = Path(folder) / str(step) / "_CHECKPOINT_METADATA"
+    try:
+        info = json.loads(path.read_bytes())["custom_metadata"]
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return None
+    except OSError as error:
+        raise CheckpointError(f"{path}: could not be read ({error.strerror}); nothing was changed") from None
+    return info if isinstance(info, Mapping) and "fingerprint" in info else None
+
+
+def last_info(folder: str | Path, step: int | None = None) -> Mapping[str, Any] | None:
+    """The record of the last checkpoint that has one, up to a step; None where there is none."""
+    steps = [found for found in complete_steps(folder) if step is None or found <= step]
+    return next((info for found in reversed(steps) if (info := read_info(folder, found))), None)
+
+
+def load(
+    folder: str | Path,
+    shapes: TrainState,
+    shardings: TrainState,
+    check: Callable[[Mapping[str, Any]], None] = lambda info: None,
+    *,
+    step: int | None = None,
+) -> tuple[TrainState, Mapping[str, Any], list[int]] | None:
+    """The latest undamaged checkpoint, on the mesh of the shardings; nothing on disk is changed.
 
     Args:
-      folder: local path or `gs://`.
+      shapes, shardings: of the state wanted, on any mesh.
+      check: raises `InputError` where the record of a checkpoint does not fit; called before anything is read of it.
+      step: the latest to consider; None: all.
+
+    Returns:
+      The state, its record, and the later steps whose checkpoints are damaged; None where there is no checkpoint.
+
+    Raises:
+      InputError: there are checkpoints, but all are damaged, or `check` refuses.
+      CheckpointError: storage or memory failed.
+    """
+    candidates = [found for found in complete_steps(folder) if step is None or found <= step]
+    damaged: list[int] = []
+    for candidate in reversed(candidates):
+        try:
+            info = read_info(folder, candidate)
+            if info is None:
+                raise _Damage("its record is missing or damaged")
+            check(info)
+            return _load(Path(folder) / str(candidate), shapes, shardings, info), info, damaged
+        except _Damage as damage:
+            log.error("checkpoint %s/%d is damaged (%s); trying the one before", folder, candidate, damage)
+            damaged.append(candidate)
+    if candidates:
+        raise InputError(
+            f"{folder}: all {len(candidates)} checkpoints are damaged; nothing was changed: put a copy back, or use "
+            "another output_dir"
+        )
+    return None
+
+
+def _load(folder: Path, shapes: TrainState, shardings: TrainState, info: Mapping[str, Any]) -> TrainState:
+    parts = _parts(
+        jax.tree.map(lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes, shardings)
+    )
+    try:
+        loaded = ocp.load_checkpointables(folder.absolute(), parts)
+    except Exception as error:  # whatever Orbax, TensorStore and XLA raise, which have no common type
+        raise _read_error(folder, error) from error
+    if int(fingerprint({name: loaded[name] for name in parts})) != info["fingerprint"]:
+        raise _Damage("its values do not match their fingerprint")
+    return TrainState(params=loaded["params"], opt_state=loaded["optimizer"], **loaded["counters"])
+
+
+def _read_error(folder: Path, error: Exception) -> Exception:
+    """`_Damage` where a checksum or a missing piece proves it, else a `CheckpointError` with the reason.
+
+    Orbax's own error tells neither: it says the same of a missing file, a wrong checksum and a disk that fails.
+    """
+    chain, reasons, failed = error, list[str](), False
+    while chain is not None:
+        reasons.append(" ".join(str(chain).split()))
+        failed |= isinstance(chain, MemoryError) or "RESOURCE_EXHAUSTED" in reasons[-1]
+        failed |= isinstance(chain, OSError) and chain.errno not in (None, errno.ENOENT)
+        chain = chain.__cause__ or chain.__context__  # type: ignore[assignment]
+    reason = next((text for text in reversed(reasons) if text), type(error).__name__)[:200]
+    if not failed:
+        try:
+            proof = next((found for part in _PARTS if (found := _damage(folder / part))), None)
+        except OSError as second:
+            reason = f"{second.filename}: {second.strerror}"
+        else:
+            proof = proof or next((text[:200] for text in reasons if any(word in text for word in _DAMAGED)), None)
+            if proof:
+                return _Damage(proof)
+    return CheckpointError(
+        f"{folder}: could not be read ({reason}), which is no sign of damage; nothing was changed: see to storage and "
+        "memory, and run again"
+    )
+
+
+def _damage(part: Path) -> str | None:
+    """What is missing or has a wrong checksum in one part of a checkpoint; None: nothing was found.
+
+    Raises:
+      OSError: a file cannot be read.
+    """
+    import tensorstore
+
+    for name in ("_METADATA", "manifest.ocdbt"):
+        if not (part / name).exists():
+            return f"{part.name}/{name} is missing"
+    for path in sorted(part.rglob("*")):
+        if path.is_file():
+            data = path.read_bytes()
+            if path.name == "_METADATA" or path.parent.name == "array_metadatas":
+                try:
+                    json.loads(data)
+                except ValueError:
+                    return f"{path.relative_to(part.parent)} is not valid JSON"
+    try:
+        store = tensorstore.KvStore.open({"driver": "ocdbt", "base": part.absolute().as_uri() + "/"}).result()
+        for key in store.list().result():
+            if store.read(key).result().state != "value":
+                return f"{part.name}: {key.decode(errors='replace')} is missing"
+    except ValueError as error:
+        message = " ".join(str(error).split())
+        return message[:200] if any(word in message for word in (*_DAMAGED, "NOT_FOUND")) else None
+    return None
+
+
+class Checkpoints:
+    """The checkpoints that a run writes, in one local folder, which is made with the first.
+
+    A checkpoint holds `params`, `optimizer` and `counters`, each loadable alone, and a JSON record (`info`) beside
+    them. Writing is atomic; the fingerprint of the values is verified when they are read.
+
+    Args:
       keep: how many of the latest are preserved.
       keep_every_steps: multiples of this number of steps are preserved; 0: none.
       keep_every_minutes: the first is preserved, and each that is so much later than the last preserved; 0: none.
     """
 
     def __init__(self, folder: str | Path, *, keep: int = 3, keep_every_steps: int = 0, keep_every_minutes: float = 0):
-        self.folder = str(folder) if is_remote(folder) else os.path.abspath(folder)
+        self.folder = os.path.abspath(folder)
         policies = ocp.training.preservation_policies
         preserved: list[Any] = [policies.LatestN(keep)]
         if keep_every_steps:
             preserved.append(policies.EveryNSteps(keep_every_steps))
         if keep_every_minutes:
             preserved.append(policies.EveryNSeconds(keep_every_minutes * 60))
-        self._checkpointer = ocp.training.Checkpointer(
-            self.folder, preservation_policy=policies.AnyPreservationPolicy(preserved), cleanup_tmp_directories=True
-        )
-        self._pending: tuple[int, Any] | None = None  # step and Orbax's response
+        self._policy = policies.AnyPreservationPolicy(preserved)
+        self._pending: tuple[int, int, Any] | None = None  # step, bytes and Orbax's response
+
+    @functools.cached_property
+    def _checkpointer(self) -> Any:
+        """Opened by the first save: opening makes the folder and removes what a killed process left in it."""
+        return ocp.training.Checkpointer(self.folder, preservation_policy=self._policy, cleanup_tmp_directories=True)
 
     @property
     def steps(self) -> list[int]:
         """Steps with a complete checkpoint, ascending."""
-        return [checkpoint.step for checkpoint in self._checkpointer.checkpoints]
+        return complete_steps(self.folder)
 
     @property
     def last_complete(self) -> int | None:
         """The latest step on disk, not counting one being written; None: there is none."""
         return max(self.steps, default=None)
 
+    def check_space(self, shapes: TrainState) -> None:
+        """Refuses to begin where not even one checkpoint of this state fits on the disk.
+
+        Raises:
+          CheckpointError: there is too little space.
+        """
+        needed, left = _bytes(shapes), free_bytes(self.folder)
+        if needed > left:
+            raise CheckpointError(f"{self.folder}: {_space(needed, left)}; free space or choose another output_dir")
+
     def save(self, step: int, state: TrainState, info: Mapping[str, Any]) -> None:
         """Starts writing a checkpoint; returns when the state has been copied and may be donated.
 
         Raises:
-          CheckpointError: the previous one could not be written.
+          CheckpointError: the previous one, or this one, could not be written.
         """
         self.wait()
-        parts = _parts(state)
+        parts, needed = _parts(state), _bytes(state)
         record = {**info, "step": step, "fingerprint": int(fingerprint(parts))}
-        with self._write_errors(step):
+        with self._write_errors(step, needed):
             response = self._checkpointer.save_checkpointables_async(
                 step, parts, force=True, overwrite=step in self.steps, custom_metadata=record
             )
-            self._pending = step, response
+            self._pending = step, needed, response
 
     def wait(self) -> None:
         """Waits until the checkpoint being written is on disk.
@@ -88,82 +252,57 @@ class Checkpoints:
           CheckpointError: it could not be written.
         """
         if self._pending:
-            (step, response), self._pending = self._pending, None
-            with self._write_errors(step):
+            (step, needed, response), self._pending = self._pending, None
+            with self._write_errors(step, needed):
                 if response is not None:
                     response.result()
 
     @contextlib.contextmanager
-    def _write_errors(self, step: int) -> Iterator[None]:
+    def _write_errors(self, step: int, needed: int) -> Iterator[None]:
         """Turns a failed write into one line that names the last complete checkpoint."""
         try:
             yield
         except InputError:
             raise
         except Exception as error:  # of Orbax and TensorStore, which have no common type
-            message = " ".join(str(error).split())
-            is_full = any(word in message for word in ("No space left", "ENOSPC", "RESOURCE_EXHAUSTED"))
-            cause = "the disk is full; free space and run again" if is_full else message[:300]
+            message, left = " ".join(str(error).split()), free_bytes(self.folder)
+            is_full = any(word in message for word in _DISK_FULL) or left < needed
+            cause = f"the disk is full: {_space(needed, left)}" if is_full else message[:300]
             complete = [other for other in self.steps if other != step]
             last = f"the last good one is step {complete[-1]}" if complete else "there is no earlier one"
-            raise CheckpointError(f"{self.folder}: checkpoint {step} could not be written ({cause}); {last}") from error
+            remedy = "free space and run again" if is_full else "run again"
+            raise CheckpointError(
+                f"{self.folder}: checkpoint {step} could not be written ({cause}); {last}; {remedy}"
+            ) from error
 
-    def restore(
-        self, shapes: TrainState, shardings: TrainState, step: int | None = None
-    ) -> tuple[TrainState, Mapping[str, Any]] | None:
-        """The latest undamaged checkpoint, on the mesh of the shardings; None where there is none.
-
-        A damaged one is reported and moved to the folder `checkpoints-damaged`, and the one before is taken.
-
-        Args:
-          shapes, shardings: of the state wanted, on any mesh.
-          step: the latest to consider; None: all.
-
-        Raises:
-          InputError: there are checkpoints, but all are damaged.
-        """
-        candidates = [candidate for candidate in self.steps if step is None or candidate <= step]
-        for candidate in reversed(candidates):
-            try:
-                return self._load(candidate, shapes, shardings)
-            except Exception as error:  # whatever Orbax and TensorStore raise for a damaged file
-                message = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-                log.error("checkpoint %s/%d is damaged (%s); trying the one before", self.folder, candidate, message)
-                self._set_aside(candidate)
-        if candidates:
-            raise InputError(f"{self.folder}: all {len(candidates)} checkpoints are damaged; use another output_dir")
-        return None
-
-    def _load(self, step: int, shapes: TrainState, shardings: TrainState) -> tuple[TrainState, Mapping[str, Any]]:
-        parts = _parts(
-            jax.tree.map(lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes, shardings)
-        )
-        loaded = self._checkpointer.load_checkpointables(step, parts)
-        info = self.info(step)
-        if int(fingerprint({name: loaded[name] for name in parts})) != info["fingerprint"]:
-            raise InputError("its values do not match their fingerprint")
-        return TrainState(params=loaded["params"], opt_state=loaded["optimizer"], **loaded["counters"]), info
-
-    def info(self, step: int) -> Mapping[str, Any]:
-        """The JSON record saved with a checkpoint."""
-        return self._checkpointer.checkpointables_metadata(step).custom_metadata
-
-    def _set_aside(self, step: int) -> None:
-        """Moves a damaged checkpoint away, so that it does not count as the latest."""
-        if is_remote(self.folder):
-            self._checkpointer.delete(step)
-            return
+    def set_aside(self, steps: Sequence[int]) -> None:
+        """Moves damaged checkpoints to `checkpoints-damaged`, since retention would keep them and delete good ones."""
         if jax.process_index() == 0:
             damaged = Path(f"{self.folder}-damaged")
-            damaged.mkdir(exist_ok=True)
-            names = itertools.chain([str(step)], (f"{step}.{number}" for number in itertools.count(2)))
-            target = next(damaged / name for name in names if not (damaged / name).exists())
-            os.rename(Path(self.folder) / str(step), target)
-        self._checkpointer.reload()
+            for step in steps:
+                damaged.mkdir(exist_ok=True)
+                names = itertools.chain([str(step)], (f"{step}.{number}" for number in itertools.count(2)))
+                target = next(damaged / name for name in names if not (damaged / name).exists())
+                os.rename(Path(self.folder) / str(step), target)
 
     def close(self) -> None:
-        """Waits for the checkpoint being written and releases the folder."""
+        """Waits for the checkpoint being written and releases the folder.
+
+        Raises:
+          CheckpointError: it could not be written.
+        """
         try:
             self.wait()
         finally:
-            self._checkpointer.close()
+            if "_checkpointer" in vars(self):
+                with contextlib.suppress(Exception):  # repeats the error of a failed save, which was raised as one line
+                    self._checkpointer.close()
+
+
+def _bytes(state: TrainState) -> int:
+    """Size of a state's arrays."""
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(_parts(state)))
+
+
+def _space(needed: int, left: int) -> str:
+    return f"a checkpoint takes up to {needed:,} bytes, {left:,} are left"

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 import math
 
 from diversity_jax.core.errors import InputError
+from diversity_jax.core.files import refuse_url
 from diversity_jax.model.config import LoraConfig
 
 _AT_LEAST_ONE = ["steps", "batch_size", "gradient_accumulation", "log_every", "checkpoint_every", "keep_checkpoints"]
@@ -21,6 +22,13 @@ class TrainConfig:
     epochs: float | None = None  # instead of `steps`: passes over as many rows as the mixture's components have in all
     init_from: str | None = None  # folder of a run, of an imported or Hugging Face model to begin with; None: random
     init_step: int | None = None  # of such a run: which checkpoint; None: the latest
+    # Folder of a run to branch off from, into another output_dir: parameters, moments, step and place in the data are
+    # that run's at `branch_step` (None: its latest checkpoint), and so is its mixture.
+    branch_from: str | None = None
+    branch_step: int | None = None
+    # Fields that may differ from here on from those the finished steps were made with, such as
+    # ("optimizer.learning_rate",) or ("mesh",) for all of a part; the change is recorded. Others are refused.
+    allow_changed: tuple[str, ...] = ()
     # Rank above 0: adapters are trained, the parameters of init_from stay as they are.
     lora: LoraConfig = field(default_factory=LoraConfig)
     batch_size: int = 8  # rows of the global batch
@@ -55,6 +63,15 @@ class TrainConfig:
             raise InputError(f"train.epochs={self.epochs}: must be above 0, or None to count steps")
         if self.init_step is not None and self.init_from is None:
             raise InputError(f"train.init_step={self.init_step}: says which checkpoint of init_from, which is None")
+        if self.branch_step is not None and self.branch_from is None:
+            raise InputError(f"train.branch_step={self.branch_step}: says where to leave branch_from, which is None")
+        if self.branch_from is not None and self.init_from is not None and not self.lora.rank:
+            raise InputError("train.init_from and train.branch_from: a branch has the parameters of its run; give one")
+        for name in ("init_from", "branch_from"):
+            refuse_url(getattr(self, name), f"train.{name}")
+        if isinstance(self.allow_changed, str):
+            object.__setattr__(self, "allow_changed", (self.allow_changed,))
+        object.__setattr__(self, "allow_changed", tuple(self.allow_changed))
         if self.lora.rank and self.init_from is None:
             why = "adapters are added to a trained model; name it as train.init_from"
             raise InputError(f"train.lora.rank={self.lora.rank}: {why}")

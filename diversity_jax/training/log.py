@@ -1,47 +1,53 @@
 """The log files of a training run, written and read: `metrics.jsonl`, `samples.jsonl` and `summary.json`."""
 
 from collections.abc import Mapping
+import contextlib
 from dataclasses import dataclass
-import errno
+import functools
 import json
 import math
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
 from diversity_jax.core.errors import InputError
-from diversity_jax.core.files import open_file, read_json
+from diversity_jax.core.files import full_disk_named, make_folder, open_file, read_json
 
 
 class JsonLinesLog:
-    """A JSON Lines file to append to; a last line that a killed run left without its end is removed first."""
+    """A JSON Lines file to append to, opened by the first line.
+
+    A last line that a killed run left without its end is removed first.
+    """
 
     def __init__(self, path: Path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if path.exists():
-            with open(path, "rb+") as file:
+        self._path = path
+
+    @functools.cached_property
+    def _file(self) -> IO[str]:
+        make_folder(self._path.parent)
+        if self._path.exists():
+            with open(self._path, "rb+") as file:
                 data = file.read()
                 file.truncate(data.rfind(b"\n") + 1)
-        self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 closed by `close`
+        return open(self._path, "a", encoding="utf-8")
 
     def append(self, record: Mapping[str, Any]) -> None:
         """Appends a line, at once visible to readers.
 
         Raises:
-          InputError: the disk is full.
+          DiskFull: there is no space for it.
         """
-        try:
+        with full_disk_named(self._path):
             self._file.write(json.dumps(record) + "\n")
             self._file.flush()
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                raise
-            raise InputError(f"{self._file.name}: the disk is full; free space and run again") from None
 
     def close(self) -> None:
         """Closes the file."""
-        self._file.close()
+        if "_file" in vars(self):
+            with contextlib.suppress(OSError):  # what a full disk left in the buffer was reported by `append`
+                self._file.close()
 
 
 class MetricWriter:
@@ -49,7 +55,13 @@ class MetricWriter:
 
     def __init__(self, folder: Path, *, tensorboard: bool):
         self._lines = JsonLinesLog(folder / "metrics.jsonl")
-        self._tensorboard = _tensorboard(folder / "tensorboard") if tensorboard else None
+        self._metric_writers = _metric_writers() if tensorboard else None
+        self._folder = folder / "tensorboard"
+
+    @functools.cached_property
+    def _tensorboard(self) -> Any:
+        """Made by the first figures; None where TensorBoard is off."""
+        return self._metric_writers.SummaryWriter(str(self._folder)) if self._metric_writers else None
 
     def write(self, step: int, figures: Mapping[str, float]) -> None:
         """Writes one line; figures that are not finite become null."""
@@ -61,16 +73,16 @@ class MetricWriter:
     def close(self) -> None:
         """Flushes and closes both."""
         self._lines.close()
-        if self._tensorboard:
+        if vars(self).get("_tensorboard"):
             self._tensorboard.close()
 
 
-def _tensorboard(folder: Path) -> Any:
+def _metric_writers() -> Any:
     try:
         import clu.metric_writers
     except ImportError as error:
         raise InputError(f"train.tensorboard=True needs clu and TensorFlow ({error}); install them") from None
-    return clu.metric_writers.SummaryWriter(str(folder))
+    return clu.metric_writers
 
 
 @dataclass(frozen=True, kw_only=True)

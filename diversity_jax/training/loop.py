@@ -11,10 +11,12 @@ import time
 from typing import Any
 
 import jax
+from jax.experimental import multihost_utils
 import numpy as np
 
 from diversity_jax.core.errors import InputError
-from diversity_jax.core.files import content_hash, write_json
+from diversity_jax.core.files import write_json
+from diversity_jax.core.run_info import Change
 from diversity_jax.mixtures.mixture import Mixture
 from diversity_jax.model import LlamaConfig, MeshConfig, batch_sharding, check_batch, make_mesh
 from diversity_jax.model.convert import read_model
@@ -29,20 +31,22 @@ from diversity_jax.training.callbacks import (
     StepResult,
     StepTrace,
 )
-from diversity_jax.training.checkpoint import Checkpoints
+from diversity_jax.training.checkpoint import Checkpoints, complete_steps, load
 from diversity_jax.training.config import TrainConfig
 from diversity_jax.training.data import ReadAhead, prepare
 from diversity_jax.training.log import MetricWriter
 from diversity_jax.training.optimizer import OptimizerConfig
+from diversity_jax.training.resume import Settings, accepted_changes, settings_json
 from diversity_jax.training.runtime import CompileClock, StopRequest, keep_programs
 from diversity_jax.training.step import TrainState, TrainStep, make_train_step, model_shardings, state_shardings
 from diversity_jax.training.throughput import GoodputLog, summarise
 
 log = logging.getLogger(__name__)
 
-_RUN_ONLY_FIELDS = ("scan_layers", "remat", "attention", "loss_chunk_bytes")
-"""Fields of the model that say how it is run; a resumed run may change them, as it may mesh and hosts."""
-_SAME_FUNCTION_FIELDS = ("max_length", "dropout", "initializer_range", "compute_dtype", *_RUN_ONLY_FIELDS)
+_SAME_FUNCTION_FIELDS = (
+    *("max_length", "dropout", "initializer_range", "compute_dtype", "scan_layers", "remat", "attention"),
+    "loss_chunk_bytes",
+)
 """Fields of the model that do not change which function its parameters compute."""
 
 
@@ -89,14 +93,23 @@ def train(
     config: TrainConfig,
     mesh_config: MeshConfig,
     output_dir: str | Path,
+    *,
+    anew: bool = False,
+    before_writing: Callable[[], None] = lambda: None,
 ) -> TrainingResult:
     """Trains, or goes on from the last checkpoint in `output_dir`; the result does not depend on interruptions.
 
+    Args:
+      anew: what an earlier run left in `output_dir` is not gone on with; `before_writing` is to remove it.
+      before_writing: called when everything was checked and restored, before the first file is written.
+
     Raises:
-      InputError: the model does not fit the mixture, mesh or batch; the checkpoints are of another run; or too many
-        non-finite steps.
+      InputError: the model does not fit the mixture, mesh or batch; the checkpoints are of other settings; there is no
+        space for a checkpoint; or too many non-finite steps.
     """
-    began, mesh, optimizer = time.time(), make_mesh(mesh_config), optimizer.for_run(config.steps)
+    began, mesh = time.time(), make_mesh(mesh_config)
+    settings = Settings(model=model, optimizer=optimizer, train=config, mesh=mesh_config)
+    optimizer = optimizer.for_run(config.steps)
     check_fit(model, config, mesh_config, mixture.vocabulary.size, mixture.sequence_length)
     if cache := keep_programs(config.compilation_cache):
         log.info("compiled programs are kept in %s", cache)
@@ -112,18 +125,20 @@ def train(
             seed=config.seed,
             lora=config.lora,
         )
-        identity = _identity(run, optimizer)
-        state, is_restored = _first_state(run, identity, init_state, optimizer)
-        start = int(state.step)
-        run.goodput_log.begin(start)
-
+        begin = _first_state(run, settings, init_state, optimizer, anew=anew)
+        state, start = begin.state, int(begin.state.step)
         evaluation, sampling = Evaluation(run), Sampling(run)
         report = StepReport(run, flush_before=(evaluation, sampling))
-        saving = Saving(run, {"identity": identity, "seed": config.seed}, saved=start if is_restored else None)
+        saving = Saving(run, _record(run, settings, begin.changes), saved=start if begin.is_saved else None)
         callbacks = [StepTrace(run), report, evaluation, sampling, saving]
         for callback in callbacks:
             resources.callback(callback.close)
 
+        before_writing()
+        if anew:
+            run.goodput_log.attempts = [run.goodput_log.attempt]
+        _set_aside(run, begin.damaged)
+        run.goodput_log.begin(start)
         losses_before = losses_after = evaluation.evaluate(start, state)
         step, state = _run_steps(run, train_step, state, callbacks)
         if run.stop.asked:
@@ -186,9 +201,9 @@ def _open_run(resources, mixture, model, config, mesh, output_dir, began) -> Run
         keep_every_minutes=config.keep_every_minutes,
     )
     resources.callback(checkpoints.close)
-    writes_files, writer = jax.process_index() == 0, None
-    if writes_files:
-        writer = MetricWriter(output_dir, tensorboard=config.tensorboard)
+    writes_files = jax.process_index() == 0
+    writer = MetricWriter(output_dir, tensorboard=config.tensorboard) if writes_files else None
+    if writer:
         resources.callback(writer.close)
     stop = resources.enter_context(StopRequest(config.grace_seconds, lambda: checkpoints.last_complete))
     frozen = None
@@ -211,50 +226,105 @@ def _open_run(resources, mixture, model, config, mesh, output_dir, began) -> Run
     )
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Start:
+    """What an attempt begins with.
+
+    Attributes:
+      is_saved: whether the run itself has a checkpoint of the state.
+      changes: of settings on the way to it, as `train.allow_changed` named them.
+      damaged: later steps of the run whose checkpoints cannot be used.
+    """
+
+    state: TrainState
+    is_saved: bool = False
+    changes: Sequence[Mapping[str, Any]] = ()
+    damaged: Sequence[int] = ()
+
+
 def _first_state(
-    run: Run, identity: Mapping[str, str], init_state: Callable[..., TrainState], optimizer: OptimizerConfig
-) -> Any:
-    """The state to go on from, and whether it is a checkpoint's: the last one, or random or `init_from`'s parameters.
+    run: Run, settings: Settings, init_state: Callable[..., TrainState], optimizer: OptimizerConfig, *, anew: bool
+) -> _Start:
+    """The last checkpoint's state; else that of `train.branch_from`; else a random one, or `train.init_from`'s.
 
     Raises:
-      InputError: the checkpoints are of another run.
+      InputError: the checkpoints were made with other settings; nothing was changed.
     """
-    config = run.config
-    restored = run.checkpoints.restore(*state_shardings(run.model, optimizer, run.mesh, config.lora))
-    if restored is not None:
-        state, info = restored
-        for what, now in identity.items():
-            if info["identity"].get(what) != now:
-                raise InputError(
-                    f"{run.checkpoints.folder}: its checkpoints were trained with another {what}; set the "
-                    "configuration back, or choose another output_dir"
-                )
-        log.info("going on from step %d", int(state.step))
-        return state, True
+    config, own = run.config, Path(run.checkpoints.folder)
+    found = None if anew else _load(run, settings, optimizer, own, None)
+    if found is not None:
+        log.info("going on from step %d", int(found.state.step))
+        return found
+    run.checkpoints.check_space(state_shardings(run.model, optimizer, run.mesh, config.lora)[0])
+    if config.branch_from is not None:
+        trunk = Path(config.branch_from) / "checkpoints"
+        steps = complete_steps(trunk)
+        if not steps or config.branch_step not in (None, *steps):
+            listed = ", ".join(map(str, steps)) or "none"
+            raise InputError(
+                f"{trunk}: has no checkpoint to branch off from (branch_step={config.branch_step}); there: {listed}"
+            )
+        found = _load(run, settings, optimizer, trunk, config.branch_step)
+        assert found is not None  # there is a checkpoint
+        step = int(found.state.step)
+        if config.steps <= step:
+            raise InputError(
+                f"train.steps={config.steps}: the branch begins after step {step}; give the step it ends at"
+            )
+        log.info("branching off from %s at step %d", config.branch_from, step)
+        return dataclasses.replace(found, is_saved=False, damaged=())
     state = init_state(jax.random.key(config.seed))
     if config.init_from is not None and not config.lora.rank:
         params = initial_params(config.init_from, config.init_step, run.model, model_shardings(run.model, run.mesh))
         log.info("beginning with the parameters of %s", config.init_from)
         state = dataclasses.replace(state, params=params)
-    return state, False
+    return _Start(state=state)
 
 
-def _identity(run: Run, optimizer: OptimizerConfig) -> dict[str, str]:
-    """What a checkpoint may only be resumed with; how the model is run (kernels, mesh, hosts) may change."""
-    config, identity = run.config, {}
-    if config.init_from is not None:
-        identity["init_from"] = content_hash([config.init_from, config.init_step])
-    if config.lora.rank:
-        identity["lora"] = content_hash(dataclasses.asdict(config.lora))
-        identity["model in init_from"] = str(int(fingerprint(run.frozen)))
-    model = {name: value for name, value in vars(run.model).items() if name not in _RUN_ONLY_FIELDS}
-    training = {name: getattr(config, name) for name in ("batch_size", "seed", "z_loss")}
-    training["across"] = config.attend_across_documents
-    return identity | {
+def _load(
+    run: Run, settings: Settings, optimizer: OptimizerConfig, checkpoints: Path, step: int | None
+) -> _Start | None:
+    """The last undamaged checkpoint of a run, whose settings it compares before reading it."""
+    origin, is_branch = checkpoints.parent, checkpoints != Path(run.checkpoints.folder)
+    accepted: list[Change] = []
+
+    def check(info: Mapping[str, Any]) -> None:
+        rows_hash = run.mixture.content_hash
+        accepted[:] = accepted_changes(info, settings, rows_hash, run=origin, is_branch=is_branch)
+        if run.frozen is not None and info["identity"]["model in init_from"] != str(int(fingerprint(run.frozen))):
+            raise InputError(
+                f"{origin}: its adapters were trained beside another model than train.init_from={run.config.init_from} "
+                "holds now; put that back, or choose another output_dir; nothing was changed"
+            )
+
+    found = load(checkpoints, *state_shardings(run.model, optimizer, run.mesh, run.config.lora), check, step=step)
+    if found is None:
+        return None
+    state, info, damaged = found
+    history = list(info.get("changes", ()))
+    for change in accepted:
+        log.warning("from step %d on: %s", int(state.step), change)
+        history.append({"step": int(state.step), **vars(change)})
+    return _Start(state=state, is_saved=True, changes=history, damaged=damaged)
+
+
+def _set_aside(run: Run, damaged: Sequence[int]) -> None:
+    """Moves damaged checkpoints away, now that an earlier one was read."""
+    if damaged:
+        run.checkpoints.set_aside(damaged)
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices("damaged checkpoints set aside")
+
+
+def _record(run: Run, settings: Settings, history: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What a checkpoint records of its run."""
+    frozen = {} if run.frozen is None else {"model in init_from": str(int(fingerprint(run.frozen)))}
+    return {
+        "settings": settings_json(settings),
         "mixture": run.mixture.content_hash,
-        "model": content_hash(model),
-        "optimizer": content_hash(vars(optimizer)),
-        "batch_size, seed, z_loss or attend_across_documents": content_hash(training),
+        "changes": list(history),
+        "identity": frozen,
+        "seed": run.config.seed,
     }
 
 

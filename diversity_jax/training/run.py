@@ -1,5 +1,7 @@
 """A whole training run by its configuration: builds or opens the mixture, checks that all fits together, and trains."""
 
+from collections.abc import Callable
+import contextlib
 import dataclasses
 from dataclasses import dataclass, field
 import logging
@@ -7,9 +9,13 @@ from pathlib import Path
 import sys
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from diversity_jax.cluster_agent import AgentConfig
 from diversity_jax.core import run_info
+from diversity_jax.core.artifacts import locked_folder
 from diversity_jax.core.errors import InputError
+from diversity_jax.core.files import local_folder, read_json, refuse_url, remove_tree
 from diversity_jax.llm import BudgetConfig, EndpointConfig, EngineConfig
 from diversity_jax.mixtures.config import MixtureConfig
 from diversity_jax.mixtures.mixture import Mixture
@@ -24,12 +30,20 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+_FILES_OF_A_RUN = (
+    *("checkpoints", "checkpoints-damaged", "metrics.jsonl", "samples.jsonl", "goodput.json", "summary.json"),
+    *("run.json", "report.html", "figures", "tensorboard", "profile"),
+)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
     """A whole run: `python -m diversity_jax.train --config FILE`."""
 
-    output_dir: str  # everything the run writes; a second run with the same folder goes on where the first stopped
+    # Everything the run writes: a local or mounted folder. The same settings go on where an earlier run stopped; other
+    # ones are refused.
+    output_dir: str
+    overwrite: bool = False  # begin anew instead: what an earlier run wrote there, except its mixture, is removed
     mixture: MixtureConfig | None = None  # what is trained on; None where `prepared` is given
     prepared: str | None = None  # folder of a built mixture: nothing is scored, read or tokenised, no corpora needed
     # Measures diversity: `offline` (no LLM), `openai:MODEL`, `gemini:MODEL` or `google-genai:MODEL`.
@@ -51,49 +65,145 @@ class Config:
     def __post_init__(self) -> None:
         if self.mixture is None and self.prepared is None:
             raise InputError("config.mixture and config.prepared are both None; give one")
-        if self.model is None and self.train.init_from is None:
+        if self.model is None and self.train.init_from is None and self.train.branch_from is None:
             raise InputError("config.model and config.train.init_from are both None; give one")
+        refuse_url(self.output_dir, "output_dir")
+        refuse_url(self.prepared, "prepared")
 
 
 def run(config: Config, *, several_processes: bool) -> "TrainingResult":
     """Builds the mixture, unless it is prepared or built already, and trains on it; logs how the run ended.
 
     Raises:
-      InputError: settings that do not fit together, or whatever building and training refuse.
+      InputError: settings that do not fit together or not the run in `output_dir`, another process trains there, or
+        whatever building and training refuse.
     """
     import jax
-    from jax.experimental import multihost_utils
 
     from diversity_jax.training.loop import train
 
-    output_dir, is_first = Path(config.output_dir), jax.process_index() == 0
-    config, model = with_model(config)
+    output_dir = local_folder(config.output_dir, "output_dir")
+    config, model = with_model(with_mixture_of_branch(config))
+    check_folder(config, model, output_dir)
     check(config, model)
-    if config.prepared is None and is_first:
-        build_mixture(config)
-    if several_processes:
-        multihost_utils.sync_global_devices("mixture built")
-    mixture = Mixture.load(config.prepared or output_dir / "mixture")
-    config = dataclasses.replace(config, train=config.train.for_rows(mixture.train_rows))
-    if is_first:
-        run_info.describe(sys.argv, config, jax.devices()).save(output_dir)
-    shares = ", ".join(f"{part.name} {100 * float(part.share_granted):.1f} %" for part in mixture.taken)
-    log.info("model: %s parameters; mixture %s: %s", f"{model.parameter_count:,}", mixture.name, shares)
-    result = train(mixture, model, config.optimizer, config.train, config.mesh, output_dir)
+    with contextlib.ExitStack() as resources:
+
+        def make_ready() -> None:
+            resources.enter_context(locked_folder(output_dir, "a training run"))
+            if config.prepared is None and not _stands(config, output_dir):
+                build_mixture(config)
+
+        _in_first_process(make_ready, several_processes)
+        mixture = Mixture.load(config.prepared or output_dir / "mixture")
+        config = dataclasses.replace(config, train=config.train.for_rows(mixture.train_rows))
+
+        def begin_writing() -> None:
+            if config.overwrite:
+                remove_former_run(output_dir)
+            run_info.describe(sys.argv, config, jax.devices()).save(output_dir)
+
+        shares = ", ".join(f"{part.name} {100 * float(part.share_granted):.1f} %" for part in mixture.taken)
+        log.info("model: %s parameters; mixture %s: %s", f"{model.parameter_count:,}", mixture.name, shares)
+        parts = config.optimizer, config.train, config.mesh
+        result = train(
+            mixture,
+            model,
+            *parts,
+            output_dir,
+            anew=config.overwrite,
+            before_writing=lambda: _in_first_process(begin_writing, several_processes),
+        )
     for line in console_summary(result):
         log.info(line)
     return result
 
 
+def _in_first_process(action: Callable[[], None], several_processes: bool) -> None:
+    """Does what one process does for all, while the others wait; where it fails, all of them stop.
+
+    Raises:
+      InputError: the action's own error in the first process, and that there was one in the others.
+    """
+    import jax
+    from jax.experimental import multihost_utils
+
+    error: Exception | None = None
+    if jax.process_index() == 0:
+        try:
+            action()
+        except Exception as raised:  # raised again below, once the others know
+            error = raised
+    if several_processes:
+        failed = multihost_utils.broadcast_one_to_all(np.int32(error is not None))
+        if failed and error is None:
+            raise InputError("the first process has stopped before training; its last line says why")
+    if error is not None:
+        raise error
+
+
+def _stands(config: Config, output_dir: Path) -> bool:
+    """Whether the run's mixture is built and was trained on: it is then taken as it is, and no corpus is read."""
+    from diversity_jax.training.checkpoint import complete_steps
+
+    return bool(complete_steps(output_dir / "checkpoints")) and (output_dir / "mixture" / "mixture.json").exists()
+
+
+def with_mixture_of_branch(config: Config) -> Config:
+    """The configuration of a branch, with the mixture of the run that it leaves."""
+    branch_from = config.train.branch_from
+    if branch_from is None or config.prepared is not None:
+        return config
+    from diversity_jax.evaluation.load_model import mixture_folder
+
+    return dataclasses.replace(config, prepared=str(mixture_folder(Path(branch_from))))
+
+
 def with_model(config: Config) -> tuple[Config, LlamaConfig]:
-    """The model, that of `train.init_from` where the configuration describes none, and the configuration with it."""
+    """The model, where the configuration describes none that of the run it goes on from, and the configuration."""
     if config.model is not None:
         return config, config.model
     from diversity_jax.model.convert import read_config
 
-    assert config.train.init_from is not None  # checked by Config
-    model = read_config(config.train.init_from)
+    source = config.train.branch_from or config.train.init_from
+    assert source is not None  # checked by Config
+    model = read_config(source)
     return dataclasses.replace(config, model=model), model
+
+
+def check_folder(config: Config, model: LlamaConfig, output_dir: Path) -> None:
+    """Refuses a folder of another command or of a run with other settings; reads only.
+
+    Raises:
+      InputError: `output_dir`, or the run that `train.branch_from` names, was begun with other settings.
+    """
+    from diversity_jax.training.checkpoint import last_info
+    from diversity_jax.training.resume import Settings, accepted_changes, check_mixture
+
+    if not config.overwrite:
+        run_info.refuse_other_command(output_dir, "optimizer", "training run")
+    folder, step = output_dir, None
+    info = None if config.overwrite else last_info(folder / "checkpoints")
+    is_branch = info is None and config.train.branch_from is not None
+    if is_branch:
+        folder, step = Path(config.train.branch_from or ""), config.train.branch_step
+        info = last_info(folder / "checkpoints", step)
+    if info is None:
+        return
+    mixture = Path(config.prepared or folder / "mixture") / "mixture.json"
+    record = read_json(mixture) if mixture.exists() else {}
+    if config.mixture is not None and config.prepared is None and record.get("asked"):
+        check_mixture(info, record["asked"], config.mixture, folder)
+    train = config.train
+    if train.epochs is not None and record:
+        train = train.for_rows(Mixture.load(mixture).train_rows)
+    settings = Settings(model=model, optimizer=config.optimizer, train=train, mesh=config.mesh)
+    accepted_changes(info, settings, record.get("content_hash"), run=folder, is_branch=is_branch)
+
+
+def remove_former_run(output_dir: Path) -> None:
+    """Removes what an earlier run wrote, for `overwrite`; its mixture stays."""
+    for name in _FILES_OF_A_RUN:
+        remove_tree(output_dir / name)
 
 
 def check(config: Config, model: LlamaConfig) -> None:

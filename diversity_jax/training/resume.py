@@ -1,0 +1,251 @@
+"""What a run may go on with: each of its settings beside those that its finished steps were made with.
+
+The decision is a function of two records, taken before anything is restored or written. A setting is of one kind:
+
+- free: the steps to come have the same bits with it, so it may change.
+- of the schedule: it may change where every finished step would have had the same learning rate.
+- by name: the steps to come have other bits, if only by rounding; it may change where `train.allow_changed` names it.
+- fixed, as everything else: it shaped the state or the order of the data.
+"""
+
+from collections.abc import Mapping, Sequence
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from diversity_jax.core.errors import InputError
+from diversity_jax.core.files import content_hash, read_json
+from diversity_jax.core.run_info import Change, changes, plain
+from diversity_jax.mixtures.config import MixtureConfig
+from diversity_jax.model import LlamaConfig, MeshConfig
+from diversity_jax.training.config import TrainConfig
+from diversity_jax.training.optimizer import OptimizerConfig, learning_rate
+
+_FREE_OF_TRAIN = (
+    *("epochs", "allow_changed", "log_every", "eval_every", "eval_batches", "sample_every", "sample_prompts"),
+    *("sample_tokens", "sample_temperature", "checkpoint_every", "keep_checkpoints", "keep_every_steps"),
+    *("keep_every_minutes", "grace_seconds", "max_skipped_steps", "profile_start", "profile_steps"),
+    *("compilation_cache", "tensorboard"),
+)
+FREE = {"model.max_length", *(f"train.{name}" for name in _FREE_OF_TRAIN)}
+_RATE = ("learning_rate", "warmup_steps", "total_steps", "schedule", "decay_share", "final_ratio")
+SCHEDULE = {"train.steps", *(f"optimizer.{name}" for name in _RATE)}
+_ROUNDING = ("scan_layers", "remat", "attention", "loss_chunk_bytes")  # of the model: how it is computed
+_FUNCTION = ("rope_theta", "rms_norm_eps", "sliding_window", "dropout", "compute_dtype")
+BY_NAME = {
+    *(f"model.{name}" for name in (*_ROUNDING, *_FUNCTION)),
+    *(f"optimizer.{name}" for name in ("beta1", "beta2", "weight_decay", "clip_norm", "epsilon")),
+    *(f"train.{name}" for name in ("seed", "gradient_accumulation", "z_loss", "attend_across_documents", "lora.alpha")),
+    *(f"mesh.{field.name}" for field in dataclasses.fields(MeshConfig)),
+}
+_ORIGIN = {f"train.{name}" for name in ("init_from", "init_step", "branch_from", "branch_step")}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What the bits of a run's steps depend on beside the rows; fields are named as in the configuration."""
+
+    model: LlamaConfig
+    optimizer: OptimizerConfig  # `total_steps` as it was given
+    train: TrainConfig
+    mesh: MeshConfig
+
+
+def settings_json(now: Settings) -> dict[str, Any]:
+    """The settings as a checkpoint records them."""
+    return plain(now)
+
+
+def field_names(config: Any, prefix: str = "") -> set[str]:
+    """Names of all fields of a configuration and of its parts, with dots."""
+    names = set[str]()
+    for field in dataclasses.fields(config):
+        names.add(prefix + field.name)
+        if dataclasses.is_dataclass(value := getattr(config, field.name)):
+            names |= field_names(value, f"{prefix}{field.name}.")
+    return names
+
+
+def check_mixture(info: Mapping[str, Any], asked: Mapping[str, Any], mixture: MixtureConfig, run: str | Path) -> None:
+    """Refuses a configuration of another mixture than the run was begun with.
+
+    Args:
+      info: the record of the run's last checkpoint.
+      asked: the configuration in its `mixture.json`.
+
+    Raises:
+      InputError: a field differs; the message names it with both values.
+    """
+    differing = [change for change in changes(asked, mixture, "mixture") if change.field != "mixture.processes"]
+    if differing:
+        raise InputError(_refusal(differing, {}, None, info["step"], run))
+
+
+def accepted_changes(
+    info: Mapping[str, Any], now: Settings, rows_hash: str | None, *, run: str | Path, is_branch: bool = False
+) -> list[Change]:
+    """Compares settings with those in a checkpoint's record.
+
+    Args:
+      info: the record of the checkpoint to go on from.
+      rows_hash: of the mixture; None: not known yet.
+      run: folder of the run that wrote the checkpoint.
+      is_branch: into another folder, so that where the run began plays no part.
+
+    Returns:
+      What `train.allow_changed` names and has changed.
+
+    Raises:
+      InputError: a setting differs that may not; the message names it with both values, and the ways out.
+    """
+    step, before = int(info["step"]), _recorded_settings(info, now, Path(run))
+    differing = [change for change in _differing(before, now) if change.field not in FREE]
+    if is_branch:
+        differing = [change for change in differing if change.field not in _ORIGIN]
+    if unknown := set(now.train.allow_changed) - field_names(now):
+        raise InputError(
+            f"train.allow_changed: no field is named {min(unknown)!r}; name one as optimizer.learning_rate"
+        )
+    named = [change for change in differing if _is_named(change.field, now.train.allow_changed)]
+    by_name = [change for change in named if change.field in BY_NAME | SCHEDULE]
+    other, first_other = _other_rates(before, now, differing, by_name, step)
+    allowed = [change for change in differing if change.field in SCHEDULE and change not in other]
+    refused = [change for change in differing if change not in (*by_name, *allowed)]
+    if rows_hash is not None and rows_hash != _rows_hash(info):
+        refused.append(Change(field="mixture (hash of its rows)", before=_rows_hash(info)[:12], now=rows_hash[:12]))
+    if refused:
+        raise InputError(_refusal(refused, before, first_other, step, run))
+    return by_name
+
+
+def _differing(before: Mapping[str, Any], now: Settings) -> list[Change]:
+    """All that differs; what is written in two ways and means the same does not."""
+
+    def same_form(model: LlamaConfig) -> LlamaConfig:
+        return dataclasses.replace(model, num_kv_heads=model.kv_heads)
+
+    model = same_form(_from_json(LlamaConfig, before["model"]))
+    return changes({**before, "model": vars(model)}, dataclasses.replace(now, model=same_form(now.model)))
+
+
+def _from_json(kind: Any, value: Mapping[str, Any]) -> Any:
+    names = {field.name for field in dataclasses.fields(kind)}
+    return kind(**{name: item for name, item in value.items() if name in names})
+
+
+def _is_named(field: str, allowed: Sequence[str]) -> bool:
+    return any(field == name or field.startswith(f"{name}.") for name in allowed)
+
+
+def _other_rates(
+    before: Mapping[str, Any], now: Settings, differing: Sequence[Change], named: Sequence[Change], step: int
+) -> tuple[list[Change], tuple[int, float] | None]:
+    """Changes of the schedule that would have given finished steps another learning rate, and the first such step.
+
+    What is named counts as changed from the start. Returns the step, counted from 0, with its rate, or None.
+    """
+    schedule = [change for change in differing if change.field in SCHEDULE]
+    if not schedule:
+        return [], None
+    recorded = _from_json(OptimizerConfig, before["optimizer"])
+
+    def rates(changed: Sequence[Change]) -> np.ndarray:
+        fields = {change.field for change in changed}
+        own = {name: getattr(now.optimizer, name) for name in _RATE if f"optimizer.{name}" in fields}
+        steps = now.train.steps if "train.steps" in fields else before["train"]["steps"]
+        return np.asarray(learning_rate(dataclasses.replace(recorded, **own).for_run(steps), jnp.arange(step)))
+
+    were, are = rates(named), rates(schedule)
+    first = next(iter(np.flatnonzero(were != are)), None)
+    if first is None:
+        return [], None
+    alone = [change for change in schedule if change not in named and np.any(rates([*named, change]) != were)]
+    return alone or [change for change in schedule if change not in named], (int(first), float(are[first]))
+
+
+def _refusal(
+    refused: Sequence[Change], before: Mapping[str, Any], first_other: tuple[int, float] | None, step: int, run: Any
+) -> str:
+    """One line: what differs, and the ways out."""
+    fields = [change.field for change in refused]
+    nameable = [field for field in fields if field in BY_NAME | SCHEDULE]
+    ways = ["set it back" if len(refused) == 1 else "set them back"]
+    problem = f"{run}: its {step} finished steps were made with other settings: {', '.join(map(str, refused))}"
+    if first_other and set(fields) & SCHEDULE:
+        problem += f" (step {first_other[0] + 1} would have had a learning rate of {first_other[1]:.4g})"
+        if "train.steps" in fields and before["optimizer"].get("total_steps") is None:
+            ways.append(f"keep the schedule with optimizer.total_steps={before['train']['steps']}")
+        if set(fields) & {"train.steps", "optimizer.total_steps", "optimizer.schedule", "optimizer.decay_share"}:
+            ways.append(f"branch off before its decay with train.branch_from={run} and train.branch_step")
+    if len(nameable) == len(fields):
+        ways.append(f"go on with it from here with train.allow_changed={','.join(nameable)}")
+    elif any(field.startswith("model.") for field in set(fields) - set(nameable)):
+        ways.append("begin another run in another output_dir")
+    else:
+        ways.append(f"begin another run, in another output_dir, from its parameters with train.init_from={run}")
+    return f"{problem}; {', or '.join(ways)}; nothing was changed"
+
+
+def _rows_hash(info: Mapping[str, Any]) -> str:
+    return info["mixture"] if "mixture" in info else info["identity"]["mixture"]
+
+
+# Checkpoints of before settings were recorded hold hashes of these fields instead.
+_OLD_MODEL = (
+    *("vocab_size", "hidden_size", "intermediate_size", "num_layers", "num_heads", "num_kv_heads", "max_length"),
+    *("rope_theta", "rms_norm_eps", "tie_embeddings", "sliding_window", "dropout", "initializer_range"),
+    "compute_dtype",
+)
+_OLD_OPTIMIZER = (*_RATE, "beta1", "beta2", "weight_decay", "clip_norm", "epsilon")
+_OLD_TRAIN = ("batch_size", "seed", "z_loss")
+
+
+def _recorded_settings(info: Mapping[str, Any], now: Settings, run: Path) -> Mapping[str, Any]:
+    """The settings in a checkpoint's record; of an early one those that have the hashes it holds.
+
+    An early record proves nothing of settings that it has no hash of, such as the mesh: they count as unchanged.
+    """
+    if "settings" in info:
+        return info["settings"]
+    wanted, current = info["identity"], plain(now)
+    written = read_json(run / "run.json").get("settings") or {} if (run / "run.json").exists() else {}
+    settings = dict(current)
+    for part in ("model", "train", "optimizer"):
+        candidates = [current, {**settings, part: written.get(part)}, {**settings, **written}]
+        fitting = [each for each in candidates if each.get(part) and _fits(part, each, wanted)]
+        if not fitting:
+            raise InputError(
+                f"{run}: its {info['step']} finished steps were made with another {part} configuration, whose fields "
+                "were not recorded by the version that wrote them; set it back, or choose another output_dir; nothing "
+                "was changed"
+            )
+        settings[part] = fitting[0][part]
+        if part == "optimizer":
+            settings["train"] = {**settings["train"], "steps": fitting[0]["train"]["steps"]}
+    return settings
+
+
+def _fits(part: str, settings: Mapping[str, Any], wanted: Mapping[str, str]) -> bool:
+    """Whether a part of the settings has the hashes in an early record."""
+    return all(wanted.get(name) == found for name, found in _old_hashes(part, settings).items())
+
+
+def _old_hashes(part: str, settings: Mapping[str, Any]) -> dict[str, str | None]:
+    train = settings["train"]
+    if part == "model":
+        model = vars(_from_json(LlamaConfig, settings["model"]))
+        return {"model": content_hash({name: model[name] for name in _OLD_MODEL})}
+    if part == "optimizer":
+        optimizer = vars(_from_json(OptimizerConfig, settings["optimizer"]).for_run(train["steps"]))
+        return {"optimizer": content_hash({name: optimizer[name] for name in _OLD_OPTIMIZER})}
+    training = {name: train[name] for name in _OLD_TRAIN} | {"across": train["attend_across_documents"]}
+    lora, begun = train.get("lora") or {"rank": 0}, [train.get("init_from"), train.get("init_step")]
+    return {
+        "batch_size, seed, z_loss or attend_across_documents": content_hash(training),
+        "init_from": content_hash(begun) if begun[0] is not None else None,
+        "lora": content_hash({name: lora[name] for name in ("rank", "alpha", "matrices")}) if lora["rank"] else None,
+    }
