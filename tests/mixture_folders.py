@@ -42,6 +42,7 @@ def build_mixture(
     sequence_length: int = 32,
     documents: int = 300,
     vocabulary: str = "bytes",
+    repeat_shuffle: bool = False,
 ) -> Path:
     """A mixture of made components, ungated; returns its folder."""
     tokenizer = load_tokenizer(vocabulary)
@@ -63,6 +64,7 @@ def build_mixture(
         seed=0,
         vocabulary=manifest.vocabulary,
         folder=folder,
+        repeat_shuffle=repeat_shuffle,
     )
     mixture.save()
     return folder

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from diversity_jax.core.errors import InputError
-from diversity_jax.mixtures.schedule import WINDOW, Schedule, exact_shares
+from diversity_jax.mixtures.schedule import WINDOW, EpochShuffle, Schedule, exact_shares
 
 weights = st.lists(st.integers(0, 60), min_size=1, max_size=8).filter(any)
 floats = st.lists(st.floats(0, 1, allow_subnormal=False), min_size=1, max_size=7).filter(
@@ -72,3 +72,33 @@ def test_shares_that_no_period_holds_are_rounded_to_a_grid():
 def test_impossible_shares_are_refused(shares):
     with pytest.raises(InputError, match="share"):
         Schedule(shares)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 4, 5, 7, 16, 17, 100, 1000, 4097])
+def test_every_pass_reads_every_row_once_and_later_ones_in_another_order(rows):
+    order = EpochShuffle(f"0/web/{rows}", rows)
+    passes = order.rows_at(np.arange(5 * rows)).reshape(5, rows)
+    np.testing.assert_array_equal(passes[0], np.arange(rows))
+    np.testing.assert_array_equal(np.sort(passes, axis=1), np.tile(np.arange(rows), (5, 1)))
+    if rows > 16:
+        assert len({tuple(one) for one in passes}) == 5
+        again = EpochShuffle(f"0/web/{rows}", rows).rows_at(np.array([4 * rows + 3, 2 * rows]))
+        np.testing.assert_array_equal(again, [passes[4, 3], passes[2, 0]])
+        assert not np.array_equal(EpochShuffle("1/web", rows).rows_at(np.arange(rows, 2 * rows)), passes[1])
+
+
+def test_a_reshuffled_pass_looks_drawn_at_random():
+    """Fixed points, neighbours kept, and where rows of the first tenth go, against what a random order gives."""
+    rows, passes = 10_000, 20
+    order = EpochShuffle("7/web/train", rows)
+    found = order.rows_at(np.arange(rows, (passes + 1) * rows)).reshape(passes, rows)
+    assert (found == np.arange(rows)).sum() < 50  # 20 on average, standard deviation 4.5
+    assert (np.diff(found) == 1).sum() < 50
+    tenths = np.stack([np.bincount(one[: rows // 10] * 10 // rows, minlength=10) for one in found])
+    expected, variance = rows / 100, rows / 100 * 0.9 * 0.9
+    assert abs(((tenths - expected) ** 2 / variance).mean() - 1) < 0.4  # 200 squares: standard deviation 0.1
+    huge = EpochShuffle("7/web/train", 3 * 10**9)
+    far = huge.rows_at(np.arange(5 * huge.rows, 5 * huge.rows + 1000))
+    assert far.min() >= 0
+    assert far.max() < huge.rows
+    assert len(np.unique(far)) == 1000

@@ -40,6 +40,45 @@ def test_seqio_view_equals_loader(folder):
         np.testing.assert_array_equal(seen, loader.rows(np.arange(rows)).tokens)
 
 
+def test_reshuffled_passes_are_the_same_in_seqio_and_in_the_loader(tmp_path):
+    from diversity_jax.core.tensorflow import seqio
+    from diversity_jax.mixtures.registry import register
+
+    shares, words = {"few": Fraction(2, 3), "many": Fraction(1, 3)}, {"few": 5, "many": 60}
+    folder = build_mixture(
+        tmp_path / "shuffled", shares, name="reshuffled", words=words, sequence_length=15, repeat_shuffle=True
+    )
+    mixture = Mixture.load(folder)
+    register(folder)
+    rows = 4 * mixture.taken[0].prepared.splits["train"].rows
+    seen = mixture.loader(batch_size=1).rows(np.arange(rows))
+    view = seqio.get_mixture_or_task("reshuffled").get_dataset(None, split="train", shuffle=True, num_epochs=None)
+    found = np.stack([example["targets"] for example in view.take(rows).as_numpy_iterator()])
+    np.testing.assert_array_equal(found, seen.tokens)
+    few, length = seen.tokens[seen.component == 0], mixture.taken[0].prepared.splits["train"].rows
+    first, second = few[:length], few[length : 2 * length]
+    assert not np.array_equal(first, second)
+    assert sorted(map(bytes, first)) == sorted(map(bytes, second))
+    task = seqio.get_mixture_or_task("reshuffled.few")
+    twice = [example["targets"] for example in task.get_dataset(None, "train", num_epochs=2).as_numpy_iterator()]
+    np.testing.assert_array_equal(np.stack(twice), few[: 2 * length])
+    shards = [
+        [
+            example["targets"]
+            for example in task.get_dataset(
+                None, "train", num_epochs=2, shard_info=seqio.ShardInfo(index, 2)
+            ).as_numpy_iterator()
+        ]
+        for index in range(2)
+    ]
+    np.testing.assert_array_equal(np.stack(shards[1]), few[1 : 2 * length : 2])
+    assert len(shards[0]) == length
+    same = build_mixture(tmp_path / "same", shares, name="reshuffled", words=words, sequence_length=15)
+    assert Mixture.load(same).content_hash != mixture.content_hash
+    with pytest.raises(InputError, match="registered already"):
+        register(same)
+
+
 def test_a_task_decodes_to_its_documents(folder):
     from diversity_jax.core.tensorflow import seqio
     from diversity_jax.mixtures.registry import register

@@ -76,7 +76,9 @@ def test_a_full_disk_is_one_line_that_names_the_last_good_checkpoint(tmp_path):
     try:
         checkpoints = Checkpoints(folder / "checkpoints", keep=40)
         state = state_on(make_mesh(MeshConfig()))
-        with pytest.raises(InputError, match=r"disk is full: a checkpoint takes up to [\d,]+ bytes.*last good one is step \d+") as caught:
+        with pytest.raises(
+            InputError, match=r"disk is full: a checkpoint takes up to [\d,]+ bytes.*last good one is step \d+"
+        ) as caught:
             save_until_it_fails(checkpoints, state)
         good = int(str(caught.value).split("last good one is step ")[-1].split(";")[0])
         again = Checkpoints(folder / "checkpoints", keep=40)

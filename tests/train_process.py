@@ -34,9 +34,18 @@ def main(folder: str, steps: str, process_id: str = "0", processes: str = "1", p
         checkpoint_every=int(os.environ.get("CHECKPOINT_EVERY", "3")),
         tensorboard=False,
         attend_across_documents=os.environ.get("ACROSS", "1") == "1",
+        branch_from=os.environ.get("BRANCH_FROM"),
+        keep_checkpoints=int(os.environ.get("KEEP_CHECKPOINTS", "3")),
     )
-    optimizer = OptimizerConfig(total_steps=200, learning_rate=float(os.environ.get("LEARNING_RATE", "1e-2")))
-    output = Path(folder) / "run"
+    schedule = os.environ.get("SCHEDULE", "linear")
+    optimizer = OptimizerConfig(
+        schedule=schedule,
+        total_steps=200 if schedule == "linear" else None,
+        warmup_steps=5 if schedule != "linear" else 0,
+        decay_share=0.4,
+        learning_rate=float(os.environ.get("LEARNING_RATE", "1e-2")),
+    )
+    output = Path(folder) / os.environ.get("RUN", "run")
     try:
         if int(processes) > 1:
             start_distributed(

@@ -123,6 +123,7 @@ def _compose(config: MixtureConfig, folder: Path, gated: Sequence[_GatedComponen
         gate=[_gate_json(entry) for entry in gated],
         nested=[entry.source.mixture for entry in gated if entry.source.mixture],
         code=code_version(),
+        repeat_shuffle=config.repeat_shuffle,
     )
 
 

@@ -159,6 +159,8 @@ class MixtureConfig:
       sequence_length: tokens a row predicts.
       validation_share: share of each component's documents held out.
       seed: of row permutations and held-out documents.
+      repeat_shuffle: every pass over a component's rows after the first has an order of its own, instead of the first
+        one's again.
       train_tokens: tokens that training will see; needed where a policy has a `repeat_limit` or is `auto`.
       shares_of: what shares count: `tokens`; `examples`, documents or conversations, however long they are; or
         `epochs`, weights that need not sum to 1: a component of weight 2 is read twice while one of weight 1 is read
@@ -178,6 +180,7 @@ class MixtureConfig:
     sequence_length: int = 2048
     validation_share: float = 0.005
     seed: int = 0
+    repeat_shuffle: bool = False
     train_tokens: int | None = None
     shares_of: str = "tokens"
     hygiene: Filtering = field(default_factory=Filtering)

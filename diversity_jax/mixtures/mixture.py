@@ -13,7 +13,7 @@ import numpy as np
 
 from diversity_jax.core.errors import InputError
 from diversity_jax.core.files import content_hash, read_json, write_json
-from diversity_jax.mixtures.schedule import Schedule
+from diversity_jax.mixtures.schedule import EpochShuffle, Schedule
 from diversity_jax.prepare.manifest import Manifest, VocabularyInfo
 from diversity_jax.prepare.rows import RowReader, Rows
 
@@ -43,6 +43,7 @@ class Loader:
       shares: token shares; a component of share zero is never read.
       batch_size: rows of the global batch.
       split: `train`, or `validation` to draw from held-out rows.
+      repeat_seed: of the order of rows in every pass after the first; None: all passes have the first one's.
     """
 
     def __init__(
@@ -52,6 +53,7 @@ class Loader:
         *,
         batch_size: int,
         split: str = "train",
+        repeat_seed: int | None = None,
     ):
         lengths = {manifest.sequence_length for manifest in manifests}
         hashes = {manifest.vocabulary.hash for manifest in manifests}
@@ -63,6 +65,7 @@ class Loader:
         pairs = list(zip(manifests, self.schedule.shares, strict=True))
         self._has_token_flags = any(manifest.chat for manifest, share in pairs if share)
         self._readers = [RowReader(manifest, split) if share else None for manifest, share in pairs]
+        self._orders = [epoch_shuffle(manifest, split, repeat_seed) if share else None for manifest, share in pairs]
 
     def batch(self, step: int, part: slice = slice(None)) -> Batch:
         """Batch of a step, or the part of it that `part` selects (this host's rows)."""
@@ -75,11 +78,11 @@ class Loader:
         tokens = np.empty(shape, np.int32)
         targets = np.ones(shape, bool) if self._has_token_flags else None
         starts = np.zeros(shape, bool) if self._has_token_flags else None
-        for i, reader in enumerate(self._readers):
+        for i, (reader, order) in enumerate(zip(self._readers, self._orders, strict=True)):
             own = component == i
             if reader is None or not own.any():
                 continue
-            rows = reader.read(rank[own])
+            rows = reader.read(order.rows_at(rank[own]) if order else rank[own])
             tokens[own] = rows.tokens
             if targets is not None and starts is not None and rows.targets is not None and rows.starts is not None:
                 targets[own], starts[own] = rows.targets, rows.starts
@@ -91,6 +94,13 @@ class Loader:
         return [
             float(count / reader.rows) if reader else 0.0 for count, reader in zip(counts, self._readers, strict=True)
         ]
+
+
+def epoch_shuffle(manifest: Manifest, split: str, seed: int | None) -> EpochShuffle | None:
+    """The order of a component's rows in each pass; None where every pass has that on disk."""
+    if seed is None:
+        return None
+    return EpochShuffle(f"{seed}/{manifest.name}/{split}/repeat", manifest.splits[split].rows)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,6 +142,7 @@ class Mixture:
         these two alone `replay` repeats every decision.
       nested: built mixtures that are components of this one: name, folder and content hash of each.
       code: version of this project and hash of its source.
+      repeat_shuffle: every pass over a component's rows after the first has an order of its own.
     """
 
     name: str
@@ -144,6 +155,12 @@ class Mixture:
     gate: Sequence[Mapping[str, Any]] = ()
     nested: Sequence[Mapping[str, str]] = ()
     code: Mapping[str, str] = field(default_factory=dict)
+    repeat_shuffle: bool = False
+
+    @property
+    def repeat_seed(self) -> int | None:
+        """Seed of the orders of later passes; None where all passes have the first one's."""
+        return self.seed if self.repeat_shuffle else None
 
     @property
     def taken(self) -> tuple[MixtureComponent, ...]:
@@ -157,13 +174,15 @@ class Mixture:
 
     @property
     def content_hash(self) -> str:
-        """SHA-256 of what the rows depend on: shares granted, and every component's manifest."""
-        return content_hash([[part.name, str(part.share_granted), part.prepared.content_hash] for part in self.taken])
+        """SHA-256 of what the rows depend on: shares granted, every component's manifest, the order of passes."""
+        parts = [[part.name, str(part.share_granted), part.prepared.content_hash] for part in self.taken]
+        return content_hash([parts, {"repeat_seed": self.repeat_seed}] if self.repeat_shuffle else parts)
 
     def loader(self, *, batch_size: int, split: str = "train") -> Loader:
         """Batches of this mixture."""
         shares = [component.share_granted for component in self.taken]
-        return Loader([component.prepared for component in self.taken], shares, batch_size=batch_size, split=split)
+        manifests = [component.prepared for component in self.taken]
+        return Loader(manifests, shares, batch_size=batch_size, split=split, repeat_seed=self.repeat_seed)
 
     def save(self) -> Path:
         """Writes `mixture.json` into `folder`."""
@@ -175,6 +194,7 @@ class Mixture:
                 "name": self.name,
                 "sequence_length": self.sequence_length,
                 "seed": self.seed,
+                "repeat_shuffle": self.repeat_shuffle,
                 "vocabulary": {**vars(self.vocabulary), "files": list(self.vocabulary.files)},
                 "content_hash": self.content_hash,
                 "asked": dict(self.asked),
@@ -221,6 +241,7 @@ class Mixture:
                 vocabulary=VocabularyInfo.from_json(value["vocabulary"]),
                 folder=path.parent,
                 nested=value["ingredients"],
+                repeat_shuffle=value.get("repeat_shuffle", False),  # of a later version than the first
                 **{name: value[name] for name in ("name", "sequence_length", "seed", "asked", "gate", "code")},
             )
             recorded = value["content_hash"]

@@ -20,7 +20,7 @@ import numpy as np
 
 from diversity_jax.core.errors import InputError
 from diversity_jax.core.tensorflow import seqio, tf
-from diversity_jax.mixtures.mixture import Mixture
+from diversity_jax.mixtures.mixture import Mixture, epoch_shuffle
 from diversity_jax.mixtures.schedule import Schedule
 from diversity_jax.prepare.manifest import Manifest, prepared_tokenizer
 from diversity_jax.prepare.rows import ID_BITS, START
@@ -49,7 +49,12 @@ class PreparedTask(seqio.Task):
     ) -> Any:
         """As `seqio.Task.get_dataset`, in the permuted order that the rows have on disk."""
         options |= {"shuffle": False, "try_in_mem_cache": False}
-        return super().get_dataset(sequence_length, split, use_cached, **options)
+        epochs = options.get("num_epochs", 1)
+        if self.repeat_seed is None or epochs == 1 or use_cached:
+            return super().get_dataset(sequence_length, split, use_cached, **options)
+        source = _source(self.manifest, functools.partial(_passes, self.manifest, self.repeat_seed, epochs))
+        passes = seqio.Task(self.name, source, self.output_features, self.preprocessors)
+        return passes.get_dataset(sequence_length, split, **options | {"num_epochs": 1})
 
 
 def register(folder: str | Path) -> list[str]:
@@ -65,7 +70,10 @@ def register(folder: str | Path) -> list[str]:
       InputError: no built mixture there, or another mixture of that name is registered.
     """
     mixture = Mixture.load(folder)
-    tasks = [_register_task(f"{mixture.name}.{component.name}", component.prepared) for component in mixture.taken]
+    tasks = [
+        _register_task(f"{mixture.name}.{component.name}", component.prepared, mixture.repeat_seed)
+        for component in mixture.taken
+    ]
     shares = [component.share_granted for component in mixture.taken]
     if mixture.name in seqio.MixtureRegistry.names():
         if getattr(seqio.MixtureRegistry.get(mixture.name), "content_hash", None) != mixture.content_hash:
@@ -83,19 +91,16 @@ def registered_folder(name: str) -> Path | None:
     return getattr(seqio.MixtureRegistry.get(name), "folder", None)
 
 
-def _register_task(name: str, manifest: Manifest) -> str:
+def _register_task(name: str, manifest: Manifest, repeat_seed: int | None) -> str:
     if name in seqio.TaskRegistry.names():
-        if getattr(seqio.TaskRegistry.get(name), "content_hash", None) != manifest.content_hash:
+        known = seqio.TaskRegistry.get(name)
+        if getattr(known, "content_hash", None) != manifest.content_hash or known.repeat_seed != repeat_seed:
             raise InputError(f"{manifest.folder}: another task named {name!r} is registered already; rename this")
         return name
     manifest.check_sizes()
     task = PreparedTask(
         name,
-        source=seqio.FunctionDataSource(
-            functools.partial(_rows, manifest),
-            splits=tuple(manifest.splits),
-            num_input_examples={split: found.rows for split, found in manifest.splits.items()},
-        ),
+        source=_source(manifest, functools.partial(_rows, manifest)),
         output_features=_features(manifest),
         preprocessors=[
             seqio.CacheDatasetPlaceholder(),
@@ -104,9 +109,18 @@ def _register_task(name: str, manifest: Manifest) -> str:
             ),
         ],
     )
-    task.content_hash, task.manifest = manifest.content_hash, manifest
+    task.content_hash, task.manifest, task.repeat_seed = manifest.content_hash, manifest, repeat_seed
     seqio.TaskRegistry.add_provider(name, task)
     return name
+
+
+def _source(manifest: Manifest, read: Any) -> Any:
+    """A data source whose splits `read(split, shuffle_files, seed)` gives."""
+    return seqio.FunctionDataSource(
+        read,
+        splits=tuple(manifest.splits),
+        num_input_examples={split: found.rows for split, found in manifest.splits.items()},
+    )
 
 
 _VOCABULARIES: dict[str, Any] = {}
@@ -170,7 +184,44 @@ def decoder_features(dataset: Any, sequence_length: Any = None, *, end_of_text_i
 def _rows(manifest: Manifest, split: str, shuffle_files: bool = False, seed: int | None = None) -> "tf.data.Dataset":
     """Rows in the order on disk, read by TensorFlow's own kernels (so that iterators can be checkpointed)."""
     files = [os.path.join(manifest.folder, shard.file) for shard in manifest.splits[split].shards]
-    records = tf.data.FixedLengthRecordDataset(files, manifest.row_bytes)
+    return _parsed(manifest, tf.data.FixedLengthRecordDataset(files, manifest.row_bytes))
+
+
+def _passes(
+    manifest: Manifest,
+    repeat_seed: int,
+    epochs: int | None,
+    split: str,
+    shuffle_files: bool = False,
+    seed: int | None = None,
+) -> "tf.data.Dataset":
+    """Rows of so many passes (None: without end), each in its own order; read by TensorFlow's own kernels too."""
+    shards, order = manifest.splits[split].shards, epoch_shuffle(manifest, split, repeat_seed)
+    assert order is not None  # a seed was given
+    files = tf.constant([os.path.join(manifest.folder, shard.file) for shard in shards])
+    starts = tf.constant(np.cumsum([0] + [shard.rows for shard in shards[:-1]]), tf.int64)
+
+    def record(position: Any) -> Any:
+        epoch = position // order.rows
+        row = tf.while_loop(
+            lambda row: row >= order.rows,
+            lambda row: (order.permuted(row, epoch),),
+            (order.permuted(position % order.rows, epoch),),
+        )[0]
+        shard = tf.searchsorted(starts, row[None], side="right")[0] - 1
+        skipped = (row - starts[shard]) * manifest.row_bytes
+        one = tf.data.FixedLengthRecordDataset(
+            files[shard], manifest.row_bytes, skipped, buffer_size=manifest.row_bytes
+        )
+        return one.take(1)
+
+    end = np.iinfo(np.int64).max if epochs is None else epochs * order.rows
+    later = _parsed(manifest, tf.data.Dataset.range(order.rows, end).flat_map(record))
+    return _rows(manifest, split).concatenate(later)
+
+
+def _parsed(manifest: Manifest, records: "tf.data.Dataset") -> "tf.data.Dataset":
+    """Rows from their bytes on disk."""
     dtype = tf.as_dtype(manifest.dtype)
 
     def parse_with_flags(record: Any) -> dict[str, Any]:

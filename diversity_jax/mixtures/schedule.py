@@ -7,7 +7,9 @@ the data order depends on no host, restart or iterator state.
 
 from collections.abc import Sequence
 from fractions import Fraction
+import hashlib
 import math
+from typing import Any
 
 import numpy as np
 
@@ -99,6 +101,49 @@ class Schedule:
         """Rows of each component among the first `rows` rows of the mixture, int64."""
         periods, rest = divmod(rows, self.period)
         return periods * self._count + np.bincount(self._component[:rest], minlength=len(self._count))
+
+
+class EpochShuffle:
+    """The order of a component's rows in each pass over them: in the first as on disk, in every later one another.
+
+    Pass e reads row `permutation_e(i)` at position i: a pure function of (key, e, i) without memory, so that any host
+    can go on anywhere. It is a Feistel network (Luby and Rackoff, 1988) of six rounds over the least even number of
+    bits that hold a row number; a result beyond the last row is put through again until it is one (cycle walking, Black
+    and Rogaway, 2002). Arithmetic stays below 2^62, so that int64 of NumPy and of TensorFlow give the same.
+
+    Args:
+      key: names mixture, component and split.
+      rows: of the component.
+    """
+
+    ROUNDS, BITS = 6, 32
+
+    def __init__(self, key: str, rows: int):
+        digest = hashlib.sha256(key.encode()).digest()
+        self.rows, self.half_bits = rows, max(1, -(-(rows - 1).bit_length() // 2))
+        self.keys = [int.from_bytes(digest[4 * i : 4 * i + 4], "little") for i in range(self.ROUNDS)]
+
+    def rows_at(self, positions: np.ndarray) -> np.ndarray:
+        """Row at each position of an endless sequence of passes, int64."""
+        positions = np.asarray(positions, np.int64)
+        epochs, found = positions // self.rows, positions % self.rows
+        walking = epochs > 0
+        while walking.any():
+            found[walking] = self.permuted(found[walking], epochs[walking])
+            walking &= found >= self.rows
+        return found
+
+    def permuted(self, numbers: Any, epochs: Any) -> Any:
+        """One pass through the network: int64 below 4 ** half_bits to the same; NumPy arrays or TensorFlow tensors."""
+        mask, low = (1 << self.half_bits) - 1, (1 << self.BITS) - 1
+        left, right = numbers // (mask + 1), numbers % (mask + 1)
+        for key in self.keys:
+            mixed = (right * 0x2C1B3C6D + (epochs % (1 << 20)) * 0x297A2D39 + key) % (low + 1)
+            for shift, factor in ((16, 0x21F0AAAD), (15, 0x2C9277B5), (13, 0x1A85EC53)):
+                mixed = (mixed + mixed // (1 << shift)) * factor % (low + 1)
+            mixed = mixed // (1 << (self.BITS - self.half_bits))  # the high bits are mixed best
+            left, right = right, (left + mixed) % (mask + 1)
+        return left * (mask + 1) + right
 
 
 def _interleave(counts: Sequence[int]) -> np.ndarray:

@@ -83,8 +83,9 @@ def run(config: Config, *, several_processes: bool) -> "TrainingResult":
     from diversity_jax.training.loop import train
 
     output_dir = local_folder(config.output_dir, "output_dir")
-    config, model = with_model(with_mixture_of_branch(config))
+    config, model = with_model(config)
     check_folder(config, model, output_dir)
+    config = with_mixture_of_branch(config)
     check(config, model)
     with contextlib.ExitStack() as resources:
 

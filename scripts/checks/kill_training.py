@@ -4,13 +4,21 @@ run left alone.
     python scripts/checks/kill_training.py --kills 20
     # also cuts a random file of the latest checkpoint short after each kill
     python scripts/checks/kill_training.py --kills 20 --truncate
+    python scripts/checks/kill_training.py --kills 20 --scenario extended    # or branch, or reshuffled
 
 SIGKILL, in a process of its own each time. A kill comes after a random number of new steps and a random part of a
 second, or, one time in five, at a random moment of the start-up. Prints a line for each kill and, last, whether every
 bit is the same.
+
+- extended: begun for a third of the steps, then made longer twice, under a constant learning rate.
+- branch: a decay branch that leaves a run with a constant rate at half of the steps; the run left alone has the
+  schedule with the decay from its first step on.
+- reshuffled: few rows, which are read in another order in every pass.
 """
 
 import argparse
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 import os
 from pathlib import Path
@@ -20,31 +28,52 @@ import subprocess
 import sys
 import tempfile
 import time
+from types import MappingProxyType
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 
-def start(folder: Path, steps: int) -> subprocess.Popen:
+@dataclass(frozen=True, kw_only=True)
+class Scenario:
+    """What is trained: environments of `tests.train_process`, and the lengths the killed run is given one by one."""
+
+    killed: Mapping[str, str] = field(default_factory=dict)
+    whole: Mapping[str, str] = field(default_factory=dict)
+    parts: tuple[float, ...] = (1.0,)
+    documents: int = 300
+    repeat_shuffle: bool = False
+
+
+CONSTANT, DECAYING = {"SCHEDULE": "constant"}, {"SCHEDULE": "warmup_stable_decay"}
+SCENARIOS = {
+    "plain": Scenario(),
+    "extended": Scenario(killed=CONSTANT, whole=CONSTANT, parts=(1 / 3, 2 / 3, 1.0)),
+    "branch": Scenario(killed={**DECAYING, "RUN": "branch"}, whole=DECAYING),
+    "reshuffled": Scenario(documents=8, repeat_shuffle=True),
+}
+
+
+def start(folder: Path, steps: int, environment: Mapping[str, str] = MappingProxyType({})) -> subprocess.Popen:
     """One attempt of the run in `folder`."""
     cache = {"JAX_COMPILATION_CACHE_DIR": str(ROOT / ".jax_cache"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
     return subprocess.Popen(
         [sys.executable, "-m", "tests.train_process", str(folder), str(steps)],
         cwd=ROOT,
-        env={**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "", **cache},
+        env={**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "", **cache, **environment},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
 
 
-def lines(folder: Path) -> int:
+def lines(folder: Path, run: str = "run") -> int:
     """Lines of the run's log."""
-    path = folder / "run" / "metrics.jsonl"
+    path = folder / run / "metrics.jsonl"
     return path.read_bytes().count(b"\n") if path.exists() else 0
 
 
-def kill_at_random(process: subprocess.Popen, folder: Path, draw: random.Random) -> str:
+def kill_at_random(process: subprocess.Popen, folder: Path, draw: random.Random, run: str = "run") -> str:
     """Kills the process at a random moment; returns which."""
     if draw.random() < 0.2:
         seconds = draw.uniform(0.5, 6.0)
@@ -53,9 +82,9 @@ def kill_at_random(process: subprocess.Popen, folder: Path, draw: random.Random)
         while process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.01)
     else:
-        wanted = lines(folder) + draw.randint(1, 7)
-        moment = f"after {wanted - lines(folder)} new lines of its log"
-        while process.poll() is None and lines(folder) < wanted:
+        new = draw.randint(1, 7)
+        wanted, moment = lines(folder, run) + new, f"after {new} new lines of its log"
+        while process.poll() is None and lines(folder, run) < wanted:
             time.sleep(0.005)
         time.sleep(draw.uniform(0.0, 0.2))
     process.kill()
@@ -87,40 +116,59 @@ def finish(process: subprocess.Popen) -> tuple[str, str]:
     return out.split()[-1], err
 
 
+def kill_and_resume(scenario: Scenario, folder: Path, options: argparse.Namespace) -> str:
+    """Kills and resumes; the fingerprint that the run ends with."""
+    draw, killed, run = random.Random(options.seed), 0, scenario.killed.get("RUN", "run")
+    lengths = [round(part * options.steps) for part in scenario.parts]
+    while killed < options.kills:
+        # The lengths take equal numbers of kills, and the next one where a run ends before it is killed.
+        steps = lengths[max(0, len(lengths) - 1 - (options.kills - killed - 1) * len(lengths) // options.kills)]
+        process = start(folder, steps, scenario.killed)
+        moment = kill_at_random(process, folder, draw, run)
+        if process.returncode == 0 and steps < options.steps:
+            lengths = [length for length in lengths if length > steps]
+            continue
+        if process.returncode != -9:
+            raise SystemExit(
+                f"the run ended before {options.kills} kills (status {process.returncode}); give more --steps"
+            )
+        killed += 1
+        damage = truncate_latest(folder, draw) if options.truncate else ""
+        print(f"kill {killed:2d} of {steps} steps {moment}; {damage}", flush=True)
+    digest, output = finish(start(folder, options.steps, scenario.killed))
+    print(output.strip())
+    return digest
+
+
 def main() -> None:
     flags = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     flags.add_argument("--kills", type=int, default=20)
     flags.add_argument("--steps", type=int, default=120)
     flags.add_argument("--seed", type=int, default=0)
     flags.add_argument("--truncate", action="store_true")
+    flags.add_argument("--scenario", choices=SCENARIOS, default="plain")
     options = flags.parse_args()
     from tests.mixture_folders import build_mixture
 
-    draw = random.Random(options.seed)
+    scenario = SCENARIOS[options.scenario]
     with tempfile.TemporaryDirectory() as scratch:
         complete = build_mixture(
-            Path(scratch) / "whole", {"a": Fraction(1, 3), "b": Fraction(2, 3)}, sequence_length=16
+            Path(scratch) / "whole",
+            {"a": Fraction(1, 3), "b": Fraction(2, 3)},
+            sequence_length=16,
+            documents=scenario.documents,
+            repeat_shuffle=scenario.repeat_shuffle,
         )
         folder = shutil.copytree(complete, Path(scratch) / "killed")
-        wanted, _ = finish(start(complete, options.steps))
-        killed = 0
-        while killed < options.kills:
-            process = start(folder, options.steps)
-            moment = kill_at_random(process, folder, draw)
-            if process.returncode != -9:
-                raise SystemExit(
-                    f"the run ended before {options.kills} kills (status {process.returncode}); give more --steps"
-                )
-            killed += 1
-            damage = truncate_latest(folder, draw) if options.truncate else ""
-            print(f"kill {killed:2d} {moment}; {damage}", flush=True)
-        digest, output = finish(start(folder, options.steps))
-        print(output.strip())
+        wanted, _ = finish(start(complete, options.steps, scenario.whole))
+        if options.scenario == "branch":
+            finish(start(folder, options.steps // 2, {**CONSTANT, "RUN": "trunk"}))
+            scenario = replace(scenario, killed={**scenario.killed, "BRANCH_FROM": str(folder / "trunk")})
+        digest = kill_and_resume(scenario, folder, options)
         same = digest == wanted
         print(
-            f"{killed} kills, {options.steps} steps: parameters and moments "
-            f"{'bit-identical' if same else 'DIFFER'} "
-            f"({digest}, {wanted})"
+            f"{options.scenario}: {options.kills} kills, {options.steps} steps: parameters and moments "
+            f"{'bit-identical' if same else 'DIFFER'} ({digest}, {wanted})"
         )
         sys.exit(not same)
 
