@@ -9,11 +9,11 @@ Run again with the same output_dir to go on after an interruption; finished requ
 """
 
 import logging
-from pathlib import Path
 import sys
 
 from diversity_jax.core import cli
-from diversity_jax.core.files import write_json
+from diversity_jax.core.artifacts import locked_folder
+from diversity_jax.core.files import local_folder, write_json
 from diversity_jax.evaluation.config import EvaluateConfig
 
 log = logging.getLogger(__name__)
@@ -27,13 +27,16 @@ def main(config: EvaluateConfig) -> None:
     from diversity_jax.evaluation import run
     from diversity_jax.report.pages import evaluation
 
-    results = run.evaluate(config)
-    output_dir = Path(config.output_dir)
-    run_info.describe(sys.argv, config, jax.devices()).save(output_dir)
-    write_json(output_dir / "results.json", results)
-    for line in run.summary(results):
-        log.info(line)
-    print(evaluation.write(output_dir, results))
+    output_dir = local_folder(config.output_dir, "output_dir")
+    run.check_folder(config)
+    with locked_folder(output_dir, "an evaluation"):
+        results = run.evaluate(config)
+        run_info.describe(sys.argv, config, jax.devices()).save(output_dir)
+        write_json(output_dir / "results.json", results)
+        for line in run.summary(results):
+            log.info(line)
+        page = evaluation.write(output_dir, results)
+    print(page)
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ def main(config: GenerateTextConfig) -> None:
     config.model.check_named()
     from diversity_jax.evaluation import run
 
+    run.refuse_existing(config)
     prompts = run.read_prompts(config.prompts_file) if config.prompts_file else [{"prompt": config.prompt}]
     answers = run.generate_text(run.open_source(config.model), prompts, config)
     if config.output is None:

@@ -78,6 +78,41 @@ class RunInfo:
         return cls(**value)
 
 
+def refuse_other_run(
+    folder: str | os.PathLike, config: Any, setting: str, what: str, *, free: Sequence[str], resume: bool = False
+) -> None:
+    """Refuses a folder that another command, or this one with other settings, has written to.
+
+    Args:
+      config: the configuration now.
+      setting, what: as `refuse_other_command`.
+      free: fields that may differ, with all below them.
+      resume: other settings are allowed.
+
+    Raises:
+      InputError: what is there is of something else; the message names fields with both values.
+    """
+    before = refuse_other_command(folder, setting, what)
+    if before is None or resume:
+        return
+    differing = [
+        change
+        for change in changes(before, config)
+        if not any(change.field == name or change.field.startswith((f"{name}.", f"{name}[")) for name in free)
+        and not _is_same_path(change.before, change.now)
+    ]
+    if differing:
+        raise InputError(
+            f"{folder}: holds another {what} ({', '.join(map(str, differing))}); choose another output_dir, or set "
+            "resume=True to go on in this one or overwrite=True to begin anew"
+        )
+
+
+def _is_same_path(before: Any, now: Any) -> bool:
+    both = isinstance(before, str) and isinstance(now, str) and os.path.exists(before) and os.path.exists(now)
+    return both and os.path.realpath(before) == os.path.realpath(now)
+
+
 def refuse_other_command(folder: str | os.PathLike, setting: str, what: str) -> dict[str, Any] | None:
     """The settings in the folder's `run.json`; None where there is none.
 

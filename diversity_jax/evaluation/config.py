@@ -4,7 +4,9 @@ from dataclasses import dataclass, field
 import re
 from typing import Any
 
+from diversity_jax.core.config import ADDED
 from diversity_jax.core.errors import InputError
+from diversity_jax.core.files import refuse_url
 from diversity_jax.corpus import CorpusConfig
 from diversity_jax.model import MeshConfig
 
@@ -38,6 +40,7 @@ class ModelSource:
     mesh: MeshConfig = field(default_factory=lambda: MeshConfig(data=-1, fsdp=1))
 
     def __post_init__(self) -> None:
+        refuse_url(self.checkpoint, "model.checkpoint")
         if self.compute_dtype not in COMPUTE_DTYPES:
             raise InputError(f"model.compute_dtype={self.compute_dtype!r}: choose {' or '.join(COMPUTE_DTYPES)}")
         if self.max_length is not None:
@@ -91,7 +94,11 @@ class EvaluateConfig:
     """What `python -m diversity_jax.evaluate` measures.
 
     Attributes:
-      output_dir: for results.json, samples/, requests/ (finished requests, to resume from) and report.html.
+      output_dir: for results.json, samples/, requests/ (finished requests, to resume from) and report.html; a local or
+        mounted folder. The same model and settings go on there; an evaluation of others is refused.
+      resume: go on in `output_dir` with other settings than it was begun with: its results are replaced, and its
+        finished requests used where they fit.
+      overwrite: remove what `output_dir` holds of another evaluation first.
       tasks: names of lm-evaluation-harness joined by commas; `paper` stands for the paper's eight; empty: none.
       data_dir: folder of local benchmark files; None: the hub.
       num_fewshot: examples shown before each question, from the train split; the paper shows none.
@@ -107,6 +114,8 @@ class EvaluateConfig:
     """
 
     output_dir: str = "runs/evaluation"
+    resume: bool = field(default=False, metadata=ADDED)
+    overwrite: bool = field(default=False, metadata=ADDED)
     model: ModelSource = field(default_factory=ModelSource)
     tasks: str = "paper"
     data_dir: str | None = None
@@ -124,6 +133,7 @@ class EvaluateConfig:
 
     def __post_init__(self) -> None:
         _check_least(self, num_fewshot=0, batch_size=1, slots=1, bootstrap_samples=100)
+        refuse_url(self.output_dir, "output_dir")
         if self.limit is not None:
             _check_least(self, limit=1)
         if not self.task_list and not self.held_out and not self.out_of_distribution:
@@ -145,7 +155,7 @@ class GenerateTextConfig:
     Attributes:
       prompt: one prompt; with `prompts_file` it is not used.
       prompts_file: JSON lines with `prompt` (text) or `messages` (a conversation), else one prompt a line.
-      output: a JSON-lines file of answers; None: the answers are printed.
+      output: a JSON-lines file of answers; None: the answers are printed. overwrite: also where the file is there.
       chat: the prompt is a user's turn, put into the chat template.
       system_prompt: for chat.
       max_tokens, temperature, top_k, top_p, seed: as `Sampling`; answer n of a prompt uses seed + n.
@@ -158,6 +168,7 @@ class GenerateTextConfig:
     prompt: str = ""
     prompts_file: str | None = None
     output: str | None = None
+    overwrite: bool = False
     chat: bool = False
     system_prompt: str | None = None
     max_tokens: int = 64

@@ -215,18 +215,29 @@ class Generator:
         return len(self._waiting) + len(self._running)
 
     def generate(
-        self, prompts: Sequence[Sequence[int]], sampling: Sampling | Sequence[Sampling]
+        self,
+        prompts: Sequence[Sequence[int]],
+        sampling: Sampling | Sequence[Sampling],
+        *,
+        name: Callable[[int], str] = "prompt {}".format,
     ) -> list[GeneratedText]:
         """Answers to all prompts, in order.
 
+        Args:
+          name: of a prompt by its number from 0, for an error.
+
         Raises:
-          InputError: as `submit`; nothing is generated then.
+          InputError: as `submit`, and nothing is generated then; or the first prompt that has no answer, since the
+            model's log-probabilities are not finite.
         """
         settings = [sampling] * len(prompts) if isinstance(sampling, Sampling) else sampling
         requests = [self._request(*pair) for pair in zip(prompts, settings, strict=True)]
         self._waiting.extend(requests)
         while self.step():
             pass
+        for number, request in enumerate(requests):
+            if request.failure is not None:
+                raise InputError(f"{name(number)}: {request.failure}") from request.failure
         return [request.answer for request in requests if request.answer is not None]
 
     def step(self, *, admit: bool = True) -> bool:
@@ -348,6 +359,15 @@ class Generator:
                 )
                 return
         for step, token in enumerate(tokens):
+            if np.isnan(out["logprobs"][step]):
+                del self._running[slot]
+                request.fail(
+                    InputError(
+                        f"token {len(request.tokens)} of the answer has a log-probability that is not a number, so no text "
+                        "of this model can be trusted; look at its weights, or at model.compute_dtype"
+                    )
+                )
+                return
             if (shown := sampling.top_logprobs) is not None:
                 before = (request.tokens or request.prompt)[-1]
                 request.logprobs.append(_token_logprob(before, token, out, step, shown))

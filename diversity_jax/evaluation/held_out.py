@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+import functools
 import itertools
 import logging
 import math
@@ -112,7 +113,8 @@ def _units_loss(scorer: Scorer, units: Sequence[Sequence[Scored]], bytes_per_tok
     """The loss on units of sequences."""
     sequences = [sequence for unit in units for sequence in unit]
     with ProgressDisplay(name, len(sequences)) as progress:
-        results = iter(scorer.score(sequences, progress.advance))
+        owners = [number for number, unit in enumerate(units) for _ in unit]
+        results = iter(scorer.score(sequences, progress.advance, name=lambda index: f"{name}, row {owners[index]}"))
     nats = [-sum(next(results).nats for _ in unit) for unit in units]
     tokens = np.array([sum(sequence.scored for sequence in unit) for unit in units])
     return text_loss(nats, tokens, tokens * bytes_per_token)
@@ -140,10 +142,15 @@ def documents_loss(model: LanguageModel, scorer: Scorer, texts: Sequence[str], *
                     window = with_prefix[first : first + context + 1]
                     windows.append(Scored(tokens=tuple(window), scored=len(window) - 1))
                     owners.append(number)
-            for owner, result in zip(owners, scorer.score(windows), strict=True):
+            about = functools.partial(_document_name, name, owners)
+            for owner, result in zip(owners, scorer.score(windows, name=about), strict=True):
                 nats[owner] -= result.nats
             progress.advance(len(encoded))
     return text_loss(nats, tokens, [len(text.encode(errors="surrogatepass")) for text in texts])
+
+
+def _document_name(name: str, owners: Sequence[int], index: int) -> str:
+    return f"{name}, document {owners[index]}"
 
 
 def component_losses(run: Path, model: LanguageModel, scorer: Scorer) -> dict[str, tuple[str, TextLoss]]:

@@ -18,7 +18,7 @@ from diversity_jax.core.files import content_hash, full_disk_named
 from diversity_jax.core.progress import ProgressDisplay
 from diversity_jax.evaluation.generate import Generator
 from diversity_jax.evaluation.load_model import LanguageModel, open_model
-from diversity_jax.evaluation.loglikelihood import Scored
+from diversity_jax.evaluation.loglikelihood import Likelihood, Scored
 from diversity_jax.evaluation.sampling import Sampling
 from diversity_jax.model import MeshConfig
 from diversity_jax.tokenizers.chat_template import OWN_TEMPLATE
@@ -162,12 +162,16 @@ class HarnessModel(TemplateLM):
         return self.model.tokenizer.encode(string, special=add_special_tokens is not False)
 
     def loglikelihood(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
-        """Log-likelihood of each continuation given its context, and whether greedy decoding would give it."""
+        """Log-likelihood of each continuation given its context, and whether greedy decoding would give it.
+
+        Raises:
+          InputError: one is not finite; the message names the task and its first such item.
+        """
         pairs = [request.args for request in requests]
         encoded: list[tuple[tuple[str, str], list[int], list[int]]] = []
         for start in range(0, len(pairs), _PAIRS_PER_ENCODING):
             encoded += self._encode_pairs(pairs[start : start + _PAIRS_PER_ENCODING])
-        return self._loglikelihood_tokens(encoded)
+        return self._loglikelihood_tokens(encoded, names=list(map(_item_name, requests)))
 
     def _encode_pairs(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[tuple[str, str], list[int], list[int]]]:
         """As `TemplateLM._encode_pair`, in one call of the tokenizer instead of two a pair: spaces that end a context
@@ -191,13 +195,15 @@ class HarnessModel(TemplateLM):
         return encoded
 
     def _loglikelihood_tokens(
-        self, requests: Sequence[tuple[Any, list[int], list[int]]], **kwargs: Any
+        self, requests: Sequence[tuple[Any, list[int], list[int]]], *, names: Sequence[str] = (), **kwargs: Any
     ) -> list[tuple[float, bool]]:
         windows = [self._windows(*request) for request in requests]
         if divided := sum(len(parts) > 1 for parts in windows):
             text = "%d answers are longer than the model's context of %d tokens and are scored in parts"
             log.warning(text, divided, self.max_length)
-        results = iter(self._score([window for parts in windows for window in parts]))
+        owners = [number for number, parts in enumerate(windows) for _ in parts]
+        labels = [names[owner] if names else f"request {owner}" for owner in owners]
+        results = iter(self._score([window for parts in windows for window in parts], labels))
         likelihoods = []
         for (pair, _, _), parts in zip(requests, windows, strict=True):
             nats, greedy = zip(*(next(results) for _ in parts), strict=True)
@@ -226,9 +232,12 @@ class HarnessModel(TemplateLM):
             for start, end in zip(starts, ends, strict=True)
         ]
 
-    def _score(self, sequences: Sequence[Scored]) -> list[tuple[float, bool]]:
+    def _score(self, sequences: Sequence[Scored], names: Sequence[str]) -> list[tuple[float, bool]]:
         """Scores what the store does not hold yet. Rows are planned over all sequences, so resuming computes the same
         rows again.
+
+        Raises:
+          InputError: a log-likelihood is not finite; none of its batch is stored.
         """
         keys = [self.store.key("loglikelihood", sequence.tokens, sequence.scored) for sequence in sequences]
         rows = self._scorer.plan(sequences)
@@ -236,13 +245,17 @@ class HarnessModel(TemplateLM):
         completed = len(sequences) - sum(len(row.members) for row in pending)
         with ProgressDisplay("log-likelihoods", len(sequences), completed=completed) as progress:
             for batch in self._scorer.run(pending):
+                self._scorer.refuse_not_finite(batch, sequences, names.__getitem__)
                 self.store.add([(keys[number], [result.nats, result.greedy]) for number, result in batch.items()])
                 progress.advance(len(batch))
-        return [(float(nats), bool(greedy)) for nats, greedy in (self.store.get(key) for key in keys)]
+        found = [Likelihood(nats=float(nats), greedy=bool(greedy)) for nats, greedy in map(self.store.get, keys)]
+        # An earlier version may have stored such.
+        self._scorer.refuse_not_finite(dict(enumerate(found)), sequences, names.__getitem__)
+        return [(result.nats, result.greedy) for result in found]
 
     def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
         """Log-likelihood of texts, in windows that each predict as much as they can."""
-        windows, owners = [], []
+        windows, owners = [], list[int]()
         for number, (text,) in enumerate(request.args for request in requests):
             parts = utils.get_rolling_token_windows(
                 self.tok_encode(text), self.prefix_token_id, self.max_length, context_len=1
@@ -251,7 +264,8 @@ class HarnessModel(TemplateLM):
                 windows += self._windows(None, context, predicted)
                 owners.append(number)
         totals = [0.0] * len(requests)
-        for owner, (nats, _) in zip(owners, self._score(windows), strict=True):
+        names = [_item_name(requests[owner]) for owner in owners]
+        for owner, (nats, _) in zip(owners, self._score(windows, names), strict=True):
             totals[owner] += nats
         for request, total in zip(requests, totals, strict=True):
             self.cache_hook.add_partial("loglikelihood_rolling", request.args, total)
@@ -267,7 +281,8 @@ class HarnessModel(TemplateLM):
             for start in range(0, len(pending), size):
                 numbers = pending[start : start + size]
                 prompts, settings = zip(*(generations[number] for number in numbers), strict=True)
-                answers = self._generator.generate(prompts, settings)
+                names = [_item_name(requests[number]) for number in numbers]
+                answers = self._generator.generate(prompts, settings, name=names.__getitem__)
                 self.store.add([(keys[number], answer.text) for number, answer in zip(numbers, answers, strict=True)])
                 progress.advance(len(numbers))
         texts = [self.store.get(key) for key in keys]
@@ -291,6 +306,11 @@ class HarnessModel(TemplateLM):
             stop=tuple(stop),
         )
         return prompt, sampling
+
+
+def _item_name(request: Any) -> str:
+    """A request of the harness as `TASK, item N`, counted from 0 as in its samples."""
+    return f"{getattr(request, 'task_name', None) or 'task'}, item {getattr(request, 'doc_id', '?')}"
 
 
 @register_model("diversity_jax")

@@ -5,10 +5,11 @@ In lexicographic order, sequences are the depth-first walk of their tree: each a
 shares with the one before.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 import functools
 import itertools
+import math
 from typing import Any
 
 import jax
@@ -23,6 +24,7 @@ from diversity_jax.model.llama import Params, head_weight
 from diversity_jax.model.sharding import spec
 
 _SMALLEST_ROW = 128
+_SEARCHED_AT_ONCE = 64  # sequences, when the first one without a finite log-likelihood is looked for
 _WORTH_SHARING = 8  # tokens; sequences that share fewer may be packed apart
 
 
@@ -214,14 +216,56 @@ class Scorer:
             yield _collect(*computing)
 
     def score(
-        self, sequences: Sequence[Scored], progress: Callable[[int], None] = lambda completed: None
+        self,
+        sequences: Sequence[Scored],
+        progress: Callable[[int], None] = lambda completed: None,
+        *,
+        name: Callable[[int], str] = "sequence {}".format,
     ) -> list[Likelihood]:
-        """One result a sequence, in order; `progress` is called with how many more are completed."""
+        """One result a sequence, in order.
+
+        Args:
+          progress: called with how many more are completed.
+          name: of a sequence, for an error.
+
+        Raises:
+          InputError: a log-likelihood is not finite; the message names the first such sequence.
+        """
         results: dict[int, Likelihood] = {}
         for batch in self.run(self.plan(sequences)):
+            self.refuse_not_finite(batch, sequences, name)
             results |= batch
             progress(len(batch))
         return [results[number] for number in range(len(sequences))]
+
+    def refuse_not_finite(
+        self, results: Mapping[int, Likelihood], sequences: Sequence[Scored], name: Callable[[int], str]
+    ) -> None:
+        """Stops where the model gives no log-likelihoods.
+
+        Args:
+          results: by number of the sequence.
+          name: of a sequence.
+
+        Raises:
+          InputError: one is not finite; the message names the first of all `sequences` with such a one.
+        """
+        first = _first_not_finite(results)
+        if first is None:
+            return
+        # Rows are computed in another order than the sequences': those before may have the same trouble.
+        for start in range(0, first, _SEARCHED_AT_ONCE):
+            found: dict[int, Likelihood] = {}
+            for batch in self.run(self.plan(sequences[start : min(start + _SEARCHED_AT_ONCE, first)])):
+                found |= {start + number: result for number, result in batch.items()}
+            earlier = _first_not_finite(found)
+            if earlier is not None:
+                first, results = earlier, found
+                break
+        raise InputError(
+            f"{name(first)}: its log-likelihood is {results[first].nats:g}, so no figure of this model can be trusted; "
+            "look at its weights, or at model.compute_dtype"
+        )
 
     def _dispatch(self, rows: Sequence[Row], size: int, step: int) -> Any:
         arrays = [row.arrays() for row in rows]
@@ -232,6 +276,10 @@ class Scorer:
         counts = stacked.pop("count")[..., 0].max(axis=1)
         sharded = jax.device_put(stacked, NamedSharding(self._mesh, spec(None, "batch", None)))
         return self._compiled(self._params, sharded, jnp.asarray(-(-counts // self._block)), -(-len(rows) // step))
+
+
+def _first_not_finite(results: Mapping[int, Likelihood]) -> int | None:
+    return min((number for number, result in results.items() if not math.isfinite(result.nats)), default=None)
 
 
 def _score(

@@ -10,9 +10,9 @@ from pathlib import Path
 import subprocess
 from typing import Any
 
+from diversity_jax.core import run_info
 from diversity_jax.core.errors import InputError
-from diversity_jax.core.files import content_hash, open_file
-from diversity_jax.core.run_info import package_versions
+from diversity_jax.core.files import content_hash, exists, open_file, remove_tree
 from diversity_jax.evaluation.config import EvaluateConfig, GenerateTextConfig, ModelSource
 from diversity_jax.evaluation.load_model import LanguageModel, open_model
 from diversity_jax.evaluation.results import (
@@ -27,6 +27,11 @@ from diversity_jax.evaluation.results import (
 )
 
 log = logging.getLogger(__name__)
+# What is measured and how fast may change; what the figures are of may not.
+_FREE = (
+    *("output_dir", "resume", "overwrite", "tasks", "held_out", "out_of_distribution", "compare_with"),
+    *("bootstrap_samples", "batch_size", "slots", "model.mesh"),
+)
 _PACKAGES = ("diversity_jax", "jax", "jaxlib", "flax", "numpy", "lm_eval", "tokenizers", "sentencepiece")
 
 
@@ -38,6 +43,18 @@ def open_source(source: ModelSource, name: str | None = None) -> LanguageModel:
     """
     source.check_named()
     return open_model(**vars(source), name=name)
+
+
+def check_folder(config: EvaluateConfig) -> None:
+    """Refuses an `output_dir` that holds something else than this evaluation; reads only.
+
+    Raises:
+      InputError: another command wrote there, or an evaluation with other settings did.
+    """
+    config.model.check_named()
+    if not config.overwrite:
+        kind = "held_out", "evaluation"
+        run_info.refuse_other_run(config.output_dir, config, *kind, free=_FREE, resume=config.resume)
 
 
 def evaluate(config: EvaluateConfig) -> dict[str, Any]:
@@ -52,7 +69,12 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     other = _load_other(config)
     model = open_source(config.model)
     log.info("model: %s, %s parameters", model.name, f"{model.config.parameter_count:,}")
-    summaries = _benchmarks(config, model, tasks, sources) if tasks else {}
+    summaries, samples = _benchmarks(config, model, tasks, sources) if tasks else ({}, {})
+    losses = _losses(config, model)
+    if config.overwrite:
+        remove_tree(Path(config.output_dir) / "samples")
+    for name, items in samples.items():
+        write_samples(Path(config.output_dir) / "samples", name, items)
     results = {
         "format_version": FORMAT_VERSION,
         "model": _model_facts(model),
@@ -61,7 +83,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         "data": sources,
         "tasks": summaries,
         "average": paper_average(summaries),
-        "held_out": _losses(config, model),
+        "held_out": losses,
     }
     return results if other is None else results | {"comparison": _compare(config, summaries, other)}
 
@@ -85,14 +107,14 @@ def _build_tasks(config: EvaluateConfig) -> tuple[list[Any], dict[str, Any]]:
 
 def _benchmarks(
     config: EvaluateConfig, model: LanguageModel, tasks: list[Any], sources: dict[str, Any]
-) -> dict[str, Any]:
+) -> tuple[dict[str, Any], Mapping[str, Any]]:
+    """Summaries of the tasks, and the items of each."""
     from lm_eval import simple_evaluate
     from lm_eval.tasks import TaskManager
 
     from diversity_jax.evaluation.lm_eval_model import HarnessModel
 
-    output_dir = Path(config.output_dir)
-    store = output_dir / "requests" / f"{model.weights_hash[:16]}.jsonl"
+    store = Path(config.output_dir) / "requests" / f"{model.weights_hash[:16]}.jsonl"
     harness = HarnessModel(model, batch_size=config.batch_size, store=store, slots=config.slots)
     harness_results = simple_evaluate(
         model=harness,
@@ -107,10 +129,9 @@ def _benchmarks(
     )
     harness.store.close()
     for name, samples in harness_results["samples"].items():
-        write_samples(output_dir / "samples", name, samples)
         documents = json.loads(json.dumps([sample["doc"] for sample in samples], default=str))
         sources.setdefault(name, {})["documents_sha256"] = content_hash(documents)
-    return summarise(harness_results)
+    return summarise(harness_results), harness_results["samples"]
 
 
 def _losses(config: EvaluateConfig, model: LanguageModel) -> dict[str, Any]:
@@ -172,7 +193,7 @@ def _code_facts() -> dict[str, Any]:
     with contextlib.suppress(OSError, subprocess.SubprocessError):
         changed = git("status", "--porcelain", "--untracked-files=no")
         commit = git("rev-parse", "HEAD") + (" with local changes" if changed else "")
-    return {"versions": package_versions(_PACKAGES), "commit": commit}
+    return {"versions": run_info.package_versions(_PACKAGES), "commit": commit}
 
 
 def summary(results: Mapping[str, Any]) -> list[str]:
@@ -201,6 +222,16 @@ def summary(results: Mapping[str, Any]) -> list[str]:
             f"{average['p_value']:.3g}"
         )
     return lines
+
+
+def refuse_existing(config: GenerateTextConfig) -> None:
+    """Refuses to replace a file of answers unasked.
+
+    Raises:
+      InputError: `output` is there.
+    """
+    if config.output is not None and not config.overwrite and exists(config.output):
+        raise InputError(f"output={config.output}: is there already; choose another name, or set overwrite=True")
 
 
 def generate_text(

@@ -180,7 +180,7 @@ class MixtureConfig:
     sequence_length: int = 2048
     validation_share: float = 0.005
     seed: int = 0
-    repeat_shuffle: bool = False
+    repeat_shuffle: bool = field(default=False, metadata=ADDED)
     train_tokens: int | None = None
     shares_of: str = "tokens"
     hygiene: Filtering = field(default_factory=Filtering)

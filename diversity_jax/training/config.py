@@ -4,6 +4,7 @@ import dataclasses
 from dataclasses import dataclass, field
 import math
 
+from diversity_jax.core.config import ADDED
 from diversity_jax.core.errors import InputError
 from diversity_jax.core.files import refuse_url
 from diversity_jax.model.config import LoraConfig
@@ -24,11 +25,11 @@ class TrainConfig:
     init_step: int | None = None  # of such a run: which checkpoint; None: the latest
     # Folder of a run to branch off from, into another output_dir: parameters, moments, step and place in the data are
     # that run's at `branch_step` (None: its latest checkpoint), and so is its mixture.
-    branch_from: str | None = None
-    branch_step: int | None = None
+    branch_from: str | None = field(default=None, metadata=ADDED)
+    branch_step: int | None = field(default=None, metadata=ADDED)
     # Fields that may differ from here on from those the finished steps were made with, such as
     # ("optimizer.learning_rate",) or ("mesh",) for all of a part; the change is recorded. Others are refused.
-    allow_changed: tuple[str, ...] = ()
+    allow_changed: tuple[str, ...] = field(default=(), metadata=ADDED)
     # Rank above 0: adapters are trained, the parameters of init_from stay as they are.
     lora: LoraConfig = field(default_factory=LoraConfig)
     batch_size: int = 8  # rows of the global batch

@@ -14,6 +14,7 @@ import numpy as np
 from diversity_jax.cluster_agent import AgentConfig
 from diversity_jax.core import run_info
 from diversity_jax.core.artifacts import locked_folder
+from diversity_jax.core.config import ADDED
 from diversity_jax.core.errors import InputError
 from diversity_jax.core.files import local_folder, read_json, refuse_url, remove_tree
 from diversity_jax.llm import BudgetConfig, EndpointConfig, EngineConfig
@@ -43,7 +44,8 @@ class Config:
     # Everything the run writes: a local or mounted folder. The same settings go on where an earlier run stopped; other
     # ones are refused.
     output_dir: str
-    overwrite: bool = False  # begin anew instead: what an earlier run wrote there, except its mixture, is removed
+    # Begin anew instead: what an earlier run wrote there, except its mixture, is removed.
+    overwrite: bool = field(default=False, metadata=ADDED)
     mixture: MixtureConfig | None = None  # what is trained on; None where `prepared` is given
     prepared: str | None = None  # folder of a built mixture: nothing is scored, read or tokenised, no corpora needed
     # Measures diversity: `offline` (no LLM), `openai:MODEL`, `gemini:MODEL` or `google-genai:MODEL`.
