@@ -12,8 +12,10 @@ files of demo text that exist are not written again.
 import logging
 import sys
 
-from diversity_jax.core import cli
+from diversity_jax.core import cli, run_info
+from diversity_jax.core.artifacts import locked_folder
 from diversity_jax.core.errors import InputError
+from diversity_jax.core.files import local_folder
 from diversity_jax.synthesis.config import GenerateConfig
 from diversity_jax.synthesis.store import Store
 
@@ -32,20 +34,26 @@ def main(config: GenerateConfig) -> None:
 def _generate(config: GenerateConfig) -> None:
     from diversity_jax.synthesis.run import run
 
-    try:
-        store = run(config)
-    except InputError:
-        store = Store(config.output_dir)
-        if store.rounds and not config.dry_run:  # the page shows which answers were refused
+    local_folder(config.output_dir, "output_dir")
+    run_info.refuse_other_command(config.output_dir, "generators", "generated component")
+    if config.dry_run:
+        run(config)
+        return
+    with locked_folder(config.output_dir, "a generation"):
+        begun = len(Store(config.output_dir).rounds)
+        try:
+            store = run(config)
+        except InputError:
+            store = Store(config.output_dir)
+            if len(store.rounds) > begun:  # the page shows which answers were refused
+                _write_page(config, store)
+            raise
+        if store is not None:
+            log.info("documents: %s", store.documents_pattern)
             _write_page(config, store)
-        raise
-    if store is not None:
-        log.info("documents: %s", store.documents_pattern)
-        _write_page(config, store)
 
 
 def _write_page(config: GenerateConfig, store: Store) -> None:
-    from diversity_jax.core import run_info
     from diversity_jax.report.pages import synthesis
 
     info = run_info.describe(sys.argv, config)

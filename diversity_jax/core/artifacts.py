@@ -80,13 +80,14 @@ def _try_lock(path: Path) -> int | None:
 
 
 @contextlib.contextmanager
-def locked_folder(folder: str | os.PathLike, what: str) -> Iterator[None]:
+def locked_folder(folder: str | os.PathLike, what: str, *, wait_seconds: float = 0.0) -> Iterator[None]:
     """Keeps other processes out of a folder, local or in a bucket, while the block writes to it.
 
     The lock is gone afterwards, and so are folders that were made for it and are still empty.
 
     Args:
       what: is done there, as in "a training run".
+      wait_seconds: how long to wait for another process, of a local folder.
 
     Raises:
       FolderLocked: another process is writing to it; the message names it.
@@ -100,7 +101,7 @@ def locked_folder(folder: str | os.PathLike, what: str) -> Iterator[None]:
     path = Path(folder).absolute()
     made = [parent for parent in (path, *path.parents) if not parent.exists()]
     try:
-        with exclusive_lock(path / _LOCK, message):
+        with exclusive_lock(path / _LOCK, message, wait_seconds=wait_seconds):
             try:
                 yield
             finally:

@@ -128,10 +128,7 @@ def refuse_other_command(folder: str | os.PathLike, setting: str, what: str) -> 
         return None
     info = RunInfo.load(path)
     if setting not in info.settings:
-        raise InputError(
-            f"{folder}: holds no {what}, but what `{info.command[:120]}` wrote; choose another output_dir, or set "
-            "overwrite=True"
-        )
+        raise InputError(f"{folder}: holds no {what}, but what `{info.command[:160]}` wrote; choose another output_dir")
     return dict(info.settings)
 
 

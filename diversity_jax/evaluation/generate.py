@@ -363,8 +363,8 @@ class Generator:
                 del self._running[slot]
                 request.fail(
                     InputError(
-                        f"token {len(request.tokens)} of the answer has a log-probability that is not a number, so no text "
-                        "of this model can be trusted; look at its weights, or at model.compute_dtype"
+                        f"token {len(request.tokens)} of the answer has a log-probability that is not a number, so no "
+                        "text of this model can be trusted; look at its weights, or at model.compute_dtype"
                     )
                 )
                 return

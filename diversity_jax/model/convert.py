@@ -19,8 +19,9 @@ from pathlib import Path
 import sys
 from typing import Any
 
+from diversity_jax.core.artifacts import locked_folder
 from diversity_jax.core.errors import InputError
-from diversity_jax.core.files import read_json, write_json
+from diversity_jax.core.files import local_folder, read_json, refuse_url, write_json
 from diversity_jax.model.checkpoint_io.gguf import export_gguf
 from diversity_jax.model.checkpoint_io.hugging_face import (
     config_from_hugging_face,
@@ -185,9 +186,9 @@ def main(argv: list[str] | None = None) -> None:
     ):
         command = commands.add_parser(run.__name__[1:], help=text)
         command.set_defaults(run=run)
-        command.add_argument("source", type=Path)
+        command.add_argument("source")
         if run is not _check:
-            command.add_argument("output", type=Path)
+            command.add_argument("output")
         if run in (_export, _gguf):
             tokenizer = "the run's own: bytes, a SentencePiece model or a tokenizer.json"
             none = "; default: as the run names it; none: without" if run is _export else ""
@@ -199,6 +200,10 @@ def main(argv: list[str] | None = None) -> None:
             command.add_argument("--max-shard-gigabytes", type=float, default=5.0)
     options = parser.parse_args(argv)
     try:
+        for name in ("source", "output"):
+            path = getattr(options, name, None)
+            refuse_url(path, name.upper())
+            setattr(options, name, path and Path(path))
         options.run(options)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -208,19 +213,21 @@ def main(argv: list[str] | None = None) -> None:
 def _export(options: argparse.Namespace) -> None:
     if options.max_shard_gigabytes <= 0:
         raise InputError(f"--max-shard-gigabytes {options.max_shard_gigabytes:g}: must be above 0")
+    refuse_model_folder(options.output)
     name, end, tokenizer = options.tokenizer, options.end_of_text_id, None
     if name != "none":
         tokenizer = model_tokenizer(options.source) if name is None else named_tokenizer(name)
     config, params = read_model(options.source, step=options.step)
-    if tokenizer:  # before the weights, since config.json marks a whole export
-        end = tokenizer.end_of_text_id if end is None else end
-        refuse_model_folder(options.output)
-        files = dataclasses.replace(tokenizer, end_of_text_id=end)
-        write_tokenizer(files, options.output, vocab_size=config.vocab_size)
     shard_bytes = int(options.max_shard_gigabytes * 1e9)
-    export_hugging_face(
-        config, params, options.output, dtype=options.dtype, max_shard_bytes=shard_bytes, end_of_text_id=end
-    )
+    with locked_folder(local_folder(options.output, "OUTPUT"), "an export"):
+        refuse_model_folder(options.output)
+        if tokenizer:  # before the weights, since config.json marks a whole export
+            end = tokenizer.end_of_text_id if end is None else end
+            files = dataclasses.replace(tokenizer, end_of_text_id=end)
+            write_tokenizer(files, options.output, vocab_size=config.vocab_size)
+        export_hugging_face(
+            config, params, options.output, dtype=options.dtype, max_shard_bytes=shard_bytes, end_of_text_id=end
+        )
     beside = "with its tokenizer" if tokenizer else "without a tokenizer"
     print(f"{config.parameter_count:,} parameters, {options.dtype}, {beside}: {options.output}")
 
@@ -234,8 +241,9 @@ def _gguf(options: argparse.Namespace) -> None:
 
 def _import(options: argparse.Namespace) -> None:
     config, params = import_hugging_face(options.source)
-    folder = write_imported(config, params, options.output)
-    beside = "with its tokenizer" if copy_tokenizer(options.source, folder / "tokenizer") else "without a tokenizer"
+    with locked_folder(local_folder(options.output, "OUTPUT"), "an import"):
+        folder = write_imported(config, params, options.output)
+        beside = "with its tokenizer" if copy_tokenizer(options.source, folder / "tokenizer") else "without a tokenizer"
     print(f"{config.parameter_count:,} parameters, {beside}: {options.output}")
 
 

@@ -115,6 +115,7 @@ class StudyConfig:
     Attributes:
       name: heads the page.
       output_dir: a local or mounted folder with file locks, shared by all processes that work on the study.
+      overwrite: replace the analysis of another study there; finished steps stay.
       factors: the grid is their product.
       only: levels to keep, as `factor=level, factor=level|level`; empty for the whole grid.
       apart: factors whose levels are analysed each by itself, such as the size of the model.
@@ -132,6 +133,7 @@ class StudyConfig:
 
     name: str
     output_dir: str
+    overwrite: bool = False
     factors: tuple[Factor, ...]
     only: str = ""
     apart: tuple[str, ...] = ()

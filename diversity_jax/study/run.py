@@ -16,8 +16,10 @@ import threading
 import time
 from typing import Any
 
+from diversity_jax.core import run_info
+from diversity_jax.core.artifacts import locked_folder
 from diversity_jax.core.errors import InputError
-from diversity_jax.core.files import write_json
+from diversity_jax.core.files import local_folder, write_json
 from diversity_jax.core.formats import counted
 from diversity_jax.study import config as study_config
 from diversity_jax.study import graph
@@ -27,6 +29,7 @@ from diversity_jax.study.graph import Command, Step, StepStates, StepStore
 log = logging.getLogger(__name__)
 
 STOPPED = 143  # as a shell reports a process that SIGTERM ended: Slurm and Kubernetes start it again
+_PAGE_SECONDS = 60.0  # for another process to write the analysis
 _TERMINATE_SECONDS = 60.0  # for other processes to save what they are working on
 _PACKAGE = Path(__file__).resolve().parents[1]
 
@@ -92,6 +95,7 @@ def run(study: StudyConfig) -> None:
     """The complete study, one step of it, or its dry run; prints the page's path last."""
     from diversity_jax.study import cost_forecast
 
+    check_folder(study)
     store = StepStore(Path(study.output_dir) / "steps")
     plan = study_config.plan(study, store)
     if study.step:
@@ -107,9 +111,25 @@ def run(study: StudyConfig) -> None:
     _analyse(study, plan, store, _run_steps(study, plan.steps, store))
 
 
+def check_folder(study: StudyConfig) -> None:
+    """Refuses an `output_dir` that cannot be used, or holds the analysis of another study; reads only.
+
+    Raises:
+      InputError: the message says what is there.
+    """
+    local_folder(study.output_dir, "output_dir")
+    if study.overwrite:
+        return
+    before = run_info.refuse_other_command(study.output_dir, "recipe", "study")
+    if before is not None and before["name"] != study.name:
+        raise InputError(
+            f"{study.output_dir}: holds the study name={before['name']!r}, not {study.name!r}; choose another "
+            "output_dir, or set overwrite=True to replace its analysis (finished steps stay)"
+        )
+
+
 def _analyse(study: StudyConfig, plan: Plan, store: StepStore, states: StepStates) -> None:
     """Writes analysis.json, run.json and the page, and prints the page's path."""
-    from diversity_jax.core import run_info
     from diversity_jax.study import analysis  # loads statsmodels, which takes seconds
 
     folder = Path(study.output_dir)
@@ -119,8 +139,10 @@ def _analyse(study: StudyConfig, plan: Plan, store: StepStore, states: StepState
     densities = analysis.densities(study, plan.runs, store)
     failures = [{"step": key, **(store.failure(key) or {})} for key in states.failed]
     results = analysis.analyse(study, rows) | {"densities": densities, "failures": failures}
-    write_json(folder / "analysis.json", results)
-    run_info.describe(sys.argv, study).save(folder)
+    # All processes that worked on the study end with this.
+    with locked_folder(folder, "a study's page", wait_seconds=_PAGE_SECONDS):
+        write_json(folder / "analysis.json", results)
+        run_info.describe(sys.argv, study).save(folder)
     if states.failed:
         log.warning("%s", _failures(states, store))
     print(analysis.draw(folder))
