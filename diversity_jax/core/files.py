@@ -85,8 +85,7 @@ def full_disk_named(path: str | os.PathLike) -> Iterator[None]:
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        left = f"the disk is full, with {free_bytes(path):,} bytes left"
-        raise DiskFull(f"{path}: {left}; free space or choose another folder, then run again") from error
+        raise DiskFull(f"{path}: the disk is full; free space or choose another folder, then run again") from error
 
 
 def free_bytes(path: str | os.PathLike) -> int:
