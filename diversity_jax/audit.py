@@ -6,9 +6,11 @@
 The exam takes a few hundred calls, once for each judge, wording and `agent.samples_per_grouping`; its result is kept in
 `exam_dir` and found by later runs. Where a corpus is named, a copy of it with planted injections (a share
 `hostile_share` of its documents) is scored beside the clean one. `--config.dry_run=True` prints the forecast alone.
-Writes audit.json and report.html to output_dir.
+Writes audit.json and report.html to output_dir; the page goes to the folder `audit` in it where output_dir holds the
+page of a scoring.
 """
 
+from pathlib import Path
 import sys
 
 from diversity_jax.core import cli, run_info
@@ -24,8 +26,12 @@ def main(config: ScoreConfig) -> None:
         return
     from diversity_jax.report.pages import audit as page
 
-    run_info.describe(sys.argv, config).save(config.output_dir)
-    path = page.write(config.output_dir, result)
+    output_dir = Path(config.output_dir)
+    # A folder with scores has a page of its own, which stays.
+    scored = any(next(output_dir.glob(pattern), None) for pattern in ("scorecard.json", "*/scorecard.json"))
+    folder = output_dir / "audit" if scored else output_dir
+    run_info.describe(sys.argv, config).save(folder)
+    path = page.write(folder, result)
     print(result.exam)
     for name, found in result.injections.items():
         print(f"{name}: {found}")

@@ -6,8 +6,8 @@ import random
 
 import pytest
 
-from diversity_jax import audit
-from diversity_jax.cluster_agent import AgentConfig
+from diversity_jax import audit, score
+from diversity_jax.cluster_agent import AgentConfig, Scorecard, open_judge
 from diversity_jax.cluster_agent.exam_corpora import exam_corpora
 from diversity_jax.core.errors import InputError
 from diversity_jax.llm import BudgetConfig
@@ -57,6 +57,8 @@ def test_exam_and_injections_are_written_printed_and_not_asked_twice(server, tmp
     page = (tmp_path / "out" / "report.html").read_text()
     for said in ("is fit", "Truth and reading", "Mistakes by kind", "Hostile documents", "split_as_json"):
         assert said in page
+    judge = open_judge(config, [], tmp_path / "out" / "ledger.sqlite")
+    assert judge.exam.judge == "fit"
     asked = sum(server.stats()["answered"].values())
     elsewhere = settings(server, tmp_path / "again", exam_dir=str(tmp_path / "out" / "exams"))
     audit.main(elsewhere)
@@ -70,6 +72,21 @@ def test_a_dry_run_says_what_it_would_cost_and_asks_nothing(server, tmp_path, ca
     assert "forecast, with exam" in caplog.text
     assert not sum(server.stats()["answered"].values())
     assert not (tmp_path / "audit.json").exists()
+
+
+def test_a_later_scoring_tells_of_the_exam_and_its_page_stays(server, tmp_path):
+    corpus = tmp_path / "topics.jsonl"
+    corpus.write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS))
+    config = settings(server, tmp_path / "out", corpus=str(corpus))
+    score.main(config)
+    card = tmp_path / "out" / "scorecard.json"
+    assert "exam not taken" in Scorecard.load(card).verdict.reasons
+    page = (tmp_path / "out" / "report.html").read_bytes()
+    audit.main(dataclasses.replace(config, corpus=None))
+    assert (tmp_path / "out" / "report.html").read_bytes() == page
+    assert "is fit" in (tmp_path / "out" / "audit" / "report.html").read_text()
+    score.main(config)
+    assert "exam passed" in Scorecard.load(card).verdict.reasons
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from diversity_jax.cluster_agent.exam_result import ExamResult
 from diversity_jax.cluster_agent.injection_audit import Audit, audit, audit_async
 from diversity_jax.cluster_agent.llm import LlmJudge
 from diversity_jax.cluster_agent.offline import OfflineJudge
-from diversity_jax.cluster_agent.registry import JudgeSettings, judge_kind, judge_note, open_judge
+from diversity_jax.cluster_agent.registry import JudgeSettings, exam_folder, judge_kind, judge_note, open_judge
 from diversity_jax.cluster_agent.score import (
     ScoringProgress,
     score_corpora,
@@ -64,6 +64,7 @@ __all__ = [
     "compare",
     "compare_pairs",
     "drift",
+    "exam_folder",
     "examine",
     "examine_async",
     "judge_kind",

@@ -232,6 +232,7 @@ class CorpusScorer:
             consistency=examination.consistency(self._rechecks),
             drift=examination.drift(self._rechecks, k),
             checks=examination.evidence_of(self._traits, k),
+            exam=getattr(self._judge, "exam", None),
         )
 
     def _unusable(self, evidence: Evidence, usage: CallTotals) -> UnusableScore:

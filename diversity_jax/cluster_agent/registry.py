@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Protocol
 
 from diversity_jax.cluster_agent.config import AgentConfig
+from diversity_jax.cluster_agent.exam import cached_exam
 from diversity_jax.cluster_agent.llm import LlmJudge
 from diversity_jax.cluster_agent.offline import LABEL, OfflineJudge
 from diversity_jax.cluster_agent.types import Judge, SampledCorpus
@@ -98,15 +99,25 @@ def judge_note(label: str) -> str:
 
 
 def open_judge(settings: JudgeSettings, corpora: Sequence[SampledCorpus], cache: Path) -> Judge:
-    """The judge of a configuration, one for all `corpora` to be compared.
+    """The judge of a configuration, one for all `corpora` to be compared. Where it took an exam, it holds the verdict
+    as `exam`.
 
     Args:
       cache: where paid answers are stored, unless `engine.ledger` names another file.
 
     Raises:
-      InputError: an unknown judge, a model without a price, or a missing API key.
+      InputError: an unknown judge, a model without a price, a missing API key, or a damaged result of an exam.
     """
     kind = judge_kind(settings.judge)
     if kind.open is None:
         raise InputError(f"judge {settings.judge}: judges nothing; name another, such as offline or PROVIDER:MODEL")
-    return kind.open(settings, corpora, cache)
+    judge = kind.open(settings, corpora, cache)
+    examined = cached_exam(judge, settings.agent, exam_folder(settings, cache))
+    vars(judge)["exam"] = examined and examined.verdict  # optional in the protocol, so that other judges need not know
+    return judge
+
+
+def exam_folder(settings: JudgeSettings, cache: Path) -> Path:
+    """Where results of exams are kept: `exam_dir` of a configuration that has it, else beside the response cache."""
+    named: str | None = getattr(settings, "exam_dir", None)
+    return Path(named) if named else Path(settings.engine.ledger or cache).parent / "exams"

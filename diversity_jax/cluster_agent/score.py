@@ -26,6 +26,8 @@ def score_key(fingerprint: str, judge: Judge, config: AgentConfig, criteria: Cri
     """Hash under which a scorecard is stored: equal exactly when scoring again would give the same."""
     criteria_hash = criteria.hash if criteria else config.criteria and files.file_hash(config.criteria)
     parts = [fingerprint, judge_settings_hash(judge, config), config.parameters(), config.seed, criteria_hash]
+    if exam := getattr(judge, "exam", None):  # its verdict is on the scorecard
+        parts.append(exam.to_json())
     return files.content_hash(parts)
 
 

@@ -205,6 +205,8 @@ def _exam(evidence: Evidence) -> Iterator[_Finding]:
     if evidence.exam is None:
         yield "fit", "exam not taken"
     else:
+        if evidence.exam.judge == "fit":
+            yield "fit", "exam passed"
         for reason in evidence.exam.reasons:
             yield evidence.exam.judge, f"exam: {reason}"
 

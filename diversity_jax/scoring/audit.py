@@ -12,6 +12,7 @@ from diversity_jax.cluster_agent import (
     Judge,
     audit,
     cached_exam,
+    exam_folder,
     examine,
     judge_kind,
     open_judge,
@@ -48,12 +49,6 @@ class AuditResult:
         return {"exam": self.exam.to_json(), "injections": injections, "failures": dict(self.failures)}
 
 
-def exam_folder(config: ScoreConfig) -> Path:
-    """Where results of exams are kept."""
-    cache = Path(config.engine.ledger or Path(config.output_dir) / "ledger.sqlite")
-    return Path(config.exam_dir) if config.exam_dir else cache.parent / "exams"
-
-
 def run_audit(config: ScoreConfig) -> AuditResult | None:
     """Examines the judge of a configuration, plants injections in its corpora, and writes `audit.json`; a dry run
     prints the forecast alone and returns None.
@@ -64,11 +59,11 @@ def run_audit(config: ScoreConfig) -> AuditResult | None:
     corpora = open_corpora(config) if config.corpus or config.corpora else {}
     cache = Path(config.output_dir) / "ledger.sqlite"
     judge = open_judge(config, list(exam_corpora().values()), cache)
-    done = cached_exam(judge, config.agent, exam_folder(config))
+    done = cached_exam(judge, config.agent, exam_folder(config, cache))
     log.info("%s", _forecast(config, list(corpora.values()), judge, done))
     if config.dry_run:
         return None
-    exam = done or examine(judge, config.agent, exam_folder(config))
+    exam = done or examine(judge, config.agent, exam_folder(config, cache))
     injections, failures = {}, {}
     for name, corpus in corpora.items():
         judge = open_judge(config, [corpus], cache)
