@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from diversity_jax.cluster_agent.exam_corpora import exam_corpora
 from diversity_jax.synthesis.config import SteeringConfig
 from diversity_jax.synthesis.diversity import WordClusters, crowded, thin
 from diversity_jax.synthesis.steering import (
@@ -13,7 +14,6 @@ from diversity_jax.synthesis.steering import (
     marginal_gain,
 )
 from tests.simulated_steering import SimulatedWriter, arm_over, simulate, true_gain
-from tests.synthesis_answers import words_for
 
 CONFIG = SteeringConfig(arms=("style",), min_gain_per_dollar=0.5)
 
@@ -111,19 +111,24 @@ def test_documents_are_allotted_by_dollars():
 
 
 def test_documents_lie_with_those_of_their_subject():
-    draw = np.random.default_rng(0)
-    subjects = draw.integers(0, 12, 240)
-    texts = [" ".join(draw.choice(words_for(f"subject {subject}"), 90)) for subject in subjects]
-    clusters, parts = WordClusters(seed=0), WordClusters(seed=0)
+    corpus = exam_corpora()["subjects_6"]
+    order = np.random.default_rng(0).permutation(len(corpus))
+    texts, subjects = [corpus.texts[row] for row in order], np.array(corpus.labels)[order]
+    clusters, parts = WordClusters(), WordClusters()
     clusters.extend(texts)
-    for start in range(0, 240, 120):
-        parts.extend(texts[start : start + 120])
-    assert 12 <= len(set(clusters.labels)) <= 20
-    assert effective_clusters(np.array(parts.labels)) == pytest.approx(effective_clusters(subjects), rel=0.35)
-    again = WordClusters(seed=0)
-    for start in range(0, 240, 120):
-        again.extend(texts[start : start + 120])
-    assert again.labels == parts.labels
+    for start in range(0, len(texts), 25):
+        parts.extend(texts[start : start + 25])
+    assert parts.labels == clusters.labels
+    together = np.equal.outer(clusters.labels, clusters.labels) & ~np.eye(len(texts), dtype=bool)
+    assert together.sum() > len(texts) / 2
+    assert np.equal.outer(subjects, subjects)[together].mean() > 0.9
+
+
+def test_documents_that_cannot_be_read_lie_alone():
+    clusters = WordClusters()
+    clusters.extend(["Der Hund und die Katze sind auf dem Sofa."] * 2 + ["The dog is on the sofa with the cat."] * 2)
+    assert clusters.labels == [0, 1, 2, 2]
+    assert clusters.unread == 2
 
 
 def test_crowded_and_thin_clusters_are_told():

@@ -13,11 +13,11 @@ from diversity_jax.cluster_agent.compare import (
 from diversity_jax.cluster_agent.config import AgentConfig
 from diversity_jax.cluster_agent.cost_forecast import pilot_calls, pilot_calls_async, plan_calls, plan_calls_async
 from diversity_jax.cluster_agent.criteria import Criteria, load_criteria, propose_criteria
+from diversity_jax.cluster_agent.embedding_judge import EmbeddingJudge
 from diversity_jax.cluster_agent.exam import cached_exam, examine, examine_async, plan_exam
 from diversity_jax.cluster_agent.exam_result import ExamResult
 from diversity_jax.cluster_agent.injection_audit import Audit, audit, audit_async
 from diversity_jax.cluster_agent.llm import LlmJudge
-from diversity_jax.cluster_agent.offline import OfflineJudge
 from diversity_jax.cluster_agent.registry import JudgeSettings, exam_folder, judge_kind, judge_note, open_judge
 from diversity_jax.cluster_agent.score import (
     ScoringProgress,
@@ -45,13 +45,13 @@ __all__ = [
     "Comparison",
     "Criteria",
     "Draws",
+    "EmbeddingJudge",
     "Estimate",
     "ExamResult",
     "Judge",
     "JudgeAnswer",
     "JudgeSettings",
     "LlmJudge",
-    "OfflineJudge",
     "PairComparison",
     "Scorecard",
     "ScoringProgress",

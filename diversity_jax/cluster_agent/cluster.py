@@ -23,6 +23,7 @@ from diversity_jax.cluster_agent.types import (
     Judge,
     RequestLog,
     RunEnded,
+    Sample,
     Task,
     request_with_repair,
 )
@@ -58,6 +59,13 @@ class JudgedGrouping:
     dropped: str | None = None
     detail: str = ""
     answer: str = ""
+
+    @property
+    def drawn(self) -> tuple[Sample, ...]:
+        """The samples without planted ones."""
+        canary = self.planned.canary
+        planted = {canary.copy, canary.foreign} if canary else ()
+        return tuple(sample for sample in self.planned.samples if sample.sample_id not in planted)
 
     def row(self, verified_share: float) -> dict[str, float]:
         """Its row of `Groupings`, by column, where clusters were checked in that share of the groupings."""

@@ -9,7 +9,7 @@ from typing import Any
 from diversity_jax.cluster_agent.config import AgentConfig
 from diversity_jax.cluster_agent.estimators import across_draws, effective_clusters
 from diversity_jax.cluster_agent.score import blocking, score_corpus_async
-from diversity_jax.cluster_agent.scorecard import Scorecard
+from diversity_jax.cluster_agent.scorecard import Scorecard, at_common_length
 from diversity_jax.cluster_agent.sequential_test import (
     Comparison,
     compare_groupings,
@@ -27,6 +27,9 @@ from diversity_jax.core.intervals import Estimate
 def compare(a: Scorecard, b: Scorecard, *, alpha: float = 0.05, looks: int = 1, any_judge: bool = False) -> Comparison:
     """Which corpus is the more diverse, on log effective clusters of what the documents were drawn from.
 
+    By an embedding judge, which reads of each corpus what its documents have, both are compared at the smaller of their
+    reading lengths.
+
     Args:
       a, b: scorecards of one judge, wording and settings (`Scorecard.ruler`).
       alpha: two-sided error rate of the whole comparison.
@@ -42,12 +45,11 @@ def compare(a: Scorecard, b: Scorecard, *, alpha: float = 0.05, looks: int = 1, 
         _check_same_judge(a, b)
     paired = a.criteria_hash == b.criteria_hash
     documents = a.sampled_documents, b.sampled_documents
+    series = at_common_length(a, b)
     if looks > 1:
-        return compare_in_looks(a.series, b.series, paired=paired, alpha=alpha, looks=looks, documents=documents)
+        return compare_in_looks(*series, paired=paired, alpha=alpha, looks=looks, documents=documents)
     look, planned = min(a.look or (1, 1), b.look or (1, 1), key=lambda taken: taken[0] / taken[1])
-    return compare_groupings(
-        a.series, b.series, paired=paired, alpha=alpha, look=look, looks=planned, documents=documents
-    )
+    return compare_groupings(*series, paired=paired, alpha=alpha, look=look, looks=planned, documents=documents)
 
 
 def clusters_at_its_look(scorecard: Scorecard, *, alpha: float = 0.05) -> Estimate:
@@ -75,7 +77,7 @@ def drift(small: Scorecard, large: Scorecard, *, alpha: float = 0.05) -> Compari
         names = f"{small.corpus['name']} and {large.corpus['name']}"
         raise InputError(f"drift: {names} are two corpora; score one of them at two K")
     paired = small.criteria_hash == large.criteria_hash
-    return drift_of_groupings(small.series, large.series, paired=paired, alpha=alpha)
+    return drift_of_groupings(*at_common_length(small, large), paired=paired, alpha=alpha)
 
 
 def _check_same_judge(a: Scorecard, b: Scorecard) -> None:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+from diversity_jax.cluster_agent.ruler import READING_LENGTHS
 from diversity_jax.cluster_agent.text_cleaning import child_seed
 from diversity_jax.cluster_agent.types import Task
 from diversity_jax.core.config import ADDED
@@ -52,6 +53,9 @@ class AgentConfig:
     reasoning_words: int = 15
     # Characters of a document that are shown, after cleaning.
     max_characters: int = 2000
+    # Words of each document that an embedding judge reads; None: what nine tenths of a corpus's documents reach. Two
+    # corpora are compared at the smaller of their numbers.
+    reading_words: int | None = field(default=None, metadata=ADDED)
     # Decoding of judges that decode.
     temperature: float = 0.0
     max_output_tokens: int = 4096
@@ -83,6 +87,9 @@ class AgentConfig:
         half_width = self.stop_at_relative_half_width
         if half_width is not None and not 0 < half_width < 1:
             raise InputError(f"agent.stop_at_relative_half_width: is {half_width}; expected a share such as 0.05")
+        if self.reading_words is not None and self.reading_words not in READING_LENGTHS:
+            lengths = ", ".join(map(str, READING_LENGTHS))
+            raise InputError(f"agent.reading_words: is {self.reading_words}; choose one of {lengths}, or None")
         if self.samples_per_grouping > 500:
             raise InputError(f"agent.samples_per_grouping: is {self.samples_per_grouping}; give at most 500")
 
@@ -124,5 +131,6 @@ class AgentConfig:
             temperature=self.temperature,
             max_output_tokens=self.max_output_tokens,
             schema_limits=self.schema_limits,
+            reading_words=self.reading_words,
             **content,
         )

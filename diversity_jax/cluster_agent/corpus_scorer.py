@@ -3,7 +3,7 @@
 import asyncio
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 import json
 from typing import IO, Any
 
@@ -12,6 +12,7 @@ from diversity_jax.cluster_agent.canaries import CanaryResult, ErrorRates, corre
 from diversity_jax.cluster_agent.cluster import JudgedGrouping, judge_grouping
 from diversity_jax.cluster_agent.config import AgentConfig
 from diversity_jax.cluster_agent.criteria import ProposedCriteria
+from diversity_jax.cluster_agent.embedding_judge import CorpusReading, EmbeddingJudge
 from diversity_jax.cluster_agent.examination import PartitionTraits, Recheck
 from diversity_jax.cluster_agent.groupings import Groupings
 from diversity_jax.cluster_agent.sampling import GroupingSampler
@@ -86,9 +87,13 @@ class CorpusScorer:
         self._invalid_clusters = 0
         self._examples: list[dict[str, Any]] = []
         self._unusable_answer = ""
+        self._reading = CorpusReading(judge) if isinstance(judge, EmbeddingJudge) else None
 
     async def extend(self, until: int) -> None:
         """Judges groupings up to number `until`. Where no further call can succeed it stops, and `ended` says why."""
+        if self._reading and not self._begun:
+            words = await self._reading.choose(self._name, await self._sampler.first_texts(), self._config)
+            self._config = replace(self._config, reading_words=words)
         in_flight = until if getattr(self._judge, "gathers_calls", False) else self._config.in_flight
         at_once = getattr(self._judge, "groupings_at_once", None) or in_flight
         workers = min(at_once, in_flight, until - self._begun)
@@ -132,6 +137,8 @@ class CorpusScorer:
             self._unusable_answer = self._unusable_answer or judged.answer
         else:
             self._rows.append(judged.row(self._config.verified_share))
+            if self._reading:
+                self._reading.enter([sample.text for sample in judged.drawn])
             for cluster in judged.clusters:
                 self._cluster_sizes[len(cluster.sample_ids)] += cluster.valid
                 self._invalid_clusters += not cluster.valid
@@ -207,6 +214,7 @@ class CorpusScorer:
             consistency=evidence.consistency,
             drift=evidence.drift,
             checks=evidence.checks,
+            **(self._reading.fields() if self._reading else {}),
         )
 
     def _corpus_facts(self, documents: int | None) -> dict[str, Any]:
@@ -233,6 +241,7 @@ class CorpusScorer:
             drift=examination.drift(self._rechecks, k),
             checks=examination.evidence_of(self._traits, k),
             exam=getattr(self._judge, "exam", None),
+            by_ruler=self._reading is not None,
         )
 
     def _unusable(self, evidence: Evidence, usage: CallTotals) -> UnusableScore:
@@ -256,6 +265,7 @@ class CorpusScorer:
 
     def _warnings(self, groupings: Groupings, rates: ErrorRates) -> list[str]:
         warnings, entered, dropped = list(self._proposed.warnings), self.entered, sum(self._drops.values())
+        warnings += self._reading.remarks if self._reading else []
         if self.ended:
             warnings.append(f"{STOPPED} {entered} of {self._config.groupings} groupings: {self.ended}")
         if dropped > _LARGE_SHARE_DROPPED * entered:
@@ -266,7 +276,7 @@ class CorpusScorer:
         pairs = int(groupings.pairs.sum())
         if pairs < estimators.FEWEST_PAIRS:
             warnings.append(f"only {pairs} pairs of samples were grouped together: a lower bound, not an estimate")
-        if not rates.shown:
+        if not rates.shown and not self._reading:
             warnings.append(
                 "no canaries: nothing is known of this judge's mistakes, and hostile documents go unnoticed"
             )

@@ -126,6 +126,8 @@ async def propose_criteria(corpora: Sequence[SampledCorpus], judge: Judge, confi
     """
     if config.criteria is not None:
         return ProposedCriteria(criteria=load_criteria(config.criteria))
+    if (fixed := getattr(judge, "criteria", None)) is not None:  # a ruler's are always the same
+        return ProposedCriteria(criteria=fixed)
     texts = await asyncio.to_thread(proposal_texts, corpora, config)
     jobs = [_propose_set(number, texts, judge, config) for number in range(config.criteria_sets)]
     sets: list[CriteriaSet] = []

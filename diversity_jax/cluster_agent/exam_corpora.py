@@ -16,10 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from diversity_jax.cluster_agent.ruler import first_words
 from diversity_jax.cluster_agent.text_cleaning import child_seed, random_order
 from diversity_jax.core.errors import InputError
 from diversity_jax.core.files import content_hash, read_json
+from diversity_jax.core.words import first_words
 from diversity_jax.corpus.document import Document
 
 _FAR_APART = ("bread", "volcanoes", "taxes", "dentistry", "planets", "cycling")

@@ -1,7 +1,7 @@
 """Judges by the name that a configuration gives: the one place to add a judge.
 
-A name that is not in `JUDGES` is a language model, `PROVIDER:MODEL`. What differs between judges is a field of
-`JudgeKind`; nothing else compares names.
+`embedding:EMBEDDER` groups by the vectors of an embedder (see `embedders`); any other name that is not in `JUDGES` is a
+language model, `PROVIDER:MODEL`. What differs between judges is a field of `JudgeKind`; nothing else compares names.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import Protocol
 
 from diversity_jax.cluster_agent.config import AgentConfig
+from diversity_jax.cluster_agent.embedding_judge import LABEL, EmbeddingJudge
 from diversity_jax.cluster_agent.exam import cached_exam
 from diversity_jax.cluster_agent.llm import LlmJudge
-from diversity_jax.cluster_agent.offline import LABEL, OfflineJudge
+from diversity_jax.cluster_agent.ruler import embedder_ruler
 from diversity_jax.cluster_agent.types import Judge, SampledCorpus
 from diversity_jax.core.errors import InputError
+from diversity_jax.embedders import check_embedder, open_embedder
 from diversity_jax.llm import BudgetConfig, EndpointConfig, Engine, EngineConfig, parse_model, price_of
 from diversity_jax.llm.providers.endpoint import Endpoint
 
@@ -42,9 +44,7 @@ class JudgeKind:
     """What the library has to know of a kind of judge.
 
     Attributes:
-      open: makes the judge from settings, the corpora to be compared, and the path of the response cache; None where
-        nothing is judged.
-      fit: makes the judge from texts at hand and a seed; None for a judge that is not fitted to texts.
+      open: makes the judge from settings and the path of the response cache; None where nothing is judged.
       label: `Judge.label`; None where it names the model.
       is_llm: whether a language model is asked, over the network and at a price.
       note: what a page says of figures by this judge.
@@ -52,15 +52,14 @@ class JudgeKind:
         read.
     """
 
-    open: Callable[[JudgeSettings, Sequence[SampledCorpus], Path], Judge] | None
-    fit: Callable[[Sequence[str], int], Judge] | None = None
+    open: Callable[[JudgeSettings, Path], Judge] | None
     label: str | None = None
     is_llm: bool = False
     note: str = ""
     check: Callable[[JudgeSettings], None] = lambda settings: None
 
 
-def _open_llm(settings: JudgeSettings, corpora: Sequence[SampledCorpus], cache: Path) -> LlmJudge:
+def _open_llm(settings: JudgeSettings, cache: Path) -> LlmJudge:
     path = settings.engine.ledger or str(cache)
     engine = dataclasses.replace(settings.engine, ledger=path)
     address, endpoint = settings.judge_base_url, settings.judge_endpoint
@@ -73,29 +72,40 @@ def _check_llm(settings: JudgeSettings) -> None:
         Endpoint(settings.judge, settings.judge_base_url, "judge", settings.judge_endpoint)
 
 
+def _check_embedding(settings: JudgeSettings) -> None:
+    check_embedder(settings.judge.removeprefix(_EMBEDDING), base_url=settings.judge_base_url)
+
+
+def _open_embedding(settings: JudgeSettings, cache: Path) -> EmbeddingJudge:
+    budget = settings.budget
+    embedder = open_embedder(
+        settings.judge.removeprefix(_EMBEDDING),
+        base_url=settings.judge_base_url,
+        cache=cache.parent / "embeddings",
+        dollars_per_million_tokens=budget.input_price or 0.0,
+        max_dollars=budget.max_dollars,
+    )
+    return EmbeddingJudge(embedder_ruler(embedder), label=settings.judge)
+
+
+_NOTE = "This judge groups texts by vectors of their words: a baseline, no stand-in for a language model's judgement."
+_EMBEDDING = "embedding:"
 JUDGES: dict[str, JudgeKind] = {
-    "offline": JudgeKind(
-        open=lambda settings, corpora, cache: OfflineJudge.fit(
-            corpora, seed=settings.agent.seed, max_characters=settings.agent.max_characters
-        ),
-        fit=lambda texts, seed: OfflineJudge(texts, seed=seed),
-        label=LABEL,
-        note="The offline judge groups texts by the words they share: a baseline, not a stand-in for a language "
-        "model's judgement.",
-    ),
+    "offline": JudgeKind(open=lambda settings, cache: EmbeddingJudge(), label=LABEL, note=_NOTE),
     "none": JudgeKind(open=None),
 }
+_EMBEDDER = JudgeKind(open=_open_embedding, note=_NOTE, check=_check_embedding)
 _LLM = JudgeKind(open=_open_llm, is_llm=True, check=_check_llm)
 
 
 def judge_kind(name: str) -> JudgeKind:
     """The kind of the judge that a configuration names."""
-    return JUDGES.get(name, _LLM)
+    return JUDGES.get(name) or (_EMBEDDER if name.startswith(_EMBEDDING) else _LLM)
 
 
 def judge_note(label: str) -> str:
     """What a page says of figures by the judge with this label; empty where there is nothing to say."""
-    return next((kind.note for kind in JUDGES.values() if kind.label == label), "")
+    return next((kind.note for kind in JUDGES.values() if kind.label == label), judge_kind(label).note)
 
 
 def open_judge(settings: JudgeSettings, corpora: Sequence[SampledCorpus], cache: Path) -> Judge:
@@ -111,7 +121,7 @@ def open_judge(settings: JudgeSettings, corpora: Sequence[SampledCorpus], cache:
     kind = judge_kind(settings.judge)
     if kind.open is None:
         raise InputError(f"judge {settings.judge}: judges nothing; name another, such as offline or PROVIDER:MODEL")
-    judge = kind.open(settings, corpora, cache)
+    judge = kind.open(settings, cache)
     examined = cached_exam(judge, settings.agent, exam_folder(settings, cache))
     vars(judge)["exam"] = examined and examined.verdict  # optional in the protocol, so that other judges need not know
     return judge

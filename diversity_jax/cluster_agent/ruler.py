@@ -1,30 +1,46 @@
-"""A ruler: vectors of texts that are fixed before any corpus is seen, so that what it reads does not depend on the
-corpus, its size, or its neighbours in a run.
+"""A ruler: vectors of texts and a threshold of likeness, both fixed before any corpus is seen, so that what it reads
+does not depend on the corpus, its size, or its neighbours in a run.
 
 The shipped one is the mean of static token vectors: the table of 32,000 x 256 and the tokenizer in the wheel of
 `wordllama` (MIT), read from its two files without importing it. Weights by token frequency and the removal of the
 common component were measured and left out: docs/judges.md, "The shipped ruler".
+
+The similarity of two texts grows with what is read of them. So texts are compared by their first words, as many of
+both, at one of `READING_LENGTHS`, each with the threshold that is measured at that length.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 import functools
 import importlib.metadata
+import itertools
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from diversity_jax.cluster_agent.exam_corpora import calibration_pairs
+from diversity_jax.cluster_agent.languages import not_english
 from diversity_jax.core.errors import InputError
+from diversity_jax.core.words import count_words, first_words
+from diversity_jax.embedders import Embedder
 
-READING_LENGTHS = (5, 10, 20, 50, 100, 200)
-"""Words that texts are cut to before they are compared; the similarity of mean vectors grows with length."""
+READING_LENGTHS = (5, 7, 10, 15, 20, 30, 50, 70, 100, 140, 200)
+"""Words that are read of a text."""
+
+ALIKE_BY_CHANCE = 0.001
+"""Share of the pairs of texts of unrelated subjects whose similarity passes the threshold."""
 
 PACKAGE, PACKAGE_VERSION = "wordllama", "0.4.0.post1"
 _VECTORS, _TOKENIZER = "wordllama/weights/l2_supercat_256.safetensors", "tokenizers/l2_supercat_tokenizer_config.json"
-_LONGEST_WORD = 40  # characters a word, of a text's beginning that is looked at for so many words
-_MOST_CHARACTERS = 10_000  # read of a text where no number of words is given
-_BATCH = 512
+# Renew: python scripts/checks/ruler_demands.py thresholds
+_THRESHOLDS = (0.2978, 0.2861, 0.2886, 0.2937, 0.2926, 0.3169, 0.3423, 0.3465, 0.412, 0.4384, 0.4621)
+_REACHED_BY = 0.9  # of the documents: where more are shorter, their share decides what a corpus reads
+_MOST_WORDS = 2_000  # read of a text where no number is given
+_MOST_WORDS_KEPT = 200_000  # in the cache of the tokens of words
+# The check whether vectors differ: halves of one text against halves of others.
+_CHECKED_TEXTS, _FEWEST_CHECKED = 400, 40
+_LEAST_AUC = 0.75
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -33,26 +49,33 @@ class Ruler:
 
     Attributes:
       name: of the embedder, as errors and cards name it.
-      identity: JSON value of all that the vectors depend on; figures of two rulers are never compared.
-      vectors: texts to float [n, d] of any length; zero where there is nothing to read.
+      identity: JSON value of all that the figures depend on; figures of two rulers are never compared.
+      read: texts and numbers of words to float [n, lengths, d], of any norm; zero where there is nothing to read.
+      thresholds: similarity above which two texts are alike, by the number of words that are read.
+      foreign: names the script or language of a text that it cannot read; empty for the others.
     """
 
     name: str
     identity: Mapping[str, Any]
-    vectors: Callable[[Sequence[str]], np.ndarray]
+    read: Callable[[Sequence[str], Sequence[int]], np.ndarray]
+    thresholds: Mapping[int, float]
+    foreign: Callable[[str], str] = lambda text: ""
 
     def embed(self, texts: Sequence[str], words: int | None = None) -> np.ndarray:
         """Unit vectors float32 [n, d] of the first `words` words of each text; a zero row where nothing can be read."""
-        if words is not None:
-            texts = [first_words(text, words) for text in texts]
-        vectors = np.asarray(self.vectors([text[:_MOST_CHARACTERS] for text in texts]), np.float32)
-        norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+        return self.embed_at(texts, (words or _MOST_WORDS,))[:, 0]
+
+    def embed_at(self, texts: Sequence[str], lengths: Sequence[int]) -> np.ndarray:
+        """Unit vectors float32 [n, lengths, d] of the first words of each text, as many as each of `lengths` says."""
+        vectors = np.asarray(self.read(["" if self.foreign(text) else text for text in texts], lengths), np.float32)
+        norms = np.linalg.norm(vectors, axis=-1, keepdims=True)
         return np.divide(vectors, norms, out=np.zeros_like(vectors), where=norms > 0)
 
-
-def first_words(text: str, count: int) -> str:
-    """The first `count` words of a text, one space between them."""
-    return " ".join(text[: count * _LONGEST_WORD].split(None, count)[:count])
+    def reading_length(self, texts: Sequence[str]) -> int:
+        """The largest of `READING_LENGTHS` that nine tenths of the texts reach; the least where none is reached."""
+        counts = np.array([count_words(first_words(text, READING_LENGTHS[-1])) for text in texts])
+        reached = [length for length in READING_LENGTHS if (counts >= length).mean() >= _REACHED_BY]
+        return reached[-1] if reached else READING_LENGTHS[0]
 
 
 class StaticVectors:
@@ -66,17 +89,46 @@ class StaticVectors:
             (name,) = file.keys()
             self._table = file.get_tensor(name).astype(np.float32)
         self._tokenizer = Tokenizer.from_file(str(tokenizer))
+        self._tokens: dict[str, list[int]] = {}
 
-    def __call__(self, texts: Sequence[str]) -> np.ndarray:
-        """float32 [n, d]."""
-        result = np.zeros((len(texts), self._table.shape[1]), np.float32)
-        for start in range(0, len(texts), _BATCH):
-            batch = [text.encode("utf-8", "replace").decode() for text in texts[start : start + _BATCH]]
-            encodings = self._tokenizer.encode_batch_fast(batch, add_special_tokens=False)
-            for row, encoding in enumerate(encodings, start):
-                if batch[row - start].strip():
-                    result[row] = self._table[encoding.ids].mean(axis=0)
-        return result
+    def __call__(self, texts: Sequence[str], lengths: Sequence[int]) -> np.ndarray:
+        """Sums of the vectors of the first words, float32 [n, lengths, d]; words are what white space separates."""
+        split = [text.encode("utf-8", "replace").decode().split(None, max(lengths))[: max(lengths)] for text in texts]
+        self._cut(split)
+        ascending = sorted(set(lengths))
+        sums = np.zeros((len(texts), len(ascending), self._table.shape[1]), np.float32)
+        for row, words in enumerate(split):
+            tokens = [self._tokens[word] for word in words]
+            start = 0
+            for column, length in enumerate(ascending):
+                if start < len(tokens):
+                    added = list(itertools.chain.from_iterable(tokens[start:length]))
+                    sums[row, column] = self._table[added].sum(axis=0)
+                start = length
+        return np.cumsum(sums, axis=1)[:, [ascending.index(length) for length in lengths]]
+
+    def _cut(self, split: Sequence[Sequence[str]]) -> None:
+        """Stores the tokens of words that are new. No token of this tokenizer spans two words, so each word is cut once
+        for all texts, which is ten times as fast.
+        """
+        if len(self._tokens) > _MOST_WORDS_KEPT:
+            self._tokens = {}
+        new = list({word: None for words in split for word in words if word not in self._tokens})
+        encodings = self._tokenizer.encode_batch_fast(new, add_special_tokens=False)
+        self._tokens |= {word: encoding.ids for word, encoding in zip(new, encodings, strict=True)}
+
+
+class _Embedded:
+    """An embedder's vectors of the first words of texts; equal beginnings are embedded once."""
+
+    def __init__(self, embedder: Embedder):
+        self._embedder = embedder
+
+    def __call__(self, texts: Sequence[str], lengths: Sequence[int]) -> np.ndarray:
+        beginnings = [first_words(text, length) for text in texts for length in lengths]
+        row_of = {text: row for row, text in enumerate(dict.fromkeys(beginnings))}
+        vectors = self._embedder.embed(list(row_of))
+        return vectors[[row_of[text] for text in beginnings]].reshape(len(texts), len(lengths), -1)
 
 
 @functools.cache
@@ -98,5 +150,70 @@ def default_ruler() -> Ruler:
     tokenizer = table.parents[1] / _TOKENIZER
     if missing := next((path for path in (table, tokenizer) if not path.exists()), None):
         raise InputError(f"judge offline: {missing} is missing; install the package again: {hint} --force-reinstall")
-    identity = {"package": PACKAGE, "version": PACKAGE_VERSION, "vectors": table.stem, "unit": "words"}
-    return Ruler(name=f"{PACKAGE} {PACKAGE_VERSION}", identity=identity, vectors=StaticVectors(table, tokenizer))
+    thresholds = dict(zip(READING_LENGTHS, _THRESHOLDS, strict=True))
+    identity = {"package": PACKAGE, "version": PACKAGE_VERSION, "vectors": table.stem}
+    return Ruler(
+        name=f"{PACKAGE} {PACKAGE_VERSION}",
+        identity=identity | _identity(thresholds),
+        read=StaticVectors(table, tokenizer),
+        thresholds=thresholds,
+        foreign=not_english,
+    )
+
+
+def embedder_ruler(embedder: Embedder) -> Ruler:
+    """The ruler that an embedder makes: its thresholds are measured here, on pairs of texts of known subjects.
+
+    Raises:
+      InputError: the embedder failed, or does not tell the subjects apart.
+    """
+    thresholds = measured_thresholds(_Embedded(embedder), embedder.label)
+    identity = {"embedder": embedder.label} | _identity(thresholds)
+    return Ruler(name=embedder.label, identity=identity, read=_Embedded(embedder), thresholds=thresholds)
+
+
+def _identity(thresholds: Mapping[int, float]) -> dict[str, Any]:
+    return {"unit": "words", "thresholds": {str(words): value for words, value in thresholds.items()}}
+
+
+def measured_thresholds(read: Callable[[Sequence[str], Sequence[int]], np.ndarray], name: str) -> dict[int, float]:
+    """The similarity that `ALIKE_BY_CHANCE` of the pairs of unrelated subjects pass, at each reading length.
+
+    Raises:
+      InputError: texts of one subject are no more alike than others.
+    """
+    plain = Ruler(name=name, identity={}, read=read, thresholds={})
+    thresholds = {}
+    for words in READING_LENGTHS:
+        pairs = calibration_pairs(words)["en"]
+        unit = plain.embed(pairs.texts, words)
+        same, unrelated = ((unit[a] * unit[b]).sum(axis=1) for a, b in (pairs.same.T, pairs.unrelated.T))
+        thresholds[words] = round(float(np.quantile(unrelated, 1 - ALIKE_BY_CHANCE)), 4)
+    if not np.median(same) > thresholds[READING_LENGTHS[-1]]:
+        raise InputError(f"embedder {name}: texts of one subject are no more alike than those of unrelated ones")
+    return thresholds
+
+
+def refusal(ruler: Ruler, texts: Sequence[str]) -> str:
+    """Why the vectors of these texts say nothing about them; empty where they do.
+
+    Vectors of what an embedder cannot read hardly differ: the halves of two texts are then as alike as the two halves
+    of one, and alike enough to count as one subject. Texts of one subject, copies and templates do not look so: there
+    the first half of a text is like the first halves of the others, and unlike their second halves.
+    """
+    different = list(dict.fromkeys(texts))[: 4 * _CHECKED_TEXTS]
+    counts = np.array([count_words(first_words(text, READING_LENGTHS[-1])) for text in different] or [0])
+    fitting = [length for length in READING_LENGTHS if (counts >= 2 * length).sum() >= _FEWEST_CHECKED]
+    if not fitting:
+        return ""
+    words = next((n for n in reversed(fitting) if (counts >= 2 * n).mean() >= 0.5), fitting[0])
+    chosen = [text for text, count in zip(different, counts, strict=True) if count >= 2 * words][:_CHECKED_TEXTS]
+    first = ruler.embed(chosen, words)
+    second = ruler.embed([text[len(first_words(text, words)) :] for text in chosen], words)
+    similar = first @ second.T
+    own, other = np.diag(similar), similar[~np.eye(len(chosen), dtype=bool)]
+    auc = float((np.searchsorted(np.sort(other), own) / len(other)).mean())
+    if np.median(other) <= ruler.thresholds[words] or auc >= _LEAST_AUC:
+        return ""
+    alike = f"are as alike ({np.median(other):.2f}) as the two halves of one ({np.median(own):.2f})"
+    return f"its texts hardly differ: the halves of two of them {alike}"

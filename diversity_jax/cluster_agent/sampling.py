@@ -91,6 +91,13 @@ class GroupingSampler:
         self._seen.update(sample.document for sample in planned.samples if sample.document != FOREIGN)
         return planned
 
+    async def first_texts(self) -> list[str]:
+        """Texts of the first chunk, before any grouping is planned: all of a corpus or a random part of it."""
+        async with self._lock:
+            if self._chunk < 0:
+                await self._take_next_chunk()
+            return [text for _, text in self._pool]
+
     async def close(self) -> None:
         """Waits for a draw that is no longer needed."""
         self._stop_preparing = True

@@ -11,6 +11,7 @@ from typing import IO, Any, ParamSpec, TypeVar
 from diversity_jax.cluster_agent.config import AgentConfig
 from diversity_jax.cluster_agent.corpus_scorer import CorpusScorer, ScoringProgress, judge_settings_hash
 from diversity_jax.cluster_agent.criteria import Criteria, ProposedCriteria, propose_criteria
+from diversity_jax.cluster_agent.embedding_judge import adapted
 from diversity_jax.cluster_agent.sampling import GroupingSampler
 from diversity_jax.cluster_agent.scorecard import Scorecard
 from diversity_jax.cluster_agent.sequential_test import precise_enough
@@ -64,6 +65,7 @@ async def score_corpus_async(
     Raises:
       InputError: the corpus is too small, or the judge gave nothing usable.
     """
+    config = adapted(judge, config)
     sampler = sampler or GroupingSampler(corpus, config).start()
     if proposed is None:
         judge.expect(config.forecast_calls())
@@ -91,6 +93,7 @@ async def score_corpora_async(
 
     The first scorecard carries the calls of the proposals.
     """
+    config = adapted(judge, config)
     further = config.forecast_calls(with_criteria=True)
     judge.expect(config.forecast_calls() + further * (len(corpora) - 1))
     # While a corpus is judged, the first groupings of the next one are drawn.

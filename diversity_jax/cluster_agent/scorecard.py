@@ -28,7 +28,17 @@ _KINDS: dict[str, type | tuple[type, ...]] = {
 }
 """Kinds of a scorecard's other fields in JSON."""
 # Fields that a file leaves out where they are None: earlier versions knew none of them.
-_LEFT_OUT = ("verdict", "consistency", "drift", "checks", "look", "baseline")
+_LEFT_OUT = (
+    "verdict",
+    "consistency",
+    "drift",
+    "checks",
+    "look",
+    "reading_words",
+    "ruler_identity",
+    "series_at_length",
+    "baseline",
+)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -69,6 +79,11 @@ class Scorecard:
       checks: of partitions, by name: position, length and cluster_counts, as `examination.evidence_of`; None likewise.
       look: (taken, planned) where it was scored in looks and stopped at a decision; comparisons then spend no more of
         the error than that look may (see `sequential_test`). None: its size was fixed beforehand.
+      reading_words: words read of each document, by an embedding judge; None for other judges.
+      ruler_identity: what such a judge's figures depend on: package and version of the vectors, or embedder, and the
+        thresholds by number of words.
+      series_at_length: the same groupings read at fewer words: by that number, `pairs` of samples that are alike, and
+        `paths`, how many two of those pairs have a sample in common; one number a grouping.
       baseline: the corpus's baseline metrics as JSON, where they were measured in the same run; None leaves the field
         out of the file.
     """
@@ -107,6 +122,9 @@ class Scorecard:
     drift: Mapping[str, Any] | None = None
     checks: Mapping[str, Any] | None = None
     look: tuple[int, int] | None = None
+    reading_words: int | None = None
+    ruler_identity: Mapping[str, Any] | None = None
+    series_at_length: Mapping[str, Mapping[str, Sequence[int]]] | None = None
     baseline: Mapping[str, Any] | None = None
 
     def to_json(self) -> dict[str, Any]:
@@ -124,6 +142,25 @@ class Scorecard:
         scores of earlier versions, which have no triples and are compared as they were.
         """
         return None if self.series.triples is None else self.corpus["documents"]
+
+    def series_at(self, words: int | None) -> Groupings:
+        """The groupings as they are at a smaller reading length; `series` itself at its own, and for other judges.
+
+        Raises:
+          InputError: this length was not read.
+        """
+        if words == self.reading_words:
+            return self.series
+        try:
+            at = (self.series_at_length or {})[str(words)]
+            pairs, paths = np.asarray(at["pairs"], int), np.asarray(at["paths"], int)
+            # A triple of one cluster holds three paths of two pairs each.
+            triples = np.diff(np.round(np.cumsum(paths) / 3).astype(int), prepend=0)
+            columns = {name: getattr(self.series, name) for name in ("criteria_set", "clusters", "kept")}
+            k = self.series.samples_per_grouping
+            return Groupings(samples_per_grouping=k, pairs=pairs, triples=triples, **columns)
+        except (KeyError, TypeError, ValueError):
+            raise InputError(f"scorecard of {self.corpus['name']}: holds no groupings at {words} words") from None
 
     @functools.cached_property
     def content_hash(self) -> str:
@@ -190,6 +227,14 @@ class Scorecard:
             numbers = np.round(self.series.kept[some] / numbers, 3)
         values, counts = np.unique(numbers, return_counts=True)
         return {"values": values.tolist(), "counts": counts.tolist()}
+
+
+def at_common_length(a: Scorecard, b: Scorecard) -> tuple[Groupings, Groupings]:
+    """The groupings of two scorecards that may be compared: read at the smaller of their reading lengths."""
+    if a.reading_words is None or b.reading_words is None:
+        return a.series, b.series
+    words = min(a.reading_words, b.reading_words)
+    return a.series_at(words), b.series_at(words)
 
 
 def _check(value: Mapping[str, Any], where: str) -> None:

@@ -9,6 +9,7 @@ import os
 from diversity_jax.cluster_agent.compare import compare
 from diversity_jax.cluster_agent.config import AgentConfig
 from diversity_jax.cluster_agent.corpus_scorer import CorpusScorer, ScoringProgress
+from diversity_jax.cluster_agent.embedding_judge import adapted
 from diversity_jax.cluster_agent.score import blocking, propose_or_raise, writing_lines
 from diversity_jax.cluster_agent.scorecard import Scorecard
 from diversity_jax.cluster_agent.sequential_test import LOOKS, Comparison
@@ -38,6 +39,7 @@ async def score_in_looks_async(
     Raises:
       InputError: as `score_corpora`.
     """
+    config = adapted(judge, config)
     further = config.forecast_calls(with_criteria=True)
     judge.expect(config.forecast_calls() + further * (len(corpora) - 1))
     proposed = await propose_or_raise(list(corpora.values()), judge, config)

@@ -104,6 +104,7 @@ class Task:
       criteria_count: how many metadata and how many metrics are wanted (k).
       reasoning_words: longest reasoning asked for, in words.
       temperature, max_output_tokens, schema_limits: decoding settings of language models.
+      reading_words: words that an embedding judge reads of each sample; None for all that it can.
       samples: shown texts (propose, cluster, verify).
       proposals: name and every definition given to it (summarize stages).
       criteria: what to group by (define: without guidance yet; cluster, verify).
@@ -119,6 +120,7 @@ class Task:
     temperature: float = 0.0
     max_output_tokens: int = 4096
     schema_limits: bool = False
+    reading_words: int | None = None
     samples: tuple[Sample, ...] = ()
     proposals: tuple[tuple[str, tuple[str, ...]], ...] = ()
     criteria: CriteriaSet = CriteriaSet()

@@ -70,6 +70,8 @@ class Evidence:
       collision: T; None where no grouping was usable.
       relative_half_width: of the interval of the figure; None where only a bound is known.
       consistency, drift, checks: as on the scorecard.
+      by_ruler: whether an embedding judge read. It is shown no canaries: it puts copies together by construction, and
+        finds two texts alike or not in any company.
       exam: verdict of an exam that the same judge took; None where none is at hand.
     """
 
@@ -82,6 +84,7 @@ class Evidence:
     drift: Mapping[str, Any] | None = None
     checks: Mapping[str, Any] = field(default_factory=dict)
     exam: Verdict | None = None
+    by_ruler: bool = False
 
 
 _Finding = tuple[Fitness, str]
@@ -125,6 +128,8 @@ def _drops(evidence: Evidence) -> Iterator[_Finding]:
 
 def _canaries(evidence: Evidence) -> Iterator[_Finding]:
     rates, theta = evidence.rates, evidence.collision
+    if not rates.shown and evidence.by_ruler:
+        return
     if not rates.shown:
         yield "doubtful", "no canaries were shown, so nothing is known of this judge's mistakes"
         return

@@ -5,6 +5,7 @@ from diversity_jax.embedders.embedder import (
     LlamaEmbedder,
     OpenAIEmbedder,
     SentenceTransformer,
+    check_embedder,
     open_embedder,
     vocabulary_of,
 )
@@ -14,6 +15,7 @@ __all__ = [
     "LlamaEmbedder",
     "OpenAIEmbedder",
     "SentenceTransformer",
+    "check_embedder",
     "open_embedder",
     "vocabulary_of",
 ]

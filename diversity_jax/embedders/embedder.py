@@ -32,6 +32,19 @@ class Embedder(Protocol):
         """float32 [documents, D]; a document without content may be zero."""
 
 
+def check_embedder(name: str, *, base_url: str | None = None) -> None:
+    """Refuses a name that is no embedder's, and a missing key, before anything is read.
+
+    Raises:
+      InputError: as said.
+    """
+    kind, _, model = name.partition(":")
+    if kind not in ("st", "openai", "llama") or not model:
+        raise InputError(f"embedder {name}: expected st:NAME_OR_PATH, openai:MODEL or llama:FOLDER")
+    if kind == "openai" and base_url is None and not os.environ.get("OPENAI_API_KEY"):
+        raise InputError(f"embedder {name}: OPENAI_API_KEY is not set, and no base_url names a server of your own")
+
+
 def open_embedder(
     name: str,
     *,
@@ -51,16 +64,15 @@ def open_embedder(
     Raises:
       InputError: another kind, or a model that cannot be opened.
     """
+    check_embedder(name, base_url=base_url)
     kind, _, model = name.partition(":")
-    if kind == "st" and model:
+    if kind == "st":
         return SentenceTransformer(model)
-    if kind == "openai" and model:
+    if kind == "openai":
         limits: dict[str, Any] = {"dollars_per_million_tokens": dollars_per_million_tokens, "max_dollars": max_dollars}
         return OpenAIEmbedder(model, base_url=base_url, cache=cache, **limits)
-    if kind == "llama" and model:
-        tokenizer = load_tokenizer(vocabulary_of(model, vocabulary))
-        return LlamaEmbedder(model, tokenizer.encode_batch, context_tokens=context_tokens)
-    raise InputError(f"embedder {name}: expected st:NAME_OR_PATH, openai:MODEL or llama:FOLDER")
+    tokenizer = load_tokenizer(vocabulary_of(model, vocabulary))
+    return LlamaEmbedder(model, tokenizer.encode_batch, context_tokens=context_tokens)
 
 
 def vocabulary_of(folder: str, asked: str | None) -> str:
@@ -127,10 +139,7 @@ class OpenAIEmbedder:
     ):
         import openai
 
-        if base_url is None and not os.environ.get("OPENAI_API_KEY"):
-            raise InputError(
-                f"embedder openai:{model}: OPENAI_API_KEY is not set, and no base_url names a server of your own"
-            )
+        check_embedder(f"openai:{model}", base_url=base_url)
         key = os.environ.get("OPENAI_API_KEY") or "none"
         self._client = openai.OpenAI(base_url=base_url, api_key=key, max_retries=5, timeout=timeout_seconds)
         self._model, self._cache, self._batch, self._in_flight = model, cache, batch, in_flight

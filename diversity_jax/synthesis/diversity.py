@@ -1,8 +1,8 @@
 """Clusters of the documents written so far: by their words, without a model, or by the cluster-agent's judge.
 
-By words: the offline judge's space and threshold, fitted to the first documents. A document joins the nearest cluster
-whose mean lies within the threshold, or begins one of its own, so that every document has a number. It is a baseline
-that sees subjects as far as words show them.
+By words: the vectors and the threshold of the offline judge. A document joins the cluster whose members are the most
+alike it, or begins one of its own, so that every document has a number. It is a baseline that sees subjects as far as
+words show them, in English.
 
 By a judge: groupings of documents, half of one arm and half of the collection, under criteria proposed from the first
 round.
@@ -23,13 +23,13 @@ from diversity_jax.cluster_agent import (
     AgentConfig,
     Criteria,
     Judge,
-    OfflineJudge,
-    judge_kind,
     open_judge,
     propose_criteria,
 )
 from diversity_jax.cluster_agent.canaries import plant
 from diversity_jax.cluster_agent.cluster import JudgedGrouping, judge_grouping
+from diversity_jax.cluster_agent.embedding_judge import adapted
+from diversity_jax.cluster_agent.ruler import default_ruler
 from diversity_jax.cluster_agent.sampling import PlannedGrouping
 from diversity_jax.cluster_agent.text_cleaning import child_seed, clean_text, random_ids
 from diversity_jax.cluster_agent.types import Sample, entered
@@ -37,61 +37,51 @@ from diversity_jax.core.files import content_hash
 from diversity_jax.synthesis.config import SynthesisConfig
 from diversity_jax.synthesis.steering import Evidence
 
-_FEWEST_TO_FIT = 50
-_FITTED_TO = 2000
 _FEWEST_GROUPINGS = 4
 _FEWEST_CROWDED = 10  # documents of a cluster, fewer of which never are too many
 
 
 class WordClusters:
-    """Clusters by words.
-
-    The space is fitted again whenever there are twice as many documents, up to 2,000, and all are assigned anew: a
-    space fitted to the first hundred alone separates documents that later ones show to belong together.
+    """Clusters by the vectors of words.
 
     Attributes:
-      labels: cluster of every document so far; -1 where there are too few documents to tell.
-      fitted_to: number of documents that the space was fitted to.
+      labels: cluster of every document so far.
+      unread: how many of them the ruler cannot read, because they are not in English; each is a cluster of its own.
     """
 
-    def __init__(self, *, seed: int):
-        self._seed = seed
-        self._judge: OfflineJudge | None = None
-        self._texts: list[str] = []  # until the last fit
-        self._sums, self._count = np.zeros((0, 0), np.float32), 0
-        self.fitted_to = 0
+    def __init__(self) -> None:
+        self._ruler = default_ruler()
+        self._words = 0  # read of each document: what most of the first ones have
+        self._sums, self._sizes = np.zeros((256, 0), np.float32), np.zeros(256)
         self.labels: list[int] = []
+        self.unread = 0
 
     def extend(self, texts: Sequence[str]) -> None:
-        """Takes documents in, in order. Equal texts that come in equal parts get equal labels."""
-        if self.fitted_to < _FITTED_TO:
-            self._texts += texts
-            if len(self._texts) >= max(_FEWEST_TO_FIT, 2 * self.fitted_to):
-                self._judge = OfflineJudge(self._texts[:_FITTED_TO], seed=self._seed)
-                self.fitted_to = len(self._texts)
-                self._sums, self._count = np.zeros((0, 0), np.float32), 0
-                self.labels, texts = [], self._texts
-            if self.fitted_to >= _FITTED_TO:
-                self._texts = []
-        judge = self._judge
-        self.labels += [-1] * len(texts) if judge is None else [self._join(judge.embed(text), judge) for text in texts]
+        """Takes documents in, in order."""
+        if not texts:
+            return
+        self._words = self._words or self._ruler.reading_length(texts)
+        vectors = self._ruler.embed(texts, self._words)
+        self.unread += int((~vectors.any(axis=1)).sum())
+        self.labels += [self._join(vector) for vector in vectors]
 
-    def _join(self, vector: np.ndarray, judge: OfflineJudge) -> int:
-        """The cluster of a unit vector, a new one where none is near; the cluster's sum moves."""
-        if not self._sums.size:
-            self._sums = np.zeros((256, len(vector)), np.float32)
-        if self._count:
-            sums = self._sums[: self._count]
-            similar = sums @ vector / np.linalg.norm(sums, axis=1).clip(1e-6)
+    def _join(self, vector: np.ndarray) -> int:
+        """The cluster whose members are the most alike a unit vector on average, a new one where none is alike."""
+        count = int((self._sizes > 0).sum())
+        if count:
+            similar = self._sums[:count] @ vector / self._sizes[:count]
             best = int(similar.argmax())
-            if 1 - similar[best] <= judge.threshold:
+            if similar[best] > self._ruler.thresholds[self._words]:
                 self._sums[best] += vector
+                self._sizes[best] += 1
                 return best
-        if self._count == len(self._sums):
+        if not self._sums.size:
+            self._sums = np.zeros((len(self._sizes), len(vector)), np.float32)
+        if count == len(self._sums):
             self._sums = np.concatenate([self._sums, np.zeros_like(self._sums)])
-        self._sums[self._count] = vector
-        self._count += 1
-        return self._count - 1
+            self._sizes = np.concatenate([self._sizes, np.zeros_like(self._sizes)])
+        self._sums[count], self._sizes[count] = vector, 1
+        return count
 
 
 class JudgedClusters:
@@ -221,11 +211,7 @@ async def open_clusters(
     Raises:
       InputError: an unknown judge, a missing key, or no criteria.
     """
-    kind = judge_kind(config.judge)
-    if kind.fit:
-        judge = kind.fit(list(texts), config.seed)
-    else:
-        settings = dataclasses.replace(config, engine=dataclasses.replace(config.engine, progress="off"))
-        judge = await stack.enter_async_context(entered(open_judge(settings, (), Path(config.cache_path))))
+    settings = dataclasses.replace(config, engine=dataclasses.replace(config.engine, progress="off"))
+    judge = await stack.enter_async_context(entered(open_judge(settings, (), Path(config.cache_path))))
     proposed = await propose_criteria([_Texts(texts)], judge, config.agent)
-    return JudgedClusters(judge, proposed.criteria, config.agent)
+    return JudgedClusters(judge, proposed.criteria, adapted(judge, config.agent))

@@ -29,6 +29,7 @@ _TOPICS_PER_PARENT = 4  # requested below one topic
 _PARENT_CANDIDATES = 4  # thin clusters searched for parents, per new topic
 # A topic is covered when this share of its documents, of which there are so many at least, lies in crowded clusters.
 _COVERED_SHARE, _COVERED_DOCUMENTS = 0.8, 3
+_MOST_UNREAD = 0.05  # share of documents that are not in English
 
 
 class Feedback:
@@ -49,7 +50,7 @@ class Feedback:
         self._arms = material.arms
         self._is_steered = bool(config.steering.arms)
         self._steering = Steering(list(self._arms), config.steering, seed=config.seed)
-        self._clusters = WordClusters(seed=config.seed)
+        self._clusters = WordClusters()
         self._judged: JudgedClusters | None = None
         self._texts: list[str] = []  # of all documents, where a judge measures
         self._first_texts = (
@@ -58,12 +59,12 @@ class Feedback:
         self._finished: set[str] = set()  # arms whose grid is done
         self._document_arms: list[int] = []  # number of the arm of every document measured
         self._document_topics: list[int] = []  # number of the topic of every document measured
-        self._ends: list[int] = []  # documents measured after each round
         self._arm_numbers = {name: number for number, name in enumerate(self._arms)}
         self._topic_numbers = {topic.slash_path: number for number, topic in enumerate(material.topics)}
         self._covered: set[int] = set()
         self._documents: Counter[str] = Counter()
         self._dollars: defaultdict[str, float] = defaultdict(float)
+        self._warned = False
         self.avoid: list[str] = []
 
     async def restore(self, store: Store) -> None:
@@ -72,9 +73,8 @@ class Feedback:
             self._add_topics(Topic(tuple(new["path"]), tuple(new["keywords"])) for new in summary["new_topics"])
             self._count(summary["arm_documents"], summary["dollars_by_arm"])
             self._steering.restore([Verdict(**verdict) for verdict in summary["verdicts"]], summary["gains"])
-        for number, documents in itertools.groupby(store.documents(), key=lambda document: document["round"]):
-            await self._measure(list(documents), number)
-        self._end_rounds(len(store.rounds))
+        for _, documents in itertools.groupby(store.documents(), key=lambda document: document["round"]):
+            await self._measure(list(documents))
         self._update_avoided()
 
     def shares(self, round_number: int) -> dict[str, float]:
@@ -119,8 +119,7 @@ class Feedback:
         """
         counts = Counter(document["arm"] for document in result.documents)
         self._count(counts, result.dollars)
-        fitted_before = self._clusters.fitted_to
-        await self._measure(result.documents, number)
+        await self._measure(result.documents)
         verdicts = await self._look(number) if self._is_steered else []
         for verdict in verdicts:
             if verdict.stopped:
@@ -134,7 +133,7 @@ class Feedback:
             for offset in range(len(topics))
             for arm in self._steering.live
         ]
-        labels = self._known_labels()
+        labels = np.array(self._clusters.labels, np.int64)
         return cells, {
             "arm_documents": dict(counts),
             "verdicts": [dataclasses.asdict(verdict) for verdict in verdicts],
@@ -143,8 +142,6 @@ class Feedback:
             "shares": self.shares(number + 1) if self._steering.live else {},
             "effective_clusters": effective_clusters(labels),
             "measured": len(labels),
-            # After a new fit the clusters are others, so earlier rounds are measured again by them.
-            "curve": self._curve() if self._clusters.fitted_to != fitted_before else None,
             "avoid": self.avoid,
             "topics_covered": len(self._covered),
             "new_topics": [{"path": list(topic.path), "keywords": list(topic.keywords)} for topic in topics],
@@ -157,31 +154,17 @@ class Feedback:
         outcomes = sum(result.outcomes.values(), Counter[str]())
         flaws = (f"{count} {reason}" for reason, count in outcomes.most_common() if reason != "accepted")
         parts = [f"{len(result.documents)} documents ({documents:,} in all)", f"${result.paid:.4f}", *flaws]
-        if len(labels := self._known_labels()):
-            parts.append(f"{effective_clusters(labels):.3g} effective clusters by words")
+        if self._clusters.labels:
+            parts.append(f"{effective_clusters(np.array(self._clusters.labels)):.3g} effective clusters by words")
         return ", ".join(parts)
-
-    def _known_labels(self, end: int | None = None) -> np.ndarray:
-        """Clusters of the first `end` documents, without those that are in none yet."""
-        labels = np.array(self._clusters.labels[:end], np.int64)
-        return labels[labels >= 0]
 
     def _count(self, documents: Mapping[str, int], dollars: Mapping[str, float]) -> None:
         self._documents.update(documents)
         for arm, spent in dollars.items():
             self._dollars[arm] += spent
 
-    def _curve(self) -> list[float]:
-        """Effective clusters after every round so far, all by the present clusters."""
-        return [effective_clusters(self._known_labels(end)) for end in self._ends]
-
-    def _end_rounds(self, number: int) -> None:
-        """Notes that rounds before `number` are measured; those without documents end where the one before did."""
-        self._ends += [len(self._document_arms)] * (number - len(self._ends))
-
-    async def _measure(self, documents: Sequence[Mapping[str, Any]], number: int) -> None:
+    async def _measure(self, documents: Sequence[Mapping[str, Any]]) -> None:
         """Assigns a round's documents to clusters."""
-        self._end_rounds(number)
         if not self._is_steered:
             documents = documents[:: max(1, len(documents) // _MEASURED_UNSTEERED)]
         texts = ["\n".join(passage["text"] for passage in document["passages"]) for document in documents]
@@ -191,7 +174,6 @@ class Feedback:
             self._texts += [text[: self._config.agent.max_characters] for text in texts]
             self._first_texts = self._first_texts or len(self._texts)
         await asyncio.to_thread(self._clusters.extend, texts)
-        self._end_rounds(number + 1)
 
     async def _look(self, number: int) -> list[Verdict]:
         labels, arms, live = (
@@ -199,7 +181,7 @@ class Feedback:
             np.array(self._document_arms),
             self._steering.live,
         )
-        if not len(labels) or (labels < 0).any():
+        if not len(labels) or not self._can_read():
             return []
         added = max(1, self._config.grid.documents_per_round // max(1, len(live)))
         prices, evidence = self.dollars_each(), {}
@@ -212,6 +194,20 @@ class Feedback:
             elif judged := await self._judge(arm, np.flatnonzero(is_arm), prices[arm], number):
                 evidence[arm] = judged
         return self._steering.look(evidence, added)
+
+    def _can_read(self) -> bool:
+        """Whether clusters by words say anything of these documents; where they do not, a warning, once."""
+        unread = self._clusters.unread / len(self._clusters.labels)
+        if self._config.steering.metric != "words" or unread <= _MOST_UNREAD:
+            return True
+        if not self._warned:
+            _logger.warning(
+                "steering.metric=words reads English, and %.0f %% of the documents are not: nothing is steered; "
+                "set steering.metric=judge",
+                100 * unread,
+            )
+        self._warned = True
+        return False
 
     async def _judge(self, arm: str, documents: np.ndarray, dollars: float, number: int) -> Evidence | None:
         config = self._config

@@ -14,7 +14,7 @@ import sys
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from diversity_jax.cluster_agent import AgentConfig, OfflineJudge, score_corpora, score_until_decided
+from diversity_jax.cluster_agent import AgentConfig, EmbeddingJudge, score_corpora, score_until_decided
 from diversity_jax.cluster_agent.text_cleaning import clean_text
 from diversity_jax.corpus import open_corpus
 from tests.simulated_corpus import LabelJudge
@@ -29,7 +29,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     flags = parser.parse_args()
     corpora = [open_corpus(path) for path in flags.corpora]
-    judges = [OfflineJudge.fit(corpora, seed=flags.seed)]
+    judges = [EmbeddingJudge()]
     if flags.labels:
         shown = AgentConfig().max_characters
         labels = {}

@@ -1,0 +1,258 @@
+"""A judge without a language model: texts are alike where their vectors are, by a ruler that no corpus changes.
+
+The figure it estimates is the share of pairs of documents whose similarity passes the ruler's threshold at the reading
+length. Average linkage alone would make that depend on how many samples are shown: with more of them there are more
+ways to keep a pair apart. So the merges of a grouping stop where as many pairs are together as pass the threshold,
+between two merges at random with the odds that make the expected number exact. Copies merge first.
+"""
+
+import asyncio
+from collections import Counter, OrderedDict
+from collections.abc import Mapping, Sequence
+import dataclasses
+import functools
+from typing import Any
+import zlib
+
+import numpy as np
+
+from diversity_jax.cluster_agent.config import AgentConfig
+from diversity_jax.cluster_agent.criteria import Criteria
+from diversity_jax.cluster_agent.languages import is_small_word
+from diversity_jax.cluster_agent.ruler import READING_LENGTHS, Ruler, default_ruler, refusal
+from diversity_jax.cluster_agent.types import Cluster, CriteriaSet, Criterion, JudgeAnswer, Sample, Task
+from diversity_jax.core.errors import InputError
+from diversity_jax.core.words import first_words, words
+
+LABEL = "offline (no LLM)"
+VERSION = "embedding-1"
+
+_CACHE_BYTES = 128 << 20
+_TOLD_FOREIGN, _MOST_FOREIGN = 0.01, 0.05  # share of documents that a ruler cannot read: said, and refused
+_REMEDY = (
+    "take an embedder that tells them apart, such as judge=embedding:st:sentence-transformers/LaBSE "
+    "(pip install sentence-transformers) or judge=embedding:openai:text-embedding-3-small, or a language model"
+)
+_SHARED_WORDS = 5  # named in a reason
+_SUBJECT = Criterion(name="Subject", definition="What the words at the beginning of a text are about")
+# Of a ruler there is nothing to examine by asking: it has no criteria to draw, reads a pair alike in any company, puts
+# copies together by construction, and is no reader of orders. Its mistakes are its vectors' (docs/judges.md).
+_SETTINGS: Mapping[str, Any] = {
+    "verify": False,
+    "canary_share": 0.0,
+    "recheck_share": 0.0,
+    "criteria_sets": 1,
+    "correct_judge_error": False,
+    "control_variate": False,
+}
+
+
+class EmbeddingJudge:
+    """Groups texts by a ruler; deterministic, and the same for every corpus.
+
+    Attributes:
+      ruler: the vectors and thresholds it judges by.
+      criteria: what it groups by, always the same.
+    """
+
+    prompt_version = VERSION
+    criteria = Criteria(sets=(CriteriaSet(metadata=(_SUBJECT,)),), origin="judge")
+
+    def __init__(self, ruler: Ruler | None = None, *, label: str = LABEL):
+        self.ruler, self.label = ruler or default_ruler(), label
+        self._cache: OrderedDict[tuple[str, int], np.ndarray] = OrderedDict()
+        self._cached_bytes = 0
+
+    @property
+    def identity(self) -> Mapping[str, Any]:
+        """The ruler's."""
+        return self.ruler.identity
+
+    def expect(self, calls: int) -> None:
+        """Nothing to prepare."""
+
+    def read_corpus(self, name: str, texts: Sequence[str], asked: int | None) -> tuple[int, list[str]]:
+        """The number of words to read of each document of a corpus, and what has to be said of that.
+
+        Args:
+          texts: those of some or all of its documents.
+          asked: the number that the settings name; None for what most of the documents reach.
+
+        Raises:
+          InputError: the ruler cannot read these texts.
+        """
+        foreign = Counter(map(self.ruler.foreign, texts))
+        foreign.pop("", None)
+        shares = ", ".join(f"{what} {count / len(texts):.1%}" for what, count in foreign.most_common(3))
+        if foreign.total() > _MOST_FOREIGN * len(texts):
+            share = foreign.total() / len(texts)
+            what = f"{self.ruler.name} reads English, and {share:.0%} of the documents of {name} are not ({shares})"
+            raise InputError(f"judge {self.label}: {what}; {_REMEDY}")
+        if why := refusal(self.ruler, texts):
+            raise InputError(f"judge {self.label}: {self.ruler.name} cannot read {name}: {why}; {_REMEDY}")
+        remarks = []
+        if foreign.total() >= _TOLD_FOREIGN * len(texts):
+            remarks.append(f"not read by {self.ruler.name}: {shares}; these documents count as unlike all but copies")
+        length = asked or self.ruler.reading_length(texts)
+        if asked and asked > self.ruler.reading_length(texts):
+            remarks.append(f"more than a tenth of the documents have fewer than agent.reading_words={asked} words")
+        self._vectors(texts, length)
+        return length, remarks
+
+    async def ask(self, task: Task) -> JudgeAnswer:
+        """Answers any stage at once."""
+        if task.stage == "cluster_samples":
+            return JudgeAnswer(value=self._cluster_samples(task))
+        if task.stage == "verify_clusters":
+            return JudgeAnswer(value=self._verify_clusters(task))
+        return JudgeAnswer(value=self.criteria.sets[0].to_json())
+
+    def counts_at_lengths(self, texts: Sequence[str], words: int) -> dict[int, tuple[int, int]]:
+        """Of the pairs of one grouping at every reading length below `words`: how many are alike, and how many pairs of
+        those have a text in common.
+        """
+        vectors = self._vectors(texts, words)
+        counts = {}
+        for column, length in enumerate(READING_LENGTHS[: vectors.shape[1] - 1]):
+            alike = _similarities(vectors[:, column], texts) > self.ruler.thresholds[length]
+            degrees = alike.sum(axis=1) - 1
+            counts[length] = int(degrees.sum()) // 2, int((degrees * (degrees - 1) // 2).sum())
+        return counts
+
+    def _vectors(self, texts: Sequence[str], words: int) -> np.ndarray:
+        """float32 [n, lengths up to `words`, d], from the cache where they are in it."""
+        lengths = [length for length in READING_LENGTHS if length <= words]
+        missing = list({text: None for text in texts if (text, words) not in self._cache})
+        found = {text: self._cache[text, words] for text in texts if (text, words) in self._cache}
+        if missing:
+            for text, vectors in zip(missing, self.ruler.embed_at(missing, lengths), strict=True):
+                found[text] = self._cache[text, words] = vectors
+                self._cached_bytes += vectors.nbytes
+            while self._cached_bytes > _CACHE_BYTES:
+                self._cached_bytes -= self._cache.popitem(last=False)[1].nbytes
+        return np.stack([found[text] for text in texts])
+
+    def _cluster_samples(self, task: Task) -> Mapping[str, Any]:
+        words = task.reading_words or READING_LENGTHS[-1]
+        texts = [sample.text for sample in task.samples]
+        similarities = _similarities(self._vectors(texts, words)[:, -1], texts)
+        chance = zlib.crc32(" ".join(sample.sample_id for sample in task.samples).encode()) / 2**32
+        groups = partition(similarities, self.ruler.thresholds[words], chance)
+        clusters = [[task.samples[row] for row in rows] for rows in groups]
+        return {"clusters": [_described(number, members, words) for number, members in enumerate(clusters, 1)]}
+
+    def _verify_clusters(self, task: Task) -> Mapping[str, Any]:
+        """A sample is misplaced that is like no other of its cluster."""
+        words = task.reading_words or READING_LENGTHS[-1]
+        text_of = {sample.sample_id: sample.text for sample in task.samples}
+
+        def verdict(number: int, cluster: Cluster) -> dict[str, Any]:
+            texts = [text_of[sample_id] for sample_id in cluster.sample_ids]
+            alike = _similarities(self._vectors(texts, words)[:, -1], texts) > self.ruler.thresholds[words]
+            alone = np.flatnonzero(alike.sum(axis=1) < 2) if len(texts) > 1 else ()
+            misplaced = [cluster.sample_ids[row] for row in alone]
+            reason = f"like no other of the cluster: {', '.join(misplaced)}" if misplaced else ""
+            return {"cluster": number, "valid": int(not misplaced), "misplaced": misplaced, "reasoning": reason}
+
+        return {"validation": [verdict(number, cluster) for number, cluster in enumerate(task.clusters, 1)]}
+
+
+def _similarities(vectors: np.ndarray, texts: Sequence[str]) -> np.ndarray:
+    """Cosines [n, n] of unit vectors, 1 on the diagonal; of texts that cannot be read, 1 for copies and 0 otherwise."""
+    similarities = vectors @ vectors.T
+    for row in np.flatnonzero(~vectors.any(axis=1)):
+        similarities[row] = similarities[:, row] = [text == texts[int(row)] for text in texts]
+    np.fill_diagonal(similarities, 1.0)
+    return similarities
+
+
+def partition(similarities: np.ndarray, threshold: float, chance: float) -> list[list[int]]:
+    """Rows [n, n] in clusters, with as many pairs in one cluster as pass the threshold.
+
+    Clusters are merged by average linkage (Sokal and Michener 1958). Where the number of pairs lies between two merges,
+    the second is made with the probability that gives the right number on average.
+
+    Args:
+      chance: uniform in [0, 1), decides then.
+    """
+    from scipy.cluster.hierarchy import average
+
+    count = len(similarities)
+    upper = similarities[np.triu_indices(count, 1)]
+    wanted = int((upper > threshold).sum())
+    groups = {row: [row] for row in range(count)}
+    together = 0
+    for number, (first, second) in enumerate(average(1 - upper)[:, :2].astype(int)) if wanted else ():
+        added = len(groups[first]) * len(groups[second])
+        if together + chance * added >= wanted:
+            break
+        groups[count + number] = groups.pop(first) + groups.pop(second)
+        together += added
+    return sorted(sorted(rows) for rows in groups.values())
+
+
+def _described(number: int, members: Sequence[Sample], length: int) -> dict[str, Any]:
+    """A cluster of an answer, with the words that its texts share."""
+    reason = ""
+    if len(members) > 1:
+        counts = Counter(word for sample in members for word in _content_words(sample.text, length))
+        common = sorted((word for word, count in counts.items() if count > 1), key=lambda word: (-counts[word], word))
+        reason = f"share the words {', '.join(common[:_SHARED_WORDS])}" if common else "words of like meaning"
+    return {
+        "cluster": number,
+        "sample_ids": [sample.sample_id for sample in members],
+        "uniqueness_reasoning": reason,
+        "cluster_metadata": [],
+        "cluster_metrics": [],
+    }
+
+
+@functools.lru_cache(10_000)
+def _content_words(text: str, length: int) -> frozenset[str]:
+    return frozenset(word for word in words(first_words(text, length)) if len(word) > 2 and not is_small_word(word))
+
+
+def adapted(judge: Any, config: AgentConfig) -> AgentConfig:
+    """For an embedding judge, the settings without what only judges that err at random are examined by."""
+    if not isinstance(judge, EmbeddingJudge):
+        return config
+    return dataclasses.replace(config, **{name: _SETTINGS[name] for name in vars(config) if name in _SETTINGS})
+
+
+class CorpusReading:
+    """What an embedding judge reads of one corpus.
+
+    Attributes:
+      words: of each document; 0 before `choose`.
+      remarks: what has to be said of it on the scorecard.
+    """
+
+    def __init__(self, judge: EmbeddingJudge):
+        self._judge = judge
+        self._counts: dict[int, list[tuple[int, int]]] = {}
+        self.words = 0
+        self.remarks: list[str] = []
+
+    async def choose(self, name: str, texts: Sequence[str], config: AgentConfig) -> int:
+        """The number of words to read of each document, by texts of some or all of them.
+
+        Raises:
+          InputError: the ruler cannot read these texts.
+        """
+        read = self._judge.read_corpus
+        self.words, self.remarks = await asyncio.to_thread(read, name, texts, config.reading_words)
+        return self.words
+
+    def enter(self, texts: Sequence[str]) -> None:
+        """Counts pairs that are alike among the texts of one grouping, at every smaller length."""
+        for length, counts in self._judge.counts_at_lengths(texts, self.words).items():
+            self._counts.setdefault(length, []).append(counts)
+
+    def fields(self) -> dict[str, Any]:
+        """`reading_words`, `ruler_identity` and `series_at_length` of a scorecard."""
+        at_length = {
+            str(length): {"pairs": [pairs for pairs, _ in counts], "paths": [paths for _, paths in counts]}
+            for length, counts in self._counts.items()
+        }
+        identity = dict(self._judge.identity)
+        return {"reading_words": self.words, "ruler_identity": identity, "series_at_length": at_length}
