@@ -140,6 +140,8 @@ class GenerationRequest:
     answer: GeneratedText | None = None
     cancelled: bool = False
     failure: Exception | None = None
+    single_steps: int = 0  # calls that draw one token only, after a constraint refused what was drawn freely
+    refusals: int = 0  # in a row
 
     def fail(self, failure: Exception) -> None:
         """Ends it without an answer."""
@@ -169,10 +171,11 @@ class Generator:
 
         compiled = partial(jax.jit, donate_argnums=1)
         self._prefill = compiled(read, static_argnames="span_tokens")
-        options = ("span_tokens", "with_top")
-        self._score_prompt = compiled(partial(score_prompt, config, mesh, size), static_argnames=options)
+        scoring = partial(score_prompt, config, mesh, size)
+        self._score_prompt = compiled(scoring, static_argnames=("span_tokens", "with_top"))
         stop_ids = tuple(sorted(i for i in model.tokenizer.stop_ids if i < config.vocab_size))
-        self._decode = compiled(partial(decode_tokens, config, mesh, size, stop_ids, steps), static_argnames=options)
+        decoding = partial(decode_tokens, config, mesh, size, stop_ids)
+        self._decode = compiled(decoding, static_argnames=("steps", "span_tokens", "with_top"))
         sharding = NamedSharding(mesh, spec("batch", None, "kv_heads", None))
         self._empty_cache = jax.jit(partial(empty_cache, config, self.slots, self._capacity), out_shardings=sharding)
         self._cache: Cache | None = None
@@ -316,6 +319,8 @@ class Generator:
         settings = {name: np.full(self.slots, getattr(Sampling, name), dtype) for name, dtype in types.items()}
         settings["end_from"] = np.zeros(self.slots, np.int32)
         allowed = self._allowed()
+        # Tokens drawn ahead are wasted where constraints refuse them; where others run, nothing is saved by fewer.
+        single = bool(self._running) and all(request.single_steps for request in self._running.values())
         tokens, positions = np.zeros(self.slots, np.int32), np.zeros(self.slots, np.int32)
         for slot, request in self._running.items():
             tokens[slot] = (request.tokens or request.prompt)[-1]
@@ -326,9 +331,9 @@ class Generator:
             settings["end_from"][slot] = len(request.prompt) + request.sampling.min_tokens - 1
         with_top = any(request.sampling.top_logprobs for request in self._running.values())
         span = self._span(int(positions.max()) + self._steps)
-        out, self._cache = self._decode(
-            self.model.params, self._cache, tokens, positions, settings, allowed, span_tokens=span, with_top=with_top
-        )
+        arguments = self.model.params, self._cache, tokens, positions, settings, allowed
+        steps = 1 if single else self._steps
+        out, self._cache = self._decode(*arguments, steps=steps, span_tokens=span, with_top=with_top)
         return jax.device_get(out)
 
     def _allowed(self) -> np.ndarray | None:
@@ -347,16 +352,11 @@ class Generator:
         sampling, constraint = request.sampling, request.constraint
         tokens = out["tokens"].tolist()
         if constraint is not None:
-            # Only the first was drawn under the constraint. One drawn freely that it allows is the one that would have
-            # been drawn under it, from the same noise; unless a filter counts the ids that are not allowed.
-            tokens = tokens[: constraint.accept(tokens[:1] if sampling.filtered else tokens)]
-            if not tokens:
+            try:
+                tokens = _accepted(request, constraint, tokens)
+            except InputError as error:
                 del self._running[slot]
-                request.fail(
-                    InputError(
-                        "what the grammar asks for next cannot be written with this tokenizer, or only after min_tokens"
-                    )
-                )
+                request.fail(error)
                 return
         for step, token in enumerate(tokens):
             if np.isnan(out["logprobs"][step]):
@@ -390,6 +390,27 @@ class Generator:
             logprobs=tuple(request.logprobs),
         )
         del self._running[slot]
+
+
+def _accepted(request: GenerationRequest, constraint: TokenConstraint, tokens: list[int]) -> list[int]:
+    """The first of the tokens drawn, as many as a constraint allows.
+
+    Only the first was drawn under it. One drawn freely that it allows is the one that would have been drawn under it,
+    from the same noise; unless a filter counts the ids that are not allowed.
+
+    Raises:
+      InputError: none, so that the answer cannot go on.
+    """
+    drawn = tokens[:1] if request.sampling.filtered else tokens
+    accepted = drawn[: constraint.accept(drawn)]
+    if not accepted:
+        problem = "what the grammar asks for next cannot be written with this tokenizer, or only after min_tokens"
+        raise InputError(problem)
+    request.single_steps = max(0, request.single_steps - 1)
+    if len(tokens) > 1:
+        request.refusals = 0 if len(accepted) == len(tokens) else min(request.refusals + 1, 5)
+        request.single_steps = 2**request.refusals - 1
+    return accepted
 
 
 def _token_logprob(before: int, token: int, out: dict[str, np.ndarray], place: int, shown: int) -> TokenLogprob:

@@ -115,7 +115,6 @@ def decode_tokens(
     mesh: Mesh,
     vocabulary_size: int,
     stop_ids: tuple[int, ...],
-    steps: int,
     params: Params,
     cache: Cache,
     tokens_B: jax.Array,
@@ -123,6 +122,7 @@ def decode_tokens(
     settings: dict[str, jax.Array],
     allowed_BxW: jax.Array | None,
     *,
+    steps: int,
     span_tokens: int,
     with_top: bool,
 ) -> tuple[dict[str, Any], Cache]:

@@ -27,7 +27,7 @@ _LIMITS: dict[str, Any] = {
     "verbose_errors": False,  # they would quote the parser's state
 }
 # Models that indent can, and none can write white space without end.
-_JSON_OPTIONS = {"whitespace_flexible": True, "whitespace_pattern": r"[\x20\x0A\x0D\x09]{0,40}", "lenient": False}
+_JSON_OPTIONS = {"whitespace_flexible": True, "whitespace_pattern": r" |\r?\n[ \t]{0,20}", "lenient": False}
 
 # What several servers call the same thing: `response_format` is OpenAI's, `structured_outputs` and `guided_*` vLLM's,
 # `json_schema` and `grammar` llama.cpp's, `regex` and `ebnf` SGLang's.
@@ -175,16 +175,24 @@ class Constraint:
           InputError: the grammar became too complex, or this tokenizer cannot write what it asks for.
         """
         self._matcher.unsafe_compute_mask_ptr(bits_W.ctypes.data, bits_W.nbytes)
-        if self._matcher.is_error():
-            raise InputError(
-                f"the grammar cannot be followed further ({_line(self._matcher.get_error())}); simplify it"
-            )
+        self._check()
         if not bits_W.any():
             raise InputError("the grammar allows nothing that this model's tokenizer can write; change it")
 
     def accept(self, tokens: Sequence[int]) -> int:
-        """Takes the first tokens, as many as are allowed one after another; returns how many."""
-        return self._matcher.try_consume_tokens(list(tokens))
+        """Takes the first tokens, as many as are allowed one after another; returns how many.
+
+        Raises:
+          InputError: the grammar became too complex.
+        """
+        taken = self._matcher.try_consume_tokens(list(tokens))
+        self._check()
+        return taken
+
+    def _check(self) -> None:
+        if self._matcher.is_error():
+            reason = _line(self._matcher.get_error())
+            raise InputError(f"the grammar cannot be followed further ({reason}); simplify it")
 
     def copy(self) -> "Constraint":
         """Another answer at the same place."""
