@@ -17,6 +17,7 @@ import pytest
 
 from diversity_jax.model import LlamaConfig, init_params
 from diversity_jax.model.checkpoint_io.gguf import export_gguf
+from diversity_jax.model.convert import write_imported
 from tests.llama_cpp_server import serve_gguf
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -50,11 +51,8 @@ def train_tokenizer(path):
     return path
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    """Address of llama.cpp with random weights."""
-    pytest.importorskip("xllamacpp", reason="llama.cpp is not installed (extra llamacpp)")
-    folder = tmp_path_factory.mktemp("model")
+def random_model():
+    """Sizes and weights of a model that has learnt nothing."""
     config = LlamaConfig(
         vocab_size=VOCABULARY,
         hidden_size=32,
@@ -64,7 +62,15 @@ def server(tmp_path_factory):
         max_length=8192,
         initializer_range=0.1,
     )
-    params = jax.device_get(init_params(config, jax.random.key(0)))
+    return config, jax.device_get(init_params(config, jax.random.key(0)))
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    """Address of llama.cpp with random weights."""
+    pytest.importorskip("xllamacpp", reason="llama.cpp is not installed (extra llamacpp)")
+    folder = tmp_path_factory.mktemp("model")
+    config, params = random_model()
     tokenizer = train_tokenizer(folder / "tokenizer.json")
     path = export_gguf(config, params, folder / "tiny.gguf", tokenizer=tokenizer, end_of_text_id=0)
     with serve_gguf(path, context_tokens=8192, in_parallel=2) as address:
@@ -150,6 +156,28 @@ def test_all_six_stages_are_asked_and_answered_in_schema(whole):
     }
     for stage, answer in answers:
         assert keys.get(stage, "metadata") in json.loads(json.loads(answer))
+
+
+@pytest.mark.slow
+def test_our_own_server_enforces_the_schemas_of_a_run(corpus, tmp_path):
+    config, params = random_model()
+    write_imported(config, params, tmp_path / "model")
+    train_tokenizer(tmp_path / "model" / "tokenizer.json")
+    few = {"agent.groupings": 3, "agent.criteria_sets": 1, "agent.proposals": 1}
+    settings = {"model.checkpoint": tmp_path / "model", "name": "tiny", "port": 0, "slots": 2}
+    command = [sys.executable, "-m", "diversity_jax.serve", "--config", "configs/serve.py"]
+    command += [f"--config.{name}={value}" for name, value in settings.items()]
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
+    with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True) as server:
+        address = server.stdout.readline().partition(" on ")[2].removesuffix("/v1\n")
+        done = score(corpus, address, tmp_path / "run", **few)
+        server.terminate()
+    # Whether one of three random groupings names each sample once is luck; that all answers are in schema is not.
+    assert done.returncode == 0 or "was usable (malformed" in done.stderr
+    answers = ledger(tmp_path / "run", "SELECT stage, answer FROM answers")
+    assert {stage for stage, _ in answers} >= STAGES - {"verify_clusters"}
+    assert all(isinstance(json.loads(json.loads(answer)), dict) for _, answer in answers)
+    assert ledger(tmp_path / "run", "SELECT * FROM failures") == []
 
 
 @pytest.mark.slow
