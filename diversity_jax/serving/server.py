@@ -229,6 +229,8 @@ async def serve(service: Service, config: ServeConfig, *, ready: Callable[[int],
         keepalive_timeout=config.read_seconds,  # also the time in which the head of a request must arrive
         lingering_time=1.0,
     )
+    # Handlers log what they raise; this is about bytes that are no HTTP, of which a scanner sends thousands.
+    logging.getLogger("aiohttp.server").setLevel(logging.CRITICAL)
     await runner.setup()
     host, port = config.host, config.port
     try:

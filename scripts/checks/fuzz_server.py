@@ -34,14 +34,7 @@ from diversity_jax.serving.constraints import FIELDS
 from diversity_jax.serving.requests import NO_EFFECT, REFUSED, ChatBody, CompletionBody
 
 ROOT = Path(__file__).resolve().parents[2]
-SIZES = {
-    "vocab_size": 260,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_layers": 2,
-    "num_heads": 4,
-    "max_length": 256,
-}
+SIZES = {"vocab_size": 260, "hidden_size": 32, "intermediate_size": 48, "num_layers": 2, "num_heads": 4}
 PLAIN = {"model": "model", "prompt": "ab", "max_tokens": 3, "temperature": 0, "ignore_eos": True}
 CHAT = {"model": "model", "messages": [{"role": "user", "content": "x"}], "max_tokens": 3}
 PATHS = ("/v1/completions", "/v1/chat/completions", "/tokenize", "/detokenize")
@@ -61,7 +54,7 @@ BODIES = st.dictionaries(st.sampled_from(NAMES) | st.text(max_size=8), VALUES, m
 @contextlib.contextmanager
 def served(folder: Path) -> Iterator[tuple[int, psutil.Process]]:
     """Port and process of `python -m diversity_jax.serve`."""
-    config = LlamaConfig(**SIZES, vocab_size=260, max_length=256)
+    config = LlamaConfig(**SIZES, max_length=256)
     write_imported(config, jax.device_get(init_params(config, jax.random.key(0))), folder / "model")
     arguments = {"model.checkpoint": folder / "model", "model.tokenizer": "bytes", "port": 0, "slots": 8}
     command = [sys.executable, "-m", "diversity_jax.serve", "--config", "configs/serve.py"]
@@ -154,7 +147,16 @@ def by_schemathesis(watch: Watch, command: str, examples: int) -> int:
         "--generation-database",
         "none",
     ]
-    arguments += ["--phases", "examples,coverage,fuzzing", "--continue-on-failure", "--no-color", "--seed", "0"]
+    arguments += [
+        "--phases",
+        "examples,coverage,fuzzing",
+        "--request-timeout",
+        "300",
+        "--continue-on-failure",
+        "--no-color",
+        "--seed",
+        "0",
+    ]
     done = subprocess.run(arguments, capture_output=True, text=True, cwd=tempfile.gettempdir(), check=False)
     cases = re.search(r"([\d,]+) (?:test cases )?generated", done.stdout)
     if done.returncode:
