@@ -5,13 +5,13 @@ from hypothesis import strategies as st
 import pytest
 
 from diversity_jax.cluster_agent.canaries import (
-    FOREIGN_TEXTS,
     CanaryResult,
     canary_result,
     plant,
     with_controls,
     without_planted,
 )
+from diversity_jax.cluster_agent.foreign_texts import FOREIGN_TEXTS, foreign_text
 from diversity_jax.cluster_agent.partition import parse_partition, parse_validation
 from diversity_jax.cluster_agent.types import AnswerError, Cluster, Sample
 
@@ -199,7 +199,8 @@ def test_planting_adds_a_copy_and_a_foreign_text_and_taking_them_out_restores_th
     assert len(shown) == len(SAMPLES) + 2
     assert [sample for sample in shown if sample.sample_id in IDS] == list(SAMPLES)
     assert texts[canary.copy] == texts[canary.original]
-    assert texts[canary.foreign] in FOREIGN_TEXTS
+    assert canary.foreign not in IDS
+    assert texts[canary.foreign] not in [sample.text for sample in SAMPLES]
     right = clusters_of(*[[i, *(["c0"] if i == canary.original else [])] for i in IDS], ["f0"])
     assert canary_result(right, canary).passed
     assert without_planted(right, canary) == clusters_of(*[[i] for i in IDS])
@@ -218,13 +219,30 @@ def test_a_split_copy_and_a_foreign_text_merged_with_any_sample_are_seen():
     assert (with_another.merged, with_another.merged_with, with_another.passed) == (True, 2, False)
 
 
-def test_the_foreign_text_is_foreign_to_the_sample_it_is_compared_with():
+def test_the_foreign_text_shares_no_subject_with_the_samples():
     import random
 
-    bees = tuple(Sample(sample_id=f"b{i}", text=FOREIGN_TEXTS[9], document="b") for i in range(3))
+    bees = [FOREIGN_TEXTS["prose"][9]] * 3
     for seed in range(30):
-        shown, canary = plant(bees, ["c0", "f0"], random.Random(seed))
-        assert next(s.text for s in shown if s.sample_id == canary.foreign) != FOREIGN_TEXTS[9]
+        assert foreign_text(bees, random.Random(seed))[:60] != bees[0][:60]
+
+
+@pytest.mark.parametrize("form", ["question", "command", "headline", "steps", "code"])
+def test_the_foreign_text_has_the_form_of_the_samples(form):
+    import random
+
+    samples = list(FOREIGN_TEXTS[form][:4])
+    taken = foreign_text(samples, random.Random(0))
+    assert any(taken[:30] == text[:30] for text in FOREIGN_TEXTS[form])
+
+
+@pytest.mark.parametrize(("characters", "least", "most"), [(10, 20, 40), (90, 50, 90), (2000, 1700, 2000)])
+def test_the_foreign_text_is_as_long_as_the_samples_but_keeps_its_subject(characters, least, most):
+    import random
+
+    samples = [("the committee met again on the bridge. " * 60)[:characters] for _ in range(5)]
+    for seed in range(20):
+        assert least <= len(foreign_text(samples, random.Random(seed))) <= most
 
 
 @pytest.mark.parametrize("seed", range(12))

@@ -1,44 +1,31 @@
 """Planted samples whose right grouping is known: a copy of a shown sample, and a text that is foreign to it.
 
-The copy belongs with its original and the foreign text does not, whatever the criteria. A grouping that gets either
-wrong was not made by reading (a judge out of its depth, or a document that told it to split or to merge everything) and
-is discarded. Over all groupings the two rates measure the judge. Planted samples never enter a figure.
+The copy belongs with its original and the foreign text with none of the drawn samples, whatever the criteria. A
+grouping that gets either wrong was not made by reading (a judge out of its depth, or a document that told it to split
+or to merge everything) and is discarded. Over all groupings the rates measure the judge. Planted samples never enter a
+figure.
 
 A judge that merges two unrelated samples with probability a and splits two alike ones with probability b gives
 E[T] = theta (1 - b) + (1 - theta) a (docs/statistics.md, "The judge's own mistakes"). However diverse the corpus, T
 stays above a: nothing above 1 / a effective clusters can be told apart.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 import math
-from pathlib import Path
 import random
 from typing import Any
 
 from diversity_jax.cluster_agent.estimators import Groupings, collision
+from diversity_jax.cluster_agent.foreign_texts import foreign_text
 from diversity_jax.cluster_agent.text_cleaning import child_seed
 from diversity_jax.cluster_agent.types import Cluster, Sample
-from diversity_jax.core.files import read_json
 from diversity_jax.core.intervals import Estimate
-from diversity_jax.core.words import words
 
-_LETTERS_OF_A_WORD = 4  # at least, or function words would decide
-_LOOKED_AT_CHARACTERS = 600  # of a text, to choose what is foreign to it
 _LEAST_MISS = 0.05
 _WIDEST_CORRECTION = 2.0
 
 FOREIGN = "canary"  # the document that planted foreign texts are said to be from
-PLANTED_TEXTS: Mapping[str, Any] = read_json(Path(__file__).with_name("planted_texts.json"))
-# Subjects far apart, so that whatever a corpus is about at least one of them is foreign to it.
-FOREIGN_TEXTS: tuple[str, ...] = tuple(PLANTED_TEXTS["foreign"])
-
-
-def _longer_words(text: str) -> frozenset[str]:
-    return frozenset(word for word in words(text) if len(word) >= _LETTERS_OF_A_WORD and word.isalpha())
-
-
-_FOREIGN_WORDS = tuple(map(_longer_words, FOREIGN_TEXTS))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,16 +70,9 @@ class CanaryResult:
 
 
 def plant(samples: Sequence[Sample], ids: Sequence[str], generator: random.Random) -> tuple[tuple[Sample, ...], Canary]:
-    """`samples` with a copy of one of them and a foreign text inserted at random, under the two new `ids`.
-
-    The foreign text is the one that shares the fewest longer words with the copied sample, the first such after a
-    random start.
-    """
+    """`samples` with a copy of one of them and a foreign text inserted at random, under the two new `ids`."""
     original = samples[int(generator.random() * len(samples))]
-    start = int(generator.random() * len(FOREIGN_TEXTS))
-    shown_words = _longer_words(original.text[:_LOOKED_AT_CHARACTERS])
-    turned = [(start + turn) % len(FOREIGN_TEXTS) for turn in range(len(FOREIGN_TEXTS))]
-    foreign = FOREIGN_TEXTS[min(turned, key=lambda number: len(shown_words & _FOREIGN_WORDS[number]))]
+    foreign = foreign_text([sample.text for sample in samples], generator)
     shown = list(samples)
     copied = Sample(sample_id=ids[0], text=original.text, document=original.document)
     for planted in (copied, Sample(sample_id=ids[1], text=foreign, document=FOREIGN)):

@@ -11,11 +11,11 @@ import random
 from types import SimpleNamespace
 from typing import Any
 
-from diversity_jax.cluster_agent.canaries import PLANTED_TEXTS
 from diversity_jax.cluster_agent.cluster import JudgedGrouping
 from diversity_jax.cluster_agent.config import AgentConfig
 from diversity_jax.cluster_agent.corpus_scorer import CorpusScorer
 from diversity_jax.cluster_agent.estimators import effective_clusters
+from diversity_jax.cluster_agent.foreign_texts import PLANTED_TEXTS
 from diversity_jax.cluster_agent.groupings import Groupings
 from diversity_jax.cluster_agent.score import blocking, propose_or_raise
 from diversity_jax.cluster_agent.text_cleaning import child_seed
