@@ -43,7 +43,9 @@ class CanaryResult:
 
     Attributes:
       merged: whether the foreign text was put with any drawn sample; merged_with: with how many of `drawn`.
-      split: whether the copy was put apart from its original.
+      kept: whether verification left the foreign text with a drawn sample; None where it was not asked, or not merged.
+      split: whether the copy was put apart from its original; moved: and one of the two with other samples, which is a
+        sample put in the wrong place and not a grouping that was split as a whole.
       denied: whether verification called the cluster of the two invalid, or one of them misplaced; None without one.
       missed: whether it called a cluster valid that holds the foreign text; None likewise.
     """
@@ -52,6 +54,8 @@ class CanaryResult:
     split: bool
     merged_with: int = 0
     drawn: int = 1
+    kept: bool | None = None
+    moved: bool = False
     denied: bool | None = None
     missed: bool | None = None
 
@@ -92,14 +96,19 @@ def canary_result(clusters: Sequence[Cluster], canary: Canary) -> CanaryResult:
     drawn = cluster_of.keys() - planted
     merged_with = sum(cluster_of[sample_id] == cluster_of[canary.foreign] for sample_id in drawn)
     split = cluster_of[canary.original] != cluster_of[canary.copy]
-    return CanaryResult(merged=merged_with > 0, split=split, merged_with=merged_with, drawn=len(drawn))
+    moved = split and max(len(clusters[cluster_of[i]].sample_ids) for i in (canary.original, canary.copy)) > 1
+    return CanaryResult(
+        merged=merged_with > 0, split=split, merged_with=merged_with, drawn=len(drawn), moved=bool(moved)
+    )
 
 
-def without_planted(clusters: Sequence[Cluster], canary: Canary | None) -> tuple[Cluster, ...]:
-    """The partition of the drawn samples alone."""
+def without_planted(
+    clusters: Sequence[Cluster], canary: Canary | None, *, leave_foreign: bool = False
+) -> tuple[Cluster, ...]:
+    """The partition of the drawn samples alone; with `leave_foreign` of these and the foreign text."""
     if canary is None:
         return tuple(clusters)
-    planted = {canary.copy, canary.foreign}
+    planted = {canary.copy} if leave_foreign else {canary.copy, canary.foreign}
     left = [replace(c, sample_ids=tuple(i for i in c.sample_ids if i not in planted)) for c in clusters]
     return tuple(cluster for cluster in left if cluster.sample_ids)
 
@@ -133,7 +142,8 @@ class ErrorRates:
     Attributes:
       shown: groupings with a canary that were partitioned.
       merged: those whose foreign text lay with any drawn sample; merged_pairs: with how many samples, of drawn_pairs.
-      split: those whose copy lay apart from its original.
+      split: those whose copy lay apart from its original; moved: and one of the two with other samples.
+      asked: merged groupings whose clusters were verified; kept: those whose foreign text was left where it was.
       controls: groupings whose control clusters were checked; denied, missed: those whose valid one was called invalid,
         and whose invalid one valid.
     """
@@ -143,6 +153,9 @@ class ErrorRates:
     split: int
     merged_pairs: int | None = None
     drawn_pairs: int | None = None
+    moved: int = 0
+    asked: int = 0
+    kept: int = 0
     controls: int = 0
     denied: int = 0
     missed: int = 0
@@ -157,6 +170,9 @@ class ErrorRates:
             split=sum(result.split for result in results),
             merged_pairs=sum(result.merged_with for result in results),
             drawn_pairs=sum(result.drawn for result in results),
+            moved=sum(result.moved for result in results),
+            asked=sum(result.kept is not None for result in results),
+            kept=sum(bool(result.kept) for result in results),
             controls=len(checked),
             denied=sum(bool(result.denied) for result in checked),
             missed=sum(bool(result.missed) for result in checked),
@@ -164,7 +180,7 @@ class ErrorRates:
 
     def to_json(self) -> dict[str, Any]:
         """Counts, rates with exact 95 % intervals, and the ceiling of the score; None where nothing was shown."""
-        names = ("false_merge", "false_split", "denial", "miss", "pair_merge", "pair_split")
+        names = ("false_merge", "false_split", "misplacement", "denial", "miss", "pair_merge", "pair_split")
         rates = {name: getattr(self, name) for name in names}
         values = {name: rate and rate.to_json() for name, rate in rates.items()}
         return {**vars(self), **values, "ceiling": self.ceiling}
@@ -178,6 +194,26 @@ class ErrorRates:
     def false_split(self) -> Estimate | None:
         """Share of the groupings whose copy lay apart from its original."""
         return binomial(self.split, self.shown)
+
+    @property
+    def misplacement(self) -> Estimate | None:
+        """Share of the groupings whose copy or its original was put in the wrong place."""
+        return binomial(self.moved, self.shown)
+
+    @property
+    def passing(self) -> Estimate | None:
+        """Share of wrongly merged samples that verification lets pass; None where nothing was verified.
+
+        Where foreign texts were merged and verified, that of these. Otherwise the rate of misses, of which at least
+        `_LEAST_MISS` is taken: a cluster made up to be wrong is easier to refuse than one that a judge made.
+        """
+        if self.asked:
+            return binomial(self.kept, self.asked)
+        miss = self.miss
+        if miss is None:
+            return None
+        value, low, high = (max(part, _LEAST_MISS) for part in (miss.value, *miss.bounds))
+        return Estimate(value=value, low=low, high=high)
 
     @property
     def denial(self) -> Estimate | None:
@@ -194,9 +230,8 @@ class ErrorRates:
         """a, the chance that two unrelated samples are together in what T counts: put together by the partition, and
         kept together by verification where there is one.
 
-        Partition: the rate of merges times the mean share of the drawn samples that the foreign text then lay with, at
-        least one of them. Verification: the rate of misses, of which at least `_LEAST_MISS` is taken, since foreign
-        texts are easier to refuse than what a judge really mixes up.
+        The rate of merges, times the mean share of the drawn samples that the foreign text then lay with (one of them
+        where it never did), times the share that verification lets pass.
         """
         merged = self.false_merge
         if merged is None:
@@ -206,11 +241,11 @@ class ErrorRates:
             share = self.merged_pairs / self.merged if self.merged else 1.0
             share *= self.shown / self.drawn_pairs
         low, high = (bound * share for bound in merged.bounds)
-        miss = self.miss
-        if miss is None:
+        passing = self.passing
+        if passing is None:
             return Estimate(value=merged.value * share, low=low, high=high)
-        passed = [max(part, _LEAST_MISS) for part in (miss.value, *miss.bounds)]
-        return Estimate(value=merged.value * share * passed[0], low=low * passed[1], high=high * passed[2])
+        passes, most_pass = passing.bounds
+        return Estimate(value=merged.value * share * passing.value, low=low * passes, high=high * most_pass)
 
     @property
     def pair_split(self) -> Estimate | None:
@@ -221,6 +256,11 @@ class ErrorRates:
         parts = zip((split.value, *split.bounds), (denial.value, *denial.bounds), strict=True)
         value, low, high = (1 - (1 - first) * (1 - second) for first, second in parts)
         return Estimate(value=value, low=low, high=high)
+
+    @property
+    def pair_split_beside_misplacement(self) -> Estimate | None:
+        """The part of `pair_split` that `without_misplacement` does not take out of the figure."""
+        return replace(self, split=self.split - self.moved).pair_split
 
     @property
     def ceiling(self) -> dict[str, float | None] | None:
@@ -241,6 +281,25 @@ def binomial(events: int, trials: int, confidence: float = 0.95) -> Estimate | N
     low = float(betaincinv(events, trials - events + 1, error)) if events else 0.0
     high = float(betaincinv(events + 1, trials - events, 1 - error)) if events < trials else 1.0
     return Estimate(value=events / trials, low=low, high=high)
+
+
+def without_misplacement(theta: Estimate, rates: ErrorRates) -> Estimate:
+    """T / (1 - b), where each like pair has the chance 1 - b to be found together, since one of the two may have been
+    put in the wrong place: verification can name such a sample, but not tell where it belongs.
+
+    b is the share of planted copies that were put elsewhere than their originals, so measured at the stage of T, in as
+    many groupings. The two intervals are joined on the logarithmic scale by their distances to each side.
+    """
+    placed = rates.misplacement
+    if placed is None or not placed.value or placed.value >= 1 or not theta.value:
+        return theta
+    (low_b, high_b), (low, high) = placed.bounds, theta.bounds
+    factor = 1 - placed.value
+    value = theta.value / factor
+    down, up = math.log((1 - low_b) / factor), math.log(factor / max(1 - high_b, 1e-9))
+    below = value * math.exp(-math.hypot(math.log(theta.value / low), down)) if low > 0 else 0.0
+    above = value * math.exp(math.hypot(math.log(high / theta.value), up))
+    return Estimate(value=min(1.0, value), low=min(1.0, below), high=min(1.0, above))
 
 
 def corrected(groupings: Groupings, rates: ErrorRates, confidence: float = 0.95) -> tuple[Estimate | None, str | None]:

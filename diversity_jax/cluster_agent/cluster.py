@@ -120,13 +120,13 @@ async def judge_grouping(
     """Clusters the samples of one grouping, verifies the clusters, and groups a half of the samples again, where the
     configuration chose this grouping for either.
 
-    Groupings that a canary discards are neither verified nor judged again. What they would have said is lost, so that
-    the figures rest on the survivors. A judge whose mistakes are independent of each other errs in these as it did in
-    all: that moves no figure, and the rates of the canaries hold for the survivors too. A judge that fails whole
-    groupings (it was told to merge or to split everything, or it loses track) fails fewer of the survivors: they read
-    better than the judge is. Only where failing depends on what the samples are, such as a judge that collects
-    whatever is left over, are the survivors other corpora than the whole; so the verdict looks at how many were
-    discarded, and at the rates over all.
+    Groupings that a canary discards are not judged again, and verified only where the foreign text was merged: whether
+    verification finds it is what T's own merges depend on. The figures rest on the survivors. A judge whose mistakes
+    are independent of each other errs in these as it did in all: that moves no figure, and the rates of the canaries
+    hold for the survivors too. A judge that fails whole groupings (it was told to merge or to split everything, or it
+    loses track) fails fewer of the survivors: they read better than the judge is. Only where failing depends on what
+    the samples are, such as a judge that collects whatever is left over, are the survivors another corpus than the
+    whole; so the verdict looks at how many were discarded, and at the rates over all.
 
     Raises:
       RunEnded: no further call can succeed.
@@ -153,8 +153,8 @@ async def judge_grouping(
         traits=_traits(planned, partition),
         dropped="canary" if canary and not canary.passed else None,
     )
-    if judged.dropped:
-        return judged
+    if canary and judged.dropped:
+        return await _merge_checked(judged, partition, canary, task, judge, config, log)
     if config.verifies(planned.index):
         checked = await _verified(judged, task, judge, log)
         if checked is None:
@@ -186,6 +186,29 @@ async def _verified(judged: JudgedGrouping, task: Task, judge: Judge, log: Reque
     canary = judged.canary and judged.canary.with_controls([checked[number] for number in controls])
     dropped = "canary" if canary and not canary.passed else None
     return replace(judged, clusters=clusters, canary=canary, verified=True, dropped=dropped)
+
+
+async def _merge_checked(
+    judged: JudgedGrouping,
+    partition: Sequence[Cluster],
+    canary: CanaryResult,
+    task: Task,
+    judge: Judge,
+    config: AgentConfig,
+    log: RequestLog,
+) -> JudgedGrouping:
+    """A grouping that a canary discards, with whether verification leaves the foreign text among the samples."""
+    planted = judged.planned.canary
+    if planted is None or canary.split or not config.verifies(judged.planned.index):
+        return judged
+    clusters = without_planted(partition, planted, leave_foreign=True)
+    checked = await _verified(replace(judged, clusters=clusters), task, judge, log)
+    if checked is None or checked.canary is None:
+        return judged
+    [cluster] = [one for one in checked.clusters if planted.foreign in one.sample_ids]
+    kept = planted.foreign not in cluster.misplaced and len(cluster.sample_ids) - len(cluster.misplaced) > 1
+    clusters = without_planted(checked.clusters, planted)
+    return replace(judged, clusters=clusters, canary=replace(checked.canary, kept=kept), verified=True)
 
 
 async def _rechecked(

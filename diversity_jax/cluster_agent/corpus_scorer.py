@@ -8,7 +8,7 @@ import json
 from typing import IO, Any
 
 from diversity_jax.cluster_agent import estimators, examination
-from diversity_jax.cluster_agent.canaries import CanaryResult, ErrorRates, corrected
+from diversity_jax.cluster_agent.canaries import CanaryResult, ErrorRates, corrected, without_misplacement
 from diversity_jax.cluster_agent.cluster import JudgedGrouping, judge_grouping
 from diversity_jax.cluster_agent.config import AgentConfig
 from diversity_jax.cluster_agent.criteria import ProposedCriteria
@@ -174,17 +174,20 @@ class CorpusScorer:
         if not len(groupings):
             raise NothingUsable(self._unusable(evidence, usage))
         documents = _count_documents(self._corpus, self._sampler.documents)
-        clusters = estimators.effective_clusters(groupings, documents=documents)
+        collision = estimators.collision(groupings, documents=documents)
+        clusters = estimators.invert(without_misplacement(collision, rates))
         correction, refusal = corrected(groupings, rates) if config.correct_judge_error else (None, None)
         ceiling = rates.ceiling and rates.ceiling["low"]
         of_documents = None
         if documents:
-            of_documents = estimators.in_a_corpus_of(documents, estimators.collision_of_documents(groupings))
+            exactly = without_misplacement(estimators.collision_of_documents(groupings), rates)
+            of_documents = estimators.in_a_corpus_of(documents, exactly)
+        ceilings = [float(most) for most in (documents, ceiling) if most]
         return Scorecard(
-            effective_clusters=estimators.at_most(clusters, ceiling) if ceiling else clusters,
+            effective_clusters=estimators.at_most(clusters, min(ceilings)) if ceilings else clusters,
             cluster_score=estimators.cluster_score(groupings),
             clusters_per_sample=estimators.clusters_per_sample(groupings),
-            collision=estimators.collision(groupings, documents=documents),
+            collision=collision,
             effective_clusters_corrected=correction,
             effective_clusters_of_corpus=of_documents,
             groupings=len(groupings),

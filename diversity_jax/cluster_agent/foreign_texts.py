@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 
 from diversity_jax.core.files import read_json
+from diversity_jax.core.words import words
 
-_WORD = re.compile(r"[^\W\d_]{4,}")
+_LETTERS_OF_A_WORD = 4  # at least, or function words would decide
 _LOOKED_AT_CHARACTERS = 600  # of a text
 _LEAST_CHARACTERS = 40  # of a foreign text, under which its subject would be cut away with it
 _CODE = re.compile(r"[{}()\[\]=;<>_]")
@@ -33,9 +34,9 @@ def foreign_text(samples: Sequence[str], generator: random.Random) -> str:
     """
     form = _nearest_form(samples)
     texts, start = FOREIGN_TEXTS[form], int(generator.random() * len(FOREIGN_TEXTS[form]))
-    words = set().union(*map(_words, samples))
+    shown = set().union(*map(_words, samples))
     turned = [(start + turn) % len(texts) for turn in range(len(texts))]
-    ordered = [texts[number] for number in sorted(turned, key=lambda number: len(words & _words(texts[number])))]
+    ordered = [texts[number] for number in sorted(turned, key=lambda number: len(shown & _words(texts[number])))]
     length = max(_LEAST_CHARACTERS, int(statistics.median(map(len, samples))))
     joined, following = ordered[0], itertools.cycle(ordered[1:])
     while len(joined) < length:
@@ -54,7 +55,8 @@ def _cut(text: str, length: int) -> str:
 
 @functools.lru_cache(maxsize=4096)
 def _words(text: str) -> frozenset[str]:
-    return frozenset(_WORD.findall(text[:_LOOKED_AT_CHARACTERS].casefold()))
+    found = words(text[:_LOOKED_AT_CHARACTERS])
+    return frozenset(word for word in found if len(word) >= _LETTERS_OF_A_WORD and word.isalpha())
 
 
 @functools.lru_cache(maxsize=4096)

@@ -11,13 +11,15 @@ from typing import Any, Literal, get_args
 
 from diversity_jax.cluster_agent.canaries import ErrorRates, binomial
 from diversity_jax.core.errors import InputError
+from diversity_jax.core.intervals import Estimate
 
 Fitness = Literal["fit", "doubtful", "unfit"]
 FITNESS: tuple[Fitness, ...] = get_args(Fitness)
 
 # Shares of the figure by which a fault has to move it, with certainty, for either verdict.
 _DOUBTFUL_BIAS, _UNFIT_BIAS = 0.1, 0.75
-_DOUBTFUL_SPLITS, _UNFIT_SPLITS = 0.05, 0.5
+_DOUBTFUL_SPLITS, _UNFIT_SPLITS = 0.04, 0.5  # that the figure is not corrected for
+_DOUBTFUL_MISPLACEMENT = 0.12  # that it is corrected for
 _DOUBTFUL_DROPS, _UNFIT_DROPS = 0.2, 0.5  # of the groupings
 _DOUBTFUL_CONTROL = 0.2  # of the control clusters that were misjudged
 _DOUBTFUL_FLIPS, _UNFIT_FLIPS = 0.2, 0.6
@@ -133,7 +135,7 @@ def _canaries(evidence: Evidence) -> Iterator[_Finding]:
     if not rates.shown:
         yield "doubtful", "no canaries were shown, so nothing is known of this judge's mistakes"
         return
-    merge, split = rates.pair_merge, rates.pair_split
+    merge = rates.pair_merge
     if theta and merge:
         share = (1 - theta) / theta
         if grade := _grade(_low(merge) * share, _tolerated(evidence), _UNFIT_BIAS):
@@ -141,6 +143,10 @@ def _canaries(evidence: Evidence) -> Iterator[_Finding]:
             yield grade, f"{counted}: some {_percent(min(1, merge.value * share))} of all it puts together is unrelated"
     elif rates.merged and _low(rates.false_merge) > _UNFIT_DROPS:
         yield "unfit", f"in {rates.merged} of {rates.shown} groupings a foreign text was put with samples"
+    moved = rates.misplacement
+    if moved and _low(moved) > _DOUBTFUL_MISPLACEMENT:
+        yield "doubtful", f"it puts a text elsewhere than its own copy in {_percent(moved.value)} of the groupings"
+    split = rates.pair_split_beside_misplacement
     if split and (grade := _grade(_low(split), _DOUBTFUL_SPLITS, _UNFIT_SPLITS)):
         yield (
             grade,
@@ -168,8 +174,8 @@ def _consistency(evidence: Evidence) -> Iterator[_Finding]:
     found = evidence.consistency
     if not found:
         return
-    miss = evidence.rates.miss
-    passing = 1.0 if miss is None else miss.value
+    passes = evidence.rates.passing
+    passing = 1.0 if passes is None else passes.value
     if grade := _grade(_low(found["flip_rate"]) * passing, _DOUBTFUL_FLIPS, _UNFIT_FLIPS):
         share = _percent(found["flip_rate"]["value"])
         yield grade, f"asked again, it does not repeat {share} of what it puts together"
@@ -181,7 +187,11 @@ def _consistency(evidence: Evidence) -> Iterator[_Finding]:
 
 def _drift(evidence: Evidence) -> Iterator[_Finding]:
     found = evidence.drift
-    if found and found["drifts"] and (grade := _grade(abs(found["relative"]), _DOUBTFUL_DRIFT, _UNFIT_DRIFT)):
+    if not found or not found["drifts"]:
+        return
+    interval = Estimate.from_json(found["difference"], "drift: difference")
+    least = min(map(abs, interval.bounds)) * abs(found["relative"] / interval.value)
+    if grade := _grade(least, _DOUBTFUL_DRIFT, _UNFIT_DRIFT):
         more = "more" if found["relative"] > 0 else "less"
         share, sizes = _percent(abs(found["relative"])), f"among {found['half']} samples than among {found['K']}"
         yield grade, f"it puts {share} {more} of the same pairs together {sizes}"
