@@ -152,7 +152,7 @@ class QualityConfig:
     """The quality floor: what a document has to satisfy to be accepted.
 
     Attributes:
-      min_passage_words, max_passage_words: of every passage.
+      min_passage_words, max_passage_words: of every passage; see `core.words.count_words` for scripts without spaces.
       max_copied_share: share of the passages' eight-word sequences that may stand in the prompt.
       near_duplicate: estimated Jaccard similarity, over five-word sequences, to an accepted document from which a new
         one is refused; None compares nothing.

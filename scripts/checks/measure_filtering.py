@@ -8,9 +8,9 @@ benchmark file finds in a corpus.
     python scripts/checks/measure_filtering.py --corpus=novels.jsonl.gz --benchmark='benchmarks/*.jsonl.gz' \
         --plants=1500
 
-The second takes texts of ten languages and copies with one word in a hundred changed. The last one writes runs of words
-of benchmark items, in another case and with other punctuation, into documents of the corpus that share nothing with the
-benchmarks, and counts what is found: all runs of 13 words must be, none of 12.
+The second takes texts of ten languages, copies with one word in a hundred changed, and items inside other texts. The
+last one writes runs of words of benchmark items, in another case and with other punctuation, into documents of the
+corpus that share nothing with the benchmarks, and counts what is found: all runs of 13 words must be, none of 12.
 """
 
 import argparse
@@ -20,6 +20,7 @@ from pathlib import Path
 import random
 import sys
 import tempfile
+import time
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
@@ -28,10 +29,11 @@ from diversity_jax.core.words import words
 from diversity_jax.corpus import open_corpus
 from diversity_jax.prepare.config import Filtering, Preparation
 from diversity_jax.prepare.decontaminate import Benchmarks
+from diversity_jax.prepare.deduplicate import MinHasher
 from diversity_jax.prepare.pipeline import prepare
 from diversity_jax.tokenizers.tokenizer import load_tokenizer
 from tests.planted_texts import planted_copies
-from tests.words_by_language import WORDS, copies_by_language
+from tests.words_by_language import UNSPACED, WORDS, as_text, copies_by_language, random_words
 
 _BINS = (0.0, 0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95, 1.01)
 
@@ -62,7 +64,10 @@ def copies(folder: Path, pairs: int, threshold: float) -> None:
 
 
 def languages(folder: Path, pairs: int, threshold: float) -> None:
-    """Prints for each language how many copies with 1 % of the words changed were left out, and how many others."""
+    """Prints for each language how many copies with 1 % of the words changed were left out, how many others, and how
+    much text is signed in a CPU second.
+    """
+    hasher = MinHasher(threshold)
     planted = list(copies_by_language(pairs))
     texts = [text for _, text, _ in planted] + [copy for _, _, copy in planted]
     corpus = folder / "languages.jsonl"
@@ -73,10 +78,29 @@ def languages(folder: Path, pairs: int, threshold: float) -> None:
         here = [number for number, (of, _, _) in enumerate(planted) if of == language]
         found = sum(original.get(number + len(planted)) == number for number in here)
         others = sum(number in original for number in here)
+        megabytes, start = sum(len(texts[number].encode()) for number in here) / 1e6, time.process_time()
+        for number in here:
+            hasher.signature(texts[number])
         print(
-            f"{language:9} {found:4} of {len(here)} copies found ({found / len(here):.3f}), "
-            f"{others} of {len(here)} unrelated texts left out"
+            f"{language:9} {found:4} of {len(here)} copies found ({found / len(here):.3f}), {others} of {len(here)} "
+            f"unrelated texts left out, {megabytes / (time.process_time() - start):.1f} MB signed a CPU second"
         )
+
+
+def items_by_language(folder: Path, items: int) -> None:
+    """Prints for each language and length how many items are found that stand between sentences of another text."""
+    source = random.Random(0)
+    for language, length in itertools.product(WORDS, (13, 15, 20)):
+        planted = [as_text(random_words(source, language, length), language) for _ in range(items)]
+        benchmark = folder / f"{language}-{length}.jsonl"
+        benchmark.write_text("".join(json.dumps({"question": item}) + "\n" for item in planted))
+        benchmarks, between = Benchmarks((str(benchmark),)), "" if language in UNSPACED else " "
+        around = lambda: as_text(random_words(source, language, 20), language)  # noqa: B023, E731
+        found = [
+            any(match.item == line for match in benchmarks.overlaps("text", between.join([around(), item, around()])))
+            for line, item in enumerate(planted, start=1)
+        ]
+        print(f"{language:9} items of {length} words: {sum(found)} of {items} found")
 
 
 def number_of(document: str) -> int:
@@ -143,6 +167,8 @@ def main() -> None:
         return planted(flags.corpus, flags.benchmark, flags.plants)
     with tempfile.TemporaryDirectory() as scratch:
         if not flags.corpus:
+            if flags.languages:
+                items_by_language(Path(scratch), flags.pairs)
             return (languages if flags.languages else copies)(Path(scratch), flags.pairs, flags.threshold)
         documents, results = left_out(
             flags.corpus, Path(scratch), "decontamination.jsonl", Filtering(decontaminate=(flags.benchmark,))
