@@ -109,6 +109,7 @@ class Engine:
         self._end.on_end(self._prefetch_semaphore.stop)
         self._reached = False  # whether the server has answered anything
         self._evidence = Evidence()
+        self._first_answer: asyncio.Lock | None = None  # where calls go one by one until one is answered
         self._broken_schemas = 0  # answers that broke the schema they were asked in
 
     async def __aenter__(self) -> "Engine":
@@ -148,10 +149,10 @@ class Engine:
             self._batches.take_up(under_way)
         self._identifying = asyncio.create_task(self._identify(self._provider, notes))
         dollars_or_tokens = (self.budget.max_dollars, self.budget.max_tokens) != (None, None)
-        if dollars_or_tokens and cache.began_empty:
+        if dollars_or_tokens and cache.began_empty and not config.batch:
             # One answer shows whether the server bills thoughts beyond the limit of a request; hundreds in flight would
             # have passed the cap by then.
-            self._throttle.hold()
+            self._first_answer = asyncio.Lock()
 
     async def _identify(self, provider: Provider, notes: ServerNotes) -> None:
         with contextlib.suppress(TimeoutError):
@@ -322,14 +323,16 @@ class Engine:
 
     async def _attempt(self, call: Call, provider: Provider) -> Completion:
         """Sends a call once, and records how it ended before anyone sees it."""
-        batches = self._batches if call.batched else None
-        if batches is None or not batches.holds(call.key):
-            response = await self._open_ledger.reserve(call)
-            if response is not None:
-                return self._completion(response, cached=True)
+        if self._first_answer is not None:
+            async with self._first_answer:
+                if not self._evidence.successes:
+                    return await self._attempt_now(call, provider)
+        return await self._attempt_now(call, provider)
+
+    async def _attempt_now(self, call: Call, provider: Provider) -> Completion:
         try:
-            if batches is not None:
-                return await self._batch_attempt(call, batches)
+            if call.batched and self._batches is not None:
+                return await self._batch_attempt(call, self._batches)
             return await self._live_attempt(call, provider)
         except Refused as error:
             call.spent = Amount(calls=1) if call.reserved else NOTHING
@@ -337,6 +340,9 @@ class Engine:
 
     async def _batch_attempt(self, call: Call, batches: BatchQueue) -> Completion:
         """Waits for what a batch brings, which is recorded by then."""
+        response = None if batches.holds(call.key) else await self._open_ledger.reserve(call)
+        if response is not None:
+            return self._completion(response, cached=True)
         try:
             outcome = await batches.ask(call)
         except Transient as error:
@@ -352,7 +358,17 @@ class Engine:
         return self._completion(outcome, cached=False)
 
     async def _live_attempt(self, call: Call, provider: Provider) -> Completion:
-        slot = await self._throttle.acquire()
+        ledger = self._open_ledger
+        while True:
+            most = call.costs.most
+            response = await ledger.reserve(call)
+            if response is not None:
+                return self._completion(response, cached=True)
+            slot = await self._throttle.acquire()
+            if most == call.costs.most:
+                break
+            self._throttle.abandoned(slot)  # an answer has cost more than its request allowed; so may this one
+            await ledger.commit(call, None)
         self.stats.attempts += 1
         call.spent = None  # until it is known what this attempt used up
         try:
@@ -364,8 +380,7 @@ class Engine:
             if error.kind not in ("rate_limited", "adapted"):
                 call.failures += self._weight_of_failure(slot)
             raise
-        ledger, price = self._open_ledger, self.price if self.config.batch is call.batched else self._live_price
-        call.spent = spent = used_by(reply, price)
+        call.spent = spent = used_by(reply, self._live_price)
         await ledger.learn(spent, call.costs.allowed, reply.served_by)
         outcome = outcome_of(reply, call.request.stage, self._model, spent)
         if isinstance(outcome, CachedFailure) and outcome.reason == "interrupted":

@@ -2,7 +2,7 @@
 
 A content filter that refuses at once has refused many calls before the first answer comes, and a handful of documents
 that are always turned away is all that a second run still asks for. So refusals count for all calls only where nothing
-has succeeded, where enough of them say the same, and where no call is still in flight that was sent before the first.
+has succeeded, where enough of them say the same, and where every call is over that was in flight by then.
 """
 
 from collections import defaultdict
@@ -24,7 +24,7 @@ class Evidence:
         self.successes = 0
         self._sent = 0
         self._in_flight: dict[int, None] = {}  # numbers of attempts, in the order of sending
-        self._sent_at_first_refusal: int | None = None
+        self._suspected_at: dict[str, int] = {}  # attempts sent when enough calls had been refused, by scope
         self._refused: defaultdict[str, set[str]] = defaultdict(set)  # keys of calls, by scope
 
     def sent(self) -> int:
@@ -45,14 +45,13 @@ class Evidence:
         """
         if refused.scope == "account":
             return True
-        if self._sent_at_first_refusal is None:
-            self._sent_at_first_refusal = self._sent
         self._refused[refused.scope].add(key)
+        if len(self._refused[refused.scope]) < EVIDENCE[refused.scope]:
+            return False
+        suspected_at = self._suspected_at.setdefault(refused.scope, self._sent)
         if self.successes or (answered_before and refused.scope not in _NEEDS_NEW_SUCCESS):
             return False
-        oldest = next(iter(self._in_flight), None)
-        may_still_succeed = oldest is not None and oldest <= self._sent_at_first_refusal
-        return len(self._refused[refused.scope]) >= EVIDENCE[refused.scope] and not may_still_succeed
+        return next(iter(self._in_flight), suspected_at + 1) > suspected_at
 
     @property
     def refused(self) -> int:

@@ -118,7 +118,6 @@ class Throttle(PrioritySemaphore):
         self._wake_timer: asyncio.TimerHandle | None = None
         self._failing_since: float | None = None
         self._ever_answered = False
-        self._held = False
         self._failures = self._failing_calls = self._unreachable = self._probes = 0  # in a row
         self._probing = False
 
@@ -130,9 +129,6 @@ class Throttle(PrioritySemaphore):
     def answered(self, slot: Slot) -> None:
         """A call got an answer of any kind: the server works."""
         self._failing_since, self._ever_answered = None, True
-        if self._held:
-            self._held = False
-            self._set_limit()
         self._close()
         self._answers += 1
         self._round()
@@ -173,25 +169,17 @@ class Throttle(PrioritySemaphore):
         # Only a round that reached the limit shows that the server takes this many.
         if self._answers and self._limit_reached:
             self._size = min(self._size + 1, self._most)
-            self._set_limit()
+            self.limit = int(self._size)
         self._answers = self._refusals = 0
         self._limit_reached = self.inside >= self.limit
 
     def _decrease(self, quiet_seconds: float) -> None:
         steep = self._refusals > self._answers
         self._size = max(self._size * (_STEEP_DECREASE if steep else _DECREASE), 1.0)
-        self._set_limit()
+        self.limit = int(self._size)
         self._era += 1
         self._answers = self._refusals = 0
         self._quiet_until = max(self._quiet_until, time.monotonic() + quiet_seconds)
-
-    def hold(self) -> None:
-        """Lets one call at a time through until one is answered."""
-        if not self._ever_answered:
-            self._held, self.limit = True, 1
-
-    def _set_limit(self) -> None:
-        self.limit = 1 if self._held else int(self._size)
 
     def _note_failure(self, why: str) -> None:
         now = time.monotonic()

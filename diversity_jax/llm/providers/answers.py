@@ -20,6 +20,7 @@ _REFUSED = re.compile(
 _INTERRUPTED = re.compile(
     "error|abort|cancel|malformed|unexpected_tool|too_many_tool|insufficient_system|unavailable|timeout|overloaded|^other$"
 )
+_SHOWN_CHARACTERS = 80
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +80,8 @@ def read_chat(value: Any) -> ModelAnswer:
     thoughts = _text(message.get("reasoning_content") or message.get("reasoning"))
     word = _word(choice.get("finish_reason"))
     ending = _ending(word, text)
+    if error := choice.get("error"):  # as OpenRouter says that the model behind it failed
+        ending, word = "interrupted", _word(_mapping(error).get("message") or error)[:_SHOWN_CHARACTERS]
     if message.get("refusal") and ending != "cut":
         ending, word = "refused", "refusal"
     return ModelAnswer(text=text, thoughts=thoughts, ending=ending, word=word, usage=usage, served_by=served_by)

@@ -38,7 +38,7 @@ FEATURES: Mapping[str, _Feature] = {
         "the instructions now stand before the question",
     ),
     "json_schema": _Feature(
-        re.compile(r"json_schema|structured.?output|guided|grammar|response_?schema|response_format|json.schema"),
+        re.compile(r"json.?schema|structured.?output|guided|grammar|response_?(schema|format|mime_?type)|json mode"),
         "the JSON schema now stands in the prompt, and is checked here only",
     ),
     "json_object": _Feature(
@@ -246,7 +246,7 @@ class Endpoint:
         # Nothing counted for something said is no count.
         prompt, completion = prompt or None, completion if completion or not text else None
         if request is not None and (prompt is None or completion is None):
-            if not self._estimates_announced:
+            if text and not self._estimates_announced:
                 self._estimates_announced = True
                 _logger.warning(
                     "%s: %s reports no token counts; they are estimated from the text", self.role, self.name

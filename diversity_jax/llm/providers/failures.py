@@ -50,6 +50,7 @@ _SETTINGS = _words(
     "(unsupported|unknown|unrecognized|invalid)[_ ](parameter|field|argument|value)", "unsupported_value",
     "extra inputs", "unrecognized request argument",
 )  # fmt: skip
+_TAG = re.compile(r"<(script|style).*?</\1>|<[^>]*>", re.DOTALL | re.IGNORECASE)  # of an error page
 _DAILY = _words("per[_ ]?day", "daily", r"\b[rt]pd\b")
 _UNIT = "(?:days?|hours?|minutes?|min|seconds?|sec|ms|[dhms])"
 _HINT = re.compile(
@@ -69,7 +70,7 @@ class ServerError:
       code: its code, type and status by name, in lower case.
       param: the field that it names, or empty.
       retry_after_seconds: the pause that it asks for in its headers, details or words, or None.
-      daily: whether a quota of a day is named.
+      daily: whether a quota of a day is named, and not as one that is free again in a moment.
     """
 
     status: int
@@ -99,15 +100,9 @@ def parse_body(content: bytes | str) -> Any:
 
 
 def error_of(value: Any) -> Any:
-    """The error in a body that came with 200: at its top, in its first choice, or of a batch's line; None without."""
-    if isinstance(value, list):
-        return error_of(value[0]) if value else None
-    if not isinstance(value, Mapping):
-        return None
-    choices = value.get("choices")
-    first = choices[0] if isinstance(choices, list) and choices else None
-    inner = first.get("error") if isinstance(first, Mapping) else None
-    return value.get("error") or inner or None
+    """The error in a body that came with 200, or None."""
+    value = value[0] if isinstance(value, list) and value else value
+    return value.get("error") if isinstance(value, Mapping) else None
 
 
 def read_error(status: int, headers: Mapping[str, str], content: Any) -> ServerError:
@@ -120,9 +115,8 @@ def read_error(status: int, headers: Mapping[str, str], content: Any) -> ServerE
     value = value[0] if isinstance(value, list) and value else value
     error = value.get("error", value) if isinstance(value, Mapping) else value
     fields: Mapping[str, Any] = error if isinstance(error, Mapping) else {}
-    raw = (
-        content if isinstance(content, str) else content.decode(errors="replace") if isinstance(content, bytes) else ""
-    )
+    raw = content.decode(errors="replace") if isinstance(content, bytes) else str(content or "")
+    raw = _TAG.sub(" ", raw)
     message = fields.get("message") or fields.get("detail") or (error if isinstance(error, str) else raw[:_SHOWN_BYTES])
     message = message if isinstance(message, str) else json.dumps(message)
     inner = fields.get("innererror")
@@ -131,6 +125,8 @@ def read_error(status: int, headers: Mapping[str, str], content: Any) -> ServerE
     codes.append(inner.get("code") if isinstance(inner, Mapping) else None)
     quota = json.dumps(details).lower() if isinstance(details, list) else ""
     hints = (retry_after(headers), _retry_delay(details), _hint_in(message))
+    seconds = max((hint for hint in hints if hint is not None), default=None)
+    rolls = seconds is not None and seconds < _LEAST_USED_UP_SECONDS
     if status == 200:
         number = fields.get("code", fields.get("status"))
         number = int(number) if str(number).isdecimal() else 0
@@ -141,8 +137,8 @@ def read_error(status: int, headers: Mapping[str, str], content: Any) -> ServerE
         message=message,
         code=" ".join(str(code) for code in codes if code is not None).lower(),
         param=str(fields.get("param") or ""),
-        retry_after_seconds=max((hint for hint in hints if hint is not None), default=None),
-        daily=bool(_DAILY.search(quota) or _DAILY.search(message.lower())),
+        retry_after_seconds=seconds,
+        daily=bool(_DAILY.search(quota) or (_DAILY.search(message.lower()) and not rolls)),
     )
 
 
@@ -159,8 +155,7 @@ def classify(error: ServerError, shown: str, model: str) -> Refused | Transient:
         return Refused("account", detail)
     if status == 429 and not _LENGTH.search(words):
         seconds = error.retry_after_seconds
-        used_up = error.daily and (seconds is None or seconds >= _LEAST_USED_UP_SECONDS or "perday" in words)
-        return Transient("rate_limited", detail, retry_after_seconds=seconds, used_up=used_up)
+        return Transient("rate_limited", detail, retry_after_seconds=seconds, used_up=error.daily)
     if status >= 500 or status in _TRANSIENT_STATUSES:
         return Transient("server", detail, retry_after_seconds=error.retry_after_seconds)
     if status in (400, 401, 403) and _KEY.search(words):

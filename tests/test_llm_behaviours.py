@@ -1,0 +1,122 @@
+"""Every behaviour of `llm_behaviours`: what the run ends with, what it says, what it paid."""
+
+import dataclasses
+import re
+import sqlite3
+
+import pytest
+
+from diversity_jax.core.errors import InputError
+from diversity_jax.llm import CallFailed
+from tests.llm_behaviours import (
+    BEHAVIOURS,
+    DOCUMENTS,
+    GEMINI_BEHAVIOURS,
+    KEY,
+    SECRET,
+    Behaviour,
+    Played,
+    always,
+    chat,
+    play,
+    refusal,
+    right,
+    sometimes,
+)
+
+
+@pytest.fixture(autouse=True)
+def _keys(monkeypatch):
+    for variable in ("OPENAI_API_KEY", "GEMINI_API_KEY"):
+        monkeypatch.setenv(variable, KEY)
+    monkeypatch.setenv("TEAM_SECRET", SECRET)
+    monkeypatch.delenv("GOOGLE_API_KEY", raising=False)
+
+
+def check(behaviour: Behaviour, played: Played) -> None:
+    assert all(hasattr(one, "text") or isinstance(one, (CallFailed, InputError)) for one in played.outcomes)
+    assert all(right(one.text) for one in played.outcomes if hasattr(one, "text"))
+    assert played.attempts <= behaviour.attempts
+    if behaviour.ends is None:
+        assert played.end is None
+        assert played.failed == behaviour.failed
+        assert played.answered == DOCUMENTS - sum(behaviour.failed.values())
+    else:
+        assert re.search(behaviour.ends, played.end or "")
+        assert "\n" not in played.end
+        # What is dear is never done in vain: a run that is ended keeps what it was answered.
+        assert played.answered * behaviour.bill == pytest.approx(played.billed)
+    assert played.spent >= played.billed * (1 - 1e-9)
+    assert played.billed <= behaviour.budget.get("max_dollars", float("inf"))
+    said = "\n".join(played.said)
+    if behaviour.says is not None:
+        assert re.search(behaviour.says, said)
+    for secret in (KEY, SECRET):
+        assert secret not in said
+
+
+@pytest.mark.parametrize("behaviour", BEHAVIOURS, ids=lambda behaviour: behaviour.title)
+def test_a_server_as_it_really_behaves(behaviour):
+    check(behaviour, play(behaviour))
+
+
+@pytest.mark.parametrize("provider", ["gemini", "google-genai"])
+@pytest.mark.parametrize("behaviour", GEMINI_BEHAVIOURS, ids=lambda behaviour: behaviour.title)
+def test_a_gemini_server_as_it_really_behaves(behaviour, provider):
+    behaviour = dataclasses.replace(behaviour, provider=provider, base="")
+    check(behaviour, play(behaviour))
+
+
+def test_a_run_whose_last_calls_are_always_turned_away_finishes_every_time(tmp_path):
+    refused = always(*range(12))
+    behaviour = Behaviour(title="", respond=sometimes(refused, (403, b"<h1>Forbidden</h1>")))
+    ledger = str(tmp_path / "ledger.sqlite")
+    for attempts in (28 + 3 * 12, 3 * 12):
+        played = play(behaviour, ledger)
+        assert (played.end, played.answered, dict(played.failed)) == (None, 28, {"rejected": 12})
+        assert played.attempts == attempts
+
+
+def test_a_key_that_was_withdrawn_ends_a_run_that_was_answered_before(tmp_path):
+    ledger = str(tmp_path / "ledger.sqlite")
+    play(Behaviour(title="", respond=lambda asked: (200, chat())), ledger, documents=30)
+    withdrawn = refusal(401, "Incorrect API key provided", "invalid_api_key")
+    played = play(Behaviour(title="", respond=lambda asked: withdrawn), ledger)
+    assert "does not accept the API key" in played.end
+    assert played.answered == 30
+
+
+def test_what_a_server_does_not_take_is_asked_of_it_once_for_a_ledger(tmp_path):
+    stingy = next(one for one in BEHAVIOURS if one.title == "none of these")
+    ledger = str(tmp_path / "ledger.sqlite")
+    first = play(stingy, ledger, documents=10)
+    second = play(stingy, ledger, port=first.port)
+    assert first.attempts > 10
+    assert (second.attempts, second.answered) == (30, 40)
+    assert not any("does not take" in line for line in second.said)
+
+
+def test_another_model_behind_the_same_name_is_said_once_and_noted(tmp_path):
+    ledger = str(tmp_path / "ledger.sqlite")
+
+    def served(model: str, fingerprint: str) -> Behaviour:
+        return Behaviour(title="", respond=lambda asked: (200, chat(model=model, system_fingerprint=fingerprint)))
+
+    said = []
+    for number, names in enumerate((("a-2024", "fp_1"), ("a-2024", "fp_1"), ("b-2025", "fp_1"), ("b-2025", "fp_9"))):
+        played = play(served(*names), ledger, documents=10 * (number + 1))
+        said.append([line for line in played.said if "is now answered by" in line])
+    assert [len(lines) for lines in said] == [0, 0, 1, 1]
+    assert "b-2025 fp_1; answers in" in said[2][0]
+    assert "a-2024 fp_1" in said[2][0]
+    notes = sqlite3.connect(ledger).execute("SELECT value FROM notes WHERE kind = 'answered by' ORDER BY value")
+    assert [value for (value,) in notes] == ["a-2024 fp_1", "b-2025 fp_1", "b-2025 fp_9"]
+
+
+def test_cached_prompt_tokens_cost_what_the_price_table_says(tmp_path):
+    table = tmp_path / "prices.json"
+    table.write_text('{"models": {"openai": {"model": {"input": 10, "output": 40, "cached_input": 1}}}}')
+    usage = {"prompt_tokens": 100, "completion_tokens": 20, "prompt_tokens_details": {"cached_tokens": 80}}
+    budget = {"prices": str(table), "input_price": None, "output_price": None}
+    played = play(Behaviour(title="", respond=lambda asked: (200, chat(usage=usage)), budget=budget))
+    assert played.spent == pytest.approx(40 * (20 * 10 + 80 * 1 + 20 * 40) / 1e6)
