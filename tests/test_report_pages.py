@@ -12,9 +12,11 @@ import pytest
 from diversity_jax.cluster_agent import AgentConfig, Scorecard, examine
 from diversity_jax.core import run_info
 from diversity_jax.core.errors import InputError
+from diversity_jax.llm import EndpointConfig
 from diversity_jax.mixtures.mixture import MixtureComponent
 from diversity_jax.report.pages import audit, mixture, score, training_run
 from diversity_jax.scoring.audit import AuditResult
+from diversity_jax.scoring.config import ScoreConfig
 from diversity_jax.training import log as training_log
 from tests import example_run
 from tests.faulty_judges import exam_judge
@@ -280,6 +282,23 @@ def test_record_keeps_command_and_versions_and_no_password(tmp_path):
     assert record.settings == {"judge_base_url": "http://host/v1", "ratio": [4, 1], "nothing": None}
     assert "numpy" in record.versions
     assert "secret" not in (tmp_path / "run.json").read_text()
+
+
+def test_record_keeps_no_header_and_no_key_of_an_endpoint():
+    config = ScoreConfig(
+        judge_base_url="https://h/v1?api-version=7&sig=secret1",
+        judge_endpoint=EndpointConfig(headers=("X-Team: secret2",), query="code=secret3", body='{"a": 1}'),
+    )
+    words = [
+        "--config.judge_base_url=https://h/v1?subscription-key=secret4",
+        "--config.judge_endpoint.headers=X: secret5",
+    ]
+    argv = ["score", *words, "--config.judge_endpoint.query", "secret6", "--config.seed=3"]
+    record = run_info.describe(argv, config)
+    assert "secret" not in record.command + json.dumps(record.settings)
+    assert record.command.endswith("--config.judge_endpoint.query '***' --config.seed=3")
+    assert record.settings["judge_base_url"] == "https://h/v1?api-version=7&sig=***"
+    assert record.settings["judge_endpoint"]["headers"] == ["X-Team: ***"]
 
 
 @pytest.mark.parametrize(

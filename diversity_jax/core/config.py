@@ -133,7 +133,7 @@ def _may_be_none(twin: Any, field: str) -> bool:
 
 def _as_literal(value: str, wanted: Any) -> str:
     """Words joined by commas as a tuple of strings: `--config.grid.templates=topic,topic_styles`."""
-    if wanted != tuple[str, ...] or "," not in value or value.lstrip()[:1] in ("(", "[", "'", '"'):
+    if wanted != tuple[str, ...] or value.lstrip()[:1] in ("(", "[", "'", '"'):
         return value
     return repr(tuple(filter(None, map(str.strip, value.split(",")))))
 
@@ -203,9 +203,12 @@ def fields_for_keys(config: Any) -> dict[str, Any]:
     """The fields of a dataclass that a key of finished work is made of: all but those `ADDED` and at their default, so
     that what was begun before there was the field goes on.
     """
-    fields = dataclasses.fields(config)
-    named = [(getattr(config, field.name), field) for field in fields]
-    return {field.name: value for value, field in named if "added" not in field.metadata or value != field.default}
+    named = [(getattr(config, field.name), field) for field in dataclasses.fields(config)]
+    return {field.name: value for value, field in named if "added" not in field.metadata or value != _default(field)}
+
+
+def _default(field: dataclasses.Field) -> Any:
+    return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
 
 
 def plain_for_keys(value: Any) -> Any:

@@ -16,7 +16,12 @@ from diversity_jax.core.files import read_json, write_json
 
 _JAX_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint")
 _PACKAGES = ("diversity_jax", *_JAX_PACKAGES, "numpy", "seqio", "tensorflow", "tensorflow-cpu")
-_USER_IN_URL = re.compile(r"(?<=://)[^/\s@]+@")
+# What a record must not hold: a user in a URL, keys in its query, and what headers say.
+_SECRETS = (
+    (re.compile(r"(?<=://)[^/\s@]+@"), ""),
+    (re.compile(r"([?&][^=&\s]*(?:key|token|secret|sig|pass)[^=&\s]*=)[^&\s']+", re.IGNORECASE), r"\1***"),
+)
+_HEADERS_WORD = re.compile(r"(--config\S*endpoint\.(?:headers|query))(=|$)")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -202,7 +207,17 @@ def _command(words: Sequence[str]) -> str:
         start = ["python", "-m", ".".join((*package, path.stem)).removesuffix(".__main__")]
     else:
         start = ["python", first] if path.suffix == ".py" else [first]
-    return _USER_IN_URL.sub("", shlex.join(start + others))
+    words = [f"{match[1]}=***" if (match := _HEADERS_WORD.match(word)) else word for word in others]
+    for at, word in enumerate(others[:-1]):
+        if (match := _HEADERS_WORD.match(word)) and not match[2]:  # its value is the next word
+            words[at : at + 2] = [word, "***"]
+    return _without_secrets(shlex.join(start + words))
+
+
+def _without_secrets(text: str) -> str:
+    for pattern, instead in _SECRETS:
+        text = pattern.sub(instead, text)
+    return text
 
 
 def package_versions(packages: Sequence[str] = _PACKAGES) -> dict[str, str]:
@@ -215,13 +230,16 @@ def package_versions(packages: Sequence[str] = _PACKAGES) -> dict[str, str]:
 
 
 def plain(value: Any) -> Any:
-    """JSON values of a configuration: tuples become lists, anything unusual its text, URLs lose user and password."""
+    """JSON values of a configuration: tuples become lists, anything unusual its text, secrets are left out."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         value = dataclasses.asdict(value)
+    if isinstance(value, Mapping) and {"headers", "key_header"} <= set(value):
+        names = [header.partition(":")[0] for header in value["headers"]]
+        value = {**value, "headers": [f"{name}: ***" for name in names], "query": "***" if value["query"] else ""}
     if isinstance(value, Mapping):
         return {str(name): plain(item) for name, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [plain(item) for item in value]
     if isinstance(value, str):
-        return _USER_IN_URL.sub("", value)
+        return _without_secrets(value)
     return value if value is None or isinstance(value, (bool, int, float)) else str(value)

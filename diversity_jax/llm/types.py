@@ -10,6 +10,7 @@ import re
 from typing import Any
 
 from diversity_jax.core import progress
+from diversity_jax.core.config import ADDED
 from diversity_jax.core.errors import InputError
 from diversity_jax.core.files import canonical_json
 
@@ -95,8 +96,8 @@ class BatchConfig:
     poll_seconds: float = 60.0
     wait_seconds: float | None = None
     price_share: float = 0.5
-    fallback: str = "wait"
-    gather_seconds: float = 2.0
+    fallback: str = field(default="wait", metadata=ADDED)
+    gather_seconds: float = field(default=2.0, metadata=ADDED)
 
     def __post_init__(self) -> None:
         if not self.poll_seconds > 0 or not self.gather_seconds > 0 or not 0 <= self.price_share <= 1:
@@ -136,8 +137,8 @@ class EngineConfig:
     run: str = "default"
     offline_replay: bool = False
     progress: str = "auto"
-    batch: bool = False
-    batches: BatchConfig = field(default_factory=BatchConfig)
+    batch: bool = field(default=False, metadata=ADDED)
+    batches: BatchConfig = field(default_factory=BatchConfig, metadata=ADDED)
 
     def __post_init__(self) -> None:
         if not 1 <= self.max_in_flight <= 1024:

@@ -271,7 +271,7 @@ class BuildConfig:
     mixture: MixtureConfig
     judge: str = "offline"
     judge_base_url: str | None = None
-    judge_endpoint: EndpointConfig = field(default_factory=EndpointConfig)
+    judge_endpoint: EndpointConfig = field(default_factory=EndpointConfig, metadata=ADDED)
     agent: AgentConfig = field(default_factory=AgentConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
     budget: BudgetConfig = field(default_factory=BudgetConfig)

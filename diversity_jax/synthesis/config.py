@@ -4,6 +4,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from diversity_jax.cluster_agent import AgentConfig
+from diversity_jax.core.config import ADDED
 from diversity_jax.core.errors import InputError
 from diversity_jax.corpus import CorpusConfig
 from diversity_jax.llm import BatchConfig, BudgetConfig, EndpointConfig, EngineConfig, parse_model
@@ -99,7 +100,7 @@ class GeneratorConfig:
     weight: float = 1.0
     name: str | None = None
     batch: bool = False
-    endpoint: EndpointConfig = field(default_factory=EndpointConfig)
+    endpoint: EndpointConfig = field(default_factory=EndpointConfig, metadata=ADDED)
 
     def __post_init__(self):
         parse_model(self.model, "generators.model")
@@ -248,7 +249,7 @@ class SynthesisConfig:
     batch: BatchConfig = field(default_factory=BatchConfig)
     judge: str = "offline"
     judge_base_url: str | None = None
-    judge_endpoint: EndpointConfig = field(default_factory=EndpointConfig)
+    judge_endpoint: EndpointConfig = field(default_factory=EndpointConfig, metadata=ADDED)
     agent: AgentConfig = field(
         default_factory=lambda: AgentConfig(samples_per_grouping=10, criteria_sets=1, proposals=10)
     )
