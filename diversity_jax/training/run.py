@@ -51,9 +51,8 @@ class Config:
     # Measures diversity: `offline` (no LLM), `openai:MODEL`, `gemini:MODEL` or `google-genai:MODEL`.
     judge: str = "offline"
     judge_base_url: str | None = None  # of an OpenAI-compatible server, such as http://127.0.0.1:8000/v1
-    judge_endpoint: EndpointConfig = field(
-        default_factory=EndpointConfig, metadata=ADDED
-    )  # headers, query and body it wants
+    # Headers, query and body that this server wants.
+    judge_endpoint: EndpointConfig = field(default_factory=EndpointConfig, metadata=ADDED)
     agent: AgentConfig = field(default_factory=AgentConfig)
     budget: BudgetConfig = field(default_factory=BudgetConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
