@@ -88,9 +88,35 @@ def draw_labels(shares: np.ndarray, shape: int | tuple[int, ...], generator: np.
     return np.searchsorted(np.cumsum(shares)[:-1], generator.random(shape), side="right")
 
 
+def misplace(labels: np.ndarray, rate: float, generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """A judge that puts a share of the samples [N, K] with a random other one of their grouping: claimed labels, and
+    whether each sample is in its place.
+    """
+    count, k = labels.shape
+    others = (np.arange(k) + generator.integers(1, k, (count, k))) % k
+    moved = generator.random((count, k)) < rate
+    claims = np.where(moved, np.take_along_axis(labels, others, axis=1), labels)
+    return claims, claims == labels
+
+
 def even_shares(clusters: int) -> np.ndarray:
     """[clusters], all alike."""
     return np.full(clusters, 1.0 / clusters)
+
+
+def one_heavy_cluster(documents: int) -> np.ndarray:
+    """[2001], one cluster of 50 among so many documents and 2,000 small ones."""
+    heavy = 50 / documents
+    return np.array([heavy] + [(1 - heavy) / 2000] * 2000)
+
+
+def shares_off_by(clusters: int, relative: float) -> np.ndarray:
+    """Shares with sum p^2 = (1 + relative) / clusters: one of them made larger, or more of them."""
+    theta = max(1 + relative, 0.2) / clusters
+    rest = max(clusters, int(np.ceil(1 / theta))) - 1
+    # One share x, the others alike: x^2 + (1 - x)^2 / rest = theta.
+    x = (1 + np.sqrt(max(0.0, 1 - (1 + rest) * (1 - theta * rest)))) / (1 + rest)
+    return np.array([x] + [(1 - x) / rest] * rest)
 
 
 def zipf_shares(effective: float, exponent: float = 0.75) -> np.ndarray:

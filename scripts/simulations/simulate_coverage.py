@@ -1,12 +1,11 @@
 #!/usr/bin/env python3
-"""How often intervals of the diversity score hold the truth, by simulation with a judge that makes no mistake.
+"""How often intervals of the diversity score hold the truth, by simulation over labels that are known.
 
-    python scripts/simulations/simulate_coverage.py [--runs 500] [--groupings 500]
+    python scripts/simulations/simulate_coverage.py [--runs 500]
 
-Prints, for 5, 50 and 500 equally common clusters and K = 5, 10, 20: the mean of each figure, and the share of runs
-whose 95 % interval of `effective_clusters` holds the truth, with one criteria set and with five; then coverage with
-criteria that differ, with a judge that errs, and when a run stops at a wanted precision. A share over 500 runs is
-itself uncertain by 1.9 points (95 %).
+One table each for: the figures by K; the sampling of documents; criteria sets that differ; verification of a share of
+the groupings; a correction by canaries; stopping at a precision; and sizes. A share over 500 runs is itself uncertain
+by 1.9 points (95 %).
 """
 
 import argparse
@@ -17,104 +16,179 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from diversity_jax.cluster_agent import estimators
 from diversity_jax.cluster_agent.canaries import ErrorRates, corrected
-from diversity_jax.cluster_agent.estimators import cluster_score, effective_clusters
 from diversity_jax.cluster_agent.groupings import Groupings
-from diversity_jax.cluster_agent.sampling_plan import groupings_needed
+from diversity_jax.cluster_agent.sampling_plan import groupings_needed, verification_share
 from diversity_jax.cluster_agent.sequential_test import precise_enough
-from tests.simulated_corpus import even_shares, simulate_groupings, zipf_shares
+from tests.simulated_corpus import (
+    draw_labels,
+    draw_rows,
+    even_shares,
+    groupings_of_labels,
+    misplace,
+    one_heavy_cluster,
+    shares_off_by,
+    simulate_groupings,
+    zipf_shares,
+)
 
 TRUTHS = (5, 50, 500)
+PILOT = 40  # groupings that are all verified, before the share for the others is chosen
 
 
 def holds(estimate, truth: float) -> bool:
     """Whether an interval holds the truth."""
-    return estimate.low <= truth and (estimate.high is None or truth <= estimate.high)
+    low, high = estimate.bounds
+    return low <= truth <= high
 
 
-def with_sets(groupings: Groupings, sets: int) -> Groupings:
-    """The same groupings dealt out to so many criteria sets."""
-    columns = {name: getattr(groupings, name) for name in ("clusters", "kept", "pairs")}
-    return Groupings(
-        samples_per_grouping=groupings.samples_per_grouping, criteria_set=np.arange(len(groupings)) % sets, **columns
-    )
-
-
-def table_of_coverage(runs: int, count: int, generator: np.random.Generator) -> None:
+def table_of_figures(runs: int, generator: np.random.Generator) -> None:
     """Mean figures and coverage by truth and K."""
-    print(f"\n{runs} runs of {count} groupings, equal clusters")
-    print(
-        f"{'truth':>6} {'K':>3} {'C^2/K':>7} {'1/mean T':>9} {'bound only':>11} {'coverage B=1':>13} "
-        f"{'coverage B=5':>13}"
-    )
+    print(f"\n{runs} runs of 500 groupings, equal clusters, criteria sets that agree")
+    print(f"{'truth':>6} {'K':>3} {'C^2/K':>7} {'1/mean T':>9} {'bound only':>11} {'B=1':>7} {'B=5':>7}")
     for truth in TRUTHS:
-        for k in (5, 10, 20):
-            scores, collisions, bounds, held = [], [], 0, np.zeros(2)
-            for _ in range(runs):
-                groupings = simulate_groupings(
-                    even_shares(truth), samples_per_grouping=k, groupings=count, generator=generator
-                )
-                item = effective_clusters(groupings)
-                scores.append(cluster_score(groupings).value)
-                collisions.append(groupings.collisions.mean())
-                bounds += item.high is None
-                held += holds(item, truth), holds(effective_clusters(with_sets(groupings, 5)), truth)
-            figures = f"{np.mean(scores):7.2f} {1 / np.mean(collisions):9.1f} {bounds / runs:11.1%}"
-            print(f"{truth:6} {k:3} {figures} {held[0] / runs:13.1%} {held[1] / runs:13.1%}", flush=True)
+        for k in (5, 10, 20, 40):
+            found = [
+                [
+                    simulate_groupings(
+                        [even_shares(truth)] * sets, samples_per_grouping=k, groupings=500, generator=generator
+                    )
+                    for sets in (1, 5)
+                ]
+                for _ in range(runs)
+            ]
+            figures = [[estimators.effective_clusters(one) for one in pair] for pair in found]
+            score = np.mean([estimators.cluster_score(pair[0]).value for pair in found])
+            mean = 1 / np.mean([pair[0].collisions.mean() for pair in found])
+            bounds = np.mean([pair[0].high is None for pair in figures])
+            held = [np.mean([holds(pair[number], truth) for pair in figures]) for number in (0, 1)]
+            print(f"{truth:6} {k:3} {score:7.2f} {mean:9.1f} {bounds:11.1%} {held[0]:7.1%} {held[1]:7.1%}", flush=True)
 
 
-def table_of_spread(runs: int, count: int, generator: np.random.Generator) -> None:
-    """Coverage when criteria sets differ by 10 % in how finely they divide."""
-    print(f"\n{runs} runs of {count} groupings, K = 10, collision of a criteria set off by 10 % (standard deviation)")
-    print(f"{'truth':>6} {'groupings only':>15} {'two-level B=5':>14} {'two-level B=10':>15}")
-    for truth in (5, 50):
-        held = {1: 0, 5: 0, 10: 0}
-        for sets in (5, 10):
-            for _ in range(runs):
-                shares = [_off_by(truth, generator.normal(0, 0.1)) for _ in range(sets)]
-                groupings = simulate_groupings(shares, samples_per_grouping=10, groupings=count, generator=generator)
-                held[sets] += holds(effective_clusters(groupings), truth)
-                held[1] += sets == 5 and holds(effective_clusters(with_sets(groupings, 1)), truth)
-        print(f"{truth:6} {held[1] / runs:15.1%} {held[5] / runs:14.1%} {held[10] / runs:15.1%}", flush=True)
+def table_of_documents(runs: int, generator: np.random.Generator) -> None:
+    """Corpora drawn from a population: is it held, and are exactly these documents?"""
+    print(f"\n{runs} corpora of D documents drawn from one population, 400 groupings each")
+    print(f"{'population':>18} {'D':>5} {'K':>3} {'population':>11} {'of these documents':>19}")
+    for name, population in POPULATIONS.items():
+        for documents in (200, 1000, 7000):
+            shares = population(documents)
+            for k in (5, 20, 40):
+                held = np.zeros(2)
+                for _ in range(runs):
+                    labels = draw_labels(shares, documents, generator)
+                    found = groupings_of_labels(labels[draw_rows(documents, 400, k, generator)])
+                    sizes = np.bincount(labels)
+                    exactly = (sizes * (sizes - 1)).sum() / (documents * (documents - 1))
+                    held += (
+                        holds(estimators.collision(found, documents=documents), np.square(shares).sum()),
+                        holds(estimators.collision_of_documents(found), exactly),
+                    )
+                print(f"{name:>18} {documents:5} {k:3} {held[0] / runs:11.1%} {held[1] / runs:19.1%}", flush=True)
 
 
-def _off_by(truth: int, relative: float) -> np.ndarray:
-    """Shares with sum p^2 = (1 + relative) / truth: the clusters with one of them made larger, or with more of them."""
-    theta = (1 + relative) / truth
-    count = max(truth, int(np.ceil(1 / theta)))
-    # One share x, the others alike: x^2 + (1 - x)^2 / (count - 1) = theta.
-    rest = count - 1
-    x = (1 + np.sqrt(max(0.0, 1 - (1 + rest) * (1 - theta * rest)))) / (1 + rest)
-    return np.array([x] + [(1 - x) / rest] * rest)
+POPULATIONS = {
+    "20, even": lambda documents: even_shares(20),
+    "20, Zipf": lambda documents: zipf_shares(20),
+    "one cluster of 50": one_heavy_cluster,
+}
 
 
-def table_of_errors(runs: int, count: int, generator: np.random.Generator) -> None:
-    """A judge that merges or splits pairs by mistake: what the score reads, the ceiling, and the corrected score."""
-    print(
-        f"\n{runs} runs of {count} groupings, K = 10: a judge with false merge a and false split b, canaries in "
-        "every "
-        "grouping"
+def table_of_spread(runs: int, generator: np.random.Generator) -> None:
+    """Criteria sets that differ: coverage, and the interval's width on the log scale over that of t with B - 1."""
+    print(f"\n{runs} runs, 50 clusters, K = 10; sets whose T differs by so much (standard deviation)")
+    print(f"{'B':>3} {'N':>5}   " + "".join(f"{f'{spread:.0%}':>16}" for spread in (0, 0.05, 0.1, 0.2)))
+    for sets in (2, 3, 5, 10):
+        for count in (50, 200, 500, 2000):
+            cells = []
+            for spread in (0, 0.05, 0.1, 0.2):
+                held, widths = 0, np.zeros(2)
+                for _ in range(runs):
+                    shares = [shares_off_by(50, generator.normal(0, spread)) for _ in range(sets)]
+                    found = simulate_groupings(shares, samples_per_grouping=10, groupings=count, generator=generator)
+                    held += holds(estimators.effective_clusters(found), 50)
+                    plain = estimators.mean_over_sets(found.collisions, found.criteria_set, bounded=False)
+                    mean = estimators.collision_mean(found)
+                    widths += mean.half_width(0.95) / mean.value, plain.half_width(0.95) / plain.value
+                cells.append(f"{held / runs:.1%} ({widths[0] / widths[1]:.2f})")
+            print(f"{sets:3} {count:5}   " + "".join(f"{cell:>16}" for cell in cells), flush=True)
+
+
+def verified_in_part(shares: np.ndarray, k: int, count: int, rate: float, generator: np.random.Generator):
+    """Groupings of a judge that misplaces samples, verified honestly: as much as pays off, and all of them."""
+    labels = draw_labels(shares, (count, k), generator)
+    claims, placed = misplace(labels, rate, generator)
+    everything = misplaced_groupings(claims, placed, np.ones(count))
+    share = verification_share(everything.first(PILOT), price_cluster=1.0, price_verify=0.8)
+    later = np.where(generator.random(count) < share, 1 / share, 0.0)
+    return misplaced_groupings(claims, placed, np.where(np.arange(count) < PILOT, 1.0, later)), everything, share
+
+
+def misplaced_groupings(claims: np.ndarray, placed: np.ndarray, weight: np.ndarray) -> Groupings:
+    """Groupings with these claimed labels [N, K] and, where they were verified, samples out of place."""
+    verified = weight[:, None] > 0
+    alone = claims.max() + 1 + np.arange(claims.shape[1])
+    claimed = groupings_of_labels(claims)
+    counted = groupings_of_labels(np.where(verified & ~placed, alone, claims))
+    return Groupings(
+        **{name: getattr(counted, name) for name in ("samples_per_grouping", "criteria_set", "clusters", "kept")},
+        pairs=counted.pairs,
+        triples=counted.triples,
+        misplaced=(verified & ~placed).sum(axis=1),
+        claimed_clusters=claimed.clusters,
+        claimed_pairs=claimed.pairs,
+        weight=weight,
     )
-    print(f"{'truth':>6} {'a':>6} {'b':>5} {'reads':>8} {'ceiling 1/a':>12} {'corrected':>10} {'coverage':>9}")
+
+
+def table_of_verification(runs: int, generator: np.random.Generator) -> None:
+    """Bias and coverage where a judge puts samples with others at random, and verification names them."""
+    print(f"\n{runs} runs of 200 groupings; a share of samples is put with a random other one; bias is that of 1 / T")
+    print(
+        f"{'clusters':>9} {'K':>3} {'misplaced':>10} {'claimed':>8} {'bias':>6} {'verified':>9} {'coverage':>9} "
+        f"{'all':>6}"
+    )
+    for name, shares in (("4, even", even_shares(4)), ("50, even", even_shares(50)), ("20, Zipf", zipf_shares(20))):
+        theta = np.square(shares).sum()
+        for k in (5, 10, 20, 40):
+            for rate in (0.01, 0.05):
+                rows = []
+                for _ in range(runs):
+                    part, everything, share = verified_in_part(shares, k, 200, rate, generator)
+                    one, all_verified = estimators.collision(part), estimators.collision(everything)
+                    claimed = part.claimed_pairs.mean() / part.possible_pairs
+                    rows.append((claimed, one.value, share, holds(one, theta), holds(all_verified, theta)))
+                claimed, value, share, held, held_all = np.mean(rows, axis=0)
+                print(
+                    f"{name:>9} {k:3} {rate:10.0%} {theta / claimed - 1:+8.0%} {theta / value - 1:+6.1%} {share:9.0%} "
+                    f"{held:9.1%} {held_all:6.1%}",
+                    flush=True,
+                )
+
+
+def table_of_errors(runs: int, generator: np.random.Generator) -> None:
+    """A judge that merges or splits pairs by mistake: what the score reads, the ceiling, and the corrected score."""
+    print(f"\n{runs} runs of 500 groupings, K = 10: a judge with false merge a and false split b, 500 canaries")
+    print(
+        f"{'truth':>6} {'a':>6} {'b':>5} {'reads':>8} {'ceiling 1/a':>12} {'refused':>8} {'corrected':>10} {'holds':>7}"
+    )
     for truth, a, b in ((5, 0.01, 0.05), (50, 0.01, 0.05), (50, 0.002, 0.1), (500, 0.01, 0.05)):
         reads, fixed, held = [], [], 0
         for _ in range(runs):
-            groupings = simulate_groupings(
-                even_shares(truth), samples_per_grouping=10, groupings=count, generator=generator
-            )
-            total = groupings.possible_pairs
-            pairs = generator.binomial(groupings.pairs, 1 - b) + generator.binomial(total - groupings.pairs, a)
-            remaining = {"clusters": groupings.clusters, "kept": groupings.kept, "criteria_set": groupings.criteria_set}
-            spoilt = Groupings(samples_per_grouping=10, pairs=pairs, **remaining)
-            rates = ErrorRates(
-                shown=count, merged=int(generator.binomial(count, a)), split=int(generator.binomial(count, b))
-            )
-            reads.append(effective_clusters(spoilt).value)
-            estimate = corrected(spoilt, rates)
-            fixed.append(estimate.value)
-            held += holds(estimate, truth)
+            found = simulate_groupings(even_shares(truth), samples_per_grouping=10, groupings=500, generator=generator)
+            apart = found.possible_pairs - found.pairs
+            pairs = generator.binomial(found.pairs, 1 - b) + generator.binomial(apart, a)
+            columns = {name: getattr(found, name) for name in ("clusters", "kept", "criteria_set")}
+            spoilt = Groupings(samples_per_grouping=10, pairs=pairs, **columns)
+            rates = ErrorRates(shown=500, merged=generator.binomial(500, a), split=generator.binomial(500, b))
+            reads.append(estimators.effective_clusters(spoilt).value)
+            estimate, _ = corrected(spoilt, rates)
+            if estimate:
+                fixed.append(estimate.value)
+                held += holds(estimate, truth)
         print(
-            f"{truth:6} {a:6} {b:5} {np.mean(reads):8.1f} {1 / a:12.0f} {np.median(fixed):10.1f} {held / runs:9.1%}",
+            f"{truth:6} {a:6} {b:5} {np.mean(reads):8.1f} {1 / a:12.0f} {1 - len(fixed) / runs:8.1%} "
+            f"{np.median(fixed or [0]):10.1f} {held / max(len(fixed), 1):7.1%}",
             flush=True,
         )
 
@@ -122,47 +196,52 @@ def table_of_errors(runs: int, count: int, generator: np.random.Generator) -> No
 def table_of_stopping(runs: int, generator: np.random.Generator) -> None:
     """Coverage of runs that stop at a half-width, looked at every 50 groupings."""
     print(
-        f"\n{runs} runs that stop once the half-width is small enough and 50 pairs were seen; a look every 50 groupings"
+        f"\n{runs} runs that stop once the half-width is small enough and 50 pairs were seen; looks every 50 groupings"
     )
     print(f"{'truth':>6} {'K':>3} {'wanted':>7} {'groupings':>10} {'coverage':>9}")
     for truth, k, wanted in ((5, 10, 0.1), (5, 20, 0.05), (50, 10, 0.1), (50, 20, 0.1), (500, 20, 0.15)):
         used, held = [], 0
         for _ in range(runs):
             longest = 4 * groupings_needed(1 / truth, 1 / truth**2, k, wanted)
-            everything = simulate_groupings(
+            found = simulate_groupings(
                 even_shares(truth), samples_per_grouping=k, groupings=longest, generator=generator
             )
-            count = next((n for n in range(50, longest, 50) if precise_enough(everything.first(n), wanted)), longest)
+            count = next((n for n in range(50, longest, 50) if precise_enough(found.first(n), wanted)), longest)
             used.append(count)
-            held += holds(effective_clusters(everything.first(count)), truth)
+            held += holds(estimators.effective_clusters(found.first(count)), truth)
         print(f"{truth:6} {k:3} {wanted:7.0%} {np.mean(used):10.0f} {held / runs:9.1%}", flush=True)
 
 
 def table_of_sizes() -> None:
     """Groupings for a half-width of 5 % at 95 %."""
     print("\ngroupings for +-5 % at 95 %, equal clusters / Zipf(0.75)")
-    print(f"{'truth':>6} {'K=10':>16} {'K=20':>16}")
+    print(f"{'truth':>6}" + "".join(f"{f'K={k}':>16}" for k in (10, 20, 40)))
     for truth in TRUTHS:
-        even, zipf = even_shares(truth), zipf_shares(truth)
         cells = []
-        for k in (10, 20):
-            needed = [groupings_needed(np.square(p).sum(), (p**3).sum(), k) for p in (even, zipf)]
+        for k in (10, 20, 40):
+            needed = [
+                groupings_needed(np.square(p).sum(), (p**3).sum(), k) for p in (even_shares(truth), zipf_shares(truth))
+            ]
             cells.append(f"{needed[0]:,} / {needed[1]:,}")
-        print(f"{truth:6} {cells[0]:>16} {cells[1]:>16}")
+        print(f"{truth:6}" + "".join(f"{cell:>16}" for cell in cells))
 
 
 def main() -> None:
     """Prints all tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=500)
-    parser.add_argument("--groupings", type=int, default=500)
     parser.add_argument("--seed", type=int, default=0)
     flags = parser.parse_args()
-    generator = np.random.default_rng(flags.seed)
-    table_of_coverage(flags.runs, flags.groupings, generator)
-    table_of_spread(flags.runs, 4 * flags.groupings, generator)
-    table_of_errors(flags.runs, flags.groupings, generator)
-    table_of_stopping(flags.runs, generator)
+    tables = (
+        table_of_figures,
+        table_of_documents,
+        table_of_spread,
+        table_of_verification,
+        table_of_errors,
+        table_of_stopping,
+    )
+    for table in tables:
+        table(flags.runs, np.random.default_rng(flags.seed))
     table_of_sizes()
 
 

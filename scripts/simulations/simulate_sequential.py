@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""False and true decisions when two corpora are compared at repeated looks, by simulation with a judge that makes no
-mistake.
+"""False and true decisions when two corpora are compared at repeated looks, by simulation over labels that are known.
 
-    python scripts/simulations/simulate_sequential.py [--runs 2000] [--groupings 400]
+    python scripts/simulations/simulate_sequential.py [--runs 500]
 
-Prints how often two EQUALLY diverse corpora are called different: at one look, at 8 looks with the error spent over
-them, and at 8 and 40 looks that each pretend to be the only one; then how soon corpora that differ are told apart. A
-share of 5 % over 2,000 runs is itself uncertain by 1 point (95 %).
+First how often two corpora drawn from ONE population are called different, by the number of their documents: at one
+look, at 8 looks with the error spent over them, with the interval of exactly these documents, and where every one of 8
+looks pretends to be the only one; then how soon corpora that differ are told apart. A share of 5 % over 500 runs is
+itself uncertain by 1.9 points (95 %).
 """
 
 import argparse
@@ -19,85 +19,117 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from diversity_jax.cluster_agent.groupings import Groupings
 from diversity_jax.cluster_agent.sequential_test import compare_groupings, compare_in_looks
-from tests.simulated_corpus import even_shares, simulate_groupings
+from tests.simulated_corpus import (
+    draw_labels,
+    draw_rows,
+    even_shares,
+    groupings_of_labels,
+    one_heavy_cluster,
+    shares_off_by,
+    simulate_groupings,
+    zipf_shares,
+)
+
+GROUPINGS = 400
+POPULATIONS = {
+    "20, even": lambda documents: even_shares(20),
+    "20, Zipf": lambda documents: zipf_shares(20),
+    "one cluster of 50": one_heavy_cluster,
+}
 
 
-def draw(shares, k: int, count: int, generator: np.random.Generator) -> Groupings:
-    """Groupings of one corpus."""
-    return simulate_groupings(shares, samples_per_grouping=k, groupings=count, generator=generator)
-
-
-def peeking_decides(a: Groupings, b: Groupings, looks: int) -> bool:
+def peeking_decides(a: Groupings, b: Groupings, looks: int, documents: tuple[int, int]) -> bool:
     """Whether any of so many looks, each at the full 5 %, calls them different."""
     parts = ((a.first(len(a) * n // looks), b.first(len(b) * n // looks)) for n in range(1, looks + 1))
-    return any(compare_groupings(x, y, paired=True).decided for x, y in parts)
+    return any(compare_groupings(x, y, paired=True, documents=documents).decided for x, y in parts)
 
 
-def table_of_false_decisions(runs: int, count: int, generator: np.random.Generator) -> None:
-    """Equal corpora; criteria sets that both share cancel, whatever they do."""
-    print(f"\nfalse decisions, {runs} pairs of equally diverse corpora, {count} groupings each")
-    print(
-        f"{'truth':>6} {'K':>3} {'B':>2} {'one look':>9} {'8 looks, spent':>15} {'8 looks, peeking':>17} "
-        f"{'40 looks, peeking':>18}"
-    )
-    total = np.zeros(2)
-    cases = [(truth, k, sets) for truth in (5, 50, 500) for k in (10, 20) for sets in (1, 5)]
-    for truth, k, sets in cases:
-        decisions = np.zeros(4)
-        for _ in range(runs):
-            shares = [even_shares(round(truth * f)) for f in np.exp(generator.normal(0, 0.1 * (sets > 1), sets))]
-            a, b = (draw(shares if sets > 1 else shares[0], k, count, generator) for _ in range(2))
-            decisions += (
-                compare_in_looks(a, b, paired=True, looks=1).decided,
-                compare_in_looks(a, b, paired=True).decided,
-                peeking_decides(a, b, 8),
-                peeking_decides(a, b, 40) if sets == 1 else 0,
+def table_of_samples(runs: int, generator: np.random.Generator) -> None:
+    """Two corpora of one population."""
+    print(f"\nfalse decisions, {runs} pairs of corpora drawn from one population, {GROUPINGS} groupings each")
+    print(f"{'population':>18} {'D':>5} {'K':>3} {'one look':>9} {'8 looks':>8} {'these documents':>16} {'8 peeks':>8}")
+    total, cases = np.zeros(2), 0
+    for name, population in POPULATIONS.items():
+        for documents in (200, 1000, 7000):
+            shares = population(documents)
+            for k in (5, 20, 40):
+                decisions = np.zeros(4)
+                for _ in range(runs):
+                    labels = [draw_labels(shares, documents, generator) for _ in range(2)]
+                    a, b = (groupings_of_labels(one[draw_rows(documents, GROUPINGS, k, generator)]) for one in labels)
+                    sizes = documents, documents
+                    decisions += (
+                        compare_groupings(a, b, paired=True, documents=sizes).decided,
+                        compare_in_looks(a, b, paired=True, documents=sizes).decided,
+                        compare_groupings(a, b, paired=True).decided,
+                        peeking_decides(a, b, 8, sizes),
+                    )
+                total, cases = total + decisions[:2], cases + runs
+                one, spent, exactly, peeking = decisions / runs
+                print(
+                    f"{name:>18} {documents:5} {k:3} {one:9.1%} {spent:8.1%} {exactly:16.1%} {peeking:8.1%}", flush=True
+                )
+    print(f"{'all together':>28} {total[0] / cases:9.2%} {total[1] / cases:8.2%}")
+
+
+def pair(first: float, second: float, sets: int, spread: float, generator: np.random.Generator) -> list[Groupings]:
+    """Groupings of two corpora of so many clusters under the same criteria sets, K = 10."""
+    effects = generator.normal(0, spread, sets)
+    return [
+        simulate_groupings(
+            [shares_off_by(truth, effect) for effect in effects],
+            samples_per_grouping=10,
+            groupings=GROUPINGS,
+            generator=generator,
+        )
+        for truth in (first, second)
+    ]
+
+
+def table_of_sets(runs: int, generator: np.random.Generator) -> None:
+    """Equal corpora judged by the same criteria sets, whose effects cancel, and by two separate choices of sets."""
+    print(f"\nfalse decisions, {runs} pairs of equal corpora (50 clusters, K = 10), sets whose T differs by so much")
+    print(f"{'B':>3} {'spread':>7} {'same sets':>10} {'8 looks':>8} {'other sets':>11} {'8 looks':>8}")
+    for sets in (2, 3, 5, 10):
+        for spread in (0.0, 0.1, 0.2):
+            decisions = np.zeros(4)
+            for _ in range(runs):
+                a, b = pair(50, 50, sets, spread, generator)
+                other = pair(50, 50, sets, spread, generator)[0]
+                decisions += [
+                    compare_in_looks(a, one, paired=paired, looks=looks).decided
+                    for one, paired in ((b, True), (other, False))
+                    for looks in (1, 8)
+                ]
+            same, same_looks, others, others_looks = decisions / runs
+            print(
+                f"{sets:3} {spread:7.0%} {same:10.1%} {same_looks:8.1%} {others:11.1%} {others_looks:8.1%}", flush=True
             )
-        total += decisions[:2]
-        last = f"{decisions[3] / runs:18.1%}" if sets == 1 else f"{'':>18}"
-        once, spent, peeking = decisions[:3] / runs
-        print(f"{truth:6} {k:3} {sets:2} {once:9.1%} {spent:15.1%} {peeking:17.1%} {last}", flush=True)
-    share = total / (runs * len(cases))
-    print(f"   all together {share[0]:9.2%} {share[1]:15.2%}")
 
 
-def table_of_power(runs: int, count: int, generator: np.random.Generator) -> None:
-    """Corpora that differ."""
-    print(
-        f"\ntrue decisions, {runs} pairs, at most {count} groupings each, K = 10, 8 looks with the error spent "
-        "over "
-        "them"
-    )
+def table_of_power(runs: int, generator: np.random.Generator) -> None:
+    """Corpora that differ, and are large."""
+    print(f"\ntrue decisions, {runs} pairs, at most {GROUPINGS} groupings each, K = 10, 8 looks, sets differ by 10 %")
     print(f"{'a':>5} {'b':>5} {'B':>2} {'decided':>8} {'rightly':>8} {'mean groupings used':>20}")
     for first, second in ((20, 25), (20, 40), (50, 100), (50, 500)):
-        for sets in (1, 5):
-            decided, right, used = 0, 0, []
-            for _ in range(runs):
-                pair = []
-                effects = np.exp(generator.normal(0, 0.1 * (sets > 1), sets))
-                for truth in (first, second):
-                    shares = [even_shares(max(2, round(truth * effect))) for effect in effects]
-                    pair.append(draw(shares if sets > 1 else shares[0], 10, count, generator))
-                decisions = compare_in_looks(*pair, paired=True)
-                decided += decisions.decided
-                right += decisions.higher == "b"
-                used.append(decisions.groupings[0])
-            print(
-                f"{first:5} {second:5} {sets:2} {decided / runs:8.1%} {right / runs:8.1%} {np.mean(used):20.0f}",
-                flush=True,
-            )
+        for sets in (1, 2, 5):
+            found = [
+                compare_in_looks(*pair(first, second, sets, 0.1 * (sets > 1), generator), paired=True)
+                for _ in range(runs)
+            ]
+            decided, right = np.mean([one.decided for one in found]), np.mean([one.higher == "b" for one in found])
+            used = np.mean([one.groupings[0] for one in found])
+            print(f"{first:5} {second:5} {sets:2} {decided:8.1%} {right:8.1%} {used:20.0f}", flush=True)
 
 
 def main() -> None:
     """Prints all tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=int, default=2000)
-    parser.add_argument("--groupings", type=int, default=400)
+    parser.add_argument("--runs", type=int, default=500)
     parser.add_argument("--seed", type=int, default=0)
     flags = parser.parse_args()
-    generator = np.random.default_rng(flags.seed)
-    table_of_false_decisions(flags.runs, flags.groupings, generator)
-    table_of_power(max(200, flags.runs // 5), flags.groupings, generator)
+    for table in (table_of_samples, table_of_sets, table_of_power):
+        table(flags.runs, np.random.default_rng(flags.seed))
 
 
 if __name__ == "__main__":
