@@ -135,6 +135,14 @@ def zipf_shares(effective: float, exponent: float = 0.75) -> np.ndarray:
     return shares(high)
 
 
+# Shares of the clusters that D documents are drawn from, by D.
+POPULATIONS: Mapping[str, Callable[[int], np.ndarray]] = {
+    "20, even": lambda documents: even_shares(20),
+    "20, Zipf": lambda documents: zipf_shares(20),
+    "one cluster of 50": one_heavy_cluster,
+}
+
+
 class LabelJudge:
     """A judge that knows every text's label: the oracle that the whole pipeline is checked with.
 

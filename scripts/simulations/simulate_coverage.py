@@ -22,12 +22,12 @@ from diversity_jax.cluster_agent.groupings import Groupings
 from diversity_jax.cluster_agent.sampling_plan import groupings_needed, verification_share
 from diversity_jax.cluster_agent.sequential_test import precise_enough
 from tests.simulated_corpus import (
+    POPULATIONS,
     draw_labels,
     draw_rows,
     even_shares,
     groupings_of_labels,
     misplace,
-    one_heavy_cluster,
     shares_off_by,
     simulate_groupings,
     zipf_shares,
@@ -85,13 +85,6 @@ def table_of_documents(runs: int, generator: np.random.Generator) -> None:
                         holds(estimators.collision_of_documents(found), exactly),
                     )
                 print(f"{name:>18} {documents:5} {k:3} {held[0] / runs:11.1%} {held[1] / runs:19.1%}", flush=True)
-
-
-POPULATIONS = {
-    "20, even": lambda documents: even_shares(20),
-    "20, Zipf": lambda documents: zipf_shares(20),
-    "one cluster of 50": one_heavy_cluster,
-}
 
 
 def table_of_spread(runs: int, generator: np.random.Generator) -> None:

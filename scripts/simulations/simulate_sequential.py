@@ -20,22 +20,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from diversity_jax.cluster_agent.groupings import Groupings
 from diversity_jax.cluster_agent.sequential_test import compare_groupings, compare_in_looks
 from tests.simulated_corpus import (
+    POPULATIONS,
     draw_labels,
     draw_rows,
-    even_shares,
     groupings_of_labels,
-    one_heavy_cluster,
     shares_off_by,
     simulate_groupings,
-    zipf_shares,
 )
 
 GROUPINGS = 400
-POPULATIONS = {
-    "20, even": lambda documents: even_shares(20),
-    "20, Zipf": lambda documents: zipf_shares(20),
-    "one cluster of 50": one_heavy_cluster,
-}
 
 
 def peeking_decides(a: Groupings, b: Groupings, looks: int, documents: tuple[int, int]) -> bool:
