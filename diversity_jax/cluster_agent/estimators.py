@@ -111,7 +111,11 @@ def documents_error(groupings: Groupings, theta: float, documents: int) -> tuple
     """
     theta = min(max(theta, 0.0), 1.0)
     triples = _triple_values(groupings)
-    theta3 = theta**1.5 if triples is None else min(float(triples.mean()), theta**1.5)
+    theta3 = theta**1.5
+    if triples is not None:
+        # One triple more than was seen: with few groupings of few samples none may be seen where one cluster is large.
+        more = 1 / (len(groupings) * math.comb(groupings.samples_per_grouping, 3))
+        theta3 = min(theta3, float(triples.mean()) + more)
     least = 2 * theta * (1 - theta) / (documents * max(documents - 1, 1))
     variance = max(4 * (theta3 - theta**2) / documents + least, least / 2)
     freedom = float(len(groupings))

@@ -8,7 +8,7 @@ A judge that knows the labels groups by five criteria sets. The earlier version 
 verified, with t of 4 degrees of freedom; this one as many as give the same mean width of the interval for exactly these
 documents, with the control variate, a share of the groupings verified (0.1 after the first 40: nothing is misplaced),
 and a fifth rechecked. Tokens are those of each version's own forecast from its own prompts and the corpus's texts;
-dollars are at gpt-4o-mini's ratio of prices, this version's at half for batches. Coverage is that of T of the documents.
+dollars are at gpt-4o-mini's ratio of prices, this version's at half for batches. Coverage is that of the documents' T.
 """
 
 import argparse
