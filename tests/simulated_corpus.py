@@ -99,6 +99,23 @@ def misplace(labels: np.ndarray, rate: float, generator: np.random.Generator) ->
     return claims, claims == labels
 
 
+def misplaced_groupings(claims: np.ndarray, placed: np.ndarray, weight: np.ndarray) -> Groupings:
+    """Groupings with these claimed labels [N, K] and, where they were verified, samples out of place."""
+    verified = weight[:, None] > 0
+    alone = claims.max() + 1 + np.arange(claims.shape[1])
+    claimed = groupings_of_labels(claims)
+    counted = groupings_of_labels(np.where(verified & ~placed, alone, claims))
+    return Groupings(
+        **{name: getattr(counted, name) for name in ("samples_per_grouping", "criteria_set", "clusters", "kept")},
+        pairs=counted.pairs,
+        triples=counted.triples,
+        misplaced=(verified & ~placed).sum(axis=1),
+        claimed_clusters=claimed.clusters,
+        claimed_pairs=claimed.pairs,
+        weight=weight,
+    )
+
+
 def even_shares(clusters: int) -> np.ndarray:
     """[clusters], all alike."""
     return np.full(clusters, 1.0 / clusters)

@@ -28,6 +28,7 @@ from tests.simulated_corpus import (
     even_shares,
     groupings_of_labels,
     misplace,
+    misplaced_groupings,
     shares_off_by,
     simulate_groupings,
     zipf_shares,
@@ -115,23 +116,6 @@ def verified_in_part(shares: np.ndarray, k: int, count: int, rate: float, genera
     share = verification_share(everything.first(PILOT), price_cluster=1.0, price_verify=0.8)
     later = np.where(generator.random(count) < share, 1 / share, 0.0)
     return misplaced_groupings(claims, placed, np.where(np.arange(count) < PILOT, 1.0, later)), everything, share
-
-
-def misplaced_groupings(claims: np.ndarray, placed: np.ndarray, weight: np.ndarray) -> Groupings:
-    """Groupings with these claimed labels [N, K] and, where they were verified, samples out of place."""
-    verified = weight[:, None] > 0
-    alone = claims.max() + 1 + np.arange(claims.shape[1])
-    claimed = groupings_of_labels(claims)
-    counted = groupings_of_labels(np.where(verified & ~placed, alone, claims))
-    return Groupings(
-        **{name: getattr(counted, name) for name in ("samples_per_grouping", "criteria_set", "clusters", "kept")},
-        pairs=counted.pairs,
-        triples=counted.triples,
-        misplaced=(verified & ~placed).sum(axis=1),
-        claimed_clusters=claimed.clusters,
-        claimed_pairs=claimed.pairs,
-        weight=weight,
-    )
 
 
 def table_of_verification(runs: int, generator: np.random.Generator) -> None:
