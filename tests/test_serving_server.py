@@ -1,6 +1,7 @@
 """The server answers the openai client, streams, stops, and survives crowds, hang-ups and nonsense."""
 
 from concurrent.futures import ThreadPoolExecutor
+import dataclasses
 import http.client
 import json
 import os
@@ -18,6 +19,7 @@ from diversity_jax.evaluation.generate import Generator, TokenLogprob
 from diversity_jax.evaluation.sampling import Sampling
 from diversity_jax.model.convert import write_imported
 from diversity_jax.serving.answers import token_text
+from diversity_jax.serving.requests import chat_prompt
 from diversity_jax.tokenizers.chat_template import render_chat
 from diversity_jax.tokenizers.tokenizer import for_run, load_tokenizer
 from tests.evaluation_items import byte_model
@@ -122,12 +124,12 @@ NONSENSE = [
     ("/v1/completions", {**ASK, "prompt": []}, 400, "prompt is empty"),
     ("/v1/completions", {**ASK, "prompt": [[5], "a", None]}, 400, "prompt: expected"),
     ("/v1/completions", {**ASK, "prompt": [5, 999]}, 400, "ids must be from 0"),
-    ("/v1/completions", {**ASK, "prompt": "\ud800"}, 400, "surrogate"),
+    ("/v1/completions", {**ASK, "prompt": "\ud800"}, 400, "not JSON (unexpected end of hex escape"),
     ("/v1/completions", {**ASK, "prompt": "x" * 400}, 400, "context holds 256"),
     ("/v1/completions", {**ASK, "max_tokens": 0}, 400, "needs echo"),
     ("/v1/completions", {**ASK, "max_tokens": "many"}, 400, "max_tokens is str"),
     ("/v1/completions", {**ASK, "temperature": -1}, 400, "temperature"),
-    ("/v1/completions", b'{"model": "tiny", "prompt": "ab", "temperature": NaN}', 400, "NaN is no number of JSON"),
+    ("/v1/completions", b'{"model": "tiny", "prompt": "ab", "temperature": NaN}', 400, "not JSON (expected value"),
     ("/v1/completions", {**ASK, "top_p": 2}, 400, "top_p"),
     ("/v1/completions", {**ASK, "n": 0}, 400, "n=0"),
     ("/v1/completions", {**ASK, "n": 10_000}, 400, "n=10000"),
@@ -159,6 +161,25 @@ NONSENSE = [
     ("/v1/chat/completions", {"model": "tiny", "messages": MESSAGES, "top_logprobs": 2}, 400, "needs logprobs"),
     ("/v1/completions", {**ASK, "logprobs": 99}, 400, "logprobs=99"),
     ("/v1/embeddings", ASK, 404, "no such path"),
+]
+
+
+CALL = {"id": "1", "type": "function", "function": {"name": "f", "arguments": '{"x": 1}'}}
+CALLED = [{"role": "user", "content": "x"}, {"role": "assistant", "content": None, "tool_calls": [CALL]}]
+NONSENSE += [
+    ("/v1/chat/completions", {"model": "tiny", "messages": CALLED}, 400, "messages[1].tool_calls: this model's"),
+    ("/v1/chat/completions", {"model": "tiny", "messages": [{"role": "user", "content": None}]}, 400, "[0].content"),
+    ("/v1/chat/completions", {"model": "tiny", "messages": MESSAGES, "max_tokens": 0}, 400, "at least 1"),
+    ("/v1/chat/completions", {"model": "tiny", "messages": MESSAGES, "tools": [CALL]}, 400, "tools is not supported"),
+    ("/v1/completions", {**ASK, "max_tokns": 5}, 400, "the field 'max_tokns' is not known"),
+    ("/v1/completions", {**ASK, "repetition_penalty": 1.1}, 400, "repetition_penalty is not supported"),
+    ("/v1/completions", {**ASK, "prompt_logprobs": 1}, 400, "prompt_logprobs is not supported"),
+    ("/v1/completions", {**ASK, "top_k": 2**31}, 400, "top_k=2147483648"),
+    ("/v1/completions", {**ASK, "seed": 10**400}, 400, "seed=an integer of 80 digits or more"),
+    ("/v1/completions", {**ASK, "temperature": 10**400}, 400, "temperature"),
+    ("/v1/completions", {**ASK, "min_tokens": 3}, 400, "min_tokens=3: must be from 0 to max_tokens=2"),
+    ("/v1/completions", {**ASK, "stop": "x" * 257}, 400, "at most 256 characters"),
+    ("/v1/completions", {**ASK, "stream_options": {"include_usage": 1}}, 400, "stream_options"),
 ]
 
 
@@ -225,6 +246,53 @@ def test_a_client_that_hangs_up_frees_its_slot(served, stream):
         time.sleep(0.01)
     assert served[1].worker.generator.load == 0
     assert post(served[0], "/v1/completions", ASK)[0] == 200
+
+
+def test_an_echo_is_scored_whole_and_streamed(served):
+    asked = {**ASK, "prompt": ["abc", [100, 101, 102]], "max_tokens": 3, "echo": True, "logprobs": 2, "temperature": 0}
+    whole = post(served[0], "/v1/completions", asked)[1]["choices"]
+    assert whole[0]["logprobs"] == whole[1]["logprobs"]
+    assert whole[0]["text"][:3] == "abc"
+    given = whole[0]["logprobs"]
+    assert given["tokens"][:3] == ["a", "b", "c"]
+    assert given["token_logprobs"][0] is given["top_logprobs"][0] is None
+    assert given["text_offset"] == [len("".join(given["tokens"][:n])) for n in range(len(given["tokens"]))]
+    prompt_alone = post(served[0], "/v1/completions", asked | {"max_tokens": 0})[1]["choices"][0]
+    assert prompt_alone["logprobs"]["token_logprobs"] == given["token_logprobs"][:3]
+    assert (prompt_alone["text"], prompt_alone["finish_reason"]) == ("abc", "length")
+    connection = http.client.HTTPConnection("127.0.0.1", served[0], timeout=60)
+    body = json.dumps(asked | {"stream": True, "prompt": "abc"})
+    connection.request("POST", "/v1/completions", body, {"Content-Type": "application/json"})
+    lines = connection.getresponse().read().decode().split("\n\n")[:-2]
+    chunks = [json.loads(line.removeprefix("data: "))["choices"][0] for line in lines]
+    assert "".join(chunk["text"] for chunk in chunks) == whole[0]["text"]
+    for name in given:
+        assert [one for chunk in chunks if chunk["logprobs"] for one in chunk["logprobs"][name]] == given[name]
+
+
+def test_roles_and_parts_that_templates_do_not_know(served):
+    def text(*messages):
+        asked = {"model": "tiny", "messages": messages, "temperature": 0, "max_tokens": 8, "ignore_eos": True}
+        return post(served[0], "/v1/chat/completions", asked)[1]["choices"][0]["message"]["content"]
+
+    parts = [{"type": "text", "text": "Be "}, {"type": "text", "text": "brief."}]
+    assert text({"role": "developer", "content": parts}, MESSAGES[1]) == text(*MESSAGES)
+    calls = "{% for c in m.tool_calls %}{{ c.function.arguments.x }}{% endfor %}"
+    template = "{% for m in messages %}{{ m.role }}:{{ m.content }}" + calls + ";{% endfor %}"
+    tokenizer = dataclasses.replace(byte_model().tokenizer, chat_template=template)
+    model = dataclasses.replace(byte_model(), tokenizer=tokenizer)
+    assert chat_prompt(CALLED, model).text == "user:x;assistant:1;"
+
+
+def test_before_min_tokens_nothing_ends_an_answer(served):
+    free = expected("abc", max_tokens=30, ignore_end=True)
+    asked = {**ASK, "prompt": "abc", "temperature": 0, "max_tokens": 30, "ignore_eos": True, "stop": [free[2:4]]}
+    short, long = (post(served[0], "/v1/completions", asked | {"min_tokens": n})[1] for n in (0, 25))
+    assert short["usage"]["completion_tokens"] < 25 <= long["usage"]["completion_tokens"]
+    generator = served[1].worker.generator
+    ends = generator.model.tokenizer.end_of_text_id
+    draws = [Sampling(max_tokens=12, min_tokens=12, temperature=5.0, seed=seed) for seed in range(64)]
+    assert not any(ends in one.tokens[:11] for one in Generator(generator.model).generate([[5]] * 64, draws))
 
 
 def test_more_than_may_wait_are_told_to_come_back(served):
