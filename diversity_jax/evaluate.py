@@ -29,7 +29,7 @@ def main(config: EvaluateConfig) -> None:
 
     output_dir = local_folder(config.output_dir, "output_dir")
     run.check_folder(config)
-    with locked_folder(output_dir, "an evaluation"):
+    with locked_folder(output_dir):
         results = run.evaluate(config)
         run_info.describe(sys.argv, config, jax.devices()).save(output_dir)
         write_json(output_dir / "results.json", results)

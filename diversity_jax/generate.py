@@ -39,7 +39,7 @@ def _generate(config: GenerateConfig) -> None:
     if config.dry_run:
         run(config)
         return
-    with locked_folder(config.output_dir, "a generation"):
+    with locked_folder(config.output_dir):
         begun = len(Store(config.output_dir).rounds)
         try:
             store = run(config)

@@ -1,15 +1,26 @@
 """What all packages share: estimates, progress on stderr, the folder store and its lock."""
 
 import os
+import socket
 import subprocess
 import sys
+import time
 
 import pytest
 
 from diversity_jax.core import progress
-from diversity_jax.core.artifacts import ArtifactStore, FolderLocked, exclusive_lock
+from diversity_jax.core.artifacts import ArtifactStore, FolderLocked, exclusive_lock, locked_folder
 from diversity_jax.core.errors import InputError
-from diversity_jax.core.files import DiskFull, file_hash, full_disk_named, writing
+from diversity_jax.core.files import (
+    DiskFull,
+    exists,
+    file_hash,
+    full_disk_named,
+    read_json,
+    remove_tree,
+    write_json,
+    writing,
+)
 from diversity_jax.core.intervals import Estimate
 
 
@@ -60,6 +71,45 @@ def test_a_lock_names_its_holder_and_ends_with_its_process(tmp_path):
         pass
 
 
+def test_a_locked_folder_is_left_as_it_was_found(tmp_path):
+    folder = tmp_path / "new" / "run"
+    refused = pytest.raises(FolderLocked, match=r"process \d+ on .* is writing to it")
+    with locked_folder(folder), refused, locked_folder(folder):
+        pass
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="no folder can be made there"), locked_folder(tmp_path / "file" / "run"):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("lock", "is_taken_over"),
+    [
+        ({"holder": "process 1 on elsewhere", "renewed": time.time() + 1e6}, False),
+        ({"holder": "process 1 on elsewhere", "renewed": time.time() - 61}, True),
+        ({"holder": f"process {os.getpid()} on {socket.gethostname()}", "renewed": time.time()}, False),
+        ({"holder": f"process 999999999 on {socket.gethostname()}", "renewed": time.time()}, True),
+    ],
+    ids=["another machine's", "not renewed", "a living process's", "a dead process's"],
+)
+def test_a_lock_in_a_bucket_outlives_no_process(lock, is_taken_over):
+    folder = "memory://locks/run"
+    with locked_folder(folder):
+        held = read_json(f"{folder}/.lock")
+        assert held["holder"] == f"process {os.getpid()} on {socket.gethostname()}"
+        with pytest.raises(FolderLocked, match="is writing to it"), locked_folder(folder):
+            pass
+    assert not exists(f"{folder}/.lock")
+    write_json(f"{folder}/.lock", {"lease": "theirs", **lock})
+    if is_taken_over:
+        with locked_folder(folder):
+            assert read_json(f"{folder}/.lock")["lease"] != "theirs"
+    else:
+        with pytest.raises(FolderLocked), locked_folder(folder):
+            pass
+        remove_tree(f"{folder}/.lock")
+
+
 def test_artifacts_count_once_they_are_committed_and_only_undamaged(tmp_path):
     store = ArtifactStore(tmp_path / "store")
     for name in ("a", "b", "c"):
@@ -85,3 +135,11 @@ def test_a_full_disk_is_one_line_about_the_file():
     expected = pytest.raises(DiskFull, match=r"^a\.bin: the disk is full; free space")
     with expected, full_disk_named("a.bin"), open("/dev/full", "wb") as file:
         file.write(b"x" * 100_000)
+
+
+def test_a_file_that_cannot_be_written_is_one_line(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="no folder can be made there"), writing(tmp_path / "file" / "a.json"):
+        pass
+    with pytest.raises(InputError, match="is a folder; name a file"), writing(tmp_path):
+        pass

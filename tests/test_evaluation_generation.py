@@ -1,5 +1,6 @@
 """Generation: the cache gives what recomputing gives, each answer is its own, and text ends where it should."""
 
+import dataclasses
 import functools
 import json
 
@@ -13,7 +14,7 @@ import pytest
 from diversity_jax.core.errors import InputError
 from diversity_jax.evaluation.config import GenerateTextConfig
 from diversity_jax.evaluation.generate import Generator, TextStream
-from diversity_jax.evaluation.run import generate_text, read_prompts
+from diversity_jax.evaluation.run import generate_text, read_prompts, refuse_existing
 from diversity_jax.evaluation.sampling import Sampling, sample_tokens
 from diversity_jax.model import MeshConfig, logits
 from diversity_jax.tokenizers.chat_template import OWN_TEMPLATE, render_chat
@@ -159,6 +160,15 @@ def test_what_does_not_fit_is_refused_before_anything_runs():
         with pytest.raises(InputError):
             Sampling(**settings)
     assert generator.load == 0
+
+
+def test_a_file_of_answers_is_not_replaced_unasked(tmp_path):
+    config = GenerateTextConfig(output=str(tmp_path / "answers.jsonl"))
+    refuse_existing(config)
+    (tmp_path / "answers.jsonl").write_text("")
+    with pytest.raises(InputError, match="is there already"):
+        refuse_existing(config)
+    refuse_existing(dataclasses.replace(config, overwrite=True))
 
 
 def test_prompts_from_a_file(tmp_path):

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 
 from diversity_jax import evaluate
+from diversity_jax.core import run_info
+from diversity_jax.core.artifacts import locked_folder
 from diversity_jax.core.errors import InputError
 from diversity_jax.corpus import CorpusConfig
 from diversity_jax.evaluation.config import EvaluateConfig, HeldOutCorpus, ModelSource
@@ -16,6 +18,7 @@ from diversity_jax.evaluation.load_model import open_model
 from diversity_jax.model import convert, logits
 from diversity_jax.model.convert import write_imported
 from diversity_jax.report.pages import evaluation
+from diversity_jax.tokenizers.tokenizer import load_tokenizer
 from scripts.checks.verify_evaluate import compare, table
 from tests.evaluation_items import FILES, PIQA, byte_model, write_items
 from tests.small_llama import random_params, small_config
@@ -97,6 +100,71 @@ def run(folders, output, **fields):
     )
     evaluate.main(config)
     return json.loads((output / "results.json").read_text())
+
+
+def broken(folders, folder, letter):
+    """A model whose embedding of one letter is not a number."""
+    config = small_config(vocab_size=260, num_kv_heads=2, max_length=1024, tie_embeddings=False)
+    params = jax.tree.map(np.array, random_params(config))
+    params["embed"][load_tokenizer("bytes").encode_batch([letter])[0]] = np.nan
+    write_imported(config, params, folder)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (folder / name).write_bytes((folders[0] / name).read_bytes())
+    return folder
+
+
+def instances(kind, *arguments):
+    found = [Instance(kind, {"id": number}, each, 0) for number, each in enumerate(arguments)]
+    for number, each in enumerate(found):
+        each.task_name, each.doc_id = "made", number
+    return found
+
+
+@pytest.mark.parametrize(
+    ("kind", "arguments"),
+    [
+        ("loglikelihood", [("A fox", " ran"), ("A QUICK fox", " ran"), ("Q" * 90, "!"), ("An ox", " sat")]),
+        ("loglikelihood_rolling", [("A fox ran",), ("A QUICK fox ran",), ("Q" * 90,)]),
+        ("generate_until", [("A fox", {"max_gen_toks": 3}), ("A QUICK fox", {"max_gen_toks": 3}), ("Q", {})]),
+    ],
+)
+def test_the_first_item_without_a_finite_figure_is_named_and_nothing_is_kept(folders, tmp_path, kind, arguments):
+    model = HarnessModel(open_model(broken(folders, tmp_path / "model", "Q")), store=tmp_path / "requests.jsonl")
+    with pytest.raises(InputError, match=r"^made, item 1: ") as error:
+        getattr(model, kind)(instances(kind, *arguments))
+    assert "can be trusted" in str(error.value)
+    model.store.close()
+    assert "NaN" not in (tmp_path / "requests.jsonl").read_text()
+
+
+def test_an_evaluation_of_a_model_without_finite_figures_stops(folders, tmp_path):
+    model = broken(folders, tmp_path / "model", "e")
+    with pytest.raises(InputError, match=r"^piqa, item 0: its log-likelihood is nan"):
+        run((model, *folders[1:]), tmp_path / "a", tasks="piqa")
+    assert not (tmp_path / "a" / "results.json").exists()
+    assert not (tmp_path / "a" / "samples").exists()
+    (tmp_path / "far.jsonl").write_text(json.dumps({"text": "Here."}) + "\n")
+    far = HeldOutCorpus(name="far", corpus=CorpusConfig(source=str(tmp_path / "far.jsonl")))
+    with pytest.raises(InputError, match=r"far, document 0: its log-likelihood is nan"):
+        run((model, *folders[1:]), tmp_path / "b", tasks="", out_of_distribution=(far,))
+
+
+def test_a_folder_of_another_evaluation_or_command_is_refused(folders, tmp_path):
+    first = run(folders, tmp_path / "a", tasks="piqa", limit=2)
+    before = {path: path.read_bytes() for path in (tmp_path / "a").rglob("*") if path.is_file()}
+    with pytest.raises(InputError, match=r"holds another evaluation \(limit=1 \(was 2\)\); choose another output_dir"):
+        run(folders, tmp_path / "a", tasks="piqa", limit=1)
+    assert {path: path.read_bytes() for path in (tmp_path / "a").rglob("*") if path.is_file()} == before
+    for told in ("resume", "overwrite"):
+        assert run(folders, tmp_path / "a", tasks="piqa", limit=1, **{told: True})["limit"] == 1
+        assert run(folders, tmp_path / "a", tasks="piqa", limit=2, resume=True)["tasks"] == first["tasks"]
+    run_info.describe(["python -m diversity_jax.train"], {"optimizer": {}}).save(tmp_path / "run")
+    with pytest.raises(InputError, match="holds no evaluation, but what"):
+        run(folders, tmp_path / "run", tasks="piqa")
+    with pytest.raises(InputError, match="gs:// cannot be used here"):
+        run(folders, "gs://bucket/evaluation")
+    with locked_folder(tmp_path / "a"), pytest.raises(InputError, match="is writing to it"):
+        run(folders, tmp_path / "a", tasks="piqa", limit=2, resume=True)
 
 
 def test_the_command_writes_results_a_page_and_goes_on_from_finished_requests(folders, tmp_path, capsys):

@@ -9,6 +9,7 @@ import types
 import fsspec
 import pytest
 
+from diversity_jax.core.artifacts import FolderLocked, locked_folder
 from diversity_jax.core.errors import InputError
 from diversity_jax.core.files import exists, join_path, write_json, writing
 from diversity_jax.corpus import CorpusConfig, open_corpus
@@ -111,6 +112,15 @@ def test_a_component_in_a_bucket_is_the_one_on_disk(store, source, on_disk):
         open_corpus(config), load_tokenizer("bytes"), folder, asked(), executor=BeamExecutor(config, "DirectRunner")
     )
     assert objects(store, folder) == files(on_disk)
+
+
+def test_two_preparations_in_one_folder_of_a_bucket_do_not_meet(store, source):
+    folder = f"gs://{BUCKET}/locked"
+    with locked_folder(folder):
+        assert objects(store, folder).keys() == {".lock"}
+        with pytest.raises(FolderLocked, match=r"process \d+ on .* is writing to it"):
+            prepare(open_corpus(source), load_tokenizer("bytes"), folder, asked(), processes=1)
+    assert not objects(store, folder)
 
 
 def test_a_stopped_preparation_in_a_bucket_goes_on(store, source, on_disk, monkeypatch, caplog):

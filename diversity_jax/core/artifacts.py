@@ -80,20 +80,19 @@ def _try_lock(path: Path) -> int | None:
 
 
 @contextlib.contextmanager
-def locked_folder(folder: str | os.PathLike, what: str, *, wait_seconds: float = 0.0) -> Iterator[None]:
+def locked_folder(folder: str | os.PathLike, *, wait_seconds: float = 0.0) -> Iterator[None]:
     """Keeps other processes out of a folder, local or in a bucket, while the block writes to it.
 
     The lock is gone afterwards, and so are folders that were made for it and are still empty.
 
     Args:
-      what: is done there, as in "a training run".
       wait_seconds: how long to wait for another process, of a local folder.
 
     Raises:
       FolderLocked: another process is writing to it; the message names it.
       InputError: the folder cannot be made.
     """
-    message = f"{os.fspath(folder)}: {{holder}} is writing to it ({what}); wait for it, or choose another folder"
+    message = f"{os.fspath(folder)}: {{holder}} is writing to it; wait for it, or choose another folder"
     if is_remote(folder):
         with _leased(str(join_path(folder, _LOCK)), message):
             yield

@@ -207,19 +207,28 @@ def _uploading(url: str) -> Iterator[IO[bytes]]:
         if file is not None:
             file.discard()
         if isinstance(error, FileNotFoundError | PermissionError):
-            message = f"{url}: cannot be written ({error}); check that the bucket is there and your access to it"
-            raise InputError(message) from None
+            raise _unwritable(url, error) from None
         raise
 
 
 def create_file(url: str, content: bytes) -> bool:
-    """Makes a remote file unless there is one already, whoever else tries; whether it was made."""
+    """Makes a remote file unless there is one already, whoever else tries; whether it was made.
+
+    Raises:
+      InputError: the bucket is not there, or may not be written to.
+    """
     filesystem, inside = _remote(url)
     try:
         filesystem.pipe_file(inside, content, mode="create")
     except FileExistsError:
         return False
+    except (FileNotFoundError, PermissionError) as error:
+        raise _unwritable(url, error) from None
     return True
+
+
+def _unwritable(url: str, error: Exception) -> InputError:
+    return InputError(f"{url}: cannot be written ({error}); check that the bucket is there and your access to it")
 
 
 def write_json(path: str | os.PathLike, value: Any) -> None:

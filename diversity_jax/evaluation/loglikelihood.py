@@ -253,19 +253,24 @@ class Scorer:
         first = _first_not_finite(results)
         if first is None:
             return
-        # Rows are computed in another order than the sequences': those before may have the same trouble.
-        for start in range(0, first, _SEARCHED_AT_ONCE):
-            found: dict[int, Likelihood] = {}
-            for batch in self.run(self.plan(sequences[start : min(start + _SEARCHED_AT_ONCE, first)])):
-                found |= {start + number: result for number, result in batch.items()}
-            earlier = _first_not_finite(found)
-            if earlier is not None:
-                first, results = earlier, found
-                break
+        number, nats = self._first_alone(sequences) or (first, results[first].nats)
         raise InputError(
-            f"{name(first)}: its log-likelihood is {results[first].nats:g}, so no figure of this model can be trusted; "
-            "look at its weights, or at model.compute_dtype"
+            f"{name(number)}: its log-likelihood is {nats:g}, so no figure of this model can be trusted; look at its "
+            "weights, or at model.compute_dtype"
         )
+
+    def _first_alone(self, sequences: Sequence[Scored]) -> tuple[int, float] | None:
+        """The first sequence, in their order, whose log-likelihood is not finite even in a row of its own, and that
+        figure: rows are computed in another order, and what is not a number spreads over the row it is in.
+        """
+        for start in range(0, len(sequences), _SEARCHED_AT_ONCE):
+            part = sequences[start : start + _SEARCHED_AT_ONCE]
+            together = {number: result for batch in self.run(self.plan(part)) for number, result in batch.items()}
+            for number in sorted(number for number, result in together.items() if not math.isfinite(result.nats)):
+                [alone] = [batch[0] for batch in self.run(self.plan(part[number : number + 1]))]
+                if not math.isfinite(alone.nats):
+                    return start + number, alone.nats
+        return None
 
     def _dispatch(self, rows: Sequence[Row], size: int, step: int) -> Any:
         arrays = [row.arrays() for row in rows]

@@ -219,7 +219,7 @@ def _export(options: argparse.Namespace) -> None:
         tokenizer = model_tokenizer(options.source) if name is None else named_tokenizer(name)
     config, params = read_model(options.source, step=options.step)
     shard_bytes = int(options.max_shard_gigabytes * 1e9)
-    with locked_folder(local_folder(options.output, "OUTPUT"), "an export"):
+    with locked_folder(local_folder(options.output, "OUTPUT")):
         refuse_model_folder(options.output)
         if tokenizer:  # before the weights, since config.json marks a whole export
             end = tokenizer.end_of_text_id if end is None else end
@@ -241,7 +241,7 @@ def _gguf(options: argparse.Namespace) -> None:
 
 def _import(options: argparse.Namespace) -> None:
     config, params = import_hugging_face(options.source)
-    with locked_folder(local_folder(options.output, "OUTPUT"), "an import"):
+    with locked_folder(local_folder(options.output, "OUTPUT")):
         folder = write_imported(config, params, options.output)
         beside = "with its tokenizer" if copy_tokenizer(options.source, folder / "tokenizer") else "without a tokenizer"
     print(f"{config.parameter_count:,} parameters, {beside}: {options.output}")

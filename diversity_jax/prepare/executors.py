@@ -76,7 +76,7 @@ class Staging(ArtifactStore):
           FolderLocked: another process prepares this component.
         """
         if is_remote(self._component_folder):
-            return locked_folder(self._component_folder, "a preparation")
+            return locked_folder(self._component_folder)
         message = f"{self._component_folder}: is being prepared by {{holder}}; wait for it, or choose another folder"
         return exclusive_lock(self.path("lock"), message, wait_seconds=_LOCK_WAIT_SECONDS)
 

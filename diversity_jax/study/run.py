@@ -140,7 +140,7 @@ def _analyse(study: StudyConfig, plan: Plan, store: StepStore, states: StepState
     failures = [{"step": key, **(store.failure(key) or {})} for key in states.failed]
     results = analysis.analyse(study, rows) | {"densities": densities, "failures": failures}
     # All processes that worked on the study end with this.
-    with locked_folder(folder, "a study's page", wait_seconds=_PAGE_SECONDS):
+    with locked_folder(folder, wait_seconds=_PAGE_SECONDS):
         write_json(folder / "analysis.json", results)
         run_info.describe(sys.argv, study).save(folder)
     if states.failed:

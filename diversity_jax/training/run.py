@@ -93,7 +93,7 @@ def run(config: Config, *, several_processes: bool) -> "TrainingResult":
     with contextlib.ExitStack() as resources:
 
         def make_ready() -> None:
-            resources.enter_context(locked_folder(output_dir, "a training run"))
+            resources.enter_context(locked_folder(output_dir))
             if config.prepared is None and not _stands(config, output_dir):
                 build_mixture(config)
 
