@@ -1,6 +1,6 @@
 """The paper's 1.4B model: 150 B tokens of the mixture of configs/llama_350m.py.
 
-    python -m diversity_jax.train --config configs/llama_1p4b.py --config.output_dir=gs://BUCKET/llama_1p4b
+    python -m diversity_jax.train --config configs/llama_1p4b.py --config.output_dir=/mnt/BUCKET/llama_1p4b
 
 Data and judge: as for the 350M model.
 Hardware: as it is on 16 TPU v5e (two slices with --config.mesh.data=2 --config.mesh.network_data=2), 16 v4, 8 v5p or 16

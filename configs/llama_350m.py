@@ -1,6 +1,6 @@
 """The paper's 350M model: 50 B tokens of web, code and mathematics (4:1:1) with synthetic text at 4:1, in tokens.
 
-    python -m diversity_jax.train --config configs/llama_350m.py --config.output_dir=gs://BUCKET/llama_350m
+    python -m diversity_jax.train --config configs/llama_350m.py --config.output_dir=/mnt/BUCKET/llama_350m
     # rows prepared before
     python -m diversity_jax.train --config configs/llama_350m.py --config.prepared=/data/mixture
 

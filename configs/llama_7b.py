@@ -1,6 +1,6 @@
 """A 7B model, the size the paper leaves open: 150 B tokens of the mixture of configs/llama_350m.py.
 
-    python -m diversity_jax.train --config configs/llama_7b.py --config.output_dir=gs://BUCKET/llama_7b
+    python -m diversity_jax.train --config configs/llama_7b.py --config.output_dir=/mnt/BUCKET/llama_7b
 
 Data and judge: as for the 350M model, with a tokenizer of at most 32,000 ids under tokenizers/llama.
 Hardware: as it is on 64 TPU v4 or 64 v5e, with --config.model.remat=save_matmuls on 32 v5p or 64 v6e; on 8 H100 with

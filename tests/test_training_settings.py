@@ -353,9 +353,9 @@ def test_what_was_allowed_by_name_is_recorded_and_a_run_may_begin_anew(texts, st
         optimizer=dataclasses.replace(config.optimizer, learning_rate=0.03),
         train=dataclasses.replace(config.train, steps=6),
     )
-    run.run(faster, several_processes=False)
+    result = run.run(faster, several_processes=False)
     change = {"step": 4, "field": "optimizer.learning_rate", "before": 0.01, "now": 0.03}
-    assert read_info(folder / "checkpoints", 6)["changes"] == [change]
+    assert result.summary["changes"] == read_info(folder / "checkpoints", 6)["changes"] == [change]
     run.run(
         dataclasses.replace(faster, train=dataclasses.replace(faster.train, allow_changed=(), steps=8)),
         several_processes=False,

@@ -152,6 +152,7 @@ def train(
             run.goodput_log.save(now=True)
             rows = config.batch_size, run.loader.sequence_length
             summary = summarise(model, rows, report.timed_steps, run.goodput_log.attempts, run.compile_clock)
+            summary["changes"] = list(begin.changes)
             if run.writer:
                 write_json(run.output_dir / "summary.json", summary)
     return TrainingResult(
