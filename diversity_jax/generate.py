@@ -9,6 +9,7 @@ later run continues there. The same command writes the demo text of `configs/qui
 files of demo text that exist are not written again.
 """
 
+import contextlib
 import logging
 import sys
 
@@ -34,30 +35,24 @@ def main(config: GenerateConfig) -> None:
 def _generate(config: GenerateConfig) -> None:
     from diversity_jax.synthesis.run import run
 
-    local_folder(config.output_dir, "output_dir")
-    run_info.refuse_other_command(config.output_dir, "generators", "generated component")
-    if config.dry_run:
-        run(config)
-        return
-    with locked_folder(config.output_dir):
+    run_info.refuse_other_command(local_folder(config.output_dir, "output_dir"), "generators", "generated component")
+    with contextlib.nullcontext() if config.dry_run else locked_folder(config.output_dir):
         begun = len(Store(config.output_dir).rounds)
         try:
             store = run(config)
         except InputError:
-            store = Store(config.output_dir)
-            if len(store.rounds) > begun:  # the page shows which answers were refused
+            if len((store := Store(config.output_dir)).rounds) > begun:  # the page shows which answers were refused
                 _write_page(config, store)
             raise
         if store is not None:
-            log.info("documents: %s", store.documents_pattern)
             _write_page(config, store)
 
 
 def _write_page(config: GenerateConfig, store: Store) -> None:
     from diversity_jax.report.pages import synthesis
 
-    info = run_info.describe(sys.argv, config)
-    info.save(config.output_dir)
+    log.info("documents: %s", store.documents_pattern)
+    (info := run_info.describe(sys.argv, config)).save(config.output_dir)
     print(synthesis.write(store, info.facts()))
 
 

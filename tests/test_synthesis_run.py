@@ -11,12 +11,15 @@ import time
 
 import pytest
 
+from diversity_jax import generate
 from diversity_jax.cluster_agent import AgentConfig
 from diversity_jax.core.errors import InputError
+from diversity_jax.core.run_info import describe
 from diversity_jax.corpus import CorpusConfig, open_corpus
 from diversity_jax.llm import BudgetConfig, EngineConfig
 from diversity_jax.report.pages import synthesis
 from diversity_jax.synthesis.config import (
+    GenerateConfig,
     GeneratorConfig,
     GridConfig,
     PersonasConfig,
@@ -182,11 +185,18 @@ def test_the_budget_ends_a_run_that_goes_on_later(folder):
     assert synthesis.write(store, []).exists()
 
 
-def test_other_settings_in_the_same_folder_are_refused(folder):
+def test_other_settings_in_the_same_folder_are_refused_and_nothing_is_recorded(folder):
     with serve(generation) as server:
-        run(settings(folder, server.openai_url))
+        config = settings(folder, server.openai_url)
+        generate.main(GenerateConfig(**vars(config)))
+        before = {path: path.read_bytes() for path in (folder / "out").rglob("*.json*")}
+        assert folder / "out" / "run.json" in before
         with pytest.raises(InputError, match=r"begun with other settings \(seed\)"):
-            run(settings(folder, server.openai_url, seed=1))
+            generate.main(GenerateConfig(**{**vars(config), "seed": 1}))
+        describe(["python -m diversity_jax.train"], {"optimizer": {}}).save(folder / "other")
+        with pytest.raises(InputError, match="holds no generated component, but what"):
+            generate.main(GenerateConfig(**{**vars(config), "output_dir": str(folder / "other")}))
+        assert {path: path.read_bytes() for path in (folder / "out").rglob("*.json*")} == before
 
 
 @pytest.mark.parametrize(
