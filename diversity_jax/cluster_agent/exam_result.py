@@ -142,6 +142,8 @@ class ExamReading:
         """Reads `to_json`'s value."""
         reading = value["reading"] and Estimate.from_json(value["reading"], f"{where}: reading")
         pairs = {kind: PairCounts(**counts) for kind, counts in value["pairs"].items()}
+        if value["corpus"] not in TITLES:
+            raise KeyError(value["corpus"])
         return cls(**{**value, "reading": reading, "pairs": pairs})
 
 
