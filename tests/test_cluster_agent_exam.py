@@ -1,10 +1,12 @@
 """A judge that reads passes the exam, one with a fault does not, and the reasons name the fault."""
 
+import dataclasses
 import json
 
 import pytest
 
 from diversity_jax.cluster_agent import AgentConfig
+from diversity_jax.cluster_agent.embedding_judge import EmbeddingJudge
 from diversity_jax.cluster_agent.exam import GROUPINGS, cached_exam, exam_calls, exam_path, examine
 from diversity_jax.cluster_agent.exam_result import HALF, ExamResult
 from diversity_jax.cluster_agent.types import JudgeAnswer
@@ -97,3 +99,19 @@ def test_an_exam_that_the_budget_ends_leaves_nothing(tmp_path):
     with pytest.raises(InputError, match=r"budget\.max_calls is spent"):
         examine(judge, CONFIG, tmp_path / "exams")
     assert not list(tmp_path.iterdir())
+
+
+def test_an_embedding_judge_is_examined_by_ratios_and_may_refuse_a_language(tmp_path):
+    result = examine(EmbeddingJudge(), CONFIG, tmp_path)
+    assert result.verdict.judge in ("fit", "doubtful")
+    assert result.scale > 2
+    reasons = " | ".join(result.verdict.reasons)
+    assert "times the number of subjects" in reasons
+    assert "refuses 6 subjects in 13 languages" in reasons
+    [refused] = [reading for reading in result.readings if reading.corpus == "languages"]
+    assert result.graded(refused) == "refused"
+
+
+def test_a_ruler_whose_readings_do_not_follow_the_truth_is_unfit(tmp_path):
+    result = examine(exam_judge("position", verifier="yes"), AgentConfig(canary_share=0.0), tmp_path)
+    assert dataclasses.replace(result, relative=True).verdict.judge == "unfit"

@@ -20,10 +20,12 @@ from diversity_jax.cluster_agent.config import AgentConfig
 from diversity_jax.cluster_agent.corpus_scorer import CorpusScorer
 from diversity_jax.cluster_agent.cost_forecast import plan_calls
 from diversity_jax.cluster_agent.criteria import ProposedCriteria, load_criteria
+from diversity_jax.cluster_agent.embedding_judge import EmbeddingJudge, adapted
 from diversity_jax.cluster_agent.estimators import values
 from diversity_jax.cluster_agent.exam_corpora import ExamCorpus, exam_corpora, neighbour_of
 from diversity_jax.cluster_agent.exam_result import (
     HALF,
+    INFORMATION,
     NO_PAIRS,
     RIGHT,
     VERSION,
@@ -104,6 +106,7 @@ async def examine_async(judge: Judge, config: AgentConfig, folder: str | os.Path
     found = cached_exam(judge, config, folder)
     if found is not None:
         return found
+    config = adapted(judge, config)
     judge.expect(exam_calls(config))
     parts = [_read(name, corpus, judge, exam) for name, (corpus, exam) in _parts(config).items()]
     results = await asyncio.gather(*parts)
@@ -115,6 +118,7 @@ async def examine_async(judge: Judge, config: AgentConfig, folder: str | os.Path
         prompt_version=judge.prompt_version,
         identity=dict(judge.identity),
         settings=_settings(config),
+        relative=isinstance(judge, EmbeddingJudge),
         readings=tuple(reading for reading, _ in results),
         calls=usage.calls,
         tokens={"prompt": usage.prompt_tokens, "completion": usage.completion_tokens},
@@ -131,13 +135,13 @@ examine = blocking(examine_async)
 
 def _settings(config: AgentConfig) -> dict[str, Any]:
     """What answers depend on, of a run's settings."""
-    names = ("samples_per_grouping", "verify", "canary_share", "reasoning_words", "max_characters", "temperature")
-    return {name: getattr(config, name) for name in (*names, "max_output_tokens", "schema_limits")}
+    names = ("samples_per_grouping", "verify", "canary_share", "reasoning_words", "max_characters", "reading_words")
+    return {name: getattr(config, name) for name in (*names, "temperature", "max_output_tokens", "schema_limits")}
 
 
 def _key(judge: Judge, config: AgentConfig) -> str:
     texts = [corpus.fingerprint() for corpus in exam_corpora().values()]
-    asked = [judge.label, judge.prompt_version, dict(judge.identity), _settings(config)]
+    asked = [judge.label, judge.prompt_version, dict(judge.identity), _settings(adapted(judge, config))]
     return files.content_hash([VERSION, texts, GROUPINGS, files.file_hash(_CRITERIA), *asked])
 
 
@@ -170,10 +174,15 @@ def _parts(config: AgentConfig) -> dict[str, tuple[ExamCorpus, AgentConfig]]:
 
 async def _read(name: str, corpus: ExamCorpus, judge: Judge, config: AgentConfig) -> tuple[ExamReading, CallTotals]:
     judged: list[JudgedGrouping] = []
-    scorer = CorpusScorer(
-        corpus, judge, config, ProposedCriteria(criteria=load_criteria(str(_CRITERIA))), observe=judged.append
-    )
-    await scorer.extend(config.groupings)
+    proposed = ProposedCriteria(criteria=load_criteria(str(_CRITERIA)))
+    scorer = CorpusScorer(corpus, judge, config, proposed, observe=judged.append)
+    refused = ""
+    try:
+        await scorer.extend(config.groupings)
+    except InputError as error:
+        if name not in INFORMATION:
+            raise
+        refused = str(error)  # a judge of one language need not read the others
     if scorer.ended:
         raise InputError(f"exam of judge {judge.label}: ended before it was done: {scorer.ended}")
     counts = [_count_pairs(corpus, grouping) for grouping in judged]
@@ -188,7 +197,7 @@ async def _read(name: str, corpus: ExamCorpus, judge: Judge, config: AgentConfig
         groupings=len(judged),
         drops=dict(sorted(drops.items())),
         pairs={kind: pairs for kind in (*RIGHT, *WRONG) if (pairs := total(counts, [kind])).shown},
-        detail=details.get(max(drops, key=drops.__getitem__, default=""), ""),
+        detail=refused or details.get(max(drops, key=drops.__getitem__, default=""), ""),
     )
     return reading, scorer.usage
 

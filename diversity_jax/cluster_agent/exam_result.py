@@ -3,13 +3,14 @@
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+import statistics
 from typing import Any
 
 from diversity_jax.cluster_agent.canaries import binomial
 from diversity_jax.cluster_agent.types import describe_failures
 from diversity_jax.cluster_agent.verdict import FITNESS, Fitness, Verdict
 from diversity_jax.core.errors import InputError
-from diversity_jax.core.formats import estimate, listed, significant
+from diversity_jax.core.formats import estimate, listed, shortened, significant
 from diversity_jax.core.intervals import Estimate
 
 VERSION = 1
@@ -21,6 +22,7 @@ _UNFIT_FACTOR = 2.0  # by which the whole interval of a reading misses the truth
 _LEAST_AGREEMENT, _UNFIT_AGREEMENT = 0.6, 0.3
 _FEWEST_PAIRS = 20  # of a kind, for a share of it to be told as a reason
 _DROPPED_SHARE = 0.2  # of the groupings; what remains need not be like what is missing
+_DETAIL_CHARACTERS = 160  # of a refusal, in a reason
 _TOLD = 3  # corpora that are read wrongly; the others are only named
 _TOLD_SHARE = 0.05  # of the pairs of a kind; fewer mistakes are not worth telling
 HALF = "subjects_24_half"  # the corpus at half of K
@@ -37,7 +39,7 @@ TITLES: Mapping[str, str] = {
     "languages": "6 subjects in 13 languages",
 }
 # Corpora that speak only of corpora like them: a judge that reads one language is fit to judge texts in it.
-_INFORMATION = ("languages",)
+INFORMATION = ("languages",)
 RIGHT: Mapping[str, str] = {
     "same": "of one subject",
     "same_styles": "of one subject in two styles",
@@ -81,7 +83,8 @@ class ExamReading:
       reading: by the judge: the truth divided by the ratio of the pairs that it put together to those that are of one
         subject, with its interval. None where no grouping was usable.
       samples_per_grouping: K, which is at most the corpus's size.
-      drops: groupings that do not count, by reason; detail: what the first of them was, in words.
+      groupings: partitioned or lost; 0 where the judge refused the corpus.
+      drops: groupings that do not count, by reason; detail: what the first of them was, or the refusal, in words.
       pairs: by kind, over all groupings that were partitioned, also those that a canary discarded.
     """
 
@@ -105,31 +108,17 @@ class ExamReading:
         right, wrong = total([self.pairs], RIGHT), total([self.pairs], WRONG)
         return binomial(right.together, right.shown + wrong.together)
 
-    @property
-    def fitness(self) -> Fitness:
-        """Whether figures like this one can be believed."""
-        if self.reading is None:
-            return "unfit"
-        low, high = self.reading.bounds
-        agreement = self.agreement.bounds[1] if self.agreement else 1.0
-        grades: tuple[tuple[Fitness, float, float], ...] = (
-            ("unfit", _UNFIT_FACTOR, _UNFIT_AGREEMENT),
-            ("doubtful", TOLERANCE, _LEAST_AGREEMENT),
-        )
-        for fitness, factor, least in grades:
-            if high < self.truth / factor or low > self.truth * factor or agreement < least:
-                return fitness
-        return "fit"
-
-    def __str__(self) -> str:
+    def told(self, scale: float | None = None) -> str:
         """Such as: 24 subjects read as 5.1 effective clusters [4.2, 6.3], in truth 26.6: puts together 61 % of the
-        pairs of neighbouring subjects.
+        pairs of neighbouring subjects. With the scale of a relative judge, what it should have read by that.
         """
         if self.reading is None:
             return f"{self.title}: none of {self.groupings} groupings was usable"
-        told = mistakes([self.pairs])
-        read = estimate(self.reading, "effective clusters")
-        return f"{self.title} read as {read}, in truth {significant(self.truth)}" + (told and f": {told}")
+        read = f"{self.title} read as {estimate(self.reading, 'effective clusters')}"
+        if scale:
+            return f"{read}, where {significant(scale * self.truth)} would fit its other readings"
+        wrong = mistakes([self.pairs])
+        return f"{read}, in truth {significant(self.truth)}" + (wrong and f": {wrong}")
 
     def to_json(self) -> dict[str, Any]:
         """All fields by name."""
@@ -154,6 +143,8 @@ class ExamResult:
     Attributes:
       judge, prompt_version, identity: of the judge.
       settings: of the run that the judge was examined for, which its answers depend on.
+      relative: whether it is an embedding judge, whose threshold of likeness sets the scale of its figures. Then only
+        their ratios are examined, and not which pairs it puts together.
       readings: one a corpus, in the order of `GROUPINGS`.
       calls, tokens, cost_usd: that it took, tokens by "prompt" and "completion".
     """
@@ -162,10 +153,37 @@ class ExamResult:
     prompt_version: str
     identity: Mapping[str, Any]
     settings: Mapping[str, Any]
+    relative: bool
     readings: tuple[ExamReading, ...]
     calls: int
     tokens: Mapping[str, int]
     cost_usd: float
+
+    @property
+    def scale(self) -> float:
+        """What readings are to be divided by: the median of reading over truth of a relative judge, 1 of others."""
+        read = [reading for reading in self.readings if reading.reading and reading.corpus not in INFORMATION]
+        ratios = [reading.reading.value / reading.truth for reading in read if reading.reading]
+        return statistics.median(ratios) if self.relative and ratios else 1.0
+
+    def fitness_of(self, reading: ExamReading) -> Fitness:
+        """Whether figures like a reading can be believed."""
+        if reading.reading is None:
+            return "unfit"
+        low, high = (end / self.scale for end in reading.reading.bounds)
+        agreement = 1.0 if self.relative or not reading.agreement else reading.agreement.bounds[1]
+        grades: tuple[tuple[Fitness, float, float], ...] = (
+            ("unfit", _UNFIT_FACTOR, _UNFIT_AGREEMENT),
+            ("doubtful", TOLERANCE, _LEAST_AGREEMENT),
+        )
+        for fitness, factor, least in grades:
+            if high < reading.truth / factor or low > reading.truth * factor or agreement < least:
+                return fitness
+        return "fit"
+
+    def graded(self, reading: ExamReading) -> str:
+        """`fitness_of`, or `refused`."""
+        return self.fitness_of(reading) if reading.groupings else "refused"
 
     @property
     def verdict(self) -> Verdict:
@@ -183,26 +201,32 @@ class ExamResult:
         details = {reason: reading.detail for reading in self.readings for reason in reading.drops}
         why, of = describe_failures(drops, details), sum(reading.groupings for reading in self.readings)
         share = binomial(drops.total(), of)
-        if empty := [reading for reading in self.readings if reading.reading is None]:
-            fitness: Fitness = "fit" if all(reading.corpus in _INFORMATION for reading in empty) else "unfit"
+        refused = [reading for reading in self.readings if not reading.groupings]
+        if empty := [reading for reading in self.readings if reading.reading is None and reading.groupings]:
+            fitness: Fitness = "fit" if all(reading.corpus in INFORMATION for reading in empty) else "unfit"
             told = mistakes([reading.pairs for reading in empty])
             yield fitness, f"no grouping was usable of {_named(empty)} ({why})" + (told and f": {told}")
         elif share and (share.low or 0.0) > _DROPPED_SHARE:
             yield "doubtful", f"{drops.total()} of {of} groupings do not count ({why})"
+        for reading in refused:
+            yield "fit", f"refuses {reading.title}: {shortened(reading.detail, _DETAIL_CHARACTERS)}"
 
     def _wrong(self) -> Iterator[_Finding]:
         """Corpora that are read wrongly: those on which judge and labels agree least, and how many more."""
-        wrong = [reading for reading in self.readings if reading.reading and reading.fitness != "fit"]
-        counting = [reading for reading in wrong if reading.corpus not in _INFORMATION]
+        wrong = [reading for reading in self.readings if reading.reading and self.fitness_of(reading) != "fit"]
+        counting = [reading for reading in wrong if reading.corpus not in INFORMATION]
         counting.sort(key=lambda reading: reading.agreement.value if reading.agreement else 1.0)
         for reading in counting[:_TOLD]:
-            yield reading.fitness, str(reading)
+            yield self.fitness_of(reading), reading.told(self.scale if self.relative else None)
         if further := counting[_TOLD:]:
-            least = min((reading.fitness for reading in further), key=FITNESS.index)
+            least = min((self.fitness_of(reading) for reading in further), key=FITNESS.index)
             yield least, f"it misreads also {_named(further)}"
         for reading in wrong:
-            if reading.corpus in _INFORMATION:
-                yield "fit", f"not for corpora in several languages: {reading}"
+            if reading.corpus in INFORMATION:
+                yield "fit", f"not for corpora in several languages: {reading.told()}"
+        if self.relative:
+            scale = f"its figures are about {significant(self.scale, 2)} times the number of subjects"
+            yield "fit", f"{scale}: compare corpora by them, and take none for a count"
 
     def _drift(self) -> Iterator[_Finding]:
         """Whether more samples at once are read otherwise, by more than the tolerance."""
@@ -221,7 +245,7 @@ class ExamResult:
         lines = [f"{'corpus':42}{'truth':>8}  effective clusters by the judge"]
         for reading in self.readings:
             read = estimate(reading.reading) if reading.reading else "none"
-            lines.append(f"{reading.title:42}{significant(reading.truth):>8}  {read:32}{reading.fitness}")
+            lines.append(f"{reading.title:42}{significant(reading.truth):>8}  {read:32}{self.graded(reading)}")
         lines.append(f"judge {self.judge}: {self.verdict.judge}")
         return "\n".join([*lines, *(f"  {reason}" for reason in self.verdict.reasons)])
 

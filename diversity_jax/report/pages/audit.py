@@ -47,7 +47,7 @@ def write(output_dir: str | os.PathLike, result: AuditResult) -> Path:
         _injections(result),
         page.facts(facts, intro="What one needs to examine again and get the same."),
     )
-    right = sum(reading.fitness == "fit" for reading in result.exam.readings)
+    right = sum(result.exam.fitness_of(reading) == "fit" for reading in result.exam.readings)
     moved = max((abs(found.moved) for found in result.injections.values()), default=None)
     composed = Page(
         kind="Audit of",
@@ -105,15 +105,15 @@ def _readings(exam: ExamResult) -> Section:
         Whisker(
             name=_SHORT[reading.corpus],
             interval=interval,
-            note="" if reading.fitness == "fit" else reading.fitness,
-            fill="full" if reading.fitness == "fit" else "none",
-            required=reading.truth,
+            note="" if exam.fitness_of(reading) == "fit" else exam.fitness_of(reading),
+            fill="full" if exam.fitness_of(reading) == "fit" else "none",
+            required=reading.truth * exam.scale,
         )
         for reading, interval in read
     ]
     alt = "; ".join(f"{reading.title}: {estimate(one)}, in truth {significant(reading.truth)}" for reading, one in read)
     drawing = render("readings", alt, lambda width: diversity.whiskers(rows, None, palette, width)) if rows else None
-    return page.section("audit", "readings", "Truth and reading", readings=exam.readings, drawing=drawing)
+    return page.section("audit", "readings", "Truth and reading", exam=exam, drawing=drawing)
 
 
 def _mistakes(exam: ExamResult) -> Section:
