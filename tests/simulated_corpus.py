@@ -109,7 +109,6 @@ def misplaced_groupings(claims: np.ndarray, placed: np.ndarray, weight: np.ndarr
         **{name: getattr(counted, name) for name in ("samples_per_grouping", "criteria_set", "clusters", "kept")},
         pairs=counted.pairs,
         triples=counted.triples,
-        misplaced=(verified & ~placed).sum(axis=1),
         claimed_clusters=claimed.clusters,
         claimed_pairs=claimed.pairs,
         weight=weight,

@@ -306,7 +306,6 @@ def all_columns(count=200, k=8, **changes):
         "kept": np.full(count, k),
         "pairs": np.where(verified, claimed * 9 // 10, claimed),
         "triples": np.minimum(claimed // 3, 56),
-        "misplaced": verified * 1,
         "claimed_clusters": count_clusters(labels),
         "claimed_pairs": claimed,
         "weight": np.where(verified, 4.0, 0.0),

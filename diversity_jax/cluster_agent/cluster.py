@@ -77,7 +77,7 @@ class JudgedGrouping:
         weight = 1.0 / verified_share if self.verified else float(not verified_share)
         numbers = {"criteria_set": self.planned.criteria_set, "clusters": clusters, "kept": kept}
         claimed = {"claimed_clusters": len(sizes), "claimed_pairs": claimed_pairs, "weight": weight}
-        return numbers | {"pairs": pairs, "triples": triples, "misplaced": sum(sizes) - sum(placed)} | claimed
+        return numbers | {"pairs": pairs, "triples": triples} | claimed
 
     def to_json(self) -> dict[str, Any]:
         """One line of groupings.jsonl: samples and their documents, the canary, the partition and its verdicts."""

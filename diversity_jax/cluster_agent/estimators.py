@@ -91,8 +91,11 @@ def _triple_values(groupings: Groupings) -> np.ndarray | None:
 
     Triples that verification has not looked at are predicted from the pairs that were claimed.
     """
-    triples, pairs, weight = groupings.triple_shares, groupings.claimed_pairs, groupings.weight
-    if triples is not None and weight is not None and pairs is not None and weight.any():
+    if groupings.triples is None or groupings.samples_per_grouping < 3:
+        return None
+    triples = groupings.triples / math.comb(groupings.samples_per_grouping, 3)
+    pairs, weight = groupings.claimed_pairs, groupings.weight
+    if weight is not None and pairs is not None and weight.any():
         centred = pairs - weight @ pairs / weight.sum()
         spread = float(weight @ centred**2)
         slope = float(weight @ (centred * triples)) / spread if spread else 0.0

@@ -10,13 +10,9 @@ import numpy as np
 from diversity_jax.core.errors import InputError
 
 COLUMNS = ("criteria_set", "clusters", "kept", "pairs")
-OPTIONAL_COLUMNS = ("triples", "misplaced", "claimed_clusters", "claimed_pairs", "weight", "features")
+OPTIONAL_COLUMNS = ("triples", "claimed_clusters", "claimed_pairs", "weight", "features")
 _OF_THE_CORPUS = ("feature_means", "feature_means_covariance")
 _KINDS = {"weight": np.float64, "features": np.float64}  # of columns that are not counts
-# Up to so large a share of a grouping's samples, misplaced ones are left out of it: where else they belong is unknown,
-# and a sample that was put into a wrong cluster has mates as often as any other. A judge that misplaces more lumps what
-# has no mates, and these are singletons.
-_LARGEST_SHARE_LEFT_OUT = 0.25
 _FEATURE_DECIMALS = 6  # short in files; the error of rounding is far below that of any mean
 
 
@@ -29,9 +25,8 @@ class Groupings:
       criteria_set: which of the B criteria sets the grouping was judged by, 0 to B - 1.
       clusters: C, clusters left after those that verification called invalid are dropped.
       kept: n, samples in those clusters.
-      pairs: pairs of samples in one cluster, after verification: the samples that it found misplaced are in none.
+      pairs: pairs of samples in one cluster, after verification: the samples that it found misplaced are singletons.
       triples: triples of samples in one cluster, likewise; None in scores of earlier versions.
-      misplaced: samples that verification found misplaced; None where they count as singletons.
       claimed_clusters, claimed_pairs: C and pairs before verification; None where they are equal to those after it.
       weight: by how much a grouping counts in what verification changed: 1 / q where it was verified with probability
         q, 0 where it was not (its counts are then those before verification); None where all were verified or none.
@@ -49,7 +44,6 @@ class Groupings:
     kept: np.ndarray
     pairs: np.ndarray
     triples: np.ndarray | None = None
-    misplaced: np.ndarray | None = None
     claimed_clusters: np.ndarray | None = None
     claimed_pairs: np.ndarray | None = None
     weight: np.ndarray | None = None
@@ -93,8 +87,6 @@ class Groupings:
         fits = (self.kept <= k) & (self.clusters <= self.kept) & (self.pairs >= 0) & (self.pairs <= self.possible_pairs)
         if self.triples is not None:
             fits &= (self.triples >= 0) & (self.triples <= math.comb(k, 3))
-        if self.misplaced is not None:
-            fits &= (self.misplaced >= 0) & (self.misplaced <= k)
         if self.claimed_clusters is not None:
             fits &= (self.claimed_clusters >= 1) & (self.claimed_clusters <= k)
         if self.claimed_pairs is not None:
@@ -130,23 +122,7 @@ class Groupings:
     @property
     def collisions(self) -> np.ndarray:
         """T_i [N]: share of a grouping's pairs that are in one cluster."""
-        remaining = self._remaining
-        return 2 * self.pairs / (remaining * (remaining - 1))
-
-    @property
-    def triple_shares(self) -> np.ndarray | None:
-        """Share [N] of a grouping's triples that are in one cluster; None where triples are unknown."""
-        if self.triples is None or self.samples_per_grouping < 3:
-            return None
-        remaining = self._remaining
-        return 6 * self.triples / np.maximum(remaining * (remaining - 1) * (remaining - 2), 1)
-
-    @property
-    def _remaining(self) -> np.ndarray:
-        """Samples [N] whose pairs count."""
-        k = self.samples_per_grouping
-        misplaced = np.zeros(len(self)) if self.misplaced is None else self.misplaced
-        return np.where(misplaced <= min(_LARGEST_SHARE_LEFT_OUT * k, k - 2), k - misplaced, k)
+        return self.pairs / self.possible_pairs
 
     def first(self, count: int) -> "Groupings":
         """The first `count` groupings."""
@@ -172,8 +148,8 @@ def count_partition(
 
     Args:
       sizes, valid: of each cluster. Clusters and samples left are those of valid clusters, as in the paper.
-      placed: samples of each cluster that verification found rightly placed; the others are in no pair and no triple,
-        since nothing else is known of them. None: all of a valid cluster and none of an invalid one.
+      placed: samples of each cluster that verification found rightly placed; the others count as singletons in pairs
+        and triples, since nothing else is known of them. None: all of a valid cluster and none of an invalid one.
     """
     left = [size for size, good in zip(sizes, valid, strict=True) if good]
     placed = left if placed is None else placed
