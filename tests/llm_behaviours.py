@@ -440,7 +440,7 @@ BEHAVIOURS = [
     ),
     Behaviour(
         title="content null for two documents", respond=sometimes(always(4, 5), (200, chat(message_content=None))),
-        failed={"empty": 2}, says="the answer is empty",
+        failed={"empty": 2}, says="the answer is empty", attempts=42,
     ),
     Behaviour(
         title="finish_reason `max_tokens` for one document",

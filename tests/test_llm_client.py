@@ -1,5 +1,6 @@
 """What passes between those who ask and the engine."""
 
+import asyncio
 import subprocess
 import sys
 
@@ -8,7 +9,7 @@ import pytest
 
 from diversity_jax.core.errors import InputError
 from diversity_jax.core.files import content_hash
-from diversity_jax.llm import CallFailed, EngineConfig, Request, read_json_answer
+from diversity_jax.llm import CallFailed, EndpointConfig, Engine, EngineConfig, Request, read_json_answer
 from diversity_jax.llm.json_answers import fits
 
 
@@ -163,3 +164,48 @@ def test_what_holds_no_object_is_no_answer(text, schema):
 def test_a_value_fits_a_schema_as_jsonschema_says(value, expected):
     assert jsonschema.Draft202012Validator(CLUSTERS).is_valid(value) is expected
     assert fits(value, CLUSTERS) is expected
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"headers": ("no colon",)}, r"endpoint\.headers: item 0 is no header"),
+        ({"headers": ("a: b", "c:")}, r"endpoint\.headers: item 1"),
+        ({"body": "{"}, r"endpoint\.body: is not JSON"),
+        ({"body": "[1]"}, r"endpoint\.body: is no JSON object"),
+        ({"body": '{"messages": []}'}, r"endpoint\.body: messages is set by the request itself"),
+        ({"body": '{"stream": true, "max_tokens": 5}'}, r"endpoint\.body: max_tokens, stream"),
+    ],
+)
+def test_a_bad_endpoint_names_the_field(fields, says):
+    with pytest.raises(InputError, match=says):
+        EndpointConfig(**fields)
+
+
+def test_a_header_whose_variable_is_not_set_is_one_line(monkeypatch):
+    monkeypatch.delenv("MY_TEAM", raising=False)
+    with pytest.raises(InputError, match="MY_TEAM is not set"):
+        EndpointConfig(headers=("X-Team: ${MY_TEAM}",)).header_items()
+
+
+@pytest.mark.parametrize("provider", ["gemini", "google-genai"])
+@pytest.mark.parametrize("field", ["query", "key_header"])
+def test_what_a_provider_cannot_pass_on_is_refused(provider, field, monkeypatch):
+    monkeypatch.setenv("GEMINI_API_KEY", "none")
+
+    async def enter():
+        async with Engine(f"{provider}:gemini-2.5-flash", endpoint=EndpointConfig(**{field: "a=b"})):
+            pass
+
+    with pytest.raises(InputError, match=f"judge endpoint: {provider}:gemini-2.5-flash takes no {field}"):
+        asyncio.run(enter())
+
+
+def test_fields_of_the_body_make_other_questions():
+    request = Request(stage="s", system="", user="", schema=None)
+    keys = {
+        Engine("openai:gpt-4o", endpoint=EndpointConfig(body=body)).key(request)
+        for body in ("", "{}", '{"a": 1}', '{"a":1}', '{"a": 2}')
+    }
+    assert len(keys) == 3
+    assert request.key("openai", "gpt-4o") in keys

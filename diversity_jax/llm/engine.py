@@ -383,7 +383,8 @@ class Engine:
         call.spent = spent = used_by(reply, self._live_price)
         await ledger.learn(spent, call.costs.allowed, reply.served_by)
         outcome = outcome_of(reply, call.request.stage, self._model, spent)
-        if isinstance(outcome, CachedFailure) and outcome.reason == "interrupted":
+        again = reply.worth_a_second_try and not call.failures
+        if isinstance(outcome, CachedFailure) and (again or outcome.reason == "interrupted"):
             call.failures += 1
             raise Transient("interrupted", outcome.detail)
         await ledger.commit(call, outcome)

@@ -216,8 +216,7 @@ class GeminiBatches:
         import aiohttp
         from google.genai import errors, types
 
-        if endpoint.body:
-            raise InputError("endpoint.body: batches of Gemini take none; set batch=False, or leave it out")
+        endpoint.refuse("body")  # it would go into the batch, and not into its requests
         self._errors, self._types, self._transport_errors = errors, types, (aiohttp.ClientError, OSError, ValueError)
         self._endpoint = endpoint
         self._lines = _Lines(endpoint, read_gemini)

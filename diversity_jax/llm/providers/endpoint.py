@@ -134,6 +134,13 @@ class Endpoint:
         example = "http://127.0.0.1:8000/v1"
         return InputError(f"{self.role} base_url: {self.base_url!r} is no address; write one such as {example}")
 
+    def refuse(self, *fields: str) -> None:
+        """Raises an InputError where one of these fields is set, which the provider could not pass on."""
+        values = {"query": self.query, "body": self.body, "key_header": self.config.key_header}
+        if given := [name for name in fields if values[name]]:
+            what = f"{self.name} takes no {' and no '.join(given)}"
+            raise InputError(f"{self.role} endpoint: {what}; leave it out, or ask through openai:MODEL")
+
     def shown(self, message: str) -> str:
         """A server's message as one short line without the key, a header's value, or anything that looks like one."""
         for secret in self._secrets:
@@ -261,6 +268,7 @@ class Endpoint:
             billed_dollars=usage.dollars,
             served_by=answer.served_by,
             failure=_failure(answer, completion or 0),
+            worth_a_second_try=answer.ending == "whole" and not text.strip(),
         )
 
 

@@ -51,7 +51,7 @@ _SETTINGS = _words(
     "extra inputs", "unrecognized request argument",
 )  # fmt: skip
 _TAG = re.compile(r"<(script|style).*?</\1>|<[^>]*>", re.DOTALL | re.IGNORECASE)  # of an error page
-_DAILY = _words("per[_ ]?day", "daily", r"\b[rt]pd\b")
+_DAILY = _words("per[-_ ]?day", "daily", r"\b[rt]pd\b")
 _UNIT = "(?:days?|hours?|minutes?|min|seconds?|sec|ms|[dhms])"
 _HINT = re.compile(
     rf"(?:again|retry|available|resets?)\D{{0,20}}?((?:\d+(?:\.\d+)?\s*{_UNIT}(?![a-z])[\s,]*(?:and\s+)?)+)"

@@ -65,6 +65,7 @@ def open_client(endpoint: Endpoint, deadline_seconds: float) -> tuple[Any, Any]:
     from google import genai
     from google.genai import types
 
+    endpoint.refuse("query", "key_header")
     quieten("httpx", "httpx2", "httpcore", "google_genai")
     session = http_session(endpoint.url, read_bufsize=4 << 20)  # batches come back in one piece
     # Without `retry_options` the library sends a request whose connection was dropped again, uncounted and after up to

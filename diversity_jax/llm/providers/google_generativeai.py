@@ -11,7 +11,6 @@ import threading
 from typing import Any
 import warnings
 
-from diversity_jax.core.errors import InputError
 from diversity_jax.llm.providers.answers import read_gemini
 from diversity_jax.llm.providers.base import quieten
 from diversity_jax.llm.providers.endpoint import Endpoint
@@ -26,8 +25,7 @@ class Gemini:
     """A `Provider`. The key comes from GEMINI_API_KEY or GOOGLE_API_KEY; an address of one's own may need none."""
 
     def __init__(self, endpoint: Endpoint, *, max_in_flight: int, deadline_seconds: float):
-        if endpoint.body:
-            raise InputError("endpoint.body: gemini:MODEL takes none; name the judge or generator google-genai:MODEL")
+        endpoint.refuse("query", "body", "key_header")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # it announces its successor at every import
             import google.generativeai as sdk

@@ -21,6 +21,7 @@ class Reply:
       served_by: the model and its version as the server names them, or empty.
       failure: why the answer is unusable, as reason and detail of a `CallFailed`; None for a whole answer. The reason
         `interrupted` is of a server that broke off, which another attempt may not.
+      worth_a_second_try: whether the answer is one that a model gives now and then: nothing at all.
     """
 
     text: str
@@ -30,6 +31,7 @@ class Reply:
     billed_dollars: float = 0.0
     served_by: str = ""
     failure: tuple[str, str] | None = None
+    worth_a_second_try: bool = False
 
 
 class Transient(Exception):
