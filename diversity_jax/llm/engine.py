@@ -3,25 +3,24 @@
 import asyncio
 from collections.abc import Sequence
 import contextlib
-import datetime
 import logging
-import random
 from typing import Any
 
 from diversity_jax.core.errors import InputError
 from diversity_jax.core.files import canonical_json
 from diversity_jax.llm.batching import BatchQueue
 from diversity_jax.llm.budget import NOTHING, Amount, BudgetConfig, price_of
-from diversity_jax.llm.calls import Call, CallLedger, RunEnd, outcome_of, used_by
+from diversity_jax.llm.calls import Call, CallLedger, RunEnd
 from diversity_jax.llm.cost_forecast import CostForecast, PlannedCalls, reforecast
 from diversity_jax.llm.evidence import Evidence
+from diversity_jax.llm.live_calls import LiveCalls
 from diversity_jax.llm.progress import CallProgress, Stats
 from diversity_jax.llm.providers.base import Provider, connect
 from diversity_jax.llm.providers.batch import open_batches
 from diversity_jax.llm.providers.endpoint import Endpoint
-from diversity_jax.llm.providers.outcomes import Refused, Reply, Transient
+from diversity_jax.llm.providers.outcomes import Refused, Transient
 from diversity_jax.llm.providers.registry import parse_model
-from diversity_jax.llm.rate_limit import PrioritySemaphore, Slot, Throttle, wait
+from diversity_jax.llm.rate_limit import PrioritySemaphore, Throttle
 from diversity_jax.llm.response_cache import ResponseCache
 from diversity_jax.llm.server_notes import ServerNotes
 from diversity_jax.llm.types import (
@@ -41,15 +40,11 @@ _logger = logging.getLogger(__name__)
 _PREFETCH_LEAST, _PREFETCH_SHARE, _PREFETCH_SHARE_CAPPED = 8, 1, 1 / 4
 # Requests prepared at once, in slots: hashing thousands first would keep the first ones from going out.
 _ADMITTED_PER_SLOT = 4
-_LONGEST_BACKOFF_SECONDS = 30.0
-_LEAST_TOLD_SECONDS = 60.0  # shorter hints beside a quota of a day are of another quota
 # A call may be refused with 429 more often than it may fail, because that is how the limit is learnt.
 _RATE_LIMITED_FACTOR = 10
 # Attempts at a call that is turned away (401, 403, 404, a redirect), which a broken gateway does now and then.
 _ATTEMPTS_TURNED_AWAY = 3
-_ATTEMPTS_TO_REACH_A_SERVER = 3
 _IDENTIFY_SECONDS = 10.0
-_FAILURES_OF_A_PROBE = 3
 _MOST_WAITING = 1_000_000  # calls that wait for batches at once
 _BATCHES_PER_CALL = 3  # that may leave a request out before the run ends
 
@@ -94,6 +89,7 @@ class Engine:
         self._asked_model = f"{self._model} {canonical_json(self.body)}" if self.body else self._model
         self._endpoint: Endpoint | None = None
         self._provider: Provider | None = None
+        self._live: LiveCalls | None = None  # None in replay
         self._batches: BatchQueue | None = None
         self._ledger: CallLedger | None = None
         self._identifying: asyncio.Task[None] | None = None
@@ -107,7 +103,6 @@ class Engine:
         self._end = RunEnd()
         self._end.on_end(self._throttle.stop)
         self._end.on_end(self._prefetch_semaphore.stop)
-        self._reached = False  # whether the server has answered anything
         self._evidence = Evidence()
         self._first_answer: asyncio.Lock | None = None  # where calls go one by one until one is answered
         self._broken_schemas = 0  # answers that broke the schema they were asked in
@@ -140,6 +135,8 @@ class Engine:
         if endpoint is None or self._provider is None:
             return
         endpoint.without, endpoint.learnt = notes.without, notes.learnt
+        engine = (config, self.stats, self._end, self._throttle, self._evidence)
+        self._live = LiveCalls(self._provider, endpoint, self._ledger, *engine, self._live_price)
         subject = f"{self._provider_name}:{self._asked_model} at {url}"
         under_way = await self._ledger.guard(cache.run(lambda file: file.open_batches(subject)))
         if config.batch or under_way:
@@ -276,15 +273,15 @@ class Engine:
         outcome = None if ledger.cache.began_empty else await ledger.guard(ledger.cache.find(key))
         if outcome is not None:
             return self._completion(outcome, cached=True)
-        if self._provider is None:
+        if self._live is None:
             missing = f"has no answer of {self.name} to this {request.stage} call ({key[:12]})"
             remedy = "replay needs the same corpus, settings and seed, or run without engine.offline_replay"
             raise InputError(f"{self.config.ledger}: {missing}; {remedy}")
         batched = self._batches is not None and (self.config.batch or self._batches.holds(key))
         call = Call(key=key, request=request, costs=ledger.costs_of(request, self.price), batched=batched)
-        return await self._ask(call, self._provider)
+        return await self._ask(call, self._live)
 
-    async def _ask(self, call: Call, provider: Provider) -> Completion:
+    async def _ask(self, call: Call, live: LiveCalls) -> Completion:
         """Attempts a call until it ends."""
         ledger = self._open_ledger
         attempts, limits = self.config.max_attempts, self.config.max_attempts * _RATE_LIMITED_FACTOR
@@ -295,20 +292,20 @@ class Engine:
             try:
                 async with semaphore:
                     try:
-                        return await self._attempt(call, provider)
+                        return await self._attempt(call, live)
                     finally:
                         if call.reserved:  # the attempt failed, the run ended, or this task was cancelled
                             with contextlib.suppress(InputError):
                                 await ledger.commit(call, None)
             except Transient as error:
                 failure = error
-            self._raise_if_never_reached(call, failure)
+            live.raise_if_never_reached(call, failure)
             if failure.kind == "unanswered":
                 self._fall_back(call, failure)
             elif call.failures >= attempts or call.rate_limits >= limits:
                 raise await ledger.fail(call, CallFailed("gave_up", f"every attempt failed; the last: {failure}"))
             ledger.retrying[call.key] = call
-            await self._pause(call, failure)
+            await live.pause(call, failure)
 
     def _fall_back(self, call: Call, failure: Transient) -> None:
         """Decides how a request goes on that a batch left out."""
@@ -321,24 +318,25 @@ class Engine:
             self._end.stop(InputError(f"{self.role}: {why}; {advice}"))
         self._end.raise_if_ended()
 
-    async def _attempt(self, call: Call, provider: Provider) -> Completion:
+    async def _attempt(self, call: Call, live: LiveCalls) -> Completion:
         """Sends a call once, and records how it ended before anyone sees it."""
         if self._first_answer is not None:
             async with self._first_answer:
                 if not self._evidence.successes:
-                    return await self._attempt_now(call, provider)
-        return await self._attempt_now(call, provider)
+                    return await self._attempt_now(call, live)
+        return await self._attempt_now(call, live)
 
-    async def _attempt_now(self, call: Call, provider: Provider) -> Completion:
+    async def _attempt_now(self, call: Call, live: LiveCalls) -> Completion:
         try:
             if call.batched and self._batches is not None:
-                return await self._batch_attempt(call, self._batches)
-            return await self._live_attempt(call, provider)
+                return await self._batch_attempt(call, self._batches, live)
+            outcome, cached = await live.attempt(call)
+            return self._completion(outcome, cached=cached)
         except Refused as error:
             call.spent = Amount(calls=1) if call.reserved else NOTHING
             raise await self._refused(call, error) from None
 
-    async def _batch_attempt(self, call: Call, batches: BatchQueue) -> Completion:
+    async def _batch_attempt(self, call: Call, batches: BatchQueue, live: LiveCalls) -> Completion:
         """Waits for what a batch brings, which is recorded by then."""
         response = None if batches.holds(call.key) else await self._open_ledger.reserve(call)
         if response is not None:
@@ -349,60 +347,13 @@ class Engine:
             call.failures += error.kind != "adapted"
             raise
         except Refused as error:
-            self._weigh(call, error)
+            live.weigh(call, error)
             raise
         self._evidence.successes += 1
         if isinstance(outcome, CachedFailure) and outcome.reason == "interrupted":
             call.failures += 1
             raise Transient("unanswered", outcome.detail)
         return self._completion(outcome, cached=False)
-
-    async def _live_attempt(self, call: Call, provider: Provider) -> Completion:
-        ledger = self._open_ledger
-        while True:
-            most = call.costs.most
-            response = await ledger.reserve(call)
-            if response is not None:
-                return self._completion(response, cached=True)
-            slot = await self._throttle.acquire()
-            if most == call.costs.most:
-                break
-            self._throttle.abandoned(slot)  # an answer has cost more than its request allowed; so may this one
-            await ledger.commit(call, None)
-        self.stats.attempts += 1
-        call.spent = None  # until it is known what this attempt used up
-        try:
-            reply = await self._send(slot, call, provider)
-        except Transient as error:
-            if not error.billed:
-                call.spent = Amount(calls=int(error.kind != "unreachable"))
-            call.rate_limits += error.kind == "rate_limited"
-            if error.kind not in ("rate_limited", "adapted"):
-                call.failures += self._weight_of_failure(slot)
-            raise
-        call.spent = spent = used_by(reply, self._live_price)
-        await ledger.learn(spent, call.costs.allowed, reply.served_by)
-        outcome = outcome_of(reply, call.request.stage, self._model, spent)
-        again = reply.worth_a_second_try and not call.failures
-        if isinstance(outcome, CachedFailure) and (again or outcome.reason == "interrupted"):
-            call.failures += 1
-            raise Transient("interrupted", outcome.detail)
-        await ledger.commit(call, outcome)
-        return self._completion(outcome, cached=False)
-
-    def _weight_of_failure(self, slot: Slot) -> int:
-        """As how many failures one counts. A server that is down answers no call, and none uses up its attempts; one
-        that has answered others is asked by the very calls that always fail, which must not go on for ever.
-        """
-        if not self._throttle.opened:
-            return 1
-        return _FAILURES_OF_A_PROBE if slot.probe and self._evidence.successes else 0
-
-    def _weigh(self, call: Call, error: Refused) -> None:
-        """Ends the run where a refusal shows that no call can succeed."""
-        endpoint, evidence = self._endpoint, self._evidence
-        if evidence.is_about_all(error, call.key, answered_before=self.stats.cached > 0) and endpoint:
-            self._end.stop(endpoint.explain(error, evidence.refused))
 
     async def _refused(self, call: Call, error: Refused) -> Exception:
         """What a refusal means for its call."""
@@ -412,74 +363,12 @@ class Engine:
             return Transient("turned away", error.detail)
         return await self._open_ledger.fail(call, CallFailed(error.reason, error.detail))
 
-    async def _send(self, slot: Slot, call: Call, provider: Provider) -> Reply:
-        """Sends one attempt, and tells the throttle how it went."""
-        throttle, seconds, number = self._throttle, self.config.deadline_seconds, self._evidence.sent()
-        try:
-            async with asyncio.timeout(seconds):
-                reply = await provider.ask(call.request)
-        except (Transient, TimeoutError) as error:
-            failure = error if isinstance(error, Transient) else Transient("timeout", f"no answer for {seconds:g} s")
-            self._reached = self._reached or failure.kind != "unreachable"
-            if failure.kind == "rate_limited":
-                self._stop_if_used_up(failure)
-                throttle.limited(slot, failure.retry_after_seconds)
-            elif failure.kind == "adapted":
-                throttle.abandoned(slot)
-            else:
-                unreachable, again = failure.kind == "unreachable", call.key in self._open_ledger.retrying
-                throttle.failed(slot, str(failure), unreachable=unreachable, again=again)
-            raise failure from None
-        except Refused as error:
-            self._reached = True
-            self._evidence.ended(number)
-            self._weigh(call, error)  # before the slot is free for another call that may have to fail
-            throttle.answered(slot)
-            raise
-        except BaseException as error:
-            if isinstance(error, InputError):
-                self._end.stop(error)  # before the slot is free for another call that must fail
-            throttle.abandoned(slot)
-            raise
-        finally:
-            self._evidence.ended(number)
-        self._reached = True
-        self._evidence.successes += 1
-        throttle.answered(slot)
-        return reply
-
-    def _stop_if_used_up(self, failure: Transient) -> None:
-        """Ends a run whose quota will not be there again while it waits."""
-        seconds = failure.retry_after_seconds
-        if not failure.used_up and (seconds or 0.0) <= self.config.stall_seconds:
-            return
-        when = "on the provider's next day"
-        if seconds is not None and seconds > _LEAST_TOLD_SECONDS:
-            moment = datetime.datetime.now(datetime.UTC) + datetime.timedelta(seconds=seconds)
-            when = f"in {seconds:.0f} s, at {moment:%Y-%m-%d %H:%M} UTC"
-        what = f"{self.name} takes no more requests ({failure.detail})"
-        self._end.stop(CallFailed("stalled", f"{self.role}: {what}; run again {when} to go on"))
-
     def _completion(self, outcome: Outcome, *, cached: bool) -> Completion:
         counts = {"prompt_tokens": outcome.prompt_tokens, "completion_tokens": outcome.completion_tokens}
         if isinstance(outcome, CachedFailure):
             raise CallFailed(outcome.reason, outcome.detail, cost_usd=outcome.dollars, **counts)
         self.stats.count(outcome, cached=cached)
         return Completion(text=outcome.text, cost_usd=outcome.dollars, cached=cached, model=outcome.model, **counts)
-
-    async def _pause(self, call: Call, error: Transient) -> None:
-        """Full jitter: up to a bound that doubles, so that calls that failed together do not return together."""
-        if error.kind not in ("adapted", "unanswered"):
-            doublings = max(call.failures + call.rate_limits - 1, 0)
-            bound = min(self.config.backoff_seconds * 2**doublings, _LONGEST_BACKOFF_SECONDS)
-            await wait(self._end.event, (error.retry_after_seconds or 0.0) + random.uniform(0, bound))
-
-    def _raise_if_never_reached(self, call: Call, error: Transient) -> None:
-        tried = call.failures >= _ATTEMPTS_TO_REACH_A_SERVER or self._throttle.opened
-        if error.kind == "unreachable" and not self._reached and tried:
-            why = f"no server answers ({error.detail}); start it, or correct the base URL or the network"
-            self._end.stop(InputError(f"{self.role}: {why}"))
-        self._end.raise_if_ended()
 
     def _stalled(self, why: str) -> None:
         silence = f"{self.role}: no answer from {self.name} for {self.config.stall_seconds:g} s"
