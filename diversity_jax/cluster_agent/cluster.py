@@ -1,6 +1,6 @@
 """Stages 5 and 6: one grouping is partitioned, its clusters are verified, and a half of it may be grouped again."""
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -23,7 +23,6 @@ from diversity_jax.cluster_agent.types import (
     Judge,
     RequestLog,
     RunEnded,
-    Sample,
     Task,
     request_with_repair,
 )
@@ -42,7 +41,8 @@ class JudgedGrouping:
       usage: its calls.
       clusters: the partition of the drawn samples without planted ones; empty where there was no usable answer.
       canary: what the judge made of the planted samples; None where none were planted or no partition came.
-      verified: whether the clusters were checked by a second call.
+      verified: whether the clusters were checked by a second call; verified_share: in what share of the groupings.
+      prices: of clustering and of verifying, in dollars, or in tokens where they are free.
       traits: what the examination of the judge takes from the partition; None where none came.
       recheck: the pairs of a half that was grouped twice; None where none was.
       dropped: why it does not count; None where it does.
@@ -54,27 +54,22 @@ class JudgedGrouping:
     clusters: tuple[Cluster, ...] = ()
     canary: CanaryResult | None = None
     verified: bool = False
+    verified_share: float = 1.0
+    prices: tuple[float, float] = (0.0, 0.0)
     traits: PartitionTraits | None = None
     recheck: Recheck | None = None
     dropped: str | None = None
     detail: str = ""
     answer: str = ""
 
-    @property
-    def drawn(self) -> tuple[Sample, ...]:
-        """The samples without planted ones."""
-        canary = self.planned.canary
-        planted = {canary.copy, canary.foreign} if canary else ()
-        return tuple(sample for sample in self.planned.samples if sample.sample_id not in planted)
-
-    def row(self, verified_share: float) -> dict[str, float]:
-        """Its row of `Groupings`, by column, where clusters were checked in that share of the groupings."""
+    def row(self) -> dict[str, float]:
+        """Its row of `Groupings`, by column."""
         sizes = [len(cluster.sample_ids) for cluster in self.clusters]
         placed = [size - len(cluster.misplaced) for size, cluster in zip(sizes, self.clusters, strict=True)]
         counts = count_partition(sizes, [cluster.valid for cluster in self.clusters], placed)
         clusters, kept, pairs, triples = counts
         _, _, claimed_pairs, _ = count_partition(sizes, [True] * len(sizes))
-        weight = 1.0 / verified_share if self.verified else float(not verified_share)
+        weight = 1.0 / self.verified_share if self.verified else float(not self.verified_share)
         numbers = {"criteria_set": self.planned.criteria_set, "clusters": clusters, "kept": kept}
         claimed = {"claimed_clusters": len(sizes), "claimed_pairs": claimed_pairs, "weight": weight}
         return numbers | {"pairs": pairs, "triples": triples} | claimed
@@ -115,7 +110,11 @@ class JudgedGrouping:
 
 
 async def judge_grouping(
-    planned: PlannedGrouping, judge: Judge, criteria: Criteria, config: AgentConfig
+    planned: PlannedGrouping,
+    judge: Judge,
+    criteria: Criteria,
+    config: AgentConfig,
+    verified_share: Callable[[int], Awaitable[float]] | None = None,
 ) -> JudgedGrouping:
     """Clusters the samples of one grouping, verifies the clusters, and groups a half of the samples again, where the
     configuration chose this grouping for either.
@@ -127,6 +126,10 @@ async def judge_grouping(
     loses track) fails fewer of the survivors: they read better than the judge is. Only where failing depends on what
     the samples are, such as a judge that collects whatever is left over, are the survivors another corpus than the
     whole; so the verdict looks at how many were discarded, and at the rates over all.
+
+    Args:
+      verified_share: share of the groupings that are verified, asked for this one's number once it was clustered;
+        None takes the configuration's.
 
     Raises:
       RunEnded: no further call can succeed.
@@ -155,11 +158,14 @@ async def judge_grouping(
     )
     if canary and judged.dropped:
         return await _merge_checked(judged, partition, canary, task, judge, config, log)
-    if config.verifies(planned.index):
+    share = config.verified_share if verified_share is None else await verified_share(planned.index)
+    judged = replace(judged, verified_share=share)
+    if config.verifies(planned.index, share):
+        before = log.usage.price
         checked = await _verified(judged, task, judge, log)
         if checked is None:
             return failed(canary)
-        judged = checked
+        judged = replace(checked, prices=(before, log.usage.price - before))
     if not judged.dropped and config.rechecks(planned.index) and getattr(judge, "errs_at_random", True):
         judged = replace(judged, recheck=await _rechecked(judged, judge, criteria, config, log))
     return judged

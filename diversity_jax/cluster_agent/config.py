@@ -9,6 +9,8 @@ from diversity_jax.cluster_agent.types import Task
 from diversity_jax.core.config import ADDED
 from diversity_jax.core.errors import InputError
 
+VERIFIED_FIRST = 40  # groupings, from which the share of the others that are verified is chosen
+VERIFIED_EXPECTED = 0.25  # what is usually chosen; in batches, where nothing is known before the end, what is taken
 _LARGEST = 2**31  # of `child_seed`, exclusive
 # Settings that change how a score is computed but not what it is.
 _NOT_PARAMETERS = ("seed", "in_flight", "examples", "criteria")
@@ -39,6 +41,9 @@ class AgentConfig:
     # Share of the groupings of which a random half is grouped a second time: how far the judge repeats itself, and
     # whether it reads the same pairs otherwise among fewer samples. Judges that cannot err at random are not asked.
     recheck_share: float = field(default=0.2, metadata=ADDED)
+    # Take out of the figures the chance of which documents were drawn together, as far as fixed word vectors show
+    # it: fewer groupings for the same certainty, whatever the vectors are worth.
+    control_variate: bool = field(default=True, metadata=ADDED)
     # Share of the groupings in which a duplicate and a foreign text are planted. Less than 1 is cheaper by two samples
     # a grouping and lets that much of what hostile documents do pass.
     canary_share: float = 1.0
@@ -99,12 +104,19 @@ class AgentConfig:
 
     @property
     def verified_share(self) -> float:
-        """Share of the groupings whose clusters are checked."""
+        """Share of the groupings that are verified; of the first ones, where the run chooses it for the rest."""
         return 0.0 if not self.verify else 1.0 if self.verify_share is None else self.verify_share
 
-    def verifies(self, grouping: int) -> bool:
-        """Whether the clusters of a grouping are checked: a random choice that depends on seed and number alone."""
-        return self._chosen("verify", grouping, self.verified_share)
+    def verifies(self, grouping: int, share: float | None = None) -> bool:
+        """Whether the clusters of a grouping are checked, where they are in so large a share: a random choice that
+        depends on seed and number alone.
+        """
+        return self._chosen("verify", grouping, self.verified_share if share is None else share)
+
+    def expects_verified(self, grouping: int) -> bool:
+        """The same for a forecast, before the run has chosen the share."""
+        chosen = self.verify and self.verify_share is None and grouping >= VERIFIED_FIRST
+        return self.verifies(grouping, VERIFIED_EXPECTED if chosen else None)
 
     def rechecks(self, grouping: int) -> bool:
         """Whether a half of a grouping is grouped again; likewise."""
@@ -118,7 +130,7 @@ class AgentConfig:
         one more where it is verified and one where a half of it is judged again.
         """
         proposing = 0 if with_criteria or self.criteria else self.criteria_sets * (self.proposals + 3)
-        return proposing + sum(1 + self.verifies(i) + self.rechecks(i) for i in range(self.groupings))
+        return proposing + sum(1 + self.expects_verified(i) + self.rechecks(i) for i in range(self.groupings))
 
     def task(self, stage: str, *, criteria_set: int, replicate: int, **content: Any) -> Task:
         """A task of `stage` with the settings that all stages share."""

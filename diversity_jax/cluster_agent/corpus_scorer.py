@@ -10,12 +10,14 @@ from typing import IO, Any
 from diversity_jax.cluster_agent import estimators, examination
 from diversity_jax.cluster_agent.canaries import CanaryResult, ErrorRates, corrected, without_misplacement
 from diversity_jax.cluster_agent.cluster import JudgedGrouping, judge_grouping
-from diversity_jax.cluster_agent.config import AgentConfig
+from diversity_jax.cluster_agent.config import VERIFIED_EXPECTED, VERIFIED_FIRST, AgentConfig
 from diversity_jax.cluster_agent.criteria import ProposedCriteria
 from diversity_jax.cluster_agent.embedding_judge import CorpusReading, EmbeddingJudge
 from diversity_jax.cluster_agent.examination import PartitionTraits, Recheck
 from diversity_jax.cluster_agent.groupings import Groupings
-from diversity_jax.cluster_agent.sampling import GroupingSampler
+from diversity_jax.cluster_agent.ruler_features import RulerFeatures
+from diversity_jax.cluster_agent.sampling import GroupingSampler, drawn_samples
+from diversity_jax.cluster_agent.sampling_plan import verification_share
 from diversity_jax.cluster_agent.scorecard import STOPPED, Scorecard
 from diversity_jax.cluster_agent.types import CallTotals, Judge, RunEnded, SampledCorpus, describe_failures
 from diversity_jax.cluster_agent.unusable import NothingUsable, UnusableScore
@@ -77,7 +79,10 @@ class CorpusScorer:
         self.ended: str | None = None
         self.entered = 0
         self.usage = CallTotals()
-        self._rows: list[dict[str, float]] = []  # by columns of `Groupings`
+        self._rows: list[dict[str, Any]] = []  # by columns of `Groupings`
+        wanted = config.control_variate and getattr(judge, "errs_at_random", True)
+        self._features = RulerFeatures(corpus, config) if wanted else None
+        self._feature_means: dict[str, Any] = {}
         self._canaries: list[CanaryResult] = []
         self._traits: list[PartitionTraits] = []
         self._rechecks: list[Recheck] = []
@@ -88,6 +93,8 @@ class CorpusScorer:
         self._examples: list[dict[str, Any]] = []
         self._unusable_answer = ""
         self._reading = CorpusReading(judge) if isinstance(judge, EmbeddingJudge) else None
+        self._prices: list[tuple[float, float]] = []  # of the two calls of verified groupings
+        self._share, self._share_chosen = 1.0, asyncio.Event()
 
     async def extend(self, until: int) -> None:
         """Judges groupings up to number `until`. Where no further call can succeed it stops, and `ended` says why."""
@@ -108,6 +115,9 @@ class CorpusScorer:
         if self.ended:  # groupings that finished although an earlier one never will
             for index in sorted(self._waiting):
                 self._enter(self._waiting.pop(index))
+        if self._features and self._rows:
+            documents = _count_documents(self._corpus, self._sampler.documents)
+            self._feature_means = await self._features.of_the_corpus(documents)
 
     async def _work(self, until: int) -> None:
         criteria = self._proposed.criteria
@@ -116,11 +126,31 @@ class CorpusScorer:
             self._begun += 1
             planned = await self._sampler.plan(index, len(criteria.sets))
             try:
-                self._waiting[index] = await judge_grouping(planned, self._judge, criteria, self._config)
+                self._waiting[index] = await judge_grouping(
+                    planned, self._judge, criteria, self._config, self._verified_share
+                )
             except RunEnded as ended:
                 self.ended = str(ended)
+                self._share_chosen.set()
             while (following := self._waiting.pop(self.entered, None)) is not None:
                 self._enter(following)
+
+    async def _verified_share(self, index: int) -> float:
+        """Share of the groupings that are verified: all of the first, and of the others what these showed to be the
+        cheapest; a batch does not wait for them.
+        """
+        if self._config.verify_share is not None or not self._config.verify or index < VERIFIED_FIRST:
+            return self._config.verified_share
+        if getattr(self._judge, "gathers_calls", False):
+            return VERIFIED_EXPECTED
+        await self._share_chosen.wait()
+        return self._share
+
+    def _choose_verified_share(self) -> None:
+        prices = [sum(of_one_call) for of_one_call in zip(*self._prices, strict=True)]
+        if len(self._rows) and prices:
+            self._share = verification_share(self.groupings, *prices)
+        self._share_chosen.set()
 
     def _enter(self, judged: JudgedGrouping) -> None:
         self.entered += 1
@@ -136,14 +166,19 @@ class CorpusScorer:
             self._first_details.setdefault(judged.dropped, judged.detail)
             self._unusable_answer = self._unusable_answer or judged.answer
         else:
-            self._rows.append(judged.row(self._config.verified_share))
+            features = {"features": self._features.of(judged.planned)} if self._features else {}
+            self._rows.append(judged.row() | features)
             if self._reading:
-                self._reading.enter([sample.text for sample in judged.drawn])
+                self._reading.enter([sample.text for sample in drawn_samples(judged.planned)])
             for cluster in judged.clusters:
                 self._cluster_sizes[len(cluster.sample_ids)] += cluster.valid
                 self._invalid_clusters += not cluster.valid
             if len(self._examples) < self._config.examples:
                 self._examples.append(judged.example())
+        if any(judged.prices):
+            self._prices.append(judged.prices)
+        if self.entered == VERIFIED_FIRST:
+            self._choose_verified_share()
         if self._lines is not None:
             self._lines.write(json.dumps(judged.to_json(), ensure_ascii=False) + "\n")
         if self._observe:
@@ -157,7 +192,10 @@ class CorpusScorer:
     @property
     def groupings(self) -> Groupings:
         """All usable groupings entered so far."""
-        return Groupings.of_rows(self._config.samples_per_grouping, self._rows)
+        rows, of_the_corpus = self._rows, self._feature_means
+        if not of_the_corpus:  # not read before the first groupings are judged
+            rows = [{name: value for name, value in row.items() if name != "features"} for row in rows]
+        return Groupings.of_rows(self._config.samples_per_grouping, rows, **of_the_corpus)
 
     async def scorecard(self) -> Scorecard:
         """The figures of all groupings entered so far, and whether this judge's figures can be believed.
@@ -166,6 +204,7 @@ class CorpusScorer:
           NothingUsable: not one grouping was usable; it holds what was seen instead.
         """
         await self._sampler.close()
+        documents = _count_documents(self._corpus, self._sampler.documents)
         groupings, config, proposed = self.groupings, self._config, self._proposed
         rates, usage = ErrorRates.of(self._canaries), CallTotals()
         usage.add(proposed.usage)
@@ -173,7 +212,6 @@ class CorpusScorer:
         evidence = self._evidence(groupings, rates)
         if not len(groupings):
             raise NothingUsable(self._unusable(evidence, usage))
-        documents = _count_documents(self._corpus, self._sampler.documents)
         collision = estimators.collision(groupings, documents=documents)
         clusters = estimators.invert(without_misplacement(collision, rates))
         correction, refusal = corrected(groupings, rates) if config.correct_judge_error else (None, None)

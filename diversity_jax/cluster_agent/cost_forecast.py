@@ -171,7 +171,7 @@ async def _plan_groupings(
 
     all_groupings = range(config.groupings)
     planned = [plan("cluster_samples", config.groupings, groupings)]
-    if verified := sum(map(config.verifies, all_groupings)):
+    if verified := sum(map(config.expects_verified, all_groupings)):
         planned.append(plan("verify_clusters", verified, groupings))
     if again := sum(map(config.rechecks, all_groupings)):
         planned.append(plan("cluster_samples", again, halves))

@@ -148,7 +148,7 @@ async def audit_async(
         shown.update(names)
         caught.update(names if grouping.dropped == "canary" else ())
     all_partitions = Groupings.of_rows(
-        config.samples_per_grouping, [grouping.row(config.verified_share) for grouping in judged if grouping.clusters]
+        config.samples_per_grouping, [grouping.row() for grouping in judged if grouping.clusters]
     )
     return Audit(
         share=share,

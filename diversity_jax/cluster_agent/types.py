@@ -208,6 +208,11 @@ class CallTotals:
     cost_usd: float = 0.0
     repairs: int = 0
 
+    @property
+    def price(self) -> float:
+        """Dollars; of free calls their tokens, those of answers at four times those of prompts as usual."""
+        return self.cost_usd or self.prompt_tokens + 4.0 * self.completion_tokens
+
     def add(self, other: "CallTotals") -> None:
         """Adds other totals. Dollars are floats: add in a fixed order where equal runs have to give equal bytes."""
         for name, value in vars(other).items():
