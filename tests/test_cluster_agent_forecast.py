@@ -128,7 +128,10 @@ PLAIN, SMALL, LARGE, UNVERIFIED, WORDLESS, WORDY = SETTINGS[:6]
     ids=str,
 )
 def test_a_judge_that_keeps_to_the_instructions_uses_what_was_forecast(kind, tokenizer, settings):
-    texts, config = corpus(kind), AgentConfig(**{"groupings": 50, "proposals": 3, "in_flight": 1} | settings)
+    texts, config = (
+        corpus(kind),
+        AgentConfig(**{"groupings": 50, "proposals": 3, "in_flight": 1, "verify_share": 1.0} | settings),
+    )
     answer = follows_instructions(label_oracle(texts.labels), config.reasoning_words, config.criteria_count)
     before, middle, within = run(texts, config, Judge(answer, counter(tokenizer)))
     assert before == pytest.approx(1, rel=0.12 if kind == "answers" else 0.2)

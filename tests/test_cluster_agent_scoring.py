@@ -54,7 +54,7 @@ def corpus_of(topics, documents=20_000, seed=0):
 @pytest.mark.parametrize("k", [5, 20])
 def test_the_score_holds_the_truth_and_every_count_adds_up(k, tmp_path):
     corpus = corpus_of(20)
-    config = AgentConfig(groupings=300, proposals=3, samples_per_grouping=k)
+    config = AgentConfig(groupings=300, proposals=3, samples_per_grouping=k, verify_share=1.0)
     card = score_corpus(corpus, LabelJudge(corpus.label_of), config, groupings_path=tmp_path / "groupings.jsonl")
     assert card.effective_clusters.low < 20 < card.effective_clusters.high
     assert card.groupings == 300
@@ -269,7 +269,7 @@ def test_criteria_of_one_scorecard_measure_another_corpus(tmp_path):
     first, second = corpus_of(5), corpus_of(20)
     card = score_corpus(first, LabelJudge(first.label_of), CONFIG)
     card.save(tmp_path / "a.json")
-    config = AgentConfig(groupings=300, criteria=str(tmp_path / "a.json"))
+    config = AgentConfig(groupings=300, criteria=str(tmp_path / "a.json"), verify_share=1.0)
     again = score_corpus(second, LabelJudge(second.label_of), config)
     assert again.criteria_hash == card.criteria_hash
     assert again.criteria_origin == "scorecard"

@@ -10,7 +10,7 @@ nothing they are not used.
 import numpy as np
 
 KNOTS = (-1.0, 0.2, 0.4, 0.6, 0.8)  # the features of a similarity s are max(0, s - knot): s itself, and its upper tails
-EXACT_DOCUMENTS = 20_000  # up to so many documents all pairs are computed, beyond it those of a random part
+EXACT_DOCUMENTS = 10_000  # up to so many documents all pairs are computed, beyond it those of a random part
 _ROWS_AT_ONCE = 256  # of the matrix of similarities: 20 MB
 _FOLDS = 10
 _GROUPINGS_A_FEATURE = 20  # each feature costs 1 / N of the variance: a worthless one at most 5 %
