@@ -30,7 +30,8 @@ _KANA_MARKS = "\u30fc\uff70\uff9e\uff9f"  # prolonged sound and voicing: of both
 # All blocks of scripts without spaces, and others between them: a class of few ranges is searched at 4 ns a character.
 # What it finds goes by the script property.
 _MAYBE_UNSPACED = re.compile("[\u0e00-\u1bff\u2e80-\uaadf\uf900-\ufaff\uff66-\uff9f\U000116d0-\U0003ffff]")
-_UNSEEN = re.compile("[\u00ad\u200c\u200d\u2060\ufeff]")  # soft hyphen, joiners: inside words
+# Soft hyphen, joiners, variants of a sign: inside words.
+_UNSEEN = re.compile("[\u00ad\u200c\u200d\u2060\ufe00-\ufe0f\ufeff\U000e0100-\U000e01ef]")
 _NOT_PLAIN = re.compile("[\u00ad\u0e00-\u1bff\u200c\u200d\u2060\u2e80-\uaadf\uf900-\U0010ffff]")
 # What stands between two runs: marks that end what is before, marks that open what follows, the rest.
 _BETWEEN = re.compile(rf"([\W_]*?)([{_OPENING}]*)((?:[^\W_].*)?)", re.DOTALL)
