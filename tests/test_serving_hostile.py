@@ -1,6 +1,7 @@
 """What strangers, web pages and broken clients may do to the server: nothing that another client would notice."""
 
 from concurrent.futures import ThreadPoolExecutor
+import dataclasses
 import http.client
 import json
 import socket
@@ -8,6 +9,7 @@ import time
 
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+import jax
 import pytest
 
 from diversity_jax.core.errors import InputError
@@ -178,6 +180,16 @@ def test_an_exception_fails_its_batch_alone_and_health_tells_the_truth(monkeypat
         broken["calls"] = 0
         wait_for(lambda: service.worker.problem is None)
         assert post(port, "/v1/completions", ASK)[0] == 200
+
+
+def test_a_model_whose_figures_are_no_numbers_answers_with_none():
+    model = byte_model()
+    model = dataclasses.replace(model, params=jax.tree.map(lambda leaf: leaf * float("nan"), model.params))
+    with running(model) as (port, _):
+        for fields in ({}, {"regex": "[a-z]+"}, {"echo": True, "logprobs": 1, "max_tokens": 0}):
+            status, error = post(port, "/v1/completions", {**ASK, **fields})
+            assert status == 500
+            assert "a log-probability that is not a number" in error["message"]
 
 
 INTEGERS = st.integers(-(10**400), 10**400) | st.sampled_from([2**31 - 1, 2**31, -(2**31) - 1, 2**63, 2**64, 10**310])

@@ -14,10 +14,10 @@ from diversity_jax.core.errors import InputError
 from diversity_jax.evaluation.load_model import LanguageModel
 from diversity_jax.evaluation.loglikelihood import row_length
 from diversity_jax.evaluation.sampling import TOP, Sampling, decode_tokens, score_prompt
+from diversity_jax.evaluation.text_stream import TextStream
 from diversity_jax.model.decode import Cache, empty_cache, prefill
 from diversity_jax.model.sharding import spec
 
-_REPLACEMENT = "\ufffd"  # what the bytes of an unfinished character decode to
 _PREFILL_TOKENS = (32, 128, 512)  # compiled lengths of a prompt's chunks; the last chunk is padded to the next of them
 
 
@@ -64,62 +64,6 @@ class TokenConstraint(Protocol):
 
     def accept(self, tokens: Sequence[int]) -> int:
         """Takes the first tokens, as many as are allowed one after another; returns how many."""
-
-
-class TextStream:
-    """The text of one answer while its tokens arrive: complete characters only, ended before a stop text.
-
-    Args:
-      decode: ids to text.
-      stop: texts that end the answer and are left out of it.
-      min_tokens: before so many, no text ends it.
-
-    Attributes:
-      text: everything so far; final once `stopped`, or after `finish`.
-      stopped: a stop text has been met.
-    """
-
-    def __init__(self, decode: Callable[[Sequence[int]], str], stop: Sequence[str] = (), *, min_tokens: int = 0):
-        self.text, self.stopped = "", False
-        self._decode, self._stop, self._min_tokens = decode, tuple(stop), min_tokens
-        self._longest_stop = max(map(len, stop), default=0)
-        self._ids: list[int] = []
-        self._window_start, self._ids_read = 0, 0  # tokens from the start of the window are decoded with new ones
-        self._characters_taken, self._stop_from = 0, 0
-
-    def add(self, token: int) -> None:
-        """One more token. Only the last few are decoded again, since how a token reads depends on its neighbours."""
-        self._ids.append(token)
-        self._read_new(last=False)
-
-    def finish(self) -> None:
-        """No more tokens: an unfinished character shows as it is."""
-        if not self.stopped:
-            self._read_new(last=True)
-
-    def _read_new(self, last: bool) -> None:
-        window = self._decode(self._ids[self._window_start :])
-        if window.endswith(_REPLACEMENT) and not last:
-            return
-        known = len(self._decode(self._ids[self._window_start : self._ids_read]))
-        search_from = max(self._stop_from, len(self.text) - self._longest_stop + 1)
-        self.text += window[known:]
-        if len(self._ids) < self._min_tokens:
-            search_from = self._stop_from = len(self.text)
-        self._window_start, self._ids_read = self._ids_read, len(self._ids)
-        stops = [start for text in self._stop if (start := self.text.find(text, search_from)) >= 0]
-        if stops:
-            self.text, self.stopped = self.text[: min(stops)], True
-
-    def take(self, *, last: bool = False) -> str:
-        """What is new and not the possible beginning of a stop text; with `last`, all that is left."""
-        end = len(self.text)
-        if not last and not self.stopped:
-            lengths = range(min(self._longest_stop - 1, end), 0, -1)
-            end -= next((n for n in lengths if any(stop.startswith(self.text[-n:]) for stop in self._stop)), 0)
-        new = self.text[self._characters_taken : end]
-        self._characters_taken = max(self._characters_taken, end)
-        return new
 
 
 @dataclass(kw_only=True, eq=False)
@@ -285,7 +229,9 @@ class Generator:
                     continue
                 self._running[slot] = request  # before anything can fail, so that no request is lost
                 self._read_prompt(slot, request)
-                if request.sampling.max_tokens == 0:
+                if any(np.isnan(one.logprob) for one in request.logprobs):
+                    self._fail(slot, _not_a_number("a token of the prompt"))
+                elif request.sampling.max_tokens == 0:
                     self._finish(slot, request, "length")
                     request.on_progress(request)
                 break
@@ -344,29 +290,21 @@ class Generator:
                 try:
                     request.constraint.fill(allowed[slot])
                 except InputError as error:
-                    del self._running[slot]
-                    request.fail(error)
+                    self._fail(slot, error)
         return allowed if any(request.constraint for request in self._running.values()) else None
 
     def _take_tokens(self, slot: int, request: GenerationRequest, out: dict[str, np.ndarray]) -> None:
         sampling, constraint = request.sampling, request.constraint
         tokens = out["tokens"].tolist()
-        if constraint is not None:
+        if constraint is not None and not np.isnan(out["logprobs"][0]):
             try:
                 tokens = _accepted(request, constraint, tokens)
             except InputError as error:
-                del self._running[slot]
-                request.fail(error)
+                self._fail(slot, error)
                 return
         for step, token in enumerate(tokens):
             if np.isnan(out["logprobs"][step]):
-                del self._running[slot]
-                request.fail(
-                    InputError(
-                        f"token {len(request.tokens)} of the answer has a log-probability that is not a number, so no "
-                        "text of this model can be trusted; look at its weights, or at model.compute_dtype"
-                    )
-                )
+                self._fail(slot, _not_a_number(f"token {len(request.tokens)} of the answer"))
                 return
             if (shown := sampling.top_logprobs) is not None:
                 before = (request.tokens or request.prompt)[-1]
@@ -381,6 +319,9 @@ class Generator:
                 break
         request.on_progress(request)
 
+    def _fail(self, slot: int, failure: Exception) -> None:
+        self._running.pop(slot).fail(failure)
+
     def _finish(self, slot: int, request: GenerationRequest, reason: str) -> None:
         request.stream.finish()
         request.answer = GeneratedText(
@@ -390,6 +331,13 @@ class Generator:
             logprobs=tuple(request.logprobs),
         )
         del self._running[slot]
+
+
+def _not_a_number(what: str) -> ArithmeticError:
+    return ArithmeticError(
+        f"{what} has a log-probability that is not a number, so no text of this model can be trusted; look at its "
+        "weights, or at model.compute_dtype"
+    )
 
 
 def _accepted(request: GenerationRequest, constraint: TokenConstraint, tokens: list[int]) -> list[int]:

@@ -139,7 +139,7 @@ class RunningChoices:
             if isinstance(change, InputError):
                 raise RequestRefused(400, str(change))
             if isinstance(change, Exception):
-                raise RequestRefused(500, FAILED)
+                raise RequestRefused(500, str(change) if isinstance(change, ArithmeticError) else FAILED)
             unfinished -= change.answer is not None
             yield change
 

@@ -2,8 +2,8 @@
 
     python scripts/checks/fuzz_server.py --requests 10000 --schemathesis /path/to/schemathesis
 
-Half of them are made by hypothesis field by field, with garbage between; the other half by schemathesis from the
-server's own description, where its command is given (it needs an environment of its own:
+They are made by hypothesis field by field, with garbage between, and, where its command is given, a part of them by
+schemathesis from the server's own description (it needs an environment of its own:
 `python -m venv V; V/bin/pip install schemathesis`). Ends with 1 where a request got a 500, an answer named a file or a
 stack, a plain request between them was lost or answered otherwise, or the server's memory grew by more than
 `--growth-mib` after the first tenth, in which programs are compiled.
@@ -87,6 +87,7 @@ class Watch:
     def __init__(self, port: int, process: psutil.Process, every: int):
         self.port, self.process, self.every = port, process, every
         self.statuses, self.faults, self.sent, self.first_bytes = Counter[int](), [], 0, 0
+        self.hung_up = 0
         self.expected = self._plain()
 
     def _plain(self) -> str:
@@ -125,6 +126,7 @@ def by_hypothesis(watch: Watch, requests: int) -> None:
                 connection.sendall(
                     f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99\r\n\r\n".encode() + garbage
                 )
+            watch.hung_up += 1
             return
         headers = {"Host": garbage.hex()} if kind == 2 else {"Content-Type": garbage.hex()} if kind == 3 else {}
         watch.see(*ask(watch.port, path, data, headers), (path, data))
@@ -178,7 +180,7 @@ def main() -> int:
         described = 0
         if options.schemathesis:
             described = by_schemathesis(watch, options.schemathesis, options.requests // 20)
-        by_hypothesis(watch, options.requests - options.requests // 2 * bool(options.schemathesis))
+        by_hypothesis(watch, max(options.requests - described, 100))
         growth = (process.memory_info().rss - watch.first_bytes) / 2**20
         log = Path(folder, "server.log").read_text()
     print(
