@@ -183,9 +183,8 @@ def main() -> int:
         by_hypothesis(watch, max(options.requests - described, 100))
         growth = (process.memory_info().rss - watch.first_bytes) / 2**20
         log = Path(folder, "server.log").read_text()
-    print(
-        f"{watch.sent:,} requests by hypothesis: {dict(sorted(watch.statuses.items()))}; {described:,} by schemathesis"
-    )
+    sent = f"{watch.sent + watch.hung_up:,} requests by hypothesis, {watch.hung_up:,} of them cut in the middle"
+    print(f"{sent}: {dict(sorted(watch.statuses.items()))}; {described:,} by schemathesis")
     print(f"memory after the first tenth: {watch.first_bytes / 2**20:.0f} MiB, and {growth:+.0f} MiB at the end")
     if growth > options.growth_mib or "Traceback" in log:
         watch.faults.append(f"the server grew by {growth:.0f} MiB, or logged: {log[-1500:]}")
