@@ -15,15 +15,30 @@ when it is decided which is more diverse), `--config.draws=10` (independent draw
 from pathlib import Path
 import sys
 
+from diversity_jax.cluster_agent import NothingUsable
 from diversity_jax.core import cli, run_info
+from diversity_jax.core.errors import InputError
 from diversity_jax.scoring.config import ScoreConfig
+
+
+def _write_unusable(config: ScoreConfig, failure: NothingUsable) -> Path:
+    """Writes card and page of a scoring that gave no figure; returns the page's path."""
+    from diversity_jax.report.pages import judge_verdict
+
+    folder = Path(config.output_dir, failure.folder)
+    run_info.describe(sys.argv, config).save(folder)
+    failure.score.save(folder / "scorecard.json")
+    return judge_verdict.write_unusable(folder, failure.score)
 
 
 def main(config: ScoreConfig) -> None:
     """Scores and measures, writes the page, and prints its path last; a dry run prints the forecast alone."""
     from diversity_jax.scoring.run import run_score
 
-    result = run_score(config)
+    try:
+        result = run_score(config)
+    except NothingUsable as failure:
+        raise InputError(f"{failure}; what was seen and what helps: {_write_unusable(config, failure)}") from None
     if result is None:
         print(Path(config.output_dir) / "report.html")
         return

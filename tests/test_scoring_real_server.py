@@ -219,4 +219,5 @@ def test_where_nothing_is_usable_one_line_says_so(corpus, server, whole, tmp_pat
     assert done.returncode != 0
     assert len(lines) == 1
     assert said in lines[0]
-    assert not (tmp_path / "scorecard.json").exists()
+    assert scorecard(tmp_path)["effective_clusters"] is None
+    assert (tmp_path / "report.html").stat().st_size > 5000

@@ -37,6 +37,8 @@ from diversity_jax.cluster_agent.sequential_scoring import (
 )
 from diversity_jax.cluster_agent.sequential_test import Comparison
 from diversity_jax.cluster_agent.types import Judge, JudgeAnswer, Task
+from diversity_jax.cluster_agent.unusable import NothingUsable, UnusableScore
+from diversity_jax.cluster_agent.verdict import Verdict
 from diversity_jax.core.intervals import Estimate
 
 __all__ = [
@@ -52,11 +54,14 @@ __all__ = [
     "JudgeAnswer",
     "JudgeSettings",
     "LlmJudge",
+    "NothingUsable",
     "PairComparison",
     "Scorecard",
     "ScoringProgress",
     "Task",
     "Undecided",
+    "UnusableScore",
+    "Verdict",
     "audit",
     "audit_async",
     "cached_exam",

@@ -283,16 +283,20 @@ def binomial(events: int, trials: int, confidence: float = 0.95) -> Estimate | N
     return Estimate(value=events / trials, low=low, high=high)
 
 
-def without_misplacement(theta: Estimate, rates: ErrorRates) -> Estimate:
+def without_misplacement(theta: Estimate, rates: ErrorRates, samples_per_grouping: int) -> Estimate:
     """T / (1 - b), where each like pair has the chance 1 - b to be found together, since one of the two may have been
     put in the wrong place: verification can name such a sample, but not tell where it belongs.
 
     b is the share of planted copies that were put elsewhere than their originals, so measured at the stage of T, in as
-    many groupings. The two intervals are joined on the logarithmic scale by their distances to each side.
+    many groupings; less 2 / K of it, because in a grouping that counts the original was not misplaced itself, and lies
+    in a larger cluster than a sample on average (bias measured in docs/statistics.md). The two intervals are joined on
+    the logarithmic scale by their distances to each side.
     """
     placed = rates.misplacement
     if placed is None or not placed.value or placed.value >= 1 or not theta.value:
         return theta
+    others = 1 - 2 / samples_per_grouping
+    placed = Estimate(**{name: others * (rate or 0.0) for name, rate in vars(placed).items()})
     (low_b, high_b), (low, high) = placed.bounds, theta.bounds
     factor = 1 - placed.value
     value = theta.value / factor

@@ -213,12 +213,13 @@ class CorpusScorer:
         if not len(groupings):
             raise NothingUsable(self._unusable(evidence, usage))
         collision = estimators.collision(groupings, documents=documents)
-        clusters = estimators.invert(without_misplacement(collision, rates))
+        k = config.samples_per_grouping
+        clusters = estimators.invert(without_misplacement(collision, rates, k))
         correction, refusal = corrected(groupings, rates) if config.correct_judge_error else (None, None)
         ceiling = rates.ceiling and rates.ceiling["low"]
         of_documents = None
         if documents:
-            exactly = without_misplacement(estimators.collision_of_documents(groupings), rates)
+            exactly = without_misplacement(estimators.collision_of_documents(groupings), rates, k)
             of_documents = estimators.in_a_corpus_of(documents, exactly)
         ceilings = [float(most) for most in (documents, ceiling) if most]
         return Scorecard(

@@ -16,6 +16,7 @@ from diversity_jax.cluster_agent.sampling import GroupingSampler
 from diversity_jax.cluster_agent.scorecard import Scorecard
 from diversity_jax.cluster_agent.sequential_test import precise_enough
 from diversity_jax.cluster_agent.types import Judge, RunEnded, SampledCorpus, entered
+from diversity_jax.cluster_agent.unusable import NothingUsable
 from diversity_jax.core import files
 from diversity_jax.core.errors import InputError
 
@@ -105,15 +106,19 @@ async def score_corpora_async(
         current = sampler
         if (following := next(upcoming, None)) is not None:
             sampler = GroupingSampler(following, config).start()
-        scorecards[name] = await score_corpus_async(
-            corpus,
-            judge,
-            config,
-            progress=progress,
-            groupings_path=(groupings_paths or {}).get(name),
-            proposed=proposed,
-            sampler=current,
-        )
+        try:
+            scorecards[name] = await score_corpus_async(
+                corpus,
+                judge,
+                config,
+                progress=progress,
+                groupings_path=(groupings_paths or {}).get(name),
+                proposed=proposed,
+                sampler=current,
+            )
+        except NothingUsable as failure:
+            failure.folder = name if len(corpora) > 1 else ""
+            raise
         proposed = proposed.without_usage()
     return scorecards
 

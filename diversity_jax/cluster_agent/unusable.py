@@ -80,8 +80,14 @@ class UnusableScore:
 
 
 class NothingUsable(InputError):
-    """Raised in place of a scorecard; `score` holds what was seen."""
+    """Raised in place of a scorecard.
+
+    Attributes:
+      score: what was seen.
+      folder: of the corpus in the run's folder; empty where it is the only one.
+    """
 
     def __init__(self, score: UnusableScore):
         super().__init__(score.summary)
         self.score = score
+        self.folder = ""

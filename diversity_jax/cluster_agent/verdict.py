@@ -19,7 +19,7 @@ FITNESS: tuple[Fitness, ...] = get_args(Fitness)
 # Shares of the figure by which a fault has to move it, with certainty, for either verdict.
 _DOUBTFUL_BIAS, _UNFIT_BIAS = 0.1, 0.75
 _DOUBTFUL_SPLITS, _UNFIT_SPLITS = 0.04, 0.5  # that the figure is not corrected for
-_DOUBTFUL_MISPLACEMENT = 0.12  # that it is corrected for
+_DOUBTFUL_MISPLACEMENT = 0.1  # that it is corrected for
 _DOUBTFUL_DROPS, _UNFIT_DROPS = 0.2, 0.5  # of the groupings
 _DOUBTFUL_CONTROL = 0.2  # of the control clusters that were misjudged
 _DOUBTFUL_FLIPS, _UNFIT_FLIPS = 0.2, 0.6
@@ -136,13 +136,13 @@ def _canaries(evidence: Evidence) -> Iterator[_Finding]:
         yield "doubtful", "no canaries were shown, so nothing is known of this judge's mistakes"
         return
     merge = rates.pair_merge
-    if theta and merge:
+    counted = f"in {rates.merged} of {rates.shown} groupings a foreign text was put with samples"
+    if _low(rates.false_merge) > _UNFIT_DROPS:
+        yield "unfit", counted
+    elif theta and merge:
         share = (1 - theta) / theta
         if grade := _grade(_low(merge) * share, _tolerated(evidence), _UNFIT_BIAS):
-            counted = f"in {rates.merged} of {rates.shown} groupings a foreign text was put with samples"
             yield grade, f"{counted}: some {_percent(min(1, merge.value * share))} of all it puts together is unrelated"
-    elif rates.merged and _low(rates.false_merge) > _UNFIT_DROPS:
-        yield "unfit", f"in {rates.merged} of {rates.shown} groupings a foreign text was put with samples"
     moved = rates.misplacement
     if moved and _low(moved) > _DOUBTFUL_MISPLACEMENT:
         yield "doubtful", f"it puts a text elsewhere than its own copy in {_percent(moved.value)} of the groupings"

@@ -18,7 +18,7 @@ from diversity_jax.report.figures import diversity
 from diversity_jax.report.figures.diversity import Distribution, Ridge, Whisker
 from diversity_jax.report.html import macro
 from diversity_jax.report.page import Page, Section
-from diversity_jax.report.pages import metrics
+from diversity_jax.report.pages import judge_verdict, metrics
 from diversity_jax.report.plotting import Drawing, render
 from diversity_jax.report.style import Palette
 from diversity_jax.scoring.run import Checks
@@ -67,6 +67,7 @@ def write(
     differences = compare_pairs(scorecards) if differences is None else differences
     judged = {name: scorecard.effective_clusters.value for name, scorecard in scorecards.items()}
     sections = (
+        judge_verdict.section(scorecards, palette),
         _warnings(scorecards, palette),
         _scores(scorecards, palette) if several else None,
         _comparison(differences, palette) if several else None,
@@ -84,7 +85,7 @@ def write(
         name=formats.listed(list(scorecards))
         if len(scorecards) <= 3
         else counted(len(scorecards), "corpus", "corpora"),
-        verdict=_verdict(scorecards, differences),
+        verdict=" ".join(filter(None, (judge_verdict.headline(scorecards), _verdict(scorecards, differences)))),
         lede=judge_note(scorecards.values()),
         key_figures=None if several else macro("score", "key_figures", next(iter(scorecards.values()))),
         sections=tuple(section for section in sections if section is not None),
