@@ -364,6 +364,21 @@ def test_training_goes_on_from_a_checkpoint(world):
     assert read("run/summary.json")["goodput"]["sittings"] == 2
 
 
+def test_a_changed_field_of_an_earlier_run_is_named_with_both_values(world):
+    def files():
+        return {path: path.read_bytes() for path in Path("run").rglob("*") if path.is_file()}
+
+    before = files()
+    for field, value, former in (
+        ("model.num_layers", "5", "\\d+"),
+        ("optimizer.learning_rate", "0.5", "[0-9.e-]+"),
+        ("train.batch_size", "3", "\\d+"),
+    ):
+        with pytest.raises(AssertionError, match=rf"{field}={value} \(was {former}\)"):
+            run("train", *config("train"), f"--config.{field}={value}")
+    assert files() == before
+
+
 def test_the_page_of_a_finished_run_is_written_from_its_files(world):
     before = (Path("run/metrics.jsonl").read_text(), Path("run/samples.jsonl").read_text())
     done = run("train", *config("train"))

@@ -367,6 +367,36 @@ def test_what_was_allowed_by_name_is_recorded_and_a_run_may_begin_anew(texts, st
     assert read_info(folder / "checkpoints", 6)["changes"] == []
 
 
+def test_a_decay_branch_has_the_bits_of_a_run_with_the_decay_in_its_schedule(texts, stopped, tmp_path):
+    before = state_of(stopped)
+    decaying = OptimizerConfig(learning_rate=1e-2, schedule="warmup_stable_decay", decay_share=0.5)
+    whole = config_for(texts, tmp_path / "whole")
+    train = dataclasses.replace(whole.train, steps=8)
+    run.run(dataclasses.replace(whole, optimizer=decaying, train=train), several_processes=False)
+    branch = dataclasses.replace(
+        config_for(texts, tmp_path / "branch"),
+        optimizer=decaying,
+        mixture=None,
+        prepared=str(stopped / "mixture"),
+        train=dataclasses.replace(train, branch_from=str(stopped), branch_step=4),
+    )
+    run.run(dataclasses.replace(branch, prepared=None, mixture=whole.mixture), several_processes=False)
+    found, wanted = (read_info(tmp_path / name / "checkpoints", 8) for name in ("branch", "whole"))
+    assert found["fingerprint"] == wanted["fingerprint"]
+    assert state_of(stopped) == before
+    assert "train.branch_step=2 (was 4)" in refused(
+        dataclasses.replace(branch, train=dataclasses.replace(branch.train, branch_step=2))
+    )
+    early = dataclasses.replace(
+        branch, output_dir=str(tmp_path / "early"), optimizer=dataclasses.replace(decaying, decay_share=0.9)
+    )
+    assert "optimizer.decay_share=0.9 (was 0.2)" in refused(early)
+    assert "has no checkpoint to branch off from" in refused(
+        dataclasses.replace(early, optimizer=decaying, train=dataclasses.replace(branch.train, branch_step=3))
+    )
+    assert not (tmp_path / "early").exists()
+
+
 def test_a_refusal_after_the_folder_was_locked_leaves_no_trace(texts, stopped, tmp_path):
     prepared = dataclasses.replace(
         config_for(texts, tmp_path / "new" / "run", sample_prompts=("x" * 300,)), prepared=str(stopped / "mixture")
