@@ -1,7 +1,9 @@
 """Reading files: every format gives the same documents, in order, and every wrong input is one line that says where."""
 
+import bz2
 import gzip
 import json
+import lzma
 import tempfile
 import tracemalloc
 
@@ -333,3 +335,90 @@ def test_real_corpora_are_read_whole():
     corpus = open_corpus(str(path))
     assert len(list(corpus)) == 1520
     assert len({document.id for document in corpus.sample(1000, seed=3)}) == 1000
+
+
+def _long_window(data):
+    settings = zstandard.ZstdCompressionParameters.from_level(3, window_log=28, enable_ldm=True)
+    compressor = zstandard.ZstdCompressor(compression_params=settings).compressobj()
+    return compressor.compress(data) + compressor.flush()
+
+
+@pytest.mark.parametrize(
+    ("name", "compress"),
+    [
+        ("a.jsonl.zst", _long_window),
+        ("a.jsonl.bz2", bz2.compress),
+        ("a.jsonl.xz", lzma.compress),
+        ("A.JSONL.GZ", gzip.compress),
+        ("A.JSONL", bytes),
+        ("A.Json", bytes),
+    ],
+)
+def test_files_as_they_come_give_the_same_documents(tmp_path, name, compress):
+    lines = [json.dumps({"text": f"document {number} " * 40}) for number in range(300)]
+    (tmp_path / name).write_bytes(compress("\n".join(lines).encode()))
+    (tmp_path / "plain.jsonl").write_text("\n".join(lines))
+    found, wanted = (
+        [document.text for document in open_corpus(str(tmp_path / each))] for each in (name, "plain.jsonl")
+    )
+    assert found == wanted
+    whole = (tmp_path / name).read_bytes()
+    if len(name.split(".")) == 3:
+        (tmp_path / name).write_bytes(whole[: len(whole) // 2])
+        with pytest.raises(InputError, match=r"ends early at byte|damaged near byte"):
+            list(open_corpus(str(tmp_path / name)))
+        (tmp_path / name).write_bytes(b"no such format at all" * 9)
+        with pytest.raises(InputError, match="in spite of its name"):
+            open_corpus(str(tmp_path / name))
+
+
+@pytest.mark.parametrize(
+    ("source", "numbers"),
+    [("part-{00..02}.jsonl", [0, 1, 2]), ("part-{00,02}.jsonl", [0, 2]), ("part-{0{0,1},02}.jsonl", [0, 1, 2])],
+)
+def test_braces_stand_for_what_shells_make_of_them(tmp_path, source, numbers):
+    for number in range(4):
+        (tmp_path / f"part-{number:02}.jsonl").write_text(json.dumps({"text": f"shard {number}"}))
+    found = [document.text for document in open_corpus(str(tmp_path / source))]
+    assert found == [f"shard {number}" for number in numbers]
+    with pytest.raises(InputError, match=r"part-04.jsonl: no such file"):
+        open_corpus(str(tmp_path / "part-{00..04}.jsonl"))
+    (tmp_path / "part-{a,b}.jsonl").write_text(json.dumps({"text": "braces"}))
+    assert [document.text for document in open_corpus(str(tmp_path / "part-{a,b}.jsonl"))] == ["braces"]
+
+
+def test_a_link_to_nothing_is_no_silent_loss(tmp_path):
+    (tmp_path / "a.jsonl").write_text(json.dumps({"text": "here"}))
+    (tmp_path / "b.jsonl").symlink_to(tmp_path / "gone.jsonl")
+    for source in ("*.jsonl", "b.jsonl"):
+        with pytest.raises(InputError, match=r"b.jsonl: is a link to .*gone.jsonl, which is not there"):
+            open_corpus(str(tmp_path / source))
+
+
+@pytest.mark.parametrize(
+    ("name", "remedy"), [("a.tar", "unpack it"), ("a.TAR.GZ", "unpack it"), ("a.arrow", "as Parquet")]
+)
+def test_files_that_cannot_be_read_say_what_to_do(tmp_path, name, remedy):
+    (tmp_path / name).write_text("")
+    with pytest.raises(InputError, match=remedy):
+        open_corpus(str(tmp_path / name))
+
+
+def test_columns_that_nobody_asked_for_do_not_stop_a_parquet_file(tmp_path):
+    not_text = pa.Array.from_buffers(pa.string(), 2, pa.array([b"\xff", b"ok"]).buffers())
+    columns = {
+        "text": pa.array(["café", "b"], pa.string_view()),
+        "day": pa.array([2**22, 1], pa.date32()),
+        "time": pa.array([2**62, 5], pa.timestamp("us")),
+        "name": not_text,
+        "twice": pa.array([1, 2]),
+    }
+    table = pa.Table.from_arrays([*columns.values(), columns["twice"]], names=[*columns, "twice"])
+    pq.write_table(table, tmp_path / "a.PARQUET")
+    first, second = open_corpus(str(tmp_path / "a.PARQUET"))
+    assert (first.text, first.meta) == ("café", {"day": None, "time": None, "name": None})
+    assert second.meta["day"].isoformat() == "1970-01-02"
+    assert second.meta["name"] == "ok"
+    for field in ("twice", "day"):
+        with pytest.raises(InputError, match="2 columns 'twice'" if field == "twice" else "not text"):
+            open_corpus(CorpusConfig(source=str(tmp_path / "a.PARQUET"), text_field=field))

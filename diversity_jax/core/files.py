@@ -1,5 +1,6 @@
 """Files, local or remote: opening, listing, removing, writing whole or not at all, decompressing, hashing, JSON."""
 
+import bz2
 from collections.abc import Iterator
 import contextlib
 import errno
@@ -7,6 +8,7 @@ import glob
 import hashlib
 import io
 import json
+import lzma
 import os
 from pathlib import Path
 import re
@@ -60,7 +62,11 @@ def open_file(path: str | os.PathLike, mode: str = "rb") -> IO[Any]:
 
 
 def list_files(pattern: str | os.PathLike) -> list[str]:
-    """Files that match a path or glob pattern, local or remote, sorted by name; possibly none."""
+    """Files that match a path or glob pattern, local or remote, sorted by name; possibly none.
+
+    Raises:
+      InputError: a local match is a link to nothing, which would be missed in silence.
+    """
     pattern = os.fspath(pattern)
     if is_remote(pattern):
         filesystem, path = _remote(pattern)
@@ -70,7 +76,11 @@ def list_files(pattern: str | os.PathLike) -> list[str]:
             return []
     if os.path.isfile(pattern):
         return [pattern]
-    return sorted(filter(os.path.isfile, glob.glob(pattern, recursive=True)))
+    found = glob.glob(pattern, recursive=True)
+    for path in found:
+        if os.path.islink(path) and not os.path.exists(path):
+            raise InputError(f"{path}: is a link to {os.readlink(path)}, which is not there; mend or remove it")
+    return sorted(filter(os.path.isfile, found))
 
 
 @contextlib.contextmanager
@@ -303,24 +313,31 @@ def file_hash(path: str | os.PathLike) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-COMPRESSED = (".gz", ".zst")
+COMPRESSED = {".gz": "gzip", ".zst": "Zstandard", ".bz2": "bzip2", ".xz": "xz"}
+"""Ending of a compressed file's name, in letters of any case, -> the format."""
 _BLOCK_BYTES = 1 << 20
+_LONGEST_WINDOW_BYTES = 1 << 31  # what `zstd --long=31` writes; a window takes as much memory as the file asks for
 _COMPRESSED_BLOCK_BYTES = 1 << 17
+
+
+def compression(path: str) -> str | None:
+    """The ending of `COMPRESSED` that a name has; None where it has none."""
+    return next((ending for ending in COMPRESSED if path.lower().endswith(ending)), None)
 
 
 def expected_bytes(path: str) -> int:
     """Decompressed size of a file, estimated from its size: text compresses to about a third."""
-    return file_bytes(path) * (3 if path.endswith(COMPRESSED) else 1)
+    return file_bytes(path) * (3 if compression(path) else 1)
 
 
 def read_blocks(path: str) -> Iterator[bytes]:
-    """Content of a file in blocks of about 1 MiB, decompressed when its name ends in `.gz` or `.zst`.
+    """Content of a file in blocks of about 1 MiB, decompressed when its name ends as `COMPRESSED` has it.
 
     Raises:
       InputError: no such file; a compressed file is damaged, ends early or is not what its name says.
     """
     with open_file(path) as file:
-        if path.endswith(COMPRESSED):
+        if compression(path):
             yield from _decompressed(path, file)
         else:
             while block := file.read(_BLOCK_BYTES):
@@ -328,13 +345,18 @@ def read_blocks(path: str) -> Iterator[bytes]:
 
 
 def _new_decompressor(path: str) -> Any:
-    if path.endswith(".gz"):
+    ending = compression(path)
+    if ending == ".gz":
         return zlib.decompressobj(wbits=31)
+    if ending == ".bz2":
+        return bz2.BZ2Decompressor()
+    if ending == ".xz":
+        return lzma.LZMADecompressor()
     try:
         import zstandard
     except ImportError:
         raise InputError(f"{path}: needs the package zstandard; install it or decompress the file") from None
-    return zstandard.ZstdDecompressor().decompressobj()
+    return zstandard.ZstdDecompressor(max_window_size=_LONGEST_WINDOW_BYTES).decompressobj()
 
 
 def _decompressed(path: str, file: Any) -> Iterator[bytes]:
@@ -346,7 +368,7 @@ def _decompressed(path: str, file: Any) -> Iterator[bytes]:
             try:
                 block = decompressor.decompress(data)
             except Exception as error:  # zlib.error and zstandard.ZstdError share no parent below Exception
-                kind = "gzip" if path.endswith(".gz") else "Zstandard"
+                kind = COMPRESSED[compression(path) or ""]
                 where = f"damaged near byte {read_bytes}" if begun else f"not a {kind} file in spite of its name"
                 raise InputError(f"{path}: is {where} ({error}); fetch or write it again") from None
             begun = True

@@ -5,7 +5,7 @@ import os
 import re
 
 from diversity_jax.core.errors import InputError
-from diversity_jax.core.files import COMPRESSED, is_remote, list_files
+from diversity_jax.core.files import compression, is_remote, list_files
 from diversity_jax.corpus.corpus import RecordCorpus
 from diversity_jax.corpus.document import Corpus, CorpusConfig, FileRecords
 from diversity_jax.corpus.readers.installed_packages import open_installed_docs
@@ -29,7 +29,14 @@ SCHEMES: dict[str, Callable[[CorpusConfig, str], RecordCorpus]] = {
 """Scheme of a source -> the function that opens it, given the settings and the part after the colon."""
 
 _PATTERN = re.compile(r"[*?\[]")
-_EXPECTED = ".jsonl, .txt or .tfrecord (each also .gz or .zst), or .parquet"
+_BRACES = re.compile(r"\{([^{}]*)\}")
+_RANGE = re.compile(r"(\d+)\.\.(\d+)")
+_EXPECTED = ".jsonl, .txt or .tfrecord (each also .gz, .zst, .bz2 or .xz), or .parquet"
+_REMEDIES = {
+    r"\.(tar|tgz|zip)$": ", an archive: unpack it and name the files in it",
+    r"\.(arrow|feather|ipc)$": ", an Arrow file: write it as Parquet with pyarrow.parquet.write_table",
+}
+"""Ending of a file's name that cannot be read -> what it is and what to do."""
 
 
 def open_corpus(config: CorpusConfig | str) -> Corpus:
@@ -73,7 +80,24 @@ def _open_files(config: CorpusConfig) -> RecordCorpus:
     return RecordCorpus(config, [reader(path, label, config.record_field) for path, label in labelled], kind)
 
 
+def _braces_expanded(source: str) -> list[str]:
+    """A path with `{a,b}` or `{00..12}`, as shells have them, as the paths it stands for."""
+    braces = _BRACES.search(source)
+    if braces is None or (not is_remote(source) and os.path.lexists(source)):
+        return [source]
+    if span := _RANGE.fullmatch(braces[1]):
+        width, (first, last) = len(span[1]), map(int, span.groups())
+        words = [f"{number:0{width}}" for number in range(first, last + 1)]
+    else:
+        words = braces[1].split(",")
+    return [
+        path for word in words for path in _braces_expanded(source[: braces.start()] + word + source[braces.end() :])
+    ]
+
+
 def _find(source: str) -> list[str]:
+    if (sources := _braces_expanded(source)) != [source]:
+        return sorted({path for each in sources for path in _find(each)})
     try:
         paths = list_files(source)
     except Exception as error:  # object stores fail with whatever their library raises: no credentials, no network
@@ -91,15 +115,14 @@ def _find(source: str) -> list[str]:
 
 
 def _kind_of(path: str) -> str:
-    name = path
-    for ending in COMPRESSED:
-        name = name.removesuffix(ending)
+    name = path[: len(path) - len(compression(path) or "")]
     for kind, (ending, reader) in FILE_READERS.items():
-        if re.search(ending, name):
+        if re.search(ending, name, re.IGNORECASE):
             if name != path and not reader.may_be_compressed:
                 raise InputError(f"{path}: a compressed {kind} file cannot be read in parts; decompress it")
             return kind
-    raise InputError(f"{path}: of no known kind; expected a name that ends in {_EXPECTED}")
+    remedy = next((remedy for ending, remedy in _REMEDIES.items() if re.search(ending, name, re.IGNORECASE)), "")
+    raise InputError(f"{path}: of no known kind{remedy}; expected a name that ends in {_EXPECTED}")
 
 
 def _labels(paths: list[str]) -> list[str]:

@@ -61,8 +61,9 @@ class Parquet(FileRecords):
 
     def _rows(self, batch: Any) -> list[tuple[bytes | None, dict[str, Any]]]:
         texts = _text_column(batch, self._field).to_pylist() if self._field else [None] * len(batch)
-        metas = batch.select(self._columns).to_pylist() if self._columns else [{} for _ in texts]
-        return list(zip(texts, metas, strict=True))
+        columns = [_values(batch.column(name)) for name in self._columns]
+        metas = (dict(zip(self._columns, values, strict=True)) for values in zip(*columns, strict=True))
+        return list(zip(texts, metas if columns else [{} for _ in texts], strict=True))
 
     @contextlib.contextmanager
     def _opened(self) -> Iterator[Any]:
@@ -88,11 +89,16 @@ def _meta_columns(schema: Any, text_field: str, path: str) -> list[str]:
     """
     import pyarrow.types as types
 
-    binary = (types.is_binary, types.is_large_binary, types.is_fixed_size_binary)
+    binary = (types.is_binary, types.is_large_binary, types.is_fixed_size_binary, types.is_binary_view)
+    single = {
+        name for name in schema.names if schema.names.count(name) == 1
+    }  # of two of a name neither can be asked for
     if not text_field:  # the whole record, lists of messages too
-        return [field.name for field in schema if not any(kind(field.type) for kind in binary)]
+        return [field.name for field in schema if field.name in single and not any(kind(field.type) for kind in binary)]
     nested = "." in text_field and text_field not in schema.names
     first, *rest = text_field.split(".") if nested else [text_field]
+    if schema.names.count(first) > 1:
+        raise InputError(f"{path}: has {schema.names.count(first)} columns {first!r}; rename one, or set text_field")
     try:
         column = schema.field(first).type
         for name in rest:
@@ -101,11 +107,25 @@ def _meta_columns(schema: Any, text_field: str, path: str) -> list[str]:
         known = ", ".join(schema.names)
         raise InputError(f"{path}: has no column {text_field!r}; set text_field to one of: {known}") from None
     value = column.value_type if types.is_dictionary(column) else column
-    texts = (types.is_string, types.is_large_string, types.is_binary, types.is_large_binary)
+    texts = (types.is_string, types.is_large_string, types.is_string_view, *binary[:2], types.is_binary_view)
     if not any(kind(value) for kind in texts):
         raise InputError(f"{path}: column {text_field!r} holds {column}, not text; set text_field to one that does")
     unread = (types.is_nested, *binary)
-    return [field.name for field in schema if field.name != first and not any(kind(field.type) for kind in unread)]
+    beside = [field for field in schema if field.name != first and field.name in single]
+    return [field.name for field in beside if not any(kind(field.type) for kind in unread)]
+
+
+def _values(column: Any) -> list[Any]:
+    """A column as Python values; None for what Python has no value for: dates past 9999, strings that are not UTF-8."""
+    with contextlib.suppress(ValueError, OverflowError):  # UnicodeDecodeError and pyarrow's errors are ValueErrors
+        return column.to_pylist()
+    return [_value(scalar) for scalar in column]
+
+
+def _value(scalar: Any) -> Any:
+    with contextlib.suppress(ValueError, OverflowError):
+        return scalar.as_py()
+    return None
 
 
 def _text_column(batch: Any, text_field: str) -> Any:
@@ -120,4 +140,6 @@ def _text_column(batch: Any, text_field: str) -> Any:
         column = pyarrow.compute.struct_field(batch.column(first), rest)
     if pyarrow.types.is_dictionary(column.type):
         column = column.dictionary_decode()
+    if pyarrow.types.is_string_view(column.type) or pyarrow.types.is_binary_view(column.type):
+        column = column.cast(pyarrow.binary_view())
     return column.cast(pyarrow.large_binary() if pyarrow.types.is_large_string(column.type) else pyarrow.binary())

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from diversity_jax.core.errors import InputError
-from diversity_jax.core.files import COMPRESSED, file_bytes, full_disk_named, is_remote, open_file, read_blocks
+from diversity_jax.core.files import compression, file_bytes, full_disk_named, is_remote, open_file, read_blocks
 from diversity_jax.core.tensorflow import import_quietly
 from diversity_jax.corpus.corpus import RecordCorpus
 from diversity_jax.corpus.document import (
@@ -86,7 +86,7 @@ class TFRecord(FileRecords):
 @contextlib.contextmanager
 def _plain_file(path: str) -> Iterator[str]:
     """The path of a local, decompressed file: the file itself, or a copy that is removed afterwards."""
-    if not is_remote(path) and not path.endswith(COMPRESSED):
+    if not is_remote(path) and not compression(path):
         yield path
         return
     with tempfile.NamedTemporaryFile(suffix=".tfrecord") as copy:

@@ -5,7 +5,7 @@ import json
 
 import numpy as np
 
-from diversity_jax.core.files import COMPRESSED, is_remote, open_file, read_blocks, read_lines
+from diversity_jax.core.files import compression, is_remote, open_file, read_blocks, read_lines
 from diversity_jax.corpus.document import Document, FileRecords, Rejected, decode_utf8, is_encodable, take_text
 
 # json.loads would search for white space at both ends of every line a second time.
@@ -51,7 +51,7 @@ class JsonLines(FileRecords):
         return Document(id=self._id(position), text=text, meta=record)
 
     def count(self) -> int | None:
-        if is_remote(self._path) or self._path.endswith(COMPRESSED):
+        if is_remote(self._path) or compression(self._path):
             return None
         if self._bounds is None:
             self._bounds = _line_bounds(self._path)
