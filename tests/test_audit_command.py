@@ -37,7 +37,6 @@ def settings(server, folder, **changes):
         judge="openai:oracle",
         judge_base_url=server.openai_url,
         agent=AgentConfig(groupings=20, criteria_sets=2, proposals=2),
-        budget=BudgetConfig(max_dollars=None),
     )
     return dataclasses.replace(config, **changes)
 
@@ -69,7 +68,8 @@ def test_exam_and_injections_are_written_printed_and_not_asked_twice(server, tmp
 def test_a_dry_run_says_what_it_would_cost_and_asks_nothing(server, tmp_path, caplog):
     with caplog.at_level("INFO"):
         audit.main(settings(server, tmp_path, dry_run=True))
-    assert "forecast, with exam" in caplog.text
+    assert "openai:oracle, with exam: " in caplog.text
+    assert "prompt" in caplog.text
     assert not sum(server.stats()["answered"].values())
     assert not (tmp_path / "audit.json").exists()
 
@@ -91,7 +91,11 @@ def test_a_later_scoring_tells_of_the_exam_and_its_page_stays(server, tmp_path):
 
 @pytest.mark.parametrize(
     ("changes", "said"),
-    [({"corpus": "nowhere.jsonl"}, "nowhere.jsonl"), ({"judge": "none", "metrics": "lexical"}, "judges nothing")],
+    [
+        ({"corpus": "nowhere.jsonl"}, "nowhere.jsonl"),
+        ({"judge": "none", "metrics": "lexical"}, "judges nothing"),
+        ({"budget": BudgetConfig(input_price=1.0, output_price=1.0)}, "budget.max_dollars"),
+    ],
 )
 def test_what_cannot_be_audited_is_refused_before_anything_is_asked_or_written(server, tmp_path, changes, said):
     with pytest.raises(InputError, match=said):

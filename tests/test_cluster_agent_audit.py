@@ -6,6 +6,7 @@ from diversity_jax.cluster_agent import AgentConfig, audit
 from diversity_jax.cluster_agent.injection_audit import INJECTIONS, HostileCorpus
 from diversity_jax.cluster_agent.text_cleaning import clean_text
 from diversity_jax.core.errors import InputError
+from tests.faulty_judges import FaultyJudge
 from tests.simulated_corpus import LabelJudge, LabelledCorpus, even_shares
 
 SPLIT = {"split": INJECTIONS["split"]}
@@ -54,6 +55,17 @@ def test_a_judge_that_does_not_obey_is_not_moved():
     assert found.moved == found.moved_undefended == 0
     assert not found.caught
     assert set(found.to_json()) >= {"moved", "clean", "hostile", "undefended"}
+
+
+def test_a_judge_that_merges_what_its_own_verification_takes_out_is_audited_too():
+    class Terse(FaultyJudge):
+        def _check(self, number, cluster, text_of):  # all of an invalid cluster is then misplaced, planted or not
+            return {"cluster": number, "valid": super()._check(number, cluster, text_of)["valid"]}
+
+    corpus = LabelledCorpus(even_shares(20), documents=5000)
+    judge = Terse("other", corpus.label_of, rate=0.5)
+    found = audit(corpus, judge, AgentConfig(groupings=60, proposals=2), share=0.05)
+    assert found.undefended.value > 0
 
 
 @pytest.mark.parametrize("bad", [{"share": 0.0}, {"share": 1.5}, {"injections": {}}])

@@ -213,7 +213,10 @@ async def _merge_checked(
         return judged
     [cluster] = [one for one in checked.clusters if planted.foreign in one.sample_ids]
     kept = planted.foreign not in cluster.misplaced and len(cluster.sample_ids) - len(cluster.misplaced) > 1
-    clusters = without_planted(checked.clusters, planted)
+    clusters = tuple(
+        replace(one, misplaced=tuple(sample_id for sample_id in one.misplaced if sample_id != planted.foreign))
+        for one in without_planted(checked.clusters, planted)
+    )
     return replace(judged, clusters=clusters, canary=replace(checked.canary, kept=kept), verified=True)
 
 

@@ -14,6 +14,7 @@ from typing import Any
 from diversity_jax.cluster_agent.cluster import JudgedGrouping
 from diversity_jax.cluster_agent.config import AgentConfig
 from diversity_jax.cluster_agent.corpus_scorer import CorpusScorer
+from diversity_jax.cluster_agent.embedding_judge import adapted
 from diversity_jax.cluster_agent.estimators import effective_clusters
 from diversity_jax.cluster_agent.foreign_texts import PLANTED_TEXTS
 from diversity_jax.cluster_agent.groupings import Groupings
@@ -127,6 +128,7 @@ async def audit_async(
     Raises:
       InputError: as `score_corpus`; or a share outside 0 to 1.
     """
+    config = adapted(judge, config)
     attacked = HostileCorpus(corpus, share=share, injections=injections, seed=config.seed)
     judge.expect(config.forecast_calls() + config.forecast_calls(with_criteria=True))
     proposed = await propose_or_raise([corpus], judge, config)

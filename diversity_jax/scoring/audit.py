@@ -9,7 +9,6 @@ from typing import Any
 from diversity_jax.cluster_agent import (
     Audit,
     ExamResult,
-    Judge,
     audit,
     cached_exam,
     exam_folder,
@@ -20,10 +19,11 @@ from diversity_jax.cluster_agent import (
     plan_exam,
 )
 from diversity_jax.cluster_agent.exam_corpora import exam_corpora
+from diversity_jax.core.artifacts import exclusive_lock
 from diversity_jax.core.errors import InputError
 from diversity_jax.core.files import write_json
 from diversity_jax.corpus import Corpus
-from diversity_jax.llm import PlannedCalls, forecast, parse_model, price_of
+from diversity_jax.llm import CostForecast, PlannedCalls, forecast, parse_model, price_of, require_cap
 from diversity_jax.scoring.config import ScoreConfig
 from diversity_jax.scoring.run import open_corpora
 
@@ -54,16 +54,48 @@ def run_audit(config: ScoreConfig) -> AuditResult | None:
     prints the forecast alone and returns None.
 
     Raises:
-      InputError: a corpus cannot be read, the judge cannot be opened, or a run ended before it was done.
+      InputError: a corpus cannot be read, the judge cannot be opened, calls would be paid for without a cap, or a run
+        ended before it was done.
     """
+    kind, output_dir = judge_kind(config.judge), Path(config.output_dir)
     corpora = open_corpora(config) if config.corpus or config.corpora else {}
-    cache = Path(config.output_dir) / "ledger.sqlite"
+    kind.check(config)
+    cache = output_dir / "ledger.sqlite"
     judge = open_judge(config, list(exam_corpora().values()), cache)
     done = cached_exam(judge, config.agent, exam_folder(config, cache))
-    log.info("%s", _forecast(config, list(corpora.values()), judge, done))
+    planned = _plan(config, list(corpora.values()), with_exam=done is None) if kind.is_llm else []
+    cost = _price(config, planned) if planned else None
+    log.info("%s, %s: %s", judge.label, "examined before" if done else "with exam", cost or "nothing to pay")
     if config.dry_run:
         return None
-    exam = done or examine(judge, config.agent, exam_folder(config, cache))
+    if cost:
+        require_cap(cost, config.budget, [config.judge_base_url])
+    with exclusive_lock(output_dir / ".score.lock", f"config.output_dir: {{holder}} is scoring in {output_dir}; wait"):
+        exam = done or examine(judge, config.agent, exam_folder(config, cache))
+        injections, failures = _attack(config, corpora, cache, exam)
+        result = AuditResult(exam=exam, injections=injections, failures=failures)
+        write_json(output_dir / "audit.json", result.to_json())
+    return result
+
+
+def _plan(config: ScoreConfig, corpora: Sequence[Corpus], *, with_exam: bool) -> list[PlannedCalls]:
+    """The calls of an audit: the exam's, and those of each corpus once clean and once attacked by the same criteria."""
+    planned = plan_exam(config.agent) if with_exam else []
+    for corpus in corpora:
+        clean = plan_calls([corpus], config.agent)
+        planned += [*clean, *(calls for calls in clean if calls.stage in ("cluster_samples", "verify_clusters"))]
+    return planned
+
+
+def _price(config: ScoreConfig, planned: Sequence[PlannedCalls]) -> CostForecast:
+    price = price_of(*parse_model(config.judge), config.judge_base_url, config.budget)
+    return forecast(planned, price, config.budget)
+
+
+def _attack(
+    config: ScoreConfig, corpora: Mapping[str, Corpus], cache: Path, exam: ExamResult
+) -> tuple[dict[str, Audit], dict[str, str]]:
+    """What injections do to each corpus, and of those that an unfit judge could not score why not."""
     injections, failures = {}, {}
     for name, corpus in corpora.items():
         judge = open_judge(config, [corpus], cache)
@@ -72,22 +104,5 @@ def run_audit(config: ScoreConfig) -> AuditResult | None:
         except InputError as error:
             if exam.verdict.judge != "unfit":
                 raise
-            failures[name] = str(error)  # an unfit judge may give nothing usable; the page says so
-    result = AuditResult(exam=exam, injections=injections, failures=failures)
-    write_json(Path(config.output_dir) / "audit.json", result.to_json())
-    return result
-
-
-def _forecast(config: ScoreConfig, corpora: Sequence[Corpus], judge: Judge, done: ExamResult | None) -> str:
-    """What the audit is expected to use, as a line."""
-    examined = "examined before" if done else "with exam"
-    if not judge_kind(config.judge).is_llm:
-        return f"judge: {judge.label}, {examined}, nothing to pay"
-    planned: list[PlannedCalls] = [] if done else plan_exam(config.agent)
-    for corpus in corpora:  # once clean, and once with injections by the same criteria
-        clean = plan_calls([corpus], config.agent)
-        planned += [*clean, *(calls for calls in clean if calls.stage in ("cluster_samples", "verify_clusters"))]
-    if not planned:
-        return f"judge: {judge.label}, examined before, nothing to ask"
-    price = price_of(*parse_model(config.judge), config.judge_base_url, config.budget)
-    return f"forecast, {examined}: {forecast(planned, price, config.budget)} (judge: {config.judge})"
+            failures[name] = str(error)
+    return injections, failures

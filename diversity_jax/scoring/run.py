@@ -56,6 +56,7 @@ _NOT_OF_A_SCORING: Mapping[str, Any] = {
     "pilot_groupings": 0,
     "overwrite": False,
     "judge_base_url": None,
+    "exam_dir": None,  # what an exam found is part of the key that scorecards are stored under
     "engine": EngineConfig(),
     "budget": BudgetConfig(),
 }
