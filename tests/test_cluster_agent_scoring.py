@@ -363,22 +363,34 @@ def test_several_draws_give_a_mean_with_an_error_bar(draw_size):
         score_draws(corpus, LabelJudge(corpus.label_of), config, draws=1)
 
 
+def coarse_above_fifteen(task, answer):
+    """Lumps labels in twos where it is shown many samples."""
+    if len(task.samples) < 15:
+        return answer
+    if task.stage == "verify_clusters":
+        checked = [{"cluster": n, "valid": 1} for n in range(1, len(task.clusters) + 1)]
+        return JudgeAnswer(value={"validation": checked})
+    groups = {}
+    for sample in task.samples:
+        label = LabelledCorpus.label_of(sample.text)
+        groups.setdefault(int(label) // 2 if label.isdigit() else label, []).append(sample.sample_id)
+    return JudgeAnswer(
+        value={"clusters": [{"cluster": n, "sample_ids": ids} for n, ids in enumerate(groups.values(), 1)]}
+    )
+
+
+@pytest.mark.parametrize(("documents", "change", "chosen"), [(3000, None, 40), (120, None, 20), (3000, "coarse", 10)])
+def test_the_run_chooses_the_most_samples_that_are_read_like_half_as_many(documents, change, chosen):
+    corpus = corpus_of(20, documents)
+    judge = Wrapped(corpus.label_of, *[coarse_above_fifteen] * (change is not None))
+    card = score_corpus(corpus, judge, AgentConfig(groupings=60, proposals=2, samples_per_grouping=0))
+    assert card.series.samples_per_grouping == chosen == card.parameters["samples_per_grouping"]
+    assert card.groupings == 60
+    assert card.effective_clusters.low < 20 < card.effective_clusters.high
+
+
 def test_a_judge_that_coarsens_with_more_samples_is_seen_to_drift():
     corpus = corpus_of(20)
-
-    def coarse_above_fifteen(task, answer):
-        if len(task.samples) < 15:
-            return answer
-        if task.stage == "verify_clusters":
-            checked = [{"cluster": n, "valid": 1} for n in range(1, len(task.clusters) + 1)]
-            return JudgeAnswer(value={"validation": checked})
-        groups = {}
-        for sample in task.samples:
-            label = LabelledCorpus.label_of(sample.text)
-            groups.setdefault(int(label) // 2 if label.isdigit() else label, []).append(sample.sample_id)
-        return JudgeAnswer(
-            value={"clusters": [{"cluster": n, "sample_ids": ids} for n, ids in enumerate(groups.values(), 1)]}
-        )
 
     def at(k, change=lambda task, answer: answer):
         return score_corpus(

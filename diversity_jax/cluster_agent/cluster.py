@@ -166,7 +166,7 @@ async def judge_grouping(
         if checked is None:
             return failed(canary)
         judged = replace(checked, prices=(before, log.usage.price - before))
-    if not judged.dropped and config.rechecks(planned.index) and getattr(judge, "errs_at_random", True):
+    if not judged.dropped and config.rechecks(planned.index):
         judged = replace(judged, recheck=await _rechecked(judged, judge, criteria, config, log))
     return judged
 

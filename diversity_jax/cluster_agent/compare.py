@@ -6,6 +6,7 @@ import itertools
 import random
 from typing import Any
 
+from diversity_jax.cluster_agent.choose_samples import CANDIDATES
 from diversity_jax.cluster_agent.config import AgentConfig
 from diversity_jax.cluster_agent.estimators import across_draws, effective_clusters
 from diversity_jax.cluster_agent.score import blocking, score_corpus_async
@@ -186,7 +187,7 @@ async def score_draws_async(
     scorecards = []
     for number in range(draws):
         seed = child_seed(config.seed, "draw", number)
-        shown = config.groupings * config.samples_per_grouping
+        shown = config.groupings * (config.samples_per_grouping or max(CANDIDATES))
         drawn = DrawnCorpus(corpus, size=draw_size, seed=seed) if draw_size < shown else corpus
         scorecards.append(await score_corpus_async(drawn, judge, replace(config, seed=seed)))
     return Draws(

@@ -21,7 +21,7 @@ class AgentConfig:
     """How a corpus is scored. The paper's letters in brackets."""
 
     # Samples shown in one grouping [K]. Larger is cheaper for the same precision, until the judge coarsens (see
-    # `drift`).
+    # `drift`). 0 lets the run choose the most that this judge reads like half as many: 40, 20 or 10.
     samples_per_grouping: int = 10
     # Groupings, two calls each [N]. The paper's 5,000 hold +-5 % up to about 150 effective clusters.
     groupings: int = 1000
@@ -77,7 +77,7 @@ class AgentConfig:
     examples: int = 8
 
     def __post_init__(self):
-        least = {"samples_per_grouping": 2, "groupings": 1, "samples_per_proposal": 1, "proposals": 1}
+        least = {"groupings": 1, "samples_per_proposal": 1, "proposals": 1}
         least |= {"criteria_count": 1, "criteria_sets": 1, "seed": 0, "reasoning_words": 0, "max_characters": 20}
         least |= {"max_output_tokens": 16, "look_every": 1, "in_flight": 1, "examples": 0}
         for name, bound in least.items():
@@ -95,8 +95,9 @@ class AgentConfig:
         if self.reading_words is not None and self.reading_words not in READING_LENGTHS:
             lengths = ", ".join(map(str, READING_LENGTHS))
             raise InputError(f"agent.reading_words: is {self.reading_words}; choose one of {lengths}, or None")
-        if self.samples_per_grouping > 500:
-            raise InputError(f"agent.samples_per_grouping: is {self.samples_per_grouping}; give at most 500")
+        if self.samples_per_grouping and not 2 <= self.samples_per_grouping <= 500:
+            wrong = f"agent.samples_per_grouping: is {self.samples_per_grouping}"
+            raise InputError(f"{wrong}; give at least 2 and at most 500, or 0 to let the run choose")
 
     def parameters(self) -> dict[str, Any]:
         """What a score depends on besides corpus, judge, criteria and seed."""

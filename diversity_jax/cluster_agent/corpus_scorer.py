@@ -80,8 +80,7 @@ class CorpusScorer:
         self.entered = 0
         self.usage = CallTotals()
         self._rows: list[dict[str, Any]] = []  # by columns of `Groupings`
-        wanted = config.control_variate and getattr(judge, "errs_at_random", True)
-        self._features = RulerFeatures(corpus, config) if wanted else None
+        self._features = RulerFeatures(corpus, config) if config.control_variate else None
         self._feature_means: dict[str, Any] = {}
         self._canaries: list[CanaryResult] = []
         self._traits: list[PartitionTraits] = []

@@ -16,6 +16,7 @@ import random
 from typing import Any
 
 from diversity_jax.cluster_agent.canaries import with_controls, without_planted
+from diversity_jax.cluster_agent.choose_samples import with_most_samples
 from diversity_jax.cluster_agent.config import AgentConfig
 from diversity_jax.cluster_agent.corpus_scorer import CorpusScorer
 from diversity_jax.cluster_agent.criteria import load_criteria, proposal_texts
@@ -80,6 +81,7 @@ async def plan_calls_async(corpora: Sequence[SampledCorpus], config: AgentConfig
     Raises:
       InputError: a corpus is empty or too small for a grouping, or the criteria file cannot be read.
     """
+    config = with_most_samples(config, corpora)
     criteria = load_criteria(config.criteria) if config.criteria else None
     planned = [] if criteria else _plan_proposing(corpora, config)
     for corpus in corpora:
@@ -102,6 +104,7 @@ async def pilot_calls_async(
     Raises:
       InputError: as `score_corpus`; or the budget ended within the pilot.
     """
+    config = with_most_samples(config, corpora)
     judge.expect(config.forecast_calls() + (len(corpora) - 1) * config.forecast_calls(with_criteria=True))
     proposed = await propose_or_raise(corpora, judge, config)
     planned = [_as_used("criteria", proposed.usage, 1)] if proposed.usage.calls else []

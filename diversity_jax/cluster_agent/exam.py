@@ -60,7 +60,7 @@ GROUPINGS: Mapping[str, int] = {
 """Groupings of each corpus at K = 10, two calls each; fewer, down to half, where more samples are shown at once, and up
 to twice as many where fewer are, so that about as many pairs are seen.
 """
-_USUAL_K = 10
+_USUAL_K, _K_WHERE_THE_RUN_CHOOSES = 10, 20
 _SMALLEST_HALF = 3  # samples at once, under which half of K is not tried
 _CRITERIA = Path(__file__).with_name("exam_criteria.json")
 """By what every exam is judged: written by hand, so that no call is spent on proposals and all judges read the same."""
@@ -136,7 +136,8 @@ examine = blocking(examine_async)
 def _settings(config: AgentConfig) -> dict[str, Any]:
     """What answers depend on, of a run's settings."""
     names = ("samples_per_grouping", "verify", "canary_share", "reasoning_words", "max_characters", "reading_words")
-    return {name: getattr(config, name) for name in (*names, "temperature", "max_output_tokens", "schema_limits")}
+    settings = {name: getattr(config, name) for name in (*names, "temperature", "max_output_tokens", "schema_limits")}
+    return settings | {"samples_per_grouping": config.samples_per_grouping or _K_WHERE_THE_RUN_CHOOSES}
 
 
 def _key(judge: Judge, config: AgentConfig) -> str:
@@ -150,7 +151,7 @@ def _parts(config: AgentConfig) -> dict[str, tuple[ExamCorpus, AgentConfig]]:
     parts = {}
     for name, usual in GROUPINGS.items():
         corpus = exam_corpora()[name.removesuffix("_half")]
-        k = config.samples_per_grouping // (2 if name == HALF else 1)
+        k = _settings(config)["samples_per_grouping"] // (2 if name == HALF else 1)
         if name == HALF and k < _SMALLEST_HALF:
             continue
         k = min(k, len(corpus))

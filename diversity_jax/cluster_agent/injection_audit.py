@@ -11,6 +11,7 @@ import random
 from types import SimpleNamespace
 from typing import Any
 
+from diversity_jax.cluster_agent.choose_samples import with_chosen_samples
 from diversity_jax.cluster_agent.cluster import JudgedGrouping
 from diversity_jax.cluster_agent.config import AgentConfig
 from diversity_jax.cluster_agent.corpus_scorer import CorpusScorer
@@ -132,6 +133,7 @@ async def audit_async(
     attacked = HostileCorpus(corpus, share=share, injections=injections, seed=config.seed)
     judge.expect(config.forecast_calls() + config.forecast_calls(with_criteria=True))
     proposed = await propose_or_raise([corpus], judge, config)
+    config, proposed = await with_chosen_samples([corpus], judge, config, proposed)
     judged: list[JudgedGrouping] = []  # of the attacked corpus, also the discarded ones
     scorers = (
         CorpusScorer(corpus, judge, config, proposed),

@@ -8,6 +8,7 @@ import inspect
 import os
 from typing import IO, Any, ParamSpec, TypeVar
 
+from diversity_jax.cluster_agent.choose_samples import with_chosen_samples
 from diversity_jax.cluster_agent.config import AgentConfig
 from diversity_jax.cluster_agent.corpus_scorer import CorpusScorer, ScoringProgress, judge_settings_hash
 from diversity_jax.cluster_agent.criteria import Criteria, ProposedCriteria, propose_criteria
@@ -67,10 +68,12 @@ async def score_corpus_async(
       InputError: the corpus is too small, or the judge gave nothing usable.
     """
     config = adapted(judge, config)
-    sampler = sampler or GroupingSampler(corpus, config).start()
     if proposed is None:
         judge.expect(config.forecast_calls())
+        if config.samples_per_grouping:
+            sampler = sampler or GroupingSampler(corpus, config).start()
         proposed = await propose_or_raise([corpus], judge, config)
+    config, proposed = await with_chosen_samples([corpus], judge, config, proposed)
     with writing_lines(groupings_path) as lines:
         scorer = CorpusScorer(corpus, judge, config, proposed, progress=progress, lines=lines, sampler=sampler)
         wanted = config.stop_at_relative_half_width
@@ -99,11 +102,13 @@ async def score_corpora_async(
     judge.expect(config.forecast_calls() + further * (len(corpora) - 1))
     # While a corpus is judged, the first groupings of the next one are drawn.
     upcoming = iter(corpora.values())
-    sampler = GroupingSampler(next(upcoming), config).start()
+    first = next(upcoming)
+    sampler = GroupingSampler(first, config).start() if config.samples_per_grouping else None
     proposed = await propose_or_raise(list(corpora.values()), judge, config)
+    config, proposed = await with_chosen_samples(list(corpora.values()), judge, config, proposed)
     scorecards = {}
     for name, corpus in corpora.items():
-        current = sampler
+        current, sampler = sampler, None
         if (following := next(upcoming, None)) is not None:
             sampler = GroupingSampler(following, config).start()
         try:

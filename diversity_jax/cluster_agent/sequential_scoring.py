@@ -6,6 +6,7 @@ import contextlib
 from dataclasses import replace
 import os
 
+from diversity_jax.cluster_agent.choose_samples import with_chosen_samples
 from diversity_jax.cluster_agent.compare import compare
 from diversity_jax.cluster_agent.config import AgentConfig
 from diversity_jax.cluster_agent.corpus_scorer import CorpusScorer, ScoringProgress
@@ -43,6 +44,7 @@ async def score_in_looks_async(
     further = config.forecast_calls(with_criteria=True)
     judge.expect(config.forecast_calls() + further * (len(corpora) - 1))
     proposed = await propose_or_raise(list(corpora.values()), judge, config)
+    config, proposed = await with_chosen_samples(list(corpora.values()), judge, config, proposed)
     with contextlib.ExitStack() as stack:
         scorers: dict[str, CorpusScorer] = {}
         for name, corpus in corpora.items():
