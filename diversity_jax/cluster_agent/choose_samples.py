@@ -7,6 +7,7 @@ otherwise, or many answers are unusable, the number before is taken.
 
 from collections.abc import Sequence
 from dataclasses import replace
+import itertools
 import logging
 
 from diversity_jax.cluster_agent import examination
@@ -55,8 +56,8 @@ async def with_chosen_samples(
     numbers = candidates(corpora)
     if isinstance(judge, EmbeddingJudge):  # free, and read alike at every number
         return replace(config, samples_per_grouping=min(CANDIDATES[-1], numbers[0])), proposed
-    usage, chosen = CallTotals(), numbers[-1]
-    usage.add(proposed.usage)
+    spent: dict[int, list[CallTotals]] = {}
+    chosen = numbers[-1]
     for k in reversed(numbers[:-1]):  # a judge that coarsens between two numbers would not be seen by larger ones
         trial = replace(config, samples_per_grouping=k, recheck_share=1.0)
         judged: list[JudgedGrouping] = []
@@ -64,16 +65,18 @@ async def with_chosen_samples(
         scorers = [CorpusScorer(one, judge, trial, proposed.without_usage(), observe=judged.append) for one in corpora]
         for scorer in scorers:
             await scorer.extend(each)
+        spent[k] = [scorer.usage for scorer in scorers]
         if why := _why_not(judged, k):
             log.info("agent.samples_per_grouping: not %d, %s", k, why)
             break
         chosen = k
         if any(scorer.ended for scorer in scorers):
             break
-        if k != numbers[0]:  # the groupings at the largest number are the run's own first ones
-            for scorer in scorers:
-                usage.add(scorer.usage)
     log.info("agent.samples_per_grouping: %d", chosen)
+    spent.pop(chosen, None)  # these groupings are the run's own first ones
+    usage = CallTotals()
+    for used in (proposed.usage, *itertools.chain.from_iterable(spent.values())):
+        usage.add(used)
     return replace(config, samples_per_grouping=chosen), replace(proposed, usage=usage)
 
 
