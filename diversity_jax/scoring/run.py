@@ -341,6 +341,7 @@ def _summary(scorecard: Scorecard) -> str:
     high = "no upper bound" if score.high is None else f"{score.high:.4g}"
     line = f"{score.value:.4g} effective clusters [{score.low:.4g}, {high}], {scorecard.groupings} groupings"
     line += f", {scorecard.dropped_groupings} dropped" if scorecard.dropped_groupings else ""
+    line += f", {scorecard.reading_words} words of each document read" if scorecard.reading_words else ""
     return f"{line}, cluster score {scorecard.cluster_score.value:.3g}, ${scorecard.cost_usd:.2f} (judge: {judge})"
 
 

@@ -48,7 +48,8 @@ class Config:
     overwrite: bool = field(default=False, metadata=ADDED)
     mixture: MixtureConfig | None = None  # what is trained on; None where `prepared` is given
     prepared: str | None = None  # folder of a built mixture: nothing is scored, read or tokenised, no corpora needed
-    # Measures diversity: `offline` (no LLM), `openai:MODEL`, `gemini:MODEL` or `google-genai:MODEL`.
+    # Measures diversity: `offline` (no LLM), `embedding:EMBEDDER`, `openai:MODEL`, `gemini:MODEL` or
+    # `google-genai:MODEL`.
     judge: str = "offline"
     judge_base_url: str | None = None  # of an OpenAI-compatible server, such as http://127.0.0.1:8000/v1
     # Headers, query and body that this server wants.

@@ -116,7 +116,18 @@ def judge_note(scorecards: Iterable[Scorecard]) -> str:
         [count(size) for size in sorted({scorecard.series.samples_per_grouping for scorecard in scorecards})]
     )
     note = f"Judged by {formats.listed(judges)} in {groupings} of {sizes} samples."
-    return " ".join([note, *filter(None, map(registry.judge_note, judges))])
+    return " ".join(filter(None, [note, _reading_note(scorecards), *map(registry.judge_note, judges)]))
+
+
+def _reading_note(scorecards: Sequence[Scorecard]) -> str:
+    """How much an embedding judge read of each document."""
+    lengths = sorted({scorecard.reading_words for scorecard in scorecards if scorecard.reading_words})
+    if not lengths:
+        return ""
+    if len(lengths) == 1:
+        return f"It read the first {lengths[0]} words of each document."
+    read = f"It read the first {formats.listed(list(map(str, lengths)))} words of documents, as most of a corpus have"
+    return f"{read}. Figures at different lengths do not compare; comparisons are made at the smaller of two."
 
 
 def _verdict(scorecards: Mapping[str, Scorecard], differences: Sequence[PairComparison]) -> str:
@@ -136,6 +147,11 @@ def _verdict(scorecards: Mapping[str, Scorecard], differences: Sequence[PairComp
         which = f"Which of {names[0]} and {names[1]} is more diverse is not decided"
         return f"{which}: their ratio is {difference.text}."
     higher, lower = names if difference.higher == names[0] else names[::-1]
+    lengths = {scorecards[name].reading_words for name in names}
+    if len(lengths) > 1 and None not in lengths:  # their own figures are at two lengths
+        words = min(filter(None, lengths))
+        read = f"at {words} words of each document the ratio is {difference.text}"
+        return f"{higher} is more diverse than {lower}: {read}."
     figures = f"{_measured(scorecards[higher])} against {_measured(scorecards[lower])}"
     return f"{higher} is more diverse than {lower}: {figures}."
 

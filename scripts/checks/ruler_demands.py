@@ -1,0 +1,287 @@
+#!/usr/bin/env python3
+"""What the offline judge reads where the truth is known, on labelled corpora: the tables of docs/judges.md.
+
+    python scripts/checks/ruler_demands.py thresholds                      # the constants of cluster_agent/ruler.py
+    nice python scripts/checks/ruler_demands.py size company copies length nested halves --results FILE.jsonl
+
+Every score is stored in the results file, so that a run that was stopped goes on. Corpora come from the folder that
+tests read (tests/shared_data.py). `--seeds` repeats what is drawn.
+"""
+
+import argparse
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+import gzip
+import itertools
+import json
+from pathlib import Path
+import random
+import sys
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+import numpy as np
+
+from diversity_jax.cluster_agent import AgentConfig, EmbeddingJudge, Scorecard, compare, score_corpora
+from diversity_jax.cluster_agent.ruler import default_ruler, measured_thresholds
+from diversity_jax.core.words import first_words
+from diversity_jax.corpus.document import Document
+from tests.shared_data import shared_file
+
+REAL, SYNTHETIC = "corpora_real", "corpora_synthetic"
+SETS: dict[str, tuple[tuple[str, ...], str]] = {
+    "intents (CLINC150)": ((f"{REAL}/clinc150_train",), "label"),
+    "question types (TREC fine)": ((f"{REAL}/trec_questions",), "fine_label"),
+    "newspaper sections (BBC)": ((f"{REAL}/bbc_news_lemmatised",), "label"),
+    "courses (GPT-4 textbooks)": ((f"{SYNTHETIC}/textbooks_gpt4",), "course"),
+    "prompts (LLM answers)": ((f"{SYNTHETIC}/llm_answers_20_prompts_low_diversity",), "label"),
+    "chapters (LaTeX)": ((f"{REAL}/stacks_project_latex",), "label"),
+    "novels": ((f"{REAL}/gutenberg_books", f"{REAL}/gutenberg_books_2"), "title"),
+    "programming languages": ((f"{REAL}/code_java", f"{REAL}/code_csharp", f"{REAL}/code_python_tokens"), "label"),
+    "question classes (TREC)": ((f"{REAL}/trec_questions",), "label"),
+    "courses (GPT-3.5 textbooks)": ((f"{SYNTHETIC}/textbooks_gpt35",), "course"),
+    "fields (Mistral textbooks)": ((f"{SYNTHETIC}/textbooks_mistral_10_fields",), "field"),
+    "genres (Brown)": ((f"{REAL}/brown_by_genre",), "label"),
+    "science or farming (ABC)": ((f"{REAL}/abc_news_science_rural",), "label"),
+    "mathematics": ((f"{REAL}/math_competition",), "label"),
+}
+TUNED = tuple(SETS)[:8]
+"""The threshold was chosen with these in view; the others were looked at afterwards."""
+COUNTS = (1, 2, 5, 10, 20)
+JUDGE = EmbeddingJudge()
+Rows = list[tuple[str, str]]  # text, label
+
+
+class ListCorpus:
+    """Texts in a list."""
+
+    def __init__(self, name: str, texts: Sequence[str]):
+        self.name, self.texts = name, texts
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def sample(self, size: int, *, seed: int) -> list[Document]:
+        """Without replacement."""
+        chosen = random.Random(seed).sample(range(len(self)), min(size, len(self)))
+        return [Document(id=str(row), text=self.texts[row]) for row in chosen]
+
+    def fingerprint(self) -> str:
+        """Of the name alone."""
+        return self.name
+
+
+def rows_of(name: str) -> Rows:
+    """Texts and labels of a set in a random order."""
+    files, field = SETS[name]
+    rows = []
+    for file in files:
+        with gzip.open(shared_file(f"{file}.jsonl.gz"), "rt") as lines:
+            found = [(record["text"], record.get(field) or file) for record in map(json.loads, lines)]
+        rows += found[:1264] if "code_" in file else found
+    if "Brown" in name:  # whole texts of 2,000 words: pieces of 300
+        words = [(text.split(), label) for text, label in rows]
+        rows = [(" ".join(w[i : i + 300]), label) for w, label in words for i in range(0, len(w) - 250, 300)]
+    random.Random(0).shuffle(rows)
+    return rows
+
+
+class Scores:
+    """Scorecards by a name, from the results file where they are in it."""
+
+    def __init__(self, path: Path):
+        self._path = path
+        lines = path.read_text().splitlines() if path.exists() else []
+        self._cards = {line["key"]: line["card"] for line in map(json.loads, lines)}
+
+    def __call__(self, key: str, texts: Sequence[str], *, k: int = 10, groupings: int = 1000) -> Scorecard:
+        """The scorecard of texts alone."""
+        return self.together({key: texts}, k=k, groupings=groupings)[0]
+
+    def together(self, corpora: dict[str, Sequence[str]], *, k: int = 10, groupings: int = 1000) -> list[Scorecard]:
+        """Scorecards of corpora scored in one run."""
+        keys = {name: f"{name} | K={k} N={groupings} | {' + '.join(corpora)}" for name in corpora}
+        if missing := [name for name, key in keys.items() if key not in self._cards]:
+            config = AgentConfig(samples_per_grouping=k, groupings=groupings, examples=0)
+            listed = {name: ListCorpus(name, texts) for name, texts in corpora.items()}
+            scored = score_corpora(listed, JUDGE, config)
+            with self._path.open("a") as file:
+                for name in missing:
+                    self._cards[keys[name]] = card = scored[name].to_json()
+                    file.write(json.dumps({"key": keys[name], "card": card}) + "\n")
+        return [Scorecard.from_json(self._cards[key], where=key) for key in keys.values()]
+
+
+def shown(card: Scorecard) -> str:
+    """The figure with its interval."""
+    estimate = card.effective_clusters
+    high = "any" if estimate.high is None else f"{estimate.high:.3g}"
+    return f"{estimate.value:.3g} [{estimate.low:.3g}, {high}]"
+
+
+def size(scores: Scores, seeds: int) -> Iterator[str]:
+    """One population at growing sizes."""
+    sizes = (200, 500, 1000, 2000, 7000)
+    yield f"| corpus | words | {' | '.join(f'D = {d:,}' for d in sizes)} | decided of pairs |"
+    yield f"|---|---:|{'---|' * len(sizes)}---:|"
+    for name in SETS:
+        texts = [text for text, _ in rows_of(name)]
+        cards = [scores(f"{name} size {d}", texts[:d]) for d in sizes if d <= len(texts)]
+        pairs = list(itertools.combinations(cards, 2))
+        decided = sum(compare(a, b).decided for a, b in pairs)
+        cells = [shown(card) for card in cards] + [""] * (len(sizes) - len(cards))
+        yield f"| {name} | {cards[-1].reading_words} | {' | '.join(cells)} | {decided} of {len(pairs)} |"
+
+
+def company(scores: Scores, seeds: int) -> Iterator[str]:
+    """A corpus alone and beside another one."""
+    yield "| corpus | alone | beside another | same bytes |"
+    yield "|---|---|---|---|"
+    for name, other in zip(SETS, [*SETS][1:] + [*SETS][:1], strict=True):
+        texts, others = ([text for text, _ in rows_of(key)][:1000] for key in (name, other))
+        alone = scores(f"{name} company", texts)
+        beside = scores.together({f"{other} company": others, f"{name} company": texts})[1]
+        yield f"| {name} | {shown(alone)} | {shown(beside)} | {alone.content_hash == beside.content_hash} |"
+
+
+def copies(scores: Scores, seeds: int) -> Iterator[str]:
+    """1,500 documents of which ever fewer are different."""
+    yield "| corpus | 1,500 | 750 twice | 50 thirty times | 750 twice lower? | 50 thirty times lower? |"
+    yield "|---|---|---|---|---|---|"
+    for name in SETS:
+        texts = [text for text, _ in rows_of(name)]
+        if len(texts) >= 1500:
+            cards = [scores(f"{name} {n} times {1500 // n}", texts[:n] * (1500 // n)) for n in (1500, 750, 50)]
+            found = [compare(cards[0], card) for card in cards[1:]]
+            said = [{"a": "yes", "b": "NO"}.get(one.higher or "", f"undecided, {one.ratio:.2f}") for one in found]
+            yield f"| {name} | {' | '.join(map(shown, cards))} | {' | '.join(said)} |"
+
+
+def length(scores: Scores, seeds: int) -> Iterator[str]:
+    """The same population cut to 20, 50, 100 and 200 words, other documents of it at each length."""
+    yield "| corpus | 20 words | 50 | 100 | 200 | decided, same documents | decided, other documents |"
+    yield "|---|---|---|---|---|---:|---:|"
+    cuts = (20, 50, 100, 200)
+    for name in SETS:
+        texts = [text for text, _ in rows_of(name)]
+        if np.mean([len(text.split()) >= 50 for text in texts[:500]]) < 0.5:
+            continue
+        same: list[bool] = []
+        other: list[bool] = []
+        for seed in range(seeds):
+            drawn = random.Random(seed).sample(texts, min(len(texts), 1000))
+            half = len(drawn) // 2
+            cards, others = (
+                [
+                    scores(f"{name} {which} {cut} {seed}", [first_words(t, cut) for t in part], groupings=500)
+                    for cut in cuts
+                ]
+                for which, part in (("same", drawn[:half]), ("other", drawn[half:]))
+            )
+            same += [compare(a, b).decided for a, b in itertools.combinations(cards, 2)]
+            other += [compare(a, b).decided for a, b in itertools.product(cards, others)]
+        if not seeds:
+            continue
+        cells = " | ".join(map(shown, cards))
+        yield f"| {name} | {cells} | {sum(same)} of {len(same)} | {sum(other)} of {len(other)} |"
+
+
+def nested_texts(rows: Rows, seed: int) -> dict[int, list[str]]:
+    """Texts of 1, 2, 5, 10 and 20 labels, each set of labels within the next, as many texts of each."""
+    draw, by_label = random.Random(seed), defaultdict(list)
+    for text, label in rows:
+        by_label[label].append(text)
+    labels = sorted(label for label, texts in by_label.items() if len(texts) >= 60)
+    draw.shuffle(labels)
+    counts = [count for count in COUNTS if count <= len(labels)]
+    total = min(500, *(count * min(len(by_label[label]) for label in labels[:count]) for count in counts))
+    nested = {}
+    for count in counts:
+        parts = [draw.sample(by_label[label], len(by_label[label])) for label in labels[:count]]
+        nested[count] = [parts[n % count][n // count] for n in range(total)]
+    return nested
+
+
+def same_label_auc(rows: Rows, words: int) -> float:
+    """Probability that two texts of one label are more alike than two of different ones."""
+    texts, labels = [text for text, _ in rows[:1500]], np.array([label for _, label in rows[:1500]])
+    vectors = default_ruler().embed(texts, words)
+    upper = np.triu_indices(len(texts), 1)
+    similar, same = (vectors @ vectors.T)[upper], (labels[:, None] == labels)[upper]
+    apart = np.sort(similar[~same])
+    return float((np.searchsorted(apart, similar[same]) / len(apart)).mean())
+
+
+def nested(scores: Scores, seeds: int) -> Iterator[str]:
+    """Subsets of ever more labels at one size."""
+    header = " | ".join(map(str, COUNTS))
+    yield f"| corpus | words | D | AUC | {header} | right | wrong | undecided | 2 from 20 | 10 from 20 |"
+    yield f"|---|---:|---:|---:|{'---:|' * len(COUNTS)}---:|---:|---:|---:|---:|"
+    sums = {True: [0, 0, 0], False: [0, 0, 0]}
+    for name in SETS:
+        rows, found, told, read = rows_of(name), [0, 0, 0], defaultdict(list), defaultdict(list)
+        for seed in range(seeds):
+            texts = nested_texts(rows, seed)
+            cards = {n: scores(f"{name} nested {n} {seed}", part, groupings=500) for n, part in texts.items()}
+            for count, card in cards.items():
+                read[count].append(card.effective_clusters.value)
+            for few, many in itertools.combinations(cards, 2):
+                higher = compare(cards[few], cards[many]).higher
+                found["ba".find(higher) if higher else 2] += 1
+                told[few, many].append(higher == "b")
+        sums[name in TUNED] = [a + b for a, b in zip(sums[name in TUNED], found, strict=True)]
+        words, documents = cards[1].reading_words or 0, len(texts[1])
+        cells = [f"{np.exp(np.mean(np.log(read[count]))):.3g}" if read[count] else "" for count in COUNTS]
+        ratios = [f"{sum(told[pair])} of {len(told[pair])}" if told[pair] else "" for pair in ((2, 20), (10, 20))]
+        auc = f"{same_label_auc(rows, words):.2f}"
+        yield f"| {name} | {words} | {documents} | {auc} | {' | '.join([*cells, *map(str, found), *ratios])} |"
+    for tuned, which in ((True, "first eight"), (False, "others")):
+        right, wrong, undecided = sums[tuned]
+        yield f"{which}: {right} right, {wrong} wrong ({wrong / sum(sums[tuned]):.1%}), {undecided} undecided"
+
+
+def halves(scores: Scores, seeds: int) -> Iterator[str]:
+    """Two random halves of one corpus."""
+    plans = ((5, 1000), (10, 1000), (40, 100))
+    yield f"| documents of a half | {' | '.join(f'K = {k}' for k, _ in plans)} |"
+    yield f"|---:|{'---:|' * len(plans)}"
+    for documents in (200, 1000, 7000):
+        cells = []
+        for k, groupings in plans:
+            decided = []
+            for name in SETS:
+                texts = [text for text, _ in rows_of(name)]
+                for seed in range(seeds) if len(texts) >= 2 * documents else ():
+                    drawn = random.Random(seed).sample(texts, 2 * documents)
+                    a, b = (
+                        scores(f"{name} half {part} {documents} {seed}", half, k=k, groupings=groupings)
+                        for part, half in enumerate((drawn[:documents], drawn[documents:]))
+                    )
+                    decided.append(compare(a, b).decided)
+            cells.append(f"{sum(decided)} of {len(decided)}")
+        yield f"| {documents:,} | {' | '.join(cells)} |"
+
+
+TABLES: dict[str, Callable[[Scores, int], Iterator[str]]] = {
+    table.__name__: table for table in (size, company, copies, length, nested, halves)
+}
+
+
+def main() -> None:
+    """Prints the tables that are named."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("tables", nargs="+", choices=["thresholds", *TABLES])
+    parser.add_argument("--seeds", type=int, default=4)
+    parser.add_argument("--results", type=Path, default=Path("ruler_demands.jsonl"))
+    flags = parser.parse_args()
+    for name in flags.tables:
+        print(f"\n## {name}", flush=True)
+        if name == "thresholds":
+            print(tuple(measured_thresholds(default_ruler().read, "shipped").values()))
+            continue
+        for line in TABLES[name](Scores(flags.results), flags.seeds):
+            print(line, flush=True)
+
+
+if __name__ == "__main__":
+    main()
