@@ -211,7 +211,8 @@ class CorpusScorer:
         evidence = self._evidence(groupings, rates)
         if not len(groupings):
             raise NothingUsable(self._unusable(evidence, usage))
-        collision = estimators.collision(groupings, documents=documents)
+        different = documents and round(1 / (1 / documents + self._sampler.copies))  # Kish's effective sample size
+        collision = estimators.collision(groupings, documents=different)
         k = config.samples_per_grouping
         clusters = estimators.invert(without_misplacement(collision, rates, k))
         correction, refusal = corrected(groupings, rates) if config.correct_judge_error else (None, None)
@@ -244,11 +245,11 @@ class CorpusScorer:
             prompt_version=self._judge.prompt_version,
             ruler=judge_settings_hash(self._judge, config),
             parameters=config.parameters(),
-            corpus=self._corpus_facts(documents),
+            corpus=self._corpus_facts(documents) | ({"different": different} if different != documents else {}),
             seed=config.seed,
             series=groupings,
             cluster_sizes={str(size): count for size, count in sorted(self._cluster_sizes.items())},
-            convergence=estimators.convergence(groupings, documents=documents),
+            convergence=estimators.convergence(groupings, documents=different),
             examples=self._examples,
             warnings=[*self._warnings(groupings, rates), *filter(None, [refusal])],
             verdict=verdict(evidence),

@@ -6,6 +6,7 @@ held nor is it read often.
 """
 
 import asyncio
+from collections import Counter
 from collections.abc import Sequence
 import contextlib
 from dataclasses import dataclass, replace
@@ -42,6 +43,7 @@ class GroupingSampler:
 
     Attributes:
       documents: size of the corpus, once a draw has emptied it; None before.
+      copies: share of the pairs of documents that have the same text, in the first draw.
     """
 
     def __init__(self, corpus: SampledCorpus, config: AgentConfig, *, keep: bool = False):
@@ -57,6 +59,7 @@ class GroupingSampler:
         self._order: list[int] | None = None
         self._seen: set[str] = set()
         self.documents: int | None = None
+        self.copies = 0.0
 
     @property
     def sampled(self) -> int:
@@ -112,6 +115,9 @@ class GroupingSampler:
             self._pool, drawn = await (self._next_draw or self._draw(chunk))
             self._next_draw = None
             self.documents = drawn if drawn < wanted else None
+        if chunk == 0:
+            sizes, count = Counter(text for _, text in self._pool).values(), len(self._pool)
+            self.copies = sum(size * (size - 1) for size in sizes) / max(1, count * (count - 1))
         if len(self._pool) < k:
             has = f"has {len(self._pool)} documents with text and a grouping shows {k}"
             raise InputError(f"corpus: {has}; give a larger corpus or fewer samples_per_grouping")

@@ -63,7 +63,8 @@ class Scorecard:
       judge, prompt_version, ruler: label, wording, and a hash of what two scores have to share to be compared, besides
         criteria.
       parameters: settings that the score depends on.
-      corpus: name, fingerprint, documents (None where not counted), sampled (different documents shown).
+      corpus: name, fingerprint, documents (None where not counted), sampled (different documents shown); where there
+        are copies, `different`: how many documents without copies would be as large a sample.
       seed: of every draw.
       series: the groupings themselves, for later comparisons.
       cluster_sizes: how many valid clusters had 1, 2, ... samples; planted samples not counted.
@@ -141,7 +142,7 @@ class Scorecard:
         """Number of documents, whose own sampling a comparison's error holds. None where they were not counted, and for
         scores of earlier versions, which have no triples and are compared as they were.
         """
-        return None if self.series.triples is None else self.corpus["documents"]
+        return None if self.series.triples is None else self.corpus.get("different", self.corpus["documents"])
 
     def series_at(self, words: int | None) -> Groupings:
         """The groupings as they are at a smaller reading length; `series` itself at its own, and for other judges.

@@ -77,7 +77,7 @@ def rows_of(name: str) -> Rows:
     rows = []
     for file in files:
         with gzip.open(shared_file(f"{file}.jsonl.gz"), "rt") as lines:
-            found = [(record["text"], record.get(field) or file) for record in map(json.loads, lines)]
+            found = [(record["text"], str(record.get(field, file))) for record in map(json.loads, lines)]
         rows += found[:1264] if "code_" in file else found
     if "Brown" in name:  # whole texts of 2,000 words: pieces of 300
         words = [(text.split(), label) for text, label in rows]
