@@ -47,10 +47,6 @@ _SETTINGS: Mapping[str, Any] = {
 }
 
 
-class UnreadableCorpus(InputError):
-    """A corpus whose texts the vectors of a ruler say nothing about."""
-
-
 class EmbeddingJudge:
     """Groups texts by a ruler; deterministic, and the same for every corpus.
 
@@ -83,7 +79,7 @@ class EmbeddingJudge:
           asked: the number that the settings name; None for what most of the documents reach.
 
         Raises:
-          UnreadableCorpus: the ruler cannot read these texts.
+          InputError: the ruler cannot read these texts.
         """
         foreign = Counter(map(self.ruler.foreign, texts))
         foreign.pop("", None)
@@ -91,9 +87,9 @@ class EmbeddingJudge:
         if foreign.total() > _MOST_FOREIGN * len(texts):
             share = foreign.total() / len(texts)
             what = f"{self.ruler.name} reads English, and {share:.0%} of the documents of {name} are not ({shares})"
-            raise UnreadableCorpus(f"judge {self.label}: {what}; {_REMEDY}")
+            raise InputError(f"judge {self.label}: {what}; {_REMEDY}")
         if why := refusal(self.ruler, texts):
-            raise UnreadableCorpus(f"judge {self.label}: {self.ruler.name} cannot read {name}: {why}; {_REMEDY}")
+            raise InputError(f"judge {self.label}: {self.ruler.name} cannot read {name}: {why}; {_REMEDY}")
         remarks = []
         if foreign.total() >= _TOLD_FOREIGN * len(texts):
             remarks.append(f"not read by {self.ruler.name}: {shares}; these documents count as unlike all but copies")
@@ -241,7 +237,7 @@ class CorpusReading:
         """The number of words to read of each document, by texts of some or all of them.
 
         Raises:
-          UnreadableCorpus: the ruler cannot read these texts.
+          InputError: the ruler cannot read these texts.
         """
         read = self._judge.read_corpus
         self.words, self.remarks = await asyncio.to_thread(read, name, texts, config.reading_words)

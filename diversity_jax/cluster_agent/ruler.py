@@ -198,8 +198,7 @@ def refusal(ruler: Ruler, texts: Sequence[str]) -> str:
     """Why the vectors of these texts say nothing about them; empty where they do.
 
     Vectors of what an embedder cannot read hardly differ: the halves of two texts are then as alike as the two halves
-    of one, and alike enough to count as one subject. Texts of one subject, copies and templates do not look so: there
-    the first half of a text is like the first halves of the others, and unlike their second halves.
+    of one, and far more alike than halves of texts of one subject, which are about as alike as the threshold asks.
     """
     different = list(dict.fromkeys(texts))[: 4 * _CHECKED_TEXTS]
     counts = np.array([count_words(first_words(text, READING_LENGTHS[-1])) for text in different] or [0])
@@ -213,7 +212,7 @@ def refusal(ruler: Ruler, texts: Sequence[str]) -> str:
     similar = first @ second.T
     own, other = np.diag(similar), similar[~np.eye(len(chosen), dtype=bool)]
     auc = float((np.searchsorted(np.sort(other), own) / len(other)).mean())
-    if np.median(other) <= ruler.thresholds[words] or auc >= _LEAST_AUC:
+    if np.median(other) <= (1 + ruler.thresholds[words]) / 2 or auc >= _LEAST_AUC:
         return ""
     alike = f"are as alike ({np.median(other):.2f}) as the two halves of one ({np.median(own):.2f})"
     return f"its texts hardly differ: the halves of two of them {alike}"

@@ -222,11 +222,8 @@ def _exam(evidence: Evidence) -> Iterator[_Finding]:
     else:
         if evidence.exam.judge == "fit":
             yield "fit", "exam passed"
-        # The unit of a ruler is its threshold, not a subject: what it reads of known subjects says how far the two lie
-        # apart, which leaves comparisons by one ruler standing.
-        fitness = "doubtful" if evidence.by_ruler and evidence.exam.judge == "unfit" else evidence.exam.judge
         for reason in evidence.exam.reasons:
-            yield fitness, f"exam: {reason}"
+            yield evidence.exam.judge, f"exam: {reason}"
 
 
 _FINDERS: tuple[Callable[[Evidence], Iterator[_Finding]], ...] = (
