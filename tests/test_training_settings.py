@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from diversity_jax.core.artifacts import locked_folder
 from diversity_jax.core.errors import InputError
 from diversity_jax.core.run_info import changes
 from diversity_jax.corpus import CorpusConfig
@@ -403,6 +404,13 @@ def test_a_refusal_after_the_folder_was_locked_leaves_no_trace(texts, stopped, t
     )
     assert "more than model.max_length=256" in refused(prepared)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_second_training_in_the_same_folder_is_refused(texts, stopped):
+    with locked_folder(stopped):
+        before = state_of(stopped)
+        assert "is writing to it" in refused(config_for(texts, stopped))
+        assert state_of(stopped) == before
 
 
 def test_a_folder_of_another_command_is_refused(texts, tmp_path):

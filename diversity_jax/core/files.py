@@ -13,6 +13,7 @@ import os
 from pathlib import Path
 import re
 import shutil
+import sys
 from typing import IO, Any
 import zlib
 
@@ -99,8 +100,9 @@ def full_disk_named(path: str | os.PathLike) -> Iterator[None]:
 
 
 def free_bytes(path: str | os.PathLike) -> int:
-    """Space left where a local path is, or would be."""
-    return shutil.disk_usage(_nearest_folder(path)).free
+    """Space left where a local path is, or would be; a huge number where a mount does not tell."""
+    usage = shutil.disk_usage(_nearest_folder(path))
+    return usage.free if usage.total else sys.maxsize
 
 
 def _nearest_folder(path: str | os.PathLike) -> Path:
