@@ -3,14 +3,17 @@
 import numpy as np
 import pytest
 
+from diversity_jax.cluster_agent import AgentConfig, score_corpus
 from diversity_jax.cluster_agent import estimators as e
 from diversity_jax.cluster_agent import sampling_plan as plan
 from diversity_jax.cluster_agent.groupings import Groupings
 from diversity_jax.cluster_agent.uncertainty import mean_over_sets
 from diversity_jax.core.errors import InputError
 from diversity_jax.core.intervals import Estimate
+from tests.faulty_judges import FaultyJudge
 from tests.simulated_corpus import (
     POPULATIONS,
+    LabelledCorpus,
     draw_labels,
     draw_rows,
     even_shares,
@@ -133,3 +136,17 @@ def test_no_printed_figure_passes_the_documents_or_a_ceiling():
     assert (few.value, few.low, few.high) == (45, 30, None)
     below = Estimate(value=20.0, low=10.0, high=90.0)
     assert e.at_most(below, 45) == below
+
+
+@pytest.mark.parametrize("k", [5, 20])
+def test_samples_in_wrong_places_do_not_move_the_figure_where_verification_names_them(k):
+    corpus = LabelledCorpus(even_shares(4), documents=20_000)
+    judge = FaultyJudge("errors", corpus.label_of, rate=0.05)
+    config = AgentConfig(
+        samples_per_grouping=k, groupings=9000 // k, proposals=1, recheck_share=0.0, verify_share=1.0, criteria_sets=1
+    )
+    card = score_corpus(corpus, judge, config)
+    assert 1 / card.collision.value > 4.02  # pairs of misplaced samples are lost
+    assert card.effective_clusters.value == pytest.approx(4, rel=0.04)
+    assert card.effective_clusters.low < 4.05
+    assert card.effective_clusters.high > 3.95
