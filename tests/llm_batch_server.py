@@ -24,6 +24,7 @@ class Provider:
         self.answer, self.refused = answer, None
         self.files, self.batches, self.submitted, self.live, self.polls = {}, {}, 0, 0, 0
         self.ready = True
+        self.url_path = ""
         self.leave_out, self.lose_all = 0, False
         handler = type("Handler", (_Handler,), {"provider": self})
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
@@ -31,7 +32,7 @@ class Provider:
 
     @property
     def url(self):
-        return f"http://127.0.0.1:{self.server.server_port}"
+        return f"http://127.0.0.1:{self.server.server_port}{self.url_path}"
 
     def openai_file(self, file_id):
         lines = []
@@ -116,7 +117,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self):
         provider, path = self.provider, self.path.split("?")[0]
-        if path == "/v1/models":
+        if path.startswith("/nothing"):
+            self.reply({"detail": "Not Found"}, 404)
+        elif path == "/v1/models":
             self.reply({"object": "list", "data": []})
         elif path.startswith("/v1/files/"):
             self.reply(provider.openai_file(path.split("/")[3].removeprefix("out-")))

@@ -1,8 +1,10 @@
 """A judge in batches: the figures of live calls at half their price, and nothing paid twice."""
 
+import contextlib
 import json
 import logging
 import multiprocessing
+import sqlite3
 import time
 
 import pytest
@@ -108,6 +110,19 @@ def test_a_batch_that_takes_longer_than_it_may_is_one_line_and_collected_later(p
     assert score(provider, str(tmp_path / "other.sqlite"), batch=False).groupings == 40
     assert provider.submitted == submitted
     assert 0 < provider.live < card.calls
+
+
+def test_a_server_without_batches_is_one_line_and_leaves_nothing_behind(provider, tmp_path):
+    ledger = str(tmp_path / "ledger.sqlite")
+    url, provider.url_path = provider.url, "/nothing"
+    with pytest.raises(InputError, match=r"^judge: .*refuses the batch \(404.*set batch=False") as caught:
+        score(provider, ledger)
+    assert "\n" not in str(caught.value)
+    with contextlib.closing(sqlite3.connect(ledger)) as rows:
+        assert rows.execute("SELECT count(*) FROM claims").fetchone() == (0,)
+    provider.url_path = ""
+    assert provider.url == url
+    assert score(provider, ledger, batch=False).groupings == 40
 
 
 @pytest.mark.parametrize("field", ["temperature", "max_completion_tokens"])

@@ -77,6 +77,21 @@ def test_a_run_whose_last_calls_are_always_turned_away_finishes_every_time(tmp_p
         assert played.attempts == attempts
 
 
+@pytest.mark.parametrize(
+    ("response", "says"),
+    [
+        (
+            (307, b"", {"location": "https://elsewhere.example/v1?key=abcdefgh"}),
+            r"redirected to https://elsewhere\.example/v1\)",
+        ),
+        (refusal(400, "The prompt was filtered", "content_filter"), "^judge: the content filter .* refuses every call"),
+    ],
+)
+def test_what_ends_a_run_of_refused_calls_says_why(response, says):
+    played = play(Behaviour(title="", respond=lambda asked: response), documents=120)
+    assert re.search(says, played.end)
+
+
 def test_a_key_that_was_withdrawn_ends_a_run_that_was_answered_before(tmp_path):
     ledger = str(tmp_path / "ledger.sqlite")
     play(Behaviour(title="", respond=lambda asked: (200, chat())), ledger, documents=30)

@@ -179,14 +179,15 @@ class BatchQueue:
         """Hands in a batch once: an attempt whose answer was lost may have arrived."""
         attempt, name = 0, None
         while name is None:
-            name = await self._with_retries(lambda: self._provider.find(tag))
             try:
+                name = await self._with_retries(lambda: self._provider.find(tag))
                 name = name or await self._provider.submit(tag, requests)
             except Transient as error:
                 await self._pause(attempt, error)
                 attempt += 1
-            except InputError:  # refused, so that nothing runs
-                await self._ledger.guard(self._ledger.cache.run(lambda file: file.close_batch(tag, [])))
+            except InputError:
+                if attempt == 0:  # refused, so that nothing runs
+                    await self._ledger.guard(self._ledger.cache.run(lambda file: file.close_batch(tag, [])))
                 raise
         await self._ledger.guard(self._ledger.cache.run(lambda file: file.name_batch(tag, name)))
         return name

@@ -73,7 +73,7 @@ def read_chat(value: Any) -> ModelAnswer:
     usage, served_by = _chat_usage(_mapping(body.get("usage"))), _served_by(body, "model", "system_fingerprint")
     if not isinstance(choices, list) or not choices:
         ending = "none" if isinstance(choices, list) else "interrupted"
-        return ModelAnswer(text="", ending=ending, word="without an answer", usage=usage, served_by=served_by)
+        return ModelAnswer(text="", ending=ending, word="no choices", usage=usage, served_by=served_by)
     choice = _mapping(choices[0])
     message = _mapping(choice.get("message"))
     text = _text(message.get("content", choice.get("text")))

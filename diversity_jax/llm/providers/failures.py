@@ -119,6 +119,8 @@ def read_error(status: int, headers: Mapping[str, str], content: Any) -> ServerE
     raw = _TAG.sub(" ", raw)
     message = fields.get("message") or fields.get("detail") or (error if isinstance(error, str) else raw[:_SHOWN_BYTES])
     message = message if isinstance(message, str) else json.dumps(message)
+    if 300 <= status < 400:
+        message = f"redirected to {headers.get('location', 'nowhere').partition('?')[0]} {message}"
     inner = fields.get("innererror")
     details = fields.get("details")
     codes = [fields.get(name) for name in ("code", "type", "status")]
