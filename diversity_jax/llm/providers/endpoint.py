@@ -240,7 +240,7 @@ class Endpoint:
             "model": f"{server} knows no {self.name} ({words}); correct the model's name or the base URL",
             "access": f"{server} turns {of_calls}, of {self.name} away ({words}); check the API key "
             f"({self._key_variables}), the model's name and the base URL",
-            "content": f"{self.role}: the content filter or context of {self.name} refuses {of_calls} ({words}); choose "
+            "content": f"{self.role}: the content filter or context of {self.name} refuses {of_calls} ({words}); name "
             "another model or corpus",
         }.get(refused.scope, f"{self.role}: {self.name} rejects {of_calls} ({words}); correct the model's settings")
         return InputError(line)
