@@ -66,7 +66,8 @@ class Behaviour:
       says: pattern of what is logged or stands in a failure; None asks for no word about it.
       attempts: most requests sent.
       dollars: what the server bills for a whole answer; None is the price of its usual tokens.
-      settings: of the engine.
+      listed: what the server's list of models says of the model; None where it has no list.
+      budget, endpoint, config: of the engine.
     """
 
     title: str
@@ -81,6 +82,7 @@ class Behaviour:
     budget: Mapping[str, Any] = field(default_factory=dict)
     endpoint: EndpointConfig = field(default_factory=EndpointConfig)
     config: Mapping[str, Any] = field(default_factory=dict)
+    listed: Mapping[str, Any] | None = None
 
     @property
     def bill(self) -> float:
@@ -191,7 +193,7 @@ class _Server:
                 }
                 body = await reader.readexactly(int(headers.get("content-length", 0)))
                 method, path, _ = lines[0].split(" ", 2)
-                status, value, *more = self.respond(path, headers, body) if method == "POST" else (404, {})
+                status, value, *more = self.respond(path, headers, body) if method == "POST" else self.models()
                 if status == 200:
                     await asyncio.sleep(_LATENCY_SECONDS)
                 content = value if isinstance(value, bytes) else json.dumps(value).encode()
@@ -201,6 +203,10 @@ class _Server:
         except (asyncio.IncompleteReadError, ConnectionError):
             pass
         writer.close()
+
+    def models(self) -> Response:
+        listed = self.behaviour.listed
+        return (404, {}) if listed is None else (200, {"object": "list", "data": [{"id": "model", **listed}]})
 
     def respond(self, path: str, headers: Mapping[str, str], body: bytes) -> Response:
         self.number += 1

@@ -111,6 +111,10 @@ def test_what_a_server_does_not_take_is_asked_of_it_once_for_a_ledger(tmp_path):
     assert not any("does not take" in line for line in second.said)
 
 
+# By run: the same twice, a new version twice, another model, and the first one beside that one's answers.
+_SERVED = [tuple(served.split()) for served in ("a 1", "a 1", "a 2", "a 2", "b 1", "a 1")]
+
+
 def test_another_model_behind_the_same_name_is_said_once_and_noted(tmp_path):
     ledger = str(tmp_path / "ledger.sqlite")
 
@@ -118,14 +122,32 @@ def test_another_model_behind_the_same_name_is_said_once_and_noted(tmp_path):
         return Behaviour(title="", respond=lambda asked: (200, chat(model=model, system_fingerprint=fingerprint)))
 
     said = []
-    for number, names in enumerate((("a-2024", "fp_1"), ("a-2024", "fp_1"), ("b-2025", "fp_1"), ("b-2025", "fp_9"))):
+    for number, names in enumerate(_SERVED):
         played = play(served(*names), ledger, documents=10 * (number + 1))
         said.append([line for line in played.said if "is now answered by" in line])
-    assert [len(lines) for lines in said] == [0, 0, 1, 1]
-    assert "b-2025 fp_1; answers in" in said[2][0]
-    assert "a-2024 fp_1" in said[2][0]
+    assert [len(lines) for lines in said] == [0, 0, 1, 0, 1, 1]
+    assert "answered by a 2; answers in" in said[2][0]
+    assert "answered by b 1; answers in" in said[4][0]
+    assert "are of b 1" in said[5][0]
     notes = sqlite3.connect(ledger).execute("SELECT value FROM notes WHERE kind = 'answered by' ORDER BY value")
-    assert [value for (value,) in notes] == ["a-2024 fp_1", "b-2025 fp_1", "b-2025 fp_9"]
+    assert [value for (value,) in notes] == ["a 1", "a 2", "b 1"]
+
+
+def test_another_model_is_seen_by_the_servers_list_though_every_answer_is_at_hand(tmp_path):
+    ledger = str(tmp_path / "ledger.sqlite")
+    said = []
+    for listed in (
+        {"root": "/models/a", "created": 1},
+        {"root": "/models/a", "created": 2},
+        {"root": "/models/b"},
+        None,
+    ):
+        played = play(Behaviour(title="", respond=lambda asked: (200, chat()), listed=listed), ledger, documents=5)
+        said.append([line for line in played.said if "is now listed as" in line])
+    assert played.attempts == 0
+    assert [len(lines) for lines in said] == [0, 0, 1, 0]
+    assert "/models/b" in said[2][0]
+    assert "/models/a" in said[2][0]
 
 
 def test_cached_prompt_tokens_cost_what_the_price_table_says(tmp_path):

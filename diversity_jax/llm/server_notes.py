@@ -28,7 +28,7 @@ class ServerNotes:
         self._cache, self._name, self._role, self._address = cache, name, role, f"{name} at {url}"
         self.without = frozenset(self._values(self._address, "without"))
         self.overrun = Overrun(factor=max([1.0, *map(float, self._values(self._address, "overrun"))]))
-        self._warned, self._noted = False, set[tuple[str, str, str]](cache.notes)
+        self._warned, self._seen = False, set[tuple[str, str]]()
 
     def _values(self, subject: str, kind: str) -> list[str]:
         return sorted(value for about, of, value in self._cache.notes if (about, of) == (subject, kind))
@@ -43,20 +43,23 @@ class ServerNotes:
 
     def served_by(self, kind: str, models: Iterable[str]) -> None:
         """Keeps what a server says stands behind the model's name, in answers (`answered by`) or in its list of models
-        (`listed as`). The first time that earlier answers of this ledger came from something else, this is logged.
+        (`listed as`). A run whose ledger has answers of another model logs that once; a new version of the same model
+        (its fingerprint) only the first time that it is seen.
         """
-        before = self._values(self._name, kind)
         for model in models:
+            if (kind, model) in self._seen:
+                continue
+            self._seen.add((kind, model))
             self._note(self._name, kind, model)
-            if before and model not in before and not self._warned:
+            before = self._values(self._name, kind)
+            others = [was for was in before if was.partition(" ")[0] != model.partition(" ")[0]]
+            others = others or [was for was in before if model not in before]
+            if others and not self._warned:
                 self._warned = True
-                was = before[-1]
-                what = f"{self._name} is now {kind} {model}; answers in {self._cache.path} are of {was}"
+                what = f"{self._name} is now {kind} {model}; answers in {self._cache.path} are of {others[-1]}"
                 advice = "both are used; name another output folder or engine.ledger to ask one model alone"
                 _logger.warning("%s: %s: %s", self._role, what, advice)
 
     def _note(self, subject: str, kind: str, value: str) -> None:
-        if (subject, kind, value) not in self._noted:
-            self._noted.add((subject, kind, value))
-            written = self._cache.run(lambda file: file.note(subject, kind, value))
-            written.add_done_callback(asyncio.Future.exception)  # a failing ledger shows at the next call
+        written = self._cache.run(lambda file: file.note(subject, kind, value))
+        written.add_done_callback(asyncio.Future.exception)  # a failing ledger shows at the next call

@@ -89,7 +89,7 @@ class OpenAIChat:
         for model in models if isinstance(models, list) else ():
             if isinstance(model, dict) and model.get("id") == self._endpoint.model:
                 known = {name: model[name] for name in _IDENTITY if model.get(name)}
-                return json.dumps(known, sort_keys=True) if known else ""
+                return json.dumps(known, sort_keys=True, separators=(",", ":")) if known else ""
         return ""
 
     async def close(self) -> None:
