@@ -124,6 +124,16 @@ def test_corpora_are_compared_at_the_smaller_reading_length():
     assert not score_until_decided(*corpora, JUDGE, AgentConfig(groupings=100))[0].decided
 
 
+def test_a_few_first_words_of_long_texts_decide_nothing():
+    """All queries begin alike here, the long texts all differ in their beginnings."""
+    queries = score([f"please tell me now {text.split()[0]}" for text in ENGLISH])
+    compared = compare(score(ENGLISH), queries)
+    assert queries.reading_words == 5
+    assert (compared.decided, compared.higher, compared.low, compared.high) == (False, None, None, None)
+    assert "only the first 5 can be compared" in str(compared)
+    assert compare(queries, queries).note is None
+
+
 def test_scorecards_of_two_rulers_are_not_compared():
     strict = replace(default_ruler(), identity={"embedder": "other"})
     other = score_corpus(ListCorpus(ENGLISH), EmbeddingJudge(strict), AgentConfig(groupings=20))

@@ -24,12 +24,14 @@ from diversity_jax.core.errors import InputError
 from diversity_jax.core.files import content_hash
 from diversity_jax.core.intervals import Estimate
 
+_WORDS_THAT_TELL = 20  # read of a longer text; its first few words are often a salutation or a formula
+
 
 def compare(a: Scorecard, b: Scorecard, *, alpha: float = 0.05, looks: int = 1, any_judge: bool = False) -> Comparison:
     """Which corpus is the more diverse, on log effective clusters of what the documents were drawn from.
 
     By an embedding judge, which reads of each corpus what its documents have, both are compared at the smaller of their
-    reading lengths.
+    reading lengths. Where that is the first few words of documents that have many more, nothing is decided.
 
     Args:
       a, b: scorecards of one judge, wording and settings (`Scorecard.ruler`).
@@ -50,7 +52,19 @@ def compare(a: Scorecard, b: Scorecard, *, alpha: float = 0.05, looks: int = 1, 
     if looks > 1:
         return compare_in_looks(*series, paired=paired, alpha=alpha, looks=looks, documents=documents)
     look, planned = min(a.look or (1, 1), b.look or (1, 1), key=lambda taken: taken[0] / taken[1])
-    return compare_groupings(*series, paired=paired, alpha=alpha, look=look, looks=planned, documents=documents)
+    comparison = compare_groupings(*series, paired=paired, alpha=alpha, look=look, looks=planned, documents=documents)
+    note = _beginnings_only(a, b)
+    return replace(comparison, decided=False, higher=None, low=None, high=None, note=note) if note else comparison
+
+
+def _beginnings_only(a: Scorecard, b: Scorecard) -> str | None:
+    """Why a comparison of two reading lengths decides nothing: how texts begin is not what they are about."""
+    if a.reading_words is None or b.reading_words is None:
+        return None
+    fewer, more = sorted((a.reading_words, b.reading_words))
+    if fewer >= _WORDS_THAT_TELL or more <= 2 * fewer:
+        return None
+    return f"of documents of {more} words only the first {fewer} can be compared with the other's, which say too little"
 
 
 def clusters_at_its_look(scorecard: Scorecard, *, alpha: float = 0.05) -> Estimate:

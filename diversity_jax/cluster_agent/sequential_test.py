@@ -50,6 +50,7 @@ class Comparison:
       look: the look at which it was decided, or the last one taken, from 1.
       groupings: groupings of a and of b that were used.
       paired: whether both were judged by the same criteria sets, whose own effect then cancels.
+      note: why nothing can be decided; None where it can.
     """
 
     decided: bool
@@ -62,10 +63,13 @@ class Comparison:
     look: int
     groupings: tuple[int, int]
     paired: bool
+    note: str | None = None
 
     @property
     def ratio_text(self) -> str:
-        """The ratio with its interval, for people."""
+        """The ratio with its interval, for people; why there is none, where nothing can be decided."""
+        if self.note:
+            return f"withheld: {self.note}"
         low = "0" if self.low is None else formats.significant(self.low)
         high = "no upper bound" if self.high is None else formats.significant(self.high)
         return f"{formats.significant(self.ratio)} [{low}, {high}]"
@@ -77,6 +81,8 @@ class Comparison:
     def __str__(self) -> str:
         low = "0" if self.low is None else format(self.low, ".3g")
         high = "any" if self.high is None else format(self.high, ".3g")
+        if self.note:
+            return f"not decided: {self.note}"
         decision = {"a": "more diverse", "b": "less diverse", None: "not decided"}[self.higher]
         return f"{decision}: ratio {self.ratio:.3g} ({low} to {high}) after look {self.look} of {self.looks}"
 
