@@ -164,6 +164,7 @@ def _parts(config: AgentConfig) -> dict[str, tuple[ExamCorpus, AgentConfig]]:
                 criteria=str(_CRITERIA),
                 criteria_sets=1,
                 recheck_share=0.0,
+                control_variate=False,  # readings are set against the labels of the very samples shown
                 verify_share=1.0 if config.verify else None,
                 examples=0,
                 seed=_SEED,
