@@ -160,7 +160,8 @@ def classify(error: ServerError, shown: str, model: str) -> Refused | Transient:
         return Transient("rate_limited", detail, retry_after_seconds=seconds, used_up=error.daily)
     if status >= 500 or status in _TRANSIENT_STATUSES:
         return Transient("server", detail, retry_after_seconds=error.retry_after_seconds)
-    if status in (400, 401, 403) and _KEY.search(words):
+    # Gemini answers 400 to a wrong key; other 400s speak of tokens of the text.
+    if _KEY.search(words) and (status in (401, 403) or (status == 400 and re.search("api.?key", words))):
         return Refused("key", detail)
     if error.about_content:
         return Refused("content", detail, "refused" if _CONTENT.search(words) else "rejected")
