@@ -10,6 +10,8 @@ import random
 import re
 from typing import Any
 
+from diversity_jax.cluster_agent.exam_corpora import calibration_pairs
+from diversity_jax.core.words import words
 from tests.words_by_language import WORDS, as_text
 
 _SYLLABLES = [a + b for a in "bdfgklmnprstvz" for b in ("a", "e", "i", "o", "u", "an", "el", "or")]
@@ -21,6 +23,12 @@ def words_for(subject: str, count: int = 60) -> list[str]:
     return ["".join(draw.choices(_SYLLABLES, k=3)) for _ in range(count)]
 
 
+def english_words_for(subject: str) -> list[str]:
+    """Words of three English texts, which the word vectors tell from those of another subject."""
+    texts = random.Random(f"words {subject}").sample(calibration_pairs(50)["en"].texts, 3)
+    return [word for text in texts for word in words(text)]
+
+
 def write(
     subject: str,
     variety: random.Random,
@@ -30,24 +38,24 @@ def write(
     passages: int = 3,
     language: str | None = None,
 ) -> dict[str, Any]:
-    """A generation in schema on one subject, in made-up words or a language of `tests.words_by_language`."""
-    words = random.Random(subject).sample(WORDS[language], 40) if language else words_for(subject)
+    """A generation in schema on one subject, in English words or those of a language of `tests.words_by_language`."""
+    own = random.Random(subject).sample(WORDS[language], 40) if language else english_words_for(subject)
 
     def text() -> str:
         if language:
-            return as_text(variety.choices(words, k=40), language)
-        return " ".join(variety.choice(words) for _ in range(40)).capitalize() + "."
+            return as_text(variety.choices(own, k=40), language)
+        return " ".join(variety.choice(own) for _ in range(40)).capitalize() + "."
 
-    options = variety.sample(words, 4) if len(set(words)) > 4 else ["one", "two", "three", "four"]
+    options = variety.sample(own, 4) if len(set(own)) > 4 else ["one", "two", "three", "four"]
     options = list(dict.fromkeys(options)) + [f"none of {n}" for n in range(4)]
     question = {
-        "question": f"What is {words[0]}?",
+        "question": f"What is {own[0]}?",
         "options": options[:4],
         "answer": options[variety.randrange(4)],
         "explanation": text(),
     }
     answer = {
-        "passages": [{"concepts": [words[n], words[n + 1]], "text": text()} for n in range(passages)],
+        "passages": [{"concepts": [own[n], own[n + 1]], "text": text()} for n in range(passages)],
         "question": question,
     }
     return answer | ({"persona": 1} if persona else {}) | ({"topics_used": [1]} if topics else {})
