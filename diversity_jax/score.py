@@ -39,12 +39,8 @@ def main(config: ScoreConfig) -> None:
         result = run_score(config)
     except NothingUsable as failure:
         raise InputError(f"{failure}; what was seen and what helps: {_write_unusable(config, failure)}") from None
-    if result is None:
-        print(Path(config.output_dir) / "report.html")
-        return
-    if config.dry_run:
-        if result.forecast:
-            print(result.forecast)
+    if result is None or config.dry_run:
+        print(Path(config.output_dir) / "report.html" if result is None else result.forecast or "nothing to forecast")
         return
     run_info.describe(sys.argv, config).save(config.output_dir)
     if result.scorecards:

@@ -66,7 +66,7 @@ class ScoreConfig:
     baseline: MetricsConfig = field(default_factory=MetricsConfig)
     dry_run: bool = False
     hostile_share: float = 0.01
-    exam_dir: str | None = None
+    exam_dir: str | None = field(default=None, metadata=ADDED)
     pilot_groupings: int = 0
     draws: int = 0
     draw_size: int = 1_000_000
