@@ -126,7 +126,7 @@ def _merged(size: int) -> _Fault:
 FAULTS: dict[str, _Fault] = {
     "none": lambda judge, samples, generator: _labels(judge, samples),
     "errors": _errors,
-    "at most 5": _at_most(5),
+    **{f"at most {count}": _at_most(count) for count in (2, 5, 10, 15)},
     "other": _other,
     "style": lambda judge, samples, generator: [judge.style_of(sample.text) for sample in samples],
     "twos": _merged(2),

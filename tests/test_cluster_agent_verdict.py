@@ -145,6 +145,14 @@ def test_a_number_of_clusters_that_is_held_down_is_seen(most):
     assert examination.cluster_counts(rows_of(capped, 10), 10)["held"]
 
 
+@pytest.mark.parametrize("documents", [10, 11, 12, 15, 100])
+def test_a_corpus_of_few_documents_is_not_taken_for_clusters_held_down(documents):
+    """Hardly any of its documents is missing from any grouping, so that the number of clusters hardly varies."""
+    label = np.arange(documents) % (documents - 2)
+    rows = rows_of(lambda generator, length: label[generator.permutation(documents)[:10]], 10, count=1000)
+    assert not examination.cluster_counts(rows, 10, documents)["held"]
+
+
 def test_pairs_judged_twice_are_counted():
     one = recheck([0, 0, 1, 1], [0, 0, 0, 1], [True, True, True, False])
     assert (one.pairs, one.first, one.second, one.both, one.verified, one.again) == (6, 2, 3, 1, 1, 1)

@@ -281,7 +281,7 @@ class CorpusScorer:
             relative_half_width=half_width,
             consistency=examination.consistency(self._rechecks),
             drift=examination.drift(self._rechecks, k),
-            checks=examination.evidence_of(self._traits, k),
+            checks=examination.evidence_of(self._traits, k, self._sampler.drawn_from),
             exam=getattr(self._judge, "exam", None),
             by_ruler=self._reading is not None,
         )

@@ -66,6 +66,11 @@ class GroupingSampler:
         """Different documents shown so far."""
         return len(self._seen)
 
+    @property
+    def drawn_from(self) -> int:
+        """Documents with text that the groupings of this chunk are drawn from; 0 before the first."""
+        return len(self._pool)
+
     def start(self) -> "GroupingSampler":
         """Lays out the first groupings in the background, while criteria are proposed; needs a running event loop."""
         if self._chunk < 0 and self._preparing is None:

@@ -159,7 +159,7 @@ def table_of_verification() -> None:
 
 
 def table_of_errors(runs: int, generator: np.random.Generator) -> None:
-    """A judge that merges or splits pairs by mistake: what the score reads, the ceiling, and the corrected score."""
+    """A judge that merges or splits pairs by mistake: what the score reads, the ceiling, and the score corrected where it is."""
     print(f"\n{runs} runs of 500 groupings, K = 10: a judge with false merge a and false split b, 500 canaries")
     print(
         f"{'truth':>6} {'a':>6} {'b':>5} {'reads':>8} {'ceiling 1/a':>12} {'refused':>8} {'corrected':>10} {'holds':>7}"
@@ -172,7 +172,14 @@ def table_of_errors(runs: int, generator: np.random.Generator) -> None:
             pairs = generator.binomial(found.pairs, 1 - b) + generator.binomial(apart, a)
             columns = {name: getattr(found, name) for name in ("clusters", "kept", "criteria_set")}
             spoilt = Groupings(samples_per_grouping=10, pairs=pairs, **columns)
-            rates = ErrorRates(shown=500, merged=generator.binomial(500, a), split=generator.binomial(500, b))
+            lay_with = generator.binomial(10, a, 500)  # the samples that each foreign text was put with
+            rates = ErrorRates(
+                shown=500,
+                merged=np.count_nonzero(lay_with),
+                split=generator.binomial(500, b),
+                merged_pairs=lay_with.sum(),
+                drawn_pairs=5000,
+            )
             reads.append(estimators.effective_clusters(spoilt).value)
             estimate, _ = corrected(spoilt, rates)
             if estimate:

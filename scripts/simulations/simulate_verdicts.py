@@ -1,37 +1,41 @@
 #!/usr/bin/env python3
 """What the verdict says of judges with known faults, and of judges that read: the whole scoring, in this process.
 
-    python scripts/simulations/simulate_verdicts.py [--runs 5] [--groupings 200] [--samples 10]
+    python scripts/simulations/simulate_verdicts.py [--runs 5] [--honest_runs 40] [--groupings 200] [--samples 10 20]
+    python scripts/simulations/simulate_verdicts.py --tests [--runs 100] [--samples 5 10 20 40]
 
 A corpus of 72.9 effective clusters (Zipf-like) whose texts differ in form and length too, both independent of the
-cluster. `told` counts runs that end doubtful or unfit, `held` those whose interval holds the truth, `missed` those that
-end fit with an interval that does not.
+cluster; without the control variate, since artificial texts tell it nothing. `held` counts runs whose interval holds
+the truth, `missed` those that end fit with an interval that does not. A line for each judge that reads and does not
+end fit says why. With `--tests`: the tests of partitions on random samples of known clusters, which depend on nothing.
 """
 
 import argparse
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 import sys
 
 import numpy as np
 
-from diversity_jax.cluster_agent import AgentConfig, NothingUsable, score_corpus
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from diversity_jax.cluster_agent import AgentConfig, NothingUsable, score_corpus
+from diversity_jax.cluster_agent.canaries import ErrorRates
+from diversity_jax.cluster_agent.examination import cluster_counts, evidence_of, traits
+from diversity_jax.cluster_agent.verdict import FITNESS, Evidence, Verdict, verdict
 from tests.faulty_judges import FaultyJudge
-from tests.simulated_corpus import zipf_shares
+from tests.simulated_corpus import draw_labels, even_shares, zipf_shares
 from tests.styled_corpus import StyledCorpus, style_of
 
 SHARES = zipf_shares(72.9)
 HONEST = [("none", 0.0, "honest"), ("errors", 0.01, "honest"), ("errors", 0.02, "honest")]
 FAULTY = [
-    ("errors", 0.05, "honest"),
-    ("errors", 0.1, "honest"),
-    ("errors", 0.02, "yes"),
-    ("errors", 0.05, "yes"),
-    *(("other", rate, "yes") for rate in (0.1, 0.3, 1.0)),
+    *(("errors", rate, "honest") for rate in (0.05, 0.1)),
+    *(("errors", rate, "yes") for rate in (0.01, 0.02, 0.05, 0.1)),
+    *(("other", rate, "yes") for rate in (0.1, 0.3, 0.5, 1.0)),
     ("other", 0.3, "honest"),
-    ("at most 5", 0.0, "yes"),
+    *((f"at most {most}", 0.0, "yes") for most in (2, 5, 10, 15)),
     ("style", 0.0, "yes"),
     ("twos", 0.0, "yes"),
     ("fours", 0.0, "yes"),
@@ -40,9 +44,10 @@ FAULTY = [
     ("none", 0.0, "yes"),
     ("none", 0.0, "no"),
 ]
+RANDOM = (*map(even_shares, (5, 50, 500)), *map(zipf_shares, (5, 72.9, 500)))
 
 
-def one_run(fault: str, rate: float, verifier: str, config: AgentConfig) -> tuple[str, bool, float | None]:
+def one_run(fault: str, rate: float, verifier: str, config: AgentConfig) -> tuple[Verdict, bool, float | None]:
     """(Verdict, whether the interval holds the truth, effective clusters or None)."""
     corpus = StyledCorpus(SHARES, documents=5000, seed=config.seed)
     labels = [str(label) for label in range(len(SHARES))]
@@ -58,32 +63,66 @@ def one_run(fault: str, rate: float, verifier: str, config: AgentConfig) -> tupl
     try:
         card = score_corpus(corpus, judge, config)
     except NothingUsable as failure:
-        return failure.score.verdict.judge, False, None
+        return failure.score.verdict, False, None
     found, truth = card.effective_clusters, 1 / np.square(SHARES).sum()
-    return card.verdict.judge, not found.excludes(truth), found.value
+    return card.verdict, not found.excludes(truth), found.value
+
+
+def line_of(fault: str, rate: float, verifier: str, config: AgentConfig, runs: int) -> str:
+    """A judge's row of the table."""
+    verdicts: Counter[str] = Counter()
+    held, missed, values = 0, 0, []
+    for seed in range(runs):
+        found, holds, value = one_run(fault, rate, verifier, replace(config, seed=seed))
+        verdicts[found.judge] += 1
+        held += holds
+        missed += found.judge == "fit" and not holds
+        values += [] if value is None else [value]
+        if found.judge != "fit" and (fault, rate, verifier) in HONEST:
+            print(f"{fault} {rate}, seed {seed}: {found.judge}: {'; '.join(found.reasons)}", file=sys.stderr)
+    mean = f"{np.mean(values):.1f}" if values else "none"
+    counts = " / ".join(str(verdicts[fitness]) for fitness in FITNESS)
+    return f"| {fault} | {rate} | {verifier} | {config.samples_per_grouping} | {mean} | {counts} | {held} | {missed} |"
+
+
+def table_of_tests(runs: int, groupings: int, sizes: list[int]) -> None:
+    """False alarms of the tests of partitions, and the least ratio of the variance of C, by K."""
+    print("| K | position | length | cluster counts | least variance of C over expected |")
+    print("|---:|---:|---:|---:|---:|")
+    generator, none = np.random.default_rng(0), ErrorRates(shown=0, merged=0, split=0)
+    for k in sizes:
+        alarms, ratios = np.zeros(3), []
+        for shares in RANDOM:
+            labels = draw_labels(shares, (runs, groupings, k), generator)
+            rows = [[traits(row, generator.integers(1, 1000, k)) for row in run] for run in labels]
+            ratios.append(cluster_counts([row for run in rows for row in run], k)["variance_ratio"])
+            for found in (evidence_of(run, k) for run in rows):
+                evidence = Evidence(groupings=groupings, drops={}, rates=none, checks=found)
+                reasons = " ".join(verdict(evidence).reasons)
+                alarms += [
+                    told in reasons for told in ("follow the places", "follow the length", "whatever it is shown")
+                ]
+        shown = " | ".join(f"{share:.1%}" for share in alarms / runs / len(RANDOM))
+        print(f"| {k} | {shown} | {min(ratio for ratio in ratios if ratio):.2f} |", flush=True)
 
 
 def main() -> None:
-    """Prints a line for each judge."""
-    parser = argparse.ArgumentParser()
-    for name, default in (("runs", 5), ("groupings", 200), ("samples", 10), ("honest_runs", 20)):
+    """Prints a line for each judge and K."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name, default in (("runs", 5), ("honest_runs", 40), ("groupings", 200)):
         parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--samples", type=int, nargs="+", default=[10, 20])
+    parser.add_argument("--tests", action="store_true")
     asked = parser.parse_args()
-    print(f"{'fault':>10} {'rate':>5} {'verifier':>8}  reads (mean)  fit/doubtful/unfit  held  missed")
-    for fault, rate, verifier in [*HONEST, *FAULTY]:
-        verdicts: Counter[str] = Counter()
-        held, missed, values = 0, 0, []
-        runs = asked.honest_runs if (fault, rate, verifier) in HONEST else asked.runs
-        for seed in range(runs):
-            config = AgentConfig(groupings=asked.groupings, samples_per_grouping=asked.samples, proposals=2, seed=seed)
-            judged, holds, value = one_run(fault, rate, verifier, config)
-            verdicts[judged] += 1
-            held += holds
-            missed += judged == "fit" and not holds
-            values += [] if value is None else [value]
-        mean = f"{np.mean(values):.1f}" if values else "none"
-        counts = "/".join(str(verdicts[name]) for name in ("fit", "doubtful", "unfit"))
-        print(f"{fault:>10} {rate:5} {verifier:>8}  {mean:>12}  {counts:>18}  {held:>4}  {missed:>6}", flush=True)
+    if asked.tests:
+        table_of_tests(asked.runs, asked.groupings, asked.samples)
+        return
+    print("| fault | rate | verifier | K | reads (mean) | fit / doubtful / unfit | held | missed |")
+    print("|---|---:|---|---:|---:|---:|---:|---:|")
+    for judge in [*HONEST, *FAULTY]:
+        for k in asked.samples:
+            config = AgentConfig(groupings=asked.groupings, samples_per_grouping=k, proposals=2, control_variate=False)
+            print(line_of(*judge, config, asked.honest_runs if judge in HONEST else asked.runs), flush=True)
 
 
 if __name__ == "__main__":
