@@ -90,7 +90,7 @@ def position_features(k: int) -> np.ndarray:
 def position(rows: Sequence[PartitionTraits], k: int) -> dict[str, Any] | None:
     """Whether clusters follow places in the list; None where that cannot be tested.
 
-    Hotelling's T^2 of the four features over groupings, against F (false alarms `ALARM`, measured in docs/judges.md).
+    Hotelling's T^2 of the four features over groupings, against F (false alarms `ALARM`; measured: docs/judges.md).
     `effect` is the larger of two differences of T, over T: of near against far pairs, of early against late ones.
     """
     if len(rows) < _FEWEST_ROWS or k < 4:
@@ -135,7 +135,7 @@ def cluster_counts(rows: Sequence[PartitionTraits], k: int, documents: int | Non
     much a sample more or less would change C (the jackknife, an upper bound by Efron and Stein 1981), and the last
     factor holds where clusters are few and nearly all of them are seen. Where all samples come from so few `documents`
     that most are shown every time, C varies by 1 - K / D of that. Over even and Zipf-like clusters, K from 5 to 40, the
-    ratio is 0.55 or more (docs/judges.md); under 0.2 with certainty, C is held down.
+    ratio is 0.5 or more (docs/judges.md); under 0.2 with certainty, C is held down.
     """
     if len(rows) < _FEWEST_ROWS:
         return None

@@ -159,7 +159,7 @@ def table_of_verification() -> None:
 
 
 def table_of_errors(runs: int, generator: np.random.Generator) -> None:
-    """A judge that merges or splits pairs by mistake: what the score reads, the ceiling, and the score corrected where it is."""
+    """A judge that merges or splits pairs by mistake: what the score reads, the ceiling, the corrected score."""
     print(f"\n{runs} runs of 500 groupings, K = 10: a judge with false merge a and false split b, 500 canaries")
     print(
         f"{'truth':>6} {'a':>6} {'b':>5} {'reads':>8} {'ceiling 1/a':>12} {'refused':>8} {'corrected':>10} {'holds':>7}"

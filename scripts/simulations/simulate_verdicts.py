@@ -69,10 +69,10 @@ def one_run(fault: str, rate: float, verifier: str, config: AgentConfig) -> tupl
 
 
 def line_of(fault: str, rate: float, verifier: str, config: AgentConfig, runs: int) -> str:
-    """A judge's row of the table."""
+    """A judge's row of the table; its seeds follow that of `config`."""
     verdicts: Counter[str] = Counter()
     held, missed, values = 0, 0, []
-    for seed in range(runs):
+    for seed in range(config.seed, config.seed + runs):
         found, holds, value = one_run(fault, rate, verifier, replace(config, seed=seed))
         verdicts[found.judge] += 1
         held += holds
@@ -119,10 +119,12 @@ def main() -> None:
         return
     print("| fault | rate | verifier | K | reads (mean) | fit / doubtful / unfit | held | missed |")
     print("|---|---:|---|---:|---:|---:|---:|---:|")
-    for judge in [*HONEST, *FAULTY]:
-        for k in asked.samples:
-            config = AgentConfig(groupings=asked.groupings, samples_per_grouping=k, proposals=2, control_variate=False)
-            print(line_of(*judge, config, asked.honest_runs if judge in HONEST else asked.runs), flush=True)
+    for number, judge in enumerate([*HONEST, *FAULTY]):
+        runs = asked.honest_runs if judge in HONEST else asked.runs
+        for k in asked.samples if runs else ():
+            size = {"groupings": asked.groupings, "samples_per_grouping": k}
+            config = AgentConfig(**size, proposals=2, control_variate=False, seed=1000 * number)
+            print(line_of(*judge, config, runs), flush=True)
 
 
 if __name__ == "__main__":
