@@ -147,7 +147,7 @@ def test_no_sample_is_shown_twice_in_one_grouping_and_a_small_corpus_is_reused_b
 @pytest.mark.parametrize("documents", [0, 3])
 def test_a_corpus_too_small_for_a_grouping_is_one_clear_line(documents):
     corpus = corpus_of(2, documents=documents)
-    with pytest.raises(InputError, match=r"^corpus: ") as caught:
+    with pytest.raises(InputError, match=rf"^2 topics: has {documents} documents") as caught:
         score_corpus(corpus, LabelJudge(corpus.label_of), CONFIG)
     assert "\n" not in str(caught.value)
 

@@ -221,7 +221,7 @@ class CorpusScorer:
         if documents:
             exactly = without_misplacement(estimators.collision_of_documents(groupings), rates, k)
             of_documents = estimators.in_a_corpus_of(documents, exactly)
-        ceilings = [float(most) for most in (documents, ceiling) if most]
+        ceilings = [float(most) for most in (different, ceiling) if most]
         return Scorecard(
             effective_clusters=estimators.at_most(clusters, min(ceilings)) if ceilings else clusters,
             cluster_score=estimators.cluster_score(groupings),

@@ -18,6 +18,7 @@ from diversity_jax.cluster_agent.config import AgentConfig
 from diversity_jax.cluster_agent.text_cleaning import child_seed, choose, clean_text, random_ids, random_order
 from diversity_jax.cluster_agent.types import Sample, SampledCorpus
 from diversity_jax.core.errors import InputError
+from diversity_jax.core.formats import counted
 
 _CHUNK_GROUPINGS = (200, 400, 800, 1600)  # then 2,000 each
 _LAST_CHUNK_GROUPINGS = 2000
@@ -124,8 +125,9 @@ class GroupingSampler:
             sizes, count = Counter(text for _, text in self._pool).values(), len(self._pool)
             self.copies = sum(size * (size - 1) for size in sizes) / max(1, count * (count - 1))
         if len(self._pool) < k:
-            has = f"has {len(self._pool)} documents with text and a grouping shows {k}"
-            raise InputError(f"corpus: {has}; give a larger corpus or fewer samples_per_grouping")
+            name = getattr(self._corpus, "name", "corpus")
+            has = f"has {counted(len(self._pool), 'document')} with text and a grouping shows {k}"
+            raise InputError(f"{name}: {has}; give a larger corpus, or a smaller agent.samples_per_grouping")
         self._chunk, self._start, self._end = chunk, self._end, self._end + size
         # A corpus smaller than a chunk is held in full: every grouping draws from all of it, independently of the
         # others.

@@ -97,7 +97,9 @@ def money(dollars: float) -> str:
 
 def estimate(interval: Estimate, unit: str = "") -> str:
     """An estimate with its interval, "4.1 clusters [3.8, 4.5]", or its one bound alone, "at least 120 clusters"."""
-    unit = f" {unit}" if unit else ""
+    one_sided = interval.low if interval.high is None else interval.high if interval.low is None else None
+    shown = significant(interval.value if one_sided is None else one_sided)
+    unit = f" {unit.removesuffix('s') if shown == '1' else unit}" if unit else ""
     if interval.low is not None and interval.high is not None:
         return f"{significant(interval.value)}{unit} [{significant(interval.low)}, {significant(interval.high)}]"
     if interval.low is not None:

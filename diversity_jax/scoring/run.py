@@ -32,6 +32,7 @@ from diversity_jax.cluster_agent import (
 from diversity_jax.core.artifacts import exclusive_lock
 from diversity_jax.core.errors import InputError
 from diversity_jax.core.files import content_hash, file_hash, is_remote, read_json, write_json
+from diversity_jax.core.formats import counted, estimate
 from diversity_jax.corpus import Corpus, open_corpus
 from diversity_jax.llm import (
     BudgetConfig,
@@ -256,6 +257,8 @@ def _score_and_measure(
     for name, scorecard in scorecards.items():
         scorecard.save(folders[name] / "scorecard.json")
         log.info("%s: %s", name, _summary(scorecard))
+        if scorecard.verdict and scorecard.verdict.judge != "fit":
+            log.warning("%s: the judge is %s: %s", name, scorecard.verdict.judge, "; ".join(scorecard.verdict.reasons))
         for warning in scorecard.warnings:
             log.warning("%s: %s", name, warning)
     for comparison in comparisons:
@@ -338,8 +341,7 @@ def _run_checks(
 
 def _summary(scorecard: Scorecard) -> str:
     score, judge = scorecard.effective_clusters, scorecard.judge
-    high = "no upper bound" if score.high is None else f"{score.high:.4g}"
-    line = f"{score.value:.4g} effective clusters [{score.low:.4g}, {high}], {scorecard.groupings} groupings"
+    line = f"{estimate(score, 'effective clusters')}, {counted(scorecard.groupings, 'grouping')}"
     line += f", {scorecard.dropped_groupings} dropped" if scorecard.dropped_groupings else ""
     line += f", {scorecard.reading_words} words of each document read" if scorecard.reading_words else ""
     return f"{line}, cluster score {scorecard.cluster_score.value:.3g}, ${scorecard.cost_usd:.2f} (judge: {judge})"
