@@ -111,7 +111,7 @@ def test_a_repair_shows_the_earlier_answer_as_one_line_of_data():
 def test_over_http_the_score_holds_the_truth(truth):
     corpus = LabelledCorpus(even_shares(truth), documents=20_000)
     with serve(oracle) as server:
-        config = AgentConfig(groupings=250, proposals=2)
+        config = AgentConfig(groupings=250, proposals=2, verify_share=1.0)
         card = score_corpus(corpus, LlmJudge(engine_for(server)), config)
     assert card.effective_clusters.low < truth < card.effective_clusters.high
     assert card.calls == sum(server.answered.values()) == config.forecast_calls()
@@ -212,7 +212,7 @@ def test_killed_at_random_moments_it_goes_on_where_it_was(tmp_path):
 
 
 def test_what_a_cap_allows_goes_into_whole_groupings():
-    config = AgentConfig(groupings=300, proposals=2, criteria_sets=2)
+    config = AgentConfig(groupings=300, proposals=2, criteria_sets=2, verify_share=1.0)
     proposing, cap = 2 * (2 + 3), 130
     with serve(oracle) as server:
         judge = LlmJudge(engine_for(server, BudgetConfig(max_calls=cap), max_in_flight=16))

@@ -85,10 +85,10 @@ def test_a_locked_folder_is_left_as_it_was_found(tmp_path):
 @pytest.mark.parametrize(
     ("lock", "is_taken_over"),
     [
-        ({"holder": "process 1 on elsewhere", "renewed": time.time() + 1e6}, False),
-        ({"holder": "process 1 on elsewhere", "renewed": time.time() - 61}, True),
-        ({"holder": f"process {os.getpid()} on {socket.gethostname()}", "renewed": time.time()}, False),
-        ({"holder": f"process 999999999 on {socket.gethostname()}", "renewed": time.time()}, True),
+        ({"holder": "process 1 on elsewhere", "renewed": 1e6}, False),
+        ({"holder": "process 1 on elsewhere", "renewed": -61}, True),
+        ({"holder": f"process {os.getpid()} on {socket.gethostname()}", "renewed": 0}, False),
+        ({"holder": f"process 999999999 on {socket.gethostname()}", "renewed": 0}, True),
     ],
     ids=["another machine's", "not renewed", "a living process's", "a dead process's"],
 )
@@ -100,7 +100,7 @@ def test_a_lock_in_a_bucket_outlives_no_process(lock, is_taken_over):
         with pytest.raises(FolderLocked, match="is writing to it"), locked_folder(folder):
             pass
     assert not exists(f"{folder}/.lock")
-    write_json(f"{folder}/.lock", {"lease": "theirs", **lock})
+    write_json(f"{folder}/.lock", {"lease": "theirs", **lock, "renewed": time.time() + lock["renewed"]})
     if is_taken_over:
         with locked_folder(folder):
             assert read_json(f"{folder}/.lock")["lease"] != "theirs"

@@ -215,7 +215,7 @@ def test_score_page_of_one_corpus(tmp_path):
     assert re.search(r"persona_chat holds \d+ effective clusters \[\d+, [\d,]+\]\.", outline.text)
     for title in ("Clusters", "Convergence", "Example clusters", "Criteria", "The judge", "Facts"):
         assert title in outline.text
-    assert "a baseline, not a stand-in" in outline.text
+    assert "a baseline, no stand-in" in outline.text
     drawn = [f"{name}.{ending}" for name in ("clusters", "convergence") for ending in ("png", "svg")]
     assert sorted(found.name for found in (tmp_path / "figures").iterdir()) == drawn
 
