@@ -144,10 +144,12 @@ def test_no_sample_is_shown_twice_in_one_grouping_and_a_small_corpus_is_reused_b
     assert card.effective_clusters_of_corpus.low < truth < card.effective_clusters_of_corpus.high
 
 
-@pytest.mark.parametrize("documents", [0, 3])
-def test_a_corpus_too_small_for_a_grouping_is_one_clear_line(documents):
+@pytest.mark.parametrize(
+    ("documents", "message"), [(0, "holds no document with text"), (1, "has 1 document with"), (3, "has 3 documents")]
+)
+def test_a_corpus_too_small_for_a_grouping_is_one_clear_line(documents, message):
     corpus = corpus_of(2, documents=documents)
-    with pytest.raises(InputError, match=rf"^2 topics: has {documents} documents") as caught:
+    with pytest.raises(InputError, match=rf"^2 topics: {message}") as caught:
         score_corpus(corpus, LabelJudge(corpus.label_of), CONFIG)
     assert "\n" not in str(caught.value)
 

@@ -153,7 +153,8 @@ def proposal_texts(
         seed = child_seed(config.seed, "proposals", number)
         drawn, _ = draw_texts(corpus, max(1, wanted // len(corpora)), seed, config.max_characters, keep=keep)
         if not drawn:
-            raise InputError("corpus: holds no document with text; check its path and text field")
+            name = getattr(corpus, "name", "corpus")
+            raise InputError(f"{name}: holds no document with text; check its path and text field")
         texts += drawn
     return texts
 
