@@ -2,7 +2,8 @@
 
 Every finding is a pure function of what a scorecard holds. A finding is made only where its interval leaves out that
 the figure is moved by less than a stated share, so that a judge that reads, and errs at random in one or two samples of
-a hundred, is seldom found doubtful (in 1 of 450 simulated runs by all of them together, in 2 of 120 with other seeds: docs/judges.md).
+a hundred, is seldom found doubtful (by all of them together in 1 of 450 simulated runs, with other seeds in 2 of 120:
+docs/judges.md).
 """
 
 from collections.abc import Callable, Iterator, Mapping
