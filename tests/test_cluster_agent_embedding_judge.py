@@ -3,6 +3,7 @@ shown at once; it puts copies together and refuses what its vectors do not tell 
 """
 
 from collections import Counter
+import contextlib
 from dataclasses import replace
 import itertools
 
@@ -20,11 +21,12 @@ from diversity_jax.cluster_agent import (
 )
 from diversity_jax.cluster_agent.embedding_judge import partition
 from diversity_jax.cluster_agent.exam_corpora import calibration_pairs
-from diversity_jax.cluster_agent.registry import open_judge
+from diversity_jax.cluster_agent.registry import judge_kind, open_judge
 from diversity_jax.cluster_agent.ruler import default_ruler
 from diversity_jax.cluster_agent.types import Cluster, Sample, Task
 from diversity_jax.core.errors import InputError
 from diversity_jax.core.words import first_words
+from diversity_jax.llm import BudgetConfig
 from diversity_jax.scoring.config import ScoreConfig
 from tests.shared_data import shared_file
 from tests.simulated_corpus import LabelledDocument
@@ -156,6 +158,29 @@ def test_scorecards_of_two_rulers_are_not_compared():
 def test_what_the_ruler_cannot_read_is_refused_with_an_embedder_to_take(texts, message):
     with pytest.raises(InputError, match=f"{message}.*judge=embedding:st:"):
         score(texts, groupings=20)
+
+
+def test_vectors_of_zeros_are_no_reading():
+    blank = replace(default_ruler(), read=lambda texts, lengths: np.zeros((len(texts), len(lengths), 8), np.float32))
+    with pytest.raises(InputError, match=r"vector of zeros.*judge=embedding:st:"):
+        score_corpus(ListCorpus(ENGLISH), EmbeddingJudge(blank), AgentConfig(groupings=20))
+
+
+@pytest.mark.parametrize(
+    ("budget", "problem"),
+    [
+        ({}, "budget.max_dollars: is not set"),
+        ({"max_dollars": 1.0}, "budget.input_price: is not set"),
+        ({"max_dollars": 1.0, "input_price": 0.02, "output_price": 0.0}, None),
+        ({"unlimited": True}, None),
+    ],
+)
+def test_embeddings_that_are_paid_for_want_a_cap_that_holds(budget, problem, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-of-the-test")
+    config = ScoreConfig(judge="embedding:openai:small", budget=BudgetConfig(**budget))
+    with pytest.raises(InputError, match=problem) if problem else contextlib.nullcontext():
+        judge_kind(config.judge).check(config)
+    judge_kind(config.judge).check(replace(config, judge_base_url="http://127.0.0.1:1/v1"))
 
 
 def test_a_few_documents_that_cannot_be_read_are_told():

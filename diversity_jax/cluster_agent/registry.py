@@ -73,7 +73,18 @@ def _check_llm(settings: JudgeSettings) -> None:
 
 
 def _check_embedding(settings: JudgeSettings) -> None:
-    check_embedder(settings.judge.removeprefix(_EMBEDDING), base_url=settings.judge_base_url)
+    budget, judge = settings.budget, settings.judge
+    check_embedder(judge.removeprefix(_EMBEDDING), base_url=settings.judge_base_url)
+    if not judge.startswith(f"{_EMBEDDING}openai:") or settings.judge_base_url or budget.unlimited:
+        return
+    if budget.max_dollars is None:
+        problem = f"is not set, and {judge} charges for every text that it reads"
+        raise InputError(f"budget.max_dollars: {problem}; give a cap, or budget.unlimited=True")
+    if budget.input_price is None:
+        problem = "is not set, and without it no cap holds for embeddings"
+        raise InputError(
+            f"budget.input_price: {problem}; give what {judge} charges for a million tokens, and output_price=0"
+        )
 
 
 def _open_embedding(settings: JudgeSettings, cache: Path) -> EmbeddingJudge:

@@ -208,6 +208,8 @@ def refusal(ruler: Ruler, texts: Sequence[str]) -> str:
     words = next((n for n in reversed(fitting) if (counts >= 2 * n).mean() >= 0.5), fitting[0])
     chosen = [text for text, count in zip(different, counts, strict=True) if count >= 2 * words][:_CHECKED_TEXTS]
     first = ruler.embed(chosen, words)
+    if not first.any(axis=1).mean() > 0.5:
+        return "most of its texts have a vector of zeros"
     second = ruler.embed([text[len(first_words(text, words)) :] for text in chosen], words)
     similar = first @ second.T
     own, other = np.diag(similar), similar[~np.eye(len(chosen), dtype=bool)]

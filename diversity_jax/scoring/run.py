@@ -86,7 +86,9 @@ class ScoringForecast:
 
     def __str__(self) -> str:
         if not self.costs:
-            return f"judge: {judge_kind(self._settings.judge).label}, nothing to pay"
+            judge = self._settings.judge
+            cost = "no language model to pay" if judge.startswith("embedding:openai:") else "nothing to pay"
+            return f"judge: {judge_kind(judge).label or judge}, {cost}"
         how = {"before": "", "pilot": " after a pilot", "revised": " by the calls so far"}
         name, latest = list(self.costs.items())[-1]
         return f"forecast{how[name]}: {latest} (judge: {self._settings.judge})"
