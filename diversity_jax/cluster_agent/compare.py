@@ -24,7 +24,7 @@ from diversity_jax.core.errors import InputError
 from diversity_jax.core.files import content_hash
 from diversity_jax.core.intervals import Estimate
 
-_WORDS_THAT_TELL = 20  # read of a longer text; its first few words are often a salutation or a formula
+_WORDS_THAT_TELL = 10  # read of a longer text; its first few words are often a salutation or a formula
 
 
 def compare(a: Scorecard, b: Scorecard, *, alpha: float = 0.05, looks: int = 1, any_judge: bool = False) -> Comparison:
