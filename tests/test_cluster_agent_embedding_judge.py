@@ -105,6 +105,7 @@ def test_neither_company_nor_order_nor_a_second_run_changes_a_scorecard():
 def test_copies_are_one_cluster_and_lower_the_figure():
     once, thirty = score(ENGLISH[::2]), score(ENGLISH[:8] * 15)
     assert thirty.effective_clusters.value <= 8
+    assert thirty.verdict.judge == "fit"  # copies are of one length, which is no fault of the judge
     few = score(["cat", "bread", "stone", "river", "music", "tree", "king", "paper", "wolf", "house", "car"] * 10)
     assert few.effective_clusters.value <= few.corpus["different"] == 11
     assert compare(once, thirty).higher == "a"

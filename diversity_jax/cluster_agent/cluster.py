@@ -242,4 +242,5 @@ async def _rechecked(
 def _traits(planned: PlannedGrouping, partition: Sequence[Cluster]) -> PartitionTraits:
     """Traits of the partition of the drawn samples, in the order shown."""
     number, drawn = cluster_numbers(partition), drawn_samples(planned)
-    return traits([number[sample.sample_id] for sample in drawn], [len(sample.text) for sample in drawn])
+    texts = [sample.text for sample in drawn]
+    return traits([number[sample.sample_id] for sample in drawn], [len(text) for text in texts], texts)

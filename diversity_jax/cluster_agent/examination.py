@@ -33,7 +33,7 @@ class PartitionTraits:
         those with both samples in its first / second half.
       position: [4], zero on average where order does not matter; see `position_features`.
       length_wins, length_pairs: of the co-clustered pairs, how many pairs that are apart differ more in length (share
-        of all such pairs, summed), and the co-clustered pairs themselves.
+        of all such pairs, summed), and the co-clustered pairs themselves; without pairs of copies.
     """
 
     clusters: int
@@ -47,18 +47,23 @@ class PartitionTraits:
     length_pairs: int
 
 
-def traits(labels: Sequence[int], lengths: Sequence[int]) -> PartitionTraits:
-    """Traits of a partition: cluster [K] and characters [K] of the samples in the order shown."""
+def traits(labels: Sequence[int], lengths: Sequence[int], texts: Sequence[str] = ()) -> PartitionTraits:
+    """Traits of a partition: cluster [K] and characters [K] of the samples in the order shown. With their `texts` [K],
+    pairs of copies, which any judge puts together, say nothing of length.
+    """
     label, length, k = np.asarray(labels), np.asarray(lengths, float), len(labels)
     first, second = np.triu_indices(k, 1)
     together, distance = label[first] == label[second], second - first
     sizes = np.unique(label, return_counts=True)[1]
     difference = np.abs(length[first] - length[second])
-    apart = np.sort(difference[~together])
-    wins, pairs = 0.0, int(together.sum())
+    apart, told = np.sort(difference[~together]), together
+    if texts:
+        copy_of = np.array([texts.index(text) for text in texts])
+        told = together & (copy_of[first] != copy_of[second])
+    wins, pairs = 0.0, int(told.sum())
     if pairs and len(apart):
         # Ties count half; ranks from both sides of the equal values.
-        sides = [np.searchsorted(apart, difference[together], side=side) for side in ("left", "right")]
+        sides = [np.searchsorted(apart, difference[told], side=side) for side in ("left", "right")]
         wins = float((1 - (sides[0] + sides[1]) / (2 * len(apart))).sum())
     near, half = 3 * distance <= k, k // 2
     return PartitionTraits(
