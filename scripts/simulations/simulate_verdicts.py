@@ -2,7 +2,7 @@
 """What the verdict says of judges with known faults, and of judges that read: the whole scoring, in this process.
 
     python scripts/simulations/simulate_verdicts.py [--runs 5] [--honest_runs 40] [--groupings 200] [--samples 10 20]
-    python scripts/simulations/simulate_verdicts.py --tests [--runs 100] [--samples 5 10 20 40]
+    python scripts/simulations/simulate_verdicts.py --tests [--runs 400] [--samples 5 10 20 40]
 
 A corpus of 72.9 effective clusters (Zipf-like) whose texts differ in form and length too, both independent of the
 cluster; without the control variate, since artificial texts tell it nothing. `held` counts runs whose interval holds
