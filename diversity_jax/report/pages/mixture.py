@@ -26,6 +26,10 @@ _FILL = {"reject": "none", "downweight": "left"}
 _REAL = "real text"  # how the real components pooled are shown
 _NAMED_IN_VERDICT = 2  # components not simply registered that the headline names
 _DASH = "\u2013"
+_READ_OTHERWISE = (
+    "Documents of other lengths than the reference's are compared at the words that both have: the figure draws their "
+    "ratio times the reference's effective clusters."
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,13 +154,17 @@ def _gate(
 ) -> Section:
     """What the gate decided of each component, and from what; `band` is the reference."""
     figures = {component.name: gate_figures(component, scorecards) for component in components}
+    note = score.judge_note(scorecards.values()) if scorecards else ""
     whiskers = []
     for component in components:
         measured, action = figures[component.name], component.decision["action"]
         if measured.effective_clusters is not None:
+            comparable = _at_the_references_length(component, measured, scorecards)
+            if comparable is not None and _READ_OTHERWISE not in note:
+                note = f"{note} {_READ_OTHERWISE}".strip()
             whisker = diversity.Whisker(
                 name=component.name,
-                interval=measured.effective_clusters,
+                interval=comparable or measured.effective_clusters,
                 note=ACTION_TITLES[action],
                 fill=_FILL.get(action, "full"),
                 required=measured.required,
@@ -170,10 +178,25 @@ def _gate(
         figures=figures,
         actions=ACTION_TITLES,
         band=band,
-        note=score.judge_note(scorecards.values()) if scorecards else "",
+        note=note,
         drawing=score.whiskers_drawing("gate", whiskers, band, palette) if whiskers else None,
         palette=palette,
     )
+
+
+def _at_the_references_length(
+    component: MixtureComponent, measured: GateFigures, scorecards: Mapping[str, Scorecard]
+) -> Estimate | None:
+    """The component's figure as its ratio times the reference's, where the two were read at different lengths."""
+    own, reference = (scorecards.get(str(name)) for name in (component.name, component.decision.get("reference")))
+    if own is None or reference is None or measured.ratio is None or own.reading_words == reference.reading_words:
+        return None
+    low, high = measured.ratio.bounds
+    if low <= 0:
+        return None
+    clusters = reference.effective_clusters.value
+    high_end = None if measured.ratio.high is None else clusters * high
+    return Estimate(value=clusters * measured.ratio.value, low=clusters * low, high=high_end)
 
 
 def shares_section(
