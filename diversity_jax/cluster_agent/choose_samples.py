@@ -13,7 +13,7 @@ import logging
 from diversity_jax.cluster_agent import examination
 from diversity_jax.cluster_agent.cluster import JudgedGrouping
 from diversity_jax.cluster_agent.config import AgentConfig
-from diversity_jax.cluster_agent.corpus_scorer import CorpusScorer
+from diversity_jax.cluster_agent.corpus_scorer import CorpusScorer, count_documents
 from diversity_jax.cluster_agent.criteria import ProposedCriteria
 from diversity_jax.cluster_agent.embedding_judge import EmbeddingJudge
 from diversity_jax.cluster_agent.types import CallTotals, Judge, SampledCorpus
@@ -28,16 +28,9 @@ log = logging.getLogger(__name__)
 
 def candidates(corpora: Sequence[SampledCorpus]) -> list[int]:
     """Numbers of samples that the corpora are large enough for, the largest first."""
-    sizes = [size for corpus in corpora if (size := _size(corpus)) is not None]
+    sizes = [size for corpus in corpora if (size := count_documents(corpus)) is not None]
     fitting = [k for k in CANDIDATES if not sizes or k * _DOCUMENTS_A_SAMPLE <= min(sizes)]
     return fitting or [max(2, min([CANDIDATES[-1], *sizes]))]
-
-
-def _size(corpus: SampledCorpus) -> int | None:
-    try:
-        return len(corpus)  # type: ignore[arg-type]
-    except TypeError:
-        return getattr(corpus, "records", None)
 
 
 def with_most_samples(config: AgentConfig, corpora: Sequence[SampledCorpus]) -> AgentConfig:

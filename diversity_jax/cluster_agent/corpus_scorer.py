@@ -115,7 +115,7 @@ class CorpusScorer:
             for index in sorted(self._waiting):
                 self._enter(self._waiting.pop(index))
         if self._features and self._rows:
-            documents = _count_documents(self._corpus, self._sampler.documents)
+            documents = count_documents(self._corpus, self._sampler.documents)
             self._feature_means = await self._features.of_the_corpus(documents)
 
     async def _work(self, until: int) -> None:
@@ -203,7 +203,7 @@ class CorpusScorer:
           NothingUsable: not one grouping was usable; it holds what was seen instead.
         """
         await self._sampler.close()
-        documents = _count_documents(self._corpus, self._sampler.documents)
+        documents = count_documents(self._corpus, self._sampler.documents)
         groupings, config, proposed = self.groupings, self._config, self._proposed
         rates, usage = ErrorRates.of(self._canaries), CallTotals()
         usage.add(proposed.usage)
@@ -217,10 +217,7 @@ class CorpusScorer:
         clusters = estimators.invert(without_misplacement(collision, rates, k))
         correction, refusal = corrected(groupings, rates) if config.correct_judge_error else (None, None)
         ceiling = rates.ceiling and rates.ceiling["low"]
-        of_documents = None
-        if documents:
-            exactly = without_misplacement(estimators.collision_of_documents(groupings), rates, k)
-            of_documents = estimators.in_a_corpus_of(documents, exactly)
+        exactly = without_misplacement(estimators.collision_of_documents(groupings), rates, k)
         ceilings = [float(most) for most in (different, ceiling) if most]
         return Scorecard(
             effective_clusters=estimators.at_most(clusters, min(ceilings)) if ceilings else clusters,
@@ -228,7 +225,7 @@ class CorpusScorer:
             clusters_per_sample=estimators.clusters_per_sample(groupings),
             collision=collision,
             effective_clusters_corrected=correction,
-            effective_clusters_of_corpus=of_documents,
+            effective_clusters_of_corpus=estimators.in_a_corpus_of(documents, exactly) if documents else None,
             groupings=len(groupings),
             dropped_groupings=sum(self._drops.values()),
             drops=dict(sorted(self._drops.items())),
@@ -290,7 +287,7 @@ class CorpusScorer:
         return UnusableScore(
             judge=self._judge.label,
             prompt_version=self._judge.prompt_version,
-            corpus=self._corpus_facts(_count_documents(self._corpus, self._sampler.documents)),
+            corpus=self._corpus_facts(count_documents(self._corpus, self._sampler.documents)),
             groupings=self.entered,
             drops=dict(sorted(self._drops.items())),
             details={reason: self._first_details.get(reason, "") for reason in sorted(self._drops)},
@@ -338,7 +335,8 @@ def judge_settings_hash(judge: Judge, config: AgentConfig) -> str:
     return files.content_hash([judge.label, judge.prompt_version, dict(judge.identity), shown])
 
 
-def _count_documents(corpus: Any, drawn: int | None) -> int | None:
+def count_documents(corpus: Any, drawn: int | None = None) -> int | None:
+    """Documents of a corpus: its length, else as many as a draw that emptied it found, else what it says; or None."""
     try:
         return len(corpus)
     except TypeError:

@@ -42,4 +42,4 @@ class RulerFeatures:
         vectors = self._ruler.embed([text for _, text in texts], _WORDS)
         # Of a stream whose length is not known, what was drawn is a part of something far larger.
         whole = documents if documents is not None else drawn if drawn < most else 1000 * drawn
-        return control_variate.corpus_means(vectors, max(whole, len(vectors)) if whole > drawn else len(vectors))
+        return control_variate.corpus_means(vectors, whole if whole > drawn else None)
