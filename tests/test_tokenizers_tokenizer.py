@@ -1,5 +1,7 @@
 """Tokenizers: the same ids through every door, and id 0 is a token like any other."""
 
+import json
+
 import numpy as np
 import pytest
 
@@ -75,3 +77,33 @@ def test_a_tokenizer_without_an_end_of_text_says_so(tmp_path):
     with pytest.raises(InputError, match="name a token as end_of_text"):
         load_tokenizer(str(tmp_path))
     assert load_tokenizer(str(tmp_path), end_of_text="a").end_of_text_id == 0
+
+
+@pytest.mark.parametrize(
+    ("spec", "bos_id", "adds_bos"),
+    [
+        ("bytes", None, False),
+        ("tokenizers/llama2_tokenizer.model", 1, False),
+        ("tokenizers/llama_tokenizer.json", 1, True),
+        ("tokenizers/gpt_neox_tokenizer.json", None, False),
+        ("tokenizers/gpt2", None, False),
+    ],
+)
+def test_begin_of_text_is_the_maker_s(spec, bos_id, adds_bos):
+    tokenizer = load_tokenizer(spec if spec == "bytes" else str(shared_file(spec)))
+    assert (tokenizer.bos_id, tokenizer.adds_bos) == (bos_id, adds_bos)
+
+
+@pytest.mark.parametrize(
+    ("settings", "adds_bos"),
+    [
+        ({"add_bos_token": True, "tokenizer_class": "LlamaTokenizer"}, True),
+        ({"tokenizer_class": "LlamaTokenizer"}, True),
+        ({"add_bos_token": False, "tokenizer_class": "LlamaTokenizer"}, False),
+    ],
+)
+def test_a_folder_s_settings_say_whether_a_text_begins_with_it(tmp_path, settings, adds_bos):
+    (tmp_path / "tokenizer.model").write_bytes(shared_file("tokenizers/llama2_tokenizer.model").read_bytes())
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    tokenizer = load_tokenizer(str(tmp_path))
+    assert (tokenizer.bos_id, tokenizer.adds_bos) == (1, adds_bos)

@@ -39,6 +39,26 @@ class TokenizerFiles:
     special: Mapping[str, str] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, kw_only=True)
+class BeginOfText:
+    """What a folder's settings say of begin-of-text: its text, and whether it stands before every text (None: the
+    tokenizer's own post-processor decides)."""
+
+    text: str | None = None
+    is_added: bool | None = None
+
+
+def begin_of_text(folder: Path) -> BeginOfText:
+    """As `tokenizer_config.json` has it; LlamaTokenizer, and older Llama folders, add it where nothing is said."""
+    path = folder / "tokenizer_config.json"
+    settings = read_json(path) if path.exists() else {}
+    is_llama = str(settings.get("tokenizer_class")).startswith(("LlamaTokenizer", "CodeLlamaTokenizer"))
+    return BeginOfText(
+        text=special_tokens(folder).get("bos_token"),
+        is_added=settings.get("add_bos_token", True if is_llama else None),
+    )
+
+
 def special_tokens(folder: Path) -> dict[str, str]:
     """Special tokens' texts by name, as `tokenizer_config.json` has them; none where there is no such file."""
     path = folder / "tokenizer_config.json"

@@ -15,8 +15,9 @@ import numpy as np
 from diversity_jax.core.errors import InputError
 from diversity_jax.core.files import content_hash, file_hash, list_files, open_file, read_json
 from diversity_jax.tokenizers.chat_template import answer_parts
-from diversity_jax.tokenizers.files import folder_template, special_tokens
+from diversity_jax.tokenizers.files import BeginOfText, begin_of_text, folder_template, special_tokens
 
+_BEGIN_OF_TEXT_NAMES = ("<|begin_of_text|>", "<s>", "<bos>", "<|startoftext|>", "[BOS]")
 _END_OF_TEXT_NAMES = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|eot|>", "[EOS]", "<|im_end|>", "[SEP]")
 
 
@@ -30,11 +31,15 @@ class Tokenizer(abc.ABC):
       files: that define it, to be kept beside prepared data; empty for bytes.
       special: text of each special token by the name chat templates use: `eos_token`, perhaps `bos_token`.
       special_ids: special tokens' texts that `encode_batch` would spell out, and the ids they stand for.
+      bos_id: its maker's begin-of-text id; None where there is none.
+      adds_bos: whether its maker puts `bos_id` before every text: its own post-processor, or the folder's settings.
     """
 
     kind: str
     size: int
     end_of_text_id: int
+    bos_id: int | None
+    adds_bos: bool
     hash: str
     files: tuple[str, ...]
     special: Mapping[str, str]
@@ -63,9 +68,10 @@ def load_tokenizer(spec: str, *, end_of_text: str | int | None = None) -> Tokeni
     if spec == "bytes":
         return ByteTokenizer()
     files = _tokenizer_files(spec)
+    begin = begin_of_text(Path(spec)) if Path(spec).is_dir() else BeginOfText()
     if files[0].endswith(".model"):
-        return SentencePieceTokenizer(files[0], end_of_text)
-    return HuggingFaceTokenizer(files, end_of_text)
+        return SentencePieceTokenizer(files[0], end_of_text, begin)
+    return HuggingFaceTokenizer(files, end_of_text, begin)
 
 
 def _tokenizer_files(spec: str) -> tuple[str, ...]:
@@ -88,6 +94,7 @@ class ByteTokenizer(Tokenizer):
     """UTF-8 bytes, with the ids of `seqio.ByteVocabulary`: 0 padding, 1 end of text, 2 unknown, byte b is b + 3."""
 
     kind, size, end_of_text_id = "bytes", 259, 1
+    bos_id, adds_bos = None, False
     files = ()
     hash = content_hash(["bytes", 259])
     special = types.MappingProxyType({"eos_token": "<|endoftext|>"})  # as the exported tokenizer.json calls it
@@ -112,7 +119,7 @@ class SentencePieceTokenizer(Tokenizer):
 
     kind = "sentencepiece"
 
-    def __init__(self, path: str, end_of_text: str | int | None = None):
+    def __init__(self, path: str, end_of_text: str | int | None = None, begin: BeginOfText = BeginOfText()):
         import sentencepiece
 
         with open_file(path) as file:
@@ -129,6 +136,9 @@ class SentencePieceTokenizer(Tokenizer):
         if self.end_of_text_id < 0 or (end_of_text and self._model.id_to_piece(self.end_of_text_id) != end_of_text):
             raise InputError(f"vocabulary {path}: has no piece {end_of_text or '</s>'!r}; name one as end_of_text")
         self.ends_with_eos = self.end_of_text_id == eos_id
+        own = self._model.bos_id() if self._model.bos_id() >= 0 else None
+        self.bos_id = own if begin.text is None else self._piece_id(begin.text)
+        self.adds_bos = bool(begin.is_added) and self.bos_id is not None
         ids = {"eos_token": self.end_of_text_id, "bos_token": self._model.bos_id()}
         self.special = {name: self._model.id_to_piece(i) for name, i in ids.items() if i >= 0}
         self.special_ids = {text: ids[name] for name, text in self.special.items()}
@@ -140,6 +150,10 @@ class SentencePieceTokenizer(Tokenizer):
 
     def decode(self, ids: Sequence[int]) -> str:
         return self._model.decode([int(i) for i in ids if i != self.end_of_text_id])
+
+    def _piece_id(self, text: str) -> int | None:
+        number = self._model.piece_to_id(text)
+        return number if self._model.id_to_piece(number) == text else None
 
     def token_id(self, token: str) -> int | None:
         """The id of a piece; the unknown piece's for one that is not in the model."""
@@ -164,7 +178,9 @@ class HuggingFaceTokenizer(Tokenizer):
     kind = "huggingface"
     special_ids = types.MappingProxyType({})  # the library recognises special tokens in a text
 
-    def __init__(self, files: tuple[str, ...], end_of_text: str | int | None = None):
+    def __init__(
+        self, files: tuple[str, ...], end_of_text: str | int | None = None, begin: BeginOfText = BeginOfText()
+    ):
         self._tokenizer = _read_tokenizer(files)
         self.size = max(self._tokenizer.get_vocab(with_added_tokens=True).values()) + 1
         if isinstance(end_of_text, int):
@@ -175,6 +191,11 @@ class HuggingFaceTokenizer(Tokenizer):
             raise InputError(f"vocabulary {files[0]}: has none of {', '.join(names)}; name a token as end_of_text")
         self.end_of_text_id = ids[0]
         self.special = {"eos_token": self._tokenizer.id_to_token(ids[0])}
+        before = self.surrounding_ids()[0]
+        names = _BEGIN_OF_TEXT_NAMES if begin.text is None else (begin.text,)
+        ids = [*before[:1], *(i for i in map(self._tokenizer.token_to_id, names) if i is not None)]
+        self.bos_id = ids[0] if ids else None
+        self.adds_bos = self.bos_id is not None and (bool(before) if begin.is_added is None else begin.is_added)
         self.files = files
         self.hash = content_hash([self.kind, *map(file_hash, files), self.end_of_text_id])
 
