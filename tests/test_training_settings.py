@@ -49,6 +49,19 @@ OTHER = {  # another value, where the field's type alone does not tell one
     "model.attention": "reference",
     "model.compute_dtype": "bfloat16",
     "model.dropout": 0.1,
+    "model.head_dim": 8,
+    "model.qk_norm": "head",
+    "model.norm_order": "post",
+    "model.activation": "gelu_tanh",
+    "model.layers_without_window": (0,),
+    "model.layers_without_rotary": (0,),
+    "model.partial_rotary_factor": 0.5,
+    "model.rope_scaling": "linear",
+    "model.rope_original_length": 64,
+    "model.rope_fast_turns": 8.0,
+    "model.rope_attention_factor": 1.5,
+    "model.window_rope_theta": 100.0,
+    "model.attention_multiplier": 0.5,
     "optimizer.schedule": "linear",
     "optimizer.total_steps": 30,
     "optimizer.beta1": 0.8,
@@ -73,7 +86,13 @@ OTHER = {  # another value, where the field's type alone does not tell one
     "mesh.network_data": 2,
     "mesh.network_fsdp": 2,
 }
+_STRETCHED = {"model.rope_scaling": "yarn", "model.rope_original_length": 64}
 BESIDE = {  # what has to be there for a value to be allowed at all
+    "model.rope_factor": _STRETCHED,
+    "model.rope_original_length": _STRETCHED,
+    "model.rope_attention_factor": _STRETCHED,
+    "model.layers_without_window": {"model.sliding_window": 8},
+    "model.window_rope_theta": {"model.sliding_window": 8},
     "train.init_step": {"train.init_from": "elsewhere"},
     "train.branch_step": {"train.branch_from": "elsewhere"},
     "train.lora.rank": {"train.init_from": "elsewhere"},
@@ -154,7 +173,9 @@ def test_a_changed_field_is_free_or_refused_with_both_values_and_a_named_one_is_
     allowing = dataclasses.replace(settings, train=dataclasses.replace(settings.train, allow_changed=tuple(beside)))
     if name in BY_NAME | SCHEDULE:
         found = accepted_changes(recorded(36), allowing, "rows", run="run")
-        assert (name, new, old) in [(change.field, change.now, change.before) for change in found]
+        assert (name, *map(shown, (new, old))) in [
+            (change.field, shown(change.now), shown(change.before)) for change in found
+        ]
     else:
         with pytest.raises(InputError, match=name):
             accepted_changes(recorded(36), allowing, "rows", run="run")
@@ -168,6 +189,9 @@ def test_every_field_is_of_one_kind():
     assert fixed == {
         *(f"model.{name}" for name in ("vocab_size", "hidden_size", "intermediate_size", "num_layers", "num_heads")),
         *("model.num_kv_heads", "model.tie_embeddings", "model.initializer_range", "train.batch_size"),
+        *(f"model.{name}" for name in ("head_dim", "qkv_bias", "output_bias", "mlp_bias", "qk_norm", "norm_order")),
+        *(f"model.{name}" for name in ("norm_offset", "activation", "partial_rotary_factor", "logits_divisor")),
+        *(f"model.{name}_multiplier" for name in ("embedding", "residual", "attention")),
         *("train.init_from", "train.init_step", "train.branch_from", "train.branch_step"),
         *("train.lora.rank", "train.lora.matrices"),
     }

@@ -1,30 +1,44 @@
 """The configuration of a Llama: sizes, numerics and how its layers are run. Does not import JAX."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 import functools
+from typing import Any
 
+from diversity_jax.core.config import ADDED, fields_for_keys
 from diversity_jax.core.errors import InputError
 
 ATTENTION = ("auto", "chunked", "cudnn", "splash", "reference")
 REMAT = ("none", "full", "save_matmuls", "offload")
 COMPUTE_DTYPES = ("bfloat16", "float32")
+ROPE_SCALINGS = ("none", "linear", "dynamic", "llama3", "yarn")
+QK_NORMS, NORM_ORDERS, ACTIVATIONS = ("none", "head", "full"), ("pre", "post", "both"), ("silu", "gelu_tanh")
 ATTENTION_MATRICES, MLP_MATRICES = ("query", "key", "value", "output"), ("gate", "up", "down")
 _SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_layers", "num_heads", "max_length", "loss_chunk_bytes")
+_POSITIVE = (
+    *("rope_theta", "rms_norm_eps", "initializer_range", "head_dim", "partial_rotary_factor", "rope_original_length"),
+    *("rope_slow_turns", "rope_fast_turns", "rope_attention_factor", "window_rope_theta", "embedding_multiplier"),
+    *("residual_multiplier", "attention_multiplier", "logits_divisor"),
+)
+_CHOICES = {
+    **{"attention": ATTENTION, "remat": REMAT, "compute_dtype": COMPUTE_DTYPES, "rope_scaling": ROPE_SCALINGS},
+    **{"qk_norm": QK_NORMS, "norm_order": NORM_ORDERS, "activation": ACTIVATIONS},
+}
 
 
 @dataclass(frozen=True, kw_only=True)
 class LlamaConfig:
-    """A decoder-only transformer: RMSNorm, SwiGLU, rotary positions (half-split), grouped-query attention, no biases.
+    """A decoder-only transformer: RMSNorm, gated feed-forward, rotary positions (half-split), grouped-query attention.
 
-    Parameters are float32; `compute_dtype` is the type of the matrix products. Attention's softmax, the norms'
-    statistics and the loss are always float32.
+    By its defaults the first Llama; the fields from `head_dim` on are what its successors changed. Parameters are
+    float32; `compute_dtype` is the type of the matrix products. Attention's softmax, the norms' statistics and the loss
+    are always float32.
     """
 
     vocab_size: int  # token ids, 0 <= id < vocab_size
     hidden_size: int  # D
     intermediate_size: int  # F, inner size of the feed-forward part
     num_layers: int
-    num_heads: int  # H query heads; hidden_size / num_heads is the size of a head
+    num_heads: int  # H query heads
     num_kv_heads: int | None = None  # K key/value heads, each shared by H / K query heads; None: as many as num_heads
     max_length: int = 2048  # tokens; longest sequence the model is meant for
     rope_theta: float = 10000.0  # base of the rotary wavelengths
@@ -44,17 +58,55 @@ class LlamaConfig:
     compute_dtype: str = "bfloat16"  # "bfloat16" or "float32"
     # Float32 logits that may exist at once on a device; the loss works through the sequence in chunks of this size.
     loss_chunk_bytes: int = 256 << 20
+    # Dh, the size of a head; None: hidden_size / num_heads.
+    head_dim: int | None = field(default=None, metadata=ADDED)
+    qkv_bias: bool = field(default=False, metadata=ADDED)  # queries, keys and values have biases (Qwen2)
+    output_bias: bool = field(default=False, metadata=ADDED)  # attention's output has one
+    mlp_bias: bool = field(default=False, metadata=ADDED)  # gate, up and down have biases
+    # RMSNorm of queries and keys before they turn: "none", "head" (each head by itself: Qwen3), "full" (OLMo 2).
+    qk_norm: str = field(default="none", metadata=ADDED)
+    # Where a layer normalises: "pre" (what attention and feed-forward read), "post" (what they give: OLMo 2), "both".
+    norm_order: str = field(default="pre", metadata=ADDED)
+    # Added to the weights of all norms, so that they decay towards it instead of 0 (Gemma: 1).
+    norm_offset: float = field(default=0.0, metadata=ADDED)
+    activation: str = field(default="silu", metadata=ADDED)  # of the gate: "silu" or "gelu_tanh"
+    # Layers, counted from 0, that attend to all tokens in spite of `sliding_window`.
+    layers_without_window: tuple[int, ...] = field(default=(), metadata=ADDED)
+    # Layers, counted from 0, whose queries and keys do not turn (SmolLM3).
+    layers_without_rotary: tuple[int, ...] = field(default=(), metadata=ADDED)
+    # Share of a head that turns; its first elements do (Phi-4-mini: 0.75).
+    partial_rotary_factor: float = field(default=1.0, metadata=ADDED)
+    # How wavelengths are stretched for long texts: "none", "linear" (all alike), "llama3" and "yarn" (long ones only),
+    # "dynamic" (with the length of the sequence, once it exceeds rope_original_length).
+    rope_scaling: str = field(default="none", metadata=ADDED)
+    rope_factor: float = field(default=1.0, metadata=ADDED)  # how many times longer a stretched wavelength is
+    # Tokens of the sequences that the model was trained on before; llama3, yarn and dynamic need it.
+    rope_original_length: int | None = field(default=None, metadata=ADDED)
+    # Of llama3 and yarn: what turns less often than this within the original length is stretched in full ...
+    rope_slow_turns: float = field(default=1.0, metadata=ADDED)
+    # ... and what turns more often than this not at all; None: 4 for llama3, 32 for yarn.
+    rope_fast_turns: float | None = field(default=None, metadata=ADDED)
+    # Of yarn: what turned queries and keys are multiplied by; None: 0.1 ln(rope_factor) + 1.
+    rope_attention_factor: float | None = field(default=None, metadata=ADDED)
+    # Base of the wavelengths of layers with a window, which are then not stretched (Gemma 3, OLMo 3); None: as others'.
+    window_rope_theta: float | None = field(default=None, metadata=ADDED)
+    embedding_multiplier: float = field(default=1.0, metadata=ADDED)  # of the embeddings (Granite, Gemma)
+    residual_multiplier: float = field(default=1.0, metadata=ADDED)  # of what each part adds to the stream (Granite)
+    # Of the scores before the softmax (Granite, Gemma 3); None: head_size ** -0.5.
+    attention_multiplier: float | None = field(default=None, metadata=ADDED)
+    logits_divisor: float = field(default=1.0, metadata=ADDED)  # the logits are divided by it (Granite)
 
     def __post_init__(self) -> None:
         if self.attention == "xla":
             object.__setattr__(self, "attention", "chunked")
-        for field in _SIZES:
-            if getattr(self, field) < 1:
-                raise InputError(f"model.{field}={getattr(self, field)}: must be at least 1")
-        if self.hidden_size % (2 * self.num_heads):
+        self._unify()
+        for name in _SIZES:
+            if getattr(self, name) < 1:
+                raise InputError(f"model.{name}={getattr(self, name)}: must be at least 1")
+        if self.head_dim is None and self.hidden_size % (2 * self.num_heads):
             raise InputError(
                 f"model.hidden_size={self.hidden_size}: must be a multiple of 2 * num_heads={2 * self.num_heads} "
-                "(rotary positions turn pairs)"
+                "(rotary positions turn pairs), unless model.head_dim is set"
             )
         if self.num_kv_heads is not None and (self.num_kv_heads < 1 or self.num_heads % self.num_kv_heads):
             raise InputError(f"model.num_kv_heads={self.num_kv_heads}: must divide num_heads={self.num_heads}")
@@ -62,22 +114,82 @@ class LlamaConfig:
             raise InputError(f"model.sliding_window={self.sliding_window}: must be at least 1, or None for all tokens")
         if not 0 <= self.dropout < 1:
             raise InputError(f"model.dropout={self.dropout}: must be at least 0 and below 1")
-        for field in ("rope_theta", "rms_norm_eps", "initializer_range"):
-            if not getattr(self, field) > 0:
-                raise InputError(f"model.{field}={getattr(self, field)}: must be above 0")
-        for field, choices in (("attention", ATTENTION), ("remat", REMAT), ("compute_dtype", COMPUTE_DTYPES)):
-            if getattr(self, field) not in choices:
-                raise InputError(f"model.{field}={getattr(self, field)!r}: must be one of {', '.join(choices)}")
+        for name in _POSITIVE:
+            if (value := getattr(self, name)) is not None and not value > 0:
+                raise InputError(f"model.{name}={value}: must be above 0")
+        for name, choices in _CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise InputError(f"model.{name}={getattr(self, name)!r}: must be one of {', '.join(choices)}")
         if self.dropout and self.attention in ("cudnn", "splash"):
             raise InputError(
                 f"model.attention={self.attention!r}: this kernel cannot drop attention probabilities; set "
                 f"model.dropout=0 (now {self.dropout}) or model.attention='chunked'"
             )
+        self._check_layers()
+        self._check_rotary()
+
+    def _unify(self) -> None:
+        """Writes in one form what can be written in two, so that equal models have equal configurations."""
+        if self.hidden_size == (self.head_dim or 0) * self.num_heads:
+            object.__setattr__(self, "head_dim", None)
+        for name in ("layers_without_window", "layers_without_rotary"):
+            object.__setattr__(self, name, tuple(sorted(set(getattr(self, name)))))
+        if self.sliding_window is None:
+            object.__setattr__(self, "layers_without_window", ())
+
+    def _check_layers(self) -> None:
+        for name in ("layers_without_window", "layers_without_rotary"):
+            if wrong := [number for number in getattr(self, name) if not 0 <= number < self.num_layers]:
+                raise InputError(f"model.{name}: there is no layer {wrong[0]}; they count from 0 to num_layers - 1")
+        if self.window_rope_theta is not None and self.sliding_window is None:
+            raise InputError("model.window_rope_theta: no layer has a window; set model.sliding_window too")
+
+    def _check_rotary(self) -> None:
+        if self.rotary_size < 2 or self.rotary_size % 2 or self.partial_rotary_factor > 1:
+            raise InputError(
+                f"model.head_dim={self.head_size}, model.partial_rotary_factor={self.partial_rotary_factor}: "
+                f"{self.rotary_size} elements of a head would turn; rotary positions turn pairs"
+            )
+        if self.rope_scaling == "none":
+            if (self.rope_factor, self.rope_original_length, self.rope_attention_factor) != (1.0, None, None):
+                raise InputError("model.rope_factor: has no effect with model.rope_scaling='none'; set that too")
+            return
+        if self.rope_factor < 1:
+            raise InputError(f"model.rope_factor={self.rope_factor}: must be at least 1: wavelengths are stretched")
+        if self.rope_original_length is None and self.rope_scaling != "linear":
+            raise InputError(
+                f"model.rope_original_length=None: model.rope_scaling={self.rope_scaling!r} needs to know the length "
+                "that the model was trained on before"
+            )
+        if self.fast_turns <= self.rope_slow_turns:
+            raise InputError(
+                f"model.rope_fast_turns={self.fast_turns}: must be above rope_slow_turns={self.rope_slow_turns}"
+            )
 
     @property
     def head_size(self) -> int:
         """Dh, the size of one attention head."""
-        return self.hidden_size // self.num_heads
+        return self.head_dim or self.hidden_size // self.num_heads
+
+    @property
+    def rotary_size(self) -> int:
+        """Elements of a head that turn, the first ones."""
+        return int(self.head_size * self.partial_rotary_factor)
+
+    @property
+    def fast_turns(self) -> float:
+        """`rope_fast_turns`, or what it stands for."""
+        return self.rope_fast_turns or {"yarn": 32.0}.get(self.rope_scaling, 4.0)
+
+    def layer_window(self, layer: int) -> int | None:
+        """Tokens that a layer looks back on, the token itself among them; None: all."""
+        return None if layer in self.layers_without_window else self.sliding_window
+
+    @property
+    def changed_switches(self) -> dict[str, Any]:
+        """The fields from `head_dim` on that differ from the first Llama's, by name: for export and for keys."""
+        added = {name for name, entry in self.__dataclass_fields__.items() if "added" in entry.metadata}
+        return {name: value for name, value in fields_for_keys(self).items() if name in added}
 
     @property
     def kv_heads(self) -> int:
@@ -91,10 +203,20 @@ class LlamaConfig:
         return attention + 3 * self.hidden_size * self.intermediate_size
 
     @property
+    def layer_vector_parameters(self) -> int:
+        """Parameters in the norms and biases of one layer."""
+        queries, keys = self.num_heads * self.head_size, self.kv_heads * self.head_size
+        norms = self.hidden_size * (4 if self.norm_order == "both" else 2)
+        norms += {"none": 0, "head": 2 * self.head_size, "full": queries + keys}[self.qk_norm]
+        attention = (queries + 2 * keys) * self.qkv_bias + self.hidden_size * self.output_bias
+        return norms + attention + (2 * self.intermediate_size + self.hidden_size) * self.mlp_bias
+
+    @property
     def parameter_count(self) -> int:
         """All trained numbers; tied embeddings count once."""
         embeddings = self.vocab_size * self.hidden_size * (1 if self.tie_embeddings else 2)
-        return embeddings + self.num_layers * (self.layer_matrix_parameters + 2 * self.hidden_size) + self.hidden_size
+        layers = self.num_layers * (self.layer_matrix_parameters + self.layer_vector_parameters)
+        return embeddings + layers + self.hidden_size
 
 
 @dataclass(frozen=True, kw_only=True)

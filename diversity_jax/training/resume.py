@@ -35,7 +35,11 @@ FREE = {"model.max_length", *(f"train.{name}" for name in _FREE_OF_TRAIN)}
 _RATE = ("learning_rate", "warmup_steps", "total_steps", "schedule", "decay_share", "final_ratio")
 SCHEDULE = {"train.steps", *(f"optimizer.{name}" for name in _RATE)}
 _ROUNDING = ("scan_layers", "remat", "attention", "loss_chunk_bytes")  # of the model: how it is computed
-_FUNCTION = ("rope_theta", "rms_norm_eps", "sliding_window", "dropout", "compute_dtype")
+_FUNCTION = (
+    *("rope_theta", "rms_norm_eps", "sliding_window", "dropout", "compute_dtype", "layers_without_window"),
+    *("layers_without_rotary", "rope_scaling", "rope_factor", "rope_original_length", "rope_slow_turns"),
+    *("rope_fast_turns", "rope_attention_factor", "window_rope_theta"),
+)
 BY_NAME = {
     *(f"model.{name}" for name in (*_ROUNDING, *_FUNCTION)),
     *(f"optimizer.{name}" for name in ("beta1", "beta2", "weight_decay", "clip_norm", "epsilon")),
