@@ -195,7 +195,15 @@ def config_from_hugging_face(folder: str | os.PathLike, **overrides: Any) -> Lla
       InputError: it is no Llama, or one with a part that this model does not have; the message names the entry.
     """
     path = Path(folder) / "config.json"
-    theirs = read_json(path)
+    return config_from_entries(path, read_json(path), **overrides)
+
+
+def config_from_entries(path: Path, theirs: Any, **overrides: Any) -> LlamaConfig:
+    """As `config_from_hugging_face`, from the content of a `config.json`; `path` is what errors name.
+
+    Raises:
+      InputError: as there.
+    """
     if not isinstance(theirs, dict):
         raise InputError(f"{path}: is not an object; expected the configuration of a LlamaForCausalLM")
     theirs = {"max_position_embeddings": 2048} | theirs
@@ -338,7 +346,15 @@ def import_hugging_face(folder: str | os.PathLike, **overrides: Any) -> tuple[Ll
     """
     folder = Path(folder)
     config = config_from_hugging_face(folder, **overrides)
-    tensors = _read_folder(folder)
+    return config, params_from_tensors(folder, config, _read_folder(folder))
+
+
+def params_from_tensors(folder: Path, config: LlamaConfig, tensors: dict[str, Tensor]) -> dict[str, Any]:
+    """Float32 numpy parameters in our layout from tensors under Hugging Face's names; `folder` is what errors name.
+
+    Raises:
+      InputError: one is missing, of another shape or not part of this model.
+    """
     if config.tie_embeddings and (head := tensors.pop(_TOP["head"], None)) is not None:
         embed = tensors.get(_TOP["embed"])
         if embed is None or not np.array_equal(head.values(), embed.values()):
@@ -358,7 +374,7 @@ def import_hugging_face(folder: str | os.PathLike, **overrides: Any) -> tuple[Ll
                 tree[leaf][layer] = _to_ours(name, tensors[f"model.layers.{layer}.{_LAYER[name]}"].values(), shape)
         else:
             tree[leaf] = np.ascontiguousarray(_to_ours(name, tensors[_TOP[name]].values(), shape), np.float32)
-    return config, params
+    return params
 
 
 def _read_folder(folder: Path) -> dict[str, Tensor]:
