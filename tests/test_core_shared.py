@@ -9,7 +9,7 @@ import time
 import pytest
 
 from diversity_jax.core import progress
-from diversity_jax.core.artifacts import ArtifactStore, FolderLocked, exclusive_lock, locked_folder
+from diversity_jax.core.artifacts import ArtifactStore, FolderLocked, exclusive_lock, locked_folder, process_namespace
 from diversity_jax.core.errors import InputError
 from diversity_jax.core.files import (
     DiskFull,
@@ -82,15 +82,19 @@ def test_a_locked_folder_is_left_as_it_was_found(tmp_path):
         pass
 
 
+DEAD = f"process 999999999 on {socket.gethostname()}"
+
+
 @pytest.mark.parametrize(
     ("lock", "is_taken_over"),
     [
         ({"holder": "process 1 on elsewhere", "renewed": 1e6}, False),
         ({"holder": "process 1 on elsewhere", "renewed": -61}, True),
         ({"holder": f"process {os.getpid()} on {socket.gethostname()}", "renewed": 0}, False),
-        ({"holder": f"process 999999999 on {socket.gethostname()}", "renewed": 0}, True),
+        ({"holder": DEAD, "processes": process_namespace(), "renewed": 0}, True),
+        ({"holder": DEAD, "processes": "pid:[1]", "renewed": 0}, False),
     ],
-    ids=["another machine's", "not renewed", "a living process's", "a dead process's"],
+    ids=["another machine's", "not renewed", "a living process's", "a dead process's", "another container's"],
 )
 def test_a_lock_in_a_bucket_outlives_no_process(lock, is_taken_over):
     folder = "memory://locks/run"

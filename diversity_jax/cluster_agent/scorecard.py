@@ -200,7 +200,7 @@ class Scorecard:
             fields[name] = value[name] if missing else Estimate.from_json(value[name], f"{where}: {name}")
         try:
             fields["series"] = Groupings(**value["series"])
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, OverflowError) as error:
             raise InputError(f"{where}: series: {error}") from None
         if fields.get("verdict") is not None:
             fields["verdict"] = Verdict.from_json(fields["verdict"], f"{where}: verdict")

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 import contextlib
+import errno
 import fcntl
 import logging
 import os
@@ -70,7 +71,12 @@ def exclusive_lock(path: str | os.PathLike, message: str, *, wait_seconds: float
 
 def _try_lock(path: Path) -> int | None:
     make_folder(path.parent)
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        raise InputError(f"{path}: is a link, which no lock may be; remove it") from None
     with contextlib.suppress(BlockingIOError, FileNotFoundError):
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if os.fstat(descriptor).st_ino == path.stat().st_ino:  # otherwise its former holder has removed the file
@@ -123,7 +129,7 @@ def _leased(url: str, message: str) -> Iterator[None]:
     machine that has ended, at once.
     """
     holder = f"process {os.getpid()} on {socket.gethostname()}"
-    mine = {"holder": holder, "lease": uuid.uuid4().hex}
+    mine = {"holder": holder, "processes": process_namespace(), "lease": uuid.uuid4().hex}
 
     def content() -> bytes:
         return canonical_json({**mine, "renewed": time.time()}).encode()
@@ -158,9 +164,18 @@ def _leased(url: str, message: str) -> Iterator[None]:
 def _is_abandoned(lock: Mapping[str, Any]) -> bool:
     """Whether a lock in a bucket is of a process that has ended."""
     process, host = lock["holder"].removeprefix("process ").split(" on ", 1)
-    if host == socket.gethostname() and not _is_running(int(process)):
+    sees_process = host == socket.gethostname() and lock.get("processes") == process_namespace()
+    if sees_process and not _is_running(int(process)):
         return True
     return time.time() - lock["renewed"] > _EXPIRE_SECONDS
+
+
+def process_namespace() -> str:
+    """Tells containers on one machine apart, whose processes do not see each other; empty where the kernel has none."""
+    try:
+        return os.readlink("/proc/self/ns/pid")
+    except OSError:
+        return ""
 
 
 def _is_running(process: int) -> bool:

@@ -1,4 +1,5 @@
-"""Typed configurations: `--config FILE.py` and overrides `--config.field=value` for every field, by ml_collections.
+"""Typed configurations: `--config FILE.py` and overrides `--config.field=value` for every field, by ml_collections;
+and dataclasses read from JSON.
 
 Configurations are frozen dataclasses that check themselves when they are made. Overrides are applied to a mutable twin
 of the same fields and types, from which the frozen ones are made again, so that the checks see all values in place.
@@ -218,3 +219,70 @@ def plain_for_keys(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {name: plain_for_keys(item) for name, item in value.items()}
     return type(value)(map(plain_for_keys, value)) if isinstance(value, list | tuple) else value
+
+
+T = typing.TypeVar("T")
+
+
+def from_json(kind: type[T], value: Any, where: str, **given: Any) -> T:
+    """A dataclass from its fields as JSON values, of which every one is checked against its type.
+
+    Args:
+      where: the file, and the field in it where that is not the whole; begins every error line.
+      given: fields that the JSON does not hold.
+
+    Raises:
+      InputError: a field is missing, unknown or of another type, or a number is not finite or beyond 64 bits.
+    """
+    if not isinstance(value, dict):
+        raise InputError(f"{where}: is {_json_kind(value)}; expected an object")
+    hints, fields = typing.get_type_hints(kind), {field.name: field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    if unknown := [name for name in value if name not in fields or name in given]:
+        raise InputError(f"{where}: has a field {unknown[0][:80]!r} that is not known here")
+    missing = [
+        name
+        for name, field in fields.items()
+        if name not in value and name not in given and _default(field) is dataclasses.MISSING
+    ]
+    if missing:
+        raise InputError(f"{where}: has no field {missing[0]!r}")
+    return kind(**{name: _typed(hints[name], item, f"{where}: {name}") for name, item in value.items()}, **given)
+
+
+def _typed(hint: Any, value: Any, where: str) -> Any:
+    """The value as its type has it: tuples for lists, dataclasses for objects."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if hint is Any:
+        return value
+    if origin in (types.UnionType, typing.Union):
+        if value is None and type(None) in arguments:
+            return None
+        return _typed(next(part for part in arguments if part is not type(None)), value, where)
+    if dataclasses.is_dataclass(hint):
+        return from_json(typing.cast(type, hint), value, where)
+    if origin in (tuple, list, Sequence) and isinstance(value, list):
+        items = [_typed(arguments[0] if arguments else Any, item, f"{where}[{i}]") for i, item in enumerate(value)]
+        return items if origin is list else tuple(items)
+    if origin in (dict, Mapping) and isinstance(value, dict):
+        return {name: _typed(arguments[1], item, f"{where}[{name[:80]!r}]") for name, item in value.items()}
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if hint is float and is_number and abs(value) < _LARGEST:
+        return value
+    if hint is int and is_number and isinstance(value, int) and -(2**63) <= value < 2**63:
+        return value
+    if hint in (str, bool) and isinstance(value, hint):
+        return value
+    wanted = getattr(origin or hint, "__name__", str(hint))
+    raise InputError(f"{where} is {_json_kind(value)}; expected {_JSON_NAMES.get(wanted, wanted)}")
+
+
+_LARGEST = sys.float_info.max
+_JSON_NAMES = {"int": "a whole number", "float": "a number", "str": "text", "bool": "true or false"}
+_JSON_NAMES |= {"tuple": "a list", "list": "a list", "Sequence": "a list", "dict": "an object", "Mapping": "an object"}
+
+
+def _json_kind(value: Any) -> str:
+    """A JSON value's type, and the value where it is short."""
+    if value is None or isinstance(value, bool | int | float):
+        return str(value)[:40].lower()
+    return _JSON_NAMES.get(type(value).__name__, type(value).__name__)

@@ -1,9 +1,18 @@
 """The one exception that means "what you gave us is wrong"."""
 
+import re
+
+_LONG_WORD = re.compile(r"(\S{150})\S{150,}(\S{100})")
+_BREAKS = re.compile(r"[\r\n\v\f\x1b\x85\u2028\u2029]+")
+
 
 class InputError(ValueError):
     """Bad input from outside: a path, a file's content, a setting, an answer of a server.
 
     The message is one line that says what is wrong, where (file and line, or configuration field) and what to do
-    about it. Entry points print that line and exit with status 2; a traceback means a defect of this project.
+    about it. Entry points print that line and exit with status 2; a traceback means a defect of this project. Values
+    that it quotes are kept to the line: of words above 400 characters the middle is left out.
     """
+
+    def __str__(self) -> str:
+        return _LONG_WORD.sub(r"\1...\2", _BREAKS.sub(" ", super().__str__()))

@@ -15,6 +15,7 @@ import re
 import shutil
 import sys
 from typing import IO, Any
+import uuid
 import zlib
 
 from diversity_jax.core.errors import InputError
@@ -179,25 +180,26 @@ def writing(path: str | os.PathLike, mode: str = "wb") -> Iterator[IO[Any]]:
 
 @contextlib.contextmanager
 def _replacing(path: Path) -> Iterator[IO[bytes]]:
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     if path.is_dir():
         raise InputError(f"{path}: is a folder; name a file")
-    try:
-        with full_disk_named(path):
-            make_folder(path.parent)
-            with _opened(partial) as file:
+    # Random, since writers in containers that share a folder all have the same process id.
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:16]}.partial")
+    with full_disk_named(path):
+        make_folder(path.parent)
+        with _created(partial) as file:
+            try:
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
-            os.replace(partial, path)
-    finally:
-        with contextlib.suppress(NotADirectoryError):
-            partial.unlink(missing_ok=True)
+                os.replace(partial, path)
+            finally:
+                partial.unlink(missing_ok=True)
 
 
-def _opened(path: Path) -> IO[bytes]:
+def _created(path: Path) -> IO[bytes]:
+    """A new file, never one that is there already, nor one that a link of this name leads to."""
     try:
-        return open(path, "wb")
+        return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666), "wb")
     except OSError as error:
         if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise
@@ -286,6 +288,30 @@ def file_bytes(path: str | os.PathLike) -> int:
 def join_path(folder: str | os.PathLike, name: str) -> Path | str:
     """`folder/name`, where the folder is local or a URL, which a `Path` would spoil."""
     return f"{os.fspath(folder).rstrip('/')}/{name}" if is_remote(folder) else Path(folder) / name
+
+
+def path_inside(folder: str | os.PathLike, name: Any, where: str) -> Path | str:
+    """`folder/name` for a name that was read from a file, which must not lead out of the folder.
+
+    Links are followed. A model that the Hugging Face hub's cache holds consists of links into the `blobs` beside it.
+
+    Args:
+      where: the file and field that the name stands in.
+
+    Raises:
+      InputError: it is no relative path, or leads out of the folder.
+    """
+    parts = name.split("/") if isinstance(name, str) else [""]
+    plain = all(part not in ("", ".", "..") and part.isprintable() and len(part) < 256 for part in parts)
+    if not plain or "\\" in name or is_remote(name):
+        raise InputError(f"{where}: {str(name)[:80]!r} is not the name of a file in {folder}; fetch or make it again")
+    path = join_path(folder, name)
+    if isinstance(path, Path):
+        inside = Path(os.path.realpath(folder))
+        allowed = [inside, inside.parents[1] / "blobs"] if inside.parent.name == "snapshots" else [inside]
+        if not any(Path(os.path.realpath(path)).is_relative_to(root) for root in allowed):
+            raise InputError(f"{where}: {path} is a link that leads out of the folder; put the file itself there")
+    return path
 
 
 def exists(path: str | os.PathLike) -> bool:

@@ -13,7 +13,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import numpy as np
 
 from diversity_jax.core.errors import InputError
-from diversity_jax.core.files import read_json
+from diversity_jax.core.files import path_inside, read_json
 from diversity_jax.evaluation.loglikelihood import Scorer
 from diversity_jax.model.config import LlamaConfig
 from diversity_jax.model.convert import read_model
@@ -166,7 +166,8 @@ def _tokenizer_of_run(folder: Path) -> ModelTokenizer:
     vocabulary = read_json(mixture / "mixture.json").get("vocabulary")
     if not manifests or not isinstance(vocabulary, Mapping):
         raise InputError(f"{mixture / 'mixture.json'}: has no prepared component; name the model's tokenizer")
-    files = [manifests[0].parent / file for file in vocabulary["files"]]
+    where = f"{mixture / 'mixture.json'}: vocabulary.files"
+    files = [Path(path_inside(manifests[0].parent, file, where)) for file in vocabulary["files"]]
     path = "bytes" if vocabulary["kind"] == "bytes" else str(files[0] if len(files) == 1 else files[0].parent)
     end_of_text = (run_settings(folder).get("mixture") or {}).get("end_of_text")
     tokenizer = load_tokenizer(path, end_of_text=end_of_text)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from diversity_jax.core.errors import InputError
-from diversity_jax.core.files import read_json, writing
+from diversity_jax.core.files import path_inside, read_json, writing
 from diversity_jax.evaluation.tasks import BY_TASK
 
 Z_95 = 1.959963984540054  # 97.5 % quantile of the normal distribution
@@ -92,7 +92,7 @@ def read_samples(folder: Path, name: str) -> list[dict[str, Any]]:
     Raises:
       InputError: the file is missing or damaged.
     """
-    path = folder / "samples" / f"{name}.jsonl.gz"
+    path = path_inside(folder / "samples", f"{name}.jsonl.gz", f"{folder / 'results.json'}: tasks")
     try:
         with gzip.open(path, "rt", encoding="utf-8") as file:
             return [json.loads(line) for line in file]

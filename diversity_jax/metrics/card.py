@@ -179,6 +179,7 @@ class MetricsCard:
         try:
             for name in ("metrics", "controlled"):
                 fields[name] = {metric: Figure(**figure) for metric, figure in fields[name].items()}
+            fields["warnings"] = [str(warning) for warning in fields["warnings"]]
             scorecard = cls(**fields)
         except (TypeError, AttributeError, KeyError, InputError) as error:
             raise InputError(f"{where}: is damaged ({error}); measure the corpus again") from None

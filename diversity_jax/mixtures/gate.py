@@ -40,7 +40,9 @@ class Measurement:
         """Reads `dataclasses.asdict`; raises TypeError or KeyError where a field is missing or unknown."""
         ratios = {reference: Estimate(**ratio) for reference, ratio in value["ratios"].items()}
         clusters = Estimate(**value["effective_clusters"])
-        return cls(**{**value, "effective_clusters": clusters, "ratios": ratios})
+        references = {name: str(reference) for name, reference in value["reference_hashes"].items()}
+        figures = {"effective_clusters": clusters, "ratios": ratios, "reference_hashes": references}
+        return cls(**{**value, **figures})
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,10 +7,12 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 import os
 from pathlib import Path
+import re
 from typing import Any, Self
 
 import numpy as np
 
+from diversity_jax.core.config import from_json
 from diversity_jax.core.errors import InputError
 from diversity_jax.core.files import content_hash, read_json, write_json
 from diversity_jax.mixtures.schedule import EpochShuffle, Schedule
@@ -236,9 +238,11 @@ class Mixture:
         try:
             if value["version"] != FORMAT_VERSION:
                 raise InputError(f"{path}: format {value['version']} is not {FORMAT_VERSION}; build the mixture again")
+            if type(value["sequence_length"]) is not int or type(value["seed"]) is not int:
+                raise ValueError("sequence_length or seed is no whole number")
             mixture = cls(
                 components=tuple(_component(path.parent, part) for part in value["components"]),
-                vocabulary=VocabularyInfo.from_json(value["vocabulary"]),
+                vocabulary=from_json(VocabularyInfo, value["vocabulary"], f"{path}: vocabulary"),
                 folder=path.parent,
                 nested=value["ingredients"],
                 repeat_shuffle=value.get("repeat_shuffle", False),  # of a later version than the first
@@ -264,13 +268,21 @@ class Mixture:
 
 
 def _component(folder: Path, value: Mapping[str, Any]) -> MixtureComponent:
+    if not re.fullmatch(r"[\w.]+", value["name"], re.ASCII):
+        raise ValueError(f"component name {value['name']!r}")
+    # It may lie outside the mixture's folder, where the component was prepared or is part of another mixture.
     path = Path(os.path.normpath(folder / value["manifest"])) if value["manifest"] else None
+    if path and path.name != "manifest.json":
+        raise ValueError(f"manifest {value['manifest']!r}")
+    share = Fraction(value["share_granted_exact"])
+    if not 0 <= share <= 1 or (share and path is None):
+        raise ValueError(f"component {value['name']}: share {share} of {path}")
     manifest = Manifest.load(path) if path else None
     if manifest and manifest.content_hash != value["manifest_hash"]:
         raise InputError(f"{path}: was changed after the mixture was built; restore it, or build the mixture again")
     return MixtureComponent(
         share_asked=Fraction(value["share_asked_exact"]),
-        share_granted=Fraction(value["share_granted_exact"]),
+        share_granted=share,
         manifest=manifest,
         **{name: value[name] for name in ("name", "kind", "decision", "part_of")},
     )

@@ -12,13 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from diversity_jax.cluster_agent import Scorecard
+from diversity_jax.core.config import from_json
 from diversity_jax.core.errors import InputError
 from diversity_jax.core.files import read_json
-from diversity_jax.corpus import CorpusConfig
-from diversity_jax.mixtures.config import Component, GatePolicy, MixtureConfig
+from diversity_jax.mixtures.config import Component, MixtureConfig
 from diversity_jax.mixtures.gate import Decision, Measurement, decide, measure
 from diversity_jax.mixtures.shares import AvailableRows, GateResult, granted_shares
-from diversity_jax.prepare.config import Chat, Filtering
 
 _TOLERANCE = 1e-9  # figures taken anew from scorecards may differ in their last digits between builds of NumPy
 
@@ -57,10 +56,14 @@ class _Recorded:
     @classmethod
     def read(cls, value: Mapping[str, Any], granted: Mapping[str, Fraction]) -> "_Recorded":
         contents = value.get("contents", [(None, None)] * len(value["rows"]))  # older files have none
+        action, factor = value["decision"]["action"], float(value["decision"]["factor"])
+        numbers = [rows for _, rows in value["rows"]] + [number for pair in contents for number in pair]
+        if not all(number is None or type(number) is int for number in numbers):
+            raise ValueError("rows or contents are no whole numbers")
         return cls(
             name=value["name"],
             measurement=Measurement.from_json(value["measured"]) if value["measured"] else None,
-            decision=value["decision"],
+            decision={"action": str(action), "factor": factor},
             rows=[
                 AvailableRows(share=Fraction(share), rows=rows, tokens=tokens, documents=documents)
                 for (share, rows), (tokens, documents) in zip(value["rows"], contents, strict=True)
@@ -119,10 +122,10 @@ def _read(path: Path) -> tuple[MixtureConfig, list[_Recorded]]:
     """The mixture that was asked for, and what the file records of each of its components."""
     value = read_json(path)
     try:
-        asked = config_from_json(value["asked"])
+        asked = from_json(MixtureConfig, value["asked"], f"{path}: asked")
         granted = {part["name"]: Fraction(part["share_granted_exact"]) for part in value["components"]}
         recorded = [_Recorded.read(entry, granted) for entry in value["gate"]]
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, ZeroDivisionError) as error:
         if isinstance(error, InputError):
             raise
         raise InputError(f"{path}: records no decisions to replay ({error!r}); build the mixture again") from None
@@ -135,23 +138,6 @@ def gate_result(decision: Decision, measurement: Measurement | None, rows: Seque
     """What allocation takes into account of a component."""
     clusters = None if measurement is None else measurement.effective_clusters.value
     return GateResult(factor=decision.factor, effective_clusters=clusters, rows=tuple(rows))
-
-
-def config_from_json(value: Mapping[str, Any]) -> MixtureConfig:
-    """The mixture configuration that `config_to_json` wrote down."""
-    components = tuple(
-        Component(**{**part, "corpus": CorpusConfig(**part["corpus"]), "policy": GatePolicy(**part["policy"])})
-        for part in value["components"]
-    )
-    ratio, filtering = value["real_to_synthetic"], value.get("hygiene", {})
-    filtering = {name: tuple(item) if isinstance(item, list) else item for name, item in filtering.items()}
-    changed = {
-        "components": components,
-        "real_to_synthetic": tuple(ratio) if ratio else None,
-        "hygiene": Filtering(**filtering),
-        "chat": Chat(**value.get("chat", {})),
-    }
-    return MixtureConfig(**{**value, **changed})
 
 
 def config_to_json(config: MixtureConfig) -> dict[str, Any]:

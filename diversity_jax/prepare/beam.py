@@ -127,9 +127,18 @@ def _publish(job: Job) -> str:
 
 @functools.lru_cache(maxsize=1)
 def _job(path: str) -> Job:
-    """The job, read once by each process and shared by its threads."""
+    """The job, read once by each process and shared by its threads.
+
+    Its name, which comes with the pipeline, is the hash of what the launcher wrote: nothing else is unpickled.
+
+    Raises:
+      InputError: the file was changed.
+    """
     with open_file(path) as file:
-        return pickle.loads(file.read())
+        data = file.read()
+    if hashlib.sha256(data).hexdigest() != path.rsplit("/", 1)[-1].removesuffix(".job"):
+        raise InputError(f"{path}: is not what the launcher wrote; see who may write to the folder, then run again")
+    return pickle.loads(data)
 
 
 def _read_chunks(config: CorpusConfig, job_path: str, done: frozenset[str], number: int) -> Iterator[Chunk]:

@@ -9,8 +9,18 @@ from typing import Any, Self
 
 import numpy as np
 
+from diversity_jax.core.config import from_json
 from diversity_jax.core.errors import InputError
-from diversity_jax.core.files import content_hash, exists, file_bytes, is_remote, join_path, read_json, write_json
+from diversity_jax.core.files import (
+    content_hash,
+    exists,
+    file_bytes,
+    is_remote,
+    join_path,
+    path_inside,
+    read_json,
+    write_json,
+)
 from diversity_jax.tokenizers.tokenizer import Tokenizer, load_tokenizer
 
 FORMAT_VERSION = 2
@@ -58,10 +68,16 @@ class VocabularyInfo:
     hash: str
     files: tuple[str, ...]
 
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> Self:
-        """Reads all fields; raises TypeError or KeyError where one is missing or unknown."""
-        return cls(**{**value, "files": tuple(value["files"])})
+    def paths(self, folder: str | os.PathLike) -> list[Path | str]:
+        """Where the files lie.
+
+        Args:
+          folder: the manifest's.
+
+        Raises:
+          InputError: one lies outside the folder.
+        """
+        return [path_inside(folder, file, f"{folder}: vocabulary.files") for file in self.files]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,18 +153,35 @@ class Manifest:
           InputError: no such file, a field is missing or unknown, or another format version.
         """
         value = read_json(path)
-        try:
-            if value["version"] != FORMAT_VERSION:
-                raise InputError(f"{path}: format version {value['version']} is not {FORMAT_VERSION}; prepare it again")
-            splits = {
-                name: Split(**{**split, "shards": tuple(Shard(**shard) for shard in split["shards"])})
-                for name, split in value["splits"].items()
-            }
-            vocabulary = VocabularyInfo.from_json(value["vocabulary"])
-            folder = str(path).rpartition("/")[0] if is_remote(path) else Path(path).parent
-            return cls(**{**value, "splits": splits, "vocabulary": vocabulary}, folder=folder)
-        except (KeyError, TypeError, AttributeError) as error:
-            raise InputError(f"{path}: is not a component manifest ({error}); prepare the component again") from None
+        if not isinstance(value, dict) or "version" not in value:
+            raise InputError(f"{path}: is not a component manifest; prepare the component again")
+        if value["version"] != FORMAT_VERSION:
+            version = str(value["version"])[:40]
+            raise InputError(f"{path}: format version {version} is not {FORMAT_VERSION}; prepare it again")
+        folder = str(path).rpartition("/")[0] if is_remote(path) else Path(path).parent
+        manifest = from_json(cls, value, str(path), folder=folder)
+        if problem := manifest._problem():
+            raise InputError(f"{path}: {problem}; prepare the component again")
+        manifest.vocabulary.paths(folder)
+        for split in manifest.splits.values():
+            for shard in split.shards:
+                path_inside(folder, shard.file, f"{path}: shard")
+        return manifest
+
+    def _problem(self) -> str | None:
+        """What cannot be so."""
+        if self.sequence_length < 1 or self.dtype not in ("uint16", "uint32"):
+            return f"rows of {self.sequence_length} tokens of {self.dtype[:40]} are none"
+        for name, split in self.splits.items():
+            counts = (split.documents, split.tokens, split.text_bytes, split.dropped_tokens, split.rows)
+            if min(counts) < 0 or any(shard.rows < 0 for shard in split.shards):
+                return f"split {name[:40]!r} has a count below 0"
+            if sum(shard.rows for shard in split.shards) != split.rows:
+                return f"the shards of split {name[:40]!r} do not have its {split.rows:,} rows"
+        ids = self.vocabulary.size
+        if not 0 <= self.vocabulary.end_of_text_id < ids:
+            return f"its end-of-text id {self.vocabulary.end_of_text_id} is none of its {ids:,} ids"
+        return None
 
     def check_sizes(self) -> None:
         """Compares shard file sizes with what the manifest says; cheap, reads no rows.
@@ -173,7 +206,7 @@ def prepared_tokenizer(manifest: Manifest) -> Tokenizer:
     Raises:
       InputError: its files are missing, or are not those the component was prepared with.
     """
-    info, files = manifest.vocabulary, [str(join_path(manifest.folder, file)) for file in manifest.vocabulary.files]
+    info, files = manifest.vocabulary, [str(path) for path in manifest.vocabulary.paths(manifest.folder)]
     spec = os.path.dirname(files[0]) if len(files) > 1 else files[0] if files else info.kind
     tokenizer = load_tokenizer(spec, end_of_text=info.end_of_text_id)
     if tokenizer.hash != info.hash:
@@ -182,7 +215,18 @@ def prepared_tokenizer(manifest: Manifest) -> Tokenizer:
 
 
 def describe(manifest: Manifest) -> str:
-    """The statistics for people, a few lines."""
+    """The statistics for people, a few lines.
+
+    Raises:
+      InputError: the manifest has none, or some that are no numbers.
+    """
+    try:
+        return _described(manifest)
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{manifest.folder}: the statistics are damaged ({error!r}); prepare it again") from None
+
+
+def _described(manifest: Manifest) -> str:
     statistics, lengths = manifest.statistics, manifest.statistics["length_tokens"]
     counts = {reason.replace("_", " "): statistics[reason] for reason in LEFT_OUT}
     left_out = "".join(f", {count:,} {reason}" for reason, count in counts.items() if count)

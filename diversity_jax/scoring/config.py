@@ -18,6 +18,11 @@ class NamedCorpus:
     name: str
     corpus: CorpusConfig
 
+    def __post_init__(self):
+        if not re.fullmatch(r"\w[\w .+@-]{0,99}", self.name):
+            expected = "letters, digits and _ . + @ - or blanks, at most 100, with a letter or digit first"
+            raise InputError(f"config.corpora: name {self.name[:120]!r} is to be a folder's too; use {expected}")
+
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreConfig:
@@ -84,6 +89,9 @@ class ScoreConfig:
             raise InputError(f"config.drift_samples_per_grouping: is {other}; give a K of 2 or more other than {own}")
         if self.looks < 1 or not 0 < self.alpha < 1:
             raise InputError(f"config.looks={self.looks}, alpha={self.alpha}: give at least 1, and a rate such as 0.05")
+        names = [corpus.name for corpus in self.corpora]
+        if len(set(names)) < len(names):
+            raise InputError(f"config.corpora: two have one name ({', '.join(names)}); give each its own")
         chosen_metrics(self.metrics, self.baseline)
         if judge_kind(self.judge).open is None and not self.metrics:
             raise InputError("config.judge=none without config.metrics: nothing to do; name a judge, or metrics=all")

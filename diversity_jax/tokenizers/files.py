@@ -8,7 +8,7 @@ from pathlib import Path
 import shutil
 
 from diversity_jax.core.errors import InputError
-from diversity_jax.core.files import open_file, read_json, write_json, writing
+from diversity_jax.core.files import open_file, path_inside, read_json, write_json, writing
 from diversity_jax.tokenizers.chat_template import SPECIAL_TOKENS
 
 _CLASSES = {
@@ -126,7 +126,7 @@ def model_tokenizer(folder: Path) -> TokenizerFiles | None:
         vocabulary = mixture["vocabulary"]
         chats = [chat for manifest in manifests if manifest.exists() and (chat := read_json(manifest).get("chat"))]
         return TokenizerFiles(
-            files=tuple(manifests[0].parent / file for file in vocabulary["files"]),
+            files=tuple(Path(path_inside(manifests[0].parent, file, str(path))) for file in vocabulary["files"]),
             end_of_text_id=vocabulary["end_of_text_id"],
             chat_template=chats[0]["template"] if chats else None,
             special=chats[0]["special"] if chats else {},

@@ -1,0 +1,39 @@
+"""Wrong values for every field of a JSON file, as a damaged or hostile one might have."""
+
+from collections.abc import Iterator
+import copy
+from typing import Any
+
+MISSING = object()
+WRONG = (
+    *(MISSING, None, -1, 10**30, 2**31, 0.5, 1e308, True, ""),
+    *("text", "../x", "x" * 10_000, [], [None], [[[]]], {}, {"x": {}}),
+)
+"""Put in place of a field's value."""
+
+
+def changed(value: Any, *, items: int = 1) -> Iterator[tuple[str, Any]]:
+    """(field, the whole with a wrong value there), for every field at any depth.
+
+    Args:
+      items: of each list, so many are gone into.
+    """
+    for path in list(_paths(value, items)):
+        for wrong in WRONG:
+            whole = copy.deepcopy(value)
+            holder = whole
+            for step in path[:-1]:
+                holder = holder[step]
+            if wrong is MISSING:
+                del holder[path[-1]]
+            else:
+                holder[path[-1]] = wrong
+            yield f"{'.'.join(map(str, path))} = {'(missing)' if wrong is MISSING else repr(wrong)[:40]}", whole
+    yield from ((f"whole = {wrong!r:.40}", wrong) for wrong in WRONG if wrong is not MISSING)
+
+
+def _paths(value: Any, items: int, above: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    steps = list(value) if isinstance(value, dict) else range(min(len(value), items)) if isinstance(value, list) else ()
+    for step in steps:
+        yield (*above, step)
+        yield from _paths(value[step], items, (*above, step))

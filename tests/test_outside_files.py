@@ -1,0 +1,249 @@
+"""Files that others made, damaged or hostile: they are read or refused in one line, and name nothing outside."""
+
+from fractions import Fraction
+import json
+import os
+from pathlib import Path
+import pickle
+import subprocess
+import sys
+import tarfile
+from types import SimpleNamespace
+
+import pytest
+
+from diversity_jax.cluster_agent import Scorecard
+from diversity_jax.core.artifacts import exclusive_lock
+from diversity_jax.core.config import from_json
+from diversity_jax.core.errors import InputError
+from diversity_jax.core.files import content_hash, path_inside, read_json, write_json, writing
+from diversity_jax.core.run_info import RunInfo
+from diversity_jax.corpus import CorpusConfig
+from diversity_jax.evaluation.results import read_samples
+from diversity_jax.metrics import MetricsCard
+from diversity_jax.mixtures.mixture import Mixture
+from diversity_jax.mixtures.replay import replay
+from diversity_jax.prepare import beam
+from diversity_jax.prepare.manifest import Manifest, VocabularyInfo, describe, prepared_tokenizer
+from diversity_jax.scoring.config import NamedCorpus
+from diversity_jax.tokenizers.files import model_tokenizer
+from tests.changed_json import changed
+from tests.mixture_folders import build_mixture
+
+GOLDEN = Path(__file__).parent / "golden" / "written_by_fdaef38"
+EVERY = 37  # of the changed files, so many are left out between two that are tried
+
+
+@pytest.fixture(scope="module")
+def samples(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("samples")
+    for name in ("prepared", "mixture", "score", "evaluation", "inputs"):
+        with tarfile.open(GOLDEN / f"{name}.tar.gz") as packed:
+            packed.extractall(folder, filter="data")
+    return folder
+
+
+def _read_manifest(path: Path) -> None:
+    manifest = Manifest.load(path)
+    manifest.check_sizes()
+    describe(manifest)
+    prepared_tokenizer(manifest)
+
+
+def _read_mixture(path: Path) -> None:
+    Mixture.load(path)
+    replay(path)
+
+
+READERS = {
+    "byte_pairs/manifest.json": _read_manifest,
+    "mixture/mixture.json": _read_mixture,
+    "score_llm/dull/scorecard.json": Scorecard.load,
+    "metrics/scorecard.json": MetricsCard.load,
+    "metrics/run.json": RunInfo.load,
+}
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_wrong_values_of_every_field_are_one_line_or_read(samples, name):
+    path = samples / name
+    original = path.read_text()
+    lines = []
+    for number, (what, value) in enumerate(changed(json.loads(original))):
+        if number % EVERY:
+            continue
+        if isinstance(value, dict) and "content_hash" in value and "scorecard" in name:  # who changes it can do that
+            value["content_hash"] = content_hash({key: part for key, part in value.items() if key != "content_hash"})
+        path.write_text(json.dumps(value))
+        try:
+            READERS[name](path)
+        except InputError as error:
+            lines.append(str(error))
+        except Exception as error:
+            raise AssertionError(f"{what}: {error!r}") from error
+    path.write_text(original)
+    READERS[name](path)
+    assert len(lines) > 4
+    assert not [line for line in lines if "\n" in line or len(line) > 1000]
+
+
+def test_fields_are_read_by_their_types():
+    good = {"kind": "bytes", "size": 259, "end_of_text_id": 1, "hash": "ab", "files": []}
+    assert from_json(VocabularyInfo, good, "f.json").files == ()
+    for change, words in (
+        ({"size": -(2**70)}, "f.json: size is -1180591620717411303424; expected a whole number"),
+        ({"size": True}, "f.json: size is true; expected a whole number"),
+        ({"files": [3]}, r"f.json: files\[0\] is 3; expected text"),
+        ({"other": 1}, "f.json: has a field 'other' that is not known here"),
+    ):
+        with pytest.raises(InputError, match=words):
+            from_json(VocabularyInfo, good | change, "f.json")
+    with pytest.raises(InputError, match=r"f.json: has no field 'hash'"):
+        from_json(VocabularyInfo, {key: good[key] for key in good if key != "hash"}, "f.json")
+
+
+NAMES_OUTSIDE = (
+    "../secret.txt",
+    "a/../../secret.txt",
+    "/etc/hostname",
+    "..",
+    ".",
+    "",
+    "a//b",
+    "gs://b/x",
+    "a\\b",
+    3,
+    None,
+)
+
+
+@pytest.mark.parametrize("name", NAMES_OUTSIDE)
+def test_names_that_lead_out_of_a_folder_are_refused(tmp_path, name):
+    with pytest.raises(InputError, match=r"m.json: files: .* is not the name of a file in "):
+        path_inside(tmp_path, name, "m.json: files")
+
+
+def test_links_that_lead_out_of_a_folder_are_refused_and_the_hub_cache_is_read(tmp_path):
+    folder = tmp_path / "model" / "snapshots" / "0ab1"
+    (folder / "inner").mkdir(parents=True)
+    (tmp_path / "model" / "blobs").mkdir()
+    (tmp_path / "model" / "blobs" / "77").write_text("weights")
+    (tmp_path / "secret.txt").write_text("private")
+    (folder / "inside").write_text("x")
+    for name, target in (("to_blob", "../../blobs/77"), ("to_inside", "inside"), ("to_secret", "../../../secret.txt")):
+        (folder / name).symlink_to(target)
+    (folder / "to_folder").symlink_to(tmp_path)
+    for name in ("to_blob", "to_inside", "inner/new"):
+        assert path_inside(folder, name, "index.json") == folder / name
+    for name in ("to_secret", "to_folder/secret.txt"):
+        with pytest.raises(InputError, match="a link that leads out of the folder"):
+            path_inside(folder, name, "index.json")
+
+
+@pytest.fixture
+def mixture(tmp_path):
+    (tmp_path / "private.json").write_text("MARKER")
+    return build_mixture(tmp_path / "downloaded", {"real": Fraction(1)})
+
+
+def _edit(path: Path, **fields) -> None:
+    write_json(path, read_json(path) | fields)
+
+
+@pytest.mark.parametrize("is_link", [False, True])
+def test_a_downloaded_run_does_not_publish_a_file_from_outside(mixture, tmp_path, is_link):
+    component = mixture / "components" / "real"
+    name = "../../../private.json"
+    if is_link:
+        name = "tokenizer.json"
+        (component / name).symlink_to(tmp_path / "private.json")
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "run.json").write_text(json.dumps({"settings": {"prepared": str(mixture), "output_dir": str(run)}}))
+    for file in (mixture / "mixture.json", component / "manifest.json"):
+        vocabulary = read_json(file)["vocabulary"]
+        _edit(file, vocabulary=vocabulary | {"kind": "huggingface", "files": [name]})
+    for read in (model_tokenizer, lambda folder: Manifest.load(component / "manifest.json")):
+        with pytest.raises(InputError, match=r"is not the name of a file in|leads out of the folder"):
+            read(run)
+
+
+def test_shards_lie_in_their_folder(mixture):
+    path = mixture / "components" / "real" / "manifest.json"
+    splits = read_json(path)["splits"]
+    splits["train"]["shards"][0]["file"] = "../../../private.json"
+    _edit(path, splits=splits)
+    with pytest.raises(InputError, match=r"manifest.json: shard: '../../../private.json' is not the name of a file"):
+        Manifest.load(path)
+
+
+@pytest.mark.parametrize("name", ["../x", "a/b", "", ".hidden", "x" * 101, "a\nb"])
+def test_a_corpus_is_not_named_out_of_the_output_folder(name):
+    with pytest.raises(InputError, match=r"config.corpora: name .* is to be a folder's too"):
+        NamedCorpus(name=name, corpus=CorpusConfig(source="a.jsonl"))
+
+
+def test_results_name_samples_beside_them(tmp_path):
+    with pytest.raises(InputError, match="is not the name of a file"):
+        read_samples(tmp_path, "../../other")
+
+
+def test_beam_unpickles_only_what_the_launcher_wrote(tmp_path):
+    class Marker:
+        def __reduce__(self):
+            return Path.touch, (tmp_path / "ran",)
+
+    job = SimpleNamespace(staging_dir=str(tmp_path))
+    path = beam._publish(job)
+    assert beam._job(path).staging_dir == str(tmp_path)
+    Path(path).write_bytes(pickle.dumps(Marker()))
+    beam._job.cache_clear()
+    with pytest.raises(InputError, match="is not what the launcher wrote"):
+        beam._job(path)
+    assert not (tmp_path / "ran").exists()
+
+
+_WRITER = """
+import os, sys
+from diversity_jax.core.files import writing
+os.getpid = lambda: 1  # as in a container
+path, word, rounds = sys.argv[1], sys.argv[2].encode(), int(sys.argv[3])
+for _ in range(rounds):
+    with writing(path) as file:
+        for _ in range(8):
+            file.write(word * 500)
+            file.flush()
+"""
+
+
+def test_two_writers_with_one_process_id_leave_no_torn_file(tmp_path):
+    path, rounds = tmp_path / "results.json", 300
+    writers = [
+        subprocess.Popen([sys.executable, "-c", _WRITER, str(path), word, str(rounds)], cwd=Path(__file__).parents[1])
+        for word in "ab"
+    ]
+    seen = set()
+    while any(writer.poll() is None for writer in writers):
+        if path.exists():
+            content = path.read_bytes()
+            seen.add((len(content), len(set(content))))
+    assert [writer.wait() for writer in writers] == [0, 0]
+    assert seen == {(4000, 1)}
+    assert [file.name for file in tmp_path.iterdir()] == ["results.json"]
+
+
+def test_a_link_is_neither_written_through_nor_locked(tmp_path, monkeypatch):
+    private = tmp_path / "private"
+    private.write_text("MARKER")
+    monkeypatch.setattr("diversity_jax.core.files.uuid.uuid4", lambda: SimpleNamespace(hex="0" * 32))
+    (tmp_path / f".out.{'0' * 16}.partial").symlink_to(private)
+    with pytest.raises(FileExistsError), writing(tmp_path / "out") as file:
+        file.write(b"other")
+    (tmp_path / "lock").symlink_to(private)
+    with pytest.raises(InputError, match=r"lock: is a link"), exclusive_lock(tmp_path / "lock", "{holder}"):
+        pass
+    (tmp_path / "published").symlink_to(private)
+    with writing(tmp_path / "published") as file:
+        file.write(b"new")
+    assert [path.read_text() for path in (private, tmp_path / "published")] == ["MARKER", "new"]
+    assert not os.path.islink(tmp_path / "published")
