@@ -17,17 +17,24 @@ if TYPE_CHECKING:
 
 def main(config: Config) -> "TrainingResult":
     """The whole run; where SIGTERM stopped it, the result says `interrupted`."""
-    from diversity_jax.training import run, runtime
+    from diversity_jax.training import distributed, run, runtime, together
 
     runtime.keep_freed_memory()
-    several_processes = runtime.start_distributed(config.distributed)
-    result = run.run(config, several_processes=several_processes)
+    distributed.start_distributed(config.distributed)
+    with together.shared_failures():
+        result = run.run(config)
 
     import jax
 
     if jax.process_index() == 0:
         write_page(config)
     return result
+
+
+def run_command(config: Config) -> None:
+    """`main`, for the shell: status 143 where SIGTERM stopped the run, so that Slurm and Kubernetes start it again."""
+    if main(config).interrupted:
+        raise SystemExit(143)
 
 
 def write_page(config: Config) -> None:
@@ -38,4 +45,4 @@ def write_page(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, Config, __doc__)
+    cli.run(run_command, Config, __doc__)

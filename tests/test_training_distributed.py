@@ -5,7 +5,7 @@ import socket
 import pytest
 
 from diversity_jax.core.errors import InputError
-from diversity_jax.training.runtime import DistributedConfig, ProcessId, find_process_id, start_distributed
+from diversity_jax.training.distributed import DistributedConfig, ProcessId, find_process_id, start_distributed
 
 
 @pytest.fixture
@@ -56,9 +56,11 @@ def test_the_place_comes_from_the_configuration_or_the_launcher(fields, environm
     assert find_process_id(DistributedConfig(**fields), environment) == wanted
 
 
-def test_a_launchers_local_number_picks_the_device():
-    environment = {"SLURM_NTASKS": "4", "SLURM_PROCID": "2", "SLURM_LOCALID": "1"}
-    assert find_process_id(DistributedConfig(coordinator="10.0.0.1:1234"), environment).local_id == 1
+def test_auto_reads_the_coordinator_of_a_slurm_step():
+    environment = {"SLURM_NTASKS": "4", "SLURM_PROCID": "2", "SLURM_STEP_NODELIST": "n[07-10]", "SLURM_JOB_ID": "8"}
+    wanted = ProcessId(coordinator="n07:61448", num_processes=4, process_id=2)
+    assert find_process_id(DistributedConfig(start="auto"), environment) == wanted
+    assert find_process_id(DistributedConfig(), environment) is None  # a worker of a study, for one
 
 
 @pytest.mark.parametrize(

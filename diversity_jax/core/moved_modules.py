@@ -15,7 +15,6 @@ MOVED: dict[str, tuple[str, ...]] = {
     "mixtures.preparation": ("prepare.config",),
     "model.lora": ("model.config",),
     "training.settings": ("training.config",),
-    "training.distributed": ("training.runtime",),
     "synthesis.grammar": ("synthesis.demo_grammar",),
     "synthesis.settings": ("synthesis.config",),
     "study.recipe": ("study.config",),

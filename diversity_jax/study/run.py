@@ -161,7 +161,7 @@ def describe_graph(plan: Plan, store: StepStore) -> str:
 
 def _run_one_step(key: str, steps: Mapping[str, Step], store: StepStore) -> None:
     """One step, for schedulers that start every step: in all processes of a job, of which the first records it."""
-    from diversity_jax.training.runtime import launched_process_id
+    from diversity_jax.training.distributed import launched_process_id
 
     if key not in steps:
         raise InputError(f"step={key!r}: this study has no such step; --config.dry_run=True lists them")

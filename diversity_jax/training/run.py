@@ -1,6 +1,5 @@
 """A whole training run by its configuration: builds or opens the mixture, checks that all fits together, and trains."""
 
-from collections.abc import Callable
 import contextlib
 import dataclasses
 from dataclasses import dataclass, field
@@ -8,8 +7,6 @@ import logging
 from pathlib import Path
 import sys
 from typing import TYPE_CHECKING
-
-import numpy as np
 
 from diversity_jax.cluster_agent import AgentConfig
 from diversity_jax.core import run_info
@@ -23,8 +20,9 @@ from diversity_jax.mixtures.mixture import Mixture
 from diversity_jax.model import LlamaConfig, MeshConfig
 from diversity_jax.tokenizers.tokenizer import load_tokenizer
 from diversity_jax.training.config import TrainConfig
+from diversity_jax.training.distributed import DistributedConfig
 from diversity_jax.training.optimizer import OptimizerConfig
-from diversity_jax.training.runtime import DistributedConfig
+from diversity_jax.training.together import check_shared, in_first_process, together
 
 if TYPE_CHECKING:
     from diversity_jax.training.loop import TrainingResult
@@ -75,7 +73,7 @@ class Config:
         refuse_url(self.prepared, "prepared")
 
 
-def run(config: Config, *, several_processes: bool) -> "TrainingResult":
+def run(config: Config) -> "TrainingResult":
     """Builds the mixture, unless it is prepared or built already, and trains on it; logs how the run ended.
 
     Raises:
@@ -98,8 +96,9 @@ def run(config: Config, *, several_processes: bool) -> "TrainingResult":
             if config.prepared is None and not _stands(config, output_dir):
                 build_mixture(config)
 
-        _in_first_process(make_ready, several_processes)
-        mixture = Mixture.load(config.prepared or output_dir / "mixture")
+        check_shared(output_dir, "output_dir")
+        in_first_process(make_ready)
+        mixture = together(lambda: Mixture.load(config.prepared or output_dir / "mixture"))
         config = dataclasses.replace(config, train=config.train.for_rows(mixture.train_rows))
 
         def begin_writing() -> None:
@@ -116,34 +115,11 @@ def run(config: Config, *, several_processes: bool) -> "TrainingResult":
             *parts,
             output_dir,
             anew=config.overwrite,
-            before_writing=lambda: _in_first_process(begin_writing, several_processes),
+            before_writing=lambda: in_first_process(begin_writing),
         )
     for line in console_summary(result):
         log.info(line)
     return result
-
-
-def _in_first_process(action: Callable[[], None], several_processes: bool) -> None:
-    """Does what one process does for all, while the others wait; where it fails, all of them stop.
-
-    Raises:
-      InputError: the action's own error in the first process, and that there was one in the others.
-    """
-    import jax
-    from jax.experimental import multihost_utils
-
-    error: Exception | None = None
-    if jax.process_index() == 0:
-        try:
-            action()
-        except Exception as raised:  # raised again below, once the others know
-            error = raised
-    if several_processes:
-        failed = multihost_utils.broadcast_one_to_all(np.int32(error is not None))
-        if failed and error is None:
-            raise InputError("the first process has stopped before training; its last line says why")
-    if error is not None:
-        raise error
 
 
 def _stands(config: Config, output_dir: Path) -> bool:

@@ -1,23 +1,17 @@
-"""A training process and its machine: malloc, kept compiled programs, SIGTERM, and the other processes of a run."""
+"""A training process and its machine: malloc, kept compiled programs, and SIGTERM."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 import ctypes
-from dataclasses import dataclass
 import hashlib
 import logging
-import math
 import os
 from pathlib import Path
 import signal
-import socket
 import sys
 import threading
-import time
 from typing import Any
 
 import jax
-
-from diversity_jax.core.errors import InputError
 
 log = logging.getLogger(__name__)
 
@@ -166,168 +160,3 @@ class StopRequest:
         self._deadline.cancel()
         if not self._several:
             signal.signal(signal.SIGTERM, self._previous)
-
-
-_STARTS = ("off", "auto")
-# Variables that hold the number of processes, this process's number, and its number on its host.
-_LAUNCHERS = (
-    ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID", "JAX_LOCAL_PROCESS_ID"),
-    ("SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID"),
-    ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_LOCAL_RANK"),
-    ("PMI_SIZE", "PMI_RANK", "MPI_LOCALRANKID"),
-)
-
-
-@dataclass(frozen=True, kw_only=True)
-class DistributedConfig:
-    """How this process finds the others of a run."""
-
-    # "off": it is the only one, unless a coordinator is given; "auto": JAX finds the others (TPU, Slurm, Open MPI).
-    start: str = "off"
-    coordinator: str | None = None  # HOST:PORT at which process 0 listens, reachable from all
-    num_processes: int | None = None  # None: from the launcher's variables
-    process_id: int | None = None  # from 0; None: from the launcher's variables
-    timeout_seconds: float = 300.0  # how long processes wait for each other at the start
-
-    def __post_init__(self) -> None:
-        if self.start not in _STARTS:
-            raise InputError(f"distributed.start={self.start!r}: must be one of {', '.join(_STARTS)}")
-        if self.num_processes is not None and self.num_processes < 1:
-            raise InputError(f"distributed.num_processes={self.num_processes}: must be at least 1")
-        if self.process_id is not None and self.process_id < 0:
-            raise InputError(f"distributed.process_id={self.process_id}: must be at least 0")
-        if not self.timeout_seconds > 0:
-            raise InputError(f"distributed.timeout_seconds={self.timeout_seconds}: must be above 0")
-        if self.coordinator is not None:
-            _address(self.coordinator)
-
-
-@dataclass(frozen=True, kw_only=True)
-class ProcessId:
-    """This process among those of a run; `local_id` is None where all devices of the host are its own."""
-
-    coordinator: str
-    num_processes: int
-    process_id: int
-    local_id: int | None = None
-
-
-def start_distributed(config: DistributedConfig) -> bool:
-    """Joins this process with the others through `jax.distributed`; call before JAX starts its devices.
-
-    JAX aborts the process where the others do not come within `timeout_seconds`; what can be known before, an address
-    that cannot be reached or listened at, is checked here.
-
-    Returns:
-      Whether this process is one of several.
-
-    Raises:
-      InputError: the processes cannot be joined; the message says why and what to do.
-    """
-    own = find_process_id(config, os.environ)
-    if own is None and config.start == "off":
-        return False
-    options: dict[str, Any] = {"initialization_timeout": max(1, math.ceil(config.timeout_seconds))}
-    if own is not None:
-        _check_address(own, config.timeout_seconds)
-        waiting = "process %d of %d: joining the others at %s, for at most %g s"
-        log.info(waiting, own.process_id, own.num_processes, own.coordinator, config.timeout_seconds)
-        options |= {
-            "coordinator_address": own.coordinator,
-            "num_processes": own.num_processes,
-            "process_id": own.process_id,
-            "local_device_ids": own.local_id,
-            "cluster_detection_method": "deactivate",
-        }
-    try:
-        jax.distributed.initialize(**options)
-    except (ValueError, RuntimeError, KeyError) as error:
-        raise InputError(
-            f"distributed: JAX could not join the processes ({' '.join(str(error).split())[:200]}); on a TPU slice, "
-            "Slurm or Open MPI use start=auto, elsewhere give coordinator, num_processes and process_id"
-        ) from error
-    if own is not None and jax.process_count() != own.num_processes:
-        raise InputError(
-            f"distributed: process {own.process_id} was started with num_processes={own.num_processes}, process 0 with "
-            f"{jax.process_count()}; start all with the same number"
-        )
-    counts = jax.process_index(), jax.process_count(), jax.local_device_count(), jax.device_count()
-    log.info("process %d of %d, %d of %d devices", *counts)
-    return True
-
-
-def _check_address(own: ProcessId, timeout_seconds: float) -> None:
-    """Whether process 0 can listen at the coordinator's address, and the others can reach it.
-
-    Raises:
-      InputError: they cannot.
-    """
-    if own.num_processes == 1:
-        return
-    host, port = _address(own.coordinator)
-    if own.process_id == 0:
-        try:
-            socket.create_server(("", port)).close()
-        except OSError as error:
-            reason = f"process 0 cannot listen there ({error.strerror})"
-            raise InputError(f"distributed.coordinator={own.coordinator}: {reason}") from None
-        return
-    deadline = time.monotonic() + timeout_seconds
-    while True:
-        try:
-            socket.create_connection((host, port), timeout=max(0.01, deadline - time.monotonic())).close()
-            return
-        except OSError as error:
-            if time.monotonic() + 0.2 > deadline:
-                raise InputError(
-                    f"distributed.coordinator={own.coordinator}: process {own.process_id} could not reach process 0 "
-                    f"there within {timeout_seconds:g} s ({error.strerror or error}); check it and the port"
-                ) from None
-            time.sleep(0.2)
-
-
-def launched_process_id(environment: Mapping[str, str]) -> int:
-    """This process's number in its job by its launcher's variables, before JAX knows; 0 where no launcher set any."""
-    names = [names[1] for names in _LAUNCHERS] + ["TPU_WORKER_ID"]
-    return next((_number(environment, name, "process_id") for name in names if name in environment), 0)
-
-
-def find_process_id(config: DistributedConfig, environment: Mapping[str, str]) -> ProcessId | None:
-    """Which process this is by configuration and environment; None where no coordinator is given.
-
-    Raises:
-      InputError: a coordinator, but no number of processes or none of this one, or numbers that cannot be.
-    """
-    coordinator = config.coordinator or environment.get("JAX_COORDINATOR_ADDRESS")
-    if coordinator is None:
-        if config.num_processes is not None or config.process_id is not None:
-            raise InputError("distributed.num_processes, process_id: give distributed.coordinator=HOST:PORT too")
-        return None
-    _address(coordinator)
-    launcher = next((names for names in _LAUNCHERS if names[0] in environment and names[1] in environment), None)
-    count_name, id_name, local_name = launcher or (None, None, None)
-    count, number, local = config.num_processes, config.process_id, None
-    if count is None and number is None and local_name in environment:
-        local = _number(environment, local_name, "process_id")
-    count = _number(environment, count_name, "num_processes") if count is None else count
-    number = _number(environment, id_name, "process_id") if number is None else number
-    if not 0 <= number < count:
-        raise InputError(f"distributed.process_id={number}: must be below num_processes={count}, counted from 0")
-    return ProcessId(coordinator=coordinator, num_processes=count, process_id=number, local_id=local)
-
-
-def _number(environment: Mapping[str, str], name: str | None, field: str) -> int:
-    if name is None:
-        variables = ", ".join(names[0] for names in _LAUNCHERS)
-        raise InputError(f"distributed.{field}=None: give it with a coordinator; no launcher ({variables}) did")
-    try:
-        return int(environment[name])
-    except ValueError:
-        raise InputError(f"{name}={environment[name]!r}: is not a whole number; set distributed.{field}") from None
-
-
-def _address(coordinator: str) -> tuple[str, int]:
-    host, _, port = coordinator.rpartition(":")
-    if not host or not port.isdigit() or not 0 < int(port) < 65536:
-        raise InputError(f"distributed.coordinator={coordinator!r}: must be HOST:PORT, such as 10.0.0.1:12345")
-    return host.strip("[]"), int(port)
