@@ -1,31 +1,40 @@
 """Files that others made, damaged or hostile: they are read or refused in one line, and name nothing outside."""
 
+import base64
 from fractions import Fraction
+import http.server
 import json
+import logging
 import os
 from pathlib import Path
 import pickle
 import subprocess
 import sys
 import tarfile
+import threading
 from types import SimpleNamespace
 
 import pytest
 
 from diversity_jax.cluster_agent import Scorecard
+from diversity_jax.core import run_info
 from diversity_jax.core.artifacts import exclusive_lock
-from diversity_jax.core.config import from_json
+from diversity_jax.core.cli import run_plain
+from diversity_jax.core.config import from_json, plain_for_keys
 from diversity_jax.core.errors import InputError
 from diversity_jax.core.files import content_hash, path_inside, read_json, write_json, writing
 from diversity_jax.core.run_info import RunInfo
 from diversity_jax.corpus import CorpusConfig
 from diversity_jax.evaluation.results import read_samples
 from diversity_jax.metrics import MetricsCard
+from diversity_jax.mixtures import prepare as prepare_module
 from diversity_jax.mixtures.mixture import Mixture
 from diversity_jax.mixtures.replay import replay
 from diversity_jax.prepare import beam
+from diversity_jax.prepare.config import Preparation, PrepareConfig
 from diversity_jax.prepare.manifest import Manifest, VocabularyInfo, describe, prepared_tokenizer
 from diversity_jax.scoring.config import NamedCorpus
+from diversity_jax.study.config import _as_json
 from diversity_jax.tokenizers.files import model_tokenizer
 from tests.changed_json import changed
 from tests.mixture_folders import build_mixture
@@ -247,3 +256,71 @@ def test_a_link_is_neither_written_through_nor_locked(tmp_path, monkeypatch):
         file.write(b"new")
     assert [path.read_text() for path in (private, tmp_path / "published")] == ["MARKER", "new"]
     assert not os.path.islink(tmp_path / "published")
+
+
+@pytest.fixture
+def private_url():
+    """A file behind a password, and its URL."""
+    text = "\n".join(
+        json.dumps({"text": f"document {number} about {number % 7} things"}) for number in range(80)
+    ).encode()
+    wanted = "Basic " + base64.b64encode(b"reader:MARKER").decode()
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            allowed = self.headers.get("Authorization") == wanted
+            self.send_response(200 if allowed else 401)
+            self.send_header("Content-Length", str(len(text) if allowed else 0))
+            self.end_headers()
+            if allowed and self.command == "GET":
+                self.wfile.write(text)
+
+        do_HEAD = do_GET
+
+        def log_message(self, *arguments):
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://reader:MARKER@127.0.0.1:{server.server_port}/texts.jsonl"
+    server.shutdown()
+
+
+def test_a_password_in_a_url_opens_the_file_and_stands_nowhere(private_url, tmp_path):
+    corpus = CorpusConfig(source=private_url)
+    config = PrepareConfig(
+        output_dir=str(tmp_path / "rows"),
+        corpus=corpus,
+        preparation=Preparation(name="texts", kind="real", sequence_length=16),
+        vocabulary="bytes",
+    )
+    prepare_module.main([], config)
+    assert Manifest.load(tmp_path / "rows" / "manifest.json").splits["train"].documents > 70
+    described = run_info.describe(["score.py", f"--config.corpus={private_url}"], config)
+    described.save(tmp_path)
+    write_json(tmp_path / "key.json", [plain_for_keys(config), _as_json(config)])
+    written = [path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()]
+    assert written
+    assert not [content for content in written if b"MARKER" in content]
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("s3://KEY:MARKER@bucket/a.jsonl", "s3://bucket/a.jsonl"),
+        ("https://h/a.jsonl?X-Amz-Signature=MARKER&part=2", "https://h/a.jsonl?X-Amz-Signature=***&part=2"),
+        ("https://h/a?sv=1&sig=MARKER", "https://h/a?sv=1&sig=***"),
+        ("simplecache::ftp://u:MARKER@h/a", "simplecache::ftp://h/a"),
+        ("https://h/@user/a.jsonl", "https://h/@user/a.jsonl"),
+    ],
+)
+def test_secrets_of_urls_are_not_shown(url, shown, capsys):
+    assert str(InputError(f"{url}: no such file")) == f"{shown}: no such file"
+
+    def command(arguments):
+        logging.getLogger("diversity_jax").warning("reading %s", url)
+        raise InputError(f"{url}: ends early")
+
+    with pytest.raises(SystemExit):
+        run_plain(command, None, ["x"])
+    assert capsys.readouterr().err == f"reading {shown}\nerror: {shown}: ends early\n"

@@ -7,9 +7,21 @@ import sys
 from typing import Any, TypeVar
 import warnings
 
-from diversity_jax.core.errors import InputError
+from diversity_jax.core.errors import InputError, without_secrets
 
 C = TypeVar("C")
+
+
+class _WithoutSecrets(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return without_secrets(super().format(record))
+
+
+def log_to_stderr() -> None:
+    """Log messages as lines on standard error, without passwords."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_WithoutSecrets("%(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)  # Orbax has installed one of its own
 
 
 def run(
@@ -32,8 +44,7 @@ def run_plain(command: Callable[[list[str]], Any], usage: str | None, argv: Sequ
     if not argv or argv[0] in ("-h", "--help"):
         print((usage or "").strip())
         sys.exit(0 if argv else 2)
-    # force: Orbax has installed a handler of its own
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)
+    log_to_stderr()
     for noisy in ("jax", "absl", "httpx", "orbax", "gcsfs", "fsspec"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"google\.")  # about the end of Python versions

@@ -15,7 +15,7 @@ import types
 import typing
 from typing import Any
 
-from diversity_jax.core.errors import InputError
+from diversity_jax.core.errors import InputError, without_secrets
 
 # Metadata of a field that a later version added to a dataclass: see `fields_for_keys`.
 ADDED: Mapping[str, Any] = types.MappingProxyType({"added": True})
@@ -213,11 +213,13 @@ def _default(field: dataclasses.Field) -> Any:
 
 
 def plain_for_keys(value: Any) -> Any:
-    """A configuration as nested plain values, with `fields_for_keys` of every dataclass."""
+    """A configuration as nested plain values, with `fields_for_keys` of every dataclass, and without passwords."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {name: plain_for_keys(item) for name, item in fields_for_keys(value).items()}
     if isinstance(value, Mapping):
         return {name: plain_for_keys(item) for name, item in value.items()}
+    if isinstance(value, str):
+        return without_secrets(value)
     return type(value)(map(plain_for_keys, value)) if isinstance(value, list | tuple) else value
 
 

@@ -1,9 +1,26 @@
-"""The one exception that means "what you gave us is wrong"."""
+"""The one exception that means "what you gave us is wrong", and texts that may be shown and kept."""
 
 import re
 
 _LONG_WORD = re.compile(r"(\S{150})\S{150,}(\S{100})")
 _BREAKS = re.compile(r"[\r\n\v\f\x1b\x85\u2028\u2029]+")
+_SECRETS = (
+    (re.compile(r"(?<=://)[^/\s@]+@"), ""),
+    (
+        re.compile(
+            r"([?&][^=&\s]*(?:key|token|secret|sig|pass|credential)[^=&\s]*=)[^&\s']+?(?=[:;,)]*(?:[&\s']|$))",
+            re.IGNORECASE,
+        ),
+        r"\1***",
+    ),
+)
+
+
+def without_secrets(text: str) -> str:
+    """A text without the passwords and signatures of URLs in it, to be shown, logged or written to a file."""
+    for pattern, instead in _SECRETS if "://" in text else ():
+        text = pattern.sub(instead, text)
+    return text
 
 
 class InputError(ValueError):
@@ -11,8 +28,8 @@ class InputError(ValueError):
 
     The message is one line that says what is wrong, where (file and line, or configuration field) and what to do
     about it. Entry points print that line and exit with status 2; a traceback means a defect of this project. Values
-    that it quotes are kept to the line: of words above 400 characters the middle is left out.
+    that it quotes are kept to the line: of words above 400 characters the middle is left out, and so are passwords.
     """
 
     def __str__(self) -> str:
-        return _LONG_WORD.sub(r"\1...\2", _BREAKS.sub(" ", super().__str__()))
+        return without_secrets(_LONG_WORD.sub(r"\1...\2", _BREAKS.sub(" ", super().__str__())))

@@ -11,16 +11,12 @@ import re
 import shlex
 from typing import Any
 
-from diversity_jax.core.errors import InputError
+from diversity_jax.core.errors import InputError, without_secrets
 from diversity_jax.core.files import read_json, write_json
 
 _JAX_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint")
 _PACKAGES = ("diversity_jax", *_JAX_PACKAGES, "numpy", "seqio", "tensorflow", "tensorflow-cpu")
 # What a record must not hold: a user in a URL, keys in its query, and what headers say.
-_SECRETS = (
-    (re.compile(r"(?<=://)[^/\s@]+@"), ""),
-    (re.compile(r"([?&][^=&\s]*(?:key|token|secret|sig|pass)[^=&\s]*=)[^&\s']+", re.IGNORECASE), r"\1***"),
-)
 _HEADERS_WORD = re.compile(r"(--config\S*endpoint\.(?:headers|query))(=|$)")
 
 
@@ -211,13 +207,7 @@ def _command(words: Sequence[str]) -> str:
     for at, word in enumerate(others[:-1]):
         if (match := _HEADERS_WORD.match(word)) and not match[2]:  # its value is the next word
             words[at : at + 2] = [word, "***"]
-    return _without_secrets(shlex.join(start + words))
-
-
-def _without_secrets(text: str) -> str:
-    for pattern, instead in _SECRETS:
-        text = pattern.sub(instead, text)
-    return text
+    return without_secrets(shlex.join(start + words))
 
 
 def package_versions(packages: Sequence[str] = _PACKAGES) -> dict[str, str]:
@@ -233,13 +223,18 @@ def plain(value: Any) -> Any:
     """JSON values of a configuration: tuples become lists, anything unusual its text, secrets are left out."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         value = dataclasses.asdict(value)
-    if isinstance(value, Mapping) and {"headers", "key_header"} <= set(value):
-        names = [header.partition(":")[0] for header in value["headers"]]
-        value = {**value, "headers": [f"{name}: ***" for name in names], "query": "***" if value["query"] else ""}
     if isinstance(value, Mapping):
-        return {str(name): plain(item) for name, item in value.items()}
+        return {str(name): plain(item) for name, item in without_headers(value).items()}
     if isinstance(value, (list, tuple)):
         return [plain(item) for item in value]
     if isinstance(value, str):
-        return _without_secrets(value)
+        return without_secrets(value)
     return value if value is None or isinstance(value, (bool, int, float)) else str(value)
+
+
+def without_headers(fields: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The fields of an endpoint without what its headers and query say, which may be keys; others as they are."""
+    if not {"headers", "key_header"} <= set(fields):
+        return fields
+    names = [header.partition(":")[0] for header in fields["headers"]]
+    return {**fields, "headers": [f"{name}: ***" for name in names], "query": "***" if fields["query"] else ""}

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from diversity_jax.core.errors import InputError
+from diversity_jax.core.errors import InputError, without_secrets
 from diversity_jax.core.files import content_hash
 from diversity_jax.corpus.conversations import as_conversation
 from diversity_jax.corpus.document import CorpusConfig, Document, Records, Rejected
@@ -65,13 +65,13 @@ class RecordCorpus:
     """Documents out of records, in the order of the parts. Files must not change while it is open.
 
     Attributes:
-      name: the source as it was configured.
+      name: the source as it was configured, without passwords.
       rejected: how many records the latest reading or sampling left out, by reason.
       records: how many there are, documents or not; None before a sampling has counted them.
     """
 
     def __init__(self, config: CorpusConfig, parts: Sequence[Records], kind: str):
-        self.name = config.source
+        self.name = without_secrets(config.source)
         self.rejected: Counter[str] = Counter()
         self.records: int | None = None
         self._config, self._parts, self._kind = config, parts, kind

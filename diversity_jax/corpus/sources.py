@@ -4,7 +4,7 @@ from collections.abc import Callable
 import os
 import re
 
-from diversity_jax.core.errors import InputError
+from diversity_jax.core.errors import InputError, without_secrets
 from diversity_jax.core.files import compression, is_remote, list_files
 from diversity_jax.corpus.corpus import RecordCorpus
 from diversity_jax.corpus.document import Corpus, CorpusConfig, FileRecords
@@ -127,6 +127,7 @@ def _kind_of(path: str) -> str:
 
 def _labels(paths: list[str]) -> list[str]:
     """The shortest names that tell the files apart, independent of the name of their common folder."""
+    paths = [without_secrets(path) for path in paths]
     if len(paths) == 1:
         return [paths[0].replace("\\", "/").rsplit("/", 1)[-1]]
     separated = [path.replace("\\", "/").split("/") for path in paths]

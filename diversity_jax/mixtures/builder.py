@@ -12,11 +12,12 @@ import diversity_jax
 from diversity_jax.cluster_agent import Scorecard
 from diversity_jax.core.errors import InputError
 from diversity_jax.core.files import content_hash, file_hash
+from diversity_jax.core.run_info import plain
 from diversity_jax.corpus import Corpus
 from diversity_jax.mixtures.config import KINDS, Component, MixtureConfig
 from diversity_jax.mixtures.gate import Decision, Measurement, decide, measure
 from diversity_jax.mixtures.mixture import Mixture, MixtureComponent
-from diversity_jax.mixtures.replay import config_to_json, gate_result, replay
+from diversity_jax.mixtures.replay import gate_result, replay
 from diversity_jax.mixtures.shares import AvailableRows, GateResult, granted_shares
 from diversity_jax.mixtures.sources import ComponentSource, Parts, PooledCorpus, open_source
 from diversity_jax.prepare.config import Preparation
@@ -119,7 +120,7 @@ def _compose(config: MixtureConfig, folder: Path, gated: Sequence[_GatedComponen
         seed=config.seed,
         vocabulary=next(component.manifest.vocabulary for component in components if component.manifest),
         folder=folder,
-        asked=config_to_json(config),
+        asked=plain(config),
         gate=[_gate_json(entry) for entry in gated],
         nested=[entry.source.mixture for entry in gated if entry.source.mixture],
         code=code_version(),

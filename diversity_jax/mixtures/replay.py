@@ -6,7 +6,6 @@ Needs no corpus, judge, network or prepared rows.
 from collections.abc import Mapping, Sequence
 import dataclasses
 from fractions import Fraction
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -138,11 +137,6 @@ def gate_result(decision: Decision, measurement: Measurement | None, rows: Seque
     """What allocation takes into account of a component."""
     clusters = None if measurement is None else measurement.effective_clusters.value
     return GateResult(factor=decision.factor, effective_clusters=clusters, rows=tuple(rows))
-
-
-def config_to_json(config: MixtureConfig) -> dict[str, Any]:
-    """A mixture configuration as JSON values."""
-    return json.loads(json.dumps(dataclasses.asdict(config)))
 
 
 def _check_measurement(path: Path, component: Component, entry: _Recorded, cards: Mapping[str, Scorecard]) -> None:

@@ -8,8 +8,9 @@ import re
 from typing import Any
 
 from diversity_jax.core import config as config_files
-from diversity_jax.core.errors import InputError
+from diversity_jax.core.errors import InputError, without_secrets
 from diversity_jax.core.files import is_remote
+from diversity_jax.core.run_info import without_headers
 from diversity_jax.evaluation.config import ContinuationsConfig, EvaluateConfig
 from diversity_jax.mixtures.config import BuildConfig
 from diversity_jax.scoring.config import ScoreConfig
@@ -296,10 +297,10 @@ def _as_json(value: Any) -> Any:
         name = type(value).__name__
         return {"type": _NAMES_IN_KEYS.get(name, name)} | _as_json(fields)
     if isinstance(value, Mapping):
-        return {str(name): _as_json(item) for name, item in value.items()}
+        return {str(name): _as_json(item) for name, item in without_headers(value).items()}
     if isinstance(value, tuple | list):
         return [_as_json(item) for item in value]
-    return value if isinstance(value, bool | int | float | str) or value is None else str(value)
+    return value if isinstance(value, bool | int | float) or value is None else without_secrets(str(value))
 
 
 def _check_different(study: StudyConfig, runs: Sequence[StudyRun]) -> None:

@@ -18,6 +18,7 @@ from typing import Any
 
 from diversity_jax.core import run_info
 from diversity_jax.core.artifacts import locked_folder
+from diversity_jax.core.cli import log_to_stderr
 from diversity_jax.core.errors import InputError
 from diversity_jax.core.files import local_folder, write_json
 from diversity_jax.core.formats import counted
@@ -201,7 +202,7 @@ def _run_steps(study: StudyConfig, steps: Mapping[str, Step], store: StepStore) 
 
 def _work(study: StudyConfig, number: int) -> None:
     """Another process of this machine: the same plan, the same folder. It ends when its parent does."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)
+    log_to_stderr()
     _end_with_parent(os.getppid())
     store = StepStore(Path(study.output_dir) / "steps")
     with _own_cores(number, study.processes), _stoppable():
