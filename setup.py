@@ -26,6 +26,7 @@ setup(
         "diversity_jax.corpus.readers": ["installed_packages.toml"],
         "diversity_jax.llm": ["prices.json"],
         "diversity_jax.report": ["templates/*.j2"],
+        "diversity_jax.tokenizers": ["llama_cpp.json"],
         "diversity_jax.synthesis": ["demo_grammar.toml", "languages.toml"],
     },
     install_requires=[

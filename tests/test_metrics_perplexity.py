@@ -34,7 +34,7 @@ def folder(tmp_path_factory):
     """A small Llama over bytes in Hugging Face's form."""
     config = small_config(vocab_size=264, max_length=32)
     return export_hugging_face(
-        config, random_params(config), tmp_path_factory.mktemp("model") / "small", end_of_text_id=1
+        config, random_params(config), tmp_path_factory.mktemp("model") / "small", token_ids={"eos_token_id": 1}
     )
 
 

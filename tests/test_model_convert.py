@@ -87,7 +87,7 @@ def test_there_and_back_is_bit_exact(tmp_path, fields):
 def test_a_model_that_transformers_saved_is_read(tmp_path):
     transformers = pytest.importorskip("transformers")
     config = model(num_kv_heads=2, tie_embeddings=False)[0]
-    settings = config_to_hugging_face(config, "float32", None)
+    settings = config_to_hugging_face(config, "float32", {})
     theirs = transformers.LlamaConfig(**{k: v for k, v in settings.items() if k not in ("dtype", "torch_dtype")})
     transformers.LlamaForCausalLM(theirs).save_pretrained(tmp_path, max_shard_size="20KB")
     assert len(list(tmp_path.glob("*.safetensors"))) > 1

@@ -1,5 +1,6 @@
 """llama.cpp reads what we export: the same tokens, and the same logits, in every form of model and tokenizer."""
 
+import dataclasses
 import json
 import math
 
@@ -12,6 +13,7 @@ from diversity_jax.corpus import open_corpus
 from diversity_jax.model import LlamaConfig, init_params, logits
 from diversity_jax.model.checkpoint_io.gguf import export_gguf
 from diversity_jax.model.convert import main, write_imported
+from diversity_jax.tokenizers.files import named_tokenizer
 from diversity_jax.tokenizers.tokenizer import load_tokenizer
 from tests.llama_cpp_server import post, serve_gguf
 from tests.shared_data import shared_file
@@ -36,6 +38,11 @@ def model(**fields):
         **({"compute_dtype": "float32", "initializer_range": 0.2, "rope_theta": 5000.0} | shape | fields)
     )
     return config, jax.device_get(init_params(config, jax.random.key(3)))
+
+
+def files(name, end=None):
+    tokenizer = named_tokenizer(str(name))
+    return tokenizer if end is None else dataclasses.replace(tokenizer, end_of_text_id=end)
 
 
 def train_sentencepiece(path, **settings):
@@ -91,7 +98,7 @@ def test_llama_cpp_reads_the_same_tokens_and_gives_the_same_logits(tmp_path, kin
         tokenizer, end = str(train_sentencepiece(tmp_path / "tokenizer.model")), None
     else:
         tokenizer, end = str(train_byte_level(tmp_path / "tokenizer.json")), 0
-    path = export_gguf(config, params, tmp_path / "tiny.gguf", tokenizer=tokenizer, end_of_text_id=end)
+    path = export_gguf(config, params, tmp_path / "tiny.gguf", tokenizer=files(tokenizer, end))
     ours = load_tokenizer(tokenizer)
     rows = [ours.encode_batch([text])[0] for text in TEXTS]
     tokens_BxL = np.zeros((len(rows), max(map(len, rows))), np.int32)
@@ -126,7 +133,9 @@ def compare_next_token(address, tokens, scores_V):
 def test_the_public_reader_finds_what_was_written(tmp_path):
     gguf = pytest.importorskip("gguf", reason="the gguf package is not installed (extra llamacpp)")
     config, params = model(tie_embeddings=False)
-    reader = gguf.GGUFReader(export_gguf(config, params, tmp_path / "tiny.gguf", tokenizer="bytes", dtype="bfloat16"))
+    reader = gguf.GGUFReader(
+        export_gguf(config, params, tmp_path / "tiny.gguf", tokenizer=files("bytes"), dtype="bfloat16")
+    )
     assert reader.fields["llama.rope.freq_base"].contents() == 5000.0
     assert len(reader.fields["tokenizer.ggml.tokens"].contents()) == config.vocab_size
     tensors = {tensor.name: tensor for tensor in reader.tensors}
@@ -139,7 +148,7 @@ def test_the_public_reader_finds_what_was_written(tmp_path):
 def test_a_tokenizer_that_llama_cpp_would_read_otherwise_is_refused(tmp_path, settings):
     tokenizer = train_sentencepiece(tmp_path / "tokenizer.model", **settings)
     with pytest.raises(InputError, match=r"llama.cpp"):
-        export_gguf(*model(vocab_size=310), tmp_path / "tiny.gguf", tokenizer=tokenizer)
+        export_gguf(*model(vocab_size=310), tmp_path / "tiny.gguf", tokenizer=files(tokenizer))
     assert not (tmp_path / "tiny.gguf").exists()
 
 
@@ -149,8 +158,8 @@ def test_what_does_not_fit_is_one_line(tmp_path, capsys):
     (tmp_path / "tokenizer.json").write_text(json.dumps({"model": {"type": "WordLevel"}}))
     for tokenizer, said in (
         ("bytes", "more than the model's 200"),
-        (str(tmp_path / "tokenizer.json"), "no byte-level BPE"),
-        ("x", "unknown"),
+        (str(tmp_path / "tokenizer.json"), "tokenizer.json: is not a tokenizer.json"),
+        ("x", "give bytes"),
     ):
         with pytest.raises(SystemExit) as error:
             main(["gguf", str(tmp_path / "model"), str(tmp_path / "tiny.gguf"), "--tokenizer", tokenizer])
@@ -165,7 +174,7 @@ def test_the_command_exports(tmp_path, capsys):
     write_imported(config, params, tmp_path / "model")
     main(["gguf", str(tmp_path / "model"), str(tmp_path / "a.gguf"), "--tokenizer", "bytes"])
     assert "a.gguf" in capsys.readouterr().out
-    export_gguf(config, params, tmp_path / "b" / "a.gguf", tokenizer="bytes")
+    export_gguf(config, params, tmp_path / "b" / "a.gguf", tokenizer=files("bytes"))
     assert (tmp_path / "a.gguf").read_bytes() == (tmp_path / "b" / "a.gguf").read_bytes()
 
 
@@ -180,7 +189,7 @@ def test_real_tokenizers_cut_real_text_alike(tmp_path, name, end):
         for document in open_corpus(str(shared_file("corpora_real/web_c4_200_full_pages.jsonl.gz"))).sample(40, seed=0)
     ]
     config, params = model(vocab_size=ours.size, hidden_size=16, num_layers=1)
-    path = export_gguf(config, params, tmp_path / "tiny.gguf", tokenizer=tokenizer, end_of_text_id=end)
+    path = export_gguf(config, params, tmp_path / "tiny.gguf", tokenizer=files(tokenizer, end))
     with serve_gguf(path, context_tokens=256, in_parallel=1) as address:
         for text in [*TEXTS, *texts]:
             assert post(address, "/tokenize", {"content": text})["tokens"] == ours.encode_batch([text])[0].tolist()

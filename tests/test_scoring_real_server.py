@@ -18,6 +18,7 @@ import pytest
 from diversity_jax.model import LlamaConfig, init_params
 from diversity_jax.model.checkpoint_io.gguf import export_gguf
 from diversity_jax.model.convert import write_imported
+from diversity_jax.tokenizers.files import TokenizerFiles
 from tests.llama_cpp_server import serve_gguf
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -72,7 +73,9 @@ def server(tmp_path_factory):
     folder = tmp_path_factory.mktemp("model")
     config, params = random_model()
     tokenizer = train_tokenizer(folder / "tokenizer.json")
-    path = export_gguf(config, params, folder / "tiny.gguf", tokenizer=tokenizer, end_of_text_id=0)
+    path = export_gguf(
+        config, params, folder / "tiny.gguf", tokenizer=TokenizerFiles(files=(tokenizer,), end_of_text_id=0)
+    )
     with serve_gguf(path, context_tokens=8192, in_parallel=2) as address:
         yield address
 

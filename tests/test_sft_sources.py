@@ -179,7 +179,9 @@ def theirs(tmp_path_factory):
         vocab_size=300, special_tokens=special, initial_alphabet=alphabet, show_progress=False
     )
     tokenizer.train_from_iterator([" ".join(WORDS)] * 3, trainer)
-    export_hugging_face(MODEL, jax.tree.map(np.asarray, random_params(MODEL, scale=0.1)), folder, end_of_text_id=0)
+    export_hugging_face(
+        MODEL, jax.tree.map(np.asarray, random_params(MODEL, scale=0.1)), folder, token_ids={"eos_token_id": 0}
+    )
     tokenizer.save(str(folder / "tokenizer.json"))
     settings = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|im_end|>", "chat_template": CHATML}
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))

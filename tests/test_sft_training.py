@@ -128,7 +128,7 @@ def test_resumed_it_ends_with_the_same_bits(pretrained, tuned, tmp_path, monkeyp
 
 def test_it_begins_with_exactly_the_parameters_of_a_checkpoint_or_a_hugging_face_folder(tmp_path):
     params = jax.tree.map(np.asarray, random_params(MODEL))
-    export_hugging_face(MODEL, params, tmp_path / "theirs", end_of_text_id=1)
+    export_hugging_face(MODEL, params, tmp_path / "theirs", token_ids={"eos_token_id": 1})
     write_imported(MODEL, params, tmp_path / "ours")
     mesh = loop.make_mesh(MeshConfig(fsdp=4, tensor=2))
     _, placed = loop.state_shardings(MODEL, OPTIMIZER, mesh)

@@ -24,6 +24,7 @@ from diversity_jax.synthesis.config import (
 )
 from diversity_jax.synthesis.run import run
 from diversity_jax.synthesis.templates import TEMPLATES
+from diversity_jax.tokenizers.files import TokenizerFiles
 from tests.llama_cpp_server import serve_gguf
 from tests.test_scoring_real_server import VOCABULARY, train_tokenizer
 
@@ -73,7 +74,9 @@ def server(tmp_path_factory):
     params = jax.device_get(init_params(config, jax.random.key(0)))
     tokenizer = train_tokenizer(folder / "tokenizer.json")
     with serve_gguf(
-        export_gguf(config, params, folder / "tiny.gguf", tokenizer=tokenizer, end_of_text_id=0)
+        export_gguf(
+            config, params, folder / "tiny.gguf", tokenizer=TokenizerFiles(files=(tokenizer,), end_of_text_id=0)
+        )
     ) as address:
         yield address
 

@@ -1,14 +1,15 @@
 """Converts weights between training runs and Hugging Face folders, and to GGUF for llama.cpp.
 
     python -m diversity_jax.model.convert export RUN OUTPUT [--step 1000] [--dtype bfloat16] [--max-shard-gigabytes 5]
-    python -m diversity_jax.model.convert gguf RUN OUTPUT.gguf --tokenizer bytes [--step 1000] [--dtype bfloat16]
-    python -m diversity_jax.model.convert import HUGGING_FACE_FOLDER OUTPUT
+    python -m diversity_jax.model.convert gguf RUN OUTPUT.gguf [--step 1000] [--dtype q8_0]
+    python -m diversity_jax.model.convert import HUGGING_FACE_FOLDER_OR_FILE.gguf OUTPUT
     python -m diversity_jax.model.convert check HUGGING_FACE_FOLDER
 
 `export` and `gguf` take a run's output folder, or one that `import` wrote (`gguf` a Hugging Face folder too). `export`
-puts the run's tokenizer beside the weights, as AutoTokenizer finds it; `import` keeps the folder's. `gguf` writes one
-file for llama.cpp, Ollama and LM Studio, with the tokenizer in it. `check` compares the logits with those of
-transformers, which needs transformers and torch.
+puts the run's tokenizer beside the weights, as AutoTokenizer finds it; `import` keeps the folder's, or the one in a
+GGUF file, whose quantised weights it dequantises. `gguf` writes one file for llama.cpp, Ollama and LM Studio, with
+tokenizer and chat template in it. `check` compares the logits with those of transformers, which needs transformers and
+torch.
 """
 
 import argparse
@@ -22,7 +23,8 @@ from typing import Any
 from diversity_jax.core.artifacts import locked_folder
 from diversity_jax.core.errors import InputError
 from diversity_jax.core.files import local_folder, read_json, refuse_url, write_json
-from diversity_jax.model.checkpoint_io.gguf import export_gguf
+from diversity_jax.model.checkpoint_io.gguf import export_gguf, import_gguf, refuse_gguf
+from diversity_jax.model.checkpoint_io.gguf_file import DTYPES
 from diversity_jax.model.checkpoint_io.hugging_face import (
     config_from_hugging_face,
     export_hugging_face,
@@ -30,7 +32,14 @@ from diversity_jax.model.checkpoint_io.hugging_face import (
     refuse_model_folder,
 )
 from diversity_jax.model.config import LlamaConfig, LoraConfig
-from diversity_jax.tokenizers.files import copy_tokenizer, model_tokenizer, named_tokenizer, write_tokenizer
+from diversity_jax.tokenizers.files import (
+    TokenizerFiles,
+    copy_tokenizer,
+    model_tokenizer,
+    named_tokenizer,
+    write_tokenizer,
+)
+from diversity_jax.tokenizers.gguf_folder import write_folder
 
 Params = dict[str, Any]
 _TOLERANCE = 1e-4  # largest difference of float32 logits between two right implementations; seen: up to 5e-5
@@ -139,12 +148,17 @@ def write_imported(config: LlamaConfig, params: Params, folder: str | os.PathLik
     from orbax.checkpoint import v1 as ocp
 
     folder = Path(folder).absolute()
-    if (folder / "model.json").exists() or (folder / "weights").exists():
-        raise InputError(f"{folder}: holds a model already; choose another folder or remove it")
+    refuse_imported(folder)
     folder.mkdir(parents=True, exist_ok=True)
     ocp.save_checkpointables(folder / "weights", {"params": params})
     write_json(folder / "model.json", dataclasses.asdict(config))
     return folder
+
+
+def refuse_imported(folder: Path) -> None:
+    """Raises `InputError` where a folder holds a model that was imported, or part of one."""
+    if (folder / "model.json").exists() or (folder / "weights").exists():
+        raise InputError(f"{folder}: holds a model already; choose another folder or remove it")
 
 
 def logits_difference(folder: str | os.PathLike) -> float:
@@ -190,11 +204,11 @@ def main(argv: list[str] | None = None) -> None:
         if run is not _check:
             command.add_argument("output")
         if run in (_export, _gguf):
-            tokenizer = "the run's own: bytes, a SentencePiece model or a tokenizer.json"
-            none = "; default: as the run names it; none: without" if run is _export else ""
-            command.add_argument("--tokenizer", required=run is _gguf, help=tokenizer + none)
+            tokenizer = "bytes, a SentencePiece model, a tokenizer.json or a folder; default: as the run names it"
+            command.add_argument("--tokenizer", help=tokenizer + ("; none: without" if run is _export else ""))
             command.add_argument("--step", type=int, help="which checkpoint; default: the latest")
-            command.add_argument("--dtype", default="float32", help="float32, bfloat16 or float16")
+            dtypes = DTYPES if run is _gguf else DTYPES[:-1]
+            command.add_argument("--dtype", default="float32", help=f"{', '.join(dtypes[:-1])} or {dtypes[-1]}")
             command.add_argument("--end-of-text-id", type=int, help="the model's begin- and end-of-text token")
         if run is _export:
             command.add_argument("--max-shard-gigabytes", type=float, default=5.0)
@@ -214,36 +228,61 @@ def _export(options: argparse.Namespace) -> None:
     if options.max_shard_gigabytes <= 0:
         raise InputError(f"--max-shard-gigabytes {options.max_shard_gigabytes:g}: must be above 0")
     refuse_model_folder(options.output)
-    name, end, tokenizer = options.tokenizer, options.end_of_text_id, None
-    if name != "none":
-        tokenizer = model_tokenizer(options.source) if name is None else named_tokenizer(name)
+    tokenizer = None if options.tokenizer == "none" else _tokenizer(options)
     config, params = read_model(options.source, step=options.step)
     shard_bytes = int(options.max_shard_gigabytes * 1e9)
     with locked_folder(local_folder(options.output, "OUTPUT")):
         refuse_model_folder(options.output)
+        end = options.end_of_text_id
+        ids: Mapping[str, Any] = {} if end is None else {"bos_token_id": end, "eos_token_id": end}
         if tokenizer:  # before the weights, since config.json marks a whole export
-            end = tokenizer.end_of_text_id if end is None else end
-            files = dataclasses.replace(tokenizer, end_of_text_id=end)
-            write_tokenizer(files, options.output, vocab_size=config.vocab_size)
+            write_tokenizer(tokenizer, options.output, vocab_size=config.vocab_size)
+            ids = _token_ids(options.output / "generation_config.json")
         export_hugging_face(
-            config, params, options.output, dtype=options.dtype, max_shard_bytes=shard_bytes, end_of_text_id=end
+            config, params, options.output, dtype=options.dtype, max_shard_bytes=shard_bytes, token_ids=ids
         )
     beside = "with its tokenizer" if tokenizer else "without a tokenizer"
     print(f"{config.parameter_count:,} parameters, {options.dtype}, {beside}: {options.output}")
 
 
+def _token_ids(path: Path) -> dict[str, Any]:
+    named = read_json(path) if path.exists() else {}
+    return {name: named[name] for name in ("bos_token_id", "eos_token_id", "pad_token_id") if name in named}
+
+
+def _tokenizer(options: argparse.Namespace) -> TokenizerFiles | None:
+    """The one that is asked for, or the model's own."""
+    name = options.tokenizer
+    tokenizer = model_tokenizer(options.source) if name is None else named_tokenizer(name)
+    if tokenizer is None or options.end_of_text_id is None:
+        return tokenizer
+    return dataclasses.replace(tokenizer, end_of_text_id=options.end_of_text_id)
+
+
 def _gguf(options: argparse.Namespace) -> None:
+    refuse_gguf(options.output, options.dtype)
+    tokenizer = _tokenizer(options)
+    if tokenizer is None:
+        raise InputError(f"{options.source}: does not say which tokenizer it was trained with; give --tokenizer")
     config, params = read_model(options.source, step=options.step)
-    end = options.end_of_text_id
-    export_gguf(config, params, options.output, tokenizer=options.tokenizer, dtype=options.dtype, end_of_text_id=end)
+    export_gguf(config, params, options.output, tokenizer=tokenizer, dtype=options.dtype)
     print(f"{config.parameter_count:,} parameters, {options.dtype}: {options.output}")
 
 
 def _import(options: argparse.Namespace) -> None:
-    config, params = import_hugging_face(options.source)
     with locked_folder(local_folder(options.output, "OUTPUT")):
-        folder = write_imported(config, params, options.output)
-        beside = "with its tokenizer" if copy_tokenizer(options.source, folder / "tokenizer") else "without a tokenizer"
+        if options.source.is_file() or options.source.suffix == ".gguf":
+            config, params, file = import_gguf(options.source)
+            refuse_imported(options.output)
+            write_folder(file.entries, options.output / "tokenizer", options.source)  # its faults come first
+            write_imported(config, params, options.output)
+            stored = ", ".join(f"{count} {kind}" for kind, count in file.types.items())
+            beside = f"with its tokenizer; tensors were {stored}"
+        else:
+            config, params = import_hugging_face(options.source)
+            folder = write_imported(config, params, options.output)
+            is_there = copy_tokenizer(options.source, folder / "tokenizer")
+            beside = "with its tokenizer" if is_there else "without a tokenizer"
     print(f"{config.parameter_count:,} parameters, {beside}: {options.output}")
 
 

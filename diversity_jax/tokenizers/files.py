@@ -6,6 +6,7 @@ import json
 import os
 from pathlib import Path
 import shutil
+from typing import Any
 
 from diversity_jax.core.errors import InputError
 from diversity_jax.core.files import open_file, path_inside, read_json, write_json, writing
@@ -18,6 +19,8 @@ _CLASSES = {
 }
 """Files that define a tokenizer, and the class of transformers that reads each."""
 _SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja")
+_MODEL_FILES = ("generation_config.json", "config.json")
+"""Of the model, which name special tokens by their ids; the first goes before the second."""
 _COPIED = (*_CLASSES, "merges.txt", *_SETTINGS)
 """What a tokenizer's `save_pretrained` may write."""
 
@@ -112,9 +115,9 @@ def folder_tokenizer(folder: Path) -> TokenizerFiles | None:
 
 
 def model_tokenizer(folder: Path) -> TokenizerFiles | None:
-    """The tokenizer beside an imported model, or the one a run's rows were prepared with; None where neither is."""
-    if (folder / "tokenizer").is_dir():
-        return folder_tokenizer(folder / "tokenizer")
+    """The tokenizer beside a model, or the one a run's rows were prepared with; None where neither is."""
+    if beside := folder_tokenizer(folder / "tokenizer") or folder_tokenizer(folder):
+        return beside
     run = read_json(folder / "run.json") if (folder / "run.json").exists() else {}
     path = Path(run.get("settings", {}).get("prepared") or folder / "mixture")
     path = path / "mixture.json" if path.is_dir() else path
@@ -142,7 +145,8 @@ def copy_tokenizer(source: Path, folder: Path) -> bool:
     tokenizer = folder_tokenizer(source)
     if tokenizer:
         folder.mkdir(parents=True, exist_ok=True)
-        for path in tokenizer.files:
+        named = (source / name for name in _MODEL_FILES)
+        for path in (*tokenizer.files, *(path for path in named if path.is_file())):
             shutil.copyfile(path, folder / path.name)
     return tokenizer is not None
 
@@ -158,7 +162,7 @@ def write_tokenizer(tokenizer: TokenizerFiles, folder: Path, *, vocab_size: int)
             raise InputError(f"{path}: the tokenizer's file is missing; give --tokenizer")
     folder.mkdir(parents=True, exist_ok=True)
     if not tokenizer.files:
-        _save_bytes(folder / "tokenizer.json")
+        write_json(folder / "tokenizer.json", bytes_json())
     for path in tokenizer.files:
         name = path.name if path.name in _COPIED else f"tokenizer{path.suffix}"
         shutil.copyfile(path, folder / name)
@@ -167,23 +171,69 @@ def write_tokenizer(tokenizer: TokenizerFiles, folder: Path, *, vocab_size: int)
         raise InputError(
             f"{folder}: the tokenizer has {max(tokens) + 1} ids, more than the model's {vocab_size}; give the run's own"
         )
-    if not (folder / "tokenizer_config.json").exists():
+    path = folder / "tokenizer_config.json"
+    settings = read_json(path) if path.exists() else {}
+    written = dict(settings)
+    if not settings:
         class_name = next(_CLASSES[name] for name in _CLASSES if (folder / name).exists())
         end = tokens.get(tokenizer.end_of_text_id) if tokenizer.end_of_text_id is not None else None
-        # In training an end of text stood before each text, whatever the tokenizer calls begin of text; a chat
-        # template that names a token means the one it was fine-tuned with.
+        # In training an end of text stood before each text, whatever the tokenizer calls begin of text.
         named = {} if end is None else {"eos_token": end, "bos_token": end}
-        named |= {name: text for name, text in tokenizer.special.items() if name in (tokenizer.chat_template or "")}
-        settings = {"tokenizer_class": class_name, "clean_up_tokenization_spaces": False, **named}
-        write_json(folder / "tokenizer_config.json", settings)
+        # Batches cannot be padded without a token for it, which attention does not see.
+        padding = tokens[0] if not tokenizer.files else end
+        named |= {} if padding is None else {"pad_token": padding}
+        written = {"tokenizer_class": class_name, "clean_up_tokenization_spaces": False, **named}
+    # A chat template that names a token means the one it was fine-tuned with.
+    written |= {name: text for name, text in tokenizer.special.items() if name in (tokenizer.chat_template or "")}
+    if written != settings:
+        write_json(path, written)
     if tokenizer.chat_template is not None:
         with writing(folder / "chat_template.jinja") as file:
             file.write(tokenizer.chat_template.encode())
-    ends = {number for number, text in tokens.items() if text == tokenizer.special.get("eos_token")}
-    if tokenizer.end_of_text_id is not None:
-        ends.add(tokenizer.end_of_text_id)
-    if ends:  # servers stop where an answer ends, not only where a text does
-        write_json(folder / "generation_config.json", {"eos_token_id": sorted(ends)})
+    _write_ids(tokenizer, folder, {text: number for number, text in tokens.items()})
+
+
+def _write_ids(tokenizer: TokenizerFiles, folder: Path, numbers: Mapping[str, int]) -> None:
+    """Writes `generation_config.json`, by which servers stop where an answer ends, not only where a text does."""
+    home = tokenizer.files[0].parent if tokenizer.files else folder
+    found = token_ids(folder, home)
+    tuned = numbers.get(tokenizer.special.get("eos_token", ""))
+    ends = {*found.get("eos_token_id", ())} | {i for i in (tuned, tokenizer.end_of_text_id) if i is not None}
+    named: dict[str, Any] = {name: found[name][0] for name in ("bos_token_id", "pad_token_id") if name in found}
+    if ends:
+        named["eos_token_id"] = sorted(ends) if len(ends) > 1 else min(ends)
+    own = home / "generation_config.json"
+    if named:
+        write_json(folder / "generation_config.json", (read_json(own) if own.is_file() else {}) | named)
+
+
+def token_ids(folder: Path, model: Path | None = None) -> dict[str, list[int]]:
+    """Ids of the special tokens that a folder's files name, as `eos_token_id`: all that end an answer, the tokenizer's
+    own first; of the others, the first is meant.
+
+    Args:
+      model: Where the model's own settings lie, if elsewhere.
+
+    Raises:
+      InputError: a file is damaged.
+    """
+    settings = read_json(folder / "tokenizer_config.json") if (folder / "tokenizer_config.json").exists() else {}
+    added = settings.get("added_tokens_decoder") or {}
+    numbers = {token["content"]: int(number) for number, token in added.items()}
+    numbers = {text: number for number, text in _tokens(folder).items()} | numbers
+    texts = special_tokens(folder)
+    paths = [(model or folder) / name for name in _MODEL_FILES]
+    models = [read_json(path) for path in paths if path.is_file()]
+    found: dict[str, list[int]] = {}
+    for name in SPECIAL_TOKENS:
+        own = [numbers[texts[name]]] if texts.get(name) in numbers else []
+        value = next((one[f"{name}_id"] for one in models if one.get(f"{name}_id") is not None), [])
+        ids = [*own, *(value if isinstance(value, list) else [value])]
+        if not all(isinstance(number, int) and number >= 0 for number in ids):
+            raise InputError(f"{folder}: {name}_id is {value!r}; expected an id or a list of ids")
+        if ids:
+            found[f"{name}_id"] = list(dict.fromkeys(ids))
+    return found
 
 
 def _tokens(folder: Path) -> dict[int, str]:
@@ -209,8 +259,8 @@ def _tokens(folder: Path) -> dict[int, str]:
     return {i: model.id_to_piece(i) for i in range(model.get_piece_size())}
 
 
-def _save_bytes(path: Path) -> None:
-    """Writes `bytes` as a tokenizer.json: byte-level BPE without merges after the three ids that SeqIO reserves."""
+def bytes_json() -> dict[str, Any]:
+    """`bytes` as a tokenizer.json's content: byte-level BPE without merges after the three ids that SeqIO reserves."""
     import tokenizers
 
     special = ["<|pad|>", "<|endoftext|>", "<|unk|>"]
@@ -222,4 +272,4 @@ def _save_bytes(path: Path) -> None:
     tokenizer.add_special_tokens(special)
     # Written into the file, since the library's decoder of this kind takes no settings.
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False}
-    write_json(path, json.loads(tokenizer.to_str()) | {"pre_tokenizer": byte_level, "decoder": byte_level})
+    return json.loads(tokenizer.to_str()) | {"pre_tokenizer": byte_level, "decoder": byte_level}

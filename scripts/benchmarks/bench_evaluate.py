@@ -105,7 +105,7 @@ def _write_model(folder: Path, requests: list[tuple[str, str]], options: argpars
         vocab_size=8192, special_tokens=["<|endoftext|>"], initial_alphabet=alphabet, show_progress=False
     )
     tokenizer.train_from_iterator((context + continuation for context, continuation in requests), trainer)
-    export_hugging_face(config, init_params(config, jax.random.key(0)), folder, end_of_text_id=0)
+    export_hugging_face(config, init_params(config, jax.random.key(0)), folder, token_ids={"eos_token_id": 0})
     tokenizer.save(str(folder / "tokenizer.json"))
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",

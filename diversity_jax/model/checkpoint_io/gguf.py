@@ -1,137 +1,66 @@
-"""One GGUF file with weights and tokenizer, as llama.cpp, Ollama and LM Studio read it.
+"""Models in GGUF, the form of llama.cpp, Ollama and LM Studio: one file with weights and tokenizer, out and in.
 
-Tokenizers that llama.cpp would apply differently (normalisation, unigram models, other ways to split words) are
-refused: a model that reads other tokens than it was trained on gives nonsense without an error.
+Between our layout and llama.cpp's stands Hugging Face's: what a family of models is called and what it has are decided
+there, in both directions.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterator, Mapping
+import functools
+import math
 import os
 from pathlib import Path
+import tempfile
 from typing import Any
 
 import numpy as np
 
 from diversity_jax.core.errors import InputError
-from diversity_jax.core.files import open_file, read_json, writing
-from diversity_jax.model.checkpoint_io.hugging_face import Tensor, dtype_named, hugging_face_tensors
+from diversity_jax.model.checkpoint_io.gguf_file import DTYPES, GgufFile, read_gguf, write_gguf
+from diversity_jax.model.checkpoint_io.hugging_face import (
+    Tensor,
+    config_from_entries,
+    config_to_hugging_face,
+    hugging_face_tensors,
+    params_from_tensors,
+)
 from diversity_jax.model.config import LlamaConfig
+from diversity_jax.tokenizers.files import TokenizerFiles, write_tokenizer
+from diversity_jax.tokenizers.gguf_entries import tokenizer_entries
 
-# Kinds of a token, by SentencePiece's numbers, which llama.cpp has too.
-_NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = range(1, 7)
-# These models are trained on text, not conversations: turns are put one below the other.
-_CHAT_TEMPLATE = "{% for message in messages %}{{ message['content'] }}\n\n{% endfor %}"
-
-_Token = tuple[str, float, int]  # text, score, kind
-_Entries = list[tuple[str, Any]]
-
-
-def tokenizer_entries(tokenizer: str | os.PathLike, vocab_size: int, end_of_text_id: int | None) -> _Entries:
-    """Keys and values of a GGUF file that describe a tokenizer.
-
-    Args:
-      tokenizer: `bytes` (byte b is id b + 3), a SentencePiece `.model` of type BPE, or a `tokenizer.json` with
-        byte-level BPE.
-      vocab_size: Of the model; ids above the tokenizer's are filled with unused tokens.
-      end_of_text_id: Ends a document; None: the tokenizer's own, which a `tokenizer.json` does not name.
-
-    Raises:
-      InputError: another kind of tokenizer, more tokens than the model has, or no such id.
-    """
-    name = os.fspath(tokenizer)
-    if name == "bytes":
-        tokens, entries, own_end = _bytes()
-    elif name.endswith(".model"):
-        tokens, entries, own_end = _sentencepiece(name)
-    elif name.endswith(".json"):
-        tokens, entries, own_end = _byte_level(name, read_json(name))
-    else:
-        raise InputError(f"tokenizer {name!r} is unknown; give bytes, a SentencePiece .model or a tokenizer.json")
-    end = own_end if end_of_text_id is None else end_of_text_id
-    if end is None or not 0 <= end < len(tokens):
-        at = "" if end is None else f" at id {end}"
-        raise InputError(f"tokenizer {name}: has no end of text{at}; give --end-of-text-id")
-    if len(tokens) > vocab_size:
-        raise InputError(
-            f"tokenizer {name}: has {len(tokens)} tokens, more than the model's {vocab_size}; give the model's own"
-        )
-    text, _, kind = tokens[end]
-    # As a control token it stops generation and is never printed.
-    tokens[end] = (text, 0.0, _CONTROL if kind != _BYTE else kind)
-    tokens += [(f"<unused{i}>", 0.0, _UNUSED) for i in range(len(tokens), vocab_size)]
-    return [
-        *entries,
-        ("tokenizer.ggml.tokens", [text for text, _, _ in tokens]),
-        ("tokenizer.ggml.scores", [score for _, score, _ in tokens]),
-        ("tokenizer.ggml.token_type", [kind for _, _, kind in tokens]),
-        ("tokenizer.ggml.bos_token_id", end),
-        ("tokenizer.ggml.eos_token_id", end),
-        ("tokenizer.ggml.add_bos_token", False),
-        ("tokenizer.ggml.add_eos_token", False),
-        ("tokenizer.chat_template", _CHAT_TEMPLATE),
-    ]
-
-
-def _llama_entries(unknown_id: int, add_space: bool) -> _Entries:
-    return [
-        ("tokenizer.ggml.model", "llama"),
-        ("tokenizer.ggml.unknown_token_id", unknown_id),
-        ("tokenizer.ggml.add_space_prefix", add_space),
-    ]
-
-
-def _bytes() -> tuple[list[_Token], _Entries, int | None]:
-    """UTF-8 bytes; the space's token is U+2581, which llama.cpp substitutes for it before it tokenises."""
-    special = [("<pad>", 0.0, _CONTROL), ("</s>", 0.0, _CONTROL), ("<unk>", 0.0, _UNKNOWN)]
-    tokens = special + [(f"<0x{byte:02X}>", 0.0, _BYTE) for byte in range(256)]
-    tokens[3 + ord(" ")] = ("\u2581", 0.0, _NORMAL)
-    return tokens, _llama_entries(2, False), 1
-
-
-def _sentencepiece(path: str) -> tuple[list[_Token], _Entries, int | None]:
-    from google.protobuf.message import DecodeError
-    from sentencepiece import sentencepiece_model_pb2
-
-    model = sentencepiece_model_pb2.ModelProto()
-    try:
-        with open_file(path) as file:
-            model.ParseFromString(file.read())
-    except DecodeError:
-        raise InputError(f"tokenizer {path}: is not a SentencePiece model") from None
-    trained, normal = model.trainer_spec, model.normalizer_spec
-    if trained.model_type != trained.BPE:
-        raise InputError(f"tokenizer {path}: is not BPE, and llama.cpp would cut words otherwise; train one as bpe")
-    if normal.precompiled_charsmap or normal.remove_extra_whitespaces:
-        raise InputError(
-            f"tokenizer {path}: normalises text, which llama.cpp does not; train one with rule identity, spaces kept"
-        )
-    end = trained.eos_id if 0 <= trained.eos_id < len(model.pieces) else None
-    tokens = [(piece.piece, piece.score, piece.type) for piece in model.pieces]
-    return tokens, _llama_entries(max(trained.unk_id, 0), normal.add_dummy_prefix), end
-
-
-def _byte_level(path: str, content: Any) -> tuple[list[_Token], _Entries, int | None]:
-    """Byte-level BPE that splits words as GPT-2 did; of normalisations only NFC is allowed: most text is in it."""
-    content = content if isinstance(content, Mapping) else {}
-    model, splitter, normal = (content.get(part) or {} for part in ("model", "pre_tokenizer", "normalizer"))
-    as_gpt2 = splitter.get("type") == "ByteLevel" and splitter.get("use_regex", True)
-    is_bpe = model.get("type", "BPE") == "BPE" and model.get("merges") and normal.get("type", "NFC") == "NFC"
-    if not is_bpe or not as_gpt2 or splitter.get("add_prefix_space"):
-        raise InputError(
-            f"tokenizer {path}: is no byte-level BPE that splits words as GPT-2's; llama.cpp would cut text otherwise"
-        )
-    if model.get("byte_fallback") or model.get("ignore_merges"):
-        raise InputError(f"tokenizer {path}: uses byte_fallback or ignore_merges, which llama.cpp's GPT-2 has not")
-    by_id: dict[int, _Token] = {number: (text, 0.0, _NORMAL) for text, number in model["vocab"].items()}
-    for token in content.get("added_tokens") or ():
-        by_id[token["id"]] = (token["content"], 0.0, _CONTROL if token.get("special") else _USER_DEFINED)
-    tokens = [by_id.get(number, (f"<unused{number}>", 0.0, _UNUSED)) for number in range(max(by_id) + 1)]
-    merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
-    entries = [("tokenizer.ggml.model", "gpt2"), ("tokenizer.ggml.pre", "gpt-2"), ("tokenizer.ggml.merges", merges)]
-    return tokens, entries, None
-
-
-# llama.cpp's numbers of types: of a tensor, and of a file by the type of most of its tensors.
-_TENSOR_TYPE, _FILE_TYPE = {"float32": 0, "float16": 1, "bfloat16": 30}, {"float32": 0, "float16": 1, "bfloat16": 32}
+# Numbers of llama.cpp for a file by the type of most of its tensors.
+_FILE_TYPE = {"float32": 0, "float16": 1, "q8_0": 7, "bfloat16": 32}
+# Families by llama.cpp's name (transformers' model_type is the same), their class in transformers, and whether
+# llama.cpp rotates neighbouring numbers of a head where transformers rotates halves, so that rows are permuted.
+_FAMILIES = {
+    "llama": ("LlamaForCausalLM", True),
+    "qwen2": ("Qwen2ForCausalLM", False),
+    "qwen3": ("Qwen3ForCausalLM", False),
+    "smollm3": ("SmolLM3ForCausalLM", True),
+    "olmo2": ("Olmo2ForCausalLM", False),
+    "granite": ("GraniteForCausalLM", True),
+}
+_AS_LLAMA = ("mistral",)  # model types that llama.cpp has as llama
+# Entry of config.json -> key of the file, after the family's name.
+_SIZES = {
+    "max_position_embeddings": "context_length",
+    "hidden_size": "embedding_length",
+    "num_hidden_layers": "block_count",
+    "intermediate_size": "feed_forward_length",
+    "num_attention_heads": "attention.head_count",
+    "num_key_value_heads": "attention.head_count_kv",
+}
+_NUMBERS = {
+    "rms_norm_eps": "attention.layer_norm_rms_epsilon",
+    "rope_theta": "rope.freq_base",
+    "embedding_multiplier": "embedding_scale",
+    "residual_multiplier": "residual_scale",
+    "attention_multiplier": "attention.scale",
+    "logits_scaling": "logit_scale",
+}
+_HEAD_KEYS = ("attention.key_length", "attention.value_length", "rope.dimension_count")
+_YARN = {"beta_fast": "yarn_beta_fast", "beta_slow": "yarn_beta_slow"}
+_SCALING = ("type", "factor", "original_context_length", "attn_factor", "yarn_attn_factor", *_YARN.values())
+_HARMLESS = ("vocab_size", "rope.scaling.finetuned", "tensor_data_layout", "attention.causal", *_HEAD_KEYS)
 _NAMES = {
     "model.embed_tokens": "token_embd",
     "model.norm": "output_norm",
@@ -141,11 +70,16 @@ _NAMES = {
     "self_attn.k_proj": "attn_k",
     "self_attn.v_proj": "attn_v",
     "self_attn.o_proj": "attn_output",
+    "self_attn.q_norm": "attn_q_norm",
+    "self_attn.k_norm": "attn_k_norm",
     "post_attention_layernorm": "ffn_norm",
     "mlp.gate_proj": "ffn_gate",
     "mlp.up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
 }
+# OLMo 2 normalises what a part gives, and calls that otherwise.
+_POST_NAMES = {"post_attention_layernorm": "post_attention_norm", "post_feedforward_layernorm": "post_ffw_norm"}
+_ROPE_FREQS = "rope_freqs.weight"
 
 
 def export_gguf(
@@ -153,92 +87,269 @@ def export_gguf(
     params: Mapping[str, Any],
     path: str | os.PathLike,
     *,
-    tokenizer: str | os.PathLike,
+    tokenizer: TokenizerFiles,
     dtype: str = "float32",
-    end_of_text_id: int | None = None,
 ) -> Path:
     """Writes a model so that llama.cpp gives the same logits for the same text.
 
     Args:
       params: On any mesh or on the host; fetched one layer's array at a time.
       path: Ends in `.gguf`; must not exist; written atomically.
-      tokenizer: What the model was trained with, and `end_of_text_id`: as for `tokenizer_entries`.
-      dtype: Of the matrices: "float32", "bfloat16" or "float16". Norms stay float32, as llama.cpp wants them.
+      tokenizer: What the model was trained with.
+      dtype: Of the matrices, one of `DTYPES`.
 
     Raises:
-      InputError: the path is taken, the disk is full, or the tokenizer cannot be written.
+      InputError: the path is taken, the disk is full, or llama.cpp does not have such a model or tokenizer.
     """
     path = Path(path)
-    if path.suffix != ".gguf" or path.exists():
-        why = "exists already" if path.exists() else "does not end in .gguf"
-        raise InputError(f"{path}: {why}; choose another name")
-    dtype_named(dtype)
+    refuse_gguf(path, dtype)
+    theirs = config_to_hugging_face(config, "float32", {})
+    family = "llama" if theirs["model_type"] in _AS_LLAMA else theirs["model_type"]
+    if family not in _FAMILIES:
+        raise InputError(
+            f"{path}: models of the kind {family!r} are not written as GGUF; export to Hugging Face's form"
+        )
+    tokens = _tokenizer_entries(tokenizer, config.vocab_size)
     entries = [
         ("general.name", path.stem),
         ("general.file_type", _FILE_TYPE[dtype]),
-        ("llama.vocab_size", config.vocab_size),
-        ("llama.context_length", config.max_length),
-        ("llama.embedding_length", config.hidden_size),
-        ("llama.block_count", config.num_layers),
-        ("llama.feed_forward_length", config.intermediate_size),
-        ("llama.attention.head_count", config.num_heads),
-        ("llama.attention.head_count_kv", config.kv_heads),
-        ("llama.attention.layer_norm_rms_epsilon", config.rms_norm_eps),
-        ("llama.rope.dimension_count", config.head_size),
-        ("llama.rope.freq_base", config.rope_theta),
-        *tokenizer_entries(tokenizer, config.vocab_size, end_of_text_id),
+        *((f"{family}.{key}", value) for key, value in _model_entries(config, theirs, family)),
+        *tokens,
     ]
-    _write(path, entries, [_to_llama_cpp(config, tensor) for tensor in hugging_face_tensors(config, params)], dtype)
+    tensors = [_to_llama_cpp(theirs, family, tensor) for tensor in hugging_face_tensors(config, params)]
+    if (factors := _llama3_factors(theirs, config.head_size)) is not None:
+        tensors.insert(0, Tensor(_ROPE_FREQS, factors.shape, lambda: factors))
+    write_gguf(path, family, entries, tensors, dtype)
     return path
 
 
-def _to_llama_cpp(config: LlamaConfig, tensor: Tensor) -> Tensor:
-    """A tensor of Hugging Face's form in llama.cpp's.
+def _tokenizer_entries(tokenizer: TokenizerFiles, vocab_size: int) -> list[tuple[str, Any]]:
+    """By way of a folder, so that both kinds of export say the same."""
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            write_tokenizer(tokenizer, Path(folder), vocab_size=vocab_size)
+            return tokenizer_entries(Path(folder), vocab_size)
+        except InputError as error:
+            name = str(tokenizer.files[0]) if tokenizer.files else "bytes"
+            said = str(error).replace(f"{folder}/{Path(name).name}", name).replace(folder, name)
+            raise InputError(said) from None
 
-    llama.cpp rotates neighbouring numbers of a head where we rotate halves, so rows of query and key are permuted.
-    """
-    stem, layer = tensor.name.removesuffix(".weight"), ""
+
+def refuse_gguf(path: Path, dtype: str) -> None:
+    """Raises `InputError` where a file cannot be written under a name, or not in this type."""
+    if path.suffix != ".gguf" or path.exists():
+        why = "exists already" if path.exists() else "does not end in .gguf"
+        raise InputError(f"{path}: {why}; choose another name")
+    if dtype not in DTYPES:
+        raise InputError(f"dtype={dtype!r}: must be one of {', '.join(DTYPES)}")
+
+
+def _model_entries(config: LlamaConfig, theirs: Mapping[str, Any], family: str) -> Iterator[tuple[str, Any]]:
+    yield "vocab_size", config.vocab_size
+    context = theirs["max_position_embeddings"]
+    if config.sliding_window is not None:
+        context = min(context, config.sliding_window)  # llama.cpp looks back on all tokens: equal within the window
+    for name, key in _SIZES.items():
+        yield key, context if name == "max_position_embeddings" else theirs[name]
+    for name, key in _NUMBERS.items():
+        if name in theirs:
+            yield key, float(theirs[name])
+    for key in _HEAD_KEYS:
+        yield key, config.head_size
+    rope = theirs.get("rope_parameters") or {}
+    kind = rope.get("rope_type", "default")
+    if kind not in ("default", "llama3", "linear", "yarn"):
+        raise InputError(f"model.rope_scaling={kind!r}: llama.cpp has no such positions; export to Hugging Face's form")
+    if kind in ("linear", "yarn"):
+        yield "rope.scaling.type", kind
+        yield "rope.scaling.factor", float(rope["factor"])
+    if kind == "yarn":
+        yield "rope.scaling.original_context_length", rope["original_max_position_embeddings"]
+        for name, key in _YARN.items():
+            if rope.get(name) is not None:
+                yield f"rope.scaling.{key}", float(rope[name])
+        if rope.get("attention_factor") is not None:
+            # llama.cpp multiplies by the usual factor in any case.
+            usual = 0.1 * math.log(rope["factor"]) + 1
+            yield "rope.scaling.yarn_attn_factor", float(rope["attention_factor"]) / usual
+
+
+def _llama3_factors(theirs: Mapping[str, Any], head_size: int) -> np.ndarray | None:
+    """What Llama 3 divides each frequency by, as llama.cpp reads it from a tensor; None for other models."""
+    rope = theirs.get("rope_parameters") or {}
+    if rope.get("rope_type") != "llama3":
+        return None
+    return _factors(
+        theirs["rope_theta"] if "rope_theta" in theirs else rope["rope_theta"],
+        head_size,
+        *(rope[name] for name in ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")),
+    )
+
+
+def _factors(theta: float, head_size: int, factor: float, low: float, high: float, original: int) -> np.ndarray:
+    """Llama 3's stretching of long wavelengths, float32 [head_size / 2]: none where a frequency turns more than `high`
+    times within `original` tokens, `factor` below `low` times, and between them linear in the number of turns."""
+    frequencies = 1.0 / theta ** (np.arange(0, head_size, 2, dtype=np.float64) / head_size)
+    turns = original * frequencies / (2 * math.pi)
+    smooth = np.clip((turns - low) / (high - low), 0.0, 1.0)
+    return (1.0 / ((1.0 - smooth) / factor + smooth)).astype(np.float32)
+
+
+def _tensor_name(theirs: Mapping[str, Any], name: str) -> str:
+    stem, _, kind = name.rpartition(".")
+    layer = ""
     if stem.startswith("model.layers."):
         number, _, stem = stem.removeprefix("model.layers.").partition(".")
         layer = f"blk.{number}."
-    heads = {"self_attn.q_proj": config.num_heads, "self_attn.k_proj": config.kv_heads}.get(stem)
+    names = _NAMES | (_POST_NAMES if theirs["model_type"] == "olmo2" else {})
+    return f"{layer}{names[stem]}.{kind}"
+
+
+def _to_llama_cpp(theirs: Mapping[str, Any], family: str, tensor: Tensor) -> Tensor:
+    """A tensor of Hugging Face's form in llama.cpp's."""
+    heads = _permuted_heads(theirs, family, tensor.name)
 
     def values() -> np.ndarray:
         if heads is None:
             return tensor.values()
-        halves = tensor.values().reshape(heads, 2, config.head_size // 2, config.hidden_size)
+        halves = tensor.values().reshape(heads, 2, -1, *tensor.shape[1:])
         return halves.swapaxes(1, 2).reshape(tensor.shape)
 
-    return Tensor(f"{layer}{_NAMES[stem]}.weight", tensor.shape, values)
+    return Tensor(_tensor_name(theirs, tensor.name), tensor.shape, values)
 
 
-def _write(path: Path, entries: Iterable[tuple[str, Any]], tensors: list[Tensor], dtype: str) -> None:
-    import gguf
+def _permuted_heads(theirs: Mapping[str, Any], family: str, name: str) -> int | None:
+    """Heads whose rows stand in another order in llama.cpp; None for other tensors."""
+    if not _FAMILIES[family][1]:
+        return None
+    counts = {"q_proj": "num_attention_heads", "k_proj": "num_key_value_heads"}
+    return next((theirs[count] for part, count in counts.items() if f"self_attn.{part}." in name), None)
 
-    writer = gguf.GGUFWriter(None, "llama")
-    writer.add_custom_alignment(gguf.GGUF_DEFAULT_ALIGNMENT)
-    # By the type of a value. In lists integers are signed: so llama.cpp expects the tokens' types.
-    add: dict[type, Callable[[str, Any], None]] = {
-        bool: writer.add_bool,
-        str: writer.add_string,
-        float: writer.add_float32,
-        int: writer.add_uint32,
-        list: writer.add_array,
+
+def import_gguf(path: Path, **overrides: Any) -> tuple[LlamaConfig, dict[str, Any], GgufFile]:
+    """Reads a model; quantised weights are dequantised.
+
+    Args:
+      path: A file, or the first of its parts.
+      **overrides: Fields of `LlamaConfig` that the file does not decide.
+
+    Returns:
+      The config, float32 numpy parameters in our layout, and the file, whose metadata describe the tokenizer.
+
+    Raises:
+      InputError: the file is damaged, or holds a model with a part that this one does not have; the message names it.
+    """
+    file = read_gguf(path)
+    theirs = _config_entries(file)
+    family = theirs["model_type"]
+    config = config_from_entries(path, theirs, **overrides)
+    names = [tensor.name for tensor in hugging_face_tensors(config, {})]
+    tensors = {}
+    for name in names:
+        key = _tensor_name(theirs, name)
+        if key not in file.tensors:
+            raise InputError(f"{path}: lacks {key}; expected {len(names)} tensors by its metadata")
+        values = functools.partial(_from_llama_cpp, file.tensors[key], _permuted_heads(theirs, family, name))
+        tensors[name] = Tensor(name, file.tensors[key].shape, values)
+    known = {_tensor_name(theirs, name) for name in names} | {_ROPE_FREQS}
+    if unknown := [name for name in file.tensors if name not in known]:
+        raise InputError(f"{path}: holds {unknown[0]}, which a {family} model by its metadata does not have")
+    return config, params_from_tensors(path, config, tensors), file
+
+
+def _from_llama_cpp(tensor: Tensor, heads: int | None) -> np.ndarray:
+    values = tensor.values()
+    if heads is None:
+        return values
+    return values.reshape(heads, -1, 2, *tensor.shape[1:]).swapaxes(1, 2).reshape(tensor.shape)
+
+
+def _config_entries(file: GgufFile) -> dict[str, Any]:
+    """What a `config.json` would say.
+
+    Raises:
+      InputError: a family or a part of a model that is not read; the message names the key.
+    """
+    path, family = file.path, file.entries.get("general.architecture")
+    if not isinstance(family, str) or family not in _FAMILIES:
+        raise InputError(f"{path}: general.architecture is {family!r}; can be read: {', '.join(_FAMILIES)}")
+    entries = {
+        key.removeprefix(f"{family}."): value for key, value in file.entries.items() if key.startswith(f"{family}.")
     }
-    for key, value in entries:
-        add[type(value)](key, value)
-    dtypes = [dtype if len(tensor.shape) > 1 else "float32" for tensor in tensors]
-    for tensor, name in zip(tensors, dtypes, strict=True):
-        numpy_dtype, kind = dtype_named(name), gguf.GGMLQuantizationType(_TENSOR_TYPE[name])
-        writer.add_tensor_info(tensor.name, tensor.shape, numpy_dtype, tensor.size_bytes(numpy_dtype), kind)
-    with writing(path) as file:
-        writer.write_header_to_file(Path(file.name))
-        writer.write_kv_data_to_file()
-        writer.write_ti_data_to_file()
-        assert writer.fout is not None
-        out = writer.fout[0]
-        writer.write_padding(out, out.tell())
-        for tensor, name in zip(tensors, dtypes, strict=True):
-            # Not by `write_tensor_data`, whose errors do not say that the disk is full.
-            writer.write_padding(out, out.write(tensor.file_bytes(dtype_named(name))))
-        writer.close()
+    scaling = {f"rope.scaling.{name}" for name in _SCALING}
+    known = {*_SIZES.values(), *_NUMBERS.values(), *_HARMLESS, *scaling}
+    for key, value in entries.items():
+        if key not in known and not (isinstance(value, int | float) and not value):
+            raise InputError(f"{path}: {family}.{key} is {_shown(value)}; a part that this model does not have")
+        if not isinstance(value, int | float | str):
+            raise InputError(f"{path}: {family}.{key} is {_shown(value)}; layers that differ cannot be read")
+    embedding = file.tensors.get("token_embd.weight")
+    if embedding is None or len(embedding.shape) != 2:
+        raise InputError(f"{path}: holds no token_embd.weight matrix; is it a vocabulary or an adapter alone?")
+    theirs: dict[str, Any] = {
+        "architectures": [_FAMILIES[family][0]],
+        "model_type": family,
+        "vocab_size": embedding.shape[0],
+        "tie_word_embeddings": "output.weight" not in file.tensors,
+    }
+    theirs |= {name: entries[key] for name, key in _SIZES.items() if key in entries}
+    # A float32's shortest decimal is what its maker wrote.
+    theirs |= {name: float(str(np.float32(entries[key]))) for name, key in _NUMBERS.items() if key in entries}
+    theirs.setdefault("num_key_value_heads", theirs.get("num_attention_heads"))
+    sizes = {entries[key] for key in _HEAD_KEYS if key in entries}
+    if len(sizes) > 1:
+        raise InputError(f"{path}: key, value and rotary sizes of a head differ ({sizes}); only equal ones can be read")
+    if sizes:
+        theirs["head_dim"] = sizes.pop()
+    bias = ".attn_q.bias" in " ".join(name for name in file.tensors if name.startswith("blk.0"))
+    theirs["attention_bias"] = bias and family != "qwen2"
+    theirs["mlp_bias"] = "blk.0.ffn_gate.bias" in file.tensors
+    theirs["rope_parameters"] = _rope(file, entries, theirs)
+    return theirs
+
+
+def _shown(value: Any) -> str:
+    return repr(value) if isinstance(value, int | float | str) else f"a list of {len(value)}"
+
+
+def _rope(file: GgufFile, entries: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str, Any]:
+    theta = theirs.get("rope_theta", 10000.0)
+    rope: dict[str, Any] = {"rope_type": "default", "rope_theta": theta}
+    kind = entries.get("rope.scaling.type", "none")
+    if _ROPE_FREQS in file.tensors:
+        return rope | _llama3(file, theta)
+    if kind in ("none", "default") or (kind == "linear" and entries.get("rope.scaling.factor", 1.0) == 1.0):
+        return rope
+    if kind not in ("linear", "yarn"):
+        raise InputError(f"{file.path}: rope.scaling.type is {kind!r}; none, linear, yarn and Llama 3's can be read")
+    number = {
+        name: float(str(np.float32(entries[key])))
+        for name in _SCALING
+        if (key := f"rope.scaling.{name}") in entries and name != "type"
+    }
+    rope |= {"rope_type": kind, "factor": number.get("factor", 1.0)}
+    if kind == "yarn":
+        rope["original_max_position_embeddings"] = int(
+            number.get("original_context_length", theirs.get("max_position_embeddings", 0))
+        )
+        rope |= {name: number[key] for name, key in _YARN.items() if key in number}
+        if (factor := number.get("yarn_attn_factor", number.get("attn_factor", 1.0))) != 1.0:
+            rope["attention_factor"] = factor * (0.1 * math.log(rope["factor"]) + 1)
+    return rope
+
+
+def _llama3(file: GgufFile, theta: float) -> dict[str, Any]:
+    """Llama 3's settings, which the file holds only by what follows from them.
+
+    Raises:
+      InputError: they follow from none that its models have.
+    """
+    factors = file.tensors[_ROPE_FREQS].values()
+    factor = float(factors.max())
+    for original in (8192, 4096, 2048, 16384, 32768, 65536, 131072, 1024, 512, 256):
+        if np.allclose(_factors(theta, 2 * factors.size, factor, 1.0, 4.0, original), factors, rtol=1e-6):
+            return {
+                **{"rope_type": "llama3", "factor": factor, "low_freq_factor": 1.0, "high_freq_factor": 4.0},
+                "original_max_position_embeddings": original,
+            }
+    raise InputError(f"{file.path}: {_ROPE_FREQS} are not Llama 3's wavelengths, the only ones that can be read")

@@ -10,6 +10,7 @@ import json
 import math
 import os
 from pathlib import Path
+import types
 from typing import Any, cast
 
 import jax
@@ -163,8 +164,8 @@ _REQUIRED = {
 """Field of `LlamaConfig` -> entry of `config.json`."""
 
 
-def config_to_hugging_face(config: LlamaConfig, dtype: str, end_of_text_id: int | None) -> dict[str, Any]:
-    """The content of `config.json` for transformers 4 and 5."""
+def config_to_hugging_face(config: LlamaConfig, dtype: str, token_ids: Mapping[str, Any]) -> dict[str, Any]:
+    """The content of `config.json` for transformers 4 and 5, with ids such as `eos_token_id`."""
     return {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
@@ -181,8 +182,7 @@ def config_to_hugging_face(config: LlamaConfig, dtype: str, end_of_text_id: int 
         "attention_dropout": config.dropout,
         "mlp_bias": False,
         "tie_word_embeddings": config.tie_embeddings,
-        "bos_token_id": end_of_text_id,
-        "eos_token_id": end_of_text_id,
+        **({"bos_token_id": None, "eos_token_id": None} | dict(token_ids)),
         "dtype": dtype,
         "torch_dtype": dtype,
     }
@@ -273,7 +273,7 @@ def export_hugging_face(
     *,
     dtype: str = "float32",
     max_shard_bytes: int = 5_000_000_000,
-    end_of_text_id: int | None = None,
+    token_ids: Mapping[str, Any] = types.MappingProxyType({}),
 ) -> Path:
     """Writes a model so that `AutoModelForCausalLM.from_pretrained(folder)` gives the same logits.
 
@@ -284,7 +284,7 @@ def export_hugging_face(
       folder: Made if missing; must hold no model yet.
       dtype: Of the file: "float32", "bfloat16" or "float16".
       max_shard_bytes: A larger model is cut into several files with an index.
-      end_of_text_id: Written as the model's begin- and end-of-text token.
+      token_ids: Written to `config.json` as they are, such as `bos_token_id` and `eos_token_id`.
 
     Raises:
       InputError: the folder holds a model, the disk is full, or the dtype is unknown.
@@ -302,7 +302,7 @@ def export_hugging_face(
         total = sum(tensor.size_bytes(numpy_dtype) for tensor in tensors)
         weight_map = {tensor.name: file for file, shard in zip(files, shards, strict=True) for tensor in shard}
         write_json(folder / _INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
-    write_json(folder / "config.json", config_to_hugging_face(config, dtype, end_of_text_id))
+    write_json(folder / "config.json", config_to_hugging_face(config, dtype, token_ids))
     return folder
 
 

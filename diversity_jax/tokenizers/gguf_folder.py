@@ -1,0 +1,207 @@
+"""The tokenizer in a GGUF file as a folder that transformers and the rest of this library read."""
+
+from collections.abc import Mapping, Sequence
+import json
+from pathlib import Path
+from typing import Any
+
+from diversity_jax.core.errors import InputError
+from diversity_jax.core.files import writing
+from diversity_jax.tokenizers.files import bytes_json
+from diversity_jax.tokenizers.gguf_entries import (
+    CONTROL,
+    NORMAL,
+    PLAIN_TEMPLATE,
+    SPACE,
+    UNKNOWN,
+    UNUSED,
+    USER_DEFINED,
+    Token,
+    llama_cpp_table,
+    load_sentencepiece,
+    sentencepiece_model,
+    spelt_bytes,
+)
+
+_ADDED = (CONTROL, USER_DEFINED, UNKNOWN)  # what is found in a text before it is cut into words
+_ADD_BOS = ("llama-bpe", "tekken")  # families that begin texts with begin-of-text where a file says nothing
+
+
+def write_folder(entries: Mapping[str, Any], folder: Path, source: Path) -> None:
+    """Writes the tokenizer that a GGUF file holds as a folder that transformers and `load_tokenizer` read.
+
+    A byte-level BPE becomes a tokenizer.json, a SentencePiece one a tokenizer.model, both with their settings, the chat
+    template and the ids that end an answer.
+
+    Args:
+      entries: The file's metadata.
+      source: What errors name.
+
+    Raises:
+      InputError: a kind of tokenizer that is not read, or damaged entries; before anything is written.
+    """
+    tokens, kind = _tokens(entries, source), entries.get("tokenizer.ggml.model")
+    ids = _ids(entries, source, len(tokens))
+    template = entries.get("tokenizer.chat_template")
+    if not isinstance(template, str | None):
+        raise InputError(f"{source}: tokenizer.chat_template is no text; fetch the file again")
+    files: dict[str, bytes] = {}
+    if template is not None and template != PLAIN_TEMPLATE:
+        files["chat_template.jinja"] = template.encode()
+    special = {name: tokens[numbers[0]][0] for name, numbers in ids.items()}
+    settings: dict[str, Any] = {**special, "clean_up_tokenization_spaces": False}
+    if kind == "gpt2":
+        family = _family(entries, source)
+        adds_bos = _adds_bos(entries, ids, family["names"][0] in _ADD_BOS)
+        content = _byte_level(entries, source, tokens, family, ids["bos_token"][0] if adds_bos else None)
+        files["tokenizer.json"] = json.dumps(content, ensure_ascii=False).encode()
+        settings |= {"tokenizer_class": "PreTrainedTokenizerFast"}
+    elif kind == "llama" and _is_spelt_bytes(tokens):
+        files["tokenizer.json"] = json.dumps(bytes_json()).encode()
+        settings |= {"tokenizer_class": "PreTrainedTokenizerFast"}
+    elif kind == "llama":
+        files["tokenizer.model"] = _sentencepiece(entries, source, tokens)
+        added = {str(i): _added(token) for i, token in enumerate(tokens) if token[2] in _ADDED}
+        settings |= {"tokenizer_class": "LlamaTokenizer", "legacy": False, "added_tokens_decoder": added}
+        settings |= {"add_bos_token": _adds_bos(entries, ids, True)}
+        settings |= {"add_eos_token": bool(entries.get("tokenizer.ggml.add_eos_token", False))}
+    else:
+        raise InputError(f"{source}: tokenizer.ggml.model is {kind!r}; only gpt2 (BPE) and llama can be read")
+    named = {f"{name}_id": numbers[0] for name, numbers in ids.items() if name in ("bos_token", "pad_token")}
+    if ends := ids.get("eos_token"):
+        named["eos_token_id"] = ends if len(ends) > 1 else ends[0]
+    for name, content in (("tokenizer_config.json", settings), ("generation_config.json", named)):
+        files[name] = json.dumps(content, ensure_ascii=False, indent=1).encode()
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, data in files.items():
+        with writing(folder / name) as file:
+            file.write(data)
+
+
+def _family(entries: Mapping[str, Any], source: Path) -> Mapping[str, Any]:
+    """How words are cut, by the table."""
+    pre = entries.get("tokenizer.ggml.pre")
+    found = next((one for one in llama_cpp_table()["families"] if pre in one["names"]), None)
+    if found is None:
+        raise InputError(
+            f"{source}: tokenizer.ggml.pre is {pre!r}; how that cuts words is not known here, so that the model would "
+            "read other tokens than it was trained on; import its Hugging Face folder instead"
+        )
+    return found
+
+
+def _adds_bos(entries: Mapping[str, Any], ids: Mapping[str, list[int]], by_default: bool) -> bool:
+    return bool(entries.get("tokenizer.ggml.add_bos_token", by_default)) and "bos_token" in ids
+
+
+def _sentencepiece(entries: Mapping[str, Any], source: Path, tokens: Sequence[Token]) -> bytes:
+    pieces = [(text.replace(" ", SPACE), score, kind) for text, score, kind in tokens]
+    model = sentencepiece_model(pieces, bool(entries.get("tokenizer.ggml.add_space_prefix", True)))
+    processor = load_sentencepiece(model)
+    if processor is None or processor.get_piece_size() != len(tokens):
+        raise InputError(f"{source}: its tokens make no SentencePiece model (one unknown token, none twice)")
+    return model
+
+
+def _added(token: Token) -> dict[str, Any]:
+    text, _, kind = token
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    return {"content": text, **flags, "special": kind != USER_DEFINED}
+
+
+def _tokens(entries: Mapping[str, Any], source: Path) -> list[Token]:
+    texts = entries.get("tokenizer.ggml.tokens")
+    if not isinstance(texts, list) or not texts:
+        raise InputError(
+            f"{source}: holds no tokenizer (tokenizer.ggml.tokens); import its Hugging Face folder instead"
+        )
+    columns: list[list[Any]] = []
+    for key, default in (("tokenizer.ggml.scores", 0.0), ("tokenizer.ggml.token_type", NORMAL)):
+        values = entries.get(key)
+        column = [default] * len(texts) if values is None else list(values)
+        if len(column) != len(texts):
+            raise InputError(f"{source}: {key} has {len(column)} values for {len(texts)} tokens; fetch the file again")
+        columns.append([type(default)(value) for value in column])
+    return list(zip(texts, *columns, strict=True))
+
+
+def _ids(entries: Mapping[str, Any], source: Path, count: int) -> dict[str, list[int]]:
+    """Ids of the special tokens by transformers' names; of end-of-text, all that end an answer."""
+    named = {"bos_token": ("bos",), "eos_token": ("eos", "eot", "eom")}
+    named |= {"unk_token": ("unknown",), "pad_token": ("padding",)}
+    found: dict[str, list[int]] = {}
+    for name, keys in named.items():
+        for key in keys:
+            number = entries.get(f"tokenizer.ggml.{key}_token_id")
+            if number is None:
+                continue
+            if not isinstance(number, int) or not 0 <= number < count:
+                raise InputError(f"{source}: tokenizer.ggml.{key}_token_id is {number!r}, but there are {count} tokens")
+            found.setdefault(name, [])
+            found[name] += [number] if number not in found[name] else []
+    return found
+
+
+def _is_spelt_bytes(tokens: Sequence[Token]) -> bool:
+    """Whether these are the tokens that `_bytes` writes."""
+    spelt = dict(enumerate(tokens[:3]))
+    rest = [kind for _, _, kind in tokens[259:]]
+    return len(tokens) >= 259 and [*spelt_bytes(spelt)[0].values()][3:] == list(tokens[3:259]) and set(rest) <= {UNUSED}
+
+
+def _byte_level(
+    entries: Mapping[str, Any], source: Path, tokens: Sequence[Token], family: Mapping[str, Any], bos: int | None
+) -> dict[str, Any]:
+    """The content of a tokenizer.json; `bos` is put before every text.
+
+    Raises:
+      InputError: the tokens and merges make no tokenizer.
+    """
+    import tokenizers
+
+    merges = entries.get("tokenizer.ggml.merges")
+    if not isinstance(merges, list) or not all(" " in merge[1:] for merge in merges):
+        raise InputError(f"{source}: tokenizer.ggml.merges is missing or no list of pairs; fetch the file again")
+    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+    steps: list[dict[str, Any]] = []
+    for split in family["splits"]:
+        if split == "digits":
+            steps.append({"type": "Digits", "individual_digits": True})
+        elif split != "gpt2":
+            steps.append({"type": "Split", "pattern": {"Regex": split}, "behavior": "Isolated", "invert": False})
+    steps.append(byte_level | {"use_regex": "gpt2" in family["splits"]})
+    content = {
+        **{"version": "1.0", "truncation": None, "padding": None, "normalizer": None},
+        "added_tokens": [{"id": i, **_added(token)} for i, token in enumerate(tokens) if token[2] in _ADDED],
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": steps},
+        "post_processor": byte_level if bos is None else _begins_with(tokens[bos][0], bos),
+        "decoder": byte_level,
+        "model": {
+            **{"type": "BPE", "fuse_unk": False, "byte_fallback": False, "ignore_merges": family["ignore_merges"]},
+            **dict.fromkeys(("dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix")),
+            "vocab": {text: i for i, (text, _, kind) in enumerate(tokens) if kind != UNUSED},
+            "merges": [merge.split(" ", 1) for merge in merges],
+        },
+    }
+    try:
+        made = tokenizers.Tokenizer.from_str(json.dumps(content))
+    except Exception as error:  # the library raises bare Exception for every fault
+        reason = str(error).splitlines()[0]
+        raise InputError(f"{source}: its tokens and merges make no tokenizer ({reason}); fetch it again") from None
+    twice = next(
+        (text for i, (text, _, kind) in enumerate(tokens) if kind != UNUSED and made.token_to_id(text) != i), None
+    )
+    if twice is not None:
+        raise InputError(f"{source}: has the token {twice!r} twice; its tokenizer cannot be rebuilt")
+    return content
+
+
+def _begins_with(text: str, bos: int) -> dict[str, Any]:
+    begin: dict[str, Any] = {"SpecialToken": {"id": text, "type_id": 0}}
+    first, second = ({"Sequence": {"id": name, "type_id": i}} for i, name in enumerate("AB"))
+    return {
+        "type": "TemplateProcessing",
+        "single": [begin, first],
+        "pair": [begin, first, {"SpecialToken": {"id": text, "type_id": 1}}, second],
+        "special_tokens": {text: {"id": text, "ids": [bos], "tokens": [text]}},
+    }
