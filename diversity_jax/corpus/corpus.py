@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 import hashlib
 import json
+import logging
 import os
 from typing import Any
 
@@ -16,6 +17,8 @@ from diversity_jax.core.files import content_hash
 from diversity_jax.corpus.conversations import as_conversation
 from diversity_jax.corpus.document import CorpusConfig, Document, Records, Rejected
 from diversity_jax.corpus.sampling import Lowest, lowest
+
+log = logging.getLogger(__name__)
 
 _READING_VERSION = 1  # raise it when the same bytes and settings begin to give other documents
 _UNIT_BYTES = 64 << 20  # large enough that starting to read costs little, small enough to spread over many processes
@@ -30,6 +33,7 @@ class Tally:
       taken: documents handed out.
       first_error: the message of the first broken record.
       rejected: records left out, by reason.
+      left_out: what records hold beside their text and a trainer of theirs would see, by kind; see `Records.left_out`.
     """
 
     records: int = 0
@@ -37,6 +41,7 @@ class Tally:
     taken: int = 0
     first_error: str | None = None
     rejected: Counter[str] = field(default_factory=Counter)
+    left_out: Counter[str] = field(default_factory=Counter)
 
     def add(self, other: "Tally") -> None:
         """Adds the counts of the records that follow."""
@@ -45,6 +50,7 @@ class Tally:
         self.taken += other.taken
         self.first_error = self.first_error or other.first_error
         self.rejected += other.rejected
+        self.left_out += other.left_out
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +83,7 @@ class RecordCorpus:
         self._config, self._parts, self._kind = config, parts, kind
         self._fingerprint: str | None = None
         self._is_share_checked = False
+        self._are_left_out_logged = False
 
     def __iter__(self) -> Iterator[Document]:
         """All documents, streamed.
@@ -175,6 +182,10 @@ class RecordCorpus:
             broken = f"{tally.broken} of {tally.records} records are broken, more than {limit}"
             raise InputError(f"{self.name}: {broken}; the first: {tally.first_error}")
         self._is_share_checked = True
+        if tally.left_out and not self._are_left_out_logged:
+            counts = ", ".join(f"{count:,} {kind}" for kind, count in sorted(tally.left_out.items()))
+            log.warning("%s: beside the text, and left out: %s", self.name, counts)
+            self._are_left_out_logged = True
         if not tally.taken:
             raise self._empty(tally.rejected)
 
@@ -226,7 +237,9 @@ class RecordCorpus:
                         tally.taken += 1
                         yield position, document
                         if tally.taken == self._config.max_documents:
+                            tally.left_out += part.left_out(is_complete=False)
                             return
+            tally.left_out += part.left_out(is_complete=True)
 
     def _decoder(self, part: Records) -> Callable[[Any, int], Document | None]:
         form = self._config.conversations

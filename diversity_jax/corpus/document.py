@@ -8,6 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
+from diversity_jax.core.config import ADDED
 from diversity_jax.core.errors import InputError
 from diversity_jax.core.files import expected_bytes, file_hash
 
@@ -39,7 +40,8 @@ class CorpusConfig:
         a line), `.txt` (one document a file) or `.tfrecord`, each also with `.gz` or `.zst`, or `.parquet`; or
         `seqio:NAME`, `seqio:NAME@MODULE` (a task or mixture; MODULE is imported first and registers it),
         `tfds:NAME[/CONFIG][:VERSION]`, `installed_docs:prose`, `installed_docs:code`.
-      text_field: the key, column or feature that holds the text; dots reach into nested records (`message.body`).
+      text_field: the key, column or feature that holds the text; dots reach into nested records (`message.body`). Of a
+        SeqIO task `text` stands for its `inputs` and `targets` joined; `question+context+answer` joins others.
       conversations: read each record as instruction data and not as one text: `messages`, `alpaca`, `pairs` or `auto`
         (see `conversations.read_messages`); `text_field` then means nothing.
       split: which split of a SeqIO task or TFDS builder; files have none.
@@ -47,6 +49,10 @@ class CorpusConfig:
       max_broken_share: share of records, from 0 up to but not 1, that may be broken (not JSON, not UTF-8, without the
         text field, ...) before reading stops with an error. Broken records are left out and counted by reason.
       min_characters: shorter texts, not counting white space around them, are left out and counted.
+      feature_length: tokens that the preprocessors of a SeqIO task find in `sequence_length` for every feature; None:
+        they find none. What they give is not cut.
+      every_task: read every task of a SeqIO mixture through once, whatever its rates, instead of drawing examples at
+        its rates until the first task ends.
     """
 
     source: str
@@ -56,6 +62,8 @@ class CorpusConfig:
     max_documents: int | None = None
     max_broken_share: float = 0.0
     min_characters: int = 1
+    feature_length: int | None = field(default=None, metadata=ADDED)
+    every_task: bool = field(default=False, metadata=ADDED)
 
     def __post_init__(self) -> None:
         for name in ("source", "text_field", "split"):
@@ -71,6 +79,8 @@ class CorpusConfig:
             raise InputError(f"corpus.max_broken_share={self.max_broken_share}: expected a share from 0 up to 1")
         if self.min_characters < 1:
             raise InputError(f"corpus.min_characters={self.min_characters}: expected at least 1")
+        if self.feature_length is not None and self.feature_length < 1:
+            raise InputError(f"corpus.feature_length={self.feature_length}: expected tokens, at least 1, or None")
 
     @property
     def record_field(self) -> str:
@@ -137,6 +147,14 @@ class Records(abc.ABC):
     def fetch(self, positions: np.ndarray) -> Iterator[Any]:
         """Raw records at these ascending positions; only for readers that can `count`."""
         raise NotImplementedError("records without a count are streamed")
+
+    def left_out(self, *, is_complete: bool) -> Counter[str]:
+        """What the latest reading met and did not take into any text, by kind.
+
+        Args:
+          is_complete: whether it went to the end.
+        """
+        return Counter()
 
     def expected_bytes(self) -> int | None:
         """Size of the text, estimated from the size of the file; None where there is no such file."""

@@ -10,7 +10,8 @@ from diversity_jax.corpus.corpus import RecordCorpus
 from diversity_jax.corpus.document import Corpus, CorpusConfig, FileRecords
 from diversity_jax.corpus.readers.installed_packages import open_installed_docs
 from diversity_jax.corpus.readers.parquet import Parquet
-from diversity_jax.corpus.readers.tensorflow import TFRecord, open_seqio_task, open_tfds_builder
+from diversity_jax.corpus.readers.seqio_tasks import open_seqio_task
+from diversity_jax.corpus.readers.tensorflow import TFRecord, open_tfds_builder
 from diversity_jax.corpus.readers.text import JsonLines, TextFile
 
 FILE_READERS: dict[str, tuple[str, type[FileRecords]]] = {
@@ -57,6 +58,9 @@ def open_corpus(config: CorpusConfig | str) -> Corpus:
 
 def _open(config: CorpusConfig) -> RecordCorpus:
     scheme, colon, name = config.source.partition(":")
+    for field in ("feature_length", "every_task"):
+        if getattr(config, field) and scheme != "seqio":
+            raise InputError(f"corpus.{field}={getattr(config, field)}: is for seqio:NAME, not {config.source}")
     if not colon or name.startswith("//"):
         return _open_files(config)
     if scheme in SCHEMES:

@@ -4,9 +4,15 @@
         --gin.MIXTURE_OR_TASK_MODULE="'diversity_jax.mixtures.registry'" ...
 
 Importing this module registers the mixtures in those folders (or in folders directly inside them), from manifests on
-disk alone: no network and no JAX. A component `prose` of the mixture `quickstart` becomes the task `quickstart.prose`;
-the mixture keeps its name. An example is one prepared row, `targets`, int32 [sequence_length + 1], and the features of
-`decoder_features`. Rates are token shares, and rows come in the training loader's order with its loss weights.
+disk alone: no network and no JAX. Of the mixture `small` with the component `prose` come
+
+    small            the mixture, rows in the training loader's order; tasks `small.prose`, ...
+    small_exact      the same rows in the same order as one task, to be mixed with tasks of others
+    small_packed     the mixture with all features registered, for `PrePackedLMFeatureConverter` in mixtures of others
+    small_held_out   held-out rows as tasks with metrics, for `seqio.Evaluator`
+
+An example is one prepared row: the feature `targets`, int32 [sequence_length + 1]. The features of `decoder_features`
+lie beside it unregistered, so that the tasks mix with others; our own mixtures hand them on all the same.
 """
 
 from collections.abc import Sequence
@@ -15,16 +21,26 @@ import os
 from pathlib import Path
 import re
 from typing import Any
+import warnings
 
 import numpy as np
 
 from diversity_jax.core.errors import InputError
 from diversity_jax.core.tensorflow import seqio, tf
-from diversity_jax.mixtures.mixture import Mixture, epoch_shuffle
+from diversity_jax.mixtures.mixture import Mixture
 from diversity_jax.mixtures.schedule import Schedule
-from diversity_jax.prepare.manifest import Manifest, prepared_tokenizer
-from diversity_jax.prepare.rows import ID_BITS, START
-from diversity_jax.tokenizers.seqio import seqio_vocabulary
+from diversity_jax.mixtures.seqio_rows import (
+    DECODER_FEATURES,
+    counted_tokens,
+    decoder_features,
+    features_like,
+    features_of,
+    matching_features,
+    passes_of,
+    rows_of,
+    token_loss,
+)
+from diversity_jax.prepare.manifest import SPLITS, Manifest
 
 ENVIRONMENT_VARIABLE = "DIVERSITY_JAX_MIXTURES"
 
@@ -34,10 +50,13 @@ class PreparedTask(seqio.Task):
 
     The rows already lie in a seeded permutation, so `shuffle=True`, which trainers pass for the train split, changes
     nothing: a second shuffle would cost a buffer and the order that makes token shares hold in every window. SeqIO's
-    cache in memory is off too, since the page cache does the same.
+    cache in memory is off too, since the page cache does the same, and where its cache on disk is asked for and was
+    never written, the rows themselves are read.
     """
 
     manifest: Manifest
+    content_hash: str
+    repeat_seed: int | None
 
     def get_dataset(
         self,
@@ -48,193 +67,204 @@ class PreparedTask(seqio.Task):
         **options: Any,
     ) -> Any:
         """As `seqio.Task.get_dataset`, in the permuted order that the rows have on disk."""
+        _warn_of_cut_rows(self.name, sequence_length, self.manifest)
         options |= {"shuffle": False, "try_in_mem_cache": False}
-        epochs = options.get("num_epochs", 1)
+        epochs, use_cached = options.get("num_epochs", 1), use_cached and self.cache_dir is not None
         if self.repeat_seed is None or epochs == 1 or use_cached:
             return super().get_dataset(sequence_length, split, use_cached, **options)
-        source = _source(self.manifest, functools.partial(_passes, self.manifest, self.repeat_seed, epochs))
+        source = _source(self.manifest, functools.partial(passes_of, self.manifest, self.repeat_seed, epochs))
         passes = seqio.Task(self.name, source, self.output_features, self.preprocessors)
         return passes.get_dataset(sequence_length, split, **options | {"num_epochs": 1})
 
 
-def register(folder: str | Path) -> list[str]:
+def _warn_of_cut_rows(name: str, sequence_length: Any, manifest: Manifest) -> None:
+    wanted = (sequence_length or {}).get("targets")
+    if wanted is not None and wanted < manifest.row_tokens - 1:
+        lost = (
+            f"the last {manifest.row_tokens - wanted:,} of the {manifest.row_tokens:,} tokens of every row are unused"
+        )
+        remedy = f"ask for {manifest.sequence_length:,}, or build the mixture with sequence_length={wanted}"
+        warnings.warn(f"{name}: sequence_length['targets'] is {wanted:,}: {lost}; {remedy}", stacklevel=3)
+
+
+class PreparedMixture(seqio.Mixture):
+    """A built mixture: its tasks by its schedule, with the features of `decoder_features`.
+
+    Inside another mixture only its tasks and rates are seen, so that the schedule is lost: a warning says so.
+    """
+
+    content_hash: str
+    folder: Path
+    _is_own_sampling = False
+
+    def get_dataset(self, *arguments: Any, passthrough_features: Sequence[str] | None = None, **options: Any) -> Any:
+        """As `seqio.Mixture.get_dataset`; `passthrough_features` are all of `DECODER_FEATURES` unless given."""
+        given = DECODER_FEATURES if passthrough_features is None else passthrough_features
+        self._is_own_sampling = True
+        try:
+            return super().get_dataset(*arguments, passthrough_features=given, **options)
+        finally:
+            self._is_own_sampling = False
+
+    def get_rate(self, task: Any) -> float:
+        """The share of a task; SeqIO asks for it when it samples this mixture's tasks inside another mixture."""
+        if not self._is_own_sampling:
+            lost = "another mixture samples its tasks at random, and its exact schedule is lost"
+            warnings.warn(f"{self.name}: {lost}; put the task {self.name}_exact there instead", stacklevel=2)
+        return super().get_rate(task)
+
+
+class ScheduledTask(seqio.Task):
+    """A whole mixture as one task, whose rows come in the order of its schedule whatever it is mixed with."""
+
+    mixture: PreparedMixture
+
+    def get_dataset(
+        self,
+        sequence_length: Any = None,
+        split: str = "train",
+        use_cached: bool = False,
+        shuffle: bool = False,
+        **options: Any,
+    ) -> Any:
+        """As `seqio.Task.get_dataset`, `shuffle` changing nothing; one epoch ends with the first component's."""
+        options.pop("shuffle_buffer_size", None)
+        return self.mixture.get_dataset(sequence_length, split, use_cached, shuffle, **{"num_epochs": 1, **options})
+
+
+def register(folder: str | Path, *, like: str | None = None, name: str | None = None) -> list[str]:
     """Registers a built mixture and its components; registering the same one again does nothing.
 
     Args:
       folder: that holds `mixture.json`.
+      like: a registered task or mixture beside which the rows are to be mixed: they get its features and vocabulary,
+        `inputs` empty.
+      name: to register it by; the mixture's, and with `like` the mixture's and that name.
 
     Returns:
-      Names registered: the mixture first, then its tasks.
+      Names registered: the mixture first, then its tasks. The first with `_exact` is the task of the whole mixture.
 
     Raises:
-      InputError: no built mixture there, or another mixture of that name is registered.
+      InputError: no built mixture there, another mixture of that name is registered, or rows cannot have the features
+        and vocabulary of `like`.
     """
     mixture = Mixture.load(folder)
-    tasks = [
-        _register_task(f"{mixture.name}.{component.name}", component.prepared, mixture.repeat_seed)
-        for component in mixture.taken
-    ]
-    shares = [component.share_granted for component in mixture.taken]
-    if mixture.name in seqio.MixtureRegistry.names():
-        if getattr(seqio.MixtureRegistry.get(mixture.name), "content_hash", None) != mixture.content_hash:
-            raise InputError(f"{folder}: another mixture named {mixture.name!r} is registered already; rename this")
-    else:
-        rates = [(task, float(share)) for task, share in zip(tasks, shares, strict=True)]
-        sample = functools.partial(_by_schedule, tuple(tasks), tuple(shares))
-        registered = seqio.MixtureRegistry.add(mixture.name, rates, sample_fn=sample)
-        registered.content_hash, registered.folder = mixture.content_hash, mixture.folder
-    return [mixture.name, *tasks]
+    manifest = mixture.taken[0].prepared
+    for component in mixture.taken:
+        component.prepared.check_sizes()
+    has_weights = any(component.prepared.chat for component in mixture.taken)
+    if like is not None:
+        features = features_like(like, manifest)
+        if has_weights and "decoder_loss_weights" not in features:
+            lost = f"{like} has no decoder_loss_weights, so that questions are trained on as answers are"
+            warnings.warn(f"{mixture.name}: {lost}", stacklevel=2)
+        return _register(mixture, name or f"{mixture.name}_like_{like}", features)
+    name = name or mixture.name
+    names = _register(mixture, name, features_of(manifest))
+    _register(mixture, f"{name}_packed", features_of(manifest, DECODER_FEATURES), is_derived=True)
+    if not has_weights and any("validation" in component.prepared.splits for component in mixture.taken):
+        scored = {"metric_fns": [token_loss], "postprocess_fn": counted_tokens}
+        _register(mixture, f"{name}_held_out", features_of(manifest), ("validation",), is_derived=True, **scored)
+    return names
 
 
 def registered_folder(name: str) -> Path | None:
     """Where a registered mixture was built; None where another codebase registered it."""
-    return getattr(seqio.MixtureRegistry.get(name), "folder", None)
+    provider = seqio.get_mixture_or_task(name)
+    return getattr(getattr(provider, "mixture", provider), "folder", None)
 
 
-def _register_task(name: str, manifest: Manifest, repeat_seed: int | None) -> str:
+def _register(
+    mixture: Mixture,
+    name: str,
+    features: dict[str, Any],
+    splits: Sequence[str] = SPLITS,
+    is_derived: bool = False,
+    **options: Any,
+) -> list[str]:
+    """Registers tasks, mixture and the task of the whole mixture under a name; a derived one gives way to others."""
+    parts = [part for part in mixture.taken if set(splits) & set(part.prepared.splits)]
+    known = seqio.MixtureRegistry.get(name) if name in seqio.MixtureRegistry.names() else None
+    if known is not None and getattr(known, "is_derived", False) and not is_derived:
+        seqio.MixtureRegistry.remove(name)
+        for task in (f"{name}_exact", *(task.name for task in known.tasks)):
+            seqio.TaskRegistry.remove(task)
+        known = None
+    elif known is not None and (
+        getattr(known, "content_hash", None) != mixture.content_hash or set(known.output_features) != set(features)
+    ):
+        if is_derived:
+            return []
+        about = f"{mixture.folder}: another mixture named {name!r}, or with other features, is registered already"
+        raise InputError(f"{about}; rename this")
+    tasks = [
+        _register_task(f"{name}.{part.name}", part.prepared, mixture.repeat_seed, features, splits, **options)
+        for part in parts
+    ]
+    if known is None:
+        shares = [part.share_granted for part in parts]
+        rates = [(task, float(share)) for task, share in zip(tasks, shares, strict=True)]
+        sample = functools.partial(_by_schedule, tuple(tasks), tuple(shares))
+        registered = PreparedMixture(name, rates, sample_fn=sample)
+        registered.content_hash, registered.folder = mixture.content_hash, mixture.folder
+        registered.is_derived = is_derived
+        seqio.MixtureRegistry.add_provider(name, registered)
+        _register_whole(registered, features, parts)
+    return [name, *tasks]
+
+
+def _register_whole(mixture: PreparedMixture, features: dict[str, Any], parts: Sequence[Any]) -> None:
+    """Registers the task of a whole mixture, unless its name is taken or the mixture is for evaluation."""
+    name = f"{mixture.name}_exact"
+    splits = [split for split in SPLITS if all(split in task.splits for task in mixture.tasks)]
+    if "train" not in splits or name in {*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()}:
+        return
+    rows = {split: sum(part.prepared.splits[split].rows for part in parts) for split in splits}
+
+    def read(split: str, shuffle_files: bool = False, seed: int | None = None) -> Any:
+        return mixture.get_dataset(None, split, num_epochs=1)
+
+    source = seqio.FunctionDataSource(read, splits=tuple(splits), num_input_examples=rows)
+    task = ScheduledTask(name, source, features)
+    task.mixture = mixture
+    seqio.TaskRegistry.add_provider(name, task)
+
+
+def _register_task(
+    name: str,
+    manifest: Manifest,
+    repeat_seed: int | None,
+    features: dict[str, Any],
+    splits: Sequence[str],
+    **options: Any,
+) -> str:
     if name in seqio.TaskRegistry.names():
         known = seqio.TaskRegistry.get(name)
         if getattr(known, "content_hash", None) != manifest.content_hash or known.repeat_seed != repeat_seed:
             raise InputError(f"{manifest.folder}: another task named {name!r} is registered already; rename this")
         return name
-    manifest.check_sizes()
     task = PreparedTask(
         name,
-        source=_source(manifest, functools.partial(_rows, manifest)),
-        output_features=_features(manifest),
+        source=_source(manifest, functools.partial(rows_of, manifest), splits),
+        output_features=features,
         preprocessors=[
             seqio.CacheDatasetPlaceholder(),
             functools.partial(
                 decoder_features, end_of_text_id=manifest.vocabulary.end_of_text_id, row_tokens=manifest.row_tokens
             ),
+            matching_features,
         ],
+        **options,
     )
     task.content_hash, task.manifest, task.repeat_seed = manifest.content_hash, manifest, repeat_seed
     seqio.TaskRegistry.add_provider(name, task)
     return name
 
 
-def _source(manifest: Manifest, read: Any) -> Any:
+def _source(manifest: Manifest, read: Any, splits: Sequence[str] = SPLITS) -> Any:
     """A data source whose splits `read(split, shuffle_files, seed)` gives."""
-    return seqio.FunctionDataSource(
-        read,
-        splits=tuple(manifest.splits),
-        num_input_examples={split: found.rows for split, found in manifest.splits.items()},
-    )
-
-
-_VOCABULARIES: dict[str, Any] = {}
-"""By hash of the tokenizer: one that several components share is read once."""
-
-
-def _features(manifest: Manifest) -> dict[str, Any]:
-    info = manifest.vocabulary
-    if info.hash not in _VOCABULARIES:
-        _VOCABULARIES[info.hash] = seqio_vocabulary(prepared_tokenizer(manifest))
-    options = {"add_eos": False, "dtype": tf.int32, "rank": 1}
-    tokens = seqio.Feature(vocabulary=_VOCABULARIES[info.hash], required=True, **options)
-    derived_tokens = seqio.Feature(vocabulary=_VOCABULARIES[info.hash], required=False, **options)
-    numbers = seqio.Feature(vocabulary=seqio.PassThroughVocabulary(size=manifest.row_tokens), required=False, **options)
-    return {
-        "targets": tokens,
-        "decoder_input_tokens": derived_tokens,
-        "decoder_target_tokens": derived_tokens,
-        "decoder_loss_weights": numbers,
-        "decoder_positions": numbers,
-        "decoder_segment_ids": numbers,
-    }
-
-
-def decoder_features(dataset: Any, sequence_length: Any = None, *, end_of_text_id: int, row_tokens: int) -> Any:
-    """Adds to each row what `seqio.PrePackedLMFeatureConverter` hands to a decoder; all int32 [sequence_length].
-
-    `decoder_input_tokens` are the row's tokens but the last, `decoder_target_tokens` the one after each: nothing is
-    shifted in, and no token is lost. `decoder_loss_weights` are one on every token (SeqIO's other converters take id 0
-    for padding), of conversations on every token of an answer; `decoder_segment_ids` count documents or conversations
-    from 1, `decoder_positions` start at 0 in each. Beyond the row, where more tokens are asked for, all are zero.
-    """
-    wanted = (sequence_length or {}).get("targets")
-    length = row_tokens - 1 if wanted is None else wanted
-    used = min(length, row_tokens - 1)
-
-    def add(example: dict[str, Any]) -> dict[str, Any]:
-        row = example["targets"]
-        inputs = row[:used]
-        if "starts" in example:
-            begins, weights = example.pop("starts")[:used], example.pop("weights")[1 : used + 1]
-        else:
-            begins = tf.concat([[1], tf.cast(inputs[:-1] == end_of_text_id, tf.int32)], 0)
-            weights = tf.ones_like(inputs)
-        segments = tf.cumsum(begins)
-        derived = {
-            "decoder_input_tokens": inputs,
-            "decoder_target_tokens": row[1 : used + 1],
-            "decoder_loss_weights": weights,
-            "decoder_positions": tf.range(used) - tf.gather(tf.cast(tf.where(begins)[:, 0], tf.int32), segments - 1),
-            "decoder_segment_ids": segments,
-        }
-        padded = {
-            name: tf.ensure_shape(tf.pad(values, [[0, length - used]]), [length]) for name, values in derived.items()
-        }
-        return {**example, **padded}
-
-    return dataset.map(add, num_parallel_calls=tf.data.AUTOTUNE)
-
-
-def _rows(manifest: Manifest, split: str, shuffle_files: bool = False, seed: int | None = None) -> "tf.data.Dataset":
-    """Rows in the order on disk, read by TensorFlow's own kernels (so that iterators can be checkpointed)."""
-    files = [os.path.join(manifest.folder, shard.file) for shard in manifest.splits[split].shards]
-    return _parsed(manifest, tf.data.FixedLengthRecordDataset(files, manifest.row_bytes))
-
-
-def _passes(
-    manifest: Manifest,
-    repeat_seed: int,
-    epochs: int | None,
-    split: str,
-    shuffle_files: bool = False,
-    seed: int | None = None,
-) -> "tf.data.Dataset":
-    """Rows of so many passes (None: without end), each in its own order; read by TensorFlow's own kernels too."""
-    shards, order = manifest.splits[split].shards, epoch_shuffle(manifest, split, repeat_seed)
-    assert order is not None  # a seed was given
-    files = tf.constant([os.path.join(manifest.folder, shard.file) for shard in shards])
-    starts = tf.constant(np.cumsum([0] + [shard.rows for shard in shards[:-1]]), tf.int64)
-
-    def record(position: Any) -> Any:
-        epoch = position // order.rows
-        row = tf.while_loop(
-            lambda row: row >= order.rows,
-            lambda row: (order.permuted(row, epoch),),
-            (order.permuted(position % order.rows, epoch),),
-        )[0]
-        shard = tf.searchsorted(starts, row[None], side="right")[0] - 1
-        skipped = (row - starts[shard]) * manifest.row_bytes
-        one = tf.data.FixedLengthRecordDataset(
-            files[shard], manifest.row_bytes, skipped, buffer_size=manifest.row_bytes
-        )
-        return one.take(1)
-
-    end = np.iinfo(np.int64).max if epochs is None else epochs * order.rows
-    later = _parsed(manifest, tf.data.Dataset.range(order.rows, end).flat_map(record))
-    return _rows(manifest, split).concatenate(later)
-
-
-def _parsed(manifest: Manifest, records: "tf.data.Dataset") -> "tf.data.Dataset":
-    """Rows from their bytes on disk."""
-    dtype = tf.as_dtype(manifest.dtype)
-
-    def parse_with_flags(record: Any) -> dict[str, Any]:
-        row = tf.ensure_shape(tf.io.decode_raw(record, tf.int32), [manifest.row_tokens])
-        starts = tf.cast(tf.bitwise.bitwise_and(row, int(START)) != 0, tf.int32)
-        ids = tf.bitwise.bitwise_and(row, int(ID_BITS))
-        return {"targets": ids, "starts": starts, "weights": tf.cast(row < 0, tf.int32)}  # the highest bit is TARGET
-
-    def parse(record: Any) -> dict[str, Any]:
-        row = tf.cast(tf.io.decode_raw(record, dtype), tf.int32)
-        return {"targets": tf.ensure_shape(row, [manifest.row_tokens])}
-
-    return records.map(parse_with_flags if manifest.chat else parse, num_parallel_calls=tf.data.AUTOTUNE)
+    rows = {split: found.rows for split, found in manifest.splits.items() if split in splits}
+    return seqio.FunctionDataSource(read, splits=tuple(rows), num_input_examples=rows)
 
 
 def _by_schedule(

@@ -4,7 +4,6 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-import importlib
 from pathlib import Path
 import random
 
@@ -13,6 +12,7 @@ import numpy as np
 from diversity_jax.core.errors import InputError
 from diversity_jax.core.files import content_hash, read_json
 from diversity_jax.corpus import Corpus, Document, open_corpus
+from diversity_jax.corpus.readers.seqio_tasks import find_provider
 from diversity_jax.mixtures.config import Component
 from diversity_jax.mixtures.mixture import Mixture
 from diversity_jax.mixtures.schedule import exact_shares
@@ -84,23 +84,17 @@ def _refuse_cycle(inner: Path, nested: Iterable[Mapping[str, str]], folder: Path
 
 def _of_registered(source: str, name: str, folder: Path) -> ComponentSource | None:
     """The prepared rows behind a registered SeqIO task or mixture; None where it was not prepared by this project."""
-    wanted, _, module = source.removeprefix("seqio:").partition("@")
-    if module:
-        try:
-            importlib.import_module(module)
-        except ModuleNotFoundError as error:
-            raise InputError(f"{source}: cannot import {module} ({error}); check the name and PYTHONPATH") from None
-    from diversity_jax.core.tensorflow import seqio
-    from diversity_jax.mixtures.registry import PreparedTask, registered_folder
-
-    if wanted in seqio.MixtureRegistry.names() and (registered := registered_folder(wanted)) is not None:
-        return _of_mixture(Mixture.load(registered), name, folder)
-    if wanted not in {*seqio.MixtureRegistry.names(), *seqio.TaskRegistry.names()}:
+    wanted, provider = source.removeprefix("seqio:").partition("@")[0], find_provider(source)
+    if provider is None:
         return None
-    provider = seqio.get_mixture_or_task(wanted)
+    from diversity_jax.core.tensorflow import seqio
+    from diversity_jax.mixtures.registry import PreparedTask, ScheduledTask, registered_folder
+
+    if (registered := registered_folder(wanted)) is not None:
+        return _of_mixture(Mixture.load(registered), name, folder)
     tasks = [provider] if isinstance(provider, seqio.Task) else provider.tasks
-    prepared = [task for task in tasks if isinstance(task, PreparedTask)]
-    if any(task.name.split(".")[0] == name for task in prepared):
+    prepared = [task for task in tasks if isinstance(task, PreparedTask | ScheduledTask)]
+    if any(task.name.removesuffix("_exact").split(".")[0] == name for task in prepared):
         raise InputError(f"a cycle of mixtures: {name} -> {wanted} -> {name}; a mixture cannot hold itself")
     if not prepared:
         return None

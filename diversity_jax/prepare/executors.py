@@ -151,7 +151,8 @@ def read_units(staging: ArtifactStore) -> dict[int, tuple[list[str], Tally]]:
     units = {}
     for name in staging.names(_UNIT_RECORD):
         record = staging.record(f"{name}{_UNIT_RECORD}")
-        tally = Tally(**{**record["tally"], "rejected": Counter(record["tally"]["rejected"])})
+        counts = {name: Counter(record["tally"].get(name, {})) for name in ("rejected", "left_out")}
+        tally = Tally(**{**record["tally"], **counts})
         units[int(name)] = ([f"{name}-{chunk:06d}" for chunk in range(record["chunks"])], tally)
     return units
 

@@ -87,7 +87,8 @@ class Manifest:
     Attributes:
       name, kind, sequence_length, seed, validation_share, piece_characters, shard_bytes: as in `config.Preparation`.
       dtype: `uint16` or `uint32`, little-endian.
-      source: where the text came from; `source["fingerprint"]` identifies its content.
+      source: where the text came from; `source["fingerprint"]` identifies its content, `source["left_out"]` counts what
+        a SeqIO task gives beside it, by kind.
       rejected: records that became no documents, by reason.
       hygiene: the filtering that was asked for, benchmark files by hash, and which reports lie beside the manifest.
       statistics: of documents and tokens: `documents` of the corpus and `kept`, those left out by reason, their
@@ -244,4 +245,6 @@ def _described(manifest: Manifest) -> str:
     if manifest.rejected:
         reasons = [f"{count:,} {reason}" for reason, count in sorted(manifest.rejected.items())]
         lines.append("  rejected records: " + ", ".join(reasons))
+    if beside := manifest.source.get("left_out"):
+        lines.append("  left out of the source: " + ", ".join(f"{count:,} {kind}" for kind, count in beside.items()))
     return "\n".join(lines)

@@ -1,10 +1,8 @@
-"""Sources that TensorFlow reads: TFRecord files, SeqIO tasks and mixtures, prepared TensorFlow Datasets builders."""
+"""Sources that TensorFlow reads: TFRecord files and prepared TensorFlow Datasets builders."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 import contextlib
-import difflib
 import functools
-import importlib
 import itertools
 import os
 from pathlib import Path
@@ -69,7 +67,7 @@ class TFRecord(FileRecords):
         except ValueError:
             raise Rejected("not an Example", f"{where}: is not a tf.train.Example") from None
         if not name:
-            meta = {key: _plain(value[0] if len(value) == 1 else value) for key, value in features.items()}
+            meta = {key: plain(value[0] if len(value) == 1 else value) for key, value in features.items()}
             return Document(id=self._id(position), text="", meta=meta)
         if name not in features:
             message = f"{where}: has no feature {name!r}; set text_field to one of: {list_fields(features)}"
@@ -79,7 +77,7 @@ class TFRecord(FileRecords):
             kind = f"{len(values)} values" if len(values) > 1 else "a number"
             message = f"{where}: feature {name!r} holds {kind}, not text; tokens are read by seqio:TASK"
             raise Rejected("text field is not text", message)
-        meta = {key: _plain(value[0]) for key, value in features.items() if len(value) == 1}
+        meta = {key: plain(value[0]) for key, value in features.items() if len(value) == 1}
         return Document(id=self._id(position), text=decode_utf8(values[0], where) if values else "", meta=meta)
 
 
@@ -122,36 +120,24 @@ class TensorRecords(Records):
     Args:
       label: names the records, `label:1` and so on.
       dataset: makes the dataset anew, always in the same order.
-      fields: acceptable text features, the first that exists is taken; dots reach into nested ones. `("",)`: none is,
-        and examples stay whole, their ids decoded and their lists kept.
-      decode_ids: text of token ids of a field, or None where a feature of numbers cannot be text.
+      field: the text feature; dots reach into nested ones. Empty: examples stay whole, lists kept.
 
     Raises:
-      InputError: none of the fields exists, or it cannot be text; the message names those that do exist.
+      InputError: there is no such feature, or it holds no text; the message names those that there are.
     """
 
-    def __init__(
-        self,
-        label: str,
-        dataset: Callable[[], Any],
-        fields: tuple[str, ...],
-        decode_ids: Callable[[str, list[int]], str] | None,
-    ):
-        self._label, self._dataset, self._decode_ids = label, dataset, decode_ids
-        self._field = ""
-        if fields == ("",):
+    def __init__(self, label: str, dataset: Callable[[], Any], field: str):
+        self._label, self._dataset, self._field = label, dataset, field
+        if not field:
             return
-        specs = _flat(dataset().element_spec)
-        self._field = next((field for field in fields if field in specs), "")
-        if not self._field:
-            raise InputError(f"{label}: has no feature {fields[0]!r}; set text_field to one of: {', '.join(specs)}")
-        spec = specs[self._field]
-        is_text = spec.dtype.name == "string" and spec.shape.rank == 0
-        is_ids = spec.dtype.is_integer and spec.shape.rank == 1
-        if not (is_text or (is_ids and decode_ids)):
+        specs = flat_features(dataset().element_spec)
+        known = f"set text_field to one of: {', '.join(specs)}"
+        if field not in specs:
+            raise InputError(f"{label}: has no feature {field!r}; {known}")
+        spec = specs[field]
+        if spec.dtype.name != "string" or spec.shape.rank != 0:
             kind = f"{spec.dtype.name} of shape {spec.shape}"
-            message = f"{label}: feature {self._field!r} holds {kind}, not text; set text_field to one of: "
-            raise InputError(message + ", ".join(specs))
+            raise InputError(f"{label}: feature {field!r} holds {kind}, not text; {known}")
 
     def batches(self) -> Iterator[list[dict[str, Any]]]:
         tf = import_quietly("tensorflow")
@@ -168,100 +154,42 @@ class TensorRecords(Records):
 
     def decode(self, raw: dict[str, Any], position: int) -> Document:
         where = f"{self._label}:{position + 1}"
-        features = _flat(raw)
+        features = flat_features(raw)
         if not self._field:
-            meta = {name: self._value(name, value, where) for name, value in features.items()}
-            return Document(id=where, text="", meta=meta)
-        text = self._text(self._field, features.pop(self._field), where)
-        meta = {name: _plain(value) for name, value in features.items() if np.ndim(value) == 0}
-        return Document(id=where, text=text, meta=meta)
+            found = {name: self._value(value, where) for name, value in features.items()}
+            return Document(id=where, text="", meta=found)
+        text = decode_utf8(features.pop(self._field), where)
+        return Document(id=where, text=text, meta=scalars(features))
 
-    def _text(self, field: str, value: Any, where: str) -> str:
-        if isinstance(value, bytes):
-            return decode_utf8(value, where)
-        assert self._decode_ids is not None  # otherwise only text features are accepted
-        try:
-            return self._decode_ids(field, value.tolist())
-        except Exception as error:  # a vocabulary may fail on foreign ids with whatever its library raises
-            reason = str(error).partition("\n")[0]
-            message = f"{where}: the vocabulary of {field!r} cannot decode it ({reason})"
-            raise Rejected("not decodable", message) from None
-
-    def _value(self, name: str, value: Any, where: str) -> Any:
+    def _value(self, value: Any, where: str) -> Any:
         """A feature in the form in which other formats hold it."""
-        is_ids = self._decode_ids is not None and name in ("inputs", "targets") and np.ndim(value) == 1
-        return self._text(name, value, where) if isinstance(value, bytes) or is_ids else _plain(value)
+        return decode_utf8(value, where) if isinstance(value, bytes) else plain(value)
 
 
-def _flat(features: Any, prefix: str = "") -> dict[str, Any]:
+def scalars(features: Mapping[str, Any]) -> dict[str, Any]:
+    """Features of one value each, which are a document's metadata."""
+    return {name: plain(value) for name, value in features.items() if np.ndim(value) == 0}
+
+
+def flat_features(features: Any, prefix: str = "") -> dict[str, Any]:
     """Nested features under dotted names."""
     flat: dict[str, Any] = {}
     for name, value in features.items() if isinstance(features, dict) else [("example", features)]:
-        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+        flat |= flat_features(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
     return flat
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """A feature's value in Python's own types, bytes as text."""
     if isinstance(value, bytes):
         return value.decode(errors="replace")
     if isinstance(value, list) or np.ndim(value):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     return value.item() if hasattr(value, "item") else value
 
 
-_USUAL_FIELDS = ("text", "targets_pretokenized", "targets")
-_SEED = 0  # of preprocessors that draw random numbers: the same text in every run
-
-
-def open_seqio_task(config: CorpusConfig, name: str) -> RecordCorpus:
-    """Opens `seqio:NAME` or `seqio:NAME@MODULE`, where importing MODULE registers the task or mixture.
-
-    A task is read unshuffled, after its preprocessors, at full length. `text_field` names a feature; the default `text`
-    also stands for `targets_pretokenized` and then `targets`, in which SeqIO language-modelling tasks keep their text.
-    A feature of token ids is decoded with the task's own vocabulary. A mixture is read as its own trainer would see it:
-    examples drawn at its rates with a fixed seed, until the first of its tasks has been read through.
-
-    Raises:
-      InputError: no such module, task, split or feature; or its source cannot be read.
-    """
-    seqio = import_quietly("seqio")
-    name, _, module = name.partition("@")
-    if module:
-        try:
-            importlib.import_module(module)
-        except ModuleNotFoundError as error:
-            raise InputError(f"{config.source}: cannot import {module} ({error}); check PYTHONPATH") from None
-    task = _find_task(seqio, name, config.source)
-    _check_split(config, sorted(task.splits))
-
-    def dataset() -> Any:
-        try:
-            return task.get_dataset(sequence_length=None, split=config.split, shuffle=False, seed=_SEED, num_epochs=1)
-        except (OSError, ValueError, AssertionError) as error:
-            raise InputError(f"{config.source}: cannot be read ({str(error).partition(chr(10))[0]})") from None
-
-    def decode(field: str, ids: list[int]) -> str:
-        return task.output_features[field].vocabulary.decode(ids)
-
-    fields = _USUAL_FIELDS if config.record_field == _USUAL_FIELDS[0] else (config.record_field,)
-    records = TensorRecords(name, dataset, fields, decode)
-    return RecordCorpus(config, [records], f"seqio:{name}:{config.split}")
-
-
-def _find_task(seqio: Any, name: str, source: str) -> Any:
-    names: list[str] = []
-    for registry in (seqio.TaskRegistry, seqio.MixtureRegistry):
-        if name in registry.names():
-            return registry.get(name)
-        names += registry.names()
-    close = difflib.get_close_matches(name, names)
-    known = f"did you mean {' or '.join(close)}?" if close else f"none of {len(names)} that are is called alike;"
-    message = f"{source}: this SeqIO task is not registered; {known} name the module that registers it"
-    raise InputError(f"{message}: seqio:{name}@MODULE")
-
-
-def _check_split(config: CorpusConfig, splits: Iterable[str]) -> None:
+def check_split(config: CorpusConfig, splits: Iterable[str]) -> None:
+    """Raises InputError where the split that is asked for is none of these."""
     if config.split not in splits:
         known = ", ".join(splits)
         raise InputError(f"{config.source}: has no split {config.split!r}; set split to one of: {known}")
@@ -284,14 +212,14 @@ def open_tfds_builder(config: CorpusConfig, name: str) -> RecordCorpus:
     folder = _version_folder(root, name, config.source)
     tfds = import_quietly("tensorflow_datasets")
     builder = tfds.builder_from_directory(str(folder))
-    _check_split(config, builder.info.splits)
+    check_split(config, builder.info.splits)
 
     def dataset() -> Any:
         read_config = tfds.ReadConfig(interleave_cycle_length=1, try_autocache=False)
         return builder.as_dataset(split=config.split, shuffle_files=False, read_config=read_config)
 
     label = f"{builder.info.full_name}:{config.split}"
-    records = TensorRecords(label, dataset, (config.record_field,), None)
+    records = TensorRecords(label, dataset, config.record_field)
     return RecordCorpus(config, [records], f"tfds:{label}")
 
 

@@ -1,0 +1,193 @@
+"""Prepared rows as SeqIO reads them: from disk in `tf.data`, with the features that converters and other tasks want."""
+
+from collections.abc import Sequence
+import os
+from typing import Any
+
+import numpy as np
+
+from diversity_jax.core.errors import InputError
+from diversity_jax.core.tensorflow import seqio, tf
+from diversity_jax.mixtures.mixture import epoch_shuffle
+from diversity_jax.prepare.manifest import Manifest, prepared_tokenizer
+from diversity_jax.prepare.rows import ID_BITS, START
+from diversity_jax.tokenizers.seqio import seqio_vocabulary
+
+DECODER_FEATURES = (
+    "decoder_input_tokens",
+    "decoder_target_tokens",
+    "decoder_loss_weights",
+    "decoder_positions",
+    "decoder_segment_ids",
+)
+"""What `decoder_features` adds to a row; ask for it by `passthrough_features` in a mixture of others."""
+
+
+_VOCABULARIES: dict[str, Any] = {}
+"""By hash of the tokenizer: one that several components share is read once."""
+
+
+def features_of(manifest: Manifest, derived: Sequence[str] = ()) -> dict[str, Any]:
+    """`targets`, and such of `DECODER_FEATURES` as are to be registered."""
+    info = manifest.vocabulary
+    if info.hash not in _VOCABULARIES:
+        _VOCABULARIES[info.hash] = seqio_vocabulary(prepared_tokenizer(manifest))
+    options = {"add_eos": False, "dtype": tf.int32, "rank": 1}
+    tokens = seqio.Feature(vocabulary=_VOCABULARIES[info.hash], required=True, **options)
+    derived_tokens = seqio.Feature(vocabulary=_VOCABULARIES[info.hash], required=False, **options)
+    numbers = seqio.Feature(vocabulary=seqio.PassThroughVocabulary(size=manifest.row_tokens), required=False, **options)
+    return {"targets": tokens} | {name: derived_tokens if name.endswith("_tokens") else numbers for name in derived}
+
+
+_PROBES = ("The cat sat; it rained.", " 12,345 = 3 * 4115\n\tx", "naïve Zürich 漢字 😀", "def f(x):\n    return x_1")
+
+
+def features_like(name: str, manifest: Manifest) -> dict[str, Any]:
+    """The features of a registered task or mixture, for prepared rows to have.
+
+    Raises:
+      InputError: there is none of that name; it has features that rows have not; or `targets` has other ids.
+    """
+    try:
+        features = dict(seqio.get_mixture_or_task(name).output_features)
+    except ValueError as error:
+        raise InputError(f"like={name!r}: {str(error).partition(chr(10))[0]}; import the module that does") from None
+    unknown = sorted(set(features) - {"inputs", "targets", *DECODER_FEATURES})
+    if unknown or "targets" not in features:
+        what = f"has {', '.join(unknown)}, which rows have not" if unknown else "has no feature 'targets'"
+        raise InputError(f"like={name!r}: {what}; rows are one text, `targets`, with `inputs` empty")
+    targets, tokenizer = features["targets"], prepared_tokenizer(manifest)
+    vocabulary, about = targets.vocabulary, f"like={name!r}: its 'targets' are"
+    if targets.rank != 1 or not targets.dtype.is_integer:
+        raise InputError(f"{about} {targets.dtype.name} of rank {targets.rank}; rows are token ids of rank 1")
+    if vocabulary == features_of(manifest)["targets"].vocabulary:
+        return features
+    if isinstance(vocabulary, seqio.PassThroughVocabulary):
+        is_same = vocabulary.vocab_size >= tokenizer.size
+    else:
+        theirs = [list(vocabulary.encode(probe)) for probe in _PROBES]
+        is_same = theirs == [tokenizer.encode_batch([probe])[0].tolist() for probe in _PROBES]
+    if not is_same:
+        ours = f"rows of {manifest.vocabulary.kind} ({tokenizer.size:,} ids)"
+        raise InputError(f"{about} ids of {vocabulary}, not of {ours}; build the mixture with their tokenizer")
+    return features
+
+
+def matching_features(dataset: Any, output_features: Any) -> Any:
+    """Rows with the types of the registered features, and `inputs` empty where there are such."""
+
+    def match(example: dict[str, Any]) -> dict[str, Any]:
+        empty = {"inputs": tf.zeros([0], output_features["inputs"].dtype)} if "inputs" in output_features else {}
+        named = {
+            name: tf.cast(example[name], output_features[name].dtype) for name in output_features if name != "inputs"
+        }
+        return {**example, **empty, **named}
+
+    return dataset.map(match, num_parallel_calls=tf.data.AUTOTUNE)
+
+
+def decoder_features(dataset: Any, sequence_length: Any = None, *, end_of_text_id: int, row_tokens: int) -> Any:
+    """Adds to each row what `seqio.PrePackedLMFeatureConverter` hands to a decoder; all int32 [sequence_length].
+
+    `decoder_input_tokens` are the row's tokens but the last, `decoder_target_tokens` the one after each: nothing is
+    shifted in, and no token is lost. `decoder_loss_weights` are one on every token (SeqIO's other converters take id 0
+    for padding), of conversations on every token of an answer; `decoder_segment_ids` count documents or conversations
+    from 1, `decoder_positions` start at 0 in each. Beyond the row, where more tokens are asked for, all are zero.
+    """
+    wanted = (sequence_length or {}).get("targets")
+    length = row_tokens - 1 if wanted is None else wanted
+    used = min(length, row_tokens - 1)
+
+    def add(example: dict[str, Any]) -> dict[str, Any]:
+        row = example["targets"]
+        inputs = row[:used]
+        if "starts" in example:
+            begins, weights = example.pop("starts")[:used], example.pop("weights")[1 : used + 1]
+        else:
+            begins = tf.concat([[1], tf.cast(inputs[:-1] == end_of_text_id, tf.int32)], 0)
+            weights = tf.ones_like(inputs)
+        segments = tf.cumsum(begins)
+        derived = {
+            "decoder_input_tokens": inputs,
+            "decoder_target_tokens": row[1 : used + 1],
+            "decoder_loss_weights": weights,
+            "decoder_positions": tf.range(used) - tf.gather(tf.cast(tf.where(begins)[:, 0], tf.int32), segments - 1),
+            "decoder_segment_ids": segments,
+        }
+        padded = {
+            name: tf.ensure_shape(tf.pad(values, [[0, length - used]]), [length]) for name, values in derived.items()
+        }
+        return {**example, **padded}
+
+    return dataset.map(add, num_parallel_calls=tf.data.AUTOTUNE)
+
+
+def counted_tokens(decoded: str, example: Any = None, is_target: bool = False) -> Any:
+    """Of a target the number of tokens that SeqIO's converters weigh (id 0 is their padding), else what was decoded."""
+    return int(np.count_nonzero(example["targets"])) if is_target else decoded
+
+
+def token_loss(targets: Sequence[int], scores: Sequence[float]) -> dict[str, float]:
+    """Metric of held-out rows: mean loss in nats a token, and its exponential.
+
+    Args:
+      targets: tokens of each row; scores: log-likelihood of each row, summed over its tokens.
+    """
+    loss = -float(np.sum(scores)) / sum(targets)
+    return {"loss": loss, "perplexity": float(np.exp(loss))}
+
+
+def rows_of(manifest: Manifest, split: str, shuffle_files: bool = False, seed: int | None = None) -> "tf.data.Dataset":
+    """Rows in the order on disk, read by TensorFlow's own kernels (so that iterators can be checkpointed)."""
+    files = [os.path.join(manifest.folder, shard.file) for shard in manifest.splits[split].shards]
+    return _parsed(manifest, tf.data.FixedLengthRecordDataset(files, manifest.row_bytes))
+
+
+def passes_of(
+    manifest: Manifest,
+    repeat_seed: int,
+    epochs: int | None,
+    split: str,
+    shuffle_files: bool = False,
+    seed: int | None = None,
+) -> "tf.data.Dataset":
+    """Rows of so many passes (None: without end), each in its own order; read by TensorFlow's own kernels too."""
+    shards, order = manifest.splits[split].shards, epoch_shuffle(manifest, split, repeat_seed)
+    assert order is not None  # a seed was given
+    files = tf.constant([os.path.join(manifest.folder, shard.file) for shard in shards])
+    starts = tf.constant(np.cumsum([0] + [shard.rows for shard in shards[:-1]]), tf.int64)
+
+    def record(position: Any) -> Any:
+        epoch = position // order.rows
+        row = tf.while_loop(
+            lambda row: row >= order.rows,
+            lambda row: (order.permuted(row, epoch),),
+            (order.permuted(position % order.rows, epoch),),
+        )[0]
+        shard = tf.searchsorted(starts, row[None], side="right")[0] - 1
+        skipped = (row - starts[shard]) * manifest.row_bytes
+        one = tf.data.FixedLengthRecordDataset(
+            files[shard], manifest.row_bytes, skipped, buffer_size=manifest.row_bytes
+        )
+        return one.take(1)
+
+    end = np.iinfo(np.int64).max if epochs is None else epochs * order.rows
+    later = _parsed(manifest, tf.data.Dataset.range(order.rows, end).flat_map(record))
+    return rows_of(manifest, split).concatenate(later)
+
+
+def _parsed(manifest: Manifest, records: "tf.data.Dataset") -> "tf.data.Dataset":
+    """Rows from their bytes on disk."""
+    dtype = tf.as_dtype(manifest.dtype)
+
+    def parse_with_flags(record: Any) -> dict[str, Any]:
+        row = tf.ensure_shape(tf.io.decode_raw(record, tf.int32), [manifest.row_tokens])
+        starts = tf.cast(tf.bitwise.bitwise_and(row, int(START)) != 0, tf.int32)
+        ids = tf.bitwise.bitwise_and(row, int(ID_BITS))
+        return {"targets": ids, "starts": starts, "weights": tf.cast(row < 0, tf.int32)}  # the highest bit is TARGET
+
+    def parse(record: Any) -> dict[str, Any]:
+        row = tf.cast(tf.io.decode_raw(record, dtype), tf.int32)
+        return {"targets": tf.ensure_shape(row, [manifest.row_tokens])}
+
+    return records.map(parse_with_flags if manifest.chat else parse, num_parallel_calls=tf.data.AUTOTUNE)
