@@ -15,7 +15,7 @@ from diversity_jax.prepare.config import Chat
 from diversity_jax.prepare.packing import ExampleEncoder, fill_rows, open_format, pack, split_examples
 from diversity_jax.prepare.rows import ID_BITS, START, TARGET
 from diversity_jax.tokenizers.chat_template import OWN_TEMPLATE, answer_parts, render_chat, with_system_prompt
-from diversity_jax.tokenizers.tokenizer import ByteTokenizer, encode_with_special, for_run, turn_ends
+from diversity_jax.tokenizers.tokenizer import ByteTokenizer, for_run, turn_ends
 from tests.shared_data import shared_file
 
 CHATML = (
@@ -170,8 +170,7 @@ def test_an_answer_to_nothing_follows_a_token_and_a_template_without_end_gets_on
 
 @given(st.lists(st.text(st.sampled_from("ab\n<|endoftext|>"), max_size=30), max_size=5))
 def test_marks_stand_for_their_ids_and_nothing_is_lost(texts):
-    marks = {"<|endoftext|>": 1}
-    found = encode_with_special(ByteTokenizer(), texts, marks)
+    found = ByteTokenizer().encode_each(texts, special=True)
     assert [ids.count(1) for ids in found] == [text.count("<|endoftext|>") for text in texts]
     assert ["".join("<|endoftext|>" if i == 1 else chr(i - 3) for i in ids) for ids in found] == texts
 

@@ -21,10 +21,8 @@ from diversity_jax.model.decode import for_inference
 from diversity_jax.model.llama import Params
 from diversity_jax.model.sharding import MeshConfig, make_mesh, param_shardings, path_name
 from diversity_jax.tokenizers.chat_template import render_chat
-from diversity_jax.tokenizers.files import special_tokens
+from diversity_jax.tokenizers.files import find_tokenizer
 from diversity_jax.tokenizers.tokenizer import ModelTokenizer, for_folder, for_run, load_tokenizer
-
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,13 +133,13 @@ def _tokenizer(folder: Path, given: str | None) -> ModelTokenizer:
     if given is not None:
         _check_run_tokenizer(folder, given)
         source = Path(given)
-        if not (source / "tokenizer_config.json").exists():
+        if is_run or find_tokenizer(source) is None:
             return for_run(load_tokenizer(given), _chat(mixture_folder(folder)) if is_run else None)
     elif is_run:
         return _tokenizer_of_run(folder)
-    if given or any((folder / name).exists() for name in _TOKENIZER_FILES):
-        return for_folder(load_tokenizer(str(source), end_of_text=special_tokens(source).get("eos_token")), source)
-    raise InputError(f"{folder}: holds no tokenizer ({', '.join(_TOKENIZER_FILES)}); put one there, or name one")
+    if given or find_tokenizer(source):
+        return for_folder(load_tokenizer(str(source)), source)
+    raise InputError(f"{folder}: holds no tokenizer (tokenizer.json, tokenizer.model, vocab.json); name one")
 
 
 def _check_run_tokenizer(folder: Path, given: str) -> None:

@@ -11,9 +11,11 @@ from diversity_jax.core.errors import InputError
 from diversity_jax.core.files import open_file
 from diversity_jax.prepare.config import Chat
 from diversity_jax.prepare.rows import START, TARGET
+from diversity_jax.tokenizers.base import Tokenizer
 from diversity_jax.tokenizers.chat_template import OWN_TEMPLATE, answer_parts, with_system_prompt
-from diversity_jax.tokenizers.files import folder_template, special_tokens
-from diversity_jax.tokenizers.tokenizer import Tokenizer, encode_with_special, turn_ends
+from diversity_jax.tokenizers.files import folder_template
+from diversity_jax.tokenizers.settings import read_settings
+from diversity_jax.tokenizers.tokenizer import turn_ends
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +39,7 @@ def open_format(chat: Chat, tokenizer: Tokenizer) -> ChatFormat:
     special, template = dict(tokenizer.special), OWN_TEMPLATE
     if chat.template is not None:
         template, folder = _read_template(chat.template, tokenizer)
-        special |= special_tokens(folder)
+        special |= read_settings(str(folder)).special
     if chat.system_prompt is not None:
         template = with_system_prompt(template, chat.system_prompt)
     turn_ends(tokenizer, template, special)
@@ -81,7 +83,7 @@ class ExampleEncoder:
         messages = [json.loads(conversation) for conversation in conversations]
         parts = [self._parts(turns) for turns in messages]
         texts = [text for conversation in parts for text, _ in conversation]
-        ids = iter(encode_with_special(self._tokenizer, texts, self._tokenizer.special_ids))
+        ids = iter(self._tokenizer.encode_each(texts, special=True))
         examples, answer_bytes = [], []
         for turns, conversation in zip(messages, parts, strict=True):
             flagged = [self._flagged(next(ids), is_answer, i) for i, (_, is_answer) in enumerate(conversation)]

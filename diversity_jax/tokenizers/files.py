@@ -9,8 +9,18 @@ import shutil
 from typing import Any
 
 from diversity_jax.core.errors import InputError
-from diversity_jax.core.files import open_file, path_inside, read_json, write_json, writing
+from diversity_jax.core.files import (
+    exists,
+    is_remote,
+    join_path,
+    open_file,
+    path_inside,
+    read_json,
+    write_json,
+    writing,
+)
 from diversity_jax.tokenizers.chat_template import SPECIAL_TOKENS
+from diversity_jax.tokenizers.settings import MODEL_FILES, SETTINGS_FILES, read_settings
 
 _CLASSES = {
     "tokenizer.json": "PreTrainedTokenizerFast",
@@ -18,10 +28,9 @@ _CLASSES = {
     "vocab.json": "GPT2Tokenizer",
 }
 """Files that define a tokenizer, and the class of transformers that reads each."""
-_SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja")
-_MODEL_FILES = ("generation_config.json", "config.json")
-"""Of the model, which name special tokens by their ids; the first goes before the second."""
-_COPIED = (*_CLASSES, "merges.txt", *_SETTINGS)
+_LAYOUTS = (("tokenizer.json",), ("tokenizer.model",), ("vocab.json", "merges.txt"))
+"""Files that define a tokenizer; of several, the first."""
+_COPIED = (*_CLASSES, "merges.txt", *SETTINGS_FILES, "chat_template.jinja")
 """What a tokenizer's `save_pretrained` may write."""
 
 
@@ -42,33 +51,18 @@ class TokenizerFiles:
     special: Mapping[str, str] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, kw_only=True)
-class BeginOfText:
-    """What a folder's settings say of begin-of-text: its text, and whether it stands before every text (None: the
-    tokenizer's own post-processor decides)."""
-
-    text: str | None = None
-    is_added: bool | None = None
-
-
-def begin_of_text(folder: Path) -> BeginOfText:
-    """As `tokenizer_config.json` has it; LlamaTokenizer, and older Llama folders, add it where nothing is said."""
-    path = folder / "tokenizer_config.json"
-    settings = read_json(path) if path.exists() else {}
-    is_llama = str(settings.get("tokenizer_class")).startswith(("LlamaTokenizer", "CodeLlamaTokenizer"))
-    return BeginOfText(
-        text=special_tokens(folder).get("bos_token"),
-        is_added=settings.get("add_bos_token", True if is_llama else None),
-    )
-
-
-def special_tokens(folder: Path) -> dict[str, str]:
-    """Special tokens' texts by name, as `tokenizer_config.json` has them; none where there is no such file."""
-    path = folder / "tokenizer_config.json"
-    settings = read_json(path) if path.exists() else {}
-    tokens = {name: settings.get(name) for name in SPECIAL_TOKENS}
-    texts = {name: token.get("content") if isinstance(token, dict) else token for name, token in tokens.items()}
-    return {name: text for name, text in texts.items() if text}
+def find_tokenizer(folder: str | os.PathLike) -> tuple[str, ...] | None:
+    """Files that define the tokenizer in a folder, or in `tokenizer/` inside it, where `model.convert import` puts one;
+    None where there are none, or it is no folder."""
+    folder = os.fspath(folder)
+    if not is_remote(folder) and not os.path.isdir(folder):
+        return None
+    for place in (folder, str(join_path(folder, "tokenizer"))):
+        for names in _LAYOUTS:
+            files = tuple(str(join_path(place, name)) for name in names)
+            if all(map(exists, files)):
+                return files
+    return None
 
 
 def folder_template(folder: Path) -> str | None:
@@ -141,14 +135,18 @@ def model_tokenizer(folder: Path) -> TokenizerFiles | None:
 
 
 def copy_tokenizer(source: Path, folder: Path) -> bool:
-    """Copies a Hugging Face folder's tokenizer into `folder`; returns whether there was one."""
-    tokenizer = folder_tokenizer(source)
-    if tokenizer:
-        folder.mkdir(parents=True, exist_ok=True)
-        named = (source / name for name in _MODEL_FILES)
-        for path in (*tokenizer.files, *(path for path in named if path.is_file())):
-            shutil.copyfile(path, folder / path.name)
-    return tokenizer is not None
+    """Copies a model folder's tokenizer, with what the model's settings say of it, into `folder`; returns whether there
+    was one."""
+    files = find_tokenizer(source)
+    if files is None:
+        return False
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in (*_COPIED, *MODEL_FILES):
+        for place in (Path(files[0]).parent, source):
+            if (place / name).is_file():
+                shutil.copyfile(place / name, folder / name)
+                break
+    return True
 
 
 def write_tokenizer(tokenizer: TokenizerFiles, folder: Path, *, vocab_size: int) -> None:
@@ -221,8 +219,8 @@ def token_ids(folder: Path, model: Path | None = None) -> dict[str, list[int]]:
     added = settings.get("added_tokens_decoder") or {}
     numbers = {token["content"]: int(number) for number, token in added.items()}
     numbers = {text: number for number, text in _tokens(folder).items()} | numbers
-    texts = special_tokens(folder)
-    paths = [(model or folder) / name for name in _MODEL_FILES]
+    texts = read_settings(str(folder)).special
+    paths = [(model or folder) / name for name in reversed(MODEL_FILES)]
     models = [read_json(path) for path in paths if path.is_file()]
     found: dict[str, list[int]] = {}
     for name in SPECIAL_TOKENS:

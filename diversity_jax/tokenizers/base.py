@@ -1,0 +1,184 @@
+"""What every tokenizer is to the rest of the library, and the simplest one: bytes."""
+
+import abc
+from collections.abc import Iterable, Mapping, Sequence
+import functools
+import itertools
+import re
+import types
+from typing import Any
+
+import numpy as np
+
+from diversity_jax.core.errors import InputError
+from diversity_jax.core.files import content_hash
+
+SPECIAL_TEXT = ("plain", "special", "refuse")
+"""What a special token's text in a document is: letters like all others, the token, or an error."""
+_BREAK = "\ufdd0"  # a Unicode noncharacter, which text does not hold
+
+
+class Tokenizer(abc.ABC):
+    """A mapping between text and ids.
+
+    Attributes:
+      kind: `bytes`, `sentencepiece` or `huggingface`.
+      size: number of ids; a model's vocabulary must be at least as large.
+      hash: identifies the mapping from text to ids; prepared data of another hash is refused.
+      files: that define it, to be kept beside prepared data; empty for bytes.
+      special: text of each special token by the name chat templates use: `eos_token`, perhaps `bos_token`.
+      special_ids: the ids of all special tokens by their texts.
+      bos_id: its maker's begin-of-text id; None where there is none.
+      adds_bos: whether its maker puts `bos_id` before every text: its own post-processor, or the folder's settings.
+      adds_eos: whether its maker puts end-of-text after every text.
+    """
+
+    kind: str
+    size: int
+    end_of_text_id: int
+    bos_id: int | None
+    adds_bos: bool
+    adds_eos: bool = False
+    hash: str
+    files: tuple[str, ...]
+    special: Mapping[str, str]
+    special_ids: Mapping[str, int]
+
+    def encode_batch(self, texts: Sequence[str], *, special: bool = False) -> tuple[np.ndarray, np.ndarray]:
+        """Ids of all texts end to end, uint32 [total], and how many ids each text has, int64 [len(texts)].
+
+        Args:
+          special: special tokens' texts stand for their ids; else they are letters like all others.
+        """
+        return concatenate(self._encode_special(texts) if special else self._encode_plain(texts))
+
+    def encode_each(self, texts: Sequence[str], *, special: bool = False) -> list[list[int]]:
+        """Ids of each text, as `encode_batch` gives them end to end."""
+        ids, lengths = self.encode_batch(texts, special=special)
+        return [part.tolist() for part in np.split(ids, np.cumsum(lengths)[:-1])] if len(texts) else []
+
+    def surrounding_ids(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """The ids that its maker puts before and after every text."""
+        begin = (self.bos_id,) if self.adds_bos and self.bos_id is not None else ()
+        return begin, (self.end_of_text_id,) if self.adds_eos else ()
+
+    @abc.abstractmethod
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of ids; end-of-text ids are left out."""
+
+    @abc.abstractmethod
+    def token_id(self, token: str) -> int | None:
+        """The id of a token by its text; None for one that is not in the vocabulary."""
+
+    @abc.abstractmethod
+    def token_text(self, number: int) -> str:
+        """A token's text as the vocabulary has it."""
+
+    @abc.abstractmethod
+    def _encode_plain(self, texts: Sequence[str]) -> Sequence[Sequence[int]]:
+        """Ids of each text."""
+
+    def _encode_inner(self, texts: Sequence[str]) -> Sequence[Sequence[int]]:
+        """Ids of texts that follow a special token."""
+        return self._encode_plain(texts)
+
+    def _encode_special(self, texts: Sequence[str]) -> Sequence[Sequence[int]]:
+        """Special tokens' texts become their ids, and what lies between is encoded apart; breaks are taken out."""
+        split, known = self._special_pattern, self.special_ids
+        parts = [[part for part in split.split(text) if part] if split else [text] for text in texts]
+        between = [(i > 0, without_breaks(part)) for row in parts for i, part in enumerate(row) if part not in known]
+        first, inner = ([part for is_inner, part in between if is_inner == wanted] for wanted in (False, True))
+        ids = {
+            False: iter(self._encode_plain(first) if first else ()),
+            True: iter(self._encode_inner(inner) if inner else ()),
+        }
+        return [
+            [token for i, part in enumerate(row) for token in ([known[part]] if part in known else next(ids[i > 0]))]
+            for row in parts
+        ]
+
+    @functools.cached_property
+    def _special_pattern(self) -> re.Pattern[str] | None:
+        texts = sorted(self.special_ids, key=len, reverse=True)
+        return re.compile("(" + "|".join(map(re.escape, texts)) + ")") if texts else None
+
+    def special_in(self, texts: Iterable[str]) -> list[str | None]:
+        """A special token's text that stands in each text; None where there is none."""
+        split = self._special_pattern
+        starts = {text[:2] for text in self.special_ids}  # most texts hold none of these, which is quick to see
+
+        def first(text: str) -> str | None:
+            found = split.search(text) if split and any(start in text for start in starts) else None
+            return found.group() if found else None
+
+        return [first(text) for text in texts]
+
+    def with_plain_content(self, messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """Messages for a chat template, in which special tokens' texts in what people wrote are broken up.
+
+        `encode_batch(special=True)` of what the template makes of them reads the template's own marks as tokens, and
+        these as letters; `without_breaks` gives the text as people read it.
+
+        Raises:
+          InputError: a message holds such a text and the noncharacter U+FDD0.
+        """
+        split, results = self._special_pattern, []
+        for message in messages:
+            content = message.get("content")
+            if split and isinstance(content, str) and split.search(content):
+                if _BREAK in content:
+                    raise InputError("messages: one holds the noncharacter U+FDD0, which no text may; take it out")
+                content = split.sub(lambda found: _BREAK.join(found.group()), content)
+            results.append({**message, "content": content})
+        return results
+
+
+def without_breaks(text: str) -> str:
+    """A text that a chat template made of `Tokenizer.with_plain_content`, as people read it."""
+    return text.replace(_BREAK, "")
+
+
+def has_breaks(text: str) -> bool:
+    """Whether the text holds a special token's text that is to be letters."""
+    return _BREAK in text
+
+
+def concatenate(encoded: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
+    """All ids end to end, uint32, and the number of each, int64."""
+    lengths = np.fromiter(map(len, encoded), np.int64, len(encoded))
+    return np.fromiter(itertools.chain.from_iterable(encoded), np.uint32, int(lengths.sum())), lengths
+
+
+class ByteTokenizer(Tokenizer):
+    """UTF-8 bytes, with the ids of `seqio.ByteVocabulary`: 0 padding, 1 end of text, 2 unknown, byte b is b + 3."""
+
+    kind, size, end_of_text_id = "bytes", 259, 1
+    bos_id, adds_bos = None, False
+    files = ()
+    hash = content_hash(["bytes", 259])
+    special = types.MappingProxyType({"eos_token": "<|endoftext|>"})  # as the exported tokenizer.json calls it
+    special_ids = types.MappingProxyType({"<|pad|>": 0, "<|endoftext|>": 1, "<|unk|>": 2})
+
+    def encode_batch(self, texts: Sequence[str], *, special: bool = False) -> tuple[np.ndarray, np.ndarray]:
+        if special:
+            return super().encode_batch(texts, special=True)
+        encoded = [text.encode() for text in texts]
+        lengths = np.array([len(data) for data in encoded], np.int64)
+        return np.frombuffer(b"".join(encoded), np.uint8).astype(np.uint32) + 3, lengths
+
+    def _encode_plain(self, texts: Sequence[str]) -> Sequence[Sequence[int]]:
+        return [[byte + 3 for byte in text.encode()] for text in texts]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        array = np.asarray(ids)
+        return (array[array >= 3] - 3).astype(np.uint8).tobytes().decode(errors="replace")
+
+    def token_id(self, token: str) -> int | None:
+        return self.special_ids.get(token)
+
+    def token_text(self, number: int) -> str:
+        return next((text for text, i in self.special_ids.items() if i == number), f"<0x{number - 3:02X}>")
+
+    def token_bytes(self) -> list[bytes | None]:
+        """What each id adds to a text; None for ids that stand for no text."""
+        return [None] * 3 + [bytes([byte]) for byte in range(256)]

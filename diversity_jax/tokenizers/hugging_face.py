@@ -1,0 +1,351 @@
+"""Tokenizers of the `tokenizers` library: a `tokenizer.json`, or `vocab.json` with `merges.txt`, and what the folder's
+settings change about them, as transformers reads them."""
+
+from collections.abc import Mapping, Sequence
+import json
+import logging
+import threading
+from typing import Any
+
+from diversity_jax.core.errors import InputError
+from diversity_jax.core.files import content_hash, file_hash, open_file, read_json
+from diversity_jax.tokenizers.base import Tokenizer, has_breaks, without_breaks
+from diversity_jax.tokenizers.settings import TokenizerSettings
+
+log = logging.getLogger(__name__)
+
+END_OF_TEXT_NAMES = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|eot|>", "[EOS]", "<|im_end|>", "[SEP]")
+BEGIN_OF_TEXT_NAMES = ("<|begin_of_text|>", "<s>", "<bos>", "<|startoftext|>", "[BOS]")
+_MARK = "\ufdd1"  # around an id: a Unicode noncharacter, which text does not hold
+# The library reads whether special tokens are recognised from the tokenizer, not from the call.
+_ENCODING = threading.Lock()
+# Qwen's, which its class has in code: contractions, letters with what stands before them, single digits, marks, spaces.
+_QWEN_WORDS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+_MERGES_CLASSES = (None, "GPT2Tokenizer", "CodeGenTokenizer", "Qwen2Tokenizer")
+
+
+class HuggingFaceTokenizer(Tokenizer):
+    """A tokenizer of the `tokenizers` library.
+
+    Args:
+      source: its content, where that is no file's own.
+    """
+
+    kind = "huggingface"
+
+    def __init__(
+        self,
+        files: tuple[str, ...],
+        end_of_text: str | int | None = None,
+        settings: TokenizerSettings | None = None,
+        source: Mapping[str, Any] | None = None,
+    ):
+        settings = settings or TokenizerSettings()
+        self._tokenizer, changes = _open(files, settings, source)
+        tokens = self._tokenizer.get_added_tokens_decoder()
+        self.special_ids: dict[str, int] = {
+            token.content: number for number, token in sorted(tokens.items()) if token.special
+        }
+        self.size = max(self._tokenizer.get_vocab(with_added_tokens=True).values()) + 1
+        self.end_of_text_id = self._end_of_text(files[0], end_of_text, settings)
+        if (end := self.token_text(self.end_of_text_id)) in END_OF_TEXT_NAMES and end not in self.special_ids:
+            self._tokenizer.add_special_tokens([end])  # a vocab.json does not say which of its tokens are special
+            self.special_ids[end] = self.end_of_text_id
+        before, after = self._own_surroundings()
+        self.bos_id = self._begin_of_text(before, settings)
+        adds_bos = bool(before) or settings.class_adds_bos if settings.adds_bos is None else settings.adds_bos
+        self.adds_bos = adds_bos and self.bos_id is not None
+        self.adds_eos = bool(after) if settings.adds_eos is None else settings.adds_eos
+        known = {name: text for name, text in settings.special.items() if self.token_id(text) is not None}
+        begin = {} if self.bos_id is None else {"bos_token": self.token_text(self.bos_id)}
+        self.special = {**begin, **known, "eos_token": self.token_text(self.end_of_text_id)}
+        self.files = (*files, *settings.files)
+        self.hash = content_hash([self.kind, *map(file_hash, files), self.end_of_text_id, *changes])
+        self._plain: Any = None  # a twin that spells special tokens out, where the library's own switch does not
+        self._leaks = any(number in self._spelt_out(text) for text, number in self.special_ids.items())
+
+    def _end_of_text(self, path: str, asked: str | int | None, settings: TokenizerSettings) -> int:
+        """What was asked for; else what the folder names; else a token of a usual name."""
+        if isinstance(asked, int) and not 0 <= asked < self.size:
+            raise InputError(f"vocabulary {path}: end_of_text {asked} is beyond its {self.size:,} ids")
+        if asked is not None:
+            found = asked if isinstance(asked, int) else self.token_id(asked)
+            if found is None:
+                raise InputError(f"vocabulary {path}: has no token {asked!r}; name another as end_of_text")
+            return found
+        return folder_end(path, self, settings) if settings.files or settings.end_ids else self._usual_end(path)
+
+    def _usual_end(self, path: str) -> int:
+        found = [i for i in map(self.token_id, END_OF_TEXT_NAMES) if i is not None]
+        if not found:
+            raise InputError(
+                f"vocabulary {path}: has none of {', '.join(END_OF_TEXT_NAMES)}; name a token as end_of_text"
+            )
+        return found[0]
+
+    def _begin_of_text(self, before: Sequence[int], settings: TokenizerSettings) -> int | None:
+        if "bos_token" in settings.special:
+            return self.token_id(settings.special["bos_token"])
+        if settings.has_no_bos and not before:
+            return None
+        usual = (i for i in map(self.special_ids.get, BEGIN_OF_TEXT_NAMES) if i is not None)
+        config = settings.bos_id if settings.bos_id is not None and settings.bos_id < self.size else None
+        return before[0] if before else config if config is not None else next(usual, None)
+
+    def _own_surroundings(self) -> tuple[list[int], list[int]]:
+        """What the file's own post-processor puts before and after every text."""
+        plain, extended = (self._tokenizer.encode("a", add_special_tokens=added).ids for added in (False, True))
+        start = next((i for i in range(len(extended)) if extended[i : i + len(plain)] == plain), 0)
+        return extended[:start], extended[start + len(plain) :]
+
+    def surrounding_ids(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """The ids that its maker puts before and after every text."""
+        before, after = self._own_surroundings()
+        own_bos = bool(before) and before[0] == self.bos_id
+        if self.adds_bos != own_bos:
+            assert self.bos_id is not None or not self.adds_bos
+            before = [self.bos_id, *before] if self.adds_bos and self.bos_id is not None else before[1:]
+        if self.adds_eos != bool(after):
+            after = [self.end_of_text_id] if self.adds_eos else []
+        return tuple(before), tuple(after)
+
+    def _encode_plain(self, texts: Sequence[str]) -> Sequence[Sequence[int]]:
+        if not self._leaks:
+            return self._encode(texts, spelt_out=True)
+        return [encoding.ids for encoding in self._twin()[0].encode_batch_fast(list(texts), add_special_tokens=False)]
+
+    def _encode_special(self, texts: Sequence[str]) -> Sequence[Sequence[int]]:
+        """By the library, which knows what may stand around a special token; texts with breaks by the twin."""
+        if not any(map(has_breaks, texts)):
+            return self._encode(texts, spelt_out=False)
+        (twin, ids), split = self._twin(), self._special_pattern
+        assert split is not None  # or nothing would have been broken up
+        marked = [split.sub(lambda found: _mark(self.special_ids[found.group()]), text) for text in texts]
+        encodings = twin.encode_batch_fast([without_breaks(text) for text in marked], add_special_tokens=False)
+        return [[ids.get(i, i) for i in encoding.ids] for encoding in encodings]
+
+    def _encode(self, texts: Sequence[str], *, spelt_out: bool) -> list[list[int]]:
+        with _ENCODING:
+            self._tokenizer.encode_special_tokens = spelt_out
+            encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [encoding.ids for encoding in encodings]
+
+    def _spelt_out(self, text: str) -> list[int]:
+        return self._encode([text], spelt_out=True)[0]
+
+    def _twin(self) -> tuple[Any, dict[int, int]]:
+        """The same tokenizer with its special tokens under names that no text holds, and its ids where they differ.
+
+        A vocabulary that holds special tokens' texts as pieces, as unigram models do, would find them in any text.
+        """
+        if self._plain is None:
+            import tokenizers
+
+            data = json.loads(self._tokenizer.to_str()) | {"post_processor": None}
+            names = {text: _mark(number) for text, number in self.special_ids.items()}
+            for token in data["added_tokens"]:
+                token["content"] = names.get(token["content"], token["content"])
+            pieces = data["model"]["vocab"]
+            hidden = dict(data["model"])
+            if isinstance(pieces, list):
+                hidden["vocab"] = [[names.get(text, text), score] for text, score in pieces]
+            else:
+                hidden["vocab"] = {names.get(text, text): number for text, number in pieces.items()}
+                hidden["unk_token"] = names.get(str(hidden.get("unk_token")), hidden.get("unk_token"))
+            try:
+                twin = tokenizers.Tokenizer.from_str(json.dumps(data | {"model": hidden}))
+            except Exception:  # its merges make such a text, which then is one of the vocabulary's words
+                twin = tokenizers.Tokenizer.from_str(json.dumps(data))
+            found = {twin.token_to_id(_mark(number)): number for number in self.special_ids.values()}
+            self._plain = twin, found
+        return self._plain
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return self._tokenizer.decode([int(i) for i in ids if i != self.end_of_text_id], skip_special_tokens=False)
+
+    def token_id(self, token: str) -> int | None:
+        number = self.special_ids.get(token)
+        return self._tokenizer.token_to_id(token) if number is None else number
+
+    def token_text(self, number: int) -> str:
+        """As it is written: `id_to_token` of the library answers a normalised form of some added tokens."""
+        added = self._tokenizer.get_added_tokens_decoder().get(number)
+        return added.content if added else self._tokenizer.id_to_token(number) or ""
+
+    def to_json(self) -> str:
+        """The tokenizer as a `tokenizer.json`."""
+        return self._tokenizer.to_str()
+
+
+def _mark(number: int) -> str:
+    return f"{_MARK}{number}{_MARK}"
+
+
+def folder_end(path: str, tokenizer: Tokenizer, settings: TokenizerSettings) -> int:
+    """The end-of-text id that a folder's files name; a line on the log where they disagree.
+
+    Raises:
+      InputError: they name none, or one that is not in the vocabulary.
+    """
+    text = settings.special.get("eos_token")
+    found = tokenizer.token_id(text) if text is not None else None
+    if text is not None and found is None:
+        raise InputError(f"vocabulary {path}: its settings call {text!r} the end of text, which is no token of it")
+    named = {file: ids for file, ids in settings.end_ids.items() if ids[0] < tokenizer.size}
+    if found is None:
+        if not named:
+            found = next((i for i in map(tokenizer.token_id, END_OF_TEXT_NAMES) if i is not None), None)
+        else:
+            found = next(iter(named.values()))[0]
+        if found is None:
+            raise InputError(
+                f"vocabulary {path}: no file of its folder names an end of text (eos_token in tokenizer_config.json, "
+                "eos_token_id in config.json); name a token as end_of_text"
+            )
+    for file, ids in named.items():
+        if found not in ids:
+            log.warning(
+                "%s: its end of text is %r (id %d), but %s has eos_token_id %s; name end_of_text if that is meant",
+                *(path, tokenizer.token_text(found), found, file, ", ".join(map(str, ids))),
+            )
+    return found
+
+
+def _open(
+    files: tuple[str, ...], settings: TokenizerSettings, source: Mapping[str, Any] | None
+) -> tuple[Any, list[Any]]:
+    """The library's tokenizer, and what the settings changed about what is in the files."""
+    import tokenizers
+
+    try:
+        if source is not None:
+            tokenizer = tokenizers.Tokenizer.from_str(json.dumps(source))
+        elif len(files) == 2:
+            tokenizer = _byte_level(*files, settings)
+        else:
+            with open_file(files[0]) as file:
+                tokenizer = tokenizers.Tokenizer.from_buffer(file.read())
+        tokenizer, changes = _with_settings(tokenizer, settings, files[0])
+    except InputError:
+        raise
+    except Exception as error:  # the library raises bare Exception for every fault of a file
+        reason = str(error).splitlines()[0]
+        raise InputError(f"vocabulary {files[0]}: is not a Hugging Face tokenizer ({reason})") from None
+    for number, token in settings.added.items():
+        if tokenizer.token_to_id(token["content"]) != number:
+            raise InputError(
+                f"vocabulary {files[0]}: its settings give the added token {token['content']!r} the id {number}, but "
+                f"{tokenizer.token_to_id(token['content'])} is next; they belong to another tokenizer"
+            )
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    if len(files) == 2 and settings.class_name == "Qwen2Tokenizer":
+        changes = [settings.class_name, *changes]
+    return tokenizer, changes
+
+
+def _with_settings(tokenizer: Any, settings: TokenizerSettings, path: str) -> tuple[Any, list[Any]]:
+    """The tokenizer as the settings change it, and what they change about the ids of plain text."""
+    from tokenizers import AddedToken, Tokenizer
+
+    tokens = {number: _fields(token) for number, token in tokenizer.get_added_tokens_decoder().items()}
+    merged = dict(tokens)
+    for number, token in settings.added.items():
+        own = tokens.get(number)
+        if own and own["content"] != token["content"]:
+            raise InputError(
+                f"vocabulary {path}: id {number} is the added token {own['content']!r}, but "
+                f"{token['content']!r} in its folder's settings; correct one of them"
+            )
+        merged[number] = {**(own or _DEFAULTS), **token}
+    for text in settings.special.values():
+        number = tokenizer.token_to_id(text)
+        if number is not None:
+            merged[number] = {**(merged.get(number) or {**_DEFAULTS, "content": text}), "special": True}
+    vocab = tokenizer.get_vocab(with_added_tokens=False)
+
+    def changes_text(number: int, token: Mapping[str, Any]) -> bool:
+        own = tokens.get(number)
+        if token["special"] and (own["special"] if own else token["content"] in vocab):
+            return False  # letters in plain text, before and after
+        return token != own
+
+    changes: list[Any] = [[number, merged[number]] for number in sorted(merged) if changes_text(number, merged[number])]
+    if tokenizer.normalizer is not None:
+        # "</s>" would be looked for as the normalizer leaves it, such as "\u2581</s>", and spelt out after a word.
+        merged = {
+            i: token | {"normalized": token["normalized"] and not token["special"]} for i, token in merged.items()
+        }
+    prefix = _with_prefix_space(tokenizer, settings, path)
+    if prefix is None and all(merged.get(number) == token for number, token in tokens.items()):
+        new = [AddedToken(**token) for number, token in sorted(merged.items()) if number not in tokens]
+        tokenizer.add_tokens(new)
+        return tokenizer, changes
+    data = json.loads(tokenizer.to_str())
+    data["added_tokens"] = [{"id": number, **token} for number, token in sorted(merged.items())]
+    if prefix is not None:
+        data["pre_tokenizer"], changes = prefix, [*changes, prefix]
+    return Tokenizer.from_str(json.dumps(data)), changes
+
+
+_DEFAULTS = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": True, "special": False}
+
+
+def _fields(token: Any) -> dict[str, Any]:
+    return {"content": token.content, **{name: getattr(token, name) for name in _DEFAULTS}}
+
+
+def _with_prefix_space(tokenizer: Any, settings: TokenizerSettings, path: str) -> dict[str, Any] | None:
+    """The pre-tokenizer with the settings' `add_prefix_space`; None where it has that already.
+
+    Raises:
+      InputError: the tokenizer puts spaces first in another way than that flag of byte-level BPE.
+    """
+    wanted = settings.prefix_space
+    if wanted is None:
+        return None
+    data = json.loads(tokenizer.to_str())
+    outer = data.get("pre_tokenizer") or {}
+    parts = outer.get("pretokenizers", [outer])
+    byte_level = next((part for part in parts if part.get("type") == "ByteLevel"), None)
+    if byte_level is not None:
+        if byte_level["add_prefix_space"] == wanted:
+            return None
+        byte_level["add_prefix_space"] = wanted
+        return outer
+    first, second = (tokenizer.encode(text, add_special_tokens=False).tokens[:1] for text in ("a", "b"))
+    has = all(tokens and tokens[0].startswith("\u2581") for tokens in (first, second))
+    if has != wanted:
+        raise InputError(
+            f"vocabulary {path}: its folder's settings have add_prefix_space {str(wanted).lower()}, its own file the "
+            "opposite; save the tokenizer again with transformers, or correct one of them"
+        )
+    return None
+
+
+def _byte_level(vocab: str, merges: str, settings: TokenizerSettings) -> Any:
+    """`vocab.json` and `merges.txt` as the class of transformers that is named reads them."""
+    import tokenizers
+    from tokenizers import decoders, models, normalizers, pre_tokenizers
+
+    if settings.class_name not in _MERGES_CLASSES:
+        known = ", ".join(filter(None, _MERGES_CLASSES))
+        raise InputError(
+            f"vocabulary {vocab}: is read by {settings.class_name}, whose way to split words is not known here "
+            f"({known} are); save it with transformers, which adds a tokenizer.json"
+        )
+    with open_file(merges) as file:
+        lines = file.read().decode().split("\n")
+    pairs = [tuple(line.split(" ")) for line in lines if line and not line.startswith("#version")]
+    tokenizer = tokenizers.Tokenizer(models.BPE(vocab=read_json(vocab), merges=pairs))
+    if settings.class_name == "Qwen2Tokenizer":
+        tokenizer.normalizer = normalizers.NFC()
+        words = pre_tokenizers.Split(tokenizers.Regex(_QWEN_WORDS), "isolated")
+        bytes_ = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence([words, bytes_])
+    else:
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return tokenizer

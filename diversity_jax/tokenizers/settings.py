@@ -1,0 +1,167 @@
+"""What the JSON files beside a tokenizer say of it: special and added tokens, begin- and end-of-text, its class."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+import logging
+from typing import Any
+
+from diversity_jax.core.errors import InputError
+from diversity_jax.core.files import exists, join_path, read_json
+
+log = logging.getLogger(__name__)
+
+SETTINGS_FILES = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+"""Of the tokenizer itself: they are kept beside prepared rows."""
+MODEL_FILES = ("config.json", "generation_config.json")
+"""Of the model, which name ends by their ids."""
+TOKEN_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+_FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
+_ADDS_BOS = ("LlamaTokenizer", "CodeLlamaTokenizer", "GemmaTokenizer")  # unless told otherwise
+_ANY_CLASS = ("PreTrainedTokenizer", "TokenizersBackend")
+# The class that transformers takes where none is named, of models that come without a tokenizer.json.
+_CLASS_OF_MODEL = (
+    dict.fromkeys(("llama", "mistral", "mixtral"), "LlamaTokenizer")
+    | dict.fromkeys(("gemma", "gemma2", "gemma3_text"), "GemmaTokenizer")
+    | dict.fromkeys(("qwen2", "qwen2_moe", "qwen3", "qwen3_moe"), "Qwen2Tokenizer")
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizerSettings:
+    """What a tokenizer's folder says; all empty for a file that was named alone.
+
+    Attributes:
+      special: texts of special tokens by name, such as `eos_token`.
+      added: tokens outside of the tokenizer's own file, by id: `content`, and flags where they are given.
+      class_name: of transformers, without `Fast`, by name or by the model's kind; None where any may read the files.
+      adds_bos, adds_eos: whether they are put around every text; None: not said.
+      prefix_space: whether a space is put before every text; None: the tokenizer's own file decides.
+      legacy: of a SentencePiece model: after a special token, too, a text begins with a space.
+      end_ids: what `config.json` and `generation_config.json` call end-of-text, by file.
+      bos_id: what `config.json` calls begin-of-text; has_no_bos: the tokenizer's settings say that there is none.
+      files: the tokenizer's own among those read.
+    """
+
+    special: Mapping[str, str] = field(default_factory=dict)
+    added: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)
+    class_name: str | None = None
+    adds_bos: bool | None = None
+    adds_eos: bool | None = None
+    prefix_space: bool | None = None
+    legacy: bool = True
+    end_ids: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    bos_id: int | None = None
+    has_no_bos: bool = False
+    files: tuple[str, ...] = ()
+
+    @property
+    def class_adds_bos(self) -> bool:
+        """Whether begin-of-text is put first, or nothing is said and the class does so."""
+        return self.class_name in _ADDS_BOS if self.adds_bos is None else self.adds_bos
+
+
+def read_settings(folder: str) -> TokenizerSettings:
+    """Reads what there is; of files that disagree, `tokenizer_config.json` stands, as in transformers.
+
+    Raises:
+      InputError: a file is damaged, or two tokens have one id.
+    """
+    values = {name: _read(folder, name) for name in (*SETTINGS_FILES, *MODEL_FILES)}
+    config = values["tokenizer_config.json"]
+    special: dict[str, str] = {}
+    for name in TOKEN_NAMES:
+        texts = {file: text for file in SETTINGS_FILES[:2] if (text := _text(folder, file, values[file], name))}
+        if len(set(texts.values())) > 1:
+            said = " but ".join(f"{text!r} in {file}" for file, text in texts.items())
+            log.warning("%s: %s is %s; the first is used", folder, name, said)
+        if texts:
+            special[name] = next(iter(texts.values()))
+    begins = _ids(folder, "config.json", values["config.json"], "bos_token_id")
+    has_none = "bos_token" in config and "bos_token" not in special
+    return TokenizerSettings(
+        special=special,
+        added=_added_tokens(folder, values, special),
+        class_name=_class_name(config, values["config.json"]),
+        adds_bos=_flag(folder, config, "add_bos_token"),
+        adds_eos=_flag(folder, config, "add_eos_token"),
+        prefix_space=_flag(folder, config, "add_prefix_space"),
+        legacy=_flag(folder, config, "legacy") is not False,
+        end_ids={file: ends for file in MODEL_FILES if (ends := _ids(folder, file, values[file], "eos_token_id"))},
+        bos_id=None if has_none else next(iter(begins), None),
+        has_no_bos=has_none,
+        files=tuple(str(join_path(folder, name)) for name in SETTINGS_FILES if values[name]),
+    )
+
+
+def _class_name(config: Mapping[str, Any], model: Mapping[str, Any]) -> str | None:
+    named = str(config.get("tokenizer_class") or "").removesuffix("Fast")
+    return None if named in _ANY_CLASS else named or _CLASS_OF_MODEL.get(str(model.get("model_type")))
+
+
+def _read(folder: str, name: str) -> Mapping[str, Any]:
+    path = join_path(folder, name)
+    value = read_json(path) if exists(path) else {}
+    if not isinstance(value, Mapping):
+        raise InputError(f"{path}: is {type(value).__name__}; expected a JSON object")
+    return value
+
+
+def _text(folder: str, file: str, values: Mapping[str, Any], name: str) -> str | None:
+    """Text of a token, given as such or as an object with its `content`."""
+    token = values.get(name)
+    text = token.get("content") if isinstance(token, Mapping) else token
+    if text is not None and not isinstance(text, str):
+        raise InputError(f"{join_path(folder, file)}: {name} is {type(text).__name__}; expected the token's text")
+    return text or None
+
+
+def _flag(folder: str, config: Mapping[str, Any], name: str) -> bool | None:
+    value = config.get(name)
+    if value is not None and not isinstance(value, bool):
+        raise InputError(f"{join_path(folder, 'tokenizer_config.json')}: {name} is {value!r}; expected true or false")
+    return value
+
+
+def _ids(folder: str, file: str, values: Mapping[str, Any], name: str) -> tuple[int, ...]:
+    value = values.get(name)
+    ids = tuple(value) if isinstance(value, list) else () if value is None else (value,)
+    if not all(isinstance(i, int) and not isinstance(i, bool) and i >= 0 for i in ids):
+        raise InputError(f"{join_path(folder, file)}: {name} is {value!r}; expected an id or a list of ids")
+    return ids
+
+
+def _added_tokens(
+    folder: str, values: Mapping[str, Mapping[str, Any]], special: Mapping[str, str]
+) -> dict[int, Mapping[str, Any]]:
+    """Added tokens by id; `added_tokens.json` knows no flags."""
+    added: dict[int, Mapping[str, Any]] = {}
+    try:
+        for number, token in (values["tokenizer_config.json"].get("added_tokens_decoder") or {}).items():
+            flags = {name: token[name] for name in _FLAGS if name in token}
+            added[int(number)] = {"content": _content(token["content"]), **flags}
+    except (AttributeError, KeyError, TypeError, ValueError):
+        raise InputError(
+            f"{join_path(folder, 'tokenizer_config.json')}: added_tokens_decoder is damaged; expected, by id, objects "
+            "with a content"
+        ) from None
+    more = values["special_tokens_map.json"].get("additional_special_tokens") or ()
+    more = [*more, *(values["tokenizer_config.json"].get("additional_special_tokens") or ())]
+    specials = {*special.values(), *(token.get("content") if isinstance(token, Mapping) else token for token in more)}
+    path = join_path(folder, "added_tokens.json")
+    for text, number in values["added_tokens.json"].items():
+        if not isinstance(number, int):
+            raise InputError(f"{path}: {text!r} has the id {number!r}; expected a number")
+        if number in added and added[number]["content"] != text:
+            raise InputError(
+                f"{path}: {text!r} has the id {number}, which is {added[number]['content']!r} in "
+                "tokenizer_config.json; correct one of them"
+            )
+        is_special = text in specials
+        added.setdefault(number, {"content": text, "special": is_special, "normalized": not is_special})
+    return dict(sorted(added.items()))
+
+
+def _content(text: Any) -> str:
+    if not isinstance(text, str) or not text:
+        raise ValueError(text)
+    return text
