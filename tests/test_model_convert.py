@@ -18,8 +18,9 @@ from diversity_jax.model.checkpoint_io.hugging_face import (
     read_tensors,
     write_tensors,
 )
-from diversity_jax.model.convert import logits_difference, main, read_model, write_imported
+from diversity_jax.model.convert import main, read_model, write_imported
 from diversity_jax.model.llama import logits
+from diversity_jax.model.logits_comparison import compare_logits, compare_with_transformers
 from diversity_jax.tokenizers.files import TokenizerFiles, write_tokenizer
 from diversity_jax.tokenizers.tokenizer import for_folder, for_run, load_tokenizer
 from tests import golden_logits
@@ -50,7 +51,7 @@ def test_transformers_gives_the_same_logits(tmp_path, fields):
     pytest.importorskip("transformers")
     config, params = model(**fields)
     export_hugging_face(config, params, tmp_path / "out")
-    assert logits_difference(tmp_path / "out") < 1e-4
+    assert compare_with_transformers(tmp_path / "out").relative < 1e-4
 
 
 @pytest.mark.parametrize("name", golden_logits.VARIANTS)
@@ -91,7 +92,7 @@ def test_a_model_that_transformers_saved_is_read(tmp_path):
     theirs = transformers.LlamaConfig(**{k: v for k, v in settings.items() if k not in ("dtype", "torch_dtype")})
     transformers.LlamaForCausalLM(theirs).save_pretrained(tmp_path, max_shard_size="20KB")
     assert len(list(tmp_path.glob("*.safetensors"))) > 1
-    assert logits_difference(tmp_path) < 1e-4
+    assert compare_with_transformers(tmp_path).relative < 1e-4
 
 
 def test_safetensors_own_library_agrees(tmp_path):
@@ -134,20 +135,17 @@ def edit_config(folder, **entries):
         ({"num_hidden_layers": 1}, "holds model.layers.1.input_layernorm.weight"),
         ({"intermediate_size": 84}, "mlp.gate_proj.weight is [48, 32]; expected [84, 32]"),
         ({"tie_word_embeddings": False}, "lacks lm_head.weight"),
-        ({"attention_bias": True}, "attention_bias is True"),
-        ({"model_type": "mistral"}, "model_type is 'mistral'"),
-        (
-            {"rope_parameters": {"rope_type": "llama3", "factor": 8}},
-            "rope_type is 'llama3'; only 'default' can be read: scaled rotary",
-        ),
-        ({"rope_parameters": None, "rope_scaling": {"type": "linear", "factor": 2}}, "rope_type is 'linear'"),
-        ({"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}}, "partial_rotary_factor is 0.5"),
+        ({"attention_bias": True}, "lacks model.layers.0.self_attn.q_proj.bias"),
+        ({"model_type": "mixtral"}, "model_type is 'mixtral'; can be read: llama, mistral"),
         ({"architectures": ["MistralForCausalLM"]}, "architectures is ['MistralForCausalLM']; only LlamaForCausalLM"),
         ({"quantization_config": {"bits": 4}}, "the weights are quantised"),
-        ({"mlp_bias": True}, "this model has no biases"),
+        ({"mlp_bias": True}, "lacks model.layers.0.mlp.gate_proj.bias"),
         ({"hidden_size": "32"}, "hidden_size is '32'; expected a whole number"),
         ({"num_attention_heads": 0}, "num_attention_heads is 0"),
-        ({"head_dim": 16}, "head_dim is 16"),
+        ({"num_hidden_layers": 1_000_000_000}, "num_hidden_layers is 1000000000"),
+        ({"num_hidden_layers": 10_000}, "lacks model.layers.2.input_layernorm.weight"),
+        ({"vocab_size": 1 << 50}, "model.embed_tokens.weight is [64, 32]; expected [1125899906842624, 32]"),
+        ({"head_dim": 16}, "q_proj.weight is [32, 32]; expected [64, 32]"),
         ({"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
     ],
     ids=lambda value: str(value)[:40],
@@ -179,13 +177,6 @@ def test_a_broken_index_is_named(tmp_path, index):
         import_hugging_face(tmp_path)
 
 
-def test_pickled_weights_are_refused_with_the_way_out(tmp_path):
-    export_hugging_face(*model(), tmp_path)
-    (tmp_path / "model.safetensors").rename(tmp_path / "pytorch_model.bin")
-    with pytest.raises(InputError, match="save the model again with transformers"):
-        import_hugging_face(tmp_path)
-
-
 @pytest.mark.parametrize("damage", ["cut", "header", "empty", "gone", "integers"])
 def test_damaged_files_are_named(tmp_path, damage):
     export_hugging_face(*model(), tmp_path)
@@ -203,6 +194,17 @@ def test_damaged_files_are_named(tmp_path, damage):
         path.write_bytes(wrong[damage])
     with pytest.raises(InputError, match=r"safetensors"):
         import_hugging_face(tmp_path)
+
+
+def test_logits_are_compared_by_their_spread_and_by_what_they_predict():
+    theirs = np.random.default_rng(0).normal(size=(50, 100)) * 12
+    rounded = compare_logits(theirs + 4e-4, theirs)  # more than 1e-4, and right
+    assert rounded.is_same
+    assert "same likeliest token at 100.00% of 50 positions" in str(rounded)
+    assert not compare_logits(theirs * 1.01, theirs).is_same
+    assert not compare_logits(np.roll(theirs, 1, axis=0), theirs).is_same
+    assert not compare_logits(np.full_like(theirs, np.nan), theirs).is_same
+    assert 0 < compare_logits(theirs * 1.01, theirs).kl_nats < 0.1
 
 
 def test_an_export_does_not_overwrite_a_model(tmp_path):

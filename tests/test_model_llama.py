@@ -8,7 +8,7 @@ import pytest
 from diversity_jax.core.errors import InputError
 from diversity_jax.model import LLAMA, hidden_states, init_params
 from diversity_jax.model import logits as eager_logits
-from diversity_jax.model.llama import rotary_table, rotate
+from diversity_jax.model.rotary import rotary_table, rotate
 from tests.small_llama import random_params, small_config
 
 KERNELS = ["xla", "reference"]

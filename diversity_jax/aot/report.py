@@ -30,8 +30,10 @@ USABLE_GPU_SHARE = 0.92  # of a GPU's memory, with XLA_PYTHON_CLIENT_MEM_FRACTIO
 def executed_flops_per_token(config: LlamaConfig, length: int, attention: str) -> float:
     """Products a trained token really costs, recomputation by remat and the kernel's causal saving included."""
     share, backward = _ATTENTION_WORK[attention]
-    pairs = min(config.sliding_window or length, length) if attention in ("splash", "cudnn") else length
-    scores = 4 * config.num_layers * config.hidden_size * pairs * share
+    full = len(config.layers_without_window)
+    window = min(config.sliding_window or length, length) if attention in ("splash", "cudnn") else length
+    pairs = (config.num_layers - full) * window + full * length
+    scores = 4 * config.num_heads * config.head_size * pairs * share
     layers = 2 * config.num_layers * config.layer_matrix_parameters
     head = 2 * config.vocab_size * config.hidden_size
     again = {"none": 0, "save_matmuls": 0, "full": layers + scores, "offload": layers + scores}[config.remat]

@@ -115,6 +115,7 @@ class HarnessModel(TemplateLM):
             "max_length": config.max_length,
             "compute_dtype": config.compute_dtype,
             "rope": [config.rope_theta, config.rms_norm_eps],
+            **config.changed_switches,
         }
         self.store = RequestStore(store, identity)
 

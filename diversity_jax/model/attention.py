@@ -323,18 +323,22 @@ def attend(
     k_BxLxKxDh: Array,
     v_BxLxKxDh: Array,
     *,
+    window: int | None = None,
     segment_ids_BxL: Array | None = None,
     dropout_key: Array | None = None,
     mesh: Mesh | None = None,
 ) -> Array:
     """Causal attention, BxLxHxDh, by the kernel of `choose_attention` for the mesh's devices.
 
+    Args:
+      window: Of the layer: tokens that a token sees, itself the last of them; None: all before it.
+
     Raises:
       InputError: `config.attention` names a kernel that cannot be used here.
     """
     platform = jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
     cuts = 1 if mesh is None else mesh.shape["sequence"]
-    has_segments, window = segment_ids_BxL is not None, config.sliding_window
+    has_segments = segment_ids_BxL is not None
     name, _ = choose_attention(config, platform, q_BxLxHxDh.shape[1], segments=has_segments, sequence_cuts=cuts)
     arrays = (q_BxLxHxDh, k_BxLxKxDh, v_BxLxKxDh)
     if name in ("cudnn", "splash"):

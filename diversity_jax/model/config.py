@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 import functools
+import math
 from typing import Any
 
 from diversity_jax.core.config import ADDED, fields_for_keys
@@ -67,8 +68,7 @@ class LlamaConfig:
     qk_norm: str = field(default="none", metadata=ADDED)
     # Where a layer normalises: "pre" (what attention and feed-forward read), "post" (what they give: OLMo 2), "both".
     norm_order: str = field(default="pre", metadata=ADDED)
-    # Added to the weights of all norms, so that they decay towards it instead of 0 (Gemma: 1).
-    norm_offset: float = field(default=0.0, metadata=ADDED)
+    norm_offset: float = field(default=0.0, metadata=ADDED)  # added to the weights of all norms (Gemma: 1)
     activation: str = field(default="silu", metadata=ADDED)  # of the gate: "silu" or "gelu_tanh"
     # Layers, counted from 0, that attend to all tokens in spite of `sliding_window`.
     layers_without_window: tuple[int, ...] = field(default=(), metadata=ADDED)
@@ -136,6 +136,15 @@ class LlamaConfig:
             object.__setattr__(self, name, tuple(sorted(set(getattr(self, name)))))
         if self.sliding_window is None:
             object.__setattr__(self, "layers_without_window", ())
+        unscaled_theta = self.rope_theta if self.rope_scaling == "none" else None
+        for name, same in (
+            ("rope_fast_turns", {"yarn": 32.0}.get(self.rope_scaling, 4.0)),
+            ("rope_attention_factor", 0.1 * math.log(max(self.rope_factor, 1.0)) + 1),
+            ("window_rope_theta", unscaled_theta),
+            ("attention_multiplier", self.head_size**-0.5),
+        ):
+            if getattr(self, name) == same:
+                object.__setattr__(self, name, None)
 
     def _check_layers(self) -> None:
         for name in ("layers_without_window", "layers_without_rotary"):
@@ -161,6 +170,11 @@ class LlamaConfig:
                 f"model.rope_original_length=None: model.rope_scaling={self.rope_scaling!r} needs to know the length "
                 "that the model was trained on before"
             )
+        if self.rope_scaling != "yarn" and self.rope_attention_factor is not None:
+            raise InputError(
+                f"model.rope_attention_factor={self.rope_attention_factor}: has no effect with "
+                f"model.rope_scaling={self.rope_scaling!r}; it is yarn's"
+            )
         if self.fast_turns <= self.rope_slow_turns:
             raise InputError(
                 f"model.rope_fast_turns={self.fast_turns}: must be above rope_slow_turns={self.rope_slow_turns}"
@@ -184,6 +198,22 @@ class LlamaConfig:
     def layer_window(self, layer: int) -> int | None:
         """Tokens that a layer looks back on, the token itself among them; None: all."""
         return None if layer in self.layers_without_window else self.sliding_window
+
+    @property
+    def layer_period(self) -> int:
+        """The least number of layers after which windows and rotary positions repeat, a divisor of `num_layers`."""
+        if not self.layers_without_window and not self.layers_without_rotary:
+            return 1
+        kinds = [(self.layer_window(n), n in self.layers_without_rotary) for n in range(self.num_layers)]
+        periods = (n for n in range(1, self.num_layers + 1) if self.num_layers % n == 0)
+        return next(n for n in periods if kinds == kinds[:n] * (self.num_layers // n))
+
+    @property
+    def attention_factor(self) -> float:
+        """What turned queries and keys are multiplied by: `rope_attention_factor`, or what it stands for."""
+        if self.rope_scaling != "yarn":
+            return 1.0
+        return self.rope_attention_factor or 0.1 * math.log(self.rope_factor) + 1
 
     @property
     def changed_switches(self) -> dict[str, Any]:

@@ -32,6 +32,7 @@ from diversity_jax.model.checkpoint_io.hugging_face import (
     refuse_model_folder,
 )
 from diversity_jax.model.config import LlamaConfig, LoraConfig
+from diversity_jax.model.logits_comparison import compare_with_transformers
 from diversity_jax.tokenizers.files import (
     TokenizerFiles,
     copy_tokenizer,
@@ -42,7 +43,6 @@ from diversity_jax.tokenizers.files import (
 from diversity_jax.tokenizers.gguf_folder import write_folder
 
 Params = dict[str, Any]
-_TOLERANCE = 1e-4  # largest difference of float32 logits between two right implementations; seen: up to 5e-5
 
 
 def read_model(folder: str | os.PathLike, step: int | None = None, **overrides: Any) -> tuple[LlamaConfig, Params]:
@@ -161,33 +161,6 @@ def refuse_imported(folder: Path) -> None:
         raise InputError(f"{folder}: holds a model already; choose another folder or remove it")
 
 
-def logits_difference(folder: str | os.PathLike) -> float:
-    """Largest absolute difference between our float32 logits and transformers' for the same random tokens.
-
-    Raises:
-      InputError: transformers or torch is not installed, or the folder holds no readable model.
-    """
-    try:
-        import torch
-        from transformers import LlamaForCausalLM
-    except ImportError as error:
-        raise InputError(f"this needs transformers and torch ({error}); install diversity_jax[hf]") from None
-    import jax
-    import numpy as np
-
-    from diversity_jax.model.llama import logits
-
-    config, params = import_hugging_face(folder, compute_dtype="float32", scan_layers=True)
-    shape = (2, min(64, config.max_length))
-    tokens_BxL = np.random.default_rng(0).integers(0, config.vocab_size, shape, dtype=np.int32)
-    with jax.default_matmul_precision("highest"):
-        ours = np.asarray(jax.jit(logits, static_argnums=0)(config, params, tokens_BxL))
-    model = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
-    with torch.no_grad():
-        theirs = model(torch.from_numpy(tokens_BxL).long()).logits.float().numpy()
-    return float(np.max(np.abs(ours - theirs)))
-
-
 def main(argv: list[str] | None = None) -> None:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m diversity_jax.model.convert", description=__doc__.split("\n\n")[0])
@@ -287,10 +260,10 @@ def _import(options: argparse.Namespace) -> None:
 
 
 def _check(options: argparse.Namespace) -> None:
-    difference, source = logits_difference(options.source), options.source
-    if not difference <= _TOLERANCE:
-        raise InputError(f"{source}: logits differ from transformers' by {difference:.2e}, more than {_TOLERANCE:.0e}")
-    print(f"logits equal transformers' to {difference:.1e}: {source}")
+    found = compare_with_transformers(options.source)
+    if not found.is_same:
+        raise InputError(f"{options.source}: logits differ from transformers' by more than rounding: {found}")
+    print(f"logits equal transformers': {found}: {options.source}")
 
 
 if __name__ == "__main__":

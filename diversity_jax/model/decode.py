@@ -5,6 +5,8 @@ All functions take parameters as `for_inference` lays them out, and run the bloc
 Shape legend: B batch, L length, S cached length, D hidden, H query heads, K key/value heads, Dh head, V vocabulary.
 """
 
+import functools
+
 import jax
 from jax import Array
 import jax.numpy as jnp
@@ -12,7 +14,8 @@ from jax.sharding import Mesh
 
 from diversity_jax.model.attention import masked_attention
 from diversity_jax.model.config import LlamaConfig
-from diversity_jax.model.llama import Params, head_weight, rms_norm, rotary_table, run_block
+from diversity_jax.model.llama import Params, embedded, final_states, head_weight, run_block
+from diversity_jax.model.rotary import layer_rotary
 
 Cache = tuple[tuple[Array, Array], ...]  # keys and values of each layer, BxSxKxDh
 _QUERY_CHUNK = 256  # queries whose scores exist at once
@@ -42,24 +45,25 @@ def forest_hidden_states(
       mesh: where the arrays live; None: on one device.
     """
     L = tokens_BxL.shape[1]
-    rotary = rotary_table(config, L, positions_BxL)
+    rotary = layer_rotary(config, L, positions_BxL)
 
-    def attention(q_BxLxHxDh, k_BxLxKxDh, v_BxLxKxDh):
+    def attention(window, q_BxLxHxDh, k_BxLxKxDh, v_BxLxKxDh):
         outputs = []
         for start in range(0, L, _QUERY_CHUNK):
             stop = min(start + _QUERY_CHUNK, L)
             i, j = jnp.arange(start, stop)[:, None], jnp.arange(stop)[None, :]
             allowed = (j <= i) & (i < ends_BxL[:, None, :stop])
-            if config.sliding_window is not None:
-                allowed &= positions_BxL[:, start:stop, None] - positions_BxL[:, None, :stop] < config.sliding_window
+            if window is not None:
+                allowed &= positions_BxL[:, start:stop, None] - positions_BxL[:, None, :stop] < window
             chunk = q_BxLxHxDh[:, start:stop], k_BxLxKxDh[:, :stop], v_BxLxKxDh[:, :stop]
             outputs.append(masked_attention(*chunk, allowed))
         return jnp.concatenate(outputs, axis=1), None
 
-    x_BxLxD = params["embed"][tokens_BxL].astype(config.compute_dtype)
-    for weights in params["blocks"]:
-        x_BxLxD, _ = run_block(config, weights, x_BxLxD, rotary, attention, mesh, None)
-    return rms_norm(x_BxLxD, params["norm"], config.rms_norm_eps)
+    x_BxLxD = embedded(config, params, tokens_BxL)
+    for number, weights in enumerate(params["blocks"]):
+        own = functools.partial(attention, config.layer_window(number))
+        x_BxLxD, _ = run_block(config, weights, x_BxLxD, rotary(number), own, mesh, None)
+    return final_states(config, params, x_BxLxD)
 
 
 def empty_cache(config: LlamaConfig, batch: int, length_tokens: int) -> Cache:
@@ -76,23 +80,23 @@ def _cached_hidden_states(config, params, cache, tokens_BxL, positions_BxL, writ
       write: puts the new tokens' keys or values into the cache.
       read: the keys or values that these rows may see.
     """
-    rotary = rotary_table(config, tokens_BxL.shape[1], positions_BxL)
-    x_BxLxD = params["embed"][tokens_BxL].astype(config.compute_dtype)
+    rotary = layer_rotary(config, tokens_BxL.shape[1], positions_BxL)
+    x_BxLxD = embedded(config, params, tokens_BxL)
     new_cache = []
-    for weights, layer_cache in zip(params["blocks"], cache, strict=True):
+    for number, (weights, layer_cache) in enumerate(zip(params["blocks"], cache, strict=True)):
 
-        def attention(q, k, v, layer_cache=layer_cache):
+        def attention(q, k, v, layer_cache=layer_cache, window=config.layer_window(number)):
             keys, values = write(layer_cache[0], k), write(layer_cache[1], v)
             k_BxSxKxDh, v_BxSxKxDh = read(keys), read(values)
             distance_BxLxS = positions_BxL[:, :, None] - jnp.arange(k_BxSxKxDh.shape[1])  # from the key to the query
             allowed_BxLxS = distance_BxLxS >= 0
-            if config.sliding_window is not None:
-                allowed_BxLxS &= distance_BxLxS < config.sliding_window
+            if window is not None:
+                allowed_BxLxS &= distance_BxLxS < window
             return masked_attention(q, k_BxSxKxDh, v_BxSxKxDh, allowed_BxLxS), (keys, values)
 
-        x_BxLxD, updated = run_block(config, weights, x_BxLxD, rotary, attention, mesh, None)
+        x_BxLxD, updated = run_block(config, weights, x_BxLxD, rotary(number), attention, mesh, None)
         new_cache.append(updated)
-    return rms_norm(x_BxLxD, params["norm"], config.rms_norm_eps), tuple(new_cache)
+    return final_states(config, params, x_BxLxD), tuple(new_cache)
 
 
 def prefill(

@@ -15,42 +15,26 @@ from jax import Array
 from jax.ad_checkpoint import checkpoint_name
 import jax.numpy as jnp
 from jax.sharding import Mesh
-import numpy as np
 
 from diversity_jax.model.attention import KERNEL_OUTPUT, attend
 from diversity_jax.model.config import ATTENTION_MATRICES, LlamaConfig, LoraConfig
+from diversity_jax.model.rotary import Rotary, layer_rotary, rotate
 from diversity_jax.model.sharding import GATHERED, constrain, gathered, input_axes
 
 Params = dict[str, Any]
-Rotary = tuple[Array, Array]  # cosines and sines, each BxLx1xDh/2
 # (q BxLxHxDh, k BxLxKxDh, v BxLxKxDh) -> its output BxLxHxDh, and anything it wants to hand on, such as a cache.
 AttentionFunction = Callable[[Array, Array, Array], tuple[Array, Any]]
 _LAYER_INPUT = "layer_input"  # name of what the remat policy "offload" keeps on the host
 
 
-def rms_norm(x_BxLxD: Array, weight_D: Array, epsilon: float) -> Array:
-    """Root-mean-square normalisation; statistics in float32, result in x's type."""
-    y_BxLxD = x_BxLxD.astype(jnp.float32)
-    scale_BxLx1 = jax.lax.rsqrt(jnp.mean(y_BxLxD * y_BxLxD, axis=-1, keepdims=True) + epsilon)
-    return (y_BxLxD * scale_BxLx1).astype(x_BxLxD.dtype) * weight_D
-
-
-def rotary_table(config: LlamaConfig, length: int, positions_BxL: Array | None) -> Rotary:
-    """Cosines and sines of the rotary angles in the compute type; B is 1 without positions."""
-    half = config.head_size // 2
-    frequency = np.float32(config.rope_theta) ** (-np.arange(half, dtype=np.float32) / half)
-    # Without positions numpy makes the table, as a constant: XLA would compute it again for every row, head and layer.
-    module: Any = np if positions_BxL is None else jnp
-    positions = np.arange(length)[None] if positions_BxL is None else positions_BxL
-    angle = positions.astype(np.float32)[..., None, None] * frequency
-    return jnp.asarray(module.cos(angle), config.compute_dtype), jnp.asarray(module.sin(angle), config.compute_dtype)
-
-
-def rotate(x_BxLxHxDh: Array, rotary: Rotary) -> Array:
-    """Rotary positions, half-split as in Hugging Face: element i turns with element i + Dh/2."""
-    cos, sin = rotary
-    a, b = jnp.split(x_BxLxHxDh, 2, axis=-1)
-    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
+def rms_norm(config: LlamaConfig, x: Array, weight: Array) -> Array:
+    """Root-mean-square normalisation over the weight's axes, x's last; statistics in float32, result in x's type."""
+    axes = tuple(range(-weight.ndim, 0))
+    y = x.astype(jnp.float32)
+    y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=axes, keepdims=True) + config.rms_norm_eps)
+    if config.norm_offset:
+        return (y * (config.norm_offset + weight.astype(jnp.float32))).astype(x.dtype)
+    return y.astype(x.dtype) * weight
 
 
 def project(x: Array, weight: Array, *, axes: int = 1, mesh: Mesh | None) -> Array:
@@ -70,67 +54,120 @@ def _matrix(config: LlamaConfig, key: Array, shape: tuple[int, ...]) -> nnx.Para
     return nnx.Param(config.initializer_range * jax.random.normal(key, shape, jnp.float32))
 
 
+def _bias(*shape: int) -> nnx.Param:
+    return nnx.Param(jnp.zeros(shape))
+
+
+def _norm(config: LlamaConfig, *shape: int) -> nnx.Param:
+    return nnx.Param(jnp.full(shape, 1 - config.norm_offset))
+
+
 class Attention(nnx.Module):
     """Grouped-query self-attention with rotary positions; the scores are left to an `AttentionFunction`."""
 
     def __init__(self, config: LlamaConfig, key: Array):
         D, H, K, Dh = config.hidden_size, config.num_heads, config.kv_heads, config.head_size
+        self.config = config
         keys = jax.random.split(key, 4)
         self.query = _matrix(config, keys[0], (D, H, Dh))
         self.key = _matrix(config, keys[1], (D, K, Dh))
         self.value = _matrix(config, keys[2], (D, K, Dh))
         self.output = _matrix(config, keys[3], (H, Dh, D))
+        if config.qkv_bias:
+            self.query_bias, self.key_bias, self.value_bias = _bias(H, Dh), _bias(K, Dh), _bias(K, Dh)
+        if config.output_bias:
+            self.output_bias = _bias(D)
+        if config.qk_norm == "head":
+            self.query_norm, self.key_norm = _norm(config, Dh), _norm(config, Dh)
+        if config.qk_norm == "full":
+            self.full_query_norm, self.full_key_norm = _norm(config, H, Dh), _norm(config, K, Dh)
+
+    def _projected(self, name: str, x_BxLxD: Array, mesh: Mesh | None) -> Array:
+        """Queries, keys or values, BxLxHxDh or BxLxKxDh, before they turn."""
+        config = self.config
+        y = project(x_BxLxD, getattr(self, name)[...], mesh=mesh)
+        if config.qkv_bias:
+            y = y + getattr(self, f"{name}_bias")[...]
+        if config.qk_norm == "none" or name == "value":
+            return y
+        norm = f"{name}_norm" if config.qk_norm == "head" else f"full_{name}_norm"
+        return rms_norm(config, y, getattr(self, norm)[...])
 
     def __call__(
-        self, x_BxLxD: Array, rotary: Rotary, attention: AttentionFunction, mesh: Mesh | None, length: str | None
+        self, x_BxLxD: Array, rotary: Rotary | None, attention: AttentionFunction, mesh: Mesh | None, length: str | None
     ) -> tuple[Array, Any]:
-        q_BxLxHxDh = rotate(project(x_BxLxD, self.query[...], mesh=mesh), rotary)
-        k_BxLxKxDh = rotate(project(x_BxLxD, self.key[...], mesh=mesh), rotary)
-        v_BxLxKxDh = project(x_BxLxD, self.value[...], mesh=mesh)
+        q_BxLxHxDh, k_BxLxKxDh, v_BxLxKxDh = (
+            self._projected(name, x_BxLxD, mesh) for name in ("query", "key", "value")
+        )
+        if rotary is not None:
+            q_BxLxHxDh, k_BxLxKxDh = rotate(q_BxLxHxDh, rotary), rotate(k_BxLxKxDh, rotary)
+        if (scale := self.config.attention_multiplier) is not None:  # instead of the kernels' own Dh ** -0.5
+            q_BxLxHxDh = q_BxLxHxDh * (scale * math.sqrt(self.config.head_size))
         out_BxLxHxDh, extra = attention(
             constrain(q_BxLxHxDh, mesh, "batch", length, "heads", "head"),
             constrain(k_BxLxKxDh, mesh, "batch", length, "kv_heads", "head"),
             constrain(v_BxLxKxDh, mesh, "batch", length, "kv_heads", "head"),
         )
-        return project(out_BxLxHxDh, self.output[...], axes=2, mesh=mesh), extra
+        y_BxLxD = project(out_BxLxHxDh, self.output[...], axes=2, mesh=mesh)
+        return (y_BxLxD + self.output_bias[...] if self.config.output_bias else y_BxLxD), extra
 
 
 class FeedForward(nnx.Module):
-    """SwiGLU: down(silu(gate(x)) * up(x))."""
+    """Gated: down(activation(gate(x)) * up(x))."""
 
     def __init__(self, config: LlamaConfig, key: Array):
         D, F = config.hidden_size, config.intermediate_size
+        self.config = config
         keys = jax.random.split(key, 3)
         self.gate = _matrix(config, keys[0], (D, F))
         self.up = _matrix(config, keys[1], (D, F))
         self.down = _matrix(config, keys[2], (F, D))
+        if config.mlp_bias:
+            self.gate_bias, self.up_bias, self.down_bias = _bias(F), _bias(F), _bias(D)
 
     def __call__(self, x_BxLxD: Array, mesh: Mesh | None, length: str | None) -> Array:
         gate_BxLxF = constrain(project(x_BxLxD, self.gate[...], mesh=mesh), mesh, "batch", length, "mlp")
         up_BxLxF = constrain(project(x_BxLxD, self.up[...], mesh=mesh), mesh, "batch", length, "mlp")
-        return project(jax.nn.silu(gate_BxLxF) * up_BxLxF, self.down[...], mesh=mesh)
+        if self.config.mlp_bias:
+            gate_BxLxF, up_BxLxF = gate_BxLxF + self.gate_bias[...], up_BxLxF + self.up_bias[...]
+        activation = {"silu": jax.nn.silu, "gelu_tanh": jax.nn.gelu}[self.config.activation]
+        y_BxLxD = project(activation(gate_BxLxF) * up_BxLxF, self.down[...], mesh=mesh)
+        return y_BxLxD + self.down_bias[...] if self.config.mlp_bias else y_BxLxD
 
 
 class Block(nnx.Module):
-    """One layer: attention and feed-forward, each on the normalised stream and added to it."""
+    """One layer: attention and feed-forward, each added to the stream; normalised before, after, or both."""
 
     def __init__(self, config: LlamaConfig, key: Array):
         attention_key, mlp_key = jax.random.split(key)
-        self.epsilon = config.rms_norm_eps
-        self.attention_norm = nnx.Param(jnp.ones(config.hidden_size))
+        self.config = config
         self.attention = Attention(config, attention_key)
-        self.mlp_norm = nnx.Param(jnp.ones(config.hidden_size))
         self.mlp = FeedForward(config, mlp_key)
+        if config.norm_order != "post":
+            self.attention_norm, self.mlp_norm = (_norm(config, config.hidden_size) for _ in range(2))
+        if config.norm_order != "pre":
+            self.attention_post_norm, self.mlp_post_norm = (_norm(config, config.hidden_size) for _ in range(2))
+
+    def _read(self, x_BxLxD: Array, part: str) -> Array:
+        """What a part reads of the stream."""
+        if self.config.norm_order == "post":
+            return x_BxLxD
+        return rms_norm(self.config, x_BxLxD, getattr(self, f"{part}_norm")[...])
+
+    def _added(self, x_BxLxD: Array, y_BxLxD: Array, part: str) -> Array:
+        """The stream with what a part gives."""
+        if self.config.norm_order != "pre":
+            y_BxLxD = rms_norm(self.config, y_BxLxD, getattr(self, f"{part}_post_norm")[...])
+        scale = self.config.residual_multiplier
+        return x_BxLxD + (y_BxLxD if scale == 1 else scale * y_BxLxD)
 
     def __call__(
-        self, x_BxLxD: Array, rotary: Rotary, attention: AttentionFunction, mesh: Mesh | None, length: str | None
+        self, x_BxLxD: Array, rotary: Rotary | None, attention: AttentionFunction, mesh: Mesh | None, length: str | None
     ) -> tuple[Array, Any]:
         """The stream after the layer, BxLxD, and what `attention` hands on; `length` None: no sequence sharding."""
-        h_BxLxD = rms_norm(x_BxLxD, self.attention_norm[...], self.epsilon)
-        attended_BxLxD, extra = self.attention(h_BxLxD, rotary, attention, mesh, length)
-        x_BxLxD = x_BxLxD + attended_BxLxD
-        h_BxLxD = rms_norm(x_BxLxD, self.mlp_norm[...], self.epsilon)
-        x_BxLxD = x_BxLxD + self.mlp(h_BxLxD, mesh, length)
+        attended_BxLxD, extra = self.attention(self._read(x_BxLxD, "attention"), rotary, attention, mesh, length)
+        x_BxLxD = self._added(x_BxLxD, attended_BxLxD, "attention")
+        x_BxLxD = self._added(x_BxLxD, self.mlp(self._read(x_BxLxD, "mlp"), mesh, length), "mlp")
         return constrain(x_BxLxD, mesh, "batch", length, "activation_embed"), extra
 
 
@@ -142,7 +179,7 @@ class Llama(nnx.Module):
         self.embed = _matrix(config, embed_key, (config.vocab_size, config.hidden_size))
         stacked = jax.vmap(lambda k: nnx.state(Block(config, k)))(jax.random.split(blocks_key, config.num_layers))
         self.blocks = nnx.merge(_block_graphdef(config), stacked)
-        self.norm = nnx.Param(jnp.ones(config.hidden_size))
+        self.norm = _norm(config, config.hidden_size)
         if not config.tie_embeddings:
             self.head = _matrix(config, head_key, (config.hidden_size, config.vocab_size))
 
@@ -173,7 +210,7 @@ def _is_product_or_attention(primitive, *shapes, **parameters):
     return jax.checkpoint_policies.dots_with_no_batch_dims_saveable(primitive, *shapes, **parameters)
 
 
-def _remat(config: LlamaConfig, layer: Callable[..., Any], mesh: Mesh | None) -> Callable[..., Any]:
+def _remat(config: LlamaConfig, layer: Callable[..., Any], mesh: Mesh | None, in_loop: bool) -> Callable[..., Any]:
     policies = jax.checkpoint_policies
     policy: Any = {"none": None, "full": None, "save_matmuls": _is_product_or_attention}.get(config.remat)
     if config.remat == "none":
@@ -185,11 +222,13 @@ def _remat(config: LlamaConfig, layer: Callable[..., Any], mesh: Mesh | None) ->
         names: dict[str, Any] = {"names_which_can_be_saved": [], "names_which_can_be_offloaded": [_LAYER_INPUT]}
         policy = policies.save_and_offload_only_these_names(**names, offload_src="device", offload_dst="pinned_host")
     # Inside a scan the loop itself keeps the compiler from merging the recomputation with the forward pass.
-    return jax.checkpoint(layer, policy=policy, prevent_cse=not config.scan_layers)
+    return jax.checkpoint(layer, policy=policy, prevent_cse=not in_loop)
 
 
 def init_params(config: LlamaConfig, key: Array) -> Params:
-    """Random float32 parameters: normal matrices of `initializer_range`, norms of one; layers stacked on axis 0."""
+    """Random float32 parameters: normal matrices of `initializer_range`, biases of zero, norms of one in effect; layers
+    stacked on axis 0.
+    """
     return nnx.to_pure_dict(nnx.state(Llama(config, key)))
 
 
@@ -218,34 +257,71 @@ def hidden_states(
       dropout_key: Randomness for dropout; None: no dropout, as in evaluation.
       mesh: Where the arrays live; None: on one device.
     """
-    rotary = rotary_table(config, tokens_BxL.shape[1], positions_BxL)
+    rotary = layer_rotary(config, tokens_BxL.shape[1], positions_BxL)
     adapters = params.get("adapters", {"blocks": {}})["blocks"]
 
     def cast(tree: Any) -> Any:
         return jax.tree.map(lambda leaf: leaf.astype(config.compute_dtype), tree)
 
-    def layer(x_BxLxD: Array, index: Any, weights_and_adapters: tuple[Params, Params]) -> Array:
+    def layer(kind: int, x_BxLxD: Array, index: Any, weights_and_adapters: tuple[Params, Params]) -> Array:
         weights, added = weights_and_adapters
         key = None if dropout_key is None or not config.dropout else jax.random.fold_in(dropout_key, index)
         if added:  # in float32 and while both are cut alike, so that only the sum is rounded and gathered
             weights = cast(add_adapters(weights, added))
         if config.remat == "offload":
             x_BxLxD = checkpoint_name(x_BxLxD, _LAYER_INPUT)
-        attention = functools.partial(attend, config, segment_ids_BxL=segment_ids_BxL, dropout_key=key, mesh=mesh)
+        options: dict[str, Any] = {"window": config.layer_window(kind), "dropout_key": key, "mesh": mesh}
+        attention = functools.partial(attend, config, segment_ids_BxL=segment_ids_BxL, **options)
         weights = gathered(weights, "blocks", mesh)
-        return run_block(config, weights, x_BxLxD, rotary, lambda *qkv: (attention(*qkv), None), mesh, "length")[0]
+        return run_block(config, weights, x_BxLxD, rotary(kind), lambda *qkv: (attention(*qkv), None), mesh, "length")[
+            0
+        ]
 
-    layer = _remat(config, layer, mesh)
-    x_BxLxD = params["embed"][tokens_BxL].astype(config.compute_dtype)
+    x_BxLxD = embedded(config, params, tokens_BxL)
     x_BxLxD = constrain(x_BxLxD, mesh, "batch", "length", "activation_embed")
     stacked = (params["blocks"] if adapters else cast(params["blocks"]), adapters)
-    if config.scan_layers:
-        indices = jnp.arange(config.num_layers)
-        x_BxLxD, _ = jax.lax.scan(lambda x, item: (layer(x, *item), None), x_BxLxD, (indices, stacked))
-    else:
-        for index, weights in enumerate(_unstacked(stacked, config.num_layers)):
-            x_BxLxD = layer(x_BxLxD, index, weights)
-    return rms_norm(x_BxLxD, params["norm"].astype(config.compute_dtype), config.rms_norm_eps)
+    return final_states(config, params, _run_layers(config, layer, x_BxLxD, stacked, mesh))
+
+
+def _run_layers(config: LlamaConfig, layer: Callable[..., Array], x_BxLxD: Array, stacked: Any, mesh: Mesh | None):
+    """The stream after all layers.
+
+    The loop's body is one layer, or, where layers differ in window or rotary positions, as many as repeat; where they
+    do not repeat there is no loop.
+
+    Args:
+      layer: (a layer's number that tells its kind, stream, its number, its parameters) -> stream.
+      stacked: All layers' parameters.
+    """
+    count, period = config.num_layers, config.layer_period
+    in_loop = config.scan_layers and (period < count or period == 1)
+    kinds = [_remat(config, functools.partial(layer, kind), mesh, in_loop) for kind in range(period)]
+    if not in_loop:
+        for index, weights in enumerate(_unstacked(stacked, count)):
+            x_BxLxD = kinds[index % period](x_BxLxD, index, weights)
+        return x_BxLxD
+
+    def run_period(x_BxLxD: Array, item: tuple[Array, Any]) -> tuple[Array, None]:
+        number, weights = item
+        for kind, own in enumerate([weights] if period == 1 else _unstacked(weights, period)):
+            x_BxLxD = kinds[kind](x_BxLxD, number * period + kind, own)
+        return x_BxLxD, None
+
+    if period > 1:
+        stacked = jax.tree.map(lambda leaf: leaf.reshape(-1, period, *leaf.shape[1:]), stacked)
+    return jax.lax.scan(run_period, x_BxLxD, (jnp.arange(count // period), stacked))[0]
+
+
+def embedded(config: LlamaConfig, params: Params, tokens_BxL: Array) -> Array:
+    """The stream before the first layer, BxLxD in the compute type."""
+    x_BxLxD = params["embed"][tokens_BxL].astype(config.compute_dtype)
+    return x_BxLxD if config.embedding_multiplier == 1 else x_BxLxD * config.embedding_multiplier
+
+
+def final_states(config: LlamaConfig, params: Params, x_BxLxD: Array) -> Array:
+    """The stream after the last layer as the output projection reads it."""
+    x_BxLxD = rms_norm(config, x_BxLxD, params["norm"].astype(config.compute_dtype))
+    return x_BxLxD if config.logits_divisor == 1 else x_BxLxD / config.logits_divisor
 
 
 def head_weight(config: LlamaConfig, params: Params) -> Array:

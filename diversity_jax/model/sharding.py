@@ -41,15 +41,29 @@ PARAMETER_AXES: dict[str, tuple[str, ...]] = {
     "head": ("embed", "vocab"),  # [D, V]
     "norm": ("norm",),  # [D]
     "blocks/attention_norm": ("layers", "norm"),  # [N, D]
+    "blocks/attention_post_norm": ("layers", "norm"),  # [N, D]
     "blocks/attention/query": ("layers", "embed", "heads", "head"),  # [N, D, H, Dh]
     "blocks/attention/key": ("layers", "embed", "kv_heads", "head"),  # [N, D, K, Dh]
     "blocks/attention/value": ("layers", "embed", "kv_heads", "head"),  # [N, D, K, Dh]
     "blocks/attention/output": ("layers", "heads", "head", "embed"),  # [N, H, Dh, D]
+    "blocks/attention/query_bias": ("layers", "heads", "head"),  # [N, H, Dh]
+    "blocks/attention/key_bias": ("layers", "kv_heads", "head"),  # [N, K, Dh]
+    "blocks/attention/value_bias": ("layers", "kv_heads", "head"),  # [N, K, Dh]
+    "blocks/attention/output_bias": ("layers", "norm"),  # [N, D]
+    "blocks/attention/query_norm": ("layers", "head"),  # [N, Dh]
+    "blocks/attention/key_norm": ("layers", "head"),  # [N, Dh]
+    "blocks/attention/full_query_norm": ("layers", "heads", "head"),  # [N, H, Dh]
+    "blocks/attention/full_key_norm": ("layers", "kv_heads", "head"),  # [N, K, Dh]
     "blocks/mlp_norm": ("layers", "norm"),  # [N, D]
+    "blocks/mlp_post_norm": ("layers", "norm"),  # [N, D]
     "blocks/mlp/gate": ("layers", "embed", "mlp"),  # [N, D, F]
     "blocks/mlp/up": ("layers", "embed", "mlp"),  # [N, D, F]
     "blocks/mlp/down": ("layers", "mlp", "embed"),  # [N, F, D]
+    "blocks/mlp/gate_bias": ("layers", "mlp"),  # [N, F]
+    "blocks/mlp/up_bias": ("layers", "mlp"),  # [N, F]
+    "blocks/mlp/down_bias": ("layers", "norm"),  # [N, D]
 }
+VECTORS = ("norm", "bias")  # ends of the names of parameters that are no matrices
 
 
 def input_axes(matrix: str) -> int:
@@ -59,7 +73,7 @@ def input_axes(matrix: str) -> int:
 
 # Low-rank adapters are sharded as their matrix is, so that their product is too.
 for _path, _axes in list(PARAMETER_AXES.items()):
-    if _path.startswith("blocks/") and not _path.endswith("norm"):
+    if _path.startswith("blocks/") and not _path.endswith(VECTORS):
         _split = 1 + input_axes(_path.rpartition("/")[2])
         PARAMETER_AXES |= {f"{_path}/a": (*_axes[:_split], "rank"), f"{_path}/b": ("layers", "rank", *_axes[_split:])}
 

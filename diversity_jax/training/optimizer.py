@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from diversity_jax.core.errors import InputError
-from diversity_jax.model.sharding import path_name
+from diversity_jax.model.sharding import VECTORS, path_name
 
 SCHEDULES = ("linear", "cosine", "warmup_stable_decay", "constant")
 
@@ -79,8 +79,8 @@ def learning_rate(config: OptimizerConfig, step: jax.Array | int) -> jax.Array:
 
 
 def decayed(params: Any) -> Any:
-    """True for every parameter that weight decay applies to: all but the norms' weights."""
-    return jax.tree_util.tree_map_with_path(lambda path, _: not path_name(path).endswith("norm"), params)
+    """True for every parameter that weight decay applies to: all but the norms' weights and the biases."""
+    return jax.tree_util.tree_map_with_path(lambda path, _: not path_name(path).endswith(VECTORS), params)
 
 
 def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:

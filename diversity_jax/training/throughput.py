@@ -25,10 +25,12 @@ _GIB = 1 << 30
 def flops_per_token(config: LlamaConfig, length: int, *, causal: bool) -> float:
     """Floating-point operations of one trained token, forward and backward.
 
-    With matrix parameters M (all layers' matrices and the output projection, not the look-up), N layers, D = H * Dh:
+    With matrix parameters M (all layers' matrices and the output projection, not the look-up), N layers, A = H * Dh:
 
-        not causal:  6 M + 12 N D L    scores counted for every pair of tokens (PaLM, appendix B; MaxText's default)
-        causal:      6 M +  6 N D L    only the half of the pairs that a causal kernel needs
+        not causal:  6 M + 12 N A L    scores counted for every pair of tokens (PaLM, appendix B; MaxText's default)
+        causal:      6 M +  6 N A L    only the half of the pairs that a causal kernel needs
+
+    In layers with a window of w < L tokens, L becomes w without causality, and w (2 - w / L) with it.
 
     Recomputation by remat counts in neither: MFU is about useful work. Norms, softmax, rotary and the optimizer are
     left out, as is customary.
@@ -37,7 +39,11 @@ def flops_per_token(config: LlamaConfig, length: int, *, causal: bool) -> float:
       length: L, tokens of a sequence.
     """
     matrices = config.num_layers * config.layer_matrix_parameters + config.vocab_size * config.hidden_size
-    return 6 * matrices + (6 if causal else 12) * config.num_layers * config.hidden_size * length
+    windows = [min(config.sliding_window or length, length), length]  # of layers with a window, and without
+    layers = [config.num_layers - len(config.layers_without_window), len(config.layers_without_window)]
+    spans = [window * (2 - window / length) if causal else window for window in windows]
+    pairs = sum(count * span for count, span in zip(layers, spans, strict=True))
+    return 6 * matrices + (6 if causal else 12) * config.num_heads * config.head_size * pairs
 
 
 def mfu(config: LlamaConfig, length: int, tokens_per_second: float, total_peak_flops: float, *, causal: bool) -> float:

@@ -16,13 +16,9 @@ import numpy as np
 
 from diversity_jax.core.errors import InputError
 from diversity_jax.model.checkpoint_io.gguf_file import DTYPES, GgufFile, read_gguf, write_gguf
-from diversity_jax.model.checkpoint_io.hugging_face import (
-    Tensor,
-    config_from_entries,
-    config_to_hugging_face,
-    hugging_face_tensors,
-    params_from_tensors,
-)
+from diversity_jax.model.checkpoint_io.hugging_face import hugging_face_tensors, params_from_tensors
+from diversity_jax.model.checkpoint_io.hugging_face_config import config_from_entries, config_to_hugging_face
+from diversity_jax.model.checkpoint_io.tensor_files import Tensor
 from diversity_jax.model.config import LlamaConfig
 from diversity_jax.tokenizers.files import TokenizerFiles, write_tokenizer
 from diversity_jax.tokenizers.gguf_entries import tokenizer_entries

@@ -17,7 +17,7 @@ import numpy as np
 
 from diversity_jax.core.errors import InputError
 from diversity_jax.core.files import writing
-from diversity_jax.model.checkpoint_io.hugging_face import Tensor, dtype_named
+from diversity_jax.model.checkpoint_io.tensor_files import Tensor, dtype_named
 
 DTYPES = ("float32", "float16", "bfloat16", "q8_0")
 """What matrices can be written as."""

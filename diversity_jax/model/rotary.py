@@ -1,0 +1,105 @@
+"""Rotary positions (Su et al. 2021), half-split as in Hugging Face, and the ways to stretch them for long texts.
+
+Shape legend: B batch, L length, H heads, Dh head.
+"""
+
+from collections.abc import Callable
+import dataclasses
+import math
+from typing import Any
+
+from jax import Array
+import jax.numpy as jnp
+import numpy as np
+
+from diversity_jax.core.errors import InputError
+from diversity_jax.model.config import LlamaConfig
+
+Rotary = tuple[Array, Array]  # cosines and sines, each BxLx1xR/2, where R elements of a head turn
+
+
+def rotary_frequencies(config: LlamaConfig, length: int) -> np.ndarray:
+    """Radians per token of each pair of elements, float32, from the fastest on.
+
+    Args:
+      length: Tokens of the sequence, which "dynamic" depends on.
+    """
+    half, theta = config.rotary_size // 2, config.rope_theta
+    original = config.rope_original_length or 0
+    if config.rope_scaling == "dynamic" and length > original:  # "NTK": a larger base stretches long waves most
+        growth = config.rope_factor * length / original - (config.rope_factor - 1)
+        theta *= growth ** (config.rotary_size / (config.rotary_size - 2))
+    frequency = np.float32(theta) ** (-np.arange(half, dtype=np.float32) / half)
+    if config.rope_scaling in ("none", "dynamic"):
+        return frequency
+    kept = _kept_share(config, frequency)
+    return (frequency * (kept + (1 - kept) / config.rope_factor)).astype(np.float32)
+
+
+def _kept_share(config: LlamaConfig, frequency: np.ndarray) -> np.ndarray:
+    """How much of each frequency stays as it was, 0 to 1; the rest is divided by `rope_factor`."""
+    slow, fast = config.rope_slow_turns, config.fast_turns
+    if config.rope_scaling == "llama3":  # linear in the turns within the original length (Llama 3.1)
+        turns = (config.rope_original_length or 0) * frequency.astype(np.float64) / (2 * math.pi)
+        return np.clip((turns - slow) / (fast - slow), 0, 1)
+    if config.rope_scaling == "yarn":  # linear in the number of the pair (Peng et al. 2023, section 3.2)
+        first, last = (_pair_with_turns(config, turns) for turns in (fast, slow))
+        low, high = max(math.floor(first), 0), min(math.ceil(last), config.rotary_size - 1)
+        ramp = (np.arange(len(frequency)) - low) / (high - low if high != low else 0.001)
+        return 1 - np.clip(ramp, 0, 1)
+    return np.zeros(len(frequency))
+
+
+def _pair_with_turns(config: LlamaConfig, turns: float) -> float:
+    """The number, a fraction, of the pair that turns so often within the original length."""
+    longest = (config.rope_original_length or 0) / (turns * 2 * math.pi)
+    return config.rotary_size * math.log(longest) / (2 * math.log(config.rope_theta))
+
+
+def rotary_table(config: LlamaConfig, length: int, positions_BxL: Array | None) -> Rotary:
+    """Cosines and sines of the rotary angles in the compute type; B is 1 without positions.
+
+    Raises:
+      InputError: the wavelengths depend on the length of the sequence, which positions of its parts do not tell.
+    """
+    reach = length if positions_BxL is None else max(length, config.max_length)
+    if config.rope_scaling == "dynamic" and positions_BxL is not None and reach > (config.rope_original_length or 0):
+        raise InputError(
+            f"model.max_length={config.max_length}: beyond model.rope_original_length={config.rope_original_length} "
+            "'dynamic' scaling changes with the length of a whole text, which packed documents, evaluation and "
+            "generation read in parts; lower max_length to it, or set model.rope_scaling='yarn'"
+        )
+    frequency = rotary_frequencies(config, length)
+    # Without positions numpy makes the table, as a constant: XLA would compute it again for every row, head and layer.
+    module: Any = np if positions_BxL is None else jnp
+    positions = np.arange(length)[None] if positions_BxL is None else positions_BxL
+    angle = positions.astype(np.float32)[..., None, None] * frequency
+    cos, sin = module.cos(angle), module.sin(angle)
+    if (scale := config.attention_factor) != 1:
+        cos, sin = scale * cos, scale * sin
+    return jnp.asarray(cos, config.compute_dtype), jnp.asarray(sin, config.compute_dtype)
+
+
+def layer_rotary(config: LlamaConfig, length: int, positions_BxL: Array | None) -> Callable[[int], Rotary | None]:
+    """The table of each layer by its number; None: its queries and keys do not turn."""
+    table = of_windows = rotary_table(config, length, positions_BxL)
+    if (theta := config.window_rope_theta) is not None:
+        plain = {"rope_scaling": "none", "rope_factor": 1.0, "rope_original_length": None}
+        unstretched = dataclasses.replace(config, rope_theta=theta, rope_attention_factor=None, **plain)
+        of_windows = rotary_table(unstretched, length, positions_BxL)
+
+    def of_layer(layer: int) -> Rotary | None:
+        if layer in config.layers_without_rotary:
+            return None
+        return table if config.layer_window(layer) is None else of_windows
+
+    return of_layer
+
+
+def rotate(x_BxLxHxDh: Array, rotary: Rotary) -> Array:
+    """Element i turns with element i + R/2; those from R on stay."""
+    cos, sin = rotary
+    turning = 2 * cos.shape[-1]
+    a, b = jnp.split(x_BxLxHxDh[..., :turning], 2, axis=-1)
+    rest = [] if turning == x_BxLxHxDh.shape[-1] else [x_BxLxHxDh[..., turning:]]
+    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin, *rest], axis=-1)

@@ -1,0 +1,142 @@
+"""Every switch means the same in training, in a loop of layers, on a mesh, in evaluation and in decoding."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from diversity_jax.core.errors import InputError
+from diversity_jax.model import MeshConfig, init_params, logits, make_mesh, param_shardings
+from diversity_jax.model.config import LoraConfig
+from diversity_jax.model.cross_entropy import loss
+from diversity_jax.model.decode import decode_step, empty_cache, for_inference, forest_hidden_states, prefill
+from diversity_jax.model.llama import head_weight, init_adapters, merged, with_adapters
+from diversity_jax.model.rotary import rotary_frequencies
+from tests.family_switches import SWITCHES, switched
+from tests.small_llama import random_params, small_config
+
+LENGTH, PROMPT = 24, 16
+
+
+@pytest.fixture(scope="module")
+def tokens():
+    return jax.random.randint(jax.random.key(3), (4, LENGTH), 0, 64)
+
+
+def full_logits(config, params, tokens):
+    return np.asarray(jax.jit(logits, static_argnums=0)(config, params, tokens))
+
+
+def assert_close(found, expected):
+    """To a few roundings of float32, by the spread of the logits."""
+    assert np.abs(found - expected).max() < 5e-5 * expected.std()
+
+
+@pytest.mark.parametrize("name", SWITCHES)
+def test_decoding_and_scoring_equal_the_whole_forward_pass(name, tokens):
+    config = switched(name)
+    params = random_params(config)
+    expected = full_logits(config, params, tokens[:2])
+    ours = for_inference(config, params)
+    cache = empty_cache(config, 2, 32)
+    read = jax.jit(prefill, static_argnums=0, static_argnames="span_tokens")
+    for slot in range(2):
+        for start in range(0, PROMPT, 8):
+            hidden, cache = read(config, ours, cache, tokens[slot, start : start + 8], slot, start, span_tokens=32)
+            found = hidden @ head_weight(config, ours)
+            assert_close(found, expected[slot, start : start + 8])
+    step = jax.jit(decode_step, static_argnums=0, static_argnames="span_tokens")
+    for position in range(PROMPT, LENGTH):
+        found, cache = step(config, ours, cache, tokens[:2, position], jnp.full(2, position), span_tokens=32)
+        assert_close(found, expected[:, position])
+    depths, ends = (jnp.broadcast_to(row, (2, LENGTH)) for row in (jnp.arange(LENGTH), jnp.array(LENGTH)))
+    scored = jax.jit(forest_hidden_states, static_argnums=(0, 5))(config, ours, tokens[:2], depths, ends, None)
+    assert_close(scored @ head_weight(config, ours), expected)
+
+
+@pytest.mark.parametrize("name", SWITCHES)
+def test_every_parameter_is_counted_and_a_switch_is_no_other_model(name, tokens):
+    config = switched(name)
+    params = random_params(config)
+    assert sum(leaf.size for leaf in jax.tree.leaves(params)) == config.parameter_count
+    plain = {"num_layers": config.num_layers, "num_kv_heads": config.num_kv_heads, "head_dim": config.head_dim}
+    other = small_config(tie_embeddings=config.tie_embeddings, **plain)
+    long = jnp.tile(tokens[:1], (1, 6))  # beyond every original length
+    if jax.tree.structure(params) == jax.tree.structure(random_params(other)):
+        assert np.abs(full_logits(config, params, long) - full_logits(other, params, long)).max() > 1e-3
+    assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(init_params(config, jax.random.key(0))))
+
+
+def value_and_gradient(config, params, rows, mesh=None):
+    def objective(params):
+        return loss(config, params, {"tokens": rows}, mesh=mesh)[0]
+
+    return jax.jit(jax.value_and_grad(objective))(params)
+
+
+@pytest.mark.parametrize("name", ["qwen_2", "smollm_3", "olmo_3", "granite", "gemma_3"])
+def test_a_step_on_a_mesh_and_in_a_loop_equals_one_device_and_layer_by_layer(name, tokens):
+    sizes = {"num_heads": 4, "num_kv_heads": 2, "remat": "full"}
+    config, looped = switched(name, **sizes), switched(name, scan_layers=True, **sizes)
+    params = random_params(config)
+    rows = jnp.concatenate([tokens, tokens[::-1]])
+    value, gradient = value_and_gradient(config, params, rows)
+    mesh = make_mesh(MeshConfig(data=1, fsdp=4, tensor=2), jax.devices()[:8])
+    placed = jax.device_put(params, param_shardings(mesh, params))
+    sharded_value, sharded = value_and_gradient(looped, placed, rows, mesh)
+    np.testing.assert_allclose(value, sharded_value, rtol=1e-6)
+    for one, other in zip(jax.tree.leaves(gradient), jax.tree.leaves(sharded), strict=True):
+        assert 0 < np.abs(one - other).max() + 1e-9 < 1e-4 * np.abs(one).max()
+
+
+def test_adapters_beside_biases_and_norms_merge_into_the_same_model(tokens):
+    config, lora = switched("granite", qk_norm="full", norm_order="both"), LoraConfig(rank=2)
+    base = random_params(config)
+    adapters = jax.tree.map(lambda leaf: leaf + 0.1, init_adapters(config, lora, jax.random.key(1)))
+    beside = full_logits(config, with_adapters(base, adapters, lora), tokens)
+    np.testing.assert_allclose(beside, full_logits(config, merged(base, adapters, lora), tokens), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("fields", "period"),
+    [
+        ({"num_layers": 36, "layers_without_rotary": tuple(range(3, 36, 4))}, 4),
+        ({"num_layers": 26, "sliding_window": 8, "layers_without_window": (5, 11, 17, 23)}, 26),
+        ({"num_layers": 8, "sliding_window": 8}, 1),
+        ({"num_layers": 8, "layers_without_window": (1,)}, 1),  # no window to be without
+    ],
+    ids=str,
+)
+def test_the_loop_runs_over_as_few_layers_as_repeat(fields, period):
+    assert small_config(**fields).layer_period == period
+
+
+def test_dynamic_scaling_beyond_the_original_length_is_refused_where_texts_are_read_in_parts(tokens):
+    config = switched("dynamic", rope_original_length=16, max_length=64)
+    params = random_params(config)
+    assert np.any(rotary_frequencies(config, 24) != rotary_frequencies(config, 16))
+    cache = empty_cache(config, 1, 32)
+    with pytest.raises(InputError, match=r"lower max_length to it, or set model.rope_scaling='yarn'"):
+        prefill(config, for_inference(config, params), cache, tokens[0], 0, 0, span_tokens=32)
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"head_dim": 7}, "head_dim=7"),
+        ({"partial_rotary_factor": 0.4}, "3 elements of a head would turn"),
+        ({"rope_factor": 2.0}, "no effect with model.rope_scaling='none'"),
+        ({"rope_scaling": "llama3", "rope_factor": 8.0}, "rope_original_length=None"),
+        ({"rope_scaling": "linear", "rope_factor": 0.5}, "rope_factor=0.5: must be at least 1"),
+        ({"rope_scaling": "su"}, "rope_scaling='su': must be one of"),
+        ({"rope_scaling": "linear", "rope_attention_factor": 2.0}, "it is yarn's"),
+        ({"layers_without_rotary": (2,)}, "there is no layer 2"),
+        ({"window_rope_theta": 100.0}, "no layer has a window"),
+        ({"logits_divisor": 0.0}, "logits_divisor=0.0: must be above 0"),
+    ],
+    ids=str,
+)
+def test_switches_that_cannot_be_are_refused_with_the_reason(fields, said):
+    with pytest.raises(InputError) as error:
+        small_config(**fields)
+    assert said in str(error.value)
