@@ -6,7 +6,7 @@ from typing import Any
 
 from diversity_jax.core.config import ADDED
 from diversity_jax.core.errors import InputError
-from diversity_jax.core.files import refuse_url
+from diversity_jax.core.stores import check_store
 from diversity_jax.corpus import CorpusConfig
 from diversity_jax.model import MeshConfig
 
@@ -40,7 +40,7 @@ class ModelSource:
     mesh: MeshConfig = field(default_factory=lambda: MeshConfig(data=-1, fsdp=1))
 
     def __post_init__(self) -> None:
-        refuse_url(self.checkpoint, "model.checkpoint")
+        check_store(self.checkpoint, "model.checkpoint")
         if self.compute_dtype not in COMPUTE_DTYPES:
             raise InputError(f"model.compute_dtype={self.compute_dtype!r}: choose {' or '.join(COMPUTE_DTYPES)}")
         if self.max_length is not None:
@@ -133,7 +133,7 @@ class EvaluateConfig:
 
     def __post_init__(self) -> None:
         _check_least(self, num_fewshot=0, batch_size=1, slots=1, bootstrap_samples=100)
-        refuse_url(self.output_dir, "output_dir")
+        check_store(self.output_dir, "output_dir")
         if self.limit is not None:
             _check_least(self, limit=1)
         if not self.task_list and not self.held_out and not self.out_of_distribution:
