@@ -83,15 +83,12 @@ def vocabulary_of(folder: str, asked: str | None) -> str:
     """
     if asked:
         return asked
-    from diversity_jax.model.convert import model_folder
-
-    copy = model_folder(folder)
-    run = copy / "run.json"
+    run = Path(folder) / "run.json"
     if run.exists():
         mixture = read_json(run).get("settings", {}).get("mixture") or {}
         if mixture.get("vocabulary"):
             return str(mixture["vocabulary"])
-    if any((copy / name).exists() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
+    if any((Path(folder) / name).exists() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
         return folder
     raise InputError(
         f"{folder}: names no tokenizer; put the tokenizer.json it was trained with there, or set baseline.vocabulary"

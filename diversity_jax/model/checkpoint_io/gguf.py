@@ -4,7 +4,8 @@ Between our layout and llama.cpp's stands Hugging Face's: what a family of model
 there, in both directions.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+import dataclasses
 import functools
 import math
 import os
@@ -15,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from diversity_jax.core.errors import InputError
+from diversity_jax.model.checkpoint_io.families import FAMILIES
 from diversity_jax.model.checkpoint_io.gguf_file import DTYPES, GgufFile, read_gguf, write_gguf
 from diversity_jax.model.checkpoint_io.hugging_face import hugging_face_tensors, params_from_tensors
 from diversity_jax.model.checkpoint_io.hugging_face_config import config_from_entries, config_to_hugging_face
@@ -25,16 +27,19 @@ from diversity_jax.tokenizers.gguf_entries import tokenizer_entries
 
 # Numbers of llama.cpp for a file by the type of most of its tensors.
 _FILE_TYPE = {"float32": 0, "float16": 1, "q8_0": 7, "bfloat16": 32}
-# Families by llama.cpp's name (transformers' model_type is the same), their class in transformers, and whether
-# llama.cpp rotates neighbouring numbers of a head where transformers rotates halves, so that rows are permuted.
-_FAMILIES = {
-    "llama": ("LlamaForCausalLM", True),
-    "qwen2": ("Qwen2ForCausalLM", False),
-    "qwen3": ("Qwen3ForCausalLM", False),
-    "smollm3": ("SmolLM3ForCausalLM", True),
-    "olmo2": ("Olmo2ForCausalLM", False),
-    "granite": ("GraniteForCausalLM", True),
+# Families by llama.cpp's name, which is also transformers' model_type, with what llama.cpp's does not have although
+# transformers' does (fields of LlamaConfig).
+_LACKS: dict[str, tuple[str, ...]] = {
+    "llama": (),
+    "qwen2": ("head_dim",),
+    "qwen3": ("qkv_bias", "output_bias"),
+    "smollm3": ("qkv_bias", "output_bias", "mlp_bias"),
+    "olmo2": ("head_dim", "qkv_bias", "output_bias"),
+    "granite": (),
 }
+# Of these llama.cpp rotates neighbouring numbers of a head where transformers rotates halves: rows are permuted.
+_PERMUTED = ("llama", "smollm3", "granite")
+_SMOLLM3_STEP = 4  # llama.cpp turns no queries and keys in every fourth layer of a SmolLM3
 _AS_LLAMA = ("mistral",)  # model types that llama.cpp has as llama
 # Entry of config.json -> key of the file, after the family's name.
 _SIZES = {
@@ -55,7 +60,9 @@ _NUMBERS = {
 }
 _HEAD_KEYS = ("attention.key_length", "attention.value_length", "rope.dimension_count")
 _YARN = {"beta_fast": "yarn_beta_fast", "beta_slow": "yarn_beta_slow"}
-_SCALING = ("type", "factor", "original_context_length", "attn_factor", "yarn_attn_factor", *_YARN.values())
+_SCALING = ("factor", "original_context_length", "attn_factor", "yarn_attn_factor", *_YARN.values())
+# Llama 3's settings, which we write for ourselves; llama.cpp reads the tensor that follows from them.
+_LLAMA3 = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
 _HARMLESS = ("vocab_size", "rope.scaling.finetuned", "tensor_data_layout", "attention.causal", *_HEAD_KEYS)
 _NAMES = {
     "model.embed_tokens": "token_embd",
@@ -100,11 +107,7 @@ def export_gguf(
     path = Path(path)
     refuse_gguf(path, dtype)
     theirs = config_to_hugging_face(config, "float32", {})
-    family = "llama" if theirs["model_type"] in _AS_LLAMA else theirs["model_type"]
-    if family not in _FAMILIES:
-        raise InputError(
-            f"{path}: models of the kind {family!r} are not written as GGUF; export to Hugging Face's form"
-        )
+    family = _family(config, theirs)
     tokens = _tokenizer_entries(tokenizer, config.vocab_size)
     entries = [
         ("general.name", path.stem),
@@ -115,8 +118,30 @@ def export_gguf(
     tensors = [_to_llama_cpp(theirs, family, tensor) for tensor in hugging_face_tensors(config, params)]
     if (factors := _llama3_factors(theirs, config.head_size)) is not None:
         tensors.insert(0, Tensor(_ROPE_FREQS, factors.shape, lambda: factors))
+    if family == "olmo2" and config.tie_embeddings:
+        tensors.append(dataclasses.replace(tensors[0], name="output.weight"))
     write_gguf(path, family, entries, tensors, dtype)
     return path
+
+
+def _family(config: LlamaConfig, theirs: Mapping[str, Any]) -> str:
+    """What llama.cpp calls a model.
+
+    Raises:
+      InputError: it has none with all that this model has.
+    """
+    kind = theirs["model_type"]
+    family = "llama" if kind in _AS_LLAMA else kind
+    lacking = [name for name in _LACKS.get(family, ()) if getattr(config, name)]
+    if (
+        family == "smollm3"
+        and config.layers_without_rotary != tuple(range(config.num_layers))[_SMOLLM3_STEP - 1 :: _SMOLLM3_STEP]
+    ):
+        lacking.append("layers_without_rotary")
+    if family not in _LACKS or lacking:
+        switches = f" with model.{lacking[0]}={getattr(config, lacking[0])!r}" if lacking else ""
+        raise InputError(f"{kind!r} models{switches} are not written as GGUF; export to Hugging Face's form")
+    return family
 
 
 def _tokenizer_entries(tokenizer: TokenizerFiles, vocab_size: int) -> list[tuple[str, Any]]:
@@ -165,9 +190,12 @@ def _model_entries(config: LlamaConfig, theirs: Mapping[str, Any], family: str) 
             if rope.get(name) is not None:
                 yield f"rope.scaling.{key}", float(rope[name])
         if rope.get("attention_factor") is not None:
-            # llama.cpp multiplies by the usual factor in any case.
-            usual = 0.1 * math.log(rope["factor"]) + 1
-            yield "rope.scaling.yarn_attn_factor", float(rope["attention_factor"]) / usual
+            # llama.cpp multiplies by the usual factor in any case, and overwrites what its own converter writes,
+            # yarn_attn_factor.
+            yield "rope.scaling.attn_factor", float(rope["attention_factor"]) / _usual_attention_factor(rope)
+    if kind == "llama3":
+        for key in _LLAMA3:
+            yield f"rope.llama3.{key}", float(rope[key])
 
 
 def _llama3_factors(theirs: Mapping[str, Any], head_size: int) -> np.ndarray | None:
@@ -175,11 +203,7 @@ def _llama3_factors(theirs: Mapping[str, Any], head_size: int) -> np.ndarray | N
     rope = theirs.get("rope_parameters") or {}
     if rope.get("rope_type") != "llama3":
         return None
-    return _factors(
-        theirs["rope_theta"] if "rope_theta" in theirs else rope["rope_theta"],
-        head_size,
-        *(rope[name] for name in ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")),
-    )
+    return _factors(theirs["rope_theta"], head_size, *(rope[name] for name in _LLAMA3))
 
 
 def _factors(theta: float, head_size: int, factor: float, low: float, high: float, original: int) -> np.ndarray:
@@ -216,7 +240,7 @@ def _to_llama_cpp(theirs: Mapping[str, Any], family: str, tensor: Tensor) -> Ten
 
 def _permuted_heads(theirs: Mapping[str, Any], family: str, name: str) -> int | None:
     """Heads whose rows stand in another order in llama.cpp; None for other tensors."""
-    if not _FAMILIES[family][1]:
+    if family not in _PERMUTED:
         return None
     counts = {"q_proj": "num_attention_heads", "k_proj": "num_key_value_heads"}
     return next((theirs[count] for part, count in counts.items() if f"self_attn.{part}." in name), None)
@@ -247,7 +271,7 @@ def import_gguf(path: Path, **overrides: Any) -> tuple[LlamaConfig, dict[str, An
             raise InputError(f"{path}: lacks {key}; expected {len(names)} tensors by its metadata")
         values = functools.partial(_from_llama_cpp, file.tensors[key], _permuted_heads(theirs, family, name))
         tensors[name] = Tensor(name, file.tensors[key].shape, values)
-    known = {_tensor_name(theirs, name) for name in names} | {_ROPE_FREQS}
+    known = {_tensor_name(theirs, name) for name in names} | {_ROPE_FREQS, "output.weight"}  # which may equal the first
     if unknown := [name for name in file.tensors if name not in known]:
         raise InputError(f"{path}: holds {unknown[0]}, which a {family} model by its metadata does not have")
     return config, params_from_tensors(path, config, tensors), file
@@ -267,39 +291,37 @@ def _config_entries(file: GgufFile) -> dict[str, Any]:
       InputError: a family or a part of a model that is not read; the message names the key.
     """
     path, family = file.path, file.entries.get("general.architecture")
-    if not isinstance(family, str) or family not in _FAMILIES:
-        raise InputError(f"{path}: general.architecture is {family!r}; can be read: {', '.join(_FAMILIES)}")
+    if not isinstance(family, str) or family not in _LACKS:
+        raise InputError(f"{path}: general.architecture is {family!r}; can be read: {', '.join(_LACKS)}")
     entries = {
         key.removeprefix(f"{family}."): value for key, value in file.entries.items() if key.startswith(f"{family}.")
     }
-    scaling = {f"rope.scaling.{name}" for name in _SCALING}
+    scaling = {f"rope.scaling.{name}" for name in ("type", *_SCALING)} | {f"rope.llama3.{name}" for name in _LLAMA3}
     known = {*_SIZES.values(), *_NUMBERS.values(), *_HARMLESS, *scaling}
     for key, value in entries.items():
         if key not in known and not (isinstance(value, int | float) and not value):
             raise InputError(f"{path}: {family}.{key} is {_shown(value)}; a part that this model does not have")
-        if not isinstance(value, int | float | str):
-            raise InputError(f"{path}: {family}.{key} is {_shown(value)}; layers that differ cannot be read")
+        if not isinstance(value, str if key == "rope.scaling.type" else int | float):
+            raise InputError(f"{path}: {family}.{key} is {_shown(value)}; only one number for all layers can be read")
     embedding = file.tensors.get("token_embd.weight")
     if embedding is None or len(embedding.shape) != 2:
         raise InputError(f"{path}: holds no token_embd.weight matrix; is it a vocabulary or an adapter alone?")
     theirs: dict[str, Any] = {
-        "architectures": [_FAMILIES[family][0]],
         "model_type": family,
         "vocab_size": embedding.shape[0],
-        "tie_word_embeddings": "output.weight" not in file.tensors,
+        "tie_word_embeddings": _is_tied(file.tensors),
     }
     theirs |= {name: entries[key] for name, key in _SIZES.items() if key in entries}
-    # A float32's shortest decimal is what its maker wrote.
-    theirs |= {name: float(str(np.float32(entries[key]))) for name, key in _NUMBERS.items() if key in entries}
+    theirs |= {name: _decimal(entries[key]) for name, key in _NUMBERS.items() if key in entries}
     theirs.setdefault("num_key_value_heads", theirs.get("num_attention_heads"))
     sizes = {entries[key] for key in _HEAD_KEYS if key in entries}
     if len(sizes) > 1:
         raise InputError(f"{path}: key, value and rotary sizes of a head differ ({sizes}); only equal ones can be read")
     if sizes:
         theirs["head_dim"] = sizes.pop()
-    bias = ".attn_q.bias" in " ".join(name for name in file.tensors if name.startswith("blk.0"))
-    theirs["attention_bias"] = bias and family != "qwen2"
-    theirs["mlp_bias"] = "blk.0.ffn_gate.bias" in file.tensors
+    biases = {"attention_bias": "blk.0.attn_q.bias", "mlp_bias": "blk.0.ffn_gate.bias"}
+    own = FAMILIES[family].entries
+    theirs |= {name: tensor in file.tensors for name, tensor in biases.items() if name in own}
     theirs["rope_parameters"] = _rope(file, entries, theirs)
     return theirs
 
@@ -308,44 +330,60 @@ def _shown(value: Any) -> str:
     return repr(value) if isinstance(value, int | float | str) else f"a list of {len(value)}"
 
 
+def _decimal(value: float) -> float:
+    """A float32's shortest decimal, which is what its maker wrote."""
+    return float(str(np.float32(value)))
+
+
+def _is_tied(tensors: Mapping[str, Tensor]) -> bool:
+    """Whether the output is the embedding; OLMo 2 has it twice in any case."""
+    output, embedding = tensors.get("output.weight"), tensors["token_embd.weight"]
+    if output is None:
+        return True
+    return output.shape == embedding.shape and np.array_equal(output.values(), embedding.values())
+
+
 def _rope(file: GgufFile, entries: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str, Any]:
-    theta = theirs.get("rope_theta", 10000.0)
-    rope: dict[str, Any] = {"rope_type": "default", "rope_theta": theta}
-    kind = entries.get("rope.scaling.type", "none")
+    rope: dict[str, Any] = {"rope_type": "default", "rope_theta": theirs.get("rope_theta", 10000.0)}
+    keys = {name: f"rope.scaling.{name}" for name in _SCALING}
+    numbers = {name: _decimal(entries[key]) for name, key in keys.items() if key in entries}
     if _ROPE_FREQS in file.tensors:
-        return rope | _llama3(file, theta)
-    if kind in ("none", "default") or (kind == "linear" and entries.get("rope.scaling.factor", 1.0) == 1.0):
+        keys = {name: f"rope.llama3.{name}" for name in _LLAMA3}
+        own = [_decimal(entries[key]) for key in keys.values() if key in entries]
+        return rope | _llama3(file, rope["rope_theta"], own)
+    kind = entries.get("rope.scaling.type", "linear")
+    if kind == "none" or (kind == "linear" and numbers.get("factor", 1.0) == 1.0):
         return rope
     if kind not in ("linear", "yarn"):
         raise InputError(f"{file.path}: rope.scaling.type is {kind!r}; none, linear, yarn and Llama 3's can be read")
-    number = {
-        name: float(str(np.float32(entries[key])))
-        for name in _SCALING
-        if (key := f"rope.scaling.{name}") in entries and name != "type"
-    }
-    rope |= {"rope_type": kind, "factor": number.get("factor", 1.0)}
-    if kind == "yarn":
-        rope["original_max_position_embeddings"] = int(
-            number.get("original_context_length", theirs.get("max_position_embeddings", 0))
-        )
-        rope |= {name: number[key] for name, key in _YARN.items() if key in number}
-        if (factor := number.get("yarn_attn_factor", number.get("attn_factor", 1.0))) != 1.0:
-            rope["attention_factor"] = factor * (0.1 * math.log(rope["factor"]) + 1)
+    rope |= {"rope_type": kind, "factor": numbers.get("factor", 1.0)}
+    if kind == "linear":
+        return rope
+    original = numbers.get("original_context_length", theirs.get("max_position_embeddings", 0))
+    rope["original_max_position_embeddings"] = int(original)
+    rope |= {name: numbers[key] for name, key in _YARN.items() if key in numbers}
+    if "yarn_attn_factor" in numbers:  # as llama.cpp's converter writes it
+        rope["attention_factor"] = numbers["yarn_attn_factor"]
+    elif "attn_factor" in numbers:
+        rope["attention_factor"] = _decimal(numbers["attn_factor"] * _usual_attention_factor(rope))
     return rope
 
 
-def _llama3(file: GgufFile, theta: float) -> dict[str, Any]:
-    """Llama 3's settings, which the file holds only by what follows from them.
+def _usual_attention_factor(rope: Mapping[str, Any]) -> float:
+    """Yarn's, where nothing else is said."""
+    return 0.1 * math.log(rope["factor"]) + 1
+
+
+def _llama3(file: GgufFile, theta: float, own: Sequence[float]) -> dict[str, Any]:
+    """Llama 3's settings, which files of others hold only by what follows from them.
 
     Raises:
       InputError: they follow from none that its models have.
     """
     factors = file.tensors[_ROPE_FREQS].values()
-    factor = float(factors.max())
-    for original in (8192, 4096, 2048, 16384, 32768, 65536, 131072, 1024, 512, 256):
-        if np.allclose(_factors(theta, 2 * factors.size, factor, 1.0, 4.0, original), factors, rtol=1e-6):
-            return {
-                **{"rope_type": "llama3", "factor": factor, "low_freq_factor": 1.0, "high_freq_factor": 4.0},
-                "original_max_position_embeddings": original,
-            }
+    usual = [(float(factors.max()), 1.0, 4.0, original) for original in (8192, *(2**power for power in range(8, 18)))]
+    for settings in [own, *usual] if len(own) == len(_LLAMA3) else usual:
+        if np.allclose(_factors(theta, 2 * factors.size, *settings), factors, rtol=1e-6):
+            found = dict(zip(_LLAMA3, settings, strict=True))
+            return {"rope_type": "llama3", **found, "original_max_position_embeddings": int(settings[-1])}
     raise InputError(f"{file.path}: {_ROPE_FREQS} are not Llama 3's wavelengths, the only ones that can be read")
