@@ -1,6 +1,7 @@
 """Loads a model for inference, weights and tokenizer: of a training run, an import or a Hugging Face folder."""
 
 from collections.abc import Mapping, Sequence
+import dataclasses
 from dataclasses import dataclass
 import functools
 import hashlib
@@ -20,6 +21,8 @@ from diversity_jax.model.convert import read_model
 from diversity_jax.model.decode import for_inference
 from diversity_jax.model.llama import Params
 from diversity_jax.model.sharding import MeshConfig, make_mesh, param_shardings, path_name
+from diversity_jax.prepare.manifest import special_text_before
+from diversity_jax.tokenizers.base import without_breaks
 from diversity_jax.tokenizers.chat_template import render_chat
 from diversity_jax.tokenizers.files import find_tokenizer
 from diversity_jax.tokenizers.tokenizer import ModelTokenizer, for_folder, for_run, load_tokenizer
@@ -58,9 +61,11 @@ class LanguageModel:
         )
 
     def encode_chat(self, messages: Sequence[Mapping[str, Any]]) -> tuple[str, list[int]]:
-        """A conversation as text and ids. A tokenizer's own template writes special tokens itself: none are added."""
-        text = self.chat(messages)
-        return text, self.tokenizer.encode(text, special=self.tokenizer.chat_template is None)
+        """A conversation as text and ids. A tokenizer's own template writes special tokens itself, and none are added;
+        what messages hold of their texts are letters."""
+        text = self.chat(self.tokenizer.vocabulary.with_plain_content(messages))
+        tokenizer = dataclasses.replace(self.tokenizer, special_text=True)
+        return without_breaks(text), tokenizer.encode(text, special=tokenizer.chat_template is None)
 
 
 def language_model(
@@ -171,7 +176,15 @@ def _tokenizer_of_run(folder: Path) -> ModelTokenizer:
     tokenizer = load_tokenizer(path, end_of_text=end_of_text)
     if tokenizer.hash != vocabulary["hash"]:
         raise InputError(f"{mixture}: the tokenizer beside the rows is not the one that made them; name the right one")
-    return for_run(tokenizer, _chat(mixture))
+    return for_run(tokenizer, _chat(mixture), special_text=_reads_special_text(mixture, vocabulary["kind"]))
+
+
+def _reads_special_text(mixture: Path, kind: str) -> bool:
+    """Whether special tokens' texts in the documents that a run was trained on were these tokens."""
+    return any(
+        (one.get("special_text") or special_text_before(kind, is_chat=bool(one.get("chat")))) == "special"
+        for one in map(read_json, _manifests(mixture))
+    )
 
 
 def _manifests(mixture: Path) -> list[Path]:

@@ -227,6 +227,7 @@ def _parts(
         validation_share=config.validation_share,
         hygiene=config.hygiene,
         chat=config.chat if component.corpus.conversations else None,
+        special_text=config.special_text,
     )
     output = Path(config.components_dir or folder / "components") / component.name
     manifest = prepare(source.corpus, tokenizer, output, settings, processes=config.processes)

@@ -14,6 +14,7 @@ from diversity_jax.llm import BudgetConfig, EndpointConfig, EngineConfig
 from diversity_jax.mixtures.schedule import exact_shares
 from diversity_jax.prepare.config import Chat, Filtering
 from diversity_jax.synthesis.demo_grammar import GrammarComponent
+from diversity_jax.tokenizers.base import check_special_text
 
 KINDS = ("real", "synthetic")
 SHARES_OF = ("tokens", "examples", "epochs")
@@ -161,6 +162,8 @@ class MixtureConfig:
       seed: of row permutations and held-out documents.
       repeat_shuffle: every pass over a component's rows after the first has an order of its own, instead of the first
         one's again.
+      special_text: what a special token's text in a document is: `plain`, `special` or `refuse`, as in
+        `prepare.config.Preparation`.
       train_tokens: tokens that training will see; needed where a policy has a `repeat_limit` or is `auto`.
       shares_of: what shares count: `tokens`; `examples`, documents or conversations, however long they are; or
         `epochs`, weights that need not sum to 1: a component of weight 2 is read twice while one of weight 1 is read
@@ -181,6 +184,7 @@ class MixtureConfig:
     validation_share: float = 0.005
     seed: int = 0
     repeat_shuffle: bool = field(default=False, metadata=ADDED)
+    special_text: str = field(default="plain", metadata=ADDED)
     train_tokens: int | None = None
     shares_of: str = "tokens"
     hygiene: Filtering = field(default_factory=Filtering)
@@ -213,6 +217,7 @@ class MixtureConfig:
                 raise InputError(f"{about}: policy.{limit} counts epochs; set train_tokens, which training will see")
         if self.train_tokens is not None and self.train_tokens < 1:
             raise InputError(f"train_tokens {self.train_tokens}: give at least 1, or None")
+        check_special_text(self.special_text)
         if self.shares_of not in SHARES_OF:
             raise InputError(f"shares_of {self.shares_of!r} is unknown; choose one of {', '.join(SHARES_OF)}")
         self.shares_asked()  # refuses shares that do not add up

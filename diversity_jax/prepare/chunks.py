@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from diversity_jax.core.artifacts import ArtifactStore
+from diversity_jax.core.errors import InputError
 from diversity_jax.core.files import join_path, open_file, read_json, write_json, writing
 from diversity_jax.corpus import Document
 from diversity_jax.prepare.config import Preparation
@@ -92,6 +93,7 @@ class ChunkSplit:
       row_offset, key_offset, remainder_offset: in the file, in bytes.
       documents_across_rows: documents that lie in more than one row.
       too_long: conversations left out because they do not fit into a row; target_tokens: of answers.
+      special_text: documents in which the text of a special token stands.
     """
 
     documents: int
@@ -105,6 +107,7 @@ class ChunkSplit:
     documents_across_rows: int
     too_long: int = 0
     target_tokens: int = 0
+    special_text: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -282,9 +285,10 @@ def _write_chunk(job: Job, name: str, encoded: Mapping[str, _EncodedSplit]) -> t
 
 
 def _encode_texts(job: Job, texts: Sequence[str]) -> _EncodedSplit:
-    joined, lengths, text_bytes = [np.empty(0, job.dtype)], [np.empty(0, np.int64)], 0
+    joined, lengths, text_bytes, special_text = [np.empty(0, job.dtype)], [np.empty(0, np.int64)], 0, 0
     for batch in _batches(texts):
-        ids, batch_lengths = job.tokenizer.encode_batch(batch)
+        special_text += _count_special(job, batch)
+        ids, batch_lengths = job.tokenizer.encode_batch(batch, special=job.settings.special_text == "special")
         tokens = np.full(len(ids) + len(batch), job.tokenizer.end_of_text_id, job.dtype)
         inside = np.ones(len(tokens), bool)
         inside[np.cumsum(batch_lengths + 1) - 1] = False
@@ -296,8 +300,29 @@ def _encode_texts(job: Job, texts: Sequence[str]) -> _EncodedSplit:
     ends = np.cumsum(document_lengths + 1)
     starts = ends - document_lengths - 1
     across = int((starts // job.row_tokens != (ends - 1) // job.row_tokens).sum())
-    counts = {"tokens": len(tokens), "text_bytes": text_bytes, "documents_across_rows": across}
+    counts = {
+        "tokens": len(tokens),
+        "text_bytes": text_bytes,
+        "documents_across_rows": across,
+        "special_text": special_text,
+    }
     return _EncodedSplit(*_full_rows(job, tokens), document_lengths, counts)
+
+
+def _count_special(job: Job, texts: Sequence[str]) -> int:
+    """How many of the texts hold a special token's text.
+
+    Raises:
+      InputError: one does, and the settings refuse that.
+    """
+    found = [(text, special) for text, special in zip(texts, job.tokenizer.special_in(texts), strict=True) if special]
+    if found and job.settings.special_text == "refuse":
+        text, special = found[0]
+        raise InputError(
+            f"component {job.settings.name!r}: the document that begins {text[:60]!r} holds the text of a special "
+            f"token, {special!r}; take it out, or set special_text to plain or special"
+        )
+    return len(found)
 
 
 def _full_rows(job: Job, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -308,10 +333,13 @@ def _full_rows(job: Job, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def _encode_conversations(job: Job, texts: Sequence[str]) -> _EncodedSplit:
     assert job.chat is not None
-    encoder, row_tokens = ExampleEncoder(job.tokenizer, job.chat), job.row_tokens
+    encoder = ExampleEncoder(job.tokenizer, job.chat, special_text=job.settings.special_text == "special")
+    row_tokens = job.row_tokens
     examples: list[np.ndarray] = []
-    text_bytes = 0
+    text_bytes, special_text = 0, 0
     for batch in _batches(texts):
+        contents = ["\n".join(turn["content"] for turn in json.loads(conversation)) for conversation in batch]
+        special_text += _count_special(job, contents)
         for example, answer_bytes in zip(*encoder.encode(batch), strict=True):
             if len(example) <= row_tokens:
                 examples.append(example)
@@ -328,6 +356,7 @@ def _encode_conversations(job: Job, texts: Sequence[str]) -> _EncodedSplit:
         "text_bytes": text_bytes,
         "documents_across_rows": 0,
         "too_long": len(texts) - len(examples),
+        "special_text": special_text,
         "target_tokens": sum(int(((example & TARGET) != 0).sum()) for example in examples),
     }
     rows = fill_rows(examples, full, row_tokens, job.tokenizer.end_of_text_id)

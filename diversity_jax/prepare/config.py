@@ -3,8 +3,10 @@
 import dataclasses
 from dataclasses import dataclass, field
 
+from diversity_jax.core.config import ADDED
 from diversity_jax.core.errors import InputError
 from diversity_jax.corpus import CorpusConfig
+from diversity_jax.tokenizers.base import check_special_text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +86,9 @@ class Preparation:
       validation_share: share of documents held out, in [0, 1), chosen by a hash of their text: copies stay together.
       chat: documents are conversations, made of records by `corpus.conversations`: whole ones are packed into rows, and
         only answers are targets of the loss. None: text.
+      special_text: what a special token's text, such as `</s>`, is in a document or a message: `plain`, letters like
+        all others; `special`, the token; `refuse`, an error. Documents with such text are counted. A template's own
+        marks are always tokens.
       piece_characters: text is tokenised in chunks of about so many characters, each by one process.
       shard_bytes: size of a shard of rows, about; what one process holds while rows are permuted.
     """
@@ -97,8 +102,10 @@ class Preparation:
     chat: Chat | None = None
     piece_characters: int = 8_000_000
     shard_bytes: int = 64 << 20
+    special_text: str = field(default="plain", metadata=ADDED)
 
     def __post_init__(self) -> None:
+        check_special_text(self.special_text)
         if self.sequence_length < 1:
             raise InputError(f"sequence_length {self.sequence_length}: give at least 1 token")
         if not 0 <= self.validation_share < 1:

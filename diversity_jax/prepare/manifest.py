@@ -93,10 +93,12 @@ class Manifest:
       hygiene: the filtering that was asked for, benchmark files by hash, and which reports lie beside the manifest.
       statistics: of documents and tokens: `documents` of the corpus and `kept`, those left out by reason, their
         lengths, `documents_across_rows` (in more than one row), `truncated_documents` (that lost tokens to the last,
-        unfilled row).
+        unfilled row), `special_text_documents` (in which a special token's text stands), where there are any.
       splits: `train` and, where documents are held out, `validation`.
       chat: how conversations were written, `template` and `special`; empty where documents are text. Rows of
         conversations are packed as in `packing`, with the token flags of `rows`.
+      special_text: what special tokens' texts in documents are, as in `config.Preparation`, where it is not what it was
+        before there was such a setting: see `special_text_read`.
       folder: where the manifest lies, a path or URL; not part of its content.
     """
 
@@ -115,6 +117,7 @@ class Manifest:
     piece_characters: int = 0
     shard_bytes: int = 0
     chat: Mapping[str, Any] = field(default_factory=dict)
+    special_text: str | None = None
     version: int = FORMAT_VERSION
     folder: Path | str = Path()
 
@@ -129,6 +132,11 @@ class Manifest:
         return self.row_tokens * np.dtype(self.dtype).itemsize
 
     @property
+    def special_text_read(self) -> str:
+        """What special tokens' texts in its documents are: `plain`, `special` or `refuse`."""
+        return self.special_text or special_text_before(self.vocabulary.kind, is_chat=bool(self.chat))
+
+    @property
     def content_hash(self) -> str:
         """SHA-256 of everything the manifest says, which includes the shards' checksums; not of where it lies."""
         return content_hash(self._as_json())
@@ -136,8 +144,9 @@ class Manifest:
     def _as_json(self) -> dict[str, Any]:
         value = dataclasses.asdict(self)
         del value["folder"]
-        if not value["chat"]:  # keeps the hashes of text as they were before there was such a field
-            del value["chat"]
+        for name in ("chat", "special_text"):  # keeps the hashes of before there were such fields
+            if not value[name]:
+                del value[name]
         return value
 
     def save(self) -> Path | str:
@@ -201,6 +210,12 @@ class Manifest:
                     raise InputError(f"{path}: {held}; the shard is damaged: prepare component {self.name!r} again")
 
 
+def special_text_before(kind: str, *, is_chat: bool) -> str:
+    """What special tokens' texts were before there was a setting: tokens in conversations and to Hugging Face's
+    library, else letters."""
+    return "special" if kind == "huggingface" or is_chat else "plain"
+
+
 def prepared_tokenizer(manifest: Manifest) -> Tokenizer:
     """The tokenizer that a component was prepared with, from the files kept beside its rows.
 
@@ -242,6 +257,9 @@ def _described(manifest: Manifest) -> str:
             f"  {name}: {split.documents:,} documents, {split.tokens:,} tokens in {split.rows:,} rows of "
             f"{manifest.row_tokens:,}, {len(split.shards):,} shards; {split.dropped_tokens:,} last tokens dropped"
         )
+    if special := statistics.get("special_text_documents"):
+        read = {"plain": "as letters", "special": "as that token"}[manifest.special_text_read]
+        lines.append(f"  {special:,} documents hold the text of a special token, read {read} (special_text)")
     if manifest.rejected:
         reasons = [f"{count:,} {reason}" for reason, count in sorted(manifest.rejected.items())]
         lines.append("  rejected records: " + ", ".join(reasons))

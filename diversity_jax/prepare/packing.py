@@ -11,7 +11,7 @@ from diversity_jax.core.errors import InputError
 from diversity_jax.core.files import open_file
 from diversity_jax.prepare.config import Chat
 from diversity_jax.prepare.rows import START, TARGET
-from diversity_jax.tokenizers.base import Tokenizer
+from diversity_jax.tokenizers.base import Tokenizer, without_breaks
 from diversity_jax.tokenizers.chat_template import OWN_TEMPLATE, answer_parts, with_system_prompt
 from diversity_jax.tokenizers.files import folder_template
 from diversity_jax.tokenizers.settings import read_settings
@@ -66,10 +66,14 @@ def _read_template(spec: str, tokenizer: Tokenizer) -> tuple[str, Path]:
 
 
 class ExampleEncoder:
-    """Tokens of conversations, with their flags."""
+    """Tokens of conversations, with their flags.
 
-    def __init__(self, tokenizer: Tokenizer, chat: ChatFormat):
-        self._tokenizer, self._chat = tokenizer, chat
+    Args:
+      special_text: special tokens' texts in messages are tokens too, not only those that the template writes.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, chat: ChatFormat, *, special_text: bool = False):
+        self._tokenizer, self._chat, self._special_text = tokenizer, chat, special_text
         self._ends = {tokenizer.end_of_text_id, *turn_ends(tokenizer, chat.template, chat.special)}
 
     def encode(self, conversations: Sequence[str]) -> tuple[list[np.ndarray], list[int]]:
@@ -96,9 +100,11 @@ class ExampleEncoder:
 
     def _parts(self, messages: Sequence[Mapping[str, str]]) -> list[tuple[str, bool]]:
         try:
+            if not self._special_text:
+                messages = self._tokenizer.with_plain_content(messages)
             return answer_parts(messages, template=self._chat.template, special=self._chat.special)
         except InputError as error:
-            raise InputError(f"conversation {messages[0]['content'][:60]!r}: {error}") from None
+            raise InputError(f"conversation {without_breaks(messages[0]['content'])[:60]!r}: {error}") from None
 
     def _flagged(self, ids: list[int], is_answer: bool, part: int) -> np.ndarray:
         if not is_answer:

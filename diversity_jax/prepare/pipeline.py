@@ -29,13 +29,16 @@ from diversity_jax.prepare.config import Preparation
 from diversity_jax.prepare.decontaminate import Benchmarks
 from diversity_jax.prepare.deduplicate import Copy, find_copies, read_overlaps
 from diversity_jax.prepare.executors import ENCODING, SIGNING, Executor, LocalExecutor, Staging, read_units, short
-from diversity_jax.prepare.manifest import LEFT_OUT, SPLITS, Manifest, Split, VocabularyInfo
+from diversity_jax.prepare.manifest import LEFT_OUT, SPLITS, Manifest, Split, VocabularyInfo, special_text_before
 from diversity_jax.prepare.packing import open_format
 from diversity_jax.prepare.rows import FLAGGED_DTYPE
 from diversity_jax.prepare.shards import ShardName, read_shard_record, write_plan
 from diversity_jax.tokenizers.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
+
+_RECORDED = {field.name for field in dataclasses.fields(Preparation)} - {"hygiene"}
+"""What a manifest has from the request as it is."""
 
 
 def prepare(
@@ -120,7 +123,7 @@ def _prepare(corpus: Corpus, job: Job, executor: Executor, request: Mapping[str,
     executor.write_shards(job, plan_hash, shards)
     splits = {split: _split(job, all_records, shards, split) for split in SPLITS}
     manifest = Manifest(
-        **{field.name: request[field.name] for field in dataclasses.fields(Preparation) if field.name != "hygiene"},
+        **{name: request[name] for name in _RECORDED},
         dtype=f"uint{8 * np.dtype(job.dtype).itemsize}",
         vocabulary=_copy_tokenizer(job.tokenizer, job.folder),
         source={"corpus": corpus.name, "fingerprint": request["source"]}
@@ -171,7 +174,7 @@ def _statistics(records: Sequence[ChunkRecord], truncated_documents: int) -> dic
         lengths.update({int(exponent): count for exponent, count in record.lengths.items()})
     kept = lengths.total()
     splits = [split for record in records for split in record.splits.values()]
-    tokens = sum(split.tokens for split in splits)
+    tokens, special = sum(split.tokens for split in splits), sum(split.special_text for split in splits)
     with_documents = [record for record in records if record.lengths]
     return {
         "documents": sum(record.documents for record in records),
@@ -179,6 +182,7 @@ def _statistics(records: Sequence[ChunkRecord], truncated_documents: int) -> dic
         **{reason: left_out[reason] for reason in LEFT_OUT},
         "documents_across_rows": sum(split.documents_across_rows for split in splits),
         "truncated_documents": truncated_documents,
+        **({"special_text_documents": special} if special else {}),
         "length_tokens": {
             "shortest": min((record.shortest for record in with_documents), default=0),
             "mean": round((tokens - kept) / kept, 3) if kept else 0.0,
@@ -244,8 +248,11 @@ def _copy_tokenizer(tokenizer: Tokenizer, folder: str) -> VocabularyInfo:
 def _request(job: Job, fingerprint: str) -> dict[str, Any]:
     """What the rows depend on, as JSON."""
     benchmarks = job.benchmarks.hashes if job.benchmarks else {}
+    settings = dataclasses.asdict(job.settings)
+    if settings["special_text"] == special_text_before(job.tokenizer.kind, is_chat=job.chat is not None):
+        settings["special_text"] = None  # rows of before there was the setting are the same
     return {
-        **dataclasses.asdict(job.settings),
+        **settings,
         "hygiene": {**dataclasses.asdict(job.settings.hygiene), "decontaminate": benchmarks},
         "chat": vars(job.chat) if job.chat else {},
         "tokenizer": job.tokenizer.hash,
@@ -258,10 +265,13 @@ def _prepared_before(folder: Path | str, request: Mapping[str, Any]) -> Manifest
     manifest = Manifest.load(join_path(folder, "manifest.json"))
     before = {
         **dataclasses.asdict(manifest),
+        "special_text": manifest.special_text_read,
         "tokenizer": manifest.vocabulary.hash,
         "source": manifest.source["fingerprint"],
         "hygiene": {key: manifest.hygiene.get(key) for key in request["hygiene"]},
     }
+    before_setting = special_text_before(manifest.vocabulary.kind, is_chat=bool(request["chat"]))
+    request = {**request, "special_text": request["special_text"] or before_setting}
     for key, wanted in request.items():
         if before[key] != wanted:
             change = f"{key} ({short(before[key])}, now {short(wanted)})"

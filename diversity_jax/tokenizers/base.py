@@ -18,6 +18,16 @@ SPECIAL_TEXT = ("plain", "special", "refuse")
 _BREAK = "\ufdd0"  # a Unicode noncharacter, which text does not hold
 
 
+def check_special_text(value: str) -> None:
+    """Refuses a setting of another name.
+
+    Raises:
+      InputError: not one of `SPECIAL_TEXT`.
+    """
+    if value not in SPECIAL_TEXT:
+        raise InputError(f"special_text {value!r} is unknown; choose one of {', '.join(SPECIAL_TEXT)}")
+
+
 class Tokenizer(abc.ABC):
     """A mapping between text and ids.
 
