@@ -303,7 +303,9 @@ def test_rows_of_a_trained_tokenizer_stand(world, name, file):
         if path.is_file():
             again = Path(name, path.relative_to("stored"))
             as_value = read if path.name == "manifest.json" else Path.read_bytes
-            assert as_value(again) == as_value(path), path
+            # Of a tokenizer.json, what is recorded beside the same rows: special tokens' texts are letters by now.
+            setting = {"special_text": "plain"} if (path.name, name) == ("manifest.json", "byte_pairs") else None
+            assert as_value(again) == (as_value(path) | setting if setting else as_value(path)), path
 
 
 # Training

@@ -122,3 +122,36 @@ def test_the_loader_needs_no_tensorflow(folder):
         f"print(Mixture.load({str(folder)!r}).loader(batch_size=4).batch(7).tokens.sum())"
     )
     assert int(run_python(code)) == Mixture.load(folder).loader(batch_size=4).batch(7).tokens.sum()
+
+
+def test_a_vocabulary_whose_id_0_is_text_says_so_and_its_rows_come_whole(tmp_path, caplog):
+    """seqio's packing takes an example to be as long as it has ids above 0; features that come with the rows do not."""
+    import tokenizers
+
+    from diversity_jax.core.tensorflow import seqio
+    from diversity_jax.mixtures.registry import register
+
+    letters = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet(), key=lambda letter: letter != "e")
+    plain = tokenizers.Tokenizer(tokenizers.models.BPE({letter: i for i, letter in enumerate(letters)}, []))
+    plain.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    plain.add_special_tokens(["<|endoftext|>"])
+    plain.save(str(tmp_path / "tokenizer.json"))
+    words = {"name": "zeroed", "words": {"few": 9}, "sequence_length": 15, "documents": 40}
+    folder = build_mixture(tmp_path / "m", {"few": Fraction(1)}, vocabulary=str(tmp_path / "tokenizer.json"), **words)
+    assert "few: id 0 of its vocabulary is 'e', which rows hold" in caplog.text
+    caplog.clear()
+    register(folder)
+    assert [record.getMessage()[:40] for record in caplog.records] == ["few: id 0 of its vocabulary is 'e', whic"]
+    rows = Mixture.load(folder).taken[0].prepared.splits["train"].rows
+    expected = Mixture.load(folder).loader(batch_size=1).rows(np.arange(rows)).tokens
+    assert (expected == 0).any()
+
+    def fed(name, converter, length):
+        options = {"dataset_split": "train", "shuffle": False, "num_epochs": 1, "feature_converter": converter}
+        return list(seqio.get_dataset(name, {"targets": length}, **options).as_numpy_iterator())
+
+    whole = fed("zeroed_packed", seqio.PrePackedLMFeatureConverter(), 15)
+    np.testing.assert_array_equal([row["decoder_target_tokens"] for row in whole], expected[:, 1:])
+    assert all((row["decoder_loss_weights"] == 1).all() for row in whole)
+    packed = fed("zeroed", seqio.LMFeatureConverter(pack=True), 16)
+    assert sum(int((row["decoder_target_tokens"] != 0).sum()) for row in packed) < (expected != 0).sum()

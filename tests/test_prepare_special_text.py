@@ -85,6 +85,8 @@ def test_rows_of_before_the_setting_are_known_by_their_tokenizer(tokenizer, tmp_
     manifest = prepared(tokenizer, tmp_path / "rows", before)
     assert "special_text" not in json.loads((tmp_path / "rows" / "manifest.json").read_text())
     assert manifest.special_text_read == before
+    assert prepared(tokenizer, tmp_path / "rows", None).content_hash == manifest.content_hash  # as it is, unless asked
+    assert prepared(tokenizer, tmp_path / "new", None).special_text_read == "plain"
 
 
 def test_an_unknown_setting_is_one_line():

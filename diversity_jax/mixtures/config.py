@@ -162,7 +162,7 @@ class MixtureConfig:
       seed: of row permutations and held-out documents.
       repeat_shuffle: every pass over a component's rows after the first has an order of its own, instead of the first
         one's again.
-      special_text: what a special token's text in a document is: `plain`, `special` or `refuse`, as in
+      special_text: what a special token's text in a document is: `plain`, `special` or `refuse`; None: `plain`, as in
         `prepare.config.Preparation`.
       train_tokens: tokens that training will see; needed where a policy has a `repeat_limit` or is `auto`.
       shares_of: what shares count: `tokens`; `examples`, documents or conversations, however long they are; or
@@ -184,7 +184,7 @@ class MixtureConfig:
     validation_share: float = 0.005
     seed: int = 0
     repeat_shuffle: bool = field(default=False, metadata=ADDED)
-    special_text: str = field(default="plain", metadata=ADDED)
+    special_text: str | None = field(default=None, metadata=ADDED)
     train_tokens: int | None = None
     shares_of: str = "tokens"
     hygiene: Filtering = field(default_factory=Filtering)

@@ -1,6 +1,7 @@
 """Prepared rows as SeqIO reads them: from disk in `tf.data`, with the features that converters and other tasks want."""
 
 from collections.abc import Sequence
+import logging
 import os
 from typing import Any
 
@@ -12,6 +13,8 @@ from diversity_jax.mixtures.mixture import epoch_shuffle
 from diversity_jax.prepare.manifest import Manifest, prepared_tokenizer
 from diversity_jax.prepare.rows import ID_BITS, START
 from diversity_jax.tokenizers.seqio import seqio_vocabulary
+
+log = logging.getLogger(__name__)
 
 DECODER_FEATURES = (
     "decoder_input_tokens",
@@ -31,7 +34,15 @@ def features_of(manifest: Manifest, derived: Sequence[str] = ()) -> dict[str, An
     """`targets`, and such of `DECODER_FEATURES` as are to be registered."""
     info = manifest.vocabulary
     if info.hash not in _VOCABULARIES:
-        _VOCABULARIES[info.hash] = seqio_vocabulary(prepared_tokenizer(manifest))
+        tokenizer = prepared_tokenizer(manifest)
+        _VOCABULARIES[info.hash] = seqio_vocabulary(tokenizer)
+        if (zero := tokenizer.zero_in_rows()) is not None:
+            log.warning(
+                "%s: id 0 of its vocabulary is %r, which rows hold, and SeqIO takes for padding: its packing drops a "
+                "token for each, its loss weights leave them out. Take the registered names that end in _packed and "
+                "PrePackedLMFeatureConverter",
+                *(manifest.name, zero),
+            )
     options = {"add_eos": False, "dtype": tf.int32, "rank": 1}
     tokens = seqio.Feature(vocabulary=_VOCABULARIES[info.hash], required=True, **options)
     derived_tokens = seqio.Feature(vocabulary=_VOCABULARIES[info.hash], required=False, **options)

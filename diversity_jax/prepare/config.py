@@ -88,7 +88,7 @@ class Preparation:
         only answers are targets of the loss. None: text.
       special_text: what a special token's text, such as `</s>`, is in a document or a message: `plain`, letters like
         all others; `special`, the token; `refuse`, an error. Documents with such text are counted. A template's own
-        marks are always tokens.
+        marks are always tokens. None: `plain`; a component of before there was this setting stays as it is.
       piece_characters: text is tokenised in chunks of about so many characters, each by one process.
       shard_bytes: size of a shard of rows, about; what one process holds while rows are permuted.
     """
@@ -102,7 +102,7 @@ class Preparation:
     chat: Chat | None = None
     piece_characters: int = 8_000_000
     shard_bytes: int = 64 << 20
-    special_text: str = field(default="plain", metadata=ADDED)
+    special_text: str | None = field(default=None, metadata=ADDED)
 
     def __post_init__(self) -> None:
         check_special_text(self.special_text)

@@ -70,6 +70,7 @@ def prepare(
     """
     folder = folder if is_remote(folder) else Path(folder)
     staging, filtering, manifest_path = Staging(folder), settings.hygiene, join_path(folder, "manifest.json")
+    settings = _with_special_text(settings, manifest_path)
     job = Job(
         tokenizer=tokenizer,
         settings=settings,
@@ -102,6 +103,20 @@ def prepare(
     return manifest
 
 
+def _with_special_text(settings: Preparation, manifest_path: str | Path) -> Preparation:
+    """The settings with `special_text` set: `plain`, or what a component there has that was made before the setting."""
+    if settings.special_text is not None:
+        return settings
+    value = "plain"
+    if exists(manifest_path):
+        before = Manifest.load(manifest_path)
+        value = before.special_text_read if before.special_text is None else value
+        if value != "plain":
+            message = "%s: special tokens' texts in its documents are these tokens (special_text %r), as before there "
+            log.info(message + "was this setting; prepare it in another folder to have letters", settings.name, value)
+    return dataclasses.replace(settings, special_text=value)
+
+
 def _prepare(corpus: Corpus, job: Job, executor: Executor, request: Mapping[str, Any]) -> Manifest:
     """The stages, and the manifest as the last act."""
     statuses, copies = None, list[Copy]()
@@ -122,6 +137,9 @@ def _prepare(corpus: Corpus, job: Job, executor: Executor, request: Mapping[str,
     plan_hash, shards = write_plan(job, all_records)
     executor.write_shards(job, plan_hash, shards)
     splits = {split: _split(job, all_records, shards, split) for split in SPLITS}
+    if (zero := job.tokenizer.zero_in_rows()) is not None:
+        message = "%s: id 0 of its vocabulary is %r, which rows hold; SeqIO's packing drops a token for each (%s)"
+        log.warning(message, job.settings.name, zero, "docs/mixtures.md, In another codebase")
     manifest = Manifest(
         **{name: request[name] for name in _RECORDED},
         dtype=f"uint{8 * np.dtype(job.dtype).itemsize}",

@@ -18,13 +18,13 @@ SPECIAL_TEXT = ("plain", "special", "refuse")
 _BREAK = "\ufdd0"  # a Unicode noncharacter, which text does not hold
 
 
-def check_special_text(value: str) -> None:
+def check_special_text(value: str | None) -> None:
     """Refuses a setting of another name.
 
     Raises:
       InputError: not one of `SPECIAL_TEXT`.
     """
-    if value not in SPECIAL_TEXT:
+    if value not in (None, *SPECIAL_TEXT):
         raise InputError(f"special_text {value!r} is unknown; choose one of {', '.join(SPECIAL_TEXT)}")
 
 
@@ -71,6 +71,13 @@ class Tokenizer(abc.ABC):
         """The ids that its maker puts before and after every text."""
         begin = (self.bos_id,) if self.adds_bos and self.bos_id is not None else ()
         return begin, (self.end_of_text_id,) if self.adds_eos else ()
+
+    def zero_in_rows(self) -> str | None:
+        """What id 0 stands for where rows hold it: text, or what ends or begins a document; None where it is padding or
+        another special token. SeqIO takes id 0 for padding."""
+        text = self.token_text(0)
+        in_rows = text not in self.special_ids or 0 in (self.end_of_text_id, self.bos_id if self.adds_bos else None)
+        return text if in_rows else None
 
     @abc.abstractmethod
     def decode(self, ids: Sequence[int]) -> str:
