@@ -14,9 +14,11 @@ from pathlib import Path
 import sys
 
 from diversity_jax.core import cli, run_info
+from diversity_jax.core.buckets import public_name, writes_to
 from diversity_jax.scoring.config import ScoreConfig
 
 
+@writes_to("output_dir")
 def main(config: ScoreConfig) -> None:
     """Audits the judge of the configuration; prints the table of the exam, and the page's path last."""
     from diversity_jax.scoring.audit import run_audit
@@ -35,7 +37,7 @@ def main(config: ScoreConfig) -> None:
     print(result.exam)
     for name, found in result.injections.items():
         print(f"{name}: {found}")
-    print(path)
+    print(public_name(path))
 
 
 if __name__ == "__main__":

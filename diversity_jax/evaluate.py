@@ -13,12 +13,14 @@ import sys
 
 from diversity_jax.core import cli
 from diversity_jax.core.artifacts import locked_folder
+from diversity_jax.core.buckets import public_name, writes_to
 from diversity_jax.core.files import local_folder, write_json
 from diversity_jax.evaluation.config import EvaluateConfig
 
 log = logging.getLogger(__name__)
 
 
+@writes_to("output_dir")
 def main(config: EvaluateConfig) -> None:
     """Writes results.json, samples, requests and the page; prints the page's path last."""
     import jax
@@ -36,7 +38,7 @@ def main(config: EvaluateConfig) -> None:
         for line in run.summary(results):
             log.info(line)
         page = evaluation.write(output_dir, results)
-    print(page)
+    print(public_name(page))
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ import sys
 
 from diversity_jax.core import cli, run_info
 from diversity_jax.core.artifacts import locked_folder
+from diversity_jax.core.buckets import public_name, writes_to
 from diversity_jax.core.errors import InputError
 from diversity_jax.core.files import local_folder
 from diversity_jax.synthesis.config import GenerateConfig
@@ -32,6 +33,7 @@ def main(config: GenerateConfig) -> None:
         _generate(config)
 
 
+@writes_to("output_dir")
 def _generate(config: GenerateConfig) -> None:
     from diversity_jax.synthesis.run import run
 
@@ -51,9 +53,9 @@ def _generate(config: GenerateConfig) -> None:
 def _write_page(config: GenerateConfig, store: Store) -> None:
     from diversity_jax.report.pages import synthesis
 
-    log.info("documents: %s", store.documents_pattern)
+    log.info("documents: %s", public_name(store.documents_pattern))
     (info := run_info.describe(sys.argv, config)).save(config.output_dir)
-    print(synthesis.write(store, info.facts()))
+    print(public_name(synthesis.write(store, info.facts())))
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ import sys
 
 from diversity_jax.cluster_agent import NothingUsable
 from diversity_jax.core import cli, run_info
+from diversity_jax.core.buckets import public_name, writes_to
 from diversity_jax.core.errors import InputError
 from diversity_jax.scoring.config import ScoreConfig
 
@@ -31,6 +32,7 @@ def _write_unusable(config: ScoreConfig, failure: NothingUsable) -> Path:
     return judge_verdict.write_unusable(folder, failure.score)
 
 
+@writes_to("output_dir")
 def main(config: ScoreConfig) -> None:
     """Scores and measures, writes the page, and prints its path last; a dry run prints the forecast alone."""
     from diversity_jax.scoring.run import run_score
@@ -38,20 +40,23 @@ def main(config: ScoreConfig) -> None:
     try:
         result = run_score(config)
     except NothingUsable as failure:
-        raise InputError(f"{failure}; what was seen and what helps: {_write_unusable(config, failure)}") from None
+        raise InputError(
+            f"{failure}; what was seen and what helps: {public_name(_write_unusable(config, failure))}"
+        ) from None
     if result is None or config.dry_run:
-        print(Path(config.output_dir) / "report.html" if result is None else result.forecast or "nothing to forecast")
+        done = public_name(Path(config.output_dir) / "report.html")
+        print(done if result is None else result.forecast or "nothing to forecast")
         return
     run_info.describe(sys.argv, config).save(config.output_dir)
     if result.scorecards:
         from diversity_jax.report.pages import score as page
 
         args = (result.scorecards, result.metrics, result.checks, result.comparisons)
-        print(page.write(config.output_dir, *args))
+        print(public_name(page.write(config.output_dir, *args)))
     else:
         from diversity_jax.report.pages import metrics as metrics_page
 
-        print(metrics_page.write(config.output_dir, result.metrics))
+        print(public_name(metrics_page.write(config.output_dir, result.metrics)))
 
 
 if __name__ == "__main__":

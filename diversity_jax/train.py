@@ -6,9 +6,11 @@
 Every field of the configuration can be set on the command line; run again with the same output_dir to go on.
 """
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from diversity_jax.core import cli
+from diversity_jax.core.buckets import public_name
 from diversity_jax.training.run import Config
 
 if TYPE_CHECKING:
@@ -22,13 +24,7 @@ def main(config: Config) -> "TrainingResult":
     runtime.keep_freed_memory()
     distributed.start_distributed(config.distributed)
     with together.shared_failures():
-        result = run.run(config)
-
-    import jax
-
-    if jax.process_index() == 0:
-        write_page(config)
-    return result
+        return run.run(config, finish=lambda folder: write_page(config, folder))
 
 
 def run_command(config: Config) -> None:
@@ -37,11 +33,11 @@ def run_command(config: Config) -> None:
         raise SystemExit(143)
 
 
-def write_page(config: Config) -> None:
+def write_page(config: Config, folder: Path) -> None:
     """Writes the run's page and prints its path, last."""
     from diversity_jax.report.pages import training_run
 
-    print(training_run.write(config.output_dir, mixture_dir=config.prepared))
+    print(public_name(training_run.write(folder, mixture_dir=config.prepared)))
 
 
 if __name__ == "__main__":

@@ -161,8 +161,8 @@ def test_a_folder_of_another_evaluation_or_command_is_refused(folders, tmp_path)
     run_info.describe(["python -m diversity_jax.train"], {"optimizer": {}}).save(tmp_path / "run")
     with pytest.raises(InputError, match="holds no evaluation, but what"):
         run(folders, tmp_path / "run", tasks="piqa")
-    with pytest.raises(InputError, match="gs:// cannot be used here"):
-        run(folders, "gs://bucket/evaluation")
+    with pytest.raises(InputError, match="memory:// cannot be used here"):
+        run(folders, "memory://evaluation")
     with locked_folder(tmp_path / "a"), pytest.raises(InputError, match="is writing to it"):
         run(folders, tmp_path / "a", tasks="piqa", limit=2, resume=True)
 

@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 
 from diversity_jax.core.errors import InputError
+from diversity_jax.evaluation.cache_blocks import CacheRow, RowLayout
 from diversity_jax.model import MeshConfig, init_params, logits, make_mesh, param_shardings
+from diversity_jax.model.cache import cached_hidden_states, decode_step, empty_cache
 from diversity_jax.model.config import LoraConfig
 from diversity_jax.model.cross_entropy import loss
-from diversity_jax.model.decode import decode_step, empty_cache, for_inference, forest_hidden_states, prefill
+from diversity_jax.model.decode import for_inference, forest_hidden_states
 from diversity_jax.model.llama import head_weight, init_adapters, merged, with_adapters
 from diversity_jax.model.rotary import rotary_frequencies
 from tests.family_switches import SWITCHES, switched
@@ -32,22 +34,27 @@ def assert_close(found, expected):
     assert np.abs(found - expected).max() < 5e-5 * expected.std()
 
 
+def places(rows, length):
+    """Positions, blocks written to and blocks read of rows (block, first position)."""
+    layout = RowLayout([CacheRow(0, [block], start, start + length) for block, start in rows], 1, (len(rows),))
+    starts = layout.array([start for _, start in rows])
+    return starts, layout.written(length, 1)[0], layout.reads(1, None, on_host=True)
+
+
 @pytest.mark.parametrize("name", SWITCHES)
 def test_decoding_and_scoring_equal_the_whole_forward_pass(name, tokens):
     config = switched(name)
     params = random_params(config)
     expected = full_logits(config, params, tokens[:2])
     ours = for_inference(config, params)
-    cache = empty_cache(config, 2, 32)
-    read = jax.jit(prefill, static_argnums=0, static_argnames="span_tokens")
-    for slot in range(2):
-        for start in range(0, PROMPT, 8):
-            hidden, cache = read(config, ours, cache, tokens[slot, start : start + 8], slot, start, span_tokens=32)
-            found = hidden @ head_weight(config, ours)
-            assert_close(found, expected[slot, start : start + 8])
-    step = jax.jit(decode_step, static_argnums=0, static_argnames="span_tokens")
+    cache = tuple(empty_cache(config, 3) for _ in range(config.num_layers))
+    read = jax.jit(cached_hidden_states, static_argnums=0)
+    parts = tokens[:2, :PROMPT].reshape(4, 8)  # two rows of each sequence
+    hidden, cache = read(config, ours, cache, parts, *places([(1, 0), (1, 8), (2, 0), (2, 8)], 8))
+    assert_close(hidden @ head_weight(config, ours), expected[:, :PROMPT].reshape(4, 8, -1))
+    step = jax.jit(decode_step, static_argnums=0)
     for position in range(PROMPT, LENGTH):
-        found, cache = step(config, ours, cache, tokens[:2, position], jnp.full(2, position), span_tokens=32)
+        found, cache = step(config, ours, cache, tokens[:2, position], *places([(1, position), (2, position)], 1))
         assert_close(found, expected[:, position])
     depths, ends = (jnp.broadcast_to(row, (2, LENGTH)) for row in (jnp.arange(LENGTH), jnp.array(LENGTH)))
     scored = jax.jit(forest_hidden_states, static_argnums=(0, 5))(config, ours, tokens[:2], depths, ends, None)
@@ -115,9 +122,8 @@ def test_dynamic_scaling_beyond_the_original_length_is_refused_where_texts_are_r
     config = switched("dynamic", rope_original_length=16, max_length=64)
     params = random_params(config)
     assert np.any(rotary_frequencies(config, 24) != rotary_frequencies(config, 16))
-    cache = empty_cache(config, 1, 32)
     with pytest.raises(InputError, match=r"lower max_length to it, or set model.rope_scaling='yarn'"):
-        prefill(config, for_inference(config, params), cache, tokens[0], 0, 0, span_tokens=32)
+        cached_hidden_states(config, for_inference(config, params), (), tokens[:1], *places([(1, 0)], LENGTH))
 
 
 @pytest.mark.parametrize(

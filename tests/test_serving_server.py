@@ -15,7 +15,8 @@ import time
 import openai
 import pytest
 
-from diversity_jax.evaluation.generate import Generator, TokenLogprob
+from diversity_jax.evaluation.generate import Generator
+from diversity_jax.evaluation.generation_request import TokenLogprob
 from diversity_jax.evaluation.sampling import Sampling
 from diversity_jax.model.convert import write_imported
 from diversity_jax.serving.answers import token_text

@@ -149,6 +149,19 @@ def test_recipes_needed_is_the_least_that_suffices(correlation, wanted):
             "one of them follows from the others",
         ),
         (lambda: least_squares([1, 2], {"x": [1, 2]}), "needs at least 3 recipes"),
+        (lambda: least_squares([0.1 + 0.2, 0.3, 0.3], {"x": [1, 2, 4]}), "outcome: the same in all 3 recipes"),
+        (lambda: partial_correlation([1, 2], [1, 2]), "2 recipes: it is always 1 or -1; an interval needs at least 4"),
+        (lambda: partial_correlation([1, 2, 4], [1, 2, 3]), "3 recipes: an interval needs at least 4"),
+        (lambda: partial_correlation([1, 2, 4], [1, 3, 3], {"z": [1, 0, 1]}), "given z: it is always 1 or -1"),
+        (lambda: partial_correlation([1, 2, 4, 3], [1, 3, 3, 5], {"z": [1, 0, 1, 0]}), "given z: an interval needs"),
+        (lambda: partial_correlation([1, 2, 4, 3, 6], [1, 0, 1, 0, 1], {"z": [1, 0, 1, 0, 1]}), "outcome: follows"),
+        (lambda: rank_correlation([1, 2, 3], [1, 3, 2]), "3 recipes: an interval needs at least 4"),
+        (lambda: rank_correlation([1, 2, 3, 4], [1, 3, 2, 4], kind="kendall"), "an interval needs at least 5"),
+        (lambda: rank_correlation([1, 2, 3, 4], [2, 2, 2, 2]), "outcome: the same in all 4 recipes"),
+        (lambda: factor_effects([{"y": 1, "a": 1}, {"y": 1, "a": 2}], "y", ["a"]), "y is the same in all 2 runs"),
+        (lambda: factor_effects([{"y": math.nan, "a": 1}, {"y": 1, "a": 2}], "y", ["a"]), "run 0: y is not finite"),
+        (lambda: saturation([1, 2, 3, 4, 5], [2] * 5), "the outcome is the same in all points"),
+        (lambda: saturation([1, 2, 3, 4, 5], [2, 1, math.nan, 3, 4]), "a point is not finite"),
         (lambda: least_squares([1, 2, math.nan], {"x": [1, 2, 3]}), "outcome: not finite in recipe 2"),
         (lambda: least_squares([1, 2], {"x": [1, 2, 3]}), "x: (3,) values for (2,) outcomes"),
         (lambda: partial_correlation([1, 2, 3, 5], [1, 3, 2, 4], {"z": [2, 4, 6, 10]}), "x: follows from z"),
@@ -164,3 +177,55 @@ def test_what_cannot_be_analysed_is_refused_with_the_reason(call, message):
     with pytest.raises(InputError) as error:
         call()
     assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("y", "x"),
+    [
+        ([1, 2, 3], [1, 2, 3]),  # on the line exactly: no noise to see
+        ([1, 2, 4, 7], [0, 0, 0, 1]),  # the last recipe alone sets the slope
+    ],
+)
+def test_a_slope_without_noise_to_see_has_no_interval(y, x):
+    slope = least_squares(y, {"x": x})["x"]
+    assert math.isnan(slope.low)
+    assert math.isnan(slope.high)
+    assert not slope.decided
+
+
+def test_ties_and_perfect_orders_of_four_recipes():
+    tied = rank_correlation([1, 1, 2, 2], [1, 2, 2, 3])
+    assert -1 < tied.low < tied.value < tied.high < 1
+    for ordered in (rank_correlation([1, 2, 3, 4], [1, 2, 3, 4]), partial_correlation([1, 2, 3, 4], [4, 3, 2, 1])):
+        assert abs(ordered.value) == 1
+        assert math.isnan(ordered.low)
+
+
+DEGENERATE = {
+    "saturated": ([(1, "p", 1.0), (2, "p", 2.0), (1, "q", 4.0), (2, "q", 3.0)], "4 runs leave no degrees of freedom"),
+    "aliased": (
+        [(1, "p", 1.0), (2, "q", 2.0), (1, "p", 1.5), (2, "q", 3.0)],
+        "a, b, a:b: cannot be told from the other terms",
+    ),
+    "constant factor": ([(1, "p", 1.0), (2, "p", 2.0), (1, "p", 1.5), (2, "p", 3.0)], "b: one level only"),
+    "no noise": ([(1, "p", 1.0), (2, "p", 2.0), (1, "p", 1.0), (2, "p", 2.0)], "the terms explain every run exactly"),
+}
+
+
+@pytest.mark.parametrize("name", DEGENERATE)
+def test_effects_of_degenerate_grids_withhold_shares_and_tests_with_the_reason(name):
+    cells, reason = DEGENERATE[name]
+    effects = factor_effects([{"a": a, "b": b, "y": y} for a, b, y in cells], "y", ["a", "b"])
+    assert any(reason in withheld for withheld in effects.withheld), effects.withheld
+    for term in effects.terms:
+        assert math.isnan(term.p) == (name != "constant factor")
+        assert math.isnan(term.share) == (name in ("saturated", "aliased"))
+    assert set(effects.levels) == {"saturated": {"a", "b"}, "aliased": set()}.get(name, {"a"})
+
+
+def test_whole_grids_withhold_nothing():
+    assert factor_effects(grid(), "y", ["a", "b"], block="seed").withheld == []
+
+
+def test_five_points_never_prefer_a_curve_to_a_line():
+    assert not saturation([1, 2, 4, 8, 16], [0.0, 0.5, 0.8, 0.9, 0.91]).better_than_a_line

@@ -79,15 +79,71 @@ def test_an_analysis_of_another_version_is_refused(folder, tmp_path):
         page.draw(tmp_path)
 
 
-def test_where_every_recipe_has_the_same_outcome_the_share_explained_is_withheld_with_its_reason(tmp_path):
-    study = config.parse(["--config", "configs/studies/ratio.py"], StudyConfig)
-    equal = [run | {"outcomes": {"accuracy": 0.5}} for run in runs()]
-    results = analysis.analyse(study, equal) | {"densities": {"factors": [], "corpora": []}, "failures": []}
-    assert results["relations"][0]["log_line"]["r_squared"] is None
-    write_json(tmp_path / "analysis.json", results)
-    run_info.describe(["python"], {}).save(tmp_path)
-    page.draw(tmp_path)
-    text = (tmp_path / "report.html").read_text()
-    assert "every recipe has the same outcome" in text
+def drawn(folder, found_runs, controls=None):
+    """The analysis of made-up runs, and the text of their page."""
+    settings = {} if controls is None else {"controls": controls}
+    study = config.with_values(config.parse(["--config", "configs/studies/ratio.py"], StudyConfig), settings)
+    results = analysis.analyse(study, found_runs) | {"densities": {"factors": [], "corpora": []}, "failures": []}
+    write_json(folder / "analysis.json", results)
+    run_info.describe(["python"], {}).save(folder)
+    page.draw(folder)
+    return results, (folder / "report.html").read_text()
+
+
+def test_where_every_recipe_has_the_same_outcome_all_is_withheld_with_its_reason(tmp_path):
+    results, text = drawn(tmp_path, [run | {"outcomes": {"accuracy": 0.5}} for run in runs()])
+    assert results["relations"][0]["log_line"] == {
+        "reason": "outcome: the same in all 6 recipes; nothing can go with it"
+    }
     assert "These runs do not decide" in text
     assert "outcome: the same in all 6 recipes" in text
+    assert "outcome is the same in all 12 runs, so no factor moves it" in text
+
+
+def small(n, seeds=2, **changes):
+    """The runs of the first n recipes, with outcomes that do not follow from anything."""
+    outcomes = [0.51, 0.55, 0.50, 0.58, 0.53, 0.60]
+    for run in runs():
+        tokens = run["levels"]["synthetic tokens (B)"]
+        index = [corpus[0] for corpus in CORPORA].index(tokens)
+        if index < n and run["seed"] < seeds and run["stage"].endswith("pre-trained"):
+            noise = 0.004 * math.sin(9 * index + 5 * run["seed"])
+            yield run | {"outcomes": {"accuracy": outcomes[index] + noise}} | changes
+
+
+PAGES = {
+    "one recipe": (1, 2, [], ["Too few runs are finished", "none of synthetic tokens (B) takes two levels"]),
+    "two recipes": (
+        2,
+        2,
+        [],
+        ["do not decide", "it needs at least 3 recipes", "rank correlation of 2 recipes: an interval needs at least 4"],
+    ),
+    "three recipes": (3, 2, [], ["rank correlation of 3 recipes", "always 1 or -1; an interval needs at least 5"]),
+    "three recipes without controls": (3, 2, (), ["correlation of 3 recipes", "do not decide"]),
+    "four recipes": (4, 2, [], ["given length: an interval needs at least 5", "do not decide"]),
+    "no run left over": (4, 1, [], ["4 runs leave no degrees of freedom beside the terms"]),
+}
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_pages_of_few_recipes_say_what_they_allow_and_nothing_more(tmp_path, name):
+    n, seeds, controls, says = PAGES[name]
+    results, text = drawn(tmp_path, list(small(n, seeds)), ("length",) if controls == [] else controls)
+    assert all(words in text for words in says), [words for words in says if words not in text]
+    assert "share explained" not in text
+    assert "100.0 %" not in text
+    estimates = [
+        relation[key] for relation in results["relations"] if "x" in relation for key in ("spearman", "partial")
+    ]
+    assert all("reason" in one or one["low"] is not None or abs(one["value"]) == 1 for one in estimates)
+
+
+def test_missing_figures_and_controls_are_said(tmp_path):
+    found = list(small(6))
+    found[0] = found[0] | {"controls": {}}
+    found[2] = found[2] | {"diversity": {}}
+    found[3] = found[3] | {"diversity": {}}
+    _, text = drawn(tmp_path, found, ("length",))
+    assert "1 recipes have no effective_clusters" in text
+    assert "length is not controlled for accuracy over effective_clusters: some runs have none" in text

@@ -11,6 +11,7 @@ import os
 from pathlib import Path
 import random
 import shutil
+import time
 
 import jax
 import jax.numpy as jnp
@@ -285,7 +286,7 @@ def config_for(texts, output_dir, **train):
 def stopped(texts, tmp_path_factory):
     """A run of four steps."""
     output_dir = tmp_path_factory.mktemp("stopped") / "run"
-    run.run(config_for(texts, output_dir), several_processes=False)
+    run.run(config_for(texts, output_dir))
     return output_dir
 
 
@@ -297,7 +298,7 @@ def state_of(folder):
 
 def refused(config):
     with pytest.raises(InputError) as error:
-        run.run(config, several_processes=False)
+        run.run(config)
     return str(error.value)
 
 
@@ -362,10 +363,9 @@ def test_free_fields_changed_together_leave_every_bit_as_it_is(texts, stopped, t
     model = dataclasses.replace(MODEL, max_length=512)
     run.run(
         dataclasses.replace(config, train=dataclasses.replace(config.train, **free), model=model),
-        several_processes=False,
     )
     whole = config_for(texts, tmp_path / "whole")
-    run.run(dataclasses.replace(whole, train=dataclasses.replace(whole.train, steps=6)), several_processes=False)
+    run.run(dataclasses.replace(whole, train=dataclasses.replace(whole.train, steps=6)))
     resumed, uninterrupted = (read_info(place / "checkpoints", 6) for place in (folder, tmp_path / "whole"))
     assert resumed["fingerprint"] == uninterrupted["fingerprint"]
 
@@ -378,16 +378,15 @@ def test_what_was_allowed_by_name_is_recorded_and_a_run_may_begin_anew(texts, st
         optimizer=dataclasses.replace(config.optimizer, learning_rate=0.03),
         train=dataclasses.replace(config.train, steps=6),
     )
-    result = run.run(faster, several_processes=False)
+    result = run.run(faster)
     change = {"step": 4, "field": "optimizer.learning_rate", "before": 0.01, "now": 0.03}
     assert result.summary["changes"] == read_info(folder / "checkpoints", 6)["changes"] == [change]
     run.run(
         dataclasses.replace(faster, train=dataclasses.replace(faster.train, allow_changed=(), steps=8)),
-        several_processes=False,
     )
     assert read_info(folder / "checkpoints", 8)["changes"] == [change]
     anew = dataclasses.replace(faster, overwrite=True, model=dataclasses.replace(MODEL, num_layers=2))
-    run.run(anew, several_processes=False)
+    run.run(anew)
     assert checkpoint.complete_steps(folder / "checkpoints") == [2, 4, 6]
     assert read_info(folder / "checkpoints", 6)["changes"] == []
 
@@ -397,7 +396,7 @@ def test_a_decay_branch_has_the_bits_of_a_run_with_the_decay_in_its_schedule(tex
     decaying = OptimizerConfig(learning_rate=1e-2, schedule="warmup_stable_decay", decay_share=0.5)
     whole = config_for(texts, tmp_path / "whole")
     train = dataclasses.replace(whole.train, steps=8)
-    run.run(dataclasses.replace(whole, optimizer=decaying, train=train), several_processes=False)
+    run.run(dataclasses.replace(whole, optimizer=decaying, train=train))
     branch = dataclasses.replace(
         config_for(texts, tmp_path / "branch"),
         optimizer=decaying,
@@ -405,7 +404,7 @@ def test_a_decay_branch_has_the_bits_of_a_run_with_the_decay_in_its_schedule(tex
         prepared=str(stopped / "mixture"),
         train=dataclasses.replace(train, branch_from=str(stopped), branch_step=4),
     )
-    run.run(dataclasses.replace(branch, prepared=None, mixture=whole.mixture), several_processes=False)
+    run.run(dataclasses.replace(branch, prepared=None, mixture=whole.mixture))
     found, wanted = (read_info(tmp_path / name / "checkpoints", 8) for name in ("branch", "whole"))
     assert found["fingerprint"] == wanted["fingerprint"]
     assert state_of(stopped) == before
@@ -447,20 +446,28 @@ def test_a_folder_of_another_command_is_refused(texts, tmp_path):
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
-        ({"output_dir": "gs://bucket/run"}, "output_dir=gs://bucket/run: gs:// cannot be used here"),
-        ({"output_dir": "memory://run"}, "memory:// cannot be used here"),
-        ({"prepared": "s3://bucket/mixture"}, "prepared=s3://bucket/mixture: s3:// cannot be used here"),
-        ({"train": {"init_from": "gs://bucket/run"}}, "train.init_from=gs://bucket/run"),
-        ({"train": {"branch_from": "gs://bucket/run"}}, "train.branch_from=gs://bucket/run"),
+        ({"output_dir": "memory://run"}, "output_dir=memory://run: memory:// cannot be used here; give gs://, s3://"),
+        ({"output_dir": "gsx://bucket/run"}, "output_dir=gsx://bucket/run: gsx:// cannot be used here"),
+        ({"output_dir": "az://bucket/run"}, "output_dir=az://bucket/run: needs the package adlfs; pip install adlfs"),
+        ({"prepared": "http://host/mixture"}, "prepared=http://host/mixture: http:// cannot be used here"),
+        ({"train": {"init_from": "memory://run"}}, "train.init_from=memory://run"),
+        ({"train": {"branch_from": "ftp://host/run"}}, "train.branch_from=ftp://host/run"),
     ],
     ids=str,
 )
-def test_urls_are_refused_when_the_configuration_is_made(texts, tmp_path, fields, said):
+def test_urls_that_cannot_be_used_are_refused_when_the_configuration_is_made(texts, tmp_path, fields, said):
     fields = dict(fields)
     train = fields.pop("train", {})
     with pytest.raises(InputError) as error:
         dataclasses.replace(config_for(texts, tmp_path / "run", **train), **fields)
     assert said in str(error.value)
+
+
+def test_a_bucket_is_accepted_without_a_look_at_it(texts, tmp_path):
+    pytest.importorskip("gcsfs", reason="needs gcsfs: pip install 'diversity_jax[gcs]'")
+    began = time.monotonic()
+    dataclasses.replace(config_for(texts, tmp_path / "run", init_from="gs://b/run"), output_dir="gs://b/x")
+    assert time.monotonic() - began < 5
 
 
 @pytest.mark.parametrize("place", ["file", "file/below", "/proc/run"])

@@ -7,6 +7,7 @@ import sys
 from typing import Any, TypeVar
 import warnings
 
+from diversity_jax.core.buckets import public_name
 from diversity_jax.core.errors import InputError, without_secrets
 
 C = TypeVar("C")
@@ -45,14 +46,16 @@ def run_plain(command: Callable[[list[str]], Any], usage: str | None, argv: Sequ
         print((usage or "").strip())
         sys.exit(0 if argv else 2)
     log_to_stderr()
-    for noisy in ("jax", "absl", "httpx", "orbax", "gcsfs", "fsspec"):
+    for noisy in ("jax", "absl", "httpx", "orbax"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
+    for raises in ("gcsfs", "fsspec", "s3fs", "aiobotocore", "botocore"):  # they log a traceback and raise it too
+        logging.getLogger(raises).setLevel(logging.CRITICAL)
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"google\.")  # about the end of Python versions
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     try:
         command(argv)
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {public_name(str(error))}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted; run the same command again to go on", file=sys.stderr)

@@ -1,6 +1,5 @@
-"""Files, local or remote: opening, listing, removing, writing whole or not at all, decompressing, hashing, JSON."""
+"""Files, local or remote: opening, listing, removing, writing whole or not at all, hashing, JSON."""
 
-import bz2
 from collections.abc import Iterator
 import contextlib
 import errno
@@ -8,38 +7,17 @@ import glob
 import hashlib
 import io
 import json
-import lzma
 import os
 from pathlib import Path
-import re
 import shutil
 import sys
 from typing import IO, Any
 import uuid
-import zlib
 
 from diversity_jax.core.errors import InputError
+from diversity_jax.core.stores import DiskFull, RemoteFile, StoreError, is_remote, remote, store_errors
 
-
-class DiskFull(InputError):
-    """A file could not be written because there is no space left for it."""
-
-
-_REMOTE = re.compile(r"^[a-zA-Z][a-zA-Z0-9+.-]+://")
-
-
-def is_remote(path: str | os.PathLike) -> bool:
-    """Whether `path` is a URL such as `gs://bucket/file`, which fsspec reads, and not a local path."""
-    return bool(_REMOTE.match(os.fspath(path)))
-
-
-def _remote(url: str | os.PathLike) -> tuple[Any, str]:
-    """The file system of a URL, and the path in it. Cached listings are dropped: other processes write there too."""
-    import fsspec
-
-    filesystem, inside = fsspec.core.url_to_fs(os.fspath(url))
-    filesystem.invalidate_cache()
-    return filesystem, inside
+_READ_BYTES = 1 << 20
 
 
 def open_file(path: str | os.PathLike, mode: str = "rb") -> IO[Any]:
@@ -50,8 +28,10 @@ def open_file(path: str | os.PathLike, mode: str = "rb") -> IO[Any]:
     """
     try:
         if is_remote(path):
-            filesystem, inside = _remote(path)
-            return filesystem.open(inside, mode)
+            filesystem, inside = remote(path)
+            with store_errors(path):
+                file = io.BufferedReader(RemoteFile(filesystem.open(inside, "rb"), os.fspath(path)), _READ_BYTES)
+            return file if "b" in mode else io.TextIOWrapper(file, encoding="utf-8")
         return open(path, mode)
     except FileNotFoundError:
         raise InputError(f"{path}: no such file; check the path") from None
@@ -59,8 +39,6 @@ def open_file(path: str | os.PathLike, mode: str = "rb") -> IO[Any]:
         raise InputError(f"{path}: is a folder; name a file or a pattern such as {path}/*") from None
     except PermissionError:
         raise InputError(f"{path}: may not be opened; check its permissions") from None
-    except ImportError as error:
-        raise InputError(f"{path}: {error}") from None
 
 
 def list_files(pattern: str | os.PathLike) -> list[str]:
@@ -71,11 +49,12 @@ def list_files(pattern: str | os.PathLike) -> list[str]:
     """
     pattern = os.fspath(pattern)
     if is_remote(pattern):
-        filesystem, path = _remote(pattern)
-        try:
-            return sorted(map(filesystem.unstrip_protocol, filesystem.glob(path)))
-        except FileNotFoundError:  # no such bucket
-            return []
+        filesystem, path = remote(pattern)
+        with store_errors(pattern):
+            try:
+                return sorted(map(filesystem.unstrip_protocol, filesystem.glob(path)))
+            except FileNotFoundError:  # no such bucket
+                return []
     if os.path.isfile(pattern):
         return [pattern]
     found = glob.glob(pattern, recursive=True)
@@ -133,29 +112,14 @@ def local_folder(path: str | os.PathLike, field: str) -> Path:
       field: as users write it.
 
     Raises:
-      InputError: it is a URL or a file, or may not be written to.
+      InputError: it is a file, or may not be written to.
     """
-    refuse_url(path, field)
     there = _nearest_folder(path)
     if not there.is_dir():
         raise InputError(f"{field}={path}: {there} is not a folder; choose another one")
     if not os.access(there, os.W_OK | os.X_OK):
         raise InputError(f"{field}={path}: {there} may not be written to; choose another folder")
     return Path(path)
-
-
-def refuse_url(path: str | os.PathLike | None, field: str) -> None:
-    """Refuses a URL where a local or mounted folder is needed.
-
-    Raises:
-      InputError: it is one; the message names the field.
-    """
-    if path is not None and is_remote(path):
-        scheme = os.fspath(path).partition("://")[0]
-        raise InputError(
-            f"{field}={path}: {scheme}:// cannot be used here; give a local folder, or mount the bucket (gcsfuse, "
-            "mountpoint-s3) and name the folder in the mount"
-        )
 
 
 @contextlib.contextmanager
@@ -206,23 +170,26 @@ def _created(path: Path) -> IO[bytes]:
         raise InputError(f"{path.parent}: may not be written to ({error.strerror}); choose another folder") from None
 
 
+_WRITE_BYTES = 16 << 20  # sent at once; gcsfs waits for each block
+
+
 @contextlib.contextmanager
 def _uploading(url: str) -> Iterator[IO[bytes]]:
-    filesystem, inside = _remote(url)
+    filesystem, inside = remote(url)
     file = None
-    try:
-        # With autocommit, closing the file, as `with` does after an error too, would publish what was written so far.
-        file = filesystem.open(inside, "wb", autocommit=False)
-        filesystem.transaction.files.remove(file)  # fsspec would commit it with others at the end of a transaction
-        yield file
-        file.close()
-        file.commit()
-    except BaseException as error:
-        if file is not None:
-            file.discard()
-        if isinstance(error, FileNotFoundError | PermissionError):
-            raise _unwritable(url, error) from None
-        raise
+    with store_errors(url, written=True):
+        try:
+            # With autocommit, closing the file, as `with` does after an error too, would publish what was written.
+            file = filesystem.open(inside, "wb", autocommit=False, block_size=_WRITE_BYTES)
+            filesystem.transaction.files.remove(file)  # fsspec would commit it with others at the end of a transaction
+            yield file
+            file.close()
+            file.commit()
+        except BaseException:
+            if file is not None:
+                with contextlib.suppress(Exception):  # the first error is the one to tell
+                    file.discard()
+            raise
 
 
 def create_file(url: str, content: bytes) -> bool:
@@ -231,18 +198,13 @@ def create_file(url: str, content: bytes) -> bool:
     Raises:
       InputError: the bucket is not there, or may not be written to.
     """
-    filesystem, inside = _remote(url)
-    try:
-        filesystem.pipe_file(inside, content, mode="create")
-    except FileExistsError:
-        return False
-    except (FileNotFoundError, PermissionError) as error:
-        raise _unwritable(url, error) from None
+    filesystem, inside = remote(url)
+    with store_errors(url, written=True):
+        try:
+            filesystem.pipe_file(inside, content, mode="create")
+        except FileExistsError:
+            return False
     return True
-
-
-def _unwritable(url: str, error: Exception) -> InputError:
-    return InputError(f"{url}: cannot be written ({error}); check that the bucket is there and your access to it")
 
 
 def write_json(path: str | os.PathLike, value: Any) -> None:
@@ -280,14 +242,68 @@ def content_hash(value: Any) -> str:
 def file_bytes(path: str | os.PathLike) -> int:
     """Size of a file, local or remote."""
     if is_remote(path):
-        filesystem, inside = _remote(path)
-        return filesystem.size(inside)
+        filesystem, inside = remote(path)
+        with store_errors(path):
+            return filesystem.size(inside)
     return os.path.getsize(path)
 
 
-def join_path(folder: str | os.PathLike, name: str) -> Path | str:
+def read_range(path: str | os.PathLike, start: int, size: int) -> bytes:
+    """`size` bytes of a file from `start` on, local or remote, in one request.
+
+    Raises:
+      InputError: there is no such file, or it may not be read.
+      StoreError: fewer bytes came.
+    """
+    if is_remote(path):
+        filesystem, inside = remote(path)
+        with store_errors(path):
+            data = filesystem.cat_file(inside, start=start, end=start + size)
+    else:
+        with open_file(path) as file:
+            file.seek(start)
+            data = file.read(size)
+    if len(data) != size:
+        raise StoreError(f"{path}: gave {len(data):,} of {size:,} bytes from {start:,} on; run again")
+    return data
+
+
+def join_path(folder: str | os.PathLike, *names: str) -> Path | str:
     """`folder/name`, where the folder is local or a URL, which a `Path` would spoil."""
-    return f"{os.fspath(folder).rstrip('/')}/{name}" if is_remote(folder) else Path(folder) / name
+    return "/".join([os.fspath(folder).rstrip("/"), *names]) if is_remote(folder) else Path(folder, *names)
+
+
+def relative_path(path: str | os.PathLike, folder: str | os.PathLike) -> str:
+    """`path` as a file in `folder` names it: relative to it, or whole where one is local and the other is not."""
+    if is_remote(path) != is_remote(folder):
+        return os.fspath(path)
+    if is_remote(path) and _bucket(path) != _bucket(folder):
+        return os.fspath(path)
+    return os.path.relpath(path, folder)
+
+
+def resolve_path(folder: str | os.PathLike, name: str) -> Path | str:
+    """What `relative_path` gave, as a path or URL again."""
+    if is_remote(name) or os.path.isabs(name):
+        return name if is_remote(name) else Path(name)
+    if not is_remote(folder):
+        return Path(os.path.normpath(Path(folder, name)))
+    scheme, _, inside = os.fspath(folder).partition("://")
+    return f"{scheme}://{os.path.normpath(os.path.join(inside, name))}"
+
+
+def _bucket(url: str | os.PathLike) -> list[str]:
+    return os.fspath(url).split("/")[:3]
+
+
+def whole_path(path: str | os.PathLike) -> str:
+    """The same for the same folder: absolute and without links, or the URL without a slash at its end."""
+    return os.fspath(path).rstrip("/") if is_remote(path) else str(Path(path).resolve())
+
+
+def parent_folder(path: str | os.PathLike) -> Path | str:
+    """The folder that a file or folder lies in, local or remote."""
+    return os.fspath(path).rstrip("/").rpartition("/")[0] if is_remote(path) else Path(path).parent
 
 
 def path_inside(folder: str | os.PathLike, name: Any, where: str) -> Path | str:
@@ -315,23 +331,40 @@ def path_inside(folder: str | os.PathLike, name: Any, where: str) -> Path | str:
 
 
 def exists(path: str | os.PathLike) -> bool:
-    """Whether there is a file or folder, local or remote."""
-    if is_remote(path):
-        filesystem, inside = _remote(path)
-        return filesystem.exists(inside)
-    return os.path.exists(path)
+    """Whether there is a file or folder, local or remote.
+
+    Raises:
+      StoreError: the store could not say.
+    """
+    if not is_remote(path):
+        return os.path.exists(path)
+    filesystem, inside = remote(path)
+    with store_errors(path):
+        try:
+            filesystem.info(inside)
+        except FileNotFoundError:
+            return False
+    return True
 
 
 def remove_tree(path: str | os.PathLike) -> None:
     """Removes a file or a folder with all it holds, local or remote; nothing where there is none."""
     if is_remote(path):
-        filesystem, inside = _remote(path)
-        if filesystem.exists(inside):
-            filesystem.rm(inside, recursive=True)
+        filesystem, inside = remote(path)
+        with store_errors(path, written=True):
+            if exists(path):
+                filesystem.rm(inside, recursive=True)
     elif os.path.isdir(path):
         shutil.rmtree(path)
     else:
         Path(path).unlink(missing_ok=True)
+
+
+def copy_tree(source: str | os.PathLike, target: str | os.PathLike) -> None:
+    """Copies a folder of a bucket within it, file by file; the store does the copying."""
+    filesystem, inside = remote(source)
+    with store_errors(source):
+        filesystem.copy(inside, remote(target)[1], recursive=True)
 
 
 def file_hash(path: str | os.PathLike) -> str:
@@ -339,87 +372,3 @@ def file_hash(path: str | os.PathLike) -> str:
     file: Any
     with open_file(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-COMPRESSED = {".gz": "gzip", ".zst": "Zstandard", ".bz2": "bzip2", ".xz": "xz"}
-"""Ending of a compressed file's name, in letters of any case, -> the format."""
-_BLOCK_BYTES = 1 << 20
-_LONGEST_WINDOW_BYTES = 1 << 31  # what `zstd --long=31` writes; a window takes as much memory as the file asks for
-_COMPRESSED_BLOCK_BYTES = 1 << 17
-
-
-def compression(path: str) -> str | None:
-    """The ending of `COMPRESSED` that a name has; None where it has none."""
-    return next((ending for ending in COMPRESSED if path.lower().endswith(ending)), None)
-
-
-def expected_bytes(path: str) -> int:
-    """Decompressed size of a file, estimated from its size: text compresses to about a third."""
-    return file_bytes(path) * (3 if compression(path) else 1)
-
-
-def read_blocks(path: str) -> Iterator[bytes]:
-    """Content of a file in blocks of about 1 MiB, decompressed when its name ends as `COMPRESSED` has it.
-
-    Raises:
-      InputError: no such file; a compressed file is damaged, ends early or is not what its name says.
-    """
-    with open_file(path) as file:
-        if compression(path):
-            yield from _decompressed(path, file)
-        else:
-            while block := file.read(_BLOCK_BYTES):
-                yield block
-
-
-def _new_decompressor(path: str) -> Any:
-    ending = compression(path)
-    if ending == ".gz":
-        return zlib.decompressobj(wbits=31)
-    if ending == ".bz2":
-        return bz2.BZ2Decompressor()
-    if ending == ".xz":
-        return lzma.LZMADecompressor()
-    try:
-        import zstandard
-    except ImportError:
-        raise InputError(f"{path}: needs the package zstandard; install it or decompress the file") from None
-    return zstandard.ZstdDecompressor(max_window_size=_LONGEST_WINDOW_BYTES).decompressobj()
-
-
-def _decompressed(path: str, file: Any) -> Iterator[bytes]:
-    """Blocks of a compressed stream of one or several members, as `cat a.gz b.gz` makes them."""
-    decompressor, begun, read_bytes = _new_decompressor(path), False, 0
-    while data := file.read(_COMPRESSED_BLOCK_BYTES):
-        read_bytes += len(data)
-        while data:
-            try:
-                block = decompressor.decompress(data)
-            except Exception as error:  # zlib.error and zstandard.ZstdError share no parent below Exception
-                kind = COMPRESSED[compression(path) or ""]
-                where = f"damaged near byte {read_bytes}" if begun else f"not a {kind} file in spite of its name"
-                raise InputError(f"{path}: is {where} ({error}); fetch or write it again") from None
-            begun = True
-            if block:
-                yield block
-            if not decompressor.eof:
-                break
-            data = decompressor.unused_data.lstrip(b"\0")  # tape-style zero padding may stand between and after members
-            decompressor = _new_decompressor(path)
-            begun = bool(data)
-    if begun:
-        raise InputError(f"{path}: ends early at byte {read_bytes}: it was cut off; fetch or write it again")
-
-
-def read_lines(path: str) -> Iterator[list[bytes]]:
-    """Lines of a file without their newline, a list for every block; a line may be longer than any block."""
-    line_parts: list[bytes] = []
-    for block in read_blocks(path):
-        lines = block.split(b"\n")
-        line_parts.append(lines[0])
-        if len(lines) > 1:
-            lines[0] = b"".join(line_parts)
-            line_parts = [lines.pop()]
-            yield lines
-    if last := b"".join(line_parts):
-        yield [last]

@@ -11,8 +11,9 @@ import re
 import shlex
 from typing import Any
 
+from diversity_jax.core.buckets import public_name
 from diversity_jax.core.errors import InputError, without_secrets
-from diversity_jax.core.files import read_json, write_json
+from diversity_jax.core.files import exists, join_path, read_json, write_json
 
 _JAX_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint")
 _PACKAGES = ("diversity_jax", *_JAX_PACKAGES, "numpy", "seqio", "tensorflow", "tensorflow-cpu")
@@ -45,9 +46,9 @@ class RunInfo:
     versions: Mapping[str, str]
     hardware: str
 
-    def save(self, run_dir: str | os.PathLike) -> Path:
+    def save(self, run_dir: str | os.PathLike) -> Path | str:
         """Writes `run.json` into the run's folder."""
-        path = Path(run_dir) / "run.json"
+        path = join_path(run_dir, "run.json")
         write_json(path, dataclasses.asdict(self))
         return path
 
@@ -124,12 +125,14 @@ def refuse_other_command(folder: str | os.PathLike, setting: str, what: str) -> 
     Raises:
       InputError: another command wrote it, so that the folder holds something else.
     """
-    path = Path(folder) / "run.json"
-    if not path.exists():
+    path = join_path(folder, "run.json")
+    if not exists(path):
         return None
     info = RunInfo.load(path)
     if setting not in info.settings:
-        raise InputError(f"{folder}: holds no {what}, but what `{info.command[:160]}` wrote; choose another output_dir")
+        raise InputError(
+            f"{public_name(folder)}: holds no {what}, but what `{info.command[:160]}` wrote; choose another output_dir"
+        )
     return dict(info.settings)
 
 
@@ -228,7 +231,7 @@ def plain(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [plain(item) for item in value]
     if isinstance(value, str):
-        return without_secrets(value)
+        return without_secrets(public_name(value))
     return value if value is None or isinstance(value, (bool, int, float)) else str(value)
 
 

@@ -8,9 +8,10 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
+from diversity_jax.core.compression import expected_bytes
 from diversity_jax.core.config import ADDED
 from diversity_jax.core.errors import InputError
-from diversity_jax.core.files import expected_bytes, file_hash
+from diversity_jax.core.files import file_hash
 
 CONVERSATION_FORMS = ("auto", "messages", "alpaca", "pairs")
 

@@ -4,8 +4,9 @@ from collections.abc import Callable
 import os
 import re
 
+from diversity_jax.core.compression import compression
 from diversity_jax.core.errors import InputError, without_secrets
-from diversity_jax.core.files import compression, is_remote, list_files
+from diversity_jax.core.files import is_remote, list_files
 from diversity_jax.corpus.corpus import RecordCorpus
 from diversity_jax.corpus.document import Corpus, CorpusConfig, FileRecords
 from diversity_jax.corpus.readers.installed_packages import open_installed_docs

@@ -83,12 +83,15 @@ def vocabulary_of(folder: str, asked: str | None) -> str:
     """
     if asked:
         return asked
-    run = Path(folder) / "run.json"
+    from diversity_jax.model.convert import model_folder
+
+    copy = model_folder(folder)
+    run = copy / "run.json"
     if run.exists():
         mixture = read_json(run).get("settings", {}).get("mixture") or {}
         if mixture.get("vocabulary"):
             return str(mixture["vocabulary"])
-    if any((Path(folder) / name).exists() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
+    if any((copy / name).exists() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
         return folder
     raise InputError(
         f"{folder}: names no tokenizer; put the tokenizer.json it was trained with there, or set baseline.vocabulary"

@@ -6,7 +6,7 @@ from typing import Any
 
 from diversity_jax.core.config import ADDED
 from diversity_jax.core.errors import InputError
-from diversity_jax.core.files import refuse_url
+from diversity_jax.core.stores import check_store
 from diversity_jax.corpus import CorpusConfig
 from diversity_jax.model import MeshConfig
 
@@ -40,7 +40,7 @@ class ModelSource:
     mesh: MeshConfig = field(default_factory=lambda: MeshConfig(data=-1, fsdp=1))
 
     def __post_init__(self) -> None:
-        refuse_url(self.checkpoint, "model.checkpoint")
+        check_store(self.checkpoint, "model.checkpoint")
         if self.compute_dtype not in COMPUTE_DTYPES:
             raise InputError(f"model.compute_dtype={self.compute_dtype!r}: choose {' or '.join(COMPUTE_DTYPES)}")
         if self.max_length is not None:
@@ -133,7 +133,7 @@ class EvaluateConfig:
 
     def __post_init__(self) -> None:
         _check_least(self, num_fewshot=0, batch_size=1, slots=1, bootstrap_samples=100)
-        refuse_url(self.output_dir, "output_dir")
+        check_store(self.output_dir, "output_dir")
         if self.limit is not None:
             _check_least(self, limit=1)
         if not self.task_list and not self.held_out and not self.out_of_distribution:
@@ -194,6 +194,7 @@ class ServeConfig:
       port: 0 takes a free one and prints it.
       slots: answers generated at once.
       steps: tokens decoded before waiting requests are admitted.
+      memory_gb: most that keys and values may take of each device; None: most of what is free at the start.
       max_waiting: requests running or queued at most; further ones are refused (429).
       max_body_bytes: longest request body.
       max_bodies_bytes: all bodies that are being read or understood; further ones are refused (429).
@@ -209,6 +210,7 @@ class ServeConfig:
     port: int = 8000
     slots: int = 16
     steps: int = 8
+    memory_gb: float | None = None
     max_waiting: int = 1024
     max_body_bytes: int = 8 << 20
     max_bodies_bytes: int = 32 << 20
@@ -219,8 +221,10 @@ class ServeConfig:
 
     def __post_init__(self) -> None:
         _check_least(self, slots=1, steps=1, max_waiting=1, max_body_bytes=1, max_bodies_bytes=self.max_body_bytes)
-        if not 0 < self.read_seconds < float("inf"):
-            raise InputError(f"read_seconds={self.read_seconds}: must be above 0")
+        for name in ("read_seconds", "memory_gb"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < float("inf"):
+                raise InputError(f"{name}={value}: must be above 0")
         for origin in self.allow_origin:
             if not re.fullmatch(r"\*|null|[a-z][a-z0-9+.-]*://[a-z0-9._\[\]:-]+", origin):
                 raise InputError(f"allow_origin={origin!r}: expected one such as https://example.org, or *")

@@ -1,130 +1,109 @@
-"""Generation: continuous batching of answers in the slots of one sharded key-value cache."""
+"""Generation: continuous batching of answers over one key/value cache that is handed out in blocks."""
 
+import bisect
 from collections import deque
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, Protocol
+import itertools
+from typing import Any
 
 import jax
 from jax.sharding import NamedSharding
 import numpy as np
 
 from diversity_jax.core.errors import InputError
+from diversity_jax.evaluation.cache_blocks import (
+    BlockPool,
+    CacheRow,
+    RowLayout,
+    blocks_for,
+    blocks_that_fit,
+    refuse_too_small,
+    release_zeros,
+    row_shards,
+)
+from diversity_jax.evaluation.generation_request import (
+    GeneratedText,
+    GenerationRequest,
+    TokenConstraint,
+    accepted_tokens,
+    not_a_number,
+    token_logprob,
+)
 from diversity_jax.evaluation.load_model import LanguageModel
-from diversity_jax.evaluation.loglikelihood import row_length
-from diversity_jax.evaluation.sampling import TOP, Sampling, decode_tokens, score_prompt
+from diversity_jax.evaluation.sampling import Sampling, decode_tokens, score_prompt
 from diversity_jax.evaluation.text_stream import TextStream
-from diversity_jax.model.decode import Cache, empty_cache, prefill
+from diversity_jax.model.cache import BlockReads, Cache, cached_hidden_states, empty_cache
 from diversity_jax.model.sharding import spec
 
-_PREFILL_TOKENS = (32, 128, 512)  # compiled lengths of a prompt's chunks; the last chunk is padded to the next of them
-
-
-@dataclass(frozen=True, kw_only=True)
-class TokenLogprob:
-    """Log-probability in nats of a chosen token, before temperature and filters, and (token, nats) of the likeliest.
-
-    `before` is the token that it follows, on which its spelling may depend.
-    """
-
-    token: int
-    before: int
-    logprob: float
-    top: tuple[tuple[int, float], ...] = ()
-
-
-@dataclass(frozen=True, kw_only=True)
-class GeneratedText:
-    """One finished answer.
-
-    Attributes:
-      text: without its stop text and end-of-text token.
-      tokens: all ids generated, including the ones that ended it.
-      finish_reason: `stop` (a stop text or end of text) or `length`.
-      logprobs: of each token, where `Sampling.top_logprobs` is not None; of the prompt's tokens before them, from the
-        second on, where `Sampling.prompt_logprobs` asks for them.
-    """
-
-    text: str
-    tokens: tuple[int, ...]
-    finish_reason: str
-    logprobs: tuple[TokenLogprob, ...] = ()
-
-
-class TokenConstraint(Protocol):
-    """What one answer may consist of, token by token. Both methods may raise `InputError`: the answer fails by it."""
-
-    @property
-    def finished(self) -> bool:
-        """Nothing can follow but the end."""
-
-    def fill(self, bits_W: np.ndarray) -> None:
-        """Sets bit i of these uint32 words where id i may be next, and clears the others."""
-
-    def accept(self, tokens: Sequence[int]) -> int:
-        """Takes the first tokens, as many as are allowed one after another; returns how many."""
-
-
-@dataclass(kw_only=True, eq=False)
-class GenerationRequest:
-    """A prompt in the generator; set `cancelled` to free its slot.
-
-    The generator's thread calls `on_progress` after new tokens, the last time with an `answer` or a `failure` set.
-    A failure is an `InputError` where the request itself is at fault.
-    """
-
-    prompt: list[int]
-    sampling: Sampling
-    stream: TextStream
-    constraint: TokenConstraint | None = None
-    on_progress: Callable[["GenerationRequest"], None] = lambda request: None
-    tokens: list[int] = field(default_factory=list)
-    logprobs: list[TokenLogprob] = field(default_factory=list)
-    answer: GeneratedText | None = None
-    cancelled: bool = False
-    failure: Exception | None = None
-    single_steps: int = 0  # calls that draw one token only, after a constraint refused what was drawn freely
-    refusals: int = 0  # in a row
-
-    def fail(self, failure: Exception) -> None:
-        """Ends it without an answer."""
-        self.failure = failure
-        self.on_progress(self)
+_READ_TOKENS = 32  # tokens of a prompt in a row of a call
+_READ_ROWS = (1, 4, 16)  # compiled numbers of such rows
+_READ_CALLS = 2  # of the largest such number, between two steps of decoding: long prompts hold others up little
 
 
 class Generator:
-    """Generates many answers at once in `slots` of one cache.
+    """Generates many answers at once.
+
+    Sequences take blocks of the cache as they grow. Requests are admitted in turn; where no block is free for a running
+    one, the youngest gives its blocks up, waits again and is read again, so that the oldest always goes on.
 
     Args:
       slots: answers generated together; rounded up to a multiple of the devices that share the rows.
       steps: tokens decoded in one call of the compiled program; tokens after the end of an answer are discarded.
+      memory_gb: most that keys and values may take of each device; None: most of what is free.
     """
 
-    def __init__(self, model: LanguageModel, *, slots: int = 16, steps: int = 8):
+    def __init__(self, model: LanguageModel, *, slots: int = 16, steps: int = 8, memory_gb: float | None = None):
         config, mesh = model.config, model.mesh
-        devices = mesh.shape["data"] * mesh.shape["fsdp"]
-        self.model, self.slots, self._steps = model, -(-slots // devices) * devices, steps
-        largest = _PREFILL_TOKENS[-1]
-        self._capacity = -(-(config.max_length + steps) // largest) * largest  # positions of the cache
+        self._shards = row_shards(mesh)
+        self._rows = -(-slots // self._shards)  # of each part
+        self.model, self.slots, self._steps, self._memory_gb = model, self._rows * self._shards, steps, memory_gb
+        # So many rows are compiled for, and the least that is enough runs; a call costs little more for four times one.
+        self._sizes = sorted(
+            {*itertools.takewhile(lambda size: size < self._rows, (4**n for n in range(16))), self._rows}
+        )
+        self._on_host = mesh.devices.flat[0].platform == "cpu"
         size = model.tokenizer.vocabulary.size
         self._words = -(-size // 32)
 
-        def read(*args: Any, **static: Any) -> Cache:
-            return prefill(config, *args, **static, mesh=mesh)[1]
+        def read(*args: Any) -> Cache:
+            return cached_hidden_states(config, *args, mesh=mesh)[1]
 
         compiled = partial(jax.jit, donate_argnums=1)
-        self._prefill = compiled(read, static_argnames="span_tokens")
-        scoring = partial(score_prompt, config, mesh, size)
-        self._score_prompt = compiled(scoring, static_argnames=("span_tokens", "with_top"))
+        self._read = compiled(read)
+        self._score_prompt = compiled(partial(score_prompt, config, mesh, size), static_argnames="with_top")
         stop_ids = tuple(sorted(i for i in model.tokenizer.stop_ids if i < config.vocab_size))
-        decoding = partial(decode_tokens, config, mesh, size, stop_ids)
-        self._decode = compiled(decoding, static_argnames=("steps", "span_tokens", "with_top"))
-        sharding = NamedSharding(mesh, spec("batch", None, "kv_heads", None))
-        self._empty_cache = jax.jit(partial(empty_cache, config, self.slots, self._capacity), out_shardings=sharding)
+        self._decode = compiled(partial(decode_tokens, config, mesh, size, stop_ids), static_argnames="with_top")
+        self._numbers = itertools.count()
+        self._fit = 0  # blocks of each part that there is memory for; 0: not known yet
+        self._least_rows = 1
+        self._longest = 0  # blocks of the longest sequence that the cache is made for
+        self._pool = BlockPool(0, self._shards)
         self._cache: Cache | None = None
         self._waiting: deque[GenerationRequest] = deque()  # filled by any thread, emptied by the generator's alone
-        self._running: dict[int, GenerationRequest] = {}  # by slot
+        self._running: list[GenerationRequest] = []  # in the order of their numbers
+
+    def reserve(self, tokens: int, answers: int | None = None) -> None:
+        """Makes room for `answers` sequences of so many tokens each, as far as there is memory, and for one at least.
+
+        Args:
+          answers: None: as many as there are slots.
+
+        Raises:
+          InputError: one does not fit.
+        """
+        config, each = self.model.config, blocks_for(tokens)
+        rows = self._rows if answers is None else min(self._rows, -(-answers // self._shards))
+        if each <= self._longest and self._pool.blocks >= min(rows * each + 1, self._fit):
+            return
+        self._fit = self._fit or blocks_that_fit(config, self.model.mesh, self._memory_gb)
+        refuse_too_small(config, self._fit, tokens, self._memory_gb)
+        if self._running:
+            return
+        most = blocks_for(config.max_length)
+        self._longest = min(max(self._longest, 1 << (each - 1).bit_length()), max(most, each))
+        wanted = max(self._pool.blocks, min(1 << (rows * each).bit_length(), self._rows * self._longest + 1))
+        self._pool, self._cache = BlockPool(min(wanted, self._fit), self._shards), None
 
     def _request(self, prompt: Sequence[int], sampling: Sampling, **fields: Any) -> GenerationRequest:
         config = self.model.config
@@ -138,7 +117,8 @@ class Generator:
                 f"the model's context holds {config.max_length:,}: shorten the prompt or lower max_tokens"
             )
         stream = TextStream(self.model.tokenizer.decode, sampling.stop, min_tokens=sampling.min_tokens)
-        return GenerationRequest(prompt=list(prompt), sampling=sampling, stream=stream, **fields)
+        number = next(self._numbers)
+        return GenerationRequest(number=number, prompt=list(prompt), sampling=sampling, stream=stream, **fields)
 
     def submit(
         self,
@@ -150,9 +130,11 @@ class Generator:
         """Queues a prompt; safe from any thread. `step` does the work.
 
         Raises:
-          InputError: an empty prompt, an id outside the vocabulary, or more tokens than the model's context.
+          InputError: an empty prompt, an id outside the vocabulary, or more tokens than the model's context or the
+            cache holds.
         """
         request = self._request(prompt, sampling, on_progress=on_progress, constraint=constraint)
+        self.reserve(self.model.config.max_length)
         self._waiting.append(request)
         return request
 
@@ -179,32 +161,45 @@ class Generator:
         """
         settings = [sampling] * len(prompts) if isinstance(sampling, Sampling) else sampling
         requests = [self._request(*pair) for pair in zip(prompts, settings, strict=True)]
+        self.reserve(max((request.longest for request in requests), default=1), len(requests))
         self._waiting.extend(requests)
-        while self.step():
-            pass
+        # The last few answers run among as many rows as the others: another program would take longer to compile.
+        self._least_rows = min(self._rows, -(-len(requests) // self._shards))
+        try:
+            while self.step():
+                pass
+        finally:
+            self._least_rows = 1
         for number, request in enumerate(requests):
             if request.failure is not None:
                 raise InputError(f"{name(number)}: {request.failure}") from request.failure
         return [request.answer for request in requests if request.answer is not None]
 
     def step(self, *, admit: bool = True) -> bool:
-        """Admits waiting prompts and extends running answers by up to `steps` tokens; False if there is no request."""
+        """Admits waiting prompts, reads a part of them and extends answers by up to `steps` tokens; False if there is
+        no request.
+        """
+        self._open()
+        for request in [request for request in self._running if request.cancelled]:
+            self._release(request)
         if admit:
             self._admit()
-        if not self._running:
-            return bool(self._waiting)
-        out = self._decode_running()
-        for slot, request in list(self._running.items()):
-            self._take_tokens(slot, request, {name: value[:, slot] for name, value in out.items()})
-        return True
+        for _ in range(_READ_CALLS):
+            self._read_prompts()
+        self._settle_prompts()
+        ready = self._with_room([one for one in self._running if one.cached == one.length - 1])
+        bits = self._allowed(ready)
+        if ready := [request for request in ready if request in self._running]:
+            self._decode_next(ready, bits)
+        return bool(self._running or self._waiting)
 
     def abandon(self, failure: Exception, *, waiting: bool = False) -> None:
         """After an exception in `step`: fails what ran, and with `waiting` what waits; drops the cache, which may be
         half written.
         """
-        failed = list(self._running.values())
+        failed = list(self._running)
         self._running.clear()
-        self._cache = None
+        self._pool, self._cache = BlockPool(self._pool.blocks, self._shards), None
         while waiting and self._waiting:
             failed.append(self._waiting.popleft())
         for request in failed:
@@ -212,117 +207,180 @@ class Generator:
 
     def restart(self) -> None:
         """Makes the cache anew and generates one token, before any request that waits; raises what that raises."""
-        self._cache = self._empty_cache()
+        self._cache = None
         request = self._request([self.model.tokenizer.prefix_id] * 2, Sampling(max_tokens=1))
-        self._running[0] = request
-        self._read_prompt(0, request)
+        self._start(request, 0)
         self.step(admit=False)
 
+    def _open(self) -> None:
+        """Makes the cache, layer by layer, where there is none."""
+        if self._cache is not None:
+            return
+        if not self._pool.blocks:
+            self.reserve(self.model.config.max_length)
+        sharding = NamedSharding(self.model.mesh, spec("batch", "kv_heads", None, None))
+        blocks = self._pool.blocks * self._shards
+        make = jax.jit(partial(empty_cache, self.model.config, blocks), out_shardings=sharding)
+        layers = []
+        for _ in range(self.model.config.num_layers):
+            layers.append(make())
+            for array in layers[-1]:
+                release_zeros(array)
+        self._cache = tuple(layers)
+
     def _admit(self) -> None:
-        self._cache = self._cache or self._empty_cache()
-        for slot in range(self.slots):
-            if slot in self._running and self._running[slot].cancelled:
-                del self._running[slot]
-            while slot not in self._running and self._waiting:
-                request = self._waiting.popleft()
-                if request.cancelled:
-                    continue
-                self._running[slot] = request  # before anything can fail, so that no request is lost
-                self._read_prompt(slot, request)
-                if any(np.isnan(one.logprob) for one in request.logprobs):
-                    self._fail(slot, _not_a_number("a token of the prompt"))
-                elif request.sampling.max_tokens == 0:
-                    self._finish(slot, request, "length")
-                    request.on_progress(request)
-                break
+        """Starts what waits, in turn, while there are slots and blocks for it and a block more for each that runs."""
+        while self._waiting and len(self._running) < self.slots:
+            request = self._waiting[0]
+            if not request.cancelled:
+                running = [sum(one.shard == shard for one in self._running) for shard in range(self._shards)]
+                with_row = [shard for shard in range(self._shards) if running[shard] < self._rows]
+                shard = max(with_row, key=self._pool.free)
+                needed = blocks_for(min(request.length + self._steps, request.longest))
+                if self._pool.free(shard) < needed + running[shard]:
+                    return
+                self._start(request, shard)
+            self._waiting.popleft()
 
-    def _read_prompt(self, slot: int, request: GenerationRequest) -> None:
-        """Puts all but the last token into the cache; that one is decoded first."""
-        prompt, sampling = request.prompt, request.sampling
-        for start in range(0, len(prompt) - 1, _PREFILL_TOKENS[-1]):
-            end = min(start + _PREFILL_TOKENS[-1], len(prompt) - 1)
-            padded = np.zeros((2, next(size for size in _PREFILL_TOKENS if size >= end - start)), np.int32)
-            padded[:, : end - start] = prompt[start:end], prompt[start + 1 : end + 1]
-            span = self._span(start + padded.shape[1])
-            place = np.int32(slot), np.int32(start)
-            if not sampling.prompt_logprobs:
-                self._cache = self._prefill(self.model.params, self._cache, padded[0], *place, span_tokens=span)
-                continue
-            out, self._cache = self._score_prompt(
-                self.model.params, self._cache, *padded, *place, span_tokens=span, with_top=bool(sampling.top_logprobs)
-            )
-            out = jax.device_get(out)
-            for i in range(end - start):
-                before, token = prompt[start + i : start + i + 2]
-                request.logprobs.append(_token_logprob(before, token, out, i, sampling.top_logprobs or 0))
+    def _start(self, request: GenerationRequest, shard: int) -> None:
+        request.shard, request.blocks, request.cached = shard, self._pool.take(shard, blocks_for(request.length)), 0
+        bisect.insort(self._running, request, key=lambda one: one.number)
 
-    def _span(self, tokens: int) -> int:
-        """Positions that attention reads: a power of two, so that few programs are compiled."""
-        return min(row_length(tokens), self._capacity)
+    def _release(self, request: GenerationRequest) -> None:
+        self._running.remove(request)
+        self._pool.give_back(request.shard, request.blocks)
+        request.blocks = []
 
-    def _decode_running(self) -> dict[str, np.ndarray]:
-        types = {"temperature": np.float32, "top_k": np.int32, "top_p": np.float32, "seed": np.uint32}
-        settings = {name: np.full(self.slots, getattr(Sampling, name), dtype) for name, dtype in types.items()}
-        settings["end_from"] = np.zeros(self.slots, np.int32)
-        allowed = self._allowed()
-        # Tokens drawn ahead are wasted where constraints refuse them; where others run, nothing is saved by fewer.
-        single = bool(self._running) and all(request.single_steps for request in self._running.values())
-        tokens, positions = np.zeros(self.slots, np.int32), np.zeros(self.slots, np.int32)
-        for slot, request in self._running.items():
-            tokens[slot] = (request.tokens or request.prompt)[-1]
-            positions[slot] = len(request.prompt) + len(request.tokens) - 1
-            for name in ("temperature", "top_k", "top_p"):
-                settings[name][slot] = getattr(request.sampling, name)
-            settings["seed"][slot] = request.sampling.seed & 0xFFFFFFFF
-            settings["end_from"][slot] = len(request.prompt) + request.sampling.min_tokens - 1
-        with_top = any(request.sampling.top_logprobs for request in self._running.values())
-        span = self._span(int(positions.max()) + self._steps)
-        arguments = self.model.params, self._cache, tokens, positions, settings, allowed
-        steps = 1 if single else self._steps
-        out, self._cache = self._decode(*arguments, steps=steps, span_tokens=span, with_top=with_top)
-        return jax.device_get(out)
+    def _with_room(self, ready: Sequence[GenerationRequest]) -> list[GenerationRequest]:
+        """Those that have blocks for their next tokens; the youngest that run give theirs up where too few are free."""
+        kept = []
+        for request in ready:
+            needed = blocks_for(min(request.length - 1 + self._steps, request.longest)) - len(request.blocks)
+            while request in self._running and self._pool.free(request.shard) < needed:
+                youngest = next(one for one in reversed(self._running) if one.shard == request.shard)
+                self._release(youngest)
+                if not youngest.tokens:
+                    youngest.logprobs.clear()
+                self._waiting.appendleft(youngest)
+            if request in self._running:
+                request.blocks += self._pool.take(request.shard, needed)
+                kept.append(request)
+        return [request for request in kept if request in self._running]
 
-    def _allowed(self) -> np.ndarray | None:
-        """Bits of the ids that may be next in each slot; None where no answer is constrained, since that is faster."""
-        allowed = np.full((self.slots, self._words), 0xFFFFFFFF, np.uint32)
-        for slot, request in list(self._running.items()):
+    def _read_prompts(self) -> None:
+        """Puts parts of what is not in the cache yet there, from all in turn; a last token is decoded first."""
+        unread = [one for one in self._running if one.cached < one.length - 1]
+        if not unread:
+            return
+        kind = _scoring(unread[0])
+        parts: list[tuple[GenerationRequest, int, int]] = []
+        rows = [0] * self._shards
+        while unread := [one for one in unread if one.cached < one.length - 1 and rows[one.shard] < _READ_ROWS[-1]]:
+            for request in unread:
+                if rows[request.shard] < _READ_ROWS[-1] and _scoring(request) == kind:
+                    start, end = request.cached, min(request.cached + _READ_TOKENS, request.length - 1)
+                    parts.append((request, start, end))
+                    request.cached, rows[request.shard] = end, rows[request.shard] + 1
+            unread = [one for one in unread if _scoring(one) == kind]
+        cache_rows = [CacheRow(one.shard, one.blocks, start, end) for one, start, end in parts]
+        layout = RowLayout(cache_rows, self._shards, _READ_ROWS)
+        tokens = np.zeros((2, layout.total, _READ_TOKENS), np.int32)
+        for place, (request, start, end) in zip(layout.places, parts, strict=True):
+            known = request.known
+            tokens[:, place, : end - start] = known[start:end], known[start + 1 : end + 1]
+        arrays = layout.array([start for _, start, _ in parts]), layout.written(_READ_TOKENS, 1)[0], self._reads(layout)
+        if kind is None:
+            self._cache = self._read(self.model.params, self._cache, tokens[0], *arrays)
+            return
+        out, self._cache = self._score_prompt(self.model.params, self._cache, *tokens, *arrays, with_top=kind)
+        out = jax.device_get(out)
+        for place, (request, start, end) in zip(layout.places, parts, strict=True):
+            shown = request.sampling.top_logprobs or 0
+            row = {name: value[place] for name, value in out.items()}
+            for i in range(start, end):
+                request.logprobs.append(token_logprob(*request.prompt[i : i + 2], row, i - start, shown))
+
+    def _reads(self, layout: RowLayout) -> BlockReads:
+        config = self.model.config
+        window = None if config.layers_without_window else config.sliding_window
+        return layout.reads(self._longest, window, on_host=self._on_host)
+
+    def _settle_prompts(self) -> None:
+        """Ends what has been read and needs no answer, or can have none."""
+        for request in [one for one in self._running if one.cached == one.length - 1 and not one.tokens]:
+            if any(np.isnan(one.logprob) for one in request.logprobs):
+                self._fail(request, not_a_number("a token of the prompt"))
+            elif request.sampling.max_tokens == 0:
+                self._finish(request, "length")
+                request.on_progress(request)
+
+    def _allowed(self, ready: Sequence[GenerationRequest]) -> dict[int, np.ndarray]:
+        """Bits of the ids that may be next, by number of a constrained request."""
+        bits = {}
+        for request in ready:
             if request.constraint is not None:
+                bits[request.number] = np.full(self._words, 0xFFFFFFFF, np.uint32)
                 try:
-                    request.constraint.fill(allowed[slot])
+                    request.constraint.fill(bits[request.number])
                 except InputError as error:
-                    self._fail(slot, error)
-        return allowed if any(request.constraint for request in self._running.values()) else None
+                    self._fail(request, error)
+        return bits
 
-    def _take_tokens(self, slot: int, request: GenerationRequest, out: dict[str, np.ndarray]) -> None:
+    def _decode_next(self, ready: Sequence[GenerationRequest], bits: Mapping[int, np.ndarray]) -> None:
+        # Tokens drawn ahead are wasted where constraints refuse them; where others run, nothing is saved by fewer.
+        steps = 1 if all(request.single_steps for request in ready) else self._steps
+        rows = [CacheRow(one.shard, one.blocks, one.length - 1, one.length - 1 + steps) for one in ready]
+        layout = RowLayout(rows, self._shards, [size for size in self._sizes if size >= self._least_rows])
+        types = {"temperature": np.float32, "top_k": np.int32, "top_p": np.float32}
+        settings = {name: layout.array([getattr(r.sampling, name) for r in ready], to) for name, to in types.items()}
+        settings["seed"] = layout.array([request.sampling.seed & 0xFFFFFFFF for request in ready], np.uint32)
+        settings["end_from"] = layout.array([len(r.prompt) + r.sampling.min_tokens - 1 for r in ready])
+        allowed = None  # where no answer is constrained, since that is faster
+        if any(request.constraint for request in ready):
+            allowed = np.full((layout.total, self._words), 0xFFFFFFFF, np.uint32)
+            for place, request in zip(layout.places, ready, strict=True):
+                allowed[place] = bits.get(request.number, 0xFFFFFFFF)
+        tokens = layout.array([(request.tokens or request.prompt)[-1] for request in ready])
+        places = layout.array([row.start for row in rows]), layout.written(1, steps), self._reads(layout)
+        with_top = any(request.sampling.top_logprobs for request in ready)
+        arguments = self.model.params, self._cache, tokens, *places, settings, allowed
+        out, self._cache = self._decode(*arguments, with_top=with_top)
+        out = jax.device_get(out)
+        for place, request in zip(layout.places, ready, strict=True):
+            self._take_tokens(request, {name: value[:, place] for name, value in out.items()})
+
+    def _take_tokens(self, request: GenerationRequest, out: dict[str, np.ndarray]) -> None:
         sampling, constraint = request.sampling, request.constraint
         tokens = out["tokens"].tolist()
         if constraint is not None and not np.isnan(out["logprobs"][0]):
             try:
-                tokens = _accepted(request, constraint, tokens)
+                tokens = accepted_tokens(request, constraint, tokens)
             except InputError as error:
-                self._fail(slot, error)
+                self._fail(request, error)
                 return
         for step, token in enumerate(tokens):
             if np.isnan(out["logprobs"][step]):
-                self._fail(slot, _not_a_number(f"token {len(request.tokens)} of the answer"))
+                self._fail(request, not_a_number(f"token {len(request.tokens)} of the answer"))
                 return
             if (shown := sampling.top_logprobs) is not None:
                 before = (request.tokens or request.prompt)[-1]
-                request.logprobs.append(_token_logprob(before, token, out, step, shown))
+                request.logprobs.append(token_logprob(before, token, out, step, shown))
             request.tokens.append(token)
+            request.cached = request.length - 1
             ended = token in self.model.tokenizer.stop_ids and not sampling.ignore_end
             if not ended:
                 request.stream.add(token)
             ended |= constraint is not None and constraint.finished and step == len(tokens) - 1
             if ended or request.stream.stopped or len(request.tokens) >= sampling.max_tokens:
-                self._finish(slot, request, "stop" if ended or request.stream.stopped else "length")
+                self._finish(request, "stop" if ended or request.stream.stopped else "length")
                 break
         request.on_progress(request)
 
-    def _fail(self, slot: int, failure: Exception) -> None:
-        self._running.pop(slot).fail(failure)
+    def _fail(self, request: GenerationRequest, failure: Exception) -> None:
+        self._release(request)
+        request.fail(failure)
 
-    def _finish(self, slot: int, request: GenerationRequest, reason: str) -> None:
+    def _finish(self, request: GenerationRequest, reason: str) -> None:
         request.stream.finish()
         request.answer = GeneratedText(
             text=request.stream.text,
@@ -330,39 +388,9 @@ class Generator:
             finish_reason="stop" if request.stream.stopped else reason,
             logprobs=tuple(request.logprobs),
         )
-        del self._running[slot]
+        self._release(request)
 
 
-def _not_a_number(what: str) -> ArithmeticError:
-    return ArithmeticError(
-        f"{what} has a log-probability that is not a number, so no text of this model can be trusted; look at its "
-        "weights, or at model.compute_dtype"
-    )
-
-
-def _accepted(request: GenerationRequest, constraint: TokenConstraint, tokens: list[int]) -> list[int]:
-    """The first of the tokens drawn, as many as a constraint allows.
-
-    Only the first was drawn under it. One drawn freely that it allows is the one that would have been drawn under it,
-    from the same noise; unless a filter counts the ids that are not allowed.
-
-    Raises:
-      InputError: none, so that the answer cannot go on.
-    """
-    drawn = tokens[:1] if request.sampling.filtered else tokens
-    accepted = drawn[: constraint.accept(drawn)]
-    if not accepted:
-        problem = "what the grammar asks for next cannot be written with this tokenizer, or only after min_tokens"
-        raise InputError(problem)
-    request.single_steps = max(0, request.single_steps - 1)
-    if len(tokens) > 1:
-        request.refusals = 0 if len(accepted) == len(tokens) else min(request.refusals + 1, 5)
-        request.single_steps = 2**request.refusals - 1
-    return accepted
-
-
-def _token_logprob(before: int, token: int, out: dict[str, np.ndarray], place: int, shown: int) -> TokenLogprob:
-    # The likeliest are not computed where no request shows them.
-    likeliest = [out[name][place, :shown].tolist() for name in TOP] if shown else [[], []]
-    top = tuple(zip(*likeliest, strict=True))
-    return TokenLogprob(token=token, before=before, logprob=float(out["logprobs"][place]), top=top)
+def _scoring(request: GenerationRequest) -> bool | None:
+    """How a prompt is read: None: without log-probabilities, else whether with those of the likeliest tokens."""
+    return bool(request.sampling.top_logprobs) if request.scores_prompt else None

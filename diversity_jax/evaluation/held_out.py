@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from diversity_jax.core.errors import InputError
+from diversity_jax.core.files import exists, join_path
 from diversity_jax.core.progress import ProgressDisplay
 from diversity_jax.evaluation.load_model import LanguageModel, mixture_folder, run_settings
 from diversity_jax.evaluation.loglikelihood import Scored, Scorer
@@ -153,7 +154,7 @@ def _document_name(name: str, owners: Sequence[int], index: int) -> str:
     return f"{name}, document {owners[index]}"
 
 
-def component_losses(run: Path, model: LanguageModel, scorer: Scorer) -> dict[str, tuple[str, TextLoss]]:
+def component_losses(run: str | Path, model: LanguageModel, scorer: Scorer) -> dict[str, tuple[str, TextLoss]]:
     """Kind and loss of each component of a run's mixture, on its held-out rows.
 
     Raises:
@@ -162,7 +163,7 @@ def component_losses(run: Path, model: LanguageModel, scorer: Scorer) -> dict[st
     from diversity_jax.mixtures.mixture import Mixture
     from diversity_jax.prepare.rows import RowReader
 
-    if not (run / "run.json").exists():
+    if not exists(join_path(run, "run.json")):
         raise InputError(f"held_out needs a run's output folder, not {run}; name texts in out_of_distribution instead")
     mixture = Mixture.load(mixture_folder(run))
     separated = not (run_settings(run).get("train") or {}).get("attend_across_documents", True)

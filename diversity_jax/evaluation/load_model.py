@@ -13,11 +13,21 @@ import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import numpy as np
 
+from diversity_jax.core.buckets import local_copy
 from diversity_jax.core.errors import InputError
-from diversity_jax.core.files import path_inside, read_json
+from diversity_jax.core.files import (
+    exists,
+    join_path,
+    parent_folder,
+    path_inside,
+    read_json,
+    relative_path,
+    resolve_path,
+)
+from diversity_jax.core.stores import is_remote
 from diversity_jax.evaluation.loglikelihood import Scorer
 from diversity_jax.model.config import LlamaConfig
-from diversity_jax.model.convert import read_model
+from diversity_jax.model.convert import model_folder, read_model
 from diversity_jax.model.decode import for_inference
 from diversity_jax.model.llama import Params
 from diversity_jax.model.sharding import MeshConfig, make_mesh, param_shardings, path_name
@@ -125,10 +135,10 @@ def open_model(
     Raises:
       InputError: nothing there, something damaged, or a tokenizer of another vocabulary.
     """
-    folder = Path(checkpoint)
+    folder = model_folder(checkpoint)
     changes: dict[str, Any] = {"compute_dtype": compute_dtype, "attention": "auto", "dropout": 0.0}
     changes |= {} if max_length is None else {"max_length": max_length}
-    config, params = read_model(folder, step=step, **changes)
+    config, params = read_model(checkpoint, step=step, **changes)
     name = name or folder.resolve().name + (f"@{step}" if step is not None else "")
     return language_model(name, config, params, _tokenizer(folder, tokenizer), mesh or MeshConfig(data=-1, fsdp=1))
 
@@ -137,7 +147,7 @@ def _tokenizer(folder: Path, given: str | None) -> ModelTokenizer:
     is_run, source = (folder / "run.json").exists(), folder
     if given is not None:
         _check_run_tokenizer(folder, given)
-        source = Path(given)
+        source = local_copy(given)
         if is_run or find_tokenizer(source) is None:
             return for_run(load_tokenizer(given), _chat(mixture_folder(folder)) if is_run else None)
     elif is_run:
@@ -166,12 +176,12 @@ def _tokenizer_of_run(folder: Path) -> ModelTokenizer:
     """The tokenizer kept beside a run's rows."""
     mixture = mixture_folder(folder)
     manifests = _manifests(mixture)
-    vocabulary = read_json(mixture / "mixture.json").get("vocabulary")
+    vocabulary = read_json(join_path(mixture, "mixture.json")).get("vocabulary")
     if not manifests or not isinstance(vocabulary, Mapping):
-        raise InputError(f"{mixture / 'mixture.json'}: has no prepared component; name the model's tokenizer")
-    where = f"{mixture / 'mixture.json'}: vocabulary.files"
-    files = [Path(path_inside(manifests[0].parent, file, where)) for file in vocabulary["files"]]
-    path = "bytes" if vocabulary["kind"] == "bytes" else str(files[0] if len(files) == 1 else files[0].parent)
+        raise InputError(f"{join_path(mixture, 'mixture.json')}: has no prepared component; name the model's tokenizer")
+    where = f"{join_path(mixture, 'mixture.json')}: vocabulary.files"
+    files = [path_inside(parent_folder(manifests[0]), file, where) for file in vocabulary["files"]]
+    path = "bytes" if vocabulary["kind"] == "bytes" else str(files[0] if len(files) == 1 else parent_folder(files[0]))
     end_of_text = (run_settings(folder).get("mixture") or {}).get("end_of_text")
     tokenizer = load_tokenizer(path, end_of_text=end_of_text)
     if tokenizer.hash != vocabulary["hash"]:
@@ -187,33 +197,34 @@ def _reads_special_text(mixture: Path, kind: str) -> bool:
     )
 
 
-def _manifests(mixture: Path) -> list[Path]:
+def _manifests(mixture: Path | str) -> list[Path | str]:
     """The manifests of a mixture's prepared components."""
-    components = read_json(mixture / "mixture.json").get("components", ())
-    return [mixture / part["manifest"] for part in components if part.get("manifest")]
+    components = read_json(join_path(mixture, "mixture.json")).get("components", ())
+    return [resolve_path(mixture, part["manifest"]) for part in components if part.get("manifest")]
 
 
-def _chat(mixture: Path) -> Mapping[str, Any] | None:
+def _chat(mixture: Path | str) -> Mapping[str, Any] | None:
     """What a run was fine-tuned with: chat template and special tokens; None for a run on plain text."""
     return next((chat for path in _manifests(mixture) if (chat := read_json(path).get("chat"))), None)
 
 
-def mixture_folder(run: Path) -> Path:
+def mixture_folder(run: Path | str) -> Path | str:
     """The folder of the mixture that a run was trained on; also where both were moved together, as a study's folders.
 
     Raises:
       InputError: neither in the run nor where it was read from.
     """
     settings = run_settings(run)
-    folders = [run / "mixture"]
+    folders = [join_path(run, "mixture")]
     if prepared := settings.get("prepared"):
-        folders = [Path(prepared), run / os.path.relpath(prepared, settings["output_dir"])]
+        folders = [prepared if is_remote(prepared) else Path(prepared)]
+        folders.append(resolve_path(run, relative_path(prepared, settings["output_dir"])))
     for folder in folders:
-        if (folder / "mixture.json").exists():
+        if exists(join_path(folder, "mixture.json")):
             return folder
     raise InputError(f"{folders[0]}: the run's mixture is not there, so its tokenizer is not known; name it")
 
 
-def run_settings(run: Path) -> Mapping[str, Any]:
+def run_settings(run: Path | str) -> Mapping[str, Any]:
     """The configuration a run was started with."""
-    return read_json(run / "run.json").get("settings") or {}
+    return read_json(join_path(run, "run.json")).get("settings") or {}

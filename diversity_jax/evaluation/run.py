@@ -11,6 +11,7 @@ import subprocess
 from typing import Any
 
 from diversity_jax.core import run_info
+from diversity_jax.core.buckets import local_copy
 from diversity_jax.core.errors import InputError
 from diversity_jax.core.files import content_hash, exists, open_file, remove_tree
 from diversity_jax.evaluation.config import EvaluateConfig, GenerateTextConfig, ModelSource
@@ -99,7 +100,7 @@ def _build_tasks(config: EvaluateConfig) -> tuple[list[Any], dict[str, Any]]:
 
     for verbose in ("lm_eval", "datasets"):
         logging.getLogger(verbose).setLevel(logging.ERROR)
-    folder = None if config.data_dir is None else Path(config.data_dir)
+    folder = None if config.data_dir is None else local_copy(config.data_dir)
     if folder is not None and not folder.is_dir():
         raise InputError(f"data_dir={folder}: no such folder; give one with benchmark files, or None for the hub")
     return tasks.build(tasks.task_names(config.task_list), folder, num_fewshot=config.num_fewshot)
@@ -140,7 +141,7 @@ def _losses(config: EvaluateConfig, model: LanguageModel) -> dict[str, Any]:
     from diversity_jax.evaluation.held_out import component_losses, documents_loss
 
     scorer = model.scorer(config.batch_size)
-    losses = component_losses(Path(config.model.checkpoint), model, scorer) if config.held_out else {}
+    losses = component_losses(config.model.checkpoint, model, scorer) if config.held_out else {}
     for held_out in config.out_of_distribution:
         texts = [document.text for document in open_corpus(held_out.corpus)]
         losses[held_out.name] = "out of distribution", documents_loss(model, scorer, texts, name=held_out.name)
@@ -150,7 +151,7 @@ def _losses(config: EvaluateConfig, model: LanguageModel) -> dict[str, Any]:
 def _load_other(config: EvaluateConfig) -> tuple[Path, dict[str, Any]] | None:
     if config.compare_with is None:
         return None
-    folder = Path(config.compare_with)
+    folder = local_copy(config.compare_with)
     if folder.resolve() == Path(config.output_dir).resolve():
         raise InputError(f"compare_with={folder}: is this evaluation's own output_dir; name another evaluation's")
     return folder, load_results(folder)
@@ -166,7 +167,12 @@ def _compare(config: EvaluateConfig, tasks: Mapping[str, Any], other: tuple[Path
     compared, average = compare(ours, theirs, draws=config.bootstrap_samples, seed=config.seed)
     figures = {name: dataclasses.asdict(comparison) for name, comparison in compared.items()}
     average_figures = dataclasses.asdict(average)
-    return {"with": str(other_folder), "model": other_results["model"], "tasks": figures, "average": average_figures}
+    return {
+        "with": str(config.compare_with),
+        "model": other_results["model"],
+        "tasks": figures,
+        "average": average_figures,
+    }
 
 
 def _model_facts(model: LanguageModel) -> dict[str, Any]:

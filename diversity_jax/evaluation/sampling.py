@@ -1,6 +1,6 @@
 """What a model does with its logits: one answer's settings, and the compiled programs that score, filter and choose.
 
-Shape legend: B slots, L length, V vocabulary, D hidden, W words of 32 bits that hold one bit for each id.
+Shape legend: B rows, L length, V vocabulary, D hidden, W words of 32 bits that hold one bit for each id.
 """
 
 from dataclasses import dataclass
@@ -11,13 +11,12 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from diversity_jax.core.errors import InputError
+from diversity_jax.model.cache import BlockReads, Cache, cached_hidden_states, decode_step
 from diversity_jax.model.config import LlamaConfig
-from diversity_jax.model.decode import Cache, decode_step, prefill
 from diversity_jax.model.llama import Params, head_weight
 
 MAX_TOP_LOGPROBS = 20
 INT32_MAX = 2**31 - 1  # what the device's integers hold
-_SCORED_TOGETHER = 32  # positions of a prompt whose logits over the vocabulary exist at once
 TOP = ("top_tokens", "top_logprobs")  # of the likeliest tokens, beside `tokens` and `logprobs` of the chosen ones
 
 
@@ -72,11 +71,11 @@ class Sampling:
 
 def _reported(logits_BxV: jax.Array, tokens_B: jax.Array, size: int, with_top: bool) -> dict[str, jax.Array]:
     """Log-probabilities of tokens, before temperature and filters, and with `with_top` the likeliest of `size` ids."""
-    logprobs_BxV = jax.nn.log_softmax(logits_BxV, axis=-1)
-    out = {"logprobs": jnp.take_along_axis(logprobs_BxV, tokens_B[:, None], axis=-1)[:, 0]}
+    normaliser_B = jax.nn.logsumexp(logits_BxV, axis=-1)
+    out = {"logprobs": jnp.take_along_axis(logits_BxV, tokens_B[:, None], axis=-1)[:, 0] - normaliser_B}
     if with_top:
-        found = jax.lax.top_k(logprobs_BxV[:, :size], min(MAX_TOP_LOGPROBS, size))
-        out |= dict(zip(TOP, found[::-1], strict=True))
+        found, tokens = jax.lax.top_k(logits_BxV[:, :size], min(MAX_TOP_LOGPROBS, size))
+        out |= dict(zip(TOP, (tokens, found - normaliser_B[:, None]), strict=True))
     return out
 
 
@@ -86,28 +85,28 @@ def score_prompt(
     vocabulary_size: int,
     params: Params,
     cache: Cache,
-    tokens_L: jax.Array,
-    following_L: jax.Array,
-    slot: jax.Array,
-    start: jax.Array,
+    tokens_BxL: jax.Array,
+    following_BxL: jax.Array,
+    positions_B: jax.Array,
+    blocks_B: jax.Array,
+    reads: BlockReads,
     *,
-    span_tokens: int,
     with_top: bool,
 ) -> tuple[dict[str, jax.Array], Cache]:
-    """`prefill`, and the log-probability of the token after each position.
+    """`cached_hidden_states`, and the log-probability of the token after each position, B x L.
 
     Args:
-      following_L: ids of these tokens.
+      following_BxL: ids of these tokens.
     """
-    hidden_LxD, cache = prefill(config, params, cache, tokens_L, slot, start, span_tokens=span_tokens, mesh=mesh)
+    places = positions_B, blocks_B, reads
+    hidden_BxLxD, cache = cached_hidden_states(config, params, cache, tokens_BxL, *places, mesh=mesh)
     head_DxV = head_weight(config, params)
 
-    def score(block: tuple[jax.Array, jax.Array]) -> dict[str, jax.Array]:
-        logits_BxV = jnp.einsum("bd,dv->bv", block[0], head_DxV, preferred_element_type=jnp.float32)
-        return _reported(logits_BxV, block[1], vocabulary_size, with_top)
+    def score(row: tuple[jax.Array, jax.Array]) -> dict[str, jax.Array]:  # one at a time, since logits are large
+        logits_LxV = jnp.einsum("ld,dv->lv", row[0], head_DxV, preferred_element_type=jnp.float32)
+        return _reported(logits_LxV, row[1], vocabulary_size, with_top)
 
-    blocks = hidden_LxD.reshape(-1, _SCORED_TOGETHER, hidden_LxD.shape[-1]), following_L.reshape(-1, _SCORED_TOGETHER)
-    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), jax.lax.map(score, blocks)), cache
+    return jax.lax.map(score, (hidden_BxLxD, following_BxL)), cache
 
 
 def decode_tokens(
@@ -119,18 +118,23 @@ def decode_tokens(
     cache: Cache,
     tokens_B: jax.Array,
     positions_B: jax.Array,
+    blocks_NxB: jax.Array,
+    reads: BlockReads,
     settings: dict[str, jax.Array],
     allowed_BxW: jax.Array | None,
     *,
-    steps: int,
-    span_tokens: int,
     with_top: bool,
 ) -> tuple[dict[str, Any], Cache]:
-    """`steps` tokens of every slot. Ids beyond the tokenizer's, which pad the model's vocabulary, are never chosen.
+    """N tokens of every row, one after the other.
+
+    Ids beyond the tokenizer's, which pad the model's vocabulary, are never chosen.
 
     Args:
+      tokens_B, positions_B: the last token of each sequence, not yet in the cache, and its position.
+      blocks_NxB: the block that each of the tokens goes into.
+      reads: the blocks that the rows see, to the last of these tokens.
       settings: as `sample_tokens`; `end_from` int32 B: at positions before it, none of `stop_ids` follows.
-      allowed_BxW: uint32; bit i of a row is set where id i may be the FIRST of the slot's tokens. The others are chosen
+      allowed_BxW: uint32; bit i of a row is set where id i may be the FIRST of the row's tokens. The others are chosen
         freely, and the caller keeps those that its constraint accepts; None: every id may.
     """
     V = config.vocab_size
@@ -138,11 +142,10 @@ def decode_tokens(
     ends_V = jnp.zeros(V, bool).at[jnp.array(stop_ids, jnp.int32)].set(True)
     first_BxV = None if allowed_BxW is None else _unpacked(allowed_BxW, V)
 
-    def one_step(carry: tuple[Cache, jax.Array, jax.Array], first: jax.Array) -> tuple[Any, dict[str, jax.Array]]:
-        cache, tokens_B, positions_B = carry
-        logits_BxV, cache = decode_step(
-            config, params, cache, tokens_B, positions_B, span_tokens=span_tokens, mesh=mesh
-        )
+    def one_step(carry: tuple[Cache, jax.Array, jax.Array], item: tuple[jax.Array, jax.Array]) -> tuple[Any, Any]:
+        (cache, tokens_B, positions_B), (first, blocks_B) = carry, item
+        places = positions_B, blocks_B, reads
+        logits_BxV, cache = decode_step(config, params, cache, tokens_B, *places, mesh=mesh)
         early_Bx1 = (positions_B < settings["end_from"])[:, None]
         possible_BxV = real_V & ~(early_Bx1 & ends_V)
         if first_BxV is not None:
@@ -151,7 +154,8 @@ def decode_tokens(
         out = {"tokens": chosen_B, **_reported(logits_BxV, chosen_B, vocabulary_size, with_top)}
         return (cache, chosen_B, positions_B + 1), out
 
-    (cache, _, _), out = jax.lax.scan(one_step, (cache, tokens_B, positions_B), jnp.arange(steps) == 0)
+    steps = jnp.arange(len(blocks_NxB)) == 0, blocks_NxB
+    (cache, _, _), out = jax.lax.scan(one_step, (cache, tokens_B, positions_B), steps)
     return out, cache
 
 

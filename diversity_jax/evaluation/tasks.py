@@ -11,7 +11,7 @@ import random
 from typing import Any
 
 from diversity_jax.core.errors import InputError
-from diversity_jax.core.files import file_hash, writing
+from diversity_jax.core.files import file_hash, join_path, writing
 from diversity_jax.core.words import count_words, first_words
 from diversity_jax.corpus import open_corpus
 from diversity_jax.evaluation.config import ContinuationsConfig
@@ -339,7 +339,7 @@ def write_continuations(config: ContinuationsConfig) -> None:
         counts = f"{len(endings)} documents of {least} words differ, {config.choices} choices need as many"
         raise InputError(f"{config.corpus.source}: {counts}; take a larger corpus or fewer words")
     generator = random.Random(config.seed)
-    with writing(Path(config.output_dir) / "hellaswag_validation.jsonl", "w") as file:
+    with writing(join_path(config.output_dir, "hellaswag_validation.jsonl"), "w") as file:
         for beginning, ending in endings_by_beginning.items():
             sampled = generator.sample(endings, config.choices)
             offered = [other for other in sampled if other != ending][: config.choices - 1]

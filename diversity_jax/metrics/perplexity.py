@@ -187,7 +187,9 @@ class TransformersModel:
 
 def is_own_llama(folder: str) -> bool:
     """Whether a folder is a training run, an import, or a Hugging Face folder of a Llama: read here without torch."""
-    path = Path(folder)
+    from diversity_jax.model.convert import model_folder
+
+    path = model_folder(folder)
     if (path / "run.json").exists() or (path / "model.json").exists():
         return True
     return (path / "config.json").exists() and read_json(path / "config.json").get("model_type") == "llama"

@@ -13,11 +13,13 @@ import logging
 from pathlib import Path
 
 from diversity_jax.core import cli
+from diversity_jax.core.buckets import public_name, writes_to
 from diversity_jax.mixtures.config import BuildConfig
 
 log = logging.getLogger(__name__)
 
 
+@writes_to("output_dir")
 def main(config: BuildConfig) -> None:
     """Builds the mixture, registers it in this process to see that SeqIO accepts it, and prints its folder, last."""
     from diversity_jax.mixtures.builder import build
@@ -35,7 +37,7 @@ def main(config: BuildConfig) -> None:
         from diversity_jax.mixtures.registry import register
 
         log.info("registered with SeqIO: %s", ", ".join(register(folder)))
-    print(folder)
+    print(public_name(folder))
 
 
 if __name__ == "__main__":

@@ -5,14 +5,17 @@ import dataclasses
 from dataclasses import dataclass
 from fractions import Fraction
 import logging
+import os
 from pathlib import Path
 from typing import Any
 
 import diversity_jax
 from diversity_jax.cluster_agent import Scorecard
+from diversity_jax.core.buckets import public_name
 from diversity_jax.core.errors import InputError
-from diversity_jax.core.files import content_hash, file_hash
+from diversity_jax.core.files import content_hash, file_hash, join_path
 from diversity_jax.core.run_info import plain
+from diversity_jax.core.stores import is_remote
 from diversity_jax.corpus import Corpus
 from diversity_jax.mixtures.config import KINDS, Component, MixtureConfig
 from diversity_jax.mixtures.gate import Decision, Measurement, decide, measure
@@ -67,6 +70,7 @@ def build(config: MixtureConfig, folder: str | Path, score: Scorer) -> Mixture:
     sources = {component.name: open_source(component, config.name, folder) for component in config.components}
     for name, source in sources.items():
         _check_parts(name, source.parts, tokenizer, config)
+    _check_reach(config, folder, sources)
     shares = config.shares_asked()
     scorecards = _score(config.components, shares, {name: source.corpus for name, source in sources.items()}, score)
     for name, scorecard in scorecards.items():
@@ -199,6 +203,18 @@ def _to_score(
     return needed
 
 
+def _check_reach(config: MixtureConfig, folder: Path, sources: Mapping[str, ComponentSource]) -> None:
+    """Refuses a mixture in a bucket whose rows would lie on this machine's disk."""
+    if not is_remote(public_name(folder)):
+        return
+    named = {"components_dir": config.components_dir or ""}
+    for name, source in sources.items():
+        named |= {f"component {name!r}": os.fspath(manifest.folder) for _, manifest in source.parts.values()}
+    for what, place in named.items():
+        if place and not is_remote(place):
+            raise InputError(f"{what}: a mixture in a bucket cannot have rows in {place}; put them into a bucket too")
+
+
 def _check_parts(component: str, parts: Parts, tokenizer: Tokenizer, config: MixtureConfig) -> None:
     """Refuses rows prepared before that cannot stand beside those of this mixture, before anything is scored."""
     for name, (_, manifest) in parts.items():
@@ -229,7 +245,7 @@ def _parts(
         chat=config.chat if component.corpus.conversations else None,
         special_text=config.special_text,
     )
-    output = Path(config.components_dir or folder / "components") / component.name
+    output = join_path(config.components_dir or folder / "components", component.name)
     manifest = prepare(source.corpus, tokenizer, output, settings, processes=config.processes)
     train, statistics = manifest.splits["train"], manifest.statistics
     counts = f"{train.tokens:,}", f"{train.rows:,}", f"{manifest.row_tokens:,}"

@@ -2,7 +2,7 @@
 its batches by memory map: row n of step s is a pure function of the mixture, on any host, without state.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 import os
@@ -14,12 +14,23 @@ import numpy as np
 
 from diversity_jax.core.config import from_json
 from diversity_jax.core.errors import InputError
-from diversity_jax.core.files import content_hash, read_json, write_json
+from diversity_jax.core.files import (
+    content_hash,
+    join_path,
+    parent_folder,
+    read_json,
+    relative_path,
+    resolve_path,
+    write_json,
+)
+from diversity_jax.core.stores import is_remote
 from diversity_jax.mixtures.schedule import EpochShuffle, Schedule
+from diversity_jax.prepare.bucket_rows import CACHE_GB
 from diversity_jax.prepare.manifest import Manifest, VocabularyInfo
 from diversity_jax.prepare.rows import RowReader, Rows
 
 FORMAT_VERSION = 1
+_AHEAD_BYTES, _AHEAD_STEPS = 64 << 20, 256  # how far rows in a bucket are fetched ahead, the lesser of both
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +67,7 @@ class Loader:
         batch_size: int,
         split: str = "train",
         repeat_seed: int | None = None,
+        cache_gb: float = CACHE_GB,
     ):
         lengths = {manifest.sequence_length for manifest in manifests}
         hashes = {manifest.vocabulary.hash for manifest in manifests}
@@ -66,12 +78,51 @@ class Loader:
         self.sequence_length = manifests[0].sequence_length
         pairs = list(zip(manifests, self.schedule.shares, strict=True))
         self._has_token_flags = any(manifest.chat for manifest, share in pairs if share)
-        self._readers = [RowReader(manifest, split) if share else None for manifest, share in pairs]
+        self._readers = [RowReader(manifest, split, cache_gb=cache_gb) if share else None for manifest, share in pairs]
+        self._asked_until: dict[tuple[int | None, int | None], int] = {}  # by part of the batch: a step
         self._orders = [epoch_shuffle(manifest, split, repeat_seed) if share else None for manifest, share in pairs]
 
     def batch(self, step: int, part: slice = slice(None)) -> Batch:
-        """Batch of a step, or the part of it that `part` selects (this host's rows)."""
+        """Batch of a step, or the part of it that `part` selects (this host's rows).
+
+        Where rows lie in a bucket, those of the same part of the steps to come are fetched meanwhile.
+        """
+        if any(reader and reader.is_remote for reader in self._readers):
+            self._look_ahead(step, part)
         return self.rows(np.arange(step * self.batch_size, (step + 1) * self.batch_size)[part])
+
+    def _look_ahead(self, step: int, part: slice) -> None:
+        """Asks for rows of the steps to come in large pieces: as soon as half of those asked for are used."""
+        key = (part.start, part.stop)
+        wanted = np.arange(self.batch_size)[part]
+        row_bytes = max(reader.manifest.row_bytes for reader in self._readers if reader)
+        steps = int(np.clip(_AHEAD_BYTES // max(1, len(wanted) * row_bytes), 2, _AHEAD_STEPS))
+        asked = self._asked_until.get(key, step)
+        if not step <= asked <= step + steps:  # another step than the next is read
+            asked = step
+        if asked - step > steps // 2:
+            return
+        self._asked_until[key] = step + steps
+        numbers = (np.arange(asked, step + steps)[:, None] * self.batch_size + wanted).reshape(-1)
+        for reader, rows in self._rows_of(numbers):
+            reader.prefetch(rows)
+
+    def _rows_of(self, numbers: np.ndarray) -> Iterator[tuple[RowReader, np.ndarray]]:
+        """Each component's reader with the rows of its own that mixture rows are."""
+        component, rank = self.schedule.component(numbers), self.schedule.rank(numbers)
+        for i, (reader, order) in enumerate(zip(self._readers, self._orders, strict=True)):
+            own = rank[component == i]
+            if reader is not None and len(own):
+                yield reader, order.rows_at(own) if order else own
+
+    def shards_of(self, steps: int, part: slice = slice(None)) -> dict[str, set[str]]:
+        """Files that hold the rows of a part of the first `steps` batches, by name of the component."""
+        wanted, found = np.arange(self.batch_size)[part], dict[str, set[str]]()
+        for first in range(0, steps, _AHEAD_STEPS):
+            batches = np.arange(first, min(steps, first + _AHEAD_STEPS))
+            for reader, rows in self._rows_of((batches[:, None] * self.batch_size + wanted).reshape(-1)):
+                found.setdefault(reader.manifest.name, set()).update(reader.shards_of(rows))
+        return found
 
     def rows(self, numbers: np.ndarray) -> Batch:
         """Mixture rows by number."""
@@ -103,6 +154,12 @@ def epoch_shuffle(manifest: Manifest, split: str, seed: int | None) -> EpochShuf
     if seed is None:
         return None
     return EpochShuffle(f"{seed}/{manifest.name}/{split}/repeat", manifest.splits[split].rows)
+
+
+def mixture_file(path: str | os.PathLike) -> Path | str:
+    """The `mixture.json` at a path or URL that names it, or the folder that holds it."""
+    is_file = os.fspath(path).endswith(".json") if is_remote(path) else not os.path.isdir(path)
+    return (os.fspath(path) if is_remote(path) else Path(path)) if is_file else join_path(path, "mixture.json")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,7 +209,7 @@ class Mixture:
     sequence_length: int
     seed: int
     vocabulary: VocabularyInfo
-    folder: Path
+    folder: Path | str
     asked: Mapping[str, Any] = field(default_factory=dict)
     gate: Sequence[Mapping[str, Any]] = ()
     nested: Sequence[Mapping[str, str]] = ()
@@ -180,15 +237,17 @@ class Mixture:
         parts = [[part.name, str(part.share_granted), part.prepared.content_hash] for part in self.taken]
         return content_hash([parts, {"repeat_seed": self.repeat_seed}] if self.repeat_shuffle else parts)
 
-    def loader(self, *, batch_size: int, split: str = "train") -> Loader:
-        """Batches of this mixture."""
+    def loader(self, *, batch_size: int, split: str = "train", cache_gb: float = CACHE_GB) -> Loader:
+        """Batches of this mixture; `cache_gb` of disk may be used for rows that lie in a bucket."""
         shares = [component.share_granted for component in self.taken]
         manifests = [component.prepared for component in self.taken]
-        return Loader(manifests, shares, batch_size=batch_size, split=split, repeat_seed=self.repeat_seed)
+        return Loader(
+            manifests, shares, batch_size=batch_size, split=split, repeat_seed=self.repeat_seed, cache_gb=cache_gb
+        )
 
-    def save(self) -> Path:
+    def save(self) -> Path | str:
         """Writes `mixture.json` into `folder`."""
-        path = self.folder / "mixture.json"
+        path = join_path(self.folder, "mixture.json")
         write_json(
             path,
             {
@@ -219,7 +278,7 @@ class Mixture:
             "share_granted_exact": str(component.share_granted),
             "decision": dict(component.decision),
             "part_of": component.part_of,
-            "manifest": os.path.relpath(Path(manifest.folder, "manifest.json"), self.folder) if manifest else None,
+            "manifest": relative_path(join_path(manifest.folder, "manifest.json"), self.folder) if manifest else None,
             "manifest_hash": manifest.content_hash if manifest else None,
             "train_rows": manifest.splits["train"].rows if manifest else 0,
         }
@@ -232,8 +291,7 @@ class Mixture:
           InputError: no such file, not a mixture, its shares or a manifest changed since it was built, or its
             components were prepared with different tokenizers or sequence lengths.
         """
-        path = Path(path)
-        path = path / "mixture.json" if path.is_dir() else path
+        path = mixture_file(path)
         value = read_json(path)
         try:
             if value["version"] != FORMAT_VERSION:
@@ -241,9 +299,9 @@ class Mixture:
             if type(value["sequence_length"]) is not int or type(value["seed"]) is not int:
                 raise ValueError("sequence_length or seed is no whole number")
             mixture = cls(
-                components=tuple(_component(path.parent, part) for part in value["components"]),
+                components=tuple(_component(parent_folder(path), part) for part in value["components"]),
                 vocabulary=from_json(VocabularyInfo, value["vocabulary"], f"{path}: vocabulary"),
-                folder=path.parent,
+                folder=parent_folder(path),
                 nested=value["ingredients"],
                 repeat_shuffle=value.get("repeat_shuffle", False),  # of a later version than the first
                 **{name: value[name] for name in ("name", "sequence_length", "seed", "asked", "gate", "code")},
@@ -267,12 +325,12 @@ class Mixture:
         return mixture
 
 
-def _component(folder: Path, value: Mapping[str, Any]) -> MixtureComponent:
+def _component(folder: Path | str, value: Mapping[str, Any]) -> MixtureComponent:
     if not re.fullmatch(r"[\w.]+", value["name"], re.ASCII):
         raise ValueError(f"component name {value['name']!r}")
     # It may lie outside the mixture's folder, where the component was prepared or is part of another mixture.
-    path = Path(os.path.normpath(folder / value["manifest"])) if value["manifest"] else None
-    if path and path.name != "manifest.json":
+    path = resolve_path(folder, value["manifest"]) if value["manifest"] else None
+    if path and os.path.basename(path) != "manifest.json":
         raise ValueError(f"manifest {value['manifest']!r}")
     share = Fraction(value["share_granted_exact"])
     if not 0 <= share <= 1 or (share and path is None):

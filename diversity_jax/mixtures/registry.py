@@ -26,6 +26,7 @@ import warnings
 import numpy as np
 
 from diversity_jax.core.errors import InputError
+from diversity_jax.core.stores import is_remote
 from diversity_jax.core.tensorflow import seqio, tf
 from diversity_jax.mixtures.mixture import Mixture
 from diversity_jax.mixtures.schedule import Schedule
@@ -243,6 +244,10 @@ def _register_task(
         if getattr(known, "content_hash", None) != manifest.content_hash or known.repeat_seed != repeat_seed:
             raise InputError(f"{manifest.folder}: another task named {name!r} is registered already; rename this")
         return name
+    if is_remote(manifest.folder):
+        raise InputError(
+            f"{manifest.folder}: SeqIO reads rows from a disk; copy them with python -m diversity_jax.mixtures.fetch"
+        )
     task = PreparedTask(
         name,
         source=_source(manifest, functools.partial(rows_of, manifest), splits),
@@ -295,7 +300,7 @@ def folders_named(value: str) -> list[Path]:
     for name in filter(None, re.split(rf"{os.pathsep}(?!//)", value)):
         folder, about = Path(name), f"{ENVIRONMENT_VARIABLE}: {name}"
         if "://" in name:
-            raise InputError(f"{about}: rows are read from local or mounted folders; copy the mixture there")
+            raise InputError(f"{about}: rows are read from a disk; copy them with diversity_jax.mixtures.fetch")
         if not folder.is_dir():
             raise InputError(f"{about}: no such folder; name folders of mixtures, joined by {os.pathsep!r}")
         own = folder / "mixture.json"

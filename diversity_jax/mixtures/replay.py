@@ -13,9 +13,10 @@ from typing import Any
 from diversity_jax.cluster_agent import Scorecard
 from diversity_jax.core.config import from_json
 from diversity_jax.core.errors import InputError
-from diversity_jax.core.files import read_json
+from diversity_jax.core.files import exists, join_path, parent_folder, read_json
 from diversity_jax.mixtures.config import Component, MixtureConfig
 from diversity_jax.mixtures.gate import Decision, Measurement, decide, measure
+from diversity_jax.mixtures.mixture import mixture_file
 from diversity_jax.mixtures.shares import AvailableRows, GateResult, granted_shares
 
 _TOLERANCE = 1e-9  # figures taken anew from scorecards may differ in their last digits between builds of NumPy
@@ -82,12 +83,11 @@ def replay(path: str | Path, *, scorecards: bool = True) -> list[Replayed]:
       InputError: a decision or a share came out otherwise, or a scorecard is not the one it rests on; the line names
         it.
     """
-    path = Path(path)
-    path = path / "mixture.json" if path.is_dir() else path
+    path = mixture_file(path)
     asked, recorded = _read(path)
     names = ["real", *(entry.name for entry in recorded if entry.measurement)] if scorecards else []
-    files = {name: path.parent / "scorecards" / f"{name}.json" for name in names}
-    cards = {name: Scorecard.load(file) for name, file in files.items() if file.exists()}
+    files = {name: join_path(parent_folder(path), "scorecards", f"{name}.json") for name in names}
+    cards = {name: Scorecard.load(file) for name, file in files.items() if exists(file)}
     decisions, results = [], []
     for component, entry in zip(asked.components, recorded, strict=True):
         _check_measurement(path, component, entry, cards)

@@ -8,9 +8,9 @@ Reads mixture.json, manifests, scorecards and a few rows: no TensorFlow, no judg
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 
 from diversity_jax.core import cli
+from diversity_jax.core.buckets import public_name, published
 from diversity_jax.core.errors import InputError
 from diversity_jax.mixtures.inspect import describe, inspect_mixture
 from diversity_jax.report.pages import mixture as page
@@ -21,10 +21,10 @@ _USAGE = "usage: show MIXTURE_FOLDER [--rows N] [--samples N] [--output FOLDER]"
 def main(argv: Sequence[str]) -> None:
     """Prints a mixture and writes its page; the page's path comes last."""
     parser = argparse.ArgumentParser(prog="python -m diversity_jax.mixtures.show", exit_on_error=False)
-    parser.add_argument("mixture", type=Path)
+    parser.add_argument("mixture")
     parser.add_argument("--rows", type=int, default=1000)
     parser.add_argument("--samples", type=int, default=2)
-    parser.add_argument("--output", type=Path)
+    parser.add_argument("--output")
     try:
         arguments, unknown = parser.parse_known_args(argv)
     except argparse.ArgumentError as error:
@@ -34,7 +34,8 @@ def main(argv: Sequence[str]) -> None:
         raise InputError(f"{wrong}: is not understood; {_USAGE}")
     view = inspect_mixture(arguments.mixture, rows=arguments.rows, samples=arguments.samples)
     print(describe(view), end="\n\n")
-    print(page.write(view, arguments.output or view.mixture.folder))
+    with published(arguments.output or view.mixture.folder, "--output", skipped=lambda name: True) as folder:
+        print(public_name(page.write(view, folder)))
 
 
 if __name__ == "__main__":

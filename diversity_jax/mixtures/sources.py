@@ -10,7 +10,7 @@ import random
 import numpy as np
 
 from diversity_jax.core.errors import InputError
-from diversity_jax.core.files import content_hash, read_json
+from diversity_jax.core.files import content_hash, exists, join_path, read_json, whole_path
 from diversity_jax.corpus import Corpus, Document, open_corpus
 from diversity_jax.corpus.readers.seqio_tasks import find_provider
 from diversity_jax.mixtures.config import Component
@@ -64,22 +64,24 @@ def open_source(component: Component, name: str, folder: Path) -> ComponentSourc
 def _of_mixture(mixture: Mixture, name: str, folder: Path) -> ComponentSource:
     _refuse_cycle(mixture.folder, mixture.nested, folder, (name, mixture.name))
     parts = {part.name: (part.share_granted, part.prepared) for part in mixture.taken}
-    made_of = {"name": mixture.name, "folder": str(mixture.folder.resolve()), "content_hash": mixture.content_hash}
+    made_of = {"name": mixture.name, "folder": whole_path(mixture.folder), "content_hash": mixture.content_hash}
     return ComponentSource(corpus=PreparedCorpus(f"mixture:{mixture.name}", parts), parts=parts, mixture=made_of)
 
 
-def _refuse_cycle(inner: Path, nested: Iterable[Mapping[str, str]], folder: Path, trail: tuple[str, ...]) -> None:
+def _refuse_cycle(
+    inner: Path | str, nested: Iterable[Mapping[str, str]], folder: Path | str, trail: tuple[str, ...]
+) -> None:
     """Raises where the mixture in `inner`, or one that it is made of, is the one being built in `folder`.
 
     Args:
       trail: names of the mixture being built, and those that lead to the inner one, which is last.
     """
-    if trail[-1] == trail[0] or inner.resolve() == folder.resolve():
+    if trail[-1] == trail[0] or whole_path(inner) == whole_path(folder):
         raise InputError(f"a cycle of mixtures: {' -> '.join(trail)}; a mixture cannot hold itself")
     for made_of in nested:
-        path = Path(made_of["folder"]) / "mixture.json"
-        below = read_json(path)["ingredients"] if path.exists() else ()
-        _refuse_cycle(path.parent, below, folder, (*trail, made_of["name"]))
+        path = join_path(made_of["folder"], "mixture.json")
+        below = read_json(path)["ingredients"] if exists(path) else ()
+        _refuse_cycle(made_of["folder"], below, folder, (*trail, made_of["name"]))
 
 
 def _of_registered(source: str, name: str, folder: Path) -> ComponentSource | None:

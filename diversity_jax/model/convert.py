@@ -21,8 +21,11 @@ import sys
 from typing import Any
 
 from diversity_jax.core.artifacts import locked_folder
+from diversity_jax.core.buckets import local_copy, published, published_file, remote_tree
 from diversity_jax.core.errors import InputError
-from diversity_jax.core.files import local_folder, read_json, refuse_url, write_json
+from diversity_jax.core.files import join_path, read_json, write_json
+from diversity_jax.core.stores import check_store, is_remote
+from diversity_jax.model.checkpoint_io import stored
 from diversity_jax.model.checkpoint_io.gguf import export_gguf, import_gguf, refuse_gguf
 from diversity_jax.model.checkpoint_io.gguf_file import DTYPES
 from diversity_jax.model.checkpoint_io.hugging_face import (
@@ -31,6 +34,7 @@ from diversity_jax.model.checkpoint_io.hugging_face import (
     import_hugging_face,
     refuse_model_folder,
 )
+from diversity_jax.model.checkpoint_io.shards import Damaged
 from diversity_jax.model.config import LlamaConfig, LoraConfig
 from diversity_jax.model.logits_comparison import compare_with_transformers
 from diversity_jax.tokenizers.files import (
@@ -56,36 +60,35 @@ def read_model(folder: str | os.PathLike, step: int | None = None, **overrides: 
     Raises:
       InputError: no model there, or a damaged or unsuitable one.
     """
-    folder = Path(folder)
+    source, folder = folder, model_folder(folder)
     if (folder / "config.json").exists():
         return import_hugging_face(folder, **overrides)
     from diversity_jax.model.llama import param_shapes
 
     config = dataclasses.replace(read_config(folder), **overrides)
     if (folder / "model.json").exists():
-        return config, _load(folder / "weights", param_shapes(config))
-    checkpoint = _checkpoint(folder / "checkpoints", step)
+        return config, _load(join_path(source, "weights"), param_shapes(config))
+    checkpoint = _checkpoint(join_path(source, "checkpoints"), step)
     tuned = read_json(folder / "run.json")["settings"].get("train") or {}
     if (tuned.get("lora") or {}).get("rank"):
         return config, _merged(config, checkpoint, tuned)
     return config, _load(checkpoint, param_shapes(config))
 
 
-def _merged(config: LlamaConfig, checkpoint: Path, tuned: Mapping[str, Any]) -> Params:
+def _merged(config: LlamaConfig, checkpoint: Path | str, tuned: Mapping[str, Any]) -> Params:
     """The model that a run started from plus its adapters' products.
 
     Raises:
       InputError: that model is no longer the same.
     """
     import jax
-    from orbax.checkpoint import v1 as ocp
 
     from diversity_jax.model.llama import fingerprint, init_adapters, merged
 
     lora = LoraConfig(**tuned["lora"])
     adapters = _load(checkpoint, jax.eval_shape(lambda key: init_adapters(config, lora, key), jax.random.key(0)))
     _, base = read_model(tuned["init_from"], step=tuned.get("init_step"))
-    known = ocp.checkpointables_metadata(checkpoint.absolute()).custom_metadata["identity"]["model in init_from"]
+    known = (stored.read_info(checkpoint) or {}).get("identity", {}).get("model in init_from")
     if str(int(fingerprint(base))) != known:
         raise InputError(
             f"{checkpoint}: holds adapters to another model than {tuned['init_from']} holds now; put that back, or "
@@ -100,7 +103,7 @@ def read_config(folder: str | os.PathLike) -> LlamaConfig:
     Raises:
       InputError: no model there, or one that is not described as this version does.
     """
-    folder = Path(folder)
+    folder = model_folder(folder)
     if (folder / "config.json").exists():
         return config_from_hugging_face(folder)
     if (folder / "model.json").exists():
@@ -117,24 +120,32 @@ def _config(path: Path, fields: Any) -> LlamaConfig:
     return LlamaConfig(**fields)
 
 
-def _checkpoint(folder: Path, step: int | None) -> Path:
-    steps = sorted(int(entry.name) for entry in folder.glob("*") if entry.name.isdigit())
+def model_folder(folder: str | os.PathLike) -> Path:
+    """A local folder as it is; of one in a bucket, a copy of all but rows and a run's checkpoints."""
+
+    def wanted(name: str) -> bool:
+        return not name.startswith(("checkpoints", "weights/", "profile/")) and not name.endswith((".bin", ".crc32"))
+
+    return local_copy(folder, wanted)
+
+
+def _checkpoint(folder: Path | str, step: int | None) -> Path | str:
+    steps = stored.complete_steps(folder)
     if not steps or (step is not None and step not in steps):
         listed = ", ".join(map(str, steps)) or "none"
         raise InputError(f"{folder}: has no checkpoint{'' if step is None else f' of step {step}'}; there: {listed}")
-    return folder / str(steps[-1] if step is None else step)
+    return join_path(folder, str(steps[-1] if step is None else step))
 
 
-def _load(folder: Path, shapes: Params) -> Params:
-    """Parameters of these shapes in an Orbax checkpoint, on the first local device, whatever mesh wrote them."""
+def _load(folder: Path | str, shapes: Params) -> Params:
+    """Parameters of these shapes in a checkpoint, on the first local device, whatever mesh wrote them."""
     import jax
-    from orbax.checkpoint import v1 as ocp
 
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     wanted = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), shapes)
     try:
-        return ocp.load_checkpointables(folder.absolute(), {"params": wanted})["params"]
-    except (ValueError, KeyError, OSError) as error:
+        return stored.load(folder, {"params": wanted})["params"]
+    except (ValueError, KeyError, OSError, Damaged) as error:
         message = " ".join(str(error).split())[:200]
         raise InputError(f"{folder}: cannot be read as this model's checkpoint ({message})") from error
 
@@ -189,8 +200,8 @@ def main(argv: list[str] | None = None) -> None:
     try:
         for name in ("source", "output"):
             path = getattr(options, name, None)
-            refuse_url(path, name.upper())
-            setattr(options, name, path and Path(path))
+            check_store(path, name.upper())
+            setattr(options, name, path if path is None or is_remote(path) else Path(path))
         options.run(options)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -200,20 +211,22 @@ def main(argv: list[str] | None = None) -> None:
 def _export(options: argparse.Namespace) -> None:
     if options.max_shard_gigabytes <= 0:
         raise InputError(f"--max-shard-gigabytes {options.max_shard_gigabytes:g}: must be above 0")
-    refuse_model_folder(options.output)
+    if is_remote(options.output):
+        if remote_tree(options.output):
+            raise InputError(f"{options.output}: is not empty; choose another folder")
+    else:
+        refuse_model_folder(options.output)
     tokenizer = None if options.tokenizer == "none" else _tokenizer(options)
     config, params = read_model(options.source, step=options.step)
     shard_bytes = int(options.max_shard_gigabytes * 1e9)
-    with locked_folder(local_folder(options.output, "OUTPUT")):
-        refuse_model_folder(options.output)
+    with published(options.output, "OUTPUT") as output, locked_folder(output):
+        refuse_model_folder(output)
         end = options.end_of_text_id
         ids: Mapping[str, Any] = {} if end is None else {"bos_token_id": end, "eos_token_id": end}
         if tokenizer:  # before the weights, since config.json marks a whole export
-            write_tokenizer(tokenizer, options.output, vocab_size=config.vocab_size)
-            ids = _token_ids(options.output / "generation_config.json")
-        export_hugging_face(
-            config, params, options.output, dtype=options.dtype, max_shard_bytes=shard_bytes, token_ids=ids
-        )
+            write_tokenizer(tokenizer, output, vocab_size=config.vocab_size)
+            ids = _token_ids(output / "generation_config.json")
+        export_hugging_face(config, params, output, dtype=options.dtype, max_shard_bytes=shard_bytes, token_ids=ids)
     beside = "with its tokenizer" if tokenizer else "without a tokenizer"
     print(f"{config.parameter_count:,} parameters, {options.dtype}, {beside}: {options.output}")
 
@@ -226,41 +239,43 @@ def _token_ids(path: Path) -> dict[str, Any]:
 def _tokenizer(options: argparse.Namespace) -> TokenizerFiles | None:
     """The one that is asked for, or the model's own."""
     name = options.tokenizer
-    tokenizer = model_tokenizer(options.source) if name is None else named_tokenizer(name)
+    tokenizer = model_tokenizer(model_folder(options.source)) if name is None else named_tokenizer(name)
     if tokenizer is None or options.end_of_text_id is None:
         return tokenizer
     return dataclasses.replace(tokenizer, end_of_text_id=options.end_of_text_id)
 
 
 def _gguf(options: argparse.Namespace) -> None:
-    refuse_gguf(options.output, options.dtype)
+    refuse_gguf(Path(os.fspath(options.output)), options.dtype)
     tokenizer = _tokenizer(options)
     if tokenizer is None:
         raise InputError(f"{options.source}: does not say which tokenizer it was trained with; give --tokenizer")
     config, params = read_model(options.source, step=options.step)
-    export_gguf(config, params, options.output, tokenizer=tokenizer, dtype=options.dtype)
+    with published_file(options.output) as output:
+        export_gguf(config, params, output, tokenizer=tokenizer, dtype=options.dtype)
     print(f"{config.parameter_count:,} parameters, {options.dtype}: {options.output}")
 
 
 def _import(options: argparse.Namespace) -> None:
-    with locked_folder(local_folder(options.output, "OUTPUT")):
-        if options.source.is_file() or options.source.suffix == ".gguf":
-            config, params, file = import_gguf(options.source)
-            refuse_imported(options.output)
-            write_folder(file.entries, options.output / "tokenizer", options.source)  # its faults come first
-            write_imported(config, params, options.output)
-            stored = ", ".join(f"{count} {kind}" for kind, count in file.types.items())
-            beside = f"with its tokenizer; tensors were {stored}"
+    source = local_copy(options.source)
+    with published(options.output, "OUTPUT") as output, locked_folder(output):
+        if source.is_file() or source.suffix == ".gguf":
+            config, params, file = import_gguf(source)
+            refuse_imported(output)
+            write_folder(file.entries, output / "tokenizer", source)  # its faults come first
+            write_imported(config, params, output)
+            types = ", ".join(f"{count} {kind}" for kind, count in file.types.items())
+            beside = f"with its tokenizer; tensors were {types}"
         else:
-            config, params = import_hugging_face(options.source)
-            folder = write_imported(config, params, options.output)
-            is_there = copy_tokenizer(options.source, folder / "tokenizer")
+            config, params = import_hugging_face(source)
+            folder = write_imported(config, params, output)
+            is_there = copy_tokenizer(source, folder / "tokenizer")
             beside = "with its tokenizer" if is_there else "without a tokenizer"
     print(f"{config.parameter_count:,} parameters, {beside}: {options.output}")
 
 
 def _check(options: argparse.Namespace) -> None:
-    found = compare_with_transformers(options.source)
+    found = compare_with_transformers(local_copy(options.source))
     if not found.is_same:
         raise InputError(f"{options.source}: logits differ from transformers' by more than rounding: {found}")
     print(f"logits equal transformers': {found}: {options.source}")

@@ -1,8 +1,8 @@
-"""The Llama for inference: forests of token sequences scored at once, and generation with a cache.
+"""The Llama for inference: parameters laid out for it, and forests of token sequences scored at once.
 
 All functions take parameters as `for_inference` lays them out, and run the block that training runs.
 
-Shape legend: B batch, L length, S cached length, D hidden, H query heads, K key/value heads, Dh head, V vocabulary.
+Shape legend: B batch, L length, D hidden, H query heads, K key/value heads, Dh head.
 """
 
 import functools
@@ -14,10 +14,9 @@ from jax.sharding import Mesh
 
 from diversity_jax.model.attention import masked_attention
 from diversity_jax.model.config import LlamaConfig
-from diversity_jax.model.llama import Params, embedded, final_states, head_weight, run_block
+from diversity_jax.model.llama import Params, embedded, final_states, run_block
 from diversity_jax.model.rotary import layer_rotary
 
-Cache = tuple[tuple[Array, Array], ...]  # keys and values of each layer, BxSxKxDh
 _QUERY_CHUNK = 256  # queries whose scores exist at once
 
 
@@ -64,98 +63,3 @@ def forest_hidden_states(
         own = functools.partial(attention, config.layer_window(number))
         x_BxLxD, _ = run_block(config, weights, x_BxLxD, rotary(number), own, mesh, None)
     return final_states(config, params, x_BxLxD)
-
-
-def empty_cache(config: LlamaConfig, batch: int, length_tokens: int) -> Cache:
-    """Zeros, one pair of BxSxKxDh a layer."""
-    shape = (batch, length_tokens, config.kv_heads, config.head_size)
-    dtype = config.compute_dtype
-    return tuple((jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)) for _ in range(config.num_layers))
-
-
-def _cached_hidden_states(config, params, cache, tokens_BxL, positions_BxL, write, read, mesh):
-    """Hidden states of new tokens that also see the cache, and the cache with them in it.
-
-    Args:
-      write: puts the new tokens' keys or values into the cache.
-      read: the keys or values that these rows may see.
-    """
-    rotary = layer_rotary(config, tokens_BxL.shape[1], positions_BxL)
-    x_BxLxD = embedded(config, params, tokens_BxL)
-    new_cache = []
-    for number, (weights, layer_cache) in enumerate(zip(params["blocks"], cache, strict=True)):
-
-        def attention(q, k, v, layer_cache=layer_cache, window=config.layer_window(number)):
-            keys, values = write(layer_cache[0], k), write(layer_cache[1], v)
-            k_BxSxKxDh, v_BxSxKxDh = read(keys), read(values)
-            distance_BxLxS = positions_BxL[:, :, None] - jnp.arange(k_BxSxKxDh.shape[1])  # from the key to the query
-            allowed_BxLxS = distance_BxLxS >= 0
-            if window is not None:
-                allowed_BxLxS &= distance_BxLxS < window
-            return masked_attention(q, k_BxSxKxDh, v_BxSxKxDh, allowed_BxLxS), (keys, values)
-
-        x_BxLxD, updated = run_block(config, weights, x_BxLxD, rotary(number), attention, mesh, None)
-        new_cache.append(updated)
-    return final_states(config, params, x_BxLxD), tuple(new_cache)
-
-
-def prefill(
-    config: LlamaConfig,
-    params: Params,
-    cache: Cache,
-    tokens_L: Array,
-    slot: Array,
-    start: Array,
-    *,
-    span_tokens: int,
-    mesh: Mesh | None = None,
-) -> tuple[Array, Cache]:
-    """Last hidden states, LxD, of a part of one sequence, and the cache with it in row `slot` from position `start` on.
-
-    Padding past the sequence's end is written too; decoding overwrites it before anything can see it.
-
-    Args:
-      tokens_L: the part; `start + L` must not exceed the cache.
-      span_tokens: static; columns of the cache that are read, at least `start + L`.
-    """
-
-    def write(stored: Array, new: Array) -> Array:
-        return jax.lax.dynamic_update_slice(stored, new.astype(stored.dtype), (slot, start, 0, 0))
-
-    def read(stored: Array) -> Array:
-        return jax.lax.dynamic_index_in_dim(stored, slot, 0, keepdims=True)[:, :span_tokens]
-
-    positions_BxL = (start + jnp.arange(tokens_L.shape[0]))[None]
-    hidden_1xLxD, cache = _cached_hidden_states(config, params, cache, tokens_L[None], positions_BxL, write, read, mesh)
-    return hidden_1xLxD[0], cache
-
-
-def decode_step(
-    config: LlamaConfig,
-    params: Params,
-    cache: Cache,
-    tokens_B: Array,
-    positions_B: Array,
-    *,
-    span_tokens: int,
-    mesh: Mesh | None = None,
-) -> tuple[Array, Cache]:
-    """One token of every sequence: float32 logits BxV of the tokens that follow, and the cache with these tokens in it.
-
-    Args:
-      tokens_B: the last token of each sequence, not yet in the cache.
-      positions_B: its position; everything before it is in the cache.
-      span_tokens: static; columns of the cache that are read, above every position.
-    """
-    rows = jnp.arange(tokens_B.shape[0])
-
-    def write(stored: Array, new: Array) -> Array:
-        return stored.at[rows, positions_B].set(new[:, 0].astype(stored.dtype))
-
-    def read(stored: Array) -> Array:
-        return stored[:, :span_tokens]
-
-    tokens_BxL, positions_BxL = tokens_B[:, None], positions_B[:, None]
-    hidden_BxLxD, cache = _cached_hidden_states(config, params, cache, tokens_BxL, positions_BxL, write, read, mesh)
-    head_DxV = head_weight(config, params)
-    return jnp.einsum("bd,dv->bv", hidden_BxLxD[:, 0], head_DxV, preferred_element_type=jnp.float32), cache

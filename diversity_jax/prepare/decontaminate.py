@@ -14,8 +14,9 @@ from typing import Any
 
 import numpy as np
 
+from diversity_jax.core.compression import read_lines
 from diversity_jax.core.errors import InputError
-from diversity_jax.core.files import file_hash, list_files, read_lines
+from diversity_jax.core.files import file_hash, list_files
 from diversity_jax.core.words import words
 
 _SHORT_FIELD_WORDS = 8  # longer fields are no answers to fill a blank with

@@ -3,12 +3,14 @@
 from collections.abc import Mapping
 import dataclasses
 from dataclasses import dataclass, field
+import functools
 import os
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 
+from diversity_jax.core.buckets import remote_tree
 from diversity_jax.core.config import from_json
 from diversity_jax.core.errors import InputError
 from diversity_jax.core.files import (
@@ -24,6 +26,8 @@ from diversity_jax.core.files import (
 from diversity_jax.tokenizers.tokenizer import Tokenizer, load_tokenizer
 
 FORMAT_VERSION = 2
+FETCHED = "fetched.json"
+"""What `mixtures.fetch` writes beside a manifest: where it was fetched from, and which shards were left there."""
 SPLITS = ("train", "validation")
 LEFT_OUT = ("exact_duplicates", "near_duplicates", "contaminated")
 """Reasons for which documents are left out, as `statistics` counts them."""
@@ -193,21 +197,29 @@ class Manifest:
             return f"its end-of-text id {self.vocabulary.end_of_text_id} is none of its {ids:,} ids"
         return None
 
+    @functools.cached_property
+    def left_out_shards(self) -> frozenset[str]:
+        """Shards that `mixtures.fetch` left in the bucket, since the steps it was told of need none of their rows."""
+        path = None if is_remote(self.folder) else Path(self.folder, FETCHED)
+        return frozenset(read_json(path)["left_out"]) if path and path.exists() else frozenset()
+
     def check_sizes(self) -> None:
-        """Compares shard file sizes with what the manifest says; cheap, reads no rows.
+        """Compares shard file sizes with what the manifest says; cheap, reads no rows: of a bucket, one listing.
 
         Raises:
           InputError: a shard is missing or has another size.
         """
-        for split in self.splits.values():
-            for shard in split.shards:
-                path = join_path(self.folder, shard.file)
-                expected = shard.rows * self.row_bytes
-                if not exists(path):
-                    raise InputError(f"{path}: the shard is missing; prepare the component {self.name!r} again")
-                if file_bytes(path) != expected:
-                    held = f"holds {file_bytes(path):,} bytes, {expected:,} expected"
-                    raise InputError(f"{path}: {held}; the shard is damaged: prepare component {self.name!r} again")
+        tree = remote_tree(str(self.folder)) if is_remote(self.folder) else None
+        for shard in [shard for split in self.splits.values() for shard in split.shards]:
+            if shard.file in self.left_out_shards:
+                continue
+            path, expected = join_path(self.folder, shard.file), shard.rows * self.row_bytes
+            if not exists(path) if tree is None else shard.file not in tree:
+                raise InputError(f"{path}: the shard is missing; prepare the component {self.name!r} again")
+            size = file_bytes(path) if tree is None else tree[shard.file].bytes
+            if size != expected:
+                held = f"holds {size:,} bytes, {expected:,} expected"
+                raise InputError(f"{path}: {held}; the shard is damaged: prepare component {self.name!r} again")
 
 
 def special_text_before(kind: str, *, is_chat: bool) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from diversity_jax.core.buckets import local_copy
 from diversity_jax.core.errors import InputError
 from diversity_jax.core.files import open_file
 from diversity_jax.prepare.config import Chat
@@ -48,7 +49,7 @@ def open_format(chat: Chat, tokenizer: Tokenizer) -> ChatFormat:
 
 def _read_template(spec: str, tokenizer: Tokenizer) -> tuple[str, Path]:
     """The source, and the folder whose settings name the special tokens."""
-    path, problem = Path(spec), "no such file"
+    path, problem = local_copy(spec), "no such file"
     if spec == "tokenizer" and tokenizer.files:
         path = Path(tokenizer.files[0]).parent
     if spec == "tokenizer" and not tokenizer.files:

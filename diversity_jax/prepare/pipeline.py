@@ -21,7 +21,8 @@ from typing import Any
 import numpy as np
 
 from diversity_jax.core.errors import InputError
-from diversity_jax.core.files import DiskFull, exists, is_remote, join_path, open_file, writing
+from diversity_jax.core.files import exists, is_remote, join_path, open_file, writing
+from diversity_jax.core.stores import StoreError
 from diversity_jax.corpus import Corpus
 from diversity_jax.corpus.corpus import RecordCorpus, Tally
 from diversity_jax.prepare.chunks import ChunkRecord, Job, write_remainders
@@ -93,7 +94,7 @@ def prepare(
                 manifest = _prepare(corpus, job, executor, request)
             except InputError as error:
                 executor.close()
-                if not isinstance(error, DiskFull):  # else finished work stays, to resume from
+                if not isinstance(error, StoreError):  # else finished work stays, to resume from
                     staging.discard()
                     staging.close()
                 raise

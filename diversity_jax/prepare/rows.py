@@ -7,6 +7,7 @@ Tokens of conversations are uint32: the id in the low 30 bits, and two flags. At
 segments and positions are read from START; end-of-text may well stand within one.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 import zlib
@@ -14,9 +15,11 @@ import zlib
 import numpy as np
 
 from diversity_jax.core.errors import InputError
-from diversity_jax.core.files import is_remote
+from diversity_jax.core.files import join_path
+from diversity_jax.core.stores import is_remote
 from diversity_jax.corpus.sampling import priorities
-from diversity_jax.prepare.manifest import Manifest
+from diversity_jax.prepare.bucket_rows import CACHE_GB, BucketShards
+from diversity_jax.prepare.manifest import Manifest, Shard
 
 FLAGGED_DTYPE = "<u4"
 TARGET = np.uint32(1 << 31)
@@ -56,47 +59,87 @@ class Rows:
 class RowReader:
     """Random access to the rows of one split of a prepared component, each verified against its checksum when read.
 
+    Rows on a disk are memory-mapped; of those in a bucket, `bucket_rows` fetches the ranges that are asked for.
+
+    Args:
+      cache_gb: of this host's disk, for rows in a bucket; 0: none.
+
     Raises:
-      InputError: there is no such split, the folder is remote, or a shard is missing or cut short.
+      InputError: there is no such split, or a shard is missing or cut short.
     """
 
-    def __init__(self, manifest: Manifest, split: str = "train"):
+    def __init__(self, manifest: Manifest, split: str = "train", *, cache_gb: float = CACHE_GB):
         if split not in manifest.splits:
             raise InputError(
                 f"{manifest.folder}: {manifest.name!r} has no {split!r} rows; prepare it with some held out"
             )
-        if is_remote(manifest.folder):
-            raise InputError(f"{manifest.folder}: rows are memory-mapped; copy the component to a local disk first")
-        manifest.check_sizes()
         self.manifest, self.rows = manifest, manifest.splits[split].rows
-        shards = manifest.splits[split].shards
-        self._paths = [Path(manifest.folder, shard.file) for shard in shards]
-        self._starts = np.cumsum([0] + [shard.rows for shard in shards])
-        dtype = np.dtype(manifest.dtype).newbyteorder("<")
-        self._tokens, self._checksums = [], []
-        for path, shard in zip(self._paths, shards, strict=True):
-            checksums = path.with_name(path.name + ".crc32")
-            if not checksums.exists() or checksums.stat().st_size != 4 * shard.rows:
-                raise InputError(f"{checksums}: is missing or cut short; prepare the component again")
-            self._tokens.append(np.memmap(path, dtype, "r", shape=(shard.rows, manifest.row_tokens)))
-            self._checksums.append(np.memmap(checksums, "<u4", "r", shape=(shard.rows,)))
+        self._shards = manifest.splits[split].shards
+        self._starts = np.cumsum([0] + [shard.rows for shard in self._shards])
+        manifest.check_sizes()
+        self._bucket = BucketShards(manifest, split, cache_gb) if is_remote(manifest.folder) else None
+        self._maps: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+        if self._bucket is None:
+            self._maps = {number: self._map(shard) for number, shard in enumerate(self._shards) if self._is_here(shard)}
+
+    def _is_here(self, shard: Shard) -> bool:
+        """Whether a shard was fetched, where `mixtures.fetch` took only those that a number of steps need."""
+        return shard.file not in self.manifest.left_out_shards
+
+    def _map(self, shard: Shard) -> tuple[np.ndarray, np.ndarray]:
+        path = Path(self.manifest.folder, shard.file)
+        checksums = path.with_name(path.name + ".crc32")
+        if not checksums.exists() or checksums.stat().st_size != 4 * shard.rows:
+            raise InputError(f"{checksums}: is missing or cut short; prepare the component again")
+        dtype = np.dtype(self.manifest.dtype).newbyteorder("<")
+        tokens = np.memmap(path, dtype, "r", shape=(shard.rows, self.manifest.row_tokens))
+        return tokens, np.memmap(checksums, "<u4", "r", shape=(shard.rows,))
+
+    def _stored(self, shard: int, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Rows of a shard with their recorded checksums."""
+        if self._bucket:
+            return self._bucket.read(shard, numbers.tolist())
+        if shard not in self._maps:
+            path = join_path(self.manifest.folder, self._shards[shard].file)
+            raise InputError(f"{path}: was not fetched, since fewer steps were asked for; fetch more --steps")
+        tokens, checksums = self._maps[shard]
+        return tokens[numbers], checksums[numbers]
+
+    def _by_shard(self, rows: np.ndarray) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+        """(shard, positions in `rows`, numbers in the shard) of rows below `self.rows`."""
+        shard_of_row = np.searchsorted(self._starts, rows, side="right") - 1
+        for shard in np.unique(shard_of_row):
+            positions = np.flatnonzero(shard_of_row == shard)
+            yield int(shard), positions, rows[positions] - self._starts[shard]
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether reading waits for a bucket, so that `prefetch` helps."""
+        return self._bucket is not None
+
+    def shards_of(self, rows: np.ndarray) -> set[str]:
+        """Files that hold these rows."""
+        return {self._shards[shard].file for shard, _, _ in self._by_shard(np.asarray(rows) % self.rows)}
+
+    def prefetch(self, rows: np.ndarray) -> None:
+        """Begins to fetch rows that will be read soon, by number as in `read`; nothing for rows on a disk."""
+        if self._bucket:
+            for shard, _, numbers in self._by_shard(np.asarray(rows) % self.rows):
+                self._bucket.prefetch(shard, np.unique(numbers).tolist())
 
     def read(self, rows: np.ndarray) -> Rows:
         """Rows by number; numbers past the last row start again at the first (next epoch).
 
         Raises:
-          InputError: a row's checksum does not agree: the shard was damaged after it was prepared.
+          InputError: a row's checksum does not agree: the shard was damaged after it was prepared; or the store failed.
         """
         rows = np.asarray(rows) % self.rows
         out = np.empty((len(rows), self.manifest.row_tokens), self.manifest.dtype)
-        shard_of_row = np.searchsorted(self._starts, rows, side="right") - 1
-        for shard in np.unique(shard_of_row):
-            positions = np.flatnonzero(shard_of_row == shard)
-            numbers = rows[positions] - self._starts[shard]
-            stored = self._tokens[shard][numbers]
-            damaged = np.flatnonzero(row_checksums(stored) != self._checksums[shard][numbers])
+        for shard, positions, numbers in self._by_shard(rows):
+            stored, checksums = self._stored(shard, numbers)
+            damaged = np.flatnonzero(row_checksums(stored) != checksums)
             if len(damaged):
-                where = f"{self._paths[shard]}: row {numbers[damaged[0]]}"
+                where = f"{join_path(self.manifest.folder, self._shards[shard].file)}: row {numbers[damaged[0]]}"
                 raise InputError(f"{where} is damaged (checksum); prepare component {self.manifest.name!r} again")
             out[positions] = stored
         if not self.manifest.chat:

@@ -31,7 +31,7 @@ from diversity_jax.cluster_agent import (
 )
 from diversity_jax.core.artifacts import exclusive_lock
 from diversity_jax.core.errors import InputError
-from diversity_jax.core.files import content_hash, file_hash, is_remote, read_json, write_json
+from diversity_jax.core.files import content_hash, file_hash, read_json, write_json
 from diversity_jax.core.formats import counted, estimate
 from diversity_jax.corpus import Corpus, open_corpus
 from diversity_jax.llm import (
@@ -177,8 +177,6 @@ def run_score(config: ScoreConfig) -> ScoreResult | None:
         of other corpora or is being written to, or calls would be paid for without a cap.
     """
     kind, output_dir = judge_kind(config.judge), Path(config.output_dir)
-    if is_remote(config.output_dir):
-        raise InputError(f"config.output_dir: {config.output_dir} is not a local folder; give one, and copy it after")
     kind.check(config)
     corpora = open_corpora(config)
     record = _check_folder(config, corpora)

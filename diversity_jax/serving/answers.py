@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from diversity_jax.evaluation.generate import GeneratedText, TokenLogprob
+from diversity_jax.evaluation.generation_request import GeneratedText, TokenLogprob
 from diversity_jax.serving.requests import ApiRequest
 from diversity_jax.tokenizers.tokenizer import ModelTokenizer
 

@@ -264,7 +264,8 @@ def serve_model(config: ServeConfig) -> None:
     """Opens a model and serves it until SIGINT or SIGTERM."""
     key = _key(config)
     model = open_source(config.model, config.name)
-    generator = Generator(model, slots=config.slots, steps=config.steps)
+    generator = Generator(model, slots=config.slots, steps=config.steps, memory_gb=config.memory_gb)
+    generator.reserve(model.config.max_length)
     # Compiles before the first client waits for it.
     generator.generate([[model.tokenizer.prefix_id] * 2], Sampling(max_tokens=1))
     if config.host not in LOOPBACK and key is None:

@@ -76,8 +76,9 @@ def _diversity(study: StudyConfig, run: StudyRun, store: StepStore) -> dict[str,
     for name in (*study.predictors, *study.controls):
         metric = name.removeprefix("metrics.")
         estimate = scorecard.get(name) if metric == name else metrics.get(metric)
-        if isinstance(estimate, Mapping) and estimate.get("value") is not None:
-            figures[name] = float(estimate["value"])
+        value = estimate.get("value") if isinstance(estimate, Mapping) else None
+        if value is not None and math.isfinite(value):
+            figures[name] = float(value)
     return figures
 
 
@@ -196,6 +197,7 @@ def _relation(study: StudyConfig, rows: Sequence[Row], stage: str, outcome: str,
     """How one outcome goes with one diversity figure over recipes, whose seeds are averaged."""
     head = {"stage": stage, "outcome": outcome, "predictor": predictor}
     recipes: dict[str, list[dict[str, float]]] = {}
+    measured = {row["recipe"] for row in rows if row["stage"] == stage and outcome in row["outcomes"]}
     for row in rows:
         if row["stage"] == stage and outcome in row["outcomes"] and predictor in row["diversity"]:
             figures = row["controls"] | row["diversity"] | {outcome: row["outcomes"][outcome]}
@@ -207,9 +209,17 @@ def _relation(study: StudyConfig, rows: Sequence[Row], stage: str, outcome: str,
         for name in (outcome, predictor, *study.controls)
         if all(name in run for runs in recipes.values() for run in runs)
     }
+    missing = [f"{len(measured) - len(recipes)} recipes have no {predictor}"] if len(measured) > len(recipes) else []
+    missing += [
+        f"{name} is not controlled for {outcome} over {predictor}: some runs have none"
+        for name in study.controls
+        if name not in columns and any(name in run for runs in recipes.values() for run in runs)
+    ]
     x, y = columns[predictor], columns[outcome]
     logged = np.log(x) if min(x) > 0 else np.asarray(x)
-    controls = {name: columns[name] for name in study.controls if name in columns and np.ptp(columns[name]) > 0}
+    controls = {
+        name: columns[name] for name in study.controls if name in columns and not statistics.is_constant(columns[name])
+    }
     partial = _result_or_reason(statistics.partial_correlation, logged, y, controls)
     return head | {
         "recipes": list(recipes),
@@ -222,6 +232,7 @@ def _relation(study: StudyConfig, rows: Sequence[Row], stage: str, outcome: str,
         "pearson_of_log": _result_or_reason(statistics.partial_correlation, logged, y),
         "partial": partial if controls else {"reason": "no control varies"},
         "controls": list(controls),
+        "missing": missing,
     }
 
 
@@ -256,6 +267,7 @@ def _effects(factors: Sequence[str], rows: Sequence[Row], stage: str, outcome: s
             for factor, means in effects.levels.items()
         },
         "saturation": curves,
+        "withheld": effects.withheld,
         "residual_degrees": effects.residual_degrees,
         "residual_variance": effects.residual_variance,
     }

@@ -23,13 +23,16 @@ from diversity_jax.core.errors import InputError
 Values = Sequence[float] | np.ndarray
 LEVEL = 0.95  # of every interval and test
 _FULL_LEVERAGE = 1 - 1e-9
+_EXACT = 1e-20  # residual squares, as a share of all, that are rounding alone
+_SAME = 1e-12  # spread, relative to the largest value, that is rounding alone
 
 
 @dataclass(frozen=True, kw_only=True)
 class Interval:
     """An estimate, its interval at `level`, and the number of recipes it rests on.
 
-    `low` and `high` are nan where so few recipes allow no interval, and infinite where the data set no bound.
+    `low` and `high` are nan where the recipes allow no interval (too few, or no noise to see), and infinite where the
+    data set no bound.
     """
 
     value: float
@@ -61,8 +64,13 @@ class Fit:
         return self.coefficients[name]
 
 
+def is_constant(values: Values) -> bool:
+    """Whether values differ by no more than rounding."""
+    return bool(np.ptp(values) <= _SAME * np.abs(values).max())
+
+
 def _columns(outcome: Values, predictors: Mapping[str, Values]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """The outcome and the predictors as arrays of one length, finite, with predictors that vary."""
+    """The outcome and the predictors as arrays of one length, finite, all of which vary."""
     y = np.asarray(outcome, float)
     columns = {name: np.asarray(values, float) for name, values in predictors.items()}
     for name, x in columns.items():
@@ -72,24 +80,14 @@ def _columns(outcome: Values, predictors: Mapping[str, Values]) -> tuple[np.ndar
         if not np.isfinite(x).all():
             recipe = int(np.flatnonzero(~np.isfinite(x))[0])
             raise InputError(f"{name}: not finite in recipe {recipe}; leave that recipe out of the analysis")
-        if np.ptp(x) == 0 and name in columns:
-            raise InputError(f"{name}: the same in all {len(x)} recipes; vary it or leave it out")
+        if is_constant(x):
+            remedy = "vary it or leave it out" if name in columns else "nothing can go with it"
+            raise InputError(f"{name}: the same in all {len(x)} recipes; {remedy}")
     return y, columns
 
 
-def least_squares(outcome: Values, predictors: Mapping[str, Values]) -> Fit:
-    """Regresses the outcome on an intercept and the predictors; intervals are HC3's (MacKinnon and White 1985), t with
-    n - p degrees of freedom.
-
-    Args:
-      outcome: one value a recipe.
-      predictors: values by name, one a recipe each.
-
-    Raises:
-      InputError: lengths differ, a value is not finite, a predictor is constant or follows from the others, or there
-        are too few recipes.
-    """
-    y, columns = _columns(outcome, predictors)
+def _ordinary_fit(y: np.ndarray, columns: Mapping[str, np.ndarray]) -> tuple[Any, np.ndarray]:
+    """statsmodels' fit on an intercept and the columns, each divided by its scale; and the scales."""
     design = np.stack([np.ones_like(y), *columns.values()], axis=1)
     n, p = design.shape
     regression = f"regression on {', '.join(columns)}"
@@ -98,26 +96,47 @@ def least_squares(outcome: Values, predictors: Mapping[str, Values]) -> Fit:
     scale = np.abs(design).max(axis=0)  # tokens and document lengths differ by eight orders of magnitude
     if np.linalg.matrix_rank(design / scale) < p:
         raise InputError(f"{regression}: one of them follows from the others in these recipes; leave it out")
-    fit = OLS(y, design / scale).fit()
-    influence = fit.get_influence()
-    # statsmodels' own HC3 divides by zero where a recipe alone fixes a coefficient: its leverage is 1, its residual 0,
-    # and it says nothing about the noise.
-    leave_one_out = np.where(influence.hat_matrix_diag < _FULL_LEVERAGE, influence.resid_press, 0.0)
-    errors = np.sqrt(fit.model.pinv_wexog**2 @ leave_one_out**2)
+    return OLS(y, design / scale).fit(), scale
+
+
+def least_squares(outcome: Values, predictors: Mapping[str, Values]) -> Fit:
+    """Regresses the outcome on an intercept and the predictors; intervals are HC3's (MacKinnon and White 1985), t with
+    n - p degrees of freedom.
+
+    There is no interval where the recipes show no noise: all lie on the fit, or one recipe alone sets a coefficient
+    (its leverage is 1, its residual 0).
+
+    Args:
+      outcome: one value a recipe.
+      predictors: values by name, one a recipe each.
+
+    Raises:
+      InputError: lengths differ, a value is not finite, the outcome or a predictor is constant, a predictor follows
+        from the others, or there are too few recipes.
+    """
+    y, columns = _columns(outcome, predictors)
+    fit, scale = _ordinary_fit(y, columns)
+    n, p = fit.model.exog.shape
+    influence, inverse = fit.get_influence(), fit.model.pinv_wexog
+    is_alone = influence.hat_matrix_diag >= _FULL_LEVERAGE  # statsmodels' own HC3 divides by zero there
+    errors = np.sqrt(inverse**2 @ np.where(is_alone, 0.0, influence.resid_press) ** 2)
     half = stats.t.ppf((1 + LEVEL) / 2, n - p) * errors
+    rests_on_one = (np.abs(inverse[:, is_alone]) > _SAME * np.abs(inverse).max(axis=1, keepdims=True)).any(axis=1)
+    half[rests_on_one | (fit.ssr <= _EXACT * fit.centered_tss)] = math.nan
     coefficients = {
         name: Interval.around(value, width, n)
         for name, value, width in zip(["intercept", *columns], fit.params / scale, half / scale, strict=True)
     }
-    r_squared = float(fit.rsquared) if np.ptp(y) > 0 else math.nan
-    return Fit(coefficients=coefficients, r_squared=r_squared, residuals=fit.resid)
+    return Fit(coefficients=coefficients, r_squared=float(fit.rsquared), residuals=fit.resid)
 
 
 def _fisher(correlation: float, n: int, degrees: int, factor: float = 1.0) -> Interval:
-    """The interval of a correlation whose arctanh has the variance `factor / degrees`; none without degrees."""
-    if degrees <= 0 or math.isnan(correlation):
-        return Interval.around(correlation, math.nan, n)
-    centre = math.atanh(min(max(correlation, -1 + 1e-12), 1 - 1e-12))
+    """The interval of a correlation whose arctanh has the variance `factor / degrees`; none of 1 and -1, whose arctanh
+    is infinite.
+    """
+    if abs(correlation) > 1 - _SAME:
+        return Interval.around(math.copysign(1.0, correlation), math.nan, n)
+    centre = math.atanh(correlation)
     half = stats.norm.ppf((1 + LEVEL) / 2) * math.sqrt(factor / degrees)
     return Interval(value=correlation, low=math.tanh(centre - half), high=math.tanh(centre + half), n=n)
 
@@ -132,16 +151,20 @@ def partial_correlation(x: Values, y: Values, controls: Mapping[str, Values] | N
     """
     controls = controls or {}
     y_values, columns = _columns(y, {"x": x, **controls})
-    x_values, n = columns["x"], len(y_values)
+    x_values, n, names = columns.pop("x"), len(y_values), ", ".join(controls)
     rest_x, rest_y = (
-        least_squares(values, controls).residuals if controls else values - values.mean()
+        _ordinary_fit(values, columns)[0].resid if controls else values - values.mean()
         for values in (x_values, y_values)
     )
-    if rest_x @ rest_x <= 1e-18 * max(1.0, float(x_values @ x_values)):
-        raise InputError(f"x: follows from {', '.join(controls)} in these recipes; leave a control out")
-    size = math.sqrt((rest_x @ rest_x) * (rest_y @ rest_y))
-    correlation = float(rest_x @ rest_y / size) if size > 0 else math.nan
-    return _fisher(correlation, n, n - len(controls) - 3)
+    for name, values, rest in (("x", x_values, rest_x), ("outcome", y_values, rest_y)):
+        if rest @ rest <= 1e-18 * max(1.0 if name == "x" else 0.0, float(values @ values)):
+            raise InputError(f"{name}: follows from {names} in these recipes; leave a control out")
+    if (degrees := n - len(controls) - 3) < 1:
+        always = " it is always 1 or -1;" if degrees < 0 else ""
+        given = f" given {names}" if controls else ""
+        raise InputError(f"correlation of {n} recipes{given}:{always} an interval needs at least {n - degrees + 1}")
+    correlation = float(rest_x @ rest_y / math.sqrt((rest_x @ rest_x) * (rest_y @ rest_y)))
+    return _fisher(correlation, n, degrees)
 
 
 def rank_correlation(x: Values, y: Values, *, kind: str = "spearman") -> Interval:
@@ -150,16 +173,16 @@ def rank_correlation(x: Values, y: Values, *, kind: str = "spearman") -> Interva
     Raises:
       InputError: another kind, or values as refused by `least_squares`.
     """
-    y_values, columns = _columns(y, {"x": x})
-    n = len(y_values)
-    if np.ptp(y_values) == 0:
-        raise InputError(f"outcome: the same in all {n} recipes, so nothing can go with it")
     if kind not in ("spearman", "kendall"):
         raise InputError(f"kind {kind!r}: expected 'spearman' or 'kendall'")
+    y_values, columns = _columns(y, {"x": x})
+    n, lost = len(y_values), 4 if kind == "kendall" else 3
+    if n <= lost:
+        raise InputError(f"rank correlation of {n} recipes: an interval needs at least {lost + 1}")
     if kind == "kendall":
-        return _fisher(float(stats.kendalltau(columns["x"], y_values).statistic), n, n - 4, 0.437)
+        return _fisher(float(stats.kendalltau(columns["x"], y_values).statistic), n, n - lost, 0.437)
     correlation = float(stats.spearmanr(columns["x"], y_values).statistic)
-    return _fisher(correlation, n, n - 3, 1 + correlation**2 / 2)
+    return _fisher(correlation, n, n - lost, 1 + correlation**2 / 2)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,17 +192,21 @@ class Term:
     name: str
     degrees: int
     sum_of_squares: float
-    share: float  # of the total sum of squares
+    share: float  # of the total sum of squares; nan without residual degrees, and where the term has none itself
     f: float
-    p: float  # nan without residual degrees
+    p: float  # nan as the share, and where the runs show no noise
 
 
 @dataclass(frozen=True, kw_only=True)
 class Effects:
-    """Terms of a grid, and for each level of each factor its mean `levels[factor][level]`, adjusted for the others."""
+    """Terms of a grid, and for each level of each factor its mean `levels[factor][level]`, adjusted for the others.
+
+    `withheld` says why factors, means, shares or tests are missing.
+    """
 
     terms: list[Term]
     levels: dict[str, dict[Any, Interval]]
+    withheld: list[str]
     residual_degrees: int
     residual_variance: float
 
@@ -205,20 +232,37 @@ def factor_effects(
     if not runs:
         raise InputError("effects: no finished run to analyse")
     y = np.array([float(run[outcome]) for run in runs])
+    if not np.isfinite(y).all():
+        index = int(np.flatnonzero(~np.isfinite(y))[0])
+        raise InputError(f"run {index}: {outcome} is not finite; leave that run out of the analysis")
     levels = {key: list(dict.fromkeys(run[key] for run in runs)) for key in keys}
     coded = {key: _effect_coding([run[key] for run in runs], levels[key]) for key in keys if len(levels[key]) > 1}
     terms = {factor: coded[factor] for factor in factors if factor in coded}
     if not terms:
         raise InputError(f"effects: none of {', '.join(factors)} takes two levels in the finished runs")
+    if is_constant(y):
+        raise InputError(f"effects: {outcome} is the same in all {len(y)} runs, so no factor moves it")
     base = [coded[block]] if block in coded else []
     means = _level_means(y, base, terms, levels)
     for a, b in itertools.combinations(list(terms), 2):
         terms[f"{a}:{b}"] = (coded[a][:, :, None] * coded[b][:, None, :]).reshape(len(y), -1)
     full = _fit(y, [*base, *terms.values()])
-    degrees = int(full.df_resid)
+    degrees, found = int(full.df_resid), [_term(name, terms, base, y, full) for name in terms]
+    aliased = [term.name for term in found if not term.degrees]
+    reasons = {
+        f"{', '.join(factor for factor in factors if factor not in coded)}: one level only": any(
+            factor not in coded for factor in factors
+        ),
+        f"{', '.join(aliased)}: cannot be told from the other terms in these runs": aliased,
+        f"means of {', '.join(factor for factor in coded if factor not in means and factor != block)}: they depend on "
+        "factors that cannot be told apart": any(factor in coded and factor not in means for factor in factors),
+        f"shares, F and p: {len(y)} runs leave no degrees of freedom beside the terms": degrees <= 0,
+        "F and p: the terms explain every run exactly": degrees > 0 and not _has_noise(full),
+    }
     return Effects(
-        terms=[_term(name, terms, base, y, full) for name in terms],
+        terms=found,
         levels=means,
+        withheld=[reason for reason, holds in reasons.items() if holds],
         residual_degrees=degrees,
         residual_variance=float(full.ssr / degrees) if degrees > 0 else math.nan,
     )
@@ -236,6 +280,11 @@ def _fit(y: np.ndarray, columns: Sequence[np.ndarray]) -> Any:
         return OLS(y, np.concatenate([np.ones((len(y), 1)), *columns], axis=1)).fit()
 
 
+def _has_noise(fit: Any) -> bool:
+    """Whether runs differ from the fit by more than rounding."""
+    return bool(fit.ssr > _EXACT * fit.centered_tss)
+
+
 def _term(name: str, terms: Mapping[str, np.ndarray], base: Sequence[np.ndarray], y: np.ndarray, full: Any) -> Term:
     """What the term adds to all terms that do not contain it, by two nested fits.
 
@@ -245,13 +294,14 @@ def _term(name: str, terms: Mapping[str, np.ndarray], base: Sequence[np.ndarray]
     others = [*base, *(columns for other, columns in terms.items() if not factors <= set(other.split(":")))]
     without, including = _fit(y, others), _fit(y, [*others, terms[name]])
     added, degrees = max(float(without.ssr - including.ssr), 0.0), int(without.df_resid - including.df_resid)
-    testable = degrees and full.df_resid > 0 and full.ssr > 0
+    has_share = degrees > 0 and full.df_resid > 0
+    testable = has_share and _has_noise(full)
     f = added / degrees / (full.ssr / full.df_resid) if testable else math.nan
     return Term(
         name=name,
         degrees=degrees,
         sum_of_squares=added,
-        share=float(added / full.centered_tss) if full.centered_tss > 0 else math.nan,
+        share=float(added / full.centered_tss) if has_share else math.nan,
         f=float(f),
         p=float(stats.f.sf(f, degrees, full.df_resid)) if testable else math.nan,
     )
@@ -260,10 +310,14 @@ def _term(name: str, terms: Mapping[str, np.ndarray], base: Sequence[np.ndarray]
 def _level_means(
     y: np.ndarray, base: Sequence[np.ndarray], factors: Mapping[str, np.ndarray], levels: Mapping[str, list[Any]]
 ) -> dict[str, dict[Any, Interval]]:
-    """Mean outcome at each level of each factor in the model of main effects, other factors averaged over theirs."""
+    """Mean outcome at each level of each factor in the model of main effects, other factors averaged over theirs; of
+    factors for which the runs determine them.
+    """
     fit = _fit(y, [*base, *factors.values()])
     covariance, degrees = fit.normalized_cov_params, fit.df_resid
-    quantile = math.sqrt(fit.ssr / degrees) * stats.t.ppf((1 + LEVEL) / 2, degrees) if degrees > 0 else math.nan
+    is_noisy = degrees > 0 and _has_noise(fit)
+    quantile = math.sqrt(fit.ssr / degrees) * stats.t.ppf((1 + LEVEL) / 2, degrees) if is_noisy else math.nan
+    determined = fit.model.pinv_wexog @ fit.model.exog  # projects on what the runs determine
     means: dict[str, dict[Any, Interval]] = {}
     start = 1 + sum(columns.shape[1] for columns in base)
     for name, columns in factors.items():
@@ -271,6 +325,9 @@ def _level_means(
         for value, code in zip(levels[name], _effect_coding(levels[name], levels[name]), strict=True):
             row = np.zeros(len(fit.params))
             row[0], row[start : start + len(code)] = 1, code
+            if not np.allclose(row @ determined, row, atol=1e-8):
+                del means[name]
+                break
             half = quantile * math.sqrt(row @ covariance @ row)
             means[name][value] = Interval.around(row @ fit.params, half, len(y))
         start += columns.shape[1]
@@ -297,6 +354,9 @@ def saturation(amounts: Sequence[float], outcomes: Sequence[float]) -> Saturatio
     n = len(y)
     if n < 5 or len(np.unique(x)) < 4:
         raise InputError(f"saturation: {n} points at {len(np.unique(x))} amounts; it needs five points at four amounts")
+    if not np.isfinite([x, y]).all() or is_constant(y):
+        what = "the outcome is the same in all points" if np.isfinite([x, y]).all() else "a point is not finite"
+        raise InputError(f"saturation: {what}, so that no curve can be fitted")
 
     def fit(log_scale: float) -> tuple[float, float, float]:
         """Residual sum of squares, top and gain at a scale."""
@@ -328,7 +388,8 @@ def saturation(amounts: Sequence[float], outcomes: Sequence[float]) -> Saturatio
         top=_top_interval(x, y, bend_GxN, top, allowed),
         gain=gain * math.exp(x.min() / math.exp(best)),
         scale=scale,
-        better_than_a_line=bool(aicc_sigma(least / n, n, 4) < aicc_sigma(np.mean((y - line) ** 2), n, 3)),
+        # With five points the corrected criterion of four parameters is infinite.
+        better_than_a_line=n > 5 and bool(aicc_sigma(least / n, n, 4) < aicc_sigma(np.mean((y - line) ** 2), n, 3)),
     )
 
 

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from diversity_jax.core.artifacts import ArtifactStore
+from diversity_jax.core.compression import read_lines
 from diversity_jax.core.errors import InputError
-from diversity_jax.core.files import read_lines, writing
+from diversity_jax.core.files import writing
 
 _OPEN = "rounds/open.json"
 

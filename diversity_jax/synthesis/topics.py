@@ -8,8 +8,9 @@ import re
 from typing import Any
 
 from diversity_jax.cluster_agent.text_cleaning import clean_text
+from diversity_jax.core.compression import read_lines
 from diversity_jax.core.errors import InputError
-from diversity_jax.core.files import list_files, read_lines
+from diversity_jax.core.files import list_files
 from diversity_jax.corpus import CorpusConfig, open_corpus
 from diversity_jax.synthesis.store import write_records
 

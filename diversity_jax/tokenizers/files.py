@@ -8,14 +8,17 @@ from pathlib import Path
 import shutil
 from typing import Any
 
+from diversity_jax.core.buckets import local_copy
 from diversity_jax.core.errors import InputError
 from diversity_jax.core.files import (
     exists,
     is_remote,
     join_path,
     open_file,
+    parent_folder,
     path_inside,
     read_json,
+    resolve_path,
     write_json,
     writing,
 )
@@ -89,7 +92,7 @@ def named_tokenizer(name: str | os.PathLike) -> TokenizerFiles:
     Raises:
       InputError: it is none of these.
     """
-    path = Path(name)
+    path = local_copy(name)
     if str(name) == "bytes":
         return TokenizerFiles(end_of_text_id=1)
     if path.is_dir():
@@ -113,17 +116,20 @@ def model_tokenizer(folder: Path) -> TokenizerFiles | None:
     if beside := folder_tokenizer(folder / "tokenizer") or folder_tokenizer(folder):
         return beside
     run = read_json(folder / "run.json") if (folder / "run.json").exists() else {}
-    path = Path(run.get("settings", {}).get("prepared") or folder / "mixture")
-    path = path / "mixture.json" if path.is_dir() else path
-    if not path.exists():
+    place = run.get("settings", {}).get("prepared") or folder / "mixture"
+    path = resolve_path(place, "mixture.json") if not str(place).endswith(".json") else place
+    if not exists(path):
         return None
     mixture = read_json(path)
     try:
-        manifests = [path.parent / part["manifest"] for part in mixture["components"] if part["manifest"]]
+        parts = [part["manifest"] for part in mixture["components"] if part["manifest"]]
+        manifests = [resolve_path(parent_folder(path), part) for part in parts]
         vocabulary = mixture["vocabulary"]
-        chats = [chat for manifest in manifests if manifest.exists() and (chat := read_json(manifest).get("chat"))]
+        chats = [chat for manifest in manifests if exists(manifest) and (chat := read_json(manifest).get("chat"))]
         return TokenizerFiles(
-            files=tuple(Path(path_inside(manifests[0].parent, file, str(path))) for file in vocabulary["files"]),
+            files=tuple(
+                local_copy(path_inside(parent_folder(manifests[0]), file, str(path))) for file in vocabulary["files"]
+            ),
             end_of_text_id=vocabulary["end_of_text_id"],
             chat_template=chats[0]["template"] if chats else None,
             special=chats[0]["special"] if chats else {},

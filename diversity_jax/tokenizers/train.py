@@ -1,15 +1,17 @@
 """Training a SentencePiece model on sampled text."""
 
 from collections.abc import Iterable
+import os
 from pathlib import Path
 
 from diversity_jax.core.errors import InputError
 from diversity_jax.core.files import writing
+from diversity_jax.core.stores import is_remote
 
 _LINE_BYTES = 4096  # texts are cut to this length in UTF-8; SentencePiece skips sentences beyond its maximum
 
 
-def train_tokenizer(texts: Iterable[str], path: str | Path, *, vocab_size: int, model_type: str = "bpe") -> Path:
+def train_tokenizer(texts: Iterable[str], path: str | Path, *, vocab_size: int, model_type: str = "bpe") -> Path | str:
     """Trains a SentencePiece model with byte fallback, digits apart and white space kept, and writes it to `path`.
 
     Args:
@@ -23,8 +25,8 @@ def train_tokenizer(texts: Iterable[str], path: str | Path, *, vocab_size: int, 
     """
     import sentencepiece
 
-    path, characters = Path(path), _LINE_BYTES // 4
-    if path.suffix != ".model":
+    characters = _LINE_BYTES // 4
+    if not os.fspath(path).endswith(".model"):
         raise InputError(f"{path}: a SentencePiece model's name ends in .model; rename the output")
     lines = (text[start : start + characters] for text in texts for start in range(0, len(text), characters))
     with writing(path) as out:
@@ -46,4 +48,4 @@ def train_tokenizer(texts: Iterable[str], path: str | Path, *, vocab_size: int, 
         except RuntimeError as error:
             reason = str(error).strip().splitlines()[-1]
             raise InputError(f"vocab_size={vocab_size}: SentencePiece refuses ({reason})") from None
-    return path
+    return path if is_remote(path) else Path(path)

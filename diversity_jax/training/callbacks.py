@@ -18,6 +18,7 @@ from diversity_jax.core.errors import InputError
 from diversity_jax.mixtures.mixture import Loader, Mixture
 from diversity_jax.model import LlamaConfig
 from diversity_jax.model.llama import Params, merged
+from diversity_jax.training.bucket_checkpoints import BucketCheckpoints
 from diversity_jax.training.checkpoint import CheckpointError, Checkpoints
 from diversity_jax.training.config import TrainConfig
 from diversity_jax.training.evaluation import HeldOut, Samples
@@ -51,7 +52,7 @@ class Run:
     mesh: Mesh
     output_dir: Path
     loader: Loader
-    checkpoints: Checkpoints
+    checkpoints: Checkpoints | BucketCheckpoints
     goodput_log: GoodputLog
     compile_clock: CompileClock
     writer: MetricWriter | None  # None in all processes but the first, which write no files

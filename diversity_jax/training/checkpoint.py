@@ -14,8 +14,13 @@ from typing import Any
 import jax
 from orbax.checkpoint import v1 as ocp
 
+from diversity_jax.core.buckets import local_copy
 from diversity_jax.core.errors import InputError
-from diversity_jax.core.files import free_bytes
+from diversity_jax.core.files import free_bytes, join_path
+from diversity_jax.core.stores import StoreError
+from diversity_jax.model.checkpoint_io import stored
+from diversity_jax.model.checkpoint_io.shards import Damaged
+from diversity_jax.model.checkpoint_io.stored import complete_steps
 from diversity_jax.model.llama import fingerprint
 from diversity_jax.training.step import TrainState
 
@@ -33,45 +38,34 @@ class CheckpointError(InputError):
     """A checkpoint could not be written, or not be read for another reason than damage."""
 
 
-class _Damage(Exception):
-    """A checksum does not agree, or a piece is missing."""
-
-
-def _parts(state: TrainState) -> dict[str, Any]:
+def state_parts(state: TrainState) -> dict[str, Any]:
     """A state as a checkpoint stores it."""
     counters = {"step": state.step, "skipped": state.skipped}
     return {"params": state.params, "optimizer": state.opt_state, "counters": counters}
 
 
-def complete_steps(folder: str | Path) -> list[int]:
-    """Steps with a complete checkpoint in a folder, ascending; one that is being written has another name."""
-    return sorted(int(path.name) for path in Path(folder).glob("*") if path.name.isdigit() and path.is_dir())
-
-
-def read_info(folder: str | Path, step: int) -> Mapping[str, Any] | None:
+def read_info(folder: str | os.PathLike, step: int) -> Mapping[str, Any] | None:
     """The JSON record saved with a checkpoint; None where it is missing or damaged.
 
     Raises:
       CheckpointError: it cannot be read.
     """
-    path = Path(folder) / str(step) / "_CHECKPOINT_METADATA"
+    path = join_path(folder, str(step))
     try:
-        info = json.loads(path.read_bytes())["custom_metadata"]
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
-        return None
-    except OSError as error:
-        raise CheckpointError(f"{path}: could not be read ({error.strerror}); nothing was changed") from None
-    return info if isinstance(info, Mapping) and "fingerprint" in info else None
+        return stored.read_info(path)
+    except (OSError, StoreError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise CheckpointError(f"{path}: its record could not be read ({reason}); nothing was changed") from None
 
 
-def last_info(folder: str | Path, step: int | None = None) -> Mapping[str, Any] | None:
+def last_info(folder: str | os.PathLike, step: int | None = None) -> Mapping[str, Any] | None:
     """The record of the last checkpoint that has one, up to a step; None where there is none."""
     steps = [found for found in complete_steps(folder) if step is None or found <= step]
     return next((info for found in reversed(steps) if (info := read_info(folder, found))), None)
 
 
 def load(
-    folder: str | Path,
+    folder: str | os.PathLike,
     shapes: TrainState,
     shardings: TrainState,
     check: Callable[[Mapping[str, Any]], None] = lambda info: None,
@@ -98,10 +92,10 @@ def load(
         try:
             info = read_info(folder, candidate)
             if info is None:
-                raise _Damage("its record is missing or damaged")
+                raise Damaged("its record is missing or damaged")
             check(info)
-            return _load(Path(folder) / str(candidate), shapes, shardings, info), info, damaged
-        except _Damage as damage:
+            return _load(join_path(folder, str(candidate)), shapes, shardings, info), info, damaged
+        except Damaged as damage:
             log.error("checkpoint %s/%d is damaged (%s); trying the one before", folder, candidate, damage)
             damaged.append(candidate)
     if candidates:
@@ -112,21 +106,25 @@ def load(
     return None
 
 
-def _load(folder: Path, shapes: TrainState, shardings: TrainState, info: Mapping[str, Any]) -> TrainState:
-    parts = _parts(
+def _load(folder: Path | str, shapes: TrainState, shardings: TrainState, info: Mapping[str, Any]) -> TrainState:
+    parts = state_parts(
         jax.tree.map(lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes, shardings)
     )
     try:
-        loaded = ocp.load_checkpointables(folder.absolute(), parts)
+        loaded = stored.load(folder, parts)
+    except (Damaged, StoreError) as error:
+        if isinstance(error, Damaged):
+            raise
+        raise CheckpointError(f"{error}; nothing was changed") from None
     except Exception as error:  # whatever Orbax, TensorStore and XLA raise, which have no common type
-        raise _read_error(folder, error) from error
+        raise _read_error(local_copy(folder, lambda name: True), error) from error
     if int(fingerprint({name: loaded[name] for name in parts})) != info["fingerprint"]:
-        raise _Damage("its values do not match their fingerprint")
+        raise Damaged("its values do not match their fingerprint")
     return TrainState(params=loaded["params"], opt_state=loaded["optimizer"], **loaded["counters"])
 
 
 def _read_error(folder: Path, error: Exception) -> Exception:
-    """`_Damage` where a checksum or a missing piece proves it, else a `CheckpointError` with the reason.
+    """`Damaged` where a checksum or a missing piece proves it, else a `CheckpointError` with the reason.
 
     Orbax's own error tells neither: it says the same of a missing file, a wrong checksum and a disk that fails.
     """
@@ -145,7 +143,7 @@ def _read_error(folder: Path, error: Exception) -> Exception:
         else:
             proof = proof or next((text[:200] for text in reasons if any(word in text for word in _DAMAGED)), None)
             if proof:
-                return _Damage(proof)
+                return Damaged(proof)
     return CheckpointError(
         f"{folder}: could not be read ({reason}), which is no sign of damage; nothing was changed: see to storage and "
         "memory, and run again"
@@ -237,7 +235,7 @@ class Checkpoints:
           CheckpointError: the previous one, or this one, could not be written.
         """
         self.wait()
-        parts, needed = _parts(state), _bytes(state)
+        parts, needed = state_parts(state), _bytes(state)
         record = {**info, "step": step, "fingerprint": int(fingerprint(parts))}
         with self._write_errors(step, needed):
             response = self._checkpointer.save_checkpointables_async(
@@ -301,7 +299,7 @@ class Checkpoints:
 
 def _bytes(state: TrainState) -> int:
     """Size of a state's arrays."""
-    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(_parts(state)))
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state_parts(state)))
 
 
 def _space(needed: int, left: int) -> str:

@@ -6,13 +6,24 @@ import math
 
 from diversity_jax.core.config import ADDED
 from diversity_jax.core.errors import InputError
-from diversity_jax.core.files import refuse_url
+from diversity_jax.core.stores import check_store
 from diversity_jax.model.config import LoraConfig
 
 _AT_LEAST_ONE = ["steps", "batch_size", "gradient_accumulation", "log_every", "checkpoint_every", "keep_checkpoints"]
 _AT_LEAST_ONE += ["max_skipped_steps", "sample_tokens"]
 _NOT_NEGATIVE = ["eval_every", "eval_batches", "z_loss", "sample_every", "sample_temperature", "keep_every_steps"]
 _NOT_NEGATIVE += ["keep_every_minutes", "profile_start", "profile_steps"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """How rows that lie in a bucket are read."""
+
+    cache_gb: float = 8.0  # of this host's disk, for rows that were read: later passes take them from there; 0: none
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.cache_gb < math.inf:
+            raise InputError(f"data.cache_gb={self.cache_gb}: must be at least 0")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +80,7 @@ class TrainConfig:
         if self.branch_from is not None and self.init_from is not None and not self.lora.rank:
             raise InputError("train.init_from and train.branch_from: a branch has the parameters of its run; give one")
         for name in ("init_from", "branch_from"):
-            refuse_url(getattr(self, name), f"train.{name}")
+            check_store(getattr(self, name), f"train.{name}")
         if isinstance(self.allow_changed, str):
             object.__setattr__(self, "allow_changed", (self.allow_changed,))
         object.__setattr__(self, "allow_changed", tuple(self.allow_changed))

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import functools
 import logging
 from pathlib import Path
+import secrets
 import time
 from typing import Any
 
@@ -15,12 +16,14 @@ from jax.experimental import multihost_utils
 import numpy as np
 
 from diversity_jax.core.errors import InputError
-from diversity_jax.core.files import write_json
+from diversity_jax.core.files import join_path, parent_folder, write_json
 from diversity_jax.core.run_info import Change
+from diversity_jax.core.stores import is_remote
 from diversity_jax.mixtures.mixture import Mixture
 from diversity_jax.model import LlamaConfig, MeshConfig, batch_sharding, check_batch, make_mesh
 from diversity_jax.model.convert import read_model
 from diversity_jax.model.llama import Params, fingerprint
+from diversity_jax.training.bucket_checkpoints import BucketCheckpoints
 from diversity_jax.training.callbacks import (
     Callback,
     Evaluation,
@@ -32,7 +35,7 @@ from diversity_jax.training.callbacks import (
     StepTrace,
 )
 from diversity_jax.training.checkpoint import Checkpoints, complete_steps, load
-from diversity_jax.training.config import TrainConfig
+from diversity_jax.training.config import DataConfig, TrainConfig
 from diversity_jax.training.data import ReadAhead, prepare
 from diversity_jax.training.log import MetricWriter
 from diversity_jax.training.optimizer import OptimizerConfig
@@ -94,12 +97,16 @@ def train(
     mesh_config: MeshConfig,
     output_dir: str | Path,
     *,
+    checkpoints: Checkpoints | BucketCheckpoints | None = None,
+    data: DataConfig = DataConfig(),
     anew: bool = False,
     before_writing: Callable[[], None] = lambda: None,
 ) -> TrainingResult:
     """Trains, or goes on from the last checkpoint in `output_dir`; the result does not depend on interruptions.
 
     Args:
+      output_dir: the local folder of logs and page.
+      checkpoints: where they go; None: into the folder `checkpoints` there.
       anew: what an earlier run left in `output_dir` is not gone on with; `before_writing` is to remove it.
       before_writing: called when everything was checked and restored, before the first file is written.
 
@@ -114,7 +121,9 @@ def train(
     if cache := keep_programs(config.compilation_cache):
         log.info("compiled programs are kept in %s", cache)
     with contextlib.ExitStack() as resources:
-        run = _open_run(resources, mixture, model, config, mesh, Path(output_dir), began)
+        checkpoints = checkpoints or open_checkpoints(join_path(output_dir, "checkpoints"), config)
+        resources.callback(checkpoints.close)
+        run = _open_run(resources, mixture, model, config, mesh, Path(output_dir), began, checkpoints, data)
         init_state, train_step = make_train_step(
             model,
             optimizer,
@@ -193,15 +202,27 @@ def _run_steps(
     return step, state
 
 
-def _open_run(resources, mixture, model, config, mesh, output_dir, began) -> Run:
+def open_checkpoints(
+    folder: str | Path, config: TrainConfig, before_commit: Callable[[], None] = lambda: None
+) -> Checkpoints | BucketCheckpoints:
+    """The checkpoints of a run, on a disk or in a bucket.
+
+    Args:
+      before_commit: of a bucket's: uploads what a checkpoint must not be ahead of.
+    """
+    retention: dict[str, Any] = {
+        "keep": config.keep_checkpoints,
+        "keep_every_steps": config.keep_every_steps,
+        "keep_every_minutes": config.keep_every_minutes,
+    }
+    if not is_remote(folder):
+        return Checkpoints(folder, **retention)
+    attempt = f"{int(multihost_utils.broadcast_one_to_all(np.int32(secrets.randbits(31)))):08x}"
+    return BucketCheckpoints(str(folder), attempt=attempt, before_commit=before_commit, **retention)
+
+
+def _open_run(resources, mixture, model, config, mesh, output_dir, began, checkpoints, data) -> Run:
     """Opens a run's files, starts listening to SIGTERM, and reads the parameters that stay frozen."""
-    checkpoints = Checkpoints(
-        output_dir / "checkpoints",
-        keep=config.keep_checkpoints,
-        keep_every_steps=config.keep_every_steps,
-        keep_every_minutes=config.keep_every_minutes,
-    )
-    resources.callback(checkpoints.close)
     writes_files = jax.process_index() == 0
     writer = MetricWriter(output_dir, tensorboard=config.tensorboard) if writes_files else None
     if writer:
@@ -217,7 +238,7 @@ def _open_run(resources, mixture, model, config, mesh, output_dir, began) -> Run
         config=config,
         mesh=mesh,
         output_dir=output_dir,
-        loader=mixture.loader(batch_size=config.batch_size),
+        loader=mixture.loader(batch_size=config.batch_size, cache_gb=data.cache_gb),
         checkpoints=checkpoints,
         goodput_log=GoodputLog(output_dir, began=began, write=writes_files),
         compile_clock=CompileClock(),
@@ -251,14 +272,14 @@ def _first_state(
     Raises:
       InputError: the checkpoints were made with other settings; nothing was changed.
     """
-    config, own = run.config, Path(run.checkpoints.folder)
+    config, own = run.config, run.checkpoints.folder
     found = None if anew else _load(run, settings, optimizer, own, None)
     if found is not None:
         log.info("going on from step %d", int(found.state.step))
         return found
     run.checkpoints.check_space(state_shardings(run.model, optimizer, run.mesh, config.lora)[0])
     if config.branch_from is not None:
-        trunk = Path(config.branch_from) / "checkpoints"
+        trunk = join_path(config.branch_from, "checkpoints")
         steps = complete_steps(trunk)
         if not steps or config.branch_step not in (None, *steps):
             listed = ", ".join(map(str, steps)) or "none"
@@ -283,10 +304,10 @@ def _first_state(
 
 
 def _load(
-    run: Run, settings: Settings, optimizer: OptimizerConfig, checkpoints: Path, step: int | None
+    run: Run, settings: Settings, optimizer: OptimizerConfig, checkpoints: str | Path, step: int | None
 ) -> _Start | None:
     """The last undamaged checkpoint of a run, whose settings it compares before reading it."""
-    origin, is_branch = checkpoints.parent, checkpoints != Path(run.checkpoints.folder)
+    origin, is_branch = parent_folder(checkpoints), str(checkpoints) != run.checkpoints.folder
     accepted: list[Change] = []
 
     def check(info: Mapping[str, Any]) -> None:

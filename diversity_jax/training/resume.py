@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from diversity_jax.core.errors import InputError
-from diversity_jax.core.files import content_hash, read_json
+from diversity_jax.core.files import content_hash, exists, join_path, read_json
 from diversity_jax.core.run_info import Change, changes, plain
 from diversity_jax.mixtures.config import MixtureConfig
 from diversity_jax.model import LlamaConfig, MeshConfig
@@ -106,7 +106,7 @@ def accepted_changes(
     Raises:
       InputError: a setting differs that may not; the message names it with both values, and the ways out.
     """
-    step, before = int(info["step"]), _recorded_settings(info, now, Path(run))
+    step, before = int(info["step"]), _recorded_settings(info, now, run)
     differing = [change for change in _differing(before, now) if change.field not in FREE]
     if is_branch:
         differing = [change for change in differing if change.field not in _ORIGIN]
@@ -208,7 +208,7 @@ _OLD_OPTIMIZER = (*_RATE, "beta1", "beta2", "weight_decay", "clip_norm", "epsilo
 _OLD_TRAIN = ("batch_size", "seed", "z_loss")
 
 
-def _recorded_settings(info: Mapping[str, Any], now: Settings, run: Path) -> Mapping[str, Any]:
+def _recorded_settings(info: Mapping[str, Any], now: Settings, run: str | Path) -> Mapping[str, Any]:
     """The settings in a checkpoint's record; of an early one those that have the hashes it holds.
 
     An early record proves nothing of settings that it has no hash of, such as the mesh: they count as unchanged.
@@ -216,7 +216,7 @@ def _recorded_settings(info: Mapping[str, Any], now: Settings, run: Path) -> Map
     if "settings" in info:
         return info["settings"]
     wanted, current = info["identity"], plain(now)
-    written = read_json(run / "run.json").get("settings") or {} if (run / "run.json").exists() else {}
+    written = read_json(record).get("settings") or {} if exists(record := join_path(run, "run.json")) else {}
     settings = dict(current)
     for part in ("model", "train", "optimizer"):
         candidates = [current, {**settings, part: written.get(part)}, {**settings, **written}]

@@ -1,5 +1,6 @@
 """A whole training run by its configuration: builds or opens the mixture, checks that all fits together, and trains."""
 
+from collections.abc import Callable
 import contextlib
 import dataclasses
 from dataclasses import dataclass, field
@@ -11,15 +12,17 @@ from typing import TYPE_CHECKING
 from diversity_jax.cluster_agent import AgentConfig
 from diversity_jax.core import run_info
 from diversity_jax.core.artifacts import locked_folder
+from diversity_jax.core.buckets import Mirror, published
 from diversity_jax.core.config import ADDED
 from diversity_jax.core.errors import InputError
-from diversity_jax.core.files import local_folder, read_json, refuse_url, remove_tree
+from diversity_jax.core.files import exists, join_path, local_folder, read_json, remove_tree
+from diversity_jax.core.stores import check_store, is_remote
 from diversity_jax.llm import BudgetConfig, EndpointConfig, EngineConfig
 from diversity_jax.mixtures.config import MixtureConfig
 from diversity_jax.mixtures.mixture import Mixture
 from diversity_jax.model import LlamaConfig, MeshConfig
 from diversity_jax.tokenizers.tokenizer import load_tokenizer
-from diversity_jax.training.config import TrainConfig
+from diversity_jax.training.config import DataConfig, TrainConfig
 from diversity_jax.training.distributed import DistributedConfig
 from diversity_jax.training.optimizer import OptimizerConfig
 from diversity_jax.training.together import check_shared, in_first_process, together
@@ -39,13 +42,13 @@ _FILES_OF_A_RUN = (
 class Config:
     """A whole run: `python -m diversity_jax.train --config FILE`."""
 
-    # Everything the run writes: a local or mounted folder. The same settings go on where an earlier run stopped; other
-    # ones are refused.
+    # Everything the run writes: a folder, or one in a bucket (gs://BUCKET/run, s3://BUCKET/run). The same settings go
+    # on where an earlier run stopped; other ones are refused.
     output_dir: str
     # Begin anew instead: what an earlier run wrote there, except its mixture, is removed.
     overwrite: bool = field(default=False, metadata=ADDED)
     mixture: MixtureConfig | None = None  # what is trained on; None where `prepared` is given
-    prepared: str | None = None  # folder of a built mixture: nothing is scored, read or tokenised, no corpora needed
+    prepared: str | None = None  # a built mixture, by folder or URL: nothing is scored or prepared, no corpora needed
     # Measures diversity: `offline` (no LLM), `embedding:EMBEDDER`, `openai:MODEL`, `gemini:MODEL` or
     # `google-genai:MODEL`.
     judge: str = "offline"
@@ -58,6 +61,7 @@ class Config:
     model: LlamaConfig | None = None  # what is trained; None: the model of `train.init_from`
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    data: DataConfig = field(default_factory=DataConfig, metadata=ADDED)
     mesh: MeshConfig = field(default_factory=MeshConfig)
     register: bool = False  # also register the mixture with SeqIO in this process, to see that it is accepted
     # How this process finds the others, where it is one of several: `distributed.start=auto` on TPU slices, Slurm and
@@ -69,12 +73,15 @@ class Config:
             raise InputError("config.mixture and config.prepared are both None; give one")
         if self.model is None and self.train.init_from is None and self.train.branch_from is None:
             raise InputError("config.model and config.train.init_from are both None; give one")
-        refuse_url(self.output_dir, "output_dir")
-        refuse_url(self.prepared, "prepared")
+        check_store(self.output_dir, "output_dir")
+        check_store(self.prepared, "prepared")
 
 
-def run(config: Config) -> "TrainingResult":
+def run(config: Config, *, finish: Callable[[Path], None] = lambda folder: None) -> "TrainingResult":
     """Builds the mixture, unless it is prepared or built already, and trains on it; logs how the run ended.
+
+    Args:
+      finish: called last in the first process, with the local folder of the run's files.
 
     Raises:
       InputError: settings that do not fit together or not the run in `output_dir`, another process trains there, or
@@ -82,51 +89,86 @@ def run(config: Config) -> "TrainingResult":
     """
     import jax
 
-    from diversity_jax.training.loop import train
+    from diversity_jax.training.loop import open_checkpoints, train
 
-    output_dir = local_folder(config.output_dir, "output_dir")
+    is_bucket = is_remote(config.output_dir)
+    output_dir = config.output_dir if is_bucket else local_folder(config.output_dir, "output_dir")
     config, model = with_model(config)
     check_folder(config, model, output_dir)
     config = with_mixture_of_branch(config)
     check(config, model)
     with contextlib.ExitStack() as resources:
+        folders: list[Path] = []
+        mirrors: list[Mirror] = []
+        build = config.prepared is None and not _stands(config, output_dir)
+
+        def enter() -> None:
+            number = jax.process_index()
+            place = published(
+                config.output_dir, "output_dir", process=number, skipped=_kept_in_bucket(build), mirrors=mirrors
+            )
+            folders.append(resources.enter_context(place))
 
         def make_ready() -> None:
-            resources.enter_context(locked_folder(output_dir))
-            if config.prepared is None and not _stands(config, output_dir):
-                build_mixture(config)
+            enter()
+            if not is_bucket:
+                resources.enter_context(locked_folder(output_dir))
+            if build:
+                build_mixture(config, folders[0])
+                for mirror in mirrors:
+                    mirror.push()
 
-        check_shared(output_dir, "output_dir")
+        if not is_remote(output_dir):
+            check_shared(Path(output_dir), "output_dir")
         in_first_process(make_ready)
-        mixture = together(lambda: Mixture.load(config.prepared or output_dir / "mixture"))
+        together(lambda: folders or enter())
+        mixture = together(lambda: Mixture.load(config.prepared or join_path(output_dir, "mixture")))
         config = dataclasses.replace(config, train=config.train.for_rows(mixture.train_rows))
 
         def begin_writing() -> None:
             if config.overwrite:
                 remove_former_run(output_dir)
-            run_info.describe(sys.argv, config, jax.devices()).save(output_dir)
+                if is_bucket:
+                    remove_former_run(folders[0])
+            run_info.describe(sys.argv, config, jax.devices()).save(folders[0])
 
         shares = ", ".join(f"{part.name} {100 * float(part.share_granted):.1f} %" for part in mixture.taken)
         log.info("model: %s parameters; mixture %s: %s", f"{model.parameter_count:,}", mixture.name, shares)
         parts = config.optimizer, config.train, config.mesh
+        checkpoints = join_path(output_dir, "checkpoints")
         result = train(
             mixture,
             model,
             *parts,
-            output_dir,
+            folders[0],
+            checkpoints=open_checkpoints(checkpoints, config.train, mirrors[0].push if mirrors else lambda: None),
+            data=config.data,
             anew=config.overwrite,
             before_writing=lambda: in_first_process(begin_writing),
         )
-    for line in console_summary(result):
-        log.info(line)
+        for line in console_summary(result):
+            log.info(line)
+        if jax.process_index() == 0:
+            finish(folders[0])
     return result
 
 
-def _stands(config: Config, output_dir: Path) -> bool:
+def _kept_in_bucket(build: bool) -> Callable[[str], bool]:
+    """What of a run in a bucket is not fetched to go on with it: its checkpoints, and rows where they are all there."""
+
+    def is_kept(name: str) -> bool:
+        is_rows = name.startswith("mixture/") and name.endswith((".bin", ".crc32"))
+        return name.startswith(("checkpoints", "tensorboard/", "profile/")) or (is_rows and not build)
+
+    return is_kept
+
+
+def _stands(config: Config, output_dir: Path | str) -> bool:
     """Whether the run's mixture is built and was trained on: it is then taken as it is, and no corpus is read."""
     from diversity_jax.training.checkpoint import complete_steps
 
-    return bool(complete_steps(output_dir / "checkpoints")) and (output_dir / "mixture" / "mixture.json").exists()
+    is_begun = bool(complete_steps(join_path(output_dir, "checkpoints")))
+    return is_begun and exists(join_path(output_dir, "mixture", "mixture.json"))
 
 
 def with_mixture_of_branch(config: Config) -> Config:
@@ -136,7 +178,7 @@ def with_mixture_of_branch(config: Config) -> Config:
         return config
     from diversity_jax.evaluation.load_model import mixture_folder
 
-    return dataclasses.replace(config, prepared=str(mixture_folder(Path(branch_from))))
+    return dataclasses.replace(config, prepared=str(mixture_folder(branch_from)))
 
 
 def with_model(config: Config) -> tuple[Config, LlamaConfig]:
@@ -151,7 +193,7 @@ def with_model(config: Config) -> tuple[Config, LlamaConfig]:
     return dataclasses.replace(config, model=model), model
 
 
-def check_folder(config: Config, model: LlamaConfig, output_dir: Path) -> None:
+def check_folder(config: Config, model: LlamaConfig, output_dir: Path | str) -> None:
     """Refuses a folder of another command or of a run with other settings; reads only.
 
     Raises:
@@ -163,15 +205,15 @@ def check_folder(config: Config, model: LlamaConfig, output_dir: Path) -> None:
     if not config.overwrite:
         run_info.refuse_other_command(output_dir, "optimizer", "training run")
     folder, step = output_dir, None
-    info = None if config.overwrite else last_info(folder / "checkpoints")
+    info = None if config.overwrite else last_info(join_path(folder, "checkpoints"))
     is_branch = info is None and config.train.branch_from is not None
     if is_branch:
-        folder, step = Path(config.train.branch_from or ""), config.train.branch_step
-        info = last_info(folder / "checkpoints", step)
+        folder, step = config.train.branch_from or "", config.train.branch_step
+        info = last_info(join_path(folder, "checkpoints"), step)
     if info is None:
         return
-    mixture = Path(config.prepared or folder / "mixture") / "mixture.json"
-    record = read_json(mixture) if mixture.exists() else {}
+    mixture = join_path(config.prepared or join_path(folder, "mixture"), "mixture.json")
+    record = read_json(mixture) if exists(mixture) else {}
     if config.mixture is not None and config.prepared is None and record.get("asked"):
         check_mixture(info, record["asked"], config.mixture, folder)
     train = config.train
@@ -181,10 +223,10 @@ def check_folder(config: Config, model: LlamaConfig, output_dir: Path) -> None:
     accepted_changes(info, settings, record.get("content_hash"), run=folder, is_branch=is_branch)
 
 
-def remove_former_run(output_dir: Path) -> None:
+def remove_former_run(output_dir: Path | str) -> None:
     """Removes what an earlier run wrote, for `overwrite`; its mixture stays."""
     for name in _FILES_OF_A_RUN:
-        remove_tree(output_dir / name)
+        remove_tree(join_path(output_dir, name))
 
 
 def check(config: Config, model: LlamaConfig) -> None:
@@ -209,8 +251,8 @@ def check_same_tokenizer(init_from: str, vocabulary_hash: str) -> None:
     """
     from diversity_jax.evaluation.load_model import mixture_folder
 
-    if (Path(init_from) / "run.json").exists():
-        theirs = Mixture.load(mixture_folder(Path(init_from))).vocabulary
+    if exists(join_path(init_from, "run.json")):
+        theirs = Mixture.load(mixture_folder(init_from)).vocabulary
         if theirs.hash != vocabulary_hash:
             raise InputError(
                 f"train.init_from={init_from}: was trained with another tokenizer ({theirs.kind}, {theirs.size:,} ids) "
@@ -218,13 +260,13 @@ def check_same_tokenizer(init_from: str, vocabulary_hash: str) -> None:
             )
 
 
-def build_mixture(config: Config) -> None:
+def build_mixture(config: Config, output_dir: Path) -> None:
     """Builds the configured mixture in `output_dir`/mixture; finds what an earlier attempt has built."""
     from diversity_jax.mixtures.builder import build
     from diversity_jax.mixtures.gate import undecided
     from diversity_jax.scoring.run import scorer
 
-    folder = Path(config.output_dir) / "mixture"
+    folder = output_dir / "mixture"
     assert config.mixture is not None  # checked by Config
     build(config.mixture, folder, scorer(config, folder / "scorecards", undecided(config.mixture.components)))
     if config.register:

@@ -24,7 +24,8 @@ import time
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from diversity_jax.core.files import list_files, read_lines
+from diversity_jax.core.compression import read_lines
+from diversity_jax.core.files import list_files
 from diversity_jax.core.words import words
 from diversity_jax.corpus import open_corpus
 from diversity_jax.prepare.config import Filtering, Preparation

@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 
+from diversity_jax.core.compression import compression, read_blocks
 from diversity_jax.core.errors import InputError
-from diversity_jax.core.files import compression, file_bytes, full_disk_named, is_remote, open_file, read_blocks
+from diversity_jax.core.files import file_bytes, full_disk_named, is_remote, open_file
 from diversity_jax.core.tensorflow import import_quietly
 from diversity_jax.corpus.corpus import RecordCorpus
 from diversity_jax.corpus.document import (

@@ -5,7 +5,8 @@ import json
 
 import numpy as np
 
-from diversity_jax.core.files import compression, is_remote, open_file, read_blocks, read_lines
+from diversity_jax.core.compression import compression, read_blocks, read_lines
+from diversity_jax.core.files import is_remote, open_file
 from diversity_jax.corpus.document import Document, FileRecords, Rejected, decode_utf8, is_encodable, take_text
 
 # json.loads would search for white space at both ends of every line a second time.

@@ -7,6 +7,7 @@ from pathlib import Path
 from diversity_jax.cluster_agent import Scorecard
 from diversity_jax.core import formats
 from diversity_jax.core.errors import InputError
+from diversity_jax.core.files import exists, join_path, whole_path
 from diversity_jax.core.formats import count, percent, significant
 from diversity_jax.core.intervals import Estimate
 from diversity_jax.core.run_info import Fact
@@ -84,16 +85,16 @@ def load_scorecards(mixture: Mixture) -> dict[str, Scorecard]:
     scorecards = {}
     for component in mixture.components:
         file = component.decision.get("scorecard")
-        path = mixture.folder / file if isinstance(file, str) else None
-        if path is None or not path.exists():
+        path = join_path(mixture.folder, file) if isinstance(file, str) else None
+        if path is None or not exists(path):
             continue
         scorecards[component.name] = Scorecard.load(path)
         if scorecards[component.name].content_hash != component.decision.get("scorecard_hash"):
             raise InputError(
                 f"{path}: is not the scorecard that the decision on {component.name} rests on; build the mixture again"
             )
-    pooled = mixture.folder / "scorecards" / "real.json"
-    if pooled.exists() and any(component.decision.get("reference") == "real" for component in mixture.components):
+    pooled = join_path(mixture.folder, "scorecards", "real.json")
+    if exists(pooled) and any(component.decision.get("reference") == "real" for component in mixture.components):
         scorecards["real"] = Scorecard.load(pooled)
     return scorecards
 
@@ -287,7 +288,7 @@ def _key_figures(view: MixtureView) -> Html:
 def _facts(mixture: Mixture) -> list[Fact]:
     code = mixture.code.get("version", "unknown")
     facts = [
-        Fact(name="Folder", value=str(mixture.folder.resolve()), code=True),
+        Fact(name="Folder", value=whole_path(mixture.folder), code=True),
         Fact(name="Mixture", value=mixture.content_hash, code=True),
         Fact(name="Code version", value=f"{code} {mixture.code.get('source_sha256', '')}".strip(), code=True),
         Fact(name="Vocabulary", value=mixture.vocabulary.hash, code=True),

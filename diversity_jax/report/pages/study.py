@@ -53,15 +53,15 @@ def _compose(analysis: Json, facts: Sequence[Fact]) -> Page:
         name=analysis["study"],
         verdict=_verdict(headline, trained),
         lede=_lede(analysis, headline),
-        key_figures=_key_figures(headline),
+        key_figures=_key_figures(headline, power),
         sections=tuple(section for section in sections if section is not None),
         footer="Written by diversity_jax from analysis.json.",
     )
 
 
 def _headline(relations: Sequence[Json]) -> Json | None:
-    """The first relation that could be fitted: the first outcome of the first stage over the first predictor."""
-    return next((relation for relation in relations if "slope" in relation.get("log_line", {})), None)
+    """The first relation of several recipes: the first outcome of the first stage over the first predictor."""
+    return next((relation for relation in relations if len(relation.get("x", ())) > 1), None)
 
 
 def _lede(analysis: Json, headline: Json | None) -> str:
@@ -84,18 +84,20 @@ def _verdict(headline: Json | None, trained: bool) -> str:
         return "What moves the score"
     if headline is None:
         return "Too few runs are finished to say whether diversity paid"
-    slope, outcome = headline["log_line"]["slope"], headline["outcome"]
-    if headline["log_line"]["r_squared"] is None or slope["low"] <= 0 <= slope["high"]:
+    slope, outcome = headline["log_line"].get("slope", {}), headline["outcome"]
+    low, high = slope.get("low"), slope.get("high")
+    if low is None or high is None or low <= 0 <= high:
         return f"These runs do not decide whether more diverse data changes {outcome}"
     better = (slope["value"] > 0) == outcome.startswith("accuracy")
     return f"More diverse data went with {'better' if better else 'worse'} {outcome}"
 
 
-def _key_figures(headline: Json | None) -> Html | None:
+def _key_figures(headline: Json | None, power: Json) -> Html | None:
     if headline is None:
         return None
     line = headline["log_line"]
-    return macro("study", "key_figures", line["slope"], headline["spearman"], line["r_squared"])
+    chance = power["chance"].get("0.5")
+    return macro("study", "key_figures", line.get("slope", line), headline["spearman"], len(headline["x"]), chance)
 
 
 def _anchor(*words: str) -> str:
@@ -112,6 +114,7 @@ def _relations_of_stage(analysis: Json, stage: str) -> Section:
     relations = [relation for relation in analysis["relations"] if relation["stage"] == stage]
     fitted = [relation for relation in relations if "x" in relation]
     parts = [part for relation in relations for part in (relation, *(relation.get(key, {}) for key in _FITS))]
+    parts += [relation["partial"] for relation in relations if relation.get("controls")]
     return page.section(
         "study",
         _anchor(stage),
@@ -120,7 +123,12 @@ def _relations_of_stage(analysis: Json, stage: str) -> Section:
         fitted=fitted,
         controls=sorted({name for relation in relations for name in relation.get("controls", ())}),
         slopes=sum("slope" in relation.get("log_line", {}) for relation in relations),
-        reasons=list(dict.fromkeys(part["reason"] for part in parts if "reason" in part)),
+        reasons=list(
+            dict.fromkeys(
+                [part["reason"] for part in parts if "reason" in part]
+                + [reason for relation in relations for reason in relation.get("missing", ())]
+            )
+        ),
         drawing=_relations_drawing(analysis, stage, relations[0]["predictor"], fitted),
         title_of=_title,
     )
@@ -148,7 +156,8 @@ def _effects(analysis: Json) -> Section:
         reason = next((part["reason"] for part in analysis["effects"] if "reason" in part), "no run is finished")
         return page.absent("factors", title, f"Not computed: {reason}.")
     drawings = [
-        _levels_drawing(
+        effect["levels"]
+        and _levels_drawing(
             _anchor("factors", effect["stage"], effect["outcome"]),
             f"Mean {effect['outcome']} at each level of each factor, {effect['stage']}",
             effect["levels"],
@@ -167,7 +176,8 @@ def _levels_drawing(name: str, alt: str, levels: Json, analysis: Json) -> Drawin
 
 def _amounts(analysis: Json, factor: str) -> Section | None:
     """The curve of each outcome over a factor that is an amount, such as the paper's ratio."""
-    effects = [effect for effect in analysis["effects"] if factor in effect.get("saturation", {})][:_MOST_PANELS]
+    effects = [effect for effect in analysis["effects"] if factor in effect.get("saturation", {})]
+    effects = [effect for effect in effects if factor in effect["levels"]][:_MOST_PANELS]
     if not effects:
         return None
     drawing = render(

@@ -11,6 +11,7 @@ import numpy as np
 from diversity_jax.cluster_agent import Scorecard
 from diversity_jax.core import formats
 from diversity_jax.core.errors import InputError
+from diversity_jax.core.files import exists, join_path
 from diversity_jax.core.formats import count, counted, duration, percent, significant
 from diversity_jax.core.run_info import Fact, RunInfo
 from diversity_jax.mixtures.mixture import Mixture
@@ -128,10 +129,10 @@ def read(run_dir: str | os.PathLike, *, mixture_dir: str | os.PathLike | None = 
     folder = Path(run_dir)
     info = RunInfo.load(folder / "run.json") if (folder / "run.json").exists() else None
     prepared = info.settings.get("prepared") if info else None
-    candidates = [folder, folder / "mixture", *([Path(prepared)] if isinstance(prepared, str) else [])]
+    candidates = [folder, folder / "mixture", *([prepared] if isinstance(prepared, str) else [])]
     if mixture_dir is not None:
-        candidates = [Path(mixture_dir)]
-    mixture_folder = next((path for path in candidates if (path / "mixture.json").exists()), None)
+        candidates = [mixture_dir]
+    mixture_folder = next((path for path in candidates if exists(join_path(path, "mixture.json"))), None)
     if mixture_dir is not None and mixture_folder is None:
         raise InputError(f"{mixture_dir}: holds no mixture.json; name the folder of a built mixture")
     log = folder / "metrics.jsonl"

@@ -1,0 +1,155 @@
+"""Object stores by way of fsspec: which there are, their file systems, and their failures in one line each."""
+
+from collections.abc import Iterator
+import contextlib
+import errno
+import io
+import os
+import re
+from typing import Any
+
+from diversity_jax.core.errors import InputError
+
+
+class StoreError(InputError):
+    """A disk or store failed, which says nothing of what was asked for: finished work stays, to go on from."""
+
+
+class DiskFull(StoreError):
+    """A file could not be written because there is no space left for it."""
+
+
+_REMOTE = re.compile(r"^[a-zA-Z][a-zA-Z0-9+.-]+://")
+STORES = {"gs": "gcsfs", "gcs": "gcsfs", "s3": "s3fs", "s3a": "s3fs", "az": "adlfs", "abfs": "adlfs", "abfss": "adlfs"}
+"""Schemes of the object stores that commands write to -> the package that reaches each."""
+
+
+def is_remote(path: str | os.PathLike) -> bool:
+    """Whether `path` is a URL such as `gs://bucket/file`, which fsspec reads, and not a local path."""
+    return bool(_REMOTE.match(os.fspath(path)))
+
+
+def _scheme(url: str | os.PathLike) -> str:
+    return os.fspath(url).partition("://")[0]
+
+
+def remote(url: str | os.PathLike) -> tuple[Any, str]:
+    """fsspec's file system of a URL, and the path in it. Cached listings are dropped: others write there too.
+
+    Raises:
+      InputError: the scheme is not known, or the package that reaches it is not installed.
+    """
+    import fsspec
+
+    try:
+        filesystem, inside = fsspec.core.url_to_fs(os.fspath(url))
+    except ImportError as error:
+        raise _not_installed(os.fspath(url), url, error) from None
+    except ValueError as error:
+        known = ", ".join(f"{scheme}://" for scheme in ("gs", "s3", "az"))
+        raise InputError(f"{url}: cannot be read ({' '.join(str(error).split())}); use {known} or a path") from None
+    filesystem.invalidate_cache()
+    return filesystem, inside
+
+
+def check_store(path: str | os.PathLike | None, field: str) -> None:
+    """Refuses a URL that is no folder of an object store, before any work; reaches no network.
+
+    Raises:
+      InputError: it is no object store's, or its package is not installed; the message names the field.
+    """
+    if path is None or not is_remote(path):
+        return
+    if _scheme(path) not in STORES:
+        raise InputError(
+            f"{field}={path}: {_scheme(path)}:// cannot be used here; give gs://, s3:// or az://, or a local folder"
+        )
+    import fsspec
+
+    try:
+        fsspec.get_filesystem_class(_scheme(path))
+    except ImportError as error:
+        raise _not_installed(f"{field}={path}", path, error) from None
+
+
+def _not_installed(where: str, url: str | os.PathLike, error: ImportError) -> InputError:
+    package = STORES.get(_scheme(url))
+    return InputError(f"{where}: {f'needs the package {package}; pip install {package}' if package else error}")
+
+
+_STORE_MODULES = {"aiobotocore", "aiohttp", "azure", "botocore", "fsspec", "gcsfs", "google", "requests", "s3fs"}
+_FULL = ("507", "Insufficient Storage", "StorageFull", "QuotaExceeded")
+
+
+@contextlib.contextmanager
+def store_errors(url: str | os.PathLike, *, written: bool = False) -> Iterator[None]:
+    """Turns what a store's client raises into one line about the file; for local paths nothing is changed.
+
+    Raises:
+      InputError: the file or bucket is not there, or access is denied.
+      DiskFull: the store has no space left.
+      StoreError: anything else, after the client's own retries.
+      FileExistsError: as the client raises it, for those who create files.
+    """
+    try:
+        yield
+    except (InputError, FileExistsError):
+        raise
+    except Exception as error:
+        module = type(error).__module__.partition(".")[0]
+        refused = isinstance(error, ValueError) and str(error).startswith("Bad Request")
+        if not is_remote(url) or not (isinstance(error, OSError) or module in _STORE_MODULES or refused):
+            raise
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        denied = isinstance(error, PermissionError) or reason.startswith("Forbidden") or "AccessDenied" in reason
+        if written and (denied or isinstance(error, FileNotFoundError)):
+            raise _unwritable(url, reason) from None
+        if denied:
+            raise InputError(f"{url}: may not be read ({reason}); check your access to it") from None
+        if isinstance(error, FileNotFoundError):
+            raise InputError(f"{url}: no such file; check the path") from None
+        if getattr(error, "errno", None) == errno.ENOSPC or any(word in reason for word in _FULL):
+            raise DiskFull(
+                f"{url}: the store is full ({reason}); free space or choose another, then run again"
+            ) from None
+        what = "written" if written else "read"
+        raise StoreError(
+            f"{url}: could not be {what} ({reason}); nothing is lost: see to the network and the store, and run again"
+        ) from error
+
+
+class RemoteFile(io.RawIOBase):
+    """Bytes of a remote file, whose failures are one line; one that ends before its size is a failure too."""
+
+    def __init__(self, file: Any, url: str):
+        self._file, self._url = file, url
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        return self._file.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+    def readinto(self, buffer: Any) -> int:
+        with store_errors(self._url):
+            data = self._file.read(len(buffer))
+        if not data and len(buffer) and (self._file.size or 0) > self._file.tell():
+            missing = f"ended after {self._file.tell():,} of {self._file.size:,} bytes"
+            raise StoreError(f"{self._url}: {missing}; see to the network and the store, and run again")
+        buffer[: len(data)] = data
+        return len(data)
+
+    def close(self) -> None:
+        if not self.closed:
+            self._file.close()
+        super().close()
+
+
+def _unwritable(url: str | os.PathLike, reason: str) -> InputError:
+    return InputError(f"{url}: cannot be written ({reason}); check that the bucket is there and your access to it")

@@ -1,0 +1,227 @@
+"""Checkpoints as files of any store: every process writes the shards it holds, whole files with a checksum a shard, and
+one record, written last, says which files make the checkpoint.
+
+Orbax, which checkpoints on disks use, wants a file system that all processes share, and reaches no store but Google's,
+by way of TensorFlow. Arrays are read onto any mesh; a process reads the shards that its own devices need.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+import functools
+import math
+import os
+from typing import Any
+import zlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from diversity_jax.core.errors import InputError
+from diversity_jax.core.files import exists, join_path, read_json, read_range, writing
+from diversity_jax.core.stores import StoreError
+from diversity_jax.model.sharding import path_name
+
+RECORD = "checkpoint.json"
+_FORMAT = 1
+_FILE_BYTES = 128 << 20  # a file is closed when it is so long
+_THREADS = 8
+
+
+class Damaged(Exception):
+    """A checksum does not agree, or a piece is missing."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shard:
+    """A part of an array on the host: `start` is the index of its first element."""
+
+    name: str
+    start: tuple[int, ...]
+    values: np.ndarray
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Stored:
+    """Where a shard lies: `bytes` from `offset` on in `file`, beside the record."""
+
+    name: str
+    start: tuple[int, ...]
+    shape: tuple[int, ...]
+    file: str
+    offset: int
+    bytes: int
+    crc32: int
+
+
+def _bounds(index: tuple[slice, ...], shape: Sequence[int]) -> tuple[tuple[int, int], ...]:
+    return tuple(bounds.indices(length)[:2] for bounds, length in zip(index, shape, strict=True))
+
+
+def snapshot(parts: Mapping[str, Any]) -> list[Shard]:
+    """Copies of the shards that this process is to write: of each, one process holds the first replica.
+
+    Args:
+      parts: trees of arrays on a mesh, by name.
+    """
+    leaves = [(path_name(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(parts)]
+    own = [(name, leaf, shard) for name, leaf in leaves for shard in leaf.addressable_shards if not shard.replica_id]
+    for _, _, shard in own:
+        shard.data.copy_to_host_async()
+    return [
+        Shard(
+            name=name,
+            start=tuple(first for first, _ in _bounds(shard.index, leaf.shape)),
+            values=np.array(shard.data, order="C"),  # a copy: on a CPU the array itself may be donated and written over
+        )
+        for name, leaf, shard in own
+    ]
+
+
+def write(folder: str | os.PathLike, prefix: str, shards: Sequence[Shard]) -> list[dict[str, Any]]:
+    """Writes shards into files whose names begin with `prefix`; returns what the record says of them.
+
+    Raises:
+      InputError, StoreError: a file could not be written.
+    """
+    files: list[list[Shard]] = []
+    length = _FILE_BYTES
+    for shard in shards:
+        if length >= _FILE_BYTES:
+            files.append([])
+            length = 0
+        files[-1].append(shard)
+        length += shard.values.nbytes
+    with ThreadPoolExecutor(_THREADS) as threads:
+        names = [f"{prefix}.{number:04d}.bin" for number in range(len(files))]
+        written = threads.map(functools.partial(_write_file, folder), names, files)
+        return [entry for entries in written for entry in entries]
+
+
+def _write_file(folder: str | os.PathLike, name: str, shards: Sequence[Shard]) -> list[dict[str, Any]]:
+    entries, offset = [], 0
+    with writing(join_path(folder, name)) as file:
+        for shard in shards:
+            data = shard.values.reshape(-1).view(np.uint8).data
+            file.write(data)
+            stored = _Stored(
+                name=shard.name,
+                start=shard.start,
+                shape=shard.values.shape,
+                file=name,
+                offset=offset,
+                bytes=len(data),
+                crc32=zlib.crc32(data),
+            )
+            entries.append(vars(stored))
+            offset += len(data)
+    return entries
+
+
+def record(parts: Mapping[str, Any], entries: Sequence[Mapping[str, Any]], info: Mapping[str, Any]) -> dict[str, Any]:
+    """The record of a checkpoint, which makes its files count.
+
+    Args:
+      parts: as `snapshot`, or their shapes; entries: what `write` returned in all processes.
+    """
+    leaves = jax.tree_util.tree_leaves_with_path(parts)
+    arrays = {path_name(path): {"shape": list(leaf.shape), "dtype": leaf.dtype.name} for path, leaf in leaves}
+    return {"format": _FORMAT, "info": dict(info), "arrays": arrays, "shards": list(entries)}
+
+
+def read_record(folder: str | os.PathLike) -> Mapping[str, Any] | None:
+    """The record in a checkpoint's folder; None where there is none, so that it is no checkpoint of this kind.
+
+    Raises:
+      Damaged: it is not what `record` gives.
+    """
+    path = join_path(folder, RECORD)
+    if not exists(path):
+        return None
+    try:
+        value = read_json(path)
+    except StoreError:
+        raise
+    except InputError as error:
+        raise Damaged(str(error)) from None
+    if not isinstance(value, dict) or not {"info", "arrays", "shards"} <= set(value) or value.get("format") != _FORMAT:
+        raise Damaged(f"{RECORD} is not a record of this version")
+    return value
+
+
+def read(folder: str | os.PathLike, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, Any]:
+    """Arrays of a checkpoint, on the devices and meshes that `wanted` names.
+
+    Args:
+      found: its record; wanted: trees of `jax.ShapeDtypeStruct` with a sharding, by the name of the part.
+
+    Raises:
+      Damaged: a shard is missing or its checksum does not agree, or the checkpoint has no such array.
+      StoreError: the store failed.
+    """
+    stored: dict[str, list[_Stored]] = {}
+    for entry in found["shards"]:
+        entry = {**entry, "start": tuple(entry["start"]), "shape": tuple(entry["shape"])}
+        stored.setdefault(entry["name"], []).append(_Stored(**entry))
+    leaves, tree = jax.tree_util.tree_flatten_with_path(dict(wanted))
+
+    def one(path: Any, leaf: Any) -> Callable[[tuple[slice, ...]], np.ndarray]:
+        name = path_name(path)
+        about = found["arrays"].get(name)
+        if about is None or tuple(about["shape"]) != leaf.shape:
+            raise Damaged(f"it holds {name} as {about and about['shape']}, not {list(leaf.shape)}")
+        indices = leaf.sharding.addressable_devices_indices_map(leaf.shape).values()
+        parts = _assemble(folder, {_bounds(index, leaf.shape) for index in indices}, stored.get(name, ()), about)
+        return lambda index: parts[_bounds(index, leaf.shape)].astype(leaf.dtype, copy=False)
+
+    with ThreadPoolExecutor(_THREADS) as threads:  # the mesh is filled by this thread, in the same order everywhere
+        ready = threads.map(lambda pair: one(*pair), leaves)
+        arrays = [
+            jax.make_array_from_callback(leaf.shape, leaf.sharding, own)
+            for (_, leaf), own in zip(leaves, ready, strict=True)
+        ]
+    return jax.tree_util.tree_unflatten(tree, arrays)
+
+
+def _assemble(
+    folder: str | os.PathLike,
+    wanted: Iterable[tuple[tuple[int, int], ...]],
+    stored: Sequence[_Stored],
+    about: Mapping[str, Any],
+) -> dict[tuple[tuple[int, int], ...], np.ndarray]:
+    """The wanted boxes of one array, each put together from the shards that overlap it."""
+    dtype = jnp.dtype(about["dtype"])
+    parts = {bounds: np.empty([end - first for first, end in bounds], dtype) for bounds in wanted}
+    filled = dict.fromkeys(parts, 0)
+    for shard in stored:
+        ends = [first + length for first, length in zip(shard.start, shard.shape, strict=True)]
+        values = None
+        for bounds, out in parts.items():
+            overlap = [(max(a, c), min(b, d)) for (a, b), c, d in zip(bounds, shard.start, ends, strict=True)]
+            if any(first >= end for first, end in overlap):
+                continue
+            if values is None:
+                values = _read_shard(folder, shard, dtype)
+            source = tuple(slice(a - c, b - c) for (a, b), c in zip(overlap, shard.start, strict=True))
+            target = tuple(slice(a - c, b - c) for (a, b), (c, _) in zip(overlap, bounds, strict=True))
+            out[target] = values[source]
+            filled[bounds] += math.prod(b - a for a, b in overlap)
+    if any(filled[bounds] != out.size for bounds, out in parts.items()):
+        raise Damaged("a shard is missing in its record")
+    return parts
+
+
+def _read_shard(folder: str | os.PathLike, shard: _Stored, dtype: Any) -> np.ndarray:
+    path = join_path(folder, shard.file)
+    try:
+        data = read_range(path, shard.offset, shard.bytes)
+    except InputError as error:
+        if not exists(path):
+            raise Damaged(f"{shard.file} is missing") from None
+        if isinstance(error, StoreError) and "bytes from" in str(error):
+            raise Damaged(f"{shard.file} is cut short") from None
+        raise
+    if zlib.crc32(data) != shard.crc32:
+        raise Damaged(f"{shard.file}: the checksum of {shard.name} does not agree")
+    return np.frombuffer(data, dtype).reshape(shard.shape)
