@@ -178,9 +178,29 @@ def test_targets_have_as_many_devices_as_their_names_say(name, devices, slices):
     assert (target.devices, target.slices, target.name) == (devices, slices, name)
 
 
-@pytest.mark.parametrize("name", ["v5e", "v5e:4x4x4", "v9:2x2", "h100:16", "v4:2x2", "v5e:0x4"])
+@pytest.mark.parametrize(
+    ("name", "ours", "devices"),
+    [
+        ("v6e-16", "v6e:4x4", 16),
+        ("v5litepod-256", "v5e:16x16", 256),
+        ("v5e-8", "v5e:2x4", 8),
+        ("v4-32", "v4:2x2x4", 16),
+        ("v5p-128*2", "v5p:4x4x4*2", 128),
+        ("v5p-4x4x12", "v5p:4x4x12", 192),
+        ("tpu7x-16", "tpu7x:2x2x2", 16),
+        ("TPU7x-2x2x1", "tpu7x:2x2x1", 8),
+    ],
+)
+def test_names_of_clouds_are_ours_too(name, ours, devices):
+    target = parse_target(name)
+    assert (target.name, target.devices) == (ours, devices)
+
+
+@pytest.mark.parametrize(
+    "name", ["v5e", "v5e:4x4x4", "v9:2x2", "h100:16", "v4:2x2", "v5e:0x4", "v5p-4x4", "v6e-4x4x4", "v9-16"]
+)
 def test_unknown_targets_are_refused_with_an_example(name):
-    with pytest.raises(InputError, match=r"--topology .*(such as|write) "):
+    with pytest.raises(InputError, match=r".*(such as|write) "):
         parse_target(name)
 
 

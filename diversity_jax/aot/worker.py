@@ -14,7 +14,7 @@ import sys
 import time
 from typing import Any
 
-from diversity_jax.core.chips import CHIPS, Chip
+from diversity_jax.core.chips import CHIPS, Chip, parse_slice
 from diversity_jax.core.errors import InputError
 from diversity_jax.model import LlamaConfig, MeshConfig
 from diversity_jax.model.config import LoraConfig
@@ -31,8 +31,8 @@ class Target:
 
     @property
     def devices(self) -> int:
-        """Of all slices."""
-        return math.prod(self.shape) * self.slices
+        """JAX devices of all slices."""
+        return math.prod(self.shape) * self.chip.devices_per_chip * self.slices
 
     @property
     def shape_name(self) -> str:
@@ -46,11 +46,14 @@ class Target:
 
 
 def parse_target(text: str) -> Target:
-    """The target that a name such as `v5e:4x4`, `v5p:2x2x4*2` or `h100:8` stands for.
+    """The target that a name such as `v5e:4x4`, `v5p:2x2x4*2`, `h100:8` or a cloud's `v6e-16` stands for.
 
     Raises:
       InputError: no such chip, or a shape that its slices do not have.
     """
+    name, star, slices = text.partition("*")
+    if found := parse_slice(name):
+        text = f"{found.family.chip}:{found.topology}{star}{slices}"
     match = re.fullmatch(r"(\w+):(\d+(?:x\d+)*)(?:\*(\d+))?", text.strip().lower())
     if match is None or match[1] not in CHIPS:
         chips = ", ".join(CHIPS)

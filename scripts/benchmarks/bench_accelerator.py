@@ -1,25 +1,29 @@
 #!/usr/bin/env python3
 r"""The train step of the paper's sizes on one accelerator, beside its peers, as shares of the peak: one command, under
-eight minutes.
+eight minutes, compilation included.
 
-    python scripts/benchmarks/bench_accelerator.py --peer "torch_llama_step.py --compile" \
-        --peer "jax_llama_step.py --attention cudnn"
+    python scripts/benchmarks/bench_accelerator.py
     # all it needs of this repository; neither TensorFlow nor SeqIO
     python scripts/benchmarks/bench_accelerator.py --files
     # the same way, on a CPU
-    JAX_PLATFORMS=cpu python scripts/benchmarks/bench_accelerator.py --models tiny --steps 4
+    JAX_PLATFORMS=cpu python scripts/benchmarks/bench_accelerator.py --models tiny --steps 4 --output /tmp/tiny
 
-First measures what plain bfloat16 products reach here. Then, for each model, `bench_train_step.py` lets ours and the
-peers step in turns at the same shapes and precision. Prints a table, and writes it with commit and date to
-docs/benchmarks/DEVICE-DATE.md. A model whose contestants do not fit into the device's memory together is tried once
-more with half the rows; one that time runs out for is named.
+First measures what plain bfloat16 products reach here, then ours on every model, then each peer (peers/: plain JAX,
+PyTorch compiled with its own attention, MaxText where it is installed). Every contestant has the device and a process
+for itself: one that fails, or that its time runs out for, costs only its own row. One that does not fit into memory is
+tried once more with half the rows. What is known is on disk at any moment: a line of JSON is appended to OUTPUT.jsonl
+after each contestant, and OUTPUT.md, the table with commit and date, is made anew; default docs/benchmarks/DEVICE-DATE.
 """
 
 import argparse
 import contextlib
+import ctypes
+from dataclasses import dataclass
+import importlib.util
 import json
 import os
 from pathlib import Path
+import shlex
 import signal
 import subprocess
 import sys
@@ -27,7 +31,8 @@ import tempfile
 import time
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
+PEERS = Path(__file__).resolve().parent / "peers"
+sys.path[:0] = [str(ROOT), str(PEERS)]
 
 _PAPER = {"vocab": 50304, "length": 2048, "batch": 8}
 MODELS = {
@@ -37,13 +42,22 @@ MODELS = {
 }
 # By the traffic of the programs compiled ahead for an H200: unrolled layers spare the copies of all that is kept for
 # the backward pass, whole logits a third of the loss's traffic; both fit.
-OURS = {"scan_layers": False, "remat": "none", "loss_chunk_bytes": 4 << 30}
+OURS = "diversity_jax_step.py --model scan_layers=false --model remat=none --model loss_chunk_bytes=4294967296"
+# Script with its flags, and the module that it needs.
+DEFAULT_PEERS = (
+    ("jax_llama_step.py", "optax"),
+    ("torch_llama_step.py --compile", "torch"),
+    ("maxtext_step.py", "maxtext"),
+)
 GOALS = {"350m": 0.50, "1p4b": 0.55}  # MFU, not causal
 GOAL_OF_CEILING = 0.60
+_LEAST_SECONDS = 20.0  # a contestant that has less is not started
+_OUT_OF_MEMORY = ("RESOURCE_EXHAUSTED", "OutOfMemoryError", "out of memory")
 
 
 def ceiling() -> None:
     """Prints the device and what bfloat16 products of large random matrices reach on it, one line of JSON."""
+    import common
     import jax
     import jax.numpy as jnp
 
@@ -68,201 +82,283 @@ def ceiling() -> None:
             jax.block_until_ready(products(x, y))
             times.append(time.perf_counter() - start)
         reached[size] = 2 * size**3 * rounds / sorted(times)[len(times) // 10]
-    memory = (device.memory_stats() or {}).get("bytes_limit")
-    made = {
-        "device": device.device_kind,
-        "jax": jax.__version__,
-        "peak": peak_flops(device.device_kind),
-        "memory_bytes": memory,
-    }
-    print(json.dumps(made | {"products": reached, "ceiling": max(reached.values())}))
+    found = {"device": device.device_kind, "jax": jax.__version__, "peak": peak_flops(device.device_kind)}
+    found |= {"memory_bytes": (device.memory_stats() or {}).get("bytes_limit"), "files": common.own_files()}
+    print(json.dumps(found | {"products": reached, "ceiling": max(reached.values())}), flush=True)
 
 
-def run_json(command: list[str], seconds: float) -> dict | None:
-    """Runs a script that ends with a line of JSON; None where it fails or takes longer than it may."""
-    try:
-        done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, timeout=seconds, check=False)
-    except subprocess.TimeoutExpired:
-        print(f"stopped after {seconds:.0f} s: {' '.join(command[1:])}", file=sys.stderr)
-        return None
-    return json.loads(done.stdout.splitlines()[-1]) if done.returncode == 0 and done.stdout.strip() else None
+def run_json(command: list[str], seconds: float) -> dict:
+    """The last line of JSON that a command prints within its time; with `failed`, why, where it did not end well.
 
+    The command leads a group of processes, which ends with it, and it ends with this process, however that ends.
+    """
 
-def contest(shape: dict, options: argparse.Namespace, seconds: float) -> dict | None:
-    """Ours and the peers on one model; None where one of them fails or time runs out."""
-    with tempfile.TemporaryDirectory() as scratch:
-        figures = Path(scratch) / "figures.json"
-        command = [
-            sys.executable,
-            "scripts/benchmarks/bench_train_step.py",
-            "--tied",
-            f"--steps={options.steps}",
-            f"--json={figures}",
-        ]
-        command += [f"--{name}={size}" for name, size in shape.items()]
-        for peer in options.peer:
-            command += ["--peer", peer]
-        for name, value in OURS.items():
-            command += ["--model", f"{name}={json.dumps(value)}"]
-        print(" ".join(command[1:]), flush=True)
-        started = time.monotonic()
-        # A session of its own: whatever ends this script, the contestants go with it and leave the device.
-        with subprocess.Popen(command, cwd=ROOT, start_new_session=True) as process:
+    parent, libc = os.getpid(), ctypes.CDLL(None)
+
+    def end_with_parent() -> None:
+        if sys.platform == "linux":
+            libc.prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+        if os.getppid() != parent:  # it has ended in between
+            os._exit(1)
+
+    with tempfile.NamedTemporaryFile("w+") as output, tempfile.TemporaryFile("w+") as errors:
+        streams = {"stdout": output, "stderr": errors, "start_new_session": True, "preexec_fn": end_with_parent}
+        failed = None
+        with subprocess.Popen(command, cwd=ROOT, **streams) as process:
             try:
-                process.wait(timeout=seconds)
-            except subprocess.TimeoutExpired:
-                print(f"stopped after {seconds:.0f} s", file=sys.stderr)
-                return None
+                status = _wait(process, Path(output.name), time.monotonic() + seconds)
+                if status is None:
+                    failed = f"stopped after {seconds:.0f} s"
+                elif status:
+                    failed = f"ended with status {status}"
             finally:
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(process.pid, signal.SIGKILL)
-        if process.returncode or not figures.exists():
-            return None
-        return {
-            "seconds": round(time.monotonic() - started, 1),
-            "shape": shape,
-            "contestants": json.loads(figures.read_text()),
-        }
+        output.seek(0)
+        errors.seek(0)
+        lines = [line for line in output.read().splitlines() if line.startswith("{") and line.endswith("}")]
+        found = json.loads(lines[-1]) if lines else {}
+        if failed is None and not found:
+            failed = "printed no figures"
+        if failed is not None:
+            text = errors.read()
+            last = next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "no message")
+            found |= {
+                "failed": f"{failed}: {last[:300]}",
+                "out_of_memory": any(word in text for word in _OUT_OF_MEMORY),
+            }
+    return found
 
 
-def rows(name: str, result: dict, limits: dict) -> list[dict]:
-    """Figures of each contestant of one model."""
+def _wait(process: subprocess.Popen, output: Path, deadline: float) -> int | None:
+    """Status of a process; 0 once it has printed its last figures, ended or not, and None where its time is up.
+
+    A process of compiled PyTorch may hang at its exit, when all is measured.
+    """
+    while time.monotonic() < deadline:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return process.wait(timeout=min(1.0, max(0.0, deadline - time.monotonic())))
+        if '"complete": true' in output.read_text():
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                return process.wait(timeout=5.0)
+            return 0
+    return None
+
+
+@dataclass(frozen=True)
+class Contest:
+    """One contestant on one model."""
+
+    model: str
+    contestant: str  # as it is shown
+    command: str  # script in peers/, or elsewhere, with flags of its own
+    needs: str | None = None  # a module
+
+    def run(self, shape: dict, steps: int, seconds: float) -> dict:
+        """A record of what was measured, or why nothing was."""
+        record = {"model": self.model, "contestant": self.contestant, "batch": shape["batch"]}
+        if self.needs and importlib.util.find_spec(self.needs) is None:
+            return record | {"skipped": f"{self.needs} is not installed"}
+        if seconds < _LEAST_SECONDS:
+            return record | {"skipped": f"{max(0.0, seconds):.0f} s were left of the time limit"}
+        script, *own = shlex.split(self.command)
+        path = PEERS / script if (PEERS / script).exists() else script
+        flags = [f"--{name}={size}" for name, size in shape.items()]
+        started = time.monotonic()
+        found = run_json([sys.executable, str(path), *flags, "--tied", f"--steps={steps}", *own], seconds)
+        record |= found | {"seconds": round(time.monotonic() - started, 1)}
+        left = seconds - record["seconds"]
+        if record.get("out_of_memory") and "tokens_per_second" not in record and shape["batch"] > 1:
+            return self.run(shape | {"batch": shape["batch"] // 2}, steps, left)
+        return record
+
+
+class Results:
+    """What is known so far: `path`.jsonl, one line a record, and `path`.md, made anew after each."""
+
+    def __init__(self, path: Path, limits: dict):
+        self.path, self.limits, self.records = path, limits, []
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.add({"limits": limits, "command": sys.argv[1:], "commit": _commit(), "date": time.strftime("%Y-%m-%d")})
+
+    def add(self, record: dict) -> None:
+        """Appends a record in one write: a line is whole or absent, and SIGTERM waits until the table has it."""
+        line = (json.dumps(record) + "\n").encode()
+        waiting = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        try:
+            file = os.open(self.path.with_suffix(".jsonl"), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+            try:
+                os.write(file, line)
+                os.fsync(file)
+            finally:
+                os.close(file)
+            self.records.append(record)
+            self._write_table()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, waiting)
+
+    def _write_table(self) -> None:
+        begun, *records = self.records
+        command = " ".join(f'"{word}"' if " " in word else word for word in begun["command"])
+        head = f"# {self.limits['device']}, {begun['date']}\n\nCommit {begun['commit']}; "
+        head += f"`python scripts/benchmarks/bench_accelerator.py {command}`\n\n"
+        temporary = self.path.with_suffix(".tmp")
+        temporary.write_text(head + table(self.limits, records) + "\n")
+        os.replace(temporary, self.path.with_suffix(".md"))
+
+
+def _commit() -> str:
+    git = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
+    return git.stdout.strip() or "unknown"
+
+
+def figures(record: dict, records: list[dict], limits: dict) -> dict:
+    """Shares of the peak of one record, and how many times as fast as it ours is."""
     from diversity_jax.model import LlamaConfig
     from diversity_jax.training.throughput import flops_per_token
 
-    shape = result["shape"]
-    names = {
-        "vocab_size": "vocab",
-        "hidden_size": "hidden",
-        "intermediate_size": "intermediate",
-        "num_layers": "layers",
-        "num_heads": "heads",
-    }
+    shape = MODELS[record["model"]]
+    names = {"vocab_size": "vocab", "hidden_size": "hidden", "intermediate_size": "intermediate"}
+    names |= {"num_layers": "layers", "num_heads": "heads"}
     model = LlamaConfig(**{field: shape[flag] for field, flag in names.items()})
-    complete, half = (flops_per_token(model, shape["length"], causal=causal) for causal in (False, True))
-    ours = result["contestants"]["diversity_jax"]["tokens_per_second"]["fastest_tenth"]
-    results = []
-    for contestant, figures in result["contestants"].items():
-        speed = figures["tokens_per_second"]["fastest_tenth"]
-        results.append(
-            {
-                "model": name,
-                "batch": shape["batch"],
-                "contestant": contestant,
-                "tokens_per_second": speed,
-                "median": figures["tokens_per_second"]["median"],
-                "mfu": complete * speed / limits["peak"] if limits["peak"] else None,
-                "mfu_causal": half * speed / limits["peak"] if limits["peak"] else None,
-                "of_ceiling": complete * speed / limits["ceiling"],
-                "ours_is": ours / speed,
-                "peak_bytes": figures["peak_bytes"],
-                "first_losses": figures["first_losses"][:3],
-            }
-        )
-    return results
+    whole, half = (flops_per_token(model, shape["length"], causal=causal) for causal in (False, True))
+    speed, peak = record["tokens_per_second"]["fastest_tenth"], limits.get("peak")
+    ours = next((one for one in measured(records, record["model"]) if one["contestant"] == "diversity_jax"), None)
+    return {
+        "speed": speed,
+        "mfu": whole * speed / peak if peak else None,
+        "mfu_causal": half * speed / peak if peak else None,
+        "of_ceiling": whole * speed / limits["ceiling"] if limits.get("ceiling") else None,
+        "ours_is": ours["tokens_per_second"]["fastest_tenth"] / speed if ours else None,
+    }
 
 
-def table(limits: dict, results: list[dict], missing: list[str]) -> str:
-    """Markdown of all models and contestants, with the limits they are held against."""
+def measured(records: list[dict], model: str | None = None) -> list[dict]:
+    """Records with figures, of one model or of all."""
+    return [one for one in records if "tokens_per_second" in one and model in (None, one["model"])]
+
+
+def table(limits: dict, records: list[dict]) -> str:
+    """Markdown of all that was measured, the goals, and what was not measured, with the reasons."""
 
     def share(value: float | None) -> str:
         return "" if value is None else f"{100 * value:.1f} %"
 
-    peak = f"data sheet {limits['peak'] / 1e12:,.0f} TFLOP/s" if limits["peak"] else "no data sheet known"
-    products = ", ".join(f"{size}: {reached / 1e12:,.4g}" for size, reached in limits["products"].items())
+    peak = f"data sheet {limits['peak'] / 1e12:,.0f} TFLOP/s" if limits.get("peak") else "no data sheet known"
+    products = [f"{size}: {reached / 1e12:,.4g}" for size, reached in limits.get("products", {}).items()]
+    shown = ", ".join(products) or "not measured"
     lines = [
-        f"{limits['device']}, jax {limits['jax']}; {peak}; square bfloat16 products, TFLOP/s: {products}",
+        f"{limits['device']}, jax {limits['jax']}; {peak}; square bfloat16 products, TFLOP/s: {shown}",
         "",
         (
             "| model | rows x tokens | step | tokens/s, fastest tenth | median | MFU | causal | of products | ours is "
-            "| "
-            "peak GiB | losses |"
+            "| peak GiB | losses | steps | seconds in all |"
         ),
-        "|---|---|---|---:|---:|---:|---:|---:|---:|---:|---|",
+        "|---|---|---|---:|---:|---:|---:|---:|---:|---:|---|---:|---:|",
     ]
-    for item in results:
-        memory = f"{item['peak_bytes'] / 2**30:.1f}" if item["peak_bytes"] else ""
-        shares = [share(item[name]) for name in ("mfu", "mfu_causal", "of_ceiling")]
-        losses = " ".join(f"{loss:.3f}" for loss in item["first_losses"])
-        cells = [
-            item["model"],
-            f"{item['batch']} x {MODELS[item['model']]['length']}",
-            item["contestant"],
-            f"{item['tokens_per_second']:,.0f}",
-        ]
-        cells += [f"{item['median']:,.0f}", *shares, f"{item['ours_is']:.2f}x", memory, losses]
+    for record in measured(records):
+        found = figures(record, records, limits)
+        cells = [record["model"], f"{record['batch']} x {MODELS[record['model']]['length']}", record["contestant"]]
+        cells += [f"{found['speed']:,.0f}", f"{record['tokens_per_second']['median']:,.0f}"]
+        cells += [share(found[name]) for name in ("mfu", "mfu_causal", "of_ceiling")]
+        cells.append(f"{found['ours_is']:.2f}x" if found["ours_is"] else "")
+        cells.append(f"{record['peak_bytes'] / 2**30:.1f}" if record.get("peak_bytes") else "")
+        cells.append(" ".join(f"{loss:.3f}" for loss in record["first_losses"][:3]))
+        cells += [str(record["steps"]), f"{record['seconds']:.0f}"]
         lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join([*lines, "", *goals(results), *(f"- not measured: {name}" for name in missing)])
+    return "\n".join([*lines, "", *goals(limits, records), *_shortfalls(limits, records)])
 
 
-def goals(results: list[dict]) -> list[str]:
+def _shortfalls(limits: dict, records: list[dict]) -> list[str]:
+    """A line for whatever is missing or cut short, with the reason."""
+    lines = [f"- products: {limits['failed']}"] if "failed" in limits else []
+    for record in records:
+        name = f"{record['model']}, {record['contestant']}, {record['batch']} rows" if "model" in record else ""
+        if "stopped" in record:
+            lines.append(f"- {record['stopped']}")
+        elif "skipped" in record:
+            lines.append(f"- not measured: {name}: {record['skipped']}")
+        elif "failed" in record:
+            what = "cut short" if "tokens_per_second" in record else "not measured"
+            lines.append(f"- {what}: {name}: {record['failed']}")
+    return lines
+
+
+def goals(limits: dict, records: list[dict]) -> list[str]:
     """Each goal with what was reached."""
     output = []
-    for item in results:
-        if item["contestant"] == "diversity_jax" and item["model"] in GOALS and item["mfu"] is not None:
+    for record in measured(records):
+        found, model = figures(record, records, limits), record["model"]
+        if record["contestant"] == "diversity_jax":
             for what, reached, goal in (
-                ("MFU", item["mfu"], GOALS[item["model"]]),
-                ("of measured products", item["of_ceiling"], GOAL_OF_CEILING),
+                ("MFU", found["mfu"], GOALS.get(model)),
+                ("of measured products", found["of_ceiling"], GOAL_OF_CEILING if model in GOALS else None),
             ):
-                verdict = "reached" if reached >= goal else "MISSED"
-                output.append(f"- {item['model']}, {what}: {reached:.1%}, goal {goal:.0%}: {verdict}")
-        elif item["contestant"] != "diversity_jax":
-            goal = 1.1 if "torch" in item["contestant"] else 1.0
-            verdict = "reached" if item["ours_is"] >= goal else "MISSED"
-            output.append(
-                f"- {item['model']}, against {item['contestant']}: {item['ours_is']:.2f}x, goal {goal:.1f}x: {verdict}"
-            )
+                if reached is not None and goal is not None:
+                    verdict = "reached" if reached >= goal else "MISSED"
+                    output.append(f"- {model}, {what}: {reached:.1%}, goal {goal:.0%}: {verdict}")
+        elif found["ours_is"]:
+            goal = 1.1 if "torch" in record["contestant"] else 1.0
+            verdict = "reached" if found["ours_is"] >= goal else "MISSED"
+            against = f"{model}, against {record['contestant']}"
+            output.append(f"- {against}: {found['ours_is']:.2f}x, goal {goal:.1f}x: {verdict}")
     return output
-
-
-def files() -> list[str]:
-    """Files of this repository that a run needs, all of them."""
-    import diversity_jax.core.files
-    import diversity_jax.training.step
-    import diversity_jax.training.throughput  # noqa: F401
-
-    needed = {
-        Path(module.__file__).resolve() for module in list(sys.modules.values()) if getattr(module, "__file__", None)
-    }
-    package = ROOT / "diversity_jax"
-    needed = {path for path in needed if package in path.parents} | {
-        Path(__file__).resolve(),
-        ROOT / "scripts" / "benchmarks" / "bench_train_step.py",
-    }
-    return sorted(str(path.relative_to(ROOT)) for path in needed)
 
 
 def arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--peer", action="append", default=[], help="a peer's script, and flags of its own")
+    parser.add_argument("--peer", action="append", help="a peer's script, and flags of its own; default: all of peers/")
     parser.add_argument("--models", nargs="+", choices=MODELS, default=["350m", "1p4b"])
     parser.add_argument("--batch", type=int, help="rows of a step; default 8")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--time-limit", type=float, default=460, help="seconds for all of it")
-    parser.add_argument("--output", type=Path, help="file of the table; default docs/benchmarks/DEVICE-DATE.md")
-    parser.add_argument("--files", action="store_true", help="print the files a run needs, and end")
+    parser.add_argument("--output", type=Path, help="path of the results without suffix")
+    parser.add_argument("--files", action="store_true", help="print the files a run needs, by a small one on the CPU")
     parser.add_argument("--ceiling", action="store_true", help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
-def write(options: argparse.Namespace, limits: dict, text: str) -> None:
-    """Keeps the table with what is needed to repeat it."""
-    date = time.strftime("%Y-%m-%d")
-    git = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
+def contests(options: argparse.Namespace) -> list[Contest]:
+    """In the order of their worth: ours on every model, then a peer on every model, then the next one."""
+    peers = DEFAULT_PEERS if options.peer is None else [(peer, None) for peer in options.peer]
+    plans = [("diversity_jax", OURS, None)]
+    for command, needs in peers:
+        script, *own = shlex.split(command)
+        plans.append((" ".join([Path(script).stem, *own]), command, needs))
+    return [Contest(model, name, command, needs) for name, command, needs in plans for model in options.models]
+
+
+def files() -> list[str]:
+    """Files of this repository that a run needs: those that its processes load in a small one."""
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, __file__, "--models", "tiny", "--steps", "1", "--output", f"{folder}/tiny"]
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+        lines = Path(folder, "tiny.jsonl").read_text().splitlines() if Path(folder, "tiny.jsonl").exists() else []
+    records = [json.loads(line) for line in lines]
+    loaded = [path for record in records for path in record.get("limits", record).get("files", [])]
+    if not any("training/step" in path for path in loaded):
+        sys.exit(f"error: the small run failed: {(done.stdout + done.stderr)[-1000:]}")
+    import common
+
+    table({"device": "", "jax": ""}, [{"model": "tiny", "contestant": "", "batch": 1, **_EXAMPLE}])
+    peers = [str(path.relative_to(ROOT)) for path in PEERS.glob("*.py")]
+    return sorted({*loaded, *common.own_files(), *peers, str(Path(__file__).resolve().relative_to(ROOT))})
+
+
+_EXAMPLE = {"tokens_per_second": {"fastest_tenth": 1, "median": 1}, "first_losses": [], "steps": 1, "seconds": 1}
+
+
+def path_of(options: argparse.Namespace, limits: dict) -> Path:
+    """Where the results are kept, without suffix."""
     name = limits["device"].lower().replace(" ", "-").replace("/", "-")
-    path = options.output or ROOT / "docs" / "benchmarks" / f"{name}-{date}.md"
-    command = " ".join(f'"{word}"' if " " in word else word for word in sys.argv[1:])
-    head = (
-        f"# {limits['device']}, {date}\n\nCommit {git.stdout.strip() or 'unknown'}; `python "
-        f"scripts/benchmarks/bench_accelerator.py {command}`\n\n"
-    )
-    path.write_text(head + text + "\n")
-    print(f"written to {path}")
+    default = ROOT / "docs" / "benchmarks" / f"{name}-{time.strftime('%Y-%m-%d')}"
+    return (options.output or default).resolve()
 
 
 def main() -> None:
-    """Measures the limit, then each model, and prints the table."""
+    """Measures the limit, then each contestant, and prints the table."""
     options = arguments()
     if options.files:
         print("\n".join(files()))
@@ -270,27 +366,32 @@ def main() -> None:
     if options.ceiling:
         ceiling()
         return
+    os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.92")  # each contestant has the device for itself
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
-    end = time.monotonic() + options.time_limit
-    limits = run_json([sys.executable, __file__, "--ceiling"], options.time_limit / 4)
-    if limits is None:
-        sys.exit("error: no product could be measured; the message stands above")
-    results, missing = [], []
-    for position, name in enumerate(options.models):
-        shape = MODELS[name] | ({"batch": options.batch} if options.batch else {})
-        left = (end - time.monotonic()) / (len(options.models) - position)
-        started = time.monotonic()
-        result = contest(shape, options, left)
-        if result is None and (left := left - (time.monotonic() - started)) > 60 and shape["batch"] > 1:
-            result = contest(shape | {"batch": shape["batch"] // 2}, options, left)
-        if result is None:
-            missing.append(name)
-        else:
-            results += rows(name, result, limits)
-    text = table(limits, results, missing)
-    print(text)
-    write(options, limits, text)
-    sys.exit(bool(missing))
+    end, waiting = time.monotonic() + options.time_limit, contests(options)
+    results, limits = None, {"device": "unknown device", "jax": "unknown"}
+    try:
+        limits |= run_json([sys.executable, __file__, "--ceiling"], options.time_limit / 4)
+        results = Results(path_of(options, limits), limits)
+        while waiting:
+            contest, shape = waiting[0], MODELS[waiting[0].model]
+            shape = shape | ({"batch": options.batch} if options.batch else {})
+            # Half of what is left, or all but four minutes, while others wait: one that hangs leaves time for them.
+            left = end - time.monotonic()
+            results.add(contest.run(shape, options.steps, left if len(waiting) == 1 else max(left / 2, left - 240)))
+            waiting.pop(0)
+            print(json.dumps({k: v for k, v in results.records[-1].items() if k != "files"}), flush=True)
+    except BaseException as error:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        results = results or Results(path_of(options, limits), limits)
+        known = {(one.get("model"), one.get("contestant")) for one in results.records}
+        waiting = [one for one in waiting if (one.model, one.contestant) not in known]
+        names = ", ".join(f"{one.model} {one.contestant}" for one in waiting)
+        results.add({"stopped": f"stopped by {type(error).__name__} {error}; not measured: {names}"})
+        raise
+    print(table(limits, results.records[1:]))
+    print(f"written to {results.path}.jsonl and .md")
+    sys.exit(any("tokens_per_second" not in one and "skipped" not in one for one in results.records[1:]))
 
 
 if __name__ == "__main__":

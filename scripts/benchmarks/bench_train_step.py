@@ -2,14 +2,14 @@
 r"""Our train step against other implementations of the same step, steps alternating so that noise of the machine meets
 all alike.
 
-    python scripts/benchmarks/bench_train_step.py --peer torch_llama_step.py --peer jax_llama_step.py --steps 30
-    python scripts/benchmarks/bench_train_step.py --hidden 2048 --intermediate 8192 --layers 16 --heads 32 \
-        --vocab 50304 --length 2048 --batch 16 --peer "torch_llama_step.py --compile" \
-        --peer "jax_llama_step.py --attention cudnn --scan --remat" --model remat=save_matmuls
+    cd scripts/benchmarks
+    python bench_train_step.py --peer peers/torch_llama_step.py --peer peers/jax_llama_step.py --steps 30
+    python bench_train_step.py --hidden 2048 --intermediate 8192 --layers 16 --heads 32 --vocab 50304 --batch 16 \
+        --length 2048 --peer "peers/torch_llama_step.py --compile" --model remat=save_matmuls
 
 A peer is a script that trains a Llama of the same flags, reads the clock (`time.perf_counter`) once before each step
 and, after its warm-up, once behind it, and prints one line of JSON with `first_losses`. Its `main` runs unchanged in a
-process of its own; only its clock is replaced by one that waits for its turn. Ours runs in a process of its own too.
+process of its own; only its clock is replaced by one that waits for its turn. Ours is one of them.
 Compared is the fastest tenth of the steps: on a shared machine the only figure that repeats.
 """
 
@@ -24,18 +24,10 @@ import sys
 import time
 import types
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+PEERS = Path(__file__).resolve().parent / "peers"
+sys.path[:0] = [str(Path(__file__).resolve().parents[2]), str(PEERS)]
+import common  # noqa: E402
 
-SHAPE = {
-    "hidden": 384,
-    "intermediate": 1024,
-    "layers": 6,
-    "heads": 6,
-    "kv_heads": 0,
-    "vocab": 8192,
-    "length": 256,
-    "batch": 8,
-}
 _PAUSE_SECONDS = 0.02  # lets the threads of the one before go to sleep
 
 
@@ -66,58 +58,13 @@ def run_peer(pipe, command: list[str], warmup: int):
     peer = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(peer)
     turn = Turn(pipe, warmup)
-    peer.time = types.SimpleNamespace(perf_counter=turn.perf_counter)
     sys.argv = command
     lines = []
-    peer.print = lambda *values, **_: lines.append(" ".join(map(str, values)))
+    for module in (peer, common):  # those of this repository share their clock, foreign ones have their own
+        module.time = types.SimpleNamespace(perf_counter=turn.perf_counter)
+        module.print = lambda *values, **_: lines.append(" ".join(map(str, values)))
     peer.main()
     pipe.send(("done", json.loads(lines[-1])))
-
-
-def run_ours(pipe, shape: dict, fields: dict, steps: int, warmup: int, tied: bool):
-    """Runs our train step, everything a training run has in it: clipping, the guard against non-finite updates,
-    metrics.
-    """
-    from diversity_jax.training import runtime
-
-    runtime.keep_freed_memory()  # as the train command does
-    import jax
-    import jax.numpy as jnp
-
-    from diversity_jax.model import LlamaConfig, MeshConfig, make_mesh
-    from diversity_jax.training.optimizer import OptimizerConfig
-    from diversity_jax.training.step import make_train_step
-
-    cpu = jax.default_backend() == "cpu"
-    defaults = {"scan_layers": not cpu, "compute_dtype": "float32" if cpu else "bfloat16", "tie_embeddings": tied}
-    model = LlamaConfig(
-        vocab_size=shape["vocab"],
-        hidden_size=shape["hidden"],
-        intermediate_size=shape["intermediate"],
-        num_layers=shape["layers"],
-        num_heads=shape["heads"],
-        num_kv_heads=shape["kv_heads"] or None,
-        max_length=shape["length"],
-        **(defaults | fields),
-    )
-    init_state, train_step = make_train_step(
-        model, OptimizerConfig(schedule="constant"), make_mesh(MeshConfig(), jax.devices()[:1])
-    )
-    state = init_state(jax.random.key(0))
-    tokens = jax.random.randint(jax.random.key(1), (shape["batch"], shape["length"] + 1), 0, shape["vocab"], jnp.int32)
-    batch = {"tokens": tokens, "component": jnp.zeros(shape["batch"], jnp.int32)}
-    turn, losses = Turn(pipe, warmup), []
-    for index in range(warmup + steps):
-        turn.perf_counter()
-        state, metrics = jax.block_until_ready(train_step(state, batch))
-        if index >= warmup:
-            turn.perf_counter()
-        losses.append(round(float(metrics["loss"]), 5))
-    memory = (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
-    details = {"framework": f"diversity_jax, jax {jax.__version__}", "device": jax.local_devices()[0].device_kind}
-    pipe.send(
-        ("done", details | {"parameters": model.parameter_count, "first_losses": losses[:5], "peak_bytes": memory})
-    )
 
 
 def alternate(contestants: list[tuple[str, object, object]], steps: int) -> dict[str, dict]:
@@ -149,27 +96,16 @@ def alternate(contestants: list[tuple[str, object, object]], steps: int) -> dict
     return {name: {"seconds": sorted(seconds[name]), **receive(name, pipe, "done")} for name, _, pipe in contestants}
 
 
-def field(text: str) -> tuple[str, object]:
-    """`attention=cudnn` as a field of LlamaConfig and its value."""
-    name, _, value = text.partition("=")
-    try:
-        return name, json.loads(value)
-    except json.JSONDecodeError:
-        return name, value
-
-
 def arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, default in SHAPE.items():
+    for name, default in common.SHAPE.items():
         parser.add_argument("--" + name.replace("_", "-"), type=int, default=default)
     parser.add_argument("--tied", action="store_true")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--warmup", type=int, default=3)
     parser.add_argument("--peer", action="append", default=[], help="a peer's script, and flags of its own")
-    parser.add_argument(
-        "--model", action="append", default=[], type=field, help="a field of our LlamaConfig, such as remat=full"
-    )
+    parser.add_argument("--model", action="append", default=[], help="a field of our LlamaConfig, such as remat=full")
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
     return parser.parse_args()
 
@@ -177,15 +113,17 @@ def arguments() -> argparse.Namespace:
 def main():
     """Runs all contestants in turns and prints a table."""
     options = arguments()
-    shape = {name: getattr(options, name) for name in SHAPE}
+    shape = {name: getattr(options, name) for name in common.SHAPE}
     flags = [f"--{name.replace('_', '-')}={value}" for name, value in shape.items()] + ["--tied"] * options.tied
     flags += [f"--steps={options.steps}", f"--warmup={options.warmup}"]
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # several processes share one accelerator
     spawn = multiprocessing.get_context("spawn")
-    plans = [("diversity_jax", run_ours, (shape, dict(options.model), options.steps, options.warmup, options.tied))]
-    for peer in options.peer:
+    ours = shlex.join([str(PEERS / "diversity_jax_step.py"), *(f"--model={field}" for field in options.model)])
+    plans = []
+    for peer in [ours, *options.peer]:
         script, *own = shlex.split(peer)
-        plans.append((" ".join([Path(script).stem, *own]), run_peer, ([script, *flags, *own], options.warmup)))
+        name = " ".join([Path(script).stem, *own]) if plans else "diversity_jax"
+        plans.append((name, run_peer, ([script, *flags, *own], options.warmup)))
     contestants = []
     for name, target, rest in plans:
         ours, theirs = spawn.Pipe()
