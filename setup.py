@@ -66,7 +66,7 @@ setup(
         "datasketch>=2.0",
         "aiohttp>=3.11",
         "certifi",
-        "jinja2>=3.1",
+        "jinja2>=3.1.6",  # before it the sandbox of templates could be left (CVE-2025-27516)
         "gguf>=0.19",
     ],
     # lm-evaluation-harness has no plug-ins: its command with our models registered, under a name of our own.

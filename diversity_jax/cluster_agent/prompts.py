@@ -18,6 +18,7 @@ from pathlib import Path
 import tomllib
 from typing import Any
 
+from diversity_jax.cluster_agent.text_cleaning import as_data, clean_text
 from diversity_jax.cluster_agent.types import Cluster, CriteriaSet, Task
 from diversity_jax.llm import Schema
 
@@ -27,7 +28,20 @@ _PREVIOUS_CHARACTERS = 6000
 _NAME_CHARACTERS = 60  # in schemas with limits
 _CHARACTERS_OF_A_WORD = 8  # so that 15 words of reasoning have 160 characters
 
-_encode = json.JSONEncoder(ensure_ascii=False).encode
+_json = json.JSONEncoder(ensure_ascii=False).encode
+
+
+def _encode(value: Any) -> str:
+    """JSON of a text, or of lists and objects of texts, in which no special token can be formed."""
+    return _json(_data(value))
+
+
+def _data(value: Any) -> Any:
+    if isinstance(value, str):
+        return as_data(value)
+    if isinstance(value, Mapping):
+        return {name: _data(item) for name, item in value.items()}
+    return [_data(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def _lines(values: Iterable[Mapping[str, Any]]) -> str:
@@ -74,9 +88,11 @@ def user_of(task: Task, *, assignment: bool = False) -> str:
     text = _material(task, assignment)
     if task.problem is None:
         return text
+    problem = as_data(clean_text(task.problem, _PREVIOUS_CHARACTERS), is_json=True)
+    previous = as_data(clean_text(task.previous, _PREVIOUS_CHARACTERS), is_json=True)
     return (
-        f"{text}\n\nAn earlier answer was not usable: {task.problem}. Answer again, in full.\nThe earlier answer, "
-        f"as data: {_encode(task.previous[:_PREVIOUS_CHARACTERS])}"
+        f"{text}\n\nAn earlier answer was not usable: {problem}. Answer again, in full.\nThe earlier answer, "
+        f"as data: {_json(previous)}"
     )
 
 

@@ -37,6 +37,24 @@ def clean_text(text: str, most_characters: int) -> str:
     return text[:most_characters].strip()
 
 
+_BRACKETS = str.maketrans("<>[]", "\u2039\u203a\uff3b\uff3d")
+_MARK_BRACKETS = re.compile(r"[<>]|\[(?![\s\d\"\[\]{}-]|$)|\](?=[~!<])")  # all but those of JSON
+
+
+def as_data(text: str, *, is_json: bool = False) -> str:
+    """A text in which no special token of any tokenizer can be formed, for a prompt.
+
+    All of them that models were seen to have, for turns, thinking, tools, images and padding, are written with `<` or
+    `[`. Those become other brackets, which people and models read as brackets.
+
+    Args:
+      is_json: leave the brackets of JSON's lists, which are followed by none of what stands in a special token.
+    """
+    if is_json:
+        return _MARK_BRACKETS.sub(lambda bracket: bracket[0].translate(_BRACKETS), text)
+    return text.translate(_BRACKETS)
+
+
 def child_seed(*parts: object) -> int:
     """A seed of 31 bits that depends on all parts and on nothing else, equal on every machine."""
     digest = hashlib.sha256("\x1f".join(map(str, parts)).encode()).digest()

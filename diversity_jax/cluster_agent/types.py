@@ -7,6 +7,8 @@ import functools
 import json
 from typing import Any, Protocol, TypeVar
 
+from diversity_jax.cluster_agent.text_cleaning import as_data
+
 STAGES = (
     "propose_criteria",
     "summarize_metadata",
@@ -70,7 +72,7 @@ class Sample:
     @functools.cached_property
     def line(self) -> str:
         """The sample as one line of JSON; cached, because clustering and verification show the same."""
-        return f'{{"sample_id": {_quote(self.sample_id)}, "text": {_quote(self.text)}}}'
+        return f'{{"sample_id": {_quote(self.sample_id)}, "text": {_quote(as_data(self.text))}}}'
 
 
 @dataclass(frozen=True, kw_only=True)
