@@ -99,6 +99,10 @@ def _from_json(folder: Path, vocabulary: HuggingFaceTokenizer) -> tuple[dict[int
     if _is_bytes(content):
         return spelt_bytes(tokens)
     merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
+    if model.get("byte_fallback") and (folder / "tokenizer.model").exists():
+        own, entries = _from_sentencepiece(folder / "tokenizer.model")
+        more = {token["id"]: tokens[token["id"]] for token in added if token["id"] not in own}
+        return own | more, entries
     if model.get("byte_fallback"):
         return _from_merges(folder, vocabulary, content, tokens)
     pre = _pre_tokenizer(content)
@@ -123,19 +127,24 @@ def _pre_tokenizer(content: Mapping[str, Any]) -> str | None:
         ids = library.encode(llama_cpp_table()["check_text"], add_special_tokens=with_special).ids
         if name := llama_cpp_table()["fingerprints"].get(hashlib.sha256(str(ids).encode()).hexdigest()):
             return name
-    model, normal = content["model"], content.get("normalizer") or {}
-    ignore_merges, splits = bool(model.get("ignore_merges")), _splits(content.get("pre_tokenizer") or {})
-    if normal.get("type", "NFC") != "NFC":  # most text is in this form already
+    ignore_merges, splits = bool(content["model"].get("ignore_merges")), _splits(content)
+    if any(step["type"] != "NFC" for step in _steps(content, "normalizer")):  # most text is in this form already
         return None
     families = (one for one in llama_cpp_table()["families"] if one["ignore_merges"] == ignore_merges)
     return next((family["names"][0] for family in families if family["splits"] == splits), None)
 
 
-def _splits(pre_tokenizer: Mapping[str, Any]) -> list[str] | None:
+def _steps(content: Mapping[str, Any], part: str) -> list[Mapping[str, Any]]:
+    """The steps of a tokenizer.json's normalizer or pre_tokenizer."""
+    steps = content.get(part) or {"type": "Sequence"}
+    inside = steps.get("normalizers", steps.get("pretokenizers", []))
+    return inside if steps["type"] == "Sequence" else [steps]
+
+
+def _splits(content: Mapping[str, Any]) -> list[str] | None:
     """How a tokenizer.json cuts words, in the form of the table; None for what the table does not have."""
-    steps = pre_tokenizer.get("pretokenizers") if pre_tokenizer.get("type") == "Sequence" else [pre_tokenizer]
     found = []
-    for step in steps or ():
+    for step in _steps(content, "pre_tokenizer"):
         kind, pattern = step.get("type"), step.get("pattern")
         if kind == "Digits" and step.get("individual_digits"):
             found.append("digits")
@@ -187,11 +196,9 @@ def _from_merges(
         tokens[number] = (text, -float(ranks.get(text, len(ranks))), kind)
     unknown = model["vocab"].get(model.get("unk_token"), 0)
     tokens[unknown] = (tokens[unknown][0], 0.0, UNKNOWN)
-    parts = [content.get("normalizer"), *((content.get("normalizer") or {}).get("normalizers") or ())]
-    metaspace = content.get("pre_tokenizer") or {}
-    add_space = any((part or {}).get("type") == "Prepend" for part in parts) or (
-        metaspace.get("type") == "Metaspace" and metaspace.get("prepend_scheme", "always") != "never"
-    )
+    steps = [*_steps(content, "normalizer"), *_steps(content, "pre_tokenizer")]
+    schemes = [step.get("prepend_scheme", "always") for step in steps if step["type"] == "Metaspace"]
+    add_space = any(step["type"] == "Prepend" for step in steps) or any(scheme != "never" for scheme in schemes)
     text = llama_cpp_table()["check_text"]
     rebuilt = (
         load_sentencepiece(sentencepiece_model([tokens[i] for i in range(len(tokens))], add_space))

@@ -22,6 +22,7 @@ from diversity_jax.tokenizers.gguf_entries import (
     sentencepiece_model,
     spelt_bytes,
 )
+from diversity_jax.tokenizers.sentence_piece import to_tokenizer_json
 
 _ADDED = (CONTROL, USER_DEFINED, UNKNOWN)  # what is found in a text before it is cut into words
 _ADD_BOS = ("llama-bpe", "tekken")  # families that begin texts with begin-of-text where a file says nothing
@@ -60,11 +61,13 @@ def write_folder(entries: Mapping[str, Any], folder: Path, source: Path) -> None
         files["tokenizer.json"] = json.dumps(bytes_json()).encode()
         settings |= {"tokenizer_class": "PreTrainedTokenizerFast"}
     elif kind == "llama":
-        files["tokenizer.model"] = _sentencepiece(entries, source, tokens)
-        added = {str(i): _added(token) for i, token in enumerate(tokens) if token[2] in _ADDED}
-        settings |= {"tokenizer_class": "LlamaTokenizer", "legacy": False, "added_tokens_decoder": added}
-        settings |= {"add_bos_token": _adds_bos(entries, ids, True)}
-        settings |= {"add_eos_token": bool(entries.get("tokenizer.ggml.add_eos_token", False))}
+        adds_bos = _adds_bos(entries, ids, True)
+        files["tokenizer.model"], content = _sentencepiece(entries, source, tokens)
+        if content is not None:  # which transformers 5 follows; a tokenizer.model alone it reads otherwise
+            content |= {"post_processor": _begins_with(special["bos_token"], ids["bos_token"][0]) if adds_bos else None}
+            files["tokenizer.json"] = json.dumps(content, ensure_ascii=False).encode()
+        settings |= {"tokenizer_class": "LlamaTokenizer" if content is None else "PreTrainedTokenizerFast"}
+        settings |= {"add_bos_token": adds_bos, "legacy": True}
     else:
         raise InputError(f"{source}: tokenizer.ggml.model is {kind!r}; only gpt2 (BPE) and llama can be read")
     named = {f"{name}_id": numbers[0] for name, numbers in ids.items() if name in ("bos_token", "pad_token")}
@@ -94,13 +97,31 @@ def _adds_bos(entries: Mapping[str, Any], ids: Mapping[str, list[int]], by_defau
     return bool(entries.get("tokenizer.ggml.add_bos_token", by_default)) and "bos_token" in ids
 
 
-def _sentencepiece(entries: Mapping[str, Any], source: Path, tokens: Sequence[Token]) -> bytes:
+def _sentencepiece(
+    entries: Mapping[str, Any], source: Path, tokens: Sequence[Token]
+) -> tuple[bytes, dict[str, Any] | None]:
+    """The content of a tokenizer.model, and of a tokenizer.json where one gives the same ids.
+
+    Raises:
+      InputError: the tokens make no model.
+    """
     pieces = [(text.replace(" ", SPACE), score, kind) for text, score, kind in tokens]
     model = sentencepiece_model(pieces, bool(entries.get("tokenizer.ggml.add_space_prefix", True)))
     processor = load_sentencepiece(model)
     if processor is None or processor.get_piece_size() != len(tokens):
         raise InputError(f"{source}: its tokens make no SentencePiece model (one unknown token, none twice)")
-    return model
+    content = to_tokenizer_json(model)
+    if content is not None and not _is_same(content, processor):
+        content = None
+    return model, content
+
+
+def _is_same(content: Mapping[str, Any], processor: Any) -> bool:
+    import tokenizers
+
+    library = tokenizers.Tokenizer.from_str(json.dumps(content))
+    texts = [llama_cpp_table()["check_text"], *llama_cpp_table()["check_text"].split("\n"), "  two  spaces "]
+    return all(library.encode(text, add_special_tokens=False).ids == processor.encode(text) for text in texts)
 
 
 def _added(token: Token) -> dict[str, Any]:
