@@ -119,17 +119,17 @@ def test_loss_on_rows_and_documents_agree_with_their_definitions():
     scorer = model.scorer()
     rows = np.random.default_rng(0).integers(3, 259, (5, 65))
     rows[:, 30] = 1
-    whole = rows_loss(scorer, rows, bytes_per_token=2.0, separate_at=None)
+    ends, everything = rows == 1, np.ones(rows.shape, bool)
+    sizes = {"bytes_per_token": 2.0, "max_length": 64}
+    whole = rows_loss(scorer, rows, np.zeros(rows.shape, bool), everything, **sizes)
     params = jax.tree.map(jax.numpy.asarray, random_params(model.config))
     found = jax.nn.log_softmax(jax.jit(logits, static_argnums=0)(model.config, params, rows[:, :-1]))
     expected = -float(np.take_along_axis(np.asarray(found), rows[:, 1:, None], axis=-1).mean())
     assert whole.nats_per_token == pytest.approx(expected, rel=1e-5)
     assert whole.bits_per_byte == pytest.approx(expected / 2 / np.log(2), rel=1e-5)
     assert whole.tokens == 5 * 64
-    apart = rows_loss(scorer, rows, bytes_per_token=2.0, separate_at=1)
-    assert (
-        apart.tokens == whole.tokens
-    )  # every token is still predicted once, the first of a document from the end of the one before
+    apart = rows_loss(scorer, rows, ends, everything, **sizes)
+    assert apart.tokens == whole.tokens  # each is predicted from within the segment of the one before
     assert apart.nats_per_token != whole.nats_per_token
     text = "é" * 300  # longer than the window
     loss = documents_loss(model, scorer, [text, "abc", ""])

@@ -62,9 +62,9 @@ def test_the_prepacked_converter_gives_every_token_and_every_boundary(seqio, fol
     np.testing.assert_array_equal(np.stack([one["decoder_input_tokens"] for one in found]), tokens[:, :-1])
     np.testing.assert_array_equal(np.stack([one["decoder_target_tokens"] for one in found]), tokens[:, 1:])
     assert all((one["decoder_loss_weights"] == 1).all() for one in found)
-    from diversity_jax.training.data import document_starts, segments
+    from diversity_jax.training.data import segments
 
-    segment_ids, positions = segments(document_starts(tokens, mixture.vocabulary.end_of_text_id))
+    segment_ids, positions = segments(mixture.boundaries(attend_across_documents=False).starts(tokens))
     np.testing.assert_array_equal(np.stack([one["decoder_segment_ids"] for one in found]), segment_ids[:, :-1])
     np.testing.assert_array_equal(np.stack([one["decoder_positions"] for one in found]), positions[:, :-1])
 

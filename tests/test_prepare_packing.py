@@ -94,7 +94,10 @@ def row_of(mixture, name, number=0):
     """One row as a batch, and where its examples begin and end."""
     rows = mixture.loader(batch_size=64).batch(0)
     index = np.flatnonzero(rows.component == [part.name for part in mixture.taken].index(name))[number]
-    arrays = {key: value[index : index + 1] for key, value in as_arrays(rows).items()}
+    arrays = {
+        key: value[index : index + 1]
+        for key, value in as_arrays(rows, mixture.boundaries(attend_across_documents=True)).items()
+    }
     begins = np.flatnonzero(rows.starts[index])
     return arrays, list(zip(begins, [*begins[1:], rows.tokens.shape[1]], strict=True))
 
@@ -141,12 +144,13 @@ def test_neighbours_and_targets_of_prompts_change_nothing(mixture):
 def test_rows_of_text_beside_conversations_keep_all_their_targets(mixture):
     batch = mixture.loader(batch_size=32).batch(0)
     is_text = batch.component == [part.name for part in mixture.taken].index("text")
-    for separate_at in (None, 1):
-        arrays = as_arrays(batch, separate_at=separate_at)
+    crossing = as_arrays(batch, mixture.boundaries(attend_across_documents=True))
+    for across in (True, False):
+        arrays = as_arrays(batch, mixture.boundaries(attend_across_documents=across))
         assert arrays["loss_mask"][is_text].all()
-        assert (arrays["segment_ids"][is_text].max(axis=1) > 1).all() == (separate_at == 1)
+        assert (arrays["segment_ids"][is_text].max(axis=1) > 1).all() == (not across)
         assert (arrays["segment_ids"][~is_text].max(axis=1) > 1).all()
-        np.testing.assert_array_equal(as_arrays(batch)["segment_ids"][~is_text], arrays["segment_ids"][~is_text])
+        np.testing.assert_array_equal(crossing["segment_ids"][~is_text], arrays["segment_ids"][~is_text])
 
 
 @pytest.mark.parametrize("count", ["tokens", "examples", "epochs"])
@@ -213,7 +217,7 @@ def test_seqio_sees_the_same_rows_with_the_same_targets_and_segments(mixture):
     registry.register(mixture.folder)
     dataset = seqio.get_mixture_or_task("tuning").get_dataset(sequence_length=None, split="train", shuffle=False)
     examples = list(dataset.take(20).as_numpy_iterator())
-    arrays = as_arrays(mixture.loader(batch_size=20).batch(0), separate_at=TOKENIZER.end_of_text_id)
+    arrays = as_arrays(mixture.loader(batch_size=20).batch(0), mixture.boundaries(attend_across_documents=False))
     for number, example in enumerate(examples):
         np.testing.assert_array_equal(example["targets"], arrays["tokens"][number])
         np.testing.assert_array_equal(example["decoder_loss_weights"], arrays["loss_mask"][number, 1:])

@@ -129,9 +129,9 @@ def test_training_changes_adapters_alone_and_the_merged_model_is_what_was_measur
     from diversity_jax.mixtures.mixture import Mixture
     from diversity_jax.training.evaluation import HeldOut
 
-    held_out = HeldOut(
-        Mixture.load(tuned / "mixture"), config, make_mesh(MeshConfig(fsdp=1), jax.devices()[:1]), 16, 1, None
-    )
+    mixture = Mixture.load(tuned / "mixture")
+    boundaries = mixture.boundaries(attend_across_documents=True)
+    held_out = HeldOut(mixture, config, make_mesh(MeshConfig(fsdp=1), jax.devices()[:1]), 16, 1, boundaries)
     assert held_out.losses(after)["all"] == pytest.approx(losses[-1], abs=1e-4)
 
 

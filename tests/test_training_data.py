@@ -8,12 +8,11 @@ import numpy as np
 import pytest
 
 from diversity_jax.model import MeshConfig, batch_sharding, make_mesh
-from diversity_jax.training.data import ReadAhead, document_starts, put, segments
+from diversity_jax.training.data import ReadAhead, put, segments
 
 
-def test_segments_and_positions_start_again_after_every_end_of_text():
-    tokens = np.array([[5, 6, 1, 7, 1, 1, 8, 9]])
-    segment_ids, positions = segments(document_starts(tokens, end_of_text_id=1))
+def test_segments_and_positions_start_again_where_told():
+    segment_ids, positions = segments(np.array([[1, 0, 0, 1, 0, 1, 1, 0]], bool))
     assert segment_ids.tolist() == [[1, 1, 1, 2, 2, 3, 4, 4]]
     assert positions.tolist() == [[0, 1, 2, 0, 1, 0, 0, 1]]
 

@@ -40,6 +40,7 @@ OPTIMIZER = OptimizerConfig(learning_rate=1e-2, schedule="warmup_stable_decay", 
 TRAIN = TrainConfig(
     steps=40, batch_size=8, log_every=1, eval_batches=1, checkpoint_every=2, tensorboard=False, compilation_cache=None
 )
+ROWS = {"content_hash": "rows"}
 SETTINGS = Settings(model=MODEL, optimizer=OPTIMIZER, train=TRAIN, mesh=MeshConfig())
 OTHER = {  # another value, where the field's type alone does not tell one
     "model.num_heads": 4,
@@ -163,23 +164,23 @@ def test_a_changed_field_is_free_or_refused_with_both_values_and_a_named_one_is_
     settings, old, new = changed(name), value_of(SETTINGS, name), another(name)
     assert new != old
     if name in FREE:
-        assert accepted_changes(recorded(8), settings, "rows", run="run") == []
+        assert accepted_changes(recorded(8), settings, ROWS, run="run") == []
         return
     with pytest.raises(InputError) as error:
-        accepted_changes(recorded(36), settings, "rows", run="run")
+        accepted_changes(recorded(36), settings, ROWS, run="run")
     assert f"{name}={shown(new)} (was {shown(old)})" in str(error.value)
     assert "\n" not in str(error.value)
     assert "set it back" in str(error.value) or "set them back" in str(error.value)
     beside = [other for other in (name, *BESIDE.get(name, ()))]
     allowing = dataclasses.replace(settings, train=dataclasses.replace(settings.train, allow_changed=tuple(beside)))
     if name in BY_NAME | SCHEDULE:
-        found = accepted_changes(recorded(36), allowing, "rows", run="run")
+        found = accepted_changes(recorded(36), allowing, ROWS, run="run")
         assert (name, *map(shown, (new, old))) in [
             (change.field, shown(change.now), shown(change.before)) for change in found
         ]
     else:
         with pytest.raises(InputError, match=name):
-            accepted_changes(recorded(36), allowing, "rows", run="run")
+            accepted_changes(recorded(36), allowing, ROWS, run="run")
 
 
 def test_every_field_is_of_one_kind():
@@ -201,12 +202,12 @@ def test_every_field_is_of_one_kind():
 def test_names_of_fields_that_are_not_there_are_refused():
     train = dataclasses.replace(TRAIN, allow_changed=("optimizer.learnig_rate",))
     with pytest.raises(InputError, match=r"no field is named 'optimizer.learnig_rate'"):
-        accepted_changes(recorded(8), dataclasses.replace(SETTINGS, train=train), "rows", run="run")
+        accepted_changes(recorded(8), dataclasses.replace(SETTINGS, train=train), ROWS, run="run")
 
 
 def test_other_rows_are_refused():
     with pytest.raises(InputError, match=r"mixture \(hash of its rows\)='others' \(was 'rows'\)"):
-        accepted_changes(recorded(8), SETTINGS, "others", run="run")
+        accepted_changes(recorded(8), SETTINGS, {"content_hash": "others"}, run="run")
 
 
 @pytest.mark.parametrize("schedule", ["linear", "cosine", "warmup_stable_decay", "constant"])
@@ -227,22 +228,22 @@ def test_the_length_may_change_where_the_finished_steps_had_the_same_rate(schedu
     ]
     info = {**recorded(finished), "settings": settings_json(old)}
     if rates[0] == rates[1]:
-        assert accepted_changes(info, new, "rows", run="run") == []
+        assert accepted_changes(info, new, ROWS, run="run") == []
         return
     with pytest.raises(
         InputError, match=rf"train.steps={steps[1]} \(was {steps[0]}\) \(step \d+ would have had"
     ) as error:
-        accepted_changes(info, new, "rows", run="run")
+        accepted_changes(info, new, ROWS, run="run")
     assert f"keep the schedule with optimizer.total_steps={steps[0]}" in str(error.value)
     kept = dataclasses.replace(new, optimizer=dataclasses.replace(new.optimizer, total_steps=steps[0]))
-    assert accepted_changes(info, kept, "rows", run="run") == []
+    assert accepted_changes(info, kept, ROWS, run="run") == []
 
 
 def test_what_is_to_blame_is_named_and_no_more():
     train = dataclasses.replace(TRAIN, steps=80)
     optimizer = dataclasses.replace(OPTIMIZER, learning_rate=0.5)
     with pytest.raises(InputError) as error:
-        accepted_changes(recorded(8), dataclasses.replace(SETTINGS, train=train, optimizer=optimizer), "rows", run="r")
+        accepted_changes(recorded(8), dataclasses.replace(SETTINGS, train=train, optimizer=optimizer), ROWS, run="r")
     assert "learning_rate=0.5 (was 0.01)" in str(error.value)
     assert "train.steps" not in str(error.value)
 
@@ -250,7 +251,7 @@ def test_what_is_to_blame_is_named_and_no_more():
 def test_settings_of_an_earlier_version_count_as_the_defaults():
     before = settings_json(SETTINGS)
     del before["train"]["branch_from"], before["model"]["sliding_window"], before["mesh"]["tensor"]
-    assert accepted_changes({**recorded(8), "settings": before}, SETTINGS, "rows", run="run") == []
+    assert accepted_changes({**recorded(8), "settings": before}, SETTINGS, ROWS, run="run") == []
     assert [change.field for change in changes({}, MeshConfig(tensor=2), "mesh")] == ["mesh.tensor"]
 
 
@@ -326,6 +327,7 @@ OTHER_MIXTURE = {
     "real_to_synthetic": (1.0, 0.0),
     "vocabulary": "elsewhere.model",
     "end_of_text": "</s>",
+    "document_start": "none",
     "sequence_length": 24,
     "validation_share": 0.2,
     "seed": 1,

@@ -208,7 +208,7 @@ class Generator:
     def restart(self) -> None:
         """Makes the cache anew and generates one token, before any request that waits; raises what that raises."""
         self._cache = None
-        request = self._request([self.model.tokenizer.prefix_id] * 2, Sampling(max_tokens=1))
+        request = self._request([self.model.tokenizer.end_of_text_id] * 2, Sampling(max_tokens=1))
         self._start(request, 0)
         self.step(admit=False)
 

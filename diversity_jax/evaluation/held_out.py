@@ -13,8 +13,10 @@ import numpy as np
 from diversity_jax.core.errors import InputError
 from diversity_jax.core.files import exists, join_path
 from diversity_jax.core.progress import ProgressDisplay
-from diversity_jax.evaluation.load_model import LanguageModel, mixture_folder, run_settings
+from diversity_jax.evaluation.load_model import LanguageModel, mixture_folder, run_boundaries
 from diversity_jax.evaluation.loglikelihood import Scored, Scorer
+from diversity_jax.prepare.manifest import Manifest, Split
+from diversity_jax.tokenizers.document_start import Boundaries
 
 log = logging.getLogger(__name__)
 _DOCUMENTS_AT_ONCE = 1024
@@ -62,52 +64,35 @@ def text_loss(
 
 
 def rows_loss(
-    scorer: Scorer, rows: np.ndarray, *, bytes_per_token: float, separate_at: int | None, name: str = "held-out rows"
+    scorer: Scorer,
+    rows: np.ndarray,
+    starts: np.ndarray,
+    targets: np.ndarray,
+    *,
+    bytes_per_token: float,
+    max_length: int,
+    name: str = "held-out rows",
 ) -> TextLoss:
     """Loss on held-out rows, as training computes it.
 
     Args:
-      rows: int [rows, L + 1]; the last L tokens of each are predicted.
-      bytes_per_token: of the held-out text.
-      separate_at: end-of-text id at which documents are kept apart; None: attention crosses documents, as in training
-        without separation.
+      rows: int [rows, L + 1]; starts, targets: bool like it, the first tokens of segments, in which attention stays,
+        and the tokens that the loss counts, as `Boundaries` has them of text and the rows themselves of conversations.
+        The token after a segment is predicted from within it.
+      bytes_per_token: of the text of those targets.
+      max_length: tokens the model reads at most; what stands before in the segment is left out.
     """
     units: list[list[Scored]] = []
-    for row in rows:
-        ends = [] if separate_at is None else (np.flatnonzero(row[:-1] == separate_at) + 1).tolist()
-        # Each with the token after its end, which is predicted from within it.
-        documents = [row[start : stop + 1].tolist() for start, stop in itertools.pairwise([0, *ends, len(row)])]
-        units.append([Scored(tokens=tuple(ids), scored=len(ids) - 1) for ids in documents if len(ids) > 1])
-    return _units_loss(scorer, units, bytes_per_token, name)
-
-
-def conversations_loss(
-    scorer: Scorer,
-    rows: np.ndarray,
-    targets: np.ndarray,
-    starts: np.ndarray,
-    *,
-    answer_bytes: float,
-    max_length: int,
-    name: str,
-) -> TextLoss:
-    """Loss on the answers of packed conversations, each after the turns before it and apart from its neighbours.
-
-    Args:
-      rows: int [rows, L + 1]; targets, starts: bool, the tokens of answers and the first tokens of examples.
-      answer_bytes: UTF-8 bytes of all answers.
-      max_length: tokens the model reads at most; what stands before is left out.
-    """
-    units: list[list[Scored]] = []
-    for row, is_target, begins in zip(rows, targets, starts, strict=True):
+    for row, begins, counts in zip(rows, starts, targets, strict=True):
         units.append([])
-        boundaries = np.flatnonzero(begins)[1:]
-        for example, mask in zip(np.split(row, boundaries), np.split(is_target, boundaries), strict=True):
-            edges = np.flatnonzero(np.diff(mask.astype(np.int8), prepend=0, append=0)).tolist()
-            for first, end in zip(edges[::2], edges[1::2], strict=True):
-                tokens = tuple(example[max(0, end - max_length - 1) : end].tolist())
+        boundaries = [0, *(np.flatnonzero(begins[1:]) + 1).tolist(), len(row)]
+        for start, after in itertools.pairwise(boundaries):
+            stop = min(after + 1, len(row))
+            edges = np.flatnonzero(np.diff(counts[start + 1 : stop].astype(np.int8), prepend=0, append=0)) + start + 1
+            for first, end in zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True):
+                tokens = tuple(row[max(start, end - max_length - 1) : end].tolist())
                 units[-1].append(Scored(tokens=tokens, scored=min(end - first, len(tokens) - 1)))
-    return _units_loss(scorer, units, answer_bytes / max(1, int(targets.sum())), name)
+    return _units_loss(scorer, units, bytes_per_token, name)
 
 
 def _units_loss(scorer: Scorer, units: Sequence[Sequence[Scored]], bytes_per_token: float, name: str) -> TextLoss:
@@ -124,6 +109,8 @@ def _units_loss(scorer: Scorer, units: Sequence[Sequence[Scored]], bytes_per_tok
 def documents_loss(model: LanguageModel, scorer: Scorer, texts: Sequence[str], *, name: str = "documents") -> TextLoss:
     """Loss on documents, each after the token that begins a text; longer ones in windows that share one token.
 
+    Where nothing begins a text, the first token of each is given, and counts with its share of the bytes for nothing.
+
     Raises:
       InputError: no text.
     """
@@ -131,15 +118,19 @@ def documents_loss(model: LanguageModel, scorer: Scorer, texts: Sequence[str], *
     if not texts:
         raise InputError(f"{name}: holds no text to measure the loss on")
     nats, tokens = np.zeros(len(texts)), np.zeros(len(texts), np.int64)
-    context = model.config.max_length
+    sizes = np.array([len(text.encode(errors="surrogatepass")) for text in texts], np.float64)
+    context, begin = model.config.max_length, model.tokenizer.prefix_id
+    prefix = [] if begin is None else [begin]
     with ProgressDisplay(name, len(texts)) as progress:
         for start in range(0, len(texts), _DOCUMENTS_AT_ONCE):
             windows, owners = [], []
             encoded = model.tokenizer.encode_batch(texts[start : start + _DOCUMENTS_AT_ONCE], special=False)
             for number, ids in enumerate(encoded, start):
-                tokens[number] = len(ids)
-                with_prefix = [model.tokenizer.prefix_id, *ids]
-                for first in range(0, len(ids), context):
+                with_prefix = [*prefix, *ids]
+                tokens[number] = max(0, len(with_prefix) - 1)
+                if not prefix:
+                    sizes[number] *= tokens[number] / max(1, len(ids))
+                for first in range(0, len(with_prefix) - 1, context):
                     window = with_prefix[first : first + context + 1]
                     windows.append(Scored(tokens=tuple(window), scored=len(window) - 1))
                     owners.append(number)
@@ -147,11 +138,23 @@ def documents_loss(model: LanguageModel, scorer: Scorer, texts: Sequence[str], *
             for owner, result in zip(owners, scorer.score(windows, name=about), strict=True):
                 nats[owner] -= result.nats
             progress.advance(len(encoded))
-    return text_loss(nats, tokens, [len(text.encode(errors="surrogatepass")) for text in texts])
+    if not tokens.any():
+        raise InputError(f"{name}: holds texts of one token only, and nothing begins a text of this model")
+    return text_loss(nats, tokens, sizes)
 
 
 def _document_name(name: str, owners: Sequence[int], index: int) -> str:
     return f"{name}, document {owners[index]}"
+
+
+def bytes_per_target(split: Split, manifest: Manifest, boundaries: Boundaries) -> float:
+    """UTF-8 bytes of text a target token of a split's rows stands for, on average; end-of-text stands for none."""
+    tokens, documents = split.tokens + split.dropped_tokens, split.documents
+    begins = 0 if manifest.begin_of_text_id is None else documents
+    if boundaries.document_start != "none":
+        return split.text_bytes / (tokens - begins)
+    own = tokens - documents  # of text; the first of each document is no target
+    return split.text_bytes * (own - documents) / own / own if own > documents else 0.0
 
 
 def component_losses(run: str | Path, model: LanguageModel, scorer: Scorer) -> dict[str, tuple[str, TextLoss]]:
@@ -166,26 +169,23 @@ def component_losses(run: str | Path, model: LanguageModel, scorer: Scorer) -> d
     if not exists(join_path(run, "run.json")):
         raise InputError(f"held_out needs a run's output folder, not {run}; name texts in out_of_distribution instead")
     mixture = Mixture.load(mixture_folder(run))
-    separated = not (run_settings(run).get("train") or {}).get("attend_across_documents", True)
+    boundaries, max_length = run_boundaries(run), model.config.max_length
     losses = {}
-    separate_at = mixture.vocabulary.end_of_text_id if separated else None
-    max_length = model.config.max_length
     for part in mixture.taken:
         split = part.manifest.splits.get("validation") if part.manifest is not None else None
         if part.manifest is None or split is None or not split.rows:
             log.warning("%s: holds out no rows, so its loss is not measured", part.name)
             continue
         rows = RowReader(part.manifest, "validation").read(np.arange(split.rows))
-        if rows.targets is not None and rows.starts is not None:
-            arrays = (rows.tokens, rows.targets, rows.starts)
-            loss = conversations_loss(
-                scorer, *arrays, answer_bytes=split.text_bytes, max_length=max_length, name=part.name
-            )
+        tokens, starts, targets = rows.tokens, rows.starts, rows.targets
+        if starts is not None and targets is not None:
+            per_token = split.text_bytes / max(1, int(targets.sum()))
         else:
-            tokens, per_token = (
-                rows.tokens[:, -(max_length + 1) :],
-                split.text_bytes / (split.tokens + split.dropped_tokens),
-            )
-            loss = rows_loss(scorer, tokens, bytes_per_token=per_token, separate_at=separate_at, name=part.name)
+            tokens = tokens[:, -(max_length + 1) :]
+            starts, targets = boundaries.starts(tokens), boundaries.targets(tokens)
+            starts[:, 1:] &= boundaries.separate
+            per_token = bytes_per_target(split, part.manifest, boundaries)
+        arrays = tokens, starts, targets
+        loss = rows_loss(scorer, *arrays, bytes_per_token=per_token, max_length=max_length, name=part.name)
         losses[part.name] = (part.kind, loss)
     return losses

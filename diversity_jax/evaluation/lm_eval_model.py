@@ -22,6 +22,7 @@ from diversity_jax.evaluation.loglikelihood import Likelihood, Scored
 from diversity_jax.evaluation.sampling import Sampling
 from diversity_jax.model import MeshConfig
 from diversity_jax.tokenizers.chat_template import OWN_TEMPLATE
+from diversity_jax.tokenizers.tokenizer import NOTHING_BEGINS
 
 log = logging.getLogger(__name__)
 _PAIRS_PER_ENCODING = 4096
@@ -94,7 +95,9 @@ class HarnessModel(TemplateLM):
 
     Results do not depend on `batch_size` or on a data-parallel mesh: see `Scorer`. They equal those of the harness's
     own `hf` model on the same weights, tokenizer and settings: the same truncation from the left, the same windows, the
-    same prefix token.
+    same prefix token. Of one thing they do not: where a tokenizer puts a token before every text, `hf` has that token
+    twice before a rolling text and counts how likely the second is; here it stands once and is never predicted, as with
+    `hf` and `add_bos_token=False`.
 
     Args:
       batch_size: rows computed at once.
@@ -129,8 +132,8 @@ class HarnessModel(TemplateLM):
         return self.model.tokenizer.end_of_text_id
 
     @property
-    def prefix_token_id(self) -> int:
-        """What an empty context is replaced by."""
+    def prefix_token_id(self) -> int | None:
+        """What an empty context is replaced by; None: nothing can stand there."""
         return self.model.tokenizer.prefix_id
 
     @property
@@ -169,10 +172,18 @@ class HarnessModel(TemplateLM):
           InputError: one is not finite; the message names the task and its first such item.
         """
         pairs = [request.args for request in requests]
+        self._refuse_empty(requests)
         encoded: list[tuple[tuple[str, str], list[int], list[int]]] = []
         for start in range(0, len(pairs), _PAIRS_PER_ENCODING):
             encoded += self._encode_pairs(pairs[start : start + _PAIRS_PER_ENCODING])
         return self._loglikelihood_tokens(encoded, names=list(map(_item_name, requests)))
+
+    def _refuse_empty(self, requests: Sequence[Any]) -> None:
+        """Refuses an item with an empty context where nothing can stand in its place."""
+        if self.prefix_token_id is None:
+            for request in requests:
+                if not request.args[0]:
+                    raise InputError(f"{_item_name(request)}: {NOTHING_BEGINS}")
 
     def _encode_pairs(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[tuple[str, str], list[int], list[int]]]:
         """As `TemplateLM._encode_pair`, in one call of the tokenizer instead of two a pair: spaces that end a context
@@ -190,8 +201,10 @@ class HarnessModel(TemplateLM):
                 encoded.append((pair, context, ids["".join(pair)][len(context) :]))
             else:
                 answer = tokenizer.encode(pair[1], special=False)
-                begins = bool(answer) and answer[0] == self.prefix_token_id
-                context, answer = (answer[:1], answer[1:]) if begins else ([self.prefix_token_id], answer)
+                prefix = self.prefix_token_id
+                assert prefix is not None  # checked by `loglikelihood`
+                begins = bool(answer) and answer[0] == prefix
+                context, answer = (answer[:1], answer[1:]) if begins else ([prefix], answer)
                 encoded.append((pair, context, answer))
         return encoded
 
@@ -255,12 +268,17 @@ class HarnessModel(TemplateLM):
         return [(result.nats, result.greedy) for result in found]
 
     def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
-        """Log-likelihood of texts, in windows that each predict as much as they can."""
-        windows, owners = [], list[int]()
+        """Log-likelihood of texts, in windows that each predict as much as they can.
+
+        Where nothing begins a text, its first token is given instead of predicted; a line says so.
+        """
+        windows, owners, prefix = [], list[int](), self.prefix_token_id
+        if prefix is None:
+            log.warning("nothing begins a text of this model: the first token of each is given, and not counted")
         for number, (text,) in enumerate(request.args for request in requests):
-            parts = utils.get_rolling_token_windows(
-                self.tok_encode(text), self.prefix_token_id, self.max_length, context_len=1
-            )
+            ids = self.tok_encode(text, add_special_tokens=False)
+            first, ids = (prefix, ids) if prefix is not None else (ids[0] if ids else None, ids[1:])
+            parts = utils.get_rolling_token_windows(ids, first, self.max_length, context_len=1)
             for context, predicted in map(utils.make_disjoint_window, parts):
                 windows += self._windows(None, context, predicted)
                 owners.append(number)
@@ -274,6 +292,7 @@ class HarnessModel(TemplateLM):
 
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
         """Answers, cut before the first stop string; contexts too long for the answer to fit lose their beginning."""
+        self._refuse_empty(requests)
         generations = [self._generation(*request.args) for request in requests]
         keys = [self.store.key("generate_until", prompt, vars(sampling)) for prompt, sampling in generations]
         pending = [number for number, key in enumerate(keys) if self.store.get(key) is None]
@@ -297,7 +316,7 @@ class HarnessModel(TemplateLM):
         most = kwargs["max_gen_toks"]
         if most >= self.max_length:
             raise InputError(f"max_gen_toks={most}: must be below the model's context of {self.max_length:,} tokens")
-        prompt = self.tok_encode(context)[-(self.max_length - most) :] or [self.prefix_token_id]
+        prompt = self.model.tokenizer.encode_prompt(context)[-(self.max_length - most) :]
         sampling = Sampling(
             max_tokens=most,
             temperature=float(kwargs.get("temperature") or 0.0) if kwargs.get("do_sample", False) else 0.0,

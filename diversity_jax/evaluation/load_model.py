@@ -5,6 +5,7 @@ import dataclasses
 from dataclasses import dataclass
 import functools
 import hashlib
+import logging
 import os
 from pathlib import Path
 from typing import Any
@@ -32,10 +33,13 @@ from diversity_jax.model.decode import for_inference
 from diversity_jax.model.llama import Params
 from diversity_jax.model.sharding import MeshConfig, make_mesh, param_shardings, path_name
 from diversity_jax.prepare.manifest import special_text_before
-from diversity_jax.tokenizers.base import without_breaks
+from diversity_jax.tokenizers.base import Tokenizer, without_breaks
 from diversity_jax.tokenizers.chat_template import render_chat
+from diversity_jax.tokenizers.document_start import Boundaries
 from diversity_jax.tokenizers.files import find_tokenizer
 from diversity_jax.tokenizers.tokenizer import ModelTokenizer, for_folder, for_run, load_tokenizer
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,8 +152,10 @@ def _tokenizer(folder: Path, given: str | None) -> ModelTokenizer:
     if given is not None:
         _check_run_tokenizer(folder, given)
         source = local_copy(given)
-        if is_run or find_tokenizer(source) is None:
-            return for_run(load_tokenizer(given), _chat(mixture_folder(folder)) if is_run else None)
+        if is_run:
+            return _named_for_run(folder, load_tokenizer(given))
+        if find_tokenizer(source) is None:
+            return for_run(load_tokenizer(given))
     elif is_run:
         return _tokenizer_of_run(folder)
     if given or find_tokenizer(source):
@@ -186,7 +192,7 @@ def _tokenizer_of_run(folder: Path) -> ModelTokenizer:
     tokenizer = load_tokenizer(path, end_of_text=end_of_text)
     if tokenizer.hash != vocabulary["hash"]:
         raise InputError(f"{mixture}: the tokenizer beside the rows is not the one that made them; name the right one")
-    return for_run(tokenizer, _chat(mixture), special_text=_reads_special_text(mixture, vocabulary["kind"]))
+    return _for_run(tokenizer, folder)
 
 
 def _reads_special_text(mixture: Path, kind: str) -> bool:
@@ -195,6 +201,37 @@ def _reads_special_text(mixture: Path, kind: str) -> bool:
         (one.get("special_text") or special_text_before(kind, is_chat=bool(one.get("chat")))) == "special"
         for one in map(read_json, _manifests(mixture))
     )
+
+
+def _for_run(tokenizer: Tokenizer, run: Path) -> ModelTokenizer:
+    """A tokenizer as the training of a run used it."""
+    mixture = mixture_folder(run)
+    boundaries = run_boundaries(run)
+    if boundaries.document_start is None and boundaries.separate:
+        log.warning(
+            "%s: was trained with documents apart and before document_start was recorded: nothing began a document, "
+            "so texts begin with nothing",
+            run,
+        )
+    special_text = _reads_special_text(mixture, tokenizer.kind)
+    return for_run(tokenizer, _chat(mixture), text_ids=boundaries.text_ids, special_text=special_text)
+
+
+def _named_for_run(run: Path, tokenizer: Tokenizer) -> ModelTokenizer:
+    """A tokenizer that was named for a run, whose mixture may be gone."""
+    try:
+        mixture_folder(run)
+    except InputError as error:
+        log.warning("%s; an empty text is taken to begin with end-of-text, others with nothing", error)
+        return for_run(tokenizer)
+    return _for_run(tokenizer, run)
+
+
+def run_boundaries(run: Path | str) -> Boundaries:
+    """Where documents began in a run's rows of text."""
+    across = (run_settings(run).get("train") or {}).get("attend_across_documents", True)
+    record = read_json(join_path(mixture_folder(run), "mixture.json"))
+    return Boundaries.of_mixture(record, attend_across_documents=across)
 
 
 def _manifests(mixture: Path | str) -> list[Path | str]:

@@ -258,7 +258,7 @@ def generate_text(
     shared = {name: getattr(config, name) for name in names}
     settings = [Sampling(**shared, seed=config.seed + number) for number in range(config.samples)]
     repeated = [(prompt, sampling) for prompt in prompts for sampling in settings]
-    ids = [_prompt_ids(model, prompt, config) or [model.tokenizer.prefix_id] for prompt, _ in repeated]
+    ids = [_prompt_ids(model, prompt, config) for prompt, _ in repeated]
     generator = Generator(model, slots=min(config.slots, len(repeated)))
     answers = generator.generate(ids, [sampling for _, sampling in repeated])
     return [
@@ -269,7 +269,7 @@ def generate_text(
 
 def _prompt_ids(model: LanguageModel, prompt: Mapping[str, Any], config: GenerateTextConfig) -> Sequence[int]:
     if "messages" not in prompt and not config.chat:
-        return model.tokenizer.encode(prompt["prompt"])
+        return model.tokenizer.encode_prompt(prompt["prompt"])
     messages = list(prompt.get("messages") or [{"role": "user", "content": prompt["prompt"]}])
     if config.system_prompt:
         messages.insert(0, {"role": "system", "content": config.system_prompt})

@@ -97,7 +97,7 @@ class JaxLlama:
 
     Args:
       folder: a training run, what `model.convert import` wrote, or a Hugging Face folder.
-      encode, first_token: a tokenizer's `encode_batch` and its `end_of_text_id`.
+      encode, first_token: a tokenizer's `encode_batch`, and what texts began with in training.
       context_tokens: None for the model's `max_length`.
     """
 

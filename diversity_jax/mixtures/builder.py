@@ -13,24 +13,27 @@ import diversity_jax
 from diversity_jax.cluster_agent import Scorecard
 from diversity_jax.core.buckets import public_name
 from diversity_jax.core.errors import InputError
-from diversity_jax.core.files import content_hash, file_hash, join_path
+from diversity_jax.core.files import content_hash, exists, file_hash, join_path, read_json
 from diversity_jax.core.run_info import plain
 from diversity_jax.core.stores import is_remote
 from diversity_jax.corpus import Corpus
 from diversity_jax.mixtures.config import KINDS, Component, MixtureConfig
 from diversity_jax.mixtures.gate import Decision, Measurement, decide, measure
-from diversity_jax.mixtures.mixture import Mixture, MixtureComponent
+from diversity_jax.mixtures.mixture import Mixture, MixtureComponent, check_document_start
 from diversity_jax.mixtures.replay import gate_result, replay
 from diversity_jax.mixtures.shares import AvailableRows, GateResult, granted_shares
 from diversity_jax.mixtures.sources import ComponentSource, Parts, PooledCorpus, open_source
 from diversity_jax.prepare.config import Preparation
 from diversity_jax.prepare.pipeline import prepare
+from diversity_jax.tokenizers.document_start import resolve, start_id
 from diversity_jax.tokenizers.tokenizer import Tokenizer, load_tokenizer
 
 _SHARE_TOLERANCE = 2e-5  # shares may be rounded to multiples of 1e-5 by the schedule
 
 log = logging.getLogger(__name__)
 
+DocumentStart = tuple[str | None, int | None]
+"""`Mixture.document_start` and `document_start_id`."""
 Scorer = Callable[[Mapping[str, Corpus]], Mapping[str, Scorecard]]
 """Scores corpora under the same criteria, so that their figures may be compared."""
 
@@ -68,8 +71,9 @@ def build(config: MixtureConfig, folder: str | Path, score: Scorer) -> Mixture:
     folder = Path(folder)
     tokenizer = load_tokenizer(config.vocabulary, end_of_text=config.end_of_text)
     sources = {component.name: open_source(component, config.name, folder) for component in config.components}
+    start = document_start(config, folder, tokenizer, sources)
     for name, source in sources.items():
-        _check_parts(name, source.parts, tokenizer, config)
+        _check_parts(name, source.parts, tokenizer, config, start)
     _check_reach(config, folder, sources)
     shares = config.shares_asked()
     scorecards = _score(config.components, shares, {name: source.corpus for name, source in sources.items()}, score)
@@ -82,18 +86,39 @@ def build(config: MixtureConfig, folder: str | Path, score: Scorer) -> Mixture:
     gated = []
     for component, share, measurement, decision in zip(config.components, shares, measurements, decisions, strict=True):
         source = sources[component.name]
-        parts = _parts(component, source, tokenizer, config, folder) if share and decision.factor else {}
+        parts = _parts(component, source, tokenizer, config, folder, start) if share and decision.factor else {}
         gated.append(
             _GatedComponent(component=component, source=source, measurement=measurement, decision=decision, parts=parts)
         )
-    mixture = _compose(config, folder, gated)
+    mixture = _compose(config, folder, gated, start)
     mixture.save()
     replay(folder)
     _warn_of_changed_ratio(mixture)
     return mixture
 
 
-def _compose(config: MixtureConfig, folder: Path, gated: Sequence[_GatedComponent]) -> Mixture:
+def document_start(
+    config: MixtureConfig, folder: Path, tokenizer: Tokenizer, sources: Mapping[str, ComponentSource]
+) -> DocumentStart:
+    """What a mixture's documents begin with, see `MixtureConfig.document_start`.
+
+    Raises:
+      InputError: the tokenizer has no such token.
+    """
+    setting, path = config.document_start, join_path(folder, "mixture.json")
+    if setting == "auto" and exists(path):
+        before = read_json(path)
+        if (before.get("vocabulary") or {}).get("hash") == tokenizer.hash:
+            return before.get("document_start"), before.get("document_start_id")
+    texts = [part for source in sources.values() for _, part in source.parts.values() if not part.chat]
+    if setting == "auto" and texts:
+        found = texts[0].begin_of_text_id
+        return ("end_of_text", tokenizer.end_of_text_id) if found is None else ("bos", found)
+    setting = resolve(setting, tokenizer)
+    return setting, start_id(setting, tokenizer)
+
+
+def _compose(config: MixtureConfig, folder: Path, gated: Sequence[_GatedComponent], start: DocumentStart) -> Mixture:
     """Allocates shares and puts the mixture together with all that they rest on."""
     requested, granted = granted_shares(config, [entry.result for entry in gated])
     components: list[MixtureComponent] = []
@@ -129,6 +154,8 @@ def _compose(config: MixtureConfig, folder: Path, gated: Sequence[_GatedComponen
         nested=[entry.source.mixture for entry in gated if entry.source.mixture],
         code=code_version(),
         repeat_shuffle=config.repeat_shuffle,
+        document_start=start[0],
+        document_start_id=start[1],
     )
 
 
@@ -215,7 +242,9 @@ def _check_reach(config: MixtureConfig, folder: Path, sources: Mapping[str, Comp
             raise InputError(f"{what}: a mixture in a bucket cannot have rows in {place}; put them into a bucket too")
 
 
-def _check_parts(component: str, parts: Parts, tokenizer: Tokenizer, config: MixtureConfig) -> None:
+def _check_parts(
+    component: str, parts: Parts, tokenizer: Tokenizer, config: MixtureConfig, start: DocumentStart
+) -> None:
     """Refuses rows prepared before that cannot stand beside those of this mixture, before anything is scored."""
     for name, (_, manifest) in parts.items():
         about, vocabulary = f"component {component!r}: its rows ({name})", manifest.vocabulary
@@ -227,10 +256,16 @@ def _check_parts(component: str, parts: Parts, tokenizer: Tokenizer, config: Mix
         if manifest.sequence_length != config.sequence_length:
             lengths = f"{manifest.sequence_length:,} tokens, this mixture's {config.sequence_length:,}"
             raise InputError(f"{about} predict {lengths}; give all mixtures one sequence_length")
+        check_document_start(f"component {component!r}: its part {name!r}", manifest, *start)
 
 
 def _parts(
-    component: Component, source: ComponentSource, tokenizer: Tokenizer, config: MixtureConfig, folder: Path
+    component: Component,
+    source: ComponentSource,
+    tokenizer: Tokenizer,
+    config: MixtureConfig,
+    folder: Path,
+    start: DocumentStart,
 ) -> Parts:
     """The prepared rows of a component: those of the mixture that it is, or prepared now."""
     if source.parts:
@@ -244,6 +279,7 @@ def _parts(
         hygiene=config.hygiene,
         chat=config.chat if component.corpus.conversations else None,
         special_text=config.special_text,
+        document_start=start[0] or "end_of_text",
     )
     output = join_path(config.components_dir or folder / "components", component.name)
     manifest = prepare(source.corpus, tokenizer, output, settings, processes=config.processes)

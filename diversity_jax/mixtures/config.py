@@ -15,6 +15,7 @@ from diversity_jax.mixtures.schedule import exact_shares
 from diversity_jax.prepare.config import Chat, Filtering
 from diversity_jax.synthesis.demo_grammar import GrammarComponent
 from diversity_jax.tokenizers.base import check_special_text
+from diversity_jax.tokenizers.document_start import check_setting
 
 KINDS = ("real", "synthetic")
 SHARES_OF = ("tokens", "examples", "epochs")
@@ -157,6 +158,10 @@ class MixtureConfig:
         Without it, shares are of the whole and must sum to 1.
       vocabulary: `bytes`, a SentencePiece `.model`, a `tokenizer.json`, or a folder with one.
       end_of_text: piece that ends a document, where the tokenizer has no usual one.
+      document_start: which token begins a document in rows, loss, evaluation, generation and export: `none`,
+        `end_of_text` (that of the document before), `bos` (the tokenizer's own, written into the rows). `auto`: what a
+        mixture built in this folder before has; else what the rows of a `mixture:` component have; else `bos` where
+        the tokenizer's makers put it before every text, and `end_of_text` where they do not.
       sequence_length: tokens a row predicts.
       validation_share: share of each component's documents held out.
       seed: of row permutations and held-out documents.
@@ -180,6 +185,7 @@ class MixtureConfig:
     real_to_synthetic: tuple[float, float] | None = None
     vocabulary: str = "bytes"
     end_of_text: str | None = None
+    document_start: str = field(default="auto", metadata=ADDED)
     sequence_length: int = 2048
     validation_share: float = 0.005
     seed: int = 0
@@ -197,6 +203,7 @@ class MixtureConfig:
             raise InputError(f"mixture name {self.name!r}: use letters, digits and underscores")
         if isinstance(self.components, Component):
             raise InputError(f"mixture {self.name!r}: components is one component; give a tuple: put a comma after it")
+        check_setting(self.document_start, "mixture.document_start")
         if not self.components:
             raise InputError(f"mixture {self.name!r} has no components; give at least one")
         names = [component.name for component in self.components]

@@ -88,7 +88,8 @@ def inspect_mixture(folder: str | Path, *, rows: int = 1000, samples: int = 2) -
     if len(numbers):
         batch = mixture.loader(batch_size=1).rows(numbers)
         for i, (number, row) in enumerate(zip(numbers.tolist(), batch.tokens, strict=True)):
-            parts = documents_in(row, tokenizer.end_of_text_id, None if batch.starts is None else batch.starts[i])
+            starts, begin = None if batch.starts is None else batch.starts[i], mixture.taken[owner[number]].prepared
+            parts = documents_in(row, tokenizer.end_of_text_id, starts, begin_of_text_id=begin.begin_of_text_id)
             decoded.append(
                 SampleRow(
                     number=number,
@@ -115,12 +116,20 @@ def without_middle(text: str, most_characters: int) -> str:
     return f"{start}\n[\u2026 {len(text) - most_characters:,} characters \u2026]\n{end}"
 
 
+def _start(mixture: Mixture) -> str:
+    setting, token = mixture.document_start, mixture.document_start_id
+    if setting is None:
+        return "not recorded; end_of_text where attention crosses documents, else none"
+    return setting if token is None else f"{setting} (id {token:,})"
+
+
 def describe(view: MixtureView) -> str:
     """The view as lines for a console."""
     mixture, info = view.mixture, view.mixture.vocabulary
     lines = [
         f"mixture {mixture.name}: {len(mixture.taken)} of {len(mixture.components)} components taken; "
         f"rows of {mixture.sequence_length:,} + 1 tokens; {info.kind}, {info.size:,} ids",
+        f"documents begin with: {_start(mixture)}",
         "",
         f"{'component':<24} {'kind':<10} {'asked':>9} {'granted':>9} {'dealt':>9} {'rows':>11} {'tokens':>14} "
         f"{'documents':>11}  decision",

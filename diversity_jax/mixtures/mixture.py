@@ -28,6 +28,7 @@ from diversity_jax.mixtures.schedule import EpochShuffle, Schedule
 from diversity_jax.prepare.bucket_rows import CACHE_GB
 from diversity_jax.prepare.manifest import Manifest, VocabularyInfo
 from diversity_jax.prepare.rows import RowReader, Rows
+from diversity_jax.tokenizers.document_start import DOCUMENT_STARTS, Boundaries
 
 FORMAT_VERSION = 1
 _AHEAD_BYTES, _AHEAD_STEPS = 64 << 20, 256  # how far rows in a bucket are fetched ahead, the lesser of both
@@ -202,6 +203,8 @@ class Mixture:
       nested: built mixtures that are components of this one: name, folder and content hash of each.
       code: version of this project and hash of its source.
       repeat_shuffle: every pass over a component's rows after the first has an order of its own.
+      document_start: which token begins a document, one of `DOCUMENT_STARTS`, and document_start_id: its id; None: of
+        before it was recorded (see `tokenizers.document_start`).
     """
 
     name: str
@@ -215,6 +218,13 @@ class Mixture:
     nested: Sequence[Mapping[str, str]] = ()
     code: Mapping[str, str] = field(default_factory=dict)
     repeat_shuffle: bool = False
+    document_start: str | None = None
+    document_start_id: int | None = None
+
+    def boundaries(self, *, attend_across_documents: bool) -> Boundaries:
+        """Where documents begin in rows of text, for attention, loss and evaluation."""
+        start, end = (self.document_start, self.document_start_id), self.vocabulary.end_of_text_id
+        return Boundaries.of(*start, end, attend_across_documents=attend_across_documents)
 
     @property
     def repeat_seed(self) -> int | None:
@@ -233,9 +243,14 @@ class Mixture:
 
     @property
     def content_hash(self) -> str:
-        """SHA-256 of what the rows depend on: shares granted, every component's manifest, the order of passes."""
+        """SHA-256 of what training depends on: shares granted, every component's manifest, the order of passes, and
+        which token begins a document.
+        """
         parts = [[part.name, str(part.share_granted), part.prepared.content_hash] for part in self.taken]
-        return content_hash([parts, {"repeat_seed": self.repeat_seed}] if self.repeat_shuffle else parts)
+        later: dict[str, Any] = {"repeat_seed": self.repeat_seed} if self.repeat_shuffle else {}
+        if self.document_start is not None:
+            later["document_start"] = [self.document_start, self.document_start_id]
+        return content_hash([parts, later] if later else parts)
 
     def loader(self, *, batch_size: int, split: str = "train", cache_gb: float = CACHE_GB) -> Loader:
         """Batches of this mixture; `cache_gb` of disk may be used for rows that lie in a bucket."""
@@ -256,6 +271,8 @@ class Mixture:
                 "sequence_length": self.sequence_length,
                 "seed": self.seed,
                 "repeat_shuffle": self.repeat_shuffle,
+                "document_start": self.document_start,
+                "document_start_id": self.document_start_id,
                 "vocabulary": {**vars(self.vocabulary), "files": list(self.vocabulary.files)},
                 "content_hash": self.content_hash,
                 "asked": dict(self.asked),
@@ -298,12 +315,17 @@ class Mixture:
                 raise InputError(f"{path}: format {value['version']} is not {FORMAT_VERSION}; build the mixture again")
             if type(value["sequence_length"]) is not int or type(value["seed"]) is not int:
                 raise ValueError("sequence_length or seed is no whole number")
+            if value.get("document_start") not in (None, *DOCUMENT_STARTS):
+                raise ValueError(f"document_start {value['document_start']!r}")
             mixture = cls(
                 components=tuple(_component(parent_folder(path), part) for part in value["components"]),
                 vocabulary=from_json(VocabularyInfo, value["vocabulary"], f"{path}: vocabulary"),
                 folder=parent_folder(path),
                 nested=value["ingredients"],
-                repeat_shuffle=value.get("repeat_shuffle", False),  # of a later version than the first
+                # Of later versions than the first.
+                repeat_shuffle=value.get("repeat_shuffle", False),
+                document_start=value.get("document_start"),
+                document_start_id=value.get("document_start_id"),
                 **{name: value[name] for name in ("name", "sequence_length", "seed", "asked", "gate", "code")},
             )
             recorded = value["content_hash"]
@@ -320,9 +342,28 @@ class Mixture:
             if manifest.sequence_length != mixture.sequence_length:
                 lengths = f"{manifest.sequence_length:,} tokens, the mixture's {mixture.sequence_length:,}"
                 raise InputError(f"{about} has rows that predict {lengths}; prepare all with one sequence_length")
+            check_document_start(about, manifest, mixture.document_start, mixture.document_start_id)
         if mixture.content_hash != recorded:
             raise InputError(f"{path}: its shares or manifests were changed after it was built; build it again")
         return mixture
+
+
+def check_document_start(about: str, manifest: Manifest, document_start: str | None, start_id: int | None) -> None:
+    """Refuses rows of text that were prepared with another begin-of-text token than a mixture has, or without it.
+
+    Raises:
+      InputError: `about` begins its message.
+    """
+    wanted, found = start_id if document_start == "bos" else None, manifest.begin_of_text_id
+    if not manifest.chat and wanted != found:
+        rows, setting = (
+            ("without a begin-of-text token" if each is None else f"with begin-of-text id {each}")
+            for each in (found, wanted)
+        )
+        raise InputError(
+            f"{about} was prepared {rows}, the mixture's document_start={document_start!r} is {setting}; "
+            "prepare all with one document_start"
+        )
 
 
 def _component(folder: Path | str, value: Mapping[str, Any]) -> MixtureComponent:

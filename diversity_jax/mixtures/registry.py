@@ -199,8 +199,7 @@ def _register(
         about = f"{mixture.folder}: another mixture named {name!r}, or with other features, is registered already"
         raise InputError(f"{about}; rename this")
     tasks = [
-        _register_task(f"{name}.{part.name}", part.prepared, mixture.repeat_seed, features, splits, **options)
-        for part in parts
+        _register_task(f"{name}.{part.name}", part.prepared, mixture, features, splits, **options) for part in parts
     ]
     if known is None:
         shares = [part.share_granted for part in parts]
@@ -234,14 +233,15 @@ def _register_whole(mixture: PreparedMixture, features: dict[str, Any], parts: S
 def _register_task(
     name: str,
     manifest: Manifest,
-    repeat_seed: int | None,
+    mixture: Mixture,
     features: dict[str, Any],
     splits: Sequence[str],
     **options: Any,
 ) -> str:
+    boundaries = mixture.boundaries(attend_across_documents=False)
+    identity = manifest.content_hash, mixture.repeat_seed, boundaries
     if name in seqio.TaskRegistry.names():
-        known = seqio.TaskRegistry.get(name)
-        if getattr(known, "content_hash", None) != manifest.content_hash or known.repeat_seed != repeat_seed:
+        if getattr(seqio.TaskRegistry.get(name), "identity", None) != identity:
             raise InputError(f"{manifest.folder}: another task named {name!r} is registered already; rename this")
         return name
     if is_remote(manifest.folder):
@@ -254,14 +254,12 @@ def _register_task(
         output_features=features,
         preprocessors=[
             seqio.CacheDatasetPlaceholder(),
-            functools.partial(
-                decoder_features, end_of_text_id=manifest.vocabulary.end_of_text_id, row_tokens=manifest.row_tokens
-            ),
+            functools.partial(decoder_features, boundaries=boundaries, row_tokens=manifest.row_tokens),
             matching_features,
         ],
         **options,
     )
-    task.content_hash, task.manifest, task.repeat_seed = manifest.content_hash, manifest, repeat_seed
+    task.identity, task.manifest, task.repeat_seed = identity, manifest, mixture.repeat_seed
     seqio.TaskRegistry.add_provider(name, task)
     return name
 

@@ -12,6 +12,7 @@ from diversity_jax.core.tensorflow import seqio, tf
 from diversity_jax.mixtures.mixture import epoch_shuffle
 from diversity_jax.prepare.manifest import Manifest, prepared_tokenizer
 from diversity_jax.prepare.rows import ID_BITS, START
+from diversity_jax.tokenizers.document_start import Boundaries
 from diversity_jax.tokenizers.seqio import seqio_vocabulary
 
 log = logging.getLogger(__name__)
@@ -97,13 +98,14 @@ def matching_features(dataset: Any, output_features: Any) -> Any:
     return dataset.map(match, num_parallel_calls=tf.data.AUTOTUNE)
 
 
-def decoder_features(dataset: Any, sequence_length: Any = None, *, end_of_text_id: int, row_tokens: int) -> Any:
+def decoder_features(dataset: Any, sequence_length: Any = None, *, boundaries: Boundaries, row_tokens: int) -> Any:
     """Adds to each row what `seqio.PrePackedLMFeatureConverter` hands to a decoder; all int32 [sequence_length].
 
     `decoder_input_tokens` are the row's tokens but the last, `decoder_target_tokens` the one after each: nothing is
-    shifted in, and no token is lost. `decoder_loss_weights` are one on every token (SeqIO's other converters take id 0
-    for padding), of conversations on every token of an answer; `decoder_segment_ids` count documents or conversations
-    from 1, `decoder_positions` start at 0 in each. Beyond the row, where more tokens are asked for, all are zero.
+    shifted in, and no token is lost. `decoder_loss_weights` are one on every token that the trainer's loss counts
+    (SeqIO's other converters take id 0 for padding), of conversations on every token of an answer;
+    `decoder_segment_ids` count documents or conversations from 1, `decoder_positions` start at 0 in each. Beyond the
+    row, where more tokens are asked for, all are zero.
     """
     wanted = (sequence_length or {}).get("targets")
     length = row_tokens - 1 if wanted is None else wanted
@@ -115,8 +117,8 @@ def decoder_features(dataset: Any, sequence_length: Any = None, *, end_of_text_i
         if "starts" in example:
             begins, weights = example.pop("starts")[:used], example.pop("weights")[1 : used + 1]
         else:
-            begins = tf.concat([[1], tf.cast(inputs[:-1] == end_of_text_id, tf.int32)], 0)
-            weights = tf.ones_like(inputs)
+            begins, weights = _text_features(row, boundaries)
+            begins, weights = begins[:used], weights[1 : used + 1]
         segments = tf.cumsum(begins)
         derived = {
             "decoder_input_tokens": inputs,
@@ -131,6 +133,18 @@ def decoder_features(dataset: Any, sequence_length: Any = None, *, end_of_text_i
         return {**example, **padded}
 
     return dataset.map(add, num_parallel_calls=tf.data.AUTOTUNE)
+
+
+def _text_features(row: Any, boundaries: Boundaries) -> tuple[Any, Any]:
+    """`Boundaries.starts` and `targets` of a row as int32, by TensorFlow's own kernels."""
+    ends = row == boundaries.end_of_text_id
+    begins = tf.concat([[False], ends[:-1]], 0)
+    if boundaries.document_start == "bos":
+        begins &= row == boundaries.start_id
+    starts = ends if boundaries.document_start == "end_of_text" else begins
+    starts = tf.concat([[True], starts[1:]], 0)
+    targets = ~begins if boundaries.masks_targets else tf.ones_like(begins)
+    return tf.cast(starts, tf.int32), tf.cast(targets, tf.int32)
 
 
 def counted_tokens(decoded: str, example: Any = None, is_target: bool = False) -> Any:

@@ -137,17 +137,24 @@ class PooledCorpus:
         return content_hash([[corpus.fingerprint(), str(share)] for corpus, share in parts])
 
 
-def documents_in(row: np.ndarray, end_of_text_id: int, starts: np.ndarray | None = None) -> list[np.ndarray]:
+def documents_in(
+    row: np.ndarray, end_of_text_id: int, starts: np.ndarray | None = None, *, begin_of_text_id: int | None = None
+) -> list[np.ndarray]:
     """The documents of a row, each with its end-of-text id; the first and last may be parts of documents.
 
     Args:
+      begin_of_text_id: what was written before every document of text, which is left out.
       starts: bool, where the examples of a row of conversations begin; what the row is filled up with is left out.
     """
     if starts is not None and starts[0]:
         examples = np.split(row, np.flatnonzero(starts)[1:])
         return [example for example in examples if not (example == end_of_text_id).all()]
     ends = np.flatnonzero(row == end_of_text_id) + 1
-    return [document for document in np.split(row, ends) if len(document)]
+    documents = [
+        document[1:] if begin_of_text_id is not None and document[:1].tolist() == [begin_of_text_id] else document
+        for document in np.split(row, ends)
+    ]
+    return [document for document in documents if len(document)]
 
 
 class PreparedCorpus:
@@ -173,7 +180,8 @@ class PreparedCorpus:
         rows = reader.read(numbers)
         for i, number in enumerate(numbers.tolist()):
             starts = None if rows.starts is None else rows.starts[i]
-            parts = documents_in(rows.tokens[i], self._tokenizer.end_of_text_id, starts)
+            begin = reader.manifest.begin_of_text_id
+            parts = documents_in(rows.tokens[i], self._tokenizer.end_of_text_id, starts, begin_of_text_id=begin)
             texts = [self._tokenizer.decode(part.tolist()) for part in parts]
             yield [
                 Document(id=f"{reader.manifest.name}:{number}:{position}", text=text)

@@ -42,6 +42,7 @@ from diversity_jax.tokenizers.files import (
     copy_tokenizer,
     model_tokenizer,
     named_tokenizer,
+    run_text_ids,
     write_tokenizer,
 )
 from diversity_jax.tokenizers.gguf_folder import write_folder
@@ -193,7 +194,7 @@ def main(argv: list[str] | None = None) -> None:
             command.add_argument("--step", type=int, help="which checkpoint; default: the latest")
             dtypes = DTYPES if run is _gguf else DTYPES[:-1]
             command.add_argument("--dtype", default="float32", help=f"{', '.join(dtypes[:-1])} or {dtypes[-1]}")
-            command.add_argument("--end-of-text-id", type=int, help="the model's begin- and end-of-text token")
+            command.add_argument("--end-of-text-id", type=int, help="the token that ends a text")
         if run is _export:
             command.add_argument("--max-shard-gigabytes", type=float, default=5.0)
     options = parser.parse_args(argv)
@@ -239,7 +240,10 @@ def _token_ids(path: Path) -> dict[str, Any]:
 def _tokenizer(options: argparse.Namespace) -> TokenizerFiles | None:
     """The one that is asked for, or the model's own."""
     name = options.tokenizer
-    tokenizer = model_tokenizer(model_folder(options.source)) if name is None else named_tokenizer(name)
+    folder = model_folder(options.source)
+    tokenizer = model_tokenizer(folder) if name is None else named_tokenizer(name)
+    if name is not None and tokenizer is not None:
+        tokenizer = dataclasses.replace(tokenizer, text_ids=run_text_ids(folder))
     if tokenizer is None or options.end_of_text_id is None:
         return tokenizer
     return dataclasses.replace(tokenizer, end_of_text_id=options.end_of_text_id)

@@ -63,6 +63,7 @@ class Job:
       folder: where the component goes; staging_dir: of intermediate files. Paths or URLs.
       dtype: of a token, `<u2` or `<u4`.
       chat: how conversations are written; None: documents are text.
+      begin_of_text_id: written before every document; None: nothing.
     """
 
     tokenizer: Tokenizer
@@ -72,6 +73,12 @@ class Job:
     staging_dir: str
     dtype: str
     chat: ChatFormat | None = None
+    begin_of_text_id: int | None = None
+
+    @property
+    def added_tokens(self) -> int:
+        """Tokens of a document of text beside its own: end-of-text, and what is written before it."""
+        return 1 if self.begin_of_text_id is None else 2
 
     @property
     def row_tokens(self) -> int:
@@ -116,7 +123,7 @@ class ChunkRecord:
 
     Attributes:
       documents: of the corpus, including those left out; left_out: by reason.
-      shortest, longest: lengths in tokens without end-of-text of the documents kept; lengths: how many documents have
+      shortest, longest: lengths in tokens of the documents kept, without what is added; lengths: how many of them have
         2^(i-1) to 2^i - 1 tokens, by i.
       overlaps: with benchmark items, of documents left out for them.
       sha256: of the chunk's file.
@@ -145,7 +152,7 @@ class _EncodedSplit(NamedTuple):
     """Documents of a split as rows [rows, row_tokens], and the tokens that are left.
 
     Attributes:
-      lengths: of the documents in tokens, without end-of-text where that is added to text; int64 [documents].
+      lengths: of the documents in tokens, without what is added to text; int64 [documents].
       counts: other fields of `ChunkSplit`.
     """
 
@@ -289,16 +296,20 @@ def _encode_texts(job: Job, texts: Sequence[str]) -> _EncodedSplit:
     for batch in _batches(texts):
         special_text += _count_special(job, batch)
         ids, batch_lengths = job.tokenizer.encode_batch(batch, special=job.settings.special_text == "special")
-        tokens = np.full(len(ids) + len(batch), job.tokenizer.end_of_text_id, job.dtype)
+        ends = np.cumsum(batch_lengths + job.added_tokens) - 1
+        tokens = np.full(len(ids) + len(batch) * job.added_tokens, job.tokenizer.end_of_text_id, job.dtype)
         inside = np.ones(len(tokens), bool)
-        inside[np.cumsum(batch_lengths + 1) - 1] = False
+        inside[ends] = False
+        if job.begin_of_text_id is not None:
+            begins = ends - batch_lengths - 1
+            inside[begins], tokens[begins] = False, job.begin_of_text_id
         tokens[inside] = ids
         joined.append(tokens)
         lengths.append(batch_lengths)
         text_bytes += sum(len(text) if text.isascii() else len(text.encode()) for text in batch)
     tokens, document_lengths = np.concatenate(joined), np.concatenate(lengths)
-    ends = np.cumsum(document_lengths + 1)
-    starts = ends - document_lengths - 1
+    ends = np.cumsum(document_lengths + job.added_tokens)
+    starts = ends - document_lengths - job.added_tokens
     across = int((starts // job.row_tokens != (ends - 1) // job.row_tokens).sum())
     counts = {
         "tokens": len(tokens),

@@ -7,6 +7,7 @@ from diversity_jax.core.config import ADDED
 from diversity_jax.core.errors import InputError
 from diversity_jax.corpus import CorpusConfig
 from diversity_jax.tokenizers.base import check_special_text
+from diversity_jax.tokenizers.document_start import check_setting
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +90,9 @@ class Preparation:
       special_text: what a special token's text, such as `</s>`, is in a document or a message: `plain`, letters like
         all others; `special`, the token; `refuse`, an error. Documents with such text are counted. A template's own
         marks are always tokens. None: `plain`; a component of before there was this setting stays as it is.
+      document_start: which token begins a document: `none`, `end_of_text` (of the document before), `bos` (the
+        tokenizer's own, written into the rows); `auto`: `bos` where the tokenizer's makers put it before every text,
+        else `end_of_text`.
       piece_characters: text is tokenised in chunks of about so many characters, each by one process.
       shard_bytes: size of a shard of rows, about; what one process holds while rows are permuted.
     """
@@ -103,9 +107,11 @@ class Preparation:
     piece_characters: int = 8_000_000
     shard_bytes: int = 64 << 20
     special_text: str | None = field(default=None, metadata=ADDED)
+    document_start: str = field(default="auto", metadata=ADDED)
 
     def __post_init__(self) -> None:
         check_special_text(self.special_text)
+        check_setting(self.document_start, "preparation.document_start")
         if self.sequence_length < 1:
             raise InputError(f"sequence_length {self.sequence_length}: give at least 1 token")
         if not 0 <= self.validation_share < 1:

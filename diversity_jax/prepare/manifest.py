@@ -48,7 +48,8 @@ class Split:
 
     Attributes:
       documents: that were tokenised.
-      tokens: in rows, end-of-text tokens among them; of conversations, without what rows are filled up with.
+      tokens: in rows, end-of-text and begin-of-text tokens among them; of conversations, without what rows are filled
+        up with.
       text_bytes: UTF-8 bytes of the documents' text; of conversations, of their answers.
       dropped_tokens: the last tokens, fewer than one row; none of conversations.
       rows: number of rows; shards: where they are, in order.
@@ -103,6 +104,8 @@ class Manifest:
         conversations are packed as in `packing`, with the token flags of `rows`.
       special_text: what special tokens' texts in documents are, as in `config.Preparation`, where it is not what it was
         before there was such a setting: see `special_text_read`.
+      begin_of_text_id: the token written before every document; None: nothing, and always of conversations, whose
+        template writes what they begin with.
       folder: where the manifest lies, a path or URL; not part of its content.
     """
 
@@ -122,6 +125,7 @@ class Manifest:
     shard_bytes: int = 0
     chat: Mapping[str, Any] = field(default_factory=dict)
     special_text: str | None = None
+    begin_of_text_id: int | None = None
     version: int = FORMAT_VERSION
     folder: Path | str = Path()
 
@@ -148,8 +152,8 @@ class Manifest:
     def _as_json(self) -> dict[str, Any]:
         value = dataclasses.asdict(self)
         del value["folder"]
-        for name in ("chat", "special_text"):  # keeps the hashes of before there were such fields
-            if not value[name]:
+        for name in ("chat", "special_text", "begin_of_text_id"):  # keeps the hashes of before there were such fields
+            if not value[name] and value[name] != 0:
                 del value[name]
         return value
 

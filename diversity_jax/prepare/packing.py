@@ -13,7 +13,7 @@ from diversity_jax.core.files import open_file
 from diversity_jax.prepare.config import Chat
 from diversity_jax.prepare.rows import START, TARGET
 from diversity_jax.tokenizers.base import Tokenizer, without_breaks
-from diversity_jax.tokenizers.chat_template import OWN_TEMPLATE, answer_parts, with_system_prompt
+from diversity_jax.tokenizers.chat_template import BEGIN_WITH_BOS, OWN_TEMPLATE, answer_parts, with_system_prompt
 from diversity_jax.tokenizers.files import folder_template
 from diversity_jax.tokenizers.settings import read_settings
 from diversity_jax.tokenizers.tokenizer import turn_ends
@@ -31,13 +31,20 @@ class ChatFormat:
     special: Mapping[str, str] = field(default_factory=dict)
 
 
-def open_format(chat: Chat, tokenizer: Tokenizer) -> ChatFormat:
+def open_format(chat: Chat, tokenizer: Tokenizer, begins_with_bos: bool = False) -> ChatFormat:
     """Finds the chat template that was asked for, and tries it on a conversation.
+
+    Args:
+      begins_with_bos: the project's own template begins with the tokenizer's begin-of-text token; any other writes what
+        it writes.
 
     Raises:
       InputError: there is no template, or it fails.
     """
     special, template = dict(tokenizer.special), OWN_TEMPLATE
+    if begins_with_bos and tokenizer.bos_id is not None:
+        special["bos_token"] = tokenizer.token_text(tokenizer.bos_id)
+        template = BEGIN_WITH_BOS + template
     if chat.template is not None:
         template, folder = _read_template(chat.template, tokenizer)
         special |= read_settings(str(folder)).special

@@ -34,11 +34,15 @@ from diversity_jax.prepare.manifest import LEFT_OUT, SPLITS, Manifest, Split, Vo
 from diversity_jax.prepare.packing import open_format
 from diversity_jax.prepare.rows import FLAGGED_DTYPE
 from diversity_jax.prepare.shards import ShardName, read_shard_record, write_plan
+from diversity_jax.tokenizers.chat_template import BEGIN_WITH_BOS
+from diversity_jax.tokenizers.document_start import resolve
 from diversity_jax.tokenizers.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
 
-_RECORDED = {field.name for field in dataclasses.fields(Preparation)} - {"hygiene"}
+_RECORDED = {field.name for field in dataclasses.fields(Preparation)} - {"hygiene", "document_start"} | {
+    "begin_of_text_id"
+}
 """What a manifest has from the request as it is."""
 
 
@@ -54,9 +58,10 @@ def prepare(
 ) -> Manifest:
     """Prepares a component in `folder`, or returns the component there if it was prepared from the same things.
 
-    Documents are tokenised and joined with an end-of-text token after each, cut into rows of `sequence_length + 1`
-    tokens, and the rows are permuted with the seed. The last tokens, fewer than a row, are dropped and counted. A
-    preparation that was stopped is resumed: finished chunks and shards are verified and kept.
+    Documents are tokenised and joined with an end-of-text token after each, and a begin-of-text token before it where
+    `document_start` says so, cut into rows of `sequence_length + 1` tokens, and the rows are permuted with the seed.
+    The last tokens, fewer than a row, are dropped and counted. A preparation that was stopped is resumed: finished
+    chunks and shards are verified and kept.
 
     Args:
       corpus: documents, with a fingerprint; what it rejected while reading goes into the manifest.
@@ -72,6 +77,7 @@ def prepare(
     folder = folder if is_remote(folder) else Path(folder)
     staging, filtering, manifest_path = Staging(folder), settings.hygiene, join_path(folder, "manifest.json")
     settings = _with_special_text(settings, manifest_path)
+    begin_id = _begin_of_text_id(settings, tokenizer, manifest_path)
     job = Job(
         tokenizer=tokenizer,
         settings=settings,
@@ -79,7 +85,8 @@ def prepare(
         folder=str(folder),
         staging_dir=staging.folder,
         dtype=FLAGGED_DTYPE if settings.chat else "<u2" if tokenizer.size <= 1 << 16 else "<u4",
-        chat=open_format(settings.chat, tokenizer) if settings.chat else None,
+        chat=open_format(settings.chat, tokenizer, begin_id is not None) if settings.chat else None,
+        begin_of_text_id=None if settings.chat else begin_id,
     )
     request = _request(job, (executor or LocalExecutor()).fingerprint(corpus, job.folder))
     if exists(manifest_path) and not exists(staging.folder):
@@ -118,6 +125,16 @@ def _with_special_text(settings: Preparation, manifest_path: str | Path) -> Prep
     return dataclasses.replace(settings, special_text=value)
 
 
+def _begin_of_text_id(settings: Preparation, tokenizer: Tokenizer, manifest_path: str | Path) -> int | None:
+    """What documents begin with, where it is written into the rows; `auto` keeps what a component there has."""
+    document_start = resolve(settings.document_start, tokenizer)
+    if settings.document_start == "auto" and exists(manifest_path):
+        before = Manifest.load(manifest_path)
+        has_bos = before.begin_of_text_id is not None or before.chat.get("template", "").startswith(BEGIN_WITH_BOS)
+        document_start = "bos" if has_bos else "end_of_text"
+    return tokenizer.bos_id if document_start == "bos" else None
+
+
 def _prepare(corpus: Corpus, job: Job, executor: Executor, request: Mapping[str, Any]) -> Manifest:
     """The stages, and the manifest as the last act."""
     statuses, copies = None, list[Copy]()
@@ -149,7 +166,8 @@ def _prepare(corpus: Corpus, job: Job, executor: Executor, request: Mapping[str,
         | ({"left_out": dict(sorted(tally.left_out.items()))} if tally.left_out else {}),
         rejected=dict(sorted(tally.rejected.items())),
         hygiene={**request["hygiene"], **_write_reports(job, names, records, copies)},
-        statistics=_statistics(records, truncated) | (_conversation_statistics(job, all_records) if job.chat else {}),
+        statistics=_statistics(job, records, truncated)
+        | (_conversation_statistics(job, all_records) if job.chat else {}),
         splits={name: split for name, split in splits.items() if split.rows},
         folder=job.folder if is_remote(job.folder) else Path(job.folder),
     )
@@ -185,7 +203,7 @@ def _split(job: Job, records: Sequence[ChunkRecord], shards: Sequence[ShardName]
     )
 
 
-def _statistics(records: Sequence[ChunkRecord], truncated_documents: int) -> dict[str, Any]:
+def _statistics(job: Job, records: Sequence[ChunkRecord], truncated_documents: int) -> dict[str, Any]:
     """The manifest's `statistics`."""
     left_out, lengths = Counter[str](), Counter[int]()
     for record in records:
@@ -204,7 +222,7 @@ def _statistics(records: Sequence[ChunkRecord], truncated_documents: int) -> dic
         **({"special_text_documents": special} if special else {}),
         "length_tokens": {
             "shortest": min((record.shortest for record in with_documents), default=0),
-            "mean": round((tokens - kept) / kept, 3) if kept else 0.0,
+            "mean": round((tokens - kept * job.added_tokens) / kept, 3) if kept else 0.0,
             "longest": max((record.longest for record in with_documents), default=0),
             "histogram": {
                 f"{1 << exponent - 1}-{(1 << exponent) - 1}" if exponent else "0": lengths[exponent]
@@ -270,10 +288,12 @@ def _request(job: Job, fingerprint: str) -> dict[str, Any]:
     settings = dataclasses.asdict(job.settings)
     if settings["special_text"] == special_text_before(job.tokenizer.kind, is_chat=job.chat is not None):
         settings["special_text"] = None  # rows of before there was the setting are the same
+    del settings["document_start"]  # rows depend on what it writes before a document
     return {
         **settings,
         "hygiene": {**dataclasses.asdict(job.settings.hygiene), "decontaminate": benchmarks},
         "chat": vars(job.chat) if job.chat else {},
+        "begin_of_text_id": job.begin_of_text_id,
         "tokenizer": job.tokenizer.hash,
         "source": fingerprint,
     }
@@ -293,7 +313,8 @@ def _prepared_before(folder: Path | str, request: Mapping[str, Any]) -> Manifest
     request = {**request, "special_text": request["special_text"] or before_setting}
     for key, wanted in request.items():
         if before[key] != wanted:
-            change = f"{key} ({short(before[key])}, now {short(wanted)})"
+            name = "document_start" if key == "begin_of_text_id" else key
+            change = f"{name} ({short(before[key])}, now {short(wanted)})"
             raise InputError(f"{folder}: was prepared with another {change}; choose another folder, or delete this one")
     manifest.check_sizes()
     return manifest

@@ -9,12 +9,14 @@ import numpy as np
 
 from diversity_jax import embedders
 from diversity_jax.cluster_agent import judge_kind
+from diversity_jax.core.errors import InputError
 from diversity_jax.corpus import Corpus, open_corpus
 from diversity_jax.embedders import Embedder, vocabulary_of
 from diversity_jax.metrics import METRICS, MetricsCard, MetricsConfig, Tools, chosen_metrics, measure
 from diversity_jax.metrics.beam import measure_whole
 from diversity_jax.metrics.perplexity import CausalModel, JaxLlama, TransformersModel, is_own_llama
 from diversity_jax.scoring.config import ScoreConfig, named_corpora
+from diversity_jax.tokenizers.files import run_text_ids
 from diversity_jax.tokenizers.tokenizer import load_tokenizer
 
 log = logging.getLogger(__name__)
@@ -96,6 +98,13 @@ def open_embedder(config: MetricsConfig, cache: Path) -> Embedder | None:
 def open_model(name: str, config: MetricsConfig) -> CausalModel:
     """A causal model: ours for our own checkpoints and any Llama in Hugging Face's form, transformers for the rest."""
     if is_own_llama(name):
-        tokenizer = load_tokenizer(vocabulary_of(name, config.vocabulary))
-        return JaxLlama(name, tokenizer.encode_batch, tokenizer.end_of_text_id, context_tokens=config.context_tokens)
+        tokenizer, trained = load_tokenizer(vocabulary_of(name, config.vocabulary)), run_text_ids(Path(name))
+        if trained == ():
+            raise InputError(
+                f"model {name}: nothing began a document in its training, so its first token is not predicted"
+            )
+        begins = tokenizer.adds_bos and not (Path(name) / "run.json").exists()
+        theirs = tokenizer.bos_id if begins and tokenizer.bos_id is not None else tokenizer.end_of_text_id
+        first = trained[0] if trained else theirs
+        return JaxLlama(name, tokenizer.encode_batch, first, context_tokens=config.context_tokens)
     return TransformersModel(name, context_tokens=config.context_tokens)

@@ -325,13 +325,15 @@ def _prompts(given: str | list[int] | list[str | list[int]], model: LanguageMode
     several: Sequence[Any] = [given] if single else given
     if not several:
         raise RequestRefused(400, "prompt is empty", param="prompt")
-    tokenizer = model.tokenizer
-    return tuple(
-        Prompt(tuple(tokenizer.encode(prompt) or [tokenizer.prefix_id]), prompt)
-        if isinstance(prompt, str)
-        else Prompt(tuple(prompt), decode(prompt, model, "prompt"))
-        for prompt in several
-    )
+    try:
+        return tuple(
+            Prompt(tuple(model.tokenizer.encode_prompt(prompt)), prompt)
+            if isinstance(prompt, str)
+            else Prompt(tuple(prompt), decode(prompt, model, "prompt"))
+            for prompt in several
+        )
+    except InputError as error:
+        raise RequestRefused(400, f"prompt: {error}", param="prompt") from None
 
 
 def decode(ids: Sequence[int], model: LanguageModel, param: str) -> str:

@@ -267,7 +267,7 @@ def serve_model(config: ServeConfig) -> None:
     generator = Generator(model, slots=config.slots, steps=config.steps, memory_gb=config.memory_gb)
     generator.reserve(model.config.max_length)
     # Compiles before the first client waits for it.
-    generator.generate([[model.tokenizer.prefix_id] * 2], Sampling(max_tokens=1))
+    generator.generate([[model.tokenizer.end_of_text_id] * 2], Sampling(max_tokens=1))
     if config.host not in LOOPBACK and key is None:
         log.warning("listening on %s without api_key: whoever can reach it can use the model", config.host)
     service = Service(model, generator, config, key=key)

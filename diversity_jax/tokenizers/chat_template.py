@@ -20,6 +20,8 @@ OWN_TEMPLATE = """\
 {%- endfor %}
 {%- if add_generation_prompt %}{{ ("\\n\\n" if messages else "") ~ "### Response:\\n" }}{% endif %}
 """
+BEGIN_WITH_BOS = "{{ bos_token }}"
+"""What stands before `OWN_TEMPLATE` where documents begin with the tokenizer's own begin-of-text token."""
 ROLES = ("system", "developer", "user", "assistant", "tool")
 # What expressions in a template may raise.
 _TEMPLATE_FAULTS = (TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RecursionError)

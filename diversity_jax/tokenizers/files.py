@@ -23,6 +23,7 @@ from diversity_jax.core.files import (
     writing,
 )
 from diversity_jax.tokenizers.chat_template import SPECIAL_TOKENS
+from diversity_jax.tokenizers.document_start import Boundaries
 from diversity_jax.tokenizers.settings import MODEL_FILES, SETTINGS_FILES, read_settings
 
 _CLASSES = {
@@ -46,12 +47,14 @@ class TokenizerFiles:
       end_of_text_id: where known.
       chat_template: Jinja source that the model was fine-tuned with; None: whatever is among the files.
       special: texts of the special tokens that the template may name.
+      text_ids: what a text begins with (`Boundaries.text_ids`); None: as the files say, where they say it.
     """
 
     files: tuple[Path, ...] = ()
     end_of_text_id: int | None = None
     chat_template: str | None = None
     special: Mapping[str, str] = field(default_factory=dict)
+    text_ids: tuple[int, ...] | None = None
 
 
 def find_tokenizer(folder: str | os.PathLike) -> tuple[str, ...] | None:
@@ -115,9 +118,7 @@ def model_tokenizer(folder: Path) -> TokenizerFiles | None:
     """The tokenizer beside a model, or the one a run's rows were prepared with; None where neither is."""
     if beside := folder_tokenizer(folder / "tokenizer") or folder_tokenizer(folder):
         return beside
-    run = read_json(folder / "run.json") if (folder / "run.json").exists() else {}
-    place = run.get("settings", {}).get("prepared") or folder / "mixture"
-    path = resolve_path(place, "mixture.json") if not str(place).endswith(".json") else place
+    path, _ = _mixture_and_settings(folder)
     if not exists(path):
         return None
     mixture = read_json(path)
@@ -133,11 +134,29 @@ def model_tokenizer(folder: Path) -> TokenizerFiles | None:
             end_of_text_id=vocabulary["end_of_text_id"],
             chat_template=chats[0]["template"] if chats else None,
             special=chats[0]["special"] if chats else {},
+            text_ids=run_text_ids(folder),
         )
     except (KeyError, TypeError, IndexError) as error:
         raise InputError(
             f"{path}: does not say which tokenizer it was built with ({error!r}); give --tokenizer"
         ) from None
+
+
+def _mixture_and_settings(run: Path) -> tuple[Path | str, Mapping[str, Any]]:
+    """Where a run's `mixture.json` should be, and the settings it was started with."""
+    settings = read_json(run / "run.json").get("settings", {}) if (run / "run.json").exists() else {}
+    place = settings.get("prepared") or run / "mixture"
+    return resolve_path(place, "mixture.json") if not str(place).endswith(".json") else place, settings
+
+
+def run_text_ids(run: Path) -> tuple[int, ...] | None:
+    """`Boundaries.text_ids` of a run's training; None, too, where there is no run or its mixture is gone."""
+    path, settings = _mixture_and_settings(run)
+    mixture = read_json(path) if exists(path) else {}
+    if not mixture.get("vocabulary"):
+        return None
+    across = (settings.get("train") or {}).get("attend_across_documents", True)
+    return Boundaries.of_mixture(mixture, attend_across_documents=across).text_ids
 
 
 def copy_tokenizer(source: Path, folder: Path) -> bool:
@@ -157,6 +176,8 @@ def copy_tokenizer(source: Path, folder: Path) -> bool:
 
 def write_tokenizer(tokenizer: TokenizerFiles, folder: Path, *, vocab_size: int) -> None:
     """Puts a tokenizer beside an exported model, as `AutoTokenizer.from_pretrained(folder)` finds it.
+
+    Texts begin there with what they began with in training, conversations with what their template writes.
 
     Raises:
       InputError: a file is missing, or the tokenizer has more ids than the model.
@@ -189,12 +210,46 @@ def write_tokenizer(tokenizer: TokenizerFiles, folder: Path, *, vocab_size: int)
         written = {"tokenizer_class": class_name, "clean_up_tokenization_spaces": False, **named}
     # A chat template that names a token means the one it was fine-tuned with.
     written |= {name: text for name, text in tokenizer.special.items() if name in (tokenizer.chat_template or "")}
+    if tokenizer.text_ids is not None:
+        written |= _begin_settings(tokenizer, tokens)
+        if (folder / "tokenizer.json").exists():
+            begin = written["bos_token"] if written["add_bos_token"] else None
+            _set_begin(folder / "tokenizer.json", begin, {text: number for number, text in tokens.items()})
     if written != settings:
         write_json(path, written)
     if tokenizer.chat_template is not None:
         with writing(folder / "chat_template.jinja") as file:
             file.write(tokenizer.chat_template.encode())
     _write_ids(tokenizer, folder, {text: number for number, text in tokens.items()})
+
+
+def _begin_settings(tokenizer: TokenizerFiles, tokens: Mapping[int, str]) -> dict[str, Any]:
+    """Entries of `tokenizer_config.json`: the token that stands for begin-of-text, and whether it begins every text.
+
+    In fine-tuning, only what the template writes stood before one.
+    """
+    if tokenizer.chat_template and "bos_token" in tokenizer.chat_template and tokenizer.special.get("bos_token"):
+        return {"bos_token": tokenizer.special["bos_token"], "add_bos_token": True}
+    begin = tokens.get(tokenizer.text_ids[0]) if tokenizer.text_ids else None
+    return {"bos_token": begin, "add_bos_token": begin is not None and not tokenizer.chat_template}
+
+
+_TEMPLATES = ("TemplateProcessing", "BertProcessing", "RobertaProcessing")
+"""Post-processors of a `tokenizer.json` that put tokens around a text."""
+
+
+def _set_begin(path: Path, begin: str | None, numbers: Mapping[str, int]) -> None:
+    """Makes a `tokenizer.json` put one token before every text, or none."""
+    content = read_json(path)
+    before = content.get("post_processor") or {}
+    kept = [part for part in before.get("processors", [before]) if part and part["type"] not in _TEMPLATES]
+    if begin is not None:
+        single = [{"SpecialToken": {"id": begin, "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]
+        pair = [*single, {"Sequence": {"id": "B", "type_id": 1}}]
+        special = {begin: {"id": begin, "ids": [numbers[begin]], "tokens": [begin]}}
+        kept.append({"type": "TemplateProcessing", "single": single, "pair": pair, "special_tokens": special})
+    content["post_processor"] = {"type": "Sequence", "processors": kept} if kept else None
+    write_json(path, content)
 
 
 def _write_ids(tokenizer: TokenizerFiles, folder: Path, numbers: Mapping[str, int]) -> None:
@@ -241,7 +296,7 @@ def token_ids(folder: Path, model: Path | None = None) -> dict[str, list[int]]:
 
 
 def _tokens(folder: Path) -> dict[int, str]:
-    """Text of each id; empty for a vocab.json, whose class knows its own end of text."""
+    """Text of each id."""
     path = folder / "tokenizer.json"
     if path.exists():
         import tokenizers
@@ -253,7 +308,8 @@ def _tokens(folder: Path) -> dict[int, str]:
         return {number: text for text, number in vocabulary.items()}
     path = folder / "tokenizer.model"
     if not path.exists():
-        return {}
+        path = folder / "vocab.json"
+        return {number: text for text, number in read_json(path).items()} if path.exists() else {}
     import sentencepiece
 
     try:

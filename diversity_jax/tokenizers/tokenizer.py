@@ -86,9 +86,10 @@ class ModelTokenizer:
     """A tokenizer and how one model uses it.
 
     Attributes:
-      prefix_id: what an empty context is replaced by: begin-of-text where the folder names one, else end-of-text.
+      prefix_id: what an empty context is replaced by; None for a run in whose training nothing began a text, so that
+        the first token of one is never predicted.
       stop_ids: ids that end an answer.
-      before, after: ids that the tokenizer's own template puts around every text.
+      before, after: ids that every text stands between: those of training, or of the tokenizer's own template.
       special: names such as `bos_token` and their text, for chat templates.
       chat_template: Jinja source; None: the project's own.
       special_text: special tokens' texts stand for their ids, as chat templates write them; else they are letters, as
@@ -96,7 +97,7 @@ class ModelTokenizer:
     """
 
     vocabulary: Tokenizer
-    prefix_id: int
+    prefix_id: int | None
     stop_ids: frozenset[int]
     before: tuple[int, ...] = ()
     after: tuple[int, ...] = ()
@@ -124,31 +125,61 @@ class ModelTokenizer:
         """Ids of one text."""
         return self.encode_batch([text], special=special)[0]
 
+    def encode_prompt(self, text: str) -> list[int]:
+        """Ids of a text to go on from, never empty.
+
+        Raises:
+          InputError: it is empty, and nothing begins a text.
+        """
+        ids = self.encode(text)
+        if not ids and self.prefix_id is None:
+            raise InputError(NOTHING_BEGINS)
+        return ids if self.prefix_id is None else ids or [self.prefix_id]
+
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ids; end-of-text ids are left out."""
         return self.vocabulary.decode(ids)
 
 
+NOTHING_BEGINS = (
+    "the text is empty, and in this model's training nothing began a document (document_start is none), so that its "
+    "first token was never predicted; give a text"
+)
+
+
 def for_run(
-    vocabulary: Tokenizer, chat: Mapping[str, Any] | None = None, *, special_text: bool = False
+    vocabulary: Tokenizer,
+    chat: Mapping[str, Any] | None = None,
+    *,
+    text_ids: Sequence[int] | None = None,
+    special_text: bool = False,
 ) -> ModelTokenizer:
-    """The tokenizer of a model trained here: in training, only end-of-text tokens stood between documents.
+    """The tokenizer of a model trained here: texts begin as they did in training.
 
     Args:
-      chat: of a fine-tuned model, what it was tuned with: the `template` and the `special` texts it names.
+      chat: of a fine-tuned model, what it was tuned with: the `template` and the `special` texts it names. Its examples
+        began with what the template writes, and nothing else.
+      text_ids: `Boundaries.text_ids` of its training.
       special_text: whether special tokens' texts in its documents were their ids.
     """
-    end = vocabulary.end_of_text_id
+    end, before = vocabulary.end_of_text_id, tuple(text_ids or ())
+    prefix_id = end if text_ids is None else (*before, None)[0]
     if not chat:
         return ModelTokenizer(
-            vocabulary=vocabulary, prefix_id=end, stop_ids=frozenset([end]), special_text=special_text
+            vocabulary=vocabulary,
+            prefix_id=prefix_id,
+            stop_ids=frozenset([end]),
+            before=before,
+            special_text=special_text,
         )
     template, special = chat["template"], chat["special"]
-    begin = vocabulary.encode_each([special.get("bos_token", "")], special=True)[0]
+    named = special.get("bos_token", "") if "bos_token" in template else ""
+    begin = tuple(vocabulary.encode_each([named], special=True)[0])
     return ModelTokenizer(
         vocabulary=vocabulary,
-        prefix_id=begin[0] if len(begin) == 1 and "bos_token" in template else end,  # what its texts began with
+        prefix_id=begin[0] if len(begin) == 1 else prefix_id,
         stop_ids=frozenset([end, *turn_ends(vocabulary, template, special)]),
+        before=begin if len(begin) == 1 and text_ids is not None else (),
         special=special,
         chat_template=template,
         special_text=True,

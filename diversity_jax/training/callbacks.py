@@ -18,6 +18,7 @@ from diversity_jax.core.errors import InputError
 from diversity_jax.mixtures.mixture import Loader, Mixture
 from diversity_jax.model import LlamaConfig
 from diversity_jax.model.llama import Params, merged
+from diversity_jax.tokenizers.document_start import Boundaries
 from diversity_jax.training.bucket_checkpoints import BucketCheckpoints
 from diversity_jax.training.checkpoint import CheckpointError, Checkpoints
 from diversity_jax.training.config import TrainConfig
@@ -65,9 +66,9 @@ class Run:
         return [component.name for component in self.mixture.taken]
 
     @property
-    def separate_at(self) -> int | None:
-        """The token that ends a document, where attention stays inside documents."""
-        return None if self.config.attend_across_documents else self.mixture.vocabulary.end_of_text_id
+    def boundaries(self) -> Boundaries:
+        """Where documents begin in rows of text."""
+        return self.mixture.boundaries(attend_across_documents=self.config.attend_across_documents)
 
     @functools.cached_property
     def _merge(self) -> Callable[[Params, Params], Params]:
@@ -288,7 +289,7 @@ class Evaluation(Callback):
         super().__init__(run.config.eval_every, until=run.config.steps)
         self._run, config = run, run.config
         sizes = config.batch_size, config.eval_batches
-        self._held_out = HeldOut(run.mixture, run.model, run.mesh, *sizes, run.separate_at)
+        self._held_out = HeldOut(run.mixture, run.model, run.mesh, *sizes, run.boundaries)
 
     def on_step(self, result: StepResult) -> None:
         self.evaluate(result.step, result.state)

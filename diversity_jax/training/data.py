@@ -11,14 +11,9 @@ from jax.sharding import NamedSharding
 import numpy as np
 
 from diversity_jax.mixtures.mixture import Batch, Loader
+from diversity_jax.tokenizers.document_start import Boundaries
 
 Arrays = Mapping[str, np.ndarray]
-
-
-def document_starts(tokens: np.ndarray, end_of_text_id: int) -> np.ndarray:
-    """Where documents begin inside rows, bool [B, L + 1]; an end-of-text token belongs to the document it ends."""
-    ends = np.asarray(tokens) == end_of_text_id
-    return np.concatenate([np.ones_like(ends[:, :1]), ends[:, :-1]], axis=1)
 
 
 def segments(starts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -28,21 +23,22 @@ def segments(starts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return starts.cumsum(axis=1, dtype=np.int32), (column - first).astype(np.int32)
 
 
-def as_arrays(batch: Batch, *, separate_at: int | None = None) -> dict[str, np.ndarray]:
+def as_arrays(batch: Batch, boundaries: Boundaries) -> dict[str, np.ndarray]:
     """The arrays of a batch that a step takes.
 
     Args:
-      separate_at: end-of-text id at which documents are kept apart; None: attention crosses documents. Packed examples
-        are always apart.
+      boundaries: of documents in rows of text. Packed examples are always apart, and bring their own targets.
     """
-    arrays = {"tokens": batch.tokens, "component": batch.component}
-    if batch.targets is not None:
-        arrays["loss_mask"] = batch.targets.astype(np.int32)
-    starts = None if separate_at is None else document_starts(batch.tokens, separate_at)
-    if batch.starts is not None:
+    arrays, tokens = {"tokens": batch.tokens, "component": batch.component}, batch.tokens
+    starts = boundaries.starts(tokens) if boundaries.separate else None
+    targets = boundaries.targets(tokens) if boundaries.masks_targets else batch.targets
+    if batch.starts is not None and batch.targets is not None:
         is_packed = batch.starts[:, :1]
-        is_first_column = np.arange(batch.tokens.shape[1])[None] == 0
+        is_first_column = np.arange(tokens.shape[1])[None] == 0
         starts = np.where(is_packed, batch.starts, is_first_column if starts is None else starts)
+        targets = np.where(is_packed, batch.targets, batch.targets if targets is None else targets)
+    if targets is not None:
+        arrays["loss_mask"] = targets.astype(np.int32)
     if starts is not None:
         arrays["segment_ids"], arrays["positions"] = segments(starts)
     return arrays
@@ -69,9 +65,9 @@ def put(batch_size: int, sharding: NamedSharding, read: Callable[[slice], Arrays
     return {name: put_array(name, sample) for name, sample in next(iter(parts.values())).items()}
 
 
-def prepare(loader: Loader, sharding: NamedSharding, separate_at: int | None, step: int) -> dict[str, Array]:
-    """The batch of a step on the mesh; `separate_at` as in `as_arrays`."""
-    return put(loader.batch_size, sharding, lambda rows: as_arrays(loader.batch(step, rows), separate_at=separate_at))
+def prepare(loader: Loader, sharding: NamedSharding, boundaries: Boundaries, step: int) -> dict[str, Array]:
+    """The batch of a step on the mesh."""
+    return put(loader.batch_size, sharding, lambda rows: as_arrays(loader.batch(step, rows), boundaries))
 
 
 class ReadAhead:

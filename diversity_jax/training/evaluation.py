@@ -16,6 +16,8 @@ from diversity_jax.model import LlamaConfig, batch_sharding
 from diversity_jax.model.llama import Params, head_weight, hidden_states
 from diversity_jax.prepare.manifest import prepared_tokenizer
 from diversity_jax.prepare.rows import RowReader
+from diversity_jax.tokenizers.document_start import Boundaries
+from diversity_jax.tokenizers.tokenizer import NOTHING_BEGINS
 from diversity_jax.training.config import TrainConfig
 from diversity_jax.training.data import as_arrays, put
 from diversity_jax.training.step import make_eval_step, model_shardings
@@ -25,10 +27,10 @@ class HeldOut:
     """Losses on the first held-out rows of every component, at most `batches` each; the same at every evaluation."""
 
     def __init__(
-        self, mixture: Mixture, model: LlamaConfig, mesh: Mesh, batch_size: int, batches: int, separate_at: int | None
+        self, mixture: Mixture, model: LlamaConfig, mesh: Mesh, batch_size: int, batches: int, boundaries: Boundaries
     ):
         self._step = make_eval_step(model, mesh, num_components=1)
-        self._sharding, self._batch_size, self._separate_at = batch_sharding(mesh), batch_size, separate_at
+        self._sharding, self._batch_size, self._boundaries = batch_sharding(mesh), batch_size, boundaries
         held_out = [part for part in mixture.taken if "validation" in part.prepared.splits]
         self._readers = {part.name: RowReader(part.prepared, "validation") for part in held_out}
         self._rows = {name: min(reader.rows, batches * batch_size) for name, reader in self._readers.items()}
@@ -64,7 +66,7 @@ class HeldOut:
         read = self._readers[name].read(numbers)
         component = np.zeros(len(numbers), np.int32)
         batch = Batch(tokens=read.tokens, component=component, targets=read.targets, starts=read.starts)
-        arrays = as_arrays(batch, separate_at=self._separate_at)
+        arrays = as_arrays(batch, self._boundaries)
         is_held_out = np.broadcast_to(numbers[:, None] < self._rows[name], read.tokens.shape)
         arrays["loss_mask"] = (arrays.get("loss_mask", 1) * is_held_out).astype(np.int32)
         return arrays
@@ -73,18 +75,23 @@ class HeldOut:
 class Samples:
     """Continuations of `train.sample_prompts`, made on the training mesh without a cache, since they are few and short.
 
-    Each prompt follows an end-of-text token, as every document but the first of a row does in training. The same step
-    gives the same text, also at a temperature.
+    Each prompt follows the token that begins a document in training. The same step gives the same text, also at a
+    temperature.
 
     Raises:
-      InputError: a prompt and `sample_tokens` together exceed `model.max_length`.
+      InputError: a prompt and `sample_tokens` together exceed `model.max_length`, or a prompt is empty and nothing
+        begins a document.
     """
 
     def __init__(self, mixture: Mixture, model: LlamaConfig, mesh: Mesh, config: TrainConfig):
         self.prompts = config.sample_prompts
         self._tokenizer = prepared_tokenizer(mixture.taken[0].prepared)
         self._end_of_text, self._new_tokens = mixture.vocabulary.end_of_text_id, config.sample_tokens
-        prompts = [[self._end_of_text, *self._tokenizer.encode_batch([text])[0].tolist()] for text in self.prompts]
+        start_id = mixture.boundaries(attend_across_documents=config.attend_across_documents).start_id
+        begin = [] if start_id is None else [start_id]
+        prompts = [[*begin, *self._tokenizer.encode_batch([text])[0].tolist()] for text in self.prompts]
+        if not all(prompts):
+            raise InputError(f"train.sample_prompts: {NOTHING_BEGINS}")
         longest = max(map(len, prompts)) + self._new_tokens
         if longest > model.max_length:
             raise InputError(

@@ -178,7 +178,7 @@ def _run_steps(
 ) -> tuple[int, TrainState]:
     """Runs steps until the last one or a stop request; returns the finished steps and the state after them."""
     start = step = int(state.step)
-    read = functools.partial(prepare, run.loader, batch_sharding(run.mesh), run.separate_at)
+    read = functools.partial(prepare, run.loader, batch_sharding(run.mesh), run.boundaries)
     try:
         with contextlib.closing(ReadAhead(read, start, run.config.steps)) as batches:
             for number, batch, waited in batches:
@@ -311,8 +311,8 @@ def _load(
     accepted: list[Change] = []
 
     def check(info: Mapping[str, Any]) -> None:
-        rows_hash = run.mixture.content_hash
-        accepted[:] = accepted_changes(info, settings, rows_hash, run=origin, is_branch=is_branch)
+        mixture = {"content_hash": run.mixture.content_hash, "document_start": run.mixture.document_start}
+        accepted[:] = accepted_changes(info, settings, mixture, run=origin, is_branch=is_branch)
         if run.frozen is not None and info["identity"]["model in init_from"] != str(int(fingerprint(run.frozen))):
             raise InputError(
                 f"{origin}: its adapters were trained beside another model than train.init_from={run.config.init_from} "
@@ -344,6 +344,7 @@ def _record(run: Run, settings: Settings, history: Sequence[Mapping[str, Any]]) 
     return {
         "settings": settings_json(settings),
         "mixture": run.mixture.content_hash,
+        "document_start": run.mixture.document_start,
         "changes": list(history),
         "identity": frozen,
         "seed": run.config.seed,

@@ -74,29 +74,31 @@ def field_names(config: Any, prefix: str = "") -> set[str]:
     return names
 
 
-def check_mixture(info: Mapping[str, Any], asked: Mapping[str, Any], mixture: MixtureConfig, run: str | Path) -> None:
+def check_mixture(info: Mapping[str, Any], record: Mapping[str, Any], mixture: MixtureConfig, run: str | Path) -> None:
     """Refuses a configuration of another mixture than the run was begun with.
 
     Args:
       info: the record of the run's last checkpoint.
-      asked: the configuration in its `mixture.json`.
+      record: its `mixture.json`; it says what `document_start=auto` came to.
 
     Raises:
       InputError: a field differs; the message names it with both values.
     """
-    differing = [change for change in changes(asked, mixture, "mixture") if change.field != "mixture.processes"]
+    asked = {**record["asked"], "document_start": record.get("document_start")}
+    free = {"mixture.processes", *(["mixture.document_start"] if mixture.document_start == "auto" else [])}
+    differing = [change for change in changes(asked, mixture, "mixture") if change.field not in free]
     if differing:
         raise InputError(_refusal(differing, {}, None, info["step"], run))
 
 
 def accepted_changes(
-    info: Mapping[str, Any], now: Settings, rows_hash: str | None, *, run: str | Path, is_branch: bool = False
+    info: Mapping[str, Any], now: Settings, mixture: Mapping[str, Any], *, run: str | Path, is_branch: bool = False
 ) -> list[Change]:
     """Compares settings with those in a checkpoint's record.
 
     Args:
       info: the record of the checkpoint to go on from.
-      rows_hash: of the mixture; None: not known yet.
+      mixture: its `content_hash` and `document_start`; empty: not known yet.
       run: folder of the run that wrote the checkpoint.
       is_branch: into another folder, so that where the run began plays no part.
 
@@ -119,7 +121,11 @@ def accepted_changes(
     other, first_other = _other_rates(before, now, differing, by_name, step)
     allowed = [change for change in differing if change.field in SCHEDULE and change not in other]
     refused = [change for change in differing if change not in (*by_name, *allowed)]
-    if rows_hash is not None and rows_hash != _rows_hash(info):
+    rows_hash = mixture.get("content_hash")
+    starts = info.get("document_start"), mixture.get("document_start")
+    if rows_hash is not None and starts[0] != starts[1]:
+        refused.append(Change(field="mixture.document_start", before=starts[0], now=starts[1]))
+    elif rows_hash is not None and rows_hash != _rows_hash(info):
         refused.append(Change(field="mixture (hash of its rows)", before=_rows_hash(info)[:12], now=rows_hash[:12]))
     if refused:
         raise InputError(_refusal(refused, before, first_other, step, run))

@@ -215,12 +215,12 @@ def check_folder(config: Config, model: LlamaConfig, output_dir: Path | str) -> 
     mixture = join_path(config.prepared or join_path(folder, "mixture"), "mixture.json")
     record = read_json(mixture) if exists(mixture) else {}
     if config.mixture is not None and config.prepared is None and record.get("asked"):
-        check_mixture(info, record["asked"], config.mixture, folder)
+        check_mixture(info, record, config.mixture, folder)
     train = config.train
     if train.epochs is not None and record:
         train = train.for_rows(Mixture.load(mixture).train_rows)
     settings = Settings(model=model, optimizer=config.optimizer, train=train, mesh=config.mesh)
-    accepted_changes(info, settings, record.get("content_hash"), run=folder, is_branch=is_branch)
+    accepted_changes(info, settings, record, run=folder, is_branch=is_branch)
 
 
 def remove_former_run(output_dir: Path | str) -> None:
