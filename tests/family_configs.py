@@ -92,7 +92,7 @@ _MISTRALS = {
     "mistral_0_3": _mistral(sliding_window=None, rope_theta=1000000.0),
     "mistral_nemo": _mistral(sliding_window=None, head_dim=16, rope_theta=1000000.0),
     "mistral_new": _new(_mistral(head_dim=None)),
-    "mistral_yarn": _mistral(rope_scaling=YARN),
+    "mistral_yarn": _mistral(rope_scaling=YARN, head_dim=8),
     "mistral_by_its_defaults": {k: v for k, v in _mistral().items() if k not in ("sliding_window", "rope_theta")}
     | {"num_attention_heads": 8, "num_key_value_heads": 8},
     "ministral": _of("MinistralForCausalLM", "ministral", sliding_window=8, layer_types=_LISTED, head_dim=8)

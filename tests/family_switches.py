@@ -8,7 +8,7 @@ SWITCHES = {
     "llama_3": {"rope_scaling": "llama3", "head_dim": 12, **_LONG},
     "llama_3_turns": {"rope_scaling": "llama3", "rope_slow_turns": 0.5, "rope_fast_turns": 1.5, **_LONG},
     "linear": {"rope_scaling": "linear", "rope_factor": 4.0, "output_bias": True, "qkv_bias": True},
-    "dynamic": {"rope_scaling": "dynamic", "rope_factor": 4.0, "rope_original_length": 128},
+    "dynamic": {"rope_scaling": "dynamic", "rope_factor": 4.0, "rope_original_length": 128, "max_length": 128},
     "yarn": {"rope_scaling": "yarn", "rope_fast_turns": 2.0, "qkv_bias": True, **_LONG},
     "yarn_attention": {"rope_scaling": "yarn", "rope_attention_factor": 1.5, **_LONG},
     "mistral": {"sliding_window": 5, "num_kv_heads": 2},

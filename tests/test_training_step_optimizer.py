@@ -9,9 +9,10 @@ import pytest
 from diversity_jax.core.chips import peak_flops
 from diversity_jax.core.errors import InputError
 from diversity_jax.model import LLAMA
+from diversity_jax.model.llama import param_shapes
 from diversity_jax.training.optimizer import SCHEDULES, OptimizerConfig, decayed, learning_rate
 from diversity_jax.training.throughput import flops_per_token, mfu
-from tests.small_llama import random_params, small_config
+from tests.small_llama import small_config
 
 
 def rates(**fields):
@@ -62,10 +63,16 @@ def test_every_schedule_stays_between_zero_and_its_peak_and_never_rises_after_wa
     assert np.all(np.diff(found[warmup:]) <= 1e-6)
 
 
-def test_norms_are_not_decayed():
-    marks = decayed(random_params(small_config(tie_embeddings=False)))
-    kept = {jax.tree_util.keystr(path) for path, mark in jax.tree_util.tree_leaves_with_path(marks) if not mark}
-    assert kept == {"['norm']", "['blocks']['attention_norm']", "['blocks']['mlp_norm']"}
+def test_norms_and_biases_are_not_decayed():
+    def kept(config):
+        marks = jax.tree_util.tree_leaves_with_path(decayed(param_shapes(config)))
+        return {jax.tree_util.keystr(path) for path, mark in marks if not mark}
+
+    assert kept(small_config(tie_embeddings=False)) == {
+        *("['norm']", "['blocks']['attention_norm']", "['blocks']['mlp_norm']"),
+    }
+    everything = {"qkv_bias": True, "output_bias": True, "mlp_bias": True, "norm_order": "both", "qk_norm": "full"}
+    assert len(kept(small_config(**everything))) == 1 + 4 + 2 + 4 + 3
 
 
 @pytest.mark.parametrize(
@@ -102,6 +109,20 @@ def test_flops_do_not_depend_on_tying_but_on_grouping():
     assert flops_per_token(base, 64, causal=True) > flops_per_token(
         LLAMA["llama_350m"](num_kv_heads=5), 64, causal=True
     )
+
+
+def test_flops_count_heads_wider_than_the_model_and_only_what_windows_see():
+    base = LLAMA["llama_350m"]()
+    wide = LLAMA["llama_350m"](head_dim=128)
+    more = 6 * 28 * 4 * 960 * 15 * 64  # the four matrices of attention
+    assert flops_per_token(wide, 64, causal=False) == flops_per_token(base, 64, causal=False) + more + 12 * 28 * 61440
+    seen = [
+        flops_per_token(LLAMA["llama_350m"](sliding_window=16, layers_without_window=full), 64, causal=True)
+        for full in ((), tuple(range(14)), tuple(range(28)))
+    ]
+    assert seen[1] == (seen[0] + seen[2]) / 2
+    assert seen[2] == flops_per_token(base, 64, causal=True)
+    assert seen[2] - seen[0] == 6 * 28 * 960 * (64 - 16 * (2 - 16 / 64))
 
 
 def test_mfu_is_the_share_of_the_peak():

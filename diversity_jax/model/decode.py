@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from diversity_jax.model.attention import masked_attention
 from diversity_jax.model.config import LlamaConfig
 from diversity_jax.model.llama import Params, embedded, final_states, run_block
-from diversity_jax.model.rotary import layer_rotary
+from diversity_jax.model.rotary import check_reading_in_parts, layer_rotary
 
 _QUERY_CHUNK = 256  # queries whose scores exist at once
 
@@ -24,7 +24,11 @@ def for_inference(config: LlamaConfig, params: Params) -> Params:
     """The same parameters with `blocks` as a list, one tree a layer, all in the compute type.
 
     Slices of a stack would be copied in every step; apart, and already in the right type, they are read once.
+
+    Raises:
+      InputError: as `check_reading_in_parts`.
     """
+    check_reading_in_parts(config)
     params = jax.tree.map(lambda a: a.astype(config.compute_dtype), params)
     layers = [jax.tree.map(lambda a, index=index: a[index], params["blocks"]) for index in range(config.num_layers)]
     return {**params, "blocks": layers}

@@ -56,19 +56,25 @@ def _pair_with_turns(config: LlamaConfig, turns: float) -> float:
     return config.rotary_size * math.log(longest) / (2 * math.log(config.rope_theta))
 
 
+def check_reading_in_parts(config: LlamaConfig) -> None:
+    """Raises `InputError` where wavelengths depend on a whole text's length, and it may be read in parts."""
+    original = config.rope_original_length or 0
+    if config.rope_scaling == "dynamic" and config.max_length > original:
+        raise InputError(
+            f"model.max_length={config.max_length}: beyond model.rope_original_length={original} 'dynamic' scaling "
+            "changes with the length of a whole text, which packed documents, evaluation and generation read in parts; "
+            "lower max_length to it, or set model.rope_scaling='yarn'"
+        )
+
+
 def rotary_table(config: LlamaConfig, length: int, positions_BxL: Array | None) -> Rotary:
     """Cosines and sines of the rotary angles in the compute type; B is 1 without positions.
 
     Raises:
-      InputError: the wavelengths depend on the length of the sequence, which positions of its parts do not tell.
+      InputError: as `check_reading_in_parts`, where there are positions.
     """
-    reach = length if positions_BxL is None else max(length, config.max_length)
-    if config.rope_scaling == "dynamic" and positions_BxL is not None and reach > (config.rope_original_length or 0):
-        raise InputError(
-            f"model.max_length={config.max_length}: beyond model.rope_original_length={config.rope_original_length} "
-            "'dynamic' scaling changes with the length of a whole text, which packed documents, evaluation and "
-            "generation read in parts; lower max_length to it, or set model.rope_scaling='yarn'"
-        )
+    if positions_BxL is not None:
+        check_reading_in_parts(config)
     frequency = rotary_frequencies(config, length)
     # Without positions numpy makes the table, as a constant: XLA would compute it again for every row, head and layer.
     module: Any = np if positions_BxL is None else jnp

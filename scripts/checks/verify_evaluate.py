@@ -10,8 +10,10 @@ Exports the weights with their tokenizer and sends both backends every request o
 sizes 1, 8 and 64: theirs reads one sequence at a time without padding at 1, and pads at 8 and 64. Then the likelihood
 of complete texts (`--texts`, more than a window long where there are such) and greedy answers (`--answers`), ours and
 theirs at batch sizes 1 and 8. Of complete texts ours are compared with theirs at 1: where windows of several lengths
-share a batch, the harness's backend (0.4.13) does not always agree with itself. Prints a table and ends with status 1
-where a log-likelihood differs by 1e-3 or more, or an accuracy at all. Needs torch and transformers.
+share a batch, the harness's backend (0.4.13) does not always agree with itself. First the logits themselves, as
+`model.convert check` compares them. Prints a table and ends with status 1 where they or a log-likelihood differ by more
+than rounding (1e-4 of the spread of the task's log-likelihoods, since they are sums over answers of any length), or an
+accuracy at all. Needs torch and transformers.
 
 Where an answer alone does not fit into the window, the harness's backend stops with an assertion, since no truncation
 of the context helps, and ours scores such an answer in parts. There is nothing to compare, so such items are left out
@@ -22,6 +24,7 @@ import argparse
 from collections.abc import Sequence
 import logging
 from pathlib import Path
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -30,10 +33,12 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from diversity_jax.model.logits_comparison import compare_with_transformers
+
 BATCH_SIZES = (1, 8, 64)
 TEXT_BATCH_SIZES = (1, 8)
 ANSWER_TOKENS = 24
-TOLERANCE = 1e-3
+TOLERANCE = 1e-4  # of the standard deviation of the log-likelihoods
 
 
 def main() -> None:
@@ -53,11 +58,13 @@ def main() -> None:
         places = (options.checkpoint, exported, options.data_dir)
         comparisons = compare(*places, items=options.items, max_length=options.max_length, tasks=options.tasks)
         print("\n".join(table(comparisons)))
-        same = all(item["largest"] < TOLERANCE and item["equal"] for item in comparisons.values())
+        logits = compare_with_transformers(exported)
+        print(f"logits: {logits}")
+        same = logits.is_same and all(item["relative"] < TOLERANCE and item["equal"] for item in comparisons.values())
         if options.texts:
             texts = compare_texts(*places, max_length=options.max_length, texts=options.texts, answers=options.answers)
             print("\n".join(text_lines(texts)))
-            same &= texts["largest"] < TOLERANCE
+            same &= texts["relative"] < TOLERANCE
     sys.exit(0 if same else 1)
 
 
@@ -114,11 +121,13 @@ def compare(
         pairs = [
             (likelihoods[a], likelihoods[b]) for a in likelihoods for b in likelihoods if (a[0], b[0]) == ("o", "h")
         ]
+        largest = max(abs(a - b) for item, other in pairs for a, b in zip(item, other, strict=True))
         comparisons[task] = {
             "requests": len(likelihoods["hf 1"]),
             "cut": sum(length > ours.max_length + 1 for length in lengths),
             "left_out": left_out[task],
-            "largest": max(abs(a - b) for item, other in pairs for a, b in zip(item, other, strict=True)),
+            "largest": largest,
+            "relative": largest / statistics.pstdev(likelihoods["hf 1"]),
             "theirs among themselves": _spread(
                 [values for name, values in likelihoods.items() if name.startswith("hf")]
             ),
@@ -191,13 +200,15 @@ def compare_texts(
     likelihoods = {name: item.loglikelihood_rolling(rolling, disable_tqdm=True) for name, item in backends.items()}
     written = {name: item.generate_until(asked, disable_tqdm=True) for name, item in backends.items()}
     item = backends[f"ours {TEXT_BATCH_SIZES[0]}"]
+    largest = _spread([values for name, values in likelihoods.items() if name != "hf 8"])
     return {
         "texts": len(wholes),
         "tokens": sum(len(item.tok_encode(text)) for text in wholes),
         "cut": sum(len(item.tok_encode(text)) > item.max_length for text in wholes),
-        "largest": _spread([values for name, values in likelihoods.items() if name != "hf 8"]),
+        "largest": largest,
+        "relative": largest / statistics.pstdev(likelihoods["hf 1"]),
         "theirs among themselves": sum(
-            abs(a - b) >= TOLERANCE for a, b in zip(likelihoods["hf 1"], likelihoods["hf 8"], strict=True)
+            abs(a - b) >= 1e-3 for a, b in zip(likelihoods["hf 1"], likelihoods["hf 8"], strict=True)
         ),
         "answers": len(asked),
         "same": sum(len(set(row)) == 1 for row in zip(*written.values(), strict=True)),
@@ -227,15 +238,15 @@ def _accuracies(results: dict[str, Any]) -> dict[str, float]:
 
 def table(comparisons: dict[str, dict[str, Any]]) -> list[str]:
     """One aligned line a task."""
-    names = f"{'task':<14} {'requests':>8} {'cut':>6} {'left out':>8} {'largest difference':>19} {'theirs':>9}"
-    lines = [f"{names}  {'hf':>6} {'ours':>6}  accuracies"]
+    names = f"{'task':<14} {'requests':>8} {'cut':>6} {'left out':>8} {'largest difference':>19} {'of spread':>9}"
+    lines = [f"{names} {'theirs':>9}  {'hf':>6} {'ours':>6}  accuracies"]
     for task, item in comparisons.items():
         hf, ours = (next(iter(item["metrics"][name].values())) for name in ("hf 1", "ours 1"))
         output = "identical" if item["equal"] else f"DIFFER: {item['metrics']}"
         same = "" if item["same at every batch size"] else "; ours depend on the batch size"
         lines.append(
             f"{task:<14} {item['requests']:>8,} {item['cut']:>6,} {item['left_out']:>8,} {item['largest']:>14.1e} nats "
-            f"{item['theirs among themselves']:>9.1e}  {hf:>6.4f} {ours:>6.4f}  {output}{same}"
+            f"{item['relative']:>9.1e} {item['theirs among themselves']:>9.1e}  {hf:>6.4f} {ours:>6.4f}  {output}{same}"
         )
     return [
         *lines,
@@ -247,8 +258,8 @@ def text_lines(result: dict[str, Any]) -> list[str]:
     """The result of `compare_texts` for people."""
     return [
         f"whole texts: {result['texts']:,} of {result['tokens']:,} tokens, {result['cut']:,} longer than the window; "
-        f"largest difference {result['largest']:.1e} nats from the harness's backend at batch size 1; "
-        f"its own at 1 and 8 differ in {result['theirs among themselves']:,}",
+        f"largest difference {result['largest']:.1e} nats, {result['relative']:.1e} of their spread, from the "
+        f"harness's backend at batch size 1; its own at 1 and 8 differ in {result['theirs among themselves']:,}",
         f"greedy answers of {ANSWER_TOKENS} tokens at most: {result['same']:,} of {result['answers']:,} the same in "
         "all backends",
     ]
