@@ -23,7 +23,7 @@ from diversity_jax.scoring.config import ScoreConfig
 
 
 def _write_unusable(config: ScoreConfig, failure: NothingUsable) -> Path:
-    """Writes card and page of a scoring that gave no figure; returns the page's path."""
+    """Writes scorecard and page of a scoring that gave no figure; returns the page's path."""
     from diversity_jax.report.pages import judge_verdict
 
     folder = Path(config.output_dir, failure.folder)

@@ -10,8 +10,8 @@ import pytest
 
 from diversity_jax.cluster_agent import estimators as e
 from diversity_jax.cluster_agent.canaries import ErrorRates, binomial, corrected
+from diversity_jax.cluster_agent.estimators import groupings_needed
 from diversity_jax.cluster_agent.groupings import COLUMNS, OPTIONAL_COLUMNS, Groupings, count_partition
-from diversity_jax.cluster_agent.sampling_plan import groupings_needed
 from diversity_jax.core.errors import InputError
 from tests.simulated_corpus import (
     count_clusters,

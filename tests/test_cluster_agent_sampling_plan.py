@@ -5,7 +5,7 @@ import pytest
 
 from diversity_jax.cluster_agent import AgentConfig, score_corpus
 from diversity_jax.cluster_agent import estimators as e
-from diversity_jax.cluster_agent import sampling_plan as plan
+from diversity_jax.cluster_agent import estimators as plan
 from diversity_jax.cluster_agent.groupings import Groupings
 from diversity_jax.cluster_agent.uncertainty import mean_over_sets
 from diversity_jax.core.errors import InputError

@@ -28,7 +28,7 @@ import numpy as np
 import pytest
 
 from diversity_jax.cluster_agent import Scorecard
-from diversity_jax.metrics import MetricsCard
+from diversity_jax.metrics import MetricsReport
 from diversity_jax.mixtures.mixture import Mixture
 from tests.cluster_agent_answers import by_first_word
 from tests.llm_server import serve
@@ -204,7 +204,7 @@ def test_a_ledger_of_paid_answers_is_gone_on_with(world):
 
 
 def test_a_metrics_card_is_read_and_measured_again_with_the_same_figures(world):
-    stored, card = read("metrics/scorecard.json"), MetricsCard.load("metrics/scorecard.json")
+    stored, card = read("metrics/scorecard.json"), MetricsReport.load("metrics/scorecard.json")
     assert card.content_hash == stored["content_hash"]
     assert {name: figure.value for name, figure in card.metrics.items()} == {
         name: figure["value"] for name, figure in stored["metrics"].items()

@@ -26,7 +26,7 @@ from diversity_jax.core.files import content_hash, path_inside, read_json, write
 from diversity_jax.core.run_info import RunInfo
 from diversity_jax.corpus import CorpusConfig
 from diversity_jax.evaluation.results import read_samples
-from diversity_jax.metrics import MetricsCard
+from diversity_jax.metrics import MetricsReport
 from diversity_jax.mixtures import prepare as prepare_module
 from diversity_jax.mixtures.mixture import Mixture
 from diversity_jax.mixtures.replay import replay
@@ -68,7 +68,7 @@ READERS = {
     "byte_pairs/manifest.json": _read_manifest,
     "mixture/mixture.json": _read_mixture,
     "score_llm/dull/scorecard.json": Scorecard.load,
-    "metrics/scorecard.json": MetricsCard.load,
+    "metrics/scorecard.json": MetricsReport.load,
     "metrics/run.json": RunInfo.load,
 }
 

@@ -3,12 +3,17 @@
 from diversity_jax.cluster_agent.compare import (
     Draws,
     PairComparison,
+    Undecided,
     clusters_at_its_look,
     compare,
     compare_pairs,
     drift,
     score_draws,
     score_draws_async,
+    score_in_looks,
+    score_in_looks_async,
+    score_until_decided,
+    score_until_decided_async,
 )
 from diversity_jax.cluster_agent.config import AgentConfig
 from diversity_jax.cluster_agent.cost_forecast import pilot_calls, pilot_calls_async, plan_calls, plan_calls_async
@@ -28,17 +33,9 @@ from diversity_jax.cluster_agent.score import (
     score_key,
 )
 from diversity_jax.cluster_agent.scorecard import Scorecard
-from diversity_jax.cluster_agent.sequential_scoring import (
-    Undecided,
-    score_in_looks,
-    score_in_looks_async,
-    score_until_decided,
-    score_until_decided_async,
-)
 from diversity_jax.cluster_agent.sequential_test import Comparison
 from diversity_jax.cluster_agent.types import Judge, JudgeAnswer, Task
-from diversity_jax.cluster_agent.unusable import NothingUsable, UnusableScore
-from diversity_jax.cluster_agent.verdict import Verdict
+from diversity_jax.cluster_agent.verdict import NothingUsable, UnusableScore, Verdict
 from diversity_jax.core.intervals import Estimate
 
 __all__ = [

@@ -7,21 +7,21 @@ from dataclasses import dataclass, replace
 import json
 from typing import IO, Any
 
-from diversity_jax.cluster_agent import estimators, examination
+from diversity_jax.cluster_agent import control_variate, estimators, examination
 from diversity_jax.cluster_agent.canaries import CanaryResult, ErrorRates, corrected, without_misplacement
 from diversity_jax.cluster_agent.cluster import JudgedGrouping, judge_grouping
 from diversity_jax.cluster_agent.config import VERIFIED_EXPECTED, VERIFIED_FIRST, AgentConfig
 from diversity_jax.cluster_agent.criteria import ProposedCriteria
 from diversity_jax.cluster_agent.embedding_judge import CorpusReading, EmbeddingJudge
+from diversity_jax.cluster_agent.estimators import verification_share
 from diversity_jax.cluster_agent.examination import PartitionTraits, Recheck
 from diversity_jax.cluster_agent.groupings import Groupings
-from diversity_jax.cluster_agent.ruler_features import RulerFeatures
-from diversity_jax.cluster_agent.sampling import GroupingSampler, drawn_samples
-from diversity_jax.cluster_agent.sampling_plan import verification_share
+from diversity_jax.cluster_agent.ruler import default_ruler
+from diversity_jax.cluster_agent.sampling import GroupingSampler, PlannedGrouping, draw_texts, drawn_samples
 from diversity_jax.cluster_agent.scorecard import STOPPED, Scorecard
+from diversity_jax.cluster_agent.text_cleaning import child_seed
 from diversity_jax.cluster_agent.types import CallTotals, Judge, RunEnded, SampledCorpus, describe_failures
-from diversity_jax.cluster_agent.unusable import NothingUsable, UnusableScore
-from diversity_jax.cluster_agent.verdict import Evidence, verdict
+from diversity_jax.cluster_agent.verdict import Evidence, NothingUsable, UnusableScore, verdict
 from diversity_jax.core import files
 
 # Groupings are begun a few at a time: preparing hundreds of prompts first would delay the first requests.
@@ -44,7 +44,7 @@ class ScoringProgress:
 class CorpusScorer:
     """Judges groupings of one corpus; `extend` may be called again and again, with ever more groupings.
 
-    Groupings finish in any order and are entered in the order of drawing, so nothing depends on which call came back
+    Groupings finish in any order and are entered in the order of sampling, so nothing depends on which call came back
     first: not the file, the examples, the sums of dollars, or where a run stops.
 
     Args:
@@ -341,3 +341,38 @@ def count_documents(corpus: Any, drawn: int | None = None) -> int | None:
         return len(corpus)
     except TypeError:
         return getattr(corpus, "records", None) if drawn is None else drawn
+
+
+_WORDS = 100  # read of a text: more hardly changes what the similarities explain of a judge, and takes time
+
+
+class RulerFeatures:
+    """Features of the groupings of a corpus, and their means over all its pairs.
+
+    Raises:
+      InputError: the ruler's vectors are not installed.
+    """
+
+    def __init__(self, corpus: SampledCorpus, config: AgentConfig):
+        self._corpus, self._config, self._ruler = corpus, config, default_ruler()
+        self._of_the_corpus: dict[str, Any] | None = None
+
+    def of(self, planned: PlannedGrouping) -> list[float]:
+        """Features [F] of one grouping's drawn samples."""
+        texts = [sample.text for sample in drawn_samples(planned)]
+        return control_variate.features(self._ruler.embed(texts, _WORDS)).tolist()
+
+    async def of_the_corpus(self, documents: int | None) -> dict[str, Any]:
+        """`feature_means` and `feature_means_covariance` of `Groupings`, computed once, in another thread."""
+        if self._of_the_corpus is None:
+            means, covariance = await asyncio.to_thread(self._read, documents)
+            self._of_the_corpus = {"feature_means": means, "feature_means_covariance": covariance}
+        return self._of_the_corpus
+
+    def _read(self, documents: int | None) -> tuple[Any, Any]:
+        seed, most = child_seed(self._config.seed, "control variate"), control_variate.EXACT_DOCUMENTS
+        texts, drawn = draw_texts(self._corpus, most, seed, self._config.max_characters)
+        vectors = self._ruler.embed([text for _, text in texts], _WORDS)
+        # Of a stream whose length is not known, what was drawn is a part of something far larger.
+        whole = documents if documents is not None else drawn if drawn < most else 1000 * drawn
+        return control_variate.corpus_means(vectors, whole if whole > drawn else None)

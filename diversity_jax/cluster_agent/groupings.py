@@ -18,7 +18,7 @@ _FEATURE_DECIMALS = 6  # short in files; the error of rounding is far below that
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Groupings:
-    """Counts of the partitions of one corpus. Arrays are [N], one entry a usable grouping, in the order of drawing.
+    """Counts of the partitions of one corpus. Arrays are [N], one entry a usable grouping, in the order of sampling.
 
     Attributes:
       samples_per_grouping: K.

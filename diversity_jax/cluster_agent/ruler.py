@@ -48,7 +48,7 @@ class Ruler:
     """Texts to vectors whose products say how alike they are.
 
     Attributes:
-      name: of the embedder, as errors and cards name it.
+      name: of the embedder, as errors and scorecards name it.
       identity: JSON value of all that the figures depend on; figures of two rulers are never compared.
       read: texts and numbers of words to float [n, lengths, d], of any norm; zero where there is nothing to read.
       thresholds: similarity above which two texts are alike, by the number of words that are read.

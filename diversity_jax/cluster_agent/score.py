@@ -17,7 +17,7 @@ from diversity_jax.cluster_agent.sampling import GroupingSampler
 from diversity_jax.cluster_agent.scorecard import Scorecard
 from diversity_jax.cluster_agent.sequential_test import precise_enough
 from diversity_jax.cluster_agent.types import Judge, RunEnded, SampledCorpus, entered
-from diversity_jax.cluster_agent.unusable import NothingUsable
+from diversity_jax.cluster_agent.verdict import NothingUsable
 from diversity_jax.core import files
 from diversity_jax.core.errors import InputError
 
@@ -59,7 +59,7 @@ async def score_corpus_async(
     """Scores one corpus. A judge that is an asynchronous context manager has to be entered.
 
     Args:
-      progress: called after every grouping, in the order of drawing.
+      progress: called after every grouping, in the order of sampling.
       groupings_path: file for every partition, one JSON object a line; written completely or not at all.
       proposed: criteria at hand, where several corpora are compared; None proposes them from this corpus.
       sampler: draws the groupings, where it has been started before.

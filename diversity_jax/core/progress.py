@@ -18,7 +18,7 @@ class ProgressDisplay:
     """Shows how much of some work is done, how fast it goes and how long it takes from here; a context manager.
 
     Attributes:
-      interval_seconds: time between two drawings.
+      interval_seconds: time between two updates.
 
     Args:
       name: what is worked on.
@@ -35,7 +35,7 @@ class ProgressDisplay:
         self._mode = ("panel" if sys.stderr.isatty() else "lines") if mode == "auto" else mode
         self.interval_seconds = PANEL_SECONDS if self._mode == "panel" else LINE_SECONDS
         self._began = time.monotonic()
-        self._next_drawing = self._began + self.interval_seconds
+        self._next_update = self._began + self.interval_seconds
         self._drawn_at: float | None = None
         self._live: Any = None
         self.begin("", total, completed=completed)
@@ -73,7 +73,7 @@ class ProgressDisplay:
         self._history.append((now, completed, amount if isinstance(amount, int) else completed))
         while len(self._history) > 2 and now - self._history[0][0] > RATE_WINDOW_SECONDS:
             self._history.popleft()
-        if self._mode != "off" and now >= self._next_drawing:
+        if self._mode != "off" and now >= self._next_update:
             self._draw()
 
     def figures(self) -> dict[str, str]:
@@ -104,7 +104,7 @@ class ProgressDisplay:
 
     def _draw(self) -> None:
         self._drawn_at = self._history[-1][0]
-        self._next_drawing = self._drawn_at + self.interval_seconds
+        self._next_update = self._drawn_at + self.interval_seconds
         if self._mode == "lines":
             print(self.line(), file=sys.stderr, flush=True)
             return

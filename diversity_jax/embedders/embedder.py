@@ -23,7 +23,7 @@ _TEXTS = 1024  # tokenized at once
 
 
 class Embedder(Protocol):
-    """What turns documents into vectors: `label` names it on cards, `cost_usd` was paid so far."""
+    """What turns documents into vectors: `label` names it on scorecards, `cost_usd` was paid so far."""
 
     label: str
     cost_usd: float

@@ -59,7 +59,7 @@ class CallProgress:
     Args:
       name: `provider:model`.
       mode: as `EngineConfig.progress`.
-      stats: read at every drawing.
+      stats: read at every update.
       throttle: gives the calls in flight.
       projected: what the run will use up in all; None without a plan.
     """

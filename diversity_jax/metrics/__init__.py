@@ -3,16 +3,16 @@
 # Metrics register themselves when their module is imported; this order is that of tables and pages.
 from diversity_jax.metrics import lexical, pairwise, embedding, perplexity  # isort: skip
 
-from diversity_jax.metrics.card import Figure, MetricsCard, difference
 from diversity_jax.metrics.measure import Tools, measure
 from diversity_jax.metrics.registry import METRICS, Metric, MetricsConfig, chosen_metrics
+from diversity_jax.metrics.report import Figure, MetricsReport, difference
 
 __all__ = [
     "METRICS",
     "Figure",
     "Metric",
-    "MetricsCard",
     "MetricsConfig",
+    "MetricsReport",
     "Tools",
     "chosen_metrics",
     "difference",

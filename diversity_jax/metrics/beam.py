@@ -31,9 +31,9 @@ from diversity_jax.corpus import Corpus
 from diversity_jax.corpus.beam import open_pipeline, pipeline_options
 from diversity_jax.corpus.corpus import RecordCorpus, Tally
 from diversity_jax.metrics import lexical
-from diversity_jax.metrics.card import Figure, MetricsCard, card_parameters
 from diversity_jax.metrics.ngrams import Ngrams, is_new
 from diversity_jax.metrics.registry import METRICS, MetricsConfig
+from diversity_jax.metrics.report import Figure, MetricsReport, report_parameters
 from diversity_jax.metrics.text import Vocabulary
 
 _ORDERS, _REPEATED_ORDER = (1, 2, 3, 4), 4
@@ -47,13 +47,13 @@ Block = tuple[str, list[str]]
 
 def measure_whole(
     open_corpus: Callable[[], Corpus], name: str, metrics: Sequence[str], config: MetricsConfig, scratch: str
-) -> MetricsCard:
+) -> MetricsReport:
     """The metrics of every document, without draws, so without intervals.
 
     Args:
       open_corpus: opens the corpus, here and on every worker.
       name: of the corpus.
-      metrics: those of them that merge are measured; a warning on the card names the others.
+      metrics: those of them that merge are measured; a warning of the report names the others.
       config: `runner`, `runner_options` and `words` count.
       scratch: a folder that all workers reach (`gs://` with Dataflow); what is written there goes again.
 
@@ -82,11 +82,11 @@ def measure_whole(
     if left := [metric for metric in metrics if metric not in chosen]:
         warnings.append(f"not measured, because they do not merge over workers: {', '.join(left)}")
     documents = int(totals["sums"]["documents"])
-    parameters = card_parameters(
+    parameters = report_parameters(
         config, draws=1, draw_documents=documents, control_words=0, control_documents=0, clusters=0, embedder=None
     )
     parameters.pop("runner_options")
-    return MetricsCard(
+    return MetricsReport(
         metrics={metric: Figure(value=value) for metric in chosen if (value := values[metric]) is not None},
         corpus={"name": name, "fingerprint": open_corpus().fingerprint(), "documents": documents},
         parameters=parameters,

@@ -18,11 +18,11 @@ from diversity_jax.core.progress import ProgressDisplay
 from diversity_jax.core.words import unspaced_share
 from diversity_jax.corpus import Corpus
 from diversity_jax.embedders import Embedder
-from diversity_jax.metrics.card import Figure, MetricsCard, card_parameters
 from diversity_jax.metrics.compatible import MOST_UNREADABLE, compatible_figures
 from diversity_jax.metrics.embedding import Codebook, TfidfSvd, default_clusters, unit_rows
 from diversity_jax.metrics.perplexity import CausalModel, document_nats
 from diversity_jax.metrics.registry import METRICS, STAGES, Figures, MetricsConfig, Sample, StageSettings
+from diversity_jax.metrics.report import Figure, MetricsReport, report_parameters
 from diversity_jax.metrics.text import first_words, split_words
 
 log = logging.getLogger(__name__)
@@ -34,7 +34,7 @@ _MOST_DOCUMENTS, _DEPENDENCE_PAIRS = 20_000, 1000  # of the dependence
 _FIT_DOCUMENTS = 20_000  # of each corpus, for the TF-IDF space and the clusters
 
 Costs = list[dict[str, Any]]
-"""What stages took; see `MetricsCard.cost`."""
+"""What stages took; see `MetricsReport.cost`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +55,7 @@ class Tools:
 
 def measure(
     corpora: Mapping[str, Corpus | Sequence[str]], metrics: Sequence[str], config: MetricsConfig, tools: Tools = Tools()
-) -> dict[str, MetricsCard]:
+) -> dict[str, MetricsReport]:
     """The metrics of every corpus, in comparable draws.
 
     Args:
@@ -198,7 +198,7 @@ class _Run:
                 self._progress.advance()
         return {name: figures.get(name) for name in self.metrics}
 
-    def scorecard(self, source: _Source) -> MetricsCard:
+    def scorecard(self, source: _Source) -> MetricsReport:
         """Measures one corpus."""
         log.info("measuring %s: %d draws of %s documents", source.name, self.draws, f"{self.documents:,}")
         costs: Costs = []
@@ -232,7 +232,7 @@ class _Run:
         if self.config.compatible:
             compatible, left_out = compatible_figures(first)
             warnings += left_out
-        return MetricsCard(
+        return MetricsReport(
             metrics=metrics,
             controlled=controlled,
             compatible=compatible,
@@ -243,7 +243,7 @@ class _Run:
                 "fingerprint": source.fingerprint,
                 "documents": len(source.texts) if source.in_memory else None,
             },
-            parameters=card_parameters(
+            parameters=report_parameters(
                 self.config,
                 draws=self.draws,
                 draw_documents=self.documents,

@@ -21,7 +21,7 @@ _TEXTS = 1024
 
 
 class CausalModel(Protocol):
-    """A model that predicts tokens: its name on cards, its longest input, the token before every document."""
+    """A model that predicts tokens: its name on scorecards, its longest input, the token before every document."""
 
     label: str
     context_tokens: int

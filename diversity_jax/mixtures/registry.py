@@ -95,7 +95,7 @@ class PreparedMixture(seqio.Mixture):
     """
 
     content_hash: str
-    folder: Path
+    folder: Path | str
     _is_own_sampling = False
 
     def get_dataset(self, *arguments: Any, passthrough_features: Sequence[str] | None = None, **options: Any) -> Any:
@@ -169,7 +169,7 @@ def register(folder: str | Path, *, like: str | None = None, name: str | None = 
     return names
 
 
-def registered_folder(name: str) -> Path | None:
+def registered_folder(name: str) -> Path | str | None:
     """Where a registered mixture was built; None where another codebase registered it."""
     provider = seqio.get_mixture_or_task(name)
     return getattr(getattr(provider, "mixture", provider), "folder", None)

@@ -87,10 +87,10 @@ def replay(path: str | Path, *, scorecards: bool = True) -> list[Replayed]:
     asked, recorded = _read(path)
     names = ["real", *(entry.name for entry in recorded if entry.measurement)] if scorecards else []
     files = {name: join_path(parent_folder(path), "scorecards", f"{name}.json") for name in names}
-    cards = {name: Scorecard.load(file) for name, file in files.items() if exists(file)}
+    saved = {name: Scorecard.load(file) for name, file in files.items() if exists(file)}
     decisions, results = [], []
     for component, entry in zip(asked.components, recorded, strict=True):
-        _check_measurement(path, component, entry, cards)
+        _check_measurement(path, component, entry, saved)
     for component, entry in zip(asked.components, recorded, strict=True):
         decision, before = decide(component, entry.measurement), entry.decision
         if decision.action != before["action"] or not _is_same(decision.factor, before["factor"]):
@@ -111,7 +111,7 @@ def replay(path: str | Path, *, scorecards: bool = True) -> list[Replayed]:
             share_asked=share,
             share_granted=sum(parts, Fraction(0)),
             decision=decision,
-            from_scorecards=entry.name in cards,
+            from_scorecards=entry.name in saved,
         )
         for entry, share, parts, decision in zip(recorded, shares, granted, decisions, strict=True)
     ]
@@ -139,10 +139,10 @@ def gate_result(decision: Decision, measurement: Measurement | None, rows: Seque
     return GateResult(factor=decision.factor, effective_clusters=clusters, rows=tuple(rows))
 
 
-def _check_measurement(path: Path, component: Component, entry: _Recorded, cards: Mapping[str, Scorecard]) -> None:
+def _check_measurement(path: Path, component: Component, entry: _Recorded, saved: Mapping[str, Scorecard]) -> None:
     """The figures in the file are those of the scorecards."""
     recorded = entry.measurement
-    again = measure(component, cards) if recorded is not None else None
+    again = measure(component, saved) if recorded is not None else None
     if recorded is None or again is None:
         return
     problem, scorecard = None, path.parent / "scorecards" / f"{component.name}.json"

@@ -9,17 +9,17 @@ from typing import Any
 from diversity_jax.core.files import writing
 from diversity_jax.core.run_info import Fact
 from diversity_jax.report.html import Html, environment, macro
-from diversity_jax.report.plotting import Drawing
+from diversity_jax.report.plotting import Plot
 
 
 @dataclass(frozen=True, kw_only=True)
 class Section:
-    """A part of a page: its anchor (letters and hyphens), its title, its body, and the drawings that the body shows."""
+    """A part of a page: its anchor (letters and hyphens), its title, its body, and the plots that the body shows."""
 
     anchor: str
     title: str
     body: Html
-    drawings: tuple[Drawing, ...] = ()
+    plots: tuple[Plot, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,14 +50,14 @@ def section(template: str, anchor: str, title: str, *, name: str | None = None, 
 
     Args:
       name: of the macro; by default the anchor's, with `_` for `-`.
-      values: the macro's arguments. Drawings among them, alone or in a sequence, are written as files too.
+      values: the macro's arguments. Plots among them, alone or in a sequence, are written as files too.
     """
     parts = [part for value in values.values() for part in (value if isinstance(value, list | tuple) else [value])]
     return Section(
         anchor=anchor,
         title=title,
         body=macro(template, name or anchor.replace("-", "_"), **values),
-        drawings=tuple(part for part in parts if isinstance(part, Drawing)),
+        plots=tuple(part for part in parts if isinstance(part, Plot)),
     )
 
 
@@ -86,9 +86,9 @@ def write(page: Page, folder: str | os.PathLike) -> Path:
       InputError: the disk is full.
     """
     folder = Path(folder)
-    for drawing in (drawing for section in page.sections for drawing in section.drawings):
-        for ending, content in (("png", drawing.png), ("svg", drawing.svg)):
-            with writing(folder / "figures" / f"{drawing.name}.{ending}") as file:
+    for plot in (plot for section in page.sections for plot in section.plots):
+        for ending, content in (("png", plot.png), ("svg", plot.svg)):
+            with writing(folder / "figures" / f"{plot.name}.{ending}") as file:
                 file.write(content)
     path = folder / "report.html"
     with writing(path, "w") as file:

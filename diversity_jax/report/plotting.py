@@ -36,7 +36,7 @@ _MARGIN_INCHES = 1 / 3  # around a figure that is a file of its own
 
 
 @dataclass(frozen=True, kw_only=True)
-class Drawing:
+class Plot:
     """A finished figure: inline SVG for two widths, and the wide one as files of their own, called `name`."""
 
     name: str
@@ -218,7 +218,7 @@ def dodged(heights: Sequence[float], gap: float, low: float, high: float) -> lis
     return result
 
 
-def render(name: str, alt: str, draw: Callable[[int], Canvas]) -> Drawing:
+def render(name: str, alt: str, draw: Callable[[int], Canvas]) -> Plot:
     """Draws a figure for wide screens and for telephones.
 
     Args:
@@ -231,7 +231,7 @@ def render(name: str, alt: str, draw: Callable[[int], Canvas]) -> Drawing:
         inline = _inline(wide, "wide", f"{name}-w", alt)
         box = wide.figure.get_tightbbox().padded(_MARGIN_INCHES)
         framed = {"bbox_inches": box, "facecolor": LIGHT["paper"]}
-        return Drawing(
+        return Plot(
             name=name,
             wide=inline,
             phone=_inline(phone, "phone", f"{name}-p", alt),

@@ -12,7 +12,7 @@ from diversity_jax.cluster_agent import judge_kind
 from diversity_jax.core.errors import InputError
 from diversity_jax.corpus import Corpus, open_corpus
 from diversity_jax.embedders import Embedder, vocabulary_of
-from diversity_jax.metrics import METRICS, MetricsCard, MetricsConfig, Tools, chosen_metrics, measure
+from diversity_jax.metrics import METRICS, MetricsConfig, MetricsReport, Tools, chosen_metrics, measure
 from diversity_jax.metrics.beam import measure_whole
 from diversity_jax.metrics.perplexity import CausalModel, JaxLlama, TransformersModel, is_own_llama
 from diversity_jax.scoring.config import ScoreConfig, named_corpora
@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 def measure_corpora(
     config: ScoreConfig, corpora: Mapping[str, Corpus], folders: Mapping[str, Path]
-) -> dict[str, MetricsCard]:
+) -> dict[str, MetricsReport]:
     """Measures what `config.metrics` asks for.
 
     Without a judge each corpus's figures are written to its `scorecard.json`; what they cost, to `metrics_cost.json`.

@@ -44,7 +44,7 @@ from diversity_jax.llm import (
     price_of,
     require_cap,
 )
-from diversity_jax.metrics import MetricsCard
+from diversity_jax.metrics import MetricsReport
 from diversity_jax.scoring.config import ScoreConfig, named_corpora
 
 log = logging.getLogger(__name__)
@@ -161,7 +161,7 @@ class ScoreResult:
 
     forecast: ScoringForecast | None = None
     scorecards: Mapping[str, Scorecard] = field(default_factory=dict)
-    metrics: Mapping[str, MetricsCard] = field(default_factory=dict)
+    metrics: Mapping[str, MetricsReport] = field(default_factory=dict)
     checks: Checks = field(default_factory=Checks)
     comparisons: Sequence[PairComparison] = ()
 
@@ -305,7 +305,7 @@ def _score(
 
 def _measure(
     config: ScoreConfig, corpora: Mapping[str, Corpus], folders: Mapping[str, Path]
-) -> Mapping[str, MetricsCard]:
+) -> Mapping[str, MetricsReport]:
     if not config.metrics:
         return {}
     from diversity_jax.scoring.metrics import measure_corpora

@@ -18,7 +18,7 @@ import sys
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from diversity_jax.corpus import Corpus, open_corpus
-from diversity_jax.metrics import MetricsCard, MetricsConfig, chosen_metrics, measure
+from diversity_jax.metrics import MetricsConfig, MetricsReport, chosen_metrics, measure
 from diversity_jax.report.pages import metrics as metrics_page
 
 
@@ -40,7 +40,7 @@ def word(reach: float | None) -> str:
     return f"{says} ({-reach:+.1f})"
 
 
-def markdown(pairs: list[tuple[MetricsCard, MetricsCard]]) -> str:
+def markdown(pairs: list[tuple[MetricsReport, MetricsReport]]) -> str:
     """One row a metric, two columns a pair: whole documents, and equal length."""
     heads = [f"{pair[0].corpus['name']}: {kind}" for pair in pairs for kind in ("whole", "equal length")]
     lines = [f"| metric | {' | '.join(heads)} |", f"|---|{'---|' * len(heads)}"]
@@ -72,7 +72,7 @@ def main() -> None:
     config = MetricsConfig(
         draws=flags.draws, embedder=flags.embedder, dependence=flags.dependence, clusters=flags.clusters
     )
-    measured: dict[str, MetricsCard] = {}
+    measured: dict[str, MetricsReport] = {}
     pairs = list(zip(flags.corpora[0::2], flags.corpora[1::2], strict=True))
     for pair in pairs:
         measured |= measure(

@@ -14,7 +14,7 @@ import sys
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from diversity_jax.cluster_agent import AgentConfig, plan_calls
-from diversity_jax.cluster_agent.sampling_plan import groupings_needed
+from diversity_jax.cluster_agent.estimators import groupings_needed
 from tests.simulated_corpus import LabelledCorpus, LabelledDocument, even_shares
 
 FILLER = "and so the account of it goes on in plain words that any reader may follow from one line to the next "

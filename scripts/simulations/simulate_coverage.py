@@ -18,8 +18,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from diversity_jax.cluster_agent import AgentConfig, estimators, score_corpus
 from diversity_jax.cluster_agent.canaries import ErrorRates, corrected
+from diversity_jax.cluster_agent.estimators import groupings_needed, verification_share
 from diversity_jax.cluster_agent.groupings import Groupings
-from diversity_jax.cluster_agent.sampling_plan import groupings_needed, verification_share
 from diversity_jax.cluster_agent.sequential_test import precise_enough
 from tests.faulty_judges import FaultyJudge
 from tests.simulated_corpus import (

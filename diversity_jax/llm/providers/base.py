@@ -9,8 +9,8 @@ import urllib.request
 
 from diversity_jax.core.errors import InputError
 from diversity_jax.llm.providers.endpoint import Endpoint
-from diversity_jax.llm.providers.failures import retry_after as retry_after
 from diversity_jax.llm.providers.outcomes import Reply, Transient
+from diversity_jax.llm.providers.outcomes import retry_after as retry_after
 from diversity_jax.llm.providers.registry import load
 from diversity_jax.llm.types import Request
 

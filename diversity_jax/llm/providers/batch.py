@@ -10,10 +10,9 @@ from diversity_jax.core.errors import InputError
 from diversity_jax.llm.providers.answers import ModelAnswer, read_chat, read_gemini
 from diversity_jax.llm.providers.base import connect, quieten, transport_failure
 from diversity_jax.llm.providers.endpoint import FEATURES, Endpoint
-from diversity_jax.llm.providers.failures import parse_body, read_error
 from diversity_jax.llm.providers.google_genai import generation_config, open_client
 from diversity_jax.llm.providers.openai import chat_body, limits_of
-from diversity_jax.llm.providers.outcomes import Refused, Reply, Transient
+from diversity_jax.llm.providers.outcomes import Refused, Reply, Transient, parse_body, read_error
 from diversity_jax.llm.types import Request
 
 _BATCHES_PER_PAGE, _MOST_BATCHES = 100, 1000  # looked through for a tag

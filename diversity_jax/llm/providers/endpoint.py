@@ -11,8 +11,16 @@ import urllib.parse
 from diversity_jax.core.errors import InputError
 from diversity_jax.llm.cost_forecast import estimate_tokens
 from diversity_jax.llm.providers.answers import ModelAnswer
-from diversity_jax.llm.providers.failures import ServerError, classify, error_of, parse_body, read_error
-from diversity_jax.llm.providers.outcomes import Refused, Reply, Transient
+from diversity_jax.llm.providers.outcomes import (
+    Refused,
+    Reply,
+    ServerError,
+    Transient,
+    classify,
+    error_of,
+    parse_body,
+    read_error,
+)
 from diversity_jax.llm.providers.registry import PROVIDERS, parse_model
 from diversity_jax.llm.types import EndpointConfig, Request
 

@@ -11,8 +11,7 @@ from diversity_jax.core.errors import InputError
 from diversity_jax.llm.providers.answers import read_gemini
 from diversity_jax.llm.providers.base import http_session, quieten, transport_failure
 from diversity_jax.llm.providers.endpoint import Endpoint
-from diversity_jax.llm.providers.failures import read_error
-from diversity_jax.llm.providers.outcomes import Reply
+from diversity_jax.llm.providers.outcomes import Reply, read_error
 from diversity_jax.llm.types import Request
 
 _KEYWORDS = ("description", "format", "minItems", "maxItems", "required", "propertyOrdering")

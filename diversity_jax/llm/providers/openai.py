@@ -11,8 +11,7 @@ from typing import Any
 from diversity_jax.llm.providers.answers import read_chat
 from diversity_jax.llm.providers.base import http_session, transport_failure
 from diversity_jax.llm.providers.endpoint import Endpoint
-from diversity_jax.llm.providers.failures import parse_body
-from diversity_jax.llm.providers.outcomes import Reply
+from diversity_jax.llm.providers.outcomes import Reply, parse_body
 from diversity_jax.llm.types import Request
 
 _encode = json.JSONEncoder(ensure_ascii=False).encode

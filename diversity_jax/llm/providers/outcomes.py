@@ -1,6 +1,15 @@
-"""How an attempt ends: with a reply, with a refusal, or in a way that another attempt may not."""
+"""How an attempt ends, with a reply, a refusal, or in a way that another may not; and one classifier of what a server
+says of failures, for live calls and lines of batches.
+"""
 
+from collections.abc import Mapping
+import contextlib
 from dataclasses import dataclass
+import email.utils
+import json
+import re
+import time
+from typing import Any
 
 # How many calls have to be refused, without one answer, before the evidence is about all calls. A bad key or an
 # unknown model says so by itself; a refusal that could be of one text's making needs company, and a content filter's
@@ -71,3 +80,195 @@ class Refused(Exception):
         self.scope = scope
         self.detail = detail
         self.reason = reason
+
+
+_SHOWN_BYTES = 500  # of a refusal that is no JSON
+# Statuses below 500 after which another attempt may succeed: gateway time-outs and locks.
+_TRANSIENT_STATUSES = (408, 409, 425)
+_ACCESS_STATUSES = (401, 403, 404, 405, 407, *range(300, 400))
+# Of Google's status codes in lines of batches; all others are failures of the server.
+_RPC_STATUSES = {3: 400, 5: 404, 7: 403, 8: 429, 9: 400, 11: 400, 16: 401}
+_LEAST_USED_UP_SECONDS = 60.0  # a quota of a day that rolls may be free again in a moment
+
+
+def _words(*patterns: str) -> re.Pattern[str]:
+    return re.compile("|".join(patterns))
+
+
+# Codes and messages by what they are about; both are looked through in lower case, first come first served.
+_ACCOUNT = _words(
+    "insufficient[_ ](quota|balance|user_quota|credit|funds)", "billing_(hard_limit|not_active)", "payment_required",
+    "out of credit", "credit balance is too low", "requires more credits",
+)  # fmt: skip
+_KEY = _words(
+    "invalid[_ ](x-)?api[_ -]?key", "api[ _-]?key[ _](not valid|invalid|expired)", "incorrect api key",
+    "no auth credentials", "invalid_authentication", "invalid (bearer )?token", "missing api key", "expired (api )?key",
+)  # fmt: skip
+_MODEL = _words(
+    "model_not_found", "deploymentnotfound", "model_not_available", "not a valid model",
+    r"model\b.{0,100}(does not exist|not exist|not found|not available)", "(unknown|no such|invalid) model",
+)  # fmt: skip
+_LENGTH = _words(
+    "context_length", "context length", "context window", "string_above_max", "request_too_large", "too many tokens",
+    r"(prompt|input|request|message|content)s?\b.{0,30}too (long|large)", "maximum (allowed )?(input|number of) tokens",
+    "reduce the length", "exceeds? the (model|maximum|available)",
+)  # fmt: skip
+_CONTENT = _words(
+    "content[_ ](filter|policy|management)", "invalid_prompt", "responsibleaipolicy", "usage polic", "moderation",
+    "flagged", "data_inspection", "prohibited[_ ]content", "safety",
+)  # fmt: skip
+_SETTINGS = _words(
+    "(unsupported|unknown|unrecognized|invalid)[_ ](parameter|field|argument|value)", "unsupported_value",
+    "extra inputs", "unrecognized request argument",
+)  # fmt: skip
+_TAG = re.compile(r"<(script|style).*?</\1>|<[^>]*>", re.DOTALL | re.IGNORECASE)  # of an error page
+_DAILY = _words("per[-_ ]?day", "daily", r"\b[rt]pd\b")
+_UNIT = "(?:days?|hours?|minutes?|min|seconds?|sec|ms|[dhms])"
+_HINT = re.compile(
+    rf"(?:again|retry|available|resets?)\D{{0,20}}?((?:\d+(?:\.\d+)?\s*{_UNIT}(?![a-z])[\s,]*(?:and\s+)?)+)"
+)
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|[dhms])")
+_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerError:
+    """What a server says of a failure.
+
+    Attributes:
+      status: HTTP status, or the one in the body of an answer that says 200.
+      message: its words.
+      code: its code, type and status by name, in lower case.
+      param: the field that it names, or empty.
+      retry_after_seconds: the pause that it asks for in its headers, details or words, or None.
+      daily: whether a quota of a day is named, and not as one that is free again in a moment.
+    """
+
+    status: int
+    message: str
+    code: str
+    param: str
+    retry_after_seconds: float | None
+    daily: bool
+
+    @property
+    def words(self) -> str:
+        """Code, field and message in lower case."""
+        return f"{self.code} {self.param} {self.message}".lower()
+
+    @property
+    def about_content(self) -> bool:
+        """Whether it is about the text of one request: its length, or what it says."""
+        return self.status == 413 or bool(_LENGTH.search(self.words) or _CONTENT.search(self.words))
+
+
+def parse_body(content: bytes | str) -> Any:
+    """The JSON value of a body; None where it is none."""
+    try:
+        return json.loads(content)
+    except (ValueError, RecursionError):
+        return None
+
+
+def error_of(value: Any) -> Any:
+    """The error in a body that came with 200, or None."""
+    value = value[0] if isinstance(value, list) and value else value
+    return value.get("error") if isinstance(value, Mapping) else None
+
+
+def read_error(status: int, headers: Mapping[str, str], content: Any) -> ServerError:
+    """Reads a failure in any of the forms in use: an object, a list of one, a text, an HTML page.
+
+    Args:
+      content: the body as bytes or text, or its JSON value.
+    """
+    value = parse_body(content) if isinstance(content, bytes | str) else content
+    value = value[0] if isinstance(value, list) and value else value
+    error = value.get("error", value) if isinstance(value, Mapping) else value
+    fields: Mapping[str, Any] = error if isinstance(error, Mapping) else {}
+    raw = content.decode(errors="replace") if isinstance(content, bytes) else str(content or "")
+    raw = _TAG.sub(" ", raw)
+    message = fields.get("message") or fields.get("detail") or (error if isinstance(error, str) else raw[:_SHOWN_BYTES])
+    message = message if isinstance(message, str) else json.dumps(message)
+    if 300 <= status < 400:
+        message = f"redirected to {headers.get('location', 'nowhere').partition('?')[0]} {message}"
+    inner = fields.get("innererror")
+    details = fields.get("details")
+    codes = [fields.get(name) for name in ("code", "type", "status")]
+    codes.append(inner.get("code") if isinstance(inner, Mapping) else None)
+    quota = json.dumps(details).lower() if isinstance(details, list) else ""
+    hints = (retry_after(headers), _retry_delay(details), _hint_in(message))
+    seconds = max((hint for hint in hints if hint is not None), default=None)
+    rolls = seconds is not None and seconds < _LEAST_USED_UP_SECONDS
+    if status == 200:
+        number = fields.get("code", fields.get("status"))
+        number = int(number) if str(number).isdecimal() else 0
+        number = _RPC_STATUSES.get(number, number)
+        status = number if 400 <= number < 600 else 429 if "rate" in str(codes) else 500
+    return ServerError(
+        status=status,
+        message=message,
+        code=" ".join(str(code) for code in codes if code is not None).lower(),
+        param=str(fields.get("param") or ""),
+        retry_after_seconds=seconds,
+        daily=bool(_DAILY.search(quota) or (_DAILY.search(message.lower()) and not rolls)),
+    )
+
+
+def classify(error: ServerError, shown: str, model: str) -> Refused | Transient:
+    """What a failure means for the run.
+
+    Args:
+      error: what the server says.
+      shown: its message as one short line without secrets.
+      model: the model's name as it was asked for.
+    """
+    status, words, detail = error.status, error.words, f"{error.status} {shown}".strip()
+    if status == 402 or (status < 500 and _ACCOUNT.search(words)):
+        return Refused("account", detail)
+    if status == 429 and not _LENGTH.search(words):
+        seconds = error.retry_after_seconds
+        return Transient("rate_limited", detail, retry_after_seconds=seconds, used_up=error.daily)
+    if status >= 500 or status in _TRANSIENT_STATUSES:
+        return Transient("server", detail, retry_after_seconds=error.retry_after_seconds)
+    # Gemini answers 400 to a wrong key; other 400s speak of tokens of the text.
+    if _KEY.search(words) and (status in (401, 403) or (status == 400 and re.search("api.?key", words))):
+        return Refused("key", detail)
+    if error.about_content:
+        return Refused("content", detail, "refused" if _CONTENT.search(words) else "rejected")
+    if status in (400, 403, 404) and (_MODEL.search(words) or (status == 404 and f"models/{model}" in words)):
+        return Refused("model", detail)
+    if status in _ACCESS_STATUSES:
+        return Refused("access", detail)
+    return Refused("settings" if _SETTINGS.search(words) else "request", detail)
+
+
+def retry_after(headers: Mapping[str, str]) -> float | None:
+    """Seconds of a `retry-after-ms` or `retry-after` header, which may also hold a date."""
+    for name, scale in (("retry-after-ms", 1000.0), ("retry-after", 1.0)):
+        value = headers.get(name, "")
+        with contextlib.suppress(ValueError):
+            return max(float(value) / scale, 0.0)
+        with contextlib.suppress(ValueError):
+            return max(email.utils.parsedate_to_datetime(value).timestamp() - time.time(), 0.0)
+    return None
+
+
+def _retry_delay(details: Any) -> float | None:
+    """Seconds of the `retryDelay` in the details of a Google error, such as "43s"."""
+    for detail in details if isinstance(details, list) else ():
+        delay = detail.get("retryDelay") if isinstance(detail, Mapping) else None
+        if isinstance(delay, str):
+            return _seconds(delay)
+    return None
+
+
+def _hint_in(message: str) -> float | None:
+    """Seconds after which the words of a message say to ask again: "try again in 7h12m3.5s"."""
+    hint = _HINT.search(message.lower())
+    return _seconds(hint.group(1)) if hint else None
+
+
+def _seconds(duration: str) -> float | None:
+    parts = _DURATION.findall(duration.lower())
+    return sum(float(number) * _SECONDS[unit] for number, unit in parts) if parts else None

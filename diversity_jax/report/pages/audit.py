@@ -112,8 +112,8 @@ def _readings(exam: ExamResult) -> Section:
         for reading, interval in read
     ]
     alt = "; ".join(f"{reading.title}: {estimate(one)}, in truth {significant(reading.truth)}" for reading, one in read)
-    drawing = render("readings", alt, lambda width: diversity.whiskers(rows, None, palette, width)) if rows else None
-    return page.section("audit", "readings", "Truth and reading", exam=exam, drawing=drawing)
+    plot = render("readings", alt, lambda width: diversity.whiskers(rows, None, palette, width)) if rows else None
+    return page.section("audit", "readings", "Truth and reading", exam=exam, plot=plot)
 
 
 def _mistakes(exam: ExamResult) -> Section:

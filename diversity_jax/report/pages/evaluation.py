@@ -113,14 +113,14 @@ def _benchmarks(results: Mapping[str, Any]) -> Section | None:
         return None
     bars = [_bar(task) for task in tasks if 0 <= _main(task)["value"] <= 1]
     alt = "Accuracy with 95 % interval: " + "; ".join(f"{bar.name} {100 * bar.interval.value:.1f} %" for bar in bars)
-    drawing = render("accuracy", alt, lambda width: outcomes.accuracies(bars, width)) if bars else None
+    plot = render("accuracy", alt, lambda width: outcomes.accuracies(bars, width)) if bars else None
     return page.section(
         "evaluation",
         "benchmarks",
         "Benchmarks",
         tasks=tasks,
         average=results["average"],
-        drawing=drawing,
+        plot=plot,
         points=points,
     )
 
@@ -167,14 +167,14 @@ def _comparison(results: Mapping[str, Any]) -> Section | None:
     }
     alt = "; ".join(f"{title} {signed(difference)} points" for title, (difference, _, _) in differences.items())
     alt = f"Difference with 95 % interval: {alt}"
-    drawing = render("comparison", alt, lambda width: outcomes.accuracy_differences(differences, width))
+    plot = render("comparison", alt, lambda width: outcomes.accuracy_differences(differences, width))
     return page.section(
         "evaluation",
         "comparison",
         "Against another checkpoint",
         comparison=comparison,
         titles=titles,
-        drawing=drawing,
+        plot=plot,
         difference=_difference,
     )
 

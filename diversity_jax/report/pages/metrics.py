@@ -8,8 +8,8 @@ from pathlib import Path
 from diversity_jax.core import formats
 from diversity_jax.core.formats import count, counted, significant
 from diversity_jax.core.run_info import Fact, RunInfo
-from diversity_jax.metrics import METRICS, Figure, MetricsCard, difference
-from diversity_jax.metrics.card import FEWEST_CORPORA, agreements, columns_of
+from diversity_jax.metrics import METRICS, Figure, MetricsReport, difference
+from diversity_jax.metrics.report import FEWEST_CORPORA, agreements, columns_of
 from diversity_jax.report import page
 from diversity_jax.report.figures import diversity
 from diversity_jax.report.html import macro
@@ -29,7 +29,7 @@ _FOOTER = (
 
 
 def write(
-    output_dir: str | os.PathLike, measured: Mapping[str, MetricsCard], pairs: Sequence[tuple[str, str]] | None = None
+    output_dir: str | os.PathLike, measured: Mapping[str, MetricsReport], pairs: Sequence[tuple[str, str]] | None = None
 ) -> Path:
     """Writes the page of a run without a judge.
 
@@ -66,7 +66,7 @@ def write(
 
 
 def all_sections(
-    measured: Mapping[str, MetricsCard],
+    measured: Mapping[str, MetricsReport],
     palette: Palette,
     judged: Mapping[str, float],
     pairs: Sequence[tuple[str, str]] | None = None,
@@ -85,7 +85,7 @@ def all_sections(
     return [section for section in sections if section is not None]
 
 
-def _verdict(measured: Mapping[str, MetricsCard], pairs: Sequence[tuple[str, str]] | None) -> str:
+def _verdict(measured: Mapping[str, MetricsReport], pairs: Sequence[tuple[str, str]] | None) -> str:
     chosen = list(pairs if pairs is not None else itertools.combinations(measured, 2))
     if len(chosen) != 1:
         metrics = counted(len(next(iter(measured.values())).metrics), "metric")
@@ -103,7 +103,7 @@ def _verdict(measured: Mapping[str, MetricsCard], pairs: Sequence[tuple[str, str
     return f"{votes} metrics call {winner} more diverse than {loser}, none the other way; {others}."
 
 
-def _sizes_sentence(measured: Mapping[str, MetricsCard]) -> str:
+def _sizes_sentence(measured: Mapping[str, MetricsReport]) -> str:
     """What the figures are means of."""
     used = next(iter(measured.values())).parameters
     if any(scorecard.parameters[name] != used[name] for scorecard in measured.values() for name in _SIZES):
@@ -116,13 +116,13 @@ def _sizes_sentence(measured: Mapping[str, MetricsCard]) -> str:
     return sentence + "."
 
 
-def _warnings(measured: Mapping[str, MetricsCard]) -> Section | None:
+def _warnings(measured: Mapping[str, MetricsReport]) -> Section | None:
     if not any(scorecard.warnings for scorecard in measured.values()):
         return None
     return page.section("metrics", "metric-warnings", "Of the metrics", measured=measured)
 
 
-def _values(measured: Mapping[str, MetricsCard]) -> Section:
+def _values(measured: Mapping[str, MetricsReport]) -> Section:
     """Every figure of every corpus."""
     return page.section(
         "metrics",
@@ -154,7 +154,7 @@ def _reach(first: Mapping[str, Figure], second: Mapping[str, Figure], name: str)
     return METRICS[name].sign * gap.difference / ((gap.high - gap.low) / 2)
 
 
-def separations(first: MetricsCard, second: MetricsCard) -> list[diversity.Separation]:
+def separations(first: MetricsReport, second: MetricsReport) -> list[diversity.Separation]:
     """For every metric that says something of diversity, how far two corpora are apart."""
     return [
         diversity.Separation(
@@ -178,7 +178,7 @@ def _ratio_and_verdict(
     return ratio, "not decided" if decided is None else pair[0] if decided else pair[1]
 
 
-def _apart(measured: Mapping[str, MetricsCard], pair: tuple[str, str], number: int) -> Section:
+def _apart(measured: Mapping[str, MetricsReport], pair: tuple[str, str], number: int) -> Section:
     """Which metrics tell two corpora apart."""
     first, second = (measured[name] for name in pair)
     rows = [
@@ -191,16 +191,16 @@ def _apart(measured: Mapping[str, MetricsCard], pair: tuple[str, str], number: i
         if metric.sign and (name in first.metrics or name in first.controlled)
     ]
     marks = [row for row in separations(first, second) if row.full_length is not None or row.equal_length is not None]
-    drawing = None
+    plot = None
     if marks:
         alt = "; ".join(f"{row.title}: {significant(row.full_length)}" for row in marks if row.full_length is not None)
-        drawing = render(f"apart-{number}", alt, lambda width: diversity.separations(marks, *pair, width))
+        plot = render(f"apart-{number}", alt, lambda width: diversity.separations(marks, *pair, width))
     title = " against ".join(formats.shortened(name, 18) for name in pair)
     sizes = _sizes_sentence({name: measured[name] for name in pair})
-    return page.section("metrics", f"apart-{number}", title, name="apart", rows=rows, sizes=sizes, drawing=drawing)
+    return page.section("metrics", f"apart-{number}", title, name="apart", rows=rows, sizes=sizes, plot=plot)
 
 
-def _dependence(measured: Mapping[str, MetricsCard]) -> Section | None:
+def _dependence(measured: Mapping[str, MetricsReport]) -> Section | None:
     """Slopes of log value over log size and log length."""
     if not any(scorecard.dependence for scorecard in measured.values()):
         return None
@@ -223,7 +223,7 @@ def _range(slopes: Sequence[float | None]) -> str:
     return low if low == high else f"{low} to {high}"
 
 
-def _agreement(measured: Mapping[str, MetricsCard], judged: Mapping[str, float]) -> Section | None:
+def _agreement(measured: Mapping[str, MetricsReport], judged: Mapping[str, float]) -> Section | None:
     """Rank correlations between metrics over the corpora."""
     if len(measured) < FEWEST_CORPORA:
         return None
@@ -242,11 +242,11 @@ def _agreement(measured: Mapping[str, MetricsCard], judged: Mapping[str, float])
         corpora=len(measured),
         pairs=pairs,
         titles=titles,
-        drawing=render("agreement", alt, lambda width: diversity.correlations(names, taus, width)),
+        plot=render("agreement", alt, lambda width: diversity.correlations(names, taus, width)),
     )
 
 
-def _compatible(measured: Mapping[str, MetricsCard], palette: Palette) -> Section | None:
+def _compatible(measured: Mapping[str, MetricsReport], palette: Palette) -> Section | None:
     names = list(dict.fromkeys(name for scorecard in measured.values() for name in scorecard.compatible))
     if not names:
         return None
@@ -254,7 +254,7 @@ def _compatible(measured: Mapping[str, MetricsCard], palette: Palette) -> Sectio
     return page.section("metrics", "compatible", title, measured=measured, names=names, palette=palette)
 
 
-def _cost(measured: Mapping[str, MetricsCard]) -> Section | None:
+def _cost(measured: Mapping[str, MetricsReport]) -> Section | None:
     """Seconds, memory and dollars of every stage over the sizes at which it was run."""
     entries = [entry for scorecard in measured.values() for entry in scorecard.cost]
     if not entries:

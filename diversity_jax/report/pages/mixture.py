@@ -180,7 +180,7 @@ def _gate(
         actions=ACTION_TITLES,
         band=band,
         note=note,
-        drawing=score.whiskers_drawing("gate", whiskers, band, palette) if whiskers else None,
+        plot=score.whiskers_plot("gate", whiskers, band, palette) if whiskers else None,
         palette=palette,
     )
 
@@ -224,9 +224,9 @@ def shares_section(
         if realised is not None:
             part += f", {verb} {percent(realised.get(component.name, 0.0), 2)}"
         parts.append(part)
-    drawing = render("shares", "; ".join(parts), lambda width: outcomes.shares(components, realised, palette, width))
+    plot = render("shares", "; ".join(parts), lambda width: outcomes.shares(components, realised, palette, width))
     title = "Token shares"
-    return page.section("mixture", "shares", title, intro=intro, caption=caption, drawing=drawing, prepared=prepared)
+    return page.section("mixture", "shares", title, intro=intro, caption=caption, plot=plot, prepared=prepared)
 
 
 def write(view: MixtureView, folder: Path) -> Path:

@@ -12,14 +12,14 @@ from diversity_jax.core import formats
 from diversity_jax.core.errors import InputError
 from diversity_jax.core.formats import count, counted, estimate, shortened, significant
 from diversity_jax.core.run_info import Fact, RunInfo
-from diversity_jax.metrics import MetricsCard
+from diversity_jax.metrics import MetricsReport
 from diversity_jax.report import page
 from diversity_jax.report.figures import diversity
 from diversity_jax.report.figures.diversity import Distribution, Ridge, Whisker
 from diversity_jax.report.html import macro
 from diversity_jax.report.page import Page, Section
 from diversity_jax.report.pages import judge_verdict, metrics
-from diversity_jax.report.plotting import Drawing, render
+from diversity_jax.report.plotting import Plot, render
 from diversity_jax.report.style import Palette
 from diversity_jax.scoring.run import Checks
 
@@ -40,7 +40,7 @@ _CRITERION_KINDS = (("metadata", "attribute"), ("metrics", "scale from 1 to 5"))
 def write(
     output_dir: str | os.PathLike,
     scorecards: Mapping[str, Scorecard] | Sequence[str | os.PathLike],
-    measured: Mapping[str, MetricsCard] | None = None,
+    measured: Mapping[str, MetricsReport] | None = None,
     checks: Checks = Checks(),
     differences: Sequence[PairComparison] | None = None,
 ) -> Path:
@@ -174,12 +174,12 @@ def _scores(scorecards: Mapping[str, Scorecard], palette: Palette) -> Section:
         "Scores",
         scorecards=scorecards,
         palette=palette,
-        drawing=whiskers_drawing("scores", whiskers, None, palette),
+        plot=whiskers_plot("scores", whiskers, None, palette),
         corrected=any(scorecard.effective_clusters_corrected for scorecard in scorecards.values()),
     )
 
 
-def whiskers_drawing(name: str, rows: Sequence[Whisker], reference: Whisker | None, palette: Palette) -> Drawing:
+def whiskers_plot(name: str, rows: Sequence[Whisker], reference: Whisker | None, palette: Palette) -> Plot:
     """The estimates of several components on one axis."""
     alt = "; ".join(
         f"{row.name}: {estimate(row.interval)} effective clusters" + (f", {row.note}" if row.note else "")
@@ -264,8 +264,8 @@ def clusters_section(columns: Sequence[Ridge], palette: Palette, intro: str) -> 
         for distribution in column.distributions
         if distribution.counts.sum()
     )
-    drawing = render("clusters", alt, lambda width: diversity.ridges(columns, palette, width))
-    return page.section("score", "clusters", "Clusters", intro=intro, drawing=drawing)
+    plot = render("clusters", alt, lambda width: diversity.ridges(columns, palette, width))
+    return page.section("score", "clusters", "Clusters", intro=intro, plot=plot)
 
 
 def _convergence(scorecards: Mapping[str, Scorecard], palette: Palette) -> Section:
@@ -276,8 +276,8 @@ def _convergence(scorecards: Mapping[str, Scorecard], palette: Palette) -> Secti
     if not runs:
         return page.absent("convergence", "Convergence", "These scorecards do not hold how the estimate settled.")
     alt = "; ".join(f"{name}: {count(run['groupings'][-1] or 0)} groupings" for name, run in runs.items())
-    drawing = render("convergence", alt, lambda width: diversity.convergence(runs, palette, width))
-    return page.section("score", "convergence", "Convergence", drawing=drawing)
+    plot = render("convergence", alt, lambda width: diversity.convergence(runs, palette, width))
+    return page.section("score", "convergence", "Convergence", plot=plot)
 
 
 def examples(scorecards: Mapping[str, Scorecard], palette: Palette, *, most: int, opened: str | None = None) -> Section:

@@ -14,7 +14,7 @@ from diversity_jax.report.figures.diversity import Distribution, Ridge
 from diversity_jax.report.html import Html, macro
 from diversity_jax.report.page import Page, Section
 from diversity_jax.report.pages import score
-from diversity_jax.report.plotting import Drawing, render
+from diversity_jax.report.plotting import Plot, render
 from diversity_jax.report.style import Palette
 
 _MOST_DENSITIES = 8
@@ -129,12 +129,12 @@ def _relations_of_stage(analysis: Json, stage: str) -> Section:
                 + [reason for relation in relations for reason in relation.get("missing", ())]
             )
         ),
-        drawing=_relations_drawing(analysis, stage, relations[0]["predictor"], fitted),
+        plot=_relations_plot(analysis, stage, relations[0]["predictor"], fitted),
         title_of=_title,
     )
 
 
-def _relations_drawing(analysis: Json, stage: str, predictor: str, fitted: Sequence[Json]) -> Drawing | None:
+def _relations_plot(analysis: Json, stage: str, predictor: str, fitted: Sequence[Json]) -> Plot | None:
     """The relations of one predictor over its figure."""
     shown = [relation for relation in fitted if relation["predictor"] == predictor][:_MOST_PANELS]
     if not shown:
@@ -155,9 +155,9 @@ def _effects(analysis: Json) -> Section:
     if not effects:
         reason = next((part["reason"] for part in analysis["effects"] if "reason" in part), "no run is finished")
         return page.absent("factors", title, f"Not computed: {reason}.")
-    drawings = [
+    plots = [
         effect["levels"]
-        and _levels_drawing(
+        and _levels_plot(
             _anchor("factors", effect["stage"], effect["outcome"]),
             f"Mean {effect['outcome']} at each level of each factor, {effect['stage']}",
             effect["levels"],
@@ -165,10 +165,10 @@ def _effects(analysis: Json) -> Section:
         )
         for effect in effects
     ]
-    return page.section("study", "factors", title, effects=effects, drawings=drawings)
+    return page.section("study", "factors", title, effects=effects, plots=plots)
 
 
-def _levels_drawing(name: str, alt: str, levels: Json, analysis: Json) -> Drawing:
+def _levels_plot(name: str, alt: str, levels: Json, analysis: Json) -> Plot:
     """A figure's mean at each level of each factor, in the order in which the study names the factors."""
     ordered = {factor: levels[factor] for factor in analysis["factors"] if factor in levels}
     return render(name, alt, lambda width: outcomes.factor_levels(ordered, width))
@@ -180,7 +180,7 @@ def _amounts(analysis: Json, factor: str) -> Section | None:
     effects = [effect for effect in effects if factor in effect["levels"]][:_MOST_PANELS]
     if not effects:
         return None
-    drawing = render(
+    plot = render(
         _anchor("over", factor),
         f"{', '.join(effect['outcome'] for effect in effects)} over {factor}",
         lambda width: outcomes.over_amounts(effects, factor, width),
@@ -192,7 +192,7 @@ def _amounts(analysis: Json, factor: str) -> Section | None:
         name="amounts",
         effects=effects,
         factor=factor,
-        drawing=drawing,
+        plot=plot,
         lowest_and_highest=_lowest_and_highest,
     )
 
@@ -208,8 +208,8 @@ def _figures(analysis: Json) -> Section | None:
     if not figures:
         return None
     titles = [_title(figure["figure"]) for figure in figures]
-    drawings = [
-        _levels_drawing(
+    plots = [
+        _levels_plot(
             _anchor("figure", figure["figure"]),
             f"{title} of the corpora at each level of each factor",
             figure["levels"],
@@ -218,7 +218,7 @@ def _figures(analysis: Json) -> Section | None:
         for figure, title in zip(figures, titles, strict=True)
     ]
     title = "What the factors do to diversity"
-    return page.section("study", "figures", title, titles=titles, drawings=drawings)
+    return page.section("study", "figures", title, titles=titles, plots=plots)
 
 
 def _densities(densities: Json) -> Section | None:

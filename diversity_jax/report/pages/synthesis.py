@@ -100,8 +100,8 @@ def _key_figures(rounds: Sequence[Round], documents: int) -> Html:
 def _diversity(rounds: Sequence[Round]) -> Section:
     curve = synthesis.clusters_by_round(rounds)
     alt = f"Effective clusters after each of {len(rounds)} rounds, from {curve[0]:.3g} to {curve[-1]:.3g}"
-    drawing = render("diversity", alt, lambda width: synthesis.diversity_curve(rounds, width))
-    return page.section("synthesis", "diversity", "Diversity while it was written", drawing=drawing)
+    plot = render("diversity", alt, lambda width: synthesis.diversity_curve(rounds, width))
+    return page.section("synthesis", "diversity", "Diversity while it was written", plot=plot)
 
 
 def _steering(store: Store, arms: Sequence[str], palette: Palette) -> Section | None:
@@ -117,7 +117,7 @@ def _steering(store: Store, arms: Sequence[str], palette: Palette) -> Section | 
         rounds=rounds,
         settings=read_json(store.folder / "settings.json")["steering"],
         arms=[_arm(arm, rounds, decisions) for arm in arms],
-        drawing=render("arms", alt, lambda width: synthesis.arm_shares(rounds, arms, palette, width)),
+        plot=render("arms", alt, lambda width: synthesis.arm_shares(rounds, arms, palette, width)),
         new_topics=[" / ".join(topic["path"]) for entry in rounds for topic in entry["new_topics"]],
         decisions=decisions,
         decisions_shown=_DECISIONS_SHOWN,
@@ -211,7 +211,7 @@ def _topics(store: Store) -> Section:
         "topics",
         "Topics",
         counts=counts,
-        drawing=render("topics", alt, lambda width: synthesis.level_bars(levels, width)),
+        plot=render("topics", alt, lambda width: synthesis.level_bars(levels, width)),
         map=topic_map,
         mapped=len(names),
     )

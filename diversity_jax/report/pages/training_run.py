@@ -238,8 +238,8 @@ def _loss(log: TrainingLog | None, palette: Palette) -> Section:
     curves = {"All components": log.seen("loss")[1]} | {name: log.seen(f"loss/{name}")[1] for name in components}
     alt = "; ".join(f"{name}: from {significant(y[0])} to {significant(y[-1])}" for name, y in curves.items())
     held_out = any(len(log.seen(column)[0]) for column in ("eval/loss", *(f"eval/{name}/loss" for name in components)))
-    drawing = render("loss", alt, lambda width: outcomes.losses(log, components, palette, width))
-    return page.section("training_run", "loss", "Loss", intro=intro, drawing=drawing, held_out=held_out)
+    plot = render("loss", alt, lambda width: outcomes.losses(log, components, palette, width))
+    return page.section("training_run", "loss", "Loss", intro=intro, plot=plot, held_out=held_out)
 
 
 def _samples(texts_of_prompt: Mapping[str, Mapping[int, str]]) -> list[Section]:
@@ -279,7 +279,7 @@ def _speed(log: TrainingLog | None, summary: Mapping[str, Any] | None) -> Sectio
         "speed",
         "Speed",
         intro=_speed_sentence(log, start),
-        drawing=render("speed", alt, lambda width: outcomes.small_multiples(panels, width)),
+        plot=render("speed", alt, lambda width: outcomes.small_multiples(panels, width)),
         compiling_seconds=seconds[0] if compiling else None,
         mfu="mfu" in log.columns,
         summary=summary,

@@ -99,13 +99,13 @@ def difference(first: Figure, second: Figure, sign: int) -> Difference | None:
 _NOT_PARAMETERS = ("threads", "embedder_base_url", "seed")
 
 
-def card_parameters(config: MetricsConfig, **derived: Any) -> dict[str, Any]:
-    """`MetricsCard.parameters`: the settings that figures depend on, and what was derived from all corpora."""
+def report_parameters(config: MetricsConfig, **derived: Any) -> dict[str, Any]:
+    """`MetricsReport.parameters`: the settings that figures depend on, and what was derived from all corpora."""
     return {name: value for name, value in asdict(config).items() if name not in _NOT_PARAMETERS} | derived
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class MetricsCard:
+class MetricsReport:
     """The metrics of one corpus. Written once; `content_hash` names it.
 
     Attributes:
@@ -154,7 +154,7 @@ class MetricsCard:
         files.write_json(path, list(self.cost))
 
     @classmethod
-    def load(cls, path: str | os.PathLike) -> "MetricsCard":
+    def load(cls, path: str | os.PathLike) -> "MetricsReport":
         """Reads what `save` wrote, or the `metrics` part of a scorecard that holds both.
 
         Raises:
@@ -166,7 +166,7 @@ class MetricsCard:
         return cls.from_json(value, where=os.fspath(path))
 
     @classmethod
-    def from_json(cls, value: Any, *, where: str) -> "MetricsCard":
+    def from_json(cls, value: Any, *, where: str) -> "MetricsReport":
         """Reads `to_json`'s value; `where` begins every error line."""
         if not isinstance(value, Mapping) or value.get("kind") != KIND:
             raise InputError(f"{where}: holds no baseline metrics; score the corpus with --config.metrics=all")
@@ -253,7 +253,7 @@ def _fisher_interval(value: float | None, variance: float, corpora: int) -> Esti
 
 
 def columns_of(
-    scorecards: Mapping[str, MetricsCard], judged: Mapping[str, float] | None = None
+    scorecards: Mapping[str, MetricsReport], judged: Mapping[str, float] | None = None
 ) -> dict[str, list[float | None]]:
     """Signed values of every metric that says something of diversity, over the scorecards in their order.
 
