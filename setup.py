@@ -77,6 +77,7 @@ setup(
         "eval": ["lm-eval>=0.4.13"],
         "serve": ["pydantic>=2.10", "llguidance>=1.9"],
         "gcs": ["gcsfs>=2026.10"],
+        "s3": ["s3fs>=2026.9"],
         "hf": ["transformers>=5", "torch>=2.9"],
         "beam": ["apache-beam>=2.77", "google-crc32c"],
         "report": ["tensorboard>=2.20"],

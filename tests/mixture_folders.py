@@ -43,12 +43,14 @@ def build_mixture(
     documents: int = 300,
     vocabulary: str = "bytes",
     repeat_shuffle: bool = False,
+    shard_bytes: int = 64 << 20,
 ) -> Path:
     """A mixture of made components, ungated; returns its folder."""
     tokenizer = load_tokenizer(vocabulary)
     components = []
     for part, share in shares.items():
-        settings = Preparation(name=part, kind="real", sequence_length=sequence_length, validation_share=0.1)
+        sizes = {"sequence_length": sequence_length, "shard_bytes": shard_bytes}
+        settings = Preparation(name=part, kind="real", validation_share=0.1, **sizes)
         corpus = MadeCorpus(part, (words or {}).get(part, 50), documents)
         manifest = prepare(corpus, tokenizer, folder / "components" / part, settings)
         decision = {"action": "ungated", "reason": "made for a test"}

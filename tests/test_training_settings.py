@@ -19,6 +19,7 @@ import pytest
 
 from diversity_jax.core.artifacts import locked_folder
 from diversity_jax.core.errors import InputError
+from diversity_jax.core.files import join_path
 from diversity_jax.core.run_info import changes
 from diversity_jax.corpus import CorpusConfig
 from diversity_jax.mixtures.config import Component, MixtureConfig
@@ -271,7 +272,9 @@ def config_for(texts, output_dir, **train):
     mixture = MixtureConfig(
         name="made",
         components=tuple(
-            Component(name=name, kind="real", corpus=CorpusConfig(source=str(texts / f"{name}.txt")), share=0.5)
+            Component(
+                name=name, kind="real", corpus=CorpusConfig(source=str(join_path(texts, f"{name}.txt"))), share=0.5
+            )
             for name in ("a", "b")
         ),
         sequence_length=16,

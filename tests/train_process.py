@@ -1,10 +1,10 @@
 """One attempt of a small training run in a process of its own, so that tests can kill it.
 
-python -m tests.train_process FOLDER STEPS [PROCESS_ID PROCESSES PORT] ; prints how it ended
+python -m tests.train_process FOLDER_OR_URL STEPS [PROCESS_ID PROCESSES PORT] ; prints how it ended
 """
 
+import contextlib
 import os
-from pathlib import Path
 import sys
 
 import jax
@@ -15,12 +15,15 @@ from diversity_jax.core.errors import InputError
 def main(folder: str, steps: str, process_id: str = "0", processes: str = "1", port: str = "") -> None:
     devices = 2
     jax.config.update("jax_num_cpu_devices", devices // int(processes))
+    from diversity_jax.core.buckets import published
+    from diversity_jax.core.files import join_path
+    from diversity_jax.core.stores import is_remote
     from diversity_jax.mixtures.mixture import Mixture
     from diversity_jax.model import LLAMA, MeshConfig
     from diversity_jax.training.checkpoint import read_info
     from diversity_jax.training.config import TrainConfig
     from diversity_jax.training.distributed import DistributedConfig, start_distributed
-    from diversity_jax.training.loop import train
+    from diversity_jax.training.loop import open_checkpoints, train
     from diversity_jax.training.optimizer import OptimizerConfig
 
     model = LLAMA["llama_tiny"](
@@ -45,7 +48,7 @@ def main(folder: str, steps: str, process_id: str = "0", processes: str = "1", p
         decay_share=0.4,
         learning_rate=float(os.environ.get("LEARNING_RATE", "1e-2")),
     )
-    output = Path(folder) / os.environ.get("RUN", "run")
+    output = join_path(folder, os.environ.get("RUN", "run"))
     try:
         if int(processes) > 1:
             start_distributed(
@@ -53,12 +56,25 @@ def main(folder: str, steps: str, process_id: str = "0", processes: str = "1", p
                     coordinator=f"localhost:{port}", num_processes=int(processes), process_id=int(process_id)
                 )
             )
-        result = train(Mixture.load(folder), model, optimizer, config, MeshConfig(), output)
+        with contextlib.ExitStack() as resources:
+            logs, options = output, {}
+            if is_remote(output):
+                mirrors = []
+                place = published(
+                    output,
+                    "output_dir",
+                    process=int(process_id),
+                    skipped=lambda name: name.startswith("checkpoints"),
+                    mirrors=mirrors,
+                )
+                logs = resources.enter_context(place)
+                options["checkpoints"] = open_checkpoints(join_path(output, "checkpoints"), config, mirrors[0].push)
+            result = train(Mixture.load(folder), model, optimizer, config, MeshConfig(), logs, **options)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     if process_id == "0":
-        info = read_info(output / "checkpoints", result.steps) if processes == "1" else None
+        info = read_info(join_path(output, "checkpoints"), result.steps)
         print("finished", result.steps, result.interrupted, info["fingerprint"] if info else "")
 
 

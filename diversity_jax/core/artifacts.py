@@ -1,6 +1,7 @@
 """The folder store of resumable work: an exclusive lock, files written whole, commit records, checks on a restart."""
 
-from collections.abc import Iterator, Mapping, Sequence
+import _thread
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 import contextlib
 import errno
@@ -118,6 +119,7 @@ def locked_folder(folder: str | os.PathLike, *, wait_seconds: float = 0.0) -> It
 
 
 _LOCK = ".lock"
+_SETTLE_SECONDS = 1.0  # after a lock was taken over
 _RENEW_SECONDS, _EXPIRE_SECONDS = 15.0, 60.0  # of a lock in a bucket: four renewals may fail before it counts as left
 
 
@@ -126,26 +128,27 @@ def _leased(url: str, message: str) -> Iterator[None]:
     """Holds a lock in a bucket: an object made only where there is none, renewed by a thread while the block runs.
 
     One that was not renewed for a minute is of a process that was killed, and is taken over; one of a process of this
-    machine that has ended, at once.
+    machine that has ended, at once. Whether a process of another machine lives is seen by waiting for its renewal.
     """
     holder = f"process {os.getpid()} on {socket.gethostname()}"
-    mine = {"holder": holder, "processes": process_namespace(), "lease": uuid.uuid4().hex}
+    mine = {"holder": holder, "lease": uuid.uuid4().hex, "place": _place(), "began": _began(os.getpid())}
 
     def content() -> bytes:
         return canonical_json({**mine, "renewed": time.time()}).encode()
 
-    if not create_file(url, content()):
-        other = read_json(url)
-        if not _is_abandoned(other):
-            raise FolderLocked(message.replace("{holder}", other["holder"]))
-        remove_tree(url)
-        if not create_file(url, content()):
-            raise FolderLocked(message.replace("{holder}", "another process"))
+    def is_mine() -> bool:
+        return exists(url) and read_json(url)["lease"] == mine["lease"]
+
+    _take(url, content, is_mine, message)
     ended = threading.Event()
 
     def renew() -> None:
         while not ended.wait(_RENEW_SECONDS):
             try:
+                if not is_mine():
+                    log.error("%s: another process has taken the lock, which was not renewed in time; stopping", url)
+                    _thread.interrupt_main()
+                    return
                 with writing(url) as file:
                     file.write(content())
             except Exception as error:  # the network may be back at the next renewal
@@ -158,34 +161,68 @@ def _leased(url: str, message: str) -> Iterator[None]:
     finally:
         ended.set()
         thread.join()
-        remove_tree(url)
+        if is_mine():
+            remove_tree(url)
+
+
+def _take(url: str, content: Callable[[], bytes], is_mine: Callable[[], bool], message: str) -> None:
+    """Makes the lock, or takes over one that is left."""
+    first_renewal, deadline = None, time.monotonic() + _EXPIRE_SECONDS
+    while not create_file(url, content()):
+        try:
+            other = read_json(url)
+        except InputError:  # it was given back just now
+            if exists(url):
+                raise
+            continue
+        renewed, is_here = other["renewed"], other.get("place") == _place()
+        if _is_abandoned(other) or time.monotonic() > deadline:
+            remove_tree(url)
+            if create_file(url, content()):
+                time.sleep(_SETTLE_SECONDS)  # another one that saw the same may have removed ours and made its own
+                if is_mine():
+                    return
+            first_renewal, deadline = None, time.monotonic() + _EXPIRE_SECONDS
+            continue
+        if is_here or first_renewal not in (None, renewed):
+            raise FolderLocked(message.replace("{holder}", other["holder"]))
+        if first_renewal is None:
+            log.info("%s: waiting, for at most %g s, to see whether %s lives", url, _EXPIRE_SECONDS, other["holder"])
+        first_renewal = renewed
+        time.sleep(1)
 
 
 def _is_abandoned(lock: Mapping[str, Any]) -> bool:
-    """Whether a lock in a bucket is of a process that has ended."""
-    process, host = lock["holder"].removeprefix("process ").split(" on ", 1)
-    sees_process = host == socket.gethostname() and lock.get("processes") == process_namespace()
-    if sees_process and not _is_running(int(process)):
+    """Whether a lock in a bucket is of a process that has ended, or was not renewed."""
+    process = int(lock["holder"].removeprefix("process ").split(" on ", 1)[0])
+    if lock.get("place") == _place() and _began(process) != lock["began"]:
         return True
     return time.time() - lock["renewed"] > _EXPIRE_SECONDS
 
 
 def process_namespace() -> str:
-    """Tells containers on one machine apart, whose processes do not see each other; empty where the kernel has none."""
+    """Tells containers of one machine apart, whose processes do not see each other; empty where there are none."""
     try:
         return os.readlink("/proc/self/ns/pid")
     except OSError:
         return ""
 
 
-def _is_running(process: int) -> bool:
+def _place() -> str:
+    """This machine since it was started, and its container: which processes can be seen from here."""
+    with contextlib.suppress(OSError):
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip() + process_namespace()
+    return socket.gethostname() + process_namespace()
+
+
+def _began(process: int) -> float | None:
+    """When a process of this machine was started, which tells it from later ones of its number; None: it has ended."""
+    import psutil
+
     try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return True
+        return psutil.Process(process).create_time()
+    except psutil.NoSuchProcess:
+        return None
 
 
 class ArtifactStore:

@@ -136,6 +136,11 @@ def local_copy(path: str | os.PathLike, wanted: Callable[[str], bool] = lambda n
     return folder / name if name else folder
 
 
+def staging_folder(url: str | os.PathLike, process: int = 0) -> Path:
+    """The local folder that a process keeps equal to a bucket's while it writes to it."""
+    return cache_folder() / "published" / f"{_key(os.fspath(url))}-{process}"
+
+
 _PUBLISHED: dict[str, str] = {}
 """Local folders that are kept equal to a bucket's -> its URL."""
 
@@ -294,7 +299,7 @@ def published(
         return
     check_store(folder, field)
     url = os.fspath(folder).rstrip("/")
-    local = cache_folder() / "published" / f"{_key(url)}-{process}"
+    local = staging_folder(url, process)
     with contextlib.ExitStack() as resources:
         if not process:
             resources.enter_context(locked_folder(url))

@@ -22,6 +22,7 @@ CACHE_GB = 8.0
 _REQUEST_BYTES = 4 << 20  # rows that lie one after the other are asked for together, up to so many
 _THREADS = 16  # requests under way at once, over all components
 _threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="rows")
+_checksum_threads = ThreadPoolExecutor(4, thread_name_prefix="checksums")  # for which threads of the other pool wait
 
 
 class RowCache:
@@ -36,6 +37,10 @@ class RowCache:
         self._row_bytes, self._written = manifest.row_bytes, 0
         self._lock = threading.Lock()
         make_folder(self.folder)
+
+    def has(self, file: str) -> bool:
+        """Whether any row of a shard was kept."""
+        return (self.folder / file).exists()
 
     def read(self, file: str, row: int, crc32: int) -> bytes | None:
         """A row; None where it is not there."""
@@ -100,7 +105,7 @@ class BucketShards:
     def _checksum(self, shard: int) -> Future[np.ndarray]:
         with self._lock:
             if shard not in self._checksums:
-                self._checksums[shard] = _threads.submit(self._read_checksums, shard)
+                self._checksums[shard] = _checksum_threads.submit(self._read_checksums, shard)
             return self._checksums[shard]
 
     def _read_checksums(self, shard: int) -> np.ndarray:
@@ -126,12 +131,10 @@ class BucketShards:
         """Adjacent rows, those that the cache lacks in one request from the first to the last of them."""
         file, size = self._shards[shard].file, self._row_bytes
         found: dict[int, bytes] = {}
-        if self._cache:
-            checksums = self._checksum(shard)
-            if checksums.done() and not checksums.exception():  # a thread of the pool never waits for another
-                known = checksums.result()
-                cached = ((row, self._cache.read(file, row, int(known[row]))) for row in run)
-                found = {row: data for row, data in cached if data is not None}
+        if self._cache and self._cache.has(file):
+            known = self._checksum(shard).result()
+            cached = ((row, self._cache.read(file, row, int(known[row]))) for row in run)
+            found = {row: data for row, data in cached if data is not None}
         missing = [row for row in run if row not in found]
         if missing:
             first, count = missing[0], missing[-1] + 1 - missing[0]

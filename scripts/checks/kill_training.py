@@ -14,12 +14,19 @@ bit is the same.
 - branch: a decay branch that leaves a run with a constant rate at half of the steps; the run left alone has the
   schedule with the decay from its first step on.
 - reshuffled: few rows, which are read in another order in every pass.
+
+With `--store gs` or `--store s3` run and mixture lie in a bucket of a server on this machine (fake-gcs-server, moto),
+and after each kill every object is checked: records parse, and the files that they name have the right checksums. Every
+other time the local copies are removed too, as on a new machine. `--processes 2` trains in two processes that share
+nothing but the bucket, and kills both.
 """
 
 import argparse
 from collections.abc import Mapping
+import contextlib
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
+import json
 import os
 from pathlib import Path
 import random
@@ -29,9 +36,19 @@ import sys
 import tempfile
 import time
 from types import MappingProxyType
+import zlib
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
+
+from diversity_jax.core.buckets import cache_folder, remote_tree, staging_folder  # noqa: E402
+from diversity_jax.core.files import join_path, open_file, read_range  # noqa: E402
+from diversity_jax.core.stores import is_remote, remote  # noqa: E402
+from diversity_jax.model.checkpoint_io.shards import RECORD  # noqa: E402
+from tests import gcs_server, s3_server  # noqa: E402
+from tests.gcs_server import BUCKET, free_port  # noqa: E402
+
+SERVERS = {"gs": gcs_server, "s3": s3_server}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,26 +71,87 @@ SCENARIOS = {
 }
 
 
-def start(folder: Path, steps: int, environment: Mapping[str, str] = MappingProxyType({})) -> subprocess.Popen:
+class Attempt:
+    """One attempt of the run in `folder`, in one process or several that stand for hosts."""
+
+    def __init__(self, folder: Path | str, steps: int, environment: Mapping[str, str] = MappingProxyType({})):
+        cache = {"JAX_COMPILATION_CACHE_DIR": str(ROOT / ".jax_cache")}
+        cache["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+        processes = int(environment.get("PROCESSES", "1"))
+        port = free_port() if processes > 1 else 0
+        self._processes = [
+            subprocess.Popen(
+                [
+                    sys.executable,
+                    "-m",
+                    "tests.train_process",
+                    str(folder),
+                    str(steps),
+                    str(i),
+                    str(processes),
+                    str(port),
+                ],
+                cwd=ROOT,
+                env={**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "", **cache, **environment},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            for i in range(processes)
+        ]
+
+    @property
+    def returncode(self) -> int | None:
+        """Of the first process."""
+        return self._processes[0].returncode
+
+    def poll(self) -> int | None:
+        """The first process's status; None while it runs."""
+        return self._processes[0].poll()
+
+    def kill(self) -> None:
+        """Kills all of them."""
+        for process in self._processes:
+            process.kill()
+
+    def communicate(self, timeout: float | None = None) -> tuple[str, str]:
+        """What the first process wrote, once all have ended."""
+        written = [process.communicate(timeout=timeout) for process in self._processes]
+        return written[0]
+
+
+def start(folder: Path | str, steps: int, environment: Mapping[str, str] = MappingProxyType({})) -> Attempt:
     """One attempt of the run in `folder`."""
-    cache = {"JAX_COMPILATION_CACHE_DIR": str(ROOT / ".jax_cache"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
-    return subprocess.Popen(
-        [sys.executable, "-m", "tests.train_process", str(folder), str(steps)],
-        cwd=ROOT,
-        env={**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "", **cache, **environment},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    return Attempt(folder, steps, environment)
 
 
-def lines(folder: Path, run: str = "run") -> int:
+def logs_folder(run: Path | str) -> Path:
+    """Where this machine writes the logs of a run."""
+    return staging_folder(run) if is_remote(run) else Path(run)
+
+
+def check_objects(run: str) -> int:
+    """Checks every object of a run in a bucket, whatever moment it was killed at; returns how many there are."""
+    tree = remote_tree(run)
+    for name in tree:
+        if name.endswith(".json"):
+            with open_file(join_path(run, name)) as file:
+                value = json.loads(file.read())
+            if name.endswith(RECORD):
+                for entry in value["shards"]:
+                    path = join_path(run, name.removesuffix(RECORD) + entry["file"])
+                    if zlib.crc32(read_range(path, entry["offset"], entry["bytes"])) != entry["crc32"]:
+                        raise SystemExit(f"{path}: {entry['name']} is damaged")
+    return len(tree)
+
+
+def lines(folder: Path | str, run: str = "run") -> int:
     """Lines of the run's log."""
-    path = folder / run / "metrics.jsonl"
+    path = logs_folder(join_path(folder, run)) / "metrics.jsonl"
     return path.read_bytes().count(b"\n") if path.exists() else 0
 
 
-def kill_at_random(process: subprocess.Popen, folder: Path, draw: random.Random, run: str = "run") -> str:
+def kill_at_random(process: Attempt, folder: Path | str, draw: random.Random, run: str = "run") -> str:
     """Kills the process at a random moment; returns which."""
     if draw.random() < 0.2:
         seconds = draw.uniform(0.5, 6.0)
@@ -88,7 +166,9 @@ def kill_at_random(process: subprocess.Popen, folder: Path, draw: random.Random,
             time.sleep(0.005)
         time.sleep(draw.uniform(0.0, 0.2))
     process.kill()
-    process.communicate()
+    _, said = process.communicate()
+    if process.returncode == 2:
+        raise SystemExit(f"the run failed:\n{said}")
     return moment
 
 
@@ -108,7 +188,7 @@ def truncate_latest(folder: Path, draw: random.Random) -> str:
     return f"truncated {chosen.relative_to(folder / 'run')} to {length} bytes"
 
 
-def finish(process: subprocess.Popen) -> tuple[str, str]:
+def finish(process: Attempt) -> tuple[str, str]:
     """The fingerprint that a sitting ends with, and what it said."""
     out, err = process.communicate(timeout=600)
     if process.returncode:
@@ -116,7 +196,7 @@ def finish(process: subprocess.Popen) -> tuple[str, str]:
     return out.split()[-1], err
 
 
-def kill_and_resume(scenario: Scenario, folder: Path, options: argparse.Namespace) -> str:
+def kill_and_resume(scenario: Scenario, folder: Path | str, options: argparse.Namespace) -> str:
     """Kills and resumes; the fingerprint that the run ends with."""
     draw, killed, run = random.Random(options.seed), 0, scenario.killed.get("RUN", "run")
     lengths = [round(part * options.steps) for part in scenario.parts]
@@ -134,6 +214,11 @@ def kill_and_resume(scenario: Scenario, folder: Path, options: argparse.Namespac
             )
         killed += 1
         damage = truncate_latest(folder, draw) if options.truncate else ""
+        if is_remote(folder):
+            damage = f"{check_objects(str(join_path(folder, run)))} objects, all whole"
+            if killed % 2:
+                shutil.rmtree(cache_folder(), ignore_errors=True)
+                damage += "; local copies removed"
         print(f"kill {killed:2d} of {steps} steps {moment}; {damage}", flush=True)
     digest, output = finish(start(folder, options.steps, scenario.killed))
     print(output.strip())
@@ -147,11 +232,13 @@ def main() -> None:
     flags.add_argument("--seed", type=int, default=0)
     flags.add_argument("--truncate", action="store_true")
     flags.add_argument("--scenario", choices=SCENARIOS, default="plain")
+    flags.add_argument("--store", choices=("disk", "gs", "s3"), default="disk")
+    flags.add_argument("--processes", type=int, default=1)
     options = flags.parse_args()
     from tests.mixture_folders import build_mixture
 
     scenario = SCENARIOS[options.scenario]
-    with tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory() as scratch, contextlib.ExitStack() as resources:
         complete = build_mixture(
             Path(scratch) / "whole",
             {"a": Fraction(1, 3), "b": Fraction(2, 3)},
@@ -159,15 +246,22 @@ def main() -> None:
             documents=scenario.documents,
             repeat_shuffle=scenario.repeat_shuffle,
         )
-        folder = shutil.copytree(complete, Path(scratch) / "killed")
+        folder: Path | str = shutil.copytree(complete, Path(scratch) / "killed")
+        if options.store != "disk":
+            os.environ.update(resources.enter_context(SERVERS[options.store].serving()))
+            os.environ["DIVERSITY_JAX_CACHE"] = str(Path(scratch) / "cache")
+            filesystem, _ = remote(f"{options.store}://{BUCKET}")
+            filesystem.put(f"{folder}/", f"{BUCKET}/killed/", recursive=True)
+            folder = f"{options.store}://{BUCKET}/killed"
+        scenario = replace(scenario, killed={**scenario.killed, "PROCESSES": str(options.processes)})
         wanted, _ = finish(start(complete, options.steps, scenario.whole))
         if options.scenario == "branch":
-            finish(start(folder, options.steps // 2, {**CONSTANT, "RUN": "trunk"}))
-            scenario = replace(scenario, killed={**scenario.killed, "BRANCH_FROM": str(folder / "trunk")})
+            finish(start(folder, options.steps // 2, {**CONSTANT, "RUN": "trunk", "PROCESSES": str(options.processes)}))
+            scenario = replace(scenario, killed={**scenario.killed, "BRANCH_FROM": str(join_path(folder, "trunk"))})
         digest = kill_and_resume(scenario, folder, options)
         same = digest == wanted
         print(
-            f"{options.scenario}: {options.kills} kills, {options.steps} steps: parameters and moments "
+            f"{options.scenario} on {options.store}: {options.kills} kills, {options.steps} steps: state "
             f"{'bit-identical' if same else 'DIFFER'} ({digest}, {wanted})"
         )
         sys.exit(not same)
