@@ -302,6 +302,22 @@ def test_a_lost_schedule_is_said_and_the_exact_task_keeps_it(seqio, ours):
         mixed(seqio, "wrapped_twice", ("wrapped", 1.0), ("trellis_plain", 1.0))
 
 
+def test_shards_of_their_mixture_hold_our_schedule_each_and_no_row_twice(seqio, ours):
+    mixture = Mixture.load(ours["ours_bytes"])
+    loaded = mixture.loader(batch_size=1).rows(np.arange(400))
+    owner = {row.astype("<i4").tobytes(): part for row, part in zip(loaded.tokens, loaded.component, strict=True)}
+    found = []
+    for index in range(2):
+        dataset = mixed(
+            seqio, "sharded", ("ours_bytes_exact", 1.0), ("trellis_plain", 1.0), shard_info=seqio.ShardInfo(index, 2)
+        )
+        rows = [example["targets"].tobytes() for example in dataset.take(120).as_numpy_iterator()]
+        found.append([row for row in rows if row in owner])
+        parts = [owner[row] for row in found[-1]]
+        assert abs(parts.count(0) - len(parts) / 3) <= 1
+    assert not set(found[0]) & set(found[1])
+
+
 def test_rates_by_number_of_examples_know_ours(seqio, ours):
     rows = seqio.get_mixture_or_task("ours_bytes").num_input_examples("train")
     task = seqio.get_mixture_or_task("ours_bytes_exact")
