@@ -32,7 +32,8 @@ from diversity_jax.prepare.packing import ExampleEncoder, open_format
 from diversity_jax.prepare.rows import ID_BITS, RowReader
 from diversity_jax.tokenizers.chat_template import BEGIN_WITH_BOS
 from diversity_jax.tokenizers.document_start import DOCUMENT_STARTS, Boundaries, resolve
-from diversity_jax.tokenizers.tokenizer import for_run, load_tokenizer
+from diversity_jax.tokenizers.files import TokenizerFiles, write_tokenizer
+from diversity_jax.tokenizers.tokenizer import for_folder, for_run, load_tokenizer
 from diversity_jax.training import run
 from diversity_jax.training.config import TrainConfig
 from diversity_jax.training.data import as_arrays
@@ -542,3 +543,55 @@ def test_gguf_says_what_begins_a_text(trained, tmp_path):
         fields = gguf.GGUFReader(tmp_path / f"{setting}.gguf").fields
         assert fields["tokenizer.ggml.add_bos_token"].contents() == (begin is not None)
         assert begin in (None, fields["tokenizer.ggml.bos_token_id"].contents())
+
+
+LAYOUTS = {
+    "bytes": lambda folder: "bytes",
+    "byte_level": lambda folder: byte_vocabulary(folder),
+    "byte_level_adds": lambda folder: byte_vocabulary(folder, adds=True),
+    "sentencepiece": lambda folder: train_sentencepiece(folder / "tokenizer.model"),
+    "llama_2": lambda folder: llama_folder(folder, {"add_bos_token": True, "bos_token": "<s>", "eos_token": "</s>"}),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("setting", DOCUMENT_STARTS)
+def test_transformers_begins_texts_of_an_export_as_training_did(tmp_path, layout, setting):
+    transformers = pytest.importorskip("transformers")
+    (tmp_path / "source").mkdir()
+    spec = LAYOUTS[layout](tmp_path / "source")
+    ours = load_tokenizer(str(spec))
+    if setting == "bos" and ours.bos_id is None:
+        pytest.skip("has no begin-of-text token")
+    begin = {"none": (), "end_of_text": (ours.end_of_text_id,), "bos": (ours.bos_id,)}[setting]
+    files = TokenizerFiles(files=tuple(map(Path, ours.files)), end_of_text_id=ours.end_of_text_id, text_ids=begin)
+    write_tokenizer(files, tmp_path / "export", vocab_size=ours.size)
+    (tmp_path / "export" / "config.json").write_text('{"model_type": "llama"}')
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "export")
+    model = for_run(ours, text_ids=begin)
+    for text in ("ba no", "b", " two  words\n"):
+        assert theirs(text)["input_ids"] == model.encode(text), text
+    assert theirs.eos_token_id == ours.end_of_text_id
+    assert theirs.bos_token_id == (begin[0] if begin else None)
+    again = for_folder(load_tokenizer(str(tmp_path / "export")), tmp_path / "export")
+    assert again.encode("ba no") == model.encode("ba no")
+    assert again.prefix_id == (model.prefix_id if begin else ours.end_of_text_id)
+
+
+@pytest.mark.parametrize("setting", DOCUMENT_STARTS)
+def test_seqio_sees_the_segments_and_weights_of_the_loader(tmp_path, setting):
+    from diversity_jax.core.tensorflow import seqio
+    from diversity_jax.mixtures import registry
+
+    mixture = built(tmp_path, setting, byte_vocabulary(tmp_path / "vocabulary"), name=f"begins_{setting}")
+    registry.register(mixture.folder)
+    converter = seqio.PrePackedLMFeatureConverter()
+    lengths = {"targets": LENGTH}
+    dataset = seqio.get_dataset(f"begins_{setting}", lengths, dataset_split="train", feature_converter=converter)
+    arrays = as_arrays(mixture.loader(batch_size=40).batch(0), mixture.boundaries(attend_across_documents=False))
+    mask = arrays.get("loss_mask", np.ones_like(arrays["tokens"]))
+    for row, example in enumerate(dataset.take(40).as_numpy_iterator()):
+        np.testing.assert_array_equal(example["decoder_target_tokens"], arrays["tokens"][row, 1:])
+        np.testing.assert_array_equal(example["decoder_loss_weights"], mask[row, 1:])
+        np.testing.assert_array_equal(example["decoder_segment_ids"], arrays["segment_ids"][row, :-1])
+        np.testing.assert_array_equal(example["decoder_positions"], arrays["positions"][row, :-1])

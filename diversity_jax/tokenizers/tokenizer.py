@@ -208,7 +208,8 @@ def for_folder(vocabulary: Tokenizer, folder: str | os.PathLike) -> ModelTokeniz
     """
     inner = os.path.dirname(vocabulary.files[0]) if vocabulary.files else os.fspath(folder)
     settings = read_settings(inner)
-    named = "bos_token" in settings.special or isinstance(vocabulary, SentencePieceTokenizer)
+    is_own = isinstance(vocabulary, SentencePieceTokenizer) and not settings.has_no_bos
+    named = is_own or "bos_token" in settings.special
     before, after = vocabulary.surrounding_ids()
     ends = {
         end for ids in (settings, read_settings(os.fspath(folder))) for end in itertools.chain(*ids.end_ids.values())
