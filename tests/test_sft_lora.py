@@ -136,7 +136,7 @@ def test_training_changes_adapters_alone_and_the_merged_model_is_what_was_measur
 
 
 def test_resumed_it_ends_with_the_same_bits_and_another_base_is_refused(folder, tuned, tmp_path, monkeypatch):
-    monkeypatch.setattr(train, "write_page", lambda config: None)
+    monkeypatch.setattr(train, "write_page", lambda config, folder: None)
     steps = json.loads((tuned / "run.json").read_text())["settings"]["train"]["steps"]
     config = settings(folder, tmp_path / "again")
     for epochs in (0.5, 1):

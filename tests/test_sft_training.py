@@ -116,7 +116,7 @@ def test_the_loss_on_answers_falls_and_the_model_answers_in_the_form_it_was_taug
 
 
 def test_resumed_it_ends_with_the_same_bits(pretrained, tuned, tmp_path, monkeypatch):
-    monkeypatch.setattr(train, "write_page", lambda config: None)
+    monkeypatch.setattr(train, "write_page", lambda config, folder: None)
     steps = json.loads((tuned / "run.json").read_text())["settings"]["train"]["steps"]
     shutil.copytree(tuned / "mixture", tmp_path / "mixture")
     for epochs in (2, 4):
