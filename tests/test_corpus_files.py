@@ -63,6 +63,12 @@ def write_as(ending, folder, texts):
             pa.table({"text": texts, "n": range(len(texts)), "vector": [[1.0]] * len(texts)}), path, row_group_size=2
         )
         return path
+    elif ending.lower().endswith((".arrow", ".feather")):
+        made = pa.ipc.new_stream if "stream" in ending else pa.ipc.new_file
+        table = pa.table({"vector": [[1.0]] * len(texts), "text": texts, "n": range(len(texts))})
+        with path.open("wb") as file, made(file, table.schema) as writer:
+            writer.write_table(table, max_chunksize=2)
+        return path
     else:
         data = tfrecord_bytes([example_bytes({"text": text.encode(), "n": n}) for n, text in enumerate(texts)])
     if ending.endswith(".gz"):
@@ -74,6 +80,7 @@ def write_as(ending, folder, texts):
 
 
 ENDINGS = [".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet", ".tfrecord", ".tfrecord.gz", ".tfrecord-00000-of-00001"]
+ENDINGS += [".arrow", ".stream.arrow", ".FEATHER"]
 
 
 @pytest.mark.parametrize("ending", ENDINGS)
@@ -96,6 +103,21 @@ def test_samples_do_not_depend_on_the_format(tmp_path, ending):
     assert [d.text for d in drawn] == [
         d.text for d in open_corpus(str(write_as(".jsonl", tmp_path / "other", texts))).sample(40, seed=5)
     ]
+
+
+@pytest.mark.parametrize("ending", [".arrow", ".stream.arrow"])
+def test_an_arrow_file_that_is_cut_short_or_has_no_text_says_so_in_a_line(tmp_path, ending):
+    whole = write_as(ending, tmp_path, [f"text {n} " * 50 for n in range(300)])
+    cut = tmp_path / f"cut{ending}"
+    cut.write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
+    with pytest.raises(InputError, match=r"cut.*: is not a whole Arrow IPC file \(") as error:
+        list(open_corpus(str(cut)))
+    assert "\n" not in str(error.value)
+    with pytest.raises(InputError, match="has no column 'body'; set text_field to one of: vector, text, n"):
+        open_corpus(CorpusConfig(source=str(whole), text_field="body"))
+    (tmp_path / "words.arrow").write_text("not Arrow at all, but a text that somebody named so")
+    with pytest.raises(InputError, match="is not a whole Arrow IPC file"):
+        open_corpus(str(tmp_path / "words.arrow"))
 
 
 def test_text_files_are_one_document_each_and_keep_their_order(tmp_path):
@@ -396,7 +418,7 @@ def test_a_link_to_nothing_is_no_silent_loss(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "remedy"), [("a.tar", "unpack it"), ("a.TAR.GZ", "unpack it"), ("a.arrow", "as Parquet")]
+    ("name", "remedy"), [("a.tar", "unpack it"), ("a.TAR.GZ", "unpack it"), ("a.zip", "unpack it")]
 )
 def test_files_that_cannot_be_read_say_what_to_do(tmp_path, name, remedy):
     (tmp_path / name).write_text("")

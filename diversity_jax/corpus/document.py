@@ -38,9 +38,9 @@ class CorpusConfig:
 
     Attributes:
       source: a path, a glob pattern or a URL that fsspec reads, of `.jsonl` (also `.json` and `.ndjson` with one object
-        a line), `.txt` (one document a file) or `.tfrecord`, each also with `.gz` or `.zst`, or `.parquet`; or
-        `seqio:NAME`, `seqio:NAME@MODULE` (a task or mixture; MODULE is imported first and registers it),
-        `tfds:NAME[/CONFIG][:VERSION]`, `installed_docs:prose`, `installed_docs:code`.
+        a line), `.txt` (one document a file) or `.tfrecord`, each also with `.gz`, `.zst`, `.bz2` or `.xz`, or
+        `.parquet`, `.arrow`, `.feather`; or `seqio:NAME`, `seqio:NAME@MODULE` (a task or mixture; MODULE is imported
+        first and registers it), `tfds:NAME[/CONFIG][:VERSION]`, `installed_docs:prose`, `installed_docs:code`.
       text_field: the key, column or feature that holds the text; dots reach into nested records (`message.body`). Of a
         SeqIO task `text` stands for its `inputs` and `targets` joined; `question+context+answer` joins others.
       conversations: read each record as instruction data and not as one text: `messages`, `alpaca`, `pairs` or `auto`

@@ -10,7 +10,7 @@ from diversity_jax.core.files import is_remote, list_files
 from diversity_jax.corpus.corpus import RecordCorpus
 from diversity_jax.corpus.document import Corpus, CorpusConfig, FileRecords
 from diversity_jax.corpus.readers.installed_packages import open_installed_docs
-from diversity_jax.corpus.readers.parquet import Parquet
+from diversity_jax.corpus.readers.parquet import Arrow, Parquet
 from diversity_jax.corpus.readers.seqio_tasks import open_seqio_task
 from diversity_jax.corpus.readers.tensorflow import TFRecord, open_tfds_builder
 from diversity_jax.corpus.readers.text import JsonLines, TextFile
@@ -19,6 +19,7 @@ FILE_READERS: dict[str, tuple[str, type[FileRecords]]] = {
     "jsonl": (r"\.(jsonl|ndjson|json)$", JsonLines),
     "text": (r"\.txt$", TextFile),
     "parquet": (r"\.parquet$", Parquet),
+    "arrow": (r"\.(arrow|feather|ipc)$", Arrow),
     "tfrecord": (r"\.tfrecords?(-\d+-of-\d+)?$", TFRecord),
 }
 """Kind of file -> the ending of its name, without `.gz` or `.zst`, and its reader. The kind enters fingerprints."""
@@ -33,10 +34,9 @@ SCHEMES: dict[str, Callable[[CorpusConfig, str], RecordCorpus]] = {
 _PATTERN = re.compile(r"[*?\[]")
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
-_EXPECTED = ".jsonl, .txt or .tfrecord (each also .gz, .zst, .bz2 or .xz), or .parquet"
+_EXPECTED = ".jsonl, .txt or .tfrecord (each also .gz, .zst, .bz2 or .xz), .parquet, .arrow or .feather"
 _REMEDIES = {
     r"\.(tar|tgz|zip)$": ", an archive: unpack it and name the files in it",
-    r"\.(arrow|feather|ipc)$": ", an Arrow file: write it as Parquet with pyarrow.parquet.write_table",
 }
 """Ending of a file's name that cannot be read -> what it is and what to do."""
 

@@ -1,4 +1,4 @@
-"""Parquet: the text column and the plain columns beside it, by row groups."""
+"""Parquet and Arrow files: the text column and the plain columns beside it, by row groups or record batches."""
 
 from collections.abc import Iterator
 import contextlib
@@ -78,6 +78,66 @@ class Parquet(FileRecords):
             except (pyarrow.ArrowException, OSError) as error:
                 reason = str(error).splitlines()[0]
                 message = f"{self._path}: is not a whole Parquet file ({reason}); fetch or write it again"
+                raise InputError(message) from None
+
+
+class Arrow(Parquet):
+    """Rows of one Arrow IPC file (`.arrow`, `.feather`), in the file format or in the stream format that the datasets
+    library writes. As `Parquet`; sampling reads the wanted columns of the whole file.
+    """
+
+    def __init__(self, path: str, label: str, text_field: str):
+        FileRecords.__init__(self, path, label, text_field)
+        with self._opened() as reader:
+            self._columns = _meta_columns(reader.schema, text_field, path)
+        first = text_field if not text_field or text_field in reader.schema.names else text_field.split(".")[0]
+        self._read = [first, *self._columns] if first else self._columns
+
+    def batches(self) -> Iterator[list[tuple[bytes | None, dict[str, Any]]]]:
+        for batch in self._record_batches(self._read):
+            yield self._rows(batch)
+
+    def count(self) -> int:
+        return sum(len(batch) for batch in self._record_batches(self._read[:1]))
+
+    def fetch(self, positions: np.ndarray) -> Iterator[tuple[bytes | None, dict[str, Any]]]:
+        start = 0
+        for batch in self._record_batches(self._read):
+            here = positions[(positions >= start) & (positions < start + len(batch))] - start
+            start += len(batch)
+            if len(here):
+                yield from self._rows(batch.take(here))
+
+    def _record_batches(self, columns: list[str]) -> Iterator[Any]:
+        """Batches of at most `_BATCH_ROWS` rows with these columns alone."""
+        with self._opened(columns) as reader:
+            has_index = hasattr(reader, "num_record_batches")
+            whole = map(reader.get_batch, range(reader.num_record_batches)) if has_index else reader
+            for batch in whole:
+                for start in range(0, len(batch), _BATCH_ROWS):
+                    yield batch.slice(start, _BATCH_ROWS)
+
+    @contextlib.contextmanager
+    def _opened(self, columns: list[str] | None = None) -> Iterator[Any]:
+        """A reader of the file, of some columns alone; what pyarrow objects to becomes one line about this file."""
+        import pyarrow
+        import pyarrow.ipc
+
+        with open_file(self._path) as source:
+            try:
+                is_file = source.read(6) == b"ARROW1"
+                opened = pyarrow.ipc.open_file if is_file else pyarrow.ipc.open_stream
+                source.seek(0)
+                if columns is not None:
+                    names = opened(source).schema.names
+                    source.seek(0)
+                    fields = pyarrow.ipc.IpcReadOptions(included_fields=[names.index(name) for name in columns])
+                    yield opened(source, options=fields)
+                else:
+                    yield opened(source)
+            except (pyarrow.ArrowException, OSError) as error:
+                reason = str(error).splitlines()[0]
+                message = f"{self._path}: is not a whole Arrow IPC file ({reason}); fetch or write it again"
                 raise InputError(message) from None
 
 
