@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 import copy
+import random
 from typing import Any
 
 MISSING = object()
@@ -20,16 +21,26 @@ def changed(value: Any, *, items: int = 1) -> Iterator[tuple[str, Any]]:
     """
     for path in list(_paths(value, items)):
         for wrong in WRONG:
-            whole = copy.deepcopy(value)
-            holder = whole
-            for step in path[:-1]:
-                holder = holder[step]
-            if wrong is MISSING:
-                del holder[path[-1]]
-            else:
-                holder[path[-1]] = wrong
+            whole = _with(value, path, wrong)
             yield f"{'.'.join(map(str, path))} = {'(missing)' if wrong is MISSING else repr(wrong)[:40]}", whole
     yield from ((f"whole = {wrong!r:.40}", wrong) for wrong in WRONG if wrong is not MISSING)
+
+
+def changed_at(value: Any, generator: random.Random) -> Any:
+    """The whole with a wrong value in one field."""
+    return _with(value, generator.choice(list(_paths(value, 3))), generator.choice(WRONG))
+
+
+def _with(value: Any, path: tuple[Any, ...], wrong: Any) -> Any:
+    whole = copy.deepcopy(value)
+    holder = whole
+    for step in path[:-1]:
+        holder = holder[step]
+    if wrong is MISSING:
+        del holder[path[-1]]
+    else:
+        holder[path[-1]] = wrong
+    return whole
 
 
 def _paths(value: Any, items: int, above: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:

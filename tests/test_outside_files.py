@@ -12,11 +12,13 @@ import subprocess
 import sys
 import tarfile
 import threading
+import time
 from types import SimpleNamespace
 
 import pytest
 
 from diversity_jax.cluster_agent import Scorecard
+from diversity_jax.cluster_agent.text_cleaning import clean_text
 from diversity_jax.core import run_info
 from diversity_jax.core.artifacts import exclusive_lock
 from diversity_jax.core.cli import run_plain
@@ -24,9 +26,16 @@ from diversity_jax.core.config import from_json, plain_for_keys
 from diversity_jax.core.errors import InputError
 from diversity_jax.core.files import content_hash, path_inside, read_json, write_json, writing
 from diversity_jax.core.run_info import RunInfo
+from diversity_jax.core.words import count_words
 from diversity_jax.corpus import CorpusConfig
+from diversity_jax.corpus.readers.installed_packages import docstrings, prose
 from diversity_jax.evaluation.results import read_samples
+<<<<<<< HEAD
 from diversity_jax.metrics import MetricsReport
+=======
+from diversity_jax.llm.providers.failures import read_error
+from diversity_jax.metrics import MetricsCard
+>>>>>>> 9d761d9 (Text is searched in linear time; files of seventeen formats are fuzzed)
 from diversity_jax.mixtures import prepare as prepare_module
 from diversity_jax.mixtures.mixture import Mixture
 from diversity_jax.mixtures.replay import replay
@@ -35,6 +44,7 @@ from diversity_jax.prepare.config import Preparation, PrepareConfig
 from diversity_jax.prepare.manifest import Manifest, VocabularyInfo, describe, prepared_tokenizer
 from diversity_jax.scoring.config import NamedCorpus
 from diversity_jax.study.config import _as_json
+from diversity_jax.synthesis.topics import read_topics
 from diversity_jax.tokenizers.files import model_tokenizer
 from tests.changed_json import changed
 from tests.mixture_folders import build_mixture
@@ -324,3 +334,58 @@ def test_secrets_of_urls_are_not_shown(url, shown, capsys):
     with pytest.raises(SystemExit):
         run_plain(command, None, ["x"])
     assert capsys.readouterr().err == f"reading {shown}\nerror: {shown}: ends early\n"
+
+
+LONG = {
+    "roles": (prose, "A word " + "{}" + " is here.", ":"),
+    "links": (prose, "A word " + "{}" + " is here.", "[a]("),
+    "spaces after a quote": (prose, "A `" + "{}" + "b. is of the words.", " "),
+    "arrows": (prose, "The a of it is in the b {} of the words.", "a("),
+    "docstrings": (lambda text: list(docstrings(text)), "{}", '# a\n"""b"""\n'),
+    "comments before docstrings": (
+        lambda text: list(docstrings(text + '"""b"""\n' * (len(text) // 10))),
+        "{}",
+        "# a\n",
+    ),
+    "an error page": (lambda text: read_error(500, {}, text), "{}", "<script"),
+    "marks": (lambda text: clean_text(text, len(text)), "{}", "<|a"),
+    "brackets": (lambda text: count_words(text), "{}", "{\u4e2d"),
+}
+
+
+@pytest.mark.parametrize("name", LONG)
+def test_twice_the_text_takes_twice_as_long(name):
+    read, form, part = LONG[name]
+
+    def seconds(characters: int) -> float:
+        text = form.replace("{}", part * (characters // len(part)), 1)
+        began = time.process_time()
+        read(text)
+        return time.process_time() - began
+
+    seconds(1000)
+    few, many = (min(seconds(size) for _ in range(3)) for size in (20_000, 160_000))
+    assert many < 0.05 or many < 24 * few, f"8 times the text took {many / few:.0f} times as long"
+
+
+def test_a_deep_outline_of_topics_is_read_in_linear_time(tmp_path):
+    def seconds(lines: int) -> float:
+        path = tmp_path / f"{lines}.txt"
+        path.write_text("\n".join(" " * min(number, 400) + f"name{number}" for number in range(lines)))
+        (tmp_path / "deep.jsonl").write_text(json.dumps({"outline": _nested(min(lines, 900) // 3)}))
+        began = time.process_time()
+        topics = list(read_topics(str(path), leaves_only=False))
+        assert len(topics) == lines
+        assert max(len(topic.path) for topic in topics) == 5
+        assert len(list(read_topics(str(tmp_path / "deep.jsonl"), leaves_only=False))) == min(lines, 900) // 3
+        return time.process_time() - began
+
+    few, many = seconds(1000), seconds(8000)
+    assert many < 24 * few
+
+
+def _nested(levels: int) -> list:
+    outline: list = []
+    for number in range(levels):
+        outline = [{"name": f"level {number}", "children": outline}]
+    return outline

@@ -49,15 +49,24 @@ def make_topic(names: Iterable[object], keywords: Iterable[object] = ()) -> Topi
     Numbering is removed, as are names that repeat the one above; of more than five levels the two broadest and the
     three narrowest remain.
     """
-    path: list[str] = []
+    path: tuple[str, ...] = ()
     for name in names:
-        cleaned = _clean_name(_NUMBERING.sub("", _clean_name(name)))
-        if cleaned and (not path or cleaned.casefold() != path[-1].casefold()):
-            path.append(cleaned)
-    if len(path) > MOST_LEVELS:
-        path = path[:2] + path[2 - MOST_LEVELS :]
+        path = _below(path, name)
+    return _topic(path, keywords)
+
+
+def _below(path: tuple[str, ...], name: object) -> tuple[str, ...]:
+    """The path of what stands below another, cut to as many levels as a topic has."""
+    cleaned = _clean_name(_NUMBERING.sub("", _clean_name(name)))
+    if not cleaned or (path and cleaned.casefold() == path[-1].casefold()):
+        return path
+    path = (*path, cleaned)
+    return path if len(path) <= MOST_LEVELS else path[:2] + path[2 - MOST_LEVELS :]
+
+
+def _topic(path: tuple[str, ...], keywords: Iterable[object]) -> Topic | None:
     words = dict.fromkeys(filter(None, map(_clean_name, keywords)))
-    return Topic(tuple(path), tuple(words)[:MOST_KEYWORDS]) if path else None
+    return Topic(path, tuple(words)[:MOST_KEYWORDS]) if path else None
 
 
 def _clean_name(text: object) -> str:
@@ -135,14 +144,15 @@ def _from_text(path: str, leaves_only: bool) -> Iterator[Topic | None]:
             yield make_topic(split_path(names), _split_keywords(keywords))
         return
     indents = [_indent(line) for line in lines]
-    above: list[tuple[int, str]] = []
+    above: list[tuple[int, tuple[str, ...]]] = []  # indent and path
     for line, indent, next_indent in zip(lines, indents, [*indents[1:], 0], strict=True):
         name, _, keywords = _BULLET.sub("", line.strip()).partition("\t")
         while above and above[-1][0] >= indent:
             above.pop()
-        above.append((indent, name))
+        path = _below(above[-1][1] if above else (), name)
+        above.append((indent, path))
         if not (leaves_only and next_indent > indent):
-            yield make_topic((name for _, name in above), _split_keywords(keywords))
+            yield _topic(path, _split_keywords(keywords))
 
 
 def _indent(line: str) -> int:
@@ -160,7 +170,9 @@ def _from_json(path: str, leaves_only: bool) -> Iterator[Topic | None]:
         if not isinstance(record, dict):
             raise InputError(f"{where}: is no object; expected one with `path`, `topic` or `outline`")
         if isinstance(record.get("outline"), list):
-            above = [str(record[name]) for name in _ABOVE_AN_OUTLINE if record.get(name)]
+            above: tuple[str, ...] = ()
+            for name in _ABOVE_AN_OUTLINE:
+                above = _below(above, record.get(name) or "")
             yield from _from_outline(record["outline"], above, where, leaves_only)
         else:
             yield _from_record(record, where)
@@ -178,14 +190,22 @@ def _from_record(record: Mapping[str, Any], where: str) -> Topic | None:
     return make_topic(path, _split_keywords(keywords) if isinstance(keywords, str) else keywords)
 
 
-def _from_outline(nodes: Sequence[Any], above: list[str], where: str, leaves_only: bool) -> Iterator[Topic | None]:
-    for node in nodes:
+def _from_outline(
+    nodes: Sequence[Any], above: tuple[str, ...], where: str, leaves_only: bool
+) -> Iterator[Topic | None]:
+    pending = [(above, node) for node in reversed(nodes)]
+    while pending:
+        above, node = pending.pop()
         if not isinstance(node, dict) or not isinstance(node.get("name"), str):
             raise InputError(f"{where}: an outline's entry has no `name`; expected objects with `name` and `children`")
-        path, children = [*above, node["name"]], node.get("children") or ()
+        path, children = _below(above, node["name"]), node.get("children") or ()
+        keywords = node.get("keywords") or ()
+        keywords = _split_keywords(keywords) if isinstance(keywords, str) else keywords
+        if not isinstance(children, list | tuple) or not isinstance(keywords, list | tuple):
+            raise InputError(f"{where}: `children` and `keywords` of {node['name'][:80]!r} must be lists")
         if not (leaves_only and children):
-            yield make_topic(path, node.get("keywords") or ())
-        yield from _from_outline(children, path, where, leaves_only)
+            yield _topic(path, keywords)
+        pending += ((path, child) for child in reversed(children))
 
 
 def read_personas(source: str, field: str) -> list[str]:

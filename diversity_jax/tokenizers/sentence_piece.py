@@ -112,7 +112,7 @@ def read_model(path: str) -> Any:
     try:
         proto.ParseFromString(data)
         sentencepiece.SentencePieceProcessor(model_proto=data)
-    except (DecodeError, RuntimeError):
+    except (DecodeError, RuntimeError, UnicodeDecodeError):
         raise InputError(f"vocabulary {path}: is not a SentencePiece model") from None
     return proto
 

@@ -228,11 +228,13 @@ def docstrings(source: str) -> Iterator[tuple[int, str]]:
     Parsing instead takes thirty times as long, and fails on syntax of other versions of Python.
     """
     line, counted_to = 1, 0
+    begin = _PATTERNS["file_start"].match(source)
+    assert begin is not None  # it matches nothing, too
     for match in _PATTERNS["triple_quoted"].finditer(source):
         start = match.start()
         before = max(0, start - _DEFINITION_CHARACTERS)
         after_definition = _PATTERNS["definition_end"].search(source, before, start)
-        if after_definition or _PATTERNS["file_start"].fullmatch(source, 0, start):
+        if after_definition or start <= begin.end():
             line += source.count("\n", counted_to, start)
             counted_to = start
             yield line, match[2]
