@@ -98,11 +98,11 @@ def family_of(path: Path, theirs: Mapping[str, Any]) -> Family:
       InputError: none of ours, or a model for something else than text generation.
     """
     kind = theirs.get("model_type")
-    if kind not in FAMILIES:
+    if not isinstance(kind, str) or kind not in FAMILIES:
         raise InputError(f"{path}: model_type is {kind!r}; can be read: {', '.join(FAMILIES)}")
     family = FAMILIES[kind]
     architectures = theirs.get("architectures") or [family.architecture]
-    if family.architecture not in architectures:
+    if not isinstance(architectures, list) or family.architecture not in architectures:
         raise InputError(f"{path}: architectures is {architectures!r}; only {family.architecture} can be read")
     return family
 

@@ -89,7 +89,7 @@ def _dictionary(path: Path, theirs: Mapping[str, Any], family: Family) -> tuple[
 
 
 def _kind(path: Path, rope: Mapping[str, Any]) -> str:
-    kinds = {rope[name] for name in ("rope_type", "type") if rope.get(name) is not None}
+    kinds = {str(rope[name]) for name in ("rope_type", "type") if rope.get(name) is not None}
     if len(kinds) > 1:
         raise InputError(f"{path}: rope_type is {rope['rope_type']!r} and type is {rope['type']!r}; keep one of them")
     return next(iter(kinds), "default")
