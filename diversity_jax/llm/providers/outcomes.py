@@ -127,6 +127,7 @@ _UNIT = "(?:days?|hours?|minutes?|min|seconds?|sec|ms|[dhms])"
 _HINT = re.compile(
     rf"(?:again|retry|available|resets?)\D{{0,20}}?((?:\d+(?:\.\d+)?\s*{_UNIT}(?![a-z])[\s,]*(?:and\s+)?)+)"
 )
+_PAGE_CHARACTERS = 8_000  # of an error page that are looked at: tags that never end take the square of its length
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|[dhms])")
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
@@ -187,7 +188,7 @@ def read_error(status: int, headers: Mapping[str, str], content: Any) -> ServerE
     error = value.get("error", value) if isinstance(value, Mapping) else value
     fields: Mapping[str, Any] = error if isinstance(error, Mapping) else {}
     raw = content.decode(errors="replace") if isinstance(content, bytes) else str(content or "")
-    raw = _TAG.sub(" ", raw)
+    raw = _TAG.sub(" ", raw[:_PAGE_CHARACTERS])
     message = fields.get("message") or fields.get("detail") or (error if isinstance(error, str) else raw[:_SHOWN_BYTES])
     message = message if isinstance(message, str) else json.dumps(message)
     if 300 <= status < 400:
@@ -270,5 +271,5 @@ def _hint_in(message: str) -> float | None:
 
 
 def _seconds(duration: str) -> float | None:
-    parts = _DURATION.findall(duration.lower())
+    parts = _DURATION.findall(duration[:100].lower())
     return sum(float(number) * _SECONDS[unit] for number, unit in parts) if parts else None
