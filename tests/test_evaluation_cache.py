@@ -80,7 +80,7 @@ def test_a_client_that_leaves_frees_its_blocks_and_what_waited_goes_on():
 
 def test_a_long_prompt_does_not_hold_up_an_answer_that_runs(monkeypatch):
     generator = _wide()
-    monkeypatch.setattr("diversity_jax.evaluation.generate._READ_ROWS", (1,))
+    monkeypatch.setattr("diversity_jax.evaluation.generate._READ_ROWS", (2,))
     short = generator.submit(PROMPTS[0][:3], Sampling(max_tokens=60, ignore_end=True), lambda one: None)
     generator.step()
     for _ in range(generator._shards):  # one of them comes to lie beside the short one
@@ -148,12 +148,12 @@ def test_memory_that_holds_no_request_is_refused_in_one_line():
 
 
 def test_the_cache_is_made_for_what_is_asked_and_only_grows():
-    generator = Generator(byte_model(), slots=16)
+    generator = Generator(byte_model(max_length=8192), slots=16)
     sizes = []
-    for tokens, answers in ((30, 1), (30, 16), (200, 16), (30, 1), (256, None)):
-        generator.reserve(tokens, answers)
+    for tokens in (30, 2000, 3000, 30, 8192):
+        generator.reserve(tokens)
         sizes.append((generator._pool.blocks, generator._longest))
-    assert sizes == [(2, 1), (3, 1), (9, 4), (9, 4), (9, 4)]
+    assert sizes == [(65, 32), (65, 32), (129, 64), (129, 64), (257, 128)]
     assert 0 < free_bytes(jax.devices()[0]) <= psutil.virtual_memory().total
 
 

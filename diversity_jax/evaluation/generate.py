@@ -36,8 +36,9 @@ from diversity_jax.evaluation.text_stream import TextStream
 from diversity_jax.model.cache import BlockReads, Cache, cached_hidden_states, empty_cache
 from diversity_jax.model.sharding import spec
 
-_READ_TOKENS = 32  # tokens of a prompt in a row of a call
-_READ_ROWS = (1, 4, 16)  # compiled numbers of such rows
+_READ_TOKENS = 16  # tokens of a prompt in a row of a call; its last row is padded
+_READ_ROWS = (2, 8, 32)  # compiled numbers of such rows
+_LEAST_LONGEST = 2048  # tokens of the longest sequence that a cache is made for, if the context is not shorter
 _READ_CALLS = 2  # of the largest such number, between two steps of decoding: long prompts hold others up little
 
 
@@ -83,27 +84,24 @@ class Generator:
         self._waiting: deque[GenerationRequest] = deque()  # filled by any thread, emptied by the generator's alone
         self._running: list[GenerationRequest] = []  # in the order of their numbers
 
-    def reserve(self, tokens: int, answers: int | None = None) -> None:
-        """Makes room for `answers` sequences of so many tokens each, as far as there is memory, and for one at least.
-
-        Args:
-          answers: None: as many as there are slots.
+    def reserve(self, tokens: int) -> None:
+        """Makes room for a sequence of so many tokens in each slot, as far as there is memory, and for one at least.
 
         Raises:
           InputError: one does not fit.
         """
         config, each = self.model.config, blocks_for(tokens)
-        rows = self._rows if answers is None else min(self._rows, -(-answers // self._shards))
-        if each <= self._longest and self._pool.blocks >= min(rows * each + 1, self._fit):
+        if each <= self._longest and self._pool.blocks > each:
             return
         self._fit = self._fit or blocks_that_fit(config, self.model.mesh, self._memory_gb)
         refuse_too_small(config, self._fit, tokens, self._memory_gb)
         if self._running:
             return
-        most = blocks_for(config.max_length)
-        self._longest = min(max(self._longest, 1 << (each - 1).bit_length()), max(most, each))
-        wanted = max(self._pool.blocks, min(1 << (rows * each).bit_length(), self._rows * self._longest + 1))
-        self._pool, self._cache = BlockPool(min(wanted, self._fit), self._shards), None
+        # Few sizes, since each is compiled for.
+        each = blocks_for(max(tokens, min(config.max_length, _LEAST_LONGEST)))
+        self._longest = min(1 << (each - 1).bit_length(), max(blocks_for(config.max_length), each))
+        self._pool = BlockPool(min(self._rows * self._longest + 1, self._fit), self._shards)
+        self._cache = None
 
     def _request(self, prompt: Sequence[int], sampling: Sampling, **fields: Any) -> GenerationRequest:
         config = self.model.config
@@ -161,7 +159,7 @@ class Generator:
         """
         settings = [sampling] * len(prompts) if isinstance(sampling, Sampling) else sampling
         requests = [self._request(*pair) for pair in zip(prompts, settings, strict=True)]
-        self.reserve(max((request.longest for request in requests), default=1), len(requests))
+        self.reserve(max((request.longest for request in requests), default=1))
         self._waiting.extend(requests)
         # The last few answers run among as many rows as the others: another program would take longer to compile.
         self._least_rows = min(self._rows, -(-len(requests) // self._shards))
