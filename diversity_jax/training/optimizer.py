@@ -94,3 +94,17 @@ def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
         optax.add_decayed_weights(config.weight_decay, mask=decayed),
         optax.scale(-1.0),
     )
+
+
+def adam_updates(config: OptimizerConfig, opt_state: Any, params: Any) -> Any:
+    """What `make_optimizer`'s update gives, from the state after it: decoupled weight decay added to Adam's direction.
+
+    A step that makes its updates from these moments writes them over the old ones; made together with them, XLA's CPU
+    backend keeps a copy of all old moments through the whole step.
+    """
+    adam = next(part for part in opt_state if isinstance(part, optax.ScaleByAdamState))
+    mean = optax.tree.bias_correction(adam.mu, config.beta1, adam.count)
+    square = optax.tree.bias_correction(adam.nu, config.beta2, adam.count)
+    direction = jax.tree.map(lambda m, v: m / (jnp.sqrt(v) + config.epsilon), mean, square)
+    decay = jax.tree.map(lambda p, is_decayed: config.weight_decay * p if is_decayed else 0.0, params, decayed(params))
+    return jax.tree.map(lambda u, d: -(u + d), direction, decay)

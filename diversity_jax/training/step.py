@@ -15,7 +15,7 @@ from diversity_jax.model.config import LlamaConfig, LoraConfig
 from diversity_jax.model.cross_entropy import loss, target_weights
 from diversity_jax.model.llama import Params, init_adapters, init_params, param_shapes, with_adapters
 from diversity_jax.model.sharding import batch_sharding, check_batch, param_shardings
-from diversity_jax.training.optimizer import OptimizerConfig, learning_rate, make_optimizer
+from diversity_jax.training.optimizer import OptimizerConfig, adam_updates, learning_rate, make_optimizer
 
 Batch = Mapping[str, Array]
 Metrics = dict[str, Array]
@@ -93,12 +93,15 @@ def _apply_gradient(optimizer, state, value, gradient):
     """
     norm = optax.tree.norm(gradient)
     rate = learning_rate(optimizer, state.step)
-    updates, opt_state = make_optimizer(optimizer).update(gradient, state.opt_state, state.params)
-    params = jax.tree.map(lambda p, u: p + rate * u, state.params, updates)
     applied = jnp.isfinite(value) & jnp.isfinite(norm)
-    params, opt_state = jax.tree.map(
-        lambda new, old: jnp.where(applied, new, old), (params, opt_state), (state.params, state.opt_state)
-    )
+
+    def if_applied(new: Any, old: Any) -> Any:
+        return jax.tree.map(lambda new, old: jnp.where(applied, new, old), new, old)
+
+    _, opt_state = make_optimizer(optimizer).update(gradient, state.opt_state, state.params)
+    opt_state = jax.lax.optimization_barrier(if_applied(opt_state, state.opt_state))
+    updates = adam_updates(optimizer, opt_state, state.params)
+    params = if_applied(jax.tree.map(lambda p, u: p + rate * u, state.params, updates), state.params)
     skipped = state.skipped + jnp.where(applied, 0, 1)
     metrics = {"gradient_norm": norm, "learning_rate": rate, "applied": applied.astype(jnp.float32)}
     return TrainState(step=state.step + 1, params=params, opt_state=opt_state, skipped=skipped), metrics
