@@ -28,7 +28,9 @@ def main(config: EvaluateConfig) -> None:
     from diversity_jax.core import run_info
     from diversity_jax.evaluation import run
     from diversity_jax.report.pages import evaluation
+    from diversity_jax.training.runtime import keep_programs
 
+    keep_programs("user")
     output_dir = local_folder(config.output_dir, "output_dir")
     run.check_folder(config)
     with locked_folder(output_dir):

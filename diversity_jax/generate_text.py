@@ -20,7 +20,9 @@ def main(config: GenerateTextConfig) -> None:
     """Answers every prompt: into a file, which appears when all are answered, or to the terminal."""
     config.model.check_named()
     from diversity_jax.evaluation import run
+    from diversity_jax.training.runtime import keep_programs
 
+    keep_programs("user")
     run.refuse_existing(config)
     prompts = run.read_prompts(config.prompts_file) if config.prompts_file else [{"prompt": config.prompt}]
     answers = run.generate_text(run.open_source(config.model), prompts, config)

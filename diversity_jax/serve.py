@@ -24,7 +24,9 @@ def main(config: ServeConfig) -> None:
     except ImportError as error:
         raise InputError(f"the server needs {error.name} ({error}); pip install 'diversity_jax[serve]'") from None
     from diversity_jax.serving.server import serve_model
+    from diversity_jax.training.runtime import keep_programs
 
+    keep_programs("user")
     serve_model(config)
 
 

@@ -130,7 +130,7 @@ class RowLayout:
 
     def array(self, values: Sequence[int], dtype: type = np.int32) -> np.ndarray:
         """One value a row, 0 where there is none."""
-        out = np.zeros(self.total, dtype)
+        out: np.ndarray = np.zeros(self.total, dtype)
         out[self.places] = values
         return out
 
@@ -166,7 +166,8 @@ class RowLayout:
             out[1, row.shard, begin:end] = place % self.size
             out[2, row.shard, begin:end] = numbers * BLOCK_TOKENS
         used = -(-np.array(filled, np.int32) // at_once)
-        return BlockReads(*out.reshape(3, -1, at_once), used.astype(np.int32))
+        blocks, row_numbers, starts = out.reshape(3, -1, at_once)
+        return BlockReads(blocks, row_numbers, starts, used.astype(np.int32))
 
 
 def release_zeros(array: jax.Array) -> None:
@@ -185,3 +186,10 @@ def release_zeros(array: jax.Array) -> None:
             first, last = -(-start // page) * page, (start + shard.data.nbytes) // page * page
             if last > first:
                 libc.madvise(ctypes.c_void_p(first), ctypes.c_size_t(last - first), _MADV_DONTNEED)
+
+
+def return_free_memory() -> None:
+    """Gives memory that was freed and that the C library keeps back to the system; does nothing where it cannot."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform.startswith("linux") else None
+    if trim is not None:
+        trim(0)

@@ -34,6 +34,7 @@ from diversity_jax.evaluation.load_model import LanguageModel
 from diversity_jax.evaluation.sampling import Sampling, decode_tokens, score_prompt
 from diversity_jax.evaluation.text_stream import TextStream
 from diversity_jax.model.cache import BlockReads, Cache, cached_hidden_states, empty_cache
+from diversity_jax.model.llama import Params
 from diversity_jax.model.sharding import spec
 
 _READ_TOKENS = 16  # tokens of a prompt in a row of a call; its last row is padded
@@ -67,8 +68,8 @@ class Generator:
         size = model.tokenizer.vocabulary.size
         self._words = -(-size // 32)
 
-        def read(*args: Any) -> Cache:
-            return cached_hidden_states(config, *args, mesh=mesh)[1]
+        def read(params: Params, cache: Cache, *places: Any) -> Cache:
+            return cached_hidden_states(config, params, cache, *places, mesh=mesh)[1]
 
         compiled = partial(jax.jit, donate_argnums=1)
         self._read = compiled(read)
@@ -296,7 +297,8 @@ class Generator:
             shown = request.sampling.top_logprobs or 0
             row = {name: value[place] for name, value in out.items()}
             for i in range(start, end):
-                request.logprobs.append(token_logprob(*request.prompt[i : i + 2], row, i - start, shown))
+                before, token = request.prompt[i : i + 2]
+                request.logprobs.append(token_logprob(before, token, row, i - start, shown))
 
     def _reads(self, layout: RowLayout) -> BlockReads:
         config = self.model.config

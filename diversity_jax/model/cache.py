@@ -139,6 +139,7 @@ def cached_hidden_states(
     positions_R: Array,
     blocks_R: Array,
     reads: BlockReads,
+    *,
     mesh: Mesh | None = None,
 ) -> tuple[Array, Cache]:
     """Last hidden states, RxLxD, of each row's next L tokens, and the cache with them in it.
@@ -168,14 +169,23 @@ def cached_hidden_states(
 
 
 def decode_step(
-    config: LlamaConfig, params: Params, cache: Cache, tokens_R: Array, *places: Any, mesh: Mesh | None = None
+    config: LlamaConfig,
+    params: Params,
+    cache: Cache,
+    tokens_R: Array,
+    positions_R: Array,
+    blocks_R: Array,
+    reads: BlockReads,
+    *,
+    mesh: Mesh | None = None,
 ) -> tuple[Array, Cache]:
     """One token of every row: float32 logits RxV of the tokens that follow, and the cache with these tokens in it.
 
     Args:
       tokens_R: the last token of each sequence, not yet in the cache.
-      places: `positions_R`, `blocks_R` and `reads` of `cached_hidden_states`.
+      positions_R, blocks_R, reads: as `cached_hidden_states`.
     """
+    places = positions_R, blocks_R, reads
     hidden_RxLxD, cache = cached_hidden_states(config, params, cache, tokens_R[:, None], *places, mesh=mesh)
     head_DxV = head_weight(config, params)
     return jnp.einsum("rd,dv->rv", hidden_RxLxD[:, 0], head_DxV, preferred_element_type=jnp.float32), cache

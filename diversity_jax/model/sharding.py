@@ -180,8 +180,8 @@ def gathered(layer: Any, prefix: str, mesh: Mesh | None) -> Any:
 
     Without this the compiler works through a sharded matrix part by part and adds each part's product to the output in
     memory, which on TPUs cost twice the time of the products themselves. Gradients are sharded again as they are
-    summed. Where nothing is sharded over fsdp the parameters are left as they are: a loop over layers would keep a second
-    copy of what a function hands back for the backward pass.
+    summed. Where nothing is sharded over fsdp the parameters are left as they are: a loop over layers would keep a copy
+    of what this hands back for the backward pass.
     """
     if mesh is None or mesh.shape["fsdp"] == 1:
         return layer

@@ -13,6 +13,7 @@ from typing import Any
 from aiohttp import hdrs, web
 
 from diversity_jax.core.errors import InputError
+from diversity_jax.evaluation.cache_blocks import return_free_memory
 from diversity_jax.evaluation.config import ServeConfig
 from diversity_jax.evaluation.generate import Generator
 from diversity_jax.evaluation.load_model import LanguageModel
@@ -268,6 +269,7 @@ def serve_model(config: ServeConfig) -> None:
     generator.reserve(model.config.max_length)
     # Compiles before the first client waits for it.
     generator.generate([[model.tokenizer.end_of_text_id] * 2], Sampling(max_tokens=1))
+    return_free_memory()  # what loading and compiling took
     if config.host not in LOOPBACK and key is None:
         log.warning("listening on %s without api_key: whoever can reach it can use the model", config.host)
     service = Service(model, generator, config, key=key)
