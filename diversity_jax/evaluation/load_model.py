@@ -36,7 +36,7 @@ from diversity_jax.prepare.manifest import special_text_before
 from diversity_jax.tokenizers.base import Tokenizer, without_breaks
 from diversity_jax.tokenizers.chat_template import render_chat
 from diversity_jax.tokenizers.document_start import Boundaries
-from diversity_jax.tokenizers.files import find_tokenizer
+from diversity_jax.tokenizers.settings import find_tokenizer
 from diversity_jax.tokenizers.tokenizer import ModelTokenizer, for_folder, for_run, load_tokenizer
 
 log = logging.getLogger(__name__)

@@ -14,8 +14,7 @@ from diversity_jax.prepare.config import Chat
 from diversity_jax.prepare.rows import START, TARGET
 from diversity_jax.tokenizers.base import Tokenizer, without_breaks
 from diversity_jax.tokenizers.chat_template import BEGIN_WITH_BOS, OWN_TEMPLATE, answer_parts, with_system_prompt
-from diversity_jax.tokenizers.files import folder_template
-from diversity_jax.tokenizers.settings import read_settings
+from diversity_jax.tokenizers.settings import folder_template, read_settings
 from diversity_jax.tokenizers.tokenizer import turn_ends
 
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-import json
 import os
 from pathlib import Path
 import shutil
@@ -12,9 +11,6 @@ from diversity_jax.core.buckets import local_copy
 from diversity_jax.core.errors import InputError
 from diversity_jax.core.files import (
     exists,
-    is_remote,
-    join_path,
-    open_file,
     parent_folder,
     path_inside,
     read_json,
@@ -24,7 +20,14 @@ from diversity_jax.core.files import (
 )
 from diversity_jax.tokenizers.chat_template import SPECIAL_TOKENS
 from diversity_jax.tokenizers.document_start import Boundaries
-from diversity_jax.tokenizers.settings import MODEL_FILES, SETTINGS_FILES, read_settings
+from diversity_jax.tokenizers.export import write_exact
+from diversity_jax.tokenizers.settings import (
+    MODEL_FILES,
+    SETTINGS_FILES,
+    find_tokenizer,
+    folder_template,
+    read_settings,
+)
 
 _CLASSES = {
     "tokenizer.json": "PreTrainedTokenizerFast",
@@ -32,8 +35,6 @@ _CLASSES = {
     "vocab.json": "GPT2Tokenizer",
 }
 """Files that define a tokenizer, and the class of transformers that reads each."""
-_LAYOUTS = (("tokenizer.json",), ("tokenizer.model",), ("vocab.json", "merges.txt"))
-"""Files that define a tokenizer; of several, the first."""
 _COPIED = (*_CLASSES, "merges.txt", *SETTINGS_FILES, "chat_template.jinja")
 """What a tokenizer's `save_pretrained` may write."""
 
@@ -48,6 +49,7 @@ class TokenizerFiles:
       chat_template: Jinja source that the model was fine-tuned with; None: whatever is among the files.
       special: texts of the special tokens that the template may name.
       text_ids: what a text begins with (`Boundaries.text_ids`); None: as the files say, where they say it.
+      folder: that the files were found in, with settings that count; None: named by themselves, or a run's own.
     """
 
     files: tuple[Path, ...] = ()
@@ -55,38 +57,7 @@ class TokenizerFiles:
     chat_template: str | None = None
     special: Mapping[str, str] = field(default_factory=dict)
     text_ids: tuple[int, ...] | None = None
-
-
-def find_tokenizer(folder: str | os.PathLike) -> tuple[str, ...] | None:
-    """Files that define the tokenizer in a folder, or in `tokenizer/` inside it, where `model.convert import` puts one;
-    None where there are none, or it is no folder."""
-    folder = os.fspath(folder)
-    if not is_remote(folder) and not os.path.isdir(folder):
-        return None
-    for place in (folder, str(join_path(folder, "tokenizer"))):
-        for names in _LAYOUTS:
-            files = tuple(str(join_path(place, name)) for name in names)
-            if all(map(exists, files)):
-                return files
-    return None
-
-
-def folder_template(folder: Path) -> str | None:
-    """The chat template in a tokenizer's folder: a file, or an entry of the settings (the default of several).
-
-    Raises:
-      InputError: the settings are damaged, or the template is not text.
-    """
-    path, settings = folder / "chat_template.jinja", folder / "tokenizer_config.json"
-    if path.exists():
-        with open_file(path, "r") as file:
-            return file.read()
-    template = read_json(settings).get("chat_template") if settings.exists() else None
-    if isinstance(template, list):
-        template = {entry.get("name"): entry.get("template") for entry in template}.get("default")
-    if template is not None and not isinstance(template, str):
-        raise InputError(f"{settings}: chat_template is {type(template).__name__}; expected the template's text")
-    return template
+    folder: Path | None = None
 
 
 def named_tokenizer(name: str | os.PathLike) -> TokenizerFiles:
@@ -111,7 +82,7 @@ def named_tokenizer(name: str | os.PathLike) -> TokenizerFiles:
 def folder_tokenizer(folder: Path) -> TokenizerFiles | None:
     """The tokenizer in a folder, with its settings; None where there is none."""
     files = tuple(folder / name for name in _COPIED if (folder / name).is_file())
-    return TokenizerFiles(files=files) if any(path.name in _CLASSES for path in files) else None
+    return TokenizerFiles(files=files, folder=folder) if any(path.name in _CLASSES for path in files) else None
 
 
 def model_tokenizer(folder: Path) -> TokenizerFiles | None:
@@ -186,11 +157,11 @@ def write_tokenizer(tokenizer: TokenizerFiles, folder: Path, *, vocab_size: int)
         if not path.is_file():
             raise InputError(f"{path}: the tokenizer's file is missing; give --tokenizer")
     folder.mkdir(parents=True, exist_ok=True)
-    if not tokenizer.files:
-        write_json(folder / "tokenizer.json", bytes_json())
     for path in tokenizer.files:
         name = path.name if path.name in _COPIED else f"tokenizer{path.suffix}"
         shutil.copyfile(path, folder / name)
+    is_chat = tokenizer.chat_template is not None or folder_template(folder) is not None
+    write_exact(folder, tokenizer.files, tokenizer.end_of_text_id, source=tokenizer.folder, is_chat=is_chat)
     tokens = _tokens(folder)
     if tokens and max(tokens) >= vocab_size:
         raise InputError(
@@ -319,19 +290,3 @@ def _tokens(folder: Path) -> dict[int, str]:
     except RuntimeError:
         raise InputError(f"{path}: is not a SentencePiece model; give --tokenizer") from None
     return {i: model.id_to_piece(i) for i in range(model.get_piece_size())}
-
-
-def bytes_json() -> dict[str, Any]:
-    """`bytes` as a tokenizer.json's content: byte-level BPE without merges after the three ids that SeqIO reserves."""
-    import tokenizers
-
-    special = ["<|pad|>", "<|endoftext|>", "<|unk|>"]
-    # The printable character that byte-level BPE writes for each byte: its own where it has one, else one from 256 on.
-    own, others = {*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)}, iter(range(256, 512))
-    characters = [chr(byte if byte in own else next(others)) for byte in range(256)]
-    vocabulary = {text: i for i, text in enumerate([*special, *characters])}
-    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE(vocabulary, []))
-    tokenizer.add_special_tokens(special)
-    # Written into the file, since the library's decoder of this kind takes no settings.
-    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False}
-    return json.loads(tokenizer.to_str()) | {"pre_tokenizer": byte_level, "decoder": byte_level}

@@ -15,7 +15,9 @@ from typing import Any
 
 from diversity_jax.core.errors import InputError
 from diversity_jax.core.files import read_json
-from diversity_jax.tokenizers.files import folder_template, token_ids
+from diversity_jax.tokenizers.files import token_ids
+from diversity_jax.tokenizers.sentence_piece import read_model
+from diversity_jax.tokenizers.settings import folder_template
 from diversity_jax.tokenizers.tokenizer import HuggingFaceTokenizer, Tokenizer, load_tokenizer
 
 # Kinds of a token, by SentencePiece's numbers, which llama.cpp has too.
@@ -45,10 +47,12 @@ def tokenizer_entries(folder: Path, vocab_size: int) -> Entries:
         or no end of text.
     """
     vocabulary = load_tokenizer(str(folder))
-    if isinstance(vocabulary, HuggingFaceTokenizer):
-        tokens, entries = _from_json(folder, vocabulary)
+    pieces = folder / "tokenizer.model"
+    if pieces.exists() and len(read_model(str(pieces)).pieces) == vocabulary.size:
+        tokens, entries = _from_sentencepiece(pieces)  # nearer to llama.cpp than a tokenizer.json of the same ids
     else:
-        tokens, entries = _from_sentencepiece(folder / "tokenizer.model")
+        assert isinstance(vocabulary, HuggingFaceTokenizer)  # others have no more ids than their model
+        tokens, entries = _from_json(folder, vocabulary)
     for text, number in vocabulary.special_ids.items():
         tokens.setdefault(number, (text, 0.0, CONTROL))
     if max(tokens) >= vocab_size:

@@ -7,7 +7,7 @@ from typing import Any
 
 from diversity_jax.core.errors import InputError
 from diversity_jax.core.files import writing
-from diversity_jax.tokenizers.files import bytes_json
+from diversity_jax.tokenizers.export import bytes_json
 from diversity_jax.tokenizers.gguf_entries import (
     CONTROL,
     NORMAL,

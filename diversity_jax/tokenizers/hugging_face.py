@@ -53,7 +53,7 @@ class HuggingFaceTokenizer(Tokenizer):
         if (end := self.token_text(self.end_of_text_id)) in END_OF_TEXT_NAMES and end not in self.special_ids:
             self._tokenizer.add_special_tokens([end])  # a vocab.json does not say which of its tokens are special
             self.special_ids[end] = self.end_of_text_id
-        before, after = self._own_surroundings()
+        before, after = self.own_surrounding_ids()
         self.bos_id = self._begin_of_text(before, settings)
         adds_bos = bool(before) or settings.class_adds_bos if settings.adds_bos is None else settings.adds_bos
         self.adds_bos = adds_bos and self.bos_id is not None
@@ -94,22 +94,22 @@ class HuggingFaceTokenizer(Tokenizer):
         config = settings.bos_id if settings.bos_id is not None and settings.bos_id < self.size else None
         return before[0] if before else config if config is not None else next(usual, None)
 
-    def _own_surroundings(self) -> tuple[list[int], list[int]]:
-        """What the file's own post-processor puts before and after every text."""
+    def own_surrounding_ids(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """The ids that the file's own post-processor puts before and after every text."""
         plain, extended = (self._tokenizer.encode("a", add_special_tokens=added).ids for added in (False, True))
         start = next((i for i in range(len(extended)) if extended[i : i + len(plain)] == plain), 0)
-        return extended[:start], extended[start + len(plain) :]
+        return tuple(extended[:start]), tuple(extended[start + len(plain) :])
 
     def surrounding_ids(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """The ids that its maker puts before and after every text."""
-        before, after = self._own_surroundings()
+        before, after = self.own_surrounding_ids()
         own_bos = bool(before) and before[0] == self.bos_id
         if self.adds_bos != own_bos:
             assert self.bos_id is not None or not self.adds_bos
-            before = [self.bos_id, *before] if self.adds_bos and self.bos_id is not None else before[1:]
+            before = (self.bos_id, *before) if self.adds_bos and self.bos_id is not None else before[1:]
         if self.adds_eos != bool(after):
-            after = [self.end_of_text_id] if self.adds_eos else []
-        return tuple(before), tuple(after)
+            after = (self.end_of_text_id,) if self.adds_eos else ()
+        return before, after
 
     def _encode_plain(self, texts: Sequence[str]) -> Sequence[Sequence[int]]:
         if not self._leaks:

@@ -3,10 +3,12 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 import logging
+import os
+from pathlib import Path
 from typing import Any
 
 from diversity_jax.core.errors import InputError
-from diversity_jax.core.files import exists, join_path, read_json
+from diversity_jax.core.files import exists, is_remote, join_path, open_file, read_json
 
 log = logging.getLogger(__name__)
 
@@ -14,6 +16,8 @@ SETTINGS_FILES = ("tokenizer_config.json", "special_tokens_map.json", "added_tok
 """Of the tokenizer itself: they are kept beside prepared rows."""
 MODEL_FILES = ("config.json", "generation_config.json")
 """Of the model, which name ends by their ids."""
+_LAYOUTS = (("tokenizer.json",), ("tokenizer.model",), ("vocab.json", "merges.txt"))
+"""Files that define a tokenizer; of several, the first."""
 TOKEN_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 _ADDS_BOS = ("LlamaTokenizer", "CodeLlamaTokenizer", "GemmaTokenizer")  # unless told otherwise
@@ -24,6 +28,38 @@ _CLASS_OF_MODEL = (
     | dict.fromkeys(("gemma", "gemma2", "gemma3_text"), "GemmaTokenizer")
     | dict.fromkeys(("qwen2", "qwen2_moe", "qwen3", "qwen3_moe"), "Qwen2Tokenizer")
 )
+
+
+def find_tokenizer(folder: str | os.PathLike) -> tuple[str, ...] | None:
+    """Files that define the tokenizer in a folder, or in `tokenizer/` inside it, where `model.convert import` puts one;
+    None where there are none, or it is no folder."""
+    folder = os.fspath(folder)
+    if not is_remote(folder) and not os.path.isdir(folder):
+        return None
+    for place in (folder, str(join_path(folder, "tokenizer"))):
+        for names in _LAYOUTS:
+            files = tuple(str(join_path(place, name)) for name in names)
+            if all(map(exists, files)):
+                return files
+    return None
+
+
+def folder_template(folder: Path) -> str | None:
+    """The chat template in a tokenizer's folder: a file, or an entry of the settings (the default of several).
+
+    Raises:
+      InputError: the settings are damaged, or the template is not text.
+    """
+    path, settings = folder / "chat_template.jinja", folder / "tokenizer_config.json"
+    if path.exists():
+        with open_file(path, "r") as file:
+            return file.read()
+    template = read_json(settings).get("chat_template") if settings.exists() else None
+    if isinstance(template, list):
+        template = {entry.get("name"): entry.get("template") for entry in template}.get("default")
+    if template is not None and not isinstance(template, str):
+        raise InputError(f"{settings}: chat_template is {type(template).__name__}; expected the template's text")
+    return template
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,127 @@
+"""Exported tokenizers give our ids to the library that transformers uses, or the export says what differs."""
+
+import json
+import logging
+
+import pytest
+from tokenizers import Tokenizer as Library
+
+from diversity_jax.core.errors import InputError
+from diversity_jax.tokenizers.files import copy_tokenizer, folder_tokenizer, named_tokenizer, write_tokenizer
+from diversity_jax.tokenizers.sample_text import SAMPLE_TEXTS, differing_texts, special_samples
+from diversity_jax.tokenizers.tokenizer import for_folder, load_tokenizer
+from tests import tokenizer_layouts as layouts
+from tests.shared_data import shared_file
+from tests.test_model_gguf import train_byte_level, train_sentencepiece
+from tests.test_tokenizers_folders import TEXTS, gpt2_files
+
+
+def sentencepiece_folder(folder, **settings):
+    train_sentencepiece(folder / "tokenizer.model", **settings)
+    return folder
+
+
+def with_tokens(folder):
+    layouts.write(folder, tokenizer_config=layouts.LLAMA2_CONFIG | {"legacy": True}, added_tokens={"<|im_end|>": 300})
+    size = load_tokenizer(str(train_sentencepiece(folder / "tokenizer.model"))).size
+    return layouts.write(folder, added_tokens={"<|im_end|>": size, "<|im_start|>": size + 1})
+
+
+LAYOUTS = {
+    "bytes": None,
+    "qwen files": lambda folder: layouts.qwen(folder, TEXTS, 400, tokenizer_json=False),
+    "qwen json": lambda folder: layouts.qwen(folder, TEXTS, 400, tokenizer_json=True),
+    "llama 3": lambda folder: layouts.llama3(folder, TEXTS, 400),
+    "gpt2": lambda folder: layouts.gpt2(folder, *gpt2_files()),
+    "codegen": lambda folder: layouts.gpt2(folder, *gpt2_files(), codegen=True),
+    "sentencepiece": sentencepiece_folder,
+    "spaces cleaned": lambda folder: sentencepiece_folder(folder, remove_extra_whitespaces=True),
+    "no dummy prefix": lambda folder: sentencepiece_folder(folder, add_dummy_prefix=False),
+    "user symbols": lambda folder: sentencepiece_folder(folder, user_defined_symbols=["<sep>", "keke", "\u2581\u2581"]),
+    "added to sentencepiece": with_tokens,
+    "llama 1": lambda folder: layouts.llama_json(
+        folder, json.loads(shared_file("tokenizers/llama_tokenizer.json").read_text())
+    ),
+}
+"""By name, how a folder is laid out."""
+
+
+@pytest.fixture(params=LAYOUTS)
+def source(request, tmp_path):
+    if request.param == "bytes":
+        return "bytes"
+    (tmp_path / "theirs").mkdir()
+    LAYOUTS[request.param](tmp_path / "theirs")
+    return tmp_path / "theirs"
+
+
+def exported(source, folder):
+    """The tokenizer imported beside a model, and exported again; as we load the source."""
+    if source == "bytes":
+        write_tokenizer(named_tokenizer("bytes"), folder, vocab_size=1 << 20)
+        return load_tokenizer("bytes")
+    assert copy_tokenizer(source, folder.parent / "imported" / "tokenizer")
+    write_tokenizer(folder_tokenizer(folder.parent / "imported" / "tokenizer"), folder, vocab_size=1 << 20)
+    ours = load_tokenizer(str(source))
+    assert load_tokenizer(str(folder.parent / "imported")).hash == ours.hash
+    return ours
+
+
+def test_what_is_exported_gives_our_ids(source, tmp_path, caplog):
+    with caplog.at_level(logging.WARNING):
+        ours = exported(source, tmp_path / "out")
+    assert caplog.text == ""
+    theirs = Library.from_file(str(tmp_path / "out" / "tokenizer.json"))
+    texts = [*SAMPLE_TEXTS, *TEXTS[:2]]
+    plain = [[i for i in ids.ids] for ids in theirs.encode_batch(texts, add_special_tokens=False)]
+    assert plain == ours.encode_each(texts)
+    marked = special_samples(ours)
+    found = [ids.ids for ids in theirs.encode_batch(marked, add_special_tokens=False)]
+    assert found == ours.encode_each(marked, special=True)
+    before, after = ours.surrounding_ids()
+    assert theirs.encode("ba").ids == [*before, *ours.encode_each(["ba"])[0], *after]
+    again = load_tokenizer(str(tmp_path / "out"))
+    assert again.encode_each(texts) == plain
+    assert (again.size, again.end_of_text_id, again.adds_bos) == (ours.size, ours.end_of_text_id, ours.adds_bos)
+    config = json.loads((tmp_path / "out" / "tokenizer_config.json").read_text())
+    assert config["tokenizer_class"] == "PreTrainedTokenizerFast"  # others build a tokenizer of their own
+    assert not {"legacy", "add_prefix_space"} & config.keys()
+    for name in ("added_tokens", "special_tokens_map", "vocab"):
+        path = tmp_path / "out" / f"{name}.json"
+        assert not path.exists() or (source != "bytes" and (source / "tokenizer.json").exists())
+    if source != "bytes":
+        assert for_folder(again, tmp_path / "out").prefix_id == for_folder(ours, source).prefix_id
+        text = "a" + ours.special["eos_token"]
+        assert for_folder(again, tmp_path / "out").encode(text) == for_folder(ours, source).encode(text)
+
+
+@pytest.mark.parametrize("settings", [{"model_type": "unigram"}, {"normalization_rule_name": "nmt_nfkc"}])
+def test_texts_that_the_library_reads_otherwise_are_counted(tmp_path, caplog, settings):
+    """Of unigram pieces as likely as each other it takes others, and it normalises "\\r\\n" otherwise."""
+    (tmp_path / "theirs").mkdir()
+    sentencepiece_folder(tmp_path / "theirs", **settings)
+    with caplog.at_level(logging.WARNING):
+        ours = exported(tmp_path / "theirs", tmp_path / "out")
+    content = json.loads((tmp_path / "out" / "tokenizer.json").read_text())
+    differing = differing_texts(content, ours)
+    assert len(differing) > 0
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert f"gives other ids than the model was trained on to {len(differing)} of " in line
+
+
+def test_what_the_library_cannot_do_of_legacy_off_is_told(tmp_path, caplog):
+    (tmp_path / "theirs").mkdir()
+    layouts.write(tmp_path / "theirs", tokenizer_config=layouts.LLAMA2_CONFIG)
+    sentencepiece_folder(tmp_path / "theirs")
+    with caplog.at_level(logging.WARNING):
+        ours = exported(tmp_path / "theirs", tmp_path / "out")
+    assert [record.getMessage().partition(": ")[2] for record in caplog.records] == [
+        "where its tokenizer has legacy: false, transformers reads a space more after each special token"
+    ]
+    assert not differing_texts(json.loads((tmp_path / "out" / "tokenizer.json").read_text()), ours, special=False)
+
+
+def test_a_tokenizer_of_more_ids_than_the_model_is_refused(tmp_path):
+    path = train_byte_level(tmp_path / "tokenizer.json")
+    with pytest.raises(InputError, match="more than the model's 100"):
+        write_tokenizer(named_tokenizer(path), tmp_path / "out", vocab_size=100)
