@@ -195,7 +195,7 @@ def _tokenizer_of_run(folder: Path) -> ModelTokenizer:
     return _for_run(tokenizer, folder)
 
 
-def _reads_special_text(mixture: Path, kind: str) -> bool:
+def _reads_special_text(mixture: Path | str, kind: str) -> bool:
     """Whether special tokens' texts in the documents that a run was trained on were these tokens."""
     return any(
         (one.get("special_text") or special_text_before(kind, is_chat=bool(one.get("chat")))) == "special"

@@ -259,7 +259,7 @@ def token_ids(folder: Path, model: Path | None = None) -> dict[str, list[int]]:
     found: dict[str, list[int]] = {}
     for name in SPECIAL_TOKENS:
         own = [numbers[texts[name]]] if texts.get(name) in numbers else []
-        value = next((one[f"{name}_id"] for one in models if one.get(f"{name}_id") is not None), [])
+        value: Any = next((one[f"{name}_id"] for one in models if one.get(f"{name}_id") is not None), [])
         ids = [*own, *(value if isinstance(value, list) else [value])]
         if not all(isinstance(number, int) and number >= 0 for number in ids):
             raise InputError(f"{folder}: {name}_id is {value!r}; expected an id or a list of ids")
