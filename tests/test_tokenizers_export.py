@@ -3,10 +3,17 @@
 import json
 import logging
 
+import jax
 import pytest
 from tokenizers import Tokenizer as Library
 
 from diversity_jax.core.errors import InputError
+from diversity_jax.evaluation.load_model import open_model
+from diversity_jax.model import LlamaConfig, init_params
+from diversity_jax.model.checkpoint_io.hugging_face import export_hugging_face
+from diversity_jax.model.convert import main as convert
+from diversity_jax.prepare.config import Chat
+from diversity_jax.prepare.packing import open_format
 from diversity_jax.tokenizers.files import copy_tokenizer, folder_tokenizer, named_tokenizer, write_tokenizer
 from diversity_jax.tokenizers.sample_text import SAMPLE_TEXTS, differing_texts, special_samples
 from diversity_jax.tokenizers.tokenizer import for_folder, load_tokenizer
@@ -93,6 +100,33 @@ def test_what_is_exported_gives_our_ids(source, tmp_path, caplog):
         assert for_folder(again, tmp_path / "out").prefix_id == for_folder(ours, source).prefix_id
         text = "a" + ours.special["eos_token"]
         assert for_folder(again, tmp_path / "out").encode(text) == for_folder(ours, source).encode(text)
+
+
+def test_every_command_finds_the_tokenizer_of_an_imported_folder(tmp_path):
+    """`model.convert import` puts it in `tokenizer/`; the folder is named all the same."""
+    theirs = layouts.qwen(tmp_path / "theirs", TEXTS, 400, tokenizer_json=True)
+    kept = {path.name: path.read_bytes() for path in theirs.iterdir()}
+    ours = load_tokenizer(str(theirs))
+    config = LlamaConfig(
+        vocab_size=ours.size, hidden_size=8, intermediate_size=8, num_layers=1, num_heads=1, max_length=64
+    )
+    params = jax.device_get(init_params(config, jax.random.key(0)))
+    export_hugging_face(config, params, tmp_path / "model", token_ids={"eos_token_id": ours.end_of_text_id})
+    for name in kept.keys() - {"config.json"}:
+        (tmp_path / "model" / name).write_bytes(kept[name])
+    convert(["import", str(tmp_path / "model"), str(tmp_path / "imported")])
+    folder = str(tmp_path / "imported")
+    assert load_tokenizer(folder).hash == ours.hash
+    assert named_tokenizer(folder).folder == tmp_path / "imported" / "tokenizer"
+    chat = open_format(Chat(template=folder), ours)
+    assert chat.template == layouts.CHATML == open_format(Chat(template="tokenizer"), load_tokenizer(folder)).template
+    turns = [{"role": "user", "content": "The<|im_end|>fox"}]
+    asked = [open_model(place).encode_chat(turns) for place in (folder, tmp_path / "model")]
+    assert asked[0] == asked[1]
+    text, ids = asked[0]
+    assert text == "<|im_start|>user\nThe<|im_end|>fox<|im_end|>\n<|im_start|>assistant\n"
+    assert ids.count(ours.end_of_text_id) == 1  # what the user wrote ends no turn
+    assert open_model(folder).tokenizer.encode("x<|im_end|>") == ours.encode_each(["x<|im_end|>"], special=True)[0]
 
 
 @pytest.mark.parametrize("settings", [{"model_type": "unigram"}, {"normalization_rule_name": "nmt_nfkc"}])

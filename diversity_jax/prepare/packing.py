@@ -14,7 +14,7 @@ from diversity_jax.prepare.config import Chat
 from diversity_jax.prepare.rows import START, TARGET
 from diversity_jax.tokenizers.base import Tokenizer, without_breaks
 from diversity_jax.tokenizers.chat_template import BEGIN_WITH_BOS, OWN_TEMPLATE, answer_parts, with_system_prompt
-from diversity_jax.tokenizers.settings import folder_template, read_settings
+from diversity_jax.tokenizers.settings import find_tokenizer, folder_template, read_settings
 from diversity_jax.tokenizers.tokenizer import turn_ends
 
 
@@ -61,7 +61,8 @@ def _read_template(spec: str, tokenizer: Tokenizer) -> tuple[str, Path]:
     if spec == "tokenizer" and not tokenizer.files:
         problem = "the vocabulary has no folder"
     elif path.is_dir() or path.name == "tokenizer_config.json":
-        folder = path if path.is_dir() else path.parent
+        files = find_tokenizer(path)  # which may lie in `tokenizer/` inside
+        folder = Path(files[0]).parent if files else path if path.is_dir() else path.parent
         template = folder_template(folder)
         if template is not None:
             return template, folder

@@ -70,7 +70,7 @@ def named_tokenizer(name: str | os.PathLike) -> TokenizerFiles:
     if str(name) == "bytes":
         return TokenizerFiles(end_of_text_id=1)
     if path.is_dir():
-        if files := folder_tokenizer(path):
+        if files := folder_tokenizer(path) or folder_tokenizer(path / "tokenizer"):  # the latter by `convert import`
             return files
     elif path.suffix in (".json", ".model") and path.is_file():
         return TokenizerFiles(files=(path,))
