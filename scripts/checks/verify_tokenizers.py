@@ -170,7 +170,8 @@ def rows_differ(vocabulary, texts: list[str], ours: list[list[int]], place: Path
     tokens = np.concatenate([np.fromfile(manifest.folder / shard.file, manifest.dtype) for shard in shards])
     rows = tokens.reshape(-1, longest + 1)
     joined = [row.tobytes() for row in rows]  # rows are permuted, so documents are looked for within and across them
-    stream = np.concatenate([[*ids, vocabulary.end_of_text_id] for ids in ours]).astype(manifest.dtype)
+    begin = [] if manifest.begin_of_text_id is None else [manifest.begin_of_text_id]
+    stream = np.concatenate([[*begin, *ids, vocabulary.end_of_text_id] for ids in ours]).astype(manifest.dtype)
     expected = {stream[at : at + longest + 1].tobytes() for at in range(0, len(stream) - longest, longest + 1)}
     return len(expected.symmetric_difference(joined))
 
