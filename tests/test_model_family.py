@@ -1,6 +1,8 @@
 """Every switch means the same in training, in a loop of layers, on a mesh, in evaluation and in decoding."""
 
 import dataclasses
+import json
+import random
 
 import jax
 import jax.numpy as jnp
@@ -8,14 +10,22 @@ import numpy as np
 import pytest
 
 from diversity_jax.core.errors import InputError
+from diversity_jax.corpus.corpus import CorpusConfig
 from diversity_jax.evaluation.cache_blocks import CacheRow, RowLayout
+from diversity_jax.mixtures.config import Component, MixtureConfig
 from diversity_jax.model import MeshConfig, init_params, logits, make_mesh, param_shardings
 from diversity_jax.model.cache import cached_hidden_states, decode_step, empty_cache
+from diversity_jax.model.checkpoint_io.hugging_face import export_hugging_face, import_hugging_face
 from diversity_jax.model.config import LoraConfig
+from diversity_jax.model.convert import main as convert
+from diversity_jax.model.convert import read_config
 from diversity_jax.model.cross_entropy import loss
 from diversity_jax.model.decode import for_inference, forest_hidden_states
 from diversity_jax.model.llama import head_weight, init_adapters, merged, with_adapters
 from diversity_jax.model.rotary import rotary_frequencies
+from diversity_jax.training import run
+from diversity_jax.training.config import TrainConfig
+from diversity_jax.training.optimizer import OptimizerConfig
 from tests.family_switches import SWITCHES, switched
 from tests.small_llama import random_params, small_config
 
@@ -150,3 +160,32 @@ def test_switches_that_cannot_be_are_refused_with_the_reason(fields, said):
     with pytest.raises(InputError) as error:
         small_config(**fields)
     assert said in str(error.value)
+
+
+def test_a_model_of_another_family_is_trained_on_from_its_folder_and_goes_out_as_it_came(tmp_path):
+    """On a 4 x 2 mesh; the run's export has the same architecture, and every weight is another."""
+    draw = random.Random(0)
+    (tmp_path / "a.txt").write_text("\n".join(" ".join(f"a{draw.randrange(50)}" for _ in range(20)) for _ in range(80)))
+    config = switched("gemma_3", vocab_size=512, num_kv_heads=2, attention_multiplier=24**-0.5)
+    export_hugging_face(config, random_params(config), tmp_path / "theirs")
+    component = Component(name="a", kind="real", corpus=CorpusConfig(source=str(tmp_path / "a.txt")), share=1.0)
+    sizes = {"sequence_length": 16, "validation_share": 0.1, "processes": 1}
+    train = TrainConfig(
+        **{"steps": 2, "batch_size": 8, "log_every": 1, "eval_batches": 1, "checkpoint_every": 2, "tensorboard": False},
+        **{"compilation_cache": None, "init_from": str(tmp_path / "theirs")},
+    )
+    run.run(
+        run.Config(
+            output_dir=str(tmp_path / "run"),
+            mixture=MixtureConfig(name="made", components=(component,), **sizes),
+            optimizer=OptimizerConfig(learning_rate=1e-2, schedule="constant"),
+            model=dataclasses.replace(read_config(tmp_path / "theirs"), compute_dtype="float32"),
+            mesh=MeshConfig(fsdp=4, tensor=2),
+            train=train,
+        )
+    )
+    convert(["export", str(tmp_path / "run"), str(tmp_path / "ours")])
+    (before, theirs), (after, ours) = (import_hugging_face(tmp_path / name) for name in ("theirs", "ours"))
+    assert before == after
+    assert json.loads((tmp_path / "ours" / "config.json").read_text())["model_type"] == "gemma3_text"
+    assert all(not np.array_equal(*pair) for pair in zip(*map(jax.tree.leaves, (theirs, ours)), strict=True))

@@ -90,7 +90,7 @@ def layer_rotary(config: LlamaConfig, length: int, positions_BxL: Array | None) 
     """The table of each layer by its number; None: its queries and keys do not turn."""
     table = of_windows = rotary_table(config, length, positions_BxL)
     if (theta := config.window_rope_theta) is not None:
-        plain = {"rope_scaling": "none", "rope_factor": 1.0, "rope_original_length": None}
+        plain: dict[str, Any] = {"rope_scaling": "none", "rope_factor": 1.0, "rope_original_length": None}
         unstretched = dataclasses.replace(config, rope_theta=theta, rope_attention_factor=None, **plain)
         of_windows = rotary_table(unstretched, length, positions_BxL)
 

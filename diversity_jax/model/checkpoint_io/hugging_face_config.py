@@ -70,7 +70,8 @@ def config_from_entries(path: Path, theirs: Any, **overrides: Any) -> LlamaConfi
     if not isinstance(theirs, dict):
         raise InputError(f"{path}: is not an object; expected the configuration of a LlamaForCausalLM or a relative")
     family = family_of(path, theirs)
-    assumed = {"max_position_embeddings": 2048, "rms_norm_eps": 1e-6, "initializer_range": 0.02} | family.defaults
+    assumed: dict[str, Any] = {"max_position_embeddings": 2048, "rms_norm_eps": 1e-6, "initializer_range": 0.02}
+    assumed.update(family.defaults)
     assumed.pop("rope_theta", None)  # which may stand in two places
     theirs = assumed | theirs
     _refuse_others(path, theirs, family)
@@ -112,7 +113,7 @@ def _refuse_others(path: Path, theirs: Mapping[str, Any], family: Family) -> Non
         raise InputError(f"{path}: has no {missing[0]}; expected the configuration of a {family.architecture}")
     if theirs.get("quantization_config"):
         raise InputError(f"{path}: the weights are quantised (quantization_config); dequantise them with transformers")
-    allowed = ("silu", "swish")
+    allowed: tuple[str, ...] = ("silu", "swish")
     if family.fixed.get("activation") == "gelu_tanh":  # the first Gemma's files call it gelu
         allowed = ("gelu_pytorch_tanh", "gelu")[: 2 if family.model_type == "gemma" else 1]
     for name in ("hidden_act", "hidden_activation"):

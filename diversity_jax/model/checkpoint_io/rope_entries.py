@@ -62,7 +62,8 @@ def _dictionary(path: Path, theirs: Mapping[str, Any], family: Family) -> tuple[
     for name, value in found.items():
         if not isinstance(value, dict):
             raise InputError(f"{path}: {name} is {value!r}; expected an object with rope_type and its settings")
-    old, new, local = found["rope_scaling"], found["rope_parameters"], {}
+    old, new = found["rope_scaling"], found["rope_parameters"]
+    local: dict[str, Any] = {}
     if family.model_type in _OWN_BASE_IN_WINDOWS:
         parts = [new.get(kind) or {} for kind in (FULL, SLIDING)]
         if new and not (set(new) <= {FULL, SLIDING} and all(isinstance(part, dict) for part in parts)):
