@@ -17,7 +17,7 @@ from diversity_jax.core.run_info import RunInfo
 from diversity_jax.mixtures.config import GatePolicy
 from diversity_jax.mixtures.gate import Decision, Finding
 from diversity_jax.mixtures.mixture import Mixture, MixtureComponent
-from diversity_jax.prepare.manifest import Manifest, Split, VocabularyInfo
+from diversity_jax.prepare.manifest import Manifest, Shard, Split, VocabularyInfo
 
 SAMPLES = 10
 SEQUENCE_LENGTH = 128
@@ -156,8 +156,22 @@ def make_hostile_scorecard() -> Scorecard:
 
 
 def _manifest(folder: Path, name: str, vocabulary: VocabularyInfo) -> Manifest:
-    train = Split(documents=12_000, tokens=2_064_000, text_bytes=9_000_000, dropped_tokens=17, rows=16_000, shards=())
-    held_out = Split(documents=345, tokens=64_500, text_bytes=250_000, dropped_tokens=5, rows=500, shards=())
+    train = Split(
+        documents=12_000,
+        tokens=2_064_000,
+        text_bytes=9_000_000,
+        dropped_tokens=17,
+        rows=16_000,
+        shards=(Shard(file="train", rows=16_000, sha256=""),),
+    )
+    held_out = Split(
+        documents=345,
+        tokens=64_500,
+        text_bytes=250_000,
+        dropped_tokens=5,
+        rows=500,
+        shards=(Shard(file="validation", rows=500, sha256=""),),
+    )
     return Manifest(
         name=name,
         kind="synthetic" if "topics" in name else "real",
