@@ -153,7 +153,7 @@ def _splits(content: Mapping[str, Any]) -> list[str] | None:
         if kind == "Digits" and step.get("individual_digits"):
             found.append("digits")
         elif kind == "Split" and (step.get("behavior"), step.get("invert", False)) == ("Isolated", False):
-            found.append((pattern or {}).get("Regex"))
+            found.append(str((pattern or {}).get("Regex")))
         elif kind == "ByteLevel" and not step.get("add_prefix_space"):
             found += ["gpt2"] if step.get("use_regex", True) else []
         else:

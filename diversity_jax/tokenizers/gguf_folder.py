@@ -62,15 +62,19 @@ def write_folder(entries: Mapping[str, Any], folder: Path, source: Path) -> None
         settings |= {"tokenizer_class": "PreTrainedTokenizerFast"}
     elif kind == "llama":
         adds_bos = _adds_bos(entries, ids, True)
-        files["tokenizer.model"], content = _sentencepiece(entries, source, tokens)
-        if content is not None:  # which transformers 5 follows; a tokenizer.model alone it reads otherwise
-            content |= {"post_processor": _begins_with(special["bos_token"], ids["bos_token"][0]) if adds_bos else None}
-            files["tokenizer.json"] = json.dumps(content, ensure_ascii=False).encode()
-        settings |= {"tokenizer_class": "LlamaTokenizer" if content is None else "PreTrainedTokenizerFast"}
+        files["tokenizer.model"], converted = _sentencepiece(entries, source, tokens)
+        if converted is not None:  # which transformers 5 follows; a tokenizer.model alone it reads otherwise
+            converted |= {
+                "post_processor": _begins_with(special["bos_token"], ids["bos_token"][0]) if adds_bos else None
+            }
+            files["tokenizer.json"] = json.dumps(converted, ensure_ascii=False).encode()
+        settings |= {"tokenizer_class": "LlamaTokenizer" if converted is None else "PreTrainedTokenizerFast"}
         settings |= {"add_bos_token": adds_bos, "legacy": True}
     else:
         raise InputError(f"{source}: tokenizer.ggml.model is {kind!r}; only gpt2 (BPE) and llama can be read")
-    named = {f"{name}_id": numbers[0] for name, numbers in ids.items() if name in ("bos_token", "pad_token")}
+    named: dict[str, Any] = {
+        f"{name}_id": numbers[0] for name, numbers in ids.items() if name in ("bos_token", "pad_token")
+    }
     if ends := ids.get("eos_token"):
         named["eos_token_id"] = ends if len(ends) > 1 else ends[0]
     for name, content in (("tokenizer_config.json", settings), ("generation_config.json", named)):

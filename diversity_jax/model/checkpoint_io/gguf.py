@@ -206,7 +206,7 @@ def _llama3_factors(theirs: Mapping[str, Any], head_size: int) -> np.ndarray | N
     return _factors(theirs["rope_theta"], head_size, *(rope[name] for name in _LLAMA3))
 
 
-def _factors(theta: float, head_size: int, factor: float, low: float, high: float, original: int) -> np.ndarray:
+def _factors(theta: float, head_size: int, factor: float, low: float, high: float, original: float) -> np.ndarray:
     """Llama 3's stretching of long wavelengths, float32 [head_size / 2]: none where a frequency turns more than `high`
     times within `original` tokens, `factor` below `low` times, and between them linear in the number of turns."""
     frequencies = 1.0 / theta ** (np.arange(0, head_size, 2, dtype=np.float64) / head_size)

@@ -10,8 +10,7 @@ import functools
 import math
 from pathlib import Path
 import re
-import struct
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -139,7 +138,7 @@ class _Reader:
         return self._take(np.dtype(kind).itemsize).view(kind)[0].item()
 
     def _text(self) -> str:
-        (size,) = struct.unpack("<Q", self._take(8))
+        size = self._number("<u8")
         try:
             return bytes(self._take(size)).decode()
         except UnicodeDecodeError:
@@ -246,7 +245,7 @@ def write_gguf(path: Path, arch: str, entries: Iterable[tuple[str, Any]], tensor
         size = math.prod(tensor.shape) // block * block_bytes
         writer.add_tensor_info(tensor.name, tensor.shape, np.dtype(np.float32), size, type_)
     with writing(path) as file:
-        writer.path, writer.fout, writer.state = path, [file], gguf.gguf_writer.WriterState.EMPTY
+        writer.path, writer.fout, writer.state = path, cast(Any, [file]), gguf.gguf_writer.WriterState.EMPTY
         writer.write_header_to_file(path)  # to what is open, so that the file appears whole
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
