@@ -166,7 +166,7 @@ def read(folder: str | os.PathLike, found: Mapping[str, Any], wanted: Mapping[st
         stored.setdefault(entry["name"], []).append(_Stored(**entry))
     leaves, tree = jax.tree_util.tree_flatten_with_path(dict(wanted))
 
-    def one(path: Any, leaf: Any) -> Callable[[tuple[slice, ...]], np.ndarray]:
+    def one(path: Any, leaf: Any) -> Callable[[Any], np.ndarray]:
         name = path_name(path)
         about = found["arrays"].get(name)
         if about is None or tuple(about["shape"]) != leaf.shape:
