@@ -89,13 +89,17 @@ def fetch(source: str, folder: Path, steps: int | None, batch_size: int, process
         wanted = loader.shards_of(steps, slice(process * own, (process + 1) * own))
     work: list[tuple[Manifest, Path, Shard]] = []
     for part in mixture.taken:
-        work += _begin_component(part.prepared, folder / "components" / part.name, wanted and wanted[part.name])
+        work += _begin_component(
+            part.prepared, folder / "components" / part.name, None if wanted is None else wanted.get(part.name, set())
+        )
     _check_space(folder, work)
     with ThreadPoolExecutor(_THREADS) as threads:
         for _ in threads.map(lambda item: _fetch_shard(*item), work):
             pass
     for part in mixture.taken:
-        _finish_component(part.prepared, folder / "components" / part.name, wanted and wanted[part.name])
+        _finish_component(
+            part.prepared, folder / "components" / part.name, None if wanted is None else wanted.get(part.name, set())
+        )
     value = read_json(join_path(mixture.folder, "mixture.json"))
     for component in value["components"]:
         is_here = component["name"] in {part.name for part in mixture.taken}

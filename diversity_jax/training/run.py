@@ -121,7 +121,10 @@ def run(config: Config, *, finish: Callable[[Path], None] = lambda folder: None)
         if not is_remote(output_dir):
             check_shared(Path(output_dir), "output_dir")
         in_first_process(make_ready)
-        together(lambda: folders or enter())
+        if not folders:
+            together(enter)
+        else:
+            together(lambda: None)
         mixture = together(lambda: Mixture.load(config.prepared or join_path(output_dir, "mixture")))
         config = dataclasses.replace(config, train=config.train.for_rows(mixture.train_rows))
 
