@@ -117,7 +117,7 @@ def replay(path: str | Path, *, scorecards: bool = True) -> list[Replayed]:
     ]
 
 
-def _read(path: Path) -> tuple[MixtureConfig, list[_Recorded]]:
+def _read(path: str | Path) -> tuple[MixtureConfig, list[_Recorded]]:
     """The mixture that was asked for, and what the file records of each of its components."""
     value = read_json(path)
     try:
@@ -139,13 +139,15 @@ def gate_result(decision: Decision, measurement: Measurement | None, rows: Seque
     return GateResult(factor=decision.factor, effective_clusters=clusters, rows=tuple(rows))
 
 
-def _check_measurement(path: Path, component: Component, entry: _Recorded, saved: Mapping[str, Scorecard]) -> None:
+def _check_measurement(
+    path: str | Path, component: Component, entry: _Recorded, saved: Mapping[str, Scorecard]
+) -> None:
     """The figures in the file are those of the scorecards."""
     recorded = entry.measurement
     again = measure(component, saved) if recorded is not None else None
     if recorded is None or again is None:
         return
-    problem, scorecard = None, path.parent / "scorecards" / f"{component.name}.json"
+    problem, scorecard = None, join_path(parent_folder(path), "scorecards", f"{component.name}.json")
     if again.corpus_fingerprint != recorded.corpus_fingerprint:
         problem = f"{scorecard}: is a scorecard of other data than component {component.name!r}"
     elif again.scorecard_hash != recorded.scorecard_hash or again.reference_hashes != dict(recorded.reference_hashes):

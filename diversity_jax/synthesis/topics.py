@@ -149,10 +149,10 @@ def _from_text(path: str, leaves_only: bool) -> Iterator[Topic | None]:
         name, _, keywords = _BULLET.sub("", line.strip()).partition("\t")
         while above and above[-1][0] >= indent:
             above.pop()
-        path = _below(above[-1][1] if above else (), name)
-        above.append((indent, path))
+        names_above = _below(above[-1][1] if above else (), name)
+        above.append((indent, names_above))
         if not (leaves_only and next_indent > indent):
-            yield _topic(path, _split_keywords(keywords))
+            yield _topic(names_above, _split_keywords(keywords))
 
 
 def _indent(line: str) -> int:

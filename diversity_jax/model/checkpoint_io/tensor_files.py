@@ -149,7 +149,8 @@ class _Stored:
         if not all(isinstance(each, int) and each >= 0 for each in numbers) or len(shape) != len(strides):
             raise ValueError("sizes of a tensor")
         last = start + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
-        if math.prod(shape) > self.count or (math.prod(shape) and last >= self.count):
+        elements: int = math.prod([int(size) for size in shape])
+        if elements > self.count or (elements and last >= self.count):
             raise ValueError("a tensor larger than what is stored")
         return _Stored(self.read, self.count, self.dtype, start, tuple(shape), tuple(strides))
 

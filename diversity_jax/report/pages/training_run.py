@@ -129,7 +129,11 @@ def read(run_dir: str | os.PathLike, *, mixture_dir: str | os.PathLike | None = 
     folder = Path(run_dir)
     info = RunInfo.load(folder / "run.json") if (folder / "run.json").exists() else None
     prepared = info.settings.get("prepared") if info else None
-    candidates = [folder, folder / "mixture", *([prepared] if isinstance(prepared, str) else [])]
+    candidates: list[str | os.PathLike] = [
+        folder,
+        folder / "mixture",
+        *([prepared] if isinstance(prepared, str) else []),
+    ]
     if mixture_dir is not None:
         candidates = [mixture_dir]
     mixture_folder = next((path for path in candidates if exists(join_path(path, "mixture.json"))), None)
@@ -138,7 +142,7 @@ def read(run_dir: str | os.PathLike, *, mixture_dir: str | os.PathLike | None = 
     log = folder / "metrics.jsonl"
     if mixture_folder is None and not log.exists():
         raise InputError(f"{folder}: holds neither mixture.json nor metrics.jsonl; name the folder of a run")
-    mixture = Mixture.load(mixture_folder) if mixture_folder else None
+    mixture = Mixture.load(os.fspath(mixture_folder)) if mixture_folder else None
     return Run(
         folder=folder,
         mixture=mixture,
