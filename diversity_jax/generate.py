@@ -1,12 +1,10 @@
-"""Make a synthetic component with language models: topics, personas and styles become checked documents, steered by
-their diversity.
+"""Make a synthetic component with language models: checked documents from topics and personas, steered by diversity.
 
     python -m diversity_jax.generate --config configs/generate.py --config.topics.source=topics.txt \\
         --config.generators[0].model=openai:gpt-4o-mini --config.budget.max_dollars=5 --config.dry_run=True
 
-Writes documents/*.jsonl.zst, which is a component for a mixture, rejects/, rounds/ and report.html to output_dir; a
-later run continues there. The same command writes the demo text of `configs/quickstart_text.py`, which needs no model;
-files of demo text that exist are not written again.
+Writes documents/*.jsonl.zst (a component for a mixture), rejects/, rounds/ and report.html to output_dir, where a later
+run continues; and demo text of `configs/quickstart_text.py`.
 """
 
 import contextlib

@@ -8,8 +8,7 @@
 The last measures baseline metrics without a judge. Writes scorecard.json, groupings.jsonl, forecast.json and
 report.html to output_dir; with several corpora the first two in a folder each, and comparison.json. More can be asked:
 `--config.pilot_groupings=30` (a forecast by what this judge uses), `--config.until_decided=True` (of two corpora, stop
-when it is decided which is more diverse), `--config.draws=10` (independent draws), and
-`--config.drift_samples_per_grouping=20` (does the judge read otherwise at that K); see `ScoreConfig`.
+when it is decided which is more diverse), `--config.draws=10` (independent draws); see `ScoreConfig`.
 """
 
 from pathlib import Path
@@ -22,14 +21,14 @@ from diversity_jax.core.errors import InputError
 from diversity_jax.scoring.config import ScoreConfig
 
 
-def _write_unusable(config: ScoreConfig, failure: NothingUsable) -> Path:
-    """Writes scorecard and page of a scoring that gave no figure; returns the page's path."""
+def _write_unusable(config: ScoreConfig, failure: NothingUsable) -> str:
+    """Writes scorecard and page of a scoring that gave no figure; returns where the page is."""
     from diversity_jax.report.pages import judge_verdict
 
     folder = Path(config.output_dir, failure.folder)
     run_info.describe(sys.argv, config).save(folder)
     failure.score.save(folder / "scorecard.json")
-    return judge_verdict.write_unusable(folder, failure.score)
+    return public_name(judge_verdict.write_unusable(folder, failure.score))
 
 
 @writes_to("output_dir")
@@ -40,9 +39,7 @@ def main(config: ScoreConfig) -> None:
     try:
         result = run_score(config)
     except NothingUsable as failure:
-        raise InputError(
-            f"{failure}; what was seen and what helps: {public_name(_write_unusable(config, failure))}"
-        ) from None
+        raise InputError(f"{failure}; what was seen and what helps: {_write_unusable(config, failure)}") from None
     if result is None or config.dry_run:
         done = public_name(Path(config.output_dir) / "report.html")
         print(done if result is None else result.forecast or "nothing to forecast")
@@ -51,8 +48,8 @@ def main(config: ScoreConfig) -> None:
     if result.scorecards:
         from diversity_jax.report.pages import score as page
 
-        args = (result.scorecards, result.metrics, result.checks, result.comparisons)
-        print(public_name(page.write(config.output_dir, *args)))
+        page_path = page.write(config.output_dir, result.scorecards, result.metrics, result.checks, result.comparisons)
+        print(public_name(page_path))
     else:
         from diversity_jax.report.pages import metrics as metrics_page
 
