@@ -9,6 +9,7 @@ import pytest
 from scipy import stats
 
 from diversity_jax.core.errors import InputError
+from diversity_jax.study.saturation import saturation
 from diversity_jax.study.statistics import (
     factor_effects,
     least_squares,
@@ -16,7 +17,6 @@ from diversity_jax.study.statistics import (
     power,
     rank_correlation,
     recipes_needed,
-    saturation,
 )
 
 

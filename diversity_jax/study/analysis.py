@@ -16,6 +16,7 @@ from diversity_jax.mixtures.mixture import Mixture
 from diversity_jax.study import statistics
 from diversity_jax.study.config import StudyConfig, StudyRun, recipe_name
 from diversity_jax.study.graph import StepStore
+from diversity_jax.study.saturation import saturation
 
 FORMAT_VERSION = 2  # of analysis.json
 Row = dict[str, Any]
@@ -258,7 +259,7 @@ def _effects(factors: Sequence[str], rows: Sequence[Row], stage: str, outcome: s
     for factor in factors:
         amounts = [run[factor] for run in runs]
         if all(isinstance(amount, int | float) for amount in amounts) and len(set(amounts)) >= _AMOUNTS_TO_SATURATE:
-            curves[factor] = _result_or_reason(statistics.saturation, amounts, values)
+            curves[factor] = _result_or_reason(saturation, amounts, values)
     pairs = {f"{a}:{b}": f"{a} \u00d7 {b}" for a, b in itertools.combinations(factors, 2)}
     return head | {
         "terms": [{**vars(term), "name": pairs.get(term.name, term.name)} for term in effects.terms],
