@@ -6,6 +6,7 @@ import json
 import os
 from pathlib import Path
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -51,8 +52,9 @@ def config(tmp_path_factory) -> Path:
     return path
 
 
-def start(config: Path, folder: Path, *more: str, **environment: str) -> subprocess.Popen:
+def start(config: Path, folder: Path, *more: str, before: tuple[str, ...] = (), **environment: str) -> subprocess.Popen:
     words = [
+        *before,
         sys.executable,
         "-m",
         "diversity_jax.study",
@@ -121,6 +123,23 @@ def test_two_processes_find_the_same_and_share_the_steps(config, whole, tmp_path
     assert (analysis(tmp_path), page(tmp_path)) == (analysis(whole), page(whole))
     lines = re.findall(r"^(\w+-\w{16})  step", err, re.MULTILINE)
     assert sorted(lines) == sorted(folder.name for folder in (tmp_path / "steps").iterdir())
+
+
+NAMESPACE = ("unshare", "--pid", "--fork", "--mount-proc")  # as a container: process ids of its own, the first is 1
+CONTAINERS = int(os.environ.get("TEST_CONTAINERS", "3"))
+
+
+@pytest.mark.skipif(
+    shutil.which("unshare") is None or subprocess.run([*NAMESPACE, "true"], check=False).returncode != 0,
+    reason="needs unshare and the right to make process namespaces",
+)
+def test_processes_that_do_not_see_each_other_share_the_steps(config, whole, tmp_path):
+    ended = [finish(each) for each in [start(config, tmp_path, before=NAMESPACE) for _ in range(CONTAINERS)]]
+    assert [code for code, _, _ in ended] == [0] * CONTAINERS, "".join(err for _, _, err in ended)
+    assert (analysis(tmp_path), page(tmp_path)) == (analysis(whole), page(whole))
+    lines = re.findall(r"^(\w+-\w{16})  step", "".join(err for _, _, err in ended), re.MULTILINE)
+    assert sorted(lines) == sorted(folder.name for folder in (tmp_path / "steps").iterdir())
+    assert not [path for path in tmp_path.rglob("*.partial")]
 
 
 @pytest.mark.slow
