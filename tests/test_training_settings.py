@@ -331,6 +331,7 @@ OTHER_MIXTURE = {
     "vocabulary": "elsewhere.model",
     "end_of_text": "</s>",
     "document_start": "none",
+    "special_text": "special",
     "sequence_length": 24,
     "validation_share": 0.2,
     "seed": 1,
