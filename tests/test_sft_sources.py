@@ -235,7 +235,9 @@ def test_in_a_foreign_template_too_only_answers_count_and_neighbours_change_noth
     params = jax.tree.map(jnp.asarray, random_params(MODEL))
     losses = jax.jit(lambda batch: loss(MODEL, params, batch)[1]["losses"])
     rows = mixture.loader(batch_size=8).batch(0)
-    arrays = {name: value[:1] for name, value in as_arrays(rows, mixture.boundaries(attend_across_documents=True)).items()}
+    arrays = {
+        name: value[:1] for name, value in as_arrays(rows, mixture.boundaries(attend_across_documents=True)).items()
+    }
     before, mask = losses(arrays)[0], arrays["loss_mask"][0]
     tokenizer = open_model(tuned).tokenizer
     answers = [
