@@ -60,7 +60,7 @@ def parse_target(text: str) -> Target:
         raise InputError(f"--topology {text}: is not known; choose CHIP:SHAPE with a chip of {chips}, such as v5e:4x4")
     chip = CHIPS[match[1]]
     target = Target(chip=chip, shape=tuple(map(int, match[2].split("x"))), slices=int(match[3] or 1))
-    dimensions = 1 + chip.example.count("x")
+    dimensions = 1 + chip.example.partition(":")[2].count("x")  # the name may hold an x, too
     if len(target.shape) != dimensions or not target.devices:
         raise InputError(f"--topology {text}: a slice of {chip.name} has {dimensions} sizes, such as {chip.example}")
     if chip.platform == "cuda" and target.shape[0] > 8:
