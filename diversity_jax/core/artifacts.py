@@ -131,7 +131,7 @@ def _leased(url: str, message: str) -> Iterator[None]:
     machine that has ended, at once. Whether a process of another machine lives is seen by waiting for its renewal.
     """
     holder = f"process {os.getpid()} on {socket.gethostname()}"
-    mine = {"holder": holder, "lease": uuid.uuid4().hex, "place": _place(), "began": _began(os.getpid())}
+    mine = {"holder": holder, "lease": uuid.uuid4().hex, "place": place(), "began": start_time(os.getpid())}
 
     def content() -> bytes:
         return canonical_json({**mine, "renewed": time.time()}).encode()
@@ -175,7 +175,7 @@ def _take(url: str, content: Callable[[], bytes], is_mine: Callable[[], bool], m
             if exists(url):
                 raise
             continue
-        renewed, is_here = other["renewed"], other.get("place") == _place()
+        renewed, is_here = other["renewed"], other.get("place") == place()
         if _is_abandoned(other) or time.monotonic() > deadline:
             remove_tree(url)
             if create_file(url, content()):
@@ -195,34 +195,37 @@ def _take(url: str, content: Callable[[], bytes], is_mine: Callable[[], bool], m
 def _is_abandoned(lock: Mapping[str, Any]) -> bool:
     """Whether a lock in a bucket is of a process that has ended, or was not renewed."""
     process = int(lock["holder"].removeprefix("process ").split(" on ", 1)[0])
-    if lock.get("place") == _place() and _began(process) != lock["began"]:
+    if lock.get("place") == place() and start_time(process) != lock["began"]:
         return True
     return time.time() - lock["renewed"] > _EXPIRE_SECONDS
 
 
-def process_namespace() -> str:
-    """Tells containers of one machine apart, whose processes do not see each other; empty where there are none."""
-    try:
-        return os.readlink("/proc/self/ns/pid")
-    except OSError:
-        return ""
-
-
-def _place() -> str:
+def place() -> str:
     """This machine since it was started, and its container: which processes can be seen from here."""
-    with contextlib.suppress(OSError):
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip() + process_namespace()
-    return socket.gethostname() + process_namespace()
-
-
-def _began(process: int) -> float | None:
-    """When a process of this machine was started, which tells it from later ones of its number; None: it has ended."""
-    import psutil
-
     try:
-        return psutil.Process(process).create_time()
-    except psutil.NoSuchProcess:
-        return None
+        machine = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        machine = socket.gethostname()
+    try:
+        return f"{machine} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return machine
+
+
+def start_time(process: int) -> str:
+    """When a process of this machine started, which tells apart users of one process id; empty if it is gone."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()[19]
+    except FileNotFoundError:
+        if os.path.exists("/proc/self/stat"):
+            return ""
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return ""
+    except PermissionError:
+        pass
+    return "running"
 
 
 class ArtifactStore:

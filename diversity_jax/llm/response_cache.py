@@ -14,15 +14,13 @@ from dataclasses import asdict
 import hashlib
 import json
 import os
-from pathlib import Path
 import queue
-import socket
 import threading
 import time
 from typing import Any, NamedTuple, TypeVar
 import uuid
 
-from diversity_jax.core.artifacts import process_namespace
+from diversity_jax.core.artifacts import place, start_time
 from diversity_jax.core.errors import InputError
 from diversity_jax.llm.budget import NOTHING, Amount, BudgetConfig, Reservation, sum_of
 from diversity_jax.llm.ledger_file import KEYS, LedgerFile, batch_owner
@@ -74,7 +72,7 @@ class ResponseCacheFile(LedgerFile):
         self.began_empty = False
         self._last_beat = 0.0
         self._run, self._caps = run, caps
-        self._process = f"{_host()}|{os.getpid()}|{_start_time(os.getpid())}"
+        self._process = f"{place()}|{os.getpid()}|{start_time(os.getpid())}"
         self._owner = f"{self._process}|{uuid.uuid4().hex[:8]}"
         if not replay:
             with self._explained_errors():
@@ -240,31 +238,10 @@ class ResponseCacheFile(LedgerFile):
 
 def _is_alive(owner: str, beat: float) -> bool:
     host, process, started, _ = owner.split("|")
-    if host == _host():
+    if host == place():
         # A process that slept for long still owns its calls; for other machines the heartbeat is all there is to see.
-        return _start_time(int(process)) == started
+        return start_time(int(process)) == started
     return time.time() - beat < _DEAD_AFTER_SECONDS
-
-
-def _host() -> str:
-    """The processes that this one can see: those of its machine, or of its container."""
-    return f"{socket.gethostname()} {process_namespace()}"
-
-
-def _start_time(process: int) -> str:
-    """When a process of this machine started, which tells apart users of one process id; empty if it is gone."""
-    try:
-        return Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()[19]
-    except FileNotFoundError:
-        if os.path.exists("/proc/self/stat"):
-            return ""
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return ""
-    except PermissionError:
-        pass
-    return "running"
 
 
 def _checksum(key: str, answer: str, prompt_tokens: int, completion_tokens: int) -> str:

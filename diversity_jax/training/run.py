@@ -103,6 +103,8 @@ def run(config: Config, *, finish: Callable[[Path], None] = lambda folder: None)
         build = config.prepared is None and not _stands(config, output_dir)
 
         def enter() -> None:
+            if folders:  # the first process is there already
+                return
             number = jax.process_index()
             place = published(
                 config.output_dir, "output_dir", process=number, skipped=_kept_in_bucket(build), mirrors=mirrors
@@ -118,13 +120,10 @@ def run(config: Config, *, finish: Callable[[Path], None] = lambda folder: None)
                 for mirror in mirrors:
                     mirror.push()
 
-        if not is_remote(output_dir):
+        if not is_bucket:
             check_shared(Path(output_dir), "output_dir")
         in_first_process(make_ready)
-        if not folders:
-            together(enter)
-        else:
-            together(lambda: None)
+        together(enter)
         mixture = together(lambda: Mixture.load(config.prepared or join_path(output_dir, "mixture")))
         config = dataclasses.replace(config, train=config.train.for_rows(mixture.train_rows))
 
