@@ -120,7 +120,7 @@ def test_a_killed_run_goes_on_wherever_it_is_started_again(store, local, six_ste
         if name.endswith(shards.RECORD):
             folder = f"{url}/run/{name.removesuffix('/' + shards.RECORD)}"
             for entry in read_json(f"{folder}/{shards.RECORD}")["shards"]:
-                shards._read_shard(folder, shards._Stored(**entry), np.dtype(np.uint8))
+                shards._read_bytes(folder, shards._Stored(**entry))
     again = start(url, 6)
     got, said = again.communicate(timeout=600)
     assert again.returncode == 0, said

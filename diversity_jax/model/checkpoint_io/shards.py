@@ -213,6 +213,10 @@ def _assemble(
 
 
 def _read_shard(folder: str | os.PathLike, shard: _Stored, dtype: Any) -> np.ndarray:
+    return np.frombuffer(_read_bytes(folder, shard), dtype).reshape(shard.shape)
+
+
+def _read_bytes(folder: str | os.PathLike, shard: _Stored) -> bytes:
     path = join_path(folder, shard.file)
     try:
         data = read_range(path, shard.offset, shard.bytes)
@@ -224,4 +228,4 @@ def _read_shard(folder: str | os.PathLike, shard: _Stored, dtype: Any) -> np.nda
         raise
     if zlib.crc32(data) != shard.crc32:
         raise Damaged(f"{shard.file}: the checksum of {shard.name} does not agree")
-    return np.frombuffer(data, dtype).reshape(shard.shape)
+    return data
