@@ -78,6 +78,7 @@ setup(
         "serve": ["pydantic>=2.10", "llguidance>=1.9"],
         "gcs": ["gcsfs>=2026.10"],
         "s3": ["s3fs>=2026.9"],
+        "datasets": ["datasets>=5"],
         "hf": ["transformers>=5", "torch>=2.9"],
         "beam": ["apache-beam>=2.77", "google-crc32c"],
         "report": ["tensorboard>=2.20"],

@@ -19,7 +19,7 @@ SECTIONS = {
 
 @pytest.fixture
 def corpus(tmp_path):
-    """Thirty short documents of three subjects, as JSON Lines and as Markdown files."""
+    """Thirty short documents of three subjects, as JSON Lines and as reStructuredText files."""
     subjects = (
         "The tide leaves shells on the sand",
         "A baker folds the dough twice",
@@ -27,9 +27,9 @@ def corpus(tmp_path):
     )
     texts = [f"{subject}, and note {number} says why." for number in range(10) for subject in subjects]
     (tmp_path / "texts.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
-    (tmp_path / "md").mkdir()
+    (tmp_path / "rst").mkdir()
     for number, text in enumerate(texts):
-        (tmp_path / "md" / f"{number}.md").write_text(text)
+        (tmp_path / "rst" / f"{number}.rst").write_text(text)
     return tmp_path
 
 
@@ -38,7 +38,7 @@ def test_an_example_works_as_it_is_written(title, corpus):
     section = (ROOT / "CONTRIBUTING.md").read_text().split(f"## {title}\n")[1].split("\n## ")[0]
     code = re.search(r"```python\n(.*?)```", section, re.DOTALL)[1]
     module, (config, *words) = SECTIONS[title]
-    source = corpus / "md" / "*.md" if title == "Add a source of text" else corpus / "texts.jsonl"
+    source = corpus / "rst" / "*.rst" if title == "Add a source of text" else corpus / "texts.jsonl"
     arguments = ["--config", config, *words, f"--config.corpus={source}", f"--config.output_dir={corpus / 'out'}"]
     if config == "configs/score.py":
         arguments += ["--config.agent.groupings=20", "--config.agent.criteria_sets=2"]

@@ -150,7 +150,7 @@ def test_remote_files_are_read_through_fsspec():
 @pytest.mark.parametrize(
     ("url", "says"),
     [
-        ("nowhere://bucket/a.jsonl", "cannot be listed .*nowhere"),
+        ("nowhere://bucket/a.jsonl", "cannot be read .*nowhere"),
         ("memory://corpus_nothing/a.jsonl", "no such file"),
         ("memory://corpus_nothing/*.jsonl", "no file matches"),
     ],
@@ -273,8 +273,8 @@ def test_a_wrong_field_says_which_fields_exist(tmp_path):
     [
         ("missing.jsonl", None, "no such file"),
         ("*.jsonl", None, "no file matches"),
-        ("", None, "is a folder"),
-        ("a.csv", b"x", "of no known kind; expected"),
+        ("", None, "is a folder without text"),
+        ("a.xlsx", b"x", "of no known kind; expected"),
         ("a.parquet.gz", b"x", "decompress"),
         ("empty.jsonl", b"", "holds no document;"),
         ("blank.jsonl", b'\n{"text": " "}\n', r"holds no document \(left out: 1 empty\)"),

@@ -78,6 +78,7 @@ def _not_installed(where: str, url: str | os.PathLike, error: ImportError) -> In
 
 
 _STORE_MODULES = {"aiobotocore", "aiohttp", "azure", "botocore", "fsspec", "gcsfs", "google", "requests", "s3fs"}
+_STORE_MODULES |= {"httpcore", "httpcore2", "httpx", "httpx2", "huggingface_hub"}
 _FULL = ("507", "Insufficient Storage", "StorageFull", "QuotaExceeded")
 
 

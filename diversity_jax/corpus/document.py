@@ -2,7 +2,7 @@
 
 import abc
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
@@ -37,15 +37,19 @@ class CorpusConfig:
     """Where text comes from and which part of it to take.
 
     Attributes:
-      source: a path, a glob pattern or a URL that fsspec reads, of `.jsonl` (also `.json` and `.ndjson` with one object
-        a line), `.txt` (one document a file) or `.tfrecord`, each also with `.gz`, `.zst`, `.bz2` or `.xz`, or
-        `.parquet`, `.arrow`, `.feather`; or `seqio:NAME`, `seqio:NAME@MODULE` (a task or mixture; MODULE is imported
-        first and registers it), `tfds:NAME[/CONFIG][:VERSION]`, `installed_docs:prose`, `installed_docs:code`.
-      text_field: the key, column or feature that holds the text; dots reach into nested records (`message.body`). Of a
-        SeqIO task `text` stands for its `inputs` and `targets` joined; `question+context+answer` joins others.
+      source: a path, a glob pattern or a URL that fsspec reads (`gs://`, `hf://datasets/NAME/FILE`), of `.jsonl` (also
+        `.json` and `.ndjson` with one object a line), `.csv`, `.tsv`, `.txt` and `.md` (one document a file) or
+        `.tfrecord`, each also with `.gz`, `.zst`, `.bz2` or `.xz`, or `.parquet`, `.arrow`, `.feather`; a folder, which
+        stands for all such files in it, or that `Dataset.save_to_disk` wrote; `-` for standard input (`-:csv` says of
+        what kind); `hf:NAME[@REVISION][:CONFIG][:SPLIT]`, streamed from the Hugging Face hub; or `seqio:NAME`,
+        `seqio:NAME@MODULE` (a task or mixture; MODULE is imported first and registers it),
+        `tfds:NAME[/CONFIG][:VERSION]`, `installed_docs:prose`, `installed_docs:code`.
+      text_field: the key, column or feature that holds the text; dots reach into nested records (`message.body`), and a
+        number names a column of a table whose first row does not name them. Of a SeqIO task `text` stands for its
+        `inputs` and `targets` joined; `question+context+answer` joins others.
       conversations: read each record as instruction data and not as one text: `messages`, `alpaca`, `pairs` or `auto`
         (see `conversations.read_messages`); `text_field` then means nothing.
-      split: which split of a SeqIO task or TFDS builder; files have none.
+      split: which split of a hub's dataset, SeqIO task or TFDS builder; of a folder where its files' names say one.
       max_documents: take only the first so many documents, in the corpus's own order; None takes all.
       max_broken_share: share of records, from 0 up to but not 1, that may be broken (not JSON, not UTF-8, without the
         text field, ...) before reading stops with an error. Broken records are left out and counted by reason.
@@ -225,6 +229,12 @@ def take_text(record: dict[str, Any], field: str, where: str) -> str:
     kind = "bytes" if isinstance(value, bytes) else kinds.get(type(value), f"a {type(value).__name__}")
     message = f"{where}: field {field!r} holds {kind}, not text; set text_field to one that does"
     raise Rejected("text field is not text", message)
+
+
+def check_split(source: str, split: str, splits: Iterable[str]) -> None:
+    """Raises InputError where the split that is asked for is none of these."""
+    if split not in splits:
+        raise InputError(f"{source}: has no split {split!r}; set split to one of: {', '.join(splits)}")
 
 
 _LISTED_FIELDS = 12

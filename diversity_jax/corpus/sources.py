@@ -1,30 +1,48 @@
 """Opening a corpus: the table of all readers, by the ending of a file's name or by the scheme of a source."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+import logging
 import os
 import re
 
 from diversity_jax.core.compression import compression
 from diversity_jax.core.errors import InputError, without_secrets
-from diversity_jax.core.files import is_remote, list_files
+from diversity_jax.core.files import content_hash, is_remote, list_files
 from diversity_jax.corpus.corpus import RecordCorpus
 from diversity_jax.corpus.document import Corpus, CorpusConfig, FileRecords
+from diversity_jax.corpus.folders import files_below, is_about, is_folder, of_split, saved_dataset
+from diversity_jax.corpus.readers.delimited import CommaSeparated, TabSeparated
+from diversity_jax.corpus.readers.hub import open_hub_dataset
 from diversity_jax.corpus.readers.installed_packages import open_installed_docs
 from diversity_jax.corpus.readers.parquet import Arrow, Parquet
 from diversity_jax.corpus.readers.seqio_tasks import open_seqio_task
+from diversity_jax.corpus.readers.standard_input import spooled_input
 from diversity_jax.corpus.readers.tensorflow import TFRecord, open_tfds_builder
-from diversity_jax.corpus.readers.text import JsonLines, TextFile
+from diversity_jax.corpus.readers.text import JsonLines, TextFile, TextLines, holds_json
+
+log = logging.getLogger(__name__)
 
 FILE_READERS: dict[str, tuple[str, type[FileRecords]]] = {
     "jsonl": (r"\.(jsonl|ndjson|json)$", JsonLines),
-    "text": (r"\.txt$", TextFile),
+    "csv": (r"\.csv$", CommaSeparated),
+    "tsv": (r"\.(tsv|tab)$", TabSeparated),
+    "text": (r"\.(txt|md|markdown)$", TextFile),
     "parquet": (r"\.parquet$", Parquet),
     "arrow": (r"\.(arrow|feather|ipc)$", Arrow),
     "tfrecord": (r"\.tfrecords?(-\d+-of-\d+)?$", TFRecord),
 }
 """Kind of file -> the ending of its name, without `.gz` or `.zst`, and its reader. The kind enters fingerprints."""
 
+
+def _open_hugging_face(config: CorpusConfig, name: str) -> RecordCorpus:
+    """A folder of this machine where `name` is one, else a dataset of the hub."""
+    if os.path.isdir(name):
+        return _open_folder(config, name)
+    return open_hub_dataset(config, name)
+
+
 SCHEMES: dict[str, Callable[[CorpusConfig, str], RecordCorpus]] = {
+    "hf": _open_hugging_face,
     "installed_docs": open_installed_docs,
     "seqio": open_seqio_task,
     "tfds": open_tfds_builder,
@@ -34,7 +52,10 @@ SCHEMES: dict[str, Callable[[CorpusConfig, str], RecordCorpus]] = {
 _PATTERN = re.compile(r"[*?\[]")
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
-_EXPECTED = ".jsonl, .txt or .tfrecord (each also .gz, .zst, .bz2 or .xz), .parquet, .arrow or .feather"
+_EXPECTED = (
+    ".jsonl, .csv, .tsv, .txt, .md or .tfrecord (each also .gz, .zst, .bz2 or .xz), .parquet, .arrow or .feather"
+)
+_LISTED_FILES = 4
 _REMEDIES = {
     r"\.(tar|tgz|zip)$": ", an archive: unpack it and name the files in it",
 }
@@ -62,18 +83,22 @@ def _open(config: CorpusConfig) -> RecordCorpus:
     for field in ("feature_length", "every_task"):
         if getattr(config, field) and scheme != "seqio":
             raise InputError(f"corpus.{field}={getattr(config, field)}: is for seqio:NAME, not {config.source}")
+    if scheme == "-":
+        return _open_standard_input(config, name)
     if not colon or name.startswith("//"):
         return _open_files(config)
     if scheme in SCHEMES:
         return SCHEMES[scheme](config, name)
     if len(scheme) > 1 and scheme.isidentifier() and not list_files(config.source):
-        known = "a path, a URL, or one of seqio:TASK, tfds:NAME, installed_docs:prose, installed_docs:code"
+        known = "a path, a URL, or one of hf:NAME, seqio:TASK, tfds:NAME, installed_docs:prose, installed_docs:code"
         raise InputError(f"{config.source}: neither a file nor a known kind of source; expected {known}")
     return _open_files(config)
 
 
 def _open_files(config: CorpusConfig) -> RecordCorpus:
     """All files that `config.source` names, in the order of their names."""
+    if is_folder(config.source):
+        return _open_folder(config, config.source)
     paths = _find(config.source)
     kinds = {_kind_of(path): path for path in reversed(paths)}
     if len(kinds) > 1:
@@ -81,8 +106,53 @@ def _open_files(config: CorpusConfig) -> RecordCorpus:
         raise InputError(f"{config.source}: matches files of several kinds, {described}; name one kind")
     kind = next(iter(kinds))
     reader = FILE_READERS[kind][1]
-    labelled = zip(paths, _labels(paths), strict=True)
-    return RecordCorpus(config, [reader(path, label, config.record_field) for path, label in labelled], kind)
+    return RecordCorpus(config, [reader(path, label, config.record_field) for path, label in _labelled(paths)], kind)
+
+
+def _open_standard_input(config: CorpusConfig, kind: str) -> RecordCorpus:
+    """What is piped in: of the kind that stands behind `-:`, else JSON Lines where it begins so, else a text a line."""
+    if kind and kind not in FILE_READERS:
+        raise InputError(f"{config.source}: expected one of {', '.join(f'-:{name}' for name in FILE_READERS)}")
+    path = spooled_input()
+    kind = kind or ("jsonl" if holds_json(path) else "lines")
+    reader = FILE_READERS[kind][1] if kind in FILE_READERS else TextLines
+    return RecordCorpus(config, [reader(path, "stdin", config.record_field)], kind)
+
+
+def _open_folder(config: CorpusConfig, folder: str) -> RecordCorpus:
+    """Rows that the datasets library saved there; else every file of a known kind below it, or those of the split.
+
+    Files about the data, such as a README beside records, are left out, and it is logged what is read. The names of the
+    files enter the fingerprint.
+
+    Raises:
+      InputError: there is no such file.
+    """
+    if (saved := saved_dataset(folder, config.split)) is not None:
+        parts = [Arrow(path, label, config.record_field) for path, label in _labelled(saved)]
+        return RecordCorpus(config, parts, "arrow")
+    found = files_below(folder)
+    kinds = {path: _kind_of(path) for path in found if not is_about(path) and _known_kind(path)}
+    records = [path for path, kind in kinds.items() if kind != "text"]
+    chosen = [path for path in kinds if kinds[path] == "text"] + of_split(folder, records, config.split)
+    if not chosen:
+        raise InputError(f"{folder}: is a folder without text; expected files in it that end in {_EXPECTED}")
+    chosen.sort()
+    left_out = sorted(set(found) - set(chosen))
+    log.info("%s: reads %s%s", folder, _listed(chosen), f"; leaves out {_listed(left_out)}" if left_out else "")
+    read = [(kinds[path], path, label) for path, label in _labelled(chosen)]
+    files = [FILE_READERS[kind][1](path, label, config.record_field) for kind, path, label in read]
+    return RecordCorpus(config, files, f"folder:{content_hash([[kind, label] for kind, _, label in read])}")
+
+
+def _listed(paths: Sequence[str]) -> str:
+    names = _labels(list(paths))
+    more = f" and {len(names) - _LISTED_FILES:,} more" if len(names) > _LISTED_FILES else ""
+    return ", ".join(names[:_LISTED_FILES]) + more
+
+
+def _labelled(paths: list[str]) -> list[tuple[str, str]]:
+    return list(zip(paths, _labels(paths), strict=True))
 
 
 def _braces_expanded(source: str) -> list[str]:
@@ -105,6 +175,8 @@ def _find(source: str) -> list[str]:
         return sorted({path for each in sources for path in _find(each)})
     try:
         paths = list_files(source)
+    except InputError:
+        raise
     except Exception as error:  # object stores fail with whatever their library raises: no credentials, no network
         if not is_remote(source):
             raise
@@ -112,20 +184,24 @@ def _find(source: str) -> list[str]:
         raise InputError(f"{source}: cannot be listed ({reason}); check the URL and your access to it") from None
     if paths:
         return paths
-    if not is_remote(source) and os.path.isdir(source):
-        raise InputError(f"{source}: is a folder; name a file in it, or a pattern such as *.jsonl")
     if _PATTERN.search(source):
         raise InputError(f"{source}: no file matches this pattern; check it, and quote it in a shell")
-    raise InputError(f"{source}: no such file; check the path")
+    access = ", and set HF_TOKEN where it is private or gated" if source.startswith("hf://") else ""
+    raise InputError(f"{source}: no such file; check the path{access}")
+
+
+def _known_kind(path: str) -> str | None:
+    """The kind of a file whose name has a known ending."""
+    name = path[: len(path) - len(compression(path) or "")]
+    return next((kind for kind, (end, _) in FILE_READERS.items() if re.search(end, name, re.IGNORECASE)), None)
 
 
 def _kind_of(path: str) -> str:
     name = path[: len(path) - len(compression(path) or "")]
-    for kind, (ending, reader) in FILE_READERS.items():
-        if re.search(ending, name, re.IGNORECASE):
-            if name != path and not reader.may_be_compressed:
-                raise InputError(f"{path}: a compressed {kind} file cannot be read in parts; decompress it")
-            return kind
+    if (kind := _known_kind(path)) is not None:
+        if name != path and not FILE_READERS[kind][1].may_be_compressed:
+            raise InputError(f"{path}: a compressed {kind} file cannot be read in parts; decompress it")
+        return kind
     remedy = next((remedy for ending, remedy in _REMEDIES.items() if re.search(ending, name, re.IGNORECASE)), "")
     raise InputError(f"{path}: of no known kind{remedy}; expected a name that ends in {_EXPECTED}")
 

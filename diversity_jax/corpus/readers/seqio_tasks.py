@@ -15,8 +15,8 @@ import numpy as np
 from diversity_jax.core.errors import InputError
 from diversity_jax.core.tensorflow import import_quietly
 from diversity_jax.corpus.corpus import RecordCorpus
-from diversity_jax.corpus.document import CorpusConfig, Document, Rejected, decode_utf8
-from diversity_jax.corpus.readers.tensorflow import TensorRecords, check_split, flat_features, scalars
+from diversity_jax.corpus.document import CorpusConfig, Document, Rejected, check_split, decode_utf8
+from diversity_jax.corpus.readers.tensorflow import TensorRecords, flat_features, scalars
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +47,7 @@ def open_seqio_task(config: CorpusConfig, name: str) -> RecordCorpus:
     if provider is None:
         raise _unknown(wanted, config.source)
     tasks = getattr(provider, "tasks", None) or [provider]
-    check_split(config, sorted({split for task in tasks for split in task.splits}))
+    check_split(config.source, config.split, sorted({split for task in tasks for split in task.splits}))
     tasks = [task for task in tasks if config.split in task.splits]
     if config.every_task and provider not in tasks:
         parts = [TaskRecords(config, task.name, task, [task]) for task in tasks]

@@ -1,6 +1,6 @@
 """Sources that TensorFlow reads: TFRecord files and prepared TensorFlow Datasets builders."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 import contextlib
 import functools
 import itertools
@@ -23,6 +23,7 @@ from diversity_jax.corpus.document import (
     FileRecords,
     Records,
     Rejected,
+    check_split,
     decode_utf8,
     list_fields,
 )
@@ -189,13 +190,6 @@ def plain(value: Any) -> Any:
     return value.item() if hasattr(value, "item") else value
 
 
-def check_split(config: CorpusConfig, splits: Iterable[str]) -> None:
-    """Raises InputError where the split that is asked for is none of these."""
-    if config.split not in splits:
-        known = ", ".join(splits)
-        raise InputError(f"{config.source}: has no split {config.split!r}; set split to one of: {known}")
-
-
 _INFO = "dataset_info.json"
 _VERSION = re.compile(r"\d+\.\d+\.\d+$")
 
@@ -213,7 +207,7 @@ def open_tfds_builder(config: CorpusConfig, name: str) -> RecordCorpus:
     folder = _version_folder(root, name, config.source)
     tfds = import_quietly("tensorflow_datasets")
     builder = tfds.builder_from_directory(str(folder))
-    check_split(config, builder.info.splits)
+    check_split(config.source, config.split, builder.info.splits)
 
     def dataset() -> Any:
         read_config = tfds.ReadConfig(interleave_cycle_length=1, try_autocache=False)

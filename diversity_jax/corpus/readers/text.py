@@ -1,4 +1,4 @@
-"""Text files: JSON Lines with one object a line, and plain text with one document a file."""
+"""Text files: JSON Lines with one object a line, and plain text with one document a file or a line."""
 
 from collections.abc import Iterator
 import json
@@ -73,6 +73,22 @@ class JsonLines(FileRecords):
             reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
         hint = "; a JSON array over several lines must be written as one object a line" if line in "[{" else ""
         return Rejected("not JSON", f"{self._where(position)}: is not valid JSON ({reason}){hint}")
+
+
+class TextLines(JsonLines):
+    """Lines of one file, each a document."""
+
+    def decode(self, raw: bytes, position: int) -> Document | None:
+        text = decode_utf8(raw, self._where(position)).removesuffix("\r")
+        if position == 0:
+            text = text.removeprefix(_ORDER_MARK)
+        return Document(id=self._id(position), text=text) if text.strip() else None
+
+
+def holds_json(path: str) -> bool:
+    """Whether the first line of a file that is not blank begins as a JSON object."""
+    lines = (line.strip() for block in read_lines(path) for line in block)
+    return next(filter(None, lines), b"").removeprefix(_ORDER_MARK.encode()).startswith(b"{")
 
 
 def _line_bounds(path: str) -> np.ndarray:
