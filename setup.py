@@ -48,6 +48,8 @@ setup(
         "google-genai>=3.4",
         "httpx>=0.28",
         "tokenizers>=0.22",
+        "fastokens>=0.3.5",
+        "msgspec>=0.20",
         "safetensors>=0.6",
         # Its two data files alone are read; another version would be another ruler.
         "wordllama==0.4.0.post1",
