@@ -15,13 +15,13 @@ from diversity_jax.corpus import CorpusConfig
 from diversity_jax.mixtures.inspect import inspect_mixture
 from diversity_jax.mixtures.mixture import Mixture
 from diversity_jax.mixtures.replay import replay
+from diversity_jax.mixtures.row_arrays import as_arrays
 from diversity_jax.model import logits
 from diversity_jax.model.cross_entropy import loss
 from diversity_jax.prepare.config import Chat, Preparation, PrepareConfig
 from diversity_jax.prepare.manifest import Manifest
 from diversity_jax.prepare.rows import RowReader
 from diversity_jax.tokenizers.tokenizer import ByteTokenizer
-from diversity_jax.training.data import as_arrays
 from tests.sft_folders import build_components, write_examples, write_text
 from tests.small_llama import random_params, small_config
 

@@ -7,8 +7,9 @@ import jax
 import numpy as np
 import pytest
 
+from diversity_jax.mixtures.row_arrays import segments
 from diversity_jax.model import MeshConfig, batch_sharding, make_mesh
-from diversity_jax.training.data import ReadAhead, put, segments
+from diversity_jax.training.data import ReadAhead, put
 
 
 def test_segments_and_positions_start_again_where_told():

@@ -24,6 +24,7 @@ from diversity_jax.mixtures.builder import build
 from diversity_jax.mixtures.config import Component, GatePolicy, MixtureConfig
 from diversity_jax.mixtures.inspect import describe, inspect_mixture
 from diversity_jax.mixtures.mixture import Batch, Mixture
+from diversity_jax.mixtures.row_arrays import as_arrays
 from diversity_jax.mixtures.sources import PreparedCorpus
 from diversity_jax.model import LlamaConfig, convert
 from diversity_jax.model.cross_entropy import loss
@@ -36,7 +37,6 @@ from diversity_jax.tokenizers.files import TokenizerFiles, write_tokenizer
 from diversity_jax.tokenizers.tokenizer import for_folder, for_run, load_tokenizer
 from diversity_jax.training import run
 from diversity_jax.training.config import TrainConfig
-from diversity_jax.training.data import as_arrays
 from diversity_jax.training.optimizer import OptimizerConfig
 from diversity_jax.training.run import Config
 from diversity_jax.training.step import component_sums

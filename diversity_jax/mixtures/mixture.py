@@ -3,6 +3,7 @@ its batches by memory map: row n of step s is a pure function of the mixture, on
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+import dataclasses
 from dataclasses import dataclass, field
 from fractions import Fraction
 import os
@@ -142,6 +143,11 @@ class Loader:
                 targets[own], starts[own] = rows.targets, rows.starts
         return Batch(tokens=tokens, component=component, targets=targets, starts=starts)
 
+    def release(self) -> None:
+        """Gives back the memory of rows that were read; they can be read again."""
+        for reader in filter(None, self._readers):
+            reader.release()
+
     def epochs(self, steps: int) -> list[float]:
         """How often each component's rows are seen in `steps` steps; 0 for one that is never read."""
         counts = self.schedule.counts(steps * self.batch_size)
@@ -259,6 +265,10 @@ class Mixture:
         return Loader(
             manifests, shares, batch_size=batch_size, split=split, repeat_seed=self.repeat_seed, cache_gb=cache_gb
         )
+
+    def only(self, component: MixtureComponent) -> Self:
+        """This mixture with the rows of one component alone."""
+        return dataclasses.replace(self, components=(dataclasses.replace(component, share_granted=Fraction(1)),))
 
     def save(self) -> Path | str:
         """Writes `mixture.json` into `folder`."""

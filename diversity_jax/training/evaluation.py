@@ -12,6 +12,7 @@ import numpy as np
 
 from diversity_jax.core.errors import InputError
 from diversity_jax.mixtures.mixture import Batch, Mixture
+from diversity_jax.mixtures.row_arrays import as_arrays
 from diversity_jax.model import LlamaConfig, batch_sharding
 from diversity_jax.model.llama import Params, head_weight, hidden_states
 from diversity_jax.prepare.manifest import prepared_tokenizer
@@ -19,7 +20,7 @@ from diversity_jax.prepare.rows import RowReader
 from diversity_jax.tokenizers.document_start import Boundaries
 from diversity_jax.tokenizers.tokenizer import NOTHING_BEGINS
 from diversity_jax.training.config import TrainConfig
-from diversity_jax.training.data import as_arrays, put
+from diversity_jax.training.data import put
 from diversity_jax.training.step import make_eval_step, model_shardings
 
 

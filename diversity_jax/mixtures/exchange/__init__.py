@@ -1,0 +1,1 @@
+"""Rows in the formats of other trainers, out and in."""

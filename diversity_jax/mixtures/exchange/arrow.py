@@ -1,0 +1,133 @@
+"""Parquet files, and Arrow files as `datasets.load_from_disk` maps them into memory."""
+
+from collections.abc import Iterator, Sequence
+import json
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from diversity_jax.core.files import content_hash, write_json
+from diversity_jax.mixtures.exchange.format import (
+    Block,
+    Column,
+    Format,
+    Layout,
+    Piece,
+    Shard,
+    Stream,
+    Written,
+    path_to_write,
+    whole_file,
+)
+
+
+def _features(layout: Layout) -> dict[str, Any]:
+    """The columns as Hugging Face's `datasets` describes them."""
+    found = {}
+    for column in layout.columns:
+        value = {"dtype": column.dtype, "_type": "Value"}
+        found[column.name] = value if column.array == "component" else {"feature": value, "_type": "List"}
+    return found
+
+
+def _schema(layout: Layout) -> Any:
+    import pyarrow as pa
+
+    kinds = [
+        (column.name, pa.type_for_alias(column.dtype) if column.array == "component" else _list_type(column))
+        for column in layout.columns
+    ]
+    return pa.schema(kinds, {"huggingface": json.dumps({"info": {"features": _features(layout)}})})
+
+
+def _list_type(column: Column) -> Any:
+    import pyarrow as pa
+
+    return pa.list_(pa.type_for_alias(column.dtype))
+
+
+def _record_batch(block: Block, layout: Layout, schema: Any) -> Any:
+    """A block as Arrow arrays over its own memory."""
+    import pyarrow as pa
+
+    arrays = []
+    for column in layout.columns:
+        values = np.ascontiguousarray(block[column.array], column.dtype)
+        flat = pa.array(values.reshape(-1))
+        if column.array != "component":
+            offsets = np.arange(len(values) + 1, dtype=np.int32) * column.tokens
+            flat = pa.ListArray.from_arrays(pa.array(offsets), flat)
+        arrays.append(flat)
+    return pa.record_batch(arrays, schema=schema)
+
+
+class _Arrow(Format):
+    names: ClassVar = {
+        "tokens": "input_ids",
+        "loss_mask": "loss_mask",
+        "segment_ids": "segment_ids",
+        "positions": "position_ids",
+        "component": "component",
+    }
+
+
+class Parquet(_Arrow):
+    """Parquet files, compressed by zstd, with a checksum a page."""
+
+    title = "Parquet"
+    readers = "datasets.load_dataset, torchtitan, MaxText (grain_file_type=parquet), DuckDB, Polars, Spark"
+
+    def write(self, root: Path, shard: Shard, layout: Layout, blocks: Iterator[Block]) -> list[Piece]:
+        import pyarrow.parquet as pq
+
+        path = root / shard.stream.folder / f"{layout.split}-{shard.number:05d}-of-{shard.count:05d}.parquet"
+        schema = _schema(layout)
+        options = {"compression": "zstd", "compression_level": 1, "use_dictionary": False}
+        with (
+            path_to_write(path) as partial,
+            pq.ParquetWriter(partial, schema, write_page_checksum=True, **options) as writer,
+        ):
+            for block in blocks:
+                writer.write_batch(_record_batch(block, layout, schema))
+        return [whole_file(root, path)]
+
+
+class Arrow(_Arrow):
+    """A folder for `datasets.load_from_disk`, which maps it into memory."""
+
+    title = "Arrow"
+    readers = "datasets.load_from_disk, torchtitan"
+
+    def write(self, root: Path, shard: Shard, layout: Layout, blocks: Iterator[Block]) -> list[Piece]:
+        import pyarrow as pa
+
+        path = root / shard.stream.folder / f"data-{shard.number:05d}-of-{shard.count:05d}.arrow"
+        schema = _schema(layout)
+        with (
+            path_to_write(path) as partial,
+            pa.OSFile(str(partial), "wb") as file,
+            pa.ipc.new_stream(file, schema) as out,
+        ):
+            for block in blocks:
+                out.write_batch(_record_batch(block, layout, schema))
+        return [whole_file(root, path)]
+
+    def finish(self, root: Path, stream: Stream, layout: Layout, shards: Sequence[Written]) -> None:
+        folder, pieces = root / stream.folder, [piece for _, (piece,) in shards]
+        write_json(
+            folder / "dataset_info.json",
+            {"citation": "", "description": "", "features": _features(layout), "homepage": "", "license": ""},
+        )
+        write_json(
+            folder / "state.json",
+            {
+                "_data_files": [{"filename": Path(piece["file"]).name} for piece in pieces],
+                "_fingerprint": content_hash([piece["sha256"] for piece in pieces])[:16],
+                "_format_columns": None,
+                "_format_kwargs": {},
+                "_format_type": None,
+                "_output_all_columns": False,
+                "_split": layout.split,
+            },
+        )

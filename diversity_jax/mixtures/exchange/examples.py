@@ -1,0 +1,135 @@
+"""`tf.train.Example` records in TFRecord and ArrayRecord files, encoded here for whole blocks at once."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+
+from diversity_jax.mixtures.exchange.format import (
+    Block,
+    Column,
+    Format,
+    Layout,
+    Piece,
+    Shard,
+    path_to_write,
+    whole_file,
+)
+
+_VARINT_BITS = 7
+
+
+def varints(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Protocol buffers' varints of each row of numbers, end to end.
+
+    Args:
+      values: not negative, [rows, numbers].
+
+    Returns:
+      Bytes of all rows, uint8, and where each row ends among them, int64 [rows].
+    """
+    longest = max(1, -(-int(values.max(initial=0)).bit_length() // _VARINT_BITS))
+    parts = np.empty((*values.shape, longest), np.uint8)
+    kept = np.empty(parts.shape, bool)
+    for place in range(longest):
+        rest = values >> (_VARINT_BITS * place) if place else values
+        more = rest >= 1 << _VARINT_BITS
+        np.bitwise_or(rest & 0x7F, more.view(np.uint8) << 7, out=parts[..., place], casting="unsafe")
+        kept[..., place] = rest > 0 if place else True
+    if longest == 1:
+        return parts.reshape(-1), np.arange(1, len(values) + 1) * values.shape[1]
+    return parts[kept], np.cumsum(kept.reshape(len(values), -1).sum(axis=1))
+
+
+def _varint(number: int) -> bytes:
+    parts = bytearray()
+    while number >= 1 << _VARINT_BITS:
+        parts.append(number & 0x7F | 0x80)
+        number >>= _VARINT_BITS
+    parts.append(number)
+    return bytes(parts)
+
+
+def _field(tag: int, content: bytes) -> bytes:
+    """A field whose content has a length."""
+    return bytes((tag << 3 | 2,)) + _varint(len(content)) + content
+
+
+def _heads(name: bytes, size: int) -> bytes:
+    """What stands before `size` bytes of varints in the entry of an int64 feature."""
+    values = b"\x0a" + _varint(size)  # Int64List.value, packed
+    feature = b"\x1a" + _varint(len(values) + size) + values  # Feature.int64_list
+    entry = _field(1, name) + b"\x12" + _varint(len(feature) + size) + feature  # key and value of the map
+    return b"\x0a" + _varint(len(entry) + size) + entry  # Features.feature
+
+
+def examples(block: Block, columns: tuple[Column, ...]) -> Iterator[bytes]:
+    """Each row as a serialised `tf.train.Example` of int64 features, in the order of their names."""
+    encoded, heads = list[tuple[bytes, memoryview, list[int]]](), dict[tuple[bytes, int], bytes]()
+    for column in sorted(columns, key=lambda column: column.name):
+        values = block[column.array]
+        data, ends = varints(values.reshape(len(values), -1))
+        encoded.append((column.name.encode(), data.data, [0, *ends.tolist()]))
+    for row in range(len(block["tokens"])):
+        parts = list[bytes | memoryview]()
+        for name, numbers, bounds in encoded:
+            size = bounds[row + 1] - bounds[row]
+            if (name, size) not in heads:
+                heads[name, size] = _heads(name, size)
+            parts += [heads[name, size], numbers[bounds[row] : bounds[row + 1]]]
+        features = b"".join(parts)
+        yield b"\x0a" + _varint(len(features)) + features
+
+
+class _Examples(Format):
+    """One feature of int64 an array, with the names that SeqIO's packed examples have."""
+
+    names: ClassVar = {
+        "tokens": "targets",
+        "loss_mask": "targets_loss_weights",
+        "segment_ids": "targets_segment_ids",
+        "positions": "targets_positions",
+        "component": "component",
+    }
+
+    def dtype(self, array: str, vocabulary_size: int) -> str:
+        return "int32"  # one type, since varints have none; half the width of int64 in memory
+
+
+class TFRecord(_Examples):
+    """TFRecord files with their checksums."""
+
+    title = "TFRecord"
+    readers = "t5x and other SeqIO code, tf.data, MaxText (grain_file_type=tfrecord)"
+
+    def write(self, root: Path, shard: Shard, layout: Layout, blocks: Iterator[Block]) -> list[Piece]:
+        from diversity_jax.core.tensorflow import tf
+
+        path = root / shard.stream.folder / f"{layout.split}.tfrecord-{shard.number:05d}-of-{shard.count:05d}"
+        with path_to_write(path) as partial, tf.io.TFRecordWriter(str(partial)) as writer:
+            for block in blocks:
+                for example in examples(block, layout.columns):
+                    writer.write(example)
+        return [whole_file(root, path)]
+
+
+class ArrayRecord(_Examples):
+    """ArrayRecord files of one record a group, so that any row is read by itself."""
+
+    title = "ArrayRecord"
+    readers = "Grain, MaxText"
+
+    def write(self, root: Path, shard: Shard, layout: Layout, blocks: Iterator[Block]) -> list[Piece]:
+        from array_record.python.array_record_module import ArrayRecordWriter
+
+        path = root / shard.stream.folder / f"{layout.split}-{shard.number:05d}-of-{shard.count:05d}.arrayrecord"
+        with path_to_write(path) as partial:
+            writer = ArrayRecordWriter(str(partial), "group_size:1,uncompressed")
+            try:
+                for block in blocks:
+                    for example in examples(block, layout.columns):
+                        writer.write(example)
+            finally:
+                writer.close()
+        return [whole_file(root, path)]

@@ -1,0 +1,209 @@
+"""Formats in which every row takes the same bytes: Megatron's indexed datasets, MosaicML's MDS, Lightning's litdata."""
+
+from collections.abc import Iterator, Sequence
+import json
+import os
+from pathlib import Path
+import struct
+from typing import IO, Any, ClassVar
+
+import numpy as np
+
+from diversity_jax.core.files import full_disk_named, make_folder, write_json, writing
+from diversity_jax.mixtures.exchange.format import (
+    Block,
+    Column,
+    Format,
+    Layout,
+    Piece,
+    Shard,
+    Stream,
+    Written,
+    as_bytes,
+    whole_file,
+)
+
+MEGATRON_HEADER = b"MMIDIDX\x00\x00"
+MEGATRON_DTYPES = {1: "uint8", 2: "int8", 3: "int16", 4: "int32", 5: "int64", 8: "uint16"}
+"""Whole numbers by the code that `megatron.core.datasets.indexed_dataset.DType` gives them."""
+_INDEX_ROWS = 1 << 20  # of an index, written at once
+
+
+def write_megatron_index(path: Path, dtype: str, rows: int, row_tokens: int) -> None:
+    """The `.idx` of documents of one length that lie end to end."""
+    code = next(code for code, name in MEGATRON_DTYPES.items() if name == dtype)
+    row_bytes = row_tokens * np.dtype(dtype).itemsize
+    with writing(path) as file:
+        file.write(MEGATRON_HEADER + struct.pack("<QBQQ", 1, code, rows, rows + 1))
+        for values, count, step, of in (
+            ("<i4", rows, 0, row_tokens),
+            ("<i8", rows, row_bytes, 0),
+            ("<i8", rows + 1, 1, 0),
+        ):
+            for first in range(0, count, _INDEX_ROWS):
+                numbers = np.arange(first, min(first + _INDEX_ROWS, count), dtype=np.int64)
+                file.write((numbers * step + of).astype(values).data)
+
+
+class Megatron(Format):
+    """One `.bin` of all rows and its `.idx`, in which every row is a document; of components also a file of weights."""
+
+    title = "Megatron .bin/.idx"
+    names: ClassVar = {"tokens": "tokens"}
+    readers = "Megatron-LM, NeMo, MaxText (grain_file_type=mmap)"
+
+    def write(self, root: Path, shard: Shard, layout: Layout, blocks: Iterator[Block]) -> list[Piece]:
+        path = self._path(root, shard.stream, layout, ".bin")
+        offset = at = shard.first * layout.row_bytes
+        with full_disk_named(path):
+            make_folder(path.parent)
+            # The file grows in place: without its index, which is written last, no reader takes it for whole.
+            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            try:
+                for block in blocks:
+                    data = as_bytes(block, layout.columns).reshape(-1).data
+                    while len(data):
+                        written = os.pwrite(descriptor, data, at)
+                        at, data = at + written, data[written:]
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+        return [Piece(file=path.relative_to(root).as_posix(), offset=offset, bytes=at - offset)]
+
+    def finish(self, root: Path, stream: Stream, layout: Layout, shards: Sequence[Written]) -> None:
+        os.truncate(self._path(root, stream, layout, ".bin"), stream.rows * layout.row_bytes)
+        path = self._path(root, stream, layout, ".idx")
+        write_megatron_index(path, layout.columns[0].dtype, stream.rows, layout.row_tokens)
+
+    def finish_blend(self, root: Path, streams: Sequence[Stream], layout: Layout) -> None:
+        pairs = [[repr(stream.weight), f"{stream.folder}/{layout.split}"] for stream in streams]
+        with writing(root / f"blend_{layout.split}.txt", "w") as file:  # for --data-args-path
+            file.write(" ".join(word for pair in pairs for word in pair) + "\n")
+        split = "valid" if layout.split == "validation" else layout.split
+        write_json(root / f"blend_{layout.split}.json", {split: [word for pair in pairs for word in pair]})
+
+    @staticmethod
+    def _path(root: Path, stream: Stream, layout: Layout, ending: str) -> Path:
+        return root / stream.folder / f"{layout.split}{ending}"
+
+
+def write_table(file: IO[bytes], begin: int, row_bytes: int, rows: int) -> None:
+    """Number of rows and the uint32 offset of each and of the end, as both formats below begin."""
+    offsets = np.arange(rows + 1, dtype=np.int64) * row_bytes + begin
+    file.write(np.uint32(rows).tobytes() + offsets.astype("<u4").tobytes())
+
+
+class MosaicML(Format):
+    """Shards of MDS, with `index.json`; each row is a sample whose columns are arrays of fixed size."""
+
+    title = "MDS"
+    names: ClassVar = {name: name for name in ("tokens", "loss_mask", "segment_ids", "positions", "component")}
+    readers = "mosaicml-streaming, llm-foundry"
+
+    def write(self, root: Path, shard: Shard, layout: Layout, blocks: Iterator[Block]) -> list[Piece]:
+        path = root / shard.stream.folder / f"shard.{shard.number:05d}.mds"
+        columns = self._columns(layout)
+        config = json.dumps(self._config(layout), sort_keys=True).encode()
+        with writing(path) as file:
+            write_table(file, 4 * (shard.rows + 2) + len(config), layout.row_bytes, shard.rows)
+            file.write(config)
+            for block in blocks:
+                file.write(as_bytes(block, columns).data)
+        return [whole_file(root, path)]
+
+    def finish(self, root: Path, stream: Stream, layout: Layout, shards: Sequence[Written]) -> None:
+        listed = []
+        for shard, (piece,) in shards:
+            about = {
+                "basename": Path(piece["file"]).name,
+                "bytes": piece["bytes"],
+                "hashes": {"sha256": piece["sha256"]},
+            }
+            listed.append({**self._config(layout), "raw_data": about, "samples": shard.rows, "zip_data": None})
+        write_json(root / stream.folder / "index.json", {"shards": listed, "version": 2})
+
+    @staticmethod
+    def _columns(layout: Layout) -> list[Column]:
+        return sorted(layout.columns, key=lambda column: column.name)  # as the reader expects them in a sample
+
+    def _config(self, layout: Layout) -> dict[str, Any]:
+        columns = self._columns(layout)
+        return {
+            "column_encodings": [
+                column.dtype if column.array == "component" else f"ndarray:{column.dtype}:{column.tokens}"
+                for column in columns
+            ],
+            "column_names": [column.name for column in columns],
+            "column_sizes": [column.row_bytes for column in columns],
+            "compression": None,
+            "format": "mds",
+            "hashes": ["sha256"],
+            "size_limit": 1 << 26,
+            "version": 2,
+        }
+
+
+_LITDATA_NUMPY = {"uint8": 4, "uint16": 5, "int32": 2}  # of `litdata.constants._NUMPY_DTYPES_MAPPING`
+_LITDATA_TORCH = {"uint16": 20, "int32": 15}  # of `litdata.constants._TORCH_DTYPES_MAPPING`
+
+
+class LitData(Format):
+    """Chunks of litdata, with `index.json`: of tokens alone for `TokensLoader`, else dictionaries of arrays."""
+
+    title = "litdata"
+    names: ClassVar = {name: name for name in ("tokens", "loss_mask", "segment_ids", "positions")}
+    readers = "litdata, LitGPT"
+
+    def write(self, root: Path, shard: Shard, layout: Layout, blocks: Iterator[Block]) -> list[Piece]:
+        path = root / shard.stream.folder / f"chunk-0-{shard.number}.bin"
+        with writing(path) as file:
+            write_table(file, 4 * (shard.rows + 2), self._row_bytes(layout), shard.rows)
+            sizes = (
+                b"" if self._is_plain(layout) else struct.pack("<" + "I" * len(layout.columns), *self._sizes(layout))
+            )
+            for block in blocks:
+                data = as_bytes(block, layout.columns)
+                if sizes:
+                    head = np.broadcast_to(np.frombuffer(sizes, np.uint8), (len(data), len(sizes)))
+                    data = np.concatenate([head, data], axis=1)
+                file.write(data.data)
+        return [whole_file(root, path)]
+
+    def finish(self, root: Path, stream: Stream, layout: Layout, shards: Sequence[Written]) -> None:
+        plain, dtype = self._is_plain(layout), layout.columns[0].dtype
+        chunks = [
+            {
+                "chunk_bytes": shard.rows * self._row_bytes(layout),
+                "chunk_size": shard.rows,
+                "dim": shard.rows * layout.row_tokens if plain else None,
+                "filename": Path(piece["file"]).name,
+            }
+            for shard, (piece,) in shards
+        ]
+        leaf: dict[str, Any] = {"type": None, "context": None, "children_spec": []}
+        names = json.dumps([column.name for column in layout.columns])
+        tree = {"type": "builtins.dict", "context": names, "children_spec": [leaf] * len(layout.columns)}
+        formats = [f"no_header_numpy:{_LITDATA_NUMPY[column.dtype]}" for column in layout.columns]
+        config = {
+            "chunk_bytes": None,
+            "chunk_size": max(shard.rows for shard, _ in shards),
+            "compression": None,
+            "data_format": [f"no_header_tensor:{_LITDATA_TORCH[dtype]}"] if plain else formats,
+            "data_spec": json.dumps([1, leaf if plain else tree]),
+            "encryption": None,
+            "item_loader": "TokensLoader" if plain else "PyTreeLoader",
+        }
+        # The reader names its cache by this; the content is a better name than a time.
+        updated = "".join(piece["sha256"][:8] for _, (piece,) in shards[:8])
+        write_json(root / stream.folder / "index.json", {"chunks": chunks, "config": config, "updated_at": updated})
+
+    @staticmethod
+    def _is_plain(layout: Layout) -> bool:
+        return len(layout.columns) == 1
+
+    @staticmethod
+    def _sizes(layout: Layout) -> list[int]:
+        return [column.row_bytes for column in layout.columns]
+
+    def _row_bytes(self, layout: Layout) -> int:
+        return layout.row_bytes + (0 if self._is_plain(layout) else 4 * len(layout.columns))
