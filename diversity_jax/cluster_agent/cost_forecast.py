@@ -6,7 +6,6 @@ uses the words it is given, and the forecast is the total that errs by the same 
 the guess: some groupings are judged, at their price, and their means are taken for the rest.
 """
 
-import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 import itertools
@@ -25,6 +24,7 @@ from diversity_jax.cluster_agent.sampling import GroupingSampler, PlannedGroupin
 from diversity_jax.cluster_agent.score import blocking, propose_or_raise
 from diversity_jax.cluster_agent.types import CallTotals, Cluster, CriteriaSet, Criterion, Judge, Sample, SampledCorpus
 from diversity_jax.core.errors import InputError
+from diversity_jax.core.event_loop import run_to_end
 from diversity_jax.llm import PlannedCalls, Tokens, estimate_tokens
 
 _GROUPINGS = 40  # rendered for the mean
@@ -90,8 +90,8 @@ async def plan_calls_async(corpora: Sequence[SampledCorpus], config: AgentConfig
 
 
 def plan_calls(corpora: Sequence[SampledCorpus], config: AgentConfig) -> list[PlannedCalls]:
-    """`plan_calls_async` for code without an event loop."""
-    return asyncio.run(plan_calls_async(corpora, config))
+    """`plan_calls_async` for code that waits for it."""
+    return run_to_end(plan_calls_async(corpora, config))
 
 
 async def pilot_calls_async(

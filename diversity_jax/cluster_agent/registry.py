@@ -7,6 +7,7 @@ language model, `PROVIDER:MODEL`. What differs between judges is a field of `Jud
 from collections.abc import Callable, Sequence
 import dataclasses
 from dataclasses import dataclass
+import difflib
 from pathlib import Path
 from typing import Protocol
 
@@ -20,6 +21,7 @@ from diversity_jax.core.errors import InputError
 from diversity_jax.embedders import check_embedder, open_embedder
 from diversity_jax.llm import BudgetConfig, EndpointConfig, Engine, EngineConfig, parse_model, price_of
 from diversity_jax.llm.providers.endpoint import Endpoint
+from diversity_jax.llm.providers.registry import PROVIDERS
 
 
 class JudgeSettings(Protocol):
@@ -67,9 +69,22 @@ def _open_llm(settings: JudgeSettings, cache: Path) -> LlmJudge:
 
 
 def _check_llm(settings: JudgeSettings) -> None:
+    _refuse_unknown(settings.judge)
     price_of(*parse_model(settings.judge), settings.judge_base_url, settings.budget)
     if not settings.engine.offline_replay:
         Endpoint(settings.judge, settings.judge_base_url, "judge", settings.judge_endpoint)
+
+
+def _refuse_unknown(judge: str) -> None:
+    """Refuses a name that is no judge's and of no provider; the error suggests the nearest known one."""
+    provider, colon, model = judge.partition(":")
+    if provider in PROVIDERS and model:
+        return
+    known = [*JUDGES, _EMBEDDING, *(f"{name}:" for name in PROVIDERS)]
+    near = [f"{provider}:"] if provider in PROVIDERS else difflib.get_close_matches(provider + colon, known, 1, 0.5)
+    hint = "".join(f"; did you mean {name}{model or 'MODEL' if name[-1] == ':' else ''}?" for name in near)
+    written = ", ".join(f"{name}MODEL" if name[-1] == ":" else name for name in known)
+    raise InputError(f"judge: {judge!r} is unknown{hint or f'; write one of {written}'}")
 
 
 def _check_embedding(settings: JudgeSettings) -> None:

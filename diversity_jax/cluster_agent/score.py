@@ -1,6 +1,5 @@
 """Scores corpora: proposes criteria, judges many groupings at once, and puts the figures on a scorecard."""
 
-import asyncio
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 import contextlib
 import functools
@@ -20,6 +19,7 @@ from diversity_jax.cluster_agent.types import Judge, RunEnded, SampledCorpus, en
 from diversity_jax.cluster_agent.verdict import NothingUsable
 from diversity_jax.core import files
 from diversity_jax.core.errors import InputError
+from diversity_jax.core.event_loop import run_to_end
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -129,10 +129,9 @@ async def score_corpora_async(
 
 
 def blocking(function: Callable[_P, Coroutine[Any, Any, _T]]) -> Callable[_P, _T]:
-    """The same function for code without an event loop; enters the argument `judge` where it is a context manager.
+    """The same function for code that waits for it; enters the argument `judge` where it is a context manager.
 
-    Raises:
-      InputError: when called where an event loop is running (a notebook): await the asynchronous function there.
+    Where an event loop is running already, as in a notebook, the function runs in the loop of a thread of its own.
     """
     signature = inspect.signature(function)
 
@@ -144,13 +143,7 @@ def blocking(function: Callable[_P, Coroutine[Any, Any, _T]]) -> Callable[_P, _T
             async with entered(judge):
                 return await function(*args, **kwargs)
 
-        try:
-            asyncio.get_running_loop()
-        except RuntimeError:
-            return asyncio.run(with_judge())
-        raise InputError(
-            "an event loop is already running (a notebook?): use `await` with the function whose name ends in _async"
-        )
+        return run_to_end(with_judge())
 
     return call
 

@@ -11,7 +11,9 @@ import numpy as np
 from diversity_jax.cluster_agent.groupings import Groupings
 from diversity_jax.cluster_agent.verdict import Verdict
 from diversity_jax.core import files
+from diversity_jax.core.display import Shown, Table
 from diversity_jax.core.errors import InputError
+from diversity_jax.core.formats import count, estimate, interval, money, significant
 from diversity_jax.core.intervals import Estimate
 
 VERSION = 1
@@ -41,8 +43,8 @@ _LEFT_OUT = (
 )
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Scorecard:
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class Scorecard(Shown):
     """Diversity of one corpus under one judge. Written once, never changed; `content_hash` names it.
 
     Attributes:
@@ -216,6 +218,20 @@ class Scorecard:
     def stopped_early(self) -> bool:
         """Whether its run ended before its last grouping, by a cap or a lost server, so that a rerun goes on."""
         return any(warning.startswith(STOPPED) for warning in self.warnings)
+
+    def table(self) -> Table:
+        """Its main figures, the judge and what a reader has to know."""
+        name, verdict, shown = self.corpus["name"], self.verdict, self.corpus["documents"]
+        figures = {"effective clusters": self.effective_clusters, "cluster score": self.cluster_score}
+        rows = [(title, significant(each.value), interval(each)) for title, each in figures.items()]
+        rows += [("groupings", count(self.groupings), f"{count(self.dropped_groupings)} dropped")]
+        rows += [("documents", "not counted" if shown is None else count(shown), "")]
+        rows += [("judge", self.judge, verdict.judge if verdict else "not examined")]
+        rows += [("cost", money(self.cost_usd), f"{count(self.calls)} calls")] if self.calls else []
+        unfit = verdict.reasons if verdict and verdict.judge != "fit" else ()
+        notes = [f"the judge is {verdict.judge}: {reason}" for reason in unfit if verdict] + list(self.warnings)
+        title = f"{name}: {estimate(self.effective_clusters, 'effective clusters')}"
+        return Table(title=title, columns=("", "value", "95 % interval"), rows=rows, notes=notes)
 
     def histogram(self, name: str) -> dict[str, list[float]]:
         """`values` and `counts` of "clusters" (C of a grouping), "samples_per_cluster" (n / C) or "cluster_sizes"."""

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 import dataclasses
 import difflib
 import importlib.util
+import os
 from pathlib import Path
 import sys
 import types
@@ -54,8 +55,56 @@ def with_values(config: Any, values: Mapping[str, Any]) -> Any:
     return _freeze(twin)
 
 
+C = typing.TypeVar("C")
+
+
+def configuration(given: Any, ready: str, expected: type[C]) -> C:
+    """A configuration as callers give one: itself, the file of one, or None for the ready-made file `ready`."""
+    if isinstance(given, expected):
+        return given
+    if given is not None and not isinstance(given, str | os.PathLike):
+        raise InputError(f"config: is of type {type(given).__name__}; give a {expected.__name__}, or the file of one")
+    return load_file(ready if given is None else os.fspath(given), expected)
+
+
+def with_fields(config: C, values: Mapping[str, Any], where: str = "") -> C:
+    """The configuration with fields set to values of a caller, checked by type; parts may be mappings of their fields.
+
+    Args:
+      where: the part's own name with a dot, for messages.
+
+    Raises:
+      InputError: an unknown field, named with the nearest known one, or a value of another type or refused.
+    """
+    hints, changed = typing.get_type_hints(type(config)), {}
+    known = [field.name for field in dataclasses.fields(config)]  # type: ignore[arg-type]
+    for name, value in values.items():
+        if name not in known:
+            raise InputError(f"{where}{name}: there is no such setting{_nearest(name, known)}")
+        before = getattr(config, name)
+        if isinstance(value, Mapping) and dataclasses.is_dataclass(before):
+            changed[name] = with_fields(before, value, f"{where}{name}.")
+        elif dataclasses.is_dataclass(value):
+            changed[name] = value
+        else:
+            value = list(value) if isinstance(value, tuple) else value
+            changed[name] = _typed(hints[name], value, f"{where}{name}")
+    return dataclasses.replace(config, **changed)  # type: ignore[type-var]
+
+
+def ready_made(path: str) -> str:
+    """A path of a configuration file; one that is not there and begins with `configs/` is the package's own."""
+    if not os.path.exists(path) and path.replace("\\", "/").startswith("configs/"):
+        package = Path(__file__).resolve().parents[1]
+        for folder in (package, package.parent):
+            if (folder / path).is_file():
+                return str(folder / path)
+    return path
+
+
 def load_file(path: str, expected: type) -> Any:
     """What `get_config()` of a configuration file returns."""
+    path = ready_made(path)
     is_file = Path(path).is_file()
     specification = importlib.util.spec_from_file_location(f"config_{Path(path).stem}", path) if is_file else None
     if specification is None or specification.loader is None:

@@ -109,6 +109,12 @@ def estimate(interval: Estimate, unit: str = "") -> str:
     return f"{significant(interval.value)}{unit}"
 
 
+def interval(bounds: Estimate) -> str:
+    """Both ends of an interval, "[3.8, 4.5]"; an end without a bound is an ellipsis, and no interval nothing."""
+    low, high = ("\u2026" if end is None else significant(end) for end in (bounds.low, bounds.high))
+    return "" if bounds.low is None and bounds.high is None else f"[{low}, {high}]"
+
+
 def listed(words: list[str]) -> str:
     """Words as a sentence lists them: \"a\", \"a and b\", \"a, b and c\"."""
     return words[0] if len(words) == 1 else ", ".join(words[:-1]) + " and " + words[-1] if words else ""

@@ -78,6 +78,13 @@ def open_corpus(config: CorpusConfig | str) -> Corpus:
     return corpus
 
 
+def open_files(paths: Sequence[str], config: CorpusConfig) -> Corpus:
+    """The files at these paths as one corpus, in this order; otherwise as `open_corpus`."""
+    corpus = _open_files(config, list(paths))
+    next(iter(corpus))
+    return corpus
+
+
 def _open(config: CorpusConfig) -> RecordCorpus:
     scheme, colon, name = config.source.partition(":")
     for field in ("feature_length", "every_task"):
@@ -95,11 +102,11 @@ def _open(config: CorpusConfig) -> RecordCorpus:
     return _open_files(config)
 
 
-def _open_files(config: CorpusConfig) -> RecordCorpus:
-    """All files that `config.source` names, in the order of their names."""
-    if is_folder(config.source):
+def _open_files(config: CorpusConfig, paths: list[str] | None = None) -> RecordCorpus:
+    """All files that `config.source` names, in the order of their names, or those at `paths`."""
+    if paths is None and is_folder(config.source):
         return _open_folder(config, config.source)
-    paths = _find(config.source)
+    paths = paths or _find(config.source)
     kinds = {_kind_of(path): path for path in reversed(paths)}
     if len(kinds) > 1:
         described = ", ".join(f"{kind} ({path})" for kind, path in sorted(kinds.items()))

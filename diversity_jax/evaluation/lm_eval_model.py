@@ -16,6 +16,7 @@ from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs
 from diversity_jax.core.errors import InputError
 from diversity_jax.core.files import content_hash, full_disk_named
 from diversity_jax.core.progress import ProgressDisplay
+from diversity_jax.evaluation.answers import encode_pairs, windows
 from diversity_jax.evaluation.generate import Generator
 from diversity_jax.evaluation.load_model import LanguageModel, open_model
 from diversity_jax.evaluation.loglikelihood import Likelihood, Scored
@@ -175,7 +176,7 @@ class HarnessModel(TemplateLM):
         self._refuse_empty(requests)
         encoded: list[tuple[tuple[str, str], list[int], list[int]]] = []
         for start in range(0, len(pairs), _PAIRS_PER_ENCODING):
-            encoded += self._encode_pairs(pairs[start : start + _PAIRS_PER_ENCODING])
+            encoded += encode_pairs(self.model.tokenizer, pairs[start : start + _PAIRS_PER_ENCODING])
         return self._loglikelihood_tokens(encoded, names=list(map(_item_name, requests)))
 
     def _refuse_empty(self, requests: Sequence[Any]) -> None:
@@ -185,41 +186,18 @@ class HarnessModel(TemplateLM):
                 if not request.args[0]:
                     raise InputError(f"{_item_name(request)}: {NOTHING_BEGINS}")
 
-    def _encode_pairs(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[tuple[str, str], list[int], list[int]]]:
-        """As `TemplateLM._encode_pair`, in one call of the tokenizer instead of two a pair: spaces that end a context
-        are moved to its continuation.
-        """
-        tokenizer = self.model.tokenizer
-        contexts = [context.rstrip() for context, _ in pairs]
-        complete = [(stripped, "".join(pair)) for stripped, pair in zip(contexts, pairs, strict=True) if pair[0]]
-        texts = sorted({text for both in complete for text in both})
-        ids = dict(zip(texts, tokenizer.encode_batch(texts), strict=True))
-        encoded = []
-        for stripped, pair in zip(contexts, pairs, strict=True):
-            if pair[0]:
-                context = ids[stripped]
-                encoded.append((pair, context, ids["".join(pair)][len(context) :]))
-            else:
-                answer = tokenizer.encode(pair[1], special=False)
-                prefix = self.prefix_token_id
-                assert prefix is not None  # checked by `loglikelihood`
-                begins = bool(answer) and answer[0] == prefix
-                context, answer = (answer[:1], answer[1:]) if begins else ([prefix], answer)
-                encoded.append((pair, context, answer))
-        return encoded
-
     def _loglikelihood_tokens(
         self, requests: Sequence[tuple[Any, list[int], list[int]]], *, names: Sequence[str] = (), **kwargs: Any
     ) -> list[tuple[float, bool]]:
-        windows = [self._windows(*request) for request in requests]
-        if divided := sum(len(parts) > 1 for parts in windows):
+        divisions = [self._windows(*request) for request in requests]
+        if divided := sum(len(parts) > 1 for parts in divisions):
             text = "%d answers are longer than the model's context of %d tokens and are scored in parts"
             log.warning(text, divided, self.max_length)
-        owners = [number for number, parts in enumerate(windows) for _ in parts]
+        owners = [number for number, parts in enumerate(divisions) for _ in parts]
         labels = [names[owner] if names else f"request {owner}" for owner in owners]
-        results = iter(self._score([window for parts in windows for window in parts], labels))
+        results = iter(self._score([window for parts in divisions for window in parts], labels))
         likelihoods = []
-        for (pair, _, _), parts in zip(requests, windows, strict=True):
+        for (pair, _, _), parts in zip(requests, divisions, strict=True):
             nats, greedy = zip(*(next(results) for _ in parts), strict=True)
             likelihoods.append((sum(nats), all(greedy)))
             if pair is not None:
@@ -227,24 +205,8 @@ class HarnessModel(TemplateLM):
         return likelihoods
 
     def _windows(self, pair: tuple[str, str] | None, context: Sequence[int], answer: Sequence[int]) -> list[Scored]:
-        """The last `max_length + 1` tokens, of which the model reads all but the last.
-
-        An answer that is longer than that by itself, at which the harness's own backends stop, goes in parts of half a
-        context, each after what fits before it.
-        """
-        shown = "a window" if pair is None else repr((pair[1] or pair[0])[-60:])
-        if not answer or not context:
-            empty = "answer" if context else "context"
-            raise InputError(f"an empty {empty} cannot be scored ({shown}); remove the item or mend its answers")
-        tokens, most = [*context, *answer], self.max_length
-        if len(answer) <= most:
-            return [Scored(tokens=tuple(tokens[-(most + 1) :]), scored=len(answer))]
-        starts = range(len(context), len(tokens), max(most // 2, 1))
-        ends = [*starts[1:], len(tokens)]
-        return [
-            Scored(tokens=tuple(tokens[max(end - most - 1, 0) : end]), scored=end - start)
-            for start, end in zip(starts, ends, strict=True)
-        ]
+        """As `answers.windows`; the harness's own backends stop at an answer that is longer than the context."""
+        return windows(pair, context, answer, self.max_length)
 
     def _score(self, sequences: Sequence[Scored], names: Sequence[str]) -> list[tuple[float, bool]]:
         """Scores what the store does not hold yet. Rows are planned over all sequences, so resuming computes the same
@@ -272,7 +234,7 @@ class HarnessModel(TemplateLM):
 
         Where nothing begins a text, its first token is given instead of predicted; a line says so.
         """
-        windows, owners, prefix = [], list[int](), self.prefix_token_id
+        sequences, owners, prefix = [], list[int](), self.prefix_token_id
         if prefix is None:
             log.warning("nothing begins a text of this model: the first token of each is given, and not counted")
         for number, (text,) in enumerate(request.args for request in requests):
@@ -280,11 +242,11 @@ class HarnessModel(TemplateLM):
             first, ids = (prefix, ids) if prefix is not None else (ids[0] if ids else None, ids[1:])
             parts = utils.get_rolling_token_windows(ids, first, self.max_length, context_len=1)
             for context, predicted in map(utils.make_disjoint_window, parts):
-                windows += self._windows(None, context, predicted)
+                sequences += self._windows(None, context, predicted)
                 owners.append(number)
         totals = [0.0] * len(requests)
         names = [_item_name(requests[owner]) for owner in owners]
-        for owner, (nats, _) in zip(owners, self._score(windows, names), strict=True):
+        for owner, (nats, _) in zip(owners, self._score(sequences, names), strict=True):
             totals[owner] += nats
         for request, total in zip(requests, totals, strict=True):
             self.cache_hook.add_partial("loglikelihood_rolling", request.args, total)

@@ -8,7 +8,7 @@ import logging
 import os
 from pathlib import Path
 import subprocess
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from diversity_jax.core import run_info
 from diversity_jax.core.buckets import local_copy
@@ -26,6 +26,9 @@ from diversity_jax.evaluation.results import (
     summarise,
     write_samples,
 )
+
+if TYPE_CHECKING:
+    from diversity_jax.evaluation.generate import Generator
 
 log = logging.getLogger(__name__)
 # What is measured and how fast may change; what the figures are of may not.
@@ -241,12 +244,16 @@ def refuse_existing(config: GenerateTextConfig) -> None:
 
 
 def generate_text(
-    model: LanguageModel, prompts: Iterable[Mapping[str, Any]], config: GenerateTextConfig
+    model: LanguageModel,
+    prompts: Iterable[Mapping[str, Any]],
+    config: GenerateTextConfig,
+    generator: "Generator | None" = None,
 ) -> list[dict[str, Any]]:
     """Answers to prompts, `samples` each, in order: the prompt with `text`, `finish_reason` and `tokens` of the answer.
 
     Args:
       prompts: each with `prompt` (text) or `messages` (a conversation).
+      generator: of this model, whose compiled programs are used again; None: a new one.
 
     Raises:
       InputError: a prompt that does not fit, or a chat template that fails.
@@ -259,7 +266,7 @@ def generate_text(
     settings = [Sampling(**shared, seed=config.seed + number) for number in range(config.samples)]
     repeated = [(prompt, sampling) for prompt in prompts for sampling in settings]
     ids = [_prompt_ids(model, prompt, config) for prompt, _ in repeated]
-    generator = Generator(model, slots=min(config.slots, len(repeated)))
+    generator = generator or Generator(model, slots=min(config.slots, len(repeated)))
     answers = generator.generate(ids, [sampling for _, sampling in repeated])
     return [
         {**prompt, "text": answer.text, "finish_reason": answer.finish_reason, "tokens": len(answer.tokens)}

@@ -11,7 +11,9 @@ from typing import Any
 import numpy as np
 
 from diversity_jax.core import files
+from diversity_jax.core.display import Shown, Table
 from diversity_jax.core.errors import InputError
+from diversity_jax.core.formats import interval, significant
 from diversity_jax.core.intervals import Estimate
 from diversity_jax.metrics.registry import METRICS, MetricsConfig
 
@@ -104,8 +106,8 @@ def report_parameters(config: MetricsConfig, **derived: Any) -> dict[str, Any]:
     return {name: value for name, value in asdict(config).items() if name not in _NOT_PARAMETERS} | derived
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class MetricsReport:
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class MetricsReport(Shown):
     """The metrics of one corpus. Written once; `content_hash` names it.
 
     Attributes:
@@ -139,6 +141,16 @@ class MetricsReport:
         for name in ("metrics", "controlled"):
             value[name] = {metric: figure.to_json() for metric, figure in value[name].items()}
         return value | {"version": VERSION, "kind": KIND, "warnings": list(self.warnings)}
+
+    def table(self) -> Table:
+        """Every figure with its interval, and which way it points."""
+        ways = {1: "more is more diverse", -1: "less is more diverse", 0: ""}
+        rows = [
+            (METRICS[name].title, significant(figure.value), interval(figure), ways[METRICS[name].sign])
+            for name, figure in self.metrics.items()
+        ]
+        title = f"{self.corpus['name']}: baseline metrics"
+        return Table(title=title, columns=("", "value", "95 % interval", ""), rows=rows, notes=self.warnings)
 
     @functools.cached_property
     def content_hash(self) -> str:

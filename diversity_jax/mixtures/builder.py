@@ -17,8 +17,8 @@ from diversity_jax.core.files import content_hash, exists, file_hash, join_path,
 from diversity_jax.core.run_info import plain
 from diversity_jax.core.stores import is_remote
 from diversity_jax.corpus import Corpus
-from diversity_jax.mixtures.config import KINDS, Component, MixtureConfig
-from diversity_jax.mixtures.gate import Decision, Measurement, decide, measure
+from diversity_jax.mixtures.config import KINDS, BuildConfig, Component, MixtureConfig
+from diversity_jax.mixtures.gate import Decision, Measurement, decide, measure, undecided
 from diversity_jax.mixtures.mixture import Mixture, MixtureComponent, check_document_start
 from diversity_jax.mixtures.replay import gate_result, replay
 from diversity_jax.mixtures.shares import AvailableRows, GateResult, granted_shares
@@ -94,6 +94,28 @@ def build(config: MixtureConfig, folder: str | Path, score: Scorer) -> Mixture:
     mixture.save()
     replay(folder)
     _warn_of_changed_ratio(mixture)
+    return mixture
+
+
+def build_configured(config: BuildConfig) -> Mixture:
+    """The mixture of a configuration: demo text that is not there yet, scores, rows, `mixture.json`, registration.
+
+    Raises:
+      InputError: as `build`, or SeqIO does not accept it.
+    """
+    from diversity_jax.scoring.run import scorer
+    from diversity_jax.synthesis.demo_grammar import write_demo_text
+
+    folder = Path(config.output_dir)
+    write_demo_text(config.grammar)
+    mixture = build(config.mixture, folder, scorer(config, folder / "scorecards", undecided(config.mixture.components)))
+    for component in mixture.components:
+        asked, granted = float(component.share_asked), float(component.share_granted)
+        log.info("shares: %-24s asked %7.3f %%  granted %7.3f %%", component.name, 100 * asked, 100 * granted)
+    if config.register:
+        from diversity_jax.mixtures.registry import register
+
+        log.info("registered with SeqIO: %s", ", ".join(register(folder)))
     return mixture
 
 

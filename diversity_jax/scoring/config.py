@@ -105,17 +105,17 @@ def named_corpora(config: ScoreConfig) -> dict[str, CorpusConfig]:
     """
     named = {corpus.name: corpus.corpus for corpus in config.corpora}
     for source in filter(None, (config.corpus or "").split(",")):
-        name = _name(source)
+        name = name_of_source(source)
         number = 2
         while name in named:
-            name, number = f"{_name(source)}_{number}", number + 1
+            name, number = f"{name_of_source(source)}_{number}", number + 1
         named[name] = CorpusConfig(source=source.strip(), text_field=config.text_field)
     if not named:
         raise InputError("config.corpus is not set; name a file, such as texts.jsonl.gz, or several with commas")
     return named
 
 
-def _name(source: str) -> str:
+def name_of_source(source: str) -> str:
     """A short name for a source: its file's, without folders and endings."""
     stem = re.split(r"[/\\]", source.strip().rstrip("/"))[-1].split(".")[0]
     return re.sub(r"\W+", "_", stem).strip("_") or "corpus"

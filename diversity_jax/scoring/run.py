@@ -1,6 +1,6 @@
 """A scoring run: forecast, scorecards, comparisons, checks and baseline metrics, with all files but the page."""
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 import dataclasses
 from dataclasses import dataclass, field, replace
 import logging
@@ -166,8 +166,11 @@ class ScoreResult:
     comparisons: Sequence[PairComparison] = ()
 
 
-def run_score(config: ScoreConfig) -> ScoreResult | None:
+def run_score(config: ScoreConfig, corpora: Mapping[str, Corpus] | None = None) -> ScoreResult | None:
     """Forecasts, scores and measures as a configuration asks for, and writes every file but the page.
+
+    Args:
+      corpora: that are open already, by name; None: those that the configuration names.
 
     Returns:
       None where `output_dir` holds this very scoring with its page already.
@@ -178,7 +181,7 @@ def run_score(config: ScoreConfig) -> ScoreResult | None:
     """
     kind, output_dir = judge_kind(config.judge), Path(config.output_dir)
     kind.check(config)
-    corpora = open_corpora(config)
+    corpora = open_corpora(config) if corpora is None else corpora
     record = _check_folder(config, corpora)
     if not config.dry_run and _is_scored(output_dir, record):
         log.info("scored before with these settings: %s", ", ".join(corpora))
@@ -200,6 +203,21 @@ def run_score(config: ScoreConfig) -> ScoreResult | None:
         if not any(scorecard.stopped_early for scorecard in result.scorecards.values()):
             write_json(output_dir / _RECORD, {**record, "files": _files(output_dir)})
     return result
+
+
+def stored_result(config: ScoreConfig, corpora: Iterable[str]) -> ScoreResult:
+    """What a finished scoring left in `output_dir`: its scorecards, comparisons and metrics.
+
+    Raises:
+      InputError: a file is missing or damaged.
+    """
+    names, output_dir = list(corpora), Path(config.output_dir)
+    files = {name: (output_dir / name if len(names) > 1 else output_dir) / "scorecard.json" for name in names}
+    if judge_kind(config.judge).open is None:
+        return ScoreResult(metrics={name: MetricsReport.load(path) for name, path in files.items()})
+    scorecards = {name: Scorecard.load(path) for name, path in files.items()}
+    metrics = {name: MetricsReport.load(files[name]) for name, card in scorecards.items() if card.baseline}
+    return ScoreResult(scorecards=scorecards, metrics=metrics, comparisons=compare_pairs(scorecards, config.alpha))
 
 
 def _check_folder(config: ScoreConfig, corpora: Mapping[str, Corpus]) -> dict[str, Any]:

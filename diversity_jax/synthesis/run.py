@@ -12,6 +12,7 @@ from typing import Any
 
 from diversity_jax.core.config import plain_for_keys
 from diversity_jax.core.errors import InputError
+from diversity_jax.core.event_loop import run_to_end
 from diversity_jax.llm import (
     BudgetConfig,
     CostForecast,
@@ -51,7 +52,7 @@ def run(config: SynthesisConfig) -> Store | None:
     Raises:
       InputError: bad settings or files, or no generator that gives anything usable.
     """
-    return asyncio.run(_run(config))
+    return run_to_end(_run(config))
 
 
 async def _run(config: SynthesisConfig) -> Store | None:

@@ -26,6 +26,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("serving", "aot"),
     ("report",),
     ("study",),
+    ("api",),
     ("commands",),
 )
 COMMANDS = ("mixtures.build", "mixtures.prepare", "mixtures.show", "training.compile", "study.__main__", "study.page")

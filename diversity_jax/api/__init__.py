@@ -1,0 +1,1 @@
+"""The Python interface: what `import diversity_jax as dj` offers, on the same functions as the commands."""

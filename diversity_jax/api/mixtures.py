@@ -1,0 +1,259 @@
+"""`build_mixture` and `load_mixture`: built mixtures for a Python program, as rows of NumPy and of other libraries."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+import functools
+import importlib
+import operator
+import os
+from typing import Any, overload
+
+import numpy as np
+
+from diversity_jax.core import config as config_files
+from diversity_jax.core.buckets import writes_to
+from diversity_jax.core.display import Shown, Table
+from diversity_jax.core.errors import InputError
+from diversity_jax.core.formats import count, percent
+from diversity_jax.mixtures.config import BuildConfig, MixtureConfig
+from diversity_jax.mixtures.mixture import Loader, Mixture
+from diversity_jax.prepare.manifest import SPLITS
+
+_CHUNK = 256  # rows read at once
+
+Row = Mapping[str, Any]
+"""`tokens`, int32 [L + 1]; `component`, the number of the component in `MixtureRows.components`; of conversations also
+`targets` (tokens that the loss counts) and `starts` (first tokens of examples), bool [L + 1].
+"""
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class MixtureRows(Shown):
+    """A built mixture as a sequence of rows, in the order in which training reads them.
+
+    One pass has as many rows as the components have in all (`train.epochs=1`); components come in their exact token
+    shares, so that small ones may come twice and large ones not to their end.
+
+    Attributes:
+      mixture: shares, decisions, vocabulary: all of `mixture.json`.
+      split: `train` or `validation`.
+    """
+
+    mixture: Mixture
+    split: str = "train"
+
+    @property
+    def components(self) -> list[str]:
+        """Names of the components that have a share; `Row["component"]` counts them."""
+        return [part.name for part in self.mixture.taken]
+
+    @functools.cached_property
+    def _loader(self) -> Loader:
+        return self.mixture.loader(batch_size=_CHUNK, split=self.split)
+
+    def __getstate__(self) -> dict[str, Any]:  # a worker maps the files itself
+        return {"mixture": self.mixture, "split": self.split}
+
+    def __len__(self) -> int:
+        splits = (part.prepared.splits.get(self.split) for part in self.mixture.taken)
+        return sum(split.rows for split in splits if split)
+
+    @overload
+    def __getitem__(self, number: int) -> Row: ...
+    @overload
+    def __getitem__(self, number: slice) -> list[Row]: ...
+    def __getitem__(self, number: int | slice) -> Row | list[Row]:
+        """Row or rows by number."""
+        if isinstance(number, slice):
+            return self.rows(np.arange(len(self))[number])
+        at = operator.index(number)
+        if not -len(self) <= at < len(self):
+            raise IndexError(f"row {number} of {len(self)}")
+        return self.rows(np.array([at % len(self)]))[0]
+
+    def __iter__(self) -> Iterator[Row]:
+        """One pass."""
+        for start in range(0, len(self), _CHUNK):
+            yield from self.rows(np.arange(start, min(start + _CHUNK, len(self))))
+
+    def rows(self, numbers: np.ndarray) -> list[Row]:
+        """Rows by number, which may lie beyond the first pass."""
+        batch = self._loader.rows(numbers)
+        columns = {"tokens": batch.tokens, "component": batch.component}
+        if batch.targets is not None and batch.starts is not None:
+            columns |= {"targets": batch.targets, "starts": batch.starts}
+        return [{name: column[i] for name, column in columns.items()} for i in range(len(numbers))]
+
+    def decode(self, row: Row) -> str:
+        """The text of a row."""
+        from diversity_jax.prepare.manifest import prepared_tokenizer
+
+        return prepared_tokenizer(self.mixture.taken[0].prepared).decode(row["tokens"].tolist())
+
+    def as_grain(self) -> Any:
+        """A `grain.MapDataset` over the rows: to be repeated, batched and sharded as grain does.
+
+        Raises:
+          InputError: grain is not installed.
+        """
+        return _needed("grain", "as_grain").MapDataset.source(self)
+
+    def as_tf_data(self) -> Any:
+        """A `tf.data.Dataset` of one pass, each element a row.
+
+        Raises:
+          InputError: TensorFlow is not installed.
+        """
+        _needed("tensorflow", "as_tf_data")
+        from diversity_jax.core.tensorflow import tf
+
+        first = self[0]
+        signature = {name: tf.TensorSpec(value.shape, value.dtype) for name, value in first.items()}
+        return tf.data.Dataset.from_generator(lambda: iter(self), output_signature=signature).apply(
+            tf.data.experimental.assert_cardinality(len(self))
+        )
+
+    def as_torch(self) -> Any:
+        """A map-style `torch.utils.data.Dataset` of tensors, for `DataLoader`, also with workers.
+
+        Raises:
+          InputError: torch is not installed.
+        """
+        base = _needed("torch", "as_torch").utils.data.Dataset
+        return type("TorchRows", (_TorchRows, base), {})(self)
+
+    def table(self) -> Table:
+        """Every component with its share asked and granted, and the gate's decision."""
+        rows = [
+            (
+                part.name,
+                part.kind,
+                percent(float(part.share_asked)),
+                percent(float(part.share_granted)),
+                str(part.decision.get("action", "")),
+                count(part.manifest.splits["train"].rows) if part.manifest else "0",
+            )
+            for part in self.mixture.components
+        ]
+        title = f"Mixture {self.mixture.name}: {count(len(self))} rows of {count(self.mixture.sequence_length)} tokens"
+        columns = ("component", "kind", "share asked", "granted", "decision", "rows")
+        return Table(title=title, columns=columns, rows=rows, notes=[f"in {self.mixture.folder}"])
+
+
+class _TorchRows:
+    """Rows as tensors; mixed into torch's `Dataset` where torch is installed."""
+
+    def __init__(self, rows: MixtureRows):
+        self._rows = rows
+
+    def __reduce__(self) -> Any:
+        return MixtureRows.as_torch, (self._rows,)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, number: int) -> Row:
+        return _tensors(self._rows[number])
+
+    def __getitems__(self, numbers: list[int]) -> list[Row]:
+        """Rows of a batch, read at once."""
+        return [_tensors(row) for row in self._rows.rows(np.array(numbers))]
+
+
+def _tensors(row: Row) -> Row:
+    import torch
+
+    return {name: torch.tensor(value) for name, value in row.items()}
+
+
+def _needed(package: str, method: str) -> Any:
+    try:
+        return importlib.import_module(package)
+    except ImportError as error:
+        raise InputError(f"{method} needs {package} ({error}); pip install {package}") from None
+
+
+def load_mixture(path: str | os.PathLike, *, split: str = "train") -> MixtureRows:
+    """A built mixture by its folder, or the URL of one: as rows of NumPy, and for grain, tf.data and torch.
+
+    >>> import diversity_jax as dj
+    >>> mixture = dj.load_mixture(mixture_folder)
+    >>> mixture.components
+    ['web', 'made']
+    >>> row = mixture[0]
+    >>> row["tokens"].shape, row["tokens"].dtype
+    ((33,), dtype('int32'))
+    >>> sum(mixture.components[row["component"]] == "web" for row in mixture[:100])  # its share is exact
+    75
+    >>> for batch in mixture.as_tf_data().batch(8).take(1):
+    ...     print(batch["tokens"].shape)
+    (8, 33)
+
+    Args:
+      path: a mixture's folder or its `mixture.json`, or the folder of a training run, whose mixture is taken.
+      split: `train` or `validation`.
+
+    Raises:
+      InputError: no mixture there, a damaged one, or one without rows of this split.
+    """
+    if split not in SPLITS:
+        raise InputError(f"split={split!r}: choose one of {', '.join(SPLITS)}")
+    rows = MixtureRows(mixture=Mixture.load(_folder(path)), split=split)
+    if not len(rows):
+        raise InputError(f"{path}: holds no {split} rows; build it with validation_share above 0")
+    return rows
+
+
+def _folder(path: str | os.PathLike) -> str:
+    """The mixture of a training run, where the path is one's folder."""
+    path = os.fspath(path)
+    inside = os.path.join(path, "mixture")
+    is_run = not os.path.exists(os.path.join(path, "mixture.json")) and os.path.exists(
+        os.path.join(inside, "mixture.json")
+    )
+    return inside if is_run else path
+
+
+def build_mixture(
+    config: str | os.PathLike | BuildConfig | MixtureConfig,
+    *,
+    output_dir: str | os.PathLike | None = None,
+    **settings: Any,
+) -> MixtureRows:
+    """Scores what is not scored, gates, prepares and writes a mixture, as `diversity-jax build` does.
+
+    What an earlier call has finished there is used again.
+
+    >>> import diversity_jax as dj
+    >>> from diversity_jax.mixtures.config import Component, MixtureConfig
+    >>> components = (Component(name="web", kind="real", corpus=text_file),)
+    >>> config = MixtureConfig(name="small", components=components, sequence_length=64)
+    >>> mixture = dj.build_mixture(config, output_dir=new_folder)
+    >>> len(mixture) > 10
+    True
+
+    Args:
+      config: the file of a configuration, or one: a `MixtureConfig` alone needs `output_dir`.
+      output_dir: the mixture's folder; None: the configuration's.
+      settings: other fields of `BuildConfig`, parts as mappings: `agent={"groupings": 300}`, `judge=...`.
+
+    Raises:
+      InputError: an unknown setting, or whatever building refuses.
+    """
+    if isinstance(config, MixtureConfig):
+        if output_dir is None:
+            raise InputError("output_dir: is not given; name the folder that the mixture is written to")
+        config = BuildConfig(output_dir=os.fspath(output_dir), mixture=config, register=False)
+    asked = config_files.configuration(config, "", BuildConfig)
+    if output_dir is not None:
+        settings = {**settings, "output_dir": os.fspath(output_dir)}
+    asked = config_files.with_fields(asked, settings)
+    _build(asked)
+    return load_mixture(asked.output_dir)
+
+
+@writes_to("output_dir")
+def _build(config: BuildConfig) -> None:
+    from diversity_jax.mixtures.builder import build_configured
+
+    build_configured(config)

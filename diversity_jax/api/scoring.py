@@ -1,0 +1,221 @@
+"""`score`, `compare` and `measure`: the command `score` for a Python program."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+import os
+import tempfile
+from typing import Any
+
+from diversity_jax.api.data import Data, open_all
+from diversity_jax.api.score_folder import score_folder
+from diversity_jax.cluster_agent import PairComparison, Scorecard, compare_pairs, judge_kind
+from diversity_jax.core import config as config_files
+from diversity_jax.core.buckets import writes_to
+from diversity_jax.core.display import Shown, Table
+from diversity_jax.core.errors import InputError
+from diversity_jax.core.formats import estimate
+from diversity_jax.metrics import MetricsReport
+from diversity_jax.scoring.config import ScoreConfig
+from diversity_jax.scoring.run import ScoreResult, run_score, stored_result
+
+
+def score(
+    data: Data,
+    *,
+    judge: str | None = None,
+    name: str | None = None,
+    text_field: str = "text",
+    output_dir: str | os.PathLike | None = None,
+    config: str | os.PathLike | ScoreConfig | None = None,
+    **settings: Any,
+) -> Scorecard:
+    """How diverse a corpus is: effective clusters with an interval, as `diversity-jax score` measures them.
+
+    >>> import diversity_jax as dj
+    >>> subjects = ["the ferry left the harbour at high tide", "the court fined a bank for its false tax return",
+    ...             "bees carry pollen to the apple blossom", "the baker folds butter into dough"]
+    >>> texts = [f"On day {day} {subject}" for day in range(20) for subject in subjects]
+    >>> card = dj.score(texts, judge="offline", agent={"groupings": 200})
+    >>> 3 < card.effective_clusters.value < 6
+    True
+    >>> card  # doctest: +ELLIPSIS
+    texts: ... effective clusters [..., ...]
+    ...
+
+    Args:
+      data: a path, pattern or source; or a list or iterator of texts, or of mappings with a text.
+      judge: `offline` (word vectors, nothing leaves the machine), `openai:MODEL`, ...: see docs/judges.md.
+      name: of the corpus on the scorecard; None: the file's, or `texts`.
+      text_field: the key that holds the text of a record.
+      output_dir: a folder for scorecard, page and paid answers; None: nothing is written, which a judge that is paid
+        for refuses.
+      config: a configuration or the file of one; None: that of the command.
+      settings: other fields of `ScoreConfig`, parts as mappings: `agent={"groupings": 300}`, `metrics="all"`.
+
+    Raises:
+      InputError: data that cannot be read, an unknown setting, or whatever the command refuses.
+    """
+    given = _scoring_config(config, "configs/score.py", settings, judge=judge, output_dir=output_dir)
+    if judge_kind(given.judge).open is None:
+        raise InputError(f"judge={given.judge}: judges nothing; name one, such as offline, or call measure()")
+    result = _run(given, [data], None if name is None else [name], text_field, output_dir)
+    return next(iter(result.scorecards.values()))
+
+
+def measure(
+    data: Data,
+    metrics: str | Sequence[str] = "all",
+    *,
+    name: str | None = None,
+    text_field: str = "text",
+    output_dir: str | os.PathLike | None = None,
+    config: str | os.PathLike | ScoreConfig | None = None,
+    **settings: Any,
+) -> MetricsReport:
+    """The baseline metrics of a corpus, without a judge, each with an interval over draws.
+
+    >>> import diversity_jax as dj
+    >>> texts = [f"Text {n} of one corpus speaks of {n % 7} things and of {n % 5} others." for n in range(60)]
+    >>> report = dj.measure(texts, ["mtld", "compression_ratio_gzip"], baseline={"draws": 3})
+    >>> sorted(report.metrics)
+    ['compression_ratio_gzip', 'mtld']
+    >>> report.metrics["compression_ratio_gzip"].value > 2
+    True
+
+    Args:
+      metrics: `all`, a group (`lexical`, `embedding`, `perplexity`) or names: see docs/metrics.md.
+      settings: other fields of `ScoreConfig`, parts as mappings: `baseline={"draws": 5}`.
+      data, name, text_field, output_dir, config: as `score`.
+
+    Raises:
+      InputError: data that cannot be read, an unknown metric or setting.
+    """
+    asked = metrics if isinstance(metrics, str) else ",".join(metrics)
+    given = _scoring_config(config, "configs/metrics.py", settings, judge="none", metrics=asked, output_dir=output_dir)
+    result = _run(given, [data], None if name is None else [name], text_field, output_dir)
+    return next(iter(result.metrics.values()))
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class CorporaComparison(Shown):
+    """Two or more corpora under one judge.
+
+    Attributes:
+      scorecards: by name.
+      pairs: every two of them: `ratio`, `higher` (the more diverse one where that is decided), `comparison`.
+      metrics: baseline metrics by name, where `metrics` asked for them.
+    """
+
+    scorecards: Mapping[str, Scorecard]
+    pairs: Sequence[PairComparison]
+    metrics: Mapping[str, MetricsReport] = field(default_factory=dict)
+
+    @property
+    def ratio(self) -> float | None:
+        """Effective clusters of the first corpus over those of the second."""
+        return self.pairs[0].ratio
+
+    @property
+    def higher(self) -> str | None:
+        """The name of the more diverse of the first two corpora; None where that is not decided."""
+        return self.pairs[0].higher
+
+    def table(self) -> Table:
+        """Every pair with its ratio, and every corpus with its effective clusters."""
+        rows = [(f"{pair.first} / {pair.second}", pair.text, pair.higher or "not decided") for pair in self.pairs]
+        notes = [
+            f"{name}: {estimate(card.effective_clusters, 'effective clusters')}"
+            for name, card in self.scorecards.items()
+        ]
+        notes += [f"{name}: {warning}" for name, card in self.scorecards.items() for warning in card.warnings]
+        columns = ("effective clusters", "ratio [95 % interval]", "more diverse")
+        return Table(title=f"Diversity of {', '.join(self.scorecards)}", columns=columns, rows=rows, notes=notes)
+
+
+def compare(
+    *data: Data | Scorecard,
+    judge: str | None = None,
+    names: Sequence[str] | None = None,
+    text_field: str = "text",
+    output_dir: str | os.PathLike | None = None,
+    config: str | os.PathLike | ScoreConfig | None = None,
+    **settings: Any,
+) -> CorporaComparison:
+    """Which of two or more corpora is the more diverse, by one judge and one set of criteria.
+
+    >>> import diversity_jax as dj
+    >>> subjects = ["the ferry left the harbour at high tide", "the court fined a bank for its false tax return",
+    ...             "bees carry pollen to the apple blossom", "the baker folds butter into dough"]
+    >>> wide = [f"On day {day} {subject}" for day in range(20) for subject in subjects]
+    >>> narrow = [f"On day {day} {subject}" for day in range(80) for subject in subjects[:1]]
+    >>> compared = dj.compare(wide, narrow, names=["wide", "narrow"], agent={"groupings": 200})
+    >>> compared.higher
+    'wide'
+    >>> compared.ratio > 2
+    True
+
+    Args:
+      data: as `score`, two or more; or scorecards that one call made, or two of equal settings.
+      names: of the corpora, in order; None: their files', or `a`, `b`, ...
+      judge, text_field, output_dir, config, settings: as `score`; `until_decided=True` stops as soon as it is decided.
+
+    Raises:
+      InputError: fewer than two, scorecards of different judges, or whatever `score` refuses.
+    """
+    if len(data) < 2:
+        raise InputError(f"compare: {len(data)} corpus is named; give two or more")
+    cards = [each for each in data if isinstance(each, Scorecard)]
+    if cards:
+        if len(cards) < len(data):
+            raise InputError("compare: some are scorecards and some are not; give one kind")
+        corpora = _named(cards, names)
+        alpha = settings.get("alpha", 0.05)
+        return CorporaComparison(scorecards=corpora, pairs=compare_pairs(corpora, alpha))
+    given = _scoring_config(config, "configs/score.py", settings, judge=judge, output_dir=output_dir)
+    result = _run(given, data, names, text_field, output_dir)  # type: ignore[arg-type]  # no scorecards among them
+    return CorporaComparison(scorecards=result.scorecards, pairs=result.comparisons, metrics=result.metrics)
+
+
+def _named(cards: Sequence[Scorecard], names: Sequence[str] | None) -> dict[str, Scorecard]:
+    names = names or [str(card.corpus["name"]) for card in cards]
+    if len(set(names)) < len(names):
+        names = [f"{name} ({number})" for number, name in enumerate(names, 1)]
+    return dict(zip(names, cards, strict=True))
+
+
+def _scoring_config(
+    given: str | os.PathLike | ScoreConfig | None, ready: str, settings: Mapping[str, Any], **values: Any
+) -> ScoreConfig:
+    """The configuration that a call describes."""
+    config = config_files.configuration(given, ready, ScoreConfig)
+    for name in ("dry_run", "corpus", "corpora"):
+        if settings.get(name):
+            raise InputError(f"{name}: is a field of the command; here it has no meaning")
+    named = {name: os.fspath(value) if name == "output_dir" else value for name, value in values.items() if value}
+    return config_files.with_fields(config, {**settings, **named})
+
+
+def _run(
+    config: ScoreConfig,
+    data: Sequence[Data],
+    names: Sequence[str] | None,
+    text_field: str,
+    output_dir: str | os.PathLike | None,
+) -> ScoreResult:
+    judge_kind(config.judge).check(config)
+    corpora = open_all(data, names, text_field)
+    if output_dir is None:
+        if judge_kind(config.judge).is_llm or config.judge.startswith("embedding:openai:"):
+            paid = f"judge={config.judge}: its answers are kept in output_dir, so that none is paid for twice"
+            raise InputError(f"{paid}; give one, such as output_dir='runs/score'")
+        with tempfile.TemporaryDirectory(prefix="diversity_jax-") as folder:
+            result = run_score(replace(config, output_dir=folder), corpora)
+            assert result is not None  # nothing was scored before in a new folder
+            return result
+
+    @writes_to("output_dir")
+    def in_folder(config: ScoreConfig) -> ScoreResult:
+        result, _ = score_folder(config, ["diversity_jax.score"], corpora)
+        return result or stored_result(config, corpora)
+
+    return in_folder(config)
