@@ -48,7 +48,7 @@ def get_config() -> Config:
             validation_share=0.02,
         ),
         agent=AgentConfig(groupings=2000, samples_per_grouping=10),
-        model=LLAMA["llama_tiny"](vocab_size=384, max_length=256),
+        model=LLAMA["llama_tiny"](),
         optimizer=OptimizerConfig(learning_rate=2e-3, warmup_steps=30),
         train=TrainConfig(
             steps=300,

@@ -13,7 +13,9 @@ from diversity_jax.training.checkpoint import Checkpoints, fingerprint, load
 from diversity_jax.training.optimizer import OptimizerConfig
 from diversity_jax.training.step import make_train_step, state_shardings
 
-MODEL = LLAMA["llama_tiny"](num_layers=1, hidden_size=64, intermediate_size=128, num_heads=4)
+MODEL = LLAMA["llama_tiny"](
+    vocab_size=512, max_length=256, num_layers=1, hidden_size=64, intermediate_size=128, num_heads=4
+)
 OPTIMIZER = OptimizerConfig(total_steps=10)
 
 

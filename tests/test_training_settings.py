@@ -35,7 +35,14 @@ from diversity_jax.training.run import Config
 from diversity_jax.training.step import make_train_step, state_shardings
 
 MODEL = LLAMA["llama_tiny"](
-    num_layers=1, hidden_size=32, intermediate_size=64, num_heads=2, num_kv_heads=2, attention="chunked"
+    vocab_size=512,
+    max_length=256,
+    num_layers=1,
+    hidden_size=32,
+    intermediate_size=64,
+    num_heads=2,
+    num_kv_heads=2,
+    attention="chunked",
 )
 OPTIMIZER = OptimizerConfig(learning_rate=1e-2, schedule="warmup_stable_decay", warmup_steps=2)
 TRAIN = TrainConfig(

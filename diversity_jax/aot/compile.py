@@ -134,6 +134,7 @@ def make_request(config: "Config", target: Target, *, effort: str = "default") -
     """
     if config.model is None:
         raise InputError("config.model is None: a compile for absent chips needs it described")
+    config.model.check_described()
     if config.prepared is not None:
         from diversity_jax.mixtures.mixture import Mixture
 

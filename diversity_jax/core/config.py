@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 import dataclasses
 import difflib
 import importlib.util
+import inspect
 import os
 from pathlib import Path
 import sys
@@ -103,7 +104,11 @@ def ready_made(path: str) -> str:
 
 
 def load_file(path: str, expected: type) -> Any:
-    """What `get_config()` of a configuration file returns."""
+    """What `get_config()` of a configuration file returns; `FILE.py:WORD` calls `get_config("WORD")`."""
+    arguments: list[str] = []
+    if not Path(path).is_file() and ".py:" in path:
+        file, _, word = path.partition(".py:")
+        path, arguments = f"{file}.py", [word]
     path = ready_made(path)
     is_file = Path(path).is_file()
     specification = importlib.util.spec_from_file_location(f"config_{Path(path).stem}", path) if is_file else None
@@ -118,7 +123,12 @@ def load_file(path: str, expected: type) -> Any:
         raise InputError(f"--config {path}: cannot be read ({type(error).__name__}: {error})") from error
     if not hasattr(module, "get_config"):
         raise InputError(f"--config {path}: has no get_config(); see configs/quickstart.py for the form")
-    config = module.get_config()
+    try:
+        inspect.signature(module.get_config).bind(*arguments)
+    except TypeError:
+        wants = f"takes no word such as {arguments[0]!r}" if arguments else "needs a word behind it, as FILE.py:WORD"
+        raise InputError(f"--config {path}: get_config() {wants}") from None
+    config = module.get_config(*arguments)
     if not isinstance(config, expected):
         kinds = f"returns a {type(config).__name__}, this command needs a {expected.__name__}"
         raise InputError(f"--config {path}: get_config() {kinds}")

@@ -23,10 +23,11 @@ from diversity_jax.mixtures.mixture import Mixture, MixtureComponent, check_docu
 from diversity_jax.mixtures.replay import gate_result, replay
 from diversity_jax.mixtures.shares import AvailableRows, GateResult, granted_shares
 from diversity_jax.mixtures.sources import ComponentSource, Parts, PooledCorpus, open_source
+from diversity_jax.mixtures.vocabulary import open_vocabulary
 from diversity_jax.prepare.config import Preparation
 from diversity_jax.prepare.pipeline import prepare
 from diversity_jax.tokenizers.document_start import resolve, start_id
-from diversity_jax.tokenizers.tokenizer import Tokenizer, load_tokenizer
+from diversity_jax.tokenizers.tokenizer import Tokenizer
 
 _SHARE_TOLERANCE = 2e-5  # shares may be rounded to multiples of 1e-5 by the schedule
 
@@ -69,7 +70,7 @@ def build(config: MixtureConfig, folder: str | Path, score: Scorer) -> Mixture:
         the mixture would hold itself, or a share has nowhere to go.
     """
     folder = Path(folder)
-    tokenizer = load_tokenizer(config.vocabulary, end_of_text=config.end_of_text)
+    tokenizer = open_vocabulary(config, folder)
     sources = {component.name: open_source(component, config.name, folder) for component in config.components}
     start = document_start(config, folder, tokenizer, sources)
     for name, source in sources.items():

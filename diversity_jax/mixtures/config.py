@@ -18,6 +18,8 @@ from diversity_jax.tokenizers.base import check_special_text
 from diversity_jax.tokenizers.document_start import check_setting
 
 KINDS = ("real", "synthetic")
+TRAINED = "trained"
+"""The vocabulary that is made from the mixture's own text; see `mixtures.vocabulary`."""
 SHARES_OF = ("tokens", "examples", "epochs")
 FREED_SHARE = ("kind_then_all", "kind", "all", "error")
 
@@ -156,7 +158,8 @@ class MixtureConfig:
       name: of the SeqIO mixture; letters, digits and underscores.
       real_to_synthetic: ratio of real to synthetic TOKENS, such as (4, 1); shares then are weights within each kind.
         Without it, shares are of the whole and must sum to 1.
-      vocabulary: `bytes`, a SentencePiece `.model`, a `tokenizer.json`, or a folder with one.
+      vocabulary: `bytes`, a SentencePiece `.model`, a `tokenizer.json`, a folder with one, or `trained`: one made from
+        the mixture's own text, of a size that suits it (bytes where there is little text).
       end_of_text: piece that ends a document, where the tokenizer has no usual one.
       document_start: which token begins a document in rows, loss, evaluation, generation and export: `none`,
         `end_of_text` (that of the document before), `bos` (the tokenizer's own, written into the rows). `auto`: what a

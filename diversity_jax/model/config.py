@@ -1,5 +1,6 @@
 """The configuration of a Llama: sizes, numerics and how its layers are run. Does not import JAX."""
 
+import dataclasses
 from dataclasses import dataclass, field
 import functools
 import math
@@ -14,7 +15,9 @@ COMPUTE_DTYPES = ("bfloat16", "float32")
 ROPE_SCALINGS = ("none", "linear", "dynamic", "llama3", "yarn")
 QK_NORMS, NORM_ORDERS, ACTIVATIONS = ("none", "head", "full"), ("pre", "post", "both"), ("silu", "gelu_tanh")
 ATTENTION_MATRICES, MLP_MATRICES = ("query", "key", "value", "output"), ("gate", "up", "down")
-_SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_layers", "num_heads", "max_length", "loss_chunk_bytes")
+_SIZES = ("hidden_size", "intermediate_size", "num_layers", "num_heads", "loss_chunk_bytes")
+_OF_MIXTURE = ("vocab_size", "max_length")
+_VOCABULARY_STEP = 128  # a vocabulary of a multiple of it fills the tiles of every accelerator
 _POSITIVE = (
     *("rope_theta", "rms_norm_eps", "initializer_range", "head_dim", "partial_rotary_factor", "rope_original_length"),
     *("rope_slow_turns", "rope_fast_turns", "rope_attention_factor", "window_rope_theta", "embedding_multiplier"),
@@ -35,13 +38,14 @@ class LlamaConfig:
     are always float32.
     """
 
-    vocab_size: int  # token ids, 0 <= id < vocab_size
+    # Token ids, 0 <= id < vocab_size; 0: in training, what the mixture's tokenizer needs, up to a multiple of 128.
+    vocab_size: int
     hidden_size: int  # D
     intermediate_size: int  # F, inner size of the feed-forward part
     num_layers: int
     num_heads: int  # H query heads
     num_kv_heads: int | None = None  # K key/value heads, each shared by H / K query heads; None: as many as num_heads
-    max_length: int = 2048  # tokens; longest sequence the model is meant for
+    max_length: int = 2048  # tokens; longest sequence the model is meant for; 0: in training, the mixture's
     rope_theta: float = 10000.0  # base of the rotary wavelengths
     rms_norm_eps: float = 1e-5
     tie_embeddings: bool = True  # the output projection is the embedding, transposed
@@ -100,9 +104,10 @@ class LlamaConfig:
         if self.attention == "xla":
             object.__setattr__(self, "attention", "chunked")
         self._unify()
-        for name in _SIZES:
-            if getattr(self, name) < 1:
-                raise InputError(f"model.{name}={getattr(self, name)}: must be at least 1")
+        for least, names in ((1, _SIZES), (0, _OF_MIXTURE)):
+            for name in names:
+                if getattr(self, name) < least:
+                    raise InputError(f"model.{name}={getattr(self, name)}: must be at least {least}")
         if self.head_dim is None and self.hidden_size % (2 * self.num_heads):
             raise InputError(
                 f"model.hidden_size={self.hidden_size}: must be a multiple of 2 * num_heads={2 * self.num_heads} "
@@ -199,6 +204,29 @@ class LlamaConfig:
         """Tokens that a layer looks back on, the token itself among them; None: all."""
         return None if layer in self.layers_without_window else self.sliding_window
 
+    def for_rows(self, token_ids: int, sequence_length: int) -> "LlamaConfig":
+        """With `vocab_size` and `max_length` filled in where they are left to the mixture.
+
+        Args:
+          token_ids: of the tokenizer; sequence_length: tokens that a row predicts.
+        """
+        vocab_size = self.vocab_size or -(-token_ids // _VOCABULARY_STEP) * _VOCABULARY_STEP
+        return dataclasses.replace(self, vocab_size=vocab_size, max_length=self.max_length or sequence_length)
+
+    def check_described(self) -> None:
+        """Refuses a model whose sizes are not all given.
+
+        Raises:
+          InputError: one is left to the mixture.
+        """
+        if self.follows_mixture:
+            raise InputError("model.vocab_size and model.max_length: one is left to the mixture (0); give both here")
+
+    @property
+    def follows_mixture(self) -> bool:
+        """Whether a size is left to the mixture, so that this describes no model yet."""
+        return not all(getattr(self, name) for name in _OF_MIXTURE)
+
     @property
     def layer_period(self) -> int:
         """The least number of layers after which windows and rotary positions repeat, a divisor of `num_layers`."""
@@ -267,16 +295,17 @@ class LoraConfig:
             raise InputError(f"lora.matrices={self.matrices}: name one or more of {', '.join(known)}")
 
 
-# The paper's table of model sizes, with CodeGen's vocabulary; each entry takes any field of LlamaConfig as an override.
+# The paper's table of model sizes, with CodeGen's vocabulary, and one to try things with, whose vocabulary and length
+# are the mixture's; each entry takes any field of LlamaConfig as an override.
 LLAMA = {
     "llama_tiny": functools.partial(
         LlamaConfig,
-        vocab_size=512,
+        vocab_size=0,
         hidden_size=128,
         intermediate_size=384,
         num_layers=4,
         num_heads=4,
-        max_length=256,
+        max_length=0,
         scan_layers=False,
         compute_dtype="float32",
     ),

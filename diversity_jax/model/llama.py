@@ -227,8 +227,9 @@ def _remat(config: LlamaConfig, layer: Callable[..., Any], mesh: Mesh | None, in
 
 def init_params(config: LlamaConfig, key: Array) -> Params:
     """Random float32 parameters: normal matrices of `initializer_range`, biases of zero, norms of one in effect; layers
-    stacked on axis 0.
+    stacked on axis 0. A configuration that leaves a size to the mixture is refused.
     """
+    config.check_described()
     return nnx.to_pure_dict(nnx.state(Llama(config, key)))
 
 

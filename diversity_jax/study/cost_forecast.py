@@ -53,6 +53,7 @@ def needs(study: StudyConfig, steps: Mapping[str, Step], store: StepStore) -> di
 def _cost(step: Step, assumed: Assumed) -> Need:
     config = step.config
     if step.kind in ("train", "sft") and config.model is not None:
+        config.model.check_described()
         length, train = config.model.max_length, config.train
         tokens = train.steps * train.batch_size * length
         if train.epochs is not None:

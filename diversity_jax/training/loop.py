@@ -115,6 +115,7 @@ def train(
         space for a checkpoint; or too many non-finite steps.
     """
     began, mesh = time.time(), make_mesh(mesh_config)
+    model = model.for_rows(mixture.vocabulary.size, mixture.sequence_length)
     settings = Settings(model=model, optimizer=optimizer, train=config, mesh=mesh_config)
     optimizer = optimizer.for_run(config.steps)
     check_fit(model, config, mesh_config, mixture.vocabulary.size, mixture.sequence_length)

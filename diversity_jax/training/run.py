@@ -4,6 +4,7 @@ from collections.abc import Callable
 import contextlib
 import dataclasses
 from dataclasses import dataclass, field
+import functools
 import logging
 from pathlib import Path
 import sys
@@ -18,10 +19,10 @@ from diversity_jax.core.errors import InputError
 from diversity_jax.core.files import exists, join_path, local_folder, read_json, remove_tree
 from diversity_jax.core.stores import check_store, is_remote
 from diversity_jax.llm import BudgetConfig, EndpointConfig, EngineConfig
-from diversity_jax.mixtures.config import MixtureConfig
+from diversity_jax.mixtures.config import TRAINED, MixtureConfig
 from diversity_jax.mixtures.mixture import Mixture
+from diversity_jax.mixtures.vocabulary import open_vocabulary
 from diversity_jax.model import LlamaConfig, MeshConfig
-from diversity_jax.tokenizers.tokenizer import load_tokenizer
 from diversity_jax.training.config import DataConfig, TrainConfig
 from diversity_jax.training.distributed import DistributedConfig
 from diversity_jax.training.optimizer import OptimizerConfig
@@ -93,6 +94,8 @@ def run(config: Config, *, finish: Callable[[Path], None] = lambda folder: None)
 
     is_bucket = is_remote(config.output_dir)
     output_dir = config.output_dir if is_bucket else local_folder(config.output_dir, "output_dir")
+    if config.mixture is not None and config.prepared is None and config.mixture.vocabulary == TRAINED:
+        in_first_process(functools.partial(make_vocabulary, config))
     config, model = with_model(config)
     check_folder(config, model, output_dir)
     config = with_mixture_of_branch(config)
@@ -186,7 +189,10 @@ def with_mixture_of_branch(config: Config) -> Config:
 def with_model(config: Config) -> tuple[Config, LlamaConfig]:
     """The model, where the configuration describes none that of the run it goes on from, and the configuration."""
     if config.model is not None:
-        return config, config.model
+        model = config.model
+        if model.follows_mixture:
+            model = model.for_rows(*rows_of(with_mixture_of_branch(config))[:2])
+        return dataclasses.replace(config, model=model), model
     from diversity_jax.model.convert import read_config
 
     source = config.train.branch_from or config.train.init_from
@@ -235,15 +241,24 @@ def check(config: Config, model: LlamaConfig) -> None:
     """Refuses settings that cannot work together before hours go into scoring and preparation."""
     from diversity_jax.training.loop import check_fit
 
-    if config.mixture is None or config.prepared is not None:
-        mixture = Mixture.load(config.prepared or "")
-        token_ids, length, vocabulary_hash = mixture.vocabulary.size, mixture.sequence_length, mixture.vocabulary.hash
-    else:
-        tokenizer = load_tokenizer(config.mixture.vocabulary, end_of_text=config.mixture.end_of_text)
-        token_ids, length, vocabulary_hash = tokenizer.size, config.mixture.sequence_length, tokenizer.hash
+    token_ids, length, vocabulary_hash = rows_of(config)
     if config.train.init_from is not None:
         check_same_tokenizer(config.train.init_from, vocabulary_hash)
     check_fit(model, config.train, config.mesh, token_ids, length)
+
+
+def make_vocabulary(config: Config) -> None:
+    """Trains the tokenizer of a mixture that asks for one of its own, unless it is there."""
+    rows_of(config)
+
+
+def rows_of(config: Config) -> tuple[int, int, str]:
+    """Token ids of the mixture's tokenizer, tokens that a row predicts, and the tokenizer's hash."""
+    if config.mixture is None or config.prepared is not None:
+        mixture = Mixture.load(config.prepared or "")
+        return mixture.vocabulary.size, mixture.sequence_length, mixture.vocabulary.hash
+    tokenizer = open_vocabulary(config.mixture, join_path(config.output_dir, "mixture"))
+    return tokenizer.size, config.mixture.sequence_length, tokenizer.hash
 
 
 def check_same_tokenizer(init_from: str, vocabulary_hash: str) -> None:
