@@ -39,7 +39,7 @@ def test_a_word_behind_a_configuration_that_takes_none_is_refused(tmp_path):
     with pytest.raises(InputError, match=r"quickstart.py: get_config\(\) takes no word such as 'a.jsonl'"):
         load_file(f"{ROOT}/configs/quickstart.py:a.jsonl", Config)
     (tmp_path / "wants.py").write_text("def get_config(text):\n    return text\n")
-    with pytest.raises(InputError, match="needs a word behind it, as FILE.py:WORD"):
+    with pytest.raises(InputError, match="needs a word behind it"):
         load_file(str(tmp_path / "wants.py"), Config)
     assert load_file(f"{tmp_path}/wants.py:a:b", str) == "a:b"
 
