@@ -14,8 +14,7 @@ Hardware: any machine with 2 cores and 12 GB of memory. Times, losses and what w
 from diversity_jax.corpus import CorpusConfig
 from diversity_jax.mixtures.config import Component, MixtureConfig
 from diversity_jax.model import LlamaConfig
-from diversity_jax.training.config import TrainConfig
-from diversity_jax.training.optimizer import OptimizerConfig
+from diversity_jax.training.config import OptimizerConfig, TrainConfig
 from diversity_jax.training.run import Config
 
 START = "runs/smollm2"

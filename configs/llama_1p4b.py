@@ -15,8 +15,7 @@ repeated here.
 from configs.llama_350m import mixture
 from diversity_jax.cluster_agent import AgentConfig
 from diversity_jax.model import LLAMA, MeshConfig
-from diversity_jax.training.config import TrainConfig
-from diversity_jax.training.optimizer import OptimizerConfig
+from diversity_jax.training.config import OptimizerConfig, TrainConfig
 from diversity_jax.training.run import Config
 
 SEQUENCE_LENGTH = 2048

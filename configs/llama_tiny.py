@@ -12,8 +12,7 @@ Result: held-out loss 7.65 to 4.59 nats a token in 250 steps, 7 minutes on two b
 from diversity_jax.corpus import CorpusConfig
 from diversity_jax.mixtures.config import Component, MixtureConfig
 from diversity_jax.model import LLAMA
-from diversity_jax.training.config import TrainConfig
-from diversity_jax.training.optimizer import OptimizerConfig
+from diversity_jax.training.config import OptimizerConfig, TrainConfig
 from diversity_jax.training.run import Config
 
 

@@ -18,8 +18,7 @@ from diversity_jax.cluster_agent import AgentConfig
 from diversity_jax.corpus import CorpusConfig
 from diversity_jax.mixtures.config import Component, GatePolicy, MixtureConfig
 from diversity_jax.model import LLAMA
-from diversity_jax.training.config import TrainConfig
-from diversity_jax.training.optimizer import OptimizerConfig
+from diversity_jax.training.config import OptimizerConfig, TrainConfig
 from diversity_jax.training.run import Config
 
 TEXT = "texts.jsonl"  # where your text is; what stands behind the colon of the command replaces it

@@ -12,8 +12,7 @@ Expected: the paper reports 61.3 % on average over its eight benchmarks (57.8 % 
 
 from configs.sft_350m import EPOCHS, mixture
 from diversity_jax.model import LLAMA, MeshConfig
-from diversity_jax.training.config import TrainConfig
-from diversity_jax.training.optimizer import OptimizerConfig
+from diversity_jax.training.config import OptimizerConfig, TrainConfig
 from diversity_jax.training.run import Config
 
 

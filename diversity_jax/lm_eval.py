@@ -13,7 +13,10 @@ import sys
 from diversity_jax.core.errors import InputError
 
 if importlib.util.find_spec("lm_eval"):
-    from diversity_jax.evaluation import lm_eval_model  # noqa: F401 - registers the model
+    from lm_eval.api.registry import model_registry
+
+    if "diversity_jax" not in model_registry:  # that module registers it too
+        model_registry.register("diversity_jax", target="diversity_jax.evaluation.lm_eval_model:DiversityJax")
 
 
 def main() -> None:

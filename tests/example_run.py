@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from diversity_jax.cluster_agent import Scorecard, compare, estimators
+from diversity_jax.cluster_agent import Scorecard, estimators
 from diversity_jax.cluster_agent.canaries import ErrorRates
+from diversity_jax.cluster_agent.compare import compare
 from diversity_jax.core.run_info import RunInfo
 from diversity_jax.mixtures.config import GatePolicy
 from diversity_jax.mixtures.gate import Decision, Finding

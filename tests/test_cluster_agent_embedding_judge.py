@@ -14,11 +14,11 @@ from diversity_jax.cluster_agent import (
     AgentConfig,
     EmbeddingJudge,
     Scorecard,
-    compare,
     score_corpora,
     score_corpus,
     score_until_decided,
 )
+from diversity_jax.cluster_agent.compare import compare
 from diversity_jax.cluster_agent.embedding_judge import partition
 from diversity_jax.cluster_agent.exam_corpora import calibration_pairs
 from diversity_jax.cluster_agent.registry import judge_kind, open_judge

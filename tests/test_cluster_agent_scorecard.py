@@ -5,7 +5,8 @@ import json
 
 import pytest
 
-from diversity_jax.cluster_agent import AgentConfig, Scorecard, compare, score_corpus
+from diversity_jax.cluster_agent import AgentConfig, Scorecard, score_corpus
+from diversity_jax.cluster_agent.compare import compare
 from diversity_jax.cluster_agent.verdict import Verdict
 from diversity_jax.core.errors import InputError
 from tests.simulated_corpus import LabelJudge, LabelledCorpus, even_shares

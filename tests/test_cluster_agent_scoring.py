@@ -14,7 +14,6 @@ from diversity_jax.cluster_agent import (
     AgentConfig,
     JudgeAnswer,
     Scorecard,
-    compare,
     drift,
     load_criteria,
     score_corpora,
@@ -24,6 +23,7 @@ from diversity_jax.cluster_agent import (
     score_key,
     score_until_decided,
 )
+from diversity_jax.cluster_agent.compare import compare
 from diversity_jax.core.errors import InputError
 from tests.simulated_corpus import LabelJudge, LabelledCorpus, even_shares
 

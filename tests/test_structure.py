@@ -77,6 +77,63 @@ def test_importing_the_package_is_instant_and_pulls_in_nothing():
     assert run_python(code).split() == ["True", "[]"]
 
 
+# Packages that take a tenth of a second or more to import, and what each command needs of them to say how it is used.
+HEAVY = {
+    *("aiohttp", "asyncio", "flax", "httpx", "jax", "lm_eval", "matplotlib", "numpy", "openai", "optax"),
+    *("orbax", "pandas", "pyarrow", "scipy", "seqio", "sentencepiece", "sklearn", "statsmodels", "tensorflow"),
+    *("tokenizers", "torch", "transformers"),
+}
+_NUMPY = frozenset({"numpy"})
+NEEDED_FOR_HELP = {
+    **dict.fromkeys(("audit", "evaluate", "generate", "generate_text", "score", "serve", "study", "train"), _NUMPY),
+    **dict.fromkeys(
+        ("mixtures.build", "mixtures.export", "mixtures.fetch", "mixtures.prepare", "train_tokenizer"), _NUMPY
+    ),
+    **dict.fromkeys(("model.convert", "training.compile"), _NUMPY),
+    **dict.fromkeys(("mixtures.show", "study.page"), frozenset[str]()),
+    "lm_eval": _NUMPY | {"lm_eval"},
+}
+
+
+def modules_after(code: str) -> set[str]:
+    """Top-level modules that a fresh Python holds when it has run the code and exits."""
+    found = run_python(
+        "import atexit, sys\n"
+        "atexit.register(lambda: print('modules', *{name.partition('.')[0] for name in sys.modules}))\n" + code
+    )
+    return set(found.splitlines()[-1].split()[1:])
+
+
+def test_every_command_is_in_the_table_of_what_help_imports():
+    known = layers.modules()
+    commands = {
+        name.removesuffix(".__main__")
+        for name, path in known.items()
+        if 'if __name__ == "__main__"' in path.read_text()
+    }
+    assert commands - {"aot.worker", "core.chips", "prepare.workers"} == set(NEEDED_FOR_HELP)
+
+
+@pytest.mark.parametrize("command", sorted(NEEDED_FOR_HELP))
+def test_help_imports_nothing_heavy(command):
+    run = f"sys.argv = ['x', '--help']\nimport runpy; runpy.run_module('diversity_jax.{command}', run_name='__main__')"
+    assert modules_after(run) & HEAVY <= NEEDED_FOR_HELP[command]
+
+
+def test_an_import_that_help_does_not_need_is_seen():
+    assert modules_after("import diversity_jax.model.llama") & HEAVY >= {"jax", "flax"}
+
+
+def test_public_names_of_a_package_are_found_and_not_hidden_by_its_modules():
+    for package in ("cluster_agent", "corpus", "embedders", "llm", "model", "synthesis"):
+        module = importlib.import_module(f"diversity_jax.{package}")
+        assert not set(module.__all__) & {path.stem for path in Path(module.__file__).parent.glob("*.py")}, package
+        for name in module.__all__:
+            assert getattr(module, name).__class__.__name__ != "module", (package, name)
+        with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+            module.nothing  # noqa: B018
+
+
 def test_the_training_path_runs_without_the_data_packages():
     blocked = (
         "tensorflow",
@@ -109,8 +166,8 @@ def test_no_package_loads_a_heavy_package_on_import():
         "sentencepiece",
     )
     code = (
-        "import sys, diversity_jax.corpus, diversity_jax.llm, diversity_jax.report.page, diversity_jax.cluster_agent\n"
-        "import diversity_jax.mixtures.builder, diversity_jax.training.run\n"
+        "import sys, diversity_jax.corpus.sources, diversity_jax.llm.engine, diversity_jax.report.page\n"
+        "import diversity_jax.cluster_agent.score, diversity_jax.mixtures.builder, diversity_jax.training.run\n"
         f"print([name for name in {heavy} if name in sys.modules])"
     )
     assert run_python(code, JAX_PLATFORMS="cpu").strip() == "[]"
@@ -118,13 +175,13 @@ def test_no_package_loads_a_heavy_package_on_import():
 
 def test_every_config_loads():
     code = (
-        "import pathlib, dataclasses\n"
+        "import dataclasses, pathlib, sys\n"
         "from diversity_jax.core import config as config_files\n"
         "for path in sorted(pathlib.Path('configs').rglob('*.py')):\n"
         "    config = config_files.load_file(str(path), object)\n"
         "    assert dataclasses.is_dataclass(config) and config.__dataclass_params__.frozen, path\n"
         '    assert len(path.read_text().split(\'"""\')[1]) > 100, path\n'
-        "print('ok')"
+        "print(*(name for name in ('jax', 'tensorflow') if name in sys.modules), 'ok')"
     )
     assert run_python(code, JAX_PLATFORMS="cpu").strip() == "ok"
 

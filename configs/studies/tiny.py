@@ -20,8 +20,7 @@ from diversity_jax.scoring.config import ScoreConfig
 from diversity_jax.study.config import Factor, Level, Recipe, StudyConfig
 from diversity_jax.synthesis.config import GenerateConfig, GrammarComponent
 from diversity_jax.synthesis.demo_grammar import GrammarConfig
-from diversity_jax.training.config import TrainConfig
-from diversity_jax.training.optimizer import OptimizerConfig
+from diversity_jax.training.config import OptimizerConfig, TrainConfig
 from diversity_jax.training.run import Config
 
 OUTPUT = "runs/studies/tiny"

@@ -7,7 +7,6 @@ from diversity_jax.aot.search import Compiled
 from diversity_jax.aot.worker import CompileRequest
 from diversity_jax.core.chips import SOURCES_READ_ON
 from diversity_jax.model import LlamaConfig
-from diversity_jax.training.throughput import flops_per_token
 
 ASSUMPTIONS = (
     "products at the data sheet's bfloat16 peak; no kernel is that fast, so measured MFU stays below the upper end",
@@ -42,6 +41,8 @@ def executed_flops_per_token(config: LlamaConfig, length: int, attention: str) -
 
 def estimate(request: CompileRequest, report: Mapping[str, Any]) -> dict[str, Any]:
     """Seconds by resource, step time and MFU as a range, and what binds, by the report on a step that compiled."""
+    from diversity_jax.training.throughput import flops_per_token
+
     config, target, length = request.model, request.target, request.sequence_length
     chip, tokens = target.chip, request.batch_size * length
     sent = {False: 0, True: 0}  # by whether it crosses slices

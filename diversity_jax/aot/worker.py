@@ -18,7 +18,7 @@ from diversity_jax.core.chips import CHIPS, Chip, parse_slice
 from diversity_jax.core.errors import InputError
 from diversity_jax.model import LlamaConfig, MeshConfig
 from diversity_jax.model.config import LoraConfig
-from diversity_jax.training.optimizer import OptimizerConfig
+from diversity_jax.training.config import OptimizerConfig
 
 
 @dataclass(frozen=True, kw_only=True)

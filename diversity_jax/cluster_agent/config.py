@@ -3,11 +3,13 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from diversity_jax.cluster_agent.ruler import READING_LENGTHS
 from diversity_jax.cluster_agent.text_cleaning import child_seed
 from diversity_jax.cluster_agent.types import Task
 from diversity_jax.core.config import ADDED
 from diversity_jax.core.errors import InputError
+
+READING_LENGTHS = (5, 7, 10, 15, 20, 30, 50, 70, 100, 140, 200)
+"""Words of a text that an embedding judge may read."""
 
 VERIFIED_FIRST = 40  # groupings, from which the share of the others that are verified is chosen
 VERIFIED_EXPECTED = 0.25  # what is usually chosen; in batches, where nothing is known before the end, what is taken

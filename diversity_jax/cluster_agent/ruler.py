@@ -19,14 +19,12 @@ from typing import Any
 
 import numpy as np
 
+from diversity_jax.cluster_agent.config import READING_LENGTHS
 from diversity_jax.cluster_agent.exam_corpora import calibration_pairs
 from diversity_jax.cluster_agent.languages import not_english
 from diversity_jax.core.errors import InputError
 from diversity_jax.core.words import count_words, first_words
 from diversity_jax.embedders import Embedder
-
-READING_LENGTHS = (5, 7, 10, 15, 20, 30, 50, 70, 100, 140, 200)
-"""Words that are read of a text."""
 
 ALIKE_BY_CHANCE = 0.001
 """Share of the pairs of texts of unrelated subjects whose similarity passes the threshold."""

@@ -1,14 +1,21 @@
 """Documents as vectors, for judges and metrics alike."""
 
-from diversity_jax.embedders.embedder import (
-    Embedder,
-    LlamaEmbedder,
-    OpenAIEmbedder,
-    SentenceTransformer,
-    check_embedder,
-    open_embedder,
-    vocabulary_of,
-)
+from typing import TYPE_CHECKING
+
+from diversity_jax.core import lazy
+
+if TYPE_CHECKING:
+    from diversity_jax.embedders.embedder import (
+        Embedder,
+        LlamaEmbedder,
+        OpenAIEmbedder,
+        SentenceTransformer,
+        check_embedder,
+        open_embedder,
+        vocabulary_of,
+    )
+else:
+    __getattr__ = lazy.exports(__name__)
 
 __all__ = [
     "Embedder",

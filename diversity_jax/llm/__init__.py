@@ -1,21 +1,35 @@
 """Language models: providers, one asynchronous engine, a cache of paid answers, a hard budget."""
 
-from diversity_jax.llm.batching import StillRunning
-from diversity_jax.llm.budget import BudgetConfig, Price, price_of
-from diversity_jax.llm.cost_forecast import CostForecast, PlannedCalls, Tokens, estimate_tokens, forecast, require_cap
-from diversity_jax.llm.engine import Engine
-from diversity_jax.llm.json_answers import read_json_answer
-from diversity_jax.llm.progress import Stats
-from diversity_jax.llm.providers.registry import parse_model
-from diversity_jax.llm.types import (
-    BatchConfig,
-    CallFailed,
-    Completion,
-    EndpointConfig,
-    EngineConfig,
-    Request,
-    Schema,
-)
+from typing import TYPE_CHECKING
+
+from diversity_jax.core import lazy
+
+if TYPE_CHECKING:
+    from diversity_jax.llm.batching import StillRunning
+    from diversity_jax.llm.budget import BudgetConfig, Price, price_of
+    from diversity_jax.llm.cost_forecast import (
+        CostForecast,
+        PlannedCalls,
+        Tokens,
+        estimate_tokens,
+        forecast,
+        require_cap,
+    )
+    from diversity_jax.llm.engine import Engine
+    from diversity_jax.llm.json_answers import read_json_answer
+    from diversity_jax.llm.progress import Stats
+    from diversity_jax.llm.providers.registry import parse_model
+    from diversity_jax.llm.types import (
+        BatchConfig,
+        CallFailed,
+        Completion,
+        EndpointConfig,
+        EngineConfig,
+        Request,
+        Schema,
+    )
+else:
+    __getattr__ = lazy.exports(__name__)
 
 __all__ = [
     "BatchConfig",

@@ -9,7 +9,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
-from diversity_jax.cluster_agent import Scorecard, Undecided, clusters_at_its_look, compare
+from diversity_jax.cluster_agent import Scorecard, Undecided, clusters_at_its_look
+from diversity_jax.cluster_agent.compare import compare
 from diversity_jax.core.errors import InputError
 from diversity_jax.core.intervals import Estimate
 from diversity_jax.mixtures.config import ON_FAIL, Component, GatePolicy

@@ -12,8 +12,6 @@ from collections.abc import Sequence
 from diversity_jax.core import cli
 from diversity_jax.core.buckets import public_name, published
 from diversity_jax.core.errors import InputError
-from diversity_jax.mixtures.inspect import describe, inspect_mixture
-from diversity_jax.report.pages import mixture as page
 
 _USAGE = "usage: show MIXTURE_FOLDER [--rows N] [--samples N] [--output FOLDER]"
 
@@ -32,6 +30,9 @@ def main(argv: Sequence[str]) -> None:
     if unknown or arguments.rows < 1 or arguments.samples < 0:
         wrong = " ".join(unknown) or f"--rows {arguments.rows} --samples {arguments.samples}"
         raise InputError(f"{wrong}: is not understood; {_USAGE}")
+    from diversity_jax.mixtures.inspect import describe, inspect_mixture
+    from diversity_jax.report.pages import mixture as page
+
     view = inspect_mixture(arguments.mixture, rows=arguments.rows, samples=arguments.samples)
     print(describe(view), end="\n\n")
     with published(arguments.output or view.mixture.folder, "--output", skipped=lambda name: True) as folder:

@@ -18,34 +18,18 @@ import dataclasses
 import os
 from pathlib import Path
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from diversity_jax.core.artifacts import locked_folder
 from diversity_jax.core.buckets import local_copy, published, published_file, remote_tree
 from diversity_jax.core.errors import InputError
 from diversity_jax.core.files import join_path, read_json, write_json
 from diversity_jax.core.stores import check_store, is_remote
-from diversity_jax.model.checkpoint_io import stored
-from diversity_jax.model.checkpoint_io.gguf import export_gguf, import_gguf, refuse_gguf
 from diversity_jax.model.checkpoint_io.gguf_file import DTYPES
-from diversity_jax.model.checkpoint_io.hugging_face import (
-    config_from_hugging_face,
-    export_hugging_face,
-    import_hugging_face,
-    refuse_model_folder,
-)
-from diversity_jax.model.checkpoint_io.shards import Damaged
 from diversity_jax.model.config import LlamaConfig, LoraConfig
-from diversity_jax.model.logits_comparison import compare_with_transformers
-from diversity_jax.tokenizers.files import (
-    TokenizerFiles,
-    copy_tokenizer,
-    model_tokenizer,
-    named_tokenizer,
-    run_text_ids,
-    write_tokenizer,
-)
-from diversity_jax.tokenizers.gguf_folder import write_folder
+
+if TYPE_CHECKING:
+    from diversity_jax.tokenizers.files import TokenizerFiles
 
 Params = dict[str, Any]
 
@@ -61,11 +45,12 @@ def read_model(folder: str | os.PathLike, step: int | None = None, **overrides: 
     Raises:
       InputError: no model there, or a damaged or unsuitable one.
     """
+    from diversity_jax.model.checkpoint_io.hugging_face import import_hugging_face
+    from diversity_jax.model.llama import param_shapes
+
     source, folder = folder, model_folder(folder)
     if (folder / "config.json").exists():
         return import_hugging_face(folder, **overrides)
-    from diversity_jax.model.llama import param_shapes
-
     config = dataclasses.replace(read_config(folder), **overrides)
     if (folder / "model.json").exists():
         return config, _load(join_path(source, "weights"), param_shapes(config))
@@ -84,12 +69,13 @@ def _merged(config: LlamaConfig, checkpoint: Path | str, tuned: Mapping[str, Any
     """
     import jax
 
+    from diversity_jax.model.checkpoint_io.stored import read_info
     from diversity_jax.model.llama import fingerprint, init_adapters, merged
 
     lora = LoraConfig(**tuned["lora"])
     adapters = _load(checkpoint, jax.eval_shape(lambda key: init_adapters(config, lora, key), jax.random.key(0)))
     _, base = read_model(tuned["init_from"], step=tuned.get("init_step"))
-    known = (stored.read_info(checkpoint) or {}).get("identity", {}).get("model in init_from")
+    known = (read_info(checkpoint) or {}).get("identity", {}).get("model in init_from")
     if str(int(fingerprint(base))) != known:
         raise InputError(
             f"{checkpoint}: holds adapters to another model than {tuned['init_from']} holds now; put that back, or "
@@ -104,6 +90,8 @@ def read_config(folder: str | os.PathLike) -> LlamaConfig:
     Raises:
       InputError: no model there, or one that is not described as this version does.
     """
+    from diversity_jax.model.checkpoint_io.hugging_face_config import config_from_hugging_face
+
     folder = model_folder(folder)
     if (folder / "config.json").exists():
         return config_from_hugging_face(folder)
@@ -131,7 +119,9 @@ def model_folder(folder: str | os.PathLike) -> Path:
 
 
 def _checkpoint(folder: Path | str, step: int | None) -> Path | str:
-    steps = stored.complete_steps(folder)
+    from diversity_jax.model.checkpoint_io.stored import complete_steps
+
+    steps = complete_steps(folder)
     if not steps or (step is not None and step not in steps):
         listed = ", ".join(map(str, steps)) or "none"
         raise InputError(f"{folder}: has no checkpoint{'' if step is None else f' of step {step}'}; there: {listed}")
@@ -141,6 +131,9 @@ def _checkpoint(folder: Path | str, step: int | None) -> Path | str:
 def _load(folder: Path | str, shapes: Params) -> Params:
     """Parameters of these shapes in a checkpoint, on the first local device, whatever mesh wrote them."""
     import jax
+
+    from diversity_jax.model.checkpoint_io import stored
+    from diversity_jax.model.checkpoint_io.shards import Damaged
 
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     wanted = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), shapes)
@@ -210,6 +203,9 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def _export(options: argparse.Namespace) -> None:
+    from diversity_jax.model.checkpoint_io.hugging_face import export_hugging_face, refuse_model_folder
+    from diversity_jax.tokenizers.files import write_tokenizer
+
     if options.max_shard_gigabytes <= 0:
         raise InputError(f"--max-shard-gigabytes {options.max_shard_gigabytes:g}: must be above 0")
     if is_remote(options.output):
@@ -237,8 +233,10 @@ def _token_ids(path: Path) -> dict[str, Any]:
     return {name: named[name] for name in ("bos_token_id", "eos_token_id", "pad_token_id") if name in named}
 
 
-def _tokenizer(options: argparse.Namespace) -> TokenizerFiles | None:
+def _tokenizer(options: argparse.Namespace) -> "TokenizerFiles | None":
     """The one that is asked for, or the model's own."""
+    from diversity_jax.tokenizers.files import model_tokenizer, named_tokenizer, run_text_ids
+
     name = options.tokenizer
     folder = model_folder(options.source)
     tokenizer = model_tokenizer(folder) if name is None else named_tokenizer(name)
@@ -250,6 +248,8 @@ def _tokenizer(options: argparse.Namespace) -> TokenizerFiles | None:
 
 
 def _gguf(options: argparse.Namespace) -> None:
+    from diversity_jax.model.checkpoint_io.gguf import export_gguf, refuse_gguf
+
     refuse_gguf(Path(os.fspath(options.output)), options.dtype)
     tokenizer = _tokenizer(options)
     if tokenizer is None:
@@ -261,6 +261,11 @@ def _gguf(options: argparse.Namespace) -> None:
 
 
 def _import(options: argparse.Namespace) -> None:
+    from diversity_jax.model.checkpoint_io.gguf import import_gguf
+    from diversity_jax.model.checkpoint_io.hugging_face import import_hugging_face
+    from diversity_jax.tokenizers.files import copy_tokenizer
+    from diversity_jax.tokenizers.gguf_folder import write_folder
+
     source = local_copy(options.source)
     with published(options.output, "OUTPUT") as output, locked_folder(output):
         if source.is_file() or source.suffix == ".gguf":
@@ -279,6 +284,8 @@ def _import(options: argparse.Namespace) -> None:
 
 
 def _check(options: argparse.Namespace) -> None:
+    from diversity_jax.model.logits_comparison import compare_with_transformers
+
     found = compare_with_transformers(local_copy(options.source))
     if not found.is_same:
         raise InputError(f"{options.source}: logits differ from transformers' by more than rounding: {found}")

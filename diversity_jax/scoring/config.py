@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 import re
 
-from diversity_jax.cluster_agent import AgentConfig, judge_kind
+from diversity_jax.cluster_agent import AgentConfig
 from diversity_jax.core.config import ADDED
 from diversity_jax.core.errors import InputError
 from diversity_jax.corpus import CorpusConfig
@@ -93,6 +93,8 @@ class ScoreConfig:
         if len(set(names)) < len(names):
             raise InputError(f"config.corpora: two have one name ({', '.join(names)}); give each its own")
         chosen_metrics(self.metrics, self.baseline)
+        from diversity_jax.cluster_agent.registry import judge_kind
+
         if judge_kind(self.judge).open is None and not self.metrics:
             raise InputError("config.judge=none without config.metrics: nothing to do; name a judge, or metrics=all")
 

@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from diversity_jax.core import cli
-from diversity_jax.study.analysis import draw
 
 
 def main(folders: Sequence[str]) -> None:
     """Draws the page of each folder and prints its path."""
+    from diversity_jax.study.analysis import draw
+
     for folder in folders:
         print(draw(Path(folder)))
 

@@ -1,4 +1,4 @@
-"""How long and how a run trains, and what it writes while it does."""
+"""How a run trains: steps, optimizer, data and processes, and what it writes meanwhile. Does not import JAX."""
 
 import dataclasses
 from dataclasses import dataclass, field
@@ -9,6 +9,8 @@ from diversity_jax.core.errors import InputError
 from diversity_jax.core.stores import check_store
 from diversity_jax.model.config import LoraConfig
 
+SCHEDULES = ("linear", "cosine", "warmup_stable_decay", "constant")
+_STARTS = ("off", "auto")
 _AT_LEAST_ONE = ["steps", "batch_size", "gradient_accumulation", "log_every", "checkpoint_every", "keep_checkpoints"]
 _AT_LEAST_ONE += ["max_skipped_steps", "sample_tokens"]
 _NOT_NEGATIVE = ["eval_every", "eval_batches", "z_loss", "sample_every", "sample_temperature", "keep_every_steps"]
@@ -103,3 +105,83 @@ class TrainConfig:
         if self.epochs is None:
             return self
         return dataclasses.replace(self, steps=max(1, round(self.epochs * rows / self.batch_size)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """AdamW and its schedule; the defaults are the paper's where it gives them."""
+
+    learning_rate: float = 3e-4  # peak
+    warmup_steps: int = 0  # steps of linear growth from zero; the first step already moves
+    total_steps: int | None = None  # step at which the decay ends; None: the last step of the run
+    # After warm-up: "linear", "cosine", "warmup_stable_decay" (constant, then linear) or "constant".
+    schedule: str = "linear"
+    decay_share: float = 0.2  # share of total_steps that the decay of "warmup_stable_decay" takes
+    final_ratio: float = 0.0  # learning rate at the end, as a share of the peak
+    beta1: float = 0.9
+    beta2: float = 0.95
+    weight_decay: float = 0.1  # on matrices; norms are not decayed
+    clip_norm: float = 1.0  # global gradient norm above which gradients are scaled down; 0: never
+    epsilon: float = 1e-8
+
+    def __post_init__(self):
+        for fields, is_allowed, must in (
+            (("learning_rate", "epsilon"), lambda x: 0 < x < math.inf, "above 0"),
+            (("beta1", "beta2"), lambda x: 0 <= x < 1, "at least 0 and below 1"),
+            (("decay_share", "final_ratio"), lambda x: 0 <= x <= 1, "between 0 and 1"),
+            (("weight_decay", "clip_norm", "warmup_steps"), lambda x: x >= 0, "at least 0"),
+        ):
+            for name in fields:
+                if not is_allowed(getattr(self, name)):
+                    raise InputError(f"optimizer.{name}={getattr(self, name)}: must be {must}")
+        if self.schedule not in SCHEDULES:
+            raise InputError(f"optimizer.schedule={self.schedule!r}: must be one of {', '.join(SCHEDULES)}")
+        if self.total_steps is None:
+            return
+        if self.total_steps < 1:
+            raise InputError(f"optimizer.total_steps={self.total_steps}: must be at least 1")
+        if (warmup := self.warmup_steps) > self.total_steps:
+            raise InputError(f"optimizer.warmup_steps={warmup}: must not be above total_steps={self.total_steps}")
+
+    def for_run(self, steps: int) -> "OptimizerConfig":
+        """With `total_steps` filled in; a run shorter than its warm-up is warm-up throughout."""
+        if self.total_steps is not None:
+            return self
+        return dataclasses.replace(self, total_steps=max(steps, self.warmup_steps))
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistributedConfig:
+    """How this process finds the others of a run."""
+
+    # "off": it is the only one, unless a coordinator is given; "auto": what Slurm, Open MPI, a TPU slice or Kubernetes
+    # says.
+    start: str = "off"
+    coordinator: str | None = None  # HOST:PORT at which process 0 listens, reachable from all
+    num_processes: int | None = None  # None: from the launcher's variables
+    process_id: int | None = None  # from 0; None: from the launcher's variables
+    timeout_seconds: float = 300.0  # how long processes wait for each other at the start
+
+    def __post_init__(self) -> None:
+        if self.start not in _STARTS:
+            raise InputError(f"distributed.start={self.start!r}: must be one of {', '.join(_STARTS)}")
+        if self.num_processes is not None and self.num_processes < 1:
+            raise InputError(f"distributed.num_processes={self.num_processes}: must be at least 1")
+        if self.process_id is not None and self.process_id < 0:
+            raise InputError(f"distributed.process_id={self.process_id}: must be at least 0")
+        if not self.timeout_seconds > 0:
+            raise InputError(f"distributed.timeout_seconds={self.timeout_seconds}: must be above 0")
+        if self.coordinator is not None:
+            coordinator_address(self.coordinator)
+
+
+def coordinator_address(coordinator: str) -> tuple[str, int]:
+    """Host and port of `distributed.coordinator`.
+
+    Raises:
+      InputError: it is not HOST:PORT.
+    """
+    host, _, port = coordinator.rpartition(":")
+    if not host or not port.isdigit() or not 0 < int(port) < 65536:
+        raise InputError(f"distributed.coordinator={coordinator!r}: must be HOST:PORT, such as 10.0.0.1:12345")
+    return host.strip("[]"), int(port)

@@ -13,36 +13,10 @@ import jax
 
 from diversity_jax.core.errors import InputError
 from diversity_jax.training import devices
+from diversity_jax.training.config import DistributedConfig, coordinator_address
 from diversity_jax.training.together import together
 
 log = logging.getLogger(__name__)
-
-_STARTS = ("off", "auto")
-
-
-@dataclass(frozen=True, kw_only=True)
-class DistributedConfig:
-    """How this process finds the others of a run."""
-
-    # "off": it is the only one, unless a coordinator is given; "auto": what Slurm, Open MPI, a TPU slice or Kubernetes
-    # says.
-    start: str = "off"
-    coordinator: str | None = None  # HOST:PORT at which process 0 listens, reachable from all
-    num_processes: int | None = None  # None: from the launcher's variables
-    process_id: int | None = None  # from 0; None: from the launcher's variables
-    timeout_seconds: float = 300.0  # how long processes wait for each other at the start
-
-    def __post_init__(self) -> None:
-        if self.start not in _STARTS:
-            raise InputError(f"distributed.start={self.start!r}: must be one of {', '.join(_STARTS)}")
-        if self.num_processes is not None and self.num_processes < 1:
-            raise InputError(f"distributed.num_processes={self.num_processes}: must be at least 1")
-        if self.process_id is not None and self.process_id < 0:
-            raise InputError(f"distributed.process_id={self.process_id}: must be at least 0")
-        if not self.timeout_seconds > 0:
-            raise InputError(f"distributed.timeout_seconds={self.timeout_seconds}: must be above 0")
-        if self.coordinator is not None:
-            _address(self.coordinator)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,7 +98,7 @@ def _check_address(own: ProcessId, timeout_seconds: float) -> None:
     """
     if own.num_processes == 1:
         return
-    host, port = _address(own.coordinator)
+    host, port = coordinator_address(own.coordinator)
     if own.process_id == 0:
         try:
             socket.create_server(("", port)).close()
@@ -166,7 +140,7 @@ def find_process_id(config: DistributedConfig, environment: Mapping[str, str]) -
         if config.num_processes is not None or config.process_id is not None:
             raise InputError("distributed.num_processes, process_id: give distributed.coordinator=HOST:PORT too")
         return None
-    _address(address)
+    coordinator_address(address)
     names = devices.launcher(environment) or (None, None)
     count, number = config.num_processes, config.process_id
     count = _number(environment, names[0], "num_processes") if count is None else count
@@ -184,10 +158,3 @@ def _number(environment: Mapping[str, str], name: str | None, field: str) -> int
         return int(environment[name])
     except ValueError:
         raise InputError(f"{name}={environment[name]!r}: is not a whole number; set distributed.{field}") from None
-
-
-def _address(coordinator: str) -> tuple[str, int]:
-    host, _, port = coordinator.rpartition(":")
-    if not host or not port.isdigit() or not 0 < int(port) < 65536:
-        raise InputError(f"distributed.coordinator={coordinator!r}: must be HOST:PORT, such as 10.0.0.1:12345")
-    return host.strip("[]"), int(port)

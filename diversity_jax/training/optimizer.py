@@ -1,8 +1,5 @@
 """AdamW with a clipped global norm, and its learning rate as a function of the step."""
 
-import dataclasses
-from dataclasses import dataclass
-import math
 from typing import Any
 
 import jax
@@ -11,51 +8,7 @@ import optax
 
 from diversity_jax.core.errors import InputError
 from diversity_jax.model.sharding import VECTORS, path_name
-
-SCHEDULES = ("linear", "cosine", "warmup_stable_decay", "constant")
-
-
-@dataclass(frozen=True, kw_only=True)
-class OptimizerConfig:
-    """AdamW and its schedule; the defaults are the paper's where it gives them."""
-
-    learning_rate: float = 3e-4  # peak
-    warmup_steps: int = 0  # steps of linear growth from zero; the first step already moves
-    total_steps: int | None = None  # step at which the decay ends; None: the last step of the run
-    # After warm-up: "linear", "cosine", "warmup_stable_decay" (constant, then linear) or "constant".
-    schedule: str = "linear"
-    decay_share: float = 0.2  # share of total_steps that the decay of "warmup_stable_decay" takes
-    final_ratio: float = 0.0  # learning rate at the end, as a share of the peak
-    beta1: float = 0.9
-    beta2: float = 0.95
-    weight_decay: float = 0.1  # on matrices; norms are not decayed
-    clip_norm: float = 1.0  # global gradient norm above which gradients are scaled down; 0: never
-    epsilon: float = 1e-8
-
-    def __post_init__(self):
-        for fields, is_allowed, must in (
-            (("learning_rate", "epsilon"), lambda x: 0 < x < math.inf, "above 0"),
-            (("beta1", "beta2"), lambda x: 0 <= x < 1, "at least 0 and below 1"),
-            (("decay_share", "final_ratio"), lambda x: 0 <= x <= 1, "between 0 and 1"),
-            (("weight_decay", "clip_norm", "warmup_steps"), lambda x: x >= 0, "at least 0"),
-        ):
-            for field in fields:
-                if not is_allowed(getattr(self, field)):
-                    raise InputError(f"optimizer.{field}={getattr(self, field)}: must be {must}")
-        if self.schedule not in SCHEDULES:
-            raise InputError(f"optimizer.schedule={self.schedule!r}: must be one of {', '.join(SCHEDULES)}")
-        if self.total_steps is None:
-            return
-        if self.total_steps < 1:
-            raise InputError(f"optimizer.total_steps={self.total_steps}: must be at least 1")
-        if (warmup := self.warmup_steps) > self.total_steps:
-            raise InputError(f"optimizer.warmup_steps={warmup}: must not be above total_steps={self.total_steps}")
-
-    def for_run(self, steps: int) -> "OptimizerConfig":
-        """With `total_steps` filled in; a run shorter than its warm-up is warm-up throughout."""
-        if self.total_steps is not None:
-            return self
-        return dataclasses.replace(self, total_steps=max(steps, self.warmup_steps))
+from diversity_jax.training.config import OptimizerConfig
 
 
 def learning_rate(config: OptimizerConfig, step: jax.Array | int) -> jax.Array:

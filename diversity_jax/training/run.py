@@ -21,12 +21,8 @@ from diversity_jax.core.stores import check_store, is_remote
 from diversity_jax.llm import BudgetConfig, EndpointConfig, EngineConfig
 from diversity_jax.mixtures.config import TRAINED, MixtureConfig
 from diversity_jax.mixtures.mixture import Mixture
-from diversity_jax.mixtures.vocabulary import open_vocabulary
 from diversity_jax.model import LlamaConfig, MeshConfig
-from diversity_jax.training.config import DataConfig, TrainConfig
-from diversity_jax.training.distributed import DistributedConfig
-from diversity_jax.training.optimizer import OptimizerConfig
-from diversity_jax.training.together import check_shared, in_first_process, together
+from diversity_jax.training.config import DataConfig, DistributedConfig, OptimizerConfig, TrainConfig
 
 if TYPE_CHECKING:
     from diversity_jax.training.loop import TrainingResult
@@ -91,6 +87,7 @@ def run(config: Config, *, finish: Callable[[Path], None] = lambda folder: None)
     import jax
 
     from diversity_jax.training.loop import open_checkpoints, train
+    from diversity_jax.training.together import check_shared, in_first_process, together
 
     is_bucket = is_remote(config.output_dir)
     output_dir = config.output_dir if is_bucket else local_folder(config.output_dir, "output_dir")
@@ -257,6 +254,8 @@ def rows_of(config: Config) -> tuple[int, int, str]:
     if config.mixture is None or config.prepared is not None:
         mixture = Mixture.load(config.prepared or "")
         return mixture.vocabulary.size, mixture.sequence_length, mixture.vocabulary.hash
+    from diversity_jax.mixtures.vocabulary import open_vocabulary
+
     tokenizer = open_vocabulary(config.mixture, join_path(config.output_dir, "mixture"))
     return tokenizer.size, config.mixture.sequence_length, tokenizer.hash
 

@@ -22,7 +22,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import numpy as np
 
-from diversity_jax.cluster_agent import AgentConfig, EmbeddingJudge, Scorecard, compare, score_corpora
+from diversity_jax.cluster_agent import AgentConfig, EmbeddingJudge, Scorecard, score_corpora
+from diversity_jax.cluster_agent.compare import compare
 from diversity_jax.cluster_agent.ruler import default_ruler, measured_thresholds
 from diversity_jax.core.words import first_words
 from diversity_jax.corpus.document import Document
