@@ -4,11 +4,24 @@ within.
 
 from pathlib import Path
 import re
+import shutil
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
 
 HERE = Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+?)"', (HERE / "diversity_jax" / "__init__.py").read_text()).group(1)
+
+
+class BuildWithConfigs(build_py):
+    """Puts the configurations into the package, where `--config configs/NAME.py` finds them from any folder."""
+
+    def run(self) -> None:
+        super().run()
+        if not self.editable_mode:  # a checkout has them beside the package
+            target, ignored = Path(self.build_lib, "diversity_jax", "configs"), shutil.ignore_patterns("__pycache__")
+            shutil.copytree(HERE / "configs", target, ignore=ignored, dirs_exist_ok=True)
+
 
 setup(
     name="diversity_jax",
@@ -19,6 +32,7 @@ setup(
     license="Apache-2.0",
     license_files=["LICENSE"],
     python_requires=">=3.11,<3.14",
+    cmdclass={"build_py": BuildWithConfigs},
     packages=find_packages(include=["diversity_jax", "diversity_jax.*"]),
     package_data={
         "diversity_jax": ["py.typed"],
@@ -76,7 +90,8 @@ setup(
     extras_require={
         "cuda": ["jax[cuda12]"],
         "tpu": ["jax[tpu]"],
-        "eval": ["lm-eval>=0.4.13"],
+        # pip and uv otherwise choose an old pytablewriter that prints columns named A, B, C.
+        "eval": ["lm-eval>=0.4.13", "pytablewriter>=1", "python-dateutil<3"],
         "serve": ["pydantic>=2.10", "llguidance>=1.9"],
         "gcs": ["gcsfs>=2026.10"],
         "s3": ["s3fs>=2026.9"],

@@ -35,7 +35,7 @@ from diversity_jax.aot.report import estimate, gib, lines, milliseconds, ranking
 from diversity_jax.aot.search import Compiled, flags, search, suggestion
 from diversity_jax.aot.worker import CompileRequest, Target, parse_target
 from diversity_jax.core.errors import InputError
-from diversity_jax.core.files import content_hash, read_json, write_json
+from diversity_jax.core.files import content_hash, read_json, user_cache, write_json
 
 if TYPE_CHECKING:
     from diversity_jax.training.run import Config
@@ -48,7 +48,7 @@ _TIME_LIMIT_SECONDS = 3600
 
 def default_folder() -> Path:
     """The cache of reports, unless `--cache` names another."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "diversity_jax" / "compile"
+    return user_cache("compile")
 
 
 @functools.cache

@@ -175,20 +175,27 @@ def partition(similarities: np.ndarray, threshold: float, chance: float) -> list
     Args:
       chance: uniform in [0, 1), decides then.
     """
-    from scipy.cluster.hierarchy import average
-
     count = len(similarities)
-    upper = similarities[np.triu_indices(count, 1)]
-    wanted = int((upper > threshold).sum())
-    groups = {row: [row] for row in range(count)}
+    wanted = (int((similarities > threshold).sum()) - int((similarities.diagonal() > threshold).sum())) // 2
+    groups = [[row] for row in range(count)]
+    # Few merges are made, so the nearest pair is looked for anew each time: SciPy would make all of them, and takes
+    # longer to import than 1,000 groupings do here.
+    distances = (1 - similarities).astype(float)
+    np.fill_diagonal(distances, np.inf)
     together = 0
-    for number, (first, second) in enumerate(average(1 - upper)[:, :2].astype(int)) if wanted else ():
-        added = len(groups[first]) * len(groups[second])
-        if together + chance * added >= wanted:
+    while together < wanted:
+        first, second = sorted(divmod(int(distances.argmin()), count))
+        own, other = len(groups[first]), len(groups[second])
+        if together + chance * own * other >= wanted:
             break
-        groups[count + number] = groups.pop(first) + groups.pop(second)
-        together += added
-    return sorted(sorted(rows) for rows in groups.values())
+        groups[first] += groups[second]
+        groups[second] = []
+        joined = (own * distances[first] + other * distances[second]) / (own + other)
+        distances[first] = distances[:, first] = joined
+        distances[second] = distances[:, second] = np.inf
+        distances[first, first] = np.inf
+        together += own * other
+    return sorted(sorted(rows) for rows in groups if rows)
 
 
 def _described(number: int, members: Sequence[Sample], length: int) -> dict[str, Any]:

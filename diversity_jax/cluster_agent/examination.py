@@ -47,12 +47,19 @@ class PartitionTraits:
     length_pairs: int
 
 
+@functools.cache
+def _pairs(k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Both places [K (K - 1) / 2] of each pair in a list of K."""
+    first, second = np.triu_indices(k, 1)
+    return first, second
+
+
 def traits(labels: Sequence[int], lengths: Sequence[int], texts: Sequence[str] = ()) -> PartitionTraits:
     """Traits of a partition: cluster [K] and characters [K] of the samples in the order shown. With their `texts` [K],
     pairs of copies, which any judge puts together, say nothing of length.
     """
     label, length, k = np.asarray(labels), np.asarray(lengths, float), len(labels)
-    first, second = np.triu_indices(k, 1)
+    first, second = _pairs(k)
     together, distance = label[first] == label[second], second - first
     sizes = np.unique(label, return_counts=True)[1]
     difference = np.abs(length[first] - length[second])
@@ -85,7 +92,7 @@ def position_features(k: int) -> np.ndarray:
     how far down, and how far from the middle, less the mean over all pairs. Summed over co-clustered pairs each has the
     mean zero whatever the clusters' sizes are, if order plays no part.
     """
-    first, second = np.triu_indices(k, 1)
+    first, second = _pairs(k)
     place = np.arange(k) / max(k - 1, 1) - 0.5
     down, outward = place[first] + place[second], place[first] ** 2 + place[second] ** 2
     columns = np.stack([second - first == 1, (second - first) / k, down, outward], axis=1).astype(float)
@@ -109,7 +116,7 @@ def position(rows: Sequence[PartitionTraits], k: int) -> dict[str, Any] | None:
     dimensions = min(_POSITION_FEATURES, count - 1)
     scale = (count - dimensions) / (dimensions * (count - 1))
     probability = float(fdtrc(dimensions, count - dimensions, max(square, 0.0) * scale))
-    first, second = np.triu_indices(k, 1)
+    first, second = _pairs(k)
     near, half = 3 * (second - first) <= k, k // 2
     possible = {"near": near.sum(), "far": (~near).sum(), "early": math.comb(half, 2), "late": math.comb(half, 2)}
     rates = {name: sum(getattr(row, name) for row in rows) / max(float(possible[name]), 1) for name in possible}
@@ -180,7 +187,7 @@ def recheck(first: Sequence[int], second: Sequence[int], placed: Sequence[bool] 
     left where they were in the first.
     """
     one, two = np.asarray(first), np.asarray(second)
-    a, b = np.triu_indices(len(one), 1)
+    a, b = _pairs(len(one))
     together, later = one[a] == one[b], two[a] == two[b]
     counts = {"pairs": len(a), "first": int(together.sum()), "second": int(later.sum())}
     counts["both"] = int((together & later).sum())

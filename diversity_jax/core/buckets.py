@@ -23,7 +23,16 @@ from typing import Any, TypeVar
 
 from diversity_jax.core.artifacts import exclusive_lock, locked_folder
 from diversity_jax.core.errors import InputError
-from diversity_jax.core.files import join_path, local_folder, make_folder, read_json, remove_tree, write_json, writing
+from diversity_jax.core.files import (
+    join_path,
+    local_folder,
+    make_folder,
+    read_json,
+    remove_tree,
+    user_cache,
+    write_json,
+    writing,
+)
 from diversity_jax.core.stores import StoreError, check_store, is_remote, remote, store_errors
 
 C = TypeVar("C")
@@ -38,7 +47,7 @@ _LOCAL_ONLY = (".partial", ".lock", "-wal", "-shm", "-journal")
 def cache_folder() -> Path:
     """Where copies of what lies in buckets are kept: `DIVERSITY_JAX_CACHE`, else under XDG_CACHE_HOME or ~/.cache."""
     given = os.environ.get("DIVERSITY_JAX_CACHE")
-    return Path(given or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "diversity_jax" / "buckets")
+    return Path(given or user_cache("buckets"))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -105,6 +105,11 @@ def make_folder(folder: str | os.PathLike) -> None:
         raise InputError(f"{folder}: no folder can be made there ({error.strerror}); choose another one") from None
 
 
+def user_cache(name: str) -> Path:
+    """The folder for one kind of file that can be made anew: under XDG_CACHE_HOME or ~/.cache; it need not exist."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "diversity_jax", name)
+
+
 def local_folder(path: str | os.PathLike, field: str) -> Path:
     """The folder that a configuration field names to write to; nothing is made yet.
 

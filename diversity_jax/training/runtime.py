@@ -13,6 +13,8 @@ from typing import Any
 
 import jax
 
+from diversity_jax.core.files import user_cache
+
 log = logging.getLogger(__name__)
 
 # From malloc.h of glibc.
@@ -63,7 +65,7 @@ def keep_programs(folder: str | None) -> str | None:
     if given or folder is None:
         return given
     if folder == "user":
-        folder = str(Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "diversity_jax" / "programs")
+        folder = str(user_cache("programs"))
     if jax.default_backend() == "cpu":
         folder = os.path.join(folder, f"cpu-{_cpu_kind()}")
     jax.config.update("jax_compilation_cache_dir", folder)
