@@ -7,6 +7,7 @@ shuffle. The job lies there too: with its tokenizer and benchmarks it is larger 
 """
 
 from collections.abc import Iterable, Iterator, Sequence
+import dataclasses
 import functools
 import hashlib
 import logging
@@ -20,16 +21,17 @@ from diversity_jax.core.files import join_path, open_file, read_json, remove_tre
 from diversity_jax.corpus import Corpus, CorpusConfig, open_corpus
 from diversity_jax.corpus.beam import open_pipeline, pipeline_options
 from diversity_jax.corpus.corpus import RecordCorpus
-from diversity_jax.prepare.chunks import Chunk, Job
 from diversity_jax.prepare.executors import (
     Executor,
     PipelineStage,
     Statuses,
+    known_difference,
     unfinished_chunks,
     unfinished_shards,
     unfinished_units,
     units_of,
 )
+from diversity_jax.prepare.job import Chunk, Job
 from diversity_jax.prepare.shards import ChunkRows, ShardName, read_plan, save_shard, split_chunk
 
 log = logging.getLogger(__name__)
@@ -81,7 +83,7 @@ class BeamExecutor(Executor):
         for name, values in (statuses or {}).items():
             with writing(_statuses_path(job, name)) as file:
                 file.write(values.tobytes())
-        job_path = _publish(job)
+        job_path = _publish(dataclasses.replace(job, reference_from=known_difference(job, stage)))
         read = functools.partial(_read_chunks, self._config, job_path, frozenset(done))
         work = functools.partial(_work, job_path, stage, statuses is not None)
         log.info("%s: %s %d units on %s", job.settings.name, stage.title, len(unfinished), self._runner)

@@ -20,9 +20,10 @@ import numpy as np
 
 from diversity_jax.core.files import join_path, open_file, read_json, write_json, writing
 from diversity_jax.core.words import words
-from diversity_jax.prepare.chunks import Chunk, DocumentStatus, Job, screen
+from diversity_jax.prepare.chunks import DocumentStatus, Done, screen
 from diversity_jax.prepare.config import Filtering
 from diversity_jax.prepare.decontaminate import Overlap, hash_runs, windows
+from diversity_jax.prepare.job import Chunk, Job
 
 _CACHED_WORDS = 200_000
 _SCHEME = "affine32"  # of datasketch's permutations; named, so that a new default cannot change signatures on disk
@@ -128,12 +129,8 @@ def _hasher(filtering: Filtering) -> MinHasher:
     )
 
 
-def sign_chunk(job: Job, chunk: Chunk) -> tuple[int, int, int]:
-    """Writes what is needed to compare a chunk's documents with all others: digests, signatures, ids and statuses.
-
-    Returns:
-      Documents, characters, and 0 tokens.
-    """
+def sign_chunk(job: Job, chunk: Chunk) -> Done:
+    """Writes what is needed to compare a chunk's documents with all others: digests, signatures, ids and statuses."""
     statuses, overlaps = screen(job, chunk)
     arrays: dict[str, Any] = {
         "statuses": statuses,
@@ -152,7 +149,7 @@ def sign_chunk(job: Job, chunk: Chunk) -> tuple[int, int, int]:
     sha256, shared = hashlib.sha256(data).hexdigest(), [vars(overlap) for overlap in overlaps]
     record = {"name": chunk.name, "sha256": sha256, "overlaps": shared}
     write_json(join_path(job.staging_dir, f"{chunk.name}.signatures.json"), record)
-    return len(chunk.texts), sum(map(len, chunk.texts)), 0
+    return Done(len(chunk.texts), sum(map(len, chunk.texts)), 0)
 
 
 def read_overlaps(job: Job, chunk: str) -> list[Overlap]:

@@ -22,8 +22,10 @@ from diversity_jax.core.files import is_remote, join_path, list_files, remove_tr
 from diversity_jax.core.progress import ProgressDisplay
 from diversity_jax.corpus import Corpus, Document
 from diversity_jax.corpus.corpus import RecordCorpus, Tally, Unit
-from diversity_jax.prepare.chunks import Chunk, Job, chunked, encode_chunk
+from diversity_jax.prepare.chunks import ChunkRecord, Done, chunked, encode_chunk
 from diversity_jax.prepare.deduplicate import SIGNATURE_VERSION, sign_chunk
+from diversity_jax.prepare.encoder_choice import EncoderChoice, first_difference
+from diversity_jax.prepare.job import Chunk, Job
 from diversity_jax.prepare.manifest import SPLITS
 from diversity_jax.prepare.shards import ShardName, gather_shard
 from diversity_jax.prepare.workers import Task, Workers, usable_cores
@@ -45,12 +47,12 @@ class PipelineStage:
 
     Attributes:
       title: shown while it runs; ending: of the file; its record has `.json` more.
-      work: writes both, and returns the chunk's documents, characters and tokens.
+      work: writes both.
     """
 
     title: str
     ending: str
-    work: Callable[..., tuple[int, int, int]]
+    work: Callable[..., Done]
 
     @property
     def record(self) -> str:
@@ -123,11 +125,17 @@ def units_of(corpus: Corpus) -> Sequence[Unit | None]:
 
 
 def unfinished_chunks(
-    corpus: Corpus, units: Sequence[Unit | None], number: int, job: Job, done: Container[str]
+    corpus: Corpus,
+    units: Sequence[Unit | None],
+    number: int,
+    job: Job,
+    done: Container[str],
+    choice: EncoderChoice | None = None,
 ) -> Iterator[Chunk]:
     """Chunks of a unit that are not done; leaves the record of the unit when it was read to its end."""
     tally, count = Tally(), 0
-    for chunk in chunked(_read_unit(corpus, units[number], tally), number, job.settings):
+    choice = choice or EncoderChoice(job.settings, job.reference_from)
+    for chunk in chunked(_read_unit(corpus, units[number], tally), number, job.settings, choice):
         count += 1
         if chunk.name not in done:
             yield chunk
@@ -162,6 +170,18 @@ def unfinished_units(units: int, job: Job, stage: PipelineStage) -> tuple[list[i
     done = job.staging.verified(job.staging.names(stage.record), stage.record, {stage.ending: "sha256"})
     read = read_units(job.staging)
     return [i for i in range(units) if i not in read or not done.issuperset(read[i][0])], done
+
+
+def chunk_records(job: Job, names: Sequence[str]) -> list[ChunkRecord]:
+    """Records of chunks that were encoded."""
+    return [ChunkRecord.load(job.staging.path(f"{name}{ENCODING.record}")) for name in names]
+
+
+def known_difference(job: Job, stage: PipelineStage) -> str | None:
+    """The first chunk that the reference is to encode with all after it, as far as is known before a stage; or None."""
+    if stage is not ENCODING or job.reference_from is not None:
+        return job.reference_from
+    return first_difference(chunk_records(job, job.staging.names(ENCODING.record)))
 
 
 def unfinished_shards(job: Job, shards: Sequence[ShardName]) -> list[ShardName]:
@@ -221,14 +241,17 @@ class LocalExecutor(Executor):
     def run_stage(self, corpus: Corpus, job: Job, stage: PipelineStage, statuses: Statuses | None) -> None:
         units = units_of(corpus)
         numbers, done = unfinished_units(len(units), job, stage)
-        chunks = (chunk for number in numbers for chunk in unfinished_chunks(corpus, units, number, job, done))
+        choice = EncoderChoice(job.settings, known_difference(job, stage))
+        chunks = (chunk for number in numbers for chunk in unfinished_chunks(corpus, units, number, job, done, choice))
         tasks = ((stage.work, (chunk,) if statuses is None else (chunk, statuses[chunk.name])) for chunk in chunks)
         sizes = [unit.expected_bytes if unit is not None else None for unit in (units[number] for number in numbers)]
         known = [size for size in sizes if size is not None]
         totals = np.zeros(3, np.int64)
         with self._progress(job, stage.title, sum(known) if len(known) == len(sizes) else None) as progress:
             for counts in self._run(job, tasks):
-                totals += counts
+                if counts.differs is not None:
+                    choice.stop(counts.differs)
+                totals += counts[:3]
                 documents, characters, tokens = totals.tolist()
                 progress.update(characters, {"tokens": tokens, "documents": documents})
 

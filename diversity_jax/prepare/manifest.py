@@ -1,6 +1,6 @@
 """The manifest of a prepared component: its shards of rows, and the text, tokenizer and settings they were made of."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 import dataclasses
 from dataclasses import dataclass, field
 import functools
@@ -106,6 +106,8 @@ class Manifest:
         before there was such a setting: see `special_text_read`.
       begin_of_text_id: the token written before every document; None: nothing, and always of conversations, whose
         template writes what they begin with.
+      encoders: which library turned which chunks of text into ids, as `encoder_choice.encoder_runs` lists them; not
+        part of its content, since the ids are the same.
       folder: where the manifest lies, a path or URL; not part of its content.
     """
 
@@ -126,6 +128,7 @@ class Manifest:
     chat: Mapping[str, Any] = field(default_factory=dict)
     special_text: str | None = None
     begin_of_text_id: int | None = None
+    encoders: Sequence[Mapping[str, Any]] = ()
     version: int = FORMAT_VERSION
     folder: Path | str = Path()
 
@@ -147,12 +150,17 @@ class Manifest:
     @property
     def content_hash(self) -> str:
         """SHA-256 of everything the manifest says, which includes the shards' checksums; not of where it lies."""
-        return content_hash(self._as_json())
+        return content_hash({name: value for name, value in self._as_json().items() if name != "encoders"})
 
     def _as_json(self) -> dict[str, Any]:
         value = dataclasses.asdict(self)
         del value["folder"]
-        for name in ("chat", "special_text", "begin_of_text_id"):  # keeps the hashes of before there were such fields
+        for name in (
+            "chat",
+            "special_text",
+            "begin_of_text_id",
+            "encoders",
+        ):  # keeps the hashes of before there were such fields
             if not value[name] and value[name] != 0:
                 del value[name]
         return value

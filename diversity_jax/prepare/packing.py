@@ -78,10 +78,11 @@ class ExampleEncoder:
 
     Args:
       special_text: special tokens' texts in messages are tokens too, not only those that the template writes.
+      encoder: one of `tokenizers.encoders.ENCODERS`.
     """
 
-    def __init__(self, tokenizer: Tokenizer, chat: ChatFormat, *, special_text: bool = False):
-        self._tokenizer, self._chat, self._special_text = tokenizer, chat, special_text
+    def __init__(self, tokenizer: Tokenizer, chat: ChatFormat, *, special_text: bool = False, encoder: str = "auto"):
+        self._tokenizer, self._chat, self._special_text, self._encoder = tokenizer, chat, special_text, encoder
         self._ends = {tokenizer.end_of_text_id, *turn_ends(tokenizer, chat.template, chat.special)}
 
     def encode(self, conversations: Sequence[str]) -> tuple[list[np.ndarray], list[int]]:
@@ -95,7 +96,7 @@ class ExampleEncoder:
         messages = [json.loads(conversation) for conversation in conversations]
         parts = [self._parts(turns) for turns in messages]
         texts = [text for conversation in parts for text, _ in conversation]
-        ids = iter(self._tokenizer.encode_each(texts, special=True))
+        ids = iter(self._tokenizer.encode_each(texts, special=True, encoder=self._encoder))
         examples, answer_bytes = [], []
         for turns, conversation in zip(messages, parts, strict=True):
             flagged = [self._flagged(next(ids), is_answer, i) for i, (_, is_answer) in enumerate(conversation)]

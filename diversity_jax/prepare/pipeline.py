@@ -25,11 +25,23 @@ from diversity_jax.core.files import exists, is_remote, join_path, open_file, wr
 from diversity_jax.core.stores import StoreError
 from diversity_jax.corpus import Corpus
 from diversity_jax.corpus.corpus import RecordCorpus, Tally
-from diversity_jax.prepare.chunks import ChunkRecord, Job, write_remainders
+from diversity_jax.prepare.chunks import ChunkRecord, write_remainders
 from diversity_jax.prepare.config import Preparation
 from diversity_jax.prepare.decontaminate import Benchmarks
 from diversity_jax.prepare.deduplicate import Copy, find_copies, read_overlaps
-from diversity_jax.prepare.executors import ENCODING, SIGNING, Executor, LocalExecutor, Staging, read_units, short
+from diversity_jax.prepare.encoder_choice import FIRST_CHUNK, encoder_runs, unsure_chunks
+from diversity_jax.prepare.executors import (
+    ENCODING,
+    SIGNING,
+    Executor,
+    LocalExecutor,
+    Staging,
+    Statuses,
+    chunk_records,
+    read_units,
+    short,
+)
+from diversity_jax.prepare.job import Job
 from diversity_jax.prepare.manifest import LEFT_OUT, SPLITS, Manifest, Split, VocabularyInfo, special_text_before
 from diversity_jax.prepare.packing import open_format
 from diversity_jax.prepare.rows import FLAGGED_DTYPE
@@ -143,7 +155,7 @@ def _prepare(corpus: Corpus, job: Job, executor: Executor, request: Mapping[str,
         statuses, copies = find_copies(job, _checked_reading(corpus, job)[0])
     executor.run_stage(corpus, job, ENCODING, statuses)
     names, tally = _checked_reading(corpus, job)
-    records = [ChunkRecord.load(job.staging.path(f"{name}{ENCODING.record}")) for name in names]
+    records = _sure_records(corpus, job, executor, statuses, names)
     remainders, truncated = write_remainders(job, records)
     all_records = [*records, remainders]
     if not sum(record.splits["train"].rows for record in all_records):
@@ -169,10 +181,29 @@ def _prepare(corpus: Corpus, job: Job, executor: Executor, request: Mapping[str,
         statistics=_statistics(job, records, truncated)
         | (_conversation_statistics(job, all_records) if job.chat else {}),
         splits={name: split for name, split in splits.items() if split.rows},
+        encoders=tuple(encoder_runs(records)),
         folder=job.folder if is_remote(job.folder) else Path(job.folder),
     )
     manifest.save()
     return manifest
+
+
+def _sure_records(
+    corpus: Corpus, job: Job, executor: Executor, statuses: Statuses | None, names: Sequence[str]
+) -> list[ChunkRecord]:
+    """Records of all chunks, once the reference has encoded again what is unsure where encoders differ."""
+    records, reference = chunk_records(job, names), job.tokenizer.encoders.reference_name
+    unsure = unsure_chunks(records, reference)
+    for record in records:
+        if record.difference:
+            message = "%s: %s; %s encodes what follows, and %d chunks again"
+            log.warning(message, job.settings.name, record.difference, reference, len(unsure))
+    if not unsure:
+        return records
+    for name in unsure:
+        job.staging.withdraw(f"{name}{ENCODING.record}")
+    executor.run_stage(corpus, dataclasses.replace(job, reference_from=FIRST_CHUNK), ENCODING, statuses)
+    return chunk_records(job, names)
 
 
 def _checked_reading(corpus: Corpus, job: Job) -> tuple[list[str], Tally]:

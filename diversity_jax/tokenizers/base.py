@@ -12,6 +12,7 @@ import numpy as np
 
 from diversity_jax.core.errors import InputError
 from diversity_jax.core.files import content_hash
+from diversity_jax.tokenizers.encoders import CheckedEncoder, Encoded
 
 SPECIAL_TEXT = ("plain", "special", "refuse")
 """What a special token's text in a document is: letters like all others, the token, or an error."""
@@ -41,6 +42,7 @@ class Tokenizer(abc.ABC):
       bos_id: its maker's begin-of-text id; None where there is none.
       adds_bos: whether its maker puts `bos_id` before every text: its own post-processor, or the folder's settings.
       adds_eos: whether its maker puts end-of-text after every text.
+      reference_library: that defines its ids; `bytes` for none.
     """
 
     kind: str
@@ -53,19 +55,39 @@ class Tokenizer(abc.ABC):
     files: tuple[str, ...]
     special: Mapping[str, str]
     special_ids: Mapping[str, int]
+    reference_library: str
 
-    def encode_batch(self, texts: Sequence[str], *, special: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    def encode_batch(self, texts: Sequence[str], *, special: bool = False, encoder: str = "auto") -> Encoded:
         """Ids of all texts end to end, uint32 [total], and how many ids each text has, int64 [len(texts)].
 
         Args:
           special: special tokens' texts stand for their ids; else they are letters like all others.
+          encoder: one of `encoders.ENCODERS`; the ids are the same.
+
+        Raises:
+          EncodersDiffer: unless `encoder` is `auto` or `reference`.
         """
+        if special and any(map(has_breaks, texts)):
+            return self.encode_reference(texts, special=True)
+        return self.encoders.encode(texts, special=special, encoder=encoder)
+
+    def encode_each(self, texts: Sequence[str], *, special: bool = False, encoder: str = "auto") -> list[list[int]]:
+        """Ids of each text, as `encode_batch` gives them end to end."""
+        ids, lengths = self.encode_batch(texts, special=special, encoder=encoder)
+        return [part.tolist() for part in np.split(ids, np.cumsum(lengths)[:-1])] if len(texts) else []
+
+    @functools.cached_property
+    def encoders(self) -> CheckedEncoder:
+        """The library that defines the ids, and a faster one while it gives the same."""
+        return CheckedEncoder(self)
+
+    def encode_reference(self, texts: Sequence[str], *, special: bool) -> Encoded:
+        """As `encode_batch`, by the library that defines the ids."""
         return concatenate(self._encode_special(texts) if special else self._encode_plain(texts))
 
-    def encode_each(self, texts: Sequence[str], *, special: bool = False) -> list[list[int]]:
-        """Ids of each text, as `encode_batch` gives them end to end."""
-        ids, lengths = self.encode_batch(texts, special=special)
-        return [part.tolist() for part in np.split(ids, np.cumsum(lengths)[:-1])] if len(texts) else []
+    def fast_content(self) -> str | None:
+        """A `tokenizer.json` that is hoped to give the ids of plain text; None where there is none."""
+        return None
 
     def surrounding_ids(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """The ids that its maker puts before and after every text."""
@@ -169,16 +191,17 @@ def concatenate(encoded: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarra
 class ByteTokenizer(Tokenizer):
     """UTF-8 bytes, with the ids of `seqio.ByteVocabulary`: 0 padding, 1 end of text, 2 unknown, byte b is b + 3."""
 
-    kind, size, end_of_text_id = "bytes", 259, 1
+    kind = reference_library = "bytes"
+    size, end_of_text_id = 259, 1
     bos_id, adds_bos = None, False
     files = ()
     hash = content_hash(["bytes", 259])
     special = types.MappingProxyType({"eos_token": "<|endoftext|>"})  # as the exported tokenizer.json calls it
     special_ids = types.MappingProxyType({"<|pad|>": 0, "<|endoftext|>": 1, "<|unk|>": 2})
 
-    def encode_batch(self, texts: Sequence[str], *, special: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    def encode_reference(self, texts: Sequence[str], *, special: bool) -> Encoded:
         if special:
-            return super().encode_batch(texts, special=True)
+            return super().encode_reference(texts, special=True)
         encoded = [text.encode() for text in texts]
         lengths = np.array([len(data) for data in encoded], np.int64)
         return np.frombuffer(b"".join(encoded), np.uint8).astype(np.uint32) + 3, lengths

@@ -34,6 +34,7 @@ class HuggingFaceTokenizer(Tokenizer):
     """
 
     kind = "huggingface"
+    reference_library = "tokenizers"
 
     def __init__(
         self,
@@ -110,6 +111,9 @@ class HuggingFaceTokenizer(Tokenizer):
         if self.adds_eos != bool(after):
             after = (self.end_of_text_id,) if self.adds_eos else ()
         return before, after
+
+    def fast_content(self) -> str:
+        return self._twin()[0].to_str() if self._leaks else self._tokenizer.to_str()
 
     def _encode_plain(self, texts: Sequence[str]) -> Sequence[Sequence[int]]:
         if not self._leaks:

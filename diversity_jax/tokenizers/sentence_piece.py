@@ -21,7 +21,7 @@ _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED = range(1, 5)
 class SentencePieceTokenizer(Tokenizer):
     """A SentencePiece model; documents end with its `</s>` unless the folder's settings, or a caller, name another."""
 
-    kind = "sentencepiece"
+    kind = reference_library = "sentencepiece"
 
     def __init__(self, path: str, end_of_text: str | int | None = None, settings: TokenizerSettings | None = None):
         import sentencepiece
@@ -66,6 +66,10 @@ class SentencePieceTokenizer(Tokenizer):
                 f"vocabulary {path}: has no piece {'</s>' if asked is None else asked!r}; name one as end_of_text"
             )
         return found
+
+    def fast_content(self) -> str | None:
+        content = to_tokenizer_json(self.model_proto, legacy=self.legacy)
+        return None if content is None else json.dumps(content)
 
     def _encode_plain(self, texts: Sequence[str]) -> Sequence[Sequence[int]]:
         return self._model.encode(list(texts), num_threads=os.cpu_count())

@@ -1,0 +1,251 @@
+"""A fast encoder beside the library that defines a tokenizer's ids, believed only as far as both agree.
+
+The reference is `tokenizers` or `sentencepiece`. `fastokens` takes a `tokenizer.json`, and many times less time. It is
+used where it loads the tokenizer and gives the reference's ids of `torture_texts`; of all that it encodes then,
+excerpts are encoded by both before its ids are handed out.
+"""
+
+from collections.abc import Iterator, Sequence
+import functools
+import importlib.metadata
+import logging
+import random
+from typing import Any, Protocol
+
+import numpy as np
+
+log = logging.getLogger(__name__)
+
+Encoded = tuple[np.ndarray, np.ndarray]
+"""Ids of all texts end to end, uint32 [total], and how many ids each text has, int64 [texts]."""
+
+ENCODERS = ("auto", "fast", "checked", "reference")
+"""Who encodes: the fast encoder where that pays, and what it cannot be trusted with the reference; the fast one, or an
+error where they differ; both, all of the text; the reference."""
+_WORTH_CHARACTERS = 1_000_000  # which the reference encodes in about the time that loading the fast encoder takes
+_BATCH_CHARACTERS = 1 << 14  # below it the comparison would cost more than the fast encoder saves
+_EXCERPT_EVERY, _EXCERPT_CHARACTERS = 1 << 17, 1 << 10  # characters: 0.8 % of the text is encoded by both
+_SHOWN_CHARACTERS = 60
+_TORTURE_TEXTS, _TORTURE_PIECES = 500, 24
+
+
+class EncodersDiffer(Exception):
+    """The fast encoder gives other ids than the reference, or fails.
+
+    Attributes:
+      text: for which; fast, reference: the encoders' names.
+    """
+
+    def __init__(self, text: str, fast: str, reference: str):
+        super().__init__(text, fast, reference)
+        self.text, self.fast, self.reference = text, fast, reference
+
+    def __str__(self) -> str:
+        return f"{self.fast} gives other ids than {self.reference} for {self.text[:_SHOWN_CHARACTERS]!r}"
+
+
+class Reference(Protocol):
+    """What is needed of a tokenizer."""
+
+    reference_library: str
+
+    def encode_reference(self, texts: Sequence[str], *, special: bool) -> Encoded:
+        """Ids by the library that defines them."""
+
+    def fast_content(self) -> str | None:
+        """A `tokenizer.json` for the fast encoder; None where there is none."""
+
+
+class FastEncoder:
+    """A `tokenizer.json` in `fastokens`.
+
+    Args:
+      content: of the file.
+
+    Raises:
+      Exception: whatever the library raises, a `BaseException` for a panic in it.
+    """
+
+    def __init__(self, content: str):
+        import fastokens
+
+        self.name = library_version("fastokens")
+        self._library = fastokens.Tokenizer.from_json_str(content)
+
+    def encode(self, texts: Sequence[str], *, special: bool) -> Encoded:
+        """Ids of texts, as `Tokenizer.encode_batch` gives them; views of the library's own buffers."""
+        ids, offsets = self._library.encode_batch_flat(list(texts), False, not special)
+        return np.frombuffer(ids, "<u4"), np.diff(np.frombuffer(offsets, "<u8").astype(np.int64))
+
+
+class CheckedEncoder:
+    """Encodes by the fast encoder while it gives the reference's ids, else by the reference.
+
+    Attributes:
+      problem: why there is no fast encoder, once it was tried; None where there is one.
+    """
+
+    def __init__(self, tokenizer: Reference):
+        self._tokenizer = tokenizer
+        self._fast: FastEncoder | None = None
+        self._is_tried, self._serves_special = False, False
+        self._characters = 0  # that were encoded so far
+        self.problem: str | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Another process loads the library itself."""
+        return {**vars(self), "_fast": None, "_is_tried": self.problem is not None}
+
+    @property
+    def reference_name(self) -> str:
+        """The reference's library and version."""
+        library = self._tokenizer.reference_library
+        return library if library == "bytes" else library_version(library)
+
+    def fast_name(self) -> str | None:
+        """Loads the fast encoder; its library and version, None where it is not used."""
+        fast = self._open()
+        return fast.name if fast else None
+
+    def encode(self, texts: Sequence[str], *, special: bool, encoder: str) -> Encoded:
+        """Ids of texts.
+
+        Args:
+          encoder: one of `ENCODERS`.
+
+        Raises:
+          EncodersDiffer: unless `encoder` is `auto`, which encodes such texts by the reference.
+        """
+        fast = self._chosen(texts, encoder)
+        if fast is None or (special and not self._serves_special):
+            return self._tokenizer.encode_reference(texts, special=special)
+        try:
+            if encoder == "checked":
+                return self._compared(fast, texts, special=special)
+            self._compared(fast, list(excerpts(texts)), special=special)
+            return self._encoded(fast, texts, special=special)
+        except EncodersDiffer as difference:
+            if encoder != "auto":
+                raise
+            self.stop(str(difference))
+            log.warning("%s; the latter encodes from here on", difference)
+            return self._tokenizer.encode_reference(texts, special=special)
+
+    def stop(self, problem: str) -> None:
+        """Uses the fast encoder no more."""
+        self._fast, self._is_tried, self.problem = None, True, problem
+
+    def _chosen(self, texts: Sequence[str], encoder: str) -> FastEncoder | None:
+        if encoder == "auto":
+            characters = sum(map(len, texts))
+            self._characters += characters
+            if characters < _BATCH_CHARACTERS or self._characters < _WORTH_CHARACTERS:
+                return None
+        return None if encoder == "reference" or not texts else self._open()
+
+    def _open(self) -> FastEncoder | None:
+        if not self._is_tried:
+            self._is_tried = True
+            try:
+                content = self._tokenizer.fast_content()
+                if content is None:
+                    self.problem = "there is none of its kind"
+                    return None
+                fast = FastEncoder(content)
+                self._try(fast)
+                self._fast = fast
+            except EncodersDiffer as difference:
+                self.problem = str(difference)
+            except (KeyboardInterrupt, SystemExit, MemoryError):
+                raise
+            except BaseException as error:  # also the panics of a Rust library
+                self.problem = f"it cannot be loaded ({_one_line(error)})"
+        return self._fast
+
+    def _try(self, fast: FastEncoder) -> None:
+        from diversity_jax.tokenizers.sample_text import sample_texts, special_samples
+
+        tokenizer: Any = self._tokenizer
+        marked = special_samples(tokenizer)
+        self._compared(fast, [*sample_texts(tokenizer), *torture_texts(), *marked], special=False)
+        try:
+            self._compared(fast, marked or [""], special=True)
+            self._serves_special = True
+        except EncodersDiffer:
+            self._serves_special = False  # texts with special tokens go to the reference
+
+    def _encoded(self, fast: FastEncoder, texts: Sequence[str], *, special: bool) -> Encoded:
+        """Ids by the fast encoder, whose failure is a difference."""
+        try:
+            return fast.encode(texts, special=special)
+        except (KeyboardInterrupt, SystemExit, MemoryError):
+            raise
+        except BaseException as error:
+            log.debug("%s: %s", fast.name, _one_line(error))
+            raise EncodersDiffer(texts[0], fast.name, self.reference_name) from None
+
+    def _compared(self, fast: FastEncoder, texts: Sequence[str], *, special: bool) -> Encoded:
+        """Ids that both give.
+
+        Raises:
+          EncodersDiffer: with the first text for which they do not.
+        """
+        ids, lengths = self._tokenizer.encode_reference(texts, special=special)
+        fast_ids, fast_lengths = self._encoded(fast, texts, special=special)
+        if np.array_equal(ids, fast_ids) and np.array_equal(lengths, fast_lengths):
+            return ids, lengths
+        raise EncodersDiffer(
+            texts[_first_difference(ids, lengths, fast_ids, fast_lengths)], fast.name, self.reference_name
+        )
+
+
+def excerpts(texts: Sequence[str]) -> Iterator[str]:
+    """Short parts of the texts at regular distances, the first of the first text among them."""
+    at = 0
+    for text in texts:
+        while at < len(text):
+            yield text[at : at + _EXCERPT_CHARACTERS]
+            at += _EXCERPT_EVERY
+        at -= len(text)
+
+
+_PIECES = (
+    *(" ", "  ", "   ", "\t", "\n", "\n\n", "\r\n", "\u00a0", "\u3000", "\u2028", "\u200b", "\u200d", "\ufe0f"),
+    *("'", "'s", "'T", "'re", "'Ve", "'m", "'ll", "'d", "\u2019s", '"', "_", "-", "--", ".", "...", ",", "!", "?!"),
+    *("/", "//", "\\", "(", ")", "[]", "{}", "<", "</", ">", "=", "==", "->", ":", ";", "#", "$", "%", "&", "*", "|"),
+    *("0", "7", "42", "123", "2024", "1234567", "\u0663", "\u0967", "\u00bd", "\u00b2", "\u2163", "\uff11"),
+    *("a", "I", "the", "The", "THE", "word", "hello", "World", "return", "def", "self", "for", "int", "x", "https"),
+    *("\u00e9", "e\u0301", "\u00df", "\u0130", "\u01c6", "\ufb01", "\u212b", "\u00c5", "\u1e9e", "\u0308", "\u0327"),
+    *("\u0434\u0430", "\u0391\u03c1", "\u05e9\u05c1", "\u0645\u064e\u0631", "\u0928\u093f", "\u0e01\u0e33"),
+    *("\u4f60\u597d", "\u3042", "\uff76\uff9e", "\ud55c", "\u1112\u1161\u11ab", "\U00020000", "\U0001d4d0"),
+    *("\U0001f600", "\U0001f44d\U0001f3fd", "\U0001f1eb\U0001f1f7", "\u2764", "\u2581", "\x00", "\x7f", "\x85"),
+    *("\u00ad", "\u0600", "\ue000", "\ufeff", "\ufffd", "\U000e0041", "\U0010ffff"),
+)
+
+
+@functools.cache
+def torture_texts() -> tuple[str, ...]:
+    """Texts of pieces that pre-tokenizers and normalizers cut and change in ways of their own, in random order; the
+    same ones always."""
+    draw = random.Random(0)
+    return tuple("".join(draw.choices(_PIECES, k=draw.randint(1, _TORTURE_PIECES))) for _ in range(_TORTURE_TEXTS))
+
+
+@functools.cache
+def library_version(library: str) -> str:
+    """A library's name and version."""
+    return f"{library} {importlib.metadata.version(library)}"
+
+
+def _first_difference(ids: np.ndarray, lengths: np.ndarray, other: np.ndarray, other_lengths: np.ndarray) -> int:
+    """The number of the first text with other ids."""
+    different = np.flatnonzero(lengths != other_lengths)
+    least = min(len(ids), len(other))
+    at = np.flatnonzero(ids[:least] != other[:least])
+    texts = [int(different[0])] if len(different) else []
+    texts += [int(np.searchsorted(np.cumsum(lengths), at[0], side="right"))] if len(at) else []
+    return min(texts)
+
+
+def _one_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]
