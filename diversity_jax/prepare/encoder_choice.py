@@ -8,12 +8,9 @@ from the corpus alone which chunks these are, in whatever order they are made.
 
 from collections.abc import Sequence
 import itertools
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from diversity_jax.prepare.config import Preparation
-
-if TYPE_CHECKING:
-    from diversity_jax.prepare.chunks import ChunkRecord
 
 _COMPARED_EVERY = 32  # chunks
 _UNIT_CHUNKS = 8  # of a unit of many small files, about
@@ -26,6 +23,26 @@ def chunk_name(unit: int, number: int) -> str:
 
 
 FIRST_CHUNK = chunk_name(0, 0)
+
+
+class Encoded(Protocol):
+    """What is needed of a `chunks.ChunkRecord`."""
+
+    @property
+    def name(self) -> str:
+        """The chunk's."""
+
+    @property
+    def encoder(self) -> str:
+        """Library and version that encoded it."""
+
+    @property
+    def is_compared(self) -> bool:
+        """Whether the reference encoded all of it too."""
+
+    @property
+    def difference(self) -> str | None:
+        """Where the fast encoder gave other ids."""
 
 
 class EncoderChoice:
@@ -52,12 +69,12 @@ class EncoderChoice:
         self.reference_from = chunk if self.reference_from is None else min(chunk, self.reference_from)
 
 
-def first_difference(records: Sequence["ChunkRecord"]) -> str | None:
+def first_difference(records: Sequence[Encoded]) -> str | None:
     """The first chunk in which encoders differ; None: none."""
     return min((record.name for record in records if record.difference), default=None)
 
 
-def unsure_chunks(records: Sequence["ChunkRecord"], reference: str) -> list[str]:
+def unsure_chunks(records: Sequence[Encoded], reference: str) -> list[str]:
     """Chunks to make again by the reference: where encoders differ, all that it has not yet encoded as a whole.
 
     Args:
@@ -68,7 +85,7 @@ def unsure_chunks(records: Sequence["ChunkRecord"], reference: str) -> list[str]
     return [record.name for record in records if not record.is_compared and record.encoder not in ("", reference)]
 
 
-def encoder_runs(records: Sequence["ChunkRecord"]) -> list[dict[str, Any]]:
+def encoder_runs(records: Sequence[Encoded]) -> list[dict[str, Any]]:
     """What the manifest says: for each run of chunks of one encoder the first and the last, how many there are, and how
     many of them were compared as a whole; and where encoders were found to differ."""
     runs: list[dict[str, Any]] = []

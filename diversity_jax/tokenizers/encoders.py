@@ -14,6 +14,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from diversity_jax.tokenizers.sample_text import SampledTokenizer, sample_texts, special_samples
+
 log = logging.getLogger(__name__)
 
 Encoded = tuple[np.ndarray, np.ndarray]
@@ -44,7 +46,7 @@ class EncodersDiffer(Exception):
         return f"{self.fast} gives other ids than {self.reference} for {self.text[:_SHOWN_CHARACTERS]!r}"
 
 
-class Reference(Protocol):
+class Reference(SampledTokenizer, Protocol):
     """What is needed of a tokenizer."""
 
     reference_library: str
@@ -163,11 +165,8 @@ class CheckedEncoder:
         return self._fast
 
     def _try(self, fast: FastEncoder) -> None:
-        from diversity_jax.tokenizers.sample_text import sample_texts, special_samples
-
-        tokenizer: Any = self._tokenizer
-        marked = special_samples(tokenizer)
-        self._compared(fast, [*sample_texts(tokenizer), *torture_texts(), *marked], special=False)
+        marked = special_samples(self._tokenizer)
+        self._compared(fast, [*sample_texts(self._tokenizer), *torture_texts(), *marked], special=False)
         try:
             self._compared(fast, marked or [""], special=True)
             self._serves_special = True

@@ -1,10 +1,8 @@
 """Text on which two tokenizers that differ at all are likely to differ, and the comparison."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 import json
-from typing import Any
-
-from diversity_jax.tokenizers.base import Tokenizer
+from typing import Any, Protocol
 
 # ruff: noqa: E501 - one text a line
 SAMPLE_TEXTS = (
@@ -37,20 +35,36 @@ SAMPLE_TEXTS = (
 )  # fmt: skip
 
 
-def sample_texts(tokenizer: Tokenizer) -> list[str]:
+class SampledTokenizer(Protocol):
+    """What is needed of a `Tokenizer`."""
+
+    size: int
+    special_ids: Mapping[str, int]
+
+    def token_text(self, number: int) -> str:
+        """A token's text."""
+
+    def special_in(self, texts: Iterable[str]) -> list[str | None]:
+        """A special token's text that stands in each text."""
+
+    def encode_each(self, texts: Sequence[str], *, special: bool = False) -> list[list[int]]:
+        """Ids of each text."""
+
+
+def sample_texts(tokenizer: SampledTokenizer) -> list[str]:
     """The sample, and pieces that the tokenizer itself treats in its own way, in which no special token is spelt."""
     spelt = [tokenizer.token_text(number) for number in range(0, tokenizer.size, max(tokenizer.size // 400, 1))]
     texts = [*SAMPLE_TEXTS, " ".join(spelt), "".join(spelt).replace("\u2581", " ")]
     return [text for text, found in zip(texts, tokenizer.special_in(texts), strict=True) if found is None]
 
 
-def special_samples(tokenizer: Tokenizer) -> list[str]:
+def special_samples(tokenizer: SampledTokenizer) -> list[str]:
     """Texts in which special tokens stand between others, as chat templates write them."""
     texts = list(tokenizer.special_ids)[:8]
     return [form.replace("@", text) for text in texts for form in ("@", "@word\n@", "word@ word", "\n@\n\n@ x")]
 
 
-def differing_texts(content: Mapping[str, Any], tokenizer: Tokenizer, *, special: bool = True) -> list[str]:
+def differing_texts(content: Mapping[str, Any], tokenizer: SampledTokenizer, *, special: bool = True) -> list[str]:
     """Sample texts to which a `tokenizer.json` gives other ids than the tokenizer does.
 
     Args:
