@@ -99,6 +99,8 @@ setup(
         "hf": ["transformers>=5", "torch>=2.9"],
         "beam": ["apache-beam>=2.77", "google-crc32c"],
         "report": ["tensorboard>=2.20"],
+        "wandb": ["wandb>=0.20"],
+        "mlflow": ["mlflow>=3"],
         "llamacpp": ["xllamacpp"],
         "dev": [
             "pytest>=9",

@@ -231,7 +231,8 @@ class StepReport(Callback):
         figures |= {"goodput": goodput(run.goodput_log.attempts).share, "rows": float(rows)}
         for name, count in zip(run.components, run.loader.schedule.counts(rows), strict=True):
             figures[f"rows/{name}"] = float(count)
-        run.writer.write(step, figures)
+        shares = {f"share/{name}": figures[f"rows/{name}"] / rows for name in run.components}
+        run.writer.write(step, figures, shown=shares)
         log.info(console_line(step, run.config.steps, figures))
 
     def _stop_if_it_cannot_learn(self, records: Sequence[Mapping[str, Any]]) -> None:

@@ -66,7 +66,9 @@ class TrainConfig:
     profile_start: int = 10  # finished steps after which the profiler's trace begins
     profile_steps: int = 0  # steps the trace covers; 0: no trace
     compilation_cache: str | None = "user"  # folder of compiled programs; "user": under ~/.cache; None: no cache
-    tensorboard: bool = True  # write TensorBoard events beside metrics.jsonl; needs clu and TensorFlow
+    tensorboard: bool = True  # the tracker `tensorboard`, beside those below; needs clu and TensorFlow
+    # Where figures go beside metrics.jsonl: "tensorboard", "wandb", "mlflow"; nothing goes anywhere unless named here.
+    trackers: tuple[str, ...] = field(default=(), metadata=ADDED)
 
     def __post_init__(self):
         for least, names in ((1, _AT_LEAST_ONE), (0, _NOT_NEGATIVE)):
@@ -99,6 +101,14 @@ class TrainConfig:
         if isinstance(self.sample_prompts, str) or not all(isinstance(prompt, str) for prompt in self.sample_prompts):
             raise InputError(f"train.sample_prompts={self.sample_prompts!r}: must be a tuple of texts")
         object.__setattr__(self, "sample_prompts", tuple(self.sample_prompts))
+        if isinstance(self.trackers, str):
+            object.__setattr__(self, "trackers", (self.trackers,))
+        object.__setattr__(self, "trackers", tuple(self.trackers))
+
+    @property
+    def all_trackers(self) -> tuple[str, ...]:
+        """The trackers that are asked for, each once."""
+        return tuple(dict.fromkeys((*(("tensorboard",) if self.tensorboard else ()), *self.trackers)))
 
     def for_rows(self, rows: int) -> "TrainConfig":
         """With `steps` filled in where `epochs` are asked for, of so many rows."""

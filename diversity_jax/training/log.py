@@ -1,6 +1,6 @@
 """The log files of a training run, written and read: `metrics.jsonl`, `samples.jsonl` and `summary.json`."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 import contextlib
 from dataclasses import dataclass
 import functools
@@ -13,6 +13,7 @@ import numpy as np
 
 from diversity_jax.core.errors import InputError
 from diversity_jax.core.files import full_disk_named, make_folder, open_file, read_json
+from diversity_jax.training.trackers import Tracker
 
 
 class JsonLinesLog:
@@ -51,38 +52,36 @@ class JsonLinesLog:
 
 
 class MetricWriter:
-    """Appends figures of a step to `metrics.jsonl`, and to TensorBoard through clu when `tensorboard` is set."""
+    """Appends figures of a step to `metrics.jsonl`, and hands them to trackers."""
 
-    def __init__(self, folder: Path, *, tensorboard: bool):
+    def __init__(self, folder: Path):
         self._lines = JsonLinesLog(folder / "metrics.jsonl")
-        self._metric_writers = _metric_writers() if tensorboard else None
-        self._folder = folder / "tensorboard"
+        self._trackers: Sequence[Tracker] = ()
 
-    @functools.cached_property
-    def _tensorboard(self) -> Any:
-        """Made by the first figures; None where TensorBoard is off."""
-        return self._metric_writers.SummaryWriter(str(self._folder)) if self._metric_writers else None
+    def show_on(self, trackers: Sequence[Tracker]) -> None:
+        """From now on hands figures to these trackers too, and closes them at the end."""
+        self._trackers = trackers
 
-    def write(self, step: int, figures: Mapping[str, float]) -> None:
-        """Writes one line; figures that are not finite become null."""
+    def write(self, step: int, figures: Mapping[str, float], *, shown: Mapping[str, float] | None = None) -> None:
+        """Writes one line; figures that are not finite become null.
+
+        Args:
+          shown: what trackers get besides.
+        """
         finite = {name: value if math.isfinite(value) else None for name, value in figures.items()}
         self._lines.append({"step": step, **finite})
-        if self._tensorboard:
-            self._tensorboard.write_scalars(step, dict(figures))
+        self.show(step, {**figures, **(shown or {})})
+
+    def show(self, step: int, figures: Mapping[str, float]) -> None:
+        """Hands figures to the trackers alone."""
+        for tracker in self._trackers:
+            tracker.write(step, figures)
 
     def close(self) -> None:
-        """Flushes and closes both."""
+        """Flushes and closes all."""
         self._lines.close()
-        if vars(self).get("_tensorboard"):
-            self._tensorboard.close()
-
-
-def _metric_writers() -> Any:
-    try:
-        import clu.metric_writers
-    except ImportError as error:
-        raise InputError(f"train.tensorboard=True needs clu and TensorFlow ({error}); install them") from None
-    return clu.metric_writers
+        for tracker in self._trackers:
+            tracker.close()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -43,6 +43,7 @@ from diversity_jax.training.resume import Settings, accepted_changes, settings_j
 from diversity_jax.training.runtime import CompileClock, StopRequest, keep_programs
 from diversity_jax.training.step import TrainState, TrainStep, make_train_step, model_shardings, state_shardings
 from diversity_jax.training.throughput import GoodputLog, summarise
+from diversity_jax.training.trackers import check_installed, mixture_figures, open_trackers
 
 log = logging.getLogger(__name__)
 
@@ -149,6 +150,10 @@ def train(
             run.goodput_log.attempts = [run.goodput_log.attempt]
         _set_aside(run, begin.damaged)
         run.goodput_log.begin(start)
+        if run.writer and start < config.steps:
+            shown = {**settings_json(settings), "mixture": mixture.asked}
+            run.writer.show_on(open_trackers(config.all_trackers, run.output_dir, shown))
+            run.writer.show(start, mixture_figures(mixture))
         losses_before = losses_after = evaluation.evaluate(start, state)
         step, state = _run_steps(run, train_step, state, callbacks)
         if run.stop.asked:
@@ -225,8 +230,9 @@ def open_checkpoints(
 def _open_run(resources, mixture, model, config, mesh, output_dir, began, checkpoints, data) -> Run:
     """Opens a run's files, starts listening to SIGTERM, and reads the parameters that stay frozen."""
     writes_files = jax.process_index() == 0
-    writer = MetricWriter(output_dir, tensorboard=config.tensorboard) if writes_files else None
+    writer = MetricWriter(output_dir) if writes_files else None
     if writer:
+        check_installed(config.all_trackers)
         resources.callback(writer.close)
     stop = resources.enter_context(StopRequest(config.grace_seconds, lambda: checkpoints.last_complete))
     frozen = None

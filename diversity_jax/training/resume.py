@@ -29,7 +29,7 @@ _FREE_OF_TRAIN = (
     *("epochs", "allow_changed", "log_every", "eval_every", "eval_batches", "sample_every", "sample_prompts"),
     *("sample_tokens", "sample_temperature", "checkpoint_every", "keep_checkpoints", "keep_every_steps"),
     *("keep_every_minutes", "grace_seconds", "max_skipped_steps", "profile_start", "profile_steps"),
-    *("compilation_cache", "tensorboard"),
+    *("compilation_cache", "tensorboard", "trackers"),
 )
 FREE = {"model.max_length", *(f"train.{name}" for name in _FREE_OF_TRAIN)}
 _RATE = ("learning_rate", "warmup_steps", "total_steps", "schedule", "decay_share", "final_ratio")

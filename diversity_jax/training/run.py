@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 
 _FILES_OF_A_RUN = (
     *("checkpoints", "checkpoints-damaged", "metrics.jsonl", "samples.jsonl", "goodput.json", "summary.json"),
-    *("run.json", "report.html", "figures", "tensorboard", "profile"),
+    *("run.json", "report.html", "figures", "tensorboard", "profile", "trackers.json", "wandb", "mlflow"),
 )
 
 
@@ -237,7 +237,9 @@ def remove_former_run(output_dir: Path | str) -> None:
 def check(config: Config, model: LlamaConfig) -> None:
     """Refuses settings that cannot work together before hours go into scoring and preparation."""
     from diversity_jax.training.loop import check_fit
+    from diversity_jax.training.trackers import check_installed
 
+    check_installed(config.train.all_trackers)
     token_ids, length, vocabulary_hash = rows_of(config)
     if config.train.init_from is not None:
         check_same_tokenizer(config.train.init_from, vocabulary_hash)

@@ -1,0 +1,249 @@
+"""Where a run may be watched while it trains: TensorBoard, Weights & Biases and MLflow, behind one interface.
+
+A tracker is given what `metrics.jsonl` holds, each component's share of the rows so far, and once what the mixture was
+made of: shares and scores. Nothing leaves the machine unless `train.trackers` names a tracker that sends it.
+"""
+
+import abc
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+import importlib.util
+import logging
+import os
+from pathlib import Path
+import queue
+import secrets
+import threading
+import time
+from typing import Any
+
+from diversity_jax.core.errors import InputError
+from diversity_jax.core.files import read_json, write_json
+from diversity_jax.mixtures.mixture import Mixture
+
+log = logging.getLogger(__name__)
+
+_CLOSING_SECONDS = 30.0  # for what a tracker has still to send when the run ends
+_WAITING = 10_000  # lines that may wait to be sent; a run writes one every few seconds
+_MLFLOW_BATCH = 100  # parameters that MLflow takes in one request
+_MLFLOW_CHARACTERS = 500  # of a parameter's value, in every version of MLflow
+
+
+@dataclass(frozen=True, kw_only=True)
+class Watched:
+    """The run that a tracker is to show.
+
+    Attributes:
+      folder: of the run; its name is the run's, and what a tracker keeps on disk lies in it.
+      settings: by dotted name.
+      begun: ids that trackers gave to this run when it was begun, by tracker; an attempt goes on with them.
+    """
+
+    folder: Path
+    settings: Mapping[str, Any]
+    begun: dict[str, str]
+
+
+class Tracker(abc.ABC):
+    """Shows a run's figures somewhere."""
+
+    @abc.abstractmethod
+    def write(self, step: int, figures: Mapping[str, float]) -> None:
+        """Adds figures of a step."""
+
+    @abc.abstractmethod
+    def close(self) -> None:
+        """Sends what is left."""
+
+
+class TensorBoard(Tracker):
+    """Event files in the folder `tensorboard`, by clu."""
+
+    def __init__(self, run: Watched):
+        import clu.metric_writers
+
+        folder = str(run.folder / "tensorboard")
+        self._make: Callable[[], Any] = lambda: clu.metric_writers.SummaryWriter(folder)
+        self._writer: Any = None
+
+    def write(self, step: int, figures: Mapping[str, float]) -> None:
+        self._writer = self._writer or self._make()  # by the first figures: no folder for a run without any
+        self._writer.write_scalars(step, dict(figures))
+
+    def close(self) -> None:
+        if self._writer:
+            self._writer.close()
+
+
+class WeightsAndBiases(Tracker):
+    """A run of Weights & Biases: `WANDB_PROJECT`, `WANDB_MODE=offline`, ... mean what they mean everywhere."""
+
+    def __init__(self, run: Watched):
+        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+        import wandb
+
+        self._run = wandb.init(
+            project=os.environ.get("WANDB_PROJECT", "diversity_jax"),
+            name=os.environ.get("WANDB_NAME", run.folder.resolve().name),
+            id=run.begun.setdefault("wandb", secrets.token_hex(4)),
+            resume="allow",
+            dir=str(run.folder),
+            config=dict(run.settings),
+            settings=wandb.Settings(console="off", silent=True),
+        )
+        # Its own steps may only grow, while an attempt writes again from its checkpoint on.
+        self._run.define_metric("*", step_metric="train/step")
+
+    def write(self, step: int, figures: Mapping[str, float]) -> None:
+        self._run.log({"train/step": step, **figures})
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+class MLflow(Tracker):
+    """A run of MLflow, at `MLFLOW_TRACKING_URI`, or in the folder `mlflow` of the run where that is not set."""
+
+    def __init__(self, run: Watched):
+        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+        import mlflow
+
+        self._metric = mlflow.entities.Metric
+        uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{run.folder.resolve()}/mlflow/runs.db"
+        if uri.startswith("sqlite:///"):
+            Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+        self._client = mlflow.MlflowClient(uri)
+        if begun := run.begun.get("mlflow"):
+            self._id = begun
+            self._client.update_run(begun, status="RUNNING")
+            return
+        name = os.environ.get("MLFLOW_EXPERIMENT_NAME", "diversity_jax")
+        found = self._client.get_experiment_by_name(name)
+        experiment = found.experiment_id if found else self._client.create_experiment(name)
+        self._id = self._client.create_run(experiment, run_name=run.folder.resolve().name).info.run_id
+        run.begun["mlflow"] = self._id
+        settings = [mlflow.entities.Param(key, str(value)[:_MLFLOW_CHARACTERS]) for key, value in run.settings.items()]
+        for first in range(0, len(settings), _MLFLOW_BATCH):
+            self._client.log_batch(self._id, params=settings[first : first + _MLFLOW_BATCH])
+
+    def write(self, step: int, figures: Mapping[str, float]) -> None:
+        now = int(1000 * time.time())
+        self._client.log_batch(self._id, [self._metric(name, value, now, step) for name, value in figures.items()])
+
+    def close(self) -> None:
+        self._client.set_terminated(self._id)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrackerKind:
+    """One kind of tracker.
+
+    Attributes:
+      modules: what has to be installed for it; extra: of this project, which installs it.
+      is_remote: whether writing to it may have to wait for a network; it is then done beside the training.
+    """
+
+    open: Callable[[Watched], Tracker]
+    modules: tuple[str, ...]
+    extra: str
+    is_remote: bool = True
+
+
+TRACKERS = {
+    "tensorboard": TrackerKind(open=TensorBoard, modules=("clu", "tensorflow"), extra="report", is_remote=False),
+    "wandb": TrackerKind(open=WeightsAndBiases, modules=("wandb",), extra="wandb"),
+    "mlflow": TrackerKind(open=MLflow, modules=("mlflow",), extra="mlflow"),
+}
+"""Name in `train.trackers` -> the tracker: the one place to add one."""
+
+
+def check_installed(names: Sequence[str]) -> None:
+    """Raises InputError where there is no such tracker, or its package is missing."""
+    for name in names:
+        if name not in TRACKERS:
+            raise InputError(f"train.trackers={name}: is unknown; choose of {', '.join(TRACKERS)}")
+        for module in TRACKERS[name].modules:
+            if importlib.util.find_spec(module) is None:
+                leave_out = "set train.tensorboard=False" if name == "tensorboard" else "leave it out"
+                remedy = f"pip install 'diversity_jax[{TRACKERS[name].extra}]', or {leave_out}"
+                raise InputError(f"train.trackers={name}: needs the package {module}; {remedy}")
+
+
+def open_trackers(names: Sequence[str], folder: Path, settings: Mapping[str, Any]) -> list[Tracker]:
+    """Opens trackers for the run in a folder; one that was begun there before is gone on with.
+
+    Args:
+      settings: nested, JSON values.
+
+    Raises:
+      InputError: a tracker cannot be opened: its package or server is not there, nobody is logged in.
+    """
+    record, settings = folder / "trackers.json", _flat(settings)
+    run = Watched(folder=folder, settings=settings, begun=dict(read_json(record)) if record.exists() else {})
+    before, opened = dict(run.begun), []
+    for name in names:
+        kind = TRACKERS[name]
+        try:
+            tracker = kind.open(run)
+        except Exception as error:  # whatever the library raises: no server, no key, half an installation
+            reason = " ".join(str(error).split())[:300]
+            raise InputError(f"train.trackers={name}: cannot be opened ({type(error).__name__}: {reason})") from error
+        opened.append(_Beside(name, tracker) if kind.is_remote else tracker)
+    if run.begun != before:
+        write_json(record, run.begun)
+    return opened
+
+
+def _flat(value: Any, name: str = "") -> dict[str, Any]:
+    """Nested JSON values by dotted name."""
+    items = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list) else ()
+    if not items:
+        return {name: value}
+    parts = [_flat(item, f"{name}.{key}" if name else str(key)) for key, item in items]
+    return {key: item for part in parts for key, item in part.items()}
+
+
+class _Beside(Tracker):
+    """Writes to a tracker in a thread, so that no step waits for it; one that fails is given up, with one warning."""
+
+    def __init__(self, name: str, tracker: Tracker):
+        self._name, self._tracker = name, tracker
+        self._lines: queue.Queue[tuple[int, Mapping[str, float]] | None] = queue.Queue(_WAITING)
+        self._thread = threading.Thread(target=self._send, name=f"tracker {name}", daemon=True)
+        self._thread.start()
+
+    def write(self, step: int, figures: Mapping[str, float]) -> None:
+        if self._thread.is_alive():
+            try:
+                self._lines.put_nowait((step, dict(figures)))
+            except queue.Full:
+                log.warning("%s: does not keep up; figures of step %d are in metrics.jsonl alone", self._name, step)
+
+    def _send(self) -> None:
+        try:
+            while (line := self._lines.get()) is not None:
+                self._tracker.write(*line)
+            self._tracker.close()
+        except Exception as error:  # the run is worth more than what shows it
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            log.warning("%s: gets no more of this run (%s); metrics.jsonl has it all", self._name, reason)
+
+    def close(self) -> None:
+        if self._thread.is_alive():
+            self._lines.put(None)
+            self._thread.join(_CLOSING_SECONDS)
+            if self._thread.is_alive():
+                log.warning("%s: did not take everything within %d s", self._name, _CLOSING_SECONDS)
+
+
+def mixture_figures(mixture: Mixture) -> dict[str, float]:
+    """Shares and scores of a mixture's components, as figures of the first step."""
+    figures: dict[str, float] = {}
+    for part in mixture.components:
+        figures[f"mixture/share_asked/{part.name}"] = float(part.share_asked)
+        figures[f"mixture/share_granted/{part.name}"] = float(part.share_granted)
+        for name in ("effective_clusters", "ratio"):
+            for bound, value in (part.decision.get(name) or {}).items():
+                ending = "" if bound == "value" else f"_{bound}"
+                figures[f"mixture/{name}{ending}/{part.name}"] = float(value)
+    return figures

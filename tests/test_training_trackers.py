@@ -1,0 +1,146 @@
+"""Trackers are given losses, shares and scores; one that fails or is missing costs a line and not the run."""
+
+import dataclasses
+from fractions import Fraction
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from diversity_jax.core.errors import InputError
+from diversity_jax.mixtures.mixture import Mixture
+from diversity_jax.model import LLAMA, MeshConfig
+from diversity_jax.training import trackers
+from diversity_jax.training.config import TrainConfig
+from diversity_jax.training.loop import train
+from diversity_jax.training.optimizer import OptimizerConfig
+from tests.mixture_folders import build_mixture
+
+MODEL = LLAMA["llama_tiny"](num_layers=1, hidden_size=32, intermediate_size=64, num_heads=2)
+
+
+class Notes(trackers.Tracker):
+    """Keeps what it is given in a file of the run's folder."""
+
+    def __init__(self, run):
+        run.begun.setdefault("notes", "first")
+        self._file = (run.folder / "notes.jsonl").open("a")
+        self._file.write(json.dumps({"settings": dict(run.settings)}) + "\n")
+
+    def write(self, step, figures):
+        self._file.write(json.dumps({"step": step, **figures}) + "\n")
+
+    def close(self):
+        self._file.close()
+
+
+class Failing(trackers.Tracker):
+    """One whose server goes away."""
+
+    def write(self, step, figures):
+        raise ConnectionError("the server went away")
+
+    def close(self):
+        raise AssertionError("it was given up")
+
+
+def mixture(folder):
+    """Two components, of which one was scored."""
+    build_mixture(folder, {"a": Fraction(1, 4), "b": Fraction(3, 4)}, sequence_length=16, documents=60)
+    found = Mixture.load(folder)
+    first, second = found.components
+    decision = {**first.decision, "effective_clusters": {"value": 7.5, "low": 5.0, "high": 9.0}}
+    return dataclasses.replace(found, components=(dataclasses.replace(first, decision=decision), second))
+
+
+def run(rows, folder, steps, names, **fields):
+    fields = {"batch_size": 8, "log_every": 2, "eval_batches": 1, "checkpoint_every": 2, "tensorboard": False} | fields
+    config = TrainConfig(steps=steps, trackers=names, compilation_cache=str(folder.parent / "programs"), **fields)
+    return train(rows, MODEL, OptimizerConfig(schedule="constant"), config, MeshConfig(), folder)
+
+
+def lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A run of six steps in two attempts, shown by trackers of which one fails."""
+    folder = tmp_path_factory.mktemp("trackers")
+
+    kind = trackers.TrackerKind(open=Notes, modules=(), extra="", is_remote=False)
+    added = {"notes": kind, "failing": dataclasses.replace(kind, open=lambda run: Failing(), is_remote=True)}
+    with pytest.MonkeyPatch.context() as patch:
+        for name, tracker in added.items():
+            patch.setitem(trackers.TRACKERS, name, tracker)
+        rows = mixture(folder / "rows")
+        for steps in (4, 6):
+            run(rows, folder / "run", steps, ("notes", "failing"), allow_changed=("train.steps",))
+    return folder / "run"
+
+
+def test_losses_shares_and_scores_are_shown(finished):
+    found = lines(finished / "notes.jsonl")
+    assert found[0]["settings"]["train.batch_size"] == 8
+    assert found[1] == {
+        **{"step": 0, "mixture/share_asked/a": 0.25, "mixture/share_granted/a": 0.25, "mixture/share_asked/b": 0.75},
+        **{"mixture/share_granted/b": 0.75, "mixture/effective_clusters/a": 7.5},
+        **{"mixture/effective_clusters_low/a": 5.0, "mixture/effective_clusters_high/a": 9.0},
+    }
+    trained = [line for line in found if "loss" in line]
+    assert [line["step"] for line in trained] == [2, 4, 6]
+    assert all({"loss/a", "loss/b", "learning_rate", "tokens_per_second"} <= set(line) for line in trained)
+    assert all(line["share/a"] == 0.25 and line["share/b"] == 0.75 for line in trained)
+    assert {line["step"] for line in found if "eval/a/loss" in line} == {0, 4, 6}
+
+
+def test_a_run_that_goes_on_is_the_same_run_for_its_trackers(finished):
+    assert json.loads((finished / "trackers.json").read_text()) == {"notes": "first"}
+    assert sum("settings" in line for line in lines(finished / "notes.jsonl")) == 2
+
+
+def test_a_tracker_that_fails_does_not_stop_the_run(finished, caplog):
+    assert json.loads((finished / "summary.json").read_text())["steps"] == 6
+    tracker = trackers._Beside("mlflow", Failing())
+    tracker.write(1, {"loss": 1.0})
+    tracker._thread.join(5)
+    tracker.write(2, {"loss": 1.0})
+    tracker.close()
+    (record,) = caplog.records
+    expected = "mlflow: gets no more of this run (ConnectionError: the server went away); metrics.jsonl has it all"
+    assert record.getMessage() == expected
+
+
+def test_what_cannot_be_shown_is_one_line_before_anything_is_done(tmp_path, monkeypatch):
+    with pytest.raises(InputError, match="wandbb: is unknown; choose of tensorboard, wandb, mlflow"):
+        trackers.check_installed(["wandbb"])
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r"needs the package wandb; pip install 'diversity_jax\[wandb\]', or leave it"):
+        trackers.check_installed(["wandb"])
+    with pytest.raises(InputError, match=r"needs the package clu; .*, or set train.tensorboard=False"):
+        trackers.check_installed(TrainConfig().all_trackers)
+    monkeypatch.undo()
+
+    def refuses(run):
+        raise OSError("no server\nat this address")
+
+    kind = trackers.TrackerKind(open=refuses, modules=(), extra="")
+    monkeypatch.setitem(trackers.TRACKERS, "refusing", kind)
+    with pytest.raises(InputError, match=r"refusing: cannot be opened \(OSError: no server at this address\)"):
+        trackers.open_trackers(["refusing"], tmp_path, {})
+    assert not list(tmp_path.iterdir())
+
+
+def test_nothing_is_sent_unless_asked():
+    assert TrainConfig().all_trackers == ("tensorboard",)
+    assert TrainConfig(tensorboard=False, trackers="wandb").all_trackers == ("wandb",)
+
+
+@pytest.mark.parametrize("name", ["wandb", "mlflow"])
+def test_the_real_trackers_show_them_without_a_network(name):
+    pytest.importorskip(name)
+    script = os.path.join(os.path.dirname(__file__), "..", "scripts", "checks", "trackers.py")
+    subprocess.run([sys.executable, script, name], check=True)
