@@ -302,12 +302,12 @@ def _first_state(
             )
         log.info("branching off from %s at step %d", config.branch_from, step)
         return dataclasses.replace(found, is_saved=False, damaged=())
-    state = init_state(jax.random.key(config.seed))
-    if config.init_from is not None and not config.lora.rank:
-        params = initial_params(config.init_from, config.init_step, run.model, model_shardings(run.model, run.mesh))
-        log.info("beginning with the parameters of %s", config.init_from)
-        state = dataclasses.replace(state, params=params)
-    return _Start(state=state)
+    key = jax.random.key(config.seed)
+    if config.init_from is None or config.lora.rank:
+        return _Start(state=init_state(key))
+    params = initial_params(config.init_from, config.init_step, run.model, model_shardings(run.model, run.mesh))
+    log.info("beginning with the parameters of %s", config.init_from)
+    return _Start(state=init_state(key, params))
 
 
 def _load(

@@ -107,8 +107,9 @@ def _apply_gradient(optimizer, state, value, gradient):
     return TrainState(step=state.step + 1, params=params, opt_state=opt_state, skipped=skipped), metrics
 
 
-def _init(model, optimizer, lora, key):
-    params = init_adapters(model, lora, key) if lora.rank else init_params(model, key)
+def _init(model, optimizer, lora, key, params=None):
+    if params is None:
+        params = init_adapters(model, lora, key) if lora.rank else init_params(model, key)
     zero = jnp.zeros((), jnp.int32)
     return TrainState(step=zero, params=params, opt_state=make_optimizer(optimizer).init(params), skipped=zero)
 
@@ -146,7 +147,7 @@ def make_train_step(
     gradient_accumulation: int = 1,
     seed: int = 0,
     lora: LoraConfig = _NO_LORA,
-) -> tuple[Callable[[Array], TrainState], TrainStep]:
+) -> tuple[Callable[..., TrainState], TrainStep]:
     """Compiles initialisation and step for a mesh.
 
     Args:
@@ -158,12 +159,13 @@ def make_train_step(
       lora: With a rank above 0, adapters are trained, and the step takes the model's own parameters as `frozen`.
 
     Returns:
-      `init_state(key) -> TrainState`, born sharded, and `train_step(state, batch, frozen) -> (state, metrics)`, which
-      donates the state it is given. The batch holds `tokens` int32 BxL+1 and `component` int32 B, and optionally
-      `segment_ids`, `positions` and `loss_mask`, BxL+1. Metrics are on the device: the float32 scalars `loss` (mean
-      cross-entropy in nats), `gradient_norm` (before clipping), `learning_rate` and `applied` (0 where a non-finite
-      loss or gradient made the step leave parameters and moments as they were, else 1), and the arrays of
-      `num_components` `component_loss_sum` and `component_tokens`.
+      `init_state(key, params=None) -> TrainState`, born sharded, with the parameters it is given, which it takes over,
+      or random ones, and `train_step(state, batch, frozen) -> (state, metrics)`, which donates the state it is given.
+      The batch holds `tokens` int32 BxL+1 and `component` int32 B, and optionally `segment_ids`, `positions` and
+      `loss_mask`, BxL+1. Metrics are on the device: the float32 scalars `loss` (mean cross-entropy in nats),
+      `gradient_norm` (before clipping), `learning_rate` and `applied` (0 where a non-finite loss or gradient made the
+      step leave parameters and moments as they were, else 1), and the arrays of `num_components` `component_loss_sum`
+      and `component_tokens`.
 
     Raises:
       InputError: model and mesh do not fit.
@@ -193,7 +195,8 @@ def make_train_step(
         in_shardings=(placed, frozen_shardings, batch_sharding(mesh)),
         out_shardings=(placed, NamedSharding(mesh, PartitionSpec())),
     )
-    init_state = jax.jit(functools.partial(_init, model, optimizer, lora), out_shardings=placed)
+    init = functools.partial(_init, model, optimizer, lora)
+    init_state = jax.jit(init, out_shardings=placed, donate_argnames="params")
     return init_state, TrainStep(mesh=mesh, gradient_accumulation=gradient_accumulation, jitted=jitted)
 
 

@@ -1,6 +1,6 @@
 """litgpt's own pretraining, for `peers.py`: `litgpt.pretrain.setup`, its converters and its checkpoints, in float32.
 
-    pip install litgpt==0.5.13
+    pip install litgpt==0.5.13 requests   # which it needs for checkpoints and does not name
 
 Weight decay applies to every parameter; its schedule is a cosine down to `min_lr`, which at the peak is a constant.
 """
@@ -9,6 +9,7 @@ import importlib.metadata
 import json
 from pathlib import Path
 import shutil
+import sys
 
 import litgpt.config
 import litgpt.data
@@ -104,6 +105,7 @@ def main() -> None:
     litgpt.pretrain.L.Fabric.log_dict = log_dict
     litgpt.pretrain.L.Fabric.save = record.timed(litgpt.pretrain.L.Fabric.save)
     settings = {"lr": options.learning_rate, "betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": 0.1}
+    sys.argv[1:] = [NAME]  # with each checkpoint it stores a command line, which it parses from here
     litgpt.pretrain.setup(
         NAME,
         out_dir=out,

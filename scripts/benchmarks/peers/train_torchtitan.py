@@ -131,9 +131,7 @@ def trainer_config(options, rows):
         loss=CrossEntropyLoss.Config(),
         metrics=MetricsProcessor.Config(log_freq=1),
         dataloader=loader_config(options, rows),
-        optimizer=OptimizersContainer.Config(
-            param_groups=[*groups, group(r".*")], implementation="for-loop"
-        ),
+        optimizer=OptimizersContainer.Config(param_groups=[*groups, group(r".*")], implementation="for-loop"),
         lr_scheduler=LRSchedulersContainer.Config(
             warmup_steps=options.warmup, decay_type="cosine", min_lr_factor=1.0 if is_constant else 0.1
         ),
