@@ -8,7 +8,7 @@ r"""Continued pre-training of a real model: SmolLM2-135M-Instruct, from its whee
 
 Needs no data: any other text does as well, `--config.mixture.components[0].corpus.source=FILE`. The learning rate is a
 tenth of what such a model is begun with, since its weights are trained already.
-Hardware: any machine with 2 cores and 12 GB of memory. Times, losses and what was seen: docs/real_models.md.
+Hardware: any machine with 2 cores and 8 GB of memory. Times, losses and what was seen: docs/real_models.md.
 """
 
 from diversity_jax.corpus import CorpusConfig
@@ -43,17 +43,17 @@ def get_config() -> Config:
             name="continue_smollm2",
             components=(Component(name="prose", kind="real", corpus=prose, share=1),),
             vocabulary=START,
-            sequence_length=256,
+            sequence_length=128,
             validation_share=0.05,
         ),
         model=model(),
         optimizer=OptimizerConfig(learning_rate=1e-4, weight_decay=0.0, warmup_steps=10),
         train=TrainConfig(
-            steps=60,
-            batch_size=2,
+            steps=100,
+            batch_size=1,
             init_from=START,
             log_every=10,
-            eval_batches=10,
+            eval_batches=20,
             sample_prompts=("Returns the ",),
             sample_tokens=32,
         ),

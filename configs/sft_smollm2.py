@@ -7,14 +7,15 @@ r"""Fine-tuning of a real instruct model: SmolLM2-135M-Instruct, in its own chat
 
 Needs runs/smollm2 (the first two commands in configs/continue_smollm2.py), and a JSON-lines file of instruction data:
 Alpaca fields, messages, or inputs and targets, told apart by themselves. What is exported chats in llama.cpp and
-transformers as it stands. Low-rank adapters alone, with half of the memory: --config.train.lora.rank=8
---config.optimizer.learning_rate=1e-3.
-Hardware: any machine with 2 cores and 12 GB of memory. Times, losses and what was seen: docs/real_models.md.
+transformers as it stands. Trained are low-rank adapters; all parameters, with twice the memory and time:
+--config.train.lora.rank=0 --config.optimizer.learning_rate=5e-5.
+Hardware: any machine with 2 cores and 6 GB of memory. Times, losses and what was seen: docs/real_models.md.
 """
 
 from configs.continue_smollm2 import START, model
 from diversity_jax.corpus import CorpusConfig
 from diversity_jax.mixtures.config import Component, GatePolicy, MixtureConfig
+from diversity_jax.model.config import LoraConfig
 from diversity_jax.prepare.config import Chat
 from diversity_jax.training.config import OptimizerConfig, TrainConfig
 from diversity_jax.training.run import Config
@@ -34,11 +35,18 @@ def get_config() -> Config:
                 ),
             ),
             vocabulary=START,
-            sequence_length=256,
+            sequence_length=128,
             validation_share=0.05,
             chat=Chat(template="tokenizer"),
         ),
         model=model(),
-        optimizer=OptimizerConfig(learning_rate=5e-5, weight_decay=0.0, warmup_steps=10),
-        train=TrainConfig(steps=60, batch_size=2, init_from=START, log_every=10, eval_batches=10),
+        optimizer=OptimizerConfig(learning_rate=5e-4, weight_decay=0.0, warmup_steps=10),
+        train=TrainConfig(
+            steps=100,
+            batch_size=1,
+            init_from=START,
+            lora=LoraConfig(rank=16),
+            log_every=10,
+            eval_batches=20,
+        ),
     )

@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import dataclasses
 import json
 import random
 import re
@@ -251,6 +252,7 @@ def test_questions_are_written_in_the_language_of_the_passages(passage, heading)
         ({"user": "about nothing"}, "names no topic"),
         ({"user": "about {topic"}, "write a brace"),
         ({"passages": [5, 3]}, "the fewest and the most"),
+        ({"plain_text": True}, "plain_text leaves no place for more than a passage"),
     ],
 )
 def test_a_template_file_with_a_fault_is_named(tmp_path, changes, words):
@@ -271,6 +273,26 @@ def test_a_template_file_without_a_question(tmp_path):
     template = load_template(str(path))
     made = check({"passages": [{"concepts": ["x"], "text": FIRST[0]["text"]}]}, template)
     assert render(made, seed="0") == FIRST[0]["text"]
+
+
+def test_a_template_in_plain_text_takes_the_answer_as_it_is(tmp_path):
+    path = tmp_path / "mine.json"
+    form = {"passages": [1, 1], "question": False, "plain_text": True}
+    path.write_text(json.dumps({"name": "mine", "system": "Write.", "user": "{topic}", **form}))
+    template = load_template(str(path))
+    assert request_of(template).schema is None
+    made = check(f"  {FIRST[0]['text']}\n", template)
+    assert render(made, seed="0") == FIRST[0]["text"]
+    assert made.concepts == ((),)
+    for answer, reason in (
+        ("", "schema"),
+        ("Too short.", "short"),
+        ("I'm sorry, but I can't help with that.", "refused"),
+    ):
+        with pytest.raises(Flaw) as found:
+            check(answer, template)
+        assert found.value.reason == reason
+    assert template.hash != dataclasses.replace(template, plain_text=False).hash
 
 
 def test_near_duplicates_are_found_across_rounds_and_others_are_not():

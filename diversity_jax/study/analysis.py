@@ -21,6 +21,7 @@ from diversity_jax.study.saturation import saturation
 FORMAT_VERSION = 2  # of analysis.json
 Row = dict[str, Any]
 STAGES = {"evaluate": "pre-trained", "evaluate_sft": "fine-tuned"}
+_SECOND = "second_score"
 SCORED = "scored"  # the stage of studies that only score: their outcomes are the diversity figures themselves
 _TRAINING = {"evaluate": "train", "evaluate_sft": "sft"}
 _AMOUNTS_TO_SATURATE = 4  # different amounts that a saturation curve needs
@@ -65,22 +66,44 @@ def outcomes(results: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _diversity(study: StudyConfig, run: StudyRun, store: StepStore) -> dict[str, float]:
-    """The predictors and controls that the run's scorecard holds: its fields, or `metrics.NAME`.
+    """The predictors and controls that the run's scorecards hold: their fields, or `metrics.NAME`; those of the second
+    scoring with `second_score.` before. Figures by a judge that was found unfit are left out.
 
     A judge's scorecard holds the metrics in its baseline.
     """
-    if "score" not in run.keys or store.done(run.keys["score"]) is None:
-        return {}
-    scorecard = read_json(store.output(run.keys["score"]) / "scorecard.json")
-    metrics = (scorecard.get("baseline") or scorecard).get("metrics", {})
     figures = {}
     for name in (*study.predictors, *study.controls):
-        metric = name.removeprefix("metrics.")
-        estimate = scorecard.get(name) if metric == name else metrics.get(metric)
+        kind, figure = (_SECOND, name.removeprefix(f"{_SECOND}.")) if name.startswith(_SECOND) else ("score", name)
+        if kind not in run.keys or store.done(run.keys[kind]) is None:
+            continue
+        scorecard = read_json(store.output(run.keys[kind]) / "scorecard.json")
+        metric = figure.removeprefix("metrics.")
+        if metric != figure:
+            estimate = (scorecard.get("baseline") or scorecard).get("metrics", {}).get(metric)
+        else:
+            unfit = (scorecard.get("verdict") or {}).get("judge") == "unfit"
+            estimate = None if unfit else scorecard.get(figure)
         value = estimate.get("value") if isinstance(estimate, Mapping) else None
         if value is not None and math.isfinite(value):
             figures[name] = float(value)
     return figures
+
+
+def verdicts(study: StudyConfig, runs: Sequence[StudyRun], store: StepStore) -> list[dict[str, Any]]:
+    """What every scoring says of its judge: `scoring`, `corpus`, `judge`, `verdict` and `reasons`; also of scorings
+    that failed because the judge gave nothing usable.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for run in runs:
+        for kind in ("score", _SECOND):
+            path = store.output(run.keys[kind]) / "scorecard.json" if kind in run.keys else None
+            if path is None or run.keys[kind] in found or not path.exists():
+                continue
+            scorecard = read_json(path)
+            if verdict := scorecard.get("verdict"):
+                head = {"scoring": kind, "corpus": run.recipe, "judge": scorecard["judge"]}
+                found[run.keys[kind]] = head | {"verdict": verdict["judge"], "reasons": verdict["reasons"]}
+    return list(found.values())
 
 
 def densities(study: StudyConfig, runs: Sequence[StudyRun], store: StepStore) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from diversity_jax.evaluation.config import ContinuationsConfig, EvaluateConfig
 from diversity_jax.mixtures.config import BuildConfig
 from diversity_jax.scoring.config import ScoreConfig
 from diversity_jax.study.graph import Step, StepStore
+from diversity_jax.study.servers import Server
 from diversity_jax.synthesis.config import GenerateConfig
 from diversity_jax.training.run import Config
 
@@ -29,12 +30,14 @@ class Recipe:
 
     Each is the configuration of the command of its name. In any text in it, `{output}` is the folder the step writes
     to, and `{benchmark}`, `{generate}`, `{score}`, `{build}`, `{train}`, `{sft}` those of earlier steps; `output_dir`
-    fields are set by the study. `sft` is a second training, and `evaluate_sft` judges the model it made.
+    fields are set by the study. `second_score` scores by another judge, such as a model beside the offline one; `sft`
+    is a second training, and `evaluate_sft` judges the model it made.
     """
 
     benchmark: ContinuationsConfig | None = None
     generate: GenerateConfig | None = None
     score: ScoreConfig | None = None
+    second_score: ScoreConfig | None = None
     build: BuildConfig | None = None
     train: Config | None = None
     sft: Config | None = None
@@ -120,11 +123,14 @@ class StudyConfig:
       factors: the grid is their product.
       only: levels to keep, as `factor=level, factor=level|level`; empty for the whole grid.
       apart: factors whose levels are analysed each by itself, such as the size of the model.
-      seeds: repeats of every recipe; seed_fields: fields of the recipe that take the seed.
+      seeds: repeats of every recipe; seed_fields: fields of the recipe that take the seed. A recipe that leaves out the
+        steps of all of them, such as a model that is not trained, is run once.
       recipe: the base that levels change.
-      predictors: diversity figures to regress outcomes on: fields of the scorecard, or `metrics.NAME`.
+      predictors: diversity figures to regress outcomes on: fields of the scorecard, or `metrics.NAME`; those of the
+        second scoring as `second_score.NAME`. A judge whose verdict is `unfit` gives none.
       controls: what partial correlations control for: `tokens`, `length`, or a figure as in `predictors`.
       processes: that run steps on this machine; other machines join by the same command.
+      servers: that steps ask, started by each process for the steps that name them where nobody answers there.
       stale: whether to `keep` steps made by code that has changed since, with a warning, or to run them `again`.
       dry_run: print the graph and the forecast, and stop.
       step: run this one step (a key, as the dry run lists them) and stop; every process of a multi-host job gives the
@@ -144,6 +150,7 @@ class StudyConfig:
     predictors: tuple[str, ...] = ("effective_clusters", "cluster_score")
     controls: tuple[str, ...] = ()
     processes: int = 1
+    servers: tuple[Server, ...] = field(default=(), metadata=config_files.ADDED)
     stale: str = "keep"
     dry_run: bool = False
     step: str = ""
@@ -211,8 +218,10 @@ def plan(study: StudyConfig, store: StepStore) -> Plan:
         recipe = study.recipe
         for (factor, name), level in zip(chosen.items(), levels, strict=True):
             recipe = _with_values(recipe, level.set, f"study {study.name!r}: factor {factor!r}, level {name!r}")
-        for seed in study.seeds:
-            seeded = _with_values(recipe, dict.fromkeys(study.seed_fields, seed), f"study {study.name!r}: seed_fields")
+        left_out = {name for name in study.seed_fields if getattr(recipe, name.partition(".")[0], name) is None}
+        seed_fields = [name for name in study.seed_fields if name not in left_out]
+        for seed in study.seeds if seed_fields or not left_out else study.seeds[:1]:
+            seeded = _with_values(recipe, dict.fromkeys(seed_fields, seed), f"study {study.name!r}: seed_fields")
             keys: dict[str, str] = {}
             for kind, config in seeded.parts().items():
                 step = _step(kind, config, keys, store)

@@ -45,29 +45,43 @@ def needs(study: StudyConfig, steps: Mapping[str, Step], store: StepStore) -> di
     """What the steps of each kind take."""
     by_kind: dict[str, Need] = {}
     for key, step in steps.items():
-        need = Need(steps=1, done=1) if store.done(key) is not None else Need(steps=1) + _cost(step, study.assumed)
+        need = (
+            Need(steps=1, done=1) if store.done(key) is not None else Need(steps=1) + _cost(step, steps, study.assumed)
+        )
         by_kind[step.kind] = by_kind.get(step.kind, Need()) + need
     return by_kind
 
 
-def _cost(step: Step, assumed: Assumed) -> Need:
+def _cost(step: Step, steps: Mapping[str, Step], assumed: Assumed) -> Need:
     config = step.config
     if step.kind in ("train", "sft") and config.model is not None:
         config.model.check_described()
-        length, train = config.model.max_length, config.train
+        length, train = _row_tokens(step, steps), config.train
         tokens = train.steps * train.batch_size * length
         if train.epochs is not None:
             tokens = train.epochs * assumed.epoch_tokens
         return Need(tokens=tokens, flops=tokens * flops_per_token(config.model, length, causal=False))
     if step.kind == "generate":
         return _generation(config, assumed)
-    if step.kind in ("score", "build") and judge_kind(config.judge).is_llm:
+    if step.kind in ("score", "second_score", "build") and judge_kind(config.judge).is_llm:
         corpora = 1
         if step.kind == "build":
             corpora = sum(not part.policy.ungated for part in config.mixture.components if part.policy)
         planned = _judging(config.agent, corpora, assumed.document_tokens)
         return _llm(planned, config.judge, config.judge_base_url, config.budget, config.engine.price_share)
     return Need()
+
+
+def _row_tokens(step: Step, steps: Mapping[str, Step]) -> int:
+    """Tokens in a row that a training reads: of its mixture, where that is known, and else as many as its model takes,
+    which may be many more (a published model's context).
+    """
+    config = step.config
+    built = [steps[need].config.mixture for need in step.needs if steps[need].kind == "build"]
+    for mixture in (config.mixture, *built):
+        if mixture is not None:
+            return mixture.sequence_length
+    return config.model.max_length
 
 
 def _generation(config: GenerateConfig, assumed: Assumed) -> Need:

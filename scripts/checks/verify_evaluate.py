@@ -56,7 +56,8 @@ def main() -> None:
         ]
         subprocess.run(command, check=True)
         places = (options.checkpoint, exported, options.data_dir)
-        comparisons = compare(*places, items=options.items, max_length=options.max_length, tasks=options.tasks)
+        window, sizes = options.max_length, options.batch_sizes
+        comparisons = compare(*places, items=options.items, max_length=window, tasks=options.tasks, batch_sizes=sizes)
         print("\n".join(table(comparisons)))
         logits = compare_with_transformers(exported)
         print(f"logits: {logits}")
@@ -74,6 +75,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--data-dir", type=Path, required=True)
     parser.add_argument("--tasks", default="paper", help="of the paper's eight, joined by commas")
     parser.add_argument("--items", type=int, help="of each task; default: all")
+    parser.add_argument("--batch-sizes", type=int, nargs="+", default=BATCH_SIZES)
     parser.add_argument("--max-length", type=int, help="window of both, shorter than the model's")
     parser.add_argument(
         "--texts", type=int, default=100, help="whole texts: passages of BoolQ, several joined; 0: none, nor answers"
@@ -100,13 +102,21 @@ def _backends(checkpoint: Path, exported: Path, max_length: int | None, sizes: S
 
 
 def compare(
-    checkpoint: Path, exported: Path, data_dir: Path, *, items: int | None, max_length: int | None, tasks: str = "paper"
+    checkpoint: Path,
+    exported: Path,
+    data_dir: Path,
+    *,
+    items: int | None,
+    max_length: int | None,
+    tasks: str = "paper",
+    batch_sizes: Sequence[int] = BATCH_SIZES,
 ) -> dict[str, dict[str, Any]]:
     """By task: requests, the largest difference in nats, contexts cut by the window, items left out, and accuracies by
     backend.
     """
-    backends = _backends(checkpoint, exported, max_length, BATCH_SIZES)
-    ours = backends[f"ours {BATCH_SIZES[0]}"]
+    backends = _backends(checkpoint, exported, max_length, batch_sizes)
+    first = f"hf {batch_sizes[0]}"
+    ours = backends[f"ours {batch_sizes[0]}"]
     prepared, left_out = _tasks(ours, data_dir, tasks)
     answers = {}
     for name, backend in backends.items():
@@ -114,28 +124,31 @@ def compare(
         answers[name] = evaluate(backend, prepared, items)
         print(f"{name}: {time.perf_counter() - began:.0f} s", file=sys.stderr, flush=True)
     comparisons = {}
-    for task in answers["hf 1"]["results"]:
+    for task in answers[first]["results"]:
         likelihoods = {name: _likelihoods(item["samples"][task]) for name, item in answers.items()}
+        choices = {name: _correct(item["samples"][task]) for name, item in answers.items()}
         metrics = {name: _accuracies(item["results"][task]) for name, item in answers.items()}
-        lengths = [len(ours.tok_encode("".join(pair))) for pair in _pairs(answers["hf 1"]["samples"][task])]
+        lengths = [len(ours.tok_encode("".join(pair))) for pair in _pairs(answers[first]["samples"][task])]
         pairs = [
             (likelihoods[a], likelihoods[b]) for a in likelihoods for b in likelihoods if (a[0], b[0]) == ("o", "h")
         ]
         largest = max(abs(a - b) for item, other in pairs for a, b in zip(item, other, strict=True))
         comparisons[task] = {
-            "requests": len(likelihoods["hf 1"]),
+            "requests": len(likelihoods[first]),
             "cut": sum(length > ours.max_length + 1 for length in lengths),
             "left_out": left_out[task],
             "largest": largest,
-            "relative": largest / statistics.pstdev(likelihoods["hf 1"]),
+            "relative": largest / statistics.pstdev(likelihoods[first]),
             "theirs among themselves": _spread(
                 [values for name, values in likelihoods.items() if name.startswith("hf")]
             ),
-            "equal": all(item == metrics["hf 1"] for item in metrics.values()),
+            "equal": all(item == metrics[first] for item in metrics.values()),
             "same at every batch size": not _spread(
                 [values for name, values in likelihoods.items() if name.startswith("ours")]
             ),
             "metrics": metrics,
+            "items": len(answers[first]["samples"][task]),
+            "items that differ": sum(len(set(row)) > 1 for row in zip(*choices.values(), strict=True)),
         }
     return comparisons
 
@@ -228,6 +241,12 @@ def _likelihoods(samples: list[dict[str, Any]]) -> list[float]:
     ]
 
 
+def _correct(samples: list[dict[str, Any]]) -> list[tuple[float, ...]]:
+    """What each item counts for, by every accuracy that the task has."""
+    ordered = sorted(samples, key=lambda item: item["doc_id"])
+    return [tuple(sample[name] for name in ("acc", "acc_norm") if name in sample) for sample in ordered]
+
+
 def _pairs(samples: list[dict[str, Any]]) -> list[tuple[str, str]]:
     return [(pair[0], pair[1]) for sample in samples for pair in sample["arguments"]]
 
@@ -241,8 +260,12 @@ def table(comparisons: dict[str, dict[str, Any]]) -> list[str]:
     names = f"{'task':<14} {'requests':>8} {'cut':>6} {'left out':>8} {'largest difference':>19} {'of spread':>9}"
     lines = [f"{names} {'theirs':>9}  {'hf':>6} {'ours':>6}  accuracies"]
     for task, item in comparisons.items():
-        hf, ours = (next(iter(item["metrics"][name].values())) for name in ("hf 1", "ours 1"))
-        output = "identical" if item["equal"] else f"DIFFER: {item['metrics']}"
+        hf, ours = (
+            next(next(iter(values.values())) for name, values in item["metrics"].items() if name.startswith(whose))
+            for whose in ("hf", "ours")
+        )
+        differing = f"{item['items that differ']} of {item['items']} items differ"
+        output = f"identical, {differing}" if item["equal"] else f"DIFFER: {item['metrics']}, {differing}"
         same = "" if item["same at every batch size"] else "; ours depend on the batch size"
         lines.append(
             f"{task:<14} {item['requests']:>8,} {item['cut']:>6,} {item['left_out']:>8,} {item['largest']:>14.1e} nats "

