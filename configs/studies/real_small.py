@@ -8,7 +8,7 @@ r"""The whole chain, small, with a real model: SmolLM2-135M-Instruct writes, jud
 
 Two halves of 16 short passages each, one over 4 topics and one over 16. Each is scored twice, by the offline judge and
 by SmolLM2 as a judge, whose figures count only if its verdict allows it; adapters on SmolLM2 go on with each half,
-and both are asked to continue real prose and measured on prose and code, beside the model as it was.
+and both are asked to continue real prose and measured on it, beside the model as it was.
 
 Hardware: 2 cores, 6 GB of memory; no accelerator, no network. Times, results and what two recipes can show:
 docs/study.md.
@@ -28,8 +28,7 @@ from diversity_jax.scoring.config import ScoreConfig
 from diversity_jax.study.config import Factor, Level, Recipe, StudyConfig
 from diversity_jax.study.servers import Server
 from diversity_jax.synthesis.config import GenerateConfig, GeneratorConfig, GridConfig, QualityConfig, TopicsConfig
-from diversity_jax.training.config import TrainConfig
-from diversity_jax.training.optimizer import OptimizerConfig
+from diversity_jax.training.config import OptimizerConfig, TrainConfig
 from diversity_jax.training.run import Config
 
 HERE = Path(__file__).parent
@@ -114,16 +113,13 @@ def _train() -> Config:
 
 
 def _evaluate() -> EvaluateConfig:
-    texts = {"prose": 12, "code": 3}
+    prose = CorpusConfig(source=PROSE, max_documents=12)
     return EvaluateConfig(
         model=ModelSource(checkpoint="{train}", max_length=512),
         tasks="hellaswag",
         data_dir="{benchmark}",
         batch_size=8,
-        out_of_distribution=tuple(
-            HeldOutCorpus(name=name, corpus=CorpusConfig(source=f"installed_docs:{name}", max_documents=count))
-            for name, count in texts.items()
-        ),
+        out_of_distribution=(HeldOutCorpus(name="prose", corpus=prose),),
     )
 
 
