@@ -18,6 +18,8 @@ from diversity_jax.core.run_info import plain
 from diversity_jax.core.stores import is_remote
 from diversity_jax.corpus import Corpus
 from diversity_jax.mixtures.config import KINDS, BuildConfig, Component, MixtureConfig
+from diversity_jax.mixtures.exchange.token_files import TokenSet
+from diversity_jax.mixtures.exchange.token_import import import_tokens
 from diversity_jax.mixtures.gate import Decision, Measurement, decide, measure, undecided
 from diversity_jax.mixtures.mixture import Mixture, MixtureComponent, check_document_start
 from diversity_jax.mixtures.replay import gate_result, replay
@@ -25,6 +27,7 @@ from diversity_jax.mixtures.shares import AvailableRows, GateResult, granted_sha
 from diversity_jax.mixtures.sources import ComponentSource, Parts, PooledCorpus, open_source
 from diversity_jax.mixtures.vocabulary import open_vocabulary
 from diversity_jax.prepare.config import Preparation
+from diversity_jax.prepare.manifest import Manifest
 from diversity_jax.prepare.pipeline import prepare
 from diversity_jax.tokenizers.document_start import resolve, start_id
 from diversity_jax.tokenizers.tokenizer import Tokenizer
@@ -71,7 +74,7 @@ def build(config: MixtureConfig, folder: str | Path, score: Scorer) -> Mixture:
     """
     folder = Path(folder)
     tokenizer = open_vocabulary(config, folder)
-    sources = {component.name: open_source(component, config.name, folder) for component in config.components}
+    sources = {part.name: open_source(part, config.name, folder, tokenizer) for part in config.components}
     start = document_start(config, folder, tokenizer, sources)
     for name, source in sources.items():
         _check_parts(name, source.parts, tokenizer, config, start)
@@ -305,6 +308,8 @@ def _parts(
         document_start=start[0] or "end_of_text",
     )
     output = join_path(config.components_dir or folder / "components", component.name)
+    if source.tokens is not None:
+        return {component.name: (Fraction(1), _imported(source.tokens, tokenizer, output, settings))}
     manifest = prepare(source.corpus, tokenizer, output, settings, processes=config.processes)
     train, statistics = manifest.splits["train"], manifest.statistics
     counts = f"{train.tokens:,}", f"{train.rows:,}", f"{manifest.row_tokens:,}"
@@ -314,6 +319,15 @@ def _parts(
         text = "conversations: %-10s %11s, rows filled to %.1f %%, %.1f %% of tokens are answers"
         log.info(text, component.name, f"{train.documents:,}", fill, targets)
     return {component.name: (Fraction(1), manifest)}
+
+
+def _imported(tokens: TokenSet, tokenizer: Tokenizer, output: Path | str, settings: Preparation) -> Manifest:
+    """A set that others prepared; where the mixture goes to a bucket, its rows are copied to go there too."""
+    if is_remote(output):
+        raise InputError(
+            f"component {settings.name!r}: tokens are imported on a disk; leave components_dir={output} out"
+        )
+    return import_tokens(tokens, tokenizer, Path(output), settings, link=not is_remote(public_name(output)))
 
 
 def code_version() -> dict[str, str]:

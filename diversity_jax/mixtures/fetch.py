@@ -113,6 +113,9 @@ def fetch(source: str, folder: Path, steps: int | None, batch_size: int, process
 
 def _begin_component(manifest: Manifest, target: Path, wanted: set[str] | None) -> list[tuple[Manifest, Path, Shard]]:
     """What of a component is still to be fetched; its shards for evaluation are always wanted."""
+    if manifest.linked:
+        problem = f"component {manifest.name!r} is linked to {manifest.linked['file']}, whose rows were not copied"
+        raise InputError(f"{manifest.folder}: {problem}; train where that file is")
     shards = [shard for split in manifest.splits.values() for shard in split.shards]
     held_out = {shard.file for split, found in manifest.splits.items() if split != "train" for shard in found.shards}
     chosen = [shard for shard in shards if wanted is None or shard.file in wanted or shard.file in held_out]

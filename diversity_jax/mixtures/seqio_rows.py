@@ -165,7 +165,24 @@ def token_loss(targets: Sequence[int], scores: Sequence[float]) -> dict[str, flo
 def rows_of(manifest: Manifest, split: str, shuffle_files: bool = False, seed: int | None = None) -> "tf.data.Dataset":
     """Rows in the order on disk, read by TensorFlow's own kernels (so that iterators can be checkpointed)."""
     files = [os.path.join(manifest.folder, shard.file) for shard in manifest.splits[split].shards]
+    if manifest.linked:
+        return _parsed(manifest, _linked_rows(manifest, tf.data.FixedLengthRecordDataset(files, 8)))
     return _parsed(manifest, tf.data.FixedLengthRecordDataset(files, manifest.row_bytes))
+
+
+def _linked_rows(manifest: Manifest, offsets: "tf.data.Dataset") -> "tf.data.Dataset":
+    """Bytes of rows from where they begin in the file that they are linked to."""
+    width = manifest.row_bytes // manifest.row_tokens
+
+    def row(offset: Any) -> Any:
+        skipped = tf.io.decode_raw(offset, tf.int64)[0] * width
+        rest = (manifest.linked["bytes"] - skipped) % manifest.row_bytes  # a file is to hold whole records
+        records = tf.data.FixedLengthRecordDataset(
+            manifest.linked["file"], manifest.row_bytes, skipped, rest, buffer_size=manifest.row_bytes
+        )
+        return records.take(1)
+
+    return offsets.flat_map(row)
 
 
 def passes_of(
@@ -181,6 +198,7 @@ def passes_of(
     assert order is not None  # a seed was given
     files = tf.constant([os.path.join(manifest.folder, shard.file) for shard in shards])
     starts = tf.constant(np.cumsum([0] + [shard.rows for shard in shards[:-1]]), tf.int64)
+    record_bytes = 8 if manifest.linked else manifest.row_bytes
 
     def record(position: Any) -> Any:
         epoch = position // order.rows
@@ -190,11 +208,9 @@ def passes_of(
             (order.permuted(position % order.rows, epoch),),
         )[0]
         shard = tf.searchsorted(starts, row[None], side="right")[0] - 1
-        skipped = (row - starts[shard]) * manifest.row_bytes
-        one = tf.data.FixedLengthRecordDataset(
-            files[shard], manifest.row_bytes, skipped, buffer_size=manifest.row_bytes
-        )
-        return one.take(1)
+        skipped = (row - starts[shard]) * record_bytes
+        one = tf.data.FixedLengthRecordDataset(files[shard], record_bytes, skipped, buffer_size=record_bytes).take(1)
+        return _linked_rows(manifest, one) if manifest.linked else one
 
     end = np.iinfo(np.int64).max if epochs is None else epochs * order.rows
     later = _parsed(manifest, tf.data.Dataset.range(order.rows, end).flat_map(record))

@@ -14,10 +14,12 @@ from diversity_jax.core.files import content_hash, exists, join_path, read_json,
 from diversity_jax.corpus import Corpus, Document, open_corpus
 from diversity_jax.corpus.readers.seqio_tasks import find_provider
 from diversity_jax.mixtures.config import Component
+from diversity_jax.mixtures.exchange.token_files import TokenSet, open_token_set
 from diversity_jax.mixtures.mixture import Mixture
 from diversity_jax.mixtures.schedule import exact_shares
 from diversity_jax.prepare.manifest import Manifest, prepared_tokenizer
 from diversity_jax.prepare.rows import RowReader
+from diversity_jax.tokenizers.tokenizer import Tokenizer
 
 _BLOCK_ROWS = 256  # read at once
 _CHARACTERS_PER_DOCUMENT = 200  # fewer than usual, so that enough documents are sampled for a number of characters
@@ -34,18 +36,20 @@ class ComponentSource:
       corpus: its text, for scoring and preparing.
       parts: rows that are prepared already; empty for text.
       mixture: name, folder and content hash of the built mixture that they come from.
+      tokens: a set that others prepared, to be imported.
     """
 
     corpus: Corpus
     parts: Parts
     mixture: Mapping[str, str] | None = None
+    tokens: TokenSet | None = None
 
 
-def open_source(component: Component, name: str, folder: Path) -> ComponentSource:
+def open_source(component: Component, name: str, folder: Path, tokenizer: Tokenizer) -> ComponentSource:
     """Opens what a component is made from.
 
     Args:
-      name: of the mixture that is being built; folder: where.
+      name: of the mixture that is being built; folder: where; tokenizer: its vocabulary.
 
     Raises:
       InputError: it cannot be opened or is empty, or the mixture would contain itself.
@@ -54,11 +58,24 @@ def open_source(component: Component, name: str, folder: Path) -> ComponentSourc
     try:
         if source.startswith("mixture:"):
             return _of_mixture(Mixture.load(source.removeprefix("mixture:")), name, folder)
+        if source.startswith("tokens:"):
+            return _of_tokens(component, source.removeprefix("tokens:"), tokenizer)
         if source.startswith("seqio:") and (prepared := _of_registered(source, name, folder)):
             return prepared
         return ComponentSource(corpus=open_corpus(component.corpus), parts={})
     except InputError as error:
         raise InputError(f"component {component.name!r}: {error}") from error
+
+
+def _of_tokens(component: Component, path: str, tokenizer: Tokenizer) -> ComponentSource:
+    """A component prepared before, or a set of others."""
+    if exists(manifest_path := join_path(path, "manifest.json")):
+        manifest = Manifest.load(manifest_path)
+        parts = {manifest.name: (Fraction(1), manifest)}
+        return ComponentSource(corpus=PreparedCorpus(f"tokens:{path}", parts), parts=parts)
+    column = component.corpus.text_field
+    tokens = open_token_set(path, None if column == "text" else column)
+    return ComponentSource(corpus=TokenCorpus(tokens, tokenizer), parts={}, tokens=tokens)
 
 
 def _of_mixture(mixture: Mixture, name: str, folder: Path) -> ComponentSource:
@@ -204,6 +221,47 @@ class PreparedCorpus:
         """Of the manifests and their shares."""
         parts = zip(self._readers, self._shares, strict=True)
         return content_hash([[reader.manifest.content_hash, str(share)] for reader, share in parts])
+
+
+class TokenCorpus:
+    """A set of ids seen as a corpus: what stands between end-of-text ids, decoded by the vocabulary that made them."""
+
+    def __init__(self, tokens: TokenSet, tokenizer: Tokenizer):
+        self.name, self.rejected = f"tokens:{tokens.path}", Counter[str]()
+        self._tokens, self._tokenizer = tokens, tokenizer
+        self._begin = tokenizer.bos_id if tokenizer.bos_id != tokenizer.end_of_text_id else None
+
+    def __iter__(self) -> Iterator[Document]:
+        for number in range(len(self._tokens.lengths)):
+            yield from self._documents(number)
+
+    def _documents(self, sequence: int) -> list[Document]:
+        """The documents with text in a sequence.
+
+        Raises:
+          InputError: an id is none of the vocabulary's.
+        """
+        ids = self._tokens.read(sequence, sequence + 1).astype(np.int64)
+        if len(ids) and not 0 <= ids.min() <= ids.max() < self._tokenizer.size:
+            wrong = f"sequence {sequence:,} has ids up to {ids.max()}, the vocabulary {self._tokenizer.size:,}"
+            raise InputError(f"{self.name}: {wrong}; name the vocabulary that it was made with")
+        parts = documents_in(ids, self._tokenizer.end_of_text_id, begin_of_text_id=self._begin)
+        texts = [self._tokenizer.decode(part.tolist()) for part in parts]
+        return [Document(id=f"{sequence}:{position}", text=text) for position, text in enumerate(texts) if text.strip()]
+
+    def sample(self, size: int, *, seed: int) -> list[Document]:
+        """One document each of `size` random sequences, or of all where there are fewer."""
+        generator, drawn = np.random.default_rng(seed), list[Document]()
+        for sequence in generator.permutation(len(self._tokens.lengths))[: 2 * size].tolist():
+            documents = self._documents(sequence)
+            drawn += [documents[generator.integers(len(documents))]] if documents else []
+            if len(drawn) == size:
+                break
+        return drawn
+
+    def fingerprint(self) -> str:
+        """Of all files of the set, and of the vocabulary."""
+        return content_hash([self._tokens.fingerprint(), self._tokenizer.hash])
 
 
 def sampled_texts(

@@ -29,6 +29,8 @@ FORMAT_VERSION = 2
 FETCHED = "fetched.json"
 """What `mixtures.fetch` writes beside a manifest: where it was fetched from, and which shards were left there."""
 SPLITS = ("train", "validation")
+LINKED_DTYPES = {"uint16": ("uint16",), "uint32": ("uint32", "int32")}
+"""What a linked file's numbers may be, by the type of the rows."""
 LEFT_OUT = ("exact_duplicates", "near_duplicates", "contaminated")
 """Reasons for which documents are left out, as `statistics` counts them."""
 
@@ -104,6 +106,8 @@ class Manifest:
         conversations are packed as in `packing`, with the token flags of `rows`.
       special_text: what special tokens' texts in documents are, as in `config.Preparation`, where it is not what it was
         before there was such a setting: see `special_text_read`.
+      linked: where rows were not copied, the `file` that holds all of them, its `dtype`, `bytes` and `sha256`; shards
+        then hold where each row begins in it, in tokens, int64.
       begin_of_text_id: the token written before every document; None: nothing, and always of conversations, whose
         template writes what they begin with.
       encoders: which library turned which chunks of text into ids, as `encoder_choice.encoder_runs` lists them; not
@@ -129,6 +133,7 @@ class Manifest:
     special_text: str | None = None
     begin_of_text_id: int | None = None
     encoders: Sequence[Mapping[str, Any]] = ()
+    linked: Mapping[str, Any] = field(default_factory=dict)
     version: int = FORMAT_VERSION
     folder: Path | str = Path()
 
@@ -155,12 +160,8 @@ class Manifest:
     def _as_json(self) -> dict[str, Any]:
         value = dataclasses.asdict(self)
         del value["folder"]
-        for name in (
-            "chat",
-            "special_text",
-            "begin_of_text_id",
-            "encoders",
-        ):  # keeps the hashes of before there were such fields
+        # Keeps the hashes of before there were such fields.
+        for name in ("chat", "special_text", "begin_of_text_id", "encoders", "linked"):
             if not value[name] and value[name] != 0:
                 del value[name]
         return value
@@ -204,6 +205,11 @@ class Manifest:
                 return f"split {name[:40]!r} has a count below 0"
             if sum(shard.rows for shard in split.shards) != split.rows:
                 return f"the shards of split {name[:40]!r} do not have its {split.rows:,} rows"
+        if self.linked:
+            wanted = {"file": str, "dtype": str, "bytes": int, "sha256": str}
+            kinds = {name: type(value) for name, value in self.linked.items()}
+            if kinds != wanted or self.linked["dtype"] not in LINKED_DTYPES[self.dtype] or self.linked["bytes"] < 0:
+                return f"the file that its rows are linked to is not described ({str(dict(self.linked))[:80]})"
         ids = self.vocabulary.size
         if not 0 <= self.vocabulary.end_of_text_id < ids:
             return f"its end-of-text id {self.vocabulary.end_of_text_id} is none of its {ids:,} ids"
@@ -222,10 +228,15 @@ class Manifest:
           InputError: a shard is missing or has another size.
         """
         tree = remote_tree(str(self.folder)) if is_remote(self.folder) else None
+        if self.linked:
+            path, wanted = self.linked["file"], self.linked["bytes"]
+            if tree is not None or not os.path.isfile(path) or os.path.getsize(path) != wanted:
+                problem = f"was linked to {path} of {wanted:,} bytes, which is not there any more"
+                raise InputError(f"{self.folder}: {problem}; put it back, or prepare component {self.name!r} again")
         for shard in [shard for split in self.splits.values() for shard in split.shards]:
             if shard.file in self.left_out_shards:
                 continue
-            path, expected = join_path(self.folder, shard.file), shard.rows * self.row_bytes
+            path, expected = join_path(self.folder, shard.file), shard.rows * (8 if self.linked else self.row_bytes)
             if not exists(path) if tree is None else shard.file not in tree:
                 raise InputError(f"{path}: the shard is missing; prepare the component {self.name!r} again")
             size = file_bytes(path) if tree is None else tree[shard.file].bytes

@@ -173,7 +173,7 @@ def _prepare(corpus: Corpus, job: Job, executor: Executor, request: Mapping[str,
     manifest = Manifest(
         **{name: request[name] for name in _RECORDED},
         dtype=f"uint{8 * np.dtype(job.dtype).itemsize}",
-        vocabulary=_copy_tokenizer(job.tokenizer, job.folder),
+        vocabulary=copy_tokenizer(job.tokenizer, job.folder),
         source={"corpus": corpus.name, "fingerprint": request["source"]}
         | ({"left_out": dict(sorted(tally.left_out.items()))} if tally.left_out else {}),
         rejected=dict(sorted(tally.rejected.items())),
@@ -302,7 +302,7 @@ def _write_lines(job: Job, name: str, items: Sequence[Any]) -> str:
     return name
 
 
-def _copy_tokenizer(tokenizer: Tokenizer, folder: str) -> VocabularyInfo:
+def copy_tokenizer(tokenizer: Tokenizer, folder: str) -> VocabularyInfo:
     """Copies the tokenizer's files beside the rows, so that the folder is all another machine needs."""
     copied = []
     for path in tokenizer.files:

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 import mmap
 from pathlib import Path
+from typing import Any
 import zlib
 
 import numpy as np
@@ -57,6 +58,26 @@ class Rows:
     starts: np.ndarray | None = None
 
 
+class LinkedRows:
+    """Rows that lie in one file of ids wherever `offsets` says; read as `rows[numbers]`."""
+
+    def __init__(self, ids: np.ndarray, offsets: np.ndarray, row_tokens: int, where: str):
+        self._ids, self._offsets, self._row_tokens, self._where = ids, offsets, row_tokens, where
+
+    def __getitem__(self, numbers: np.ndarray) -> np.ndarray:
+        """Rows by number, [rows, row_tokens].
+
+        Raises:
+          InputError: one lies outside the file.
+        """
+        rows = np.empty((len(numbers), self._row_tokens), self._ids.dtype)
+        for row, begin in zip(rows, self._offsets[numbers].tolist(), strict=True):
+            if not 0 <= begin <= len(self._ids) - self._row_tokens:
+                raise InputError(f"{self._where}: has a row that lies outside its file; prepare the component again")
+            row[:] = self._ids[begin : begin + self._row_tokens]
+        return rows
+
+
 class RowReader:
     """Random access to the rows of one split of a prepared component, each verified against its checksum when read.
 
@@ -79,7 +100,12 @@ class RowReader:
         self._starts = np.cumsum([0] + [shard.rows for shard in self._shards])
         manifest.check_sizes()
         self._bucket = BucketShards(manifest, split, cache_gb) if is_remote(manifest.folder) else None
-        self._maps: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+        self._maps: dict[int, tuple[np.ndarray | LinkedRows, np.ndarray]] = {}
+        self._mapped: list[np.ndarray] = []
+        self._ids: np.ndarray | None = None
+        if manifest.linked:
+            dtype = np.dtype(manifest.dtype).newbyteorder("<")  # ids of int32 are not negative
+            self._ids = self._mapping(Path(manifest.linked["file"]), dtype, manifest.linked["bytes"] // dtype.itemsize)
         if self._bucket is None:
             self._maps = {number: self._map(shard) for number, shard in enumerate(self._shards) if self._is_here(shard)}
 
@@ -87,14 +113,22 @@ class RowReader:
         """Whether a shard was fetched, where `mixtures.fetch` took only those that a number of steps need."""
         return shard.file not in self.manifest.left_out_shards
 
-    def _map(self, shard: Shard) -> tuple[np.ndarray, np.ndarray]:
-        path = Path(self.manifest.folder, shard.file)
+    def _mapping(self, path: Path, dtype: Any, count: int) -> np.ndarray:
+        self._mapped.append(np.memmap(path, dtype, "r", shape=(count,)))
+        return self._mapped[-1].view(np.ndarray)
+
+    def _map(self, shard: Shard) -> tuple[np.ndarray | LinkedRows, np.ndarray]:
+        path, row_tokens = Path(self.manifest.folder, shard.file), self.manifest.row_tokens
         checksums = path.with_name(path.name + ".crc32")
         if not checksums.exists() or checksums.stat().st_size != 4 * shard.rows:
             raise InputError(f"{checksums}: is missing or cut short; prepare the component again")
-        dtype = np.dtype(self.manifest.dtype).newbyteorder("<")
-        tokens = np.memmap(path, dtype, "r", shape=(shard.rows, self.manifest.row_tokens))
-        return tokens, np.memmap(checksums, "<u4", "r", shape=(shard.rows,))
+        rows: np.ndarray | LinkedRows
+        if self._ids is not None:
+            rows = LinkedRows(self._ids, self._mapping(path, "<i8", shard.rows), row_tokens, str(path))
+        else:
+            dtype = np.dtype(self.manifest.dtype).newbyteorder("<")
+            rows = self._mapping(path, dtype, shard.rows * row_tokens).reshape(-1, row_tokens)
+        return rows, self._mapping(checksums, "<u4", shard.rows)
 
     def _stored(self, shard: int, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Rows of a shard with their recorded checksums."""
@@ -130,10 +164,9 @@ class RowReader:
 
     def release(self) -> None:
         """Gives back the memory of pages that were read: the kernel counts mapped files as this process's."""
-        for mapped in self._maps.values():
-            for values in mapped:
-                if isinstance(values.base, mmap.mmap):
-                    values.base.madvise(mmap.MADV_DONTNEED)
+        for values in self._mapped:
+            if isinstance(values.base, mmap.mmap):
+                values.base.madvise(mmap.MADV_DONTNEED)
 
     def read(self, rows: np.ndarray) -> Rows:
         """Rows by number; numbers past the last row start again at the first (next epoch).

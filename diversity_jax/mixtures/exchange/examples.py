@@ -1,4 +1,4 @@
-"""`tf.train.Example` records in TFRecord and ArrayRecord files, encoded here for whole blocks at once."""
+"""`tf.train.Example` records in TFRecord and ArrayRecord files, encoded and read here for whole arrays at once."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -133,3 +133,68 @@ class ArrayRecord(_Examples):
             finally:
                 writer.close()
         return [whole_file(root, path)]
+
+
+def example_features(record: bytes) -> dict[str, np.ndarray]:
+    """The features of whole numbers of a serialised `tf.train.Example`, int64, by name.
+
+    Raises:
+      ValueError: it is none, or ends early.
+    """
+    found = {}
+    for _, features in _fields(record, {1}):
+        for _, entry in _fields(features, {1}):
+            parts = dict(_fields(entry, {1, 2}))
+            values = [ids for _, kind in _fields(parts.get(2, b""), {3}) for ids in _fields(kind, {1})]
+            if values:
+                numbers = [_varints(np.frombuffer(packed, np.uint8)) for _, packed in values]
+                found[bytes(parts.get(1, b"")).decode()] = np.concatenate(numbers)
+    return found
+
+
+def _fields(data: bytes | memoryview, wanted: set[int]) -> Iterator[tuple[int, memoryview]]:
+    """(number, content) of a message's fields that have a length."""
+    data, at = memoryview(data), 0
+    while at < len(data):
+        tag, at = _read_varint(data, at)
+        if tag & 7 == 0:
+            _, at = _read_varint(data, at)
+            continue
+        if tag & 7 in (1, 5):
+            at += 8 if tag & 7 == 1 else 4
+            continue
+        if tag & 7 != 2:
+            raise ValueError(f"a field of kind {tag & 7} at byte {at}")
+        size, at = _read_varint(data, at)
+        if size > len(data) - at:
+            raise ValueError(f"a field of {size:,} bytes at byte {at}")
+        if tag >> 3 in wanted:
+            yield tag >> 3, data[at : at + size]
+        at += size
+
+
+def _read_varint(data: memoryview, at: int) -> tuple[int, int]:
+    number = 0
+    for place in range(10):
+        if at + place >= len(data):
+            raise ValueError("it ends within a number")
+        byte = data[at + place]
+        number |= (byte & 0x7F) << 7 * place
+        if byte < 0x80:
+            return number, at + place + 1
+    raise ValueError(f"a number of more than 10 bytes at byte {at}")
+
+
+def _varints(packed: np.ndarray) -> np.ndarray:
+    """Numbers that lie end to end as varints, int64."""
+    if not len(packed):
+        return np.empty(0, np.int64)
+    if packed[-1] >= 0x80:
+        raise ValueError("it ends within a number")
+    ends = np.flatnonzero(packed < 0x80)
+    begins = np.concatenate([[0], ends[:-1] + 1])
+    places = np.arange(len(packed)) - np.repeat(begins, ends - begins + 1)
+    if places.max() >= 10:
+        raise ValueError("a number of more than 10 bytes")
+    parts = (packed & 0x7F).astype(np.uint64) << (7 * places).astype(np.uint64)
+    return np.add.reduceat(parts, begins).astype(np.int64)

@@ -1,0 +1,361 @@
+"""Sets of token ids that others prepared, opened for reading: which files there are, and ids of any stretch of them.
+
+Everything that an index claims is compared with the files before anything of that size is read or allocated.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+import struct
+from typing import Any
+
+import numpy as np
+
+from diversity_jax.core.errors import InputError
+from diversity_jax.core.files import content_hash, file_hash, path_inside, read_json
+from diversity_jax.mixtures.exchange.examples import example_features
+from diversity_jax.mixtures.exchange.fixed import MEGATRON_DTYPES, MEGATRON_HEADER
+from diversity_jax.mixtures.exchange.levanter import LEDGER
+
+TOKEN_NAMES = ("input_ids", "tokens", "targets", "text", "inputs")
+"""What columns of ids are called, in the order in which they are looked for."""
+MASK_NAMES = ("loss_mask", "loss_weights", "targets_loss_weights", "assistant_masks", "labels")
+_READ_AHEAD = 1 << 20  # sequences whose lengths are looked at together
+
+
+@dataclass(frozen=True, kw_only=True)
+class Flat:
+    """Ids of all sequences end to end in one file, little-endian, from its first byte on."""
+
+    path: Path
+    dtype: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenSet:
+    """Sequences of ids: documents, or rows that somebody packed.
+
+    Attributes:
+      path: as it was named; kind: for people.
+      files: all that the ids come from.
+      lengths: of every sequence, in ids.
+      read: ids of the sequences from one number to another, end to end.
+      flat: where they can be mapped into memory as they are.
+    """
+
+    path: str
+    kind: str
+    files: tuple[Path, ...]
+    lengths: np.ndarray
+    read: Callable[[int, int], np.ndarray]
+    flat: Flat | None = None
+
+    def fingerprint(self) -> str:
+        """SHA-256 over the content of all files."""
+        return content_hash([self.kind, [file_hash(path) for path in self.files]])
+
+    def blocks(self, tokens: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """All ids with the lengths of their sequences, about so many ids at a time."""
+        first = 0
+        while first < len(self.lengths):
+            ahead = np.cumsum(self.lengths[first : first + _READ_AHEAD], dtype=np.int64)
+            end = first + max(1, int(np.searchsorted(ahead, tokens)))
+            yield self.read(first, end), self.lengths[first:end]
+            first = end
+
+
+def open_token_set(source: str, column: str | None = None) -> TokenSet:
+    """Opens a set by what lies at a path.
+
+    Args:
+      source: a Megatron prefix, `.bin` or `.idx`; a datatrove `.ds`; a folder of MDS (`index.json`) or of Levanter's
+        cache (`shard_ledger.json`); an ArrayRecord file, or a folder of them.
+      column: that holds the ids; None: one of `TOKEN_NAMES`.
+
+    Raises:
+      InputError: nothing of that kind is there, or what is there contradicts itself.
+    """
+    path = Path(source)
+    prefix = path.with_suffix("") if path.suffix in (".bin", ".idx") else path
+    try:
+        if Path(f"{prefix}.idx").exists() or path.suffix in (".bin", ".idx"):
+            return _megatron(source, Path(f"{prefix}.idx"), Path(f"{prefix}.bin"))
+        if path.suffix == ".ds":
+            return _datatrove(source, path)
+        if (path / LEDGER).exists():
+            return _levanter(source, path, column)
+        if (path / "index.json").exists():
+            return _mds(source, path, column)
+        records = sorted(path.glob("*.array*record*")) if path.is_dir() else [path]
+        if records and ".array" in records[0].name and records[0].exists():
+            return _array_record(source, records, column)
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
+        raise InputError(f"tokens:{source}: is damaged ({str(error)[:100]!r}); fetch or write it again") from None
+    except OSError as error:
+        raise InputError(f"tokens:{source}: cannot be read ({error.strerror or error}); check the path") from None
+    raise InputError(
+        f"tokens:{source}: holds no tokens known here; expected a Megatron .bin with its .idx, a datatrove .ds, "
+        ".arrayrecord files, or the folder of an MDS data set, of a Levanter cache (with its split, as cache/train) or "
+        "of a prepared component"
+    )
+
+
+def _damaged(path: Path, problem: str) -> InputError:
+    return InputError(f"{path}: {problem}; it is damaged or cut short: fetch or write it again")
+
+
+def _size(path: Path) -> int:
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; fetch the set whole, or check the path")
+    return path.stat().st_size
+
+
+def _mapped(path: Path, dtype: Any, count: int, offset: int = 0) -> np.ndarray:
+    """Numbers of a file that is known to be long enough, without copying them."""
+    if not count:
+        return np.empty(0, dtype)
+    return np.asarray(np.memmap(path, dtype, "r", offset, (count,)))
+
+
+def _megatron(source: str, index: Path, data: Path) -> TokenSet:
+    """`megatron.core.datasets.indexed_dataset`; each document is a sequence here, whatever it was made of."""
+    size, data_bytes = _size(index), _size(data)
+    with open(index, "rb") as file:
+        head = file.read(34)
+    if len(head) < 34 or not head.startswith(MEGATRON_HEADER):
+        raise InputError(f"{index}: is not an index of Megatron's; give the path of a .bin and .idx")
+    version, code, sequences, bounds = struct.unpack("<QBQQ", head[9:])
+    if version != 1 or code not in MEGATRON_DTYPES:
+        raise InputError(f"{index}: has version {version} and type {code}, which are not known here")
+    if 34 + 12 * sequences + 8 * bounds > size or bounds < 2 or not sequences:
+        raise _damaged(index, f"claims {sequences:,} sequences in {size:,} bytes")
+    dtype = np.dtype(MEGATRON_DTYPES[code]).newbyteorder("<")
+    lengths = _mapped(index, "<i4", sequences, 34)
+    pointers = _mapped(index, "<i8", sequences, 34 + 4 * sequences)
+    documents = _mapped(index, "<i8", bounds, 34 + 12 * sequences)
+    starts = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
+    if lengths.min() < 0 or documents[0] != 0 or documents[-1] != sequences or (np.diff(documents) < 0).any():
+        raise _damaged(index, "has lengths or documents that contradict each other")
+    if not np.array_equal(pointers, starts[:-1] * dtype.itemsize) or starts[-1] * dtype.itemsize > data_bytes:
+        raise _damaged(index, f"does not describe the {data_bytes:,} bytes of {data.name}")
+    ends = starts[documents]
+    tokens = _mapped(data, dtype, int(starts[-1]))
+    return TokenSet(
+        path=source,
+        kind="Megatron",
+        files=(index, data),
+        lengths=np.diff(ends),
+        read=lambda first, end: tokens[ends[first] : ends[end]],
+        flat=Flat(path=data, dtype=dtype.name) if dtype.itemsize in (2, 4) and dtype.name != "int16" else None,
+    )
+
+
+def _datatrove(source: str, path: Path) -> TokenSet:
+    """`datatrove.pipeline.tokens`: ids of 2 or 4 bytes, and beside them where each document ends."""
+    index = path.with_name(f"{path.name}.index")
+    size, index_bytes = _size(path), _size(index)
+    if path.with_name(f"{path.name}.loss").exists():
+        raise InputError(f"{path}: has loss masks (.loss), which prepared tokens cannot keep; give the conversations")
+    ends = _mapped(index, "<u8", index_bytes // 8)
+    if index_bytes % 8 or not len(ends) or not ends[-1] or size % int(ends[-1]) or size // int(ends[-1]) not in (2, 4):
+        raise _damaged(index, f"does not describe the {size:,} bytes of {path.name}")
+    bounds = np.concatenate([[0], ends.astype(np.int64)])
+    if (np.diff(bounds) < 0).any():
+        raise _damaged(index, "has documents that end before they begin")
+    dtype = "uint16" if size // int(ends[-1]) == 2 else "uint32"
+    tokens = _mapped(path, np.dtype(dtype).newbyteorder("<"), int(ends[-1]))
+    return TokenSet(
+        path=source,
+        kind="datatrove",
+        files=(path, index),
+        lengths=np.diff(bounds),
+        read=lambda first, end: tokens[bounds[first] : bounds[end]],
+        flat=Flat(path=path, dtype=dtype),
+    )
+
+
+def _column(names: Sequence[str], wanted: str | None, where: str) -> str:
+    """The column of ids.
+
+    Raises:
+      InputError: there is none, or masks beside it would be lost.
+    """
+    found = next((name for name in ([wanted] if wanted else TOKEN_NAMES) if name in names), None)
+    listed = ", ".join(map(str, names))[:200]
+    if found is None:
+        raise InputError(f"{where}: has no column {wanted or 'of tokens'}; set corpus.text_field to one of: {listed}")
+    if masks := [name for name in MASK_NAMES if name in names]:
+        raise InputError(f"{where}: has {masks[0]}, which prepared tokens cannot keep; give the conversations as text")
+    return found
+
+
+def _levanter(source: str, folder: Path, column: str | None) -> TokenSet:
+    """`levanter.store.cache`, in one part or in many."""
+    ledger = read_json(folder / LEDGER)
+    if not ledger["is_finished"]:
+        raise InputError(f"{folder}: is an unfinished cache; let Levanter finish it")
+    name = _column(list(ledger["field_counts"]), column, str(folder))
+    parts = ledger["finished_shards"] if ledger.get("layout") == "sharded" else ["."]
+    ends, arrays, files = [np.zeros(1, np.int64)], [], [folder / LEDGER]
+    for part in parts:
+        inside = folder if part == "." else Path(path_inside(folder, part, f"{folder / LEDGER}: finished_shards"))
+        data, offsets = (_zarr(inside / name / array) for array in ("data", "offsets"))
+        rows = int(offsets[:1].read().result()[0])
+        if not 0 <= rows < offsets.shape[0] or rows >= 1 << 40:
+            raise _damaged(inside, f"claims {rows:,} rows")
+        own = offsets[1 : rows + 1].read().result()
+        if (np.diff(own, prepend=0) < 0).any() or (rows and own[-1] > data.shape[0]):
+            raise _damaged(inside, "has rows that end before they begin")
+        arrays.append((ends[-1][-1], data))
+        ends.append(own + ends[-1][-1])
+        files += sorted(path for path in (inside / name).rglob("*") if path.is_file())
+    bounds = np.concatenate(ends)
+    if len(bounds) - 1 != ledger["total_num_rows"]:
+        raise _damaged(folder / LEDGER, f"claims {ledger['total_num_rows']} rows, its parts have {len(bounds) - 1:,}")
+    starts = [begin for begin, _ in arrays]
+
+    def read(first: int, end: int) -> np.ndarray:
+        parts, at, stop = [np.empty(0, np.int32)], int(bounds[first]), int(bounds[end])
+        while at < stop:
+            number = int(np.searchsorted(starts, at, side="right")) - 1
+            limit = min(stop, int(starts[number + 1])) if number + 1 < len(starts) else stop
+            parts.append(arrays[number][1][at - starts[number] : limit - starts[number]].read().result())
+            at = limit
+        return np.concatenate(parts)
+
+    return TokenSet(path=source, kind="Levanter", files=tuple(files), lengths=np.diff(bounds), read=read)
+
+
+def _zarr(path: Path) -> Any:
+    """An array of whole numbers in one dimension."""
+    import tensorstore as ts
+
+    if not path.is_dir():
+        raise InputError(f"{path}: no such array; fetch the cache whole")
+    array = ts.open({"driver": "zarr3", "kvstore": {"driver": "file", "path": str(path)}}).result()
+    if len(array.shape) != 1 or array.dtype.numpy_dtype.kind not in "iu":
+        raise _damaged(path, f"is an array of {array.dtype.name} in {len(array.shape)} dimensions")
+    return array
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Samples:
+    """Where the ids of each sample lie in a file: from which byte on, and how many bytes."""
+
+    data: np.ndarray
+    dtype: np.dtype
+    begins: np.ndarray
+    widths: np.ndarray
+
+    def read(self, first: int, end: int) -> list[np.ndarray]:
+        """Ids of samples by number."""
+        pairs = zip(self.begins[first:end].tolist(), self.widths[first:end].tolist(), strict=True)
+        return [self.data[begin : begin + width].view(self.dtype) for begin, width in pairs]
+
+
+def _mds(source: str, folder: Path, column: str | None) -> TokenSet:
+    """`streaming.base.format.mds`, not compressed."""
+    index = folder / "index.json"
+    parts, files = list[_Samples](), [index]
+    for shard in read_json(index)["shards"]:
+        if shard["format"] != "mds" or shard["compression"] or not shard["raw_data"]:
+            raise InputError(f"{index}: has shards that are compressed or not MDS; decompress them first")
+        path = Path(path_inside(folder, shard["raw_data"]["basename"], f"{index}: shards"))
+        parts.append(_mds_shard(path, shard, _column(shard["column_names"], column, str(index))))
+        files.append(path)
+    return _of_parts(source, "MDS", files, [part.widths // part.dtype.itemsize for part in parts], parts)
+
+
+def _of_parts(
+    source: str, kind: str, files: Sequence[Path], lengths: Sequence[np.ndarray], parts: Sequence[Any]
+) -> TokenSet:
+    """A set of files, each of which reads its own sequences by number."""
+    counts = np.cumsum([0, *map(len, lengths)]).tolist()
+
+    def read(first: int, end: int) -> np.ndarray:
+        pieces = [np.empty(0, np.int32)]
+        for number, part in enumerate(parts):
+            if first < counts[number + 1] and counts[number] < end:
+                pieces += part.read(max(0, first - counts[number]), min(counts[number + 1], end) - counts[number])
+        return np.concatenate(pieces)
+
+    every = np.concatenate([np.empty(0, np.int64), *lengths])
+    return TokenSet(path=source, kind=kind, files=tuple(files), lengths=every, read=read)
+
+
+def _mds_shard(path: Path, shard: Mapping[str, Any], name: str) -> _Samples:
+    """One file of samples: how many, where each ends, a copy of the index, the samples."""
+    size, samples, number = _size(path), shard["samples"], shard["column_names"].index(name)
+    kind, _, rest = shard["column_encodings"][number].partition(":")
+    dtype = np.dtype("int64" if kind == "bytes" else rest.partition(":")[0] or "V").newbyteorder("<")
+    fixed = shard["column_sizes"]
+    if dtype.kind not in "iu" or (kind, fixed[number]) not in (("ndarray", fixed[number] or 0), ("bytes", None)):
+        raise InputError(
+            f"{path}: column {name!r} is {kind}:{rest[:40]}; arrays of fixed size are read, and int64 bytes"
+        )
+    if type(samples) is not int or samples < 1 or 4 * (samples + 2) > size:
+        raise _damaged(path, f"is said to hold {samples} samples in {size:,} bytes")
+    data = _mapped(path, np.uint8, size)
+    bounds = data[4 : 4 * (samples + 2)].view("<u4").astype(np.int64)
+    varying = [i for i, width in enumerate(fixed) if not width]
+    if (np.diff(bounds) < 4 * len(varying)).any() or bounds[0] < 4 * (samples + 2) or bounds[-1] > size:
+        raise _damaged(path, "has samples that lie outside it")
+    before, own = np.zeros(samples, np.int64), np.full(samples, fixed[number] or 0, np.int64)
+    for place, column in enumerate(varying):  # the sizes of columns that vary come first in a sample
+        at = bounds[:-1, None] + 4 * place + np.arange(4)
+        width = np.ascontiguousarray(data[at]).view("<u4")[:, 0].astype(np.int64)
+        if column == number:
+            own = width
+        elif column < number:
+            before += width
+    before += 4 * len(varying) + sum(int(width or 0) for width in fixed[:number])
+    begins = bounds[:-1] + before
+    if (begins + own > bounds[1:]).any() or min(before.min(), own.min()) < 0 or (own % dtype.itemsize).any():
+        raise _damaged(path, "has samples that are longer than their bytes")
+    return _Samples(data=data, dtype=dtype, begins=begins, widths=own)
+
+
+class _Records:
+    """The examples of one ArrayRecord file."""
+
+    def __init__(self, path: Path, column: str | None):
+        from array_record.python.array_record_module import ArrayRecordReader
+
+        self._path, self._column = path, column
+        _size(path)
+        try:
+            self._reader = ArrayRecordReader(str(path))
+            self.count = self._reader.num_records()
+        except Exception as error:  # its errors share no parent below Exception
+            raise _damaged(path, f"is no ArrayRecord file ({str(error)[:80]!r})") from None
+        if not 0 < self.count <= path.stat().st_size:
+            raise _damaged(path, f"claims {self.count:,} records in {path.stat().st_size:,} bytes")
+
+    def read(self, first: int, end: int) -> list[np.ndarray]:
+        """Ids of records by number."""
+        try:
+            records = self._reader.read(first, end)
+        except Exception as error:
+            raise _damaged(self._path, f"cannot be read from record {first:,} on ({str(error)[:80]!r})") from None
+        return [self._ids(record, first + number) for number, record in enumerate(records)]
+
+    def _ids(self, record: bytes, number: int) -> np.ndarray:
+        where = f"{self._path}: record {number}"
+        try:
+            features = example_features(record)
+        except (IndexError, ValueError) as error:
+            raise InputError(f"{where}: is no tf.train.Example ({error}); write it again") from None
+        self._column = self._column if self._column in features else _column(list(features), self._column, where)
+        return features[self._column]
+
+
+def _array_record(source: str, files: Sequence[Path], column: str | None) -> TokenSet:
+    """ArrayRecord files of `tf.train.Example`, as Grain and MaxText read them."""
+    parts, lengths = [_Records(path, column) for path in files], []
+    for part in parts:
+        own = list[np.ndarray]()
+        for first in range(0, part.count, 1024):
+            sizes = [len(ids) for ids in part.read(first, min(first + 1024, part.count))]
+            own.append(np.array(sizes, np.int64))
+        lengths.append(np.concatenate(own))
+    return _of_parts(source, "ArrayRecord", files, lengths, parts)

@@ -1,0 +1,217 @@
+"""Token sets that others prepared as components of a mixture: Megatron's, datatrove's, Levanter's, MDS, ArrayRecord."""
+
+from fractions import Fraction
+import json
+import struct
+
+import numpy as np
+import pytest
+
+from diversity_jax.core.errors import InputError
+from diversity_jax.mixtures.builder import build
+from diversity_jax.mixtures.config import Component, GatePolicy, MixtureConfig
+from diversity_jax.mixtures.exchange.examples import example_features
+from diversity_jax.mixtures.exchange.export import ExportRequest, export
+from diversity_jax.mixtures.exchange.token_files import open_token_set
+from diversity_jax.mixtures.exchange.token_import import import_tokens
+from diversity_jax.mixtures.mixture import Mixture
+from diversity_jax.mixtures.sources import TokenCorpus
+from diversity_jax.prepare.config import Filtering, Preparation
+from diversity_jax.prepare.manifest import Manifest
+from diversity_jax.prepare.rows import RowReader
+from diversity_jax.tokenizers.tokenizer import load_tokenizer
+from tests.mixture_folders import MadeCorpus, build_mixture
+
+LENGTH = 32
+TOKENIZER = load_tokenizer("bytes")
+EOT = TOKENIZER.end_of_text_id
+
+
+def documents(count=200, *, ended=True):
+    """Texts of different length, and their ids."""
+    texts = [document.text[: 40 + 7 * i % 150] for i, document in enumerate(MadeCorpus("pine", 40, count))]
+    return texts, [np.array([*TOKENIZER.encode_batch([text])[0], *([EOT] if ended else [])]) for text in texts]
+
+
+def megatron(folder, sequences, dtype="uint16"):
+    """As IndexedDatasetBuilder writes it."""
+    folder.mkdir(exist_ok=True)
+    np.concatenate(sequences).astype(dtype).tofile(folder / "set.bin")
+    lengths = np.array([len(ids) for ids in sequences], np.int32)
+    pointers = (np.cumsum(lengths) - lengths).astype(np.int64) * np.dtype(dtype).itemsize
+    code = {"uint16": 8, "int32": 4, "int64": 5}[dtype]
+    head = b"MMIDIDX\x00\x00" + struct.pack("<QBQQ", 1, code, len(lengths), len(lengths) + 1)
+    bounds = np.arange(len(lengths) + 1, dtype=np.int64)
+    (folder / "set.idx").write_bytes(head + lengths.tobytes() + pointers.tobytes() + bounds.tobytes())
+    return folder / "set"
+
+
+def datatrove(folder, sequences):
+    folder.mkdir(exist_ok=True)
+    np.concatenate(sequences).astype("<u2").tofile(folder / "set.ds")
+    np.cumsum([len(ids) for ids in sequences]).astype("<u8").tofile(folder / "set.ds.index")
+    return folder / "set.ds"
+
+
+def mds(folder, sequences):
+    """Of documents of any length, as llm-foundry's bytes of int64, with a text column before it."""
+    folder.mkdir(exist_ok=True)
+    samples = [
+        np.array([3, 8 * len(ids)], np.uint32).tobytes() + b"abc" + ids.astype("<i8").tobytes() for ids in sequences
+    ]
+    bounds = np.cumsum([4 * (len(samples) + 2), *map(len, samples)]).astype(np.uint32)
+    data = np.uint32(len(samples)).tobytes() + bounds.tobytes() + b"".join(samples)
+    (folder / "shard.00000.mds").write_bytes(data)
+    shard = {"column_names": ["name", "tokens"], "column_encodings": ["str", "bytes"], "column_sizes": [None, None]}
+    shard |= {"format": "mds", "compression": None, "samples": len(samples), "version": 2, "zip_data": None}
+    shard["raw_data"] = {"basename": "shard.00000.mds", "bytes": len(data), "hashes": {}}
+    (folder / "index.json").write_text(json.dumps({"version": 2, "shards": [shard]}))
+    return folder
+
+
+def imported(path, folder, *, link=True, tokenizer=TOKENIZER, length=LENGTH, **fields):
+    settings = Preparation(
+        name="theirs", kind="real", sequence_length=length, **{"document_start": "end_of_text"} | fields
+    )
+    return import_tokens(open_token_set(str(path)), tokenizer, folder, settings, link=link)
+
+
+def stream(manifest, split="train"):
+    """All rows in the order in which they were cut, sorted by content: for comparing sets of rows."""
+    reader = RowReader(manifest, split)
+    return sorted(map(bytes, np.ascontiguousarray(reader.read(np.arange(reader.rows)).tokens)))
+
+
+def cut(sequences, length=LENGTH):
+    ids = np.concatenate(sequences)
+    rows = ids[: len(ids) // (length + 1) * (length + 1)].reshape(-1, length + 1)
+    return sorted(map(bytes, np.ascontiguousarray(rows, np.int32)))
+
+
+@pytest.mark.parametrize("write", [megatron, datatrove, mds])
+@pytest.mark.parametrize("ended", [True, False])
+def test_rows_are_the_documents_end_to_end(tmp_path, write, ended):
+    texts, sequences = documents(ended=ended)
+    path = write(tmp_path / "set", sequences)
+    manifest = imported(path, tmp_path / "component")
+    assert stream(manifest) == cut(documents()[1])
+    assert bool(manifest.linked) == (ended and write is not mds)
+    assert manifest.statistics["documents"] in (len(texts), len(texts) - 1)  # the last may lie in the tokens dropped
+    assert imported(path, tmp_path / "component") == Manifest.load(tmp_path / "component" / "manifest.json")
+    corpus = TokenCorpus(open_token_set(str(path)), TOKENIZER)
+    assert [document.text for document in corpus] == texts
+    drawn = corpus.sample(20, seed=1)
+    assert len({document.id for document in drawn}) == 20
+    assert {document.text for document in drawn} <= set(texts)
+
+
+def test_a_linked_set_is_not_copied(tmp_path):
+    _, sequences = documents(2000)
+    path = megatron(tmp_path / "set", sequences, "int32")
+    manifest = imported(path, tmp_path / "component", validation_share=0.1)
+    stored = sum(file.stat().st_size for file in (tmp_path / "component").rglob("*.offsets*"))
+    rows = sum(split.rows for split in manifest.splits.values())
+    assert stored == 12 * rows
+    assert not list((tmp_path / "component").rglob("*.bin"))
+    copied = imported(path, tmp_path / "copied", link=False, validation_share=0.1)
+    for split in ("train", "validation"):
+        readers = [RowReader(each, split) for each in (manifest, copied)]
+        rows = [reader.read(np.arange(reader.rows)).tokens for reader in readers]
+        assert (rows[0] == rows[1]).all()
+        assert not (rows[0] == np.sort(rows[0], axis=0)).all()  # permuted
+    held = manifest.splits["validation"].documents / manifest.statistics["documents"]
+    assert 0.05 < held < 0.15
+    with open(tmp_path / "set" / "set.bin", "r+b") as file:
+        file.seek(4 * 5000)
+        file.write(b"\7")
+    reader = RowReader(manifest)
+    with pytest.raises(InputError, match=r"is damaged \(checksum\)"):
+        reader.read(np.arange(reader.rows))
+    (tmp_path / "set" / "set.bin").rename(tmp_path / "set" / "elsewhere.bin")
+    with pytest.raises(InputError, match=r"was linked to .*set.bin of .* bytes, which is not there any more"):
+        RowReader(manifest)
+
+
+def test_held_out_documents_are_whole(tmp_path):
+    texts, sequences = documents(1000)
+    manifest = imported(megatron(tmp_path / "set", sequences), tmp_path / "component", validation_share=0.2)
+    held = b"".join(stream(manifest, "validation"))
+    train = b"".join(stream(manifest))
+    of = [np.asarray(ids[:24], np.int32).tobytes() for ids in sequences]  # two words and more are its own
+    both = [text for text, begin in zip(texts, of, strict=True) if begin in held and begin in train]
+    assert not both
+    assert sum(begin in held for begin in of) > 100
+
+
+@pytest.mark.parametrize("to", ["megatron", "mds", "array_record", "levanter"])
+def test_what_was_exported_comes_back(tmp_path, to):
+    mixture = Mixture.load(build_mixture(tmp_path / "m", {"oak": Fraction(1)}, sequence_length=LENGTH, documents=60))
+    export(mixture, tmp_path / "out", ExportRequest(to=to, shard_mb=0.01))
+    path = tmp_path / "out" / "data" / {"megatron": "train.bin", "levanter": "train"}.get(to, "")
+    manifest = imported(path, tmp_path / "component", document_start="end_of_text")
+    original = mixture.taken[0].prepared
+    assert stream(manifest) == stream(original)
+    assert manifest.splits["train"].rows == original.splits["train"].rows
+
+
+def test_tokens_and_text_in_one_mixture(tmp_path):
+    _, sequences = documents(400)
+    path = megatron(tmp_path / "set", sequences)
+    (tmp_path / "text.jsonl").write_text(
+        "".join(json.dumps({"text": f"words {i} of text " * 9}) + "\n" for i in range(200))
+    )
+    ungated = GatePolicy(ungated=True)
+    prepared = build_mixture(tmp_path / "m", {"oak": Fraction(1)}, sequence_length=LENGTH, documents=60)
+    sources = {"theirs": (f"tokens:{path}", 0.5), "text": (str(tmp_path / "text.jsonl"), 0.25)}
+    sources["ours"] = (f"tokens:{prepared / 'components' / 'oak'}", 0.25)
+    components = tuple(
+        Component(name=name, kind="real", corpus=source, share=share, policy=ungated)
+        for name, (source, share) in sources.items()
+    )
+    fields = {"sequence_length": LENGTH, "processes": 1, "validation_share": 0.1}
+    config = MixtureConfig(name="both", components=components, **fields)
+    mixture = build(config, tmp_path / "both", lambda corpora: {})
+    batch = Mixture.load(tmp_path / "both").loader(batch_size=1000).batch(0)
+    assert np.bincount(batch.component).tolist() == [500, 250, 250]
+    theirs = mixture.taken[0].prepared
+    assert theirs.linked
+
+    from diversity_jax.mixtures.seqio_rows import passes_of, rows_of
+
+    expected = RowReader(theirs).read(np.arange(theirs.splits["train"].rows)).tokens
+    assert (np.stack([row["targets"] for row in rows_of(theirs, "train").as_numpy_iterator()]) == expected).all()
+    two = np.stack([row["targets"] for row in passes_of(theirs, 5, 2, "train").as_numpy_iterator()])
+    assert (two[: len(expected)] == expected).all()
+    assert sorted(map(bytes, two[len(expected) :])) == sorted(map(bytes, expected))
+
+
+def test_a_set_of_another_vocabulary_is_refused(tmp_path):
+    _, sequences = documents(100)
+    too_large = [*sequences, np.array([5, 70_000, EOT])]
+    with pytest.raises(InputError, match="id 70000 in sequence 100 is none of the vocabulary's 259"):
+        imported(megatron(tmp_path / "large", too_large, "int32"), tmp_path / "a")
+    others = [np.append(ids[:-1], 7) for ids in sequences]
+    with pytest.raises(InputError, match=f"end-of-text, {EOT}; 100 % of its sequences end with 7; set end_of_text"):
+        imported(megatron(tmp_path / "other", others), tmp_path / "b")
+    packed = [np.full(33, 9) for _ in range(20)]
+    with pytest.raises(InputError, match="none of its documents ends with the vocabulary's end-of-text"):
+        imported(megatron(tmp_path / "packed", packed), tmp_path / "c")
+    with pytest.raises(InputError, match="3 tokens do not fill one row of 33"):
+        imported(megatron(tmp_path / "short", [np.array([5, 6, EOT])]), tmp_path / "d")
+    path = megatron(tmp_path / "set", sequences)
+    with pytest.raises(InputError, match="hygiene looks at text"):
+        imported(path, tmp_path / "e", hygiene=Filtering(exact_duplicates=True))
+    imported(path, tmp_path / "f")
+    with pytest.raises(InputError, match="holds a component that was made otherwise"):
+        imported(path, tmp_path / "f", seed=1)
+    assert not [folder for folder in "abcde" if (tmp_path / folder).exists()]
+
+
+def test_examples_are_read_as_the_library_reads_them():
+    from diversity_jax.core.tensorflow import tf
+
+    values = {"targets": [0, 1, 127, 128, 16383, 16384, 2**40, -1], "empty": [], "other": [3]}
+    features = {name: tf.train.Feature(int64_list=tf.train.Int64List(value=ids)) for name, ids in values.items()}
+    features["text"] = tf.train.Feature(bytes_list=tf.train.BytesList(value=[b"abc"]))
+    found = example_features(tf.train.Example(features=tf.train.Features(feature=features)).SerializeToString())
+    assert {name: ids.tolist() for name, ids in found.items()} == {name: ids for name, ids in values.items() if ids}
