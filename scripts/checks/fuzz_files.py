@@ -10,6 +10,7 @@ import argparse
 from collections import Counter
 from collections.abc import Callable
 import contextlib
+from fractions import Fraction
 import io
 import json
 import logging
@@ -32,6 +33,7 @@ import numpy as np  # noqa: E402
 
 from diversity_jax.core.errors import InputError  # noqa: E402
 from tests.changed_json import changed_at  # noqa: E402
+from tests.mixture_folders import build_mixture  # noqa: E402
 
 GOLDEN = ROOT / "tests" / "golden" / "written_by_fdaef38"
 SLOW_SECONDS = 5.0
@@ -238,7 +240,8 @@ def _tokens(folder: Path, to: str, name: str, source: str) -> Format:
     from diversity_jax.mixtures.mixture import Mixture
 
     root = folder / "exported"
-    export(Mixture.load(_unpacked(folder, "mixture") / "mixture"), root, ExportRequest(to=to, rows=40, shard_mb=0.01))
+    mixture = Mixture.load(build_mixture(folder / "mixture", {"made": Fraction(1)}, documents=30))
+    export(mixture, root, ExportRequest(to=to, rows=40))
 
     def read() -> None:
         found = open_token_set(str(root / source))

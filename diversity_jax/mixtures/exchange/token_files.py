@@ -20,6 +20,7 @@ from diversity_jax.mixtures.exchange.levanter import LEDGER
 TOKEN_NAMES = ("input_ids", "tokens", "targets", "text", "inputs")
 """What columns of ids are called, in the order in which they are looked for."""
 MASK_NAMES = ("loss_mask", "loss_weights", "targets_loss_weights", "assistant_masks", "labels")
+_MOST_PACKED = 10_000  # rows in a byte of compressed offsets: more than any cache has, and too few to fill a memory
 _READ_AHEAD = 1 << 20  # sequences whose lengths are looked at together
 
 
@@ -89,7 +90,7 @@ def open_token_set(source: str, column: str | None = None) -> TokenSet:
         records = sorted(path.glob("*.array*record*")) if path.is_dir() else [path]
         if records and ".array" in records[0].name and records[0].exists():
             return _array_record(source, records, column)
-    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
         raise InputError(f"tokens:{source}: is damaged ({str(error)[:100]!r}); fetch or write it again") from None
     except OSError as error:
         raise InputError(f"tokens:{source}: cannot be read ({error.strerror or error}); check the path") from None
@@ -200,15 +201,16 @@ def _levanter(source: str, folder: Path, column: str | None) -> TokenSet:
     for part in parts:
         inside = folder if part == "." else Path(path_inside(folder, part, f"{folder / LEDGER}: finished_shards"))
         data, offsets = (_zarr(inside / name / array) for array in ("data", "offsets"))
-        rows = int(offsets[:1].read().result()[0])
-        if not 0 <= rows < offsets.shape[0] or rows >= 1 << 40:
+        stored = sorted(path for path in (inside / name).rglob("*") if path.is_file())
+        rows = int(_numbers(offsets, 0, 1, inside)[0])
+        if not 0 <= rows < offsets.shape[0] or rows > _MOST_PACKED * sum(path.stat().st_size for path in stored):
             raise _damaged(inside, f"claims {rows:,} rows")
-        own = offsets[1 : rows + 1].read().result()
+        own = _numbers(offsets, 1, rows + 1, inside)
         if (np.diff(own, prepend=0) < 0).any() or (rows and own[-1] > data.shape[0]):
             raise _damaged(inside, "has rows that end before they begin")
         arrays.append((ends[-1][-1], data))
         ends.append(own + ends[-1][-1])
-        files += sorted(path for path in (inside / name).rglob("*") if path.is_file())
+        files += stored
     bounds = np.concatenate(ends)
     if len(bounds) - 1 != ledger["total_num_rows"]:
         raise _damaged(folder / LEDGER, f"claims {ledger['total_num_rows']} rows, its parts have {len(bounds) - 1:,}")
@@ -219,11 +221,19 @@ def _levanter(source: str, folder: Path, column: str | None) -> TokenSet:
         while at < stop:
             number = int(np.searchsorted(starts, at, side="right")) - 1
             limit = min(stop, int(starts[number + 1])) if number + 1 < len(starts) else stop
-            parts.append(arrays[number][1][at - starts[number] : limit - starts[number]].read().result())
+            parts.append(_numbers(arrays[number][1], at - starts[number], limit - starts[number], folder))
             at = limit
         return np.concatenate(parts)
 
     return TokenSet(path=source, kind="Levanter", files=tuple(files), lengths=np.diff(bounds), read=read)
+
+
+def _numbers(array: Any, first: int, end: int, folder: Path) -> np.ndarray:
+    """Some numbers of an array."""
+    try:
+        return array[first:end].read().result()
+    except ValueError as error:
+        raise _damaged(folder, f"cannot be read ({str(error)[:120]!r})") from None
 
 
 def _zarr(path: Path) -> Any:
