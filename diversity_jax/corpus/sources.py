@@ -96,6 +96,9 @@ def _open(config: CorpusConfig) -> RecordCorpus:
         return _open_files(config)
     if scheme in SCHEMES:
         return SCHEMES[scheme](config, name)
+    if scheme in ("mixture", "tokens") and not list_files(config.source):
+        problem = "is a component of a mixture and no text"
+        raise InputError(f"{config.source}: {problem}; build a mixture with it, and name the vocabulary that made it")
     if len(scheme) > 1 and scheme.isidentifier() and not list_files(config.source):
         known = "a path, a URL, or one of hf:NAME, seqio:TASK, tfds:NAME, installed_docs:prose, installed_docs:code"
         raise InputError(f"{config.source}: neither a file nor a known kind of source; expected {known}")
