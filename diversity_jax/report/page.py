@@ -76,8 +76,11 @@ def document(page: Page) -> str:
     return environment().get_template("page.html.j2").render(page=page)
 
 
-def write(page: Page, folder: str | os.PathLike) -> Path:
+def write(page: Page, folder: str | os.PathLike, *, name: str = "report.html", figures: bool = True) -> Path:
     """Writes `report.html`, `figures/NAME.png` and `figures/NAME.svg` into `folder`, each complete or not at all.
+
+    Args:
+      name: of the page's file; figures: whether they are written as files too.
 
     Returns:
       The path of the page.
@@ -86,11 +89,11 @@ def write(page: Page, folder: str | os.PathLike) -> Path:
       InputError: the disk is full.
     """
     folder = Path(folder)
-    for plot in (plot for section in page.sections for plot in section.plots):
+    for plot in (plot for section in page.sections for plot in section.plots if figures):
         for ending, content in (("png", plot.png), ("svg", plot.svg)):
             with writing(folder / "figures" / f"{plot.name}.{ending}") as file:
                 file.write(content)
-    path = folder / "report.html"
+    path = folder / name
     with writing(path, "w") as file:
         file.write(document(page))
     return path

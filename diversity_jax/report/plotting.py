@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from diversity_jax.core.formats import clean, shortened
+from diversity_jax.core.formats import clean, shortened, significant
 from diversity_jax.report.html import Html, html
 from diversity_jax.report.style import LIGHT, PHONE_PX, WIDE_PX
 
@@ -127,15 +127,40 @@ def set_ticks(
       ruled: whether a pale line goes across from each.
       integer: whole numbers alone.
     """
-    from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
+    from matplotlib.ticker import FixedLocator, Formatter, MaxNLocator, NullLocator
+
+    class Labels(Formatter):
+        def __call__(self, value: float, position: int | None = None) -> str:
+            return form(value)
+
+        def format_ticks(self, values: Sequence[float]) -> list[str]:
+            return distinct_labels(list(values), form)
 
     rounds = (1, 2, 5, 10)
     locator = MaxNLocator(ticks, steps=rounds, integer=integer) if isinstance(ticks, int) else FixedLocator(ticks)
     axis.set_major_locator(locator)
     axis.set_minor_locator(NullLocator())
-    axis.set_major_formatter(lambda value, _: form(value))
+    axis.set_major_formatter(Labels())
     if ruled:
         axis.grid(True, color=LIGHT["rule"], linewidth=0.8)
+
+
+_MOST_DIGITS = 9
+
+
+def distinct_labels(values: Sequence[float], form: Callable[[float], str]) -> list[str]:
+    """Labels of an axis, none twice: numbers get the digits that tell them apart, of others only the first stays.
+
+    Three significant digits would write 7.912, 7.914 and 7.916 as the same number.
+    """
+    labels = [form(value) for value in values]
+    if form is significant and len(values) > 1:
+        allowed = 0.05 * min(abs(float(gap)) for gap in np.diff(values))
+        for digits in range(3, _MOST_DIGITS + 1):
+            labels = [significant(value, digits) for value in values]
+            if all(abs(float(f"{value:.{digits - 1}e}") - value) <= allowed for value in values):
+                break
+    return ["" if label in labels[:position] else label for position, label in enumerate(labels)]
 
 
 def log_ticks(low: float, high: float, most: int) -> list[float]:

@@ -17,6 +17,7 @@ import math
 import os
 from pathlib import Path
 import socket
+import struct
 import subprocess
 import sys
 import tempfile
@@ -32,6 +33,7 @@ from diversity_jax.training.loop import train
 from diversity_jax.training.optimizer import OptimizerConfig
 from tests.mixture_folders import build_mixture
 
+_BLOCK_BYTES = 1 << 15
 Shown = dict[str, list[tuple[int, float]]]
 """Figure -> (step, value) of every time it was written."""
 
@@ -54,13 +56,10 @@ def run(folder: Path, name: str) -> Path:
 def shown_by_wandb(folder: Path) -> Shown:
     """What the offline files of Weights & Biases hold; it would sync them with `wandb sync`."""
     from wandb.proto import wandb_internal_pb2
-    from wandb.sdk.internal.datastore import DataStore
 
     shown: Shown = {}
     for path in sorted(folder.glob("wandb/offline-run-*/*.wandb"), key=os.path.getmtime):
-        store = DataStore()
-        store.open_for_scan(str(path))
-        while data := store.scan_data():
+        for data in _log_records(path.read_bytes()):
             record = wandb_internal_pb2.Record.FromString(data)
             line = {".".join(item.nested_key) or item.key: json.loads(item.value_json) for item in record.history.item}
             if "train/step" in line:
@@ -68,6 +67,21 @@ def shown_by_wandb(folder: Path) -> Shown:
                 for name, value in line.items():
                     shown.setdefault(name, []).append((step, value))
     return shown
+
+
+def _log_records(data: bytes) -> Iterator[bytes]:
+    """Records of a file in LevelDB's log format behind a header of 7 bytes: blocks of 32 KiB, records in parts."""
+    parts, position = b"", 7
+    while position + 7 <= len(data):
+        if (left := _BLOCK_BYTES - position % _BLOCK_BYTES) < 7:
+            position += left
+            continue
+        _, length, kind = struct.unpack_from("<IHB", data, position)
+        parts += data[position + 7 : position + 7 + length]
+        position += 7 + length
+        if kind in (1, 4):  # whole, or the last part
+            yield parts
+            parts = b""
 
 
 def shown_by_mlflow(uri: str) -> Shown:

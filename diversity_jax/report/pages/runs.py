@@ -1,0 +1,258 @@
+"""The page over all runs of a folder: what there is, losses on common axes, scores by judge, evaluations."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+import os
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import numpy as np
+
+from diversity_jax.cluster_agent import Scorecard
+from diversity_jax.core import formats
+from diversity_jax.core.errors import InputError
+from diversity_jax.core.files import read_json
+from diversity_jax.core.formats import counted, listed
+from diversity_jax.report import page
+from diversity_jax.report.figures import diversity
+from diversity_jax.report.figures.runs import Curve, overlaid
+from diversity_jax.report.html import Html, html
+from diversity_jax.report.page import Page, Section
+from diversity_jax.report.pages.evaluation import points
+from diversity_jax.report.plotting import Plot, render
+from diversity_jax.report.style import Palette
+from diversity_jax.training import log as training_log
+
+_FOOTER = "Written by diversity_jax.report from the files of the runs; write it again to bring it up to date."
+_LOSSES = (("eval/loss", "Held-out loss"), ("loss", "Training loss"))
+_MOST_CURVES = 18  # colours and dashes that can be told apart
+_SKIPPED = {"steps", "checkpoints", "components", "profile", "tensorboard", "wandb", "mlflow", "samples", "requests"}
+"""Folders that hold no runs; steps of a study have a page of their own."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """A run as its folder has it.
+
+    Attributes:
+      name: its path below the folder of all runs.
+      kinds: what it holds: `training`, `scores`, `evaluation`, `mixture`, `page` or several of them.
+      page: of it, relative to the folder of all runs; None: there is none.
+      steps: trained; state: how it stands, in a word or two.
+      losses: by column of `_LOSSES`.
+      scores: scorecards by corpus or component.
+      results: of an evaluation.
+      problem: why a file of it could not be read.
+    """
+
+    name: str
+    kinds: Sequence[str]
+    page: str | None
+    changed: float
+    steps: int = 0
+    losses: Mapping[str, Curve] = field(default_factory=dict)
+    scores: Mapping[str, Scorecard] = field(default_factory=dict)
+    results: Mapping[str, Any] | None = None
+    problem: str = ""
+
+    @property
+    def link(self) -> Html:
+        """Its name, which leads to its page."""
+        if self.page is None:
+            return html("{}", self.name)
+        return html('<a href="{}">{}</a>', quote(self.page), self.name)
+
+
+def read(folder: str | os.PathLike) -> list[Entry]:
+    """All runs below a folder, the latest first; one with a broken file is among them, with the reason.
+
+    Raises:
+      InputError: there is no such folder, or no run in it.
+    """
+    root = Path(folder)
+    if not root.is_dir():
+        raise InputError(f"{folder}: no such folder; name the one that holds runs, such as runs/")
+    entries = []
+    for inside, folders, names in os.walk(root):
+        folders[:] = sorted(name for name in folders if name not in _SKIPPED and not name.startswith("."))
+        here = Path(inside)
+        if kinds := _kinds(here, set(names) | set(folders)):
+            folders[:] = [name for name in folders if name not in ("mixture", "scorecards", "figures")]
+            entries.append(_entry(here, root, kinds))
+    if not entries:
+        raise InputError(f"{folder}: holds no run; name the output_dir of a run, or the folder of several")
+    return sorted(entries, key=lambda entry: entry.changed, reverse=True)
+
+
+def _kinds(folder: Path, names: set[str]) -> list[str]:
+    marks = {
+        "training": "metrics.jsonl" in names,
+        "scores": bool({"scorecard.json", "scorecards"} & names) or (folder / "mixture" / "scorecards").is_dir(),
+        "evaluation": "results.json" in names,
+        "mixture": "mixture.json" in names,
+        "page": {"run.json", "report.html"} <= names,
+    }
+    return [kind for kind, there in marks.items() if there]
+
+
+def _entry(folder: Path, root: Path, kinds: Sequence[str]) -> Entry:
+    report = folder / "report.html"
+    known: dict[str, Any] = {
+        "name": folder.relative_to(root).as_posix() if folder != root else folder.resolve().name,
+        "kinds": [kind for kind in kinds if kind != "page"] or ["other"],
+        "page": report.relative_to(root).as_posix() if report.exists() else None,
+        "changed": max(
+            path.stat().st_mtime for path in folder.iterdir() if path.is_file() or path == folder / "mixture"
+        ),
+    }
+    try:
+        if "training" in kinds:
+            log = training_log.read(folder / "metrics.jsonl")
+            seen = {column: log.seen(column) for column, _ in _LOSSES}
+            losses = {column: curve for column, curve in seen.items() if len(curve[0])}
+            known |= {"losses": losses, "steps": int(log.steps[-1]) if len(log.steps) else 0}
+        if "scores" in kinds:
+            known["scores"] = {path.stem: Scorecard.load(path) for path in _scorecards(folder)}
+        if "evaluation" in kinds:
+            known["results"] = _results(folder / "results.json")
+    except InputError as error:
+        known["problem"] = str(error)
+    return Entry(**known)
+
+
+def _scorecards(folder: Path) -> list[Path]:
+    found = [*(folder / "scorecards").glob("*.json"), *(folder / "mixture" / "scorecards").glob("*.json")]
+    return sorted(found) or [path for path in [folder / "scorecard.json"] if path.exists()]
+
+
+def _results(path: Path) -> Mapping[str, Any]:
+    value = read_json(path)
+    if not isinstance(value, dict) or not {"tasks", "average", "held_out", "model"} <= set(value):
+        raise InputError(f"{path}: is not an evaluation of this version; run that evaluation again")
+    return value
+
+
+def write(folder: str | os.PathLike) -> Path:
+    """Writes `index.html` into the folder of all runs.
+
+    Returns:
+      Its path.
+
+    Raises:
+      InputError: as `read`.
+    """
+    entries = read(folder)
+    composed = Page(
+        kind="Runs in",
+        name=Path(folder).resolve().name,
+        verdict=_verdict(entries),
+        lede=_lede(entries),
+        sections=(
+            page.section("runs", "runs", "Runs", entries=entries, loss_of=_loss_of),
+            _losses(entries),
+            _scores(entries),
+            _evaluations(entries),
+        ),
+        footer=_FOOTER,
+    )
+    return page.write(composed, folder, name="index.html", figures=False)
+
+
+def _verdict(entries: Sequence[Entry]) -> str:
+    kinds = {"training": "training run", "scores": "scoring", "evaluation": "evaluation"}
+    numbers = {kind: sum(kind in entry.kinds for entry in entries) for kind in kinds}
+    parts = [counted(number, kinds[kind]) for kind, number in numbers.items() if number]
+    return f"{counted(len(entries), 'run')}: {listed(parts)}." if parts else f"{counted(len(entries), 'run')}."
+
+
+def _lede(entries: Sequence[Entry]) -> str:
+    best = min(
+        ((float(curve[1][-1]), entry.name) for entry in entries if (curve := entry.losses.get("eval/loss"))),
+        default=None,
+    )
+    if best is None:
+        return ""
+    return f"The lowest held-out loss at the end is {best[0]:.3f} nats a token, of {best[1]}."
+
+
+def _loss_of(entry: Entry) -> str:
+    for column, _ in _LOSSES:
+        if curve := entry.losses.get(column):
+            values = curve[1]
+            return f"{values[0]:.3f} to {values[-1]:.3f}" if len(values) > 1 else f"{values[0]:.3f}"
+    return "\u2013"
+
+
+def _losses(entries: Sequence[Entry]) -> Section:
+    plots, left_out = [], 0
+    for column, what in _LOSSES:
+        curves = {entry.name: entry.losses[column] for entry in entries if column in entry.losses}
+        left_out = max(left_out, len(curves) - _MOST_CURVES)
+        curves = dict(list(curves.items())[:_MOST_CURVES])
+        if curves:
+            plots.append(_overlaid(column, what, curves))
+    if not plots:
+        return page.absent("losses", "Losses", "No run in this folder has trained anything yet.")
+    return page.section("runs", "losses", "Losses", plots=plots, left_out=max(left_out, 0))
+
+
+def _overlaid(column: str, what: str, curves: Mapping[str, Curve]) -> Plot:
+    palette, title = Palette(list(curves)), f"{what}, nats a token"
+    alt = f"{title}: " + "; ".join(f"{name} ends at {curve[1][-1]:.3f}" for name, curve in curves.items())
+    return render(column.replace("/", "-"), alt, lambda width: overlaid(curves, title, palette, width))
+
+
+def _scores(entries: Sequence[Entry]) -> Section:
+    """Effective clusters of all corpora, a figure for each judge: figures of two judges cannot be compared."""
+    judges: dict[str, dict[str, diversity.Whisker]] = {}
+    for entry in entries:
+        for name, scorecard in entry.scores.items():
+            known = name == "scorecard" or len(entry.scores) == 1
+            row = diversity.Whisker(
+                name=entry.name if known else f"{entry.name}: {name}",
+                interval=scorecard.effective_clusters,
+                note=formats.counted(scorecard.groupings, "grouping"),
+            )
+            judges.setdefault(scorecard.judge, {})[row.name] = row
+    if not judges:
+        return page.absent("scores", "Scores", "No corpus was scored in this folder.")
+    plots = [(judge, _whiskers(f"scores-{number}", rows)) for number, (judge, rows) in enumerate(judges.items())]
+    return page.section(
+        "runs", "scores", "Scores", plots=[plot for _, plot in plots], judges=[name for name, _ in plots]
+    )
+
+
+def _whiskers(name: str, rows: Mapping[str, diversity.Whisker]) -> Plot:
+    palette = Palette([row.split(": ")[0] for row in rows] if len(rows) < 2 else list(rows))
+    alt = "Effective clusters: " + "; ".join(f"{row.name} {row.interval.value or 0:.3g}" for row in rows.values())
+    return render(name, alt, lambda width: diversity.whiskers(list(rows.values()), None, palette, width))
+
+
+def _evaluations(entries: Sequence[Entry]) -> Section:
+    judged = [entry for entry in entries if entry.results is not None]
+    if not judged:
+        return page.absent("evaluations", "Evaluations", "No model was evaluated in this folder.")
+    held = [(name, task["title"]) for entry in judged for name, task in (entry.results or {})["tasks"].items()]
+    tasks = dict(held)  # title by name
+    rows = []
+    for entry in judged:
+        assert entry.results is not None
+        cells = [_accuracy(entry.results["tasks"].get(task)) for task in tasks]
+        bits = [held["bits_per_byte"] for held in entry.results["held_out"].values() if held.get("bits_per_byte")]
+        average = points(entry.results["average"]) if entry.results["average"] else "\u2013"
+        held_out = f"{np.mean(bits):.4f}" if bits else "\u2013"
+        rows.append([entry.link, average, *cells, held_out])
+    titles = [
+        next(
+            entry.results["tasks"][task]["title"]
+            for entry in judged
+            if entry.results and task in entry.results["tasks"]
+        )
+        for task in tasks
+    ]
+    return page.section("runs", "evaluations", "Evaluations", titles=titles, rows=rows)
+
+
+def _accuracy(task: Mapping[str, Any] | None) -> str:
+    return "\u2013" if task is None else f"{100 * task['metrics'][task['metric']]['value']:.1f}"
