@@ -63,8 +63,9 @@ class AgentConfig:
     # Words of each document that an embedding judge reads; None: what nine tenths of a corpus's documents reach. Two
     # corpora are compared at the smaller of their numbers.
     reading_words: int | None = field(default=None, metadata=ADDED)
-    # Decoding of judges that decode.
+    # Decoding of judges that decode; 0 is greedy.
     temperature: float = 0.0
+    # Longest answer that a judge may write.
     max_output_tokens: int = 4096
     # Send limits of lengths and the call's own sample ids with the schema. llama.cpp and vLLM enforce them, which keeps
     # weak models from writing without end; OpenAI refuses such schemas.

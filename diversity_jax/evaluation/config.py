@@ -56,7 +56,7 @@ class ModelSource:
 class HeldOutCorpus:
     """Text the model was not trained on, and the name its loss is shown under."""
 
-    name: str
+    name: str  # shown
     corpus: CorpusConfig
 
 
@@ -111,6 +111,7 @@ class EvaluateConfig:
       out_of_distribution: texts whose loss is measured document by document.
       compare_with: another evaluation's output folder; the two are compared item by item.
       bootstrap_samples: draws of the paired bootstrap.
+      seed: of the bootstrap, and of what the harness draws.
     """
 
     output_dir: str = "runs/evaluation"
@@ -155,10 +156,15 @@ class GenerateTextConfig:
     Attributes:
       prompt: one prompt; with `prompts_file` it is not used.
       prompts_file: JSON lines with `prompt` (text) or `messages` (a conversation), else one prompt a line.
-      output: a JSON-lines file of answers; None: the answers are printed. overwrite: also where the file is there.
+      output: a JSON-lines file of answers; None: the answers are printed.
+      overwrite: replace that file where it is there.
       chat: the prompt is a user's turn, put into the chat template.
       system_prompt: for chat.
-      max_tokens, temperature, top_k, top_p, seed: as `Sampling`; answer n of a prompt uses seed + n.
+      max_tokens: longest answer.
+      temperature: 0 is greedy.
+      top_k: only so many likeliest tokens; 0: all.
+      top_p: the likeliest tokens that hold this share of the probability; 1: all.
+      seed: answer n of a prompt uses seed + n.
       stop: texts at which an answer ends.
       samples: answers a prompt.
       slots: answers generated at once.

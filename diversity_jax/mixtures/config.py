@@ -122,7 +122,8 @@ class Component:
     """One part of a mixture.
 
     Attributes:
-      name: letters, digits and underscores; names its SeqIO task. kind: `real` or `synthetic`.
+      name: letters, digits and underscores; names its SeqIO task.
+      kind: `real` or `synthetic`.
       corpus: where its text comes from; a source string is enough. `mixture:FOLDER` is a mixture that was built before:
         its rows are taken as they are, in its own shares.
       share: of the mixture's tokens; with `real_to_synthetic`, a weight within its kind.
@@ -170,8 +171,7 @@ class MixtureConfig:
       seed: of row permutations and held-out documents.
       repeat_shuffle: every pass over a component's rows after the first has an order of its own, instead of the first
         one's again.
-      special_text: what a special token's text in a document is: `plain`, `special` or `refuse`; None: `plain`, as in
-        `prepare.config.Preparation`.
+      special_text: what a special token's text in a document is: `plain`, `special` or `refuse`; None: `plain`.
       train_tokens: tokens that training will see; needed where a policy has a `repeat_limit` or is `auto`.
       shares_of: what shares count: `tokens`; `examples`, documents or conversations, however long they are; or
         `epochs`, weights that need not sum to 1: a component of weight 2 is read twice while one of weight 1 is read
@@ -276,8 +276,13 @@ class BuildConfig:
 
     Attributes:
       output_dir: folder of the mixture: scorecards, prepared components, `mixture.json`.
-      judge, judge_base_url, judge_endpoint, agent, engine, budget: how components without a scorecard are scored, as in
-        a training run.
+      judge: of components without a scorecard: `offline` (word vectors, no LLM), `embedding:EMBEDDER`, `openai:MODEL`,
+        `gemini:MODEL` or `google-genai:MODEL`.
+      judge_base_url: of an OpenAI-compatible server, such as http://127.0.0.1:8000/v1.
+      judge_endpoint: headers, query and body that this server wants.
+      agent: how many groupings, of how many samples, by how many criteria.
+      engine: how a language model is called.
+      budget: what may be spent.
       grammar: demo text to write first, where it is not there yet.
       register: also register the mixture with SeqIO in this process, to see that it is accepted; needs TensorFlow.
     """
@@ -301,9 +306,11 @@ class TokenizerConfig:
     Attributes:
       output: path of the model, ending in `.model`.
       components: text, in shares as in a mixture.
-      real_to_synthetic: as in a mixture.
-      vocab_size: pieces; model_type: `bpe` or `unigram`.
+      real_to_synthetic: ratio of real to synthetic tokens, such as (4, 1); without it, shares are of the whole.
+      vocab_size: pieces.
+      model_type: `bpe` or `unigram`.
       sample_characters: text read at most, over all components.
+      seed: of the draw of documents.
     """
 
     output: str

@@ -42,12 +42,12 @@ class LlamaConfig:
     vocab_size: int
     hidden_size: int  # D
     intermediate_size: int  # F, inner size of the feed-forward part
-    num_layers: int
+    num_layers: int  # of attention and feed-forward
     num_heads: int  # H query heads
     num_kv_heads: int | None = None  # K key/value heads, each shared by H / K query heads; None: as many as num_heads
     max_length: int = 2048  # tokens; longest sequence the model is meant for; 0: in training, the mixture's
     rope_theta: float = 10000.0  # base of the rotary wavelengths
-    rms_norm_eps: float = 1e-5
+    rms_norm_eps: float = 1e-5  # added to the mean square in every norm
     tie_embeddings: bool = True  # the output projection is the embedding, transposed
     sliding_window: int | None = None  # tokens that attention looks back on, the token itself among them; None: all
     # Share of attention probabilities dropped in training (the paper: 0.1); needs attention "chunked" or "reference".

@@ -81,7 +81,8 @@ class Preparation:
     """Settings of a preparation; rows are a function of text, tokenizer and these.
 
     Attributes:
-      name: of the component; kind: `real` or `synthetic`.
+      name: of the component.
+      kind: `real` or `synthetic`.
       sequence_length: tokens a row predicts; a row holds one more.
       seed: of the row permutation and of the choice of held-out documents.
       validation_share: share of documents held out, in [0, 1), chosen by a hash of their text: copies stay together.
@@ -127,7 +128,8 @@ class PrepareConfig:
 
     Attributes:
       output_dir: where the component goes; `gs://` and other fsspec URLs with a runner.
-      corpus: where the text comes from; preparation: how rows are made of it.
+      corpus: where the text comes from.
+      preparation: how rows are made of it.
       vocabulary: `bytes`, a SentencePiece `.model`, a `tokenizer.json`, or a folder with one.
       end_of_text: piece that ends a document, where the tokenizer has no usual one.
       processes: on this machine; None for one a core.

@@ -15,7 +15,7 @@ from diversity_jax.metrics import MetricsConfig, chosen_metrics
 class NamedCorpus:
     """A corpus and the name it is shown under."""
 
-    name: str
+    name: str  # shown, and of its folder where there are several
     corpus: CorpusConfig
 
     def __post_init__(self):
@@ -34,8 +34,14 @@ class ScoreConfig:
       corpus: a source, or several joined by commas: see `CorpusConfig.source`.
       corpora: more, each with a name and settings of its own.
       text_field: the key that holds the text, for sources named in `corpus`.
-      judge, judge_base_url, judge_endpoint, agent, engine, budget: as in a training run; judge `none` measures the
+      judge: `offline` (word vectors, no LLM), `embedding:EMBEDDER`, `openai:MODEL`, `gemini:MODEL` or
+        `google-genai:MODEL`; `none` measures the
         baseline metrics alone.
+      judge_base_url: of an OpenAI-compatible server, such as http://127.0.0.1:8000/v1.
+      judge_endpoint: headers, query and body that this server wants.
+      agent: how many groupings, of how many samples, by how many criteria.
+      engine: how a language model is called.
+      budget: what may be spent.
       metrics: baseline metrics to measure beside: `all`, `lexical`, `embedding`, `perplexity`, or names joined by
         commas; none by default.
       baseline: how they are measured.
@@ -50,7 +56,8 @@ class ScoreConfig:
         no test.
       until_decided: of two corpora, stop at the first of `looks` planned looks that decides which is the more diverse.
         `agent.groupings` is then the most. The error `alpha` holds over all looks together.
-      looks, alpha: of that test; alpha also of the test of drift.
+      looks: planned looks of that test.
+      alpha: two-sided error rate of that test, and of the test of drift.
       hostile_share: share of documents that `python -m diversity_jax.audit` makes hostile.
       exam_dir: where results of exams of judges are kept, to be found by every later run; by default `exams` beside the
         cache of paid answers.

@@ -68,7 +68,7 @@ class Level:
 class Factor:
     """A factor of the grid. Where its levels are numbers, the study also fits how outcomes level off with them."""
 
-    name: str
+    name: str  # shown
     levels: tuple[Level, ...]
 
     def __post_init__(self):
@@ -82,10 +82,10 @@ class Factor:
 class Machine:
     """Accelerators that hours are forecast for: their number, the peak FLOP/s of each, the share training reaches."""
 
-    name: str
-    devices: int
-    peak_flops: float
-    utilisation: float = 0.45
+    name: str  # shown
+    devices: int  # that work together
+    peak_flops: float  # of each, a second
+    utilisation: float = 0.45  # share of the peak that training reaches
 
     def hours(self, flops: float) -> float:
         """Wall hours that so many operations take on all devices."""
@@ -123,8 +123,9 @@ class StudyConfig:
       factors: the grid is their product.
       only: levels to keep, as `factor=level, factor=level|level`; empty for the whole grid.
       apart: factors whose levels are analysed each by itself, such as the size of the model.
-      seeds: repeats of every recipe; seed_fields: fields of the recipe that take the seed. A recipe that leaves out the
-        steps of all of them, such as a model that is not trained, is run once.
+      seeds: repeats of every recipe. A recipe that leaves out the steps of all `seed_fields`, such as a model that is
+        not trained, is run once.
+      seed_fields: fields of the recipe that take the seed.
       recipe: the base that levels change.
       predictors: diversity figures to regress outcomes on: fields of the scorecard, or `metrics.NAME`; those of the
         second scoring as `second_score.NAME`. A judge whose verdict is `unfit` gives none.

@@ -228,15 +228,20 @@ class SynthesisConfig:
     Attributes:
       output_dir: for `documents/*.jsonl.zst`, `rejects/`, `rounds/`, `report.html` and the response cache; a later run
         continues there.
-      topics, personas, grid, generators, quality, steering: see there.
+      generators: models that write.
       batch: how generators with `batch=True` are asked.
-      judge, judge_base_url, judge_endpoint, agent: the cluster-agent, where `steering.metric` is `judge`; see `score`.
-      temperature, max_output_tokens: decoding of generations.
+      judge: where `steering.metric` is `judge`: `offline`, `openai:MODEL`, `gemini:MODEL`, ...
+      judge_base_url: of an OpenAI-compatible server that judges.
+      judge_endpoint: headers, query and body that this server wants.
+      agent: how that judge groups.
+      temperature: of generations.
+      max_output_tokens: longest generation.
       schema_limits: send limits of length with the schema: for llama.cpp and vLLM, not for OpenAI.
       completion_tokens_expected: tokens of an answer, for the forecast.
       seed: of every draw.
       dry_run: print the forecast of calls, tokens and dollars, and stop.
-      engine, budget: calls, and the cap for all generators together.
+      engine: how language models are called.
+      budget: the cap for all generators together.
     """
 
     output_dir: str = "runs/generate"

@@ -67,9 +67,9 @@ class GrammarConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class GrammarComponent:
-    """A file of demo text: its path, and what the grammar writes into it."""
+    """A file of demo text, and what the grammar writes into it."""
 
-    path: str
+    path: str  # of the file, which ends in .jsonl or .jsonl.gz
     grammar: GrammarConfig = field(default_factory=GrammarConfig)
 
 

@@ -32,13 +32,14 @@ class DataConfig:
 class TrainConfig:
     """How long and how a run trains; the optimizer, model and mesh have their own configs."""
 
-    steps: int = 1000
+    steps: int = 1000  # updates of the parameters
     epochs: float | None = None  # instead of `steps`: passes over as many rows as the mixture's components have in all
     init_from: str | None = None  # folder of a run, of an imported or Hugging Face model to begin with; None: random
     init_step: int | None = None  # of such a run: which checkpoint; None: the latest
     # Folder of a run to branch off from, into another output_dir: parameters, moments, step and place in the data are
-    # that run's at `branch_step` (None: its latest checkpoint), and so is its mixture.
+    # that run's at `branch_step`, and so is its mixture.
     branch_from: str | None = field(default=None, metadata=ADDED)
+    # Checkpoint of that run to leave from; None: its latest.
     branch_step: int | None = field(default=None, metadata=ADDED)
     # Fields that may differ from here on from those the finished steps were made with, such as
     # ("optimizer.learning_rate",) or ("mesh",) for all of a part; the change is recorded. Others are refused.
