@@ -86,7 +86,12 @@ setup(
         "gguf>=0.19",
     ],
     # lm-evaluation-harness has no plug-ins: its command with our models registered, under a name of our own.
-    entry_points={"console_scripts": ["diversity-jax-lm-eval = diversity_jax.lm_eval:main"]},
+    entry_points={
+        "console_scripts": [
+            "diversity-jax = diversity_jax.__main__:main",
+            "diversity-jax-lm-eval = diversity_jax.lm_eval:main",
+        ]
+    },
     extras_require={
         "cuda": ["jax[cuda12]"],
         "tpu": ["jax[tpu]"],

@@ -222,7 +222,7 @@ def arguments(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
       InputError: an unknown topology.
     """
     parser = argparse.ArgumentParser(
-        add_help=False, allow_abbrev=False, prog="python -m diversity_jax.training.compile"
+        add_help=False, allow_abbrev=False, exit_on_error=False, prog="python -m diversity_jax.training.compile"
     )
     parser.add_argument("--topology")
     parser.add_argument("--search", action="store_true")
@@ -231,8 +231,11 @@ def arguments(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--json", type=Path)
     parser.add_argument("--cache", type=lambda text: Path(text) if text else None, default=default_folder())
     parser.add_argument("--no-suggestion", dest="suggestion", action="store_false")
-    options, rest = parser.parse_known_args(argv)
-    if options.topology is None and not {"-h", "--help"} & set(rest) and argv:
+    try:
+        options, rest = parser.parse_known_args(argv)
+    except argparse.ArgumentError as error:
+        raise InputError(str(error)) from None
+    if options.topology is None:
         raise InputError("--topology is missing; give one, such as --topology v5e:4x4")
     options.target = parse_target(options.topology) if options.topology else None
     return options, rest
@@ -243,9 +246,8 @@ def command(usage: str) -> None:
     from diversity_jax.core import cli
     from diversity_jax.training.run import Config
 
-    try:
-        own, remaining = arguments(sys.argv[1:])
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    cli.run(functools.partial(main, own), Config, usage, remaining)
+    def split(argv: list[str]) -> tuple[list[str], argparse.Namespace]:
+        own, remaining = arguments(argv)
+        return remaining, own
+
+    cli.run(main, Config, usage, split)

@@ -1,17 +1,21 @@
 """The frame of every command: its configuration, logging, and bad input as one line with exit status 2."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 import gc
 import logging
 import os
+import re
+import runpy
 import sys
-from typing import Any, TypeVar
+from typing import Any
 import warnings
 
+from diversity_jax.core import help as help_module
 from diversity_jax.core.buckets import public_name
+from diversity_jax.core.commands import Command
 from diversity_jax.core.errors import InputError, without_secrets
-
-C = TypeVar("C")
+from diversity_jax.core.options import Options, written
 
 
 class _WithoutSecrets(logging.Formatter):
@@ -26,26 +30,78 @@ def log_to_stderr() -> None:
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)  # Orbax has installed one of its own
 
 
+@dataclass(frozen=True, kw_only=True)
+class Front:
+    """A command as it was called by `diversity-jax NAME ARGUMENTS`."""
+
+    name: str
+    command: Command
+    argv: Sequence[str]
+
+
+_front: list[Front] = []  # of this process; empty where a module was run by `python -m`
+
+
+def run_command(name: str, command: Command, argv: Sequence[str]) -> None:
+    """Runs the module of a command as `python -m` does, with arguments in the form of `diversity-jax`."""
+    if command.config:
+        _front.append(Front(name=name, command=command, argv=argv))
+    else:
+        sys.argv = [f"diversity-jax {name}", *argv]
+    runpy.run_module(f"diversity_jax.{command.module}", run_name="__main__")
+
+
 def run(
-    command: Callable[[C], Any], config_type: type[C], usage: str | None, argv: Sequence[str] | None = None
+    command: Callable[..., Any],
+    config_type: type,
+    usage: str | None,
+    split: Callable[[list[str]], tuple[list[str], Any]] | None = None,
+    argv: Sequence[str] | None = None,
 ) -> None:
     """Runs a command and leaves the process: 0 done, 2 bad input (one line on stderr), 130 interrupted.
 
     Args:
-      command: takes the configuration.
-      usage: the module's docstring, printed for `--help`.
+      command: takes the configuration; with `split` what that returns, and the configuration.
+      usage: the module's docstring, printed for `--help` before the fields.
+      split: takes the command's own options out of the arguments: the other arguments, and what it made of its own.
     """
     from diversity_jax.core import config
 
-    run_plain(lambda arguments: command(config.parse(arguments, config_type)), usage, argv)
+    def parse_and_run(arguments: list[str]) -> None:
+        part, arguments = help_module.split_help(arguments)
+        if part is None and split is None:
+            command(config.parse(arguments, config_type))
+        elif part is None and split is not None:
+            arguments, own = split(arguments)
+            command(own, config.parse(arguments, config_type))
+        else:
+            path = config.file_named(arguments)
+            print(_help(usage or "", config_type, config.load_file(path, config_type) if path else None, part or ""))
+
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    front = _front[-1] if _front and argv is None else None
+    if not arguments and front is None:
+        run_plain(parse_and_run, usage, arguments)
+    _run(lambda: parse_and_run(Options(front.command, front.argv).canonical if front else arguments))
+
+
+def _help(usage: str, config_type: type, config: Any, part: str) -> str:
+    if _front:
+        return help_module.command_help(_front[-1].name, _front[-1].command, usage, config, part)
+    return help_module.module_help(usage, config_type, config, part)
 
 
 def run_plain(command: Callable[[list[str]], Any], usage: str | None, argv: Sequence[str] | None = None) -> None:
     """As `run`, for a command that parses its arguments itself."""
     argv = list(sys.argv[1:] if argv is None else argv)
     if not argv or argv[0] in ("-h", "--help"):
-        print((usage or "").strip())
+        text = (usage or "").strip()
+        print(help_module.as_command(text) if sys.argv[0].startswith("diversity-jax ") else text)
         sys.exit(0 if argv else 2)
+    _run(lambda: command(argv))
+
+
+def _run(work: Callable[[], Any]) -> None:
     log_to_stderr()
     for noisy in ("jax", "absl", "httpx", "orbax"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
@@ -57,10 +113,18 @@ def run_plain(command: Callable[[list[str]], Any], usage: str | None, argv: Sequ
         50_000, 20, 100
     )  # Python's 700 cost a tenth of a short command's time; objects in cycles are few here
     try:
-        command(argv)
+        work()
     except InputError as error:
-        print(f"error: {public_name(str(error))}", file=sys.stderr)
+        print(f"error: {as_written(public_name(str(error)))}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted; run the same command again to go on", file=sys.stderr)
         sys.exit(130)
+
+
+_FIELD = re.compile(r"(?<![\w/.-])(?:--)?config\.(?!(?:json|py|toml|yaml|yml)\b)([a-z_][\w.\[\]]*)")
+
+
+def as_written(message: str) -> str:
+    """A message that names fields as the user of this process writes them: `--agent.groupings` for `diversity-jax`."""
+    return _FIELD.sub(lambda match: written(match[1]), message) if _front else message

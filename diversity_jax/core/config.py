@@ -12,11 +12,14 @@ import importlib.util
 import inspect
 import os
 from pathlib import Path
+import re
 import sys
+import traceback
 import types
 import typing
 from typing import Any
 
+from diversity_jax.core.commands import of_config
 from diversity_jax.core.errors import InputError, without_secrets
 
 # Metadata of a field that a later version added to a dataclass: see `fields_for_keys`.
@@ -64,7 +67,9 @@ def configuration(given: Any, ready: str, expected: type[C]) -> C:
     if isinstance(given, expected):
         return given
     if given is not None and not isinstance(given, str | os.PathLike):
-        raise InputError(f"config: is of type {type(given).__name__}; give a {expected.__name__}, or the file of one")
+        raise InputError(
+            f"config: is of type {type(given).__name__}; give a configuration of {of_config(expected)}, or its file"
+        )
     return load_file(ready if given is None else os.fspath(given), expected)
 
 
@@ -128,11 +133,42 @@ def load_file(path: str, expected: type) -> Any:
     except TypeError:
         wants = f"takes no word such as {arguments[0]!r}" if arguments else "needs a word behind it, as FILE.py:WORD"
         raise InputError(f"--config {path}: get_config() {wants}") from None
-    config = module.get_config(*arguments)
+    try:
+        config = module.get_config(*arguments)
+    except (TypeError, NameError, AttributeError) as error:
+        raise InputError(f"--config {path}{_line_of(error, path)}: {error}{_nearest_argument(error)}") from error
     if not isinstance(config, expected):
-        kinds = f"returns a {type(config).__name__}, this command needs a {expected.__name__}"
-        raise InputError(f"--config {path}: get_config() {kinds}")
+        kinds = f"is a configuration of {of_config(type(config))}, not of {of_config(expected)}"
+        raise InputError(f"--config {path}: {kinds}")
     return config
+
+
+def _line_of(error: Exception, path: str) -> str:
+    """`:17`, the last line of a file that an error came through."""
+    frames, path = traceback.extract_tb(error.__traceback__), os.path.realpath(path)
+    lines = [frame.lineno for frame in frames if os.path.realpath(frame.filename) == path]
+    return f":{lines[-1]}" if lines else ""
+
+
+def _nearest_argument(error: Exception) -> str:
+    """What a misspelt field of a dataclass may have meant."""
+    wrong = re.search(r"^(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", str(error))
+    frames = traceback.walk_tb(error.__traceback__)
+    kinds = [value for frame, _ in frames for value in (*frame.f_globals.values(), *frame.f_locals.values())]
+    kind = next((each for each in kinds if wrong and getattr(each, "__name__", "") == wrong[1]), None)
+    if kind is None or wrong is None or not dataclasses.is_dataclass(kind):
+        return ""
+    return _nearest(wrong[2], [field.name for field in dataclasses.fields(kind)])
+
+
+def file_named(argv: Sequence[str]) -> str | None:
+    """The configuration file that a command line names, whatever else stands there."""
+    for at, word in enumerate(argv):
+        if word == "--config" and at + 1 < len(argv):
+            return argv[at + 1]
+        if word.startswith("--config="):
+            return word.removeprefix("--config=")
+    return None
 
 
 def _split(argv: list[str]) -> tuple[str, list[tuple[str, str]]]:

@@ -68,7 +68,7 @@ def fields_of(kind: type, config: Any = None, prefix: str = "") -> Iterator[Fiel
       prefix: of all names.
     """
     hints, texts = typing.get_type_hints(kind), texts_of(kind)
-    for field in dataclasses.fields(kind):  # type: ignore[arg-type]
+    for field in dataclasses.fields(kind):
         value = getattr(config, field.name) if config is not None else _default(field)
         part, is_many = part_of(hints[field.name])
         name = prefix + field.name

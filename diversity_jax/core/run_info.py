@@ -18,7 +18,7 @@ from diversity_jax.core.files import exists, join_path, read_json, write_json
 _JAX_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint")
 _PACKAGES = ("diversity_jax", *_JAX_PACKAGES, "numpy", "seqio", "tensorflow", "tensorflow-cpu")
 # What a record must not hold: a user in a URL, keys in its query, and what headers say.
-_HEADERS_WORD = re.compile(r"(--config\S*endpoint\.(?:headers|query))(=|$)")
+_HEADERS_WORD = re.compile(r"(--\S*endpoint\.(?:headers|query))(=|$)")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -205,7 +205,7 @@ def _command(words: Sequence[str]) -> str:
         package = folders[len(folders) - 1 - folders[::-1].index("diversity_jax") :]
         start = ["python", "-m", ".".join((*package, path.stem)).removesuffix(".__main__")]
     else:
-        start = ["python", first] if path.suffix == ".py" else [first]
+        start = ["python", first] if path.suffix == ".py" else [path.name if path.name == "diversity-jax" else first]
     words = [f"{match[1]}=***" if (match := _HEADERS_WORD.match(word)) else word for word in others]
     for at, word in enumerate(others[:-1]):
         if (match := _HEADERS_WORD.match(word)) and not match[2]:  # its value is the next word

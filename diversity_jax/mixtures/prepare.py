@@ -10,8 +10,6 @@ stop.
 """
 
 from collections.abc import Sequence
-import functools
-import sys
 
 from diversity_jax.core import cli
 from diversity_jax.core.files import join_path
@@ -55,5 +53,4 @@ def split_flags(argv: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 if __name__ == "__main__":
-    ours, beams = split_flags(sys.argv[1:])
-    cli.run(functools.partial(main, beams), PrepareConfig, __doc__, ours)
+    cli.run(main, PrepareConfig, __doc__, split_flags)

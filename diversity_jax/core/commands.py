@@ -1,0 +1,158 @@
+"""The commands of `diversity-jax`: the module of each, its configuration, and what stands for its fields."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+import importlib
+from types import MappingProxyType
+
+
+@dataclass(frozen=True, kw_only=True)
+class Command:
+    """One command.
+
+    Attributes:
+      module: below `diversity_jax`; run as `python -m` runs it.
+      summary: a few words for the list of commands.
+      config: module below `diversity_jax` and name of the configuration; empty: it parses its arguments itself.
+      ready: the configuration file where none is given; empty: one must be given.
+      ready_for_data: the file that takes the first positional argument as its word.
+      positional: fields that positional arguments set, in order; `*` behind the last one takes all, joined by commas.
+      short: fields by letter.
+      own: options that are no fields: whether each takes a value.
+      others: options that nobody knows are handed on, where the option of this name is given.
+    """
+
+    module: str
+    summary: str
+    config: str = ""
+    ready: str = ""
+    ready_for_data: str = ""
+    positional: tuple[str, ...] = ()
+    short: Mapping[str, str] = field(default_factory=dict)
+    own: Mapping[str, bool] = field(default_factory=dict)
+    others: str = ""
+
+    def config_type(self) -> type:
+        """The dataclass of its configuration, imported now."""
+        module, _, name = self.config.partition(":")
+        return getattr(importlib.import_module(f"diversity_jax.{module}"), name)
+
+
+_JUDGED = {"j": "judge", "o": "output_dir", "n": "agent.groupings"}
+_MODEL = {"m": "model.checkpoint", "o": "output_dir"}
+COMMANDS: Mapping[str, Command] = MappingProxyType(
+    {
+        "score": Command(
+            module="score",
+            summary="how diverse corpora are, by a judge",
+            config="scoring.config:ScoreConfig",
+            ready="configs/score.py",
+            positional=("corpus*",),
+            short=_JUDGED | {"m": "metrics"},
+        ),
+        "measure": Command(
+            module="score",
+            summary="baseline metrics of corpora, without a judge",
+            config="scoring.config:ScoreConfig",
+            ready="configs/metrics.py",
+            positional=("corpus*",),
+            short=_JUDGED | {"m": "metrics"},
+        ),
+        "audit": Command(
+            module="audit",
+            summary="examines a judge, and plants hostile documents in a corpus",
+            config="scoring.config:ScoreConfig",
+            ready="configs/score.py",
+            positional=("corpus",),
+            short=_JUDGED,
+        ),
+        "generate": Command(
+            module="generate",
+            summary="writes a synthetic component with language models",
+            config="synthesis.config:GenerateConfig",
+            ready="configs/generate.py",
+            positional=("topics.source",),
+            short={"m": "generators[0].model", "o": "output_dir", "n": "grid.documents"},
+        ),
+        "build": Command(
+            module="mixtures.build",
+            summary="scores, gates, prepares and registers a mixture",
+            config="mixtures.config:BuildConfig",
+            short=_JUDGED,
+        ),
+        "show": Command(module="mixtures.show", summary="what a built mixture consists of, as text and as a page"),
+        "prepare": Command(
+            module="mixtures.prepare",
+            summary="documents to rows of tokens, on this machine or on Beam",
+            config="prepare.config:PrepareConfig",
+            ready="configs/prepare.py",
+            positional=("corpus.source",),
+            short={"o": "output_dir", "t": "vocabulary", "l": "preparation.sequence_length"},
+            others="runner",
+        ),
+        "export": Command(module="mixtures.export", summary="a built mixture in the format of another trainer"),
+        "fetch": Command(module="mixtures.fetch", summary="a mixture from a bucket, or the part that some steps read"),
+        "tokenizer": Command(
+            module="train_tokenizer",
+            summary="trains a SentencePiece tokenizer",
+            config="mixtures.config:TokenizerConfig",
+            ready="configs/tokenizer.py",
+            short={"o": "output", "v": "vocab_size"},
+        ),
+        "train": Command(
+            module="train",
+            summary="scores, gates, prepares and trains: one's own text, or a configuration",
+            config="training.run:Config",
+            ready_for_data="configs/my_text.py",
+            short={"o": "output_dir", "s": "train.steps", "b": "train.batch_size"},
+        ),
+        "compile": Command(
+            module="training.compile",
+            summary="compiles the training step for chips that are not here",
+            config="training.run:Config",
+            own={"topology": True, "search": False, "limit": True, "fast": False, "json": True, "cache": True}
+            | {"no_suggestion": False},
+        ),
+        "evaluate": Command(
+            module="evaluate",
+            summary="benchmarks and held-out loss of a model",
+            config="evaluation.config:EvaluateConfig",
+            ready="configs/evaluate_paper.py",
+            positional=("model.checkpoint",),
+            short=_MODEL | {"t": "tasks", "n": "limit"},
+        ),
+        "generate-text": Command(
+            module="generate_text",
+            summary="text by a model",
+            config="evaluation.config:GenerateTextConfig",
+            ready="configs/generate_text.py",
+            positional=("model.checkpoint", "prompt"),
+            short=_MODEL | {"o": "output", "n": "max_tokens", "p": "prompt"},
+        ),
+        "serve": Command(
+            module="serve",
+            summary="an OpenAI-compatible server for a model",
+            config="evaluation.config:ServeConfig",
+            ready="configs/serve.py",
+            positional=("model.checkpoint",),
+            short={"m": "model.checkpoint", "p": "port"},
+        ),
+        "convert": Command(module="model.convert", summary="models to and from Hugging Face folders and GGUF"),
+        "lm-eval": Command(module="lm_eval", summary="lm-evaluation-harness's command, knowing our models"),
+        "study": Command(
+            module="study",
+            summary="a grid of data recipes through all of it, and what their outcomes say",
+            config="study.config:StudyConfig",
+            short={"o": "output_dir", "p": "processes"},
+        ),
+        "study-page": Command(module="study.page", summary="draws the pages of finished studies again"),
+    }
+)
+"""By name, in the order of work."""
+
+
+def of_config(kind: type) -> str:
+    """The command that a configuration is for, in words."""
+    name = f"{kind.__module__.removeprefix('diversity_jax.')}:{kind.__name__}"
+    known = [f"`{command}`" for command, about in COMMANDS.items() if about.config == name]
+    return " or ".join(known) if known else f"a {kind.__name__}"

@@ -1,0 +1,176 @@
+"""The command line of `diversity-jax COMMAND`: positional arguments, short options and fields of a configuration."""
+
+from collections.abc import Iterable, Sequence
+import dataclasses
+import difflib
+import os
+from pathlib import Path
+import re
+
+from diversity_jax.core.commands import Command
+from diversity_jax.core.config import ready_made
+from diversity_jax.core.errors import InputError
+from diversity_jax.core.field_docs import fields_of
+
+_BOOLEANS = ("true", "false", "1", "0")
+_CONFIG_FILE = re.compile(r"\.py(:.*)?$", re.DOTALL)
+
+
+class Options:
+    """What one command line says.
+
+    Attributes:
+      fields: (name, value) of each field, in order.
+      config: the configuration file; None where none is named.
+      others: arguments that the command reads itself.
+      help: what help is asked for: a part's or field's name, empty for all; None: it is not.
+    """
+
+    def __init__(self, command: Command, argv: Sequence[str]):
+        self.fields: list[tuple[str, str]] = []
+        self.config: str | None = None
+        self.others: list[str] = []
+        self.help: str | None = None
+        self._command, self._positional = command, list[str]()
+        self._rest = list(argv)
+        kind = command.config_type()
+        self._names = [field.name for field in dataclasses.fields(kind)]
+        self._booleans = {_pattern(field.name) for field in fields_of(kind) if field.type == "true or false"}
+        self._hands_on = any(word.partition("=")[0] == f"--{command.others}" for word in argv if command.others)
+        while self._rest:
+            self._take(self._rest.pop(0))
+        self._place()
+
+    @property
+    def canonical(self) -> list[str]:
+        """The same as `python -m` takes it."""
+        words = ["--help", *([self.help] if self.help else [])] if self.help is not None else []
+        words += ["--config", self.config] if self.config is not None else []
+        return [*words, *(f"--config.{name}={value}" for name, value in self.fields), *self.others]
+
+    def _take(self, word: str) -> None:
+        name, equals, value = word.partition("=")
+        if word == "--":
+            self._positional += self._rest
+            self._rest = []
+        elif word in ("-h", "--help"):
+            self.help = self._rest.pop(0) if self._rest and not self._rest[0].startswith("-") else ""
+        elif name == "--config":
+            self.config = value if equals else self._value(word)
+        elif name.startswith("--config."):
+            self._set(name[9:], value if equals else None, word)
+        elif name.startswith("--"):
+            self._long(name[2:], value if equals else None, word)
+        elif word.startswith("-") and len(word) > 1 and not word[1].isdigit() and not word.startswith("-:"):
+            self._short(word)
+        else:
+            self._positional.append(word)
+
+    def _short(self, word: str) -> None:
+        field = self._command.short.get(word[1])
+        if field is None:
+            known = ", ".join(f"-{letter} (--{name})" for letter, name in self._command.short.items())
+            raise InputError(f"{word}: is no option; the short ones are {known or 'none'}")
+        rest = word[2:].removeprefix("=")
+        self._set(field, rest or None, word[:2])
+
+    def _long(self, name: str, value: str | None, word: str) -> None:
+        name = name.replace("-", "_")
+        own = self._command.own.get(name)
+        if own is not None:
+            self.others.append(word)
+            if own and value is None:
+                self.others.append(self._value(word))
+        elif re.split(r"[.\[]", name)[0] in self._names:
+            self._set(name, value, word)
+        elif name.startswith("no_") and value is None and _pattern(name[3:]) in self._booleans:
+            self.fields.append((name[3:], "False"))
+        elif self._hands_on:
+            self.others.append(word)
+            if value is None and self._rest and not self._rest[0].startswith("-"):
+                self.others.append(self._rest.pop(0))
+        else:
+            raise InputError(f"{word.partition('=')[0]}: there is no such option{self._nearest(name)}")
+
+    def _nearest(self, name: str) -> str:
+        """A field of that name inside a part, or else one that is spelt like it."""
+        leaves = [field.name for field in fields_of(self._command.config_type()) if "[" not in field.name]
+        same = [leaf for leaf in leaves if leaf.rpartition(".")[2] == name]
+        known = [*leaves, *self._command.own]
+        alike = difflib.get_close_matches(name, [leaf.rpartition(".")[2] for leaf in leaves], 1, 0.8)
+        close = (
+            same[:3]
+            or difflib.get_close_matches(name, known, 1, 0.8)
+            or [leaf for leaf in leaves if leaf.rpartition(".")[2] in alike][:2]
+            or difflib.get_close_matches(name, known, 1, 0.6)
+        )
+        listed = " or ".join(written(field) for field in close)
+        return f"; did you mean {listed}?" if close else "; --help lists all"
+
+    def _set(self, name: str, value: str | None, word: str) -> None:
+        name = name.replace("-", "_")
+        if value is None and _pattern(name) in self._booleans:
+            is_value = bool(self._rest) and self._rest[0].lower() in _BOOLEANS
+            value = self._rest.pop(0) if is_value else "True"
+        self.fields.append((name, self._value(word) if value is None else value))
+
+    def _value(self, word: str) -> str:
+        if not self._rest or (self._rest[0].startswith("--") and len(self._rest[0]) > 2):
+            raise InputError(f"{word}: a value is missing; write {word} VALUE")
+        return self._rest.pop(0)
+
+    def _place(self) -> None:
+        """Gives positional arguments their meaning: a configuration file first, then fields in their order."""
+        words, command = self._positional, self._command
+        if words and self.config is None and (path := config_named(words[0])):
+            self.config = path
+            words = words[1:]
+        if words and self.config is None and command.ready_for_data:
+            self.config = f"{command.ready_for_data}:{words[0]}"
+            words = words[1:]
+        places = list(command.positional)
+        while words and places:
+            place = places.pop(0)
+            taken, words = (words, []) if place.endswith("*") else (words[:1], words[1:])
+            if len(taken) > 1 and any("," in word for word in taken):
+                raise InputError(
+                    f"{next(word for word in taken if ',' in word)}: has a comma, which divides sources here"
+                )
+            self.fields.insert(0, (place.rstrip("*"), ",".join(taken)))
+        if words:
+            takes = "a configuration file" if not command.positional else ", ".join(map(metavar, command.positional))
+            raise InputError(f"{words[0]}: is one argument too many; this command takes {takes}")
+        if self.config is None:
+            self.config = command.ready or None
+
+
+def _pattern(name: str) -> str:
+    """A field's name without the numbers of items."""
+    return re.sub(r"\[[^\]]*\]", "[]", name)
+
+
+def config_named(word: str) -> str | None:
+    """The configuration file that a positional argument names: its path, or the bare name of a ready-made one."""
+    if _CONFIG_FILE.search(word) and not os.path.isdir(word):
+        return word
+    if re.fullmatch(r"[a-z_0-9]+(/[a-z_0-9]+)?", word) and not os.path.exists(word):
+        path = f"configs/{word}.py"
+        return path if os.path.exists(ready_made(path)) else None
+    return None
+
+
+def ready_configs() -> Iterable[str]:
+    """Names of the ready-made configuration files, such as `quickstart` and `studies/tiny`."""
+    folder = Path(ready_made("configs/score.py")).parent
+    return sorted(str(path.relative_to(folder).with_suffix("")) for path in folder.rglob("*.py") if path.stem[0] != "_")
+
+
+def written(name: str) -> str:
+    """A field as an option: `--agent.samples-per-grouping`."""
+    return f"--{name.replace('_', '-')}"
+
+
+def metavar(place: str) -> str:
+    """A positional argument in a usage line."""
+    name = place.rstrip("*").split(".")[0 if place.endswith("source") else -1].upper()
+    return f"{name} [{name} ...]" if place.endswith("*") else name
