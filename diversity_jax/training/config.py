@@ -129,11 +129,11 @@ class OptimizerConfig:
     schedule: str = "linear"
     decay_share: float = 0.2  # share of total_steps that the decay of "warmup_stable_decay" takes
     final_ratio: float = 0.0  # learning rate at the end, as a share of the peak
-    beta1: float = 0.9
-    beta2: float = 0.95
+    beta1: float = 0.9  # decay of Adam's first moment
+    beta2: float = 0.95  # decay of its second moment
     weight_decay: float = 0.1  # on matrices; norms are not decayed
     clip_norm: float = 1.0  # global gradient norm above which gradients are scaled down; 0: never
-    epsilon: float = 1e-8
+    epsilon: float = 1e-8  # of Adam, added to the root of the second moment
 
     def __post_init__(self):
         for fields, is_allowed, must in (
