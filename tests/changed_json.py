@@ -1,6 +1,6 @@
 """Wrong values for every field of a JSON file, as a damaged or hostile one might have."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 import copy
 import random
 from typing import Any
@@ -26,15 +26,21 @@ def changed(value: Any, *, items: int = 1) -> Iterator[tuple[str, Any]]:
     yield from ((f"whole = {wrong!r:.40}", wrong) for wrong in WRONG if wrong is not MISSING)
 
 
-def changed_at(value: Any, generator: random.Random) -> Any:
-    """The whole with a wrong value in one field."""
-    return _with(value, generator.choice(list(_paths(value, 3))), generator.choice(WRONG))
+def changed_at(value: Any, generator: random.Random, wrong: Sequence[Any] = WRONG) -> Any:
+    """The whole with a wrong value in one field, chosen level by level."""
+    path: tuple[Any, ...] = ()
+    holder = value
+    while isinstance(holder, dict | list) and holder and (not path or generator.random() < 0.75):
+        step = generator.choice(list(holder)) if isinstance(holder, dict) else generator.randrange(len(holder))
+        path, holder = (*path, step), holder[step]
+    return _with(value, path, generator.choice(wrong)) if path else generator.choice(wrong)
 
 
 def _with(value: Any, path: tuple[Any, ...], wrong: Any) -> Any:
-    whole = copy.deepcopy(value)
+    whole = copy.copy(value)
     holder = whole
-    for step in path[:-1]:
+    for step in path[:-1]:  # copies what is changed alone, the rest is shared
+        holder[step] = copy.copy(holder[step])
         holder = holder[step]
     if wrong is MISSING:
         del holder[path[-1]]

@@ -15,6 +15,8 @@ import threading
 import time
 from types import SimpleNamespace
 
+import jax
+import numpy as np
 import pytest
 
 from diversity_jax.cluster_agent import Scorecard
@@ -22,26 +24,31 @@ from diversity_jax.cluster_agent.text_cleaning import clean_text
 from diversity_jax.core import run_info
 from diversity_jax.core.artifacts import exclusive_lock
 from diversity_jax.core.cli import run_plain
-from diversity_jax.core.config import from_json, plain_for_keys
+from diversity_jax.core.config import Fields, from_json, plain_for_keys, read_fields
 from diversity_jax.core.errors import InputError
 from diversity_jax.core.files import content_hash, path_inside, read_json, write_json, writing
 from diversity_jax.core.run_info import RunInfo
 from diversity_jax.core.words import count_words
-from diversity_jax.corpus import CorpusConfig
+from diversity_jax.corpus import CorpusConfig, open_corpus
 from diversity_jax.corpus.readers.installed_packages import docstrings, prose
 from diversity_jax.evaluation.results import read_samples
+from diversity_jax.evaluation.run import read_prompts
+from diversity_jax.evaluation.tasks import read_items
 from diversity_jax.llm.providers.outcomes import read_error
 from diversity_jax.metrics import MetricsReport
 from diversity_jax.mixtures import prepare as prepare_module
 from diversity_jax.mixtures.mixture import Mixture
 from diversity_jax.mixtures.replay import replay
-from diversity_jax.prepare import beam
+from diversity_jax.model.checkpoint_io import shards
+from diversity_jax.prepare import beam, decontaminate
 from diversity_jax.prepare.config import Preparation, PrepareConfig
 from diversity_jax.prepare.manifest import Manifest, VocabularyInfo, describe, prepared_tokenizer
 from diversity_jax.scoring.config import NamedCorpus
 from diversity_jax.study.config import _as_json
 from diversity_jax.synthesis.topics import read_topics
 from diversity_jax.tokenizers.files import model_tokenizer
+from diversity_jax.tokenizers.tokenizer import load_tokenizer
+from diversity_jax.training import log as training_log
 from tests.changed_json import changed
 from tests.mixture_folders import build_mixture
 
@@ -385,3 +392,77 @@ def _nested(levels: int) -> list:
     for number in range(levels):
         outline = [{"name": f"level {number}", "children": outline}]
     return outline
+
+
+BAD_JSON = (b"[" * 100_000, b"9" * 5000, b'{"text": "\\ud800"}', b"\xff", b"{", b'{"a": 1} more')
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        read_json,
+        read_prompts,
+        lambda path: read_items(path, lambda item: None),
+        lambda path: list(read_topics(str(path))),
+        lambda path: list(decontaminate._items(str(path))),
+        training_log.read,
+        lambda path: list(open_corpus(str(path))),
+    ],
+)
+@pytest.mark.parametrize("number", range(len(BAD_JSON)))
+def test_what_no_json_is_to_others_is_one_line_for_every_reader(tmp_path, read, number):
+    path = tmp_path / "file.jsonl"
+    path.write_bytes(BAD_JSON[number] + b"\n")
+    with pytest.raises(InputError) as error:
+        read(str(path) if read is read_prompts else path)
+    assert str(error.value).isprintable()
+    assert "file.jsonl" in str(error.value)
+
+
+def test_a_line_of_an_error_moves_no_terminal_and_can_be_printed():
+    error = InputError("a\x1b[2J name\x07 of \ud800 ünïcode\nand more")
+    assert str(error) == "a\\x1b[2J name\\x07 of \\ud800 ünïcode and more"
+
+
+def test_objects_are_read_by_the_types_of_the_fields_that_are_needed(tmp_path):
+    path = tmp_path / "run.json"
+    for content, words in (
+        ("[1]", "run.json: is a list; expected an object"),
+        ('{"settings": "x"}', "run.json: settings is text; expected an object"),
+        ("{}", "run.json: settings is none; expected an object"),
+    ):
+        path.write_text(content)
+        with pytest.raises(InputError, match=words):
+            read_fields(path, settings=Fields)
+    assert read_fields(path, settings=Fields | None) == {"settings": None}
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"file": "../private"}, "is not the name of a file in"),
+        ({"shape": [2**40]}, "has 8 bytes for"),
+        ({"start": [0, 0]}, "of another number of axes"),
+        ({"start": [-1]}, "begins or ends below 0"),
+        ({"offset": "0"}, "offset is text; expected a whole number"),
+    ],
+)
+def test_a_checkpoint_of_others_reads_its_own_files_by_its_record(tmp_path, change, words):
+    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    tree = {"params": jax.device_put(np.ones(2, np.float32), here)}
+    (tmp_path / "private").write_bytes(b"12345678")
+    folder = tmp_path / "1"
+    entries = shards.write(folder, "part", shards.snapshot(tree))
+    entries[0] |= change
+    with pytest.raises(shards.Damaged, match=words):
+        shards.read(
+            folder,
+            shards.record(tree, entries, {}),
+            {"params": jax.ShapeDtypeStruct((2,), np.float32, sharding=here)},
+        )
+
+
+def test_a_sentencepiece_model_without_pieces_is_refused(tmp_path):
+    (tmp_path / "tokenizer.model").write_bytes(b"")
+    with pytest.raises(InputError, match="without pieces"):
+        load_tokenizer(str(tmp_path / "tokenizer.model"))

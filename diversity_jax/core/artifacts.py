@@ -4,6 +4,7 @@ import _thread
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 import contextlib
+from dataclasses import dataclass
 import errno
 import fcntl
 import logging
@@ -12,9 +13,10 @@ from pathlib import Path
 import socket
 import threading
 import time
-from typing import Any
+from typing import Any, Self
 import uuid
 
+from diversity_jax.core.config import from_json
 from diversity_jax.core.errors import InputError
 from diversity_jax.core.files import (
     canonical_json,
@@ -137,7 +139,7 @@ def _leased(url: str, message: str) -> Iterator[None]:
         return canonical_json({**mine, "renewed": time.time()}).encode()
 
     def is_mine() -> bool:
-        return exists(url) and read_json(url)["lease"] == mine["lease"]
+        return exists(url) and _Lease.read(url).lease == mine["lease"]
 
     _take(url, content, is_mine, message)
     ended = threading.Event()
@@ -170,13 +172,13 @@ def _take(url: str, content: Callable[[], bytes], is_mine: Callable[[], bool], m
     first_renewal, deadline = None, time.monotonic() + _EXPIRE_SECONDS
     while not create_file(url, content()):
         try:
-            other = read_json(url)
+            other = _Lease.read(url)
         except InputError:  # it was given back just now
             if exists(url):
                 raise
             continue
-        renewed, is_here = other["renewed"], other.get("place") == place()
-        if _is_abandoned(other) or time.monotonic() > deadline:
+        renewed, is_here = other.renewed, other.place == place()
+        if other.is_abandoned() or time.monotonic() > deadline:
             remove_tree(url)
             if create_file(url, content()):
                 time.sleep(_SETTLE_SECONDS)  # another one that saw the same may have removed ours and made its own
@@ -185,19 +187,34 @@ def _take(url: str, content: Callable[[], bytes], is_mine: Callable[[], bool], m
             first_renewal, deadline = None, time.monotonic() + _EXPIRE_SECONDS
             continue
         if is_here or first_renewal not in (None, renewed):
-            raise FolderLocked(message.replace("{holder}", other["holder"]))
+            raise FolderLocked(message.replace("{holder}", other.holder))
         if first_renewal is None:
-            log.info("%s: waiting, for at most %g s, to see whether %s lives", url, _EXPIRE_SECONDS, other["holder"])
+            log.info("%s: waiting, for at most %g s, to see whether %s lives", url, _EXPIRE_SECONDS, other.holder)
         first_renewal = renewed
         time.sleep(1)
 
 
-def _is_abandoned(lock: Mapping[str, Any]) -> bool:
-    """Whether a lock in a bucket is of a process that has ended, or was not renewed."""
-    process = int(lock["holder"].removeprefix("process ").split(" on ", 1)[0])
-    if lock.get("place") == place() and start_time(process) != lock["began"]:
-        return True
-    return time.time() - lock["renewed"] > _EXPIRE_SECONDS
+@dataclass(frozen=True, kw_only=True)
+class _Lease:
+    """The lock of a folder in a bucket."""
+
+    holder: str  # process NUMBER on HOST
+    lease: str
+    place: str = ""
+    began: str = ""  # `start_time` of the process
+    renewed: float
+
+    @classmethod
+    def read(cls, url: str) -> Self:
+        return from_json(cls, read_json(url), url)
+
+    def is_abandoned(self) -> bool:
+        """Whether the process that holds it has ended, or did not renew it."""
+        number = self.holder.removeprefix("process ").split(" on ", 1)[0]
+        known = number.isascii() and number.isdigit() and len(number) < 10
+        if self.place == place() and known and start_time(int(number)) != self.began:
+            return True
+        return time.time() - self.renewed > _EXPIRE_SECONDS
 
 
 def place() -> str:

@@ -8,6 +8,7 @@ of the same fields and types, from which the frozen ones are made again, so that
 from collections.abc import Mapping, Sequence
 import dataclasses
 import difflib
+import functools
 import importlib.util
 import inspect
 import os
@@ -21,6 +22,7 @@ from typing import Any
 
 from diversity_jax.core.commands import of_config
 from diversity_jax.core.errors import InputError, without_secrets
+from diversity_jax.core.files import read_json
 
 # Metadata of a field that a later version added to a dataclass: see `fields_for_keys`.
 ADDED: Mapping[str, Any] = types.MappingProxyType({"added": True})
@@ -318,6 +320,23 @@ def plain_for_keys(value: Any) -> Any:
     return type(value)(map(plain_for_keys, value)) if isinstance(value, list | tuple) else value
 
 
+def read_fields(path: str | os.PathLike, **hints: Any) -> dict[str, Any]:
+    """A JSON object of which these fields have these types; what else it holds is returned unseen.
+
+    Args:
+      hints: the type of each field; one that may be None may also be missing.
+
+    Raises:
+      InputError: there is no such file, it is no object, or a field is of another type.
+    """
+    value = read_json(path)
+    if not isinstance(value, dict):
+        raise InputError(f"{path}: is {_json_kind(value)}; expected an object")
+    return value | {name: _typed(hint, value.get(name), f"{path}: {name}") for name, hint in hints.items()}
+
+
+Fields = dict[str, Any]
+"""An object with fields of any type, as a hint for `read_fields`."""
 T = typing.TypeVar("T")
 
 
@@ -333,7 +352,7 @@ def from_json(kind: type[T], value: Any, where: str, **given: Any) -> T:
     """
     if not isinstance(value, dict):
         raise InputError(f"{where}: is {_json_kind(value)}; expected an object")
-    hints, fields = typing.get_type_hints(kind), {field.name: field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    hints, fields = _hints(kind), {field.name: field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
     if unknown := [name for name in value if name not in fields or name in given]:
         raise InputError(f"{where}: has a field {unknown[0][:80]!r} that is not known here")
     missing = [
@@ -344,6 +363,11 @@ def from_json(kind: type[T], value: Any, where: str, **given: Any) -> T:
     if missing:
         raise InputError(f"{where}: has no field {missing[0]!r}")
     return kind(**{name: _typed(hints[name], item, f"{where}: {name}") for name, item in value.items()}, **given)
+
+
+@functools.cache
+def _hints(kind: type) -> dict[str, Any]:
+    return typing.get_type_hints(kind)
 
 
 def _typed(hint: Any, value: Any, where: str) -> Any:
@@ -357,7 +381,7 @@ def _typed(hint: Any, value: Any, where: str) -> Any:
         return _typed(next(part for part in arguments if part is not type(None)), value, where)
     if dataclasses.is_dataclass(hint):
         return from_json(typing.cast(type, hint), value, where)
-    if origin in (tuple, list, Sequence) and isinstance(value, list):
+    if origin in (tuple, list, Sequence) and isinstance(value, list | tuple):
         items = [_typed(arguments[0] if arguments else Any, item, f"{where}[{i}]") for i, item in enumerate(value)]
         return items if origin is list else tuple(items)
     if origin in (dict, Mapping) and isinstance(value, dict):

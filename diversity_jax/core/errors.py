@@ -3,7 +3,7 @@
 import re
 
 _LONG_WORD = re.compile(r"(\S{150})\S{150,}(\S{100})")
-_BREAKS = re.compile(r"[\r\n\v\f\x1b\x85\u2028\u2029]+")
+_BREAKS = re.compile(r"[\r\n\v\f\x85\u2028\u2029]+")
 _SECRETS = (
     (re.compile(r"(?<=://)[^/\s@]+@"), ""),
     (
@@ -28,8 +28,16 @@ class InputError(ValueError):
 
     The message is one line that says what is wrong, where (file and line, or configuration field) and what to do
     about it. Entry points print that line and exit with status 2; a traceback means a defect of this project. Values
-    that it quotes are kept to the line: of words above 400 characters the middle is left out, and so are passwords.
+    that it quotes are kept to the line: of words above 400 characters the middle is left out, and so are passwords;
+    control characters are shown as escapes.
     """
 
     def __str__(self) -> str:
-        return without_secrets(_LONG_WORD.sub(r"\1...\2", _BREAKS.sub(" ", super().__str__())))
+        return without_secrets(_LONG_WORD.sub(r"\1...\2", _printable(_BREAKS.sub(" ", super().__str__()))))
+
+
+def _printable(text: str) -> str:
+    """The text with `\\x07` and the like for what a terminal would obey, or could not show."""
+    if text.isprintable():
+        return text
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)

@@ -15,6 +15,7 @@ from typing import IO, Any
 import uuid
 
 from diversity_jax.core.errors import InputError
+from diversity_jax.core.json_text import parse_json
 from diversity_jax.core.stores import DiskFull, RemoteFile, StoreError, is_remote, remote, store_errors
 
 _READ_BYTES = 1 << 20
@@ -219,6 +220,20 @@ def write_json(path: str | os.PathLike, value: Any) -> None:
         file.write(text + "\n")
 
 
+def read_text(path: str | os.PathLike) -> str:
+    """Reads a text file.
+
+    Raises:
+      InputError: there is no such file, it may not be read, or it is not UTF-8.
+    """
+    with open_file(path) as file:
+        data = file.read()
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: is not UTF-8 at byte {error.start}; convert the file") from None
+
+
 def read_json(path: str | os.PathLike) -> Any:
     """Reads a JSON file.
 
@@ -227,12 +242,7 @@ def read_json(path: str | os.PathLike) -> Any:
     """
     with open_file(path) as file:
         data = file.read()
-    try:
-        return json.loads(data)
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: is not UTF-8 at byte {error.start}; expected JSON") from None
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path}:{error.lineno}: is not valid JSON ({error.msg})") from None
+    return parse_json(data, f"{path}", number_lines=True)
 
 
 # A JSON value as text in ASCII, the same for equal values.

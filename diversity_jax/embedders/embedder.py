@@ -14,8 +14,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from diversity_jax.core.config import Fields, read_fields
 from diversity_jax.core.errors import InputError
-from diversity_jax.core.files import read_json, writing
+from diversity_jax.core.files import writing
 from diversity_jax.tokenizers.tokenizer import load_tokenizer
 
 _CACHED_TEXTS = 2048  # of a cache file; a change would lose what was paid for
@@ -88,8 +89,8 @@ def vocabulary_of(folder: str, asked: str | None) -> str:
     copy = model_folder(folder)
     run = copy / "run.json"
     if run.exists():
-        mixture = read_json(run).get("settings", {}).get("mixture") or {}
-        if mixture.get("vocabulary"):
+        mixture = read_fields(run, settings=Fields)["settings"].get("mixture")
+        if isinstance(mixture, dict) and mixture.get("vocabulary"):
             return str(mixture["vocabulary"])
     if any((copy / name).exists() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
         return folder

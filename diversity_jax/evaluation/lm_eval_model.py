@@ -46,7 +46,7 @@ class RequestStore:
                 for line in lines:
                     try:
                         key, value = json.loads(line)
-                    except (ValueError, TypeError):
+                    except (ValueError, TypeError, RecursionError):
                         break
                     if not line.endswith(b"\n") or (intact_bytes == 0 and [key, value] != head):
                         break

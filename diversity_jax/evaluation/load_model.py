@@ -15,13 +15,13 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import numpy as np
 
 from diversity_jax.core.buckets import local_copy
+from diversity_jax.core.config import Fields, read_fields
 from diversity_jax.core.errors import InputError
 from diversity_jax.core.files import (
     exists,
     join_path,
     parent_folder,
     path_inside,
-    read_json,
     relative_path,
     resolve_path,
 )
@@ -166,7 +166,7 @@ def _tokenizer(folder: Path, given: str | None) -> ModelTokenizer:
 def _check_run_tokenizer(folder: Path, given: str) -> None:
     """Refuses a tokenizer whose ids mean other text: not the one of the run's mixture, where that is still there."""
     mixture = folder / "mixture" / "mixture.json"
-    vocabulary = read_json(mixture).get("vocabulary") if (folder / "run.json").exists() and mixture.exists() else None
+    vocabulary = _recorded(mixture)["vocabulary"] if (folder / "run.json").exists() and mixture.exists() else None
     if not vocabulary:
         return
     end_of_text = vocabulary["end_of_text_id"] if vocabulary["kind"] != "bytes" else None
@@ -182,8 +182,8 @@ def _tokenizer_of_run(folder: Path) -> ModelTokenizer:
     """The tokenizer kept beside a run's rows."""
     mixture = mixture_folder(folder)
     manifests = _manifests(mixture)
-    vocabulary = read_json(join_path(mixture, "mixture.json")).get("vocabulary")
-    if not manifests or not isinstance(vocabulary, Mapping):
+    vocabulary = _recorded(join_path(mixture, "mixture.json"))["vocabulary"]
+    if not manifests or vocabulary is None:
         raise InputError(f"{join_path(mixture, 'mixture.json')}: has no prepared component; name the model's tokenizer")
     where = f"{join_path(mixture, 'mixture.json')}: vocabulary.files"
     files = [path_inside(parent_folder(manifests[0]), file, where) for file in vocabulary["files"]]
@@ -199,7 +199,7 @@ def _reads_special_text(mixture: Path | str, kind: str) -> bool:
     """Whether special tokens' texts in the documents that a run was trained on were these tokens."""
     return any(
         (one.get("special_text") or special_text_before(kind, is_chat=bool(one.get("chat")))) == "special"
-        for one in map(read_json, _manifests(mixture))
+        for one in map(read_fields, _manifests(mixture))
     )
 
 
@@ -230,19 +230,27 @@ def _named_for_run(run: Path, tokenizer: Tokenizer) -> ModelTokenizer:
 def run_boundaries(run: Path | str) -> Boundaries:
     """Where documents began in a run's rows of text."""
     across = (run_settings(run).get("train") or {}).get("attend_across_documents", True)
-    record = read_json(join_path(mixture_folder(run), "mixture.json"))
+    record = _recorded(join_path(mixture_folder(run), "mixture.json"))
     return Boundaries.of_mixture(record, attend_across_documents=across)
 
 
 def _manifests(mixture: Path | str) -> list[Path | str]:
     """The manifests of a mixture's prepared components."""
-    components = read_json(join_path(mixture, "mixture.json")).get("components", ())
-    return [resolve_path(mixture, part["manifest"]) for part in components if part.get("manifest")]
+    path = join_path(mixture, "mixture.json")
+    named = [part.get("manifest") for part in _recorded(path)["components"] or ()]
+    if wrong := [name for name in named if not isinstance(name, str | None)]:
+        raise InputError(f"{path}: manifest is {str(wrong[0])[:80]}; expected a path")
+    return [resolve_path(mixture, name) for name in named if name]
+
+
+def _recorded(path: Path | str) -> dict[str, Any]:
+    """`mixture.json`, of which these fields are as this module needs them."""
+    return read_fields(path, vocabulary=Fields | None, components=list[Fields] | None)
 
 
 def _chat(mixture: Path | str) -> Mapping[str, Any] | None:
     """What a run was fine-tuned with: chat template and special tokens; None for a run on plain text."""
-    return next((chat for path in _manifests(mixture) if (chat := read_json(path).get("chat"))), None)
+    return next((chat for path in _manifests(mixture) if (chat := read_fields(path, chat=Fields | None)["chat"])), None)
 
 
 def mixture_folder(run: Path | str) -> Path | str:
@@ -264,4 +272,4 @@ def mixture_folder(run: Path | str) -> Path | str:
 
 def run_settings(run: Path | str) -> Mapping[str, Any]:
     """The configuration a run was started with."""
-    return read_json(join_path(run, "run.json")).get("settings") or {}
+    return read_fields(join_path(run, "run.json"), settings=Fields | None)["settings"] or {}

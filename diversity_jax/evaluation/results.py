@@ -7,11 +7,13 @@ import json
 import math
 from pathlib import Path
 from typing import Any
+import zlib
 
 import numpy as np
 
 from diversity_jax.core.errors import InputError
 from diversity_jax.core.files import path_inside, read_json, writing
+from diversity_jax.core.json_text import parse_json
 from diversity_jax.evaluation.tasks import BY_TASK
 
 Z_95 = 1.959963984540054  # 97.5 % quantile of the normal distribution
@@ -95,8 +97,10 @@ def read_samples(folder: Path, name: str) -> list[dict[str, Any]]:
     path = path_inside(folder / "samples", f"{name}.jsonl.gz", f"{folder / 'results.json'}: tasks")
     try:
         with gzip.open(path, "rt", encoding="utf-8") as file:
-            return [json.loads(line) for line in file]
-    except (OSError, EOFError, ValueError) as error:
+            return [parse_json(line, f"{path}:{number}") for number, line in enumerate(file, 1)]
+    except InputError:
+        raise
+    except (OSError, EOFError, ValueError, zlib.error) as error:
         raise InputError(f"{path}: cannot be read ({error}); run that evaluation again") from None
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 import contextlib
 import dataclasses
+import io
 import json
 import logging
 import os
@@ -13,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 from diversity_jax.core import run_info
 from diversity_jax.core.buckets import local_copy
 from diversity_jax.core.errors import InputError
-from diversity_jax.core.files import content_hash, exists, open_file, remove_tree
+from diversity_jax.core.files import content_hash, exists, read_text, remove_tree
+from diversity_jax.core.json_text import parse_json
 from diversity_jax.evaluation.config import EvaluateConfig, GenerateTextConfig, ModelSource
 from diversity_jax.evaluation.load_model import LanguageModel, open_model
 from diversity_jax.evaluation.results import (
@@ -289,18 +291,15 @@ def read_prompts(path: str) -> list[dict[str, Any]]:
     Raises:
       InputError: no such file, no prompt in it, or a bad line, which is named.
     """
-    with open_file(path, "r") as file:
-        lines = [(number, line.rstrip("\n")) for number, line in enumerate(file, 1) if line.strip()]
+    numbered = enumerate(io.StringIO(read_text(path)), 1)  # other line ends than \\n are part of a prompt
+    lines = [(number, line.rstrip("\n")) for number, line in numbered if line.strip()]
     if not lines:
         raise InputError(f"{path}: holds no prompt")
     if not path.endswith(".jsonl"):
         return [{"prompt": line} for _, line in lines]
     prompts = []
     for number, line in lines:
-        try:
-            prompt = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise InputError(f"{path}:{number}: is not JSON ({error.msg})") from None
+        prompt = parse_json(line, f"{path}:{number}")
         given = prompt if isinstance(prompt, dict) else {}
         if not isinstance(given.get("prompt"), str) and not isinstance(given.get("messages"), list):
             raise InputError(f'{path}:{number}: expected an object with "prompt" (text) or "messages" (a list)')

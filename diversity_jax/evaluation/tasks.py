@@ -9,9 +9,11 @@ import logging
 from pathlib import Path
 import random
 from typing import Any
+import zlib
 
 from diversity_jax.core.errors import InputError
 from diversity_jax.core.files import file_hash, join_path, writing
+from diversity_jax.core.json_text import parse_json
 from diversity_jax.core.words import count_words, first_words
 from diversity_jax.corpus import open_corpus
 from diversity_jax.evaluation.config import ContinuationsConfig
@@ -202,17 +204,14 @@ def read_items(path: Path, check: Callable[[Item], str | None]) -> list[dict[str
             for number, line in enumerate(file, 1):
                 if not line.strip():
                     continue
-                try:
-                    item = json.loads(line)
-                    problem = check(item) if isinstance(item, dict) else f"is a {type(item).__name__}, not an object"
-                except json.JSONDecodeError as error:
-                    problem = f"is not JSON ({error.msg})"
+                item = parse_json(line, f"{path}:{number}", remedy="mend the line or remove it")
+                problem = check(item) if isinstance(item, dict) else f"is a {type(item).__name__}, not an object"
                 if problem:
                     raise InputError(f"{path}:{number}: {problem}; mend the line or remove it")
                 items.append(item)
     except FileNotFoundError:
         raise InputError(f"{path}: no such file; check the path") from None
-    except (OSError, EOFError, UnicodeDecodeError) as error:
+    except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
         raise InputError(f"{path}: cannot be read ({error}); fetch the file again") from None
     if not items:
         raise InputError(f"{path}: holds no item; expected one JSON object a line")

@@ -12,8 +12,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from diversity_jax.core.config import read_fields
 from diversity_jax.core.errors import InputError
-from diversity_jax.core.files import read_json
 from diversity_jax.embedders.embedder import batches
 from diversity_jax.metrics.registry import Figures, Nats, Sample, StageSettings, stage
 
@@ -192,7 +192,7 @@ def is_own_llama(folder: str) -> bool:
     path = model_folder(folder)
     if (path / "run.json").exists() or (path / "model.json").exists():
         return True
-    return (path / "config.json").exists() and read_json(path / "config.json").get("model_type") == "llama"
+    return (path / "config.json").exists() and read_fields(path / "config.json").get("model_type") == "llama"
 
 
 @stage(

@@ -193,9 +193,10 @@ class MetricsReport(Shown):
                 fields[name] = {metric: Figure(**figure) for metric, figure in fields[name].items()}
             fields["warnings"] = [str(warning) for warning in fields["warnings"]]
             scorecard = cls(**fields)
-        except (TypeError, AttributeError, KeyError, InputError) as error:
+            own_hash = scorecard.content_hash
+        except (TypeError, AttributeError, KeyError, ValueError) as error:
             raise InputError(f"{where}: is damaged ({error}); measure the corpus again") from None
-        if "content_hash" in value and value["content_hash"] != scorecard.content_hash:
+        if "content_hash" in value and value["content_hash"] != own_hash:
             raise InputError(f"{where}: content does not fit its content_hash; the file was changed: measure again")
         return scorecard
 

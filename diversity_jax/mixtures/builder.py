@@ -12,8 +12,9 @@ from typing import Any
 import diversity_jax
 from diversity_jax.cluster_agent import Scorecard
 from diversity_jax.core.buckets import public_name
+from diversity_jax.core.config import Fields, read_fields
 from diversity_jax.core.errors import InputError
-from diversity_jax.core.files import content_hash, exists, file_hash, join_path, read_json
+from diversity_jax.core.files import content_hash, exists, file_hash, join_path
 from diversity_jax.core.run_info import plain
 from diversity_jax.core.stores import is_remote
 from diversity_jax.corpus import Corpus
@@ -133,7 +134,7 @@ def document_start(
     """
     setting, path = config.document_start, join_path(folder, "mixture.json")
     if setting == "auto" and exists(path):
-        before = read_json(path)
+        before = read_fields(path, vocabulary=Fields | None)
         if (before.get("vocabulary") or {}).get("hash") == tokenizer.hash:
             return before.get("document_start"), before.get("document_start_id")
     texts = [part for source in sources.values() for _, part in source.parts.values() if not part.chat]

@@ -20,6 +20,7 @@ from typing import Any
 
 from diversity_jax.core import cli
 from diversity_jax.core.artifacts import locked_folder
+from diversity_jax.core.config import read_fields
 from diversity_jax.core.errors import InputError
 from diversity_jax.core.files import (
     exists,
@@ -81,7 +82,7 @@ def fetch(source: str, folder: Path, steps: int | None, batch_size: int, process
     """
     mixture = Mixture.load(source)
     target = folder / "mixture.json"
-    if target.exists() and read_json(target)["content_hash"] != mixture.content_hash:
+    if target.exists() and read_fields(target).get("content_hash") != mixture.content_hash:
         raise InputError(f"{folder}: holds another mixture; choose another folder, or remove it")
     wanted = None
     if steps is not None:

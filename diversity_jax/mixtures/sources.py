@@ -9,8 +9,9 @@ import random
 
 import numpy as np
 
+from diversity_jax.core.config import Fields, read_fields
 from diversity_jax.core.errors import InputError
-from diversity_jax.core.files import content_hash, exists, join_path, read_json, whole_path
+from diversity_jax.core.files import content_hash, exists, join_path, whole_path
 from diversity_jax.corpus import Corpus, Document, open_corpus
 from diversity_jax.corpus.readers.seqio_tasks import find_provider
 from diversity_jax.mixtures.config import Component
@@ -97,7 +98,7 @@ def _refuse_cycle(
         raise InputError(f"a cycle of mixtures: {' -> '.join(trail)}; a mixture cannot hold itself")
     for made_of in nested:
         path = join_path(made_of["folder"], "mixture.json")
-        below = read_json(path)["ingredients"] if exists(path) else ()
+        below = read_fields(path, ingredients=list[Fields])["ingredients"] if exists(path) else ()
         _refuse_cycle(made_of["folder"], below, folder, (*trail, made_of["name"]))
 
 

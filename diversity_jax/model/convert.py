@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from diversity_jax.core.artifacts import locked_folder
 from diversity_jax.core.buckets import local_copy, published, published_file, remote_tree
+from diversity_jax.core.config import Fields, from_json, read_fields
 from diversity_jax.core.errors import InputError
 from diversity_jax.core.files import join_path, read_json, write_json
 from diversity_jax.core.stores import check_store, is_remote
@@ -55,7 +56,7 @@ def read_model(folder: str | os.PathLike, step: int | None = None, **overrides: 
     if (folder / "model.json").exists():
         return config, _load(join_path(source, "weights"), param_shapes(config))
     checkpoint = _checkpoint(join_path(source, "checkpoints"), step)
-    tuned = read_json(folder / "run.json")["settings"].get("train") or {}
+    tuned = _settings(folder).get("train") or {}
     if (tuned.get("lora") or {}).get("rank"):
         return config, _merged(config, checkpoint, tuned)
     return config, _load(checkpoint, param_shapes(config))
@@ -98,7 +99,7 @@ def read_config(folder: str | os.PathLike) -> LlamaConfig:
     if (folder / "model.json").exists():
         return _config(folder / "model.json", read_json(folder / "model.json"))
     if (folder / "run.json").exists():
-        return _config(folder / "run.json", read_json(folder / "run.json").get("settings", {}).get("model"))
+        return _config(folder / "run.json", _settings(folder).get("model"))
     raise InputError(f"{folder}: holds no model; expected config.json (Hugging Face), run.json (ours) or model.json")
 
 
@@ -106,7 +107,11 @@ def _config(path: Path, fields: Any) -> LlamaConfig:
     known = {field.name for field in dataclasses.fields(LlamaConfig)}
     if not isinstance(fields, dict) or not set(fields) <= known:
         raise InputError(f"{path}: describes no model of this version, whose fields are {', '.join(sorted(known))}")
-    return LlamaConfig(**fields)
+    return from_json(LlamaConfig, fields, f"{path}: model")
+
+
+def _settings(run: Path) -> Mapping[str, Any]:
+    return read_fields(run / "run.json", settings=Fields)["settings"]
 
 
 def model_folder(folder: str | os.PathLike) -> Path:
@@ -229,7 +234,7 @@ def _export(options: argparse.Namespace) -> None:
 
 
 def _token_ids(path: Path) -> dict[str, Any]:
-    named = read_json(path) if path.exists() else {}
+    named = read_fields(path) if path.exists() else {}
     return {name: named[name] for name in ("bos_token_id", "eos_token_id", "pad_token_id") if name in named}
 
 

@@ -9,7 +9,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 import itertools
-import json
 from typing import Any
 
 import numpy as np
@@ -17,6 +16,7 @@ import numpy as np
 from diversity_jax.core.compression import read_lines
 from diversity_jax.core.errors import InputError
 from diversity_jax.core.files import file_hash, list_files
+from diversity_jax.core.json_text import parse_json
 from diversity_jax.core.words import words
 
 _SHORT_FIELD_WORDS = 8  # longer fields are no answers to fill a blank with
@@ -142,10 +142,7 @@ def _items(path: str) -> Iterator[tuple[int, list[str]]]:
     for line, raw in enumerate(itertools.chain.from_iterable(read_lines(path)), start=1):
         if not raw.strip():
             continue
-        try:
-            record = json.loads(raw)
-        except (ValueError, RecursionError):
-            raise InputError(f"{path}:{line}: is not JSON; evaluation files hold one JSON object a line") from None
+        record = parse_json(raw, f"{path}:{line}", remedy="evaluation files hold one JSON object a line")
         if not isinstance(record, dict):
             raise InputError(f"{path}:{line}: is JSON but not an object with text fields; write one object a line")
         yield line, list(_strings(record))

@@ -11,7 +11,7 @@ from typing import Any, Self
 import numpy as np
 
 from diversity_jax.core.buckets import remote_tree
-from diversity_jax.core.config import from_json
+from diversity_jax.core.config import from_json, read_fields
 from diversity_jax.core.errors import InputError
 from diversity_jax.core.files import (
     content_hash,
@@ -219,7 +219,7 @@ class Manifest:
     def left_out_shards(self) -> frozenset[str]:
         """Shards that `mixtures.fetch` left in the bucket, since the steps it was told of need none of their rows."""
         path = None if is_remote(self.folder) else Path(self.folder, FETCHED)
-        return frozenset(read_json(path)["left_out"]) if path and path.exists() else frozenset()
+        return frozenset(read_fields(path, left_out=list[str])["left_out"]) if path and path.exists() else frozenset()
 
     def check_sizes(self) -> None:
         """Compares shard file sizes with what the manifest says; cheap, reads no rows: of a bucket, one listing.

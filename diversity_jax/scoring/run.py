@@ -30,6 +30,7 @@ from diversity_jax.cluster_agent import (
     score_until_decided,
 )
 from diversity_jax.core.artifacts import exclusive_lock
+from diversity_jax.core.config import Fields, read_fields
 from diversity_jax.core.errors import InputError
 from diversity_jax.core.files import content_hash, file_hash, read_json, write_json
 from diversity_jax.core.formats import counted, estimate
@@ -229,10 +230,12 @@ def _check_folder(config: ScoreConfig, corpora: Mapping[str, Corpus]) -> dict[st
         fingerprints = {
             name: content_hash(dataclasses.asdict(corpus)) for name, corpus in named_corpora(config).items()
         }
-    before = read_json(output_dir / _RECORD).get("corpora") if (output_dir / _RECORD).exists() else None
+    before = (
+        read_fields(output_dir / _RECORD, corpora=Fields | None)["corpora"] if (output_dir / _RECORD).exists() else None
+    )
     if before is None and len(corpora) == 1 and (card := output_dir / "scorecard.json").exists():
         (name,) = corpora  # a run of an earlier version, which kept no record
-        before = {name: read_json(card).get("corpus", {}).get("fingerprint")}
+        before = {name: (read_fields(card, corpus=Fields | None)["corpus"] or {}).get("fingerprint")}
     if before is not None and before != fingerprints and not config.overwrite:
         raise InputError(
             f"config.output_dir: {output_dir} holds scores of other text ({', '.join(before)}); give another folder, "

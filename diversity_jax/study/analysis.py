@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from diversity_jax.cluster_agent import Scorecard
+from diversity_jax.core.config import read_fields
 from diversity_jax.core.errors import InputError
 from diversity_jax.core.files import read_json
 from diversity_jax.mixtures.mixture import Mixture
@@ -322,7 +323,7 @@ def draw(folder: Path) -> Path:
     from diversity_jax.report.pages import study
 
     path = folder / "analysis.json"
-    analysis = read_json(path)
+    analysis = read_fields(path)
     if analysis.get("format_version") != FORMAT_VERSION:
         raise InputError(f"{path}: another version of this package wrote it; run the study again, done steps are kept")
     return study.write(folder, analysis)

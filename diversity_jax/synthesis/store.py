@@ -6,6 +6,7 @@ its JSON file does not count, and is made again under the same name. `rounds/ope
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 import io
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from diversity_jax.core.artifacts import ArtifactStore
 from diversity_jax.core.compression import read_lines
 from diversity_jax.core.errors import InputError
 from diversity_jax.core.files import writing
+from diversity_jax.core.json_text import parse_json
 
 _OPEN = "rounds/open.json"
 
@@ -82,8 +84,8 @@ class Store:
         for number in range(len(self.rounds)):
             path = self.folder / name / f"{number:05}.jsonl.zst"
             if path.exists():
-                for batch in read_lines(str(path)):
-                    yield from map(json.loads, batch)
+                for line in itertools.chain.from_iterable(read_lines(str(path))):
+                    yield parse_json(line, f"{path}")
 
 
 def write_records(path: str | Path, records: Iterable[Mapping[str, Any]]) -> None:

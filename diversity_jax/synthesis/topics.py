@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-import json
 from pathlib import Path
 import re
 from typing import Any
@@ -11,6 +10,7 @@ from diversity_jax.cluster_agent.text_cleaning import clean_text
 from diversity_jax.core.compression import read_lines
 from diversity_jax.core.errors import InputError
 from diversity_jax.core.files import list_files
+from diversity_jax.core.json_text import parse_json
 from diversity_jax.corpus import CorpusConfig, open_corpus
 from diversity_jax.synthesis.store import write_records
 
@@ -163,10 +163,7 @@ def _indent(line: str) -> int:
 def _from_json(path: str, leaves_only: bool) -> Iterator[Topic | None]:
     for number, line in _numbered_lines(path):
         where = f"{path}:{number}"
-        try:
-            record = json.loads(line)
-        except (ValueError, RecursionError):
-            raise InputError(f"{where}: is not valid JSON; expected one object a line") from None
+        record = parse_json(line, where, remedy="expected one object a line")
         if not isinstance(record, dict):
             raise InputError(f"{where}: is no object; expected one with `path`, `topic` or `outline`")
         if isinstance(record.get("outline"), list):

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from diversity_jax.core.config import read_fields
 from diversity_jax.core.errors import InputError
 from diversity_jax.core.files import read_json, write_json
 from diversity_jax.tokenizers.base import ByteTokenizer, Tokenizer
@@ -138,7 +139,7 @@ def _differs(own: Any, content: Mapping[str, Any]) -> bool:
 
 def _write_config(path: Path, content: Mapping[str, Any], special: Mapping[str, str]) -> None:
     """Settings under which transformers takes the `tokenizer.json` as it is: its own class, the file's added tokens."""
-    settings = read_json(path) if path.exists() else {}
+    settings = read_fields(path) if path.exists() else {}
     if not settings and not special:
         return
     kept = {name: value for name, value in settings.items() if name not in _OF_OTHER_CLASSES}

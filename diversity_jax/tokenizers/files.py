@@ -8,6 +8,7 @@ import shutil
 from typing import Any
 
 from diversity_jax.core.buckets import local_copy
+from diversity_jax.core.config import Fields, read_fields
 from diversity_jax.core.errors import InputError
 from diversity_jax.core.files import (
     exists,
@@ -21,6 +22,7 @@ from diversity_jax.core.files import (
 from diversity_jax.tokenizers.chat_template import SPECIAL_TOKENS
 from diversity_jax.tokenizers.document_start import Boundaries
 from diversity_jax.tokenizers.export import write_exact
+from diversity_jax.tokenizers.sentence_piece import read_model
 from diversity_jax.tokenizers.settings import (
     MODEL_FILES,
     SETTINGS_FILES,
@@ -92,12 +94,13 @@ def model_tokenizer(folder: Path) -> TokenizerFiles | None:
     path, _ = _mixture_and_settings(folder)
     if not exists(path):
         return None
-    mixture = read_json(path)
+    mixture = read_fields(path, components=list[Fields], vocabulary=Fields)
     try:
         parts = [part["manifest"] for part in mixture["components"] if part["manifest"]]
         manifests = [resolve_path(parent_folder(path), part) for part in parts]
         vocabulary = mixture["vocabulary"]
-        chats = [chat for manifest in manifests if exists(manifest) and (chat := read_json(manifest).get("chat"))]
+        found = [read_fields(manifest, chat=Fields | None)["chat"] for manifest in manifests if exists(manifest)]
+        chats = [chat for chat in found if chat]
         return TokenizerFiles(
             files=tuple(
                 local_copy(path_inside(parent_folder(manifests[0]), file, str(path))) for file in vocabulary["files"]
@@ -115,18 +118,22 @@ def model_tokenizer(folder: Path) -> TokenizerFiles | None:
 
 def _mixture_and_settings(run: Path) -> tuple[Path | str, Mapping[str, Any]]:
     """Where a run's `mixture.json` should be, and the settings it was started with."""
-    settings = read_json(run / "run.json").get("settings", {}) if (run / "run.json").exists() else {}
+    path = run / "run.json"
+    settings = (read_fields(path, settings=Fields | None)["settings"] or {}) if path.exists() else {}
     place = settings.get("prepared") or run / "mixture"
+    if not isinstance(place, str | Path):
+        raise InputError(f"{path}: prepared is {type(place).__name__}; expected a path")
     return resolve_path(place, "mixture.json") if not str(place).endswith(".json") else place, settings
 
 
 def run_text_ids(run: Path) -> tuple[int, ...] | None:
     """`Boundaries.text_ids` of a run's training; None, too, where there is no run or its mixture is gone."""
     path, settings = _mixture_and_settings(run)
-    mixture = read_json(path) if exists(path) else {}
+    mixture = read_fields(path, vocabulary=Fields | None) if exists(path) else {}
     if not mixture.get("vocabulary"):
         return None
-    across = (settings.get("train") or {}).get("attend_across_documents", True)
+    train = settings.get("train")
+    across = train.get("attend_across_documents", True) if isinstance(train, dict) else True
     return Boundaries.of_mixture(mixture, attend_across_documents=across).text_ids
 
 
@@ -168,7 +175,7 @@ def write_tokenizer(tokenizer: TokenizerFiles, folder: Path, *, vocab_size: int)
             f"{folder}: the tokenizer has {max(tokens) + 1} ids, more than the model's {vocab_size}; give the run's own"
         )
     path = folder / "tokenizer_config.json"
-    settings = read_json(path) if path.exists() else {}
+    settings = read_fields(path) if path.exists() else {}
     written = dict(settings)
     if not settings:
         class_name = next(_CLASSES[name] for name in _CLASSES if (folder / name).exists())
@@ -236,7 +243,7 @@ def _write_ids(tokenizer: TokenizerFiles, folder: Path, numbers: Mapping[str, in
         named["eos_token_id"] = sorted(ends) if len(ends) > 1 else min(ends)
     own = home / "generation_config.json"
     if named:
-        write_json(folder / "generation_config.json", (read_json(own) if own.is_file() else {}) | named)
+        write_json(folder / "generation_config.json", (read_fields(own) if own.is_file() else {}) | named)
 
 
 def token_ids(folder: Path, model: Path | None = None) -> dict[str, list[int]]:
@@ -249,13 +256,17 @@ def token_ids(folder: Path, model: Path | None = None) -> dict[str, list[int]]:
     Raises:
       InputError: a file is damaged.
     """
-    settings = read_json(folder / "tokenizer_config.json") if (folder / "tokenizer_config.json").exists() else {}
+    path = folder / "tokenizer_config.json"
+    settings = read_fields(path, added_tokens_decoder=dict[str, Fields] | None) if path.exists() else {}
     added = settings.get("added_tokens_decoder") or {}
-    numbers = {token["content"]: int(number) for number, token in added.items()}
+    try:
+        numbers = {token["content"]: int(number) for number, token in added.items()}
+    except (KeyError, ValueError):
+        raise InputError(f"{path}: added_tokens_decoder is not of ids with a content each; fetch it again") from None
     numbers = {text: number for number, text in _tokens(folder).items()} | numbers
     texts = read_settings(str(folder)).special
     paths = [(model or folder) / name for name in reversed(MODEL_FILES)]
-    models = [read_json(path) for path in paths if path.is_file()]
+    models = [read_fields(path) for path in paths if path.is_file()]
     found: dict[str, list[int]] = {}
     for name in SPECIAL_TOKENS:
         own = [numbers[texts[name]]] if texts.get(name) in numbers else []
@@ -282,11 +293,5 @@ def _tokens(folder: Path) -> dict[int, str]:
     path = folder / "tokenizer.model"
     if not path.exists():
         path = folder / "vocab.json"
-        return {number: text for text, number in read_json(path).items()} if path.exists() else {}
-    import sentencepiece
-
-    try:
-        model = sentencepiece.SentencePieceProcessor(model_proto=path.read_bytes())
-    except RuntimeError:
-        raise InputError(f"{path}: is not a SentencePiece model; give --tokenizer") from None
-    return {i: model.id_to_piece(i) for i in range(model.get_piece_size())}
+        return {number: text for text, number in read_fields(path).items()} if path.exists() else {}
+    return {number: piece.piece for number, piece in enumerate(read_model(str(path)).pieces)}

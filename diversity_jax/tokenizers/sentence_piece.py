@@ -118,6 +118,8 @@ def read_model(path: str) -> Any:
         sentencepiece.SentencePieceProcessor(model_proto=data)
     except (DecodeError, RuntimeError, UnicodeDecodeError):
         raise InputError(f"vocabulary {path}: is not a SentencePiece model") from None
+    if not proto.pieces:  # an empty file is such a model too, and the library ends the process when it is used
+        raise InputError(f"vocabulary {path}: is a SentencePiece model without pieces; fetch it again")
     return proto
 
 

@@ -7,8 +7,9 @@ import os
 from pathlib import Path
 from typing import Any
 
+from diversity_jax.core.config import read_fields
 from diversity_jax.core.errors import InputError
-from diversity_jax.core.files import exists, is_remote, join_path, open_file, read_json
+from diversity_jax.core.files import exists, is_remote, join_path, read_json, read_text
 
 log = logging.getLogger(__name__)
 
@@ -52,11 +53,10 @@ def folder_template(folder: Path) -> str | None:
     """
     path, settings = folder / "chat_template.jinja", folder / "tokenizer_config.json"
     if path.exists():
-        with open_file(path, "r") as file:
-            return file.read()
-    template = read_json(settings).get("chat_template") if settings.exists() else None
-    if isinstance(template, list):
-        template = {entry.get("name"): entry.get("template") for entry in template}.get("default")
+        return read_text(path)
+    template = read_fields(settings).get("chat_template") if settings.exists() else None
+    if isinstance(template, list) and all(isinstance(entry, dict) for entry in template):
+        template = next((entry.get("template") for entry in template if entry.get("name") == "default"), None)
     if template is not None and not isinstance(template, str):
         raise InputError(f"{settings}: chat_template is {type(template).__name__}; expected the template's text")
     return template

@@ -167,7 +167,7 @@ def _damage(part: Path) -> str | None:
             if path.name == "_METADATA" or path.parent.name == "array_metadatas":
                 try:
                     json.loads(data)
-                except ValueError:
+                except (ValueError, RecursionError):
                     return f"{path.relative_to(part.parent)} is not valid JSON"
     try:
         store = tensorstore.KvStore.open({"driver": "ocdbt", "base": part.absolute().as_uri() + "/"}).result()

@@ -13,6 +13,7 @@ import numpy as np
 
 from diversity_jax.core.errors import InputError
 from diversity_jax.core.files import full_disk_named, make_folder, open_file, read_json
+from diversity_jax.core.json_text import parse_json
 from diversity_jax.training.trackers import Tracker
 
 
@@ -131,16 +132,17 @@ def read(path: str | Path) -> TrainingLog:
 
 
 def _record(line: bytes, where: str) -> dict[str, float]:
-    try:
-        record = json.loads(line)
-    except ValueError:
-        raise InputError(f"{where}: is not valid JSON; remove the line, or train again") from None
+    record = parse_json(line, where, remedy="remove the line, or train again")
     step = record.get("step") if isinstance(record, dict) else None
-    if not isinstance(step, int) or isinstance(step, bool):
+    if not isinstance(step, int) or isinstance(step, bool) or abs(step) >= 2**53:
         raise InputError(f'{where}: expected an object with a whole number "step", as training writes it')
     # A loss that was not finite is written as null, or as a word by writers that keep to strict JSON.
     numbers = {name: value for name, value in record.items() if isinstance(value, (int, float))}
-    return {name: float(value) for name, value in numbers.items() if not isinstance(value, bool)}
+    numbers = {name: value for name, value in numbers.items() if not isinstance(value, bool)}
+    try:
+        return {name: float(value) for name, value in numbers.items()}
+    except OverflowError:
+        raise InputError(f"{where}: holds a number beyond 1e308; remove the line, or train again") from None
 
 
 def read_samples(path: Path) -> dict[str, dict[int, str]]:
@@ -159,9 +161,9 @@ def read_samples(path: Path) -> dict[str, dict[int, str]]:
             if not line.endswith(b"\n"):
                 continue
             try:
-                record = json.loads(line)
+                record = parse_json(line, f"{path}:{number}")
                 samples.setdefault(str(record["prompt"]), {})[int(record["step"])] = str(record["text"])
-            except (ValueError, KeyError, TypeError):
+            except (ValueError, KeyError, TypeError, OverflowError):
                 raise InputError(f"{path}:{number}: is not a sample as training writes it; remove the line") from None
     return {prompt: dict(sorted(texts.items())) for prompt, texts in samples.items()}
 

@@ -17,8 +17,9 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from diversity_jax.core.config import Fields, from_json, read_fields
 from diversity_jax.core.errors import InputError
-from diversity_jax.core.files import content_hash, exists, join_path, read_json
+from diversity_jax.core.files import content_hash, exists, join_path
 from diversity_jax.core.run_info import Change, changes, plain
 from diversity_jax.mixtures.config import MixtureConfig
 from diversity_jax.model import LlamaConfig, MeshConfig
@@ -144,7 +145,7 @@ def _differing(before: Mapping[str, Any], now: Settings) -> list[Change]:
 
 def _from_json(kind: Any, value: Mapping[str, Any]) -> Any:
     names = {field.name for field in dataclasses.fields(kind)}
-    return kind(**{name: item for name, item in value.items() if name in names})
+    return from_json(kind, {name: item for name, item in value.items() if name in names}, "the run's record")
 
 
 def _is_named(field: str, allowed: Sequence[str]) -> bool:
@@ -222,7 +223,8 @@ def _recorded_settings(info: Mapping[str, Any], now: Settings, run: str | Path) 
     if "settings" in info:
         return info["settings"]
     wanted, current = info["identity"], plain(now)
-    written = read_json(record).get("settings") or {} if exists(record := join_path(run, "run.json")) else {}
+    record = join_path(run, "run.json")
+    written = (read_fields(record, settings=Fields | None)["settings"] or {}) if exists(record) else {}
     settings = dict(current)
     for part in ("model", "train", "optimizer"):
         candidates = [current, {**settings, part: written.get(part)}, {**settings, **written}]

@@ -14,9 +14,9 @@ from diversity_jax.cluster_agent import AgentConfig
 from diversity_jax.core import run_info
 from diversity_jax.core.artifacts import locked_folder
 from diversity_jax.core.buckets import Mirror, published
-from diversity_jax.core.config import ADDED
+from diversity_jax.core.config import ADDED, read_fields
 from diversity_jax.core.errors import InputError
-from diversity_jax.core.files import exists, join_path, local_folder, read_json, remove_tree
+from diversity_jax.core.files import exists, join_path, local_folder, remove_tree
 from diversity_jax.core.stores import check_store, is_remote
 from diversity_jax.llm import BudgetConfig, EndpointConfig, EngineConfig
 from diversity_jax.mixtures.config import TRAINED, MixtureConfig
@@ -218,7 +218,7 @@ def check_folder(config: Config, model: LlamaConfig, output_dir: Path | str) -> 
     if info is None:
         return
     mixture = join_path(config.prepared or join_path(folder, "mixture"), "mixture.json")
-    record = read_json(mixture) if exists(mixture) else {}
+    record = read_fields(mixture) if exists(mixture) else {}
     if config.mixture is not None and config.prepared is None and record.get("asked"):
         check_mixture(info, record, config.mixture, folder)
     train = config.train

@@ -13,8 +13,8 @@ from typing import Any
 import jax
 
 from diversity_jax.core.chips import peak_flops
-from diversity_jax.core.errors import InputError
-from diversity_jax.core.files import read_json, write_json
+from diversity_jax.core.config import read_fields
+from diversity_jax.core.files import write_json
 from diversity_jax.model.config import LlamaConfig
 from diversity_jax.training.runtime import CompileClock
 
@@ -151,10 +151,7 @@ def read_attempts(path: Path) -> list[Attempt]:
     """
     if not path.exists():
         return []
-    try:
-        return [Attempt(**fields) for fields in read_json(path)["sittings"]]
-    except (TypeError, KeyError):
-        raise InputError(f"{path}: does not tell of sittings as training writes them; remove it") from None
+    return read_fields(path, sittings=list[Attempt])["sittings"]
 
 
 def summarise(

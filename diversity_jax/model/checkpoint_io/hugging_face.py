@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from diversity_jax.core.errors import InputError
-from diversity_jax.core.files import read_json, write_json
+from diversity_jax.core.files import path_inside, read_json, write_json
 from diversity_jax.model.checkpoint_io.hugging_face_config import (
     config_from_hugging_face,
     config_to_hugging_face,
@@ -63,6 +63,7 @@ def _layer_names(config: LlamaConfig) -> dict[str, str]:
     return {ours: name if name.endswith("bias") else f"{name}.weight" for ours, name in names.items() if name}
 
 
+@functools.lru_cache(maxsize=16)
 def _shapes(config: LlamaConfig) -> dict[str, tuple[int, ...]]:
     """Our shape of every parameter by its path; of one layer, where stacked."""
     leaves = jax.tree_util.tree_leaves_with_path(param_shapes(config))
@@ -295,7 +296,8 @@ def _read_shards(folder: Path, index: str, read: Callable[[Path], dict[str, Tens
     names = list(weight_map.values()) if isinstance(weight_map, dict) else [None]
     if not all(isinstance(file, str) and Path(file).name == file for file in names):
         raise InputError(f"{folder / index}: has no weight_map of tensors to files beside it; fetch it again")
-    files = {file: read(folder / file) for file in sorted(set(weight_map.values()))}
+    where = f"{folder / index}: weight_map"
+    files = {file: read(Path(path_inside(folder, file, where))) for file in sorted(set(weight_map.values()))}
     if missing := sorted(name for name, file in weight_map.items() if name not in files[file]):
         file = weight_map[missing[0]]
         raise InputError(f"{folder / file}: has no tensor {missing[0]}, which {index} places there")

@@ -18,8 +18,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from diversity_jax.core.config import from_json
 from diversity_jax.core.errors import InputError
-from diversity_jax.core.files import exists, join_path, read_json, read_range, writing
+from diversity_jax.core.files import exists, join_path, path_inside, read_json, read_range, writing
 from diversity_jax.core.stores import StoreError
 from diversity_jax.model.sharding import path_name
 
@@ -53,6 +54,18 @@ class _Stored:
     offset: int
     bytes: int
     crc32: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Array:
+    shape: tuple[int, ...]
+    dtype: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Contents:
+    arrays: Mapping[str, _Array]
+    shards: tuple[_Stored, ...]
 
 
 def _bounds(index: tuple[slice, ...], shape: Sequence[int]) -> tuple[tuple[int, int], ...]:
@@ -147,7 +160,16 @@ def read_record(folder: str | os.PathLike) -> Mapping[str, Any] | None:
         raise Damaged(str(error)) from None
     if not isinstance(value, dict) or not {"info", "arrays", "shards"} <= set(value) or value.get("format") != _FORMAT:
         raise Damaged(f"{RECORD} is not a record of this version")
+    _contents(value)
     return value
+
+
+def _contents(record: Mapping[str, Any]) -> _Contents:
+    """What a record says of arrays, each field checked."""
+    try:
+        return from_json(_Contents, {name: record[name] for name in ("arrays", "shards")}, RECORD)
+    except InputError as error:
+        raise Damaged(str(error)) from None
 
 
 def read(folder: str | os.PathLike, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, Any]:
@@ -160,17 +182,17 @@ def read(folder: str | os.PathLike, found: Mapping[str, Any], wanted: Mapping[st
       Damaged: a shard is missing or its checksum does not agree, or the checkpoint has no such array.
       StoreError: the store failed.
     """
+    contents = _contents(found)
     stored: dict[str, list[_Stored]] = {}
-    for entry in found["shards"]:
-        entry = {**entry, "start": tuple(entry["start"]), "shape": tuple(entry["shape"])}
-        stored.setdefault(entry["name"], []).append(_Stored(**entry))
+    for shard in contents.shards:
+        stored.setdefault(shard.name, []).append(shard)
     leaves, tree = jax.tree_util.tree_flatten_with_path(dict(wanted))
 
     def one(path: Any, leaf: Any) -> Callable[[Any], np.ndarray]:
         name = path_name(path)
-        about = found["arrays"].get(name)
-        if about is None or tuple(about["shape"]) != leaf.shape:
-            raise Damaged(f"it holds {name} as {about and about['shape']}, not {list(leaf.shape)}")
+        about = contents.arrays.get(name)
+        if about is None or about.shape != leaf.shape:
+            raise Damaged(f"it holds {name} as {about and list(about.shape)}, not {list(leaf.shape)}")
         indices = leaf.sharding.addressable_devices_indices_map(leaf.shape).values()
         parts = _assemble(folder, {_bounds(index, leaf.shape) for index in indices}, stored.get(name, ()), about)
         return lambda index: parts[_bounds(index, leaf.shape)].astype(leaf.dtype, copy=False)
@@ -188,13 +210,18 @@ def _assemble(
     folder: str | os.PathLike,
     wanted: Iterable[tuple[tuple[int, int], ...]],
     stored: Sequence[_Stored],
-    about: Mapping[str, Any],
+    about: "_Array",
 ) -> dict[tuple[tuple[int, int], ...], np.ndarray]:
     """The wanted boxes of one array, each put together from the shards that overlap it."""
-    dtype = jnp.dtype(about["dtype"])
+    try:
+        dtype = jnp.dtype(about.dtype)
+    except TypeError:
+        raise Damaged(f"{about.dtype[:80]!r} is no type of numbers") from None
     parts = {bounds: np.empty([end - first for first, end in bounds], dtype) for bounds in wanted}
     filled = dict.fromkeys(parts, 0)
     for shard in stored:
+        if any(len(shard.start) != len(bounds) or len(shard.shape) != len(bounds) for bounds in wanted):
+            raise Damaged(f"{shard.file}: a shard of {shard.name} is of another number of axes")
         ends = [first + length for first, length in zip(shard.start, shard.shape, strict=True)]
         values = None
         for bounds, out in parts.items():
@@ -213,11 +240,18 @@ def _assemble(
 
 
 def _read_shard(folder: str | os.PathLike, shard: _Stored, dtype: Any) -> np.ndarray:
+    if min((0, *shard.shape, *shard.start, shard.offset)) < 0:
+        raise Damaged(f"{shard.file}: a shard of {shard.name} begins or ends below 0")
+    if shard.bytes != math.prod(shard.shape) * dtype.itemsize:
+        raise Damaged(f"{shard.file}: a shard of {shard.name} has {shard.bytes} bytes for {list(shard.shape)}")
     return np.frombuffer(_read_bytes(folder, shard), dtype).reshape(shard.shape)
 
 
 def _read_bytes(folder: str | os.PathLike, shard: _Stored) -> bytes:
-    path = join_path(folder, shard.file)
+    try:
+        path = path_inside(folder, shard.file, RECORD)
+    except InputError as error:
+        raise Damaged(str(error)) from None
     try:
         data = read_range(path, shard.offset, shard.bytes)
     except InputError as error:

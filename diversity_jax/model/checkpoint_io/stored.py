@@ -46,7 +46,7 @@ def read_info(folder: str | os.PathLike) -> Mapping[str, Any] | None:
                 return None
             with open(path, "rb") if isinstance(path, Path) else open_file(path) as file:
                 info = json.load(file)["custom_metadata"]
-    except (ValueError, KeyError, TypeError, shards.Damaged):
+    except (ValueError, KeyError, TypeError, RecursionError, shards.Damaged):
         return None
     return info if isinstance(info, Mapping) and "fingerprint" in info else None
 

@@ -92,7 +92,7 @@ def read_tensors(path: str | os.PathLike) -> dict[str, Tensor]:
         file = safe_open(path, framework="np")
     except FileNotFoundError:
         raise InputError(f"{path}: no such file; the model's folder is incomplete") from None
-    except SafetensorError as error:
+    except (SafetensorError, OSError) as error:
         raise InputError(f"{path}: is no safetensors file, or a damaged one ({error}); fetch it again") from None
     tensors = {}
     for name in file.keys():  # noqa: SIM118 the file is no mapping

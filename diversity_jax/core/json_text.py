@@ -1,0 +1,37 @@
+"""JSON that comes from outside: read, or refused in one line."""
+
+import json
+from typing import Any
+
+from diversity_jax.core.errors import InputError
+
+
+def parse_json(data: bytes | str, where: str, *, remedy: str = "", number_lines: bool = False) -> Any:
+    """A JSON value from outside. NaN and infinity are read; what could not be written again is refused.
+
+    Args:
+      where: the file, and the line where the text is one of many; begins the error's line.
+      remedy: what to do, which ends it.
+      number_lines: the error names the line of the text after `where`.
+
+    Raises:
+      InputError: not JSON, not UTF-8, nested too deeply, a number of thousands of digits, or half a surrogate pair.
+    """
+    try:
+        text = data if isinstance(data, str) else data.decode(json.detect_encoding(data))
+        value = json.loads(text)
+        if r"\ud" in text.lower():
+            json.dumps(value, ensure_ascii=False).encode()
+        return value
+    except UnicodeDecodeError as error:
+        reason = f"is not UTF-8 at byte {error.start}; expected JSON"
+    except UnicodeEncodeError:
+        reason = "is not valid JSON (a lone surrogate, \\ud800 to \\udfff)"
+    except json.JSONDecodeError as error:
+        where += f":{error.lineno}" if number_lines else ""
+        reason = f"is not valid JSON ({error.msg})"
+    except RecursionError:
+        reason = "is not valid JSON (nested too deeply)"
+    except ValueError:  # Python's limit for digits
+        reason = "is not valid JSON (a number of thousands of digits)"
+    raise InputError(f"{where}: {reason}{remedy and '; '}{remedy}")
