@@ -40,7 +40,7 @@ def test_a_bad_line_is_named(tmp_path):
     check = BY_TASK["piqa"].check
     path = tmp_path / "piqa_validation.jsonl"
     for text, said in (
-        (json.dumps(PIQA[0]) + "\n{broken\n", r"validation.jsonl:2: is not JSON"),
+        (json.dumps(PIQA[0]) + "\n{broken\n", r"validation.jsonl:2: is not valid JSON"),
         (json.dumps(PIQA[0]) + "\n[1]\n", r":2: is a list"),
         (json.dumps(PIQA[0] | {"label": 7}) + "\n", r":1: label=7 is not among its choices"),
         ("\n", "holds no item"),

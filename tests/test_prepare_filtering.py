@@ -122,7 +122,7 @@ def test_thresholds_near_one_leave_out_what_is_the_same_but_for_case_and_punctua
     [
         (None, "no such file"),
         ("", "is empty"),
-        ("not json\n", ":1: is not JSON"),
+        ("not json\n", ":1: is not valid JSON"),
         ("[1]\n", ":1: is JSON but not an object"),
         ('{"question": "too short to look for"}\n', "no item has 13 words in a row"),
     ],

@@ -1,12 +1,12 @@
 """Conversations as text, by the project's own chat template or any Jinja template that a tokenizer brings."""
 
 from collections.abc import Mapping, Sequence
-import datetime
-import functools
 import json
 from typing import Any
 
 from diversity_jax.core.errors import InputError
+from diversity_jax.tokenizers import template_process
+from diversity_jax.tokenizers.template_process import TemplateFault, render_here
 
 # One instruction and its answer under plain headings, readable to a model that never saw a special token.
 OWN_TEMPLATE = """\
@@ -23,8 +23,6 @@ OWN_TEMPLATE = """\
 BEGIN_WITH_BOS = "{{ bos_token }}"
 """What stands before `OWN_TEMPLATE` where documents begin with the tokenizer's own begin-of-text token."""
 ROLES = ("system", "developer", "user", "assistant", "tool")
-# What expressions in a template may raise.
-_TEMPLATE_FAULTS = (TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RecursionError)
 SPECIAL_TOKENS = ("bos_token", "eos_token", "pad_token", "unk_token")
 
 
@@ -54,7 +52,8 @@ def render_chat(
 
     Args:
       messages: role and content of each turn.
-      template: Jinja source, run in a sandbox with what transformers offers templates; None: the project's own.
+      template: Jinja source, run in a sandbox, in a process of its own, with what transformers offers templates; None:
+        the project's own.
       special: values such as `bos_token` and `eos_token`.
       add_generation_prompt: end where the assistant begins to speak; else, a last turn of the assistant is left open to
         be continued.
@@ -64,7 +63,7 @@ def render_chat(
         reason.
     """
     check_messages(messages)
-    text = _render(messages, template, special, add_generation_prompt)
+    (text,) = _render([(messages, add_generation_prompt)], template, special)
     if not text.strip():
         raise InputError("chat template: renders these messages to nothing; fix the template")
     if add_generation_prompt or messages[-1]["role"] != "assistant":
@@ -93,14 +92,13 @@ def answer_parts(
       InputError: as `render_chat`; or the template writes a turn differently when more turns follow.
     """
     check_messages(messages)
-    text = _render(messages, template, special, False)
+    numbers = [number for number, message in enumerate(messages) if message["role"] == "assistant"]
+    asked = [part for number in numbers for part in ((messages[:number], True), (messages[: number + 1], False))]
+    text, *rendered = _render([(messages, False), *asked], template, special)
     parts: list[tuple[str, bool]] = []
     at = 0
-    for number, message in enumerate(messages):
-        if message["role"] != "assistant":
-            continue
-        prompt = _render(messages[:number], template, special, True)
-        answered = _render(messages[: number + 1], template, special, False) if number + 1 < len(messages) else text
+    for number, prompt, answered in zip(numbers, rendered[::2], rendered[1::2], strict=True):
+        message = messages[number]
         if not answered.startswith(prompt) or not text.startswith(answered) or len(prompt) < at:
             raise InputError(
                 f"chat template: writes messages[{number}] otherwise when it is asked for or followed; fix the "
@@ -121,51 +119,15 @@ def with_system_prompt(template: str, prompt: str) -> str:
 
 
 def _render(
-    messages: Sequence[Mapping[str, Any]],
+    conversations: Sequence[tuple[Sequence[Mapping[str, Any]], bool]],
     template: str | None,
     special: Mapping[str, str] | None,
-    add_generation_prompt: bool,
-) -> str:
-    import jinja2
-
+) -> list[str]:
+    """The text of each conversation, with a flag whether the assistant is to speak next."""
     values = dict.fromkeys(SPECIAL_TOKENS, "") | dict(special or {})
+    source = OWN_TEMPLATE if template is None else template
+    render = render_here if source in (OWN_TEMPLATE, BEGIN_WITH_BOS + OWN_TEMPLATE) else template_process.render
     try:
-        return _compiled(OWN_TEMPLATE if template is None else template).render(
-            messages=[dict(message) for message in messages],
-            add_generation_prompt=add_generation_prompt,
-            tools=None,
-            documents=None,
-            **values,
-        )
-    except (jinja2.TemplateError, *_TEMPLATE_FAULTS) as error:
-        line = f", line {error.lineno}" if isinstance(error, jinja2.TemplateSyntaxError) else ""
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
-        raise InputError(f"chat template{line}: fails on these messages ({reason}); fix either of them") from error
-
-
-@functools.lru_cache(maxsize=16)
-def _compiled(source: str) -> Any:
-    """The template in a sandbox, with what transformers gives templates."""
-    import jinja2
-    from jinja2.ext import Extension, loopcontrols
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-    class Generation(Extension):
-        """Lets `{% generation %}` through, with which some templates enclose answers; `answer_parts` does without."""
-
-        tags = {"generation"}  # noqa: RUF012 - as jinja2 declares it
-
-        def parse(self, parser: Any) -> Any:
-            next(parser.stream)
-            return parser.parse_statements(("name:endgeneration",), drop_needle=True)
-
-    def raise_exception(message: str) -> None:
-        raise jinja2.TemplateError(message)
-
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, Generation]
-    )
-    environment.filters["tojson"] = lambda value, indent=None: json.dumps(value, ensure_ascii=False, indent=indent)
-    environment.globals["raise_exception"] = raise_exception
-    environment.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)
-    return environment.from_string(source)
+        return render(source, conversations, values)
+    except TemplateFault as fault:
+        raise InputError(f"chat template: fails on these messages ({fault}); fix either of them") from fault
