@@ -163,7 +163,8 @@ def _serve(most_seconds: float) -> None:
         signal.setitimer(signal.ITIMER_PROF, most_seconds)
         request = json.loads(line)
         try:
-            answer: dict[str, Any] = {"texts": render_here(request["template"], request["conversations"], request["special"])}
+            texts = render_here(request["template"], request["conversations"], request["special"])
+            answer: dict[str, Any] = {"texts": texts}
         except TemplateFault as fault:
             answer = {"fault": str(fault)}
         except Exception as error:  # compiling what a template was made into can fail in any way
