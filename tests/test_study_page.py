@@ -37,7 +37,7 @@ def folder(tmp_path_factory):
     found = analysis.analyse(study, list(runs())) | {"densities": {"factors": [], "corpora": []}, "failures": []}
     write_json(folder / "analysis.json", found)
     run_info.describe(["python"], {}).save(folder)
-    page.draw(folder)
+    analysis.draw(folder)
     return folder
 
 
@@ -76,7 +76,7 @@ def test_a_top_that_runs_show_stands_in_the_analysis(folder):
 def test_an_analysis_of_another_version_is_refused(folder, tmp_path):
     write_json(tmp_path / "analysis.json", read_json(folder / "analysis.json") | {"format_version": 1})
     with pytest.raises(InputError, match="another version of this package wrote it"):
-        page.draw(tmp_path)
+        analysis.draw(tmp_path)
 
 
 def drawn(folder, found_runs, controls=None):
@@ -86,7 +86,7 @@ def drawn(folder, found_runs, controls=None):
     results = analysis.analyse(study, found_runs) | {"densities": {"factors": [], "corpora": []}, "failures": []}
     write_json(folder / "analysis.json", results)
     run_info.describe(["python"], {}).save(folder)
-    page.draw(folder)
+    analysis.draw(folder)
     return results, (folder / "report.html").read_text()
 
 

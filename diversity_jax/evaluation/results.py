@@ -31,11 +31,21 @@ PAPER_AVERAGES = {
 }
 
 
-def figure(value: float, error: Any) -> dict[str, float | None]:
-    """A figure with its standard error and 95 % interval, which are None where the error is no finite number."""
+def figure(value: float, error: Any, *, is_share: bool = False) -> dict[str, float | None]:
+    """A figure with its standard error and 95 % interval, which are None where the error is no finite number.
+
+    Args:
+      is_share: it cannot be below 0 or above 1, and neither does its interval go there.
+    """
     if not isinstance(error, int | float) or not math.isfinite(error):
         return {"value": value, "stderr": None, "low": None, "high": None}
-    return {"value": value, "stderr": float(error), "low": value - Z_95 * error, "high": value + Z_95 * error}
+    low, high = value - Z_95 * error, value + Z_95 * error
+    if is_share:
+        low, high = max(low, 0.0), min(high, 1.0)
+    return {"value": value, "stderr": float(error), "low": low, "high": high}
+
+
+_SHARES = ("acc", "exact_match", "em", "f1", "pass")  # beginnings of the names of metrics between 0 and 1
 
 
 def summarise(results: Mapping[str, Any]) -> dict[str, Any]:
@@ -45,7 +55,9 @@ def summarise(results: Mapping[str, Any]) -> dict[str, Any]:
         if name not in results["n-samples"]:
             continue
         figures = {
-            key.removesuffix(",none"): figure(float(value), metrics.get(key.replace(",", "_stderr,", 1)))
+            key.removesuffix(",none"): figure(
+                float(value), metrics.get(key.replace(",", "_stderr,", 1)), is_share=_is_share(key, value)
+            )
             for key, value in metrics.items()  # such as `acc,none` and `acc_stderr,none`
             if "," in key and "_stderr" not in key and isinstance(value, int | float)
         }
@@ -62,6 +74,10 @@ def summarise(results: Mapping[str, Any]) -> dict[str, Any]:
     return tasks
 
 
+def _is_share(metric: str, value: float) -> bool:
+    return metric.startswith(_SHARES) and 0 <= value <= 1
+
+
 def paper_average(tasks: Mapping[str, Any]) -> dict[str, Any] | None:
     """The mean over the paper's eight, each weighing the same, and its standard error; None where one is missing."""
     if not all(name in tasks for name in BY_TASK):
@@ -69,7 +85,7 @@ def paper_average(tasks: Mapping[str, Any]) -> dict[str, Any] | None:
     figures = [tasks[name]["metrics"][benchmark.metric] for name, benchmark in BY_TASK.items()]
     errors = [main["stderr"] for main in figures]
     error = None if None in errors else math.sqrt(sum(error**2 for error in errors)) / len(errors)
-    return figure(sum(main["value"] for main in figures) / len(figures), error)
+    return figure(sum(main["value"] for main in figures) / len(figures), error, is_share=True)
 
 
 def outcomes(samples: Sequence[Mapping[str, Any]], metric: str) -> dict[str, float]:

@@ -211,7 +211,7 @@ def summary(results: Mapping[str, Any]) -> list[str]:
     """The figures in a few aligned lines."""
 
     def percent(figure: Mapping[str, float | None]) -> str:
-        error = "" if figure["stderr"] is None else f" ± {100 * figure['stderr']:.2f}"
+        error = "" if figure["stderr"] is None else f" (standard error {100 * figure['stderr']:.2f})"
         return f"{100 * (figure['value'] or 0.0):6.2f}{error}"
 
     lines = [

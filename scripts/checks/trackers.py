@@ -115,12 +115,12 @@ def mlflow_server(folder: Path) -> Iterator[str]:
 
 
 def _wait(url: str) -> None:
-    for _ in range(240):
+    for _ in range(900):
         with contextlib.suppress(OSError), urllib.request.urlopen(url) as answer:
             if answer.status == 200:
                 return
         time.sleep(0.5)
-    raise SystemExit(f"{url}: no answer in two minutes")
+    raise SystemExit(f"{url}: no answer in eight minutes")
 
 
 def check(folder: Path, shown: Shown) -> None:

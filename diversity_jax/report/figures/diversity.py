@@ -254,8 +254,9 @@ def convergence(runs: Mapping[str, Mapping[str, Sequence[float | None]]], palett
     """
     series = {name: {key: np.array(run[key], float) for key in CONVERGENCE} for name, run in runs.items()}
     phone, right = for_phone(width), label_px(list(runs))
-    left, head, height = 48, 10, 240 if phone else 300
+    left, head, height = 48, 34, 240 if phone else 300
     canvas = Canvas(width, head + height + 46)
+    canvas.text(0, 10, "Effective clusters", bold=True)
     axes = canvas.axes(left, head, width - left - right, height)
     bounds = [run["value"][np.isfinite(run["high"])] for run in series.values()]
     bounds += [run[key] for run in series.values() for key in ("low", "high")]

@@ -72,7 +72,7 @@ def losses(log: TrainingLog, components: Sequence[str], palette: Palette, width:
     if components:
         panels["Each component"] = {name: (f"loss/{name}", f"eval/{name}/loss") for name in components}
     right = label_px(components) if components else 16
-    left, height, head, foot = 40, 230 if phone else 290, 34, 58 if phone else 40
+    left, height, head, foot = 50, 230 if phone else 290, 34, 58 if phone else 40
     gap, block = left + 20, head + height + foot
     canvas = Canvas(width, block * len(panels) if phone else block)
     across = width - left - right if phone else (width - left - right - gap * (len(panels) - 1)) / len(panels)
@@ -166,17 +166,22 @@ class Accuracy:
 def accuracies(rows: Sequence[Accuracy], width: int) -> Canvas:
     """Accuracies of tasks as dots with their intervals, beside what guessing would reach."""
     phone = for_phone(width)
-    canvas, axes, heights = _named_rows([row.name for row in rows], width, margin=230)
+    canvas, axes, heights = _named_rows([row.name for row in rows], width, margin=280)
     axes.set_xlim(0, 1)
+    chance = next(((row.guessing, y) for row, (y, _) in zip(rows, heights, strict=True) if row.guessing), None)
+    if chance is not None:  # the first mark says what they are
+        axes.annotate("chance", chance, (0, -17), textcoords="offset points", ha="center", fontsize=10,
+                      color=LIGHT["muted"])  # fmt: skip
     set_ticks(axes.xaxis, (0, 0.25, 0.5, 0.75, 1), lambda tick: percent(tick, 0), ruled=True)
     for row, (y, line) in zip(rows, heights, strict=True):
         value, low, high = row.interval.value, row.interval.low, row.interval.high
+        low, high = (end if end is None else min(max(end, 0.0), 1.0) for end in (low, high))
         if row.guessing is not None:
             axes.plot([row.guessing] * 2, [y - 0.24, y + 0.24], color=LIGHT["muted"], linewidth=2)
         text = f"{100 * value:.1f} %"
         if low is not None and high is not None:
-            axes.plot([max(low, 0), min(high, 1)], [y, y], color=LIGHT["c1"], linewidth=2.6)
-            text += f" \u00b1 {50 * (high - low):.1f}"
+            axes.plot([low, high], [y, y], color=LIGHT["c1"], linewidth=2.6)
+            text += f" [{100 * low:.1f}, {100 * high:.1f}]"
         axes.plot(value, y, "o", color=LIGHT["c1"], markersize=9)
         canvas.text(width - (0 if phone else 110), line, text, align="right")
         if not phone:
@@ -265,18 +270,29 @@ def against_diversity(
     """
     level_of = {row["recipe"]: str(row["levels"].get(factor, "")) for row in rows}
     levels = list(dict.fromkeys(level_of.values())) if len(set(level_of.values())) > 1 else []
-    canvas, boxes = _panels(len(relations), width, most=2, left=56, gap=28, head=26, top=30 if levels else 0, bottom=20)
-    x = 0
-    for level in levels:
-        text = f"{factor} {label(level, 18)}"
-        canvas.text(x, 10, f"\u25cf {text}", palette.slot(level), size=12, bold=True)
-        x += 40 + 8 * len(text)
+    places, end = _legend([f"{factor} {label(level, 18)}" for level in levels], width)
+    canvas, boxes = _panels(len(relations), width, most=2, left=56, gap=28, head=26, top=end, bottom=20)
+    for level, (x, y, text) in zip(levels, places, strict=True):
+        canvas.text(x, y, f"\u25cf {text}", palette.slot(level), size=12, bold=True)
     colours = {recipe: palette.colour(level) if levels else LIGHT["c1"] for recipe, level in level_of.items()}
     for relation, (left, top, panel) in zip(relations, boxes, strict=True):
         canvas.text(left - 56, top - 16, relation["outcome"], bold=True)
         _against(canvas.axes(left, top, panel, _PANEL_PX), relation, rows, colours)
     canvas.note(56, canvas.height - 8, axis)
     return canvas
+
+
+def _legend(texts: Sequence[str], width: int) -> tuple[list[tuple[float, float, str]], int]:
+    """Where the words of a legend stand, in as many lines as they need, and where it ends; in pixels."""
+    places: list[tuple[float, float, str]] = []
+    x, y = 0.0, 10.0
+    for text in texts:
+        needed = 24 + 7.6 * len(text)
+        if x and x + needed > width:
+            x, y = 0.0, y + 20
+        places.append((x, y, text))
+        x += needed + 12
+    return places, round(y) + 20 if texts else 0
 
 
 def _against(
@@ -287,15 +303,15 @@ def _against(
     runs = [row for row in rows if predictor in row["diversity"] and outcome in row["outcomes"]]
     points = np.array([(row["diversity"][predictor], row["outcomes"][outcome]) for row in runs])
     low, high = x.min() / 1.15, x.max() * 1.15
-    axes.set(xscale="log", xlim=(low, high), ylim=limits([*points[:, 1], *y], 0.08))
-    set_ticks(axes.xaxis, log_ticks(low, high, 5), significant)
-    set_ticks(axes.yaxis, 5, significant, ruled=True)
-    axes.scatter(*points.T, s=18, color=[colours[row["recipe"]] for row in runs], alpha=0.3, linewidths=0)
-    line = relation["log_line"]
+    ends, fitted, line = np.zeros(0), np.zeros(0), relation["log_line"]
     if "slope" in line:
         ends = np.array([x.min(), x.max()])
         fitted = line["intercept"]["value"] + line["slope"]["value"] * np.log(ends)
-        axes.plot(ends, fitted, color=LIGHT["ink"], linewidth=1.2)
+    axes.set(xscale="log", xlim=(low, high), ylim=limits([*points[:, 1], *y, *fitted], 0.08))
+    set_ticks(axes.xaxis, log_ticks(low, high, 5), significant)
+    set_ticks(axes.yaxis, 5, significant, ruled=True)
+    axes.scatter(*points.T, s=18, color=[colours[row["recipe"]] for row in runs], alpha=0.3, linewidths=0)
+    axes.plot(ends, fitted, color=LIGHT["ink"], linewidth=1.2)
     axes.scatter(x, y, s=48, color=[colours[recipe] for recipe in relation["recipes"]], linewidths=0, zorder=3)
 
 
@@ -343,14 +359,15 @@ def over_amounts(effects: Sequence[Mapping[str, Any]], factor: str, width: int) 
         canvas.text(left - 60, top - 16, f"{effect['outcome']}, {effect['stage']}", bold=True)
         means, saturation = effect["levels"][factor], effect["saturation"][factor]
         amounts = np.array([float(mean["name"]) for mean in means])
-        axes = canvas.axes(left, top, panel, _PANEL_PX, ylim=limits(_ends(means), 0.08))
-        axes.set_xlim(*limits(amounts, 0.08))
-        set_ticks(axes.xaxis, 6, significant)
-        set_ticks(axes.yaxis, 5, significant, ruled=True)
+        x, y = np.zeros(0), np.zeros(0)
         if "top" in saturation and saturation["scale"]["value"] is not None:
             x = np.linspace(amounts.min(), amounts.max(), 200)
             y = saturation["top"]["value"] - saturation["gain"] * np.exp(-x / saturation["scale"]["value"])
-            axes.plot(x, y, color=LIGHT["ink"], linewidth=1.2)
+        axes = canvas.axes(left, top, panel, _PANEL_PX, ylim=limits([*_ends(means), *y], 0.08))
+        axes.set_xlim(*limits(amounts, 0.08))
+        set_ticks(axes.xaxis, 6, significant)
+        set_ticks(axes.yaxis, 5, significant, ruled=True)
+        axes.plot(x, y, color=LIGHT["ink"], linewidth=1.2)
         _means(axes, amounts.tolist(), means)
     canvas.note(60, canvas.height - 8, factor)
     return canvas

@@ -159,9 +159,13 @@ def loss_sentence(log: TrainingLog) -> str:
     for column, what in (("eval/loss", "Held-out loss"), ("loss", "Training loss")):
         steps, values = log.seen(column)
         if len(values) > 1:
-            way = "fell" if values[-1] < values[0] else "rose"
             over = counted(int(steps[-1] - steps[0]), "step")
-            return f"{what} {way} from {values[0]:.2f} to {values[-1]:.2f} nats a token over {over}."
+            digits = 2 if abs(values[-1] - values[0]) >= 0.02 else 4
+            first, last = f"{values[0]:.{digits}f}", f"{values[-1]:.{digits}f}"
+            if first == last:
+                return f"{what} stayed at {first} nats a token over {over}."
+            way = "fell" if values[-1] < values[0] else "rose"
+            return f"{what} {way} from {first} to {last} nats a token over {over}."
         if len(values) == 1:
             return f"{what} is {values[0]:.2f} nats a token at step {count(steps[0])}."
     return "No loss has been written yet."
