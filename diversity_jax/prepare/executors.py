@@ -33,6 +33,7 @@ from diversity_jax.prepare.workers import Task, Workers, usable_cores
 _UNIT_RECORD = ".unit.json"
 _REQUEST = "request.json"
 _FORMAT = {"staging_format": 2, "signatures": SIGNATURE_VERSION}  # unfinished work of another format is made again
+_FEW_BYTES = 48 << 20  # of plain text: fast encoders take less time for it than other processes take to start
 _LOCK_WAIT_SECONDS = 3.0  # the workers of a killed process take a moment to notice
 
 Statuses = Mapping[str, np.ndarray]
@@ -229,9 +230,9 @@ class LocalExecutor(Executor):
         if self._workers is not None:
             self._workers.stop()
 
-    def _run(self, job: Job, tasks: Iterable[Task]) -> Iterator[Any]:
+    def _run(self, job: Job, tasks: Iterable[Task], *, are_few: bool = False) -> Iterator[Any]:
         self._workers = self._workers or Workers(job, self._processes, self._keep_open)
-        return self._workers.run(tasks)
+        return self._workers.run(tasks, are_few=are_few)
 
     def _progress(self, job: Job, title: str, total: float | None) -> ProgressDisplay:
         display = ProgressDisplay(job.settings.name, unit="tokens", mode=self._progress_mode)
@@ -246,9 +247,11 @@ class LocalExecutor(Executor):
         tasks = ((stage.work, (chunk,) if statuses is None else (chunk, statuses[chunk.name])) for chunk in chunks)
         sizes = [unit.expected_bytes if unit is not None else None for unit in (units[number] for number in numbers)]
         known = [size for size in sizes if size is not None]
+        is_plain = stage is ENCODING and job.chat is None and job.benchmarks is None
+        are_few = is_plain and len(known) == len(sizes) and sum(known) < _FEW_BYTES
         totals = np.zeros(3, np.int64)
         with self._progress(job, stage.title, sum(known) if len(known) == len(sizes) else None) as progress:
-            for counts in self._run(job, tasks):
+            for counts in self._run(job, tasks, are_few=are_few):
                 if counts.differs is not None:
                     choice.stop(counts.differs)
                 totals += counts[:3]

@@ -50,14 +50,17 @@ class Workers:
         for worker in self._workers:
             worker.stop()
 
-    def run(self, tasks: Iterable[Task]) -> Iterator[Any]:
+    def run(self, tasks: Iterable[Task], *, are_few: bool = False) -> Iterator[Any]:
         """Results in the order in which they are finished; tasks are taken as processes become free.
+
+        Args:
+          are_few: they take less time than starting processes does; this process runs them, unless others are there.
 
         Raises:
           InputError: what a task raised, or a process was killed.
         """
         tasks = iter(tasks)
-        first = list(itertools.islice(tasks, 2)) if self._processes > 1 else []
+        first = list(itertools.islice(tasks, 2)) if self._processes > 1 and (self._workers or not are_few) else []
         if len(first) < 2:
             for function, arguments in itertools.chain(first, tasks):
                 yield function(self._job, *arguments)

@@ -2,6 +2,7 @@
 settings change about them, as transformers reads them."""
 
 from collections.abc import Mapping, Sequence
+import functools
 import json
 import logging
 import threading
@@ -268,11 +269,11 @@ def _with_settings(tokenizer: Any, settings: TokenizerSettings, path: str) -> tu
         number = tokenizer.token_to_id(text)
         if number is not None:
             merged[number] = {**(merged.get(number) or {**_DEFAULTS, "content": text}), "special": True}
-    vocab = tokenizer.get_vocab(with_added_tokens=False)
+    vocab = functools.cache(functools.partial(tokenizer.get_vocab, with_added_tokens=False))
 
     def changes_text(number: int, token: Mapping[str, Any]) -> bool:
         own = tokens.get(number)
-        if token["special"] and (own["special"] if own else token["content"] in vocab):
+        if token["special"] and (own["special"] if own else token["content"] in vocab()):
             return False  # letters in plain text, before and after
         return token != own
 

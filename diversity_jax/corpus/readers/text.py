@@ -3,12 +3,16 @@
 from collections.abc import Iterator
 import json
 
+import msgspec
 import numpy as np
 
 from diversity_jax.core.compression import compression, read_blocks, read_lines
 from diversity_jax.core.files import is_remote, open_file
 from diversity_jax.corpus.document import Document, FileRecords, Rejected, decode_utf8, is_encodable, take_text
 
+# What it reads is what `json` reads, in a third of the time. It refuses more (NaN, lone surrogates, control characters at
+# the ends of a line), and says less about why.
+_decode = msgspec.json.Decoder().decode
 # json.loads would search for white space at both ends of every line a second time.
 _scan = json.JSONDecoder().raw_decode
 _ORDER_MARK = "\ufeff"
@@ -23,6 +27,16 @@ class JsonLines(FileRecords):
         return read_lines(self._path)
 
     def decode(self, raw: bytes, position: int) -> Document | None:
+        try:
+            record = _decode(raw)
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+            return self._decode_carefully(raw, position)
+        text = (record.pop(self._field, None) if self._field else "") if type(record) is dict else None
+        if type(text) is not str:
+            return self._decode_carefully(raw, position)
+        return Document(id=self._id(position), text=text, meta=record)
+
+    def _decode_carefully(self, raw: bytes, position: int) -> Document | None:
         try:
             line = raw.decode().strip()
         except UnicodeDecodeError:
