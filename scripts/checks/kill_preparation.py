@@ -2,6 +2,9 @@
 
     python scripts/checks/kill_preparation.py --kills 30                          # this machine's processes
     python scripts/checks/kill_preparation.py --kills 30 --runner DirectRunner    # Apache Beam
+    # chunks large enough for the fast encoder
+    python scripts/checks/kill_preparation.py --kills 20 --vocabulary tokenizer.json --documents 20000 \\
+        --characters 1000000
 
 Half of the kills come by the clock, at a moment drawn uniformly from the time that a whole run takes; the others
 shortly after a phase has begun (signing, encoding, permuting, tidying up), so that short phases are met too. A run that
@@ -31,12 +34,14 @@ from diversity_jax.prepare.config import Filtering, Preparation, PrepareConfig
 
 def get_config():
     hygiene = Filtering(exact_duplicates=True, near_duplicates=0.8)
-    sizes = dict(piece_characters=40_000, shard_bytes=60_000)
+    sizes = dict(piece_characters={characters!r}, shard_bytes=1_500 * {characters!r} // 1_000)
     preparation = Preparation(
         name="part", kind="real", sequence_length=64, validation_share=0.1, hygiene=hygiene, **sizes
     )
     corpus = CorpusConfig(source={source!r})
-    return PrepareConfig(output_dir={output!r}, corpus=corpus, preparation=preparation, processes=2)
+    return PrepareConfig(
+        output_dir={output!r}, corpus=corpus, preparation=preparation, processes=2, vocabulary={vocabulary!r}
+    )
 """
 _MARKS = {
     "tidying up": lambda folder: (folder / "manifest.json").exists() and (folder / ".preparing").exists(),
@@ -75,9 +80,10 @@ def phase(folder: Path) -> str:
     return next(name for name, is_there in _MARKS.items() if is_there(folder))
 
 
-def start(source: str, folder: Path, runner: str | None) -> subprocess.Popen:
-    config = folder.with_suffix(".py")
-    config.write_text(_CONFIG.format(output=str(folder), source=source))
+def start(source: str, folder: Path, args: argparse.Namespace) -> subprocess.Popen:
+    config, runner = folder.with_suffix(".py"), args.runner
+    values = {"vocabulary": args.vocabulary, "characters": args.characters}
+    config.write_text(_CONFIG.format(output=str(folder), source=source, **values))
     command = [sys.executable, "-m", "diversity_jax.mixtures.prepare", "--config", str(config)]
     with open(folder.with_suffix(".log"), "w") as log:
         return subprocess.Popen(
@@ -104,6 +110,8 @@ def main() -> None:
     flags.add_argument("--documents", type=int, default=2000)
     flags.add_argument("--seed", type=int, default=0)
     flags.add_argument("--runner")
+    flags.add_argument("--vocabulary", default="bytes")
+    flags.add_argument("--characters", type=int, default=40_000, help="in a chunk, about")
     args = flags.parse_args()
     draw, killed, compared = random.Random(args.seed), Counter(), 0
     with tempfile.TemporaryDirectory() as scratch:
@@ -113,12 +121,12 @@ def main() -> None:
             Path(scratch, "part"),
         )
         began = time.monotonic()
-        if start(source, complete, args.runner).wait():
+        if start(source, complete, args).wait():
             sys.exit(complete.with_suffix(".log").read_text())
         whole_seconds, wanted, number = time.monotonic() - began, contents(complete), 0
         while sum(killed.values()) < args.kills or not compared:
             number += 1
-            process = start(source, folder, args.runner)
+            process = start(source, folder, args)
             if sum(killed.values()) < args.kills and is_killed(process, folder, draw, whole_seconds, number):
                 killed[phase(folder)] += 1
                 continue

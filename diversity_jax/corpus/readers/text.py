@@ -10,8 +10,8 @@ from diversity_jax.core.compression import compression, read_blocks, read_lines
 from diversity_jax.core.files import is_remote, open_file
 from diversity_jax.corpus.document import Document, FileRecords, Rejected, decode_utf8, is_encodable, take_text
 
-# What it reads is what `json` reads, in a third of the time. It refuses more (NaN, lone surrogates, control characters at
-# the ends of a line), and says less about why.
+# What it reads is what `json` reads, in a third of the time. It refuses more (NaN, lone surrogates, other white space
+# around a line), and says less about why.
 _decode = msgspec.json.Decoder().decode
 # json.loads would search for white space at both ends of every line a second time.
 _scan = json.JSONDecoder().raw_decode
