@@ -3,16 +3,19 @@
 python -m diversity_jax.train_tokenizer --config configs/tokenizer.py --config.output=tokenizer.model
 """
 
+from fractions import Fraction
 import logging
 
 from diversity_jax.core import cli
 from diversity_jax.mixtures.config import TokenizerConfig
 
 log = logging.getLogger(__name__)
+_PAGE_CHARACTERS = 200_000  # of each component, that the page's figures are of
 
 
 def main(config: TokenizerConfig) -> None:
-    """Trains and prints the path."""
+    """Trains, writes a page beside the model, and prints the model's path, last."""
+    from diversity_jax.core.stores import is_remote
     from diversity_jax.mixtures.config import token_shares
     from diversity_jax.mixtures.sources import sampled_texts
     from diversity_jax.tokenizers.tokenizer import load_tokenizer
@@ -21,7 +24,16 @@ def main(config: TokenizerConfig) -> None:
     shares = token_shares(config.components, config.real_to_synthetic)
     texts = sampled_texts(config.components, shares, characters=config.sample_characters, seed=config.seed)
     path = train_tokenizer(texts, config.output, vocab_size=config.vocab_size, model_type=config.model_type)
-    log.info("%s pieces; use it as vocabulary=%r", f"{load_tokenizer(str(path)).size:,}", str(path))
+    tokenizer = load_tokenizer(str(path))
+    log.info("%s pieces; use it as vocabulary=%r", f"{tokenizer.size:,}", str(path))
+    if not is_remote(path):
+        from diversity_jax.report.pages import tokenizer as page
+
+        drawn = {
+            part.name: list(sampled_texts([part], [Fraction(1)], characters=_PAGE_CHARACTERS, seed=config.seed + 1))
+            for part in config.components
+        }
+        log.info("page: %s", page.write(path, tokenizer, drawn))
     print(path)
 
 

@@ -9,7 +9,9 @@ from diversity_jax.core.errors import InputError
 from diversity_jax.core.formats import percent, significant
 from diversity_jax.report.__main__ import main
 from diversity_jax.report.pages import runs
+from diversity_jax.report.pages import tokenizer as tokenizer_page
 from diversity_jax.report.plotting import distinct_labels
+from diversity_jax.tokenizers.tokenizer import load_tokenizer
 from tests import example_run
 
 
@@ -58,6 +60,15 @@ def test_the_page_is_brought_up_to_date_by_writing_it_again(folder):
     (folder / "later").mkdir()
     (folder / "later" / "metrics.jsonl").write_text('{"step": 1, "eval/loss": 2.0}\n')
     assert "The lowest held-out loss at the end is 2.000 nats a token, of later." in runs.write(folder).read_text()
+
+
+def test_the_page_of_a_tokenizer_says_what_a_token_holds(tmp_path):
+    tokenizer = load_tokenizer("bytes")
+    path = tokenizer_page.write(tmp_path / "b.model", tokenizer, {"web": ["abc <b>", "caf\u00e9"], "none": []})
+    text = path.read_text()
+    assert path.name == "b.html"
+    assert "a token holds 1 bytes of text" in text
+    assert "<b>" not in text.split('id="cut"')[1].split("</section>")[0]
 
 
 def test_a_folder_without_runs_and_a_wrong_word_are_one_line(tmp_path):

@@ -10,6 +10,8 @@ import os
 from pathlib import Path
 import subprocess
 from typing import TYPE_CHECKING, Any
+import urllib.error
+import urllib.request
 
 from diversity_jax.core import run_info
 from diversity_jax.core.buckets import local_copy
@@ -38,6 +40,7 @@ _FREE = (
     *("output_dir", "resume", "overwrite", "tasks", "held_out", "out_of_distribution", "compare_with"),
     *("bootstrap_samples", "batch_size", "slots", "model.mesh"),
 )
+_HUB_SECONDS = 10.0  # for an answer of the hub, before it counts as out of reach
 _PACKAGES = ("diversity_jax", "jax", "jaxlib", "flax", "numpy", "lm_eval", "tokenizers", "sentencepiece")
 
 
@@ -97,18 +100,42 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
 def _build_tasks(config: EvaluateConfig) -> tuple[list[Any], dict[str, Any]]:
     if not config.task_list:
         return [], {}
+    for verbose in ("lm_eval", "datasets", "huggingface_hub", "httpx", "httpx2"):
+        logging.getLogger(verbose).setLevel(logging.ERROR)
+    if config.data_dir is None:
+        _stay_offline_without_hub()
     try:
         import lm_eval  # noqa: F401
     except ImportError as error:
         raise InputError(f"benchmarks need lm_eval ({error}); pip install 'diversity_jax[eval]'") from None
     from diversity_jax.evaluation import tasks
 
-    for verbose in ("lm_eval", "datasets"):
-        logging.getLogger(verbose).setLevel(logging.ERROR)
     folder = None if config.data_dir is None else local_copy(config.data_dir)
     if folder is not None and not folder.is_dir():
         raise InputError(f"data_dir={folder}: no such folder; give one with benchmark files, or None for the hub")
     return tasks.build(tasks.task_names(config.task_list), folder, num_fewshot=config.num_fewshot)
+
+
+def _stay_offline_without_hub() -> None:
+    """Where the hub cannot be reached, says so once, and lets its clients read their cache instead of trying for
+    minutes, file by file.
+    """
+    endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
+    if os.environ.get("HF_HUB_OFFLINE"):
+        return
+    try:
+        with urllib.request.urlopen(urllib.request.Request(endpoint, method="HEAD"), timeout=_HUB_SECONDS):
+            return
+    except urllib.error.HTTPError:  # it answers
+        return
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "reason", error)
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    import datasets
+    import huggingface_hub.constants
+
+    datasets.config.HF_HUB_OFFLINE = huggingface_hub.constants.HF_HUB_OFFLINE = True  # they may have been loaded before
+    log.warning("%s cannot be reached (%s): benchmarks are read from the cache on this disk alone", endpoint, reason)
 
 
 def _benchmarks(

@@ -9,19 +9,27 @@ Run again to go on: scorecards and prepared components that are there are used a
 mixture name its folder in DIVERSITY_JAX_MIXTURES.
 """
 
+import logging
 from pathlib import Path
 
 from diversity_jax.core import cli
 from diversity_jax.core.buckets import public_name, writes_to
 from diversity_jax.mixtures.config import BuildConfig
 
+log = logging.getLogger(__name__)
+
 
 @writes_to("output_dir")
 def main(config: BuildConfig) -> None:
-    """Builds the mixture, registers it in this process to see that SeqIO accepts it, and prints its folder, last."""
+    """Builds the mixture, registers it in this process to see that SeqIO accepts it, writes its page, and prints its
+    folder, last.
+    """
     from diversity_jax.mixtures.builder import build_configured
+    from diversity_jax.mixtures.inspect import inspect_mixture
+    from diversity_jax.report.pages import mixture as page
 
     build_configured(config)
+    log.info("page: %s", public_name(page.write(inspect_mixture(config.output_dir), config.output_dir)))
     print(public_name(Path(config.output_dir)))
 
 
