@@ -12,6 +12,7 @@ import typing
 
 import pytest
 
+import diversity_jax as dj
 from diversity_jax.core import config as config_files
 from diversity_jax.core.commands import COMMANDS
 from diversity_jax.core.completion import candidates
@@ -20,6 +21,8 @@ from diversity_jax.core.field_docs import all_texts, fields_of, part_of
 from diversity_jax.core.help import fields_text
 from diversity_jax.core.options import Options, ready_configs
 from diversity_jax.core.run_info import _command
+from diversity_jax.evaluation.config import ModelSource
+from diversity_jax.model.convert import read_model
 from scripts import reference
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -235,6 +238,37 @@ def test_messages_name_no_class_of_a_configuration():
                 texts = [part.value for part in ast.walk(node) if isinstance(part, ast.Constant)]
                 for text in filter(lambda each: isinstance(each, str), texts):
                     assert not any(f"{name}" in text.split() for name in names), (path, text)
+
+
+@pytest.mark.parametrize(
+    ("files", "what"),
+    [
+        (["scoring.json", "scorecard.json", "run.json"], "a scoring"),
+        (["mixture.json", "scorecards"], "a built mixture"),
+        (["results.json", "run.json", "samples"], "an evaluation"),
+        (["analysis.json", "run.json", "steps"], "a study"),
+        (["audit.json", "run.json"], "an audit of a judge"),
+        (["documents", "rounds", "run.json"], "a generated component"),
+        (["manifest.json"], "a prepared component"),
+    ],
+)
+def test_a_folder_of_another_command_is_called_what_it_is(tmp_path, files, what):
+    folder = tmp_path / "given"
+    for name in files:
+        (folder / name).mkdir(parents=True)
+    for refused in (
+        lambda: ModelSource(checkpoint=str(folder)).check_named(),
+        lambda: dj.load_model(folder),
+        lambda: read_model(folder),
+    ):
+        with pytest.raises(InputError, match=f"given: holds {what}.*, not a model"):
+            refused()
+    if not what.endswith("component"):
+        with pytest.raises(InputError, match=f"given: holds {what}, not text"):
+            dj.score(folder)
+    if what != "a built mixture":
+        with pytest.raises(InputError, match=f"mixture.json: no such file; the folder holds {what}"):
+            dj.load_mixture(folder)
 
 
 def test_the_reference_is_current():

@@ -14,6 +14,7 @@ import sys
 from typing import IO, Any
 import uuid
 
+from diversity_jax.core.contents import but_holds
 from diversity_jax.core.errors import InputError
 from diversity_jax.core.json_text import parse_json
 from diversity_jax.core.stores import DiskFull, RemoteFile, StoreError, is_remote, remote, store_errors
@@ -35,7 +36,8 @@ def open_file(path: str | os.PathLike, mode: str = "rb") -> IO[Any]:
             return file if "b" in mode else io.TextIOWrapper(file, encoding="utf-8")
         return open(path, mode)
     except FileNotFoundError:
-        raise InputError(f"{path}: no such file; check the path") from None
+        remedy = but_holds(os.path.dirname(path)) or "; check the path"
+        raise InputError(f"{path}: no such file{remedy}") from None
     except IsADirectoryError:
         raise InputError(f"{path}: is a folder; name a file or a pattern such as {path}/*") from None
     except PermissionError:

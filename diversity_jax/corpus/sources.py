@@ -6,6 +6,7 @@ import os
 import re
 
 from diversity_jax.core.compression import compression
+from diversity_jax.core.contents import refuse_as_text
 from diversity_jax.core.errors import InputError, without_secrets
 from diversity_jax.core.files import content_hash, is_remote, list_files
 from diversity_jax.corpus.corpus import RecordCorpus
@@ -136,8 +137,9 @@ def _open_folder(config: CorpusConfig, folder: str) -> RecordCorpus:
     files enter the fingerprint.
 
     Raises:
-      InputError: there is no such file.
+      InputError: there is no such file, or a command of this project wrote the folder.
     """
+    refuse_as_text(folder)
     if (saved := saved_dataset(folder, config.split)) is not None:
         parts = [Arrow(path, label, config.record_field) for path, label in _labelled(saved)]
         return RecordCorpus(config, parts, "arrow")

@@ -5,6 +5,7 @@ import re
 from typing import Any
 
 from diversity_jax.core.config import ADDED
+from diversity_jax.core.contents import refuse_other_than_model
 from diversity_jax.core.errors import InputError
 from diversity_jax.core.stores import check_store
 from diversity_jax.corpus import CorpusConfig
@@ -50,6 +51,7 @@ class ModelSource:
         """Refuses an empty checkpoint, which a configuration file may leave to the command line."""
         if not self.checkpoint:
             raise InputError("model.checkpoint is empty; give a run's output or a Hugging Face folder")
+        refuse_other_than_model(self.checkpoint, "model.checkpoint=")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 from diversity_jax.core.artifacts import locked_folder
 from diversity_jax.core.buckets import local_copy, published, published_file, remote_tree
 from diversity_jax.core.config import Fields, from_json, read_fields
+from diversity_jax.core.contents import refuse_other_than_model
 from diversity_jax.core.errors import InputError
 from diversity_jax.core.files import join_path, read_json, write_json
 from diversity_jax.core.stores import check_store, is_remote
@@ -115,7 +116,12 @@ def _settings(run: Path) -> Mapping[str, Any]:
 
 
 def model_folder(folder: str | os.PathLike) -> Path:
-    """A local folder as it is; of one in a bucket, a copy of all but rows and a run's checkpoints."""
+    """A local folder as it is; of one in a bucket, a copy of all but rows and a run's checkpoints.
+
+    Raises:
+      InputError: another command wrote it, so that it holds something else.
+    """
+    refuse_other_than_model(folder)
 
     def wanted(name: str) -> bool:
         return not name.startswith(("checkpoints", "weights/", "profile/")) and not name.endswith((".bin", ".crc32"))

@@ -15,6 +15,7 @@ from diversity_jax.core import run_info
 from diversity_jax.core.artifacts import locked_folder
 from diversity_jax.core.buckets import Mirror, published
 from diversity_jax.core.config import ADDED, read_fields
+from diversity_jax.core.contents import refuse_other_than_model
 from diversity_jax.core.errors import InputError
 from diversity_jax.core.files import exists, join_path, local_folder, remove_tree
 from diversity_jax.core.stores import check_store, is_remote
@@ -269,6 +270,7 @@ def check_same_tokenizer(init_from: str, vocabulary_hash: str) -> None:
     """
     from diversity_jax.evaluation.load_model import mixture_folder
 
+    refuse_other_than_model(init_from, "train.init_from=")
     if exists(join_path(init_from, "run.json")):
         theirs = Mixture.load(mixture_folder(init_from)).vocabulary
         if theirs.hash != vocabulary_hash:
