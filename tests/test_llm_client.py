@@ -188,6 +188,18 @@ def test_a_header_whose_variable_is_not_set_is_one_line(monkeypatch):
         EndpointConfig(headers=("X-Team: ${MY_TEAM}",)).header_items()
 
 
+def test_gemini_without_its_package_says_what_to_install(monkeypatch):
+    monkeypatch.setenv("GEMINI_API_KEY", "none")
+    monkeypatch.setitem(sys.modules, "google.generativeai", None)
+
+    async def enter():
+        async with Engine("gemini:gemini-2.5-flash"):
+            pass
+
+    with pytest.raises(InputError, match="pip install 'google-generativeai>=0.8.6' .* or name the model google-genai:"):
+        asyncio.run(enter())
+
+
 @pytest.mark.parametrize("provider", ["gemini", "google-genai"])
 @pytest.mark.parametrize("field", ["query", "key_header"])
 def test_what_a_provider_cannot_pass_on_is_refused(provider, field, monkeypatch):

@@ -103,7 +103,7 @@ def run_plain(command: Callable[[list[str]], Any], usage: str | None, argv: Sequ
 
 def _run(work: Callable[[], Any]) -> None:
     log_to_stderr()
-    for noisy in ("jax", "absl", "httpx", "orbax"):
+    for noisy in ("jax", "absl", "httpx", "httpx2", "orbax"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
     for raises in ("gcsfs", "fsspec", "s3fs", "aiobotocore", "botocore"):  # they log a traceback and raise it too
         logging.getLogger(raises).setLevel(logging.CRITICAL)

@@ -34,6 +34,7 @@ def import_quietly(name: str) -> ModuleType:
     """
     is_first_import = "tensorflow" not in sys.modules
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # 2.21 announces oneDNN whatever the log level
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

@@ -11,6 +11,7 @@ import threading
 from typing import Any
 import warnings
 
+from diversity_jax.core.errors import InputError
 from diversity_jax.llm.providers.answers import read_gemini
 from diversity_jax.llm.providers.base import quieten
 from diversity_jax.llm.providers.endpoint import Endpoint
@@ -26,10 +27,16 @@ class Gemini:
 
     def __init__(self, endpoint: Endpoint, *, max_in_flight: int, deadline_seconds: float):
         endpoint.refuse("query", "body", "key_header")
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # it announces its successor at every import
-            import google.generativeai as sdk
-            from google.generativeai import client
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", FutureWarning)  # it announces its successor at every import
+                import google.generativeai as sdk
+                from google.generativeai import client
+        except ImportError as error:  # requirements.newest.lock is without it, since it holds protobuf below 6
+            raise InputError(
+                f"gemini:{endpoint.model}: google-generativeai cannot be imported ({error}); pip install "
+                f"'google-generativeai>=0.8.6' 'protobuf<6', or name the model google-genai:{endpoint.model}"
+            ) from None
         import requests
 
         quieten("urllib3", "google", "google.auth", "google.api_core")
