@@ -196,7 +196,7 @@ def test_gemini_without_its_package_says_what_to_install(monkeypatch):
         async with Engine("gemini:gemini-2.5-flash"):
             pass
 
-    with pytest.raises(InputError, match="pip install 'google-generativeai>=0.8.6' .* or name the model google-genai:"):
+    with pytest.raises(InputError, match=r"pip install 'google-generativeai>=0.8.6' .* name the model google-genai:"):
         asyncio.run(enter())
 
 

@@ -196,8 +196,18 @@ def make_train_step(
         out_shardings=(placed, NamedSharding(mesh, PartitionSpec())),
     )
     init = functools.partial(_init, model, optimizer, lora)
-    init_state = jax.jit(init, out_shardings=placed, donate_argnames="params")
+    options = _options_of_one_run(mesh)
+    init_state = jax.jit(init, out_shardings=placed, donate_argnames="params", compiler_options=options)
     return init_state, TrainStep(mesh=mesh, gradient_accumulation=gradient_accumulation, jitted=jitted)
+
+
+def _options_of_one_run(mesh: Mesh) -> dict[str, Any] | None:
+    """Compiler options of a program that runs once: on CPUs the compiler's full effort took 9.6 s for a model of a
+    million parameters, and 3.6 s with these.
+    """
+    is_reduced = jax.config.read("jax_disable_most_optimizations")  # to less than this, by the user
+    is_cpu = mesh.devices.flat[0].platform == "cpu"
+    return {"xla_backend_optimization_level": 1} if is_cpu and not is_reduced else None
 
 
 def make_eval_step(model: LlamaConfig, mesh: Mesh, *, num_components: int = 1) -> Callable[[Params, Batch], Metrics]:
