@@ -49,6 +49,22 @@ def test_the_loss_is_that_of_one_device(mesh, packed):
     assert abs(loss_on(make_mesh(mesh), model, rows) - one) < 1e-5
 
 
+def test_a_step_in_bfloat16_is_about_that_of_one_device():
+    """XLA's CPU compiler aborted on the sum of the head's gradient."""
+    model, rows = small_config(num_layers=1, num_kv_heads=2, compute_dtype="bfloat16"), batch(packed=False)
+
+    def value_and_gradient(mesh):
+        params = jax.device_put(random_params(model), param_shardings(mesh, random_params(model)))
+        step = jax.jit(jax.value_and_grad(lambda p, b: loss(model, p, b, mesh=mesh)[0]))
+        return jax.device_get(step(params, jax.device_put(rows, batch_sharding(mesh))))
+
+    value, gradient = value_and_gradient(make_mesh(MeshConfig(), jax.devices()[:1]))
+    sharded_value, sharded = value_and_gradient(make_mesh(MeshConfig(data=2, fsdp=4)))
+    assert abs(value - sharded_value) < 1e-2
+    for one, other in zip(jax.tree.leaves(gradient), jax.tree.leaves(sharded), strict=True):
+        assert np.abs(one - other).max() < 0.05 * np.abs(one).max()
+
+
 @pytest.mark.parametrize(
     ("fields", "crossing"),
     [

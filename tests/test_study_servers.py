@@ -1,17 +1,21 @@
 """Servers that a study starts for its steps, and judges whose figures it leaves out."""
 
 import json
+from pathlib import Path
 import socket
 import sys
 import urllib.request
 
 import pytest
 
+from diversity_jax import score
 from diversity_jax.core.errors import InputError
+from diversity_jax.core.files import write_json
 from diversity_jax.scoring.config import ScoreConfig
 from diversity_jax.study import analysis
 from diversity_jax.study.config import Factor, Level, Recipe, StudyConfig, plan
 from diversity_jax.study.graph import StepStore
+from diversity_jax.study.run import commands
 from diversity_jax.study.servers import Server, answering, named_in
 from diversity_jax.synthesis.config import GenerateConfig, GeneratorConfig, TopicsConfig
 from tests.test_study_graph import study
@@ -115,6 +119,24 @@ def test_figures_of_an_unfit_judge_are_left_out_with_its_reasons(tmp_path):
         ("score", "doubtful", ["why doubtful"]),
         ("second_score", "unfit", ["why unfit"]),
     ]
+
+
+def test_a_second_judge_that_gives_nothing_usable_is_a_result_and_no_failure(tmp_path, monkeypatch):
+    def unusable(config):
+        if config.judge == "openai:it":
+            write_json(Path(config.output_dir, "scorecard.json"), {"unusable": "none of 4 groupings was usable"})
+        raise InputError("none of 4 groupings was usable")
+
+    monkeypatch.setattr(score, "main", unusable)
+    run = commands(StudyConfig(name="s", output_dir="", factors=(), recipe=Recipe(score=ScoreConfig(corpus="a"))))
+    judged = ScoreConfig(corpus="a", judge="openai:it", output_dir=str(tmp_path / "judged"))
+    run["second_score"](judged)
+    for kind, config in (
+        ("score", judged),
+        ("second_score", ScoreConfig(corpus="a", output_dir=str(tmp_path / "other"))),
+    ):
+        with pytest.raises(InputError):
+            run[kind](config)
 
 
 def test_a_model_that_is_not_trained_is_judged_once_whatever_the_seeds(tmp_path):

@@ -118,9 +118,14 @@ def _sharded_cross_entropy(mesh, chunks, z_loss, x_BxLxD, head_DxV, *arrays_BxL)
         sharding = NamedSharding(mesh, spec("batch", "length", "vocab"))
         return weighted_cross_entropy(chunks, z_loss, sharding, x_BxLxD, head_DxV, *arrays_BxL)
     head_axis = RULES["embed"] if RULES["embed"] in axes else None
+    if mesh.devices.flat[0].platform == "cpu":
+        # The backward pass sums the head's gradient over `axes`, and XLA's CPU compiler (jaxlib 0.10.2) aborts on sums
+        # of bfloat16 over some of a mesh's axes: so the sum is one of float32 there.
+        head_DxV = head_DxV.astype(jnp.float32)
 
     def own_rows(x, head, *arrays):
         full_head = jax.lax.all_gather(head, head_axis, axis=0, tiled=True) if head_axis else head
+        full_head = full_head.astype(x.dtype)
         sharding = spec(None, "length", "vocab")  # rows are already this device's own
         total, losses, normaliser = weighted_cross_entropy(chunks, z_loss, sharding, x, full_head, *arrays)
         return jax.lax.psum(total, axes), losses, normaliser

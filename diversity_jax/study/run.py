@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 import contextlib
+import dataclasses
 from dataclasses import dataclass
 import functools
 import hashlib
@@ -20,7 +21,7 @@ from diversity_jax.core import run_info
 from diversity_jax.core.artifacts import locked_folder
 from diversity_jax.core.cli import log_to_stderr
 from diversity_jax.core.errors import InputError
-from diversity_jax.core.files import local_folder, write_json
+from diversity_jax.core.files import local_folder, read_json, write_json
 from diversity_jax.core.formats import counted
 from diversity_jax.study import config as study_config
 from diversity_jax.study import graph, servers
@@ -37,11 +38,15 @@ _PACKAGE = Path(__file__).resolve().parents[1]
 
 @dataclass(frozen=True, kw_only=True)
 class _StepKind:
-    """What runs a step: a function of a module, and the sources (packages or files) that its result depends on."""
+    """What runs a step: a function of a module, and the sources (packages or files) that its result depends on.
+
+    With `may_be_unusable`, a judge none of whose groupings is usable is a result, which its scorecard holds.
+    """
 
     module: str
     sources: tuple[str, ...]
     function: str = "main"
+    may_be_unusable: bool = False
 
 
 _TRAINING = _StepKind(module="train", sources=("train.py", "training", "model", "mixtures"))
@@ -53,7 +58,7 @@ _KINDS = {
     ),
     "generate": _StepKind(module="generate", sources=("generate.py", "synthesis", "llm", "corpus")),
     "score": _SCORING,
-    "second_score": _SCORING,
+    "second_score": dataclasses.replace(_SCORING, may_be_unusable=True),
     "build": _StepKind(
         module="mixtures.build", sources=("scoring", "mixtures", "prepare", "tokenizers", "cluster_agent", "corpus")
     ),
@@ -78,7 +83,13 @@ def _run_command(kind: _StepKind, known: Sequence[servers.Server], config: Any) 
     with contextlib.ExitStack() as running:
         for server in servers.named_in(config, known):
             running.enter_context(servers.answering(server))
-        result = getattr(importlib.import_module(f"diversity_jax.{kind.module}"), kind.function)(config)
+        try:
+            result = getattr(importlib.import_module(f"diversity_jax.{kind.module}"), kind.function)(config)
+        except InputError:
+            scorecard = Path(config.output_dir, "scorecard.json") if kind.may_be_unusable else None
+            if scorecard is None or not scorecard.exists() or "unusable" not in read_json(scorecard):
+                raise
+            result = None
     if getattr(result, "interrupted", False):  # a training that SIGTERM stopped has saved itself, and is not done
         raise SystemExit(STOPPED)
 
@@ -142,7 +153,7 @@ def _analyse(study: StudyConfig, plan: Plan, store: StepStore, states: StepState
     rows = analysis.table(study, plan.runs, store)
     if not rows:
         raise InputError(f"{study.output_dir}: no recipe was judged; {_failures(states, store)}")
-    described = {"densities": analysis.densities(study, plan.runs, store)}
+    described: dict[str, Any] = {"densities": analysis.densities(study, plan.runs, store)}
     described["verdicts"] = analysis.verdicts(study, plan.runs, store)
     failures = [{"step": key, **(store.failure(key) or {})} for key in states.failed]
     results = analysis.analyse(study, rows) | described | {"failures": failures}
