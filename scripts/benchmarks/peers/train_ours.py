@@ -27,8 +27,8 @@ def main() -> None:
     class Writer(loop.MetricWriter):
         """Hands on what it writes of a step."""
 
-        def write(self, step, figures):
-            super().write(step, figures)
+        def write(self, step, figures, **more):
+            super().write(step, figures, **more)
             if "loss" in figures:
                 record.step(step, figures["loss"])
 
@@ -61,6 +61,7 @@ def main() -> None:
                 checkpoint_every=options.checkpoint_every,
                 tensorboard=False,
                 compilation_cache=None,
+                allow_changed=("mesh",),  # another number of devices is refused unless it is said to be meant
             ),
             mesh=MeshConfig(fsdp=options.devices),
         )
