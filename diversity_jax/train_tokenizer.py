@@ -15,6 +15,7 @@ _PAGE_CHARACTERS = 200_000  # of each component, that the page's figures are of
 
 def main(config: TokenizerConfig) -> None:
     """Trains, writes a page beside the model, and prints the model's path, last."""
+    from diversity_jax.core.progress import ProgressDisplay
     from diversity_jax.core.stores import is_remote
     from diversity_jax.mixtures.config import token_shares
     from diversity_jax.mixtures.sources import sampled_texts
@@ -23,7 +24,9 @@ def main(config: TokenizerConfig) -> None:
 
     shares = token_shares(config.components, config.real_to_synthetic)
     texts = sampled_texts(config.components, shares, characters=config.sample_characters, seed=config.seed)
-    path = train_tokenizer(texts, config.output, vocab_size=config.vocab_size, model_type=config.model_type)
+    with ProgressDisplay("reading text", config.sample_characters, unit="characters") as progress:
+        counted = (text for text in texts if progress.advance(len(text)) is None)
+        path = train_tokenizer(counted, config.output, vocab_size=config.vocab_size, model_type=config.model_type)
     tokenizer = load_tokenizer(str(path))
     log.info("%s pieces; use it as vocabulary=%r", f"{tokenizer.size:,}", str(path))
     if not is_remote(path):

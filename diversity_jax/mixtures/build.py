@@ -29,8 +29,9 @@ def main(config: BuildConfig) -> None:
     from diversity_jax.report.pages import mixture as page
 
     build_configured(config)
-    log.info("page: %s", public_name(page.write(inspect_mixture(config.output_dir), config.output_dir)))
-    print(public_name(Path(config.output_dir)))
+    folder = Path(config.output_dir)
+    log.info("page: %s", public_name(page.write(inspect_mixture(folder), folder)))
+    print(public_name(folder))
 
 
 if __name__ == "__main__":

@@ -48,7 +48,8 @@ def write(model: str | os.PathLike, tokenizer: Tokenizer, texts: Mapping[str, Se
         shown.append(
             (named(name, palette), [names[i] for i in tokenizer.encode_each([documents[0][:_SHOWN_CHARACTERS]])[0]])
         )
-    longest = sorted((name for name, byte in zip(names, is_byte, strict=True) if not byte), key=len, reverse=True)
+    words = (name for name, byte in zip(names, is_byte, strict=True) if not byte and name.strip("\u2581 "))
+    longest = sorted(words, key=len, reverse=True)
     bytes_per_token = totals[0] / max(totals[1], 1)
     composed = Page(
         kind="Tokenizer",
