@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import os
 from pathlib import Path
 import random
 import signal
@@ -25,6 +24,7 @@ from diversity_jax.cluster_agent.types import (
 )
 from diversity_jax.core.errors import InputError
 from diversity_jax.llm import BudgetConfig, Engine, EngineConfig
+from tests.kills import kills
 from tests.llm_answers import fill, label_oracle, samples_in
 from tests.llm_server import Faults, serve, serve_process
 from tests.simulated_corpus import LabelledCorpus, even_shares
@@ -184,7 +184,7 @@ card.save(f"{folder}/scorecard.json")
 
 
 def test_killed_at_random_moments_it_goes_on_where_it_was(tmp_path):
-    kills = int(os.environ.get("DIVERSITY_JAX_TEST_KILLS", "2"))
+    times = kills(2)
     root = Path(__file__).resolve().parents[1]
 
     def start(folder, port):
@@ -195,7 +195,7 @@ def test_killed_at_random_moments_it_goes_on_where_it_was(tmp_path):
     with serve_process("tests.test_cluster_agent_llm:oracle", latency_seconds=0.02) as server:
         assert start(tmp_path / "whole", server.port).wait(120) == 0
         before = server.stats()
-        for _ in range(kills):
+        for _ in range(times):
             process = start(tmp_path / "killed", server.port)
             time.sleep(0.5 + generator.random())
             process.send_signal(signal.SIGKILL)
@@ -208,7 +208,7 @@ def test_killed_at_random_moments_it_goes_on_where_it_was(tmp_path):
     # Every request is one of the uninterrupted run's; only those that were in flight at a kill are asked again.
     assert set(after["answered"]) == set(before["answered"])
     repeated = sum(after["answered"].values()) - 2 * sum(before["answered"].values())
-    assert 0 <= repeated <= kills * (16 + 1)
+    assert 0 <= repeated <= times * (16 + 1)
 
 
 def test_what_a_cap_allows_goes_into_whole_groupings():

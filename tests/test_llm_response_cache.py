@@ -18,6 +18,7 @@ from diversity_jax.llm import BudgetConfig
 from diversity_jax.llm.budget import Amount
 from diversity_jax.llm.response_cache import ResponseCache
 from diversity_jax.llm.types import CachedFailure, CachedResponse
+from tests.kills import kills
 from tests.llm_server import serve
 from tests.llm_worker import key_of, number_of, question, result, start
 
@@ -255,10 +256,10 @@ def test_a_full_disk_is_one_line_and_what_was_written_before_stays(tmp_path):
     assert with_ledger(tmp_path / "l", lambda ledger: ledger.find(f"k{last}")).text == "x" * 20_000
 
 
-@pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.slow)])
-def test_killed_at_random_moments_no_finished_call_is_repeated(kills, tmp_path):
-    ledger, recorder, generator = tmp_path / "ledger.sqlite", Recorder(), random.Random(kills)
-    count = 60 * kills
+def test_killed_at_random_moments_no_finished_call_is_repeated(tmp_path):
+    times = kills(3)
+    ledger, recorder, generator = tmp_path / "ledger.sqlite", Recorder(), random.Random(times)
+    count = 60 * times
     with serve(recorder, latency_seconds=0.02) as server:
         settings = {
             "url": server.openai_url,
@@ -267,7 +268,7 @@ def test_killed_at_random_moments_no_finished_call_is_repeated(kills, tmp_path):
             "config": {"ledger": str(ledger), "max_in_flight": 8},
         }
         moments = []  # at each kill: how many questions had been answered, and what the ledger held
-        for _ in range(kills):
+        for _ in range(times):
             process = start(**settings)
             time.sleep(generator.uniform(0.0, 0.25))
             process.send_signal(signal.SIGKILL)
@@ -280,7 +281,7 @@ def test_killed_at_random_moments_no_finished_call_is_repeated(kills, tmp_path):
         assert not later & finished
     assert last["kinds"] == {"answered": count}
     assert last["answers"] == whole["answers"]
-    assert server.attempts - 2 * count <= kills * 16  # what was in flight or on its way to the disk
+    assert server.attempts - 2 * count <= times * 16  # what was in flight or on its way to the disk
 
 
 def test_two_processes_ask_nothing_twice(tmp_path):

@@ -239,7 +239,7 @@ for _ in range(rounds):
 
 
 def test_two_writers_with_one_process_id_leave_no_torn_file(tmp_path):
-    path, rounds = tmp_path / "results.json", 300
+    path, rounds = tmp_path / "results.json", int(os.environ.get("TEST_ROUNDS", "150"))
     writers = [
         subprocess.Popen([sys.executable, "-c", _WRITER, str(path), word, str(rounds)], cwd=Path(__file__).parents[1])
         for word in "ab"

@@ -13,6 +13,8 @@ import time
 
 import pytest
 
+from tests.kills import kills
+
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = """
 from diversity_jax.cluster_agent import AgentConfig
@@ -144,11 +146,12 @@ def test_processes_that_do_not_see_each_other_share_the_steps(config, whole, tmp
 
 @pytest.mark.slow
 def test_the_whole_chain_killed_ends_with_the_same_page():
-    words = [sys.executable, "scripts/checks/kill_study.py", "--kills", "2", "--only", "topics=3", "--seed", "1"]
+    options = ["--kills", str(kills(1)), "--only", "topics=3", "--seed", "1"]
+    words = [sys.executable, "scripts/checks/kill_study.py", *options]
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False, timeout=500)
     assert done.returncode == 0, done.stdout + done.stderr
     lines = done.stdout.splitlines()
-    assert sum(line.startswith("kill ") for line in lines) == 2
+    assert sum(line.startswith("kill ") for line in lines) == kills(1)
     assert re.fullmatch(r"\d kills: analysis.json the same, page the same", lines[-1])
 
 

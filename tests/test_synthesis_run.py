@@ -31,6 +31,7 @@ from diversity_jax.synthesis.config import (
 from diversity_jax.synthesis.run import run
 from diversity_jax.synthesis.store import Store
 from diversity_jax.synthesis.templates import TEMPLATES
+from tests.kills import kills
 from tests.llm_server import Faults, serve, serve_process
 from tests.synthesis_answers import generation, refusing, write
 from tests.words_by_language import WORDS, as_text, changed, random_words
@@ -295,9 +296,9 @@ def _paid(path):
 
 
 @pytest.mark.slow
-def test_killed_at_twenty_moments_nothing_is_paid_twice_written_twice_or_lost(folder):
+def test_killed_at_random_moments_nothing_is_paid_twice_written_twice_or_lost(folder):
     fork, draw = multiprocessing.get_context("fork"), random.Random(3)
-    in_flight, lost, kills = 4, 0, 0
+    in_flight, lost, killed, times = 4, 0, 0, kills(6)
     with serve_process(
         "tests.synthesis_answers:generation", latency_seconds=0.02, faults=Faults(refused=0.1)
     ) as server:
@@ -312,7 +313,7 @@ def test_killed_at_twenty_moments_nothing_is_paid_twice_written_twice_or_lost(fo
             child = fork.Process(target=_child, args=(config,))
             before = server.stats()["attempts"]
             child.start()
-            if kills < 20:
+            if killed < times:
                 until = before + draw.randrange(1, 16)
                 while child.is_alive() and server.stats()["attempts"] < until:
                     time.sleep(0.003)
@@ -320,13 +321,13 @@ def test_killed_at_twenty_moments_nothing_is_paid_twice_written_twice_or_lost(fo
             child.join()
             if child.exitcode == 0:
                 break
-            kills += 1
+            killed += 1
             time.sleep(0.05)
             now_lost = server.stats()["attempts"] - lost - _paid(folder / "out" / "ledger.sqlite")
             assert 0 <= now_lost <= 3 * in_flight  # what was in flight; nothing that was on disk is asked again
             lost += now_lost
         assert server.stats()["attempts"] - lost == _paid(folder / "out" / "ledger.sqlite")
-    assert kills == 20
+    assert killed == times
     store = Store(folder / "out")
     ids = [one["id"] for one in store.documents()]
     assert len(ids) == len(set(ids)) == 24 * 12 - sum(one["given_up"] for one in store.rounds)

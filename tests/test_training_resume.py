@@ -15,6 +15,7 @@ import time
 import pytest
 
 from scripts.checks.kill_training import kill_at_random, truncate_latest
+from tests.kills import kills
 from tests.mixture_folders import build_mixture
 
 STEPS = 12
@@ -60,9 +61,9 @@ def folder(mixture, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("truncate", [False, True], ids=["killed", "killed and a checkpoint file truncated"])
 def test_killed_at_random_moments_it_ends_with_the_same_bits(folder, uninterrupted, truncate):
-    """Three kills; `scripts/checks/kill_training.py --kills 20` does the same for longer."""
+    """Two kills; `scripts/checks/kill_training.py --kills 20` does the same for longer."""
     draw = random.Random(7 + truncate)
-    for _ in range(3):
+    for _ in range(kills(2)):
         process = start(folder)
         kill_at_random(process, folder, draw)
         if process.returncode != -signal.SIGKILL:
@@ -94,8 +95,8 @@ def test_sigterm_saves_and_exits_cleanly(folder, uninterrupted):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("hosts", [(2, 1), (1, 2, 1)])
-def test_the_number_of_hosts_may_change(folder, uninterrupted, hosts):
+def test_the_number_of_hosts_may_change(folder, uninterrupted):
+    hosts = (1, 2, 1)
     for sitting, processes in enumerate(hosts):
         steps = STEPS if sitting == len(hosts) - 1 else 5 + 3 * sitting
         with socket.socket() as free:
