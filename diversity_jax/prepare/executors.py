@@ -215,13 +215,13 @@ class LocalExecutor(Executor):
     """Runs stages in up to `processes` processes of this machine, for one job.
 
     Args:
-      processes: None for one a core.
+      processes: None for one a core, and this process alone for little text.
       show: progress, on standard error.
       lock: descriptor of the staging directory's lock, held by the workers too.
     """
 
     def __init__(self, *, processes: int | None = None, show: bool = True, lock: int | None = None):
-        self._processes = processes or usable_cores()
+        self._processes, self._is_chosen = processes or usable_cores(), processes is not None
         self._progress_mode, self._keep_open = "auto" if show else "off", [lock] if lock is not None else []
         self._workers: Workers | None = None
 
@@ -248,7 +248,7 @@ class LocalExecutor(Executor):
         sizes = [unit.expected_bytes if unit is not None else None for unit in (units[number] for number in numbers)]
         known = [size for size in sizes if size is not None]
         is_plain = stage is ENCODING and job.chat is None and job.benchmarks is None
-        are_few = is_plain and len(known) == len(sizes) and sum(known) < _FEW_BYTES
+        are_few = is_plain and not self._is_chosen and len(known) == len(sizes) and sum(known) < _FEW_BYTES
         totals = np.zeros(3, np.int64)
         with self._progress(job, stage.title, sum(known) if len(known) == len(sizes) else None) as progress:
             for counts in self._run(job, tasks, are_few=are_few):

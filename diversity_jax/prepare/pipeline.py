@@ -78,7 +78,8 @@ def prepare(
     Args:
       corpus: documents, with a fingerprint; what it rejected while reading goes into the manifest.
       folder: where `manifest.json`, the shards, the tokenizer's files and the reports go; a URL with a Beam runner.
-      processes: on this machine; None for one a core. A corpus of one chunk is always prepared by this process alone.
+      processes: on this machine; None for one a core, and this process alone for little text. A corpus of one chunk is
+        always prepared by this process alone.
       executor: in place of this machine's processes, such as `beam.BeamExecutor`.
       show: progress, on standard error.
 
