@@ -20,11 +20,10 @@ from diversity_jax.cluster_agent.config import AgentConfig
 from diversity_jax.cluster_agent.criteria import Criteria
 from diversity_jax.cluster_agent.languages import is_small_word
 from diversity_jax.cluster_agent.ruler import READING_LENGTHS, Ruler, default_ruler, refusal
-from diversity_jax.cluster_agent.types import Cluster, CriteriaSet, Criterion, JudgeAnswer, Sample, Task
+from diversity_jax.cluster_agent.types import OFFLINE_LABEL, Cluster, CriteriaSet, Criterion, JudgeAnswer, Sample, Task
 from diversity_jax.core.errors import InputError
 from diversity_jax.core.words import first_words, words
 
-LABEL = "offline (no LLM)"
 VERSION = "embedding-1"
 
 _CACHE_BYTES = 128 << 20
@@ -58,7 +57,7 @@ class EmbeddingJudge:
     prompt_version = VERSION
     criteria = Criteria(sets=(CriteriaSet(metadata=(_SUBJECT,)),), origin="judge")
 
-    def __init__(self, ruler: Ruler | None = None, *, label: str = LABEL):
+    def __init__(self, ruler: Ruler | None = None, *, label: str = OFFLINE_LABEL):
         self.ruler, self.label = ruler or default_ruler(), label
         self._cache: OrderedDict[tuple[str, int], np.ndarray] = OrderedDict()
         self._cached_bytes = 0

@@ -9,19 +9,19 @@ import dataclasses
 from dataclasses import dataclass
 import difflib
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from diversity_jax.cluster_agent.config import AgentConfig
-from diversity_jax.cluster_agent.embedding_judge import LABEL, EmbeddingJudge
-from diversity_jax.cluster_agent.exam import cached_exam
-from diversity_jax.cluster_agent.llm import LlmJudge
-from diversity_jax.cluster_agent.ruler import embedder_ruler
-from diversity_jax.cluster_agent.types import Judge, SampledCorpus
+from diversity_jax.cluster_agent.types import OFFLINE_LABEL, Judge, SampledCorpus
 from diversity_jax.core.errors import InputError
-from diversity_jax.embedders import check_embedder, open_embedder
-from diversity_jax.llm import BudgetConfig, EndpointConfig, Engine, EngineConfig, parse_model, price_of
-from diversity_jax.llm.providers.endpoint import Endpoint
+from diversity_jax.llm import BudgetConfig, EndpointConfig, EngineConfig, parse_model, price_of
 from diversity_jax.llm.providers.registry import PROVIDERS
+
+if TYPE_CHECKING:
+    from diversity_jax.cluster_agent.embedding_judge import EmbeddingJudge
+    from diversity_jax.cluster_agent.llm import LlmJudge
+
+# What judges are made of is imported where one is opened: a configuration looks up names alone.
 
 
 class JudgeSettings(Protocol):
@@ -61,7 +61,10 @@ class JudgeKind:
     check: Callable[[JudgeSettings], None] = lambda settings: None
 
 
-def _open_llm(settings: JudgeSettings, cache: Path) -> LlmJudge:
+def _open_llm(settings: JudgeSettings, cache: Path) -> "LlmJudge":
+    from diversity_jax.cluster_agent.llm import LlmJudge
+    from diversity_jax.llm import Engine
+
     path = settings.engine.ledger or str(cache)
     engine = dataclasses.replace(settings.engine, ledger=path)
     address, endpoint = settings.judge_base_url, settings.judge_endpoint
@@ -69,6 +72,8 @@ def _open_llm(settings: JudgeSettings, cache: Path) -> LlmJudge:
 
 
 def _check_llm(settings: JudgeSettings) -> None:
+    from diversity_jax.llm.providers.endpoint import Endpoint
+
     _refuse_unknown(settings.judge)
     price_of(*parse_model(settings.judge), settings.judge_base_url, settings.budget)
     if not settings.engine.offline_replay:
@@ -88,6 +93,8 @@ def _refuse_unknown(judge: str) -> None:
 
 
 def _check_embedding(settings: JudgeSettings) -> None:
+    from diversity_jax.embedders import check_embedder
+
     budget, judge = settings.budget, settings.judge
     check_embedder(judge.removeprefix(_EMBEDDING), base_url=settings.judge_base_url)
     if not judge.startswith(f"{_EMBEDDING}openai:") or settings.judge_base_url or budget.unlimited:
@@ -102,7 +109,17 @@ def _check_embedding(settings: JudgeSettings) -> None:
         )
 
 
-def _open_embedding(settings: JudgeSettings, cache: Path) -> EmbeddingJudge:
+def _open_offline(settings: JudgeSettings, cache: Path) -> "EmbeddingJudge":
+    from diversity_jax.cluster_agent.embedding_judge import EmbeddingJudge
+
+    return EmbeddingJudge()
+
+
+def _open_embedding(settings: JudgeSettings, cache: Path) -> "EmbeddingJudge":
+    from diversity_jax.cluster_agent.embedding_judge import EmbeddingJudge
+    from diversity_jax.cluster_agent.ruler import embedder_ruler
+    from diversity_jax.embedders import open_embedder
+
     budget = settings.budget
     embedder = open_embedder(
         settings.judge.removeprefix(_EMBEDDING),
@@ -117,7 +134,7 @@ def _open_embedding(settings: JudgeSettings, cache: Path) -> EmbeddingJudge:
 _NOTE = "This judge groups texts by vectors of their words: a baseline, no stand-in for a language model's judgement."
 _EMBEDDING = "embedding:"
 JUDGES: dict[str, JudgeKind] = {
-    "offline": JudgeKind(open=lambda settings, cache: EmbeddingJudge(), label=LABEL, note=_NOTE),
+    "offline": JudgeKind(open=_open_offline, label=OFFLINE_LABEL, note=_NOTE),
     "none": JudgeKind(open=None),
 }
 _EMBEDDER = JudgeKind(open=_open_embedding, note=_NOTE, check=_check_embedding)
@@ -144,6 +161,8 @@ def open_judge(settings: JudgeSettings, corpora: Sequence[SampledCorpus], cache:
     Raises:
       InputError: an unknown judge, a model without a price, a missing API key, or a damaged result of an exam.
     """
+    from diversity_jax.cluster_agent.exam import cached_exam
+
     kind = judge_kind(settings.judge)
     if kind.open is None:
         raise InputError(f"judge {settings.judge}: judges nothing; name another, such as offline or PROVIDER:MODEL")

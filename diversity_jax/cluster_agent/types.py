@@ -17,6 +17,7 @@ STAGES = (
     "cluster_samples",
     "verify_clusters",
 )
+OFFLINE_LABEL = "offline (no LLM)"  # of the judge by fixed word vectors
 _DETAIL_CHARACTERS = 200  # of what a server or a check said, in messages
 
 _T = TypeVar("_T")

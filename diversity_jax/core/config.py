@@ -7,20 +7,18 @@ of the same fields and types, from which the frozen ones are made again, so that
 
 from collections.abc import Mapping, Sequence
 import dataclasses
-import difflib
 import functools
 import importlib.util
 import inspect
 import os
 from pathlib import Path
-import re
 import sys
-import traceback
 import types
 import typing
 from typing import Any
 
 from diversity_jax.core.commands import of_config
+from diversity_jax.core.config_files import line_of, nearest, nearest_argument, ready_made
 from diversity_jax.core.errors import InputError, without_secrets
 from diversity_jax.core.files import read_json
 
@@ -88,7 +86,7 @@ def with_fields(config: C, values: Mapping[str, Any], where: str = "") -> C:
     known = [field.name for field in dataclasses.fields(config)]  # type: ignore[arg-type]
     for name, value in values.items():
         if name not in known:
-            raise InputError(f"{where}{name}: there is no such setting{_nearest(name, known)}")
+            raise InputError(f"{where}{name}: there is no such setting{nearest(name, known)}")
         before = getattr(config, name)
         if isinstance(value, Mapping) and dataclasses.is_dataclass(before):
             changed[name] = with_fields(before, value, f"{where}{name}.")
@@ -98,16 +96,6 @@ def with_fields(config: C, values: Mapping[str, Any], where: str = "") -> C:
             value = list(value) if isinstance(value, tuple) else value
             changed[name] = _typed(hints[name], value, f"{where}{name}")
     return dataclasses.replace(config, **changed)  # type: ignore[type-var]
-
-
-def ready_made(path: str) -> str:
-    """A path of a configuration file; one that is not there and begins with `configs/` is the package's own."""
-    if not os.path.exists(path) and path.replace("\\", "/").startswith("configs/"):
-        package = Path(__file__).resolve().parents[1]
-        for folder in (package, package.parent):
-            if (folder / path).is_file():
-                return str(folder / path)
-    return path
 
 
 def load_file(path: str, expected: type) -> Any:
@@ -138,29 +126,11 @@ def load_file(path: str, expected: type) -> Any:
     try:
         config = module.get_config(*arguments)
     except (TypeError, NameError, AttributeError) as error:
-        raise InputError(f"--config {path}{_line_of(error, path)}: {error}{_nearest_argument(error)}") from error
+        raise InputError(f"--config {path}{line_of(error, path)}: {error}{nearest_argument(error)}") from error
     if not isinstance(config, expected):
         kinds = f"is a configuration of {of_config(type(config))}, not of {of_config(expected)}"
         raise InputError(f"--config {path}: {kinds}")
     return config
-
-
-def _line_of(error: Exception, path: str) -> str:
-    """`:17`, the last line of a file that an error came through."""
-    frames, path = traceback.extract_tb(error.__traceback__), os.path.realpath(path)
-    lines = [frame.lineno for frame in frames if os.path.realpath(frame.filename) == path]
-    return f":{lines[-1]}" if lines else ""
-
-
-def _nearest_argument(error: Exception) -> str:
-    """What a misspelt field of a dataclass may have meant."""
-    wrong = re.search(r"^(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", str(error))
-    frames = traceback.walk_tb(error.__traceback__)
-    kinds = [value for frame, _ in frames for value in (*frame.f_globals.values(), *frame.f_locals.values())]
-    kind = next((each for each in kinds if wrong and getattr(each, "__name__", "") == wrong[1]), None)
-    if kind is None or wrong is None or not dataclasses.is_dataclass(kind):
-        return ""
-    return _nearest(wrong[2], [field.name for field in dataclasses.fields(kind)])
 
 
 def file_named(argv: Sequence[str]) -> str | None:
@@ -251,7 +221,7 @@ def _check_known(twin: Any, field: str) -> None:
             known = [f.name for f in dataclasses.fields(holder)]
             if step not in known:
                 owner = passed or "the configuration"
-                raise InputError(f"--config.{field}: {owner} has no field {step!r}{_nearest(step, known)}")
+                raise InputError(f"--config.{field}: {owner} has no field {step!r}{nearest(step, known)}")
             holder = getattr(holder, step)
         elif isinstance(holder, list):
             if not isinstance(step, int) or not -len(holder) <= step < len(holder):
@@ -263,11 +233,6 @@ def _check_known(twin: Any, field: str) -> None:
             what = "not set (None)" if holder is None else f"a {type(holder).__name__}"
             raise InputError(f"--config.{field}: {passed} is {what}, it has no field {step!r}")
         passed += f"[{step!r}]" if isinstance(holder, dict) or isinstance(step, int) else f".{step}" if passed else step
-
-
-def _nearest(name: str, known: Sequence[str]) -> str:
-    close = difflib.get_close_matches(name, known, 1, 0.5)
-    return f"; did you mean {close[0]!r}?" if close else f"; its fields are {', '.join(known)}"
 
 
 _ORIGINAL, _OPTIONAL = "_frozen_original", "_fields_that_may_be_none"

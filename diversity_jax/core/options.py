@@ -8,7 +8,7 @@ from pathlib import Path
 import re
 
 from diversity_jax.core.commands import Command
-from diversity_jax.core.config import ready_made
+from diversity_jax.core.config_files import ready_made
 from diversity_jax.core.errors import InputError
 from diversity_jax.core.field_docs import fields_of
 
