@@ -5,6 +5,7 @@ import logging
 
 import jax
 import pytest
+import tokenizers
 from tokenizers import Tokenizer as Library
 
 from diversity_jax.core.errors import InputError
@@ -14,7 +15,13 @@ from diversity_jax.model.checkpoint_io.hugging_face import export_hugging_face
 from diversity_jax.model.convert import main as convert
 from diversity_jax.prepare.config import Chat
 from diversity_jax.prepare.packing import open_format
-from diversity_jax.tokenizers.files import copy_tokenizer, folder_tokenizer, named_tokenizer, write_tokenizer
+from diversity_jax.tokenizers.files import (
+    copy_tokenizer,
+    folder_tokenizer,
+    model_tokenizer,
+    named_tokenizer,
+    write_tokenizer,
+)
 from diversity_jax.tokenizers.sample_text import SAMPLE_TEXTS, differing_texts, special_samples
 from diversity_jax.tokenizers.tokenizer import for_folder, load_tokenizer
 from tests import tokenizer_layouts as layouts
@@ -159,3 +166,34 @@ def test_a_tokenizer_of_more_ids_than_the_model_is_refused(tmp_path):
     path = train_byte_level(tmp_path / "tokenizer.json")
     with pytest.raises(InputError, match="more than the model's 100"):
         write_tokenizer(named_tokenizer(path), tmp_path / "out", vocab_size=100)
+
+
+def test_a_chat_model_that_is_trained_on_text_keeps_its_template(tmp_path):
+    """Texts begin as in that training, conversations as their template writes them, here and in exports."""
+    library = tokenizers.Tokenizer(tokenizers.models.BPE({"a": 0, "b": 1, "<end>": 2, "<turn>": 3}, []))
+    library.add_special_tokens(["<end>", "<turn>"])
+    start, run = tmp_path / "start", tmp_path / "run"
+    for folder in (start / "tokenizer", run / "mixture" / "vocabulary"):
+        folder.mkdir(parents=True)
+        library.save(str(folder / "tokenizer.json"))
+    template = "{% for m in messages %}<turn>{{ m.content }}<end>{% endfor %}<turn>"
+    (start / "tokenizer" / "chat_template.jinja").write_text(template)
+    settings = {"eos_token": "<end>", "bos_token": "<turn>", "pad_token": "<turn>"}
+    (start / "tokenizer" / "tokenizer_config.json").write_text(json.dumps(settings))
+    (run / "run.json").write_text(json.dumps({"settings": {"train": {"init_from": str(start)}}}))
+    (run / "mixture" / "part.json").write_text("{}")
+    mixture = {
+        "components": [{"manifest": "part.json"}],
+        "vocabulary": {"files": ["vocabulary/tokenizer.json"], "end_of_text_id": 2},
+        "document_start": "end_of_text",
+        "document_start_id": 2,
+    }
+    (run / "mixture" / "mixture.json").write_text(json.dumps(mixture))
+    found = model_tokenizer(run)
+    assert (found.chat_template, found.is_tuned) == (template, False)
+    write_tokenizer(found, tmp_path / "out", vocab_size=4)
+    assert (tmp_path / "out" / "chat_template.jinja").read_text() == template
+    written = json.loads((tmp_path / "out" / "tokenizer_config.json").read_text())
+    assert (written["bos_token"], written["add_bos_token"]) == ("<end>", True)
+    (start / "tokenizer" / "chat_template.jinja").unlink()
+    assert model_tokenizer(run).chat_template is None

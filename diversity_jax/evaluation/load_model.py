@@ -36,6 +36,7 @@ from diversity_jax.prepare.manifest import special_text_before
 from diversity_jax.tokenizers.base import Tokenizer, without_breaks
 from diversity_jax.tokenizers.chat_template import render_chat
 from diversity_jax.tokenizers.document_start import Boundaries
+from diversity_jax.tokenizers.files import chat_of_start
 from diversity_jax.tokenizers.settings import find_tokenizer
 from diversity_jax.tokenizers.tokenizer import ModelTokenizer, for_folder, for_run, load_tokenizer
 
@@ -214,7 +215,9 @@ def _for_run(tokenizer: Tokenizer, run: Path) -> ModelTokenizer:
             run,
         )
     special_text = _reads_special_text(mixture, tokenizer.kind)
-    return for_run(tokenizer, _chat(mixture), text_ids=boundaries.text_ids, special_text=special_text)
+    tuned = _chat(mixture)
+    chat = tuned or chat_of_start(run_settings(run))
+    return for_run(tokenizer, chat, is_tuned=tuned is not None, text_ids=boundaries.text_ids, special_text=special_text)
 
 
 def _named_for_run(run: Path, tokenizer: Tokenizer) -> ModelTokenizer:

@@ -49,6 +49,8 @@ class TokenizerFiles:
       files: none for `bytes` (byte b is id b + 3, 1 ends a document).
       end_of_text_id: where known.
       chat_template: Jinja source that the model was fine-tuned with; None: whatever is among the files.
+      is_tuned: the template is that of this model's own fine-tuning, before which nothing stands but what it writes;
+        False where it is that of a model which was then trained on text.
       special: texts of the special tokens that the template may name.
       text_ids: what a text begins with (`Boundaries.text_ids`); None: as the files say, where they say it.
       folder: that the files were found in, with settings that count; None: named by themselves, or a run's own.
@@ -57,6 +59,7 @@ class TokenizerFiles:
     files: tuple[Path, ...] = ()
     end_of_text_id: int | None = None
     chat_template: str | None = None
+    is_tuned: bool = True
     special: Mapping[str, str] = field(default_factory=dict)
     text_ids: tuple[int, ...] | None = None
     folder: Path | None = None
@@ -91,7 +94,7 @@ def model_tokenizer(folder: Path) -> TokenizerFiles | None:
     """The tokenizer beside a model, or the one a run's rows were prepared with; None where neither is."""
     if beside := folder_tokenizer(folder / "tokenizer") or folder_tokenizer(folder):
         return beside
-    path, _ = _mixture_and_settings(folder)
+    path, settings = _mixture_and_settings(folder)
     if not exists(path):
         return None
     mixture = read_fields(path, components=list[Fields], vocabulary=Fields)
@@ -101,19 +104,44 @@ def model_tokenizer(folder: Path) -> TokenizerFiles | None:
         vocabulary = mixture["vocabulary"]
         found = [read_fields(manifest, chat=Fields | None)["chat"] for manifest in manifests if exists(manifest)]
         chats = [chat for chat in found if chat]
+        before = None if chats else chat_of_start(settings)
+        chat = chats[0] if chats else before or {"template": None, "special": {}}
         return TokenizerFiles(
             files=tuple(
                 local_copy(path_inside(parent_folder(manifests[0]), file, str(path))) for file in vocabulary["files"]
             ),
             end_of_text_id=vocabulary["end_of_text_id"],
-            chat_template=chats[0]["template"] if chats else None,
-            special=chats[0]["special"] if chats else {},
+            chat_template=chat["template"],
+            is_tuned=before is None,
+            special=chat["special"],
             text_ids=run_text_ids(folder),
         )
     except (KeyError, TypeError, IndexError) as error:
         raise InputError(
             f"{path}: does not say which tokenizer it was built with ({error!r}); give --tokenizer"
         ) from None
+
+
+def chat_of_start(settings: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """`template` and `special` tokens of the model that a run began with: a run on text leaves them as they were.
+
+    Args:
+      settings: what the run was started with.
+
+    Returns:
+      None where the run began with no model, that model has no template, or its folder is gone.
+    """
+    train = settings.get("train")
+    start = train.get("init_from") if isinstance(train, dict) else None
+    if not isinstance(start, str) or not Path(start).is_dir():
+        return None
+    tokenizer = model_tokenizer(Path(start))
+    if tokenizer is None:
+        return None
+    if tokenizer.chat_template is not None:
+        return {"template": tokenizer.chat_template, "special": tokenizer.special}
+    template = folder_template(tokenizer.folder) if tokenizer.folder else None
+    return template and {"template": template, "special": read_settings(str(tokenizer.folder)).special}
 
 
 def _mixture_and_settings(run: Path) -> tuple[Path | str, Mapping[str, Any]]:
@@ -208,7 +236,9 @@ def _begin_settings(tokenizer: TokenizerFiles, tokens: Mapping[int, str]) -> dic
     """
     if tokenizer.chat_template and "bos_token" in tokenizer.chat_template and tokenizer.special.get("bos_token"):
         return {"bos_token": tokenizer.special["bos_token"], "add_bos_token": True}
-    if tokenizer.chat_template:  # which writes all that stands before an answer; the maker's token keeps its name
+    if (
+        tokenizer.chat_template and tokenizer.is_tuned
+    ):  # which writes all that stands before an answer; the maker's token keeps its name
         return {"add_bos_token": False}
     begin = tokens.get(tokenizer.text_ids[0]) if tokenizer.text_ids else None
     return {"bos_token": begin, "add_bos_token": begin is not None}

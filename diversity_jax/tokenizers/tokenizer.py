@@ -150,6 +150,7 @@ def for_run(
     vocabulary: Tokenizer,
     chat: Mapping[str, Any] | None = None,
     *,
+    is_tuned: bool = True,
     text_ids: Sequence[int] | None = None,
     special_text: bool = False,
 ) -> ModelTokenizer:
@@ -158,6 +159,7 @@ def for_run(
     Args:
       chat: of a fine-tuned model, what it was tuned with: the `template` and the `special` texts it names. Its examples
         began with what the template writes, and nothing else.
+      is_tuned: False where `chat` is that of a model which was then trained on text: texts are this training's.
       text_ids: `Boundaries.text_ids` of its training.
       special_text: whether special tokens' texts in its documents were their ids.
     """
@@ -174,14 +176,17 @@ def for_run(
     template, special = chat["template"], chat["special"]
     named = special.get("bos_token", "") if "bos_token" in template else ""
     begin = tuple(vocabulary.encode_each([named], special=True)[0])
+    if is_tuned:
+        prefix_id = begin[0] if len(begin) == 1 else prefix_id
+        before = begin if len(begin) == 1 and text_ids is not None else ()
     return ModelTokenizer(
         vocabulary=vocabulary,
-        prefix_id=begin[0] if len(begin) == 1 else prefix_id,
+        prefix_id=prefix_id,
         stop_ids=frozenset([end, *turn_ends(vocabulary, template, special)]),
-        before=begin if len(begin) == 1 and text_ids is not None else (),
+        before=before,
         special=special,
         chat_template=template,
-        special_text=True,
+        special_text=True,  # which the template writes
     )
 
 
