@@ -3,10 +3,12 @@
 python -m diversity_jax.train_tokenizer --config configs/tokenizer.py --config.output=tokenizer.model
 """
 
+from collections.abc import Iterable, Iterator
 from fractions import Fraction
 import logging
 
 from diversity_jax.core import cli
+from diversity_jax.core.progress import ProgressDisplay
 from diversity_jax.mixtures.config import TokenizerConfig
 
 log = logging.getLogger(__name__)
@@ -15,7 +17,6 @@ _PAGE_CHARACTERS = 200_000  # of each component, that the page's figures are of
 
 def main(config: TokenizerConfig) -> None:
     """Trains, writes a page beside the model, and prints the model's path, last."""
-    from diversity_jax.core.progress import ProgressDisplay
     from diversity_jax.core.stores import is_remote
     from diversity_jax.mixtures.config import token_shares
     from diversity_jax.mixtures.sources import sampled_texts
@@ -25,8 +26,9 @@ def main(config: TokenizerConfig) -> None:
     shares = token_shares(config.components, config.real_to_synthetic)
     texts = sampled_texts(config.components, shares, characters=config.sample_characters, seed=config.seed)
     with ProgressDisplay("reading text", config.sample_characters, unit="characters") as progress:
-        counted = (text for text in texts if progress.advance(len(text)) is None)
-        path = train_tokenizer(counted, config.output, vocab_size=config.vocab_size, model_type=config.model_type)
+        path = train_tokenizer(
+            _counted(texts, progress), config.output, vocab_size=config.vocab_size, model_type=config.model_type
+        )
     tokenizer = load_tokenizer(str(path))
     log.info("%s pieces; use it as vocabulary=%r", f"{tokenizer.size:,}", str(path))
     if not is_remote(path):
@@ -38,6 +40,12 @@ def main(config: TokenizerConfig) -> None:
         }
         log.info("page: %s", page.write(path, tokenizer, drawn))
     print(path)
+
+
+def _counted(texts: Iterable[str], progress: ProgressDisplay) -> Iterator[str]:
+    for text in texts:
+        progress.advance(len(text))
+        yield text
 
 
 if __name__ == "__main__":
