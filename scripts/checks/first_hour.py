@@ -2,8 +2,8 @@
 
     python scripts/checks/first_hour.py FOLDER [--only wrong]
 
-Runs in FOLDER with two small files of text that it writes, knowing only `--help`; prints each step's command, seconds of
-CPU and last line, and at the end what failed. Status 1 where anything did.
+Runs in FOLDER with small files of text that it writes, knowing only `--help`; prints each step's command, CPU seconds
+and last line, and at the end what failed. Status 1 where anything did.
 """
 
 import json
@@ -25,8 +25,8 @@ completion bash
 score a.jsonl -n 100 -o s1
 score a.jsonl b.jsonl -n 100 -o s2
 score a.jsonl -n 100 -o s1
-score a.txt -n 50 --output-dir s3
-score a.jsonl --judge openai:gpt-5-mini --dry-run
+score texts -n 50 --output-dir s3
+score a.jsonl -n 50 --dry-run
 measure a.jsonl b.jsonl --baseline.draws 3 -m lexical -o m1
 measure a.jsonl -m mtld,vendi --baseline.draws 3 -o m2
 prepare a.jsonl -o p1 -l 64
@@ -49,6 +49,8 @@ WRONG = """scor a.jsonl
 score nowhere.jsonl
 score a.jsonl --judge offlne
 score a.jsonl --judge openai
+score a.jsonl --judge openai:gpt-5-mini --dry-run
+score a.txt -o w0
 score a.jsonl --groupings 10
 score a.jsonl --agent.groupngs 10
 score a.jsonl --agent.groupings ten
@@ -89,6 +91,9 @@ def prepare(folder: Path) -> None:
         lines = [f"On day {day} the {word} came by, number {day * 7 % 11}." for day in range(60) for word in words]
         (folder / f"{name}.jsonl").write_text("\n".join(json.dumps({"text": line}) for line in lines))
     (folder / "a.txt").write_text("\n".join(f"A line about the {word}." for word in WORDS * 20))
+    (folder / "texts").mkdir(exist_ok=True)
+    for number, word in enumerate(WORDS * 4):
+        (folder / "texts" / f"{number}.txt").write_text(f"Page {number} is about the {word}.")
     (folder / "prompts.txt").write_text("The \nOn day ")
     (folder / "broken.jsonl").write_text('{"text": "one"}\n{"text": \n')
     (folder / "empty.jsonl").write_text("")
