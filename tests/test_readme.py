@@ -28,7 +28,7 @@ def test_the_readme_is_short():
     assert len(README.splitlines()) <= LINES
 
 
-def test_every_block_runs(tmp_path):
+def test_every_block_runs(tmp_path, monkeypatch):
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     for name, subjects in (("a", 8), ("b", 2)):  # the reader's own text
         texts = [f"Report {n}: {SUBJECTS[n % subjects]} before the evening came, as was expected." for n in range(400)]
@@ -37,6 +37,8 @@ def test_every_block_runs(tmp_path):
     command = tmp_path / "bin" / "diversity-jax"
     command.write_text(f'#!/bin/sh\nexec {sys.executable!r} -m diversity_jax "$@"\n')
     command.chmod(0o755)
+    for variable in ("OPENAI_API_KEY", "GEMINI_API_KEY", "GOOGLE_API_KEY"):
+        monkeypatch.delenv(variable, raising=False)
     path = os.pathsep.join([str(command.parent), str(Path(sys.executable).parent), os.environ["PATH"]])
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "PATH": path, "DIVERSITY_JAX_MIXTURES": "runs/small"}
     blocks = [(kind, text) for kind, text in BLOCK.findall(README) if SET_UP not in text]

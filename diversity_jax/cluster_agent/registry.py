@@ -77,7 +77,9 @@ def _check_llm(settings: JudgeSettings) -> None:
     _refuse_unknown(settings.judge)
     price_of(*parse_model(settings.judge), settings.judge_base_url, settings.budget)
     if not settings.engine.offline_replay:
-        Endpoint(settings.judge, settings.judge_base_url, "judge", settings.judge_endpoint)
+        forecast_only = getattr(settings, "dry_run", False) and not getattr(settings, "pilot_groupings", 0)
+        endpoint = settings.judge_endpoint
+        Endpoint(settings.judge, settings.judge_base_url, "judge", endpoint, key_needed=not forecast_only)
 
 
 def _refuse_unknown(judge: str) -> None:

@@ -183,17 +183,18 @@ def run_score(config: ScoreConfig, corpora: Mapping[str, Corpus] | None = None) 
     kind, output_dir = judge_kind(config.judge), Path(config.output_dir)
     kind.check(config)
     corpora = open_corpora(config) if corpora is None else corpora
-    record = _check_folder(config, corpora)
+    forecast_only = config.dry_run and not config.pilot_groupings  # neither reads nor writes the folder
+    record = {} if forecast_only else _check_folder(config, corpora)
     if not config.dry_run and _is_scored(output_dir, record):
         log.info("scored before with these settings: %s", ", ".join(corpora))
         return None
     expected = None if kind.open is None else ScoringForecast(config, list(corpora.values()))
     if expected:
         log.info("%s", expected)
-    if expected and expected.planned and (config.pilot_groupings or not config.dry_run):
-        require_cap(expected.costs["before"], config.budget, [config.judge_base_url])
-    if config.dry_run and not config.pilot_groupings:
+    if forecast_only:
         return ScoreResult(forecast=expected)
+    if expected and expected.planned:
+        require_cap(expected.costs["before"], config.budget, [config.judge_base_url])
     with exclusive_lock(output_dir / ".score.lock", f"config.output_dir: {{holder}} is scoring in {output_dir}; wait"):
         if expected and expected.planned and config.pilot_groupings:
             expected.run_pilot(config.pilot_groupings, output_dir / "ledger.sqlite")

@@ -76,6 +76,7 @@ class Endpoint:
       role: what the model is used as, such as `judge`; messages begin with it.
       config: headers, query, body and key header.
       without: names in `FEATURES` that the server is known not to take.
+      key_needed: False where nothing will be asked, as in a forecast.
 
     Attributes:
       without: those names, more of them once it has refused more.
@@ -92,6 +93,8 @@ class Endpoint:
         role: str,
         config: EndpointConfig = EndpointConfig(),
         without: Iterable[str] = (),
+        *,
+        key_needed: bool = True,
     ):
         provider, self.model = parse_model(name, role)
         self.info = info = PROVIDERS[provider]
@@ -102,7 +105,7 @@ class Endpoint:
         self._key_variables = " or ".join(variables)
         keys = {variable: os.environ.get(variable, "").strip() for variable in variables}
         variable, self.key = next(((variable, key) for variable, key in keys.items() if key), ("", "none"))
-        if not variable and (base_url is None or config.key_variable):
+        if key_needed and not variable and (base_url is None or config.key_variable):
             raise InputError(f"{role}: {name} needs an API key; set {self._key_variables} in the environment")
         if not (self.key.isascii() and self.key.isprintable()):
             raise InputError(f"{variable}: holds characters that no API key has; set it again")
