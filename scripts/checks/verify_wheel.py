@@ -80,7 +80,7 @@ def use(python: Path, folder: Path) -> None:
         (["train", "--config", "configs/quickstart.py", *_OWN_TEXT, *_TRAIN], "runs/quickstart/report.html"),
     ):
         began = time.monotonic()
-        last = run([*module, f"diversity_jax.{words[0]}", *words[1:]], folder).strip().splitlines()[-1]
+        *_, last = ["done", *run([*module, f"diversity_jax.{words[0]}", *words[1:]], folder).splitlines()]
         if made and not (folder / made).exists():
             sys.exit(f"failed: {' '.join(words)} wrote no {made}")
         print(f"  {words[0]}: {last} ({time.monotonic() - began:.0f} s)", flush=True)
