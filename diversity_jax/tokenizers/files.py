@@ -141,7 +141,7 @@ def chat_of_start(settings: Mapping[str, Any]) -> Mapping[str, Any] | None:
     if tokenizer.chat_template is not None:
         return {"template": tokenizer.chat_template, "special": tokenizer.special}
     template = folder_template(tokenizer.folder) if tokenizer.folder else None
-    return template and {"template": template, "special": read_settings(str(tokenizer.folder)).special}
+    return None if not template else {"template": template, "special": read_settings(str(tokenizer.folder)).special}
 
 
 def _mixture_and_settings(run: Path) -> tuple[Path | str, Mapping[str, Any]]:
