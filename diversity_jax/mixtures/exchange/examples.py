@@ -4,8 +4,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import ClassVar
 
+import google_crc32c
 import numpy as np
 
+from diversity_jax.core.files import writing
 from diversity_jax.mixtures.exchange.format import (
     Block,
     Column,
@@ -97,6 +99,12 @@ class _Examples(Format):
         return "int32"  # one type, since varints have none; half the width of int64 in memory
 
 
+def _masked_crc(data: bytes) -> bytes:
+    """The checksum that TFRecord files have of a length and of a record."""
+    crc = google_crc32c.value(data)
+    return (((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF).to_bytes(4, "little")
+
+
 class TFRecord(_Examples):
     """TFRecord files with their checksums."""
 
@@ -104,13 +112,12 @@ class TFRecord(_Examples):
     readers = "t5x and other SeqIO code, tf.data, MaxText (grain_file_type=tfrecord)"
 
     def write(self, root: Path, shard: Shard, layout: Layout, blocks: Iterator[Block]) -> list[Piece]:
-        from diversity_jax.core.tensorflow import tf
-
         path = root / shard.stream.folder / f"{layout.split}.tfrecord-{shard.number:05d}-of-{shard.count:05d}"
-        with path_to_write(path) as partial, tf.io.TFRecordWriter(str(partial)) as writer:
+        with writing(path) as file:
             for block in blocks:
                 for example in examples(block, layout.columns):
-                    writer.write(example)
+                    size = len(example).to_bytes(8, "little")
+                    file.write(b"".join((size, _masked_crc(size), example, _masked_crc(example))))
         return [whole_file(root, path)]
 
 

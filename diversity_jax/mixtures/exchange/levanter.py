@@ -28,7 +28,7 @@ _FILE_CHUNKS = 512  # of them in a file
 def _open_to_write(path: Path, dtype: str, size: int) -> Any:
     import tensorstore as ts
 
-    inner = {"name": "blosc", "configuration": {"cname": "zstd", "clevel": 1}}
+    inner = {"name": "blosc", "configuration": {"cname": "lz4", "clevel": 5}}
     sharding = {"chunk_shape": [_CHUNK], "codecs": [inner]}
     return ts.open(
         {
