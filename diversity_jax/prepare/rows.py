@@ -58,11 +58,24 @@ class Rows:
     starts: np.ndarray | None = None
 
 
+def release_pages(values: np.ndarray) -> None:
+    """Gives back the memory of a mapped file's pages; nothing for arrays in memory."""
+    base: Any = values
+    while isinstance(base, np.ndarray):
+        base = base.base
+    if isinstance(base, mmap.mmap):
+        base.madvise(mmap.MADV_DONTNEED)
+
+
 class LinkedRows:
     """Rows that lie in one file of ids wherever `offsets` says; read as `rows[numbers]`."""
 
     def __init__(self, ids: np.ndarray, offsets: np.ndarray, row_tokens: int, where: str):
         self._ids, self._offsets, self._row_tokens, self._where = ids, offsets, row_tokens, where
+
+    def release(self) -> None:
+        """Gives back the memory of pages that were read."""
+        release_pages(self._ids)
 
     def __getitem__(self, numbers: np.ndarray) -> np.ndarray:
         """Rows by number, [rows, row_tokens].
@@ -165,8 +178,7 @@ class RowReader:
     def release(self) -> None:
         """Gives back the memory of pages that were read: the kernel counts mapped files as this process's."""
         for values in self._mapped:
-            if isinstance(values.base, mmap.mmap):
-                values.base.madvise(mmap.MADV_DONTNEED)
+            release_pages(values)
 
     def read(self, rows: np.ndarray) -> Rows:
         """Rows by number; numbers past the last row start again at the first (next epoch).

@@ -184,14 +184,16 @@ def levanter(folder: Path) -> dict[str, np.ndarray]:
 
 
 def maxtext(folder: Path) -> dict[str, np.ndarray]:
-    """MaxText's own opening of ArrayRecord files, its parser of examples, and its shift to targets."""
+    """MaxText's own opening of ArrayRecord files and parser of examples; file by file, since it lists them unsorted."""
     from maxtext.input_pipeline import grain_data_processing, input_pipeline_utils
 
-    pattern = str(folder / "array_record" / "data" / "*.arrayrecord")
-    data = grain_data_processing.get_datasets(pattern, "arrayrecord", False, 0, 1, 1, 0, 1, 0, 1, 1, 1)
-    data = data.map(input_pipeline_utils.ParseFeatures(["targets"], False))
-    data = data.map(input_pipeline_utils.Rekey({"inputs": "targets"}))
-    return {"tokens": np.stack([row["inputs"] for row in data])}
+    rows = []
+    for path in sorted((folder / "array_record" / "data").glob("*.arrayrecord")):
+        data = grain_data_processing.get_datasets(str(path), "arrayrecord", False, 0, 1, 1, 0, 1, 0, 1, 1, 1)
+        data = data.map(input_pipeline_utils.ParseFeatures(["targets"], False))
+        data = data.map(input_pipeline_utils.Rekey({name: "targets" for name in ("inputs", "targets_")}))
+        rows += [row["inputs"] for row in data]
+    return {"tokens": np.stack(rows)}
 
 
 PEERS = {peer.__name__: peer for peer in (grain, datasets, mds, litdata, megatron, levanter, maxtext)}

@@ -16,6 +16,7 @@ from diversity_jax.core.files import content_hash, file_hash, path_inside, read_
 from diversity_jax.mixtures.exchange.examples import example_features
 from diversity_jax.mixtures.exchange.fixed import MEGATRON_DTYPES, MEGATRON_HEADER
 from diversity_jax.mixtures.exchange.levanter import LEDGER
+from diversity_jax.prepare.rows import release_pages
 
 TOKEN_NAMES = ("input_ids", "tokens", "targets", "text", "inputs")
 """What columns of ids are called, in the order in which they are looked for."""
@@ -61,7 +62,9 @@ class TokenSet:
         while first < len(self.lengths):
             ahead = np.cumsum(self.lengths[first : first + _READ_AHEAD], dtype=np.int64)
             end = first + max(1, int(np.searchsorted(ahead, tokens)))
-            yield self.read(first, end), self.lengths[first:end]
+            ids = self.read(first, end)
+            yield ids, self.lengths[first:end]
+            release_pages(ids)
             first = end
 
 

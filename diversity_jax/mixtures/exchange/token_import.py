@@ -293,6 +293,7 @@ def _checked(rows: LinkedRows, count: int, row_tokens: int, counts: _Counts) -> 
         block = rows[numbers]
         checksums[numbers] = row_checksums(block)
         counts.add(block)
+        rows.release()
     return checksums
 
 
@@ -336,6 +337,7 @@ def _write_rows(
                 block = rows[own[numbers]]
                 file.write(block.data)
                 digest.update(block.data)
+                rows.release()
         with writing(Path(f"{path}.crc32")) as file:
             file.write(np.ascontiguousarray(checksums[own]).data)
         yield Shard(file=path.name, rows=len(own), sha256=digest.hexdigest())
