@@ -88,7 +88,7 @@ def export(mixture: Mixture, folder: Path, request: ExportRequest) -> dict[str, 
     chosen = FORMATS[request.to]
     boundaries = mixture.boundaries(attend_across_documents=not request.documents_apart)
     layout = _layout(mixture, request, chosen, boundaries)
-    streams, loaders = _streams(mixture, request, layout, boundaries)
+    streams = _streams(mixture, request, layout, boundaries)
     shards = [shard for stream in streams for shard in _shards(stream, layout, request)]
     settings = {"version": VERSION, "mixture": mixture.content_hash, **dataclasses.asdict(request)}
     with locked_folder(folder):
@@ -101,8 +101,6 @@ def export(mixture: Mixture, folder: Path, request: ExportRequest) -> dict[str, 
                     pieces = chosen.write(folder, shard, layout, _blocks(shard, layout))
                     done[shard.key] = [_recorded(folder, piece) for piece in pieces]
                     store.commit(f"{shard.key}.json", done[shard.key])
-                    for loader in loaders:
-                        loader.release()
                     progress.advance()
         for stream in streams:
             own = [(shard, done[shard.key]) for shard in shards if shard.stream is stream]
@@ -188,10 +186,8 @@ def _layout(mixture: Mixture, request: ExportRequest, chosen: Format, boundaries
     return Layout(columns=columns, row_tokens=row_tokens, split=request.split, vocabulary_size=size)
 
 
-def _streams(
-    mixture: Mixture, request: ExportRequest, layout: Layout, boundaries: Boundaries
-) -> tuple[list[Stream], list[Loader]]:
-    """What is exported as one data set each, and the loaders behind."""
+def _streams(mixture: Mixture, request: ExportRequest, layout: Layout, boundaries: Boundaries) -> list[Stream]:
+    """What is exported as one data set each."""
     shares = [part.share_granted for part in mixture.taken]
     whole = mixture.loader(batch_size=1, split=request.split)
     stored = [part.prepared.splits[request.split].rows for part in mixture.taken]
@@ -211,6 +207,7 @@ def _streams(
 
     def read(loader: Loader, component: int, numbers: np.ndarray) -> Block:
         batch = loader.rows(numbers)
+        loader.release()  # rows of a linked set lie all over its file, whose pages would all count as ours
         arrays = as_arrays(batch, boundaries)
         ones = {"loss_mask": np.ones, "segment_ids": np.ones}
         arrays |= {name: make(batch.tokens.shape, np.int32) for name, make in ones.items() if name not in arrays}
@@ -220,7 +217,7 @@ def _streams(
             arrays["component"] = np.full(len(batch.tokens), component, np.int32)
         return {name: values for name, values in arrays.items() if name in wanted}
 
-    streams = [
+    return [
         Stream(
             name=name,
             weight=float(share),
@@ -230,7 +227,6 @@ def _streams(
         )
         for name, share, count, loader, component in parts
     ]
-    return streams, [loader for *_, loader, _ in parts]
 
 
 def rows_seen_once(loader: Loader, stored: Sequence[int]) -> int:
