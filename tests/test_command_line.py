@@ -273,3 +273,9 @@ def test_a_folder_of_another_command_is_called_what_it_is(tmp_path, files, what)
 
 def test_the_reference_is_current():
     assert reference.outdated() == []
+
+
+def test_help_that_nobody_reads_to_its_end_ends_quietly():
+    command = f"{sys.executable} -m diversity_jax score --help | true; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (141, "")

@@ -6,6 +6,7 @@ import gc
 import logging
 import os
 import re
+import select
 import runpy
 import sys
 from typing import Any
@@ -109,9 +110,8 @@ def _run(work: Callable[[], Any]) -> None:
         logging.getLogger(raises).setLevel(logging.CRITICAL)
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"google\.")  # about the end of Python versions
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    gc.set_threshold(
-        50_000, 20, 100
-    )  # Python's 700 cost a tenth of a short command's time; objects in cycles are few here
+    # Python's 700 cost a tenth of a short command's time; objects in cycles are few here.
+    gc.set_threshold(50_000, 20, 100)
     try:
         work()
     except InputError as error:
@@ -120,6 +120,18 @@ def _run(work: Callable[[], Any]) -> None:
     except KeyboardInterrupt:
         print("interrupted; run the same command again to go on", file=sys.stderr)
         sys.exit(130)
+    except BrokenPipeError:
+        _end_if_nobody_reads()
+        raise
+
+
+def _end_if_nobody_reads() -> None:
+    """Ends the process as `SIGPIPE` does where what read its output has seen enough, as `head` does."""
+    output = select.poll()
+    output.register(sys.stdout, 0)
+    if any(event & select.POLLERR for _, event in output.poll(0)):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python writes what is left at its end
+        sys.exit(141)
 
 
 _FIELD = re.compile(r"(?<![\w/.-])(?:--)?config\.(?!(?:json|py|toml|yaml|yml)\b)([a-z_][\w.\[\]]*)")
