@@ -6,8 +6,8 @@ import gc
 import logging
 import os
 import re
-import select
 import runpy
+import select
 import sys
 from typing import Any
 import warnings
