@@ -204,6 +204,14 @@ NAMES = sorted(
 )
 
 
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/tokenize"])
+@pytest.mark.parametrize("message", [0, None, "x", [None, None], [{"role": "user"}], {"role": "user", "content": 3}])
+def test_what_is_no_message_is_refused(served, path, message):
+    status, answer = post(served[0], path, {"model": "tiny", "messages": [CHAT["messages"][0], message]})
+    assert status == 400
+    assert answer["message"].startswith("messages[1]")
+
+
 @given(st.booleans(), st.dictionaries(st.sampled_from(NAMES) | st.text(max_size=8), VALUES, max_size=3))
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_no_request_gets_a_500_and_none_ends_the_server(served, chat, fields):

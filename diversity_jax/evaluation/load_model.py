@@ -34,7 +34,7 @@ from diversity_jax.model.llama import Params
 from diversity_jax.model.sharding import MeshConfig, make_mesh, param_shardings, path_name
 from diversity_jax.prepare.manifest import special_text_before
 from diversity_jax.tokenizers.base import Tokenizer, without_breaks
-from diversity_jax.tokenizers.chat_template import render_chat
+from diversity_jax.tokenizers.chat_template import check_messages, render_chat
 from diversity_jax.tokenizers.document_start import Boundaries
 from diversity_jax.tokenizers.files import chat_of_start
 from diversity_jax.tokenizers.settings import find_tokenizer
@@ -78,6 +78,7 @@ class LanguageModel:
     def encode_chat(self, messages: Sequence[Mapping[str, Any]]) -> tuple[str, list[int]]:
         """A conversation as text and ids. A tokenizer's own template writes special tokens itself, and none are added;
         what messages hold of their texts are letters."""
+        check_messages(messages)
         text = self.chat(self.tokenizer.vocabulary.with_plain_content(messages))
         tokenizer = dataclasses.replace(self.tokenizer, special_text=True)
         return without_breaks(text), tokenizer.encode(text, special=tokenizer.chat_template is None)
