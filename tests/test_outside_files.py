@@ -466,3 +466,13 @@ def test_a_sentencepiece_model_without_pieces_is_refused(tmp_path):
     (tmp_path / "tokenizer.model").write_bytes(b"")
     with pytest.raises(InputError, match="without pieces"):
         load_tokenizer(str(tmp_path / "tokenizer.model"))
+
+
+@pytest.mark.parametrize("share", ["1e-300000000", "1e999", "-1/2", "1/0", 0.5, None, "1/" + "9" * 5000])
+def test_a_share_that_is_written_otherwise_is_refused_at_once(mixture, share):
+    path = mixture / "mixture.json"
+    components = read_json(path)["components"]
+    components[0]["share_granted_exact"] = share
+    _edit(path, components=components)
+    with pytest.raises(InputError, match=r"mixture.json: .*(share|Fraction)"):
+        Mixture.load(path)

@@ -25,7 +25,7 @@ from diversity_jax.core.files import (
     write_json,
 )
 from diversity_jax.core.stores import is_remote
-from diversity_jax.mixtures.schedule import EpochShuffle, Schedule
+from diversity_jax.mixtures.schedule import EpochShuffle, Schedule, read_share
 from diversity_jax.prepare.bucket_rows import CACHE_GB
 from diversity_jax.prepare.manifest import Manifest, VocabularyInfo
 from diversity_jax.prepare.rows import RowReader, Rows
@@ -383,14 +383,14 @@ def _component(folder: Path | str, value: Mapping[str, Any]) -> MixtureComponent
     path = resolve_path(folder, value["manifest"]) if value["manifest"] else None
     if path and os.path.basename(path) != "manifest.json":
         raise ValueError(f"manifest {value['manifest']!r}")
-    share = Fraction(value["share_granted_exact"])
+    share = read_share(value["share_granted_exact"])
     if not 0 <= share <= 1 or (share and path is None):
         raise ValueError(f"component {value['name']}: share {share} of {path}")
     manifest = Manifest.load(path) if path else None
     if manifest and manifest.content_hash != value["manifest_hash"]:
         raise InputError(f"{path}: was changed after the mixture was built; restore it, or build the mixture again")
     return MixtureComponent(
-        share_asked=Fraction(value["share_asked_exact"]),
+        share_asked=read_share(value["share_asked_exact"]),
         share_granted=share,
         manifest=manifest,
         **{name: value[name] for name in ("name", "kind", "decision", "part_of")},

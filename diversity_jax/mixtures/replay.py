@@ -17,6 +17,7 @@ from diversity_jax.core.files import exists, join_path, parent_folder, read_json
 from diversity_jax.mixtures.config import Component, MixtureConfig
 from diversity_jax.mixtures.gate import Decision, Measurement, decide, measure
 from diversity_jax.mixtures.mixture import mixture_file
+from diversity_jax.mixtures.schedule import read_share
 from diversity_jax.mixtures.shares import AvailableRows, GateResult, granted_shares
 
 _TOLERANCE = 1e-9  # figures taken anew from scorecards may differ in their last digits between builds of NumPy
@@ -65,7 +66,7 @@ class _Recorded:
             measurement=Measurement.from_json(value["measured"]) if value["measured"] else None,
             decision={"action": str(action), "factor": factor},
             rows=[
-                AvailableRows(share=Fraction(share), rows=rows, tokens=tokens, documents=documents)
+                AvailableRows(share=read_share(share), rows=rows, tokens=tokens, documents=documents)
                 for (share, rows), (tokens, documents) in zip(value["rows"], contents, strict=True)
             ],
             granted=tuple(granted[name] for name in value["parts"]),
@@ -122,7 +123,7 @@ def _read(path: str | Path) -> tuple[MixtureConfig, list[_Recorded]]:
     value = read_json(path)
     try:
         asked = from_json(MixtureConfig, value["asked"], f"{path}: asked")
-        granted = {part["name"]: Fraction(part["share_granted_exact"]) for part in value["components"]}
+        granted = {part["name"]: read_share(part["share_granted_exact"]) for part in value["components"]}
         recorded = [_Recorded.read(entry, granted) for entry in value["gate"]]
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError, ZeroDivisionError) as error:
         if isinstance(error, InputError):

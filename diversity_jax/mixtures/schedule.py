@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from fractions import Fraction
 import hashlib
 import math
+import re
 from typing import Any
 
 import numpy as np
@@ -18,8 +19,20 @@ from diversity_jax.core.errors import InputError
 WINDOW = 1000
 """Rows in which every component's count is within one of its share, wherever the window starts."""
 
+_SHARE = re.compile(r"\d{1,40}(/\d{1,40})?", re.ASCII)
 _MAX_EXACT_BLOCKS = 1000  # bounds the period, and with it the memory of a schedule, at a million rows
 _GRID = 100 * WINDOW  # shares beyond that are rounded to 1e-5, a period of 100 blocks
+
+
+def read_share(value: Any) -> Fraction:
+    """A share as files hold it exactly, such as "3/4".
+
+    Raises:
+      ValueError: it is written otherwise. The exponent of "1e-300000000" would be computed with for minutes.
+    """
+    if not isinstance(value, str) or not _SHARE.fullmatch(value):
+        raise ValueError(f"share {str(value)[:80]!r}")
+    return Fraction(value)
 
 
 def exact_shares(shares: Sequence[float | int | Fraction]) -> tuple[Fraction, ...]:
