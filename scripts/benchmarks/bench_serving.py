@@ -1,7 +1,7 @@
 """CPU seconds and memory of answers: our server beside transformers and llama.cpp, same weights, greedy, float32.
 
     # a Python with torch, transformers and xllamacpp; its packages are not ours
-    python scripts/benchmarks/bench_serving.py HUGGING_FACE_FOLDER --python /work/env/bin/python --clients 1 16
+    python scripts/benchmarks/bench_serving.py HUGGING_FACE_FOLDER --python ENVIRONMENT/bin/python --clients 1 16
 
 Every engine is a process of its own, held to one core, so that threads that wait for each other cost nothing. All stay
 open and take turns; counted are the CPU seconds of the whole process (user and system) during a turn, and the first

@@ -1,6 +1,6 @@
 """Builds the wheel, installs it into empty environments, and scores, builds and trains with it from another folder.
 
-    python scripts/checks/verify_wheel.py --python /root/.pyenv/versions/3.11.7/bin/python --python python3.13
+    python scripts/checks/verify_wheel.py --python python3.11 --python python3.13
     python scripts/checks/verify_wheel.py --python python3.12 --resolve
 
 Each environment gets the wheel and, without `--resolve`, the versions of requirements.lock; with it the installers
