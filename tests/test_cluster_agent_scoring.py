@@ -13,7 +13,6 @@ import pytest
 from diversity_jax.cluster_agent import (
     AgentConfig,
     JudgeAnswer,
-    Scorecard,
     drift,
     load_criteria,
     score_corpora,
@@ -316,15 +315,15 @@ def test_two_corpora_are_scored_side_by_side_until_it_is_decided():
     assert a.groupings == b.groupings == 100 * found.look < 800
 
 
-def test_inside_a_running_loop_the_plain_form_says_what_to_do():
+def test_inside_a_running_loop_the_plain_form_gives_what_the_other_gives():
     corpus = corpus_of(5)
 
     async def notebook():
-        with pytest.raises(InputError, match="_async"):
-            score_corpus(corpus, LabelJudge(corpus.label_of), CONFIG)
-        return await score_corpus_async(corpus, LabelJudge(corpus.label_of), CONFIG)
+        plain = score_corpus(corpus, LabelJudge(corpus.label_of), CONFIG)
+        return plain, await score_corpus_async(corpus, LabelJudge(corpus.label_of), CONFIG)
 
-    assert isinstance(asyncio.run(notebook()), Scorecard)
+    plain, awaited = asyncio.run(notebook())
+    assert plain.effective_clusters == awaited.effective_clusters
 
 
 def test_a_score_is_found_again_by_all_that_it_depends_on_and_nothing_else(tmp_path):

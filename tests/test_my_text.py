@@ -95,9 +95,9 @@ def test_vocabulary_and_length_of_a_model_follow_the_mixture_where_they_are_not_
         check(*with_model(given))
 
 
-def test_the_recipe_of_the_readme_fits_into_the_quickstart_as_it_is_written(tmp_path):
-    """Copies `configs/quickstart.py` and changes the components, as the README says, but for where the text lies."""
-    section = (ROOT / "README.md").read_text().split("## Train on your own text\n")[1].split("\n## ")[0]
+def test_the_recipe_of_the_page_fits_into_the_quickstart_as_it_is_written(tmp_path):
+    """Copies `configs/quickstart.py` and changes the components, as docs/training.md says, but for where text lies."""
+    section = (ROOT / "docs" / "training.md").read_text().split("## Train on your own text\n")[1].split("\n## ")[0]
     recipe = re.search(r"```python\n(.*?)```", section, re.DOTALL)[1]
     components, settings = re.split(r"\n\.\.\.\n", recipe)
     for name in ("web", "made"):
