@@ -5,6 +5,7 @@ import dataclasses
 import inspect
 import os
 from pathlib import Path
+import shlex
 import shutil
 import subprocess
 import sys
@@ -203,7 +204,7 @@ def test_completion(words, found):
 
 def test_the_script_for_bash_completes(tmp_path):
     script = run("completion", "bash", cwd=tmp_path).stdout
-    (tmp_path / "diversity-jax").write_text(f'#!/bin/sh\nexec {sys.executable} -m diversity_jax "$@"\n')
+    (tmp_path / "diversity-jax").write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m diversity_jax "$@"\n')
     (tmp_path / "diversity-jax").chmod(0o755)
     code = (
         f"{script}\nCOMP_WORDS=(diversity-jax score --output-d)\nCOMP_CWORD=2\n_diversity_jax\necho ${{COMPREPLY[@]}}"
@@ -276,6 +277,6 @@ def test_the_reference_is_current():
 
 
 def test_help_that_nobody_reads_to_its_end_ends_quietly():
-    command = f"{sys.executable} -m diversity_jax score --help | true; exit ${{PIPESTATUS[0]}}"
+    command = f"{shlex.quote(sys.executable)} -m diversity_jax score --help | true; exit ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (141, "")

@@ -191,7 +191,7 @@ def test_impossible_settings_are_refused(fields, said):
 
 
 def test_a_prompt_that_leaves_no_room_is_refused(mixture, tmp_path):
-    with pytest.raises(InputError, match=r"more than model.max_length=256"):
+    with pytest.raises(InputError, match=r"more than model.max_length=16"):
         run(mixture, tmp_path, sample_prompts=("x" * 250,))
 
 
