@@ -219,7 +219,7 @@ def test_the_record_of_sittings_outlives_a_process(tmp_path):
     second = GoodputLog(tmp_path, began=20.0)
     assert [one.last_step for one in second.attempts] == [7, 0]
     (tmp_path / "goodput.json").write_text("{}")
-    with pytest.raises(InputError, match=r"goodput.json: does not tell"):
+    with pytest.raises(InputError, match=r"goodput.json: sittings is none; expected a list"):
         read_attempts(tmp_path / "goodput.json")
 
 

@@ -85,6 +85,7 @@ OTHER = {  # another value, where the field's type alone does not tell one
     "train.branch_from": "elsewhere",
     "train.branch_step": 3,
     "train.allow_changed": ("optimizer.beta2",),
+    "train.trackers": ("tensorboard",),
     "train.sample_prompts": ("a",),
     "train.keep_every_steps": 4,
     "train.batch_size": 16,
@@ -372,7 +373,7 @@ def test_free_fields_changed_together_leave_every_bit_as_it_is(texts, stopped, t
     folder = shutil.copytree(stopped, tmp_path / "run")
     config = config_for(texts, folder)
     free = {name.partition(".")[2]: another(name) for name in FREE if name.startswith("train.")} | {"steps": 6}
-    free |= {"epochs": None, "allow_changed": (), "compilation_cache": None, "tensorboard": False}
+    free |= {"epochs": None, "allow_changed": (), "compilation_cache": None, "tensorboard": False, "trackers": ()}
     model = dataclasses.replace(MODEL, max_length=512)
     run.run(
         dataclasses.replace(config, train=dataclasses.replace(config.train, **free), model=model),
