@@ -202,7 +202,7 @@ def _run(
     text_field: str,
     output_dir: str | os.PathLike | None,
 ) -> ScoreResult:
-    judge_kind(config.judge).check(config)
+    judge_kind(config.judge).check(config, not config.forecast_only)
     corpora = open_all(data, names, text_field)
     if output_dir is None:
         if judge_kind(config.judge).is_llm or config.judge.startswith("embedding:openai:"):

@@ -50,15 +50,15 @@ class JudgeKind:
       label: `Judge.label`; None where it names the model.
       is_llm: whether a language model is asked, over the network and at a price.
       note: what a page says of figures by this judge.
-      check: raises `InputError` where such a judge cannot be opened, such as for want of an API key, before any text is
-        read.
+      check: raises `InputError` where such a judge cannot be opened, before any text is read; for want of an API key only
+        where its second argument says that the judge will be asked.
     """
 
     open: Callable[[JudgeSettings, Path], Judge] | None
     label: str | None = None
     is_llm: bool = False
     note: str = ""
-    check: Callable[[JudgeSettings], None] = lambda settings: None
+    check: Callable[[JudgeSettings, bool], None] = lambda settings, asked: None
 
 
 def _open_llm(settings: JudgeSettings, cache: Path) -> "LlmJudge":
@@ -71,15 +71,13 @@ def _open_llm(settings: JudgeSettings, cache: Path) -> "LlmJudge":
     return LlmJudge(Engine(settings.judge, base_url=address, endpoint=endpoint, config=engine, budget=settings.budget))
 
 
-def _check_llm(settings: JudgeSettings) -> None:
+def _check_llm(settings: JudgeSettings, asked: bool) -> None:
     from diversity_jax.llm.providers.endpoint import Endpoint
 
     _refuse_unknown(settings.judge)
     price_of(*parse_model(settings.judge), settings.judge_base_url, settings.budget)
     if not settings.engine.offline_replay:
-        forecast_only = getattr(settings, "dry_run", False) and not getattr(settings, "pilot_groupings", 0)
-        endpoint = settings.judge_endpoint
-        Endpoint(settings.judge, settings.judge_base_url, "judge", endpoint, key_needed=not forecast_only)
+        Endpoint(settings.judge, settings.judge_base_url, "judge", settings.judge_endpoint, key_needed=asked)
 
 
 def _refuse_unknown(judge: str) -> None:
@@ -94,7 +92,7 @@ def _refuse_unknown(judge: str) -> None:
     raise InputError(f"judge: {judge!r} is unknown{hint or f'; write one of {written}'}")
 
 
-def _check_embedding(settings: JudgeSettings) -> None:
+def _check_embedding(settings: JudgeSettings, asked: bool) -> None:
     from diversity_jax.embedders import check_embedder
 
     budget, judge = settings.budget, settings.judge

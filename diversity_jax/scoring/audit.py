@@ -59,7 +59,7 @@ def run_audit(config: ScoreConfig) -> AuditResult | None:
     """
     kind, output_dir = judge_kind(config.judge), Path(config.output_dir)
     corpora = open_corpora(config) if config.corpus or config.corpora else {}
-    kind.check(config)
+    kind.check(config, not config.forecast_only)
     cache = output_dir / "ledger.sqlite"
     judge = open_judge(config, list(exam_corpora().values()), cache)
     done = cached_exam(judge, config.agent, exam_folder(config, cache))

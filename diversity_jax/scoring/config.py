@@ -87,6 +87,11 @@ class ScoreConfig:
     looks: int = 8
     alpha: float = 0.05
 
+    @property
+    def forecast_only(self) -> bool:
+        """Whether nothing is asked, and no folder read or written: a dry run without pilot groupings."""
+        return self.dry_run and not self.pilot_groupings
+
     def __post_init__(self):
         if self.draws < 0 or self.draws == 1 or self.draw_size < 1 or self.pilot_groupings < 0:
             values = f"draws={self.draws}, draw_size={self.draw_size}, pilot_groupings={self.pilot_groupings}"

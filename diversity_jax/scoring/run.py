@@ -181,17 +181,16 @@ def run_score(config: ScoreConfig, corpora: Mapping[str, Corpus] | None = None) 
         of other corpora or is being written to, or calls would be paid for without a cap.
     """
     kind, output_dir = judge_kind(config.judge), Path(config.output_dir)
-    kind.check(config)
+    kind.check(config, not config.forecast_only)
     corpora = open_corpora(config) if corpora is None else corpora
-    forecast_only = config.dry_run and not config.pilot_groupings  # neither reads nor writes the folder
-    record = {} if forecast_only else _check_folder(config, corpora)
+    record = {} if config.forecast_only else _check_folder(config, corpora)
     if not config.dry_run and _is_scored(output_dir, record):
         log.info("scored before with these settings: %s", ", ".join(corpora))
         return None
     expected = None if kind.open is None else ScoringForecast(config, list(corpora.values()))
     if expected:
         log.info("%s", expected)
-    if forecast_only:
+    if config.forecast_only:
         return ScoreResult(forecast=expected)
     if expected and expected.planned:
         require_cap(expected.costs["before"], config.budget, [config.judge_base_url])
@@ -380,7 +379,7 @@ def scorer(
         if not corpora:
             return {}
         kind, index = judge_kind(settings.judge), folder / "index.json"
-        kind.check(settings)
+        kind.check(settings, True)
         judge = open_judge(settings, list(corpora.values()), folder / "ledger.sqlite")
         key = content_hash(
             {name: score_key(corpus.fingerprint(), judge, settings.agent) for name, corpus in corpora.items()}
