@@ -50,8 +50,8 @@ class JudgeKind:
       label: `Judge.label`; None where it names the model.
       is_llm: whether a language model is asked, over the network and at a price.
       note: what a page says of figures by this judge.
-      check: raises `InputError` where such a judge cannot be opened, before any text is read; for want of an API key only
-        where its second argument says that the judge will be asked.
+      check: raises `InputError` where such a judge cannot be opened, before any text is read; for want of an API key
+        only where its second argument says that the judge will be asked.
     """
 
     open: Callable[[JudgeSettings, Path], Judge] | None

@@ -1,6 +1,6 @@
 """A scoring run: forecast, scorecards, comparisons, checks and baseline metrics, with all files but the page."""
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 import dataclasses
 from dataclasses import dataclass, field, replace
 import logging
@@ -11,18 +11,14 @@ import diversity_jax
 from diversity_jax.cluster_agent import (
     Comparison,
     Draws,
-    Judge,
     JudgeSettings,
     PairComparison,
     Scorecard,
-    ScoringProgress,
     Undecided,
     compare_pairs,
     drift,
     judge_kind,
     open_judge,
-    pilot_calls,
-    plan_calls,
     score_corpora,
     score_draws,
     score_in_looks,
@@ -37,16 +33,12 @@ from diversity_jax.core.formats import counted, estimate
 from diversity_jax.corpus import Corpus, open_corpus
 from diversity_jax.llm import (
     BudgetConfig,
-    CostForecast,
     EngineConfig,
-    PlannedCalls,
-    forecast,
-    parse_model,
-    price_of,
     require_cap,
 )
 from diversity_jax.metrics import MetricsReport
 from diversity_jax.scoring.config import ScoreConfig, named_corpora
+from diversity_jax.scoring.forecast import ScoringForecast
 
 log = logging.getLogger(__name__)
 
@@ -62,68 +54,6 @@ _NOT_OF_A_SCORING: Mapping[str, Any] = {
     "engine": EngineConfig(),
     "budget": BudgetConfig(),
 }
-_REVISED_AFTER = 50  # groupings; their mean use is then known to a few per cent
-
-
-class ScoringForecast:
-    """What a scoring is expected to use: guessed before its first call, measured by a pilot, revised during the run.
-
-    Attributes:
-      planned: the calls to come; empty for a judge that costs nothing.
-      costs: forecasts by how they were made, `before`, `pilot` and `revised`, the latest last.
-    """
-
-    def __init__(self, settings: JudgeSettings, corpora: Sequence[Corpus]):
-        self._settings = settings
-        self._corpora = corpora
-        self.planned = plan_calls(corpora, settings.agent) if judge_kind(settings.judge).is_llm else []
-        self.costs = {"before": self._price(self.planned)} if self.planned else {}
-
-    def _price(self, planned: Sequence[PlannedCalls]) -> CostForecast:
-        provider, model = parse_model(self._settings.judge)
-        budget = self._settings.budget
-        price = price_of(provider, model, self._settings.judge_base_url, budget)
-        return forecast(planned, price.times(self._settings.engine.price_share), budget)
-
-    def __str__(self) -> str:
-        if not self.costs:
-            judge = self._settings.judge
-            cost = "no language model to pay" if judge.startswith("embedding:openai:") else "nothing to pay"
-            return f"judge: {judge_kind(judge).label or judge}, {cost}"
-        how = {"before": "", "pilot": " after a pilot", "revised": " by the calls so far"}
-        name, latest = list(self.costs.items())[-1]
-        return f"forecast{how[name]}: {latest} (judge: {self._settings.judge})"
-
-    def run_pilot(self, groupings: int, cache: Path) -> None:
-        """Judges the first `groupings` of each corpus, which the run itself then takes from the response cache."""
-        if self.planned:
-            judge = open_judge(self._settings, self._corpora, cache)
-            self.costs["pilot"] = self._price(pilot_calls(self._corpora, judge, self._settings.agent, groupings))
-
-    def watch(self, judge: Judge) -> Callable[[ScoringProgress], None]:
-        """Lets the judge's progress display project from the plan; the result logs a revised forecast once."""
-        engine = getattr(judge, "engine", None)
-        if engine is not None:
-            engine.plan(self.planned)
-
-        def look(progress: ScoringProgress) -> None:
-            due = progress.done == min(_REVISED_AFTER, progress.total)
-            if engine is not None and due and "revised" not in self.costs:
-                self.costs["revised"] = engine.projected
-                log.info("%s", self)
-
-        return look
-
-    def save(self, path: Path, scorecards: Collection[Scorecard]) -> None:
-        """Writes the forecasts and what the scorecards used."""
-        value: dict[str, Any] = {name: cost.to_json() for name, cost in self.costs.items()}
-        value["used"] = {
-            "calls": sum(scorecard.calls for scorecard in scorecards),
-            "prompt_tokens": sum(scorecard.tokens["prompt"] for scorecard in scorecards),
-            "completion_tokens": sum(scorecard.tokens["completion"] for scorecard in scorecards),
-            "dollars": sum(scorecard.cost_usd for scorecard in scorecards),
-        }
-        write_json(path, value)
 
 
 @dataclass(frozen=True, kw_only=True)
