@@ -418,4 +418,4 @@ FURTHER = (
     *(evaluation_samples, evaluation_items, benchmark_texts, prompts, criteria, template, prices, training_log),
     *(run_settings, model_json, checkpoint_record, study_analysis, bucket_lock),
 )
-FORMATS: dict[str, Callable[[Path], Format]] = {make.__name__: make for make in (*MAIN, *FURTHER, *EXCHANGE)}
+FORMATS: dict[str, Callable[[Path], Format]] = {make.__name__: make for make in (*MAIN, *FURTHER)} | EXCHANGE

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from fractions import Fraction
+import functools
 from pathlib import Path
 import sys
 
@@ -34,46 +35,6 @@ def _tokens(folder: Path, to: str, name: str, source: str) -> Format:
     return root / name, read
 
 
-def megatron_index(folder: Path) -> Format:
-    """The index of a Megatron set."""
-    return _tokens(folder, "megatron", "data/train.idx", "data/train")
-
-
-def megatron_tokens(folder: Path) -> Format:
-    """The ids of a Megatron set."""
-    return _tokens(folder, "megatron", "data/train.bin", "data/train")
-
-
-def mds_index(folder: Path) -> Format:
-    """The index of an MDS set."""
-    return _tokens(folder, "mds", "data/index.json", "data")
-
-
-def mds_shard(folder: Path) -> Format:
-    """A shard of an MDS set."""
-    return _tokens(folder, "mds", "data/shard.00000.mds", "data")
-
-
-def levanter_ledger(folder: Path) -> Format:
-    """The ledger of a Levanter cache."""
-    return _tokens(folder, "levanter", "data/train/shard_ledger.json", "data/train")
-
-
-def levanter_array(folder: Path) -> Format:
-    """The metadata of an array in a Levanter cache."""
-    return _tokens(folder, "levanter", "data/train/part-00000/input_ids/offsets/zarr.json", "data/train")
-
-
-def levanter_chunk(folder: Path) -> Format:
-    """Ids in a Levanter cache."""
-    return _tokens(folder, "levanter", "data/train/part-00000/input_ids/data/c/0", "data/train")
-
-
-def array_record(folder: Path) -> Format:
-    """An ArrayRecord file of examples."""
-    return _tokens(folder, "array_record", "data/train-00000-of-00001.arrayrecord", "data")
-
-
 def datatrove_index(folder: Path) -> Format:
     """Where documents end in a datatrove file."""
     from diversity_jax.mixtures.exchange.token_files import open_token_set
@@ -91,7 +52,22 @@ def export_record(folder: Path) -> Format:
     return path, lambda: verify(path.parent)
 
 
-EXCHANGE = (
-    *(megatron_index, megatron_tokens, mds_index, mds_shard, levanter_ledger, levanter_array, levanter_chunk),
-    *(array_record, datatrove_index, export_record),
-)
+# Of each file that is damaged: the format of its export, its path there, and the set that is opened.
+_EXPORTED = {
+    "megatron_index": ("megatron", "data/train.idx", "data/train"),
+    "megatron_tokens": ("megatron", "data/train.bin", "data/train"),
+    "mds_index": ("mds", "data/index.json", "data"),
+    "mds_shard": ("mds", "data/shard.00000.mds", "data"),
+    "levanter_ledger": ("levanter", "data/train/shard_ledger.json", "data/train"),
+    "levanter_array": ("levanter", "data/train/part-00000/input_ids/offsets/zarr.json", "data/train"),
+    "levanter_chunk": ("levanter", "data/train/part-00000/input_ids/data/c/0", "data/train"),
+    "array_record": ("array_record", "data/train-00000-of-00001.arrayrecord", "data"),
+}
+EXCHANGE: dict[str, Callable[[Path], Format]] = {
+    **{
+        name: functools.partial(_tokens, to=to, name=path, source=source)
+        for name, (to, path, source) in _EXPORTED.items()
+    },
+    "datatrove_index": datatrove_index,
+    "export_record": export_record,
+}
