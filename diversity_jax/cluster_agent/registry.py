@@ -85,7 +85,7 @@ def _refuse_unknown(judge: str) -> None:
     provider, colon, model = judge.partition(":")
     if provider in PROVIDERS and model:
         return
-    known = [*JUDGES, _EMBEDDING, *(f"{name}:" for name in PROVIDERS)]
+    known = known_judges()
     near = [f"{provider}:"] if provider in PROVIDERS else difflib.get_close_matches(provider + colon, known, 1, 0.5)
     hint = "".join(f"; did you mean {name}{model or 'MODEL' if name[-1] == ':' else ''}?" for name in near)
     written = ", ".join(f"{name}MODEL" if name[-1] == ":" else name for name in known)
@@ -139,6 +139,11 @@ JUDGES: dict[str, JudgeKind] = {
 }
 _EMBEDDER = JudgeKind(open=_open_embedding, note=_NOTE, check=_check_embedding)
 _LLM = JudgeKind(open=_open_llm, is_llm=True, check=_check_llm)
+
+
+def known_judges() -> list[str]:
+    """What `judge` may be; behind a colon at its end stands a model or an embedder."""
+    return [*JUDGES, _EMBEDDING, *(f"{name}:" for name in PROVIDERS)]
 
 
 def judge_kind(name: str) -> JudgeKind:

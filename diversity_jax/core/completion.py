@@ -1,7 +1,9 @@
 """Completion in shells: `diversity-jax completion SHELL` prints a script that asks `diversity-jax --complete`."""
 
 from collections.abc import Iterable, Sequence
+import importlib
 import sys
+from typing import Any
 
 from diversity_jax.core.commands import COMMANDS, Command
 from diversity_jax.core.field_docs import FieldDoc, fields_of
@@ -38,8 +40,6 @@ _WHERE = {
     "zsh": "~/.zshrc, after compinit",
     "fish": "~/.config/fish/completions/diversity-jax.fish",
 }
-_JUDGES = ("offline", "none", "embedding:", "openai:", "gemini:", "google-genai:")
-_METRICS = ("all", "lexical", "embedding", "perplexity")
 
 
 def main(name: str, argv: Sequence[str]) -> None:
@@ -97,6 +97,11 @@ def _options(command: Command, word: str) -> list[str]:
     return [option for option in found if option.startswith(wanted)]
 
 
+def _registered(module: str) -> Any:
+    """A module with a registry, found by name as configurations are: this package is below it."""
+    return importlib.import_module(f"diversity_jax.{module}")
+
+
 def _values(command: Command, option: str) -> Sequence[str]:
     """Values of an option, where they are known."""
     name = option.lstrip("-").removeprefix("config.").replace("-", "_")
@@ -104,8 +109,8 @@ def _values(command: Command, option: str) -> Sequence[str]:
     if name == "config":
         return list(ready_configs())
     if name.rpartition(".")[2] == "judge":
-        return _JUDGES
+        return _registered("cluster_agent.registry").known_judges()
     if name == "metrics":
-        return _METRICS
+        return ("all", *_registered("metrics.registry").GROUPS)
     field = next((field for field in _fields(command) if field.name == name), None)
     return ("true", "false") if field and field.type == "true or false" else ()
