@@ -180,8 +180,8 @@ def test_embeddings_that_are_paid_for_want_a_cap_that_holds(budget, problem, mon
     monkeypatch.setenv("OPENAI_API_KEY", "sk-of-the-test")
     config = ScoreConfig(judge="embedding:openai:small", budget=BudgetConfig(**budget))
     with pytest.raises(InputError, match=problem) if problem else contextlib.nullcontext():
-        judge_kind(config.judge).check(config)
-    judge_kind(config.judge).check(replace(config, judge_base_url="http://127.0.0.1:1/v1"))
+        judge_kind(config.judge).check(config, True)
+    judge_kind(config.judge).check(replace(config, judge_base_url="http://127.0.0.1:1/v1"), True)
 
 
 def test_a_few_documents_that_cannot_be_read_are_told():
