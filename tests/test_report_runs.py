@@ -78,7 +78,7 @@ def test_a_folder_without_runs_and_a_wrong_word_are_one_line(tmp_path):
     with pytest.raises(InputError, match="nowhere: no such folder"):
         main([f"{tmp_path}/nowhere"])
     for words in ([], ["a", "b"], ["a", "--every", "0"], ["a", "--every", "soon"]):
-        with pytest.raises(InputError, match=r"usage: report FOLDER \[--every SECONDS\]"):
+        with pytest.raises(InputError, match=r"it takes FOLDER \[--every SECONDS\]"):
             main(words)
 
 

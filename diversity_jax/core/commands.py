@@ -145,6 +145,7 @@ COMMANDS: Mapping[str, Command] = MappingProxyType(
             config="study.config:StudyConfig",
             short={"o": "output_dir", "p": "processes"},
         ),
+        "report": Command(module="report", summary="one page over all runs of a folder, kept current where asked"),
         "study-page": Command(module="study.page", summary="draws the pages of finished studies again"),
     }
 )

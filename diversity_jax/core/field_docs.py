@@ -12,6 +12,7 @@ import functools
 import inspect
 import io
 import re
+import textwrap
 import tokenize
 import types
 import typing
@@ -143,9 +144,11 @@ def all_texts(kind: type) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for name, text in _attributes(ast.get_docstring(node) or ""):
         found.setdefault(name, []).append(text)
-    comments = _comments(source)
-    for statement in node.body:
-        if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
+    fields = [each for each in node.body if isinstance(each, ast.AnnAssign)]
+    begin = node.body[0].end_lineno or 0 if ast.get_docstring(node) else node.lineno  # a docstring holds no comments
+    comments = _comments(source, begin, fields[-1].end_lineno or 0) if fields else {}
+    for statement in fields:
+        if isinstance(statement.target, ast.Name):
             before, line = list[str](), statement.lineno - 1
             while line in comments and comments[line][1]:
                 before.insert(0, comments[line][0])
@@ -169,13 +172,14 @@ def _module_classes(path: str) -> tuple[str, dict[str, ast.ClassDef]]:
     return source, {node.name: node for node in ast.parse(source).body if isinstance(node, ast.ClassDef)}
 
 
-@functools.cache
-def _comments(source: str) -> dict[int, tuple[str, bool]]:
-    """Comments by line, and whether the line holds nothing else."""
-    tokens = tokenize.generate_tokens(io.StringIO(source).readline)
+def _comments(source: str, begin: int, end: int) -> dict[int, tuple[str, bool]]:
+    """Comments behind line `begin` up to line `end`, by line, and whether the line holds nothing else."""
+    body = "\n".join(source.splitlines()[begin:end])
+    if "#" not in body:
+        return {}
     return {
-        token.start[0]: (token.string.lstrip("# "), not token.line[: token.start[1]].strip())
-        for token in tokens
+        token.start[0] + begin: (token.string.lstrip("# "), not token.line[: token.start[1]].strip())
+        for token in tokenize.generate_tokens(io.StringIO(textwrap.dedent(body) + "\n").readline)
         if token.type == tokenize.COMMENT
     }
 

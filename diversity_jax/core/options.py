@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Sequence
 import dataclasses
 import difflib
+import functools
 import os
 from pathlib import Path
 import re
@@ -33,13 +34,16 @@ class Options:
         self.help: str | None = None
         self._command, self._positional = command, list[str]()
         self._rest = list(argv)
-        kind = command.config_type()
-        self._names = [field.name for field in dataclasses.fields(kind)]
-        self._booleans = {_pattern(field.name) for field in fields_of(kind) if field.type == "true or false"}
+        self._names = [field.name for field in dataclasses.fields(command.config_type())]
         self._hands_on = any(word.partition("=")[0] == f"--{command.others}" for word in argv if command.others)
         while self._rest:
             self._take(self._rest.pop(0))
         self._place()
+
+    @functools.cached_property
+    def _booleans(self) -> set[str]:
+        fields = fields_of(self._command.config_type())
+        return {_pattern(field.name) for field in fields if field.type == "true or false"}
 
     @property
     def canonical(self) -> list[str]:

@@ -14,19 +14,19 @@ import time
 from diversity_jax.core import cli
 from diversity_jax.core.errors import InputError
 
-_USAGE = "usage: report FOLDER [--every SECONDS]"
+_USAGE = "it takes FOLDER [--every SECONDS]"
 
 
 def main(argv: Sequence[str]) -> None:
     """Writes the page, once or every so often."""
-    parser = argparse.ArgumentParser(prog="python -m diversity_jax.report", exit_on_error=False, add_help=False)
-    parser.add_argument("folder")
+    parser = argparse.ArgumentParser(prog="diversity-jax report", exit_on_error=False, add_help=False)
+    parser.add_argument("folder", nargs="?")
     parser.add_argument("--every", type=float)
     try:
         arguments, unknown = parser.parse_known_args(argv)
-    except (argparse.ArgumentError, SystemExit) as error:
+    except argparse.ArgumentError as error:
         raise InputError(f"{' '.join(argv)}: is not understood ({error}); {_USAGE}") from None
-    if unknown or (arguments.every is not None and not arguments.every > 0):
+    if unknown or arguments.folder is None or (arguments.every is not None and not arguments.every > 0):
         raise InputError(f"{' '.join(argv)}: is not understood; {_USAGE}")
     from diversity_jax.report.pages import runs
 

@@ -24,7 +24,7 @@ from diversity_jax.report.plotting import Plot, render
 from diversity_jax.report.style import Palette
 from diversity_jax.training import log as training_log
 
-_FOOTER = "Written by diversity_jax.report from the files of the runs; write it again to bring it up to date."
+_FOOTER = "Written by diversity-jax report from the files of the runs; write it again to bring it up to date."
 _LOSSES = (("eval/loss", "Held-out loss"), ("loss", "Training loss"))
 _MOST_CURVES = 18  # colours and dashes that can be told apart
 _SKIPPED = {"steps", "checkpoints", "components", "profile", "tensorboard", "wandb", "mlflow", "samples", "requests"}
