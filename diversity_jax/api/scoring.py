@@ -32,8 +32,12 @@ def score(
     """How diverse a corpus is: effective clusters with an interval, as `diversity-jax score` measures them.
 
     >>> import diversity_jax as dj
-    >>> subjects = ["the ferry left the harbour at high tide", "the court fined a bank for its false tax return",
-    ...             "bees carry pollen to the apple blossom", "the baker folds butter into dough"]
+    >>> subjects = [
+    ...     "the ferry left the harbour at high tide",
+    ...     "the court fined a bank for its false tax return",
+    ...     "bees carry pollen to the apple blossom",
+    ...     "the baker folds butter into dough",
+    ... ]
     >>> texts = [f"On day {day} {subject}" for day in range(20) for subject in subjects]
     >>> card = dj.score(texts, judge="offline", agent={"groupings": 200})
     >>> 3 < card.effective_clusters.value < 6
@@ -144,8 +148,12 @@ def compare(
     """Which of two or more corpora is the more diverse, by one judge and one set of criteria.
 
     >>> import diversity_jax as dj
-    >>> subjects = ["the ferry left the harbour at high tide", "the court fined a bank for its false tax return",
-    ...             "bees carry pollen to the apple blossom", "the baker folds butter into dough"]
+    >>> subjects = [
+    ...     "the ferry left the harbour at high tide",
+    ...     "the court fined a bank for its false tax return",
+    ...     "bees carry pollen to the apple blossom",
+    ...     "the baker folds butter into dough",
+    ... ]
     >>> wide = [f"On day {day} {subject}" for day in range(20) for subject in subjects]
     >>> narrow = [f"On day {day} {subject}" for day in range(80) for subject in subjects[:1]]
     >>> compared = dj.compare(wide, narrow, names=["wide", "narrow"], agent={"groupings": 200})
