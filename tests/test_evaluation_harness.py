@@ -41,7 +41,8 @@ def folders(tmp_path_factory):
 @pytest.mark.slow
 def test_every_likelihood_and_accuracy_equals_the_harness_own_backend(folders):
     """With a window that some contexts exceed; `scripts/checks/verify_evaluate.py` does it for complete files."""
-    pytest.importorskip("torch")
+    for package in ("torch", "accelerate"):
+        pytest.importorskip(package, reason=f"the harness's own backend needs {package}")
     found = compare(*folders, items=None, max_length=96)
     assert len(found) == 8
     for task, one in found.items():
@@ -54,7 +55,8 @@ def test_every_likelihood_and_accuracy_equals_the_harness_own_backend(folders):
 
 @pytest.mark.slow
 def test_rolling_and_generated_answers_equal_the_harness_own_backend(folders):
-    pytest.importorskip("torch")
+    for package in ("torch", "accelerate"):
+        pytest.importorskip(package, reason=f"the harness's own backend needs {package}")
     from lm_eval.models.huggingface import HFLM
 
     theirs = HFLM(pretrained=str(folders[1]), device="cpu", dtype="float32", batch_size=2, max_length=64)
