@@ -187,7 +187,8 @@ class RowReader:
           InputError: a row's checksum does not agree: the shard was damaged after it was prepared; or the store failed.
         """
         rows = np.asarray(rows) % self.rows
-        out = np.empty((len(rows), self.manifest.row_tokens), self.manifest.dtype)
+        dtype = self.manifest.dtype if self.manifest.chat else np.int32
+        out = np.empty((len(rows), self.manifest.row_tokens), dtype)
         for shard, positions, numbers in self._by_shard(rows):
             stored, checksums = self._stored(shard, numbers)
             damaged = np.flatnonzero(row_checksums(stored) != checksums)
@@ -196,5 +197,5 @@ class RowReader:
                 raise InputError(f"{where} is damaged (checksum); prepare component {self.manifest.name!r} again")
             out[positions] = stored
         if not self.manifest.chat:
-            return Rows(tokens=out.astype(np.int32))
+            return Rows(tokens=out)
         return Rows(tokens=(out & ID_BITS).astype(np.int32), targets=(out & TARGET) != 0, starts=(out & START) != 0)

@@ -41,7 +41,7 @@ log = logging.getLogger(__name__)
 VERSION = 1
 RECORD = "export.json"
 _STAGING = ".export"
-_BLOCK_BYTES = 4 << 20  # of tokens, read and written at once
+_BLOCK_BYTES = 1 << 20  # of tokens, read and written at once: what is made of them stays in the cache
 _HASH_BYTES = 8 << 20
 
 
@@ -209,9 +209,10 @@ def _streams(mixture: Mixture, request: ExportRequest, layout: Layout, boundarie
         batch = loader.rows(numbers)
         loader.release()  # rows of a linked set lie all over its file, whose pages would all count as ours
         arrays = as_arrays(batch, boundaries)
-        ones = {"loss_mask": np.ones, "segment_ids": np.ones}
-        arrays |= {name: make(batch.tokens.shape, np.int32) for name, make in ones.items() if name not in arrays}
-        if "positions" not in arrays:
+        missing = wanted - set(arrays)
+        for name in missing & {"loss_mask", "segment_ids"}:
+            arrays[name] = np.ones(batch.tokens.shape, np.int32)
+        if "positions" in missing:
             arrays["positions"] = np.broadcast_to(np.arange(layout.row_tokens, dtype=np.int32), batch.tokens.shape)
         if component >= 0:
             arrays["component"] = np.full(len(batch.tokens), component, np.int32)
