@@ -10,8 +10,10 @@ segments and positions are read from START; end-of-text may well stand within on
 from collections.abc import Iterator
 from dataclasses import dataclass
 import mmap
+import os
 from pathlib import Path
 from typing import Any
+import weakref
 import zlib
 
 import numpy as np
@@ -68,14 +70,17 @@ def release_pages(values: np.ndarray) -> None:
 
 
 class LinkedRows:
-    """Rows that lie in one file of ids wherever `offsets` says; read as `rows[numbers]`."""
+    """Rows that lie in one file of ids wherever `offsets` says; read as `rows[numbers]`.
 
-    def __init__(self, ids: np.ndarray, offsets: np.ndarray, row_tokens: int, where: str):
-        self._ids, self._offsets, self._row_tokens, self._where = ids, offsets, row_tokens, where
+    They are read, not mapped: they lie all over the file, and around each row that is mapped the kernel counts up to
+    megabytes of the file as this process's memory.
+    """
 
-    def release(self) -> None:
-        """Gives back the memory of pages that were read."""
-        release_pages(self._ids)
+    def __init__(self, path: Path, dtype: Any, offsets: np.ndarray, row_tokens: int, where: str):
+        self._dtype, self._offsets, self._row_tokens, self._where = np.dtype(dtype), offsets, row_tokens, where
+        self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        weakref.finalize(self, os.close, self._descriptor)
+        self._last = os.fstat(self._descriptor).st_size // self._dtype.itemsize - row_tokens
 
     def __getitem__(self, numbers: np.ndarray) -> np.ndarray:
         """Rows by number, [rows, row_tokens].
@@ -83,11 +88,11 @@ class LinkedRows:
         Raises:
           InputError: one lies outside the file.
         """
-        rows = np.empty((len(numbers), self._row_tokens), self._ids.dtype)
+        rows = np.empty((len(numbers), self._row_tokens), self._dtype)
         for row, begin in zip(rows, self._offsets[numbers].tolist(), strict=True):
-            if not 0 <= begin <= len(self._ids) - self._row_tokens:
+            is_inside = 0 <= begin <= self._last
+            if not is_inside or os.preadv(self._descriptor, [row], begin * self._dtype.itemsize) != row.nbytes:
                 raise InputError(f"{self._where}: has a row that lies outside its file; prepare the component again")
-            row[:] = self._ids[begin : begin + self._row_tokens]
         return rows
 
 
@@ -115,10 +120,6 @@ class RowReader:
         self._bucket = BucketShards(manifest, split, cache_gb) if is_remote(manifest.folder) else None
         self._maps: dict[int, tuple[np.ndarray | LinkedRows, np.ndarray]] = {}
         self._mapped: list[np.ndarray] = []
-        self._ids: np.ndarray | None = None
-        if manifest.linked:
-            dtype = np.dtype(manifest.dtype).newbyteorder("<")  # ids of int32 are not negative
-            self._ids = self._mapping(Path(manifest.linked["file"]), dtype, manifest.linked["bytes"] // dtype.itemsize)
         if self._bucket is None:
             self._maps = {number: self._map(shard) for number, shard in enumerate(self._shards) if self._is_here(shard)}
 
@@ -135,11 +136,12 @@ class RowReader:
         checksums = path.with_name(path.name + ".crc32")
         if not checksums.exists() or checksums.stat().st_size != 4 * shard.rows:
             raise InputError(f"{checksums}: is missing or cut short; prepare the component again")
+        dtype = np.dtype(self.manifest.dtype).newbyteorder("<")
         rows: np.ndarray | LinkedRows
-        if self._ids is not None:
-            rows = LinkedRows(self._ids, self._mapping(path, "<i8", shard.rows), row_tokens, str(path))
+        if self.manifest.linked:  # ids of int32 are not negative
+            offsets = self._mapping(path, "<i8", shard.rows)
+            rows = LinkedRows(Path(self.manifest.linked["file"]), dtype, offsets, row_tokens, str(path))
         else:
-            dtype = np.dtype(self.manifest.dtype).newbyteorder("<")
             rows = self._mapping(path, dtype, shard.rows * row_tokens).reshape(-1, row_tokens)
         return rows, self._mapping(checksums, "<u4", shard.rows)
 

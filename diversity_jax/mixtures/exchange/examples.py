@@ -86,7 +86,7 @@ def _table(value_bits: int) -> np.ndarray:
 
 
 def _computed_words(values: np.ndarray) -> np.ndarray:
-    rest = values.astype(np.uint64)
+    rest: np.ndarray = values.astype(np.uint64)
     words, bits = rest & 0x7F, np.full(rest.shape, 8, np.uint64)
     for place in range(1, -(-_MOST_BITS // _VARINT_BITS)):
         rest = rest >> _VARINT_BITS

@@ -238,9 +238,7 @@ def _write(
 ) -> Manifest:
     """The rows of every split, and the manifest, not yet saved."""
     row_tokens, dtype = settings.sequence_length + 1, "uint16" if np.dtype(flat.dtype).itemsize == 2 else "uint32"
-    size = os.path.getsize(flat.path)
-    mapped = np.memmap(flat.path, np.dtype(dtype).newbyteorder("<"), "r", shape=(size // np.dtype(dtype).itemsize,))
-    ids, counts, splits = mapped.view(np.ndarray), _Counts(end=tokenizer.end_of_text_id), {}
+    size, counts, splits = os.path.getsize(flat.path), _Counts(end=tokenizer.end_of_text_id), {}
     for split, intervals in _intervals(lengths, settings).items():
         starts = [np.arange(first, end - row_tokens + 1, row_tokens) for first, end in intervals]
         offsets = np.concatenate([np.empty(0, np.int64), *starts])
@@ -249,7 +247,8 @@ def _write(
                 problem = f"{int(lengths.sum()):,} tokens do not fill one row of {row_tokens:,}"
                 raise InputError(f"component {settings.name!r}: {problem}; give it more, or change sequence_length")
             continue
-        rows, before = LinkedRows(ids, offsets, row_tokens, str(flat.path)), counts.documents
+        rows = LinkedRows(flat.path, np.dtype(dtype).newbyteorder("<"), offsets, row_tokens, str(flat.path))
+        before = counts.documents
         checksums = _checked(rows, len(offsets), row_tokens, counts)
         order = np.argsort(row_keys(settings.seed, settings.name, split, "tokens", len(offsets)), kind="stable")
         write = _write_offsets if is_linked else _write_rows
@@ -293,7 +292,6 @@ def _checked(rows: LinkedRows, count: int, row_tokens: int, counts: _Counts) -> 
         block = rows[numbers]
         checksums[numbers] = row_checksums(block)
         counts.add(block)
-        rows.release()
     return checksums
 
 
@@ -337,7 +335,6 @@ def _write_rows(
                 block = rows[own[numbers]]
                 file.write(block.data)
                 digest.update(block.data)
-                rows.release()
         with writing(Path(f"{path}.crc32")) as file:
             file.write(np.ascontiguousarray(checksums[own]).data)
         yield Shard(file=path.name, rows=len(own), sha256=digest.hexdigest())
