@@ -49,7 +49,7 @@ def prepare(work: Path) -> None:
     mixture = MixtureConfig(
         name="peers", components=(part,), vocabulary=vocabulary, sequence_length=256, validation_share=0.02
     )
-    builder.build(mixture, work / "mixture", None)
+    builder.build(mixture, work / "mixture", lambda corpora: {})  # no policy asks for a score
     sizes = {"hidden_size": 384, "intermediate_size": 1024, "num_layers": 9, "num_heads": 6, "num_kv_heads": 2}
     small = {"hidden_size": 64, "intermediate_size": 192, "num_layers": 2, "num_heads": 4, "num_kv_heads": 2}
     for name, config in {
