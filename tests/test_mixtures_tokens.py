@@ -2,6 +2,7 @@
 
 from fractions import Fraction
 import json
+import shutil
 import struct
 
 import numpy as np
@@ -215,3 +216,98 @@ def test_examples_are_read_as_the_library_reads_them():
     features["text"] = tf.train.Feature(bytes_list=tf.train.BytesList(value=[b"abc"]))
     found = example_features(tf.train.Example(features=tf.train.Features(feature=features)).SerializeToString())
     assert {name: ids.tolist() for name, ids in found.items()} == {name: ids for name, ids in values.items() if ids}
+
+
+def put(at, kind, value):
+    """Writes a number over bytes of a file."""
+    return lambda data: data[:at] + struct.pack(kind, value) + data[at + struct.calcsize(kind) :]
+
+
+def field(*path, value):
+    """Sets a field of a JSON file."""
+
+    def change(data):
+        whole = part = json.loads(data)
+        for name in path[:-1]:
+            part = part[name]
+        part[path[-1]] = value
+        return json.dumps(whole).encode()
+
+    return change
+
+
+SHARD = ("shards", 0)
+LEDGER = "train/shard_ledger.json"
+ZARR = "train/part-00000/input_ids/{}/zarr.json"
+# What is exported, its file that somebody changed, how, and what is said. 40 rows of 33 tokens.
+HOSTILE = {
+    "no index at all": ("megatron", "train.idx", lambda data: b"x" * len(data), "is not an index of Megatron's"),
+    "an index cut short": ("megatron", "train.idx", lambda data: data[:100], "claims 40 sequences in 100 bytes"),
+    "2**60 sequences": ("megatron", "train.idx", put(18, "<Q", 1 << 60), "claims 1,152,921,504,606,846,976 sequences"),
+    "floating point": ("megatron", "train.idx", put(17, "B", 7), "has version 1 and type 7"),
+    "a length below 0": ("megatron", "train.idx", put(38, "<i", -33), "contradict each other"),
+    "a sequence elsewhere": ("megatron", "train.idx", put(202, "<q", 1 << 40), "does not describe the 2,640 bytes"),
+    "a document before it": ("megatron", "train.idx", put(522, "<q", 39), "contradict each other"),
+    "tokens cut short": ("megatron", "train.bin", lambda data: data[:-1], "does not describe the 2,639 bytes"),
+    "no tokens": ("megatron", "train.bin", None, "no such file; fetch the set whole"),
+    "a shard outside": (
+        "mds",
+        "index.json",
+        field(*SHARD, "raw_data", "basename", value="../../x"),
+        "is not the name of",
+    ),
+    "10**12 samples": (
+        "mds",
+        "index.json",
+        field(*SHARD, "samples", value=10**12),
+        "said to hold 1000000000000 samples",
+    ),
+    "pickled samples": ("mds", "index.json", field(*SHARD, "column_encodings", 1, value="pkl"), "'tokens' is pkl"),
+    "a column below 0": ("mds", "index.json", field(*SHARD, "column_sizes", 1, value=-66), "damaged|longer than their"),
+    "compressed": ("mds", "index.json", field(*SHARD, "compression", value="zstd"), "shards that are compressed"),
+    "a sample outside": ("mds", "shard.00000.mds", put(4, "<I", 1 << 31), "samples that lie outside it"),
+    "a shard cut short": ("mds", "shard.00000.mds", lambda data: data[:-9], "samples that lie outside it"),
+    "a part outside": ("levanter", LEDGER, field("finished_shards", 0, value="../.."), "is not the name of"),
+    "unfinished": ("levanter", LEDGER, field("is_finished", value=False), "is an unfinished cache"),
+    "10**15 rows": ("levanter", LEDGER, field("total_num_rows", value=10**15), "claims 1000000000000000 rows"),
+    "fewer ends": ("levanter", ZARR.format("offsets"), field("shape", 0, value=9), "claims 40 rows"),
+    "fewer tokens": ("levanter", ZARR.format("data"), field("shape", 0, value=9), "end before they begin"),
+    "bytes flipped": ("levanter", "train/part-00000/input_ids/data/c/0", lambda data: data[::-1], "cannot be read"),
+    "records cut short": ("array_record", "train-00000-of-00001.arrayrecord", lambda data: data[:-70000], "damaged"),
+    "no records": (
+        "array_record",
+        "train-00000-of-00001.arrayrecord",
+        lambda data: b"x" * len(data),
+        "claims 0 records",
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("exported")
+    mixture = Mixture.load(build_mixture(folder / "m", {"oak": Fraction(1)}, sequence_length=LENGTH, documents=60))
+    for to in {to for to, *_ in HOSTILE.values()}:
+        export(mixture, folder / to, ExportRequest(to=to, rows=40))
+    return folder
+
+
+@pytest.mark.parametrize("what", HOSTILE)
+def test_a_damaged_or_hostile_set_is_one_line(exported, tmp_path, what):
+    to, name, change, words = HOSTILE[what]
+    shutil.copytree(exported / to / "data", tmp_path / "set")
+    path = tmp_path / "set" / {"megatron": "train", "levanter": "train"}.get(to, "")
+
+    def read():
+        for ids, lengths in open_token_set(str(path)).blocks(1000):
+            assert len(ids) == lengths.sum()
+
+    read()
+    data = (tmp_path / "set" / name).read_bytes()
+    (tmp_path / "set" / name).unlink()
+    if change:
+        (tmp_path / "set" / name).write_bytes(change(data))
+    with pytest.raises(InputError, match=words) as caught:
+        read()
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 1000

@@ -2,21 +2,24 @@
 r"""The same small Llama trained by our stack and by its peers on the same rows, step by step, on the CPU.
 
     python scripts/benchmarks/peers.py prepare WORK                  # tokenizer, rows, models: in our environment
-    python scripts/benchmarks/peers.py train WORK hf levanter ...    # each in an environment of its own, in turn
+    python scripts/benchmarks/peers.py train WORK hf levanter ...    # each in an environment of its own, by turns
     python scripts/benchmarks/peers.py resume WORK levanter ...      # killed, then again on 8 devices and on 4
     python scripts/benchmarks/peers.py evaluate WORK                 # what the peers exported, read by ours
     python scripts/benchmarks/peers.py table WORK
 
 Environments are found as `--environments`, in which {peer} stands for the name; ours is the one that runs this. Every
-trainer is a file of scripts/benchmarks/peers: train_NAME.py. Processes have one core; what is compared of their speed
-is CPU seconds, since wall times follow whatever else the machine does.
+trainer is a file of scripts/benchmarks/peers: train_NAME.py. Processes have one core, and one at a time: after every
+few steps it is stopped, and the next one goes on, so that whatever else the machine does meets all of them alike.
 """
 
 import argparse
+import itertools
 import json
 import os
 from pathlib import Path
 import shutil
+import signal
+import statistics
 import subprocess
 import sys
 import time
@@ -70,26 +73,48 @@ def command(options: argparse.Namespace, peer: str, model: str, output: Path, *f
     return [str(word) for word in (python, file, *places, "--batch", options.batch, *flags)]
 
 
-def run(words: list[str], log: Path) -> int:
-    """Runs a trainer; its output goes into a file."""
+def start(words: list[str], log: Path) -> subprocess.Popen:
+    """Starts a trainer in a process group of its own; its output goes into a file."""
     log.parent.mkdir(parents=True, exist_ok=True)
     environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "XLA_FLAGS")}
     environment |= {"PEERS_STARTED": str(time.time()), "OMP_NUM_THREADS": "1", "JAX_PLATFORMS": "cpu"}
     environment["TORCHDYNAMO_DISABLE"] = "1"  # compiling for the CPU takes longer than all steps
     with open(log, "a", encoding="utf-8") as file:
-        return subprocess.run(words, env=environment, stdout=file, stderr=subprocess.STDOUT, check=False).returncode
+        return subprocess.Popen(words, env=environment, stdout=file, stderr=subprocess.STDOUT, start_new_session=True)
+
+
+def run(words: list[str], log: Path) -> int:
+    """Runs a trainer to its end."""
+    return start(words, log).wait()
 
 
 def train(options: argparse.Namespace) -> None:
-    """Each peer's run from the start to the last step; those that are complete stay."""
+    """Each peer's run from the start to the last step, by turns; those that are complete stay."""
+    waiting = list[tuple[str, list[str], Path]]()
     for peer in options.peers:
         for decayed in DECAYED.get(peer, ("matrices",)):
             output = options.work / "runs" / options.model / f"{peer}-{decayed}"
-            if (output / "result.json").exists():
-                continue
-            shutil.rmtree(output, ignore_errors=True)
-            words = command(options, peer, options.model, output, "--steps", options.steps, "--decayed", decayed)
-            print(peer, decayed, "ended with", run(words, output.with_suffix(".log")), flush=True)
+            if not (output / "result.json").exists():
+                shutil.rmtree(output, ignore_errors=True)
+                flags = ["--steps", options.steps, "--decayed", decayed]
+                waiting.append((output.name, command(options, peer, options.model, output, *flags), output))
+    running = list[tuple[str, subprocess.Popen, Path]]()
+    while waiting or running:
+        name, process, output = running.pop(0) if not waiting else _started(waiting.pop(0))
+        os.killpg(process.pid, signal.SIGCONT)
+        begun = len(lines(output))
+        while process.poll() is None and not 0 < options.turn <= len(lines(output)) - begun:
+            time.sleep(0.02)
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGSTOP)
+            running.append((name, process, output))
+        else:
+            print(name, "ended with", process.returncode, flush=True)
+
+
+def _started(run: tuple[str, list[str], Path]) -> tuple[str, subprocess.Popen, Path]:
+    name, words, output = run
+    return name, start(words, output.with_suffix(".log")), output
 
 
 def resume(options: argparse.Namespace) -> None:
@@ -129,7 +154,9 @@ def resumed(base: Path) -> dict[str, Any]:
 def lines(output: Path) -> list[dict[str, Any]]:
     """The lines of finished steps."""
     path = output / "steps.jsonl"
-    return [line for text in path.read_text().splitlines() if "step" in (line := json.loads(text))]
+    text = path.read_text() if path.exists() else ""
+    whole = text[: text.rfind("\n") + 1]  # the last one may be being written
+    return [line for text in whole.splitlines() if "step" in (line := json.loads(text))]
 
 
 def evaluate(options: argparse.Namespace) -> None:
@@ -156,8 +183,8 @@ def table(options: argparse.Namespace) -> None:
         done = [path.parent for path in sorted(runs.glob("*/result.json"))]
         anchors = {path.name.split("-")[1]: lines(path) for path in done if path.name.startswith("hf-")}
         print(
-            f"\n{runs.name}\n\n| trainer | loss 1 | loss 10 | loss 50 | furthest from the anchor | first step, CPU s |"
-            " a step, CPU s | peak GB | checkpoint MB | s | held out |\n|" + "---|" * 11
+            f"\n{runs.name}\n\n| trainer | steps | loss 1 | loss 2 | loss 10 | last loss | furthest from the anchor |"
+            " first loss, CPU s | s | a step, CPU s | s | peak GB | checkpoint MB | s | held out |\n|" + "---|" * 15
         )
         for path in done:
             print(_row(path, anchors))
@@ -169,15 +196,21 @@ def _row(path: Path, anchors: dict[str, list[dict[str, Any]]]) -> str:
     off = max((abs(a["loss"] - b["loss"]) for a, b in zip(measured, anchor, strict=False)), default=float("nan"))
     written = [json.loads(text) for text in (path / "steps.jsonl").read_text().splitlines()]
     start = [line for line in written if "start" in line][-1]
-    per_step = (measured[-1]["cpu"] - measured[SKIPPED - 1]["cpu"]) / (measured[-1]["step"] - SKIPPED)
+    # Medians: checkpoints, and waiting for the next turn, fall on few of the steps.
+    seconds = {
+        clock: statistics.median(b[clock] - a[clock] for a, b in itertools.pairwise(measured[SKIPPED - 1 :]))
+        for clock in ("cpu", "wall")
+    }
     held_out = path / "held_out.json"
-    losses = [f"{line['loss']:.6f}" for line in (measured[0], measured[9], measured[-1])]
     cells = [
         f"{result['framework']}, {result['with']}, decay {path.name.split('-')[1]}",
-        *losses,
+        str(measured[-1]["step"]),
+        *(f"{measured[number]['loss']:.6f}" for number in (0, 1, 9, -1)),
         f"{off:.1e}",
         f"{measured[0]['cpu'] - start.get('cpu', 0):.1f}",
-        f"{per_step:.2f}",
+        f"{measured[0]['wall'] - start['start']:.1f}",
+        f"{seconds['cpu']:.2f}",
+        f"{seconds['wall']:.2f}",
         f"{result['peak_bytes'] / 1e9:.2f}",
         f"{(result['checkpoint_bytes'] or 0) / 1e6:.0f}",
         f"{min(result['save_seconds'], default=float('nan')):.1f}",
@@ -196,6 +229,7 @@ def main() -> None:
     flags.add_argument("--model", default="17m", choices=("17m", "350m_2_layers", "small"))
     flags.add_argument("--steps", type=int, default=STEPS)
     flags.add_argument("--batch", type=int, default=BATCH)
+    flags.add_argument("--turn", type=int, default=5, help="steps, then the next one's; 0: one after the other")
     flags.add_argument("--devices", type=int, default=8, help="simulated ones that `resume` begins with")
     options = flags.parse_args()
     options.work = options.work.absolute()

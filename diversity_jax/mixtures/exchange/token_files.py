@@ -93,6 +93,8 @@ def open_token_set(source: str, column: str | None = None) -> TokenSet:
         records = sorted(path.glob("*.array*record*")) if path.is_dir() else [path]
         if records and ".array" in records[0].name and records[0].exists():
             return _array_record(source, records, column)
+    except InputError:  # a ValueError too
+        raise
     except (LookupError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
         raise InputError(f"tokens:{source}: is damaged ({str(error)[:100]!r}); fetch or write it again") from None
     except OSError as error:
