@@ -202,7 +202,15 @@ def test_completion(words, found):
     assert candidates(words) == found
 
 
-def test_the_script_for_bash_completes(tmp_path):
+# zsh completes only at a terminal, so its two functions are replaced by ones that print what would be offered.
+_COMPLETES = {
+    "fish": "source {script}; complete -C 'diversity-jax score --output-d'",
+    "zsh": "compdef() {{}}; compadd() {{ print -r -- ${{@:#(--|-S|)}} }}\n"
+    "source {script}; words=(diversity-jax score --output-d); CURRENT=3; _diversity_jax",
+}
+
+
+def test_the_scripts_for_shells_complete(tmp_path):
     script = run("completion", "bash", cwd=tmp_path).stdout
     (tmp_path / "diversity-jax").write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m diversity_jax "$@"\n')
     (tmp_path / "diversity-jax").chmod(0o755)
@@ -212,11 +220,13 @@ def test_the_script_for_bash_completes(tmp_path):
     environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(["bash", "-c", code], capture_output=True, text=True, env=environment, check=False)
     assert done.stdout.split() == ["--output-dir"], done.stderr
-    for shell in ("zsh", "fish"):
+    for shell, complete in _COMPLETES.items():
         if shutil.which(shell):
             path = tmp_path / f"script.{shell}"
             path.write_text(run("completion", shell, cwd=tmp_path).stdout)
-            subprocess.run([shell, "-n", str(path)], check=True)
+            code = complete.format(script=shlex.quote(str(path)))
+            done = subprocess.run([shell, "-c", code], capture_output=True, text=True, env=environment, check=False)
+            assert done.stdout.split() == ["--output-dir"], done.stderr
 
 
 def test_ready_configurations_are_found_from_any_folder(tmp_path, monkeypatch):

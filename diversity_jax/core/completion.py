@@ -23,16 +23,25 @@ complete -o default -o bashdefault -F _diversity_jax diversity-jax
 _diversity_jax() {
   local -a found
   found=("${(@f)$(diversity-jax --complete "${(@)words[2,CURRENT]}" 2>/dev/null)}")
-  [[ -n "${found[1]}" ]] && compadd -- $found
-  _files
+  if [[ -n "${found[1]}" ]]; then
+    compadd -- ${found:#*[.:]}
+    compadd -S '' -- ${(M)found:#*[.:]}
+  else
+    _files
+  fi
 }
 compdef _diversity_jax diversity-jax
 """,
     "fish": """function __diversity_jax
   set -l words (commandline -opc) (commandline -ct)
-  diversity-jax --complete $words[2..-1] 2>/dev/null
+  set -l found (diversity-jax --complete $words[2..-1] 2>/dev/null | string match -v '')
+  if set -q found[1]
+    string join \\n -- $found
+  else
+    __fish_complete_path (commandline -ct)
+  end
 end
-complete -c diversity-jax -a '(__diversity_jax)'
+complete -c diversity-jax -f -a '(__diversity_jax)'
 """,
 }
 _WHERE = {
