@@ -5,6 +5,7 @@ Topics named `narrow...` get one of two texts' vocabularies, all others words of
 `tests.llm_server`.
 """
 
+import functools
 import hashlib
 import random
 import re
@@ -23,6 +24,7 @@ def words_for(subject: str, count: int = 60) -> list[str]:
     return ["".join(draw.choices(_SYLLABLES, k=3)) for _ in range(count)]
 
 
+@functools.cache
 def english_words_for(subject: str) -> list[str]:
     """Words of three English texts, which the word vectors tell from those of another subject."""
     texts = random.Random(f"words {subject}").sample(calibration_pairs(50)["en"].texts, 3)

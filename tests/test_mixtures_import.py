@@ -14,6 +14,7 @@ from diversity_jax.core.errors import InputError
 from diversity_jax.mixtures.builder import build
 from diversity_jax.mixtures.config import Component, GatePolicy, MixtureConfig
 from diversity_jax.mixtures.mixture import Mixture
+from diversity_jax.mixtures.row_arrays import segments
 from diversity_jax.prepare.rows import RowReader
 from tests.mixture_folders import build_mixture
 
@@ -62,8 +63,6 @@ def test_the_prepacked_converter_gives_every_token_and_every_boundary(seqio, fol
     np.testing.assert_array_equal(np.stack([one["decoder_input_tokens"] for one in found]), tokens[:, :-1])
     np.testing.assert_array_equal(np.stack([one["decoder_target_tokens"] for one in found]), tokens[:, 1:])
     assert all((one["decoder_loss_weights"] == 1).all() for one in found)
-    from diversity_jax.training.data import segments
-
     segment_ids, positions = segments(mixture.boundaries(attend_across_documents=False).starts(tokens))
     np.testing.assert_array_equal(np.stack([one["decoder_segment_ids"] for one in found]), segment_ids[:, :-1])
     np.testing.assert_array_equal(np.stack([one["decoder_positions"] for one in found]), positions[:, :-1])

@@ -134,7 +134,7 @@ def command(source: str, folder: Path, *more: str) -> list[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("runner", "few"), [(None, 4), ("DirectRunner", 1)])  # Beam takes seconds to start
+@pytest.mark.parametrize(("runner", "few"), [(None, 2), ("DirectRunner", 1)])  # Beam takes seconds to start
 def test_killed_at_random_moments_and_restarted_it_ends_with_the_same_files(runner, few):
     if runner:
         pytest.importorskip("apache_beam", reason="needs apache-beam: pip install 'diversity_jax[beam]'")

@@ -298,7 +298,7 @@ def _paid(path):
 @pytest.mark.slow
 def test_killed_at_random_moments_nothing_is_paid_twice_written_twice_or_lost(folder):
     fork, draw = multiprocessing.get_context("fork"), random.Random(3)
-    in_flight, lost, killed, times = 4, 0, 0, kills(6)
+    in_flight, lost, killed, times = 4, 0, 0, kills(3)
     with serve_process(
         "tests.synthesis_answers:generation", latency_seconds=0.02, faults=Faults(refused=0.1)
     ) as server:

@@ -12,6 +12,7 @@ import functools
 import itertools
 from pathlib import Path
 import random
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -176,6 +177,7 @@ def exam_corpora() -> Mapping[str, ExamCorpus]:
     return {corpus.name: corpus for corpus in corpora}
 
 
+@functools.cache
 def calibration_pairs(words: int = 0) -> Mapping[str, CalibrationPairs]:
     """All pairs of texts by language (ISO 639-1): `en` of 240 texts, each other of 18 short ones.
 
@@ -189,7 +191,8 @@ def calibration_pairs(words: int = 0) -> Mapping[str, CalibrationPairs]:
     english = {subject: _joined(texts, words) for subject, texts in _data()["english"].items()}
     if short := [subject for subject, texts in english.items() if len(texts) < 2]:
         raise InputError(f"calibration pairs: {short[0]} has no two texts of {words} words; ask for at most 200")
-    return {language: _pairs(texts) for language, texts in {"en": english, **_data()["languages"]}.items()}
+    by_language = {"en": english, **_data()["languages"]}
+    return MappingProxyType({language: _pairs(texts) for language, texts in by_language.items()})
 
 
 def _joined(texts: Sequence[str], words: int) -> list[str]:
