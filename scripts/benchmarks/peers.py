@@ -99,7 +99,7 @@ def train(options: argparse.Namespace) -> None:
                 flags = ["--steps", options.steps, "--decayed", decayed]
                 waiting.append((output.name, command(options, peer, options.model, output, *flags), output))
     running = list[tuple[str, subprocess.Popen, Path]]()
-    while waiting or running:
+    while waiting or running:  # of seven steps no turn ends at a checkpoint, whose time it would spoil
         name, process, output = running.pop(0) if not waiting else _started(waiting.pop(0))
         os.killpg(process.pid, signal.SIGCONT)
         begun = len(lines(output))
@@ -229,7 +229,7 @@ def main() -> None:
     flags.add_argument("--model", default="17m", choices=("17m", "350m_2_layers", "small"))
     flags.add_argument("--steps", type=int, default=STEPS)
     flags.add_argument("--batch", type=int, default=BATCH)
-    flags.add_argument("--turn", type=int, default=5, help="steps, then the next one's; 0: one after the other")
+    flags.add_argument("--turn", type=int, default=7, help="steps, then the next one's; 0: one after the other")
     flags.add_argument("--devices", type=int, default=8, help="simulated ones that `resume` begins with")
     options = flags.parse_args()
     options.work = options.work.absolute()
