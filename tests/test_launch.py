@@ -231,7 +231,7 @@ def test_a_host_without_a_fitting_python_says_so_and_installs_nothing(host, tmp_
     (tools / "sudo").write_text("#!/bin/bash\nexit 1\n")
     for name in ("python3", "sudo"):
         (tools / name).chmod(0o755)
-    done = run(tools / "bash", host / "host", "install", "-", "tpu", check=False, PATH=str(tools))
+    done = run(tools / "bash", host / "host", "install", "-", "tpu", check=False, PATH=str(tools), PYTHON="")
     assert done.returncode == 2
     assert "no Python from 3.11 to 3.13 (python3 is Python 3.10.12); installing one" in done.stdout
     assert "neither python3.12 nor python3.11 can be installed here" in done.stderr

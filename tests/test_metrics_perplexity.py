@@ -101,7 +101,7 @@ def test_ours_and_transformers_agree(folder, model, tmp_path):
     pytest.importorskip("transformers", reason="transformers is not installed (extra hf)")
     from tests.test_model_gguf import train_byte_level
 
-    tokenizer = train_byte_level(folder / "tokenizer.json")
+    tokenizer = train_byte_level(folder / "tokenizer.json", vocab_size=264)
     (folder / "tokenizer_config.json").write_text(
         '{"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|endoftext|>"}'
     )

@@ -33,6 +33,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from diversity_jax.evaluation.answers import encode_pairs
 from diversity_jax.model.logits_comparison import compare_with_transformers
 
 BATCH_SIZES = (1, 8, 64)
@@ -163,7 +164,7 @@ def _tasks(model: Any, data_dir: Path, names: str) -> tuple[list[Any], dict[str,
         task.set_config(key="num_fewshot", value=0)
         task.build_all_requests(limit=None, rank=0, world_size=1)
         asked = [(instance.doc_id, instance.args) for instance in task.instances]
-        encoded = model._encode_pairs([pair for _, pair in asked])
+        encoded = encode_pairs(model.model.tokenizer, [pair for _, pair in asked])
         long = {
             number for (number, _), (_, _, after) in zip(asked, encoded, strict=True) if len(after) > model.max_length
         }
