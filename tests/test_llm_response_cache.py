@@ -177,6 +177,7 @@ def _break_an_answer(path: Path):
         ),
         (lambda path: path.write_bytes(path.read_bytes()[:-6000] + os.urandom(6000)), "l"),
         (_break_an_answer, "is damaged"),
+        (lambda path: path.write_bytes(path.read_bytes().replace(b"TABLE answers", b"TABL\x82 answers")), "no text"),
         (lambda path: (path.unlink(), sqlite3.connect(path).execute("CREATE TABLE mine (x)")), "something else"),
         (lambda path: (path.unlink(), path.mkdir()), "l"),
     ],

@@ -129,6 +129,11 @@ class LedgerFile:
         except sqlite3.Error as error:
             advice = next(advice for words, advice in _ERRORS if any(word in str(error) for word in words))
             raise InputError(f"{self.path}: {advice.format(error)}") from None
+        except UnicodeDecodeError:  # SQLite's own words quote the file
+            raise InputError(
+                f"{self.path}: is not a readable ledger (it holds bytes that are no text); restore it, or move it away "
+                "and pay its answers again"
+            ) from None
         except OSError as error:
             reason = error.strerror or error
             raise InputError(f"{self.path}: {reason}; name a ledger file in a folder that can be written") from None
