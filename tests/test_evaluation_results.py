@@ -50,7 +50,7 @@ def test_a_bad_line_is_named(tmp_path):
             read_items(path, check)
     packed = tmp_path / "cut.jsonl.gz"
     packed.write_bytes((write_items(tmp_path / "data") / "piqa_validation.jsonl.gz").read_bytes()[:40])
-    with pytest.raises(InputError, match="cannot be read"):
+    with pytest.raises(InputError, match="ends early"):
         read_items(packed, check)
 
 
@@ -83,11 +83,21 @@ def test_the_store_keeps_whole_lines_of_the_same_model_only(tmp_path):
     whole = path.read_bytes()
     path.write_bytes(whole + b'["k3", [-3')  # killed while writing
     again = RequestStore(path, {"weights": "a"})
-    assert (again.get("k1"), again.get("k3")) == ([-1.5, True], None)
+    assert (again.get("k1", list), again.get("k1", str), again.get("k3", list)) == ([-1.5, True], None, None)
     again.add([("k3", [-3.0, False])])
     again.close()
     assert len(RequestStore(path, {"weights": "a"})) == 3
     assert len(RequestStore(path, {"weights": "b"})) == 0
+
+
+@pytest.mark.parametrize("line", [[["k2"], "x"], ["k2", {"a": 1}], ["k2", ["x", True]], ["k2", [1.0]], ["k2", None]])
+def test_a_store_of_others_is_read_up_to_what_is_no_answer(tmp_path, line):
+    RequestStore(tmp_path / "requests.jsonl", {"weights": "a"}).close()
+    with open(tmp_path / "requests.jsonl", "a") as file:
+        file.write(f'["k1", "text"]\n{json.dumps(line)}\n["k3", "text"]\n')
+    store = RequestStore(tmp_path / "requests.jsonl", {"weights": "a"})
+    assert (len(store), store.get("k1", str), store.get("k3", str)) == (1, "text", None)
+    store.close()
 
 
 def test_a_full_disk_is_one_line():

@@ -4,6 +4,7 @@ The files are put together here as `torch.save` writes them; `scripts/checks/ver
 """
 
 import pickle
+import resource
 import zipfile
 
 import ml_dtypes
@@ -75,13 +76,16 @@ def test_a_folder_with_pickled_weights_is_the_same_model(tmp_path):
         (b"ctorch\nLongStorage\n", "asks for torch.LongStorage"),
         (b"cnumpy\nload\n", "asks for numpy.load"),
         (pickle.dumps([1, 2], protocol=2)[2:-1], "holds no dictionary of tensors"),
+        (b"Nr\xf0\xff\xff\x7f", "holds no dictionary of tensors"),  # a value stored under number 2**31
     ],
-    ids=["system", "eval", "integers", "numpy", "list"],
+    ids=["system", "eval", "integers", "numpy", "list", "memo"],
 )
 def test_nothing_else_is_run(tmp_path, code, said):
     write_torch(tmp_path / "w.bin", {}, {"a": code})
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(InputError) as error:
         read_torch(tmp_path / "w.bin")
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 1 << 18  # KiB
     assert said in str(error.value)
     assert "\n" not in str(error.value)
 
@@ -95,6 +99,13 @@ def test_a_view_beyond_what_is_stored_is_refused(tmp_path, shape, strides, start
     array = np.arange(5, dtype=np.float32)
     write_torch(tmp_path / "w.bin", {"a": array}, {"a": tensor("a", array, shape, strides, start)})
     with pytest.raises(InputError, match=r"damaged one \(ValueError\)"):
+        read_torch(tmp_path / "w.bin")
+
+
+def test_an_archive_that_grows_as_it_is_read_is_refused(tmp_path):
+    with zipfile.ZipFile(tmp_path / "w.bin", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data.pkl", b"\x80\x02" + b"N" * 10_000_000 + b".")
+    with pytest.raises(InputError, match=r"archive/data\.pkl is compressed, which torch\.save does not"):
         read_torch(tmp_path / "w.bin")
 
 

@@ -1,10 +1,14 @@
 """Files that others made, damaged or hostile: they are read or refused in one line, and name nothing outside."""
 
 import base64
+import bz2
 from fractions import Fraction
+import gzip
 import http.server
+import io
 import json
 import logging
+import lzma
 import os
 from pathlib import Path
 import pickle
@@ -14,14 +18,16 @@ import tarfile
 import threading
 import time
 from types import SimpleNamespace
+import zlib
 
 import jax
 import numpy as np
 import pytest
+import zstandard
 
 from diversity_jax.cluster_agent import Scorecard
 from diversity_jax.cluster_agent.text_cleaning import clean_text
-from diversity_jax.core import run_info
+from diversity_jax.core import compression, run_info
 from diversity_jax.core.artifacts import exclusive_lock
 from diversity_jax.core.cli import run_plain
 from diversity_jax.core.config import Fields, from_json, plain_for_keys, read_fields
@@ -31,6 +37,7 @@ from diversity_jax.core.run_info import RunInfo
 from diversity_jax.core.words import count_words
 from diversity_jax.corpus import CorpusConfig, open_corpus
 from diversity_jax.corpus.readers.installed_packages import docstrings, prose
+from diversity_jax.embedders.embedder import _read_vectors
 from diversity_jax.evaluation.results import read_samples
 from diversity_jax.evaluation.run import read_prompts
 from diversity_jax.evaluation.tasks import read_items
@@ -325,6 +332,9 @@ def test_a_password_in_a_url_opens_the_file_and_stands_nowhere(private_url, tmp_
         ("https://h/a?sv=1&sig=MARKER", "https://h/a?sv=1&sig=***"),
         ("simplecache::ftp://u:MARKER@h/a", "simplecache::ftp://h/a"),
         ("https://h/@user/a.jsonl", "https://h/@user/a.jsonl"),
+        ("https://u:MAR@KER@h/a", "https://h/a"),
+        ("mysql://u:MARKER@h/a#access_token=MARKER", "mysql://h/a#access_token=***"),
+        ("https://h/a?author=Ann&auth=MARKER&n=1", "https://h/a?author=Ann&auth=***&n=1"),
     ],
 )
 def test_secrets_of_urls_are_not_shown(url, shown, capsys):
@@ -375,12 +385,12 @@ def test_a_deep_outline_of_topics_is_read_in_linear_time(tmp_path):
     def seconds(lines: int) -> float:
         path = tmp_path / f"{lines}.txt"
         path.write_text("\n".join(" " * min(number, 400) + f"name{number}" for number in range(lines)))
-        (tmp_path / "deep.jsonl").write_text(json.dumps({"outline": _nested(min(lines, 900) // 3)}))
+        (tmp_path / "deep.jsonl").write_text(json.dumps({"outline": _nested(min(lines, 270) // 3)}))
         began = time.process_time()
         topics = list(read_topics(str(path), leaves_only=False))
         assert len(topics) == lines
         assert max(len(topic.path) for topic in topics) == 5
-        assert len(list(read_topics(str(tmp_path / "deep.jsonl"), leaves_only=False))) == min(lines, 900) // 3
+        assert len(list(read_topics(str(tmp_path / "deep.jsonl"), leaves_only=False))) == min(lines, 270) // 3
         return time.process_time() - began
 
     few, many = seconds(1000), seconds(8000)
@@ -394,7 +404,15 @@ def _nested(levels: int) -> list:
     return outline
 
 
-BAD_JSON = (b"[" * 100_000, b"9" * 5000, b'{"text": "\\ud800"}', b"\xff", b"{", b'{"a": 1} more')
+BAD_JSON = (
+    b"[" * 100_000,
+    b"[" * 400 + b"]" * 400,
+    b"9" * 5000,
+    b'{"text": "\\ud800"}',
+    b"\xff",
+    b"{",
+    b'{"a": 1} more',
+)
 
 
 @pytest.mark.parametrize(
@@ -417,6 +435,49 @@ def test_what_no_json_is_to_others_is_one_line_for_every_reader(tmp_path, read, 
         read(str(path) if read is read_prompts else path)
     assert str(error.value).isprintable()
     assert "file.jsonl" in str(error.value)
+
+
+@pytest.mark.parametrize("ending", [".gz", ".bz2", ".xz", ".zst"])
+def test_a_small_compressed_file_does_not_fill_memory(tmp_path, ending, monkeypatch):
+    packed = {".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress, ".zst": zstandard.compress}[ending]
+    size = 20 << 20
+    path = tmp_path / f"a.jsonl{ending}"
+    path.write_bytes(packed(b"x" * size) + packed(b"\n{}"))
+    lengths = [len(block) for block in compression.read_blocks(str(path))]
+    assert sum(lengths) == size + 3
+    assert ending == ".zst" or max(lengths) <= 1 << 20
+    monkeypatch.setattr(compression, "MOST_DOCUMENT_BYTES", size - 1)
+    path.rename(tmp_path / f"a.txt{ending}")
+    for name in (f"a.txt{ending}", f"b.jsonl{ending}"):
+        path = (tmp_path / f"a.txt{ending}").rename(tmp_path / name)
+        with pytest.raises(InputError, match=rf"{name}: holds (a line of )?more than 19 MiB"):
+            list(open_corpus(str(path)))
+        path.rename(tmp_path / f"a.txt{ending}")
+
+
+def test_an_xz_file_that_asks_for_gigabytes_is_refused(tmp_path):
+    whole, header = lzma.compress(b"{}"), bytes.fromhex("0200210128000000")  # LZMA2 with a dictionary of 4 GiB
+    (tmp_path / "a.jsonl.xz").write_bytes(whole[:12] + header + zlib.crc32(header).to_bytes(4, "little") + whole[24:])
+    with pytest.raises(InputError, match="Memory usage limit"):
+        list(open_corpus(str(tmp_path / "a.jsonl.xz")))
+
+
+def _saved(value) -> bytes:
+    file = io.BytesIO()
+    np.save(file, value, allow_pickle=True)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"PK\x03\x04 no archive", _saved(np.array([{}])), _saved(np.ones((2, 3))), _saved(np.ones(3, np.float32)),
+     _saved(np.ones((2, 3), np.float32)).replace(b"(2, 3)", b"(2, 3" + b"0" * 11 + b")").replace(b" " * 11, b"", 1)],
+    ids=["empty", "archive", "pickle", "float64", "flat", "claim"],
+)  # fmt: skip
+def test_vectors_of_others_are_what_they_should_be(tmp_path, content):
+    (tmp_path / "a.npy").write_bytes(content)
+    with pytest.raises(InputError, match=r"a\.npy: is no file of 2 vectors, or a damaged one"):
+        _read_vectors(tmp_path / "a.npy", 2)
 
 
 def test_a_line_of_an_error_moves_no_terminal_and_can_be_printed():

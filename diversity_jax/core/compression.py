@@ -14,6 +14,10 @@ COMPRESSED = {".gz": "gzip", ".zst": "Zstandard", ".bz2": "bzip2", ".xz": "xz"}
 _BLOCK_BYTES = 1 << 20
 _LONGEST_WINDOW_BYTES = 1 << 31  # what `zstd --long=31` writes; a window takes as much memory as the file asks for
 _COMPRESSED_BLOCK_BYTES = 1 << 17
+_Zlib: Any = type(zlib.decompressobj())
+_ZSTD_STEP_BYTES = 1 << 13  # four bytes may stand for 128 KiB, and all that they stand for comes at once
+MOST_DOCUMENT_BYTES = 1 << 28
+"""Of a line, or of a compressed file that is read as one document: a file of some kilobytes may stand for more."""
 
 
 def compression(path: str) -> str | None:
@@ -47,7 +51,7 @@ def _new_decompressor(path: str) -> Any:
     if ending == ".bz2":
         return bz2.BZ2Decompressor()
     if ending == ".xz":
-        return lzma.LZMADecompressor()
+        return lzma.LZMADecompressor(memlimit=_LONGEST_WINDOW_BYTES)
     try:
         import zstandard
     except ImportError:
@@ -60,9 +64,10 @@ def _decompressed(path: str, file: Any) -> Iterator[bytes]:
     decompressor, begun, read_bytes = _new_decompressor(path), False, 0
     while data := file.read(_COMPRESSED_BLOCK_BYTES):
         read_bytes += len(data)
-        while data:
+        rest: bytes | None = data
+        while rest is not None:
             try:
-                block = decompressor.decompress(data)
+                block, rest = _step(decompressor, rest)
             except Exception as error:  # zlib.error and zstandard.ZstdError share no parent below Exception
                 kind = COMPRESSED[compression(path) or ""]
                 where = f"damaged near byte {read_bytes}" if begun else f"not a {kind} file in spite of its name"
@@ -70,24 +75,64 @@ def _decompressed(path: str, file: Any) -> Iterator[bytes]:
             begun = True
             if block:
                 yield block
-            if not decompressor.eof:
-                break
-            data = decompressor.unused_data.lstrip(b"\0")  # tape-style zero padding may stand between and after members
-            decompressor = _new_decompressor(path)
-            begun = bool(data)
+            if decompressor.eof:
+                rest = (rest or b"").lstrip(b"\0") or None  # tape-style zeros may stand between and after members
+                decompressor = _new_decompressor(path)
+                begun = rest is not None
     if begun:
         raise InputError(f"{path}: ends early at byte {read_bytes}: it was cut off; fetch or write it again")
 
 
+def _step(decompressor: Any, data: bytes) -> tuple[bytes, bytes | None]:
+    """About a MiB of what is compressed, and what to go on with, after the end what follows; None: all is used up."""
+    if isinstance(decompressor, _Zlib):
+        block = decompressor.decompress(data, _BLOCK_BYTES)
+        return block, decompressor.unused_data if decompressor.eof else decompressor.unconsumed_tail or None
+    if hasattr(decompressor, "needs_input"):  # of bz2 and lzma, which keep what they were given
+        block = decompressor.decompress(data, _BLOCK_BYTES)
+        if decompressor.eof:
+            return block, decompressor.unused_data
+        return block, None if decompressor.needs_input else b""
+    block, rest = decompressor.decompress(data[:_ZSTD_STEP_BYTES]), data[_ZSTD_STEP_BYTES:]
+    return block, decompressor.unused_data + rest if decompressor.eof else rest or None
+
+
+def read_whole(path: str) -> bytes:
+    """A file's content, decompressed.
+
+    Raises:
+      InputError: it is compressed and holds more than `MOST_DOCUMENT_BYTES`.
+    """
+    blocks, size = [], 0
+    for block in read_blocks(path):
+        blocks.append(block)
+        size += len(block)
+        if size > MOST_DOCUMENT_BYTES and compression(path):
+            raise InputError(f"{path}: holds more than {MOST_DOCUMENT_BYTES >> 20} MiB as one document; split it")
+    return b"".join(blocks)
+
+
 def read_lines(path: str) -> Iterator[list[bytes]]:
-    """Lines of a file without their newline, a list for every block; a line may be longer than any block."""
+    """Lines of a file without their newline, a list for every block; a line may be longer than any block.
+
+    Raises:
+      InputError: as `read_blocks`; or a line is longer than `MOST_DOCUMENT_BYTES`.
+    """
     line_parts: list[bytes] = []
+    size = 0
     for block in read_blocks(path):
         lines = block.split(b"\n")
         line_parts.append(lines[0])
+        size += len(lines[0])
+        if size > MOST_DOCUMENT_BYTES:
+            raise InputError(
+                f"{path}: holds a line of more than {MOST_DOCUMENT_BYTES >> 20} MiB; put each document on a line of "
+                "its own"
+            )
         if len(lines) > 1:
             lines[0] = b"".join(line_parts)
             line_parts = [lines.pop()]
+            size = len(line_parts[0])
             yield lines
     if last := b"".join(line_parts):
         yield [last]

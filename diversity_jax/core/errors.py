@@ -4,23 +4,20 @@ import re
 
 _LONG_WORD = re.compile(r"(\S{150})\S{150,}(\S{100})")
 _BREAKS = re.compile(r"[\r\n\v\f\x85\u2028\u2029]+")
-_SECRETS = (
-    (re.compile(r"(?<=://)[^/\s@]+@"), ""),
-    (
-        re.compile(
-            r"([?&][^=&\s]*(?:key|token|secret|sig|pass|credential)[^=&\s]*=)[^&\s']+?(?=[:;,)]*(?:[&\s']|$))",
-            re.IGNORECASE,
-        ),
-        r"\1***",
-    ),
-)
+_USER = re.compile(r"(?<=://)[^/?#\s\"]*@")  # a password may hold `@`: the last one ends it
+_PARAMETER = re.compile(r"([?&#][^=?&#\s]*=)([^&\s']+)")
+_SECRET_NAME = re.compile("key|token|secret|sig|pass|pwd|credential|jwt|auth(?!or)", re.IGNORECASE)
 
 
 def without_secrets(text: str) -> str:
     """A text without the passwords and signatures of URLs in it, to be shown, logged or written to a file."""
-    for pattern, instead in _SECRETS if "://" in text else ():
-        text = pattern.sub(instead, text)
-    return text
+    return _PARAMETER.sub(_without_value, _USER.sub("", text)) if "://" in text else text
+
+
+def _without_value(parameter: re.Match[str]) -> str:
+    name, value = parameter.groups()
+    kept = value[len(value.rstrip(":;,)")) :]  # of the sentence around
+    return f"{name}***{kept}" if len(kept) < len(value) and _SECRET_NAME.search(name) else parameter[0]
 
 
 class InputError(ValueError):

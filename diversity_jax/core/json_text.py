@@ -5,6 +5,8 @@ from typing import Any
 
 from diversity_jax.core.errors import InputError
 
+_MOST_LEVELS = 200  # what walks a value takes several calls a level, of Python's thousand
+
 
 def parse_json(data: bytes | str, where: str, *, remedy: str = "", number_lines: bool = False) -> Any:
     """A JSON value from outside. NaN and infinity are read; what could not be written again is refused.
@@ -20,6 +22,8 @@ def parse_json(data: bytes | str, where: str, *, remedy: str = "", number_lines:
     try:
         text = data if isinstance(data, str) else data.decode(json.detect_encoding(data))
         value = json.loads(text)
+        if text.count("[") + text.count("{") > _MOST_LEVELS and _is_deep(value):
+            raise RecursionError
         if r"\ud" in text.lower():
             json.dumps(value, ensure_ascii=False).encode()
         return value
@@ -35,3 +39,14 @@ def parse_json(data: bytes | str, where: str, *, remedy: str = "", number_lines:
     except ValueError:  # Python's limit for digits
         reason = "is not valid JSON (a number of thousands of digits)"
     raise InputError(f"{where}: {reason}{remedy and '; '}{remedy}")
+
+
+def _is_deep(value: Any) -> bool:
+    """Whether objects and lists stand in each other deeper than `_MOST_LEVELS`."""
+    level = [value]
+    for _ in range(_MOST_LEVELS + 1):
+        inner = (item.values() if isinstance(item, dict) else item for item in level if isinstance(item, dict | list))
+        level = [child for children in inner for child in children if isinstance(child, dict | list)]
+        if not level:
+            return False
+    return True

@@ -171,7 +171,7 @@ class OpenAIEmbedder:
             digest.update(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest())
         path = Path(self._cache) / f"{digest.hexdigest()[:32]}.npy"
         if path.exists():
-            return np.load(path)
+            return _read_vectors(path, len(texts))
         vectors = self._ask_all(texts)
         with writing(path) as file:
             np.save(file, vectors)
@@ -220,6 +220,17 @@ class OpenAIEmbedder:
 
     def _error(self, reason: str) -> InputError:
         return InputError(f"embedder {self.label}: {reason}")
+
+
+def _read_vectors(path: Path, rows: int) -> np.ndarray:
+    """float32 [rows, D] that were asked for before; the file may come from somebody else."""
+    try:
+        vectors = np.array(np.load(path, mmap_mode="r"))  # not more is taken than the file holds
+    except Exception:  # a damaged one fails in as many ways as there are parsers below
+        vectors = np.empty(0)
+    if vectors.dtype != np.float32 or vectors.ndim != 2 or len(vectors) != rows:
+        raise InputError(f"{path}: is no file of {rows} vectors, or a damaged one; remove it, and they are asked again")
+    return vectors
 
 
 class LlamaEmbedder:

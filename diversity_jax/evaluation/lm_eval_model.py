@@ -48,7 +48,9 @@ class RequestStore:
                         key, value = json.loads(line)
                     except (ValueError, TypeError, RecursionError):
                         break
-                    if not line.endswith(b"\n") or (intact_bytes == 0 and [key, value] != head):
+                    if not line.endswith(b"\n") or not (_is_answer(value) and isinstance(key, str)):
+                        break
+                    if intact_bytes == 0 and [key, value] != head:
                         break
                     if intact_bytes:
                         self._answers[key] = value
@@ -70,9 +72,10 @@ class RequestStore:
         """Identifies a request."""
         return content_hash(request)[:32]
 
-    def get(self, key: str) -> Any:
-        """The answer, or None."""
-        return self._answers.get(key)
+    def get(self, key: str, kind: type) -> Any:
+        """The answer, or None; one of another kind than requests of this kind have is none."""
+        answer = self._answers.get(key)
+        return answer if isinstance(answer, kind) else None
 
     def add(self, answers: Sequence[tuple[str, Any]]) -> None:
         """Keeps answers; they are with the operating system when this returns.
@@ -89,6 +92,12 @@ class RequestStore:
         """Closes the file."""
         with full_disk_named(self._path):
             self._file.close()
+
+
+def _is_answer(value: Any) -> bool:
+    """Whether a value is a text, or nats and whether the text was the likeliest one."""
+    is_pair = isinstance(value, list) and len(value) == 2
+    return isinstance(value, str) or (is_pair and type(value[0]) in (int, float) and isinstance(value[1], bool))
 
 
 class HarnessModel(TemplateLM):
@@ -217,14 +226,15 @@ class HarnessModel(TemplateLM):
         """
         keys = [self.store.key("loglikelihood", sequence.tokens, sequence.scored) for sequence in sequences]
         rows = self._scorer.plan(sequences)
-        pending = [row for row in rows if any(self.store.get(keys[number]) is None for number, _ in row.members)]
+        pending = [row for row in rows if any(self.store.get(keys[number], list) is None for number, _ in row.members)]
         completed = len(sequences) - sum(len(row.members) for row in pending)
         with ProgressDisplay("log-likelihoods", len(sequences), completed=completed) as progress:
             for batch in self._scorer.run(pending):
                 self._scorer.refuse_not_finite(batch, sequences, names.__getitem__)
                 self.store.add([(keys[number], [result.nats, result.greedy]) for number, result in batch.items()])
                 progress.advance(len(batch))
-        found = [Likelihood(nats=float(nats), greedy=bool(greedy)) for nats, greedy in map(self.store.get, keys)]
+        answers = (self.store.get(key, list) for key in keys)
+        found = [Likelihood(nats=float(nats), greedy=bool(greedy)) for nats, greedy in answers]
         # An earlier version may have stored such.
         self._scorer.refuse_not_finite(dict(enumerate(found)), sequences, names.__getitem__)
         return [(result.nats, result.greedy) for result in found]
@@ -257,7 +267,7 @@ class HarnessModel(TemplateLM):
         self._refuse_empty(requests)
         generations = [self._generation(*request.args) for request in requests]
         keys = [self.store.key("generate_until", prompt, vars(sampling)) for prompt, sampling in generations]
-        pending = [number for number, key in enumerate(keys) if self.store.get(key) is None]
+        pending = [number for number, key in enumerate(keys) if self.store.get(key, str) is None]
         size = 4 * self._slots  # answers between two writes to the store
         with ProgressDisplay("answers", len(requests), completed=len(requests) - len(pending)) as progress:
             for start in range(0, len(pending), size):
@@ -267,7 +277,7 @@ class HarnessModel(TemplateLM):
                 answers = self._generator.generate(prompts, settings, name=names.__getitem__)
                 self.store.add([(keys[number], answer.text) for number, answer in zip(numbers, answers, strict=True)])
                 progress.advance(len(numbers))
-        texts = [self.store.get(key) for key in keys]
+        texts = [self.store.get(key, str) for key in keys]
         for request, text in zip(requests, texts, strict=True):
             self.cache_hook.add_partial("generate_until", request.args, text)
         return texts

@@ -3,14 +3,15 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 import gzip
+import itertools
 import json
 import math
 from pathlib import Path
 from typing import Any
-import zlib
 
 import numpy as np
 
+from diversity_jax.core.compression import read_lines
 from diversity_jax.core.errors import InputError
 from diversity_jax.core.files import path_inside, read_json, writing
 from diversity_jax.core.json_text import parse_json
@@ -111,13 +112,8 @@ def read_samples(folder: Path, name: str) -> list[dict[str, Any]]:
       InputError: the file is missing or damaged.
     """
     path = path_inside(folder / "samples", f"{name}.jsonl.gz", f"{folder / 'results.json'}: tasks")
-    try:
-        with gzip.open(path, "rt", encoding="utf-8") as file:
-            return [parse_json(line, f"{path}:{number}") for number, line in enumerate(file, 1)]
-    except InputError:
-        raise
-    except (OSError, EOFError, ValueError, zlib.error) as error:
-        raise InputError(f"{path}: cannot be read ({error}); run that evaluation again") from None
+    lines = itertools.chain.from_iterable(read_lines(str(path)))
+    return [parse_json(line, f"{path}:{number}") for number, line in enumerate(lines, 1) if line]
 
 
 def load_results(folder: Path) -> dict[str, Any]:

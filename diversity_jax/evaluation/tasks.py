@@ -2,15 +2,14 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-import gzip
 import itertools
 import json
 import logging
 from pathlib import Path
 import random
 from typing import Any
-import zlib
 
+from diversity_jax.core.compression import read_lines
 from diversity_jax.core.errors import InputError
 from diversity_jax.core.files import file_hash, join_path, writing
 from diversity_jax.core.json_text import parse_json
@@ -199,20 +198,14 @@ def read_items(path: Path, check: Callable[[Item], str | None]) -> list[dict[str
       InputError: an unreadable file, or a line that is no object or fails the check; file and line are named.
     """
     items = []
-    try:
-        with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else open(path, encoding="utf-8") as file:
-            for number, line in enumerate(file, 1):
-                if not line.strip():
-                    continue
-                item = parse_json(line, f"{path}:{number}", remedy="mend the line or remove it")
-                problem = check(item) if isinstance(item, dict) else f"is a {type(item).__name__}, not an object"
-                if problem:
-                    raise InputError(f"{path}:{number}: {problem}; mend the line or remove it")
-                items.append(item)
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file; check the path") from None
-    except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
-        raise InputError(f"{path}: cannot be read ({error}); fetch the file again") from None
+    for number, line in enumerate(itertools.chain.from_iterable(read_lines(str(path))), 1):
+        if not line.strip():
+            continue
+        item = parse_json(line, f"{path}:{number}", remedy="mend the line or remove it")
+        problem = check(item) if isinstance(item, dict) else f"is a {type(item).__name__}, not an object"
+        if problem:
+            raise InputError(f"{path}:{number}: {problem}; mend the line or remove it")
+        items.append(item)
     if not items:
         raise InputError(f"{path}: holds no item; expected one JSON object a line")
     return items

@@ -3,13 +3,12 @@
 from collections.abc import Iterable, Iterator
 import csv
 import itertools
-import sys
 
-from diversity_jax.core.compression import read_lines
+from diversity_jax.core.compression import MOST_DOCUMENT_BYTES, read_lines
 from diversity_jax.core.errors import InputError
 from diversity_jax.corpus.document import Document, FileRecords, Rejected, decode_utf8, is_encodable, list_fields
 
-csv.field_size_limit(sys.maxsize)  # Python's own limit, 128 kB a field, is below the length of many documents
+csv.field_size_limit(MOST_DOCUMENT_BYTES)  # Python's own limit, 128 kB a field, is below the length of many documents
 _BATCH_ROWS = 256
 _ORDER_MARK = "\ufeff"
 

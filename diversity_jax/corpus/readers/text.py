@@ -6,7 +6,7 @@ import json
 import msgspec
 import numpy as np
 
-from diversity_jax.core.compression import compression, read_blocks, read_lines
+from diversity_jax.core.compression import compression, read_blocks, read_lines, read_whole
 from diversity_jax.core.files import is_remote, open_file
 from diversity_jax.corpus.document import Document, FileRecords, Rejected, decode_utf8, is_encodable, take_text
 
@@ -132,4 +132,4 @@ class TextFile(FileRecords):
         return (self._read() for _ in positions)
 
     def _read(self) -> bytes:
-        return b"".join(read_blocks(self._path))
+        return read_whole(self._path)

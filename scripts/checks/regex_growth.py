@@ -1,0 +1,296 @@
+"""Runs every regular expression of the library on texts made to be slow for it: none may take the square of its length.
+
+    python scripts/checks/regex_growth.py [--only synthesis/]
+
+The expressions are found in the syntax trees of `diversity_jax` and evaluated in their modules, also where they are put
+together; what a function makes of its arguments is written out in `MADE_OF_ARGUMENTS`. Each is run by the methods
+that the code calls, over texts of a beginning, one part of the expression repeated, and an end at which it fails: every
+literal, class, and run of both that it can match, after every beginning of a match. At four times the length a search
+may take eight times as long; the square takes sixteen. Ends with 1 where one takes more, or an expression was not run.
+"""
+
+import argparse
+import ast
+from collections.abc import Callable, Iterator, Mapping, Sequence
+import importlib
+import itertools
+from pathlib import Path
+import re
+from re import _constants as codes  # type: ignore[attr-defined]
+from re import _parser as parser  # type: ignore[attr-defined]
+import signal
+import sys
+import time
+from typing import Any, NamedTuple
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+METHODS = ("search", "match", "fullmatch", "sub", "subn", "split", "findall", "finditer")
+LENGTHS = (2_000, 4_000, 8_000)  # characters
+FAST_SECONDS = 0.004  # the square of 8,000 characters takes at least ten times as long, a line 0.1 ms
+MOST_RATIO = 8.0  # between a line's 4 and a square's 16
+HANGS_SECONDS = 20
+MOST_PARTS = 24
+# What these read is written by the compiler, by matplotlib for our own figures, by the scheduler in its environment.
+NOT_OUTSIDE = ("aot/hlo.py", "aot/worker.py", "report/plotting.py", "training/devices.py")
+# Expressions that a function makes of its arguments, by file and function: with what the library calls it with, or
+# what a downloaded file may.
+MADE_OF_ARGUMENTS: dict[str, Callable[[], list[str]]] = {}
+
+
+class Expression(NamedTuple):
+    """A pattern, where it stands, and the methods that it is run with."""
+
+    where: str
+    pattern: re.Pattern[str]
+    methods: tuple[str, ...]
+
+
+class Slow(Exception):
+    """A search that does not end."""
+
+
+def made_of_arguments(*functions: str) -> Callable[[Callable[[], list[str]]], Callable[[], list[str]]]:
+    """Adds to `MADE_OF_ARGUMENTS`."""
+
+    def add(patterns: Callable[[], list[str]]) -> Callable[[], list[str]]:
+        MADE_OF_ARGUMENTS.update(dict.fromkeys(functions, patterns))
+        return patterns
+
+    return add
+
+
+@made_of_arguments("corpus/sources.py:_kind", "corpus/sources.py:_unknown")
+def _endings() -> list[str]:
+    from diversity_jax.corpus import sources
+
+    return [end for end, _ in sources.FILE_READERS.values()] + list(sources._REMEDIES)
+
+
+@made_of_arguments("tokenizers/base.py:_special_pattern")
+def _special_tokens() -> list[str]:
+    return ["(" + "|".join(map(re.escape, ("<|im_start|>", "<|im_end|>", "<s>", "aaaa", "aaa", "[INST]"))) + ")"]
+
+
+def _modules() -> Iterator[tuple[str, Any, ast.Module]]:
+    for path in sorted((ROOT / "diversity_jax").rglob("*.py")):
+        text = path.read_text("utf-8")
+        file = str(path.relative_to(ROOT / "diversity_jax"))
+        if "re." in text and path.name != "__main__.py" and file not in NOT_OUTSIDE:
+            name = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+            yield file, importlib.import_module(name), ast.parse(text)
+
+
+def _calls(tree: ast.AST, function: str = "") -> Iterator[tuple[str, ast.Call]]:
+    """Calls of `re.NAME` and the functions that they stand in."""
+    for node in ast.iter_child_nodes(tree):
+        inside = node.name if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) else function
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+            of = node.func.value
+            if isinstance(of, ast.Name) and of.id == "re" and node.func.attr in (*METHODS, "compile"):
+                yield function, node
+        yield from _calls(node, inside)
+
+
+def _used_methods(trees: Sequence[ast.Module]) -> Mapping[str, set[str]]:
+    """Of each name, the methods called on it anywhere: `_NAME.search(...)`, `map(_NAME.match, ...)`."""
+    used: dict[str, set[str]] = {}
+    for node in itertools.chain.from_iterable(map(ast.walk, trees)):
+        if isinstance(node, ast.Attribute) and node.attr in METHODS:
+            name = node.value.attr if isinstance(node.value, ast.Attribute) else getattr(node.value, "id", "")
+            used.setdefault(name, set()).add(node.attr)
+    return used
+
+
+def _held(value: object, depth: int = 3) -> Iterator[re.Pattern[str]]:
+    """The compiled expressions in a module's value."""
+    if isinstance(value, re.Pattern):
+        yield value
+    elif isinstance(value, dict | list | tuple) and depth:
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _held(item, depth - 1)
+
+
+def expressions() -> tuple[list[Expression], list[str]]:
+    """All of them, and the places whose expression could not be told."""
+    modules = list(_modules())
+    used, found, unknown = _used_methods([tree for _, _, tree in modules]), {}, []
+
+    def add(where: str, pattern: re.Pattern[Any], methods: set[str]) -> None:
+        if isinstance(pattern.pattern, str):
+            found.setdefault((pattern, tuple(sorted(methods))), where)
+
+    for file, module, tree in modules:
+        for name, value in vars(module).items():
+            for pattern in _held(value):
+                add(f"{file}:{name}", pattern, used.get(name, set()) or {"search"})
+        for function, call in _calls(tree):
+            where, method = f"{file}:{function}", call.func.attr  # type: ignore[attr-defined]
+            methods = {"search"} if method == "compile" else {method}
+            try:
+                values = dict(vars(module))
+                flags = [item.value for item in call.keywords if item.arg == "flags"]
+                flags += call.args[{"compile": 1, "sub": 4, "subn": 4, "split": 3}.get(method, 2) :]
+                made = [_evaluated(call.args[0], values)]
+                flag = _evaluated(flags[0], values) if flags else 0
+            except Exception:  # names of the function
+                made, flag = MADE_OF_ARGUMENTS.get(where, list)(), re.IGNORECASE
+            if not made:
+                unknown.append(f"{where}: {ast.unparse(call)[:100]}")
+            for one in made:
+                if function or method != "compile":  # those of modules were found with their names
+                    add(where, re.compile(one, flag), methods)
+    return [Expression(where, *key) for key, where in found.items()], unknown
+
+
+def _evaluated(node: ast.expr, values: dict[str, Any]) -> Any:
+    return eval(compile(ast.Expression(node), "expression", "eval"), values)
+
+
+def _letters(code: Any, value: Any) -> list[str]:
+    """Characters that one element matches: a few of different kinds."""
+    tried = " \n\t-_a9AZz.:/\"'<>{}[](),;%#$\u00e9\u4e2d\u0e01\u0939\u0627\u0301"
+    if code is codes.LITERAL:
+        return [chr(value)]
+    if code is codes.IN:
+        own = [chr(item) for kind, item in value if kind is codes.LITERAL]
+        own += [chr(end) for kind, item in value if kind is codes.RANGE for end in item]
+    else:
+        own = []
+    pattern = re.compile("(?s:.)")
+    state = parser.State()
+    state.str = ""
+    tree = parser.SubPattern(state, [(code, value)])
+    matches = _compiled(tree) or pattern
+    return list(dict.fromkeys([letter for letter in [*own[:3], *tried] if matches.match(letter)]))[:3]
+
+
+def _compiled(tree: Any) -> re.Pattern[str] | None:
+    from re import _compiler as compiler  # type: ignore[attr-defined]
+
+    try:
+        return compiler.compile(tree, 0)
+    except Exception:
+        return None
+
+
+def _samples(tree: Any, depth: int = 0) -> tuple[list[str], list[str]]:
+    """Texts that an expression matches, and the parts of it that may be repeated."""
+    wholes, parts = [""], []
+    for code, value in tree:
+        inner: list[str] = []
+        if code in (codes.LITERAL, codes.NOT_LITERAL, codes.IN, codes.ANY):
+            inner = _letters(code, value)
+            parts += inner
+        elif code in (codes.MAX_REPEAT, codes.MIN_REPEAT, codes.POSSESSIVE_REPEAT):
+            least, _, content = value
+            bodies, within = _samples(content, depth + 1)
+            inner = ([""] if least == 0 else []) + [body * max(least, 1) for body in bodies[:2]]
+            parts += [*within, *bodies[:3]]
+        elif code is codes.SUBPATTERN:
+            inner, within = _samples(value[-1], depth + 1)
+            parts += within
+        elif code is codes.BRANCH:
+            for branch in value[1][:8]:
+                some, within = _samples(branch, depth + 1)
+                inner, parts = inner + some[:1], parts + within
+        elif code in (codes.ASSERT, codes.ASSERT_NOT):
+            parts += _samples(value[1], depth + 1)[1]
+        elif code is codes.ATOMIC_GROUP:
+            inner, within = _samples(value, depth + 1)
+            parts += within
+        if inner:
+            wholes = [before + after for before in wholes[:3] for after in inner[:3]][:6]
+            parts += wholes[:2]  # beginnings of a match
+    return wholes, parts
+
+
+def texts(pattern: re.Pattern[str]) -> Iterator[tuple[str, str, str]]:
+    """Beginning, part to repeat, and end of texts on which a search has to try much in vain."""
+    wholes, parts = _samples(parser.parse(pattern.pattern, pattern.flags & ~re.DEBUG))
+    every = list(dict.fromkeys(part[:300] for part in [*parts, *(whole[:-1] for whole in wholes), *wholes] if part))
+    kept = sorted(every, key=len)
+    step = max(1, len(kept) // MOST_PARTS)
+    kept = list(dict.fromkeys(kept[: MOST_PARTS // 2] + kept[::step]))
+    pairs = [a + b for a, b in itertools.permutations([part for part in kept if len(part) == 1][:6], 2)]
+    for part in [*kept, *pairs]:
+        for before in ("", *[each for each in kept[-4:] if each != part]):
+            for after in ("", "\x00", "!"):
+                yield before, part, after
+
+
+def seconds(run: Callable[[str], object], text: str) -> float:
+    """Processor time of one search; infinite where it does not end."""
+    signal.setitimer(signal.ITIMER_VIRTUAL, HANGS_SECONDS)
+    began = time.process_time()
+    try:
+        run(text)
+    except Slow:
+        return float("inf")
+    finally:
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+    return time.process_time() - began
+
+
+def run_of(pattern: re.Pattern[str], method: str) -> Callable[[str], object]:
+    """The method, made to go through the whole text."""
+    if method in ("sub", "subn"):
+        return lambda text: getattr(pattern, method)("", text)
+    if method == "finditer":
+        return lambda text: sum(1 for _ in pattern.finditer(text))
+    return getattr(pattern, method)
+
+
+def growth(expression: Expression) -> tuple[float, str, int]:
+    """The worst ratio of times at four times the length, the text that it is of, and how many texts were tried."""
+    worst, of, tried = 0.0, "", 0
+    for (before, part, after), method in itertools.product(texts(expression.pattern), expression.methods):
+        run, tried = run_of(expression.pattern, method), tried + 1
+        if max(seconds(run, before + part * count + after) for count in (24, 400 // len(part))) > 1:  # exponential
+            return float("inf"), f"{method} of {before[:40]!r} + {part[:40]!r} * n + {after!r}", tried
+        few, twice, many = (before + part * (length // len(part)) + after for length in LENGTHS)
+        if (last := seconds(run, many)) < FAST_SECONDS:
+            continue
+        ratio = float("inf")
+        if last != float("inf"):
+            times = [min(seconds(run, text) for _ in range(3)) for text in (few, twice, many)]
+            ratio = times[2] / max(times[0], 1e-6) if times[2] >= FAST_SECONDS else 0.0
+        if ratio > worst:
+            worst, of = ratio, f"{method} of {before[:40]!r} + {part[:40]!r} * n + {after!r}, {last:.2f} s"
+        if worst > MOST_RATIO:
+            break
+    return worst, of, tried
+
+
+def main() -> int:
+    """1 where an expression is slow or was not run."""
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--only", default="", help="part of a place, to look at some alone")
+    only = options.parse_args().only
+
+    def stop(*_: object) -> None:
+        raise Slow
+
+    signal.signal(signal.SIGVTALRM, stop)
+    found, unknown = expressions()
+    found = [expression for expression in found if only in expression.where]
+    tried, slow = 0, 0
+    for expression in found:
+        ratio, of, texts_tried = growth(expression)
+        tried += texts_tried
+        if ratio > MOST_RATIO:
+            slow += 1
+            print(f"SLOW {expression.where}: {ratio:.1f} times at four times the length: {of}", flush=True)
+            print(f"     {expression.pattern.pattern[:150]!r}", flush=True)
+    for place in unknown:
+        print(f"NOT RUN {place}")
+    print(
+        f"{len(found)} expressions, {tried:,} texts, {slow} slow, {len(unknown)} not run, {time.process_time():,.0f} s"
+    )
+    print(f"not run, since others than outsiders write what they read: {', '.join(NOT_OUTSIDE)}")
+    return 1 if slow or unknown else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
