@@ -150,7 +150,7 @@ class Options:
 
 def _pattern(name: str) -> str:
     """A field's name without the numbers of items."""
-    return re.sub(r"\[[^\]]*\]", "[]", name)
+    return re.sub(r"\[[^\[\]]*\]", "[]", name)
 
 
 def config_named(word: str) -> str | None:

@@ -23,7 +23,7 @@ _LETTER_SCRIPTS = (
     "Tangut", "Nushu", "Khitan_Small_Script",
 )  # fmt: skip
 _OPENING = (
-    r"(\[{<$\u00a3\u20ac\u00a5\uffe5\u00ab\u2018\u201c\u2039"
+    r"([{<$\u00a3\u20ac\u00a5\uffe5\u00ab\u2018\u201c\u2039"
     r"\u3008\u300a\u300c\u300e\u3010\u3014\u3016\u3018\uff08\uff3b\uff5b\uff62"
 )
 _KANA_MARKS = "\u30fc\uff70\uff9e\uff9f"  # prolonged sound and voicing: of both kana, so of neither by script
@@ -33,8 +33,7 @@ _MAYBE_UNSPACED = re.compile("[\u0e00-\u1bff\u2e80-\uaadf\uf900-\ufaff\uff66-\uf
 # Soft hyphen, joiners, variants of a sign: inside words.
 _UNSEEN = re.compile("[\u00ad\u200c\u200d\u2060\ufe00-\ufe0f\ufeff\U000e0100-\U000e01ef]")
 _NOT_PLAIN = re.compile("[\u00ad\u0e00-\u1bff\u200c\u200d\u2060\u2e80-\uaadf\uf900-\U0010ffff]")
-# What stands between two runs: marks that end what is before, marks that open what follows, the rest.
-_BETWEEN = re.compile(rf"([\W_]*?)([{_OPENING}]*)((?:[^\W_].*)?)", re.DOTALL)
+_LETTER = re.compile(r"[^\W_]")
 _ASCII_WORD = re.compile(r"[a-zA-Z0-9]+")
 _CHARACTERS_OF_A_WORD = 32  # looked at first for each word of a prefix
 _MARGIN = 64  # characters at the end of a part of a text, where its words may differ from those of the whole
@@ -133,9 +132,10 @@ def written_words(token: str) -> list[str]:
             results += [before + first, *others]
             before = ""
             continue
-        match = _BETWEEN.fullmatch(part)
-        assert match is not None
-        ending, opening, rest = match.groups()
+        word = _LETTER.search(part)
+        between, rest = (part[: word.start()], part[word.start() :]) if word else (part, "")
+        ending = between.rstrip(_OPENING)
+        opening = between[len(ending) :]
         if results:
             results[-1] += ending
             before = opening

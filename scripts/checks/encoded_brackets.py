@@ -44,11 +44,13 @@ def documents(path: str, count: int, characters: int) -> list[str]:
 class Reader:
     """The model: log-probabilities of a prompt's tokens, and of the next one."""
 
-    def __init__(self, path: str, length: int):
+    length: int  # of the longest prompt: one program serves all
+
+    def __init__(self, path: str):
         config, self._params = read_model(path)
         folder = model_folder(path)
         own = folder / "tokenizer"
-        self._tokenizer, self._length = load_tokenizer(str(own if own.exists() else folder)), length
+        self._tokenizer = load_tokenizer(str(own if own.exists() else folder))
         self._forward = jax.jit(lambda params, tokens: jax.nn.log_softmax(logits(config, params, tokens)))
 
     def encode(self, text: str) -> list[int]:
@@ -57,8 +59,9 @@ class Reader:
 
     def read(self, text: str) -> tuple[float, np.ndarray]:
         """Nats of the document, and log-probabilities of the token after the question."""
-        body, whole = self.encode(text), self.encode(text + QUESTION)[: self._length]
-        padded = np.zeros((1, self._length), np.int32)
+        begin = [*self._tokenizer.surrounding_ids()[0]]
+        body, whole = begin + self.encode(text), begin + self.encode(text + QUESTION)
+        padded = np.zeros((1, self.length), np.int32)
         padded[0, : len(whole)] = whole
         values = np.asarray(self._forward(self._params, padded)[0], np.float32)
         own = range(1, min(len(body), len(whole)))
@@ -80,7 +83,8 @@ def main() -> None:
         for path, kind in files.items()
         for text in documents(path, options.documents, options.characters)
     ]
-    reader = Reader(options.model, 320)
+    reader = Reader(options.model)
+    reader.length = 1 + max(len(reader.encode(form(text) + QUESTION)) for text, _ in texts for form in (str, as_data))
     first = [reader.encode(f" {kind}")[0] for kind in kinds]
     assert len(set(first)) == len(kinds), "two kinds begin with one token"
     prior = reader.read("")[1][first]

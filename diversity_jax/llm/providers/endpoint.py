@@ -42,7 +42,9 @@ class _Feature(NamedTuple):
 # In the order in which a refusal is searched for them.
 FEATURES: Mapping[str, _Feature] = {
     "system": _Feature(
-        re.compile(r"system.?(role|message|prompt|instruction)|developer instruction|role.*\bsystem\b|must alternate"),
+        re.compile(
+            r"system.?(role|message|prompt|instruction)|developer instruction|role.{0,80}\bsystem\b|must alternate"
+        ),
         "the instructions now stand before the question",
     ),
     "json_schema": _Feature(
@@ -61,7 +63,7 @@ _NO_FORMAT = re.compile(r"response_format\W*(is|was|are|not|parameter|field|$)|j
 _REFUSES = re.compile(
     "not (be )?(support|enabled|allow|permit|available|implement|recogni)|n't support|unsupported|unknown|unrecogni"
     "|unexpected|invalid|unavailable|only the default|must alternate|does not (accept|take)|extra (input|field)"
-    "|deprecated|no longer|response_format.*must be"
+    "|deprecated|no longer|response_format.{0,80}must be"
 )
 _LOOKED_THROUGH = 400  # characters of a refusal; further on it may quote the prompt
 _MAY_NAME_A_FEATURE = (400, 404, 415, 422, 500, 501)
