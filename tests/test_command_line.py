@@ -2,6 +2,7 @@
 
 import ast
 import dataclasses
+import importlib
 import inspect
 import os
 from pathlib import Path
@@ -236,6 +237,18 @@ def test_ready_configurations_are_found_from_any_folder(tmp_path, monkeypatch):
         for path in filter(None, (command.ready, command.ready_for_data)):
             assert Path(config_files.ready_made(path)).is_file(), path
         assert isinstance(command.ready and config_files.load_file(command.ready, command.config_type()), object)
+
+
+def test_a_ready_configuration_that_builds_on_another_loads_from_any_folder(tmp_path, monkeypatch):
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "own.py").write_text("STEPS = 7\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", ["", *(each for each in sys.path if Path(each).resolve() != ROOT)])
+    for name in [name for name in sys.modules if name.partition(".")[0] == "configs"]:
+        monkeypatch.delitem(sys.modules, name)
+    kind = COMMANDS["study"].config_type()
+    assert isinstance(config_files.load_file("configs/studies/smoke.py", kind), kind)
+    assert importlib.import_module("configs.own").STEPS == 7
 
 
 def test_messages_name_no_class_of_a_configuration():

@@ -17,6 +17,7 @@ from diversity_jax.training import trackers
 from diversity_jax.training.config import TrainConfig
 from diversity_jax.training.loop import train
 from diversity_jax.training.optimizer import OptimizerConfig
+from tests import example_run
 from tests.mixture_folders import build_mixture
 
 MODEL = LLAMA["llama_tiny"](num_layers=1, hidden_size=32, intermediate_size=64, num_heads=2)
@@ -144,3 +145,18 @@ def test_the_real_trackers_show_them_without_a_network(name):
     pytest.importorskip(name)
     script = os.path.join(os.path.dirname(__file__), "..", "scripts", "checks", "trackers.py")
     subprocess.run([sys.executable, script, name], check=True)
+
+
+def test_a_score_without_an_upper_bound_shows_its_other_figures(tmp_path):
+    mixture = example_run.write_mixture(tmp_path, groupings=20)
+    first, *others = mixture.components
+    open_above = {"effective_clusters": {"value": 45.0, "low": 3.29, "high": None}, "ratio": None}
+    first = dataclasses.replace(first, decision={**first.decision, **open_above})
+    figures = trackers.mixture_figures(dataclasses.replace(mixture, components=(first, *others)))
+    shown = {name: value for name, value in figures.items() if name.endswith(f"/{first.name}")}
+    assert shown == {
+        f"mixture/share_asked/{first.name}": float(first.share_asked),
+        f"mixture/share_granted/{first.name}": float(first.share_granted),
+        f"mixture/effective_clusters/{first.name}": 45.0,
+        f"mixture/effective_clusters_low/{first.name}": 3.29,
+    }

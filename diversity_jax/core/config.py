@@ -18,7 +18,7 @@ import typing
 from typing import Any
 
 from diversity_jax.core.commands import of_config
-from diversity_jax.core.config_files import line_of, nearest, nearest_argument, ready_made
+from diversity_jax.core.config_files import line_of, nearest, nearest_argument, ready_made, share_configs
 from diversity_jax.core.errors import InputError, without_secrets
 from diversity_jax.core.files import read_json
 
@@ -112,6 +112,7 @@ def load_file(path: str, expected: type) -> Any:
         raise InputError(f"--config {path}: {what}; give one with get_config(), such as configs/quickstart.py")
     module = importlib.util.module_from_spec(specification)
     sys.modules[specification.name] = module
+    share_configs(path)
     try:
         specification.loader.exec_module(module)
     except (SyntaxError, ImportError, NameError, AttributeError, TypeError) as error:

@@ -3,10 +3,13 @@
 from collections.abc import Sequence
 import dataclasses
 import difflib
+import importlib
 import os
 from pathlib import Path
 import re
+import sys
 import traceback
+from types import ModuleType
 
 
 def ready_made(path: str) -> str:
@@ -17,6 +20,20 @@ def ready_made(path: str) -> str:
             if (folder / path).is_file():
                 return str(folder / path)
     return path
+
+
+def share_configs(path: str) -> None:
+    """Makes `from configs.quickstart import ...` in a configuration below a folder `configs` mean that folder, whatever
+    the working directory is.
+    """
+    folder = next((str(each) for each in Path(path).resolve().parents if each.name == "configs"), None)
+    if folder is None:
+        return
+    try:
+        package = importlib.import_module("configs")
+    except ModuleNotFoundError:
+        package = sys.modules["configs"] = ModuleType("configs")
+    package.__path__ = [folder, *(each for each in getattr(package, "__path__", ()) if each != folder)]
 
 
 def nearest(name: str, known: Sequence[str]) -> str:

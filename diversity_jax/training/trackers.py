@@ -245,5 +245,6 @@ def mixture_figures(mixture: Mixture) -> dict[str, float]:
         for name in ("effective_clusters", "ratio"):
             for bound, value in (part.decision.get(name) or {}).items():
                 ending = "" if bound == "value" else f"_{bound}"
-                figures[f"mixture/{name}{ending}/{part.name}"] = float(value)
+                if value is not None:  # an end of an interval that has no bound
+                    figures[f"mixture/{name}{ending}/{part.name}"] = float(value)
     return figures

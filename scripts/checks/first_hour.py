@@ -27,6 +27,7 @@ score a.jsonl b.jsonl -n 100 -o s2
 score a.jsonl -n 100 -o s1
 score texts -n 50 --output-dir s3
 score a.jsonl -n 50 --dry-run
+score a.jsonl --judge openai:gpt-5-mini --dry-run
 measure a.jsonl b.jsonl --baseline.draws 3 -m lexical -o m1
 measure a.jsonl -m mtld,vendi --baseline.draws 3 -o m2
 prepare a.jsonl -o p1 -l 64
@@ -49,7 +50,6 @@ WRONG = """scor a.jsonl
 score nowhere.jsonl
 score a.jsonl --judge offlne
 score a.jsonl --judge openai
-score a.jsonl --judge openai:gpt-5-mini --dry-run
 score a.txt -o w0
 score a.jsonl --groupings 10
 score a.jsonl --agent.groupngs 10

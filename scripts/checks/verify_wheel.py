@@ -85,6 +85,8 @@ def use(python: Path, folder: Path) -> None:
             sys.exit(f"failed: {' '.join(words)} wrote no {made}")
         print(f"  {words[0]}: {last} ({time.monotonic() - began:.0f} s)", flush=True)
     run([str(python.parent / "diversity-jax-lm-eval"), "--help"], folder)
+    planned = run([str(python.parent / "diversity-jax"), "study", "studies/smoke", "--dry-run"], folder)
+    print(f"  study: {planned.splitlines()[-1]}", flush=True)
 
 
 def main() -> None:
