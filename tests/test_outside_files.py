@@ -20,15 +20,18 @@ import time
 from types import SimpleNamespace
 import zlib
 
+import fsspec
 import jax
 import numpy as np
 import pytest
+import tokenizers
 import zstandard
 
 from diversity_jax.cluster_agent import Scorecard
 from diversity_jax.cluster_agent.text_cleaning import clean_text
 from diversity_jax.core import compression, run_info
 from diversity_jax.core.artifacts import exclusive_lock
+from diversity_jax.core.buckets import local_copy
 from diversity_jax.core.cli import run_plain
 from diversity_jax.core.config import Fields, from_json, plain_for_keys, read_fields
 from diversity_jax.core.errors import InputError
@@ -43,6 +46,7 @@ from diversity_jax.evaluation.run import read_prompts
 from diversity_jax.evaluation.tasks import read_items
 from diversity_jax.llm.providers.outcomes import read_error
 from diversity_jax.metrics import MetricsReport
+from diversity_jax.mixtures import fetch
 from diversity_jax.mixtures import prepare as prepare_module
 from diversity_jax.mixtures.mixture import Mixture
 from diversity_jax.mixtures.replay import replay
@@ -204,6 +208,31 @@ def test_shards_lie_in_their_folder(mixture):
     _edit(path, splits=splits)
     with pytest.raises(InputError, match=r"manifest.json: shard: '../../../private.json' is not the name of a file"):
         Manifest.load(path)
+
+
+@pytest.mark.parametrize("name", ["../../evil", "/evil", "a/../../../evil"])
+def test_objects_of_a_bucket_are_copied_into_the_copy_alone(tmp_path, name, monkeypatch):
+    monkeypatch.setenv("DIVERSITY_JAX_CACHE", str(tmp_path / "a" / "cache"))
+    store = fsspec.filesystem("memory")
+    store.pipe({"/b/model/good": b"x"})
+    store.store[f"/b/model/{name}"] = store.store["/b/model/good"]
+    try:
+        with pytest.raises(InputError, match=r"memory://b/model: holds .*evil', which is not the name of a file in"):
+            local_copy("memory://b/model")
+    finally:
+        store.store.clear()
+    assert not list(tmp_path.rglob("evil"))
+
+
+def test_a_mixture_that_is_fetched_names_no_file_outside(mixture, tmp_path):
+    path = mixture / "mixture.json"
+    components = read_json(path)["components"]
+    components[0]["decision"] |= {"scorecard": "../private.json"}
+    _edit(path, components=components)
+    (tmp_path / "elsewhere").mkdir()
+    with pytest.raises(InputError, match=r"decision.scorecard: '../private.json' is not the name of a file"):
+        fetch.main([str(mixture), str(tmp_path / "elsewhere" / "fetched")])
+    assert not list((tmp_path / "elsewhere").rglob("private.json"))
 
 
 @pytest.mark.parametrize("name", ["../x", "a/b", "", ".hidden", "x" * 101, "a\nb"])
@@ -527,6 +556,16 @@ def test_a_sentencepiece_model_without_pieces_is_refused(tmp_path):
     (tmp_path / "tokenizer.model").write_bytes(b"")
     with pytest.raises(InputError, match="without pieces"):
         load_tokenizer(str(tmp_path / "tokenizer.model"))
+
+
+def test_a_tokenizer_whose_pattern_gives_up_is_one_line(tmp_path):
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0, "</s>": 1, "?": 2}, unk_token="?"))
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Split(tokenizers.Regex(r"(a+)+$"), "isolated")
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    read = load_tokenizer(str(tmp_path / "tokenizer.json"))
+    assert read.encode_each(["a"]) == [[0]]
+    with pytest.raises(InputError, match=r"tokenizer\.json: its own rules fail on a text \(.*limit"):
+        read.encode_each(["a" * 50 + "!"])
 
 
 @pytest.mark.parametrize("share", ["1e-300000000", "1e999", "-1/2", "1/0", 0.5, None, "1/" + "9" * 5000])

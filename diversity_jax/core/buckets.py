@@ -24,6 +24,7 @@ from typing import Any, TypeVar
 from diversity_jax.core.artifacts import exclusive_lock, locked_folder
 from diversity_jax.core.errors import InputError
 from diversity_jax.core.files import (
+    is_inner_name,
     join_path,
     local_folder,
     make_folder,
@@ -59,7 +60,11 @@ class RemoteFileInfo:
 
 
 def remote_tree(url: str) -> dict[str, RemoteFileInfo]:
-    """All files below a URL, by their names relative to it; empty where there are none."""
+    """All files below a URL, by their names relative to it; empty where there are none.
+
+    Raises:
+      InputError: one is called so that a copy of it would lie elsewhere, as an object `x/../../y` may be.
+    """
     filesystem, inside = remote(url)
     inside = inside.rstrip("/")
     with store_errors(url):
@@ -67,11 +72,14 @@ def remote_tree(url: str) -> dict[str, RemoteFileInfo]:
             found = filesystem.find(inside, detail=True)
         except FileNotFoundError:
             return {}
-    return {
+    tree = {
         name[len(inside) + 1 :]: _described(info)
         for name, info in found.items()
         if name.startswith(f"{inside}/") and not name.endswith("/")
     }
+    if outside := next((name for name in tree if not is_inner_name(name)), None):
+        raise InputError(f"{url}: holds {outside[:80]!r}, which is not the name of a file in a folder; remove it there")
+    return tree
 
 
 def _described(info: Mapping[str, Any]) -> RemoteFileInfo:

@@ -323,6 +323,13 @@ def parent_folder(path: str | os.PathLike) -> Path | str:
     return os.fspath(path).rstrip("/").rpartition("/")[0] if is_remote(path) else Path(path).parent
 
 
+def is_inner_name(name: Any) -> bool:
+    """Whether a value is the relative path of a file, parts with `/` between them, that cannot lead out of a folder."""
+    parts = name.split("/") if isinstance(name, str) else [""]
+    plain = all(part not in ("", ".", "..") and part.isprintable() and len(part) < 256 for part in parts)
+    return plain and "\\" not in name and not is_remote(name)
+
+
 def path_inside(folder: str | os.PathLike, name: Any, where: str) -> Path | str:
     """`folder/name` for a name that was read from a file, which must not lead out of the folder.
 
@@ -334,9 +341,7 @@ def path_inside(folder: str | os.PathLike, name: Any, where: str) -> Path | str:
     Raises:
       InputError: it is no relative path, or leads out of the folder.
     """
-    parts = name.split("/") if isinstance(name, str) else [""]
-    plain = all(part not in ("", ".", "..") and part.isprintable() and len(part) < 256 for part in parts)
-    if not plain or "\\" in name or is_remote(name):
+    if not is_inner_name(name):
         raise InputError(f"{where}: {str(name)[:80]!r} is not the name of a file in {folder}; fetch or make it again")
     path = join_path(folder, name)
     if isinstance(path, Path):

@@ -30,6 +30,7 @@ from diversity_jax.core.files import (
     join_path,
     local_folder,
     open_file,
+    path_inside,
     read_json,
     write_json,
     writing,
@@ -107,8 +108,10 @@ def fetch(source: str, folder: Path, steps: int | None, batch_size: int, process
         component["manifest"] = f"components/{component['name']}/manifest.json" if is_here else None
         component["manifest_hash"] = component["manifest_hash"] if is_here else None
     for component in mixture.components:
-        if (card := component.decision.get("scorecard")) and exists(join_path(mixture.folder, card)):
-            _copy(join_path(mixture.folder, card), folder / card)
+        if card := component.decision.get("scorecard"):
+            where = f"{join_path(mixture.folder, 'mixture.json')}: decision.scorecard"
+            if exists(source_card := path_inside(mixture.folder, card, where)):
+                _copy(source_card, Path(path_inside(folder, card, where)))
     write_json(target, value)
 
 

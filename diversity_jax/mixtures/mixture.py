@@ -377,7 +377,7 @@ def check_document_start(about: str, manifest: Manifest, document_start: str | N
 
 
 def _component(folder: Path | str, value: Mapping[str, Any]) -> MixtureComponent:
-    if not re.fullmatch(r"[\w.]+", value["name"], re.ASCII):
+    if not re.fullmatch(r"\w[\w.]*", value["name"], re.ASCII):
         raise ValueError(f"component name {value['name']!r}")
     # It may lie outside the mixture's folder, where the component was prepared or is part of another mixture.
     path = resolve_path(folder, value["manifest"]) if value["manifest"] else None

@@ -119,7 +119,7 @@ class HuggingFaceTokenizer(Tokenizer):
     def _encode_plain(self, texts: Sequence[str]) -> Sequence[Sequence[int]]:
         if not self._leaks:
             return self._encode(texts, spelt_out=True)
-        return [encoding.ids for encoding in self._twin()[0].encode_batch_fast(list(texts), add_special_tokens=False)]
+        return self._ids(self._twin()[0], texts)
 
     def _encode_special(self, texts: Sequence[str]) -> Sequence[Sequence[int]]:
         """By the library, which knows what may stand around a special token; texts with breaks by the twin."""
@@ -128,14 +128,23 @@ class HuggingFaceTokenizer(Tokenizer):
         (twin, ids), split = self._twin(), self._special_pattern
         assert split is not None  # or nothing would have been broken up
         marked = [split.sub(lambda found: _mark(self.special_ids[found.group()]), text) for text in texts]
-        encodings = twin.encode_batch_fast([without_breaks(text) for text in marked], add_special_tokens=False)
-        return [[ids.get(i, i) for i in encoding.ids] for encoding in encodings]
+        return [[ids.get(i, i) for i in row] for row in self._ids(twin, [without_breaks(text) for text in marked])]
 
     def _encode(self, texts: Sequence[str], *, spelt_out: bool) -> list[list[int]]:
         with _ENCODING:
             self._tokenizer.encode_special_tokens = spelt_out
-            encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
-        return [encoding.ids for encoding in encodings]
+            return self._ids(self._tokenizer, texts)
+
+    def _ids(self, tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
+        try:
+            return [encoding.ids for encoding in tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)]
+        except (KeyboardInterrupt, SystemExit, MemoryError):
+            raise
+        except BaseException as error:  # a panic of the library, whose search has given up
+            reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+            raise InputError(
+                f"{self.files[0]}: its own rules fail on a text ({reason}); take another tokenizer"
+            ) from None
 
     def _spelt_out(self, text: str) -> list[int]:
         return self._encode([text], spelt_out=True)[0]

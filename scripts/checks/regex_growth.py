@@ -36,7 +36,11 @@ MOST_PARTS = 24
 # What these read is written by the compiler, by matplotlib for our own figures, by the scheduler in its environment.
 NOT_OUTSIDE = ("aot/hlo.py", "aot/worker.py", "report/plotting.py", "training/devices.py")
 # Characters of outside text that these are given at most, and take the square of; they have to end as fast as others.
-LIMITS = {"llm/providers/outcomes.py:_TAG": 7_999, "installed_packages.py:_PATTERNS['definition_end']": 1_000}
+LIMITS = {
+    "outcomes.py:_TAG": 7_999,
+    "outcomes.py:_DURATION": 100,
+    "installed_packages.py:_PATTERNS['definition_end']": 1_000,
+}
 # Expressions that a function makes of its arguments, by file and function: with what the library calls it with, or
 # what a downloaded file may.
 MADE_OF_ARGUMENTS: dict[str, Callable[[], list[str]]] = {}
