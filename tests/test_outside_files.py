@@ -35,7 +35,7 @@ from diversity_jax.core.buckets import local_copy
 from diversity_jax.core.cli import run_plain
 from diversity_jax.core.config import Fields, from_json, plain_for_keys, read_fields
 from diversity_jax.core.errors import InputError
-from diversity_jax.core.files import content_hash, path_inside, read_json, write_json, writing
+from diversity_jax.core.files import content_hash, path_inside, read_json, relative_path, write_json, writing
 from diversity_jax.core.run_info import RunInfo
 from diversity_jax.core.words import count_words
 from diversity_jax.corpus import CorpusConfig, open_corpus
@@ -222,6 +222,11 @@ def test_objects_of_a_bucket_are_copied_into_the_copy_alone(tmp_path, name, monk
     finally:
         store.store.clear()
     assert not list(tmp_path.rglob("evil"))
+
+
+def test_a_component_elsewhere_is_recorded_without_its_password(tmp_path):
+    for folder in (tmp_path, "s3://other/mixture"):
+        assert relative_path("s3://KEY:MARKER@bucket/a/manifest.json", folder) == "s3://bucket/a/manifest.json"
 
 
 def test_a_mixture_that_is_fetched_names_no_file_outside(mixture, tmp_path):

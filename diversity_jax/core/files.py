@@ -15,7 +15,7 @@ from typing import IO, Any
 import uuid
 
 from diversity_jax.core.contents import but_holds
-from diversity_jax.core.errors import InputError
+from diversity_jax.core.errors import InputError, without_secrets
 from diversity_jax.core.json_text import parse_json
 from diversity_jax.core.stores import DiskFull, RemoteFile, StoreError, is_remote, remote, store_errors
 
@@ -291,11 +291,14 @@ def join_path(folder: str | os.PathLike, *names: str) -> Path | str:
 
 
 def relative_path(path: str | os.PathLike, folder: str | os.PathLike) -> str:
-    """`path` as a file in `folder` names it: relative to it, or whole where one is local and the other is not."""
+    """`path` as a file in `folder` names it: relative to it, or whole where one is local and the other is not.
+
+    A password in a URL is left out: whoever reads the file logs in with a key of their own.
+    """
     if is_remote(path) != is_remote(folder):
-        return os.fspath(path)
+        return without_secrets(os.fspath(path))
     if is_remote(path) and _bucket(path) != _bucket(folder):
-        return os.fspath(path)
+        return without_secrets(os.fspath(path))
     return os.path.relpath(path, folder)
 
 

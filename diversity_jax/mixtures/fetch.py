@@ -21,7 +21,7 @@ from typing import Any
 from diversity_jax.core import cli
 from diversity_jax.core.artifacts import locked_folder
 from diversity_jax.core.config import read_fields
-from diversity_jax.core.errors import InputError
+from diversity_jax.core.errors import InputError, without_secrets
 from diversity_jax.core.files import (
     exists,
     file_bytes,
@@ -131,7 +131,7 @@ def _finish_component(manifest: Manifest, target: Path, wanted: set[str] | None)
         _copy(join_path(manifest.folder, file), target / file)
     shards = [shard.file for split in manifest.splits.values() for shard in split.shards]
     left_out = [file for file in shards if not (target / file).exists()]
-    write_json(target / FETCHED, {"source": os.fspath(manifest.folder), "left_out": left_out})
+    write_json(target / FETCHED, {"source": without_secrets(os.fspath(manifest.folder)), "left_out": left_out})
     _copy(join_path(manifest.folder, "manifest.json"), target / "manifest.json")
 
 
