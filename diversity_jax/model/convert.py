@@ -179,7 +179,7 @@ def refuse_imported(folder: Path) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m diversity_jax.model.convert", description=__doc__.split("\n\n")[0])
+    parser = argparse.ArgumentParser(prog="diversity-jax convert", description=__doc__.split("\n\n")[0])
     commands = parser.add_subparsers(required=True)
     for run, text in (
         (_export, "a run's weights as a Hugging Face folder"),
@@ -189,7 +189,8 @@ def main(argv: list[str] | None = None) -> None:
     ):
         command = commands.add_parser(run.__name__[1:], help=text)
         command.set_defaults(run=run)
-        command.add_argument("source")
+        source = "a Hugging Face folder" if run is _import else "a run's output folder, or what `import` wrote"
+        command.add_argument("source", help=source)
         if run is not _check:
             command.add_argument("output")
         if run in (_export, _gguf):

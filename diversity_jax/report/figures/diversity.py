@@ -314,8 +314,8 @@ def _unsqueezed(value: float) -> float:
 def separations(rows: Sequence[Separation], first: str, second: str, width: int) -> Canvas:
     """For every metric, in which direction and how clearly two corpora differ; the band is where nothing is decided."""
     phone = for_phone(width)
-    left, right, top = (150 if phone else 240), 12, 54
-    canvas = Canvas(width, top + _ROW * len(rows) + 34)
+    left, right, top = (172 if phone else 240), 12, 54
+    canvas = Canvas(width, top + _ROW * len(rows) + 46)
     axes = canvas.rows(len(rows), (left, top, right, _ROW))
     values = [value for row in rows for value in (row.full_length, row.equal_length) if value is not None]
     most = max([2.2, *(abs(_squeezed(value)) + 0.2 for value in values)])
@@ -326,7 +326,7 @@ def separations(rows: Sequence[Separation], first: str, second: str, width: int)
     ticks = [sign * _squeezed(mark) for sign in (-1, 1) for mark in marks if _squeezed(mark) < most]
     set_ticks(axes.xaxis, sorted(ticks), lambda tick: significant(_unsqueezed(tick)), ruled=True)
     for index, row in enumerate(rows):
-        title = shortened(row.title, 20 if phone else 32)
+        title = shortened(row.title, 25 if phone else 32)
         canvas.text(0, top + _ROW * (index + 0.5), title, size=12 if phone else 13)
         for value, shift, face in ((row.full_length, -0.14, "c1"), (row.equal_length, 0.14, "paper")):
             if value is not None:

@@ -83,9 +83,12 @@ def map_figure(positions: np.ndarray, names: Sequence[str], palette: Palette, wi
     canvas = Canvas(width, height + 24 * math.ceil(len(common) / per_line) + 10)
     axes = canvas.axes(0, 0, width, height)
     kinds = np.array([name if name in common else "" for name in names])
+    area = min(max(2700 / max(len(names), 1), 9), 90)  # of a dot, in square points: few topics get large ones
     for name in ["", *common]:
         colour, alpha = (palette.colour(name), 0.75) if name else (LIGHT["muted"], 0.35)
-        axes.scatter(*positions[kinds == name].T, s=6 if phone else 9, color=colour, alpha=alpha, linewidths=0)
+        axes.scatter(
+            *positions[kinds == name].T, s=area * (0.7 if phone else 1), color=colour, alpha=alpha, linewidths=0
+        )
     for index, name in enumerate(common):
         x, y = (index % per_line) * width / per_line, height + 18 + 24 * (index // per_line)
         canvas.text(x, y, "\u25cf " + label(name, 22 if phone else 34), palette.slot(name), size=12, bold=True)
