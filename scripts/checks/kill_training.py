@@ -31,6 +31,7 @@ import os
 from pathlib import Path
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -115,9 +116,9 @@ class Attempt:
             process.kill()
 
     def communicate(self, timeout: float | None = None) -> tuple[str, str]:
-        """What the first process wrote, once all have ended."""
+        """What the first process wrote to stdout, and all to stderr, once they have ended."""
         written = [process.communicate(timeout=timeout) for process in self._processes]
-        return written[0]
+        return written[0][0], "\n".join(errors for _, errors in written)
 
 
 def start(folder: Path | str, steps: int, environment: Mapping[str, str] = MappingProxyType({})) -> Attempt:
@@ -167,8 +168,8 @@ def kill_at_random(process: Attempt, folder: Path | str, draw: random.Random, ru
         time.sleep(draw.uniform(0.0, 0.2))
     process.kill()
     _, said = process.communicate()
-    if process.returncode == 2:
-        raise SystemExit(f"the run failed:\n{said}")
+    if process.returncode not in (0, -signal.SIGKILL):
+        raise SystemExit(f"the run failed (status {process.returncode}):\n{said}")
     return moment
 
 
@@ -208,10 +209,8 @@ def kill_and_resume(scenario: Scenario, folder: Path | str, options: argparse.Na
         if process.returncode == 0 and steps < options.steps:
             lengths = [length for length in lengths if length > steps]
             continue
-        if process.returncode != -9:
-            raise SystemExit(
-                f"the run ended before {options.kills} kills (status {process.returncode}); give more --steps"
-            )
+        if process.returncode == 0:
+            raise SystemExit(f"the run ended before {options.kills} kills; give more --steps")
         killed += 1
         damage = truncate_latest(folder, draw) if options.truncate else ""
         if is_remote(folder):
