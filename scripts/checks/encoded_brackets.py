@@ -65,7 +65,7 @@ class Reader:
         padded[0, : len(whole)] = whole
         values = np.asarray(self._forward(self._params, padded)[0], np.float32)
         own = range(1, min(len(body), len(whole)))
-        return float(-sum(values[at - 1, whole[at]] for at in own)), values[len(whole) - 1]
+        return float(-sum(values[at - 1, whole[at]] for at in own)), values[len(whole) - 1].copy()  # not all rows
 
 
 def main() -> None:
