@@ -153,6 +153,8 @@ def test_dynamic_scaling_beyond_the_original_length_is_refused_where_texts_are_r
         ({"layers_without_rotary": (2,)}, "there is no layer 2"),
         ({"window_rope_theta": 100.0}, "no layer has a window"),
         ({"logits_divisor": 0.0}, "logits_divisor=0.0: must be above 0"),
+        ({"num_heads": 0, "num_kv_heads": None}, "num_heads=0: must be at least 1"),
+        ({"hidden_size": 2, "num_heads": 4, "head_dim": None}, "hidden_size=2: must be a multiple of 2 * num_heads=8"),
     ],
     ids=str,
 )

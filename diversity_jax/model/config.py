@@ -103,11 +103,11 @@ class LlamaConfig:
     def __post_init__(self) -> None:
         if self.attention == "xla":
             object.__setattr__(self, "attention", "chunked")
-        self._unify()
         for least, names in ((1, _SIZES), (0, _OF_MIXTURE)):
             for name in names:
                 if getattr(self, name) < least:
                     raise InputError(f"model.{name}={getattr(self, name)}: must be at least {least}")
+        self._unify()
         if self.head_dim is None and self.hidden_size % (2 * self.num_heads):
             raise InputError(
                 f"model.hidden_size={self.hidden_size}: must be a multiple of 2 * num_heads={2 * self.num_heads} "
@@ -146,7 +146,7 @@ class LlamaConfig:
             ("rope_fast_turns", {"yarn": 32.0}.get(self.rope_scaling, 4.0)),
             ("rope_attention_factor", 0.1 * math.log(max(self.rope_factor, 1.0)) + 1),
             ("window_rope_theta", unscaled_theta),
-            ("attention_multiplier", self.head_size**-0.5),
+            ("attention_multiplier", max(self.head_size, 1) ** -0.5),
         ):
             if getattr(self, name) == same:
                 object.__setattr__(self, name, None)

@@ -39,6 +39,8 @@ NOT_OUTSIDE = ("aot/hlo.py", "aot/worker.py", "report/plotting.py", "training/de
 LIMITS = {
     "outcomes.py:_TAG": 7_999,
     "outcomes.py:_DURATION": 100,
+    "synthesis/quality.py:_REFUSAL": 240,
+    "synthesis/quality.py:_OTHER_REFUSAL": 240,
     "installed_packages.py:_PATTERNS['definition_end']": 1_000,
 }
 # Expressions that a function makes of its arguments, by file and function: with what the library calls it with, or
