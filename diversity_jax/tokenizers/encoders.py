@@ -73,6 +73,7 @@ class FastEncoder:
 
         self.name = library_version("fastokens")
         self._library = fastokens.Tokenizer.from_json_str(content)
+        self._library.no_truncation()
 
     def encode(self, texts: Sequence[str], *, special: bool) -> Encoded:
         """Ids of texts, as `Tokenizer.encode_batch` gives them; views of the library's own buffers."""

@@ -45,7 +45,7 @@ class HuggingFaceTokenizer(Tokenizer):
         source: Mapping[str, Any] | None = None,
     ):
         settings = settings or TokenizerSettings()
-        self._tokenizer, changes = _open(files, settings, source)
+        self._tokenizer, changes, self._content = _open(files, settings, source)
         tokens = self._tokenizer.get_added_tokens_decoder()
         self.special_ids: dict[str, int] = {
             token.content: number for number, token in sorted(tokens.items()) if token.special
@@ -54,6 +54,7 @@ class HuggingFaceTokenizer(Tokenizer):
         self.end_of_text_id = self._end_of_text(files[0], end_of_text, settings)
         if (end := self.token_text(self.end_of_text_id)) in END_OF_TEXT_NAMES and end not in self.special_ids:
             self._tokenizer.add_special_tokens([end])  # a vocab.json does not say which of its tokens are special
+            self._content = None
             self.special_ids[end] = self.end_of_text_id
         before, after = self.own_surrounding_ids()
         self.bos_id = self._begin_of_text(before, settings)
@@ -114,7 +115,9 @@ class HuggingFaceTokenizer(Tokenizer):
         return before, after
 
     def fast_content(self) -> str:
-        return self._twin()[0].to_str() if self._leaks else self._tokenizer.to_str()
+        if self._leaks:
+            return self._twin()[0].to_str()
+        return self._content or self._tokenizer.to_str()  # the library writes merges in a form that is slower to read
 
     def _encode_plain(self, texts: Sequence[str]) -> Sequence[Sequence[int]]:
         if not self._leaks:
@@ -229,10 +232,12 @@ def folder_end(path: str, tokenizer: Tokenizer, settings: TokenizerSettings) -> 
 
 def _open(
     files: tuple[str, ...], settings: TokenizerSettings, source: Mapping[str, Any] | None
-) -> tuple[Any, list[Any]]:
-    """The library's tokenizer, and what the settings changed about what is in the files."""
+) -> tuple[Any, list[Any], str | None]:
+    """The library's tokenizer, what the settings changed about what is in the files, and the `tokenizer.json` where it
+    is used as it stands."""
     import tokenizers
 
+    content = None
     try:
         if source is not None:
             tokenizer = tokenizers.Tokenizer.from_str(json.dumps(source))
@@ -240,8 +245,12 @@ def _open(
             tokenizer = _byte_level(*files, settings)
         else:
             with open_file(files[0]) as file:
-                tokenizer = tokenizers.Tokenizer.from_buffer(file.read())
+                content = file.read().decode()
+            tokenizer = tokenizers.Tokenizer.from_str(content)
+        read, added = tokenizer, tokenizer.get_added_tokens_decoder().keys()
         tokenizer, changes = _with_settings(tokenizer, settings, files[0])
+        if changes or tokenizer is not read or tokenizer.get_added_tokens_decoder().keys() != added:
+            content = None
     except InputError:
         raise
     except Exception as error:  # the library raises bare Exception for every fault of a file
@@ -257,7 +266,7 @@ def _open(
     tokenizer.no_padding()
     if len(files) == 2 and settings.class_name == "Qwen2Tokenizer":
         changes = [settings.class_name, *changes]
-    return tokenizer, changes
+    return tokenizer, changes, content
 
 
 def _with_settings(tokenizer: Any, settings: TokenizerSettings, path: str) -> tuple[Any, list[Any]]:
