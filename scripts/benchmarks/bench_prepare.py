@@ -1,17 +1,21 @@
-"""Tokens per CPU second from text on: our preparation against SeqIO, with the same documents and vocabulary in one run.
+"""Tokens per CPU second from text on: our preparation against SeqIO and datatrove, with the same documents and
+tokenizer in one run.
 
     # a SentencePiece model trained on the spot
     python scripts/benchmarks/bench_prepare.py
-    python scripts/benchmarks/bench_prepare.py --vocabulary tokenizer.json      # or any other
+    python scripts/benchmarks/bench_prepare.py --vocabulary tokenizer.json --text texts.jsonl --tokens 50 1000 \\
+        --datatrove-python ENVIRONMENT/bin/python
 
-Two peers. SeqIO's cache job (`seqio.scripts.cache_tasks_main` on Beam's DirectRunner; with `--processes` also with one
-process a core, which is slower) reads one document a line from one file a core, tokenises, shuffles and writes
+Three peers. SeqIO's cache job (`seqio.scripts.cache_tasks_main` on Beam's DirectRunner; with `--processes` also with
+one process a core, which is slower) reads one document a line from one file a core, tokenises, shuffles and writes
 TFRecords that are still to be packed. SeqIO's pipeline tokenises and packs with DecoderFeatureConverter(pack=True) and
-writes nothing. Ours reads JSONL, cuts full rows, permutes them, writes them with checksums and syncs them to disk.
+writes nothing. datatrove (an environment of its own, a `tokenizer.json`) reads JSON Lines, tokenises and writes
+shuffled files of tokens, one task a core. Ours reads JSON Lines, cuts full rows, permutes them, writes them with
+checksums and syncs them to disk.
 
 Jobs are commands, as users start them, and CPU seconds are user and system time of all their processes: what a core
 that does nothing else gets done in a second. They are counted as they are, and past start-up: less what the same
-command takes for 64 documents, so that imports are on neither side. Best of the repeats.
+command takes for 64 documents, so that imports are on neither side. The jobs take turns; medians of the repeats.
 """
 
 import argparse
@@ -20,8 +24,8 @@ from fractions import Fraction
 import json
 import os
 from pathlib import Path
-import re
 import resource
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -79,13 +83,17 @@ class Text:
     jsonl: str
 
 
-def documents(kind: str, count: int) -> list[str]:
-    """Prose of this machine's packages, as whole documents or as single sentences."""
-    results = open_corpus(CorpusConfig(source="installed_docs:prose", max_documents=count))
-    texts = [" ".join(document.text.split()) for document in results]
-    if kind == "short":
-        texts = [sentence for text in texts for sentence in re.split(r"(?<=\.) ", text)]
-    return [text for text in texts if text]
+def documents(tokens: int, most: int, tokenizer: Tokenizer, text: str | None) -> list[str]:
+    """Documents of about so many tokens, cut out of a JSON Lines file or of the prose of this machine's packages."""
+    source = CorpusConfig(source=text or "installed_docs:prose", max_documents=None if text else most)
+    joined = " ".join(" ".join(document.text.split()) for document in open_corpus(source))
+    sample = joined[: 1 << 20]
+    size, parts, start = round(tokens * len(sample) / int(tokenizer.encode_batch([sample])[1][0])), list[str](), 0
+    while start + size < len(joined) and len(parts) < most:
+        end = joined.find(" ", start + size)
+        parts.append(joined[start : end if end > 0 else len(joined)])
+        start += len(parts[-1]) + 1
+    return parts
 
 
 def write_text(folder: Path, name: str, texts: list[str]) -> Text:
@@ -148,6 +156,17 @@ def cache_job(text: Text, vocabulary: str, options: str, folder: Path) -> tuple[
     return results["targets_tokens"] + results["examples"], seconds
 
 
+def datatrove_job(text: Text, tokenizer: Tokenizer, python: str, folder: Path) -> tuple[int, np.ndarray]:
+    """Tokens that datatrove wrote, and seconds."""
+    folder.mkdir()
+    source, script = Path(text.jsonl), ROOT / "scripts" / "benchmarks" / "peers" / "datatrove_tokens.py"
+    end = tokenizer.token_text(tokenizer.end_of_text_id)
+    words = [str(source.parent), source.name, tokenizer.files[0], end, str(folder), str(usable_cores())]
+    seconds = command_seconds([python, str(script), *words], PYTHONPATH="")
+    sizes = [path.stat().st_size for path in (folder / "tokens").glob("*.ds")]
+    return sum(sizes) // 2, seconds
+
+
 def pipeline(text: Text, tokenizer: Tokenizer, length: int, name: str) -> tuple[int, float]:
     """Tokens that SeqIO's pipeline packed, and CPU seconds of this process."""
     from diversity_jax.core.tensorflow import seqio, tf
@@ -168,45 +187,48 @@ def pipeline(text: Text, tokenizer: Tokenizer, length: int, name: str) -> tuple[
     return tokens, time.process_time() - began
 
 
-def best_rates(jobs: dict, text: Text, few: Text, folder: Path, repeats: int) -> dict[str, np.ndarray]:
+def median_rates(jobs: dict, text: Text, few: Text, folder: Path, repeats: int) -> dict[str, np.ndarray]:
     """For each job, tokens a CPU second past its start-up, and with it."""
-    best = {name: np.zeros(2) for name in jobs}
+    spent: dict[str, list[tuple[float, float]]] = {name: [] for name in jobs}
+    counts = {}
     for repeat in range(repeats):
         for number, (name, job) in enumerate(jobs.items()):
             few_tokens, start_up = job(few, folder / f"few-{number}-{repeat}")
             tokens, seconds = job(text, folder / f"{number}-{repeat}")
-            spent, start_up_spent = seconds[0], start_up[0]
-            rates = np.array([(tokens - few_tokens) / max(spent - start_up_spent, 0.01), tokens / spent])
-            best[name] = np.maximum(best[name], rates)
-            print(
-                (
-                    f"  {name}: {tokens:,} tokens, {spent:.1f} CPU s ({start_up_spent:.1f} of start-up), "
-                    f"{seconds[1]:.1f} "
-                    "s"
-                ),
-                flush=True,
-            )
-    return best
+            spent[name].append((seconds[0], start_up[0]))
+            counts[name] = tokens, few_tokens
+            line = f"  {name}: {tokens:,} tokens, {seconds[0]:.2f} CPU s ({start_up[0]:.2f} of start-up), "
+            print(f"{line}{seconds[1]:.1f} s", flush=True)
+    rates = {}
+    for name, (tokens, few_tokens) in counts.items():
+        whole, start_up = (statistics.median(values) for values in zip(*spent[name], strict=True))
+        rates[name] = np.array([(tokens - few_tokens) / max(whole - start_up, 0.01), tokens / whole])
+    return rates
 
 
-def report(kind: str, texts: list[str], vocabulary: str, args: argparse.Namespace, folder: Path) -> None:
-    tokenizer = load_tokenizer(vocabulary)
-    text, few = write_text(folder, kind, texts), write_text(folder, f"{kind}-few", texts[:_FEW])
+def report(tokens: int, tokenizer: Tokenizer, vocabulary: str, args: argparse.Namespace, folder: Path) -> None:
+    texts, kind = documents(tokens, args.documents, tokenizer, args.text), f"documents_{tokens}"
+    text, few = write_text(folder, kind, texts), write_text(folder, f"few_{tokens}", texts[:_FEW])
     workers = f"--runner=DirectRunner,--direct_running_mode=multi_processing,--direct_num_workers={usable_cores()}"
-    jobs = {
-        "ours": lambda text, position: our_job(text, vocabulary, args.length, position),
-        "SeqIO's cache job": lambda text, position: cache_job(text, vocabulary, "--runner=DirectRunner", position),
-    }
+    jobs = {"ours": lambda text, position: our_job(text, vocabulary, args.length, position)}
+    if "seqio" in args.peers:
+        jobs["SeqIO's cache job"] = lambda text, position: cache_job(
+            text, vocabulary, "--runner=DirectRunner", position
+        )
     if args.processes:
         jobs["the same, one process a core"] = lambda text, position: cache_job(text, vocabulary, workers, position)
+    if args.datatrove_python:
+        jobs["datatrove"] = lambda text, position: datatrove_job(text, tokenizer, args.datatrove_python, position)
     position = folder / f"{kind}-jobs"
     position.mkdir()
-    mean = np.mean(tokenizer.encode_batch(texts[:2000])[1])
-    print(f"{len(texts):,} {kind} documents of {mean:.0f} tokens", flush=True)
-    rates = best_rates(jobs, text, few, position, args.repeats)
-    pipeline(few, tokenizer, args.length, f"{kind}_warm")
-    packed = [pipeline(text, tokenizer, args.length, f"{kind}_{repeat}") for repeat in range(args.repeats)]
-    rates["SeqIO's pipeline, not written"] = np.array([max(tokens / seconds for tokens, seconds in packed)])
+    mean, characters = np.mean(tokenizer.encode_batch(texts[:2000])[1]), sum(map(len, texts))
+    print(f"{len(texts):,} documents of {mean:.0f} tokens, {characters / 1e6:.1f} million characters", flush=True)
+    rates = median_rates(jobs, text, few, position, args.repeats)
+    if "pipeline" in args.peers:
+        pipeline(few, tokenizer, args.length, f"{kind}_warm")
+        packed = [pipeline(text, tokenizer, args.length, f"{kind}_{repeat}") for repeat in range(args.repeats)]
+        median = statistics.median(count / seconds for count, seconds in packed)
+        rates["SeqIO's pipeline, not written"] = np.array([median])
     print(f"{'tokens a CPU second':<32}{'past start-up':>14}{'ours is':>10}{'with it':>14}{'ours is':>10}")
     for name, rate in rates.items():
         columns = (f"{value:>14,.0f}{ours / value:>9.2f}x" for value, ours in zip(rate, rates["ours"], strict=False))
@@ -216,11 +238,14 @@ def report(kind: str, texts: list[str], vocabulary: str, args: argparse.Namespac
 def main() -> None:
     flags = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     flags.add_argument("--vocabulary")
-    flags.add_argument("--documents", type=int, default=8000)
+    flags.add_argument("--text", help="JSON Lines; without it prose of this machine's packages")
+    flags.add_argument("--tokens", type=int, nargs="+", default=(50, 1000), help="of a document, about")
+    flags.add_argument("--documents", type=int, default=8000, help="at most")
     flags.add_argument("--length", type=int, default=512)
     flags.add_argument("--repeats", type=int, default=2)
     flags.add_argument("--processes", action="store_true")
-    flags.add_argument("--kinds", nargs="+", choices=("short", "long"), default=("short", "long"))
+    flags.add_argument("--peers", nargs="*", choices=("seqio", "pipeline"), default=("seqio", "pipeline"))
+    flags.add_argument("--datatrove-python", help="of an environment that holds datatrove and tokenizers")
     args = flags.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
@@ -232,8 +257,9 @@ def main() -> None:
             texts = sampled_texts([prose], [Fraction(1)], characters=2_000_000, seed=0)
             vocabulary = str(train_tokenizer(texts, folder / "bench.model", vocab_size=8192))
         vocabulary = str(Path(vocabulary).resolve())
-        for kind in args.kinds:
-            report(kind, documents(kind, args.documents), vocabulary, args, folder)
+        tokenizer = load_tokenizer(vocabulary)
+        for tokens in args.tokens:
+            report(tokens, tokenizer, vocabulary, args, folder)
 
 
 if __name__ == "__main__":
