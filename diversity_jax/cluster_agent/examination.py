@@ -6,6 +6,7 @@ cannot depend on them. Each states its false-alarm rate for such a judge. What t
 consistently but coarsely or by something else than the corpus is about; for that there is the exam.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 import functools
@@ -59,30 +60,34 @@ def traits(labels: Sequence[int], lengths: Sequence[int], texts: Sequence[str] =
     pairs of copies, which any judge puts together, say nothing of length.
     """
     label, length, k = np.asarray(labels), np.asarray(lengths, float), len(labels)
-    first, second = _pairs(k)
-    together, distance = label[first] == label[second], second - first
-    sizes = np.unique(label, return_counts=True)[1]
-    difference = np.abs(length[first] - length[second])
-    apart, told = np.sort(difference[~together]), together
+    all_first, all_second = _pairs(k)
+    together = label[all_first] == label[all_second]
+    rows = np.flatnonzero(together)  # few of all pairs
+    first, second = all_first[rows], all_second[rows]
+    told = rows
     if texts:
-        copy_of = np.array([texts.index(text) for text in texts])
-        told = together & (copy_of[first] != copy_of[second])
-    wins, pairs = 0.0, int(told.sum())
-    if pairs and len(apart):
+        copy_of = {text: row for row, text in reversed(list(enumerate(texts)))}
+        copies = np.array([copy_of[text] for text in texts])
+        told = rows[copies[first] != copies[second]]
+    wins, pairs, apart = 0.0, len(told), len(together) - len(rows)
+    if pairs and apart:
+        difference = np.abs(length[all_first] - length[all_second])
         # Ties count half; ranks from both sides of the equal values.
-        sides = [np.searchsorted(apart, difference[told], side=side) for side in ("left", "right")]
-        wins = float((1 - (sides[0] + sides[1]) / (2 * len(apart))).sum())
-    near, half = 3 * distance <= k, k // 2
+        ranked = np.sort(difference[~together])
+        sides = [np.searchsorted(ranked, difference[told], side=side) for side in ("left", "right")]
+        wins = float((1 - (sides[0] + sides[1]) / (2 * apart)).sum())
+    sizes = np.array(list(Counter(labels).values()))
+    near, half = int((3 * (second - first) <= k).sum()), k // 2
     return PartitionTraits(
         clusters=len(sizes),
         singletons=int((sizes == 1).sum()),
-        near=int((together & near).sum()),
-        far=int((together & ~near).sum()),
-        early=int((together & (second < half)).sum()),
-        late=int((together & (first >= k - half)).sum()),
-        position=position_features(k)[together].sum(axis=0),
+        near=near,
+        far=len(rows) - near,
+        early=int((second < half).sum()),
+        late=int((first >= k - half).sum()),
+        position=position_features(k)[rows].sum(axis=0),
         length_wins=wins,
-        length_pairs=pairs if len(apart) else 0,
+        length_pairs=pairs if apart else 0,
     )
 
 

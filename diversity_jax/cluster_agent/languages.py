@@ -66,6 +66,7 @@ def is_small_word(word: str) -> bool:
     return word in _small_words()[0]
 
 
+@functools.lru_cache(10_000)
 def not_english(text: str) -> str:
     """What a text is written in; empty for English, and for what is of no language, such as code and formulas.
 

@@ -36,6 +36,7 @@ _THRESHOLDS = (0.2978, 0.2861, 0.2886, 0.2937, 0.2926, 0.3169, 0.3423, 0.3465, 0
 _REACHED_BY = 0.9  # of the documents: where more are shorter, their share decides what a corpus reads
 _MOST_WORDS = 2_000  # read of a text where no number is given
 _MOST_WORDS_KEPT = 200_000  # in the cache of the tokens of words
+_WORTH_THREADS = 512  # words: for fewer, waking the library's threads costs more than cutting them
 # The check whether vectors differ: halves of one text against halves of others.
 _CHECKED_TEXTS, _FEWEST_CHECKED = 400, 40
 _LEAST_AUC = 0.75
@@ -85,7 +86,7 @@ class StaticVectors:
 
         with safe_open(table, "numpy") as file:
             (name,) = file.keys()
-            self._table = file.get_tensor(name).astype(np.float32)
+            self._table = file.get_tensor(name)  # float16; rows are widened when they are added up
         self._tokenizer = Tokenizer.from_file(str(tokenizer))
         self._tokens: dict[str, list[int]] = {}
 
@@ -101,7 +102,7 @@ class StaticVectors:
             for column, length in enumerate(ascending):
                 if start < len(tokens):
                     added = list(itertools.chain.from_iterable(tokens[start:length]))
-                    sums[row, column] = self._table[added].sum(axis=0)
+                    sums[row, column] = self._table[added].astype(np.float32).sum(axis=0)
                 start = length
         return np.cumsum(sums, axis=1)[:, [ascending.index(length) for length in lengths]]
 
@@ -112,7 +113,10 @@ class StaticVectors:
         if len(self._tokens) > _MOST_WORDS_KEPT:
             self._tokens = {}
         new = list({word: None for words in split for word in words if word not in self._tokens})
-        encodings = self._tokenizer.encode_batch_fast(new, add_special_tokens=False)
+        if len(new) < _WORTH_THREADS:
+            encodings = [self._tokenizer.encode(word, add_special_tokens=False) for word in new]
+        else:
+            encodings = self._tokenizer.encode_batch_fast(new, add_special_tokens=False)
         self._tokens |= {word: encoding.ids for word, encoding in zip(new, encodings, strict=True)}
 
 

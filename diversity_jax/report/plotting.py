@@ -7,9 +7,11 @@ Inline, text stays text in the page's font, and colours become the page's CSS va
 from collections.abc import Callable, Iterator, Sequence
 import contextlib
 from dataclasses import dataclass
+import functools
 import io
 import math
 import re
+import sys
 from typing import Any
 
 import numpy as np
@@ -50,10 +52,8 @@ class Canvas:
     """A figure of `width` x `height` pixels with its origin at the top left."""
 
     def __init__(self, width: int, height: float):
-        from matplotlib.figure import Figure
-
         self.width, self.height = width, height
-        self.figure = Figure(figsize=(width / 72, height / 72), dpi=72)
+        self.figure = _figure_class()(figsize=(width / 72, height / 72), dpi=72)
         self.figure.patch.set_visible(False)
 
     def text(
@@ -99,6 +99,22 @@ class Canvas:
         """Axes whose row n, from the top, is at height n; `box` is left, top, right margin and a row's height."""
         left, top, right, row = box
         return self.axes(left, top, self.width - left - right, row * count, ylim=(count - 0.5, -0.5))
+
+
+@functools.cache
+def _figure_class() -> Any:
+    """matplotlib's `Figure`, loaded without the tables of properties that it writes into its docstrings, a third of
+    what that takes, unless somebody types here who could read them."""
+    import matplotlib.artist
+
+    describe = matplotlib.artist.kwdoc
+    if not hasattr(sys, "ps1") and "IPython" not in sys.modules:
+        vars(matplotlib.artist)["kwdoc"] = lambda artist: ""
+    try:
+        from matplotlib.figure import Figure
+    finally:
+        vars(matplotlib.artist)["kwdoc"] = describe
+    return Figure
 
 
 def for_phone(width: int) -> bool:

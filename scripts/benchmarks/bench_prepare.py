@@ -10,7 +10,7 @@ Three peers. SeqIO's cache job (`seqio.scripts.cache_tasks_main` on Beam's Direc
 one process a core, which is slower) reads one document a line from one file a core, tokenises, shuffles and writes
 TFRecords that are still to be packed. SeqIO's pipeline tokenises and packs with DecoderFeatureConverter(pack=True) and
 writes nothing. datatrove (an environment of its own, a `tokenizer.json`) reads JSON Lines, tokenises and writes
-shuffled files of tokens, one task a core. Ours reads JSON Lines, cuts full rows, permutes them, writes them with
+shuffled files of tokens, one after the other. Ours reads JSON Lines, cuts full rows, permutes them, writes them with
 checksums and syncs them to disk.
 
 Jobs are commands, as users start them, and CPU seconds are user and system time of all their processes: what a core

@@ -6,12 +6,13 @@ memory of all its processes, and whether every shard is the same.
         gpt_neox_tokenizer.json llama_tokenizer.json llama2_tokenizer.model
 
 The two take turns. Shown are the medians of user plus system time of the command and everything it starts, and of the
-largest sum of resident memory seen every 50 ms. Both have their modules' bytecode, as an installation has after its
+largest sum of resident memory seen every 50 ms. Both have their modules' bytecode, as after a
 first run. Documents end with end-of-text and begin with nothing, as they did in
 checkouts of before `document_start`.
 """
 
 import argparse
+import compileall
 import contextlib
 import hashlib
 import os
@@ -61,8 +62,7 @@ def prepared(
     values = {"length": args.length, "source": args.text, "vocabulary": vocabulary, "processes": args.processes}
     config.write_text(_CONFIG.format(output=str(rows), **values))
     command = [sys.executable, "-m", "diversity_jax.mixtures.prepare", "--config", str(config)]
-    environment = {**os.environ, "PYTHONPATH": str(checkout), "PYTHONPYCACHEPREFIX": str(folder / "bytecode")}
-    environment.pop("PYTHONDONTWRITEBYTECODE", None)
+    environment = {**os.environ, "PYTHONPATH": str(checkout)}
     before, began, peak = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic(), 0
     with open(folder / "log.txt", "w") as log:
         process = subprocess.Popen(command, cwd=checkout, env=environment, stdout=log, stderr=log)
@@ -93,14 +93,14 @@ def main() -> None:
     args = flags.parse_args()
     columns = ("base CPU s", "new CPU s", "ratio", "base s", "new s", "base MB", "new MB")
     print(f"{'vocabulary':<28}" + "".join(f"{name:>12}" for name in columns) + "  shards", flush=True)
+    for checkout in (args.base, args.new):
+        compileall.compile_dir(checkout / "diversity_jax", quiet=1)
     with tempfile.TemporaryDirectory() as scratch:
         for vocabulary in args.vocabularies:
             sides: dict[str, list[tuple[float, float, float, str]]] = {"base": [], "new": []}
-            for repeat in range(args.repeats + 1):
+            for _ in range(args.repeats):
                 for side, checkout in (("base", args.base.resolve()), ("new", args.new.resolve())):
-                    run = prepared(checkout, Path(scratch), str(Path(vocabulary).resolve()), args)
-                    if repeat:  # the first one compiles the modules
-                        sides[side].append(run)
+                    sides[side].append(prepared(checkout, Path(scratch), str(Path(vocabulary).resolve()), args))
             medians = {
                 side: [statistics.median(run[i] for run in runs) for i in range(3)] for side, runs in sides.items()
             }

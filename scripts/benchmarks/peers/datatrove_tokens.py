@@ -13,13 +13,14 @@ from datatrove.pipeline.tokens import DocumentTokenizer
 
 
 def main() -> None:
-    """Runs one task a file, as many at once, and prints the number of tokens."""
+    """Runs one task a file, one after the other: its worker processes are not waited for, so their CPU seconds would not
+    be counted. Prints the number of tokens."""
     folder, pattern, tokenizer, end_of_text, output, tasks = sys.argv[1:]
     pipeline = [
         JsonlReader(folder, glob_pattern=pattern),
         DocumentTokenizer(f"{output}/tokens", tokenizer_name_or_path=tokenizer, eos_token=end_of_text),
     ]
-    LocalPipelineExecutor(pipeline, tasks=int(tasks), workers=int(tasks), logging_dir=f"{output}/logs").run()
+    LocalPipelineExecutor(pipeline, tasks=int(tasks), workers=1, logging_dir=f"{output}/logs").run()
     sizes = [path.stat().st_size for path in Path(output, "tokens").glob("*.ds")]
     print(json.dumps({"tokens": sum(sizes) // 2}))
 
