@@ -111,12 +111,14 @@ class EmbeddingJudge:
         those have a text in common.
         """
         vectors = self._vectors(texts, words)
-        counts = {}
-        for column, length in enumerate(READING_LENGTHS[: vectors.shape[1] - 1]):
-            alike = _similarities(vectors[:, column], texts) > self.ruler.thresholds[length]
-            degrees = alike.sum(axis=1) - 1
-            counts[length] = int(degrees.sum()) // 2, int((degrees * (degrees - 1) // 2).sum())
-        return counts
+        lengths = READING_LENGTHS[: vectors.shape[1] - 1]
+        if not lengths:
+            return {}
+        similarities = (_similarities(vectors[:, column], texts) for column in range(len(lengths)))
+        pairs = zip(similarities, lengths, strict=True)
+        degrees = np.stack([similar > self.ruler.thresholds[length] for similar, length in pairs]).sum(axis=2) - 1
+        alike, joined = degrees.sum(axis=1) // 2, (degrees * (degrees - 1) // 2).sum(axis=1)
+        return dict(zip(lengths, zip(alike.tolist(), joined.tolist(), strict=True), strict=True))
 
     def _vectors(self, texts: Sequence[str], words: int) -> np.ndarray:
         """float32 [n, lengths up to `words`, d], from the cache where they are in it."""
@@ -159,9 +161,10 @@ class EmbeddingJudge:
 def _similarities(vectors: np.ndarray, texts: Sequence[str]) -> np.ndarray:
     """Cosines [n, n] of unit vectors, 1 on the diagonal; of texts that cannot be read, 1 for copies and 0 otherwise."""
     similarities = vectors @ vectors.T
-    for row in np.flatnonzero(~vectors.any(axis=1)):
-        similarities[row] = similarities[:, row] = [text == texts[int(row)] for text in texts]
-    np.fill_diagonal(similarities, 1.0)
+    if not similarities.diagonal().all():
+        for row in np.flatnonzero(~vectors.any(axis=1)):
+            similarities[row] = similarities[:, row] = [text == texts[int(row)] for text in texts]
+    similarities.ravel()[:: len(texts) + 1] = 1.0  # the diagonal
     return similarities
 
 

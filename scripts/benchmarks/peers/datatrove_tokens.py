@@ -13,8 +13,10 @@ from datatrove.pipeline.tokens import DocumentTokenizer
 
 
 def main() -> None:
-    """Runs one task a file, one after the other: its worker processes are not waited for, so their CPU seconds would not
-    be counted. Prints the number of tokens."""
+    """Runs one task a file and prints the number of tokens.
+
+    They run one after the other in this process: it does not wait for workers, whose CPU seconds nobody would count.
+    """
     folder, pattern, tokenizer, end_of_text, output, tasks = sys.argv[1:]
     pipeline = [
         JsonlReader(folder, glob_pattern=pattern),
