@@ -184,7 +184,9 @@ def test_finished_work_is_kept_and_damaged_work_is_made_again(tmp_path, monkeypa
         data = bytearray(damaged.read_bytes())
         data[100] ^= 1
         damaged.write_bytes(data)
-    (tmp_path / "part" / ".train-00001-of-00009.bin.1.partial").write_bytes(b"cut")
+    (tmp_path / "part" / "tokenizer").mkdir()
+    for partial in (".train-00001-of-00009.bin.1.partial", "tokenizer/.tokenizer.json.1.partial"):
+        (tmp_path / "part" / partial).write_bytes(b"cut")
     with monkeypatch.context() as patch:
         stop_before_shards(patch)
         with pytest.raises(Stopped):

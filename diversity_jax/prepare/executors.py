@@ -30,6 +30,8 @@ from diversity_jax.prepare.manifest import SPLITS
 from diversity_jax.prepare.shards import ShardName, gather_shard
 from diversity_jax.prepare.workers import Task, Workers, usable_cores
 
+TOKENIZER_FOLDER = "tokenizer"
+"""Of a component, where its tokenizer's files lie."""
 _UNIT_RECORD = ".unit.json"
 _REQUEST = "request.json"
 _FORMAT = {"staging_format": 2, "signatures": SIGNATURE_VERSION}  # unfinished work of another format is made again
@@ -112,7 +114,8 @@ class Staging(ArtifactStore):
 
     def _remove_partial_files(self) -> None:
         self.remove_partial()
-        ArtifactStore(self._component_folder).remove_partial()
+        for folder in (self._component_folder, join_path(self._component_folder, TOKENIZER_FOLDER)):
+            ArtifactStore(folder).remove_partial()
 
 
 def short(value: Any) -> str:

@@ -33,6 +33,7 @@ from diversity_jax.prepare.encoder_choice import FIRST_CHUNK, encoder_runs, unsu
 from diversity_jax.prepare.executors import (
     ENCODING,
     SIGNING,
+    TOKENIZER_FOLDER,
     Executor,
     LocalExecutor,
     Staging,
@@ -307,7 +308,7 @@ def copy_tokenizer(tokenizer: Tokenizer, folder: str) -> VocabularyInfo:
     """Copies the tokenizer's files beside the rows, so that the folder is all another machine needs."""
     copied = []
     for path in tokenizer.files:
-        copied.append(f"tokenizer/{os.path.basename(path)}")
+        copied.append(f"{TOKENIZER_FOLDER}/{os.path.basename(path)}")
         with open_file(path) as source, writing(join_path(folder, copied[-1])) as target:
             shutil.copyfileobj(source, target)
     identity = {name: getattr(tokenizer, name) for name in ("kind", "size", "end_of_text_id", "hash")}

@@ -187,13 +187,13 @@ def pipeline(text: Text, tokenizer: Tokenizer, length: int, name: str) -> tuple[
     return tokens, time.process_time() - began
 
 
-def median_rates(jobs: dict, text: Text, few: Text, folder: Path, repeats: int) -> dict[str, np.ndarray]:
-    """For each job, tokens a CPU second past its start-up, and with it."""
+def median_rates(jobs: dict, text: Text, few: Text | None, folder: Path, repeats: int) -> dict[str, np.ndarray]:
+    """For each job, tokens a CPU second past its start-up, and with it; the same twice without `few`."""
     spent: dict[str, list[tuple[float, float]]] = {name: [] for name in jobs}
     counts = {}
     for repeat in range(repeats):
         for number, (name, job) in enumerate(jobs.items()):
-            few_tokens, start_up = job(few, folder / f"few-{number}-{repeat}")
+            few_tokens, start_up = job(few, folder / f"few-{number}-{repeat}") if few else (0, np.zeros(2))
             tokens, seconds = job(text, folder / f"{number}-{repeat}")
             spent[name].append((seconds[0], start_up[0]))
             counts[name] = tokens, few_tokens
@@ -223,7 +223,7 @@ def report(tokens: int, tokenizer: Tokenizer, vocabulary: str, args: argparse.Na
     position.mkdir()
     mean, characters = np.mean(tokenizer.encode_batch(texts[:2000])[1]), sum(map(len, texts))
     print(f"{len(texts):,} documents of {mean:.0f} tokens, {characters / 1e6:.1f} million characters", flush=True)
-    rates = median_rates(jobs, text, few, position, args.repeats)
+    rates = median_rates(jobs, text, few if args.start_up else None, position, args.repeats)
     if "pipeline" in args.peers:
         pipeline(few, tokenizer, args.length, f"{kind}_warm")
         packed = [pipeline(text, tokenizer, args.length, f"{kind}_{repeat}") for repeat in range(args.repeats)]
@@ -245,6 +245,9 @@ def main() -> None:
     flags.add_argument("--repeats", type=int, default=2)
     flags.add_argument("--processes", action="store_true")
     flags.add_argument("--peers", nargs="*", choices=("seqio", "pipeline"), default=("seqio", "pipeline"))
+    flags.add_argument(
+        "--start-up", action=argparse.BooleanOptionalAction, default=True, help="time that by itself too"
+    )
     flags.add_argument("--datatrove-python", help="of an environment that holds datatrove and tokenizers")
     args = flags.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
