@@ -49,7 +49,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m diversity_jax.mixtures.export", exit_on_error=False)
+    parser = argparse.ArgumentParser(prog="diversity-jax export", exit_on_error=False)
     for name in ("mixture", "to", "output_dir"):
         parser.add_argument(f"--{name}")
     for name in ("rows", "steps", "batch_size"):

@@ -35,6 +35,7 @@ from diversity_jax.core.files import (
     write_json,
     writing,
 )
+from diversity_jax.core.progress import ProgressDisplay
 from diversity_jax.core.stores import StoreError
 from diversity_jax.mixtures.mixture import Mixture
 from diversity_jax.prepare.manifest import FETCHED, Manifest, Shard
@@ -47,7 +48,7 @@ _THREADS, _BLOCK_BYTES = 8, 8 << 20
 
 def main(argv: Sequence[str]) -> None:
     """Fetches, and prints the folder to train from, last."""
-    parser = argparse.ArgumentParser(prog="python -m diversity_jax.mixtures.fetch", exit_on_error=False)
+    parser = argparse.ArgumentParser(prog="diversity-jax fetch", exit_on_error=False)
     parser.add_argument("mixture")
     parser.add_argument("folder")
     for name, default in (("steps", None), ("batch-size", None), ("process", 0), ("processes", 1)):
@@ -95,9 +96,9 @@ def fetch(source: str, folder: Path, steps: int | None, batch_size: int, process
             part.prepared, folder / "components" / part.name, None if wanted is None else wanted.get(part.name, set())
         )
     _check_space(folder, work)
-    with ThreadPoolExecutor(_THREADS) as threads:
+    with ThreadPoolExecutor(_THREADS) as threads, ProgressDisplay("fetching shards", len(work)) as progress:
         for _ in threads.map(lambda item: _fetch_shard(*item), work):
-            pass
+            progress.advance()
     for part in mixture.taken:
         _finish_component(
             part.prepared, folder / "components" / part.name, None if wanted is None else wanted.get(part.name, set())

@@ -18,7 +18,7 @@ _USAGE = "usage: show MIXTURE_FOLDER [--rows N] [--samples N] [--output FOLDER]"
 
 def main(argv: Sequence[str]) -> None:
     """Prints a mixture and writes its page; the page's path comes last."""
-    parser = argparse.ArgumentParser(prog="python -m diversity_jax.mixtures.show", exit_on_error=False)
+    parser = argparse.ArgumentParser(prog="diversity-jax show", exit_on_error=False)
     parser.add_argument("mixture")
     parser.add_argument("--rows", type=int, default=1000)
     parser.add_argument("--samples", type=int, default=2)
