@@ -54,7 +54,8 @@ def prepare(work: Path) -> None:
     )
     builder.build(mixture, work / "mixture", lambda corpora: {})  # no policy asks for a score
     sizes = {"hidden_size": 384, "intermediate_size": 1024, "num_layers": 9, "num_heads": 6, "num_kv_heads": 2}
-    small = {"hidden_size": 64, "intermediate_size": 192, "num_layers": 2, "num_heads": 4, "num_kv_heads": 2}
+    # Eight heads of each kind: torchtitan shards weights over devices by whole heads.
+    small = {"hidden_size": 64, "intermediate_size": 192, "num_layers": 2, "num_heads": 8, "num_kv_heads": 8}
     for name, config in {
         "17m": LlamaConfig(vocab_size=8192, max_length=512, **sizes),
         "350m_2_layers": LLAMA["llama_350m"](num_layers=2),
