@@ -33,8 +33,8 @@ MOST_SECONDS = 0.1  # of what is cut to a limit
 MOST_RATIO = 8.0  # between a line's 4 and a square's 16
 HANGS_SECONDS = 20
 MOST_PARTS = 24
-# What these read is written by the compiler, by matplotlib for our own figures, by the scheduler in its environment.
-NOT_OUTSIDE = ("aot/hlo.py", "aot/worker.py", "report/plotting.py", "training/devices.py")
+# What these read is written by ourselves, by the compiler, by matplotlib for our own figures, by the scheduler in its environment.
+NOT_OUTSIDE = ("core/help.py", "aot/hlo.py", "aot/worker.py", "report/plotting.py", "training/devices.py")
 # Characters of outside text that these are given at most, and take the square of; they have to end as fast as others.
 LIMITS = {
     "outcomes.py:_TAG": 7_999,
@@ -70,7 +70,7 @@ def made_of_arguments(*functions: str) -> Callable[[Callable[[], list[str]]], Ca
     return add
 
 
-@made_of_arguments("corpus/sources.py:_kind", "corpus/sources.py:_unknown")
+@made_of_arguments("corpus/sources.py:_known_kind", "corpus/sources.py:_kind_of")
 def _endings() -> list[str]:
     from diversity_jax.corpus import sources
 
@@ -80,6 +80,18 @@ def _endings() -> list[str]:
 @made_of_arguments("tokenizers/base.py:_special_pattern")
 def _special_tokens() -> list[str]:
     return ["(" + "|".join(map(re.escape, ("<|im_start|>", "<|im_end|>", "<s>", "aaaa", "aaa", "[INST]"))) + ")"]
+
+
+@made_of_arguments("core/words.py:_patterns")
+def _words() -> list[str]:
+    from diversity_jax.core import words
+
+    return [pattern.pattern for pattern in words._patterns()]
+
+
+@made_of_arguments("llm/providers/outcomes.py:_words", "corpus/readers/installed_packages.py:")
+def _values_of_modules() -> list[str]:
+    return ["a"]  # what they make is found by its name
 
 
 def _modules() -> Iterator[tuple[str, Any, ast.Module]]:
