@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# grain 0.2.18, Python 3.12.
+# grain 0.2.18, Python 3.11 and 3.12.
 #
 # Expected: each host reads its slice, dataset[host::hosts], and keeps its iterator's state; where the job goes on with
 # another number of hosts, the states are refused, as those of a DataLoader with an IndexSampler are.
@@ -8,7 +8,7 @@
 set -euo pipefail
 folder="$(mktemp -d)"
 trap 'rm -rf "$folder"' EXIT
-python3.12 -m venv "$folder/venv"
+python3 -m venv "$folder/venv"
 "$folder/venv/bin/pip" install --quiet --disable-pip-version-check grain==0.2.18
 "$folder/venv/bin/python" - <<'PY'
 import itertools
