@@ -252,6 +252,7 @@ def test_a_mixture_file_says_what_its_shares_rest_on(built):
             "'made' was decided as downweight",
         ),
         (lambda value: value["components"][0].update(share_granted_exact="1/7"), "grants 'web' 0.142857"),
+        (lambda value: value["gate"][0]["rows"][0].__setitem__(1, 0), "rows or contents are no counts"),
         (lambda value: value.pop("gate"), "records no decisions"),
         (lambda value: value["gate"].reverse(), "not of the components that were asked for"),
     ],

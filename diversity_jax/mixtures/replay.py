@@ -61,6 +61,8 @@ class _Recorded:
         numbers = [rows for _, rows in value["rows"]] + [number for pair in contents for number in pair]
         if not all(number is None or type(number) is int for number in numbers):
             raise ValueError("rows or contents are no whole numbers")
+        if any(rows < 1 for _, rows in value["rows"]) or any(number < 0 for number in numbers if number):
+            raise ValueError("rows or contents are no counts")
         return cls(
             name=value["name"],
             measurement=Measurement.from_json(value["measured"]) if value["measured"] else None,

@@ -114,7 +114,7 @@ def main() -> None:
     flags.add_argument("--characters", type=int, default=40_000, help="in a chunk, about")
     args = flags.parse_args()
     draw, killed, compared = random.Random(args.seed), Counter(), 0
-    with tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
         source, complete, folder = (
             write_text(Path(scratch, "text"), args.documents),
             Path(scratch, "whole"),
