@@ -147,6 +147,10 @@ DAMAGE = {
         replaced(b"feed_forward_length\x04\0\0\0\x60", b"feed_forward_length\x04\0\0\0\x61"),
         "expected [97, 64]",
     ),
+    "a long name": (
+        replaced(b"\x14\0\0\0\0\0\0\0llama.context_length", struct.pack("<Q", 600) + b"llama.context_length" * 30),
+        "a name of 600 characters",
+    ),
     "a renamed tensor": (replaced(b"output_norm.weight", b"outputtnorm.weight"), "lacks output_norm.weight"),
     "tensor type": (lambda data: _first_type(data, 77), "of type 77"),
     "tensor of integers": (lambda data: _first_type(data, 26), "of type I32"),

@@ -34,6 +34,7 @@ _SCALARS = {
     12: "<f8",
 }
 _STRING, _ARRAY = 8, 9
+_LONGEST_NAME = 512  # characters; the format allows 65,535 bytes for an entry and 64 for a tensor
 _PART = re.compile(r"(.+)-00001-of-(\d{5})\.gguf")
 _Q8_BLOCK = 32  # numbers that share a scale in Q8_0
 
@@ -107,7 +108,7 @@ class _Reader:
         tensor_count, entry_count = self._number("<u8"), self._number("<u8")
         entries: dict[str, Any] = {}
         for _ in range(entry_count):
-            key = self._text()
+            key = self._name()
             if key in entries:
                 raise self._damaged(f"two entries {key!r}")
             entries[key] = self._value(self._number("<u4"), key)
@@ -144,6 +145,13 @@ class _Reader:
         except UnicodeDecodeError:
             raise self._damaged(f"no UTF-8 before byte {self._at:,}") from None
 
+    def _name(self) -> str:
+        """Of an entry or a tensor, short enough for a message."""
+        name = self._text()
+        if len(name) > _LONGEST_NAME:
+            raise self._damaged(f"a name of {len(name):,} characters before byte {self._at:,}")
+        return name
+
     def _value(self, kind: int, key: str) -> Any:
         if kind == _STRING:
             return self._text()
@@ -161,7 +169,7 @@ class _Reader:
     def _tensor_info(self) -> tuple[str, tuple[int, ...], str, int]:
         import gguf
 
-        name, dimensions = self._text(), self._number("<u4")
+        name, dimensions = self._name(), self._number("<u4")
         if dimensions > 4:
             raise self._damaged(f"{name} has {dimensions} dimensions")
         shape = tuple(self._number("<u8") for _ in range(dimensions))[::-1]
