@@ -47,6 +47,13 @@ def _taken(batches: Iterator[Any], steps: int) -> list[int]:
     return [int(row) for batch in itertools.islice(batches, steps) for row in np.asarray(batch).reshape(-1)]
 
 
+def _resumed(batches: Any, states: list[Any] | None, host: int, steps: int) -> tuple[list[int], Any]:
+    """What an iterator of Grain hands out from its host's own state on, and its state after it."""
+    if states:
+        batches.set_state(own(states, host))
+    return _taken(batches, steps), batches.get_state()
+
+
 def ours(folder: Path) -> Host:
     """The training loader of a mixture."""
     sys.path[:0] = [str(ROOT)]
@@ -74,10 +81,7 @@ def grain(folder: Path) -> Host:
 
     def host(host: int, hosts: int, states: list[Any] | None, steps: int) -> tuple[list[int], Any]:
         data = grain.MapDataset.source(list(range(ROWS))).shuffle(seed=0)[host::hosts]
-        batches = iter(data.to_iter_dataset().batch(BATCH // hosts))
-        if states:
-            batches.set_state(own(states, host))
-        return _taken(batches, steps), batches.get_state()
+        return _resumed(iter(data.to_iter_dataset().batch(BATCH // hosts)), states, host, steps)
 
     return host
 
@@ -91,10 +95,7 @@ def grain_data_loader(folder: Path) -> Host:
         sampler = python.IndexSampler(num_records=ROWS, shard_options=part, shuffle=True, seed=0, num_epochs=1)
         batch = python.Batch(BATCH // hosts)
         loader = python.DataLoader(data_source=range(ROWS), sampler=sampler, operations=[batch], worker_count=0)
-        batches = iter(loader)
-        if states:
-            batches.set_state(own(states, host))
-        return _taken(batches, steps), batches.get_state()
+        return _resumed(iter(loader), states, host, steps)
 
     return host
 
