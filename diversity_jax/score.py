@@ -23,7 +23,7 @@ from diversity_jax.scoring.config import ScoreConfig
 @writes_to("output_dir")
 def main(config: ScoreConfig) -> None:
     """Scores and measures, writes the page, and prints its path last; a dry run prints the forecast alone."""
-    from diversity_jax.api.score_folder import score_folder
+    from diversity_jax.api.scoring import score_folder
 
     result, page = score_folder(config, sys.argv)
     print((result.forecast or "nothing to forecast") if result and config.dry_run else public_name(page))

@@ -386,7 +386,7 @@ def test_no_configured_path_is_made_a_local_one():
     """A `Path` spoils a URL; folders that `published` and `local_copy` gave are local whatever was configured."""
     # Behind `published`, or refused by name (a study).
     allowed = (
-        "api/score_folder.py",
+        "api/scoring.py",
         "audit.py",
         "score.py",
         "scoring",

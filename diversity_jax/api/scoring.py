@@ -1,22 +1,69 @@
-"""`score`, `compare` and `measure`: the command `score` for a Python program."""
+"""`score`, `compare` and `measure`: the command `score` for a Python program, and the data that callers give as corpora."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 import os
+from pathlib import Path
 import tempfile
 from typing import Any
 
 from diversity_jax.api.data import Data, open_all
-from diversity_jax.api.score_folder import score_folder
-from diversity_jax.cluster_agent import PairComparison, Scorecard, compare_pairs, judge_kind
+from diversity_jax.cluster_agent import NothingUsable, PairComparison, Scorecard, compare_pairs, judge_kind
 from diversity_jax.core import config as config_files
-from diversity_jax.core.buckets import writes_to
+from diversity_jax.core import run_info
+from diversity_jax.core.buckets import public_name, writes_to
 from diversity_jax.core.display import Shown, Table
 from diversity_jax.core.errors import InputError
 from diversity_jax.core.formats import estimate
+from diversity_jax.corpus import Corpus
 from diversity_jax.metrics import MetricsReport
 from diversity_jax.scoring.config import ScoreConfig
 from diversity_jax.scoring.run import ScoreResult, run_score, stored_result
+
+
+def score_folder(
+    config: ScoreConfig, command: Sequence[str], corpora: Mapping[str, Corpus] | None = None
+) -> tuple[ScoreResult | None, Path]:
+    """Scores and measures, and writes all files and the page to `output_dir`; a dry run writes nothing.
+
+    Args:
+      command: for the record.
+      corpora: that are open already; None: those of the configuration.
+
+    Returns:
+      What `run_score` returns, and the path of the page.
+
+    Raises:
+      InputError: as `run_score`; where the judge gave nothing usable, the message names the page that says why.
+    """
+    path = Path(config.output_dir, "report.html")
+    try:
+        result = run_score(config, corpora)
+    except NothingUsable as failure:
+        written = _write_unusable(config, failure, command)
+        raise InputError(f"{failure}; what was seen and what helps: {written}") from None
+    if result is None or config.dry_run:
+        return result, path
+    run_info.describe(command, config).save(config.output_dir)
+    if result.scorecards:
+        from diversity_jax.report.pages import score as page
+
+        return result, page.write(
+            config.output_dir, result.scorecards, result.metrics, result.checks, result.comparisons
+        )
+    from diversity_jax.report.pages import metrics as metrics_page
+
+    return result, metrics_page.write(config.output_dir, result.metrics)
+
+
+def _write_unusable(config: ScoreConfig, failure: NothingUsable, command: Sequence[str]) -> str:
+    """Writes scorecard and page of a scoring that gave no figure; returns where the page is."""
+    from diversity_jax.report.pages import judge_verdict
+
+    folder = Path(config.output_dir, failure.folder)
+    run_info.describe(command, config).save(folder)
+    failure.score.save(folder / "scorecard.json")
+    return public_name(judge_verdict.write_unusable(folder, failure.score))
 
 
 def score(
