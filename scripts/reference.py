@@ -14,7 +14,7 @@ import textwrap
 import typing
 
 import diversity_jax
-from diversity_jax.api import data, mixtures, models, scoring
+from diversity_jax.api import mixtures, models, scoring
 from diversity_jax.core.commands import COMMANDS, Command
 from diversity_jax.core.config import load_file
 from diversity_jax.core.field_docs import FieldDoc, fields_of, part_of
@@ -31,7 +31,7 @@ RETURNED = (
     *(scoring.Scorecard, scoring.CorporaComparison, scoring.MetricsReport, Estimate),
     *(mixtures.MixtureRows, models.Model, models.Likelihood),
 )
-ALIASES = ((data, "Data"), (mixtures, "Row"), (models, "Messages"))
+ALIASES = ((scoring, "Data"), (mixtures, "Row"), (models, "Messages"))
 _INTERNAL = ("to_json", "from_json", "table", "series_at")  # of files and displays
 _SECTION = re.compile(r"(Args|Attributes|Raises):")
 _ENTRY = re.compile(r"  (\w+(?:, \w+)*): (.*)")

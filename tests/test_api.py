@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import diversity_jax as dj
-from diversity_jax.api import data, mixtures, models, scoring
+from diversity_jax.api import mixtures, models, scoring
 from diversity_jax.cluster_agent import Scorecard
 from diversity_jax.core.errors import InputError
 from diversity_jax.evaluation.generate import Generator
@@ -105,7 +105,7 @@ def test_data_of_all_kinds_is_the_same_corpus(tmp_path):
             return TEXTS if name == "text" else None
 
     def texts_of(given):
-        return [document.text for document in data.open_data(given, "texts", "text")]
+        return [document.text for document in scoring.open_data(given, "texts", "text")]
 
     paths = [tmp_path / "a.jsonl", tmp_path / "b.jsonl"]
     for path, part in zip(paths, (TEXTS[:15], TEXTS[15:]), strict=True):
@@ -117,9 +117,9 @@ def test_data_of_all_kinds_is_the_same_corpus(tmp_path):
         assert texts_of(given) == TEXTS
     assert texts_of(paths[0]) == texts_of(str(paths[0])) == texts_of([str(paths[0])]) == TEXTS[:15]
     assert texts_of(np.array(TEXTS)) == TEXTS
-    drawn = data.open_data(TEXTS, "texts", "text").sample(5, seed=1)
+    drawn = scoring.open_data(TEXTS, "texts", "text").sample(5, seed=1)
     assert [document.text for document in drawn] == [
-        document.text for document in data.open_data(tmp_path / "*.jsonl", "texts", "text").sample(5, seed=1)
+        document.text for document in scoring.open_data(tmp_path / "*.jsonl", "texts", "text").sample(5, seed=1)
     ]
 
 
