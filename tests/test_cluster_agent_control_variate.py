@@ -5,9 +5,9 @@ import itertools
 import numpy as np
 import pytest
 
-from diversity_jax.cluster_agent import control_variate, estimators
-from diversity_jax.cluster_agent.control_variate import KNOTS, adjust, corpus_means, features
+from diversity_jax.cluster_agent import estimators, uncertainty
 from diversity_jax.cluster_agent.groupings import Groupings
+from diversity_jax.cluster_agent.uncertainty import KNOTS, adjust, corpus_means, features
 from tests.simulated_corpus import draw_rows, groupings_of_labels
 
 
@@ -45,7 +45,7 @@ def test_means_over_all_pairs_are_those_of_every_pair():
 def test_the_covariance_of_a_random_part_is_how_its_means_vary(monkeypatch):
     generator = np.random.default_rng(1)
     _, vectors = corpus(generator, documents=2000)
-    monkeypatch.setattr(control_variate, "EXACT_DOCUMENTS", 200)
+    monkeypatch.setattr(uncertainty, "EXACT_DOCUMENTS", 200)
     drawn = [corpus_means(vectors, seed=seed) for seed in range(60)]
     deviations = np.std([means for means, _ in drawn], axis=0)
     said = np.sqrt(np.mean([covariance.diagonal() for _, covariance in drawn], axis=0))

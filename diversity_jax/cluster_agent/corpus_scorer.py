@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import json
 from typing import IO, Any
 
-from diversity_jax.cluster_agent import control_variate, estimators, examination
+from diversity_jax.cluster_agent import estimators, examination, uncertainty
 from diversity_jax.cluster_agent.canaries import CanaryResult, ErrorRates, corrected, without_misplacement
 from diversity_jax.cluster_agent.cluster import JudgedGrouping, judge_grouping
 from diversity_jax.cluster_agent.config import VERIFIED_EXPECTED, VERIFIED_FIRST, AgentConfig
@@ -360,7 +360,7 @@ class RulerFeatures:
     def of(self, planned: PlannedGrouping) -> list[float]:
         """Features [F] of one grouping's drawn samples."""
         texts = [sample.text for sample in drawn_samples(planned)]
-        return control_variate.features(self._ruler.embed(texts, _WORDS)).tolist()
+        return uncertainty.features(self._ruler.embed(texts, _WORDS)).tolist()
 
     async def of_the_corpus(self, documents: int | None) -> dict[str, Any]:
         """`feature_means` and `feature_means_covariance` of `Groupings`, computed once, in another thread."""
@@ -370,9 +370,9 @@ class RulerFeatures:
         return self._of_the_corpus
 
     def _read(self, documents: int | None) -> tuple[Any, Any]:
-        seed, most = child_seed(self._config.seed, "control variate"), control_variate.EXACT_DOCUMENTS
+        seed, most = child_seed(self._config.seed, "control variate"), uncertainty.EXACT_DOCUMENTS
         texts, drawn = draw_texts(self._corpus, most, seed, self._config.max_characters)
         vectors = self._ruler.embed([text for _, text in texts], _WORDS)
         # Of a stream whose length is not known, what was drawn is a part of something far larger.
         whole = documents if documents is not None else drawn if drawn < most else 1000 * drawn
-        return control_variate.corpus_means(vectors, whole if whole > drawn else None)
+        return uncertainty.corpus_means(vectors, whole if whole > drawn else None)

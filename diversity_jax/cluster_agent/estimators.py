@@ -11,7 +11,7 @@ import math
 
 import numpy as np
 
-from diversity_jax.cluster_agent import control_variate
+from diversity_jax.cluster_agent import uncertainty
 from diversity_jax.cluster_agent.groupings import Groupings
 from diversity_jax.cluster_agent.uncertainty import Mean, mean_over_sets
 from diversity_jax.core.errors import InputError
@@ -57,7 +57,7 @@ def _values(groupings: Groupings) -> tuple[np.ndarray, float]:
     means, covariance = groupings.feature_means, groupings.feature_means_covariance
     if groupings.features is None or means is None or covariance is None:
         return counted, 0.0
-    return control_variate.adjust(counted, groupings.features, means, covariance)
+    return uncertainty.adjust(counted, groupings.features, means, covariance)
 
 
 def collision_mean(groupings: Groupings, documents: int | None = None) -> Mean:

@@ -120,7 +120,7 @@ class Pool:
     @classmethod
     def draw(cls, labels: np.ndarray, vectors: np.ndarray, k: int, generator: np.random.Generator) -> "Pool":
         """`POOL` groupings of k samples."""
-        from diversity_jax.cluster_agent import control_variate
+        from diversity_jax.cluster_agent import uncertainty
         from tests.simulated_corpus import count_pairs, count_triples, draw_rows
 
         rows = draw_rows(len(labels), POOL, k, generator)
@@ -128,8 +128,8 @@ class Pool:
             k=k,
             pairs=count_pairs(labels[rows]),
             triples=count_triples(labels[rows]),
-            features=np.stack([control_variate.features(vectors[one]) for one in rows]),
-            feature_means=control_variate.corpus_means(vectors)[0],
+            features=np.stack([uncertainty.features(vectors[one]) for one in rows]),
+            feature_means=uncertainty.corpus_means(vectors)[0],
         )
 
     def run(self, groupings: int, spread: float, generator: np.random.Generator, *, earlier: bool):
