@@ -13,7 +13,7 @@ import jsonschema
 import pytest
 
 from diversity_jax.cluster_agent import AgentConfig, LlmJudge, Scorecard, score_corpus
-from diversity_jax.cluster_agent.prompts import schema_of, system_of, user_of
+from diversity_jax.cluster_agent.llm import schema_of, system_of, user_of
 from diversity_jax.cluster_agent.types import (
     STAGES,
     Cluster,

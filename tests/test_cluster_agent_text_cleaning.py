@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 import pytest
 import tokenizers
 
-from diversity_jax.cluster_agent.prompts import system_of, user_of
+from diversity_jax.cluster_agent.llm import system_of, user_of
 from diversity_jax.cluster_agent.text_cleaning import (
     _INVISIBLE,
     _TEMPLATE,

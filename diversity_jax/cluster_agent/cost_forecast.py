@@ -19,7 +19,7 @@ from diversity_jax.cluster_agent.choose_samples import with_most_samples
 from diversity_jax.cluster_agent.config import AgentConfig
 from diversity_jax.cluster_agent.corpus_scorer import CorpusScorer
 from diversity_jax.cluster_agent.criteria import load_criteria, proposal_texts
-from diversity_jax.cluster_agent.prompts import system_of, user_of
+from diversity_jax.cluster_agent.llm import system_of, user_of
 from diversity_jax.cluster_agent.sampling import GroupingSampler, PlannedGrouping, draw_proposals, half_of
 from diversity_jax.cluster_agent.score import blocking, propose_or_raise
 from diversity_jax.cluster_agent.types import CallTotals, Cluster, CriteriaSet, Criterion, Judge, Sample, SampledCorpus
