@@ -12,7 +12,7 @@ from diversity_jax.cluster_agent.canaries import (
     without_planted,
 )
 from diversity_jax.cluster_agent.foreign_texts import FOREIGN_TEXTS, foreign_text
-from diversity_jax.cluster_agent.partition import parse_partition, parse_validation
+from diversity_jax.cluster_agent.groupings import parse_partition, parse_validation
 from diversity_jax.cluster_agent.types import AnswerError, Cluster, Sample
 
 SAMPLES = tuple(Sample(sample_id=f"k{i}", text=f"text number {i} about weather", document=str(i)) for i in range(6))

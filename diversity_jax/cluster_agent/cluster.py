@@ -14,8 +14,7 @@ from diversity_jax.cluster_agent.canaries import (
 from diversity_jax.cluster_agent.config import AgentConfig
 from diversity_jax.cluster_agent.criteria import Criteria
 from diversity_jax.cluster_agent.examination import PartitionTraits, Recheck, recheck, traits
-from diversity_jax.cluster_agent.groupings import count_partition
-from diversity_jax.cluster_agent.partition import parse_partition, parse_validation
+from diversity_jax.cluster_agent.groupings import count_partition, parse_partition, parse_validation
 from diversity_jax.cluster_agent.sampling import PlannedGrouping, drawn_samples, half_of
 from diversity_jax.cluster_agent.types import (
     CallTotals,
