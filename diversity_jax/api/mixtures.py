@@ -12,9 +12,8 @@ import numpy as np
 
 from diversity_jax.core import config as config_files
 from diversity_jax.core.buckets import writes_to
-from diversity_jax.core.display import Shown, Table
 from diversity_jax.core.errors import InputError
-from diversity_jax.core.formats import count, percent
+from diversity_jax.core.formats import Shown, Table, count, percent
 from diversity_jax.mixtures.config import BuildConfig, MixtureConfig
 from diversity_jax.mixtures.mixture import Loader, Mixture
 from diversity_jax.prepare.manifest import SPLITS

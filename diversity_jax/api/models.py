@@ -7,9 +7,8 @@ import os
 from typing import Any, overload
 
 from diversity_jax.core.config import with_fields
-from diversity_jax.core.display import Shown, Table
 from diversity_jax.core.errors import InputError
-from diversity_jax.core.formats import compact, count
+from diversity_jax.core.formats import Shown, Table, compact, count
 from diversity_jax.evaluation.answers import encode_pairs, windows
 from diversity_jax.evaluation.config import GenerateTextConfig, ModelSource
 from diversity_jax.evaluation.generate import Generator

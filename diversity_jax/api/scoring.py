@@ -11,9 +11,8 @@ from diversity_jax.cluster_agent import NothingUsable, PairComparison, Scorecard
 from diversity_jax.core import config as config_files
 from diversity_jax.core import run_info
 from diversity_jax.core.buckets import public_name, writes_to
-from diversity_jax.core.display import Shown, Table
 from diversity_jax.core.errors import InputError
-from diversity_jax.core.formats import estimate
+from diversity_jax.core.formats import Shown, Table, estimate
 from diversity_jax.corpus import Corpus, CorpusConfig, open_corpus
 from diversity_jax.corpus.readers.memory import open_items
 from diversity_jax.corpus.sources import open_files

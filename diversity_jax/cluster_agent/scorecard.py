@@ -11,9 +11,8 @@ import numpy as np
 from diversity_jax.cluster_agent.groupings import Groupings
 from diversity_jax.cluster_agent.verdict import Verdict
 from diversity_jax.core import files
-from diversity_jax.core.display import Shown, Table
 from diversity_jax.core.errors import InputError
-from diversity_jax.core.formats import count, estimate, interval, money, significant
+from diversity_jax.core.formats import Shown, Table, count, estimate, interval, money, significant
 from diversity_jax.core.intervals import Estimate
 
 VERSION = 1

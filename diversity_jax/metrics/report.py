@@ -11,9 +11,8 @@ from typing import Any
 import numpy as np
 
 from diversity_jax.core import files
-from diversity_jax.core.display import Shown, Table
 from diversity_jax.core.errors import InputError
-from diversity_jax.core.formats import interval, significant
+from diversity_jax.core.formats import Shown, Table, interval, significant
 from diversity_jax.core.intervals import Estimate
 from diversity_jax.metrics.registry import METRICS, MetricsConfig
 
