@@ -14,7 +14,7 @@ from diversity_jax.core.buckets import public_name, writes_to
 from diversity_jax.core.errors import InputError
 from diversity_jax.core.formats import Shown, Table, estimate
 from diversity_jax.corpus import Corpus, CorpusConfig, open_corpus
-from diversity_jax.corpus.readers.memory import open_items
+from diversity_jax.corpus.readers.text import open_items
 from diversity_jax.corpus.sources import open_files
 from diversity_jax.metrics import MetricsReport
 from diversity_jax.scoring.config import ScoreConfig, name_of_source
