@@ -18,9 +18,8 @@ from diversity_jax.corpus.readers.hub import open_hub_dataset
 from diversity_jax.corpus.readers.installed_packages import open_installed_docs
 from diversity_jax.corpus.readers.parquet import Arrow, Parquet
 from diversity_jax.corpus.readers.seqio_tasks import open_seqio_task
-from diversity_jax.corpus.readers.standard_input import spooled_input
 from diversity_jax.corpus.readers.tensorflow import TFRecord, open_tfds_builder
-from diversity_jax.corpus.readers.text import JsonLines, TextFile, TextLines, holds_json
+from diversity_jax.corpus.readers.text import JsonLines, TextFile, TextLines, holds_json, spooled_input
 
 _SPLIT_WORDS = {
     **{"train": "train", "training": "train", "test": "test", "testing": "test", "eval": "test", "evaluation": "test"},

@@ -1,14 +1,21 @@
 """Text files: JSON Lines with one object a line, and plain text with one document a file or a line."""
 
+import atexit
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+import functools
 import json
+import os
+import shutil
+import sys
+import tempfile
 from typing import Any
 
 import msgspec
 import numpy as np
 
 from diversity_jax.core.compression import compression, read_blocks, read_lines, read_whole
-from diversity_jax.core.files import is_remote, open_file
+from diversity_jax.core.errors import InputError
+from diversity_jax.core.files import full_disk_named, is_remote, open_file
 from diversity_jax.corpus.corpus import RecordCorpus
 from diversity_jax.corpus.document import (
     CorpusConfig,
@@ -198,3 +205,24 @@ def open_items(items: Iterable[Any], config: CorpusConfig) -> RecordCorpus:
     corpus = RecordCorpus(config, [RecordsInMemory(items, config.source, config.record_field)], "memory")
     next(iter(corpus))
     return corpus
+
+
+@functools.cache
+def spooled_input() -> str:
+    """Path of a file with all that standard input held, removed when the process ends.
+
+    Raises:
+      InputError: standard input is a terminal, or there is none.
+    """
+    if sys.stdin is None or sys.stdin.closed or sys.stdin.isatty():
+        raise InputError("-: stands for text from standard input; pipe some in, such as: cat texts.jsonl | ...")
+    descriptor, path = tempfile.mkstemp(prefix="standard-input-")
+    atexit.register(_remove, path, os.getpid())
+    with open(descriptor, "wb") as file, full_disk_named(path):
+        shutil.copyfileobj(sys.stdin.buffer, file)
+    return path
+
+
+def _remove(path: str, process: int) -> None:
+    if os.getpid() == process and os.path.exists(path):  # a forked child leaves it to its parent
+        os.remove(path)
