@@ -10,7 +10,7 @@ from diversity_jax.core.errors import InputError
 from diversity_jax.core.files import canonical_json
 from diversity_jax.llm.batching import BatchQueue
 from diversity_jax.llm.budget import NOTHING, Amount, BudgetConfig, price_of
-from diversity_jax.llm.calls import Call, CallLedger, RunEnd
+from diversity_jax.llm.calls import Call, CallLedger, Evidence, RunEnd, ServerNotes
 from diversity_jax.llm.cost_forecast import CostForecast, PlannedCalls, reforecast
 from diversity_jax.llm.live_calls import LiveCalls
 from diversity_jax.llm.progress import CallProgress, Stats
@@ -21,7 +21,6 @@ from diversity_jax.llm.providers.outcomes import Refused, Transient
 from diversity_jax.llm.providers.registry import parse_model
 from diversity_jax.llm.rate_limit import PrioritySemaphore, Throttle
 from diversity_jax.llm.response_cache import ResponseCache
-from diversity_jax.llm.server_notes import Evidence, ServerNotes
 from diversity_jax.llm.types import (
     CachedFailure,
     CallFailed,

@@ -6,13 +6,12 @@ import random
 
 from diversity_jax.core.errors import InputError
 from diversity_jax.llm.budget import Amount, Price
-from diversity_jax.llm.calls import Call, CallLedger, RunEnd, outcome_of, used_by
+from diversity_jax.llm.calls import Call, CallLedger, Evidence, RunEnd, outcome_of, used_by
 from diversity_jax.llm.progress import Stats
 from diversity_jax.llm.providers.base import Provider
 from diversity_jax.llm.providers.endpoint import Endpoint
 from diversity_jax.llm.providers.outcomes import Refused, Reply, Transient
 from diversity_jax.llm.rate_limit import Slot, Throttle, wait
-from diversity_jax.llm.server_notes import Evidence
 from diversity_jax.llm.types import CachedFailure, CallFailed, EngineConfig, Outcome
 
 _LONGEST_BACKOFF_SECONDS = 30.0
