@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from diversity_jax.core.errors import InputError
-from diversity_jax.metrics import compatible
+from diversity_jax.metrics import pairwise
 from diversity_jax.metrics.embedding import mean_pairwise_distance, vendi_score
 from diversity_jax.metrics.measure import measure
 from diversity_jax.metrics.registry import MetricsConfig, chosen_metrics
@@ -27,11 +27,11 @@ RENEW = "tests/renew_metrics_golden.py renews the file; renew it only when the p
 def test_the_diversity_packages_figures_to_the_digits_it_prints(name):
     texts, wanted = corpora()[name], GOLDEN[name]
     found = {
-        "ngram_diversity_score": compatible.ngram_diversity_score(texts),
-        "self_repetition_score": pytest.approx(compatible.self_repetition_score(texts), abs=1e-12),
-        "compression_ratio_gzip": compatible.compression_ratio(texts, "gzip"),
-        "compression_ratio_xz": compatible.compression_ratio(texts, "xz"),
-        "homogenization_score_rougel": compatible.homogenization_score(texts),
+        "ngram_diversity_score": pairwise.ngram_diversity_score(texts),
+        "self_repetition_score": pytest.approx(pairwise.self_repetition_score(texts), abs=1e-12),
+        "compression_ratio_gzip": pairwise.compression_ratio(texts, "gzip"),
+        "compression_ratio_xz": pairwise.compression_ratio(texts, "xz"),
+        "homogenization_score_rougel": pairwise.homogenization_score(texts),
     }
     assert found == wanted, RENEW
 
@@ -58,19 +58,19 @@ def test_with_the_packages_installed_the_file_is_still_what_they_give():
 
 def test_what_the_package_cannot_give_is_one_line():
     with pytest.raises(InputError, match="2 words hold no 4-gram"):
-        compatible.ngram_diversity_score(["two words"])
+        pairwise.ngram_diversity_score(["two words"])
     with pytest.raises(InputError, match="make no pair"):
-        compatible.homogenization_score(["alone"])
+        pairwise.homogenization_score(["alone"])
     with pytest.raises(InputError, match="sample pairs"):
-        compatible.homogenization_score(["many"] * 6000)
+        pairwise.homogenization_score(["many"] * 6000)
     with pytest.raises(InputError, match="gzip and xz"):
-        compatible.compression_ratio(["text"], "zstd")
+        pairwise.compression_ratio(["text"], "zstd")
 
 
 @pytest.mark.parametrize("language", WORDS)
 def test_what_the_packages_words_cannot_read_is_left_out(language):
     texts = [as_text(random_words(random.Random(number), language, 60), language) for number in range(8)]
-    figures, warnings = compatible.compatible_figures(texts)
+    figures, warnings = pairwise.compatible_figures(texts)
     assert ("ngram_diversity_score" in figures) == ("self_repetition_score" in figures) == (language not in UNSPACED)
     assert ("homogenization_score_rougel" in figures) == (language == "english")
     assert len(figures) + len(warnings) == 5

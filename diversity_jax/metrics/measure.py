@@ -18,8 +18,8 @@ from diversity_jax.core.progress import ProgressDisplay
 from diversity_jax.core.words import unspaced_share
 from diversity_jax.corpus import Corpus
 from diversity_jax.embedders import Embedder
-from diversity_jax.metrics.compatible import MOST_UNREADABLE, compatible_figures
 from diversity_jax.metrics.embedding import Codebook, TfidfSvd, default_clusters, unit_rows
+from diversity_jax.metrics.pairwise import MOST_UNREADABLE, compatible_figures
 from diversity_jax.metrics.perplexity import CausalModel, document_nats
 from diversity_jax.metrics.registry import METRICS, STAGES, Figures, MetricsConfig, Sample, StageSettings
 from diversity_jax.metrics.report import Figure, MetricsReport, report_parameters
