@@ -8,7 +8,7 @@ import pytest
 from diversity_jax.core.errors import InputError
 from diversity_jax.mixtures.builder import build
 from diversity_jax.mixtures.config import Component, GatePolicy, MixtureConfig
-from diversity_jax.mixtures.inspect import describe, inspect_mixture
+from diversity_jax.mixtures.replay import describe, inspect_mixture
 from diversity_jax.mixtures.show import main
 from tests.planted_texts import prose, write_jsonl
 

@@ -12,9 +12,8 @@ import pytest
 
 from diversity_jax.core.errors import InputError
 from diversity_jax.corpus import CorpusConfig
-from diversity_jax.mixtures.inspect import inspect_mixture
 from diversity_jax.mixtures.mixture import Mixture
-from diversity_jax.mixtures.replay import replay
+from diversity_jax.mixtures.replay import inspect_mixture, replay
 from diversity_jax.mixtures.row_arrays import as_arrays
 from diversity_jax.model import logits
 from diversity_jax.model.cross_entropy import loss

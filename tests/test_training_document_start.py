@@ -22,8 +22,8 @@ from diversity_jax.evaluation.lm_eval_model import HarnessModel
 from diversity_jax.evaluation.load_model import open_model
 from diversity_jax.mixtures.builder import build
 from diversity_jax.mixtures.config import Component, GatePolicy, MixtureConfig
-from diversity_jax.mixtures.inspect import describe, inspect_mixture
 from diversity_jax.mixtures.mixture import Batch, Mixture
+from diversity_jax.mixtures.replay import describe, inspect_mixture
 from diversity_jax.mixtures.row_arrays import as_arrays
 from diversity_jax.mixtures.sources import PreparedCorpus
 from diversity_jax.model import LlamaConfig, convert

@@ -25,7 +25,7 @@ def main(config: BuildConfig) -> None:
     folder, last.
     """
     from diversity_jax.mixtures.builder import build_configured
-    from diversity_jax.mixtures.inspect import inspect_mixture
+    from diversity_jax.mixtures.replay import inspect_mixture
     from diversity_jax.report.pages import mixture as page
 
     build_configured(config)

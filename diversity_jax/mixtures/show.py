@@ -30,7 +30,7 @@ def main(argv: Sequence[str]) -> None:
     if unknown or arguments.rows < 1 or arguments.samples < 0:
         wrong = " ".join(unknown) or f"--rows {arguments.rows} --samples {arguments.samples}"
         raise InputError(f"{wrong}: is not understood; {_USAGE}")
-    from diversity_jax.mixtures.inspect import describe, inspect_mixture
+    from diversity_jax.mixtures.replay import describe, inspect_mixture
     from diversity_jax.report.pages import mixture as page
 
     view = inspect_mixture(arguments.mixture, rows=arguments.rows, samples=arguments.samples)

@@ -12,8 +12,8 @@ from diversity_jax.core.formats import count, percent, significant
 from diversity_jax.core.intervals import Estimate
 from diversity_jax.core.run_info import Fact
 from diversity_jax.mixtures.config import ACTION_TITLES
-from diversity_jax.mixtures.inspect import MixtureView, without_middle
 from diversity_jax.mixtures.mixture import Mixture, MixtureComponent
+from diversity_jax.mixtures.replay import MixtureView, without_middle
 from diversity_jax.mixtures.shares import train_rows
 from diversity_jax.report import page
 from diversity_jax.report.figures import diversity, outcomes
