@@ -16,8 +16,8 @@ from diversity_jax.core.intervals import Estimate
 from diversity_jax.mixtures.mixture import MixtureComponent
 from diversity_jax.report.figures import diversity, outcomes
 from diversity_jax.report.figures.diversity import Distribution
+from diversity_jax.report.html import DARK, LIGHT, SLOTS, Palette
 from diversity_jax.report.plotting import dodged, log_ticks, render, resampled, smoothed
-from diversity_jax.report.style import DARK, LIGHT, SLOTS, Palette
 from diversity_jax.training.log import TrainingLog
 
 # Linear RGB as seen with full colour-blindness of each kind (Machado, Oliveira and Fernandes 2009, severity 1).

@@ -17,8 +17,7 @@ from typing import Any
 import numpy as np
 
 from diversity_jax.core.formats import clean, shortened, significant
-from diversity_jax.report.html import Html, html
-from diversity_jax.report.style import LIGHT, PHONE_PX, WIDE_PX
+from diversity_jax.report.html import LIGHT, PHONE_PX, WIDE_PX, Html, html
 
 _SETTINGS: dict[Any, Any] = {
     "svg.fonttype": "none",

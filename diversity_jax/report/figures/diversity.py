@@ -11,8 +11,8 @@ from numpy.typing import ArrayLike
 from diversity_jax.core.errors import InputError
 from diversity_jax.core.formats import count, estimate, shortened, significant
 from diversity_jax.core.intervals import Estimate
+from diversity_jax.report.html import LIGHT, Palette
 from diversity_jax.report.plotting import Canvas, dodged, for_phone, label, label_px, log_ticks, set_ticks
-from diversity_jax.report.style import LIGHT, Palette
 
 _ROW = 26  # pixels of a metric's row
 

@@ -10,6 +10,7 @@ import numpy as np
 from diversity_jax.core.formats import count, percent, signed, significant
 from diversity_jax.core.intervals import Estimate
 from diversity_jax.mixtures.mixture import MixtureComponent
+from diversity_jax.report.html import LIGHT, Palette
 from diversity_jax.report.plotting import (
     Canvas,
     dodged,
@@ -22,7 +23,6 @@ from diversity_jax.report.plotting import (
     set_ticks,
     smoothed,
 )
-from diversity_jax.report.style import LIGHT, Palette
 from diversity_jax.training.log import TrainingLog
 
 

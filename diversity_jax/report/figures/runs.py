@@ -5,8 +5,8 @@ from collections.abc import Mapping
 import numpy as np
 
 from diversity_jax.core.formats import significant
+from diversity_jax.report.html import Palette
 from diversity_jax.report.plotting import Canvas, dodged, for_phone, label, label_px, limits, resampled, set_ticks
-from diversity_jax.report.style import Palette
 
 Curve = tuple[np.ndarray, np.ndarray]
 

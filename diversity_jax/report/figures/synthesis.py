@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from diversity_jax.core.formats import compact, count, money, percent, significant
+from diversity_jax.report.html import LIGHT, Palette
 from diversity_jax.report.plotting import Canvas, dodged, for_phone, label, label_px, set_ticks
-from diversity_jax.report.style import LIGHT, Palette
 from diversity_jax.synthesis.topic_deduplication import embed
 from diversity_jax.synthesis.topics import MOST_LEVELS, Topic
 

@@ -11,10 +11,9 @@ from diversity_jax.core.run_info import Fact, RunInfo
 from diversity_jax.report import page
 from diversity_jax.report.figures import diversity
 from diversity_jax.report.figures.diversity import Whisker
-from diversity_jax.report.html import macro
+from diversity_jax.report.html import Palette, macro
 from diversity_jax.report.page import Page, Section
 from diversity_jax.report.plotting import render
-from diversity_jax.report.style import Palette
 from diversity_jax.scoring.audit import AuditResult
 
 _FOOTER = "Written by diversity_jax. The exam's corpora were written for it; intervals are at 95 %."

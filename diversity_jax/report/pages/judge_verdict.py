@@ -9,8 +9,8 @@ from diversity_jax.cluster_agent.verdict import FITNESS, Verdict
 from diversity_jax.core.formats import counted, listed, shortened
 from diversity_jax.core.run_info import Fact, RunInfo
 from diversity_jax.report import page
+from diversity_jax.report.html import Palette
 from diversity_jax.report.page import Page, Section
-from diversity_jax.report.style import Palette
 
 _NOT_EXAMINED = Verdict(judge="doubtful", reasons=("it was not examined: this scorecard is of an earlier version",))
 

@@ -12,10 +12,9 @@ from diversity_jax.metrics import METRICS, Figure, MetricsReport, difference
 from diversity_jax.metrics.report import FEWEST_CORPORA, agreements, columns_of
 from diversity_jax.report import page
 from diversity_jax.report.figures import diversity
-from diversity_jax.report.html import macro
+from diversity_jax.report.html import Palette, macro
 from diversity_jax.report.page import Page, Section
 from diversity_jax.report.plotting import render
-from diversity_jax.report.style import Palette
 
 _MOST_COMPARED = 6  # pairs of corpora with a table of their own
 _DASH = "\u2013"

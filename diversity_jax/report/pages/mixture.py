@@ -17,11 +17,10 @@ from diversity_jax.mixtures.replay import MixtureView, without_middle
 from diversity_jax.mixtures.shares import train_rows
 from diversity_jax.report import page
 from diversity_jax.report.figures import diversity, outcomes
-from diversity_jax.report.html import Html, Table, macro, named
+from diversity_jax.report.html import Html, Palette, Table, macro, named
 from diversity_jax.report.page import Page, Section
 from diversity_jax.report.pages import score
 from diversity_jax.report.plotting import render
-from diversity_jax.report.style import Palette
 
 _FILL = {"reject": "none", "downweight": "left"}
 _REAL = "real text"  # how the real components pooled are shown

@@ -17,11 +17,10 @@ from diversity_jax.core.formats import counted, listed
 from diversity_jax.report import page
 from diversity_jax.report.figures import diversity
 from diversity_jax.report.figures.runs import Curve, overlaid
-from diversity_jax.report.html import Html, html
+from diversity_jax.report.html import Html, Palette, html
 from diversity_jax.report.page import Page, Section
 from diversity_jax.report.pages.evaluation import points
 from diversity_jax.report.plotting import Plot, render
-from diversity_jax.report.style import Palette
 from diversity_jax.training import log as training_log
 
 _FOOTER = "Written by diversity-jax report from the files of the runs; write it again to bring it up to date."

@@ -16,11 +16,10 @@ from diversity_jax.metrics import MetricsReport
 from diversity_jax.report import page
 from diversity_jax.report.figures import diversity
 from diversity_jax.report.figures.diversity import Distribution, Ridge, Whisker
-from diversity_jax.report.html import macro
+from diversity_jax.report.html import Palette, macro
 from diversity_jax.report.page import Page, Section
 from diversity_jax.report.pages import judge_verdict, metrics
 from diversity_jax.report.plotting import Plot, render
-from diversity_jax.report.style import Palette
 from diversity_jax.scoring.run import Checks
 
 _FOOTER = (

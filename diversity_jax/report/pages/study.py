@@ -11,11 +11,10 @@ from diversity_jax.metrics.registry import METRICS
 from diversity_jax.report import page
 from diversity_jax.report.figures import outcomes
 from diversity_jax.report.figures.diversity import Distribution, Ridge
-from diversity_jax.report.html import Html, macro
+from diversity_jax.report.html import Html, Palette, macro
 from diversity_jax.report.page import Page, Section
 from diversity_jax.report.pages import score
 from diversity_jax.report.plotting import Plot, render
-from diversity_jax.report.style import Palette
 
 _MOST_DENSITIES = 8
 _MOST_PANELS = 6

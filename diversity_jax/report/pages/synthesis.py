@@ -12,10 +12,9 @@ from diversity_jax.core.formats import counted, significant
 from diversity_jax.core.run_info import Fact
 from diversity_jax.report import page
 from diversity_jax.report.figures import synthesis
-from diversity_jax.report.html import Html, macro
+from diversity_jax.report.html import Html, Palette, macro
 from diversity_jax.report.page import Page, Section
 from diversity_jax.report.plotting import render
-from diversity_jax.report.style import Palette
 from diversity_jax.synthesis.store import Store
 from diversity_jax.synthesis.topics import read_topics
 

@@ -9,9 +9,8 @@ import numpy as np
 from diversity_jax.core.formats import count, significant
 from diversity_jax.core.run_info import Fact
 from diversity_jax.report import page
-from diversity_jax.report.html import named
+from diversity_jax.report.html import Palette, named
 from diversity_jax.report.page import Page
-from diversity_jax.report.style import Palette
 from diversity_jax.tokenizers.base import Tokenizer
 
 _FOOTER = (

@@ -17,12 +17,11 @@ from diversity_jax.core.run_info import Fact, RunInfo
 from diversity_jax.mixtures.mixture import Mixture
 from diversity_jax.report import page
 from diversity_jax.report.figures import outcomes
-from diversity_jax.report.html import Html, Table, macro, named
+from diversity_jax.report.html import Html, Palette, Table, macro, named
 from diversity_jax.report.page import Page, Section
 from diversity_jax.report.pages import mixture as mixture_page
 from diversity_jax.report.pages import score
 from diversity_jax.report.plotting import render
-from diversity_jax.report.style import Palette
 from diversity_jax.training import log as training_log
 from diversity_jax.training.log import TrainingLog
 
