@@ -13,15 +13,56 @@ from diversity_jax.cluster_agent import Scorecard
 from diversity_jax.core import formats
 from diversity_jax.core.errors import InputError
 from diversity_jax.core.files import read_json
-from diversity_jax.core.formats import counted, listed
+from diversity_jax.core.formats import counted, listed, significant
 from diversity_jax.report import page
 from diversity_jax.report.figures import diversity
-from diversity_jax.report.figures.runs import Curve, overlaid
 from diversity_jax.report.html import Html, Palette, html
 from diversity_jax.report.page import Page, Section
 from diversity_jax.report.pages.evaluation import points
-from diversity_jax.report.plotting import Plot, render
+from diversity_jax.report.plotting import (
+    Canvas,
+    Plot,
+    dodged,
+    for_phone,
+    label,
+    label_px,
+    limits,
+    render,
+    resampled,
+    set_ticks,
+)
 from diversity_jax.training import log as training_log
+
+Curve = tuple[np.ndarray, np.ndarray]
+
+
+def overlaid(curves: Mapping[str, Curve], what: str, palette: Palette, width: int) -> Canvas:
+    """Losses of runs over their steps, a line each, named at its end.
+
+    Args:
+      curves: by run, steps [n] and values [n], n at least 1.
+      what: the quantity, written above the axes.
+    """
+    phone = for_phone(width)
+    left, head, height, right = 46, 34, 250 if phone else 320, label_px(list(curves))
+    canvas = Canvas(width, head + height + 46)
+    canvas.text(0, 10, what, bold=True)
+    low, high = limits(np.concatenate([values for _, values in curves.values()]))
+    last = max(float(steps.max()) for steps, _ in curves.values()) or 1.0
+    axes = canvas.axes(left, head, width - left - right, height, ylim=(low, high))
+    axes.set_xlim(0, last)
+    set_ticks(axes.xaxis, 4, lambda tick: "step 0" if tick == 0 else f"{tick:,.0f}")
+    set_ticks(axes.yaxis, 5, significant, ruled=True)
+    ends = []
+    for name, (steps, values) in curves.items():
+        x, y = resampled(steps, values, 400)
+        axes.plot(x, y, color=palette.colour(name), linewidth=2, linestyle=palette.dash(name),
+                  marker="o" if len(x) < 12 else None, markersize=4)  # fmt: skip
+        ends.append(head + height * (high - float(y[np.isfinite(y)][-1])) / (high - low))
+    for name, text_y in zip(curves, dodged(ends, 17, head, head + height - 12), strict=True):
+        canvas.text(width - right + 9, text_y, label(name), palette.slot(name), bold=True)
+    return canvas
+
 
 _FOOTER = "Written by diversity-jax report from the files of the runs; write it again to bring it up to date."
 _LOSSES = (("eval/loss", "Held-out loss"), ("loss", "Training loss"))
