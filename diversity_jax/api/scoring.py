@@ -135,12 +135,12 @@ def score_folder(
 
 def _write_unusable(config: ScoreConfig, failure: NothingUsable, command: Sequence[str]) -> str:
     """Writes scorecard and page of a scoring that gave no figure; returns where the page is."""
-    from diversity_jax.report.pages import judge_verdict
+    from diversity_jax.report.pages import audit
 
     folder = Path(config.output_dir, failure.folder)
     run_info.describe(command, config).save(folder)
     failure.score.save(folder / "scorecard.json")
-    return public_name(judge_verdict.write_unusable(folder, failure.score))
+    return public_name(audit.write_unusable(folder, failure.score))
 
 
 def score(

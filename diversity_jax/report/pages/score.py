@@ -18,7 +18,7 @@ from diversity_jax.report.figures import diversity
 from diversity_jax.report.figures.diversity import Distribution, Ridge, Whisker
 from diversity_jax.report.html import Palette, macro
 from diversity_jax.report.page import Page, Section
-from diversity_jax.report.pages import judge_verdict, metrics
+from diversity_jax.report.pages import audit, metrics
 from diversity_jax.report.plotting import Plot, render
 from diversity_jax.scoring.run import Checks
 
@@ -66,7 +66,7 @@ def write(
     differences = compare_pairs(scorecards) if differences is None else differences
     judged = {name: scorecard.effective_clusters.value for name, scorecard in scorecards.items()}
     sections = (
-        judge_verdict.section(scorecards, palette),
+        audit.section(scorecards, palette),
         _warnings(scorecards, palette),
         _scores(scorecards, palette) if several else None,
         _comparison(differences, palette) if several else None,
@@ -84,7 +84,7 @@ def write(
         name=formats.listed(list(scorecards))
         if len(scorecards) <= 3
         else counted(len(scorecards), "corpus", "corpora"),
-        verdict=" ".join(filter(None, (judge_verdict.headline(scorecards), _verdict(scorecards, differences)))),
+        verdict=" ".join(filter(None, (audit.headline(scorecards), _verdict(scorecards, differences)))),
         lede=judge_note(scorecards.values()),
         key_figures=None if several else macro("score", "key_figures", next(iter(scorecards.values()))),
         sections=tuple(section for section in sections if section is not None),
