@@ -10,7 +10,7 @@ from diversity_jax.corpus import CorpusConfig
 from diversity_jax.llm import BatchConfig, BudgetConfig, EndpointConfig, EngineConfig, parse_model
 from diversity_jax.synthesis.demo_grammar import GrammarComponent as GrammarComponent
 from diversity_jax.synthesis.demo_grammar import GrammarConfig as GrammarConfig
-from diversity_jax.synthesis.prompts import STYLES
+from diversity_jax.synthesis.templates import STYLES
 
 ARM_DIMENSIONS = ("template", "generator", "style", "topics")
 

@@ -21,9 +21,8 @@ from diversity_jax.llm.types import CachedFailure
 from diversity_jax.prepare.deduplicate import MinHasher, NearDuplicateIndex
 from diversity_jax.synthesis.arms import Cell, Material
 from diversity_jax.synthesis.config import SynthesisConfig
-from diversity_jax.synthesis.prompts import PROMPT_VERSION
 from diversity_jax.synthesis.quality import Flaw, Generation, read_answer, render
-from diversity_jax.synthesis.templates import Seeds, Template
+from diversity_jax.synthesis.templates import PROMPT_VERSION, Seeds, Template
 
 _SHOWN_CHARACTERS = 2000  # of a rejected answer
 _DETAIL_CHARACTERS = 300

@@ -14,7 +14,7 @@ from diversity_jax.core.errors import InputError
 from diversity_jax.core.files import read_json, write_json
 from diversity_jax.corpus import CorpusConfig, open_corpus
 from diversity_jax.llm import CallFailed, Engine, Request, read_json_answer
-from diversity_jax.synthesis import prompts
+from diversity_jax.synthesis import templates
 from diversity_jax.synthesis.config import SynthesisConfig, TopicsConfig
 from diversity_jax.synthesis.store import Store
 from diversity_jax.synthesis.topic_deduplication import merge_personas, merge_topics, normalised
@@ -125,8 +125,8 @@ class TopicExpander:
 
     async def topics_of_documents(self, documents: CorpusConfig, config: TopicsConfig, *, seed: int) -> list[Topic]:
         """Topics of documents, duplicates included, in the documents' order."""
-        system = prompts.EXTRACT_TOPICS.format(most=config.branching, levels=config.levels)
-        schema = prompts.extract_topics_schema(config.levels, config.branching, self._limits)
+        system = templates.EXTRACT_TOPICS.format(most=config.branching, levels=config.levels)
+        schema = templates.extract_topics_schema(config.levels, config.branching, self._limits)
 
         def read(answer: Any) -> list[Topic]:
             return _topics((topic["path"][: config.levels], topic) for topic in answer["topics"])
@@ -135,8 +135,8 @@ class TopicExpander:
 
     async def personas_of_documents(self, documents: CorpusConfig, per_document: int, *, seed: int) -> list[str]:
         """Personas of documents, duplicates included, in the documents' order."""
-        system = prompts.WRITE_PERSONAS.format(count=per_document)
-        schema = prompts.write_personas_schema(per_document, self._limits)
+        system = templates.WRITE_PERSONAS.format(count=per_document)
+        schema = templates.write_personas_schema(per_document, self._limits)
 
         def read(answer: Any) -> list[str]:
             return list(filter(None, map(clean_persona, answer["personas"])))
@@ -145,8 +145,8 @@ class TopicExpander:
 
     async def expand(self, path: Sequence[str], branching: int, *, replicate: int = 0) -> list[Topic]:
         """Topics directly below a path; none where no usable answer came."""
-        system = prompts.EXPAND_TOPIC.format(branching=branching)
-        schema = prompts.expand_topic_schema(branching, self._limits)
+        system = templates.EXPAND_TOPIC.format(branching=branching)
+        schema = templates.expand_topic_schema(branching, self._limits)
         user = _encoded({"path": list(path), "already_there": []})
 
         def read(answer: Any) -> list[Topic]:
