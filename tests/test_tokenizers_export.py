@@ -15,6 +15,7 @@ from diversity_jax.model.checkpoint_io.hugging_face import export_hugging_face
 from diversity_jax.model.convert import main as convert
 from diversity_jax.prepare.config import Chat
 from diversity_jax.prepare.packing import open_format
+from diversity_jax.tokenizers.encoders import SAMPLE_TEXTS, differing_texts, special_samples
 from diversity_jax.tokenizers.files import (
     copy_tokenizer,
     folder_tokenizer,
@@ -22,7 +23,6 @@ from diversity_jax.tokenizers.files import (
     named_tokenizer,
     write_tokenizer,
 )
-from diversity_jax.tokenizers.sample_text import SAMPLE_TEXTS, differing_texts, special_samples
 from diversity_jax.tokenizers.tokenizer import for_folder, load_tokenizer
 from tests import tokenizer_layouts as layouts
 from tests.shared_data import shared_file

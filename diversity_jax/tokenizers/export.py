@@ -11,8 +11,8 @@ from diversity_jax.core.config import read_fields
 from diversity_jax.core.errors import InputError
 from diversity_jax.core.files import read_json, write_json
 from diversity_jax.tokenizers.base import ByteTokenizer, Tokenizer
+from diversity_jax.tokenizers.encoders import differing_texts, sample_texts
 from diversity_jax.tokenizers.hugging_face import HuggingFaceTokenizer
-from diversity_jax.tokenizers.sample_text import differing_texts, sample_texts
 from diversity_jax.tokenizers.sentence_piece import SentencePieceTokenizer, to_tokenizer_json
 from diversity_jax.tokenizers.settings import SETTINGS_FILES, read_settings
 from diversity_jax.tokenizers.tokenizer import load_tokenizer

@@ -11,8 +11,8 @@ from diversity_jax.core.errors import InputError
 from diversity_jax.core.files import is_remote, list_files
 from diversity_jax.tokenizers.base import ByteTokenizer, Tokenizer
 from diversity_jax.tokenizers.chat_template import answer_parts
+from diversity_jax.tokenizers.encoders import differing_texts
 from diversity_jax.tokenizers.hugging_face import HuggingFaceTokenizer
-from diversity_jax.tokenizers.sample_text import differing_texts
 from diversity_jax.tokenizers.sentence_piece import SentencePieceTokenizer, read_model, to_tokenizer_json
 from diversity_jax.tokenizers.settings import TokenizerSettings, find_tokenizer, folder_template, read_settings
 
