@@ -3,7 +3,7 @@
 import pytest
 
 from diversity_jax.core.errors import InputError
-from diversity_jax.training.devices import check_found, choose_devices, coordinator
+from diversity_jax.training.distributed import check_found, choose_devices, coordinator
 
 EIGHT = "0,1,2,3,4,5,6,7"
 

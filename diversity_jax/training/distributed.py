@@ -1,10 +1,12 @@
 """The processes of a run: how they find each other, and which devices they take."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+import glob
 import logging
 import math
 import os
+import re
 import socket
 import time
 from typing import Any
@@ -12,9 +14,201 @@ from typing import Any
 import jax
 
 from diversity_jax.core.errors import InputError
-from diversity_jax.training import devices
 from diversity_jax.training.config import DistributedConfig, coordinator_address
 from diversity_jax.training.together import together
+
+# Variables of a launcher: number of processes, this process's number, its number on its host, processes on its host.
+# Open MPI and Hydra run inside Slurm jobs, whose own variables then describe the job's batch script: they come first.
+LAUNCHERS = (
+    ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID", "JAX_LOCAL_PROCESS_ID", "JAX_LOCAL_PROCESS_COUNT"),
+    ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_SIZE"),
+    ("PMI_SIZE", "PMI_RANK", "MPI_LOCALRANKID", "MPI_LOCALNRANKS"),
+    ("SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID", "SLURM_STEP_TASKS_PER_NODE"),
+)
+_NONE = ("", "", "", "")
+_VISIBLE = ("CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeviceChoice:
+    """The GPUs that this process takes.
+
+    Attributes:
+      ids: their ordinals among those that it sees, as `jax.distributed.initialize(local_device_ids=...)` takes them;
+        None: all that it sees.
+      granted: how many JAX has to find; None: nothing was granted, so nothing can be compared.
+      reason: the variables it follows from.
+    """
+
+    ids: tuple[int, ...] | None = None
+    granted: int | None = None
+    reason: str = ""
+
+
+def launcher(environment: Mapping[str, str]) -> tuple[str, str, str, str] | None:
+    """Names of the variables of the launcher that started this process; None where none did."""
+    for names in LAUNCHERS:
+        # srun sets PMI's numbers too, without those on the host.
+        by_srun = names[0] == "PMI_SIZE" and names[2] not in environment and "SLURM_PROCID" in environment
+        if names[0] in environment and names[1] in environment and not by_srun:
+            return names
+    return None
+
+
+def present_gpus() -> int | None:
+    """GPUs of this host by their device files, without starting a driver; None where there is none."""
+    return len(glob.glob("/dev/nvidia[0-9]*")) or None
+
+
+def choose_devices(environment: Mapping[str, str], present: int | None = None) -> DeviceChoice:
+    """All GPUs for the only process of a host, and for one of several its own, or its equal part of those shared.
+
+    Args:
+      environment: of this process.
+      present: GPUs of the host, for launchers that grant none.
+
+    Raises:
+      InputError: the process would leave a part of what was granted unused, or processes would share a GPU.
+    """
+    if environment.get("JAX_PLATFORMS", "").startswith("cpu"):
+        return DeviceChoice()
+    if own := environment.get("JAX_LOCAL_DEVICE_IDS"):  # by hand: whoever sets it knows what is left out
+        ids = tuple(_integer("JAX_LOCAL_DEVICE_IDS", part) for part in own.split(","))
+        return DeviceChoice(ids=ids, granted=len(ids), reason=f"JAX_LOCAL_DEVICE_IDS={own}")
+    names = launcher(environment) or _NONE
+    local_id = _integer(names[2], environment.get(names[2], "0"))
+    processes = _local_processes(environment, names[3])
+    visible, visible_reason = _visible(environment)
+    granted, reason = _granted(environment, processes or 1)
+    if granted is None and visible is not None:
+        # Nothing is granted by name: one GPU is this process's own, as are those that add up to the host's.
+        own_ones = visible == 1 or visible * (processes or 1) == present
+        granted = visible * (processes or 1) if own_ones else visible
+    elif granted is None:
+        granted, reason = present, f"{present} GPUs on this host"
+    if granted is None or (processes is None and names[2] in environment):
+        one_each = names[2] in environment and processes != 1 and visible != 1
+        return DeviceChoice(ids=(local_id,) if one_each else None, granted=granted and 1, reason=visible_reason)
+    said = (reason, visible_reason, f"{names[3]}={processes}" if processes else "")
+    seen = granted if visible is None else visible
+    return _share(seen, granted, processes or 1, local_id, ", ".join(filter(None, said)))
+
+
+def _share(seen: int, granted: int, processes: int, local_id: int, said: str) -> DeviceChoice:
+    """Divides what this process sees of what its node was granted."""
+    if seen * processes == granted:  # one process a host, or the launcher has bound each to its own
+        return DeviceChoice(granted=seen, reason=said)
+    if seen == granted and seen % processes == 0:
+        own = seen // processes
+        ids = tuple(range(local_id * own, (local_id + 1) * own))
+        return DeviceChoice(ids=ids, granted=own, reason=said)
+    if seen == granted:
+        raise InputError(
+            f"distributed: {processes} processes cannot share {seen} GPUs of a host evenly ({said}); start one process "
+            "a host or one a GPU"
+        )
+    raise InputError(
+        f"distributed: {granted} GPUs of this host were granted to {processes} process{'es' * (processes > 1)}, and "
+        f"this one sees {seen} ({said}); bind none or each to its own (Slurm: --ntasks-per-node=1 --gpus-per-node=N, "
+        "or --gpus-per-task=1 with one task a GPU), or set JAX_LOCAL_DEVICE_IDS"
+    )
+
+
+def check_found(choice: DeviceChoice, platform: str, found: int) -> None:
+    """Compares what JAX found with what was granted.
+
+    Args:
+      platform: of JAX's default backend: "cpu", "gpu" or "tpu".
+      found: devices of this process.
+
+    Raises:
+      InputError: GPUs were granted, and JAX uses none or another number.
+    """
+    if choice.granted is None or platform == "tpu":
+        return
+    if platform == "cpu" and choice.granted:
+        raise InputError(
+            f"distributed: {choice.granted} GPUs were granted ({choice.reason}) and JAX found none; install "
+            "jax[cuda12] and see that `nvidia-smi` works there, or set JAX_PLATFORMS=cpu to compute on the CPU"
+        )
+    if platform != "cpu" and found != choice.granted:
+        raise InputError(
+            f"distributed: {choice.granted} GPUs were granted ({choice.reason}) and JAX uses {found}; set "
+            "JAX_LOCAL_DEVICE_IDS where that is meant"
+        )
+
+
+def coordinator(environment: Mapping[str, str]) -> str | None:
+    """HOST:PORT of process 0 by what Slurm and Open MPI say; None for other launchers, and where none started this."""
+    names, given = launcher(environment) or _NONE, environment.get("JAX_COORDINATOR_PORT")
+    if names[0] == "SLURM_NTASKS" and "SLURM_STEP_NODELIST" in environment:
+        host = re.split(r",(?![^\[]*\])", environment["SLURM_STEP_NODELIST"])[0]
+        host = re.sub(r"\[([^\],-]+)[^\]]*\]", r"\1", host)  # rack1-n[07-12,20]-ib is rack1-n07-ib first
+        job = int(environment["SLURM_JOB_ID"]) + int(environment.get("SLURM_STEP_ID", "0"))
+        return f"{host}:{given or 61440 + job % 4096}"  # above the ports that Linux hands out by itself
+    if names[0] == "OMPI_COMM_WORLD_SIZE":
+        uri = environment.get("OMPI_MCA_orte_hnp_uri", "")  # Open MPI 4: 1531576320.0;tcp://10.96.0.1,10.1.0.1:34911
+        if match := re.match(r"(\d+)\..*?(?:tcp://([^,:]+)|tcp6://\[([^,\]]+))", uri):
+            return f"{match[2] or f'[{match[3]}]'}:{given or 61440 + int(match[1]) // 4096 % 4096}"
+        # Open MPI 5: prterun-HOST-PID@1, on the host of mpirun.
+        if match := re.match(r"prterun-(.+)-(\d+)@", environment.get("PMIX_NAMESPACE", "")):
+            return f"{match[1]}:{given or 61440 + int(match[2]) % 4096}"
+    return None
+
+
+def _visible(environment: Mapping[str, str]) -> tuple[int | None, str]:
+    """How many GPUs the environment shows this process, and by which variable."""
+    name = next((name for name in _VISIBLE if name in environment), None)
+    if name is None:
+        return None, ""
+    value = environment[name].strip()
+    hidden = value in ("", "-1", "NoDevFiles", "void", "none")
+    return 0 if hidden else len(value.split(",")), f"{name}={value}"
+
+
+def _granted(environment: Mapping[str, str], processes: int) -> tuple[int | None, str]:
+    """GPUs that Slurm granted to this step on this node, and by which variable.
+
+    SLURM_STEP_GPUS is no such number: for a task that was bound it lists the task's own.
+    """
+    if count := environment.get("SLURM_GPUS_ON_NODE"):
+        return _integer("SLURM_GPUS_ON_NODE", count), f"SLURM_GPUS_ON_NODE={count}"
+    if count := environment.get("SLURM_GPUS_PER_TASK"):
+        return _last_number("SLURM_GPUS_PER_TASK", count) * processes, f"SLURM_GPUS_PER_TASK={count}"
+    return None, ""
+
+
+def _last_number(name: str, value: str) -> int:
+    """`4`, `h100:4` and `a100:2,h100:2` are four GPUs."""
+    return sum(_integer(name, part.rpartition(":")[2]) for part in value.split(","))
+
+
+def _local_processes(environment: Mapping[str, str], name: str) -> int | None:
+    """Processes on this host; Slurm writes `2(x3),1` for four nodes."""
+    if name not in environment:
+        return None
+    counts: list[int] = []
+    for part in environment[name].split(","):
+        match = re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", part.strip())
+        if match is None:
+            raise InputError(f"{name}={environment[name]!r}: is not a number of processes")
+        counts += [int(match[1])] * int(match[2] or 1)
+    node = _integer("SLURM_NODEID", environment.get("SLURM_NODEID", "0")) if len(counts) > 1 else 0
+    return _at(counts, node, name)
+
+
+def _at(counts: Sequence[int], node: int, name: str) -> int:
+    if node >= len(counts):
+        raise InputError(f"SLURM_NODEID={node}: is beyond the {len(counts)} nodes of {name}")
+    return counts[node]
+
+
+def _integer(name: str, value: str) -> int:
+    try:
+        return int(value)
+    except ValueError:
+        raise InputError(f"{name}={value!r}: is not a whole number") from None
+
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +237,7 @@ def start_distributed(config: DistributedConfig) -> bool:
         do.
     """
     own = find_process_id(config, os.environ)
-    choice = devices.choose_devices(os.environ, devices.present_gpus())
+    choice = choose_devices(os.environ, present_gpus())
     if own is None and config.start == "off":
         if choice.ids is not None:  # one of several workers that a launcher has put on this host
             jax.config.update("jax_cuda_visible_devices", ",".join(map(str, choice.ids)))
@@ -73,20 +267,20 @@ def start_distributed(config: DistributedConfig) -> bool:
             f"distributed: process {own.process_id} was started with num_processes={own.num_processes}, process 0 with "
             f"{jax.process_count()}; start all with the same number"
         )
-    together(lambda: devices.check_found(choice, jax.default_backend(), jax.local_device_count()))
+    together(lambda: check_found(choice, jax.default_backend(), jax.local_device_count()))
     counts = jax.process_index(), jax.process_count(), jax.local_device_count(), jax.device_count()
     log.info("process %d of %d, %d of %d devices", *counts)
     return jax.process_count() > 1
 
 
-def _alone(choice: devices.DeviceChoice) -> bool:
+def _alone(choice: DeviceChoice) -> bool:
     """A process that was not told of others: whether the slice or the launcher knows some all the same."""
     if jax.process_count() > 1:  # libtpu has found the other hosts of its slice by itself
         raise InputError(
             f"distributed.start=off: this host is one of {jax.process_count()} of a TPU slice; start the same command "
             "on all of them with --config.distributed.start=auto"
         )
-    devices.check_found(choice, jax.default_backend(), jax.local_device_count())
+    check_found(choice, jax.default_backend(), jax.local_device_count())
     return False
 
 
@@ -122,7 +316,7 @@ def _check_address(own: ProcessId, timeout_seconds: float) -> None:
 
 def launched_process_id(environment: Mapping[str, str]) -> int:
     """This process's number in its job by its launcher's variables, before JAX knows; 0 where no launcher set any."""
-    names = devices.launcher(environment)
+    names = launcher(environment)
     name = names[1] if names else "TPU_WORKER_ID"
     return _number(environment, name, "process_id") if name in environment else 0
 
@@ -135,13 +329,13 @@ def find_process_id(config: DistributedConfig, environment: Mapping[str, str]) -
     """
     address = config.coordinator or environment.get("JAX_COORDINATOR_ADDRESS")
     if address is None and config.start == "auto":
-        address = devices.coordinator(environment)
+        address = coordinator(environment)
     if address is None:
         if config.num_processes is not None or config.process_id is not None:
             raise InputError("distributed.num_processes, process_id: give distributed.coordinator=HOST:PORT too")
         return None
     coordinator_address(address)
-    names = devices.launcher(environment) or (None, None)
+    names = launcher(environment) or (None, None)
     count, number = config.num_processes, config.process_id
     count = _number(environment, names[0], "num_processes") if count is None else count
     number = _number(environment, names[1], "process_id") if number is None else number
@@ -152,7 +346,7 @@ def find_process_id(config: DistributedConfig, environment: Mapping[str, str]) -
 
 def _number(environment: Mapping[str, str], name: str | None, field: str) -> int:
     if name is None:
-        variables = ", ".join(names[0] for names in devices.LAUNCHERS)
+        variables = ", ".join(names[0] for names in LAUNCHERS)
         raise InputError(f"distributed.{field}=None: give it with a coordinator; no launcher ({variables}) did")
     try:
         return int(environment[name])

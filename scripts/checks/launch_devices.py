@@ -70,7 +70,7 @@ def task(mode: str) -> None:
     import jax
     from jax._src import xla_bridge
 
-    from diversity_jax.training import devices
+    from diversity_jax.training import distributed
     from diversity_jax.training.distributed import DistributedConfig, start_distributed
 
     environment = {name: value for name, value in os.environ.items() if name != "JAX_PLATFORMS"}
@@ -82,7 +82,7 @@ def task(mode: str) -> None:
         count = len(there)  # CUDA has no ordinal beyond those visible
         print(json.dumps({"process": jax.process_index(), "ordinals": taken, "count": count, "all": None}))
         return
-    choice = devices.choose_devices(environment)
+    choice = distributed.choose_devices(environment)
     jax.config.update("jax_num_cpu_devices", choice.granted)
     start_distributed(DistributedConfig(start="auto", timeout_seconds=60))
     taken = "all" if choice.ids is None else ",".join(map(str, choice.ids))
