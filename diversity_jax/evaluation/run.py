@@ -38,7 +38,7 @@ log = logging.getLogger(__name__)
 # What is measured and how fast may change; what the figures are of may not.
 _FREE = (
     *("output_dir", "resume", "overwrite", "tasks", "held_out", "out_of_distribution", "compare_with"),
-    *("bootstrap_samples", "batch_size", "slots", "model.mesh"),
+    *("bootstrap_samples", "batch_size", "slots", "model.config"),
 )
 _HUB_SECONDS = 10.0  # for an answer of the hub, before it counts as out of reach
 _PACKAGES = ("diversity_jax", "jax", "jaxlib", "flax", "numpy", "lm_eval", "tokenizers", "sentencepiece")

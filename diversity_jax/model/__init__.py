@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING
 from diversity_jax.core import lazy
 
 if TYPE_CHECKING:
-    from diversity_jax.model.config import LLAMA, LlamaConfig
+    from diversity_jax.model.config import LLAMA, LlamaConfig, MeshConfig
     from diversity_jax.model.cross_entropy import loss
     from diversity_jax.model.llama import hidden_states, init_params, logits
-    from diversity_jax.model.mesh import MeshConfig
     from diversity_jax.model.sharding import batch_sharding, check_batch, make_mesh, param_shardings
 else:
     __getattr__ = lazy.exports(__name__)

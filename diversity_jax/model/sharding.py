@@ -13,7 +13,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 import numpy as np
 
 from diversity_jax.core.errors import InputError
-from diversity_jax.model.mesh import MESH_AXES, MeshConfig
+from diversity_jax.model.config import MESH_AXES, MeshConfig
 
 GATHERED = "gathered"  # name of parameters that were gathered over fsdp, for remat policies
 
