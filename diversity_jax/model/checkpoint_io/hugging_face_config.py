@@ -10,8 +10,18 @@ from typing import Any
 
 from diversity_jax.core.errors import InputError
 from diversity_jax.core.files import read_json
-from diversity_jax.model.checkpoint_io.families import FAMILIES, FULL, SLIDING, Family, unturned_layers, window_fields
-from diversity_jax.model.checkpoint_io.rope_entries import ENTRIES, number, rope_entries, rope_fields
+from diversity_jax.model.checkpoint_io.families import (
+    ENTRIES,
+    FAMILIES,
+    FULL,
+    SLIDING,
+    Family,
+    number,
+    rope_entries,
+    rope_fields,
+    unturned_layers,
+    window_fields,
+)
 from diversity_jax.model.config import LlamaConfig
 
 _REQUIRED = {
