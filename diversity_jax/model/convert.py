@@ -71,7 +71,7 @@ def _merged(config: LlamaConfig, checkpoint: Path | str, tuned: Mapping[str, Any
     """
     import jax
 
-    from diversity_jax.model.checkpoint_io.stored import read_info
+    from diversity_jax.model.checkpoint_io.shards import read_info
     from diversity_jax.model.llama import fingerprint, init_adapters, merged
 
     lora = LoraConfig(**tuned["lora"])
@@ -130,7 +130,7 @@ def model_folder(folder: str | os.PathLike) -> Path:
 
 
 def _checkpoint(folder: Path | str, step: int | None) -> Path | str:
-    from diversity_jax.model.checkpoint_io.stored import complete_steps
+    from diversity_jax.model.checkpoint_io.shards import complete_steps
 
     steps = complete_steps(folder)
     if not steps or (step is not None and step not in steps):
@@ -143,13 +143,13 @@ def _load(folder: Path | str, shapes: Params) -> Params:
     """Parameters of these shapes in a checkpoint, on the first local device, whatever mesh wrote them."""
     import jax
 
-    from diversity_jax.model.checkpoint_io import stored
+    from diversity_jax.model.checkpoint_io import shards
     from diversity_jax.model.checkpoint_io.shards import Damaged
 
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     wanted = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), shapes)
     try:
-        return stored.load(folder, {"params": wanted})["params"]
+        return shards.load(folder, {"params": wanted})["params"]
     except (ValueError, KeyError, OSError, Damaged) as error:
         message = " ".join(str(error).split())[:200]
         raise InputError(f"{folder}: cannot be read as this model's checkpoint ({message})") from error

@@ -16,7 +16,7 @@ from diversity_jax.core.buckets import remote_tree
 from diversity_jax.core.errors import InputError
 from diversity_jax.core.files import copy_tree, exists, join_path, read_json, remove_tree, write_json
 from diversity_jax.model.checkpoint_io import shards
-from diversity_jax.model.checkpoint_io.stored import complete_steps, read_info
+from diversity_jax.model.checkpoint_io.shards import complete_steps, read_info
 from diversity_jax.model.llama import fingerprint
 from diversity_jax.training.checkpoint import CheckpointError, state_parts
 from diversity_jax.training.step import TrainState

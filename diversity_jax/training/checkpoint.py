@@ -18,9 +18,8 @@ from diversity_jax.core.buckets import local_copy
 from diversity_jax.core.errors import InputError
 from diversity_jax.core.files import free_bytes, join_path
 from diversity_jax.core.stores import StoreError
-from diversity_jax.model.checkpoint_io import stored
-from diversity_jax.model.checkpoint_io.shards import Damaged
-from diversity_jax.model.checkpoint_io.stored import complete_steps
+from diversity_jax.model.checkpoint_io import shards
+from diversity_jax.model.checkpoint_io.shards import Damaged, complete_steps
 from diversity_jax.model.llama import fingerprint
 from diversity_jax.training.step import TrainState
 
@@ -52,7 +51,7 @@ def read_info(folder: str | os.PathLike, step: int) -> Mapping[str, Any] | None:
     """
     path = join_path(folder, str(step))
     try:
-        return stored.read_info(path)
+        return shards.read_info(path)
     except (OSError, StoreError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise CheckpointError(f"{path}: its record could not be read ({reason}); nothing was changed") from None
@@ -111,7 +110,7 @@ def _load(folder: Path | str, shapes: TrainState, shardings: TrainState, info: M
         jax.tree.map(lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes, shardings)
     )
     try:
-        loaded = stored.load(folder, parts)
+        loaded = shards.load(folder, parts)
     except (Damaged, StoreError) as error:
         if isinstance(error, Damaged):
             raise
