@@ -14,13 +14,18 @@ from diversity_jax.corpus.corpus import CorpusConfig
 from diversity_jax.evaluation.cache_blocks import CacheRow, RowLayout
 from diversity_jax.mixtures.config import Component, MixtureConfig
 from diversity_jax.model import MeshConfig, init_params, logits, make_mesh, param_shardings
-from diversity_jax.model.cache import cached_hidden_states, decode_step, empty_cache
+from diversity_jax.model.cache import (
+    cached_hidden_states,
+    decode_step,
+    empty_cache,
+    for_inference,
+    forest_hidden_states,
+)
 from diversity_jax.model.checkpoint_io.hugging_face import export_hugging_face, import_hugging_face
 from diversity_jax.model.config import LoraConfig
 from diversity_jax.model.convert import main as convert
 from diversity_jax.model.convert import read_config
 from diversity_jax.model.cross_entropy import loss
-from diversity_jax.model.decode import for_inference, forest_hidden_states
 from diversity_jax.model.llama import head_weight, init_adapters, merged, with_adapters
 from diversity_jax.model.rotary import rotary_frequencies
 from diversity_jax.training import run

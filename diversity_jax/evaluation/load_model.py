@@ -27,9 +27,9 @@ from diversity_jax.core.files import (
 )
 from diversity_jax.core.stores import is_remote
 from diversity_jax.evaluation.loglikelihood import Scorer
+from diversity_jax.model.cache import for_inference
 from diversity_jax.model.config import LlamaConfig
 from diversity_jax.model.convert import model_folder, read_model
-from diversity_jax.model.decode import for_inference
 from diversity_jax.model.llama import Params
 from diversity_jax.model.sharding import MeshConfig, make_mesh, param_shardings, path_name
 from diversity_jax.prepare.manifest import special_text_before

@@ -18,8 +18,8 @@ from jax.sharding import Mesh, NamedSharding
 import numpy as np
 
 from diversity_jax.core.errors import InputError
+from diversity_jax.model.cache import forest_hidden_states
 from diversity_jax.model.config import LlamaConfig
-from diversity_jax.model.decode import forest_hidden_states
 from diversity_jax.model.llama import Params, head_weight
 from diversity_jax.model.sharding import spec
 
