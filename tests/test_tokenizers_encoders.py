@@ -10,7 +10,7 @@ from tokenizers import Tokenizer as Library
 from tokenizers import models, pre_tokenizers, trainers
 
 from diversity_jax.corpus import CorpusConfig, open_corpus
-from diversity_jax.prepare import encoder_choice
+from diversity_jax.prepare import encoding
 from diversity_jax.prepare.config import Preparation
 from diversity_jax.prepare.manifest import Manifest
 from diversity_jax.prepare.pipeline import prepare
@@ -127,7 +127,7 @@ def chunk_of(texts: list[str], characters: int, number: int) -> int:
 
 @pytest.mark.parametrize("place", ["first document", "compared chunk", "nowhere"])
 def test_chunks_that_are_unsure_are_made_again(tokenizer_file, tmp_path, monkeypatch, caplog, place):
-    monkeypatch.setattr(encoder_choice, "_COMPARED_EVERY", 3)
+    monkeypatch.setattr(encoding, "_COMPARED_EVERY", 3)
     texts, characters = made_texts(600, seed=4), 12_000
     # Of the two that differ, that in chunk 4 is not seen; chunk 5 is compared as a whole, as chunk 2 was before.
     rare = [chunk_of(texts, characters, number) for number in (4, 5)] if place == "compared chunk" else []
@@ -141,7 +141,7 @@ def test_chunks_that_are_unsure_are_made_again(tokenizer_file, tmp_path, monkeyp
     )
     manifests: list[Manifest] = []
     for name, kind in (("reference", HuggingFaceTokenizer), ("fast", Differing)):
-        monkeypatch.setattr(encoder_choice, "_LEAST_CHARACTERS", 1000 if name == "fast" else 1 << 40)
+        monkeypatch.setattr(encoding, "_LEAST_CHARACTERS", 1000 if name == "fast" else 1 << 40)
         manifests.append(prepare(open_corpus(corpus), kind((tokenizer_file,)), tmp_path / name, settings, processes=1))
     before, after = manifests
     assert after.content_hash == before.content_hash

@@ -21,8 +21,14 @@ from diversity_jax.core.files import join_path, open_file, read_json, write_json
 from diversity_jax.corpus import Document
 from diversity_jax.prepare.config import Preparation
 from diversity_jax.prepare.decontaminate import Overlap
-from diversity_jax.prepare.encoder_choice import FIRST_CHUNK, EncoderChoice, chunk_name
-from diversity_jax.prepare.encoding import EncodedSplit, encode_splits, full_rows
+from diversity_jax.prepare.encoding import (
+    FIRST_CHUNK,
+    EncodedSplit,
+    EncoderChoice,
+    chunk_name,
+    encode_splits,
+    full_rows,
+)
 from diversity_jax.prepare.job import Chunk, Job
 from diversity_jax.prepare.manifest import LEFT_OUT, SPLITS
 from diversity_jax.prepare.packing import fill_rows, pack, split_examples

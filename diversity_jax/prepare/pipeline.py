@@ -29,7 +29,7 @@ from diversity_jax.prepare.chunks import ChunkRecord, write_remainders
 from diversity_jax.prepare.config import Preparation
 from diversity_jax.prepare.decontaminate import Benchmarks
 from diversity_jax.prepare.deduplicate import Copy, find_copies, read_overlaps
-from diversity_jax.prepare.encoder_choice import FIRST_CHUNK, encoder_runs, unsure_chunks
+from diversity_jax.prepare.encoding import FIRST_CHUNK, encoder_runs, unsure_chunks
 from diversity_jax.prepare.executors import (
     ENCODING,
     SIGNING,
