@@ -23,7 +23,7 @@ from diversity_jax.mixtures.mixture import Mixture
 from diversity_jax.model import convert
 from diversity_jax.model.checkpoint_io import shards
 from diversity_jax.model.convert import read_model
-from diversity_jax.prepare import bucket_rows
+from diversity_jax.prepare import rows
 from diversity_jax.prepare.rows import RowReader
 from diversity_jax.training import run
 from diversity_jax.training.checkpoint import complete_steps
@@ -214,13 +214,13 @@ class Requests:
     """Byte ranges that are asked for, by object."""
 
     def __init__(self, monkeypatch):
-        self.ranges, usual = [], bucket_rows.read_range
+        self.ranges, usual = [], rows.read_range
 
         def read_range(path, start, size):
             self.ranges.append((str(path), start, start + size))
             return usual(path, start, size)
 
-        monkeypatch.setattr(bucket_rows, "read_range", read_range)
+        monkeypatch.setattr(rows, "read_range", read_range)
 
     def rows(self, row_bytes):
         """(file, row) that were asked for, as often as they were."""

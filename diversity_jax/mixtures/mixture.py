@@ -26,9 +26,8 @@ from diversity_jax.core.files import (
 )
 from diversity_jax.core.stores import is_remote
 from diversity_jax.mixtures.schedule import EpochShuffle, Schedule, read_share
-from diversity_jax.prepare.bucket_rows import CACHE_GB
 from diversity_jax.prepare.manifest import Manifest, VocabularyInfo
-from diversity_jax.prepare.rows import RowReader, Rows
+from diversity_jax.prepare.rows import CACHE_GB, RowReader, Rows
 from diversity_jax.tokenizers.document_start import DOCUMENT_STARTS, Boundaries
 
 FORMAT_VERSION = 1

@@ -24,16 +24,16 @@ sys.path.insert(0, str(ROOT))
 def host(url: str, number: int, options: argparse.Namespace) -> None:
     """Reads as one host, and prints how it went."""
     from diversity_jax.mixtures.mixture import Mixture
-    from diversity_jax.prepare import bucket_rows
+    from diversity_jax.prepare import rows
     from diversity_jax.training.data import ReadAhead
 
-    asked, usual = [], bucket_rows.read_range
+    asked, usual = [], rows.read_range
 
     def counted(path, start, size):
         asked.append((str(path), size))
         return usual(path, start, size)
 
-    bucket_rows.read_range = counted
+    rows.read_range = counted
     mixture, batch = Mixture.load(url), options.batch_size
     loader, own = mixture.loader(batch_size=batch, cache_gb=options.cache_gb), batch // options.hosts
     part = slice(number * own, (number + 1) * own)
