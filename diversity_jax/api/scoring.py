@@ -1,4 +1,4 @@
-"""`score`, `compare` and `measure`: the command `score` for a Python program, and the data that callers give as corpora."""
+"""`score`, `compare` and `measure`: the command `score` for a Python program, and what callers give as corpora."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace

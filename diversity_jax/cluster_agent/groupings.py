@@ -1,4 +1,4 @@
-"""Partitions: read from the answers of stages 5 and 6, and counted. All figures of a score are computed from the counts.
+"""Partitions, read from the answers of stages 5 and 6, and their counts: all that the figures of a score come from.
 
 Only ids and numbers decide. Reasons, metadata and scores are for people; whatever is wrong with them is left out.
 """

@@ -1,4 +1,8 @@
-"""A language model as judge: tasks become requests, and completions are parsed."""
+"""A language model as judge: tasks become requests by prompts and JSON schemas, and completions are parsed.
+
+What the six stages say is in `prompts.toml`. Instructions and criteria are in the system prompt, the criteria first,
+since what is read first weighs most. Samples are data in the user message.
+"""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass

@@ -1,6 +1,11 @@
 """Means with errors that hold although criteria are random too, how errors are joined, and a control variate.
 
 The similarity of two documents under a ruler costs no call, so its mean over all pairs of a corpus is known: `Control`.
+
+Groupings whose pairs happen to be more alike than the corpus's usually have a larger T too; the regression of one on
+the other takes that chance out (control variates: Lavenberg and Welch 1981). It is unbiased whatever the ruler is
+worth, since the coefficients that adjust a grouping come from other groupings only (cross-fitting), and where the
+ruler is worth nothing they are not used.
 """
 
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Opening a corpus: the table of all readers, by the ending of a file's name or by the scheme of a source."""
+"""Opening a corpus: the table of all readers, by file ending or scheme, and what of a folder is text."""
 
 from collections.abc import Callable, Collection, Sequence
 import logging

@@ -1,4 +1,8 @@
-"""Calls between asking and answer: what they reserve, what they use up, and the end of a run for all of them."""
+"""Calls between asking and answer: what they reserve, what they use up, and the end of a run for all of them.
+
+What is known of a server is kept in `ServerNotes`: what it does not take, how far its bills go, which model stands
+behind it, and whether its refusals are about single calls or about all of them.
+"""
 
 import asyncio
 from collections import defaultdict

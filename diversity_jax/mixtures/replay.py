@@ -1,4 +1,5 @@
-"""Repeats the decisions of a built mixture: from its file alone, and from its scorecards where they lie beside it.
+"""Repeats the decisions of a built mixture, from its file alone or from its scorecards, and shows what there is to
+see.
 
 Needs no corpus, judge, network or prepared rows.
 """

@@ -11,7 +11,7 @@ from diversity_jax.core.files import content_hash, exists, join_path, read_json,
 from diversity_jax.core.stores import is_remote
 from diversity_jax.mixtures.config import TRAINED, MixtureConfig, token_shares
 from diversity_jax.mixtures.sources import sampled_texts
-from diversity_jax.tokenizers.base import Tokenizer
+from diversity_jax.tokenizers.tokenizer import Tokenizer
 from diversity_jax.tokenizers.tokenizer import load_tokenizer
 from diversity_jax.tokenizers.train import train_tokenizer
 

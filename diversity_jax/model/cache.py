@@ -1,4 +1,4 @@
-"""The key/value cache in blocks: sequences take blocks as they grow, and attention reads the blocks in use alone.
+"""Inference with a key/value cache in blocks: sequences take blocks as they grow, attention reads those in use alone.
 
 A block holds the keys and values of T consecutive tokens of one sequence. Which block holds what is known to the caller
 (`evaluation.cache_blocks`); the compiled programs get lists of blocks. How many are read is data, not a shape, so that

@@ -1,4 +1,4 @@
-"""The configuration of a Llama: sizes, numerics and how its layers are run. Does not import JAX."""
+"""The configuration of a Llama and of its mesh: sizes, numerics, how its layers are run. Does not import JAX."""
 
 import dataclasses
 from dataclasses import dataclass, field

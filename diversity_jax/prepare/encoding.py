@@ -1,4 +1,10 @@
-"""Texts of a chunk as rows of ids: text end to end, or conversations packed."""
+"""Texts of a chunk as rows of ids: text end to end, or conversations packed.
+
+The fast encoder makes all chunks of some length. Of each, excerpts are encoded by the reference too, of the corpus's
+first chunk its first documents, and of one chunk in `_COMPARED_EVERY` all of it. From the first chunk on in which they
+differ, the reference makes all, and it makes those again that were made before and not compared as a whole. It follows
+from the corpus alone which chunks these are, in whatever order they are made.
+"""
 
 from collections.abc import Iterator, Mapping, Sequence
 import itertools

@@ -5,6 +5,9 @@ rows in key order are a uniformly random permutation.
 
 Tokens of conversations are uint32: the id in the low 30 bits, and two flags. Attention stays inside an example because
 segments and positions are read from START; end-of-text may well stand within one.
+
+Of rows in a bucket a host asks for the byte ranges of its own, ahead of their use, and keeps them on its disk up to a
+limit.
 """
 
 from collections.abc import Iterator, Sequence

@@ -1,4 +1,6 @@
-"""Templates: what varies from one generation to the next, and the request made of it."""
+"""Templates: what varies from one generation to the next, the instructions and JSON schemas, and the request made of
+them.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -1,4 +1,10 @@
-"""The processes of a run: how they find each other, and which devices they take."""
+"""The processes of a run: how they find each other, and which devices they take.
+
+Devices follow from what the launcher says, as a function of the environment alone. JAX's own detection gives every
+process that Slurm or Open MPI started one device, that of its local number: one process a node trains on one GPU of
+eight, and a process that was bound to a GPU of its own looks for an ordinal that it does not have
+(`jax/_src/clusters/cluster.py`, jax 0.4 to 0.12).
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

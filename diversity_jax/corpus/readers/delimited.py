@@ -10,7 +10,6 @@ from diversity_jax.corpus.document import Document, FileRecords, Rejected, decod
 
 csv.field_size_limit(MOST_DOCUMENT_BYTES)  # Python's own limit, 128 kB a field, is below the length of many documents
 _BATCH_ROWS = 256
-_ORDER_MARK = "\ufeff"
 
 Row = tuple[int, list[str] | str]
 """The line a row begins at, counted from 1, and its fields, or why it has none."""

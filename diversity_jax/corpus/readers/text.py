@@ -1,4 +1,4 @@
-"""Text files: JSON Lines with one object a line, and plain text with one document a file or a line."""
+"""Text record by record: JSON Lines, plain text by file or line, standard input, and what a program holds in memory."""
 
 import atexit
 from collections.abc import Iterable, Iterator, Mapping, Sequence

@@ -2,6 +2,10 @@
 
 A family is read by its own class's defaults, since transformers writes only what differs from them. It is written by
 trial: the first family whose entries, read back, give the same model.
+
+Rotary settings come in the styles of transformers 4 (`rope_theta`, `rope_scaling`) and 5 (`rope_parameters`). Where
+two of them say different things, transformers takes one without a word, and not every version the same one; here such
+files are refused.
 """
 
 from collections.abc import Mapping

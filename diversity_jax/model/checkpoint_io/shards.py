@@ -3,6 +3,8 @@ one record, written last, says which files make the checkpoint.
 
 Orbax, which checkpoints on disks use, wants a file system that all processes share, and reaches no store but Google's,
 by way of TensorFlow. Arrays are read onto any mesh; a process reads the shards that its own devices need.
+
+`complete_steps`, `read_info` and `load` read stored checkpoints of both kinds.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence

@@ -1,4 +1,4 @@
-"""The page of an audit of a judge: the verdict, truth against reading, mistakes by kind, and hostile documents."""
+"""The page of an audit of a judge, and of a judge's verdict where no figure can be believed."""
 
 from collections.abc import Mapping
 import json
