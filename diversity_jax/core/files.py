@@ -14,10 +14,9 @@ import sys
 from typing import IO, Any
 import uuid
 
-from diversity_jax.core.contents import but_holds
 from diversity_jax.core.errors import InputError, without_secrets
 from diversity_jax.core.json_text import parse_json
-from diversity_jax.core.stores import DiskFull, RemoteFile, StoreError, is_remote, remote, store_errors
+from diversity_jax.core.stores import DiskFull, RemoteFile, StoreError, but_holds, is_remote, remote, store_errors
 
 _READ_BYTES = 1 << 20
 

@@ -7,10 +7,9 @@ import re
 from typing import Any
 
 from diversity_jax.core.compression import compression
-from diversity_jax.core.contents import refuse_as_text
 from diversity_jax.core.errors import InputError, without_secrets
 from diversity_jax.core.files import content_hash, exists, is_remote, join_path, list_files, read_json
-from diversity_jax.core.stores import remote, store_errors
+from diversity_jax.core.stores import refuse_as_text, remote, store_errors
 from diversity_jax.corpus.corpus import RecordCorpus
 from diversity_jax.corpus.document import Corpus, CorpusConfig, FileRecords, check_split
 from diversity_jax.corpus.readers.delimited import CommaSeparated, TabSeparated

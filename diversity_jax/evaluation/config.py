@@ -5,9 +5,8 @@ import re
 from typing import Any
 
 from diversity_jax.core.config import ADDED
-from diversity_jax.core.contents import refuse_other_than_model
 from diversity_jax.core.errors import InputError
-from diversity_jax.core.stores import check_store
+from diversity_jax.core.stores import check_store, refuse_other_than_model
 from diversity_jax.corpus import CorpusConfig
 from diversity_jax.model import MeshConfig
 
