@@ -10,7 +10,7 @@ import pytest
 from diversity_jax.core.config import load_file
 from diversity_jax.core.errors import InputError
 from diversity_jax.mixtures.config import Component, MixtureConfig
-from diversity_jax.mixtures.vocabulary import open_vocabulary
+from diversity_jax.mixtures.sources import open_vocabulary
 from diversity_jax.model import LLAMA
 from diversity_jax.training.run import Config, check, with_model
 

@@ -25,8 +25,7 @@ from diversity_jax.mixtures.gate import Decision, Measurement, decide, measure, 
 from diversity_jax.mixtures.mixture import Mixture, MixtureComponent, check_document_start
 from diversity_jax.mixtures.replay import gate_result, replay
 from diversity_jax.mixtures.shares import AvailableRows, GateResult, granted_shares
-from diversity_jax.mixtures.sources import ComponentSource, Parts, PooledCorpus, open_source
-from diversity_jax.mixtures.vocabulary import open_vocabulary
+from diversity_jax.mixtures.sources import ComponentSource, Parts, PooledCorpus, open_source, open_vocabulary
 from diversity_jax.prepare.config import Preparation
 from diversity_jax.prepare.manifest import Manifest
 from diversity_jax.prepare.pipeline import prepare

@@ -19,7 +19,7 @@ from diversity_jax.tokenizers.document_start import check_setting
 
 KINDS = ("real", "synthetic")
 TRAINED = "trained"
-"""The vocabulary that is made from the mixture's own text; see `mixtures.vocabulary`."""
+"""The vocabulary that is made from the mixture's own text; see `mixtures.sources`."""
 SHARES_OF = ("tokens", "examples", "epochs")
 FREED_SHARE = ("kind_then_all", "kind", "all", "error")
 

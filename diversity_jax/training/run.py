@@ -256,7 +256,7 @@ def rows_of(config: Config) -> tuple[int, int, str]:
     if config.mixture is None or config.prepared is not None:
         mixture = Mixture.load(config.prepared or "")
         return mixture.vocabulary.size, mixture.sequence_length, mixture.vocabulary.hash
-    from diversity_jax.mixtures.vocabulary import open_vocabulary
+    from diversity_jax.mixtures.sources import open_vocabulary
 
     tokenizer = open_vocabulary(config.mixture, join_path(config.output_dir, "mixture"))
     return tokenizer.size, config.mixture.sequence_length, tokenizer.hash
