@@ -13,7 +13,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     name, *rest = list(sys.argv[1:] if argv is None else argv) or ["--help"]
     if name in ("-h", "--help", "help") and not rest:
-        from diversity_jax.core.help import overview
+        from diversity_jax.core.options import overview
 
         print(overview())
     elif name in ("-V", "--version"):

@@ -20,8 +20,7 @@ from diversity_jax.core.commands import COMMANDS
 from diversity_jax.core.completion import candidates
 from diversity_jax.core.errors import InputError
 from diversity_jax.core.field_docs import all_texts, fields_of, part_of
-from diversity_jax.core.help import fields_text
-from diversity_jax.core.options import Options, ready_configs
+from diversity_jax.core.options import Options, fields_text, ready_configs
 from diversity_jax.core.run_info import _command
 from diversity_jax.evaluation.config import ModelSource
 from diversity_jax.model.convert import read_model

@@ -12,7 +12,7 @@ import sys
 from typing import Any
 import warnings
 
-from diversity_jax.core import help as help_module
+from diversity_jax.core import options as help_module
 from diversity_jax.core.buckets import public_name
 from diversity_jax.core.commands import Command
 from diversity_jax.core.errors import InputError, without_secrets

@@ -34,7 +34,7 @@ MOST_RATIO = 8.0  # between a line's 4 and a square's 16
 HANGS_SECONDS = 20
 MOST_PARTS = 24
 # What these read is written by ourselves, the compiler, matplotlib for our own figures, the scheduler of a cluster.
-NOT_OUTSIDE = ("core/help.py", "aot/hlo.py", "aot/worker.py", "report/plotting.py", "training/distributed.py")
+NOT_OUTSIDE = ("core/options.py", "aot/hlo.py", "aot/worker.py", "report/plotting.py", "training/distributed.py")
 # Characters of outside text that these are given at most, and take the square of; they have to end as fast as others.
 LIMITS = {
     "outcomes.py:_TAG": 7_999,
