@@ -10,7 +10,7 @@ import pytest
 from diversity_jax.core.errors import InputError
 from diversity_jax.core.files import content_hash
 from diversity_jax.llm import CallFailed, EndpointConfig, Engine, EngineConfig, Request, read_json_answer
-from diversity_jax.llm.json_answers import fits
+from diversity_jax.llm.providers.answers import fits
 
 
 @pytest.mark.parametrize(

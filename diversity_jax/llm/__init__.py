@@ -16,8 +16,8 @@ if TYPE_CHECKING:
         require_cap,
     )
     from diversity_jax.llm.engine import Engine
-    from diversity_jax.llm.json_answers import read_json_answer
     from diversity_jax.llm.progress import Stats
+    from diversity_jax.llm.providers.answers import read_json_answer
     from diversity_jax.llm.providers.registry import parse_model
     from diversity_jax.llm.types import (
         BatchConfig,
