@@ -17,8 +17,17 @@ import pytest
 from diversity_jax.aot import compile as compile_cache
 from diversity_jax.aot import hlo
 from diversity_jax.aot.compile import arguments
-from diversity_jax.aot.report import estimate, executed_flops_per_token, lines, ranking
-from diversity_jax.aot.search import Compiled, flags, in_parts, search, suggestion
+from diversity_jax.aot.report import (
+    Compiled,
+    estimate,
+    executed_flops_per_token,
+    flags,
+    in_parts,
+    lines,
+    ranking,
+    search,
+    suggestion,
+)
 from diversity_jax.aot.worker import CompileRequest, parse_target
 from diversity_jax.core.errors import InputError
 from diversity_jax.model import LlamaConfig, MeshConfig, make_mesh

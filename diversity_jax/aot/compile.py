@@ -31,8 +31,18 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from diversity_jax.aot import worker
-from diversity_jax.aot.report import estimate, gib, lines, milliseconds, ranking, setting
-from diversity_jax.aot.search import Compiled, flags, search, suggestion
+from diversity_jax.aot.report import (
+    Compiled,
+    estimate,
+    flags,
+    gib,
+    lines,
+    milliseconds,
+    ranking,
+    search,
+    setting,
+    suggestion,
+)
 from diversity_jax.aot.worker import CompileRequest, Target, parse_target
 from diversity_jax.core.errors import InputError
 from diversity_jax.core.files import content_hash, read_json, user_cache, write_json
