@@ -14,9 +14,8 @@ from diversity_jax.core.files import write_json
 from diversity_jax.scoring.config import ScoreConfig
 from diversity_jax.study import analysis
 from diversity_jax.study.config import Factor, Level, Recipe, StudyConfig, plan
-from diversity_jax.study.graph import StepStore
+from diversity_jax.study.graph import Server, StepStore, answering, named_in
 from diversity_jax.study.run import commands
-from diversity_jax.study.servers import Server, answering, named_in
 from diversity_jax.synthesis.config import GenerateConfig, GeneratorConfig, TopicsConfig
 from tests.test_study_graph import study
 

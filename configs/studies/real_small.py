@@ -26,7 +26,7 @@ from diversity_jax.mixtures.config import BuildConfig, Component, GatePolicy, Mi
 from diversity_jax.model.config import LoraConfig
 from diversity_jax.scoring.config import ScoreConfig
 from diversity_jax.study.config import Factor, Level, Recipe, StudyConfig
-from diversity_jax.study.servers import Server
+from diversity_jax.study.graph import Server
 from diversity_jax.synthesis.config import GenerateConfig, GeneratorConfig, GridConfig, QualityConfig, TopicsConfig
 from diversity_jax.training.config import OptimizerConfig, TrainConfig
 from diversity_jax.training.run import Config

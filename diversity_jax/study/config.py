@@ -14,8 +14,7 @@ from diversity_jax.core.run_info import without_headers
 from diversity_jax.evaluation.config import ContinuationsConfig, EvaluateConfig
 from diversity_jax.mixtures.config import BuildConfig
 from diversity_jax.scoring.config import ScoreConfig
-from diversity_jax.study.graph import Step, StepStore
-from diversity_jax.study.servers import Server
+from diversity_jax.study.graph import Server, Step, StepStore
 from diversity_jax.synthesis.config import GenerateConfig
 from diversity_jax.training.run import Config
 

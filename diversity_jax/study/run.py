@@ -24,7 +24,7 @@ from diversity_jax.core.errors import InputError
 from diversity_jax.core.files import local_folder, read_json, write_json
 from diversity_jax.core.formats import counted
 from diversity_jax.study import config as study_config
-from diversity_jax.study import graph, servers
+from diversity_jax.study import graph
 from diversity_jax.study.config import Plan, Recipe, StudyConfig
 from diversity_jax.study.graph import Command, Step, StepStates, StepStore
 
@@ -75,14 +75,14 @@ def commands(study: StudyConfig) -> dict[str, Command]:
     return {kind: functools.partial(_run_command, step_kind, study.servers) for kind, step_kind in _KINDS.items()}
 
 
-def _run_command(kind: _StepKind, known: Sequence[servers.Server], config: Any) -> None:
+def _run_command(kind: _StepKind, known: Sequence[graph.Server], config: Any) -> None:
     if kind is _EVALUATION:  # trainings keep their compiled programs themselves, once they have found the other hosts
         from diversity_jax.training.runtime import keep_programs
 
         keep_programs("user")
     with contextlib.ExitStack() as running:
-        for server in servers.named_in(config, known):
-            running.enter_context(servers.answering(server))
+        for server in graph.named_in(config, known):
+            running.enter_context(graph.answering(server))
         try:
             result = getattr(importlib.import_module(f"diversity_jax.{kind.module}"), kind.function)(config)
         except InputError:
