@@ -20,8 +20,8 @@ def main(config: TokenizerConfig) -> None:
     from diversity_jax.core.stores import is_remote
     from diversity_jax.mixtures.config import token_shares
     from diversity_jax.mixtures.sources import sampled_texts
+    from diversity_jax.tokenizers.sentence_piece import train_tokenizer
     from diversity_jax.tokenizers.tokenizer import load_tokenizer
-    from diversity_jax.tokenizers.train import train_tokenizer
 
     shares = token_shares(config.components, config.real_to_synthetic)
     texts = sampled_texts(config.components, shares, characters=config.sample_characters, seed=config.seed)

@@ -22,8 +22,8 @@ from diversity_jax.mixtures.mixture import Mixture
 from diversity_jax.mixtures.schedule import exact_shares
 from diversity_jax.prepare.manifest import Manifest, prepared_tokenizer
 from diversity_jax.prepare.rows import RowReader
+from diversity_jax.tokenizers.sentence_piece import train_tokenizer
 from diversity_jax.tokenizers.tokenizer import Tokenizer, load_tokenizer
-from diversity_jax.tokenizers.train import train_tokenizer
 
 _BLOCK_ROWS = 256  # read at once
 _CHARACTERS_PER_DOCUMENT = 200  # fewer than usual, so that enough documents are sampled for a number of characters

@@ -40,8 +40,8 @@ from diversity_jax.mixtures.config import Component
 from diversity_jax.mixtures.sources import sampled_texts
 from diversity_jax.prepare.manifest import Manifest
 from diversity_jax.prepare.workers import usable_cores
+from diversity_jax.tokenizers.sentence_piece import train_tokenizer
 from diversity_jax.tokenizers.tokenizer import Tokenizer, load_tokenizer
-from diversity_jax.tokenizers.train import train_tokenizer
 
 ROOT = Path(__file__).resolve().parents[2]
 _FEW = 64

@@ -30,7 +30,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from diversity_jax.corpus import CorpusConfig
 from diversity_jax.mixtures.config import Component
 from diversity_jax.mixtures.sources import sampled_texts
-from diversity_jax.tokenizers.train import train_tokenizer
+from diversity_jax.tokenizers.sentence_piece import train_tokenizer
 
 _LOOK_SECONDS = 0.05
 _CONFIG = """

@@ -37,8 +37,8 @@ from diversity_jax.model.convert import main as convert
 from diversity_jax.prepare.config import Preparation
 from diversity_jax.prepare.pipeline import prepare
 from diversity_jax.tokenizers.encoders import differing_texts, special_samples
+from diversity_jax.tokenizers.sentence_piece import train_tokenizer
 from diversity_jax.tokenizers.tokenizer import for_folder, load_tokenizer
-from diversity_jax.tokenizers.train import train_tokenizer
 from tests import tokenizer_layouts as layouts
 
 DOCUMENTS = (
