@@ -10,13 +10,13 @@ if TYPE_CHECKING:
     from diversity_jax.llm.cost_forecast import (
         CostForecast,
         PlannedCalls,
+        Stats,
         Tokens,
         estimate_tokens,
         forecast,
         require_cap,
     )
     from diversity_jax.llm.engine import Engine
-    from diversity_jax.llm.progress import Stats
     from diversity_jax.llm.providers.answers import read_json_answer
     from diversity_jax.llm.providers.registry import parse_model
     from diversity_jax.llm.types import (

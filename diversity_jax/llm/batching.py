@@ -15,8 +15,8 @@ from diversity_jax.core.errors import InputError
 from diversity_jax.core.files import content_hash
 from diversity_jax.llm.budget import Amount, Price, sum_of
 from diversity_jax.llm.calls import Call, CallLedger, RunEnd, outcome_of, used_by
+from diversity_jax.llm.cost_forecast import Stats
 from diversity_jax.llm.ledger_file import OpenBatch
-from diversity_jax.llm.progress import Stats
 from diversity_jax.llm.providers.batch import BatchProvider
 from diversity_jax.llm.providers.outcomes import Refused, Reply, Transient
 from diversity_jax.llm.rate_limit import wait

@@ -23,7 +23,7 @@ from diversity_jax.llm.budget import (
     StageCosts,
     sum_of,
 )
-from diversity_jax.llm.progress import Stats
+from diversity_jax.llm.cost_forecast import Stats
 from diversity_jax.llm.providers.outcomes import EVIDENCE, Refused, Reply
 from diversity_jax.llm.rate_limit import PrioritySemaphore, wait
 from diversity_jax.llm.response_cache import ResponseCache

@@ -11,9 +11,8 @@ from diversity_jax.core.files import canonical_json
 from diversity_jax.llm.batching import BatchQueue
 from diversity_jax.llm.budget import NOTHING, Amount, BudgetConfig, price_of
 from diversity_jax.llm.calls import Call, CallLedger, Evidence, RunEnd, ServerNotes
-from diversity_jax.llm.cost_forecast import CostForecast, PlannedCalls, reforecast
+from diversity_jax.llm.cost_forecast import CallProgress, CostForecast, PlannedCalls, Stats, reforecast
 from diversity_jax.llm.live_calls import LiveCalls
-from diversity_jax.llm.progress import CallProgress, Stats
 from diversity_jax.llm.providers.base import Provider, connect
 from diversity_jax.llm.providers.batch import open_batches
 from diversity_jax.llm.providers.endpoint import Endpoint

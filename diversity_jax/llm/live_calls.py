@@ -7,7 +7,7 @@ import random
 from diversity_jax.core.errors import InputError
 from diversity_jax.llm.budget import Amount, Price
 from diversity_jax.llm.calls import Call, CallLedger, Evidence, RunEnd, outcome_of, used_by
-from diversity_jax.llm.progress import Stats
+from diversity_jax.llm.cost_forecast import Stats
 from diversity_jax.llm.providers.base import Provider
 from diversity_jax.llm.providers.endpoint import Endpoint
 from diversity_jax.llm.providers.outcomes import Refused, Reply, Transient
