@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 
 def main(config: Config) -> "TrainingResult":
     """The whole run; where SIGTERM stopped it, the result says `interrupted`."""
-    from diversity_jax.training import distributed, run, runtime, together
+    from diversity_jax.training import distributed, run, runtime
 
     runtime.keep_freed_memory()
     distributed.start_distributed(config.distributed)
-    with together.shared_failures():
+    with runtime.shared_failures():
         return run.run(config, finish=lambda folder: write_page(config, folder))
 
 

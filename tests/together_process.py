@@ -9,7 +9,7 @@ from jax.experimental import multihost_utils
 from diversity_jax.core import cli
 from diversity_jax.core.errors import InputError
 from diversity_jax.training.distributed import DistributedConfig, start_distributed
-from diversity_jax.training.together import check_shared, in_first_process, shared_failures, together
+from diversity_jax.training.runtime import check_shared, in_first_process, shared_failures, together
 
 
 def main(arguments: list[str]) -> None:

@@ -21,7 +21,7 @@ import jax
 
 from diversity_jax.core.errors import InputError
 from diversity_jax.training.config import DistributedConfig, coordinator_address
-from diversity_jax.training.together import together
+from diversity_jax.training.runtime import together
 
 # Variables of a launcher: number of processes, this process's number, its number on its host, processes on its host.
 # Open MPI and Hydra run inside Slurm jobs, whose own variables then describe the job's batch script: they come first.

@@ -87,7 +87,7 @@ def run(config: Config, *, finish: Callable[[Path], None] = lambda folder: None)
     import jax
 
     from diversity_jax.training.loop import open_checkpoints, train
-    from diversity_jax.training.together import check_shared, in_first_process, together
+    from diversity_jax.training.runtime import check_shared, in_first_process, together
 
     is_bucket = is_remote(config.output_dir)
     output_dir = config.output_dir if is_bucket else local_folder(config.output_dir, "output_dir")
