@@ -1,4 +1,4 @@
-"""Estimates a range of step times from a compiled step's figures, and reports it for people."""
+"""Meshes, batches and remat policies to try for a target, a range of step times of each, and the report for people."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 import dataclasses

@@ -1,4 +1,6 @@
-"""The command line of `diversity-jax COMMAND`: positional arguments, short options and fields of a configuration."""
+"""The command line of `diversity-jax COMMAND`: positional arguments, short options, fields of a configuration, and
+`--help`.
+"""
 
 from collections.abc import Iterable, Mapping, Sequence
 import dataclasses

@@ -1,4 +1,7 @@
-"""Object stores by way of fsspec: which there are, their file systems, and their failures in one line each."""
+"""Object stores by way of fsspec: which there are, their file systems, and their failures in one line each.
+
+What a folder of this project holds is said by `contents`, so that one given to the wrong command is called what it is.
+"""
 
 from collections.abc import Iterator, Sequence
 import contextlib

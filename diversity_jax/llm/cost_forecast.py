@@ -1,4 +1,4 @@
-"""Forecasts of calls, tokens and dollars: from a plan before the first call, and from plan and usage during a run."""
+"""Forecasts of calls, tokens and dollars, before and during a run; what an engine has done so far, and its display."""
 
 import asyncio
 from collections.abc import Callable, Iterable, Mapping, Sequence

@@ -1,4 +1,7 @@
-"""Component sources: text to be prepared, or rows of a mixture that was built before and are taken as they are."""
+"""Component sources: text to be prepared, or rows of a mixture that was built before and are taken as they are.
+
+The tokenizer of a mixture is one that is named, or one trained on text of these sources.
+"""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence

@@ -4,6 +4,8 @@ A step is a command of this package with a complete configuration. Its key is th
 results of other steps stand as their own keys: what two recipes share is one step, and a changed setting is another.
 A finished step is never run again. Processes on one or several machines work on the same study by running the same
 command: each takes the next step that is ready under a file lock, which the kernel releases when its holder dies.
+
+Servers that steps ask are started where nobody answers at their address, and ended after the step.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence

@@ -1,4 +1,4 @@
-"""SentencePiece models, and the `tokenizer.json` that gives the same ids in the `tokenizers` library."""
+"""SentencePiece models: trained on sampled text, and read as the `tokenizer.json` that gives the same ids."""
 
 from collections.abc import Iterable, Mapping, Sequence
 import json

@@ -1,4 +1,9 @@
-"""A training process and its machine: malloc, kept compiled programs, and SIGTERM."""
+"""A training process and its machine: malloc, kept compiled programs, and SIGTERM.
+
+What processes of a run do together, and how they hear of each other's failures while devices are busy or wait, goes
+through JAX's coordination service, which `jax.distributed.initialize` starts in process 0; a single process needs
+none.
+"""
 
 import atexit
 from collections.abc import Callable, Iterator

@@ -2,6 +2,8 @@
 
 Servers differ in how they write a text, why they stopped and what they counted; none of it is worth losing an answer
 that was paid for.
+
+`read_json_answer` reads JSON in answers, for judges and generators alike.
 """
 
 from collections.abc import Iterator, Mapping
