@@ -21,6 +21,7 @@ from diversity_jax.cluster_agent.foreign_texts import foreign_text
 from diversity_jax.cluster_agent.text_cleaning import child_seed
 from diversity_jax.cluster_agent.types import Cluster, Sample
 from diversity_jax.core.intervals import Estimate
+from diversity_jax.core.lazy import special_functions
 
 _LEAST_MISS = 0.05
 _WIDEST_CORRECTION = 2.0
@@ -275,11 +276,11 @@ def binomial(events: int, trials: int, confidence: float = 0.95) -> Estimate | N
     """A rate with its exact interval (Clopper and Pearson 1934); None without trials."""
     if not trials:
         return None
-    from scipy.special import betaincinv
+    special = special_functions()
 
     error = (1 - confidence) / 2
-    low = float(betaincinv(events, trials - events + 1, error)) if events else 0.0
-    high = float(betaincinv(events + 1, trials - events, 1 - error)) if events < trials else 1.0
+    low = float(special.betaincinv(events, trials - events + 1, error)) if events else 0.0
+    high = float(special.betaincinv(events + 1, trials - events, 1 - error)) if events < trials else 1.0
     return Estimate(value=events / trials, low=low, high=high)
 
 

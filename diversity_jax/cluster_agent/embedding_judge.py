@@ -61,6 +61,17 @@ class EmbeddingJudge:
         self.ruler, self.label = ruler or default_ruler(), label
         self._cache: OrderedDict[tuple[str, int], np.ndarray] = OrderedDict()
         self._cached_bytes = 0
+        self._one_thread: list[Any] = []
+
+    async def __aenter__(self) -> "EmbeddingJudge":
+        """Keeps products to one thread while it judges: others would spin between the thousands of small ones."""
+        from threadpoolctl import threadpool_limits
+
+        self._one_thread.append(threadpool_limits(1, user_api="blas"))
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        self._one_thread.pop().restore_original_limits()
 
     @property
     def identity(self) -> Mapping[str, Any]:
@@ -131,7 +142,7 @@ class EmbeddingJudge:
                 self._cached_bytes += vectors.nbytes
             while self._cached_bytes > _CACHE_BYTES:
                 self._cached_bytes -= self._cache.popitem(last=False)[1].nbytes
-        return np.stack([found[text] for text in texts])
+        return np.concatenate([found[text] for text in texts]).reshape(len(texts), len(lengths), -1)
 
     def _cluster_samples(self, task: Task) -> Mapping[str, Any]:
         words = task.reading_words or READING_LENGTHS[-1]

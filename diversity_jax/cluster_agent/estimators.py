@@ -16,6 +16,7 @@ from diversity_jax.cluster_agent.groupings import Groupings
 from diversity_jax.cluster_agent.uncertainty import Mean, mean_over_sets
 from diversity_jax.core.errors import InputError
 from diversity_jax.core.intervals import Estimate
+from diversity_jax.core.lazy import special_functions
 
 FEWEST_PAIRS = 10  # under so many co-clustered pairs the log interval does not hold and only a lower bound is given
 
@@ -134,12 +135,10 @@ def collision_bound(groupings: Groupings, confidence: float = 0.95) -> float:
     The exact bound of a Poisson mean (Garwood 1936), with pairs that come in clumps (a cluster of four is six pairs)
     counted as the fewer events that they are. With no pair at all it is 3 / (N K (K - 1) / 2).
     """
-    from scipy.special import gammaincinv
-
     pairs = groupings.pairs.astype(float)
     total = float(pairs.sum())
     clump = float(pairs @ pairs) / total if total else 1.0
-    events = float(gammaincinv(total / clump + 1, confidence))
+    events = float(special_functions().gammaincinv(total / clump + 1, confidence))
     return min(1.0, clump * events / (len(groupings) * groupings.possible_pairs))
 
 
@@ -285,10 +284,8 @@ def groupings_needed(
     theta: float, theta3: float, samples_per_grouping: int, relative: float = 0.05, confidence: float = 0.95
 ) -> int:
     """Groupings for an interval of +-`relative` around 1 / theta, with one criteria set."""
-    from scipy.special import ndtri
-
     variance = collision_variance(theta, theta3, samples_per_grouping) / theta**2
-    return math.ceil(variance * (ndtri(0.5 + confidence / 2) / relative) ** 2)
+    return math.ceil(variance * (special_functions().ndtri(0.5 + confidence / 2) / relative) ** 2)
 
 
 def verification_share(groupings: Groupings, price_cluster: float, price_verify: float) -> float:

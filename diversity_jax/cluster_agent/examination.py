@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from diversity_jax.core.intervals import Estimate
+from diversity_jax.core.lazy import special_functions
 
 ALARM = 0.005  # false-alarm rate of each test here, two-sided
 _Z = 2.807  # its normal quantile
@@ -116,11 +117,9 @@ def position(rows: Sequence[PartitionTraits], k: int) -> dict[str, Any] | None:
     count, mean = len(values), values.mean(axis=0)
     covariance = np.cov(values, rowvar=False) + 1e-9 * np.eye(_POSITION_FEATURES)
     square = float(count * mean @ np.linalg.solve(covariance, mean))
-    from scipy.special import fdtrc
-
     dimensions = min(_POSITION_FEATURES, count - 1)
     scale = (count - dimensions) / (dimensions * (count - 1))
-    probability = float(fdtrc(dimensions, count - dimensions, max(square, 0.0) * scale))
+    probability = float(special_functions().fdtrc(dimensions, count - dimensions, max(square, 0.0) * scale))
     first, second = _pairs(k)
     near, half = 3 * (second - first) <= k, k // 2
     possible = {"near": near.sum(), "far": (~near).sum(), "early": math.comb(half, 2), "late": math.comb(half, 2)}
@@ -258,9 +257,7 @@ def drift(rechecks: Sequence[Recheck], k: int) -> dict[str, Any] | None:
     change = np.array([one.second - one.first for one in rechecks]) / pairs
     mean, error = float(change.mean()), float(change.std(ddof=1)) / math.sqrt(len(rechecks))
     total = sum(one.first + one.second for one in rechecks) / (2 * float(pairs.sum()))
-    from scipy.special import stdtrit
-
-    half = float(stdtrit(len(rechecks) - 1, 1 - ALARM / 2)) * error
+    half = float(special_functions().stdtrit(len(rechecks) - 1, 1 - ALARM / 2)) * error
     interval = Estimate(value=mean, low=mean - half, high=mean + half)
     drifts = interval.low is not None and (interval.low > 0 or mean + half < 0)
     relative = mean / total if total else 0.0

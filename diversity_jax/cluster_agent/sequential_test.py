@@ -24,6 +24,7 @@ from diversity_jax.cluster_agent.groupings import Groupings
 from diversity_jax.cluster_agent.uncertainty import LARGEST_SPREAD, error_over_sets, joined, within_sets
 from diversity_jax.core import formats
 from diversity_jax.core.errors import InputError
+from diversity_jax.core.lazy import special_functions
 
 LOOKS = 8
 # A tenth of the error is kept back, because counts of pairs are skewed where they are few.
@@ -114,11 +115,11 @@ def spent_levels(alpha: float = 0.05, looks: int = LOOKS, freedom: int | None = 
 
 
 def _gaussian_levels(alpha: float, looks: int) -> tuple[float, ...]:
-    from scipy.special import ndtr, ndtri
+    special = special_functions()
 
-    cumulative = [2.0 * ndtr(ndtri(alpha / 2) / math.sqrt(k / looks)) for k in range(1, looks + 1)]
+    cumulative = [2.0 * special.ndtr(special.ndtri(alpha / 2) / math.sqrt(k / looks)) for k in range(1, looks + 1)]
     # The running sum has unit variance a look; after k looks Z = sum / sqrt(k).
-    bound = -ndtri(cumulative[0] / 2)
+    bound = -special.ndtri(cumulative[0] / 2)
     levels = [float(cumulative[0])]
     grid = np.linspace(-bound, bound, _GRID_POINTS)
     density = np.exp(-(grid**2) / 2) / math.sqrt(2 * math.pi)
@@ -129,9 +130,9 @@ def _gaussian_levels(alpha: float, looks: int) -> tuple[float, ...]:
         low, high = 0.0, 10.0 * math.sqrt(k)
         for _ in range(60):
             middle = (low + high) / 2
-            outside = float(weight @ (ndtr(grid - middle) + ndtr(-middle - grid)))
+            outside = float(weight @ (special.ndtr(grid - middle) + special.ndtr(-middle - grid)))
             low, high = (middle, high) if outside > spend else (low, middle)
-        levels.append(float(2 * ndtr(-high / math.sqrt(k))))
+        levels.append(float(2 * special.ndtr(-high / math.sqrt(k))))
         new = np.linspace(-high, high, _GRID_POINTS)
         density = np.exp(-((new[:, None] - grid[None, :]) ** 2) / 2) @ weight / math.sqrt(2 * math.pi)
         grid = new
@@ -140,15 +141,13 @@ def _gaussian_levels(alpha: float, looks: int) -> tuple[float, ...]:
 
 def _small_sample_scale(levels: tuple[float, ...], alpha: float, freedom: int) -> float:
     """Factor of `levels` at which `freedom` + 1 running sums, tested by their t at each look, err at `alpha`."""
-    from scipy.special import stdtr
-
     generator = np.random.default_rng(freedom)
     sums = np.zeros((_SIMULATED_TESTS, freedom + 1))
     worst = np.full(len(sums), np.inf)
     for level in levels:
         sums += generator.standard_normal(sums.shape)
         t = np.abs(sums.mean(axis=1)) / (sums.std(axis=1, ddof=1) / math.sqrt(freedom + 1))
-        worst = np.minimum(worst, 2 * stdtr(freedom, -t) / level)
+        worst = np.minimum(worst, 2 * special_functions().stdtr(freedom, -t) / level)
     return float(np.quantile(worst, alpha))
 
 

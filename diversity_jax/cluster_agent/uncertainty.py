@@ -14,6 +14,8 @@ import math
 
 import numpy as np
 
+from diversity_jax.core.lazy import special_functions
+
 # The largest standard deviation between criteria sets, as a share of the mean, that an interval allows for: what B sets
 # say of their own spread alone is worth B - 1 degrees of freedom, and t is 12.7 for two sets.
 LARGEST_SPREAD = 0.3
@@ -54,9 +56,7 @@ def joined(parts: Sequence[tuple[float, float]], value: float = 0.0) -> Mean:
 
 def t_quantile(probability: float, freedom: float) -> float:
     """Quantile of Student's t."""
-    from scipy.special import stdtrit
-
-    return float(stdtrit(freedom, probability))
+    return float(special_functions().stdtrit(freedom, probability))
 
 
 def mean_over_sets(values: np.ndarray, criteria_set: np.ndarray, *, bounded: bool = True) -> Mean:
@@ -106,14 +106,12 @@ def error_over_sets(deviations: np.ndarray, within: tuple[float, float] | None, 
       within: (error, degrees of freedom) that the mean has from the variance within sets.
       largest: error of the mean at the largest spread between sets.
     """
-    from scipy.special import chdtri
-
     sets = len(deviations)
     error = math.sqrt(sets / (sets - 1) * float(deviations @ deviations))
     if within is None:
         return error, sets - 1
     bound = math.hypot(within[0], largest)
-    if (sets - 1) * error**2 > chdtri(sets - 1, 1 - _CONTRADICTED) * bound**2:
+    if (sets - 1) * error**2 > special_functions().chdtri(sets - 1, 1 - _CONTRADICTED) * bound**2:
         return error, sets - 1
     if t_quantile(0.975, within[1]) * bound < t_quantile(0.975, sets - 1) * error:
         return bound, within[1]

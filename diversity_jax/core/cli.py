@@ -123,6 +123,8 @@ def _run(work: Callable[[], Any]) -> None:
     except BrokenPipeError:
         _end_if_nobody_reads()
         raise
+    finally:
+        gc.freeze()  # Python's last collections would look through all objects: 0.1 s after a scoring
 
 
 def _end_if_nobody_reads() -> None:

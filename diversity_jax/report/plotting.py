@@ -102,17 +102,23 @@ class Canvas:
 
 @functools.cache
 def _figure_class() -> Any:
-    """matplotlib's `Figure`, loaded without the tables of properties that it writes into its docstrings, a third of
-    what that takes, unless somebody types here who could read them."""
+    """matplotlib's `Figure`, loaded without the signatures and tables of properties that it writes for its `set`
+    methods, half of what that takes, unless somebody types here who could read them."""
     import matplotlib.artist
 
-    describe = matplotlib.artist.kwdoc
-    if not hasattr(sys, "ps1") and "IPython" not in sys.modules:
-        vars(matplotlib.artist)["kwdoc"] = lambda artist: ""
+    artist: Any = matplotlib.artist  # of which the private part has no type
+    if hasattr(sys, "ps1") or "IPython" in sys.modules:
+        from matplotlib.figure import Figure
+
+        return Figure
+    table, signature = artist.kwdoc, vars(artist.Artist)["_update_set_signature_and_docstring"]
+    vars(artist)["kwdoc"] = lambda artist: ""
+    artist.Artist._update_set_signature_and_docstring = classmethod(lambda artist: None)
     try:
         from matplotlib.figure import Figure
     finally:
-        vars(matplotlib.artist)["kwdoc"] = describe
+        vars(artist)["kwdoc"] = table
+        artist.Artist._update_set_signature_and_docstring = signature
     return Figure
 
 
