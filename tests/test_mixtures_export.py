@@ -285,6 +285,24 @@ def test_a_stop_and_a_damaged_shard_end_in_the_same_files(mixture, tmp_path, to,
     assert contents(tmp_path / "stopped") == contents(tmp_path / "whole")
 
 
+def test_files_that_no_export_recorded_and_a_damaged_index(mixture, tmp_path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "old.parquet").write_text("theirs")
+    with pytest.raises(InputError, match="data: holds files of nobody knows what; choose another folder"):
+        written(mixture, tmp_path, "parquet", rows=ROWS)
+    (tmp_path / "data" / "old.parquet").unlink()
+    data = written(mixture, tmp_path, "megatron", rows=ROWS)
+    index = (data / "train.idx").read_bytes()
+    (data / "train.idx").write_bytes(index[:-8] + bytes(8))
+    with pytest.raises(InputError, match="idx: is damaged"):
+        verify(tmp_path)
+    (data / ".train.bin.x.partial").write_text("of a process that was killed")
+    written(mixture, tmp_path, "megatron", rows=ROWS)
+    assert (data / "train.idx").read_bytes() == index
+    assert {path.name for path in data.iterdir()} == {"train.bin", "train.idx"}
+    verify(tmp_path)
+
+
 def test_the_command(mixture, tmp_path, capsys):
     arguments = ["--mixture", str(mixture.folder), "--to", "litdata", "--output_dir", str(tmp_path / "out")]
     command.main([*arguments, "--steps", "10", "--batch_size", "4"])

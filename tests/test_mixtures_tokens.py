@@ -7,12 +7,14 @@ import struct
 
 import numpy as np
 import pytest
+from tokenizers import Tokenizer, models
 
 from diversity_jax.core.errors import InputError
 from diversity_jax.mixtures.builder import build
 from diversity_jax.mixtures.config import Component, GatePolicy, MixtureConfig
-from diversity_jax.mixtures.exchange.examples import example_features
+from diversity_jax.mixtures.exchange.examples import example_features, examples
 from diversity_jax.mixtures.exchange.export import ExportRequest, export
+from diversity_jax.mixtures.exchange.format import Column
 from diversity_jax.mixtures.exchange.token_files import open_token_set
 from diversity_jax.mixtures.exchange.token_import import import_tokens
 from diversity_jax.mixtures.mixture import Mixture
@@ -206,6 +208,51 @@ def test_a_set_of_another_vocabulary_is_refused(tmp_path):
     with pytest.raises(InputError, match="holds a component that was made otherwise"):
         imported(path, tmp_path / "f", seed=1)
     assert not [folder for folder in "abcde" if (tmp_path / folder).exists()]
+
+
+def records(path, features):
+    """Examples of these features, each [examples, numbers]."""
+    from array_record.python.array_record_module import ArrayRecordWriter
+
+    columns = [Column(array=name, name=name, dtype="int32", tokens=ids.shape[1]) for name, ids in features.items()]
+    writer = ArrayRecordWriter(str(path), "group_size:1")
+    for example in examples(features, tuple(columns)):
+        writer.write(example)
+    writer.close()
+    return path
+
+
+def test_what_would_be_trained_on_unawares_is_refused(tmp_path):
+    ids = np.random.default_rng(0).integers(3, 200, (50, 2, LENGTH))
+    ids[:, :, 9] = EOT
+    path = records(tmp_path / "a.arrayrecord", {"inputs": ids[:, 0], "targets": ids[:, 1]})
+    with pytest.raises(InputError, match="record 0: has inputs and targets; set corpus"):
+        open_token_set(str(path))
+    np.testing.assert_array_equal(open_token_set(str(path), "targets").read(0, 50), ids[:, 1].reshape(-1))
+    path = records(tmp_path / "b.arrayrecord", {"targets": ids[:, 1], "targets_loss_weights": ids[:, 0] % 2})
+    with pytest.raises(InputError, match="has targets_loss_weights, which prepared tokens cannot keep"):
+        open_token_set(str(path), "targets")
+    ids[::2, 1, 20:] = 0
+    padded = records(tmp_path / "c.arrayrecord", {"targets": ids[:, 1]})
+    with pytest.raises(InputError, match="50 % of its sequences end with 0 over and over, which is padding"):
+        imported(padded, tmp_path / "padded")
+    (tmp_path / "splits").mkdir()
+    for name in ("c4-train.array_record-00000-of-00001", "c4-validation.array_record-00000-of-00001"):
+        records(tmp_path / "splits" / name, {"targets": ids[:, 0]})
+    with pytest.raises(InputError, match="splits: has files of train, validation; give each a folder"):
+        open_token_set(str(tmp_path / "splits"))
+
+
+def test_an_end_of_text_that_their_type_cannot_hold(tmp_path):
+    words = {f"w{i}": i for i in range(69_999)} | {"<|endoftext|>": 69_999}
+    made = Tokenizer(models.WordLevel(words, unk_token="w0"))
+    made.add_special_tokens(["<|endoftext|>"])
+    made.save(str(tmp_path / "tokenizer.json"))
+    sequences = [np.random.default_rng(i).integers(0, 60_000, 20 + i % 7) for i in range(40)]
+    manifest = imported(
+        megatron(tmp_path / "set", sequences), tmp_path / "component", tokenizer=load_tokenizer(str(tmp_path))
+    )
+    assert stream(manifest) == cut([np.append(ids, 69_999) for ids in sequences])
 
 
 def test_examples_are_read_as_the_library_reads_them():

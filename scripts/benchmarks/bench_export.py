@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 from pathlib import Path
+import re
 import resource
 import shutil
 import subprocess
@@ -114,7 +115,9 @@ def work(folder: Path, what: str) -> None:
 
         arguments = {"--mixture": folder / "mixture", "--to": what, "--output_dir": folder / "out"}
         export.main([str(word) for pair in arguments.items() for word in pair])
-    print(1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+    # Not `ru_maxrss`: a process begins with its parent's.
+    peak = re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())
+    print(1024 * int(peak[1]) if peak else float("nan"))
 
 
 def main() -> int:

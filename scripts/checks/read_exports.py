@@ -3,9 +3,10 @@
     python scripts/checks/read_exports.py --write /tmp/exports                        # in this project's environment
     /path/to/peer/bin/python scripts/checks/read_exports.py --read /tmp/exports mds   # in one that has the peer
 
-The first makes two small mixtures, of text and of conversations with text, exports them to every format, and keeps the
-rows that the training loader gives. The second reads each export through the peer's own classes and compares. Peers:
-grain, datasets, mds, litdata, megatron, levanter, maxtext (needs the packages of these names).
+The first makes three small mixtures, of text, of conversations with text, and in a vocabulary of 70,000, exports them
+to every format, and keeps the rows that the training loader gives. The second reads each export through the peer's own
+classes and compares. Peers: grain, datasets, mds, litdata, megatron, levanter, maxtext, seqio (needs the packages of
+these names).
 """
 
 import argparse
@@ -20,8 +21,8 @@ from typing import ClassVar
 import numpy as np
 
 ROOT = Path(__file__).resolve().parents[2]
-LENGTH, ROWS = 64, 700
-MIXTURES = ("text", "turns")
+LENGTH = 64
+MIXTURES = {"text": 700, "turns": 700, "large": 685}  # rows; of the last, with ids of 4 bytes, one is left for a shard
 
 
 def write(folder: Path) -> None:
@@ -43,15 +44,40 @@ def write(folder: Path) -> None:
     }
     fields = {"sequence_length": LENGTH, "document_start": "end_of_text"}
     turns = build_components(folder / "mixtures" / "turns", sources, {"turns": 0.75, "text": 0.25}, **fields)
-    for name, mixture in zip(MIXTURES, (text, turns), strict=True):
+    large = Mixture.load(_build_large(folder))
+    for (name, rows), mixture in zip(MIXTURES.items(), (text, turns, large), strict=True):
         boundaries = mixture.boundaries(attend_across_documents=True)
-        np.savez(folder / f"{name}.npz", **as_arrays(mixture.loader(batch_size=ROWS).batch(0), boundaries))
+        np.savez(folder / f"{name}.npz", **as_arrays(mixture.loader(batch_size=rows).batch(0), boundaries))
         for to, known in FORMATS.items():
             without = name == "turns" and "loss_mask" not in known.names
-            request = ExportRequest(to=to, rows=ROWS, shard_mb=0.02, without_masks=without)
+            request = ExportRequest(to=to, rows=rows, shard_mb=0.02, without_masks=without)
             export(mixture, folder / name / to, request)
     request = ExportRequest(to="megatron", per_component=True, shard_mb=0.02)
     export(text, folder / "text" / "megatron_blend", request)
+
+
+def _build_large(folder: Path) -> Path:
+    """A mixture of text in a vocabulary of 70,000 words."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    from diversity_jax.corpus import CorpusConfig
+    from diversity_jax.mixtures import builder
+    from diversity_jax.mixtures.config import Component, MixtureConfig
+
+    made = Tokenizer(models.WordLevel({f"w{i}": i for i in range(69_999)} | {"<|endoftext|>": 69_999}, unk_token="w0"))
+    made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    made.add_special_tokens(["<|endoftext|>"])
+    (folder / "vocabulary").mkdir()
+    made.save(str(folder / "vocabulary" / "tokenizer.json"))
+    draw = np.random.default_rng(0)
+    documents = [" ".join(f"w{i}" for i in draw.integers(0, 69_999, draw.integers(20, 300))) for _ in range(600)]
+    (folder / "large.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in documents))
+    part = Component(name="words", kind="real", corpus=CorpusConfig(source=str(folder / "large.jsonl")), share=1)
+    config = MixtureConfig(
+        name="large", components=(part,), vocabulary=str(folder / "vocabulary"), sequence_length=LENGTH
+    )
+    builder.build(config, folder / "mixtures" / "large", lambda corpora: {})
+    return folder / "mixtures" / "large"
 
 
 def _examples(records):
@@ -196,7 +222,21 @@ def maxtext(folder: Path) -> dict[str, np.ndarray]:
     return {"tokens": np.stack(rows)}
 
 
-PEERS = {peer.__name__: peer for peer in (grain, datasets, mds, litdata, megatron, levanter, maxtext)}
+def seqio(folder: Path) -> dict[str, np.ndarray]:
+    """`seqio.TFExampleDataSource`, TensorFlow's reader and parser; file by file, since it interleaves them."""
+    library, tf = importlib.import_module("seqio"), importlib.import_module("tensorflow")
+    names = {"targets": "tokens", "targets_loss_weights": "loss_mask", "targets_segment_ids": "segment_ids"}
+    names |= {"targets_positions": "positions"}
+    columns = json.loads((folder / "tfrecord" / "export.json").read_text())["columns"]
+    features = {name: tf.io.FixedLenFeature([tokens], tf.int64) for name, (_, tokens) in columns.items()}
+    rows = list[dict[str, np.ndarray]]()
+    for path in sorted((folder / "tfrecord" / "data").glob("train.tfrecord-*")):
+        source = library.TFExampleDataSource({"train": str(path)}, features)
+        rows += source.get_dataset(split="train", shuffle=False).as_numpy_iterator()
+    return {new: np.stack([row[name] for row in rows]) for name, new in names.items() if name in features}
+
+
+PEERS = {peer.__name__: peer for peer in (grain, datasets, mds, litdata, megatron, levanter, maxtext, seqio)}
 
 
 def read(folder: Path, peer: str) -> None:

@@ -37,17 +37,17 @@ def _features(layout: Layout) -> dict[str, Any]:
 def _schema(layout: Layout) -> Any:
     import pyarrow as pa
 
-    kinds = [
-        (column.name, pa.type_for_alias(column.dtype) if column.array == "component" else _list_type(column))
-        for column in layout.columns
-    ]
-    return pa.schema(kinds, {"huggingface": json.dumps({"info": {"features": _features(layout)}})})
+    fields = []
+    for column in layout.columns:
+        kind = pa.type_for_alias(column.dtype) if column.array == "component" else _list_type(column)
+        fields.append(pa.field(column.name, kind, nullable=False))
+    return pa.schema(fields, {"huggingface": json.dumps({"info": {"features": _features(layout)}})})
 
 
 def _list_type(column: Column) -> Any:
     import pyarrow as pa
 
-    return pa.list_(pa.type_for_alias(column.dtype))
+    return pa.list_(pa.field("item", pa.type_for_alias(column.dtype), nullable=False))
 
 
 def _record_batch(block: Block, layout: Layout, schema: Any) -> Any:

@@ -30,7 +30,17 @@ from diversity_jax.core.files import (
     writing,
 )
 from diversity_jax.core.progress import ProgressDisplay
-from diversity_jax.mixtures.exchange.format import ARRAYS, Block, Column, Format, Layout, Piece, Shard, Stream
+from diversity_jax.mixtures.exchange.format import (
+    ARRAYS,
+    Block,
+    Column,
+    Format,
+    Layout,
+    Piece,
+    Shard,
+    Stream,
+    whole_file,
+)
 from diversity_jax.mixtures.exchange.formats import FORMATS
 from diversity_jax.mixtures.mixture import Loader, Mixture
 from diversity_jax.mixtures.row_arrays import as_arrays
@@ -42,7 +52,7 @@ VERSION = 1
 RECORD = "export.json"
 _STAGING = ".export"
 _BLOCK_BYTES = 1 << 20  # of tokens, read and written at once: what is made of them stays in the cache
-_HASH_BYTES = 8 << 20
+_HASH_BYTES = 1 << 20  # fits the cache, in which it is read and hashed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,29 +117,30 @@ def export(mixture: Mixture, folder: Path, request: ExportRequest) -> dict[str, 
             chosen.finish(folder, stream, layout, own)
         if request.per_component:
             chosen.finish_blend(folder, streams, layout)
-        record = _record(mixture, settings, chosen, layout, streams, shards, done)
         _copy_provenance(mixture, folder)
+        record = _record(mixture, settings, chosen, layout, streams, shards, done)
+        record["files"] = _files_beside(folder, record["shards"])
         write_json(folder / RECORD, record)
         shutil.rmtree(store.folder)
     return record
 
 
 def verify(folder: Path) -> tuple[int, int]:
-    """Compares every shard of a finished export with its checksum.
+    """Compares every shard of a finished export, and every index beside them, with its checksum.
 
     Returns:
       Shards, and their bytes.
 
     Raises:
-      InputError: there is no finished export, or a shard is missing, cut short or damaged: the first is named, and how
+      InputError: there is no finished export, or a file is missing, cut short or damaged: the first is named, and how
         many more there are.
     """
-    record, damaged, size = _read_record(folder), list[str](), 0
-    for shard in record["shards"]:
-        size += sum(piece["bytes"] for piece in shard["pieces"])
-        damaged += [piece["file"] for piece in shard["pieces"] if not _is_intact(folder, piece)][:1]
+    record, damaged = _read_record(folder), list[str]()
+    for pieces in (*(shard["pieces"] for shard in record["shards"]), *([piece] for piece in record["files"])):
+        damaged += [piece["file"] for piece in pieces if not _is_intact(folder, piece)][:1]
+    size = sum(piece["bytes"] for shard in record["shards"] for piece in shard["pieces"])
     if damaged:
-        more = f", as are {len(damaged) - 1:,} other shards" if len(damaged) > 1 else ""
+        more = f", as are {len(damaged) - 1:,} others" if len(damaged) > 1 else ""
         raise InputError(f"{folder / damaged[0]}: is damaged (checksum){more}; run the export again to write it anew")
     return len(record["shards"]), size
 
@@ -139,12 +150,13 @@ def _read_record(folder: Path) -> Any:
     path = folder / RECORD
     record = read_json(path)
     try:
-        for shard in record["shards"]:
-            for piece in shard["pieces"]:
+        files = record.setdefault("files", [])  # there are none in exports of before they had checksums
+        for pieces in (*(shard["pieces"] for shard in record["shards"]), files):
+            for piece in pieces:
                 path_inside(folder, piece["file"], f"{path}: shards")
                 if not (int(piece["offset"]) >= 0 <= int(piece["bytes"])) or not isinstance(piece["sha256"], str):
                     raise ValueError(piece["file"])
-            str(shard["key"])
+        [str(shard["key"]) for shard in record["shards"]]
         dict(record["settings"])
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"{path}: is not the record of an export ({error!r}); export again") from None
@@ -263,7 +275,7 @@ def _begin(folder: Path, settings: Mapping[str, Any]) -> ArtifactStore:
     """The store of shards' records, from an export that was stopped or one that is finished; or a fresh one.
 
     Raises:
-      InputError: another export is there.
+      InputError: another export is there, or files that none recorded, which readers would take for its.
     """
     store = ArtifactStore(folder / _STAGING)
     finished = (folder / RECORD).exists()
@@ -272,6 +284,10 @@ def _begin(folder: Path, settings: Mapping[str, Any]) -> ArtifactStore:
         changed = [key for key in settings if before.get(key) != settings[key]]
         problem = f"holds an export with other settings ({', '.join(changed)})"
         raise InputError(f"{folder}: {problem}; choose another folder, or remove it")
+    if before is None and any((folder / "data").glob("*")):
+        raise InputError(f"{folder / 'data'}: holds files of nobody knows what; choose another folder, or remove them")
+    for path in (*folder.glob(".*.partial"), *_files(folder, ".*.partial")):  # of a process that was killed
+        path.unlink()
     store.remove_partial()
     store.commit("settings.json", settings)
     if finished:
@@ -308,6 +324,19 @@ def _is_intact(folder: Path, piece: Mapping[str, Any]) -> bool:
 
 def _recorded(folder: Path, piece: Piece) -> dict[str, Any]:
     return {**vars(piece), "sha256": _range_hash(folder / piece.file, piece.offset, piece.bytes)}
+
+
+def _files_beside(folder: Path, shards: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """What readers need beside the shards, and the provenance, as pieces."""
+    known = {piece["file"] for shard in shards for piece in shard["pieces"]}
+    pieces = [whole_file(folder, path) for path in (*sorted(folder.glob("blend_*")), *_files(folder, "*"))]
+    return [_recorded(folder, piece) for piece in pieces if piece.file not in known]
+
+
+def _files(folder: Path, pattern: str) -> list[Path]:
+    """Files of an export whose names are so, deep in its folders."""
+    inside = [path for name in ("data", "provenance") for path in (folder / name).rglob(pattern)]
+    return sorted(path for path in inside if path.is_file())
 
 
 def _range_hash(path: Path, offset: int, size: int) -> str:
@@ -347,13 +376,7 @@ def _record(
         "columns": {column.name: [column.dtype, column.tokens] for column in layout.columns},
         "components": [part.name for part in mixture.taken],
         "streams": [
-            {
-                "name": stream.name,
-                "folder": stream.folder,
-                "rows": stream.rows,
-                "weight": stream.weight,
-                "exact_weight": stream.exact_weight,
-            }
+            {name: getattr(stream, name) for name in ("name", "folder", "rows", "weight", "exact_weight")}
             for stream in streams
         ],
         "shards": [

@@ -6,6 +6,7 @@ Everything that an index claims is compared with the files before anything of th
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+import re
 import struct
 from typing import Any
 
@@ -20,7 +21,8 @@ from diversity_jax.prepare.rows import release_pages
 
 TOKEN_NAMES = ("input_ids", "tokens", "targets", "text", "inputs")
 """What columns of ids are called, in the order in which they are looked for."""
-MASK_NAMES = ("loss_mask", "loss_weights", "targets_loss_weights", "assistant_masks", "labels")
+MASK_NAMES = ("loss_mask", "loss_weights", "targets_loss_weights", "assistant_masks", "completion_mask", "labels")
+_SPLIT = re.compile(r"(?<![a-z])(train|valid|validation|val|dev|test|eval)(?![a-z])", re.IGNORECASE)
 _MOST_PACKED = 10_000  # rows in a byte of compressed offsets: more than any cache has, and too few to fill a memory
 _READ_AHEAD = 1 << 20  # sequences whose lengths are looked at together
 
@@ -90,7 +92,7 @@ def open_token_set(source: str, column: str | None = None) -> TokenSet:
             return _levanter(source, path, column)
         if (path / "index.json").exists():
             return _mds(source, path, column)
-        records = sorted(path.glob("*.array*record*")) if path.is_dir() else [path]
+        records = _records(path)
         if records and ".array" in records[0].name and records[0].exists():
             return _array_record(source, records, column)
     except InputError:  # a ValueError too
@@ -104,6 +106,21 @@ def open_token_set(source: str, column: str | None = None) -> TokenSet:
         ".arrayrecord files, or the folder of an MDS data set, of a Levanter cache (with its split, as cache/train) or "
         "of a prepared component"
     )
+
+
+def _records(path: Path) -> list[Path]:
+    """The ArrayRecord files that a path names: one, or those of a folder.
+
+    Raises:
+      InputError: a folder has files of several splits, of which some are not for training.
+    """
+    if not path.is_dir():
+        return [path]
+    found = sorted(file for file in path.glob("*.array*record*") if not file.name.startswith("."))
+    splits = {names[-1].lower() for file in found if (names := _SPLIT.findall(file.name))}
+    if len(splits) > 1:
+        raise InputError(f"{path}: has files of {', '.join(sorted(splits))}; give each a folder, and name one of them")
+    return found
 
 
 def _damaged(path: Path, problem: str) -> InputError:
@@ -190,6 +207,8 @@ def _column(names: Sequence[str], wanted: str | None, where: str) -> str:
     listed = ", ".join(map(str, names))[:200]
     if found is None:
         raise InputError(f"{where}: has no column {wanted or 'of tokens'}; set corpus.text_field to one of: {listed}")
+    if wanted is None and {"inputs", "targets"} <= set(names):
+        raise InputError(f"{where}: has inputs and targets; set corpus.text_field to the one that is to be trained on")
     if masks := [name for name in MASK_NAMES if name in names]:
         raise InputError(f"{where}: has {masks[0]}, which prepared tokens cannot keep; give the conversations as text")
     return found
@@ -336,7 +355,7 @@ class _Records:
     def __init__(self, path: Path, column: str | None):
         from array_record.python.array_record_module import ArrayRecordReader
 
-        self._path, self._column = path, column
+        self._path, self._column, self._names = path, column, set[str]()
         _size(path)
         try:
             self._reader = ArrayRecordReader(str(path))
@@ -360,7 +379,8 @@ class _Records:
             features = example_features(record)
         except (IndexError, ValueError) as error:
             raise InputError(f"{where}: is no tf.train.Example ({error}); write it again") from None
-        self._column = self._column if self._column in features else _column(list(features), self._column, where)
+        if self._column is None or features.keys() != self._names:
+            self._column, self._names = _column(list(features), self._column, where), set(features)
         return features[self._column]
 
 

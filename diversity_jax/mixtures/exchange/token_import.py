@@ -37,6 +37,7 @@ log = logging.getLogger(__name__)
 _BLOCK_TOKENS = 4 << 20  # read at once
 _SPANS = 64  # places over the set that held-out documents are taken from
 _MOST_LISTED = 1000  # ids that sequences end with, counted to tell what their end-of-text is
+_PADDED, _MOST_PADDED = 4, 0.2  # ids alike at the end of a sequence are padding, where so many sequences end so
 _SAMPLED_ROWS = 256  # decoded to estimate how many bytes of text a token is
 _STAGING = ".importing"
 
@@ -111,7 +112,7 @@ def _imported_before(folder: Path, request: Mapping[str, Any]) -> Manifest:
 def _survey(tokens: TokenSet, tokenizer: Tokenizer, begin: int | None, name: str) -> Survey:
     """Reads all ids once and checks them against the vocabulary."""
     about, end = f"component {name!r}: {tokens.path}", tokenizer.end_of_text_id
-    last, ended, begun, marks, first = Counter[int](), 0, 0, 0, 0
+    last, ended, begun, marks, first, padded = Counter[int](), 0, 0, 0, 0, Counter[int]()
     for ids, lengths in tokens.blocks(_BLOCK_TOKENS):
         filled = lengths > 0
         if len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < tokenizer.size:
@@ -126,6 +127,8 @@ def _survey(tokens: TokenSet, tokenizer: Tokenizer, begin: int | None, name: str
         ended += int((final == end).sum())
         begun += int((begins == tokenizer.bos_id).sum()) if tokenizer.bos_id is not None else 0
         marks += int((ids == end).sum())
+        closing = ids[ends[lengths[filled] >= _PADDED, None] - np.arange(1, _PADDED + 1)]
+        padded.update(closing[(closing == closing[:, :1]).all(axis=1), 0].tolist())
         if len(last) < _MOST_LISTED:
             last.update(final.tolist())
         first += len(lengths)
@@ -139,6 +142,10 @@ def _survey(tokens: TokenSet, tokenizer: Tokenizer, begin: int | None, name: str
         problem = f"none of its documents ends with the vocabulary's end-of-text, {end}{theirs}"
         if theirs or is_packed:
             raise InputError(f"{about}: {problem}; set end_of_text, or name the vocabulary it was made with")
+    for pad, often in padded.most_common(1):
+        if often > _MOST_PADDED * len(sizes) > 1:
+            problem = f"{100 * often / len(sizes):.0f} % of its sequences end with {pad} over and over"
+            raise InputError(f"{about}: {problem}, which is padding; write it without")
     begins_apart = tokenizer.bos_id not in (None, end)
     if begin is None and begins_apart and not is_packed and begun > 0.95 * len(sizes):
         problem = f"its documents begin with {tokenizer.bos_id}, the vocabulary's begin-of-text"
@@ -163,9 +170,10 @@ def _staged(
     make_folder(staging)
     with writing(flat.path) as file:
         for ids, sizes in tokens.blocks(_BLOCK_TOKENS):
+            ids = np.ascontiguousarray(ids, np.dtype(dtype).newbyteorder("<"))  # which holds what is put in
             if not survey.is_packed:
                 ids, sizes = _completed(ids, sizes[sizes > 0], tokenizer.end_of_text_id, begin)
-            file.write(np.ascontiguousarray(ids, np.dtype(dtype).newbyteorder("<")).data)
+            file.write(ids.data)
             lengths.append(sizes)
     return flat, np.concatenate(lengths)
 
