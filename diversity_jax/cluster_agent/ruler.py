@@ -97,13 +97,14 @@ class StaticVectors:
         ascending = sorted(set(lengths))
         sums = np.zeros((len(texts), len(ascending), self._table.shape[1]), np.float32)
         for row, words in enumerate(split):
-            tokens = [self._tokens[word] for word in words]
+            ends = list(itertools.accumulate((len(self._tokens[word]) for word in words), initial=0))
+            tokens = list(itertools.chain.from_iterable(self._tokens[word] for word in words))
+            vectors = self._table[tokens].astype(np.float32)
             start = 0
             for column, length in enumerate(ascending):
-                if start < len(tokens):
-                    added = list(itertools.chain.from_iterable(tokens[start:length]))
-                    sums[row, column] = self._table[added].astype(np.float32).sum(axis=0)
-                start = length
+                end = ends[min(length, len(words))]
+                np.add.reduce(vectors[start:end], axis=0, out=sums[row, column])
+                start = end
         return np.cumsum(sums, axis=1)[:, [ascending.index(length) for length in lengths]]
 
     def _cut(self, split: Sequence[Sequence[str]]) -> None:

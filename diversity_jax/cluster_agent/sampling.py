@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Sequence
 import contextlib
 from dataclasses import dataclass, replace
+import functools
 import random
 import weakref
 
@@ -166,12 +167,17 @@ def _deal(
     All groupings of as many samples have the same ids, so that their answers have one schema, which servers compile
     once; each deals them anew, so that no text can name its own id or another's.
     """
-    pool = random_ids(random.Random(child_seed(seed, "ids")), len(texts) + 2 * with_canary)
+    pool = _ids(seed, len(texts) + 2 * with_canary)
     ids = [pool[place] for place in random_order(generator, len(pool))]
     samples, canary = _samples(texts, ids), None
     if with_canary:
         samples, canary = plant(samples, ids[len(texts) :], generator)
     return PlannedGrouping(index=index, criteria_set=criteria_set, samples=samples, canary=canary)
+
+
+@functools.cache
+def _ids(seed: int, count: int) -> list[str]:
+    return random_ids(random.Random(child_seed(seed, "ids")), count)
 
 
 def drawn_samples(planned: PlannedGrouping) -> list[Sample]:

@@ -18,6 +18,10 @@ from diversity_jax.core.commands import Command
 from diversity_jax.core.errors import InputError, without_secrets
 from diversity_jax.core.options import Options, written
 
+# Before a command loads NumPy: threads of its OpenBLAS, and of SciPy's, otherwise spin for 2^26 cycles after they start
+# and after each product, 0.05 s of a core.
+os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "16")
+
 
 class _WithoutSecrets(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:

@@ -17,7 +17,6 @@ import numpy as np
 from diversity_jax.core.config import Fields, read_fields
 from diversity_jax.core.errors import InputError
 from diversity_jax.core.files import writing
-from diversity_jax.tokenizers.tokenizer import load_tokenizer
 
 _CACHED_TEXTS = 2048  # of a cache file; a change would lose what was paid for
 _TEXTS = 1024  # tokenized at once
@@ -72,6 +71,8 @@ def open_embedder(
     if kind == "openai":
         limits: dict[str, Any] = {"dollars_per_million_tokens": dollars_per_million_tokens, "max_dollars": max_dollars}
         return OpenAIEmbedder(model, base_url=base_url, cache=cache, **limits)
+    from diversity_jax.tokenizers.tokenizer import load_tokenizer
+
     tokenizer = load_tokenizer(vocabulary_of(model, vocabulary))
     return LlamaEmbedder(model, tokenizer.encode_batch, context_tokens=context_tokens)
 
