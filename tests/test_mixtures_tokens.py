@@ -226,12 +226,22 @@ def test_what_would_be_trained_on_unawares_is_refused(tmp_path):
     ids = np.random.default_rng(0).integers(3, 200, (50, 2, LENGTH))
     ids[:, :, 9] = EOT
     path = records(tmp_path / "a.arrayrecord", {"inputs": ids[:, 0], "targets": ids[:, 1]})
-    with pytest.raises(InputError, match="record 0: has inputs and targets; set corpus"):
+    with pytest.raises(InputError, match="record 0: has inputs, which would be lost; set corpus"):
         open_token_set(str(path))
     np.testing.assert_array_equal(open_token_set(str(path), "targets").read(0, 50), ids[:, 1].reshape(-1))
     path = records(tmp_path / "b.arrayrecord", {"targets": ids[:, 1], "targets_loss_weights": ids[:, 0] % 2})
     with pytest.raises(InputError, match="has targets_loss_weights, which prepared tokens cannot keep"):
         open_token_set(str(path), "targets")
+    path = records(tmp_path / "s.arrayrecord", {"targets": ids[:, 1], "targets_segmentation": ids[:, 0]})
+    with pytest.raises(InputError, match="has targets_segmentation, which would be lost"):
+        open_token_set(str(path))
+    path = datatrove(tmp_path / "cut", [np.repeat(each, 2) for each in ids[:, 0]])
+    np.cumsum(np.full(50, LENGTH)).astype("<u8").tofile(f"{path}.index")
+    assert open_token_set(str(path)).flat.dtype == "uint32"
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    path.with_name("set.ds.metadata").write_text("gpt2|4\n1600\n1.6 KT")
+    with pytest.raises(InputError, match="has 2 bytes an id by its size, but not by set"):
+        open_token_set(str(path))
     ids[::2, 1, 20:] = 0
     padded = records(tmp_path / "c.arrayrecord", {"targets": ids[:, 1]})
     with pytest.raises(InputError, match="50 % of its sequences end with 0 over and over, which is padding"):
@@ -241,6 +251,13 @@ def test_what_would_be_trained_on_unawares_is_refused(tmp_path):
         records(tmp_path / "splits" / name, {"targets": ids[:, 0]})
     with pytest.raises(InputError, match="splits: has files of train, validation; give each a folder"):
         open_token_set(str(tmp_path / "splits"))
+
+
+def test_documents_that_begin_with_end_of_text_get_no_second_one(tmp_path):
+    sequences = [np.append(EOT, ids) for ids in documents(ended=False)[1]]
+    manifest = imported(megatron(tmp_path / "set", sequences), tmp_path / "component")
+    assert stream(manifest) == cut(sequences)
+    assert manifest.linked
 
 
 def test_an_end_of_text_that_their_type_cannot_hold(tmp_path):

@@ -182,11 +182,13 @@ def _datatrove(source: str, path: Path) -> TokenSet:
     ends = _mapped(index, "<u8", index_bytes // 8)
     if index_bytes % 8 or not len(ends) or not ends[-1] or size % int(ends[-1]) or size // int(ends[-1]) not in (2, 4):
         raise _damaged(index, f"does not describe the {size:,} bytes of {path.name}")
-    bounds = np.concatenate([[0], ends.astype(np.int64)])
+    bounds, width = np.concatenate([[0], ends.astype(np.int64)]), size // int(ends[-1])
     if (np.diff(bounds) < 0).any():
         raise _damaged(index, "has documents that end before they begin")
-    dtype = "uint16" if size // int(ends[-1]) == 2 else "uint32"
-    tokens = _mapped(path, np.dtype(dtype).newbyteorder("<"), int(ends[-1]))
+    about = path.with_name(f"{path.name}.metadata")  # the tokenizer, `|` and the bytes of an id; a count; ...
+    if about.exists() and re.match(rf".*\|(?!{width}\n)\d\n", about.read_text()):
+        raise _damaged(path, f"has {width} bytes an id by its size, but not by {about.name}")
+    dtype, tokens = f"uint{8 * width}", _mapped(path, f"<u{width}", int(ends[-1]))
     return TokenSet(
         path=source,
         kind="datatrove",
@@ -207,10 +209,13 @@ def _column(names: Sequence[str], wanted: str | None, where: str) -> str:
     listed = ", ".join(map(str, names))[:200]
     if found is None:
         raise InputError(f"{where}: has no column {wanted or 'of tokens'}; set corpus.text_field to one of: {listed}")
-    if wanted is None and {"inputs", "targets"} <= set(names):
-        raise InputError(f"{where}: has inputs and targets; set corpus.text_field to the one that is to be trained on")
     if masks := [name for name in MASK_NAMES if name in names]:
         raise InputError(f"{where}: has {masks[0]}, which prepared tokens cannot keep; give the conversations as text")
+    beside = [name for name in names if "segment" in name or (name, found) == ("inputs", "targets")]
+    if wanted is None and beside:
+        raise InputError(
+            f"{where}: has {beside[0]}, which would be lost; set corpus.text_field={found} if that is meant"
+        )
     return found
 
 
@@ -291,9 +296,10 @@ def _mds(source: str, folder: Path, column: str | None) -> TokenSet:
     """`streaming.base.format.mds`, not compressed."""
     index = folder / "index.json"
     parts, files = list[_Samples](), [index]
-    for shard in read_json(index)["shards"]:
-        if shard["format"] != "mds" or shard["compression"] or not shard["raw_data"]:
-            raise InputError(f"{index}: has shards that are compressed or not MDS; decompress them first")
+    shards = read_json(index).get("shards", [])
+    if not shards or any(each["format"] != "mds" or each["compression"] or not each["raw_data"] for each in shards):
+        raise InputError(f"{index}: has no shards of MDS, or shards that are compressed; decompress them first")
+    for shard in shards:
         path = Path(path_inside(folder, shard["raw_data"]["basename"], f"{index}: shards"))
         parts.append(_mds_shard(path, shard, _column(shard["column_names"], column, str(index))))
         files.append(path)
@@ -388,9 +394,6 @@ def _array_record(source: str, files: Sequence[Path], column: str | None) -> Tok
     """ArrayRecord files of `tf.train.Example`, as Grain and MaxText read them."""
     parts, lengths = [_Records(path, column) for path in files], []
     for part in parts:
-        own = list[np.ndarray]()
-        for first in range(0, part.count, 1024):
-            sizes = [len(ids) for ids in part.read(first, min(first + 1024, part.count))]
-            own.append(np.array(sizes, np.int64))
-        lengths.append(np.concatenate(own))
+        blocks = (part.read(first, min(first + 1024, part.count)) for first in range(0, part.count, 1024))
+        lengths.append(np.fromiter((len(ids) for block in blocks for ids in block), np.int64, part.count))
     return _of_parts(source, "ArrayRecord", files, lengths, parts)

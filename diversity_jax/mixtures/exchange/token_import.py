@@ -47,7 +47,8 @@ class Survey:
     """What one reading of a set finds.
 
     Attributes:
-      is_packed: sequences are rows of one length that documents run through, not documents.
+      is_packed: sequences are rows of one length that documents run through, not documents, or such that have
+        end-of-text in front: they are joined as they are.
       ended, begun: sequences that end with end-of-text, and that begin with the tokenizer's begin-of-text.
       sequences: that are not empty.
     """
@@ -112,7 +113,7 @@ def _imported_before(folder: Path, request: Mapping[str, Any]) -> Manifest:
 def _survey(tokens: TokenSet, tokenizer: Tokenizer, begin: int | None, name: str) -> Survey:
     """Reads all ids once and checks them against the vocabulary."""
     about, end = f"component {name!r}: {tokens.path}", tokenizer.end_of_text_id
-    last, ended, begun, marks, first, padded = Counter[int](), 0, 0, 0, 0, Counter[int]()
+    last, ended, begun, marks, first, led, padded = Counter[int](), 0, 0, 0, 0, 0, Counter[int]()
     for ids, lengths in tokens.blocks(_BLOCK_TOKENS):
         filled = lengths > 0
         if len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < tokenizer.size:
@@ -125,6 +126,7 @@ def _survey(tokens: TokenSet, tokenizer: Tokenizer, begin: int | None, name: str
         ends = np.cumsum(lengths)[filled]
         final, begins = ids[ends - 1], ids[ends - lengths[filled]]
         ended += int((final == end).sum())
+        led += int((begins == end).sum())
         begun += int((begins == tokenizer.bos_id).sum()) if tokenizer.bos_id is not None else 0
         marks += int((ids == end).sum())
         closing = ids[ends[lengths[filled] >= _PADDED, None] - np.arange(1, _PADDED + 1)]
@@ -136,6 +138,8 @@ def _survey(tokens: TokenSet, tokenizer: Tokenizer, begin: int | None, name: str
     if not len(sizes):
         raise InputError(f"{about}: holds no token")
     is_packed = len(sizes) > 1 and int(sizes.min()) == int(sizes.max()) and ended < len(sizes)
+    # End-of-text in front of documents, as where it is begin-of-text too, parts them as well as behind them.
+    is_packed |= led > 0.95 * len(sizes) and ended < 0.05 * len(sizes)
     (common, count), seen = last.most_common(1)[0], last.total()
     if not marks or (not is_packed and ended < 0.05 * len(sizes) and common != end and count > 0.95 * seen >= 19):
         theirs = f"; {100 * count / seen:.0f} % of its sequences end with {common}" if count > 0.5 * seen else ""

@@ -9,6 +9,7 @@ tokenizer from the folder that the training began with. Weights are float32, in 
 """
 
 import argparse
+import functools
 import json
 import os
 from pathlib import Path
@@ -76,6 +77,7 @@ def main() -> None:
     outward.add_argument("checkpoint", type=Path)
     outward.add_argument("model", type=Path)
     outward.add_argument("output", type=Path)
+    outward.add_argument("--max-shard-gigabytes", type=float, default=3)
     options = flags.parse_args()
     os.environ["JAX_PLATFORMS"] = "cpu"
     # Of two devices it makes arrays; of one it would hand Orbax tensors not read yet, which Orbax refuses.
@@ -91,7 +93,10 @@ def main() -> None:
         return
     from absl import flags as absl_flags
     from maxtext.checkpoint_conversion import to_huggingface
+    from maxtext.checkpoint_conversion.utils import utils
 
+    largest = int(options.max_shard_gigabytes * 1e9)
+    utils.shard_checkpoint = functools.partial(utils.shard_checkpoint, max_shard_size=largest)
     absl_flags.FLAGS([sys.argv[0], f"--hf_model_path={options.model}"])
     loaded = {"load_parameters_path": options.checkpoint.absolute()}
     to_huggingface.main(["to_huggingface", base_config(), *words(values | loaded)])

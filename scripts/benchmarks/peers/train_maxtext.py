@@ -95,7 +95,8 @@ def main() -> None:
     metric_logger.MetricLogger.write_metrics = write_metrics
     train.main(["train", maxtext_convert.base_config(), *maxtext_convert.words(settings(options, start))])
     last = saved / str(max(int(path.name) for path in saved.glob("*") if path.name.isdigit()))
-    subprocess.run([sys.executable, convert, "out", last / "items", options.model, options.output / "hf"], check=True)
+    words = [convert, "out", last / "items", options.model, options.output / "hf"]
+    subprocess.run([sys.executable, *words, f"--max-shard-gigabytes={options.max_shard_gigabytes}"], check=True)
     version = importlib.metadata.version("maxtext")
     record.finish(checkpoint=last, framework=f"maxtext {version}", **{"with": f"jax {jax.__version__}"})
 

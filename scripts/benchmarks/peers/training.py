@@ -33,6 +33,7 @@ def options(description: str | None) -> argparse.Namespace:
     flags.add_argument("--decayed", choices=DECAYED, default="matrices")
     flags.add_argument("--checkpoint-every", type=int, default=25)
     flags.add_argument("--devices", type=int, default=1)
+    flags.add_argument("--max-shard-gigabytes", type=float, default=3, help="files of the folder written at the end")
     flags.add_argument("--kill-after", type=int, help="SIGKILL to itself once this step's loss is on disk")
     found = flags.parse_args()
     if found.devices > 1:  # read by JAX when it starts; PyTorch trainers start processes instead
