@@ -22,7 +22,7 @@ from diversity_jax.mixtures.exchange.format import (
     whole_file,
 )
 
-_GROUP_BLOCKS = 8  # of rows, in a row group of Parquet
+_GROUP_BLOCKS = 4  # of rows, in a row group of Parquet
 
 
 def _features(layout: Layout) -> dict[str, Any]:

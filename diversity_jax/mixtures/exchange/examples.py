@@ -125,20 +125,42 @@ def _lead(size: int) -> bytes:
     return b"\x0a" + _varint(size)
 
 
+@functools.lru_cache(1 << 16)
+def _before(single: bytes, name: bytes, size: int) -> bytes:
+    """What stands before the numbers of the last feature, if that is the only one but for `single`."""
+    head = _heads(name, size)
+    return _lead(len(single) + len(head) + size) + single + head
+
+
 def examples(block: Block, columns: tuple[Column, ...]) -> Iterator[bytes]:
     """Each row as a serialised `tf.train.Example` of int64 features, in the order of their names."""
-    ordered = sorted(columns, key=lambda column: column.name)
-    for features in zip(*(_features(column.name.encode(), block[column.array]) for column in ordered), strict=True):
-        parts = [part for feature in features for part in feature]
-        yield b"".join((_lead(sum(map(len, parts))), *parts))
+    *others, last = sorted(columns, key=lambda column: column.name)
+    if [column.tokens for column in others] == [1]:  # as rows of text mostly are
+        values = block[others[0].array].tolist()
+        entries = {number: _entry(others[0].name.encode(), _varint(number)) for number in set(values)}
+        name = last.name.encode()
+        for value, numbers in zip(values, _numbers(block[last.array]), strict=True):
+            yield _before(entries[value], name, len(numbers)) + numbers
+        return
+    parts = [
+        [(column.name.encode(), numbers) for numbers in _numbers(block[column.array])] for column in (*others, last)
+    ]
+    for features in zip(*parts, strict=True):
+        content = b"".join([_entry(*feature) for feature in features])
+        yield _lead(len(content)) + content
 
 
-def _features(name: bytes, values: np.ndarray) -> Iterator[tuple[bytes, memoryview]]:
-    """The entry of a feature in each row: what stands before its numbers, and those."""
+def _entry(name: bytes, numbers: bytes | memoryview) -> bytes:
+    """A feature whole."""
+    return b"".join((_heads(name, len(numbers)), numbers))
+
+
+def _numbers(values: np.ndarray) -> Iterator[memoryview]:
+    """The numbers of each row as varints."""
     data, ends = varints(values.reshape(len(values), -1))
-    numbers, begin = data.data, 0
+    view, begin = data.data, 0
     for end in ends.tolist():
-        yield _heads(name, end - begin), numbers[begin:end]
+        yield view[begin:end]
         begin = end
 
 
