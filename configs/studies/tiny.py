@@ -58,57 +58,60 @@ def get_config() -> StudyConfig:
             "metrics.compression_ratio_gzip",
         ),
         controls=("length",),
-        recipe=Recipe(
-            benchmark=ContinuationsConfig(
-                output_dir="", corpus=CorpusConfig(source=PROSE), skip_documents=TRAINED, items=200
-            ),
-            generate=GenerateConfig(
-                grammar=(GrammarComponent(path="{output}/text.jsonl.gz", grammar=GrammarConfig()),)
-            ),
-            score=ScoreConfig(
-                corpus="{generate}/text.jsonl.gz",
-                agent=AgentConfig(groupings=500, samples_per_grouping=10),
-                metrics="self_repetition,ngram_diversity,compression_ratio_gzip",
-            ),
-            build=BuildConfig(
-                output_dir="",
-                mixture=MixtureConfig(
-                    name="tiny_study",
-                    components=(
-                        Component(name="prose", kind="real", corpus=CorpusConfig(source=PROSE, max_documents=TRAINED)),
-                        Component(
-                            name="made",
-                            kind="synthetic",
-                            corpus="{generate}/text.jsonl.gz",
-                            policy=GatePolicy(ungated=True),
-                        ),
+        recipe=_recipe(),
+    )
+
+
+def _recipe() -> Recipe:
+    """What every cell of the grid runs; names in braces are outputs of the steps before."""
+    return Recipe(
+        benchmark=ContinuationsConfig(
+            output_dir="", corpus=CorpusConfig(source=PROSE), skip_documents=TRAINED, items=200
+        ),
+        generate=GenerateConfig(grammar=(GrammarComponent(path="{output}/text.jsonl.gz", grammar=GrammarConfig()),)),
+        score=ScoreConfig(
+            corpus="{generate}/text.jsonl.gz",
+            agent=AgentConfig(groupings=500, samples_per_grouping=10),
+            metrics="self_repetition,ngram_diversity,compression_ratio_gzip",
+        ),
+        build=BuildConfig(
+            output_dir="",
+            mixture=MixtureConfig(
+                name="tiny_study",
+                components=(
+                    Component(name="prose", kind="real", corpus=CorpusConfig(source=PROSE, max_documents=TRAINED)),
+                    Component(
+                        name="made",
+                        kind="synthetic",
+                        corpus="{generate}/text.jsonl.gz",
+                        policy=GatePolicy(ungated=True),
                     ),
-                    real_to_synthetic=(4, 1),
-                    vocabulary="bytes",
-                    sequence_length=128,
-                    validation_share=0.02,
-                    processes=1,
                 ),
-                register=False,
+                real_to_synthetic=(4, 1),
+                vocabulary="bytes",
+                sequence_length=128,
+                validation_share=0.02,
+                processes=1,
             ),
-            train=Config(
-                output_dir="",
-                prepared="{build}",
-                model=LLAMA["llama_tiny"](vocab_size=384, max_length=128),
-                optimizer=OptimizerConfig(learning_rate=3e-3, warmup_steps=20),
-                train=TrainConfig(
-                    steps=160, batch_size=8, log_every=40, checkpoint_every=160, eval_batches=8, tensorboard=False
-                ),
+            register=False,
+        ),
+        train=Config(
+            output_dir="",
+            prepared="{build}",
+            model=LLAMA["llama_tiny"](vocab_size=384, max_length=128),
+            optimizer=OptimizerConfig(learning_rate=3e-3, warmup_steps=20),
+            train=TrainConfig(
+                steps=160, batch_size=8, log_every=40, checkpoint_every=160, eval_batches=8, tensorboard=False
             ),
-            evaluate=EvaluateConfig(
-                model=ModelSource(checkpoint="{train}"),
-                tasks="hellaswag",
-                data_dir="{benchmark}",
-                batch_size=32,
-                held_out=True,
-                out_of_distribution=(
-                    HeldOutCorpus(name="code", corpus=CorpusConfig(source="installed_docs:code", max_documents=20)),
-                ),
+        ),
+        evaluate=EvaluateConfig(
+            model=ModelSource(checkpoint="{train}"),
+            tasks="hellaswag",
+            data_dir="{benchmark}",
+            batch_size=32,
+            held_out=True,
+            out_of_distribution=(
+                HeldOutCorpus(name="code", corpus=CorpusConfig(source="installed_docs:code", max_documents=20)),
             ),
         ),
     )

@@ -38,6 +38,10 @@ class ProgressDisplay:
         self._next_update = self._began + self.interval_seconds
         self._drawn_at: float | None = None
         self._live: Any = None
+        self._title, self._total = name, total
+        self._figures: Mapping[str, int | str] = {}
+        # (seconds, completed, amount in the rate's unit) at each update inside the window
+        self._history: deque[tuple[float, float, float]] = deque()
         self.begin("", total, completed=completed)
 
     def __enter__(self) -> Self:
@@ -49,8 +53,7 @@ class ProgressDisplay:
     def begin(self, stage: str, total: float | None, *, completed: float = 0) -> None:
         """Starts a stage of the work, with a total and a rate of its own."""
         self._title, self._total = f"{self._name}: {stage}" if stage else self._name, total
-        self._figures: Mapping[str, int | str] = {}
-        # (seconds, completed, amount in the rate's unit) at each update inside the window
+        self._figures = {}
         self._history = deque([(time.monotonic(), completed, 0 if self._unit else completed)])
 
     def advance(self, amount: float = 1) -> None:

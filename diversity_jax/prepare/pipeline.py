@@ -89,19 +89,8 @@ def prepare(
         prepared otherwise, the corpus has more broken records than it tolerates, or a benchmark file cannot be read.
     """
     folder = folder if is_remote(folder) else Path(folder)
-    staging, filtering, manifest_path = Staging(folder), settings.hygiene, join_path(folder, "manifest.json")
-    settings = _with_special_text(settings, manifest_path)
-    begin_id = _begin_of_text_id(settings, tokenizer, manifest_path)
-    job = Job(
-        tokenizer=tokenizer,
-        settings=settings,
-        benchmarks=Benchmarks(filtering.decontaminate, filtering.ngram_words) if filtering.decontaminate else None,
-        folder=str(folder),
-        staging_dir=staging.folder,
-        dtype=FLAGGED_DTYPE if settings.chat else "<u2" if tokenizer.size <= 1 << 16 else "<u4",
-        chat=open_format(settings.chat, tokenizer, begin_id is not None) if settings.chat else None,
-        begin_of_text_id=None if settings.chat else begin_id,
-    )
+    staging, manifest_path = Staging(folder), join_path(folder, "manifest.json")
+    job = _job(tokenizer, _with_special_text(settings, manifest_path), str(folder), staging.folder, manifest_path)
     request = _request(job, (executor or LocalExecutor()).fingerprint(corpus, job.folder))
     if exists(manifest_path) and not exists(staging.folder):
         return _prepared_before(folder, request)
@@ -123,6 +112,20 @@ def prepare(
                 executor.close()
         staging.close()
     return manifest
+
+
+def _job(tokenizer: Tokenizer, settings: Preparation, folder: str, staging_dir: str, manifest_path: str | Path) -> Job:
+    filtering, begin_id = settings.hygiene, _begin_of_text_id(settings, tokenizer, manifest_path)
+    return Job(
+        tokenizer=tokenizer,
+        settings=settings,
+        benchmarks=Benchmarks(filtering.decontaminate, filtering.ngram_words) if filtering.decontaminate else None,
+        folder=folder,
+        staging_dir=staging_dir,
+        dtype=FLAGGED_DTYPE if settings.chat else "<u2" if tokenizer.size <= 1 << 16 else "<u4",
+        chat=open_format(settings.chat, tokenizer, begin_id is not None) if settings.chat else None,
+        begin_of_text_id=None if settings.chat else begin_id,
+    )
 
 
 def _with_special_text(settings: Preparation, manifest_path: str | Path) -> Preparation:

@@ -123,19 +123,8 @@ def train(
     if cache := keep_programs(config.compilation_cache):
         log.info("compiled programs are kept in %s", cache)
     with contextlib.ExitStack() as resources:
-        checkpoints = checkpoints or open_checkpoints(join_path(output_dir, "checkpoints"), config)
-        resources.callback(checkpoints.close)
         run = _open_run(resources, mixture, model, config, mesh, Path(output_dir), began, checkpoints, data)
-        init_state, train_step = make_train_step(
-            model,
-            optimizer,
-            mesh,
-            num_components=len(run.components),
-            z_loss=config.z_loss,
-            gradient_accumulation=config.gradient_accumulation,
-            seed=config.seed,
-            lora=config.lora,
-        )
+        init_state, train_step = _compiled(run, optimizer)
         begin = _first_state(run, settings, init_state, optimizer, anew=anew)
         state, start = begin.state, int(begin.state.step)
         evaluation, sampling = Evaluation(run), Sampling(run)
@@ -144,16 +133,8 @@ def train(
         callbacks = [StepTrace(run), report, evaluation, sampling, saving]
         for callback in callbacks:
             resources.callback(callback.close)
-
         before_writing()
-        if anew:
-            run.goodput_log.attempts = [run.goodput_log.attempt]
-        _set_aside(run, begin.damaged)
-        run.goodput_log.begin(start)
-        if run.writer and start < config.steps:
-            shown = {**settings_json(settings), "mixture": mixture.asked}
-            run.writer.show_on(open_trackers(config.all_trackers, run.output_dir, shown))
-            run.writer.show(start, mixture_figures(mixture))
+        _begin_writing(run, settings, begin, anew=anew)
         losses_before = losses_after = evaluation.evaluate(start, state)
         step, state = _run_steps(run, train_step, state, callbacks)
         if run.stop.asked:
@@ -162,21 +143,54 @@ def train(
             sampling.sample(step, state)
             losses_after = evaluation.evaluate(step, state)
         run.checkpoints.wait()
-        summary = None
-        if step > start:
-            run.goodput_log.save(now=True)
-            rows = config.batch_size, run.loader.sequence_length
-            summary = summarise(model, rows, report.timed_steps, run.goodput_log.attempts, run.compile_clock)
-            summary["changes"] = list(begin.changes)
-            if run.writer:
-                write_json(run.output_dir / "summary.json", summary)
-    return TrainingResult(
-        steps=step,
-        interrupted=step < config.steps,
-        held_out={name: (losses_before[name], loss) for name, loss in losses_after.items() if name in losses_before},
-        skipped_steps=int(state.skipped),
-        summary=summary,
+        return TrainingResult(
+            steps=step,
+            interrupted=step < config.steps,
+            held_out={n: (losses_before[n], loss) for n, loss in losses_after.items() if n in losses_before},
+            skipped_steps=int(state.skipped),
+            summary=_summary(run, report, begin.changes) if step > start else None,
+        )
+
+
+def _compiled(run: Run, optimizer: OptimizerConfig) -> tuple[Callable[..., TrainState], TrainStep]:
+    config = run.config
+    return make_train_step(
+        run.model,
+        optimizer,
+        run.mesh,
+        num_components=len(run.components),
+        z_loss=config.z_loss,
+        gradient_accumulation=config.gradient_accumulation,
+        seed=config.seed,
+        lora=config.lora,
     )
+
+
+def _begin_writing(run: Run, settings: Settings, begin: "_Start", *, anew: bool) -> None:
+    """Moves damaged checkpoints away, and begins the attempt's records; trackers are shown settings and mixture."""
+    start = int(begin.state.step)
+    if anew:
+        run.goodput_log.attempts = [run.goodput_log.attempt]
+    if begin.damaged:
+        run.checkpoints.set_aside(begin.damaged)
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices("damaged checkpoints set aside")
+    run.goodput_log.begin(start)
+    if run.writer and start < run.config.steps:
+        shown = {**settings_json(settings), "mixture": run.mixture.asked}
+        run.writer.show_on(open_trackers(run.config.all_trackers, run.output_dir, shown))
+        run.writer.show(start, mixture_figures(run.mixture))
+
+
+def _summary(run: Run, report: StepReport, changes: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What is said of all attempts of a run, written to `summary.json`."""
+    run.goodput_log.save(now=True)
+    rows = run.config.batch_size, run.loader.sequence_length
+    summary = summarise(run.model, rows, report.timed_steps, run.goodput_log.attempts, run.compile_clock)
+    summary["changes"] = list(changes)
+    if run.writer:
+        write_json(run.output_dir / "summary.json", summary)
+    return summary
 
 
 def _run_steps(
@@ -229,6 +243,8 @@ def open_checkpoints(
 
 def _open_run(resources, mixture, model, config, mesh, output_dir, began, checkpoints, data) -> Run:
     """Opens a run's files, starts listening to SIGTERM, and reads the parameters that stay frozen."""
+    checkpoints = checkpoints or open_checkpoints(join_path(output_dir, "checkpoints"), config)
+    resources.callback(checkpoints.close)
     writes_files = jax.process_index() == 0
     writer = MetricWriter(output_dir) if writes_files else None
     if writer:
@@ -335,14 +351,6 @@ def _load(
         log.warning("from step %d on: %s", int(state.step), change)
         history.append({"step": int(state.step), **vars(change)})
     return _Start(state=state, is_saved=True, changes=history, damaged=damaged)
-
-
-def _set_aside(run: Run, damaged: Sequence[int]) -> None:
-    """Moves damaged checkpoints away, now that an earlier one was read."""
-    if damaged:
-        run.checkpoints.set_aside(damaged)
-        if jax.process_count() > 1:
-            multihost_utils.sync_global_devices("damaged checkpoints set aside")
 
 
 def _record(run: Run, settings: Settings, history: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

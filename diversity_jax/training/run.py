@@ -1,6 +1,6 @@
 """A whole training run by its configuration: builds or opens the mixture, checks that all fits together, and trains."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 import contextlib
 import dataclasses
 from dataclasses import dataclass, field
@@ -87,7 +87,7 @@ def run(config: Config, *, finish: Callable[[Path], None] = lambda folder: None)
     import jax
 
     from diversity_jax.training.loop import open_checkpoints, train
-    from diversity_jax.training.runtime import check_shared, in_first_process, together
+    from diversity_jax.training.runtime import in_first_process, together
 
     is_bucket = is_remote(config.output_dir)
     output_dir = config.output_dir if is_bucket else local_folder(config.output_dir, "output_dir")
@@ -98,32 +98,7 @@ def run(config: Config, *, finish: Callable[[Path], None] = lambda folder: None)
     config = with_mixture_of_branch(config)
     check(config, model)
     with contextlib.ExitStack() as resources:
-        folders: list[Path] = []
-        mirrors: list[Mirror] = []
-        build = config.prepared is None and not _stands(config, output_dir)
-
-        def enter() -> None:
-            if folders:  # the first process is there already
-                return
-            number = jax.process_index()
-            place = published(
-                config.output_dir, "output_dir", process=number, skipped=_kept_in_bucket(build), mirrors=mirrors
-            )
-            folders.append(resources.enter_context(place))
-
-        def make_ready() -> None:
-            enter()
-            if not is_bucket:
-                resources.enter_context(locked_folder(output_dir))
-            if build:
-                build_mixture(config, folders[0])
-                for mirror in mirrors:
-                    mirror.push()
-
-        if not is_bucket:
-            check_shared(Path(output_dir), "output_dir")
-        in_first_process(make_ready)
-        together(enter)
+        folder, mirrors = _open_folder(resources, config, output_dir)
         mixture = together(lambda: Mixture.load(config.prepared or join_path(output_dir, "mixture")))
         config = dataclasses.replace(config, train=config.train.for_rows(mixture.train_rows))
 
@@ -131,8 +106,8 @@ def run(config: Config, *, finish: Callable[[Path], None] = lambda folder: None)
             if config.overwrite:
                 remove_former_run(output_dir)
                 if is_bucket:
-                    remove_former_run(folders[0])
-            run_info.describe(sys.argv, config, jax.devices()).save(folders[0])
+                    remove_former_run(folder)
+            run_info.describe(sys.argv, config, jax.devices()).save(folder)
 
         shares = ", ".join(f"{part.name} {100 * float(part.share_granted):.1f} %" for part in mixture.taken)
         log.info("model: %s parameters; mixture %s: %s", f"{model.parameter_count:,}", mixture.name, shares)
@@ -142,7 +117,7 @@ def run(config: Config, *, finish: Callable[[Path], None] = lambda folder: None)
             mixture,
             model,
             *parts,
-            folders[0],
+            folder,
             checkpoints=open_checkpoints(checkpoints, config.train, mirrors[0].push if mirrors else lambda: None),
             data=config.data,
             anew=config.overwrite,
@@ -151,8 +126,47 @@ def run(config: Config, *, finish: Callable[[Path], None] = lambda folder: None)
         for line in console_summary(result):
             log.info(line)
         if jax.process_index() == 0:
-            finish(folders[0])
+            finish(folder)
     return result
+
+
+def _open_folder(
+    resources: contextlib.ExitStack, config: Config, output_dir: str | Path
+) -> tuple[Path, Sequence[Mirror]]:
+    """Locks a run's folder and builds its mixture there where that is needed, by the first process while others wait.
+
+    Returns:
+      The local folder of the run's files, and what keeps a bucket equal to it.
+    """
+    import jax
+
+    from diversity_jax.training.runtime import check_shared, in_first_process, together
+
+    is_bucket = is_remote(config.output_dir)
+    folders: list[Path] = []
+    mirrors: list[Mirror] = []
+    build = config.prepared is None and not _stands(config, output_dir)
+
+    def enter() -> None:
+        if not folders:  # else this is the first process, which is there already
+            process, skipped = jax.process_index(), _kept_in_bucket(build)
+            place = published(config.output_dir, "output_dir", process=process, skipped=skipped, mirrors=mirrors)
+            folders.append(resources.enter_context(place))
+
+    def make_ready() -> None:
+        enter()
+        if not is_bucket:
+            resources.enter_context(locked_folder(output_dir))
+        if build:
+            build_mixture(config, folders[0])
+            for mirror in mirrors:
+                mirror.push()
+
+    if not is_bucket:
+        check_shared(Path(output_dir), "output_dir")
+    in_first_process(make_ready)
+    together(enter)
+    return folders[0], mirrors
 
 
 def _kept_in_bucket(build: bool) -> Callable[[str], bool]:

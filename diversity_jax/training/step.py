@@ -161,11 +161,10 @@ def make_train_step(
     Returns:
       `init_state(key, params=None) -> TrainState`, born sharded, with the parameters it is given, which it takes over,
       or random ones, and `train_step(state, batch, frozen) -> (state, metrics)`, which donates the state it is given.
-      The batch holds `tokens` int32 BxL+1 and `component` int32 B, and optionally `segment_ids`, `positions` and
-      `loss_mask`, BxL+1. Metrics are on the device: the float32 scalars `loss` (mean cross-entropy in nats),
-      `gradient_norm` (before clipping), `learning_rate` and `applied` (0 where a non-finite loss or gradient made the
-      step leave parameters and moments as they were, else 1), and the arrays of `num_components` `component_loss_sum`
-      and `component_tokens`.
+      The batch holds `tokens` int32 BxL+1, `component` int32 B, and optionally `segment_ids`, `positions` and
+      `loss_mask`, BxL+1. Metrics stay on the device: scalars `loss` (mean cross-entropy in nats), `gradient_norm`
+      (before clipping), `learning_rate` and `applied` (0 where a non-finite loss or gradient made the step change
+      nothing, else 1), and per component `component_loss_sum` and `component_tokens`.
 
     Raises:
       InputError: model and mesh do not fit.
@@ -188,11 +187,10 @@ def make_train_step(
         state, metrics = _apply_gradient(optimizer, state, value, gradient)
         return state, {"loss": mean_loss, **metrics, **sums}
 
-    frozen_shardings = model_shardings(model, mesh) if lora.rank else None
     jitted = jax.jit(
         train_step,
         donate_argnums=0,
-        in_shardings=(placed, frozen_shardings, batch_sharding(mesh)),
+        in_shardings=(placed, model_shardings(model, mesh) if lora.rank else None, batch_sharding(mesh)),
         out_shardings=(placed, NamedSharding(mesh, PartitionSpec())),
     )
     init = functools.partial(_init, model, optimizer, lora)

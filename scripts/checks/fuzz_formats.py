@@ -3,6 +3,7 @@
 from collections.abc import Callable
 import contextlib
 import functools
+import importlib
 import json
 from pathlib import Path
 import sys
@@ -41,11 +42,9 @@ def jsonl(folder: Path) -> Format:
     return _texts(folder, ".jsonl", "\n".join(lines).encode())
 
 
-def jsonl_gz(folder: Path) -> Format:
-    """A compressed corpus."""
-    import gzip
-
-    return _texts(folder, ".jsonl.gz", gzip.compress(b'{"text": "some words"}\n' * 50))
+def _compressed(folder: Path, ending: str, by: str) -> Format:
+    """A corpus of equal lines, compressed by a module's `compress`."""
+    return _texts(folder, ending, importlib.import_module(by).compress(b'{"text": "some words"}\n' * 50))
 
 
 def tfrecord(folder: Path) -> Format:
@@ -103,16 +102,6 @@ def gguf(folder: Path) -> Format:
     path = folder / "model.gguf"
     export_gguf(config, params, path, tokenizer=named_tokenizer("bytes"))
     return path, lambda: import_gguf(path)
-
-
-def tokenizer_json(folder: Path) -> Format:
-    """A tokenizer of Hugging Face."""
-    return _tokenizer(folder, "tokenizer.json")
-
-
-def tokenizer_config(folder: Path) -> Format:
-    """A tokenizer's settings."""
-    return _tokenizer(folder, "tokenizer_config.json")
 
 
 def _tokenizer(folder: Path, name: str) -> Format:
@@ -213,27 +202,6 @@ def personas(folder: Path) -> Format:
     return path, lambda: read_personas(str(path), "persona")
 
 
-def text_gz(folder: Path) -> Format:
-    """A compressed text file."""
-    import gzip
-
-    return _texts(folder, ".txt.gz", gzip.compress(b"some words of a text\n" * 50))
-
-
-def jsonl_zst(folder: Path) -> Format:
-    """A corpus that Zstandard compressed."""
-    import zstandard
-
-    return _texts(folder, ".jsonl.zst", zstandard.compress(b'{"text": "some words"}\n' * 50))
-
-
-def jsonl_xz(folder: Path) -> Format:
-    """A corpus that LZMA compressed."""
-    import lzma
-
-    return _texts(folder, ".jsonl.xz", lzma.compress(b'{"text": "some words"}\n' * 50))
-
-
 def safetensors_index(folder: Path) -> Format:
     """The index of weights in several files."""
     from safetensors import safe_open
@@ -260,11 +228,6 @@ def chat_template(folder: Path) -> Format:
     )
     turns = [{"role": "user", "content": "a question"}, {"role": "assistant", "content": "an answer"}]
     return path, lambda: render_chat(turns, template=path.read_text(errors="replace"))
-
-
-def generation_config(folder: Path) -> Format:
-    """The settings of generation beside a model."""
-    return _tokenizer(folder, "generation_config.json")
 
 
 def evaluation_results(folder: Path) -> Format:
@@ -409,13 +372,26 @@ def bucket_lock(folder: Path) -> Format:
     return path, lambda: _Lease.read(str(path)).is_abandoned()
 
 
-MAIN = (
-    *(jsonl, jsonl_gz, tfrecord, safetensors, model_config, gguf, tokenizer_json, tokenizer_config, sentencepiece),
-    *(manifest, mixture, scorecard, run_record, ledger, topics, topic_lines, personas),
+_OF_A_TOKENIZER = {
+    "tokenizer_json": "tokenizer.json",
+    "tokenizer_config": "tokenizer_config.json",
+    "generation_config": "generation_config.json",
+}
+_COMPRESSED = {
+    "jsonl_gz": (".jsonl.gz", "gzip"),
+    "text_gz": (".txt.gz", "gzip"),
+    "jsonl_zst": (".jsonl.zst", "zstandard"),
+    "jsonl_xz": (".jsonl.xz", "lzma"),
+}
+_FORMATS = (
+    *(jsonl, tfrecord, safetensors, model_config, gguf, sentencepiece, manifest),
+    *(mixture, scorecard, run_record, ledger, topics, topic_lines, personas, safetensors_index, chat_template),
+    *(evaluation_results, evaluation_samples, evaluation_items, benchmark_texts, prompts, criteria),
+    *(template, prices, training_log, run_settings, model_json, checkpoint_record, study_analysis, bucket_lock),
 )
-FURTHER = (
-    *(text_gz, jsonl_zst, jsonl_xz, safetensors_index, chat_template, generation_config, evaluation_results),
-    *(evaluation_samples, evaluation_items, benchmark_texts, prompts, criteria, template, prices, training_log),
-    *(run_settings, model_json, checkpoint_record, study_analysis, bucket_lock),
-)
-FORMATS: dict[str, Callable[[Path], Format]] = {make.__name__: make for make in (*MAIN, *FURTHER)} | EXCHANGE
+FORMATS: dict[str, Callable[[Path], Format]] = {
+    **{make.__name__: make for make in _FORMATS},
+    **{name: functools.partial(_tokenizer, name=file) for name, file in _OF_A_TOKENIZER.items()},
+    **{name: functools.partial(_compressed, ending=end, by=by) for name, (end, by) in _COMPRESSED.items()},
+    **EXCHANGE,
+}

@@ -16,21 +16,53 @@ import training
 DECAYED = {"linear": None, "matrices": ["embedding", "proj"], "all": r".*"}
 
 
+def settings(options):
+    """Levanter's configurations of the trainer and of the optimizer."""
+    import jmp
+    from levanter.checkpoint import CheckpointerConfig
+    from levanter.optim.config import AdamConfig
+    from levanter.tracker import NoopConfig
+    from levanter.trainer import TrainerConfig
+
+    optimizer = AdamConfig(
+        learning_rate=options.learning_rate,
+        weight_decay=0.1,
+        warmup=options.warmup,
+        lr_schedule=options.schedule,
+        min_lr_ratio=0.1,
+        weight_decay_modules=DECAYED[options.decayed],
+    )
+    trainer = TrainerConfig(
+        id="run",
+        mp=jmp.get_policy("f32"),
+        tracker=NoopConfig(),
+        log_dir=options.output / "logs",
+        log_jaxprs=False,
+        log_xla_hlo=False,
+        train_batch_size=options.batch,
+        num_train_steps=options.steps,
+        require_accelerator=False,
+        checkpointer=CheckpointerConfig(
+            base_path=str(options.output / "checkpoints"),
+            save_interval=datetime.timedelta(hours=1),
+            keep=[{"every": options.checkpoint_every}],
+        ),
+    )
+    return trainer, optimizer
+
+
 def main() -> None:
     """Trains, from the last checkpoint in the output folder where there is one."""
     options = training.options(__doc__)
     record, rows = training.Record(options), training.Rows(options.mixture)
     import haliax as hax
     import jax
-    import jmp
     import levanter
     from levanter import checkpoint
     from levanter.data.dataset import ListAsyncDataset
     from levanter.models.llama import LlamaConfig
     from levanter.models.lm_model import LmExample
-    from levanter.optim.config import AdamConfig
-    from levanter.tracker import NoopConfig
-    from levanter.trainer import Trainer, TrainerConfig
+    from levanter.trainer import Trainer
     import numpy as np
 
     checkpoint.Checkpointer.save_checkpoint = record.timed(checkpoint.Checkpointer.save_checkpoint)
@@ -41,30 +73,7 @@ def main() -> None:
         gradient_checkpointing=False,
         scan_layers=True,
     )
-    optimizer = AdamConfig(
-        learning_rate=options.learning_rate,
-        weight_decay=0.1,
-        warmup=options.warmup,
-        lr_schedule=options.schedule,
-        min_lr_ratio=0.1,
-        weight_decay_modules=DECAYED[options.decayed],
-    )
-    config = TrainerConfig(
-        id="run",
-        mp=jmp.get_policy("f32"),
-        tracker=NoopConfig(),
-        log_dir=options.output / "logs",
-        log_jaxprs=False,
-        log_xla_hlo=False,
-        train_batch_size=options.batch,
-        num_train_steps=options.steps,
-        require_accelerator=False,
-        checkpointer=checkpoint.CheckpointerConfig(
-            base_path=str(options.output / "checkpoints"),
-            save_interval=datetime.timedelta(hours=1),
-            keep=[{"every": options.checkpoint_every}],
-        ),
-    )
+    config, optimizer = settings(options)
     config.initialize()
     position = hax.Axis("position", rows.length + 1)
     needed = min(len(rows), options.steps * options.batch)

@@ -8,21 +8,10 @@ import training
 sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 
 
-def main() -> None:
-    """Trains, from the last checkpoint in the output folder where there is one, and exports."""
-    options = training.options(__doc__)
-    record = training.Record(options)
-    from diversity_jax.training import runtime
-
-    runtime.keep_freed_memory()  # as the train command does
-    import jax
-
-    from diversity_jax.model import MeshConfig, convert
+def record_through_the_loop(record: training.Record) -> None:
+    """Lets the training loop tell `record` of its losses and of how long its checkpoints take."""
     from diversity_jax.training import loop
     from diversity_jax.training.checkpoint import Checkpoints
-    from diversity_jax.training.config import TrainConfig
-    from diversity_jax.training.optimizer import OptimizerConfig
-    from diversity_jax.training.run import Config, run
 
     class Writer(loop.MetricWriter):
         """Hands on what it writes of a step."""
@@ -43,6 +32,23 @@ def main() -> None:
             record.timed(save_and_wait)()
 
     loop.MetricWriter, loop.Checkpoints = Writer, TimedCheckpoints
+
+
+def main() -> None:
+    """Trains, from the last checkpoint in the output folder where there is one, and exports."""
+    options = training.options(__doc__)
+    record = training.Record(options)
+    from diversity_jax.training import runtime
+
+    runtime.keep_freed_memory()  # as the train command does
+    import jax
+
+    from diversity_jax.model import MeshConfig, convert
+    from diversity_jax.training.config import TrainConfig
+    from diversity_jax.training.optimizer import OptimizerConfig
+    from diversity_jax.training.run import Config, run
+
+    record_through_the_loop(record)
     folder = options.output / "run"
     settings = {"learning_rate": options.learning_rate, "warmup_steps": options.warmup}
     model = convert.read_config(options.model)
