@@ -9,12 +9,18 @@ import os
 import random
 from typing import Any
 
-from diversity_jax.cluster_agent.choose_samples import CANDIDATES, with_chosen_samples
 from diversity_jax.cluster_agent.config import AgentConfig
 from diversity_jax.cluster_agent.corpus_scorer import CorpusScorer, ScoringProgress
 from diversity_jax.cluster_agent.embedding_judge import adapted
 from diversity_jax.cluster_agent.estimators import across_draws, effective_clusters
-from diversity_jax.cluster_agent.score import blocking, propose_or_raise, score_corpus_async, writing_lines
+from diversity_jax.cluster_agent.score import (
+    CANDIDATES,
+    blocking,
+    propose_or_raise,
+    score_corpus_async,
+    with_chosen_samples,
+    writing_lines,
+)
 from diversity_jax.cluster_agent.scorecard import Scorecard, at_common_length
 from diversity_jax.cluster_agent.sequential_test import (
     LOOKS,

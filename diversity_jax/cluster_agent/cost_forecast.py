@@ -15,13 +15,12 @@ import random
 from typing import Any
 
 from diversity_jax.cluster_agent.canaries import with_controls, without_planted
-from diversity_jax.cluster_agent.choose_samples import with_most_samples
 from diversity_jax.cluster_agent.config import AgentConfig
 from diversity_jax.cluster_agent.corpus_scorer import CorpusScorer
 from diversity_jax.cluster_agent.criteria import load_criteria, proposal_texts
 from diversity_jax.cluster_agent.llm import system_of, user_of
 from diversity_jax.cluster_agent.sampling import GroupingSampler, PlannedGrouping, draw_proposals, half_of
-from diversity_jax.cluster_agent.score import blocking, propose_or_raise
+from diversity_jax.cluster_agent.score import blocking, propose_or_raise, with_most_samples
 from diversity_jax.cluster_agent.types import CallTotals, Cluster, CriteriaSet, Criterion, Judge, Sample, SampledCorpus
 from diversity_jax.core.errors import InputError
 from diversity_jax.core.event_loop import run_to_end

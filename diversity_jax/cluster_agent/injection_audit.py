@@ -11,7 +11,6 @@ import random
 from types import SimpleNamespace
 from typing import Any
 
-from diversity_jax.cluster_agent.choose_samples import with_chosen_samples
 from diversity_jax.cluster_agent.cluster import JudgedGrouping
 from diversity_jax.cluster_agent.config import AgentConfig
 from diversity_jax.cluster_agent.corpus_scorer import CorpusScorer
@@ -19,7 +18,7 @@ from diversity_jax.cluster_agent.embedding_judge import adapted
 from diversity_jax.cluster_agent.estimators import effective_clusters
 from diversity_jax.cluster_agent.foreign_texts import PLANTED_TEXTS
 from diversity_jax.cluster_agent.groupings import Groupings
-from diversity_jax.cluster_agent.score import blocking, propose_or_raise
+from diversity_jax.cluster_agent.score import blocking, propose_or_raise, with_chosen_samples
 from diversity_jax.cluster_agent.text_cleaning import child_seed
 from diversity_jax.cluster_agent.types import Judge, SampledCorpus
 from diversity_jax.core.errors import InputError
