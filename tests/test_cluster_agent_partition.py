@@ -11,7 +11,7 @@ from diversity_jax.cluster_agent.canaries import (
     with_controls,
     without_planted,
 )
-from diversity_jax.cluster_agent.foreign_texts import FOREIGN_TEXTS, foreign_text
+from diversity_jax.cluster_agent.exam_corpora import FOREIGN_TEXTS, foreign_text
 from diversity_jax.cluster_agent.groupings import parse_partition, parse_validation
 from diversity_jax.cluster_agent.types import AnswerError, Cluster, Sample
 

@@ -17,7 +17,7 @@ import random
 from typing import Any
 
 from diversity_jax.cluster_agent.estimators import Groupings, collision
-from diversity_jax.cluster_agent.foreign_texts import foreign_text
+from diversity_jax.cluster_agent.exam_corpora import foreign_text
 from diversity_jax.cluster_agent.text_cleaning import child_seed
 from diversity_jax.cluster_agent.types import Cluster, Sample
 from diversity_jax.core.intervals import Estimate

@@ -16,7 +16,7 @@ from diversity_jax.cluster_agent.config import AgentConfig
 from diversity_jax.cluster_agent.corpus_scorer import CorpusScorer
 from diversity_jax.cluster_agent.embedding_judge import adapted
 from diversity_jax.cluster_agent.estimators import effective_clusters
-from diversity_jax.cluster_agent.foreign_texts import PLANTED_TEXTS
+from diversity_jax.cluster_agent.exam_corpora import PLANTED_TEXTS
 from diversity_jax.cluster_agent.groupings import Groupings
 from diversity_jax.cluster_agent.score import blocking, propose_or_raise, with_chosen_samples
 from diversity_jax.cluster_agent.text_cleaning import child_seed
