@@ -14,9 +14,9 @@ import pytest
 from diversity_jax.core.errors import InputError
 from diversity_jax.evaluation.config import GenerateTextConfig
 from diversity_jax.evaluation.generate import Generator
+from diversity_jax.evaluation.generation_request import TextStream
 from diversity_jax.evaluation.run import generate_text, read_prompts, refuse_existing
 from diversity_jax.evaluation.sampling import Sampling, sample_tokens
-from diversity_jax.evaluation.text_stream import TextStream
 from diversity_jax.model import MeshConfig, logits
 from diversity_jax.tokenizers.chat_template import OWN_TEMPLATE, render_chat
 from tests.evaluation_items import byte_model

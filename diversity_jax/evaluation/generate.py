@@ -25,6 +25,7 @@ from diversity_jax.evaluation.cache_blocks import (
 from diversity_jax.evaluation.generation_request import (
     GeneratedText,
     GenerationRequest,
+    TextStream,
     TokenConstraint,
     accepted_tokens,
     not_a_number,
@@ -32,7 +33,6 @@ from diversity_jax.evaluation.generation_request import (
 )
 from diversity_jax.evaluation.load_model import LanguageModel
 from diversity_jax.evaluation.sampling import Sampling, decode_tokens, score_prompt
-from diversity_jax.evaluation.text_stream import TextStream
 from diversity_jax.model.cache import BlockReads, Cache, cached_hidden_states, empty_cache
 from diversity_jax.model.llama import Params
 from diversity_jax.model.sharding import spec
