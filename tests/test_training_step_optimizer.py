@@ -11,7 +11,7 @@ from diversity_jax.core.errors import InputError
 from diversity_jax.model import LLAMA
 from diversity_jax.model.llama import param_shapes
 from diversity_jax.training.config import SCHEDULES, OptimizerConfig
-from diversity_jax.training.optimizer import decayed, learning_rate
+from diversity_jax.training.step import decayed, learning_rate
 from diversity_jax.training.throughput import flops_per_token, mfu
 from tests.small_llama import small_config
 

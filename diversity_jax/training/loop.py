@@ -38,10 +38,16 @@ from diversity_jax.training.checkpoint import Checkpoints, complete_steps, load
 from diversity_jax.training.config import DataConfig, TrainConfig
 from diversity_jax.training.data import ReadAhead, prepare
 from diversity_jax.training.log import MetricWriter
-from diversity_jax.training.optimizer import OptimizerConfig
 from diversity_jax.training.resume import Settings, accepted_changes, settings_json
 from diversity_jax.training.runtime import CompileClock, StopRequest, keep_programs
-from diversity_jax.training.step import TrainState, TrainStep, make_train_step, model_shardings, state_shardings
+from diversity_jax.training.step import (
+    OptimizerConfig,
+    TrainState,
+    TrainStep,
+    make_train_step,
+    model_shardings,
+    state_shardings,
+)
 from diversity_jax.training.throughput import GoodputLog, summarise
 from diversity_jax.training.trackers import check_installed, mixture_figures, open_trackers
 
