@@ -10,8 +10,8 @@ import pytest
 from diversity_jax.core.errors import InputError
 from diversity_jax.evaluation.generate import Generator
 from diversity_jax.evaluation.sampling import Sampling
+from diversity_jax.serving.access import RequestRefused
 from diversity_jax.serving.constraints import MAX_GRAMMAR_CHARACTERS, Grammars, read_grammar
-from diversity_jax.serving.errors import RequestRefused
 from diversity_jax.tokenizers.tokenizer import for_run, load_tokenizer
 from tests.evaluation_items import byte_model
 from tests.running_server import post, running

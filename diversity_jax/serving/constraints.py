@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from diversity_jax.core.errors import InputError
-from diversity_jax.serving.errors import RequestRefused
+from diversity_jax.serving.access import RequestRefused
 from diversity_jax.tokenizers.tokenizer import (
     ByteTokenizer,
     HuggingFaceTokenizer,

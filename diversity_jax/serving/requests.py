@@ -14,8 +14,8 @@ from diversity_jax.core.errors import InputError
 from diversity_jax.evaluation.load_model import LanguageModel
 from diversity_jax.evaluation.sampling import INT32_MAX, MAX_TOP_LOGPROBS, Sampling
 from diversity_jax.serving import constraints
+from diversity_jax.serving.access import RequestRefused, shown
 from diversity_jax.serving.constraints import Constraint, Grammars
-from diversity_jax.serving.errors import RequestRefused, shown
 
 MAX_CHOICES = 128
 MAX_STOPS = 16

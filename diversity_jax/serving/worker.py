@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from diversity_jax.core.errors import InputError
 from diversity_jax.evaluation.generate import Generator
 from diversity_jax.evaluation.generation_request import GeneratedText, GenerationRequest, TokenLogprob
-from diversity_jax.serving.errors import RequestRefused
+from diversity_jax.serving.access import RequestRefused
 from diversity_jax.serving.requests import ApiRequest
 
 log = logging.getLogger(__name__)
