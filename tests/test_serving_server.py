@@ -19,7 +19,7 @@ from diversity_jax.evaluation.generate import Generator
 from diversity_jax.evaluation.generation_request import TokenLogprob
 from diversity_jax.evaluation.sampling import Sampling
 from diversity_jax.model.convert import write_imported
-from diversity_jax.serving.answers import token_text
+from diversity_jax.serving.description import token_text
 from diversity_jax.serving.requests import chat_prompt
 from diversity_jax.tokenizers.chat_template import render_chat
 from diversity_jax.tokenizers.tokenizer import for_run, load_tokenizer

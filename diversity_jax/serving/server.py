@@ -21,8 +21,8 @@ from diversity_jax.evaluation.run import open_source
 from diversity_jax.evaluation.sampling import Sampling
 from diversity_jax.serving import description
 from diversity_jax.serving.access import LOOPBACK, Access, Bodies, RequestRefused, is_preflight, shown
-from diversity_jax.serving.answers import ChoiceWriter, envelope, usage
 from diversity_jax.serving.constraints import Grammars
+from diversity_jax.serving.description import ChoiceWriter, envelope, usage
 from diversity_jax.serving.requests import chat_prompt, decode, parse_json, read_body, read_request
 from diversity_jax.serving.worker import FAILED, Change, RunningChoices, Worker
 
