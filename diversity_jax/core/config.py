@@ -17,8 +17,7 @@ import types
 import typing
 from typing import Any
 
-from diversity_jax.core.commands import of_config
-from diversity_jax.core.config_files import line_of, nearest, nearest_argument, ready_made, share_configs
+from diversity_jax.core.commands import line_of, nearest, nearest_argument, of_config, ready_made, share_configs
 from diversity_jax.core.errors import InputError, without_secrets
 from diversity_jax.core.files import read_json
 

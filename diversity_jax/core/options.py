@@ -13,8 +13,7 @@ import shutil
 import textwrap
 from typing import Any
 
-from diversity_jax.core.commands import COMMANDS, Command
-from diversity_jax.core.config_files import ready_made
+from diversity_jax.core.commands import COMMANDS, Command, ready_made
 from diversity_jax.core.errors import InputError
 from diversity_jax.core.field_docs import FieldDoc, fields_of
 
