@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from diversity_jax.core.errors import InputError
-from diversity_jax.tokenizers.seqio import seqio_vocabulary
+from diversity_jax.mixtures.seqio_rows import seqio_vocabulary
 from diversity_jax.tokenizers.tokenizer import load_tokenizer
 from tests.shared_data import shared_file
 

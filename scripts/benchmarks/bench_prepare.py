@@ -57,7 +57,7 @@ def get_config():
 """
 _SEQIO_TASK = """
 from diversity_jax.core.tensorflow import seqio, tf
-from diversity_jax.tokenizers.seqio import seqio_vocabulary
+from diversity_jax.mixtures.seqio_rows import seqio_vocabulary
 from diversity_jax.tokenizers.tokenizer import load_tokenizer
 
 vocabulary = seqio_vocabulary(load_tokenizer({vocabulary!r}))
@@ -170,7 +170,7 @@ def datatrove_job(text: Text, tokenizer: Tokenizer, python: str, folder: Path) -
 def pipeline(text: Text, tokenizer: Tokenizer, length: int, name: str) -> tuple[int, float]:
     """Tokens that SeqIO's pipeline packed, and CPU seconds of this process."""
     from diversity_jax.core.tensorflow import seqio, tf
-    from diversity_jax.tokenizers.seqio import seqio_vocabulary
+    from diversity_jax.mixtures.seqio_rows import seqio_vocabulary
 
     feature = seqio.Feature(seqio_vocabulary(tokenizer), add_eos=True, dtype=tf.int32)
     steps = [
