@@ -18,14 +18,13 @@ from typing import TYPE_CHECKING, Any
 from diversity_jax.core import moved_modules
 
 if TYPE_CHECKING:
-    from diversity_jax.api.mixtures import build_mixture, load_mixture
-    from diversity_jax.api.models import load_model
+    from diversity_jax.api.mixtures import build_mixture, load_mixture, load_model
     from diversity_jax.api.scoring import compare, measure, score
 
 __version__ = "0.1.0"
 __all__ = ["build_mixture", "compare", "load_mixture", "load_model", "measure", "score"]
 
-_HOMES = {"compare": "api.scoring", "measure": "api.scoring", "load_model": "api.models"}
+_HOMES = {"compare": "api.scoring", "measure": "api.scoring", "load_model": "api.mixtures"}
 _HOMES |= dict.fromkeys(("build_mixture", "load_mixture"), "api.mixtures")
 
 

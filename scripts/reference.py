@@ -14,7 +14,7 @@ import textwrap
 import typing
 
 import diversity_jax
-from diversity_jax.api import mixtures, models, scoring
+from diversity_jax.api import mixtures, scoring
 from diversity_jax.core.commands import COMMANDS, Command
 from diversity_jax.core.config import load_file
 from diversity_jax.core.field_docs import FieldDoc, fields_of, part_of
@@ -25,13 +25,13 @@ FOLDER = ROOT / "docs" / "reference"
 # The Python interface: its functions, and what they return
 FUNCTIONS = (
     *(scoring.score, scoring.compare, scoring.measure),
-    *(mixtures.build_mixture, mixtures.load_mixture, models.load_model),
+    *(mixtures.build_mixture, mixtures.load_mixture, mixtures.load_model),
 )
 RETURNED = (
     *(scoring.Scorecard, scoring.CorporaComparison, scoring.MetricsReport, Estimate),
-    *(mixtures.MixtureRows, models.Model, models.Likelihood),
+    *(mixtures.MixtureRows, mixtures.Model, mixtures.Likelihood),
 )
-ALIASES = ((scoring, "Data"), (mixtures, "Row"), (models, "Messages"))
+ALIASES = ((scoring, "Data"), (mixtures, "Row"), (mixtures, "Messages"))
 _INTERNAL = ("to_json", "from_json", "table", "series_at")  # of files and displays
 _SECTION = re.compile(r"(Args|Attributes|Raises):")
 _ENTRY = re.compile(r"  (\w+(?:, \w+)*): (.*)")

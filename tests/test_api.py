@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import diversity_jax as dj
-from diversity_jax.api import mixtures, models, scoring
+from diversity_jax.api import mixtures, scoring
 from diversity_jax.cluster_agent import Scorecard
 from diversity_jax.core.errors import InputError
 from diversity_jax.evaluation.generate import Generator
@@ -47,7 +47,7 @@ def model(model_folder):
     return dj.load_model(model_folder, tokenizer="bytes", slots=4)
 
 
-@pytest.mark.parametrize("module", [scoring, mixtures, models], ids=lambda module: module.__name__)
+@pytest.mark.parametrize("module", [scoring, mixtures, mixtures], ids=lambda module: module.__name__)
 def test_the_examples_of_the_documentation_run(module, built, model_folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     texts = tmp_path / "web.jsonl"
