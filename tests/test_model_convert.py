@@ -18,9 +18,8 @@ from diversity_jax.model.checkpoint_io.hugging_face import (
     read_tensors,
     write_tensors,
 )
-from diversity_jax.model.convert import main, read_model, write_imported
+from diversity_jax.model.convert import compare_logits, compare_with_transformers, main, read_model, write_imported
 from diversity_jax.model.llama import logits
-from diversity_jax.model.logits_comparison import compare_logits, compare_with_transformers
 from diversity_jax.tokenizers.files import TokenizerFiles, write_tokenizer
 from diversity_jax.tokenizers.tokenizer import for_folder, for_run, load_tokenizer
 from tests import golden_logits

@@ -33,8 +33,8 @@ import numpy as np
 
 from diversity_jax.core.errors import InputError
 from diversity_jax.model.checkpoint_io.hugging_face import export_hugging_face, import_hugging_face
+from diversity_jax.model.convert import LogitsComparison, compare_logits
 from diversity_jax.model.llama import logits
-from diversity_jax.model.logits_comparison import LogitsComparison, compare_logits
 from tests import family_configs
 from tests.family_configs import CONFIGS, REFUSED
 
