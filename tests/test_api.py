@@ -47,7 +47,7 @@ def model(model_folder):
     return dj.load_model(model_folder, tokenizer="bytes", slots=4)
 
 
-@pytest.mark.parametrize("module", [scoring, mixtures, mixtures], ids=lambda module: module.__name__)
+@pytest.mark.parametrize("module", [scoring, mixtures], ids=lambda module: module.__name__)
 def test_the_examples_of_the_documentation_run(module, built, model_folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     texts = tmp_path / "web.jsonl"

@@ -96,13 +96,13 @@ class StaticVectors:
         self._cut(split)
         ascending = sorted(set(lengths))
         sums = np.zeros((len(texts), len(ascending), self._table.shape[1]), np.float32)
-        for row, words in enumerate(split):
-            ends = list(itertools.accumulate((len(self._tokens[word]) for word in words), initial=0))
-            tokens = list(itertools.chain.from_iterable(self._tokens[word] for word in words))
+        for row, split_text in enumerate(split):
+            ends = list(itertools.accumulate((len(self._tokens[word]) for word in split_text), initial=0))
+            tokens = list(itertools.chain.from_iterable(self._tokens[word] for word in split_text))
             vectors = self._table[tokens].astype(np.float32)
             start = 0
             for column, length in enumerate(ascending):
-                end = ends[min(length, len(words))]
+                end = ends[min(length, len(split_text))]
                 np.add.reduce(vectors[start:end], axis=0, out=sums[row, column])
                 start = end
         return np.cumsum(sums, axis=1)[:, [ascending.index(length) for length in lengths]]
@@ -113,7 +113,7 @@ class StaticVectors:
         """
         if len(self._tokens) > _MOST_WORDS_KEPT:
             self._tokens = {}
-        new = list({word: None for words in split for word in words if word not in self._tokens})
+        new = list({word: None for split_text in split for word in split_text if word not in self._tokens})
         if len(new) < _WORTH_THREADS:
             encodings = [self._tokenizer.encode(word, add_special_tokens=False) for word in new]
         else:
@@ -187,11 +187,11 @@ def measured_thresholds(read: Callable[[Sequence[str], Sequence[int]], np.ndarra
     """
     plain = Ruler(name=name, identity={}, read=read, thresholds={})
     thresholds = {}
-    for words in READING_LENGTHS:
-        pairs = calibration_pairs(words)["en"]
-        unit = plain.embed(pairs.texts, words)
+    for length in READING_LENGTHS:
+        pairs = calibration_pairs(length)["en"]
+        unit = plain.embed(pairs.texts, length)
         same, unrelated = ((unit[a] * unit[b]).sum(axis=1) for a, b in (pairs.same.T, pairs.unrelated.T))
-        thresholds[words] = round(float(np.quantile(unrelated, 1 - ALIKE_BY_CHANCE)), 4)
+        thresholds[length] = round(float(np.quantile(unrelated, 1 - ALIKE_BY_CHANCE)), 4)
     if not np.median(same) > thresholds[READING_LENGTHS[-1]]:
         raise InputError(f"embedder {name}: texts of one subject are no more alike than those of unrelated ones")
     return thresholds
@@ -208,16 +208,16 @@ def refusal(ruler: Ruler, texts: Sequence[str]) -> str:
     fitting = [length for length in READING_LENGTHS if (counts >= 2 * length).sum() >= _FEWEST_CHECKED]
     if not fitting:
         return ""
-    words = next((n for n in reversed(fitting) if (counts >= 2 * n).mean() >= 0.5), fitting[0])
-    chosen = [text for text, count in zip(different, counts, strict=True) if count >= 2 * words][:_CHECKED_TEXTS]
-    first = ruler.embed(chosen, words)
+    length = next((n for n in reversed(fitting) if (counts >= 2 * n).mean() >= 0.5), fitting[0])
+    chosen = [text for text, count in zip(different, counts, strict=True) if count >= 2 * length][:_CHECKED_TEXTS]
+    first = ruler.embed(chosen, length)
     if not first.any(axis=1).mean() > 0.5:
         return "most of its texts have a vector of zeros"
-    second = ruler.embed([text[len(first_words(text, words)) :] for text in chosen], words)
+    second = ruler.embed([text[len(first_words(text, length)) :] for text in chosen], length)
     similar = first @ second.T
     own, other = np.diag(similar), similar[~np.eye(len(chosen), dtype=bool)]
     auc = float((np.searchsorted(np.sort(other), own) / len(other)).mean())
-    if np.median(other) <= (1 + ruler.thresholds[words]) / 2 or auc >= _LEAST_AUC:
+    if np.median(other) <= (1 + ruler.thresholds[length]) / 2 or auc >= _LEAST_AUC:
         return ""
     alike = f"are as alike ({np.median(other):.2f}) as the two halves of one ({np.median(own):.2f})"
     return f"its texts hardly differ: the halves of two of them {alike}"

@@ -12,10 +12,10 @@ from diversity_jax.core.errors import InputError
 from diversity_jax.core.files import open_file
 from diversity_jax.prepare.config import Chat
 from diversity_jax.prepare.rows import START, TARGET
-from diversity_jax.tokenizers.base import Tokenizer, without_breaks
+from diversity_jax.tokenizers.base import without_breaks
 from diversity_jax.tokenizers.chat_template import BEGIN_WITH_BOS, OWN_TEMPLATE, answer_parts, with_system_prompt
 from diversity_jax.tokenizers.settings import find_tokenizer, folder_template, read_settings
-from diversity_jax.tokenizers.tokenizer import turn_ends
+from diversity_jax.tokenizers.tokenizer import Tokenizer, turn_ends
 
 
 @dataclass(frozen=True, kw_only=True)

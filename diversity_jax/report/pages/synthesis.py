@@ -143,8 +143,8 @@ def _arm(name: str, rounds: Sequence[Round], decisions: Sequence[tuple[Round, Ma
 def _quality(store: Store) -> Section:
     by_generator: dict[str, Counter] = {}
     for entry in store.rounds:
-        for label, counts in entry["outcomes"].items():
-            by_generator.setdefault(label, Counter()).update(counts)
+        for name, counts in entry["outcomes"].items():
+            by_generator.setdefault(name, Counter()).update(counts)
     reasons = [reason for reason, _ in sum(by_generator.values(), Counter()).most_common() if reason != "accepted"]
     return page.section(
         "synthesis",
