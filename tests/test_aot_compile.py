@@ -31,7 +31,7 @@ from diversity_jax.aot.report import (
 from diversity_jax.aot.worker import CompileRequest, parse_target
 from diversity_jax.core.errors import InputError
 from diversity_jax.model import LlamaConfig, MeshConfig, make_mesh
-from diversity_jax.training.step import OptimizerConfig
+from diversity_jax.training.config import OptimizerConfig
 from diversity_jax.training.throughput import flops_per_token
 
 GIB = 2**30

@@ -20,7 +20,7 @@ from diversity_jax.training.run import Config
 from diversity_jax.corpus import CorpusConfig
 from diversity_jax.mixtures.component import Component, GatePolicy, MixtureConfig
 from diversity_jax.model import LLAMA
-from diversity_jax.training.step import OptimizerConfig
+from diversity_jax.training.config import OptimizerConfig
 from diversity_jax.training.settings import TrainConfig
 
 def get_config():

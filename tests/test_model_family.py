@@ -29,8 +29,7 @@ from diversity_jax.model.cross_entropy import loss
 from diversity_jax.model.llama import head_weight, init_adapters, merged, with_adapters
 from diversity_jax.model.rotary import rotary_frequencies
 from diversity_jax.training import run
-from diversity_jax.training.config import TrainConfig
-from diversity_jax.training.step import OptimizerConfig
+from diversity_jax.training.config import OptimizerConfig, TrainConfig
 from tests.family_switches import SWITCHES, switched
 from tests.small_llama import random_params, small_config
 

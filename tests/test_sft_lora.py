@@ -18,8 +18,8 @@ from diversity_jax.model.convert import main as convert
 from diversity_jax.model.convert import read_model, write_imported
 from diversity_jax.model.llama import init_adapters, merged, with_adapters
 from diversity_jax.training.checkpoint import read_info
-from diversity_jax.training.config import TrainConfig
-from diversity_jax.training.step import OptimizerConfig, make_train_step, state_shardings
+from diversity_jax.training.config import OptimizerConfig, TrainConfig
+from diversity_jax.training.step import make_train_step, state_shardings
 from tests.sft_folders import write_examples
 from tests.small_llama import random_params, small_config
 from tests.test_sft_training import MODEL, tuning

@@ -21,9 +21,8 @@ from diversity_jax.mixtures.row_arrays import as_arrays
 from diversity_jax.model.checkpoint_io.hugging_face import export_hugging_face
 from diversity_jax.model.cross_entropy import loss
 from diversity_jax.prepare.config import Chat
-from diversity_jax.training.config import TrainConfig
+from diversity_jax.training.config import OptimizerConfig, TrainConfig
 from diversity_jax.training.run import Config
-from diversity_jax.training.step import OptimizerConfig
 from tests.sft_folders import WORDS, build_components, write_examples
 from tests.small_llama import random_params, small_config
 from tests.test_corpus_conversations import CHATML

@@ -24,9 +24,8 @@ from diversity_jax.model.convert import read_config, read_model, write_imported
 from diversity_jax.prepare.config import Chat
 from diversity_jax.training import loop, run
 from diversity_jax.training.checkpoint import read_info
-from diversity_jax.training.config import TrainConfig
+from diversity_jax.training.config import OptimizerConfig, TrainConfig
 from diversity_jax.training.run import Config
-from diversity_jax.training.step import OptimizerConfig
 from tests.sft_folders import build_components, write_examples, write_text
 from tests.small_llama import random_params
 

@@ -10,7 +10,8 @@ import pytest
 from diversity_jax.core.errors import InputError
 from diversity_jax.model import LLAMA, MeshConfig, make_mesh
 from diversity_jax.training.checkpoint import Checkpoints, fingerprint, load
-from diversity_jax.training.step import OptimizerConfig, make_train_step, state_shardings
+from diversity_jax.training.config import OptimizerConfig
+from diversity_jax.training.step import make_train_step, state_shardings
 
 MODEL = LLAMA["llama_tiny"](
     vocab_size=512, max_length=256, num_layers=1, hidden_size=64, intermediate_size=128, num_heads=4

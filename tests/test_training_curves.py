@@ -8,7 +8,8 @@ import pytest
 
 from diversity_jax.model import MeshConfig, make_mesh
 from diversity_jax.model.checkpoint_io.hugging_face import hugging_face_tensors
-from diversity_jax.training.step import OptimizerConfig, make_train_step, state_shardings
+from diversity_jax.training.config import OptimizerConfig
+from diversity_jax.training.step import make_train_step, state_shardings
 from tests import plain_llama
 from tests.small_llama import random_params, small_config
 

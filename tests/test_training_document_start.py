@@ -36,9 +36,9 @@ from diversity_jax.tokenizers.document_start import DOCUMENT_STARTS, Boundaries,
 from diversity_jax.tokenizers.files import TokenizerFiles, write_tokenizer
 from diversity_jax.tokenizers.tokenizer import for_folder, for_run, load_tokenizer
 from diversity_jax.training import run
-from diversity_jax.training.config import TrainConfig
+from diversity_jax.training.config import OptimizerConfig, TrainConfig
 from diversity_jax.training.run import Config
-from diversity_jax.training.step import OptimizerConfig, component_sums
+from diversity_jax.training.step import component_sums
 from tests.plain_llama import scores
 from tests.running_server import post, running
 from tests.test_model_gguf import train_sentencepiece

@@ -16,11 +16,10 @@ from diversity_jax.mixtures.mixture import Mixture
 from diversity_jax.model import LLAMA, MeshConfig
 from diversity_jax.training import callbacks, loop, runtime
 from diversity_jax.training.checkpoint import Checkpoints
-from diversity_jax.training.config import TrainConfig
+from diversity_jax.training.config import OptimizerConfig, TrainConfig
 from diversity_jax.training.data import prepare
 from diversity_jax.training.loop import train
 from diversity_jax.training.runtime import keep_programs
-from diversity_jax.training.step import OptimizerConfig
 from diversity_jax.training.throughput import Attempt, GoodputLog, goodput, read_attempts
 from tests.mixture_folders import build_mixture
 

@@ -28,10 +28,10 @@ from diversity_jax.model.config import LoraConfig
 from diversity_jax.prepare.config import Chat, Filtering
 from diversity_jax.training import checkpoint, resume, run
 from diversity_jax.training.checkpoint import CheckpointError, Checkpoints, load, read_info
-from diversity_jax.training.config import TrainConfig
+from diversity_jax.training.config import OptimizerConfig, TrainConfig
 from diversity_jax.training.resume import BY_NAME, FREE, SCHEDULE, Settings, accepted_changes, settings_json
 from diversity_jax.training.run import Config
-from diversity_jax.training.step import OptimizerConfig, learning_rate, make_train_step, state_shardings
+from diversity_jax.training.step import learning_rate, make_train_step, state_shardings
 
 MODEL = LLAMA["llama_tiny"](
     vocab_size=512,

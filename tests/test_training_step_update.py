@@ -13,7 +13,8 @@ import pytest
 
 from diversity_jax.core.errors import InputError
 from diversity_jax.model import MeshConfig, logits, make_mesh
-from diversity_jax.training.step import OptimizerConfig, TrainState, make_eval_step, make_train_step, state_shardings
+from diversity_jax.training.config import OptimizerConfig
+from diversity_jax.training.step import TrainState, make_eval_step, make_train_step, state_shardings
 from tests.small_llama import random_params, small_config
 
 OPTIMIZER = OptimizerConfig(learning_rate=1e-2, total_steps=10, warmup_steps=2)

@@ -14,9 +14,8 @@ from diversity_jax.core.errors import InputError
 from diversity_jax.mixtures.mixture import Mixture
 from diversity_jax.model import LLAMA, MeshConfig
 from diversity_jax.training import trackers
-from diversity_jax.training.config import TrainConfig
+from diversity_jax.training.config import OptimizerConfig, TrainConfig
 from diversity_jax.training.loop import train
-from diversity_jax.training.step import OptimizerConfig
 from tests import example_run
 from tests.mixture_folders import build_mixture
 

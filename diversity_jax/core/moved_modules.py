@@ -1,4 +1,4 @@
-"""Module paths of releases before 0.2 that configuration files import: they still work, with a DeprecationWarning."""
+"""Former module paths that configuration files import: they still work, with a DeprecationWarning."""
 
 from collections.abc import Sequence
 import importlib
@@ -14,6 +14,8 @@ MOVED: dict[str, tuple[str, ...]] = {
     "mixtures.component": ("mixtures.config",),
     "mixtures.preparation": ("prepare.config",),
     "model.lora": ("model.config",),
+    "model.mesh": ("model.config",),
+    "training.optimizer": ("training.config", "training.step"),
     "training.settings": ("training.config",),
     "synthesis.grammar": ("synthesis.demo_grammar",),
     "synthesis.settings": ("synthesis.config",),

@@ -23,8 +23,8 @@ from diversity_jax.core.files import content_hash, exists, join_path
 from diversity_jax.core.run_info import Change, changes, plain
 from diversity_jax.mixtures.config import MixtureConfig
 from diversity_jax.model import LlamaConfig, MeshConfig
-from diversity_jax.training.config import TrainConfig
-from diversity_jax.training.step import OptimizerConfig, learning_rate
+from diversity_jax.training.config import OptimizerConfig, TrainConfig
+from diversity_jax.training.step import learning_rate
 
 _FREE_OF_TRAIN = (
     *("epochs", "allow_changed", "log_every", "eval_every", "eval_batches", "sample_every", "sample_prompts"),

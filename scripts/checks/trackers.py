@@ -28,9 +28,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from diversity_jax.mixtures.mixture import Mixture
 from diversity_jax.model import LLAMA, MeshConfig
-from diversity_jax.training.config import TrainConfig
+from diversity_jax.training.config import OptimizerConfig, TrainConfig
 from diversity_jax.training.loop import train
-from diversity_jax.training.step import OptimizerConfig
 from tests.mixture_folders import build_mixture
 
 _BLOCK_BYTES = 1 << 15

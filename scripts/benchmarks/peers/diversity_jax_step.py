@@ -33,7 +33,8 @@ def main() -> None:
     import jax.numpy as jnp
 
     from diversity_jax.model import LlamaConfig, MeshConfig, make_mesh
-    from diversity_jax.training.step import OptimizerConfig, make_train_step
+    from diversity_jax.training.config import OptimizerConfig
+    from diversity_jax.training.step import make_train_step
 
     cpu = jax.default_backend() == "cpu"
     defaults = {"scan_layers": not cpu, "compute_dtype": "float32" if cpu else "bfloat16"}

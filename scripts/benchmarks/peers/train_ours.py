@@ -44,9 +44,8 @@ def main() -> None:
     import jax
 
     from diversity_jax.model import MeshConfig, convert
-    from diversity_jax.training.config import TrainConfig
+    from diversity_jax.training.config import OptimizerConfig, TrainConfig
     from diversity_jax.training.run import Config, run
-    from diversity_jax.training.step import OptimizerConfig
 
     record_through_the_loop(record)
     folder = options.output / "run"
