@@ -5,12 +5,12 @@ import pytest
 
 from diversity_jax.cluster_agent import ruler
 from diversity_jax.cluster_agent.exam_corpora import calibration_pairs
-from diversity_jax.cluster_agent.languages import not_english
 from diversity_jax.cluster_agent.ruler import (
     READING_LENGTHS,
     default_ruler,
     embedder_ruler,
     measured_thresholds,
+    not_english,
     refusal,
 )
 from diversity_jax.core.errors import InputError

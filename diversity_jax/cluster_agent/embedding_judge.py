@@ -18,8 +18,7 @@ import numpy as np
 
 from diversity_jax.cluster_agent.config import AgentConfig
 from diversity_jax.cluster_agent.criteria import Criteria
-from diversity_jax.cluster_agent.languages import is_small_word
-from diversity_jax.cluster_agent.ruler import READING_LENGTHS, Ruler, default_ruler, refusal
+from diversity_jax.cluster_agent.ruler import READING_LENGTHS, Ruler, default_ruler, is_small_word, refusal
 from diversity_jax.cluster_agent.types import OFFLINE_LABEL, Cluster, CriteriaSet, Criterion, JudgeAnswer, Sample, Task
 from diversity_jax.core.errors import InputError
 from diversity_jax.core.words import first_words, words
