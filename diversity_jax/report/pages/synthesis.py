@@ -3,20 +3,169 @@
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 import itertools
+import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from diversity_jax.core import formats
 from diversity_jax.core.files import read_json
-from diversity_jax.core.formats import counted, significant
+from diversity_jax.core.formats import compact, count, counted, money, percent, significant
 from diversity_jax.core.run_info import Fact
 from diversity_jax.report import page
-from diversity_jax.report.figures import synthesis
-from diversity_jax.report.html import Html, Palette, macro
+from diversity_jax.report.html import LIGHT, Html, Palette, macro
 from diversity_jax.report.page import Page, Section
-from diversity_jax.report.plotting import render
+from diversity_jax.report.plotting import Canvas, dodged, for_phone, label, label_px, render, set_ticks
 from diversity_jax.synthesis.store import Store
-from diversity_jax.synthesis.topics import read_topics
+from diversity_jax.synthesis.topic_deduplication import embed
+from diversity_jax.synthesis.topics import MOST_LEVELS, Topic, read_topics
+
+_MAPPED = 1500  # topics on the map: t-SNE of more takes long and shows no more
+NAMED_ON_MAP = 6
+_ARM_CHARACTERS = 36
+
+
+def most_frequent_names(topics: Sequence[Topic], most: int = 8) -> list[list[tuple[str, int]]]:
+    """For each level that occurs, its most frequent names with their numbers of topics."""
+    levels = []
+    for level in range(MOST_LEVELS):
+        counts = Counter(topic.path[level] for topic in topics if len(topic.path) > level)
+        if counts and (level == 0 or max(counts.values()) > 1):  # where every name is there once, bars say nothing
+            levels.append(sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))[:most])
+    return levels
+
+
+def level_bars(levels: Sequence[Sequence[tuple[str, int]]], width: int) -> Canvas:
+    """Bars of the most frequent names of each level, a block a level (Figs. 3 and 12 of arXiv 2410.15226)."""
+    phone = for_phone(width)
+    across = 1 if phone else 2
+    head, row, foot, gap = 26, 24, 26, 48
+    panel = (width - gap * (across - 1)) / across
+    heights = [
+        head + row * max(map(len, levels[start : start + across])) + foot for start in range(0, len(levels), across)
+    ]
+    canvas = Canvas(width, sum(heights))
+    for index, names in enumerate(levels):
+        x, y = (index % across) * (panel + gap), sum(heights[: index // across])
+        canvas.text(x, y + 10, f"Level {index + 1}", bold=True)
+        left, bars_px = 0.52 * panel, 0.48 * panel - 44
+        axes = canvas.axes(x + left, y + head, bars_px, row * len(names), ylim=(len(names) - 0.5, -0.5))
+        numbers = [number for _, number in names]
+        axes.set_xlim(0, max(numbers))
+        axes.barh(range(len(names)), numbers, height=0.62, color=LIGHT["c1"], linewidth=0)
+        for line, (name, number) in enumerate(names):
+            middle = y + head + row * (line + 0.5)
+            canvas.text(x, middle, label(name, 24 if phone else 30), size=12)
+            text = compact(number) if number > 99_999 else count(number)
+            canvas.note(x + left + bars_px * number / numbers[0] + 6, middle, text)
+    return canvas
+
+
+def topic_map(topics: Sequence[Topic], *, seed: int = 0) -> tuple[np.ndarray, list[str]]:
+    """Positions [n, 2] in the plane of a sample of topics, near ones near (t-SNE of their embeddings), and their first
+    names.
+    """
+    from sklearn.decomposition import TruncatedSVD
+    from sklearn.manifold import TSNE
+    from threadpoolctl import threadpool_limits
+
+    chosen = np.sort(np.random.default_rng(seed).permutation(len(topics))[:_MAPPED])
+    shown = [topics[index] for index in chosen.tolist()]
+    vectors = embed(shown)
+    with threadpool_limits(1):  # threads that wait for each other on a busy machine take many times as long
+        if vectors.shape[1] > 40 and len(shown) > 40:
+            vectors = TruncatedSVD(40, random_state=seed).fit_transform(vectors)
+        perplexity = min(30.0, max(2.0, (len(shown) - 1) / 4))
+        positions = TSNE(2, perplexity=perplexity, init="pca", random_state=seed, max_iter=500).fit_transform(vectors)
+    return positions, [topic.path[0] for topic in shown]
+
+
+def map_figure(positions: np.ndarray, names: Sequence[str], palette: Palette, width: int) -> Canvas:
+    """Topics as dots in the colour of their first name, the most frequent names written below (Fig. 11 of arXiv
+    2410.15226).
+    """
+    phone = for_phone(width)
+    common = [name for name, _ in Counter(names).most_common(NAMED_ON_MAP)]
+    height, per_line = (420, 2) if phone else (560, 3)
+    canvas = Canvas(width, height + 24 * math.ceil(len(common) / per_line) + 10)
+    axes = canvas.axes(0, 0, width, height)
+    kinds = np.array([name if name in common else "" for name in names])
+    area = min(max(2700 / max(len(names), 1), 9), 90)  # of a dot, in square points: few topics get large ones
+    for name in ["", *common]:
+        colour, alpha = (palette.colour(name), 0.75) if name else (LIGHT["muted"], 0.35)
+        axes.scatter(
+            *positions[kinds == name].T, s=area * (0.7 if phone else 1), color=colour, alpha=alpha, linewidths=0
+        )
+    for index, name in enumerate(common):
+        x, y = (index % per_line) * width / per_line, height + 18 + 24 * (index // per_line)
+        canvas.text(x, y, "\u25cf " + label(name, 22 if phone else 34), palette.slot(name), size=12, bold=True)
+    return canvas
+
+
+def clusters_by_round(rounds: Sequence[Mapping[str, Any]]) -> list[float]:
+    """Effective clusters after every round, as far back as can be by the latest clusters."""
+    clusters = [entry["effective_clusters"] for entry in rounds]
+    latest: Sequence[float] = next((entry["curve"] for entry in reversed(rounds) if entry.get("curve")), ())
+    return [*latest, *clusters[len(latest) :]]
+
+
+def diversity_curve(rounds: Sequence[Mapping[str, Any]], width: int) -> Canvas:
+    """Effective clusters by words over documents and over dollars, a panel each."""
+    phone = for_phone(width)
+    documents = np.cumsum([entry["documents"] for entry in rounds])
+    dollars = np.cumsum([entry["paid_dollars"] for entry in rounds])
+    clusters = np.array(clusters_by_round(rounds), float)
+    panels = [("documents", documents, count)] + ([("dollars", dollars, money)] if dollars[-1] > 0 else [])
+    left, head, height, gap = 46, 30, 210 if phone else 260, 70
+    block = head + height + 46
+    canvas = Canvas(width, block * (len(panels) if phone else 1))
+    across = width - left - 10 if phone or len(panels) == 1 else (width - 2 * left - gap - 10) / 2
+    for index, (title, x, form) in enumerate(panels):
+        offset_x, offset_y = (0, index * block) if phone else (index * (left + across + gap), 0)
+        canvas.text(offset_x, offset_y + 10, f"Effective clusters over {title}", bold=True)
+        top = 1.08 * max(clusters.max(), 1)
+        axes = canvas.axes(offset_x + left, offset_y + head, across, height, ylim=(0, top))
+        axes.set_xlim(0, float(x[-1]) or 1)
+        set_ticks(axes.xaxis, 4, form)
+        set_ticks(axes.yaxis, 5, significant, ruled=True)
+        axes.plot(np.append(0, x), np.append(0, clusters), color=LIGHT["c1"], linewidth=2)
+        axes.plot(x, clusters, "o", markersize=4 if len(rounds) < 60 else 0, color=LIGHT["c1"])
+    return canvas
+
+
+def arm_shares(rounds: Sequence[Mapping[str, Any]], arms: Sequence[str], palette: Palette, width: int) -> Canvas:
+    """Each arm's share of every round's documents, stacked, with names at the right end."""
+    phone = for_phone(width)
+    left, head, height, right = 46, 10, 230, 0 if phone else label_px(arms, _ARM_CHARACTERS)
+    canvas = Canvas(width, head + height + 46 + (20 * len(arms) if phone else 0))
+    axes = canvas.axes(left, head, width - left - right - 4, height, ylim=(0, 1))
+    shares = np.array([[entry["arm_documents"].get(arm, 0) for arm in arms] for entry in rounds], float)
+    shares /= np.maximum(shares.sum(axis=1, keepdims=True), 1)
+    axes.set_xlim(0, len(rounds))
+    set_ticks(axes.yaxis, (0, 0.5, 1), lambda tick: percent(tick, 0), ruled=True)
+    set_ticks(axes.xaxis, 6, lambda tick: "round 0" if tick == 0 else count(tick), integer=True)
+    tops = np.cumsum(shares, axis=1)
+    for index, arm in enumerate(arms):
+        axes.stairs(
+            tops[:, index],
+            np.arange(len(rounds) + 1),
+            baseline=tops[:, index] - shares[:, index],
+            fill=True,
+            color=palette.colour(arm),
+            alpha=0.85,
+            linewidth=0.6,
+            edgecolor=LIGHT["paper"],
+        )
+    if phone:
+        for index, arm in enumerate(arms):
+            canvas.text(0, head + height + 46 + 20 * index, label(arm, 44), palette.slot(arm), bold=True, size=12)
+        return canvas
+    middles = list(head + height * (1 - tops[-1] + shares[-1] / 2))
+    for arm, y in zip(arms, dodged(middles, 17, head, head + height - 8), strict=True):
+        canvas.text(width - right + 8, y, label(arm, _ARM_CHARACTERS), palette.slot(arm), bold=True)
+    return canvas
+
 
 _EXAMPLES, _REJECTED_EXAMPLES = 6, 8
 _EXAMPLE_CHARACTERS = 1600
@@ -97,9 +246,9 @@ def _key_figures(rounds: Sequence[Round], documents: int) -> Html:
 
 
 def _diversity(rounds: Sequence[Round]) -> Section:
-    curve = synthesis.clusters_by_round(rounds)
+    curve = clusters_by_round(rounds)
     alt = f"Effective clusters after each of {len(rounds)} rounds, from {curve[0]:.3g} to {curve[-1]:.3g}"
-    plot = render("diversity", alt, lambda width: synthesis.diversity_curve(rounds, width))
+    plot = render("diversity", alt, lambda width: diversity_curve(rounds, width))
     return page.section("synthesis", "diversity", "Diversity while it was written", plot=plot)
 
 
@@ -116,7 +265,7 @@ def _steering(store: Store, arms: Sequence[str], palette: Palette) -> Section | 
         rounds=rounds,
         settings=read_json(store.folder / "settings.json")["steering"],
         arms=[_arm(arm, rounds, decisions) for arm in arms],
-        plot=render("arms", alt, lambda width: synthesis.arm_shares(rounds, arms, palette, width)),
+        plot=render("arms", alt, lambda width: arm_shares(rounds, arms, palette, width)),
         new_topics=[" / ".join(topic["path"]) for entry in rounds for topic in entry["new_topics"]],
         decisions=decisions,
         decisions_shown=_DECISIONS_SHOWN,
@@ -191,26 +340,26 @@ def _cost(store: Store) -> Section:
 def _topics(store: Store) -> Section:
     topics = list(read_topics(str(store.folder / "topics.jsonl.zst")))
     counts = read_json(store.folder / "topics.json")
-    levels = synthesis.most_frequent_names(topics)
+    levels = most_frequent_names(topics)
     alt = "; ".join(
         f"level {number}: " + ", ".join(f"{name} {topics_of_name}" for name, topics_of_name in names[:3])
         for number, names in enumerate(levels, 1)
     )
     topic_map, names = None, list[str]()
     if len(topics) >= _MAP_FROM:
-        positions, names = synthesis.topic_map(topics)
-        palette = Palette([name for name, _ in Counter(names).most_common(synthesis.NAMED_ON_MAP)])
+        positions, names = topic_map(topics)
+        palette = Palette([name for name, _ in Counter(names).most_common(NAMED_ON_MAP)])
         topic_map = render(
             "topic-map",
             f"{len(names)} topics in the plane",
-            lambda width: synthesis.map_figure(positions, names, palette, width),
+            lambda width: map_figure(positions, names, palette, width),
         )
     return page.section(
         "synthesis",
         "topics",
         "Topics",
         counts=counts,
-        plot=render("topics", alt, lambda width: synthesis.level_bars(levels, width)),
+        plot=render("topics", alt, lambda width: level_bars(levels, width)),
         map=topic_map,
         mapped=len(names),
     )
