@@ -31,7 +31,7 @@ from diversity_jax.prepare.executors import (
     unfinished_units,
     units_of,
 )
-from diversity_jax.prepare.job import Chunk, Job
+from diversity_jax.prepare.packing import Chunk, Job
 from diversity_jax.prepare.shards import ChunkRows, ShardName, read_plan, save_shard, split_chunk
 
 log = logging.getLogger(__name__)

@@ -29,9 +29,8 @@ from diversity_jax.prepare.encoding import (
     encode_splits,
     full_rows,
 )
-from diversity_jax.prepare.job import Chunk, Job
 from diversity_jax.prepare.manifest import LEFT_OUT, SPLITS
-from diversity_jax.prepare.packing import fill_rows, pack, split_examples
+from diversity_jax.prepare.packing import Chunk, Job, fill_rows, pack, split_examples
 from diversity_jax.prepare.rows import row_keys
 
 _CHUNK_DOCUMENTS = 1 << 16  # bounds the memory of a chunk of very short documents

@@ -23,7 +23,7 @@ from diversity_jax.core.words import words
 from diversity_jax.prepare.chunks import DocumentStatus, Done, screen
 from diversity_jax.prepare.config import Filtering
 from diversity_jax.prepare.decontaminate import Overlap, hash_runs, windows
-from diversity_jax.prepare.job import Chunk, Job
+from diversity_jax.prepare.packing import Chunk, Job
 
 _CACHED_WORDS = 200_000
 _SCHEME = "affine32"  # of datasketch's permutations; named, so that a new default cannot change signatures on disk

@@ -15,8 +15,7 @@ import numpy as np
 
 from diversity_jax.core.errors import InputError
 from diversity_jax.prepare.config import Preparation
-from diversity_jax.prepare.job import Chunk, Job
-from diversity_jax.prepare.packing import ExampleEncoder, fill_rows, pack
+from diversity_jax.prepare.packing import Chunk, ExampleEncoder, Job, fill_rows, pack
 from diversity_jax.prepare.rows import TARGET
 from diversity_jax.tokenizers.encoders import EncodersDiffer
 

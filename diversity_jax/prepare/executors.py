@@ -25,8 +25,8 @@ from diversity_jax.corpus.corpus import RecordCorpus, Tally, Unit
 from diversity_jax.prepare.chunks import ChunkRecord, Done, chunked, encode_chunk
 from diversity_jax.prepare.deduplicate import SIGNATURE_VERSION, sign_chunk
 from diversity_jax.prepare.encoding import EncoderChoice, first_difference
-from diversity_jax.prepare.job import Chunk, Job
 from diversity_jax.prepare.manifest import SPLITS
+from diversity_jax.prepare.packing import Chunk, Job
 from diversity_jax.prepare.shards import ShardName, gather_shard
 from diversity_jax.prepare.workers import Task, Workers, usable_cores
 

@@ -42,9 +42,8 @@ from diversity_jax.prepare.executors import (
     read_units,
     short,
 )
-from diversity_jax.prepare.job import Job
 from diversity_jax.prepare.manifest import LEFT_OUT, SPLITS, Manifest, Split, VocabularyInfo, special_text_before
-from diversity_jax.prepare.packing import open_format
+from diversity_jax.prepare.packing import Job, open_format
 from diversity_jax.prepare.rows import FLAGGED_DTYPE
 from diversity_jax.prepare.shards import ShardName, read_shard_record, write_plan
 from diversity_jax.tokenizers.chat_template import BEGIN_WITH_BOS

@@ -14,8 +14,8 @@ import numpy as np
 
 from diversity_jax.core.files import content_hash, file_hash, join_path, read_json, write_json, writing
 from diversity_jax.prepare.chunks import ChunkRecord, read_array
-from diversity_jax.prepare.job import Job
 from diversity_jax.prepare.manifest import Shard
+from diversity_jax.prepare.packing import Job
 from diversity_jax.prepare.rows import row_checksums
 
 _PLAN = "plan.json"
