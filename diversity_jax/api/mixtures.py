@@ -1,4 +1,4 @@
-"""`build_mixture` and `load_mixture`: built mixtures for a Python program, as rows of NumPy and of other libraries."""
+"""`build_mixture`, `load_mixture` and `load_model`: mixtures as rows for any framework, and models that answer."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass

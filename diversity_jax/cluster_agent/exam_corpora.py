@@ -4,6 +4,11 @@ pairs of known relation on which the threshold of an embedding judge is set.
 The texts in `exam_texts.json` are about 24 subjects in 12 pairs of neighbours (baking bread, brewing beer), ten English
 texts of 45 to 70 words each that name their subject within the first 20; four subjects also in five styles; and six
 subjects in twelve further languages. Every text is of exactly one subject, which is its label throughout.
+
+Texts planted beside samples (`foreign_text`) are foreign to any corpus in their subject, and as near as can be to the
+samples in form: a judge that groups by form or length alone then puts them with samples, and one that reads does not.
+They are kept in several forms (`planted_texts.json`); the form nearest to that of the samples is taken, at their usual
+length.
 """
 
 from collections.abc import Mapping, Sequence

@@ -7,6 +7,9 @@ common component were measured and left out: docs/judges.md, "The shipped ruler"
 
 The similarity of two texts grows with what is read of them. So texts are compared by their first words, as many of
 both, at one of `READING_LENGTHS`, each with the threshold that is measured at that length.
+
+`not_english` says which texts a reader of English cannot read, and what they are written in: by the script of their
+letters, and for Latin letters by the small words of other languages.
 """
 
 from collections import Counter

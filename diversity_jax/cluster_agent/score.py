@@ -1,4 +1,9 @@
-"""Scores corpora: proposes criteria, judges many groupings at once, and puts the figures on a scorecard."""
+"""Scores corpora: proposes criteria, judges many groupings at once, and puts the figures on a scorecard.
+
+More samples at once are cheaper for the same certainty, until a judge begins to lump or to lose track of them. So
+where the run chooses, its first groupings are judged at growing numbers, and each a second time in half: where the
+same pairs are read otherwise, or many answers are unusable, the number before is taken.
+"""
 
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 import contextlib

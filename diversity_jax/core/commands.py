@@ -1,4 +1,6 @@
-"""The commands of `diversity-jax`: the module of each, its configuration, and what stands for its fields."""
+"""The commands of `diversity-jax`: the module of each, its configuration, and configuration files and what is wrong in
+one.
+"""
 
 from collections.abc import Mapping, Sequence
 import dataclasses

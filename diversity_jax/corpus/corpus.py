@@ -1,4 +1,10 @@
-"""The one corpus behind every source: records in parts, decoded, checked, limited, sampled and fingerprinted."""
+"""The one corpus behind every source: records in parts, decoded, checked, limited, sampled and fingerprinted.
+
+Sampling is uniform without replacement, the same sample whether records can be looked up or must be streamed. Every
+record has a priority: the output of a counter-based generator (SplitMix64) for its position in the corpus under the
+seed. The sample is the records of lowest priority. Priorities depend neither on a record's length nor on the number of
+records, and a smaller sample is the beginning of a larger one with the same seed.
+"""
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence

@@ -1,4 +1,7 @@
-"""Prepared rows as SeqIO reads them: from disk in `tf.data`, with the features that converters and other tasks want."""
+"""Prepared rows as SeqIO reads them: from disk in `tf.data`, with the features that converters and other tasks want.
+
+`seqio_vocabulary` is any tokenizer as a `seqio.Vocabulary`. Importing this module imports seqio and TensorFlow.
+"""
 
 from collections.abc import Iterable, Sequence
 import logging

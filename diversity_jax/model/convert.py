@@ -10,6 +10,10 @@ puts the run's tokenizer beside the weights, as AutoTokenizer finds it; `import`
 GGUF file, whose quantised weights it dequantises. `gguf` writes one file for llama.cpp, Ollama and LM Studio, with
 tokenizer and chat template in it. `check` compares the logits with those of transformers, which needs transformers and
 torch.
+
+How far two implementations of a model are apart is measured relative to the spread of the logits, and in what they
+predict: an absolute bound fails right models, since rounding grows with the logits, which real models have up to 45
+and more.
 """
 
 import argparse

@@ -1,4 +1,7 @@
-"""Conversations as rows: whole examples packed side by side, their tokens flagged as `rows` defines it."""
+"""Conversations as rows: whole examples packed side by side, their tokens flagged as `rows` defines it.
+
+`Job` and `Chunk` are what the processes of a preparation are sent.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field

@@ -1,4 +1,4 @@
-"""What the server says of itself: OpenAPI 3.1, from the same models that read requests."""
+"""What the server says of itself (OpenAPI 3.1, from the models that read requests), and answers in OpenAI's form."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

@@ -1,4 +1,6 @@
-"""The training and evaluation steps: pure functions of state, frozen parameters and batch, compiled for a mesh."""
+"""The optimizer, and the training and evaluation steps: pure functions of state, frozen parameters and batch, for a
+mesh.
+"""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass

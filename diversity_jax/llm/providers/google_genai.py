@@ -1,7 +1,10 @@
-"""Gemini through google-genai, and what its batches and google-generativeai share with it: schemas and clients.
+"""Gemini: the `google-genai` library, and its predecessor `google-generativeai`, a thread a call.
 
 Responses are read from their JSON and not from the SDK's types, which refuse a whole answer, or a whole batch, for one
 field that they do not know.
+
+google-generativeai goes over REST, in a thread per call, since its REST transport is synchronous. The package has
+reached the end of its life and stays supported here.
 """
 
 import asyncio
