@@ -1,9 +1,7 @@
 """The one corpus behind every source: records in parts, decoded, checked, limited, sampled and fingerprinted.
 
-Sampling is uniform without replacement, the same sample whether records can be looked up or must be streamed. Every
-record has a priority: the output of a counter-based generator (SplitMix64) for its position in the corpus under the
-seed. The sample is the records of lowest priority. Priorities depend neither on a record's length nor on the number of
-records, and a smaller sample is the beginning of a larger one with the same seed.
+Samples are uniform without replacement, and the same whether records are looked up or streamed: a record's priority is
+the output of a counter-based generator (SplitMix64) for its position under the seed, and the lowest are the sample.
 """
 
 from collections import Counter
