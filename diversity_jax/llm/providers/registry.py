@@ -44,7 +44,7 @@ PROVIDERS: Mapping[str, ProviderInfo] = {
         url_variable="OPENAI_BASE_URL",
         price_family="openai",
     ),
-    "gemini": ProviderInfo(client="google_generativeai:Gemini", **_GOOGLE),
+    "gemini": ProviderInfo(client="google_genai:Gemini", **_GOOGLE),
     "google-genai": ProviderInfo(client="google_genai:GoogleGenai", **_GOOGLE),
 }
 

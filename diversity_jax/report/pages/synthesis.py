@@ -345,11 +345,11 @@ def _topics(store: Store) -> Section:
         f"level {number}: " + ", ".join(f"{name} {topics_of_name}" for name, topics_of_name in names[:3])
         for number, names in enumerate(levels, 1)
     )
-    topic_map, names = None, list[str]()
+    map_of_topics, names = None, list[str]()
     if len(topics) >= _MAP_FROM:
         positions, names = topic_map(topics)
         palette = Palette([name for name, _ in Counter(names).most_common(NAMED_ON_MAP)])
-        topic_map = render(
+        map_of_topics = render(
             "topic-map",
             f"{len(names)} topics in the plane",
             lambda width: map_figure(positions, names, palette, width),
@@ -360,7 +360,7 @@ def _topics(store: Store) -> Section:
         "Topics",
         counts=counts,
         plot=render("topics", alt, lambda width: level_bars(levels, width)),
-        map=topic_map,
+        map=map_of_topics,
         mapped=len(names),
     )
 
