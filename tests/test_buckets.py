@@ -330,9 +330,9 @@ def test_a_published_folder_is_the_buckets_and_comes_back_elsewhere(store, monke
     def fail():
         with published(url, "output_dir") as folder:
             (folder / "b").write_text("what there is of a failed run is uploaded too")
-            raise RuntimeError("half way")
+            raise InputError(f"{folder / 'b'}: half way")
 
-    with pytest.raises(RuntimeError, match="half way"):
+    with pytest.raises(InputError, match=f"^{url}/b: half way"):  # by the name that the bucket gives it
         fail()
     assert "b" in remote_tree(url)
 

@@ -333,7 +333,9 @@ def published(
         mirror.start()
         try:
             yield local
-        except BaseException:
+        except BaseException as raised:
+            if isinstance(raised, InputError):
+                raised.args = (public_name(str(raised)), *raised.args[1:])
             with contextlib.suppress(Exception):  # the first error is the one to tell
                 mirror.close()
             raise
