@@ -34,6 +34,7 @@ from diversity_jax.prepare.packing import Chunk, Job, fill_rows, pack, split_exa
 from diversity_jax.prepare.rows import row_keys
 
 _CHUNK_DOCUMENTS = 1 << 16  # bounds the memory of a chunk of very short documents
+_WRITTEN_ROWS = 64  # of a chunk, brought into order at once
 _REMAINDERS = "tails"  # the chunk of all remainders; its rows' permutation keys depend on this name
 
 
@@ -230,12 +231,14 @@ def _write_chunk(job: Job, name: str, encoded: Mapping[str, EncodedSplit]) -> tu
             keys = row_keys(job.settings.seed, job.settings.name, split, name, len(rows))
             order = np.argsort(keys, kind="stable")
             offsets = []
-            for values in (rows[order], keys[order].astype("<u8"), remainder):
-                data = np.ascontiguousarray(values).reshape(-1).view(np.uint8).data
-                file.write(data)
-                digest.update(data)
+            blocks = (rows[order[start : start + _WRITTEN_ROWS]] for start in range(0, len(order), _WRITTEN_ROWS))
+            for arrays in (blocks, [keys[order].astype("<u8")], [remainder]):
                 offsets.append(size)
-                size += len(data)
+                for values in arrays:
+                    data = np.ascontiguousarray(values).reshape(-1).view(np.uint8).data
+                    file.write(data)
+                    digest.update(data)
+                    size += len(data)
             splits[split] = ChunkSplit(
                 documents=len(lengths),
                 rows=len(rows),

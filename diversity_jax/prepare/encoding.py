@@ -88,7 +88,7 @@ def _first(texts: Sequence[str], *, can_cut: bool) -> list[str]:
 
 
 def _encode_texts(job: Job, texts: Sequence[str], encoder: str) -> EncodedSplit:
-    joined, lengths, text_bytes, special_text = [np.empty(0, job.dtype)], [np.empty(0, np.int64)], 0, 0
+    joined, lengths, text_bytes, special_text = bytearray(), [np.empty(0, np.int64)], 0, 0
     for batch in _batches(texts):
         special_text += _count_special(job, batch)
         special = job.settings.special_text == "special"
@@ -101,10 +101,10 @@ def _encode_texts(job: Job, texts: Sequence[str], encoder: str) -> EncodedSplit:
             begins = ends - batch_lengths - 1
             inside[begins], tokens[begins] = False, job.begin_of_text_id
         tokens[inside] = ids
-        joined.append(tokens)
+        joined += tokens.data
         lengths.append(batch_lengths)
         text_bytes += sum(len(text) if text.isascii() else len(text.encode()) for text in batch)
-    tokens, document_lengths = np.concatenate(joined), np.concatenate(lengths)
+    tokens, document_lengths = np.frombuffer(joined, job.dtype), np.concatenate(lengths)
     ends = np.cumsum(document_lengths + job.added_tokens)
     starts = ends - document_lengths - job.added_tokens
     across = int((starts // job.row_tokens != (ends - 1) // job.row_tokens).sum())

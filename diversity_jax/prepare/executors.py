@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 import contextlib
 from dataclasses import dataclass
+import itertools
 import logging
 from pathlib import Path
 from typing import Any
@@ -143,6 +144,7 @@ def unfinished_chunks(
         count += 1
         if chunk.name not in done:
             yield chunk
+        del chunk  # before the next one is read
     write_json(job.staging.path(f"{number:06d}{_UNIT_RECORD}"), {"chunks": count, "tally": vars(tally)})
 
 
@@ -246,8 +248,12 @@ class LocalExecutor(Executor):
         units = units_of(corpus)
         numbers, done = unfinished_units(len(units), job, stage)
         choice = EncoderChoice(job.settings, known_difference(job, stage))
-        chunks = (chunk for number in numbers for chunk in unfinished_chunks(corpus, units, number, job, done, choice))
-        tasks = ((stage.work, (chunk,) if statuses is None else (chunk, statuses[chunk.name])) for chunk in chunks)
+        by_unit = (unfinished_chunks(corpus, units, number, job, done, choice) for number in numbers)
+
+        def task(chunk: Chunk) -> Task:
+            return stage.work, (chunk,) if statuses is None else (chunk, statuses[chunk.name])
+
+        tasks = map(task, itertools.chain.from_iterable(by_unit))  # which hold no chunk that was handed on
         sizes = [unit.expected_bytes if unit is not None else None for unit in (units[number] for number in numbers)]
         known = [size for size in sizes if size is not None]
         is_plain = stage is ENCODING and job.chat is None and job.benchmarks is None

@@ -6,8 +6,11 @@ can lock it up, and spawning imports the user's script a second time.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+import contextlib
+import ctypes
+import io
 import itertools
-from multiprocessing.connection import Connection, wait
+from multiprocessing.connection import wait
 import os
 from pathlib import Path
 import pickle
@@ -23,8 +26,13 @@ from diversity_jax.core.errors import InputError
 
 _SOURCE_ROOT = Path(__file__).resolve().parents[2]
 _PARENT_CHECK_SECONDS = 0.1
-_ONE_THREAD = {"TOKENIZERS_PARALLELISM": "false", "RAYON_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-"""Environment of a worker: the processes share the cores, so that threads within one would only compete."""
+_ENVIRONMENT = {
+    "TOKENIZERS_PARALLELISM": "false",  # the processes share the cores, threads within one would only compete
+    "RAYON_NUM_THREADS": "1",
+    "FASTOKENS_BPE_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    "MALLOC_MMAP_THRESHOLD_": str(1 << 20),  # else it rises with the first chunk, and later ones lie between others
+}
 
 Task = tuple[Callable[..., Any], tuple[Any, ...]]
 """A module's function, called with the job and these arguments."""
@@ -49,6 +57,7 @@ class Workers:
         """Ends the processes, whatever they are doing."""
         for worker in self._workers:
             worker.stop()
+        self._workers = []
 
     def run(self, tasks: Iterable[Task], *, are_few: bool = False) -> Iterator[Any]:
         """Results in the order in which they are finished; tasks are taken as processes become free.
@@ -62,25 +71,42 @@ class Workers:
         tasks = iter(tasks)
         first = list(itertools.islice(tasks, 2)) if self._processes > 1 and (self._workers or not are_few) else []
         if len(first) < 2:
+            self.stop()  # what they hold is not needed beside the one task
             for function, arguments in itertools.chain(first, tasks):
                 yield function(self._job, *arguments)
             return
         if not self._workers:
+            _return_freed_memory()
             self._workers = [_Worker(self._job, self._keep_open) for _ in range(self._processes)]
         idle = list(self._workers)
-        for task in itertools.chain(first, tasks):
+        tasks = itertools.chain((first.pop(0) for _ in range(2)), tasks)  # so that no sent chunk is held
+        while (task := next(tasks, None)) is not None:
             if not idle:
                 yield from self._finished(idle)
             idle.pop().begin(task)
+            del task
+            _return_freed_memory()
         while len(idle) < len(self._workers):
             yield from self._finished(idle)
 
     def _finished(self, idle: list["_Worker"]) -> Iterator[Any]:
-        busy = {worker.connection: worker for worker in self._workers if worker not in idle}
-        for connection in wait(list(busy)):
-            assert isinstance(connection, Connection)
-            idle.append(busy[connection])
-            yield busy[connection].result()
+        busy = {worker.socket: worker for worker in self._workers if worker not in idle}
+        for ready in wait(list(busy)):
+            assert isinstance(ready, socket.socket)
+            idle.append(busy[ready])
+            yield busy[ready].result()
+
+
+def _return_freed_memory() -> None:
+    """Gives what malloc keeps, of loading tokenizers and of chunks gone by, back to the system, where it is glibc's."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def _send(stream: io.BufferedRWPair, value: Any) -> None:
+    """Pickles into a stream, so that no second copy of a chunk is held."""
+    pickle.dump(value, stream, protocol=5)
+    stream.flush()
 
 
 class _Worker:
@@ -91,22 +117,22 @@ class _Worker:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", __name__, str(theirs.fileno()), str(os.getpid())],
                 pass_fds=(theirs.fileno(), *keep_open),
-                env={**os.environ, **_ONE_THREAD, "PYTHONPATH": paths},
+                env={**os.environ, **_ENVIRONMENT, "PYTHONPATH": paths},
                 stdin=subprocess.DEVNULL,
             )
-        self.connection = Connection(ours.detach())
-        self.connection.send_bytes(pickle.dumps(job, protocol=5))
+        self.socket, self._stream = ours, ours.makefile("rwb")
+        self.begin(job)
 
-    def begin(self, task: Task) -> None:
+    def begin(self, task: Any) -> None:
         try:
-            self.connection.send_bytes(pickle.dumps(task, protocol=5))
+            _send(self._stream, task)
         except OSError:
             raise self._ended() from None
 
     def result(self) -> Any:
         try:
-            outcome, value = pickle.loads(self.connection.recv_bytes())
-        except (EOFError, OSError):
+            outcome, value = pickle.load(self._stream)
+        except (EOFError, OSError, pickle.UnpicklingError):
             raise self._ended() from None
         if outcome == "raised":
             raise value
@@ -119,8 +145,10 @@ class _Worker:
         return InputError(f"a worker process {reason}, perhaps for want of memory; {advice}")
 
     def stop(self) -> None:
-        self.connection.close()
         self._process.kill()
+        with contextlib.suppress(OSError):  # what was not sent yet
+            self._stream.close()
+        self.socket.close()
         self._process.wait()
 
 
@@ -128,11 +156,11 @@ def serve(descriptor: int, parent: int) -> None:
     """The main loop of a worker: takes the job, then tasks, until the other end is closed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
-    connection = Connection(descriptor)
+    stream = socket.socket(fileno=descriptor).makefile("rwb")
     try:
-        job = pickle.loads(connection.recv_bytes())
+        job = pickle.load(stream)
         while True:
-            function, arguments = pickle.loads(connection.recv_bytes())
+            function, arguments = pickle.load(stream)
             try:
                 outcome = ("returned", function(job, *arguments))
             except Exception as error:  # raised again by the process that gave the task
@@ -140,7 +168,8 @@ def serve(descriptor: int, parent: int) -> None:
                     error.add_note("(in a worker process)")
                 outcome = ("raised", error)
             del arguments  # a chunk's text, while this process waits for the next
-            connection.send_bytes(pickle.dumps(outcome))
+            _return_freed_memory()
+            _send(stream, outcome)
     except (EOFError, OSError):
         return
 

@@ -117,7 +117,8 @@ class HuggingFaceTokenizer(Tokenizer):
     def fast_content(self) -> str:
         if self._leaks:
             return self._twin()[0].to_str()
-        return self._content or self._tokenizer.to_str()  # the library writes merges in a form that is slower to read
+        content, self._content = self._content, None  # asked for once; megabytes in every process
+        return content or self._tokenizer.to_str()  # the library writes merges in a form that is slower to read
 
     def _encode_plain(self, texts: Sequence[str]) -> Sequence[Sequence[int]]:
         if not self._leaks:
