@@ -35,8 +35,8 @@ def main(config: ScoreConfig) -> None:
     run_info.describe(sys.argv, config).save(folder)
     path = page.write(folder, result)
     print(result.exam)
-    for name, found in result.injections.items():
-        print(f"{name}: {found}")
+    for name, injection in result.injections.items():
+        print(f"{name}: {injection}")
     print(public_name(path))
 
 

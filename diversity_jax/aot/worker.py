@@ -52,8 +52,8 @@ def parse_target(text: str) -> Target:
       InputError: no such chip, or a shape that its slices do not have.
     """
     name, star, slices = text.partition("*")
-    if found := parse_slice(name):
-        text = f"{found.family.chip}:{found.topology}{star}{slices}"
+    if slice_ := parse_slice(name):
+        text = f"{slice_.family.chip}:{slice_.topology}{star}{slices}"
     match = re.fullmatch(r"(\w+):(\d+(?:x\d+)*)(?:\*(\d+))?", text.strip().lower())
     if match is None or match[1] not in CHIPS:
         chips = ", ".join(CHIPS)

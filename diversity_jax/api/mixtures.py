@@ -337,8 +337,10 @@ class Model(Shown):
         scored = iter(self._scorer.score([window for each in parts for window in each]))
         results = []
         for each in parts:
-            found = [next(scored) for _ in each]
-            results.append(Likelihood(nats=sum(one.nats for one in found), greedy=all(one.greedy for one in found)))
+            of_parts = [next(scored) for _ in each]
+            results.append(
+                Likelihood(nats=sum(part.nats for part in of_parts), greedy=all(part.greedy for part in of_parts))
+            )
         return results[0] if isinstance(texts, str) else results
 
     def table(self) -> Table:

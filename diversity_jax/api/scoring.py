@@ -252,10 +252,10 @@ class CorporaComparison(Shown):
         """Every pair with its ratio, and every corpus with its effective clusters."""
         rows = [(f"{pair.first} / {pair.second}", pair.text, pair.higher or "not decided") for pair in self.pairs]
         notes = [
-            f"{name}: {estimate(card.effective_clusters, 'effective clusters')}"
-            for name, card in self.scorecards.items()
+            f"{name}: {estimate(scorecard.effective_clusters, 'effective clusters')}"
+            for name, scorecard in self.scorecards.items()
         ]
-        notes += [f"{name}: {warning}" for name, card in self.scorecards.items() for warning in card.warnings]
+        notes += [f"{name}: {warning}" for name, scorecard in self.scorecards.items() for warning in scorecard.warnings]
         columns = ("effective clusters", "ratio [95 % interval]", "more diverse")
         return Table(title=f"Diversity of {', '.join(self.scorecards)}", columns=columns, rows=rows, notes=notes)
 
@@ -309,7 +309,7 @@ def compare(
 
 
 def _named(cards: Sequence[Scorecard], names: Sequence[str] | None) -> dict[str, Scorecard]:
-    names = names or [str(card.corpus["name"]) for card in cards]
+    names = names or [str(scorecard.corpus["name"]) for scorecard in cards]
     if len(set(names)) < len(names):
         names = [f"{name} ({number})" for number, name in enumerate(names, 1)]
     return dict(zip(names, cards, strict=True))

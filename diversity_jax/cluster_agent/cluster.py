@@ -66,10 +66,10 @@ class JudgedGrouping:
         sizes = [len(cluster.sample_ids) for cluster in self.clusters]
         placed = [size - len(cluster.misplaced) for size, cluster in zip(sizes, self.clusters, strict=True)]
         counts = count_partition(sizes, [cluster.valid for cluster in self.clusters], placed)
-        clusters, kept, pairs, triples = counts
+        clusters, keeps, pairs, triples = counts
         _, _, claimed_pairs, _ = count_partition(sizes, [True] * len(sizes))
         weight = 1.0 / self.verified_share if self.verified else float(not self.verified_share)
-        numbers = {"criteria_set": self.planned.criteria_set, "clusters": clusters, "kept": kept}
+        numbers = {"criteria_set": self.planned.criteria_set, "clusters": clusters, "kept": keeps}
         claimed = {"claimed_clusters": len(sizes), "claimed_pairs": claimed_pairs, "weight": weight}
         return numbers | {"pairs": pairs, "triples": triples} | claimed
 
@@ -210,13 +210,13 @@ async def _merge_checked(
     checked = await _verified(replace(judged, clusters=clusters), task, judge, log)
     if checked is None or checked.canary is None:
         return judged
-    [cluster] = [one for one in checked.clusters if planted.foreign in one.sample_ids]
-    kept = planted.foreign not in cluster.misplaced and len(cluster.sample_ids) - len(cluster.misplaced) > 1
+    [cluster] = [each for each in checked.clusters if planted.foreign in each.sample_ids]
+    is_kept = planted.foreign not in cluster.misplaced and len(cluster.sample_ids) - len(cluster.misplaced) > 1
     clusters = tuple(
-        replace(one, misplaced=tuple(sample_id for sample_id in one.misplaced if sample_id != planted.foreign))
-        for one in without_planted(checked.clusters, planted)
+        replace(each, misplaced=tuple(sample_id for sample_id in each.misplaced if sample_id != planted.foreign))
+        for each in without_planted(checked.clusters, planted)
     )
-    return replace(judged, clusters=clusters, canary=replace(checked.canary, kept=kept), verified=True)
+    return replace(judged, clusters=clusters, canary=replace(checked.canary, kept=is_kept), verified=True)
 
 
 async def _rechecked(

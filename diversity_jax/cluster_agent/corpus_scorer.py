@@ -374,5 +374,5 @@ class RulerFeatures:
         texts, drawn = draw_texts(self._corpus, most, seed, self._config.max_characters)
         vectors = self._ruler.embed([text for _, text in texts], _WORDS)
         # Of a stream whose length is not known, what was drawn is a part of something far larger.
-        whole = documents if documents is not None else drawn if drawn < most else 1000 * drawn
-        return uncertainty.corpus_means(vectors, whole if whole > drawn else None)
+        of_corpus = documents if documents is not None else drawn if drawn < most else 1000 * drawn
+        return uncertainty.corpus_means(vectors, of_corpus if of_corpus > drawn else None)

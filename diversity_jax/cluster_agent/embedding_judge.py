@@ -133,16 +133,20 @@ class EmbeddingJudge:
     def _vectors(self, texts: Sequence[str], words: int) -> np.ndarray:
         """float32 [n, lengths up to `words`, d], from the cache where they are in it."""
         lengths = [length for length in READING_LENGTHS if length <= words]
-        found: list[Any] = [self._cache.get((text, words)) for text in texts]
-        if any(vectors is None for vectors in found):
-            missing = list(dict.fromkeys(text for text, vectors in zip(texts, found, strict=True) if vectors is None))
+        vectors_of_texts: list[Any] = [self._cache.get((text, words)) for text in texts]
+        if any(vectors is None for vectors in vectors_of_texts):
+            missing = list(
+                dict.fromkeys(text for text, vectors in zip(texts, vectors_of_texts, strict=True) if vectors is None)
+            )
             new = dict(zip(missing, self.ruler.embed_at(missing, lengths), strict=True))
-            found = [new[text] if vectors is None else vectors for text, vectors in zip(texts, found, strict=True)]
+            vectors_of_texts = [
+                new[text] if vectors is None else vectors for text, vectors in zip(texts, vectors_of_texts, strict=True)
+            ]
             self._cache |= {(text, words): vectors for text, vectors in new.items()}
             self._cached_bytes += sum(vectors.nbytes for vectors in new.values())
             while self._cached_bytes > _CACHE_BYTES:
                 self._cached_bytes -= self._cache.popitem(last=False)[1].nbytes
-        return np.concatenate(found).reshape(len(texts), len(lengths), -1)
+        return np.concatenate(vectors_of_texts).reshape(len(texts), len(lengths), -1)
 
     def _cluster_samples(self, task: Task) -> Mapping[str, Any]:
         words = task.reading_words or READING_LENGTHS[-1]

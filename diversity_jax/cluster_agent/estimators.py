@@ -305,10 +305,10 @@ def verification_share(groupings: Groupings, price_cluster: float, price_verify:
     change = (groupings.claimed_pairs - groupings.pairs)[verified] / groupings.possible_pairs
     # One change more than was seen: where 40 groupings show none, one in 40 may still be changed.
     change = np.append(change, 1 / groupings.possible_pairs if not change.any() else change[change > 0].mean())
-    changed, whole = float(change.var()), float(values(groupings).var())
-    if whole <= changed or price_verify <= 0:
+    changed, variance = float(change.var()), float(values(groupings).var())
+    if variance <= changed or price_verify <= 0:
         return 1.0
-    share = math.sqrt(changed * price_cluster / ((whole - changed) * price_verify))
+    share = math.sqrt(changed * price_cluster / ((variance - changed) * price_verify))
     return min(1.0, max(LEAST_VERIFIED, share))
 
 

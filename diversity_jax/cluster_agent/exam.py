@@ -103,9 +103,9 @@ async def examine_async(judge: Judge, config: AgentConfig, folder: str | os.Path
     Raises:
       InputError: the run ended before the exam did (the budget is spent, the server is gone), or a damaged file.
     """
-    found = cached_exam(judge, config, folder)
-    if found is not None:
-        return found
+    stored = cached_exam(judge, config, folder)
+    if stored is not None:
+        return stored
     config = adapted(judge, config)
     judge.expect(exam_calls(config))
     parts = [_read(name, corpus, judge, exam) for name, (corpus, exam) in _parts(config).items()]

@@ -132,9 +132,9 @@ def _skewed() -> ExamCorpus:
 
 
 def _lengths() -> ExamCorpus:
-    whole = _english("lengths", _FAR_APART, [10] * len(_FAR_APART))
+    full_texts = _english("lengths", _FAR_APART, [10] * len(_FAR_APART))
     cuts = itertools.cycle(_CUT_WORDS)
-    return replace(whole, texts=tuple(first_words(text, next(cuts)) for text in whole.texts))
+    return replace(full_texts, texts=tuple(first_words(text, next(cuts)) for text in full_texts.texts))
 
 
 def _styles() -> ExamCorpus:
@@ -263,8 +263,8 @@ def _cut(text: str, length: int) -> str:
 
 @functools.lru_cache(maxsize=4096)
 def _words(text: str) -> frozenset[str]:
-    found = words(text[:_LOOKED_AT_CHARACTERS])
-    return frozenset(word for word in found if len(word) >= _LETTERS_OF_A_WORD and word.isalpha())
+    split = words(text[:_LOOKED_AT_CHARACTERS])
+    return frozenset(word for word in split if len(word) >= _LETTERS_OF_A_WORD and word.isalpha())
 
 
 @functools.lru_cache(maxsize=4096)

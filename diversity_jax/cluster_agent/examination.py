@@ -190,15 +190,15 @@ def recheck(first: Sequence[int], second: Sequence[int], placed: Sequence[bool] 
     """Counts from the clusters [k] of the same samples in both partitions; `placed` [k]: which of them verification
     left where they were in the first.
     """
-    one, two = np.asarray(first), np.asarray(second)
-    a, b = _pairs(len(one))
-    together, later = one[a] == one[b], two[a] == two[b]
+    first_labels, second_labels = np.asarray(first), np.asarray(second)
+    a, b = _pairs(len(first_labels))
+    together, later = first_labels[a] == first_labels[b], second_labels[a] == second_labels[b]
     counts = {"pairs": len(a), "first": int(together.sum()), "second": int(later.sum())}
     counts["both"] = int((together & later).sum())
     if placed is None:
         return Recheck(**counts)
-    kept = together & np.asarray(placed)[a] & np.asarray(placed)[b]
-    return Recheck(**counts, verified=int(kept.sum()), again=int((kept & later).sum()))
+    in_both = together & np.asarray(placed)[a] & np.asarray(placed)[b]
+    return Recheck(**counts, verified=int(in_both.sum()), again=int((in_both & later).sum()))
 
 
 def _ratio(numerator: np.ndarray, denominator: np.ndarray) -> Estimate | None:
@@ -226,13 +226,13 @@ def consistency(rechecks: Sequence[Recheck]) -> dict[str, Any] | None:
         return None
 
     def column(name: str, of: Sequence[Recheck] = rechecks) -> np.ndarray:
-        return np.array([getattr(one, name) for one in of], float)
+        return np.array([getattr(each, name) for each in of], float)
 
     pairs, first, second, both = map(column, ("pairs", "first", "second", "both"))
     chance = first.sum() * second.sum() / pairs.sum()
     half = (first.sum() + second.sum()) / 2
     flips = _ratio(first + second - 2 * both, first + second)
-    verified = [one for one in rechecks if one.verified is not None]
+    verified = [each for each in rechecks if each.verified is not None]
     again = _ratio(column("again", verified), column("verified", verified)) if verified else None
     return {
         "rechecks": len(rechecks),
@@ -253,10 +253,10 @@ def drift(rechecks: Sequence[Recheck], k: int) -> dict[str, Any] | None:
     """
     if len(rechecks) < _FEWEST_ROWS or k < 4:
         return None
-    pairs = np.array([one.pairs for one in rechecks], float)
-    change = np.array([one.second - one.first for one in rechecks]) / pairs
+    pairs = np.array([each.pairs for each in rechecks], float)
+    change = np.array([each.second - each.first for each in rechecks]) / pairs
     mean, error = float(change.mean()), float(change.std(ddof=1)) / math.sqrt(len(rechecks))
-    total = sum(one.first + one.second for one in rechecks) / (2 * float(pairs.sum()))
+    total = sum(each.first + each.second for each in rechecks) / (2 * float(pairs.sum()))
     half = float(special_functions().stdtrit(len(rechecks) - 1, 1 - ALARM / 2)) * error
     interval = Estimate(value=mean, low=mean - half, high=mean + half)
     drifts = interval.low is not None and (interval.low > 0 or mean + half < 0)

@@ -262,8 +262,8 @@ def _number(value: Any) -> int | None:
     if isinstance(value, str):
         text = value.strip().lower()
         return _NUMBER_WORDS.get(text, int(text) if text.isdecimal() and len(text) <= _NUMBER_DIGITS else None)
-    whole = isinstance(value, (int, float)) and abs(value) < 10**_NUMBER_DIGITS and value == int(value)
-    return int(value) if whole else None
+    is_whole_number = isinstance(value, (int, float)) and abs(value) < 10**_NUMBER_DIGITS and value == int(value)
+    return int(value) if is_whole_number else None
 
 
 def _text(value: Any) -> str:

@@ -168,7 +168,7 @@ def _deal(
     once; each deals them anew, so that no text can name its own id or another's.
     """
     pool = _ids(seed, len(texts) + 2 * with_canary)
-    ids = [pool[place] for place in random_order(generator, len(pool))]
+    ids = [pool[position] for position in random_order(generator, len(pool))]
     samples, canary = _samples(texts, ids), None
     if with_canary:
         samples, canary = plant(samples, ids[len(texts) :], generator)

@@ -72,7 +72,9 @@ async def with_chosen_samples(
         trial = replace(config, samples_per_grouping=k, recheck_share=1.0)
         judged: list[JudgedGrouping] = []
         each = min(config.groupings, -(-_GROUPINGS // len(corpora)))
-        scorers = [CorpusScorer(one, judge, trial, proposed.without_usage(), observe=judged.append) for one in corpora]
+        scorers = [
+            CorpusScorer(corpus, judge, trial, proposed.without_usage(), observe=judged.append) for corpus in corpora
+        ]
         for scorer in scorers:
             await scorer.extend(each)
         spent[k] = [scorer.usage for scorer in scorers]

@@ -166,58 +166,58 @@ def _tolerated(evidence: Evidence) -> float:
 def _verification(evidence: Evidence) -> Iterator[_Finding]:
     rates = evidence.rates
     if _low(rates.miss) > _DOUBTFUL_CONTROL:
-        found = f"calls a cluster with a foreign text valid in {rates.missed} of {rates.controls} groupings"
-        yield "doubtful", f"its verification {found}: it does not check"
+        accepted_foreign = f"calls a cluster with a foreign text valid in {rates.missed} of {rates.controls} groupings"
+        yield "doubtful", f"its verification {accepted_foreign}: it does not check"
     if _low(rates.denial) > _DOUBTFUL_CONTROL:
-        found = f"calls a text and its copy unlike in {rates.denied} of {rates.controls} groupings"
-        yield "doubtful", f"its verification {found}"
+        accepted_foreign = f"calls a text and its copy unlike in {rates.denied} of {rates.controls} groupings"
+        yield "doubtful", f"its verification {accepted_foreign}"
 
 
 def _consistency(evidence: Evidence) -> Iterator[_Finding]:
     """Random false merges, as far as verification lets them pass, and random false splits."""
-    found = evidence.consistency
-    if not found:
+    consistency = evidence.consistency
+    if not consistency:
         return
     passes = evidence.rates.passing
     passing = 1.0 if passes is None else passes.value
-    if grade := _grade(_low(found["flip_rate"]) * passing, _DOUBTFUL_FLIPS, _UNFIT_FLIPS):
-        share = _percent(found["flip_rate"]["value"])
+    if grade := _grade(_low(consistency["flip_rate"]) * passing, _DOUBTFUL_FLIPS, _UNFIT_FLIPS):
+        share = _percent(consistency["flip_rate"]["value"])
         yield grade, f"asked again, it does not repeat {share} of what it puts together"
-    repeat = found["repeat_rate"]
+    repeat = consistency["repeat_rate"]
     if repeat and (grade := _grade(1 - repeat["high"], _DOUBTFUL_FLIPS, _UNFIT_FLIPS)):
         share = _percent(1 - repeat["value"])
         yield grade, f"asked again, it sets apart {share} of the pairs that it had rightly put together"
 
 
 def _drift(evidence: Evidence) -> Iterator[_Finding]:
-    found = evidence.drift
-    if not found or not found["drifts"]:
+    drift = evidence.drift
+    if not drift or not drift["drifts"]:
         return
-    interval = Estimate.from_json(found["difference"], "drift: difference")
-    least = min(map(abs, interval.bounds)) * abs(found["relative"] / interval.value)
+    interval = Estimate.from_json(drift["difference"], "drift: difference")
+    least = min(map(abs, interval.bounds)) * abs(drift["relative"] / interval.value)
     if grade := _grade(least, _DOUBTFUL_DRIFT, _UNFIT_DRIFT):
-        more = "more" if found["relative"] > 0 else "less"
-        share, sizes = _percent(abs(found["relative"])), f"among {found['half']} samples than among {found['K']}"
+        more = "more" if drift["relative"] > 0 else "less"
+        share, sizes = _percent(abs(drift["relative"])), f"among {drift['half']} samples than among {drift['K']}"
         yield grade, f"it puts {share} {more} of the same pairs together {sizes}"
 
 
 def _position(evidence: Evidence) -> Iterator[_Finding]:
-    found = evidence.checks.get("position")
-    if found and found["follows"] and (grade := _grade(found["effect"], _DOUBTFUL_POSITION, _UNFIT_POSITION)):
+    position = evidence.checks.get("position")
+    if position and position["follows"] and (grade := _grade(position["effect"], _DOUBTFUL_POSITION, _UNFIT_POSITION)):
         yield grade, "its clusters follow the places of samples in the list, whose order is random"
 
 
 def _length(evidence: Evidence) -> Iterator[_Finding]:
-    found = evidence.checks.get("length")
-    if found and _low(found) > _DOUBTFUL_LENGTH:
-        told = f"length tells which belong together in {_percent(found['value'])} of the cases"
+    length = evidence.checks.get("length")
+    if length and _low(length) > _DOUBTFUL_LENGTH:
+        told = f"length tells which belong together in {_percent(length['value'])} of the cases"
         yield "doubtful", f"its clusters follow the length of texts ({told})"
 
 
 def _cluster_counts(evidence: Evidence) -> Iterator[_Finding]:
-    found = evidence.checks.get("cluster_counts")
-    if found and found["held"]:
-        yield "unfit", f"it makes about {found['mean']:.3g} clusters whatever it is shown, at most {found['most']}"
+    counts = evidence.checks.get("cluster_counts")
+    if counts and counts["held"]:
+        yield "unfit", f"it makes about {counts['mean']:.3g} clusters whatever it is shown, at most {counts['most']}"
 
 
 def _exam(evidence: Evidence) -> Iterator[_Finding]:

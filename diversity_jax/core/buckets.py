@@ -69,12 +69,12 @@ def remote_tree(url: str) -> dict[str, RemoteFileInfo]:
     inside = inside.rstrip("/")
     with store_errors(url):
         try:
-            found = filesystem.find(inside, detail=True)
+            listing = filesystem.find(inside, detail=True)
         except FileNotFoundError:
             return {}
     tree = {
         name[len(inside) + 1 :]: _described(info)
-        for name, info in found.items()
+        for name, info in listing.items()
         if name.startswith(f"{inside}/") and not name.endswith("/")
     }
     if outside := next((name for name in tree if not is_inner_name(name)), None):
@@ -148,8 +148,8 @@ def local_copy(path: str | os.PathLike, wanted: Callable[[str], bool] = lambda n
         for key in {*index} - {*tree}:
             (folder / key).unlink(missing_ok=True)
         _each(lambda key: _download(source, key, chosen[key], folder), stale)
-        kept = {key: value for key, value in index.items() if key in tree and key not in chosen}
-        write_json(index_path, kept | {key: dataclasses.asdict(info) for key, info in chosen.items()})
+        unchanged = {key: value for key, value in index.items() if key in tree and key not in chosen}
+        write_json(index_path, unchanged | {key: dataclasses.asdict(info) for key, info in chosen.items()})
     return folder / name if name else folder
 
 

@@ -231,14 +231,14 @@ def parse_slice(name: str) -> TpuSlice | None:
 def main() -> None:
     """Prints chip, topology, chips, hosts, runtime version (or -), machine type and GKE label of a slice."""
     try:
-        found = parse_slice(sys.argv[1])
-        if found is None:
+        slice_ = parse_slice(sys.argv[1])
+        if slice_ is None:
             families = ", ".join(TPU_FAMILIES)
             raise InputError(f"{sys.argv[1]}: is no TPU slice; write FAMILY-NUMBER with a family of {families}")
     except InputError as error:
         sys.exit(f"error: {error}")
-    family = found.family
-    words = (family.chip, found.topology, found.chips, found.hosts, family.runtime or "-", family.machine)
+    family = slice_.family
+    words = (family.chip, slice_.topology, slice_.chips, slice_.hosts, family.runtime or "-", family.machine)
     print(*words, family.accelerator)
 
 

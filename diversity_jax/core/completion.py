@@ -99,11 +99,11 @@ def _fields(command: Command) -> Iterable[FieldDoc]:
 def _options(command: Command, word: str) -> list[str]:
     """Options that begin so, parts with a dot behind them until it is typed."""
     typed = word[2:].replace("-", "_").rpartition(".")[0]
-    found = [option for option in ("--config", "--help", *(f"--{name}" for name in command.own)) if not typed]
+    flags = [option for option in ("--config", "--help", *(f"--{name}" for name in command.own)) if not typed]
     fields = [field for field in _fields(command) if field.name.rpartition(".")[0] == typed]
-    found += [written(field.name) + ("." if field.part else "") for field in fields]
+    flags += [written(field.name) + ("." if field.part else "") for field in fields]
     wanted = word.replace("_", "-")
-    return [option for option in found if option.startswith(wanted)]
+    return [option for option in flags if option.startswith(wanted)]
 
 
 def _registered(module: str) -> Any:

@@ -16,8 +16,8 @@ def without_secrets(text: str) -> str:
 
 def _without_value(parameter: re.Match[str]) -> str:
     name, value = parameter.groups()
-    kept = value[len(value.rstrip(":;,)")) :]  # of the sentence around
-    return f"{name}***{kept}" if len(kept) < len(value) and _SECRET_NAME.search(name) else parameter[0]
+    ending = value[len(value.rstrip(":;,)")) :]  # of the sentence around
+    return f"{name}***{ending}" if len(ending) < len(value) and _SECRET_NAME.search(name) else parameter[0]
 
 
 class InputError(ValueError):

@@ -133,7 +133,7 @@ def texts_of(kind: type) -> dict[str, str]:
     texts: dict[str, str] = {}
     for each in reversed(kind.__mro__):
         if dataclasses.is_dataclass(each):
-            texts |= {name: found[-1] for name, found in all_texts(typing.cast(type, each)).items()}
+            texts |= {name: of_field[-1] for name, of_field in all_texts(typing.cast(type, each)).items()}
     return texts
 
 
@@ -141,9 +141,9 @@ def texts_of(kind: type) -> dict[str, str]:
 def all_texts(kind: type) -> dict[str, list[str]]:
     """Every text about a field that stands in the class itself: one, where it is documented once."""
     source, node = _class_source(kind)
-    found: dict[str, list[str]] = {}
+    texts: dict[str, list[str]] = {}
     for name, text in _attributes(ast.get_docstring(node) or ""):
-        found.setdefault(name, []).append(text)
+        texts.setdefault(name, []).append(text)
     fields = [each for each in node.body if isinstance(each, ast.AnnAssign)]
     begin = node.body[0].end_lineno or 0 if ast.get_docstring(node) else node.lineno  # a docstring holds no comments
     comments = _comments(source, begin, fields[-1].end_lineno or 0) if fields else {}
@@ -156,8 +156,8 @@ def all_texts(kind: type) -> dict[str, list[str]]:
             behind = comments.get(statement.end_lineno or 0, ("", False))
             text = " ".join([*before, behind[0]]).strip()
             if text:
-                found.setdefault(statement.target.id, []).append(_sentence(text))
-    return found
+                texts.setdefault(statement.target.id, []).append(_sentence(text))
+    return texts
 
 
 def _class_source(kind: type) -> tuple[str, ast.ClassDef]:

@@ -59,11 +59,11 @@ def list_files(pattern: str | os.PathLike) -> list[str]:
                 return []
     if os.path.isfile(pattern):
         return [pattern]
-    found = glob.glob(pattern, recursive=True)
-    for path in found:
+    matches = glob.glob(pattern, recursive=True)
+    for path in matches:
         if os.path.islink(path) and not os.path.exists(path):
             raise InputError(f"{path}: is a link to {os.readlink(path)}, which is not there; mend or remove it")
-    return sorted(filter(os.path.isfile, found))
+    return sorted(filter(os.path.isfile, matches))
 
 
 @contextlib.contextmanager

@@ -138,13 +138,13 @@ class Options:
             words = words[1:]
         places = list(command.positional)
         while words and places:
-            place = places.pop(0)
-            taken, words = (words, []) if place.endswith("*") else (words[:1], words[1:])
+            position = places.pop(0)
+            taken, words = (words, []) if position.endswith("*") else (words[:1], words[1:])
             if len(taken) > 1 and any("," in word for word in taken):
                 raise InputError(
                     f"{next(word for word in taken if ',' in word)}: has a comma, which divides sources here"
                 )
-            self.fields.insert(0, (place.rstrip("*"), ",".join(taken)))
+            self.fields.insert(0, (position.rstrip("*"), ",".join(taken)))
         if words:
             takes = "a configuration file" if not command.positional else ", ".join(map(metavar, command.positional))
             raise InputError(f"{words[0]}: is one argument too many; this command takes {takes}")
@@ -211,7 +211,7 @@ def command_help(name: str, command: Command, usage: str, config: Any, part: str
     fields = fields_text(fields_of(kind, config), part, "--", letters)
     if part:
         return fields
-    takes = " ".join(f"[{metavar(place)}]" for place in command.positional) or (
+    takes = " ".join(f"[{metavar(argument)}]" for argument in command.positional) or (
         "[TEXT | CONFIG]" if command.ready_for_data else "CONFIG"
     )
     own = "".join(f" [--{option.replace('_', '-')}]" for option in command.own)

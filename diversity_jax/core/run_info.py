@@ -178,11 +178,11 @@ def changes(before: Any, now: Any, name: str = "") -> list[Change]:
       now: the configuration dataclass, or a part of it.
     """
     if dataclasses.is_dataclass(now) and isinstance(before, Mapping):
-        found: list[Change] = []
+        differences: list[Change] = []
         for field in dataclasses.fields(now):
             old = before[field.name] if field.name in before else _default(field)
-            found += changes(old, getattr(now, field.name), f"{name}.{field.name}" if name else field.name)
-        return found
+            differences += changes(old, getattr(now, field.name), f"{name}.{field.name}" if name else field.name)
+        return differences
     both = isinstance(before, list | tuple) and isinstance(now, list | tuple) and len(before) == len(now)
     if both and any(map(dataclasses.is_dataclass, now)):
         pairs = enumerate(zip(before, now, strict=True))

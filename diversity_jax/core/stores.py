@@ -190,10 +190,10 @@ def refuse_other_than_model(folder: str | os.PathLike, field: str = "") -> None:
     Raises:
       InputError: what it holds; `field` with an equals sign begins the message.
     """
-    found = contents(folder)
-    if found is not None and not found.endswith(" model") and not found.startswith("a training run"):
+    kind = contents(folder)
+    if kind is not None and not kind.endswith(" model") and not kind.startswith("a training run"):
         wanted = "give a training run's folder, or a model's"
-        raise InputError(f"{field}{folder}: holds {found}, not a model; {wanted}")
+        raise InputError(f"{field}{folder}: holds {kind}, not a model; {wanted}")
 
 
 def refuse_as_text(folder: str | os.PathLike) -> None:
@@ -202,12 +202,12 @@ def refuse_as_text(folder: str | os.PathLike) -> None:
     Raises:
       InputError: what it holds.
     """
-    found = contents(folder)
-    if found is not None and not found.endswith((" model", " component")):  # others have such files beside text, too
-        raise InputError(f"{folder}: holds {found}, not text; name files with text")
+    kind = contents(folder)
+    if kind is not None and not kind.endswith((" model", " component")):  # others have such files beside text, too
+        raise InputError(f"{folder}: holds {kind}, not text; name files with text")
 
 
 def but_holds(folder: str | os.PathLike) -> str:
     """`; the folder holds a scoring`, to end a message that something is not there; empty where that is not known."""
-    found = contents(folder)
-    return f"; the folder holds {found}" if found else ""
+    kind = contents(folder)
+    return f"; the folder holds {kind}" if kind else ""

@@ -49,8 +49,8 @@ def _patterns() -> tuple[re.Pattern[str], re.Pattern[str], re.Pattern[str]]:
     import regex
 
     characters = "".join(chr(code) for code in range(0x20000) if not 0xD800 <= code < 0xE000)
-    marks = regex.findall(r"\p{M}", characters)
-    basic = "".join(mark for mark in marks if mark <= "\uffff")
+    combining = regex.findall(r"\p{M}", characters)
+    basic = "".join(mark for mark in combining if mark <= "\uffff")
     dictionary, single = (
         "".join(rf"\p{{{script}}}" for script in scripts) for scripts in (_DICTIONARY_SCRIPTS, _LETTER_SCRIPTS)
     )
@@ -58,8 +58,8 @@ def _patterns() -> tuple[re.Pattern[str], re.Pattern[str], re.Pattern[str]]:
     alone = _ranges(regex.findall(rf"(?V1)[[{single}]&&[\p{{L}}\p{{N}}]]", characters))
     return (
         re.compile(rf"\w[\w{basic}]*"),
-        re.compile(rf"\w[\w{_ranges(marks)}]*"),
-        re.compile(rf"([{in_runs}\U00020000-\U0003ffff]+|[{alone}][{_ranges(marks)}]*)"),
+        re.compile(rf"\w[\w{_ranges(combining)}]*"),
+        re.compile(rf"([{in_runs}\U00020000-\U0003ffff]+|[{alone}][{_ranges(combining)}]*)"),
     )
 
 

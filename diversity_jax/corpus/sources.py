@@ -89,11 +89,11 @@ def files_below(folder: str) -> list[str]:
         filesystem, inside = remote(folder)
         with store_errors(folder):
             return sorted(map(filesystem.unstrip_protocol, filesystem.find(inside)))
-    found = []
+    paths = []
     for inside, folders, names in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
-        found += [os.path.join(inside, name) for name in names if not name.startswith(".")]
-    return sorted(found)
+        paths += [os.path.join(inside, name) for name in names if not name.startswith(".")]
+    return sorted(paths)
 
 
 def is_about(path: str) -> bool:
@@ -113,7 +113,7 @@ def of_split(folder: str, paths: Sequence[str], split: str) -> list[str]:
     if not paths or None in split_of.values():
         return list(paths)
     wanted = split if split in own else _SPLIT_WORDS.get(split.lower(), split)
-    check_split(folder, wanted, sorted({str(found) for found in split_of.values()}))
+    check_split(folder, wanted, sorted({str(split_name) for split_name in split_of.values()}))
     return [path for path in paths if split_of[path] == wanted]
 
 
@@ -127,8 +127,8 @@ def _own_splits(folder: str) -> set[str]:
 
 def _split_of(path: str, own: Collection[str]) -> str | None:
     words = re.split(r"[^a-zA-Z]+", path)
-    found = {word if word in own else _SPLIT_WORDS.get(word.lower()) for word in words} - {None}
-    return found.pop() if len(found) == 1 else None
+    splits = {word if word in own else _SPLIT_WORDS.get(word.lower()) for word in words} - {None}
+    return splits.pop() if len(splits) == 1 else None
 
 
 log = logging.getLogger(__name__)
@@ -253,14 +253,14 @@ def _open_folder(config: CorpusConfig, folder: str) -> RecordCorpus:
     if (saved := saved_dataset(folder, config.split)) is not None:
         parts = [Arrow(path, label, config.record_field) for path, label in _labelled(saved)]
         return RecordCorpus(config, parts, "arrow")
-    found = files_below(folder)
-    kinds = {path: _kind_of(path) for path in found if not is_about(path) and _known_kind(path)}
+    paths = files_below(folder)
+    kinds = {path: _kind_of(path) for path in paths if not is_about(path) and _known_kind(path)}
     records = [path for path, kind in kinds.items() if kind != "text"]
     chosen = [path for path in kinds if kinds[path] == "text"] + of_split(folder, records, config.split)
     if not chosen:
         raise InputError(f"{folder}: is a folder without text; expected files in it that end in {_EXPECTED}")
     chosen.sort()
-    left_out = sorted(set(found) - set(chosen))
+    left_out = sorted(set(paths) - set(chosen))
     log.info("%s: reads %s%s", folder, _listed(chosen), f"; leaves out {_listed(left_out)}" if left_out else "")
     read = [(kinds[path], path, label) for path, label in _labelled(chosen)]
     files = [FILE_READERS[kind][1](path, label, config.record_field) for kind, path, label in read]

@@ -137,10 +137,10 @@ class RowLayout:
     def written(self, tokens: int, steps: int) -> np.ndarray:
         """int32 steps x rows: the block of each row's next tokens, `tokens` in a step; 0 past the sequence's blocks."""
         out = np.zeros((steps, self.total), np.int32)
-        for place, row in zip(self.places, self._rows, strict=True):
+        for index, row in zip(self.places, self._rows, strict=True):
             for step in range(steps):
                 number = (row.start + step * tokens) // BLOCK_TOKENS
-                out[step, place] = row.blocks[number] if number < len(row.blocks) else 0
+                out[step, index] = row.blocks[number] if number < len(row.blocks) else 0
         return out
 
     def reads(self, longest: int, window: int | None, *, on_host: bool) -> BlockReads:
@@ -157,13 +157,13 @@ class RowLayout:
         out = np.zeros((3, *shape), np.int32)
         out[1] = self.size
         filled = [0] * self._shards
-        for place, row in zip(self.places, self._rows, strict=True):
+        for index, row in zip(self.places, self._rows, strict=True):
             first = 0 if window is None else max(0, row.start - window + 1) // BLOCK_TOKENS
             numbers = np.arange(first, min(blocks_for(row.end), len(row.blocks)))
             begin = filled[row.shard]
             filled[row.shard] = end = begin + len(numbers)
             out[0, row.shard, begin:end] = np.asarray(row.blocks, np.int32)[numbers]
-            out[1, row.shard, begin:end] = place % self.size
+            out[1, row.shard, begin:end] = index % self.size
             out[2, row.shard, begin:end] = numbers * BLOCK_TOKENS
         used = -(-np.array(filled, np.int32) // at_once)
         blocks, row_numbers, starts = out.reshape(3, -1, at_once)

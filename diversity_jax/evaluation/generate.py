@@ -186,7 +186,7 @@ class Generator:
         for _ in range(_READ_CALLS):
             self._read_prompts()
         self._settle_prompts()
-        ready = self._with_room([one for one in self._running if one.cached == one.length - 1])
+        ready = self._with_room([running for running in self._running if running.cached == running.length - 1])
         bits = self._allowed(ready)
         if ready := [request for request in ready if request in self._running]:
             self._decode_next(ready, bits)
@@ -232,7 +232,7 @@ class Generator:
         while self._waiting and len(self._running) < self.slots:
             request = self._waiting[0]
             if not request.cancelled:
-                running = [sum(one.shard == shard for one in self._running) for shard in range(self._shards)]
+                running = [sum(each.shard == shard for each in self._running) for shard in range(self._shards)]
                 with_row = [shard for shard in range(self._shards) if running[shard] < self._rows]
                 shard = max(with_row, key=self._pool.free)
                 needed = blocks_for(min(request.length + self._steps, request.longest))
@@ -252,50 +252,54 @@ class Generator:
 
     def _with_room(self, ready: Sequence[GenerationRequest]) -> list[GenerationRequest]:
         """Those that have blocks for their next tokens; the youngest that run give theirs up where too few are free."""
-        kept = []
+        running = []
         for request in ready:
             needed = blocks_for(min(request.length - 1 + self._steps, request.longest)) - len(request.blocks)
             while request in self._running and self._pool.free(request.shard) < needed:
-                youngest = next(one for one in reversed(self._running) if one.shard == request.shard)
+                youngest = next(each for each in reversed(self._running) if each.shard == request.shard)
                 self._release(youngest)
                 if not youngest.tokens:
                     youngest.logprobs.clear()
                 self._waiting.appendleft(youngest)
             if request in self._running:
                 request.blocks += self._pool.take(request.shard, needed)
-                kept.append(request)
-        return [request for request in kept if request in self._running]
+                running.append(request)
+        return [request for request in running if request in self._running]
 
     def _read_prompts(self) -> None:
         """Puts parts of what is not in the cache yet there, from all in turn; a last token is decoded first."""
-        unread = [one for one in self._running if one.cached < one.length - 1]
+        unread = [running for running in self._running if running.cached < running.length - 1]
         if not unread:
             return
         kind = _scoring(unread[0])
         parts: list[tuple[GenerationRequest, int, int]] = []
         rows = [0] * self._shards
-        while unread := [one for one in unread if one.cached < one.length - 1 and rows[one.shard] < _READ_ROWS[-1]]:
+        while unread := [
+            running
+            for running in unread
+            if running.cached < running.length - 1 and rows[running.shard] < _READ_ROWS[-1]
+        ]:
             for request in unread:
                 if rows[request.shard] < _READ_ROWS[-1] and _scoring(request) == kind:
                     start, end = request.cached, min(request.cached + _READ_TOKENS, request.length - 1)
                     parts.append((request, start, end))
                     request.cached, rows[request.shard] = end, rows[request.shard] + 1
-            unread = [one for one in unread if _scoring(one) == kind]
-        cache_rows = [CacheRow(one.shard, one.blocks, start, end) for one, start, end in parts]
+            unread = [running for running in unread if _scoring(running) == kind]
+        cache_rows = [CacheRow(running.shard, running.blocks, start, end) for running, start, end in parts]
         layout = RowLayout(cache_rows, self._shards, _READ_ROWS)
         tokens = np.zeros((2, layout.total, _READ_TOKENS), np.int32)
-        for place, (request, start, end) in zip(layout.places, parts, strict=True):
+        for index, (request, start, end) in zip(layout.places, parts, strict=True):
             known = request.known
-            tokens[:, place, : end - start] = known[start:end], known[start + 1 : end + 1]
+            tokens[:, index, : end - start] = known[start:end], known[start + 1 : end + 1]
         arrays = layout.array([start for _, start, _ in parts]), layout.written(_READ_TOKENS, 1)[0], self._reads(layout)
         if kind is None:
             self._cache = self._read(self.model.params, self._cache, tokens[0], *arrays)
             return
         out, self._cache = self._score_prompt(self.model.params, self._cache, *tokens, *arrays, with_top=kind)
         out = jax.device_get(out)
-        for place, (request, start, end) in zip(layout.places, parts, strict=True):
+        for index, (request, start, end) in zip(layout.places, parts, strict=True):
             shown = request.sampling.top_logprobs or 0
-            row = {name: value[place] for name, value in out.items()}
+            row = {name: value[index] for name, value in out.items()}
             for i in range(start, end):
                 before, token = request.prompt[i : i + 2]
                 request.logprobs.append(token_logprob(before, token, row, i - start, shown))
@@ -307,8 +311,10 @@ class Generator:
 
     def _settle_prompts(self) -> None:
         """Ends what has been read and needs no answer, or can have none."""
-        for request in [one for one in self._running if one.cached == one.length - 1 and not one.tokens]:
-            if any(np.isnan(one.logprob) for one in request.logprobs):
+        for request in [
+            running for running in self._running if running.cached == running.length - 1 and not running.tokens
+        ]:
+            if any(np.isnan(running.logprob) for running in request.logprobs):
                 self._fail(request, not_a_number("a token of the prompt"))
             elif request.sampling.max_tokens == 0:
                 self._finish(request, "length")
@@ -329,7 +335,9 @@ class Generator:
     def _decode_next(self, ready: Sequence[GenerationRequest], bits: Mapping[int, np.ndarray]) -> None:
         # Tokens drawn ahead are wasted where constraints refuse them; where others run, nothing is saved by fewer.
         steps = 1 if all(request.single_steps for request in ready) else self._steps
-        rows = [CacheRow(one.shard, one.blocks, one.length - 1, one.length - 1 + steps) for one in ready]
+        rows = [
+            CacheRow(running.shard, running.blocks, running.length - 1, running.length - 1 + steps) for running in ready
+        ]
         layout = RowLayout(rows, self._shards, [size for size in self._sizes if size >= self._least_rows])
         types = {"temperature": np.float32, "top_k": np.int32, "top_p": np.float32}
         settings = {name: layout.array([getattr(r.sampling, name) for r in ready], to) for name, to in types.items()}
@@ -338,16 +346,16 @@ class Generator:
         allowed = None  # where no answer is constrained, since that is faster
         if any(request.constraint for request in ready):
             allowed = np.full((layout.total, self._words), 0xFFFFFFFF, np.uint32)
-            for place, request in zip(layout.places, ready, strict=True):
-                allowed[place] = bits.get(request.number, 0xFFFFFFFF)
+            for index, request in zip(layout.places, ready, strict=True):
+                allowed[index] = bits.get(request.number, 0xFFFFFFFF)
         tokens = layout.array([(request.tokens or request.prompt)[-1] for request in ready])
         places = layout.array([row.start for row in rows]), layout.written(1, steps), self._reads(layout)
         with_top = any(request.sampling.top_logprobs for request in ready)
         arguments = self.model.params, self._cache, tokens, *places, settings, allowed
         out, self._cache = self._decode(*arguments, with_top=with_top)
         out = jax.device_get(out)
-        for place, request in zip(layout.places, ready, strict=True):
-            self._take_tokens(request, {name: value[:, place] for name, value in out.items()})
+        for index, request in zip(layout.places, ready, strict=True):
+            self._take_tokens(request, {name: value[:, index] for name, value in out.items()})
 
     def _take_tokens(self, request: GenerationRequest, out: dict[str, np.ndarray]) -> None:
         sampling, constraint = request.sampling, request.constraint

@@ -234,10 +234,10 @@ class HarnessModel(TemplateLM):
                 self.store.add([(keys[number], [result.nats, result.greedy]) for number, result in batch.items()])
                 progress.advance(len(batch))
         answers = (self.store.get(key, list) for key in keys)
-        found = [Likelihood(nats=float(nats), greedy=bool(greedy)) for nats, greedy in answers]
+        likelihoods = [Likelihood(nats=float(nats), greedy=bool(greedy)) for nats, greedy in answers]
         # An earlier version may have stored such.
-        self._scorer.refuse_not_finite(dict(enumerate(found)), sequences, names.__getitem__)
-        return [(result.nats, result.greedy) for result in found]
+        self._scorer.refuse_not_finite(dict(enumerate(likelihoods)), sequences, names.__getitem__)
+        return [(result.nats, result.greedy) for result in likelihoods]
 
     def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
         """Log-likelihood of texts, in windows that each predict as much as they can.

@@ -200,8 +200,8 @@ def _tokenizer_of_run(folder: Path) -> ModelTokenizer:
 def _reads_special_text(mixture: Path | str, kind: str) -> bool:
     """Whether special tokens' texts in the documents that a run was trained on were these tokens."""
     return any(
-        (one.get("special_text") or special_text_before(kind, is_chat=bool(one.get("chat")))) == "special"
-        for one in map(read_fields, _manifests(mixture))
+        (manifest.get("special_text") or special_text_before(kind, is_chat=bool(manifest.get("chat")))) == "special"
+        for manifest in map(read_fields, _manifests(mixture))
     )
 
 

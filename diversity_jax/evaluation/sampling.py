@@ -74,8 +74,8 @@ def _reported(logits_BxV: jax.Array, tokens_B: jax.Array, size: int, with_top: b
     normaliser_B = jax.nn.logsumexp(logits_BxV, axis=-1)
     out = {"logprobs": jnp.take_along_axis(logits_BxV, tokens_B[:, None], axis=-1)[:, 0] - normaliser_B}
     if with_top:
-        found, tokens = jax.lax.top_k(logits_BxV[:, :size], min(MAX_TOP_LOGPROBS, size))
-        out |= dict(zip(TOP, (tokens, found - normaliser_B[:, None]), strict=True))
+        logprobs, tokens = jax.lax.top_k(logits_BxV[:, :size], min(MAX_TOP_LOGPROBS, size))
+        out |= dict(zip(TOP, (tokens, logprobs - normaliser_B[:, None]), strict=True))
     return out
 
 

@@ -231,8 +231,8 @@ class BatchQueue:
             if isinstance(outcome, Reply):
                 spent = used_by(outcome, self._price)
                 self._ledger.notes.served_by("answered by", [outcome.served_by] if outcome.served_by else [])
-                results[key] = kept = outcome_of(outcome, stage, self._model, spent)
-                commits.append(Commit(key, spent, kept))
+                results[key] = outcome_kept = outcome_of(outcome, stage, self._model, spent)
+                commits.append(Commit(key, spent, outcome_kept))
             else:
                 results[key] = outcome
                 commits += [Commit(key, Amount(calls=1), None)] if isinstance(outcome, Refused) else []
@@ -254,7 +254,7 @@ class BatchQueue:
         self._ledger.freed()
 
     def _tell_unanswered(self, results: Mapping[str, Outcome | Exception]) -> None:
-        left = [one for one in results.values() if isinstance(one, Transient) and one.kind != "adapted"]
+        left = [result for result in results.values() if isinstance(result, Transient) and result.kind != "adapted"]
         if left:
             what = {
                 "wait": "they are handed in again (batch.fallback=live asks them now, at the full price)",

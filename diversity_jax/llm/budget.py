@@ -238,7 +238,7 @@ class Overrun:
     def learn(self, used: Amount, most: Amount) -> float:
         """Learns from an answer; returns by how much the factor has grown."""
         shares = ((used.dollars, most.dollars), (used.tokens, most.tokens))
-        seen = 2 * max((part / whole for part, whole in shares if whole > 0), default=0.0)
+        seen = 2 * max((part / total for part, total in shares if total > 0), default=0.0)
         grown = max(seen / self.factor, 1.0)
         self.factor *= grown
         return grown

@@ -236,10 +236,10 @@ class Engine:
         return not await self._is_held(request) and await self._is_held(other)
 
     async def _is_held(self, request: Request) -> bool:
-        key, ledger = self.key(request), self._open_ledger
+        key, call_ledger = self.key(request), self._open_ledger
         if self._batches is not None and self._batches.holds(key):
             return True
-        return not ledger.cache.began_empty and await ledger.guard(ledger.cache.find(key)) is not None
+        return not call_ledger.cache.began_empty and await call_ledger.guard(call_ledger.cache.find(key)) is not None
 
     async def complete(self, request: Request) -> Completion:
         """The answer to `request`, from the cache or from the server. Equal requests at once share one call.
@@ -266,8 +266,8 @@ class Engine:
         self.stats.failed += not task.cancelled() and task.exception() is not None
 
     async def _answer(self, key: str, request: Request) -> Completion:
-        ledger = self._open_ledger
-        outcome = None if ledger.cache.began_empty else await ledger.guard(ledger.cache.find(key))
+        call_ledger = self._open_ledger
+        outcome = None if call_ledger.cache.began_empty else await call_ledger.guard(call_ledger.cache.find(key))
         if outcome is not None:
             return self._completion(outcome, cached=True)
         if self._live is None:
@@ -275,17 +275,17 @@ class Engine:
             remedy = "replay needs the same corpus, settings and seed, or run without engine.offline_replay"
             raise InputError(f"{self.config.ledger}: {missing}; {remedy}")
         batched = self._batches is not None and (self.config.batch or self._batches.holds(key))
-        call = Call(key=key, request=request, costs=ledger.costs_of(request, self.price), batched=batched)
+        call = Call(key=key, request=request, costs=call_ledger.costs_of(request, self.price), batched=batched)
         return await self._ask(call, self._live)
 
     async def _ask(self, call: Call, live: LiveCalls) -> Completion:
         """Attempts a call until it ends."""
-        ledger = self._open_ledger
+        call_ledger = self._open_ledger
         attempts, limits = self.config.max_attempts, self.config.max_attempts * _RATE_LIMITED_FACTOR
         while True:
             # Calls that wait for budget may fill this semaphore; those that complete begun work, and so free budget, go
             # past them.
-            semaphore = contextlib.nullcontext() if ledger.has_priority(call) else self._prefetch_semaphore
+            semaphore = contextlib.nullcontext() if call_ledger.has_priority(call) else self._prefetch_semaphore
             try:
                 async with semaphore:
                     try:
@@ -293,15 +293,15 @@ class Engine:
                     finally:
                         if call.reserved:  # the attempt failed, the run ended, or this task was cancelled
                             with contextlib.suppress(InputError):
-                                await ledger.commit(call, None)
+                                await call_ledger.commit(call, None)
             except Transient as error:
                 failure = error
             live.raise_if_never_reached(call, failure)
             if failure.kind == "unanswered":
                 self._fall_back(call, failure)
             elif call.failures >= attempts or call.rate_limits >= limits:
-                raise await ledger.fail(call, CallFailed("gave_up", f"every attempt failed; the last: {failure}"))
-            ledger.retrying[call.key] = call
+                raise await call_ledger.fail(call, CallFailed("gave_up", f"every attempt failed; the last: {failure}"))
+            call_ledger.retrying[call.key] = call
             await live.pause(call, failure)
 
     def _fall_back(self, call: Call, failure: Transient) -> None:

@@ -52,17 +52,17 @@ class LiveCalls:
           Transient: another attempt may succeed.
           Refused: the server refuses it.
         """
-        ledger = self._ledger
+        call_ledger = self._ledger
         while True:
             most = call.costs.most
-            response = await ledger.reserve(call)
+            response = await call_ledger.reserve(call)
             if response is not None:
                 return response, True
             slot = await self._throttle.acquire()
             if most == call.costs.most:
                 break
             self._throttle.abandoned(slot)  # an answer has cost more than its request allowed; so may this one
-            await ledger.commit(call, None)
+            await call_ledger.commit(call, None)
         self._stats.attempts += 1
         call.spent = None  # until it is known what this attempt used up
         try:
@@ -75,13 +75,13 @@ class LiveCalls:
                 call.failures += self._weight_of_failure(slot)
             raise
         call.spent = spent = used_by(reply, self._price)
-        await ledger.learn(spent, call.costs.allowed, reply.served_by)
+        await call_ledger.learn(spent, call.costs.allowed, reply.served_by)
         outcome = outcome_of(reply, call.request.stage, self._endpoint.model, spent)
         again = reply.worth_a_second_try and not call.failures
         if isinstance(outcome, CachedFailure) and (again or outcome.reason == "interrupted"):
             call.failures += 1
             raise Transient("interrupted", outcome.detail)
-        await ledger.commit(call, outcome)
+        await call_ledger.commit(call, outcome)
         return outcome, False
 
     def _weight_of_failure(self, slot: Slot) -> int:

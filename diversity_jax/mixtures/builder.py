@@ -138,8 +138,8 @@ def document_start(
             return before.get("document_start"), before.get("document_start_id")
     texts = [part for source in sources.values() for _, part in source.parts.values() if not part.chat]
     if setting == "auto" and texts:
-        found = texts[0].begin_of_text_id
-        return ("end_of_text", tokenizer.end_of_text_id) if found is None else ("bos", found)
+        begin_id = texts[0].begin_of_text_id
+        return ("end_of_text", tokenizer.end_of_text_id) if begin_id is None else ("bos", begin_id)
     setting = resolve(setting, tokenizer)
     return setting, start_id(setting, tokenizer)
 
@@ -263,9 +263,11 @@ def _check_reach(config: MixtureConfig, folder: Path, sources: Mapping[str, Comp
     named = {"components_dir": config.components_dir or ""}
     for name, source in sources.items():
         named |= {f"component {name!r}": os.fspath(manifest.folder) for _, manifest in source.parts.values()}
-    for what, place in named.items():
-        if place and not is_remote(place):
-            raise InputError(f"{what}: a mixture in a bucket cannot have rows in {place}; put them into a bucket too")
+    for what, location in named.items():
+        if location and not is_remote(location):
+            raise InputError(
+                f"{what}: a mixture in a bucket cannot have rows in {location}; put them into a bucket too"
+            )
 
 
 def _check_parts(

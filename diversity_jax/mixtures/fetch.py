@@ -109,10 +109,10 @@ def fetch(source: str, folder: Path, steps: int | None, batch_size: int, process
         component["manifest"] = f"components/{component['name']}/manifest.json" if is_here else None
         component["manifest_hash"] = component["manifest_hash"] if is_here else None
     for component in mixture.components:
-        if card := component.decision.get("scorecard"):
+        if scorecard := component.decision.get("scorecard"):
             where = f"{join_path(mixture.folder, 'mixture.json')}: decision.scorecard"
-            if exists(source_card := path_inside(mixture.folder, card, where)):
-                _copy(source_card, Path(path_inside(folder, card, where)))
+            if exists(source_card := path_inside(mixture.folder, scorecard, where)):
+                _copy(source_card, Path(path_inside(folder, scorecard, where)))
     write_json(target, value)
 
 
@@ -122,7 +122,12 @@ def _begin_component(manifest: Manifest, target: Path, wanted: set[str] | None) 
         problem = f"component {manifest.name!r} is linked to {manifest.linked['file']}, whose rows were not copied"
         raise InputError(f"{manifest.folder}: {problem}; train where that file is")
     shards = [shard for split in manifest.splits.values() for shard in split.shards]
-    held_out = {shard.file for split, found in manifest.splits.items() if split != "train" for shard in found.shards}
+    held_out = {
+        shard.file
+        for split, rows_of_split in manifest.splits.items()
+        if split != "train"
+        for shard in rows_of_split.shards
+    }
     chosen = [shard for shard in shards if wanted is None or shard.file in wanted or shard.file in held_out]
     return [(manifest, target, shard) for shard in chosen]
 

@@ -175,15 +175,15 @@ def undecided(components: Sequence[Component]) -> Undecided:
     """
 
     def names(scorecards: Mapping[str, Scorecard]) -> set[str]:
-        found: set[str] = set()
+        metric_names: set[str] = set()
         given = {part.name: Scorecard.load(part.scorecard) for part in components if part.scorecard}
         for component in components:
             measurement = measure(component, {**given, **scorecards})
             verdicts = [finding.verdict for finding in decide(component, measurement).findings]
             needs_more = not verdicts or ("undecided" in verdicts and "fails" not in verdicts)
             if measurement is not None and (needs_more or component.policy.auto):
-                found |= {component.name, *component.policy.min_ratio_to}
-        return found
+                metric_names |= {component.name, *component.policy.min_ratio_to}
+        return metric_names
 
     return names
 

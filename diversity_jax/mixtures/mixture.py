@@ -118,12 +118,12 @@ class Loader:
 
     def shards_of(self, steps: int, part: slice = slice(None)) -> dict[str, set[str]]:
         """Files that hold the rows of a part of the first `steps` batches, by name of the component."""
-        wanted, found = np.arange(self.batch_size)[part], dict[str, set[str]]()
+        wanted, files = np.arange(self.batch_size)[part], dict[str, set[str]]()
         for first in range(0, steps, _AHEAD_STEPS):
             batches = np.arange(first, min(steps, first + _AHEAD_STEPS))
             for reader, rows in self._rows_of((batches[:, None] * self.batch_size + wanted).reshape(-1)):
-                found.setdefault(reader.manifest.name, set()).update(reader.shards_of(rows))
-        return found
+                files.setdefault(reader.manifest.name, set()).update(reader.shards_of(rows))
+        return files
 
     def rows(self, numbers: np.ndarray) -> Batch:
         """Mixture rows by number."""
@@ -363,11 +363,11 @@ def check_document_start(about: str, manifest: Manifest, document_start: str | N
     Raises:
       InputError: `about` begins its message.
     """
-    wanted, found = start_id if document_start == "bos" else None, manifest.begin_of_text_id
-    if not manifest.chat and wanted != found:
+    wanted, prepared_with = start_id if document_start == "bos" else None, manifest.begin_of_text_id
+    if not manifest.chat and wanted != prepared_with:
         rows, setting = (
             ("without a begin-of-text token" if each is None else f"with begin-of-text id {each}")
-            for each in (found, wanted)
+            for each in (prepared_with, wanted)
         )
         raise InputError(
             f"{about} was prepared {rows}, the mixture's document_start={document_start!r} is {setting}; "

@@ -266,7 +266,7 @@ def _register_task(
 
 def _source(manifest: Manifest, read: Any, splits: Sequence[str] = SPLITS) -> Any:
     """A data source whose splits `read(split, shuffle_files, seed)` gives."""
-    rows = {split: found.rows for split, found in manifest.splits.items() if split in splits}
+    rows = {split: rows_of_split.rows for split, rows_of_split in manifest.splits.items() if split in splits}
     return seqio.FunctionDataSource(read, splits=tuple(rows), num_input_examples=rows)
 
 

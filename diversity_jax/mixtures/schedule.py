@@ -139,12 +139,12 @@ class EpochShuffle:
     def rows_at(self, positions: np.ndarray) -> np.ndarray:
         """Row at each position of an endless sequence of passes, int64."""
         positions = np.asarray(positions, np.int64)
-        epochs, found = positions // self.rows, positions % self.rows
+        epochs, row_numbers = positions // self.rows, positions % self.rows
         walking = epochs > 0
         while walking.any():
-            found[walking] = self.permuted(found[walking], epochs[walking])
-            walking &= found >= self.rows
-        return found
+            row_numbers[walking] = self.permuted(row_numbers[walking], epochs[walking])
+            walking &= row_numbers >= self.rows
+        return row_numbers
 
     def permuted(self, numbers: Any, epochs: Any) -> Any:
         """One pass through the network: int64 below 4 ** half_bits to the same; NumPy arrays or TensorFlow tensors."""

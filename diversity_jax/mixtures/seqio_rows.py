@@ -279,8 +279,10 @@ def passes_of(
         )[0]
         shard = tf.searchsorted(starts, row[None], side="right")[0] - 1
         skipped = (row - starts[shard]) * record_bytes
-        one = tf.data.FixedLengthRecordDataset(files[shard], record_bytes, skipped, buffer_size=record_bytes).take(1)
-        return _linked_rows(manifest, one) if manifest.linked else one
+        dataset = tf.data.FixedLengthRecordDataset(files[shard], record_bytes, skipped, buffer_size=record_bytes).take(
+            1
+        )
+        return _linked_rows(manifest, dataset) if manifest.linked else dataset
 
     end = np.iinfo(np.int64).max if epochs is None else epochs * order.rows
     later = _parsed(manifest, tf.data.Dataset.range(order.rows, end).flat_map(record))

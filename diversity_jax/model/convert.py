@@ -303,10 +303,10 @@ def _import(options: argparse.Namespace) -> None:
 
 def _check(options: argparse.Namespace) -> None:
 
-    found = compare_with_transformers(local_copy(options.source))
-    if not found.is_same:
-        raise InputError(f"{options.source}: logits differ from transformers' by more than rounding: {found}")
-    print(f"logits equal transformers': {found}: {options.source}")
+    comparison = compare_with_transformers(local_copy(options.source))
+    if not comparison.is_same:
+        raise InputError(f"{options.source}: logits differ from transformers' by more than rounding: {comparison}")
+    print(f"logits equal transformers': {comparison}: {options.source}")
 
 
 TOLERANCE = 1e-3  # of the relative difference of two right implementations in float32; seen: up to 1e-4

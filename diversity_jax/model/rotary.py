@@ -32,8 +32,8 @@ def rotary_frequencies(config: LlamaConfig, length: int) -> np.ndarray:
     frequency = np.float32(theta) ** (-np.arange(half, dtype=np.float32) / half)
     if config.rope_scaling in ("none", "dynamic"):
         return frequency
-    kept = _kept_share(config, frequency)
-    return (frequency * (kept + (1 - kept) / config.rope_factor)).astype(np.float32)
+    kept_share = _kept_share(config, frequency)
+    return (frequency * (kept_share + (1 - kept_share) / config.rope_factor)).astype(np.float32)
 
 
 def _kept_share(config: LlamaConfig, frequency: np.ndarray) -> np.ndarray:

@@ -123,14 +123,16 @@ def _count_special(job: Job, texts: Sequence[str]) -> int:
     Raises:
       InputError: one does, and the settings refuse that.
     """
-    found = [(text, special) for text, special in zip(texts, job.tokenizer.special_in(texts), strict=True) if special]
-    if found and job.settings.special_text == "refuse":
-        text, special = found[0]
+    with_special = [
+        (text, special) for text, special in zip(texts, job.tokenizer.special_in(texts), strict=True) if special
+    ]
+    if with_special and job.settings.special_text == "refuse":
+        text, special = with_special[0]
         raise InputError(
             f"component {job.settings.name!r}: the document that begins {text[:60]!r} holds the text of a special "
             f"token, {special!r}; take it out, or set special_text to plain or special"
         )
-    return len(found)
+    return len(with_special)
 
 
 def full_rows(job: Job, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -233,8 +235,8 @@ class EncoderChoice:
             return "reference"
         if characters < _LEAST_CHARACTERS and (number == 0 or self._settings.piece_characters < _LEAST_CHARACTERS):
             return "reference"
-        place = unit * _UNIT_CHUNKS + number
-        return "checked" if place % _COMPARED_EVERY == _COMPARED_EVERY - 1 else "fast"
+        position = unit * _UNIT_CHUNKS + number
+        return "checked" if position % _COMPARED_EVERY == _COMPARED_EVERY - 1 else "fast"
 
     def stop(self, chunk: str) -> None:
         """The encoders differ in a chunk; those that are not yet begun come after it."""

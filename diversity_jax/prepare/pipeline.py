@@ -244,20 +244,20 @@ def _statistics(job: Job, records: Sequence[ChunkRecord], truncated_documents: i
     for record in records:
         left_out.update(record.left_out)
         lengths.update({int(exponent): count for exponent, count in record.lengths.items()})
-    kept = lengths.total()
+    documents_kept = lengths.total()
     splits = [split for record in records for split in record.splits.values()]
     tokens, special = sum(split.tokens for split in splits), sum(split.special_text for split in splits)
     with_documents = [record for record in records if record.lengths]
     return {
         "documents": sum(record.documents for record in records),
-        "kept": kept,
+        "kept": documents_kept,
         **{reason: left_out[reason] for reason in LEFT_OUT},
         "documents_across_rows": sum(split.documents_across_rows for split in splits),
         "truncated_documents": truncated_documents,
         **({"special_text_documents": special} if special else {}),
         "length_tokens": {
             "shortest": min((record.shortest for record in with_documents), default=0),
-            "mean": round((tokens - kept * job.added_tokens) / kept, 3) if kept else 0.0,
+            "mean": round((tokens - documents_kept * job.added_tokens) / documents_kept, 3) if documents_kept else 0.0,
             "longest": max((record.longest for record in with_documents), default=0),
             "histogram": {
                 f"{1 << exponent - 1}-{(1 << exponent) - 1}" if exponent else "0": lengths[exponent]

@@ -81,13 +81,13 @@ class RowCache:
             self._evict(self.folder / file)
 
     def _evict(self, in_use: Path) -> None:
-        found = []
+        files = []
         for path in self._root.rglob("*.bin"):
             with contextlib.suppress(FileNotFoundError):  # another process evicts too
                 status = path.stat()
-                found.append((status.st_mtime, 512 * status.st_blocks, path))
-        total = sum(size for _, size, _ in found)
-        for _, size, path in sorted(found):
+                files.append((status.st_mtime, 512 * status.st_blocks, path))
+        total = sum(size for _, size, _ in files)
+        for _, size, path in sorted(files):
             if total <= self._limit * 15 // 16:
                 break
             if path != in_use:
@@ -143,20 +143,20 @@ class BucketShards:
     def _fetch(self, shard: int, run: Sequence[int]) -> dict[int, bytes]:
         """Adjacent rows, those that the cache lacks in one request from the first to the last of them."""
         file, size = self._shards[shard].file, self._row_bytes
-        found: dict[int, bytes] = {}
+        rows_read: dict[int, bytes] = {}
         if self._cache and self._cache.has(file):
             known = self._checksum(shard).result()
             cached = ((row, self._cache.read(file, row, int(known[row]))) for row in run)
-            found = {row: data for row, data in cached if data is not None}
-        missing = [row for row in run if row not in found]
+            rows_read = {row: data for row, data in cached if data is not None}
+        missing = [row for row in run if row not in rows_read]
         if missing:
             first, count = missing[0], missing[-1] + 1 - missing[0]
             data = read_range(self._url(shard), first * size, count * size)
             for i in range(count):
-                found[first + i] = data[i * size : (i + 1) * size]
+                rows_read[first + i] = data[i * size : (i + 1) * size]
             if self._cache:
                 self._cache.write(file, first, data)
-        return found
+        return rows_read
 
     def read(self, shard: int, rows: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
         """Rows of a shard as they are stored [rows, row_tokens], and their checksums as recorded, uint32 [rows].

@@ -45,7 +45,7 @@ class AuditResult:
 
     def to_json(self) -> dict[str, Any]:
         """Exam and injections, nested."""
-        injections = {name: found.to_json() for name, found in self.injections.items()}
+        injections = {name: injection.to_json() for name, injection in self.injections.items()}
         return {"exam": self.exam.to_json(), "injections": injections, "failures": dict(self.failures)}
 
 

@@ -147,7 +147,7 @@ def stored_result(config: ScoreConfig, corpora: Iterable[str]) -> ScoreResult:
     if judge_kind(config.judge).open is None:
         return ScoreResult(metrics={name: MetricsReport.load(path) for name, path in files.items()})
     scorecards = {name: Scorecard.load(path) for name, path in files.items()}
-    metrics = {name: MetricsReport.load(files[name]) for name, card in scorecards.items() if card.baseline}
+    metrics = {name: MetricsReport.load(files[name]) for name, scorecard in scorecards.items() if scorecard.baseline}
     return ScoreResult(scorecards=scorecards, metrics=metrics, comparisons=compare_pairs(scorecards, config.alpha))
 
 
@@ -163,9 +163,9 @@ def _check_folder(config: ScoreConfig, corpora: Mapping[str, Corpus]) -> dict[st
     before = (
         read_fields(output_dir / _RECORD, corpora=Fields | None)["corpora"] if (output_dir / _RECORD).exists() else None
     )
-    if before is None and len(corpora) == 1 and (card := output_dir / "scorecard.json").exists():
+    if before is None and len(corpora) == 1 and (scorecard := output_dir / "scorecard.json").exists():
         (name,) = corpora  # a run of an earlier version, which kept no record
-        before = {name: (read_fields(card, corpus=Fields | None)["corpus"] or {}).get("fingerprint")}
+        before = {name: (read_fields(scorecard, corpus=Fields | None)["corpus"] or {}).get("fingerprint")}
     if before is not None and before != fingerprints and not config.overwrite:
         raise InputError(
             f"config.output_dir: {output_dir} holds scores of other text ({', '.join(before)}); give another folder, "
@@ -181,8 +181,8 @@ def _check_folder(config: ScoreConfig, corpora: Mapping[str, Corpus]) -> dict[st
 
 def _files(output_dir: Path) -> dict[str, str]:
     """Hashes of what a scoring found."""
-    found = (path for name in ("scorecard.json", "groupings.jsonl") for path in sorted(output_dir.rglob(name)))
-    return {str(path.relative_to(output_dir)): file_hash(path) for path in found}
+    paths = (path for name in ("scorecard.json", "groupings.jsonl") for path in sorted(output_dir.rglob(name)))
+    return {str(path.relative_to(output_dir)): file_hash(path) for path in paths}
 
 
 def _is_scored(output_dir: Path, record: Mapping[str, Any]) -> bool:

@@ -125,10 +125,14 @@ def _grammar(kind: str, content: Any) -> str:
             raise InputError(f"is {type(schema).__name__}; expected a JSON schema, which is an object")
         return _made(matcher.grammar_from_json_schema, text, overrides=_JSON_OPTIONS)
     if kind == "choice":
-        if not isinstance(content, list) or not content or not all(isinstance(one, str) and one for one in content):
+        if (
+            not isinstance(content, list)
+            or not content
+            or not all(isinstance(literal, str) and literal for literal in content)
+        ):
             raise InputError("expected a list of texts that are not empty")
         _check_length("".join(content))
-        literals = " | ".join(json.dumps(one, ensure_ascii=False) for one in content)
+        literals = " | ".join(json.dumps(literal, ensure_ascii=False) for literal in content)
         return _made(matcher.grammar_from_lark, f"start: {literals}")
     if not isinstance(content, str) or not content.strip():
         raise InputError("expected a text that is not empty")

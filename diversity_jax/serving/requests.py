@@ -292,21 +292,21 @@ def _read_message(number: int, message: Any, template: str) -> Any:
     """
     if not isinstance(message, Mapping):
         return message
-    read, place = {key: item for key, item in message.items() if item is not None}, f"messages[{number}]"
+    read, where = {key: item for key, item in message.items() if item is not None}, f"messages[{number}]"
     if read.get("role") == "developer" and "developer" not in template:
         read["role"] = "system"
     if isinstance(parts := read.get("content"), list):
         given = [part.get("text") for part in parts if isinstance(part, Mapping) and part.get("type") == "text"]
         texts = [text for text in given if isinstance(text, str)]
         if len(texts) < len(parts):
-            problem = f"{place}.content: only parts of type text can be read here"
+            problem = f"{where}.content: only parts of type text can be read here"
             raise RequestRefused(400, problem, param="messages", code="unsupported_parameter")
         read["content"] = "".join(texts)
     if calls := read.get("tool_calls"):
         if "tool_calls" not in template:
-            problem = f"{place}.tool_calls: this model's chat template has no place for calls of tools"
+            problem = f"{where}.tool_calls: this model's chat template has no place for calls of tools"
             raise RequestRefused(400, problem, param="messages", code="unsupported_parameter")
-        read |= {"content": read.get("content", ""), "tool_calls": [_read_call(place, call) for call in calls]}
+        read |= {"content": read.get("content", ""), "tool_calls": [_read_call(where, call) for call in calls]}
     return read
 
 

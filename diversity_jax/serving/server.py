@@ -165,7 +165,9 @@ class Service:
 
             def write() -> dict[str, Any]:  # the spelling of many log-probabilities takes a while too
                 pairs = zip(writers, answers, strict=True)
-                return envelope(api_request, [each.write(one.text, one.logprobs, one) for each, one in pairs])
+                return envelope(
+                    api_request, [each.write(answer.text, answer.logprobs, answer) for each, answer in pairs]
+                )
 
             written = await asyncio.to_thread(write)
             return web.json_response(written | {"usage": usage(api_request, answers)})

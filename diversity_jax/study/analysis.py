@@ -94,17 +94,17 @@ def verdicts(study: StudyConfig, runs: Sequence[StudyRun], store: StepStore) -> 
     """What every scoring says of its judge: `scoring`, `corpus`, `judge`, `verdict` and `reasons`; also of scorings
     that failed because the judge gave nothing usable.
     """
-    found: dict[str, dict[str, Any]] = {}
+    by_outcome: dict[str, dict[str, Any]] = {}
     for run in runs:
         for kind in ("score", _SECOND):
             path = store.output(run.keys[kind]) / "scorecard.json" if kind in run.keys else None
-            if path is None or run.keys[kind] in found or not path.exists():
+            if path is None or run.keys[kind] in by_outcome or not path.exists():
                 continue
             scorecard = read_json(path)
             if verdict := scorecard.get("verdict"):
                 head = {"scoring": kind, "corpus": run.recipe, "judge": scorecard["judge"]}
-                found[run.keys[kind]] = head | {"verdict": verdict["judge"], "reasons": verdict["reasons"]}
-    return list(found.values())
+                by_outcome[run.keys[kind]] = head | {"verdict": verdict["judge"], "reasons": verdict["reasons"]}
+    return list(by_outcome.values())
 
 
 def densities(study: StudyConfig, runs: Sequence[StudyRun], store: StepStore) -> dict[str, Any]:

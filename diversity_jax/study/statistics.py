@@ -246,8 +246,8 @@ def factor_effects(
     for a, b in itertools.combinations(list(terms), 2):
         terms[f"{a}:{b}"] = (coded[a][:, :, None] * coded[b][:, None, :]).reshape(len(y), -1)
     full = _fit(y, [*base, *terms.values()])
-    degrees, found = int(full.df_resid), [_term(name, terms, base, y, full) for name in terms]
-    aliased = [term.name for term in found if not term.degrees]
+    degrees, effects = int(full.df_resid), [_term(name, terms, base, y, full) for name in terms]
+    aliased = [term.name for term in effects if not term.degrees]
     reasons = {
         f"{', '.join(factor for factor in factors if factor not in coded)}: one level only": any(
             factor not in coded for factor in factors
@@ -259,7 +259,7 @@ def factor_effects(
         "F and p: the terms explain every run exactly": degrees > 0 and not _has_noise(full),
     }
     return Effects(
-        terms=found,
+        terms=effects,
         levels=means,
         withheld=[reason for reason, holds in reasons.items() if holds],
         residual_degrees=degrees,

@@ -212,7 +212,7 @@ def _topic(field: Field, thing: str, aspect: str, seed: int) -> _Topic:
             _nouns("tool", "tools", rng.sample(field.tools, 2)),
             _nouns("person", "people", rng.sample(field.people, 2)),
             _nouns("period", "periods", grammar.periods),
-            [{"place": place} for place in rng.sample(field.places, 2)],
+            [{"place": location} for location in rng.sample(field.places, 2)],
             [{"number": number} for number in grammar.numbers],
         ),
         openings=rng.sample(grammar.openings, 3),

@@ -147,8 +147,8 @@ class Tokenizer(abc.ABC):
         starts = {text[:2] for text in self.special_ids}  # most texts hold none of these, which is quick to see
 
         def first(text: str) -> str | None:
-            found = split.search(text) if split and any(start in text for start in starts) else None
-            return found.group() if found else None
+            match = split.search(text) if split and any(start in text for start in starts) else None
+            return match.group() if match else None
 
         return [first(text) for text in texts]
 
@@ -167,7 +167,7 @@ class Tokenizer(abc.ABC):
             if split and isinstance(content, str) and split.search(content):
                 if _BREAK in content:
                     raise InputError("messages: one holds the noncharacter U+FDD0, which no text may; take it out")
-                content = split.sub(lambda found: _BREAK.join(found.group()), content)
+                content = split.sub(lambda match: _BREAK.join(match.group()), content)
             results.append({**message, "content": content})
         return results
 

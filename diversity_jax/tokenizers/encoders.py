@@ -66,7 +66,7 @@ def sample_texts(tokenizer: SampledTokenizer) -> list[str]:
     """The sample, and pieces that the tokenizer itself treats in its own way, in which no special token is spelt."""
     spelt = [tokenizer.token_text(number) for number in range(0, tokenizer.size, max(tokenizer.size // 400, 1))]
     texts = [*SAMPLE_TEXTS, " ".join(spelt), "".join(spelt).replace("\u2581", " ")]
-    return [text for text, found in zip(texts, tokenizer.special_in(texts), strict=True) if found is None]
+    return [text for text, special in zip(texts, tokenizer.special_in(texts), strict=True) if special is None]
 
 
 def special_samples(tokenizer: SampledTokenizer) -> list[str]:
@@ -86,8 +86,8 @@ def differing_texts(content: Mapping[str, Any], tokenizer: SampledTokenizer, *, 
     theirs = Library.from_str(json.dumps(content))
     plain, marked = sample_texts(tokenizer), special_samples(tokenizer) if special else []
     texts, ours = [*plain, *marked], [*tokenizer.encode_each(plain), *tokenizer.encode_each(marked, special=True)]
-    found = [encoding.ids for encoding in theirs.encode_batch_fast(texts, add_special_tokens=False)]
-    return [text for text, a, b in zip(texts, ours, found, strict=True) if a != b]
+    their_ids = [encoding.ids for encoding in theirs.encode_batch_fast(texts, add_special_tokens=False)]
+    return [text for text, a, b in zip(texts, ours, their_ids, strict=True) if a != b]
 
 
 log = logging.getLogger(__name__)

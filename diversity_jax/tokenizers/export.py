@@ -114,7 +114,9 @@ def with_surroundings(
     """A `tokenizer.json` that puts these ids, and no others, around every text."""
     old = content.get("post_processor") or {}
     parts = old.get("processors", [old] if old else [])
-    kept = [part for part in parts if part["type"] == "ByteLevel"]  # offsets alone; others put tokens around a text
+    byte_level = [
+        part for part in parts if part["type"] == "ByteLevel"
+    ]  # offsets alone; others put tokens around a text
     names = {number: vocabulary.token_text(number) for number in (*before, *after)}
 
     def around(sequence: str, type_id: int) -> list[dict[str, Any]]:
@@ -124,8 +126,14 @@ def with_surroundings(
     if names:
         special = {text: {"id": text, "ids": [number], "tokens": [text]} for number, text in names.items()}
         template = {"type": "TemplateProcessing", "single": around("A", 0), "pair": around("A", 0) + around("B", 1)}
-        kept.append({**template, "special_tokens": special})
-    processor = kept[0] if len(kept) == 1 else {"type": "Sequence", "processors": kept} if kept else None
+        byte_level.append({**template, "special_tokens": special})
+    processor = (
+        byte_level[0]
+        if len(byte_level) == 1
+        else {"type": "Sequence", "processors": byte_level}
+        if byte_level
+        else None
+    )
     return {**content, "post_processor": processor}
 
 
@@ -142,8 +150,8 @@ def _write_config(path: Path, content: Mapping[str, Any], special: Mapping[str, 
     settings = read_fields(path) if path.exists() else {}
     if not settings and not special:
         return
-    kept = {name: value for name, value in settings.items() if name not in _OF_OTHER_CLASSES}
-    written = {**special, **kept, "tokenizer_class": _CLASS}
+    settings_kept = {name: value for name, value in settings.items() if name not in _OF_OTHER_CLASSES}
+    written = {**special, **settings_kept, "tokenizer_class": _CLASS}
     if "added_tokens_decoder" in written:
         written["added_tokens_decoder"] = {
             str(token["id"]): {name: value for name, value in token.items() if name != "id"}

@@ -102,8 +102,8 @@ def model_tokenizer(folder: Path) -> TokenizerFiles | None:
         parts = [part["manifest"] for part in mixture["components"] if part["manifest"]]
         manifests = [resolve_path(parent_folder(path), part) for part in parts]
         vocabulary = mixture["vocabulary"]
-        found = [read_fields(manifest, chat=Fields | None)["chat"] for manifest in manifests if exists(manifest)]
-        chats = [chat for chat in found if chat]
+        chat_formats = [read_fields(manifest, chat=Fields | None)["chat"] for manifest in manifests if exists(manifest)]
+        chats = [chat for chat in chat_formats if chat]
         before = None if chats else chat_of_start(settings)
         chat = chats[0] if chats else before or {"template": None, "special": {}}
         return TokenizerFiles(
@@ -148,10 +148,10 @@ def _mixture_and_settings(run: Path) -> tuple[Path | str, Mapping[str, Any]]:
     """Where a run's `mixture.json` should be, and the settings it was started with."""
     path = run / "run.json"
     settings = (read_fields(path, settings=Fields | None)["settings"] or {}) if path.exists() else {}
-    place = settings.get("prepared") or run / "mixture"
-    if not isinstance(place, str | Path):
-        raise InputError(f"{path}: prepared is {type(place).__name__}; expected a path")
-    return resolve_path(place, "mixture.json") if not str(place).endswith(".json") else place, settings
+    mixture = settings.get("prepared") or run / "mixture"
+    if not isinstance(mixture, str | Path):
+        raise InputError(f"{path}: prepared is {type(mixture).__name__}; expected a path")
+    return resolve_path(mixture, "mixture.json") if not str(mixture).endswith(".json") else mixture, settings
 
 
 def run_text_ids(run: Path) -> tuple[int, ...] | None:
@@ -173,9 +173,9 @@ def copy_tokenizer(source: Path, folder: Path) -> bool:
         return False
     folder.mkdir(parents=True, exist_ok=True)
     for name in (*_COPIED, *MODEL_FILES):
-        for place in (Path(files[0]).parent, source):
-            if (place / name).is_file():
-                shutil.copyfile(place / name, folder / name)
+        for folder_there in (Path(files[0]).parent, source):
+            if (folder_there / name).is_file():
+                shutil.copyfile(folder_there / name, folder / name)
                 break
     return True
 
@@ -252,23 +252,23 @@ def _set_begin(path: Path, begin: str | None, numbers: Mapping[str, int]) -> Non
     """Makes a `tokenizer.json` put one token before every text, or none."""
     content = read_json(path)
     before = content.get("post_processor") or {}
-    kept = [part for part in before.get("processors", [before]) if part and part["type"] not in _TEMPLATES]
+    processors = [part for part in before.get("processors", [before]) if part and part["type"] not in _TEMPLATES]
     if begin is not None:
         single = [{"SpecialToken": {"id": begin, "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]
         pair = [*single, {"Sequence": {"id": "B", "type_id": 1}}]
         special = {begin: {"id": begin, "ids": [numbers[begin]], "tokens": [begin]}}
-        kept.append({"type": "TemplateProcessing", "single": single, "pair": pair, "special_tokens": special})
-    content["post_processor"] = {"type": "Sequence", "processors": kept} if kept else None
+        processors.append({"type": "TemplateProcessing", "single": single, "pair": pair, "special_tokens": special})
+    content["post_processor"] = {"type": "Sequence", "processors": processors} if processors else None
     write_json(path, content)
 
 
 def _write_ids(tokenizer: TokenizerFiles, folder: Path, numbers: Mapping[str, int]) -> None:
     """Writes `generation_config.json`, by which servers stop where an answer ends, not only where a text does."""
     home = tokenizer.files[0].parent if tokenizer.files else folder
-    found = token_ids(folder, home)
+    ids = token_ids(folder, home)
     tuned = numbers.get(tokenizer.special.get("eos_token", ""))
-    ends = {*found.get("eos_token_id", ())} | {i for i in (tuned, tokenizer.end_of_text_id) if i is not None}
-    named: dict[str, Any] = {name: found[name][0] for name in ("bos_token_id", "pad_token_id") if name in found}
+    ends = {*ids.get("eos_token_id", ())} | {i for i in (tuned, tokenizer.end_of_text_id) if i is not None}
+    named: dict[str, Any] = {name: ids[name][0] for name in ("bos_token_id", "pad_token_id") if name in ids}
     if ends:
         named["eos_token_id"] = sorted(ends) if len(ends) > 1 else min(ends)
     own = home / "generation_config.json"

@@ -147,18 +147,18 @@ def _steps(content: Mapping[str, Any], part: str) -> list[Mapping[str, Any]]:
 
 def _splits(content: Mapping[str, Any]) -> list[str] | None:
     """How a tokenizer.json cuts words, in the form of the table; None for what the table does not have."""
-    found = []
+    patterns = []
     for step in _steps(content, "pre_tokenizer"):
         kind, pattern = step.get("type"), step.get("pattern")
         if kind == "Digits" and step.get("individual_digits"):
-            found.append("digits")
+            patterns.append("digits")
         elif kind == "Split" and (step.get("behavior"), step.get("invert", False)) == ("Isolated", False):
-            found.append(str((pattern or {}).get("Regex")))
+            patterns.append(str((pattern or {}).get("Regex")))
         elif kind == "ByteLevel" and not step.get("add_prefix_space"):
-            found += ["gpt2"] if step.get("use_regex", True) else []
+            patterns += ["gpt2"] if step.get("use_regex", True) else []
         else:
             return None
-    return found
+    return patterns
 
 
 def _is_bytes(content: Mapping[str, Any]) -> bool:

@@ -88,13 +88,13 @@ def write_folder(entries: Mapping[str, Any], folder: Path, source: Path) -> None
 def _family(entries: Mapping[str, Any], source: Path) -> Mapping[str, Any]:
     """How words are cut, by the table."""
     pre = entries.get("tokenizer.ggml.pre")
-    found = next((one for one in llama_cpp_table()["families"] if pre in one["names"]), None)
-    if found is None:
+    family = next((each for each in llama_cpp_table()["families"] if pre in each["names"]), None)
+    if family is None:
         raise InputError(
             f"{source}: tokenizer.ggml.pre is {pre!r}; how that cuts words is not known here, so that the model would "
             "read other tokens than it was trained on; import its Hugging Face folder instead"
         )
-    return found
+    return family
 
 
 def _adds_bos(entries: Mapping[str, Any], ids: Mapping[str, list[int]], by_default: bool) -> bool:
@@ -154,7 +154,7 @@ def _ids(entries: Mapping[str, Any], source: Path, count: int) -> dict[str, list
     """Ids of the special tokens by transformers' names; of end-of-text, all that end an answer."""
     named = {"bos_token": ("bos",), "eos_token": ("eos", "eot", "eom")}
     named |= {"unk_token": ("unknown",), "pad_token": ("padding",)}
-    found: dict[str, list[int]] = {}
+    ids: dict[str, list[int]] = {}
     for name, keys in named.items():
         for key in keys:
             number = entries.get(f"tokenizer.ggml.{key}_token_id")
@@ -162,9 +162,9 @@ def _ids(entries: Mapping[str, Any], source: Path, count: int) -> dict[str, list
                 continue
             if not isinstance(number, int) or not 0 <= number < count:
                 raise InputError(f"{source}: tokenizer.ggml.{key}_token_id is {number!r}, but there are {count} tokens")
-            found.setdefault(name, [])
-            found[name] += [number] if number not in found[name] else []
-    return found
+            ids.setdefault(name, [])
+            ids[name] += [number] if number not in ids[name] else []
+    return ids
 
 
 def _is_spelt_bytes(tokens: Sequence[Token]) -> bool:

@@ -74,19 +74,19 @@ class HuggingFaceTokenizer(Tokenizer):
         if isinstance(asked, int) and not 0 <= asked < self.size:
             raise InputError(f"vocabulary {path}: end_of_text {asked} is beyond its {self.size:,} ids")
         if asked is not None:
-            found = asked if isinstance(asked, int) else self.token_id(asked)
-            if found is None:
+            end_id = asked if isinstance(asked, int) else self.token_id(asked)
+            if end_id is None:
                 raise InputError(f"vocabulary {path}: has no token {asked!r}; name another as end_of_text")
-            return found
+            return end_id
         return folder_end(path, self, settings) if settings.files or settings.end_ids else self._usual_end(path)
 
     def _usual_end(self, path: str) -> int:
-        found = [i for i in map(self.token_id, END_OF_TEXT_NAMES) if i is not None]
-        if not found:
+        ids = [i for i in map(self.token_id, END_OF_TEXT_NAMES) if i is not None]
+        if not ids:
             raise InputError(
                 f"vocabulary {path}: has none of {', '.join(END_OF_TEXT_NAMES)}; name a token as end_of_text"
             )
-        return found[0]
+        return ids[0]
 
     def _begin_of_text(self, before: Sequence[int], settings: TokenizerSettings) -> int | None:
         if "bos_token" in settings.special:
@@ -131,7 +131,7 @@ class HuggingFaceTokenizer(Tokenizer):
             return self._encode(texts, spelt_out=False)
         (twin, ids), split = self._twin(), self._special_pattern
         assert split is not None  # or nothing would have been broken up
-        marked = [split.sub(lambda found: _mark(self.special_ids[found.group()]), text) for text in texts]
+        marked = [split.sub(lambda match: _mark(self.special_ids[match.group()]), text) for text in texts]
         return [[ids.get(i, i) for i in row] for row in self._ids(twin, [without_breaks(text) for text in marked])]
 
     def _encode(self, texts: Sequence[str], *, spelt_out: bool) -> list[list[int]]:
@@ -176,8 +176,8 @@ class HuggingFaceTokenizer(Tokenizer):
                 twin = tokenizers.Tokenizer.from_str(json.dumps(data | {"model": hidden}))
             except Exception:  # its merges make such a text, which then is one of the vocabulary's words
                 twin = tokenizers.Tokenizer.from_str(json.dumps(data))
-            found = {twin.token_to_id(_mark(number)): number for number in self.special_ids.values()}
-            self._plain = twin, found
+            marked = {twin.token_to_id(_mark(number)): number for number in self.special_ids.values()}
+            self._plain = twin, marked
         return self._plain
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -208,27 +208,27 @@ def folder_end(path: str, tokenizer: Tokenizer, settings: TokenizerSettings) -> 
       InputError: they name none, or one that is not in the vocabulary.
     """
     text = settings.special.get("eos_token")
-    found = tokenizer.token_id(text) if text is not None else None
-    if text is not None and found is None:
+    end_id = tokenizer.token_id(text) if text is not None else None
+    if text is not None and end_id is None:
         raise InputError(f"vocabulary {path}: its settings call {text!r} the end of text, which is no token of it")
     named = {file: ids for file, ids in settings.end_ids.items() if ids[0] < tokenizer.size}
-    if found is None:
+    if end_id is None:
         if not named:
-            found = next((i for i in map(tokenizer.token_id, END_OF_TEXT_NAMES) if i is not None), None)
+            end_id = next((i for i in map(tokenizer.token_id, END_OF_TEXT_NAMES) if i is not None), None)
         else:
-            found = next(iter(named.values()))[0]
-        if found is None:
+            end_id = next(iter(named.values()))[0]
+        if end_id is None:
             raise InputError(
                 f"vocabulary {path}: no file of its folder names an end of text (eos_token in tokenizer_config.json, "
                 "eos_token_id in config.json); name a token as end_of_text"
             )
     for file, ids in named.items():
-        if found not in ids:
+        if end_id not in ids:
             log.warning(
                 "%s: its end of text is %r (id %d), but %s has eos_token_id %s; name end_of_text if that is meant",
-                *(path, tokenizer.token_text(found), found, file, ", ".join(map(str, ids))),
+                *(path, tokenizer.token_text(end_id), end_id, file, ", ".join(map(str, ids))),
             )
-    return found
+    return end_id
 
 
 def _open(

@@ -62,12 +62,12 @@ class SentencePieceTokenizer(Tokenizer):
     def _end_of_text(self, path: str, asked: str | int | None, settings: TokenizerSettings) -> int:
         if asked is None and ("eos_token" in settings.special or settings.end_ids):
             return folder_end(path, self, settings)
-        found = self._model.eos_id() if asked is None else asked if isinstance(asked, int) else self.token_id(asked)
-        if found is None or not 0 <= found < self.size:
+        end_id = self._model.eos_id() if asked is None else asked if isinstance(asked, int) else self.token_id(asked)
+        if end_id is None or not 0 <= end_id < self.size:
             raise InputError(
                 f"vocabulary {path}: has no piece {'</s>' if asked is None else asked!r}; name one as end_of_text"
             )
-        return found
+        return end_id
 
     def fast_content(self) -> str | None:
         content = to_tokenizer_json(self.model_proto, legacy=self.legacy)

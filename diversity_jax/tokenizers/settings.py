@@ -37,9 +37,9 @@ def find_tokenizer(folder: str | os.PathLike) -> tuple[str, ...] | None:
     folder = os.fspath(folder)
     if not is_remote(folder) and not os.path.isdir(folder):
         return None
-    for place in (folder, str(join_path(folder, "tokenizer"))):
+    for candidate in (folder, str(join_path(folder, "tokenizer"))):
         for names in _LAYOUTS:
-            files = tuple(str(join_path(place, name)) for name in names)
+            files = tuple(str(join_path(candidate, name)) for name in names)
             if all(map(exists, files)):
                 return files
     return None
@@ -108,8 +108,8 @@ def read_settings(folder: str) -> TokenizerSettings:
     for name in TOKEN_NAMES:
         texts = {file: text for file in SETTINGS_FILES[:2] if (text := _text(folder, file, values[file], name))}
         if len(set(texts.values())) > 1:
-            said = " but ".join(f"{text!r} in {file}" for file, text in texts.items())
-            log.warning("%s: %s is %s; the first is used", folder, name, said)
+            listed = " but ".join(f"{text!r} in {file}" for file, text in texts.items())
+            log.warning("%s: %s is %s; the first is used", folder, name, listed)
         if texts:
             special[name] = next(iter(texts.values()))
     begins = _ids(folder, "config.json", values["config.json"], "bos_token_id")

@@ -175,17 +175,17 @@ class BucketCheckpoints:
                     remove_tree(join_path(self.folder, name))
 
     def _preserved(self, steps: Sequence[int]) -> set[int]:
-        kept = {*steps[-self._keep :]}
+        preserved = {*steps[-self._keep :]}
         if self._keep_every_steps:
-            kept |= {step for step in steps if step % self._keep_every_steps == 0}
+            preserved |= {step for step in steps if step % self._keep_every_steps == 0}
         if self._keep_every_minutes:
             last: float | None = None
             for step in steps:
                 written = float((read_info(join_path(self.folder, str(step))) or {}).get("time", 0.0))
                 if last is None or written - last >= 60 * self._keep_every_minutes:
-                    kept.add(step)
+                    preserved.add(step)
                     last = written
-        return kept
+        return preserved
 
     def set_aside(self, steps: Sequence[int]) -> None:
         """Moves damaged checkpoints to `checkpoints-damaged`, since retention would keep them and delete good ones."""

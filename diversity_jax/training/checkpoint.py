@@ -59,8 +59,8 @@ def read_info(folder: str | os.PathLike, step: int) -> Mapping[str, Any] | None:
 
 def last_info(folder: str | os.PathLike, step: int | None = None) -> Mapping[str, Any] | None:
     """The record of the last checkpoint that has one, up to a step; None where there is none."""
-    steps = [found for found in complete_steps(folder) if step is None or found <= step]
-    return next((info for found in reversed(steps) if (info := read_info(folder, found))), None)
+    steps = [each for each in complete_steps(folder) if step is None or each <= step]
+    return next((info for each in reversed(steps) if (info := read_info(folder, each))), None)
 
 
 def load(
@@ -85,7 +85,7 @@ def load(
       InputError: there are checkpoints, but all are damaged, or `check` refuses.
       CheckpointError: storage or memory failed.
     """
-    candidates = [found for found in complete_steps(folder) if step is None or found <= step]
+    candidates = [each for each in complete_steps(folder) if step is None or each <= step]
     damaged: list[int] = []
     for candidate in reversed(candidates):
         try:
@@ -107,7 +107,7 @@ def load(
 
 def _load(folder: Path | str, shapes: TrainState, shardings: TrainState, info: Mapping[str, Any]) -> TrainState:
     parts = state_parts(
-        jax.tree.map(lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes, shardings)
+        jax.tree.map(lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes, shardings)
     )
     try:
         loaded = shards.load(folder, parts)
@@ -136,7 +136,7 @@ def _read_error(folder: Path, error: Exception) -> Exception:
     reason = next((text for text in reversed(reasons) if text), type(error).__name__)[:200]
     if not failed:
         try:
-            proof = next((found for part in _PARTS if (found := _damage(folder / part))), None)
+            proof = next((damage for part in _PARTS if (damage := _damage(folder / part))), None)
         except OSError as second:
             reason = f"{second.filename}: {second.strerror}"
         else:

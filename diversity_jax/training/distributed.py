@@ -95,9 +95,9 @@ def choose_devices(environment: Mapping[str, str], present: int | None = None) -
     if granted is None or (processes is None and names[2] in environment):
         one_each = names[2] in environment and processes != 1 and visible != 1
         return DeviceChoice(ids=(local_id,) if one_each else None, granted=granted and 1, reason=visible_reason)
-    said = (reason, visible_reason, f"{names[3]}={processes}" if processes else "")
+    reasons = (reason, visible_reason, f"{names[3]}={processes}" if processes else "")
     seen = granted if visible is None else visible
-    return _share(seen, granted, processes or 1, local_id, ", ".join(filter(None, said)))
+    return _share(seen, granted, processes or 1, local_id, ", ".join(filter(None, reasons)))
 
 
 def _share(seen: int, granted: int, processes: int, local_id: int, said: str) -> DeviceChoice:

@@ -302,10 +302,10 @@ def _first_state(
       InputError: the checkpoints were made with other settings; nothing was changed.
     """
     config, own = run.config, run.checkpoints.folder
-    found = None if anew else _load(run, settings, optimizer, own, None)
-    if found is not None:
-        log.info("going on from step %d", int(found.state.step))
-        return found
+    begin = None if anew else _load(run, settings, optimizer, own, None)
+    if begin is not None:
+        log.info("going on from step %d", int(begin.state.step))
+        return begin
     run.checkpoints.check_space(state_shardings(run.model, optimizer, run.mesh, config.lora)[0])
     if config.branch_from is not None:
         trunk = join_path(config.branch_from, "checkpoints")
@@ -315,15 +315,15 @@ def _first_state(
             raise InputError(
                 f"{trunk}: has no checkpoint to branch off from (branch_step={config.branch_step}); there: {listed}"
             )
-        found = _load(run, settings, optimizer, trunk, config.branch_step)
-        assert found is not None  # there is a checkpoint
-        step = int(found.state.step)
+        begin = _load(run, settings, optimizer, trunk, config.branch_step)
+        assert begin is not None  # there is a checkpoint
+        step = int(begin.state.step)
         if config.steps <= step:
             raise InputError(
                 f"train.steps={config.steps}: the branch begins after step {step}; give the step it ends at"
             )
         log.info("branching off from %s at step %d", config.branch_from, step)
-        return dataclasses.replace(found, is_saved=False, damaged=())
+        return dataclasses.replace(begin, is_saved=False, damaged=())
     key = jax.random.key(config.seed)
     if config.init_from is None or config.lora.rank:
         return _Start(state=init_state(key))
@@ -348,10 +348,10 @@ def _load(
                 "holds now; put that back, or choose another output_dir; nothing was changed"
             )
 
-    found = load(checkpoints, *state_shardings(run.model, optimizer, run.mesh, run.config.lora), check, step=step)
-    if found is None:
+    restored = load(checkpoints, *state_shardings(run.model, optimizer, run.mesh, run.config.lora), check, step=step)
+    if restored is None:
         return None
-    state, info, damaged = found
+    state, info, damaged = restored
     history = list(info.get("changes", ()))
     for change in accepted:
         log.warning("from step %d on: %s", int(state.step), change)

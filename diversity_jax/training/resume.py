@@ -243,7 +243,7 @@ def _recorded_settings(info: Mapping[str, Any], now: Settings, run: str | Path) 
 
 def _fits(part: str, settings: Mapping[str, Any], wanted: Mapping[str, str]) -> bool:
     """Whether a part of the settings has the hashes in an early record."""
-    return all(wanted.get(name) == found for name, found in _old_hashes(part, settings).items())
+    return all(wanted.get(name) == old_hash for name, old_hash in _old_hashes(part, settings).items())
 
 
 def _old_hashes(part: str, settings: Mapping[str, Any]) -> dict[str, str | None]:

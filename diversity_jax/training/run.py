@@ -150,8 +150,10 @@ def _open_folder(
     def enter() -> None:
         if not folders:  # else this is the first process, which is there already
             process, skipped = jax.process_index(), _kept_in_bucket(build)
-            place = published(config.output_dir, "output_dir", process=process, skipped=skipped, mirrors=mirrors)
-            folders.append(resources.enter_context(place))
+            folder_of_run = published(
+                config.output_dir, "output_dir", process=process, skipped=skipped, mirrors=mirrors
+            )
+            folders.append(resources.enter_context(folder_of_run))
 
     def make_ready() -> None:
         enter()

@@ -112,8 +112,8 @@ class Arrow(Parquet):
         """Batches of at most `_BATCH_ROWS` rows with these columns alone."""
         with self._opened(columns) as reader:
             has_index = hasattr(reader, "num_record_batches")
-            whole = map(reader.get_batch, range(reader.num_record_batches)) if has_index else reader
-            for batch in whole:
+            record_batches = map(reader.get_batch, range(reader.num_record_batches)) if has_index else reader
+            for batch in record_batches:
                 for start in range(0, len(batch), _BATCH_ROWS):
                     yield batch.slice(start, _BATCH_ROWS)
 

@@ -166,8 +166,8 @@ class TaskRecords(TensorRecords):
         field = self._config.record_field
         if field == _DEFAULT_FIELD:
             usual = [name for name in _USUAL_FEATURES if name in specs and self._problem(name, specs[name]) is None]
-            kept = [name + _KEPT for name in _USUAL_FEATURES if name + _KEPT in specs]
-            names = tuple(usual or kept or ["text" if "text" in specs else "targets"])
+            pretokenized = [name + _KEPT for name in _USUAL_FEATURES if name + _KEPT in specs]
+            names = tuple(usual or pretokenized or ["text" if "text" in specs else "targets"])
         else:
             names = (field,) if field in specs else tuple(name.strip() for name in field.split("+"))
         known = f"set text_field to one of: {', '.join(specs)}; or several, joined by +"
@@ -201,13 +201,13 @@ class TaskRecords(TensorRecords):
         """Values of features and tokens without text that the latest reading met; at its end also the examples of
         tasks that a mixture had not come to when the first of them ended.
         """
-        found = Counter(self._counts)
+        counts = Counter(self._counts)
         if is_complete and self._provider not in self._tasks:
             for number, task in enumerate(self._tasks):
                 count = self._unread_examples(number)
                 counted = f", counted to {_MOST_COUNTED:,}" if count == _MOST_COUNTED else ""
-                found[f"examples of task {task.name}{counted}"] = count
-        return +found
+                counts[f"examples of task {task.name}{counted}"] = count
+        return +counts
 
     def _unread_examples(self, number: int) -> int:
         if number not in self._unread:
@@ -224,9 +224,9 @@ class TaskRecords(TensorRecords):
                 self._counts[f"values of feature {name}"] += int(np.size(values[name]))
         if not self.features:
             found = {name: self._text(name, values, where) for name in _USUAL_FEATURES if self._is_ids(name, values)}
-            whole = {name: self._value(value, where) for name, value in values.items()}
-            kept = {name + _KEPT: text for name, text in found.items() if name + _KEPT in whole}
-            return Document(id=where, text="", meta={**whole, **found, **kept})
+            all_values = {name: self._value(value, where) for name, value in values.items()}
+            pretokenized = {name + _KEPT: text for name, text in found.items() if name + _KEPT in all_values}
+            return Document(id=where, text="", meta={**all_values, **found, **pretokenized})
         texts = [self._text(name, values, where) for name in self.features]
         for name in self.features:
             values.pop(name, None)
@@ -242,9 +242,11 @@ class TaskRecords(TensorRecords):
             return decode_utf8(value, where)
         vocabulary, ids = self._output_features[name].vocabulary, value.tolist()
         try:
-            kept = values.get(name + _KEPT)
-            if isinstance(kept, bytes) and list(vocabulary.encode(kept.decode())) == _without_end(vocabulary, ids):
-                return kept.decode()
+            pretokenized = values.get(name + _KEPT)
+            if isinstance(pretokenized, bytes) and list(vocabulary.encode(pretokenized.decode())) == _without_end(
+                vocabulary, ids
+            ):
+                return pretokenized.decode()
             text, lost = decoded(vocabulary, ids)
         except Exception as error:  # a vocabulary may fail on foreign ids with whatever its library raises
             message = f"{where}: the vocabulary of {name!r} cannot decode it ({_reason(error)})"

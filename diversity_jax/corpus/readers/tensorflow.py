@@ -158,8 +158,8 @@ class TensorRecords(Records):
         where = f"{self._label}:{position + 1}"
         features = flat_features(raw)
         if not self._field:
-            found = {name: self._value(value, where) for name, value in features.items()}
-            return Document(id=where, text="", meta=found)
+            decoded = {name: self._value(value, where) for name, value in features.items()}
+            return Document(id=where, text="", meta=decoded)
         text = decode_utf8(features.pop(self._field), where)
         return Document(id=where, text=text, meta=scalars(features))
 

@@ -284,8 +284,8 @@ class CommaSeparated(FileRecords):
             except StopIteration:
                 return
             except csv.Error as error:
-                marks = "quotes inside a quoted field must be doubled, and every quoted field closed"
-                fields = f"cannot be read as a row ({error}); {marks}"
+                remedy = "quotes inside a quoted field must be doubled, and every quoted field closed"
+                fields = f"cannot be read as a row ({error}); {remedy}"
             yield begun, fields
 
     def _lines(self) -> Iterable[str]:

@@ -27,11 +27,11 @@ _GROUP_BLOCKS = 4  # of rows, in a row group of Parquet
 
 def _features(layout: Layout) -> dict[str, Any]:
     """The columns as Hugging Face's `datasets` describes them."""
-    found = {}
+    features = {}
     for column in layout.columns:
         value = {"dtype": column.dtype, "_type": "Value"}
-        found[column.name] = value if column.array == "component" else {"feature": value, "_type": "List"}
-    return found
+        features[column.name] = value if column.array == "component" else {"feature": value, "_type": "List"}
+    return features
 
 
 def _schema(layout: Layout) -> Any:

@@ -88,10 +88,10 @@ def _table(value_bits: int) -> np.ndarray:
 def _computed_words(values: np.ndarray) -> np.ndarray:
     rest: np.ndarray = values.astype(np.uint64)
     words, bits = rest & 0x7F, np.full(rest.shape, 8, np.uint64)
-    for place in range(1, -(-_MOST_BITS // _VARINT_BITS)):
+    for number in range(1, -(-_MOST_BITS // _VARINT_BITS)):
         rest = rest >> _VARINT_BITS
         more = (rest > 0).astype(np.uint64)
-        words |= (more << (8 * place - 1)) | ((rest & 0x7F) << (8 * place))
+        words |= (more << (8 * number - 1)) | ((rest & 0x7F) << (8 * number))
         bits += 8 * more
     return words | bits << _LENGTH_SHIFT
 

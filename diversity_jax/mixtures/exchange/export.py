@@ -389,7 +389,9 @@ def _copy_provenance(mixture: Mixture, folder: Path) -> None:
     """What the rows rest on, beside them: `mixture.json` with every decision, the scorecards, the tokenizer."""
     cards = [part.decision.get("scorecard") for part in mixture.components]
     copies = [("mixture.json", join_path(mixture.folder, "mixture.json"))]
-    copies += [(card, path) for card in cards if card and exists(path := join_path(mixture.folder, card))]
+    copies += [
+        (scorecard, path) for scorecard in cards if scorecard and exists(path := join_path(mixture.folder, scorecard))
+    ]
     manifest = mixture.taken[0].prepared
     copies += list(zip(manifest.vocabulary.files, manifest.vocabulary.paths(manifest.folder), strict=True))
     for name, source in copies:

@@ -116,11 +116,11 @@ def _records(path: Path) -> list[Path]:
     """
     if not path.is_dir():
         return [path]
-    found = sorted(file for file in path.glob("*.array*record*") if not file.name.startswith("."))
-    splits = {names[-1].lower() for file in found if (names := _SPLIT.findall(file.name))}
+    files = sorted(file for file in path.glob("*.array*record*") if not file.name.startswith("."))
+    splits = {names[-1].lower() for file in files if (names := _SPLIT.findall(file.name))}
     if len(splits) > 1:
         raise InputError(f"{path}: has files of {', '.join(sorted(splits))}; give each a folder, and name one of them")
-    return found
+    return files
 
 
 def _damaged(path: Path, problem: str) -> InputError:
@@ -205,27 +205,27 @@ def _column(names: Sequence[str], wanted: str | None, where: str) -> str:
     Raises:
       InputError: there is none, or masks beside it would be lost.
     """
-    found = next((name for name in ([wanted] if wanted else TOKEN_NAMES) if name in names), None)
+    column = next((name for name in ([wanted] if wanted else TOKEN_NAMES) if name in names), None)
     listed = ", ".join(map(str, names))[:200]
-    if found is None:
+    if column is None:
         raise InputError(f"{where}: has no column {wanted or 'of tokens'}; set corpus.text_field to one of: {listed}")
     if masks := [name for name in MASK_NAMES if name in names]:
         raise InputError(f"{where}: has {masks[0]}, which prepared tokens cannot keep; give the conversations as text")
-    beside = [name for name in names if "segment" in name or (name, found) == ("inputs", "targets")]
+    beside = [name for name in names if "segment" in name or (name, column) == ("inputs", "targets")]
     if wanted is None and beside:
         raise InputError(
-            f"{where}: has {beside[0]}, which would be lost; set corpus.text_field={found} if that is meant"
+            f"{where}: has {beside[0]}, which would be lost; set corpus.text_field={column} if that is meant"
         )
-    return found
+    return column
 
 
 def _levanter(source: str, folder: Path, column: str | None) -> TokenSet:
     """`levanter.store.cache`, in one part or in many."""
-    ledger = read_json(folder / LEDGER)
-    if not ledger["is_finished"]:
+    shard_ledger = read_json(folder / LEDGER)
+    if not shard_ledger["is_finished"]:
         raise InputError(f"{folder}: is an unfinished cache; let Levanter finish it")
-    name = _column(list(ledger["field_counts"]), column, str(folder))
-    parts = ledger["finished_shards"] if ledger.get("layout") == "sharded" else ["."]
+    name = _column(list(shard_ledger["field_counts"]), column, str(folder))
+    parts = shard_ledger["finished_shards"] if shard_ledger.get("layout") == "sharded" else ["."]
     ends, arrays, files = [np.zeros(1, np.int64)], [], [folder / LEDGER]
     for part in parts:
         inside = folder if part == "." else Path(path_inside(folder, part, f"{folder / LEDGER}: finished_shards"))
@@ -241,8 +241,10 @@ def _levanter(source: str, folder: Path, column: str | None) -> TokenSet:
         ends.append(own + ends[-1][-1])
         files += stored
     bounds = np.concatenate(ends)
-    if len(bounds) - 1 != ledger["total_num_rows"]:
-        raise _damaged(folder / LEDGER, f"claims {ledger['total_num_rows']} rows, its parts have {len(bounds) - 1:,}")
+    if len(bounds) - 1 != shard_ledger["total_num_rows"]:
+        raise _damaged(
+            folder / LEDGER, f"claims {shard_ledger['total_num_rows']} rows, its parts have {len(bounds) - 1:,}"
+        )
     starts = [begin for begin, _ in arrays]
 
     def read(first: int, end: int) -> np.ndarray:
@@ -341,8 +343,8 @@ def _mds_shard(path: Path, shard: Mapping[str, Any], name: str) -> _Samples:
     if (np.diff(bounds) < 4 * len(varying)).any() or bounds[0] < 4 * (samples + 2) or bounds[-1] > size:
         raise _damaged(path, "has samples that lie outside it")
     before, own = np.zeros(samples, np.int64), np.full(samples, fixed[number] or 0, np.int64)
-    for place, column in enumerate(varying):  # the sizes of columns that vary come first in a sample
-        at = bounds[:-1, None] + 4 * place + np.arange(4)
+    for index, column in enumerate(varying):  # the sizes of columns that vary come first in a sample
+        at = bounds[:-1, None] + 4 * index + np.arange(4)
         width = np.ascontiguousarray(data[at]).view("<u4")[:, 0].astype(np.int64)
         if column == number:
             own = width

@@ -198,8 +198,8 @@ def _unlisted_kinds(path: Path, theirs: Mapping[str, Any], family: Family) -> li
         "olmo3": lambda: layers[3::4],
         "gemma3_text": lambda: layers[theirs["sliding_window_pattern"] - 1 :: theirs["sliding_window_pattern"]],
     }
-    kept = full.get(family.model_type, tuple)()
-    return [FULL if number in kept else SLIDING for number in layers]
+    layer_kinds = full.get(family.model_type, tuple)()
+    return [FULL if number in layer_kinds else SLIDING for number in layers]
 
 
 def unturned_layers(theirs: Mapping[str, Any]) -> tuple[int, ...]:
@@ -255,11 +255,11 @@ def rope_fields(path: Path, theirs: Mapping[str, Any], family: Family) -> dict[s
 
 def _dictionary(path: Path, theirs: Mapping[str, Any], family: Family) -> tuple[dict[str, Any], dict[str, Any]]:
     """The settings of the layers that see all tokens, and of those with a window where they have their own."""
-    found = {name: theirs.get(name) or {} for name in ("rope_scaling", "rope_parameters")}
-    for name, value in found.items():
+    entries = {name: theirs.get(name) or {} for name in ("rope_scaling", "rope_parameters")}
+    for name, value in entries.items():
         if not isinstance(value, dict):
             raise InputError(f"{path}: {name} is {value!r}; expected an object with rope_type and its settings")
-    old, new = found["rope_scaling"], found["rope_parameters"]
+    old, new = entries["rope_scaling"], entries["rope_parameters"]
     local: dict[str, Any] = {}
     if family.model_type in _OWN_BASE_IN_WINDOWS:
         parts = [new.get(kind) or {} for kind in (FULL, SLIDING)]
@@ -295,7 +295,7 @@ def _kind(path: Path, rope: Mapping[str, Any]) -> str:
 
 def _agreed(path: Path, name: str, rope: Mapping[str, Any], theirs: Mapping[str, Any], default: float) -> float:
     """A number that stands in the object of rotary settings or beside it, or in both alike."""
-    values = {number(path, name, place[name]) for place in (rope, theirs) if place.get(name) is not None}
+    values = {number(path, name, entries[name]) for entries in (rope, theirs) if entries.get(name) is not None}
     if len(values) > 1:
         raise InputError(
             f"{path}: {name} is {rope[name]} in the rotary settings and {theirs[name]} beside them, of which "

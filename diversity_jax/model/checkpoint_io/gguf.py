@@ -152,8 +152,8 @@ def _tokenizer_entries(tokenizer: TokenizerFiles, vocab_size: int) -> list[tuple
             return tokenizer_entries(Path(folder), vocab_size)
         except InputError as error:
             name = str(tokenizer.files[0]) if tokenizer.files else "bytes"
-            said = str(error).replace(f"{folder}/{Path(name).name}", name).replace(folder, name)
-            raise InputError(said) from None
+            message = str(error).replace(f"{folder}/{Path(name).name}", name).replace(folder, name)
+            raise InputError(message) from None
 
 
 def refuse_gguf(path: Path, dtype: str) -> None:
@@ -384,6 +384,6 @@ def _llama3(file: GgufFile, theta: float, own: Sequence[float]) -> dict[str, Any
     usual = [(float(factors.max()), 1.0, 4.0, original) for original in (8192, *(2**power for power in range(8, 18)))]
     for settings in [own, *usual] if len(own) == len(_LLAMA3) else usual:
         if np.allclose(_factors(theta, 2 * factors.size, *settings), factors, rtol=1e-6):
-            found = dict(zip(_LLAMA3, settings, strict=True))
-            return {"rope_type": "llama3", **found, "original_max_position_embeddings": int(settings[-1])}
+            entries = dict(zip(_LLAMA3, settings, strict=True))
+            return {"rope_type": "llama3", **entries, "original_max_position_embeddings": int(settings[-1])}
     raise InputError(f"{file.path}: {_ROPE_FREQS} are not Llama 3's wavelengths, the only ones that can be read")

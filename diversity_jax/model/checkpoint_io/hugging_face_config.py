@@ -187,10 +187,10 @@ def config_to_hugging_face(config: LlamaConfig, dtype: str, token_ids: Mapping[s
     for family in FAMILIES.values():
         entries = _entries(config, family)
         try:
-            found = config_from_entries(Path("config.json"), entries)
+            read_back = config_from_entries(Path("config.json"), entries)
         except InputError:
             continue
-        if _function(found) == _function(config):
+        if _function(read_back) == _function(config):
             # Written even where there are none: a family's own default may lie outside the vocabulary.
             none = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
             return entries | none | dict(token_ids) | {"dtype": dtype, "torch_dtype": dtype}

@@ -289,8 +289,8 @@ def complete_steps(folder: str | os.PathLike) -> list[int]:
       StoreError: the store could not say.
     """
     if is_remote(folder):
-        found = [path for name in (RECORD, _ORBAX_RECORD) for path in list_files(join_path(folder, "*", name))]
-        names = {path.split("/")[-2] for path in found}
+        records = [path for name in (RECORD, _ORBAX_RECORD) for path in list_files(join_path(folder, "*", name))]
+        names = {path.split("/")[-2] for path in records}
     else:
         # An unfinished upload that was copied to a disk has files of shards and no record.
         folders = [path for path in Path(folder).glob("*") if path.is_dir()]

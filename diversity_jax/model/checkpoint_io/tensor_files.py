@@ -158,11 +158,11 @@ class _Stored:
 
     def values(self) -> np.ndarray:
         """Its values, read from the archive."""
-        whole = np.frombuffer(self.read(), self.dtype)
-        if len(whole) != self.count:
-            raise InputError(f"a tensor of {self.count} numbers is stored with {len(whole)}; fetch the file again")
+        stored = np.frombuffer(self.read(), self.dtype)
+        if len(stored) != self.count:
+            raise InputError(f"a tensor of {self.count} numbers is stored with {len(stored)}; fetch the file again")
         steps = tuple(stride * self.dtype.itemsize for stride in self.strides)
-        return np.lib.stride_tricks.as_strided(whole[self.start :], self.shape, steps)
+        return np.lib.stride_tricks.as_strided(stored[self.start :], self.shape, steps)
 
 
 class _Unpickler(pickle._Unpickler):

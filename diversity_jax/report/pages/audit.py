@@ -50,7 +50,7 @@ def write(output_dir: str | os.PathLike, result: AuditResult) -> Path:
         page.facts(facts, intro="What one needs to examine again and get the same."),
     )
     right = sum(result.exam.fitness_of(reading) == "fit" for reading in result.exam.readings)
-    moved = max((abs(found.moved) for found in result.injections.values()), default=None)
+    moved = max((abs(injection.moved) for injection in result.injections.values()), default=None)
     composed = Page(
         kind="Audit of",
         name=result.exam.judge,
@@ -113,7 +113,10 @@ def _readings(exam: ExamResult) -> Section:
         )
         for reading, interval in read
     ]
-    alt = "; ".join(f"{reading.title}: {estimate(one)}, in truth {significant(reading.truth)}" for reading, one in read)
+    alt = "; ".join(
+        f"{reading.title}: {estimate(reading_estimate)}, in truth {significant(reading.truth)}"
+        for reading, reading_estimate in read
+    )
     plot = render("readings", alt, lambda width: diversity.whiskers(rows, None, palette, width)) if rows else None
     return page.section("audit", "readings", "Truth and reading", exam=exam, plot=plot)
 

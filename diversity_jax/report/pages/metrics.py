@@ -215,7 +215,7 @@ def _dependence(measured: Mapping[str, MetricsReport]) -> Section | None:
 
 
 def _range(slopes: Sequence[float | None]) -> str:
-    known = [slope for slope in slopes if slope is not None]
+    known = [each for each in slopes if each is not None]
     if not known:
         return _DASH
     low, high = (f"{round(value, 2) + 0.0:+.2f}".replace("-", "\u2212") for value in (min(known), max(known)))

@@ -126,14 +126,14 @@ def read(folder: str | os.PathLike) -> list[Entry]:
 
 
 def _kinds(folder: Path, names: set[str]) -> list[str]:
-    marks = {
+    markers = {
         "training": "metrics.jsonl" in names,
         "scores": bool({"scorecard.json", "scorecards"} & names) or (folder / "mixture" / "scorecards").is_dir(),
         "evaluation": "results.json" in names,
         "mixture": "mixture.json" in names,
         "page": {"run.json", "report.html"} <= names,
     }
-    return [kind for kind, there in marks.items() if there]
+    return [kind for kind, there in markers.items() if there]
 
 
 def _entry(folder: Path, root: Path, kinds: Sequence[str]) -> Entry:
@@ -162,8 +162,8 @@ def _entry(folder: Path, root: Path, kinds: Sequence[str]) -> Entry:
 
 
 def _scorecards(folder: Path) -> list[Path]:
-    found = [*(folder / "scorecards").glob("*.json"), *(folder / "mixture" / "scorecards").glob("*.json")]
-    return sorted(found) or [path for path in [folder / "scorecard.json"] if path.exists()]
+    paths = [*(folder / "scorecards").glob("*.json"), *(folder / "mixture" / "scorecards").glob("*.json")]
+    return sorted(paths) or [path for path in [folder / "scorecard.json"] if path.exists()]
 
 
 def _results(path: Path) -> Mapping[str, Any]:
