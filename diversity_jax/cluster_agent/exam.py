@@ -188,7 +188,7 @@ async def _read(name: str, corpus: ExamCorpus, judge: Judge, config: AgentConfig
     if scorer.ended:
         raise InputError(f"exam of judge {judge.label}: ended before it was done: {scorer.ended}")
     counts = [_count_pairs(corpus, grouping) for grouping in judged]
-    same = [total([pairs], RIGHT).shown for pairs, one in zip(counts, judged, strict=True) if not one.dropped]
+    same = [total([pairs], RIGHT).shown for pairs, each in zip(counts, judged, strict=True) if not each.dropped]
     drops = Counter(grouping.dropped for grouping in judged if grouping.dropped)
     details = {grouping.dropped: grouping.detail for grouping in reversed(judged) if grouping.dropped}
     reading = ExamReading(

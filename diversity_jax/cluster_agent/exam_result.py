@@ -234,8 +234,8 @@ class ExamResult:
         at_full_size, half = by_corpus.get("subjects_24"), by_corpus.get(HALF)
         if not (at_full_size and half and at_full_size.reading and half.reading):
             return
-        for one, other in ((at_full_size.reading, half.reading), (half.reading, at_full_size.reading)):
-            if one.bounds[1] * TOLERANCE < other.bounds[0]:
+        for this, other in ((at_full_size.reading, half.reading), (half.reading, at_full_size.reading)):
+            if this.bounds[1] * TOLERANCE < other.bounds[0]:
                 sizes = f"K = {at_full_size.samples_per_grouping} and {half.samples_per_grouping}"
                 read = f"{at_full_size.reading.value:.3g} and {half.reading.value:.3g} effective clusters"
                 yield "doubtful", f"24 subjects are read as {read} at {sizes}"

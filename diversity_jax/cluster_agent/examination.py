@@ -99,8 +99,8 @@ def position_features(k: int) -> np.ndarray:
     mean zero whatever the clusters' sizes are, if order plays no part.
     """
     first, second = _pairs(k)
-    place = np.arange(k) / max(k - 1, 1) - 0.5
-    down, outward = place[first] + place[second], place[first] ** 2 + place[second] ** 2
+    centred = np.arange(k) / max(k - 1, 1) - 0.5
+    down, outward = centred[first] + centred[second], centred[first] ** 2 + centred[second] ** 2
     columns = np.stack([second - first == 1, (second - first) / k, down, outward], axis=1).astype(float)
     return columns - columns.mean(axis=0)
 

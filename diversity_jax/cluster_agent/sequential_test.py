@@ -199,7 +199,11 @@ def compare_groupings(
             parts.append((error / mean.value, freedom))
     ratio = means[1].value / means[0].value
     log_ratio = joined(parts, math.log(ratio))
-    computed = None if log_ratio.freedom > _FREEDOMS[-1] else max(one for one in _FREEDOMS if one <= log_ratio.freedom)
+    computed = (
+        None
+        if log_ratio.freedom > _FREEDOMS[-1]
+        else max(degrees for degrees in _FREEDOMS if degrees <= log_ratio.freedom)
+    )
     # Equal corpora judged identically do not differ at all: the error is 0, and nothing is decided.
     factor = math.exp(min(log_ratio.half_width(1 - spent_levels(alpha, looks, computed)[look - 1]), 700.0))
     return comparison(ratio, ratio / factor, ratio * factor)

@@ -178,10 +178,10 @@ def written(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
-def metavar(place: str) -> str:
+def metavar(argument: str) -> str:
     """A positional argument in a usage line."""
-    name = place.rstrip("*").split(".")[0 if place.endswith("source") else -1].upper()
-    return f"{name} [{name} ...]" if place.endswith("*") else name
+    name = argument.rstrip("*").split(".")[0 if argument.endswith("source") else -1].upper()
+    return f"{name} [{name} ...]" if argument.endswith("*") else name
 
 
 _WIDEST = 110

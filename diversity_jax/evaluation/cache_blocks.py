@@ -125,7 +125,7 @@ class RowLayout:
             counts[row.shard] += 1
         self._rows, self._shards = rows, shards
         self.size = next(size for size in sizes if size >= max(counts))
-        self.places = [shard * self.size + place for shard, place in places]  # of each row in an array of all
+        self.places = [shard * self.size + within for shard, within in places]  # of each row in an array of all
         self.total = self.size * shards
 
     def array(self, values: Sequence[int], dtype: type = np.int32) -> np.ndarray:

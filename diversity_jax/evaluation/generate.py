@@ -243,7 +243,7 @@ class Generator:
 
     def _start(self, request: GenerationRequest, shard: int) -> None:
         request.shard, request.blocks, request.cached = shard, self._pool.take(shard, blocks_for(request.length)), 0
-        bisect.insort(self._running, request, key=lambda one: one.number)
+        bisect.insort(self._running, request, key=lambda each: each.number)
 
     def _release(self, request: GenerationRequest) -> None:
         self._running.remove(request)

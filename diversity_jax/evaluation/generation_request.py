@@ -198,8 +198,8 @@ def accepted_tokens(request: GenerationRequest, constraint: TokenConstraint, tok
     return accepted
 
 
-def token_logprob(before: int, token: int, out: dict[str, np.ndarray], place: int, shown: int) -> TokenLogprob:
+def token_logprob(before: int, token: int, out: dict[str, np.ndarray], index: int, shown: int) -> TokenLogprob:
     # The likeliest are not computed where no request shows them.
-    likeliest = [out[name][place, :shown].tolist() for name in TOP] if shown else [[], []]
+    likeliest = [out[name][index, :shown].tolist() for name in TOP] if shown else [[], []]
     top = tuple(zip(*likeliest, strict=True))
-    return TokenLogprob(token=token, before=before, logprob=float(out["logprobs"][place]), top=top)
+    return TokenLogprob(token=token, before=before, logprob=float(out["logprobs"][index]), top=top)

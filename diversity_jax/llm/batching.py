@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from diversity_jax.core.errors import InputError
 from diversity_jax.core.files import content_hash
 from diversity_jax.llm.budget import Amount, Price, sum_of
-from diversity_jax.llm.calls import Call, CallLedger, RunEnd, outcome_of, used_by
+from diversity_jax.llm.calls import Call, CallAccounts, RunEnd, outcome_of, used_by
 from diversity_jax.llm.cost_forecast import Stats
 from diversity_jax.llm.ledger_file import OpenBatch
 from diversity_jax.llm.providers.batch import BatchProvider
@@ -50,7 +50,7 @@ class BatchQueue:
     def __init__(
         self,
         provider: BatchProvider,
-        ledger: CallLedger,
+        accounts: CallAccounts,
         stats: Stats,
         end: RunEnd,
         config: BatchConfig,
@@ -61,7 +61,7 @@ class BatchQueue:
         role: str,
         subject: str,
     ):
-        self._provider, self._ledger, self._stats, self._end, self._config = provider, ledger, stats, end, config
+        self._provider, self._accounts, self._stats, self._end, self._config = provider, accounts, stats, end, config
         self._price, self._name, self._model, self._role, self._subject = price, name, model, role, subject
         self._waiting: dict[str, Call] = {}
         self._arrived = asyncio.Event()
@@ -161,7 +161,7 @@ class BatchQueue:
         requests = {call.key: call.request for call in calls}
         stages = {key: request.stage for key, request in requests.items()}
         tag, subject = f"diversity-{content_hash(sorted(requests))[:40]}", self._subject
-        tag = await self._ledger.guard(self._ledger.cache.run(lambda file: file.open_batch(tag, subject, stages)))
+        tag = await self._accounts.guard(self._accounts.cache.run(lambda file: file.open_batch(tag, subject, stages)))
         for call in calls:
             call.reserved = False  # it is the batch's
         self._stats.attempts += len(calls)
@@ -187,9 +187,9 @@ class BatchQueue:
                 attempt += 1
             except InputError:
                 if attempt == 0:  # refused, so that nothing runs
-                    await self._ledger.guard(self._ledger.cache.run(lambda file: file.close_batch(tag, [])))
+                    await self._accounts.guard(self._accounts.cache.run(lambda file: file.close_batch(tag, [])))
                 raise
-        await self._ledger.guard(self._ledger.cache.run(lambda file: file.name_batch(tag, name)))
+        await self._accounts.guard(self._accounts.cache.run(lambda file: file.name_batch(tag, name)))
         return name
 
     async def _resume(self, batch: OpenBatch) -> None:
@@ -230,13 +230,13 @@ class BatchQueue:
             outcome = outcomes.get(key, rest)
             if isinstance(outcome, Reply):
                 spent = used_by(outcome, self._price)
-                self._ledger.notes.served_by("answered by", [outcome.served_by] if outcome.served_by else [])
+                self._accounts.notes.served_by("answered by", [outcome.served_by] if outcome.served_by else [])
                 results[key] = outcome_kept = outcome_of(outcome, stage, self._model, spent)
                 commits.append(Commit(key, spent, outcome_kept))
             else:
                 results[key] = outcome
                 commits += [Commit(key, Amount(calls=1), None)] if isinstance(outcome, Refused) else []
-        await self._ledger.guard(self._ledger.cache.run(lambda file: file.close_batch(tag, commits)))
+        await self._accounts.guard(self._accounts.cache.run(lambda file: file.close_batch(tag, commits)))
         self._stats.spent = self._stats.spent.plus(sum_of(commit.spent for commit in commits))
         self._tell_unanswered(results)
         # Answers first: they say that refusals are not about all calls.
@@ -251,7 +251,7 @@ class BatchQueue:
             elif key in self._held:
                 self._delivered[key] = result
             self._held.discard(key)
-        self._ledger.freed()
+        self._accounts.freed()
 
     def _tell_unanswered(self, results: Mapping[str, Outcome | Exception]) -> None:
         left = [result for result in results.values() if isinstance(result, Transient) and result.kind != "adapted"]

@@ -216,11 +216,11 @@ class RunEnd:
             raise self.error()
 
 
-class CallLedger:
+class CallAccounts:
     """Reserves what calls can use up, and records what they did.
 
     Args:
-      cache, notes: the ledger of the run.
+      cache, notes: the response cache of the run, and what is known of its server.
       budget, stats, end, role: of the engine.
       poll_seconds: between two looks for budget that other processes free.
     """

@@ -10,7 +10,7 @@ from diversity_jax.core.errors import InputError
 from diversity_jax.core.files import canonical_json
 from diversity_jax.llm.batching import BatchQueue
 from diversity_jax.llm.budget import NOTHING, Amount, BudgetConfig, price_of
-from diversity_jax.llm.calls import Call, CallLedger, Evidence, RunEnd, ServerNotes
+from diversity_jax.llm.calls import Call, CallAccounts, Evidence, RunEnd, ServerNotes
 from diversity_jax.llm.cost_forecast import CallProgress, CostForecast, PlannedCalls, Stats, reforecast
 from diversity_jax.llm.live_calls import LiveCalls
 from diversity_jax.llm.providers.base import Provider, connect
@@ -88,7 +88,7 @@ class Engine:
         self._provider: Provider | None = None
         self._live: LiveCalls | None = None  # None in replay
         self._batches: BatchQueue | None = None
-        self._ledger: CallLedger | None = None
+        self._accounts: CallAccounts | None = None
         self._identifying: asyncio.Task[None] | None = None
         slots = self.most_at_once
         prefetch_share = _PREFETCH_SHARE_CAPPED if budget.capped else _PREFETCH_SHARE
@@ -106,7 +106,7 @@ class Engine:
 
     async def __aenter__(self) -> "Engine":
         config = self.config
-        if self._ledger is not None:
+        if self._accounts is not None:
             raise RuntimeError("an Engine is entered once; make another one")
         if not config.offline_replay:
             self._endpoint = Endpoint(self.name, self._base_url, self.role, self._endpoint_config)
@@ -128,18 +128,18 @@ class Engine:
         url = endpoint.url if endpoint else self._base_url or ""
         notes = ServerNotes(cache, self.name, url, self.role)
         poll = {"poll_seconds": config.batches.poll_seconds} if config.batch else {}
-        self._ledger = CallLedger(cache, notes, self.budget, self.stats, self._end, self.role, **poll)
+        self._accounts = CallAccounts(cache, notes, self.budget, self.stats, self._end, self.role, **poll)
         if endpoint is None or self._provider is None:
             return
         endpoint.without, endpoint.learnt = notes.without, notes.learnt
         engine = (config, self.stats, self._end, self._throttle, self._evidence)
-        self._live = LiveCalls(self._provider, endpoint, self._ledger, *engine, self._live_price)
+        self._live = LiveCalls(self._provider, endpoint, self._accounts, *engine, self._live_price)
         subject = f"{self._provider_name}:{self._asked_model} at {url}"
-        under_way = await self._ledger.guard(cache.run(lambda file: file.open_batches(subject)))
+        under_way = await self._accounts.guard(cache.run(lambda file: file.open_batches(subject)))
         if config.batch or under_way:
             who = {"name": self.name, "model": self._model, "role": self.role, "subject": subject}
             price, provider = self._live_price.times(config.batches.price_share), open_batches(endpoint)
-            self._batches = BatchQueue(provider, self._ledger, self.stats, self._end, config.batches, price, **who)
+            self._batches = BatchQueue(provider, self._accounts, self.stats, self._end, config.batches, price, **who)
             self._batches.take_up(under_way)
         self._identifying = asyncio.create_task(self._identify(self._provider, notes))
         dollars_or_tokens = (self.budget.max_dollars, self.budget.max_tokens) != (None, None)
@@ -165,7 +165,7 @@ class Engine:
         if self._batches is not None:
             await self._batches.close()
         try:
-            await self._open_ledger.cache.close()
+            await self._open_accounts.cache.close()
         except InputError:
             if kind is None:  # otherwise the first error is the one to show
                 raise
@@ -177,10 +177,10 @@ class Engine:
             await self._provider.close()
 
     @property
-    def _open_ledger(self) -> CallLedger:
-        if self._ledger is None:
+    def _open_accounts(self) -> CallAccounts:
+        if self._accounts is None:
             raise RuntimeError("an Engine is used inside `async with`")
-        return self._ledger
+        return self._accounts
 
     def key(self, request: Request) -> str:
         """The key of a request's answer in the cache."""
@@ -208,7 +208,7 @@ class Engine:
         refused schemas, or an answer that was reported has broken one.
         """
         # Where nothing is asked it is what an earlier process has learnt.
-        known = self._endpoint or (self._ledger and self._ledger.notes)
+        known = self._endpoint or (self._accounts and self._accounts.notes)
         return not self._broken_schemas and not (known and "json_schema" in known.without)
 
     def report_broken_schema(self, stage: str) -> None:
@@ -236,10 +236,10 @@ class Engine:
         return not await self._is_held(request) and await self._is_held(other)
 
     async def _is_held(self, request: Request) -> bool:
-        key, call_ledger = self.key(request), self._open_ledger
+        key, accounts = self.key(request), self._open_accounts
         if self._batches is not None and self._batches.holds(key):
             return True
-        return not call_ledger.cache.began_empty and await call_ledger.guard(call_ledger.cache.find(key)) is not None
+        return not accounts.cache.began_empty and await accounts.guard(accounts.cache.find(key)) is not None
 
     async def complete(self, request: Request) -> Completion:
         """The answer to `request`, from the cache or from the server. Equal requests at once share one call.
@@ -262,12 +262,12 @@ class Engine:
 
     def _done(self, key: str, task: asyncio.Task[Completion]) -> None:
         del self._calls[key]
-        self._open_ledger.retrying.pop(key, None)
+        self._open_accounts.retrying.pop(key, None)
         self.stats.failed += not task.cancelled() and task.exception() is not None
 
     async def _answer(self, key: str, request: Request) -> Completion:
-        call_ledger = self._open_ledger
-        outcome = None if call_ledger.cache.began_empty else await call_ledger.guard(call_ledger.cache.find(key))
+        accounts = self._open_accounts
+        outcome = None if accounts.cache.began_empty else await accounts.guard(accounts.cache.find(key))
         if outcome is not None:
             return self._completion(outcome, cached=True)
         if self._live is None:
@@ -275,17 +275,17 @@ class Engine:
             remedy = "replay needs the same corpus, settings and seed, or run without engine.offline_replay"
             raise InputError(f"{self.config.ledger}: {missing}; {remedy}")
         batched = self._batches is not None and (self.config.batch or self._batches.holds(key))
-        call = Call(key=key, request=request, costs=call_ledger.costs_of(request, self.price), batched=batched)
+        call = Call(key=key, request=request, costs=accounts.costs_of(request, self.price), batched=batched)
         return await self._ask(call, self._live)
 
     async def _ask(self, call: Call, live: LiveCalls) -> Completion:
         """Attempts a call until it ends."""
-        call_ledger = self._open_ledger
+        accounts = self._open_accounts
         attempts, limits = self.config.max_attempts, self.config.max_attempts * _RATE_LIMITED_FACTOR
         while True:
             # Calls that wait for budget may fill this semaphore; those that complete begun work, and so free budget, go
             # past them.
-            semaphore = contextlib.nullcontext() if call_ledger.has_priority(call) else self._prefetch_semaphore
+            semaphore = contextlib.nullcontext() if accounts.has_priority(call) else self._prefetch_semaphore
             try:
                 async with semaphore:
                     try:
@@ -293,22 +293,22 @@ class Engine:
                     finally:
                         if call.reserved:  # the attempt failed, the run ended, or this task was cancelled
                             with contextlib.suppress(InputError):
-                                await call_ledger.commit(call, None)
+                                await accounts.commit(call, None)
             except Transient as error:
                 failure = error
             live.raise_if_never_reached(call, failure)
             if failure.kind == "unanswered":
                 self._fall_back(call, failure)
             elif call.failures >= attempts or call.rate_limits >= limits:
-                raise await call_ledger.fail(call, CallFailed("gave_up", f"every attempt failed; the last: {failure}"))
-            call_ledger.retrying[call.key] = call
+                raise await accounts.fail(call, CallFailed("gave_up", f"every attempt failed; the last: {failure}"))
+            accounts.retrying[call.key] = call
             await live.pause(call, failure)
 
     def _fall_back(self, call: Call, failure: Transient) -> None:
         """Decides how a request goes on that a batch left out."""
         fallback = self.config.batches.fallback
         if fallback == "live":
-            call.batched, call.costs = False, self._open_ledger.costs_of(call.request, self._live_price)
+            call.batched, call.costs = False, self._open_accounts.costs_of(call.request, self._live_price)
         elif fallback == "stop" or call.failures >= _BATCHES_PER_CALL:
             why = f"{call.failures} batches left requests out; the last: {failure.detail}"
             advice = "run again to hand them in once more, or with batch.fallback=live to ask them at the full price"
@@ -335,7 +335,7 @@ class Engine:
 
     async def _batch_attempt(self, call: Call, batches: BatchQueue, live: LiveCalls) -> Completion:
         """Waits for what a batch brings, which is recorded by then."""
-        response = None if batches.holds(call.key) else await self._open_ledger.reserve(call)
+        response = None if batches.holds(call.key) else await self._open_accounts.reserve(call)
         if response is not None:
             return self._completion(response, cached=True)
         try:
@@ -358,7 +358,7 @@ class Engine:
         call.denials += 1
         if error.scope in ("access", "key", "model") and call.denials < _ATTEMPTS_TURNED_AWAY and not call.batched:
             return Transient("turned away", error.detail)
-        return await self._open_ledger.fail(call, CallFailed(error.reason, error.detail))
+        return await self._open_accounts.fail(call, CallFailed(error.reason, error.detail))
 
     def _completion(self, outcome: Outcome, *, cached: bool) -> Completion:
         counts = {"prompt_tokens": outcome.prompt_tokens, "completion_tokens": outcome.completion_tokens}

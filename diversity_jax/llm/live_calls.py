@@ -6,7 +6,7 @@ import random
 
 from diversity_jax.core.errors import InputError
 from diversity_jax.llm.budget import Amount, Price
-from diversity_jax.llm.calls import Call, CallLedger, Evidence, RunEnd, outcome_of, used_by
+from diversity_jax.llm.calls import Call, CallAccounts, Evidence, RunEnd, outcome_of, used_by
 from diversity_jax.llm.cost_forecast import Stats
 from diversity_jax.llm.providers.base import Provider
 from diversity_jax.llm.providers.endpoint import Endpoint
@@ -33,7 +33,7 @@ class LiveCalls:
         self,
         provider: Provider,
         endpoint: Endpoint,
-        ledger: CallLedger,
+        accounts: CallAccounts,
         config: EngineConfig,
         stats: Stats,
         end: RunEnd,
@@ -41,7 +41,7 @@ class LiveCalls:
         evidence: Evidence,
         price: Price,
     ):
-        self._provider, self._endpoint, self._ledger, self._config = provider, endpoint, ledger, config
+        self._provider, self._endpoint, self._accounts, self._config = provider, endpoint, accounts, config
         self._stats, self._end, self._throttle, self._evidence, self._price = stats, end, throttle, evidence, price
         self._reached = False  # whether the server has answered anything
 
@@ -52,17 +52,17 @@ class LiveCalls:
           Transient: another attempt may succeed.
           Refused: the server refuses it.
         """
-        call_ledger = self._ledger
+        accounts = self._accounts
         while True:
             most = call.costs.most
-            response = await call_ledger.reserve(call)
+            response = await accounts.reserve(call)
             if response is not None:
                 return response, True
             slot = await self._throttle.acquire()
             if most == call.costs.most:
                 break
             self._throttle.abandoned(slot)  # an answer has cost more than its request allowed; so may this one
-            await call_ledger.commit(call, None)
+            await accounts.commit(call, None)
         self._stats.attempts += 1
         call.spent = None  # until it is known what this attempt used up
         try:
@@ -75,13 +75,13 @@ class LiveCalls:
                 call.failures += self._weight_of_failure(slot)
             raise
         call.spent = spent = used_by(reply, self._price)
-        await call_ledger.learn(spent, call.costs.allowed, reply.served_by)
+        await accounts.learn(spent, call.costs.allowed, reply.served_by)
         outcome = outcome_of(reply, call.request.stage, self._endpoint.model, spent)
         again = reply.worth_a_second_try and not call.failures
         if isinstance(outcome, CachedFailure) and (again or outcome.reason == "interrupted"):
             call.failures += 1
             raise Transient("interrupted", outcome.detail)
-        await call_ledger.commit(call, outcome)
+        await accounts.commit(call, outcome)
         return outcome, False
 
     def _weight_of_failure(self, slot: Slot) -> int:
@@ -112,7 +112,7 @@ class LiveCalls:
             elif failure.kind == "adapted":
                 throttle.abandoned(slot)
             else:
-                unreachable, again = failure.kind == "unreachable", call.key in self._ledger.retrying
+                unreachable, again = failure.kind == "unreachable", call.key in self._accounts.retrying
                 throttle.failed(slot, str(failure), unreachable=unreachable, again=again)
             raise failure from None
         except Refused as error:

@@ -87,8 +87,8 @@ class Access:
     def check(self, request: web.Request) -> None:
         """Refuses what may not ask (401, 403)."""
         given = request.headers.getall(hdrs.HOST, [])
-        found = _HOST.fullmatch(given[0].lower()) if len(given) == 1 else None
-        host = found[1].strip("[]") if found else ""
+        match = _HOST.fullmatch(given[0].lower()) if len(given) == 1 else None
+        host = match[1].strip("[]") if match else ""
         if not host or not (host in self.hosts or (self.any_address and is_address(host))):
             name = shown(given[0]) if given else "missing"
             raise RequestRefused(403, f"Host is {name}, which is not this server's; add it to allow_host to let it in")

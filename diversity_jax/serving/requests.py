@@ -310,13 +310,13 @@ def _read_message(number: int, message: Any, template: str) -> Any:
     return read
 
 
-def _read_call(place: str, call: Any) -> Any:
+def _read_call(where: str, call: Any) -> Any:
     try:
         function = call["function"]
         arguments = function["arguments"]
         return {**call, "function": {**function, "arguments": json.loads(arguments)}}
     except (TypeError, KeyError, ValueError, RecursionError):
-        problem = f"{place}.tool_calls: expected functions with name and arguments, which are JSON as text"
+        problem = f"{where}.tool_calls: expected functions with name and arguments, which are JSON as text"
         raise RequestRefused(400, problem, param="messages") from None
 
 

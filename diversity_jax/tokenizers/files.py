@@ -297,16 +297,16 @@ def token_ids(folder: Path, model: Path | None = None) -> dict[str, list[int]]:
     texts = read_settings(str(folder)).special
     paths = [(model or folder) / name for name in reversed(MODEL_FILES)]
     models = [read_fields(path) for path in paths if path.is_file()]
-    found: dict[str, list[int]] = {}
+    ids_by_name: dict[str, list[int]] = {}
     for name in SPECIAL_TOKENS:
         own = [numbers[texts[name]]] if texts.get(name) in numbers else []
-        value: Any = next((one[f"{name}_id"] for one in models if one.get(f"{name}_id") is not None), [])
+        value: Any = next((each[f"{name}_id"] for each in models if each.get(f"{name}_id") is not None), [])
         ids = [*own, *(value if isinstance(value, list) else [value])]
         if not all(isinstance(number, int) and number >= 0 for number in ids):
             raise InputError(f"{folder}: {name}_id is {value!r}; expected an id or a list of ids")
         if ids:
-            found[f"{name}_id"] = list(dict.fromkeys(ids))
-    return found
+            ids_by_name[f"{name}_id"] = list(dict.fromkeys(ids))
+    return ids_by_name
 
 
 def _tokens(folder: Path) -> dict[int, str]:

@@ -82,13 +82,13 @@ def tokenizer_entries(folder: Path, vocab_size: int) -> Entries:
 
 def _named_ids(folder: Path, vocabulary: Tokenizer) -> tuple[dict[str, int], list[int]]:
     """Ids of the special tokens by llama.cpp's names, and those that end an answer beside `eos`."""
-    found = token_ids(folder)
-    ends = found.get("eos_token_id") or [vocabulary.end_of_text_id]
-    bos = found.get("bos_token_id", [vocabulary.bos_id])[0]
+    ids_of_folder = token_ids(folder)
+    ends = ids_of_folder.get("eos_token_id") or [vocabulary.end_of_text_id]
+    bos = ids_of_folder.get("bos_token_id", [vocabulary.bos_id])[0]
     ids = {"bos": ends[0] if bos is None else bos, "eos": ends[0]}
     for name, key in (("unknown", "unk_token_id"), ("padding", "pad_token_id")):
-        if key in found:
-            ids[name] = found[key][0]
+        if key in ids_of_folder:
+            ids[name] = ids_of_folder[key][0]
     return ids, ends[1:]
 
 
@@ -134,7 +134,7 @@ def _pre_tokenizer(content: Mapping[str, Any]) -> str | None:
     ignore_merges, splits = bool(content["model"].get("ignore_merges")), _splits(content)
     if any(step["type"] != "NFC" for step in _steps(content, "normalizer")):  # most text is in this form already
         return None
-    families = (one for one in llama_cpp_table()["families"] if one["ignore_merges"] == ignore_merges)
+    families = (each for each in llama_cpp_table()["families"] if each["ignore_merges"] == ignore_merges)
     return next((family["names"][0] for family in families if family["splits"] == splits), None)
 
 

@@ -100,32 +100,32 @@ def choose_devices(environment: Mapping[str, str], present: int | None = None) -
     return _share(seen, granted, processes or 1, local_id, ", ".join(filter(None, reasons)))
 
 
-def _share(seen: int, granted: int, processes: int, local_id: int, said: str) -> DeviceChoice:
+def _share(seen: int, granted: int, processes: int, local_id: int, why: str) -> DeviceChoice:
     """Divides what this process sees of what its node was granted."""
     if seen * processes == granted:  # one process a host, or the launcher has bound each to its own
-        return DeviceChoice(granted=seen, reason=said)
+        return DeviceChoice(granted=seen, reason=why)
     if seen == granted and seen % processes == 0:
         own = seen // processes
         ids = tuple(range(local_id * own, (local_id + 1) * own))
-        return DeviceChoice(ids=ids, granted=own, reason=said)
+        return DeviceChoice(ids=ids, granted=own, reason=why)
     if seen == granted:
         raise InputError(
-            f"distributed: {processes} processes cannot share {seen} GPUs of a host evenly ({said}); start one process "
+            f"distributed: {processes} processes cannot share {seen} GPUs of a host evenly ({why}); start one process "
             "a host or one a GPU"
         )
     raise InputError(
         f"distributed: {granted} GPUs of this host were granted to {processes} process{'es' * (processes > 1)}, and "
-        f"this one sees {seen} ({said}); bind none or each to its own (Slurm: --ntasks-per-node=1 --gpus-per-node=N, "
+        f"this one sees {seen} ({why}); bind none or each to its own (Slurm: --ntasks-per-node=1 --gpus-per-node=N, "
         "or --gpus-per-task=1 with one task a GPU), or set JAX_LOCAL_DEVICE_IDS"
     )
 
 
-def check_found(choice: DeviceChoice, platform: str, found: int) -> None:
+def check_found(choice: DeviceChoice, platform: str, in_use: int) -> None:
     """Compares what JAX found with what was granted.
 
     Args:
       platform: of JAX's default backend: "cpu", "gpu" or "tpu".
-      found: devices of this process.
+      in_use: devices of this process.
 
     Raises:
       InputError: GPUs were granted, and JAX uses none or another number.
@@ -137,9 +137,9 @@ def check_found(choice: DeviceChoice, platform: str, found: int) -> None:
             f"distributed: {choice.granted} GPUs were granted ({choice.reason}) and JAX found none; install "
             "jax[cuda12] and see that `nvidia-smi` works there, or set JAX_PLATFORMS=cpu to compute on the CPU"
         )
-    if platform != "cpu" and found != choice.granted:
+    if platform != "cpu" and in_use != choice.granted:
         raise InputError(
-            f"distributed: {choice.granted} GPUs were granted ({choice.reason}) and JAX uses {found}; set "
+            f"distributed: {choice.granted} GPUs were granted ({choice.reason}) and JAX uses {in_use}; set "
             "JAX_LOCAL_DEVICE_IDS where that is meant"
         )
 

@@ -118,8 +118,8 @@ class MLflow(Tracker):
             self._client.update_run(begun, status="RUNNING")
             return
         name = os.environ.get("MLFLOW_EXPERIMENT_NAME", "diversity_jax")
-        found = self._client.get_experiment_by_name(name)
-        experiment = found.experiment_id if found else self._client.create_experiment(name)
+        former = self._client.get_experiment_by_name(name)
+        experiment = former.experiment_id if former else self._client.create_experiment(name)
         self._id = self._client.create_run(experiment, run_name=run.folder.resolve().name).info.run_id
         run.begun["mlflow"] = self._id
         settings = [mlflow.entities.Param(key, str(value)[:_MLFLOW_CHARACTERS]) for key, value in run.settings.items()]

@@ -223,10 +223,12 @@ class TaskRecords(TensorRecords):
             if name in values:
                 self._counts[f"values of feature {name}"] += int(np.size(values[name]))
         if not self.features:
-            found = {name: self._text(name, values, where) for name in _USUAL_FEATURES if self._is_ids(name, values)}
+            texts_of_ids = {
+                name: self._text(name, values, where) for name in _USUAL_FEATURES if self._is_ids(name, values)
+            }
             all_values = {name: self._value(value, where) for name, value in values.items()}
-            pretokenized = {name + _KEPT: text for name, text in found.items() if name + _KEPT in all_values}
-            return Document(id=where, text="", meta={**all_values, **found, **pretokenized})
+            pretokenized = {name + _KEPT: text for name, text in texts_of_ids.items() if name + _KEPT in all_values}
+            return Document(id=where, text="", meta={**all_values, **texts_of_ids, **pretokenized})
         texts = [self._text(name, values, where) for name in self.features]
         for name in self.features:
             values.pop(name, None)

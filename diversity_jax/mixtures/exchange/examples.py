@@ -236,15 +236,15 @@ def example_features(record: bytes) -> dict[str, np.ndarray]:
     Raises:
       ValueError: it is none, or ends early.
     """
-    found = {}
+    lists = {}
     for _, features in _fields(record, {1}):
         for _, entry in _fields(features, {1}):
             parts = dict(_fields(entry, {1, 2}))
             values = [ids for _, kind in _fields(parts.get(2, b""), {3}) for ids in _fields(kind, {1})]
             if values:
                 numbers = [_varints(np.frombuffer(packed, np.uint8)) for _, packed in values]
-                found[bytes(parts.get(1, b"")).decode()] = np.concatenate(numbers)
-    return found
+                lists[bytes(parts.get(1, b"")).decode()] = np.concatenate(numbers)
+    return lists
 
 
 def _fields(data: bytes | memoryview, wanted: set[int]) -> Iterator[tuple[int, memoryview]]:
@@ -270,13 +270,13 @@ def _fields(data: bytes | memoryview, wanted: set[int]) -> Iterator[tuple[int, m
 
 def _read_varint(data: memoryview, at: int) -> tuple[int, int]:
     number = 0
-    for place in range(10):
-        if at + place >= len(data):
+    for septet in range(10):
+        if at + septet >= len(data):
             raise ValueError("it ends within a number")
-        byte = data[at + place]
-        number |= (byte & 0x7F) << 7 * place
+        byte = data[at + septet]
+        number |= (byte & 0x7F) << 7 * septet
         if byte < 0x80:
-            return number, at + place + 1
+            return number, at + septet + 1
     raise ValueError(f"a number of more than 10 bytes at byte {at}")
 
 

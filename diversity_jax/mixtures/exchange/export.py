@@ -201,18 +201,18 @@ def _layout(mixture: Mixture, request: ExportRequest, chosen: Format, boundaries
 def _streams(mixture: Mixture, request: ExportRequest, layout: Layout, boundaries: Boundaries) -> list[Stream]:
     """What is exported as one data set each."""
     shares = [part.share_granted for part in mixture.taken]
-    whole = mixture.loader(batch_size=1, split=request.split)
+    all_rows = mixture.loader(batch_size=1, split=request.split)
     stored = [part.prepared.splits[request.split].rows for part in mixture.taken]
     if request.per_component:
-        counts = stored if request.rows is None else whole.schedule.counts(request.rows).tolist()
+        counts = stored if request.rows is None else all_rows.schedule.counts(request.rows).tolist()
         parts = [
             (part.name, part.share_granted, count, mixture.only(part).loader(batch_size=1, split=request.split), number)
             for number, (part, count) in enumerate(zip(mixture.taken, counts, strict=True))
             if count
         ]
     else:
-        rows = request.rows if request.rows is not None else rows_seen_once(whole, stored)
-        parts = [("", Fraction(1), rows, whole, -1)]
+        rows = request.rows if request.rows is not None else rows_seen_once(all_rows, stored)
+        parts = [("", Fraction(1), rows, all_rows, -1)]
     if not shares or not parts or not parts[0][2]:
         raise InputError(f"mixture {mixture.name!r}: has no {request.split} rows to export")
     wanted = {column.array for column in layout.columns}

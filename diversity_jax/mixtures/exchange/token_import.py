@@ -227,10 +227,10 @@ class _Counts:
 
     def add(self, rows: np.ndarray) -> None:
         """Counts rows that follow those counted before."""
-        marks = np.flatnonzero(rows.reshape(-1) == self.end)
-        sizes = np.diff(marks, prepend=-1 - self.open_tokens) - 1
-        self.open_tokens = rows.size - 1 - int(marks[-1]) if len(marks) else self.open_tokens + rows.size
-        self.documents += len(marks)
+        at_ends = np.flatnonzero(rows.reshape(-1) == self.end)
+        sizes = np.diff(at_ends, prepend=-1 - self.open_tokens) - 1
+        self.open_tokens = rows.size - 1 - int(at_ends[-1]) if len(at_ends) else self.open_tokens + rows.size
+        self.documents += len(at_ends)
         self.across += int((rows[:, -1] != self.end).sum())
         if len(sizes):
             self.total += int(sizes.sum())

@@ -243,7 +243,7 @@ def _fused(tensors: list[Tensor]) -> list[Tensor]:
         elif part == _FUSED[fused][0]:
             start = f"{layer}.layers.{number}."
             parts = [by_name[f"{start}{name}.weight"] for name in _FUSED[fused]]
-            shape = (sum(one.shape[0] for one in parts), parts[0].shape[1])
+            shape = (sum(each.shape[0] for each in parts), parts[0].shape[1])
             result.append(Tensor(f"{start}{fused}.weight", shape, functools.partial(_stack, parts)))
     return result
 

@@ -186,23 +186,23 @@ def _contents(record: Mapping[str, Any]) -> _Contents:
         raise Damaged(str(error)) from None
 
 
-def read(folder: str | os.PathLike, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, Any]:
+def read(folder: str | os.PathLike, stored_record: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, Any]:
     """Arrays of a checkpoint, on the devices and meshes that `wanted` names.
 
     Args:
-      found: its record; wanted: trees of `jax.ShapeDtypeStruct` with a sharding, by the name of the part.
+      stored_record: its record; wanted: trees of `jax.ShapeDtypeStruct` with a sharding, by the name of the part.
 
     Raises:
       Damaged: a shard is missing or its checksum does not agree, or the checkpoint has no such array.
       StoreError: the store failed.
     """
-    contents = _contents(found)
+    contents = _contents(stored_record)
     stored: dict[str, list[_Stored]] = {}
     for shard in contents.shards:
         stored.setdefault(shard.name, []).append(shard)
     leaves, tree = jax.tree_util.tree_flatten_with_path(dict(wanted))
 
-    def one(path: Any, leaf: Any) -> Callable[[Any], np.ndarray]:
+    def read_leaf(path: Any, leaf: Any) -> Callable[[Any], np.ndarray]:
         name = path_name(path)
         about = contents.arrays.get(name)
         if about is None or about.shape != leaf.shape:
@@ -212,7 +212,7 @@ def read(folder: str | os.PathLike, found: Mapping[str, Any], wanted: Mapping[st
         return lambda index: parts[_bounds(index, leaf.shape)].astype(leaf.dtype, copy=False)
 
     with ThreadPoolExecutor(_THREADS) as threads:  # the mesh is filled by this thread, in the same order everywhere
-        ready = threads.map(lambda pair: one(*pair), leaves)
+        ready = threads.map(lambda pair: read_leaf(*pair), leaves)
         arrays = [
             jax.make_array_from_callback(leaf.shape, leaf.sharding, own)
             for (_, leaf), own in zip(leaves, ready, strict=True)

@@ -322,8 +322,8 @@ def separations(rows: Sequence[Separation], first: str, second: str, width: int)
     axes.set_xlim(-most, most)
     axes.axvspan(-1, 1, color=LIGHT["band"], linewidth=0, zorder=0)
     axes.axvline(0, color=LIGHT["muted"], linewidth=1)
-    marks = (1, 10, 100) if phone else (1, 3, 10, 100)
-    ticks = [sign * _squeezed(mark) for sign in (-1, 1) for mark in marks if _squeezed(mark) < most]
+    sample_sizes = (1, 10, 100) if phone else (1, 3, 10, 100)
+    ticks = [sign * _squeezed(mark) for sign in (-1, 1) for mark in sample_sizes if _squeezed(mark) < most]
     set_ticks(axes.xaxis, sorted(ticks), lambda tick: significant(_unsqueezed(tick)), ruled=True)
     for index, row in enumerate(rows):
         title = shortened(row.title, 25 if phone else 32)

@@ -189,11 +189,11 @@ def _apart(measured: Mapping[str, MetricsReport], pair: tuple[str, str], number:
         for name, metric in METRICS.items()
         if metric.sign and (name in first.metrics or name in first.controlled)
     ]
-    marks = [row for row in separations(first, second) if row.full_length is not None or row.equal_length is not None]
+    chosen = [row for row in separations(first, second) if row.full_length is not None or row.equal_length is not None]
     plot = None
-    if marks:
-        alt = "; ".join(f"{row.title}: {significant(row.full_length)}" for row in marks if row.full_length is not None)
-        plot = render(f"apart-{number}", alt, lambda width: diversity.separations(marks, *pair, width))
+    if chosen:
+        alt = "; ".join(f"{row.title}: {significant(row.full_length)}" for row in chosen if row.full_length is not None)
+        plot = render(f"apart-{number}", alt, lambda width: diversity.separations(chosen, *pair, width))
     title = " against ".join(formats.shortened(name, 18) for name in pair)
     sizes = _sizes_sentence({name: measured[name] for name in pair})
     return page.section("metrics", f"apart-{number}", title, name="apart", rows=rows, sizes=sizes, plot=plot)
