@@ -218,7 +218,6 @@ def _compile_logged(request: CompileRequest, folder: Path | None) -> Compiled:
 
 
 def record(result: Compiled) -> dict[str, Any]:
-    """One result as JSON."""
     request = dataclasses.asdict(result.request)
     chip = request.pop("target")["chip"]
     described = {"topology": result.request.target.name, "chip": chip, "request": request}

@@ -132,11 +132,9 @@ class Groupings:
         return self.pairs / self.possible_pairs
 
     def first(self, count: int) -> "Groupings":
-        """The first `count` groupings."""
         return self.chosen(slice(count))
 
     def chosen(self, rows: slice | np.ndarray) -> "Groupings":
-        """Some of the groupings."""
         columns = {name: getattr(self, name)[rows] for name in self._present()}
         of_the_corpus = {name: getattr(self, name) for name in _OF_THE_CORPUS}
         return Groupings(samples_per_grouping=self.samples_per_grouping, **columns, **of_the_corpus)

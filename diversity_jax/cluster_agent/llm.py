@@ -147,11 +147,9 @@ class _Allowed:
     clusters: int = 0
 
     def limited(self, schema: dict[str, Any], **limits: Any) -> dict[str, Any]:
-        """The schema, with the limits where there are any."""
         return schema if self.ids is None else schema | limits
 
     def array(self, items: Mapping[str, Any], most: int, least: int = 1) -> dict[str, Any]:
-        """A list."""
         return self.limited({"type": "array", "items": items}, minItems=least, maxItems=most)
 
     @property
@@ -166,7 +164,6 @@ class _Allowed:
 
     @property
     def sample_id(self) -> dict[str, Any]:
-        """One of the ids."""
         return self.limited({"type": "string"}, enum=list(self.ids or ()))
 
 

@@ -147,7 +147,6 @@ def known_judges() -> list[str]:
 
 
 def judge_kind(name: str) -> JudgeKind:
-    """The kind of the judge that a configuration names."""
     return JUDGES.get(name) or (_EMBEDDER if name.startswith(_EMBEDDING) else _LLM)
 
 

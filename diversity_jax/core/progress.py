@@ -94,7 +94,6 @@ class ProgressDisplay:
         return shown
 
     def line(self) -> str:
-        """The figures in one line."""
         return f"{self._title}: " + ", ".join(f"{value} {name}" for name, value in self.figures().items())
 
     def close(self) -> None:

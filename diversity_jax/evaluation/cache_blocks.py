@@ -96,7 +96,6 @@ class BlockPool:
         return [heapq.heappop(self._free[shard]) for _ in range(count)]
 
     def give_back(self, shard: int, blocks: Sequence[int]) -> None:
-        """Frees blocks."""
         for block in blocks:
             heapq.heappush(self._free[shard], block)
 
@@ -129,7 +128,6 @@ class RowLayout:
         self.total = self.size * shards
 
     def array(self, values: Sequence[int], dtype: type = np.int32) -> np.ndarray:
-        """One value a row, 0 where there is none."""
         out: np.ndarray = np.zeros(self.total, dtype)
         out[self.places] = values
         return out

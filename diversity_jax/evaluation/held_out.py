@@ -96,7 +96,6 @@ def rows_loss(
 
 
 def _units_loss(scorer: Scorer, units: Sequence[Sequence[Scored]], bytes_per_token: float, name: str) -> TextLoss:
-    """The loss on units of sequences."""
     sequences = [sequence for unit in units for sequence in unit]
     with ProgressDisplay(name, len(sequences)) as progress:
         owners = [number for number, unit in enumerate(units) for _ in unit]

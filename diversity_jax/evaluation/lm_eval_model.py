@@ -89,7 +89,6 @@ class RequestStore:
             self._file.flush()
 
     def close(self) -> None:
-        """Closes the file."""
         with full_disk_named(self._path):
             self._file.close()
 

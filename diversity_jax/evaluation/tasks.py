@@ -36,7 +36,6 @@ class ItemField:
     nonempty: bool = False
 
     def problem(self, name: str, value: Any) -> str | None:
-        """What is wrong with the value, or None."""
         if not isinstance(value, self.types) or isinstance(value, bool):
             expected = " or ".join(each.__name__ for each in self.types)
             return f"{name} is {type(value).__name__}; expected {expected}"
@@ -103,7 +102,6 @@ class Benchmark:
         return (*self.aliases, self.task)
 
     def check(self, item: Item) -> str | None:
-        """What is wrong with an item, or None."""
         for name, field in self.fields.items():
             if name not in item:
                 return f"lacks the field {name!r} (expected {', '.join(self.fields)})"

@@ -78,7 +78,6 @@ class Amount(NamedTuple):
         return Amount(dollars, tokens, self.calls + times * other.calls)
 
     def minus(self, other: "Amount") -> "Amount":
-        """The difference."""
         return self.plus(other, -1)
 
     def passes(self, config: BudgetConfig) -> str | None:
@@ -95,7 +94,6 @@ NOTHING = Amount()
 
 
 def sum_of(amounts: Iterable[Amount]) -> Amount:
-    """The sum of amounts."""
     return functools.reduce(Amount.plus, amounts, NOTHING)
 
 
@@ -113,7 +111,6 @@ class Price:
         return (prompt_tokens * self.input + completion_tokens * self.output - saved) / 1e6
 
     def times(self, share: float) -> "Price":
-        """This price with a discount."""
         cached = None if self.cached_input is None else self.cached_input * share
         return Price(input=self.input * share, output=self.output * share, cached_input=cached)
 

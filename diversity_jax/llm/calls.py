@@ -131,7 +131,6 @@ class Evidence:
 
     @property
     def refused(self) -> int:
-        """Calls that were refused."""
         return len(set[str]().union(*self._refused.values()))
 
 
@@ -169,7 +168,6 @@ def used_by(reply: Reply, price: Price) -> Amount:
 
 
 def outcome_of(reply: Reply, stage: str, model: str, spent: Amount) -> Outcome:
-    """How a reply is kept."""
     counts = {"prompt_tokens": reply.prompt_tokens, "completion_tokens": reply.completion_tokens}
     if reply.failure is None:
         return CachedResponse(stage=stage, model=model, text=reply.text, dollars=spent.dollars, **counts)
@@ -244,7 +242,6 @@ class CallAccounts:
         self.retrying: dict[str, Call] = {}  # calls that have failed and are asked again
 
     def costs_of(self, request: Request, price: Price) -> CallCosts:
-        """What attempts at a request cost."""
         return CallCosts(request, price, self._stage_costs[request.stage], self.notes.overrun)
 
     def has_priority(self, call: Call) -> bool:

@@ -310,7 +310,6 @@ class Stats:
     used: dict[str, StageUsage] = field(default_factory=dict)
 
     def count(self, response: CachedResponse, *, cached: bool) -> None:
-        """Counts an answer."""
         self.done += 1
         self.cached += cached
         self.cost_usd += response.dollars

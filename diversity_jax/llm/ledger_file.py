@@ -89,7 +89,6 @@ class LedgerFile:
             return frozenset(self._connection.execute("SELECT subject, kind, value FROM notes").fetchall())
 
     def note(self, subject: str, kind: str, value: str) -> None:
-        """Adds a note."""
         if not self._replay:
             with self._explained_errors(), self._transaction("FULL"):
                 row = (subject, kind, value, int(time.time()))
@@ -176,7 +175,6 @@ class LedgerFile:
     # global lock when the event loop is busy, so a batch of any size is a handful of statements.
 
     def _rows(self, table: str, columns: Sequence[str], keys: Sequence[str]) -> list[dict[str, Any]]:
-        """Rows of a table under `keys`, by column."""
         row = ", ".join(f"'{column}', {column}" for column in columns)
         query = f"SELECT json_group_array(json_object({row})) FROM {table} WHERE key IN {KEYS}"
         return json.loads(self._connection.execute(query, (json.dumps(keys),)).fetchone()[0])

@@ -68,7 +68,6 @@ class EndpointConfig:
         return {name.strip().lower(): re.sub(r"\$\{(\w+)\}", value_of, value.strip()) for name, _, value in split}
 
     def body_fields(self) -> dict[str, Any]:
-        """The fields of `body`."""
         try:
             fields = json.loads(self.body or "{}")
         except ValueError as error:

@@ -63,7 +63,6 @@ class Words:
         return Words(ids=self.ids[np.arange(offsets[-1]) + shift], offsets=offsets, types=self.types)
 
     def first(self, length: int) -> "Words":
-        """The first `length` words of every document."""
         offsets = _offsets(np.minimum(self.lengths, length))
         return Words(ids=self.ids[self.positions() < length], offsets=offsets, types=self.types)
 
@@ -173,7 +172,6 @@ class Vocabulary:
 
     @property
     def words(self) -> list[str]:
-        """All words by id."""
         return list(self._ids.words)
 
     def encode(self, texts: Sequence[str], *, threads: int | None = None) -> Words:

@@ -256,7 +256,6 @@ class LlamaConfig:
 
     @property
     def layer_matrix_parameters(self) -> int:
-        """Parameters in the matrices of one layer."""
         attention = 2 * self.hidden_size * self.head_size * (self.num_heads + self.kv_heads)
         return attention + 3 * self.hidden_size * self.intermediate_size
 

@@ -149,7 +149,6 @@ class Block(nnx.Module):
             self.attention_post_norm, self.mlp_post_norm = (_norm(config, config.hidden_size) for _ in range(2))
 
     def _read(self, x_BxLxD: Array, part: str) -> Array:
-        """What a part reads of the stream."""
         if self.config.norm_order == "post":
             return x_BxLxD
         return rms_norm(self.config, x_BxLxD, getattr(self, f"{part}_norm")[...])

@@ -78,7 +78,6 @@ class MinHasher:
         return np.stack([hash_runs(band) for band in bands])
 
     def _hashed_words(self, text_words: Sequence[str]) -> np.ndarray:
-        """A 64-bit hash of each word."""
         if len(self._word_hashes) > _CACHED_WORDS:
             self._word_hashes = {}  # not cleared: another thread of a Beam worker may be reading it
         known = self._word_hashes

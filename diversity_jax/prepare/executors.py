@@ -60,7 +60,6 @@ class PipelineStage:
 
     @property
     def record(self) -> str:
-        """Ending of the record."""
         return f"{self.ending}.json"
 
 
@@ -179,7 +178,6 @@ def unfinished_units(units: int, job: Job, stage: PipelineStage) -> tuple[list[i
 
 
 def chunk_records(job: Job, names: Sequence[str]) -> list[ChunkRecord]:
-    """Records of chunks that were encoded."""
     return [ChunkRecord.load(job.staging.path(f"{name}{ENCODING.record}")) for name in names]
 
 

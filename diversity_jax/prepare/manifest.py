@@ -196,7 +196,6 @@ class Manifest:
         return manifest
 
     def _problem(self) -> str | None:
-        """What cannot be so."""
         if self.sequence_length < 1 or self.dtype not in ("uint16", "uint32"):
             return f"rows of {self.sequence_length} tokens of {self.dtype[:40]} are none"
         for name, split in self.splits.items():

@@ -228,7 +228,6 @@ class Job:
 
     @property
     def row_tokens(self) -> int:
-        """Tokens in a row."""
         return self.settings.sequence_length + 1
 
     @property

@@ -33,7 +33,6 @@ class ShardName:
 
     @property
     def file(self) -> str:
-        """Name of its file."""
         return f"{self.split}-{self.number:05d}-of-{self.count:05d}.bin"
 
 

@@ -139,7 +139,6 @@ def _module(template: str) -> Any:
 
 
 def macro(template: str, name: str, *arguments: Any, **values: Any) -> Html:
-    """What a macro of a template writes."""
     return getattr(_module(template), name)(*arguments, **values)
 
 

@@ -188,7 +188,6 @@ class ApiRequest:
         return isinstance(self.body, CompletionBody) and self.body.echo
 
     def prompt_of(self, choice: int) -> Prompt:
-        """The prompt that a choice answers."""
         return self.prompts[choice // len(self.sampling)]
 
 

@@ -48,7 +48,6 @@ class Service:
         self._description = description.describe(model, needs_key=key is not None)
 
     def application(self) -> web.Application:
-        """The routes."""
         application = web.Application(client_max_size=self._config.max_body_bytes, middlewares=[self._guard])
         application.on_response_prepare.append(self._access.add_headers)
         application.add_routes(
@@ -105,7 +104,6 @@ class Service:
         return web.json_response(self._description)
 
     async def _models(self, request: web.Request) -> web.Response:
-        """The one model there is."""
         name = request.match_info.get("name")
         if name is None:
             return web.json_response({"object": "list", "data": [self._model_object]})

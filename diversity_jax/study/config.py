@@ -234,7 +234,6 @@ def plan(study: StudyConfig, store: StepStore) -> Plan:
 
 
 def _selected_levels(study: StudyConfig) -> list[tuple[Level, ...]]:
-    """The levels of every factor that `only` selects."""
     wanted: dict[str, list[str]] = {}
     for part in filter(None, (part.strip() for part in study.only.split(","))):
         name, equals, names = part.partition("=")

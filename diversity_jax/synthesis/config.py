@@ -278,7 +278,6 @@ class SynthesisConfig:
             )
 
     def engine_for(self, generator: GeneratorConfig) -> EngineConfig:
-        """How a generator is called."""
         engine = replace(self.engine, ledger=self.cache_path)
         return replace(engine, batch=True, batches=self.batch) if generator.batch else engine
 

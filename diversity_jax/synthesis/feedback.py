@@ -93,7 +93,6 @@ class Feedback:
         return {arm: known.get(arm, mean) for arm in self._arms}
 
     def stop_arms_without_generator(self, stopped: Mapping[str, str]) -> None:
-        """Stops arms whose generators are all stopped."""
         for arm in self._arms.values():
             if all(label in stopped for label in ([arm.generator] if arm.generator else self._material.generators)):
                 self._steering.stop(arm.name, "its generator is stopped")

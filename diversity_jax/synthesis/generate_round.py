@@ -148,7 +148,6 @@ class RoundGenerator:
             )
 
     async def _draw_all(self, cells: Sequence[Cell]) -> list[_Candidate]:
-        """Candidates of cells, in their order."""
         candidates: dict[int, _Candidate | None] = {}
         numbered = iter(enumerate(cells))
 

@@ -74,7 +74,6 @@ def _clean_name(text: object) -> str:
 
 
 def clean_persona(text: object) -> str:
-    """A persona in one line."""
     return " ".join(clean_text(str(text), 4 * _PERSONA_CHARACTERS).split())[:_PERSONA_CHARACTERS]
 
 

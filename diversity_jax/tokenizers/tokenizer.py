@@ -121,7 +121,6 @@ class ModelTokenizer:
         ]
 
     def encode(self, text: str, *, special: bool = True) -> list[int]:
-        """Ids of one text."""
         return self.encode_batch([text], special=special)[0]
 
     def encode_prompt(self, text: str) -> list[int]:

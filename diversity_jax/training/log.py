@@ -46,7 +46,6 @@ class JsonLinesLog:
             self._file.flush()
 
     def close(self) -> None:
-        """Closes the file."""
         if "_file" in vars(self):
             with contextlib.suppress(OSError):  # what a full disk left in the buffer was reported by `append`
                 self._file.close()
@@ -79,7 +78,6 @@ class MetricWriter:
             tracker.write(step, figures)
 
     def close(self) -> None:
-        """Flushes and closes all."""
         self._lines.close()
         for tracker in self._trackers:
             tracker.close()

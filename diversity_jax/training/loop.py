@@ -360,7 +360,6 @@ def _load(
 
 
 def _record(run: Run, settings: Settings, history: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """What a checkpoint records of its run."""
     frozen = {} if run.frozen is None else {"model in init_from": str(int(fingerprint(run.frozen)))}
     return {
         "settings": settings_json(settings),

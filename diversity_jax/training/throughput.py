@@ -205,7 +205,6 @@ def _utilisation_sentence(summary: Mapping[str, Any]) -> str:
 
 
 def summary_lines(summary: Mapping[str, Any]) -> list[str]:
-    """A summary for the console."""
     lines = []
     if summary["tokens_per_second"] is not None:
         speed, milliseconds = summary["tokens_per_second"], 1000 * summary["step_seconds"]

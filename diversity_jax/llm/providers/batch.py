@@ -89,7 +89,6 @@ def _refused(endpoint: Endpoint, status: int, headers: Mapping[str, str], conten
 
 
 async def _latest(batches: AsyncIterable[Any]) -> AsyncIterator[Any]:
-    """The latest thousand batches."""
     seen = 0
     async for batch in batches:
         yield batch
@@ -190,7 +189,6 @@ class OpenAIBatches:
         return outcomes
 
     async def close(self) -> None:
-        """Closes its connections."""
         await self._client.close()
 
     @contextlib.contextmanager
@@ -268,7 +266,6 @@ class GeminiBatches:
         return outcomes
 
     async def close(self) -> None:
-        """Closes its connections."""
         await self._client.aio.aclose()
         await self._session.close()
 

@@ -58,7 +58,6 @@ class GoogleGenai:
         return ""
 
     async def close(self) -> None:
-        """Closes its connections."""
         await self._client.aio.aclose()
         await self._session.close()
 
@@ -233,7 +232,6 @@ class Gemini:
         return ""
 
     async def close(self) -> None:
-        """Closes its connections."""
         self._client.transport.close()
 
     def _ask(self, request: Request) -> Reply:

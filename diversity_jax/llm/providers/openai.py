@@ -92,5 +92,4 @@ class OpenAIChat:
         return ""
 
     async def close(self) -> None:
-        """Closes its connections."""
         await self._session.close()

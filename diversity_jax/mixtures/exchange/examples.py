@@ -106,7 +106,6 @@ def _varint(number: int) -> bytes:
 
 
 def _field(tag: int, content: bytes) -> bytes:
-    """A field whose content has a length."""
     return bytes((tag << 3 | 2,)) + _varint(len(content)) + content
 
 

@@ -166,7 +166,6 @@ def path_to_write(path: Path) -> Iterator[Path]:
 
 
 def whole_file(root: Path, path: Path) -> Piece:
-    """A finished file as a piece."""
     return Piece(file=path.relative_to(root).as_posix(), offset=0, bytes=path.stat().st_size)
 
 

@@ -260,7 +260,6 @@ def _levanter(source: str, folder: Path, column: str | None) -> TokenSet:
 
 
 def _numbers(array: Any, first: int, end: int, folder: Path) -> np.ndarray:
-    """Some numbers of an array."""
     try:
         return array[first:end].read().result()
     except ValueError as error:

@@ -161,7 +161,6 @@ def _flag(path: Path, theirs: Mapping[str, Any], name: str) -> bool:
 
 
 def _own_fields(path: Path, theirs: Mapping[str, Any], family: Family) -> dict[str, Any]:
-    """What only one family has."""
     fields: dict[str, Any] = {}
     if family.model_type in ("gemma", "gemma3_text"):
         fields["embedding_multiplier"] = theirs["hidden_size"] ** 0.5
