@@ -74,6 +74,21 @@ def test_what_is_not_computed_is_refused_in_one_line(name):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("name", ["mistral_0_1", "ministral", "phi_3_mini", "gemma_3_1b", "olmo_3_7b"])
+def test_a_switch_of_other_families_turns_no_window_off(name):
+    """As in transformers, whose classes of these do not know it."""
+    entries = CONFIGS[name]
+    assert entries["sliding_window"] is not None
+    read = functools.partial(config_from_entries, Path("config.json"))
+    assert read({**entries, "use_sliding_window": False}) == read(entries)
+
+
+def test_layers_with_a_window_have_their_class_s_own_base_where_the_file_names_none():
+    entries = CONFIGS["olmo_3_new"] | {"rope_parameters": {"full_attention": {"rope_theta": 10000.0}}}
+    found = config_from_entries(Path("config.json"), entries)
+    assert (found.rope_theta, found.window_rope_theta) == (10000.0, 500000.0)
+
+
 def test_a_model_that_no_architecture_has_is_not_exported(tmp_path):
     config = small_config(qk_norm="full", residual_multiplier=0.5)
     with pytest.raises(InputError, match=r"qk_norm='full', residual_multiplier=0.5"):

@@ -173,6 +173,45 @@ def test_ends_that_disagree_are_named_once_and_the_tokenizer_s_own_is_taken(tmp_
     assert named.end_of_text_id == tokenizer.end_of_text_id - 2
 
 
+@pytest.mark.parametrize("own", [True, False])
+def test_settings_that_begin_texts_otherwise_than_the_tokenizer_itself_are_followed_and_said(tmp_path, caplog, own):
+    layouts.llama3(tmp_path, TEXTS, 400)
+    if not own:
+        layouts.write(
+            tmp_path, tokenizer=json.loads((tmp_path / "tokenizer.json").read_text()) | {"post_processor": None}
+        )
+    config = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    layouts.write(tmp_path, tokenizer_config=config | {"add_bos_token": not own})
+    with caplog.at_level(logging.WARNING):
+        tokenizer = load_tokenizer(str(tmp_path))
+    assert (tokenizer.adds_bos, len(tokenizer.surrounding_ids()[0])) == (not own, int(not own))
+    assert [record.getMessage().partition(": ")[2].partition(";")[0] for record in caplog.records] == [
+        "puts begin-of-text before a text, its folder's settings nothing"
+        if own
+        else "puts nothing before a text, its folder's settings begin-of-text"
+    ]
+
+
+@pytest.mark.parametrize("as_files", [True, False])
+def test_of_several_chat_templates_the_default_is_taken_and_none_is_guessed(tmp_path, as_files):
+    def lay_out(folder, *names):
+        layouts.qwen(folder, TEXTS, 400, tokenizer_json=True)
+        config = json.loads((folder / "tokenizer_config.json").read_text())
+        listed = [{"name": name, "template": layouts.CHATML + name} for name in names]
+        layouts.write(folder, tokenizer_config=config | {"chat_template": None if as_files else listed})
+        for name in names if as_files else ():
+            path = folder / ("chat_template.jinja" if name == "default" else f"additional_chat_templates/{name}.jinja")
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(layouts.CHATML + name)
+        return folder
+
+    folder = lay_out(tmp_path / "a", "tool_use", "default")
+    assert for_folder(load_tokenizer(str(folder)), folder).chat_template == layouts.CHATML + "default"
+    folder = lay_out(tmp_path / "b", "rag", "tool_use")
+    with pytest.raises(InputError, match="has the chat templates rag, tool_use, and none called default"):
+        for_folder(load_tokenizer(str(folder)), folder)
+
+
 def test_text_of_special_tokens_is_letters_where_the_vocabulary_itself_holds_it(tmp_path):
     """A unigram model would find "</s>" among its pieces."""
     from tokenizers import Tokenizer, models, pre_tokenizers

@@ -60,6 +60,13 @@ class HuggingFaceTokenizer(Tokenizer):
         self.bos_id = self._begin_of_text(before, settings)
         adds_bos = bool(before) or settings.class_adds_bos if settings.adds_bos is None else settings.adds_bos
         self.adds_bos = adds_bos and self.bos_id is not None
+        says_itself = source is None and len(files) == 1  # a tokenizer.json, not made here from other files
+        if settings.files and says_itself and self.adds_bos != bool(before):
+            log.warning(
+                "%s: puts %s before a text, its folder's settings %s; the settings are followed, as transformers 4 "
+                "does for Llama's classes (transformers 5 follows the file)",
+                *(files[0], "begin-of-text" if before else "nothing", "begin-of-text" if self.adds_bos else "nothing"),
+            )
         self.adds_eos = bool(after) if settings.adds_eos is None else settings.adds_eos
         known = {name: text for name, text in settings.special.items() if self.token_id(text) is not None}
         begin = {} if self.bos_id is None else {"bos_token": self.token_text(self.bos_id)}

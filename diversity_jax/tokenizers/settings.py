@@ -49,14 +49,21 @@ def folder_template(folder: Path) -> str | None:
     """The chat template in a tokenizer's folder: a file, or an entry of the settings (the default of several).
 
     Raises:
-      InputError: the settings are damaged, or the template is not text.
+      InputError: the settings are damaged, the template is not text, or there are several and no default.
     """
     path, settings = folder / "chat_template.jinja", folder / "tokenizer_config.json"
     if path.exists():
         return read_text(path)
     template = read_fields(settings).get("chat_template") if settings.exists() else None
+    named = {file.stem: read_text(file) for file in sorted(folder.glob("additional_chat_templates/*.jinja"))}
     if isinstance(template, list) and all(isinstance(entry, dict) for entry in template):
-        template = next((entry.get("template") for entry in template if entry.get("name") == "default"), None)
+        named = {str(entry.get("name")): entry.get("template") for entry in template}
+        template = named.get("default")
+    if template is None and named:
+        raise InputError(
+            f"{folder}: has the chat templates {', '.join(named)}, and none called default; write the one that is "
+            "meant to chat_template.jinja"
+        )
     if template is not None and not isinstance(template, str):
         raise InputError(f"{settings}: chat_template is {type(template).__name__}; expected the template's text")
     return template

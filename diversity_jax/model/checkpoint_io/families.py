@@ -169,7 +169,8 @@ def window_fields(path: Path, theirs: Mapping[str, Any], family: Family) -> dict
         raise InputError(f"{path}: layer_types does not list {layers} layers, as num_hidden_layers says")
     if other := [kind for kind in listed or () if kind not in (SLIDING, FULL)]:
         raise InputError(f"{path}: layer_types has {other[0]!r}; only {FULL} and {SLIDING} can be read")
-    if family.windows == "none" or theirs.get("use_sliding_window") is False:
+    has_switch = "use_sliding_window" in family.known()  # which classes without it ignore
+    if family.windows == "none" or (has_switch and theirs.get("use_sliding_window") is False):
         window = None
     if window is None:
         # Of a family without windows transformers ignores the list; here it would be a model with other numbers.
@@ -194,7 +195,7 @@ def _unlisted_kinds(path: Path, theirs: Mapping[str, Any], family: Family) -> li
     full: Any = {
         "qwen2": lambda: range(theirs["max_window_layers"]),
         "qwen3": lambda: range(theirs["max_window_layers"]),
-        "smollm3": lambda: set(layers) - set(unturned_layers(theirs)),
+        "smollm3": lambda: set(layers) - set(unturned_layers(path, theirs)),
         "olmo3": lambda: layers[3::4],
         "gemma3_text": lambda: layers[theirs["sliding_window_pattern"] - 1 :: theirs["sliding_window_pattern"]],
     }
@@ -202,12 +203,21 @@ def _unlisted_kinds(path: Path, theirs: Mapping[str, Any], family: Family) -> li
     return [FULL if number in layer_kinds else SLIDING for number in layers]
 
 
-def unturned_layers(theirs: Mapping[str, Any]) -> tuple[int, ...]:
-    """Numbers of SmolLM3's layers without rotary positions; its list, despite its name, has 1 where there are some."""
+def unturned_layers(path: Path, theirs: Mapping[str, Any]) -> tuple[int, ...]:
+    """Numbers of SmolLM3's layers without rotary positions; its list, despite its name, has 1 where there are some.
+
+    Raises:
+      InputError: the list has another length or other values, or no whole number says which layers these are.
+    """
     layers, interval = theirs["num_hidden_layers"], theirs["no_rope_layer_interval"]
     turning = theirs.get("no_rope_layers")
     if turning is None:
+        if not isinstance(interval, int) or isinstance(interval, bool) or interval < 1:
+            raise InputError(f"{path}: no_rope_layer_interval is {interval!r}; expected a whole number above 0")
         return tuple(range(interval - 1, layers, interval))
+    is_list = isinstance(turning, list) and set(map(repr, turning)) <= {"0", "1", "True", "False"}
+    if not is_list or len(turning) != layers:
+        raise InputError(f"{path}: no_rope_layers does not list {layers} zeros and ones, as num_hidden_layers says")
     return tuple(number for number, turns in enumerate(turning) if not turns)
 
 
@@ -248,7 +258,7 @@ def rope_fields(path: Path, theirs: Mapping[str, Any], family: Family) -> dict[s
         raise InputError(f"{path}: partial_rotary_factor is {share:g}; transformers' {family.model_type} has only 1.0")
     fields = {"rope_theta": theta, "partial_rotary_factor": share, **_scaling(path, rope, theirs, family)}
     if family.model_type in _OWN_BASE_IN_WINDOWS:
-        own = theirs.get("rope_local_base_freq", theta)
+        own = theirs.get("rope_local_base_freq", family.defaults["rope_theta"])  # not that of the other layers
         fields["window_rope_theta"] = number(path, "rope_theta of sliding_attention", local.get("rope_theta", own))
     return fields
 

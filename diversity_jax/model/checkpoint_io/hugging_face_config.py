@@ -168,11 +168,7 @@ def _own_fields(path: Path, theirs: Mapping[str, Any], family: Family) -> dict[s
         scalar = number(path, "query_pre_attn_scalar", theirs["query_pre_attn_scalar"])
         fields["attention_multiplier"] = scalar**-0.5
     if family.model_type == "smollm3":
-        turning, layers = theirs.get("no_rope_layers"), theirs["num_hidden_layers"]
-        is_list = isinstance(turning, list) and set(map(repr, turning)) <= {"0", "1", "True", "False"}
-        if turning is not None and not (is_list and len(turning) == layers):
-            raise InputError(f"{path}: no_rope_layers does not list {layers} zeros and ones, as num_hidden_layers says")
-        fields["layers_without_rotary"] = unturned_layers(theirs)
+        fields["layers_without_rotary"] = unturned_layers(path, theirs)
     return fields
 
 
