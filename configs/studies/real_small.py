@@ -10,6 +10,7 @@ Two halves of 16 short passages each, one over 4 topics and one over 16. Each is
 by SmolLM2 as a judge, whose figures count only if its verdict allows it; adapters on SmolLM2 go on with each half,
 and both are asked to continue real prose and measured on it, beside the model as it was.
 
+One seed: with two recipes a second adds nothing that the page could say; `--config.seeds="(0, 1)"` asks for more.
 Hardware: 2 cores, 6 GB of memory; no accelerator, no network. Times, results and what two recipes can show:
 docs/study.md.
 """
@@ -128,7 +129,7 @@ def get_config() -> StudyConfig:
         name="real_small",
         output_dir="runs/studies/real_small",
         factors=(Factor(name="topics", levels=(_half(4, 4), _half(16, 1), _untrained())),),
-        seeds=(0, 1),
+        seeds=(0,),
         seed_fields=("build.mixture.seed", "train.train.seed"),
         predictors=(
             "second_score.effective_clusters",
