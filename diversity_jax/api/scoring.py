@@ -8,6 +8,7 @@ import tempfile
 from typing import Any
 
 from diversity_jax.cluster_agent import NothingUsable, PairComparison, Scorecard, compare_pairs, judge_kind
+from diversity_jax.cluster_agent.registry import is_paid_embedding
 from diversity_jax.core import config as config_files
 from diversity_jax.core import run_info
 from diversity_jax.core.buckets import public_name, writes_to
@@ -337,7 +338,7 @@ def _run(
     judge_kind(config.judge).check(config, not config.forecast_only)
     corpora = open_all(data, names, text_field)
     if output_dir is None:
-        if judge_kind(config.judge).is_llm or config.judge.startswith("embedding:openai:"):
+        if judge_kind(config.judge).is_llm or is_paid_embedding(config.judge):
             paid = f"judge={config.judge}: its answers are kept in output_dir, so that none is paid for twice"
             raise InputError(f"{paid}; give one, such as output_dir='runs/score'")
         with tempfile.TemporaryDirectory(prefix="diversity_jax-") as folder:

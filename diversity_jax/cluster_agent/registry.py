@@ -97,7 +97,7 @@ def _check_embedding(settings: JudgeSettings, asked: bool) -> None:
 
     budget, judge = settings.budget, settings.judge
     check_embedder(judge.removeprefix(_EMBEDDING), base_url=settings.judge_base_url)
-    if not judge.startswith(f"{_EMBEDDING}openai:") or settings.judge_base_url or budget.unlimited:
+    if not is_paid_embedding(judge) or settings.judge_base_url or budget.unlimited:
         return
     if budget.max_dollars is None:
         problem = f"is not set, and {judge} charges for every text that it reads"
@@ -148,6 +148,13 @@ def known_judges() -> list[str]:
 
 def judge_kind(name: str) -> JudgeKind:
     return JUDGES.get(name) or (_EMBEDDER if name.startswith(_EMBEDDING) else _LLM)
+
+
+def is_paid_embedding(judge: str) -> bool:
+    """Whether a judge groups by vectors of an API that charges for texts."""
+    from diversity_jax.embedders import is_paid
+
+    return judge.startswith(_EMBEDDING) and is_paid(judge.removeprefix(_EMBEDDING))
 
 
 def judge_note(label: str) -> str:

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
         OpenAIEmbedder,
         SentenceTransformer,
         check_embedder,
+        is_paid,
         open_embedder,
         vocabulary_of,
     )
@@ -23,6 +24,7 @@ __all__ = [
     "OpenAIEmbedder",
     "SentenceTransformer",
     "check_embedder",
+    "is_paid",
     "open_embedder",
     "vocabulary_of",
 ]

@@ -7,6 +7,7 @@ llama:FOLDER      mean of the last hidden states of a Llama
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 import hashlib
 import os
 from pathlib import Path
@@ -32,6 +33,19 @@ class Embedder(Protocol):
         """float32 [documents, D]; a document without content may be zero."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class EmbedderKind:
+    """One kind of embedder; an entry of `EMBEDDERS` adds one.
+
+    Attributes:
+      open: makes it from a model's name, options of embedders that are paid for, and options of a Llama.
+      is_paid: whether its texts go to an API that charges for them.
+    """
+
+    open: Callable[[str, dict[str, Any], dict[str, Any]], Embedder]
+    is_paid: bool = False
+
+
 def check_embedder(name: str, *, base_url: str | None = None) -> None:
     """Refuses a name that is no embedder's, and a missing key, before anything is read.
 
@@ -39,10 +53,16 @@ def check_embedder(name: str, *, base_url: str | None = None) -> None:
       InputError: as said.
     """
     kind, _, model = name.partition(":")
-    if kind not in ("st", "openai", "llama") or not model:
+    if kind not in EMBEDDERS or not model:
         raise InputError(f"embedder {name}: expected st:NAME_OR_PATH, openai:MODEL or llama:FOLDER")
-    if kind == "openai" and base_url is None and not os.environ.get("OPENAI_API_KEY"):
+    if EMBEDDERS[kind].is_paid and base_url is None and not os.environ.get("OPENAI_API_KEY"):
         raise InputError(f"embedder {name}: OPENAI_API_KEY is not set, and no base_url names a server of your own")
+
+
+def is_paid(name: str) -> bool:
+    """Whether an embedder's texts go to an API that charges for them."""
+    kind = EMBEDDERS.get(name.partition(":")[0])
+    return kind is not None and kind.is_paid
 
 
 def open_embedder(
@@ -66,15 +86,9 @@ def open_embedder(
     """
     check_embedder(name, base_url=base_url)
     kind, _, model = name.partition(":")
-    if kind == "st":
-        return SentenceTransformer(model)
-    if kind == "openai":
-        limits: dict[str, Any] = {"dollars_per_million_tokens": dollars_per_million_tokens, "max_dollars": max_dollars}
-        return OpenAIEmbedder(model, base_url=base_url, cache=cache, **limits)
-    from diversity_jax.tokenizers.tokenizer import load_tokenizer
-
-    tokenizer = load_tokenizer(vocabulary_of(model, vocabulary))
-    return LlamaEmbedder(model, tokenizer.encode_batch, context_tokens=context_tokens)
+    paid = {"base_url": base_url, "cache": cache, "max_dollars": max_dollars}
+    paid |= {"dollars_per_million_tokens": dollars_per_million_tokens}
+    return EMBEDDERS[kind].open(model, paid, {"vocabulary": vocabulary, "context_tokens": context_tokens})
 
 
 def vocabulary_of(folder: str, asked: str | None) -> str:
@@ -306,3 +320,17 @@ def batches(
 def _rounded(length: int) -> int:
     power = max(16, 1 << max(0, length - 1).bit_length())
     return power * 3 // 4 if length <= power * 3 // 4 else power
+
+
+def _open_llama(folder: str, *, vocabulary: str | None, context_tokens: int | None) -> LlamaEmbedder:
+    from diversity_jax.tokenizers.tokenizer import load_tokenizer
+
+    tokenizer = load_tokenizer(vocabulary_of(folder, vocabulary))
+    return LlamaEmbedder(folder, tokenizer.encode_batch, context_tokens=context_tokens)
+
+
+EMBEDDERS: dict[str, EmbedderKind] = {
+    "st": EmbedderKind(open=lambda model, of_paid, of_llama: SentenceTransformer(model)),
+    "openai": EmbedderKind(open=lambda model, of_paid, of_llama: OpenAIEmbedder(model, **of_paid), is_paid=True),
+    "llama": EmbedderKind(open=lambda model, of_paid, of_llama: _open_llama(model, **of_llama)),
+}

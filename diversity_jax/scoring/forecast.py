@@ -15,6 +15,7 @@ from diversity_jax.cluster_agent import (
     pilot_calls,
     plan_calls,
 )
+from diversity_jax.cluster_agent.registry import is_paid_embedding
 from diversity_jax.core.files import write_json
 from diversity_jax.corpus import Corpus
 from diversity_jax.llm import CostForecast, PlannedCalls, forecast, parse_model, price_of
@@ -47,7 +48,7 @@ class ScoringForecast:
     def __str__(self) -> str:
         if not self.costs:
             judge = self._settings.judge
-            cost = "no language model to pay" if judge.startswith("embedding:openai:") else "nothing to pay"
+            cost = "no language model to pay" if is_paid_embedding(judge) else "nothing to pay"
             return f"judge: {judge_kind(judge).label or judge}, {cost}"
         how = {"before": "", "pilot": " after a pilot", "revised": " by the calls so far"}
         name, latest = list(self.costs.items())[-1]
