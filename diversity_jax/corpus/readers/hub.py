@@ -22,7 +22,7 @@ from diversity_jax.corpus.document import (
 
 T = TypeVar("T")
 
-_BATCH_ROWS = 256
+_ROWS_AT_ONCE = 256
 _SAVE_IT = "save it with Dataset.save_to_disk where there is one, and name that folder as hf:FOLDER"
 
 
@@ -77,7 +77,7 @@ class _Shard(Records):
         rows = iter(self._rows)
         while True:
             with _failures(self._source):
-                batch = list(itertools.islice(rows, _BATCH_ROWS))
+                batch = list(itertools.islice(rows, _ROWS_AT_ONCE))
             if not batch:
                 return
             yield batch
