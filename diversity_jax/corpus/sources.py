@@ -12,9 +12,8 @@ from diversity_jax.core.files import content_hash, exists, is_remote, join_path,
 from diversity_jax.core.stores import refuse_as_text, remote, store_errors
 from diversity_jax.corpus.corpus import RecordCorpus
 from diversity_jax.corpus.document import Corpus, CorpusConfig, FileRecords, check_split
-from diversity_jax.corpus.readers.hub import open_hub_dataset
 from diversity_jax.corpus.readers.installed_packages import open_installed_docs
-from diversity_jax.corpus.readers.parquet import Arrow, Parquet
+from diversity_jax.corpus.readers.parquet import Arrow, Parquet, open_hub_dataset
 from diversity_jax.corpus.readers.seqio_tasks import open_seqio_task
 from diversity_jax.corpus.readers.tensorflow import TFRecord, open_tfds_builder
 from diversity_jax.corpus.readers.text import (
