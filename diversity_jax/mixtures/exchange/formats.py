@@ -4,9 +4,8 @@ from collections.abc import Mapping
 
 from diversity_jax.mixtures.exchange.arrow import Arrow, Parquet
 from diversity_jax.mixtures.exchange.examples import ArrayRecord, TFRecord
-from diversity_jax.mixtures.exchange.fixed import LitData, Megatron, MosaicML
+from diversity_jax.mixtures.exchange.fixed import Levanter, LitData, Megatron, MosaicML
 from diversity_jax.mixtures.exchange.format import Format
-from diversity_jax.mixtures.exchange.levanter import Levanter
 
 FORMATS: Mapping[str, Format] = {
     "array_record": ArrayRecord(),

@@ -15,8 +15,7 @@ import numpy as np
 from diversity_jax.core.errors import InputError
 from diversity_jax.core.files import content_hash, file_hash, path_inside, read_json
 from diversity_jax.mixtures.exchange.examples import example_features
-from diversity_jax.mixtures.exchange.fixed import MEGATRON_DTYPES, MEGATRON_HEADER
-from diversity_jax.mixtures.exchange.levanter import LEDGER
+from diversity_jax.mixtures.exchange.fixed import LEDGER, MEGATRON_DTYPES, MEGATRON_HEADER
 from diversity_jax.prepare.rows import release_pages
 
 TOKEN_NAMES = ("input_ids", "tokens", "targets", "text", "inputs")
