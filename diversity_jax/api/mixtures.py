@@ -15,10 +15,9 @@ from diversity_jax.core.buckets import writes_to
 from diversity_jax.core.config import with_fields
 from diversity_jax.core.errors import InputError
 from diversity_jax.core.formats import Shown, Table, compact, count, percent
-from diversity_jax.evaluation.answers import encode_pairs, windows
 from diversity_jax.evaluation.config import GenerateTextConfig, ModelSource
 from diversity_jax.evaluation.generate import Generator
-from diversity_jax.evaluation.load_model import LanguageModel
+from diversity_jax.evaluation.load_model import LanguageModel, encode_pairs, windows
 from diversity_jax.evaluation.loglikelihood import Likelihood, Scorer
 from diversity_jax.evaluation.run import generate_text, open_source
 from diversity_jax.mixtures.config import BuildConfig, MixtureConfig

@@ -16,9 +16,8 @@ from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs
 from diversity_jax.core.errors import InputError
 from diversity_jax.core.files import content_hash, full_disk_named
 from diversity_jax.core.progress import ProgressDisplay
-from diversity_jax.evaluation.answers import encode_pairs, windows
 from diversity_jax.evaluation.generate import Generator
-from diversity_jax.evaluation.load_model import LanguageModel, open_model
+from diversity_jax.evaluation.load_model import LanguageModel, encode_pairs, open_model, windows
 from diversity_jax.evaluation.loglikelihood import Likelihood, Scored
 from diversity_jax.evaluation.sampling import Sampling
 from diversity_jax.model import MeshConfig

@@ -33,7 +33,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from diversity_jax.evaluation.answers import encode_pairs
+from diversity_jax.evaluation.load_model import encode_pairs
 from diversity_jax.model.convert import compare_with_transformers
 
 BATCH_SIZES = (1, 8, 64)
