@@ -40,7 +40,7 @@ from diversity_jax.core.run_info import RunInfo
 from diversity_jax.core.words import count_words
 from diversity_jax.corpus import CorpusConfig, open_corpus
 from diversity_jax.corpus.readers.installed_packages import docstrings, prose
-from diversity_jax.embedders.embedder import _read_vectors
+from diversity_jax.embedders import _read_vectors
 from diversity_jax.evaluation.results import read_samples
 from diversity_jax.evaluation.run import read_prompts
 from diversity_jax.evaluation.tasks import read_items

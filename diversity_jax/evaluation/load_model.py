@@ -1,4 +1,7 @@
-"""Loads a model for inference, weights and tokenizer: of a training run, an import or a Hugging Face folder."""
+"""Loads a model for inference, weights and tokenizer: of a training run, an import or a Hugging Face folder.
+
+Answers given their contexts, as ids and as the windows in which a model reads them, are what log-likelihoods are of.
+"""
 
 from collections.abc import Mapping, Sequence
 import dataclasses

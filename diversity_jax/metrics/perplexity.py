@@ -14,7 +14,7 @@ import numpy as np
 
 from diversity_jax.core.config import read_fields
 from diversity_jax.core.errors import InputError
-from diversity_jax.embedders.embedder import batches
+from diversity_jax.embedders import batches
 from diversity_jax.metrics.registry import Figures, Nats, Sample, StageSettings, stage
 
 _TEXTS = 1024

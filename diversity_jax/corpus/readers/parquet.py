@@ -1,4 +1,6 @@
-"""Parquet and Arrow files: the text column and the plain columns beside it, by row groups or record batches."""
+"""Records in columns: Parquet and Arrow files, and datasets of the Hugging Face hub, streamed by the `datasets`
+library.
+"""
 
 from collections.abc import Callable, Iterator
 import contextlib

@@ -1,4 +1,7 @@
-"""Formats in which every row takes the same bytes: Megatron's indexed datasets, MosaicML's MDS, Lightning's litdata."""
+"""Formats in which every row takes the same bytes: Megatron's indexed datasets, MosaicML's MDS, Lightning's litdata.
+
+Levanter's cache is one zarr array of all tokens and one of where rows end, in parts that a ledger lists.
+"""
 
 from collections.abc import Iterator, Sequence
 import json
