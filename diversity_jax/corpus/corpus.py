@@ -66,9 +66,8 @@ class Lowest(Generic[T]):
         self._heap: list[tuple[int, int, T]] = []  # negated, so that the highest priority comes first
 
     def wanted(self, first: int, count: int) -> Iterator[tuple[int, int]]:
-        """Those of `count` consecutive positions that could still enter: (offset from `first`, priority).
-
-        Values that are added meanwhile leave fewer of the rest.
+        """Those of `count` consecutive positions that could still enter, fewer as values are added meanwhile: (offset
+        from `first`, priority).
         """
         values = priorities(first, count, self._seed)
         full = len(self._heap) >= self._size

@@ -186,7 +186,7 @@ class Generator:
         for _ in range(_READ_CALLS):
             self._read_prompts()
         self._settle_prompts()
-        ready = self._with_room([running for running in self._running if running.cached == running.length - 1])
+        ready = self._with_room([each for each in self._running if each.cached == each.length - 1])
         bits = self._allowed(ready)
         if ready := [request for request in ready if request in self._running]:
             self._decode_next(ready, bits)
@@ -268,24 +268,22 @@ class Generator:
 
     def _read_prompts(self) -> None:
         """Puts parts of what is not in the cache yet there, from all in turn; a last token is decoded first."""
-        unread = [running for running in self._running if running.cached < running.length - 1]
+        unread = [each for each in self._running if each.cached < each.length - 1]
         if not unread:
             return
         kind = _scoring(unread[0])
         parts: list[tuple[GenerationRequest, int, int]] = []
         rows = [0] * self._shards
         while unread := [
-            running
-            for running in unread
-            if running.cached < running.length - 1 and rows[running.shard] < _READ_ROWS[-1]
+            each for each in unread if each.cached < each.length - 1 and rows[each.shard] < _READ_ROWS[-1]
         ]:
             for request in unread:
                 if rows[request.shard] < _READ_ROWS[-1] and _scoring(request) == kind:
                     start, end = request.cached, min(request.cached + _READ_TOKENS, request.length - 1)
                     parts.append((request, start, end))
                     request.cached, rows[request.shard] = end, rows[request.shard] + 1
-            unread = [running for running in unread if _scoring(running) == kind]
-        cache_rows = [CacheRow(running.shard, running.blocks, start, end) for running, start, end in parts]
+            unread = [each for each in unread if _scoring(each) == kind]
+        cache_rows = [CacheRow(each.shard, each.blocks, start, end) for each, start, end in parts]
         layout = RowLayout(cache_rows, self._shards, _READ_ROWS)
         tokens = np.zeros((2, layout.total, _READ_TOKENS), np.int32)
         for index, (request, start, end) in zip(layout.places, parts, strict=True):
@@ -311,10 +309,8 @@ class Generator:
 
     def _settle_prompts(self) -> None:
         """Ends what has been read and needs no answer, or can have none."""
-        for request in [
-            running for running in self._running if running.cached == running.length - 1 and not running.tokens
-        ]:
-            if any(np.isnan(running.logprob) for running in request.logprobs):
+        for request in [each for each in self._running if each.cached == each.length - 1 and not each.tokens]:
+            if any(np.isnan(each.logprob) for each in request.logprobs):
                 self._fail(request, not_a_number("a token of the prompt"))
             elif request.sampling.max_tokens == 0:
                 self._finish(request, "length")
@@ -335,9 +331,7 @@ class Generator:
     def _decode_next(self, ready: Sequence[GenerationRequest], bits: Mapping[int, np.ndarray]) -> None:
         # Tokens drawn ahead are wasted where constraints refuse them; where others run, nothing is saved by fewer.
         steps = 1 if all(request.single_steps for request in ready) else self._steps
-        rows = [
-            CacheRow(running.shard, running.blocks, running.length - 1, running.length - 1 + steps) for running in ready
-        ]
+        rows = [CacheRow(each.shard, each.blocks, each.length - 1, each.length - 1 + steps) for each in ready]
         layout = RowLayout(rows, self._shards, [size for size in self._sizes if size >= self._least_rows])
         types = {"temperature": np.float32, "top_k": np.int32, "top_p": np.float32}
         settings = {name: layout.array([getattr(r.sampling, name) for r in ready], to) for name, to in types.items()}
