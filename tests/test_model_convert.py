@@ -176,6 +176,26 @@ def test_a_broken_index_is_named(tmp_path, index):
         import_hugging_face(tmp_path)
 
 
+def test_a_whole_file_counts_before_an_index_as_in_transformers(tmp_path):
+    config, params = model()
+    export_hugging_face(config, params, tmp_path)
+    export_hugging_face(config, jax.tree.map(np.zeros_like, params), tmp_path / "parts", max_shard_bytes=30_000)
+    for path in (tmp_path / "parts").glob("*.safetensors*"):
+        path.rename(tmp_path / path.name)
+    jax.tree.map(np.testing.assert_array_equal, import_hugging_face(tmp_path)[1], jax.device_get(params))
+
+
+@pytest.mark.parametrize("beside", [True, False])
+def test_adapters_alone_or_beside_a_model_are_refused(tmp_path, beside):
+    if beside:
+        export_hugging_face(*model(), tmp_path)
+    (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    with pytest.raises(InputError, match="holds adapters; merge them"):
+        read_model(tmp_path)
+    with pytest.raises(InputError, match="holds adapters; merge them"):
+        import_hugging_face(tmp_path)
+
+
 @pytest.mark.parametrize("damage", ["cut", "header", "empty", "gone", "integers"])
 def test_damaged_files_are_named(tmp_path, damage):
     export_hugging_face(*model(), tmp_path)

@@ -70,6 +70,17 @@ def test_a_new_tokenizer_of_a_known_kind_goes_out_and_comes_back(tmp_path, famil
     assert again == entries
 
 
+@pytest.mark.parametrize("begins", [True, False])
+@pytest.mark.parametrize("ends", [True, False])
+def test_what_a_file_puts_around_a_text_comes_back(tmp_path, begins, ends):
+    entries = dict(tokenizer_entries(trained(tmp_path, FAMILIES[0]), 800))
+    entries |= {"tokenizer.ggml.add_bos_token": begins, "tokenizer.ggml.add_eos_token": ends}
+    write_folder(entries, tmp_path / "back", Path("m.gguf"))
+    tokenizer = load_tokenizer(str(tmp_path / "back"))
+    assert tokenizer.surrounding_ids() == ((1,) * begins, (2,) * ends)
+    assert dict(tokenizer_entries(tmp_path / "back", 800)) == entries
+
+
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family["names"][0])
 def test_llama_cpp_cuts_text_as_we_do(tmp_path, family):
     pytest.importorskip("xllamacpp", reason="llama.cpp is not installed (extra llamacpp)")

@@ -101,7 +101,7 @@ def read_config(folder: str | os.PathLike) -> LlamaConfig:
     from diversity_jax.model.checkpoint_io.hugging_face_config import config_from_hugging_face
 
     folder = model_folder(folder)
-    if (folder / "config.json").exists():
+    if any((folder / name).exists() for name in ("config.json", "adapter_config.json")):
         return config_from_hugging_face(folder)
     if (folder / "model.json").exists():
         return _config(folder / "model.json", read_json(folder / "model.json"))

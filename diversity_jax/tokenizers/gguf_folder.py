@@ -53,23 +53,22 @@ def write_folder(entries: Mapping[str, Any], folder: Path, source: Path) -> None
     settings: dict[str, Any] = {**special, "clean_up_tokenization_spaces": False}
     if kind == "gpt2":
         family = _family(entries, source)
-        adds_bos = _adds_bos(entries, ids, family["names"][0] in _ADD_BOS)
-        content = _byte_level(entries, source, tokens, family, ids["bos_token"][0] if adds_bos else None)
+        around = _around(entries, ids, family["names"][0] in _ADD_BOS)
+        content = _byte_level(entries, source, tokens, family, _template(tokens, *around))
         files["tokenizer.json"] = json.dumps(content, ensure_ascii=False).encode()
         settings |= {"tokenizer_class": "PreTrainedTokenizerFast"}
     elif kind == "llama" and _is_spelt_bytes(tokens):
         files["tokenizer.json"] = json.dumps(bytes_json()).encode()
         settings |= {"tokenizer_class": "PreTrainedTokenizerFast"}
     elif kind == "llama":
-        adds_bos = _adds_bos(entries, ids, True)
+        around = _around(entries, ids, True)
         files["tokenizer.model"], converted = _sentencepiece(entries, source, tokens)
         if converted is not None:  # which transformers 5 follows; a tokenizer.model alone it reads otherwise
-            converted |= {
-                "post_processor": _begins_with(special["bos_token"], ids["bos_token"][0]) if adds_bos else None
-            }
+            converted |= {"post_processor": _template(tokens, *around)}
             files["tokenizer.json"] = json.dumps(converted, ensure_ascii=False).encode()
         settings |= {"tokenizer_class": "LlamaTokenizer" if converted is None else "PreTrainedTokenizerFast"}
-        settings |= {"add_bos_token": adds_bos, "legacy": True}
+        settings |= {"add_bos_token": around[0] is not None, "legacy": True}
+        settings |= {"add_eos_token": True} if around[1] is not None else {}
     else:
         raise InputError(f"{source}: tokenizer.ggml.model is {kind!r}; only gpt2 (BPE) and llama can be read")
     named: dict[str, Any] = {
@@ -97,8 +96,14 @@ def _family(entries: Mapping[str, Any], source: Path) -> Mapping[str, Any]:
     return family
 
 
-def _adds_bos(entries: Mapping[str, Any], ids: Mapping[str, list[int]], by_default: bool) -> bool:
-    return bool(entries.get("tokenizer.ggml.add_bos_token", by_default)) and "bos_token" in ids
+def _around(entries: Mapping[str, Any], ids: Mapping[str, list[int]], begins: bool) -> tuple[int | None, int | None]:
+    """The ids that stand before and after every text; `begins`: what holds where the file says nothing of the first."""
+    wanted = (("bos_token", "add_bos_token", begins), ("eos_token", "add_eos_token", False))
+    before, after = (
+        ids[name][0] if name in ids and entries.get(f"tokenizer.ggml.{key}", default) else None
+        for name, key, default in wanted
+    )
+    return before, after
 
 
 def _sentencepiece(
@@ -175,9 +180,13 @@ def _is_spelt_bytes(tokens: Sequence[Token]) -> bool:
 
 
 def _byte_level(
-    entries: Mapping[str, Any], source: Path, tokens: Sequence[Token], family: Mapping[str, Any], bos: int | None
+    entries: Mapping[str, Any],
+    source: Path,
+    tokens: Sequence[Token],
+    family: Mapping[str, Any],
+    template: dict[str, Any] | None,
 ) -> dict[str, Any]:
-    """The content of a tokenizer.json; `bos` is put before every text.
+    """The content of a tokenizer.json; `template` says what stands around every text.
 
     Raises:
       InputError: the tokens and merges make no tokenizer.
@@ -199,7 +208,7 @@ def _byte_level(
         **{"version": "1.0", "truncation": None, "padding": None, "normalizer": None},
         "added_tokens": [{"id": i, **_added(token)} for i, token in enumerate(tokens) if token[2] in _ADDED],
         "pre_tokenizer": {"type": "Sequence", "pretokenizers": steps},
-        "post_processor": byte_level if bos is None else _begins_with(tokens[bos][0], bos),
+        "post_processor": template or byte_level,
         "decoder": byte_level,
         "model": {
             **{"type": "BPE", "fuse_unk": False, "byte_fallback": False, "ignore_merges": family["ignore_merges"]},
@@ -221,12 +230,21 @@ def _byte_level(
     return content
 
 
-def _begins_with(text: str, bos: int) -> dict[str, Any]:
-    begin: dict[str, Any] = {"SpecialToken": {"id": text, "type_id": 0}}
-    first, second = ({"Sequence": {"id": name, "type_id": i}} for i, name in enumerate("AB"))
-    return {
-        "type": "TemplateProcessing",
-        "single": [begin, first],
-        "pair": [begin, first, {"SpecialToken": {"id": text, "type_id": 1}}, second],
-        "special_tokens": {text: {"id": text, "ids": [bos], "tokens": [text]}},
+def _template(tokens: Sequence[Token], before: int | None, after: int | None) -> dict[str, Any] | None:
+    """The post-processor that puts these tokens around every text; None for none."""
+    if before is None and after is None:
+        return None
+
+    def part(name: str, number: int) -> list[dict[str, Any]]:
+        begin, end = (
+            [] if i is None else [{"SpecialToken": {"id": tokens[i][0], "type_id": number}}] for i in (before, after)
+        )
+        return [*begin, {"Sequence": {"id": name, "type_id": number}}, *end]
+
+    named = {
+        tokens[i][0]: {"id": tokens[i][0], "ids": [i], "tokens": [tokens[i][0]]}
+        for i in (before, after)
+        if i is not None
     }
+    pair = [*part("A", 0), *part("B", 1)]
+    return {"type": "TemplateProcessing", "single": part("A", 0), "pair": pair, "special_tokens": named}

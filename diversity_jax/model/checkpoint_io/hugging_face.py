@@ -280,10 +280,10 @@ def _rows(tensor: Tensor, first: int, stop: int) -> np.ndarray:
 
 def _read_folder(folder: Path) -> dict[str, Tensor]:
     for single, index, read in ((_SINGLE, _INDEX, read_tensors), (_TORCH, _TORCH_INDEX, read_torch)):
-        if (folder / index).exists():
-            tensors = _read_shards(folder, index, read)
-        elif (folder / single).exists():
+        if (folder / single).exists():  # as in transformers, whatever index lies beside it
             tensors = read(folder / single)
+        elif (folder / index).exists():
+            tensors = _read_shards(folder, index, read)
         else:
             continue
         return {name: tensor for name, tensor in tensors.items() if not name.endswith(_IGNORED)}

@@ -68,6 +68,8 @@ def config_from_hugging_face(folder: str | os.PathLike, **overrides: Any) -> Lla
       InputError: it is of no known family, or has a part that this model does not have; the message names the entry.
     """
     path = Path(folder) / "config.json"
+    if (adapters := path.with_name("adapter_config.json")).exists():  # which transformers puts on the weights
+        raise InputError(f"{adapters}: the folder holds adapters; merge them into their model with peft and save that")
     return config_from_entries(path, read_json(path), **overrides)
 
 
