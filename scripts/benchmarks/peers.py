@@ -128,7 +128,7 @@ def resume(options: argparse.Namespace) -> None:
         many = [*flags, "--devices", options.devices]
         run(command(options, peer, "small", base / "whole", *many), base / "whole.log")
         run(command(options, peer, "small", base / "same", *many, "--kill-after", SMALL_KILLED), base / "same.log")
-        if (base / "same").exists():
+        if options.devices > 1 and (base / "same").exists():
             shutil.copytree(base / "same", base / "fewer")
         run(command(options, peer, "small", base / "same", *many), base / "same.log")
         if options.devices > 1:
@@ -141,7 +141,7 @@ def resumed(base: Path) -> dict[str, Any]:
     """What the runs of `resume` have in common: for each, the step it went on from and how far its losses are off."""
     whole = {line["step"]: line["loss"] for line in lines(base / "whole")}
     found: dict[str, Any] = {"steps": len(whole)}
-    for name in ("same", "fewer"):
+    for name in ("same", "fewer") if (base / "fewer").exists() else ("same",):
         attempts = lines(base / name)
         again = [line for line in attempts if attempts and line["pid"] != attempts[0]["pid"]]
         if not again or again[-1]["step"] != SMALL_STEPS:
