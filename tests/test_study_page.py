@@ -145,5 +145,5 @@ def test_missing_figures_and_controls_are_said(tmp_path):
     found[2] = found[2] | {"diversity": {}}
     found[3] = found[3] | {"diversity": {}}
     _, text = drawn(tmp_path, found, ("length",))
-    assert "1 recipes have no effective_clusters" in text
+    assert "1 recipe has no effective_clusters" in text
     assert "length is not controlled for accuracy over effective_clusters: some runs have none" in text

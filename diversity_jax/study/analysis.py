@@ -13,6 +13,7 @@ from diversity_jax.cluster_agent import Scorecard
 from diversity_jax.core.config import read_fields
 from diversity_jax.core.errors import InputError
 from diversity_jax.core.files import read_json
+from diversity_jax.core.formats import counted
 from diversity_jax.mixtures.mixture import Mixture
 from diversity_jax.study import statistics
 from diversity_jax.study.config import StudyConfig, StudyRun, recipe_name
@@ -234,7 +235,8 @@ def _relation(study: StudyConfig, rows: Sequence[Row], stage: str, outcome: str,
         for name in (outcome, predictor, *study.controls)
         if all(name in run for runs in recipes.values() for run in runs)
     }
-    missing = [f"{len(measured) - len(recipes)} recipes have no {predictor}"] if len(measured) > len(recipes) else []
+    without = len(measured) - len(recipes)
+    missing = [f"{counted(without, 'recipe has', 'recipes have')} no {predictor}"] if without else []
     missing += [
         f"{name} is not controlled for {outcome} over {predictor}: some runs have none"
         for name in study.controls
