@@ -9,6 +9,7 @@ that shares one.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+import copy
 from dataclasses import dataclass
 import functools
 import hashlib
@@ -68,7 +69,7 @@ class MinHasher:
         """
         hashes = self._hashed_words(words(text) or [text.strip()])
         shingles = windows(hashes, min(self._shingle_words, max(1, len(hashes))))
-        minhash = self._empty.copy()
+        minhash = copy.copy(self._empty)  # its own copy() checks all permutations anew
         minhash.update_batch(np.unique(shingles >> np.uint64(32)).tolist())
         return minhash.hashvalues.astype(np.uint32)
 
@@ -81,14 +82,13 @@ class MinHasher:
         if len(self._word_hashes) > _CACHED_WORDS:
             self._word_hashes = {}  # not cleared: another thread of a Beam worker may be reading it
         known = self._word_hashes
-        for word in text_words:
-            if word not in known:
-                known[word] = int.from_bytes(hashlib.blake2b(word.encode(), digest_size=8).digest(), "little")
+        for word in set(text_words).difference(known):
+            known[word] = int.from_bytes(hashlib.blake2b(word.encode(), digest_size=8).digest(), "little")
         return np.fromiter(map(known.__getitem__, text_words), np.uint64, len(text_words))
 
     def as_minhash(self, signature: np.ndarray) -> Any:
         """The signature as datasketch represents it."""
-        minhash = self._empty.copy()
+        minhash = copy.copy(self._empty)
         minhash.hashvalues = signature.astype(minhash.hashvalues.dtype)
         return minhash
 
