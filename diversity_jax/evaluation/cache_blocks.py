@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 import ctypes
+import gc
 import heapq
 import os
 from pathlib import Path
@@ -188,6 +189,7 @@ def release_zeros(array: jax.Array) -> None:
 
 def return_free_memory() -> None:
     """Gives memory that was freed and that the C library keeps back to the system; does nothing where it cannot."""
+    gc.collect()
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform.startswith("linux") else None
     if trim is not None:
         trim(0)

@@ -38,9 +38,9 @@ from diversity_jax.model.llama import Params
 from diversity_jax.model.sharding import spec
 
 _READ_TOKENS = 16  # tokens of a prompt in a row of a call; its last row is padded
-_READ_ROWS = (2, 8, 32)  # compiled numbers of such rows
+_READ_ROWS = (2, 8, 32)  # compiled numbers of such rows on an accelerator; 8 keep a CPU's core busy
 _LEAST_LONGEST = 2048  # tokens of the longest sequence that a cache is made for, if the context is not shorter
-_READ_CALLS = 2  # of the largest such number, between two steps of decoding: long prompts hold others up little
+_ROWS_A_STEP = 64  # most of each part that are read between two steps of decoding: long prompts hold others up little
 
 
 class Generator:
@@ -65,6 +65,7 @@ class Generator:
             {*itertools.takewhile(lambda size: size < self._rows, (4**n for n in range(16))), self._rows}
         )
         self._on_host = mesh.devices.flat[0].platform == "cpu"
+        self._read_sizes = (8,) if self._on_host else _READ_ROWS
         size = model.tokenizer.vocabulary.size
         self._words = -(-size // 32)
 
@@ -118,6 +119,11 @@ class Generator:
         stream = TextStream(self.model.tokenizer.decode, sampling.stop, min_tokens=sampling.min_tokens)
         number = next(self._numbers)
         return GenerationRequest(number=number, prompt=list(prompt), sampling=sampling, stream=stream, **fields)
+
+    def compile(self) -> None:
+        """Compiles for every number of rows that requests without log-probabilities or constraints can need."""
+        for size in self._sizes:
+            self.generate([[self.model.tokenizer.end_of_text_id] * 2] * (size * self._shards), Sampling(max_tokens=1))
 
     def submit(
         self,
@@ -183,7 +189,7 @@ class Generator:
             self._release(request)
         if admit:
             self._admit()
-        for _ in range(_READ_CALLS):
+        for _ in range(-(-_ROWS_A_STEP // self._read_sizes[-1])):
             self._read_prompts()
         self._settle_prompts()
         ready = self._with_room([each for each in self._running if each.cached == each.length - 1])
@@ -271,20 +277,18 @@ class Generator:
         unread = [each for each in self._running if each.cached < each.length - 1]
         if not unread:
             return
-        kind = _scoring(unread[0])
+        kind = unread[0].scoring
         parts: list[tuple[GenerationRequest, int, int]] = []
-        rows = [0] * self._shards
-        while unread := [
-            each for each in unread if each.cached < each.length - 1 and rows[each.shard] < _READ_ROWS[-1]
-        ]:
+        rows, most = [0] * self._shards, self._read_sizes[-1]
+        while unread := [each for each in unread if each.cached < each.length - 1 and rows[each.shard] < most]:
             for request in unread:
-                if rows[request.shard] < _READ_ROWS[-1] and _scoring(request) == kind:
+                if rows[request.shard] < most and request.scoring == kind:
                     start, end = request.cached, min(request.cached + _READ_TOKENS, request.length - 1)
                     parts.append((request, start, end))
                     request.cached, rows[request.shard] = end, rows[request.shard] + 1
-            unread = [each for each in unread if _scoring(each) == kind]
+            unread = [each for each in unread if each.scoring == kind]
         cache_rows = [CacheRow(each.shard, each.blocks, start, end) for each, start, end in parts]
-        layout = RowLayout(cache_rows, self._shards, _READ_ROWS)
+        layout = RowLayout(cache_rows, self._shards, self._read_sizes)
         tokens = np.zeros((2, layout.total, _READ_TOKENS), np.int32)
         for index, (request, start, end) in zip(layout.places, parts, strict=True):
             known = request.known
@@ -391,8 +395,3 @@ class Generator:
             logprobs=tuple(request.logprobs),
         )
         self._release(request)
-
-
-def _scoring(request: GenerationRequest) -> bool | None:
-    """How a prompt is read: None: without log-probabilities, else whether with those of the likeliest tokens."""
-    return bool(request.sampling.top_logprobs) if request.scores_prompt else None

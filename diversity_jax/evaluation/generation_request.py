@@ -164,6 +164,11 @@ class GenerationRequest:
         """Log-probabilities of the prompt are wanted, and not known from an earlier reading."""
         return self.sampling.prompt_logprobs and not self.tokens
 
+    @property
+    def scoring(self) -> bool | None:
+        """How a prompt is read: None: without log-probabilities, else whether with those of the likeliest tokens."""
+        return bool(self.sampling.top_logprobs) if self.scores_prompt else None
+
     def fail(self, failure: Exception) -> None:
         """Ends it without an answer."""
         self.failure = failure

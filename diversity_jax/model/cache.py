@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 from diversity_jax.model.attention import MASKED, masked_attention
 from diversity_jax.model.config import LlamaConfig
 from diversity_jax.model.llama import Params, embedded, final_states, head_weight, run_block
-from diversity_jax.model.rotary import check_reading_in_parts, layer_rotary
+from diversity_jax.model.rotary import Rotary, check_reading_in_parts, layer_rotary
 from diversity_jax.model.sharding import spec
 
 BLOCK_TOKENS = 64  # T: at most 63 positions of a sequence are unused, and a block of keys fits a core's cache
@@ -131,6 +131,28 @@ def _cached_attention(window: int | None, mesh: Mesh | None, *arrays: Any) -> tu
     return jax.shard_map(run, mesh=mesh, in_specs=in_specs, out_specs=(heads, pool, pool), check_vma=False)(*arrays)
 
 
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _run_layer(
+    config: LlamaConfig,
+    window: int | None,
+    mesh: Mesh | None,
+    weights: Params,
+    layer_cache: tuple[Array, Array],
+    x_RxLxD: Array,
+    rotary: Rotary | None,
+    positions_R: Array,
+    blocks_R: Array,
+    reads: BlockReads,
+) -> tuple[Array, tuple[Array, Array]]:
+    """One layer; a function of its own to JAX, which then traces and lowers it once for all layers alike."""
+
+    def attention(q: Array, k: Array, v: Array) -> tuple[Array, tuple[Array, Array]]:
+        out, keys, values = _cached_attention(window, mesh, q, k, v, *layer_cache, positions_R, blocks_R, *reads)
+        return out, (keys, values)
+
+    return run_block(config, weights, x_RxLxD, rotary, attention, mesh, None)
+
+
 def cached_hidden_states(
     config: LlamaConfig,
     params: Params,
@@ -158,12 +180,8 @@ def cached_hidden_states(
     x_RxLxD = embedded(config, params, tokens_RxL)
     new_cache = []
     for number, (weights, layer_cache) in enumerate(zip(params["blocks"], cache, strict=True)):
-
-        def attention(q, k, v, layer_cache=layer_cache, window=config.layer_window(number)):
-            out, *layer_cache = _cached_attention(window, mesh, q, k, v, *layer_cache, positions_R, blocks_R, *reads)
-            return out, tuple(layer_cache)
-
-        x_RxLxD, updated = run_block(config, weights, x_RxLxD, rotary(number), attention, mesh, None)
+        arrays = weights, layer_cache, x_RxLxD, rotary(number), positions_R, blocks_R, reads
+        x_RxLxD, updated = _run_layer(config, config.layer_window(number), mesh, *arrays)
         new_cache.append(updated)
     return final_states(config, params, x_RxLxD), tuple(new_cache)
 

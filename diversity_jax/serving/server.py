@@ -18,7 +18,6 @@ from diversity_jax.evaluation.config import ServeConfig
 from diversity_jax.evaluation.generate import Generator
 from diversity_jax.evaluation.load_model import LanguageModel
 from diversity_jax.evaluation.run import open_source
-from diversity_jax.evaluation.sampling import Sampling
 from diversity_jax.serving import description
 from diversity_jax.serving.access import LOOPBACK, Access, Bodies, RequestRefused, is_preflight, shown
 from diversity_jax.serving.constraints import Grammars
@@ -266,8 +265,7 @@ def serve_model(config: ServeConfig) -> None:
     model = open_source(config.model, config.name)
     generator = Generator(model, slots=config.slots, steps=config.steps, memory_gb=config.memory_gb)
     generator.reserve(model.config.max_length)
-    # Compiles before the first client waits for it.
-    generator.generate([[model.tokenizer.end_of_text_id] * 2], Sampling(max_tokens=1))
+    generator.compile()  # before any client waits for it
     return_free_memory()  # what loading and compiling took
     if config.host not in LOOPBACK and key is None:
         log.warning("listening on %s without api_key: whoever can reach it can use the model", config.host)

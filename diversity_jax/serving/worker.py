@@ -14,6 +14,7 @@ from diversity_jax.serving.requests import ApiRequest
 
 log = logging.getLogger(__name__)
 FAILED = "the server failed while answering; its log says why"
+_ARRIVAL_SECONDS, _ARRIVALS = 0.004, 16  # between two requests that begin together, and how often that is waited
 _RESTART_SECONDS = (0.5, 30.0)  # the first and the longest wait between two attempts
 
 
@@ -51,8 +52,17 @@ class Worker:
                 if not self.generator.step():
                     self._wake.wait()
                     self._wake.clear()
+                    self._gather()
             except BaseException as error:  # whatever it is, a thread that ends in silence is worse
                 self._recover(error)
+
+    def _gather(self) -> None:
+        """Waits while requests arrive one upon another: read and decoded together, they take far less time."""
+        load = 0
+        for _ in range(_ARRIVALS):
+            before, load = load, self.generator.load
+            if load == before or self._closed.wait(_ARRIVAL_SECONDS):
+                return
 
     def _recover(self, error: BaseException) -> None:
         seconds, longest = _RESTART_SECONDS

@@ -93,6 +93,7 @@ class Server:
         command = [sys.executable, "-m", "diversity_jax.serve", "--config", "configs/serve.py", *flags]
         self.process = _start(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, cwd=ROOT)
         self.url = self.process.stdout.readline().split()[-1]
+        self.resident_at_start = psutil.Process(self.process.pid).memory_info().rss
 
     def answer(self, prompts, tokens):
         def ask(ids):
@@ -177,10 +178,11 @@ def _memory(server: Server, options) -> None:
     weights = sum(file.stat().st_size for file in Path(options.folder).glob("*.safetensors"))
     heads = config["num_key_value_heads"] * config["hidden_size"] // config["num_attention_heads"]
     live = max(options.clients) * (options.prompt_tokens + options.tokens) * 8 * config["num_hidden_layers"] * heads
-    resident = psutil.Process(server.process.pid).memory_info().rss
+    used = psutil.Process(server.process.pid).memory_full_info()
     print(
-        f"server: {resident / 1e6:.0f} MB resident, {resident / (weights + live):.2f}x of weights "
-        f"({weights / 1e6:.0f} MB) and live cache ({live / 1e6:.0f} MB)"
+        f"server: {used.rss / 1e6:.0f} MB resident ({server.resident_at_start / 1e6:.0f} MB at the start), "
+        f"{used.rss / (weights + live):.2f}x of weights ({weights / 1e6:.0f} MB) and live cache ({live / 1e6:.0f} MB); "
+        f"its share, PSS, {used.pss / 1e6:.0f} MB, its own alone, USS, {used.uss / 1e6:.0f} MB"
     )
 
 
