@@ -35,7 +35,7 @@ def get_config() -> Config:
                 ),
             ),
             vocabulary=START,
-            sequence_length=128,
+            sequence_length=512,
             validation_share=0.05,
             chat=Chat(template="tokenizer"),
         ),

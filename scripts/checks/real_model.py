@@ -181,6 +181,7 @@ def fine_tune(name: str, start: Path, folder: Path, *settings: str) -> Path:
         "output_dir": folder / name,
         "train.init_from": start,
         "mixture.vocabulary": start / "tokenizer",
+        "mixture.sequence_length": 128,
         "train.steps": STEPS,
         "train.tensorboard": False,
     }
