@@ -4,6 +4,7 @@ ordinary model.
 
 import dataclasses
 import json
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -132,6 +133,18 @@ def test_training_changes_adapters_alone_and_the_merged_model_is_what_was_measur
     boundaries = mixture.boundaries(attend_across_documents=True)
     held_out = HeldOut(mixture, config, make_mesh(MeshConfig(fsdp=1), jax.devices()[:1]), 16, 1, boundaries)
     assert held_out.losses(after)["all"] == pytest.approx(losses[-1], abs=1e-4)
+
+
+def test_a_run_and_its_model_are_found_from_any_folder_also_moved_together(folder, tuned, tmp_path):
+    record = json.loads((tuned / "run.json").read_text())
+    record["settings"]["output_dir"], record["settings"]["train"]["init_from"] = "runs/run", "runs/base"
+    run = tmp_path / "moved" / "run"
+    shutil.copytree(tuned, run)
+    (run / "run.json").write_text(json.dumps(record))
+    with pytest.raises(InputError, match=r"moved/run: the model of its adapters, runs/base, is not there"):
+        read_model(run)
+    (tmp_path / "moved" / "base").symlink_to(folder / "base")
+    jax.tree.map(np.testing.assert_array_equal, *(jax.device_get(read_model(each)[1]) for each in (run, tuned)))
 
 
 def test_resumed_it_ends_with_the_same_bits_and_another_base_is_refused(folder, tuned, tmp_path, monkeypatch):

@@ -38,7 +38,7 @@ from diversity_jax.model.llama import Params
 from diversity_jax.model.sharding import spec
 
 _READ_TOKENS = 16  # tokens of a prompt in a row of a call; its last row is padded
-_READ_ROWS = (2, 8, 32)  # compiled numbers of such rows on an accelerator; 8 keep a CPU's core busy
+_READ_ROWS = (2, 8, 32)  # compiled numbers of such rows on an accelerator; on a CPU 8 keep a core busy
 _LEAST_LONGEST = 2048  # tokens of the longest sequence that a cache is made for, if the context is not shorter
 _ROWS_A_STEP = 64  # most of each part that are read between two steps of decoding: long prompts hold others up little
 
@@ -65,7 +65,7 @@ class Generator:
             {*itertools.takewhile(lambda size: size < self._rows, (4**n for n in range(16))), self._rows}
         )
         self._on_host = mesh.devices.flat[0].platform == "cpu"
-        self._read_sizes = (8,) if self._on_host else _READ_ROWS
+        self._read_sizes = (4, 8) if self._on_host else _READ_ROWS
         size = model.tokenizer.vocabulary.size
         self._words = -(-size // 32)
 

@@ -31,7 +31,7 @@ from diversity_jax.core.artifacts import locked_folder
 from diversity_jax.core.buckets import local_copy, published, published_file, remote_tree
 from diversity_jax.core.config import Fields, from_json, read_fields
 from diversity_jax.core.errors import InputError
-from diversity_jax.core.files import join_path, read_json, write_json
+from diversity_jax.core.files import exists, join_path, read_json, relative_path, resolve_path, write_json
 from diversity_jax.core.stores import check_store, is_remote, refuse_other_than_model
 from diversity_jax.model.checkpoint_io.gguf_file import DTYPES
 from diversity_jax.model.config import LlamaConfig, LoraConfig
@@ -63,13 +63,28 @@ def read_model(folder: str | os.PathLike, step: int | None = None, **overrides: 
     if (folder / "model.json").exists():
         return config, _load(join_path(source, "weights"), param_shapes(config))
     checkpoint = _checkpoint(join_path(source, "checkpoints"), step)
-    tuned = _settings(folder).get("train") or {}
+    settings = _settings(folder)
+    tuned = settings.get("train") or {}
     if (tuned.get("lora") or {}).get("rank"):
-        return config, _merged(config, checkpoint, tuned)
+        return config, _merged(config, checkpoint, tuned, _adapted_model(source, settings))
     return config, _load(checkpoint, param_shapes(config))
 
 
-def _merged(config: LlamaConfig, checkpoint: Path | str, tuned: Mapping[str, Any]) -> Params:
+def _adapted_model(run: str | os.PathLike, settings: Mapping[str, Any]) -> Path | str:
+    """The folder of the model that a run's adapters were trained beside; also where both were moved together.
+
+    Raises:
+      InputError: neither where it was nor beside the run as then.
+    """
+    named = settings["train"]["init_from"]
+    beside = resolve_path(run, relative_path(named, settings["output_dir"]))
+    for folder in (beside, named):
+        if exists(folder):
+            return folder
+    raise InputError(f"{run}: the model of its adapters, {named}, is not there, nor is {beside}; put it back")
+
+
+def _merged(config: LlamaConfig, checkpoint: Path | str, tuned: Mapping[str, Any], base_folder: Path | str) -> Params:
     """The model that a run started from plus its adapters' products.
 
     Raises:
@@ -82,11 +97,11 @@ def _merged(config: LlamaConfig, checkpoint: Path | str, tuned: Mapping[str, Any
 
     lora = LoraConfig(**tuned["lora"])
     adapters = _load(checkpoint, jax.eval_shape(lambda key: init_adapters(config, lora, key), jax.random.key(0)))
-    _, base = read_model(tuned["init_from"], step=tuned.get("init_step"))
+    _, base = read_model(base_folder, step=tuned.get("init_step"))
     known = (read_info(checkpoint) or {}).get("identity", {}).get("model in init_from")
     if str(int(fingerprint(base))) != known:
         raise InputError(
-            f"{checkpoint}: holds adapters to another model than {tuned['init_from']} holds now; put that back, or "
+            f"{checkpoint}: holds adapters to another model than {base_folder} holds now; put that back, or "
             "set train.init_step"
         )
     return jax.jit(merged, static_argnums=2)(base, adapters, lora)
