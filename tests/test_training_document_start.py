@@ -34,6 +34,7 @@ from diversity_jax.prepare.rows import ID_BITS, RowReader
 from diversity_jax.tokenizers.chat_template import BEGIN_WITH_BOS
 from diversity_jax.tokenizers.document_start import DOCUMENT_STARTS, Boundaries, resolve
 from diversity_jax.tokenizers.files import TokenizerFiles, write_tokenizer
+from diversity_jax.tokenizers.gguf_entries import tokenizer_entries
 from diversity_jax.tokenizers.tokenizer import for_folder, for_run, load_tokenizer
 from diversity_jax.training import run
 from diversity_jax.training.config import OptimizerConfig, TrainConfig
@@ -542,6 +543,23 @@ def test_gguf_says_what_begins_a_text(trained, tmp_path):
         fields = gguf.GGUFReader(tmp_path / f"{setting}.gguf").fields
         assert fields["tokenizer.ggml.add_bos_token"].contents() == (begin is not None)
         assert begin in (None, fields["tokenizer.ggml.bos_token_id"].contents())
+
+
+@pytest.mark.parametrize(
+    ("template", "begins"),
+    [(None, True), ("{{ messages[0].content }}", False), ("{{ bos_token }}{{ role }}", True)],
+)
+def test_in_gguf_the_end_of_a_text_does_not_begin_conversations(tmp_path, template, begins):
+    pytest.importorskip("gguf")
+    tokenizer = load_tokenizer(str(byte_vocabulary(tmp_path)))
+    end = tokenizer.end_of_text_id
+    files = TokenizerFiles(files=tuple(map(Path, tokenizer.files)), end_of_text_id=end, text_ids=(end,))
+    write_tokenizer(files, tmp_path / "export", vocab_size=tokenizer.size)
+    if template is not None:  # the maker's
+        (tmp_path / "export" / "chat_template.jinja").write_text(template)
+    entries = dict(tokenizer_entries(tmp_path / "export", tokenizer.size))
+    assert entries["tokenizer.ggml.bos_token_id"] == end
+    assert entries["tokenizer.ggml.add_bos_token"] == begins
 
 
 LAYOUTS = {

@@ -60,6 +60,7 @@ def tokenizer_entries(folder: Path, vocab_size: int) -> Entries:
             f"tokenizer {folder}: has {max(tokens) + 1} ids, more than the model's {vocab_size}; give the model's own"
         )
     ids, ends = _named_ids(folder, vocabulary)
+    template = folder_template(folder)
     for number in {*ids.values(), *ends}:
         text, _, kind = tokens[number]
         # As a control token it stops generation or is never printed.
@@ -74,10 +75,20 @@ def tokenizer_entries(folder: Path, vocab_size: int) -> Entries:
         *((f"tokenizer.ggml.{name}_token_id", number) for name, number in ids.items()),
         # llama.cpp stops at three tokens that have a name of their own: end of text, of turn, of message.
         *((f"tokenizer.ggml.{name}_token_id", number) for name, number in zip(("eot", "eom"), ends, strict=False)),
-        ("tokenizer.ggml.add_bos_token", vocabulary.adds_bos),
+        ("tokenizer.ggml.add_bos_token", vocabulary.adds_bos and not _begins_texts_alone(ids, template)),
         ("tokenizer.ggml.add_eos_token", getattr(vocabulary, "adds_eos", False)),
-        ("tokenizer.chat_template", folder_template(folder) or PLAIN_TEMPLATE),
+        ("tokenizer.chat_template", template or PLAIN_TEMPLATE),
     ]
+
+
+def _begins_texts_alone(ids: Mapping[str, int], template: str | None) -> bool:
+    """Whether the token that begins texts, their end, does not stand before conversations.
+
+    So it is in a chat model that went on with plain text. transformers puts the token before texts alone, llama.cpp
+    before whatever it is given: there it is left out, which costs a text its first token and not a conversation its
+    meaning.
+    """
+    return template is not None and "bos_token" not in template and ids["bos"] == ids["eos"]
 
 
 def _named_ids(folder: Path, vocabulary: Tokenizer) -> tuple[dict[str, int], list[int]]:
