@@ -21,7 +21,8 @@ def main(config: Config) -> "TrainingResult":
     """The whole run; where SIGTERM stopped it, the result says `interrupted`."""
     from diversity_jax.training import distributed, run, runtime
 
-    runtime.keep_freed_memory()
+    if config.model is not None and config.model.parameter_count < runtime.LARGE_MODEL:
+        runtime.keep_freed_memory()
     distributed.start_distributed(config.distributed)
     with runtime.shared_failures():
         return run.run(config, finish=lambda folder: write_page(config, folder))

@@ -28,7 +28,7 @@ def main() -> None:
     options = flags.parse_args()
     from diversity_jax.training import runtime
 
-    runtime.keep_freed_memory()  # as the train command does
+    runtime.keep_freed_memory()  # as the train command does for models of this size
     import jax
     import jax.numpy as jnp
 

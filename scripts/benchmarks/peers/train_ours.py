@@ -40,7 +40,7 @@ def main() -> None:
     record = training.Record(options)
     from diversity_jax.training import runtime
 
-    runtime.keep_freed_memory()  # as the train command does
+    runtime.keep_freed_memory()  # as the train command does for models of this size
     import jax
 
     from diversity_jax.model import MeshConfig, convert
