@@ -8,7 +8,7 @@ r"""Continued pre-training of a real model: SmolLM2-135M-Instruct, from its whee
 
 Needs no data: any other text does as well, `--config.mixture.components[0].corpus.source=FILE`. The learning rate is a
 tenth of what such a model is begun with, since its weights are trained already.
-Hardware: any machine with 2 cores and 8 GB of memory. Times, losses and what was seen: docs/real_models.md.
+Hardware: any machine with 2 cores and 6 GB of memory. Times, losses and what was seen: docs/real_models.md.
 """
 
 from diversity_jax.corpus import CorpusConfig
