@@ -71,11 +71,7 @@ def read_model(folder: str | os.PathLike, step: int | None = None, **overrides: 
 
 
 def _adapted_model(run: str | os.PathLike, settings: Mapping[str, Any]) -> Path | str:
-    """The folder of the model that a run's adapters were trained beside; also where both were moved together.
-
-    Raises:
-      InputError: neither where it was nor beside the run as then.
-    """
+    """The folder of the model that a run's adapters were trained beside; also where both were moved together."""
     named = settings["train"]["init_from"]
     beside = resolve_path(run, relative_path(named, settings["output_dir"]))
     for folder in (beside, named):
