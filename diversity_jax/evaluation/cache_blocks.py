@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 import ctypes
-import gc
 import heapq
 import os
 from pathlib import Path
@@ -185,11 +184,3 @@ def release_zeros(array: jax.Array) -> None:
             first, last = -(-start // page) * page, (start + shard.data.nbytes) // page * page
             if last > first:
                 libc.madvise(ctypes.c_void_p(first), ctypes.c_size_t(last - first), _MADV_DONTNEED)
-
-
-def return_free_memory() -> None:
-    """Gives memory that was freed and that the C library keeps back to the system; does nothing where it cannot."""
-    gc.collect()
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform.startswith("linux") else None
-    if trim is not None:
-        trim(0)

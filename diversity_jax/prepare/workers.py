@@ -7,7 +7,6 @@ can lock it up, and spawning imports the user's script a second time.
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 import contextlib
-import ctypes
 import io
 import itertools
 from multiprocessing.connection import wait
@@ -23,6 +22,7 @@ import time
 from typing import Any
 
 from diversity_jax.core.errors import InputError
+from diversity_jax.core.memory import return_free_memory
 
 _SOURCE_ROOT = Path(__file__).resolve().parents[2]
 _PARENT_CHECK_SECONDS = 0.1
@@ -76,7 +76,7 @@ class Workers:
                 yield function(self._job, *arguments)
             return
         if not self._workers:
-            _return_freed_memory()
+            return_free_memory()
             self._workers = [_Worker(self._job, self._keep_open) for _ in range(self._processes)]
         idle = list(self._workers)
         tasks = itertools.chain((first.pop(0) for _ in range(2)), tasks)  # so that no sent chunk is held
@@ -85,7 +85,7 @@ class Workers:
                 yield from self._finished(idle)
             idle.pop().begin(task)
             del task
-            _return_freed_memory()
+            return_free_memory()
         while len(idle) < len(self._workers):
             yield from self._finished(idle)
 
@@ -95,12 +95,6 @@ class Workers:
             assert isinstance(ready, socket.socket)
             idle.append(busy[ready])
             yield busy[ready].result()
-
-
-def _return_freed_memory() -> None:
-    """Gives what malloc keeps, of loading tokenizers and of chunks gone by, back to the system, where it is glibc's."""
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _send(stream: io.BufferedRWPair, value: Any) -> None:
@@ -168,7 +162,7 @@ def serve(descriptor: int, parent: int) -> None:
                     error.add_note("(in a worker process)")
                 outcome = ("raised", error)
             del arguments  # a chunk's text, while this process waits for the next
-            _return_freed_memory()
+            return_free_memory()
             _send(stream, outcome)
     except (EOFError, OSError):
         return

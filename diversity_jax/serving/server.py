@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Callable, Mapping
 import contextlib
+import gc
 import json
 import logging
 import os
@@ -13,7 +14,7 @@ from typing import Any
 from aiohttp import hdrs, web
 
 from diversity_jax.core.errors import InputError
-from diversity_jax.evaluation.cache_blocks import return_free_memory
+from diversity_jax.core.memory import return_free_memory
 from diversity_jax.evaluation.config import ServeConfig
 from diversity_jax.evaluation.generate import Generator
 from diversity_jax.evaluation.load_model import LanguageModel
@@ -266,6 +267,7 @@ def serve_model(config: ServeConfig) -> None:
     generator = Generator(model, slots=config.slots, steps=config.steps, memory_gb=config.memory_gb)
     generator.reserve(model.config.max_length)
     generator.compile()  # before any client waits for it
+    gc.collect()
     return_free_memory()  # what loading and compiling took
     if config.host not in LOOPBACK and key is None:
         log.warning("listening on %s without api_key: whoever can reach it can use the model", config.host)

@@ -114,9 +114,7 @@ def with_surroundings(
     """A `tokenizer.json` that puts these ids, and no others, around every text."""
     old = content.get("post_processor") or {}
     parts = old.get("processors", [old] if old else [])
-    byte_level = [
-        part for part in parts if part["type"] == "ByteLevel"
-    ]  # offsets alone; others put tokens around a text
+    byte_level = [part for part in parts if part["type"] == "ByteLevel"]  # of offsets; others put tokens around a text
     names = {number: vocabulary.token_text(number) for number in (*before, *after)}
 
     def around(sequence: str, type_id: int) -> list[dict[str, Any]]:
@@ -127,13 +125,8 @@ def with_surroundings(
         special = {text: {"id": text, "ids": [number], "tokens": [text]} for number, text in names.items()}
         template = {"type": "TemplateProcessing", "single": around("A", 0), "pair": around("A", 0) + around("B", 1)}
         byte_level.append({**template, "special_tokens": special})
-    processor = (
-        byte_level[0]
-        if len(byte_level) == 1
-        else {"type": "Sequence", "processors": byte_level}
-        if byte_level
-        else None
-    )
+    sequence = {"type": "Sequence", "processors": byte_level} if byte_level else None
+    processor = byte_level[0] if len(byte_level) == 1 else sequence
     return {**content, "post_processor": processor}
 
 

@@ -236,9 +236,8 @@ def _begin_settings(tokenizer: TokenizerFiles, tokens: Mapping[int, str]) -> dic
     """
     if tokenizer.chat_template and "bos_token" in tokenizer.chat_template and tokenizer.special.get("bos_token"):
         return {"bos_token": tokenizer.special["bos_token"], "add_bos_token": True}
-    if (
-        tokenizer.chat_template and tokenizer.is_tuned
-    ):  # which writes all that stands before an answer; the maker's token keeps its name
+    if tokenizer.chat_template and tokenizer.is_tuned:
+        # It writes all that stands before an answer; the maker's token keeps its name.
         return {"add_bos_token": False}
     begin = tokens.get(tokenizer.text_ids[0]) if tokenizer.text_ids else None
     return {"bos_token": begin, "add_bos_token": begin is not None}
