@@ -41,8 +41,8 @@ _OWN_PAGE = {command.config: name for name, command in reversed(COMMANDS.items()
 def pages() -> dict[Path, str]:
     """Every page by its path."""
     configured = {name: command for name, command in COMMANDS.items() if command.config}
-    found = {FOLDER / f"{name}.md": page(name, command) for name, command in configured.items()}
-    return {FOLDER / "README.md": index(), FOLDER / "python.md": python_page(), **found}
+    command_pages = {FOLDER / f"{name}.md": page(name, command) for name, command in configured.items()}
+    return {FOLDER / "README.md": index(), FOLDER / "python.md": python_page(), **command_pages}
 
 
 def index() -> str:
@@ -137,10 +137,10 @@ def _docstring(documented: typing.Any) -> list[str]:
     for block in inspect.cleandoc(documented.__doc__ or "").split("\n\n"):
         head, _, rest = block.partition("\n")
         if section := _SECTION.fullmatch(head):
-            entries = [_ENTRY.fullmatch(line) for line in rest.split("\n")]
+            items = [_ENTRY.fullmatch(line) for line in rest.split("\n")]
             lines += [f"**{section[1].replace('Args', 'Arguments')}**", ""]
-            for entry, line in zip(entries, rest.split("\n"), strict=True):
-                lines += [f"- {_names(entry[1])}: {_cell(entry[2])}"] if entry else [f"  {_cell(line.strip())}"]
+            for item, line in zip(items, rest.split("\n"), strict=True):
+                lines += [f"- {_names(item[1])}: {_cell(item[2])}"] if item else [f"  {_cell(line.strip())}"]
             lines.append("")
         elif block.startswith(">>>"):
             lines += ["```pycon", block, "```", ""]

@@ -82,9 +82,9 @@ def ceiling() -> None:
             jax.block_until_ready(products(x, y))
             times.append(time.perf_counter() - start)
         reached[size] = 2 * size**3 * rounds / sorted(times)[len(times) // 10]
-    found = {"device": device.device_kind, "jax": jax.__version__, "peak": peak_flops(device.device_kind)}
-    found |= {"memory_bytes": (device.memory_stats() or {}).get("bytes_limit"), "files": common.own_files()}
-    print(json.dumps(found | {"products": reached, "ceiling": max(reached.values())}), flush=True)
+    record = {"device": device.device_kind, "jax": jax.__version__, "peak": peak_flops(device.device_kind)}
+    record |= {"memory_bytes": (device.memory_stats() or {}).get("bytes_limit"), "files": common.own_files()}
+    print(json.dumps(record | {"products": reached, "ceiling": max(reached.values())}), flush=True)
 
 
 def run_json(command: list[str], seconds: float) -> dict:
@@ -117,17 +117,17 @@ def run_json(command: list[str], seconds: float) -> dict:
         output.seek(0)
         errors.seek(0)
         lines = [line for line in output.read().splitlines() if line.startswith("{") and line.endswith("}")]
-        found = json.loads(lines[-1]) if lines else {}
-        if failed is None and not found:
+        result = json.loads(lines[-1]) if lines else {}
+        if failed is None and not result:
             failed = "printed no figures"
         if failed is not None:
             text = errors.read()
             last = next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "no message")
-            found |= {
+            result |= {
                 "failed": f"{failed}: {last[:300]}",
                 "out_of_memory": any(word in text for word in _OUT_OF_MEMORY),
             }
-    return found
+    return result
 
 
 def _wait(process: subprocess.Popen, output: Path, deadline: float) -> int | None:
@@ -165,8 +165,8 @@ class Contest:
         path = PEERS / script if (PEERS / script).exists() else script
         flags = [f"--{name}={size}" for name, size in shape.items()]
         started = time.monotonic()
-        found = run_json([sys.executable, str(path), *flags, "--tied", f"--steps={steps}", *own], seconds)
-        record |= found | {"seconds": round(time.monotonic() - started, 1)}
+        result = run_json([sys.executable, str(path), *flags, "--tied", f"--steps={steps}", *own], seconds)
+        record |= result | {"seconds": round(time.monotonic() - started, 1)}
         left = seconds - record["seconds"]
         if record.get("out_of_memory") and "tokens_per_second" not in record and shape["batch"] > 1:
             return self.run(shape | {"batch": shape["batch"] // 2}, steps, left)
@@ -221,21 +221,21 @@ def figures(record: dict, records: list[dict], limits: dict) -> dict:
     names = {"vocab_size": "vocab", "hidden_size": "hidden", "intermediate_size": "intermediate"}
     names |= {"num_layers": "layers", "num_heads": "heads"}
     model = LlamaConfig(**{field: shape[flag] for field, flag in names.items()})
-    whole, half = (flops_per_token(model, shape["length"], causal=causal) for causal in (False, True))
+    full, half = (flops_per_token(model, shape["length"], causal=causal) for causal in (False, True))
     speed, peak = record["tokens_per_second"]["fastest_tenth"], limits.get("peak")
-    ours = next((one for one in measured(records, record["model"]) if one["contestant"] == "diversity_jax"), None)
+    ours = next((row for row in measured(records, record["model"]) if row["contestant"] == "diversity_jax"), None)
     return {
         "speed": speed,
-        "mfu": whole * speed / peak if peak else None,
+        "mfu": full * speed / peak if peak else None,
         "mfu_causal": half * speed / peak if peak else None,
-        "of_ceiling": whole * speed / limits["ceiling"] if limits.get("ceiling") else None,
+        "of_ceiling": full * speed / limits["ceiling"] if limits.get("ceiling") else None,
         "ours_is": ours["tokens_per_second"]["fastest_tenth"] / speed if ours else None,
     }
 
 
 def measured(records: list[dict], model: str | None = None) -> list[dict]:
     """Records with figures, of one model or of all."""
-    return [one for one in records if "tokens_per_second" in one and model in (None, one["model"])]
+    return [row for row in records if "tokens_per_second" in row and model in (None, row["model"])]
 
 
 def table(limits: dict, records: list[dict]) -> str:
@@ -257,11 +257,11 @@ def table(limits: dict, records: list[dict]) -> str:
         "|---|---|---|---:|---:|---:|---:|---:|---:|---:|---|---:|---:|",
     ]
     for record in measured(records):
-        found = figures(record, records, limits)
+        values = figures(record, records, limits)
         cells = [record["model"], f"{record['batch']} x {MODELS[record['model']]['length']}", record["contestant"]]
-        cells += [f"{found['speed']:,.0f}", f"{record['tokens_per_second']['median']:,.0f}"]
-        cells += [share(found[name]) for name in ("mfu", "mfu_causal", "of_ceiling")]
-        cells.append(f"{found['ours_is']:.2f}x" if found["ours_is"] else "")
+        cells += [f"{values['speed']:,.0f}", f"{record['tokens_per_second']['median']:,.0f}"]
+        cells += [share(values[name]) for name in ("mfu", "mfu_causal", "of_ceiling")]
+        cells.append(f"{values['ours_is']:.2f}x" if values["ours_is"] else "")
         cells.append(f"{record['peak_bytes'] / 2**30:.1f}" if record.get("peak_bytes") else "")
         cells.append(" ".join(f"{loss:.3f}" for loss in record["first_losses"][:3]))
         cells += [str(record["steps"]), f"{record['seconds']:.0f}"]
@@ -288,20 +288,20 @@ def goals(limits: dict, records: list[dict]) -> list[str]:
     """Each goal with what was reached."""
     output = []
     for record in measured(records):
-        found, model = figures(record, records, limits), record["model"]
+        values, model = figures(record, records, limits), record["model"]
         if record["contestant"] == "diversity_jax":
             for what, reached, goal in (
-                ("MFU", found["mfu"], GOALS.get(model)),
-                ("of measured products", found["of_ceiling"], GOAL_OF_CEILING if model in GOALS else None),
+                ("MFU", values["mfu"], GOALS.get(model)),
+                ("of measured products", values["of_ceiling"], GOAL_OF_CEILING if model in GOALS else None),
             ):
                 if reached is not None and goal is not None:
                     verdict = "reached" if reached >= goal else "MISSED"
                     output.append(f"- {model}, {what}: {reached:.1%}, goal {goal:.0%}: {verdict}")
-        elif found["ours_is"]:
+        elif values["ours_is"]:
             goal = 1.1 if "torch" in record["contestant"] else 1.0
-            verdict = "reached" if found["ours_is"] >= goal else "MISSED"
+            verdict = "reached" if values["ours_is"] >= goal else "MISSED"
             against = f"{model}, against {record['contestant']}"
-            output.append(f"- {against}: {found['ours_is']:.2f}x, goal {goal:.1f}x: {verdict}")
+            output.append(f"- {against}: {values['ours_is']:.2f}x, goal {goal:.1f}x: {verdict}")
     return output
 
 
@@ -384,14 +384,14 @@ def main() -> None:
     except BaseException as error:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         results = results or Results(path_of(options, limits), limits)
-        known = {(one.get("model"), one.get("contestant")) for one in results.records}
-        waiting = [one for one in waiting if (one.model, one.contestant) not in known]
-        names = ", ".join(f"{one.model} {one.contestant}" for one in waiting)
+        known = {(record.get("model"), record.get("contestant")) for record in results.records}
+        waiting = [contender for contender in waiting if (contender.model, contender.contestant) not in known]
+        names = ", ".join(f"{contender.model} {contender.contestant}" for contender in waiting)
         results.add({"stopped": f"stopped by {type(error).__name__} {error}; not measured: {names}"})
         raise
     print(table(limits, results.records[1:]))
     print(f"written to {results.path}.jsonl and .md")
-    sys.exit(any("tokens_per_second" not in one and "skipped" not in one for one in results.records[1:]))
+    sys.exit(any("tokens_per_second" not in record and "skipped" not in record for record in results.records[1:]))
 
 
 if __name__ == "__main__":

@@ -69,12 +69,12 @@ def build(folder: Path, *, link: bool) -> None:
     settings = Preparation(name="theirs", kind="real", sequence_length=LENGTH, document_start="end_of_text")
     target = folder / ("mixture" if link else "copied")
     manifest = import_tokens(open_token_set(str(folder / "set")), tokenizer, target / "theirs", settings, link=link)
-    one = {
+    component_fields = {
         "share_asked": Fraction(1),
         "share_granted": Fraction(1),
         "decision": {"action": "ungated", "reason": "made"},
     }
-    part = MixtureComponent(name="theirs", kind="real", manifest=manifest, **one)
+    part = MixtureComponent(name="theirs", kind="real", manifest=manifest, **component_fields)
     vocabulary, start = manifest.vocabulary, ("end_of_text", tokenizer.end_of_text_id)
     fields = {"sequence_length": LENGTH, "seed": 0, "document_start": start[0], "document_start_id": start[1]}
     Mixture(name="bench", components=(part,), vocabulary=vocabulary, folder=target, **fields).save()

@@ -201,8 +201,8 @@ def median_rates(jobs: dict, text: Text, few: Text | None, folder: Path, repeats
             print(f"{line}{seconds[1]:.1f} s", flush=True)
     rates = {}
     for name, (tokens, few_tokens) in counts.items():
-        whole, start_up = (statistics.median(values) for values in zip(*spent[name], strict=True))
-        rates[name] = np.array([(tokens - few_tokens) / max(whole - start_up, 0.01), tokens / whole])
+        full_run, start_up = (statistics.median(values) for values in zip(*spent[name], strict=True))
+        rates[name] = np.array([(tokens - few_tokens) / max(full_run - start_up, 0.01), tokens / full_run])
     return rates
 
 

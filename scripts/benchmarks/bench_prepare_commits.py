@@ -69,7 +69,7 @@ def prepared(
         tree = psutil.Process(process.pid)
         while process.poll() is None:
             with contextlib.suppress(psutil.NoSuchProcess):
-                peak = max(peak, sum(one.memory_info().rss for one in [tree, *tree.children(recursive=True)]))
+                peak = max(peak, sum(process.memory_info().rss for process in [tree, *tree.children(recursive=True)]))
             time.sleep(_LOOK_SECONDS)
     wall, after = time.monotonic() - began, resource.getrusage(resource.RUSAGE_CHILDREN)
     if process.returncode:

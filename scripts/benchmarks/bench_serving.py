@@ -154,14 +154,14 @@ def _compare(engines, prompts, options, tokenizer) -> None:
     for turn in range(options.turns + 1):
         for name, engine in engines.items():
             before = _cpu_seconds(engine)
-            found = engine.answer(prompts, options.tokens)
+            answers = engine.answer(prompts, options.tokens)
             if turn:
                 seconds[name].append(_cpu_seconds(engine) - before)
             elif name != "ours":
-                texts = [tokenizer.decode(ids) for ids in found]
+                texts = [tokenizer.decode(ids) for ids in answers]
                 print(f"{name}: {sum(map(str.__eq__, texts, ours))} of {len(ours)} answers equal ours")
             else:
-                ours = found
+                ours = answers
     tokens = len(prompts) * options.tokens
     for name, turns in seconds.items():
         ratios = [theirs / own for own, theirs in zip(seconds["ours"], turns, strict=True)]

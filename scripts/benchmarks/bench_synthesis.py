@@ -57,7 +57,7 @@ def make_topics(count: int, seed: int = 0) -> tuple[list[Topic], list[tuple[int,
     """
     draw = random.Random(seed)
     fields = load_grammar().fields
-    places = [
+    word_lists = [
         (field, position)
         for field in fields
         for position in itertools.product(field.things, field.parts, field.processes, field.quantities)
@@ -66,19 +66,19 @@ def make_topics(count: int, seed: int = 0) -> tuple[list[Topic], list[tuple[int,
     words = unlike_words(600)
     different: dict[str, tuple[str, ...]] = {}  # no two have the same last name
     while len(different) < count * 10 // 11:
-        field, (thing, part, process, quantity) = draw.choice(places)
+        field, (thing, part, process, quantity) = draw.choice(word_lists)
         _, person = draw.choice(people)
         middle = draw.choice((f"{thing} and {person}", f"{thing} in {draw.choice(field.places)}", thing))
         first, second = sorted(draw.sample(words, 2))
         above = (field.name, middle, f"{quantity} of the {part}", f"{process} by the {person}")
         different.setdefault(f"{first} {second} {process}", above)
     names = [(*above, last) for last, above in different.items()]
-    entries = [(number, "", item) for number, item in enumerate(names)]
+    numbered = [(number, "", item) for number, item in enumerate(names)]
     for number in draw.sample(range(len(names)), count - len(names)):
         kind = draw.choice(list(_SPELLINGS))
-        entries.append((number, kind, _SPELLINGS[kind](names[number], draw)))
-    draw.shuffle(entries)
-    return [Topic(item) for _, _, item in entries], [(number, kind) for number, kind, _ in entries]
+        numbered.append((number, kind, _SPELLINGS[kind](names[number], draw)))
+    draw.shuffle(numbered)
+    return [Topic(item) for _, _, item in numbered], [(number, kind) for number, kind, _ in numbered]
 
 
 def unlike_words(count: int) -> list[str]:

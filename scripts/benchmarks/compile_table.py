@@ -62,7 +62,7 @@ def path_of(config: str, topology: str) -> Path:
 
 def compile_row(config: str, topology: str, overrides: list[str]) -> None:
     """Compiles one row and keeps its figures with commit and date."""
-    from diversity_jax.aot import compile as ahead
+    from diversity_jax.aot import compile as aot
     from diversity_jax.aot.compile import default_folder
     from diversity_jax.aot.report import lines
     from diversity_jax.aot.worker import parse_target
@@ -72,7 +72,7 @@ def compile_row(config: str, topology: str, overrides: list[str]) -> None:
 
     command = ["--config", f"configs/{config}.py", *overrides]
     loaded = config_files.parse([command[0], str(ROOT / command[1]), *overrides], Config)
-    result = ahead.compiled(ahead.make_request(loaded, parse_target(topology), effort="O1"), default_folder())
+    result = aot.compiled(aot.make_request(loaded, parse_target(topology), effort="O1"), default_folder())
     print("\n".join(lines(result)), flush=True)
     commit = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
@@ -80,7 +80,7 @@ def compile_row(config: str, topology: str, overrides: list[str]) -> None:
     output = " ".join(["python -m diversity_jax.training.compile", *command, "--topology", topology, "--fast"])
     write_json(
         path_of(config, topology),
-        ahead.record(result) | {"command": output, "commit": commit, "date": time.strftime("%Y-%m-%d")},
+        aot.record(result) | {"command": output, "commit": commit, "date": time.strftime("%Y-%m-%d")},
     )
 
 

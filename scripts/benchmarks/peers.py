@@ -70,8 +70,8 @@ def command(options: argparse.Namespace, peer: str, model: str, output: Path, *f
     """The command line of a trainer in its environment."""
     python = sys.executable if peer == "ours" else f"{options.environments.format(peer=peer)}/bin/python"
     file = ROOT / "scripts" / "benchmarks" / "peers" / f"train_{peer}.py"
-    places = ["--model", options.work / "models" / model, "--mixture", options.work / "mixture", "--output", output]
-    return [str(word) for word in (python, file, *places, "--batch", options.batch, *flags)]
+    paths = ["--model", options.work / "models" / model, "--mixture", options.work / "mixture", "--output", output]
+    return [str(word) for word in (python, file, *paths, "--batch", options.batch, *flags)]
 
 
 def start(words: list[str], log: Path) -> subprocess.Popen:
@@ -139,25 +139,25 @@ def resume(options: argparse.Namespace) -> None:
 
 def resumed(base: Path) -> dict[str, Any]:
     """What the runs of `resume` have in common: for each, the step it went on from and how far its losses are off."""
-    whole = {line["step"]: line["loss"] for line in lines(base / "whole")}
-    found: dict[str, Any] = {"steps": len(whole)}
+    uninterrupted = {line["step"]: line["loss"] for line in lines(base / "whole")}
+    result: dict[str, Any] = {"steps": len(uninterrupted)}
     for name in ("same", "fewer") if (base / "fewer").exists() else ("same",):
         attempts = lines(base / name)
         again = [line for line in attempts if attempts and line["pid"] != attempts[0]["pid"]]
         if not again or again[-1]["step"] != SMALL_STEPS:
-            found[name] = "did not go on"
+            result[name] = "did not go on"
             continue
-        off = max(abs(line["loss"] - whole[line["step"]]) for line in again)
-        found[name] = {"from": again[0]["step"] - 1, "furthest": off}
-    return found
+        off = max(abs(line["loss"] - uninterrupted[line["step"]]) for line in again)
+        result[name] = {"from": again[0]["step"] - 1, "furthest": off}
+    return result
 
 
 def lines(output: Path) -> list[dict[str, Any]]:
     """The lines of finished steps."""
     path = output / "steps.jsonl"
     text = path.read_text() if path.exists() else ""
-    whole = text[: text.rfind("\n") + 1]  # the last one may be being written
-    return [line for text in whole.splitlines() if "step" in (line := json.loads(text))]
+    complete = text[: text.rfind("\n") + 1]  # the last one may be being written
+    return [line for text in complete.splitlines() if "step" in (line := json.loads(text))]
 
 
 def evaluate(options: argparse.Namespace) -> None:

@@ -172,8 +172,8 @@ def datasets(folder: Path) -> Host:
         part = split_dataset_by_node(data.shuffle(seed=0, buffer_size=64), host, hosts)
         if states:
             part.load_state_dict(own(states, host))
-        found = [example["row"] for example in itertools.islice(part, steps * BATCH // hosts)]
-        return found, part.state_dict()
+        seen = [example["row"] for example in itertools.islice(part, steps * BATCH // hosts)]
+        return seen, part.state_dict()
 
     return host
 
@@ -249,8 +249,8 @@ def streaming(folder: Path) -> Host:
         if states:
             data.load_state_dict(states[0])
         count = steps * BATCH // hosts
-        found = [sample["row"] for sample in itertools.islice(data, count)]
-        queue.put((host, found, data.state_dict(count * hosts, from_beginning=False)))
+        rows = [sample["row"] for sample in itertools.islice(data, count)]
+        queue.put((host, rows, data.state_dict(count * hosts, from_beginning=False)))
         finished.wait()  # a rank that ends early breaks the others' barriers
 
     started: dict[int, Any] = {}
@@ -263,7 +263,7 @@ def streaming(folder: Path) -> Host:
                 context.Process(
                     target=work, args=(queue, finished, port, number, hosts, states, steps), daemon=True
                 ).start()
-            started.update({number: (found, state) for number, found, state in (queue.get() for _ in range(hosts))})
+            started.update({number: (rows, state) for number, rows, state in (queue.get() for _ in range(hosts))})
         return started[host]
 
     return host
@@ -310,8 +310,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         host = measured(Path(folder))
         for hosts in (FIRST, FIRST // 2, 2 * FIRST):
-            found = {"peer": measured.__name__, "version": importlib.metadata.version(package)}
-            print(json.dumps(found | judge(host, hosts)), flush=True)
+            result = {"peer": measured.__name__, "version": importlib.metadata.version(package)}
+            print(json.dumps(result | judge(host, hosts)), flush=True)
 
 
 if __name__ == "__main__":

@@ -183,10 +183,10 @@ def litdata() -> Iterator[tuple[str, np.ndarray, bool]]:
             writer.merge()
             parts.append(lit.StreamingDataset(f"{folder}/{component}", shuffle=True, seed=0))
         mixed = lit.CombinedStreamingDataset(parts, weights=list(mixing.SHARES), iterate_over_all=False, seed=0)
-        found: list[np.ndarray] = []
-        while len(found) < mixing.ROWS:
-            found += list(mixed)
-        yield "asked", np.stack([np.asarray(row) for row in found[: mixing.ROWS]]), True
+        taken: list[np.ndarray] = []
+        while len(taken) < mixing.ROWS:
+            taken += list(mixed)
+        yield "asked", np.stack([np.asarray(row) for row in taken[: mixing.ROWS]]), True
 
 
 PEERS: dict[str, tuple[Callable[[], Iterator[tuple[str, np.ndarray, bool]]], str]] = {
@@ -210,8 +210,8 @@ def main() -> None:
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     measured, package = PEERS[flags.parse_args().peer]
     for way, rows, by_rows in measured():
-        found = {"peer": measured.__name__, "version": importlib.metadata.version(package), "way": way}
-        print(json.dumps(found | mixing.judge(rows, by_rows=by_rows)), flush=True)
+        result = {"peer": measured.__name__, "version": importlib.metadata.version(package), "way": way}
+        print(json.dumps(result | mixing.judge(rows, by_rows=by_rows)), flush=True)
 
 
 if __name__ == "__main__":

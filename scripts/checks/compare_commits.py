@@ -154,8 +154,8 @@ class Bench:
 
     def module(self, side: str, words: tuple[str, ...], folder: Path) -> float:
         """CPU seconds of one of the package's modules."""
-        places = {"configs": self.checkouts[side] / "configs", "shared": self.shared}
-        name, *rest = (word.format(**places) for word in words)
+        paths = {"configs": self.checkouts[side] / "configs", "shared": self.shared}
+        name, *rest = (word.format(**paths) for word in words)
         return self.python(side, ["-m", f"diversity_jax.{name}", *rest], folder)
 
     def time(self, case: Case, side: str) -> tuple[float, str]:

@@ -60,12 +60,13 @@ class Reader:
     def read(self, text: str) -> tuple[float, np.ndarray]:
         """Nats of the document, and log-probabilities of the token after the question."""
         begin = [*self._tokenizer.surrounding_ids()[0]]
-        body, whole = begin + self.encode(text), begin + self.encode(text + QUESTION)
+        body, asked = begin + self.encode(text), begin + self.encode(text + QUESTION)
         padded = np.zeros((1, self.length), np.int32)
-        padded[0, : len(whole)] = whole
+        padded[0, : len(asked)] = asked
         values = np.asarray(self._forward(self._params, padded)[0], np.float32)
-        own = range(1, min(len(body), len(whole)))
-        return float(-sum(values[at - 1, whole[at]] for at in own)), values[len(whole) - 1].copy()  # not all rows
+        own = range(1, min(len(body), len(asked)))
+        after_question = values[len(asked) - 1].copy()  # a view would keep all rows in memory
+        return float(-sum(values[at - 1, asked[at]] for at in own)), after_question
 
 
 def main() -> None:
@@ -88,14 +89,16 @@ def main() -> None:
     first = [reader.encode(f" {kind}")[0] for kind in kinds]
     assert len(set(first)) == len(kinds), "two kinds begin with one token"
     prior = reader.read("")[1][first]
-    found = {
+    readings = {
         name: [reader.read(form(text)) for text, _ in texts] for name, form in (("plain", str), ("encoded", as_data))
     }
     labels = np.array([label for _, label in texts])
     share = np.mean([sum(map(text.count, "<>[]")) / len(text) for text, _ in texts])
     print(f"{len(texts)} documents of {len(kinds)} kinds; brackets are {share:.1%} of their characters")
-    chosen = {name: np.array([(values[first] - prior).argmax() for _, values in read]) for name, read in found.items()}
-    for name, read in found.items():
+    chosen = {
+        name: np.array([(values[first] - prior).argmax() for _, values in read]) for name, read in readings.items()
+    }
+    for name, read in readings.items():
         nats = sum(value for value, _ in read) / sum(len(text) for text, _ in texts)
         print(f"{name}: kind named rightly {np.mean(chosen[name] == labels):.1%}, {nats:.3f} nats a character")
     print(f"the same kind named for both: {np.mean(chosen['plain'] == chosen['encoded']):.1%}")

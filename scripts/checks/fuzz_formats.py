@@ -126,10 +126,10 @@ def manifest(folder: Path) -> Format:
     path = _unpacked(folder, "prepared") / "byte_pairs" / "manifest.json"
 
     def read() -> None:
-        found = Manifest.load(path)
-        found.check_sizes()
-        describe(found)
-        prepared_tokenizer(found)
+        manifest = Manifest.load(path)
+        manifest.check_sizes()
+        describe(manifest)
+        prepared_tokenizer(manifest)
 
     return path, read
 
@@ -159,7 +159,7 @@ def run_record(folder: Path) -> Format:
     return path, lambda: RunInfo.load(path)
 
 
-def ledger(folder: Path) -> Format:
+def response_cache(folder: Path) -> Format:
     """Paid answers."""
     from diversity_jax.llm import BudgetConfig
     from diversity_jax.llm.response_cache import ResponseCacheFile
@@ -337,17 +337,17 @@ def checkpoint_record(folder: Path) -> Format:
 
     device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     tree = {"params": {"a": jax.device_put(np.ones((4, 3), np.float32), device)}}
-    entries = shards.write(folder, "part", shards.snapshot(tree))
+    shard_records = shards.write(folder, "part", shards.snapshot(tree))
     path = folder / shards.RECORD
-    write_json(path, shards.record(tree, entries, {"fingerprint": 3}))
+    write_json(path, shards.record(tree, shard_records, {"fingerprint": 3}))
     wanted = {"params": {"a": jax.ShapeDtypeStruct((4, 3), np.float32, sharding=device)}}
 
     def read() -> None:
         try:
-            found = shards.read_record(folder)
-            if found is None:
+            record = shards.read_record(folder)
+            if record is None:
                 raise InputError("no checkpoint")
-            shards.read(folder, found, wanted)
+            shards.read(folder, record, wanted)
         except shards.Damaged as error:  # the caller says it in a line, and takes the checkpoint before
             raise InputError(str(error)) from None
 
@@ -385,7 +385,7 @@ _COMPRESSED = {
 }
 _FORMATS = (
     *(jsonl, tfrecord, safetensors, model_config, gguf, sentencepiece, manifest),
-    *(mixture, scorecard, run_record, ledger, topics, topic_lines, personas, safetensors_index, chat_template),
+    *(mixture, scorecard, run_record, response_cache, topics, topic_lines, personas, safetensors_index, chat_template),
     *(evaluation_results, evaluation_samples, evaluation_items, benchmark_texts, prompts, criteria),
     *(template, prices, training_log, run_settings, model_json, checkpoint_record, study_analysis, bucket_lock),
 )

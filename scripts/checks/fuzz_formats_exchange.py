@@ -27,9 +27,9 @@ def _tokens(folder: Path, to: str, name: str, source: str) -> Format:
     export(mixture, root, ExportRequest(to=to, rows=40))
 
     def read() -> None:
-        found = open_token_set(str(root / source))
-        found.fingerprint()
-        for ids, lengths in found.blocks(1000):
+        tokens = open_token_set(str(root / source))
+        tokens.fingerprint()
+        for ids, lengths in tokens.blocks(1000):
             assert len(ids) == lengths.sum()
 
     return root / name, read

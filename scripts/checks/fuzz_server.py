@@ -100,8 +100,8 @@ class Watch:
         self.sent += 1
         if status >= 500 or (status != 200 and LEAKS.search(text)):
             self.faults.append(f"{status} {text[:200]!r} for {str(request)[:300]}")
-        if self.sent % 100 == 0 and (found := self._plain()) != self.expected:
-            self.faults.append(f"a plain request after {self.sent}: {found!r}, not {self.expected!r}")
+        if self.sent % 100 == 0 and (answer := self._plain()) != self.expected:
+            self.faults.append(f"a plain request after {self.sent}: {answer!r}, not {self.expected!r}")
         if self.sent == self.every // 10:
             self.first_bytes = self.process.memory_info().rss
 
@@ -163,8 +163,8 @@ def by_schemathesis(watch: Watch, command: str, examples: int) -> int:
     cases = re.search(r"([\d,]+) (?:test cases )?generated", done.stdout)
     if done.returncode:
         watch.faults.append(f"schemathesis: {done.stdout[-6000:]}{done.stderr[-500:]}")
-    if (found := watch._plain()) != watch.expected:
-        watch.faults.append(f"a plain request after schemathesis: {found!r}, not {watch.expected!r}")
+    if (answer := watch._plain()) != watch.expected:
+        watch.faults.append(f"a plain request after schemathesis: {answer!r}, not {watch.expected!r}")
     return int(cases[1].replace(",", "")) if cases else 0
 
 

@@ -57,7 +57,7 @@ class Scenario:
     """What is trained: environments of `tests.train_process`, and the lengths the killed run is given one by one."""
 
     killed: Mapping[str, str] = field(default_factory=dict)
-    whole: Mapping[str, str] = field(default_factory=dict)
+    uninterrupted: Mapping[str, str] = field(default_factory=dict)
     parts: tuple[float, ...] = (1.0,)
     documents: int = 300
     repeat_shuffle: bool = False
@@ -66,8 +66,8 @@ class Scenario:
 CONSTANT, DECAYING = {"SCHEDULE": "constant"}, {"SCHEDULE": "warmup_stable_decay"}
 SCENARIOS = {
     "plain": Scenario(),
-    "extended": Scenario(killed=CONSTANT, whole=CONSTANT, parts=(1 / 3, 2 / 3, 1.0)),
-    "branch": Scenario(killed={**DECAYING, "RUN": "branch"}, whole=DECAYING),
+    "extended": Scenario(killed=CONSTANT, uninterrupted=CONSTANT, parts=(1 / 3, 2 / 3, 1.0)),
+    "branch": Scenario(killed={**DECAYING, "RUN": "branch"}, uninterrupted=DECAYING),
     "reshuffled": Scenario(documents=8, repeat_shuffle=True),
 }
 
@@ -139,10 +139,10 @@ def check_objects(run: str) -> int:
             with open_file(join_path(run, name)) as file:
                 value = json.loads(file.read())
             if name.endswith(RECORD):
-                for entry in value["shards"]:
-                    path = join_path(run, name.removesuffix(RECORD) + entry["file"])
-                    if zlib.crc32(read_range(path, entry["offset"], entry["bytes"])) != entry["crc32"]:
-                        raise SystemExit(f"{path}: {entry['name']} is damaged")
+                for shard in value["shards"]:
+                    path = join_path(run, name.removesuffix(RECORD) + shard["file"])
+                    if zlib.crc32(read_range(path, shard["offset"], shard["bytes"])) != shard["crc32"]:
+                        raise SystemExit(f"{path}: {shard['name']} is damaged")
     return len(tree)
 
 
@@ -167,9 +167,9 @@ def kill_at_random(process: Attempt, folder: Path | str, draw: random.Random, ru
             time.sleep(0.005)
         time.sleep(draw.uniform(0.0, 0.2))
     process.kill()
-    _, said = process.communicate()
+    _, output = process.communicate()
     if process.returncode not in (0, -signal.SIGKILL):
-        raise SystemExit(f"the run failed (status {process.returncode}):\n{said}")
+        raise SystemExit(f"the run failed (status {process.returncode}):\n{output}")
     return moment
 
 
@@ -253,7 +253,7 @@ def main() -> None:
             filesystem.put(f"{folder}/", f"{BUCKET}/killed/", recursive=True)
             folder = f"{options.store}://{BUCKET}/killed"
         scenario = replace(scenario, killed={**scenario.killed, "PROCESSES": str(options.processes)})
-        wanted, _ = finish(start(complete, options.steps, scenario.whole))
+        wanted, _ = finish(start(complete, options.steps, scenario.uninterrupted))
         if options.scenario == "branch":
             finish(start(folder, options.steps // 2, {**CONSTANT, "RUN": "trunk", "PROCESSES": str(options.processes)}))
             scenario = replace(scenario, killed={**scenario.killed, "BRANCH_FROM": str(join_path(folder, "trunk"))})

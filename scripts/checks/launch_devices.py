@@ -78,7 +78,7 @@ def task(mode: str) -> None:
         jax.distributed.initialize()
         taken = xla_bridge.CUDA_VISIBLE_DEVICES.value
         visible = len(environment["CUDA_VISIBLE_DEVICES"].split(","))
-        there = range(visible) if taken == "all" else [one for one in taken.split(",") if int(one) < visible]
+        there = range(visible) if taken == "all" else [device for device in taken.split(",") if int(device) < visible]
         count = len(there)  # CUDA has no ordinal beyond those visible
         print(json.dumps({"process": jax.process_index(), "ordinals": taken, "count": count, "all": None}))
         return
@@ -111,11 +111,11 @@ def compare(title: str, launcher: list[str], environment: dict[str, str], proces
     """Runs a layout by JAX's detection and by ours, prints both, and returns whether ours is as wanted."""
     good = False
     for mode in ("jax", "ours"):
-        found, errors = run([*launcher, sys.executable, __file__, "--task", mode], environment)
-        kinds = collections.Counter(line["ordinals"] for line in found)
+        reports, errors = run([*launcher, sys.executable, __file__, "--task", mode], environment)
+        kinds = collections.Counter(line["ordinals"] for line in reports)
         shown = " ".join(f"{count} x [{name}]" for name, count in kinds.items()) or "failed"
-        counts = [line["count"] for line in found]
-        good = counts == [wanted] * processes and (mode == "jax" or found[0]["all"] == wanted * processes)
+        counts = [line["count"] for line in reports]
+        good = counts == [wanted] * processes and (mode == "jax" or reports[0]["all"] == wanted * processes)
         print(f"  {title:34} {mode:5} {sum(counts):3} of {wanted * processes:3} GPUs   {shown}")
         if mode == "ours" and not good:
             print(errors[-2000:], file=sys.stderr)
@@ -172,9 +172,9 @@ def check_slurm() -> list[bool]:
             results.append(compare(title, ["srun", *arguments], environment, processes, wanted))
         title, arguments = SLURM_REFUSED
         _, errors = run(["srun", *arguments, sys.executable, __file__, "--task", "ours"], environment)
-        said = "3 processes cannot share 8 GPUs of a host evenly"
-        results.append(said in errors)
-        print(f"  {title:34} ours  {'refused: ' + said if results[-1] else errors[-500:]}")
+        message = "3 processes cannot share 8 GPUs of a host evenly"
+        results.append(message in errors)
+        print(f"  {title:34} ours  {'refused: ' + message if results[-1] else errors[-500:]}")
     return results
 
 

@@ -77,14 +77,14 @@ def languages(folder: Path, pairs: int, threshold: float) -> None:
     original = {number_of(copy["document"]): number_of(copy["copy_of"]) for copy in results}
     for language in WORDS:
         here = [number for number, (of, _, _) in enumerate(planted) if of == language]
-        found = sum(original.get(number + len(planted)) == number for number in here)
+        removed = sum(original.get(number + len(planted)) == number for number in here)
         others = sum(number in original for number in here)
         megabytes, start = sum(len(texts[number].encode()) for number in here) / 1e6, time.process_time()
         for number in here:
             hasher.signature(texts[number])
         print(
-            f"{language:9} {found:4} of {len(here)} copies found ({found / len(here):.3f}), {others} of {len(here)} "
-            f"unrelated texts left out, {megabytes / (time.process_time() - start):.1f} MB signed a CPU second"
+            f"{language:9} {removed:4} of {len(here)} copies found ({removed / len(here):.3f}), {others} of {len(here)}"
+            f" unrelated texts left out, {megabytes / (time.process_time() - start):.1f} MB signed a CPU second"
         )
 
 
@@ -97,11 +97,11 @@ def items_by_language(folder: Path, items: int) -> None:
         benchmark.write_text("".join(json.dumps({"question": item}) + "\n" for item in planted))
         benchmarks, between = Benchmarks((str(benchmark),)), "" if language in UNSPACED else " "
         around = lambda: as_text(random_words(source, language, 20), language)  # noqa: B023, E731
-        found = [
+        removed = [
             any(match.item == line for match in benchmarks.overlaps("text", between.join([around(), item, around()])))
             for line, item in enumerate(planted, start=1)
         ]
-        print(f"{language:9} items of {length} words: {sum(found)} of {items} found")
+        print(f"{language:9} items of {length} words: {sum(removed)} of {items} found")
 
 
 def number_of(document: str) -> int:

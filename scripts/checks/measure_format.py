@@ -68,7 +68,7 @@ def held_out(run: Path, count: int, longest: int) -> list[Example]:
         rows = RowReader(part.manifest, "validation")
         marked = rows.read(np.arange(rows.rows))
         for tokens, targets, starts in zip(marked.tokens, marked.targets, marked.starts, strict=True):
-            for piece, is_target in zip(
+            for document, is_target in zip(
                 *(np.split(values, np.flatnonzero(starts)[1:]) for values in (tokens, targets)), strict=True
             ):
                 first = int(is_target.argmax())
@@ -76,7 +76,7 @@ def held_out(run: Path, count: int, longest: int) -> list[Example]:
                     end = first + int(
                         (~is_target[first:]).argmax() if not is_target[first:].all() else len(is_target) - first
                     )
-                    results.append((piece[:first].tolist(), piece[first:end].tolist()))
+                    results.append((document[:first].tolist(), document[first:end].tolist()))
     return results[:count]
 
 
@@ -87,8 +87,8 @@ def likelihoods(model: Any, examples: list[Example]) -> tuple[float, float, floa
     complete, ends = [], {"over": [], "inside": []}
     for asked, answer in examples:
         complete.append(Scored(tokens=(*asked, *answer), scored=len(answer)))
-        places = {"over": [len(answer) - 1], "inside": [len(answer) * part // 4 for part in (1, 2, 3)]}
-        for kind, results in places.items():
+        positions = {"over": [len(answer) - 1], "inside": [len(answer) * part // 4 for part in (1, 2, 3)]}
+        for kind, results in positions.items():
             ends[kind] += [Scored(tokens=(*asked, *answer[:position], answer[-1]), scored=1) for position in results]
     scorer = model.scorer()
     nats = -sum(item.nats for item in scorer.score(complete)) / sum(item.scored for item in complete)

@@ -109,11 +109,11 @@ def datasets(folder: Path) -> dict[str, np.ndarray]:
     names = {"input_ids": "tokens", "loss_mask": "loss_mask", "segment_ids": "segment_ids", "position_ids": "positions"}
     mapped = library.load_from_disk(str(folder / "arrow" / "data"))
     streamed = list(library.load_dataset(str(folder / "parquet"), split="train", streaming=True))
-    found = {new: np.array(mapped[name]) for name, new in names.items() if name in mapped.column_names}
+    arrays = {new: np.array(mapped[name]) for name, new in names.items() if name in mapped.column_names}
     for name, new in names.items():
-        if new in found:
-            np.testing.assert_array_equal(found[new], np.array([row[name] for row in streamed]))
-    return found
+        if new in arrays:
+            np.testing.assert_array_equal(arrays[new], np.array([row[name] for row in streamed]))
+    return arrays
 
 
 def mds(folder: Path) -> dict[str, np.ndarray]:
@@ -200,13 +200,13 @@ def levanter(folder: Path) -> dict[str, np.ndarray]:
         exemplar["loss_weights"] = np.zeros(0, np.float32)
     cache = TreeCache.load(path, exemplar)
     rows = cache.get_batch_sync(list(range(len(cache))))
-    found = {"tokens": np.stack([row["input_ids"] for row in rows])}
+    arrays = {"tokens": np.stack([row["input_ids"] for row in rows])}
     sequences = TokenSeqDataset(cache, LENGTH + 1, "loss_weights" if has_weights else None)
     batch = asyncio.run(sequences.get_batch(list(range(len(cache)))))
-    np.testing.assert_array_equal(np.stack([row["input_ids"] for row in batch]), found["tokens"])
+    np.testing.assert_array_equal(np.stack([row["input_ids"] for row in batch]), arrays["tokens"])
     if has_weights:
-        found["loss_mask"] = np.stack([np.append(0, row["loss_weights"][:-1]) for row in rows])
-    return found
+        arrays["loss_mask"] = np.stack([np.append(0, row["loss_weights"][:-1]) for row in rows])
+    return arrays
 
 
 def maxtext(folder: Path) -> dict[str, np.ndarray]:
@@ -242,11 +242,11 @@ PEERS = {peer.__name__: peer for peer in (grain, datasets, mds, litdata, megatro
 def read(folder: Path, peer: str) -> None:
     """Compares what a peer reads with what the training loader gives."""
     for name in MIXTURES:
-        expected, found = np.load(folder / f"{name}.npz"), PEERS[peer](folder / name)
-        for array, values in found.items():
+        expected, arrays = np.load(folder / f"{name}.npz"), PEERS[peer](folder / name)
+        for array, values in arrays.items():
             first = 1 if (peer, array) == ("levanter", "loss_mask") else 0  # it has no weight for a row's first token
             np.testing.assert_array_equal(values[:, first:], expected[array][:, first:])
-        print(f"{peer}: {name}: {len(found['tokens'])} rows, {', '.join(found)}: the same")
+        print(f"{peer}: {name}: {len(arrays['tokens'])} rows, {', '.join(arrays)}: the same")
 
 
 def main() -> None:

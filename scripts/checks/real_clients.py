@@ -54,7 +54,7 @@ def by_openai(address: str, model: str) -> tuple[str, str]:
 
     client = openai.OpenAI(base_url=address, api_key="none", max_retries=0)
     asked: dict[str, Any] = {"model": model, "messages": MESSAGES, "response_format": FORMAT, **SETTINGS}
-    whole = client.chat.completions.create(**asked).choices[0].message.content
+    answer = client.chat.completions.create(**asked).choices[0].message.content
     stream = client.chat.completions.create(stream=True, stream_options={"include_usage": True}, **asked)
     chunks = list(stream)
     assert chunks[-1].usage.completion_tokens > 0
@@ -66,7 +66,7 @@ def by_openai(address: str, model: str) -> tuple[str, str]:
     except openai.BadRequestError as error:
         refusal = str(error)
     assert "frequency_penalty is not supported" in refusal
-    return whole, "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
+    return answer, "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
 
 
 def by_litellm(address: str, model: str) -> tuple[str, str]:
@@ -75,9 +75,9 @@ def by_litellm(address: str, model: str) -> tuple[str, str]:
 
     asked: dict[str, Any] = {"model": f"openai/{model}", "api_base": address, "api_key": "none", "messages": MESSAGES}
     asked |= {"response_format": FORMAT, **SETTINGS}
-    whole = litellm.completion(**asked).choices[0].message.content
+    answer = litellm.completion(**asked).choices[0].message.content
     parts = [chunk.choices[0].delta.content or "" for chunk in litellm.completion(stream=True, **asked)]
-    return whole, "".join(parts)
+    return answer, "".join(parts)
 
 
 def by_langchain(address: str, model: str) -> tuple[str, str]:
@@ -85,8 +85,8 @@ def by_langchain(address: str, model: str) -> tuple[str, str]:
     from langchain_openai import ChatOpenAI
 
     chat = ChatOpenAI(base_url=address, api_key="none", model=model, max_retries=0, **SETTINGS)
-    found = chat.with_structured_output(SCHEMA, method="json_schema").invoke(MESSAGES)
-    assert set(found) == {"kind", "sure"}, found
+    answer = chat.with_structured_output(SCHEMA, method="json_schema").invoke(MESSAGES)
+    assert set(answer) == {"kind", "sure"}, answer
     bound = chat.bind(response_format=FORMAT)
     return bound.invoke(MESSAGES).content, "".join(chunk.content for chunk in bound.stream(MESSAGES))
 
@@ -103,10 +103,10 @@ def main(address: str, model: str) -> int:
     for name, ask in clients.items():
         try:
             version = importlib.metadata.version(name) if name != "curl" else ""
-            found = ask(address, model)
-            right = found == (expected, expected)
+            answers = ask(address, model)
+            right = answers == (expected, expected)
             failed |= not right
-            print(f"{name} {version}: {'the same, whole and streamed' if right else found}: {expected!r}")
+            print(f"{name} {version}: {'the same, whole and streamed' if right else answers}: {expected!r}")
         except importlib.metadata.PackageNotFoundError:
             print(f"{name}: not installed")
         except Exception as error:

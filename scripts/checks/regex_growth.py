@@ -137,11 +137,11 @@ def _held(name: str, value: object, depth: int = 3) -> Iterator[tuple[str, re.Pa
 def expressions() -> tuple[list[Expression], list[str]]:
     """All of them, and the places whose expression could not be told."""
     modules = list(_modules())
-    used, found, unknown = _used_methods([tree for _, _, tree in modules]), {}, []
+    used, locations, unknown = _used_methods([tree for _, _, tree in modules]), {}, []
 
     def add(where: str, pattern: re.Pattern[Any], methods: set[str]) -> None:
         if isinstance(pattern.pattern, str):
-            found.setdefault((pattern, tuple(sorted(methods))), where)
+            locations.setdefault((pattern, tuple(sorted(methods))), where)
 
     for file, module, tree in modules:
         for name, value in vars(module).items():
@@ -160,10 +160,10 @@ def expressions() -> tuple[list[Expression], list[str]]:
                 made, flag = MADE_OF_ARGUMENTS.get(where, list)(), re.IGNORECASE
             if not made:
                 unknown.append(f"{where}: {ast.unparse(call)[:100]}")
-            for one in made:
+            for source in made:
                 if function or method != "compile":  # those of modules were found with their names
-                    add(where, re.compile(one, flag), methods)
-    return [Expression(where, *key) for key, where in found.items()], unknown
+                    add(where, re.compile(source, flag), methods)
+    return [Expression(where, *key) for key, where in locations.items()], unknown
 
 
 def _evaluated(node: ast.expr, values: dict[str, Any]) -> Any:
@@ -231,13 +231,13 @@ def _samples(tree: Any, depth: int = 0) -> tuple[list[str], list[str]]:
 def texts(pattern: re.Pattern[str]) -> Iterator[tuple[str, str, str]]:
     """Beginning, part to repeat, and end of texts on which a search has to try much in vain."""
     wholes, parts = _samples(parser.parse(pattern.pattern, pattern.flags & ~re.DEBUG))
-    every = list(dict.fromkeys(part[:300] for part in [*parts, *(whole[:-1] for whole in wholes), *wholes] if part))
-    kept = sorted(every, key=len)
-    step = max(1, len(kept) // MOST_PARTS)
-    kept = list(dict.fromkeys(kept[: MOST_PARTS // 2] + kept[::step]))
-    pairs = [a + b for a, b in itertools.permutations([part for part in kept if len(part) == 1][:6], 2)]
-    for part in [*kept, *pairs]:
-        for before in ("", *[each for each in kept[-4:] if each != part]):
+    every = list(dict.fromkeys(part[:300] for part in [*parts, *(text[:-1] for text in wholes), *wholes] if part))
+    chosen = sorted(every, key=len)
+    step = max(1, len(chosen) // MOST_PARTS)
+    chosen = list(dict.fromkeys(chosen[: MOST_PARTS // 2] + chosen[::step]))
+    pairs = [a + b for a, b in itertools.permutations([part for part in chosen if len(part) == 1][:6], 2)]
+    for part in [*chosen, *pairs]:
+        for before in ("", *[each for each in chosen[-4:] if each != part]):
             for after in ("", "\x00", "!"):
                 yield before, part, after
 
@@ -272,7 +272,7 @@ def run_of(pattern: re.Pattern[str], method: str) -> Callable[[str], object]:
 def growth(expression: Expression) -> tuple[float, str, int]:
     """The worst ratio of times at four times the length, the text that it is of, and how many texts were tried."""
     worst, of, tried = 0.0, "", 0
-    limit = next((most for place, most in LIMITS.items() if expression.where.endswith(place)), LENGTHS[-1])
+    limit = next((most for suffix, most in LIMITS.items() if expression.where.endswith(suffix)), LENGTHS[-1])
     for (before, part, after), method in itertools.product(texts(expression.pattern), expression.methods):
         run, tried = run_of(expression.pattern, method), tried + 1
         if max(seconds(run, before + part * count + after) for count in (24, 400 // len(part))) > 1:  # exponential
@@ -302,20 +302,20 @@ def main() -> int:
         raise Slow
 
     signal.signal(signal.SIGVTALRM, stop)
-    found, unknown = expressions()
-    found = [expression for expression in found if only in expression.where]
+    known, unknown = expressions()
+    known = [expression for expression in known if only in expression.where]
     tried, slow = 0, 0
-    for expression in found:
+    for expression in known:
         ratio, of, texts_tried = growth(expression)
         tried += texts_tried
         if ratio > MOST_RATIO:
             slow += 1
             print(f"SLOW {expression.where}: {ratio:.1f} times at four times the length: {of}", flush=True)
             print(f"     {expression.pattern.pattern[:150]!r}", flush=True)
-    for place in unknown:
-        print(f"NOT RUN {place}")
+    for where in unknown:
+        print(f"NOT RUN {where}")
     print(
-        f"{len(found)} expressions, {tried:,} texts, {slow} slow, {len(unknown)} not run, {time.process_time():,.0f} s"
+        f"{len(known)} expressions, {tried:,} texts, {slow} slow, {len(unknown)} not run, {time.process_time():,.0f} s"
     )
     print(f"not run, since others than outsiders write what they read: {', '.join(NOT_OUTSIDE)}")
     return 1 if slow or unknown else 0

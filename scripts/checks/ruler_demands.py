@@ -78,8 +78,8 @@ def rows_of(name: str) -> Rows:
     rows = []
     for file in files:
         with gzip.open(shared_file(f"{file}.jsonl.gz"), "rt") as lines:
-            found = [(record["text"], str(record.get(field, file))) for record in map(json.loads, lines)]
-        rows += found[:1264] if "code_" in file else found
+            labelled = [(record["text"], str(record.get(field, file))) for record in map(json.loads, lines)]
+        rows += labelled[:1264] if "code_" in file else labelled
     if "Brown" in name:  # whole texts of 2,000 words: pieces of 300
         words = [(text.split(), label) for text, label in rows]
         rows = [(" ".join(w[i : i + 300]), label) for w, label in words for i in range(0, len(w) - 250, 300)]
@@ -108,14 +108,14 @@ class Scores:
             scored = score_corpora(listed, JUDGE, config)
             with self._path.open("a") as file:
                 for name in missing:
-                    self._cards[keys[name]] = card = scored[name].to_json()
-                    file.write(json.dumps({"key": keys[name], "card": card}) + "\n")
+                    self._cards[keys[name]] = scored_json = scored[name].to_json()
+                    file.write(json.dumps({"key": keys[name], "card": scored_json}) + "\n")
         return [Scorecard.from_json(self._cards[key], where=key) for key in keys.values()]
 
 
-def shown(card: Scorecard) -> str:
+def shown(scorecard: Scorecard) -> str:
     """The figure with its interval."""
-    estimate = card.effective_clusters
+    estimate = scorecard.effective_clusters
     high = "any" if estimate.high is None else f"{estimate.high:.3g}"
     return f"{estimate.value:.3g} [{estimate.low:.3g}, {high}]"
 
@@ -127,11 +127,11 @@ def size(scores: Scores, seeds: int) -> Iterator[str]:
     yield f"|---|---:|{'---|' * len(sizes)}---:|"
     for name in SETS:
         texts = [text for text, _ in rows_of(name)]
-        cards = [scores(f"{name} size {d}", texts[:d]) for d in sizes if d <= len(texts)]
-        pairs = list(itertools.combinations(cards, 2))
+        scorecards = [scores(f"{name} size {d}", texts[:d]) for d in sizes if d <= len(texts)]
+        pairs = list(itertools.combinations(scorecards, 2))
         decided = sum(compare(a, b).decided for a, b in pairs)
-        cells = [shown(card) for card in cards] + [""] * (len(sizes) - len(cards))
-        yield f"| {name} | {cards[-1].reading_words} | {' | '.join(cells)} | {decided} of {len(pairs)} |"
+        cells = [shown(scorecard) for scorecard in scorecards] + [""] * (len(sizes) - len(scorecards))
+        yield f"| {name} | {scorecards[-1].reading_words} | {' | '.join(cells)} | {decided} of {len(pairs)} |"
 
 
 def company(scores: Scores, seeds: int) -> Iterator[str]:
@@ -152,17 +152,20 @@ def copies(scores: Scores, seeds: int) -> Iterator[str]:
     for name in SETS:
         texts = [text for text, _ in rows_of(name)]
         if len(texts) >= 1500:
-            cards = [scores(f"{name} {n} times {1500 // n}", texts[:n] * (1500 // n)) for n in (1500, 750, 50)]
-            found = [compare(cards[0], card) for card in cards[1:]]
-            said = [{"a": "yes", "b": "NO"}.get(one.higher or "", f"undecided, {one.ratio:.2f}") for one in found]
-            yield f"| {name} | {' | '.join(map(shown, cards))} | {' | '.join(said)} |"
+            scorecards = [scores(f"{name} {n} times {1500 // n}", texts[:n] * (1500 // n)) for n in (1500, 750, 50)]
+            differences = [compare(scorecards[0], scorecard) for scorecard in scorecards[1:]]
+            verdicts = [
+                {"a": "yes", "b": "NO"}.get(difference.higher or "", f"undecided, {difference.ratio:.2f}")
+                for difference in differences
+            ]
+            yield f"| {name} | {' | '.join(map(shown, scorecards))} | {' | '.join(verdicts)} |"
 
 
 def length(scores: Scores, seeds: int) -> Iterator[str]:
     """The same population cut to 20, 50, 100 and 200 words, other documents of it at each length."""
     yield "| corpus | 20 words | 50 | 100 | 200 | decided, same documents | decided, other documents |"
     yield "|---|---|---|---|---|---:|---:|"
-    cuts = (20, 50, 100, 200)
+    lengths = (20, 50, 100, 200)
     for name in SETS:
         texts = [text for text, _ in rows_of(name)]
         if np.mean([len(text.split()) >= 50 for text in texts[:500]]) < 0.5:
@@ -172,18 +175,18 @@ def length(scores: Scores, seeds: int) -> Iterator[str]:
         for seed in range(seeds):
             drawn = random.Random(seed).sample(texts, min(len(texts), 1000))
             half = len(drawn) // 2
-            cards, others = (
+            scorecards, others = (
                 [
                     scores(f"{name} {which} {cut} {seed}", [first_words(t, cut) for t in part], groupings=500)
-                    for cut in cuts
+                    for cut in lengths
                 ]
                 for which, part in (("same", drawn[:half]), ("other", drawn[half:]))
             )
-            same += [compare(a, b).decided for a, b in itertools.combinations(cards, 2)]
-            other += [compare(a, b).decided for a, b in itertools.product(cards, others)]
+            same += [compare(a, b).decided for a, b in itertools.combinations(scorecards, 2)]
+            other += [compare(a, b).decided for a, b in itertools.product(scorecards, others)]
         if not seeds:
             continue
-        cells = " | ".join(map(shown, cards))
+        cells = " | ".join(map(shown, scorecards))
         yield f"| {name} | {cells} | {sum(same)} of {len(same)} | {sum(other)} of {len(other)} |"
 
 
@@ -220,22 +223,22 @@ def nested(scores: Scores, seeds: int) -> Iterator[str]:
     yield f"|---|---:|---:|---:|{'---:|' * len(COUNTS)}---:|---:|---:|---:|---:|"
     sums = {True: [0, 0, 0], False: [0, 0, 0]}
     for name in SETS:
-        rows, found, told, read = rows_of(name), [0, 0, 0], defaultdict(list), defaultdict(list)
+        rows, decisions, told, read = rows_of(name), [0, 0, 0], defaultdict(list), defaultdict(list)
         for seed in range(seeds):
             texts = nested_texts(rows, seed)
-            cards = {n: scores(f"{name} nested {n} {seed}", part, groupings=500) for n, part in texts.items()}
-            for count, card in cards.items():
-                read[count].append(card.effective_clusters.value)
-            for few, many in itertools.combinations(cards, 2):
-                higher = compare(cards[few], cards[many]).higher
-                found["ba".find(higher) if higher else 2] += 1
+            scorecards = {n: scores(f"{name} nested {n} {seed}", part, groupings=500) for n, part in texts.items()}
+            for count, scorecard in scorecards.items():
+                read[count].append(scorecard.effective_clusters.value)
+            for few, many in itertools.combinations(scorecards, 2):
+                higher = compare(scorecards[few], scorecards[many]).higher
+                decisions["ba".find(higher) if higher else 2] += 1
                 told[few, many].append(higher == "b")
-        sums[name in TUNED] = [a + b for a, b in zip(sums[name in TUNED], found, strict=True)]
-        words, documents = cards[1].reading_words or 0, len(texts[1])
+        sums[name in TUNED] = [a + b for a, b in zip(sums[name in TUNED], decisions, strict=True)]
+        words, documents = scorecards[1].reading_words or 0, len(texts[1])
         cells = [f"{np.exp(np.mean(np.log(read[count]))):.3g}" if read[count] else "" for count in COUNTS]
         ratios = [f"{sum(told[pair])} of {len(told[pair])}" if told[pair] else "" for pair in ((2, 20), (10, 20))]
         auc = f"{same_label_auc(rows, words):.2f}"
-        yield f"| {name} | {words} | {documents} | {auc} | {' | '.join([*cells, *map(str, found), *ratios])} |"
+        yield f"| {name} | {words} | {documents} | {auc} | {' | '.join([*cells, *map(str, decisions), *ratios])} |"
     for tuned, which in ((True, "first eight"), (False, "others")):
         right, wrong, undecided = sums[tuned]
         yield f"{which}: {right} right, {wrong} wrong ({wrong / sum(sums[tuned]):.1%}), {undecided} undecided"

@@ -90,11 +90,11 @@ def shown_by_mlflow(uri: str) -> Shown:
     client = MlflowClient(uri)
     experiment = client.get_experiment_by_name("diversity_jax")
     assert experiment is not None, "no experiment was made"
-    (found,) = client.search_runs([experiment.experiment_id])
-    assert found.info.status == "FINISHED", found.info.status
-    assert found.data.params["train.batch_size"] == "8"
-    histories = {name: client.get_metric_history(found.info.run_id, name) for name in found.data.metrics}
-    return {name: [(entry.step, entry.value) for entry in entries] for name, entries in histories.items()}
+    (run,) = client.search_runs([experiment.experiment_id])
+    assert run.info.status == "FINISHED", run.info.status
+    assert run.data.params["train.batch_size"] == "8"
+    histories = {name: client.get_metric_history(run.info.run_id, name) for name in run.data.metrics}
+    return {name: [(point.step, point.value) for point in points] for name, points in histories.items()}
 
 
 @contextlib.contextmanager

@@ -56,15 +56,15 @@ def main() -> None:
             str(exported),
         ]
         subprocess.run(command, check=True)
-        places = (options.checkpoint, exported, options.data_dir)
+        paths = (options.checkpoint, exported, options.data_dir)
         window, sizes = options.max_length, options.batch_sizes
-        comparisons = compare(*places, items=options.items, max_length=window, tasks=options.tasks, batch_sizes=sizes)
+        comparisons = compare(*paths, items=options.items, max_length=window, tasks=options.tasks, batch_sizes=sizes)
         print("\n".join(table(comparisons)))
         logits = compare_with_transformers(exported)
         print(f"logits: {logits}")
         same = logits.is_same and all(item["relative"] < TOLERANCE and item["equal"] for item in comparisons.values())
         if options.texts:
-            texts = compare_texts(*places, max_length=options.max_length, texts=options.texts, answers=options.answers)
+            texts = compare_texts(*paths, max_length=options.max_length, texts=options.texts, answers=options.answers)
             print("\n".join(text_lines(texts)))
             same &= texts["relative"] < TOLERANCE
     sys.exit(0 if same else 1)

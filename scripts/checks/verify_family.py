@@ -80,13 +80,13 @@ def main() -> None:
             flush=True,
         )
     refused = 0
-    for name, (config, said) in REFUSED.items():
+    for name, (config, message) in REFUSED.items():
         with tempfile.TemporaryDirectory() as folder:
             (Path(folder) / "config.json").write_text(json.dumps(config))
             try:
                 import_hugging_face(folder)
             except InputError as error:
-                refused += said in str(error)
+                refused += message in str(error)
             else:
                 failed.append(name)
     on_mesh = f"; {len(trained)} kinds trained on 4 x 2 devices" if options.train else ""
@@ -108,7 +108,9 @@ def _options() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def check(entries: dict[str, Any], folder: Path, trained: set[Any] | None) -> tuple[dict[str, Any], list[list[float]]]:
+def check(
+    config_json: dict[str, Any], folder: Path, trained: set[Any] | None
+) -> tuple[dict[str, Any], list[list[float]]]:
     """A line of the table, and the logits to keep; `trained` are the models that went through a mesh, None: none do."""
     from safetensors.torch import save_file
     import torch
@@ -116,12 +118,12 @@ def check(entries: dict[str, Any], folder: Path, trained: set[Any] | None) -> tu
 
     first, second, third = folder / "first", folder / "second", folder / "third"
     first.mkdir()
-    (first / "config.json").write_text(json.dumps(entries))
+    (first / "config.json").write_text(json.dumps(config_json))
     try:
         model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(first))
     except (ValueError, KeyError) as error:
         raise NotTheirsError(str(error)) from error
-    offset = 1.0 if entries["model_type"].startswith("gemma") else 0.0
+    offset = 1.0 if config_json["model_type"].startswith("gemma") else 0.0
     values = {
         name: torch.from_numpy(family_configs.tensor_values(name, tuple(tensor.shape), offset))
         for name, tensor in model.state_dict().items()
@@ -172,8 +174,8 @@ def _their_logits(folder: Path) -> tuple[np.ndarray, Any]:
 
     model = AutoModelForCausalLM.from_pretrained(folder, torch_dtype=torch.float32, attn_implementation="eager").eval()
     with torch.no_grad():
-        found = model(torch.from_numpy(family_configs.tokens()).long(), use_cache=False)
-    return found.logits.float().numpy(), model
+        output = model(torch.from_numpy(family_configs.tokens()).long(), use_cache=False)
+    return output.logits.float().numpy(), model
 
 
 def _mesh_difference(config: Any, params: Any) -> float:

@@ -96,14 +96,14 @@ def build(data: Path, folder: Path) -> dict[str, Path]:
     merges = (data / "tokenizers/gpt2/vocab.bpe").read_text()
     llama = json.loads((data / "tokenizers/llama_tokenizer.json").read_text())
     neox = json.loads((data / "tokenizers/gpt_neox_tokenizer.json").read_text())
-    pieces, config = (data / "tokenizers/llama2_tokenizer.model").read_bytes(), layouts.LLAMA2_CONFIG
+    model, config = (data / "tokenizers/llama2_tokenizer.model").read_bytes(), layouts.LLAMA2_CONFIG
     chat = {**config, "legacy": True, "eos_token": layouts.token("<|im_end|>")}
     added = {"<|im_end|>": 32000, "<|im_start|>": 32001}
-    found = [
+    folders = [
         layouts.llama_json(folder / "llama tokenizer.json", llama),
-        layouts.sentencepiece(folder / "llama 2 tokenizer.model", pieces, {**config, "legacy": True}),
-        layouts.sentencepiece(folder / "llama 2, legacy off", pieces, config),
-        layouts.sentencepiece(folder / "llama 2, ChatML added", pieces, chat, added_tokens=added),
+        layouts.sentencepiece(folder / "llama 2 tokenizer.model", model, {**config, "legacy": True}),
+        layouts.sentencepiece(folder / "llama 2, legacy off", model, config),
+        layouts.sentencepiece(folder / "llama 2, ChatML added", model, chat, added_tokens=added),
         layouts.llama3(folder / "llama 3", trained_on, 8000),
         layouts.gpt2(folder / "GPT-2 vocab, merges", vocab, merges),
         layouts.gpt2(folder / "CodeGen, added tokens", vocab, merges, codegen=True),
@@ -113,59 +113,59 @@ def build(data: Path, folder: Path) -> dict[str, Path]:
         layouts.qwen(folder / "Qwen tokenizer.json", trained_on, 6000, tokenizer_json=True),
     ]
     for kind in ("bpe", "unigram"):
-        place = layouts.write(folder / f"trained here, {kind}", config={"model_type": "llama", "eos_token_id": 2})
-        train_tokenizer(trained_on, place / "tokenizer.model", vocab_size=4000, model_type=kind)
-        found.append(place)
-    return {place.name: place for place in found}
+        path = layouts.write(folder / f"trained here, {kind}", config={"model_type": "llama", "eos_token_id": 2})
+        train_tokenizer(trained_on, path / "tokenizer.model", vocab_size=4000, model_type=kind)
+        folders.append(path)
+    return {path.name: path for path in folders}
 
 
 def round_trip(folder: Path, scratch: Path, texts: list[str]) -> dict:
     """Imports, prepares and exports; the ids on the way."""
     print(folder.name, flush=True)
-    vocabulary, place = load_tokenizer(str(folder)), scratch / "trip" / folder.name
+    vocabulary, target = load_tokenizer(str(folder)), scratch / "trip" / folder.name
     size = vocabulary.size
     config = LlamaConfig(vocab_size=size, hidden_size=8, intermediate_size=8, num_layers=1, num_heads=1, max_length=64)
-    kept = {
+    files = {
         name: (folder / name).read_bytes()
         for name in ("config.json", "generation_config.json")
         if (folder / name).exists()
     }
-    model = place / "model"
+    model = target / "model"
     export_hugging_face(config, jax.device_get(init_params(config, jax.random.key(0))), model, token_ids={})
-    named = {key: value for key, value in json.loads(kept["config.json"]).items() if key.endswith("token_id")}
+    named = {key: value for key, value in json.loads(files["config.json"]).items() if key.endswith("token_id")}
     (model / "config.json").write_text(json.dumps(json.loads((model / "config.json").read_text()) | named))
     for path in folder.iterdir():
         if path.name != "config.json":
             (model / path.name).write_bytes(path.read_bytes())
-    convert(["import", str(model), str(place / "imported")])
-    convert(["export", str(place / "imported"), str(place / "exported")])
+    convert(["import", str(model), str(target / "imported")])
+    convert(["export", str(target / "imported"), str(target / "exported")])
     ours = vocabulary.encode_each(texts)
     used = for_folder(vocabulary, folder)
     begin = used.special.get("bos_token") or "\n"  # a text that begins with it gets no second one here
     special = [text for text in special_samples(vocabulary) if not text.startswith(begin)]
-    content = json.loads((place / "exported" / "tokenizer.json").read_text())
+    content = json.loads((target / "exported" / "tokenizer.json").read_text())
     return {
         "size": size,
         "plain": ours,
         "special": special,
         "text": used.encode_batch(special),
-        "rows": rows_differ(vocabulary, texts, ours, place),
-        "back": differ(ours, load_tokenizer(str(place / "exported")).encode_each(texts)),
-        "exported": place / "exported",
+        "rows": rows_differ(vocabulary, texts, ours, target),
+        "back": differ(ours, load_tokenizer(str(target / "exported")).encode_each(texts)),
+        "exported": target / "exported",
         "exact": not differing_texts(content, vocabulary, special=False),
         "exact_special": not differing_texts(content, vocabulary),
     }
 
 
-def rows_differ(vocabulary, texts: list[str], ours: list[list[int]], place: Path) -> int:
+def rows_differ(vocabulary, texts: list[str], ours: list[list[int]], scratch: Path) -> int:
     """Documents that stand in prepared rows with other ids."""
-    place.mkdir(parents=True, exist_ok=True)
-    with (place / "texts.jsonl").open("w") as file:
+    scratch.mkdir(parents=True, exist_ok=True)
+    with (scratch / "texts.jsonl").open("w") as file:
         file.writelines(json.dumps({"text": text}) + "\n" for text in texts)
     longest = max(map(len, ours))
     settings = Preparation(name="docs", kind="real", sequence_length=longest)
-    corpus = open_corpus(CorpusConfig(source=str(place / "texts.jsonl")))
-    manifest = prepare(corpus, vocabulary, place / "rows", settings, processes=1, show=False)
+    corpus = open_corpus(CorpusConfig(source=str(scratch / "texts.jsonl")))
+    manifest = prepare(corpus, vocabulary, scratch / "rows", settings, processes=1, show=False)
     shards = manifest.splits["train"].shards
     tokens = np.concatenate([np.fromfile(manifest.folder / shard.file, manifest.dtype) for shard in shards])
     rows = tokens.reshape(-1, longest + 1)
@@ -190,20 +190,20 @@ def report(results: dict, folders: dict[str, Path], scratch: Path, texts: list[s
         wrong |= bool(result["rows"] or (result["back"] and result["exact"]))
     special = {name: result["special"] for name, result in results.items()}
     for python in pythons:
-        said = [python, "-c", "import transformers; print(transformers.__version__)"]
-        version = subprocess.run(said, capture_output=True, text=True, check=True).stdout.strip()
-        found = {}
-        for kind, places in (("own", folders), ("exported", {n: r["exported"] for n, r in results.items()})):
+        version_command = [python, "-c", "import transformers; print(transformers.__version__)"]
+        version = subprocess.run(version_command, capture_output=True, text=True, check=True).stdout.strip()
+        answers = {}
+        for kind, paths in (("own", folders), ("exported", {n: r["exported"] for n, r in results.items()})):
             asked, answer = scratch / "asked.json", scratch / "found.json"
-            named = {name: str(place) for name, place in places.items()}
+            named = {name: str(path) for name, path in paths.items()}
             asked.write_text(json.dumps({"folders": named, "texts": texts, "special": special}))
             environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
             command = [python, "-c", _THEIRS, str(asked), str(answer)]
             subprocess.run(command, check=True, env=environment, stderr=subprocess.DEVNULL)
-            found[kind] = json.loads(answer.read_text())
+            answers[kind] = json.loads(answer.read_text())
         print(f"\ntransformers {version:<11}{'own':>8}{'exported':>10}{'text':>6}")
         for name, result in results.items():
-            own, exported = found["own"][name], found["exported"][name]
+            own, exported = answers["own"][name], answers["exported"][name]
             if "error" in exported:
                 print(f"{name:<24}{exported['error']}")
                 wrong = True

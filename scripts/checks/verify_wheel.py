@@ -65,9 +65,9 @@ def install(python: str, wheel: Path, folder: Path, *, resolve: bool) -> Path:
 
 def use(python: Path, folder: Path) -> None:
     """Scores, builds, trains and asks for help, in a folder that has no `configs`."""
-    place = run([str(python), "-c", "import diversity_jax; print(diversity_jax.__file__)"], folder).strip()
-    if not Path(place).is_relative_to(folder):
-        sys.exit(f"failed: diversity_jax is that of {place}")
+    path = run([str(python), "-c", "import diversity_jax; print(diversity_jax.__file__)"], folder).strip()
+    if not Path(path).is_relative_to(folder):
+        sys.exit(f"failed: diversity_jax is that of {path}")
     with (folder / "texts.jsonl").open("w") as file:
         for number in range(_TEXTS):
             words = [f"{word}{number % 7}" for word in ("river", "stone", "music", "engine", "garden", "letter")]
@@ -98,10 +98,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         wheel = build_wheel(Path(folder))
         for number, python in enumerate(options.python):
-            place = Path(folder, str(number))
-            place.mkdir()
-            print(run([python, "--version"], place).strip(), flush=True)
-            use(install(python, wheel, place, resolve=options.resolve), place)
+            scratch = Path(folder, str(number))
+            scratch.mkdir()
+            print(run([python, "--version"], scratch).strip(), flush=True)
+            use(install(python, wheel, scratch, resolve=options.resolve), scratch)
 
 
 if __name__ == "__main__":

@@ -52,7 +52,7 @@ def table_of_figures(runs: int, generator: np.random.Generator) -> None:
     print(f"{'truth':>6} {'K':>3} {'C^2/K':>7} {'1/mean T':>9} {'bound only':>11} {'B=1':>7} {'B=5':>7}")
     for truth in TRUTHS:
         for k in (5, 10, 20, 40):
-            found = [
+            pairs = [
                 [
                     simulate_groupings(
                         [even_shares(truth)] * sets, samples_per_grouping=k, groupings=500, generator=generator
@@ -61,9 +61,9 @@ def table_of_figures(runs: int, generator: np.random.Generator) -> None:
                 ]
                 for _ in range(runs)
             ]
-            figures = [[estimators.effective_clusters(one) for one in pair] for pair in found]
-            score = np.mean([estimators.cluster_score(pair[0]).value for pair in found])
-            mean = 1 / np.mean([pair[0].collisions.mean() for pair in found])
+            figures = [[estimators.effective_clusters(groupings) for groupings in pair] for pair in pairs]
+            score = np.mean([estimators.cluster_score(pair[0]).value for pair in pairs])
+            mean = 1 / np.mean([pair[0].collisions.mean() for pair in pairs])
             bounds = np.mean([pair[0].high is None for pair in figures])
             held = [np.mean([holds(pair[number], truth) for pair in figures]) for number in (0, 1)]
             print(f"{truth:6} {k:3} {score:7.2f} {mean:9.1f} {bounds:11.1%} {held[0]:7.1%} {held[1]:7.1%}", flush=True)
@@ -80,12 +80,12 @@ def table_of_documents(runs: int, generator: np.random.Generator) -> None:
                 held = np.zeros(2)
                 for _ in range(runs):
                     labels = draw_labels(shares, documents, generator)
-                    found = groupings_of_labels(labels[draw_rows(documents, 400, k, generator)])
+                    groupings = groupings_of_labels(labels[draw_rows(documents, 400, k, generator)])
                     sizes = np.bincount(labels)
                     exactly = (sizes * (sizes - 1)).sum() / (documents * (documents - 1))
                     held += (
-                        holds(estimators.collision(found, documents=documents), np.square(shares).sum()),
-                        holds(estimators.collision_of_documents(found), exactly),
+                        holds(estimators.collision(groupings, documents=documents), np.square(shares).sum()),
+                        holds(estimators.collision_of_documents(groupings), exactly),
                     )
                 print(f"{name:>18} {documents:5} {k:3} {held[0] / runs:11.1%} {held[1] / runs:19.1%}", flush=True)
 
@@ -101,10 +101,12 @@ def table_of_spread(runs: int, generator: np.random.Generator) -> None:
                 held, widths = 0, np.zeros(2)
                 for _ in range(runs):
                     shares = [shares_off_by(50, generator.normal(0, spread)) for _ in range(sets)]
-                    found = simulate_groupings(shares, samples_per_grouping=10, groupings=count, generator=generator)
-                    held += holds(estimators.effective_clusters(found), 50)
-                    plain = estimators.mean_over_sets(found.collisions, found.criteria_set, bounded=False)
-                    mean = estimators.collision_mean(found)
+                    groupings = simulate_groupings(
+                        shares, samples_per_grouping=10, groupings=count, generator=generator
+                    )
+                    held += holds(estimators.effective_clusters(groupings), 50)
+                    plain = estimators.mean_over_sets(groupings.collisions, groupings.criteria_set, bounded=False)
+                    mean = estimators.collision_mean(groupings)
                     widths += mean.half_width(0.95) / mean.value, plain.half_width(0.95) / plain.value
                 cells.append(f"{held / runs:.1%} ({widths[0] / widths[1]:.2f})")
             print(f"{sets:3} {count:5}   " + "".join(f"{cell:>16}" for cell in cells), flush=True)
@@ -113,11 +115,11 @@ def table_of_spread(runs: int, generator: np.random.Generator) -> None:
 def verified_in_part(shares: np.ndarray, k: int, count: int, rate: float, generator: np.random.Generator):
     """Groupings of a judge that misplaces samples, verified honestly: as much as pays off, and all of them."""
     labels = draw_labels(shares, (count, k), generator)
-    claims, placed = misplace(labels, rate, generator)
-    everything = misplaced_groupings(claims, placed, np.ones(count))
+    claimed, placed = misplace(labels, rate, generator)
+    everything = misplaced_groupings(claimed, placed, np.ones(count))
     share = verification_share(everything.first(PILOT), price_cluster=1.0, price_verify=0.8)
     later = np.where(generator.random(count) < share, 1 / share, 0.0)
-    return misplaced_groupings(claims, placed, np.where(np.arange(count) < PILOT, 1.0, later)), everything, share
+    return misplaced_groupings(claimed, placed, np.where(np.arange(count) < PILOT, 1.0, later)), everything, share
 
 
 def table_of_double_sampling(runs: int, generator: np.random.Generator) -> None:
@@ -127,12 +129,12 @@ def table_of_double_sampling(runs: int, generator: np.random.Generator) -> None:
     for name, shares in (("4, even", even_shares(4)), ("50, even", even_shares(50)), ("20, Zipf", zipf_shares(20))):
         for k in (5, 10, 20, 40):
             for rate in (0.0, 0.01, 0.05):
-                found = [verified_in_part(shares, k, 200, rate, generator) for _ in range(runs)]
-                estimates = [[estimators.collision(one) for one in both] for *both, _ in found]
-                values = np.array([[one.value for one in both] for both in estimates]).mean(axis=0)
-                held = np.mean([[holds(one, values[1]) for one in both] for both in estimates], axis=0)
+                samples = [verified_in_part(shares, k, 200, rate, generator) for _ in range(runs)]
+                estimates = [[estimators.collision(groupings) for groupings in both] for *both, _ in samples]
+                values = np.array([[estimate.value for estimate in both] for both in estimates]).mean(axis=0)
+                held = np.mean([[holds(estimate, values[1]) for estimate in both] for both in estimates], axis=0)
                 print(
-                    f"{name:>9} {k:3} {rate:10.0%} {np.mean([share for *_, share in found]):9.0%} "
+                    f"{name:>9} {k:3} {rate:10.0%} {np.mean([share for *_, share in samples]):9.0%} "
                     f"{values[0] / values[1] - 1:+7.1%} {held[0]:6.1%} {held[1]:13.1%}",
                     flush=True,
                 )
@@ -148,12 +150,12 @@ def table_of_verification() -> None:
         config = AgentConfig(
             samples_per_grouping=k, groupings=30_000 // k, proposals=1, recheck_share=0, verify_share=1
         )
-        card = score_corpus(corpus, judge, config)
-        claimed = card.series.possible_pairs / card.series.claimed_pairs.mean()
-        found = card.effective_clusters
+        scorecard = score_corpus(corpus, judge, config)
+        claimed = scorecard.series.possible_pairs / scorecard.series.claimed_pairs.mean()
+        estimate = scorecard.effective_clusters
         print(
-            f"{k:3} {card.groupings:10} {claimed:8.2f} {1 / card.collision.value:11.2f} {found.value:8.2f} "
-            f"[{found.low:.2f}, {found.high:.2f}]",
+            f"{k:3} {scorecard.groupings:10} {claimed:8.2f} {1 / scorecard.collision.value:11.2f} {estimate.value:8.2f}"
+            f" [{estimate.low:.2f}, {estimate.high:.2f}]",
             flush=True,
         )
 
@@ -167,10 +169,12 @@ def table_of_errors(runs: int, generator: np.random.Generator) -> None:
     for truth, a, b in ((5, 0.01, 0.05), (50, 0.01, 0.05), (50, 0.002, 0.1), (500, 0.01, 0.05)):
         reads, fixed, held = [], [], 0
         for _ in range(runs):
-            found = simulate_groupings(even_shares(truth), samples_per_grouping=10, groupings=500, generator=generator)
-            apart = found.possible_pairs - found.pairs
-            pairs = generator.binomial(found.pairs, 1 - b) + generator.binomial(apart, a)
-            columns = {name: getattr(found, name) for name in ("clusters", "kept", "criteria_set")}
+            groupings = simulate_groupings(
+                even_shares(truth), samples_per_grouping=10, groupings=500, generator=generator
+            )
+            apart = groupings.possible_pairs - groupings.pairs
+            pairs = generator.binomial(groupings.pairs, 1 - b) + generator.binomial(apart, a)
+            columns = {name: getattr(groupings, name) for name in ("clusters", "kept", "criteria_set")}
             spoilt = Groupings(samples_per_grouping=10, pairs=pairs, **columns)
             lay_with = generator.binomial(10, a, 500)  # the samples that each foreign text was put with
             rates = ErrorRates(
@@ -202,12 +206,12 @@ def table_of_stopping(runs: int, generator: np.random.Generator) -> None:
         used, held = [], 0
         for _ in range(runs):
             longest = 4 * groupings_needed(1 / truth, 1 / truth**2, k, wanted)
-            found = simulate_groupings(
+            groupings = simulate_groupings(
                 even_shares(truth), samples_per_grouping=k, groupings=longest, generator=generator
             )
-            count = next((n for n in range(50, longest, 50) if precise_enough(found.first(n), wanted)), longest)
+            count = next((n for n in range(50, longest, 50) if precise_enough(groupings.first(n), wanted)), longest)
             used.append(count)
-            held += holds(estimators.effective_clusters(found.first(count)), truth)
+            held += holds(estimators.effective_clusters(groupings.first(count)), truth)
         print(f"{truth:6} {k:3} {wanted:7.0%} {np.mean(used):10.0f} {held / runs:9.1%}", flush=True)
 
 

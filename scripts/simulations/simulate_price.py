@@ -128,7 +128,7 @@ class Pool:
             k=k,
             pairs=count_pairs(labels[rows]),
             triples=count_triples(labels[rows]),
-            features=np.stack([uncertainty.features(vectors[one]) for one in rows]),
+            features=np.stack([uncertainty.features(vectors[index]) for index in rows]),
             feature_means=uncertainty.corpus_means(vectors)[0],
         )
 
@@ -197,20 +197,20 @@ def compare_prices(data: Path, version: Path, runs: int, *, worthless: bool) -> 
         truth = float((sizes * (sizes - 1)).sum() / (len(labels) * (len(labels) - 1)))
         pools = {k: Pool.draw(labels, vectors, k, generator) for k in (10, 40)}
         for spread in (0.0, 0.1):
-            old = lambda one: pools[EARLIER_SAMPLES].run(EARLIER_GROUPINGS, spread, one, earlier=True)  # noqa: B023, E731
+            old = lambda draw: pools[EARLIER_SAMPLES].run(EARLIER_GROUPINGS, spread, draw, earlier=True)  # noqa: B023, E731
             width, held = measure(runs, old, truth)
             line = f"{name:>15} {truth:7.4f} {spread:5.0%} {width:6.1%} {held:6.1%}"
             for k in (10, 40):
-                new = lambda count, one: pools[k].run(count, spread, one, earlier=False)  # noqa: B023, E731
+                new = lambda count, draw: pools[k].run(count, spread, draw, earlier=False)  # noqa: B023, E731
                 count = groupings_for(width, new, truth)
-                width_now, held_now = measure(runs, lambda one: new(count, one), truth)  # noqa: B023
+                width_now, held_now = measure(runs, lambda draw: new(count, draw), truth)  # noqa: B023
                 ratio = price(tokens[k][name], count, earlier=False)
                 ratio /= price(earlier[name], EARLIER_GROUPINGS, earlier=True)
                 ratios.setdefault((k, spread), []).append(ratio)
                 line += f"   {k}: {count:4} {width_now:5.1%} {held_now:5.1%} {ratio[0]:.2f} {ratio[1]:.3f}"
             print(line, flush=True)
-    for (k, spread), found in ratios.items():
-        mean, worst = np.exp(np.log(found).mean(axis=0)), np.max(found, axis=0)
+    for (k, spread), width_ratios in ratios.items():
+        mean, worst = np.exp(np.log(width_ratios).mean(axis=0)), np.max(width_ratios, axis=0)
         print(
             f"K = {k}, sets differ by {spread:.0%}: tokens {mean[0]:.2f} (at most {worst[0]:.2f}), dollars "
             f"{mean[1]:.3f} (at most {worst[1]:.3f})"

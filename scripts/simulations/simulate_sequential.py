@@ -49,7 +49,9 @@ def table_of_samples(runs: int, generator: np.random.Generator) -> None:
                 decisions = np.zeros(4)
                 for _ in range(runs):
                     labels = [draw_labels(shares, documents, generator) for _ in range(2)]
-                    a, b = (groupings_of_labels(one[draw_rows(documents, GROUPINGS, k, generator)]) for one in labels)
+                    a, b = (
+                        groupings_of_labels(topics[draw_rows(documents, GROUPINGS, k, generator)]) for topics in labels
+                    )
                     sizes = documents, documents
                     decisions += (
                         compare_groupings(a, b, paired=True, documents=sizes).decided,
@@ -58,9 +60,10 @@ def table_of_samples(runs: int, generator: np.random.Generator) -> None:
                         peeking_decides(a, b, 8, sizes),
                     )
                 total, cases = total + decisions[:2], cases + runs
-                one, spent, exactly, peeking = decisions / runs
+                single, spent, exactly, peeking = decisions / runs
                 print(
-                    f"{name:>18} {documents:5} {k:3} {one:9.1%} {spent:8.1%} {exactly:16.1%} {peeking:8.1%}", flush=True
+                    f"{name:>18} {documents:5} {k:3} {single:9.1%} {spent:8.1%} {exactly:16.1%} {peeking:8.1%}",
+                    flush=True,
                 )
     print(f"{'all together':>28} {total[0] / cases:9.2%} {total[1] / cases:8.2%}")
 
@@ -90,8 +93,8 @@ def table_of_sets(runs: int, generator: np.random.Generator) -> None:
                 a, b = pair(50, 50, sets, spread, generator)
                 other = pair(50, 50, sets, spread, generator)[0]
                 decisions += [
-                    compare_in_looks(a, one, paired=paired, looks=looks).decided
-                    for one, paired in ((b, True), (other, False))
+                    compare_in_looks(a, other_side, paired=paired, looks=looks).decided
+                    for other_side, paired in ((b, True), (other, False))
                     for looks in (1, 8)
                 ]
             same, same_looks, others, others_looks = decisions / runs
@@ -106,12 +109,15 @@ def table_of_power(runs: int, generator: np.random.Generator) -> None:
     print(f"{'a':>5} {'b':>5} {'B':>2} {'decided':>8} {'rightly':>8} {'mean groupings used':>20}")
     for first, second in ((20, 25), (20, 40), (50, 100), (50, 500)):
         for sets in (1, 2, 5):
-            found = [
+            comparisons = [
                 compare_in_looks(*pair(first, second, sets, 0.1 * (sets > 1), generator), paired=True)
                 for _ in range(runs)
             ]
-            decided, right = np.mean([one.decided for one in found]), np.mean([one.higher == "b" for one in found])
-            used = np.mean([one.groupings[0] for one in found])
+            decided, right = (
+                np.mean([comparison.decided for comparison in comparisons]),
+                np.mean([comparison.higher == "b" for comparison in comparisons]),
+            )
+            used = np.mean([comparison.groupings[0] for comparison in comparisons])
             print(f"{first:5} {second:5} {sets:2} {decided:8.1%} {right:8.1%} {used:20.0f}", flush=True)
 
 

@@ -61,11 +61,11 @@ def one_run(fault: str, rate: float, verifier: str, config: AgentConfig) -> tupl
         seed=config.seed,
     )
     try:
-        card = score_corpus(corpus, judge, config)
+        scorecard = score_corpus(corpus, judge, config)
     except NothingUsable as failure:
         return failure.score.verdict, False, None
-    found, truth = card.effective_clusters, 1 / np.square(SHARES).sum()
-    return card.verdict, not found.excludes(truth), found.value
+    estimate, truth = scorecard.effective_clusters, 1 / np.square(SHARES).sum()
+    return scorecard.verdict, not estimate.excludes(truth), estimate.value
 
 
 def line_of(fault: str, rate: float, verifier: str, config: AgentConfig, runs: int) -> str:
@@ -73,13 +73,13 @@ def line_of(fault: str, rate: float, verifier: str, config: AgentConfig, runs: i
     verdicts: Counter[str] = Counter()
     held, missed, values = 0, 0, []
     for seed in range(config.seed, config.seed + runs):
-        found, holds, value = one_run(fault, rate, verifier, replace(config, seed=seed))
-        verdicts[found.judge] += 1
+        verdict, holds, value = one_run(fault, rate, verifier, replace(config, seed=seed))
+        verdicts[verdict.judge] += 1
         held += holds
-        missed += found.judge == "fit" and not holds
+        missed += verdict.judge == "fit" and not holds
         values += [] if value is None else [value]
-        if found.judge != "fit" and (fault, rate, verifier) in HONEST:
-            print(f"{fault} {rate}, seed {seed}: {found.judge}: {'; '.join(found.reasons)}", file=sys.stderr)
+        if verdict.judge != "fit" and (fault, rate, verifier) in HONEST:
+            print(f"{fault} {rate}, seed {seed}: {verdict.judge}: {'; '.join(verdict.reasons)}", file=sys.stderr)
     mean = f"{np.mean(values):.1f}" if values else "none"
     counts = " / ".join(str(verdicts[fitness]) for fitness in FITNESS)
     return f"| {fault} | {rate} | {verifier} | {config.samples_per_grouping} | {mean} | {counts} | {held} | {missed} |"
@@ -96,8 +96,8 @@ def table_of_tests(runs: int, groupings: int, sizes: list[int]) -> None:
             labels = draw_labels(shares, (runs, groupings, k), generator)
             rows = [[traits(row, generator.integers(1, 1000, k)) for row in run] for run in labels]
             ratios.append(cluster_counts([row for run in rows for row in run], k)["variance_ratio"])
-            for found in (evidence_of(run, k) for run in rows):
-                evidence = Evidence(groupings=groupings, drops={}, rates=none, checks=found)
+            for checks in (evidence_of(run, k) for run in rows):
+                evidence = Evidence(groupings=groupings, drops={}, rates=none, checks=checks)
                 reasons = " ".join(verdict(evidence).reasons)
                 alarms += [
                     told in reasons for told in ("follow the places", "follow the length", "whatever it is shown")

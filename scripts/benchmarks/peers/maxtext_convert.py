@@ -20,20 +20,20 @@ NAME = "llama3.1-8b"  # its family of weights and its block; every size of it is
 
 def settings(model: Path) -> dict[str, object]:
     """MaxText's settings for the Llama in a Hugging Face folder."""
-    found = json.loads((model / "config.json").read_text())
-    rotary = found.get("rope_parameters") or found
+    config = json.loads((model / "config.json").read_text())
+    rotary = config.get("rope_parameters") or config
     return {
         "model_name": NAME,
         "override_model_config": True,
-        "base_emb_dim": found["hidden_size"],
-        "base_num_query_heads": found["num_attention_heads"],
-        "base_num_kv_heads": found["num_key_value_heads"],
-        "head_dim": found["head_dim"],
-        "base_mlp_dim": found["intermediate_size"],
-        "base_num_decoder_layers": found["num_hidden_layers"],
-        "vocab_size": found["vocab_size"],
-        "normalization_layer_epsilon": found["rms_norm_eps"],
-        "logits_via_embedding": found["tie_word_embeddings"],
+        "base_emb_dim": config["hidden_size"],
+        "base_num_query_heads": config["num_attention_heads"],
+        "base_num_kv_heads": config["num_key_value_heads"],
+        "head_dim": config["head_dim"],
+        "base_mlp_dim": config["intermediate_size"],
+        "base_num_decoder_layers": config["num_hidden_layers"],
+        "vocab_size": config["vocab_size"],
+        "normalization_layer_epsilon": config["rms_norm_eps"],
+        "logits_via_embedding": config["tie_word_embeddings"],
         "normalize_embedding_logits": False,  # it divides tied logits by the square root of the width otherwise
         # Under this name MaxText stretches long wavelengths as Llama 3.1 does, whatever rope_type says, unless told not
         # to; without the second line the first loss is off by 1e-4, and nothing says so.

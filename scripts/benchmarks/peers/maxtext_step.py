@@ -59,14 +59,14 @@ def main() -> None:
     options = flags.parse_args()
     import maxtext
 
-    seconds, losses, said = [], [], []
+    seconds, losses, log = [], [], []
     details = {"framework": f"maxtext {getattr(maxtext, '__version__', '')}".strip(), "peak_bytes": None}
     with tempfile.TemporaryDirectory() as folder:
         streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
         with subprocess.Popen(command(options, folder), **streams) as process:
             assert process.stdout is not None
             for line in process.stdout:
-                said = [*said[-20:], line]
+                log = [*log[-20:], line]
                 match = _LINE.search(line)
                 if match is None:
                     continue
@@ -80,7 +80,7 @@ def main() -> None:
                     print(json.dumps(figures | details | {"complete": complete}), flush=True)
             status = process.wait()
     if status:
-        sys.exit("".join(said))
+        sys.exit("".join(log))
 
 
 if __name__ == "__main__":

@@ -24,25 +24,25 @@ NAME = "peers-llama"
 
 def register(model: Path) -> None:
     """Makes the model known by name: litgpt's converter takes sizes from its own table, not from `config.json`."""
-    found = json.loads((model / "config.json").read_text())
-    rotary = found.get("rope_parameters") or found
+    config = json.loads((model / "config.json").read_text())
+    rotary = config.get("rope_parameters") or config
     litgpt.config.name_to_config[NAME] = {
         "name": NAME,
-        "block_size": found["max_position_embeddings"],
-        "vocab_size": found["vocab_size"],
-        "padded_vocab_size": found["vocab_size"],
-        "n_layer": found["num_hidden_layers"],
-        "n_head": found["num_attention_heads"],
-        "n_query_groups": found["num_key_value_heads"],
-        "n_embd": found["hidden_size"],
-        "head_size": found["head_dim"],
-        "intermediate_size": found["intermediate_size"],
+        "block_size": config["max_position_embeddings"],
+        "vocab_size": config["vocab_size"],
+        "padded_vocab_size": config["vocab_size"],
+        "n_layer": config["num_hidden_layers"],
+        "n_head": config["num_attention_heads"],
+        "n_query_groups": config["num_key_value_heads"],
+        "n_embd": config["hidden_size"],
+        "head_size": config["head_dim"],
+        "intermediate_size": config["intermediate_size"],
         "rotary_percentage": 1.0,
         "rope_base": rotary["rope_theta"],
         "parallel_residual": False,
         "bias": False,
         "norm_class_name": "RMSNorm",
-        "norm_eps": found["rms_norm_eps"],
+        "norm_eps": config["rms_norm_eps"],
         "mlp_class_name": "LLaMAMLP",
     }
 

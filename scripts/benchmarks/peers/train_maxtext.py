@@ -78,10 +78,10 @@ def main() -> None:
             batch = rows.batch(self.step, options.batch)
             self.step += 1
             positions = np.broadcast_to(np.arange(rows.length, dtype=np.int32), (options.batch, rows.length))
-            found = {"inputs": batch[:, :-1], "targets": batch[:, 1:]}
+            inputs = {"inputs": batch[:, :-1], "targets": batch[:, 1:]}
             for name in ("inputs", "targets"):
-                found |= {f"{name}_position": positions, f"{name}_segmentation": np.ones_like(positions)}
-            return found
+                inputs |= {f"{name}_position": positions, f"{name}_segmentation": np.ones_like(positions)}
+            return inputs
 
     input_pipeline_interface.create_data_iterator = lambda config, mesh: (Batches(), None)
     checkpointing.save_checkpoint = record.timed(checkpointing.save_checkpoint)

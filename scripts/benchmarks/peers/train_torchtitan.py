@@ -37,27 +37,27 @@ def model_config(folder: Path):
     from torchtitan.models.common import ComplexRoPE, Embedding, Linear, RMSNorm
     from torchtitan.models.common.attention import ScaledDotProductAttention
 
-    found = json.loads((folder / "config.json").read_text())
-    rotary = found.get("rope_parameters") or found
-    width, vocabulary = found["hidden_size"], found["vocab_size"]
-    length, theta = found["max_position_embeddings"], rotary["rope_theta"]
+    config = json.loads((folder / "config.json").read_text())
+    rotary = config.get("rope_parameters") or config
+    width, vocabulary = config["hidden_size"], config["vocab_size"]
+    length, theta = config["max_position_embeddings"], rotary["rope_theta"]
     layers = llama3._build_llama3_layers(
-        n_layers=found["num_hidden_layers"],
+        n_layers=config["num_hidden_layers"],
         dim=width,
-        n_heads=found["num_attention_heads"],
-        n_kv_heads=found["num_key_value_heads"],
-        hidden_dim=found["intermediate_size"],
-        rope=ComplexRoPE.Config(dim=found["head_dim"], max_seq_len=length, theta=theta, scaling="none"),
+        n_heads=config["num_attention_heads"],
+        n_kv_heads=config["num_key_value_heads"],
+        hidden_dim=config["intermediate_size"],
+        rope=ComplexRoPE.Config(dim=config["head_dim"], max_seq_len=length, theta=theta, scaling="none"),
         fuse_qkv=False,
         attn_backend="varlen",
     )
     for layer in layers:
         layer.attention.inner_attention = ScaledDotProductAttention.Config()
-    norm = RMSNorm.Config(normalized_shape=width, eps=found["rms_norm_eps"], param_init=llama3._NORM_INIT)
+    norm = RMSNorm.Config(normalized_shape=width, eps=config["rms_norm_eps"], param_init=llama3._NORM_INIT)
     return llama3.Llama3Model.Config(
         dim=width,
         vocab_size=vocabulary,
-        enable_weight_tying=found["tie_word_embeddings"],
+        enable_weight_tying=config["tie_word_embeddings"],
         tok_embeddings=Embedding.Config(
             num_embeddings=vocabulary, embedding_dim=width, param_init=llama3._EMBEDDING_SKIP_INIT
         ),

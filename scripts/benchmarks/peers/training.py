@@ -35,14 +35,14 @@ def options(description: str | None) -> argparse.Namespace:
     flags.add_argument("--devices", type=int, default=1)
     flags.add_argument("--max-shard-gigabytes", type=float, default=3, help="files of the folder written at the end")
     flags.add_argument("--kill-after", type=int, help="SIGKILL to itself once this step's loss is on disk")
-    found = flags.parse_args()
-    if found.devices > 1:  # read by JAX when it starts; PyTorch trainers start processes instead
-        os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={found.devices}"
+    options = flags.parse_args()
+    if options.devices > 1:  # read by JAX when it starts; PyTorch trainers start processes instead
+        os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={options.devices}"
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # threads that spin while they wait would count as work
     os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
-    found.output.mkdir(parents=True, exist_ok=True)
-    return found
+    options.output.mkdir(parents=True, exist_ok=True)
+    return options
 
 
 class Rows:
