@@ -2,6 +2,8 @@
 
 import json
 import logging
+from pathlib import Path
+import shutil
 
 import jax
 import pytest
@@ -9,9 +11,10 @@ import tokenizers
 from tokenizers import Tokenizer as Library
 
 from diversity_jax.core.errors import InputError
-from diversity_jax.evaluation.load_model import open_model
+from diversity_jax.evaluation.load_model import mixture_folder, open_model
 from diversity_jax.model import LlamaConfig, init_params
 from diversity_jax.model.checkpoint_io.hugging_face import export_hugging_face
+from diversity_jax.model.convert import _adapted_model
 from diversity_jax.model.convert import main as convert
 from diversity_jax.prepare.config import Chat
 from diversity_jax.prepare.packing import open_format
@@ -197,3 +200,34 @@ def test_a_chat_model_that_is_trained_on_text_keeps_its_template(tmp_path):
     assert (written["bos_token"], written["add_bos_token"]) == ("<end>", True)
     (start / "tokenizer" / "chat_template.jinja").unlink()
     assert model_tokenizer(run).chat_template is None
+
+
+@pytest.mark.parametrize("moved", [False, True])
+def test_what_a_run_has_read_is_found_from_any_folder_and_beside_it_first(tmp_path, monkeypatch, moved):
+    old, elsewhere = tmp_path / "old" / "runs", tmp_path / "elsewhere" / "runs"
+    for folder, number in ((old, 1), (elsewhere, 2)):  # of the same relative name, another one
+        for name, record in (("mix", "mixture.json"), ("base", "model.json")):
+            (folder / name).mkdir(parents=True)
+            vocabulary = {"files": [], "end_of_text_id": number}
+            value = {"components": [{"manifest": "part.json"}], "vocabulary": vocabulary}
+            (folder / name / record).write_text(json.dumps(value))
+        (folder / "mix" / "part.json").write_text(json.dumps({"chat": {"template": f"{number}", "special": {}}}))
+    settings = {"output_dir": "runs/run", "prepared": "runs/mix", "train": {"init_from": "runs/base"}}
+    (old / "run").mkdir()
+    (old / "run" / "run.json").write_text(json.dumps({"settings": settings}))
+    if moved:
+        old = old.rename(tmp_path / "new")
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    run = old / "run"
+    tokenizer = model_tokenizer(run)
+    assert (tokenizer.end_of_text_id, tokenizer.chat_template) == (1, "1")
+    assert mixture_folder(run) == old / "mix"
+    assert _adapted_model(run, settings) == old / "base"
+    shutil.rmtree(old / "mix")
+    shutil.rmtree(old / "base")
+    assert model_tokenizer(run).end_of_text_id == 2
+    assert mixture_folder(run) == Path("runs/mix")
+    assert _adapted_model(run, settings) == Path("runs/base")
+    settings["prepared"] = "runs/mix/mixture.json"  # as it may be given, too
+    (run / "run.json").write_text(json.dumps({"settings": settings}))
+    assert mixture_folder(run) == Path("runs/mix")

@@ -13,7 +13,8 @@ from typing import Any
 
 from diversity_jax.core.buckets import public_name
 from diversity_jax.core.errors import InputError, without_secrets
-from diversity_jax.core.files import exists, join_path, read_json, write_json
+from diversity_jax.core.files import exists, join_path, read_json, relative_path, resolve_path, write_json
+from diversity_jax.core.stores import is_remote
 
 _JAX_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint")
 _PACKAGES = ("diversity_jax", *_JAX_PACKAGES, "numpy", "seqio", "tensorflow", "tensorflow-cpu")
@@ -78,6 +79,20 @@ class RunInfo:
                 wrong = f"{name} is {type(value[name]).__name__}; expected {kind.__name__}"
                 raise InputError(f"{path}: {wrong}: remove it, or train again")
         return cls(**value)
+
+
+def folders_read(run: str | os.PathLike, settings: Mapping[str, Any], named: str) -> list[Path | str]:
+    """Where a folder that a run has read, its mixture or the model it began with, may be now; the first there counts.
+
+    First beside the run, as it was beside `output_dir`: both may have been moved together, and a relative path is of
+    the working folder that the run was started in. Then where the settings say.
+
+    Args:
+      settings: the run's, as `run.json` records them; named: the path or URL in them.
+    """
+    output_dir = settings.get("output_dir")
+    beside = [resolve_path(run, relative_path(named, output_dir))] if isinstance(output_dir, str) else []
+    return [*beside, named if is_remote(named) else Path(named)]
 
 
 def refuse_other_run(

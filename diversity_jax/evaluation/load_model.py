@@ -21,14 +21,11 @@ from diversity_jax.core.buckets import local_copy
 from diversity_jax.core.config import Fields, read_fields
 from diversity_jax.core.errors import InputError
 from diversity_jax.core.files import (
-    exists,
     join_path,
     parent_folder,
     path_inside,
-    relative_path,
     resolve_path,
 )
-from diversity_jax.core.stores import is_remote
 from diversity_jax.evaluation.loglikelihood import Scored, Scorer
 from diversity_jax.model.cache import for_inference
 from diversity_jax.model.config import LlamaConfig
@@ -39,7 +36,7 @@ from diversity_jax.prepare.manifest import special_text_before
 from diversity_jax.tokenizers.base import Tokenizer, without_breaks
 from diversity_jax.tokenizers.chat_template import check_messages, render_chat
 from diversity_jax.tokenizers.document_start import Boundaries
-from diversity_jax.tokenizers.files import chat_of_start
+from diversity_jax.tokenizers.files import chat_of_start, run_mixture
 from diversity_jax.tokenizers.settings import find_tokenizer
 from diversity_jax.tokenizers.tokenizer import ModelTokenizer, for_folder, for_run, load_tokenizer
 
@@ -170,8 +167,8 @@ def _tokenizer(folder: Path, given: str | None) -> ModelTokenizer:
 
 def _check_run_tokenizer(folder: Path, given: str) -> None:
     """Refuses a tokenizer whose ids mean other text: not the one of the run's mixture, where that is still there."""
-    mixture = folder / "mixture" / "mixture.json"
-    vocabulary = _recorded(mixture)["vocabulary"] if (folder / "run.json").exists() and mixture.exists() else None
+    mixture = run_mixture(folder, run_settings(folder)) if (folder / "run.json").exists() else None
+    vocabulary = _recorded(join_path(mixture, "mixture.json"))["vocabulary"] if mixture else None
     if not vocabulary:
         return
     end_of_text = vocabulary["end_of_text_id"] if vocabulary["kind"] != "bytes" else None
@@ -220,7 +217,7 @@ def _for_run(tokenizer: Tokenizer, run: Path) -> ModelTokenizer:
         )
     special_text = _reads_special_text(mixture, tokenizer.kind)
     tuned = _chat(mixture)
-    chat = tuned or chat_of_start(run_settings(run))
+    chat = tuned or chat_of_start(run, run_settings(run))
     return for_run(tokenizer, chat, is_tuned=tuned is not None, text_ids=boundaries.text_ids, special_text=special_text)
 
 
@@ -261,20 +258,16 @@ def _chat(mixture: Path | str) -> Mapping[str, Any] | None:
 
 
 def mixture_folder(run: Path | str) -> Path | str:
-    """The folder of the mixture that a run was trained on; also where both were moved together, as a study's folders.
+    """The folder of the mixture that a run was trained on.
 
     Raises:
       InputError: neither in the run nor where it was read from.
     """
     settings = run_settings(run)
-    folders = [join_path(run, "mixture")]
-    if prepared := settings.get("prepared"):
-        folders = [prepared if is_remote(prepared) else Path(prepared)]
-        folders.append(resolve_path(run, relative_path(prepared, settings["output_dir"])))
-    for folder in folders:
-        if exists(join_path(folder, "mixture.json")):
-            return folder
-    raise InputError(f"{folders[0]}: the run's mixture is not there, so its tokenizer is not known; name it")
+    if (folder := run_mixture(run, settings)) is not None:
+        return folder
+    named = settings.get("prepared") or join_path(run, "mixture")
+    raise InputError(f"{named}: the run's mixture is not there, so its tokenizer is not known; name it")
 
 
 def run_settings(run: Path | str) -> Mapping[str, Any]:

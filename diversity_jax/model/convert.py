@@ -31,7 +31,8 @@ from diversity_jax.core.artifacts import locked_folder
 from diversity_jax.core.buckets import local_copy, published, published_file, remote_tree
 from diversity_jax.core.config import Fields, from_json, read_fields
 from diversity_jax.core.errors import InputError
-from diversity_jax.core.files import exists, join_path, read_json, relative_path, resolve_path, write_json
+from diversity_jax.core.files import exists, join_path, read_json, write_json
+from diversity_jax.core.run_info import folders_read
 from diversity_jax.core.stores import check_store, is_remote, refuse_other_than_model
 from diversity_jax.model.checkpoint_io.gguf_file import DTYPES
 from diversity_jax.model.config import LlamaConfig, LoraConfig
@@ -71,13 +72,13 @@ def read_model(folder: str | os.PathLike, step: int | None = None, **overrides: 
 
 
 def _adapted_model(run: str | os.PathLike, settings: Mapping[str, Any]) -> Path | str:
-    """The folder of the model that a run's adapters were trained beside; also where both were moved together."""
+    """The folder of the model that a run's adapters were trained beside."""
     named = settings["train"]["init_from"]
-    beside = resolve_path(run, relative_path(named, settings["output_dir"]))
-    for folder in (beside, named):
+    folders = folders_read(run, settings, named)
+    for folder in folders:
         if exists(folder):
             return folder
-    raise InputError(f"{run}: the model of its adapters, {named}, is not there, nor is {beside}; put it back")
+    raise InputError(f"{run}: the model of its adapters, {named}, is not there, nor is {folders[0]}; put it back")
 
 
 def _merged(config: LlamaConfig, checkpoint: Path | str, tuned: Mapping[str, Any], base_folder: Path | str) -> Params:

@@ -12,6 +12,7 @@ from diversity_jax.core.config import Fields, read_fields
 from diversity_jax.core.errors import InputError
 from diversity_jax.core.files import (
     exists,
+    join_path,
     parent_folder,
     path_inside,
     read_json,
@@ -19,6 +20,7 @@ from diversity_jax.core.files import (
     write_json,
     writing,
 )
+from diversity_jax.core.run_info import folders_read
 from diversity_jax.tokenizers.chat_template import SPECIAL_TOKENS
 from diversity_jax.tokenizers.document_start import Boundaries
 from diversity_jax.tokenizers.export import write_exact
@@ -94,17 +96,19 @@ def model_tokenizer(folder: Path) -> TokenizerFiles | None:
     """The tokenizer beside a model, or the one a run's rows were prepared with; None where neither is."""
     if beside := folder_tokenizer(folder / "tokenizer") or folder_tokenizer(folder):
         return beside
-    path, settings = _mixture_and_settings(folder)
-    if not exists(path):
+    settings = _settings(folder)
+    mixture_folder = run_mixture(folder, settings)
+    if mixture_folder is None:
         return None
+    path = join_path(mixture_folder, "mixture.json")
     mixture = read_fields(path, components=list[Fields], vocabulary=Fields)
     try:
         parts = [part["manifest"] for part in mixture["components"] if part["manifest"]]
-        manifests = [resolve_path(parent_folder(path), part) for part in parts]
+        manifests = [resolve_path(mixture_folder, part) for part in parts]
         vocabulary = mixture["vocabulary"]
         chat_formats = [read_fields(manifest, chat=Fields | None)["chat"] for manifest in manifests if exists(manifest)]
         chats = [chat for chat in chat_formats if chat]
-        before = None if chats else chat_of_start(settings)
+        before = None if chats else chat_of_start(folder, settings)
         chat = chats[0] if chats else before or {"template": None, "special": {}}
         return TokenizerFiles(
             files=tuple(
@@ -122,8 +126,8 @@ def model_tokenizer(folder: Path) -> TokenizerFiles | None:
         ) from None
 
 
-def chat_of_start(settings: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """`template` and `special` tokens of the model that a run began with: a run on text leaves them as they were.
+def chat_of_start(run: Path, settings: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """`template` and `special` tokens of the model that a run began with: training on text does not change them.
 
     Args:
       settings: what the run was started with.
@@ -133,9 +137,10 @@ def chat_of_start(settings: Mapping[str, Any]) -> Mapping[str, Any] | None:
     """
     train = settings.get("train")
     start = train.get("init_from") if isinstance(train, dict) else None
-    if not isinstance(start, str) or not Path(start).is_dir():
-        return None
-    tokenizer = model_tokenizer(Path(start))
+    start = start if isinstance(start, str) and start else None
+    folders = [Path(folder) for folder in folders_read(run, settings, start)] if start else []
+    model = next((folder for folder in folders if folder.is_dir()), None)
+    tokenizer = None if model is None else model_tokenizer(model)
     if tokenizer is None:
         return None
     if tokenizer.chat_template is not None:
@@ -144,20 +149,32 @@ def chat_of_start(settings: Mapping[str, Any]) -> Mapping[str, Any] | None:
     return None if not template else {"template": template, "special": read_settings(str(tokenizer.folder)).special}
 
 
-def _mixture_and_settings(run: Path) -> tuple[Path | str, Mapping[str, Any]]:
-    """Where a run's `mixture.json` should be, and the settings it was started with."""
+def _settings(run: Path) -> Mapping[str, Any]:
+    """What a run was started with; empty where the folder is not a run's."""
     path = run / "run.json"
-    settings = (read_fields(path, settings=Fields | None)["settings"] or {}) if path.exists() else {}
-    mixture = settings.get("prepared") or run / "mixture"
-    if not isinstance(mixture, str | Path):
-        raise InputError(f"{path}: prepared is {type(mixture).__name__}; expected a path")
-    return resolve_path(mixture, "mixture.json") if not str(mixture).endswith(".json") else mixture, settings
+    return (read_fields(path, settings=Fields | None)["settings"] or {}) if path.exists() else {}
+
+
+def run_mixture(run: Path | str, settings: Mapping[str, Any]) -> Path | str | None:
+    """The folder of the mixture that a run was trained on; None where it is gone.
+
+    Args:
+      settings: what the run was started with.
+    """
+    folders, prepared = [join_path(run, "mixture")], settings.get("prepared")
+    if prepared:
+        if not isinstance(prepared, str):
+            raise InputError(f"{join_path(run, 'run.json')}: prepared is {type(prepared).__name__}; expected a path")
+        folder = parent_folder(prepared) if prepared.endswith("mixture.json") else prepared
+        folders = folders_read(run, settings, str(folder))
+    return next((folder for folder in folders if exists(join_path(folder, "mixture.json"))), None)
 
 
 def run_text_ids(run: Path) -> tuple[int, ...] | None:
     """`Boundaries.text_ids` of a run's training; None, too, where there is no run or its mixture is gone."""
-    path, settings = _mixture_and_settings(run)
-    mixture = read_fields(path, vocabulary=Fields | None) if exists(path) else {}
+    settings = _settings(run)
+    folder = run_mixture(run, settings)
+    mixture = {} if folder is None else read_fields(join_path(folder, "mixture.json"), vocabulary=Fields | None)
     if not mixture.get("vocabulary"):
         return None
     train = settings.get("train")

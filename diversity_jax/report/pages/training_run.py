@@ -13,7 +13,7 @@ from diversity_jax.core import formats
 from diversity_jax.core.errors import InputError
 from diversity_jax.core.files import exists, join_path
 from diversity_jax.core.formats import count, counted, duration, percent, significant
-from diversity_jax.core.run_info import Fact, RunInfo
+from diversity_jax.core.run_info import Fact, RunInfo, folders_read
 from diversity_jax.mixtures.mixture import Mixture
 from diversity_jax.report import page
 from diversity_jax.report.figures import outcomes
@@ -131,7 +131,7 @@ def read(run_dir: str | os.PathLike, *, mixture_dir: str | os.PathLike | None = 
     candidates: list[str | os.PathLike] = [
         folder,
         folder / "mixture",
-        *([prepared] if isinstance(prepared, str) else []),
+        *(folders_read(folder, info.settings, prepared) if info and isinstance(prepared, str) else []),
     ]
     if mixture_dir is not None:
         candidates = [mixture_dir]
