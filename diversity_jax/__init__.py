@@ -2,7 +2,7 @@
 
     import diversity_jax as dj
 
-    card = dj.score(["one text", "another", ...])    how diverse a corpus is
+    scorecard = dj.score(["one text", ...])          how diverse a corpus is
     dj.compare("a.jsonl", "b.jsonl")                 which of two is the more diverse
     dj.measure("a.jsonl")                            baseline metrics
     mixture = dj.build_mixture("config.py")          score, gate, prepare
@@ -15,30 +15,26 @@ Everything loads when it is first used.
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from diversity_jax.core import moved_modules
+from diversity_jax.core import lazy
 
 if TYPE_CHECKING:
     from diversity_jax.api.mixtures import build_mixture, load_mixture, load_model
     from diversity_jax.api.scoring import compare, measure, score
+else:
+    _load = lazy.exports(__name__)
+
+    def __getattr__(name: str) -> Any:
+        """A function of the Python interface, loaded when it is first used."""
+        # `score` names both a function and the module of the command, which is callable as the function.
+        return importlib.import_module("diversity_jax.score") if name == "score" else _load(name)
+
 
 __version__ = "0.1.0"
 __all__ = ["build_mixture", "compare", "load_mixture", "load_model", "measure", "score"]
-
-_HOMES = {"compare": "api.scoring", "measure": "api.scoring", "load_model": "api.mixtures"}
-_HOMES |= dict.fromkeys(("build_mixture", "load_mixture"), "api.mixtures")
-
-
-def __getattr__(name: str) -> Any:
-    """A function of the Python interface, loaded when it is first used."""
-    if name == "score":  # the module of the command, which is called like the function: both have this name
-        return importlib.import_module("diversity_jax.score")
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
 
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
 
 
-moved_modules.install()
+lazy.install_moved_modules()

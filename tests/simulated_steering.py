@@ -7,8 +7,8 @@ import numpy as np
 
 from diversity_jax.synthesis.config import SteeringConfig
 from diversity_jax.synthesis.steering import (
+    ArmDecision,
     Steering,
-    Verdict,
     allocate_documents,
     effective_clusters,
     evidence_of_labels,
@@ -62,7 +62,7 @@ class SimulatedRun:
     labels: np.ndarray
     dollars: float
     documents: dict[str, int]
-    verdicts: list[Verdict] = field(default_factory=list)
+    verdicts: list[ArmDecision] = field(default_factory=list)
     wrong_stops: list[str] = field(default_factory=list)
     curve: list[tuple[float, float]] = field(default_factory=list)
 

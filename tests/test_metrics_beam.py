@@ -67,7 +67,7 @@ def test_a_pipeline_gives_the_same_card(texts, tmp_path):
     source = CorpusConfig(source=str(tmp_path / "*.jsonl"))
     config = MetricsConfig(runner="DirectRunner")
     asked = ("self_repetition", "ngram_diversity", "mtld", "type_token_ratio", "compression_ratio_gzip")
-    card = beam.measure_whole(lambda: open_corpus(source), "made", asked, config, str(tmp_path))
+    card = beam.measure_all(lambda: open_corpus(source), "made", asked, config, str(tmp_path))
     wanted = expected(texts)
     assert {name: figure.value for name, figure in card.metrics.items()} == pytest.approx(
         {name: wanted[name] for name in asked[:-1]}
@@ -77,13 +77,13 @@ def test_a_pipeline_gives_the_same_card(texts, tmp_path):
     assert not list(tmp_path.glob(".whole-*"))
     (tmp_path / "0.jsonl").write_text('{"text": 7}\n')
     with pytest.raises(InputError, match=r"0.jsonl:1"):
-        beam.measure_whole(lambda: open_corpus(source), "made", asked, config, str(tmp_path))
+        beam.measure_all(lambda: open_corpus(source), "made", asked, config, str(tmp_path))
 
 
 def test_metrics_that_do_not_merge_and_unknown_runners_are_one_line(tmp_path):
     pytest.importorskip("apache_beam")
     config = MetricsConfig(runner="SlowRunner")
     with pytest.raises(InputError, match="none of rouge_l merges"):
-        beam.measure_whole(lambda: None, "made", ("rouge_l",), config, str(tmp_path))
+        beam.measure_all(lambda: None, "made", ("rouge_l",), config, str(tmp_path))
     with pytest.raises(InputError, match="SlowRunner"):
-        beam.measure_whole(lambda: None, "made", ("mtld",), config, str(tmp_path))
+        beam.measure_all(lambda: None, "made", ("mtld",), config, str(tmp_path))

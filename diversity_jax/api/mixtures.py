@@ -14,7 +14,7 @@ from diversity_jax.core import config as config_files
 from diversity_jax.core.buckets import writes_to
 from diversity_jax.core.config import with_fields
 from diversity_jax.core.errors import InputError
-from diversity_jax.core.formats import Shown, Table, compact, count, percent
+from diversity_jax.core.formats import ShownAsTable, SummaryTable, compact, count, percent
 from diversity_jax.evaluation.config import GenerateTextConfig, ModelSource
 from diversity_jax.evaluation.generate import Generator
 from diversity_jax.evaluation.load_model import LanguageModel, encode_pairs, windows
@@ -34,7 +34,7 @@ Row = Mapping[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
-class MixtureRows(Shown):
+class MixtureRows(ShownAsTable):
     """A built mixture as a sequence of rows, in the order in which training reads them.
 
     One pass has as many rows as the components have in all (`train.epochs=1`); components come in their exact token
@@ -128,7 +128,7 @@ class MixtureRows(Shown):
         base = _needed("torch", "as_torch").utils.data.Dataset
         return type("TorchRows", (_TorchRows, base), {})(self)
 
-    def table(self) -> Table:
+    def table(self) -> SummaryTable:
         """Every component with its share asked and granted, and the gate's decision."""
         rows = [
             (
@@ -143,7 +143,7 @@ class MixtureRows(Shown):
         ]
         title = f"Mixture {self.mixture.name}: {count(len(self))} rows of {count(self.mixture.sequence_length)} tokens"
         columns = ("component", "kind", "share asked", "granted", "decision", "rows")
-        return Table(title=title, columns=columns, rows=rows, notes=[f"in {self.mixture.folder}"])
+        return SummaryTable(title=title, columns=columns, rows=rows, notes=[f"in {self.mixture.folder}"])
 
 
 class _TorchRows:
@@ -270,7 +270,7 @@ Messages = Sequence[Mapping[str, Any]]
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
-class Model(Shown):
+class Model(ShownAsTable):
     """A model that is ready to write and to judge text.
 
     Attributes:
@@ -342,7 +342,7 @@ class Model(Shown):
             )
         return results[0] if isinstance(texts, str) else results
 
-    def table(self) -> Table:
+    def table(self) -> SummaryTable:
         """Its sizes and tokenizer."""
         config, tokenizer = self.model.config, self.model.tokenizer
         rows = [
@@ -352,7 +352,7 @@ class Model(Shown):
             ("vocabulary", f"{tokenizer.vocabulary.kind}, {count(tokenizer.vocabulary.size)} ids"),
             ("computes in", config.compute_dtype),
         ]
-        return Table(title=f"Model {self.model.name}", columns=("", "value"), rows=rows)
+        return SummaryTable(title=f"Model {self.model.name}", columns=("", "value"), rows=rows)
 
 
 def load_model(path: str | os.PathLike, *, slots: int = 16, **settings: Any) -> Model:

@@ -13,7 +13,7 @@ from diversity_jax.core import config as config_files
 from diversity_jax.core import run_info
 from diversity_jax.core.buckets import public_name, writes_to
 from diversity_jax.core.errors import InputError
-from diversity_jax.core.formats import Shown, Table, estimate
+from diversity_jax.core.formats import ShownAsTable, SummaryTable, estimate
 from diversity_jax.corpus import Corpus, CorpusConfig, open_corpus
 from diversity_jax.corpus.readers.text import open_items
 from diversity_jax.corpus.sources import open_files
@@ -226,7 +226,7 @@ def measure(
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
-class CorporaComparison(Shown):
+class CorporaComparison(ShownAsTable):
     """Two or more corpora under one judge.
 
     Attributes:
@@ -249,7 +249,7 @@ class CorporaComparison(Shown):
         """The name of the more diverse of the first two corpora; None where that is not decided."""
         return self.pairs[0].higher
 
-    def table(self) -> Table:
+    def table(self) -> SummaryTable:
         """Every pair with its ratio, and every corpus with its effective clusters."""
         rows = [(f"{pair.first} / {pair.second}", pair.text, pair.higher or "not decided") for pair in self.pairs]
         notes = [
@@ -258,7 +258,7 @@ class CorporaComparison(Shown):
         ]
         notes += [f"{name}: {warning}" for name, scorecard in self.scorecards.items() for warning in scorecard.warnings]
         columns = ("effective clusters", "ratio [95 % interval]", "more diverse")
-        return Table(title=f"Diversity of {', '.join(self.scorecards)}", columns=columns, rows=rows, notes=notes)
+        return SummaryTable(title=f"Diversity of {', '.join(self.scorecards)}", columns=columns, rows=rows, notes=notes)
 
 
 def compare(

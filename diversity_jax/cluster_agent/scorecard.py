@@ -12,7 +12,7 @@ from diversity_jax.cluster_agent.groupings import Groupings
 from diversity_jax.cluster_agent.verdict import Verdict
 from diversity_jax.core import files
 from diversity_jax.core.errors import InputError
-from diversity_jax.core.formats import Shown, Table, count, estimate, interval, money, significant
+from diversity_jax.core.formats import ShownAsTable, SummaryTable, count, estimate, interval, money, significant
 from diversity_jax.core.intervals import Estimate
 
 VERSION = 1
@@ -43,7 +43,7 @@ _LEFT_OUT = (
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
-class Scorecard(Shown):
+class Scorecard(ShownAsTable):
     """Diversity of one corpus under one judge. Written once, never changed; `content_hash` names it.
 
     Attributes:
@@ -222,7 +222,7 @@ class Scorecard(Shown):
         """Whether its run ended before its last grouping, by a cap or a lost server, so that a rerun goes on."""
         return any(warning.startswith(STOPPED) for warning in self.warnings)
 
-    def table(self) -> Table:
+    def table(self) -> SummaryTable:
         """Its main figures, the judge and what a reader has to know."""
         name, verdict, shown = self.corpus["name"], self.verdict, self.corpus["documents"]
         figures = {"effective clusters": self.effective_clusters, "cluster score": self.cluster_score}
@@ -234,7 +234,7 @@ class Scorecard(Shown):
         unfit = verdict.reasons if verdict and verdict.judge != "fit" else ()
         notes = [f"the judge is {verdict.judge}: {reason}" for reason in unfit if verdict] + list(self.warnings)
         title = f"{name}: {estimate(self.effective_clusters, 'effective clusters')}"
-        return Table(title=title, columns=("", "value", "95 % interval"), rows=rows, notes=notes)
+        return SummaryTable(title=title, columns=("", "value", "95 % interval"), rows=rows, notes=notes)
 
     def histogram(self, name: str) -> dict[str, list[float]]:
         """`values` and `counts` of "clusters" (C of a grouping), "samples_per_cluster" (n / C) or "cluster_sizes"."""

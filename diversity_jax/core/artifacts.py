@@ -33,6 +33,7 @@ from diversity_jax.core.files import (
     write_json,
     writing,
 )
+from diversity_jax.core.process import machine_id, start_time
 
 _THREADS = 8  # hashing and remote reads release the interpreter lock
 
@@ -133,7 +134,7 @@ def _leased(url: str, message: str) -> Iterator[None]:
     machine that has ended, at once. Whether a process of another machine lives is seen by waiting for its renewal.
     """
     holder = f"process {os.getpid()} on {socket.gethostname()}"
-    mine = {"holder": holder, "lease": uuid.uuid4().hex, "place": place(), "began": start_time(os.getpid())}
+    mine = {"holder": holder, "lease": uuid.uuid4().hex, "place": machine_id(), "began": start_time(os.getpid())}
 
     def content() -> bytes:
         return canonical_json({**mine, "renewed": time.time()}).encode()
@@ -177,7 +178,7 @@ def _take(url: str, content: Callable[[], bytes], is_mine: Callable[[], bool], m
             if exists(url):
                 raise
             continue
-        renewed, is_here = other.renewed, other.place == place()
+        renewed, is_here = other.renewed, other.place == machine_id()
         if other.is_abandoned() or time.monotonic() > deadline:
             remove_tree(url)
             if create_file(url, content()):
@@ -200,7 +201,7 @@ class _Lease:
 
     holder: str  # process NUMBER on HOST
     lease: str
-    place: str = ""
+    place: str = ""  # `machine_id` of its machine
     began: str = ""  # `start_time` of the process
     renewed: float
 
@@ -212,37 +213,9 @@ class _Lease:
         """Whether the process that holds it has ended, or did not renew it."""
         number = self.holder.removeprefix("process ").split(" on ", 1)[0]
         known = number.isascii() and number.isdigit() and len(number) < 10
-        if self.place == place() and known and start_time(int(number)) != self.began:
+        if self.place == machine_id() and known and start_time(int(number)) != self.began:
             return True
         return time.time() - self.renewed > _EXPIRE_SECONDS
-
-
-def place() -> str:
-    """This machine since it was started, and its container: which processes can be seen from here."""
-    try:
-        machine = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    except OSError:
-        machine = socket.gethostname()
-    try:
-        return f"{machine} {os.readlink('/proc/self/ns/pid')}"
-    except OSError:
-        return machine
-
-
-def start_time(process: int) -> str:
-    """When a process of this machine started, which tells apart users of one process id; empty if it is gone."""
-    try:
-        return Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()[19]
-    except FileNotFoundError:
-        if os.path.exists("/proc/self/stat"):
-            return ""
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return ""
-    except PermissionError:
-        pass
-    return "running"
 
 
 class ArtifactStore:

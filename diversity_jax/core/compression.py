@@ -97,7 +97,7 @@ def _step(decompressor: Any, data: bytes) -> tuple[bytes, bytes | None]:
     return block, decompressor.unused_data + rest if decompressor.eof else rest or None
 
 
-def read_whole(path: str) -> bytes:
+def read_document(path: str) -> bytes:
     """A file's content, decompressed.
 
     Raises:

@@ -315,7 +315,7 @@ def _bucket(url: str | os.PathLike) -> list[str]:
     return os.fspath(url).split("/")[:3]
 
 
-def whole_path(path: str | os.PathLike) -> str:
+def canonical_path(path: str | os.PathLike) -> str:
     """The same for the same folder: absolute and without links, or the URL without a slash at its end."""
     return os.fspath(path).rstrip("/") if is_remote(path) else str(Path(path).resolve())
 

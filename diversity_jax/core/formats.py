@@ -132,7 +132,7 @@ _CELL = 100  # characters shown of a cell and of a note
 
 
 @dataclass(frozen=True, kw_only=True)
-class Table:
+class SummaryTable:
     """A title, rows of cells below column names, and notes of one line each. Cells may hold any text."""
 
     title: str
@@ -164,10 +164,10 @@ class Table:
         return f"<div><strong>{title}</strong><table>{head}<tbody>{body}</tbody></table>{notes}</div>"
 
 
-class Shown:
+class ShownAsTable:
     """An object with a table; dataclasses that inherit from it are made with `repr=False`."""
 
-    def table(self) -> Table:
+    def table(self) -> SummaryTable:
         """What is shown."""
         raise NotImplementedError
 

@@ -20,8 +20,8 @@ import time
 from typing import Any, NamedTuple, TypeVar
 import uuid
 
-from diversity_jax.core.artifacts import place, start_time
 from diversity_jax.core.errors import InputError
+from diversity_jax.core.process import machine_id, start_time
 from diversity_jax.llm.budget import NOTHING, Amount, BudgetConfig, Reservation, sum_of
 from diversity_jax.llm.ledger_file import KEYS, LedgerFile, batch_owner
 from diversity_jax.llm.types import CachedFailure, CachedResponse, Outcome
@@ -72,7 +72,7 @@ class ResponseCacheFile(LedgerFile):
         self.began_empty = False
         self._last_beat = 0.0
         self._run, self._caps = run, caps
-        self._process = f"{place()}|{os.getpid()}|{start_time(os.getpid())}"
+        self._process = f"{machine_id()}|{os.getpid()}|{start_time(os.getpid())}"
         self._owner = f"{self._process}|{uuid.uuid4().hex[:8]}"
         if not replay:
             with self._explained_errors():
@@ -238,7 +238,7 @@ class ResponseCacheFile(LedgerFile):
 
 def _is_alive(owner: str, beat: float) -> bool:
     host, process, started, _ = owner.split("|")
-    if host == place():
+    if host == machine_id():
         # A process that slept for long still owns its calls; for other machines the heartbeat is all there is to see.
         return start_time(int(process)) == started
     return time.time() - beat < _DEAD_AFTER_SECONDS

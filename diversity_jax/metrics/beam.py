@@ -45,7 +45,7 @@ Block = tuple[str, list[str]]
 """Some documents of one unit, with a name of their own."""
 
 
-def measure_whole(
+def measure_all(
     open_corpus: Callable[[], Corpus], name: str, metrics: Sequence[str], config: MetricsConfig, scratch: str
 ) -> MetricsReport:
     """The metrics of every document, without draws, so without intervals.

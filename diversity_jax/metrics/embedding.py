@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from diversity_jax.core.errors import InputError
-from diversity_jax.metrics.registry import Figures, Sample, StageSettings, single_metric, stage
+from diversity_jax.metrics.registry import DocumentFeatures, Figures, StageSettings, single_metric, stage
 from diversity_jax.metrics.text import Vocabulary, Words
 
 _ROWS, _TERMS = 20_000, 50_000  # of the TF-IDF space
@@ -234,7 +234,7 @@ def default_clusters(documents: int) -> int:
         "vendi_2": ("Vendi score, order 2", 1, "the same, dominated by large groups"),
     },
 )
-def _vendi(sample: Sample, settings: StageSettings) -> Figures:
+def _vendi(sample: DocumentFeatures, settings: StageSettings) -> Figures:
     return {f"vendi_{order}": vendi_score(sample.vectors, order) for order in (1, 2)}
 
 

@@ -19,7 +19,7 @@ import numpy as np
 
 from diversity_jax.core.errors import InputError
 from diversity_jax.metrics.ngrams import Ngrams, is_new
-from diversity_jax.metrics.registry import Figures, Sample, StageSettings, single_metric, stage
+from diversity_jax.metrics.registry import DocumentFeatures, Figures, StageSettings, single_metric, stage
 from diversity_jax.metrics.text import Words
 
 _THRESHOLD = (18, 25)  # 0.72 as a fraction, so that a ratio of exactly 0.72 is never a matter of rounding
@@ -287,7 +287,7 @@ def _zstd_bytes(blocks: Iterator[bytes], threads: int) -> int:
     },
     mergeable=True,
 )
-def _context_length(sample: Sample, settings: StageSettings) -> Figures:
+def _context_length(sample: DocumentFeatures, settings: StageSettings) -> Figures:
     tokens = None if sample.tokens is None else float(sample.tokens.mean())
     return {"context_length_words": context_length(sample.words), "context_length_tokens": tokens}
 
@@ -316,14 +316,14 @@ single_metric(
     },
     mergeable=True,
 )
-def _ngram_diversity(sample: Sample, settings: StageSettings) -> Figures:
+def _ngram_diversity(sample: DocumentFeatures, settings: StageSettings) -> Figures:
     ngrams = Ngrams(sample.words, threads=settings.threads)
     values = [ngram_diversity(ngrams, n) for n in range(1, 5)]
     parts = {f"ngram_diversity_{n}": value for n, value in enumerate(values, 1)}
     return parts | {"ngram_diversity": None if None in values else sum(filter(None, values))}
 
 
-def _compression(algorithm: str, sample: Sample, settings: StageSettings) -> float | None:
+def _compression(algorithm: str, sample: DocumentFeatures, settings: StageSettings) -> float | None:
     return compression_ratio(sample.texts, algorithm, threads=settings.threads)
 
 

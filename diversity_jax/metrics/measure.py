@@ -21,7 +21,7 @@ from diversity_jax.embedders import Embedder
 from diversity_jax.metrics.embedding import Codebook, TfidfSvd, default_clusters, unit_rows
 from diversity_jax.metrics.pairwise import MOST_UNREADABLE, compatible_figures
 from diversity_jax.metrics.perplexity import CausalModel, document_nats
-from diversity_jax.metrics.registry import METRICS, STAGES, Figures, MetricsConfig, Sample, StageSettings
+from diversity_jax.metrics.registry import METRICS, STAGES, DocumentFeatures, Figures, MetricsConfig, StageSettings
 from diversity_jax.metrics.report import Figure, MetricsReport, report_parameters
 from diversity_jax.metrics.text import first_words, split_words
 
@@ -164,7 +164,7 @@ class _Run:
         clusters = min(self.config.clusters or default_clusters(max(self.documents, len(vectors))), len(vectors))
         return Codebook.fit(vectors, clusters, seed=self.config.seed)
 
-    def prepare(self, texts: Sequence[str], costs: Costs) -> Sample:
+    def prepare(self, texts: Sequence[str], costs: Costs) -> DocumentFeatures:
         """A sample with everything that the chosen metrics read."""
         parts: dict[str, Any] = {"texts": texts}
         count, threads = len(texts), self.config.threads
@@ -185,9 +185,9 @@ class _Run:
             if model is not None and "nats" in self.reads:
                 with metered(costs, f"scoring by {model.label}", count):
                     parts[name] = document_nats(texts, model, stride=self.config.stride_tokens)
-        return Sample(**parts)
+        return DocumentFeatures(**parts)
 
-    def values(self, sample: Sample, costs: Costs, seed: int) -> Figures:
+    def values(self, sample: DocumentFeatures, costs: Costs, seed: int) -> Figures:
         """The chosen metrics of one draw."""
         figures: Figures = {}
         settings = replace(self._settings, seed=seed)
@@ -257,7 +257,7 @@ class _Run:
         )
 
     def _figures(
-        self, source: _Source, pool: Sample | None, documents: int, costs: Costs, control_words: int | None
+        self, source: _Source, pool: DocumentFeatures | None, documents: int, costs: Costs, control_words: int | None
     ) -> dict[str, Figure]:
         """Every metric over the draws: from a prepared pool, or from new samples where a corpus is too large for it."""
         values = []
@@ -287,7 +287,7 @@ def _shortened(texts: Sequence[str], words: int) -> list[str]:
     return [short for text in texts if (short := first_words(text, words)) is not None]
 
 
-def _size_dependence(pool: Sample, run: _Run, costs: Costs) -> dict[str, dict[str, Any]]:
+def _size_dependence(pool: DocumentFeatures, run: _Run, costs: Costs) -> dict[str, dict[str, Any]]:
     """How metrics change over doublings of size and of length; appends what the sizes cost.
 
     Lengths are followed for lexical metrics only, on documents that have the longest length, cut to each: under models
@@ -314,7 +314,7 @@ def _size_dependence(pool: Sample, run: _Run, costs: Costs) -> dict[str, dict[st
 
 
 def _length_dependence(
-    pool: Sample, lexical: Sequence[str], most_documents: int, seed: int
+    pool: DocumentFeatures, lexical: Sequence[str], most_documents: int, seed: int
 ) -> tuple[list[int], list[Figures]]:
     splits = [words for words in (pool.words, pool.folded) if words is not None]
     if not lexical or not splits:
@@ -327,7 +327,7 @@ def _length_dependence(
     long_texts, settings = pool.take(chosen), StageSettings(pairs=_DEPENDENCE_PAIRS, seed=seed)
     by_length = []
     for length in lengths:
-        shortened = Sample(
+        shortened = DocumentFeatures(
             texts=long_texts.texts,
             words=long_texts.words and long_texts.words.first(length),
             folded=long_texts.folded and long_texts.folded.first(length),

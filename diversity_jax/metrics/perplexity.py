@@ -15,7 +15,7 @@ import numpy as np
 from diversity_jax.core.config import read_fields
 from diversity_jax.core.errors import InputError
 from diversity_jax.embedders import batches
-from diversity_jax.metrics.registry import Figures, Nats, Sample, StageSettings, stage
+from diversity_jax.metrics.registry import DocumentFeatures, Figures, Nats, StageSettings, stage
 
 _TEXTS = 1024
 
@@ -211,6 +211,6 @@ def is_own_llama(folder: str) -> bool:
         ),
     },
 )
-def _perplexity(sample: Sample, settings: StageSettings) -> Figures:
+def _perplexity(sample: DocumentFeatures, settings: StageSettings) -> Figures:
     values: Figures = {"perplexity": sample.nats.perplexity(), "bits_per_byte": sample.nats.bits_per_byte()}
     return values | ({"perplexity_gap": perplexity_gap(sample.nats, sample.larger_nats)} if sample.larger_nats else {})

@@ -119,7 +119,7 @@ class Nats:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Sample:
+class DocumentFeatures:
     """Documents with everything that the chosen metrics read of them, made once.
 
     A stage asks only for the part that it registered for; the other parts are None where no chosen stage reads them.
@@ -140,7 +140,7 @@ class Sample:
     larger_nats: Nats | None = None
     tokens: np.ndarray | None = None
 
-    def take(self, documents: np.ndarray) -> "Sample":
+    def take(self, documents: np.ndarray) -> "DocumentFeatures":
         """These documents, by number, in this order."""
         parts: dict[str, Any] = {"texts": [self.texts[number] for number in documents.tolist()]}
         for name in ("words", "folded", "nats", "larger_nats"):
@@ -149,7 +149,7 @@ class Sample:
         for name in ("tokens", "vectors"):
             part = getattr(self, name)
             parts[name] = None if part is None else part[documents]
-        return Sample(**parts)
+        return DocumentFeatures(**parts)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -170,7 +170,7 @@ class StageSettings:
 
 Figures = dict[str, float | None]
 """Values by metric; None where a draw does not define one."""
-Measure = Callable[[Sample, StageSettings], Figures]
+Measure = Callable[[DocumentFeatures, StageSettings], Figures]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -198,7 +198,7 @@ class Metric:
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """What computes one or more metrics: the part of a `Sample` that it reads, and its function."""
+    """What computes one or more metrics: the part of a `DocumentFeatures` that it reads, and its function."""
 
     reads: str
     measure: Measure
@@ -214,7 +214,7 @@ def stage(
     """Registers the decorated function as the stage that computes `metrics`.
 
     Args:
-      reads: the field of `Sample` that must be there: `texts`, `words`, `folded`, `vectors` or `nats`.
+      reads: the field of `DocumentFeatures` that must be there: `texts`, `words`, `folded`, `vectors` or `nats`.
       metrics: by name, (title, sign, note, *needs) of `Metric`; the function returns a value for each of them.
       mergeable: `metrics.beam` measures these too, except those that need a model or a tokenizer.
     """
@@ -233,7 +233,8 @@ def stage(
 
 def single_metric(
     name: str, group: str, reads: str, about: tuple[str, int, str],
-    value: Callable[[Sample, StageSettings], float | None], *, stage_name: str | None = None, mergeable: bool = False,
+    value: Callable[[DocumentFeatures, StageSettings], float | None],
+    *, stage_name: str | None = None, mergeable: bool = False,
 ) -> None:  # fmt: skip
     """Registers a metric, `about` being its (title, sign, note), that is a stage of its own."""
     stage(stage_name or name, group, reads, {name: about}, mergeable=mergeable)(

@@ -12,7 +12,7 @@ import numpy as np
 
 from diversity_jax.core import files
 from diversity_jax.core.errors import InputError
-from diversity_jax.core.formats import Shown, Table, interval, significant
+from diversity_jax.core.formats import ShownAsTable, SummaryTable, interval, significant
 from diversity_jax.core.intervals import Estimate
 from diversity_jax.metrics.registry import METRICS, MetricsConfig
 
@@ -106,7 +106,7 @@ def report_parameters(config: MetricsConfig, **derived: Any) -> dict[str, Any]:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
-class MetricsReport(Shown):
+class MetricsReport(ShownAsTable):
     """The metrics of one corpus. Written once; `content_hash` names it.
 
     Attributes:
@@ -141,7 +141,7 @@ class MetricsReport(Shown):
             value[name] = {metric: figure.to_json() for metric, figure in value[name].items()}
         return value | {"version": VERSION, "kind": KIND, "warnings": list(self.warnings)}
 
-    def table(self) -> Table:
+    def table(self) -> SummaryTable:
         """Every figure with its interval, and which way it points."""
         ways = {1: "more is more diverse", -1: "less is more diverse", 0: ""}
         rows = [
@@ -149,7 +149,7 @@ class MetricsReport(Shown):
             for name, figure in self.metrics.items()
         ]
         title = f"{self.corpus['name']}: baseline metrics"
-        return Table(title=title, columns=("", "value", "95 % interval", ""), rows=rows, notes=self.warnings)
+        return SummaryTable(title=title, columns=("", "value", "95 % interval", ""), rows=rows, notes=self.warnings)
 
     @functools.cached_property
     def content_hash(self) -> str:

@@ -15,7 +15,7 @@ import numpy as np
 
 from diversity_jax.core.config import Fields, plain_for_keys, read_fields
 from diversity_jax.core.errors import InputError
-from diversity_jax.core.files import content_hash, exists, join_path, read_json, whole_path, write_json
+from diversity_jax.core.files import canonical_path, content_hash, exists, join_path, read_json, write_json
 from diversity_jax.core.stores import is_remote
 from diversity_jax.corpus import Corpus, Document, open_corpus
 from diversity_jax.corpus.readers.seqio_tasks import find_provider
@@ -88,7 +88,7 @@ def _of_tokens(component: Component, path: str, tokenizer: Tokenizer) -> Compone
 def _of_mixture(mixture: Mixture, name: str, folder: Path) -> ComponentSource:
     _refuse_cycle(mixture.folder, mixture.nested, folder, (name, mixture.name))
     parts = {part.name: (part.share_granted, part.prepared) for part in mixture.taken}
-    made_of = {"name": mixture.name, "folder": whole_path(mixture.folder), "content_hash": mixture.content_hash}
+    made_of = {"name": mixture.name, "folder": canonical_path(mixture.folder), "content_hash": mixture.content_hash}
     return ComponentSource(corpus=PreparedCorpus(f"mixture:{mixture.name}", parts), parts=parts, mixture=made_of)
 
 
@@ -100,7 +100,7 @@ def _refuse_cycle(
     Args:
       trail: names of the mixture being built, and those that lead to the inner one, which is last.
     """
-    if trail[-1] == trail[0] or whole_path(inner) == whole_path(folder):
+    if trail[-1] == trail[0] or canonical_path(inner) == canonical_path(folder):
         raise InputError(f"a cycle of mixtures: {' -> '.join(trail)}; a mixture cannot hold itself")
     for made_of in nested:
         path = join_path(made_of["folder"], "mixture.json")

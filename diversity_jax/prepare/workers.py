@@ -22,7 +22,7 @@ import time
 from typing import Any
 
 from diversity_jax.core.errors import InputError
-from diversity_jax.core.memory import return_free_memory
+from diversity_jax.core.process import return_free_memory
 
 _SOURCE_ROOT = Path(__file__).resolve().parents[2]
 _PARENT_CHECK_SECONDS = 0.1

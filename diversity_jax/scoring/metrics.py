@@ -13,7 +13,7 @@ from diversity_jax.core.errors import InputError
 from diversity_jax.corpus import Corpus, open_corpus
 from diversity_jax.embedders import Embedder, vocabulary_of
 from diversity_jax.metrics import METRICS, MetricsConfig, MetricsReport, Tools, chosen_metrics, measure
-from diversity_jax.metrics.beam import measure_whole
+from diversity_jax.metrics.beam import measure_all
 from diversity_jax.metrics.perplexity import CausalModel, JaxLlama, TransformersModel, is_own_llama
 from diversity_jax.scoring.config import ScoreConfig, named_corpora
 from diversity_jax.tokenizers.files import run_text_ids
@@ -36,7 +36,7 @@ def measure_corpora(
         measured, scratch = {}, _shared_folder(config)
         for name, corpus in named_corpora(config).items():
             opener = functools.partial(open_corpus, corpus)
-            measured[name] = measure_whole(opener, name, names, config.baseline, scratch)
+            measured[name] = measure_all(opener, name, names, config.baseline, scratch)
     for name, metrics_card in measured.items():
         if judge_kind(config.judge).open is None:
             metrics_card.save(folders[name] / "scorecard.json")

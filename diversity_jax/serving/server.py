@@ -14,7 +14,7 @@ from typing import Any
 from aiohttp import hdrs, web
 
 from diversity_jax.core.errors import InputError
-from diversity_jax.core.memory import return_free_memory
+from diversity_jax.core.process import return_free_memory
 from diversity_jax.evaluation.config import ServeConfig
 from diversity_jax.evaluation.generate import Generator
 from diversity_jax.evaluation.load_model import LanguageModel

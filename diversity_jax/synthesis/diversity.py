@@ -35,7 +35,7 @@ from diversity_jax.cluster_agent.text_cleaning import child_seed, clean_text, ra
 from diversity_jax.cluster_agent.types import Sample, entered
 from diversity_jax.core.files import content_hash
 from diversity_jax.synthesis.config import SynthesisConfig
-from diversity_jax.synthesis.steering import Evidence
+from diversity_jax.synthesis.steering import ArmOverlap
 
 _FEWEST_GROUPINGS = 4
 _FEWEST_CROWDED = 10  # documents of a cluster, fewer of which never are too many
@@ -85,7 +85,7 @@ class WordClusters:
 
 
 class JudgedClusters:
-    """Evidence by a judge: groupings of K samples, half of an arm and half of the collection.
+    """ArmOverlap by a judge: groupings of K samples, half of an arm and half of the collection.
 
     Args:
       judge: entered where it needs to be.
@@ -102,8 +102,8 @@ class JudgedClusters:
 
     async def evidence(
         self, arm_texts: Sequence[str], all_texts: Sequence[str], *, look: str, groupings: int, dollars: float
-    ) -> Evidence | None:
-        """Evidence on an arm from new groupings; None where too few are usable.
+    ) -> ArmOverlap | None:
+        """ArmOverlap on an arm from new groupings; None where too few are usable.
 
         Args:
           look: name of the look, for the draws.
@@ -124,7 +124,7 @@ class JudgedClusters:
         if len(shares) < _FEWEST_GROUPINGS:
             return None
         shared, own, existing = shares.T
-        return Evidence(
+        return ArmOverlap(
             shared=shared,
             own=own,
             existing=existing,

@@ -17,7 +17,7 @@ from diversity_jax.synthesis.arms import Cell, Material
 from diversity_jax.synthesis.config import SynthesisConfig
 from diversity_jax.synthesis.diversity import JudgedClusters, WordClusters, crowded, open_clusters, thin
 from diversity_jax.synthesis.generate_round import RoundResult
-from diversity_jax.synthesis.steering import Evidence, Steering, Verdict, effective_clusters, evidence_of_labels
+from diversity_jax.synthesis.steering import ArmDecision, ArmOverlap, Steering, effective_clusters, evidence_of_labels
 from diversity_jax.synthesis.store import Store
 from diversity_jax.synthesis.topic_deduplication import normalised
 from diversity_jax.synthesis.topic_expansion import TopicExpander
@@ -72,7 +72,7 @@ class Feedback:
         for summary in store.rounds:
             self._add_topics(Topic(tuple(new["path"]), tuple(new["keywords"])) for new in summary["new_topics"])
             self._count(summary["arm_documents"], summary["dollars_by_arm"])
-            self._steering.restore([Verdict(**verdict) for verdict in summary["verdicts"]], summary["gains"])
+            self._steering.restore([ArmDecision(**verdict) for verdict in summary["verdicts"]], summary["gains"])
         for _, documents in itertools.groupby(store.documents(), key=lambda document: document["round"]):
             await self._measure(list(documents))
         self._update_avoided()
@@ -174,7 +174,7 @@ class Feedback:
             self._first_texts = self._first_texts or len(self._texts)
         await asyncio.to_thread(self._clusters.extend, texts)
 
-    async def _look(self, number: int) -> list[Verdict]:
+    async def _look(self, number: int) -> list[ArmDecision]:
         labels, arms, live = (
             np.array(self._clusters.labels, np.int64),
             np.array(self._document_arms),
@@ -208,7 +208,7 @@ class Feedback:
         self._warned = True
         return False
 
-    async def _judge(self, arm: str, documents: np.ndarray, dollars: float, number: int) -> Evidence | None:
+    async def _judge(self, arm: str, documents: np.ndarray, dollars: float, number: int) -> ArmOverlap | None:
         config = self._config
         try:
             if self._judged is None:

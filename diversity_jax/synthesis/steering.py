@@ -29,7 +29,7 @@ _LEAST_LEVEL = 1e-12  # smaller ones, of first looks, have no quantile in floati
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Evidence:
+class ArmOverlap:
     """How one arm's documents lie among those of the collection.
 
     Attributes:
@@ -64,7 +64,7 @@ class Gain:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Verdict:
+class ArmDecision:
     """One look at one arm.
 
     Attributes:
@@ -84,8 +84,8 @@ class Verdict:
     reason: str
 
 
-def evidence_of_labels(labels: np.ndarray, is_arm: np.ndarray, dollars: float) -> Evidence:
-    """Evidence from a cluster number for every document.
+def evidence_of_labels(labels: np.ndarray, is_arm: np.ndarray, dollars: float) -> ArmOverlap:
+    """ArmOverlap from a cluster number for every document.
 
     Args:
       labels: int [N], clusters of all documents.
@@ -96,7 +96,7 @@ def evidence_of_labels(labels: np.ndarray, is_arm: np.ndarray, dollars: float) -
     own_labels = labels[is_arm]
     own_counts = np.bincount(own_labels, minlength=len(counts))
     total, arm_total = len(labels), len(own_labels)
-    return Evidence(
+    return ArmOverlap(
         shared=(counts[own_labels] - 1) / max(total - 1, 1),
         own=(own_counts[own_labels] - 1) / max(arm_total - 1, 1),
         existing=float((counts * (counts - 1.0)).sum()) / max(total * (total - 1.0), 1.0),
@@ -112,7 +112,7 @@ def effective_clusters(labels: np.ndarray) -> float:
     return float(counts.sum() ** 2 / np.square(counts).sum()) if len(labels) else 0.0
 
 
-def marginal_gain(evidence: Evidence, added: int) -> Gain:
+def marginal_gain(evidence: ArmOverlap, added: int) -> Gain:
     """Effective clusters per dollar of `added` further documents of an arm.
 
     One imaginary document in a cluster of its own is added to the evidence, so that an arm which has shown one cluster
@@ -163,7 +163,7 @@ class Steering:
         """Arms that are not stopped."""
         return [arm for arm in self.arms if arm not in self.stopped]
 
-    def restore(self, verdicts: Sequence[Verdict], gains: Mapping[str, Sequence[float]]) -> None:
+    def restore(self, verdicts: Sequence[ArmDecision], gains: Mapping[str, Sequence[float]]) -> None:
         """Takes up a round of an earlier process: its verdicts, and (value, error, freedom) of every gain."""
         for arm, (value, error, freedom) in gains.items():
             self.gains[arm] = Gain(value=value, error=error, freedom=int(freedom))
@@ -176,17 +176,17 @@ class Steering:
         """Stops an arm for another reason than its diversity: its generator is stopped, or its grid is done."""
         self.stopped.setdefault(arm, reason)
 
-    def look(self, evidence: Mapping[str, Evidence], added: int) -> list[Verdict]:
+    def look(self, evidence: Mapping[str, ArmOverlap], added: int) -> list[ArmDecision]:
         """Tests every live arm; `added` is about what a round adds.
 
         Only the planned looks may stop an arm: the error of further ones is not accounted for.
         """
         return [self._verdict(arm, evidence.get(arm), added) for arm in self.live]
 
-    def _verdict(self, arm: str, evidence: Evidence | None, added: int) -> Verdict:
+    def _verdict(self, arm: str, evidence: ArmOverlap | None, added: int) -> ArmDecision:
         config = self.config
         if evidence is None or evidence.arm_documents < config.min_documents:
-            return Verdict(
+            return ArmDecision(
                 arm=arm,
                 look=self._looks[arm],
                 gain=None,
@@ -206,7 +206,7 @@ class Steering:
             reason = f"{gain.value:.3g} effective clusters a dollar, at most {high:.3g}"
         if stopped:
             reason = self.stopped[arm] = f"{reason}: below {config.min_gain_per_dollar:g}"
-        return Verdict(
+        return ArmDecision(
             arm=arm, look=self._looks[arm], gain=gain.value, low=low, high=high, stopped=stopped, reason=reason
         )
 

@@ -35,7 +35,7 @@ from diversity_jax.corpus import open_corpus
 from diversity_jax.metrics import embedding, lexical, pairwise
 from diversity_jax.metrics.measure import metered
 from diversity_jax.metrics.ngrams import Ngrams
-from diversity_jax.metrics.registry import STAGES, Sample, StageSettings
+from diversity_jax.metrics.registry import STAGES, DocumentFeatures, StageSettings
 from diversity_jax.metrics.text import first_words, split_words
 
 _WORDS, _PHRASES = 60_000, 40_000
@@ -199,17 +199,17 @@ def bench_million(documents: int, words: int, clusters: int, dimensions: int, pa
             "what made it"
         )
         with metered(costs, "splitting into words (two forms)", documents):
-            sample = Sample(
+            sample = DocumentFeatures(
                 texts=texts,
                 words=split_words(texts),
                 folded=split_words(texts, "folded"),
             )
         show(costs[-1])
         measured(sample, _LEXICAL, StageSettings(pairs=pairs, seed=0), costs)
-        sample = Sample(texts=texts)
+        sample = DocumentFeatures(texts=texts)
         with metered(costs, f"TF-IDF and SVD, {dimensions} dimensions", documents):
             space = embedding.TfidfSvd(texts[:20_000], dimensions=dimensions)
-            sample = Sample(texts=texts, vectors=space.embed(texts))
+            sample = DocumentFeatures(texts=texts, vectors=space.embed(texts))
         show(costs[-1])
         measured(sample, ("vendi", "distance"), StageSettings(pairs=pairs, seed=0), costs)
         with metered(costs, f"fitting {clusters:,} clusters", documents):
@@ -223,7 +223,7 @@ def bench_million(documents: int, words: int, clusters: int, dimensions: int, pa
     )
 
 
-def measured(sample: Sample, stages: tuple[str, ...], settings: StageSettings, costs: list[dict]) -> None:
+def measured(sample: DocumentFeatures, stages: tuple[str, ...], settings: StageSettings, costs: list[dict]) -> None:
     for stage in stages:
         with metered(costs, stage, len(sample.texts)):
             values = STAGES[stage].measure(sample, settings)

@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from diversity_jax.core.compression import MOST_DOCUMENT_BYTES, compression, read_blocks, read_lines, read_whole
+from diversity_jax.core.compression import MOST_DOCUMENT_BYTES, compression, read_blocks, read_document, read_lines
 from diversity_jax.core.errors import InputError
 from diversity_jax.core.files import full_disk_named, is_remote, open_file
 from diversity_jax.corpus.corpus import RecordCorpus
@@ -153,7 +153,7 @@ class TextFile(FileRecords):
         return (self._read() for _ in positions)
 
     def _read(self) -> bytes:
-        return read_whole(self._path)
+        return read_document(self._path)
 
 
 _BATCH = 1000

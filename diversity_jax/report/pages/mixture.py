@@ -7,7 +7,7 @@ from pathlib import Path
 from diversity_jax.cluster_agent import Scorecard
 from diversity_jax.core import formats
 from diversity_jax.core.errors import InputError
-from diversity_jax.core.files import exists, join_path, whole_path
+from diversity_jax.core.files import canonical_path, exists, join_path
 from diversity_jax.core.formats import count, percent, significant
 from diversity_jax.core.intervals import Estimate
 from diversity_jax.core.run_info import Fact
@@ -287,7 +287,7 @@ def _key_figures(view: MixtureView) -> Html:
 def _facts(mixture: Mixture) -> list[Fact]:
     code = mixture.code.get("version", "unknown")
     facts = [
-        Fact(name="Folder", value=whole_path(mixture.folder), code=True),
+        Fact(name="Folder", value=canonical_path(mixture.folder), code=True),
         Fact(name="Mixture", value=mixture.content_hash, code=True),
         Fact(name="Code version", value=f"{code} {mixture.code.get('source_sha256', '')}".strip(), code=True),
         Fact(name="Vocabulary", value=mixture.vocabulary.hash, code=True),

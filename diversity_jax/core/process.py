@@ -1,0 +1,41 @@
+"""Processes: an id of the machine, the start time of a process, and freed memory returned to the system."""
+
+import contextlib
+import ctypes
+import os
+from pathlib import Path
+import socket
+
+
+def machine_id() -> str:
+    """An id of this boot of the machine and of the container: processes under the same id are visible from here."""
+    try:
+        machine = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        machine = socket.gethostname()
+    try:
+        return f"{machine} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return machine
+
+
+def start_time(process: int) -> str:
+    """When a process of this machine started, which distinguishes later processes of the same id; empty if it ended."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()[19]
+    except FileNotFoundError:
+        if os.path.exists("/proc/self/stat"):
+            return ""
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return ""
+    except PermissionError:
+        pass
+    return "running"
+
+
+def return_free_memory() -> None:
+    """Returns freed memory that the C library still holds to the system; does nothing where that is not glibc."""
+    with contextlib.suppress(OSError, AttributeError, TypeError):  # TypeError: Windows has no library of all symbols
+        ctypes.CDLL(None).malloc_trim(0)
