@@ -60,7 +60,7 @@ WRITES = {
     "json": lambda: write_json(f"{ROOT}/new/value.json", 1),
     "create": lambda: create_file(f"{ROOT}/new/lock", b"x"),
     "shards": lambda: shards.write(
-        f"{ROOT}/new/8", "x", [shards.Shard(name="p", start=(0,), values=np.arange(10, dtype=np.float32))]
+        f"{ROOT}/new/8", "x", [shards.ArrayShard(name="p", start=(0,), values=np.arange(10, dtype=np.float32))]
     ),
 }
 STATUSES = (403, 429, 500, 503, 507)

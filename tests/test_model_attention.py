@@ -192,7 +192,7 @@ def config(**fields):
     ],
 )
 def test_the_chooser_takes_the_fastest_kernel_that_is_right(fields, platform, length, segments, cuts, kernel):
-    assert choose_attention(config(**fields), platform, length, segments=segments, sequence_cuts=cuts)[0] == kernel
+    assert choose_attention(config(**fields), platform, length, segments=segments, sequence_shards=cuts)[0] == kernel
 
 
 @pytest.mark.parametrize(

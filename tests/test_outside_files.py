@@ -549,7 +549,7 @@ def test_a_checkpoint_of_others_reads_its_own_files_by_its_record(tmp_path, chan
     folder = tmp_path / "1"
     entries = shards.write(folder, "part", shards.snapshot(tree))
     entries[0] |= change
-    with pytest.raises(shards.Damaged, match=words):
+    with pytest.raises(shards.DamagedCheckpoint, match=words):
         shards.read(
             folder,
             shards.record(tree, entries, {}),

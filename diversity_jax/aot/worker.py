@@ -172,8 +172,8 @@ def compile_and_measure(request: CompileRequest) -> dict[str, Any]:
         jax.config.update("jax_optimization_level", request.effort)
     mesh = make_mesh(request.mesh, devices)
     check_batch(mesh, request.batch_size, gradient_accumulation=request.gradient_accumulation)
-    platform, length, cuts = devices[0].platform, request.sequence_length, mesh.shape["sequence"]
-    kernel, why = choose_attention(request.model, platform, length, segments=request.packed, sequence_cuts=cuts)
+    platform, length, shards = devices[0].platform, request.sequence_length, mesh.shape["sequence"]
+    kernel, why = choose_attention(request.model, platform, length, segments=request.packed, sequence_shards=shards)
     report: dict[str, Any] = {"mesh": dict(mesh.shape), "attention": kernel, "attention_reason": why}
     report["jax"] = jax.__version__
     started = time.perf_counter()
@@ -198,6 +198,7 @@ def _lower(request: CompileRequest, mesh: Any) -> Any:
 
     from diversity_jax.model import batch_sharding
     from diversity_jax.model.llama import param_shapes
+    from diversity_jax.model.sharding import with_shardings
     from diversity_jax.training.step import make_train_step, model_shardings, state_shardings
 
     _, step = make_train_step(
@@ -209,9 +210,6 @@ def _lower(request: CompileRequest, mesh: Any) -> Any:
         gradient_accumulation=request.gradient_accumulation,
         lora=request.lora,
     )
-
-    def with_shardings(shapes, shardings):
-        return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
 
     state = with_shardings(*state_shardings(request.model, request.optimizer, mesh, request.lora))
     frozen = None

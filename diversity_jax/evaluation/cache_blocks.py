@@ -32,11 +32,6 @@ def blocks_for(tokens: int) -> int:
     return -(-tokens // BLOCK_TOKENS)
 
 
-def row_shards(mesh: Mesh) -> int:
-    """Parts that rows are cut into."""
-    return mesh.shape["data"] * mesh.shape["fsdp"]
-
-
 def free_bytes(device: jax.Device) -> int:
     """Memory of a device that nobody uses; of the host for a CPU, within the limit of its control group."""
     if stats := device.memory_stats():

@@ -20,7 +20,6 @@ from diversity_jax.evaluation.cache_blocks import (
     blocks_that_fit,
     refuse_too_small,
     release_zeros,
-    row_shards,
 )
 from diversity_jax.evaluation.generation_request import (
     GeneratedText,
@@ -35,7 +34,7 @@ from diversity_jax.evaluation.load_model import LanguageModel
 from diversity_jax.evaluation.sampling import Sampling, decode_tokens, score_prompt
 from diversity_jax.model.cache import BlockReads, Cache, cached_hidden_states, empty_cache
 from diversity_jax.model.llama import Params
-from diversity_jax.model.sharding import spec
+from diversity_jax.model.sharding import row_shards, spec
 
 _READ_TOKENS = 16  # tokens of a prompt in a row of a call; its last row is padded
 _READ_ROWS = (2, 8, 32)  # compiled numbers of such rows on an accelerator; on a CPU 8 keep a core busy

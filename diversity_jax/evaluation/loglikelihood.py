@@ -21,7 +21,7 @@ from diversity_jax.core.errors import InputError
 from diversity_jax.model.cache import forest_hidden_states
 from diversity_jax.model.config import LlamaConfig
 from diversity_jax.model.llama import Params, head_weight
-from diversity_jax.model.sharding import spec
+from diversity_jax.model.sharding import row_shards, spec
 
 _SMALLEST_ROW = 128
 _SEARCHED_AT_ONCE = 64  # sequences, when the first one without a finite log-likelihood is looked for
@@ -193,7 +193,7 @@ class Scorer:
         self.row_tokens = 256 if on_cpu else 1024  # long rows keep an accelerator busy
         self._step_tokens = 0 if on_cpu else 8192  # computed at once on a device, but at least one row
         self._block = 64 if on_cpu else 256  # positions whose logits over the vocabulary exist at once
-        self._devices = mesh.shape["data"] * mesh.shape["fsdp"]
+        self._row_shards = row_shards(mesh)
         self._compiled = jax.jit(functools.partial(_score, config, mesh, self._block))
 
     def plan(self, sequences: Sequence[Scored]) -> list[Row]:
@@ -205,7 +205,7 @@ class Scorer:
         computing: tuple[Sequence[Row], Any] | None = None
         for length, same_length in itertools.groupby(rows, key=lambda row: row.length):
             group = sorted(same_length, key=lambda row: -len(row.edges))
-            step = self._devices * max(1, self._step_tokens // length)
+            step = self._row_shards * max(1, self._step_tokens // length)
             size = step * max(1, -(-self._batch_size // step))
             for start in range(0, len(group), size):
                 batch = group[start : start + size]

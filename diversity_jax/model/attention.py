@@ -2,7 +2,7 @@
 
 | kernel    | where      | segments | window | dropout | refuses                                                     |
 |-----------|------------|----------|--------|---------|-------------------------------------------------------------|
-| chunked   | everywhere | yes      | yes    | yes     | sequences cut over devices (plain runs instead)             |
+| chunked   | everywhere | yes      | yes    | yes     | sequences sharded over devices (plain runs instead)         |
 | plain     | everywhere | yes      | yes    | yes     |                                                             |
 | reference | everywhere | yes      | yes    | yes     |                                                             |
 | cudnn     | NVIDIA     | no       | yes    | no      | float32, odd lengths, heads that are not 8, 16, ... or 128  |
@@ -31,9 +31,9 @@ from diversity_jax.core.errors import InputError
 from diversity_jax.model.config import LlamaConfig
 from diversity_jax.model.sharding import constrain, spec
 
-KERNEL_OUTPUT = "attention_kernel_output"  # name of what a kernel's backward pass reads, for remat policies
-MASKED = -1e30  # finite, so that a fully masked tile cannot make NaN
-_CHUNKS = 8  # at most: half the products of the plain formula are then saved but for 1/16
+KERNEL_OUTPUT = "attention_kernel_output"  # checkpoint name of the arrays that a kernel's backward pass reads
+MASKED = -1e30  # score of a masked key; finite, so that a fully masked tile gives no NaN
+_CHUNKS = 8  # most chunks of a sequence; 9/16 of the products of the plain formula are then computed
 _SMALLEST_CHUNK = 64  # tokens; the scores of a chunk then stay in a CPU's cache
 
 
@@ -69,7 +69,7 @@ def _chunks(length: int, window: int | None) -> list[_Chunk]:
 
 
 def _scores(q_BxKxRxDh, k_BxKxSxDh, segment_ids_BxL, chunk, window):
-    """Float32 scores, BxKxRxS, of a chunk's queries, one group after the other, against its keys."""
+    """Masked float32 scores, BxKxRxS, of a chunk's queries against its keys; R is group-major."""
     scores = jnp.einsum("bkrd,bksd->bkrs", q_BxKxRxDh, k_BxKxSxDh, preferred_element_type=jnp.float32)
     shape = scores.shape[2:]
     distance = chunk.start - chunk.first + jax.lax.broadcasted_iota(jnp.int32, shape, 0) % chunk.size
@@ -122,8 +122,8 @@ def _attention_backward(window, dropout, saved, gradient_BxKxGxLxDh):
     B, K, G, L, Dh = q_BxKxGxLxDh.shape
     dtype = q_BxKxGxLxDh.dtype
     product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
-    # sum_s weights * d weights, the term softmax's gradient subtracts, from the output instead of the scores (Dao et
-    # al. 2022, eq. 4); with dropout too, since dropped weights leave both sides of it.
+    # The softmax's gradient subtracts sum_s weights * d weights, computed from the output instead of the scores (Dao
+    # et al. 2022, eq. 4). This holds with dropout too, since dropped weights are zero on both sides.
     products = gradient_BxKxGxLxDh.astype(jnp.float32) * output_BxKxGxLxDh.astype(jnp.float32)
     delta = jnp.sum(products, axis=-1, keepdims=True)
     chunks = _chunks(L, window)
@@ -173,19 +173,19 @@ def chunked_attention(
 ) -> Array:
     """Causal grouped-query attention, BxLxHxDh; softmax in float32.
 
-    Queries are worked through in chunks that see only the keys before them: half the products of the plain formula.
-    Scores are computed again in the backward pass, so that memory grows with the length and not its square.
+    Queries are processed in chunks that read only the keys before their end: about half the products of the plain
+    formula. Scores are recomputed in the backward pass, so that memory is linear in the length.
 
     Args:
       q_BxLxHxDh: Queries; H is a multiple of K, the number of heads of keys and values.
       segment_ids_BxL: A token attends only within its own segment; None: all tokens of a row.
-      window: Tokens that a token sees, itself the last of them; None: all before it.
+      window: Tokens that a token attends to, itself included; None: all up to itself.
       dropout: Share of weights dropped where `dropout_key` is given.
-      dropout_key: Randomness; the backward pass samples the same mask again instead of storing it.
+      dropout_key: The backward pass samples the same mask again from it instead of storing the mask.
     """
     B, L, H, Dh = q_BxLxHxDh.shape
     K = k_BxLxKxDh.shape[2]
-    # Heads before tokens: the batched products then read contiguous matrices, which more than pays for this one copy.
+    # Heads before tokens: the batched products then read contiguous matrices, which saves more than this copy costs.
     q_BxKxGxLxDh = jnp.swapaxes(q_BxLxHxDh * Dh**-0.5, 1, 2).reshape(B, K, H // K, L, Dh)
     k_BxKxLxDh, v_BxKxLxDh = jnp.swapaxes(k_BxLxKxDh, 1, 2), jnp.swapaxes(v_BxLxKxDh, 1, 2)
     window = window if window is not None and window < L else None
@@ -199,7 +199,7 @@ def masked_attention(
     """Grouped-query attention by its definition; products in the inputs' type, softmax in float32.
 
     Args:
-      allowed_BxLxS: which keys each query sees; B may be 1.
+      allowed_BxLxS: which keys each query attends to; B may be 1.
     """
     B, L, H, Dh = q_BxLxHxDh.shape
     K = k_BxSxKxDh.shape[2]
@@ -259,15 +259,15 @@ def splash_attention(
     return jnp.swapaxes(jax.vmap(kernel)(q, k, v, *ids), 1, 2)
 
 
-def _obstacle(config, name, platform, length, segments, sequence_cuts):
+def _obstacle(config, name, platform, length, segments, sequence_shards):
     """Why a fused kernel cannot be used here, or None if it can."""
     platforms = {"cudnn": ("gpu", "cuda"), "splash": ("tpu",)}[name]
     if platform not in platforms:
         return f"it runs on {platforms[0].upper()}s and this is a {platform.upper()}"
     if config.dropout:
         return f"it cannot drop attention probabilities (model.dropout={config.dropout})"
-    if sequence_cuts > 1:
-        return f"it needs whole sequences (mesh.sequence={sequence_cuts})"
+    if sequence_shards > 1:
+        return f"it needs whole sequences (mesh.sequence={sequence_shards})"
     if name == "splash":
         return f"the sequence of {length} tokens is not a multiple of 128" if length % 128 else None
     if segments:
@@ -280,15 +280,15 @@ def _obstacle(config, name, platform, length, segments, sequence_cuts):
 
 
 def choose_attention(
-    config: LlamaConfig, platform: str, length: int, *, segments: bool, sequence_cuts: int = 1
+    config: LlamaConfig, platform: str, length: int, *, segments: bool, sequence_shards: int = 1
 ) -> tuple[str, str]:
-    """The kernel that will run and why: the device's fused one where it can be used, else one of XLA's operations.
+    """Name of the kernel that will run, and why: the device's fused one where possible, else one of XLA operations.
 
     Args:
       platform: "cpu", "gpu", "cuda" or "tpu".
       length: Tokens of a sequence.
       segments: Whether segment ids are given.
-      sequence_cuts: Size of the mesh's sequence axis.
+      sequence_shards: Size of the mesh's sequence axis.
 
     Raises:
       InputError: `config.attention` names a kernel that cannot be used here; the message says why.
@@ -296,11 +296,11 @@ def choose_attention(
     wanted = config.attention
     if wanted == "reference":
         return "reference", "asked for"
-    fallback = "plain" if sequence_cuts > 1 else "chunked"
+    fallback = "plain" if sequence_shards > 1 else "chunked"
     fused = {"tpu": "splash", "gpu": "cudnn", "cuda": "cudnn"}.get(platform) if wanted == "auto" else wanted
     if fused in (None, "chunked"):
         return fallback, "asked for" if fused else f"no fused kernel for {platform}"
-    obstacle = _obstacle(config, fused, platform, length, segments, sequence_cuts)
+    obstacle = _obstacle(config, fused, platform, length, segments, sequence_shards)
     if obstacle and wanted != "auto":
         raise InputError(f"model.attention={wanted!r}: {obstacle}; set model.attention='auto'")
     if obstacle:
@@ -309,7 +309,7 @@ def choose_attention(
 
 
 def _per_device(kernel: Callable[..., Array], mesh: Mesh | None, *arrays: Array) -> Array:
-    """Runs a kernel that the compiler cannot split on each device's own rows and heads."""
+    """Runs a kernel that the compiler cannot partition on each device's own rows and heads."""
     if mesh is None or mesh.size == 1:
         return kernel(*arrays)
     q, kv, segments = spec("batch", None, "heads", None), spec("batch", None, "kv_heads", None), spec("batch", None)
@@ -331,20 +331,20 @@ def attend(
     """Causal attention, BxLxHxDh, by the kernel of `choose_attention` for the mesh's devices.
 
     Args:
-      window: Of the layer: tokens that a token sees, itself the last of them; None: all before it.
+      window: Of this layer; as in `chunked_attention`.
 
     Raises:
       InputError: `config.attention` names a kernel that cannot be used here.
     """
     platform = jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
-    cuts = 1 if mesh is None else mesh.shape["sequence"]
+    shards = 1 if mesh is None else mesh.shape["sequence"]
     has_segments = segment_ids_BxL is not None
-    name, _ = choose_attention(config, platform, q_BxLxHxDh.shape[1], segments=has_segments, sequence_cuts=cuts)
+    name, _ = choose_attention(config, platform, q_BxLxHxDh.shape[1], segments=has_segments, sequence_shards=shards)
     arrays = (q_BxLxHxDh, k_BxLxKxDh, v_BxLxKxDh)
     if name in ("cudnn", "splash"):
         fused = functools.partial(cudnn_attention if name == "cudnn" else splash_attention, window=window)
         return _per_device(fused, mesh, *arrays, *([] if segment_ids_BxL is None else [segment_ids_BxL]))
-    if cuts > 1:  # every device keeps its part of the queries and fetches all keys and values
+    if shards > 1:  # every device keeps its shard of the queries and gathers all keys and values
         keys, values = (constrain(x, mesh, "batch", None, "kv_heads", None) for x in arrays[1:])
         arrays = (q_BxLxHxDh, keys, values)
     kernel = {"chunked": chunked_attention, "plain": plain_attention, "reference": reference_attention}[name]

@@ -1,10 +1,10 @@
-"""Inference with a key/value cache in blocks: sequences take blocks as they grow, attention reads those in use alone.
+"""Inference with a paged key/value cache: sequences allocate blocks as they grow, attention reads only those in use.
 
-A block holds the keys and values of T consecutive tokens of one sequence. Which block holds what is known to the caller
-(`evaluation.cache_blocks`); the compiled programs get lists of blocks. How many are read is data, not a shape, so that
-one program serves sequences of all lengths.
+A block holds the keys and values of T consecutive tokens of one sequence. The caller (`evaluation.cache_blocks`)
+allocates blocks; the compiled programs are given lists of blocks. How many are read is data, not a shape, so that one
+program serves sequences of all lengths.
 
-Shape legend: R rows (a sequence's next L tokens each), L length, P blocks, T tokens of a block, C blocks read at once,
+Shape legend: R rows (each the next L tokens of a sequence), P blocks, T tokens of a block, C blocks read at once,
 D hidden, H query heads, K key/value heads, G = H / K, Q = G x L, Dh head, V vocabulary.
 """
 
@@ -22,19 +22,19 @@ from diversity_jax.model.llama import Params, embedded, final_states, head_weigh
 from diversity_jax.model.rotary import Rotary, check_reading_in_parts, layer_rotary
 from diversity_jax.model.sharding import spec
 
-BLOCK_TOKENS = 64  # T: at most 63 positions of a sequence are unused, and a block of keys fits a core's cache
+BLOCK_TOKENS = 64  # T: a sequence wastes at most 63 positions, and a block of keys fits a core's cache
 Cache = tuple[tuple[Array, Array], ...]  # keys and values of each layer, PxKxTxDh
 
 
 class BlockReads(NamedTuple):
-    """The pairs of a row and a block it sees, in `rounds` of C pairs each.
+    """The pairs of a row and a block it attends to, in `rounds` of C pairs each.
 
-    Where rows are cut over Z devices, each device's N pairs follow one another, and its numbers count from its own
-    first row and block.
+    Where rows are sharded over Z devices, each device's N rounds are contiguous, and row and block numbers count from
+    the device's own first row and block.
     """
 
     blocks_NxC: Any
-    rows_NxC: Any  # R of the device, one more than there is, where there is no pair
+    rows_NxC: Any  # padding has the device's number of rows R, which is no row
     starts_NxC: Any  # position of the block's first token
     rounds_Z: Any
 
@@ -46,13 +46,13 @@ def empty_cache(config: LlamaConfig, blocks: int) -> tuple[Array, Array]:
 
 
 def block_bytes(config: LlamaConfig) -> int:
-    """Bytes that a block takes in all layers."""
+    """Bytes of a block in all layers."""
     itemsize = jnp.dtype(config.compute_dtype).itemsize
     return 2 * config.num_layers * config.kv_heads * BLOCK_TOKENS * config.head_size * itemsize
 
 
 def _write(pool_PxKxTxDh: Array, new_RxLxKxDh: Array, positions_R: Array, blocks_R: Array) -> Array:
-    """The pool with each row's L keys or values in its block; positions are multiples of L, and L divides T."""
+    """The pool with each row's L keys or values written into its block; positions are multiples of L, L divides T."""
     P, K, T, Dh = pool_PxKxTxDh.shape
     L = new_RxLxKxDh.shape[1]
     pool = pool_PxKxTxDh.reshape(P, K, T // L, L, Dh)
@@ -61,9 +61,7 @@ def _write(pool_PxKxTxDh: Array, new_RxLxKxDh: Array, positions_R: Array, blocks
 
 
 def _read(q_RxLxHxDh, keys_PxKxTxDh, values_PxKxTxDh, positions_R, reads, window):
-    """Attention's output, RxLxHxDh: softmax over blocks in rounds, rescaled as its peak grows (Milakov and Gimelshein
-    2018), in float32.
-    """
+    """Attention's output, RxLxHxDh: online softmax in float32 over rounds of blocks (Milakov and Gimelshein 2018)."""
     R, L, H, Dh = q_RxLxHxDh.shape
     K, T = keys_PxKxTxDh.shape[1:3]
     q_RxKxQxDh = jnp.moveaxis(q_RxLxHxDh.reshape(R, L, K, H // K, Dh), 1, 3).reshape(R, K, -1, Dh)
@@ -84,7 +82,7 @@ def _read(q_RxLxHxDh, keys_PxKxTxDh, values_PxKxTxDh, positions_R, reads, window
             allowed_CxQxT &= distance_CxQxT < window
         k_CxKxTxDh = jnp.take(keys_PxKxTxDh, blocks_C, axis=0, mode="clip")
         v_CxKxTxDh = jnp.take(values_PxKxTxDh, blocks_C, axis=0, mode="clip")
-        # What an earlier sequence left in a block may be no number, which a weight of 0 would not take away.
+        # An earlier sequence may have left NaN in a block, and 0 * NaN is NaN.
         written_CxT = jnp.any(allowed_CxQxT, axis=1)
         v_CxKxTxDh = jnp.where(written_CxT[:, None, :, None], v_CxKxTxDh, 0)
         scores_CxKxQxT = product("ckqd,cktd->ckqt", of_pair(q_RxKxQxDh), k_CxKxTxDh) * Dh**-0.5
@@ -95,7 +93,7 @@ def _read(q_RxLxHxDh, keys_PxKxTxDh, values_PxKxTxDh, positions_R, reads, window
         weights_CxKxQxT = jnp.exp(scores_CxKxQxT - of_pair(new_peak_RxKxQ)[..., None])
         weights_CxKxQxT = jnp.where(allowed_CxQxT[:, None], weights_CxKxQxT, 0)
         values_CxKxQxDh = product("ckqt,cktd->ckqd", weights_CxKxQxT.astype(v_CxKxTxDh.dtype), v_CxKxTxDh)
-        # What is no number stays with its row: it goes into the sum, which is not made by a product over all rows.
+        # A NaN must affect only its own row: it enters the row's sum, and is replaced in the product over all rows.
         sums_CxKxQ = jnp.sum(weights_CxKxQxT, axis=-1) + 0 * jnp.sum(values_CxKxQxDh, axis=-1)
         values_CxKxQxDh = jnp.where(jnp.isfinite(values_CxKxQxDh), values_CxKxQxDh, 0)
         added_RxKxQ = jnp.sum(jnp.where(owned_RxC[:, :, None, None], sums_CxKxQ, 0), axis=1)
@@ -110,7 +108,7 @@ def _read(q_RxLxHxDh, keys_PxKxTxDh, values_PxKxTxDh, positions_R, reads, window
     zeros_RxKxQ = jnp.zeros(q_RxKxQxDh.shape[:3], jnp.float32)
     totals = (zeros_RxKxQ + MASKED, zeros_RxKxQ, jnp.zeros(q_RxKxQxDh.shape, jnp.float32))
     _, sum_RxKxQ, out_RxKxQxDh = jax.lax.fori_loop(0, reads.rounds_Z[0], one_round, totals)
-    out_RxKxQxDh = out_RxKxQxDh / jnp.where(sum_RxKxQ == 0, 1, sum_RxKxQ)[..., None]  # 0: a row that is no sequence's
+    out_RxKxQxDh = out_RxKxQxDh / jnp.where(sum_RxKxQ == 0, 1, sum_RxKxQ)[..., None]  # 0: a padding row
     out_RxLxKxGxDh = jnp.moveaxis(out_RxKxQxDh.reshape(R, K, H // K, L, Dh), 3, 1)
     return out_RxLxKxGxDh.reshape(R, L, H, Dh).astype(q_RxLxHxDh.dtype)
 
@@ -144,7 +142,7 @@ def _run_layer(
     blocks_R: Array,
     reads: BlockReads,
 ) -> tuple[Array, tuple[Array, Array]]:
-    """One layer; a function of its own to JAX, which then traces and lowers it once for all layers alike."""
+    """One layer; jitted by itself so that JAX traces and lowers it once for all layers of one kind."""
 
     def attention(q: Array, k: Array, v: Array) -> tuple[Array, tuple[Array, Array]]:
         out, keys, values = _cached_attention(window, mesh, q, k, v, *layer_cache, positions_R, blocks_R, *reads)
@@ -164,16 +162,16 @@ def cached_hidden_states(
     *,
     mesh: Mesh | None = None,
 ) -> tuple[Array, Cache]:
-    """Last hidden states, RxLxD, of each row's next L tokens, and the cache with them in it.
+    """Last hidden states, RxLxD, of each row's next L tokens, and the cache with these tokens added.
 
-    Rows may be consecutive parts of one sequence: all of a call is in the cache before any of it is read. Padding past
-    a sequence's end is written too; later tokens overwrite it before anything can see it.
+    Rows may be consecutive parts of one sequence: all keys and values of a call are written before any are read.
+    Padding past a sequence's end is written too; later tokens overwrite it before any query can attend to it.
 
     Args:
-      params: as `for_inference` lays them out.
-      positions_R: position of each row's first token, a multiple of L, which divides the tokens of a block.
-      blocks_R: the block that holds these positions.
-      reads: the blocks that hold the tokens before, and these.
+      params: in the layout of `for_inference`.
+      positions_R: position of each row's first token, a multiple of L; L divides T.
+      blocks_R: the block of each row's positions.
+      reads: the blocks of all tokens up to and including these.
     """
     positions_RxL = positions_R[:, None] + jnp.arange(tokens_RxL.shape[1])
     rotary = layer_rotary(config, tokens_RxL.shape[1], positions_RxL)
@@ -197,14 +195,14 @@ def decode_step(
     *,
     mesh: Mesh | None = None,
 ) -> tuple[Array, Cache]:
-    """One token of every row: float32 logits RxV of the tokens that follow, and the cache with these tokens in it.
+    """Float32 logits RxV of each sequence's next token, and the cache with `tokens_R` added.
 
     Args:
       tokens_R: the last token of each sequence, not yet in the cache.
       positions_R, blocks_R, reads: as `cached_hidden_states`.
     """
-    places = positions_R, blocks_R, reads
-    hidden_RxLxD, cache = cached_hidden_states(config, params, cache, tokens_R[:, None], *places, mesh=mesh)
+    arrays = tokens_R[:, None], positions_R, blocks_R, reads
+    hidden_RxLxD, cache = cached_hidden_states(config, params, cache, *arrays, mesh=mesh)
     head_DxV = head_weight(config, params)
     return jnp.einsum("rd,dv->rv", hidden_RxLxD[:, 0], head_DxV, preferred_element_type=jnp.float32), cache
 
@@ -213,9 +211,9 @@ _QUERY_CHUNK = 256  # queries whose scores exist at once
 
 
 def for_inference(config: LlamaConfig, params: Params) -> Params:
-    """The same parameters with `blocks` as a list, one tree a layer, all in the compute type.
+    """The parameters in the compute type, with `blocks` as a list of one tree per layer.
 
-    Slices of a stack would be copied in every step; apart, and already in the right type, they are read once.
+    Slices of stacked layers would be copied, and float32 parameters cast, in every step.
 
     Raises:
       InputError: as `check_reading_in_parts`.
@@ -229,14 +227,14 @@ def for_inference(config: LlamaConfig, params: Params) -> Params:
 def forest_hidden_states(
     config: LlamaConfig, params: Params, tokens_BxL: Array, positions_BxL: Array, ends_BxL: Array, mesh: Mesh | None
 ) -> Array:
-    """Last hidden states, BxLxD, of rows of token trees in preorder; every token sees its ancestors and itself.
+    """Last hidden states, BxLxD, of rows of token trees in preorder; a token attends to its ancestors and itself.
 
-    Sequences that share a beginning share its tokens, so a prompt with many continuations is computed once.
+    Sequences with a common prefix share its tokens, so a prompt with many continuations is computed once.
 
     Args:
       tokens_BxL: token ids.
       positions_BxL: depth of each token in its tree.
-      ends_BxL: one past the last descendant of each token: token i sees token j where j <= i < ends[j].
+      ends_BxL: one past the last descendant of each token: token i attends to token j where j <= i < ends[j].
       mesh: where the arrays live; None: on one device.
     """
     L = tokens_BxL.shape[1]

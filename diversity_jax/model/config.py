@@ -1,4 +1,4 @@
-"""The configuration of a Llama and of its mesh: sizes, numerics, how its layers are run. Does not import JAX."""
+"""Configurations of a Llama model, its low-rank adapters and its device mesh. Does not import JAX."""
 
 import dataclasses
 from dataclasses import dataclass, field
@@ -29,11 +29,20 @@ _CHOICES = {
 }
 
 
+def _fast_turns(rope_scaling: str) -> float:
+    return 32.0 if rope_scaling == "yarn" else 4.0
+
+
+def yarn_attention_factor(rope_factor: float) -> float:
+    """Yarn's default factor of rotated queries and keys (Peng et al. 2023, eq. 22); 1 for factors below 1."""
+    return 0.1 * math.log(max(rope_factor, 1.0)) + 1
+
+
 @dataclass(frozen=True, kw_only=True)
 class LlamaConfig:
     """A decoder-only transformer: RMSNorm, gated feed-forward, rotary positions (half-split), grouped-query attention.
 
-    By its defaults the first Llama; the fields from `head_dim` on are what its successors changed. Parameters are
+    The defaults are the original Llama; the fields from `head_dim` on are what later models changed. Parameters are
     float32; `compute_dtype` is the type of the matrix products. Attention's softmax, the norms' statistics and the loss
     are always float32.
     """
@@ -49,7 +58,7 @@ class LlamaConfig:
     rope_theta: float = 10000.0  # base of the rotary wavelengths
     rms_norm_eps: float = 1e-5  # added to the mean square in every norm
     tie_embeddings: bool = True  # the output projection is the embedding, transposed
-    sliding_window: int | None = None  # tokens that attention looks back on, the token itself among them; None: all
+    sliding_window: int | None = None  # tokens that a token attends to, itself included; None: all before it
     # Share of attention probabilities dropped in training (the paper: 0.1); needs attention "chunked" or "reference".
     dropout: float = 0.0
     initializer_range: float = 0.02  # standard deviation of every initial matrix
@@ -68,34 +77,35 @@ class LlamaConfig:
     qkv_bias: bool = field(default=False, metadata=ADDED)  # queries, keys and values have biases (Qwen2)
     output_bias: bool = field(default=False, metadata=ADDED)  # attention's output has one
     mlp_bias: bool = field(default=False, metadata=ADDED)  # gate, up and down have biases
-    # RMSNorm of queries and keys before they turn: "none", "head" (each head by itself: Qwen3), "full" (OLMo 2).
+    # RMSNorm of queries and keys before rotation: "none", "head" (each head by itself: Qwen3), "full" (OLMo 2).
     qk_norm: str = field(default="none", metadata=ADDED)
-    # Where a layer normalises: "pre" (what attention and feed-forward read), "post" (what they give: OLMo 2), "both".
+    # What is normalised: inputs of attention and feed-forward ("pre"), their outputs ("post": OLMo 2) or "both".
     norm_order: str = field(default="pre", metadata=ADDED)
     norm_offset: float = field(default=0.0, metadata=ADDED)  # added to the weights of all norms (Gemma: 1)
     activation: str = field(default="silu", metadata=ADDED)  # of the gate: "silu" or "gelu_tanh"
     # Layers, counted from 0, that attend to all tokens in spite of `sliding_window`.
     layers_without_window: tuple[int, ...] = field(default=(), metadata=ADDED)
-    # Layers, counted from 0, whose queries and keys do not turn (SmolLM3).
+    # Layers, counted from 0, without rotary positions (SmolLM3).
     layers_without_rotary: tuple[int, ...] = field(default=(), metadata=ADDED)
-    # Share of a head that turns; its first elements do (Phi-4-mini: 0.75).
+    # Share of a head's elements, from the first on, that are rotated (Phi-4-mini: 0.75).
     partial_rotary_factor: float = field(default=1.0, metadata=ADDED)
     # How wavelengths are stretched for long texts: "none", "linear" (all alike), "llama3" and "yarn" (long ones only),
     # "dynamic" (with the length of the sequence, once it exceeds rope_original_length).
     rope_scaling: str = field(default="none", metadata=ADDED)
     rope_factor: float = field(default=1.0, metadata=ADDED)  # how many times longer a stretched wavelength is
-    # Tokens of the sequences that the model was trained on before; llama3, yarn and dynamic need it.
+    # Longest sequence, in tokens, before wavelengths were stretched; llama3, yarn and dynamic need it.
     rope_original_length: int | None = field(default=None, metadata=ADDED)
-    # Of llama3 and yarn: what turns less often than this within the original length is stretched in full ...
+    # Of llama3 and yarn: pairs that rotate fewer times than this within the original length are stretched in full ...
     rope_slow_turns: float = field(default=1.0, metadata=ADDED)
-    # ... and what turns more often than this not at all; None: 4 for llama3, 32 for yarn.
+    # ... and pairs that rotate more times than this not at all; None: 4 for llama3, 32 for yarn.
     rope_fast_turns: float | None = field(default=None, metadata=ADDED)
-    # Of yarn: what turned queries and keys are multiplied by; None: 0.1 ln(rope_factor) + 1.
+    # Of yarn: factor of rotated queries and keys; None: 0.1 ln(rope_factor) + 1.
     rope_attention_factor: float | None = field(default=None, metadata=ADDED)
-    # Base of the wavelengths of layers with a window, which are then not stretched (Gemma 3, OLMo 3); None: as others'.
+    # Base of the unstretched wavelengths in layers with a window (Gemma 3, OLMo 3); None: as in other layers.
     window_rope_theta: float | None = field(default=None, metadata=ADDED)
     embedding_multiplier: float = field(default=1.0, metadata=ADDED)  # of the embeddings (Granite, Gemma)
-    residual_multiplier: float = field(default=1.0, metadata=ADDED)  # of what each part adds to the stream (Granite)
+    # Of the outputs of attention and feed-forward before they are added to the residual stream (Granite).
+    residual_multiplier: float = field(default=1.0, metadata=ADDED)
     # Of the scores before the softmax (Granite, Gemma 3); None: head_size ** -0.5.
     attention_multiplier: float | None = field(default=None, metadata=ADDED)
     logits_divisor: float = field(default=1.0, metadata=ADDED)  # the logits are divided by it (Granite)
@@ -134,7 +144,7 @@ class LlamaConfig:
         self._check_rotary()
 
     def _unify(self) -> None:
-        """Writes in one form what can be written in two, so that equal models have equal configurations."""
+        """Sets each field that only repeats another or its default to one form, so that equal models compare equal."""
         if self.hidden_size == (self.head_dim or 0) * self.num_heads:
             object.__setattr__(self, "head_dim", None)
         for name in ("layers_without_window", "layers_without_rotary"):
@@ -143,8 +153,8 @@ class LlamaConfig:
             object.__setattr__(self, "layers_without_window", ())
         unscaled_theta = self.rope_theta if self.rope_scaling == "none" else None
         for name, same in (
-            ("rope_fast_turns", {"yarn": 32.0}.get(self.rope_scaling, 4.0)),
-            ("rope_attention_factor", 0.1 * math.log(max(self.rope_factor, 1.0)) + 1),
+            ("rope_fast_turns", _fast_turns(self.rope_scaling)),
+            ("rope_attention_factor", yarn_attention_factor(self.rope_factor)),
             ("window_rope_theta", unscaled_theta),
             ("attention_multiplier", max(self.head_size, 1) ** -0.5),
         ):
@@ -172,8 +182,8 @@ class LlamaConfig:
             raise InputError(f"model.rope_factor={self.rope_factor}: must be at least 1: wavelengths are stretched")
         if self.rope_original_length is None and self.rope_scaling != "linear":
             raise InputError(
-                f"model.rope_original_length=None: model.rope_scaling={self.rope_scaling!r} needs to know the length "
-                "that the model was trained on before"
+                f"model.rope_original_length=None: model.rope_scaling={self.rope_scaling!r} needs the length that the "
+                "model was trained on before wavelengths were stretched"
             )
         if self.rope_scaling != "yarn" and self.rope_attention_factor is not None:
             raise InputError(
@@ -192,44 +202,41 @@ class LlamaConfig:
 
     @property
     def rotary_size(self) -> int:
-        """Elements of a head that turn, the first ones."""
+        """Elements of a head that are rotated, from the first on."""
         return int(self.head_size * self.partial_rotary_factor)
 
     @property
     def fast_turns(self) -> float:
-        """`rope_fast_turns`, or what it stands for."""
-        return self.rope_fast_turns or {"yarn": 32.0}.get(self.rope_scaling, 4.0)
+        """`rope_fast_turns`, or its default for this `rope_scaling`."""
+        return self.rope_fast_turns or _fast_turns(self.rope_scaling)
 
     def layer_window(self, layer: int) -> int | None:
-        """Tokens that a layer looks back on, the token itself among them; None: all."""
+        """Tokens that a token attends to in a layer, itself included; None: all before it."""
         return None if layer in self.layers_without_window else self.sliding_window
 
     def for_rows(self, token_ids: int, sequence_length: int) -> "LlamaConfig":
-        """With `vocab_size` and `max_length` filled in where they are left to the mixture.
+        """A copy with `vocab_size` and `max_length` set where they are left to the mixture.
 
         Args:
-          token_ids: of the tokenizer; sequence_length: tokens that a row predicts.
+          token_ids: number of ids of the tokenizer.
+          sequence_length: tokens that a row predicts.
         """
         vocab_size = self.vocab_size or -(-token_ids // _VOCABULARY_STEP) * _VOCABULARY_STEP
         return dataclasses.replace(self, vocab_size=vocab_size, max_length=self.max_length or sequence_length)
 
     def check_described(self) -> None:
-        """Refuses a model whose sizes are not all given.
-
-        Raises:
-          InputError: one is left to the mixture.
-        """
+        """Raises `InputError` where a size is left to the mixture."""
         if self.follows_mixture:
             raise InputError("model.vocab_size and model.max_length: one is left to the mixture (0); give both here")
 
     @property
     def follows_mixture(self) -> bool:
-        """Whether a size is left to the mixture, so that this describes no model yet."""
+        """Whether a size is left to the mixture, so that the model is not fully described yet."""
         return not all(getattr(self, name) for name in _OF_MIXTURE)
 
     @property
     def layer_period(self) -> int:
-        """The least number of layers after which windows and rotary positions repeat, a divisor of `num_layers`."""
+        """The smallest divisor of `num_layers` after which windows and rotary positions of layers repeat."""
         if not self.layers_without_window and not self.layers_without_rotary:
             return 1
         kinds = [(self.layer_window(n), n in self.layers_without_rotary) for n in range(self.num_layers)]
@@ -238,15 +245,15 @@ class LlamaConfig:
 
     @property
     def attention_factor(self) -> float:
-        """What turned queries and keys are multiplied by: `rope_attention_factor`, or what it stands for."""
+        """Factor of rotated queries and keys: `rope_attention_factor` or its default."""
         if self.rope_scaling != "yarn":
             return 1.0
-        return self.rope_attention_factor or 0.1 * math.log(self.rope_factor) + 1
+        return self.rope_attention_factor or yarn_attention_factor(self.rope_factor)
 
     @property
     def changed_switches(self) -> dict[str, Any]:
-        """The fields from `head_dim` on that differ from the first Llama's, by name: for export and for keys."""
-        added = {name for name, entry in self.__dataclass_fields__.items() if "added" in entry.metadata}
+        """Values of the fields from `head_dim` on that differ from their defaults, by name."""
+        added = {field.name for field in dataclasses.fields(self) if "added" in field.metadata}
         return {name: value for name, value in fields_for_keys(self).items() if name in added}
 
     @property
@@ -278,10 +285,10 @@ class LlamaConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class LoraConfig:
-    """Low-rank adapters (Hu et al. 2021): beside a matrix W stands a product A B; A and B alone are trained."""
+    """Low-rank adapters (Hu et al. 2021): a product A B is added to a matrix W; only A and B are trained."""
 
     rank: int = 0  # R, columns of A and rows of B; 0: no adapters, all parameters are trained
-    alpha: float = 16.0  # A B counts alpha / rank times, so that the learning rate need not change with the rank
+    alpha: float = 16.0  # A B is scaled by alpha / rank, so that the learning rate need not change with the rank
     matrices: tuple[str, ...] = ATTENTION_MATRICES + MLP_MATRICES  # names of projections in every layer
 
     def __post_init__(self) -> None:
@@ -294,8 +301,8 @@ class LoraConfig:
             raise InputError(f"lora.matrices={self.matrices}: name one or more of {', '.join(known)}")
 
 
-# The paper's table of model sizes, with CodeGen's vocabulary, and one to try things with, whose vocabulary and length
-# are the mixture's; each entry takes any field of LlamaConfig as an override.
+# The model sizes of the paper's table, with CodeGen's vocabulary, and a tiny one whose vocabulary and length are the
+# mixture's. Each takes any field of LlamaConfig as an override.
 LLAMA = {
     "llama_tiny": functools.partial(
         LlamaConfig,
@@ -332,18 +339,18 @@ MESH_AXES = ("data", "fsdp", "tensor", "sequence")
 
 @dataclass(frozen=True, kw_only=True)
 class MeshConfig:
-    """The number of shards along each axis; at most one may be -1: all devices that the others leave.
+    """The number of shards along each axis; at most one may be -1: all remaining devices.
 
-    On several slices (TPU) or nodes joined by a slower network, `network_data * network_fsdp` is their number, and only
-    those shards of data and fsdp lie across the network; tensor and sequence never do, since they talk in every layer.
+    `network_data * network_fsdp` is the number of slices (TPU) or nodes joined by a slower network. Only data and fsdp
+    are sharded across the network; tensor and sequence are not, since they communicate in every layer.
     """
 
     data: int = 1  # copies of the model, each on its own rows
     fsdp: int = -1  # shards of the parameters and optimizer state, each on its own rows
     tensor: int = 1  # shards of heads, feed-forward and vocabulary
     sequence: int = 1  # shards of the sequence length
-    network_data: int = 1  # how many of the data shards lie on different slices
-    network_fsdp: int = 1  # how many of the fsdp shards do
+    network_data: int = 1  # number of slices or nodes that data is sharded over
+    network_fsdp: int = 1  # number of slices or nodes that fsdp is sharded over
 
     def __post_init__(self) -> None:
         sizes = self.sizes
@@ -368,7 +375,7 @@ class MeshConfig:
         return self.network_data * self.network_fsdp
 
     def resolved(self, devices: int) -> dict[str, int]:
-        """`sizes` with -1 filled in for this many devices.
+        """`sizes` with -1 replaced for this number of devices.
 
         Raises:
           InputError: the axes do not multiply to the number of devices.

@@ -6,14 +6,13 @@
     python -m diversity_jax.model.convert check HUGGING_FACE_FOLDER
 
 `export` and `gguf` take a run's output folder, or one that `import` wrote (`gguf` a Hugging Face folder too). `export`
-puts the run's tokenizer beside the weights, as AutoTokenizer finds it; `import` keeps the folder's, or the one in a
-GGUF file, whose quantised weights it dequantises. `gguf` writes one file for llama.cpp, Ollama and LM Studio, with
-tokenizer and chat template in it. `check` compares the logits with those of transformers, which needs transformers and
+writes the run's tokenizer beside the weights, for AutoTokenizer; `import` copies the folder's, or writes the one in a
+GGUF file, and dequantises a GGUF file's weights. `gguf` writes one file for llama.cpp, Ollama and LM Studio, with
+tokenizer and chat template in it. `check` compares the logits with those of transformers; it needs transformers and
 torch.
 
-How far two implementations of a model are apart is measured relative to the spread of the logits, and in what they
-predict: an absolute bound fails right models, since rounding grows with the logits, which real models have up to 45
-and more.
+The difference of two implementations' logits is measured relative to their spread, and by the predicted tokens: an
+absolute bound would reject correct models, since rounding errors grow with the logits, which exceed 45 in real models.
 """
 
 import argparse
@@ -48,11 +47,11 @@ def read_model(folder: str | os.PathLike, step: int | None = None, **overrides: 
 
     Args:
       folder: A Hugging Face folder, a training run's output folder, or what `import` wrote.
-      step: Of a run: which checkpoint; None: the latest.
-      **overrides: Fields of `LlamaConfig` that say how the model is run.
+      step: Checkpoint of a run; None: the latest.
+      **overrides: Fields of `LlamaConfig` that do not change what the parameters mean, such as `compute_dtype`.
 
     Raises:
-      InputError: no model there, or a damaged or unsuitable one.
+      InputError: there is no model, or it is damaged or unsuitable.
     """
     from diversity_jax.model.checkpoint_io.hugging_face import import_hugging_face
     from diversity_jax.model.llama import param_shapes
@@ -72,7 +71,7 @@ def read_model(folder: str | os.PathLike, step: int | None = None, **overrides: 
 
 
 def _adapted_model(run: str | os.PathLike, settings: Mapping[str, Any]) -> Path | str:
-    """The folder of the model that a run's adapters were trained beside."""
+    """The folder of the model that a run's adapters were trained on."""
     named = settings["train"]["init_from"]
     folders = folders_read(run, settings, named)
     for folder in folders:
@@ -82,10 +81,10 @@ def _adapted_model(run: str | os.PathLike, settings: Mapping[str, Any]) -> Path 
 
 
 def _merged(config: LlamaConfig, checkpoint: Path | str, tuned: Mapping[str, Any], base_folder: Path | str) -> Params:
-    """The model that a run started from plus its adapters' products.
+    """The model that a run started from, with the run's adapters added.
 
     Raises:
-      InputError: that model is no longer the same.
+      InputError: that model has changed since.
     """
     import jax
 
@@ -105,10 +104,10 @@ def _merged(config: LlamaConfig, checkpoint: Path | str, tuned: Mapping[str, Any
 
 
 def read_config(folder: str | os.PathLike) -> LlamaConfig:
-    """The model in a folder, without its weights; folders as `read_model`.
+    """The configuration of the model in a folder; folders as `read_model`.
 
     Raises:
-      InputError: no model there, or one that is not described as this version does.
+      InputError: there is no model, or its configuration is not of this version.
     """
     from diversity_jax.model.checkpoint_io.hugging_face_config import config_from_hugging_face
 
@@ -134,10 +133,10 @@ def _settings(run: Path) -> Mapping[str, Any]:
 
 
 def model_folder(folder: str | os.PathLike) -> Path:
-    """A local folder as it is; of one in a bucket, a copy of all but rows and a run's checkpoints.
+    """The folder itself if it is local; else a local copy without rows and weights.
 
     Raises:
-      InputError: another command wrote it, so that it holds something else.
+      InputError: the folder is the output of another command.
     """
     refuse_other_than_model(folder)
 
@@ -158,17 +157,16 @@ def _checkpoint(folder: Path | str, step: int | None) -> Path | str:
 
 
 def _load(folder: Path | str, shapes: Params) -> Params:
-    """Parameters of these shapes in a checkpoint, on the first local device, whatever mesh wrote them."""
+    """Parameters of these shapes from a checkpoint of any mesh, on the first local device."""
     import jax
 
     from diversity_jax.model.checkpoint_io import shards
-    from diversity_jax.model.checkpoint_io.shards import Damaged
 
-    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    wanted = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), shapes)
+    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    wanted = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), shapes)
     try:
         return shards.load(folder, {"params": wanted})["params"]
-    except (ValueError, KeyError, OSError, Damaged) as error:
+    except (ValueError, KeyError, OSError, shards.DamagedCheckpoint) as error:
         message = " ".join(str(error).split())[:200]
         raise InputError(f"{folder}: cannot be read as this model's checkpoint ({message})") from error
 
@@ -190,7 +188,7 @@ def write_imported(config: LlamaConfig, params: Params, folder: str | os.PathLik
 
 
 def refuse_imported(folder: Path) -> None:
-    """Raises `InputError` where a folder holds a model that was imported, or part of one."""
+    """Raises `InputError` where a folder holds an imported model, or a part of one."""
     if (folder / "model.json").exists() or (folder / "weights").exists():
         raise InputError(f"{folder}: holds a model already; choose another folder or remove it")
 
@@ -250,21 +248,18 @@ def _export(options: argparse.Namespace) -> None:
         refuse_model_folder(output)
         end = options.end_of_text_id
         ids: Mapping[str, Any] = {} if end is None else {"bos_token_id": end, "eos_token_id": end}
-        if tokenizer:  # before the weights, since config.json marks a whole export
+        if tokenizer:  # before the weights, since an export is complete once config.json is written
             write_tokenizer(tokenizer, output, vocab_size=config.vocab_size)
-            ids = _token_ids(output / "generation_config.json")
+            path = output / "generation_config.json"
+            names = ("bos_token_id", "eos_token_id", "pad_token_id")
+            ids = {name: id_ for name, id_ in read_fields(path).items() if name in names} if path.exists() else {}
         export_hugging_face(config, params, output, dtype=options.dtype, max_shard_bytes=shard_bytes, token_ids=ids)
     beside = "with its tokenizer" if tokenizer else "without a tokenizer"
     print(f"{config.parameter_count:,} parameters, {options.dtype}, {beside}: {options.output}")
 
 
-def _token_ids(path: Path) -> dict[str, Any]:
-    named = read_fields(path) if path.exists() else {}
-    return {name: named[name] for name in ("bos_token_id", "eos_token_id", "pad_token_id") if name in named}
-
-
 def _tokenizer(options: argparse.Namespace) -> "TokenizerFiles | None":
-    """The one that is asked for, or the model's own."""
+    """The tokenizer that `--tokenizer` names, or the model's own."""
     from diversity_jax.tokenizers.files import model_tokenizer, named_tokenizer, run_text_ids
 
     name = options.tokenizer
@@ -301,27 +296,26 @@ def _import(options: argparse.Namespace) -> None:
         if source.is_file() or source.suffix == ".gguf":
             config, params, file = import_gguf(source)
             refuse_imported(output)
-            write_folder(file.entries, output / "tokenizer", source)  # its faults come first
+            write_folder(file.entries, output / "tokenizer", source)  # first, since it may refuse the file
             write_imported(config, params, output)
             types = ", ".join(f"{count} {kind}" for kind, count in file.types.items())
             beside = f"with its tokenizer; tensors were {types}"
         else:
             config, params = import_hugging_face(source)
             folder = write_imported(config, params, output)
-            is_there = copy_tokenizer(source, folder / "tokenizer")
-            beside = "with its tokenizer" if is_there else "without a tokenizer"
+            has_tokenizer = copy_tokenizer(source, folder / "tokenizer")
+            beside = "with its tokenizer" if has_tokenizer else "without a tokenizer"
     print(f"{config.parameter_count:,} parameters, {beside}: {options.output}")
 
 
 def _check(options: argparse.Namespace) -> None:
-
     comparison = compare_with_transformers(local_copy(options.source))
     if not comparison.is_same:
         raise InputError(f"{options.source}: logits differ from transformers' by more than rounding: {comparison}")
     print(f"logits equal transformers': {comparison}: {options.source}")
 
 
-TOLERANCE = 1e-3  # of the relative difference of two right implementations in float32; seen: up to 1e-4
+TOLERANCE = 1e-3  # largest relative difference of two correct float32 implementations; measured: up to 1e-4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -329,14 +323,14 @@ class LogitsComparison:
     """Two implementations' logits for the same tokens."""
 
     tokens: int  # positions compared
-    largest: float  # absolute difference of two logits
-    spread: float  # standard deviation of the logits over the vocabulary, mean of all positions
-    same_argmax: float  # share of positions where both find the same token the likeliest, or the same two as likely
-    kl_nats: float  # Kullback-Leibler divergence of the predictions, the largest of all positions
+    largest: float  # largest absolute difference of two logits
+    spread: float  # standard deviation of the logits over the vocabulary, averaged over positions
+    same_argmax: float  # share of positions with the same likeliest token, apart from ties within the difference
+    kl_nats: float  # Kullback-Leibler divergence of the predictions, largest over positions
 
     @property
     def relative(self) -> float:
-        """The largest difference in parts of the spread."""
+        """The largest difference divided by the spread."""
         return self.largest / self.spread if self.spread else float("inf")
 
     @property
@@ -352,13 +346,13 @@ class LogitsComparison:
 
 
 def compare_logits(ours_NxV: np.ndarray, theirs_NxV: np.ndarray) -> LogitsComparison:
-    """Compares float32 logits of N positions; numbers that are not finite count as infinitely far apart."""
+    """Compares logits of N positions; where any is not finite, the difference is infinite."""
     ours, theirs = (np.asarray(x, np.float64) for x in (ours_NxV, theirs_NxV))
     if not np.all(np.isfinite(ours)) or not np.all(np.isfinite(theirs)):
         return LogitsComparison(tokens=len(ours), largest=np.inf, spread=1.0, same_argmax=0.0, kl_nats=np.inf)
     largest, spread = float(np.max(np.abs(ours - theirs))), float(np.mean(np.std(theirs, axis=-1)))
     log_p, log_q = (x - np.logaddexp.reduce(x, axis=-1, keepdims=True) for x in (theirs, ours))
-    # Where theirs has two logits as near as the two implementations are, either may be the larger.
+    # Two of their logits that differ by no more than the implementations do may swap places.
     chosen = np.take_along_axis(theirs, np.argmax(ours, axis=-1)[:, None], axis=-1)[:, 0]
     return LogitsComparison(
         tokens=len(ours),
@@ -370,7 +364,7 @@ def compare_logits(ours_NxV: np.ndarray, theirs_NxV: np.ndarray) -> LogitsCompar
 
 
 def compare_with_transformers(folder: str | os.PathLike, *, length: int = 64) -> LogitsComparison:
-    """Our float32 logits and transformers', of a Hugging Face folder, for the same 2 x `length` random tokens.
+    """Compares our float32 logits of a Hugging Face folder with transformers', for 2 x `length` random tokens.
 
     Raises:
       InputError: transformers or torch is not installed, or the folder holds no model that can be read.

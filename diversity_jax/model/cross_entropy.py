@@ -1,4 +1,4 @@
-"""Next-token cross-entropy with the output projection inside, so that large BxLxV logits never exist at once.
+"""Next-token cross-entropy fused with the output projection, so that large BxLxV logits never exist at once.
 
 Shape legend: B batch, L length, D hidden, V vocabulary.
 """
@@ -39,7 +39,7 @@ def _chunk(z_loss, sharding, head_DxV, x_BxLxD, targets_BxL, weights_BxL):
 
 
 def _sum_chunks(chunks, compute, start, *arrays):
-    """`compute` on each part of the sequence: its first results summed from `start` on, its others joined again."""
+    """`compute` on each chunk of the sequence: its first results added to `start`, its second ones concatenated."""
     if chunks == 1:
         return compute(*arrays)
 
@@ -58,11 +58,11 @@ def weighted_cross_entropy(
 ) -> tuple[Array, Array, Array]:
     """Sum over tokens of weight * (cross-entropy + z_loss * log(Z)^2), where Z is the softmax's normaliser.
 
-    The gradient with respect to `x` and `head` is made in the forward pass, chunk by chunk: no logits are kept and none
-    are computed twice.
+    The gradient with respect to `x` and `head` is computed in the forward pass, chunk by chunk: logits are neither
+    stored nor computed twice.
 
     Args:
-      chunks: number of parts of the sequence.
+      chunks: number of equal parts of the sequence.
       sharding: of a chunk's logits; None: left to the compiler.
 
     Returns:
@@ -106,10 +106,10 @@ weighted_cross_entropy.defvjp(_forward, _backward)
 
 
 def _sharded_cross_entropy(mesh, chunks, z_loss, x_BxLxD, head_DxV, *arrays_BxL):
-    """`weighted_cross_entropy` with every device at its own rows and the whole D of its part of the vocabulary.
+    """`weighted_cross_entropy` where each device computes its own rows with the head gathered over fsdp.
 
-    Left to the compiler, each chunk would gather the head anew and reduce its gradient over all devices; here both
-    happen once.
+    The compiler alone would gather the head and reduce its gradient over all devices in every chunk; here both happen
+    once.
     """
     if mesh is None or mesh.size == 1:
         return weighted_cross_entropy(chunks, z_loss, None, x_BxLxD, head_DxV, *arrays_BxL)
@@ -120,7 +120,7 @@ def _sharded_cross_entropy(mesh, chunks, z_loss, x_BxLxD, head_DxV, *arrays_BxL)
     head_axis = RULES["embed"] if RULES["embed"] in axes else None
     if mesh.devices.flat[0].platform == "cpu":
         # The backward pass sums the head's gradient over `axes`, and XLA's CPU compiler (jaxlib 0.10.2) aborts on sums
-        # of bfloat16 over some of a mesh's axes: so the sum is one of float32 there.
+        # of bfloat16 over some of a mesh's axes, so that the sum has to be in float32.
         head_DxV = head_DxV.astype(jnp.float32)
 
     def own_rows(x, head, *arrays):
@@ -143,7 +143,7 @@ def _sharded_cross_entropy(mesh, chunks, z_loss, x_BxLxD, head_DxV, *arrays_BxL)
 
 
 def target_weights(batch: Mapping[str, Array]) -> Array:
-    """BxL float32: 1 for targets of the loss, 0 where `loss_mask` (BxL+1, aligned with the tokens) is 0."""
+    """Float32 BxL: 1 for targets of the loss, 0 where `loss_mask` (BxL+1, aligned with the tokens) is 0."""
     if batch.get("loss_mask") is None:
         return jnp.ones(batch["tokens"][:, 1:].shape, jnp.float32)
     return batch["loss_mask"][:, 1:].astype(jnp.float32)
@@ -163,11 +163,11 @@ def loss(
 
     Args:
       batch: `tokens` int BxL+1; optional `segment_ids`, `positions` and `loss_mask`, BxL+1, aligned with the tokens.
-      mesh: Where the arrays live; None: on one device.
+      mesh: Of the arrays; None: they are on one device.
       z_loss: Weight of log(Z)^2, which keeps logits from drifting; 0: off.
-      token_count: What to divide by; None: the number of targets in this batch. With gradient accumulation, the number
+      token_count: Divisor of the sum; None: the number of targets in this batch. With gradient accumulation, the number
         in all parts.
-      dropout_key: Randomness; None: no dropout.
+      dropout_key: None: no dropout.
 
     Returns:
       The scalar to minimise, float32, and its parts: `losses` BxL (cross-entropy of each target in nats, 0 where

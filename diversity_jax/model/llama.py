@@ -1,4 +1,4 @@
-"""The Llama: modules in Flax NNX, and pure functions over nested dicts of parameters. No other file knows NNX.
+"""The Llama: modules in Flax NNX, and pure functions over nested dicts of parameters. No other file uses NNX.
 
 Shape legend: B batch, L length, D hidden, H query heads, K key/value heads, Dh head, F feed-forward, V vocabulary,
 N layers.
@@ -22,9 +22,9 @@ from diversity_jax.model.rotary import Rotary, layer_rotary, rotate
 from diversity_jax.model.sharding import GATHERED, constrain, gathered, input_axes
 
 Params = dict[str, Any]
-# (q BxLxHxDh, k BxLxKxDh, v BxLxKxDh) -> its output BxLxHxDh, and anything it wants to hand on, such as a cache.
+# (q BxLxHxDh, k BxLxKxDh, v BxLxKxDh) -> output BxLxHxDh, and any further result, such as an updated cache.
 AttentionFunction = Callable[[Array, Array, Array], tuple[Array, Any]]
-_LAYER_INPUT = "layer_input"  # name of what the remat policy "offload" keeps on the host
+_LAYER_INPUT = "layer_input"  # checkpoint name of what the remat policy "offload" keeps on the host
 
 
 def rms_norm(config: LlamaConfig, x: Array, weight: Array) -> Array:
@@ -38,10 +38,10 @@ def rms_norm(config: LlamaConfig, x: Array, weight: Array) -> Array:
 
 
 def project(x: Array, weight: Array, *, axes: int = 1, mesh: Mesh | None) -> Array:
-    """The product over x's last `axes` axes and the weight's first: BxLxD and DxHxDh make BxLxHxDh.
+    """The product over x's last `axes` axes and the weight's first: BxLxD and DxHxDh give BxLxHxDh.
 
-    Computed on matrices with all tokens as rows: with two axes of rows, XLA's CPU backend copies operands, a third of
-    the step's time. Where the mesh cuts the sequence they stay apart, since rows cut both ways cannot be merged.
+    Computed with all tokens as rows of one matrix: with two axes of rows XLA's CPU backend copies operands, which takes
+    a third of the step's time. Axes sharded over both batch and sequence cannot be merged, and stay separate.
     """
     if mesh is not None and mesh.shape["sequence"] > 1:
         return jnp.tensordot(x, weight, axes=axes)
@@ -63,7 +63,7 @@ def _norm(config: LlamaConfig, *shape: int) -> nnx.Param:
 
 
 class Attention(nnx.Module):
-    """Grouped-query self-attention with rotary positions; the scores are left to an `AttentionFunction`."""
+    """Projections and rotary positions of grouped-query self-attention, around an `AttentionFunction`."""
 
     def __init__(self, config: LlamaConfig, key: Array):
         D, H, K, Dh = config.hidden_size, config.num_heads, config.kv_heads, config.head_size
@@ -83,7 +83,7 @@ class Attention(nnx.Module):
             self.full_query_norm, self.full_key_norm = _norm(config, H, Dh), _norm(config, K, Dh)
 
     def _projected(self, name: str, x_BxLxD: Array, mesh: Mesh | None) -> Array:
-        """Queries, keys or values, BxLxHxDh or BxLxKxDh, before they turn."""
+        """Queries, keys or values, BxLxHxDh or BxLxKxDh, before rotation."""
         config = self.config
         y = project(x_BxLxD, getattr(self, name)[...], mesh=mesh)
         if config.qkv_bias:
@@ -136,7 +136,7 @@ class FeedForward(nnx.Module):
 
 
 class Block(nnx.Module):
-    """One layer: attention and feed-forward, each added to the stream; normalised before, after, or both."""
+    """One layer: attention and feed-forward, each added to the residual stream and normalised as `norm_order` says."""
 
     def __init__(self, config: LlamaConfig, key: Array):
         attention_key, mlp_key = jax.random.split(key)
@@ -148,13 +148,14 @@ class Block(nnx.Module):
         if config.norm_order != "pre":
             self.attention_post_norm, self.mlp_post_norm = (_norm(config, config.hidden_size) for _ in range(2))
 
-    def _read(self, x_BxLxD: Array, part: str) -> Array:
+    def _input(self, x_BxLxD: Array, part: str) -> Array:
+        """The input of "attention" or "mlp"."""
         if self.config.norm_order == "post":
             return x_BxLxD
         return rms_norm(self.config, x_BxLxD, getattr(self, f"{part}_norm")[...])
 
-    def _added(self, x_BxLxD: Array, y_BxLxD: Array, part: str) -> Array:
-        """The stream with what a part gives."""
+    def _add_output(self, x_BxLxD: Array, y_BxLxD: Array, part: str) -> Array:
+        """The residual stream plus the output of "attention" or "mlp"."""
         if self.config.norm_order != "pre":
             y_BxLxD = rms_norm(self.config, y_BxLxD, getattr(self, f"{part}_post_norm")[...])
         scale = self.config.residual_multiplier
@@ -163,15 +164,19 @@ class Block(nnx.Module):
     def __call__(
         self, x_BxLxD: Array, rotary: Rotary | None, attention: AttentionFunction, mesh: Mesh | None, length: str | None
     ) -> tuple[Array, Any]:
-        """The stream after the layer, BxLxD, and what `attention` hands on; `length` None: no sequence sharding."""
-        attended_BxLxD, extra = self.attention(self._read(x_BxLxD, "attention"), rotary, attention, mesh, length)
-        x_BxLxD = self._added(x_BxLxD, attended_BxLxD, "attention")
-        x_BxLxD = self._added(x_BxLxD, self.mlp(self._read(x_BxLxD, "mlp"), mesh, length), "mlp")
+        """The residual stream after the layer, BxLxD, and `attention`'s further result.
+
+        Args:
+          length: logical axis of the sequence, "length"; None: the sequence is not sharded.
+        """
+        attended_BxLxD, extra = self.attention(self._input(x_BxLxD, "attention"), rotary, attention, mesh, length)
+        x_BxLxD = self._add_output(x_BxLxD, attended_BxLxD, "attention")
+        x_BxLxD = self._add_output(x_BxLxD, self.mlp(self._input(x_BxLxD, "mlp"), mesh, length), "mlp")
         return constrain(x_BxLxD, mesh, "batch", length, "activation_embed"), extra
 
 
 class Llama(nnx.Module):
-    """Embedding, N blocks with their parameters stacked along a first axis, a last norm and, where untied, a head."""
+    """Embedding, N blocks with parameters stacked along the first axis, a final norm and, where untied, a head."""
 
     def __init__(self, config: LlamaConfig, key: Array):
         embed_key, blocks_key, head_key = jax.random.split(key, 3)
@@ -194,14 +199,14 @@ def run_block(config: LlamaConfig, weights: Params, *arguments: Any) -> tuple[Ar
 
 
 def _unstacked(stacked, count):
-    """One tree per layer. Split, not indexed: the gradient of indexing is `count` whole stacks added up."""
+    """One tree per layer. Split, not indexed: the gradient of indexing sums `count` arrays of the stack's size."""
     leaves, tree = jax.tree.flatten(stacked)
     split = [[part[0] for part in jax.lax.split(leaf, [1] * count)] for leaf in leaves]
     return [jax.tree.unflatten(tree, layer) for layer in zip(*split, strict=True)]
 
 
 def _is_product_or_attention(primitive, *shapes, **parameters):
-    """What "save_matmuls" saves: products with weights, and what attention's backward pass needs of its forward."""
+    """What "save_matmuls" saves: products with weights, and the arrays that attention's backward pass reads."""
     if primitive.name == "name":
         return parameters["name"] == KERNEL_OUTPUT
     if primitive.name.startswith("dot_product_attention_fwd"):  # cuDNN's, which cannot be given a name
@@ -215,7 +220,7 @@ def _remat(config: LlamaConfig, layer: Callable[..., Any], mesh: Mesh | None, in
     if config.remat == "none":
         if mesh is None or mesh.shape["fsdp"] == 1:
             return layer
-        # What fsdp gathers is gathered again: saved, it would be the whole model on every device.
+        # Gathered parameters are gathered again: saved, they would be the full model on every device.
         policy = policies.save_anything_except_these_names(GATHERED)
     elif config.remat == "offload":
         names: dict[str, Any] = {"names_which_can_be_saved": [], "names_which_can_be_offloaded": [_LAYER_INPUT]}
@@ -225,15 +230,18 @@ def _remat(config: LlamaConfig, layer: Callable[..., Any], mesh: Mesh | None, in
 
 
 def init_params(config: LlamaConfig, key: Array) -> Params:
-    """Random float32 parameters: normal matrices of `initializer_range`, biases of zero, norms of one in effect; layers
-    stacked on axis 0. A configuration that leaves a size to the mixture is refused.
+    """Random float32 parameters, layers stacked on axis 0: normal matrices of standard deviation `initializer_range`,
+    biases of zero, norms with an effective weight of one.
+
+    Raises:
+      InputError: the configuration leaves a size to the mixture.
     """
     config.check_described()
     return nnx.to_pure_dict(nnx.state(Llama(config, key)))
 
 
 def param_shapes(config: LlamaConfig) -> Params:
-    """Shapes and types of the parameters, without making any."""
+    """Shapes and types of the parameters, as `jax.ShapeDtypeStruct`s."""
     return jax.eval_shape(functools.partial(init_params, config), jax.random.key(0))
 
 
@@ -254,8 +262,8 @@ def hidden_states(
       segment_ids_BxL: Document of each token; a token attends only within its own. None: the row is one document.
       positions_BxL: Position of each token; None: its column. Rotary attention sees only differences, so documents
         packed in one row need none.
-      dropout_key: Randomness for dropout; None: no dropout, as in evaluation.
-      mesh: Where the arrays live; None: on one device.
+      dropout_key: None: no dropout, as in evaluation.
+      mesh: Of the arrays; None: they are on one device.
     """
     rotary = layer_rotary(config, tokens_BxL.shape[1], positions_BxL)
     adapters = params.get("adapters", {"blocks": {}})["blocks"]
@@ -266,16 +274,15 @@ def hidden_states(
     def layer(kind: int, x_BxLxD: Array, index: Any, weights_and_adapters: tuple[Params, Params]) -> Array:
         weights, added = weights_and_adapters
         key = None if dropout_key is None or not config.dropout else jax.random.fold_in(dropout_key, index)
-        if added:  # in float32 and while both are cut alike, so that only the sum is rounded and gathered
+        if added:  # in float32 and with the same sharding, so that only the sum is rounded and gathered
             weights = cast(add_adapters(weights, added))
         if config.remat == "offload":
             x_BxLxD = checkpoint_name(x_BxLxD, _LAYER_INPUT)
         options: dict[str, Any] = {"window": config.layer_window(kind), "dropout_key": key, "mesh": mesh}
         attention = functools.partial(attend, config, segment_ids_BxL=segment_ids_BxL, **options)
         weights = gathered(weights, "blocks", mesh)
-        return run_block(config, weights, x_BxLxD, rotary(kind), lambda *qkv: (attention(*qkv), None), mesh, "length")[
-            0
-        ]
+        arguments = x_BxLxD, rotary(kind), lambda *qkv: (attention(*qkv), None), mesh, "length"
+        return run_block(config, weights, *arguments)[0]
 
     x_BxLxD = embedded(config, params, tokens_BxL)
     x_BxLxD = constrain(x_BxLxD, mesh, "batch", "length", "activation_embed")
@@ -284,13 +291,13 @@ def hidden_states(
 
 
 def _run_layers(config: LlamaConfig, layer: Callable[..., Array], x_BxLxD: Array, stacked: Any, mesh: Mesh | None):
-    """The stream after all layers.
+    """The residual stream after all layers.
 
-    The loop's body is one layer, or, where layers differ in window or rotary positions, as many as repeat; where they
-    do not repeat there is no loop.
+    With `scan_layers` a loop runs one layer at a time, or one `layer_period` of layers where they differ in window or
+    rotary positions; where nothing repeats there is no loop.
 
     Args:
-      layer: (a layer's number that tells its kind, stream, its number, its parameters) -> stream.
+      layer: (the layer's number modulo `layer_period`, stream, the layer's number, its parameters) -> stream.
       stacked: All layers' parameters.
     """
     count, period = config.num_layers, config.layer_period
@@ -313,13 +320,13 @@ def _run_layers(config: LlamaConfig, layer: Callable[..., Array], x_BxLxD: Array
 
 
 def embedded(config: LlamaConfig, params: Params, tokens_BxL: Array) -> Array:
-    """The stream before the first layer, BxLxD in the compute type."""
+    """The embedded tokens, BxLxD in the compute type."""
     x_BxLxD = params["embed"][tokens_BxL].astype(config.compute_dtype)
     return x_BxLxD if config.embedding_multiplier == 1 else x_BxLxD * config.embedding_multiplier
 
 
 def final_states(config: LlamaConfig, params: Params, x_BxLxD: Array) -> Array:
-    """The stream after the last layer as the output projection reads it."""
+    """The residual stream after the last layer, normalised for the output projection."""
     x_BxLxD = rms_norm(config, x_BxLxD, params["norm"].astype(config.compute_dtype))
     return x_BxLxD if config.logits_divisor == 1 else x_BxLxD / config.logits_divisor
 
@@ -330,22 +337,21 @@ def head_weight(config: LlamaConfig, params: Params) -> Array:
 
 
 def logits(config: LlamaConfig, params: Params, tokens_BxL: Array, **arguments: Any) -> Array:
-    """Float32 scores of every next token, BxLxV; arguments as `hidden_states`. Training uses `loss` instead."""
+    """Float32 logits of every next token, BxLxV; arguments as `hidden_states`. Training uses `loss` instead."""
     x_BxLxD = hidden_states(config, params, tokens_BxL, **arguments)
     return jnp.einsum("bld,dv->blv", x_BxLxD, head_weight(config, params), preferred_element_type=jnp.float32)
 
 
 def add_adapters(weights: Any, adapters: Params) -> Any:
-    """A layer's parameters plus the products of their low-rank adapters `a` and `b`."""
+    """A layer's parameters plus the products of their low-rank adapters, `a` and `b`."""
     if "a" in adapters:
         return weights + jnp.tensordot(adapters["a"], adapters["b"], axes=1, precision="highest")
     return {name: add_adapters(w, adapters[name]) if name in adapters else w for name, w in weights.items()}
 
 
 def init_adapters(config: LlamaConfig, lora: LoraConfig, key: Array) -> Params:
-    """Float32 adapters `blocks/attention/query/a` and so on, stacked over layers, that change nothing yet.
-
-    A is normal with variance 1/inputs, B is zero.
+    """Float32 adapters `blocks/attention/query/a` and so on, stacked over layers: A is normal with variance 1/inputs,
+    B is zero, so that their product is zero.
     """
     blocks = param_shapes(config)["blocks"]
     adapters: Params = {"attention": {}, "mlp": {}}
@@ -359,7 +365,7 @@ def init_adapters(config: LlamaConfig, lora: LoraConfig, key: Array) -> Params:
 
 
 def with_adapters(base: Params, adapters: Params, lora: LoraConfig) -> Params:
-    """The base's tree with adapters in it, as `hidden_states` reads it; gradients reach adapters through it."""
+    """The base parameters with scaled adapters under `adapters`, as `hidden_states` reads them; differentiable."""
     scale = lora.alpha / lora.rank
     scaled = jax.tree_util.tree_map_with_path(
         lambda path, leaf: scale * leaf if path[-1].key == "b" else leaf, adapters
@@ -368,18 +374,16 @@ def with_adapters(base: Params, adapters: Params, lora: LoraConfig) -> Params:
 
 
 def merged(base: Params, adapters: Params, lora: LoraConfig) -> Params:
-    """An ordinary model's float32 parameters: W + alpha / rank * A B."""
+    """Float32 parameters with the adapters added: W + alpha / rank * A B."""
     both = with_adapters(base, adapters, lora)
     return {**base, "blocks": jax.vmap(add_adapters)(base["blocks"], both["adapters"]["blocks"])}
 
 
 @jax.jit
 def fingerprint(tree: Any) -> Array:
-    """A uint32 that changes with any bit of any array and with their order, the same on every mesh.
-
-    Sums wrap around, so they do not depend on the order in which devices add them up.
+    """A uint32 hash of all arrays' bits and their order, the same on every mesh: wrapping sums do not depend on the
+    order of their terms.
     """
-
     total = jnp.uint32(0)
     for array in jax.tree.leaves(tree):
         bits = jax.lax.bitcast_convert_type(array, jnp.uint32).reshape(-1)

@@ -1,4 +1,4 @@
-"""Rotary positions (Su et al. 2021), half-split as in Hugging Face, and the ways to stretch them for long texts.
+"""Rotary positions (Su et al. 2021), half-split as in Hugging Face, and their scaling for long texts.
 
 Shape legend: B batch, L length, H heads, Dh head.
 """
@@ -15,11 +15,11 @@ import numpy as np
 from diversity_jax.core.errors import InputError
 from diversity_jax.model.config import LlamaConfig
 
-Rotary = tuple[Array, Array]  # cosines and sines, each BxLx1xR/2, where R elements of a head turn
+Rotary = tuple[Array, Array]  # cosines and sines, each BxLx1xR/2, where R elements of a head are rotated
 
 
 def rotary_frequencies(config: LlamaConfig, length: int) -> np.ndarray:
-    """Radians per token of each pair of elements, float32, from the fastest on.
+    """Radians per token of each pair of elements, float32 [R / 2], descending.
 
     Args:
       length: Tokens of the sequence, which "dynamic" depends on.
@@ -32,12 +32,12 @@ def rotary_frequencies(config: LlamaConfig, length: int) -> np.ndarray:
     frequency = np.float32(theta) ** (-np.arange(half, dtype=np.float32) / half)
     if config.rope_scaling in ("none", "dynamic"):
         return frequency
-    kept_share = _kept_share(config, frequency)
-    return (frequency * (kept_share + (1 - kept_share) / config.rope_factor)).astype(np.float32)
+    unscaled = _unscaled_share(config, frequency)
+    return (frequency * (unscaled + (1 - unscaled) / config.rope_factor)).astype(np.float32)
 
 
-def _kept_share(config: LlamaConfig, frequency: np.ndarray) -> np.ndarray:
-    """How much of each frequency stays as it was, 0 to 1; the rest is divided by `rope_factor`."""
+def _unscaled_share(config: LlamaConfig, frequency: np.ndarray) -> np.ndarray:
+    """Weight, 0 to 1, of the original frequency of each pair; the remainder weighs that divided by `rope_factor`."""
     slow, fast = config.rope_slow_turns, config.fast_turns
     if config.rope_scaling == "llama3":  # linear in the turns within the original length (Llama 3.1)
         turns = (config.rope_original_length or 0) * frequency.astype(np.float64) / (2 * math.pi)
@@ -51,13 +51,13 @@ def _kept_share(config: LlamaConfig, frequency: np.ndarray) -> np.ndarray:
 
 
 def _pair_with_turns(config: LlamaConfig, turns: float) -> float:
-    """The number, a fraction, of the pair that turns so often within the original length."""
+    """The index, a fraction, of the pair that makes this number of turns within the original length."""
     longest = (config.rope_original_length or 0) / (turns * 2 * math.pi)
     return config.rotary_size * math.log(longest) / (2 * math.log(config.rope_theta))
 
 
 def check_reading_in_parts(config: LlamaConfig) -> None:
-    """Raises `InputError` where wavelengths depend on a whole text's length, and it may be read in parts."""
+    """Raises `InputError` where frequencies depend on the length of the text, which may be processed in parts."""
     original = config.rope_original_length or 0
     if config.rope_scaling == "dynamic" and config.max_length > original:
         raise InputError(
@@ -76,7 +76,7 @@ def rotary_table(config: LlamaConfig, length: int, positions_BxL: Array | None) 
     if positions_BxL is not None:
         check_reading_in_parts(config)
     frequency = rotary_frequencies(config, length)
-    # Without positions numpy makes the table, as a constant: XLA would compute it again for every row, head and layer.
+    # Without positions the table is a numpy constant: XLA would recompute it for every row, head and layer.
     module: Any = np if positions_BxL is None else jnp
     positions = np.arange(length)[None] if positions_BxL is None else positions_BxL
     angle = positions.astype(np.float32)[..., None, None] * frequency
@@ -87,7 +87,7 @@ def rotary_table(config: LlamaConfig, length: int, positions_BxL: Array | None) 
 
 
 def layer_rotary(config: LlamaConfig, length: int, positions_BxL: Array | None) -> Callable[[int], Rotary | None]:
-    """The table of each layer by its number; None: its queries and keys do not turn."""
+    """A function from a layer's number to its rotary table; None for layers without rotary positions."""
     table = of_windows = rotary_table(config, length, positions_BxL)
     if (theta := config.window_rope_theta) is not None:
         plain: dict[str, Any] = {"rope_scaling": "none", "rope_factor": 1.0, "rope_original_length": None}
@@ -103,9 +103,9 @@ def layer_rotary(config: LlamaConfig, length: int, positions_BxL: Array | None) 
 
 
 def rotate(x_BxLxHxDh: Array, rotary: Rotary) -> Array:
-    """Element i turns with element i + R/2; those from R on stay."""
+    """Rotates the pairs (i, i + R/2) of a head's first R elements; the others stay."""
     cos, sin = rotary
-    turning = 2 * cos.shape[-1]
-    a, b = jnp.split(x_BxLxHxDh[..., :turning], 2, axis=-1)
-    rest = [] if turning == x_BxLxHxDh.shape[-1] else [x_BxLxHxDh[..., turning:]]
+    R = 2 * cos.shape[-1]
+    a, b = jnp.split(x_BxLxHxDh[..., :R], 2, axis=-1)
+    rest = [] if x_BxLxHxDh.shape[-1] == R else [x_BxLxHxDh[..., R:]]
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin, *rest], axis=-1)

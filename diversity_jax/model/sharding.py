@@ -1,4 +1,4 @@
-"""How every array is sharded: one mesh, one table from logical axes to mesh axes, and the parameters' logical axes."""
+"""Sharding of all arrays: the device mesh, the table from logical to mesh axes, and the parameters' logical axes."""
 
 from collections.abc import Sequence
 import functools
@@ -15,7 +15,7 @@ import numpy as np
 from diversity_jax.core.errors import InputError
 from diversity_jax.model.config import MESH_AXES, MeshConfig
 
-GATHERED = "gathered"  # name of parameters that were gathered over fsdp, for remat policies
+GATHERED = "gathered"  # checkpoint name of parameters that were gathered over fsdp, for remat policies
 
 # Logical axis -> mesh axes. Parameters are sharded over fsdp along D and over tensor along heads, F and V; activations
 # over data and fsdp along the batch.
@@ -62,15 +62,15 @@ PARAMETER_AXES: dict[str, tuple[str, ...]] = {
     "blocks/mlp/up_bias": ("layers", "mlp"),  # [N, F]
     "blocks/mlp/down_bias": ("layers", "norm"),  # [N, D]
 }
-VECTORS = ("norm", "bias")  # ends of the names of parameters that are no matrices
+VECTORS = ("norm", "bias")  # suffixes of the names of parameters that are no matrices
 
 
 def input_axes(matrix: str) -> int:
-    """How many axes a layer's matrix is multiplied over, after the axis of layers."""
+    """Number of input axes of a layer's matrix, not counting the axis of layers."""
     return 2 if matrix == "output" else 1
 
 
-# Low-rank adapters are sharded as their matrix is, so that their product is too.
+# Low-rank adapters are sharded so that their product is sharded as their matrix.
 for _path, _axes in list(PARAMETER_AXES.items()):
     if _path.startswith("blocks/") and not _path.endswith(VECTORS):
         _split = 1 + input_axes(_path.rpartition("/")[2])
@@ -78,10 +78,10 @@ for _path, _axes in list(PARAMETER_AXES.items()):
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
-    """The mesh `(data, fsdp, tensor, sequence)` over `devices` (default: all of them), in an order that JAX chooses.
+    """The mesh `(data, fsdp, tensor, sequence)` over `devices` (default: all), in an order that JAX chooses.
 
     Raises:
-      InputError: the axes do not multiply to the number of devices, or their network parts to that of slices.
+      InputError: the axes do not multiply to the number of devices, or the network axes to the number of slices.
     """
     devices = list(jax.devices() if devices is None else devices)
     sizes = config.resolved(len(devices))
@@ -119,10 +119,9 @@ def constrain(x: Array, mesh: Mesh | None, *logical: str | None) -> Array:
 def gathered(layer: Any, prefix: str, mesh: Mesh | None) -> Any:
     """One layer's parameters gathered over fsdp; each device then multiplies its own rows by full matrices.
 
-    Without this the compiler works through a sharded matrix part by part and adds each part's product to the output in
-    memory, which on TPUs cost twice the time of the products themselves. Gradients are sharded again as they are
-    summed. Where nothing is sharded over fsdp the parameters are left as they are: a loop over layers would keep a copy
-    of what this hands back for the backward pass.
+    Without this the compiler multiplies by one shard of a matrix at a time and accumulates the output in memory, which
+    on TPUs took twice the time of the products themselves. Gradients are reduce-scattered. Without fsdp sharding the
+    parameters are returned unchanged: a loop over layers would store a copy of a new array for the backward pass.
     """
     if mesh is None or mesh.shape["fsdp"] == 1:
         return layer
@@ -140,8 +139,8 @@ def _gather(mesh: Mesh | None, logical: tuple[str, ...], leaf: Array) -> Array:
 
 
 def _scatter(mesh: Mesh | None, logical: tuple[str, ...], _: None, gradient: Array) -> tuple[Array]:
-    """Full first, then sharded: one reduce-scatter after the product. A plain constraint's gradient would stay full,
-    held by and sent to every device; sharded at once, the compiler would make the product part by part again."""
+    """Constrained to be full, then sharded, which compiles to one reduce-scatter after the product. The gradient of a
+    plain constraint would stay full on every device; a sharded one alone would again be computed shard by shard."""
     return (constrain(_gather(mesh, logical, gradient), mesh, *logical),)
 
 
@@ -162,7 +161,7 @@ def param_shardings(mesh: Mesh, params: Any) -> Any:
     """A `NamedSharding` for every parameter of a tree, or of its shapes, by `PARAMETER_AXES` and `RULES`.
 
     Raises:
-      InputError: an axis of a parameter cannot be cut evenly; the message names both and the sizes that would do.
+      InputError: an axis of a parameter cannot be sharded evenly.
     """
 
     def sharding(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
@@ -184,9 +183,19 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, spec("batch"))
 
 
+def row_shards(mesh: Mesh) -> int:
+    """Number of shards of the batch."""
+    return _shards(mesh, RULES["batch"])
+
+
+def with_shardings(shapes: Any, shardings: Any) -> Any:
+    """`jax.ShapeDtypeStruct`s with these shardings, of a tree of arrays or shapes."""
+    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
+
+
 def check_batch(mesh: Mesh, rows: int, *, gradient_accumulation: int = 1) -> None:
     """Raises `InputError` where `rows` is no multiple of data x fsdp x gradient accumulation."""
-    shards = _shards(mesh, RULES["batch"])
+    shards = row_shards(mesh)
     if rows % (shards * gradient_accumulation):
         raise InputError(
             f"batch of {rows} rows: must be a multiple of mesh.data * mesh.fsdp * gradient_accumulation = "

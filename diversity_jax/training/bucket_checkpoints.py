@@ -97,7 +97,7 @@ class BucketCheckpoints:
                 ) from error
             self._last = step
 
-    def _write(self, step: int, shapes: Any, own: Sequence[shards.Shard], info: Mapping[str, Any]) -> None:
+    def _write(self, step: int, shapes: Any, own: Sequence[shards.ArrayShard], info: Mapping[str, Any]) -> None:
         folder, process = join_path(self.folder, str(step)), jax.process_index()
         error: Exception | None = None
         entries: list[dict[str, Any]] = []

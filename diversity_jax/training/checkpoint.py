@@ -19,8 +19,9 @@ from diversity_jax.core.errors import InputError
 from diversity_jax.core.files import free_bytes, join_path
 from diversity_jax.core.stores import StoreError
 from diversity_jax.model.checkpoint_io import shards
-from diversity_jax.model.checkpoint_io.shards import Damaged, complete_steps
+from diversity_jax.model.checkpoint_io.shards import DamagedCheckpoint, complete_steps
 from diversity_jax.model.llama import fingerprint
+from diversity_jax.model.sharding import with_shardings
 from diversity_jax.training.step import TrainState
 
 log = logging.getLogger(__name__)
@@ -91,10 +92,10 @@ def load(
         try:
             info = read_info(folder, candidate)
             if info is None:
-                raise Damaged("its record is missing or damaged")
+                raise DamagedCheckpoint("its record is missing or damaged")
             check(info)
             return _load(join_path(folder, str(candidate)), shapes, shardings, info), info, damaged
-        except Damaged as damage:
+        except DamagedCheckpoint as damage:
             log.error("checkpoint %s/%d is damaged (%s); trying the one before", folder, candidate, damage)
             damaged.append(candidate)
     if candidates:
@@ -106,24 +107,22 @@ def load(
 
 
 def _load(folder: Path | str, shapes: TrainState, shardings: TrainState, info: Mapping[str, Any]) -> TrainState:
-    parts = state_parts(
-        jax.tree.map(lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes, shardings)
-    )
+    parts = state_parts(with_shardings(shapes, shardings))
     try:
         loaded = shards.load(folder, parts)
-    except (Damaged, StoreError) as error:
-        if isinstance(error, Damaged):
+    except (DamagedCheckpoint, StoreError) as error:
+        if isinstance(error, DamagedCheckpoint):
             raise
         raise CheckpointError(f"{error}; nothing was changed") from None
     except Exception as error:  # whatever Orbax, TensorStore and XLA raise, which have no common type
         raise _read_error(local_copy(folder, lambda name: True), error) from error
     if int(fingerprint({name: loaded[name] for name in parts})) != info["fingerprint"]:
-        raise Damaged("its values do not match their fingerprint")
+        raise DamagedCheckpoint("its values do not match their fingerprint")
     return TrainState(params=loaded["params"], opt_state=loaded["optimizer"], **loaded["counters"])
 
 
 def _read_error(folder: Path, error: Exception) -> Exception:
-    """`Damaged` where a checksum or a missing piece proves it, else a `CheckpointError` with the reason.
+    """`DamagedCheckpoint` where a checksum or a missing piece proves it, else a `CheckpointError` with the reason.
 
     Orbax's own error tells neither: it says the same of a missing file, a wrong checksum and a disk that fails.
     """
@@ -142,7 +141,7 @@ def _read_error(folder: Path, error: Exception) -> Exception:
         else:
             proof = proof or next((text[:200] for text in reasons if any(word in text for word in _DAMAGED)), None)
             if proof:
-                return Damaged(proof)
+                return DamagedCheckpoint(proof)
     return CheckpointError(
         f"{folder}: could not be read ({reason}), which is no sign of damage; nothing was changed: see to storage and "
         "memory, and run again"

@@ -15,6 +15,7 @@ from diversity_jax.mixtures.mixture import Batch, Mixture
 from diversity_jax.mixtures.row_arrays import as_arrays
 from diversity_jax.model import LlamaConfig, batch_sharding
 from diversity_jax.model.llama import Params, head_weight, hidden_states
+from diversity_jax.model.sharding import row_shards
 from diversity_jax.prepare.manifest import prepared_tokenizer
 from diversity_jax.prepare.rows import RowReader
 from diversity_jax.tokenizers.document_start import Boundaries
@@ -99,8 +100,8 @@ class Samples:
                 f"train.sample_tokens={self._new_tokens}: with the longest of train.sample_prompts "
                 f"({longest - self._new_tokens} tokens) that is more than model.max_length={model.max_length}"
             )
-        row_shards = mesh.shape["data"] * mesh.shape["fsdp"]
-        rows = -(-len(prompts) // row_shards) * row_shards
+        shards = row_shards(mesh)
+        rows = -(-len(prompts) // shards) * shards
         length = -(-longest // 128) * 128  # what every attention kernel takes, and any cut of the sequence
         self._lengths_B = np.array([len(prompt) for prompt in prompts] + [1] * (rows - len(prompts)), np.int32)
         self._tokens_BxL = np.full((rows, length), self._end_of_text, np.int32)

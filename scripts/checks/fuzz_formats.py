@@ -348,7 +348,7 @@ def checkpoint_record(folder: Path) -> Format:
             if record is None:
                 raise InputError("no checkpoint")
             shards.read(folder, record, wanted)
-        except shards.Damaged as error:  # the caller says it in a line, and takes the checkpoint before
+        except shards.DamagedCheckpoint as error:  # the caller says it in a line, and takes the checkpoint before
             raise InputError(str(error)) from None
 
     return path, read

@@ -1,10 +1,10 @@
-"""Model types of transformers that are this Llama with some of its switches set: their entries of `config.json`.
+"""Model types of transformers that this Llama can represent, and how their `config.json` maps to `LlamaConfig`.
 
-A family is read by its own class's defaults, since transformers writes only what differs from them. It is written by
-trial: the first family whose entries, read back, give the same model.
+Entries that are missing have the defaults of the family's own class in transformers. Export tries the families in order
+and takes the first whose entries, read back, give the same model.
 
 Rotary settings come in the styles of transformers 4 (`rope_theta`, `rope_scaling`) and 5 (`rope_parameters`). Where
-two of them say different things, transformers takes one without a word, and not every version the same one; here such
+they contradict each other, transformers uses one of them without a warning, which one depends on its version; here such
 files are refused.
 """
 
@@ -22,28 +22,29 @@ SLIDING, FULL = "sliding_attention", "full_attention"
 
 @dataclass(frozen=True, kw_only=True)
 class Family:
-    """One model type: what it always has, and which entries say the rest."""
+    """One model type of transformers."""
 
     model_type: str
     architecture: str
-    defaults: Mapping[str, Any] = field(default_factory=dict)  # entries where config.json is silent, other than Llama's
-    fixed: Mapping[str, Any] = field(default_factory=dict)  # fields of LlamaConfig that all its models have
+    defaults: Mapping[str, Any] = field(default_factory=dict)  # values of missing entries, where Llama's differ
+    fixed: Mapping[str, Any] = field(default_factory=dict)  # fields of LlamaConfig that are the same in all models
     # Entry of config.json -> the fields of LlamaConfig that all have its value.
     entries: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     # Which layers `sliding_window` is for: "none", "all", "listed" (in layer_types) or "from" (max_window_layers on).
     windows: str = "none"
     rope_types: tuple[str, ...] = ("default", "linear", "dynamic", "llama3", "yarn")
-    others: frozenset[str] = field(default=frozenset())  # further entries that are read
+    others: frozenset[str] = frozenset()  # further entries that are read
 
     def known(self) -> set[str]:
-        """All entries that this family reads."""
+        """Names of all entries that are read of this family."""
         windows = {"none": set(), "all": {"sliding_window"}, "listed": {"sliding_window", "layer_types"}}
         windows["from"] = {"sliding_window", "layer_types", "use_sliding_window", "max_window_layers"}
         return {*self.entries, *windows[self.windows], *self.others, *self.defaults}
 
 
 _ATTENTION_BIAS = {"attention_bias": ("qkv_bias", "output_bias")}
-_BIASES = {**_ATTENTION_BIAS, "mlp_bias": ("mlp_bias",)}
+_MLP_BIAS = {"mlp_bias": ("mlp_bias",)}
+_BIASES = {**_ATTENTION_BIAS, **_MLP_BIAS}
 _MULTIPLIERS = {f"{name}_multiplier": (f"{name}_multiplier",) for name in ("embedding", "attention", "residual")}
 _QWEN = {"num_key_value_heads": 32, "sliding_window": 4096, "max_window_layers": 28, "use_sliding_window": False}
 _OLMO = {"qk_norm": "full", "norm_order": "post"}
@@ -120,9 +121,7 @@ FAMILIES = {
                 **{"num_key_value_heads": 8, "head_dim": 128, "attention_bias": True},
                 **{"max_position_embeddings": 524288},
             },
-            entries={
-                **{"attention_bias": ("qkv_bias",), "attention_out_bias": ("output_bias",), "mlp_bias": ("mlp_bias",)}
-            },
+            entries={"attention_bias": ("qkv_bias",), "attention_out_bias": ("output_bias",), **_MLP_BIAS},
         ),
         Family(
             model_type="phi3",
@@ -154,11 +153,11 @@ FAMILIES = {
         ),
     )
 }
-"""By model type, in the order in which they are tried for export."""
+"""Families by model type, in the order in which export tries them."""
 
 
 def window_fields(path: Path, theirs: Mapping[str, Any], family: Family) -> dict[str, Any]:
-    """`sliding_window` and `layers_without_window` by the entries of a family.
+    """`sliding_window` and `layers_without_window` from the entries of a `config.json`.
 
     Raises:
       InputError: the list of layers has another length or another kind of attention.
@@ -169,11 +168,11 @@ def window_fields(path: Path, theirs: Mapping[str, Any], family: Family) -> dict
         raise InputError(f"{path}: layer_types does not list {layers} layers, as num_hidden_layers says")
     if other := [kind for kind in listed or () if kind not in (SLIDING, FULL)]:
         raise InputError(f"{path}: layer_types has {other[0]!r}; only {FULL} and {SLIDING} can be read")
-    has_switch = "use_sliding_window" in family.known()  # which classes without it ignore
+    has_switch = "use_sliding_window" in family.known()  # other classes ignore it
     if family.windows == "none" or (has_switch and theirs.get("use_sliding_window") is False):
         window = None
     if window is None:
-        # Of a family without windows transformers ignores the list; here it would be a model with other numbers.
+        # transformers ignores the list in a family without windows, so the logits would differ.
         if SLIDING in (listed or ()):
             raise InputError(f"{path}: layer_types has {SLIDING!r}, but no window's size is in effect (sliding_window)")
         return {}
@@ -188,14 +187,14 @@ def window_fields(path: Path, theirs: Mapping[str, Any], family: Family) -> dict
 
 
 def _unlisted_kinds(path: Path, theirs: Mapping[str, Any], family: Family) -> list[str]:
-    """The layers' attention where `layer_types` is not given."""
+    """The default of `layer_types`."""
     layers = range(theirs["num_hidden_layers"])
     if family.windows == "from" and not isinstance(theirs["max_window_layers"], int):
         raise InputError(f"{path}: max_window_layers is {theirs['max_window_layers']!r}; expected a whole number")
     full: Any = {
         "qwen2": lambda: range(theirs["max_window_layers"]),
         "qwen3": lambda: range(theirs["max_window_layers"]),
-        "smollm3": lambda: set(layers) - set(unturned_layers(path, theirs)),
+        "smollm3": lambda: set(layers) - set(layers_without_rotary(path, theirs)),
         "olmo3": lambda: layers[3::4],
         "gemma3_text": lambda: layers[theirs["sliding_window_pattern"] - 1 :: theirs["sliding_window_pattern"]],
     }
@@ -203,25 +202,25 @@ def _unlisted_kinds(path: Path, theirs: Mapping[str, Any], family: Family) -> li
     return [FULL if number in layer_kinds else SLIDING for number in layers]
 
 
-def unturned_layers(path: Path, theirs: Mapping[str, Any]) -> tuple[int, ...]:
-    """Numbers of SmolLM3's layers without rotary positions; its list, despite its name, has 1 where there are some.
+def layers_without_rotary(path: Path, theirs: Mapping[str, Any]) -> tuple[int, ...]:
+    """Numbers of SmolLM3's layers without rotary positions, which are 0 in its list `no_rope_layers`.
 
     Raises:
-      InputError: the list has another length or other values, or no whole number says which layers these are.
+      InputError: the list has another length or other values, or there is neither a list nor a valid interval.
     """
     layers, interval = theirs["num_hidden_layers"], theirs["no_rope_layer_interval"]
-    turning = theirs.get("no_rope_layers")
-    if turning is None:
+    has_rotary = theirs.get("no_rope_layers")
+    if has_rotary is None:
         if not isinstance(interval, int) or isinstance(interval, bool) or interval < 1:
             raise InputError(f"{path}: no_rope_layer_interval is {interval!r}; expected a whole number above 0")
         return tuple(range(interval - 1, layers, interval))
-    is_list = isinstance(turning, list) and set(map(repr, turning)) <= {"0", "1", "True", "False"}
-    if not is_list or len(turning) != layers:
+    is_list = isinstance(has_rotary, list) and set(map(repr, has_rotary)) <= {"0", "1", "True", "False"}
+    if not is_list or len(has_rotary) != layers:
         raise InputError(f"{path}: no_rope_layers does not list {layers} zeros and ones, as num_hidden_layers says")
-    return tuple(number for number, turns in enumerate(turning) if not turns)
+    return tuple(number for number, flag in enumerate(has_rotary) if not flag)
 
 
-_OWN_BASE_IN_WINDOWS = ("gemma3_text", "olmo3")  # layers with a window turn by their own base, not stretched
+_OWN_BASE_IN_WINDOWS = ("gemma3_text", "olmo3")  # layers with a window have a base of their own and no scaling
 _KEYS = {
     "default": (),
     "linear": ("factor",),
@@ -233,9 +232,7 @@ _KEYS = {
     ),
 }
 _ALWAYS = ("rope_type", "type", "rope_theta", "partial_rotary_factor", "finetuned")
-ENTRIES = (
-    *("rope_theta", "rope_scaling", "rope_parameters", "partial_rotary_factor", "original_max_position_embeddings"),
-)
+ENTRIES = ("rope_theta", "rope_scaling", "rope_parameters", "partial_rotary_factor", "original_max_position_embeddings")
 
 
 def number(path: Path, name: str, value: Any) -> float:
@@ -246,7 +243,7 @@ def number(path: Path, name: str, value: Any) -> float:
 
 
 def rope_fields(path: Path, theirs: Mapping[str, Any], family: Family) -> dict[str, Any]:
-    """Fields of `LlamaConfig` by a configuration with its family's defaults filled in.
+    """Rotary fields of `LlamaConfig` from a configuration with its family's defaults filled in.
 
     Raises:
       InputError: a kind of scaling that is not computed here, an unknown entry, or entries that contradict each other.
@@ -264,7 +261,7 @@ def rope_fields(path: Path, theirs: Mapping[str, Any], family: Family) -> dict[s
 
 
 def _dictionary(path: Path, theirs: Mapping[str, Any], family: Family) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The settings of the layers that see all tokens, and of those with a window where they have their own."""
+    """Rotary settings of layers with full attention, and of layers with a window where these have their own."""
     entries = {name: theirs.get(name) or {} for name in ("rope_scaling", "rope_parameters")}
     for name, value in entries.items():
         if not isinstance(value, dict):
@@ -289,8 +286,8 @@ def _dictionary(path: Path, theirs: Mapping[str, Any], family: Family) -> tuple[
     assumed = family.defaults.get("rope_theta", 10000.0)
     if old and new.get("rope_theta", assumed) != assumed and "rope_theta" not in {**old, **theirs}:
         raise InputError(
-            f"{path}: rope_scaling stands beside rope_parameters, which transformers then ignores with its "
-            f"rope_theta={new['rope_theta']}; move its settings into rope_parameters"
+            f"{path}: with rope_scaling, transformers ignores rope_parameters and its rope_theta={new['rope_theta']}; "
+            "move its settings into rope_parameters"
         )
     beside = {name: new[name] for name in ("rope_theta", "partial_rotary_factor") if name in new}
     return {**beside, **old} if old else new, local
@@ -304,7 +301,7 @@ def _kind(path: Path, rope: Mapping[str, Any]) -> str:
 
 
 def _agreed(path: Path, name: str, rope: Mapping[str, Any], theirs: Mapping[str, Any], default: float) -> float:
-    """A number that stands in the object of rotary settings or beside it, or in both alike."""
+    """A number from the object of rotary settings or beside it; where both have it, they must agree."""
     values = {number(path, name, entries[name]) for entries in (rope, theirs) if entries.get(name) is not None}
     if len(values) > 1:
         raise InputError(
@@ -359,7 +356,7 @@ def _numbers(path: Path, rope: Mapping[str, Any]) -> list[tuple[str, Any]]:
 
 
 def _attention_factor(values: Mapping[str, float]) -> float | None:
-    """Of yarn: the file's own, or DeepSeek's by two scales; None: the paper's."""
+    """Yarn's attention factor: the file's, or DeepSeek's from two scales; None: the default of the paper."""
     if "attention_factor" in values or not {"mscale", "mscale_all_dim"} <= set(values):
         return values.get("attention_factor")
     growth = math.log(max(values["factor"], 1.0))
@@ -367,7 +364,7 @@ def _attention_factor(values: Mapping[str, float]) -> float | None:
 
 
 def rope_entries(config: LlamaConfig, family: Family) -> dict[str, Any]:
-    """The entries of `config.json`, for transformers 4 and 5 alike."""
+    """Rotary entries of `config.json` for transformers 4 and 5."""
     scaling: dict[str, Any] = {"rope_type": "default"}
     if config.rope_scaling != "none":
         scaling = {"rope_type": config.rope_scaling, "factor": config.rope_factor}

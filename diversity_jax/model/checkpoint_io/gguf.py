@@ -1,7 +1,6 @@
-"""Models in GGUF, the form of llama.cpp, Ollama and LM Studio: one file with weights and tokenizer, out and in.
+"""Export and import of models as GGUF files, the format of llama.cpp, Ollama and LM Studio.
 
-Between our layout and llama.cpp's stands Hugging Face's: what a family of models is called and what it has are decided
-there, in both directions.
+Both directions go through Hugging Face's form of the model: its configuration, tensor names and tensor layouts.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,14 +20,14 @@ from diversity_jax.model.checkpoint_io.gguf_file import DTYPES, GgufFile, read_g
 from diversity_jax.model.checkpoint_io.hugging_face import hugging_face_tensors, params_from_tensors
 from diversity_jax.model.checkpoint_io.hugging_face_config import config_from_entries, config_to_hugging_face
 from diversity_jax.model.checkpoint_io.tensor_files import Tensor
-from diversity_jax.model.config import LlamaConfig
+from diversity_jax.model.config import LlamaConfig, yarn_attention_factor
 from diversity_jax.tokenizers.files import TokenizerFiles, write_tokenizer
 from diversity_jax.tokenizers.gguf_entries import tokenizer_entries
 
-# Numbers of llama.cpp for a file by the type of most of its tensors.
+# `general.file_type`: llama.cpp's number for the type of most tensors.
 _FILE_TYPE = {"float32": 0, "float16": 1, "q8_0": 7, "bfloat16": 32}
-# Families by llama.cpp's name, which is also transformers' model_type, with what llama.cpp's does not have although
-# transformers' does (fields of LlamaConfig).
+# llama.cpp's name of a family, which is also transformers' model_type -> fields of LlamaConfig that transformers
+# supports in it and llama.cpp does not.
 _LACKS: dict[str, tuple[str, ...]] = {
     "llama": (),
     "qwen2": ("head_dim",),
@@ -37,11 +36,11 @@ _LACKS: dict[str, tuple[str, ...]] = {
     "olmo2": ("head_dim", "qkv_bias", "output_bias"),
     "granite": (),
 }
-# Of these llama.cpp rotates neighbouring numbers of a head where transformers rotates halves: rows are permuted.
+# Families in which llama.cpp rotates neighbouring elements of a head and transformers halves: rows are permuted.
 _PERMUTED = ("llama", "smollm3", "granite")
-_SMOLLM3_STEP = 4  # llama.cpp turns no queries and keys in every fourth layer of a SmolLM3
-_AS_LLAMA = ("mistral",)  # model types that llama.cpp has as llama
-# Entry of config.json -> key of the file, after the family's name.
+_SMOLLM3_STEP = 4  # in llama.cpp every fourth layer of a SmolLM3 has no rotary positions
+_AS_LLAMA = ("mistral",)  # model types that llama.cpp calls llama
+# Entry of config.json -> key of the GGUF file, without the family's name before it.
 _SIZES = {
     "max_position_embeddings": "context_length",
     "hidden_size": "embedding_length",
@@ -61,7 +60,7 @@ _NUMBERS = {
 _HEAD_KEYS = ("attention.key_length", "attention.value_length", "rope.dimension_count")
 _YARN = {"beta_fast": "yarn_beta_fast", "beta_slow": "yarn_beta_slow"}
 _SCALING = ("factor", "original_context_length", "attn_factor", "yarn_attn_factor", *_YARN.values())
-# Llama 3's settings, which we write for ourselves; llama.cpp reads the tensor that follows from them.
+# Llama 3's rotary scaling, written for our own import; llama.cpp reads the tensor computed from it.
 _LLAMA3 = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
 _HARMLESS = ("vocab_size", "rope.scaling.finetuned", "tensor_data_layout", "attention.causal", *_HEAD_KEYS)
 _NAMES = {
@@ -80,7 +79,7 @@ _NAMES = {
     "mlp.up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
 }
-# OLMo 2 normalises what a part gives, and calls that otherwise.
+# OLMo 2 normalises the outputs of attention and feed-forward.
 _POST_NAMES = {"post_attention_layernorm": "post_attention_norm", "post_feedforward_layernorm": "post_ffw_norm"}
 _ROPE_FREQS = "rope_freqs.weight"
 
@@ -98,11 +97,11 @@ def export_gguf(
     Args:
       params: On any mesh or on the host; fetched one layer's array at a time.
       path: Ends in `.gguf`; must not exist; written atomically.
-      tokenizer: What the model was trained with.
+      tokenizer: Of the model's training.
       dtype: Of the matrices, one of `DTYPES`.
 
     Raises:
-      InputError: the path is taken, the disk is full, or llama.cpp does not have such a model or tokenizer.
+      InputError: the path exists, the disk is full, or llama.cpp does not support the model or tokenizer.
     """
     path = Path(path)
     refuse_gguf(path, dtype)
@@ -125,10 +124,10 @@ def export_gguf(
 
 
 def _family(config: LlamaConfig, theirs: Mapping[str, Any]) -> str:
-    """What llama.cpp calls a model.
+    """llama.cpp's name of the model's family.
 
     Raises:
-      InputError: it has none with all that this model has.
+      InputError: llama.cpp does not support the model.
     """
     kind = theirs["model_type"]
     family = "llama" if kind in _AS_LLAMA else kind
@@ -145,7 +144,7 @@ def _family(config: LlamaConfig, theirs: Mapping[str, Any]) -> str:
 
 
 def _tokenizer_entries(tokenizer: TokenizerFiles, vocab_size: int) -> list[tuple[str, Any]]:
-    """By way of a folder, so that both kinds of export say the same."""
+    """The tokenizer's metadata, read from the folder that an export to Hugging Face's form would hold."""
     with tempfile.TemporaryDirectory() as folder:
         try:
             write_tokenizer(tokenizer, Path(folder), vocab_size=vocab_size)
@@ -157,7 +156,7 @@ def _tokenizer_entries(tokenizer: TokenizerFiles, vocab_size: int) -> list[tuple
 
 
 def refuse_gguf(path: Path, dtype: str) -> None:
-    """Raises `InputError` where a file cannot be written under a name, or not in this type."""
+    """Raises `InputError` where no file of this name or no tensors of this type can be written."""
     if path.suffix != ".gguf" or path.exists():
         why = "exists already" if path.exists() else "does not end in .gguf"
         raise InputError(f"{path}: {why}; choose another name")
@@ -169,7 +168,7 @@ def _model_entries(config: LlamaConfig, theirs: Mapping[str, Any], family: str) 
     yield "vocab_size", config.vocab_size
     context = theirs["max_position_embeddings"]
     if config.sliding_window is not None:
-        context = min(context, config.sliding_window)  # llama.cpp looks back on all tokens: equal within the window
+        context = min(context, config.sliding_window)  # llama.cpp attends to all tokens: equal up to the window's size
     for name, key in _SIZES.items():
         yield key, context if name == "max_position_embeddings" else theirs[name]
     for name, key in _NUMBERS.items():
@@ -177,8 +176,8 @@ def _model_entries(config: LlamaConfig, theirs: Mapping[str, Any], family: str) 
             yield key, float(theirs[name])
     for key in _HEAD_KEYS:
         yield key, config.head_size
-    rope = theirs.get("rope_parameters") or {}
-    kind = rope.get("rope_type", "default")
+    rope = theirs["rope_parameters"]
+    kind = rope["rope_type"]
     if kind not in ("default", "llama3", "linear", "yarn"):
         raise InputError(f"model.rope_scaling={kind!r}: llama.cpp has no such positions; export to Hugging Face's form")
     if kind in ("linear", "yarn"):
@@ -187,28 +186,27 @@ def _model_entries(config: LlamaConfig, theirs: Mapping[str, Any], family: str) 
     if kind == "yarn":
         yield "rope.scaling.original_context_length", rope["original_max_position_embeddings"]
         for name, key in _YARN.items():
-            if rope.get(name) is not None:
-                yield f"rope.scaling.{key}", float(rope[name])
-        if rope.get("attention_factor") is not None:
-            # llama.cpp multiplies by the usual factor in any case, and overwrites what its own converter writes,
-            # yarn_attn_factor.
-            yield "rope.scaling.attn_factor", float(rope["attention_factor"]) / _usual_attention_factor(rope)
+            yield f"rope.scaling.{key}", float(rope[name])
+        if "attention_factor" in rope:
+            # llama.cpp multiplies by yarn's default factor in any case, and overwrites yarn_attn_factor, which its own
+            # converter writes.
+            yield "rope.scaling.attn_factor", float(rope["attention_factor"]) / yarn_attention_factor(rope["factor"])
     if kind == "llama3":
         for key in _LLAMA3:
             yield f"rope.llama3.{key}", float(rope[key])
 
 
 def _llama3_factors(theirs: Mapping[str, Any], head_size: int) -> np.ndarray | None:
-    """What Llama 3 divides each frequency by, as llama.cpp reads it from a tensor; None for other models."""
-    rope = theirs.get("rope_parameters") or {}
-    if rope.get("rope_type") != "llama3":
+    """Divisors of the rotary frequencies of Llama 3's scaling, which llama.cpp reads from a tensor; else None."""
+    rope = theirs["rope_parameters"]
+    if rope["rope_type"] != "llama3":
         return None
     return _factors(theirs["rope_theta"], head_size, *(rope[name] for name in _LLAMA3))
 
 
 def _factors(theta: float, head_size: int, factor: float, low: float, high: float, original: float) -> np.ndarray:
-    """Llama 3's stretching of long wavelengths, float32 [head_size / 2]: none where a frequency turns more than `high`
-    times within `original` tokens, `factor` below `low` times, and between them linear in the number of turns."""
+    """Divisors of the frequencies in Llama 3's scaling, float32 [head_size / 2]: 1 for pairs that make more than `high`
+    turns within `original` tokens, `factor` below `low` turns; in between 1 / divisor is linear in the turns."""
     frequencies = 1.0 / theta ** (np.arange(0, head_size, 2, dtype=np.float64) / head_size)
     turns = original * frequencies / (2 * math.pi)
     smooth = np.clip((turns - low) / (high - low), 0.0, 1.0)
@@ -226,7 +224,7 @@ def _tensor_name(theirs: Mapping[str, Any], name: str) -> str:
 
 
 def _to_llama_cpp(theirs: Mapping[str, Any], family: str, tensor: Tensor) -> Tensor:
-    """A tensor of Hugging Face's form in llama.cpp's."""
+    """A tensor in llama.cpp's form from Hugging Face's."""
     heads = _permuted_heads(theirs, family, tensor.name)
 
     def values() -> np.ndarray:
@@ -239,7 +237,7 @@ def _to_llama_cpp(theirs: Mapping[str, Any], family: str, tensor: Tensor) -> Ten
 
 
 def _permuted_heads(theirs: Mapping[str, Any], family: str, name: str) -> int | None:
-    """Heads whose rows stand in another order in llama.cpp; None for other tensors."""
+    """Number of heads whose rows llama.cpp has in another order; None for other tensors."""
     if family not in _PERMUTED:
         return None
     counts = {"q_proj": "num_attention_heads", "k_proj": "num_key_value_heads"}
@@ -251,13 +249,13 @@ def import_gguf(path: Path, **overrides: Any) -> tuple[LlamaConfig, dict[str, An
 
     Args:
       path: A file, or the first of its parts.
-      **overrides: Fields of `LlamaConfig` that the file does not decide.
+      **overrides: Fields of `LlamaConfig` that the file does not hold, such as `compute_dtype`.
 
     Returns:
       The config, float32 numpy parameters in our layout, and the file, whose metadata describe the tokenizer.
 
     Raises:
-      InputError: the file is damaged, or holds a model with a part that this one does not have; the message names it.
+      InputError: the file is damaged, or its model has a part that is not supported; the message names it.
     """
     file = read_gguf(path)
     theirs = _config_entries(file)
@@ -271,7 +269,7 @@ def import_gguf(path: Path, **overrides: Any) -> tuple[LlamaConfig, dict[str, An
             raise InputError(f"{path}: lacks {key}; expected {len(names)} tensors by its metadata")
         values = functools.partial(_from_llama_cpp, file.tensors[key], _permuted_heads(theirs, family, name))
         tensors[name] = Tensor(name, file.tensors[key].shape, values)
-    known = {_tensor_name(theirs, name) for name in names} | {_ROPE_FREQS, "output.weight"}  # which may equal the first
+    known = {_tensor_name(theirs, name) for name in names} | {_ROPE_FREQS, "output.weight"}  # may repeat token_embd
     if unknown := [name for name in file.tensors if name not in known]:
         raise InputError(f"{path}: holds {unknown[0]}, which a {family} model by its metadata does not have")
     return config, params_from_tensors(path, config, tensors), file
@@ -285,10 +283,10 @@ def _from_llama_cpp(tensor: Tensor, heads: int | None) -> np.ndarray:
 
 
 def _config_entries(file: GgufFile) -> dict[str, Any]:
-    """What a `config.json` would say.
+    """The model's configuration as entries of a `config.json`.
 
     Raises:
-      InputError: a family or a part of a model that is not read; the message names the key.
+      InputError: the family or a part of the model is not supported; the message names the key.
     """
     path, family = file.path, file.entries.get("general.architecture")
     if not isinstance(family, str) or family not in _LACKS:
@@ -331,12 +329,12 @@ def _shown(value: Any) -> str:
 
 
 def _decimal(value: float) -> float:
-    """A float32's shortest decimal, which is what its maker wrote."""
+    """The shortest decimal of a float32, which is the number that was written as float32."""
     return float(str(np.float32(value)))
 
 
 def _is_tied(tensors: Mapping[str, Tensor]) -> bool:
-    """Whether the output is the embedding; OLMo 2 has it twice in any case."""
+    """Whether output projection and embedding are equal; an OLMo 2 file holds both in any case."""
     output, embedding = tensors.get("output.weight"), tensors["token_embd.weight"]
     if output is None:
         return True
@@ -365,20 +363,15 @@ def _rope(file: GgufFile, entries: Mapping[str, Any], theirs: Mapping[str, Any])
     if "yarn_attn_factor" in numbers:  # as llama.cpp's converter writes it
         rope["attention_factor"] = numbers["yarn_attn_factor"]
     elif "attn_factor" in numbers:
-        rope["attention_factor"] = _decimal(numbers["attn_factor"] * _usual_attention_factor(rope))
+        rope["attention_factor"] = _decimal(numbers["attn_factor"] * yarn_attention_factor(rope["factor"]))
     return rope
 
 
-def _usual_attention_factor(rope: Mapping[str, Any]) -> float:
-    """Yarn's, where nothing else is said."""
-    return 0.1 * math.log(rope["factor"]) + 1
-
-
 def _llama3(file: GgufFile, theta: float, own: Sequence[float]) -> dict[str, Any]:
-    """Llama 3's settings, which files of others hold only by what follows from them.
+    """Llama 3's rotary settings: from our own entries, or found by trial from the divisors of the frequencies.
 
     Raises:
-      InputError: they follow from none that its models have.
+      InputError: no settings of Llama 3's models give these divisors.
     """
     factors = file.tensors[_ROPE_FREQS].values()
     usual = [(float(factors.max()), 1.0, 4.0, original) for original in (8192, *(2**power for power in range(8, 18)))]

@@ -1,7 +1,7 @@
-"""GGUF files as containers: metadata and tensors by name, read within bounds and written atomically.
+"""Reads and writes GGUF files: metadata and tensors by name.
 
-The reader is our own since the `gguf` package's goes on past the end of a damaged file and loops over any count that a
-file claims; its (de)quantisation is used as it is.
+The reader is our own, since the `gguf` package's reads past the end of a damaged file and loops over any count that a
+file claims; (de)quantisation is the package's.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -16,10 +16,10 @@ import numpy as np
 
 from diversity_jax.core.errors import InputError
 from diversity_jax.core.files import writing
-from diversity_jax.model.checkpoint_io.tensor_files import Tensor, dtype_named
+from diversity_jax.model.checkpoint_io.tensor_files import DTYPES_BY_CODE, Tensor
 
 DTYPES = ("float32", "float16", "bfloat16", "q8_0")
-"""What matrices can be written as."""
+"""Types that matrices can be written in."""
 _SCALARS = {
     0: "<u1",
     1: "<i1",
@@ -36,17 +36,17 @@ _SCALARS = {
 _STRING, _ARRAY = 8, 9
 _LONGEST_NAME = 512  # characters; the format allows 65,535 bytes for an entry and 64 for a tensor
 _PART = re.compile(r"(.+)-00001-of-(\d{5})\.gguf")
-_Q8_BLOCK = 32  # numbers that share a scale in Q8_0
+_Q8_BLOCK = 32  # elements that share a scale in Q8_0
 
 
 @dataclass(frozen=True)
 class GgufFile:
-    """What a GGUF file, or the parts of one, holds.
+    """Content of a GGUF file, or of all files of a model in parts.
 
     Attributes:
       entries: Metadata by key: numbers, texts, lists of texts and numpy arrays.
-      tensors: By llama.cpp's name, float32 and row-major once their values are asked for.
-      types: Names of the types in which tensors are stored, with how many are.
+      tensors: By llama.cpp's name; values are read and dequantised when they are asked for.
+      types: Number of tensors by the name of their stored type.
     """
 
     path: Path
@@ -56,10 +56,10 @@ class GgufFile:
 
 
 def read_gguf(path: Path) -> GgufFile:
-    """Reads a file's metadata and where its tensors lie; of a file in parts, the first is given.
+    """Reads metadata and the positions of tensors; of a model in parts, `path` is the first file.
 
     Raises:
-      InputError: it is missing, damaged, or holds a tensor of a type that cannot be read; before any number is read.
+      InputError: a file is missing or damaged, or holds a tensor of a type that cannot be read.
     """
     entries, tensors, types = _Reader(path).contents()
     for part in _other_parts(path, entries.get("split.count", 1)):
@@ -86,7 +86,7 @@ def _other_parts(path: Path, count: Any) -> list[Path]:
 
 
 class _Reader:
-    """Walks through one file's header; every step is checked against the end of the file."""
+    """Reads one file's header; every read is checked against the end of the file."""
 
     def __init__(self, path: Path):
         self._path, self._at = path, 0
@@ -146,7 +146,7 @@ class _Reader:
             raise self._damaged(f"no UTF-8 before byte {self._at:,}") from None
 
     def _name(self) -> str:
-        """Of an entry or a tensor, short enough for a message."""
+        """The name of an entry or a tensor, of limited length, so that messages can quote it."""
         name = self._text()
         if len(name) > _LONGEST_NAME:
             raise self._damaged(f"a name of {len(name):,} characters before byte {self._at:,}")
@@ -207,7 +207,7 @@ def _can_read(kind: str) -> bool:
         gguf.dequantize(np.zeros((1, gguf.GGML_QUANT_SIZES[type_][1]), np.uint8), type_)
     except NotImplementedError:
         return False
-    return kind[0] != "I" or kind.startswith("IQ")  # integers are no weights
+    return kind[0] != "I" or kind.startswith("IQ")  # I8, I16 and so on are integers, not weights
 
 
 def _values(data: np.ndarray, shape: tuple[int, ...], kind: str) -> np.ndarray:
@@ -220,12 +220,12 @@ def _values(data: np.ndarray, shape: tuple[int, ...], kind: str) -> np.ndarray:
 
 
 def write_gguf(path: Path, arch: str, entries: Iterable[tuple[str, Any]], tensors: list[Tensor], dtype: str) -> None:
-    """Writes one file, atomically; a tensor at a time is made.
+    """Writes one file atomically; values are computed and written one tensor at a time.
 
     Args:
       entries: Metadata in the order of the file.
-      dtype: One of `DTYPES`, of the matrices. Vectors stay float32, as llama.cpp wants them; with `q8_0`, matrices
-        whose rows are no whole blocks are float16.
+      dtype: One of `DTYPES`, of the matrices. Vectors are float32, as llama.cpp requires; with `q8_0`, matrices whose
+        row length is no multiple of a block are float16.
 
     Raises:
       InputError: the disk is full, or the dtype is unknown.
@@ -236,7 +236,7 @@ def write_gguf(path: Path, arch: str, entries: Iterable[tuple[str, Any]], tensor
         raise InputError(f"dtype={dtype!r}: must be one of {', '.join(DTYPES)}")
     writer = gguf.GGUFWriter(None, arch)
     writer.add_custom_alignment(gguf.GGUF_DEFAULT_ALIGNMENT)
-    # By the type of a value. In lists integers are signed: so llama.cpp expects the tokens' types.
+    # By the type of the value. In lists integers are signed, as llama.cpp expects of the tokens' types.
     add: dict[type, Callable[[str, Any], None]] = {
         bool: writer.add_bool,
         str: writer.add_string,
@@ -246,7 +246,7 @@ def write_gguf(path: Path, arch: str, entries: Iterable[tuple[str, Any]], tensor
     }
     for key, value in entries:
         add[type(value)](key, value)
-    kinds = [_stored_as(tensor, dtype) for tensor in tensors]
+    kinds = [_storage_type(tensor, dtype) for tensor in tensors]
     for tensor, kind in zip(tensors, kinds, strict=True):
         type_ = gguf.GGMLQuantizationType[kind]
         block, block_bytes = gguf.GGML_QUANT_SIZES[type_]
@@ -254,28 +254,27 @@ def write_gguf(path: Path, arch: str, entries: Iterable[tuple[str, Any]], tensor
         writer.add_tensor_info(tensor.name, tensor.shape, np.dtype(np.float32), size, type_)
     with writing(path) as file:
         writer.path, writer.fout, writer.state = path, cast(Any, [file]), gguf.gguf_writer.WriterState.EMPTY
-        writer.write_header_to_file(path)  # to what is open, so that the file appears whole
+        writer.write_header_to_file(path)  # goes to the open temporary file
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
         writer.write_padding(file, file.tell())
         for tensor, kind in zip(tensors, kinds, strict=True):
-            # Not by `write_tensor_data`, whose errors do not say that the disk is full.
-            writer.write_padding(file, file.write(_stored(tensor, kind)))
+            # Not with `write_tensor_data`, whose errors do not report a full disk.
+            writer.write_padding(file, file.write(_encoded(tensor, kind)))
 
 
-_KINDS = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "q8_0": "Q8_0"}
-
-
-def _stored_as(tensor: Tensor, dtype: str) -> str:
+def _storage_type(tensor: Tensor, dtype: str) -> str:
     if len(tensor.shape) == 1:
         return "F32"
-    return "F16" if dtype == "q8_0" and tensor.shape[-1] % _Q8_BLOCK else _KINDS[dtype]
+    if dtype == "q8_0":
+        return "F16" if tensor.shape[-1] % _Q8_BLOCK else "Q8_0"
+    return {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}[dtype]
 
 
-def _stored(tensor: Tensor, kind: str) -> Any:
+def _encoded(tensor: Tensor, kind: str) -> Any:
     import gguf
 
     if kind != "Q8_0":
-        return tensor.file_bytes(dtype_named({kind: name for name, kind in _KINDS.items()}[kind]))
+        return tensor.file_bytes(DTYPES_BY_CODE[kind])
     values = np.ascontiguousarray(tensor.values(), np.float32)
     return gguf.quantize(values, gguf.GGMLQuantizationType.Q8_0).data

@@ -1,6 +1,6 @@
-"""Hugging Face's form of a model: a folder with `config.json` and safetensors files, as transformers' classes have it.
+"""Export and import of models as Hugging Face folders: `config.json` and safetensors files.
 
-Rotary positions are half-split on both sides, so no rows are permuted; linear layers' weights are transposed there.
+Rotary positions are half-split in both layouts, so no rows are permuted; Hugging Face's linear layers are transposed.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -29,9 +29,9 @@ _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
 _TORCH, _TORCH_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
 
-# Our parameter -> name there. Layers' names carry their number.
+# Our parameter -> Hugging Face's name.
 _TOP = {"embed": "model.embed_tokens.weight", "norm": "model.norm.weight", "head": "lm_head.weight"}
-_IGNORED = "rotary_emb.inv_freq"  # older files hold this table, which follows from the config
+_IGNORED = "rotary_emb.inv_freq"  # a table in older files, which follows from the config
 # Norms of a layer by `norm_order`: before and after attention, before and after the feed-forward part.
 _NORMS = {
     "pre": ("input_layernorm", None, "post_attention_layernorm", None),
@@ -43,7 +43,7 @@ _NORMS = {
 
 
 def _layer_names(config: LlamaConfig) -> dict[str, str]:
-    """Our parameter of a layer -> its name in one there, in the order of the computation."""
+    """Our parameter of a layer -> Hugging Face's name within a layer, in the order of the computation."""
     before, after, before_mlp, after_mlp = _NORMS[config.norm_order]
     matrices = {"query": "q_proj", "key": "k_proj", "value": "v_proj", "output": "o_proj"}
     names = {"blocks/attention_norm": before}
@@ -65,14 +65,14 @@ def _layer_names(config: LlamaConfig) -> dict[str, str]:
 
 @functools.lru_cache(maxsize=16)
 def _shapes(config: LlamaConfig) -> dict[str, tuple[int, ...]]:
-    """Our shape of every parameter by its path; of one layer, where stacked."""
+    """Our shape of every parameter by its path, without the axis of layers."""
     leaves = jax.tree_util.tree_leaves_with_path(param_shapes(config))
     shapes = {path_name(path): leaf.shape for path, leaf in leaves}
     return {name: shape[1:] if name.startswith("blocks/") else shape for name, shape in shapes.items()}
 
 
 def _their_shape(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Matrices are [outputs, inputs] there, norms and biases one axis; embeddings are as ours."""
+    """Hugging Face's shape: matrices [outputs, inputs], norms and biases flat, embeddings as ours."""
     if name == "embed":
         return shape
     if name.endswith(VECTORS):
@@ -98,7 +98,7 @@ def _names(config: LlamaConfig) -> Iterator[tuple[str, int | None, str]]:
 
 
 def hugging_face_tensors(config: LlamaConfig, params: Mapping[str, Any]) -> list[Tensor]:
-    """Every tensor under its name there and in its form there, fetched when its values are asked for."""
+    """All tensors with Hugging Face's names and shapes, fetched when their values are asked for."""
     shapes = _shapes(config)
     return [
         Tensor(theirs, _their_shape(name, shapes[name]), functools.partial(_fetch, params, name, layer))
@@ -117,18 +117,18 @@ def export_hugging_face(
 ) -> Path:
     """Writes a model so that `AutoModelForCausalLM.from_pretrained(folder)` gives the same logits.
 
-    `config.json` is written last: without it, an export did not finish.
+    `config.json` is written last: an export without it is incomplete.
 
     Args:
       params: On any mesh or on the host; fetched one layer's array at a time.
       folder: Made if missing; must hold no model yet.
       dtype: Of the file: "float32", "bfloat16" or "float16".
-      max_shard_bytes: A larger model is cut into several files with an index.
-      token_ids: Written to `config.json` as they are, such as `bos_token_id` and `eos_token_id`.
+      max_shard_bytes: Largest size of a file; a larger model is written as several files with an index.
+      token_ids: Further entries of `config.json`, such as `bos_token_id` and `eos_token_id`.
 
     Raises:
       InputError: the folder holds a model, the disk is full, the dtype is unknown, or no architecture of transformers
-        has all that the model has.
+        represents the model.
     """
     folder, numpy_dtype = Path(folder), dtype_named(dtype)
     refuse_model_folder(folder)
@@ -151,7 +151,7 @@ def export_hugging_face(
 
 
 def refuse_model_folder(folder: Path) -> None:
-    """Raises `InputError` where a folder holds a model, or part of one."""
+    """Raises `InputError` where a folder holds a model, or a part of one."""
     if (folder / "config.json").exists() or list(folder.glob("*.safetensors*")):
         raise InputError(f"{folder}: holds a model already; choose another folder or remove it")
 
@@ -177,16 +177,16 @@ def _into_files(tensors: list[Tensor], max_bytes: int, dtype: np.dtype) -> list[
 
 
 def import_hugging_face(folder: str | os.PathLike, **overrides: Any) -> tuple[LlamaConfig, dict[str, Any]]:
-    """Reads a folder that `save_pretrained` of a model of one of the `FAMILIES`, or `export_hugging_face`, wrote.
+    """Reads a folder that `export_hugging_face`, or `save_pretrained` of a model of the `FAMILIES`, wrote.
 
     Args:
-      **overrides: Fields of `LlamaConfig` that the folder does not decide, such as `scan_layers` or `compute_dtype`.
+      **overrides: Fields of `LlamaConfig` that the folder does not hold, such as `scan_layers` or `compute_dtype`.
 
     Returns:
       The config, and float32 numpy parameters in our layout.
 
     Raises:
-      InputError: something is missing, of another shape, damaged or not part of this model; the message names it.
+      InputError: a file or tensor is missing, damaged, of another shape or not part of this model.
     """
     folder = Path(folder)
     config = config_from_hugging_face(folder, **overrides)
@@ -194,10 +194,10 @@ def import_hugging_face(folder: str | os.PathLike, **overrides: Any) -> tuple[Ll
 
 
 def params_from_tensors(folder: Path, config: LlamaConfig, tensors: dict[str, Tensor]) -> dict[str, Any]:
-    """Float32 numpy parameters in our layout from tensors under Hugging Face's names; `folder` is what errors name.
+    """Float32 numpy parameters in our layout from tensors with Hugging Face's names; errors name `folder`.
 
     Raises:
-      InputError: one is missing, of another shape or not part of this model.
+      InputError: a tensor is missing, of another shape or not part of this model.
     """
     if config.tie_embeddings and (head := tensors.pop(_TOP["head"], None)) is not None:
         embed = tensors.get(_TOP["embed"])
@@ -227,11 +227,11 @@ _FUSED = {
     "self_attn.qkv_proj": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
     "mlp.gate_up_proj": ("mlp.gate_proj", "mlp.up_proj"),
 }
-"""Phi-3's matrix -> those that are in it, one below the other."""
+"""Phi-3's fused matrix -> the matrices whose rows it concatenates."""
 
 
 def _fused(tensors: list[Tensor]) -> list[Tensor]:
-    """Phi-3's tensors, in the order of the first of each matrix's parts."""
+    """Phi-3's tensors: the matrices of `_FUSED` are concatenated, at the position of the first."""
     by_name = {tensor.name: tensor for tensor in tensors}
     result = []
     for tensor in tensors:
@@ -243,7 +243,7 @@ def _fused(tensors: list[Tensor]) -> list[Tensor]:
         elif part == _FUSED[fused][0]:
             start = f"{layer}.layers.{number}."
             parts = [by_name[f"{start}{name}.weight"] for name in _FUSED[fused]]
-            shape = (sum(each.shape[0] for each in parts), parts[0].shape[1])
+            shape = (sum(matrix.shape[0] for matrix in parts), parts[0].shape[1])
             result.append(Tensor(f"{start}{fused}.weight", shape, functools.partial(_stack, parts)))
     return result
 
@@ -253,7 +253,7 @@ def _stack(parts: list[Tensor]) -> np.ndarray:
 
 
 def _split(folder: Path, config: LlamaConfig, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The same tensors with Phi-3's fused matrices taken apart."""
+    """The tensors with Phi-3's fused matrices split."""
     queries, keys, F = config.num_heads * config.head_size, config.kv_heads * config.head_size, config.intermediate_size
     rows = {"self_attn.qkv_proj": (queries, keys, keys), "mlp.gate_up_proj": (F, F)}
     result = {}
@@ -280,7 +280,7 @@ def _rows(tensor: Tensor, first: int, stop: int) -> np.ndarray:
 
 def _read_folder(folder: Path) -> dict[str, Tensor]:
     for single, index, read in ((_SINGLE, _INDEX, read_tensors), (_TORCH, _TORCH_INDEX, read_torch)):
-        if (folder / single).exists():  # as in transformers, whatever index lies beside it
+        if (folder / single).exists():  # takes precedence over an index, as in transformers
             tensors = read(folder / single)
         elif (folder / index).exists():
             tensors = _read_shards(folder, index, read)

@@ -1,6 +1,6 @@
 """`config.json` of transformers, versions 4 and 5, to and from `LlamaConfig`.
 
-What is not known to be without effect is refused: a model with an entry overlooked gives other numbers, and no error.
+Unknown entries are refused: a model read without one of them could silently give other logits.
 """
 
 from collections.abc import Mapping
@@ -16,10 +16,10 @@ from diversity_jax.model.checkpoint_io.families import (
     FULL,
     SLIDING,
     Family,
+    layers_without_rotary,
     number,
     rope_entries,
     rope_fields,
-    unturned_layers,
     window_fields,
 )
 from diversity_jax.model.config import LlamaConfig
@@ -39,7 +39,7 @@ _READ = {
     *("architectures", "model_type", "hidden_act", "head_dim", "rms_norm_eps", "initializer_range"),
     *("tie_word_embeddings", "quantization_config"),
 }
-# Without effect on the logits: of training, generation, files and devices.
+# Entries without effect on the logits: of training, generation, files and devices.
 _HARMLESS_NAMES = """
 _name_or_path name_or_path transformers_version torch_dtype dtype use_cache auto_map bos_token_id eos_token_id
 pad_token_id sep_token_id cls_token_id unk_token_id mask_token_id decoder_start_token_id attention_dropout
@@ -55,7 +55,7 @@ transformers.js_config
 """
 _HARMLESS = frozenset(_HARMLESS_NAMES.split())
 _MOST_LAYERS = 10_000
-_HOW_IT_IS_RUN = (
+_NO_EFFECT_ON_LOGITS = (
     *("max_length", "dropout", "scan_layers", "remat", "attention", "compute_dtype", "loss_chunk_bytes"),
     "num_kv_heads",
 )
@@ -65,27 +65,22 @@ def config_from_hugging_face(folder: str | os.PathLike, **overrides: Any) -> Lla
     """The model that a folder's `config.json` describes; keyword arguments replace fields of `LlamaConfig`.
 
     Raises:
-      InputError: it is of no known family, or has a part that this model does not have; the message names the entry.
+      InputError: its family is unknown, or an entry is invalid or not supported; the message names it.
     """
     path = Path(folder) / "config.json"
-    if (adapters := path.with_name("adapter_config.json")).exists():  # which transformers puts on the weights
+    if (adapters := path.with_name("adapter_config.json")).exists():  # transformers would add them to the weights
         raise InputError(f"{adapters}: the folder holds adapters; merge them into their model with peft and save that")
     return config_from_entries(path, read_json(path), **overrides)
 
 
 def config_from_entries(path: Path, theirs: Any, **overrides: Any) -> LlamaConfig:
-    """As `config_from_hugging_face`, from the content of a `config.json`; `path` is what errors name.
-
-    Raises:
-      InputError: as there.
-    """
+    """As `config_from_hugging_face`, from the content of a `config.json`; errors name `path`."""
     if not isinstance(theirs, dict):
         raise InputError(f"{path}: is not an object; expected the configuration of a LlamaForCausalLM or a relative")
     family = family_of(path, theirs)
-    assumed: dict[str, Any] = {"max_position_embeddings": 2048, "rms_norm_eps": 1e-6, "initializer_range": 0.02}
-    assumed.update(family.defaults)
-    assumed.pop("rope_theta", None)  # which may stand in two places
-    theirs = assumed | theirs
+    defaults: dict[str, Any] = {"max_position_embeddings": 2048, "rms_norm_eps": 1e-6, "initializer_range": 0.02}
+    defaults |= {name: value for name, value in family.defaults.items() if name != "rope_theta"}  # see `rope_fields`
+    theirs = defaults | theirs
     _refuse_others(path, theirs, family)
     fields = _counts(path, theirs)
     fields |= {name: number(path, name, theirs[name]) for name in ("rms_norm_eps", "initializer_range")}
@@ -108,7 +103,7 @@ def family_of(path: Path, theirs: Mapping[str, Any]) -> Family:
     """The family that `model_type` names.
 
     Raises:
-      InputError: none of ours, or a model for something else than text generation.
+      InputError: the family is unknown, or the model is not for text generation.
     """
     kind = theirs.get("model_type")
     if not isinstance(kind, str) or kind not in FAMILIES:
@@ -170,16 +165,18 @@ def _own_fields(path: Path, theirs: Mapping[str, Any], family: Family) -> dict[s
         scalar = number(path, "query_pre_attn_scalar", theirs["query_pre_attn_scalar"])
         fields["attention_multiplier"] = scalar**-0.5
     if family.model_type == "smollm3":
-        fields["layers_without_rotary"] = unturned_layers(path, theirs)
+        fields["layers_without_rotary"] = layers_without_rotary(path, theirs)
     return fields
 
 
 def config_to_hugging_face(config: LlamaConfig, dtype: str, token_ids: Mapping[str, Any]) -> dict[str, Any]:
-    """The content of `config.json` for transformers 4 and 5, with ids such as `eos_token_id`, of the first family that
-    has all that this model has.
+    """The content of `config.json` for transformers 4 and 5, of the first family that represents the model.
+
+    Args:
+      token_ids: further entries, such as `eos_token_id`.
 
     Raises:
-      InputError: no family has.
+      InputError: no family represents it.
     """
     for family in FAMILIES.values():
         entries = _entries(config, family)
@@ -187,22 +184,22 @@ def config_to_hugging_face(config: LlamaConfig, dtype: str, token_ids: Mapping[s
             read_back = config_from_entries(Path("config.json"), entries)
         except InputError:
             continue
-        if _function(read_back) == _function(config):
-            # Written even where there are none: a family's own default may lie outside the vocabulary.
+        if _fields_of_logits(read_back) == _fields_of_logits(config):
+            # Null where none are given: a family's own default may lie outside the vocabulary.
             none = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
             return entries | none | dict(token_ids) | {"dtype": dtype, "torch_dtype": dtype}
     switches = ", ".join(f"{name}={value!r}" for name, value in config.changed_switches.items())
     raise InputError(f"no architecture of transformers has all that this model has: {switches}; it cannot be exported")
 
 
-def _function(config: LlamaConfig) -> dict[str, Any]:
+def _fields_of_logits(config: LlamaConfig) -> dict[str, Any]:
     """All that the logits depend on."""
-    fields = {name: value for name, value in vars(config).items() if name not in _HOW_IT_IS_RUN}
+    fields = {name: value for name, value in vars(config).items() if name not in _NO_EFFECT_ON_LOGITS}
     return fields | {"kv_heads": config.kv_heads}
 
 
 def _entries(config: LlamaConfig, family: Family) -> dict[str, Any]:
-    """A configuration as a family would say it, though perhaps not all of it."""
+    """The entries of a family's `config.json`, which may not represent all of the model."""
     activation = "silu" if config.activation == "silu" else "gelu_pytorch_tanh"
     entries: dict[str, Any] = {
         "architectures": [family.architecture],
@@ -228,11 +225,11 @@ def _entries(config: LlamaConfig, family: Family) -> dict[str, Any]:
         entries["layer_types"] = [FULL if window is None else SLIDING for window in windows]
     if family.windows == "from" or family.model_type == "smollm3":
         entries["use_sliding_window"] = config.sliding_window is not None
-    if family.windows == "from":  # of transformers before there was layer_types
+    if family.windows == "from":  # for versions of transformers without layer_types
         entries["max_window_layers"] = len(config.layers_without_window) if config.sliding_window else config.num_layers
     if family.model_type == "smollm3":
-        unturned = set(config.layers_without_rotary)
-        entries["no_rope_layers"] = [int(layer not in unturned) for layer in range(config.num_layers)]
+        without = config.layers_without_rotary
+        entries["no_rope_layers"] = [int(layer not in without) for layer in range(config.num_layers)]
     if family.fixed.get("activation") == "gelu_tanh":
         entries["hidden_activation"] = activation
     if family.model_type == "gemma3_text":

@@ -1,10 +1,8 @@
-"""Checkpoints as files of any store: every process writes the shards it holds, whole files with a checksum a shard, and
-one record, written last, says which files make the checkpoint.
+"""Checkpoints in object stores: each process writes files of its shards, and a record written last completes them.
 
-Orbax, which checkpoints on disks use, wants a file system that all processes share, and reaches no store but Google's,
-by way of TensorFlow. Arrays are read onto any mesh; a process reads the shards that its own devices need.
-
-`complete_steps`, `read_info` and `load` read stored checkpoints of both kinds.
+The record lists every shard's file, position and checksum. Arrays are read onto any mesh; a process reads the shards
+that its own devices need. Checkpoints on disks are Orbax's, which needs a file system that all processes share and
+reaches no store but Google's, through TensorFlow. `complete_steps`, `read_info` and `load` read both kinds.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -40,17 +38,17 @@ from diversity_jax.model.sharding import path_name
 
 RECORD = "checkpoint.json"
 _FORMAT = 1
-_FILE_BYTES = 128 << 20  # a file is closed when it is so long
+_FILE_BYTES = 128 << 20  # a file of at least this size gets no further shard
 _THREADS = 8
 
 
-class Damaged(Exception):
-    """A checksum does not agree, or a piece is missing."""
+class DamagedCheckpoint(Exception):
+    """A checksum does not match, or a part of the checkpoint is missing."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Shard:
-    """A part of an array on the host: `start` is the index of its first element."""
+class ArrayShard:
+    """A part of an array, copied to the host; `start` is the index of its first element."""
 
     name: str
     start: tuple[int, ...]
@@ -58,8 +56,8 @@ class Shard:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Stored:
-    """Where a shard lies: `bytes` from `offset` on in `file`, beside the record."""
+class _ShardLocation:
+    """The position of a shard: `bytes` bytes at `offset` of `file`, in the record's folder."""
 
     name: str
     start: tuple[int, ...]
@@ -71,23 +69,23 @@ class _Stored:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Array:
+class _ArrayInfo:
     shape: tuple[int, ...]
     dtype: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Contents:
-    arrays: Mapping[str, _Array]
-    shards: tuple[_Stored, ...]
+    arrays: Mapping[str, _ArrayInfo]
+    shards: tuple[_ShardLocation, ...]
 
 
 def _bounds(index: tuple[slice, ...], shape: Sequence[int]) -> tuple[tuple[int, int], ...]:
     return tuple(bounds.indices(length)[:2] for bounds, length in zip(index, shape, strict=True))
 
 
-def snapshot(parts: Mapping[str, Any]) -> list[Shard]:
-    """Copies of the shards that this process is to write: of each, one process holds the first replica.
+def snapshot(parts: Mapping[str, Any]) -> list[ArrayShard]:
+    """Copies of the shards that this process writes: those of which it holds the first replica.
 
     Args:
       parts: trees of arrays on a mesh, by name.
@@ -97,22 +95,22 @@ def snapshot(parts: Mapping[str, Any]) -> list[Shard]:
     for _, _, shard in own:
         shard.data.copy_to_host_async()
     return [
-        Shard(
+        ArrayShard(
             name=name,
             start=tuple(first for first, _ in _bounds(shard.index, leaf.shape)),
-            values=np.array(shard.data, order="C"),  # a copy: on a CPU the array itself may be donated and written over
+            values=np.array(shard.data, order="C"),  # a copy, since on a CPU the array may be donated and overwritten
         )
         for name, leaf, shard in own
     ]
 
 
-def write(folder: str | os.PathLike, prefix: str, shards: Sequence[Shard]) -> list[dict[str, Any]]:
-    """Writes shards into files whose names begin with `prefix`; returns what the record says of them.
+def write(folder: str | os.PathLike, prefix: str, shards: Sequence[ArrayShard]) -> list[dict[str, Any]]:
+    """Writes shards into files whose names begin with `prefix`; returns their entries of the record.
 
     Raises:
       InputError, StoreError: a file could not be written.
     """
-    files: list[list[Shard]] = []
+    files: list[list[ArrayShard]] = []
     length = _FILE_BYTES
     for shard in shards:
         if length >= _FILE_BYTES:
@@ -126,13 +124,13 @@ def write(folder: str | os.PathLike, prefix: str, shards: Sequence[Shard]) -> li
         return [entry for entries in written for entry in entries]
 
 
-def _write_file(folder: str | os.PathLike, name: str, shards: Sequence[Shard]) -> list[dict[str, Any]]:
+def _write_file(folder: str | os.PathLike, name: str, shards: Sequence[ArrayShard]) -> list[dict[str, Any]]:
     entries, offset = [], 0
     with writing(join_path(folder, name)) as file:
         for shard in shards:
             data = shard.values.reshape(-1).view(np.uint8).data
             file.write(data)
-            stored = _Stored(
+            stored = _ShardLocation(
                 name=shard.name,
                 start=shard.start,
                 shape=shard.values.shape,
@@ -147,10 +145,11 @@ def _write_file(folder: str | os.PathLike, name: str, shards: Sequence[Shard]) -
 
 
 def record(parts: Mapping[str, Any], entries: Sequence[Mapping[str, Any]], info: Mapping[str, Any]) -> dict[str, Any]:
-    """The record of a checkpoint, which makes its files count.
+    """The record of a checkpoint, to be written last.
 
     Args:
-      parts: as `snapshot`, or their shapes; entries: what `write` returned in all processes.
+      parts: as `snapshot`, or their shapes.
+      entries: what `write` returned in all processes.
     """
     leaves = jax.tree_util.tree_leaves_with_path(parts)
     arrays = {path_name(path): {"shape": list(leaf.shape), "dtype": leaf.dtype.name} for path, leaf in leaves}
@@ -158,10 +157,10 @@ def record(parts: Mapping[str, Any], entries: Sequence[Mapping[str, Any]], info:
 
 
 def read_record(folder: str | os.PathLike) -> Mapping[str, Any] | None:
-    """The record in a checkpoint's folder; None where there is none, so that it is no checkpoint of this kind.
+    """The record in a checkpoint's folder; None where there is none, as in Orbax's.
 
     Raises:
-      Damaged: it is not what `record` gives.
+      DamagedCheckpoint: it is not what `record` returns.
     """
     path = join_path(folder, RECORD)
     if not exists(path):
@@ -171,51 +170,52 @@ def read_record(folder: str | os.PathLike) -> Mapping[str, Any] | None:
     except StoreError:
         raise
     except InputError as error:
-        raise Damaged(str(error)) from None
+        raise DamagedCheckpoint(str(error)) from None
     if not isinstance(value, dict) or not {"info", "arrays", "shards"} <= set(value) or value.get("format") != _FORMAT:
-        raise Damaged(f"{RECORD} is not a record of this version")
+        raise DamagedCheckpoint(f"{RECORD} is not a record of this version")
     _contents(value)
     return value
 
 
 def _contents(record: Mapping[str, Any]) -> _Contents:
-    """What a record says of arrays, each field checked."""
+    """Arrays and shards of a record, each field checked."""
     try:
         return from_json(_Contents, {name: record[name] for name in ("arrays", "shards")}, RECORD)
     except InputError as error:
-        raise Damaged(str(error)) from None
+        raise DamagedCheckpoint(str(error)) from None
 
 
 def read(folder: str | os.PathLike, stored_record: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, Any]:
-    """Arrays of a checkpoint, on the devices and meshes that `wanted` names.
+    """Arrays of a checkpoint, placed as `wanted` says.
 
     Args:
-      stored_record: its record; wanted: trees of `jax.ShapeDtypeStruct` with a sharding, by the name of the part.
+      stored_record: the checkpoint's record.
+      wanted: as `load`.
 
     Raises:
-      Damaged: a shard is missing or its checksum does not agree, or the checkpoint has no such array.
+      DamagedCheckpoint: an array or shard is missing, or a checksum does not match.
       StoreError: the store failed.
     """
     contents = _contents(stored_record)
-    stored: dict[str, list[_Stored]] = {}
+    stored: dict[str, list[_ShardLocation]] = {}
     for shard in contents.shards:
         stored.setdefault(shard.name, []).append(shard)
     leaves, tree = jax.tree_util.tree_flatten_with_path(dict(wanted))
 
     def read_leaf(path: Any, leaf: Any) -> Callable[[Any], np.ndarray]:
         name = path_name(path)
-        about = contents.arrays.get(name)
-        if about is None or about.shape != leaf.shape:
-            raise Damaged(f"it holds {name} as {about and list(about.shape)}, not {list(leaf.shape)}")
+        info = contents.arrays.get(name)
+        if info is None or info.shape != leaf.shape:
+            raise DamagedCheckpoint(f"it holds {name} as {info and list(info.shape)}, not {list(leaf.shape)}")
         indices = leaf.sharding.addressable_devices_indices_map(leaf.shape).values()
-        parts = _assemble(folder, {_bounds(index, leaf.shape) for index in indices}, stored.get(name, ()), about)
+        parts = _assemble(folder, {_bounds(index, leaf.shape) for index in indices}, stored.get(name, ()), info)
         return lambda index: parts[_bounds(index, leaf.shape)].astype(leaf.dtype, copy=False)
 
-    with ThreadPoolExecutor(_THREADS) as threads:  # the mesh is filled by this thread, in the same order everywhere
+    with ThreadPoolExecutor(_THREADS) as threads:  # arrays are made in this thread, in the same order in all processes
         ready = threads.map(lambda pair: read_leaf(*pair), leaves)
         arrays = [
-            jax.make_array_from_callback(leaf.shape, leaf.sharding, own)
-            for (_, leaf), own in zip(leaves, ready, strict=True)
+            jax.make_array_from_callback(leaf.shape, leaf.sharding, read_index)
+            for (_, leaf), read_index in zip(leaves, ready, strict=True)
         ]
     return jax.tree_util.tree_unflatten(tree, arrays)
 
@@ -223,19 +223,19 @@ def read(folder: str | os.PathLike, stored_record: Mapping[str, Any], wanted: Ma
 def _assemble(
     folder: str | os.PathLike,
     wanted: Iterable[tuple[tuple[int, int], ...]],
-    stored: Sequence[_Stored],
-    about: "_Array",
+    stored: Sequence[_ShardLocation],
+    info: _ArrayInfo,
 ) -> dict[tuple[tuple[int, int], ...], np.ndarray]:
-    """The wanted boxes of one array, each put together from the shards that overlap it."""
+    """The wanted index ranges of one array, each assembled from the shards that overlap it."""
     try:
-        dtype = jnp.dtype(about.dtype)
+        dtype = jnp.dtype(info.dtype)
     except TypeError:
-        raise Damaged(f"{about.dtype[:80]!r} is no type of numbers") from None
+        raise DamagedCheckpoint(f"{info.dtype[:80]!r} is no type of numbers") from None
     parts = {bounds: np.empty([end - first for first, end in bounds], dtype) for bounds in wanted}
     filled = dict.fromkeys(parts, 0)
     for shard in stored:
         if any(len(shard.start) != len(bounds) or len(shard.shape) != len(bounds) for bounds in wanted):
-            raise Damaged(f"{shard.file}: a shard of {shard.name} is of another number of axes")
+            raise DamagedCheckpoint(f"{shard.file}: a shard of {shard.name} is of another number of axes")
         ends = [first + length for first, length in zip(shard.start, shard.shape, strict=True)]
         values = None
         for bounds, out in parts.items():
@@ -249,33 +249,35 @@ def _assemble(
             out[target] = values[source]
             filled[bounds] += math.prod(b - a for a, b in overlap)
     if any(filled[bounds] != out.size for bounds, out in parts.items()):
-        raise Damaged("a shard is missing in its record")
+        raise DamagedCheckpoint("a shard is missing in its record")
     return parts
 
 
-def _read_shard(folder: str | os.PathLike, shard: _Stored, dtype: Any) -> np.ndarray:
+def _read_shard(folder: str | os.PathLike, shard: _ShardLocation, dtype: Any) -> np.ndarray:
     if min((0, *shard.shape, *shard.start, shard.offset)) < 0:
-        raise Damaged(f"{shard.file}: a shard of {shard.name} begins or ends below 0")
+        raise DamagedCheckpoint(f"{shard.file}: a shard of {shard.name} begins or ends below 0")
     if shard.bytes != math.prod(shard.shape) * dtype.itemsize:
-        raise Damaged(f"{shard.file}: a shard of {shard.name} has {shard.bytes} bytes for {list(shard.shape)}")
+        raise DamagedCheckpoint(
+            f"{shard.file}: a shard of {shard.name} has {shard.bytes} bytes for {list(shard.shape)}"
+        )
     return np.frombuffer(_read_bytes(folder, shard), dtype).reshape(shard.shape)
 
 
-def _read_bytes(folder: str | os.PathLike, shard: _Stored) -> bytes:
+def _read_bytes(folder: str | os.PathLike, shard: _ShardLocation) -> bytes:
     try:
         path = path_inside(folder, shard.file, RECORD)
     except InputError as error:
-        raise Damaged(str(error)) from None
+        raise DamagedCheckpoint(str(error)) from None
     try:
         data = read_range(path, shard.offset, shard.bytes)
     except InputError as error:
         if not exists(path):
-            raise Damaged(f"{shard.file} is missing") from None
+            raise DamagedCheckpoint(f"{shard.file} is missing") from None
         if isinstance(error, StoreError) and "bytes from" in str(error):
-            raise Damaged(f"{shard.file} is cut short") from None
+            raise DamagedCheckpoint(f"{shard.file} is cut short") from None
         raise
     if zlib.crc32(data) != shard.crc32:
-        raise Damaged(f"{shard.file}: the checksum of {shard.name} does not agree")
+        raise DamagedCheckpoint(f"{shard.file}: the checksum of {shard.name} does not agree")
     return data
 
 
@@ -283,23 +285,23 @@ _ORBAX_RECORD = "_CHECKPOINT_METADATA"
 
 
 def complete_steps(folder: str | os.PathLike) -> list[int]:
-    """Steps with a complete checkpoint in a folder, ascending; one that is being written has another name or no record.
+    """Steps with a complete checkpoint in a folder, ascending; incomplete ones have another name or no record.
 
     Raises:
-      StoreError: the store could not say.
+      StoreError: the store failed.
     """
     if is_remote(folder):
         records = [path for name in (RECORD, _ORBAX_RECORD) for path in list_files(join_path(folder, "*", name))]
         names = {path.split("/")[-2] for path in records}
     else:
-        # An unfinished upload that was copied to a disk has files of shards and no record.
+        # An incomplete upload that was copied to a disk has files of shards and no record.
         folders = [path for path in Path(folder).glob("*") if path.is_dir()]
         names = {path.name for path in folders if not any(path.glob("*.bin")) or (path / RECORD).exists()}
     return sorted(int(name) for name in names if name.isdigit())
 
 
 def read_info(folder: str | os.PathLike) -> Mapping[str, Any] | None:
-    """The JSON record saved with a checkpoint; None where it is missing or damaged.
+    """The JSON object saved with a checkpoint; None where it is missing or damaged.
 
     Raises:
       OSError, StoreError: it cannot be read.
@@ -314,19 +316,19 @@ def read_info(folder: str | os.PathLike) -> Mapping[str, Any] | None:
                 return None
             with open(path, "rb") if isinstance(path, Path) else open_file(path) as file:
                 info = json.load(file)["custom_metadata"]
-    except (ValueError, KeyError, TypeError, RecursionError, Damaged):
+    except (ValueError, KeyError, TypeError, RecursionError, DamagedCheckpoint):
         return None
     return info if isinstance(info, Mapping) and "fingerprint" in info else None
 
 
 def load(folder: str | os.PathLike, wanted: Mapping[str, Any]) -> dict[str, Any]:
-    """Parts of a checkpoint, on the devices and meshes that `wanted` names.
+    """Parts of a checkpoint, on the devices and meshes that `wanted` gives.
 
     Args:
       wanted: trees of `jax.ShapeDtypeStruct` with a sharding, by the name of the part.
 
     Raises:
-      shards.Damaged: a checksum does not agree or a piece is missing.
+      DamagedCheckpoint: a checksum does not match, or a part of the checkpoint is missing.
       Exception: whatever Orbax, TensorStore and stores raise.
     """
     record = read_record(folder)
@@ -334,7 +336,7 @@ def load(folder: str | os.PathLike, wanted: Mapping[str, Any]) -> dict[str, Any]
         return read(folder, record, wanted)
     from orbax.checkpoint import v1 as ocp
 
-    # What Orbax wrote to a disk and somebody copied into a bucket: its own readers reach no such place everywhere.
+    # A copy, since a checkpoint of Orbax may have been copied into a store that Orbax cannot read.
     copy = local_copy(folder, lambda name: "/" not in name or name.partition("/")[0] in wanted)
     loaded = ocp.load_checkpointables(copy.absolute(), wanted)
     return {name: loaded[name] for name in wanted}

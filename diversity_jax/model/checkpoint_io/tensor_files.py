@@ -1,4 +1,4 @@
-"""Files of named arrays: safetensors, and PyTorch's pickles, which are read without running what they hold."""
+"""Files of named arrays: reads and writes safetensors, and reads PyTorch's pickles without executing their code."""
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
@@ -19,24 +19,24 @@ from diversity_jax.core.errors import InputError
 from diversity_jax.core.files import writing
 
 _TYPES = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16, "F64": np.float64}
-_DTYPES = {code: np.dtype(kind) for code, kind in _TYPES.items()}
+DTYPES_BY_CODE = {code: np.dtype(kind) for code, kind in _TYPES.items()}
 _STORAGES = {"FloatStorage": "F32", "HalfStorage": "F16", "BFloat16Storage": "BF16", "DoubleStorage": "F64"}
 
 
 @dataclass(frozen=True)
 class Tensor:
-    """An array whose shape is known before its values are made or read."""
+    """A named array whose values are computed or read when they are asked for."""
 
     name: str
     shape: tuple[int, ...]
     values: Callable[[], np.ndarray]
 
     def size_bytes(self, dtype: np.dtype) -> int:
-        """Bytes it takes in a file."""
+        """Bytes in a file."""
         return math.prod(self.shape) * dtype.itemsize
 
     def file_bytes(self, dtype: np.dtype) -> memoryview:
-        """Its values, row-major."""
+        """The values, row-major."""
         values = np.asarray(self.values(), dtype=dtype, order="C")
         if values.shape != self.shape:
             raise ValueError(f"{self.name}: announced as {self.shape}, made as {values.shape}")
@@ -49,22 +49,22 @@ def dtype_named(name: str) -> np.dtype:
     Raises:
       InputError: any other name.
     """
-    choices = {dtype.name: dtype for dtype in _DTYPES.values() if dtype != np.float64}
+    choices = {dtype.name: dtype for dtype in DTYPES_BY_CODE.values() if dtype != np.float64}
     if name not in choices:
         raise InputError(f"dtype={name!r}: must be one of {', '.join(choices)}")
     return choices[name]
 
 
 def write_tensors(path: str | os.PathLike, tensors: Iterable[Tensor], dtype: np.dtype) -> None:
-    """Writes one file atomically; values are made, converted and written one tensor at a time.
+    """Writes a safetensors file atomically; values are computed, converted and written one tensor at a time.
 
-    safetensors' own writer takes all arrays at once, and writes what lies in memory for transposed ones.
+    safetensors' own writer needs all arrays in memory, and writes transposed ones in the wrong order.
 
     Raises:
       InputError: the disk is full.
     """
     tensors = list(tensors)
-    code = next(code for code, known in _DTYPES.items() if known == dtype)
+    code = next(code for code, known in DTYPES_BY_CODE.items() if known == dtype)
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     offset = 0
     for tensor in tensors:
@@ -80,10 +80,10 @@ def write_tensors(path: str | os.PathLike, tensors: Iterable[Tensor], dtype: np.
 
 
 def read_tensors(path: str | os.PathLike) -> dict[str, Tensor]:
-    """A file's tensors by name; values are read when they are asked for.
+    """Tensors of a safetensors file by name.
 
     Raises:
-      InputError: the file is missing or damaged, or holds a tensor of a type that weights do not have.
+      InputError: the file is missing or damaged, or holds a tensor that is not of a floating-point type.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -97,19 +97,19 @@ def read_tensors(path: str | os.PathLike) -> dict[str, Tensor]:
     tensors = {}
     for name in file.keys():  # noqa: SIM118 the file is no mapping
         header = file.get_slice(name)
-        if (dtype := header.get_dtype()) not in _DTYPES:
-            raise InputError(f"{path}: {name} is of type {dtype}; weights in {', '.join(_DTYPES)} can be read")
+        if (dtype := header.get_dtype()) not in DTYPES_BY_CODE:
+            raise InputError(f"{path}: {name} is of type {dtype}; weights in {', '.join(DTYPES_BY_CODE)} can be read")
         tensors[name] = Tensor(name, tuple(header.get_shape()), functools.partial(file.get_tensor, name))
     return tensors
 
 
 def read_torch(path: str | os.PathLike) -> dict[str, Tensor]:
-    """The tensors of a file that `torch.save` wrote of a state dict; values are read when they are asked for.
+    """Tensors by name of a state dict that `torch.save` wrote.
 
-    A pickle can call any function of Python as it is read; here only those that put arrays together are known.
+    A pickle can call any Python function; this reader knows only those that rebuild arrays.
 
     Raises:
-      InputError: the file is missing, damaged, of before PyTorch 1.6, or holds something else than arrays.
+      InputError: the file is missing, damaged, older than PyTorch 1.6, or holds anything but arrays.
     """
     path = Path(path)
     try:
@@ -124,19 +124,19 @@ def read_torch(path: str | os.PathLike) -> dict[str, Tensor]:
         raise InputError(f"{path}: no such file; the model's folder is incomplete") from None
     except InputError:
         raise
-    except Exception as error:  # a damaged pickle fails in as many ways as there are opcodes
+    except Exception as error:  # a damaged pickle can raise any type
         raise InputError(
             f"{path}: is no file of torch.save since PyTorch 1.6, or a damaged one ({type(error).__name__}); fetch it "
             "again, or save the model with save_pretrained"
         ) from None
-    if not isinstance(content, dict) or not all(isinstance(value, _Stored) for value in content.values()):
+    if not isinstance(content, dict) or not all(isinstance(value, _ArchivedTensor) for value in content.values()):
         raise InputError(f"{path}: holds no dictionary of tensors; save the model's state_dict()")
     return {str(name): Tensor(str(name), stored.shape, stored.values) for name, stored in content.items()}
 
 
 @dataclass(frozen=True)
-class _Stored:
-    """A tensor inside an archive: a view of one of its arrays."""
+class _ArchivedTensor:
+    """A view of one of the archive's arrays."""
 
     read: Callable[[], bytes]
     count: int  # elements of the array
@@ -145,8 +145,8 @@ class _Stored:
     shape: tuple[int, ...] = ()
     strides: tuple[int, ...] = ()
 
-    def view(self, start: int, shape: tuple[int, ...], strides: tuple[int, ...], *_: Any) -> "_Stored":
-        """The same array seen otherwise, if it holds all that is seen."""
+    def view(self, start: int, shape: tuple[int, ...], strides: tuple[int, ...], *_: Any) -> "_ArchivedTensor":
+        """Another view of the same array; raises ValueError where it exceeds the array."""
         numbers = (start, *shape, *strides)
         if not all(isinstance(each, int) and each >= 0 for each in numbers) or len(shape) != len(strides):
             raise ValueError("sizes of a tensor")
@@ -154,10 +154,10 @@ class _Stored:
         elements: int = math.prod([int(size) for size in shape])
         if elements > self.count or (elements and last >= self.count):
             raise ValueError("a tensor larger than what is stored")
-        return _Stored(self.read, self.count, self.dtype, start, tuple(shape), tuple(strides))
+        return _ArchivedTensor(self.read, self.count, self.dtype, start, tuple(shape), tuple(strides))
 
     def values(self) -> np.ndarray:
-        """Its values, read from the archive."""
+        """The view's values, read from the archive."""
         stored = np.frombuffer(self.read(), self.dtype)
         if len(stored) != self.count:
             raise InputError(f"a tensor of {self.count} numbers is stored with {len(stored)}; fetch the file again")
@@ -166,9 +166,9 @@ class _Stored:
 
 
 class _Unpickler(pickle._Unpickler):
-    """Knows what a state dict is made of, and nothing else.
+    """Unpickles state dicts only.
 
-    The one in Python: that in C takes 16 bytes for every number up to the one that an opcode stores a value under.
+    Subclasses Python's implementation: the memo of the one in C is an array as long as the largest index in the file.
     """
 
     def __init__(self, archive: zipfile.ZipFile, prefix: str, path: Path):
@@ -178,7 +178,7 @@ class _Unpickler(pickle._Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         known = {
             ("collections", "OrderedDict"): OrderedDict,
-            ("torch._utils", "_rebuild_tensor_v2"): _Stored.view,
+            ("torch._utils", "_rebuild_tensor_v2"): _ArchivedTensor.view,
             ("torch._utils", "_rebuild_parameter"): lambda stored, *_: stored,
             **{("torch", storage): storage for storage in _STORAGES},
         }
@@ -189,7 +189,7 @@ class _Unpickler(pickle._Unpickler):
             )
         return known[module, name]
 
-    def persistent_load(self, pid: Any) -> _Stored:
+    def persistent_load(self, pid: Any) -> _ArchivedTensor:
         _, storage, key, _, count = pid
         read = functools.partial(self._archive.read, f"{self._prefix}data/{key}")
-        return _Stored(read, count, _DTYPES[_STORAGES[storage]])
+        return _ArchivedTensor(read, count, DTYPES_BY_CODE[_STORAGES[storage]])
