@@ -19,9 +19,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     elif name in ("-V", "--version"):
         print(f"diversity_jax {diversity_jax.__version__}")
     elif name in ("completion", "--complete"):
-        from diversity_jax.core import completion
+        from diversity_jax.core.options import complete
 
-        completion.main(name, rest)
+        complete(name, rest)
     elif name.replace("_", "-") in COMMANDS:
         from diversity_jax.core.cli import run_command
 

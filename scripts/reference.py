@@ -67,10 +67,10 @@ def index() -> str:
 def page(name: str, command: Command) -> str:
     """The fields of one command: a table of its own, and one of each part."""
     kind = command.config_type()
-    config = load_file(command.ready, kind) if command.ready else None
+    config = load_file(command.default_config, kind) if command.default_config else None
     lines = [f"# {name}", "", f"`diversity-jax {name}`: {command.summary}.", ""]
-    if command.ready:
-        lines += [f"Defaults are those of `{command.ready}`, which stands where no file is named.", ""]
+    if command.default_config:
+        lines += [f"Defaults are those of `{command.default_config}`, which stands where no file is named.", ""]
     if command.short:
         short = ", ".join(f"`-{letter}` is `--{field}`" for letter, field in command.short.items())
         lines += [f"Short options: {short}.", ""]

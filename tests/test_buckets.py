@@ -46,7 +46,7 @@ def store(request, tmp_path_factory):
         for name, value in environment.items():
             patch.setenv(name, value)
         patch.setenv("DIVERSITY_JAX_CACHE", str(tmp_path_factory.mktemp("cache")))
-        patch.setattr(artifacts, "_SETTLE_SECONDS", 0.1)
+        patch.setattr(artifacts, "_TAKEOVER_SECONDS", 0.1)
         if request.param == "gs":  # the usual class asks Google of what kind the bucket is
             from gcsfs.core import GCSFileSystem
 

@@ -17,10 +17,9 @@ import pytest
 import diversity_jax as dj
 from diversity_jax.core import config as config_files
 from diversity_jax.core.commands import COMMANDS
-from diversity_jax.core.completion import candidates
 from diversity_jax.core.errors import InputError
-from diversity_jax.core.field_docs import all_texts, fields_of, part_of
-from diversity_jax.core.options import Options, fields_text, ready_configs
+from diversity_jax.core.field_docs import all_texts, fields_of, fields_text, part_of
+from diversity_jax.core.options import Options, candidates, packaged_configs
 from diversity_jax.core.run_info import _command
 from diversity_jax.evaluation.config import ModelSource
 from diversity_jax.model.convert import read_model
@@ -231,11 +230,13 @@ def test_the_scripts_for_shells_complete(tmp_path):
 
 def test_ready_configurations_are_found_from_any_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert {"quickstart", "score", "studies/tiny"} <= set(ready_configs())
+    assert {"quickstart", "score", "studies/tiny"} <= set(packaged_configs())
     for command in CONFIGURED.values():
-        for path in filter(None, (command.ready, command.ready_for_data)):
-            assert Path(config_files.ready_made(path)).is_file(), path
-        assert isinstance(command.ready and config_files.load_file(command.ready, command.config_type()), object)
+        for path in filter(None, (command.default_config, command.default_config_for_text)):
+            assert Path(config_files.packaged_path(path)).is_file(), path
+        assert isinstance(
+            command.default_config and config_files.load_file(command.default_config, command.config_type()), object
+        )
 
 
 def test_a_ready_configuration_that_builds_on_another_loads_from_any_folder(tmp_path, monkeypatch):

@@ -1,4 +1,4 @@
-"""The folder store of resumable work: an exclusive lock, files written whole, commit records, checks on a restart."""
+"""Folders of resumable work: an exclusive lock, files written atomically, commit records, checksums on a restart."""
 
 import _thread
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -93,7 +93,7 @@ def _try_lock(path: Path) -> int | None:
 def locked_folder(folder: str | os.PathLike, *, wait_seconds: float = 0.0) -> Iterator[None]:
     """Keeps other processes out of a folder, local or in a bucket, while the block writes to it.
 
-    The lock is gone afterwards, and so are folders that were made for it and are still empty.
+    The lock is removed afterwards, and so are folders that were made for it and are still empty.
 
     Args:
       wait_seconds: how long to wait for another process, of a local folder.
@@ -122,16 +122,16 @@ def locked_folder(folder: str | os.PathLike, *, wait_seconds: float = 0.0) -> It
 
 
 _LOCK = ".lock"
-_SETTLE_SECONDS = 1.0  # after a lock was taken over
-_RENEW_SECONDS, _EXPIRE_SECONDS = 15.0, 60.0  # of a lock in a bucket: four renewals may fail before it counts as left
+_TAKEOVER_SECONDS = 1.0  # wait after taking over a lock, before trusting that no other process did the same
+_RENEW_SECONDS, _EXPIRE_SECONDS = 15.0, 60.0  # of a lock in a bucket: four renewals may fail before it is abandoned
 
 
 @contextlib.contextmanager
 def _leased(url: str, message: str) -> Iterator[None]:
     """Holds a lock in a bucket: an object made only where there is none, renewed by a thread while the block runs.
 
-    One that was not renewed for a minute is of a process that was killed, and is taken over; one of a process of this
-    machine that has ended, at once. Whether a process of another machine lives is seen by waiting for its renewal.
+    A lock that was not renewed for a minute, or whose process ran on this machine and has ended, is taken over. Whether
+    a process of another machine is alive is found out by waiting for its next renewal.
     """
     holder = f"process {os.getpid()} on {socket.gethostname()}"
     mine = {"holder": holder, "lease": uuid.uuid4().hex, "place": machine_id(), "began": start_time(os.getpid())}
@@ -169,12 +169,12 @@ def _leased(url: str, message: str) -> Iterator[None]:
 
 
 def _take(url: str, content: Callable[[], bytes], is_mine: Callable[[], bool], message: str) -> None:
-    """Makes the lock, or takes over one that is left."""
+    """Makes the lock, or takes over an abandoned one."""
     first_renewal, deadline = None, time.monotonic() + _EXPIRE_SECONDS
     while not create_file(url, content()):
         try:
             other = _Lease.read(url)
-        except InputError:  # it was given back just now
+        except InputError:  # it was released just now
             if exists(url):
                 raise
             continue
@@ -182,7 +182,7 @@ def _take(url: str, content: Callable[[], bytes], is_mine: Callable[[], bool], m
         if other.is_abandoned() or time.monotonic() > deadline:
             remove_tree(url)
             if create_file(url, content()):
-                time.sleep(_SETTLE_SECONDS)  # another one that saw the same may have removed ours and made its own
+                time.sleep(_TAKEOVER_SECONDS)  # a process that did the same may have replaced our lock by its own
                 if is_mine():
                     return
             first_renewal, deadline = None, time.monotonic() + _EXPIRE_SECONDS
@@ -210,7 +210,7 @@ class _Lease:
         return from_json(cls, read_json(url), url)
 
     def is_abandoned(self) -> bool:
-        """Whether the process that holds it has ended, or did not renew it."""
+        """Whether its process has ended on this machine, or the lock has expired."""
         number = self.holder.removeprefix("process ").split(" on ", 1)[0]
         known = number.isascii() and number.isdigit() and len(number) < 10
         if self.place == machine_id() and known and start_time(int(number)) != self.began:
@@ -219,7 +219,7 @@ class _Lease:
 
 
 class ArtifactStore:
-    """A folder, local or remote, of files that count once a JSON record, written after them, is there.
+    """A folder, local or remote, whose files are valid once a JSON record, written after them, exists.
 
     The caller chooses the names and what a record holds.
 
@@ -244,7 +244,7 @@ class ArtifactStore:
         return read_json(path) if exists(path) else None
 
     def commit(self, name: str, record: Any) -> None:
-        """Writes a record, which makes the files it is about count."""
+        """Writes a record, which makes the files that it describes valid."""
         write_json(self.path(name), record)
 
     def is_complete(self, name: str) -> bool:
@@ -252,7 +252,7 @@ class ArtifactStore:
         return exists(self.path(name))
 
     def withdraw(self, name: str) -> None:
-        """Removes a record, so that its files no longer count; nothing where there is none."""
+        """Removes a record, so that its files are no longer valid; does nothing where there is none."""
         remove_tree(self.path(name))
 
     def changed_settings(self, name: str, settings: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -272,7 +272,7 @@ class ArtifactStore:
     ) -> set[str]:
         """Those of `names` that are complete and whose files have the checksums in their record.
 
-        Files that were damaged since are logged, and have to be made again.
+        Files whose checksum differs are logged, and have to be made again.
 
         Args:
           record_ending: a record's name is the artifact's with this ending.
@@ -295,14 +295,14 @@ class ArtifactStore:
             return {name for name, intact in zip(complete, threads.map(is_intact, complete), strict=True) if intact}
 
     def remove_partial(self) -> None:
-        """Removes files that a process was writing when it was killed; a remote upload that broke off leaves none."""
+        """Removes local files that a killed process was writing; interrupted uploads to a store leave none."""
         if not is_remote(self.folder):
             for path in Path(self.folder).glob(".*.partial"):
                 path.unlink(missing_ok=True)
 
-    def clear(self, *, keep: Sequence[str] = ("lock",)) -> None:
-        """Removes all files directly in the folder but those with these names."""
+    def clear(self) -> None:
+        """Removes all files directly in the folder except `lock`."""
         self.remove_partial()
         for path in list_files(self.path("*")):
-            if path.rsplit("/", 1)[-1] not in keep:
+            if path.rsplit("/", 1)[-1] != "lock":
                 remove_tree(path)

@@ -1,7 +1,7 @@
-"""Folders in buckets for code that works on a disk: a local folder kept equal to a bucket's, and local copies.
+"""Bucket folders for code that works on a disk: a local folder mirrored to the bucket, and local copies of files.
 
-Logs that grow line by line, databases and pages are written to a folder of this machine and uploaded whole, each file
-when it has changed, oldest first: what a record names is there before the record.
+Logs that grow line by line, databases and pages are written to a local folder. Each file is uploaded when it has
+changed, oldest first, so that the files that a record names exist before the record.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -46,7 +46,7 @@ _LOCAL_ONLY = (".partial", ".lock", "-wal", "-shm", "-journal")
 
 
 def cache_folder() -> Path:
-    """Where copies of what lies in buckets are kept: `DIVERSITY_JAX_CACHE`, else under XDG_CACHE_HOME or ~/.cache."""
+    """The folder of local copies of buckets: `DIVERSITY_JAX_CACHE`, else under XDG_CACHE_HOME or ~/.cache."""
     given = os.environ.get("DIVERSITY_JAX_CACHE")
     return Path(given or user_cache("buckets"))
 
@@ -63,7 +63,7 @@ def remote_tree(url: str) -> dict[str, RemoteFileInfo]:
     """All files below a URL, by their names relative to it; empty where there are none.
 
     Raises:
-      InputError: one is called so that a copy of it would lie elsewhere, as an object `x/../../y` may be.
+      InputError: a name, such as `x/../../y`, would lead out of the folder of a copy.
     """
     filesystem, inside = remote(url)
     inside = inside.rstrip("/")
@@ -88,7 +88,7 @@ def _described(info: Mapping[str, Any]) -> RemoteFileInfo:
 
 
 def _download(url: str, name: str, info: RemoteFileInfo, folder: Path) -> None:
-    """One file of a bucket's folder into `folder`, whole or not at all."""
+    """Copies one file of a bucket's folder into `folder`, atomically."""
     filesystem, inside = remote(join_path(url, name))
     with writing(folder / name) as target, store_errors(join_path(url, name)):
         with filesystem.open(inside, "rb", block_size=_COPY_BYTES, cache_type="readahead") as source:
@@ -110,9 +110,9 @@ def _key(url: str) -> str:
 
 
 def local_copy(path: str | os.PathLike, wanted: Callable[[str], bool] = lambda name: True) -> Path:
-    """A local path as it is; of a URL, a copy of the file or folder on this machine's disk.
+    """A local path as it is; for a URL, a copy of the file or folder on this machine's disk.
 
-    What was copied before and has not changed in the bucket is not copied again.
+    Files that were copied before and have not changed in the bucket are not copied again.
 
     Args:
       wanted: which files of a folder, by their names relative to it.
@@ -154,16 +154,16 @@ def local_copy(path: str | os.PathLike, wanted: Callable[[str], bool] = lambda n
 
 
 def staging_folder(url: str | os.PathLike, process: int = 0) -> Path:
-    """The local folder that a process keeps equal to a bucket's while it writes to it."""
+    """The local folder that a process mirrors to a bucket's while it writes to it."""
     return cache_folder() / "published" / f"{_key(os.fspath(url))}-{process}"
 
 
 _PUBLISHED: dict[str, str] = {}
-"""Local folders that are kept equal to a bucket's -> its URL."""
+"""Local folder -> URL of the bucket's folder that it is mirrored to."""
 
 
 def public_name(text: str | os.PathLike) -> str:
-    """A path or message, with local folders that stand for a bucket's called by its URL."""
+    """A path or message in which mirrored local folders are replaced by the URL of their bucket's folder."""
     name = os.fspath(text)
     for local, url in _PUBLISHED.items():
         name = name.replace(local, url)
@@ -175,7 +175,7 @@ class Mirror:
 
     Args:
       url: the bucket's folder.
-      folder: the local one; what a killed process of this machine left there is kept where the bucket has not changed.
+      folder: the local one; files that a killed process of this machine left there are used if the bucket is unchanged.
       skipped: names of files in the bucket that are neither fetched nor removed.
     """
 
@@ -187,12 +187,12 @@ class Mirror:
         self._thread = threading.Thread(target=self._keep_pushing, name="upload", daemon=True)
 
     def pull(self) -> None:
-        """Fetches what the bucket holds, unless it is what this machine last left there."""
+        """Fetches the bucket's files, unless they are still those that this machine last uploaded."""
         tree = {name: info for name, info in remote_tree(self.url).items() if not self._is_local_only(name)}
         tree = {name: info for name, info in tree.items() if not self._skipped(name)}
         known = read_json(self._index_path) if self._index_path.exists() else None
         versions = {name: info.version for name, info in tree.items()}
-        if known is None or {name: entry["version"] for name, entry in known.items()} != versions:
+        if known is None or {name: file["version"] for name, file in known.items()} != versions:
             remove_tree(self.folder)
             _each(lambda name: _download(self.url, name, tree[name], self.folder), tree)
             known = {name: {"version": info.version, **self._stamp(name)} for name, info in tree.items()}
@@ -239,12 +239,9 @@ class Mirror:
                     self._upload(name, stamp)
             for name in {*self._index} - {*stamps}:
                 remove_tree(str(join_path(self.url, name)))
-                self._forget(name)
+                del self._index[name]
+                write_json(self._index_path, self._index)
         self._last_seconds = time.monotonic() - began
-
-    def _forget(self, name: str) -> None:
-        del self._index[name]
-        write_json(self._index_path, self._index)
 
     def _upload(self, name: str, stamp: Mapping[str, int]) -> None:
         url, path = str(join_path(self.url, name)), self.folder / name
@@ -297,15 +294,15 @@ def published(
     skipped: Callable[[str], bool] = lambda name: False,
     mirrors: list[Mirror] | None = None,
 ) -> Iterator[Path]:
-    """The local folder to write to: a local one itself; of a bucket's, one that is kept equal to it.
+    """The local folder to write to: a local one itself; for a bucket's, one that is mirrored to it.
 
-    A bucket's folder is locked by process 0, for this machine and all others, until everything is uploaded.
+    Process 0 locks the bucket's folder, against processes of all machines, until everything is uploaded.
 
     Args:
       field: as users write it.
-      process: number of this process among those of one run; others than 0 fetch nothing.
+      process: number of this process among those of one run; only process 0 fetches files.
       skipped: names of files in the bucket that are neither fetched nor removed.
-      mirrors: gets the `Mirror` of a bucket's folder, for uploads at a given moment.
+      mirrors: receives the `Mirror` of a bucket's folder, for uploads at a given moment.
 
     Raises:
       InputError: the folder cannot be written to, or another process is writing to it.
@@ -336,7 +333,7 @@ def published(
         except BaseException as raised:
             if isinstance(raised, InputError):
                 raised.args = (public_name(str(raised)), *raised.args[1:])
-            with contextlib.suppress(Exception):  # the first error is the one to tell
+            with contextlib.suppress(Exception):  # the first error is the one to report
                 mirror.close()
             raise
         try:
@@ -349,7 +346,7 @@ def published(
 
 @contextlib.contextmanager
 def published_file(path: str | os.PathLike) -> Iterator[Path]:
-    """The local file to write: a local path itself; of a URL, one that is uploaded at the end."""
+    """The local file to write: a local path itself; for a URL, one that is uploaded at the end."""
     if not is_remote(path):
         yield Path(path)
         return

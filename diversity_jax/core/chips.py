@@ -1,12 +1,13 @@
-"""Accelerator chips by their makers' data sheets: peak rates, memory and bandwidths; and what clouds call TPU slices.
+"""Accelerator chips: peak rates, memory and bandwidths from data sheets; and the names that clouds give TPU slices.
 
-The only such tables. `python -m diversity_jax.core.chips v6e-16` prints what a launcher has to know of a slice.
+`python -m diversity_jax.core.chips v6e-16` prints what a launcher needs to know about a slice.
 """
 
 from dataclasses import dataclass
 import math
 import re
 import sys
+from typing import NamedTuple
 
 from diversity_jax.core.errors import InputError
 
@@ -17,7 +18,7 @@ _HOPPER = "H100 and H200 data sheets (SXM, dense bfloat16, 900 GB/s NVLink both 
 
 @dataclass(frozen=True, kw_only=True)
 class Chip:
-    """A chip that a program can be compiled for without having it; per JAX device, rates are per second.
+    """A chip that programs can be compiled for without having it. Figures are per JAX device, rates per second.
 
     Attributes:
       name: as on the command line, `v5e`.
@@ -26,7 +27,7 @@ class Chip:
       peak_flops: dense bfloat16 with float32 accumulation.
       link_bytes_per_second: sent by a device in a ring: both directions of one torus axis, or all of NVLink.
       network_bytes_per_second: sent by a device to another slice or node.
-      example: a slice of it; the number of its sizes is the number that every slice's name has.
+      example: a slice of it, with as many dimensions as the name of every slice must have.
       devices_per_chip: JAX devices of one chip of a slice's shape.
     """
 
@@ -43,13 +44,8 @@ class Chip:
 
 
 _COLUMNS = (
-    "platform",
-    "hbm_bytes",
-    "peak_flops",
-    "hbm_bytes_per_second",
-    "link_bytes_per_second",
-    "network_bytes_per_second",
-    "example",
+    *("platform", "hbm_bytes", "peak_flops", "hbm_bytes_per_second", "link_bytes_per_second"),
+    *("network_bytes_per_second", "example"),
 )
 _TABLE: dict[str, tuple] = {
     "v4": ("tpu", int(30.75 * _GIB), 275e12, 1.2e12, 100e9, 6.25e9, "v4:2x2x4"),
@@ -106,16 +102,15 @@ def peak_flops(device_kind: str) -> float | None:
     return next((peak for name, peak in _PEAK_FLOPS_BY_KIND.items() if name in kind), None)
 
 
-@dataclass(frozen=True, kw_only=True)
-class TpuFamily:
+class TpuFamily(NamedTuple):
     """TPU slices of one generation, as clouds name them: `v6e-16`, `v5litepod-256`, `tpu7x-2x2x2`.
 
     Attributes:
-      chip: our name of it, as in `v5e:4x4`.
-      cores_per_chip: the number behind the dash counts TensorCores, so many a chip.
+      chip: its name in `CHIPS`.
+      cores_per_chip: TensorCores, which the number in a slice's name counts.
       dimensions: of its shapes.
       runtime: version of the TPU VM's image (--runtime-version); None: not offered as TPU VMs by the Cloud TPU API.
-      machine: GKE's machine type of several-host slices.
+      machine: GKE's machine type of slices of several hosts.
       accelerator: GKE's node label cloud.google.com/gke-tpu-accelerator.
     """
 
@@ -130,46 +125,11 @@ class TpuFamily:
 # Runtime versions: docs.cloud.google.com/tpu/docs/runtimes, read on 2026-11-30, which also says that TPU7x has none.
 # Cores, machines and labels: xpk 1.16.0, core/system_characteristics.py.
 TPU_FAMILIES = {
-    "v4": TpuFamily(
-        chip="v4",
-        cores_per_chip=2,
-        dimensions=3,
-        runtime="tpu-ubuntu2204-base",
-        machine="ct4p-hightpu-4t",
-        accelerator="tpu-v4-podslice",
-    ),
-    "v5litepod": TpuFamily(
-        chip="v5e",
-        cores_per_chip=1,
-        dimensions=2,
-        runtime="v2-alpha-tpuv5-lite",
-        machine="ct5lp-hightpu-4t",
-        accelerator="tpu-v5-lite-podslice",
-    ),
-    "v5p": TpuFamily(
-        chip="v5p",
-        cores_per_chip=2,
-        dimensions=3,
-        runtime="v2-alpha-tpuv5",
-        machine="ct5p-hightpu-4t",
-        accelerator="tpu-v5p-slice",
-    ),
-    "v6e": TpuFamily(
-        chip="v6e",
-        cores_per_chip=1,
-        dimensions=2,
-        runtime="v2-alpha-tpuv6e",
-        machine="ct6e-standard-4t",
-        accelerator="tpu-v6e-slice",
-    ),
-    "tpu7x": TpuFamily(
-        chip="tpu7x",
-        cores_per_chip=2,
-        dimensions=3,
-        runtime=None,
-        machine="tpu7x-standard-4t",
-        accelerator="tpu7x",
-    ),
+    "v4": TpuFamily("v4", 2, 3, "tpu-ubuntu2204-base", "ct4p-hightpu-4t", "tpu-v4-podslice"),
+    "v5litepod": TpuFamily("v5e", 1, 2, "v2-alpha-tpuv5-lite", "ct5lp-hightpu-4t", "tpu-v5-lite-podslice"),
+    "v5p": TpuFamily("v5p", 2, 3, "v2-alpha-tpuv5", "ct5p-hightpu-4t", "tpu-v5p-slice"),
+    "v6e": TpuFamily("v6e", 1, 2, "v2-alpha-tpuv6e", "ct6e-standard-4t", "tpu-v6e-slice"),
+    "tpu7x": TpuFamily("tpu7x", 2, 3, None, "tpu7x-standard-4t", "tpu7x"),
 }
 _ALIASES = {"v5e": "v5litepod", "v5lite": "v5litepod", "tpu7": "tpu7x"}
 # The shape that a number of chips stands for where only the number is given.
@@ -192,7 +152,7 @@ class TpuSlice:
 
     @property
     def chips(self) -> int:
-        """Of the slice."""
+        """Number of chips."""
         return math.prod(self.shape)
 
     @property
@@ -202,15 +162,15 @@ class TpuSlice:
 
     @property
     def hosts(self) -> int:
-        """On GKE and of queued resources, four chips each, but for the smallest."""
+        """Number of hosts on GKE and of queued resources: four chips each, but for the smallest slices."""
         return max(1, self.chips // _HOST_CHIPS)
 
 
 def parse_slice(name: str) -> TpuSlice | None:
-    """The slice that a cloud's name stands for; None where it is no such name.
+    """Parses a cloud's name of a slice; None where it is no such name.
 
     Raises:
-      InputError: a known family, but a number or a shape that its slices do not have.
+      InputError: the family is known, and no slice of it has this number or shape.
     """
     match = re.fullmatch(r"(v\d+\w*|tpu\d+x?)-(\d+(?:x\d+)*)", name.strip().lower())
     prefix = _ALIASES.get(match[1], match[1]) if match else ""

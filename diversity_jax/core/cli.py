@@ -1,7 +1,6 @@
-"""The frame of every command: its configuration, logging, and bad input as one line with exit status 2."""
+"""Runs commands: reads the configuration, sets up logging, prints bad input as one line with exit status 2."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 import gc
 import logging
 import os
@@ -9,14 +8,14 @@ import re
 import runpy
 import select
 import sys
-from typing import Any
+from typing import Any, NamedTuple
 import warnings
 
 from diversity_jax.core import options as help_module
 from diversity_jax.core.buckets import public_name
 from diversity_jax.core.commands import Command
 from diversity_jax.core.errors import InputError, without_secrets
-from diversity_jax.core.options import Options, written
+from diversity_jax.core.options import Options, as_option
 
 # Before a command loads NumPy: threads of its OpenBLAS, and of SciPy's, otherwise spin for 2^26 cycles after they start
 # and after each product, 0.05 s of a core.
@@ -29,28 +28,27 @@ class _WithoutSecrets(logging.Formatter):
 
 
 def log_to_stderr() -> None:
-    """Log messages as lines on standard error, without passwords."""
+    """Sends log messages to standard error, one a line, without passwords."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_WithoutSecrets("%(message)s"))
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)  # Orbax has installed one of its own
 
 
-@dataclass(frozen=True, kw_only=True)
-class Front:
-    """A command as it was called by `diversity-jax NAME ARGUMENTS`."""
+class Invocation(NamedTuple):
+    """A command that was run as `diversity-jax NAME ARGUMENTS`."""
 
     name: str
     command: Command
     argv: Sequence[str]
 
 
-_front: list[Front] = []  # of this process; empty where a module was run by `python -m`
+_invocations: list[Invocation] = []  # of this process; empty where a module was run by `python -m`
 
 
 def run_command(name: str, command: Command, argv: Sequence[str]) -> None:
     """Runs the module of a command as `python -m` does, with arguments in the form of `diversity-jax`."""
     if command.config:
-        _front.append(Front(name=name, command=command, argv=argv))
+        _invocations.append(Invocation(name, command, argv))
     else:
         sys.argv = [f"diversity-jax {name}", *argv]
     runpy.run_module(f"diversity_jax.{command.module}", run_name="__main__")
@@ -66,9 +64,9 @@ def run(
     """Runs a command and leaves the process: 0 done, 2 bad input (one line on stderr), 130 interrupted.
 
     Args:
-      command: takes the configuration; with `split` what that returns, and the configuration.
+      command: called with the configuration; with `split`, with what that made of its options and the configuration.
       usage: the module's docstring, printed for `--help` before the fields.
-      split: takes the command's own options out of the arguments: the other arguments, and what it made of its own.
+      split: takes the command's own options out of the arguments; returns the others, and what it made of its own.
     """
     from diversity_jax.core import config
 
@@ -84,15 +82,16 @@ def run(
             print(_help(usage or "", config_type, config.load_file(path, config_type) if path else None, part or ""))
 
     arguments = list(sys.argv[1:] if argv is None else argv)
-    front = _front[-1] if _front and argv is None else None
-    if not arguments and front is None:
+    invocation = _invocations[-1] if _invocations and argv is None else None
+    if not arguments and invocation is None:
         run_plain(parse_and_run, usage, arguments)
-    _run(lambda: parse_and_run(Options(front.command, front.argv).canonical if front else arguments))
+    _run(lambda: parse_and_run(Options(invocation.command, invocation.argv).canonical if invocation else arguments))
 
 
 def _help(usage: str, config_type: type, config: Any, part: str) -> str:
-    if _front:
-        return help_module.command_help(_front[-1].name, _front[-1].command, usage, config, part)
+    if _invocations:
+        name, command, _ = _invocations[-1]
+        return help_module.command_help(name, command, usage, config, part)
     return help_module.module_help(usage, config_type, config, part)
 
 
@@ -125,14 +124,14 @@ def _run(work: Callable[[], Any]) -> None:
         print("interrupted; run the same command again to go on", file=sys.stderr)
         sys.exit(130)
     except BrokenPipeError:
-        _end_if_nobody_reads()
+        _exit_if_output_closed()
         raise
     finally:
         gc.freeze()  # Python's last collections would look through all objects: 0.1 s after a scoring
 
 
-def _end_if_nobody_reads() -> None:
-    """Ends the process as `SIGPIPE` does where what read its output has seen enough, as `head` does."""
+def _exit_if_output_closed() -> None:
+    """Exits with the status of `SIGPIPE` where the reader of standard output, such as `head`, has closed it."""
     output = select.poll()
     output.register(sys.stdout, 0)
     if any(event & select.POLLERR for _, event in output.poll(0)):
@@ -144,5 +143,5 @@ _FIELD = re.compile(r"(?<![\w/.-])(?:--)?config\.(?!(?:json|py|toml|yaml|yml)\b)
 
 
 def as_written(message: str) -> str:
-    """A message that names fields as the user of this process writes them: `--agent.groupings` for `diversity-jax`."""
-    return _FIELD.sub(lambda match: written(match[1]), message) if _front else message
+    """A message with fields written as options, as in `--agent.groupings`, where the process runs `diversity-jax`."""
+    return _FIELD.sub(lambda match: as_option(match[1]), message) if _invocations else message

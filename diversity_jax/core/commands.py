@@ -1,6 +1,4 @@
-"""The commands of `diversity-jax`: the module of each, its configuration, and configuration files and what is wrong in
-one.
-"""
+"""The table of the commands of `diversity-jax`, and helpers for configuration files and their error messages."""
 
 from collections.abc import Mapping, Sequence
 import dataclasses
@@ -22,24 +20,24 @@ class Command:
     Attributes:
       module: below `diversity_jax`; run as `python -m` runs it.
       summary: a few words for the list of commands.
-      config: module below `diversity_jax` and name of the configuration; empty: it parses its arguments itself.
-      ready: the configuration file where none is given; empty: one must be given.
-      ready_for_data: the file that takes the first positional argument as its word.
+      config: `MODULE:CLASS` of the configuration, below `diversity_jax`; empty: it parses its arguments itself.
+      default_config: the configuration file where none is given; empty: one must be given.
+      default_config_for_text: the file whose `get_config` takes the first positional argument.
       positional: fields that positional arguments set, in order; `*` behind the last one takes all, joined by commas.
       short: fields by letter.
-      own: options that are no fields: whether each takes a value.
-      others: options that nobody knows are handed on, where the option of this name is given.
+      own_options: options that are no fields: whether each takes a value.
+      pass_through: the option beside which unknown options are passed on, as Beam's are beside `runner`.
     """
 
     module: str
     summary: str
     config: str = ""
-    ready: str = ""
-    ready_for_data: str = ""
+    default_config: str = ""
+    default_config_for_text: str = ""
     positional: tuple[str, ...] = ()
     short: Mapping[str, str] = field(default_factory=dict)
-    own: Mapping[str, bool] = field(default_factory=dict)
-    others: str = ""
+    own_options: Mapping[str, bool] = field(default_factory=dict)
+    pass_through: str = ""
 
     def config_type(self) -> type:
         """The dataclass of its configuration, imported now."""
@@ -55,7 +53,7 @@ COMMANDS: Mapping[str, Command] = MappingProxyType(
             module="score",
             summary="how diverse corpora are, by a judge",
             config="scoring.config:ScoreConfig",
-            ready="configs/score.py",
+            default_config="configs/score.py",
             positional=("corpus*",),
             short=_JUDGED | {"m": "metrics"},
         ),
@@ -63,7 +61,7 @@ COMMANDS: Mapping[str, Command] = MappingProxyType(
             module="score",
             summary="baseline metrics of corpora, without a judge",
             config="scoring.config:ScoreConfig",
-            ready="configs/metrics.py",
+            default_config="configs/metrics.py",
             positional=("corpus*",),
             short=_JUDGED | {"m": "metrics"},
         ),
@@ -71,7 +69,7 @@ COMMANDS: Mapping[str, Command] = MappingProxyType(
             module="audit",
             summary="examines a judge, and plants hostile documents in a corpus",
             config="scoring.config:ScoreConfig",
-            ready="configs/score.py",
+            default_config="configs/score.py",
             positional=("corpus",),
             short=_JUDGED,
         ),
@@ -79,7 +77,7 @@ COMMANDS: Mapping[str, Command] = MappingProxyType(
             module="generate",
             summary="writes a synthetic component with language models",
             config="synthesis.config:GenerateConfig",
-            ready="configs/generate.py",
+            default_config="configs/generate.py",
             positional=("topics.source",),
             short={"m": "generators[0].model", "o": "output_dir", "n": "grid.documents"},
         ),
@@ -94,10 +92,10 @@ COMMANDS: Mapping[str, Command] = MappingProxyType(
             module="mixtures.prepare",
             summary="documents to rows of tokens, on this machine or on Beam",
             config="prepare.config:PrepareConfig",
-            ready="configs/prepare.py",
+            default_config="configs/prepare.py",
             positional=("corpus.source",),
             short={"o": "output_dir", "t": "vocabulary", "l": "preparation.sequence_length"},
-            others="runner",
+            pass_through="runner",
         ),
         "export": Command(module="mixtures.export", summary="a built mixture in the format of another trainer"),
         "fetch": Command(module="mixtures.fetch", summary="a mixture from a bucket, or the part that some steps read"),
@@ -105,28 +103,28 @@ COMMANDS: Mapping[str, Command] = MappingProxyType(
             module="train_tokenizer",
             summary="trains a SentencePiece tokenizer",
             config="mixtures.config:TokenizerConfig",
-            ready="configs/tokenizer.py",
+            default_config="configs/tokenizer.py",
             short={"o": "output", "v": "vocab_size"},
         ),
         "train": Command(
             module="train",
             summary="scores, gates, prepares and trains: one's own text, or a configuration",
             config="training.run:Config",
-            ready_for_data="configs/my_text.py",
+            default_config_for_text="configs/my_text.py",
             short={"o": "output_dir", "s": "train.steps", "b": "train.batch_size"},
         ),
         "compile": Command(
             module="training.compile",
             summary="compiles the training step for chips that are not here",
             config="training.run:Config",
-            own={"topology": True, "search": False, "limit": True, "fast": False, "json": True, "cache": True}
+            own_options={"topology": True, "search": False, "limit": True, "fast": False, "json": True, "cache": True}
             | {"no_suggestion": False},
         ),
         "evaluate": Command(
             module="evaluate",
             summary="benchmarks and held-out loss of a model",
             config="evaluation.config:EvaluateConfig",
-            ready="configs/evaluate_paper.py",
+            default_config="configs/evaluate_paper.py",
             positional=("model.checkpoint",),
             short=_MODEL | {"t": "tasks", "n": "limit"},
         ),
@@ -134,7 +132,7 @@ COMMANDS: Mapping[str, Command] = MappingProxyType(
             module="generate_text",
             summary="text by a model",
             config="evaluation.config:GenerateTextConfig",
-            ready="configs/generate_text.py",
+            default_config="configs/generate_text.py",
             positional=("model.checkpoint", "prompt"),
             short=_MODEL | {"o": "output", "n": "max_tokens", "p": "prompt"},
         ),
@@ -142,7 +140,7 @@ COMMANDS: Mapping[str, Command] = MappingProxyType(
             module="serve",
             summary="an OpenAI-compatible server for a model",
             config="evaluation.config:ServeConfig",
-            ready="configs/serve.py",
+            default_config="configs/serve.py",
             positional=("model.checkpoint",),
             short={"m": "model.checkpoint", "p": "port"},
         ),
@@ -168,8 +166,8 @@ def of_config(kind: type) -> str:
     return " or ".join(known) if known else f"a {kind.__name__}"
 
 
-def ready_made(path: str) -> str:
-    """A path of a configuration file; one that is not there and begins with `configs/` is the package's own."""
+def packaged_path(path: str) -> str:
+    """A configuration file's path; one below `configs/` that does not exist here is looked up in the package."""
     if not os.path.exists(path) and path.replace("\\", "/").startswith("configs/"):
         package = Path(__file__).resolve().parents[1]
         for folder in (package, package.parent):
@@ -179,9 +177,7 @@ def ready_made(path: str) -> str:
 
 
 def share_configs(path: str) -> None:
-    """Makes `from configs.quickstart import ...` in a configuration below a folder `configs` mean that folder, whatever
-    the working directory is.
-    """
+    """Lets a configuration in a folder `configs` import its neighbours as `configs.NAME` from any working directory."""
     folder = next((str(each) for each in Path(path).resolve().parents if each.name == "configs"), None)
     if folder is None:
         return
@@ -193,19 +189,20 @@ def share_configs(path: str) -> None:
 
 
 def nearest(name: str, known: Sequence[str]) -> str:
+    """The end of a message about an unknown name: the nearest known one, or all."""
     close = difflib.get_close_matches(name, known, 1, 0.5)
     return f"; did you mean {close[0]!r}?" if close else f"; its fields are {', '.join(known)}"
 
 
 def line_of(error: Exception, path: str) -> str:
-    """`:17`, the last line of a file that an error came through."""
+    """The last line of a file in an error's traceback, as `:17`."""
     frames, path = traceback.extract_tb(error.__traceback__), os.path.realpath(path)
     lines = [frame.lineno for frame in frames if os.path.realpath(frame.filename) == path]
     return f":{lines[-1]}" if lines else ""
 
 
 def nearest_argument(error: Exception) -> str:
-    """What a misspelt field of a dataclass may have meant."""
+    """The end of a message about a dataclass made with an unknown field: as `nearest`."""
     wrong = re.search(r"^(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", str(error))
     frames = traceback.walk_tb(error.__traceback__)
     kinds = [value for frame, _ in frames for value in (*frame.f_globals.values(), *frame.f_locals.values())]

@@ -1,4 +1,4 @@
-"""Compressed files: recognised by their ending, read in blocks and lines, whatever store they lie in."""
+"""Reads files in blocks and lines, decompressed according to the ending of their name, local or remote."""
 
 import bz2
 from collections.abc import Iterator
@@ -15,9 +15,9 @@ _BLOCK_BYTES = 1 << 20
 _LONGEST_WINDOW_BYTES = 1 << 31  # what `zstd --long=31` writes; a window takes as much memory as the file asks for
 _COMPRESSED_BLOCK_BYTES = 1 << 17
 _Zlib: Any = type(zlib.decompressobj())
-_ZSTD_STEP_BYTES = 1 << 13  # four bytes may stand for 128 KiB, and all that they stand for comes at once
+_ZSTD_STEP_BYTES = 1 << 13  # four bytes may hold 128 KiB, and zstandard returns all that its input holds at once
 MOST_DOCUMENT_BYTES = 1 << 28
-"""Of a line, or of a compressed file that is read as one document: a file of some kilobytes may stand for more."""
+"""Limit of a line, and of a compressed file that is read as one document; a small file may decompress to more."""
 
 
 def compression(path: str) -> str | None:
@@ -31,7 +31,7 @@ def expected_bytes(path: str) -> int:
 
 
 def read_blocks(path: str) -> Iterator[bytes]:
-    """Content of a file in blocks of about 1 MiB, decompressed when its name ends as `COMPRESSED` has it.
+    """A file's content in blocks of about 1 MiB, decompressed where its name has an ending of `COMPRESSED`.
 
     Raises:
       InputError: no such file; a compressed file is damaged, ends early or is not what its name says.
@@ -84,7 +84,9 @@ def _decompressed(path: str, file: Any) -> Iterator[bytes]:
 
 
 def _step(decompressor: Any, data: bytes) -> tuple[bytes, bytes | None]:
-    """About a MiB of what is compressed, and what to go on with, after the end what follows; None: all is used up."""
+    """Decompresses up to about 1 MiB; returns it and the data still to be decompressed or, after a member's end, what
+    follows it; None where all data is used up.
+    """
     if isinstance(decompressor, _Zlib):
         block = decompressor.decompress(data, _BLOCK_BYTES)
         return block, decompressor.unused_data if decompressor.eof else decompressor.unconsumed_tail or None
@@ -113,7 +115,7 @@ def read_document(path: str) -> bytes:
 
 
 def read_lines(path: str) -> Iterator[list[bytes]]:
-    """Lines of a file without their newline, a list for every block; a line may be longer than any block.
+    """Lines of a file without their newline, a list for every block; a line may be longer than a block.
 
     Raises:
       InputError: as `read_blocks`; or a line is longer than `MOST_DOCUMENT_BYTES`.

@@ -1,8 +1,7 @@
-"""Typed configurations: `--config FILE.py` and overrides `--config.field=value` for every field, by ml_collections;
-and dataclasses read from JSON.
+"""Typed configurations from `--config FILE.py` and overrides `--config.field=value`; and dataclasses read from JSON.
 
-Configurations are frozen dataclasses that check themselves when they are made. Overrides are applied to a mutable twin
-of the same fields and types, from which the frozen ones are made again, so that the checks see all values in place.
+Configurations are frozen dataclasses that check themselves when they are made. ml_collections applies overrides to a
+mutable twin of the same fields and types, from which the frozen ones are made again, so that checks see all overrides.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,8 +16,9 @@ import types
 import typing
 from typing import Any
 
-from diversity_jax.core.commands import line_of, nearest, nearest_argument, of_config, ready_made, share_configs
+from diversity_jax.core.commands import line_of, nearest, nearest_argument, of_config, packaged_path, share_configs
 from diversity_jax.core.errors import InputError, without_secrets
+from diversity_jax.core.field_docs import default_of
 from diversity_jax.core.files import read_json
 
 # Metadata of a field that a later version added to a dataclass: see `fields_for_keys`.
@@ -26,7 +26,7 @@ ADDED: Mapping[str, Any] = types.MappingProxyType({"added": True})
 
 
 def parse(argv: Sequence[str], expected: type) -> Any:
-    """The configuration of a command line.
+    """Reads the configuration of a command line.
 
     Args:
       argv: without the program's name: `--config FILE` or `--config=FILE`, and overrides `--config.a.b=value`. Items of
@@ -44,7 +44,7 @@ def parse(argv: Sequence[str], expected: type) -> Any:
 
 
 def with_values(config: Any, values: Mapping[str, Any]) -> Any:
-    """The configuration with fields, named with dots as on the command line, set to values.
+    """A configuration with some fields, named with dots as on the command line, set to values.
 
     Raises:
       InputError: an unknown field, named with the nearest known one, or a value that the configuration refuses.
@@ -61,19 +61,19 @@ def with_values(config: Any, values: Mapping[str, Any]) -> Any:
 C = typing.TypeVar("C")
 
 
-def configuration(given: Any, ready: str, expected: type[C]) -> C:
-    """A configuration as callers give one: itself, the file of one, or None for the ready-made file `ready`."""
+def configuration(given: Any, default: str, expected: type[C]) -> C:
+    """The configuration that a caller gives: itself, the path of its file, or None for the packaged file `default`."""
     if isinstance(given, expected):
         return given
     if given is not None and not isinstance(given, str | os.PathLike):
         raise InputError(
             f"config: is of type {type(given).__name__}; give a configuration of {of_config(expected)}, or its file"
         )
-    return load_file(ready if given is None else os.fspath(given), expected)
+    return load_file(default if given is None else os.fspath(given), expected)
 
 
 def with_fields(config: C, values: Mapping[str, Any], where: str = "") -> C:
-    """The configuration with fields set to values of a caller, checked by type; parts may be mappings of their fields.
+    """A configuration with some fields set to values that are checked by type; a part may be a mapping of its fields.
 
     Args:
       where: the part's own name with a dot, for messages.
@@ -103,7 +103,7 @@ def load_file(path: str, expected: type) -> Any:
     if not Path(path).is_file() and ".py:" in path:
         file, _, word = path.partition(".py:")
         path, arguments = f"{file}.py", [word]
-    path = ready_made(path)
+    path = packaged_path(path)
     is_file = Path(path).is_file()
     specification = importlib.util.spec_from_file_location(f"config_{Path(path).stem}", path) if is_file else None
     if specification is None or specification.loader is None:
@@ -134,7 +134,7 @@ def load_file(path: str, expected: type) -> Any:
 
 
 def file_named(argv: Sequence[str]) -> str | None:
-    """The configuration file that a command line names, whatever else stands there."""
+    """The configuration file that a command line names; nothing else in it is checked."""
     for at, word in enumerate(argv):
         if word == "--config" and at + 1 < len(argv):
             return argv[at + 1]
@@ -165,7 +165,7 @@ def _split(argv: list[str]) -> tuple[str, list[tuple[str, str]]]:
 
 
 def _apply(twin: Any, overrides: Sequence[tuple[str, str]]) -> Any:
-    """The twin with values set; ml_collections parses each by its field's type."""
+    """The twin with values set, each parsed by ml_collections according to its field's type."""
     from absl import flags
     from ml_collections import config_flags
     from ml_collections.config_flags import config_path
@@ -263,15 +263,11 @@ def _freeze(twin: Any) -> Any:
 
 
 def fields_for_keys(config: Any) -> dict[str, Any]:
-    """The fields of a dataclass that a key of finished work is made of: all but those `ADDED` and at their default, so
-    that what was begun before there was the field goes on.
+    """The fields that make the key of finished work: all but those `ADDED` and at their default, so that a new field
+    does not invalidate work of earlier versions.
     """
     named = [(getattr(config, field.name), field) for field in dataclasses.fields(config)]
-    return {field.name: value for value, field in named if "added" not in field.metadata or value != _default(field)}
-
-
-def _default(field: dataclasses.Field) -> Any:
-    return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+    return {field.name: value for value, field in named if "added" not in field.metadata or value != default_of(field)}
 
 
 def plain_for_keys(value: Any) -> Any:
@@ -286,10 +282,10 @@ def plain_for_keys(value: Any) -> Any:
 
 
 def read_fields(path: str | os.PathLike, **hints: Any) -> dict[str, Any]:
-    """A JSON object of which these fields have these types; what else it holds is returned unseen.
+    """Reads a JSON object whose fields have these types; other fields are returned unchecked.
 
     Args:
-      hints: the type of each field; one that may be None may also be missing.
+      hints: the type of each field; a field that may be None may also be missing.
 
     Raises:
       InputError: there is no such file, it is no object, or a field is of another type.
@@ -306,10 +302,10 @@ T = typing.TypeVar("T")
 
 
 def from_json(kind: type[T], value: Any, where: str, **given: Any) -> T:
-    """A dataclass from its fields as JSON values, of which every one is checked against its type.
+    """Makes a dataclass from a JSON object, with every field checked against its type.
 
     Args:
-      where: the file, and the field in it where that is not the whole; begins every error line.
+      where: begins every error line: the file, and the field in it where the object is a part of it.
       given: fields that the JSON does not hold.
 
     Raises:
@@ -323,7 +319,7 @@ def from_json(kind: type[T], value: Any, where: str, **given: Any) -> T:
     missing = [
         name
         for name, field in fields.items()
-        if name not in value and name not in given and _default(field) is dataclasses.MISSING
+        if name not in value and name not in given and default_of(field) is dataclasses.MISSING
     ]
     if missing:
         raise InputError(f"{where}: has no field {missing[0]!r}")
@@ -336,7 +332,7 @@ def _hints(kind: type) -> dict[str, Any]:
 
 
 def _typed(hint: Any, value: Any, where: str) -> Any:
-    """The value as its type has it: tuples for lists, dataclasses for objects."""
+    """A JSON value converted to a type: lists to tuples, objects to dataclasses."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if hint is Any:
         return value
@@ -368,7 +364,7 @@ _JSON_NAMES |= {"tuple": "a list", "list": "a list", "Sequence": "a list", "dict
 
 
 def _json_kind(value: Any) -> str:
-    """A JSON value's type, and the value where it is short."""
+    """A description of a JSON value: a number, boolean or null itself, else its type."""
     if value is None or isinstance(value, bool | int | float):
         return str(value)[:40].lower()
     return _JSON_NAMES.get(type(value).__name__, type(value).__name__)

@@ -1,4 +1,4 @@
-"""The one exception that means "what you gave us is wrong", and texts that may be shown and kept."""
+"""The exception for bad input, and text without secrets and control characters."""
 
 import re
 
@@ -10,7 +10,7 @@ _SECRET_NAME = re.compile("key|token|secret|sig|pass|pwd|credential|jwt|auth(?!o
 
 
 def without_secrets(text: str) -> str:
-    """A text without the passwords and signatures of URLs in it, to be shown, logged or written to a file."""
+    """A text without passwords and signatures in its URLs, to be shown, logged or written to a file."""
     return _PARAMETER.sub(_without_value, _USER.sub("", text)) if "://" in text else text
 
 
@@ -24,9 +24,9 @@ class InputError(ValueError):
     """Bad input from outside: a path, a file's content, a setting, an answer of a server.
 
     The message is one line that says what is wrong, where (file and line, or configuration field) and what to do
-    about it. Entry points print that line and exit with status 2; a traceback means a defect of this project. Values
-    that it quotes are kept to the line: of words above 400 characters the middle is left out, and so are passwords;
-    control characters are shown as escapes.
+    about it. Entry points print that line and exit with status 2; a traceback means a defect of this project. In the
+    message, the middle of words of more than 400 characters and passwords in URLs are left out, and control characters
+    are escaped.
     """
 
     def __str__(self) -> str:
@@ -34,7 +34,7 @@ class InputError(ValueError):
 
 
 def _printable(text: str) -> str:
-    """The text with `\\x07` and the like for what a terminal would obey, or could not show."""
+    """The text with escapes such as `\\x07` for characters that are not printable."""
     if text.isprintable():
         return text
     return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)

@@ -1,4 +1,4 @@
-"""Coroutines for code that waits for them, also where an event loop is running already: in a notebook."""
+"""Runs coroutines from synchronous code, also where an event loop is running already, as in a notebook."""
 
 import asyncio
 from collections.abc import Coroutine
@@ -10,10 +10,10 @@ T = TypeVar("T")
 
 
 def run_to_end(work: Coroutine[Any, Any, T]) -> T:
-    """The result of a coroutine.
+    """Runs a coroutine and returns its result.
 
-    Where this thread runs an event loop, the coroutine runs in the loop of another thread, and this one waits; an
-    interrupt cancels it and waits until it has cleaned up.
+    Where this thread runs an event loop, the coroutine runs in another thread and this one waits; an interrupt cancels
+    the coroutine and waits until it has cleaned up.
     """
     try:
         asyncio.get_running_loop()

@@ -1,27 +1,30 @@
-"""Configurations field by field, for `--help` and the reference: name, type, default and what the source says of it.
+"""The fields of configurations for `--help`, completion and the reference: name, type, default and documentation.
 
-What a field means is written once, where its dataclass is: under `Attributes:` in the docstring, or as a comment before
-the field or behind it.
+The documentation of a field is written once, at its dataclass: under `Attributes:` in the docstring, or as a comment
+before or behind the field.
 """
 
 import ast
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 import dataclasses
 from dataclasses import dataclass
+import difflib
 import functools
 import inspect
 import io
 import re
+import shutil
 import textwrap
 import tokenize
 import types
 import typing
 from typing import Any
 
+from diversity_jax.core.errors import InputError
+
 _TYPES = {str: "text", int: "int", float: "float", bool: "true or false", type(None): "none"}
-_ENTRY = re.compile(r"(\w+(?:, \w+)*): (.*)")
-REQUIRED = object()
-"""The default of a field that has none."""
+_ATTRIBUTE = re.compile(r"(\w+(?:, \w+)*): (.*)")
+_MOST_COLUMNS = 110  # of `--help`
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,8 +34,8 @@ class FieldDoc:
     Attributes:
       name: with dots, as on the command line; an item of a tuple of parts is `[0]`.
       type: in a few words.
-      default: the value, or `REQUIRED`.
-      text: what it means, one paragraph.
+      default: the value, or `dataclasses.MISSING`.
+      text: its documentation, one paragraph.
       part: whether it is a part with fields of its own, which follow.
     """
 
@@ -45,7 +48,7 @@ class FieldDoc:
     @property
     def default_text(self) -> str:
         """The default as it is written on a command line."""
-        if self.default is REQUIRED:
+        if self.default is dataclasses.MISSING:
             return "must be given"
         return "" if self.part else "none" if self.default is None else shown(self.default)
 
@@ -65,12 +68,12 @@ def fields_of(kind: type, config: Any = None, prefix: str = "") -> Iterator[Fiel
     """All fields of a configuration, those of its parts after each part.
 
     Args:
-      config: whose values are shown as defaults; None: those of the dataclass.
+      config: its values are the defaults; None: those of the dataclass.
       prefix: of all names.
     """
     hints, texts = typing.get_type_hints(kind), texts_of(kind)
     for field in dataclasses.fields(kind):
-        value = getattr(config, field.name) if config is not None else _default(field)
+        value = getattr(config, field.name) if config is not None else default_of(field)
         part, is_many = part_of(hints[field.name])
         name = prefix + field.name
         text = texts.get(field.name) or (summary(part) if part else "")
@@ -87,10 +90,9 @@ def fields_of(kind: type, config: Any = None, prefix: str = "") -> Iterator[Fiel
             yield from fields_of(part if inner is None else type(inner), inner, f"{name}.")
 
 
-def _default(field: "dataclasses.Field[Any]") -> Any:
-    if field.default_factory is not dataclasses.MISSING:
-        return field.default_factory()
-    return REQUIRED if field.default is dataclasses.MISSING else field.default
+def default_of(field: "dataclasses.Field[Any]") -> Any:
+    """The default of a dataclass's field; `dataclasses.MISSING` where it has none."""
+    return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
 
 
 def part_of(hint: Any) -> tuple[type | None, bool]:
@@ -129,7 +131,7 @@ def summary(kind: type) -> str:
 
 @functools.cache
 def texts_of(kind: type) -> dict[str, str]:
-    """What the source says of each field of a dataclass, those that it inherits too."""
+    """The documentation of each field of a dataclass, inherited ones included."""
     texts: dict[str, str] = {}
     for each in reversed(kind.__mro__):
         if dataclasses.is_dataclass(each):
@@ -139,8 +141,9 @@ def texts_of(kind: type) -> dict[str, str]:
 
 @functools.cache
 def all_texts(kind: type) -> dict[str, list[str]]:
-    """Every text about a field that stands in the class itself: one, where it is documented once."""
-    source, node = _class_source(kind)
+    """All texts that document a field in the source of the class itself: one each, unless it is documented twice."""
+    source, classes = _module_classes(inspect.getfile(kind))
+    node = classes[kind.__qualname__]
     texts: dict[str, list[str]] = {}
     for name, text in _attributes(ast.get_docstring(node) or ""):
         texts.setdefault(name, []).append(text)
@@ -160,13 +163,9 @@ def all_texts(kind: type) -> dict[str, list[str]]:
     return texts
 
 
-def _class_source(kind: type) -> tuple[str, ast.ClassDef]:
-    source, nodes = _module_classes(inspect.getfile(kind))
-    return source, nodes[kind.__qualname__]
-
-
 @functools.cache
 def _module_classes(path: str) -> tuple[str, dict[str, ast.ClassDef]]:
+    """The source of a module, and its classes by name."""
     with open(path, encoding="utf-8") as file:
         source = file.read()
     return source, {node.name: node for node in ast.parse(source).body if isinstance(node, ast.ClassDef)}
@@ -185,14 +184,14 @@ def _comments(source: str, begin: int, end: int) -> dict[int, tuple[str, bool]]:
 
 
 def _attributes(docstring: str) -> Iterator[tuple[str, str]]:
-    """Names and texts below `Attributes:`; an entry of several names is the text of each."""
+    """Names and texts below `Attributes:`; a text with several names is yielded for each."""
     _, marker, section = docstring.partition("Attributes:\n")
     names, words = "", list[str]()
     for line in [*section.splitlines(), "  end: "] if marker else []:
-        entry = _ENTRY.match(line[2:]) if line.startswith("  ") and line[2:3] != " " else None
-        if entry or (line and not line.startswith("  ")):
+        attribute = _ATTRIBUTE.match(line[2:]) if line.startswith("  ") and line[2:3] != " " else None
+        if attribute or (line and not line.startswith("  ")):
             yield from ((name, _sentence(" ".join(words))) for name in names.split(", ") if names)
-            names, words = (entry[1], [entry[2]]) if entry else ("", [])
+            names, words = (attribute[1], [attribute[2]]) if attribute else ("", [])
         else:
             words.append(line.strip())
 
@@ -200,3 +199,41 @@ def _attributes(docstring: str) -> Iterator[tuple[str, str]]:
 def _sentence(text: str) -> str:
     text = " ".join(text.replace("``", "`").split())
     return text[:1].upper() + text[1:] if text[:1].islower() and not text.startswith("`") else text
+
+
+def fields_text(fields: Iterable[FieldDoc], part: str, prefix: str, letters: Mapping[str, str]) -> str:
+    """Fields as indented paragraphs.
+
+    Args:
+      part: a part, such as `agent.`, or a field; empty: all.
+      prefix: of the options, `--` or `--config.`.
+      letters: of fields that have a short option.
+
+    Raises:
+      InputError: there is no such part or field.
+    """
+    fields = list(fields)
+    wanted = part.lstrip("-").removeprefix("config.").replace("-", "_")
+    chosen = [field for field in fields if _is_in(field.name, wanted)]
+    if not chosen:
+        close = difflib.get_close_matches(wanted.rstrip("."), [field.name for field in fields], 1, 0.5)
+        hint = f"; did you mean {close[0]}?" if close else ""
+        raise InputError(f"--help {part}: there is no such field or part{hint}")
+    width = min(shutil.get_terminal_size((_MOST_COLUMNS, 24)).columns, _MOST_COLUMNS)
+    return "\n".join(_paragraph(field, prefix, letters.get(field.name), width) for field in chosen)
+
+
+def _is_in(name: str, wanted: str) -> bool:
+    plain = re.sub(r"\[\d+\]", "", name)
+    stem = wanted.rstrip(".")
+    return not wanted or any(each == stem or each.startswith(f"{stem}.") for each in (name, plain))
+
+
+def _paragraph(field: FieldDoc, prefix: str, letter: str | None, width: int) -> str:
+    shown = field.name.replace("_", "-") if prefix == "--" else field.name
+    head = f"  -{letter}, {prefix}{shown}" if letter else f"  {prefix}{shown}"
+    default = field.default_text
+    about = f"{field.type}, {default}" if default else field.type
+    head += "." if field.part else f"  ({about if len(about) <= 70 else about[:67] + '...'})"
+    body = textwrap.wrap(field.text, width, initial_indent="      ", subsequent_indent="      ")
+    return "\n".join([head, *body])

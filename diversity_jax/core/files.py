@@ -1,4 +1,4 @@
-"""Files, local or remote: opening, listing, removing, writing whole or not at all, hashing, JSON."""
+"""Files, local or remote: opening, listing, removing, atomic writing, hashing, JSON, and paths."""
 
 from collections.abc import Iterator
 import contextlib
@@ -47,7 +47,7 @@ def list_files(pattern: str | os.PathLike) -> list[str]:
     """Files that match a path or glob pattern, local or remote, sorted by name; possibly none.
 
     Raises:
-      InputError: a local match is a link to nothing, which would be missed in silence.
+      InputError: a local match is a broken link.
     """
     pattern = os.fspath(pattern)
     if is_remote(pattern):
@@ -68,7 +68,7 @@ def list_files(pattern: str | os.PathLike) -> list[str]:
 
 @contextlib.contextmanager
 def full_disk_named(path: str | os.PathLike) -> Iterator[None]:
-    """Turns the error of a full disk into one line about the file that was being written.
+    """Replaces the error of a full disk by one line that names the file that was being written.
 
     Raises:
       DiskFull: the block ran out of disk space.
@@ -82,13 +82,13 @@ def full_disk_named(path: str | os.PathLike) -> Iterator[None]:
 
 
 def free_bytes(path: str | os.PathLike) -> int:
-    """Space left where a local path is, or would be; a huge number where a mount does not tell."""
+    """Free disk space where a local path is, or would be; a huge number where a mount reports none."""
     usage = shutil.disk_usage(_nearest_folder(path))
     return usage.free if usage.total else sys.maxsize
 
 
 def _nearest_folder(path: str | os.PathLike) -> Path:
-    """The path itself, or the first above it that is there."""
+    """The path itself, or the nearest folder above it that exists."""
     absolute = Path(path).absolute()
     return next(folder for folder in (absolute, *absolute.parents) if os.path.lexists(folder))
 
@@ -108,12 +108,12 @@ def make_folder(folder: str | os.PathLike) -> None:
 
 
 def user_cache(name: str) -> Path:
-    """The folder for one kind of file that can be made anew: under XDG_CACHE_HOME or ~/.cache; it need not exist."""
+    """The cache folder for one kind of file, under XDG_CACHE_HOME or ~/.cache; it need not exist."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "diversity_jax", name)
 
 
 def local_folder(path: str | os.PathLike, field: str) -> Path:
-    """The folder that a configuration field names to write to; nothing is made yet.
+    """The output folder that a configuration field names, checked; nothing is made yet.
 
     Args:
       field: as users write it.
@@ -131,9 +131,9 @@ def local_folder(path: str | os.PathLike, field: str) -> Path:
 
 @contextlib.contextmanager
 def writing(path: str | os.PathLike, mode: str = "wb") -> Iterator[IO[Any]]:
-    """Opens a file that appears at `path` whole or not at all.
+    """Opens a file for writing, atomically: it appears at `path` when it is complete.
 
-    A local one is written beside it, synced to disk and renamed; a remote one appears when its upload is committed.
+    A local file is written beside `path`, synced and renamed; a remote one appears when its upload is committed.
 
     Raises:
       DiskFull: there is no space for it; the partial file has been removed.
@@ -168,7 +168,7 @@ def _replacing(path: Path) -> Iterator[IO[bytes]]:
 
 
 def _created(path: Path) -> IO[bytes]:
-    """A new file, never one that is there already, nor one that a link of this name leads to."""
+    """Opens a new file; never an existing one, nor the target of a link of this name."""
     try:
         return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666), "wb")
     except OSError as error:
@@ -186,7 +186,7 @@ def _uploading(url: str) -> Iterator[IO[bytes]]:
     file = None
     with store_errors(url, written=True):
         try:
-            # With autocommit, closing the file, as `with` does after an error too, would publish what was written.
+            # With autocommit, closing the file, also after an error, would publish what was written so far.
             file = filesystem.open(inside, "wb", autocommit=False, block_size=_WRITE_BYTES)
             filesystem.transaction.files.remove(file)  # fsspec would commit it with others at the end of a transaction
             yield file
@@ -194,13 +194,13 @@ def _uploading(url: str) -> Iterator[IO[bytes]]:
             file.commit()
         except BaseException:
             if file is not None:
-                with contextlib.suppress(Exception):  # the first error is the one to tell
+                with contextlib.suppress(Exception):  # the first error is the one to report
                     file.discard()
             raise
 
 
 def create_file(url: str, content: bytes) -> bool:
-    """Makes a remote file unless there is one already, whoever else tries; whether it was made.
+    """Makes a remote file unless it exists, atomically among processes; returns whether it was made.
 
     Raises:
       InputError: the bucket is not there, or may not be written to.
@@ -246,7 +246,7 @@ def read_json(path: str | os.PathLike) -> Any:
     return parse_json(data, f"{path}", number_lines=True)
 
 
-# A JSON value as text in ASCII, the same for equal values.
+# Encodes a JSON value as ASCII text that is the same for equal values.
 canonical_json = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=True).encode
 
 
@@ -290,9 +290,9 @@ def join_path(folder: str | os.PathLike, *names: str) -> Path | str:
 
 
 def relative_path(path: str | os.PathLike, folder: str | os.PathLike) -> str:
-    """`path` as a file in `folder` names it: relative to it, or whole where one is local and the other is not.
+    """`path` relative to `folder`; unchanged where they are not on the same disk or in the same bucket.
 
-    A password in a URL is left out: whoever reads the file logs in with a key of their own.
+    A password in a URL is left out: readers of the file log in with their own.
     """
     if is_remote(path) != is_remote(folder):
         return without_secrets(os.fspath(path))
@@ -302,7 +302,7 @@ def relative_path(path: str | os.PathLike, folder: str | os.PathLike) -> str:
 
 
 def resolve_path(folder: str | os.PathLike, name: str) -> Path | str:
-    """What `relative_path` gave, as a path or URL again."""
+    """The path or URL that `relative_path` turned into `name`."""
     if is_remote(name) or os.path.isabs(name):
         return name if is_remote(name) else Path(name)
     if not is_remote(folder):
@@ -316,7 +316,7 @@ def _bucket(url: str | os.PathLike) -> list[str]:
 
 
 def canonical_path(path: str | os.PathLike) -> str:
-    """The same for the same folder: absolute and without links, or the URL without a slash at its end."""
+    """An absolute path without links, or the URL without a slash at its end: equal for the same folder."""
     return os.fspath(path).rstrip("/") if is_remote(path) else str(Path(path).resolve())
 
 
@@ -338,7 +338,7 @@ def path_inside(folder: str | os.PathLike, name: Any, where: str) -> Path | str:
     Links are followed. A model that the Hugging Face hub's cache holds consists of links into the `blobs` beside it.
 
     Args:
-      where: the file and field that the name stands in.
+      where: the file and field that hold the name.
 
     Raises:
       InputError: it is no relative path, or leads out of the folder.
@@ -358,7 +358,7 @@ def exists(path: str | os.PathLike) -> bool:
     """Whether there is a file or folder, local or remote.
 
     Raises:
-      StoreError: the store could not say.
+      StoreError: the store could not be asked.
     """
     if not is_remote(path):
         return os.path.exists(path)
@@ -372,7 +372,7 @@ def exists(path: str | os.PathLike) -> bool:
 
 
 def remove_tree(path: str | os.PathLike) -> None:
-    """Removes a file or a folder with all it holds, local or remote; nothing where there is none."""
+    """Removes a file or a folder with all it holds, local or remote; does nothing where there is none."""
     if is_remote(path):
         filesystem, inside = remote(path)
         with store_errors(path, written=True):
@@ -385,7 +385,7 @@ def remove_tree(path: str | os.PathLike) -> None:
 
 
 def copy_tree(source: str | os.PathLike, target: str | os.PathLike) -> None:
-    """Copies a folder of a bucket within it, file by file; the store does the copying."""
+    """Copies a folder within its bucket; the store copies the files."""
     filesystem, inside = remote(source)
     with store_errors(source):
         filesystem.copy(inside, remote(target)[1], recursive=True)

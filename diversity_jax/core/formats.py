@@ -1,4 +1,4 @@
-"""Numbers, foreign text and small tables for pages, messages, consoles and notebooks: clean of control characters."""
+"""Formats numbers, text from outside and small tables for pages, messages, consoles and notebooks."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,9 +17,8 @@ _SCALES = ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k"))
 
 
 def clean(value: Any) -> str:
-    """Text that is safe to show: control characters and lone surrogates become U+FFFD.
-
-    Marks that reverse the direction of the text after them are written out, so that a reader sees them.
+    """Text that is safe to show: control characters and lone surrogates become U+FFFD, and characters that change the
+    direction of text are written as their code, such as [U+202E].
     """
     text = _CONTROLS.sub("\ufffd", str(value).replace("\r\n", "\n").replace("\r", "\n"))
     return _DIRECTION.sub(lambda mark: f"[U+{ord(mark.group()):04X}]", text)
@@ -54,27 +53,27 @@ def significant(value: float, digits: int = 3) -> str:
 
 
 def compact(value: float, unit: str = "") -> str:
-    """A large number at three digits with its scale: 12.3 M."""
+    """A number at three digits with the letter of its scale: 12.3 M."""
     scale, letter = next(((scale, letter) for scale, letter in _SCALES if abs(value) >= 0.9995 * scale), (1.0, ""))
     number = THIN.join(part for part in (significant(value / scale), letter) if part)
     return NO_BREAK.join(part for part in (number, unit) if part)
 
 
 def percent(share: float, decimals: int = 1) -> str:
-    """A share of one as a percentage: 0.25 is 25 %."""
+    """A share as a percentage: 0.25 is 25 %."""
     if not math.isfinite(share):
         return "not finite"
     return f"{100 * share:.{decimals}f}".replace("-", "\u2212") + f"{THIN}%"
 
 
 def signed(value: float, decimals: int = 1) -> str:
-    """A difference with its sign, a true minus, and none at zero."""
+    """A difference with its sign, + or \u2212; zero has none."""
     text = f"{value:+.{decimals}f}"
     return text[1:] if float(text) == 0 else text.replace("-", "\u2212")
 
 
 def duration(seconds: float) -> str:
-    """A time in the unit that suits it: 850 \u00b5s, 12.3 ms, 4.2 s, 12 min 5 s, 3 h 4 min."""
+    """A time in a unit of suitable size: 850 \u00b5s, 12.3 ms, 4.2 s, 12 min 5 s, 3 h 4 min."""
     if not math.isfinite(seconds):
         return "not finite"
     if seconds == 0:
@@ -99,7 +98,7 @@ def money(dollars: float) -> str:
 
 
 def estimate(interval: Estimate, unit: str = "") -> str:
-    """An estimate with its interval, "4.1 clusters [3.8, 4.5]", or its one bound alone, "at least 120 clusters"."""
+    """An estimate with its interval, "4.1 clusters [3.8, 4.5]", or its single bound, "at least 120 clusters"."""
     one_sided = interval.low if interval.high is None else interval.high if interval.low is None else None
     shown = significant(interval.value if one_sided is None else one_sided)
     unit = f" {unit.removesuffix('s') if shown == '1' else unit}" if unit else ""
@@ -113,13 +112,13 @@ def estimate(interval: Estimate, unit: str = "") -> str:
 
 
 def interval(bounds: Estimate) -> str:
-    """Both ends of an interval, "[3.8, 4.5]"; an end without a bound is an ellipsis, and no interval nothing."""
+    """The ends of an interval, "[3.8, 4.5]", an ellipsis for one without a bound; empty where both have none."""
     low, high = ("\u2026" if end is None else significant(end) for end in (bounds.low, bounds.high))
     return "" if bounds.low is None and bounds.high is None else f"[{low}, {high}]"
 
 
 def listed(words: list[str]) -> str:
-    """Words as a sentence lists them: \"a\", \"a and b\", \"a, b and c\"."""
+    """Words joined as in a sentence: \"a\", \"a and b\", \"a, b and c\"."""
     return words[0] if len(words) == 1 else ", ".join(words[:-1]) + " and " + words[-1] if words else ""
 
 
@@ -149,7 +148,7 @@ class SummaryTable:
         return "\n".join([shortened(self.title, _CELL), *lines, *(clean(note) for note in self.notes)])
 
     def html(self) -> str:
-        """The same as an HTML table, without styles of its own."""
+        """The table as HTML, without a style sheet."""
 
         def row(tag: str, cells: Sequence[str]) -> str:
             inner = "".join(
@@ -165,10 +164,10 @@ class SummaryTable:
 
 
 class ShownAsTable:
-    """An object with a table; dataclasses that inherit from it are made with `repr=False`."""
+    """An object that consoles and notebooks show as a table; dataclasses that inherit from it need `repr=False`."""
 
     def table(self) -> SummaryTable:
-        """What is shown."""
+        """The table that is shown."""
         raise NotImplementedError
 
     def __repr__(self) -> str:

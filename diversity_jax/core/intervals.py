@@ -1,4 +1,4 @@
-"""An estimate with the ends of its interval, as every measurement and every file of results gives it."""
+"""An estimate with its interval, as measurements and files of results hold it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

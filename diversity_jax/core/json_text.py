@@ -1,20 +1,20 @@
-"""JSON that comes from outside: read, or refused in one line."""
+"""Parses JSON from outside, with errors in one line."""
 
 import json
 from typing import Any
 
 from diversity_jax.core.errors import InputError
 
-_MOST_LEVELS = 200  # what walks a value takes several calls a level, of Python's thousand
+_MOST_LEVELS = 200  # recursion over a value takes several calls a level, of the 1,000 that Python allows
 
 
 def parse_json(data: bytes | str, where: str, *, remedy: str = "", number_lines: bool = False) -> Any:
-    """A JSON value from outside. NaN and infinity are read; what could not be written again is refused.
+    """Parses a JSON value. NaN and infinity are accepted; values that Python could not encode again are refused.
 
     Args:
-      where: the file, and the line where the text is one of many; begins the error's line.
-      remedy: what to do, which ends it.
-      number_lines: the error names the line of the text after `where`.
+      where: begins the error: the file, and the line where the text is one of several.
+      remedy: ends the error: what to do.
+      number_lines: the error adds the line in the text to `where`.
 
     Raises:
       InputError: not JSON, not UTF-8, nested too deeply, a number of thousands of digits, or half a surrogate pair.
@@ -42,7 +42,7 @@ def parse_json(data: bytes | str, where: str, *, remedy: str = "", number_lines:
 
 
 def _is_deep(value: Any) -> bool:
-    """Whether objects and lists stand in each other deeper than `_MOST_LEVELS`."""
+    """Whether objects and lists are nested deeper than `_MOST_LEVELS`."""
     level = [value]
     for _ in range(_MOST_LEVELS + 1):
         inner = (item.values() if isinstance(item, dict) else item for item in level if isinstance(item, dict | list))

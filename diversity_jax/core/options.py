@@ -1,34 +1,35 @@
-"""The command line of `diversity-jax COMMAND`: positional arguments, short options, fields of a configuration, and
-`--help`.
+"""The command line of `diversity-jax COMMAND`: positional arguments, short options, fields, `--help`, completion.
+
+For completion, `diversity-jax completion SHELL` prints a script that runs `diversity-jax --complete WORDS`.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 import dataclasses
 import difflib
 import functools
+import importlib
 import os
 from pathlib import Path
 import re
-import shutil
-import textwrap
+import sys
 from typing import Any
 
-from diversity_jax.core.commands import COMMANDS, Command, ready_made
+from diversity_jax.core.commands import COMMANDS, Command, packaged_path
 from diversity_jax.core.errors import InputError
-from diversity_jax.core.field_docs import FieldDoc, fields_of
+from diversity_jax.core.field_docs import fields_of, fields_text
 
 _BOOLEANS = ("true", "false", "1", "0")
 _CONFIG_FILE = re.compile(r"\.py(:.*)?$", re.DOTALL)
 
 
 class Options:
-    """What one command line says.
+    """One parsed command line.
 
     Attributes:
       fields: (name, value) of each field, in order.
       config: the configuration file; None where none is named.
-      others: arguments that the command reads itself.
-      help: what help is asked for: a part's or field's name, empty for all; None: it is not.
+      others: arguments that the command parses itself.
+      help: the part or field that help is asked for, empty for all; None where no help is asked for.
     """
 
     def __init__(self, command: Command, argv: Sequence[str]):
@@ -39,10 +40,11 @@ class Options:
         self._command, self._positional = command, list[str]()
         self._rest = list(argv)
         self._names = [field.name for field in dataclasses.fields(command.config_type())]
-        self._hands_on = any(word.partition("=")[0] == f"--{command.others}" for word in argv if command.others)
+        named = {word.partition("=")[0] for word in argv}
+        self._passes_on = bool(command.pass_through) and f"--{command.pass_through}" in named
         while self._rest:
             self._take(self._rest.pop(0))
-        self._place()
+        self._assign_positional()
 
     @functools.cached_property
     def _booleans(self) -> set[str]:
@@ -51,7 +53,7 @@ class Options:
 
     @property
     def canonical(self) -> list[str]:
-        """The same as `python -m` takes it."""
+        """The arguments in the form of `python -m`."""
         words = ["--help", *([self.help] if self.help else [])] if self.help is not None else []
         words += ["--config", self.config] if self.config is not None else []
         return [*words, *(f"--config.{name}={value}" for name, value in self.fields), *self.others]
@@ -84,7 +86,7 @@ class Options:
 
     def _long(self, name: str, value: str | None, word: str) -> None:
         name = name.replace("-", "_")
-        own = self._command.own.get(name)
+        own = self._command.own_options.get(name)
         if own is not None:
             self.others.append(word)
             if own and value is None:
@@ -93,7 +95,7 @@ class Options:
             self._set(name, value, word)
         elif name.startswith("no_") and value is None and _pattern(name[3:]) in self._booleans:
             self.fields.append((name[3:], "False"))
-        elif self._hands_on:
+        elif self._passes_on:
             self.others.append(word)
             if value is None and self._rest and not self._rest[0].startswith("-"):
                 self.others.append(self._rest.pop(0))
@@ -101,10 +103,10 @@ class Options:
             raise InputError(f"{word.partition('=')[0]}: there is no such option{self._nearest(name)}")
 
     def _nearest(self, name: str) -> str:
-        """A field of that name inside a part, or else one that is spelt like it."""
+        """The end of a message: fields of that name inside a part, or else fields spelt like it."""
         leaves = [field.name for field in fields_of(self._command.config_type()) if "[" not in field.name]
         same = [leaf for leaf in leaves if leaf.rpartition(".")[2] == name]
-        known = [*leaves, *self._command.own]
+        known = [*leaves, *self._command.own_options]
         alike = difflib.get_close_matches(name, [leaf.rpartition(".")[2] for leaf in leaves], 1, 0.8)
         close = (
             same[:3]
@@ -112,7 +114,7 @@ class Options:
             or [leaf for leaf in leaves if leaf.rpartition(".")[2] in alike][:2]
             or difflib.get_close_matches(name, known, 1, 0.6)
         )
-        listed = " or ".join(written(field) for field in close)
+        listed = " or ".join(as_option(field) for field in close)
         return f"; did you mean {listed}?" if close else "; --help lists all"
 
     def _set(self, name: str, value: str | None, word: str) -> None:
@@ -127,29 +129,27 @@ class Options:
             raise InputError(f"{word}: a value is missing; write {word} VALUE")
         return self._rest.pop(0)
 
-    def _place(self) -> None:
-        """Gives positional arguments their meaning: a configuration file first, then fields in their order."""
+    def _assign_positional(self) -> None:
+        """Assigns positional arguments: a configuration file first, then fields in their order."""
         words, command = self._positional, self._command
         if words and self.config is None and (path := config_named(words[0])):
             self.config = path
             words = words[1:]
-        if words and self.config is None and command.ready_for_data:
-            self.config = f"{command.ready_for_data}:{words[0]}"
+        if words and self.config is None and command.default_config_for_text:
+            self.config = f"{command.default_config_for_text}:{words[0]}"
             words = words[1:]
-        places = list(command.positional)
-        while words and places:
-            position = places.pop(0)
-            taken, words = (words, []) if position.endswith("*") else (words[:1], words[1:])
-            if len(taken) > 1 and any("," in word for word in taken):
-                raise InputError(
-                    f"{next(word for word in taken if ',' in word)}: has a comma, which divides sources here"
-                )
-            self.fields.insert(0, (position.rstrip("*"), ",".join(taken)))
+        fields = list(command.positional)
+        while words and fields:
+            field = fields.pop(0)
+            taken, words = (words, []) if field.endswith("*") else (words[:1], words[1:])
+            if len(taken) > 1 and (divided := [word for word in taken if "," in word]):
+                raise InputError(f"{divided[0]}: has a comma, which divides sources here")
+            self.fields.insert(0, (field.rstrip("*"), ",".join(taken)))
         if words:
             takes = "a configuration file" if not command.positional else ", ".join(map(metavar, command.positional))
             raise InputError(f"{words[0]}: is one argument too many; this command takes {takes}")
         if self.config is None:
-            self.config = command.ready or None
+            self.config = command.default_config or None
 
 
 def _pattern(name: str) -> str:
@@ -158,23 +158,23 @@ def _pattern(name: str) -> str:
 
 
 def config_named(word: str) -> str | None:
-    """The configuration file that a positional argument names: its path, or the bare name of a ready-made one."""
+    """The configuration file that a positional argument names: its path, or the bare name of a packaged one."""
     if _CONFIG_FILE.search(word) and not os.path.isdir(word):
         return word
     if re.fullmatch(r"[a-z_0-9]+(/[a-z_0-9]+)?", word) and not os.path.exists(word):
         path = f"configs/{word}.py"
-        return path if os.path.exists(ready_made(path)) else None
+        return path if os.path.exists(packaged_path(path)) else None
     return None
 
 
-def ready_configs() -> Iterable[str]:
-    """Names of the ready-made configuration files, such as `quickstart` and `studies/tiny`."""
-    folder = Path(ready_made("configs/score.py")).parent
+def packaged_configs() -> list[str]:
+    """Names of the packaged configuration files, such as `quickstart` and `studies/tiny`."""
+    folder = Path(packaged_path("configs/score.py")).parent
     return sorted(str(path.relative_to(folder).with_suffix("")) for path in folder.rglob("*.py") if path.stem[0] != "_")
 
 
-def written(name: str) -> str:
-    """A field as an option: `--agent.samples-per-grouping`."""
+def as_option(name: str) -> str:
+    """The option of a field: `--agent.samples-per-grouping`."""
     return f"--{name.replace('_', '-')}"
 
 
@@ -184,11 +184,8 @@ def metavar(argument: str) -> str:
     return f"{name} [{name} ...]" if argument.endswith("*") else name
 
 
-_WIDEST = 110
-
-
 def overview() -> str:
-    """The list of commands."""
+    """The text of `diversity-jax --help`: all commands."""
     width = max(map(len, COMMANDS))
     lines = [f"  {name:<{width}}  {command.summary}" for name, command in COMMANDS.items()]
     return "\n".join(
@@ -212,11 +209,11 @@ def command_help(name: str, command: Command, usage: str, config: Any, part: str
     if part:
         return fields
     takes = " ".join(f"[{metavar(argument)}]" for argument in command.positional) or (
-        "[TEXT | CONFIG]" if command.ready_for_data else "CONFIG"
+        "[TEXT | CONFIG]" if command.default_config_for_text else "CONFIG"
     )
-    own = "".join(f" [--{option.replace('_', '-')}]" for option in command.own)
+    own = "".join(f" [--{option.replace('_', '-')}]" for option in command.own_options)
     begin = f"usage: diversity-jax {name} {takes}{own} [--FIELD VALUE ...] [--config FILE]"
-    ready = f", defaults of {command.ready}" if command.ready and config is not None else ""
+    ready = f", defaults of {command.default_config}" if command.default_config and config is not None else ""
     return f"{begin}\n\n{as_command(usage.strip())}\n\nFields{ready} (--help PART. shows those of a part):\n\n{fields}"
 
 
@@ -227,59 +224,130 @@ def module_help(usage: str, kind: type, config: Any, part: str) -> str:
 
 
 def as_command(text: str) -> str:
-    """A text with commands as `diversity-jax` writes them."""
+    """A text in which `python -m` command lines are replaced by those of `diversity-jax`."""
     for name, command in COMMANDS.items():
         module = rf"python -m diversity_jax\.{re.escape(command.module)}(?![\w.])"
-        if command.ready:
-            text = re.sub(rf"{module} --config {re.escape(command.ready)}(?= )", f"diversity-jax {name}", text)
+        if command.default_config:
+            text = re.sub(rf"{module} --config {re.escape(command.default_config)}(?= )", f"diversity-jax {name}", text)
         text = re.sub(module, f"diversity-jax {name}", text)
     return re.sub(r"--config\.(?=[a-z])", "--", text)
 
 
-def fields_text(fields: Any, part: str, prefix: str, letters: Mapping[str, str]) -> str:
-    """Fields as indented paragraphs.
-
-    Args:
-      part: the beginning of names: `agent.`, or one field; empty: all.
-
-    Raises:
-      InputError: no field's name begins so.
-    """
-    everything: list[FieldDoc] = list(fields)
-    wanted = part.lstrip("-").removeprefix("config.").replace("-", "_")
-    chosen = [field for field in everything if _is_in(field.name, wanted)]
-    if not chosen:
-        close = difflib.get_close_matches(wanted.rstrip("."), [field.name for field in everything], 1, 0.5)
-        hint = f"; did you mean {close[0]}?" if close else ""
-        raise InputError(f"--help {part}: there is no such field or part{hint}")
-    width = min(shutil.get_terminal_size((_WIDEST, 24)).columns, _WIDEST)
-    return "\n".join(_paragraph(field, prefix, letters.get(field.name), width) for field in chosen)
-
-
-def _is_in(name: str, wanted: str) -> bool:
-    plain = re.sub(r"\[\d+\]", "", name)
-    stem = wanted.rstrip(".")
-    return not wanted or any(each == stem or each.startswith(f"{stem}.") for each in (name, plain))
-
-
-def _paragraph(field: FieldDoc, prefix: str, letter: str | None, width: int) -> str:
-    shown = field.name.replace("_", "-") if prefix == "--" else field.name
-    head = f"  -{letter}, {prefix}{shown}" if letter else f"  {prefix}{shown}"
-    default = field.default_text
-    about = f"{field.type}, {default}" if default else field.type
-    head += f"  ({shortened_default(about)})" if not field.part else "."
-    body = textwrap.wrap(field.text, width, initial_indent="      ", subsequent_indent="      ")
-    return "\n".join([head, *body])
-
-
-def shortened_default(text: str) -> str:
-    return text if len(text) <= 70 else text[:67] + "..."
-
-
 def split_help(argv: Sequence[str]) -> tuple[str | None, list[str]]:
-    """The part that help is asked for (empty: all; None: no help is asked for), and the other arguments."""
+    """The part or field that help is asked for (empty: all; None: no help), and the other arguments."""
     for at, word in enumerate(argv):
         if word in ("-h", "--help"):
             following = argv[at + 1] if at + 1 < len(argv) and not argv[at + 1].startswith("-") else None
             return following or "", [*argv[:at], *argv[at + (1 if following is None else 2) :]]
     return None, list(argv)
+
+
+_COMPLETION_SCRIPTS = {
+    "bash": """_diversity_jax() {
+  local IFS=$'\\n' word="${COMP_WORDS[COMP_CWORD]}"
+  [ "$word" = "=" ] && word=""
+  COMPREPLY=($(compgen -W "$(diversity-jax --complete "${COMP_WORDS[@]:1:COMP_CWORD}" 2>/dev/null)" -- "$word"))
+  [[ "${COMPREPLY[0]}" == *. ]] && compopt -o nospace
+  type __ltrim_colon_completions &>/dev/null && __ltrim_colon_completions "$word"
+}
+complete -o default -o bashdefault -F _diversity_jax diversity-jax
+""",
+    "zsh": """#compdef diversity-jax
+_diversity_jax() {
+  local -a found
+  found=("${(@f)$(diversity-jax --complete "${(@)words[2,CURRENT]}" 2>/dev/null)}")
+  if [[ -n "${found[1]}" ]]; then
+    compadd -- ${found:#*[.:]}
+    compadd -S '' -- ${(M)found:#*[.:]}
+  else
+    _files
+  fi
+}
+compdef _diversity_jax diversity-jax
+""",
+    "fish": """function __diversity_jax
+  set -l words (commandline -opc) (commandline -ct)
+  set -l found (diversity-jax --complete $words[2..-1] 2>/dev/null | string match -v '')
+  if set -q found[1]
+    string join \\n -- $found
+  else
+    __fish_complete_path (commandline -ct)
+  end
+end
+complete -c diversity-jax -f -a '(__diversity_jax)'
+""",
+}
+_COMPLETION_FILES = {
+    "bash": "~/.bashrc",
+    "zsh": "~/.zshrc, after compinit",
+    "fish": "~/.config/fish/completions/diversity-jax.fish",
+}
+
+
+def complete(name: str, argv: Sequence[str]) -> None:
+    """The commands `completion SHELL`, which prints a script, and `--complete WORDS`, which the script runs."""
+    if name == "--complete":
+        print("\n".join(candidates(argv or [""])))
+    elif len(argv) == 1 and argv[0] in _COMPLETION_SCRIPTS:
+        print(_COMPLETION_SCRIPTS[argv[0]], end="")
+    else:
+        print("usage: diversity-jax completion bash|zsh|fish; put its output where the shell reads it:")
+        for shell, where in _COMPLETION_FILES.items():
+            print(f"  {shell:<5}{where}")
+        sys.exit(0 if not argv or argv[0] in ("-h", "--help") else 2)
+
+
+def candidates(words: Sequence[str]) -> list[str]:
+    """Completions of the last word; the words are those after `diversity-jax`."""
+    *before, word = words
+    if not before:
+        return [name for name in [*COMMANDS, "completion"] if name.startswith(word)]
+    command = COMMANDS.get(before[0])
+    if command is None or not command.config:
+        shells = list(_COMPLETION_SCRIPTS) if before == ["completion"] else []
+        return [shell for shell in shells if shell.startswith(word)]
+    if word == "=" or before[-1] == "=":  # bash takes `--judge=off` for three words
+        before, word = (before, "") if word == "=" else (before[:-1], word)
+    option = before[-1]
+    if word.startswith("--") and "=" in word:
+        option, _, start = word.partition("=")
+        return [f"{option}={value}" for value in _values(command, option) if value.startswith(start)]
+    if option in ("-h", "--help"):
+        parts = {field.name for field in fields_of(command.config_type()) if field.part}
+        return sorted(f"{part}." for part in parts if part.startswith(word))
+    if word.startswith("-"):
+        return _options(command, word)
+    if option.startswith("-") and (values := _values(command, option)):
+        return [value for value in values if value.startswith(word)]
+    if len(before) == 1 or option == "--config":
+        return [name for name in packaged_configs() if name.startswith(word)] if not command.positional else []
+    return []
+
+
+def _options(command: Command, word: str) -> list[str]:
+    """Options that begin with the word; a part ends in a dot until that is typed."""
+    typed = word[2:].replace("-", "_").rpartition(".")[0]
+    flags = [option for option in ("--config", "--help", *(f"--{name}" for name in command.own_options)) if not typed]
+    fields = [field for field in fields_of(command.config_type()) if field.name.rpartition(".")[0] == typed]
+    flags += [as_option(field.name) + ("." if field.part else "") for field in fields]
+    wanted = word.replace("_", "-")
+    return [option for option in flags if option.startswith(wanted)]
+
+
+def _registered(module: str) -> Any:
+    """A module with a registry, imported by name since it is in a higher layer."""
+    return importlib.import_module(f"diversity_jax.{module}")
+
+
+def _values(command: Command, option: str) -> Sequence[str]:
+    """Values of an option, where they are known."""
+    name = option.lstrip("-").removeprefix("config.").replace("-", "_")
+    name = command.short.get(name, name) if len(name) == 1 else name
+    if name == "config":
+        return list(packaged_configs())
+    if name.rpartition(".")[2] == "judge":
+        return _registered("cluster_agent.registry").known_judges()
+    if name == "metrics":
+        return ("all", *_registered("metrics.registry").GROUPS)
+    field = next((field for field in fields_of(command.config_type()) if field.name == name), None)
+    return ("true", "false") if field and field.type == "true or false" else ()

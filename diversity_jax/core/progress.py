@@ -1,4 +1,4 @@
-"""Progress of long work on stderr: a bar on a terminal, otherwise a line now and then."""
+"""Progress of long work on stderr: a bar on a terminal, otherwise a line every 10 seconds."""
 
 from collections import deque
 from collections.abc import Mapping
@@ -15,15 +15,15 @@ _NO_FIGURES: Mapping[str, int | str] = MappingProxyType({})
 
 
 class ProgressDisplay:
-    """Shows how much of some work is done, how fast it goes and how long it takes from here; a context manager.
+    """Shows how much of some work is done, its rate and the time left; a context manager.
 
     Attributes:
       interval_seconds: time between two updates.
 
     Args:
-      name: what is worked on.
-      total: how much there is to do; None where that is not known.
-      completed: how much of it was done before this process began, which does not enter the rate.
+      name: of the work.
+      total: amount of work; None where it is not known.
+      completed: amount done before this process began, which does not count in the rate.
       unit: what the rate counts: one of the figures given to `update`, otherwise what `completed` counts.
       mode: one of `MODES`: `auto` is `panel` on a terminal and `lines` elsewhere.
     """
@@ -63,11 +63,11 @@ class ProgressDisplay:
     def update(
         self, completed: float, figures: Mapping[str, int | str] = _NO_FIGURES, *, total: float | None = None
     ) -> None:
-        """Records how much of the stage is done, and draws when it is time.
+        """Records how much of the stage is done, and draws if the last drawing is `interval_seconds` old.
 
         Args:
           figures: shown instead of the amount completed, by name, in this order.
-          total: replaces the stage's total, where it has become known.
+          total: replaces the stage's total.
         """
         now = time.monotonic()
         self._total = self._total if total is None else total
@@ -80,7 +80,7 @@ class ProgressDisplay:
             self._draw()
 
     def figures(self) -> dict[str, str]:
-        """What is shown, by name: the latest figures, the rate, and the time left where the total is known."""
+        """The figures shown, by name: the latest ones, the rate, and the time left where the total is known."""
         (since, completed_then, amount_then), (now, completed, amount) = self._history[0], self._history[-1]
         seconds = max(now - since, 1e-9)
         rate = (amount - amount_then) / seconds
@@ -97,7 +97,7 @@ class ProgressDisplay:
         return f"{self._title}: " + ", ".join(f"{value} {name}" for name, value in self.figures().items())
 
     def close(self) -> None:
-        """Draws the latest figures where any were drawn before, and leaves them on the screen."""
+        """Draws the latest figures if any were drawn before, and leaves them on the screen."""
         if self._drawn_at not in (None, self._history[-1][0]):
             self._draw()
         if self._live is not None:

@@ -1,4 +1,4 @@
-"""What is needed to repeat a run, written beside it as `run.json`: command line, settings, versions, hardware."""
+"""The record of a run, `run.json`: command line, settings, versions and hardware, with which it can be repeated."""
 
 from collections.abc import Mapping, Sequence
 import contextlib
@@ -13,13 +13,14 @@ from typing import Any
 
 from diversity_jax.core.buckets import public_name
 from diversity_jax.core.errors import InputError, without_secrets
+from diversity_jax.core.field_docs import default_of
 from diversity_jax.core.files import exists, join_path, read_json, relative_path, resolve_path, write_json
 from diversity_jax.core.stores import is_remote
 
 _JAX_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint")
 _PACKAGES = ("diversity_jax", *_JAX_PACKAGES, "numpy", "seqio", "tensorflow", "tensorflow-cpu")
-# What a record must not hold: a user in a URL, keys in its query, and what headers say.
-_HEADERS_WORD = re.compile(r"(--\S*endpoint\.(?:headers|query))(=|$)")
+# Options whose values may hold keys.
+_SECRET_OPTION = re.compile(r"(--\S*endpoint\.(?:headers|query))(=|$)")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -33,13 +34,13 @@ class Fact:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RunInfo:
-    """A run's `run.json`.
+    """The content of `run.json`.
 
     Attributes:
       command: the command line, quoted for a shell; user names and passwords in URLs are left out.
       settings: the configuration, nested.
-      versions: of Python and of the packages a run depends on, by name; packages that are not installed are left out.
-      hardware: the devices computed on, and the machine.
+      versions: of Python and of installed packages that a run depends on, by name.
+      hardware: the devices that the run computes on, and the machine.
     """
 
     command: str
@@ -98,7 +99,7 @@ def folders_read(run: str | os.PathLike, settings: Mapping[str, Any], named: str
 def refuse_other_run(
     folder: str | os.PathLike, config: Any, setting: str, what: str, *, free: Sequence[str], resume: bool = False
 ) -> None:
-    """Refuses a folder that another command, or this one with other settings, has written to.
+    """Refuses a folder that another command, or this one with other settings, wrote to.
 
     Args:
       config: the configuration now.
@@ -107,7 +108,7 @@ def refuse_other_run(
       resume: other settings are allowed.
 
     Raises:
-      InputError: what is there is of something else; the message names fields with both values.
+      InputError: the settings differ; the message names the fields with both values.
     """
     before = refuse_other_command(folder, setting, what)
     if before is None or resume:
@@ -134,11 +135,11 @@ def refuse_other_command(folder: str | os.PathLike, setting: str, what: str) -> 
     """The settings in the folder's `run.json`; None where there is none.
 
     Args:
-      setting: that only this command's configuration has.
-      what: this command writes, such as "training run".
+      setting: a field that only this command's configuration has.
+      what: the command's result, such as "training run".
 
     Raises:
-      InputError: another command wrote it, so that the folder holds something else.
+      InputError: another command wrote it.
     """
     path = join_path(folder, "run.json")
     if not exists(path):
@@ -152,7 +153,7 @@ def refuse_other_command(folder: str | os.PathLike, setting: str, what: str) -> 
 
 
 def describe(command: Sequence[str], settings: Any, devices: Sequence[Any] = ()) -> RunInfo:
-    """Describes the run that is starting.
+    """The record of the run that is starting.
 
     Args:
       command: `sys.argv`; a module's path as its first word is written as `python -m MODULE`.
@@ -168,7 +169,7 @@ def describe(command: Sequence[str], settings: Any, devices: Sequence[Any] = ())
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Change:
-    """A field whose value differs from what it was; `str` shows it as users write it."""
+    """A field whose value has changed; `str` shows it as users write it."""
 
     field: str
     before: Any
@@ -184,9 +185,9 @@ def _shown(value: Any) -> str:
 
 
 def changes(before: Any, now: Any, name: str = "") -> list[Change]:
-    """Fields of a configuration that differ from recorded settings, named with dots as on the command line.
+    """The fields of a configuration that differ from recorded settings, named with dots as on the command line.
 
-    Fields that the record lacks, since it is of an earlier version, count as their defaults.
+    A field that the record lacks, since an earlier version wrote it, counts as its default.
 
     Args:
       before: the settings as JSON values, as `RunInfo.settings` holds them.
@@ -195,7 +196,8 @@ def changes(before: Any, now: Any, name: str = "") -> list[Change]:
     if dataclasses.is_dataclass(now) and isinstance(before, Mapping):
         differences: list[Change] = []
         for field in dataclasses.fields(now):
-            old = before[field.name] if field.name in before else _default(field)
+            old = before.get(field.name, default_of(field))
+            old = None if old is dataclasses.MISSING else old
             differences += changes(old, getattr(now, field.name), f"{name}.{field.name}" if name else field.name)
         return differences
     both = isinstance(before, list | tuple) and isinstance(now, list | tuple) and len(before) == len(now)
@@ -204,12 +206,6 @@ def changes(before: Any, now: Any, name: str = "") -> list[Change]:
         return [change for number, pair in pairs for change in changes(*pair, f"{name}[{number}]")]
     before, now = plain(before), plain(now)
     return [] if before == now else [Change(field=name, before=before, now=now)]
-
-
-def _default(field: "dataclasses.Field[Any]") -> Any:
-    if field.default_factory is not dataclasses.MISSING:
-        return field.default_factory()
-    return None if field.default is dataclasses.MISSING else field.default
 
 
 def _command(words: Sequence[str]) -> str:
@@ -221,9 +217,9 @@ def _command(words: Sequence[str]) -> str:
         start = ["python", "-m", ".".join((*package, path.stem)).removesuffix(".__main__")]
     else:
         start = ["python", first] if path.suffix == ".py" else [path.name if path.name == "diversity-jax" else first]
-    words = [f"{match[1]}=***" if (match := _HEADERS_WORD.match(word)) else word for word in others]
+    words = [f"{match[1]}=***" if (match := _SECRET_OPTION.match(word)) else word for word in others]
     for at, word in enumerate(others[:-1]):
-        if (match := _HEADERS_WORD.match(word)) and not match[2]:  # its value is the next word
+        if (match := _SECRET_OPTION.match(word)) and not match[2]:  # its value is the next word
             words[at : at + 2] = [word, "***"]
     return without_secrets(shlex.join(start + words))
 
@@ -238,7 +234,7 @@ def package_versions(packages: Sequence[str] = _PACKAGES) -> dict[str, str]:
 
 
 def plain(value: Any) -> Any:
-    """JSON values of a configuration: tuples become lists, anything unusual its text, secrets are left out."""
+    """A configuration as JSON values, without secrets: tuples become lists, and values of other types text."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         value = dataclasses.asdict(value)
     if isinstance(value, Mapping):
@@ -251,7 +247,7 @@ def plain(value: Any) -> Any:
 
 
 def without_headers(fields: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The fields of an endpoint without what its headers and query say, which may be keys; others as they are."""
+    """Fields, of which the values of an endpoint's headers and query, which may be keys, are masked."""
     if not {"headers", "key_header"} <= set(fields):
         return fields
     names = [header.partition(":")[0] for header in fields["headers"]]

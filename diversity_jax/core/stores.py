@@ -1,6 +1,6 @@
-"""Object stores by way of fsspec: which there are, their file systems, and their failures in one line each.
+"""Object stores through fsspec: schemes, file systems, and errors in one line each; and what a folder holds.
 
-What a folder of this project holds is said by `contents`, so that one given to the wrong command is called what it is.
+`contents` recognises the folders that commands write, for the message to a user who gives one to the wrong command.
 """
 
 from collections.abc import Iterator, Sequence
@@ -15,16 +15,16 @@ from diversity_jax.core.errors import InputError
 
 
 class StoreError(InputError):
-    """A disk or store failed, which says nothing of what was asked for: finished work stays, to go on from."""
+    """A disk or store failed; the input is not at fault, and a later run continues from the finished work."""
 
 
 class DiskFull(StoreError):
-    """A file could not be written because there is no space left for it."""
+    """A file could not be written because the disk or store is full."""
 
 
 _REMOTE = re.compile(r"^[a-zA-Z][a-zA-Z0-9+.-]+://")
 STORES = {"gs": "gcsfs", "gcs": "gcsfs", "s3": "s3fs", "s3a": "s3fs", "az": "adlfs", "abfs": "adlfs", "abfss": "adlfs"}
-"""Schemes of the object stores that commands write to -> the package that reaches each."""
+"""Schemes of the object stores that commands can write to -> the package that fsspec needs."""
 
 
 def is_remote(path: str | os.PathLike) -> bool:
@@ -37,10 +37,10 @@ def _scheme(url: str | os.PathLike) -> str:
 
 
 def remote(url: str | os.PathLike) -> tuple[Any, str]:
-    """fsspec's file system of a URL, and the path in it. Cached listings are dropped: others write there too.
+    """fsspec's file system of a URL, and the path in it. Cached listings are dropped: other processes write there.
 
     Raises:
-      InputError: the scheme is not known, or the package that reaches it is not installed.
+      InputError: the scheme is not known, or its package is not installed.
     """
     import fsspec
 
@@ -56,10 +56,10 @@ def remote(url: str | os.PathLike) -> tuple[Any, str]:
 
 
 def check_store(path: str | os.PathLike | None, field: str) -> None:
-    """Refuses a URL that is no folder of an object store, before any work; reaches no network.
+    """Refuses a URL that is no folder of a supported object store; uses no network.
 
     Raises:
-      InputError: it is no object store's, or its package is not installed; the message names the field.
+      InputError: the scheme is not supported, or its package is not installed; the message names the field.
     """
     if path is None or not is_remote(path):
         return
@@ -87,13 +87,13 @@ _FULL = ("507", "Insufficient Storage", "StorageFull", "QuotaExceeded")
 
 @contextlib.contextmanager
 def store_errors(url: str | os.PathLike, *, written: bool = False) -> Iterator[None]:
-    """Turns what a store's client raises into one line about the file; for local paths nothing is changed.
+    """Replaces errors of a store's client by one line that names the file; those of local paths are unchanged.
 
     Raises:
       InputError: the file or bucket is not there, or access is denied.
       DiskFull: the store has no space left.
       StoreError: anything else, after the client's own retries.
-      FileExistsError: as the client raises it, for those who create files.
+      FileExistsError: as the client raises it.
     """
     try:
         yield
@@ -123,7 +123,7 @@ def store_errors(url: str | os.PathLike, *, written: bool = False) -> Iterator[N
 
 
 class RemoteFile(io.RawIOBase):
-    """Bytes of a remote file, whose failures are one line; one that ends before its size is a failure too."""
+    """The bytes of a remote file, with errors in one line; ending before its size is an error too."""
 
     def __init__(self, file: Any, url: str):
         self._file, self._url = file, url
@@ -159,7 +159,7 @@ def _unwritable(url: str | os.PathLike, reason: str) -> InputError:
     return InputError(f"{url}: cannot be written ({reason}); check that the bucket is there and your access to it")
 
 
-# (what, files or folders that are all in such a folder); the first that fits is what a folder holds.
+# (description, files or folders that are all in such a folder); the first that fits describes a folder.
 _KINDS: Sequence[tuple[str, Sequence[str]]] = (
     ("a training run", ("run.json", "checkpoints")),
     ("a training run without a checkpoint", ("run.json", "mixture")),
@@ -178,7 +178,7 @@ _KINDS: Sequence[tuple[str, Sequence[str]]] = (
 
 
 def contents(folder: str | os.PathLike) -> str | None:
-    """What a local folder holds, in a few words; None where no command of this project wrote it, or it is remote."""
+    """A description of a local folder that a command of this project wrote; None for others and for remote ones."""
     if is_remote(folder) or not os.path.isdir(folder):
         return None
     return next((what for what, names in _KINDS if all(os.path.exists(os.path.join(folder, n)) for n in names)), None)
@@ -188,7 +188,7 @@ def refuse_other_than_model(folder: str | os.PathLike, field: str = "") -> None:
     """Refuses a folder that a command wrote and that holds no model.
 
     Raises:
-      InputError: what it holds; `field` with an equals sign begins the message.
+      InputError: it does; `field`, which ends in an equals sign, begins the message.
     """
     kind = contents(folder)
     if kind is not None and not kind.endswith(" model") and not kind.startswith("a training run"):
@@ -197,10 +197,10 @@ def refuse_other_than_model(folder: str | os.PathLike, field: str = "") -> None:
 
 
 def refuse_as_text(folder: str | os.PathLike) -> None:
-    """Refuses a folder that a command of this project certainly wrote, where text is wanted.
+    """Refuses a folder that a command wrote and that holds no text.
 
     Raises:
-      InputError: what it holds.
+      InputError: it does; the message names what it holds.
     """
     kind = contents(folder)
     if kind is not None and not kind.endswith((" model", " component")):  # others have such files beside text, too
@@ -208,6 +208,6 @@ def refuse_as_text(folder: str | os.PathLike) -> None:
 
 
 def but_holds(folder: str | os.PathLike) -> str:
-    """`; the folder holds a scoring`, to end a message that something is not there; empty where that is not known."""
+    """The end of a message about a missing file, such as `; the folder holds a scoring`; empty where unknown."""
     kind = contents(folder)
     return f"; the folder holds {kind}" if kind else ""

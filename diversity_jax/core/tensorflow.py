@@ -26,8 +26,8 @@ def __getattr__(name: str) -> Any:
 def import_quietly(name: str) -> ModuleType:
     """Imports `tensorflow`, or a package that imports it (`seqio`, `tensorflow_datasets`).
 
-    TensorFlow only reads data here, so it gets no GPU: it would reserve the memory that JAX needs. Where another module
-    imported it before, that one's settings stay.
+    TensorFlow only reads data here, so it gets no GPU, whose memory it would reserve. If TensorFlow was imported
+    before, its settings are left as they are.
 
     Raises:
       InputError: the package is not installed.

@@ -1,11 +1,9 @@
-"""Text cut into words: the one place where this is decided, for metrics, judges, synthesis and preparation.
+"""Splits text into words, for metrics, judges, synthesis and preparation. There are two definitions of a word:
 
-Two readings of a text:
+  words           to compare texts: runs of letters, marks and digits, without punctuation, NFKC, case-folded.
+  written words   for lengths: runs between white space, punctuation included, as `wc -w` counts.
 
-  words      to compare texts: runs of letters, marks and digits, without punctuation, composed (NFKC), case-folded.
-  written    for lengths: what stands between white space, punctuation included, as `wc -w` counts.
-
-In both, scripts written without spaces are cut into words by the dictionaries of ICU (Han, kana, Thai, Lao, Khmer,
+In both, scripts written without spaces are split into words by the dictionaries of ICU (Han, kana, Thai, Lao, Khmer,
 Burmese), Tibetan into syllables; of the few such scripts that ICU has no dictionary for, such as Javanese or Yi, every
 letter with its marks is a word. Punctuation inside such text belongs to the written word before it.
 """
@@ -27,22 +25,22 @@ _OPENING = (
     r"\u3008\u300a\u300c\u300e\u3010\u3014\u3016\u3018\uff08\uff3b\uff5b\uff62"
 )
 _KANA_MARKS = "\u30fc\uff70\uff9e\uff9f"  # prolonged sound and voicing: of both kana, so of neither by script
-# All blocks of scripts without spaces, and others between them: a class of few ranges is searched at 4 ns a character.
-# What it finds goes by the script property.
+# All blocks of scripts without spaces, and blocks between them, since a class of few ranges is searched at 4 ns a
+# character; matches are then checked by their script property.
 _MAYBE_UNSPACED = re.compile("[\u0e00-\u1bff\u2e80-\uaadf\uf900-\ufaff\uff66-\uff9f\U000116d0-\U0003ffff]")
 # Soft hyphen, joiners, variants of a sign: inside words.
 _UNSEEN = re.compile("[\u00ad\u200c\u200d\u2060\ufe00-\ufe0f\ufeff\U000e0100-\U000e01ef]")
 _NOT_PLAIN = re.compile("[\u00ad\u0e00-\u1bff\u200c\u200d\u2060\u2e80-\uaadf\uf900-\U0010ffff]")
 _LETTER = re.compile(r"[^\W_]")
 _ASCII_WORD = re.compile(r"[a-zA-Z0-9]+")
-_CHARACTERS_OF_A_WORD = 32  # looked at first for each word of a prefix
-_MARGIN = 64  # characters at the end of a part of a text, where its words may differ from those of the whole
+_CHARACTERS_OF_A_WORD = 32  # of the prefix that is searched first, for each word
+_MARGIN = 64  # characters at the end of a prefix, where its words may differ from those of the full text
 
 
 @functools.cache
 def _patterns() -> tuple[re.Pattern[str], re.Pattern[str], re.Pattern[str]]:
-    """Words of text with spaces, `\\w+` with combining marks, those of the basic plane alone and all; runs of text
-    without spaces, captured.
+    """Three patterns: words of text with spaces (`\\w+` and combining marks of the basic plane), the same with all
+    combining marks, and runs of text without spaces, captured.
 
     The classes of `re` are tables for the basic plane: twice as fast as properties of `regex`, on mixed text ten times.
     """
@@ -64,7 +62,7 @@ def _patterns() -> tuple[re.Pattern[str], re.Pattern[str], re.Pattern[str]]:
 
 
 def _ranges(characters: Sequence[str]) -> str:
-    """Ascending characters as the inside of a class."""
+    """Ascending characters as the ranges of a character class."""
     codes = list(map(ord, characters))
     starts = [code for before, code in zip([-2, *codes[:-1]], codes, strict=True) if code != before + 1]
     ends = [code for code, after in zip(codes, [*codes[1:], -2], strict=True) if code != after - 1]
@@ -76,23 +74,23 @@ def _dictionary_words(runs: Sequence[str]) -> Iterator[list[str]]:
     from icu4py.breakers import WordBreaker
 
     current: list[str] = []
-    for piece in WordBreaker("\n".join(runs), "en"):  # one set of dictionaries serves all languages
-        if piece == "\n":
+    for word in WordBreaker("\n".join(runs), "en"):  # one set of dictionaries serves all languages
+        if word == "\n":
             yield current
             current = []
         else:
-            current.append(piece)
+            current.append(word)
     yield current
 
 
 def words(text: str, *, fold: bool = True, normal_form: Literal["NFC", "NFKC"] = "NFKC") -> list[str]:
-    """Runs of letters, marks and digits; everything else only separates them.
+    """Runs of letters, marks and digits; all other characters separate them.
 
     Joiners and soft hyphens inside words are dropped. Underscores and apostrophes separate.
 
     Args:
       fold: case-fold.
-      normal_form: NFKC takes ligatures, full-width letters and raised digits for what they stand for.
+      normal_form: NFKC replaces ligatures, full-width letters and superscripts by plain characters.
     """
     if not text.isascii():
         text = unicodedata.normalize(normal_form, text)
@@ -157,9 +155,9 @@ def count_words(text: str) -> int:
 
 
 def first_words(text: str, count: int) -> str:
-    """The beginning of a text up to the end of its `count`-th written word, as it stands; all of it where it has fewer.
+    """The beginning of a text up to the end of its `count`-th written word; the full text where it has fewer.
 
-    Reads not much more of the text than it returns.
+    Little more of the text is read than is returned.
     """
     size = _CHARACTERS_OF_A_WORD * count + _MARGIN
     while size < len(text):
@@ -172,7 +170,7 @@ def first_words(text: str, count: int) -> str:
 
 
 def _end_of_words(text: str, count: int) -> int | None:
-    """Where the `count`-th written word ends; None where there are fewer."""
+    """The offset at which the `count`-th written word ends; None where there are fewer."""
     if count < 1:
         return 0
     tokens = re.finditer(r"\S+", text)
@@ -189,7 +187,7 @@ def _end_of_words(text: str, count: int) -> int | None:
 
 
 def unspaced_share(texts: Iterable[str]) -> float:
-    """Share of the characters of texts, white space not counted, that are in scripts written without spaces."""
+    """Share of the characters of texts, without white space, that are in scripts written without spaces."""
     unspaced = characters = 0
     for text in texts:
         characters += len("".join(text.split()))
