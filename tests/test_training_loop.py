@@ -14,13 +14,13 @@ import pytest
 from diversity_jax.core.errors import InputError
 from diversity_jax.mixtures.mixture import Mixture
 from diversity_jax.model import LLAMA, MeshConfig
-from diversity_jax.training import callbacks, loop, runtime
+from diversity_jax.training import loop, runtime, throughput
 from diversity_jax.training.checkpoint import Checkpoints
 from diversity_jax.training.config import OptimizerConfig, TrainConfig
 from diversity_jax.training.data import prepare
 from diversity_jax.training.loop import train
 from diversity_jax.training.runtime import keep_programs
-from diversity_jax.training.throughput import Attempt, GoodputLog, goodput, read_attempts
+from diversity_jax.training.throughput import Attempt, goodput, read_attempts
 from tests.mixture_folders import build_mixture
 
 MODEL = LLAMA["llama_tiny"](vocab_size=384, num_layers=1, hidden_size=32, intermediate_size=64, num_heads=2)
@@ -116,18 +116,18 @@ def test_chosen_steps_are_traced(finished):
 
 def test_a_step_is_dispatched_before_the_metrics_of_the_one_before_are_read(mixture, tmp_path, monkeypatch):
     events = []
-    make, flush = loop.make_train_step, callbacks.StepReport.flush
+    make, read = loop.make_train_step, throughput.StepWindows._read
 
     def recording(*arguments, **named):
         init, step = make(*arguments, **named)
         return init, lambda state, batch, frozen: events.append("dispatch") or step(state, batch, frozen)
 
     def reading(self):
-        events.extend(["read"] * bool(self._pending))
-        flush(self)
+        events.append("read")
+        yield from read(self)
 
     monkeypatch.setattr(loop, "make_train_step", recording)
-    monkeypatch.setattr(callbacks.StepReport, "flush", reading)
+    monkeypatch.setattr(throughput.StepWindows, "_read", reading)
     run(mixture, tmp_path, steps=4, log_every=1, checkpoint_every=100)
     assert events == ["dispatch", "dispatch", "read", "dispatch", "read", "dispatch", "read", "read"]
 
@@ -211,15 +211,15 @@ def test_goodput_counts_only_steps_that_were_not_done_again():
     assert goodput([]).share == 0
 
 
-def test_the_record_of_sittings_outlives_a_process(tmp_path):
-    first = GoodputLog(tmp_path, began=10.0)
-    first.attempt.last_step = 7
-    first.save()
-    second = GoodputLog(tmp_path, began=20.0)
-    assert [one.last_step for one in second.attempts] == [7, 0]
+def test_the_record_of_attempts_outlives_a_process(mixture, tmp_path):
+    run(mixture, tmp_path, steps=2)
+    run(mixture, tmp_path, steps=4, allow_changed=("train.steps",))
+    attempts = read_attempts(tmp_path / "goodput.json")
+    assert [(attempt.first_step, attempt.last_step) for attempt in attempts] == [(0, 2), (2, 4)]
+    assert all(attempt.evaluation_seconds > 0 and attempt.save_seconds > 0 for attempt in attempts)
     (tmp_path / "goodput.json").write_text("{}")
     with pytest.raises(InputError, match=r"goodput.json: sittings is none; expected a list"):
-        read_attempts(tmp_path / "goodput.json")
+        run(mixture, tmp_path, steps=4, allow_changed=("train.steps",))
 
 
 def test_when_the_grace_period_is_over_the_process_leaves(monkeypatch, caplog):

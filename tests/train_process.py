@@ -20,10 +20,11 @@ def main(folder: str, steps: str, process_id: str = "0", processes: str = "1", p
     from diversity_jax.core.stores import is_remote
     from diversity_jax.mixtures.mixture import Mixture
     from diversity_jax.model import LLAMA, MeshConfig
+    from diversity_jax.training.bucket_checkpoints import open_checkpoints
     from diversity_jax.training.checkpoint import read_info
     from diversity_jax.training.config import OptimizerConfig, TrainConfig
     from diversity_jax.training.distributed import DistributedConfig, start_distributed
-    from diversity_jax.training.loop import open_checkpoints, train
+    from diversity_jax.training.loop import train
 
     model = LLAMA["llama_tiny"](
         num_layers=1, hidden_size=32, intermediate_size=64, num_heads=2, dropout=0.1, attention="xla"

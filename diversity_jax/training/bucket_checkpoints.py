@@ -6,19 +6,25 @@ Processes need no shared disk and no collective of the devices: they hear of eac
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 import contextlib
+from pathlib import Path
+import secrets
 import time
 from typing import Any
 import uuid
 
 import jax
+from jax.experimental import multihost_utils
+import numpy as np
 
 from diversity_jax.core.buckets import remote_tree
 from diversity_jax.core.errors import InputError
 from diversity_jax.core.files import copy_tree, exists, join_path, read_json, remove_tree, write_json
+from diversity_jax.core.stores import is_remote
 from diversity_jax.model.checkpoint_io import shards
 from diversity_jax.model.checkpoint_io.shards import complete_steps, read_info
 from diversity_jax.model.llama import fingerprint
-from diversity_jax.training.checkpoint import CheckpointError, state_parts
+from diversity_jax.training.checkpoint import CheckpointError, Checkpoints, state_parts
+from diversity_jax.training.config import TrainConfig
 from diversity_jax.training.step import TrainState
 
 _POLL_SECONDS, _PATIENCE_SECONDS = 0.5, 600.0  # how long a process waits for the others' shards
@@ -209,3 +215,22 @@ class BucketCheckpoints:
             self.wait()
         finally:
             self._threads.shutdown()
+
+
+def open_checkpoints(
+    folder: str | Path, config: TrainConfig, before_commit: Callable[[], None] = lambda: None
+) -> Checkpoints | BucketCheckpoints:
+    """The checkpoints of a run, on a disk or in a bucket.
+
+    Args:
+      before_commit: of a bucket's: uploads what a checkpoint must not be ahead of.
+    """
+    retention: dict[str, Any] = {
+        "keep": config.keep_checkpoints,
+        "keep_every_steps": config.keep_every_steps,
+        "keep_every_minutes": config.keep_every_minutes,
+    }
+    if not is_remote(folder):
+        return Checkpoints(folder, **retention)
+    attempt = f"{int(multihost_utils.broadcast_one_to_all(np.int32(secrets.randbits(31)))):08x}"
+    return BucketCheckpoints(str(folder), attempt=attempt, before_commit=before_commit, **retention)

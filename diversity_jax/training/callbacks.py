@@ -1,7 +1,7 @@
 """What a run does beside its steps, each at its own cadence: reports, held-out losses, samples, checkpoints, traces."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-import contextlib
+from collections.abc import Callable, Mapping, Sequence
+import dataclasses
 from dataclasses import dataclass
 import functools
 import json
@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 
 from diversity_jax.core import formats
 from diversity_jax.core.errors import InputError
+from diversity_jax.core.files import write_json
 from diversity_jax.mixtures.mixture import Loader, Mixture
 from diversity_jax.model import LlamaConfig
 from diversity_jax.model.llama import Params, merged
@@ -25,27 +26,27 @@ from diversity_jax.training.config import TrainConfig
 from diversity_jax.training.evaluation import HeldOut, Samples
 from diversity_jax.training.log import JsonLinesLog, MetricWriter
 from diversity_jax.training.runtime import CompileClock, StopRequest
-from diversity_jax.training.step import Metrics, TrainState, model_shardings
-from diversity_jax.training.throughput import GoodputLog, goodput, memory_figures, utilisation
+from diversity_jax.training.step import TrainState, model_shardings
+from diversity_jax.training.throughput import (
+    Attempt,
+    StepClock,
+    StepResult,
+    StepWindow,
+    goodput,
+    memory_figures,
+    read_attempts,
+    utilisation,
+)
 
 log = logging.getLogger(__name__)
 
 _SHOWN_CHARACTERS = 160  # of a sample in the console's log
+_WRITE_EVERY_SECONDS = 5.0  # `goodput.json`
 
 
 @dataclass(frozen=True, kw_only=True)
-class StepResult:
-    """A step that has been dispatched; its state and metrics may still be under way on the devices."""
-
-    step: int  # finished steps, this one included
-    state: TrainState
-    metrics: Metrics
-    input_wait_seconds: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class Run:
-    """What an attempt of a run works with."""
+class TrainingRun:
+    """What every part of an attempt uses: settings, mixture, model, mesh, files and clocks."""
 
     mixture: Mixture
     model: LlamaConfig
@@ -54,7 +55,7 @@ class Run:
     output_dir: Path
     loader: Loader
     checkpoints: Checkpoints | BucketCheckpoints
-    goodput_log: GoodputLog
+    clock: StepClock
     compile_clock: CompileClock
     writer: MetricWriter | None  # None in all processes but the first, which write no files
     stop: StopRequest
@@ -79,16 +80,11 @@ class Run:
         """All parameters of the model, adapters merged in."""
         return state.params if self.frozen is None else self._merge(self.frozen, state.params)
 
-    @contextlib.contextmanager
-    def pause(self, field: str) -> Iterator[None]:
-        """Books the time of its block, with no step under way, as `evaluation_seconds` or `save_seconds`."""
-        began, attempt = time.perf_counter(), self.goodput_log.attempt
-        yield
-        setattr(attempt, field, getattr(attempt, field) + time.perf_counter() - began)
-
 
 class Callback:
     """Work beside the steps, done every `every` steps (0: never), before step `until` where that is given."""
+
+    stops_devices = False  # whether `on_step` waits for the devices
 
     def __init__(self, every: int = 1, until: int | None = None):
         self._every, self._until = every, until
@@ -103,6 +99,9 @@ class Callback:
 
     def on_step(self, result: StepResult) -> None:
         """Called after a step has been dispatched, where `due`."""
+
+    def on_window(self, window: StepWindow) -> None:
+        """Called when a window of steps is over, before `on_step` of the step that ended it."""
 
     def on_end(self, step: int, state: TrainState) -> None:
         """Called after the last step of the attempt."""
@@ -121,7 +120,7 @@ class StepTrace(Callback):
     FOLDER`), and as `perfetto_trace.json.gz` for ui.perfetto.dev.
     """
 
-    def __init__(self, run: Run):
+    def __init__(self, run: TrainingRun):
         super().__init__()
         self._folder, self._start = run.output_dir / "profile", run.config.profile_start
         self._steps_left, self._running = run.config.profile_steps, False
@@ -149,105 +148,83 @@ class LossStaysNonFinite(InputError):
     """The run was stopped because it cannot learn; its state is not worth another checkpoint."""
 
 
-class StepReport(Callback):
-    """Reports windows of `train.log_every` steps to the console, `metrics.jsonl` and the goodput record.
+class GoodputLog(Callback):
+    """The attempts of a run in `goodput.json`; the last one is this process.
 
-    Metrics of a window stay on the devices until the step after it has been dispatched, so that reading them does not
-    leave the devices idle. The first step of an attempt compiles: its time is no part of any speed.
+    Written by the first process, every few seconds: of an attempt that was killed the last seconds are missing.
 
-    Args:
-      flush_before: callbacks that stop the devices; a window ends before them.
+    Attributes:
+      attempts: of the run, oldest first; `attempt` is the last of them.
+      timed_steps: of this attempt: all but the one that compiled.
     """
 
-    def __init__(self, run: Run, *, flush_before: Sequence[Callback]):
+    def __init__(self, run: TrainingRun, *, began: float, start: int, anew: bool = False):
         super().__init__()
-        self._run, self._flush_before = run, flush_before
-        self._step = run.goodput_log.attempt.first_step
-        self._pending: list[Metrics] = []
-        self._wait_seconds, self._untimed_steps, self._first_step_seconds = 0.0, 0, 0.0
-        self._began = self._now()
+        self._path, self._write, self._written = run.output_dir / "goodput.json", run.writer is not None, 0.0
+        self._clock, self._compile_clock = run.clock, run.compile_clock
+        self.attempt = Attempt(began=began, last=time.time(), first_step=start, last_step=start)
+        earlier = read_attempts(self._path) if self._write and not anew else []
+        self.attempts, self.timed_steps = [*earlier, self.attempt], 0
+
+    def on_window(self, window: StepWindow) -> None:
+        attempt = self.attempt
+        attempt.last_step, self.timed_steps = window.step, self.timed_steps + window.timed_steps
+        attempt.step_seconds += window.seconds if window.timed_steps else 0.0
+        attempt.input_wait_seconds += window.input_wait_seconds
+        self.save()
+
+    def save(self, *, now: bool = False) -> None:
+        """Writes the file, unless it was written a moment ago and `now` is not set."""
+        attempt, clock = self.attempt, self._clock
+        attempt.last, attempt.compile_seconds = time.time(), self._compile_clock.seconds
+        attempt.evaluation_seconds, attempt.save_seconds = clock.evaluation_seconds, clock.save_seconds
+        if self._write and (now or attempt.last - self._written > _WRITE_EVERY_SECONDS):
+            write_json(self._path, {"sittings": [dataclasses.asdict(attempt) for attempt in self.attempts]})
+            self._written = attempt.last
+
+
+class StepReport(Callback):
+    """Reports windows of steps to the console, `metrics.jsonl` and trackers."""
+
+    def __init__(self, run: TrainingRun, attempts: Sequence[Attempt]):
+        super().__init__()
+        self._run, self._attempts = run, attempts
         self._skipped_in_a_row = 0
-        self.timed_steps = 0
 
-    def _now(self) -> float:
-        """Seconds on a clock that stands still during pauses."""
-        attempt = self._run.goodput_log.attempt
-        return time.perf_counter() - attempt.evaluation_seconds - attempt.save_seconds
+    def on_window(self, window: StepWindow) -> None:
+        self._write(window)
+        self._stop_if_it_cannot_learn(window)
 
-    def on_step(self, result: StepResult) -> None:
-        if self._pending and self._step % self._run.config.log_every == 0:
-            self.flush()
-        self._step = result.step
-        self._pending.append(result.metrics)
-        self._wait_seconds += result.input_wait_seconds
-        if result.step == self._run.goodput_log.attempt.first_step + 1:
-            self._leave_out_compilation()
-        if any(callback.due(result.step) for callback in self._flush_before):
-            self.flush()
-
-    def on_end(self, step: int, state: TrainState) -> None:
-        self.flush()
-
-    def _leave_out_compilation(self) -> None:
-        jax.block_until_ready(self._pending)
-        self._first_step_seconds, clock = self._now() - self._began, self._run.compile_clock
-        log.info(
-            "first step, with compilation: %s (so far %s in the compiler, %d of %d programs kept from before)",
-            formats.duration(self._first_step_seconds),
-            formats.duration(clock.seconds),
-            clock.from_cache,
-            clock.programs,
-        )
-        self._began, self._wait_seconds, self._untimed_steps = self._now(), 0.0, 1
-
-    def flush(self) -> None:
-        """Waits for the steps of the window, and reports them."""
-        if not self._pending:
-            return
-        records = jax.device_get(self._pending)
-        seconds, timed_steps = self._now() - self._began, len(records) - self._untimed_steps
-        attempt = self._run.goodput_log.attempt
-        attempt.last_step, attempt.compile_seconds = self._step, self._run.compile_clock.seconds
-        attempt.step_seconds += seconds if timed_steps else 0.0
-        attempt.input_wait_seconds += self._wait_seconds
-        self.timed_steps += timed_steps
-        self._run.goodput_log.save()
-        if not timed_steps:  # nothing but the compiling step: its whole time is all there is to report
-            timed_steps, seconds = 1, self._first_step_seconds
-        self._write(records, seconds / timed_steps, self._wait_seconds / timed_steps)
-        self._stop_if_it_cannot_learn(records)
-        self._pending, self._wait_seconds, self._untimed_steps = [], 0.0, 0
-        self._began = self._now()
-
-    def _write(self, records: Sequence[Mapping[str, Any]], step_seconds: float, wait_seconds: float) -> None:
-        run, step = self._run, self._step
+    def _write(self, window: StepWindow) -> None:
+        run, step, steps = self._run, window.step, max(1, window.timed_steps)
         if not run.writer:
             return
-        speed = run.config.batch_size * run.loader.sequence_length / step_seconds
+        speed = run.config.batch_size * run.loader.sequence_length * steps / window.seconds
         rows = step * run.config.batch_size
-        figures = window_figures(records, run.components)
-        figures |= {"tokens_per_second": speed, "step_seconds": step_seconds, "input_wait_seconds": wait_seconds}
+        figures = window_figures(window.records, run.components)
+        figures |= {"tokens_per_second": speed, "step_seconds": window.seconds / steps}
+        figures |= {"input_wait_seconds": window.input_wait_seconds / steps}
         figures |= utilisation(run.model, run.loader.sequence_length, speed) | memory_figures()
-        figures |= {"goodput": goodput(run.goodput_log.attempts).share, "rows": float(rows)}
+        figures |= {"goodput": goodput(self._attempts).share, "rows": float(rows)}
         for name, count in zip(run.components, run.loader.schedule.counts(rows), strict=True):
             figures[f"rows/{name}"] = float(count)
         shares = {f"share/{name}": figures[f"rows/{name}"] / rows for name in run.components}
         run.writer.write(step, figures, shown=shares)
         log.info(console_line(step, run.config.steps, figures))
 
-    def _stop_if_it_cannot_learn(self, records: Sequence[Mapping[str, Any]]) -> None:
-        for record in records:
+    def _stop_if_it_cannot_learn(self, window: StepWindow) -> None:
+        for record in window.records:
             self._skipped_in_a_row = 0 if record["applied"] else self._skipped_in_a_row + 1
             if self._skipped_in_a_row >= self._run.config.max_skipped_steps:
                 saved = self._run.checkpoints.last_complete
                 last = f"the last checkpoint is step {saved}" if saved is not None else "there is no checkpoint yet"
                 raise LossStaysNonFinite(
                     f"loss or gradient was not finite for {self._skipped_in_a_row} steps in a row, up to step "
-                    f"{self._step}; {last}: lower optimizer.learning_rate or optimizer.clip_norm and train again"
+                    f"{window.step}; {last}: lower optimizer.learning_rate or optimizer.clip_norm and train again"
                 )
-        if skipped := sum(not record["applied"] for record in records):
+        if skipped := sum(not record["applied"] for record in window.records):
             warning = "%d of the last %d updates were skipped: loss or gradient was not finite"
-            log.warning(warning, skipped, len(records))
+            log.warning(warning, skipped, len(window.records))
 
 
 def window_figures(records: Sequence[Mapping[str, Any]], components: Sequence[str]) -> dict[str, float]:
@@ -286,7 +263,9 @@ def console_line(step: int, steps: int, figures: Mapping[str, float]) -> str:
 class Evaluation(Callback):
     """Held-out losses every `train.eval_every` steps before the last, in `metrics.jsonl` and on the console."""
 
-    def __init__(self, run: Run):
+    stops_devices = True
+
+    def __init__(self, run: TrainingRun):
         super().__init__(run.config.eval_every, until=run.config.steps)
         self._run, config = run, run.config
         sizes = config.batch_size, config.eval_batches
@@ -298,7 +277,7 @@ class Evaluation(Callback):
     def evaluate(self, step: int, state: TrainState) -> dict[str, float]:
         """Nats per token by component, and `all`; empty where nothing is held out or a stop was requested."""
         run = self._run
-        with run.pause("evaluation_seconds"):
+        with run.clock.pause("evaluation_seconds"):
             losses = self._held_out.losses(run.full_params(state), stop=lambda: run.stop.asked)
             if losses and run.writer:
                 names = {name: "eval/loss" if name == "all" else f"eval/{name}/loss" for name in losses}
@@ -308,10 +287,12 @@ class Evaluation(Callback):
         return losses
 
 
-class Sampling(Callback):
+class Continuations(Callback):
     """Continuations of fixed prompts every `train.sample_every` steps, in `samples.jsonl` and on the console."""
 
-    def __init__(self, run: Run):
+    stops_devices = True
+
+    def __init__(self, run: TrainingRun):
         super().__init__(run.config.sample_every, until=run.config.steps)
         self._run = run
         self._samples = Samples(run.mixture, run.model, run.mesh, run.config) if run.config.sample_prompts else None
@@ -324,7 +305,7 @@ class Sampling(Callback):
         """Writes one text for each prompt."""
         if not self._samples:
             return
-        with self._run.pause("evaluation_seconds"):
+        with self._run.clock.pause("evaluation_seconds"):
             texts = self._samples.texts(step, self._run.full_params(state))
             if self._log:
                 for prompt, text in zip(self._samples.prompts, texts, strict=True):
@@ -342,12 +323,13 @@ class Saving(Callback):
 
     Args:
       info: recorded beside the state.
+      start: finished steps the attempt begins with.
       saved: the step whose checkpoint the run goes on from; None: it begins anew.
     """
 
-    def __init__(self, run: Run, info: Mapping[str, Any], *, saved: int | None):
+    def __init__(self, run: TrainingRun, info: Mapping[str, Any], *, start: int, saved: int | None):
         super().__init__(run.config.checkpoint_every)
-        self._run, self._info, self._saved = run, info, saved
+        self._run, self._info, self._start, self._saved = run, info, start, saved
 
     def on_step(self, result: StepResult) -> None:
         self._save(result.step, result.state)
@@ -358,13 +340,13 @@ class Saving(Callback):
 
     def _save(self, step: int, state: TrainState) -> None:
         jax.block_until_ready(state)  # waiting for steps is not waiting for the checkpoint
-        with self._run.pause("save_seconds"):
+        with self._run.clock.pause("save_seconds"):
             self._run.checkpoints.save(step, state, self._info)
         self._saved = step
 
     def on_error(self, error: BaseException, step: int, state: TrainState) -> None:
         """Saves the last state, where that can help."""
-        never_moved = step in (self._saved, self._run.goodput_log.attempt.first_step)
+        never_moved = step in (self._saved, self._start)
         if never_moved or isinstance(error, (CheckpointError, LossStaysNonFinite)):
             return
         what = f"{type(error).__name__} after step {step}"

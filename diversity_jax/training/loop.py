@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import functools
 import logging
 from pathlib import Path
-import secrets
 import time
 from typing import Any
 
@@ -18,21 +17,20 @@ import numpy as np
 from diversity_jax.core.errors import InputError
 from diversity_jax.core.files import join_path, parent_folder, write_json
 from diversity_jax.core.run_info import Change
-from diversity_jax.core.stores import is_remote
 from diversity_jax.mixtures.mixture import Mixture
 from diversity_jax.model import LlamaConfig, MeshConfig, batch_sharding, check_batch, make_mesh
 from diversity_jax.model.convert import read_model
 from diversity_jax.model.llama import Params, fingerprint
-from diversity_jax.training.bucket_checkpoints import BucketCheckpoints
+from diversity_jax.training.bucket_checkpoints import BucketCheckpoints, open_checkpoints
 from diversity_jax.training.callbacks import (
     Callback,
+    Continuations,
     Evaluation,
-    Run,
-    Sampling,
+    GoodputLog,
     Saving,
     StepReport,
-    StepResult,
     StepTrace,
+    TrainingRun,
 )
 from diversity_jax.training.checkpoint import Checkpoints, complete_steps, load
 from diversity_jax.training.config import DataConfig, TrainConfig
@@ -48,7 +46,7 @@ from diversity_jax.training.step import (
     model_shardings,
     state_shardings,
 )
-from diversity_jax.training.throughput import GoodputLog, summarise
+from diversity_jax.training.throughput import StepClock, StepResult, StepWindows, summarise
 from diversity_jax.training.trackers import check_installed, mixture_figures, open_trackers
 
 log = logging.getLogger(__name__)
@@ -129,24 +127,27 @@ def train(
     if cache := keep_programs(config.compilation_cache):
         log.info("compiled programs are kept in %s", cache)
     with contextlib.ExitStack() as resources:
-        run = _open_run(resources, mixture, model, config, mesh, Path(output_dir), began, checkpoints, data)
+        run = _open_run(resources, mixture, model, config, mesh, Path(output_dir), checkpoints, data)
         init_state, train_step = _compiled(run, optimizer)
         begin = _first_state(run, settings, init_state, optimizer, anew=anew)
         state, start = begin.state, int(begin.state.step)
-        evaluation, sampling = Evaluation(run), Sampling(run)
-        report = StepReport(run, flush_before=(evaluation, sampling))
-        saving = Saving(run, _record(run, settings, begin.changes), saved=start if begin.is_saved else None)
-        callbacks = [StepTrace(run), report, evaluation, sampling, saving]
+        goodput_log = GoodputLog(run, began=began, start=start, anew=anew)
+        evaluation, continuations = Evaluation(run), Continuations(run)
+        saved = start if begin.is_saved else None
+        saving = Saving(run, _record(run, settings, begin.changes), start=start, saved=saved)
+        report = StepReport(run, goodput_log.attempts)
+        callbacks = [StepTrace(run), goodput_log, report, evaluation, continuations, saving]
         for callback in callbacks:
             resources.callback(callback.close)
         before_writing()
-        _begin_writing(run, settings, begin, anew=anew)
+        _begin_writing(run, settings, begin)
+        goodput_log.save(now=True)
         losses_before = losses_after = evaluation.evaluate(start, state)
         step, state = _run_steps(run, train_step, state, callbacks)
         if run.stop.asked:
             losses_after = {}
         elif step > start:  # while the last checkpoint is being written
-            sampling.sample(step, state)
+            continuations.sample(step, state)
             losses_after = evaluation.evaluate(step, state)
         run.checkpoints.wait()
         return TrainingResult(
@@ -154,11 +155,11 @@ def train(
             interrupted=step < config.steps,
             held_out={n: (losses_before[n], loss) for n, loss in losses_after.items() if n in losses_before},
             skipped_steps=int(state.skipped),
-            summary=_summary(run, report, begin.changes) if step > start else None,
+            summary=_summary(run, goodput_log, begin.changes) if step > start else None,
         )
 
 
-def _compiled(run: Run, optimizer: OptimizerConfig) -> tuple[Callable[..., TrainState], TrainStep]:
+def _compiled(run: TrainingRun, optimizer: OptimizerConfig) -> tuple[Callable[..., TrainState], TrainStep]:
     config = run.config
     return make_train_step(
         run.model,
@@ -172,27 +173,24 @@ def _compiled(run: Run, optimizer: OptimizerConfig) -> tuple[Callable[..., Train
     )
 
 
-def _begin_writing(run: Run, settings: Settings, begin: "_Start", *, anew: bool) -> None:
-    """Moves damaged checkpoints away, and begins the attempt's records; trackers are shown settings and mixture."""
+def _begin_writing(run: TrainingRun, settings: Settings, begin: "_Start") -> None:
+    """Moves damaged checkpoints away, and opens the trackers, which are shown settings and mixture."""
     start = int(begin.state.step)
-    if anew:
-        run.goodput_log.attempts = [run.goodput_log.attempt]
     if begin.damaged:
         run.checkpoints.set_aside(begin.damaged)
         if jax.process_count() > 1:
             multihost_utils.sync_global_devices("damaged checkpoints set aside")
-    run.goodput_log.begin(start)
     if run.writer and start < run.config.steps:
         shown = {**settings_json(settings), "mixture": run.mixture.asked}
         run.writer.show_on(open_trackers(run.config.all_trackers, run.output_dir, shown))
         run.writer.show(start, mixture_figures(run.mixture))
 
 
-def _summary(run: Run, report: StepReport, changes: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """What is said of all attempts of a run, written to `summary.json`."""
-    run.goodput_log.save(now=True)
+def _summary(run: TrainingRun, goodput_log: GoodputLog, changes: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The content of `summary.json`, which the first process writes."""
+    goodput_log.save(now=True)
     rows = run.config.batch_size, run.loader.sequence_length
-    summary = summarise(run.model, rows, report.timed_steps, run.goodput_log.attempts, run.compile_clock)
+    summary = summarise(run.model, rows, goodput_log.timed_steps, goodput_log.attempts, run.compile_clock)
     summary["changes"] = list(changes)
     if run.writer:
         write_json(run.output_dir / "summary.json", summary)
@@ -200,11 +198,12 @@ def _summary(run: Run, report: StepReport, changes: Sequence[Mapping[str, Any]])
 
 
 def _run_steps(
-    run: Run, train_step: TrainStep, state: TrainState, callbacks: Sequence[Callback]
+    run: TrainingRun, train_step: TrainStep, state: TrainState, callbacks: Sequence[Callback]
 ) -> tuple[int, TrainState]:
     """Runs steps until the last one or a stop request; returns the finished steps and the state after them."""
     start = step = int(state.step)
     read = functools.partial(prepare, run.loader, batch_sharding(run.mesh), run.boundaries)
+    windows = StepWindows(start, run.config.log_every, run.clock, run.compile_clock)
     try:
         with contextlib.closing(ReadAhead(read, start, run.config.steps)) as batches:
             for number, batch, waited in batches:
@@ -214,11 +213,17 @@ def _run_steps(
                     state, metrics = train_step(state, batch, run.frozen)
                 step = number + 1
                 result = StepResult(step=step, state=state, metrics=metrics, input_wait_seconds=waited)
-                for callback in callbacks:
-                    if callback.due(step):
-                        callback.on_step(result)
+                due = [callback for callback in callbacks if callback.due(step)]
+                for window in windows.add(result, devices_stop=any(callback.stops_devices for callback in due)):
+                    for callback in callbacks:
+                        callback.on_window(window)
+                for callback in due:
+                    callback.on_step(result)
                 if run.stop.agreed(step):
                     break
+        for window in windows.rest():
+            for callback in callbacks:
+                callback.on_window(window)
         for callback in callbacks:
             callback.on_end(step, state)
     except BaseException as error:
@@ -228,31 +233,11 @@ def _run_steps(
     return step, state
 
 
-def open_checkpoints(
-    folder: str | Path, config: TrainConfig, before_commit: Callable[[], None] = lambda: None
-) -> Checkpoints | BucketCheckpoints:
-    """The checkpoints of a run, on a disk or in a bucket.
-
-    Args:
-      before_commit: of a bucket's: uploads what a checkpoint must not be ahead of.
-    """
-    retention: dict[str, Any] = {
-        "keep": config.keep_checkpoints,
-        "keep_every_steps": config.keep_every_steps,
-        "keep_every_minutes": config.keep_every_minutes,
-    }
-    if not is_remote(folder):
-        return Checkpoints(folder, **retention)
-    attempt = f"{int(multihost_utils.broadcast_one_to_all(np.int32(secrets.randbits(31)))):08x}"
-    return BucketCheckpoints(str(folder), attempt=attempt, before_commit=before_commit, **retention)
-
-
-def _open_run(resources, mixture, model, config, mesh, output_dir, began, checkpoints, data) -> Run:
+def _open_run(resources, mixture, model, config, mesh, output_dir, checkpoints, data) -> TrainingRun:
     """Opens a run's files, starts listening to SIGTERM, and reads the parameters that stay frozen."""
     checkpoints = checkpoints or open_checkpoints(join_path(output_dir, "checkpoints"), config)
     resources.callback(checkpoints.close)
-    writes_files = jax.process_index() == 0
-    writer = MetricWriter(output_dir) if writes_files else None
+    writer = MetricWriter(output_dir) if jax.process_index() == 0 else None
     if writer:
         check_installed(config.all_trackers)
         resources.callback(writer.close)
@@ -261,7 +246,7 @@ def _open_run(resources, mixture, model, config, mesh, output_dir, began, checkp
     if config.lora.rank and config.init_from is not None:
         log.info("training adapters of rank %d beside the parameters of %s", config.lora.rank, config.init_from)
         frozen = initial_params(config.init_from, config.init_step, model, model_shardings(model, mesh))
-    return Run(
+    return TrainingRun(
         mixture=mixture,
         model=model,
         config=config,
@@ -269,7 +254,7 @@ def _open_run(resources, mixture, model, config, mesh, output_dir, began, checkp
         output_dir=output_dir,
         loader=mixture.loader(batch_size=config.batch_size, cache_gb=data.cache_gb),
         checkpoints=checkpoints,
-        goodput_log=GoodputLog(output_dir, began=began, write=writes_files),
+        clock=StepClock(),
         compile_clock=CompileClock(),
         writer=writer,
         stop=stop,
@@ -294,7 +279,12 @@ class _Start:
 
 
 def _first_state(
-    run: Run, settings: Settings, init_state: Callable[..., TrainState], optimizer: OptimizerConfig, *, anew: bool
+    run: TrainingRun,
+    settings: Settings,
+    init_state: Callable[..., TrainState],
+    optimizer: OptimizerConfig,
+    *,
+    anew: bool,
 ) -> _Start:
     """The last checkpoint's state; else that of `train.branch_from`; else a random one, or `train.init_from`'s.
 
@@ -333,7 +323,7 @@ def _first_state(
 
 
 def _load(
-    run: Run, settings: Settings, optimizer: OptimizerConfig, checkpoints: str | Path, step: int | None
+    run: TrainingRun, settings: Settings, optimizer: OptimizerConfig, checkpoints: str | Path, step: int | None
 ) -> _Start | None:
     """The last undamaged checkpoint of a run, whose settings it compares before reading it."""
     origin, is_branch = parent_folder(checkpoints), str(checkpoints) != run.checkpoints.folder
@@ -359,7 +349,7 @@ def _load(
     return _Start(state=state, is_saved=True, changes=history, damaged=damaged)
 
 
-def _record(run: Run, settings: Settings, history: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _record(run: TrainingRun, settings: Settings, history: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     frozen = {} if run.frozen is None else {"model in init_from": str(int(fingerprint(run.frozen)))}
     return {
         "settings": settings_json(settings),

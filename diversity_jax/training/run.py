@@ -86,7 +86,8 @@ def run(config: Config, *, finish: Callable[[Path], None] = lambda folder: None)
     """
     import jax
 
-    from diversity_jax.training.loop import open_checkpoints, train
+    from diversity_jax.training.bucket_checkpoints import open_checkpoints
+    from diversity_jax.training.loop import train
     from diversity_jax.training.runtime import in_first_process, together
 
     is_bucket = is_remote(config.output_dir)

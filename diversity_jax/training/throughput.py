@@ -1,8 +1,10 @@
-"""How fast a run is: floating-point operations a token, MFU, goodput over the run's attempts, and `summary.json`."""
+"""Speed of a run: windows of timed steps, FLOPs a token, MFU, goodput over all attempts, and `summary.json`."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+import contextlib
 import dataclasses
 from dataclasses import dataclass
+import logging
 import math
 from pathlib import Path
 import resource
@@ -12,14 +14,116 @@ from typing import Any
 
 import jax
 
+from diversity_jax.core import formats
 from diversity_jax.core.chips import peak_flops
 from diversity_jax.core.config import read_fields
-from diversity_jax.core.files import write_json
 from diversity_jax.model.config import LlamaConfig
 from diversity_jax.training.runtime import CompileClock
+from diversity_jax.training.step import Metrics, TrainState
 
-_WRITE_EVERY_SECONDS = 5.0
+log = logging.getLogger(__name__)
+
 _GIB = 1 << 30
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepResult:
+    """A step that has been dispatched; its state and metrics may still be under way on the devices."""
+
+    step: int  # finished steps, this one included
+    state: TrainState
+    metrics: Metrics
+    input_wait_seconds: float
+
+
+class StepClock:
+    """Time of an attempt, with the pauses in which no step was under way counted apart, in seconds."""
+
+    def __init__(self) -> None:
+        self.evaluation_seconds = self.save_seconds = 0.0
+
+    def now(self) -> float:
+        """Seconds on a clock that stands still during pauses."""
+        return time.perf_counter() - self.evaluation_seconds - self.save_seconds
+
+    @contextlib.contextmanager
+    def pause(self, field: str) -> Iterator[None]:
+        """Adds the time of its block to `evaluation_seconds` or `save_seconds`."""
+        began = time.perf_counter()
+        yield
+        setattr(self, field, getattr(self, field) + time.perf_counter() - began)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepWindow:
+    """Consecutive steps whose metrics were read from the devices together."""
+
+    step: int  # finished steps, the last of the window included
+    records: Sequence[Mapping[str, Any]]  # metrics of each step (see `make_train_step`), on the host
+    timed_steps: int  # steps that `seconds` covers; 0 where the window is the first step alone, which compiles
+    seconds: float  # of the timed steps; of the first step where it is alone
+    input_wait_seconds: float  # of these, in which the devices had no batch
+
+
+class StepWindows:
+    """Groups the steps of an attempt into windows of `log_every` steps, and times them.
+
+    Metrics of a window stay on the devices until the step after it has been dispatched, so that reading them does not
+    leave the devices idle. The first step of an attempt compiles: its time is no part of any speed.
+    """
+
+    def __init__(self, start: int, log_every: int, clock: StepClock, compile_clock: CompileClock):
+        self._start, self._step, self._log_every = start, start, log_every
+        self._clock, self._compile_clock = clock, compile_clock
+        self._pending: list[Metrics] = []
+        self._wait_seconds, self._untimed_steps, self._first_step_seconds = 0.0, 0, 0.0
+        self._began = clock.now()
+
+    def add(self, result: StepResult, *, devices_stop: bool) -> Iterator[StepWindow]:
+        """Takes the next step, and yields the windows that are over.
+
+        Args:
+          devices_stop: a callback will wait for the devices after this step: the window ends with it.
+        """
+        if self._pending and self._step % self._log_every == 0:
+            yield from self._read()
+        self._step = result.step
+        self._pending.append(result.metrics)
+        self._wait_seconds += result.input_wait_seconds
+        if result.step == self._start + 1:
+            self._leave_out_compilation()
+        if devices_stop:
+            yield from self._read()
+
+    def rest(self) -> Iterator[StepWindow]:
+        """Yields the window of the last steps, unless it has been yielded."""
+        if self._pending:
+            yield from self._read()
+
+    def _leave_out_compilation(self) -> None:
+        jax.block_until_ready(self._pending)
+        self._first_step_seconds, compiled = self._clock.now() - self._began, self._compile_clock
+        log.info(
+            "first step, with compilation: %s (so far %s in the compiler, %d of %d programs from the cache)",
+            formats.duration(self._first_step_seconds),
+            formats.duration(compiled.seconds),
+            compiled.from_cache,
+            compiled.programs,
+        )
+        self._began, self._wait_seconds, self._untimed_steps = self._clock.now(), 0.0, 1
+
+    def _read(self) -> Iterator[StepWindow]:
+        records = jax.device_get(self._pending)
+        seconds, timed_steps = self._clock.now() - self._began, len(records) - self._untimed_steps
+        yield StepWindow(
+            step=self._step,
+            records=records,
+            timed_steps=timed_steps,
+            seconds=seconds if timed_steps else self._first_step_seconds,
+            input_wait_seconds=self._wait_seconds,
+        )
+        self._pending, self._wait_seconds, self._untimed_steps = [], 0.0, 0
+        self._began = self._clock.now()
 
 
 def flops_per_token(config: LlamaConfig, length: int, *, causal: bool) -> float:
@@ -117,30 +221,6 @@ def goodput(attempts: Sequence[Attempt]) -> Goodput:
         sittings=len(attempts),
         steps_done_again=repeated,
     )
-
-
-class GoodputLog:
-    """The attempts of a run in `goodput.json`; the last one is this process.
-
-    The process that is to `write` does so every few seconds: of an attempt that was killed the last are missing.
-    """
-
-    def __init__(self, folder: Path, *, began: float, write: bool = True):
-        self._path, self._write, self._written = folder / "goodput.json", write, 0.0
-        self.attempt = Attempt(began=began, last=time.time())
-        self.attempts = [*read_attempts(self._path), self.attempt] if write else [self.attempt]
-
-    def begin(self, step: int) -> None:
-        """Records the finished steps that this attempt starts with."""
-        self.attempt.first_step = self.attempt.last_step = step
-        self.save(now=True)
-
-    def save(self, *, now: bool = False) -> None:
-        """Writes the file, unless it was written a moment ago and `now` is not set."""
-        self.attempt.last = time.time()
-        if self._write and (now or self.attempt.last - self._written > _WRITE_EVERY_SECONDS):
-            write_json(self._path, {"sittings": [dataclasses.asdict(attempt) for attempt in self.attempts]})
-            self._written = self.attempt.last
 
 
 def read_attempts(path: Path) -> list[Attempt]:
