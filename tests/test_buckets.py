@@ -96,11 +96,17 @@ def fingerprint(out: str) -> str:
     return out.split()[-1]
 
 
-def test_a_run_in_a_bucket_has_the_bits_of_one_on_a_disk(store, in_bucket, disk, six_steps):
+@pytest.fixture(scope="module")
+def trained_in_bucket(in_bucket) -> str:
+    """What a run of six steps in the bucket ends with."""
     process = start(in_bucket, 6)
-    got, said = process.communicate(timeout=600)
-    assert process.returncode == 0, said
-    assert fingerprint(got) == six_steps
+    output, errors = process.communicate(timeout=600)
+    assert process.returncode == 0, errors
+    return fingerprint(output)
+
+
+def test_a_run_in_a_bucket_has_the_bits_of_one_on_a_disk(in_bucket, trained_in_bucket, disk, six_steps):
+    assert trained_in_bucket == six_steps
     tree = remote_tree(f"{in_bucket}/run")
     assert complete_steps(f"{in_bucket}/run/checkpoints") == [3, 6]
     assert not [name for name in tree if name.endswith((".lock", ".partial"))]
@@ -192,7 +198,7 @@ def test_other_settings_and_other_commands_are_refused_before_anything_is_writte
     assert remote_tree(trained.output_dir) == before
 
 
-def test_damaged_checkpoints_are_set_aside_and_the_one_before_is_read(store, in_bucket, six_steps):
+def test_damaged_checkpoints_are_set_aside_and_the_one_before_is_read(store, in_bucket, trained_in_bucket, six_steps):
     url = f"{store}/damaged"  # a copy of the finished run
     remote(store)[0].copy(f"{in_bucket}/", f"{url}/", recursive=True)
     name = next(name for name in remote_tree(f"{url}/run/checkpoints/6") if name.endswith(".bin"))

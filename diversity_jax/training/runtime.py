@@ -186,6 +186,7 @@ T = TypeVar("T")
 _FAILED, _HEARD, _DONE = (f"diversity_jax/{name}" for name in ("failed", "heard", "done"))  # keys all processes see
 _POLL_SECONDS = 0.2
 _LEAVE_SECONDS = 5.0  # for a process to end by itself once another has failed
+_END_SECONDS = 2.0  # for the interpreter of a process that has heard of a failure to end, on a loaded host too
 _numbers = itertools.count()  # of the calls of `together`, the same in all processes
 
 
@@ -351,7 +352,7 @@ def _leave() -> None:
     while jax.process_index() == 0 and time.monotonic() < deadline:
         with contextlib.suppress(jax.errors.JaxRuntimeError):
             if len(state.client.key_value_dir_get(_HEARD)) == jax.process_count():
-                time.sleep(2 * _POLL_SECONDS)  # they are about to end
+                time.sleep(_END_SECONDS)
                 break
         time.sleep(_POLL_SECONDS)
     for held in (state.client, state.service, state.preemption_sync_manager):
