@@ -10,8 +10,7 @@ import pytest
 from diversity_jax.core.errors import InputError
 from diversity_jax.corpus import CorpusConfig
 from diversity_jax.mixtures import export as command
-from diversity_jax.mixtures.exchange.export import ExportRequest, export, verify
-from diversity_jax.mixtures.exchange.formats import FORMATS
+from diversity_jax.mixtures.exchange.export import FORMATS, ExportRequest, export, verify
 from diversity_jax.mixtures.mixture import Mixture
 from diversity_jax.mixtures.row_arrays import as_arrays
 from tests.mixture_folders import build_mixture
@@ -288,7 +287,7 @@ def test_a_stop_and_a_damaged_shard_end_in_the_same_files(mixture, tmp_path, to,
 def test_files_that_no_export_recorded_and_a_damaged_index(mixture, tmp_path):
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "old.parquet").write_text("theirs")
-    with pytest.raises(InputError, match="data: holds files of nobody knows what; choose another folder"):
+    with pytest.raises(InputError, match="data: holds files of no known export; choose another folder"):
         written(mixture, tmp_path, "parquet", rows=ROWS)
     (tmp_path / "data" / "old.parquet").unlink()
     data = written(mixture, tmp_path, "megatron", rows=ROWS)
@@ -313,7 +312,7 @@ def test_the_command(mixture, tmp_path, capsys):
         (["--rows", "9"], "holds an export with other settings \\(rows\\)"),
         (["--steps", "9"], "--steps with --batch_size"),
         (["--rows", "0"], "--rows 0: give at least 1"),
-        (["--to", "webdataset"], "is no format known here; choose one of array_record"),
+        (["--to", "webdataset"], "is no known format; choose one of array_record"),
         (["--frob"], "--frob: is not understood"),
     ):
         with pytest.raises(InputError, match=words):

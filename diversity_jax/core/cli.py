@@ -1,5 +1,6 @@
 """Runs commands: reads the configuration, sets up logging, prints bad input as one line with exit status 2."""
 
+import argparse
 from collections.abc import Callable, Sequence
 import gc
 import logging
@@ -8,7 +9,7 @@ import re
 import runpy
 import select
 import sys
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 import warnings
 
 from diversity_jax.core import options as help_module
@@ -93,6 +94,22 @@ def _help(usage: str, config_type: type, config: Any, part: str) -> str:
         name, command, _ = _invocations[-1]
         return help_module.command_help(name, command, usage, config, part)
     return help_module.module_help(usage, config_type, config, part)
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """Parses the arguments of a command that has no configuration; what is wrong is one line that ends with the usage.
+
+    Raises:
+      InputError: by `parse_args`.
+    """
+
+    def __init__(self, usage: str):
+        super().__init__(usage=usage.removeprefix("usage: "))
+
+    def error(self, message: str) -> NoReturn:
+        unknown = message.removeprefix("unrecognized arguments: ")
+        wrong = message if unknown == message else f"{unknown}: is not understood"
+        raise InputError(f"{wrong}; usage: {self.usage}")
 
 
 def run_plain(command: Callable[[list[str]], Any], usage: str | None, argv: Sequence[str] | None = None) -> None:

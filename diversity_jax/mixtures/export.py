@@ -5,10 +5,10 @@
     python -m diversity_jax.mixtures.export --verify --output_dir /data/small
 
 Formats: array_record, levanter, megatron, parquet, arrow, mds, litdata, tfrecord (docs/export.md). Rows come in the
-order and in the shares of the mixture: `--rows N`, or `--steps N --batch_size B`, or without either so many that none
-comes twice. `--per_component` writes each component by itself, with its share as a weight, for formats that mix.
-`--documents_apart` adds segments and positions, `--split validation` takes held-out rows, `--shard_mb` sets the size of
-shards. Run it again to go on after a stop, or to write damaged shards anew; `--verify` only finds them.
+order and in the shares of the mixture: `--rows N`, or `--steps N --batch_size B`, or without either all that come
+before any row is repeated. `--per_component` writes each component by itself, with its share as a weight, for formats
+that mix. `--documents_apart` adds segments and positions, `--split validation` takes held-out rows, `--shard_mb` sets
+the size of shards. Run it again to resume after a stop, or to write damaged shards again; `--verify` only checks them.
 """
 
 import argparse
@@ -42,14 +42,14 @@ def main(argv: Sequence[str]) -> None:
                 given["rows"] = options.steps * options.batch_size
             request = ExportRequest(**given)
             record = export(Mixture.load(options.mixture), folder, request)
-            size = sum(piece["bytes"] for shard in record["shards"] for piece in shard["pieces"])
+            size = sum(part["bytes"] for shard in record["shards"] for part in shard["pieces"])
             rows, shards = sum(stream["rows"] for stream in record["streams"]), len(record["shards"])
             log.info("%s: %s rows in %s shards, %.3g GB", record["format"], f"{rows:,}", f"{shards:,}", size / 1e9)
         print(public_name(folder / "data"))
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="diversity-jax export", exit_on_error=False)
+    parser = cli.ArgumentParser(_USAGE)
     for name in ("mixture", "to", "output_dir"):
         parser.add_argument(f"--{name}")
     for name in ("rows", "steps", "batch_size"):
@@ -58,12 +58,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         parser.add_argument(f"--{name}", action="store_true")
     parser.add_argument("--split", choices=("train", "validation"), default="train")
     parser.add_argument("--shard_mb", type=float, default=64.0)
-    try:
-        options, unknown = parser.parse_known_args(argv)
-    except argparse.ArgumentError as error:
-        raise InputError(f"{error}; {_USAGE}") from None
-    if unknown:
-        raise InputError(f"{' '.join(unknown)}: is not understood; {_USAGE}")
+    options = parser.parse_args(argv)
     wanted = ("output_dir",) if options.verify else ("mixture", "to", "output_dir")
     if missing := [name for name in wanted if getattr(options, name) is None]:
         raise InputError(f"--{missing[0]} is missing; {_USAGE}")

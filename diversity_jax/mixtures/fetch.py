@@ -4,12 +4,11 @@
     python -m diversity_jax.mixtures.fetch gs://BUCKET/mixture /mnt/disk/mixture --steps 10000 --batch-size 512 \\
         --process 3 --processes 64
 
-Train with `--config.prepared=/mnt/disk/mixture` then. `--process` and `--processes` are this host's number, from 0, and
-how many there are: a host fetches only shards with rows of its own part of every batch. Every shard is compared with
-its checksum. Run it again to go on after a stop, or to fetch more steps.
+Then train with `--config.prepared=/mnt/disk/mixture`. `--process` and `--processes` are this host's number, from 0, and
+the number of hosts: a host fetches only shards with rows of its own part of every batch. Every shard is compared with
+its checksum. Run it again to resume after a stop, or to fetch more steps.
 """
 
-import argparse
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 import hashlib
@@ -48,17 +47,14 @@ _THREADS, _BLOCK_BYTES = 8, 8 << 20
 
 def main(argv: Sequence[str]) -> None:
     """Fetches, and prints the folder to train from, last."""
-    parser = argparse.ArgumentParser(prog="diversity-jax fetch", exit_on_error=False)
+    parser = cli.ArgumentParser(_USAGE)
     parser.add_argument("mixture")
     parser.add_argument("folder")
     for name, default in (("steps", None), ("batch-size", None), ("process", 0), ("processes", 1)):
         parser.add_argument(f"--{name}", type=int, default=default)
-    try:
-        options, unknown = parser.parse_known_args(argv)
-    except argparse.ArgumentError as error:
-        raise InputError(f"{error}; {_USAGE}") from None
-    if unknown or (options.steps is None) != (options.batch_size is None):
-        raise InputError(f"{' '.join(unknown) or '--steps and --batch-size: give both or none'}; {_USAGE}")
+    options = parser.parse_args(argv)
+    if (options.steps is None) != (options.batch_size is None):
+        raise InputError(f"--steps and --batch-size: give both or none; {_USAGE}")
     if options.steps is not None and min(options.steps, options.batch_size) < 1:
         raise InputError(f"--steps {options.steps} --batch-size {options.batch_size}: give at least 1; {_USAGE}")
     if not 0 <= options.process < options.processes or (options.batch_size or options.processes) % options.processes:
@@ -90,49 +86,51 @@ def fetch(source: str, folder: Path, steps: int | None, batch_size: int, process
     if steps is not None:
         loader, own = mixture.loader(batch_size=batch_size, cache_gb=0), batch_size // processes
         wanted = loader.shards_of(steps, slice(process * own, (process + 1) * own))
-    work: list[tuple[Manifest, Path, Shard]] = []
-    for part in mixture.taken:
-        work += _begin_component(
-            part.prepared, folder / "components" / part.name, None if wanted is None else wanted.get(part.name, set())
-        )
+    folders = {part.name: folder / "components" / part.name for part in mixture.taken}
+    work = [
+        (part.prepared, folders[part.name], shard)
+        for part in mixture.taken
+        for shard in _shards(part.prepared, None if wanted is None else wanted.get(part.name, set()))
+    ]
     _check_space(folder, work)
     with ThreadPoolExecutor(_THREADS) as threads, ProgressDisplay("fetching shards", len(work)) as progress:
         for _ in threads.map(lambda item: _fetch_shard(*item), work):
             progress.advance()
     for part in mixture.taken:
-        _finish_component(
-            part.prepared, folder / "components" / part.name, None if wanted is None else wanted.get(part.name, set())
-        )
-    value = read_json(join_path(mixture.folder, "mixture.json"))
+        _finish_component(part.prepared, folders[part.name])
+    source_file = join_path(mixture.folder, "mixture.json")
+    value = read_json(source_file)
     for component in value["components"]:
-        is_here = component["name"] in {part.name for part in mixture.taken}
-        component["manifest"] = f"components/{component['name']}/manifest.json" if is_here else None
-        component["manifest_hash"] = component["manifest_hash"] if is_here else None
+        is_taken = component["name"] in folders
+        component["manifest"] = f"components/{component['name']}/manifest.json" if is_taken else None
+        component["manifest_hash"] = component["manifest_hash"] if is_taken else None
     for component in mixture.components:
         if scorecard := component.decision.get("scorecard"):
-            where = f"{join_path(mixture.folder, 'mixture.json')}: decision.scorecard"
-            if exists(source_card := path_inside(mixture.folder, scorecard, where)):
-                _copy(source_card, Path(path_inside(folder, scorecard, where)))
+            where = f"{source_file}: decision.scorecard"
+            if exists(source_scorecard := path_inside(mixture.folder, scorecard, where)):
+                _copy(source_scorecard, Path(path_inside(folder, scorecard, where)))
     write_json(target, value)
 
 
-def _begin_component(manifest: Manifest, target: Path, wanted: set[str] | None) -> list[tuple[Manifest, Path, Shard]]:
-    """What of a component is still to be fetched; its shards for evaluation are always wanted."""
+def _shards(manifest: Manifest, wanted: set[str] | None) -> list[Shard]:
+    """A component's shards of training rows with a file in `wanted` (None: all), and all others, for evaluation.
+
+    Raises:
+      InputError: its rows are in a linked file.
+    """
     if manifest.linked:
         problem = f"component {manifest.name!r} is linked to {manifest.linked['file']}, whose rows were not copied"
         raise InputError(f"{manifest.folder}: {problem}; train where that file is")
-    shards = [shard for split in manifest.splits.values() for shard in split.shards]
-    held_out = {
-        shard.file
-        for split, rows_of_split in manifest.splits.items()
-        if split != "train"
-        for shard in rows_of_split.shards
-    }
-    chosen = [shard for shard in shards if wanted is None or shard.file in wanted or shard.file in held_out]
-    return [(manifest, target, shard) for shard in chosen]
+    return [
+        shard
+        for name, split in manifest.splits.items()
+        for shard in split.shards
+        if wanted is None or name != "train" or shard.file in wanted
+    ]
 
 
-def _finish_component(manifest: Manifest, target: Path, wanted: set[str] | None) -> None:
+def _finish_component(manifest: Manifest, target: Path) -> None:
+    """Copies the tokenizer, records which shards were left in the bucket, and copies the manifest last."""
     for file in manifest.vocabulary.files:
         _copy(join_path(manifest.folder, file), target / file)
     shards = [shard.file for split in manifest.splits.values() for shard in split.shards]
@@ -150,7 +148,7 @@ def _check_space(folder: Path, work: Sequence[tuple[Manifest, Path, Shard]]) -> 
 
 
 def _fetch_shard(manifest: Manifest, target: Path, shard: Shard) -> None:
-    """A shard with its checksums, whole or not at all; one that is there is compared with its checksum."""
+    """Fetches a shard and its rows' checksums, unless they are there and the shard has its checksum."""
     path, source = target / shard.file, join_path(manifest.folder, shard.file)
     if not (path.exists() and file_hash(path) == shard.sha256):
         digest: Any = hashlib.sha256()

@@ -1,4 +1,4 @@
-"""Look at a built mixture: composition, realised shares, its decisions repeated, decoded rows; and a page of it.
+"""Show a built mixture: composition, realised shares, decisions recomputed from its file, decoded rows; write its page.
 
     python -m diversity_jax.mixtures.show runs/mixtures/small
     python -m diversity_jax.mixtures.show runs/mixtures/small --rows 100000 --samples 3 --output /tmp/page
@@ -6,7 +6,6 @@
 Reads mixture.json, manifests, scorecards and a few rows: no TensorFlow, no judge, no network.
 """
 
-import argparse
 from collections.abc import Sequence
 
 from diversity_jax.core import cli
@@ -18,18 +17,15 @@ _USAGE = "usage: show MIXTURE_FOLDER [--rows N] [--samples N] [--output FOLDER]"
 
 def main(argv: Sequence[str]) -> None:
     """Prints a mixture and writes its page; the page's path comes last."""
-    parser = argparse.ArgumentParser(prog="diversity-jax show", exit_on_error=False)
+    parser = cli.ArgumentParser(_USAGE)
     parser.add_argument("mixture")
     parser.add_argument("--rows", type=int, default=1000)
     parser.add_argument("--samples", type=int, default=2)
     parser.add_argument("--output")
-    try:
-        arguments, unknown = parser.parse_known_args(argv)
-    except argparse.ArgumentError as error:
-        raise InputError(f"{error}; {_USAGE}") from None
-    if unknown or arguments.rows < 1 or arguments.samples < 0:
-        wrong = " ".join(unknown) or f"--rows {arguments.rows} --samples {arguments.samples}"
-        raise InputError(f"{wrong}: is not understood; {_USAGE}")
+    arguments = parser.parse_args(argv)
+    if arguments.rows < 1 or arguments.samples < 0:
+        wrong = f"--rows {arguments.rows} --samples {arguments.samples}"
+        raise InputError(f"{wrong}: give at least 1 row, and 0 samples or more; {_USAGE}")
     from diversity_jax.mixtures.replay import describe, inspect_mixture
     from diversity_jax.report.pages import mixture as page
 

@@ -29,8 +29,7 @@ def write(folder: Path) -> None:
     """The mixtures, their exports, and `expected.npz` of each."""
     sys.path.insert(0, str(ROOT))
     from diversity_jax.corpus import CorpusConfig
-    from diversity_jax.mixtures.exchange.export import ExportRequest, export
-    from diversity_jax.mixtures.exchange.formats import FORMATS
+    from diversity_jax.mixtures.exchange.export import FORMATS, ExportRequest, export
     from diversity_jax.mixtures.mixture import Mixture
     from diversity_jax.mixtures.row_arrays import as_arrays
     from tests.mixture_folders import build_mixture

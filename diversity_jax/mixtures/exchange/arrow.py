@@ -1,4 +1,4 @@
-"""Parquet files, and Arrow files as `datasets.load_from_disk` maps them into memory."""
+"""Export formats of columns: Parquet files, and Arrow files for `datasets.load_from_disk`."""
 
 from collections.abc import Iterator, Sequence
 import itertools
@@ -12,14 +12,13 @@ from diversity_jax.core.files import content_hash, write_json
 from diversity_jax.mixtures.exchange.format import (
     Block,
     Column,
+    ExportShard,
+    FileRange,
     Format,
     Layout,
-    Piece,
-    Shard,
     Stream,
-    Written,
+    WrittenShard,
     path_to_write,
-    whole_file,
 )
 
 _GROUP_BLOCKS = 4  # of rows, in a row group of Parquet
@@ -57,7 +56,7 @@ def _record_batch(block: Block, layout: Layout, schema: Any) -> Any:
     arrays = []
     for column in layout.columns:
         values = np.ascontiguousarray(block[column.array], column.dtype)
-        # `pa.array` would import pandas, to see whether the values are its.
+        # `pa.array` would import pandas, to check whether the values are of its types.
         flat = pa.Array.from_buffers(pa.type_for_alias(column.dtype), values.size, [None, pa.py_buffer(values)])
         if column.array != "component":
             offsets = pa.py_buffer(np.arange(len(values) + 1, dtype=np.int32) * column.tokens)
@@ -66,7 +65,7 @@ def _record_batch(block: Block, layout: Layout, schema: Any) -> Any:
     return pa.record_batch(arrays, schema=schema)
 
 
-class _Arrow(Format):
+class _ColumnsFormat(Format):
     names: ClassVar = {
         "tokens": "input_ids",
         "loss_mask": "loss_mask",
@@ -76,19 +75,19 @@ class _Arrow(Format):
     }
 
 
-class Parquet(_Arrow):
-    """Parquet files with a checksum a page; ids compress little, and slowly."""
+class ParquetFormat(_ColumnsFormat):
+    """Parquet files with a checksum for every page, not compressed: ids compress little, and slowly."""
 
     title = "Parquet"
     readers = "datasets.load_dataset, torchtitan, MaxText (grain_file_type=parquet), DuckDB, Polars, Spark"
 
-    def write(self, root: Path, shard: Shard, layout: Layout, blocks: Iterator[Block]) -> list[Piece]:
+    def write(self, root: Path, shard: ExportShard, layout: Layout, blocks: Iterator[Block]) -> list[FileRange]:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
         path = root / shard.stream.folder / f"{layout.split}-{shard.number:05d}-of-{shard.count:05d}.parquet"
         schema = _schema(layout)
-        # The smallest and the largest id of a page tell nobody anything; those of components do.
+        # Readers can skip pages by the least and greatest component; those of ids say nothing.
         options = {"compression": "none", "use_dictionary": False, "write_statistics": ["component"]}
         with (
             path_to_write(path) as partial,
@@ -97,16 +96,16 @@ class Parquet(_Arrow):
             while group := list(itertools.islice(blocks, _GROUP_BLOCKS)):
                 table = pa.Table.from_batches([_record_batch(block, layout, schema) for block in group], schema)
                 writer.write_table(table, row_group_size=table.num_rows)
-        return [whole_file(root, path)]
+        return [FileRange.of_file(root, path)]
 
 
-class Arrow(_Arrow):
+class ArrowFormat(_ColumnsFormat):
     """A folder for `datasets.load_from_disk`, which maps it into memory."""
 
     title = "Arrow"
     readers = "datasets.load_from_disk, torchtitan"
 
-    def write(self, root: Path, shard: Shard, layout: Layout, blocks: Iterator[Block]) -> list[Piece]:
+    def write(self, root: Path, shard: ExportShard, layout: Layout, blocks: Iterator[Block]) -> list[FileRange]:
         import pyarrow as pa
 
         path = root / shard.stream.folder / f"data-{shard.number:05d}-of-{shard.count:05d}.arrow"
@@ -118,10 +117,10 @@ class Arrow(_Arrow):
         ):
             for block in blocks:
                 out.write_batch(_record_batch(block, layout, schema))
-        return [whole_file(root, path)]
+        return [FileRange.of_file(root, path)]
 
-    def finish(self, root: Path, stream: Stream, layout: Layout, shards: Sequence[Written]) -> None:
-        folder, pieces = root / stream.folder, [piece for _, (piece,) in shards]
+    def finish(self, root: Path, stream: Stream, layout: Layout, shards: Sequence[WrittenShard]) -> None:
+        folder, files = root / stream.folder, [file for _, (file,) in shards]
         write_json(
             folder / "dataset_info.json",
             {"citation": "", "description": "", "features": _features(layout), "homepage": "", "license": ""},
@@ -129,8 +128,8 @@ class Arrow(_Arrow):
         write_json(
             folder / "state.json",
             {
-                "_data_files": [{"filename": Path(piece["file"]).name} for piece in pieces],
-                "_fingerprint": content_hash([piece["sha256"] for piece in pieces])[:16],
+                "_data_files": [{"filename": Path(file["file"]).name} for file in files],
+                "_fingerprint": content_hash([file["sha256"] for file in files])[:16],
                 "_format_columns": None,
                 "_format_kwargs": {},
                 "_format_type": None,

@@ -1,4 +1,4 @@
-"""`tf.train.Example` records in TFRecord and ArrayRecord files, encoded and read here for whole arrays at once."""
+"""Export formats of `tf.train.Example` records, TFRecord and ArrayRecord files: encoded and decoded by NumPy."""
 
 from collections.abc import Iterator
 import functools
@@ -12,26 +12,25 @@ from diversity_jax.core.files import writing
 from diversity_jax.mixtures.exchange.format import (
     Block,
     Column,
+    ExportShard,
+    FileRange,
     Format,
     Layout,
-    Piece,
-    Shard,
     path_to_write,
-    whole_file,
 )
 
 _VARINT_BITS = 7
-_TABLE_BITS = 18  # varints of smaller numbers are looked up: 2 MB, which caches hold
-_MOST_BITS = 28  # four numbers fit into 16 bytes
+_TABLE_BITS = 18  # varints of smaller numbers are looked up in a table of 2 MB, which fits the cache
+_MOST_BITS = 28  # varints of such numbers have at most four bytes, so that four of them fit into 16
 _LENGTH_SHIFT, _BYTES_MASK = np.uint64(56), np.uint64((1 << 56) - 1)
-_NUMBERS = 1 << 15  # encoded at once, so that all that is computed meanwhile stays in the cache
+_NUMBERS = 1 << 15  # encoded at once, so that intermediate arrays stay in the cache
 
 
 def varints(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Protocol buffers' varints of each row of numbers, end to end.
 
-    Four numbers at a time are joined to 16 bytes, which are written where the four begin; what the next four overwrite
-    are zeros behind them.
+    Four numbers at a time are joined to 16 bytes, which are written where the four begin; the next four overwrite the
+    zeros behind them.
 
     Args:
       values: from 0 to 2 ** 28 - 1, [rows, numbers].
@@ -44,7 +43,7 @@ def varints(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         raise ValueError(f"{largest} is more than {_MOST_BITS} bits")
     rows, width = values.shape
     out = np.empty(values.size * max(1, -(-largest.bit_length() // _VARINT_BITS)) + 16, np.uint8)
-    places = np.ndarray((len(out) - 15,), "V16", out, strides=(1,))
+    slots = np.ndarray((len(out) - 15,), "V16", out, strides=(1,))
     ends, at, step = np.empty(rows, np.int64), 0, max(1, _NUMBERS // max(1, width) & -4)
     for first in range(0, rows, step):
         words = _words(values[first : first + step], largest)
@@ -62,14 +61,14 @@ def varints(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         sizes = (shift + pair_bits[1::2]).view(np.int64) >> 3
         behind = sizes.cumsum()
         behind += at
-        places[behind - sizes] = fours.view("V16")[:, 0]
+        slots[behind - sizes] = fours.view("V16")[:, 0]
         ends[first : first + step] = at + (row_bits.cumsum() >> 3).view(np.int64)
         at = int(behind[-1])
     return out[:at], ends
 
 
 def _in_fours(words: np.ndarray) -> np.ndarray:
-    """With zeros behind, up to a multiple of four."""
+    """Padded with zeros to a multiple of four."""
     return words if len(words) % 4 == 0 else np.pad(words, (0, -len(words) % 4))
 
 
@@ -111,22 +110,22 @@ def _field(tag: int, content: bytes) -> bytes:
 
 @functools.lru_cache(1 << 16)
 def _heads(name: bytes, size: int) -> bytes:
-    """What stands before `size` bytes of varints in the entry of an int64 feature."""
+    """The bytes before `size` bytes of varints in an int64 feature of the map `Features.feature`."""
     values = b"\x0a" + _varint(size)  # Int64List.value, packed
     feature = b"\x1a" + _varint(len(values) + size) + values  # Feature.int64_list
-    entry = _field(1, name) + b"\x12" + _varint(len(feature) + size) + feature  # key and value of the map
-    return b"\x0a" + _varint(len(entry) + size) + entry  # Features.feature
+    key_and_value = _field(1, name) + b"\x12" + _varint(len(feature) + size) + feature
+    return b"\x0a" + _varint(len(key_and_value) + size) + key_and_value
 
 
 @functools.lru_cache(1 << 16)
 def _lead(size: int) -> bytes:
-    """What stands before features of so many bytes."""
+    """How an Example whose features have `size` bytes begins."""
     return b"\x0a" + _varint(size)
 
 
 @functools.lru_cache(1 << 16)
 def _before(single: bytes, name: bytes, size: int) -> bytes:
-    """What stands before the numbers of the last feature, if that is the only one but for `single`."""
+    """The bytes of an Example of two features before the numbers of the second; `single` is the first one."""
     head = _heads(name, size)
     return _lead(len(single) + len(head) + size) + single + head
 
@@ -134,23 +133,22 @@ def _before(single: bytes, name: bytes, size: int) -> bytes:
 def examples(block: Block, columns: tuple[Column, ...]) -> Iterator[bytes]:
     """Each row as a serialised `tf.train.Example` of int64 features, in the order of their names."""
     *others, last = sorted(columns, key=lambda column: column.name)
-    if [column.tokens for column in others] == [1]:  # as rows of text mostly are
+    if [column.tokens for column in others] == [1]:  # as for rows of text: the component, and the tokens
         values = block[others[0].array].tolist()
-        entries = {number: _entry(others[0].name.encode(), _varint(number)) for number in set(values)}
+        features_by_value = {number: _feature(others[0].name.encode(), _varint(number)) for number in set(values)}
         name = last.name.encode()
         for value, numbers in zip(values, _numbers(block[last.array]), strict=True):
-            yield _before(entries[value], name, len(numbers)) + numbers
+            yield _before(features_by_value[value], name, len(numbers)) + numbers
         return
     parts = [
         [(column.name.encode(), numbers) for numbers in _numbers(block[column.array])] for column in (*others, last)
     ]
     for features in zip(*parts, strict=True):
-        content = b"".join([_entry(*feature) for feature in features])
+        content = b"".join([_feature(*feature) for feature in features])
         yield _lead(len(content)) + content
 
 
-def _entry(name: bytes, numbers: bytes | memoryview) -> bytes:
-    """A feature whole."""
+def _feature(name: bytes, numbers: bytes | memoryview) -> bytes:
     return b"".join((_heads(name, len(numbers)), numbers))
 
 
@@ -163,8 +161,8 @@ def _numbers(values: np.ndarray) -> Iterator[memoryview]:
         begin = end
 
 
-class _Examples(Format):
-    """One feature of int64 an array, with the names that SeqIO's packed examples have."""
+class _ExampleFormat(Format):
+    """One int64 feature for each array, named as in SeqIO's packed examples."""
 
     names: ClassVar = {
         "tokens": "targets",
@@ -175,29 +173,29 @@ class _Examples(Format):
     }
 
     def dtype(self, array: str, vocabulary_size: int) -> str:
-        return "int32"  # one type, since varints have none; half the width of int64 in memory
+        return "int32"  # varints have no type; half the size of int64 in memory
 
 
 def _masked_crc(data: bytes) -> bytes:
-    """The checksum that TFRecord files have of a length and of a record."""
+    """The checksum of a length or of a record in a TFRecord file."""
     crc = google_crc32c.value(data)
     return (((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF).to_bytes(4, "little")
 
 
 @functools.lru_cache(1 << 16)
 def _length(size: int) -> bytes:
-    """What stands before a record of so many bytes."""
+    """How a record of `size` bytes begins in a TFRecord file."""
     number = size.to_bytes(8, "little")
     return number + _masked_crc(number)
 
 
-class TFRecord(_Examples):
-    """TFRecord files with their checksums."""
+class TFRecordFormat(_ExampleFormat):
+    """TFRecord files."""
 
     title = "TFRecord"
     readers = "t5x and other SeqIO code, tf.data, MaxText (grain_file_type=tfrecord)"
 
-    def write(self, root: Path, shard: Shard, layout: Layout, blocks: Iterator[Block]) -> list[Piece]:
+    def write(self, root: Path, shard: ExportShard, layout: Layout, blocks: Iterator[Block]) -> list[FileRange]:
         path = root / shard.stream.folder / f"{layout.split}.tfrecord-{shard.number:05d}-of-{shard.count:05d}"
         with writing(path) as file:
             for block in blocks:
@@ -205,16 +203,16 @@ class TFRecord(_Examples):
                 for example in examples(block, layout.columns):
                     parts += (_length(len(example)), example, _masked_crc(example))
                 file.write(b"".join(parts))
-        return [whole_file(root, path)]
+        return [FileRange.of_file(root, path)]
 
 
-class ArrayRecord(_Examples):
-    """ArrayRecord files of one record a group, so that any row is read by itself."""
+class ArrayRecordFormat(_ExampleFormat):
+    """ArrayRecord files with one record in each group, so that a row can be read without others."""
 
     title = "ArrayRecord"
     readers = "Grain, MaxText"
 
-    def write(self, root: Path, shard: Shard, layout: Layout, blocks: Iterator[Block]) -> list[Piece]:
+    def write(self, root: Path, shard: ExportShard, layout: Layout, blocks: Iterator[Block]) -> list[FileRange]:
         from array_record.python.array_record_module import ArrayRecordWriter
 
         path = root / shard.stream.folder / f"{layout.split}-{shard.number:05d}-of-{shard.count:05d}.arrayrecord"
@@ -226,28 +224,28 @@ class ArrayRecord(_Examples):
                         writer.write(example)
             finally:
                 writer.close()
-        return [whole_file(root, path)]
+        return [FileRange.of_file(root, path)]
 
 
 def example_features(record: bytes) -> dict[str, np.ndarray]:
-    """The features of whole numbers of a serialised `tf.train.Example`, int64, by name.
+    """The int64 features of a serialised `tf.train.Example`, by name.
 
     Raises:
-      ValueError: it is none, or ends early.
+      ValueError: the bytes are not such a message, or are cut short.
     """
     lists = {}
     for _, features in _fields(record, {1}):
-        for _, entry in _fields(features, {1}):
-            parts = dict(_fields(entry, {1, 2}))
+        for _, key_and_value in _fields(features, {1}):
+            parts = dict(_fields(key_and_value, {1, 2}))
             values = [ids for _, kind in _fields(parts.get(2, b""), {3}) for ids in _fields(kind, {1})]
             if values:
-                numbers = [_varints(np.frombuffer(packed, np.uint8)) for _, packed in values]
+                numbers = [_decoded_varints(np.frombuffer(packed, np.uint8)) for _, packed in values]
                 lists[bytes(parts.get(1, b"")).decode()] = np.concatenate(numbers)
     return lists
 
 
 def _fields(data: bytes | memoryview, wanted: set[int]) -> Iterator[tuple[int, memoryview]]:
-    """(number, content) of a message's fields that have a length."""
+    """(number, content) of a message's length-delimited fields with these numbers."""
     data, at = memoryview(data), 0
     while at < len(data):
         tag, at = _read_varint(data, at)
@@ -279,16 +277,16 @@ def _read_varint(data: memoryview, at: int) -> tuple[int, int]:
     raise ValueError(f"a number of more than 10 bytes at byte {at}")
 
 
-def _varints(packed: np.ndarray) -> np.ndarray:
-    """Numbers that lie end to end as varints, int64."""
+def _decoded_varints(packed: np.ndarray) -> np.ndarray:
+    """The numbers of varints end to end, int64."""
     if not len(packed):
         return np.empty(0, np.int64)
     if packed[-1] >= 0x80:
         raise ValueError("it ends within a number")
     ends = np.flatnonzero(packed < 0x80)
     begins = np.concatenate([[0], ends[:-1] + 1])
-    places = np.arange(len(packed)) - np.repeat(begins, ends - begins + 1)
-    if places.max() >= 10:
+    septets = np.arange(len(packed)) - np.repeat(begins, ends - begins + 1)
+    if septets.max() >= 10:
         raise ValueError("a number of more than 10 bytes")
-    parts = (packed & 0x7F).astype(np.uint64) << (7 * places).astype(np.uint64)
+    parts = (packed & 0x7F).astype(np.uint64) << (7 * septets).astype(np.uint64)
     return np.add.reduceat(parts, begins).astype(np.int64)

@@ -1,10 +1,10 @@
-"""Exports a built mixture: its rows in order, shard by shard, each recorded with its checksum once it is there.
+"""Exports a built mixture: its rows in order, shard by shard, each recorded with its checksum when it is written.
 
-Memory: one shard at most. Rows are a pure function of the mixture, and writers of their rows, so an export that was
-stopped goes on and ends in the same files.
+Memory: one shard at most. Rows are a pure function of the mixture, and files of their rows, so an export that was
+stopped is resumed and gives the same files.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 import dataclasses
 from dataclasses import dataclass
 from fractions import Fraction
@@ -30,29 +30,41 @@ from diversity_jax.core.files import (
     writing,
 )
 from diversity_jax.core.progress import ProgressDisplay
+from diversity_jax.mixtures.exchange.arrow import ArrowFormat, ParquetFormat
+from diversity_jax.mixtures.exchange.examples import ArrayRecordFormat, TFRecordFormat
+from diversity_jax.mixtures.exchange.fixed import LevanterFormat, LitDataFormat, MegatronFormat, MosaicFormat
 from diversity_jax.mixtures.exchange.format import (
     ARRAYS,
     Block,
     Column,
+    ExportShard,
+    FileRange,
     Format,
     Layout,
-    Piece,
-    Shard,
     Stream,
-    whole_file,
 )
-from diversity_jax.mixtures.exchange.formats import FORMATS
 from diversity_jax.mixtures.mixture import Loader, Mixture
 from diversity_jax.mixtures.row_arrays import as_arrays
 from diversity_jax.tokenizers.document_start import Boundaries
 
 log = logging.getLogger(__name__)
 
+FORMATS: Mapping[str, Format] = {
+    "array_record": ArrayRecordFormat(),
+    "levanter": LevanterFormat(),
+    "megatron": MegatronFormat(),
+    "parquet": ParquetFormat(),
+    "arrow": ArrowFormat(),
+    "mds": MosaicFormat(),
+    "litdata": LitDataFormat(),
+    "tfrecord": TFRecordFormat(),
+}
+"""By the name that `--to` takes; a new format is one entry here."""
+
 VERSION = 1
 RECORD = "export.json"
 _STAGING = ".export"
-_BLOCK_BYTES = 1 << 20  # of tokens, read and written at once: what is made of them stays in the cache
-_HASH_BYTES = 1 << 20  # fits the cache, in which it is read and hashed
+_HASH_BYTES = 1 << 20  # read and hashed at once; fits the cache
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,14 +73,14 @@ class ExportRequest:
 
     Attributes:
       to: one of `FORMATS`.
-      rows: of the mixture; None: so many that none is seen twice.
-      per_component: each component as a data set of its own, with its share as its weight: `rows` of the mixture are
-        dealt to them as the schedule deals them; None: all rows that each has.
+      rows: number of rows of the mixture; None: as many as come before any row is repeated.
+      per_component: each component becomes a data set of its own, with its share as its weight. It has its own of the
+        first `rows` rows of the mixture; with None, all its rows.
       split: `train` or `validation`.
-      documents_apart: segments and positions go along, for `attend_across_documents=False`; those of conversations
-        always do.
-      without_masks: what a format cannot hold of conversations is left out.
-      shard_mb: size of a shard, in millions of bytes of rows.
+      documents_apart: also export segments and positions, for `attend_across_documents=False`; those of conversations
+        are always exported.
+      without_masks: leave out the loss masks of conversations where the format cannot hold them.
+      shard_mb: size of a shard, in millions of bytes of tokens.
     """
 
     to: str
@@ -81,7 +93,7 @@ class ExportRequest:
 
     def __post_init__(self) -> None:
         if self.to not in FORMATS:
-            raise InputError(f"--to {self.to}: is no format known here; choose one of {', '.join(FORMATS)}")
+            raise InputError(f"--to {self.to}: is no known format; choose one of {', '.join(FORMATS)}")
         if self.rows is not None and self.rows < 1:
             raise InputError(f"--rows {self.rows}: give at least 1")
         if not 0 < self.shard_mb <= 2000:
@@ -89,7 +101,7 @@ class ExportRequest:
 
 
 def export(mixture: Mixture, folder: Path, request: ExportRequest) -> dict[str, Any]:
-    """Writes an export to `folder`, or finishes or mends one that was begun there; returns its record.
+    """Writes an export to `folder`, or resumes or repairs the same one there; returns its record.
 
     Raises:
       InputError: another export is there, the format cannot hold what the rows need, a row of the mixture is damaged,
@@ -99,7 +111,8 @@ def export(mixture: Mixture, folder: Path, request: ExportRequest) -> dict[str, 
     boundaries = mixture.boundaries(attend_across_documents=not request.documents_apart)
     layout = _layout(mixture, request, chosen, boundaries)
     streams = _streams(mixture, request, layout, boundaries)
-    shards = [shard for stream in streams for shard in _shards(stream, layout, request)]
+    shard_rows = max(1, int(request.shard_mb * 1e6) // layout.columns[0].row_bytes)
+    shards = [shard for stream in streams for shard in stream.shards(shard_rows)]
     settings = {"version": VERSION, "mixture": mixture.content_hash, **dataclasses.asdict(request)}
     with locked_folder(folder):
         store = _begin(folder, settings)
@@ -108,8 +121,8 @@ def export(mixture: Mixture, folder: Path, request: ExportRequest) -> dict[str, 
         with ProgressDisplay(f"exporting {mixture.name}", len(shards), completed=len(done)) as progress:
             for shard in shards:
                 if shard.key not in done:
-                    pieces = chosen.write(folder, shard, layout, _blocks(shard, layout))
-                    done[shard.key] = [_recorded(folder, piece) for piece in pieces]
+                    ranges = chosen.write(folder, shard, layout, shard.blocks(layout.row_tokens))
+                    done[shard.key] = [_recorded(folder, part) for part in ranges]
                     store.commit(f"{shard.key}.json", done[shard.key])
                     progress.advance()
         for stream in streams:
@@ -119,26 +132,26 @@ def export(mixture: Mixture, folder: Path, request: ExportRequest) -> dict[str, 
             chosen.finish_blend(folder, streams, layout)
         _copy_provenance(mixture, folder)
         record = _record(mixture, settings, chosen, layout, streams, shards, done)
-        record["files"] = _files_beside(folder, record["shards"])
+        record["files"] = _other_files(folder, record["shards"])
         write_json(folder / RECORD, record)
         shutil.rmtree(store.folder)
     return record
 
 
 def verify(folder: Path) -> tuple[int, int]:
-    """Compares every shard of a finished export, and every index beside them, with its checksum.
+    """Compares every shard of a finished export, and every other file of it, with its checksum.
 
     Returns:
-      Shards, and their bytes.
+      The number of shards, and their bytes.
 
     Raises:
       InputError: there is no finished export, or a file is missing, cut short or damaged: the first is named, and how
         many more there are.
     """
     record, damaged = _read_record(folder), list[str]()
-    for pieces in (*(shard["pieces"] for shard in record["shards"]), *([piece] for piece in record["files"])):
-        damaged += [piece["file"] for piece in pieces if not _is_intact(folder, piece)][:1]
-    size = sum(piece["bytes"] for shard in record["shards"] for piece in shard["pieces"])
+    for ranges in (*(shard["pieces"] for shard in record["shards"]), *([part] for part in record["files"])):
+        damaged += [part["file"] for part in ranges if not _is_intact(folder, part)][:1]
+    size = sum(part["bytes"] for shard in record["shards"] for part in shard["pieces"])
     if damaged:
         more = f", as are {len(damaged) - 1:,} others" if len(damaged) > 1 else ""
         raise InputError(f"{folder / damaged[0]}: is damaged (checksum){more}; run the export again to write it anew")
@@ -146,16 +159,16 @@ def verify(folder: Path) -> tuple[int, int]:
 
 
 def _read_record(folder: Path) -> Any:
-    """`export.json`, checked as far as it is used: anybody may have changed it."""
+    """`export.json`, whose fields are checked as far as they are used: it may have been edited."""
     path = folder / RECORD
     record = read_json(path)
     try:
-        files = record.setdefault("files", [])  # there are none in exports of before they had checksums
-        for pieces in (*(shard["pieces"] for shard in record["shards"]), files):
-            for piece in pieces:
-                path_inside(folder, piece["file"], f"{path}: shards")
-                if not (int(piece["offset"]) >= 0 <= int(piece["bytes"])) or not isinstance(piece["sha256"], str):
-                    raise ValueError(piece["file"])
+        files = record.setdefault("files", [])  # older exports have no checksums of them
+        for ranges in (*(shard["pieces"] for shard in record["shards"]), files):
+            for part in ranges:
+                path_inside(folder, part["file"], f"{path}: shards")
+                if not (int(part["offset"]) >= 0 <= int(part["bytes"])) or not isinstance(part["sha256"], str):
+                    raise ValueError(part["file"])
         [str(shard["key"]) for shard in record["shards"]]
         dict(record["settings"])
     except (KeyError, TypeError, ValueError) as error:
@@ -164,10 +177,10 @@ def _read_record(folder: Path) -> Any:
 
 
 def _layout(mixture: Mixture, request: ExportRequest, chosen: Format, boundaries: Boundaries) -> Layout:
-    """The arrays that go along.
+    """The arrays that are exported.
 
     Raises:
-      InputError: rows of conversations need some that the format cannot hold.
+      InputError: rows of conversations need arrays that the format cannot hold.
     """
     has_chat = any(part.prepared.chat for part in mixture.taken)
     wanted = {"tokens", "component"}
@@ -183,7 +196,7 @@ def _layout(mixture: Mixture, request: ExportRequest, chosen: Format, boundaries
             "--without_masks to train on all tokens"
         )
     if missing:
-        log.warning("%s cannot hold %s, which stay behind", chosen.title, ", ".join(missing))
+        log.warning("%s cannot hold %s, which are not exported", chosen.title, ", ".join(missing))
     row_tokens, size = mixture.sequence_length + 1, mixture.vocabulary.size
     columns = tuple(
         Column(
@@ -199,8 +212,11 @@ def _layout(mixture: Mixture, request: ExportRequest, chosen: Format, boundaries
 
 
 def _streams(mixture: Mixture, request: ExportRequest, layout: Layout, boundaries: Boundaries) -> list[Stream]:
-    """What is exported as one data set each."""
-    shares = [part.share_granted for part in mixture.taken]
+    """The mixture as one data set, or a data set for each component.
+
+    Raises:
+      InputError: there are no rows to export.
+    """
     all_rows = mixture.loader(batch_size=1, split=request.split)
     stored = [part.prepared.splits[request.split].rows for part in mixture.taken]
     if request.per_component:
@@ -213,13 +229,13 @@ def _streams(mixture: Mixture, request: ExportRequest, layout: Layout, boundarie
     else:
         rows = request.rows if request.rows is not None else rows_seen_once(all_rows, stored)
         parts = [("", Fraction(1), rows, all_rows, -1)]
-    if not shares or not parts or not parts[0][2]:
+    if not parts or not parts[0][2]:
         raise InputError(f"mixture {mixture.name!r}: has no {request.split} rows to export")
     wanted = {column.array for column in layout.columns}
 
     def read(loader: Loader, component: int, numbers: np.ndarray) -> Block:
         batch = loader.rows(numbers)
-        loader.release()  # rows of a linked set lie all over its file, whose pages would all count as ours
+        loader.release()  # rows of a linked file are all over it, and its mapped pages count as this process's memory
         arrays = as_arrays(batch, boundaries)
         missing = wanted - set(arrays)
         for name in missing & {"loss_mask", "segment_ids"}:
@@ -243,7 +259,7 @@ def _streams(mixture: Mixture, request: ExportRequest, layout: Layout, boundarie
 
 
 def rows_seen_once(loader: Loader, stored: Sequence[int]) -> int:
-    """How many rows of a mixture come before a row is seen for the second time: a pass.
+    """How many rows of a mixture come before any row is repeated.
 
     Args:
       stored: rows of each component.
@@ -256,26 +272,11 @@ def rows_seen_once(loader: Loader, stored: Sequence[int]) -> int:
     return low
 
 
-def _shards(stream: Stream, layout: Layout, request: ExportRequest) -> list[Shard]:
-    rows = max(1, int(request.shard_mb * 1e6) // layout.columns[0].row_bytes)
-    firsts = range(0, stream.rows, rows)
-    return [
-        Shard(stream=stream, number=number, count=len(firsts), first=first, rows=min(rows, stream.rows - first))
-        for number, first in enumerate(firsts)
-    ]
-
-
-def _blocks(shard: Shard, layout: Layout) -> Iterator[Block]:
-    step = max(1, _BLOCK_BYTES // (4 * layout.row_tokens))
-    for first in range(shard.first, shard.first + shard.rows, step):
-        yield shard.stream.read(np.arange(first, min(first + step, shard.first + shard.rows)))
-
-
 def _begin(folder: Path, settings: Mapping[str, Any]) -> ArtifactStore:
-    """The store of shards' records, from an export that was stopped or one that is finished; or a fresh one.
+    """The store of shards' records: of the same export, stopped or finished, or a new one.
 
     Raises:
-      InputError: another export is there, or files that none recorded, which readers would take for its.
+      InputError: another export is there, or files that are not recorded, which readers would take for the export's.
     """
     store = ArtifactStore(folder / _STAGING)
     finished = (folder / RECORD).exists()
@@ -285,7 +286,7 @@ def _begin(folder: Path, settings: Mapping[str, Any]) -> ArtifactStore:
         problem = f"holds an export with other settings ({', '.join(changed)})"
         raise InputError(f"{folder}: {problem}; choose another folder, or remove it")
     if before is None and any((folder / "data").glob("*")):
-        raise InputError(f"{folder / 'data'}: holds files of nobody knows what; choose another folder, or remove them")
+        raise InputError(f"{folder / 'data'}: holds files of no known export; choose another folder, or remove them")
     for path in (*folder.glob(".*.partial"), *_files(folder, ".*.partial")):  # of a process that was killed
         path.unlink()
     store.remove_partial()
@@ -297,44 +298,44 @@ def _begin(folder: Path, settings: Mapping[str, Any]) -> ArtifactStore:
     return store
 
 
-def _intact(folder: Path, store: ArtifactStore, shards: Sequence[Shard]) -> dict[str, list[dict[str, Any]]]:
-    """Pieces of the shards that are there and as they were written."""
+def _intact(folder: Path, store: ArtifactStore, shards: Sequence[ExportShard]) -> dict[str, list[dict[str, Any]]]:
+    """File ranges of the shards that are written and have their checksums, by the shard's key."""
     done = {}
     for shard in shards:
-        pieces = store.record(f"{shard.key}.json")
-        if pieces is None:
+        ranges = store.record(f"{shard.key}.json")
+        if ranges is None:
             continue
-        if all(_is_intact(folder, piece) for piece in pieces):
-            done[shard.key] = pieces
+        if all(_is_intact(folder, part) for part in ranges):
+            done[shard.key] = ranges
         else:
             log.warning(
-                "%s: written before, but damaged since (checksum); writing it again", folder / pieces[0]["file"]
+                "%s: written before, but damaged since (checksum); writing it again", folder / ranges[0]["file"]
             )
     return done
 
 
-def _is_intact(folder: Path, piece: Mapping[str, Any]) -> bool:
-    path = folder / piece["file"]
-    if not path.is_file() or path.stat().st_size < piece["offset"] + piece["bytes"]:
+def _is_intact(folder: Path, part: Mapping[str, Any]) -> bool:
+    path = folder / part["file"]
+    if not path.is_file() or path.stat().st_size < part["offset"] + part["bytes"]:
         return False
-    if not piece["offset"] and path.suffix != ".bin" and path.stat().st_size != piece["bytes"]:
+    if not part["offset"] and path.suffix != ".bin" and path.stat().st_size != part["bytes"]:
         return False
-    return _range_hash(path, piece["offset"], piece["bytes"]) == piece["sha256"]
+    return _range_hash(path, part["offset"], part["bytes"]) == part["sha256"]
 
 
-def _recorded(folder: Path, piece: Piece) -> dict[str, Any]:
-    return {**vars(piece), "sha256": _range_hash(folder / piece.file, piece.offset, piece.bytes)}
+def _recorded(folder: Path, part: FileRange) -> dict[str, Any]:
+    return {**vars(part), "sha256": _range_hash(folder / part.file, part.offset, part.bytes)}
 
 
-def _files_beside(folder: Path, shards: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """What readers need beside the shards, and the provenance, as pieces."""
-    known = {piece["file"] for shard in shards for piece in shard["pieces"]}
-    pieces = [whole_file(folder, path) for path in (*sorted(folder.glob("blend_*")), *_files(folder, "*"))]
-    return [_recorded(folder, piece) for piece in pieces if piece.file not in known]
+def _other_files(folder: Path, shards: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Indexes and provenance: all files of the export but its shards, as recorded file ranges."""
+    known = {part["file"] for shard in shards for part in shard["pieces"]}
+    files = [FileRange.of_file(folder, path) for path in (*sorted(folder.glob("blend_*")), *_files(folder, "*"))]
+    return [_recorded(folder, file) for file in files if file.file not in known]
 
 
 def _files(folder: Path, pattern: str) -> list[Path]:
-    """Files of an export whose names are so, deep in its folders."""
+    """Files at any depth of an export whose names match."""
     inside = [path for name in ("data", "provenance") for path in (folder / name).rglob(pattern)]
     return sorted(path for path in inside if path.is_file())
 
@@ -349,7 +350,7 @@ def _range_hash(path: Path, offset: int, size: int) -> str:
     return digest.hexdigest()
 
 
-def _check_space(folder: Path, missing: Sequence[Shard], layout: Layout) -> None:
+def _check_space(folder: Path, missing: Sequence[ExportShard], layout: Layout) -> None:
     needed, left = sum(shard.rows for shard in missing) * layout.row_bytes, free_bytes(folder)
     if needed > left:
         raise InputError(f"{folder}: about {needed:,} bytes are to be written, {left:,} are left; name a larger disk")
@@ -361,10 +362,10 @@ def _record(
     chosen: Format,
     layout: Layout,
     streams: Sequence[Stream],
-    shards: Sequence[Shard],
+    shards: Sequence[ExportShard],
     done: Mapping[str, list[dict[str, Any]]],
 ) -> dict[str, Any]:
-    """`export.json`."""
+    """The content of `export.json`, without its list of other files."""
     return {
         "settings": dict(settings),
         "format": chosen.title,
@@ -386,12 +387,9 @@ def _record(
 
 
 def _copy_provenance(mixture: Mixture, folder: Path) -> None:
-    """What the rows rest on, beside them: `mixture.json` with every decision, the scorecards, the tokenizer."""
-    cards = [part.decision.get("scorecard") for part in mixture.components]
-    copies = [("mixture.json", join_path(mixture.folder, "mixture.json"))]
-    copies += [
-        (scorecard, path) for scorecard in cards if scorecard and exists(path := join_path(mixture.folder, scorecard))
-    ]
+    """Copies `mixture.json` with every decision, the scorecards and the tokenizer into the export."""
+    names = ["mixture.json", *(part.decision.get("scorecard") for part in mixture.components)]
+    copies = [(name, path) for name in names if name and exists(path := join_path(mixture.folder, name))]
     manifest = mixture.taken[0].prepared
     copies += list(zip(manifest.vocabulary.files, manifest.vocabulary.paths(manifest.folder), strict=True))
     for name, source in copies:

@@ -1,6 +1,6 @@
-"""Formats in which every row takes the same bytes: Megatron's indexed datasets, MosaicML's MDS, Lightning's litdata.
+"""Export formats in which every row has the same size: Megatron's indexed datasets, MosaicML's MDS, litdata, Levanter.
 
-Levanter's cache is one zarr array of all tokens and one of where rows end, in parts that a ledger lists.
+Levanter's cache is one zarr array of all tokens and one of where rows end, in parts that a JSON file lists.
 """
 
 from collections.abc import Iterator, Sequence
@@ -15,53 +15,54 @@ import numpy as np
 
 from diversity_jax.core.files import full_disk_named, make_folder, write_json, writing
 from diversity_jax.mixtures.exchange.format import (
+    ARRAYS,
     Block,
     Column,
+    ExportShard,
+    FileRange,
     Format,
     Layout,
-    Piece,
-    Shard,
     Stream,
-    Written,
+    WrittenShard,
     as_bytes,
-    whole_file,
 )
 
 MEGATRON_HEADER = b"MMIDIDX\x00\x00"
 MEGATRON_DTYPES = {1: "uint8", 2: "int8", 3: "int16", 4: "int32", 5: "int64", 8: "uint16"}
-"""Whole numbers by the code that `megatron.core.datasets.indexed_dataset.DType` gives them."""
+"""Integer types by their codes in `megatron.core.datasets.indexed_dataset.DType`."""
 _INDEX_ROWS = 1 << 20  # of an index, written at once
 
 
 def write_megatron_index(path: Path, dtype: str, rows: int, row_tokens: int) -> None:
-    """The `.idx` of documents of one length that lie end to end."""
+    """Writes the `.idx` of a `.bin` that holds documents of one length end to end."""
     code = next(code for code, name in MEGATRON_DTYPES.items() if name == dtype)
     row_bytes = row_tokens * np.dtype(dtype).itemsize
     with writing(path) as file:
         file.write(MEGATRON_HEADER + struct.pack("<QBQQ", 1, code, rows, rows + 1))
-        for values, count, step, of in (
+        # Lengths in tokens, offsets in bytes, and the first sequence of each document: row i has number i.
+        for number_type, count, step, start in (
             ("<i4", rows, 0, row_tokens),
             ("<i8", rows, row_bytes, 0),
             ("<i8", rows + 1, 1, 0),
         ):
             for first in range(0, count, _INDEX_ROWS):
                 numbers = np.arange(first, min(first + _INDEX_ROWS, count), dtype=np.int64)
-                file.write((numbers * step + of).astype(values).data)
+                file.write((numbers * step + start).astype(number_type).data)
 
 
-class Megatron(Format):
-    """One `.bin` of all rows and its `.idx`, in which every row is a document; of components also a file of weights."""
+class MegatronFormat(Format):
+    """One `.bin` of all rows and its `.idx`, in which every row is a document; for components also their weights."""
 
     title = "Megatron .bin/.idx"
     names: ClassVar = {"tokens": "tokens"}
     readers = "Megatron-LM, NeMo, MaxText (grain_file_type=mmap)"
 
-    def write(self, root: Path, shard: Shard, layout: Layout, blocks: Iterator[Block]) -> list[Piece]:
+    def write(self, root: Path, shard: ExportShard, layout: Layout, blocks: Iterator[Block]) -> list[FileRange]:
         path = self._path(root, shard.stream, layout, ".bin")
         offset = at = shard.first * layout.row_bytes
         with full_disk_named(path):
             make_folder(path.parent)
-            # The file grows in place: without its index, which is written last, no reader takes it for whole.
+            # The file grows in place: no reader opens it without its index, which is written last.
             descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o666)
             try:
                 for block in blocks:
@@ -72,9 +73,9 @@ class Megatron(Format):
                 os.fsync(descriptor)
             finally:
                 os.close(descriptor)
-        return [Piece(file=path.relative_to(root).as_posix(), offset=offset, bytes=at - offset)]
+        return [FileRange(file=path.relative_to(root).as_posix(), offset=offset, bytes=at - offset)]
 
-    def finish(self, root: Path, stream: Stream, layout: Layout, shards: Sequence[Written]) -> None:
+    def finish(self, root: Path, stream: Stream, layout: Layout, shards: Sequence[WrittenShard]) -> None:
         os.truncate(self._path(root, stream, layout, ".bin"), stream.rows * layout.row_bytes)
         path = self._path(root, stream, layout, ".idx")
         write_megatron_index(path, layout.columns[0].dtype, stream.rows, layout.row_tokens)
@@ -92,19 +93,19 @@ class Megatron(Format):
 
 
 def write_table(file: IO[bytes], begin: int, row_bytes: int, rows: int) -> None:
-    """Number of rows and the uint32 offset of each and of the end, as both formats below begin."""
+    """Writes how shards of MDS and litdata begin: the number of rows, the offset of each and of the end, all uint32."""
     offsets = np.arange(rows + 1, dtype=np.int64) * row_bytes + begin
     file.write(np.uint32(rows).tobytes() + offsets.astype("<u4").tobytes())
 
 
-class MosaicML(Format):
+class MosaicFormat(Format):
     """Shards of MDS, with `index.json`; each row is a sample whose columns are arrays of fixed size."""
 
     title = "MDS"
-    names: ClassVar = {name: name for name in ("tokens", "loss_mask", "segment_ids", "positions", "component")}
+    names: ClassVar = {name: name for name in ARRAYS}
     readers = "mosaicml-streaming, llm-foundry"
 
-    def write(self, root: Path, shard: Shard, layout: Layout, blocks: Iterator[Block]) -> list[Piece]:
+    def write(self, root: Path, shard: ExportShard, layout: Layout, blocks: Iterator[Block]) -> list[FileRange]:
         path = root / shard.stream.folder / f"shard.{shard.number:05d}.mds"
         columns = self._columns(layout)
         config = json.dumps(self._config(layout), sort_keys=True).encode()
@@ -113,17 +114,13 @@ class MosaicML(Format):
             file.write(config)
             for block in blocks:
                 file.write(as_bytes(block, columns).data)
-        return [whole_file(root, path)]
+        return [FileRange.of_file(root, path)]
 
-    def finish(self, root: Path, stream: Stream, layout: Layout, shards: Sequence[Written]) -> None:
+    def finish(self, root: Path, stream: Stream, layout: Layout, shards: Sequence[WrittenShard]) -> None:
         listed = []
-        for shard, (piece,) in shards:
-            about = {
-                "basename": Path(piece["file"]).name,
-                "bytes": piece["bytes"],
-                "hashes": {"sha256": piece["sha256"]},
-            }
-            listed.append({**self._config(layout), "raw_data": about, "samples": shard.rows, "zip_data": None})
+        for shard, (file,) in shards:
+            raw = {"basename": Path(file["file"]).name, "bytes": file["bytes"], "hashes": {"sha256": file["sha256"]}}
+            listed.append({**self._config(layout), "raw_data": raw, "samples": shard.rows, "zip_data": None})
         write_json(root / stream.folder / "index.json", {"shards": listed, "version": 2})
 
     @staticmethod
@@ -151,38 +148,36 @@ _LITDATA_NUMPY = {"uint8": 4, "uint16": 5, "int32": 2}  # of `litdata.constants.
 _LITDATA_TORCH = {"uint16": 20, "int32": 15}  # of `litdata.constants._TORCH_DTYPES_MAPPING`
 
 
-class LitData(Format):
-    """Chunks of litdata, with `index.json`: of tokens alone for `TokensLoader`, else dictionaries of arrays."""
+class LitDataFormat(Format):
+    """Chunks of litdata, with `index.json`: tokens alone for `TokensLoader`, else dictionaries of arrays."""
 
     title = "litdata"
-    names: ClassVar = {name: name for name in ("tokens", "loss_mask", "segment_ids", "positions")}
+    names: ClassVar = {name: name for name in ARRAYS if name != "component"}
     readers = "litdata, LitGPT"
 
-    def write(self, root: Path, shard: Shard, layout: Layout, blocks: Iterator[Block]) -> list[Piece]:
-        path = root / shard.stream.folder / f"chunk-0-{shard.number}.bin"
+    def write(self, root: Path, shard: ExportShard, layout: Layout, blocks: Iterator[Block]) -> list[FileRange]:
+        path, sizes = root / shard.stream.folder / f"chunk-0-{shard.number}.bin", self._sizes(layout)
         with writing(path) as file:
-            write_table(file, 4 * (shard.rows + 2), self._row_bytes(layout), shard.rows)
-            sizes = (
-                b"" if self._is_plain(layout) else struct.pack("<" + "I" * len(layout.columns), *self._sizes(layout))
-            )
+            write_table(file, 4 * (shard.rows + 2), layout.row_bytes + len(sizes), shard.rows)
             for block in blocks:
                 data = as_bytes(block, layout.columns)
                 if sizes:
                     head = np.broadcast_to(np.frombuffer(sizes, np.uint8), (len(data), len(sizes)))
                     data = np.concatenate([head, data], axis=1)
                 file.write(data.data)
-        return [whole_file(root, path)]
+        return [FileRange.of_file(root, path)]
 
-    def finish(self, root: Path, stream: Stream, layout: Layout, shards: Sequence[Written]) -> None:
-        plain, dtype = self._is_plain(layout), layout.columns[0].dtype
+    def finish(self, root: Path, stream: Stream, layout: Layout, shards: Sequence[WrittenShard]) -> None:
+        sizes, dtype = self._sizes(layout), layout.columns[0].dtype
+        plain = not sizes
         chunks = [
             {
-                "chunk_bytes": shard.rows * self._row_bytes(layout),
+                "chunk_bytes": shard.rows * (layout.row_bytes + len(sizes)),
                 "chunk_size": shard.rows,
                 "dim": shard.rows * layout.row_tokens if plain else None,
-                "filename": Path(piece["file"]).name,
+                "filename": Path(file["file"]).name,
             }
-            for shard, (piece,) in shards
+            for shard, (file,) in shards
         ]
         leaf: dict[str, Any] = {"type": None, "context": None, "children_spec": []}
         names = json.dumps([column.name for column in layout.columns])
@@ -198,23 +193,18 @@ class LitData(Format):
             "item_loader": "TokensLoader" if plain else "PyTreeLoader",
         }
         # The reader names its cache by this; the content is a better name than a time.
-        updated = "".join(piece["sha256"][:8] for _, (piece,) in shards[:8])
+        updated = "".join(file["sha256"][:8] for _, (file,) in shards[:8])
         write_json(root / stream.folder / "index.json", {"chunks": chunks, "config": config, "updated_at": updated})
 
     @staticmethod
-    def _is_plain(layout: Layout) -> bool:
-        return len(layout.columns) == 1
-
-    @staticmethod
-    def _sizes(layout: Layout) -> list[int]:
-        return [column.row_bytes for column in layout.columns]
-
-    def _row_bytes(self, layout: Layout) -> int:
-        return layout.row_bytes + (0 if self._is_plain(layout) else 4 * len(layout.columns))
+    def _sizes(layout: Layout) -> bytes:
+        """What every row begins with: the size of each array, uint32; nothing for rows of tokens alone."""
+        sizes = [column.row_bytes for column in layout.columns] if len(layout.columns) > 1 else []
+        return struct.pack(f"<{len(sizes)}I", *sizes)
 
 
 LEDGER = "shard_ledger.json"
-_CHUNK = 256 << 10  # numbers that are compressed together, as Levanter's own caches have it
+_CHUNK = 256 << 10  # numbers that are compressed together, as in Levanter's own caches
 _FILE_CHUNKS = 512  # of them in a file
 
 
@@ -239,8 +229,8 @@ def _open_to_write(path: Path, dtype: str, size: int) -> Any:
     ).result()
 
 
-class Levanter(Format):
-    """A cache in Levanter's sharded layout: `data/train` is what its configuration calls `cache_dir/train`."""
+class LevanterFormat(Format):
+    """A cache in Levanter's sharded layout: `data/train` is `cache_dir/train` of its configuration."""
 
     title = "Levanter cache"
     names: ClassVar = {"tokens": "input_ids", "loss_mask": "loss_weights"}
@@ -249,7 +239,7 @@ class Levanter(Format):
     def dtype(self, array: str, vocabulary_size: int) -> str:
         return "int32" if array == "tokens" else "float32"
 
-    def write(self, root: Path, shard: Shard, layout: Layout, blocks: Iterator[Block]) -> list[Piece]:
+    def write(self, root: Path, shard: ExportShard, layout: Layout, blocks: Iterator[Block]) -> list[FileRange]:
         folder = root / shard.stream.folder / layout.split / f"part-{shard.number:05d}"
         values = {column.name: np.empty((shard.rows, column.tokens), column.dtype) for column in layout.columns}
         filled = 0
@@ -260,23 +250,23 @@ class Levanter(Format):
         with full_disk_named(folder):
             shutil.rmtree(folder, ignore_errors=True)
             make_folder(folder)
-            # The first number is how many rows there are; after it, where each ends.
+            # The number of rows, then the end of each.
             ends = np.arange(shard.rows + 1, dtype=np.int64) * layout.row_tokens
             ends[0] = shard.rows
             for name, rows in values.items():
                 for part, numbers in (("data", rows.reshape(-1)), ("offsets", ends)):
                     _open_to_write(folder / name / part, numbers.dtype.name, len(numbers)).write(numbers).result()
-        return [whole_file(root, path) for path in sorted(folder.rglob("*")) if path.is_file()]
+        return [FileRange.of_file(root, path) for path in sorted(folder.rglob("*")) if path.is_file()]
 
     @staticmethod
     def _aligned(block: Block, column: Column) -> np.ndarray:
-        """An array as Levanter counts it: the weight of a token's loss stands at the token that predicts it."""
+        """An array by Levanter's convention: a token's loss weight is at the position that predicts the token."""
         values = block[column.array]
         if column.array != "loss_mask":
             return values
         return np.concatenate([values[:, 1:], np.zeros_like(values[:, :1])], axis=1)
 
-    def finish(self, root: Path, stream: Stream, layout: Layout, shards: Sequence[Written]) -> None:
+    def finish(self, root: Path, stream: Stream, layout: Layout, shards: Sequence[WrittenShard]) -> None:
         counts = {f"part-{shard.number:05d}": shard.rows for shard, _ in shards}
         fields = {
             part: {column.name: rows * column.tokens for column in layout.columns} for part, rows in counts.items()

@@ -1,4 +1,4 @@
-"""What an export consists of: streams of rows in shards, the arrays of a row, and the class that a format is."""
+"""What an export consists of: streams of rows in shards, the arrays of a row, and the base class of formats."""
 
 import abc
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -6,7 +6,7 @@ import contextlib
 from dataclasses import dataclass
 import os
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 import uuid
 
 import numpy as np
@@ -14,7 +14,8 @@ import numpy as np
 from diversity_jax.core.files import full_disk_named, make_folder
 
 ARRAYS = ("tokens", "loss_mask", "segment_ids", "positions", "component")
-"""What may be known of a row, as `row_arrays.as_arrays` names it; all but `component` have one number a token."""
+"""The arrays that a row may have, named as by `row_arrays.as_arrays`; all but `component` have one number a token."""
+_BLOCK_BYTES = 1 << 20  # of tokens, read and written at once, so that they and what is made of them stay in the cache
 
 Block = Mapping[str, np.ndarray]
 """Consecutive rows: each array of `Layout.columns` by its name, [rows, L + 1], `component` [rows]."""
@@ -25,7 +26,7 @@ class Column:
     """One array of a row.
 
     Attributes:
-      array: one of `ARRAYS`; name: what the format calls it; dtype: as NumPy names it; tokens: numbers in a row of it.
+      array: one of `ARRAYS`; name: the format's name for it; dtype: NumPy's name of it; tokens: numbers it has a row.
     """
 
     array: str
@@ -35,7 +36,7 @@ class Column:
 
     @property
     def row_bytes(self) -> int:
-        """Bytes of a row of it."""
+        """Bytes that it has a row."""
         return self.tokens * np.dtype(self.dtype).itemsize
 
 
@@ -66,9 +67,9 @@ class Stream:
     """Rows that a trainer reads as one data set: the whole mixture, or one component.
 
     Attributes:
-      name: of the component; empty for the mixture.
-      weight: share of the mixture's rows, as a decimal number and exact.
-      rows: how many are exported; read: rows by number.
+      name: the component's; empty for the mixture.
+      weight: share of the mixture's rows; exact_weight: the same as a fraction, such as "3/4".
+      rows: how many are exported; read: returns rows by number.
     """
 
     name: str
@@ -82,9 +83,17 @@ class Stream:
         """Where its files go, relative to the export's folder."""
         return f"data/{self.name}" if self.name else "data"
 
+    def shards(self, rows: int) -> "list[ExportShard]":
+        """All of it, in shards of `rows` rows; the last may have fewer."""
+        firsts = range(0, self.rows, rows)
+        return [
+            ExportShard(stream=self, number=number, count=len(firsts), first=first, rows=min(rows, self.rows - first))
+            for number, first in enumerate(firsts)
+        ]
+
 
 @dataclass(frozen=True, kw_only=True)
-class Shard:
+class ExportShard:
     """Rows first to first + rows - 1 of a stream: number `number` of `count`."""
 
     stream: Stream
@@ -98,27 +107,38 @@ class Shard:
         """Its name among all shards of the export."""
         return f"{self.stream.name or 'mixture'}-{self.number:05d}"
 
+    def blocks(self, row_tokens: int) -> Iterator[Block]:
+        """Its rows, about a megabyte at a time."""
+        step, end = max(1, _BLOCK_BYTES // (4 * row_tokens)), self.first + self.rows
+        for first in range(self.first, end, step):
+            yield self.stream.read(np.arange(first, min(first + step, end)))
+
 
 @dataclass(frozen=True, kw_only=True)
-class Piece:
-    """Bytes that a shard consists of: a file, relative to the export's folder, or a range of it."""
+class FileRange:
+    """Bytes of a shard: a range of a file, which is named relative to the export's folder."""
 
     file: str
     offset: int
     bytes: int
 
+    @classmethod
+    def of_file(cls, root: Path, path: Path) -> Self:
+        """All bytes of a file."""
+        return cls(file=path.relative_to(root).as_posix(), offset=0, bytes=path.stat().st_size)
 
-Written = tuple[Shard, list[dict[str, Any]]]
-"""A shard with its pieces as the export records them: `file`, `offset`, `bytes`, `sha256`."""
+
+WrittenShard = tuple[ExportShard, list[dict[str, Any]]]
+"""A shard with its file ranges as `export.json` records them: `file`, `offset`, `bytes`, `sha256`."""
 
 
 class Format(abc.ABC):
     """How rows are written for one kind of trainer.
 
     Attributes:
-      title: for people.
-      names: what it calls each array that it can hold; others cannot go along.
-      readers: whom it is for.
+      title: shown to users.
+      names: its name for each array that it can hold; other arrays are not exported.
+      readers: libraries that read it.
     """
 
     title: ClassVar[str]
@@ -126,33 +146,33 @@ class Format(abc.ABC):
     readers: ClassVar[str]
 
     def dtype(self, array: str, vocabulary_size: int) -> str:
-        """Type of an array's numbers: the smallest that fits and that readers take."""
+        """Type of an array's numbers: the smallest that holds them and that the readers accept."""
         if array == "tokens":
             return "uint16" if vocabulary_size <= 1 << 16 else "int32"
         return "uint8" if array == "loss_mask" else "int32"
 
     @abc.abstractmethod
-    def write(self, root: Path, shard: Shard, layout: Layout, blocks: Iterator[Block]) -> list[Piece]:
-        """Writes a shard whole, the same bytes for the same rows, and says which they are.
+    def write(self, root: Path, shard: ExportShard, layout: Layout, blocks: Iterator[Block]) -> list[FileRange]:
+        """Writes a shard, the same bytes for the same rows; returns where its bytes are.
 
         Args:
-          root: the export's folder, to which pieces are relative.
+          root: the export's folder.
         """
 
     def finish(  # noqa: B027 - shards are often all that readers need
-        self, root: Path, stream: Stream, layout: Layout, shards: Sequence[Written]
+        self, root: Path, stream: Stream, layout: Layout, shards: Sequence[WrittenShard]
     ) -> None:
-        """Writes what readers of a stream need beside its shards, once all are there."""
+        """Writes the index that readers of a stream need, once all its shards are written."""
 
     def finish_blend(  # noqa: B027 - most trainers have none
         self, root: Path, streams: Sequence[Stream], layout: Layout
     ) -> None:
-        """Writes the trainer's own file about a blend of streams, where it has one."""
+        """Writes the trainer's own file of data sets and weights, where it has one."""
 
 
 @contextlib.contextmanager
 def path_to_write(path: Path) -> Iterator[Path]:
-    """A path for a library to write a file to, which appears at `path` whole or not at all."""
+    """A path for a library to write a file to; it is renamed to `path` when the block ends without an error."""
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:16]}.partial")
     with full_disk_named(path):
         make_folder(path.parent)
@@ -165,12 +185,8 @@ def path_to_write(path: Path) -> Iterator[Path]:
             partial.unlink(missing_ok=True)
 
 
-def whole_file(root: Path, path: Path) -> Piece:
-    return Piece(file=path.relative_to(root).as_posix(), offset=0, bytes=path.stat().st_size)
-
-
 def as_bytes(block: Block, columns: Sequence[Column]) -> np.ndarray:
-    """Rows whose arrays lie one after the other, little-endian, uint8 [rows, bytes]."""
+    """Rows as bytes, uint8 [rows, bytes]: the columns of each, little-endian, in this order."""
     parts = []
     for column in columns:
         values = np.ascontiguousarray(block[column.array], np.dtype(column.dtype).newbyteorder("<"))
