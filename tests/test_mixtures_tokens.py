@@ -205,7 +205,7 @@ def test_a_set_of_another_vocabulary_is_refused(tmp_path):
     with pytest.raises(InputError, match="hygiene looks at text"):
         imported(path, tmp_path / "e", hygiene=Filtering(exact_duplicates=True))
     imported(path, tmp_path / "f")
-    with pytest.raises(InputError, match="holds a component that was made otherwise"):
+    with pytest.raises(InputError, match="holds a component of another set or settings"):
         imported(path, tmp_path / "f", seed=1)
     assert not [folder for folder in "abcde" if (tmp_path / folder).exists()]
 

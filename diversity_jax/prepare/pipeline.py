@@ -255,14 +255,29 @@ def _statistics(job: Job, records: Sequence[ChunkRecord], truncated_documents: i
         "documents_across_rows": sum(split.documents_across_rows for split in splits),
         "truncated_documents": truncated_documents,
         **({"special_text_documents": special} if special else {}),
-        "length_tokens": {
-            "shortest": min((record.shortest for record in with_documents), default=0),
-            "mean": round((tokens - documents_kept * job.added_tokens) / documents_kept, 3) if documents_kept else 0.0,
-            "longest": max((record.longest for record in with_documents), default=0),
-            "histogram": {
-                f"{1 << exponent - 1}-{(1 << exponent) - 1}" if exponent else "0": lengths[exponent]
-                for exponent in sorted(lengths)
-            },
+        "length_tokens": length_statistics(
+            lengths,
+            min((record.shortest for record in with_documents), default=0),
+            max((record.longest for record in with_documents), default=0),
+            tokens - documents_kept * job.added_tokens,
+        ),
+    }
+
+
+def length_statistics(lengths: Counter[int], shortest: int, longest: int, total: int) -> dict[str, Any]:
+    """Statistics of the documents' lengths in tokens.
+
+    Args:
+      lengths: number of documents of 2 ** (i - 1) to 2 ** i - 1 tokens, by i; total: tokens of all documents.
+    """
+    documents = lengths.total()
+    return {
+        "shortest": shortest if documents else 0,
+        "mean": round(total / documents, 3) if documents else 0.0,
+        "longest": longest,
+        "histogram": {
+            f"{1 << exponent - 1}-{(1 << exponent) - 1}" if exponent else "0": lengths[exponent]
+            for exponent in sorted(lengths)
         },
     }
 

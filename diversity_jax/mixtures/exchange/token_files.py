@@ -1,10 +1,11 @@
-"""Sets of token ids that others prepared, opened for reading: which files there are, and ids of any stretch of them.
+"""Reads token ids that other tools prepared: Megatron, datatrove, Levanter, MDS and ArrayRecord files.
 
-Everything that an index claims is compared with the files before anything of that size is read or allocated.
+What an index says of sizes is compared with the files before anything of that size is read or allocated.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+import functools
 from pathlib import Path
 import re
 import struct
@@ -19,16 +20,16 @@ from diversity_jax.mixtures.exchange.fixed import LEDGER, MEGATRON_DTYPES, MEGAT
 from diversity_jax.prepare.rows import release_pages
 
 TOKEN_NAMES = ("input_ids", "tokens", "targets", "text", "inputs")
-"""What columns of ids are called, in the order in which they are looked for."""
+"""Names of columns of ids, in the order in which they are looked for."""
 MASK_NAMES = ("loss_mask", "loss_weights", "targets_loss_weights", "assistant_masks", "completion_mask", "labels")
 _SPLIT = re.compile(r"(?<![a-z])(train|valid|validation|val|dev|test|eval)(?![a-z])", re.IGNORECASE)
-_MOST_PACKED = 10_000  # rows in a byte of compressed offsets: more than any cache has, and too few to fill a memory
-_READ_AHEAD = 1 << 20  # sequences whose lengths are looked at together
+_MOST_PACKED = 10_000  # rows for each byte of compressed offsets: more than any cache has, too few to exhaust memory
+_READ_AHEAD = 1 << 20  # sequences whose lengths are summed at once
 
 
 @dataclass(frozen=True, kw_only=True)
-class Flat:
-    """Ids of all sequences end to end in one file, little-endian, from its first byte on."""
+class FlatFile:
+    """A file of the ids of all sequences end to end, little-endian, and nothing else."""
 
     path: Path
     dtype: str
@@ -36,14 +37,14 @@ class Flat:
 
 @dataclass(frozen=True, kw_only=True)
 class TokenSet:
-    """Sequences of ids: documents, or rows that somebody packed.
+    """Sequences of ids: documents, or packed rows.
 
     Attributes:
-      path: as it was named; kind: for people.
+      path: as the user named it; kind: the format, for messages.
       files: all that the ids come from.
       lengths: of every sequence, in ids.
-      read: ids of the sequences from one number to another, end to end.
-      flat: where they can be mapped into memory as they are.
+      read: returns the ids of the sequences first to end - 1, end to end.
+      flat: the file that can be mapped into memory as it is; None: there is none.
     """
 
     path: str
@@ -51,18 +52,18 @@ class TokenSet:
     files: tuple[Path, ...]
     lengths: np.ndarray
     read: Callable[[int, int], np.ndarray]
-    flat: Flat | None = None
+    flat: FlatFile | None = None
 
     def fingerprint(self) -> str:
         """SHA-256 over the content of all files."""
         return content_hash([self.kind, [file_hash(path) for path in self.files]])
 
     def blocks(self, tokens: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """All ids with the lengths of their sequences, about so many ids at a time."""
+        """All ids with the lengths of their sequences, about `tokens` ids at a time."""
         first = 0
         while first < len(self.lengths):
-            ahead = np.cumsum(self.lengths[first : first + _READ_AHEAD], dtype=np.int64)
-            end = first + max(1, int(np.searchsorted(ahead, tokens)))
+            totals = np.cumsum(self.lengths[first : first + _READ_AHEAD], dtype=np.int64)
+            end = first + max(1, int(np.searchsorted(totals, tokens)))
             ids = self.read(first, end)
             yield ids, self.lengths[first:end]
             release_pages(ids)
@@ -70,15 +71,15 @@ class TokenSet:
 
 
 def open_token_set(source: str, column: str | None = None) -> TokenSet:
-    """Opens a set by what lies at a path.
+    """Opens a set of token ids.
 
     Args:
       source: a Megatron prefix, `.bin` or `.idx`; a datatrove `.ds`; a folder of MDS (`index.json`) or of Levanter's
         cache (`shard_ledger.json`); an ArrayRecord file, or a folder of them.
-      column: that holds the ids; None: one of `TOKEN_NAMES`.
+      column: that holds the ids; None: the first of `TOKEN_NAMES` that there is.
 
     Raises:
-      InputError: nothing of that kind is there, or what is there contradicts itself.
+      InputError: nothing of that kind is there, or its files contradict each other.
     """
     path = Path(source)
     prefix = path.with_suffix("") if path.suffix in (".bin", ".idx") else path
@@ -91,9 +92,9 @@ def open_token_set(source: str, column: str | None = None) -> TokenSet:
             return _levanter(source, path, column)
         if (path / "index.json").exists():
             return _mds(source, path, column)
-        records = _records(path)
-        if records and ".array" in records[0].name and records[0].exists():
-            return _array_record(source, records, column)
+        files = _array_record_files(path)
+        if files and ".array" in files[0].name and files[0].exists():
+            return _array_record(source, files, column)
     except InputError:  # a ValueError too
         raise
     except (LookupError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
@@ -101,13 +102,13 @@ def open_token_set(source: str, column: str | None = None) -> TokenSet:
     except OSError as error:
         raise InputError(f"tokens:{source}: cannot be read ({error.strerror or error}); check the path") from None
     raise InputError(
-        f"tokens:{source}: holds no tokens known here; expected a Megatron .bin with its .idx, a datatrove .ds, "
+        f"tokens:{source}: holds no tokens in a known format; expected a Megatron .bin with its .idx, a datatrove .ds, "
         ".arrayrecord files, or the folder of an MDS data set, of a Levanter cache (with its split, as cache/train) or "
         "of a prepared component"
     )
 
 
-def _records(path: Path) -> list[Path]:
+def _array_record_files(path: Path) -> list[Path]:
     """The ArrayRecord files that a path names: one, or those of a folder.
 
     Raises:
@@ -133,14 +134,14 @@ def _size(path: Path) -> int:
 
 
 def _mapped(path: Path, dtype: Any, count: int, offset: int = 0) -> np.ndarray:
-    """Numbers of a file that is known to be long enough, without copying them."""
+    """Numbers of a file, mapped into memory; the file must be long enough."""
     if not count:
         return np.empty(0, dtype)
     return np.asarray(np.memmap(path, dtype, "r", offset, (count,)))
 
 
 def _megatron(source: str, index: Path, data: Path) -> TokenSet:
-    """`megatron.core.datasets.indexed_dataset`; each document is a sequence here, whatever it was made of."""
+    """Opens `megatron.core.datasets.indexed_dataset`; a document of several of its sequences is one sequence here."""
     size, data_bytes = _size(index), _size(data)
     with open(index, "rb") as file:
         head = file.read(34)
@@ -148,7 +149,7 @@ def _megatron(source: str, index: Path, data: Path) -> TokenSet:
         raise InputError(f"{index}: is not an index of Megatron's; give the path of a .bin and .idx")
     version, code, sequences, bounds = struct.unpack("<QBQQ", head[9:])
     if version != 1 or code not in MEGATRON_DTYPES:
-        raise InputError(f"{index}: has version {version} and type {code}, which are not known here")
+        raise InputError(f"{index}: has version {version} and type {code}, which are not supported")
     if 34 + 12 * sequences + 8 * bounds > size or bounds < 2 or not sequences:
         raise _damaged(index, f"claims {sequences:,} sequences in {size:,} bytes")
     dtype = np.dtype(MEGATRON_DTYPES[code]).newbyteorder("<")
@@ -168,12 +169,12 @@ def _megatron(source: str, index: Path, data: Path) -> TokenSet:
         files=(index, data),
         lengths=np.diff(ends),
         read=lambda first, end: tokens[ends[first] : ends[end]],
-        flat=Flat(path=data, dtype=dtype.name) if dtype.itemsize in (2, 4) and dtype.name != "int16" else None,
+        flat=FlatFile(path=data, dtype=dtype.name) if dtype.itemsize in (2, 4) and dtype.name != "int16" else None,
     )
 
 
 def _datatrove(source: str, path: Path) -> TokenSet:
-    """`datatrove.pipeline.tokens`: ids of 2 or 4 bytes, and beside them where each document ends."""
+    """Opens `datatrove.pipeline.tokens`: ids of 2 or 4 bytes, and an index of where each document ends."""
     index = path.with_name(f"{path.name}.index")
     size, index_bytes = _size(path), _size(index)
     if path.with_name(f"{path.name}.loss").exists():
@@ -184,9 +185,9 @@ def _datatrove(source: str, path: Path) -> TokenSet:
     bounds, width = np.concatenate([[0], ends.astype(np.int64)]), size // int(ends[-1])
     if (np.diff(bounds) < 0).any():
         raise _damaged(index, "has documents that end before they begin")
-    about = path.with_name(f"{path.name}.metadata")  # the tokenizer, `|` and the bytes of an id; a count; ...
-    if about.exists() and re.match(rf".*\|(?!{width}\n)\d\n", about.read_text()):
-        raise _damaged(path, f"has {width} bytes an id by its size, but not by {about.name}")
+    metadata = path.with_name(f"{path.name}.metadata")  # its first line: the tokenizer, `|`, bytes of an id
+    if metadata.exists() and re.match(rf".*\|(?!{width}\n)\d\n", metadata.read_text()):
+        raise _damaged(path, f"has {width} bytes an id by its size, but not by {metadata.name}")
     dtype, tokens = f"uint{8 * width}", _mapped(path, f"<u{width}", int(ends[-1]))
     return TokenSet(
         path=source,
@@ -194,15 +195,15 @@ def _datatrove(source: str, path: Path) -> TokenSet:
         files=(path, index),
         lengths=np.diff(bounds),
         read=lambda first, end: tokens[bounds[first] : bounds[end]],
-        flat=Flat(path=path, dtype=dtype),
+        flat=FlatFile(path=path, dtype=dtype),
     )
 
 
 def _column(names: Sequence[str], wanted: str | None, where: str) -> str:
-    """The column of ids.
+    """The name of the column of ids.
 
     Raises:
-      InputError: there is none, or masks beside it would be lost.
+      InputError: there is none, or there are masks, segments or prompts, which would be lost.
     """
     column = next((name for name in ([wanted] if wanted else TOKEN_NAMES) if name in names), None)
     listed = ", ".join(map(str, names))[:200]
@@ -210,52 +211,66 @@ def _column(names: Sequence[str], wanted: str | None, where: str) -> str:
         raise InputError(f"{where}: has no column {wanted or 'of tokens'}; set corpus.text_field to one of: {listed}")
     if masks := [name for name in MASK_NAMES if name in names]:
         raise InputError(f"{where}: has {masks[0]}, which prepared tokens cannot keep; give the conversations as text")
-    beside = [name for name in names if "segment" in name or (name, column) == ("inputs", "targets")]
-    if wanted is None and beside:
+    lost = [name for name in names if "segment" in name or (name, column) == ("inputs", "targets")]
+    if wanted is None and lost:
         raise InputError(
-            f"{where}: has {beside[0]}, which would be lost; set corpus.text_field={column} if that is meant"
+            f"{where}: has {lost[0]}, which would be lost; set corpus.text_field={column} if that is meant"
         )
     return column
 
 
+def _joined(
+    source: str,
+    kind: str,
+    files: Sequence[Path],
+    lengths: Sequence[np.ndarray],
+    readers: Sequence[Callable[[int, int], list[np.ndarray]]],
+) -> TokenSet:
+    """A set of several parts, each with its sequences' lengths and a function that reads some of them by number."""
+    counts = np.cumsum([0, *map(len, lengths)]).tolist()
+
+    def read(first: int, end: int) -> np.ndarray:
+        arrays = [np.empty(0, np.int32)]
+        for number, read_part in enumerate(readers):
+            if first < counts[number + 1] and counts[number] < end:
+                arrays += read_part(max(0, first - counts[number]), min(counts[number + 1], end) - counts[number])
+        return np.concatenate(arrays)
+
+    all_lengths = np.concatenate([np.empty(0, np.int64), *lengths])
+    return TokenSet(path=source, kind=kind, files=tuple(files), lengths=all_lengths, read=read)
+
+
 def _levanter(source: str, folder: Path, column: str | None) -> TokenSet:
-    """`levanter.store.cache`, in one part or in many."""
-    shard_ledger = read_json(folder / LEDGER)
-    if not shard_ledger["is_finished"]:
+    """Opens `levanter.store.cache`, in one part or in many."""
+    record = read_json(folder / LEDGER)
+    if not record["is_finished"]:
         raise InputError(f"{folder}: is an unfinished cache; let Levanter finish it")
-    name = _column(list(shard_ledger["field_counts"]), column, str(folder))
-    parts = shard_ledger["finished_shards"] if shard_ledger.get("layout") == "sharded" else ["."]
-    ends, arrays, files = [np.zeros(1, np.int64)], [], [folder / LEDGER]
-    for part in parts:
+    name = _column(list(record["field_counts"]), column, str(folder))
+    names = record["finished_shards"] if record.get("layout") == "sharded" else ["."]
+    readers, lengths, files = [], list[np.ndarray](), [folder / LEDGER]
+    for part in names:
         inside = folder if part == "." else Path(path_inside(folder, part, f"{folder / LEDGER}: finished_shards"))
         data, offsets = (_zarr(inside / name / array) for array in ("data", "offsets"))
         stored = sorted(path for path in (inside / name).rglob("*") if path.is_file())
         rows = int(_numbers(offsets, 0, 1, inside)[0])
         if not 0 <= rows < offsets.shape[0] or rows > _MOST_PACKED * sum(path.stat().st_size for path in stored):
             raise _damaged(inside, f"claims {rows:,} rows")
-        own = _numbers(offsets, 1, rows + 1, inside)
-        if (np.diff(own, prepend=0) < 0).any() or (rows and own[-1] > data.shape[0]):
+        bounds = np.append(0, _numbers(offsets, 1, rows + 1, inside))
+        lengths.append(np.diff(bounds))
+        if (lengths[-1] < 0).any() or bounds[-1] > data.shape[0]:
             raise _damaged(inside, "has rows that end before they begin")
-        arrays.append((ends[-1][-1], data))
-        ends.append(own + ends[-1][-1])
+        readers.append(functools.partial(_zarr_rows, data, bounds, inside))
         files += stored
-    bounds = np.concatenate(ends)
-    if len(bounds) - 1 != shard_ledger["total_num_rows"]:
+    tokens = _joined(source, "Levanter", files, lengths, readers)
+    if len(tokens.lengths) != record["total_num_rows"]:
         raise _damaged(
-            folder / LEDGER, f"claims {shard_ledger['total_num_rows']} rows, its parts have {len(bounds) - 1:,}"
+            folder / LEDGER, f"claims {record['total_num_rows']} rows, its parts have {len(tokens.lengths):,}"
         )
-    starts = [begin for begin, _ in arrays]
+    return tokens
 
-    def read(first: int, end: int) -> np.ndarray:
-        parts, at, stop = [np.empty(0, np.int32)], int(bounds[first]), int(bounds[end])
-        while at < stop:
-            number = int(np.searchsorted(starts, at, side="right")) - 1
-            limit = min(stop, int(starts[number + 1])) if number + 1 < len(starts) else stop
-            parts.append(_numbers(arrays[number][1], at - starts[number], limit - starts[number], folder))
-            at = limit
-        return np.concatenate(parts)
 
-    return TokenSet(path=source, kind="Levanter", files=tuple(files), lengths=np.diff(bounds), read=read)
+def _zarr_rows(data: Any, bounds: np.ndarray, folder: Path, first: int, end: int) -> list[np.ndarray]:
+    return [_numbers(data, int(bounds[first]), int(bounds[end]), folder)]
 
 
 def _numbers(array: Any, first: int, end: int, folder: Path) -> np.ndarray:
@@ -266,7 +281,7 @@ def _numbers(array: Any, first: int, end: int, folder: Path) -> np.ndarray:
 
 
 def _zarr(path: Path) -> Any:
-    """An array of whole numbers in one dimension."""
+    """Opens an array of integers in one dimension."""
     import tensorstore as ts
 
     if not path.is_dir():
@@ -279,7 +294,7 @@ def _zarr(path: Path) -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class _Samples:
-    """Where the ids of each sample lie in a file: from which byte on, and how many bytes."""
+    """Samples of a mapped file, uint8; sample i has `widths[i]` bytes of ids from byte `begins[i]` on."""
 
     data: np.ndarray
     dtype: np.dtype
@@ -287,13 +302,12 @@ class _Samples:
     widths: np.ndarray
 
     def read(self, first: int, end: int) -> list[np.ndarray]:
-        """Ids of samples by number."""
         pairs = zip(self.begins[first:end].tolist(), self.widths[first:end].tolist(), strict=True)
         return [self.data[begin : begin + width].view(self.dtype) for begin, width in pairs]
 
 
 def _mds(source: str, folder: Path, column: str | None) -> TokenSet:
-    """`streaming.base.format.mds`, not compressed."""
+    """Opens `streaming.base.format.mds` that is not compressed."""
     index = folder / "index.json"
     parts, files = list[_Samples](), [index]
     shards = read_json(index).get("shards", [])
@@ -303,28 +317,12 @@ def _mds(source: str, folder: Path, column: str | None) -> TokenSet:
         path = Path(path_inside(folder, shard["raw_data"]["basename"], f"{index}: shards"))
         parts.append(_mds_shard(path, shard, _column(shard["column_names"], column, str(index))))
         files.append(path)
-    return _of_parts(source, "MDS", files, [part.widths // part.dtype.itemsize for part in parts], parts)
-
-
-def _of_parts(
-    source: str, kind: str, files: Sequence[Path], lengths: Sequence[np.ndarray], parts: Sequence[Any]
-) -> TokenSet:
-    """A set of files, each of which reads its own sequences by number."""
-    counts = np.cumsum([0, *map(len, lengths)]).tolist()
-
-    def read(first: int, end: int) -> np.ndarray:
-        pieces = [np.empty(0, np.int32)]
-        for number, part in enumerate(parts):
-            if first < counts[number + 1] and counts[number] < end:
-                pieces += part.read(max(0, first - counts[number]), min(counts[number + 1], end) - counts[number])
-        return np.concatenate(pieces)
-
-    every = np.concatenate([np.empty(0, np.int64), *lengths])
-    return TokenSet(path=source, kind=kind, files=tuple(files), lengths=every, read=read)
+    lengths = [part.widths // part.dtype.itemsize for part in parts]
+    return _joined(source, "MDS", files, lengths, [part.read for part in parts])
 
 
 def _mds_shard(path: Path, shard: Mapping[str, Any], name: str) -> _Samples:
-    """One file of samples: how many, where each ends, a copy of the index, the samples."""
+    """Opens one file: the number of samples, where each ends, a copy of the index, the samples."""
     size, samples, number = _size(path), shard["samples"], shard["column_names"].index(name)
     kind, _, rest = shard["column_encodings"][number].partition(":")
     dtype = np.dtype("int64" if kind == "bytes" else rest.partition(":")[0] or "V").newbyteorder("<")
@@ -334,14 +332,14 @@ def _mds_shard(path: Path, shard: Mapping[str, Any], name: str) -> _Samples:
             f"{path}: column {name!r} is {kind}:{rest[:40]}; arrays of fixed size are read, and int64 bytes"
         )
     if type(samples) is not int or samples < 1 or 4 * (samples + 2) > size:
-        raise _damaged(path, f"is said to hold {samples} samples in {size:,} bytes")
+        raise _damaged(path, f"should hold {samples} samples, in {size:,} bytes")
     data = _mapped(path, np.uint8, size)
     bounds = data[4 : 4 * (samples + 2)].view("<u4").astype(np.int64)
     varying = [i for i, width in enumerate(fixed) if not width]
     if (np.diff(bounds) < 4 * len(varying)).any() or bounds[0] < 4 * (samples + 2) or bounds[-1] > size:
         raise _damaged(path, "has samples that lie outside it")
     before, own = np.zeros(samples, np.int64), np.full(samples, fixed[number] or 0, np.int64)
-    for index, column in enumerate(varying):  # the sizes of columns that vary come first in a sample
+    for index, column in enumerate(varying):  # a sample begins with the sizes of columns that vary
         at = bounds[:-1, None] + 4 * index + np.arange(4)
         width = np.ascontiguousarray(data[at]).view("<u4")[:, 0].astype(np.int64)
         if column == number:
@@ -355,7 +353,7 @@ def _mds_shard(path: Path, shard: Mapping[str, Any], name: str) -> _Samples:
     return _Samples(data=data, dtype=dtype, begins=begins, widths=own)
 
 
-class _Records:
+class _ArrayRecords:
     """The examples of one ArrayRecord file."""
 
     def __init__(self, path: Path, column: str | None):
@@ -372,7 +370,6 @@ class _Records:
             raise _damaged(path, f"claims {self.count:,} records in {path.stat().st_size:,} bytes")
 
     def read(self, first: int, end: int) -> list[np.ndarray]:
-        """Ids of records by number."""
         try:
             records = self._reader.read(first, end)
         except Exception as error:
@@ -391,9 +388,9 @@ class _Records:
 
 
 def _array_record(source: str, files: Sequence[Path], column: str | None) -> TokenSet:
-    """ArrayRecord files of `tf.train.Example`, as Grain and MaxText read them."""
-    parts, lengths = [_Records(path, column) for path in files], []
+    """Opens ArrayRecord files of `tf.train.Example`, as Grain and MaxText read them."""
+    parts, lengths = [_ArrayRecords(path, column) for path in files], []
     for part in parts:
         blocks = (part.read(first, min(first + 1024, part.count)) for first in range(0, part.count, 1024))
         lengths.append(np.fromiter((len(ids) for block in blocks for ids in block), np.int64, part.count))
-    return _of_parts(source, "ArrayRecord", files, lengths, parts)
+    return _joined(source, "ArrayRecord", files, lengths, [part.read for part in parts])

@@ -1,8 +1,8 @@
-"""Prepared token sets of others as components: rows are mapped where they lie, or copied where they must change.
+"""Makes components of token ids that other tools prepared: links rows to their file, or copies ids that must change.
 
 Documents follow each other, each ended by end-of-text, and are cut into rows, as `prepare` does with text. A set whose
-file holds just that is linked: what is written is where each row begins and its checksum, 12 bytes a row. Otherwise
-(compressed or in many files, documents without end-of-text or without the token that is to begin them) ids are copied
+file holds exactly that is linked: only where each row begins and its checksum are written, 12 bytes a row. Otherwise
+(compressed or in many files, documents without end-of-text or without the token that should begin them) ids are copied
 into shards.
 """
 
@@ -23,10 +23,10 @@ import numpy as np
 from diversity_jax.core.artifacts import locked_folder
 from diversity_jax.core.errors import InputError
 from diversity_jax.core.files import content_hash, exists, file_hash, make_folder, writing
-from diversity_jax.mixtures.exchange.token_files import Flat, TokenSet
+from diversity_jax.mixtures.exchange.token_files import FlatFile, TokenSet
 from diversity_jax.prepare.config import Preparation
 from diversity_jax.prepare.manifest import LEFT_OUT, Manifest, Shard, Split
-from diversity_jax.prepare.pipeline import copy_tokenizer
+from diversity_jax.prepare.pipeline import copy_tokenizer, length_statistics
 from diversity_jax.prepare.rows import LinkedRows, row_checksums, row_keys
 from diversity_jax.prepare.shards import shard_count
 from diversity_jax.tokenizers.document_start import resolve
@@ -35,21 +35,21 @@ from diversity_jax.tokenizers.tokenizer import Tokenizer
 log = logging.getLogger(__name__)
 
 _BLOCK_TOKENS = 4 << 20  # read at once
-_SPANS = 64  # places over the set that held-out documents are taken from
-_MOST_LISTED = 1000  # ids that sequences end with, counted to tell what their end-of-text is
-_PADDED, _MOST_PADDED = 4, 0.2  # ids alike at the end of a sequence are padding, where so many sequences end so
+_SPANS = 64  # stretches of the set, from each of which some documents are held out
+_MOST_LISTED = 1000  # different last ids of sequences that are counted, to guess what their end-of-text is
+_PADDED, _MOST_PADDED = 4, 0.2  # four equal last ids are padding, where more than this share of sequences end so
 _SAMPLED_ROWS = 256  # decoded to estimate how many bytes of text a token is
 _STAGING = ".importing"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Survey:
-    """What one reading of a set finds.
+    """Counts of one reading of a set.
 
     Attributes:
-      is_packed: sequences are rows of one length that documents run through, not documents, or such that have
-        end-of-text in front: they are joined as they are.
-      ended, begun: sequences that end with end-of-text, and that begin with the tokenizer's begin-of-text.
+      is_packed: sequences are joined as they are: rows of one length that documents run across, or documents with
+        end-of-text in front.
+      ended: sequences that end with end-of-text; begun: that begin with the tokenizer's begin-of-text token.
       sequences: that are not empty.
     """
 
@@ -62,14 +62,14 @@ class Survey:
 def import_tokens(
     tokens: TokenSet, tokenizer: Tokenizer, folder: Path, settings: Preparation, *, link: bool
 ) -> Manifest:
-    """Makes a component of a set in `folder`, or returns the one there that was made of the same.
+    """Makes a component of a set in `folder`, or returns the one there that was made of the same set and settings.
 
     Args:
-      link: rows may stay where they are.
+      link: rows may be linked to the set's file instead of copied.
 
     Raises:
-      InputError: an id is none of the vocabulary's, documents end or begin with other tokens than the vocabulary's,
-        there is less than a row, or `folder` holds another component.
+      InputError: an id is not in the vocabulary, documents end or begin with other tokens than the vocabulary's, there
+        is less than a row, or `folder` holds another component.
     """
     if settings.hygiene.removes_copies or settings.hygiene.decontaminate:
         raise InputError(
@@ -85,7 +85,7 @@ def import_tokens(
     }
     with locked_folder(folder):
         if exists(folder / "manifest.json"):
-            return _imported_before(folder, request)
+            return _existing(folder, request)
         shutil.rmtree(folder / _STAGING, ignore_errors=True)
         survey = _survey(tokens, tokenizer, begin, settings.name)
         flat, lengths, is_linked = tokens.flat, tokens.lengths, link and _may_link(tokens, survey, begin)
@@ -100,11 +100,11 @@ def import_tokens(
     return manifest
 
 
-def _imported_before(folder: Path, request: Mapping[str, Any]) -> Manifest:
+def _existing(folder: Path, request: Mapping[str, Any]) -> Manifest:
     manifest = Manifest.load(folder / "manifest.json")
     if manifest.source.get("request") != content_hash(request):
         raise InputError(
-            f"{folder}: holds a component that was made otherwise; choose another folder, or delete this one"
+            f"{folder}: holds a component of another set or settings; choose another folder, or delete this one"
         )
     manifest.check_sizes()
     return manifest
@@ -113,7 +113,7 @@ def _imported_before(folder: Path, request: Mapping[str, Any]) -> Manifest:
 def _survey(tokens: TokenSet, tokenizer: Tokenizer, begin: int | None, name: str) -> Survey:
     """Reads all ids once and checks them against the vocabulary."""
     about, end = f"component {name!r}: {tokens.path}", tokenizer.end_of_text_id
-    last, ended, begun, marks, first, led, padded = Counter[int](), 0, 0, 0, 0, 0, Counter[int]()
+    last, ended, begun, ends_inside, first, led, padded = Counter[int](), 0, 0, 0, 0, 0, Counter[int]()
     for ids, lengths in tokens.blocks(_BLOCK_TOKENS):
         filled = lengths > 0
         if len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < tokenizer.size:
@@ -128,7 +128,7 @@ def _survey(tokens: TokenSet, tokenizer: Tokenizer, begin: int | None, name: str
         ended += int((final == end).sum())
         led += int((begins == end).sum())
         begun += int((begins == tokenizer.bos_id).sum()) if tokenizer.bos_id is not None else 0
-        marks += int((ids == end).sum())
+        ends_inside += int((ids == end).sum())
         closing = ids[ends[lengths[filled] >= _PADDED, None] - np.arange(1, _PADDED + 1)]
         padded.update(closing[(closing == closing[:, :1]).all(axis=1), 0].tolist())
         if len(last) < _MOST_LISTED:
@@ -138,10 +138,10 @@ def _survey(tokens: TokenSet, tokenizer: Tokenizer, begin: int | None, name: str
     if not len(sizes):
         raise InputError(f"{about}: holds no token")
     is_packed = len(sizes) > 1 and int(sizes.min()) == int(sizes.max()) and ended < len(sizes)
-    # End-of-text in front of documents, as where it is begin-of-text too, parts them as well as behind them.
+    # End-of-text in front of documents, as where it is also begin-of-text, separates them as well as behind them.
     is_packed |= led > 0.95 * len(sizes) and ended < 0.05 * len(sizes)
     (common, count), seen = last.most_common(1)[0], last.total()
-    if not marks or (not is_packed and ended < 0.05 * len(sizes) and common != end and count > 0.95 * seen >= 19):
+    if not ends_inside or (not is_packed and ended < 0.05 * len(sizes) and common != end and count > 0.95 * seen >= 19):
         theirs = f"; {100 * count / seen:.0f} % of its sequences end with {common}" if count > 0.5 * seen else ""
         problem = f"none of its documents ends with the vocabulary's end-of-text, {end}{theirs}"
         if theirs or is_packed:
@@ -155,26 +155,30 @@ def _survey(tokens: TokenSet, tokenizer: Tokenizer, begin: int | None, name: str
         problem = f"its documents begin with {tokenizer.bos_id}, the vocabulary's begin-of-text"
         raise InputError(f"{about}: {problem}; set document_start='bos'")
     if begin is not None and is_packed:
-        log.warning("%s: is of packed rows, which are taken to have %d before every document", about, begin)
+        log.warning("%s: holds packed rows, which are assumed to have id %d before every document", about, begin)
     return Survey(is_packed=is_packed, ended=ended, begun=begun, sequences=len(sizes))
 
 
 def _may_link(tokens: TokenSet, survey: Survey, begin: int | None) -> bool:
-    """Whether the file holds documents end to end as rows have them."""
-    is_whole = survey.ended == survey.sequences and (begin is None or survey.begun == survey.sequences)
-    return tokens.flat is not None and (survey.is_packed or is_whole)
+    """Whether the set's file holds documents with all tokens that rows have."""
+    is_complete = survey.ended == survey.sequences and (begin is None or survey.begun == survey.sequences)
+    return tokens.flat is not None and (survey.is_packed or is_complete)
 
 
 def _staged(
     tokens: TokenSet, tokenizer: Tokenizer, survey: Survey, begin: int | None, staging: Path
-) -> tuple[Flat, np.ndarray]:
-    """All ids in one file, with end-of-text and begin-of-text put in where a document lacks them."""
+) -> tuple[FlatFile, np.ndarray]:
+    """Writes all ids to one file, with end-of-text and begin-of-text added where a document lacks them.
+
+    Returns:
+      The file, and the lengths of its sequences.
+    """
     dtype = "uint16" if tokenizer.size <= 1 << 16 else "uint32"
-    flat, lengths = Flat(path=staging / "tokens.bin", dtype=dtype), []
+    flat, lengths = FlatFile(path=staging / "tokens.bin", dtype=dtype), []
     make_folder(staging)
     with writing(flat.path) as file:
         for ids, sizes in tokens.blocks(_BLOCK_TOKENS):
-            ids = np.ascontiguousarray(ids, np.dtype(dtype).newbyteorder("<"))  # which holds what is put in
+            ids = np.ascontiguousarray(ids, np.dtype(dtype).newbyteorder("<"))
             if not survey.is_packed:
                 ids, sizes = _completed(ids, sizes[sizes > 0], tokenizer.end_of_text_id, begin)
             file.write(ids.data)
@@ -183,7 +187,7 @@ def _staged(
 
 
 def _completed(ids: np.ndarray, lengths: np.ndarray, end: int, begin: int | None) -> tuple[np.ndarray, np.ndarray]:
-    """Documents with end-of-text after each that has none, and `begin` before."""
+    """Documents with end-of-text and `begin` added where they lack them, and their lengths."""
     ends = np.cumsum(lengths)
     lacks_end = ids[ends - 1] != end
     lacks_begin = ids[ends - lengths] != begin if begin is not None else np.zeros(len(lengths), bool)
@@ -198,7 +202,7 @@ def _completed(ids: np.ndarray, lengths: np.ndarray, end: int, begin: int | None
 
 
 def _intervals(lengths: np.ndarray, settings: Preparation) -> dict[str, list[tuple[int, int]]]:
-    """Stretches of the stream, in tokens, of each split; held-out sequences come from places all over the set."""
+    """(first, end) in tokens of the stretches of each split; held-out sequences are taken from all over the set."""
     bounds, share = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]), settings.validation_share
     spans = max(1, min(_SPANS, int(len(lengths) * share))) if share else 0
     draw, train, held, at = random.Random(f"{settings.seed}/{settings.name}/tokens"), [], [], 0
@@ -214,12 +218,17 @@ def _intervals(lengths: np.ndarray, settings: Preparation) -> dict[str, list[tup
 
 @dataclass
 class _Counts:
-    """Statistics of rows in the order of the stream."""
+    """Statistics of documents, counted from rows in the order of the stream; lengths are without added tokens.
+
+    Attributes:
+      across: rows that end within a document; open_tokens: since the last end-of-text.
+      lengths: documents by the exponent i for which their length is from 2 ** (i - 1) to 2 ** i - 1.
+    """
 
     end: int
     documents: int = 0
     across: int = 0
-    open_tokens: int = 0  # since the last end-of-text
+    open_tokens: int = 0
     total: int = 0
     shortest: int = 1 << 62
     longest: int = 0
@@ -243,12 +252,12 @@ def _write(
     tokenizer: Tokenizer,
     folder: Path,
     settings: Preparation,
-    flat: Flat,
+    flat: FlatFile,
     lengths: np.ndarray,
     request: Mapping[str, Any],
     is_linked: bool,
 ) -> Manifest:
-    """The rows of every split, and the manifest, not yet saved."""
+    """Writes the rows of every split; returns the manifest, which is not saved yet."""
     row_tokens, dtype = settings.sequence_length + 1, "uint16" if np.dtype(flat.dtype).itemsize == 2 else "uint32"
     size, counts, splits = os.path.getsize(flat.path), _Counts(end=tokenizer.end_of_text_id), {}
     for split, intervals in _intervals(lengths, settings).items():
@@ -263,14 +272,16 @@ def _write(
         before = counts.documents
         checksums = _checked(rows, len(offsets), row_tokens, counts)
         order = np.argsort(row_keys(settings.seed, settings.name, split, "tokens", len(offsets)), kind="stable")
-        write = _write_offsets if is_linked else _write_rows
+        linked = offsets[order] if is_linked else None
         splits[split] = Split(
             documents=counts.documents - before,
             tokens=len(offsets) * row_tokens,
             text_bytes=_text_bytes(rows, len(offsets), row_tokens, tokenizer),
             dropped_tokens=sum(end - first for first, end in intervals) - len(offsets) * row_tokens,
             rows=len(offsets),
-            shards=tuple(write(folder, split, rows, offsets, order, checksums, settings)),
+            shards=tuple(
+                _shards(folder / split, rows, offsets[order] if is_linked else None, order, checksums, settings)
+            ),
         )
     return Manifest(
         **{name: request[name] for name in ("name", "kind", "sequence_length", "seed", "validation_share")},
@@ -298,7 +309,7 @@ def _numbers(rows: int, row_tokens: int) -> Iterator[np.ndarray]:
 
 
 def _checked(rows: LinkedRows, count: int, row_tokens: int, counts: _Counts) -> np.ndarray:
-    """Checksums of all rows, counted meanwhile."""
+    """Checksums of all rows, uint32 [count]; adds the rows to `counts`."""
     checksums = np.empty(count, "<u4")
     for numbers in _numbers(count, row_tokens):
         block = rows[numbers]
@@ -308,65 +319,46 @@ def _checked(rows: LinkedRows, count: int, row_tokens: int, counts: _Counts) -> 
 
 
 def _text_bytes(rows: LinkedRows, count: int, row_tokens: int, tokenizer: Tokenizer) -> int:
-    """Bytes of the rows' text: of some of them decoded, the rest in proportion."""
+    """Bytes of the rows' text, estimated from some that are decoded."""
     chosen = np.unique(np.linspace(0, count - 1, min(count, _SAMPLED_ROWS)).astype(np.int64))
     return sum(len(tokenizer.decode(row.tolist()).encode()) for row in rows[chosen]) * count // len(chosen)
 
 
-def _write_offsets(
-    folder: Path,
-    split: str,
+def _shards(
+    path: Path,
     rows: LinkedRows,
-    offsets: np.ndarray,
+    offsets: np.ndarray | None,
     order: np.ndarray,
     checksums: np.ndarray,
     settings: Preparation,
 ) -> Iterator[Shard]:
-    path = folder / f"{split}-00000-of-00001.offsets"
-    for target, values in ((path, offsets[order].astype("<i8")), (Path(f"{path}.crc32"), checksums[order])):
-        with writing(target) as file:
-            file.write(np.ascontiguousarray(values).data)
-    yield Shard(file=path.name, rows=len(order), sha256=file_hash(path))
+    """Writes rows in this order, or where they begin, with their checksums.
 
-
-def _write_rows(
-    folder: Path,
-    split: str,
-    rows: LinkedRows,
-    offsets: np.ndarray,
-    order: np.ndarray,
-    checksums: np.ndarray,
-    settings: Preparation,
-) -> Iterator[Shard]:
-    row_tokens = settings.sequence_length + 1
-    count = shard_count(len(order), rows[order[:1]].nbytes, settings.shard_bytes)
+    Args:
+      path: of which the files' names begin; offsets: of linked rows in this order; None: rows are copied.
+    """
+    count = 1 if offsets is not None else shard_count(len(order), rows[order[:1]].nbytes, settings.shard_bytes)
     for number, own in enumerate(np.array_split(order, count)):
-        path, digest = folder / f"{split}-{number:05d}-of-{count:05d}.bin", hashlib.sha256()
-        with writing(path) as file:
-            for numbers in _numbers(len(own), row_tokens):
-                block = rows[own[numbers]]
+        numbers = _numbers(len(own), settings.sequence_length + 1)
+        blocks = (rows[own[part]] for part in numbers) if offsets is None else [offsets.astype("<i8")]
+        ending, digest = "bin" if offsets is None else "offsets", hashlib.sha256()
+        shard = path.with_name(f"{path.name}-{number:05d}-of-{count:05d}.{ending}")
+        with writing(shard) as file:
+            for block in blocks:
                 file.write(block.data)
                 digest.update(block.data)
-        with writing(Path(f"{path}.crc32")) as file:
+        with writing(Path(f"{shard}.crc32")) as file:
             file.write(np.ascontiguousarray(checksums[own]).data)
-        yield Shard(file=path.name, rows=len(own), sha256=digest.hexdigest())
+        yield Shard(file=shard.name, rows=len(own), sha256=digest.hexdigest())
 
 
 def _statistics(counts: _Counts) -> dict[str, Any]:
-    """As of prepared text, as far as tokens tell."""
+    """The manifest's `statistics`; what tokens do not tell is 0."""
     return {
         "documents": counts.documents,
         "kept": counts.documents,
         **dict.fromkeys(LEFT_OUT, 0),
         "documents_across_rows": counts.across,
         "truncated_documents": 0,
-        "length_tokens": {
-            "shortest": counts.shortest if counts.documents else 0,
-            "mean": round(counts.total / counts.documents, 3) if counts.documents else 0.0,
-            "longest": counts.longest,
-            "histogram": {
-                f"{1 << exponent - 1}-{(1 << exponent) - 1}" if exponent else "0": counts.lengths[exponent]
-                for exponent in sorted(counts.lengths)
-            },
-        },
+        "length_tokens": length_statistics(counts.lengths, counts.shortest, counts.longest, counts.total),
     }
